@@ -1,0 +1,40 @@
+// Package auth answers "who are you?": users and credentials in Postgres,
+// password hashing, the SASL exchanges, and the throttling of failures.
+//
+// A wrong name, a wrong password, a disabled user and an expired credential take
+// one path, the same time and give the same ErrCredentials. Trouble with the
+// database is ErrUnavailable and never a verdict about the password.
+package auth
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+)
+
+var (
+	// ErrCredentials is every refusal of a name and password: 535 5.7.8.
+	ErrCredentials = errors.New("authentication credentials invalid")
+	// ErrBusy says that too many checks wait already: 454 4.7.0.
+	ErrBusy = errors.New("authentication is busy")
+	// ErrUnavailable says that the check could not be made: 454 4.7.0.
+	ErrUnavailable = errors.New("authentication is unavailable")
+	// ErrMalformed is a SASL message that breaks its mechanism's syntax: 501 5.5.2.
+	ErrMalformed = errors.New("malformed authentication exchange")
+)
+
+// Identity is an authenticated user.
+type Identity struct {
+	UserID       int64
+	CredentialID int64
+	Name         string   // canonical
+	Senders      []string // patterns of addresses this user may send as
+	MaxSize      int64    // octets of a message; 0: the server's limit
+	MaxRcpts     int      // recipients of a message; 0: the server's limit
+}
+
+// Verifier checks a name and password that came from peer. Errors are
+// ErrCredentials, ErrBusy or ErrUnavailable, possibly wrapped.
+type Verifier interface {
+	Verify(ctx context.Context, name, password string, peer netip.Addr) (Identity, error)
+}

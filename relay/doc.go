@@ -1,0 +1,16 @@
+// Package relay is where to start reading. Its subfolders are the relay: each is
+// one noun, its package comment is its contract, and imports_test.go beside this
+// file holds which of them may import which.
+//
+//	smtp        the wire, both ways
+//	message     header surgery on bytes
+//	maillog     one typed function for each mail event
+//	queue       the durable queue in Postgres
+//	submission  the listeners on 587 and 465
+//	route       upstream accounts and routing rules
+//	delivery    sending to upstreams and to MX
+//	bounce      RFC 3464 notices
+//
+// submission, delivery and bounce never import each other: they meet in the
+// queue's rows. docs/flow.md follows one message through all of them.
+package relay

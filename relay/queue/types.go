@@ -1,0 +1,143 @@
+package queue
+
+import (
+	"io"
+	"net/netip"
+	"time"
+
+	"github.com/google/uuid"
+
+	"postern/relay/smtp"
+)
+
+// ID names a message: a UUIDv7 minted before the commit by the accepting node.
+type ID = uuid.UUID
+
+// NewID mints an ID. Later IDs sort after earlier ones of the same node.
+func NewID() ID { return uuid.Must(uuid.NewV7()) }
+
+// Body holds the octets of one message as they will be delivered: CRLF lines, not
+// dot-stuffed. It may live in memory, in an unlinked file or in the database.
+// ReadAt may be called from several goroutines at once. A Body starts with one
+// reference; the last Drop frees what it holds.
+type Body interface {
+	io.ReaderAt
+	Size() int64
+	Hold()
+	Drop()
+}
+
+// Message is the envelope of one accepted message and the facts that its history
+// keeps. Strings are valid UTF-8 without NUL.
+type Message struct {
+	ID           ID
+	UserID       int64 // 0 for a notice made by the relay
+	CredentialID int64
+	Sender       smtp.Address // the null path for notices
+	Size         int64        // octets of the body
+	BodyType     smtp.BodyType
+	UTF8         bool // SMTPUTF8 was asked for
+	Ret          smtp.Return
+	EnvID        string
+	MessageID    string // the Message-ID field, with angle brackets
+	AcceptedAt   time.Time
+	ClientAddr   netip.Addr // zero for notices
+	ClientHello  string
+	Listener     string
+	TLS          string // "TLS1.3 TLS_AES_128_GCM_SHA256", "" in clear
+}
+
+// Recipient is one recipient of a message that this node owns.
+type Recipient struct {
+	N                 int // index within the message, from 0; (ID, N) names the row
+	Address           smtp.Address
+	Notify            smtp.Notify
+	ORcptType         string
+	ORcpt             string
+	Attempts          int  // attempts finished before this one
+	PossibleDuplicate bool // an earlier attempt may have delivered
+	DelayNoticed      bool
+	Expires           time.Duration // time left of its lifetime at the claim; ≤ 0 is over
+}
+
+// Delivery is one message with those recipients that this node owns under Epoch.
+// Whoever holds it must end every recipient by Settle or Release, and Drop the
+// Body once.
+type Delivery struct {
+	Message    Message
+	Recipients []Recipient
+	Body       Body
+	Epoch      int64
+}
+
+// Result is what an attempt came to for one recipient.
+type Result string
+
+const (
+	Delivered Result = "delivered"
+	Deferred  Result = "deferred"
+	Failed    Result = "failed"
+)
+
+// Outcome is the end of one attempt for one recipient. Log line, retry, notice and
+// trace are projections of it.
+type Outcome struct {
+	Message   ID
+	N         int // the recipient
+	Recipient smtp.Address
+	Epoch     int64
+	Result    Result
+	Reply     smtp.Reply // the server's, or one made up for trouble without a reply
+	RemoteMTA string     // the host that said it (RFC 3464 Remote-MTA), "" if none did
+	RemoteIP  netip.AddrPort
+	TLS       string // TLS facts of the attempt, "" in clear
+	Upstream  string // name of the upstream, or "mx"
+	StartedAt time.Time
+	At        time.Time
+	// RetryIn is the wait of a Deferred recipient; the database's clock counts it.
+	RetryIn time.Duration
+	// Unknown says that the final dot was sent and no complete reply came: the
+	// next attempt may deliver a second copy.
+	Unknown bool
+	// DSNPassed says that the next hop took the NOTIFY duties over.
+	DSNPassed bool
+	// NotAnAttempt records nothing in the history and counts no attempt: the
+	// recipient goes back to waiting (no route, destination busy).
+	NotAnAttempt bool
+}
+
+// NoticeKind is why a notice is due.
+type NoticeKind string
+
+const (
+	NoticeFailure NoticeKind = "failure"
+	NoticeDelay   NoticeKind = "delay"
+	NoticeSuccess NoticeKind = "success" // relayed to a server that offers no DSN
+)
+
+// Notice is what the sender of one message is to be told about some recipients.
+// Its rows are claimed by this node's epoch until EnqueueNotice or ReleaseNotice.
+type Notice struct {
+	Message    Message
+	Kind       NoticeKind
+	Recipients []NoticeRecipient
+	Headers    []byte // the header section of the message, bounded
+	Body       Body   // the whole message when it is still stored, else nil
+	Epoch      int64
+}
+
+// NoticeRecipient is one recipient in a Notice.
+type NoticeRecipient struct {
+	N           int
+	Address     smtp.Address
+	ORcptType   string
+	ORcpt       string
+	Reply       smtp.Reply
+	RemoteMTA   string
+	LastAttempt time.Time
+	WillRetryTo time.Time // delay notices: when the lifetime ends
+}
+
+// Error is a refusal by the queue. Reply is what a client that waits is told,
+// always 4yz; Err is the cause.
+type Error = smtp.Error
