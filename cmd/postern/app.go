@@ -1,0 +1,122 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// app is what every command shares: the process's surroundings and the flags
+// that say which configuration and database to use.
+type app struct {
+	env    map[string]string
+	stdin  io.Reader
+	stdout io.Writer
+	stderr io.Writer
+
+	configPath  string
+	databaseURL string
+
+	started bool // a command's own code began: errors are failures, not wrong use
+}
+
+// usageError is wrong use found by a command's own code: exit status 2.
+type usageError struct{ msg string }
+
+func (e usageError) Error() string { return e.msg }
+
+func usagef(format string, args ...any) error {
+	return usageError{fmt.Sprintf(format, args...)}
+}
+
+func (a *app) execute(ctx context.Context, args []string) int {
+	root := a.root()
+	root.SetArgs(args)
+	root.SetIn(a.stdin)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return exitDone
+	}
+	fmt.Fprintf(a.stderr, "postern: %s\n", oneLine(err.Error()))
+	var usage usageError
+	if !a.started || errors.As(err, &usage) {
+		fmt.Fprintf(a.stderr, "see '%s --help'\n", cmd.CommandPath())
+		return exitUsage
+	}
+	return exitFailed
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "postern",
+		Short: "an authenticated submission relay on PostgreSQL",
+		Long: `Postern accepts mail from authenticated users on 587 (STARTTLS) and 465
+(implicit TLS), stores it durably in PostgreSQL, and forwards it to a smarthost
+or to the recipients' MX.
+
+The database comes from --database-url, POSTERN_DATABASE_URL or the config file,
+in that order. Exit status: 0 done, 1 failed, 2 used wrongly.`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		PersistentPreRun: func(*cobra.Command, []string) {
+			a.started = true
+		},
+	}
+	root.PersistentFlags().StringVar(&a.configPath, "config", "", "configuration `file` (default ./postern.toml, then /etc/postern/postern.toml)")
+	root.PersistentFlags().StringVar(&a.databaseURL, "database-url", "", "PostgreSQL `URL`; wins over POSTERN_DATABASE_URL and the config file")
+	root.AddCommand(
+		a.serveCmd(), a.demoCmd(), a.checkCmd(), a.migrateCmd(), a.versionCmd(),
+		a.userCmd(), a.upstreamCmd(), a.routeCmd(), a.queueCmd(), a.traceCmd(),
+	)
+	return root
+}
+
+// noun makes a command that only groups verbs: alone, or with an unknown verb, it is
+// used wrongly.
+func noun(use, short string, verbs ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   use,
+		Short: short,
+		Args:  cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			names := make([]string, 0, len(verbs))
+			for _, v := range verbs {
+				names = append(names, v.Name())
+			}
+			if len(args) > 0 {
+				return usagef("unknown verb %q for '%s': use %s", args[0], cmd.CommandPath(), strings.Join(names, ", "))
+			}
+			return usagef("'%s' needs a verb: %s", cmd.CommandPath(), strings.Join(names, ", "))
+		},
+	}
+	cmd.AddCommand(verbs...)
+	return cmd
+}
+
+func envMap(environ []string) map[string]string {
+	m := make(map[string]string, len(environ))
+	for _, kv := range environ {
+		if k, v, ok := strings.Cut(kv, "="); ok {
+			m[k] = v
+		}
+	}
+	return m
+}
+
+func oneLine(s string) string {
+	return strings.Join(strings.Fields(s), " ")
+}

@@ -1,0 +1,292 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// config is the configuration file: what belongs to one node. Everything that an
+// admin changes while the relay runs lives in the database instead.
+// configs/postern.toml has every key with its default.
+type config struct {
+	Hostname string `toml:"hostname"`
+	Node     string `toml:"node"`
+
+	// SecretKeyFile holds the key that seals upstream passwords.
+	SecretKeyFile string `toml:"secret_key_file"`
+
+	Database   databaseConfig   `toml:"database"`
+	Listeners  []listenerConfig `toml:"listener"`
+	TLS        tlsConfig        `toml:"tls"`
+	Submission submissionConfig `toml:"submission"`
+	Auth       authConfig       `toml:"auth"`
+	Queue      queueConfig      `toml:"queue"`
+	Delivery   deliveryConfig   `toml:"delivery"`
+	Log        logConfig        `toml:"log"`
+}
+
+type databaseConfig struct {
+	URL            string `toml:"url"`
+	Private        string `toml:"private"`
+	MaxConnections int    `toml:"max_connections"`
+}
+
+type listenerConfig struct {
+	Address         string `toml:"address"`
+	TLS             string `toml:"tls"`
+	NormalizeBareLF bool   `toml:"normalize_bare_lf"`
+}
+
+type tlsConfig struct {
+	Certificate string `toml:"certificate"`
+	Key         string `toml:"key"`
+	SelfSigned  bool   `toml:"self_signed"`
+}
+
+type submissionConfig struct {
+	Connections           int      `toml:"connections"`
+	ConnectionsPerAddress int      `toml:"connections_per_address"`
+	Commands              int      `toml:"commands"`
+	BadCommands           int      `toml:"bad_commands"`
+	AuthFailures          int      `toml:"auth_failures"`
+	Recipients            int      `toml:"recipients"`
+	MessageSize           size     `toml:"message_size"`
+	HeaderSize            size     `toml:"header_size"`
+	SessionTime           duration `toml:"session_time"`
+	IdleTime              duration `toml:"idle_time"`
+	MinDataRate           size     `toml:"min_data_rate"`
+	Memory                size     `toml:"memory"`
+	Spool                 size     `toml:"spool"`
+	SpoolDir              string   `toml:"spool_dir"`
+	ShowClientAddress     bool     `toml:"show_client_address"`
+}
+
+type authConfig struct {
+	Permits   int      `toml:"permits"`
+	CacheTime duration `toml:"cache_time"`
+}
+
+type queueConfig struct {
+	Gate        string   `toml:"gate"`
+	Notify      bool     `toml:"notify"`
+	Lifetime    duration `toml:"lifetime"`
+	DelayNotice duration `toml:"delay_notice"`
+	History     duration `toml:"history"`
+}
+
+type deliveryConfig struct {
+	Connections     int      `toml:"connections"`
+	Memory          size     `toml:"memory"`
+	IdleTime        duration `toml:"idle_time"`
+	MessagesPerConn int      `toml:"messages_per_connection"`
+	MXPort          int      `toml:"mx_port"`
+	AllowPrivateMX  bool     `toml:"allow_private_mx"`
+	DNSServer       string   `toml:"dns_server"`
+}
+
+type logConfig struct {
+	Format string `toml:"format"`
+	Level  string `toml:"level"`
+}
+
+// defaultConfig is the configuration of an empty file.
+func defaultConfig() config {
+	return config{
+		Database: databaseConfig{MaxConnections: 16},
+		Submission: submissionConfig{
+			Connections: 2000, ConnectionsPerAddress: 100,
+			Commands: 10000, BadCommands: 10, AuthFailures: 3,
+			Recipients: 1000, MessageSize: 50 << 20, HeaderSize: 256 << 10,
+			SessionTime: duration(2 * time.Hour), IdleTime: duration(5 * time.Minute),
+			MinDataRate: 500, Memory: 128 << 20, Spool: 4 << 30,
+			ShowClientAddress: true,
+		},
+		Auth: authConfig{Permits: max(2, runtime.GOMAXPROCS(0)), CacheTime: duration(time.Minute)},
+		Queue: queueConfig{
+			Gate: "local", Notify: true,
+			Lifetime:    duration(5 * 24 * time.Hour),
+			DelayNotice: duration(4 * time.Hour),
+			History:     duration(30 * 24 * time.Hour),
+		},
+		Delivery: deliveryConfig{
+			Connections: 20, Memory: 64 << 20,
+			IdleTime: duration(10 * time.Second), MessagesPerConn: 1000, MXPort: 25,
+		},
+		Log: logConfig{Format: "text", Level: "info"},
+	}
+}
+
+// defaultConfigPaths are tried in this order when --config is not given.
+var defaultConfigPaths = []string{"postern.toml", "/etc/postern/postern.toml"}
+
+// loadConfig reads the file that --config names or the first default that
+// exists. found is false when there is none, and then the defaults are returned.
+func (a *app) loadConfig() (cfg config, found bool, err error) {
+	cfg = defaultConfig()
+	path := a.configPath
+	if path == "" {
+		for _, p := range defaultConfigPaths {
+			if _, err := os.Stat(p); err == nil {
+				path = p
+				break
+			}
+		}
+	}
+	if path != "" {
+		if cfg, err = readConfig(path); err != nil {
+			return cfg, false, err
+		}
+	}
+	if u := a.env["POSTERN_DATABASE_URL"]; u != "" {
+		cfg.Database.URL, cfg.Database.Private = u, ""
+	}
+	if a.databaseURL != "" {
+		cfg.Database.URL, cfg.Database.Private = a.databaseURL, ""
+	}
+	if f := a.env["POSTERN_SECRET_KEY_FILE"]; f != "" {
+		cfg.SecretKeyFile = f
+	}
+	return cfg, path != "", nil
+}
+
+// readConfig parses path strictly: a key that is not known is an error. Relative
+// paths in the file are taken from the folder of the file.
+func readConfig(path string) (config, error) {
+	cfg := defaultConfig()
+	f, err := os.Open(path)
+	if err != nil {
+		return cfg, fmt.Errorf("configuration: %w", err)
+	}
+	defer f.Close()
+	dec := toml.NewDecoder(f)
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&cfg); err != nil {
+		return cfg, fmt.Errorf("configuration %s: %w", path, explainTOML(err))
+	}
+	dir := filepath.Dir(path)
+	for _, p := range []*string{&cfg.TLS.Certificate, &cfg.TLS.Key, &cfg.Database.Private, &cfg.SecretKeyFile, &cfg.Submission.SpoolDir} {
+		if *p != "" && !filepath.IsAbs(*p) {
+			*p = filepath.Join(dir, *p)
+		}
+	}
+	if err := cfg.validate(); err != nil {
+		return cfg, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	return cfg, nil
+}
+
+// explainTOML turns the parser's errors into one line that says where.
+func explainTOML(err error) error {
+	var strict *toml.StrictMissingError
+	if errors.As(err, &strict) && len(strict.Errors) > 0 {
+		first := strict.Errors[0]
+		row, _ := first.Position()
+		return fmt.Errorf("line %d: unknown key %q", row, strings.Join(first.Key(), "."))
+	}
+	var decode *toml.DecodeError
+	if errors.As(err, &decode) {
+		row, col := decode.Position()
+		return fmt.Errorf("line %d, column %d: %s", row, col, strings.TrimPrefix(decode.Error(), "toml: "))
+	}
+	return err
+}
+
+// validate checks what can be checked without touching anything outside the file.
+func (c *config) validate() error {
+	for i, l := range c.Listeners {
+		if _, _, err := net.SplitHostPort(l.Address); err != nil {
+			return fmt.Errorf("listener %d: address %q must be host:port", i+1, l.Address)
+		}
+		if l.TLS != "starttls" && l.TLS != "implicit" {
+			return fmt.Errorf("listener %s: tls must be \"starttls\" or \"implicit\", not %q", l.Address, l.TLS)
+		}
+	}
+	if c.Database.URL != "" && c.Database.Private != "" {
+		return errors.New("database: set either url or private, not both")
+	}
+	if (c.TLS.Certificate == "") != (c.TLS.Key == "") {
+		return errors.New("tls: certificate and key go together")
+	}
+	if c.TLS.SelfSigned && c.TLS.Certificate != "" {
+		return errors.New("tls: set either self_signed or certificate and key, not both")
+	}
+	if c.Queue.Gate != "local" && c.Queue.Gate != "strict" {
+		return fmt.Errorf("queue: gate must be \"local\" or \"strict\", not %q", c.Queue.Gate)
+	}
+	if c.Log.Format != "text" && c.Log.Format != "json" {
+		return fmt.Errorf("log: format must be \"text\" or \"json\", not %q", c.Log.Format)
+	}
+	switch c.Log.Level {
+	case "debug", "info", "warn", "error":
+	default:
+		return fmt.Errorf("log: level must be debug, info, warn or error, not %q", c.Log.Level)
+	}
+	return c.validateNumbers()
+}
+
+func (c *config) validateNumbers() error {
+	for _, n := range []struct {
+		key   string
+		value int64
+	}{
+		{"database.max_connections", int64(c.Database.MaxConnections) - 3},
+		{"submission.connections", int64(c.Submission.Connections)},
+		{"submission.connections_per_address", int64(c.Submission.ConnectionsPerAddress)},
+		{"submission.commands", int64(c.Submission.Commands)},
+		{"submission.bad_commands", int64(c.Submission.BadCommands)},
+		{"submission.auth_failures", int64(c.Submission.AuthFailures)},
+		{"submission.recipients", int64(c.Submission.Recipients)},
+		{"submission.message_size", int64(c.Submission.MessageSize)},
+		{"submission.header_size", int64(c.Submission.HeaderSize)},
+		{"submission.session_time", int64(c.Submission.SessionTime)},
+		{"submission.idle_time", int64(c.Submission.IdleTime)},
+		{"submission.memory", int64(c.Submission.Memory)},
+		{"submission.spool", int64(c.Submission.Spool)},
+		{"auth.permits", int64(c.Auth.Permits)},
+		{"queue.lifetime", int64(c.Queue.Lifetime)},
+		{"queue.delay_notice", int64(c.Queue.DelayNotice)},
+		{"queue.history", int64(c.Queue.History)},
+		{"delivery.connections", int64(c.Delivery.Connections)},
+		{"delivery.memory", int64(c.Delivery.Memory)},
+		{"delivery.messages_per_connection", int64(c.Delivery.MessagesPerConn)},
+		{"delivery.mx_port", int64(c.Delivery.MXPort)},
+	} {
+		if n.value <= 0 {
+			if n.key == "database.max_connections" {
+				return errors.New("database.max_connections must be at least 4")
+			}
+			return fmt.Errorf("%s must be more than 0", n.key)
+		}
+	}
+	return nil
+}
+
+// hostname is the configured name, or the machine's.
+func (c *config) hostname() (string, error) {
+	if c.Hostname != "" {
+		return c.Hostname, nil
+	}
+	name, err := os.Hostname()
+	if err != nil || name == "" {
+		return "", errors.New("hostname: set it in the configuration file, the machine has none")
+	}
+	return name, nil
+}
+
+// redactURL removes the password from a database URL for messages.
+func redactURL(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return "the database URL"
+	}
+	return u.Redacted()
+}

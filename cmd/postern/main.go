@@ -1,0 +1,25 @@
+// Command postern is the relay's one binary: the server, the admin's shell and
+// the demo. Each file here is one noun; run wires them and is what tests call.
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Environ(), os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// run is the whole program. It returns the exit status: 0 done, 1 failed, 2 used
+// wrongly. The end of ctx asks a server to drain and stop.
+func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	a := &app{env: envMap(environ), stdin: stdin, stdout: stdout, stderr: stderr}
+	return a.execute(ctx, args)
+}
