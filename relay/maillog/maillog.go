@@ -1,0 +1,248 @@
+package maillog
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"postern/relay/smtp"
+)
+
+// Logger writes mail events. Its methods may be called from several goroutines.
+type Logger struct {
+	log *slog.Logger
+}
+
+// New returns a Logger that writes to log, or nowhere when log is nil.
+func New(log *slog.Logger) *Logger {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Logger{log: log}
+}
+
+// Accept is a message that was committed to the queue. Event "accepted".
+type Accept struct {
+	ID         string // queue id
+	User       string // canonical account name
+	Sender     smtp.Address
+	Recipients int
+	Size       int64 // octets stored
+	MessageID  string
+	Client     netip.AddrPort
+	Hello      string
+	TLS        string // "" in clear
+	Rule       string // the policy rule that allowed the sender
+}
+
+// Accepted logs that a message is in the queue.
+func (l *Logger) Accepted(a Accept) {
+	e := l.begin(slog.LevelInfo)
+	if e == nil {
+		return
+	}
+	e.text("id", a.ID)
+	e.text("user", a.User)
+	e.path("sender", a.Sender)
+	e.add(slog.Int("recipients", a.Recipients), slog.Int64("size", a.Size))
+	e.text("message_id", a.MessageID)
+	e.addr("client", a.Client)
+	e.text("hello", a.Hello)
+	e.text("tls", a.TLS)
+	e.text("rule", a.Rule)
+	e.end("accepted")
+}
+
+// Refusal is a command or a message that was answered 4yz or 5yz. Event "refused".
+type Refusal struct {
+	ID        string // queue id when one was minted already
+	User      string // "" before AUTH
+	Sender    smtp.Address
+	Recipient smtp.Address
+	Client    netip.AddrPort
+	Stage     smtp.Stage
+	Reply     smtp.Reply
+	Rule      string // the policy rule that refused
+	Err       error  // the cause when the trouble is ours: the line becomes a warning
+}
+
+// Refused logs a refusal.
+func (l *Logger) Refused(r Refusal) {
+	level := slog.LevelInfo
+	if r.Err != nil {
+		level = slog.LevelWarn
+	}
+	e := l.begin(level)
+	if e == nil {
+		return
+	}
+	e.text("id", r.ID)
+	e.text("user", r.User)
+	e.mailbox("sender", r.Sender)
+	e.mailbox("recipient", r.Recipient)
+	e.addr("client", r.Client)
+	e.text("stage", string(r.Stage))
+	e.reply(r.Reply)
+	e.text("rule", r.Rule)
+	e.err(r.Err)
+	e.end("refused")
+}
+
+// AttemptEnd is the end of one delivery attempt for one recipient. The event has
+// the name of the result: "delivered", "deferred" or "failed".
+type AttemptEnd struct {
+	ID                string
+	Recipient         smtp.Address
+	Result            string // delivered, deferred or failed
+	Reply             smtp.Reply
+	RemoteMTA         string
+	RemoteIP          netip.AddrPort
+	TLS               string
+	Upstream          string // the upstream's name, or "mx"
+	Attempt           int    // counted from 1
+	Elapsed           time.Duration
+	RetryIn           time.Duration // deferred: the wait before the next attempt
+	PossibleDuplicate bool
+	Err               error // trouble without a reply
+}
+
+// Attempt logs the end of an attempt.
+func (l *Logger) Attempt(a AttemptEnd) {
+	e := l.begin(slog.LevelInfo)
+	if e == nil {
+		return
+	}
+	e.text("id", a.ID)
+	e.path("recipient", a.Recipient)
+	e.reply(a.Reply)
+	e.text("remote_mta", a.RemoteMTA)
+	e.addr("remote_ip", a.RemoteIP)
+	e.text("tls", a.TLS)
+	e.text("upstream", a.Upstream)
+	e.add(slog.Int("attempt", a.Attempt), slog.Int64("elapsed_ms", a.Elapsed.Milliseconds()))
+	if a.RetryIn > 0 {
+		e.add(slog.Int64("retry_in_s", int64(a.RetryIn/time.Second)))
+	}
+	if a.PossibleDuplicate {
+		e.add(slog.Bool("possible_duplicate", true))
+	}
+	e.err(a.Err)
+	e.end(resultEvent(a.Result))
+}
+
+// resultEvent keeps event names a closed set.
+func resultEvent(result string) string {
+	switch result {
+	case "delivered", "failed":
+		return result
+	}
+	return "deferred" // an unknown result is a deferral everywhere in the relay
+}
+
+// NoticeEvent is a notice to a sender. Event "bounced" for the kind "failure",
+// "notice" for the others.
+type NoticeEvent struct {
+	ID         string // queue id of the notice; "" when none is sent
+	About      string // queue id of the message that it is about
+	Kind       string // failure, delay or success
+	To         smtp.Address
+	Recipients int    // how many recipients it reports
+	Suppressed string // why no notice is sent, "" when one is
+}
+
+// Notice logs a notice, or that a due one is not sent.
+func (l *Logger) Notice(n NoticeEvent) {
+	e := l.begin(slog.LevelInfo)
+	if e == nil {
+		return
+	}
+	e.text("id", n.ID)
+	e.text("about", n.About)
+	e.text("kind", n.Kind)
+	e.path("recipient", n.To)
+	e.add(slog.Int("recipients", n.Recipients))
+	e.text("suppressed", n.Suppressed)
+	name := "notice"
+	if n.Kind == "failure" && n.Suppressed == "" {
+		name = "bounced"
+	}
+	e.end(name)
+}
+
+// AuthEvent is the end of an AUTH exchange. Event "auth".
+type AuthEvent struct {
+	User      string // canonical when OK, otherwise as it was typed; "" when unknown
+	Client    netip.AddrPort
+	Listener  string
+	Mechanism string
+	TLS       string
+	OK        bool
+	Reason    string // "credentials", "busy", "unavailable", "malformed", "cancelled"
+	Err       error  // the cause when the trouble is ours: the line becomes a warning
+}
+
+// Auth logs the end of an AUTH exchange.
+func (l *Logger) Auth(a AuthEvent) {
+	level := slog.LevelInfo
+	if a.Err != nil {
+		level = slog.LevelWarn
+	}
+	e := l.begin(level)
+	if e == nil {
+		return
+	}
+	e.text("user", a.User)
+	e.addr("client", a.Client)
+	e.text("listener", a.Listener)
+	e.text("mechanism", a.Mechanism)
+	e.text("tls", a.TLS)
+	e.add(slog.Bool("ok", a.OK))
+	e.text("reason", a.Reason)
+	e.err(a.Err)
+	e.end("auth")
+}
+
+// Session is a client's connection. Events "session_open" and "session_closed", at
+// debug level.
+type Session struct {
+	Client   netip.AddrPort
+	Listener string
+	Hello    string
+	TLS      string
+	User     string
+	Messages int
+	Elapsed  time.Duration
+	Reason   string // why it ended: "quit", "timeout", "shutdown", …
+}
+
+// SessionOpen logs that a client connected.
+func (l *Logger) SessionOpen(s Session) { l.session("session_open", s) }
+
+// SessionClosed logs that a connection ended.
+func (l *Logger) SessionClosed(s Session) { l.session("session_closed", s) }
+
+func (l *Logger) session(name string, s Session) {
+	e := l.begin(slog.LevelDebug)
+	if e == nil {
+		return
+	}
+	e.addr("client", s.Client)
+	e.text("listener", s.Listener)
+	e.text("hello", s.Hello)
+	e.text("tls", s.TLS)
+	e.text("user", s.User)
+	if name == "session_closed" {
+		e.add(slog.Int("messages", s.Messages), slog.Int64("elapsed_ms", s.Elapsed.Milliseconds()))
+	}
+	e.text("reason", s.Reason)
+	e.end(name)
+}
+
+// begin returns nil when nobody listens at that level.
+func (l *Logger) begin(level slog.Level) *event {
+	if !l.log.Enabled(context.Background(), level) {
+		return nil
+	}
+	return &event{log: l.log, level: level}
+}
