@@ -1,0 +1,160 @@
+package bounce
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"postern/relay/maillog"
+	"postern/relay/queue"
+	"postern/relay/smtp"
+)
+
+// Queue is the part of the queue that notices need.
+type Queue interface {
+	ClaimNotices(ctx context.Context, messages int) ([]*queue.Notice, error)
+	EnqueueNotice(ctx context.Context, n *queue.Notice, m queue.Message, rcpt queue.Recipient, body []byte) error
+	ReleaseNotice(n *queue.Notice, wait time.Duration)
+}
+
+// Config configures a Bouncer.
+type Config struct {
+	Queue    Queue
+	Hostname string // our name in the notices
+	Mail     *maillog.Logger
+	Log      *slog.Logger
+	Poll     time.Duration    // how often due notices are looked for; default 1 s
+	Now      func() time.Time // default time.Now
+}
+
+const (
+	batch      = 64               // notices claimed at once
+	retryAfter = 30 * time.Second // wait after trouble with one notice
+	workLimit  = time.Minute      // for one claim or one notice
+)
+
+// Bouncer turns due notices into messages, one after the other.
+type Bouncer struct{ cfg Config }
+
+// New makes a Bouncer.
+func New(cfg Config) *Bouncer {
+	if cfg.Poll == 0 {
+		cfg.Poll = time.Second
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Mail == nil {
+		cfg.Mail = maillog.New(nil)
+	}
+	return &Bouncer{cfg: cfg}
+}
+
+// Run works until ctx ends. What it has claimed by then it finishes.
+func (b *Bouncer) Run(ctx context.Context) {
+	tick := time.NewTicker(b.cfg.Poll)
+	defer tick.Stop()
+	for {
+		n, err := b.round(ctx)
+		if err != nil && ctx.Err() == nil {
+			b.cfg.Log.Warn("claim notices", "err", err)
+		}
+		if n == batch {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// round claims one batch and works through it. It returns how many it claimed.
+func (b *Bouncer) round(ctx context.Context) (int, error) {
+	if ctx.Err() != nil {
+		return 0, ctx.Err()
+	}
+	claimCtx, cancel := context.WithTimeout(ctx, workLimit)
+	notices, err := b.cfg.Queue.ClaimNotices(claimCtx, batch)
+	cancel()
+	if err != nil {
+		return 0, fmt.Errorf("claim notices: %w", err)
+	}
+	for _, n := range notices {
+		if err := b.tell(context.WithoutCancel(ctx), n); err != nil {
+			b.cfg.Log.Warn("notice", "about", n.Message.ID, "kind", n.Kind, "err", err)
+			b.cfg.Queue.ReleaseNotice(n, retryAfter)
+		}
+	}
+	return len(notices), nil
+}
+
+// tell commits the notice for n. An error leaves n with the caller.
+func (b *Bouncer) tell(ctx context.Context, n *queue.Notice) error {
+	if n.Body != nil {
+		defer n.Body.Drop()
+	}
+	ctx, cancel := context.WithTimeout(ctx, workLimit)
+	defer cancel()
+	if n.Message.Sender.IsNull() { // RFC 5321 section 6.1; the queue should not have asked
+		return b.skip(ctx, n, "null sender")
+	}
+	r := report{notice: n, id: queue.NewID(), hostname: b.cfg.Hostname, now: b.cfg.Now()}
+	var err error
+	if r.original, r.full, err = original(n); err != nil {
+		return fmt.Errorf("read the original: %w", err)
+	}
+	body := r.bytes()
+	m := queue.Message{
+		ID: r.id, Size: int64(len(body)), AcceptedAt: r.now,
+		MessageID: "<" + r.id.String() + "@" + b.cfg.Hostname + ">",
+		UTF8:      r.utf8(),
+		Listener:  "notice",
+	}
+	if !isASCII(string(body)) {
+		m.BodyType = smtp.Body8BitMIME
+	}
+	// NOTIFY=NEVER: nobody is to be told about a notice (RFC 3461 section 6.2).
+	rcpt := queue.Recipient{Address: n.Message.Sender, Notify: smtp.NotifyNever}
+	if err := b.cfg.Queue.EnqueueNotice(ctx, n, m, rcpt, body); err != nil {
+		return err
+	}
+	b.cfg.Mail.Notice(maillog.NoticeEvent{
+		ID: r.id.String(), About: n.Message.ID.String(), Kind: string(n.Kind),
+		To: n.Message.Sender, Recipients: len(n.Recipients),
+	})
+	return nil
+}
+
+// skip marks n as told without a message.
+func (b *Bouncer) skip(ctx context.Context, n *queue.Notice, why string) error {
+	if err := b.cfg.Queue.EnqueueNotice(ctx, n, queue.Message{}, queue.Recipient{}, nil); err != nil {
+		return err
+	}
+	b.cfg.Mail.Notice(maillog.NoticeEvent{
+		About: n.Message.ID.String(), Kind: string(n.Kind), Recipients: len(n.Recipients), Suppressed: why,
+	})
+	return nil
+}
+
+// original returns what of the message goes into the notice. RET says it for a
+// failure (RFC 3461 section 4.3); other notices carry the header section only.
+func original(n *queue.Notice) (octets []byte, full bool, err error) {
+	whole := n.Kind == queue.NoticeFailure && n.Message.Ret != smtp.ReturnHeaders &&
+		n.Body != nil && n.Body.Size() <= maxReturned
+	if !whole {
+		return n.Headers, false, nil
+	}
+	octets = make([]byte, n.Body.Size())
+	if _, err := n.Body.ReadAt(octets, 0); err != nil && !errors.Is(err, io.EOF) {
+		return nil, false, err
+	}
+	return octets, true, nil
+}

@@ -1,0 +1,342 @@
+package bounce
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"mime"
+	"mime/multipart"
+	"net/mail"
+	"net/textproto"
+	"strings"
+	"testing"
+	"time"
+
+	"postern/relay/queue"
+	"postern/relay/smtp"
+)
+
+// fakeQueue gives out notices once and keeps what comes back.
+type fakeQueue struct {
+	due      []*queue.Notice
+	enqueued []committed
+	released []*queue.Notice
+	err      error
+}
+
+type committed struct {
+	about *queue.Notice
+	msg   queue.Message
+	rcpt  queue.Recipient
+	body  []byte
+}
+
+func (f *fakeQueue) ClaimNotices(context.Context, int) ([]*queue.Notice, error) {
+	due := f.due
+	f.due = nil
+	return due, nil
+}
+
+func (f *fakeQueue) EnqueueNotice(_ context.Context, n *queue.Notice, m queue.Message, rcpt queue.Recipient, body []byte) error {
+	if f.err != nil {
+		return f.err
+	}
+	f.enqueued = append(f.enqueued, committed{n, m, rcpt, body})
+	return nil
+}
+
+func (f *fakeQueue) ReleaseNotice(n *queue.Notice, _ time.Duration) {
+	f.released = append(f.released, n)
+}
+
+// memory is a Body in memory that counts its Drops.
+type memory struct {
+	*bytes.Reader
+	drops int
+}
+
+func (m *memory) Size() int64 { return m.Reader.Size() }
+func (m *memory) Hold()       {}
+func (m *memory) Drop()       { m.drops++ }
+
+var clock = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+const (
+	originalHeader = "From: alice@example.com\r\nSubject: hello\r\nMessage-ID: <m1@example.com>\r\n"
+	originalBody   = "the text of it\r\n"
+)
+
+func notice(kind queue.NoticeKind, change func(*queue.Notice)) *queue.Notice {
+	n := &queue.Notice{
+		Message: queue.Message{
+			ID: queue.NewID(), Sender: smtp.Address{Local: "alice", Domain: "example.com"},
+			MessageID: "<m1@example.com>", AcceptedAt: clock.Add(-time.Hour), EnvID: "env 1",
+		},
+		Kind: kind,
+		Recipients: []queue.NoticeRecipient{{
+			Address:   smtp.Address{Local: "bob", Domain: "example.net"},
+			ORcptType: "rfc822", ORcpt: "bobby@example.net",
+			Reply:     smtp.Permanent(550, 1, 1, "no such user here"),
+			RemoteMTA: "mx.example.net", LastAttempt: clock.Add(-time.Minute),
+			WillRetryTo: clock.Add(96 * time.Hour),
+		}},
+		Headers: []byte(originalHeader),
+		Body:    &memory{Reader: bytes.NewReader([]byte(originalHeader + "\r\n" + originalBody))},
+	}
+	if change != nil {
+		change(n)
+	}
+	return n
+}
+
+// parsed is a notice taken apart by the standard library, a reader of its own.
+type parsed struct {
+	header    mail.Header
+	types     []string
+	parts     []string
+	message   textproto.MIMEHeader
+	recipient []textproto.MIMEHeader
+}
+
+func parse(t *testing.T, body []byte) parsed {
+	t.Helper()
+	if bytes.Contains(bytes.ReplaceAll(body, []byte("\r\n"), nil), []byte("\n")) {
+		t.Fatalf("bare LF in the notice:\n%q", body)
+	}
+	for _, l := range strings.Split(string(body), "\r\n") {
+		if len(l) > 998 {
+			t.Fatalf("a line of %d octets", len(l))
+		}
+	}
+	m, err := mail.ReadMessage(bytes.NewReader(body))
+	if err != nil {
+		t.Fatalf("read the notice: %v\n%s", err, body)
+	}
+	kind, params, err := mime.ParseMediaType(m.Header.Get("Content-Type"))
+	if err != nil || kind != "multipart/report" {
+		t.Fatalf("Content-Type %q: %v", m.Header.Get("Content-Type"), err)
+	}
+	p := parsed{header: m.Header}
+	mr := multipart.NewReader(m.Body, params["boundary"])
+	for {
+		part, err := mr.NextRawPart()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatalf("next part: %v\n%s", err, body)
+		}
+		b, err := io.ReadAll(part)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.types = append(p.types, strings.SplitN(part.Header.Get("Content-Type"), ";", 2)[0])
+		p.parts = append(p.parts, string(b))
+	}
+	if want := "message/" + params["report-type"]; len(p.types) < 2 || p.types[1] != want {
+		t.Fatalf("parts %v, want %s second", p.types, want)
+	}
+	r := textproto.NewReader(bufio.NewReader(strings.NewReader(p.parts[1] + "\r\n\r\n")))
+	if p.message, err = r.ReadMIMEHeader(); err != nil {
+		t.Fatalf("per-message fields: %v\n%s", err, p.parts[1])
+	}
+	for {
+		h, err := r.ReadMIMEHeader()
+		if len(h) == 0 || err != nil {
+			break
+		}
+		p.recipient = append(p.recipient, h)
+	}
+	return p
+}
+
+// tellOne runs one round over n and returns the notice that was committed.
+func tellOne(t *testing.T, n *queue.Notice) committed {
+	t.Helper()
+	q := &fakeQueue{due: []*queue.Notice{n}}
+	b := New(Config{Queue: q, Hostname: "relay.test", Now: func() time.Time { return clock }})
+	if _, err := b.round(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(q.enqueued) != 1 || len(q.released) != 0 {
+		t.Fatalf("%d committed, %d released", len(q.enqueued), len(q.released))
+	}
+	if m, ok := n.Body.(*memory); ok && m.drops != 1 {
+		t.Errorf("the body was dropped %d times", m.drops)
+	}
+	return q.enqueued[0]
+}
+
+func TestNoticeFields(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		kind           queue.NoticeKind
+		reply          smtp.Reply
+		action, status string
+	}{
+		{queue.NoticeFailure, smtp.Permanent(550, 1, 1, "no such user"), "failed", "5.1.1"},
+		{queue.NoticeFailure, smtp.Reply{Code: 554, Text: "no"}, "failed", "5.0.0"},
+		{queue.NoticeFailure, smtp.Temporary(451, 4, 7, "delivery time expired"), "failed", "4.4.7"},
+		{queue.NoticeFailure, smtp.Temporary(450, 2, 1, "busy for ever"), "failed", "5.0.0"},
+		{queue.NoticeDelay, smtp.Temporary(450, 2, 1, "greylisted"), "delayed", "4.2.1"},
+		{queue.NoticeDelay, smtp.Reply{Code: 421, Text: "later"}, "delayed", "4.0.0"},
+		{queue.NoticeSuccess, smtp.OK(250, 0, 0, "queued"), "relayed", "2.0.0"},
+	} {
+		t.Run(string(tc.kind)+" "+tc.reply.String(), func(t *testing.T) {
+			t.Parallel()
+			c := tellOne(t, notice(tc.kind, func(n *queue.Notice) { n.Recipients[0].Reply = tc.reply }))
+			p := parse(t, c.body)
+			if len(p.recipient) != 1 {
+				t.Fatalf("%d recipient groups", len(p.recipient))
+			}
+			r := p.recipient[0]
+			for field, want := range map[string]string{
+				"Action": tc.action, "Status": tc.status,
+				"Final-Recipient": "rfc822; bob@example.net", "Original-Recipient": "rfc822; bobby@example.net",
+				"Remote-Mta": "dns; mx.example.net", "Diagnostic-Code": "smtp; " + tc.reply.String(),
+			} {
+				if got := r.Get(field); got != want {
+					t.Errorf("%s: %q, want %q", field, got, want)
+				}
+			}
+			if got := p.message.Get("Reporting-Mta"); got != "dns; relay.test" {
+				t.Errorf("Reporting-MTA %q", got)
+			}
+			if got := p.message.Get("Original-Envelope-Id"); got != "env 1" {
+				t.Errorf("Original-Envelope-Id %q", got)
+			}
+			if (r.Get("Will-Retry-Until") != "") != (tc.kind == queue.NoticeDelay) {
+				t.Errorf("Will-Retry-Until %q in a %s notice", r.Get("Will-Retry-Until"), tc.kind)
+			}
+			if p.header.Get("Auto-Submitted") != "auto-replied" || p.header.Get("To") != "<alice@example.com>" {
+				t.Errorf("header %v", p.header)
+			}
+			if !c.msg.Sender.IsNull() || c.rcpt.Notify != smtp.NotifyNever || c.rcpt.Address != c.about.Message.Sender {
+				t.Errorf("envelope %v -> %+v", c.msg.Sender, c.rcpt)
+			}
+		})
+	}
+}
+
+func TestNoticeReturnsMessageOrHeaders(t *testing.T) {
+	t.Parallel()
+	big := &memory{Reader: bytes.NewReader(make([]byte, 50<<20))}
+	for _, tc := range []struct {
+		name   string
+		kind   queue.NoticeKind
+		change func(*queue.Notice)
+		part   string
+		text   bool // the text of the message is returned
+	}{
+		{"failure, nothing asked", queue.NoticeFailure, nil, "message/rfc822", true},
+		{"failure, RET=FULL", queue.NoticeFailure, func(n *queue.Notice) { n.Message.Ret = smtp.ReturnFull }, "message/rfc822", true},
+		{"failure, RET=HDRS", queue.NoticeFailure, func(n *queue.Notice) { n.Message.Ret = smtp.ReturnHeaders }, "text/rfc822-headers", false},
+		{"failure, 50 MiB", queue.NoticeFailure, func(n *queue.Notice) { n.Body = big }, "text/rfc822-headers", false},
+		{"failure, body gone", queue.NoticeFailure, func(n *queue.Notice) { n.Body = nil }, "text/rfc822-headers", false},
+		{"delay, RET=FULL", queue.NoticeDelay, func(n *queue.Notice) { n.Message.Ret = smtp.ReturnFull }, "text/rfc822-headers", false},
+		{"success", queue.NoticeSuccess, nil, "text/rfc822-headers", false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			p := parse(t, tellOne(t, notice(tc.kind, tc.change)).body)
+			if len(p.types) != 3 || p.types[2] != tc.part {
+				t.Fatalf("parts %v, want %s third", p.types, tc.part)
+			}
+			if !strings.Contains(p.parts[2], "Subject: hello\r\n") {
+				t.Errorf("the header section lacks:\n%s", p.parts[2])
+			}
+			if strings.Contains(p.parts[2], strings.TrimSpace(originalBody)) != tc.text {
+				t.Errorf("text returned: %v, want %v", !tc.text, tc.text)
+			}
+		})
+	}
+}
+
+func TestNoticeWithoutAnyOriginal(t *testing.T) {
+	t.Parallel()
+	p := parse(t, tellOne(t, notice(queue.NoticeFailure, func(n *queue.Notice) { n.Headers, n.Body = nil, nil })).body)
+	if len(p.types) != 2 {
+		t.Fatalf("parts %v", p.types)
+	}
+}
+
+// A18: what a hostile server said stays one field and one line of text.
+func TestA18HostileDiagnostic(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{
+		"x\r\nAction: delivered\r\n\r\nFinal-Recipient: rfc822; eve@example.org",
+		"x\nBcc: eve@example.org",
+		"\x00\x1b[2J\x7f\u009b\u202e",
+		strings.Repeat("a", 100_000),
+		strings.Repeat("word ", 50_000),
+		"--=_report_",
+		"\xff\xfe\xed\xa0\x80",
+	} {
+		n := notice(queue.NoticeFailure, func(n *queue.Notice) {
+			n.Recipients[0].Reply = smtp.Reply{Code: 550, Text: text}
+			n.Recipients[0].RemoteMTA = "mx\r\nX: y"
+		})
+		p := parse(t, tellOne(t, n).body)
+		if len(p.recipient) != 1 || p.recipient[0].Get("Action") != "failed" || p.recipient[0].Get("X") != "" {
+			t.Errorf("%.40q made groups %v", text, p.recipient)
+		}
+		if len(p.types) != 3 {
+			t.Errorf("%.40q made parts %v", text, p.types)
+		}
+	}
+}
+
+func TestInternationalizedNotice(t *testing.T) {
+	t.Parallel()
+	c := tellOne(t, notice(queue.NoticeFailure, func(n *queue.Notice) {
+		n.Recipients[0].Address = smtp.Address{Local: "jürgen", Domain: "example.net"}
+		n.Message.UTF8 = true
+		n.Body = &memory{Reader: bytes.NewReader([]byte("Subject: hällo\r\n\r\ntext\r\n"))}
+	}))
+	p := parse(t, c.body)
+	if p.types[1] != "message/global-delivery-status" || p.types[2] != "message/global" {
+		t.Errorf("parts %v", p.types)
+	}
+	if got := p.recipient[0].Get("Final-Recipient"); got != "utf-8; jürgen@example.net" {
+		t.Errorf("Final-Recipient %q", got)
+	}
+	if !c.msg.UTF8 || c.msg.BodyType != smtp.Body8BitMIME {
+		t.Errorf("message %+v", c.msg)
+	}
+}
+
+// A notice about 1,000 recipients is one message.
+func TestManyRecipientsOneNotice(t *testing.T) {
+	t.Parallel()
+	c := tellOne(t, notice(queue.NoticeFailure, func(n *queue.Notice) {
+		one := n.Recipients[0]
+		for len(n.Recipients) < 1000 {
+			n.Recipients = append(n.Recipients, one)
+		}
+	}))
+	if p := parse(t, c.body); len(p.recipient) != 1000 {
+		t.Fatalf("%d recipient groups", len(p.recipient))
+	}
+}
+
+func TestNobodyToTell(t *testing.T) {
+	t.Parallel()
+	c := tellOne(t, notice(queue.NoticeFailure, func(n *queue.Notice) { n.Message.Sender = smtp.Address{} }))
+	if c.body != nil {
+		t.Fatalf("a notice to the null sender:\n%s", c.body)
+	}
+}
+
+func TestTroubleReleasesTheNotice(t *testing.T) {
+	t.Parallel()
+	n := notice(queue.NoticeFailure, nil)
+	q := &fakeQueue{due: []*queue.Notice{n}, err: errors.New("no database")}
+	if _, err := New(Config{Queue: q, Hostname: "relay.test"}).round(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(q.released) != 1 || q.released[0] != n {
+		t.Fatalf("released %v", q.released)
+	}
+}

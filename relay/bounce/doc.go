@@ -1,0 +1,10 @@
+// Package bounce tells senders what became of their mail: RFC 3464 notices of
+// failure, of delay, and of hand-over to a server that cannot report success.
+//
+// It turns what the queue recorded into a message and gives that message back to
+// the queue, committed and marked as told in one transaction, so a crash can
+// neither lose a notice nor send a second one. Nobody is told about mail from the null
+// sender, and a notice itself has the null sender and NOTIFY=NEVER.
+//
+// Trouble with the queue delays a notice and never drops it.
+package bounce
