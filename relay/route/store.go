@@ -1,0 +1,233 @@
+package route
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Kinds of refusals by a Store. The error that wraps one is a sentence for the
+// person who asked.
+var (
+	ErrExists   = errors.New("exists already")
+	ErrNotFound = errors.New("not found")
+	ErrInvalid  = errors.New("invalid")
+)
+
+// refusal is a sentence of a kind.
+type refusal struct {
+	kind error
+	text string
+}
+
+func (r *refusal) Error() string { return r.text }
+func (r *refusal) Unwrap() error { return r.kind }
+
+func refuse(kind error, format string, args ...any) error {
+	return &refusal{kind, fmt.Sprintf(format, args...)}
+}
+
+// Store keeps upstreams and routes in Postgres. It is safe for concurrent use.
+type Store struct {
+	pool   *pgxpool.Pool
+	sealer *Sealer
+}
+
+// NewStore makes a Store. sealer may be nil where no upstream has a password:
+// adding one with a password is refused then, and one that has a password cannot
+// be used.
+func NewStore(pool *pgxpool.Pool, sealer *Sealer) *Store {
+	return &Store{pool: pool, sealer: sealer}
+}
+
+// Account is an upstream as listings show it, without its password.
+type Account struct {
+	Name           string    `json:"name"`
+	Host           string    `json:"host"`
+	Port           int       `json:"port"`
+	TLS            TLSMode   `json:"tls"`
+	Username       string    `json:"username,omitempty"`
+	CustomCA       bool      `json:"custom_ca"`
+	MaxConnections int       `json:"max_connections"` // 0: the default
+	CreatedAt      time.Time `json:"created_at"`
+}
+
+// Rule is one routing rule. Zero match fields match everything; without any it
+// is the default route, which comes after all others. Upstreams in the order in
+// which they are to be tried; none: to MX.
+type Rule struct {
+	ID              int64     `json:"id"`
+	Position        int       `json:"position"`
+	UserID          int64     `json:"user_id,omitempty"`
+	SenderDomain    string    `json:"sender_domain,omitempty"`
+	RecipientDomain string    `json:"recipient_domain,omitempty"`
+	Upstreams       []string  `json:"upstreams"`
+	CreatedAt       time.Time `json:"created_at"`
+}
+
+// MX reports a rule that sends to the recipient's MX.
+func (r Rule) MX() bool { return len(r.Upstreams) == 0 }
+
+const addUpstream = `
+insert into upstream (name, host, port, tls, username, password, ca, max_connections)
+values ($1, $2, $3, $4, $5, $6, $7, $8)`
+
+// AddUpstream adds an account; its password is sealed first. Errors: ErrInvalid, ErrExists.
+func (s *Store) AddUpstream(ctx context.Context, u Upstream) error {
+	if err := u.Validate(); err != nil {
+		return err
+	}
+	var sealed []byte
+	if u.Username != "" {
+		if s.sealer == nil {
+			return refuse(ErrInvalid, "a password needs a sealing key, and none is configured")
+		}
+		sealed = s.sealer.Seal(u.Name, u.Username, u.Password)
+	}
+	_, err := s.pool.Exec(ctx, addUpstream,
+		u.Name, u.Host, u.Port, string(u.TLS), u.Username, sealed, u.CA, u.MaxConnections)
+	if sqlState(err) == uniqueViolation {
+		return refuse(ErrExists, "an upstream named %q exists already", u.Name)
+	}
+	if err != nil {
+		return fmt.Errorf("add upstream: %w", err)
+	}
+	return nil
+}
+
+const listUpstreams = `
+select name, host, port, tls, username, ca <> '', max_connections, created_at
+from upstream order by name`
+
+// ListUpstreams lists all accounts by name.
+func (s *Store) ListUpstreams(ctx context.Context) ([]Account, error) {
+	rows, err := s.pool.Query(ctx, listUpstreams)
+	if err != nil {
+		return nil, fmt.Errorf("list upstreams: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (Account, error) {
+		var a Account
+		err := row.Scan(&a.Name, &a.Host, &a.Port, &a.TLS, &a.Username, &a.CustomCA, &a.MaxConnections, &a.CreatedAt)
+		return a, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list upstreams: %w", err)
+	}
+	return list, nil
+}
+
+const removeUpstream = `delete from upstream where name = $1`
+
+// RemoveUpstream removes an account that no rule names. Errors: ErrNotFound, ErrInvalid.
+func (s *Store) RemoveUpstream(ctx context.Context, name string) error {
+	tag, err := s.pool.Exec(ctx, removeUpstream, name)
+	switch {
+	case sqlState(err) == foreignKeyViolation:
+		return refuse(ErrInvalid, "upstream %q is used by a route; remove that route first", name)
+	case err != nil:
+		return fmt.Errorf("remove upstream: %w", err)
+	case tag.RowsAffected() == 0:
+		return refuse(ErrNotFound, "no upstream is named %q", name)
+	}
+	return nil
+}
+
+const addRoute = `
+insert into route (position, user_id, sender_domain, recipient_domain, via)
+values (
+    case when $1 > 0 then $1 else (select coalesce(max(position), 0) + 10 from route) end,
+    nullif($2::bigint, 0), nullif($3, ''), nullif($4, ''), $5)
+returning id`
+
+const addRouteUpstreams = `
+insert into route_upstream (route_id, rank, upstream)
+select $1, t.rank, t.name from unnest($2::text[]) with ordinality as t (name, rank)`
+
+// AddRoute adds a rule and returns its number. Position 0 puts it after those
+// that are there. Errors: ErrInvalid, ErrExists, ErrNotFound.
+func (s *Store) AddRoute(ctx context.Context, r Rule) (id int64, err error) {
+	if err := r.normalise(); err != nil {
+		return 0, err
+	}
+	via := "upstream"
+	if r.MX() {
+		via = "mx"
+	}
+	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		err := tx.QueryRow(ctx, addRoute, r.Position, r.UserID, r.SenderDomain, r.RecipientDomain, via).Scan(&id)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, addRouteUpstreams, id, r.Upstreams)
+		return err
+	})
+	switch sqlState(err) {
+	case uniqueViolation:
+		return 0, refuse(ErrExists, "a route for %s exists already; remove it first", r.match())
+	case foreignKeyViolation:
+		return 0, refuse(ErrNotFound, "no upstream is named %s; see 'postern upstream list'", quoteAll(r.Upstreams))
+	}
+	if err != nil {
+		return 0, fmt.Errorf("add route: %w", err)
+	}
+	return id, nil
+}
+
+const listRoutes = `
+select r.id, r.position, coalesce(r.user_id, 0), coalesce(r.sender_domain, ''),
+       coalesce(r.recipient_domain, ''), r.created_at,
+       coalesce((select array_agg(u.upstream order by u.rank)
+                 from route_upstream u where u.route_id = r.id), '{}')
+from route r
+order by (r.user_id is null and r.sender_domain is null and r.recipient_domain is null),
+         r.position, r.id`
+
+// ListRoutes lists the rules in the order in which they are tried.
+func (s *Store) ListRoutes(ctx context.Context) ([]Rule, error) {
+	rows, err := s.pool.Query(ctx, listRoutes)
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (Rule, error) {
+		var r Rule
+		err := row.Scan(&r.ID, &r.Position, &r.UserID, &r.SenderDomain, &r.RecipientDomain, &r.CreatedAt, &r.Upstreams)
+		return r, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	return list, nil
+}
+
+const removeRoute = `delete from route where id = $1`
+
+// RemoveRoute removes a rule. Errors: ErrNotFound.
+func (s *Store) RemoveRoute(ctx context.Context, id int64) error {
+	tag, err := s.pool.Exec(ctx, removeRoute, id)
+	if err != nil {
+		return fmt.Errorf("remove route: %w", err)
+	}
+	if tag.RowsAffected() == 0 {
+		return refuse(ErrNotFound, "there is no route %d", id)
+	}
+	return nil
+}
+
+// SQLSTATE codes that mean something to the person who asked.
+const (
+	uniqueViolation     = "23505"
+	foreignKeyViolation = "23503"
+)
+
+func sqlState(err error) string {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return pg.Code
+	}
+	return ""
+}
