@@ -1,0 +1,162 @@
+package pgserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// settingsName is the file of this package's settings inside the cluster.
+// Being included from postgresql.conf, it gives way to ALTER SYSTEM.
+const settingsName = "postern.conf"
+
+// clusterVersion is the major release that made the cluster, 0 when there is
+// none yet.
+func clusterVersion(data string) int {
+	text, err := os.ReadFile(filepath.Join(data, "PG_VERSION"))
+	if err != nil {
+		return 0
+	}
+	version, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return 0
+	}
+	return version
+}
+
+// initCluster makes the cluster when there is none. It is made aside and then
+// renamed, so that an interrupted one is never taken for whole.
+func initCluster(ctx context.Context, programs programs, config Config, owner account) error {
+	data := filepath.Join(config.Dir, "data")
+	if _, err := os.Stat(data); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	unfinished := data + ".new"
+	if err := os.RemoveAll(unfinished); err != nil {
+		return err
+	}
+	if err := runInitdb(ctx, programs, config, owner, unfinished); err != nil {
+		return err
+	}
+	if err := includeSettings(unfinished); err != nil {
+		return fmt.Errorf("configure the new cluster: %w", err)
+	}
+	if err := os.Rename(unfinished, data); err != nil {
+		return err
+	}
+	return syncFolder(config.Dir)
+}
+
+// runInitdb makes a cluster in UTF-8 whose order of text is that of its bytes,
+// the same everywhere. The socket is in a folder that nobody else can enter, so
+// it asks for no password.
+func runInitdb(ctx context.Context, programs programs, config Config, owner account, data string) error {
+	args := []string{"-D", data, "-U", role, "--auth=trust", "--encoding=UTF8", "--locale=C"}
+	if config.Unsafe {
+		args = append(args, "--no-sync", "--wal-segsize=1")
+	}
+	cmd := exec.CommandContext(ctx, programs.initdb, args...)
+	cmd.Env = environment()
+	cmd.Dir = config.Dir
+	cmd.SysProcAttr = owner.attributes()
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", programs.initdb, err, lastLine(out))
+	}
+	return nil
+}
+
+func lastLine(out []byte) string {
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	return lines[len(lines)-1]
+}
+
+func includeSettings(data string) error {
+	main, err := os.OpenFile(filepath.Join(data, "postgresql.conf"), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(main, "\ninclude '%s'\n", settingsName)
+	return errors.Join(err, main.Sync(), main.Close())
+}
+
+func syncFolder(dir string) error {
+	folder, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(folder.Sync(), folder.Close())
+}
+
+// defaults suit a small server whose work is a mail queue: short transactions,
+// many commits, rows that live for a moment.
+func defaults() map[string]string {
+	return map[string]string{
+		"max_connections":                 "100",
+		"shared_buffers":                  "128MB",
+		"max_wal_size":                    "2GB",
+		"checkpoint_timeout":              "15min",
+		"autovacuum_naptime":              "10s",
+		"jit":                             "off",
+		"max_parallel_workers_per_gather": "0",
+		"fsync":                           "on",
+		"full_page_writes":                "on",
+		"synchronous_commit":              "on",
+		"wal_compression":                 "on",
+		"log_line_prefix":                 "%m [%p] ",
+		"log_checkpoints":                 "off",
+		"log_timezone":                    "UTC",
+		"timezone":                        "UTC",
+	}
+}
+
+// unsafeDefaults are on top of defaults for data that nobody will miss.
+func unsafeDefaults() map[string]string {
+	return map[string]string{
+		"fsync":              "off",
+		"full_page_writes":   "off",
+		"synchronous_commit": "off",
+		"wal_level":          "minimal",
+		"max_wal_senders":    "0",
+		"shared_buffers":     "64MB",
+	}
+}
+
+// writeSettings writes the settings that this start of the server has.
+func writeSettings(config Config, socket socket, owner account) error {
+	settings := defaults()
+	if config.Unsafe {
+		maps.Copy(settings, unsafeDefaults())
+	}
+	maps.Copy(settings, config.Settings)
+	settings["listen_addresses"] = ""
+	settings["unix_socket_directories"] = socket.dir
+	settings["unix_socket_permissions"] = "0700"
+	settings["logging_collector"] = "off"
+
+	var text strings.Builder
+	text.WriteString("# Written at each start. Use ALTER SYSTEM to change a setting.\n")
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
+		value := settings[name]
+		if strings.ContainsAny(name+value, "\r\n") {
+			return fmt.Errorf("setting %q: a value is one line", name)
+		}
+		fmt.Fprintf(&text, "%s = '%s'\n", name, strings.ReplaceAll(value, "'", "''"))
+	}
+	file := filepath.Join(config.Dir, "data", settingsName)
+	if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
+		return err
+	}
+	return owner.take(file)
+}
+
+// environment keeps the caller's PG* variables and locale from the server.
+func environment() []string {
+	return []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C", "TZ=UTC"}
+}

@@ -1,0 +1,144 @@
+package pgserver
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// readPIDFile returns the postmaster's process id and status from the file that
+// it keeps in its data folder, and zero values when there is none. The status
+// is the eighth line, padded with spaces.
+func readPIDFile(data string) (pid int, status string) {
+	text, err := os.ReadFile(filepath.Join(data, "postmaster.pid"))
+	if err != nil {
+		return 0, ""
+	}
+	lines := strings.Split(string(text), "\n")
+	pid, err = strconv.Atoi(strings.TrimSpace(lines[0]))
+	if err != nil {
+		return 0, ""
+	}
+	if len(lines) >= 8 {
+		status = strings.TrimSpace(lines[7])
+	}
+	return pid, status
+}
+
+// awaitOrphan waits for the end of a postmaster whose parent is gone: this
+// process holds the folder's lock, so whoever started it has ended and its
+// guard is stopping it. It is told to stop here too, in case the guard was
+// killed. A pid file that nobody is behind is removed, because PostgreSQL
+// would believe it when another process has got the number since.
+func awaitOrphan(ctx context.Context, data string) error {
+	pid, _ := readPIDFile(data)
+	if pid == 0 {
+		return nil
+	}
+	orphan := processAt(pid)
+	if !orphan.worksIn(data) {
+		err := os.Remove(filepath.Join(data, "postmaster.pid"))
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	_ = syscall.Kill(pid, syscall.SIGINT)
+	for orphan.alive() {
+		if err := pause(ctx); err != nil {
+			return fmt.Errorf("wait for process %d of an earlier run: %w", pid, err)
+		}
+	}
+	return nil
+}
+
+// process is one process, told from a later one of the same number by the time
+// of its start.
+type process struct {
+	pid     int
+	started string
+}
+
+func processAt(pid int) process {
+	return process{pid: pid, started: statOf(pid).started}
+}
+
+// worksIn says whether the process is alive and has the folder as its working
+// directory, as a postmaster has its data folder.
+func (p process) worksIn(dir string) bool {
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return false
+	}
+	cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", p.pid))
+	return err == nil && cwd == dir && p.alive()
+}
+
+// alive is false for a zombie: its work is done, and where nobody reaps it, as
+// in a container without an init, it stays for ever.
+func (p process) alive() bool {
+	stat := statOf(p.pid)
+	return stat.started != "" && stat.started == p.started && stat.state != "Z" && stat.state != "X"
+}
+
+// kill ends the process and returns when it has ended. The kernel is quick
+// about it, unless the process is in an uninterruptible wait for a disk.
+func (p process) kill() error {
+	for p.alive() {
+		if err := syscall.Kill(p.pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return err
+		}
+		_ = pause(context.Background())
+	}
+	return nil
+}
+
+// children are the processes whose parent is pid.
+func children(pid int) []process {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	var found []process
+	for _, entry := range entries {
+		child, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		if stat := statOf(child); stat.parent == pid {
+			found = append(found, process{pid: child, started: stat.started})
+		}
+	}
+	return found
+}
+
+// stat is what proc_pid_stat(5) says of a process: fields 3, 4 and 22.
+type stat struct {
+	state   string
+	parent  int
+	started string
+}
+
+func statOf(pid int) stat {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return stat{}
+	}
+	// Field 2 is the command in parentheses and may hold anything.
+	after := bytes.LastIndexByte(text, ')') + 1
+	fields := strings.Fields(string(text[after:]))
+	if len(fields) < 20 {
+		return stat{}
+	}
+	parent, err := strconv.Atoi(fields[1])
+	if err != nil {
+		return stat{}
+	}
+	return stat{state: fields[0], parent: parent, started: fields[19]}
+}

@@ -1,0 +1,219 @@
+package migrations
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// ErrNewer means that the database holds a migration that this program does
+// not carry: a newer program has migrated it, and this one must not touch it.
+var ErrNewer = errors.New("the database was migrated by a newer version of this program")
+
+// ErrChanged means that a migration's text is no longer the one that the
+// database has applied, so nobody can say what the schema is.
+var ErrChanged = errors.New("a migration was changed after it was applied")
+
+// lockKey is the advisory lock under which each step is taken. Advisory locks
+// are counted for each database, and this number means nothing elsewhere.
+const lockKey int64 = 0x706f737465726e // "postern"
+
+// schema_migration has one row for each applied file; it is read by its key
+// alone.
+const createTable = `
+create table if not exists schema_migration (
+	version    integer primary key check (version > 0),
+	name       text not null,
+	checksum   text not null,
+	applied_at timestamptz not null default now()
+)`
+
+// Status compares a database with the migrations that this program carries.
+type Status struct {
+	Applied []Applied   // what the database has, in order
+	Pending []Migration // what Apply would run, in order
+	Unknown []Applied   // of Applied, what this program does not carry
+	Changed []Applied   // of Applied, what has another text in this program
+}
+
+// Applied is one row of schema_migration.
+type Applied struct {
+	Version  int
+	Name     string
+	Checksum string
+	At       time.Time
+}
+
+// String is the name of the file that was applied, without its extension.
+func (a Applied) String() string {
+	return Migration{Version: a.Version, Name: a.Name}.String()
+}
+
+// Err is nil when this program may use the database or bring it up to date:
+// pending migrations are no error here. Else it wraps ErrNewer or ErrChanged.
+func (s Status) Err() error {
+	if len(s.Unknown) > 0 {
+		return fmt.Errorf("%w: it has %s, which this one does not know", ErrNewer, names(s.Unknown))
+	}
+	if len(s.Changed) > 0 {
+		return fmt.Errorf("%w: %s", ErrChanged, names(s.Changed))
+	}
+	return nil
+}
+
+func names(rows []Applied) string {
+	var list []string
+	for _, row := range rows {
+		list = append(list, row.String())
+	}
+	return strings.Join(list, ", ")
+}
+
+// Check says how the database differs from this program's schema. It changes
+// nothing, and a database that was never migrated is not an error.
+func Check(ctx context.Context, conn *pgx.Conn) (Status, error) {
+	set, err := All()
+	if err != nil {
+		return Status{}, err
+	}
+	return check(ctx, conn, set)
+}
+
+// Apply brings the database up to this program's schema and tells log, which
+// may be nil, of each file that it applied. When several call it at once, each
+// file is applied by one of them and all return when the last one is done.
+func Apply(ctx context.Context, conn *pgx.Conn, log func(string)) error {
+	set, err := All()
+	if err != nil {
+		return err
+	}
+	return apply(ctx, conn, set, log)
+}
+
+func apply(ctx context.Context, conn *pgx.Conn, set []Migration, log func(string)) error {
+	for {
+		done, err := step(ctx, conn, set)
+		if err != nil {
+			return fmt.Errorf("migrate: %w", err)
+		}
+		if done == nil {
+			return nil
+		}
+		if log != nil {
+			log("applied migration " + done.String())
+		}
+	}
+}
+
+// step applies the first pending migration and returns it, or nil when there
+// is none. The lock lasts as long as the transaction, so it also holds behind a
+// pooler that lends connections by transaction, and what is pending is only
+// known once it is held.
+func step(ctx context.Context, conn *pgx.Conn, set []Migration) (*Migration, error) {
+	var done *Migration
+	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock($1)`, lockKey); err != nil {
+			return fmt.Errorf("wait for other migrations: %w", err)
+		}
+		status, err := check(ctx, tx, set)
+		if err != nil {
+			return err
+		}
+		if err := status.Err(); err != nil {
+			return err
+		}
+		if len(status.Pending) == 0 {
+			return nil
+		}
+		done = &status.Pending[0]
+		return run(ctx, tx, *done)
+	})
+	return done, err
+}
+
+// run executes a file, many statements at once, and records it.
+func run(ctx context.Context, tx pgx.Tx, m Migration) error {
+	if _, err := tx.Exec(ctx, createTable); err != nil {
+		return fmt.Errorf("create schema_migration: %w", err)
+	}
+	if _, err := tx.Exec(ctx, m.sql); err != nil {
+		return fmt.Errorf("%s.sql%s: %w", m, line(m.sql, err), err)
+	}
+	_, err := tx.Exec(ctx,
+		`insert into schema_migration (version, name, checksum) values ($1, $2, $3)`,
+		m.Version, m.Name, m.Checksum)
+	if err != nil {
+		return fmt.Errorf("record %s: %w", m, err)
+	}
+	return nil
+}
+
+// line says where in the file the server found the error, as ":12".
+func line(sql string, err error) string {
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) || pgErr.Position < 1 {
+		return ""
+	}
+	before := []rune(sql) // the position counts characters
+	if int(pgErr.Position) <= len(before) {
+		before = before[:pgErr.Position-1]
+	}
+	return fmt.Sprintf(":%d", strings.Count(string(before), "\n")+1)
+}
+
+// querier is a connection or a transaction.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+func check(ctx context.Context, db querier, set []Migration) (Status, error) {
+	applied, err := readApplied(ctx, db)
+	if err != nil {
+		return Status{}, fmt.Errorf("read schema_migration: %w", err)
+	}
+	return compare(set, applied), nil
+}
+
+func readApplied(ctx context.Context, db querier) ([]Applied, error) {
+	var exists bool
+	err := db.QueryRow(ctx, `select to_regclass('schema_migration') is not null`).Scan(&exists)
+	if err != nil || !exists {
+		return nil, err
+	}
+	rows, err := db.Query(ctx,
+		`select version, name, checksum, applied_at from schema_migration order by version`)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[Applied])
+}
+
+func compare(set []Migration, applied []Applied) Status {
+	status := Status{Applied: applied}
+	have := make(map[int]Applied, len(applied))
+	for _, row := range applied {
+		have[row.Version] = row
+	}
+	for _, m := range set {
+		row, ok := have[m.Version]
+		switch {
+		case !ok:
+			status.Pending = append(status.Pending, m)
+		case row.Checksum != m.Checksum || row.Name != m.Name:
+			status.Changed = append(status.Changed, row)
+		}
+		delete(have, m.Version)
+	}
+	for _, row := range applied {
+		if _, unknown := have[row.Version]; unknown {
+			status.Unknown = append(status.Unknown, row)
+		}
+	}
+	return status
+}
