@@ -69,7 +69,7 @@ apt() { apt-get -q -c "$new/apt.conf" "$@"; }
 missing() {
 	apt -s install "$@" >"$new/plan" || return 1
 	{
-		awk '$1 == "Inst" { print $2 }' "$new/plan"
+		awk '$1 == "Inst" && $2 !~ /^(libc6|libc-bin)$/ { print $2 }' "$new/plan"
 		printf '%s\n' "$@"
 	} >>"$new/names"
 }
