@@ -1,4 +1,16 @@
-// Package message does header surgery on bytes: it finds fields, counts Received,
-// removes what must not be relayed and prepends what RFC 6409 asks for. It builds no MIME
-// tree and never rewrites what it does not have to.
+// Package message does header surgery on bytes. It finds fields, counts Received,
+// removes what must not be relayed and prepends what RFC 6409 section 8 asks for.
+//
+// It builds no MIME tree and looks at nothing behind the header section. What it
+// does not add or remove leaves as it came, octet for octet: folding, 8-bit
+// octets, the order of fields and every oddity of the client that wrote it.
+//
+//	added    Received (RFC 5321 section 4.4), always, as the first field
+//	         Date, when there is none
+//	         Message-ID, when there is none
+//	         an empty line, when a line that is no field ends the header section
+//	removed  Bcc, Resent-Bcc and Return-Path, with their continuation lines
+//
+// The message is streamed: only the header section is ever held, bounded by
+// Options.MaxHeader. Refusals are *smtp.Error.
 package message

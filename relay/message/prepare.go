@@ -1,0 +1,139 @@
+package message
+
+import (
+	"errors"
+	"io"
+	"net/netip"
+	"sync"
+	"time"
+
+	"postern/relay/smtp"
+)
+
+// Bounds of the header section.
+const (
+	DefaultMaxHeader = 256 << 10 // octets
+	MaxFields        = 1000
+	MaxReceived      = 50 // more is a loop (RFC 5321 section 6.3)
+)
+
+// Options say how a message came to us.
+type Options struct {
+	ID       string // queue id, printable ASCII without spaces
+	Hostname string // ours
+	Now      time.Time
+
+	Hello         string // what the client called itself
+	Client        netip.Addr
+	HideClient    bool // leave Hello and Client out of Received
+	TLS           string
+	Authenticated bool
+	UTF8          bool         // SMTPUTF8 was asked for
+	For           smtp.Address // the recipient when there is exactly one
+
+	MaxHeader int // octets of the header section; 0: DefaultMaxHeader
+}
+
+// Prepared is a message on its way from the client to the spool. Read gives the
+// repaired message; errors of the source come through as they are.
+type Prepared struct {
+	Facts
+
+	parts [4][]byte // what is read before the rest of src
+	part  int
+	src   io.Reader
+	end   error // of src, when it ended while the header section was read
+	buf   *[]byte
+}
+
+// Facts are what the header section said.
+type Facts struct {
+	// MessageID is the message's identifier, the client's or the one added. It is
+	// valid UTF-8 without controls, at most 255 octets, and for finding the message
+	// again only: the field itself is not touched.
+	MessageID string
+	Fields    int // fields of the client, the removed ones included
+	From      int // From fields
+	Sender    int // Sender fields
+	Received  int // Received fields before ours
+}
+
+// buffers holds header buffers. One that had to grow is not kept.
+var buffers = sync.Pool{New: func() any { b := make([]byte, firstBuffer); return &b }}
+
+const firstBuffer = 16 << 10
+
+// Prepare reads the header section of the message in r and returns the repaired
+// message. A header section that breaks a bound is refused by an *smtp.Error,
+// and so is a message that went round too often; what is left in r is the
+// caller's to read. Any other error is r's.
+func Prepare(r io.Reader, opt Options) (*Prepared, error) {
+	if opt.MaxHeader <= 0 {
+		opt.MaxHeader = DefaultMaxHeader
+	}
+	p := &Prepared{src: r, buf: buffers.Get().(*[]byte)}
+	s := scanner{src: r, buf: *p.buf, max: opt.MaxHeader, facts: &p.Facts}
+	if err := s.scan(); err != nil {
+		p.release()
+		return nil, err
+	}
+	if s.srcErr != nil && !errors.Is(s.srcErr, io.EOF) {
+		p.release()
+		return nil, s.srcErr
+	}
+	p.end = s.srcErr
+	var blank []byte
+	if s.noField {
+		blank = crlf
+	}
+	p.parts = [4][]byte{p.head(&s, opt), s.buf[:s.kept], blank, s.buf[s.pos:s.filled]}
+	return p, nil
+}
+
+var crlf = []byte("\r\n")
+
+// head makes the fields that are added.
+func (p *Prepared) head(s *scanner, opt Options) []byte {
+	b := make([]byte, 0, 640)
+	b = appendReceived(b, opt)
+	if s.dates == 0 { // RFC 6409 section 8.1
+		b = append(b, "Date: "...)
+		b = appendDate(b, opt.Now)
+		b = append(b, crlf...)
+	}
+	if s.ids == 0 { // RFC 6409 section 8.2
+		p.MessageID = "<" + opt.ID + "@" + opt.Hostname + ">"
+		b = append(b, "Message-ID: "...)
+		b = append(b, p.MessageID...)
+		b = append(b, crlf...)
+	}
+	return b
+}
+
+// Read reads the repaired message.
+func (p *Prepared) Read(b []byte) (int, error) {
+	n := 0
+	for p.part < len(p.parts) && n < len(b) {
+		c := copy(b[n:], p.parts[p.part])
+		n += c
+		if p.parts[p.part] = p.parts[p.part][c:]; len(p.parts[p.part]) == 0 {
+			p.part++
+		}
+	}
+	if n > 0 || len(b) == 0 {
+		return n, nil
+	}
+	p.release()
+	if p.end != nil {
+		return 0, p.end
+	}
+	return p.src.Read(b)
+}
+
+// release gives the buffer back once nothing points into it any more.
+func (p *Prepared) release() {
+	if p.buf != nil {
+		buffers.Put(p.buf)
+		p.buf = nil
+	}
+}

@@ -1,0 +1,248 @@
+package message
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"postern/relay/smtp"
+)
+
+var options = Options{
+	ID:            "0199e0c4-0000-7000-8000-000000000001",
+	Hostname:      "relay.test",
+	Now:           time.Date(2026, 11, 2, 3, 4, 5, 0, time.UTC),
+	Hello:         "laptop.example",
+	Client:        netip.MustParseAddr("192.0.2.7"),
+	TLS:           "TLS1.3 TLS_AES_128_GCM_SHA256",
+	Authenticated: true,
+}
+
+const (
+	received = "Received: from laptop.example ([192.0.2.7])\r\n" +
+		"\tby relay.test with ESMTPSA id 0199e0c4-0000-7000-8000-000000000001\r\n" +
+		"\t(TLS1.3 TLS_AES_128_GCM_SHA256);\r\n" +
+		"\tMon, 2 Nov 2026 03:04:05 +0000\r\n"
+	date      = "Date: Mon, 2 Nov 2026 03:04:05 +0000\r\n"
+	messageID = "Message-ID: <0199e0c4-0000-7000-8000-000000000001@relay.test>\r\n"
+)
+
+func lines(s string) string { return strings.ReplaceAll(s, "\n", "\r\n") }
+
+func TestPrepareRepairs(t *testing.T) {
+	t.Parallel()
+	const have = "Date: x\nMessage-ID: <1@a>\n"
+	tests := []struct {
+		name, in, want string // want without Received
+	}{
+		{"complete", have + "From: a@b\n\nbody\n", have + "From: a@b\n\nbody\n"},
+		{"no date", "Message-ID: <1@a>\n\nb\n", "+dMessage-ID: <1@a>\n\nb\n"},
+		{"no id", "Date: x\n\nb\n", "+iDate: x\n\nb\n"},
+		{"names in any case", "dAtE: x\nmessage-id: <1@a>\nBCC: x@y\n\nb\n", "dAtE: x\nmessage-id: <1@a>\n\nb\n"},
+		{"obsolete space before the colon", "Date : x\nMessage-ID\t: <1@a>\nBcc \t: s@e\n\n", "Date : x\nMessage-ID\t: <1@a>\n\n"},
+		{"bcc folded", have + "Bcc: a@b,\n c@d,\n\te@f\nTo: g@h\n\n", have + "To: g@h\n\n"},
+		{"bcc with a blank folded line", have + "Bcc: a@b,\n \n c@d\nTo: g@h\n\n", have + "To: g@h\n\n"},
+		{"bcc empty", have + "Bcc:\n\n", have + "\n"},
+		{"bcc twice, first and last", "Bcc: 1\n" + have + "Bcc: 2\n\nb\n", have + "\nb\n"},
+		{"resent-bcc and return-path", "Return-Path: <e@v>\nResent-Bcc: x\n" + have + "\n", have + "\n"},
+		{"bcc in the body stays", have + "\nBcc: x\n", have + "\nBcc: x\n"},
+		{"alike names stay", have + "Bccx: 1\nX-Bcc: 2\n\n", have + "Bccx: 1\nX-Bcc: 2\n\n"},
+		{"no blank line, no body", have, have},
+		{"no blank line, last field removed", have + "Bcc: x\n", have},
+		{"empty message", "", "+d+i"},
+		{"only a blank line", "\n", "+d+i\n"},
+		{"only a body", "\nbody\n", "+d+i\nbody\n"},
+		{"body without a header", "Hello you\nDate: x\n", "+d+i\nHello you\nDate: x\n"},
+		{"a line that is no field ends the header", have + "no field\nBcc: y\n", have + "\nno field\nBcc: y\n"},
+		{"a removed field before a line that is none", have + "Bcc: y\nno field\n", have + "\nno field\n"},
+		{"first line folded", " Bcc: x\n" + have + "\n", "+d+i\n Bcc: x\n" + have + "\n"},
+		{"mbox line", "From a@b Mon\n" + have + "\n", "+d+i\nFrom a@b Mon\n" + have + "\n"},
+		{"colon first", ": x\n", "+d+i\n: x\n"},
+		{"8-bit as it came", have + "Subject: \xff\xfe\xe9\n\n\x80\n", have + "Subject: \xff\xfe\xe9\n\n\x80\n"},
+		{"8-bit in a name ends the header", have + "S\xc3\xa9: x\n\n", have + "\nS\xc3\xa9: x\n\n"},
+		{"hostile names", have + "__proto__: x\nconstructor:\n\n", have + "__proto__: x\nconstructor:\n\n"},
+		{"dots stay", have + "\n.\n..\n", have + "\n.\n..\n"},
+		{"empty field values", "Date:\nMessage-ID:\n\n", "Date:\nMessage-ID:\n\n"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			want := received + strings.NewReplacer("+d", date, "+i", messageID).Replace(lines(tt.want))
+			for _, r := range []io.Reader{
+				strings.NewReader(lines(tt.in)),
+				iotest.OneByteReader(strings.NewReader(lines(tt.in))),
+				iotest.DataErrReader(strings.NewReader(lines(tt.in))),
+			} {
+				p, err := Prepare(r, options)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got, err := io.ReadAll(p)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff(want, string(got)); diff != "" {
+					t.Error(diff)
+				}
+			}
+		})
+	}
+}
+
+func TestPrepareOnlyCRLFEndsALine(t *testing.T) {
+	t.Parallel()
+	in := "Date: x\r\nMessage-ID: <1@a>\nBcc: y\rBcc: z\r\n\n\r\n\r\nbody"
+	p, err := Prepare(strings.NewReader(in), options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, _ := io.ReadAll(p)
+	// "\n\r\n" is a line that is no field, so an empty line goes before it.
+	want := received + "Date: x\r\nMessage-ID: <1@a>\nBcc: y\rBcc: z\r\n\r\n\n\r\n\r\nbody"
+	if diff := cmp.Diff(want, string(got)); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestPrepareFacts(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		in   string
+		want Facts
+	}{
+		{"From: a\nFrom: b\nSender: c\nReceived: 1\nReceived: 2\n\tmore\nDate: d\nMessage-ID: <x@y>\n\nFrom: z\n",
+			Facts{MessageID: "<x@y>", Fields: 7, From: 2, Sender: 1, Received: 2}},
+		{"Message-ID:\n <folded@id>\nMessage-Id: <second@id>\n\n", Facts{MessageID: "<folded@id>", Fields: 2}},
+		{"Message-ID: <a\x00\xffb>\n\n", Facts{MessageID: "<ab>", Fields: 1}},
+		{"Message-ID: " + strings.Repeat("x", 900) + "\n\n", Facts{MessageID: strings.Repeat("x", 255), Fields: 1}},
+		{"From: a\n\n", Facts{MessageID: "<" + options.ID + "@relay.test>", Fields: 1, From: 1}},
+	}
+	for _, tt := range tests {
+		p, err := Prepare(strings.NewReader(lines(tt.in)), options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(tt.want, p.Facts); diff != "" {
+			t.Errorf("%.40q: %s", tt.in, diff)
+		}
+	}
+}
+
+func TestPrepareRefuses(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name string
+		in   string
+		want string // code and enhanced code; "" is accepted
+	}{
+		{"50 Received", strings.Repeat("Received: x\n", 50), ""},
+		{"51 Received", strings.Repeat("Received: x\n", 51), "554 5.4.6"},
+		{"1,000 fields", strings.Repeat("X: x\n", 1000), ""},
+		{"1,001 fields", strings.Repeat("X: x\n", 1001), "554 5.6.0"},
+		{"1,001 fields in the body", "\n" + strings.Repeat("X: x\n", 1001), ""},
+		{"largest header", "X:" + strings.Repeat("x", DefaultMaxHeader-4) + "\n\nb\n", ""},
+		{"header one octet larger", "X:" + strings.Repeat("x", DefaultMaxHeader-3) + "\n\nb\n", "552 5.3.4"},
+		{"header without an end", "X:" + strings.Repeat("x", 1<<20), "552 5.3.4"},
+		{"large body", "X: x\n\n" + strings.Repeat("x", 1<<20), ""},
+		{"large first line of a body", strings.Repeat("x", 1<<20), "552 5.3.4"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			in := lines(tt.in)
+			p, err := Prepare(strings.NewReader(in), options)
+			if tt.want == "" {
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got, err := io.ReadAll(p); err != nil || !bytes.HasSuffix(got, []byte(in)) {
+					t.Fatalf("the message changed, err %v", err)
+				}
+				return
+			}
+			var refused *smtp.Error
+			if !errors.As(err, &refused) {
+				t.Fatalf("err = %v, want a refusal", err)
+			}
+			if got := refused.Reply.String(); !strings.HasPrefix(got, tt.want+" ") {
+				t.Errorf("reply %q, want %s", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestPrepareSourceErrors(t *testing.T) {
+	t.Parallel()
+	broken := errors.New("connection reset")
+	for _, head := range []string{"", "Subj", "Subject: x\r\n", "Subject: x\r\n\r\nbody"} {
+		r := io.MultiReader(strings.NewReader(head), iotest.ErrReader(broken))
+		p, err := Prepare(r, options)
+		if err == nil {
+			_, err = io.Copy(io.Discard, p)
+		}
+		if !errors.Is(err, broken) {
+			t.Errorf("after %q: err = %v, want %v", head, err, broken)
+		}
+	}
+}
+
+func TestReceived(t *testing.T) {
+	t.Parallel()
+	with := func(change func(*Options)) Options {
+		o := options
+		change(&o)
+		return o
+	}
+	tests := []struct {
+		name string
+		opt  Options
+		want string // a part of the field
+	}{
+		{"literal", with(func(o *Options) { o.Hello = "[IPv6:2001:db8::1]" }), "from [IPv6:2001:db8::1] ([192.0.2.7])"},
+		{"literal v4", with(func(o *Options) { o.Hello = "[192.0.2.1]" }), "from [192.0.2.1] ([192.0.2.7])"},
+		{"v4 in v6", with(func(o *Options) { o.Client = netip.MustParseAddr("::ffff:192.0.2.9") }), "([192.0.2.9])"},
+		{"v6 client with zone", with(func(o *Options) { o.Client = netip.MustParseAddr("fe80::1%eth0") }), "([IPv6:fe80::1])"},
+		{"hidden", with(func(o *Options) { o.HideClient = true }), "Received: from unknown\r\n\tby"},
+		{"clear", with(func(o *Options) { o.TLS = "" }), "with ESMTPA id"},
+		{"clear, nobody", with(func(o *Options) { o.TLS, o.Authenticated = "", false }), "with ESMTP id"},
+		{"utf8", with(func(o *Options) { o.UTF8 = true }), "with UTF8SMTPSA id"},
+		{"comment", with(func(o *Options) { o.TLS = `x)\(` + "\x1b\r\n" }), `(x\)\\\(???)`},
+	}
+	for _, hello := range []string{"", "a b", "x\x1b[2J", "a\r\nX: y", "(c)", "a_b", "-a", "a..b", "a.", "[::1]", "[IPv6:1.2.3.4]", "[1.2.3.4", "[IPv6:fe80::1%e]", "bücher.example", strings.Repeat("a.", 200) + "a", strings.Repeat("a", 64)} {
+		tests = append(tests, struct {
+			name string
+			opt  Options
+			want string
+		}{"hello " + hello, with(func(o *Options) { o.Hello = hello }), "from unknown ([192.0.2.7])"})
+	}
+	for _, tt := range tests {
+		if got := string(appendReceived(nil, tt.opt)); !strings.Contains(got, tt.want) {
+			t.Errorf("%s: %q lacks %q", tt.name, got, tt.want)
+		}
+	}
+}
+
+// A13: nothing that a client can choose makes Received more than one field.
+func TestA13ReceivedIsOneField(t *testing.T) {
+	t.Parallel()
+	for c := range 256 {
+		o := options
+		o.Hello = "a" + string([]byte{byte(c)}) + "b"
+		o.TLS = o.Hello
+		field := appendReceived(nil, o)
+		if n := bytes.Count(field, []byte("\r\n")) - bytes.Count(field, []byte("\r\n\t")); n != 1 {
+			t.Errorf("octet %#x: %q", c, field)
+		}
+		rest := strings.NewReplacer("\r\n\t", "", "\r\n", "").Replace(string(field))
+		if i := strings.IndexFunc(rest, func(r rune) bool { return r < ' ' || r > '~' }); i >= 0 {
+			t.Errorf("octet %#x: %q", c, field)
+		}
+	}
+}
