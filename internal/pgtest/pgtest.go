@@ -18,6 +18,8 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -40,7 +42,7 @@ const patience = time.Minute
 // New returns a database with the whole schema and no rows.
 func New(t testing.TB) *DB {
 	t.Helper()
-	return clone(t, shared, schema)
+	return clone(t, shared, sharedSchema)
 }
 
 // Empty returns a database without a schema.
@@ -196,18 +198,28 @@ func (c cluster) run(ctx context.Context, address string, do func(*pgx.Conn) err
 	return do(conn)
 }
 
+// create copies the template file by file, which before PostgreSQL 15 was the
+// only way and is three times as fast as the way through the log.
 func (c cluster) create(ctx context.Context, name, template string) error {
-	return c.exec(ctx, fmt.Sprintf("create database %s template %s", name, template))
-}
-
-func (c cluster) drop(ctx context.Context, name string) error {
-	return c.exec(ctx, fmt.Sprintf("drop database if exists %s with (force)", name))
-}
-
-func (c cluster) exec(ctx context.Context, sql string) error {
 	return c.run(ctx, c.admin, func(conn *pgx.Conn) error {
+		sql := fmt.Sprintf("create database %s template %s", name, template)
+		major, err := strconv.Atoi(majorRelease.FindString(conn.PgConn().ParameterStatus("server_version")))
+		if err == nil && major >= 15 {
+			sql += " strategy file_copy"
+		}
 		if _, err := conn.Exec(ctx, sql); err != nil {
 			return fmt.Errorf("%s: %w", sql, err)
+		}
+		return nil
+	})
+}
+
+var majorRelease = regexp.MustCompile(`^[0-9]+`)
+
+func (c cluster) drop(ctx context.Context, name string) error {
+	return c.run(ctx, c.admin, func(conn *pgx.Conn) error {
+		if _, err := conn.Exec(ctx, fmt.Sprintf("drop database if exists %s with (force)", name)); err != nil {
+			return fmt.Errorf("drop database %s: %w", name, err)
 		}
 		return nil
 	})

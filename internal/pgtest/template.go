@@ -38,9 +38,20 @@ var shared = sync.OnceValues(func() (cluster, error) {
 // bare is the template of a database without a schema.
 func bare(context.Context, cluster) (string, error) { return "template0", nil }
 
-// building keeps the tests of this process from waiting for each other in the
-// database.
-var building sync.Mutex
+// sharedSchema is schema on the shared server, looked for once.
+func sharedSchema(context.Context, cluster) (string, error) {
+	return sharedTemplate()
+}
+
+var sharedTemplate = sync.OnceValues(func() (string, error) {
+	c, err := shared()
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return schema(ctx, c)
+})
 
 // templateLock is the advisory lock, in the server's first database, of whoever
 // looks for the template or makes it.
@@ -55,8 +66,6 @@ func schema(ctx context.Context, c cluster) (name string, err error) {
 		return "", err
 	}
 	name = "postern_template_" + fingerprint[:16]
-	building.Lock()
-	defer building.Unlock()
 	err = c.run(ctx, c.admin, func(conn *pgx.Conn) error {
 		if _, err := conn.Exec(ctx, `select pg_advisory_lock($1)`, templateLock); err != nil {
 			return err
