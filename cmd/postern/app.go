@@ -120,3 +120,13 @@ func envMap(environ []string) map[string]string {
 func oneLine(s string) string {
 	return strings.Join(strings.Fields(s), " ")
 }
+
+// exactly wants n arguments; what names them in the error.
+func exactly(n int, what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != n {
+			return usagef("'%s' needs %s", cmd.CommandPath(), what)
+		}
+		return nil
+	}
+}

@@ -1,0 +1,66 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/spf13/cobra"
+
+	"postern/migrations"
+)
+
+func (a *app) migrateCmd() *cobra.Command {
+	var check bool
+	cmd := &cobra.Command{
+		Use:   "migrate",
+		Short: "bring the database's schema up to date",
+		Long: `Applies the migrations that the database lacks, each in a transaction of its
+own, under a lock: it is safe to run on several nodes at once. Migrations only go
+forward, and a running server of the version before keeps working.
+
+With --check nothing is changed: the exit status is 0 when the schema is current
+and 1 when it is not.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withDatabase(cmd.Context(), func(ctx context.Context, url string) error {
+				conn, err := connect(ctx, url)
+				if err != nil {
+					return err
+				}
+				defer conn.Close(context.WithoutCancel(ctx))
+				if check {
+					return a.checkSchema(ctx, conn)
+				}
+				return migrations.Apply(ctx, conn, func(line string) { fmt.Fprintln(a.stdout, line) })
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&check, "check", false, "change nothing; tell whether the schema is current")
+	return cmd
+}
+
+func (a *app) checkSchema(ctx context.Context, conn *pgx.Conn) error {
+	if err := requireSchema(ctx, conn); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(a.stdout, "the schema is current")
+	return err
+}
+
+// requireSchema returns an error that says what to do unless the schema is the
+// one that this binary was built for.
+func requireSchema(ctx context.Context, conn *pgx.Conn) error {
+	status, err := migrations.Check(ctx, conn)
+	if err != nil {
+		return fmt.Errorf("read the schema's version: %w", err)
+	}
+	if err := status.Err(); err != nil {
+		return err
+	}
+	if len(status.Pending) > 0 {
+		return errors.New("the database's schema is older than this program: run 'postern migrate'")
+	}
+	return nil
+}

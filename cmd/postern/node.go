@@ -1,0 +1,314 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postern/auth"
+	"postern/migrations"
+	"postern/relay/bounce"
+	"postern/relay/delivery"
+	"postern/relay/maillog"
+	"postern/relay/queue"
+	"postern/relay/route"
+	"postern/relay/submission"
+)
+
+// node is one running relay: everything that serve wires together.
+type node struct {
+	cfg      config
+	log      *slog.Logger
+	mail     *maillog.Logger
+	hostname string
+	name     string
+
+	pools     []*pgxpool.Pool
+	listeners []submission.Listener
+
+	queue   *queue.Queue
+	server  *submission.Server // nil with --only delivery
+	engine  *delivery.Engine   // nil with --only submission
+	bouncer *bounce.Bouncer    // nil with --only submission
+
+	stopNotices context.CancelFunc
+	notices     sync.WaitGroup
+}
+
+// buildNode opens what the node needs, in the order in which a wrong set-up is
+// easiest to explain, and starts nothing yet.
+func (a *app) buildNode(ctx context.Context, cfg config, url, only string, log *slog.Logger) (*node, error) {
+	n := &node{cfg: cfg, log: log, mail: maillog.New(log), stopNotices: func() {}}
+	var err error
+	if n.hostname, err = cfg.hostname(); err != nil {
+		return nil, err
+	}
+	if n.name = cfg.Node; n.name == "" {
+		n.name = n.hostname
+	}
+	var certs *submission.Certificates
+	if only != "delivery" {
+		if certs, err = n.certificates(); err != nil {
+			return nil, err
+		}
+	}
+	if err := n.checkDatabase(ctx, url, cfg.Database.Private != ""); err != nil {
+		return nil, err
+	}
+	ok := false
+	defer func() {
+		if !ok {
+			n.close()
+		}
+	}()
+	if only != "delivery" {
+		if err := n.listen(); err != nil {
+			return nil, err
+		}
+	}
+	if err := n.buildQueue(ctx, url); err != nil {
+		return nil, err
+	}
+	if only != "submission" {
+		if err := a.buildDelivery(ctx, n, url); err != nil {
+			return nil, err
+		}
+	}
+	if only != "delivery" {
+		if err := n.buildSubmission(ctx, url, certs); err != nil {
+			return nil, err
+		}
+	}
+	ok = true
+	return n, nil
+}
+
+// checkDatabase makes sure that the database answers, has this binary's schema and
+// keeps what it commits. A private database is migrated on the way.
+func (n *node) checkDatabase(ctx context.Context, url string, private bool) error {
+	conn, err := connect(ctx, url)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if private {
+		if err := migrations.Apply(ctx, conn, func(line string) { n.log.Info(line) }); err != nil {
+			return err
+		}
+	}
+	if err := requireSchema(ctx, conn); err != nil {
+		return err
+	}
+	return n.warnDurability(ctx, conn)
+}
+
+func (n *node) warnDurability(ctx context.Context, conn *pgx.Conn) error {
+	findings, err := queue.CheckServer(ctx, conn)
+	if err != nil {
+		return fmt.Errorf("read the database's settings: %w", err)
+	}
+	for _, f := range findings {
+		n.log.Error("the database may lose accepted mail", "setting", f.Setting, "value", f.Value, "advice", f.Advice)
+	}
+	return nil
+}
+
+func (n *node) certificates() (*submission.Certificates, error) {
+	if n.cfg.TLS.SelfSigned {
+		return submission.SelfSigned(n.hostname)
+	}
+	if n.cfg.TLS.Certificate == "" {
+		return nil, usagef("the configuration has no certificate: set certificate and key in [tls], or self_signed = true to try things out")
+	}
+	return submission.LoadCertificates(n.cfg.TLS.Certificate, n.cfg.TLS.Key, n.log)
+}
+
+func (n *node) listen() error {
+	for _, l := range n.cfg.Listeners {
+		ln, err := net.Listen("tcp", l.Address)
+		if err != nil {
+			return fmt.Errorf("cannot listen on %s: %w", l.Address, listenReason(err))
+		}
+		n.listeners = append(n.listeners, submission.Listener{
+			Net: ln, TLS: submission.TLSMode(l.TLS), NormalizeBareLF: l.NormalizeBareLF,
+		})
+	}
+	return nil
+}
+
+// listenReason is the system's word for it, with what to do about the usual ones.
+func listenReason(err error) error {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return errors.New("the address is in use by another program")
+	case errors.Is(err, syscall.EACCES):
+		return errors.New("ports below 1024 need root or CAP_NET_BIND_SERVICE")
+	}
+	var op *net.OpError
+	if errors.As(err, &op) {
+		var sys *os.SyscallError
+		if errors.As(op.Err, &sys) {
+			return sys.Err
+		}
+		return op.Err
+	}
+	return err
+}
+
+// pool opens a pool that the node closes at its end.
+func (n *node) pool(ctx context.Context, url, name string, maxConns int, change func(*pgxpool.Config)) (*pgxpool.Pool, error) {
+	p, err := openPool(ctx, url, name, maxConns, change)
+	if err == nil {
+		n.pools = append(n.pools, p)
+	}
+	return p, err
+}
+
+// shares splits the connections: checking passwords must go on while deliveries
+// storm, and committing while both do.
+func (n *node) shares() (enqueue, work, login int) {
+	total := n.cfg.Database.MaxConnections
+	enqueue, login = max(1, total/4), max(1, total/4)
+	return enqueue, max(2, total-enqueue-login), login
+}
+
+func (n *node) buildQueue(ctx context.Context, url string) error {
+	enqueue, work, _ := n.shares()
+	enqueuePool, err := n.pool(ctx, url, "enqueue", enqueue, queue.ConfigureEnqueuePool)
+	if err != nil {
+		return err
+	}
+	workPool, err := n.pool(ctx, url, "work", work, nil)
+	if err != nil {
+		return err
+	}
+	q := n.cfg.Queue
+	n.queue = queue.New(queue.Config{
+		EnqueuePool: enqueuePool, WorkPool: workPool, Node: n.name, Log: n.log,
+		Lifetime: time.Duration(q.Lifetime), DelayNotice: time.Duration(q.DelayNotice), History: time.Duration(q.History),
+		StrictGate: q.Gate == "strict", NoNotify: !q.Notify,
+	})
+	return nil
+}
+
+func (a *app) buildDelivery(ctx context.Context, n *node, url string) error {
+	sealer, err := a.sealer(n.cfg)
+	if err != nil {
+		return err
+	}
+	pool, err := n.pool(ctx, url, "routes", 1, nil)
+	if err != nil {
+		return err
+	}
+	d := n.cfg.Delivery
+	n.engine = delivery.New(delivery.Config{
+		Queue: n.queue, Routes: route.NewTable(route.NewStore(pool, sealer), 0), DNS: resolver(d.DNSServer),
+		Log: n.log, Events: n.mail, Hello: n.hostname, Self: n.ownAddresses(),
+		Connections: d.Connections, MXConnections: d.Connections, PerConnection: d.MessagesPerConn,
+		IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
+		MXPort: d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
+	})
+	n.bouncer = bounce.New(bounce.Config{Queue: n.queue, Hostname: n.hostname, Mail: n.mail, Log: n.log})
+	return nil
+}
+
+// resolver asks server, or the system's when it is empty.
+func resolver(server string) *net.Resolver {
+	if server == "" {
+		return net.DefaultResolver
+	}
+	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, network, server)
+	}}
+}
+
+func (n *node) ownAddresses() []netip.AddrPort {
+	var own []netip.AddrPort
+	for _, l := range n.listeners {
+		if addr, ok := l.Net.Addr().(*net.TCPAddr); ok {
+			own = append(own, addr.AddrPort())
+		}
+	}
+	return own
+}
+
+func (n *node) addresses() []string {
+	var list []string
+	for _, l := range n.listeners {
+		list = append(list, l.Net.Addr().String()+" "+string(l.TLS))
+	}
+	return list
+}
+
+func (n *node) buildSubmission(ctx context.Context, url string, certs *submission.Certificates) error {
+	_, _, login := n.shares()
+	pool, err := n.pool(ctx, url, "auth", login, nil)
+	if err != nil {
+		return err
+	}
+	verifier, err := auth.NewAuthenticator(auth.Config{
+		Store: auth.NewStore(pool), Permits: n.cfg.Auth.Permits, CacheTime: time.Duration(n.cfg.Auth.CacheTime), Log: n.log,
+	})
+	if err != nil {
+		return err
+	}
+	s := n.cfg.Submission
+	cfg := submission.Config{
+		Hostname: n.hostname, Listeners: n.listeners, Certificates: certs, Verifier: verifier,
+		Queue: n.queue, Log: n.mail, TempDir: s.SpoolDir, HideClient: !s.ShowClientAddress,
+		Limits: submission.Limits{
+			Connections: s.Connections, ConnectionsPerAddress: s.ConnectionsPerAddress,
+			Commands: s.Commands, BadCommands: s.BadCommands, FailedAuths: s.AuthFailures,
+			Recipients: s.Recipients, MessageSize: int64(s.MessageSize), HeaderSize: int(s.HeaderSize),
+			Session: time.Duration(s.SessionTime), Idle: time.Duration(s.IdleTime),
+			DataRate: int64(s.MinDataRate), Memory: int64(s.Memory), TempFiles: int64(s.Spool),
+		},
+	}
+	if n.engine != nil {
+		cfg.Handoff = n.engine
+	}
+	n.server, err = submission.New(cfg)
+	return err
+}
+
+// start begins the work of all parts but the listeners.
+func (n *node) start(ctx context.Context) error {
+	startCtx, cancel := context.WithTimeout(ctx, drainTime)
+	defer cancel()
+	if err := n.queue.Start(startCtx); err != nil {
+		return fmt.Errorf("start the queue: %w", err)
+	}
+	if n.engine != nil {
+		n.engine.Start()
+		noticeCtx, stop := context.WithCancel(context.Background())
+		n.stopNotices = stop
+		n.notices.Go(func() { n.bouncer.Run(noticeCtx) })
+	}
+	return nil
+}
+
+func (n *node) stopBouncer() {
+	n.stopNotices()
+	n.notices.Wait()
+}
+
+// close lets go of what buildNode opened.
+func (n *node) close() {
+	for _, l := range n.listeners {
+		_ = l.Net.Close()
+	}
+	for _, p := range n.pools {
+		p.Close()
+	}
+}

@@ -1,0 +1,41 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"os"
+	"strings"
+
+	"golang.org/x/term"
+)
+
+// maxSecret is the longest password that is read, in octets.
+const maxSecret = 1024
+
+// readSecret reads one line: a password never stands on a command line, where
+// every user of the machine could read it.
+func readSecret(r io.Reader) (string, error) {
+	if f, ok := r.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		b, err := term.ReadPassword(int(f.Fd()))
+		if err != nil {
+			return "", err
+		}
+		return checkSecret(string(b))
+	}
+	line, err := bufio.NewReader(io.LimitReader(r, maxSecret+2)).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", err
+	}
+	return checkSecret(strings.TrimRight(line, "\r\n"))
+}
+
+func checkSecret(s string) (string, error) {
+	switch {
+	case s == "":
+		return "", usagef("standard input holds no password: pipe one line in")
+	case len(s) > maxSecret:
+		return "", usagef("the password is longer than %d octets", maxSecret)
+	}
+	return s, nil
+}
