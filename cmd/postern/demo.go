@@ -1,0 +1,338 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/emersion/go-sasl"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"postern/auth"
+	"postern/internal/capture"
+	"postern/migrations"
+	"postern/relay/queue"
+	"postern/relay/route"
+	"postern/relay/smtp"
+)
+
+const (
+	demoUser  = "alice@example.com"
+	demoRcpt  = "bob@example.net"
+	demoLimit = time.Minute // for the one message to go in and come out
+)
+
+func (a *app) demoCmd() *cobra.Command {
+	var once bool
+	var dir string
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "try the whole thing out on this machine",
+		Long: `Starts a private PostgreSQL server in a folder of its own, adds a user, opens
+the listeners on loopback addresses with a certificate made for it, and forwards to a
+capture server that takes everything and sends nothing on. One message is
+submitted over STARTTLS with AUTH; its way is printed.
+
+Then it stays up for a mail client to try; --once ends after the delivery.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.demo(cmd.Context(), dir, once)
+		},
+	}
+	cmd.Flags().BoolVar(&once, "once", false, "end after the delivery")
+	cmd.Flags().StringVar(&dir, "dir", ".demo", "`folder` for the demo's files")
+	return cmd
+}
+
+// demo is one run of the demo.
+type demo struct {
+	app      *app
+	dir      string
+	config   string
+	password string
+	arrived  chan capture.Message
+	ports    [2]string // starttls, implicit
+}
+
+func (a *app) demo(ctx context.Context, dir string, once bool) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	d := &demo{app: a, dir: dir, config: filepath.Join(dir, "postern.toml"), arrived: make(chan capture.Message, 64)}
+	d.say("Starting a private PostgreSQL server in %s ...", filepath.Join(dir, "postgres"))
+	url, stopDatabase, err := privateDatabase(ctx, filepath.Join(dir, "postgres"))
+	if err != nil {
+		return err
+	}
+	defer stopDatabase()
+	sink, err := capture.Listen("127.0.0.1:0", d.take)
+	if err != nil {
+		return err
+	}
+	defer sink.Close()
+	if err := d.prepare(ctx, url, sink.Addr()); err != nil {
+		return err
+	}
+	return d.run(ctx, url, once)
+}
+
+func (d *demo) say(format string, args ...any) {
+	fmt.Fprintf(d.app.stdout, format+"\n", args...)
+}
+
+// take never blocks the capture server: only the first messages are looked at.
+func (d *demo) take(m capture.Message) {
+	select {
+	case d.arrived <- m:
+	default:
+	}
+}
+
+// prepare makes the schema, the user, the upstream, the route and the files.
+func (d *demo) prepare(ctx context.Context, url string, sink *net.TCPAddr) error {
+	conn, err := connect(ctx, url)
+	if err != nil {
+		return err
+	}
+	err = migrations.Apply(ctx, conn, nil)
+	_ = conn.Close(context.WithoutCancel(ctx))
+	if err != nil {
+		return err
+	}
+	pool, err := openPool(ctx, url, "demo", 2, nil)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	if err := d.provision(ctx, pool); err != nil {
+		return err
+	}
+	if err := d.routeTo(ctx, pool, sink); err != nil {
+		return err
+	}
+	if d.ports[0], err = freePort("5587"); err != nil {
+		return err
+	}
+	if d.ports[1], err = freePort("5465"); err != nil {
+		return err
+	}
+	if err := writeCertificate(d.dir); err != nil {
+		return err
+	}
+	return os.WriteFile(d.config, d.configText(), 0o600)
+}
+
+func (d *demo) provision(ctx context.Context, pool *pgxpool.Pool) error {
+	d.password = auth.GeneratePassword()
+	users := auth.NewStore(pool)
+	_, err := users.AddUser(ctx, auth.NewUser{Name: demoUser, Password: d.password, Senders: []string{"*@example.com"}})
+	if errors.Is(err, auth.ErrExists) { // from an earlier run
+		err = users.SetPassword(ctx, demoUser, d.password)
+	}
+	return err
+}
+
+// routeTo points the default route at this run's capture server.
+func (d *demo) routeTo(ctx context.Context, pool *pgxpool.Pool, sink *net.TCPAddr) error {
+	routes := route.NewStore(pool, nil)
+	rules, err := routes.ListRoutes(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range rules {
+		if err := routes.RemoveRoute(ctx, r.ID); err != nil {
+			return err
+		}
+	}
+	if err := routes.RemoveUpstream(ctx, "capture"); err != nil && !errors.Is(err, route.ErrNotFound) {
+		return err
+	}
+	up := route.Upstream{Name: "capture", Host: sink.IP.String(), Port: sink.Port, TLS: route.TLSNone}
+	if err := routes.AddUpstream(ctx, up); err != nil {
+		return err
+	}
+	_, err = routes.AddRoute(ctx, route.Rule{Upstreams: []string{"capture"}})
+	return err
+}
+
+func (d *demo) configText() []byte {
+	return fmt.Appendf(nil, `# Made by 'postern demo'; for the commands: postern --config %[1]s queue list
+hostname = "localhost"
+secret_key_file = "secret.key"
+[database]
+private = "postgres"
+[[listener]]
+address = "127.0.0.1:%[2]s"
+tls = "starttls"
+[[listener]]
+address = "127.0.0.1:%[3]s"
+tls = "implicit"
+[tls]
+certificate = "cert.pem"
+key = "key.pem"
+[log]
+level = "warn"
+`, d.config, d.ports[0], d.ports[1])
+}
+
+// freePort returns the wanted port of 127.0.0.1, or another one when it is taken.
+func freePort(want string) (string, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:"+want)
+	if err != nil {
+		if ln, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+			return "", err
+		}
+	}
+	defer ln.Close()
+	return strconv.Itoa(ln.Addr().(*net.TCPAddr).Port), nil
+}
+
+// run serves, sends the one message, shows its way, and stays unless once is set.
+func (d *demo) run(ctx context.Context, url string, once bool) error {
+	cfg, err := readConfig(d.config)
+	if err != nil {
+		return err
+	}
+	n, err := d.app.buildNode(ctx, cfg, url, "", newLogger(d.app.stderr, cfg.Log))
+	if err != nil {
+		return err
+	}
+	serveCtx, stop := context.WithCancel(ctx)
+	defer stop()
+	served := make(chan error, 1)
+	go func() { served <- n.run(serveCtx) }()
+
+	err = d.showOne(ctx, url)
+	if err == nil && !once {
+		d.settings()
+		select {
+		case <-ctx.Done():
+		case err := <-served:
+			return err
+		}
+	}
+	stop()
+	return errors.Join(err, <-served)
+}
+
+// showOne submits a message and prints what became of it.
+func (d *demo) showOne(ctx context.Context, url string) error {
+	ctx, cancel := context.WithTimeout(ctx, demoLimit)
+	defer cancel()
+	reply, err := d.submit(ctx)
+	if err != nil {
+		return fmt.Errorf("submit a message: %w", err)
+	}
+	d.say("Submitted over STARTTLS and AUTH PLAIN as %s; the relay says:\n  %s", demoUser, reply)
+	var got capture.Message
+	select {
+	case got = <-d.arrived:
+	case <-ctx.Done():
+		return errors.New("the message did not arrive at the capture server in time")
+	}
+	d.say("The capture server has it, from <%s> to <%s>:", got.From, got.To[0])
+	for line := range bytes.Lines(got.Data) {
+		d.say("  %s", printable(strings.TrimRight(string(line), "\r\n")))
+	}
+	id, err := queuedID(reply)
+	if err != nil {
+		return err
+	}
+	d.say("Its trace ('postern --config %s trace %s'):", d.config, id)
+	return d.app.traceWhenDone(ctx, url, id)
+}
+
+// submit sends one message as a mail client would.
+func (d *demo) submit(ctx context.Context) (smtp.Reply, error) {
+	pem, err := os.ReadFile(filepath.Join(d.dir, "cert.pem"))
+	if err != nil {
+		return smtp.Reply{}, err
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem)
+	conn, err := dialUntil(ctx, "127.0.0.1:"+d.ports[0])
+	if err != nil {
+		return smtp.Reply{}, err
+	}
+	c := smtp.NewClient(conn, smtp.ClientConfig{Hello: "localhost"})
+	defer c.Close()
+	if err := c.Greet(ctx); err != nil {
+		return smtp.Reply{}, err
+	}
+	if err := c.StartTLS(ctx, &tls.Config{ServerName: "localhost", RootCAs: roots}); err != nil {
+		return smtp.Reply{}, err
+	}
+	if err := c.Auth(ctx, sasl.NewPlainClient("", demoUser, d.password)); err != nil {
+		return smtp.Reply{}, err
+	}
+	from, _ := smtp.ParseAddress(demoUser)
+	to, _ := smtp.ParseAddress(demoRcpt)
+	body := "From: Alice <" + demoUser + ">\r\nTo: Bob <" + demoRcpt + ">\r\nSubject: Postern works\r\n\r\nThis message went the whole way.\r\n"
+	res := c.Send(ctx, smtp.Transaction{
+		Mail: smtp.MailCommand{From: from}, Rcpts: []smtp.RcptCommand{{To: to}},
+		Body: strings.NewReader(body), Size: int64(len(body)),
+	})
+	if res.Err != nil {
+		return smtp.Reply{}, res.Err
+	}
+	if !res.Replies[0].IsPositive() {
+		return smtp.Reply{}, fmt.Errorf("refused: %s", res.Replies[0])
+	}
+	return res.Replies[0], c.Quit(ctx)
+}
+
+// dialUntil tries until the listener of the server that starts meanwhile is there.
+func dialUntil(ctx context.Context, addr string) (net.Conn, error) {
+	var dialer net.Dialer
+	for {
+		conn, err := dialer.DialContext(ctx, "tcp", addr)
+		if err == nil {
+			return conn, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// queuedID takes the queue id out of "Ok: queued as ID".
+func queuedID(r smtp.Reply) (queue.ID, error) {
+	i := strings.LastIndexByte(r.Text, ' ')
+	id, err := parseID(r.Text[i+1:])
+	if err != nil {
+		return id, fmt.Errorf("no queue id in %q", r.Text)
+	}
+	return id, nil
+}
+
+func (d *demo) settings() {
+	d.say(`
+Settings for a mail client or a program:
+  server     127.0.0.1 (certificate for localhost and 127.0.0.1: %[1]s)
+  port       %[2]s with STARTTLS, or %[3]s with TLS
+  user       %[4]s
+  password   %[5]s
+  senders    any address at example.com
+For example:
+  curl --ssl-reqd --cacert %[1]s --url smtp://localhost:%[2]s --user '%[4]s:%[5]s' \
+       --mail-from %[4]s --mail-rcpt %[6]s --upload-file message.txt
+  postern --config %[7]s queue list
+Mail goes to the capture server and no further. Stop with Ctrl-C.`,
+		filepath.Join(d.dir, "cert.pem"), d.ports[0], d.ports[1], demoUser, d.password, demoRcpt, d.config)
+}
