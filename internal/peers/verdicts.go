@@ -1,0 +1,119 @@
+package peers
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+)
+
+// Answers are what a server says to RCPT, for each address (in lower case) one
+// reply after the other, as in "451 4.2.0 Greylisted". When they are used up the
+// address is accepted, except that a 5xx is never used up.
+type Answers map[string][]string
+
+// A verdictServer tells Postfix and Exim how to answer RCPT, and counts.
+// Postfix asks by its policy protocol, Exim by a line that holds the address.
+type verdictServer struct {
+	listener net.Listener
+	served   sync.WaitGroup
+
+	mu      sync.Mutex
+	answers Answers
+	asked   map[string]int
+	conns   map[net.Conn]struct{}
+}
+
+func startVerdicts(answers Answers) (*verdictServer, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("listen for verdicts: %w", err)
+	}
+	v := &verdictServer{listener: listener, answers: Answers{}, asked: map[string]int{}, conns: map[net.Conn]struct{}{}}
+	for address, replies := range answers {
+		v.answers[strings.ToLower(address)] = append([]string(nil), replies...)
+	}
+	v.served.Go(v.serve)
+	return v, nil
+}
+
+func (v *verdictServer) port() int { return v.listener.Addr().(*net.TCPAddr).Port }
+
+func (v *verdictServer) serve() {
+	for {
+		conn, err := v.listener.Accept()
+		if err != nil {
+			return // closed
+		}
+		v.mu.Lock()
+		v.conns[conn] = struct{}{}
+		v.mu.Unlock()
+		v.served.Go(func() {
+			v.talk(conn)
+			_ = conn.Close() // the peer has gone or broke the protocol
+			v.mu.Lock()
+			delete(v.conns, conn)
+			v.mu.Unlock()
+		})
+	}
+}
+
+// talk answers requests until the peer goes. A request is either name=value lines
+// up to an empty line, or one line with an address.
+func (v *verdictServer) talk(conn net.Conn) {
+	lines := bufio.NewScanner(conn)
+	recipient := ""
+	for lines.Scan() {
+		name, value, isAttribute := strings.Cut(lines.Text(), "=")
+		switch {
+		case name == "recipient":
+			recipient = value
+		case isAttribute:
+		case name == "": // the end of Postfix's attributes
+			action := v.next(recipient)
+			if action == "" {
+				action = "DUNNO"
+			}
+			if _, err := io.WriteString(conn, "action="+action+"\n\n"); err != nil {
+				return
+			}
+		default: // Exim reads to the end of the connection
+			_, _ = io.WriteString(conn, v.next(name))
+			return
+		}
+	}
+}
+
+// next is the reply to one more RCPT, or "" to accept.
+func (v *verdictServer) next(recipient string) string {
+	recipient = strings.ToLower(recipient)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.asked[recipient]++
+	left := v.answers[recipient]
+	if len(left) == 0 {
+		return ""
+	}
+	if !strings.HasPrefix(left[0], "5") {
+		v.answers[recipient] = left[1:]
+	}
+	return left[0]
+}
+
+func (v *verdictServer) count(recipient string) int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.asked[strings.ToLower(recipient)]
+}
+
+func (v *verdictServer) close() {
+	_ = v.listener.Close() // ends serve
+	v.mu.Lock()
+	for conn := range v.conns {
+		_ = conn.Close()
+	}
+	v.mu.Unlock()
+	v.served.Wait()
+}
