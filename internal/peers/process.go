@@ -76,18 +76,20 @@ func startProcess(argv, env []string, output string, uid int) (*process, error) 
 	return p, nil
 }
 
-// stop ends the server and waits for it; what does not obey is killed.
+// stop ends the server and waits for it; what does not obey is killed. It may be
+// called again.
 func (p *process) stop() {
+	leader := p.leader()
 	_ = p.alive.Close() // tells the supervisor
 	select {
 	case <-p.ended:
 	case <-time.After(stopTimeout):
-		if pid := p.leader(); pid != 0 {
-			_ = syscall.Kill(-pid, syscall.SIGKILL) // may have ended meanwhile
-		}
-		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // likewise
-		<-p.ended
+		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // its process group
 	}
+	if leader != 0 { // normally nothing is left but children that have their signal already
+		_ = syscall.Kill(-leader, syscall.SIGKILL)
+	}
+	<-p.ended
 }
 
 // leader is the session that the server made for itself, or 0.
