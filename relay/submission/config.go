@@ -1,0 +1,150 @@
+package submission
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"postern/auth"
+	"postern/relay/maillog"
+	"postern/relay/queue"
+)
+
+// TLSMode says when a listener's connections become TLS.
+type TLSMode string
+
+const (
+	STARTTLS TLSMode = "starttls" // clear until STARTTLS (RFC 6409, port 587)
+	Implicit TLSMode = "implicit" // from the first octet (RFC 8314, port 465)
+)
+
+// Listener is one open socket and how its connections are treated.
+type Listener struct {
+	Net  net.Listener // closed by Shutdown
+	Name string       // for logs and traces; "": the address
+	TLS  TLSMode
+	// NormalizeBareLF takes a bare LF in message data for an end of line, for old
+	// devices. It is never an end of the data.
+	NormalizeBareLF bool
+}
+
+// Queue is where accepted messages go; relay/queue's Queue fits.
+type Queue interface {
+	Enqueue(ctx context.Context, m queue.Message, rcpts []queue.Recipient, body queue.Body, owned bool) (*queue.Delivery, error)
+	// Available is a cheap guess whether a commit would succeed now. It does no I/O.
+	Available() error
+}
+
+// Handoff takes committed messages from memory; relay/delivery's Engine fits.
+// Neither method blocks.
+type Handoff interface {
+	// Reserve asks whether a message of size octets would be taken. It holds
+	// nothing: a commit that fails needs no word.
+	Reserve(size int64) bool
+	Take(d *queue.Delivery)
+}
+
+// Config is all that a Server needs.
+type Config struct {
+	Hostname     string // our name in the greeting, EHLO and Received
+	Listeners    []Listener
+	Certificates *Certificates
+	Verifier     auth.Verifier
+	Queue        Queue
+	Handoff      Handoff         // nil: messages are born waiting for a claim
+	Log          *maillog.Logger // mail events; nil: nowhere
+	System       *slog.Logger    // trouble that belongs to no message; nil: slog.Default()
+	Limits       Limits
+	TempDir      string // for bodies beyond Limits.MemoryBody; "": the system's
+	HideClient   bool   // leave the client's name and address out of Received
+}
+
+// Limits bound what clients can make the server spend. Zero takes the default
+// named; there is no "unlimited".
+type Limits struct {
+	Connections           int // at once, all listeners: 5,000
+	ConnectionsPerAddress int // at once from one IPv4 address or IPv6 /64: 100
+	Handshakes            int // TLS handshakes at once: 256
+
+	Commands          int // since the greeting or the last accepted message, accepted RCPTs apart: 1,000
+	BadCommands       int // unknown, malformed or out of order, in a session: 20
+	FailedAuths       int // in a session: 3
+	RefusedRecipients int // in a session: 100
+
+	Recipients  int   // of a message, for users without a limit of their own: 100
+	MessageSize int64 // octets as received, ceiling for every user: 25 MiB
+	HeaderSize  int   // octets of the header section: 256 KiB
+
+	Session   time.Duration // from the connection on: 2 h
+	Login     time.Duration // from the connection to a successful AUTH: 5 min
+	Idle      time.Duration // for one command line: 5 min (RFC 5321 section 4.5.3.2.7)
+	Handshake time.Duration // 10 s
+	Write     time.Duration // for the client to take our replies: 1 min
+	DataRead  time.Duration // for the next octets of message data: 3 min
+	DataGrace time.Duration // before DataRate is asked for: 1 min
+	DataRate  int64         // octets/s of message data on average, at least: 500
+	Commit    time.Duration // waiting for the queue: 2 min
+
+	MemoryBody int64 // octets of a body kept in memory, beyond it a file: 1 MiB
+	Memory     int64 // octets of all bodies in memory: 256 MiB
+	TempFiles  int64 // octets of all bodies in temporary files: 4 GiB
+}
+
+// withDefaults returns l with zero values replaced by the defaults.
+func (l Limits) withDefaults() Limits {
+	def(&l.Connections, 5000)
+	def(&l.ConnectionsPerAddress, 100)
+	def(&l.Handshakes, 256)
+	def(&l.Commands, 1000)
+	def(&l.BadCommands, 20)
+	def(&l.FailedAuths, 3)
+	def(&l.RefusedRecipients, 100)
+	def(&l.Recipients, 100)
+	def(&l.MessageSize, 25<<20)
+	def(&l.HeaderSize, 256<<10)
+	def(&l.Session, 2*time.Hour)
+	def(&l.Login, 5*time.Minute)
+	def(&l.Idle, 5*time.Minute)
+	def(&l.Handshake, 10*time.Second)
+	def(&l.Write, time.Minute)
+	def(&l.DataRead, 3*time.Minute)
+	def(&l.DataGrace, time.Minute)
+	def(&l.DataRate, 500)
+	def(&l.Commit, 2*time.Minute)
+	def(&l.MemoryBody, 1<<20)
+	def(&l.Memory, 256<<20)
+	def(&l.TempFiles, 4<<30)
+	return l
+}
+
+func def[T int | int64 | time.Duration](v *T, d T) {
+	if *v == 0 {
+		*v = d
+	}
+}
+
+// check reports what makes a Config unusable.
+func (c *Config) check() error {
+	switch {
+	case c.Hostname == "":
+		return errors.New("submission: no hostname")
+	case len(c.Listeners) == 0:
+		return errors.New("submission: no listener")
+	case c.Certificates == nil:
+		return errors.New("submission: no certificate")
+	case c.Verifier == nil || c.Queue == nil:
+		return errors.New("submission: verifier and queue are required")
+	}
+	for _, l := range c.Listeners {
+		if l.Net == nil {
+			return fmt.Errorf("submission: listener %q is not open", l.Name)
+		}
+		if l.TLS != STARTTLS && l.TLS != Implicit {
+			return fmt.Errorf("submission: listener %q: tls is %q, want %q or %q", l.Name, l.TLS, STARTTLS, Implicit)
+		}
+	}
+	return nil
+}

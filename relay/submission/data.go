@@ -1,0 +1,203 @@
+package submission
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"postern/relay/maillog"
+	"postern/relay/message"
+	"postern/relay/queue"
+	"postern/relay/smtp"
+)
+
+// data is DATA (RFC 5321 section 4.1.1.4). Whatever becomes of the message, the
+// transaction is over: nothing of it is left for the next one.
+func (s *session) data(args string) smtp.Reply {
+	if r := s.dataRefusal(args); !r.IsZero() {
+		return s.refuseData(r)
+	}
+	defer func() { s.tx = nil }()
+	id := queue.NewID()
+	s.wire.reply(smtp.Intermediate(354, "End data with <CR><LF>.<CR><LF>"))
+	now := time.Now()
+	in := &input{r: s.reader.Data(smtp.DataOptions{NormalizeBareLF: s.listener.NormalizeBareLF}), max: s.maxSize()}
+	s.wire.rate, s.wire.idle = &pace{start: now}, false
+	body, facts, err := s.receive(in, id, now)
+	s.wire.rate = nil
+	if in.lost() {
+		s.dataLost(id, in.err)
+		return smtp.Reply{}
+	}
+	if err != nil {
+		return s.refuseMessage(id, err)
+	}
+	defer body.Drop()
+	return s.commit(id, now, body, facts)
+}
+
+// dataRefusal is why DATA is out of order.
+func (s *session) dataRefusal(args string) smtp.Reply {
+	switch {
+	case args != "":
+		return smtp.Permanent(501, 5, 4, "DATA takes no arguments")
+	case s.tx == nil:
+		return smtp.Permanent(503, 5, 1, "Need MAIL first")
+	case len(s.tx.rcpts) == 0 && s.tx.refused > 0:
+		return smtp.Permanent(554, 5, 1, "No valid recipients")
+	case len(s.tx.rcpts) == 0:
+		return smtp.Permanent(503, 5, 1, "Need RCPT first")
+	}
+	return smtp.Reply{}
+}
+
+// refuseData answers DATA that may not come now. A client that did not wait for
+// the reply (RFC 2920 section 3.1: DATA is the last of its group) has sent its
+// message already: whoever wrote that must not get it run as commands.
+func (s *session) refuseData(r smtp.Reply) smtp.Reply {
+	if s.reader.Buffered() > 0 {
+		s.violation("message data before the reply to DATA")
+		s.leave("early data", r)
+		return smtp.Reply{}
+	}
+	if s.wire.reply(r); s.wire.flush() != nil {
+		s.end("write failed")
+	}
+	if isBadCommand(r.Code) {
+		s.bad++
+	}
+	return smtp.Reply{}
+}
+
+// receive reads the message to its end, and repairs and spools it on the way: the
+// spooled copy is the only one. After an error that is not the connection's the
+// rest of the data has been read as well.
+func (s *session) receive(in *input, id queue.ID, now time.Time) (*body, *message.Facts, error) {
+	b, facts, err := s.spoolMessage(in, id, now)
+	if err != nil && in.err == nil {
+		in.skip()
+	}
+	if err == nil || in.err == io.EOF {
+		return b, facts, err
+	}
+	// The reader's own verdict (bare CR, bare LF, NUL) goes before what was made of
+	// the octets until then.
+	return nil, nil, in.err
+}
+
+func (s *session) spoolMessage(in *input, id queue.ID, now time.Time) (*body, *message.Facts, error) {
+	opt := message.Options{
+		ID: id.String(), Hostname: s.server.cfg.Hostname, Now: now,
+		Hello: s.hello, Client: s.peer.addr.Addr(), HideClient: s.server.cfg.HideClient,
+		TLS: s.secured, Authenticated: true, UTF8: s.tx.mail.UTF8,
+		MaxHeader: s.server.limits.HeaderSize,
+	}
+	if len(s.tx.rcpts) == 1 {
+		opt.For = s.tx.rcpts[0].Address
+	}
+	prepared, err := message.Prepare(in, opt)
+	if err != nil {
+		return nil, nil, err
+	}
+	b, err := s.server.spool.read(prepared)
+	if err != nil {
+		return nil, nil, err
+	}
+	return b, &prepared.Facts, nil
+}
+
+// commit hands the message to the queue and answers. The answer says 250 only
+// after a durable commit, which no disconnect and no shutdown cancels.
+func (s *session) commit(id queue.ID, now time.Time, b *body, facts *message.Facts) smtp.Reply {
+	m := s.message(id, now, b, facts)
+	tx, handoff := s.tx, s.server.cfg.Handoff
+	owned := handoff != nil && handoff.Reserve(b.Size())
+	ctx, cancel := context.WithTimeout(context.Background(), s.server.limits.Commit)
+	delivery, err := s.server.cfg.Queue.Enqueue(ctx, m, tx.rcpts, b, owned)
+	cancel()
+	if err != nil {
+		return s.refuseMessage(id, &smtp.Error{Reply: queueRefusal(err), Err: err})
+	}
+	s.wire.reply(smtp.OK(250, 0, 0, "Ok: queued as "+id.String()))
+	// Committed: it is delivered even if the reply cannot be written.
+	if delivery != nil {
+		handoff.Take(delivery)
+	}
+	s.messages++
+	s.commands = 0
+	s.server.counts.accepted.Add(1)
+	s.server.mail.Accepted(maillog.Accept{
+		ID: id.String(), User: s.user(), Sender: m.Sender, Recipients: len(tx.rcpts), Size: m.Size,
+		MessageID: m.MessageID, Client: s.peer.addr, Hello: s.hello, TLS: s.secured, Rule: tx.rule,
+	})
+	return smtp.Reply{}
+}
+
+func (s *session) message(id queue.ID, now time.Time, b *body, facts *message.Facts) queue.Message {
+	mail := &s.tx.mail
+	return queue.Message{
+		ID: id, UserID: s.identity.UserID, CredentialID: s.identity.CredentialID,
+		Sender: mail.From, Size: b.Size(), BodyType: mail.Body, UTF8: mail.UTF8,
+		Ret: mail.Ret, EnvID: mail.EnvID, MessageID: facts.MessageID, AcceptedAt: now,
+		ClientAddr: s.peer.addr.Addr(), ClientHello: s.hello, Listener: s.listener.Name, TLS: s.secured,
+	}
+}
+
+// refuseMessage is the one reply to a message that was read to its end.
+func (s *session) refuseMessage(id queue.ID, err error) smtp.Reply {
+	refusal, ok := asRefusal(err)
+	if !ok {
+		refusal = &smtp.Error{Reply: smtp.Temporary(451, 3, 0, "Internal error, try again later"), Err: err}
+	}
+	e := maillog.Refusal{
+		ID: id.String(), User: s.user(), Sender: s.tx.mail.From, Client: s.peer.addr,
+		Stage: smtp.StageDot, Reply: refusal.Reply,
+	}
+	if refusal.Reply.IsTemporary() {
+		e.Err = refusal.Err
+	}
+	s.server.mail.Refused(e)
+	s.server.counts.refusedMessages.Add(1)
+	if errors.Is(err, smtp.ErrDataOctets) {
+		s.server.counts.violations.Add(1)
+	}
+	return refusal.Reply
+}
+
+// dataLost ends a session whose message data did not come to its end: what still
+// comes is the rest of a body, never a command.
+func (s *session) dataLost(id queue.ID, err error) {
+	r := replyTimeout
+	switch {
+	case errors.Is(err, errShutdown):
+		r = replyShutdown
+	case errors.Is(err, errTooLarge):
+		r = errTooLarge.Reply
+	case !isTimeout(err):
+		s.end("disconnect in data")
+		r = smtp.Reply{}
+	}
+	s.server.counts.refusedMessages.Add(1)
+	s.server.mail.Refused(maillog.Refusal{
+		ID: id.String(), User: s.user(), Sender: s.tx.mail.From, Client: s.peer.addr,
+		Stage: smtp.StageBody, Reply: r, Err: err,
+	})
+	if !r.IsZero() {
+		s.leave("message data not finished", r)
+	}
+}
+
+// queueRefusal is the reply to trouble with the queue, which is never permanent.
+func queueRefusal(err error) smtp.Reply {
+	if refusal, ok := asRefusal(err); ok && refusal.Reply.IsTemporary() {
+		return refusal.Reply
+	}
+	return smtp.Temporary(451, 3, 0, "Cannot store the message now, try again later")
+}
+
+func asRefusal(err error) (*smtp.Error, bool) {
+	var refusal *smtp.Error
+	ok := errors.As(err, &refusal)
+	return refusal, ok
+}

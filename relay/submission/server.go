@@ -1,0 +1,179 @@
+package submission
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+
+	"postern/relay/maillog"
+	"postern/relay/smtp"
+)
+
+// Server is the listeners and their sessions.
+type Server struct {
+	cfg        Config
+	limits     Limits
+	log        *slog.Logger
+	mail       *maillog.Logger
+	listeners  []*listener
+	spool      *spool
+	peers      *peers
+	handshakes chan struct{} // semaphore
+	counts     counters
+
+	draining context.Context // ends when Shutdown begins
+	drain    context.CancelFunc
+	cutting  context.Context // ends when Shutdown has no more patience
+	cut      context.CancelFunc
+
+	mu       sync.Mutex
+	sessions map[*session]struct{}
+	running  sync.WaitGroup // accept loops, sessions and refusals
+}
+
+// listener is a Listener with what the server adds to it.
+type listener struct {
+	Listener
+	tls *tls.Config
+}
+
+// New makes a Server. Connections are taken once Serve is called.
+func New(cfg Config) (*Server, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg, limits: cfg.Limits.withDefaults(), sessions: make(map[*session]struct{})}
+	if s.log = cfg.System; s.log == nil {
+		s.log = slog.Default()
+	}
+	if s.mail = cfg.Log; s.mail == nil {
+		s.mail = maillog.New(nil)
+	}
+	s.spool = newSpool(s.limits, cfg.TempDir)
+	s.peers = newPeers(s.limits.Connections, s.limits.ConnectionsPerAddress)
+	s.handshakes = make(chan struct{}, s.limits.Handshakes)
+	s.draining, s.drain = context.WithCancel(context.Background())
+	s.cutting, s.cut = context.WithCancel(context.Background())
+	for _, l := range cfg.Listeners {
+		if l.Name == "" {
+			l.Name = l.Net.Addr().String()
+		}
+		s.listeners = append(s.listeners, &listener{Listener: l, tls: cfg.Certificates.serverConfig()})
+	}
+	return s, nil
+}
+
+// Serve takes connections on all listeners until Shutdown, and then returns nil.
+// It is called once. Trouble of a listener is waited out, never fatal.
+func (s *Server) Serve() error {
+	var loops sync.WaitGroup
+	s.mu.Lock()
+	if s.draining.Err() != nil {
+		s.mu.Unlock()
+		return nil
+	}
+	s.running.Add(len(s.listeners))
+	s.mu.Unlock()
+	for _, l := range s.listeners {
+		loops.Go(func() {
+			defer s.running.Done()
+			s.accept(l)
+		})
+	}
+	loops.Wait()
+	return nil
+}
+
+// Shutdown closes the listeners and tells idle sessions 421 4.3.2. A transaction
+// that is under way may end until ctx does; then its reads are cut. It returns
+// when every goroutine of the server has ended: only a commit that has begun,
+// which the queue and Limits.Commit bound, can make that later than ctx. The error
+// is ctx's when sessions had to be cut.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	s.drain()
+	for x := range s.sessions {
+		x.wire.interrupt(false)
+	}
+	s.mu.Unlock()
+	for _, l := range s.listeners {
+		_ = l.Net.Close() // nothing is to be saved of a listener
+	}
+
+	done := make(chan struct{})
+	go func() {
+		s.running.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		s.cut()
+		return nil
+	case <-ctx.Done():
+	}
+	s.cut()
+	s.mu.Lock()
+	for x := range s.sessions {
+		x.wire.interrupt(true)
+	}
+	s.mu.Unlock()
+	<-done
+	return ctx.Err()
+}
+
+// open begins a session in a goroutine of its own, unless the server is going down.
+func (s *Server) open(l *listener, conn net.Conn, peer peer) bool {
+	x := newSession(s, l, conn, peer)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining.Err() != nil {
+		return false
+	}
+	s.sessions[x] = struct{}{}
+	s.running.Go(func() {
+		defer s.closed(x)
+		x.run()
+	})
+	return true
+}
+
+func (s *Server) closed(x *session) {
+	s.peers.leave(x.peer)
+	s.mu.Lock()
+	delete(s.sessions, x)
+	s.mu.Unlock()
+}
+
+// errBusy says that too many handshakes are under way.
+var errBusy = errors.New("too many TLS handshakes at once")
+
+// secure runs the server's side of a TLS handshake. The connection is closed on
+// failure (RFC 3207 section 4.1 leaves no way back to a clear session).
+func (s *Server) secure(l *listener, conn net.Conn) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(s.draining, s.limits.Handshake)
+	defer cancel()
+	select {
+	case s.handshakes <- struct{}{}:
+		defer func() { <-s.handshakes }()
+	case <-ctx.Done():
+		_ = conn.Close()
+		return nil, errBusy
+	}
+	secured := tls.Server(conn, l.tls)
+	if err := secured.HandshakeContext(ctx); err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return secured, nil
+}
+
+// Replies that belong to the connection and not to a command.
+var (
+	replyShutdown = smtp.Temporary(421, 3, 2, "Service is shutting down")
+	replyTimeout  = smtp.Temporary(421, 4, 2, "Timeout, closing connection")
+	replyTooMany  = smtp.Temporary(421, 7, 0, "Too many connections, try again later")
+	replyFault    = smtp.Temporary(421, 3, 0, "Internal error, try again later")
+)

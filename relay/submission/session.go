@@ -1,0 +1,318 @@
+package submission
+
+import (
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"runtime/debug"
+	"time"
+
+	"postern/auth"
+	"postern/relay/maillog"
+	"postern/relay/queue"
+	"postern/relay/smtp"
+)
+
+// session is one client's connection, from the greeting to the close. Its methods
+// run in one goroutine.
+//
+// What it may do next follows from four facts: secured (TLS), greeted (EHLO or
+// HELO), identity (AUTH) and tx (MAIL).
+type session struct {
+	server   *Server
+	listener *listener
+	peer     peer
+	wire     *wire
+	reader   *smtp.Reader
+	started  time.Time
+
+	secured  string // TLS facts, "" in clear
+	hello    string // what the client calls itself, "" before EHLO or HELO
+	esmtp    bool   // it was EHLO
+	identity *auth.Identity
+	tx       *transaction // nil outside a mail transaction
+
+	commands int // since the greeting or the last accepted message
+	bad      int
+	failures int // of AUTH
+	refused  int // recipients
+	messages int // accepted
+	first    bool
+	ended    string // why the session ends, "" while it goes on
+}
+
+// transaction is one message in the making: MAIL, and RCPTs.
+type transaction struct {
+	mail    smtp.MailCommand
+	rule    string // of the policy that allowed the sender
+	rcpts   []queue.Recipient
+	known   map[smtp.Address]struct{} // rcpts, for finding one named twice
+	refused int
+}
+
+func newSession(s *Server, l *listener, conn net.Conn, p peer) *session {
+	now := time.Now()
+	w := &wire{raw: conn, conn: conn, limits: &s.limits, end: now.Add(s.limits.Session)}
+	return &session{server: s, listener: l, peer: p, wire: w, reader: smtp.NewReader(w), started: now, first: true}
+}
+
+// run holds the session from the first octet to the last.
+func (s *session) run() {
+	defer s.close()
+	if s.listener.TLS == Implicit && !s.handshake() {
+		return
+	}
+	s.server.mail.SessionOpen(s.event())
+	// The greeting has no enhanced code (RFC 2034 section 4).
+	s.wire.reply(smtp.Reply{Code: 220, Text: s.server.cfg.Hostname + " ESMTP Postern"})
+	for s.ended == "" {
+		s.next()
+	}
+}
+
+// next reads one command and answers it.
+func (s *session) next() {
+	if s.tx == nil && s.server.draining.Err() != nil {
+		s.leave("shutdown", replyShutdown)
+		return
+	}
+	line, err := s.line()
+	if err != nil {
+		s.lineFailed(err)
+		return
+	}
+	if over := s.exhausted(); over != "" {
+		s.leave(over, smtp.Temporary(421, 7, 0, "Too many "+over+", closing connection"))
+		return
+	}
+	s.commands++
+	cmd, err := smtp.ParseCommand(line)
+	if err != nil {
+		s.misbehaved(err)
+		return
+	}
+	if len(line)+2 > smtp.MaxCommandLine && cmd.Verb != "AUTH" {
+		s.answer(cmd.Verb, smtp.Permanent(500, 5, 2, "Line too long"))
+		return
+	}
+	if s.first && isHTTP(cmd.Verb) {
+		// A browser that was led here (cross-protocol attack) must not go on to a
+		// body that holds SMTP commands.
+		s.violation("HTTP request")
+		s.leave("http", smtp.Temporary(421, 7, 0, "This is an SMTP server, closing connection"))
+		return
+	}
+	s.first = false
+	s.answer(cmd.Verb, s.dispatch(cmd))
+}
+
+// dispatch runs a command and returns its reply; the zero Reply says that it was
+// given already.
+func (s *session) dispatch(cmd smtp.Command) smtp.Reply {
+	if refusal := s.gate(cmd.Verb); !refusal.IsZero() {
+		return refusal
+	}
+	switch cmd.Verb {
+	case "EHLO":
+		return s.ehlo(cmd.Args)
+	case "HELO":
+		return s.helo(cmd.Args)
+	case "STARTTLS":
+		return s.startTLS(cmd.Args)
+	case "AUTH":
+		return s.auth(cmd.Args)
+	case "MAIL":
+		return s.mailFrom(cmd.Args)
+	case "RCPT":
+		return s.rcptTo(cmd.Args)
+	case "DATA":
+		return s.data(cmd.Args)
+	case "RSET":
+		return s.rset(cmd.Args)
+	case "NOOP":
+		return smtp.OK(250, 0, 0, "Ok")
+	case "VRFY":
+		return vrfy(cmd.Args)
+	case "HELP":
+		return smtp.OK(214, 0, 0, "Message submission as RFC 6409 has it: EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA")
+	case "QUIT":
+		return s.quit(cmd.Args)
+	case "EXPN", "TURN", "ETRN", "SEND", "SOML", "SAML", "BDAT":
+		return smtp.Permanent(502, 5, 1, "Command not implemented")
+	}
+	return smtp.Permanent(500, 5, 1, "Command not recognized")
+}
+
+// gate keeps clients that are not authenticated from every command that RFC 4954
+// section 6 does not leave to them.
+func (s *session) gate(verb string) smtp.Reply {
+	switch verb {
+	case "MAIL", "RCPT", "DATA", "VRFY", "EXPN", "TURN", "ETRN", "SEND", "SOML", "SAML", "BDAT":
+	default:
+		return smtp.Reply{}
+	}
+	switch {
+	case s.identity != nil:
+		return smtp.Reply{}
+	case s.secured == "":
+		return smtp.Permanent(530, 7, 0, "Must issue a STARTTLS command first")
+	}
+	return smtp.Permanent(530, 7, 0, "Authentication required")
+}
+
+// answer gives a reply to verb, counts what is wrong with it and sends what may
+// not wait for a read (RFC 2920 section 3.2: only MAIL, RCPT and RSET may, and the
+// reply to the final dot, which is no command).
+func (s *session) answer(verb string, r smtp.Reply) {
+	if !r.IsZero() {
+		s.wire.reply(r)
+		if verb != "RCPT" && isBadCommand(r.Code) {
+			s.bad++
+		}
+	}
+	switch verb {
+	case "MAIL", "RCPT", "RSET", "DATA":
+		return
+	}
+	if err := s.wire.flush(); err != nil {
+		s.end("write failed")
+	}
+}
+
+// isBadCommand tells the client's own mistakes from refusals of its mail.
+func isBadCommand(code int) bool {
+	switch code {
+	case 500, 501, 502, 503, 504, 530, 538, 555:
+		return true
+	}
+	return false
+}
+
+// misbehaved answers what is no command.
+func (s *session) misbehaved(err error) {
+	var refusal *smtp.Error
+	if !errors.As(err, &refusal) {
+		refusal = &smtp.Error{Reply: smtp.Permanent(500, 5, 2, "Syntax error")}
+	}
+	s.first = false
+	s.answer("", refusal.Reply)
+}
+
+// exhausted says which limit the session has used up.
+func (s *session) exhausted() string {
+	l := &s.server.limits
+	switch {
+	case s.failures >= l.FailedAuths:
+		return "failed authentications"
+	case s.bad >= l.BadCommands:
+		return "bad commands"
+	case s.refused >= l.RefusedRecipients:
+		return "refused recipients"
+	case s.commands >= l.Commands:
+		return "commands"
+	}
+	return ""
+}
+
+// line waits for a command line. AUTH may be long, and only before AUTH is done.
+func (s *session) line() ([]byte, error) {
+	limit := smtp.MaxCommandLine
+	if s.identity == nil {
+		limit = smtp.MaxAuthLine
+	}
+	s.await(s.tx == nil)
+	return s.reader.Line(limit)
+}
+
+// await sets how long the next line may take, and whether a shutdown ends the wait.
+func (s *session) await(idle bool) {
+	until := time.Now().Add(s.server.limits.Idle)
+	if login := s.started.Add(s.server.limits.Login); s.identity == nil && login.Before(until) {
+		until = login
+	}
+	s.wire.until, s.wire.idle = until, idle
+}
+
+// lineFailed ends the session, or answers a line that could be read to its end.
+func (s *session) lineFailed(err error) {
+	var refusal *smtp.Error
+	switch {
+	case errors.As(err, &refusal):
+		s.commands++
+		s.misbehaved(err)
+	case errors.Is(err, errShutdown):
+		s.leave("shutdown", replyShutdown)
+	case isTimeout(err):
+		s.leave("timeout", replyTimeout)
+	case errors.Is(err, smtp.ErrLineEndless):
+		s.leave("endless line", smtp.Temporary(421, 7, 0, "Line too long, closing connection"))
+	case errors.Is(err, io.EOF):
+		s.end("disconnect")
+	default:
+		s.end("connection lost")
+	}
+}
+
+// leave says r and ends the session.
+func (s *session) leave(why string, r smtp.Reply) {
+	s.end(why)
+	s.wire.reply(r)
+	if s.wire.flush() == nil {
+		s.wire.linger()
+	}
+}
+
+func (s *session) end(why string) {
+	if s.ended == "" {
+		s.ended = why
+	}
+}
+
+// violation counts and logs what no honest client does.
+func (s *session) violation(what string) {
+	s.server.counts.violations.Add(1)
+	s.server.log.Warn("protocol violation", "what", what, "client", s.peer.addr.String(), "listener", s.listener.Name)
+}
+
+// close ends the connection; a panic ends with it and stays in this session.
+func (s *session) close() {
+	if p := recover(); p != nil {
+		s.server.counts.panics.Add(1)
+		s.server.log.Error("session panicked", "client", s.peer.addr.String(), "panic", p, "stack", string(debug.Stack()))
+		s.end("panic")
+		s.wire.out = replyFault.Append(s.wire.out[:0])
+		_ = s.wire.flush() // the connection is closed in any case
+	}
+	if _, ok := s.wire.conn.(*tls.Conn); ok && s.ended != "write failed" {
+		_ = s.wire.conn.Close() // says close_notify and closes raw
+	}
+	_ = s.wire.raw.Close()
+	e := s.event()
+	e.Elapsed, e.Reason, e.Messages = time.Since(s.started), s.ended, s.messages
+	s.server.mail.SessionClosed(e)
+}
+
+// event is the session for the log.
+func (s *session) event() maillog.Session {
+	return maillog.Session{
+		Client: s.peer.addr, Listener: s.listener.Name,
+		Hello: s.hello, TLS: s.secured, User: s.user(),
+	}
+}
+
+func (s *session) user() string {
+	if s.identity == nil {
+		return ""
+	}
+	return s.identity.Name
+}
+
+// isHTTP reports the verb of an HTTP request line.
+func isHTTP(verb string) bool {
+	switch verb {
+	case "GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "CONNECT", "TRACE", "PATCH":
+		return true
+	}
+	return false
+}

@@ -1,0 +1,132 @@
+package submission
+
+import (
+	"strings"
+
+	"postern/policy"
+	"postern/relay/maillog"
+	"postern/relay/queue"
+	"postern/relay/smtp"
+)
+
+// mailFrom is MAIL (RFC 5321 section 4.1.1.2). What can be refused early is: the
+// size, the sender, and mail that there is no room or no database for.
+func (s *session) mailFrom(args string) smtp.Reply {
+	switch {
+	case s.hello == "":
+		return smtp.Permanent(503, 5, 1, "Send EHLO first")
+	case s.tx != nil:
+		return smtp.Permanent(503, 5, 1, "Sender already given, RSET or finish first")
+	}
+	mail, err := smtp.ParseMail(args)
+	if err != nil {
+		return s.refuse(smtp.StageMail, smtp.Address{}, syntaxError(err), "", nil)
+	}
+	if !s.esmtp && hasParameters(mail) {
+		return smtp.Permanent(555, 5, 4, "Parameters need EHLO")
+	}
+	tx := &transaction{mail: mail}
+	if r, rule, cause := s.judgeMail(tx); !r.IsZero() {
+		s.tx = tx // for the log
+		defer func() { s.tx = nil }()
+		return s.refuse(smtp.StageMail, smtp.Address{}, r, rule, cause)
+	}
+	s.tx = tx
+	return smtp.OK(250, 1, 0, "Ok")
+}
+
+// judgeMail returns the reply that refuses a transaction, or none.
+func (s *session) judgeMail(tx *transaction) (r smtp.Reply, rule string, cause error) {
+	if v := judgeSize(s.identity, tx.mail.Size, s.server.limits.MessageSize); !v.Allowed {
+		return v.Reply, v.Rule, nil
+	}
+	v := policy.Sender(*s.identity, tx.mail.From)
+	if !v.Allowed {
+		return v.Reply, v.Rule, nil
+	}
+	tx.rule = v.Rule
+	if err := s.server.cfg.Queue.Available(); err != nil {
+		return queueRefusal(err), "", err
+	}
+	if !s.server.spool.room(tx.mail.Size) {
+		return errFull.Reply, "", errFull
+	}
+	return smtp.Reply{}, "", nil
+}
+
+// hasParameters reports anything that is no part of MAIL in RFC 821.
+func hasParameters(m smtp.MailCommand) bool {
+	m.From = smtp.Address{}
+	return m != smtp.MailCommand{}
+}
+
+// rcptTo is RCPT (RFC 5321 section 4.1.1.3).
+func (s *session) rcptTo(args string) smtp.Reply {
+	if s.tx == nil {
+		return smtp.Permanent(503, 5, 1, "Need MAIL first")
+	}
+	tx := s.tx
+	rcpt, err := smtp.ParseRcpt(args, tx.mail.UTF8)
+	if err != nil {
+		return s.refuseRcpt(smtp.Address{}, syntaxError(err), "")
+	}
+	to := s.qualify(rcpt.To)
+	if _, twice := tx.known[to]; twice {
+		return smtp.OK(250, 1, 5, "Ok") // one copy for each recipient
+	}
+	if v := judgeRecipients(s.identity, len(tx.rcpts)+1, s.server.limits.Recipients); !v.Allowed {
+		return s.refuseRcpt(to, v.Reply, v.Rule)
+	}
+	if tx.known == nil {
+		tx.known = make(map[smtp.Address]struct{})
+	}
+	tx.known[to] = struct{}{}
+	tx.rcpts = append(tx.rcpts, queue.Recipient{
+		N: len(tx.rcpts), Address: to,
+		Notify: rcpt.Notify, ORcptType: rcpt.ORcptType, ORcpt: rcpt.ORcpt,
+	})
+	s.commands-- // bounded by the limit of recipients
+	return smtp.OK(250, 1, 5, "Ok")
+}
+
+// qualify gives "postmaster" without a domain ours (RFC 5321 section 4.1.1.3).
+func (s *session) qualify(a smtp.Address) smtp.Address {
+	if a.Domain == "" && strings.EqualFold(a.Local, "postmaster") {
+		a.Domain = s.server.cfg.Hostname
+	}
+	return a
+}
+
+// rset is RSET (RFC 5321 section 4.1.1.5).
+func (s *session) rset(args string) smtp.Reply {
+	if args != "" {
+		return smtp.Permanent(501, 5, 4, "RSET takes no arguments")
+	}
+	s.tx = nil
+	return smtp.OK(250, 0, 0, "Ok")
+}
+
+func (s *session) refuseRcpt(to smtp.Address, r smtp.Reply, rule string) smtp.Reply {
+	s.tx.refused++
+	s.refused++
+	s.server.counts.refusedRecipients.Add(1)
+	return s.refuse(smtp.StageRcpt, to, r, rule, nil)
+}
+
+// refuse logs a refusal of mail and returns its reply.
+func (s *session) refuse(stage smtp.Stage, to smtp.Address, r smtp.Reply, rule string, cause error) smtp.Reply {
+	e := maillog.Refusal{User: s.user(), Recipient: to, Client: s.peer.addr, Stage: stage, Reply: r, Rule: rule, Err: cause}
+	if s.tx != nil {
+		e.Sender = s.tx.mail.From
+	}
+	s.server.mail.Refused(e)
+	return r
+}
+
+// syntaxError is the reply to arguments that could not be parsed.
+func syntaxError(err error) smtp.Reply {
+	if refusal, ok := asRefusal(err); ok {
+		return refusal.Reply
+	}
+	return smtp.Permanent(501, 5, 4, "Syntax error in arguments")
+}

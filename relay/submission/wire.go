@@ -1,0 +1,167 @@
+package submission
+
+import (
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"postern/relay/smtp"
+)
+
+// errShutdown ends a wait because the server is going down.
+var errShutdown = errors.New("server is shutting down")
+
+// wire is a connection as its session sees it: replies are collected and leave in
+// one write before any read that may block (RFC 2920 section 3.2), and every wait
+// has a deadline. Only interrupt may be called from another goroutine.
+type wire struct {
+	raw    net.Conn // for deadlines and the final close
+	conn   net.Conn // what is read and written: raw, or TLS over it
+	limits *Limits
+	end    time.Time // of the session, whatever it does
+
+	out   []byte
+	until time.Time // for the line that is awaited
+	rate  *pace     // set while message data is read, instead of until
+	idle  bool      // a shutdown may end this wait at once
+
+	mu         sync.Mutex
+	drain, cut bool
+	waiting    bool // idle, as of the wait under way
+	armed      time.Time
+}
+
+// pace measures message data against the minimum rate.
+type pace struct {
+	start  time.Time
+	octets int64
+}
+
+// deadline is when the data read so far no longer keeps the pace.
+func (p *pace) deadline(now time.Time, l *Limits) time.Time {
+	due := p.start.Add(l.DataGrace + time.Duration(p.octets/l.DataRate)*time.Second)
+	if patience := now.Add(l.DataRead); patience.Before(due) {
+		return patience
+	}
+	return due
+}
+
+// Read implements io.Reader for smtp.Reader, which calls it only when what it has
+// buffered is not enough.
+func (w *wire) Read(p []byte) (int, error) {
+	if err := w.flush(); err != nil {
+		return 0, err
+	}
+	if err := w.arm(); err != nil {
+		return 0, err
+	}
+	n, err := w.conn.Read(p)
+	if w.rate != nil {
+		w.rate.octets += int64(n)
+	}
+	if err != nil && isTimeout(err) && w.interrupted() {
+		err = errShutdown
+	}
+	return n, err
+}
+
+// arm sets the deadline for the read that follows. It covers writes as well,
+// since TLS may write while it reads.
+func (w *wire) arm() error {
+	due := w.until
+	if w.rate != nil {
+		due = w.rate.deadline(time.Now(), w.limits)
+	}
+	if w.end.Before(due) {
+		due = w.end
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.waiting = w.idle
+	if w.cut || w.drain && w.waiting {
+		return errShutdown
+	}
+	if due.Equal(w.armed) {
+		return nil
+	}
+	w.armed = due
+	return w.raw.SetDeadline(due)
+}
+
+// interrupted reports that a shutdown ended the wait.
+func (w *wire) interrupted() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.cut || w.drain && w.waiting
+}
+
+// interrupt ends waits between transactions and, with cut, those inside them.
+func (w *wire) interrupt(cut bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.drain, w.cut = true, w.cut || cut
+	if w.cut || w.waiting {
+		w.armed = time.Time{}
+		// A failure means that the connection is gone, and so the wait is over.
+		_ = w.raw.SetReadDeadline(time.Unix(1, 0))
+	}
+	if w.cut {
+		_ = w.raw.SetWriteDeadline(time.Now().Add(lastWrite))
+	}
+}
+
+// reply collects a reply.
+func (w *wire) reply(r smtp.Reply) { w.out = r.Append(w.out) }
+
+// flush sends what is collected.
+func (w *wire) flush() error {
+	if len(w.out) == 0 {
+		return nil
+	}
+	if err := w.raw.SetWriteDeadline(time.Now().Add(w.patience())); err != nil {
+		return err
+	}
+	_, err := w.conn.Write(w.out)
+	if w.out = w.out[:0]; cap(w.out) > 4<<10 {
+		w.out = nil // an idle session holds little
+	}
+	return err
+}
+
+// patience is how long a write may take.
+func (w *wire) patience() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.armed = time.Time{} // the write has a deadline of its own
+	if w.cut {
+		return min(w.limits.Write, lastWrite)
+	}
+	return w.limits.Write
+}
+
+// lastWrite is what is left for a reply when a shutdown has no more patience.
+const lastWrite = time.Second
+
+// linger gives a peer that is still sending the time to read our last reply: a
+// close with unread octets would reset the connection and take the reply away.
+func (w *wire) linger() {
+	half, ok := w.conn.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil {
+		return
+	}
+	w.idle, w.rate = true, nil
+	w.until = time.Now().Add(time.Second)
+	if w.arm() != nil {
+		return
+	}
+	var sink [2 << 10]byte
+	for range 64 {
+		if _, err := w.raw.Read(sink[:]); err != nil {
+			return
+		}
+	}
+}
+
+func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
