@@ -1,0 +1,54 @@
+# Everything here runs in a fresh clone. The tools are Go 1.26 and what
+# internal/tools/install.sh adds.
+
+ARGS ?=
+FUZZTIME ?= 60s
+TESTTIME ?= 20m
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
+LDFLAGS := $(if $(VERSION),-X main.version=$(VERSION))
+
+.PHONY: help
+help: ## print the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: postgres build ## run the whole relay here and show one message; ARGS=--once ends after it
+	@bin/postern demo $(ARGS)
+
+.PHONY: build
+build: ## build bin/postern and bin/smtpbench
+	@go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+.PHONY: test
+test: lint postgres cc peers ## everything that CI runs: lint, then all tests under the race detector
+	@go run ./internal/tools/gotest -race -shuffle=on -count=1 -timeout $(TESTTIME) ./...
+
+.PHONY: lint
+lint: ## check the format, vet, staticcheck
+	@unformatted=$$(gofmt -l $$(go list -f '{{.Dir}}' ./...)); \
+	if [ -n "$$unformatted" ]; then echo "not formatted; run gofmt -w:"; echo "$$unformatted"; exit 1; fi
+	@go vet ./...
+	@go tool staticcheck ./...
+
+.PHONY: bench
+bench: postgres peers build ## measure the relay, and Postfix beside it when it can be had; ARGS are smtpbench's
+	@bin/smtpbench compare $(ARGS)
+
+.PHONY: soak
+soak: postgres peers ## the long tests, an hour or more: as test, with POSTERN_LONG=1
+	@POSTERN_LONG=1 go run ./internal/tools/gotest -shuffle=on -count=1 -timeout 4h ./...
+
+.PHONY: fuzz
+fuzz: postgres ## fuzz every target for FUZZTIME (60s)
+	@sh internal/tools/fuzz.sh $(FUZZTIME)
+
+# What the targets need, installed when it is missing.
+
+.PHONY: postgres cc peers
+postgres cc:
+	@sh internal/tools/install.sh $@
+
+# Foreign mail programs, unpacked into .cache/peers. Status 3: no package
+# manager here, so the tests that need them are skipped.
+peers:
+	@sh internal/peers/fetch.sh || test $$? -eq 3
