@@ -1,0 +1,69 @@
+package auth
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// ErrPattern is a sender pattern that cannot be one.
+var ErrPattern = errors.New("not a valid sender pattern")
+
+// CanonicalPattern returns the form in which a sender pattern is stored:
+//
+//	a@b     this address
+//	*@b     every address of the domain b
+//	*@*.b   every address of every domain below b, but not of b
+//
+// The domain becomes A-labels in lower case; ASCII letters of the local part
+// become lower case.
+func CanonicalPattern(pattern string) (string, error) {
+	local, domain, ok := strings.Cut(pattern, "@")
+	if !ok {
+		return "", fmt.Errorf("%w: %q has no @; use an address, *@domain or *@*.domain", ErrPattern, pattern)
+	}
+	if err := checkPatternLocal(local); err != nil {
+		return "", err
+	}
+	below := ""
+	if rest, ok := strings.CutPrefix(domain, "*."); ok {
+		if local != "*" {
+			return "", fmt.Errorf("%w: before @*. only * is possible", ErrPattern)
+		}
+		below, domain = "*.", rest
+	}
+	domain, err := canonicalDomain(domain)
+	if err != nil {
+		return "", fmt.Errorf("%w: %q is not a domain", ErrPattern, domain)
+	}
+	canonical := lowerASCII(local) + "@" + below + domain
+	if len(canonical) > 320 {
+		return "", fmt.Errorf("%w: longer than 320 octets", ErrPattern)
+	}
+	return canonical, nil
+}
+
+// checkPatternLocal takes "*" or an unquoted local part.
+func checkPatternLocal(local string) error {
+	if local == "*" {
+		return nil
+	}
+	odd := func(r rune) bool {
+		return !unicode.IsGraphic(r) || unicode.IsSpace(r) || strings.ContainsRune(`*"\()<>[],;:`, r)
+	}
+	if local == "" || !utf8.ValidString(local) || strings.ContainsFunc(local, odd) {
+		return fmt.Errorf("%w: %q is neither * nor a plain local part", ErrPattern, local)
+	}
+	return nil
+}
+
+func lowerASCII(s string) string {
+	return strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			return r + 'a' - 'A'
+		}
+		return r
+	}, s)
+}

@@ -1,0 +1,228 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"postern/internal/pgtest"
+)
+
+// cheap is a cost for tests that are not about the cost.
+var cheap = Cost{Memory: 64, Time: 1, Threads: 1}
+
+var home = netip.MustParseAddr("192.0.2.1")
+
+func testStore(t testing.TB) *Store {
+	s := NewStore(pgtest.New(t).Pool)
+	s.cost = cheap
+	return s
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestStoreAddUser(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	s := testStore(t)
+	got, err := s.AddUser(ctx, NewUser{Name: "Alice@Example.COM", Password: "secret", Senders: []string{"*@Example.com", "b@c"}, MaxSize: 5 << 30, MaxRcpts: 7})
+	must(t, err)
+	want := User{Name: "alice@example.com", Enabled: true, HasPassword: true, Senders: []string{"*@example.com", "b@c"}, MaxSize: 5 << 30, MaxRcpts: 7}
+	if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(User{}, "ID", "CreatedAt", "UpdatedAt")); diff != "" {
+		t.Error(diff)
+	}
+	refused := []struct {
+		user NewUser
+		want error
+	}{
+		{NewUser{Name: "ALICE@example.com."}, ErrExists},
+		{NewUser{Name: "a b"}, ErrName},
+		{NewUser{Name: "bob", Senders: []string{"nothing"}}, ErrPattern},
+		{NewUser{Name: "bob", Password: "a\nb"}, ErrPassword},
+		{NewUser{Name: "bob", Password: strings.Repeat("x", 1025)}, ErrPassword},
+	}
+	for _, tt := range refused {
+		if _, err := s.AddUser(ctx, tt.user); !errors.Is(err, tt.want) {
+			t.Errorf("%q: err = %v, want %v", tt.user.Name, err, tt.want)
+		}
+	}
+	if _, err := s.User(ctx, "bob"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a refused user exists: %v", err)
+	}
+}
+
+func TestStoreListPages(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	s := testStore(t)
+	for i := range 5 {
+		_, err := s.AddUser(ctx, NewUser{Name: fmt.Sprintf("u%d", i)})
+		must(t, err)
+	}
+	var got []string
+	for after := ""; ; {
+		page, err := s.ListUsers(ctx, after, 2)
+		must(t, err)
+		if len(page) == 0 {
+			break
+		}
+		for _, u := range page {
+			got = append(got, u.Name)
+		}
+		after = page[len(page)-1].Name
+	}
+	if diff := cmp.Diff([]string{"u0", "u1", "u2", "u3", "u4"}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestStoreUnknownUser(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	s := testStore(t)
+	for name, err := range map[string]error{
+		"password": s.SetPassword(ctx, "nobody", "x"),
+		"enabled":  s.SetEnabled(ctx, "nobody", false, ""),
+		"limits":   s.SetLimits(ctx, "nobody", 1, 1),
+		"sender":   s.AddSender(ctx, "nobody", "a@b"),
+		"remove":   s.RemoveSender(ctx, "nobody", "a@b"),
+	} {
+		if !errors.Is(err, ErrNotFound) {
+			t.Errorf("%s: err = %v", name, err)
+		}
+	}
+}
+
+// Every change raises the version, acts on an Authenticator whose cache is warm,
+// and is announced.
+func TestStoreChangesActOnAWarmCache(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	s := testStore(t)
+	_, err := s.AddUser(ctx, NewUser{Name: "alice", Password: "old"})
+	must(t, err)
+	a := newAuthenticator(s, cheap, Config{})
+	try := func(password string, want error) Identity {
+		t.Helper()
+		a.Invalidate() // as a notification or five seconds would
+		id, err := a.Verify(ctx, "alice", password, home)
+		if !errors.Is(err, want) {
+			t.Fatalf("password %q: err = %v, want %v", password, err, want)
+		}
+		return id
+	}
+	conn, err := s.pool.Acquire(ctx)
+	must(t, err)
+	defer conn.Release()
+	_, err = conn.Exec(ctx, "listen "+Channel)
+	must(t, err)
+	announced := func() {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		n, err := conn.Conn().WaitForNotification(ctx)
+		must(t, err)
+		if n.Payload == "" {
+			t.Error("no user id in the notification")
+		}
+	}
+
+	try("old", nil)
+	must(t, s.SetPassword(ctx, "ALICE", "new"))
+	announced()
+	try("old", ErrCredentials)
+	try("new", nil)
+	must(t, s.SetEnabled(ctx, "alice", false, "left\x00"))
+	announced()
+	try("new", ErrCredentials)
+	if u, _ := s.User(ctx, "alice"); u.Enabled || u.DisabledReason != "left\uFFFD" {
+		t.Errorf("user = %+v", u)
+	}
+	must(t, s.SetEnabled(ctx, "alice", true, ""))
+	announced()
+	must(t, s.AddSender(ctx, "alice", "*@X.example"))
+	must(t, s.AddSender(ctx, "alice", "*@x.example"))
+	must(t, s.SetLimits(ctx, "alice", 1000, 3))
+	id := try("new", nil)
+	want := Identity{UserID: id.UserID, CredentialID: id.CredentialID, Name: "alice", Senders: []string{"*@x.example"}, MaxSize: 1000, MaxRcpts: 3}
+	if diff := cmp.Diff(want, id); diff != "" || id.UserID == 0 || id.CredentialID == 0 {
+		t.Errorf("%s %+v", diff, id)
+	}
+	must(t, s.RemoveSender(ctx, "alice", "*@x.example"))
+	if err := s.RemoveSender(ctx, "alice", "*@x.example"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("removing it twice: %v", err)
+	}
+	if id := try("new", nil); len(id.Senders) != 0 {
+		t.Errorf("senders = %v", id.Senders)
+	}
+}
+
+func TestStoreExpiryAndNetworks(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	s := testStore(t)
+	_, err := s.AddUser(ctx, NewUser{Name: "alice", Password: "pw"})
+	must(t, err)
+	a := newAuthenticator(s, cheap, Config{})
+	tests := []struct {
+		set  string
+		peer string
+		want error
+	}{
+		{"allowed_networks = '{192.0.2.0/24,2001:db8::/32}'", "192.0.2.9", nil},
+		{"label = ''", "::ffff:192.0.2.9", nil},
+		{"label = ''", "2001:db8::9", nil},
+		{"label = ''", "198.51.100.1", ErrCredentials},
+		{"allowed_networks = '{}'", "198.51.100.1", nil},
+		{"expires_at = now() + interval '1 hour'", "192.0.2.1", nil},
+		{"expires_at = now()", "192.0.2.1", ErrCredentials},
+		{"expires_at = null, revoked_at = now()", "192.0.2.1", ErrCredentials},
+	}
+	for _, tt := range tests {
+		_, err := s.pool.Exec(ctx, "update credential set "+tt.set)
+		must(t, err)
+		a.Invalidate()
+		if _, err := a.Verify(ctx, "alice", "pw", netip.MustParseAddr(tt.peer)); !errors.Is(err, tt.want) {
+			t.Errorf("%s from %s: err = %v, want %v", tt.set, tt.peer, err, tt.want)
+		}
+	}
+}
+
+// Text that is hostile to SQL, or that Postgres could not store, is nobody's name.
+func TestStoreHostileNames(t *testing.T) {
+	t.Parallel()
+	s := testStore(t)
+	a := newAuthenticator(s, cheap, Config{})
+	for _, name := range []string{"' or 1=1--", "a\x00b", "\xff\xfe", strings.Repeat("x", 1<<20), "$1", "';drop table app_user;--"} {
+		if _, err := a.Verify(context.Background(), name, "pw", home); !errors.Is(err, ErrCredentials) {
+			t.Errorf("%.20q: err = %v, want ErrCredentials", name, err)
+		}
+	}
+}
+
+func TestStoreClosedPoolIsUnavailable(t *testing.T) {
+	t.Parallel()
+	s := testStore(t)
+	_, err := s.AddUser(context.Background(), NewUser{Name: "alice", Password: "pw"})
+	must(t, err)
+	a := newAuthenticator(s, cheap, Config{})
+	s.pool.Close()
+	for _, password := range []string{"pw", "wrong"} {
+		_, err := a.Verify(context.Background(), "alice", password, home)
+		if !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrCredentials) {
+			t.Errorf("err = %v, want ErrUnavailable", err)
+		}
+	}
+}
