@@ -1,0 +1,266 @@
+package migrations_test
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"strings"
+	"sync"
+	"testing"
+	"testing/fstest"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+
+	"postern/internal/pgtest"
+	"postern/migrations"
+)
+
+func folder(files map[string]string) fs.FS {
+	fsys := make(fstest.MapFS)
+	for name, text := range files {
+		fsys[name] = &fstest.MapFile{Data: []byte(text)}
+	}
+	return fsys
+}
+
+func set(t *testing.T, files map[string]string) []migrations.Migration {
+	t.Helper()
+	set, err := migrations.Load(folder(files))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return set
+}
+
+func connect(t *testing.T, db *pgtest.DB) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	return conn
+}
+
+func TestLoad(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name  string
+		files map[string]string
+		want  []string
+		err   string
+	}{
+		{"in order, with gaps", map[string]string{"0010_c.sql": "", "0001_a.sql": "", "0002_b_b.sql": "", "load.go": ""},
+			[]string{"0001_a", "0002_b_b", "0010_c"}, ""},
+		{"no number", map[string]string{"queue.sql": ""}, nil, "NNNN_name.sql"},
+		{"number 0", map[string]string{"0000_a.sql": ""}, nil, "start at 0001"},
+		{"number twice", map[string]string{"0001_a.sql": "", "0001_b.sql": ""}, nil, "same number"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			set, err := migrations.Load(folder(test.files))
+			if test.err != "" {
+				if err == nil || !strings.Contains(err.Error(), test.err) {
+					t.Errorf("error %v, want one with %q", err, test.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, m := range set {
+				got = append(got, m.String())
+			}
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestWalkFromEmpty applies this program's own files one by one, as releases
+// did, and all at once, and compares the schemas.
+func TestWalkFromEmpty(t *testing.T) {
+	t.Parallel()
+	all, err := migrations.All()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stepwise := connect(t, pgtest.Empty(t))
+	for i := range all {
+		var applied []string
+		log := func(line string) { applied = append(applied, line) }
+		if err := migrations.ApplySet(t.Context(), stepwise, all[:i+1], log); err != nil {
+			t.Fatal(err)
+		}
+		if want := []string{"applied migration " + all[i].String()}; !cmp.Equal(want, applied) {
+			t.Errorf("step %d logged %q, want %q", i, applied, want)
+		}
+	}
+	atOnce := connect(t, pgtest.Empty(t))
+	if err := migrations.Apply(t.Context(), atOnce, nil); err != nil {
+		t.Fatal(err)
+	}
+	want := schema(t, atOnce)
+	if len(want) == 0 {
+		t.Fatal("the schema is empty")
+	}
+	if diff := cmp.Diff(want, schema(t, stepwise)); diff != "" {
+		t.Errorf("-at once +step by step:\n%s", diff)
+	}
+	status, err := migrations.Check(t.Context(), atOnce)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(status.Applied) != len(all) || len(status.Pending) != 0 || status.Err() != nil {
+		t.Errorf("after all, the status is %+v", status)
+	}
+}
+
+// schema lists every column, and every index and constraint by its definition.
+func schema(t *testing.T, conn *pgx.Conn) []string {
+	t.Helper()
+	rows, err := conn.Query(t.Context(), `
+		select table_name || '.' || column_name || ' ' || data_type || ' ' || coalesce(column_default, '')
+		  from information_schema.columns where table_schema = 'public'
+		union all select indexdef from pg_indexes where schemaname = 'public'
+		union all select conrelid::regclass || ' ' || pg_get_constraintdef(oid)
+		  from pg_constraint where connamespace = 'public'::regnamespace
+		order by 1`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return lines
+}
+
+func TestApplyAgainChangesNothing(t *testing.T) {
+	t.Parallel()
+	conn := connect(t, pgtest.New(t))
+	log := func(line string) { t.Errorf("a migrated database logged %q", line) }
+	if err := migrations.Apply(t.Context(), conn, log); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestManyAtOnce(t *testing.T) {
+	t.Parallel()
+	db := pgtest.Empty(t)
+	all, err := migrations.All()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var applied []string
+	log := func(line string) {
+		mu.Lock()
+		defer mu.Unlock()
+		applied = append(applied, line)
+	}
+	var nodes sync.WaitGroup
+	for range 6 {
+		conn := connect(t, db)
+		nodes.Go(func() {
+			if err := migrations.Apply(t.Context(), conn, log); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	nodes.Wait()
+	if len(applied) != len(all) {
+		t.Errorf("%d nodes applied %q, want each of %d once", 6, applied, len(all))
+	}
+}
+
+func TestFailedFileLeavesNothing(t *testing.T) {
+	t.Parallel()
+	conn := connect(t, pgtest.Empty(t))
+	broken := set(t, map[string]string{
+		"0001_good.sql": "create table good (id integer);",
+		"0002_bad.sql":  "create table half (id integer);\n-- ünïcödé\ncreate table bad (id no_such_type);",
+	})
+	err := migrations.ApplySet(t.Context(), conn, broken, nil)
+	if err == nil || !strings.Contains(err.Error(), "0002_bad.sql:3:") {
+		t.Fatalf("error %v, want one that names file and line", err)
+	}
+	var tables string
+	err = conn.QueryRow(t.Context(),
+		`select string_agg(tablename, ' ' order by tablename) from pg_tables where schemaname = 'public'`).Scan(&tables)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "good schema_migration"; tables != want {
+		t.Errorf("tables %q, want %q", tables, want)
+	}
+	mended := append(broken[:1:1], set(t, map[string]string{"0002_bad.sql": "create table bad (id integer)"})...)
+	if err := migrations.ApplySet(t.Context(), conn, mended, nil); err != nil {
+		t.Errorf("after mending a file that was never applied: %v", err)
+	}
+}
+
+func TestDatabasesThatAreRefused(t *testing.T) {
+	t.Parallel()
+	applied := map[string]string{"0001_a.sql": "create table a ()", "0002_b.sql": "create table b ()"}
+	tests := []struct {
+		name    string
+		program map[string]string
+		want    error
+		names   string
+	}{
+		{"newer", map[string]string{"0001_a.sql": applied["0001_a.sql"], "0003_c.sql": "create table c ()"},
+			migrations.ErrNewer, "0002_b"},
+		{"changed text", map[string]string{"0001_a.sql": "create table a (id integer)", "0002_b.sql": applied["0002_b.sql"], "0003_c.sql": "create table c ()"},
+			migrations.ErrChanged, "0001_a"},
+		{"changed name", map[string]string{"0001_a.sql": applied["0001_a.sql"], "0002_x.sql": applied["0002_b.sql"], "0003_c.sql": "create table c ()"},
+			migrations.ErrChanged, "0002_b"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			conn := connect(t, pgtest.Empty(t))
+			if err := migrations.ApplySet(t.Context(), conn, set(t, applied), nil); err != nil {
+				t.Fatal(err)
+			}
+			program := set(t, test.program)
+			err := migrations.ApplySet(t.Context(), conn, program, nil)
+			if !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.names) {
+				t.Errorf("error %v, want %v with %s", err, test.want, test.names)
+			}
+			status, err := migrations.CheckSet(t.Context(), conn, program)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !errors.Is(status.Err(), test.want) {
+				t.Errorf("status says %v, want %v", status.Err(), test.want)
+			}
+			if len(status.Pending) != 1 || len(status.Applied) != 2 {
+				t.Errorf("pending %v, applied %v: something was changed", status.Pending, status.Applied)
+			}
+		})
+	}
+}
+
+func TestCheckOfAnUntouchedDatabase(t *testing.T) {
+	t.Parallel()
+	all, err := migrations.All()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := connect(t, pgtest.Empty(t))
+	status, err := migrations.Check(t.Context(), conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(status.Pending) != len(all) || len(status.Applied) != 0 || status.Err() != nil {
+		t.Errorf("status %+v, want %d pending", status, len(all))
+	}
+	if lines := schema(t, conn); len(lines) > 0 {
+		t.Errorf("checking made %q", lines)
+	}
+}
