@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // errNotRoot says why Postfix cannot run: its master starts as root only.
@@ -38,7 +40,11 @@ func (c Cache) runPostfix(ctx context.Context, spec postfixSpec) (*postfix, erro
 	if err != nil {
 		return nil, err
 	}
-	users, err := c.lendUsers(spec.dir, eximUID)
+	library, err := c.nssWrapper()
+	if err != nil {
+		return nil, err
+	}
+	users, err := lendUsers(spec.dir, library, eximUID, eximUID)
 	if err != nil {
 		return nil, err
 	}
@@ -82,6 +88,15 @@ func (c Cache) saslPlugins() string {
 	return strings.Join(found, ":")
 }
 
+// nssWrapper is the library that lends users to a program.
+func (c Cache) nssWrapper() (string, error) {
+	found, err := filepath.Glob(filepath.Join(c.root(), "usr/lib/*/libnss_wrapper.so"))
+	if err != nil || len(found) == 0 {
+		return "", fmt.Errorf("no libnss_wrapper.so in %s: %w", c.root(), fs.ErrNotExist)
+	}
+	return found[0], nil
+}
+
 // makePostfixDirs makes the queue as `postfix set-permissions` would leave it.
 func makePostfixDirs(dir string) error {
 	for _, d := range []struct {
@@ -96,8 +111,8 @@ func makePostfixDirs(dir string) error {
 		{"queue/deferred", 0o700, postfixUID, 0}, {"queue/flush", 0o700, postfixUID, 0},
 		{"queue/hold", 0o700, postfixUID, 0}, {"queue/incoming", 0o700, postfixUID, 0},
 		{"queue/private", 0o700, postfixUID, 0}, {"queue/saved", 0o700, postfixUID, 0},
-		{"queue/trace", 0o700, postfixUID, 0}, {"queue/maildrop", 0o730, postfixUID, postdropID},
-		{"queue/public", 0o710, postfixUID, postdropID},
+		{"queue/trace", 0o700, postfixUID, 0}, {"queue/maildrop", 0o730, postfixUID, postdropGID},
+		{"queue/public", 0o710, postfixUID, postdropGID},
 	} {
 		path := filepath.Join(dir, d.name)
 		if err := os.Mkdir(path, 0o755); err != nil {
@@ -191,7 +206,13 @@ func (c Cache) writePostfixConfig(spec postfixSpec, env []string) error {
 	for name, value := range main {
 		fmt.Fprintf(&text, "%s = %s\n", name, value)
 	}
-	if err := os.WriteFile(filepath.Join(conf, "main.cf"), []byte(text.String()), 0o644); err != nil {
+	mainFile := filepath.Join(conf, "main.cf")
+	if err := os.WriteFile(mainFile, []byte(text.String()), 0o644); err != nil {
+		return err
+	}
+	// Postfix waits until its configuration is two seconds old, lest it reads half.
+	before := time.Now().Add(-time.Minute)
+	if err := os.Chtimes(mainFile, before, before); err != nil {
 		return err
 	}
 	services := postfixServices

@@ -3,7 +3,6 @@ package peers
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -191,27 +190,23 @@ func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.It
 // Users that only our servers see, by libnss-wrapper: nothing of the machine
 // changes. The numbers are below 65,536, which user namespaces map as a rule.
 const (
-	eximUID    = 64200
-	postfixUID = 64201
-	postdropID = 64202
-	nobodyUID  = 64203
+	eximUID     = 64200
+	postfixUID  = 64201
+	postdropGID = 64202
+	nobodyUID   = 64203
 )
 
-// lendUsers writes the users into dir and returns the environment that lends them
-// to a program. exim is who Exim runs as.
-func (c Cache) lendUsers(dir string, exim int) ([]string, error) {
-	wrapper, err := filepath.Glob(filepath.Join(c.root(), "usr/lib/*/libnss_wrapper.so"))
-	if err != nil || len(wrapper) == 0 {
-		return nil, errors.Join(errors.New("libnss_wrapper.so is not in the cache"), err)
-	}
+// lendUsers writes users into dir and returns the environment that lends them to a
+// program by the library. The numbers are those of Exim's user and group.
+func lendUsers(dir, library string, uid, gid int) ([]string, error) {
 	passwd := "root:x:0:0::/:/bin/sh\n" +
-		fmt.Sprintf("Debian-exim:x:%d:%d::/:/bin/false\n", exim, exim) +
+		fmt.Sprintf("Debian-exim:x:%d:%d::/:/bin/false\n", uid, gid) +
 		fmt.Sprintf("postfix:x:%d:%d::/:/bin/false\n", postfixUID, postfixUID) +
 		fmt.Sprintf("nobody:x:%d:%d::/:/bin/false\n", nobodyUID, nobodyUID)
 	group := "root:x:0:\nmail:x:8:\n" +
-		fmt.Sprintf("Debian-exim:x:%d:\n", exim) +
+		fmt.Sprintf("Debian-exim:x:%d:\n", gid) +
 		fmt.Sprintf("postfix:x:%d:\n", postfixUID) +
-		fmt.Sprintf("postdrop:x:%d:\n", postdropID) +
+		fmt.Sprintf("postdrop:x:%d:\n", postdropGID) +
 		fmt.Sprintf("nogroup:x:%d:\n", nobodyUID)
 	for name, text := range map[string]string{"passwd": passwd, "group": group} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
@@ -219,7 +214,7 @@ func (c Cache) lendUsers(dir string, exim int) ([]string, error) {
 		}
 	}
 	return []string{
-		"LD_PRELOAD=" + wrapper[0],
+		"LD_PRELOAD=" + library,
 		"NSS_WRAPPER_PASSWD=" + filepath.Join(dir, "passwd"),
 		"NSS_WRAPPER_GROUP=" + filepath.Join(dir, "group"),
 	}, nil

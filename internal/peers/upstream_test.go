@@ -11,6 +11,7 @@ import (
 // upstreams are the servers that can stand behind us.
 var upstreams = map[string]func(testing.TB, UpstreamConfig) *Upstream{
 	"postfix": StartPostfix,
+	"exim":    StartExim,
 }
 
 func arrival(t *testing.T, u *Upstream) Message {
