@@ -1,0 +1,118 @@
+package smtp
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"net"
+	"sync"
+)
+
+// Send runs one transaction, pipelined when the server offers it. SIZE, BODY,
+// SMTPUTF8 and the DSN parameters are written only where offered, AUTH= only where
+// we have authenticated (RFC 4954 section 5). What the server cannot take is
+// answered for it, without a word on the wire, by a made-up reply: 552 5.3.4 for a
+// message over its SIZE, 554 5.6.3 for 8BITMIME (by MailCommand.Body), 553 5.6.7
+// for SMTPUTF8, this only for the recipients that need it unless the message does.
+//
+// The number of octets that Body gives must be Size, unless Size is 0: a message
+// that was cut short is never ended by a dot.
+func (c *Client) Send(ctx context.Context, tx Transaction) Result {
+	if len(tx.Rcpts) == 0 {
+		return Result{}
+	}
+	s := sending{c: c, ctx: ctx, tx: tx, replies: make([]Reply, len(tx.Rcpts))}
+	if c.closed || !c.ready {
+		return s.result(&StageError{Stage: StageMail, Err: net.ErrClosed})
+	}
+	if s.fit(); s.answered() {
+		return s.result(nil)
+	}
+	defer c.watch(ctx)()
+	s.outbox = outboxes.Get().(*outbox)
+	defer s.outbox.release()
+	return s.result(s.run())
+}
+
+// sending is one transaction in progress.
+type sending struct {
+	c       *Client
+	ctx     context.Context
+	tx      Transaction
+	replies []Reply
+	*outbox
+
+	utf8     bool // MAIL has SMTPUTF8
+	refused  bool // MAIL was
+	accepted int  // recipients accepted
+	begun    bool // DATA was answered by 354
+	dotSent  bool
+}
+
+// outbox is the memory that a transaction needs only while it runs.
+type outbox struct {
+	steps  []int
+	lines  []byte
+	block  [32 << 10]byte
+	writer blockWriter
+	buffer *bufio.Writer
+}
+
+var outboxes = sync.Pool{New: func() any {
+	o := new(outbox)
+	o.buffer = bufio.NewWriterSize(&o.writer, 32<<10)
+	return o
+}}
+
+func (o *outbox) release() {
+	o.writer = blockWriter{}
+	o.buffer.Reset(&o.writer)
+	outboxes.Put(o)
+}
+
+// run holds the conversation.
+func (s *sending) run() error {
+	if err := s.c.silent(s.ctx); err != nil {
+		if s.c.unasked() {
+			return s.c.interjection(s.ctx, StageMail)
+		}
+		return s.c.trouble(s.ctx, StageMail, err)
+	}
+	if err := s.envelope(); err != nil || !s.begun {
+		return err
+	}
+	if s.accepted == 0 {
+		return s.endEmpty()
+	}
+	if err := s.body(); err != nil {
+		return err
+	}
+	return s.end()
+}
+
+// result turns the end of the conversation into a Result. 421 answers everybody who
+// has no answer yet.
+func (s *sending) result(err error) Result {
+	if stage, ok := errors.AsType[*StageError](err); ok && !stage.Reply.IsZero() {
+		s.answer(stage.Reply)
+	}
+	return Result{Replies: s.replies, Err: err, DotSent: s.dotSent, DSN: s.c.offers("DSN")}
+}
+
+// answer gives reply to every recipient that has none yet.
+func (s *sending) answer(reply Reply) {
+	for i := range s.replies {
+		if s.replies[i].IsZero() {
+			s.replies[i] = reply
+		}
+	}
+}
+
+func (s *sending) answered() bool {
+	for i := range s.replies {
+		if s.replies[i].IsZero() {
+			return false
+		}
+	}
+	return true
+}
