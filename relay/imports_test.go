@@ -1,0 +1,257 @@
+package relay_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "postern/"
+
+// arrows says which of our packages each one may import. They point down the
+// list of the layout: submission, delivery and bounce meet in the queue's rows
+// and never import each other. A package that is not here, or an import that is
+// not here, is a decision to be made in this table.
+var arrows = map[string]string{
+	"auth":             "",
+	"policy":           "auth relay/smtp",
+	"relay":            "",
+	"relay/smtp":       "",
+	"relay/message":    "relay/smtp",
+	"relay/maillog":    "relay/smtp",
+	"relay/queue":      "relay/smtp",
+	"relay/submission": "relay/smtp relay/message relay/maillog auth policy relay/queue",
+	"relay/route":      "relay/smtp",
+	"relay/delivery":   "relay/smtp relay/queue relay/maillog relay/route",
+	"relay/bounce":     "relay/smtp relay/message relay/queue relay/maillog",
+	"relay/dkim":       "",
+	"admin":            "relay/queue",
+	"migrations":       "",
+
+	"cmd/postern":   "*",
+	"cmd/smtpbench": "relay/smtp internal/peers internal/pgserver",
+
+	"internal/pgserver":     "",
+	"internal/pgtest":       "internal/pgserver migrations",
+	"internal/smtptest":     "relay/smtp",
+	"internal/capture":      "relay/smtp",
+	"internal/peers":        "",
+	"internal/tools/gotest": "",
+}
+
+// never says what a package must not import from elsewhere, so that it stays
+// about what it is about. As for the go command, ... is whatever follows.
+var never = map[string]string{
+	"relay/smtp":       "github.com/jackc/... database/sql log log/slog net/smtp net/mail net/textproto github.com/emersion/...",
+	"relay/message":    "github.com/jackc/... database/sql log log/slog net",
+	"relay/queue":      "net/smtp net/mail net/http github.com/emersion/...",
+	"relay/submission": "github.com/jackc/... database/sql net/smtp net/mail net/textproto",
+	"relay/delivery":   "github.com/jackc/... database/sql net/smtp net/mail net/textproto",
+	"relay/bounce":     "github.com/jackc/... database/sql net net/smtp net/mail",
+	"policy":           "net",
+	"migrations":       "net log log/slog",
+}
+
+// noCalls says which functions and types of package net a package must not use
+// although it has a reason to import net.
+var noCalls = map[string]string{
+	"relay/smtp":  "Lookup Resolve DefaultResolver", // names are for its callers to resolve
+	"relay/queue": "Dial Listen Lookup Resolve DefaultResolver",
+}
+
+// tested are the packages that only tests, the demo and the benchmark use.
+const tested = "internal/"
+
+type pkg struct {
+	ImportPath   string
+	Dir          string
+	GoFiles      []string
+	Imports      []string
+	TestImports  []string
+	XTestImports []string
+}
+
+func (p pkg) name() string { return strings.TrimPrefix(p.ImportPath, module) }
+
+func packages(t *testing.T) []pkg {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Dir,GoFiles,Imports,TestImports,XTestImports", module+"...")
+	var complaint bytes.Buffer
+	cmd.Stderr = &complaint
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v: %s", err, &complaint)
+	}
+	var list []pkg
+	for lines := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p pkg
+		err := lines.Decode(&p)
+		if errors.Is(err, io.EOF) {
+			return list
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, p)
+	}
+}
+
+func TestArrows(t *testing.T) {
+	t.Parallel()
+	for _, p := range packages(t) {
+		for _, problem := range wrongArrows(p) {
+			t.Error(problem)
+		}
+	}
+}
+
+func wrongArrows(p pkg) (problems []string) {
+	allowed, known := arrows[p.name()]
+	if !known {
+		return []string{p.name() + " is not in the table of packages"}
+	}
+	if allowed == "*" {
+		return nil
+	}
+	for _, to := range ours(p.Imports) {
+		if !slices.Contains(strings.Fields(allowed), to) {
+			problems = append(problems, fmt.Sprintf("%s must not import %s", p.name(), to))
+		}
+	}
+	if p.name() == "relay" { // the tests of the whole
+		return problems
+	}
+	for _, to := range ours(slices.Concat(p.TestImports, p.XTestImports)) {
+		if to != p.name() && !strings.HasPrefix(to, tested) && !slices.Contains(strings.Fields(allowed), to) {
+			problems = append(problems, fmt.Sprintf("the tests of %s must not import %s", p.name(), to))
+		}
+	}
+	return problems
+}
+
+// ours are the imports of our own packages, by their names in the table.
+func ours(imports []string) (names []string) {
+	for _, path := range imports {
+		if name, ok := strings.CutPrefix(path, module); ok {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+func TestLeavesStayLeaves(t *testing.T) {
+	t.Parallel()
+	for _, p := range packages(t) {
+		for _, problem := range leaks(p) {
+			t.Error(problem)
+		}
+		for _, problem := range wrongCalls(t, p) {
+			t.Error(problem)
+		}
+	}
+}
+
+func leaks(p pkg) (problems []string) {
+	for _, path := range p.Imports {
+		for _, banned := range strings.Fields(never[p.name()]) {
+			below, tree := strings.CutSuffix(banned, "...")
+			if path == banned || tree && strings.HasPrefix(path, below) {
+				problems = append(problems, fmt.Sprintf("%s must not import %s", p.name(), path))
+			}
+		}
+	}
+	return problems
+}
+
+func wrongCalls(t *testing.T, p pkg) (problems []string) {
+	t.Helper()
+	banned := strings.Fields(noCalls[p.name()])
+	if len(banned) == 0 {
+		return nil
+	}
+	files := token.NewFileSet()
+	for _, name := range p.GoFiles {
+		file, err := parser.ParseFile(files, filepath.Join(p.Dir, name), nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, at := range usesOfNet(file, banned) {
+			problems = append(problems, fmt.Sprintf("%s: %s must not use this", files.Position(at), p.name()))
+		}
+	}
+	return problems
+}
+
+// usesOfNet finds net.X where X begins with one of the names.
+func usesOfNet(file *ast.File, names []string) (found []token.Pos) {
+	ast.Inspect(file, func(node ast.Node) bool {
+		selector, ok := node.(*ast.SelectorExpr)
+		if !ok {
+			return true
+		}
+		from, ok := selector.X.(*ast.Ident)
+		if !ok || from.Name != "net" {
+			return true
+		}
+		for _, name := range names {
+			if strings.HasPrefix(selector.Sel.Name, name) {
+				found = append(found, selector.Pos())
+			}
+		}
+		return true
+	})
+	return found
+}
+
+// TestTheRulesCanFail gives each rule something that breaks it.
+func TestTheRulesCanFail(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name string
+		pkg  pkg
+		want string
+	}{
+		{"up", pkg{ImportPath: module + "relay/delivery", Imports: []string{module + "relay/submission"}},
+			"relay/delivery must not import relay/submission"},
+		{"by its tests", pkg{ImportPath: module + "relay/bounce", XTestImports: []string{module + "relay/bounce", module + "internal/pgtest", module + "relay/delivery"}},
+			"the tests of relay/bounce must not import relay/delivery"},
+		{"test code in the product", pkg{ImportPath: module + "auth", Imports: []string{module + "internal/pgtest"}},
+			"auth must not import internal/pgtest"},
+		{"unknown", pkg{ImportPath: module + "util"}, "util is not in the table of packages"},
+		{"leak", pkg{ImportPath: module + "relay/smtp", Imports: []string{"bufio", "log/slog"}},
+			"relay/smtp must not import log/slog"},
+		{"leak of a whole module", pkg{ImportPath: module + "relay/delivery", Imports: []string{"github.com/jackc/pgx/v5/pgxpool"}},
+			"relay/delivery must not import github.com/jackc/pgx/v5/pgxpool"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			got := slices.Concat(wrongArrows(test.pkg), leaks(test.pkg))
+			if len(got) != 1 || got[0] != test.want {
+				t.Errorf("problems %q, want %q", got, test.want)
+			}
+		})
+	}
+}
+
+func TestUsesOfNetAreFound(t *testing.T) {
+	t.Parallel()
+	const source = "package p\nvar _ = net.LookupHost\nvar _ net.Conn\nvar _ = x.LookupHost\n"
+	file, err := parser.ParseFile(token.NewFileSet(), "p.go", source, parser.SkipObjectResolution)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if found := usesOfNet(file, []string{"Lookup"}); len(found) != 1 {
+		t.Errorf("found %d uses, want 1", len(found))
+	}
+}
