@@ -71,8 +71,7 @@ type submissionConfig struct {
 }
 
 type authConfig struct {
-	Permits   int      `toml:"permits"`
-	CacheTime duration `toml:"cache_time"`
+	Permits int `toml:"permits"`
 }
 
 type queueConfig struct {
@@ -110,7 +109,7 @@ func defaultConfig() config {
 			MinDataRate: 500, Memory: 128 << 20, Spool: 4 << 30,
 			ShowClientAddress: true,
 		},
-		Auth: authConfig{Permits: max(2, runtime.GOMAXPROCS(0)), CacheTime: duration(time.Minute)},
+		Auth: authConfig{Permits: max(2, runtime.GOMAXPROCS(0))},
 		Queue: queueConfig{
 			Gate: "local", Notify: true,
 			Lifetime:    duration(5 * 24 * time.Hour),

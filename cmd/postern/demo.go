@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -20,6 +22,7 @@ import (
 
 	"postern/auth"
 	"postern/internal/capture"
+	"postern/internal/pgserver"
 	"postern/migrations"
 	"postern/relay/queue"
 	"postern/relay/route"
@@ -58,6 +61,7 @@ Then it stays up for a mail client to try; --once ends after the delivery.`,
 type demo struct {
 	app      *app
 	dir      string
+	postgres string // the database's folder
 	config   string
 	password string
 	arrived  chan capture.Message
@@ -73,8 +77,9 @@ func (a *app) demo(ctx context.Context, dir string, once bool) error {
 		return err
 	}
 	d := &demo{app: a, dir: dir, config: filepath.Join(dir, "postern.toml"), arrived: make(chan capture.Message, 64)}
-	d.say("Starting a private PostgreSQL server in %s ...", filepath.Join(dir, "postgres"))
-	url, stopDatabase, err := privateDatabase(ctx, filepath.Join(dir, "postgres"))
+	d.postgres = postgresFolder(dir)
+	d.say("Starting a private PostgreSQL server in %s ...", d.postgres)
+	url, stopDatabase, err := privateDatabase(ctx, d.postgres)
 	if err != nil {
 		return err
 	}
@@ -88,6 +93,18 @@ func (a *app) demo(ctx context.Context, dir string, once bool) error {
 		return err
 	}
 	return d.run(ctx, url, once)
+}
+
+// postgresFolder is inside the demo's own folder, unless the user that runs
+// PostgreSQL for root may not enter that: then it is one beside other programs' data, the
+// same for each run.
+func postgresFolder(dir string) string {
+	inside := filepath.Join(dir, "postgres")
+	if pgserver.Reachable(inside) == nil {
+		return inside
+	}
+	sum := sha256.Sum256([]byte(dir))
+	return filepath.Join("/var/tmp", "postern-demo-"+hex.EncodeToString(sum[:6]))
 }
 
 func (d *demo) say(format string, args ...any) {
@@ -174,7 +191,7 @@ func (d *demo) configText() []byte {
 hostname = "localhost"
 secret_key_file = "secret.key"
 [database]
-private = "postgres"
+private = "%[4]s"
 [[listener]]
 address = "127.0.0.1:%[2]s"
 tls = "starttls"
@@ -186,7 +203,7 @@ certificate = "cert.pem"
 key = "key.pem"
 [log]
 level = "warn"
-`, d.config, d.ports[0], d.ports[1])
+`, d.config, d.ports[0], d.ports[1], d.postgres)
 }
 
 // freePort returns the wanted port of 127.0.0.1, or another one when it is taken.

@@ -257,12 +257,7 @@ func (n *node) buildSubmission(ctx context.Context, url string, certs *submissio
 	if err != nil {
 		return err
 	}
-	verifier, err := auth.NewAuthenticator(auth.Config{
-		Store: auth.NewStore(pool), Permits: n.cfg.Auth.Permits, CacheTime: time.Duration(n.cfg.Auth.CacheTime), Log: n.log,
-	})
-	if err != nil {
-		return err
-	}
+	verifier := auth.NewAuthenticator(auth.NewStore(pool), auth.Config{Permits: n.cfg.Auth.Permits, Log: n.log})
 	s := n.cfg.Submission
 	cfg := submission.Config{
 		Hostname: n.hostname, Listeners: n.listeners, Certificates: certs, Verifier: verifier,
