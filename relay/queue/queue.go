@@ -2,10 +2,12 @@ package queue
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -25,32 +27,143 @@ type Config struct {
 	Lifetime    time.Duration // 5 days: then a recipient fails
 	DelayNotice time.Duration // 4 h
 	History     time.Duration // 30 days
+	Budget      time.Duration // 60 s: how long the fate of a commit may stay unknown
 
 	StrictGate bool // mark rows before the final dot
 	NoNotify   bool // do without LISTEN and NOTIFY (poolers)
 }
 
 // Queue is one node's side of the queue.
-type Queue struct{}
+type Queue struct {
+	cfg   Config
+	log   *slog.Logger
+	clock clock
+
+	epochs  *epochs
+	commits *commits
+	settles *settles
+	gates   *gates
+	claims  *claims
+	signals *signals
+	sweeps  *sweeps
+	held    *held
+	faults  faults
+
+	entry    sync.RWMutex // guards closing against a submission that enters
+	closing  bool
+	inflight sync.WaitGroup // submissions in Enqueue
+	stop     context.CancelFunc
+	stopped  chan struct{} // closed when the background work ends
+	loops    sync.WaitGroup
+}
+
+// faults are places where tests make the database fail; nil does nothing.
+type faults struct {
+	beforeCommit, afterCommit func(*pgx.Conn) error
+	beforeSettle, afterSettle func(*pgx.Conn) error
+}
+
+func (c Config) withDefaults() Config {
+	set := func(d *time.Duration, value time.Duration) {
+		if *d <= 0 {
+			*d = value
+		}
+	}
+	set(&c.Heartbeat, 5*time.Second)
+	set(&c.Lease, 30*time.Second)
+	set(&c.Trust, 20*time.Second)
+	set(&c.ReapAfter, 15*time.Second)
+	set(&c.Poll, 2*time.Second)
+	set(&c.Lifetime, 5*24*time.Hour)
+	set(&c.DelayNotice, 4*time.Hour)
+	set(&c.History, 30*24*time.Hour)
+	set(&c.Budget, time.Minute)
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
 
 // New makes a Queue; Start begins its work.
-func New(cfg Config) *Queue { panic("not yet") }
+//
+// Of the pools it takes the connection settings, and connections for reading stored
+// bodies from WorkPool. Commits, settles, claims, the heartbeat and the listener use
+// connections of their own, at most nine, outside the pools' limits.
+func New(cfg Config) *Queue {
+	q := &Queue{cfg: cfg.withDefaults(), clock: bootClock{}, held: newHeld(), stopped: make(chan struct{})}
+	q.log = q.cfg.Log
+	q.epochs = &epochs{q: q, s: newSession(cfg.WorkPool, tuneWork), hurry: make(chan struct{}, 1)}
+	q.commits = newCommits(q)
+	q.settles = newSettles(q)
+	q.gates = &gates{q: q, s: newSession(cfg.WorkPool, tuneWork), asks: make(chan *gateAsk, 256)}
+	q.claims = newClaims(q)
+	q.signals = newSignals(q)
+	q.sweeps = newSweeps(q)
+	return q
+}
 
 // Start takes an epoch and begins the heartbeat, the committers, the settler, the
 // sweep and the listener. ctx bounds only the start.
-func (q *Queue) Start(ctx context.Context) error { return errors.New("not yet") }
+func (q *Queue) Start(ctx context.Context) error {
+	if err := q.epochs.take(ctx); err != nil {
+		return fmt.Errorf("start queue: %w", err)
+	}
+	background, stop := context.WithCancel(context.Background())
+	q.stop = stop
+	q.commits.start()
+	q.settles.done.Go(func() { q.settles.run(background) })
+	for _, run := range []func(context.Context){q.epochs.run, q.commits.voids.run, q.sweeps.run, q.signals.listen, q.signals.notify} {
+		q.loops.Go(func() { run(background) })
+	}
+	if q.cfg.StrictGate {
+		q.loops.Go(func() { q.gates.run(background) })
+	}
+	return nil
+}
+
+// enter admits a submission unless the queue is closing.
+func (q *Queue) enter() bool {
+	q.entry.RLock()
+	defer q.entry.RUnlock()
+	if q.closing {
+		return false
+	}
+	q.inflight.Add(1)
+	return true
+}
 
 // Close flushes what is settled, hands back what this node still owns, ends the
-// epoch and stops. Deliveries must have ended before.
-func (q *Queue) Close(ctx context.Context) error { return errors.New("not yet") }
-
-// Enqueue commits m durably in a group with others. With owned the recipients are
-// born owned by this node and returned as a Delivery, whose Body is body with one
-// more reference; otherwise they wait for any node's claim and the Delivery is
-// nil. ctx does not cancel a commit that has begun. An *Error has the reply for the client; after it
-// the message is not in the queue and never will be.
-func (q *Queue) Enqueue(ctx context.Context, m Message, rcpts []Recipient, body Body, owned bool) (*Delivery, error) {
-	panic("not yet")
+// epoch and stops. Deliveries must have ended before. ctx bounds it: a database that
+// does not answer leaves the rows to the reaper of another node.
+func (q *Queue) Close(ctx context.Context) error {
+	q.entry.Lock()
+	if q.closing {
+		q.entry.Unlock()
+		return nil
+	}
+	q.closing = true
+	q.entry.Unlock()
+	if q.stop == nil {
+		return nil
+	}
+	q.inflight.Wait()
+	q.commits.stop()
+	unflushed := context.AfterFunc(ctx, q.stop)
+	close(q.settles.last)
+	q.settles.done.Wait()
+	unflushed()
+	q.stop()
+	q.loops.Wait()
+	close(q.stopped)
+	err := q.sweeps.handBack(ctx)
+	if err == nil {
+		err = q.epochs.end(ctx)
+	}
+	q.claims.close()
+	if err != nil {
+		return fmt.Errorf("close queue: %w", err)
+	}
+	return nil
 }
 
 // ClaimRequest says how much work is wanted.
@@ -59,43 +172,3 @@ type ClaimRequest struct {
 	PerDestination int      // at most so many recipients of one domain
 	Busy           []string // domain keys that are not wanted now
 }
-
-// Claim takes recipients that are due, for this node's epoch. It is over when it
-// returns: nothing is held but the rows' owner. Small bodies come in memory,
-// larger ones are read from the database as they are sent.
-func (q *Queue) Claim(ctx context.Context, want ClaimRequest) ([]*Delivery, error) { panic("not yet") }
-
-// Wait returns when a Claim may find work: after a notification, when the next
-// row falls due, or after the poll interval.
-func (q *Queue) Wait(ctx context.Context) error { panic("not yet") }
-
-// Gate is called just before the final dot for recipients ns of d. An error means
-// that the epoch is no longer surely ours: the dot must not be sent.
-func (q *Queue) Gate(ctx context.Context, d *Delivery, ns []int) error { panic("not yet") }
-
-// Valid reports that epoch is this node's and still trusted.
-func (q *Queue) Valid(epoch int64) bool { panic("not yet") }
-
-// Settle hands over outcomes; they are written in batches, fenced by their epoch,
-// and tried again until they are written or fenced off. It blocks only while too
-// many outcomes wait.
-func (q *Queue) Settle(outcomes ...Outcome) { panic("not yet") }
-
-// Release gives recipients back without an attempt, due again after the wait.
-func (q *Queue) Release(d *Delivery, ns []int, wait time.Duration) { panic("not yet") }
-
-// ClaimNotices takes recipients whose sender is to be told something. Failed
-// recipients whose lifetime ended while they waited are among them.
-func (q *Queue) ClaimNotices(ctx context.Context, messages int) ([]*Notice, error) {
-	panic("not yet")
-}
-
-// EnqueueNotice commits the notice message and marks its recipients as told, in
-// one transaction fenced by the epoch. A nil body marks them told without a
-// message (null sender, NOTIFY=NEVER).
-func (q *Queue) EnqueueNotice(ctx context.Context, n *Notice, m Message, rcpt Recipient, body []byte) error {
-	panic("not yet")
-}
-
-// ReleaseNotice gives a notice back, due again after the wait.
-func (q *Queue) ReleaseNotice(n *Notice, wait time.Duration) { panic("not yet") }

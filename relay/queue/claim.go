@@ -1,0 +1,314 @@
+package queue
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"postern/relay/smtp"
+)
+
+const (
+	dueDomains   = 50_000           // domains that are remembered as due
+	dueRows      = 20_000           // rows that one look reads
+	claimDomains = 256              // domains that one claim asks for
+	dueOverlap   = 10 * time.Second // a look goes back so far: rows commit in no order
+	dueResync    = time.Minute      // how often a look starts from the beginning
+)
+
+// claims takes due rows for this node.
+//
+// A queue of a million rows is mostly one of rows that are not due, or of
+// destinations that take no more now, and a claim must not read past all of them each
+// time. So it goes in two steps. The look reads the due index in order of time from
+// where the last look ended, each row about once, and remembers the domains it met.
+// The claim takes the oldest rows of the domains that are wanted, in turn, each by its
+// own index range. docs/decisions/claim.md has the figures.
+type claims struct {
+	q *Queue
+	s *session
+
+	mu     sync.Mutex // one claim at a time; guards what follows and s
+	due    []string   // domains in turn
+	isDue  map[string]bool
+	cursor time.Time // of the last look, by the database's clock
+	after  string    // the domain at the cursor
+	resync time.Time // when the next look starts from the beginning
+
+	next struct {
+		sync.Mutex
+		at time.Time // when the next row falls due, by our clock; zero: unknown
+	}
+}
+
+func newClaims(q *Queue) *claims {
+	return &claims{q: q, s: newSession(q.cfg.WorkPool, tuneWork), isDue: make(map[string]bool)}
+}
+
+func (c *claims) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.s.close()
+}
+
+// nextDue is how long Wait may sleep.
+func (c *claims) nextDue(most time.Duration) time.Duration {
+	c.next.Lock()
+	defer c.next.Unlock()
+	if c.next.at.IsZero() {
+		return most
+	}
+	return min(max(time.Until(c.next.at), time.Millisecond), most)
+}
+
+// Claim takes recipients that are due, for this node's epoch. It is over when it
+// returns: nothing is held but the rows' owner. Small bodies come in memory,
+// larger ones are read from the database as they are sent. Recipients of one message
+// come together as far as they are due and their destinations wanted.
+func (q *Queue) Claim(ctx context.Context, want ClaimRequest) ([]*Delivery, error) {
+	epoch := q.epochs.valid()
+	if epoch == 0 {
+		return nil, fmt.Errorf("claim: %w", errEpochLost)
+	}
+	if want.Messages <= 0 {
+		return nil, nil
+	}
+	c := q.claims
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	conn, err := c.s.get(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("claim: %w", err)
+	}
+	deliveries, err := c.claim(ctx, conn, want, epoch)
+	if err = c.s.end(err); err != nil {
+		q.epochs.reportIfDown(err)
+		return nil, fmt.Errorf("claim: %w", err)
+	}
+	return deliveries, nil
+}
+
+func (c *claims) claim(ctx context.Context, conn *pgx.Conn, want ClaimRequest, epoch int64) ([]*Delivery, error) {
+	if err := c.look(ctx, conn); err != nil {
+		return nil, err
+	}
+	domains := c.choose(want)
+	if len(domains) == 0 {
+		return nil, nil
+	}
+	rows, err := c.take(ctx, conn, want, domains, epoch)
+	if err != nil {
+		return nil, err
+	}
+	c.forget(domains, rows, want)
+	return c.deliveries(ctx, conn, rows, epoch)
+}
+
+// sqlLook reads what has fallen due since a moment.
+const sqlLook = `
+with seen as materialized (
+	select domain_key, next_attempt_at from recipient
+	where owner is null and held_at is null and state = 'queued' and (next_attempt_at, domain_key) > ($1, $2) and next_attempt_at <= now()
+	order by next_attempt_at, domain_key limit $3),
+last as (select * from seen order by next_attempt_at desc, domain_key desc limit 1)
+select coalesce(array_agg(distinct domain_key), '{}'), (select next_attempt_at from last), (select domain_key from last), count(*), now(),
+	(select extract(epoch from min(next_attempt_at) - now())::float8 from recipient
+		where owner is null and held_at is null and state = 'queued' and next_attempt_at > now())
+from seen`
+
+func (c *claims) look(ctx context.Context, conn *pgx.Conn) error {
+	if len(c.due) >= dueDomains {
+		return nil
+	}
+	if time.Now().After(c.resync) {
+		c.cursor, c.after, c.resync = time.Time{}, "", time.Now().Add(dueResync)
+	}
+	var domains []string
+	var last *time.Time
+	var after *string
+	var now time.Time
+	var count int
+	var next *float64
+	if err := conn.QueryRow(ctx, sqlLook, c.cursor, c.after, dueRows).Scan(&domains, &last, &after, &count, &now, &next); err != nil {
+		return fmt.Errorf("look: %w", err)
+	}
+	for _, domain := range domains {
+		if !c.isDue[domain] {
+			c.isDue[domain] = true
+			c.due = append(c.due, domain)
+		}
+	}
+	if count < dueRows {
+		c.cursor, c.after = now.Add(-dueOverlap), ""
+	} else {
+		c.cursor, c.after = *last, *after
+	}
+	c.next.Lock()
+	defer c.next.Unlock()
+	c.next.at = time.Time{}
+	if next != nil {
+		c.next.at = time.Now().Add(time.Duration(*next * float64(time.Second)))
+	}
+	return nil
+}
+
+// choose takes the domains whose turn it is and puts them at the end of the line.
+func (c *claims) choose(want ClaimRequest) []string {
+	busy := make(map[string]bool, len(want.Busy))
+	for _, domain := range want.Busy {
+		busy[domain] = true
+	}
+	limit := min(claimDomains, max(want.Messages, 16))
+	var chosen, others []string
+	i := 0
+	for ; i < len(c.due) && len(chosen) < limit; i++ {
+		if busy[c.due[i]] {
+			others = append(others, c.due[i])
+		} else {
+			chosen = append(chosen, c.due[i])
+		}
+	}
+	c.due = append(append(slices.Clone(c.due[i:]), others...), chosen...)
+	return chosen
+}
+
+// forget drops the domains that had fewer rows than were asked for.
+func (c *claims) forget(domains []string, rows []claimedRow, want ClaimRequest) {
+	if len(rows) >= want.Messages {
+		return // the limit of messages may have cut any of them short
+	}
+	count := make(map[string]int)
+	for i := range rows {
+		count[rows[i].key]++
+	}
+	drop := make(map[string]bool)
+	for _, domain := range domains {
+		if count[domain] < max(want.PerDestination, 1) {
+			drop[domain] = true
+			delete(c.isDue, domain)
+		}
+	}
+	c.due = slices.DeleteFunc(c.due, func(domain string) bool { return drop[domain] })
+}
+
+// sqlClaim takes rows of domains $1, at most $2 of each and of about $3 messages,
+// then those siblings of the same messages that are due and not of the busy domains $4.
+const sqlClaim = `
+with pick as materialized (
+	select p.message_id, p.n, p.domain_key from unnest($1::text[]) d(domain_key) cross join lateral (
+		select r.message_id, r.n, r.domain_key from recipient r
+		where r.domain_key = d.domain_key and r.owner is null and r.held_at is null and r.state = 'queued' and r.next_attempt_at <= now()
+		order by r.next_attempt_at, r.message_id limit $2
+		for update skip locked) p
+	limit $3),
+sibling as materialized (
+	select r.message_id, r.n, r.domain_key from (select distinct message_id from pick) m join recipient r on r.message_id = m.message_id
+	where r.owner is null and r.held_at is null and r.state = 'queued' and r.next_attempt_at <= now() and r.domain_key <> all($4::text[])
+	for update of r skip locked),
+ranked as (
+	select message_id, n, row_number() over (partition by domain_key order by message_id, n) as nth
+	from (select message_id, n, domain_key from pick union select message_id, n, domain_key from sibling) u)
+update recipient r set owner = $5, dot_possible = not $6
+from ranked
+where r.message_id = ranked.message_id and r.n = ranked.n and ranked.nth <= $2 and r.owner is null
+returning r.message_id, r.n, r.domain_key, r.local, r.domain, r.notify, r.orcpt_type, r.orcpt, r.attempts, r.possible_duplicate,
+	r.delay_noticed, extract(epoch from r.expires_at - now())::float8`
+
+type claimedRow struct {
+	id  ID
+	key string
+	r   Recipient
+}
+
+func (c *claims) take(ctx context.Context, conn *pgx.Conn, want ClaimRequest, domains []string, epoch int64) ([]claimedRow, error) {
+	busy := want.Busy
+	if busy == nil {
+		busy = []string{}
+	}
+	result, err := conn.Query(ctx, sqlClaim, domains, max(want.PerDestination, 1), want.Messages, busy, epoch, c.q.cfg.StrictGate)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(result, func(row pgx.CollectableRow) (claimedRow, error) {
+		var c claimedRow
+		var notify int16
+		var left float64
+		r := &c.r
+		err := row.Scan(&c.id, &r.N, &c.key, &r.Address.Local, &r.Address.Domain, &notify, &r.ORcptType, &r.ORcpt, &r.Attempts,
+			&r.PossibleDuplicate, &r.DelayNoticed, &left)
+		r.Notify, r.Expires = smtp.Notify(notify), time.Duration(left*float64(time.Second))
+		return c, err
+	})
+}
+
+// deliveries joins rows to deliveries in the order of their ids, which is that of
+// their acceptance. Expired recipients become failures here.
+func (c *claims) deliveries(ctx context.Context, conn *pgx.Conn, rows []claimedRow, epoch int64) ([]*Delivery, error) {
+	slices.SortFunc(rows, func(a, b claimedRow) int {
+		if d := slices.Compare(a.id[:], b.id[:]); d != 0 {
+			return d
+		}
+		return a.r.N - b.r.N
+	})
+	var list []*Delivery
+	now := time.Now()
+	for i := range rows {
+		row := &rows[i]
+		c.q.held.add(row.id, 1)
+		if row.r.Expires <= 0 {
+			c.q.settles.put(ending{Outcome: Outcome{Message: row.id, N: row.r.N, Recipient: row.r.Address, Epoch: epoch,
+				Result: Failed, Reply: expiredReply(c.q.cfg.Lifetime), At: now}, expired: true})
+			continue
+		}
+		if len(list) == 0 || list[len(list)-1].Message.ID != row.id {
+			list = append(list, &Delivery{Message: Message{ID: row.id}, Epoch: epoch})
+		}
+		d := list[len(list)-1]
+		d.Recipients = append(d.Recipients, row.r)
+	}
+	found, err := loadMessages(ctx, conn, c.q.cfg.WorkPool, ids(list))
+	if err != nil {
+		c.giveBack(list)
+		return nil, err
+	}
+	complete := list[:0]
+	for _, d := range list {
+		m, ok := found[d.Message.ID]
+		if !ok {
+			c.q.log.Error("queue: a recipient has no message or body; it is left alone for an hour", "id", d.Message.ID)
+			c.release(d, time.Hour)
+			continue
+		}
+		d.Message, d.Body = m.Message, m.body
+		complete = append(complete, d)
+	}
+	return complete, nil
+}
+
+func (c *claims) giveBack(list []*Delivery) {
+	for _, d := range list {
+		c.release(d, time.Second)
+	}
+}
+
+func (c *claims) release(d *Delivery, wait time.Duration) {
+	ns := make([]int, len(d.Recipients))
+	for i := range d.Recipients {
+		ns[i] = d.Recipients[i].N
+	}
+	c.q.Release(d, ns, wait)
+}
+
+func ids(list []*Delivery) [][16]byte {
+	out := make([][16]byte, len(list))
+	for i, d := range list {
+		out[i] = d.Message.ID
+	}
+	return out
+}

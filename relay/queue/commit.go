@@ -1,0 +1,457 @@
+package queue
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Committers of each kind: while one waits for its commit, the next gathers.
+const (
+	smallCommitters = 2
+	largeCommitters = 2
+)
+
+// commits is the accepting half: the committers, and the voider behind them.
+type commits struct {
+	q     *Queue
+	small chan *job
+	large chan *job
+	voids *voids
+	done  sync.WaitGroup
+}
+
+func newCommits(q *Queue) *commits {
+	return &commits{q: q, small: make(chan *job, 4*groupMessages), large: make(chan *job, 4), voids: newVoids(q)}
+}
+
+func (c *commits) start() {
+	run := func(n int, jobs chan *job, limit int) {
+		for range n {
+			w := &committer{q: c.q, jobs: jobs, limit: limit, voids: c.voids, s: newSession(c.q.cfg.EnqueuePool, tuneCommit)}
+			c.done.Go(w.run)
+		}
+	}
+	run(smallCommitters, c.small, groupMessages)
+	run(largeCommitters, c.large, 1)
+}
+
+// stop ends the committers when nobody submits any more.
+func (c *commits) stop() {
+	close(c.small)
+	close(c.large)
+	c.done.Wait()
+}
+
+// submit gives j to a committer and waits for its end: nil is durable. After an
+// error nothing of j is left, or it is being voided.
+func (c *commits) submit(j *job) error {
+	jobs := c.small
+	if j.body.Size() > smallBody {
+		jobs = c.large
+	}
+	patience := time.NewTimer(time.Until(j.until))
+	defer patience.Stop()
+	select {
+	case jobs <- j:
+	case <-patience.C:
+		c.q.held.remove(j.m.ID, len(j.rcpts))
+		return context.DeadlineExceeded
+	}
+	select {
+	case err := <-j.done:
+		return err
+	case <-patience.C:
+		if j.taken.CompareAndSwap(false, true) {
+			c.q.held.remove(j.m.ID, len(j.rcpts))
+			return context.DeadlineExceeded
+		}
+		return <-j.done
+	}
+}
+
+// committer commits groups one after the other over its own connection.
+type committer struct {
+	q     *Queue
+	jobs  chan *job
+	limit int
+	voids *voids
+	s     *session
+	group group
+}
+
+func (c *committer) run() {
+	defer c.s.close()
+	for first := range c.jobs {
+		var size int64
+		jobs := gather(first, c.jobs, c.limit, func(j *job) bool {
+			size += j.m.Size
+			return size >= groupBytes
+		})
+		mine := jobs[:0]
+		for _, j := range jobs {
+			if j.taken.CompareAndSwap(false, true) {
+				mine = append(mine, j)
+			}
+		}
+		if len(mine) > 0 {
+			c.commit(mine)
+		}
+	}
+}
+
+// commit brings every job of the group to its end.
+func (c *committer) commit(jobs []*job) {
+	for try := 1; ; try++ {
+		err := c.attempt(jobs, false)
+		if err == nil {
+			c.q.epochs.report(nil)
+			c.accept(jobs)
+			return
+		}
+		switch sure := certaintyOf(err); {
+		case sure == uncertain:
+			c.q.log.Warn("queue: the fate of a commit is unknown, asking again", "messages", len(jobs), "err", err)
+			c.resolve(jobs, err)
+			return
+		case sure == rejected && ofTheRow(err) && len(jobs) > 1:
+			c.commit(jobs[:len(jobs)/2])
+			c.commit(jobs[len(jobs)/2:])
+			return
+		case sure == notSent && try == 1, worthAnother(err) && try < 3:
+			continue
+		}
+		c.noteTrouble(err)
+		c.refuse(jobs, err)
+		return
+	}
+}
+
+func (c *committer) noteTrouble(err error) {
+	if isDown(err) {
+		c.q.epochs.report(err)
+		return
+	}
+	c.q.log.Error("queue: a commit was refused", "err", err)
+}
+
+// attempt runs the transaction of the group once.
+func (c *committer) attempt(jobs []*job, again bool) error {
+	until := jobs[0].until
+	for _, j := range jobs[1:] {
+		if j.until.Before(until) {
+			until = j.until
+		}
+	}
+	// Not the context of any session: a commit is never cancelled.
+	ctx, cancel := context.WithDeadline(context.Background(), until)
+	defer cancel()
+	conn, err := c.s.get(ctx)
+	if err != nil {
+		return err
+	}
+	if hook := c.q.faults.beforeCommit; hook != nil {
+		if err := hook(conn); err != nil {
+			return err
+		}
+	}
+	if c.limit == 1 {
+		err = c.insertLarge(ctx, conn, jobs[0], again)
+	} else {
+		err = c.insert(ctx, conn, jobs, again)
+	}
+	if hook := c.q.faults.afterCommit; hook != nil && err == nil {
+		err = hook(conn)
+	}
+	return c.s.end(err)
+}
+
+// resolve runs the insert of a group whose commit is in doubt again, under the same
+// ids, on new connections, until it is known to be durable or the clients' time is
+// up. Whichever of the two transactions wins, the rerun returns after it, and since
+// the rerun writes something of its own in any case, its commit waits behind the
+// first one's place in the log, for the standbys too.
+func (c *committer) resolve(jobs []*job, cause error) {
+	for wait := 25 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
+		c.s.drop()
+		jobs = c.giveUp(jobs, cause)
+		if len(jobs) == 0 {
+			return
+		}
+		err := c.attempt(jobs, true)
+		switch {
+		case err == nil:
+			c.q.epochs.report(nil)
+			c.accept(jobs)
+			return
+		case certaintyOf(err) == rejected && ofTheRow(err):
+			if len(jobs) == 1 {
+				c.void(jobs[0], err)
+				return
+			}
+			c.resolve(jobs[:len(jobs)/2], err)
+			c.resolve(jobs[len(jobs)/2:], err)
+			return
+		}
+		c.noteTrouble(err)
+		cause = err
+		select {
+		case <-time.After(wait):
+		case <-c.q.stopped:
+			wait = 2 * time.Second
+		}
+	}
+}
+
+// giveUp voids the jobs whose time is up and returns the others.
+func (c *committer) giveUp(jobs []*job, cause error) []*job {
+	left := make([]*job, 0, len(jobs))
+	for _, j := range jobs {
+		if time.Until(j.until) <= 0 {
+			c.void(j, cause)
+			continue
+		}
+		left = append(left, j)
+	}
+	return left
+}
+
+// void refuses j although it may be in the queue and sees to it that it goes.
+func (c *committer) void(j *job, cause error) {
+	j.body = nil // its owner may drop it now
+	c.voids.add(j)
+	j.done <- fmt.Errorf("commit is unknown: %w", cause)
+}
+
+func (c *committer) accept(jobs []*job) {
+	for _, j := range jobs {
+		j.done <- nil
+	}
+}
+
+func (c *committer) refuse(jobs []*job, err error) {
+	for _, j := range jobs {
+		c.q.held.remove(j.m.ID, len(j.rcpts))
+		j.done <- err
+	}
+}
+
+// The statement of a group commit: one round trip, one implicit transaction.
+// sqlEnqueue inserts nothing if the epoch is dead. sqlEnqueueAgain is for a commit in
+// doubt: what exists is left alone (its rows may be finished and gone by now, so
+// they are inserted only with their message), and touching the node's row makes it
+// write even then.
+const (
+	sqlEnqueue = `
+with fence as materialized (select epoch from node where epoch = $1 and reaped_at is null),
+` + sqlInsertMessages + ` cross join fence returning id),
+b as (insert into body (message_id, n, chunk)
+	select u.* from unnest($21::uuid[], $22::int[], $23::bytea[]) u(message_id, n, chunk) cross join fence),
+r as (` + sqlInsertRecipients + ` cross join fence)
+select (select count(*) from m), ` + durably
+
+	sqlEnqueueAgain = `
+with fence as (update node set touched = touched + 1 where epoch = $1),
+` + sqlInsertMessages + ` on conflict (id) do nothing returning id),
+b as (insert into body (message_id, n, chunk)
+	select u.* from unnest($21::uuid[], $22::int[], $23::bytea[]) u(message_id, n, chunk) join m on m.id = u.message_id),
+r as (` + sqlInsertRecipients + ` join m on m.id = u.message_id)
+select (select count(*) from m), ` + durably
+
+	sqlInsertMessages = `m as (insert into message (id, user_id, credential_id, sender_local, sender_domain, size, body_type,
+		utf8, ret, envid, header_id, accepted_at, client_addr, client_hello, listener, tls, recipients, node)
+	select u.*, $2 from unnest($4::uuid[], $5::bigint[], $6::bigint[], $7::text[], $8::text[], $9::bigint[], $10::text[],
+		$11::boolean[], $12::text[], $13::text[], $14::text[], $15::timestamptz[], $16::text[], $17::text[], $18::text[],
+		$19::text[], $20::int[]) u`
+
+	sqlInsertRecipients = `insert into recipient (message_id, n, dot_possible, tell, notify, domain_key, local, domain,
+		orcpt_type, orcpt, owner, expires_at)
+	select u.*, $1, now() + $3::interval from unnest($24::uuid[], $25::int[], $26::boolean[], $27::smallint[], $28::smallint[],
+		$29::text[], $30::text[], $31::text[], $32::text[], $33::text[])
+		u(message_id, n, dot_possible, tell, notify, domain_key, local, domain, orcpt_type, orcpt)`
+)
+
+func (c *committer) insert(ctx context.Context, conn *pgx.Conn, jobs []*job, again bool) error {
+	g := &c.group
+	g.reset()
+	for _, j := range jobs {
+		g.add(j, c.q.cfg.StrictGate)
+		if err := g.addBody(j); err != nil {
+			return err
+		}
+	}
+	return g.exec(ctx, conn, c.q, jobs[0].epoch, again)
+}
+
+// insertLarge commits one large message: its body goes by COPY, chunk after chunk,
+// in the transaction of its rows, so neither is there without the other.
+func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *job, again bool) error {
+	tx, err := conn.Begin(ctx)
+	if err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
+	defer func() { _ = tx.Rollback(ctx) }()
+	g := &c.group
+	g.reset()
+	g.add(j, c.q.cfg.StrictGate)
+	inserted, err := g.query(ctx, conn, c.q, j.epoch, again)
+	if err != nil {
+		return err
+	}
+	if inserted == 0 && !again {
+		return errEpochLost
+	}
+	if inserted > 0 {
+		src := &chunks{body: j.body, id: j.m.ID, n: -1, buf: make([]byte, chunkSize)}
+		_, err := conn.CopyFrom(ctx, pgx.Identifier{"body"}, []string{"message_id", "n", "chunk"}, src)
+		if src.err != nil {
+			return &bodyError{src.err}
+		}
+		if err != nil {
+			return fmt.Errorf("copy body: %w", err)
+		}
+	}
+	if err := tx.Commit(ctx); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	return nil
+}
+
+// chunks feeds a body to COPY through one buffer.
+type chunks struct {
+	body Body
+	id   ID
+	n    int
+	buf  []byte
+	err  error
+}
+
+func (c *chunks) Next() bool {
+	c.n++
+	off := int64(c.n) * chunkSize
+	left := c.body.Size() - off
+	if c.err != nil || left <= 0 {
+		return false
+	}
+	c.buf = c.buf[:min(left, chunkSize)]
+	c.err = readBody(c.body, c.buf, off)
+	return c.err == nil
+}
+
+func (c *chunks) Values() ([]any, error) { return []any{[16]byte(c.id), int32(c.n), c.buf}, nil }
+func (c *chunks) Err() error             { return c.err }
+
+// group is the columns of one statement; its slices are used again.
+type group struct {
+	id                           [][16]byte
+	user, credential, size       []int64
+	local, domain, bodyType, ret []string
+	utf8                         []bool
+	envid, headerID, addr, hello []string
+	listener, tls                []string
+	acceptedAt                   []time.Time
+	recipients                   []int32
+	bodyID                       [][16]byte
+	bodyN                        []int32
+	chunk                        [][]byte
+	buf                          []byte
+	rID                          [][16]byte
+	rN                           []int32
+	dot                          []bool
+	tell, notify                 []int16
+	key, rLocal, rDomain, rType  []string
+	orcpt                        []string
+}
+
+func (g *group) reset() {
+	clear(g.chunk)
+	*g = group{
+		id: g.id[:0], user: g.user[:0], credential: g.credential[:0], size: g.size[:0],
+		local: g.local[:0], domain: g.domain[:0], bodyType: g.bodyType[:0], ret: g.ret[:0], utf8: g.utf8[:0],
+		envid: g.envid[:0], headerID: g.headerID[:0], addr: g.addr[:0], hello: g.hello[:0],
+		listener: g.listener[:0], tls: g.tls[:0], acceptedAt: g.acceptedAt[:0], recipients: g.recipients[:0],
+		bodyID: g.bodyID[:0], bodyN: g.bodyN[:0], chunk: g.chunk[:0], buf: g.buf[:0],
+		rID: g.rID[:0], rN: g.rN[:0], dot: g.dot[:0], tell: g.tell[:0], notify: g.notify[:0],
+		key: g.key[:0], rLocal: g.rLocal[:0], rDomain: g.rDomain[:0], rType: g.rType[:0], orcpt: g.orcpt[:0],
+	}
+	if cap(g.buf) > groupBytes/4 {
+		g.buf = nil
+	}
+}
+
+func (g *group) add(j *job, strict bool) {
+	m := &j.m
+	addr := ""
+	if m.ClientAddr.IsValid() {
+		addr = m.ClientAddr.String()
+	}
+	g.id, g.user, g.credential = append(g.id, m.ID), append(g.user, m.UserID), append(g.credential, m.CredentialID)
+	g.local, g.domain = append(g.local, m.Sender.Local), append(g.domain, m.Sender.Domain)
+	g.size, g.bodyType, g.utf8 = append(g.size, m.Size), append(g.bodyType, string(m.BodyType)), append(g.utf8, m.UTF8)
+	g.ret, g.envid = append(g.ret, string(m.Ret)), append(g.envid, storable(m.EnvID))
+	g.headerID, g.acceptedAt = append(g.headerID, storable(m.MessageID)), append(g.acceptedAt, m.AcceptedAt)
+	g.addr, g.hello = append(g.addr, addr), append(g.hello, storable(m.ClientHello))
+	g.listener, g.tls = append(g.listener, storable(m.Listener)), append(g.tls, storable(m.TLS))
+	g.recipients = append(g.recipients, int32(len(j.rcpts)))
+	for i := range j.rcpts {
+		r := &j.rcpts[i]
+		g.rID, g.rN = append(g.rID, m.ID), append(g.rN, int32(r.N))
+		g.dot = append(g.dot, !j.parked && !strict)
+		g.tell, g.notify = append(g.tell, tells(m.Sender, r.Notify)), append(g.notify, int16(r.Notify))
+		g.key, g.rLocal, g.rDomain = append(g.key, r.Address.DomainKey()), append(g.rLocal, r.Address.Local), append(g.rDomain, r.Address.Domain)
+		g.rType, g.orcpt = append(g.rType, storable(r.ORcptType)), append(g.orcpt, storable(r.ORcpt))
+	}
+}
+
+// addBody adds the octets of a small body.
+func (g *group) addBody(j *job) error {
+	size := int(j.body.Size())
+	if cap(g.buf)-len(g.buf) < size {
+		// What was appended before stays where the earlier chunks point to.
+		g.buf = make([]byte, 0, max(size, 64<<10))
+	}
+	at := len(g.buf)
+	g.buf = g.buf[:at+size]
+	data := g.buf[at:]
+	if size > 0 {
+		if err := readBody(j.body, data, 0); err != nil {
+			return &bodyError{err}
+		}
+	}
+	for n := int32(0); n == 0 || len(data) > 0; n++ {
+		k := min(len(data), chunkSize)
+		g.bodyID, g.bodyN, g.chunk = append(g.bodyID, j.m.ID), append(g.bodyN, n), append(g.chunk, data[:k:k])
+		data = data[k:]
+	}
+	return nil
+}
+
+func (g *group) exec(ctx context.Context, conn *pgx.Conn, q *Queue, epoch int64, again bool) error {
+	inserted, err := g.query(ctx, conn, q, epoch, again)
+	if err == nil && inserted == 0 && !again {
+		return errEpochLost
+	}
+	return err
+}
+
+// query runs the statement and says how many messages it inserted.
+func (g *group) query(ctx context.Context, conn *pgx.Conn, q *Queue, epoch int64, again bool) (int, error) {
+	sql := sqlEnqueue
+	if again {
+		sql = sqlEnqueueAgain
+	}
+	var inserted int
+	var unused *string
+	err := conn.QueryRow(ctx, sql, epoch, q.cfg.Node, q.cfg.Lifetime,
+		g.id, g.user, g.credential, g.local, g.domain, g.size, g.bodyType, g.utf8, g.ret, g.envid, g.headerID, g.acceptedAt,
+		g.addr, g.hello, g.listener, g.tls, g.recipients,
+		g.bodyID, g.bodyN, g.chunk,
+		g.rID, g.rN, g.dot, g.tell, g.notify, g.key, g.rLocal, g.rDomain, g.rType, g.orcpt).Scan(&inserted, &unused)
+	if err != nil {
+		return 0, fmt.Errorf("insert: %w", err)
+	}
+	return inserted, nil
+}

@@ -1,0 +1,120 @@
+package queue
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"postern/relay/smtp"
+)
+
+// Bounds of one group commit: what one statement and one fsync carry at most.
+const (
+	groupMessages = 64
+	groupBytes    = 8 << 20
+)
+
+// What a sender wants to be told about a recipient (column tell).
+const (
+	tellFailure int16 = 1 << iota
+	tellDelay
+	tellSuccess
+)
+
+// job is one message on its way into the queue.
+type job struct {
+	m      Message
+	rcpts  []Recipient
+	body   Body
+	epoch  int64
+	parked bool // to be released when it is committed
+	until  time.Time
+	taken  atomic.Bool // by a committer, or by its own patience
+	done   chan error  // buffered; nil after a durable commit
+}
+
+// Enqueue commits m durably in a group with others. With owned the recipients are
+// born owned by this node and returned as a Delivery, whose Body is body with one
+// more reference; otherwise they wait for any node's claim and the Delivery is
+// nil. ctx does not cancel a commit that has begun. An *Error has the reply for the client; after it
+// the message is not in the queue and never will be.
+//
+// One exception is documented in docs/queue-states.md: a commit whose fate stays
+// unknown for Config.Budget is refused and voided, and a crash of this process before
+// the void leaves it in the queue.
+func (q *Queue) Enqueue(ctx context.Context, m Message, rcpts []Recipient, body Body, owned bool) (*Delivery, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, refusal(err)
+	}
+	if !q.enter() {
+		return nil, refusal(errClosed)
+	}
+	defer q.inflight.Done()
+	epoch := q.epochs.valid()
+	if epoch == 0 {
+		if err := q.epochs.down(); err != nil {
+			return nil, refusal(err)
+		}
+		return nil, refusal(errEpochLost)
+	}
+	j := &job{m: m, rcpts: rcpts, body: body, epoch: epoch, parked: !owned,
+		until: time.Now().Add(q.cfg.Budget), done: make(chan error, 1)}
+	j.m.Size = body.Size()
+	q.held.add(m.ID, len(rcpts))
+	if err := q.commits.submit(j); err != nil {
+		return nil, refusal(err)
+	}
+	if !owned {
+		q.settles.park(j)
+		return nil, nil
+	}
+	body.Hold()
+	return &Delivery{Message: j.m, Recipients: rcpts, Body: body, Epoch: epoch}, nil
+}
+
+// tells says what the sender of m wants to hear about a recipient (RFC 3461
+// section 4.1; without NOTIFY a failure and, by custom, a delay). Nothing is ever
+// told to the null path.
+func tells(sender smtp.Address, notify smtp.Notify) int16 {
+	if sender.IsNull() || notify&smtp.NotifyNever != 0 {
+		return 0
+	}
+	if notify == 0 {
+		return tellFailure | tellDelay
+	}
+	var tell int16
+	if notify&smtp.NotifyFailure != 0 {
+		tell |= tellFailure
+	}
+	if notify&smtp.NotifyDelay != 0 {
+		tell |= tellDelay
+	}
+	if notify&smtp.NotifySuccess != 0 {
+		tell |= tellSuccess
+	}
+	return tell
+}
+
+// gather takes what waits in more without waiting for it, at most limit in all.
+// full, when set, is told of each and says when enough is enough.
+func gather[T any](first T, more <-chan T, limit int, full func(T) bool) []T {
+	group := []T{first}
+	if full != nil && full(first) {
+		return group
+	}
+	for len(group) < limit {
+		select {
+		case next, ok := <-more:
+			if !ok {
+				return group
+			}
+			group = append(group, next)
+			if full != nil && full(next) {
+				return group
+			}
+		default:
+			return group
+		}
+	}
+	return group
+}

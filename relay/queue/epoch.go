@@ -1,0 +1,339 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// lease is what this node knows of its epoch.
+type lease struct {
+	epoch int64
+	sent  time.Duration // when the last successful heartbeat was sent, by the boot clock
+}
+
+// epochs holds this node's epoch: takes it, keeps it alive, says whether it is
+// still to be trusted, and takes a new one when it was lost.
+type epochs struct {
+	q       *Queue
+	s       *session
+	current atomic.Pointer[lease] // nil: none
+	trouble atomic.Pointer[error] // why the database is not answering, nil when it is
+	hurry   chan struct{}         // asks for a heartbeat now
+	mu      sync.Mutex            // guards s: the heartbeat and the farewell
+}
+
+// sqlTakeEpoch starts an epoch and supersedes the older ones of the same name. They
+// are not dead by that: a name proves nothing about who stopped, so their rows come
+// back when their lease has run out, which it will, since they beat no more.
+const sqlTakeEpoch = `
+with older as (
+	update node set superseded_at = clock_timestamp()
+	where name = $1 and superseded_at is null and reaped_at is null)
+insert into node (name, expires_at) values ($1, clock_timestamp() + $2::interval) returning epoch`
+
+// sqlRival finds a later living process of the same name than epoch $2.
+const sqlRival = `
+select exists (select from node where name = $1 and epoch > $2
+	and superseded_at is null and reaped_at is null and expires_at > clock_timestamp())`
+
+const sqlHeartbeat = `
+update node set beat_at = clock_timestamp(), expires_at = clock_timestamp() + $2::interval
+where epoch = $1 and superseded_at is null and reaped_at is null`
+
+// sqlEndEpoch is the death of an epoch by its own hand.
+const sqlEndEpoch = `update node set reaped_at = clock_timestamp() where epoch = $1 and reaped_at is null`
+
+func (e *epochs) take(ctx context.Context) error {
+	sent := e.q.clock.Now()
+	conn, err := e.s.get(ctx)
+	if err != nil {
+		return err
+	}
+	var epoch int64
+	err = conn.QueryRow(ctx, sqlTakeEpoch, e.q.cfg.Node, e.q.cfg.Lease).Scan(&epoch)
+	if err = e.s.end(err); err != nil {
+		e.s.drop()
+		return fmt.Errorf("take epoch: %w", err)
+	}
+	e.current.Store(&lease{epoch: epoch, sent: sent})
+	return nil
+}
+
+// valid returns the epoch if it is trusted now, else 0.
+func (e *epochs) valid() int64 {
+	l := e.current.Load()
+	if l == nil || e.q.clock.Now()-l.sent >= e.q.cfg.Trust {
+		return 0
+	}
+	return l.epoch
+}
+
+// run beats until ctx ends. While the database is in trouble it tries more often,
+// so that the node is back soon after it.
+func (e *epochs) run(ctx context.Context) {
+	lost := int64(0) // the epoch that was lost, until there is a new one
+	for {
+		wait := e.q.cfg.Heartbeat
+		if e.down() != nil {
+			wait = min(wait, 500*time.Millisecond)
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		case <-e.hurry:
+			timer.Stop()
+		}
+		lost = e.step(ctx, lost)
+	}
+}
+
+// step beats once, or tries to replace a lost epoch; it returns the epoch that is lost.
+func (e *epochs) step(ctx context.Context, lost int64) int64 {
+	ctx, cancel := context.WithTimeout(ctx, max(e.q.cfg.Trust/2, time.Second))
+	defer cancel()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if lost != 0 {
+		return e.replace(ctx, lost)
+	}
+	err := e.beat(ctx)
+	if !errors.Is(err, errEpochLost) {
+		e.report(err)
+		return 0
+	}
+	l := e.current.Swap(nil)
+	e.q.log.Error("queue: this node lost its epoch and stops delivering under it", "epoch", l.epoch)
+	return e.replace(ctx, l.epoch)
+}
+
+// replace takes a new epoch unless another living process uses this node's name.
+func (e *epochs) replace(ctx context.Context, lost int64) int64 {
+	conn, err := e.s.get(ctx)
+	rival := false
+	if err == nil {
+		err = e.s.end(conn.QueryRow(ctx, sqlRival, e.q.cfg.Node, lost).Scan(&rival))
+	}
+	if err == nil && rival {
+		err = fmt.Errorf("another process runs under the node name %q", e.q.cfg.Node)
+	}
+	if err == nil {
+		err = e.take(ctx)
+	}
+	e.report(err)
+	if err != nil {
+		return lost
+	}
+	e.q.log.Warn("queue: this node took a new epoch", "epoch", e.current.Load().epoch, "lost", lost)
+	e.q.wake()
+	return 0
+}
+
+func (e *epochs) beat(ctx context.Context) error {
+	l := e.current.Load()
+	sent := e.q.clock.Now()
+	conn, err := e.s.get(ctx)
+	if err != nil {
+		return err
+	}
+	tag, err := conn.Exec(ctx, sqlHeartbeat, l.epoch, e.q.cfg.Lease)
+	if err = e.s.end(err); err != nil {
+		e.s.drop()
+		return fmt.Errorf("heartbeat: %w", err)
+	}
+	if tag.RowsAffected() == 0 {
+		return errEpochLost
+	}
+	e.current.Store(&lease{epoch: l.epoch, sent: sent})
+	return nil
+}
+
+// end gives the epoch up; the caller has handed its rows back.
+func (e *epochs) end(ctx context.Context) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	l := e.current.Swap(nil)
+	if l == nil {
+		return nil
+	}
+	conn, err := e.s.get(ctx)
+	if err == nil {
+		_, err = conn.Exec(ctx, sqlEndEpoch, l.epoch)
+		err = e.s.end(err)
+	}
+	e.s.close()
+	return err
+}
+
+// report remembers the last word about the database: trouble, or nil. It is logged
+// when it changes.
+func (e *epochs) report(err error) {
+	was := e.trouble.Load()
+	switch {
+	case err == nil && was != nil:
+		e.trouble.Store(nil)
+		e.q.log.Info("queue: the database answers again")
+	case err != nil && !errors.Is(err, context.Canceled):
+		e.trouble.Store(&err)
+		if was == nil {
+			e.q.log.Error("queue: the database is not answering", "err", err)
+			select {
+			case e.hurry <- struct{}{}:
+			default:
+			}
+		}
+	}
+}
+
+// reportIfDown is report for trouble that may be the statement's own.
+func (e *epochs) reportIfDown(err error) {
+	if isDown(err) {
+		e.report(err)
+	}
+}
+
+func (e *epochs) down() error {
+	if err := e.trouble.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// Valid reports that epoch is this node's and still trusted.
+func (q *Queue) Valid(epoch int64) bool { return epoch != 0 && q.epochs.valid() == epoch }
+
+// Available returns nil when mail can probably be stored now. It costs nothing and
+// is asked at MAIL, to refuse early what would be refused at the final dot.
+func (q *Queue) Available() error {
+	if err := q.epochs.down(); err != nil {
+		return refusal(err)
+	}
+	if q.epochs.valid() == 0 {
+		return refusal(errEpochLost)
+	}
+	return nil
+}
+
+// Gate is called just before the final dot for recipients ns of d. An error means
+// that the epoch is no longer surely ours: the dot must not be sent.
+func (q *Queue) Gate(ctx context.Context, d *Delivery, ns []int) error {
+	if !q.Valid(d.Epoch) {
+		return fmt.Errorf("gate of epoch %d: %w", d.Epoch, errEpochLost)
+	}
+	if !q.cfg.StrictGate {
+		return nil
+	}
+	if err := q.gates.mark(ctx, d, ns); err != nil {
+		return err
+	}
+	if !q.Valid(d.Epoch) {
+		return fmt.Errorf("gate of epoch %d: %w", d.Epoch, errEpochLost)
+	}
+	return nil
+}
+
+// gates marks rows before their final dot, many in one statement (strict gate).
+type gates struct {
+	q    *Queue
+	s    *session
+	asks chan *gateAsk
+}
+
+type gateAsk struct {
+	d    *Delivery
+	ns   []int
+	done chan error
+}
+
+// sqlGate marks rows as "the dot may have been sent" and says how many of each
+// message it found ours.
+const sqlGate = `
+with o as materialized (select * from unnest($1::uuid[], $2::int[], $3::bigint[]) as o(message_id, n, epoch)),
+marked as (
+	update recipient r set dot_possible = true from o
+	where r.message_id = o.message_id and r.n = o.n and r.owner = o.epoch and r.state = 'queued'
+	returning r.message_id, o.epoch)
+select m.message_id, m.epoch, count(*), ` + durably + ` from marked m group by 1, 2`
+
+func (g *gates) mark(ctx context.Context, d *Delivery, ns []int) error {
+	ask := &gateAsk{d: d, ns: ns, done: make(chan error, 1)}
+	select {
+	case g.asks <- ask:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-g.q.stopped:
+		return errClosed
+	}
+	select {
+	case err := <-ask.done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (g *gates) run(ctx context.Context) {
+	defer g.s.close()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case first := <-g.asks:
+			asks := gather(first, g.asks, 256, nil)
+			found, err := g.write(ctx, asks)
+			for _, ask := range asks {
+				key := gateKey{ask.d.Message.ID, ask.d.Epoch}
+				switch {
+				case err != nil:
+					ask.done <- fmt.Errorf("gate: %w", err)
+				case found[key] < len(ask.ns):
+					ask.done <- fmt.Errorf("gate: %w", errEpochLost)
+				default:
+					ask.done <- nil
+				}
+			}
+		}
+	}
+}
+
+type gateKey struct {
+	id    ID
+	epoch int64
+}
+
+func (g *gates) write(ctx context.Context, asks []*gateAsk) (map[gateKey]int, error) {
+	var ids [][16]byte
+	var ns []int32
+	var owners []int64
+	for _, ask := range asks {
+		for _, n := range ask.ns {
+			ids, ns, owners = append(ids, ask.d.Message.ID), append(ns, int32(n)), append(owners, ask.d.Epoch)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	conn, err := g.s.get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	found := make(map[gateKey]int)
+	rows, err := conn.Query(ctx, sqlGate, ids, ns, owners)
+	if err == nil {
+		var key gateKey
+		var count int
+		var unused *string
+		_, err = pgx.ForEachRow(rows, []any{&key.id, &key.epoch, &count, &unused}, func() error {
+			found[key] += count
+			return nil
+		})
+	}
+	return found, g.s.end(err)
+}

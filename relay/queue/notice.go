@@ -1,0 +1,302 @@
+package queue
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"postern/relay/smtp"
+)
+
+// noticeHeaders bounds the header section that a notice may quote.
+const noticeHeaders = 64 << 10
+
+// sqlClaimNotices takes rows whose notice is due, and the siblings for which the
+// same is due, so that one notice tells of all of them. A delay notice of a row whose
+// lifetime is over is left to the failure.
+const sqlClaimNotices = `
+with pick as materialized (
+	select message_id, state from recipient
+	where notice_at is not null and owner is null and notice_at <= now() and (state <> 'queued' or held_at is null)
+	order by notice_at limit $1
+	for update skip locked),
+rows as materialized (
+	select r.message_id, r.n from (select distinct message_id, state from pick) p
+		join recipient r on r.message_id = p.message_id and r.state = p.state
+	where r.owner is null and r.notice_at <= now() and (r.state <> 'queued' or r.held_at is null)
+	for update of r skip locked)
+update recipient r set owner = $2, dot_possible = false
+from rows where r.message_id = rows.message_id and r.n = rows.n and r.owner is null
+returning r.message_id, r.state, r.n, r.local, r.domain, r.orcpt_type, r.orcpt, r.reply_code, r.reply_enhanced, r.reply_text,
+	r.remote_mta, r.last_attempt_at, r.expires_at, r.accepted_at`
+
+type noticeRow struct {
+	id    ID
+	state string
+	r     NoticeRecipient
+}
+
+// ClaimNotices takes recipients whose sender is to be told something. Failed
+// recipients whose lifetime ended while they waited are among them.
+func (q *Queue) ClaimNotices(ctx context.Context, messages int) ([]*Notice, error) {
+	epoch := q.epochs.valid()
+	if epoch == 0 {
+		return nil, fmt.Errorf("claim notices: %w", errEpochLost)
+	}
+	c := q.claims
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	conn, err := c.s.get(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("claim notices: %w", err)
+	}
+	notices, err := q.takeNotices(ctx, conn, messages, epoch)
+	if err = c.s.end(err); err != nil {
+		q.epochs.reportIfDown(err)
+		return nil, fmt.Errorf("claim notices: %w", err)
+	}
+	return notices, nil
+}
+
+func (q *Queue) takeNotices(ctx context.Context, conn *pgx.Conn, messages int, epoch int64) ([]*Notice, error) {
+	result, err := conn.Query(ctx, sqlClaimNotices, messages, epoch)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := pgx.CollectRows(result, scanNotice)
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(rows, func(a, b noticeRow) int {
+		if d := slices.Compare(a.id[:], b.id[:]); d != 0 {
+			return d
+		}
+		if a.state != b.state {
+			return slices.Compare([]byte(a.state), []byte(b.state))
+		}
+		return a.r.N - b.r.N
+	})
+	var list []*Notice
+	var wanted [][16]byte
+	for _, row := range rows {
+		q.held.add(row.id, 1)
+		kind := noticeKind(row.state)
+		if len(list) == 0 || list[len(list)-1].Message.ID != row.id || list[len(list)-1].Kind != kind {
+			list = append(list, &Notice{Message: Message{ID: row.id}, Kind: kind, Epoch: epoch})
+			wanted = append(wanted, row.id)
+		}
+		n := list[len(list)-1]
+		n.Recipients = append(n.Recipients, row.r)
+	}
+	return q.fillNotices(ctx, conn, list, wanted)
+}
+
+func noticeKind(state string) NoticeKind {
+	switch state {
+	case "failed":
+		return NoticeFailure
+	case "delivered":
+		return NoticeSuccess
+	}
+	return NoticeDelay
+}
+
+func scanNotice(row pgx.CollectableRow) (noticeRow, error) {
+	var n noticeRow
+	var enhanced string
+	var last *time.Time
+	var accepted time.Time
+	r := &n.r
+	err := row.Scan(&n.id, &n.state, &r.N, &r.Address.Local, &r.Address.Domain, &r.ORcptType, &r.ORcpt, &r.Reply.Code, &enhanced,
+		&r.Reply.Text, &r.RemoteMTA, &last, &r.WillRetryTo, &accepted)
+	r.Reply.Enhanced = parseEnhanced(enhanced)
+	r.LastAttempt = accepted
+	if last != nil {
+		r.LastAttempt = *last
+	}
+	return n, err
+}
+
+// parseEnhanced reads what EnhancedCode.String wrote.
+func parseEnhanced(s string) smtp.EnhancedCode {
+	var e smtp.EnhancedCode
+	if n, err := fmt.Sscanf(s, "%d.%d.%d", &e.Class, &e.Subject, &e.Detail); n != 3 || err != nil {
+		return smtp.EnhancedCode{}
+	}
+	return e
+}
+
+// fillNotices adds the messages and what is stored of their bodies.
+func (q *Queue) fillNotices(ctx context.Context, conn *pgx.Conn, list []*Notice, wanted [][16]byte) ([]*Notice, error) {
+	found, err := loadMessages(ctx, conn, q.cfg.WorkPool, slices.Compact(wanted))
+	if err != nil {
+		for _, n := range list {
+			q.ReleaseNotice(n, time.Second)
+		}
+		return nil, err
+	}
+	complete := list[:0]
+	for _, n := range list {
+		m, ok := found[n.Message.ID]
+		if !ok {
+			q.log.Error("queue: a recipient has no message or body; its notice is left alone for an hour", "id", n.Message.ID)
+			q.ReleaseNotice(n, time.Hour)
+			continue
+		}
+		n.Message, n.Body = m.Message, m.body
+		if stored, ok := m.body.(*storedBody); ok {
+			// A claim's connection is in hand: the first chunk need not come from the pool.
+			if err := conn.QueryRow(ctx, sqlChunk, stored.id, 0).Scan(&stored.data); err == nil {
+				stored.have = 0
+			}
+		}
+		n.Headers = headersOf(m.body)
+		complete = append(complete, n)
+	}
+	return complete, nil
+}
+
+// headersOf returns the header section with its last CRLF, or as much as is bounded.
+func headersOf(b Body) []byte {
+	head := make([]byte, min(b.Size(), noticeHeaders))
+	if readBody(b, head, 0) != nil {
+		return nil
+	}
+	if i := bytes.Index(head, []byte("\r\n\r\n")); i >= 0 {
+		return head[:i+2]
+	}
+	if i := bytes.LastIndex(head, []byte("\r\n")); i >= 0 {
+		return head[:i+2]
+	}
+	return head
+}
+
+// sqlTold marks rows as told: what is finished goes, a delayed row waits on.
+const sqlTold = `
+with o as materialized (select message_id, n from recipient
+	where message_id = $1 and n = any($2::int[]) and owner = $3 for update),
+gone as (delete from recipient r using o where r.message_id = o.message_id and r.n = o.n and r.state <> 'queued' returning r.message_id, r.n),
+kept as (update recipient r set owner = null, notice_at = null, delay_noticed = true from o
+	where r.message_id = o.message_id and r.n = o.n and r.state = 'queued'),
+h as (insert into attempt (message_id, n, at, epoch, result, local, domain, node, reply_text)
+	select r.message_id, r.n, clock_timestamp(), $3, 'noticed', r.local, r.domain, $4, $5
+	from o join recipient r on r.message_id = o.message_id and r.n = o.n
+	on conflict do nothing),
+b as (delete from body where message_id = $1 and exists (select from gone)
+	and (select count(*) from gone) = (select count(*) from recipient r where r.message_id = $1))
+select (select count(*) from o), ` + durably
+
+// sqlNoticeExists tells that an earlier try to commit a notice has succeeded after all.
+const sqlNoticeExists = `select exists (select from message where id = $1)`
+
+// EnqueueNotice commits the notice message and marks its recipients as told, in
+// one transaction fenced by the epoch. A nil body marks them told without a
+// message (null sender, NOTIFY=NEVER). After an error the notice is to be released:
+// the release is fenced too, and changes nothing if the commit has succeeded.
+func (q *Queue) EnqueueNotice(ctx context.Context, n *Notice, m Message, rcpt Recipient, body []byte) error {
+	if !q.enter() {
+		return refusal(errClosed)
+	}
+	defer q.inflight.Done()
+	if !q.Valid(n.Epoch) {
+		return fmt.Errorf("enqueue notice: %w", errEpochLost)
+	}
+	// As with mail, no session and no shutdown cancels a commit.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), q.cfg.Budget)
+	defer cancel()
+	j := &job{m: m, rcpts: []Recipient{rcpt}, body: NewBody(body), epoch: n.Epoch}
+	j.m.Size = int64(len(body))
+	s := newSession(q.cfg.EnqueuePool, tuneCommit)
+	defer s.close()
+	for try := 1; ; try++ {
+		err := q.commitNotice(ctx, s, n, j, body != nil)
+		if err == nil {
+			break
+		}
+		if try == 3 || ctx.Err() != nil || errors.Is(err, errEpochLost) || certaintyOf(err) == rejected && !worthAnother(err) {
+			return fmt.Errorf("enqueue notice: %w", err)
+		}
+		s.drop()
+	}
+	q.held.remove(n.Message.ID, len(n.Recipients))
+	if body != nil {
+		q.announce()
+	}
+	return nil
+}
+
+func (q *Queue) commitNotice(ctx context.Context, s *session, n *Notice, j *job, send bool) error {
+	conn, err := s.get(ctx)
+	if err != nil {
+		return err
+	}
+	return s.end(pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if send {
+			var there bool
+			if err := tx.QueryRow(ctx, sqlNoticeExists, j.m.ID).Scan(&there); err != nil || there {
+				return err
+			}
+			if err := q.insertNotice(ctx, conn, j); err != nil {
+				return err
+			}
+		}
+		text := "no notice wanted"
+		if send {
+			text = string(n.Kind) + " notice " + j.m.ID.String()
+		}
+		var told int
+		var unused *string
+		if err := tx.QueryRow(ctx, sqlTold, n.Message.ID, rowsOf(n), n.Epoch, q.cfg.Node, text).Scan(&told, &unused); err != nil {
+			return fmt.Errorf("mark told: %w", err)
+		}
+		if told != len(n.Recipients) {
+			return fmt.Errorf("mark told: %d of %d recipients: %w", told, len(n.Recipients), errEpochLost)
+		}
+		return nil
+	}))
+}
+
+// insertNotice inserts the notice message; its recipient is born waiting.
+func (q *Queue) insertNotice(ctx context.Context, conn *pgx.Conn, j *job) error {
+	var g group
+	g.add(j, true)
+	if err := g.addBody(j); err != nil {
+		return err
+	}
+	if err := g.exec(ctx, conn, q, j.epoch, false); err != nil {
+		return err
+	}
+	_, err := conn.Exec(ctx, sqlDisown, [][16]byte{j.m.ID}, j.epoch)
+	return err
+}
+
+func rowsOf(n *Notice) []int32 {
+	ns := make([]int32, len(n.Recipients))
+	for i := range n.Recipients {
+		ns[i] = int32(n.Recipients[i].N)
+	}
+	return ns
+}
+
+// sqlReleaseNotice gives rows back whose notice could not be made.
+const sqlReleaseNotice = `
+update recipient set owner = null, notice_at = now() + $4::interval
+where message_id = $1 and n = any($2::int[]) and owner = $3 and notice_at is not null`
+
+// ReleaseNotice gives a notice back, due again after the wait. If the database does
+// not take it, the sweep does.
+func (q *Queue) ReleaseNotice(n *Notice, wait time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if _, err := q.cfg.WorkPool.Exec(ctx, sqlReleaseNotice, n.Message.ID, rowsOf(n), n.Epoch, max(wait, 0)); err != nil {
+		q.log.Warn("queue: a notice could not be given back at once", "id", n.Message.ID, "err", err)
+	}
+	q.held.remove(n.Message.ID, len(n.Recipients))
+}

@@ -1,0 +1,343 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"postern/relay/smtp"
+)
+
+const (
+	settleGroup = 512                  // outcomes in one statement
+	settleQueue = 8192                 // outcomes that wait before Settle blocks
+	settlePause = 3 * time.Millisecond // nobody waits for an outcome: gather a little
+)
+
+// ending is what is to become of one row that we own.
+type ending struct {
+	Outcome
+	release bool // not an attempt: back to waiting
+	expired bool // its lifetime ended while it waited
+}
+
+// settles writes the ends of rows in groups, in order, until they are written.
+type settles struct {
+	q    *Queue
+	s    *session
+	in   chan ending
+	last chan struct{} // closed when nothing more will come
+	done sync.WaitGroup
+	cols endings
+}
+
+func newSettles(q *Queue) *settles {
+	return &settles{q: q, s: newSession(q.cfg.WorkPool, tuneWork), in: make(chan ending, settleQueue), last: make(chan struct{})}
+}
+
+// Settle hands over outcomes; they are written in batches, fenced by their epoch,
+// and tried again until they are written or fenced off. It blocks only while too
+// many outcomes wait.
+func (q *Queue) Settle(outcomes ...Outcome) {
+	for _, o := range outcomes {
+		if o.At.IsZero() {
+			o.At = time.Now()
+		}
+		q.settles.put(ending{Outcome: o, release: o.NotAnAttempt})
+	}
+}
+
+// Release gives recipients back without an attempt, due again after the wait.
+func (q *Queue) Release(d *Delivery, ns []int, wait time.Duration) {
+	for _, n := range ns {
+		q.settles.put(ending{Outcome: Outcome{Message: d.Message.ID, N: n, Epoch: d.Epoch, RetryIn: wait}, release: true})
+	}
+}
+
+// park gives up the rows of a message that was committed for any node to deliver.
+func (s *settles) park(j *job) {
+	for i := range j.rcpts {
+		s.put(ending{Outcome: Outcome{Message: j.m.ID, N: j.rcpts[i].N, Epoch: j.epoch}, release: true})
+	}
+}
+
+func (s *settles) put(e ending) {
+	select {
+	case s.in <- e:
+	case <-s.q.stopped:
+		s.q.log.Error("queue: an outcome came after the end and is lost; the next attempt is flagged", "id", e.Message, "rcpt", e.N, "result", e.Result)
+	}
+}
+
+// run writes until ctx ends, or until what had come before last was closed is written.
+func (s *settles) run(ctx context.Context) {
+	defer s.s.close()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case first := <-s.in:
+			if len(s.in) < settleGroup {
+				time.Sleep(settlePause)
+			}
+			s.write(ctx, gather(first, s.in, settleGroup, nil))
+		case <-s.last:
+			for len(s.in) > 0 {
+				s.write(ctx, gather(<-s.in, s.in, settleGroup, nil))
+			}
+			return
+		}
+	}
+}
+
+// write brings a group into the database, however long that takes.
+func (s *settles) write(ctx context.Context, group []ending) {
+	for wait := 10 * time.Millisecond; ctx.Err() == nil; wait = min(2*wait, 5*time.Second) {
+		err := s.attempt(group)
+		if err == nil {
+			s.finish(group)
+			return
+		}
+		if class(err) == "22" || class(err) == "23" {
+			if len(group) > 1 {
+				s.write(ctx, group[:len(group)/2])
+				s.write(ctx, group[len(group)/2:])
+				return
+			}
+			s.q.log.Error("queue: an outcome cannot be written as it is, its texts are left out", "id", group[0].Message, "err", err)
+			group[0].Outcome = bare(group[0].Outcome)
+		}
+		if isDown(err) {
+			s.q.epochs.report(err)
+		} else {
+			s.q.log.Warn("queue: settling is tried again", "outcomes", len(group), "err", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+	}
+	s.q.log.Error("queue: outcomes are lost at the end; their next attempts are flagged", "outcomes", len(group))
+}
+
+// bare is an outcome without anything that a peer said but its codes.
+func bare(o Outcome) Outcome {
+	o.Reply.Text, o.RemoteMTA, o.TLS, o.Upstream = "", "", "", ""
+	return o
+}
+
+func (s *settles) finish(group []ending) {
+	due, notices := false, false
+	for i := range group {
+		s.q.held.remove(group[i].Message, 1)
+		due = due || group[i].release && group[i].RetryIn <= 0
+		notices = notices || group[i].Result == Failed
+	}
+	if due || notices {
+		s.q.announce()
+	}
+}
+
+// The columns of a group, common to both statements.
+const sqlEndings = `
+with o as materialized (select * from unnest($1::uuid[], $2::int[], $3::bigint[], $4::text[], $5::timestamptz[], $6::timestamptz[],
+	$7::int[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::boolean[], $15::boolean[],
+	$16::interval[], $17::boolean[], $18::text[], $19::text[])
+	as o(message_id, n, epoch, result, at, started_at, code, enhanced, text, mta, addr, tls, upstream, outcome_unknown, dsn_passed,
+		retry_in, released, local, domain)),`
+
+// The end of both: history for every attempt, the body with the last row of its
+// message, and the keys of what was fenced off. An outcome that is written a second
+// time finds its history there and is not taken for fenced. ("not in" is hashed; a
+// join here would be a loop over all pairs.)
+const sqlEnd = `
+h as (insert into attempt (message_id, n, at, epoch, result, started_at, local, domain, reply_code, reply_enhanced, reply_text,
+		remote_mta, remote_addr, tls, upstream, node, outcome_unknown, possible_duplicate, dsn_passed, fenced)
+	select e.message_id, e.n, e.at, e.epoch, e.result, e.started_at, e.local, e.domain, e.code, e.enhanced, e.text,
+		e.mta, e.addr, e.tls, e.upstream, $20, e.outcome_unknown, e.duplicate, e.dsn_passed, e.fenced
+	from (select k.*, false as fenced from k
+		union all
+		select o.*, o.outcome_unknown or o.result = 'delivered', true from o
+		where (o.message_id, o.n) not in (select k.message_id, k.n from k)) e
+	where not e.released
+	on conflict do nothing
+	returning message_id, n, fenced),
+b as (delete from body using (
+		select g.message_id from (select message_id, count(*) as rows from gone group by message_id) g
+		where g.rows = (select count(*) from recipient r where r.message_id = g.message_id)) as last
+	where body.message_id = last.message_id)
+select h.message_id, h.n, ` + durably + ` from h where h.fenced
+union all select null, null, ` + durably
+
+// sqlDelivered ends rows that were delivered: the row goes, or stays to be told
+// of when its sender asked for that and the next hop does not see to it.
+const sqlDelivered = sqlEndings + `
+gone as (delete from recipient r using o
+	where r.message_id = o.message_id and r.n = o.n and r.owner = o.epoch and r.state = 'queued' and (r.tell & 4 = 0 or o.dsn_passed)
+	returning o.*, r.possible_duplicate as duplicate),
+kept as (update recipient r set state = 'delivered', owner = null, dot_possible = false, notice_at = now(), attempts = attempts + 1,
+		last_attempt_at = o.at, reply_code = o.code, reply_enhanced = o.enhanced, reply_text = o.text, remote_mta = o.mta
+	from o
+	where r.message_id = o.message_id and r.n = o.n and r.owner = o.epoch and r.state = 'queued' and r.tell & 4 <> 0 and not o.dsn_passed
+	returning o.*, r.possible_duplicate),
+k as (select * from gone union all select * from kept),` + sqlEnd
+
+// sqlUndelivered ends the other attempts: back to waiting, or failed when the server
+// said so or the lifetime is over; a failure that nobody wants to hear of goes at once.
+const sqlUndelivered = sqlEndings + `
+mine as materialized (
+	select o.*, r.possible_duplicate as duplicate, r.tell,
+		not o.released and (o.result <> 'deferred' or r.expires_at <= now()) as fails,
+		not o.released and o.result = 'deferred' and r.expires_at <= now() as late
+	from o join recipient r on r.message_id = o.message_id and r.n = o.n and r.owner = o.epoch and r.state = 'queued'
+	for update of r),
+gone as (delete from recipient r using mine m
+	where r.message_id = m.message_id and r.n = m.n and m.fails and m.tell & 1 = 0
+	returning r.message_id, r.n),
+back as (update recipient r set owner = null, dot_possible = false, next_attempt_at = now() + m.retry_in
+	from mine m
+	where r.message_id = m.message_id and r.n = m.n and m.released),
+kept as (update recipient r set owner = null, dot_possible = false,
+		state = case when m.fails then 'failed' else 'queued' end,
+		possible_duplicate = r.possible_duplicate or m.outcome_unknown,
+		attempts = r.attempts + case m.result when 'expired' then 0 else 1 end,
+		next_attempt_at = least(now() + m.retry_in, r.expires_at),
+		notice_at = case when m.fails then now()
+			when r.delay_noticed or r.tell & 2 = 0 then r.notice_at
+			else coalesce(r.notice_at, r.accepted_at + $21::interval) end,
+		last_attempt_at = case m.result when 'expired' then r.last_attempt_at else m.at end,
+		reply_code = case when m.late then 451 else m.code end,
+		reply_enhanced = case when m.late then '4.4.7' else m.enhanced end,
+		reply_text = case when m.late then 'Delivery time expired, last reply: ' || m.code || ' ' || m.enhanced || ' ' || m.text
+			when m.result = 'expired' and r.reply_code > 0
+				then m.text || ', last reply: ' || r.reply_code || ' ' || r.reply_enhanced || ' ' || r.reply_text
+			else m.text end,
+		remote_mta = case m.result when 'expired' then r.remote_mta else m.mta end
+	from mine m
+	where r.message_id = m.message_id and r.n = m.n and not m.released and not (m.fails and m.tell & 1 = 0)),
+k as (select m.message_id, m.n, m.epoch, m.result, m.at, m.started_at, m.code, m.enhanced, m.text, m.mta, m.addr, m.tls, m.upstream,
+	m.outcome_unknown, m.dsn_passed, m.retry_in, m.released, m.local, m.domain, m.duplicate from mine m),` + sqlEnd
+
+// attempt writes a group once: one round trip, one transaction.
+func (s *settles) attempt(group []ending) error {
+	// Like a commit of mail it is not cancelled by anybody.
+	ctx, cancel := context.WithTimeout(context.Background(), s.q.cfg.Budget)
+	defer cancel()
+	conn, err := s.s.get(ctx)
+	if err != nil {
+		return err
+	}
+	if hook := s.q.faults.beforeSettle; hook != nil {
+		if err := hook(conn); err != nil {
+			return err
+		}
+	}
+	var fenced []fencedKey
+	batch := &pgx.Batch{}
+	collect := func(rows pgx.Rows) error {
+		var key fencedKey
+		var unused *string
+		_, err := pgx.ForEachRow(rows, []any{&key.id, &key.n, &unused}, func() error {
+			if key.id != nil {
+				fenced = append(fenced, fencedKey{new(*key.id), new(*key.n)})
+			}
+			return nil
+		})
+		return err
+	}
+	if c := s.cols.fill(group, true); c.len() > 0 {
+		batch.Queue(sqlDelivered, append(c.args(), s.q.cfg.Node)...).Query(collect)
+	}
+	rest := &endings{}
+	if c := rest.fill(group, false); c.len() > 0 {
+		batch.Queue(sqlUndelivered, append(c.args(), s.q.cfg.Node, s.q.cfg.DelayNotice)...).Query(collect)
+	}
+	err = conn.SendBatch(ctx, batch).Close()
+	if hook := s.q.faults.afterSettle; hook != nil && err == nil {
+		err = hook(conn)
+	}
+	if err = s.s.end(err); err != nil {
+		if !errors.Is(err, errNotReplicated) && certaintyOf(err) == uncertain {
+			s.s.drop()
+		}
+		return fmt.Errorf("settle: %w", err)
+	}
+	for _, key := range fenced {
+		s.q.log.Warn("queue: fenced: an outcome came after its epoch had lost the recipient", "id", *key.id, "rcpt", *key.n)
+	}
+	return nil
+}
+
+type fencedKey struct {
+	id *ID
+	n  *int
+}
+
+// endings is the columns of one statement.
+type endings struct {
+	id                                          [][16]byte
+	n, code                                     []int32
+	epoch                                       []int64
+	result, enhanced, text, mta, addr, tls, via []string
+	local, domain                               []string
+	at, started                                 []time.Time
+	unknown, passed, released                   []bool
+	retry                                       []time.Duration
+}
+
+func (c *endings) len() int { return len(c.id) }
+
+// fill takes the endings of a group that are deliveries, or those that are not.
+func (c *endings) fill(group []ending, delivered bool) *endings {
+	*c = endings{id: c.id[:0], n: c.n[:0], code: c.code[:0], epoch: c.epoch[:0], result: c.result[:0], enhanced: c.enhanced[:0],
+		text: c.text[:0], mta: c.mta[:0], addr: c.addr[:0], tls: c.tls[:0], via: c.via[:0], local: c.local[:0], domain: c.domain[:0],
+		at: c.at[:0], started: c.started[:0], unknown: c.unknown[:0], passed: c.passed[:0], released: c.released[:0], retry: c.retry[:0]}
+	for i := range group {
+		e := &group[i]
+		if (e.Result == Delivered && !e.release) == delivered {
+			c.add(e)
+		}
+	}
+	return c
+}
+
+func (c *endings) add(e *ending) {
+	result := string(e.Result)
+	switch {
+	case e.expired:
+		result = "expired"
+	case e.release:
+		result = string(Deferred)
+	}
+	addr := ""
+	if e.RemoteIP.IsValid() {
+		addr = e.RemoteIP.String()
+	}
+	started := e.StartedAt
+	if started.IsZero() {
+		started = e.At
+	}
+	c.id, c.n, c.epoch, c.result = append(c.id, e.Message), append(c.n, int32(e.N)), append(c.epoch, e.Epoch), append(c.result, result)
+	c.at, c.started = append(c.at, e.At), append(c.started, started)
+	c.code, c.enhanced, c.text = append(c.code, int32(e.Reply.Code)), append(c.enhanced, e.Reply.Enhanced.String()), append(c.text, storable(e.Reply.Text))
+	c.mta, c.addr = append(c.mta, storable(e.RemoteMTA)), append(c.addr, addr)
+	c.tls, c.via = append(c.tls, storable(e.TLS)), append(c.via, storable(e.Upstream))
+	c.unknown, c.passed = append(c.unknown, e.Unknown), append(c.passed, e.DSNPassed)
+	c.retry, c.released = append(c.retry, max(e.RetryIn, 0)), append(c.released, e.release)
+	c.local, c.domain = append(c.local, storable(e.Recipient.Local)), append(c.domain, storable(e.Recipient.Domain))
+}
+
+func (c *endings) args() []any {
+	return []any{c.id, c.n, c.epoch, c.result, c.at, c.started, c.code, c.enhanced, c.text, c.mta, c.addr, c.tls, c.via,
+		c.unknown, c.passed, c.retry, c.released, c.local, c.domain}
+}
+
+// expiredReply is what a recipient fails with when its lifetime ended while it
+// waited (RFC 3463 X.4.7, transient by its class as in RFC 3464 section 4.3).
+func expiredReply(lifetime time.Duration) smtp.Reply {
+	return smtp.Temporary(451, 4, 7, fmt.Sprintf("Delivery time expired after %s", lifetime))
+}

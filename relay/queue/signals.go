@@ -1,0 +1,138 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// channel is the notification channel: no payload, "there is work to claim".
+const channel = "postern_queue"
+
+// signals wakes the claims of this node and of others. A notification is a hint:
+// polling is the truth.
+type signals struct {
+	q     *Queue
+	s     *session // of the listener
+	say   *session
+	woken chan struct{} // capacity 1
+	tell  chan struct{} // capacity 1
+}
+
+func newSignals(q *Queue) *signals {
+	s := &signals{q: q, s: newSession(q.cfg.WorkPool, tuneWork), say: newSession(q.cfg.WorkPool, tuneWork),
+		woken: make(chan struct{}, 1), tell: make(chan struct{}, 1)}
+	return s
+}
+
+// wake wakes this node's Wait.
+func (q *Queue) wake() {
+	select {
+	case q.signals.woken <- struct{}{}:
+	default:
+	}
+}
+
+// announce wakes this node now and the others soon. It is never called within a
+// transaction: NOTIFY takes a lock of the whole database until its commit.
+func (q *Queue) announce() {
+	q.wake()
+	select {
+	case q.signals.tell <- struct{}{}:
+	default:
+	}
+}
+
+// Wait returns when a Claim may find work: after a notification, when the next
+// row falls due, or after the poll interval.
+func (q *Queue) Wait(ctx context.Context) error {
+	timer := time.NewTimer(q.claims.nextDue(q.cfg.Poll))
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-q.signals.woken:
+		return nil
+	case <-timer.C:
+		return nil
+	}
+}
+
+// sqlNotify is sent at most 20 times a second by each node.
+const sqlNotify = `select pg_notify('` + channel + `', '')`
+
+// notify sends the announcements, coalesced.
+func (s *signals) notify(ctx context.Context) {
+	defer s.say.close()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.tell:
+		}
+		if s.q.cfg.NoNotify {
+			continue
+		}
+		if conn, err := s.say.get(ctx); err == nil {
+			brief, cancel := context.WithTimeout(ctx, 5*time.Second)
+			_, err = conn.Exec(brief, sqlNotify)
+			cancel()
+			if s.say.end(err) != nil {
+				s.say.drop()
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// listen turns notifications into wake-ups, on a connection that is made again
+// when it breaks; what was said meanwhile is caught up by one wake-up.
+func (s *signals) listen(ctx context.Context) {
+	if s.q.cfg.NoNotify {
+		return
+	}
+	defer s.s.close()
+	for ctx.Err() == nil {
+		if err := s.hear(ctx); err != nil && ctx.Err() == nil {
+			s.q.log.Warn("queue: listening is interrupted, polling goes on", "err", err)
+			s.s.drop()
+			select {
+			case <-ctx.Done():
+			case <-time.After(s.q.cfg.Poll):
+			}
+		}
+	}
+}
+
+// checkListener is how often a silent listener looks whether its server is there.
+const checkListener = 30 * time.Second
+
+func (s *signals) hear(ctx context.Context) error {
+	conn, err := s.s.get(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := conn.Exec(ctx, "listen "+channel); err != nil {
+		return err
+	}
+	s.q.wake()
+	for {
+		brief, cancel := context.WithTimeout(ctx, checkListener)
+		_, err := conn.WaitForNotification(brief)
+		cancel()
+		switch {
+		case err == nil:
+			s.q.wake()
+		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && !conn.IsClosed():
+			if err := conn.Ping(ctx); err != nil {
+				return err
+			}
+		default:
+			return err
+		}
+	}
+}

@@ -1,0 +1,123 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"postern/relay/smtp"
+)
+
+var (
+	// errNotReplicated says that the commit came back with the warning that the wait
+	// for the synchronous standby was given up: durable here, perhaps not there.
+	errNotReplicated = errors.New("commit was not confirmed by the synchronous standby")
+	// errEpochLost says that the row of our epoch is gone or reaped.
+	errEpochLost = errors.New("this node's epoch is not valid")
+	errClosed    = errors.New("the queue is closing")
+)
+
+// Trouble is what a client hears about err while its message is accepted. It is
+// always 4yz: trouble of ours is no verdict about the message.
+func Trouble(err error) smtp.Reply {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		if errors.Is(err, errClosed) {
+			return smtp.Temporary(421, 3, 2, "Service is shutting down, try again later")
+		}
+		return smtp.Temporary(451, 3, 0, "Message storage is unavailable, try again later")
+	}
+	switch {
+	case pg.Code == "53300", pg.Code == "55P03", pg.Code == "57014":
+		return smtp.Temporary(451, 3, 2, "Message storage is busy, try again later")
+	case pg.Code == "54000", strings.HasPrefix(pg.Code, "53"):
+		return smtp.Temporary(452, 3, 1, "Message storage is full, try again later")
+	}
+	return smtp.Temporary(451, 3, 0, "Message storage is unavailable, try again later")
+}
+
+// certainty says what an error of a transaction tells about its commit.
+type certainty int
+
+const (
+	notSent   certainty = iota // the server never saw it
+	rejected                   // the server said that it is undone
+	uncertain                  // it may be committed
+)
+
+// connectError is a connection that could not be made.
+type connectError struct{ err error }
+
+func (e *connectError) Error() string { return "connect: " + e.err.Error() }
+func (e *connectError) Unwrap() error { return e.err }
+
+// bodyError is a body that could not be read: trouble of one message alone.
+type bodyError struct{ err error }
+
+func (e *bodyError) Error() string { return e.err.Error() }
+func (e *bodyError) Unwrap() error { return e.err }
+
+// certaintyOf judges by the rule "in doubt, uncertain". FATAL is in doubt: it may
+// come while a commit waits for its standby. So are the cancellations, for the same
+// reason, and the codes by which a server or a proxy says that it does not know.
+func certaintyOf(err error) certainty {
+	var connect *connectError
+	if errors.As(err, &connect) || errors.Is(err, errEpochLost) {
+		return notSent
+	}
+	if errors.Is(err, errNotReplicated) {
+		return uncertain
+	}
+	var body *bodyError
+	if errors.Is(err, pgx.ErrTxCommitRollback) || errors.As(err, &body) {
+		return rejected
+	}
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		if pg.SeverityUnlocalized != "ERROR" || pg.Code == "57014" || pg.Code == "40003" || strings.HasPrefix(pg.Code, "08") {
+			return uncertain
+		}
+		return rejected
+	}
+	if pgconn.SafeToRetry(err) {
+		return notSent
+	}
+	return uncertain
+}
+
+// class is the SQLSTATE class of err, "" when the server did not say one.
+func class(err error) string {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && len(pg.Code) == 5 {
+		return pg.Code[:2]
+	}
+	return ""
+}
+
+// ofTheRow reports trouble with what a statement was given, not with the server:
+// the neighbours in its group need not share it.
+func ofTheRow(err error) bool {
+	var body *bodyError
+	c := class(err)
+	return c == "22" || c == "23" || errors.As(err, &body)
+}
+
+// worthAnother reports a conflict that a second try may not meet.
+func worthAnother(err error) bool { return class(err) == "40" }
+
+// poisoned reports that the connection must not be used again although the server
+// answered: it is not, or is no longer, a server that writes.
+func poisoned(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && (pg.Code == "25006" || pg.SeverityUnlocalized != "ERROR")
+}
+
+func refusal(err error) *Error {
+	if errors.Is(err, context.Canceled) {
+		err = errClosed
+	}
+	return &Error{Reply: Trouble(err), Err: err}
+}

@@ -1,0 +1,133 @@
+package queue
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// voids takes back messages whose commit is in doubt and whose client was told
+// 451. Their rows, if there are any, are ours until that is done: nobody sends them.
+type voids struct {
+	q    *Queue
+	s    *session
+	mu   sync.Mutex
+	list []*job
+	kick chan struct{}
+}
+
+func newVoids(q *Queue) *voids {
+	return &voids{q: q, s: newSession(q.cfg.EnqueuePool, tuneWork), kick: make(chan struct{}, 1)}
+}
+
+// add takes j, whose rows stay held until they are gone.
+func (v *voids) add(j *job) {
+	v.mu.Lock()
+	v.list = append(v.list, j)
+	v.mu.Unlock()
+	select {
+	case v.kick <- struct{}{}:
+	default:
+	}
+}
+
+func (v *voids) pending() int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return len(v.list)
+}
+
+// run voids until ctx ends; what is left then is logged.
+func (v *voids) run(ctx context.Context) {
+	defer v.s.close()
+	for {
+		wait := time.Hour
+		if v.round(ctx) > 0 {
+			wait = time.Second
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			v.round(context.WithoutCancel(ctx))
+			if n := v.pending(); n > 0 {
+				v.q.log.Error("queue: messages that were refused with 451 could not be voided and may be delivered", "messages", n)
+			}
+			return
+		case <-v.kick:
+			timer.Stop()
+		case <-timer.C:
+		}
+	}
+}
+
+// round tries each once and returns how many are left.
+func (v *voids) round(ctx context.Context) int {
+	v.mu.Lock()
+	list := v.list
+	v.list = nil
+	v.mu.Unlock()
+	var left []*job
+	for i, j := range list {
+		if err := v.void(ctx, j); err != nil {
+			v.q.log.Warn("queue: a void waits for the database", "id", j.m.ID, "err", err)
+			left = append(left, list[i:]...)
+			break
+		}
+		v.q.held.remove(j.m.ID, len(j.rcpts))
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.list = append(left, v.list...)
+	return len(v.list)
+}
+
+// sqlVoidMessage waits for a transaction that is still inserting this id, and takes
+// the id if there is none, so that a commit that comes later is refused by its key.
+const sqlVoidMessage = `
+insert into message (id, user_id, credential_id, sender_local, sender_domain, size, body_type, utf8, ret, envid, header_id,
+	accepted_at, client_addr, client_hello, listener, tls, node, recipients, voided_at)
+values ($1, $2, $3, $4, $5, $6, '', false, '', '', '', $7, '', '', '', '', $8, $9, clock_timestamp())
+on conflict (id) do update set voided_at = clock_timestamp()`
+
+// sqlVoidRows is a statement of its own: its snapshot is younger than the wait.
+const sqlVoidRows = `
+with gone as (delete from recipient where message_id = $1 and owner = $2 returning message_id, n, local, domain),
+told as (insert into attempt (message_id, n, at, epoch, result, local, domain, node, reply_text)
+	select message_id, n, clock_timestamp(), $2, 'void', local, domain, $3, 'refused with 451: its commit was not known in time' from gone)
+delete from body b where b.message_id = $1
+	and not exists (select from recipient r where r.message_id = $1 and r.owner is distinct from $2)`
+
+// sqlTaken counts the rows that somebody else has by now.
+const sqlTaken = `select count(*) from recipient where message_id = $1`
+
+func (v *voids) void(ctx context.Context, j *job) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	conn, err := v.s.get(ctx)
+	if err != nil {
+		return err
+	}
+	taken := 0
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		m := &j.m
+		if _, err := tx.Exec(ctx, sqlVoidMessage, m.ID, m.UserID, m.CredentialID, m.Sender.Local, m.Sender.Domain,
+			m.Size, m.AcceptedAt, v.q.cfg.Node, len(j.rcpts)); err != nil {
+			return fmt.Errorf("void message: %w", err)
+		}
+		if _, err := tx.Exec(ctx, sqlVoidRows, m.ID, j.epoch, v.q.cfg.Node); err != nil {
+			return fmt.Errorf("void rows: %w", err)
+		}
+		return tx.QueryRow(ctx, sqlTaken, m.ID).Scan(&taken)
+	})
+	if err = v.s.end(err); err != nil {
+		return err
+	}
+	if taken > 0 {
+		v.q.log.Error("queue: a message that was refused with 451 was taken over before it was voided", "id", j.m.ID, "recipients", taken)
+	}
+	return nil
+}
