@@ -1,0 +1,105 @@
+package delivery
+
+import (
+	"context"
+	"time"
+
+	"postern/relay/queue"
+)
+
+const (
+	claimBatch     = 200                    // messages in one claim
+	claimPerDomain = 100                    // recipients of one domain in one claim
+	claimPause     = 100 * time.Millisecond // at least, after a claim that found nothing
+	crowdedPause   = time.Second            // after a claim of which most was turned away
+	claimTime      = 30 * time.Second       // for one claim
+	maxBusy        = 1000                   // domains named to a claim
+)
+
+// claimLoop takes due work from the queue as far as there is room for it.
+func (e *Engine) claimLoop() {
+	trouble := 0
+	for e.work.Err() == nil {
+		found, err := e.claim()
+		switch {
+		case e.work.Err() != nil:
+		case err != nil:
+			e.cfg.Log.Warn("claim failed", "error", err)
+			e.pause(min(time.Second<<min(trouble, 5), 30*time.Second))
+			trouble++
+			continue
+		case found == 0:
+			e.awaitWork()
+		case e.turnedAway.Swap(0) > int64(found)/2:
+			// What is due goes where there is no room: do not stir the whole queue.
+			e.pause(crowdedPause)
+		}
+		trouble = 0
+	}
+}
+
+// claim takes one batch and returns how many deliveries came.
+func (e *Engine) claim() (int, error) {
+	room, ok := e.awaitRoom()
+	if !ok {
+		return 0, nil
+	}
+	ctx, cancel := context.WithTimeout(e.work, claimTime)
+	defer cancel()
+	list, err := e.cfg.Queue.Claim(ctx, queue.ClaimRequest{
+		Messages:       min(room, claimBatch),
+		PerDestination: claimPerDomain,
+		Busy:           e.busy(),
+	})
+	for _, d := range list { // also beside an error: what came is ours to end
+		e.Take(d)
+	}
+	return len(list), err
+}
+
+// awaitRoom returns how many messages have room, once that is a number worth a
+// claim.
+func (e *Engine) awaitRoom() (int, bool) {
+	for {
+		if room := e.load.free(); room > 0 && (room >= claimBatch || room >= e.cfg.Messages/10) {
+			return room, true
+		}
+		select {
+		case <-e.load.room:
+		case <-e.work.Done():
+			return 0, false
+		}
+	}
+}
+
+// awaitWork returns when a claim may find work. Rows that are due but whose
+// domain is busy make Wait return at once, hence the pause.
+func (e *Engine) awaitWork() {
+	e.pause(claimPause)
+	if err := e.cfg.Queue.Wait(e.work); err != nil && e.work.Err() == nil {
+		e.cfg.Log.Warn("wait for work failed", "error", err)
+		e.pause(time.Second)
+	}
+}
+
+func (e *Engine) pause(d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-e.work.Done():
+	}
+}
+
+// busy lists the MX domains that should not be claimed now: left alone after
+// trouble, or with a long line already.
+func (e *Engine) busy() []string {
+	var list []string
+	now := time.Now()
+	for _, d := range e.all() {
+		if d.domain != "" && d.isBusy(now) && len(list) < maxBusy {
+			list = append(list, d.domain)
+		}
+	}
+	return list
+}

@@ -1,0 +1,134 @@
+package delivery
+
+import (
+	"errors"
+	"net"
+	"time"
+
+	"postern/relay/queue"
+	"postern/relay/smtp"
+)
+
+// classify turns the result of a transaction into one outcome for each recipient.
+// facts holds what all have in common, retryIn the wait after so many attempts.
+//
+// A complete 2yz to the final dot is delivered, a complete 5yz failed, a complete
+// 4yz deferred, whatever its enhanced code claims. All else is deferred, and once
+// the dot was sent also unknown: the next attempt may make a second copy.
+func classify(facts queue.Outcome, rcpts []queue.Recipient, res smtp.Result, retryIn func(int) time.Duration) []queue.Outcome {
+	outcomes := make([]queue.Outcome, len(rcpts))
+	for i := range rcpts {
+		o := &outcomes[i]
+		*o = facts
+		o.N, o.Recipient = rcpts[i].N, rcpts[i].Address
+		if i < len(res.Replies) {
+			o.Reply = res.Replies[i]
+		}
+		o.Result = judge(o.Reply, res.DotSent, facts.Upstream != viaMX)
+		switch {
+		case o.Result == queue.Delivered:
+			o.DSNPassed = res.DSN
+		case o.Result == queue.Deferred:
+			if !complete(o.Reply) || o.Reply.IsPositive() {
+				o.Unknown = res.DotSent
+				o.Reply = troubleReply(res)
+			}
+			o.RetryIn = retryIn(rcpts[i].Attempts)
+		}
+	}
+	return outcomes
+}
+
+// viaMX is Outcome.Upstream of what goes to MX.
+const viaMX = "mx"
+
+// judge says what a reply means for its recipient.
+func judge(r smtp.Reply, dotSent, upstream bool) queue.Result {
+	switch {
+	case r.IsPositive() && dotSent:
+		return queue.Delivered
+	case !r.IsPermanent(), isTooMany(r):
+		return queue.Deferred
+	case upstream && aboutOurAccount(r):
+		return queue.Deferred
+	}
+	return queue.Failed
+}
+
+func complete(r smtp.Reply) bool {
+	return r.IsPositive() || r.IsTemporary() || r.IsPermanent()
+}
+
+// aboutOurAccount reports a refusal that concerns the relay's own authentication
+// with its upstream (RFC 4954 section 6) and no message: an administrator mends it.
+func aboutOurAccount(r smtp.Reply) bool {
+	switch r.Code {
+	case 530, 534, 535, 538:
+		return true
+	}
+	return false
+}
+
+// isTooMany reports the reply by which a server wants the recipient in another
+// transaction; 552 is its old form (RFC 5321 section 4.5.3.1.10).
+func isTooMany(r smtp.Reply) bool {
+	many := r.Enhanced.Subject == 5 && r.Enhanced.Detail == 3
+	return r.Code == 452 && (many || r.Enhanced.IsZero()) || r.Code == 552 && many
+}
+
+// tooMany lists the recipients that were one too many in a transaction that
+// delivered to others.
+func tooMany(rcpts []queue.Recipient, outcomes []queue.Outcome) []queue.Recipient {
+	delivered := false
+	var rest []queue.Recipient
+	for i := range outcomes {
+		delivered = delivered || outcomes[i].Result == queue.Delivered
+		if isTooMany(outcomes[i].Reply) {
+			rest = append(rest, rcpts[i])
+		}
+	}
+	if !delivered {
+		return nil
+	}
+	return rest
+}
+
+// inWords says where a conversation broke off, for the text of a made-up reply.
+var inWords = map[smtp.Stage]string{
+	smtp.StageConnect:  "while connecting",
+	smtp.StageGreeting: "before the greeting",
+	smtp.StageHello:    "after EHLO",
+	smtp.StageTLS:      "after STARTTLS",
+	smtp.StageAuth:     "after AUTH",
+	smtp.StageMail:     "after MAIL",
+	smtp.StageRcpt:     "after RCPT",
+	smtp.StageData:     "after DATA",
+	smtp.StageBody:     "while the message was being sent",
+	smtp.StageDot:      "at the end of the message; it may have been delivered",
+}
+
+// troubleReply is the reply of a recipient for whom the server gave none: what it
+// said about the conversation, or a 451 made up for the trouble (RFC 5321 section
+// 4.2.5 has a client treat a lost connection as a 451).
+func troubleReply(res smtp.Result) smtp.Reply {
+	var stage *smtp.StageError
+	if !errors.As(res.Err, &stage) {
+		return smtp.Temporary(451, 3, 0, "the attempt ended without a reply")
+	}
+	if complete(stage.Reply) && !stage.Reply.IsPositive() {
+		return stage.Reply
+	}
+	where := inWords[stage.Stage]
+	if res.DotSent {
+		where = inWords[smtp.StageDot]
+	}
+	if isTimeout(stage.Err) {
+		return smtp.Temporary(451, 4, 2, "no answer in time "+where)
+	}
+	return smtp.Temporary(451, 4, 2, "conversation lost "+where)
+}
+
+func isTimeout(err error) bool {
+	timeout, ok := errors.AsType[net.Error](err)
+	return ok && timeout.Timeout()
+}

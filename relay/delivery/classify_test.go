@@ -1,0 +1,140 @@
+package delivery
+
+import (
+	"errors"
+	"io"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"postern/relay/queue"
+	"postern/relay/smtp"
+)
+
+// TestClassify walks the catalogue of what a server can do to a transaction.
+func TestClassify(t *testing.T) {
+	t.Parallel()
+	ok := smtp.OK(250, 0, 0, "queued as 1")
+	busy := smtp.Temporary(451, 3, 0, "later")
+	never := smtp.Permanent(550, 1, 1, "no such user")
+	closing := smtp.Temporary(421, 3, 2, "closing")
+	broken := func(stage smtp.Stage, err error) error { return &smtp.StageError{Stage: stage, Err: err} }
+	said := func(stage smtp.Stage, r smtp.Reply) error { return &smtp.StageError{Stage: stage, Reply: r} }
+	lost := smtp.Temporary(451, 4, 2, "conversation lost at the end of the message; it may have been delivered")
+
+	type want struct {
+		result  queue.Result
+		reply   smtp.Reply
+		unknown bool
+	}
+	tests := []struct {
+		name string
+		via  string
+		res  smtp.Result
+		want want
+	}{
+		{"2yz to the dot", "mx", smtp.Result{Replies: []smtp.Reply{ok}, DotSent: true}, want{queue.Delivered, ok, false}},
+		{"251 to RCPT then 2yz", "mx", smtp.Result{Replies: []smtp.Reply{{Code: 251}}, DotSent: true}, want{queue.Delivered, smtp.Reply{Code: 251}, false}},
+		{"4yz to the dot", "mx", smtp.Result{Replies: []smtp.Reply{busy}, DotSent: true}, want{queue.Deferred, busy, false}},
+		{"5yz to the dot", "mx", smtp.Result{Replies: []smtp.Reply{never}, DotSent: true}, want{queue.Failed, never, false}},
+		{"5yz before the dot", "mx", smtp.Result{Replies: []smtp.Reply{never}}, want{queue.Failed, never, false}},
+		{"4yz before the dot", "mx", smtp.Result{Replies: []smtp.Reply{busy}}, want{queue.Deferred, busy, false}},
+		{"421 to the dot", "mx", smtp.Result{Replies: []smtp.Reply{closing}, Err: said(smtp.StageDot, closing), DotSent: true}, want{queue.Deferred, closing, false}},
+		{"421 to MAIL", "mx", smtp.Result{Replies: []smtp.Reply{closing}, Err: said(smtp.StageMail, closing)}, want{queue.Deferred, closing, false}},
+		{"421 known by the error only", "mx", smtp.Result{Replies: []smtp.Reply{{}}, Err: said(smtp.StageMail, closing)}, want{queue.Deferred, closing, false}},
+		{"250 without CRLF, then EOF", "mx", smtp.Result{Replies: []smtp.Reply{{}}, Err: broken(smtp.StageDot, io.ErrUnexpectedEOF), DotSent: true}, want{queue.Deferred, lost, true}},
+		{"timeout after the dot", "mx", smtp.Result{Replies: []smtp.Reply{{}}, Err: broken(smtp.StageDot, os.ErrDeadlineExceeded), DotSent: true},
+			want{queue.Deferred, smtp.Temporary(451, 4, 2, "no answer in time at the end of the message; it may have been delivered"), true}},
+		{"malformed reply after the dot", "mx", smtp.Result{Replies: []smtp.Reply{{}}, Err: broken(smtp.StageDot, errors.New("code 999")), DotSent: true}, want{queue.Deferred, lost, true}},
+		{"no replies at all after the dot", "mx", smtp.Result{Err: broken(smtp.StageDot, io.EOF), DotSent: true}, want{queue.Deferred, lost, true}},
+		{"3yz as the last reply", "mx", smtp.Result{Replies: []smtp.Reply{{Code: 354}}, DotSent: true},
+			want{queue.Deferred, smtp.Temporary(451, 3, 0, "the attempt ended without a reply"), true}},
+		{"closed in the text", "mx", smtp.Result{Replies: []smtp.Reply{{}}, Err: broken(smtp.StageBody, io.EOF)},
+			want{queue.Deferred, smtp.Temporary(451, 4, 2, "conversation lost while the message was being sent"), false}},
+		{"2yz without a dot is nothing", "mx", smtp.Result{Replies: []smtp.Reply{ok}, Err: broken(smtp.StageData, io.EOF)},
+			want{queue.Deferred, smtp.Temporary(451, 4, 2, "conversation lost after DATA"), false}},
+		{"an error of another kind", "mx", smtp.Result{Replies: []smtp.Reply{{}}, Err: errors.New("odd")},
+			want{queue.Deferred, smtp.Temporary(451, 3, 0, "the attempt ended without a reply"), false}},
+		{"enhanced code contradicts: the basic code wins", "mx",
+			smtp.Result{Replies: []smtp.Reply{{Code: 450, Enhanced: smtp.EnhancedCode{Class: 5, Subject: 1, Detail: 1}}}},
+			want{queue.Deferred, smtp.Reply{Code: 450, Enhanced: smtp.EnhancedCode{Class: 5, Subject: 1, Detail: 1}}, false}},
+		{"552 for too many recipients", "mx", smtp.Result{Replies: []smtp.Reply{smtp.Permanent(552, 5, 3, "too many")}},
+			want{queue.Deferred, smtp.Permanent(552, 5, 3, "too many"), false}},
+		{"552 for the size", "mx", smtp.Result{Replies: []smtp.Reply{smtp.Permanent(552, 3, 4, "too big")}},
+			want{queue.Failed, smtp.Permanent(552, 3, 4, "too big"), false}},
+		{"530 of an upstream concerns our account", "sink", smtp.Result{Replies: []smtp.Reply{smtp.Permanent(530, 7, 0, "authenticate")}},
+			want{queue.Deferred, smtp.Permanent(530, 7, 0, "authenticate"), false}},
+		{"530 of an MX is a refusal", "mx", smtp.Result{Replies: []smtp.Reply{smtp.Permanent(530, 7, 0, "authenticate")}},
+			want{queue.Failed, smtp.Permanent(530, 7, 0, "authenticate"), false}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			rcpts := []queue.Recipient{{N: 3, Attempts: 2}}
+			got := classify(queue.Outcome{Upstream: test.via}, rcpts, test.res, func(n int) time.Duration { return time.Duration(n) * time.Minute })
+			o := got[0]
+			if diff := cmp.Diff(test.want, want{o.Result, o.Reply, o.Unknown}, cmp.AllowUnexported(want{})); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+			if o.N != 3 {
+				t.Errorf("recipient %d, want 3", o.N)
+			}
+			if retry := o.RetryIn; (o.Result == queue.Deferred) != (retry == 2*time.Minute) {
+				t.Errorf("%s with a retry in %v", o.Result, retry)
+			}
+		})
+	}
+}
+
+func TestClassifyEachRecipient(t *testing.T) {
+	t.Parallel()
+	rcpts := []queue.Recipient{{N: 0}, {N: 1}, {N: 2}, {N: 3}}
+	res := smtp.Result{
+		Replies: []smtp.Reply{smtp.Permanent(550, 1, 1, "no"), smtp.OK(250, 0, 0, "ok"), smtp.Temporary(450, 2, 0, "grey"), smtp.Temporary(452, 5, 3, "many")},
+		DotSent: true, DSN: true,
+	}
+	outcomes := classify(queue.Outcome{Upstream: "mx"}, rcpts, res, func(int) time.Duration { return time.Minute })
+	var results []queue.Result
+	for i, o := range outcomes {
+		results = append(results, o.Result)
+		if o.DSNPassed != (i == 1) {
+			t.Errorf("recipient %d: DSNPassed %v", i, o.DSNPassed)
+		}
+	}
+	if diff := cmp.Diff([]queue.Result{queue.Failed, queue.Delivered, queue.Deferred, queue.Deferred}, results); diff != "" {
+		t.Error(diff)
+	}
+	if rest := tooMany(rcpts, outcomes); len(rest) != 1 || rest[0].N != 3 {
+		t.Errorf("for another transaction: %v, want recipient 3", rest)
+	}
+	outcomes[1].Result = queue.Deferred
+	if rest := tooMany(rcpts, outcomes); rest != nil {
+		t.Errorf("without progress another transaction is begun for %v", rest)
+	}
+}
+
+func TestRetryWait(t *testing.T) {
+	t.Parallel()
+	id := queue.NewID()
+	for attempts, want := range []time.Duration{
+		time.Minute, 5 * time.Minute, 15 * time.Minute, 30 * time.Minute, time.Hour,
+		2 * time.Hour, 4 * time.Hour, 4 * time.Hour, 4 * time.Hour,
+	} {
+		got := retryWait(defaultSchedule, attempts, id)
+		if got < want-want/10 || got > want+want/10 {
+			t.Errorf("after %d attempts: %v, want %v within a tenth", attempts, got, want)
+		}
+		if again := retryWait(defaultSchedule, attempts, id); again != got {
+			t.Errorf("after %d attempts: %v and then %v", attempts, got, again)
+		}
+	}
+	different := map[time.Duration]bool{}
+	for range 20 {
+		different[retryWait(defaultSchedule, 0, queue.NewID())] = true
+	}
+	if len(different) < 10 {
+		t.Errorf("20 messages that failed together come back at %d times", len(different))
+	}
+}

@@ -1,0 +1,378 @@
+package delivery
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"postern/relay/queue"
+	"postern/relay/route"
+)
+
+// mxBegin is how many connections at once an MX domain is given before it has
+// shown that it bears more.
+const mxBegin = 5
+
+// troubleLimit is after how many conversations in a row that broke off half-way a
+// destination is left alone, as it is when it cannot be reached.
+const troubleLimit = 5
+
+// turnedAwayWait is when a job comes back for which a destination had no room.
+const turnedAwayWait = 30 * time.Second
+
+// destination is one upstream or one MX domain: its waiting jobs and its
+// connections. Every connection is a worker, which takes the next job when it has
+// done one.
+type destination struct {
+	e       *Engine
+	via     string // the upstream's name, or "mx"
+	domain  string // mx: the domain's key; "" for an upstream
+	backlog int    // jobs that may wait
+
+	mu       sync.Mutex
+	upstream *route.Upstream // as the last job brought it; nil for mx
+	version  int             // counts changes of upstream
+	waiting  line
+	idle     []*worker // with an open connection; the last to come is the first to go
+	workers  int       // connections open or being made
+	live     int       // of them, with a conversation
+	most     int       // connections at once, bound
+	limit    int       // connections at once, now: 1 to most
+	credit   int       // successes since limit changed
+
+	failures int       // times in a row that no conversation could be had
+	broken   int       // conversations in a row that broke off
+	retryAt  time.Time // not before; zero without failures
+	trouble  *trouble  // the last
+}
+
+// destination finds or makes the destination of a way. Only the dispatcher calls it.
+func (e *Engine) destination(w *way) *destination {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if d := e.destinations[w.key]; d != nil {
+		return d
+	}
+	d := &destination{e: e, via: "mx", domain: w.domain, upstream: w.upstream}
+	if w.upstream != nil {
+		d.via = w.upstream.Name
+		d.backlog = max(1, e.cfg.Messages/2)
+		d.most = e.connectionsFor(w.upstream)
+		d.limit = d.most
+	} else {
+		d.backlog = max(1, e.cfg.Messages/10)
+		d.most = e.cfg.MXConnections
+		d.limit = min(mxBegin, d.most)
+	}
+	e.destinations[w.key] = d
+	return d
+}
+
+func (e *Engine) connectionsFor(u *route.Upstream) int {
+	if u.MaxConnections > 0 {
+		return u.MaxConnections
+	}
+	return e.cfg.Connections
+}
+
+// forget removes destinations that have nothing to do and nothing to remember.
+// Only the dispatcher calls it.
+func (e *Engine) forget() {
+	now := time.Now()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for key, d := range e.destinations {
+		if d.isEmpty(now) {
+			delete(e.destinations, key)
+		}
+	}
+}
+
+func (d *destination) isEmpty(now time.Time) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	// One in trouble is remembered until it might have been tried once more.
+	remember := d.retryAt.Add(2 * step(d.e.cfg.Backoff, d.failures))
+	return d.workers == 0 && d.waiting.len() == 0 && (d.failures == 0 || now.After(remember))
+}
+
+// isBusy reports that more work is not wanted.
+func (d *destination) isBusy(now time.Time) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.suspended(now) || d.waiting.len() >= (d.backlog+1)/2
+}
+
+// suspended reports that the destination is left alone. mu is held.
+func (d *destination) suspended(now time.Time) bool {
+	return d.failures > 0 && d.live == 0 && now.Before(d.retryAt)
+}
+
+// add gives the destination a job. Only the dispatcher calls it.
+func (d *destination) add(j *job, up *route.Upstream) {
+	d.mu.Lock()
+	d.update(up)
+	switch {
+	case d.failures > 0 && d.suspended(time.Now()):
+		t := d.trouble
+		d.mu.Unlock()
+		d.giveUp([]*job{j}, t)
+		return
+	case d.giveIdle(j):
+	case d.waiting.len() >= d.backlog:
+		d.mu.Unlock()
+		d.e.turnedAway.Add(1)
+		d.e.release(j, turnedAwayWait)
+		return
+	default:
+		d.waiting.push(j)
+		d.hire()
+	}
+	d.mu.Unlock()
+}
+
+// giveIdle gives j to an idle worker if there is one. mu is held.
+func (d *destination) giveIdle(j *job) bool {
+	n := len(d.idle) - 1
+	if n < 0 {
+		return false
+	}
+	w := d.idle[n]
+	d.idle = d.idle[:n]
+	w.jobs <- j // has room: a worker that leaves the idle ones takes what it was given
+	return true
+}
+
+// update takes over the upstream's settings when they changed; a mended account
+// is tried at once. mu is held.
+func (d *destination) update(up *route.Upstream) {
+	if up == d.upstream {
+		return
+	}
+	if *up != *d.upstream {
+		d.version++
+		d.most = d.e.connectionsFor(up)
+		d.limit = d.most
+		d.failures, d.broken, d.retryAt = 0, 0, time.Time{}
+	}
+	d.upstream = up
+}
+
+// allowed is how many connections may be open. After trouble one goes ahead to
+// see whether it is over. mu is held.
+func (d *destination) allowed() int {
+	if d.failures > 0 && d.live == 0 {
+		return 1
+	}
+	return d.limit
+}
+
+// hire begins workers for waiting jobs as far as it is allowed. mu is held.
+func (d *destination) hire() {
+	connecting := d.workers - d.live
+	for d.workers < d.allowed() && connecting < d.waiting.len() {
+		d.workers++
+		connecting++
+		w := newWorker(d)
+		d.e.workers.Go(w.run)
+	}
+}
+
+// settings returns how to reach the destination now.
+func (d *destination) settings() (up *route.Upstream, version int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.upstream, d.version
+}
+
+// next returns the next job for w: one that waits or, while a connection is open,
+// one that comes before the idle time is over. nil sends the worker home.
+func (d *destination) next(w *worker) *job {
+	d.mu.Lock()
+	if d.e.closing.Load() || d.workers > d.allowed() {
+		d.mu.Unlock()
+		return nil
+	}
+	if j := d.waiting.pop(); j != nil {
+		d.mu.Unlock()
+		return j
+	}
+	if w.conn == nil || d.e.crowded() {
+		d.mu.Unlock()
+		return nil
+	}
+	d.idle = append(d.idle, w)
+	d.mu.Unlock()
+
+	w.timer.Reset(d.e.cfg.IdleTime)
+	select {
+	case j := <-w.jobs:
+		w.timer.Stop()
+		return j
+	case <-w.timer.C:
+	case <-d.e.work.Done():
+	}
+	return d.wake(w)
+}
+
+// wake takes w from the idle ones; if it is no longer there a job was given to it.
+func (d *destination) wake(w *worker) *job {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i := range d.idle {
+		if d.idle[i] == w {
+			d.idle = append(d.idle[:i], d.idle[i+1:]...)
+			return nil
+		}
+	}
+	return <-w.jobs
+}
+
+// leave reports that a worker without a connection may end.
+func (d *destination) leave() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.waiting.len() > 0 && !d.e.closing.Load() && d.workers <= d.allowed() {
+		return false
+	}
+	d.workers--
+	return true
+}
+
+// connected counts a conversation that was begun: whatever the trouble was, it is over.
+func (d *destination) connected() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.live++
+	d.failures, d.retryAt = 0, time.Time{}
+	d.hire()
+}
+
+// disconnected counts the end of a conversation.
+func (d *destination) disconnected() {
+	d.mu.Lock()
+	d.live--
+	d.mu.Unlock()
+}
+
+// succeeded lets the destination have another connection once all that it has
+// succeeded.
+func (d *destination) succeeded() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.broken = 0
+	if d.limit == d.most {
+		return
+	}
+	if d.credit++; d.credit >= d.limit {
+		d.credit = 0
+		d.limit++
+		d.hire()
+	}
+}
+
+// shrink halves the connections that the destination may have. mu is held.
+func (d *destination) shrink() {
+	d.limit = max(1, d.limit/2)
+	d.credit = 0
+}
+
+// brokeOff counts a conversation that ended half-way. Enough of them in a row are
+// as good as an unreachable destination.
+func (d *destination) brokeOff(t *trouble) {
+	d.mu.Lock()
+	d.shrink()
+	d.broken++
+	if d.broken < troubleLimit || d.live > 0 {
+		d.mu.Unlock()
+		return
+	}
+	victims := d.suspend(t)
+	d.mu.Unlock()
+	d.giveUp(victims, t)
+}
+
+// connectFailed decides about j, for which no conversation could be begun, and
+// about what waits: since is what failures was when it began.
+func (d *destination) connectFailed(j *job, t *trouble, since int) {
+	d.mu.Lock()
+	if t.permanent {
+		victims := append(d.waiting.drain(), j)
+		d.mu.Unlock()
+		d.giveUp(victims, t)
+		return
+	}
+	if d.live > 0 && j.again < maxAgain && !d.e.closing.Load() {
+		// Others are talking to it: there were only too many of us.
+		d.limit = max(1, min(d.limit-1, d.live))
+		d.credit = 0
+		j.again++
+		if !d.giveIdle(j) {
+			d.waiting.pushFront(j)
+		}
+		d.mu.Unlock()
+		return
+	}
+	var victims []*job
+	if d.live == 0 && d.failures == since {
+		victims = d.suspend(t)
+	}
+	d.mu.Unlock()
+	d.giveUp(append(victims, j), t)
+}
+
+// failureCount is for connectFailed: several connections that were tried at once
+// and failed together are one failure.
+func (d *destination) failureCount() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.failures
+}
+
+// suspend leaves the destination alone for a while and returns what waits. mu is held.
+func (d *destination) suspend(t *trouble) []*job {
+	wait := step(d.e.cfg.Backoff, d.failures)
+	d.failures++
+	d.broken = 0
+	d.retryAt = time.Now().Add(wait)
+	d.trouble = t
+	d.shrink()
+	d.e.cfg.Log.Warn("destination suspended", "via", d.via, "domain", d.domain,
+		"for", wait, "reply", t.reply.String(), "error", t.err)
+	return d.waiting.drain()
+}
+
+// giveUp settles jobs by the destination's trouble: deferred until it is over at
+// the earliest, or failed if it is for good.
+func (d *destination) giveUp(jobs []*job, t *trouble) {
+	d.mu.Lock()
+	away := time.Until(d.retryAt)
+	d.mu.Unlock()
+	for _, j := range jobs {
+		if d.e.closing.Load() && !t.permanent {
+			d.e.release(j, 0)
+			continue
+		}
+		outcomes := make([]queue.Outcome, len(j.rcpts))
+		for i := range j.rcpts {
+			outcomes[i] = t.outcome(d, j, &j.rcpts[i], away)
+		}
+		d.e.settle(j, j.rcpts, outcomes, t.err)
+		d.e.end(j)
+	}
+}
+
+// drain takes all waiting jobs.
+func (d *destination) drain() []*job {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.waiting.drain()
+}
+
+// quitContext bounds a QUIT.
+func (e *Engine) quitContext() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(e.hard, quitTime)
+}
+
+// crowded reports that connections are scarce: none is kept idle then.
+func (e *Engine) crowded() bool { return len(e.slots) == cap(e.slots) }

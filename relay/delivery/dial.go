@@ -1,0 +1,279 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"postern/relay/route"
+	"postern/relay/smtp"
+)
+
+// dialer begins conversations.
+type dialer struct {
+	cfg     *Config
+	free    net.Dialer // to upstreams
+	guarded net.Dialer // to MX
+	connect func(context.Context, target) (net.Conn, error)
+}
+
+func newDialer(cfg *Config) *dialer {
+	d := &dialer{cfg: cfg}
+	d.connect = d.dial
+	d.free.Timeout = cfg.ConnectTime
+	d.guarded.Timeout = cfg.ConnectTime
+	if !cfg.AllowPrivateMX {
+		d.guarded.Control = refuseSpecial
+	}
+	return d
+}
+
+// conn is a conversation that is ready for transactions.
+type conn struct {
+	client  *smtp.Client
+	host    string // as RemoteMTA
+	addr    netip.AddrPort
+	tls     string // facts, "" in clear
+	version int    // of the upstream's settings
+	sent    int    // transactions
+}
+
+// target is one address to try.
+type target struct {
+	host     string
+	addr     netip.AddrPort
+	upstream *route.Upstream // nil for mx
+}
+
+// open begins a conversation with an upstream or, where up is nil, with a mail
+// host of domain.
+func (d *dialer) open(ctx context.Context, domain string, up *route.Upstream) (*conn, *trouble) {
+	if up != nil {
+		return d.openUpstream(ctx, up)
+	}
+	hosts, t := d.exchangers(ctx, domain)
+	if t != nil {
+		return nil, t
+	}
+	return d.openMX(ctx, domain, hosts)
+}
+
+// openMX tries the hosts of a domain in turn.
+func (d *dialer) openMX(ctx context.Context, domain string, hosts []exchanger) (*conn, *trouble) {
+	var worst *trouble
+	dials := 0
+	for i, x := range hosts {
+		addrs, err := d.addresses(ctx, x)
+		if t := d.nowhere(domain, x, addrs, err); t != nil {
+			if t.outranks(worst) {
+				worst = t
+			}
+			continue
+		}
+		if d.anySelf(addrs, d.cfg.MXPort) {
+			// What follows is not better than this server itself.
+			if i == 0 || worst == nil || worst.permanent {
+				return nil, loop(domain)
+			}
+			return nil, worst
+		}
+		for _, addr := range addrs {
+			if dials++; dials > maxDials {
+				return nil, worst
+			}
+			c, t := d.try(ctx, target{host: x.host, addr: netip.AddrPortFrom(addr, uint16(d.cfg.MXPort))})
+			if t == nil {
+				return c, nil
+			}
+			if t.outranks(worst) {
+				worst = t
+			}
+			if ctx.Err() != nil {
+				return nil, worst
+			}
+		}
+	}
+	return nil, worst
+}
+
+// nowhere is the trouble of a host without addresses.
+func (d *dialer) nowhere(domain string, x exchanger, addrs []netip.Addr, err error) *trouble {
+	switch {
+	case err != nil && !notFound(err):
+		return lookupTrouble(x.host, err)
+	case len(addrs) > 0:
+		return nil
+	case x.host == domain:
+		return failure(smtp.Permanent(550, 1, 2, "domain "+domain+" does not exist or has no mail host"), err)
+	}
+	return failure(smtp.Permanent(550, 4, 4, "the mail hosts of "+domain+" have no address"), err)
+}
+
+// openUpstream tries the addresses of an upstream in turn.
+func (d *dialer) openUpstream(ctx context.Context, up *route.Upstream) (*conn, *trouble) {
+	if up.Username != "" && !up.Verified() {
+		return nil, &trouble{
+			reply: smtp.Temporary(451, 7, 4, "upstream "+up.Name+" has credentials but no verified TLS"),
+			err:   fmt.Errorf("upstream %s: credentials with TLS mode %q", up.Name, up.TLS),
+		}
+	}
+	x := exchanger{host: strings.TrimSuffix(up.Host, ".")}
+	if addr, err := netip.ParseAddr(up.Host); err == nil {
+		x.literal = addr.Unmap()
+	}
+	addrs, err := d.addresses(ctx, x)
+	if err != nil || len(addrs) == 0 {
+		return nil, lookupTrouble(x.host, err) // also NXDOMAIN: an administrator mends it
+	}
+	if d.anySelf(addrs, up.Port) {
+		return nil, &trouble{
+			reply: smtp.Temporary(451, 4, 6, "upstream "+up.Name+" is this server itself"),
+			err:   fmt.Errorf("upstream %s: %s is a listener of this server", up.Name, addrs[0]),
+		}
+	}
+	var worst *trouble
+	for _, addr := range addrs {
+		c, t := d.try(ctx, target{host: x.host, addr: netip.AddrPortFrom(addr, uint16(up.Port)), upstream: up})
+		if t == nil {
+			return c, nil
+		}
+		if t.outranks(worst) {
+			worst = t
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, worst
+}
+
+// anySelf reports that one of the addresses with that port is a listener of this
+// server.
+func (d *dialer) anySelf(addrs []netip.Addr, port int) bool {
+	for _, addr := range addrs {
+		for _, self := range d.cfg.Self {
+			if int(self.Port()) != port {
+				continue
+			}
+			own := self.Addr().Unmap()
+			if own == addr || own.IsUnspecified() && isLocal(addr) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// isLocal reports an address of this machine.
+func isLocal(addr netip.Addr) bool {
+	if addr.IsLoopback() || addr.IsUnspecified() {
+		return true
+	}
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return false
+	}
+	for _, a := range list {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Unmap() == addr {
+			return true
+		}
+	}
+	return false
+}
+
+// try begins a conversation with one address. A handshake that fails where TLS is
+// only opportunistic is tried once more without it: mail that goes in clear is
+// what there was before TLS, and what the recipient's server asks for (RFC 7435).
+func (d *dialer) try(ctx context.Context, to target) (*conn, *trouble) {
+	policy := policyOf(to)
+	c, t, handshake := d.converse(ctx, to, policy)
+	if handshake && policy.mode == route.TLSOpportunistic && ctx.Err() == nil {
+		policy.mode = route.TLSNone
+		c, t, _ = d.converse(ctx, to, policy)
+	}
+	return c, t
+}
+
+// converse connects, greets, and sets up TLS and authentication. handshake says
+// that TLS was begun and did not come about.
+func (d *dialer) converse(ctx context.Context, to target, policy tlsPolicy) (c *conn, t *trouble, handshake bool) {
+	netConn, err := d.connect(ctx, to)
+	if err != nil {
+		return nil, connectTrouble(to, err), false
+	}
+	c = &conn{host: to.host, addr: to.addr}
+	if policy.mode == route.TLSImplicit {
+		secured, err := policy.handshake(ctx, netConn, d.cfg.Timeouts.TLS)
+		if err != nil {
+			netConn.Close()
+			return nil, tlsTrouble(to, err), true
+		}
+		state := secured.ConnectionState()
+		c.tls = policy.facts(&state)
+		netConn = secured
+	}
+	c.client = smtp.NewClient(netConn, smtp.ClientConfig{Hello: d.cfg.Hello, Timeouts: d.cfg.Timeouts})
+	t, handshake = d.begin(ctx, c, to, policy)
+	if t != nil {
+		c.client.Close()
+		return nil, t, handshake
+	}
+	return c, nil, false
+}
+
+// begin brings a new connection to where transactions are sent.
+func (d *dialer) begin(ctx context.Context, c *conn, to target, policy tlsPolicy) (t *trouble, handshake bool) {
+	if err := c.client.Greet(ctx); err != nil {
+		return conversationTrouble(c, to, err), false
+	}
+	if t, handshake := policy.secure(ctx, c, to); t != nil {
+		return t, handshake
+	}
+	if up := to.upstream; up != nil && up.Username != "" {
+		if err := authenticate(ctx, c.client, up); err != nil {
+			return authTrouble(c, to, err), false
+		}
+	}
+	return nil, false
+}
+
+func (d *dialer) dial(ctx context.Context, to target) (net.Conn, error) {
+	if to.upstream != nil {
+		return d.free.DialContext(ctx, "tcp", to.addr.String())
+	}
+	return d.guarded.DialContext(ctx, "tcp", to.addr.String())
+}
+
+// connectTrouble says of an MX only that it could not be had: whoever may choose
+// the recipient must not learn from it which ports of which hosts are open.
+func connectTrouble(to target, err error) *trouble {
+	err = fmt.Errorf("connect to %s: %w", to.host, err)
+	if to.upstream == nil {
+		if errors.Is(err, errSpecial) {
+			return failure(smtp.Permanent(550, 4, 4, "mail host "+to.host+" has a private or special address"), err)
+		}
+		return &trouble{reply: smtp.Temporary(451, 4, 1, "no connection to mail host "+to.host), err: err}
+	}
+	why := "no connection"
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		why = "connection refused"
+	case isTimeout(err):
+		why = "no answer in time"
+	}
+	text := "upstream " + to.upstream.Name + " at " + net.JoinHostPort(to.host, strconv.Itoa(to.upstream.Port)) + ": " + why
+	return &trouble{reply: smtp.Temporary(451, 4, 1, text), err: err}
+}
+
+// conversationTrouble is what a server said, or did not say, before transactions.
+func conversationTrouble(c *conn, to target, err error) *trouble {
+	return &trouble{
+		reply: troubleReply(smtp.Result{Err: err}), err: fmt.Errorf("talk to %s: %w", to.host, err),
+		host: to.host, addr: to.addr, tls: c.tls,
+	}
+}

@@ -1,0 +1,236 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"postern/relay/maillog"
+	"postern/relay/queue"
+	"postern/relay/route"
+	"postern/relay/smtp"
+)
+
+// Queue is what the engine needs of *queue.Queue.
+type Queue interface {
+	Source
+	Ledger
+}
+
+// Source gives work.
+type Source interface {
+	Wait(ctx context.Context) error
+	Claim(ctx context.Context, want queue.ClaimRequest) ([]*queue.Delivery, error)
+}
+
+// Ledger takes what became of it.
+type Ledger interface {
+	Gate(ctx context.Context, d *queue.Delivery, ns []int) error
+	Settle(outcomes ...queue.Outcome)
+	Release(d *queue.Delivery, ns []int, wait time.Duration)
+}
+
+// Resolver asks DNS; *net.Resolver is one. Names are given with their final dot.
+// Errors are *net.DNSError.
+type Resolver interface {
+	LookupMX(ctx context.Context, name string) ([]*net.MX, error)
+	LookupIPAddr(ctx context.Context, host string) ([]net.IPAddr, error)
+}
+
+// Config configures an Engine. Zero values take the defaults named.
+type Config struct {
+	Queue  Queue
+	Routes route.Resolver
+	DNS    Resolver     // net.DefaultResolver
+	Log    *slog.Logger // for trouble of the engine itself
+	Events *maillog.Logger
+
+	Hello string // this node's host name: EHLO, and to find loops
+	// Self are the addresses of this node's listeners. An unspecified address
+	// (0.0.0.0, ::) stands for every address of the machine.
+	Self []netip.AddrPort
+
+	Connections    int           // at once to one upstream that sets no number of its own: 20
+	MXConnections  int           // at once to one MX domain: 20; it begins with 5
+	MaxOpen        int           // at once to all destinations: 500
+	PerConnection  int           // messages over one connection: 1,000
+	PerTransaction int           // recipients in one transaction: 100
+	IdleTime       time.Duration // how long an unused connection is kept: 10 s
+	Timeouts       smtp.Timeouts // of the conversation; zero fields: RFC 5321 section 4.5.3.2
+	ConnectTime    time.Duration // for one TCP connect: 30 s
+	LookupTime     time.Duration // for one DNS question: 20 s
+
+	// Messages and Memory bound what is held at once. Bodies larger than
+	// InMemory octets live in files or in the database and count for nothing.
+	Messages int   // 10,000
+	Memory   int64 // octets: 64 MiB
+	InMemory int64 // octets: 1 MiB
+
+	MXPort         int  // 25; others are for tests
+	AllowPrivateMX bool // for tests: MX may be at private and special addresses
+	AllowLiterals  bool // deliver to user@[192.0.2.1]
+
+	Schedule []time.Duration // waits after each attempt; the last repeats. The default is defaultSchedule.
+	Backoff  []time.Duration // how long a destination in trouble is left alone. The default is defaultBackoff.
+	NoClaim  bool            // only what Take brings
+}
+
+// withDefaults fills what is zero.
+func (c Config) withDefaults() Config {
+	if c.DNS == nil {
+		c.DNS = net.DefaultResolver
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Events == nil {
+		c.Events = maillog.New(nil)
+	}
+	if c.Schedule == nil {
+		c.Schedule = defaultSchedule
+	}
+	if c.Backoff == nil {
+		c.Backoff = defaultBackoff
+	}
+	fill(&c.Connections, 20)
+	fill(&c.MXConnections, 20)
+	fill(&c.MaxOpen, 500)
+	fill(&c.PerConnection, 1000)
+	fill(&c.PerTransaction, 100)
+	fill(&c.IdleTime, 10*time.Second)
+	fill(&c.ConnectTime, 30*time.Second)
+	fill(&c.LookupTime, 20*time.Second)
+	fill(&c.Messages, 10_000)
+	fill(&c.Memory, 64<<20)
+	fill(&c.InMemory, 1<<20)
+	fill(&c.MXPort, 25)
+	return c
+}
+
+func fill[T int | int64 | time.Duration](v *T, def T) {
+	if *v <= 0 {
+		*v = def
+	}
+}
+
+// Engine delivers. Its methods may be called from several goroutines.
+type Engine struct {
+	cfg    Config
+	dialer *dialer
+	load   load          // what is held in memory
+	slots  chan struct{} // one for each connection
+
+	// work ends when no new work is begun, hard when conversations are cut off.
+	work     context.Context
+	endWork  context.CancelFunc
+	hard     context.Context
+	cut      context.CancelFunc
+	closing  atomic.Bool
+	loops    sync.WaitGroup // dispatcher and claim loop
+	workers  sync.WaitGroup // connections
+	shutdown sync.Once
+
+	intake     intake
+	turnedAway atomic.Int64 // jobs for which a destination had no room
+	panics     atomic.Int64
+
+	mu           sync.Mutex
+	destinations map[string]*destination
+	active       map[*worker]struct{}
+}
+
+// New makes an Engine. Queue, Routes and Hello must be set.
+func New(cfg Config) *Engine {
+	cfg = cfg.withDefaults()
+	e := &Engine{
+		cfg:          cfg,
+		load:         load{maxMessages: cfg.Messages, maxOctets: cfg.Memory, room: make(chan struct{}, 1)},
+		slots:        make(chan struct{}, cfg.MaxOpen),
+		intake:       intake{wake: make(chan struct{}, 1)},
+		destinations: map[string]*destination{},
+		active:       map[*worker]struct{}{},
+	}
+	e.dialer = newDialer(&e.cfg)
+	e.work, e.endWork = context.WithCancel(context.Background())
+	e.hard, e.cut = context.WithCancel(context.Background())
+	return e
+}
+
+// Start begins the work.
+func (e *Engine) Start() {
+	e.loops.Go(e.dispatchLoop)
+	if !e.cfg.NoClaim {
+		e.loops.Go(e.claimLoop)
+	}
+}
+
+// ErrCut says that conversations were still going on when Shutdown's time ended;
+// they were cut off and their recipients settled or released.
+var ErrCut = errors.New("deliveries were cut off")
+
+// Shutdown begins no new work and hands back what has not begun. A message whose
+// text is on its way is finished, one that is not so far is released, until ctx
+// ends: then what is left is cut off and the error is ErrCut. When Shutdown
+// returns, every recipient was settled or released and every goroutine has ended.
+func (e *Engine) Shutdown(ctx context.Context) error {
+	e.shutdown.Do(func() {
+		e.closing.Store(true)
+		e.endWork()
+	})
+	e.loops.Wait() // no worker is begun after this
+	e.releaseIntake()
+	e.releaseWaiting()
+	e.interruptEarly()
+
+	done := make(chan struct{})
+	go func() {
+		e.workers.Wait()
+		close(done)
+	}()
+	defer e.cut()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		e.cut()
+		<-done // every step of a conversation ends with its context
+		return ErrCut
+	}
+}
+
+// releaseWaiting hands back the jobs that no connection has begun.
+func (e *Engine) releaseWaiting() {
+	for _, d := range e.all() {
+		for _, j := range d.drain() {
+			e.release(j, 0)
+		}
+	}
+}
+
+// interruptEarly cuts off the conversations that have not come to the message's
+// text: nothing is lost by it, and they might take minutes.
+func (e *Engine) interruptEarly() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for w := range e.active {
+		if !w.inText.Load() {
+			w.cancel()
+		}
+	}
+}
+
+// all lists the destinations.
+func (e *Engine) all() []*destination {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	list := make([]*destination, 0, len(e.destinations))
+	for _, d := range e.destinations {
+		list = append(list, d)
+	}
+	return list
+}

@@ -1,0 +1,126 @@
+package delivery
+
+import (
+	"sync"
+	"time"
+
+	"postern/relay/queue"
+)
+
+// intake holds deliveries between Take and the dispatcher. Its length is bounded
+// by the load.
+type intake struct {
+	wake chan struct{}
+
+	mu     sync.Mutex
+	list   []*queue.Delivery
+	closed bool
+}
+
+// put returns false when the intake is closed.
+func (in *intake) put(d *queue.Delivery) bool {
+	in.mu.Lock()
+	if in.closed {
+		in.mu.Unlock()
+		return false
+	}
+	in.list = append(in.list, d)
+	in.mu.Unlock()
+	select {
+	case in.wake <- struct{}{}:
+	default:
+	}
+	return true
+}
+
+// take swaps what has come with spare, an empty slice to be filled next.
+func (in *intake) take(spare []*queue.Delivery) []*queue.Delivery {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	list := in.list
+	in.list = spare
+	return list
+}
+
+func (in *intake) close() []*queue.Delivery {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.closed = true
+	list := in.list
+	in.list = nil
+	return list
+}
+
+// Reserve reports whether a message of size octets may be born owned and handed
+// over by Take once it is committed. It is a question and holds nothing, so a
+// commit that fails needs no word; sessions that ask at the same moment may
+// together exceed the bounds by one message each.
+func (e *Engine) Reserve(size int64) bool {
+	return !e.closing.Load() && e.load.fits(e.weight(size))
+}
+
+// Take takes a committed delivery over, with its reference to the body. It never
+// blocks.
+func (e *Engine) Take(d *queue.Delivery) {
+	e.load.add(e.weight(d.Body.Size()))
+	if !e.intake.put(d) {
+		e.handBack(d)
+	}
+}
+
+// weight is what a body of size octets counts for in memory.
+func (e *Engine) weight(size int64) int64 {
+	if size > e.cfg.InMemory {
+		return 0
+	}
+	return size
+}
+
+// handBack releases a whole delivery that was never split into jobs.
+func (e *Engine) handBack(d *queue.Delivery) {
+	size := d.Body.Size()
+	e.cfg.Queue.Release(d, numbers(d.Recipients), 0)
+	d.Body.Drop()
+	e.load.sub(e.weight(size))
+}
+
+func (e *Engine) releaseIntake() {
+	for _, d := range e.intake.close() {
+		e.handBack(d)
+	}
+}
+
+// forgetEvery is how often destinations without work are looked for.
+const forgetEvery = 10 * time.Second
+
+// dispatchLoop splits what comes in into jobs and gives them to their destinations.
+// Only it adds destinations and forgets them.
+func (e *Engine) dispatchLoop() {
+	forget := time.NewTicker(forgetEvery)
+	defer forget.Stop()
+	var spare []*queue.Delivery
+	for {
+		select {
+		case <-e.work.Done():
+			return
+		case <-forget.C:
+			e.forget()
+		case <-e.intake.wake:
+		}
+		list := e.intake.take(spare)
+		for i, d := range list {
+			e.dispatch(d)
+			list[i] = nil
+		}
+		spare = list[:0]
+	}
+}
+
+// numbers lists the indices of recipients.
+func numbers(rcpts []queue.Recipient) []int {
+	ns := make([]int, len(rcpts))
+	for i := range rcpts {
+		ns[i] = rcpts[i].N
+	}
+	return ns
+}

@@ -1,0 +1,210 @@
+package delivery
+
+import (
+	"sync/atomic"
+	"time"
+
+	"postern/relay/maillog"
+	"postern/relay/queue"
+	"postern/relay/route"
+	"postern/relay/smtp"
+)
+
+// parcel is a delivery whose jobs are under way.
+type parcel struct {
+	*queue.Delivery
+	size int64
+	jobs atomic.Int32 // that have not ended
+}
+
+// job is one message for recipients of one destination, sent in one transaction.
+// It holds the body by one reference until it ends.
+type job struct {
+	*parcel
+	rcpts []queue.Recipient
+	// again counts how often the job was begun anew at once, without an attempt
+	// being counted: the connection was gone before it was used, or too many were
+	// open.
+	again int
+}
+
+// maxAgain bounds job.again.
+const maxAgain = 3
+
+// way is where some recipients of a delivery go.
+type way struct {
+	key      string // "mx " + domain, or "upstream " + name
+	domain   string // mx: the domain's key
+	upstream *route.Upstream
+	rcpts    []queue.Recipient
+}
+
+// dispatch splits a delivery into jobs and gives them to their destinations.
+func (e *Engine) dispatch(d *queue.Delivery) {
+	if e.closing.Load() {
+		e.handBack(d)
+		return
+	}
+	ways := e.split(d)
+	p := &parcel{Delivery: d, size: d.Body.Size()}
+	jobs := 0
+	for i := range ways {
+		jobs += (len(ways[i].rcpts) + e.cfg.PerTransaction - 1) / e.cfg.PerTransaction
+	}
+	if jobs == 0 {
+		d.Body.Drop()
+		e.load.sub(e.weight(p.size))
+		return
+	}
+	p.jobs.Store(int32(jobs))
+	for range jobs - 1 {
+		d.Body.Hold()
+	}
+	for i := range ways {
+		e.assign(p, &ways[i])
+	}
+}
+
+// assign makes the jobs of one way, of at most PerTransaction recipients each.
+func (e *Engine) assign(p *parcel, w *way) {
+	dest := e.destination(w)
+	for rest := w.rcpts; len(rest) > 0; {
+		n := min(len(rest), e.cfg.PerTransaction)
+		dest.add(&job{parcel: p, rcpts: rest[:n:n]}, w.upstream)
+		rest = rest[n:]
+	}
+}
+
+// split groups the recipients by where they go. Those for whom no way is known
+// are settled here.
+func (e *Engine) split(d *queue.Delivery) []way {
+	ways := make([]way, 0, 1)
+	var index map[string]int
+	for i := range d.Recipients {
+		rcpt := &d.Recipients[i]
+		w, err := e.resolve(d, rcpt)
+		if err != nil {
+			e.unroutable(d, rcpt, err)
+			continue
+		}
+		at := -1
+		switch {
+		case len(ways) > 0 && ways[len(ways)-1].key == w.key:
+			at = len(ways) - 1
+		case len(ways) > 0:
+			if index == nil {
+				index = map[string]int{ways[0].key: 0}
+			}
+			if n, known := index[w.key]; known {
+				at = n
+			}
+		}
+		if at < 0 {
+			at = len(ways)
+			if index != nil {
+				index[w.key] = at
+			}
+			// Most messages have one way, which needs no slice of its own.
+			w.rcpts = d.Recipients[i:i:i]
+			if i == 0 {
+				w.rcpts = d.Recipients[:0:len(d.Recipients)]
+			}
+			ways = append(ways, w)
+		}
+		ways[at].rcpts = appendRecipient(ways[at].rcpts, d.Recipients, i)
+	}
+	return ways
+}
+
+// appendRecipient adds recipient i of all to list, which is a part of all for as
+// long as its recipients are neighbours, and a copy afterwards.
+func appendRecipient(list, all []queue.Recipient, i int) []queue.Recipient {
+	if len(list) == 0 {
+		return all[i : i+1 : i+1]
+	}
+	start := i - len(list)
+	if start >= 0 && &all[start] == &list[0] {
+		return all[start : i+1 : i+1]
+	}
+	return append(list, all[i]) // its capacity is its length: this copies
+}
+
+// resolve finds the way of one recipient.
+func (e *Engine) resolve(d *queue.Delivery, rcpt *queue.Recipient) (way, error) {
+	decision, err := e.cfg.Routes.Resolve(e.work, d.Message.UserID, d.Message.Sender, rcpt.Address)
+	if err != nil {
+		return way{}, err
+	}
+	if u := decision.Upstream; u != nil {
+		return way{key: "upstream " + u.Name, upstream: u}, nil
+	}
+	domain := rcpt.Address.DomainKey()
+	return way{key: "mx " + domain, domain: domain}, nil
+}
+
+// routeWait is when a recipient without a way is looked at again.
+const routeWait = time.Minute
+
+// unroutable gives a recipient back for whom there is no route, or none can be
+// read now. That is no attempt: nobody was asked.
+func (e *Engine) unroutable(d *queue.Delivery, rcpt *queue.Recipient, err error) {
+	if e.work.Err() != nil { // Shutdown cut the question off
+		e.cfg.Queue.Release(d, []int{rcpt.N}, 0)
+		return
+	}
+	now := time.Now()
+	e.record(d, rcpt, queue.Outcome{
+		Message: d.Message.ID, N: rcpt.N, Recipient: rcpt.Address, Epoch: d.Epoch,
+		Result: queue.Deferred, Reply: smtp.Temporary(451, 4, 4, "no route to this recipient is known now"),
+		StartedAt: now, At: now, RetryIn: routeWait, NotAnAttempt: true,
+	}, err)
+}
+
+// record logs and settles a single outcome.
+func (e *Engine) record(d *queue.Delivery, rcpt *queue.Recipient, o queue.Outcome, err error) {
+	e.logAttempt(&d.Message, rcpt, &o, err)
+	e.cfg.Queue.Settle(o)
+}
+
+// settle logs and settles the outcomes of a job, rcpts[i] being that of
+// outcomes[i]. It does not end the job.
+func (e *Engine) settle(j *job, rcpts []queue.Recipient, outcomes []queue.Outcome, err error) {
+	for i := range outcomes {
+		e.logAttempt(&j.Message, &rcpts[i], &outcomes[i], err)
+	}
+	if len(outcomes) > 0 {
+		e.cfg.Queue.Settle(outcomes...)
+	}
+}
+
+// release gives a whole job back without an attempt and ends it.
+func (e *Engine) release(j *job, wait time.Duration) {
+	e.cfg.Queue.Release(j.Delivery, numbers(j.rcpts), wait)
+	e.end(j)
+}
+
+// end drops the job's hold on the body.
+func (e *Engine) end(j *job) {
+	j.Body.Drop()
+	if j.jobs.Add(-1) == 0 {
+		e.load.sub(e.weight(j.size))
+	}
+}
+
+func (e *Engine) logAttempt(m *queue.Message, rcpt *queue.Recipient, o *queue.Outcome, err error) {
+	e.cfg.Events.Attempt(maillog.AttemptEnd{
+		ID:                m.ID.String(),
+		Recipient:         o.Recipient,
+		Result:            string(o.Result),
+		Reply:             o.Reply,
+		RemoteMTA:         o.RemoteMTA,
+		RemoteIP:          o.RemoteIP,
+		TLS:               o.TLS,
+		Upstream:          o.Upstream,
+		Attempt:           rcpt.Attempts + 1,
+		Elapsed:           o.At.Sub(o.StartedAt),
+		RetryIn:           o.RetryIn,
+		PossibleDuplicate: rcpt.PossibleDuplicate || o.Unknown,
+		Err:               err,
+	})
+}

@@ -1,0 +1,51 @@
+package delivery
+
+// line is a queue of jobs that also takes some back at its front.
+type line struct {
+	front []*job // in reverse
+	back  []*job
+	head  int // of back
+}
+
+func (l *line) len() int { return len(l.front) + len(l.back) - l.head }
+
+func (l *line) push(j *job) {
+	if l.head > 64 && l.head > len(l.back)/2 { // give the used part back
+		n := copy(l.back, l.back[l.head:])
+		clear(l.back[n:])
+		l.back, l.head = l.back[:n], 0
+	}
+	l.back = append(l.back, j)
+}
+
+func (l *line) pushFront(j *job) { l.front = append(l.front, j) }
+
+// pop returns nil when the line is empty.
+func (l *line) pop() *job {
+	if n := len(l.front); n > 0 {
+		j := l.front[n-1]
+		l.front[n-1] = nil
+		l.front = l.front[:n-1]
+		return j
+	}
+	if l.head == len(l.back) {
+		return nil
+	}
+	j := l.back[l.head]
+	l.back[l.head] = nil
+	l.head++
+	if l.head == len(l.back) {
+		l.back, l.head = l.back[:0], 0
+	}
+	return j
+}
+
+// drain empties the line and returns what was in it.
+func (l *line) drain() []*job {
+	var list []*job
+	for j := l.pop(); j != nil; j = l.pop() {
+		list = append(list, j)
+	}
+	*l = line{}
+	return list
+}

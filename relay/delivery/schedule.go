@@ -1,0 +1,52 @@
+package delivery
+
+import (
+	"encoding/binary"
+	"hash/fnv"
+	"time"
+
+	"postern/relay/queue"
+)
+
+// defaultSchedule is the wait after the first, second, … failed attempt; the last
+// entry repeats. RFC 5321 section 4.5.4.1 asks for at least 30 minutes as a rule
+// and for more attempts early on, since most trouble is short.
+var defaultSchedule = []time.Duration{
+	1 * time.Minute,
+	5 * time.Minute,
+	15 * time.Minute,
+	30 * time.Minute,
+	1 * time.Hour,
+	2 * time.Hour,
+	4 * time.Hour,
+}
+
+// defaultBackoff is how long a destination is left alone after the first, second,
+// … time in a row that no conversation with it could be had; the last repeats.
+var defaultBackoff = []time.Duration{
+	30 * time.Second,
+	1 * time.Minute,
+	2 * time.Minute,
+	5 * time.Minute,
+	10 * time.Minute,
+}
+
+// step returns entry n of a table whose last entry repeats.
+func step(table []time.Duration, n int) time.Duration {
+	if len(table) == 0 {
+		return 0
+	}
+	return table[min(max(n, 0), len(table)-1)]
+}
+
+// retryWait is the wait before the next attempt, attempts being those finished
+// before the one that has just ended. It varies by a tenth up or down with the
+// message, so that what failed together does not come back together; recipients
+// of one message stay together and go out in one transaction again.
+func retryWait(table []time.Duration, attempts int, id queue.ID) time.Duration {
+	h := fnv.New32a()
+	h.Write(id[:])
+	h.Write(binary.BigEndian.AppendUint32(nil, uint32(attempts)))
+	wait := step(table, attempts)
+	return wait - wait/10 + wait/5*time.Duration(h.Sum32()%1000)/1000
+}

@@ -1,0 +1,160 @@
+package delivery
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"postern/relay/route"
+	"postern/relay/smtp"
+)
+
+// tlsPolicy is how one conversation is to be protected.
+type tlsPolicy struct {
+	mode   route.TLSMode
+	config *tls.Config
+}
+
+// policyOf gives the policy of a target: an upstream's own, opportunistic for MX.
+func policyOf(to target) tlsPolicy {
+	if to.upstream == nil {
+		return tlsPolicy{route.TLSOpportunistic, unverified(to.host)}
+	}
+	if !to.upstream.Verified() {
+		return tlsPolicy{to.upstream.TLS, unverified(to.host)}
+	}
+	return tlsPolicy{to.upstream.TLS, verified(to.host, to.upstream.CA)}
+}
+
+// unverified takes any certificate and any version that Go still speaks: the other
+// choice is no TLS at all (RFC 7435).
+func unverified(host string) *tls.Config {
+	return &tls.Config{
+		ServerName:         sniName(host),
+		InsecureSkipVerify: true,
+		MinVersion:         tls.VersionTLS10,
+		// Microsoft's hosts end a session right after the handshake when tickets
+		// are asked for over TLS 1.3 (golang/go#70232).
+		SessionTicketsDisabled: true,
+	}
+}
+
+// verified demands a certificate for host from the authorities of ca, or from the
+// system's when ca is empty.
+func verified(host, ca string) *tls.Config {
+	cfg := &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12, SessionTicketsDisabled: true}
+	if ca != "" {
+		// A CA that does not parse leaves an empty pool, which verifies nothing.
+		cfg.RootCAs = x509.NewCertPool()
+		cfg.RootCAs.AppendCertsFromPEM([]byte(ca))
+	}
+	return cfg
+}
+
+// sniName is the name to ask for; address literals have none.
+func sniName(host string) string {
+	if strings.HasPrefix(host, "[") {
+		return ""
+	}
+	if _, err := netip.ParseAddr(host); err == nil {
+		return ""
+	}
+	return host
+}
+
+// defaultTLSTime bounds a handshake where the configuration says nothing.
+const defaultTLSTime = 30 * time.Second
+
+// handshake is that of implicit TLS (RFC 8314 section 3).
+func (p tlsPolicy) handshake(ctx context.Context, nc net.Conn, limit time.Duration) (*tls.Conn, error) {
+	if limit <= 0 {
+		limit = defaultTLSTime
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	secured := tls.Client(nc, p.config)
+	if err := secured.HandshakeContext(ctx); err != nil {
+		return nil, err
+	}
+	return secured, nil
+}
+
+// secure runs STARTTLS (RFC 3207) as the policy has it. handshake says that TLS was
+// begun and did not come about.
+func (p tlsPolicy) secure(ctx context.Context, c *conn, to target) (t *trouble, handshake bool) {
+	if p.mode == route.TLSNone || p.mode == route.TLSImplicit {
+		return nil, false
+	}
+	if _, offered := c.client.Extension("STARTTLS"); !offered {
+		if p.mode == route.TLSOpportunistic {
+			return nil, false
+		}
+		return &trouble{
+			reply: smtp.Temporary(451, 7, 4, "TLS is required and "+to.host+" does not offer STARTTLS"),
+			err:   fmt.Errorf("%s does not offer STARTTLS", to.host),
+			host:  to.host, addr: to.addr,
+		}, false
+	}
+	err := c.client.StartTLS(ctx, p.config)
+	switch {
+	case err == nil:
+		c.tls = p.facts(c.client.TLS())
+		return nil, false
+	case refusedTLS(err):
+		if p.mode == route.TLSOpportunistic && c.client.Usable() {
+			return nil, false
+		}
+		return conversationTrouble(c, to, err), false
+	}
+	return tlsTrouble(to, err), true
+}
+
+// refusedTLS reports a complete negative reply to STARTTLS itself.
+func refusedTLS(err error) bool {
+	var stage *smtp.StageError
+	return errors.As(err, &stage) && stage.Stage == smtp.StageTLS && !stage.Reply.IsZero()
+}
+
+// tlsTrouble says what was wrong with the handshake in words that an administrator
+// can act on. A certificate's own text stays in the log.
+func tlsTrouble(to target, err error) *trouble {
+	why := "TLS handshake failed"
+	var (
+		name      x509.HostnameError
+		authority x509.UnknownAuthorityError
+		invalid   x509.CertificateInvalidError
+	)
+	switch {
+	case errors.As(err, &name):
+		why = "its certificate is for another name"
+	case errors.As(err, &authority):
+		why = "its certificate is from an unknown authority"
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		why = "its certificate has expired or is not valid yet"
+	case errors.As(err, &invalid):
+		why = "its certificate is not valid for this use"
+	}
+	return &trouble{
+		reply: smtp.Temporary(451, 7, 5, to.host+": "+why),
+		err:   fmt.Errorf("TLS with %s: %w", to.host, err),
+		host:  to.host, addr: to.addr,
+	}
+}
+
+// facts describes a TLS session for traces, "TLS1.3 TLS_AES_128_GCM_SHA256 verified".
+func (p tlsPolicy) facts(state *tls.ConnectionState) string {
+	if state == nil {
+		return ""
+	}
+	trust := " unverified"
+	if !p.config.InsecureSkipVerify {
+		trust = " verified"
+	}
+	return strings.ReplaceAll(tls.VersionName(state.Version), " ", "") + " " + tls.CipherSuiteName(state.CipherSuite) + trust
+}

@@ -1,0 +1,216 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"io"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"postern/relay/queue"
+	"postern/relay/smtp"
+)
+
+const (
+	quitTime = 5 * time.Second
+	gateWait = 10 * time.Second // a job comes back after the gate refused it
+	bodyWait = time.Minute      // a job comes back whose stored text could not be read
+)
+
+// worker is one connection to a destination, or the wish for one. It does one job
+// after another in its own goroutine.
+type worker struct {
+	d      *destination
+	ctx    context.Context // ends the conversation at once
+	cancel context.CancelFunc
+	jobs   chan *job // gives an idle worker its next job
+	timer  *time.Timer
+	conn   *conn
+
+	job    *job        // being done
+	inText atomic.Bool // the message's text is being sent
+	body   bodyReader
+	rcpts  []smtp.RcptCommand
+	gate   error // what the queue's Gate said
+
+	beforeDot func() error // the method value, made once
+}
+
+func newWorker(d *destination) *worker {
+	w := &worker{d: d, jobs: make(chan *job, 1)}
+	w.ctx, w.cancel = context.WithCancel(d.e.hard)
+	w.beforeDot = w.askGate
+	w.timer = time.NewTimer(time.Hour)
+	w.timer.Stop()
+	return w
+}
+
+// run works until nothing is left to do.
+func (w *worker) run() {
+	e := w.d.e
+	e.enter(w)
+	defer e.exit(w)
+	defer w.cancel()
+	if !w.awaitSlot() {
+		w.d.leave() // while closing nothing waits for it
+		return
+	}
+	defer func() { <-e.slots }()
+	for {
+		w.serve()
+		w.hangUp()
+		if w.d.leave() {
+			return
+		}
+	}
+}
+
+// awaitSlot waits until one more connection may be open.
+func (w *worker) awaitSlot() bool {
+	select {
+	case w.d.e.slots <- struct{}{}:
+		return true
+	case <-w.d.e.work.Done():
+		return false
+	}
+}
+
+// serve does jobs while there are any. A panic costs the job's attempt and the
+// connection, not the process: a message that provokes one would come back after
+// every restart.
+func (w *worker) serve() {
+	defer func() {
+		if r := recover(); r != nil {
+			w.d.e.panics.Add(1)
+			w.d.e.cfg.Log.Error("panic in delivery", "panic", r, "stack", string(debug.Stack()))
+			w.abandon()
+		}
+	}()
+	for {
+		j := w.d.next(w)
+		if j == nil {
+			return
+		}
+		for j != nil {
+			w.job = j
+			j = w.do(j)
+		}
+		w.job = nil
+	}
+}
+
+// abandon settles the job that a panic interrupted.
+func (w *worker) abandon() {
+	j := w.job
+	w.job = nil
+	w.dropConn()
+	if j == nil {
+		return
+	}
+	res := smtp.Result{
+		Replies: make([]smtp.Reply, len(j.rcpts)),
+		Err:     errors.New("defect of the relay"),
+		DotSent: w.inText.Load(),
+	}
+	w.inText.Store(false)
+	now := time.Now()
+	w.d.e.settle(j, j.rcpts, classify(w.facts(j, now, now), j.rcpts, res, w.retryIn(j)), res.Err)
+	w.d.e.end(j)
+}
+
+// do does one job and returns one that is to be done at once after it: the same
+// job again, or what is left of it.
+func (w *worker) do(j *job) *job {
+	e := w.d.e
+	if e.closing.Load() {
+		w.job = nil
+		e.release(j, 0)
+		return nil
+	}
+	up, version := w.d.settings()
+	if w.conn != nil && (w.conn.version != version || w.conn.sent >= e.cfg.PerConnection) {
+		w.hangUp()
+	}
+	if w.conn == nil {
+		since := w.d.failureCount()
+		c, t := e.dialer.open(w.ctx, w.d.domain, up)
+		if t != nil {
+			w.job = nil
+			w.d.connectFailed(j, t, since)
+			return nil
+		}
+		c.version = version
+		w.conn = c
+		w.d.connected()
+	}
+	return w.attempt(j)
+}
+
+// hangUp ends the conversation politely.
+func (w *worker) hangUp() {
+	if w.conn == nil {
+		return
+	}
+	ctx, cancel := w.d.e.quitContext()
+	defer cancel()
+	_ = w.conn.client.Quit(ctx) // nothing depends on its reply
+	w.dropConn()
+}
+
+// dropConn ends the connection.
+func (w *worker) dropConn() {
+	if w.conn == nil {
+		return
+	}
+	_ = w.conn.client.Close() // it has served its purpose
+	w.conn = nil
+	w.d.disconnected()
+}
+
+// askGate is called when all but the final dot was written.
+func (w *worker) askGate() error {
+	w.gate = w.d.e.cfg.Queue.Gate(w.ctx, w.job.Delivery, numbers(w.job.rcpts))
+	return w.gate
+}
+
+func (e *Engine) enter(w *worker) {
+	e.mu.Lock()
+	e.active[w] = struct{}{}
+	e.mu.Unlock()
+}
+
+func (e *Engine) exit(w *worker) {
+	e.mu.Lock()
+	delete(e.active, w)
+	e.mu.Unlock()
+}
+
+// bodyReader reads the stored text once and notes that it was begun and what went wrong.
+type bodyReader struct {
+	from  queue.Body
+	off   int64
+	size  int64
+	begun *atomic.Bool
+	err   error
+}
+
+func (b *bodyReader) Read(p []byte) (int, error) {
+	b.begun.Store(true)
+	if b.off >= b.size {
+		return 0, io.EOF
+	}
+	if int64(len(p)) > b.size-b.off {
+		p = p[:b.size-b.off]
+	}
+	n, err := b.from.ReadAt(p, b.off)
+	b.off += int64(n)
+	if n == len(p) || err == nil && n > 0 {
+		return n, nil // ReadAt may say EOF together with the last octet
+	}
+	if err == nil || err == io.EOF {
+		err = io.ErrUnexpectedEOF // less is stored than was accepted: never send a part as the whole
+	}
+	b.err = err
+	return n, err
+}
