@@ -70,7 +70,11 @@ func parsePHC(s string) (phc, error) {
 	if err != nil || len(sum) < 16 || len(sum) > 64 {
 		return phc{}, fmt.Errorf("%w: sum", errHash)
 	}
-	return phc{cost: cost, salt: salt, sum: sum}, nil
+	p := phc{cost: cost, salt: salt, sum: sum}
+	if p.String() != s { // base64 ignores line ends, for one
+		return phc{}, fmt.Errorf("%w: not in canonical form", errHash)
+	}
+	return p, nil
 }
 
 func parseCost(s string) (Cost, error) {

@@ -71,8 +71,11 @@ func canonicalWord(word string) (string, error) {
 	return once, nil
 }
 
+// hostnames is IDNA2008 as a resolver takes it, with the length of labels checked.
+var hostnames = idna.New(idna.MapForLookup(), idna.BidiRule(), idna.StrictDomainName(true), idna.VerifyDNSLength(true))
+
 func canonicalDomain(domain string) (string, error) {
-	ascii, err := idna.Lookup.ToASCII(strings.TrimSuffix(domain, "."))
+	ascii, err := hostnames.ToASCII(strings.TrimSuffix(domain, "."))
 	if err != nil {
 		return "", fmt.Errorf("%w: domain: %w", ErrName, err)
 	}
