@@ -1,5 +1,11 @@
 package smtp
 
+import (
+	"bytes"
+	"errors"
+	"strings"
+)
+
 // Command is one command line: Verb in upper case, Args as sent, without the
 // space that separates them and without trailing white space.
 type Command struct {
@@ -49,25 +55,198 @@ type MailCommand struct {
 type RcptCommand struct {
 	To        Address
 	Notify    Notify
-	ORcptType string // ORCPT address type, "rfc822" or "utf-8"; "" where none was given
+	ORcptType string // ORCPT address type in lower case, "rfc822" or "utf-8" or, rarely, another atom; "" where none was given
 	ORcpt     string // ORCPT address, decoded; printable
 }
 
-// ParseCommand splits a command line (without CRLF). The error is an *Error.
-func ParseCommand(line []byte) (Command, error) { panic("not yet") }
+// ParseCommand splits a command line (without CRLF). The error is an *Error. Args
+// has no controls, and may be no valid UTF-8: clients put the name of their host
+// into EHLO in whatever charset it has.
+func ParseCommand(line []byte) (Command, error) {
+	line = bytes.TrimRight(line, " \t")
+	word, args, _ := bytes.Cut(line, []byte{' '})
+	verb := verbName(word)
+	if verb == "" {
+		return Command{}, &Error{Reply: Permanent(500, 5, 2, "Command not recognized")}
+	}
+	for _, c := range args {
+		if c < ' ' || c == 0x7F {
+			return Command{}, &Error{Reply: Permanent(500, 5, 2, "Command has a control character")}
+		}
+	}
+	return Command{Verb: verb, Args: string(bytes.TrimLeft(args, " "))}, nil
+}
+
+// verbs are the commands that need no new string.
+var verbs = []string{"MAIL", "RCPT", "DATA", "EHLO", "QUIT", "RSET", "AUTH", "NOOP", "STARTTLS", "HELO", "VRFY", "HELP", "EXPN", "BDAT"}
+
+// verbName returns a verb in upper case, "" for what is none.
+func verbName(word []byte) string {
+	for _, v := range verbs {
+		if len(v) == len(word) && strings.EqualFold(v, string(word)) {
+			return v
+		}
+	}
+	for _, c := range word {
+		if c |= 0x20; c < 'a' || c > 'z' {
+			return ""
+		}
+	}
+	if len(word) > 32 {
+		return ""
+	}
+	return strings.ToUpper(string(word))
+}
 
 // ParseMail parses the arguments of MAIL, "FROM:<a@b> SIZE=1". UTF-8 in the
 // address needs the SMTPUTF8 parameter. The error is an *Error.
-func ParseMail(args string) (MailCommand, error) { panic("not yet") }
+func ParseMail(args string) (MailCommand, error) {
+	var m MailCommand
+	path, rest, err := cutPath(args, "FROM:")
+	if err != nil {
+		return m, err
+	}
+	if path != "" {
+		if m.From, err = parsePath(path); err != nil {
+			return m, badPath(Permanent(501, 1, 7, "Bad sender address: "+err.Error()))
+		}
+	}
+	params, err := splitParams(rest, false)
+	if err != nil {
+		return m, err
+	}
+	for _, p := range params {
+		if err := m.set(p); err != nil {
+			return m, err
+		}
+	}
+	if !m.UTF8 && !isASCII(path) {
+		return m, needsUTF8()
+	}
+	return m, nil
+}
 
 // ParseRcpt parses the arguments of RCPT, "TO:<a@b> NOTIFY=NEVER". utf8 says that
-// MAIL had SMTPUTF8. The error is an *Error.
-func ParseRcpt(args string, utf8 bool) (RcptCommand, error) { panic("not yet") }
+// MAIL had SMTPUTF8. "<postmaster>", which every server must take (RFC 5321 section
+// 4.5.1), is an Address without Domain; it is for the session to complete it. The
+// error is an *Error.
+func ParseRcpt(args string, utf8 bool) (RcptCommand, error) {
+	var r RcptCommand
+	path, rest, err := cutPath(args, "TO:")
+	if err != nil {
+		return r, err
+	}
+	if strings.EqualFold(path, "postmaster") {
+		r.To = Address{Local: path}
+	} else if r.To, err = parsePath(path); err != nil {
+		return r, badPath(Permanent(501, 1, 3, "Bad recipient address: "+err.Error()))
+	}
+	if !utf8 && !isASCII(path) {
+		return r, needsUTF8()
+	}
+	params, err := splitParams(rest, utf8)
+	if err != nil {
+		return r, err
+	}
+	for _, p := range params {
+		if err := r.set(p); err != nil {
+			return r, err
+		}
+	}
+	return r, nil
+}
+
+func badPath(r Reply) error { return &Error{Reply: r} }
+
+// needsUTF8 is the refusal of RFC 6531 section 3.5.
+func needsUTF8() error {
+	return &Error{Reply: Permanent(553, 6, 7, "Address with UTF-8 needs SMTPUTF8")}
+}
+
+// cutPath takes the keyword and the path, without its brackets, off args. The path
+// ends at the first ">" outside quotes, so what a quoted local part holds is never
+// taken for parameters. Spaces before the path are against the grammar and sent by
+// old clients.
+func cutPath(args, keyword string) (path, rest string, err error) {
+	syntax := badParam("Syntax: " + keyword + "<address> [parameters]")
+	if len(args) < len(keyword) || !strings.EqualFold(args[:len(keyword)], keyword) {
+		return "", "", syntax
+	}
+	s := strings.TrimLeft(args[len(keyword):], " ")
+	if !strings.HasPrefix(s, "<") {
+		return "", "", syntax
+	}
+	end := closingBracket(s)
+	if end < 0 {
+		return "", "", syntax
+	}
+	path, rest = s[1:end], s[end+1:]
+	if rest != "" && rest[0] != ' ' {
+		return "", "", syntax
+	}
+	return path, rest, nil
+}
+
+// closingBracket returns where the first ">" outside quotes is, or -1.
+func closingBracket(s string) int {
+	quoted := false
+	for i := 0; i < len(s); i++ {
+		switch c := s[i]; {
+		case c == '"':
+			quoted = !quoted
+		case c == '\\' && quoted:
+			i++
+		case c == '>' && !quoted:
+			return i
+		}
+	}
+	return -1
+}
+
+// parsePath parses a mailbox with, perhaps, a source route before it, which is
+// checked and ignored (RFC 5321 section 4.1.1.3 and appendix C).
+func parsePath(s string) (Address, error) {
+	for first := true; strings.HasPrefix(s, "@"); first = false {
+		end := strings.IndexAny(s, ",:")
+		if strings.HasPrefix(s, "@[") {
+			if n := strings.IndexByte(s, ']'); n >= 0 {
+				end = n + 1
+			}
+		}
+		if end < 0 || end >= len(s) || !ValidDomain(s[1:end]) {
+			if first {
+				return Address{}, errLocalEmpty
+			}
+			return Address{}, errRoute
+		}
+		separator := s[end]
+		s = s[end+1:]
+		if separator == ':' {
+			return ParseAddress(s)
+		}
+		if separator != ',' || !strings.HasPrefix(s, "@") {
+			return Address{}, errRoute
+		}
+	}
+	return ParseAddress(s)
+}
+
+var errRoute = errors.New("source route is not valid")
 
 // Append appends the command line of MAIL without CRLF; only the parameters that
 // are set are written, and it is for the caller to leave out those that the peer
 // does not offer.
-func (m MailCommand) Append(dst []byte) []byte { panic("not yet") }
+func (m MailCommand) Append(dst []byte) []byte {
+	dst = append(dst, "MAIL FROM:<"...)
+	dst = append(dst, m.From.String()...)
+	dst = append(dst, '>')
+	return m.appendParams(dst)
+}
 
 // Append appends the command line of RCPT without CRLF.
-func (r RcptCommand) Append(dst []byte) []byte { panic("not yet") }
+func (r RcptCommand) Append(dst []byte) []byte {
+	dst = append(dst, "RCPT TO:<"...)
+	dst = append(dst, r.To.String()...)
+	dst = append(dst, '>')
+	return r.appendParams(dst)
+}
