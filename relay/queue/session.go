@@ -74,8 +74,7 @@ func (s *session) connect(ctx context.Context) (*pgx.Conn, error) {
 			return nil, err
 		}
 	}
-	dial := &connectOnly{dial: cfg.DialFunc}
-	cfg.DialFunc = dial.Dial
+	withoutCancel(cfg)
 	before := cfg.OnNotice
 	cfg.OnNotice = func(c *pgconn.PgConn, n *pgconn.Notice) {
 		if isReplicationWarning(n) {
@@ -89,7 +88,6 @@ func (s *session) connect(ctx context.Context) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	dial.connected.Store(true)
 	if _, err := conn.Exec(ctx, s.tune, pgx.QueryExecModeSimpleProtocol); err != nil {
 		closeNow(conn)
 		return nil, fmt.Errorf("settings: %w", err)
@@ -145,6 +143,35 @@ func closeNow(conn *pgx.Conn) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	_ = conn.Close(ctx)
+}
+
+// ConfigureEnqueuePool makes the connections of a pool ones that never send a cancel
+// request, see session.
+func ConfigureEnqueuePool(cfg *pgxpool.Config) {
+	before := cfg.BeforeConnect
+	cfg.BeforeConnect = func(ctx context.Context, cc *pgx.ConnConfig) error {
+		if before != nil {
+			if err := before(ctx, cc); err != nil {
+				return err
+			}
+		}
+		withoutCancel(cc)
+		return nil
+	}
+}
+
+// withoutCancel lets one connection be made with cfg, and no cancel request after it.
+func withoutCancel(cfg *pgx.ConnConfig) {
+	dial := &connectOnly{dial: cfg.DialFunc}
+	cfg.DialFunc = dial.Dial
+	after := cfg.AfterConnect
+	cfg.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
+		dial.connected.Store(true)
+		if after != nil {
+			return after(ctx, conn)
+		}
+		return nil
+	}
 }
 
 // connectOnly dials for the connection itself and then refuses: the only later
