@@ -74,14 +74,14 @@ func (c Cache) lookPath(program string) (string, error) {
 	return path, nil
 }
 
-// libraries is the LD_LIBRARY_PATH of the unpacked programs.
-func (c Cache) libraries() string {
+// libraryDirs is where the unpacked programs find their libraries.
+func (c Cache) libraryDirs() []string {
 	dirs := []string{filepath.Join(c.root(), "usr/lib/postfix")}
 	for _, pattern := range []string{"usr/lib/*-linux-gnu*", "lib/*-linux-gnu*"} {
 		found, _ := filepath.Glob(filepath.Join(c.root(), pattern)) // the pattern is well-formed
 		dirs = append(dirs, found...)
 	}
-	return strings.Join(dirs, ":")
+	return dirs
 }
 
 // perlModules is the PERL5LIB of the unpacked modules.
@@ -104,7 +104,7 @@ func (c Cache) environ(path string) []string {
 	if !strings.HasPrefix(path, c.root()) {
 		return env
 	}
-	env = append(env, "LD_LIBRARY_PATH="+c.libraries())
+	env = append(env, "LD_LIBRARY_PATH="+strings.Join(c.libraryDirs(), ":"))
 	if filepath.Base(path) == "python3" {
 		env = append(env, "PYTHONHOME="+filepath.Join(c.root(), "usr"))
 	}
@@ -117,19 +117,24 @@ func (c Cache) Program(name string) (*Program, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Program{path: path, env: c.environ(path)}, nil
+	p := &Program{path: path, env: c.environ(path)}
+	if strings.HasPrefix(path, c.root()) && name == "node" {
+		p.dir = filepath.Join(c.root(), "usr") // see fetch.sh
+	}
+	return p, nil
 }
 
 // A Program is a foreign program that can be run.
 type Program struct {
 	path string
 	env  []string
+	dir  string // where it must run, if not here
 }
 
 // Command is the program with its arguments, in the environment that it needs.
 func (p *Program) Command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, p.path, args...)
-	cmd.Env = p.env
+	cmd.Env, cmd.Dir = p.env, p.dir
 	return cmd
 }
 

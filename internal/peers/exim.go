@@ -2,6 +2,7 @@ package peers
 
 import (
 	"context"
+	"debug/elf"
 	"fmt"
 	"io/fs"
 	"os"
@@ -39,7 +40,7 @@ begin acl
 answer:
   deny    !authenticated = *
           message = 530 5.7.0 Authentication required
-  warn    set acl_m_verdict = ${readsocket{inet:127.0.0.1:VERDICTS}{$local_part@$domain\n}{5s}{}{}}
+  warn    set acl_m_verdict = ${readsocket{inet:127.0.0.1:VERDICTS}{exim=$local_part@$domain\n}{5s}{}{}}
   defer   condition = ${if match{$acl_m_verdict}{\N^4\N}}
           message = $acl_m_verdict
   deny    condition = ${if match{$acl_m_verdict}{\N^5\N}}
@@ -129,18 +130,19 @@ func (c Cache) layOutExim(u *Upstream) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	libraries, err := filepath.Glob(filepath.Join(c.root(), "usr/lib/*-linux-gnu*/lib*.so*"))
-	if err != nil {
-		return nil, err
-	}
-	for _, library := range libraries {
-		if err := copyFile(library, filepath.Join(u.dir, "lib", filepath.Base(library)), 0o644); err != nil {
-			return nil, err
-		}
-	}
 	if err := copyFile(program, filepath.Join(u.dir, "bin/exim4"), 0o755); err != nil {
 		return nil, err
 	}
+	library, err := c.nssWrapper()
+	if err != nil {
+		return nil, err
+	}
+	for _, file := range []string{program, library} {
+		if err := c.copyLibraries(file, filepath.Join(u.dir, "lib")); err != nil {
+			return nil, err
+		}
+	}
+	library = filepath.Join(u.dir, "lib", filepath.Base(library))
 	places := strings.NewReplacer("DIR", u.dir, "PORT", fmt.Sprint(u.Port), "CAPTURE", fmt.Sprint(u.capture.Port()),
 		"VERDICTS", fmt.Sprint(u.verdicts.port()), "USER", eximQuote(u.User), "PASSWORD", eximQuote(u.Password))
 	if err := os.WriteFile(filepath.Join(u.dir, "exim.conf"), []byte(places.Replace(eximConfig)), 0o644); err != nil {
@@ -148,7 +150,7 @@ func (c Cache) layOutExim(u *Upstream) ([]string, error) {
 	}
 	env := []string{"PATH=/usr/bin:/bin", "LC_ALL=C", "LD_LIBRARY_PATH=" + filepath.Join(u.dir, "lib")}
 	uid, gid := eximOwner()
-	users, err := lendUsers(u.dir, filepath.Join(u.dir, "lib/libnss_wrapper.so"), uid, gid)
+	users, err := lendUsers(u.dir, library, uid, gid)
 	if err != nil {
 		return nil, err
 	}
@@ -158,6 +160,45 @@ func (c Cache) layOutExim(u *Upstream) ([]string, error) {
 // eximQuote protects a value from Exim's string expansion.
 func eximQuote(s string) string {
 	return strings.NewReplacer(`\`, `\\`, `$`, `\$`, `{`, `\{`, `}`, `\}`).Replace(s)
+}
+
+// copyLibraries copies the libraries of the cache that a program needs, and the
+// file itself when it is one.
+func (c Cache) copyLibraries(file, dir string) error {
+	f, err := elf.Open(file)
+	if err != nil {
+		return err
+	}
+	needed, err := f.ImportedLibraries()
+	_ = f.Close() // it was read only
+	if err != nil {
+		return err
+	}
+	if strings.HasPrefix(filepath.Base(file), "lib") {
+		if err := copyFile(file, filepath.Join(dir, filepath.Base(file)), 0o644); err != nil {
+			return err
+		}
+	}
+	for _, name := range needed {
+		path := c.library(name)
+		if path == "" || exists(filepath.Join(dir, name)) {
+			continue // the machine's own, or copied
+		}
+		if err := c.copyLibraries(path, dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// library finds a library of the cache, or "".
+func (c Cache) library(name string) string {
+	for _, dir := range c.libraryDirs() {
+		if path := filepath.Join(dir, name); exists(path) {
+			return path
+		}
+	}
+	return ""
 }
 
 func copyFile(from, to string, mode os.FileMode) error {

@@ -67,6 +67,9 @@ func Send(t testing.TB, client string, s Settings) (output string, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if s.CAFile, err = filepath.Abs(s.CAFile); err != nil {
+		t.Fatal(err)
+	}
 	call, err := s.call(client, t.TempDir(), body)
 	if err != nil {
 		t.Fatal(err)

@@ -15,7 +15,7 @@ import (
 type Answers map[string][]string
 
 // A verdictServer tells Postfix and Exim how to answer RCPT, and counts.
-// Postfix asks by its policy protocol, Exim by a line that holds the address.
+// Postfix asks by its policy protocol (SMTPD_POLICY_README), Exim by readsocket.
 type verdictServer struct {
 	listener net.Listener
 	served   sync.WaitGroup
@@ -60,18 +60,17 @@ func (v *verdictServer) serve() {
 	}
 }
 
-// talk answers requests until the peer goes. A request is either name=value lines
-// up to an empty line, or one line with an address.
+// talk answers requests until the peer goes. Postfix sends name=value lines up to
+// an empty line; Exim, by our configuration, one line exim=ADDRESS.
 func (v *verdictServer) talk(conn net.Conn) {
 	lines := bufio.NewScanner(conn)
 	recipient := ""
 	for lines.Scan() {
-		name, value, isAttribute := strings.Cut(lines.Text(), "=")
-		switch {
-		case name == "recipient":
+		name, value, _ := strings.Cut(lines.Text(), "=")
+		switch name {
+		case "recipient":
 			recipient = value
-		case isAttribute:
-		case name == "": // the end of Postfix's attributes
+		case "":
 			action := v.next(recipient)
 			if action == "" {
 				action = "DUNNO"
@@ -79,8 +78,8 @@ func (v *verdictServer) talk(conn net.Conn) {
 			if _, err := io.WriteString(conn, "action="+action+"\n\n"); err != nil {
 				return
 			}
-		default: // Exim reads to the end of the connection
-			_, _ = io.WriteString(conn, v.next(name))
+		case "exim": // it reads to the end of the connection
+			_, _ = io.WriteString(conn, v.next(value)) // an error shows as an empty answer
 			return
 		}
 	}
