@@ -168,23 +168,26 @@ func needsUTF8() error {
 // taken for parameters. Spaces before the path are against the grammar and sent by
 // old clients.
 func cutPath(args, keyword string) (path, rest string, err error) {
-	syntax := badParam("Syntax: " + keyword + "<address> [parameters]")
 	if len(args) < len(keyword) || !strings.EqualFold(args[:len(keyword)], keyword) {
-		return "", "", syntax
+		return "", "", badSyntax(keyword)
 	}
 	s := strings.TrimLeft(args[len(keyword):], " ")
 	if !strings.HasPrefix(s, "<") {
-		return "", "", syntax
+		return "", "", badSyntax(keyword)
 	}
 	end := closingBracket(s)
 	if end < 0 {
-		return "", "", syntax
+		return "", "", badSyntax(keyword)
 	}
 	path, rest = s[1:end], s[end+1:]
 	if rest != "" && rest[0] != ' ' {
-		return "", "", syntax
+		return "", "", badSyntax(keyword)
 	}
 	return path, rest, nil
+}
+
+func badSyntax(keyword string) error {
+	return badParam("Syntax: " + keyword + "<address> [parameters]")
 }
 
 // closingBracket returns where the first ">" outside quotes is, or -1.

@@ -166,14 +166,24 @@ var notifyNames = []struct {
 	{NotifyDelay, "DELAY"},
 }
 
-// setORcpt takes ORCPT over, "type;address" (RFC 3461 section 4.2; RFC 6533
-// section 3 for the type utf-8).
+// setORcpt takes ORCPT over.
 func (r *RcptCommand) setORcpt(s string) error {
-	invalid := badParam("ORCPT is not valid")
-	kind, coded, ok := strings.Cut(s, ";")
+	kind, address, ok := decodeORcpt(s)
+	// In ASCII an address of the type utf-8 is longer, and must fit all the same.
+	if !ok || len(s) > maxORcpt || len(appendORcpt(nil, kind, address)) > maxORcpt {
+		return badParam("ORCPT is not valid")
+	}
+	r.ORcptType, r.ORcpt = kind, address
+	return nil
+}
+
+// decodeORcpt takes "type;address" apart (RFC 3461 section 4.2; RFC 6533 section 3
+// for the type utf-8).
+func decodeORcpt(s string) (kind, address string, ok bool) {
+	kind, coded, _ := strings.Cut(s, ";")
 	kind = strings.ToLower(kind)
-	if !ok || len(s) > maxORcpt || !isKeyword(strings.ToUpper(kind)) {
-		return invalid
+	if !isKeyword(strings.ToUpper(kind)) {
+		return "", "", false
 	}
 	address, err := decodeXtext(coded)
 	valid := printableASCII
@@ -181,14 +191,7 @@ func (r *RcptCommand) setORcpt(s string) error {
 		address, err = decodeUTF8Addr(address)
 		valid = printableUTF8
 	}
-	if err != nil || address == "" || !valid(address) {
-		return invalid
-	}
-	if len(appendORcpt(nil, kind, address)) > maxORcpt {
-		return invalid // in ASCII it is longer, and must fit all the same
-	}
-	r.ORcptType, r.ORcpt = kind, address
-	return nil
+	return kind, address, err == nil && address != "" && valid(address)
 }
 
 // appendParams appends the parameters of MAIL that are set.

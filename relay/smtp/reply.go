@@ -81,7 +81,8 @@ func (r Reply) IsTemporary() bool { return r.Code/100 == 4 }
 func (r Reply) IsPermanent() bool { return r.Code/100 == 5 }
 
 // Append appends the wire form, each line ended by CRLF, to dst and returns it.
-// The enhanced code is repeated on every line (RFC 2034 section 4).
+// The enhanced code is repeated on every line (RFC 2034 section 4). A control in
+// the text is written as "?", so that no text can make a second reply.
 func (r Reply) Append(dst []byte) []byte {
 	text := r.Text
 	for {
@@ -96,13 +97,24 @@ func (r Reply) Append(dst []byte) []byte {
 			dst = append(dst, r.Enhanced.String()...)
 			dst = append(dst, ' ')
 		}
-		dst = append(dst, line...)
+		dst = appendText(dst, line)
 		dst = append(dst, '\r', '\n')
 		if !more {
 			return dst
 		}
 		text = rest
 	}
+}
+
+func appendText(dst []byte, line string) []byte {
+	for i := range len(line) {
+		c := line[i]
+		if c < ' ' || c == 0x7F {
+			c = '?'
+		}
+		dst = append(dst, c)
+	}
+	return dst
 }
 
 // String returns the reply on one line, "450 4.2.1 try later", for logs and people.
