@@ -2,6 +2,7 @@ package pgserver
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -23,7 +24,7 @@ const (
 // claimFolder makes the folder when it is missing and takes it for this
 // process. The kernel gives it back when the returned file is closed, which the
 // end of the process does too.
-func claimFolder(dir string, owner account) (*os.File, error) {
+func claimFolder(ctx context.Context, dir string, owner account) (*os.File, error) {
 	if err := owner.canReach(filepath.Dir(dir)); err != nil {
 		return nil, err
 	}
@@ -37,7 +38,7 @@ func claimFolder(dir string, owner account) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := takeLock(lock); err != nil {
+	if err := takeLock(ctx, lock); err != nil {
 		lock.Close()
 		return nil, err
 	}
@@ -64,23 +65,40 @@ func checkContents(dir string) error {
 	return nil
 }
 
-func takeLock(lock *os.File) error {
-	err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-	if errors.Is(err, syscall.EWOULDBLOCK) {
-		holder, _ := io.ReadAll(io.LimitReader(lock, 20))
-		if pid := strings.TrimSpace(string(holder)); pid != "" {
-			return fmt.Errorf("%w: process %s", ErrInUse, pid)
+// takeLock takes the lock and notes in the file who has it. Somebody who only
+// looks whether it is held, see Running, holds it for a moment as well, but as
+// one of several, so for them it waits.
+func takeLock(ctx context.Context, lock *os.File) error {
+	fd := int(lock.Fd())
+	for {
+		err := syscall.Flock(fd, syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			break
 		}
-		return ErrInUse
-	}
-	if err != nil {
-		return fmt.Errorf("lock: %w", err)
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return fmt.Errorf("lock: %w", err)
+		}
+		if syscall.Flock(fd, syscall.LOCK_SH|syscall.LOCK_NB) != nil {
+			return inUse(lock)
+		}
+		_ = syscall.Flock(fd, syscall.LOCK_UN)
+		if err := pause(ctx); err != nil {
+			return fmt.Errorf("lock: %w", err)
+		}
 	}
 	if err := lock.Truncate(0); err != nil {
 		return err
 	}
-	_, err = lock.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	_, err := lock.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	return err
+}
+
+func inUse(lock *os.File) error {
+	holder, _ := io.ReadAll(io.LimitReader(lock, 20))
+	if pid := strings.TrimSpace(string(holder)); pid != "" {
+		return fmt.Errorf("%w: process %s", ErrInUse, pid)
+	}
+	return ErrInUse
 }
 
 // maxLog is the size at which an old log is put aside when the server starts.

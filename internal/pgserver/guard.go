@@ -22,15 +22,17 @@ type guard struct {
 }
 
 // script reads the server's process id, once for each attempt to start it,
-// "none" when that process has ended, and at last "done". $1 is the signal that stops the server, $2 the folder to remove
-// or nothing. The server gets 30 seconds before it is cut off.
+// "none" when that process has ended, the path of a folder to remove, and at
+// last "done". $1 is the signal that stops the server, $2 another folder to
+// remove or nothing. The server gets 30 seconds before it is cut off.
 const script = `
 trap '' HUP INT TERM
-pid=
+pid= away=
 while read -r word; do
 	case $word in
 	done) exit 0 ;;
 	none) pid= ;;
+	/*) away=$word ;;
 	*) pid=$word ;;
 	esac
 done
@@ -43,7 +45,9 @@ if [ -n "$pid" ]; then
 	done
 	kill -s QUIT "$pid" 2>/dev/null
 fi
-[ -z "$2" ] || rm -rf -- "$2"
+for dir in "$2" "$away"; do
+	[ -z "$dir" ] || rm -rf -- "$dir"
+done
 `
 
 func startGuard(config Config) (*guard, error) {
@@ -69,21 +73,29 @@ func startGuard(config Config) (*guard, error) {
 }
 
 // watch names the process to stop.
-func (g *guard) watch(pid int) error {
-	if _, err := io.WriteString(g.pipe, strconv.Itoa(pid)+"\n"); err != nil {
+func (g *guard) watch(pid int) error { return g.tell(strconv.Itoa(pid)) }
+
+// remove names a socket's folder to remove, if it is outside the server's own.
+func (g *guard) remove(s socket) error {
+	if !s.away {
+		return nil
+	}
+	return g.tell(s.dir)
+}
+
+// forget says that the process has ended. A guard that cannot be told is gone.
+func (g *guard) forget() { _ = g.tell("none") }
+
+func (g *guard) tell(word string) error {
+	if _, err := io.WriteString(g.pipe, word+"\n"); err != nil {
 		return fmt.Errorf("tell guard: %w", err)
 	}
 	return nil
 }
 
-// forget says that the process has ended. A guard that cannot be told is gone.
-func (g *guard) forget() {
-	_, _ = io.WriteString(g.pipe, "none\n")
-}
-
 // dismiss ends the guard without its doing anything.
 func (g *guard) dismiss() {
-	_, _ = io.WriteString(g.pipe, "done\n")
+	_ = g.tell("done")
 	_ = g.pipe.Close()
 	_ = g.cmd.Wait()
 }

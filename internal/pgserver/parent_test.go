@@ -10,9 +10,12 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"postern/internal/pgserver"
 	"postern/internal/pgtest"
@@ -81,6 +84,79 @@ func TestEndsWithItsParent(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestSocketOutsideIsRemovedWithTheParent: the folder's path is too long.
+func TestSocketOutsideIsRemovedWithTheParent(t *testing.T) {
+	t.Parallel()
+	dir := pgtest.Dir(t) + strings.Repeat("-long", 20)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	cmd, pid := startParent(t, dir)
+	url, ok := pgserver.Running(dir)
+	if !ok {
+		t.Fatal("the server is not running")
+	}
+	config, err := pgx.ParseConfig(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.HasPrefix(config.Host, dir) {
+		t.Fatalf("the socket is in %s, which is too long", config.Host)
+	}
+	kill(t, cmd, syscall.SIGKILL)
+	await(t, "the server to end", func() bool { return !running(pid) })
+	await(t, "the socket's folder to be removed", func() bool {
+		_, err := os.Stat(config.Host)
+		return errors.Is(err, os.ErrNotExist)
+	})
+}
+
+func TestRunningFindsAnotherProcessesServer(t *testing.T) {
+	t.Parallel()
+	dir := pgtest.Dir(t)
+	if url, ok := pgserver.Running(dir); ok {
+		t.Errorf("without a folder, %s is running", url)
+	}
+	cmd, pid := startParent(t, dir)
+	url, ok := pgserver.Running(dir)
+	if !ok {
+		t.Fatal("the server is not found")
+	}
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = conn.Close(t.Context())
+	kill(t, cmd, syscall.SIGKILL)
+	if url, ok := pgserver.Running(dir); ok {
+		t.Errorf("with its parent gone, %s is running", url)
+	}
+	await(t, "the server to end", func() bool { return !running(pid) })
+}
+
+// TestLookingDoesNotDisturbAStart has many look while the server starts.
+func TestLookingDoesNotDisturbAStart(t *testing.T) {
+	t.Parallel()
+	config := pgserver.Config{Dir: pgtest.Dir(t), Unsafe: true}
+	if err := start(t, config).Stop(); err != nil { // makes the cluster
+		t.Fatal(err)
+	}
+	looking, stop := context.WithCancel(t.Context())
+	var eyes sync.WaitGroup
+	for range 4 {
+		eyes.Go(func() {
+			for looking.Err() == nil {
+				pgserver.Running(config.Dir)
+			}
+		})
+	}
+	for range 3 {
+		if err := start(t, config).Stop(); err != nil {
+			t.Error(err)
+		}
+	}
+	stop()
+	eyes.Wait()
 }
 
 // TestStartsAgainAtOnceAfterItsParentWasKilled is what an init system does.

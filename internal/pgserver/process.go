@@ -12,23 +12,34 @@ import (
 	"syscall"
 )
 
-// readPIDFile returns the postmaster's process id and status from the file that
-// it keeps in its data folder, and zero values when there is none. The status
-// is the eighth line, padded with spaces.
-func readPIDFile(data string) (pid int, status string) {
+// pidFile is what a postmaster notes in its data folder about itself: lines 1,
+// 5 and 8 of postmaster.pid, of which the last is padded with spaces.
+type pidFile struct {
+	pid    int
+	socket string // the folder that has its socket
+	status string
+}
+
+// ready is the status of a server that accepts connections.
+const ready = "ready"
+
+// readPIDFile returns zero values for what is not there, or not yet.
+func readPIDFile(data string) pidFile {
 	text, err := os.ReadFile(filepath.Join(data, "postmaster.pid"))
 	if err != nil {
-		return 0, ""
+		return pidFile{}
 	}
 	lines := strings.Split(string(text), "\n")
-	pid, err = strconv.Atoi(strings.TrimSpace(lines[0]))
+	pid, err := strconv.Atoi(strings.TrimSpace(lines[0]))
 	if err != nil {
-		return 0, ""
+		return pidFile{}
 	}
+	note := pidFile{pid: pid}
 	if len(lines) >= 8 {
-		status = strings.TrimSpace(lines[7])
+		note.socket = lines[4]
+		note.status = strings.TrimSpace(lines[7])
 	}
-	return pid, status
+	return note
 }
 
 // awaitOrphan waits for the end of a postmaster whose parent is gone: this
@@ -37,7 +48,7 @@ func readPIDFile(data string) (pid int, status string) {
 // killed. A pid file that nobody is behind is removed, because PostgreSQL
 // would believe it when another process has got the number since.
 func awaitOrphan(ctx context.Context, data string) error {
-	pid, _ := readPIDFile(data)
+	pid := readPIDFile(data).pid
 	if pid == 0 {
 		return nil
 	}

@@ -2,10 +2,8 @@ package pgserver
 
 import (
 	"errors"
-	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 )
 
@@ -15,21 +13,11 @@ func Running(dir string) (databaseURL string, ok bool) {
 	if !held(filepath.Join(dir, lockName)) {
 		return "", false
 	}
-	// The server's own note of where it listens: the fifth line is the folder of
-	// the socket, the eighth its state.
-	note, err := os.ReadFile(filepath.Join(dir, "data", "postmaster.pid"))
-	if err != nil {
+	note := readPIDFile(filepath.Join(dir, "data"))
+	if note.status != ready {
 		return "", false
 	}
-	lines := strings.Split(string(note), "\n")
-	if len(lines) < 8 || strings.TrimSpace(lines[7]) != "ready" {
-		return "", false
-	}
-	u := url.URL{
-		Scheme: "postgres", User: url.User(role), Path: "/" + database,
-		RawQuery: url.Values{"host": {strings.TrimSpace(lines[4])}}.Encode(),
-	}
-	return u.String(), true
+	return socketURL(note.socket, database), true
 }
 
 // held reports that another process has the lock. A shared lock is asked for, so

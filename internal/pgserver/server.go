@@ -92,7 +92,7 @@ func start(ctx context.Context, config Config) (_ *Server, err error) {
 	if s.owner, err = serverAccount(); err != nil {
 		return nil, err
 	}
-	if s.lock, err = claimFolder(config.Dir, s.owner); err != nil {
+	if s.lock, err = claimFolder(ctx, config.Dir, s.owner); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -128,6 +128,9 @@ func (s *Server) prepare(ctx context.Context, programs programs) error {
 	if s.socket, err = newSocket(s.config.Dir, s.owner); err != nil {
 		return err
 	}
+	if err := s.guard.remove(s.socket); err != nil {
+		return err
+	}
 	return writeSettings(s.config, s.socket, s.owner)
 }
 
@@ -137,12 +140,14 @@ func (s *Server) data() string { return filepath.Join(s.config.Dir, "data") }
 func (s *Server) URL() string { return s.DatabaseURL(database) }
 
 // DatabaseURL is URL for another database on this server.
-func (s *Server) DatabaseURL(name string) string {
+func (s *Server) DatabaseURL(name string) string { return socketURL(s.socket.dir, name) }
+
+func socketURL(dir, name string) string {
 	u := url.URL{
 		Scheme:   "postgres",
 		User:     url.User(role),
 		Path:     "/" + name,
-		RawQuery: url.Values{"host": {s.socket.dir}}.Encode(),
+		RawQuery: url.Values{"host": {dir}}.Encode(),
 	}
 	return u.String()
 }
@@ -274,7 +279,7 @@ func (s *Server) abort() {
 // its pid file.
 func (s *Server) awaitReady(ctx context.Context) error {
 	for {
-		if pid, status := readPIDFile(s.data()); pid == s.PID() && status == "ready" {
+		if note := readPIDFile(s.data()); note.pid == s.PID() && note.status == ready {
 			return nil
 		}
 		select {
