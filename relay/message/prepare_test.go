@@ -246,3 +246,27 @@ func TestA13ReceivedIsOneField(t *testing.T) {
 		}
 	}
 }
+
+func TestReceivedFor(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		to   smtp.Address
+		utf8 bool
+		want string // "" for no clause
+	}{
+		{smtp.Address{}, false, ""},
+		{smtp.Address{Local: "bob", Domain: "b.example"}, false, "\r\n\tfor <bob@b.example>;\r\n"},
+		{smtp.Address{Local: "b b", Domain: "b.example"}, false, "\r\n\tfor <\"b b\"@b.example>;\r\n"},
+		{smtp.Address{Local: "bób", Domain: "b.example"}, false, ""},
+		{smtp.Address{Local: "bób", Domain: "b.example"}, true, "\r\n\tfor <bób@b.example>;\r\n"},
+		{smtp.Address{Local: "b\r\nX: y", Domain: "b.example"}, true, ""},
+	}
+	for _, tt := range tests {
+		o := options
+		o.For, o.UTF8 = tt.to, tt.utf8
+		got := string(appendReceived(nil, o))
+		if strings.Contains(got, "for <") != (tt.want != "") || !strings.Contains(got, tt.want) {
+			t.Errorf("%+v: %q", tt, got)
+		}
+	}
+}
