@@ -150,9 +150,10 @@ func greeted(ctx context.Context, address string, implicit bool) error {
 	return nil
 }
 
-// serverDir makes a folder that other users can enter, unlike a test's own.
-func serverDir(program string) (string, error) {
-	dir, err := os.MkdirTemp("", "peers-"+program+"-")
+// serverDir makes a folder that other users can enter, unlike a test's own; in the
+// temporary folder when parent is empty.
+func serverDir(parent, program string) (string, error) {
+	dir, err := os.MkdirTemp(parent, "peers-"+program+"-")
 	if err != nil {
 		return "", err
 	}

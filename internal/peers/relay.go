@@ -17,6 +17,7 @@ type RelayConfig struct {
 	Password  string //
 	NextHop   string // address:port, an IP address
 	Processes int    // default_process_limit; 0: 200
+	Dir       string // parent of its folder, on the file system to be measured; "": the temporary folder
 }
 
 // A Relay is a running Postfix as a submission server.
@@ -24,10 +25,10 @@ type Relay struct {
 	SubmissionPort int    // STARTTLS, on 127.0.0.1
 	ImplicitPort   int    // implicit TLS, on 127.0.0.1
 	CAFile         string // of the certificate that was made; "" when it was given
-	Session        int    // id of the kernel's session that holds all its processes
 
 	dir     string
 	postfix *postfix
+	session int // of the kernel, with all its processes
 }
 
 // Log is what Postfix has written to its log.
@@ -78,7 +79,7 @@ func StartPostfixRelay(ctx context.Context, config RelayConfig) (*Relay, error) 
 		config.Processes = 200
 	}
 	r := &Relay{}
-	if r.dir, err = serverDir("relay"); err != nil {
+	if r.dir, err = serverDir(config.Dir, "relay"); err != nil {
 		return nil, fmt.Errorf("prepare the relay: %w", err)
 	}
 	spec := postfixSpec{
@@ -93,7 +94,7 @@ func StartPostfixRelay(ctx context.Context, config RelayConfig) (*Relay, error) 
 		_ = os.RemoveAll(r.dir)
 		return nil, err
 	}
-	r.Session = r.postfix.process.leader()
+	r.session = r.postfix.process.leader()
 	return r, nil
 }
 

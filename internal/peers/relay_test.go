@@ -2,9 +2,7 @@ package peers
 
 import (
 	"os"
-	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -52,6 +50,9 @@ func TestRelay(t *testing.T) {
 			sameMail(t, next(t, sink).Data)
 		}
 	}
+	if cpu, err := relay.CPU(); err != nil || cpu <= 0 {
+		t.Errorf("four mails cost %s: %v", cpu, err)
+	}
 	if strings.Contains(relay.Log(), "warning:") {
 		t.Errorf("Postfix warns about its configuration:\n%s", relay.Log())
 	}
@@ -60,17 +61,20 @@ func TestRelay(t *testing.T) {
 func TestRelayEndsWithAllItsProcesses(t *testing.T) {
 	t.Parallel()
 	relay, _ := startRelay(t)
-	if len(sessionProcesses(t, relay.Session)) < 2 {
-		t.Fatalf("session %d is not Postfix's", relay.Session)
+	running := func() int {
+		processes, err := sessionProcesses(relay.session)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(processes)
+	}
+	if running() < 2 {
+		t.Fatalf("session %d is not Postfix's", relay.session)
 	}
 	relay.Close()
-	for deadline := time.Now().Add(5 * time.Second); ; {
-		left := sessionProcesses(t, relay.Session)
-		if len(left) == 0 {
-			break
-		}
+	for deadline := time.Now().Add(5 * time.Second); running() > 0; {
 		if time.Now().After(deadline) {
-			t.Fatalf("processes of session %d are left: %v", relay.Session, left)
+			t.Fatalf("%d processes of session %d are left", running(), relay.session)
 		}
 		runtime.Gosched() // a killed process is on its way out
 	}
@@ -79,21 +83,16 @@ func TestRelayEndsWithAllItsProcesses(t *testing.T) {
 	}
 }
 
-// sessionProcesses are the running processes of a session: pid and name.
-func sessionProcesses(t *testing.T, session int) []string {
-	t.Helper()
-	files, err := filepath.Glob("/proc/[0-9]*/stat")
-	if err != nil {
-		t.Fatal(err)
+func TestParseStat(t *testing.T) {
+	t.Parallel()
+	line := "42 (a) b (c) S 1 40 39 0 -1 4194304 1 2 3 4 150 50 7 3 20 0 1 0 100 0 0"
+	want := procStat{pid: 42, name: "a) b (c", state: "S", session: 39, cpu: 2 * time.Second, reaped: 100 * time.Millisecond}
+	if got, ok := parseStat(line); !ok || got != want {
+		t.Errorf("%+v, want %+v", got, want)
 	}
-	var found []string
-	for _, file := range files {
-		stat := readAll(file) // "" when it has just ended
-		name, rest, _ := strings.Cut(stat, ") ")
-		f := strings.Fields(rest) // state, ppid, pgrp, session, … (proc(5))
-		if len(f) > 3 && f[3] == strconv.Itoa(session) && f[0] != "Z" && f[0] != "X" {
-			found = append(found, name)
+	for _, bad := range []string{"", "42", "42 (a", ") 42 (", "x (a) S 1", "42 (a) S 1 40 39"} {
+		if got, ok := parseStat(bad); ok {
+			t.Errorf("%q is read as %+v", bad, got)
 		}
 	}
-	return found
 }

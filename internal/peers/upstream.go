@@ -65,7 +65,7 @@ func newUpstream(program string, config UpstreamConfig) (*Upstream, certificate,
 	}
 	u := &Upstream{Host: "127.0.0.1", User: config.User, Password: config.Password, capture: capture, verdicts: verdicts}
 	var identity certificate
-	u.dir, err = serverDir(program)
+	u.dir, err = serverDir("", program)
 	if err == nil {
 		identity, err = makeCertificate(u.dir)
 	}
