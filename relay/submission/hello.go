@@ -84,4 +84,3 @@ func (s *session) quit(args string) smtp.Reply {
 	s.end("quit")
 	return smtp.OK(221, 0, 0, "Bye")
 }
-

@@ -1,0 +1,161 @@
+package submission
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"postern/auth"
+	"postern/relay/queue"
+)
+
+// stored is one message as the fake queue was given it.
+type stored struct {
+	queue.Message
+	Rcpts []queue.Recipient
+	Body  string
+	Owned bool
+}
+
+// fakeQueue commits to memory.
+type fakeQueue struct {
+	mu        sync.Mutex
+	messages  []stored
+	refuse    func(n int, m queue.Message) error // n counts calls from 0; nil: never
+	calls     int
+	available error
+	discard   bool // keep no bodies
+}
+
+func (q *fakeQueue) Available() error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.available
+}
+
+func (q *fakeQueue) Enqueue(ctx context.Context, m queue.Message, rcpts []queue.Recipient, b queue.Body, owned bool) (*queue.Delivery, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	q.mu.Lock()
+	n, refuse := q.calls, q.refuse
+	q.calls++
+	q.mu.Unlock()
+	if refuse != nil {
+		if err := refuse(n, m); err != nil {
+			return nil, err
+		}
+	}
+	if b.Size() != m.Size {
+		return nil, errors.New("fake queue: the size is not the body's")
+	}
+	var text []byte
+	if !q.discard {
+		var err error
+		if text, err = io.ReadAll(io.NewSectionReader(b, 0, b.Size())); err != nil || int64(len(text)) != b.Size() {
+			return nil, errors.Join(err, errors.New("fake queue: body not readable"))
+		}
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.messages = append(q.messages, stored{m, rcpts, string(text), owned})
+	if !owned {
+		return nil, nil
+	}
+	b.Hold()
+	return &queue.Delivery{Message: m, Recipients: rcpts, Body: b, Epoch: 1}, nil
+}
+
+func (q *fakeQueue) all() []stored {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return append([]stored(nil), q.messages...)
+}
+
+func (q *fakeQueue) len() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.messages)
+}
+
+// fakeVerifier knows alice@example.com with the password "secret".
+type fakeVerifier struct {
+	calls  atomic.Int64
+	verify func(ctx context.Context, name, password string) (auth.Identity, error) // nil: as above
+	id     auth.Identity                                                            // limits for alice
+}
+
+func (v *fakeVerifier) Verify(ctx context.Context, name, password string, peer netip.Addr) (auth.Identity, error) {
+	v.calls.Add(1)
+	if v.verify != nil {
+		return v.verify(ctx, name, password)
+	}
+	if name != "alice@example.com" || password != "secret" {
+		return auth.Identity{}, auth.ErrCredentials
+	}
+	id := v.id
+	id.UserID, id.CredentialID, id.Name = 7, 9, name
+	id.Senders = []string{"alice@example.com"}
+	return id, nil
+}
+
+// fakeHandoff takes up to room messages.
+type fakeHandoff struct {
+	mu    sync.Mutex
+	room  int
+	taken []*queue.Delivery
+}
+
+func (h *fakeHandoff) Reserve(int64) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.taken) < h.room
+}
+
+func (h *fakeHandoff) Take(d *queue.Delivery) {
+	h.mu.Lock()
+	h.taken = append(h.taken, d)
+	h.mu.Unlock()
+}
+
+// finish delivers what was taken: it drops the bodies.
+func (h *fakeHandoff) finish() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, d := range h.taken {
+		d.Body.Drop()
+	}
+	n := len(h.taken)
+	h.taken = nil
+	return n
+}
+
+// logBuffer keeps what was logged.
+type logBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+func (l *logBuffer) count(text string) int { return strings.Count(l.String(), text) }
+
+func (l *logBuffer) logger() *slog.Logger {
+	return slog.New(slog.NewJSONHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}

@@ -1,0 +1,220 @@
+package submission
+
+import (
+	"crypto/tls"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"postern/internal/smtptest"
+)
+
+// keyOf connects to a listener with a session cache and reports whether the
+// session was resumed.
+func resumed(t *testing.T, addr string, cache tls.ClientSessionCache, startTLS bool) bool {
+	t.Helper()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newClient(t, conn)
+	if startTLS {
+		c.expect(220)
+		c.cmd(250, "EHLO client.test")
+		c.cmd(220, "STARTTLS")
+	}
+	secured := tls.Client(conn, &tls.Config{InsecureSkipVerify: true, ServerName: "relay.test", ClientSessionCache: cache})
+	if err := secured.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	c = newClient(t, secured)
+	if !startTLS {
+		c.expect(220)
+	}
+	c.cmd(250, "EHLO client.test") // the ticket comes with the first octets
+	c.cmd(221, "QUIT")
+	return secured.ConnectionState().DidResume
+}
+
+// TestA11TicketsPerListener: a ticket of one listener is worth nothing to another.
+func TestA11TicketsPerListener(t *testing.T) {
+	t.Parallel()
+	ts := startServer(t)
+	cache := tls.NewLRUClientSessionCache(4)
+	clear, implicit := ts.clear.Addr().String(), ts.implicit.Addr().String()
+	if resumed(t, clear, cache, true) {
+		t.Fatal("resumed without a ticket")
+	}
+	if !resumed(t, clear, cache, true) {
+		t.Error("a ticket does not resume on its own listener")
+	}
+	if resumed(t, implicit, cache, false) {
+		t.Error("a ticket of 587 resumed on 465")
+	}
+}
+
+// TestA11OldProtocols refuses what is older than TLS 1.2, and other protocols.
+func TestA11OldProtocols(t *testing.T) {
+	t.Parallel()
+	ts := startServer(t)
+	for name, cfg := range map[string]*tls.Config{
+		"TLS 1.0":  {InsecureSkipVerify: true, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS10},
+		"TLS 1.1":  {InsecureSkipVerify: true, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11},
+		"ALPN web": {InsecureSkipVerify: true, NextProtos: []string{"h2", "http/1.1"}},
+	} {
+		if conn, err := tls.Dial("tcp", ts.implicit.Addr().String(), cfg); err == nil {
+			conn.Close()
+			t.Errorf("%s: the handshake went through", name)
+		}
+	}
+	for name, cfg := range map[string]*tls.Config{
+		"TLS 1.2":   {InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12},
+		"ALPN smtp": {InsecureSkipVerify: true, NextProtos: []string{"smtp"}},
+	} {
+		conn, err := tls.Dial("tcp", ts.implicit.Addr().String(), cfg)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		conn.Close()
+	}
+}
+
+// TestA11AbandonedHandshakes leaves many half-way; the next client is served.
+func TestA11AbandonedHandshakes(t *testing.T) {
+	t.Parallel()
+	ts := startServer(t, func(cfg *Config) {
+		cfg.Limits.Handshakes, cfg.Limits.ConnectionsPerAddress = 4, 1000
+	})
+	hello := clientHello(t)
+	for i := range 100 {
+		conn, err := net.Dial("tcp", ts.implicit.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = conn.Write([]byte(hello[:i%len(hello)])) // the server may have gone already
+		conn.Close()
+	}
+	ts.login(t).cmd(221, "QUIT")
+}
+
+// TestCertificatesReload replaces the files while the server runs.
+func TestCertificatesReload(t *testing.T) {
+	t.Parallel()
+	dir, log := t.TempDir(), &logBuffer{}
+	ca := smtptest.NewCA(t)
+	ca.Leaf(t, "one.test").WriteFiles(t, dir)
+	certs, err := LoadCertificates(filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"), log.logger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	certs.every = 0
+	at := time.Now().Add(-time.Hour)
+	age := func() { // file systems may keep time too coarsely for a test
+		at = at.Add(time.Minute)
+		for _, f := range []string{"cert.pem", "key.pem"} {
+			if err := os.Chtimes(filepath.Join(dir, f), at, at); err != nil && !os.IsNotExist(err) {
+				t.Fatal(err)
+			}
+		}
+	}
+	want := func(name string) {
+		t.Helper()
+		leaf, err := certs.Leaf()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if leaf.DNSNames[0] != name {
+			t.Errorf("the certificate is for %v, want %s", leaf.DNSNames, name)
+		}
+	}
+	want("one.test")
+
+	ca.Leaf(t, "two.test").WriteFiles(t, dir)
+	age()
+	want("two.test")
+
+	key := filepath.Join(dir, "key.pem")
+	if err := os.WriteFile(key, []byte("no key"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	age()
+	want("two.test")
+	want("two.test")
+	if n := log.count("certificate not usable"); n != 1 {
+		t.Errorf("a bad key was logged %d times, want once", n)
+	}
+	if err := os.Remove(key); err != nil {
+		t.Fatal(err)
+	}
+	want("two.test")
+	want("two.test")
+	if n := log.count("certificate not usable"); n != 2 {
+		t.Errorf("a missing key was logged %d times, want once more", n-1)
+	}
+
+	ca.Leaf(t, "three.test").WriteFiles(t, dir)
+	age()
+	want("three.test")
+}
+
+// TestCertificatesReloadInService: the next handshake shows the new certificate.
+func TestCertificatesReloadInService(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	ca := smtptest.NewCA(t)
+	ca.Leaf(t, "one.test").WriteFiles(t, dir)
+	certs, err := LoadCertificates(filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certs.every = 0
+	ts := startServer(t, func(cfg *Config) { cfg.Certificates = certs })
+	shown := func() string {
+		conn, err := tls.Dial("tcp", ts.implicit.Addr().String(), insecure())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		return conn.ConnectionState().PeerCertificates[0].DNSNames[0]
+	}
+	if name := shown(); name != "one.test" {
+		t.Fatalf("shown: %s", name)
+	}
+	ca.Leaf(t, "two-is-longer.test").WriteFiles(t, dir)
+	later := time.Now().Add(time.Minute)
+	for _, f := range []string{"cert.pem", "key.pem"} {
+		if err := os.Chtimes(filepath.Join(dir, f), later, later); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if name := shown(); name != "two-is-longer.test" {
+		t.Errorf("shown after the change: %s", name)
+	}
+}
+
+func TestLoadCertificatesMissing(t *testing.T) {
+	t.Parallel()
+	_, err := LoadCertificates(filepath.Join(t.TempDir(), "cert.pem"), "key.pem", nil)
+	if err == nil || !strings.Contains(err.Error(), "cert.pem") {
+		t.Errorf("a missing certificate: %v", err)
+	}
+}
+
+func TestSelfSigned(t *testing.T) {
+	t.Parallel()
+	certs, err := SelfSigned("relay.test", "127.0.0.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := certs.Leaf()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if leaf.VerifyHostname("relay.test") != nil || leaf.VerifyHostname("127.0.0.1") != nil {
+		t.Errorf("the certificate is for %v %v", leaf.DNSNames, leaf.IPAddresses)
+	}
+}
