@@ -23,23 +23,33 @@ type programs struct {
 	postgres string
 }
 
-// folders are where distributions keep the programs out of PATH.
-var folders = []string{
-	"/usr/lib/postgresql/*/bin", // Debian, Ubuntu
-	"/usr/lib/postgresql*/bin",  // Gentoo, openSUSE, Alpine's variants
-	"/usr/libexec/postgresql*",  // Alpine
-	"/usr/pgsql-*/bin",          // the project's own packages for Fedora and RHEL
-	"/usr/local/pgsql/bin",      // built from source
-	"/opt/homebrew/opt/postgresql*/bin",
-	"/usr/local/opt/postgresql*/bin",
+// search is where the programs are looked for.
+type search struct {
+	path    string   // as in the environment
+	folders []string // patterns, for what is out of PATH
+	version func(postgres string) (int, error)
 }
 
-// findPrograms looks in PATH and then in the distributions' folders, newest
-// release first. A cluster can only be run by the release that made it, so when
-// major is not 0 it must be that one.
-func findPrograms(major int) (programs, error) {
+// everywhere is PATH and where distributions keep the programs out of it;
+// internal/tools/install.sh looks there too.
+func everywhere() search {
+	return search{version: programVersion, path: os.Getenv("PATH"), folders: []string{
+		"/usr/lib/postgresql/*/bin", // Debian, Ubuntu
+		"/usr/lib/postgresql*/bin",  // Gentoo, openSUSE, Alpine's variants
+		"/usr/libexec/postgresql*",  // Alpine
+		"/usr/pgsql-*/bin",          // the project's own packages for Fedora and RHEL
+		"/usr/local/pgsql/bin",      // built from source
+		"/opt/homebrew/opt/postgresql*/bin",
+		"/usr/local/opt/postgresql*/bin",
+	}}
+}
+
+// find looks in PATH and then in the folders, newest release first. A cluster
+// can only be run by the release that made it, so when major is not 0 it must be
+// that one.
+func (s search) find(major int) (programs, error) {
 	var found []string
-	for _, dir := range candidates() {
+	for _, dir := range s.candidates() {
 		p := programs{filepath.Join(dir, "initdb"), filepath.Join(dir, "postgres")}
 		if !runnable(p.initdb) || !runnable(p.postgres) {
 			continue
@@ -47,7 +57,7 @@ func findPrograms(major int) (programs, error) {
 		if major == 0 {
 			return p, nil
 		}
-		version, err := programVersion(p.postgres)
+		version, err := s.version(p.postgres)
 		if err != nil {
 			continue
 		}
@@ -64,16 +74,16 @@ func findPrograms(major int) (programs, error) {
 }
 
 // candidates are the folders to look in, in order. A program in PATH may be a
-// link to a folder that has the rest.
-func candidates() []string {
+// link into the folder that has them all.
+func (s search) candidates() []string {
 	var dirs []string
-	if name, err := exec.LookPath("initdb"); err == nil {
-		if name, err = filepath.EvalSymlinks(name); err == nil {
+	for _, dir := range filepath.SplitList(s.path) {
+		if name, err := filepath.EvalSymlinks(filepath.Join(dir, "initdb")); err == nil {
 			dirs = append(dirs, filepath.Dir(name))
 		}
 	}
 	var installed []string
-	for _, pattern := range folders {
+	for _, pattern := range s.folders {
 		matches, err := filepath.Glob(pattern)
 		if err == nil {
 			installed = append(installed, matches...)
@@ -89,7 +99,11 @@ var number = regexp.MustCompile(`[0-9]+`)
 
 // folderRelease is the major release that a folder's name speaks of, or 0.
 func folderRelease(dir string) int {
-	release, err := strconv.Atoi(number.FindString(dir))
+	numbers := number.FindAllString(dir, -1)
+	if len(numbers) == 0 {
+		return 0
+	}
+	release, err := strconv.Atoi(numbers[len(numbers)-1])
 	if err != nil {
 		return 0
 	}
@@ -101,6 +115,7 @@ func runnable(name string) bool {
 	return err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o111 != 0
 }
 
+// programVersion is the major release that the program says it is of.
 func programVersion(postgres string) (int, error) {
 	out, err := exec.Command(postgres, "-V").Output()
 	if err != nil {

@@ -103,7 +103,7 @@ func start(ctx context.Context, config Config) (_ *Server, err error) {
 	if s.guard, err = startGuard(config); err != nil {
 		return nil, err
 	}
-	programs, err := findPrograms(clusterVersion(s.data()))
+	programs, err := everywhere().find(clusterVersion(s.data()))
 	if err != nil {
 		return nil, err
 	}
