@@ -52,7 +52,12 @@ type Action struct {
 }
 
 // Normal is the normal reply of the phase.
-func Normal() Action { return step(func(c *session) { c.sayNormal() }) }
+func Normal() Action {
+	return step(func(c *session) {
+		c.sayNormal()
+		c.flush()
+	})
+}
 
 // Reply says complete lines, each ended by CRLF.
 func Reply(lines ...string) Action { return Raw(strings.Join(lines, "\r\n") + "\r\n") }
