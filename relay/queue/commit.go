@@ -409,7 +409,7 @@ func (g *group) add(j *job, strict bool) {
 // addBody adds the octets of a small body.
 func (g *group) addBody(j *job) error {
 	size := int(j.body.Size())
-	if cap(g.buf)-len(g.buf) < size {
+	if g.buf == nil || cap(g.buf)-len(g.buf) < size {
 		// What was appended before stays where the earlier chunks point to.
 		g.buf = make([]byte, 0, max(size, 64<<10))
 	}

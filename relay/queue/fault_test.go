@@ -1,0 +1,233 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"postern/internal/pgserver"
+	"postern/internal/pgtest"
+)
+
+// errCut is what a caller sees of a connection that broke.
+var errCut = errors.New("the connection is cut")
+
+// once lets f happen at the first call only.
+func once(f func(*pgx.Conn) error) func(*pgx.Conn) error {
+	var done atomic.Bool
+	return func(c *pgx.Conn) error {
+		if done.Swap(true) {
+			return nil
+		}
+		return f(c)
+	}
+}
+
+func cut(c *pgx.Conn) error {
+	closeNow(c)
+	return errCut
+}
+
+func terminate(c *pgx.Conn) error {
+	pid := c.PgConn().PID()
+	killer, err := pgx.ConnectConfig(context.Background(), c.Config().Copy())
+	if err != nil {
+		return err
+	}
+	defer killer.Close(context.Background())
+	_, err = killer.Exec(context.Background(), `select pg_terminate_backend($1, 5000)`, pid)
+	return err
+}
+
+// Enqueue in two flavours: not persisted, and persisted but answered with an error;
+// and the backend killed under it. In each the message is there exactly once.
+func TestEnqueueFaults(t *testing.T) {
+	t.Parallel()
+	small, large := NewBody([]byte("small")), NewBody(make([]byte, 2<<20))
+	for name, fault := range map[string]faults{
+		"not persisted":         {beforeCommit: once(cut)},
+		"persisted but error":   {afterCommit: once(cut)},
+		"backend killed before": {beforeCommit: once(terminate)},
+		"rejected": {beforeCommit: once(func(*pgx.Conn) error {
+			return &pgconn.PgError{SeverityUnlocalized: "ERROR", Code: "40001"}
+		})},
+	} {
+		for size, body := range map[string]Body{"small": small, "large": large} {
+			t.Run(name+" "+size, func(t *testing.T) {
+				t.Parallel()
+				db := pgtest.New(t)
+				q := start(t, calmConfig(db), func(q *Queue) { q.faults = fault })
+				m := message()
+				d, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net", "b@example.net"), body, true)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := rows(t, db, m.ID); got != "0 queued owned;1 queued owned" {
+					t.Fatalf("rows %q", got)
+				}
+				q.Settle(outcome(d, 0, Delivered), outcome(d, 1, Delivered))
+				becomes(t, db, m.ID, "")
+			})
+		}
+	}
+}
+
+// A message that was committed, delivered and settled while its commit was in doubt
+// (by another node, after a reap) does not come back by the rerun.
+func TestRerunDoesNotResurrect(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db), func(q *Queue) {
+		q.faults.afterCommit = once(func(c *pgx.Conn) error {
+			_, err := c.Exec(context.Background(), `delete from recipient; `, pgx.QueryExecModeSimpleProtocol)
+			if err != nil {
+				return err
+			}
+			return cut(c)
+		})
+	})
+	m, _ := put(t, q, true, "a@example.net")
+	if got := rows(t, db, m.ID); got != "" {
+		t.Fatalf("rows %q", got)
+	}
+}
+
+// While the fate stays unknown the client hears 451, and the message goes as soon as
+// the database answers.
+func TestUnknownIsVoided(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	cfg := calmConfig(db)
+	cfg.Budget = 300 * time.Millisecond
+	q := start(t, cfg, func(q *Queue) {
+		q.faults.afterCommit = func(c *pgx.Conn) error { return cut(c) }
+	})
+	m := message()
+	_, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody([]byte("x")), true)
+	var refused *Error
+	if !errors.As(err, &refused) || refused.Reply.Code != 451 {
+		t.Fatalf("want 451, got %v", err)
+	}
+	becomes(t, db, m.ID, "")
+	if n := count(t, db, `select count(*) from message where id = $1 and voided_at is not null`, m.ID); n != 1 {
+		t.Fatal("the message is not marked void")
+	}
+	if n := count(t, db, `select count(*) from body where message_id = $1`, m.ID); n != 0 {
+		t.Fatal("the body is left")
+	}
+	if got := history(t, db, m.ID); got != "0 void" {
+		t.Fatalf("history %q", got)
+	}
+	eventually(t, "nothing is held", func() bool { return !q.held.has(m.ID) })
+}
+
+// Settle in two flavours. Applied twice is applied once.
+func TestSettleFaults(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]faults{
+		"not persisted":       {beforeSettle: once(cut)},
+		"persisted but error": {afterSettle: once(cut)},
+		"backend killed":      {beforeSettle: once(terminate)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t)
+			out := &logged{}
+			cfg := calmConfig(db)
+			cfg.Log = slog.New(slog.NewTextHandler(out, nil))
+			q := start(t, cfg, func(q *Queue) { q.faults = fault })
+			m, d := put(t, q, true, "a@example.net", "b@example.net", "c@example.net")
+			deferred := outcome(d, 1, Deferred)
+			deferred.RetryIn = time.Hour
+			q.Settle(outcome(d, 0, Delivered), deferred, outcome(d, 2, Failed))
+			becomes(t, db, m.ID, "1 queued;2 failed")
+			eventually(t, "all is settled", func() bool { return !q.held.has(m.ID) })
+			if got := history(t, db, m.ID); got != "0 delivered;1 deferred;2 failed" && got != "0 delivered;2 failed;1 deferred" {
+				if strings.Count(got, ";") != 2 || strings.Contains(got, "fenced") {
+					t.Fatalf("history %q", got)
+				}
+			}
+			if n := count(t, db, `select attempts from recipient where message_id = $1 and n = 1`, m.ID); n != 1 {
+				t.Fatalf("%d attempts counted", n)
+			}
+			if out.has("fenced") {
+				t.Fatalf("taken for fenced:\n%s", out.lines.String())
+			}
+		})
+	}
+}
+
+// pg_cancel_backend on a commit that waits for its standby makes the server answer
+// success with a warning. That must never be a 250.
+func TestCancelledStandbyWait(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Server(t, pgserver.Config{Settings: map[string]string{"max_connections": "60"}})
+	db := pgtest.On(t, server)
+	cfg := calmConfig(db)
+	cfg.Budget = 2 * time.Second
+	q := start(t, cfg)
+	put(t, q, true, "warm@example.net")
+	exec(t, db, `alter system set synchronous_standby_names = 'nobody'`)
+	exec(t, db, `select pg_reload_conf()`)
+	m := message()
+	result := make(chan error, 1)
+	go func() {
+		_, err := q.Enqueue(context.Background(), m, rcpts("a@example.net"), NewBody([]byte("x")), true)
+		result <- err
+	}()
+	cancelled := 0
+	eventually(t, "the enqueue ends", func() bool {
+		cancelled += count(t, db, `select count(*) from (select pg_cancel_backend(pid) from pg_stat_activity
+			where wait_event = 'SyncRep' and query like '%recipient%unnest%') x`)
+		return len(result) > 0
+	})
+	if err := <-result; err == nil {
+		t.Fatal("accepted although no standby has confirmed")
+	}
+	if cancelled == 0 {
+		t.Fatal("no commit was cancelled: the test has tested nothing")
+	}
+	exec(t, db, `alter system reset synchronous_standby_names`)
+	exec(t, db, `select pg_reload_conf()`)
+	eventually(t, "the message is void", func() bool {
+		return count(t, db, `select count(*) from message where id = $1 and voided_at is not null`, m.ID) == 1
+	})
+	becomes(t, db, m.ID, "")
+}
+
+// The server is killed and started again: what was accepted is there, what waits is
+// told 4yz, and the queue is back by itself.
+func TestServerKilled(t *testing.T) {
+	t.Parallel()
+	dir := pgtest.Dir(t)
+	server := pgtest.Server(t, pgserver.Config{Dir: dir})
+	db := pgtest.On(t, server)
+	cfg := calmConfig(db)
+	cfg.Budget = 20 * time.Second
+	q := start(t, cfg)
+	m, d := put(t, q, true, "a@example.net")
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_, err := q.Enqueue(ctxOf(t), message(), rcpts("a@example.net"), NewBody([]byte("x")), true)
+	var refused *Error
+	if err != nil && (!errors.As(err, &refused) || !refused.Reply.IsTemporary()) {
+		t.Fatalf("refused with %v", err)
+	}
+	q.Settle(outcome(d, 0, Delivered))
+	again, err := pgserver.Start(ctxOf(t), pgserver.Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = again.Stop() })
+	becomes(t, db, m.ID, "")
+	eventually(t, "the queue is back", func() bool { return q.Available() == nil })
+	put(t, q, true, "b@example.net")
+}

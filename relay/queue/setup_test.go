@@ -1,0 +1,213 @@
+package queue
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"postern/internal/pgtest"
+	"postern/relay/smtp"
+)
+
+// ctxOf bounds a test's use of the database.
+func ctxOf(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// logged collects what a queue logs.
+type logged struct {
+	mu    sync.Mutex
+	lines strings.Builder
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lines.Write(p)
+}
+
+func (l *logged) has(s string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Contains(l.lines.String(), s)
+}
+
+// testConfig has timings that let epochs die within a second.
+func testConfig(db *pgtest.DB) Config {
+	return Config{
+		EnqueuePool: db.Pool, WorkPool: db.Pool, Node: "a", Log: slog.New(slog.DiscardHandler),
+		Heartbeat: 50 * time.Millisecond, Lease: 400 * time.Millisecond, Trust: 300 * time.Millisecond, ReapAfter: 100 * time.Millisecond,
+		Poll: 100 * time.Millisecond, Budget: 20 * time.Second,
+	}
+}
+
+// calmConfig has the timings of production: nothing dies in a test that is slow.
+func calmConfig(db *pgtest.DB) Config {
+	return Config{EnqueuePool: db.Pool, WorkPool: db.Pool, Node: "a", Log: slog.New(slog.DiscardHandler), Poll: 100 * time.Millisecond}
+}
+
+func start(t testing.TB, cfg Config, change ...func(*Queue)) *Queue {
+	t.Helper()
+	q := New(cfg)
+	for _, f := range change {
+		f(q)
+	}
+	if err := q.Start(ctxOf(t)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		if err := q.Close(ctx); err != nil {
+			t.Logf("close: %v", err)
+		}
+	})
+	return q
+}
+
+func address(s string) smtp.Address {
+	a, err := smtp.ParseAddress(s)
+	if err != nil {
+		panic(err)
+	}
+	return a
+}
+
+func message() Message {
+	return Message{ID: NewID(), UserID: 1, Sender: address("alice@example.com"), AcceptedAt: time.Now(), MessageID: "<m@example.com>",
+		Listener: "127.0.0.1:587", TLS: "TLS1.3"}
+}
+
+func rcpts(addresses ...string) []Recipient {
+	list := make([]Recipient, len(addresses))
+	for i, a := range addresses {
+		list[i] = Recipient{N: i, Address: address(a)}
+	}
+	return list
+}
+
+// put enqueues a message for addresses and returns it.
+func put(t testing.TB, q *Queue, owned bool, addresses ...string) (Message, *Delivery) {
+	t.Helper()
+	m := message()
+	d, err := q.Enqueue(ctxOf(t), m, rcpts(addresses...), NewBody([]byte("Subject: x\r\n\r\nbody\r\n")), owned)
+	if err != nil {
+		t.Fatalf("enqueue: %v", err)
+	}
+	return m, d
+}
+
+// outcome is the end of an attempt for recipient n of d.
+func outcome(d *Delivery, n int, result Result) Outcome {
+	o := Outcome{Message: d.Message.ID, N: n, Epoch: d.Epoch, Result: result, StartedAt: time.Now(), At: time.Now(), RemoteMTA: "mx.example.net"}
+	for _, r := range d.Recipients {
+		if r.N == n {
+			o.Recipient = r.Address
+		}
+	}
+	switch result {
+	case Delivered:
+		o.Reply = smtp.OK(250, 0, 0, "taken")
+	case Deferred:
+		o.Reply = smtp.Temporary(450, 2, 1, "later")
+	case Failed:
+		o.Reply = smtp.Permanent(550, 1, 1, "no such user")
+	}
+	return o
+}
+
+// eventually polls what other goroutines bring about in the database.
+func eventually(t testing.TB, what string, f func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); <-tick.C {
+		if f() {
+			return
+		}
+	}
+	t.Fatalf("did not come about: %s", what)
+}
+
+func count(t testing.TB, db *pgtest.DB, sql string, args ...any) int {
+	t.Helper()
+	var n int
+	if err := db.Pool.QueryRow(ctxOf(t), sql, args...).Scan(&n); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	return n
+}
+
+func exec(t testing.TB, db *pgtest.DB, sql string, args ...any) {
+	t.Helper()
+	if _, err := db.Pool.Exec(ctxOf(t), sql, args...); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// rows describes the live rows of a message, "0 queued owned;1 failed".
+func rows(t testing.TB, db *pgtest.DB, id ID) string {
+	t.Helper()
+	var s string
+	err := db.Pool.QueryRow(ctxOf(t), `select coalesce(string_agg(n || ' ' || state || case when owner is null then '' else ' owned' end
+		|| case when possible_duplicate then ' duplicate' else '' end, ';' order by n), '') from recipient where message_id = $1`, id).Scan(&s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func becomes(t testing.TB, db *pgtest.DB, id ID, want string) {
+	t.Helper()
+	got := ""
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); <-tick.C {
+		if got = rows(t, db, id); got == want {
+			return
+		}
+	}
+	t.Fatalf("rows of the message are %q, want %q", got, want)
+}
+
+// history lists a message's attempts, "0 delivered;1 deferred fenced".
+func history(t testing.TB, db *pgtest.DB, id ID) string {
+	t.Helper()
+	h, err := NewAdmin(db.Pool).Trace(ctxOf(t), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []string
+	for _, a := range h.Attempts {
+		s := fmt.Sprintf("%d %s", a.N, a.Result)
+		if a.PossibleDuplicate {
+			s += " duplicate"
+		}
+		if a.Fenced {
+			s += " fenced"
+		}
+		list = append(list, s)
+	}
+	return strings.Join(list, ";")
+}
+
+// claimAll claims until a claim finds rows.
+func claimAll(t testing.TB, q *Queue, want ClaimRequest) []*Delivery {
+	t.Helper()
+	var list []*Delivery
+	eventually(t, "a claim finds work", func() bool {
+		got, err := q.Claim(ctxOf(t), want)
+		if err != nil {
+			t.Logf("claim: %v", err)
+		}
+		list = got
+		return len(list) > 0
+	})
+	return list
+}
