@@ -29,7 +29,7 @@ type CaptureConfig struct {
 	TLS      *tls.Config // offers STARTTLS, and wants AUTH; nil: clear text
 	Implicit bool        // TLS from the first octet instead of STARTTLS
 	User     string      // the one account, when TLS is set
-	Password string      //
+	Password string
 }
 
 // A Capture is an SMTP server on 127.0.0.1 that keeps what it is sent.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,7 +13,7 @@ import (
 )
 
 // errNotRoot says why Postfix cannot run: its master starts as root only.
-var errNotRoot = errors.New("Postfix needs root, of a container at least")
+var errNotRoot = errors.New("no Postfix: its master must run as root")
 
 // A postfix is a running Postfix with everything that it owns in dir.
 type postfix struct {
@@ -158,7 +159,35 @@ func (c Cache) makeSASL(ctx context.Context, spec postfixSpec) error {
 // writePostfixConfig writes main.cf and master.cf.
 func (c Cache) writePostfixConfig(spec postfixSpec, env []string) error {
 	conf := filepath.Join(spec.dir, "conf")
-	main := map[string]string{
+	main := c.postfixMain(spec, conf, env)
+	maps.Copy(main, spec.main)
+	var text strings.Builder
+	for name, value := range main {
+		fmt.Fprintf(&text, "%s = %s\n", name, value)
+	}
+	mainFile := filepath.Join(conf, "main.cf")
+	if err := os.WriteFile(mainFile, []byte(text.String()), 0o644); err != nil {
+		return err
+	}
+	// Postfix waits until its configuration is two seconds old, lest it reads half.
+	before := time.Now().Add(-time.Minute)
+	if err := os.Chtimes(mainFile, before, before); err != nil {
+		return err
+	}
+	services := postfixServices
+	for _, port := range spec.ports {
+		wrapped := ""
+		if port == spec.implicit {
+			wrapped = " -o smtpd_tls_wrappermode=yes"
+		}
+		services += fmt.Sprintf("%s inet n - n - - smtpd%s\n", loopback(port), wrapped)
+	}
+	return os.WriteFile(filepath.Join(conf, "master.cf"), []byte(services), 0o644)
+}
+
+// postfixMain is main.cf before the parameters of one server.
+func (c Cache) postfixMain(spec postfixSpec, conf string, env []string) map[string]string {
+	return map[string]string{
 		"compatibility_level": "3.6",
 		"queue_directory":     filepath.Join(spec.dir, "queue"),
 		"data_directory":      filepath.Join(spec.dir, "data"),
@@ -199,31 +228,6 @@ func (c Cache) writePostfixConfig(spec postfixSpec, env []string) error {
 		"smtpd_recipient_restrictions":        "",
 		"smtpd_client_connection_count_limit": "0",
 	}
-	for name, value := range spec.main {
-		main[name] = value
-	}
-	var text strings.Builder
-	for name, value := range main {
-		fmt.Fprintf(&text, "%s = %s\n", name, value)
-	}
-	mainFile := filepath.Join(conf, "main.cf")
-	if err := os.WriteFile(mainFile, []byte(text.String()), 0o644); err != nil {
-		return err
-	}
-	// Postfix waits until its configuration is two seconds old, lest it reads half.
-	before := time.Now().Add(-time.Minute)
-	if err := os.Chtimes(mainFile, before, before); err != nil {
-		return err
-	}
-	services := postfixServices
-	for _, port := range spec.ports {
-		wrapped := ""
-		if port == spec.implicit {
-			wrapped = " -o smtpd_tls_wrappermode=yes"
-		}
-		services += fmt.Sprintf("%s inet n - n - - smtpd%s\n", loopback(port), wrapped)
-	}
-	return os.WriteFile(filepath.Join(conf, "master.cf"), []byte(services), 0o644)
 }
 
 // passed names the variables that the daemons must inherit from us.

@@ -12,9 +12,9 @@ import (
 // from whoever authenticates and passes it in clear to one next hop.
 type RelayConfig struct {
 	CertFile  string // PEM; with KeyFile empty: a certificate of its own is made
-	KeyFile   string //
+	KeyFile   string
 	User      string // the one account
-	Password  string //
+	Password  string
 	NextHop   string // address:port, an IP address
 	Processes int    // default_process_limit; 0: 200
 	Dir       string // parent of its folder, on the file system to be measured; "": the temporary folder

@@ -38,12 +38,12 @@ const (
 
 // Settings are what a person types into a mail client, and the mail to send.
 type Settings struct {
-	Host      string   // a name or address that the certificate carries
-	Port      int      //
-	TLS       TLS      //
-	CAFile    string   // PEM file of the authority that signed the certificate
-	User      string   //
-	Password  string   //
+	Host      string // a name or address that the certificate carries
+	Port      int
+	TLS       TLS
+	CAFile    string // PEM file of the authority that signed the certificate
+	User      string
+	Password  string
 	Mechanism string   // PLAIN (when empty) or LOGIN
 	From      string   // envelope sender
 	To        []string // envelope recipients

@@ -11,8 +11,8 @@ import (
 // UpstreamConfig is a Postfix or Exim that stands behind Postern as its smarthost:
 // STARTTLS, then AUTH, then it takes mail for everybody.
 type UpstreamConfig struct {
-	User     string  // the one account
-	Password string  //
+	User     string // the one account
+	Password string
 	Answers  Answers // replies to RCPT other than acceptance
 }
 
@@ -20,10 +20,10 @@ type UpstreamConfig struct {
 // [Capture].
 type Upstream struct {
 	Host     string // 127.0.0.1, which the certificate carries
-	Port     int    //
+	Port     int
 	CAFile   string // PEM file of the authority behind its certificate
-	User     string //
-	Password string //
+	User     string
+	Password string
 
 	capture  *Capture
 	verdicts *verdictServer
