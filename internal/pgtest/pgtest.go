@@ -37,7 +37,7 @@ type DB struct {
 }
 
 // patience bounds each step, so that a test never waits for ever.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 // New returns a database with the whole schema and no rows.
 func New(t testing.TB) *DB {
