@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	startTimeout = 20 * time.Second
+	startTimeout = 60 * time.Second
 	stopTimeout  = 10 * time.Second
 	pollInterval = 10 * time.Millisecond
 )

@@ -54,7 +54,7 @@ func TestServerEndsWhenWeAreKilled(t *testing.T) {
 	}
 	output := <-opened
 	defer func() { _ = output.Close() }()
-	if err := output.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := output.SetReadDeadline(time.Now().Add(60 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	lines := bufio.NewReader(output)

@@ -11,7 +11,7 @@ import (
 // RelayConfig is a Postfix with the same job as Postern: it takes mail over TLS
 // from whoever authenticates and passes it in clear to one next hop.
 type RelayConfig struct {
-	CertFile  string // PEM; with KeyFile empty: a certificate of its own is made
+	CertFile  string // PEM, with KeyFile; both empty: it makes a certificate of its own
 	KeyFile   string
 	User      string // the one account
 	Password  string
