@@ -88,7 +88,7 @@ func (q *fakeQueue) len() int {
 type fakeVerifier struct {
 	calls  atomic.Int64
 	verify func(ctx context.Context, name, password string) (auth.Identity, error) // nil: as above
-	id     auth.Identity                                                            // limits for alice
+	id     auth.Identity                                                           // limits for alice
 }
 
 func (v *fakeVerifier) Verify(ctx context.Context, name, password string, peer netip.Addr) (auth.Identity, error) {

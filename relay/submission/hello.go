@@ -7,6 +7,7 @@ import (
 	"unicode/utf8"
 
 	"postern/auth"
+	"postern/policy"
 	"postern/relay/smtp"
 )
 
@@ -53,11 +54,10 @@ func (s *session) capabilities() string {
 
 // maxSize is how large a message may be for this client, as far as it is known.
 func (s *session) maxSize() int64 {
-	size := s.server.limits.MessageSize
-	if s.identity != nil && s.identity.MaxSize > 0 {
-		size = min(size, s.identity.MaxSize)
+	if s.identity == nil {
+		return s.server.limits.MessageSize
 	}
-	return size
+	return policy.MaxSize(*s.identity, s.server.limits.MessageSize)
 }
 
 // isHello is lenient: many clients do not know a proper name of their host, and

@@ -238,6 +238,8 @@ func (s *session) await(idle bool) {
 func (s *session) lineFailed(err error) {
 	var refusal *smtp.Error
 	switch {
+	case s.wire.dead != nil:
+		s.end("write failed")
 	case errors.As(err, &refusal):
 		s.commands++
 		s.misbehaved(err)
@@ -284,7 +286,7 @@ func (s *session) close() {
 		s.wire.out = replyFault.Append(s.wire.out[:0])
 		_ = s.wire.flush() // the connection is closed in any case
 	}
-	if _, ok := s.wire.conn.(*tls.Conn); ok && s.ended != "write failed" {
+	if _, ok := s.wire.conn.(*tls.Conn); ok && s.wire.dead == nil {
 		_ = s.wire.conn.Close() // says close_notify and closes raw
 	}
 	_ = s.wire.raw.Close()

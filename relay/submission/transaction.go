@@ -37,7 +37,7 @@ func (s *session) mailFrom(args string) smtp.Reply {
 
 // judgeMail returns the reply that refuses a transaction, or none.
 func (s *session) judgeMail(tx *transaction) (r smtp.Reply, rule string, cause error) {
-	if v := judgeSize(s.identity, tx.mail.Size, s.server.limits.MessageSize); !v.Allowed {
+	if v := policy.Size(*s.identity, tx.mail.Size, s.server.limits.MessageSize); !v.Allowed {
 		return v.Reply, v.Rule, nil
 	}
 	v := policy.Sender(*s.identity, tx.mail.From)
@@ -74,7 +74,7 @@ func (s *session) rcptTo(args string) smtp.Reply {
 	if _, twice := tx.known[to]; twice {
 		return smtp.OK(250, 1, 5, "Ok") // one copy for each recipient
 	}
-	if v := judgeRecipients(s.identity, len(tx.rcpts)+1, s.server.limits.Recipients); !v.Allowed {
+	if v := policy.Recipients(*s.identity, len(tx.rcpts)+1, s.server.limits.Recipients); !v.Allowed {
 		return s.refuseRcpt(to, v.Reply, v.Rule)
 	}
 	if tx.known == nil {

@@ -23,6 +23,7 @@ type wire struct {
 	end    time.Time // of the session, whatever it does
 
 	out   []byte
+	dead  error // of a write: the client takes no more replies
 	until time.Time // for the line that is awaited
 	rate  *pace     // set while message data is read, instead of until
 	idle  bool      // a shutdown may end this wait at once
@@ -117,13 +118,15 @@ func (w *wire) reply(r smtp.Reply) { w.out = r.Append(w.out) }
 
 // flush sends what is collected.
 func (w *wire) flush() error {
-	if len(w.out) == 0 {
-		return nil
+	if len(w.out) == 0 || w.dead != nil {
+		return w.dead
 	}
 	if err := w.raw.SetWriteDeadline(time.Now().Add(w.patience())); err != nil {
+		w.dead = err
 		return err
 	}
 	_, err := w.conn.Write(w.out)
+	w.dead = err
 	if w.out = w.out[:0]; cap(w.out) > 4<<10 {
 		w.out = nil // an idle session holds little
 	}

@@ -1,0 +1,206 @@
+package submission
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"postern/relay/queue"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// shutdownIn begins a shutdown that has so long, and returns its result.
+func (ts *testServer) shutdownIn(d time.Duration) <-chan error {
+	done := make(chan error, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), d)
+		defer cancel()
+		done <- ts.Shutdown(ctx)
+	}()
+	<-ts.draining.Done()
+	return done
+}
+
+// TestShutdownIdle: sessions between transactions hear 421 at once, wherever they
+// are, and no new ones are taken.
+func TestShutdownIdle(t *testing.T) {
+	t.Parallel()
+	ts := startServer(t)
+	greeted := ts.dial(t)
+	secured := ts.login(t)
+	inAuth := ts.dialTLS(t)
+	inAuth.cmd(250, "EHLO client.test")
+	inAuth.cmd(334, "AUTH LOGIN")
+	handshaking, err := net.Dial("tcp", ts.implicit.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer handshaking.Close()
+	waitFor(t, "four sessions", func() bool { return ts.Stats().Open == 4 })
+
+	started := time.Now()
+	done := ts.shutdownIn(patience)
+	for _, c := range []*client{greeted, secured, inAuth} {
+		c.expect(421)
+		c.expectClosed()
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if d := time.Since(started); d > 5*time.Second {
+		t.Errorf("idle sessions held the shutdown up for %v", d)
+	}
+	if conn, err := net.Dial("tcp", ts.clear.Addr().String()); err == nil {
+		conn.Close()
+		t.Error("a connection was taken after the shutdown")
+	}
+}
+
+// TestShutdownTransaction: a message that is under way is accepted, and then the
+// session ends.
+func TestShutdownTransaction(t *testing.T) {
+	t.Parallel()
+	ts := startServer(t)
+	c, inMail := ts.login(t), ts.login(t)
+	c.envelope()
+	inMail.cmd(250, "MAIL FROM:<alice@example.com>")
+	c.send("Subject: late\r\n\r\n")
+	done := ts.shutdownIn(patience)
+	inMail.cmd(250, "RCPT TO:<bob@example.net>")
+	inMail.cmd(354, "DATA")
+	for _, c := range []*client{c, inMail} {
+		c.send("Hello\r\n.\r\n")
+		c.expect(250)
+		c.expect(421)
+		c.expectClosed()
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if n := ts.queue.len(); n != 2 {
+		t.Errorf("%d messages are queued, want 2", n)
+	}
+}
+
+// TestShutdownCut: a message that does not end is cut when patience does.
+func TestShutdownCut(t *testing.T) {
+	t.Parallel()
+	ts := startServer(t)
+	c, inMail := ts.login(t), ts.login(t)
+	c.envelope()
+	c.send("Subject: never\r\n\r\n")
+	inMail.cmd(250, "MAIL FROM:<alice@example.com>")
+	err := <-ts.shutdownIn(50 * time.Millisecond)
+	if err == nil {
+		t.Error("sessions were cut, but Shutdown says nothing")
+	}
+	for _, c := range []*client{c, inMail} {
+		c.expect(421)
+		c.expectClosed()
+	}
+	if n := ts.queue.len(); n != 0 {
+		t.Errorf("%d messages are queued", n)
+	}
+}
+
+// TestShutdownDuringCommit: neither the client's disconnect nor the end of the
+// shutdown's patience cancels a commit; Shutdown waits for it, and the message is
+// handed over.
+func TestShutdownDuringCommit(t *testing.T) {
+	t.Parallel()
+	for _, disconnect := range []bool{false, true} {
+		ts := startServer(t)
+		ts.handoff.room = 10
+		committing, release := make(chan struct{}), make(chan struct{})
+		ts.queue.refuse = func(int, queue.Message) error {
+			close(committing)
+			<-release
+			return nil
+		}
+		c := ts.login(t)
+		c.envelope()
+		c.send(smallMessage + ".\r\n")
+		<-committing
+		if disconnect {
+			c.conn.(*tls.Conn).NetConn().Close()
+		}
+		done := ts.shutdownIn(10 * time.Millisecond)
+		<-ts.cutting.Done()
+		close(release)
+		if err := <-done; err == nil {
+			t.Error("Shutdown had to wait longer than its context, but says nothing")
+		}
+		if !disconnect {
+			c.expect(250)
+			c.expect(421)
+			c.expectClosed()
+		}
+		if n := ts.handoff.finish(); n != 1 {
+			t.Errorf("%d messages were handed over, want 1", n)
+		}
+	}
+}
+
+// TestConnectionLimits: too many from one address and too many at all hear 421; a
+// place is free again when a session ends.
+func TestConnectionLimits(t *testing.T) {
+	t.Parallel()
+	ts := startServer(t, func(cfg *Config) {
+		cfg.Limits.Connections, cfg.Limits.ConnectionsPerAddress = 3, 2
+	})
+	first, second := ts.dial(t), ts.dial(t)
+	third, err := net.Dial("tcp", ts.clear.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newClient(t, third)
+	c.expect(421)
+	c.expectClosed()
+	if _, err := tls.Dial("tcp", ts.implicit.Addr().String(), insecure()); err == nil {
+		t.Error("one too many on the TLS listener was served")
+	}
+	other := dialFrom(t, ts, "127.0.0.2")
+	other.expect(220)
+	dialFrom(t, ts, "127.0.0.3").expect(421) // three in all
+
+	first.cmd(221, "QUIT")
+	waitFor(t, "a place is free", func() bool { return ts.Stats().Open == 2 })
+	ts.dial(t).cmd(221, "QUIT")
+	second.cmd(221, "QUIT")
+	if n := ts.Stats().RefusedConnections; n != 3 {
+		t.Errorf("%d refused connections were counted, want 3", n)
+	}
+}
+
+// dialFrom connects from another loopback address.
+func dialFrom(t *testing.T, ts *testServer, ip string) *client {
+	t.Helper()
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}}
+	conn, err := d.Dial("tcp", ts.clear.Addr().String())
+	if err != nil {
+		t.Skipf("no loopback address %s here: %v", ip, err)
+	}
+	return newClient(t, conn)
+}
+
+func TestPeerNetwork(t *testing.T) {
+	t.Parallel()
+	for addr, want := range map[string]string{
+		"192.0.2.1":               "192.0.2.1/32",
+		"::ffff:192.0.2.1":        "192.0.2.1/32",
+		"2001:db8:1:2:3:4:5:6":    "2001:db8:1:2::/64",
+		"fe80::1":                 "fe80::/64",
+		"2001:db8:1:2:ffff::9999": "2001:db8:1:2::/64",
+	} {
+		p := peerOf(&net.TCPAddr{IP: net.ParseIP(addr), Port: 1, Zone: strings.Repeat("z", 1)})
+		if got := p.network.String(); got != want {
+			t.Errorf("%s: network %s, want %s", addr, got, want)
+		}
+	}
+}
