@@ -33,7 +33,8 @@ func (w *worker) attempt(j *job) *job {
 	case reused && j.again < maxAgain && !inText && !res.DotSent && unheard(res):
 		// The server had ended the idle connection before it heard of this message.
 		j.again++
-		return j
+		w.job = nil
+		w.d.putBack(j)
 	default:
 		return w.conclude(j, facts, res)
 	}

@@ -17,6 +17,9 @@ const mxBegin = 5
 // destination is left alone, as it is when it cannot be reached.
 const troubleLimit = 5
 
+// growPause is how long after trouble a destination gets no further connection.
+const growPause = 10 * time.Second
+
 // turnedAwayWait is when a job comes back for which a destination had no room.
 const turnedAwayWait = 30 * time.Second
 
@@ -39,6 +42,7 @@ type destination struct {
 	most     int       // connections at once, bound
 	limit    int       // connections at once, now: 1 to most
 	credit   int       // successes since limit changed
+	growAt   time.Time // limit does not grow before
 
 	failures int       // times in a row that no conversation could be had
 	broken   int       // conversations in a row that broke off
@@ -178,18 +182,51 @@ func (d *destination) hire() {
 	}
 }
 
-// settings returns how to reach the destination now.
-func (d *destination) settings() (up *route.Upstream, version int) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.upstream, d.version
+// need is what a worker must know to begin a conversation.
+type need struct {
+	upstream *route.Upstream
+	version  int
+	failures int // for connectFailed
 }
 
-// next returns the next job for w: one that waits or, while a connection is open,
-// one that comes before the idle time is over. nil sends the worker home.
+// need returns how to reach the destination, and whether one more connection is
+// wanted at all.
+func (d *destination) need() (need, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	wanted := d.waiting.len() > 0 && d.workers <= d.allowed() && !d.e.closing.Load()
+	return need{d.upstream, d.version, d.failures}, wanted
+}
+
+func (d *destination) currentVersion() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.version
+}
+
+// putBack puts a job that was not begun in front of the line.
+func (d *destination) putBack(j *job) {
+	d.mu.Lock()
+	closing := d.e.closing.Load()
+	if !closing {
+		d.waiting.pushFront(j)
+	}
+	d.mu.Unlock()
+	if closing {
+		d.e.release(j, 0)
+	}
+}
+
+// next returns the next job for w, whose connection is open: one that waits, or one
+// that comes before the idle time is over. nil sends the worker home.
 func (d *destination) next(w *worker) *job {
 	d.mu.Lock()
-	if d.e.closing.Load() || d.workers > d.allowed() {
+	if d.e.closing.Load() {
+		d.mu.Unlock()
+		return nil
+	}
+	if d.live > d.limit { // one too many: this one, and no other at the same time
+		d.retire(w)
 		d.mu.Unlock()
 		return nil
 	}
@@ -197,7 +234,7 @@ func (d *destination) next(w *worker) *job {
 		d.mu.Unlock()
 		return j
 	}
-	if w.conn == nil || d.e.crowded() {
+	if d.e.crowded() {
 		d.mu.Unlock()
 		return nil
 	}
@@ -240,19 +277,28 @@ func (d *destination) leave() bool {
 }
 
 // connected counts a conversation that was begun: whatever the trouble was, it is over.
-func (d *destination) connected() {
+func (d *destination) connected(w *worker) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	w.live = true
 	d.live++
 	d.failures, d.retryAt = 0, time.Time{}
 	d.hire()
 }
 
 // disconnected counts the end of a conversation.
-func (d *destination) disconnected() {
+func (d *destination) disconnected(w *worker) {
 	d.mu.Lock()
-	d.live--
-	d.mu.Unlock()
+	defer d.mu.Unlock()
+	d.retire(w)
+}
+
+// retire counts w's conversation out, once. mu is held.
+func (d *destination) retire(w *worker) {
+	if w.live {
+		w.live = false
+		d.live--
+	}
 }
 
 // succeeded lets the destination have another connection once all that it has
@@ -261,10 +307,10 @@ func (d *destination) succeeded() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.broken = 0
-	if d.limit == d.most {
+	if d.limit >= d.most {
 		return
 	}
-	if d.credit++; d.credit >= d.limit {
+	if d.credit++; d.credit >= d.limit && time.Now().After(d.growAt) {
 		d.credit = 0
 		d.limit++
 		d.hire()
@@ -275,6 +321,7 @@ func (d *destination) succeeded() {
 func (d *destination) shrink() {
 	d.limit = max(1, d.limit/2)
 	d.credit = 0
+	d.growAt = time.Now().Add(growPause)
 }
 
 // brokeOff counts a conversation that ended half-way. Enough of them in a row are
@@ -292,41 +339,28 @@ func (d *destination) brokeOff(t *trouble) {
 	d.giveUp(victims, t)
 }
 
-// connectFailed decides about j, for which no conversation could be begun, and
-// about what waits: since is what failures was when it began.
-func (d *destination) connectFailed(j *job, t *trouble, since int) {
-	d.mu.Lock()
-	if t.permanent {
-		victims := append(d.waiting.drain(), j)
-		d.mu.Unlock()
-		d.giveUp(victims, t)
-		return
-	}
-	if d.live > 0 && j.again < maxAgain && !d.e.closing.Load() {
-		// Others are talking to it: there were only too many of us.
-		d.limit = max(1, min(d.limit-1, d.live))
-		d.credit = 0
-		j.again++
-		if !d.giveIdle(j) {
-			d.waiting.pushFront(j)
-		}
-		d.mu.Unlock()
-		return
-	}
+// connectFailed decides about what waits, after a conversation could not be begun.
+// since is what failures was before: several connections that were tried at once
+// and failed together are one failure.
+func (d *destination) connectFailed(t *trouble, since int) {
 	var victims []*job
-	if d.live == 0 && d.failures == since {
+	d.mu.Lock()
+	switch {
+	case t.permanent:
+		victims = d.waiting.drain()
+	case d.e.closing.Load():
+	case d.live > 0:
+		// It talks to others: there were only too many of us.
+		d.limit = max(1, min(d.limit-1, d.live))
+		d.growAt = time.Now().Add(growPause)
+		for d.waiting.len() > 0 && len(d.idle) > 0 {
+			d.giveIdle(d.waiting.pop())
+		}
+	case d.failures == since:
 		victims = d.suspend(t)
 	}
 	d.mu.Unlock()
-	d.giveUp(append(victims, j), t)
-}
-
-// failureCount is for connectFailed: several connections that were tried at once
-// and failed together are one failure.
-func (d *destination) failureCount() int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.failures
+	d.giveUp(victims, t)
 }
 
 // suspend leaves the destination alone for a while and returns what waits. mu is held.
@@ -349,10 +383,6 @@ func (d *destination) giveUp(jobs []*job, t *trouble) {
 	away := time.Until(d.retryAt)
 	d.mu.Unlock()
 	for _, j := range jobs {
-		if d.e.closing.Load() && !t.permanent {
-			d.e.release(j, 0)
-			continue
-		}
 		outcomes := make([]queue.Outcome, len(j.rcpts))
 		for i := range j.rcpts {
 			outcomes[i] = t.outcome(d, j, &j.rcpts[i], away)

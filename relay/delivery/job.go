@@ -23,8 +23,7 @@ type job struct {
 	*parcel
 	rcpts []queue.Recipient
 	// again counts how often the job was begun anew at once, without an attempt
-	// being counted: the connection was gone before it was used, or too many were
-	// open.
+	// being counted: the connection was gone before the server heard of it.
 	again int
 }
 

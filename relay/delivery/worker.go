@@ -27,6 +27,7 @@ type worker struct {
 	jobs   chan *job // gives an idle worker its next job
 	timer  *time.Timer
 	conn   *conn
+	live   bool // counted in the destination's live; guarded by its mu
 
 	job    *job        // being done
 	inText atomic.Bool // the message's text is being sent
@@ -87,7 +88,7 @@ func (w *worker) serve() {
 			w.abandon()
 		}
 	}()
-	for {
+	for w.conn != nil || w.connect() {
 		j := w.d.next(w)
 		if j == nil {
 			return
@@ -97,7 +98,28 @@ func (w *worker) serve() {
 			j = w.do(j)
 		}
 		w.job = nil
+		if w.conn != nil && w.conn.sent >= w.d.e.cfg.PerConnection {
+			w.hangUp()
+		}
 	}
+}
+
+// connect begins a conversation if one is wanted. The worker has no job
+// meanwhile: those that wait are done by whoever can first.
+func (w *worker) connect() bool {
+	need, wanted := w.d.need()
+	if !wanted {
+		return false
+	}
+	c, t := w.d.e.dialer.open(w.ctx, w.d.domain, need.upstream)
+	if t != nil {
+		w.d.connectFailed(t, need.failures)
+		return false
+	}
+	c.version = need.version
+	w.conn = c
+	w.d.connected(w)
+	return true
 }
 
 // abandon settles the job that a panic interrupted.
@@ -119,30 +141,19 @@ func (w *worker) abandon() {
 	w.d.e.end(j)
 }
 
-// do does one job and returns one that is to be done at once after it: the same
-// job again, or what is left of it.
+// do does one job and returns one that is to be done at once after it: what is
+// left of it. The connection is gone when it broke or is out of date.
 func (w *worker) do(j *job) *job {
-	e := w.d.e
-	if e.closing.Load() {
+	switch {
+	case w.d.e.closing.Load():
 		w.job = nil
-		e.release(j, 0)
+		w.d.e.release(j, 0)
 		return nil
-	}
-	up, version := w.d.settings()
-	if w.conn != nil && (w.conn.version != version || w.conn.sent >= e.cfg.PerConnection) {
+	case w.conn == nil || w.conn.version != w.d.currentVersion():
+		w.job = nil
+		w.d.putBack(j)
 		w.hangUp()
-	}
-	if w.conn == nil {
-		since := w.d.failureCount()
-		c, t := e.dialer.open(w.ctx, w.d.domain, up)
-		if t != nil {
-			w.job = nil
-			w.d.connectFailed(j, t, since)
-			return nil
-		}
-		c.version = version
-		w.conn = c
-		w.d.connected()
+		return nil
 	}
 	return w.attempt(j)
 }
@@ -165,7 +176,7 @@ func (w *worker) dropConn() {
 	}
 	_ = w.conn.client.Close() // it has served its purpose
 	w.conn = nil
-	w.d.disconnected()
+	w.d.disconnected(w)
 }
 
 // askGate is called when all but the final dot was written.
