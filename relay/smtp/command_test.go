@@ -407,3 +407,35 @@ func FuzzRcptParams(f *testing.F) {
 		}
 	})
 }
+
+// A25: whatever AUTH is given, the line comes through as it was or is refused; what
+// it means is for the exchange.
+func TestA25AuthLines(t *testing.T) {
+	t.Parallel()
+	for _, args := range []string{
+		"PLAIN =", "PLAIN AA==", "PLAIN", "plain AGEAYg==", "PLAIN !", "PLAIN AGEAYg", "PLAIN AGEA Yg==", "*", "LOGIN YQ==",
+		"X-UNKNOWN", "", "PLAIN " + strings.Repeat("A", MaxAuthLine-len("AUTH PLAIN \r\n")),
+	} {
+		r := NewReader(strings.NewReader("AUTH " + args + "\r\nNOOP\r\n"))
+		line, err := r.Line(MaxAuthLine)
+		if err != nil {
+			t.Errorf("%.40q: %v", args, err)
+			continue
+		}
+		if c, err := ParseCommand(line); err != nil || c != (Command{"AUTH", args}) {
+			t.Errorf("%.40q: %.40q, %v", args, c.Args, err)
+		}
+		if line, err := r.Line(MaxCommandLine); string(line) != "NOOP" {
+			t.Errorf("%.40q: then %q, %v", args, line, err)
+		}
+	}
+	for _, args := range []string{"PLAIN AG\rEAYg==", "PLAIN AG\nEAYg==", "PLAIN \x00", "PLAIN " + strings.Repeat("A", MaxAuthLine-len("AUTH PLAIN \r\n")+1)} {
+		r := NewReader(strings.NewReader("AUTH " + args + "\r\nNOOP\r\n"))
+		if line, err := r.Line(MaxAuthLine); refusal(t, err) != "500 5.5.2" {
+			t.Errorf("%.40q: %.40q, %v", args, line, err)
+		}
+		if line, err := r.Line(MaxCommandLine); string(line) != "NOOP" {
+			t.Errorf("%.40q: then %q, %v", args, line, err)
+		}
+	}
+}
