@@ -23,7 +23,7 @@ type wire struct {
 	end    time.Time // of the session, whatever it does
 
 	out   []byte
-	dead  error // of a write: the client takes no more replies
+	dead  error     // of a write: the client takes no more replies
 	until time.Time // for the line that is awaited
 	rate  *pace     // set while message data is read, instead of until
 	idle  bool      // a shutdown may end this wait at once
