@@ -277,7 +277,7 @@ func TestA7DisconnectStormFreesNothing(t *testing.T) {
 // is on what is held at once, twice over.
 func TestA7MemoryOfAStorm(t *testing.T) {
 	const permits = 2
-	a := newAuthenticator(fakeUsers{"alice": withPassword(1, "pw")}, defaultCost, Config{Permits: permits})
+	a := newAuthenticator(fakeUsers{"alice": withPassword(1, "pw")}, defaultCost, Config{Permits: permits, Patience: 500 * time.Millisecond})
 	runtime.GC()
 	var before, now runtime.MemStats
 	runtime.ReadMemStats(&before)

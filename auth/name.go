@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/net/idna"
 	"golang.org/x/text/secure/precis"
@@ -22,6 +23,9 @@ var ErrName = errors.New("not a valid user name")
 func CanonicalName(name string) (string, error) {
 	if name == "" || len(name) > maxName {
 		return "", fmt.Errorf("%w: empty or longer than %d octets", ErrName, maxName)
+	}
+	if !utf8.ValidString(name) {
+		return "", fmt.Errorf("%w: not UTF-8", ErrName)
 	}
 	local, domain, isAddress := strings.Cut(name, "@")
 	local, err := canonicalWord(local)
@@ -79,11 +83,13 @@ func canonicalDomain(domain string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%w: domain: %w", ErrName, err)
 	}
-	// Empty, or an escape of "@", a space or a control by a mapping of IDNA.
-	if ascii == "" || strings.HasSuffix(ascii, ".") || strings.Contains(ascii, "@") || !isGraphicASCII(ascii) {
-		return "", fmt.Errorf("%w: domain", ErrName)
+	ascii = strings.ToLower(ascii)
+	// As above: the mapping has to be stable.
+	if again, err := hostnames.ToASCII(ascii); err != nil || again != ascii ||
+		!isGraphicASCII(ascii) || strings.HasSuffix(ascii, ".") {
+		return "", fmt.Errorf("%w: domain %q has no stable form", ErrName, domain)
 	}
-	return strings.ToLower(ascii), nil
+	return ascii, nil
 }
 
 func isGraphicASCII(s string) bool {

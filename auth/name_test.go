@@ -68,7 +68,7 @@ func TestA26SameName(t *testing.T) {
 }
 
 func FuzzCanonicalName(f *testing.F) {
-	for _, s := range []string{"a", "A@B.c.", "caf\u00e9@b\u00fccher", "\u1e9e", "\u0130", "\u03a3\u03c2", "\uff21", "\u212b"} {
+	for _, s := range []string{"a", "A@B.c.", "caf\u00e9@b\u00fccher", "\u1e9e", "\u0130", "\u03a3\u03c2", "\uff21", "\u212b", "A00\u00e9@0\xc30"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

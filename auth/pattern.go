@@ -34,11 +34,11 @@ func CanonicalPattern(pattern string) (string, error) {
 		}
 		below, domain = "*.", rest
 	}
-	domain, err := canonicalDomain(domain)
-	if err != nil {
+	ascii, err := canonicalDomain(domain)
+	if err != nil || !utf8.ValidString(domain) {
 		return "", fmt.Errorf("%w: %q is not a domain", ErrPattern, domain)
 	}
-	canonical := lowerASCII(local) + "@" + below + domain
+	canonical := lowerASCII(local) + "@" + below + ascii
 	if len(canonical) > 320 {
 		return "", fmt.Errorf("%w: longer than 320 octets", ErrPattern)
 	}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
@@ -289,7 +288,7 @@ func TestClean(t *testing.T) {
 
 func BenchmarkAccepted(b *testing.B) {
 	l := New(slog.New(slog.NewJSONHandler(io.Discard, nil)))
-	a := Accept{ID: fmt.Sprint("id"), User: "alice", Sender: alice, Recipients: 1, Size: 5000, MessageID: "<a@b>", Client: client, Hello: "laptop", TLS: "TLS1.3"}
+	a := Accept{ID: "0199e0c4-0000-7000-8000-000000000001", User: "alice", Sender: alice, Recipients: 1, Size: 5000, MessageID: "<a@b>", Client: client, Hello: "laptop", TLS: "TLS1.3"}
 	b.ReportAllocs()
 	for b.Loop() {
 		l.Accepted(a)
