@@ -25,7 +25,7 @@ test: lint postgres cc peers ## everything that CI runs: lint, then all tests un
 
 .PHONY: lint
 lint: ## check the format, vet, staticcheck
-	@unformatted=$$(gofmt -l $$(go list -f '{{.Dir}}' ./...)); \
+	@unformatted=$$(gofmt -l $$(go list -f '{{.Dir}}' ./...) | sort -u); \
 	if [ -n "$$unformatted" ]; then echo "not formatted; run gofmt -w:"; echo "$$unformatted"; exit 1; fi
 	@go vet ./...
 	@go tool staticcheck ./...
