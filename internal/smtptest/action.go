@@ -69,10 +69,8 @@ func Raw(octets string) Action { return step(func(c *session) { c.say(octets) })
 func Repeat(octets string, n int) Action {
 	return step(func(c *session) {
 		chunk := max(1, 16<<10/len(octets))
-		for n > 0 && !c.closed {
-			now := min(n, chunk)
-			c.say(strings.Repeat(octets, now))
-			n -= now
+		for left := n; left > 0 && !c.closed; left -= chunk {
+			c.say(strings.Repeat(octets, min(left, chunk)))
 		}
 	})
 }

@@ -104,7 +104,7 @@ func (s *Server) acceptAll() {
 		if err != nil {
 			return
 		}
-		s.sessions.Go(func() { s.ServeConn(conn) })
+		go s.ServeConn(conn)
 	}
 }
 
@@ -125,6 +125,7 @@ func (s *Server) enter(nc net.Conn) (number int, ok bool) {
 	if s.closed {
 		return 0, false
 	}
+	s.sessions.Add(1)
 	s.conns[nc] = struct{}{}
 	s.accepted++
 	s.peak = max(s.peak, len(s.conns))
@@ -133,6 +134,7 @@ func (s *Server) enter(nc net.Conn) (number int, ok bool) {
 }
 
 func (s *Server) leave(nc net.Conn) {
+	defer s.sessions.Done()
 	_ = nc.Close()
 	s.mu.Lock()
 	defer s.mu.Unlock()
