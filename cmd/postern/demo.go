@@ -263,7 +263,7 @@ func (d *demo) showOne(ctx context.Context, url string) error {
 	}
 	d.say("The capture server has it, from <%s> to <%s>:", got.From, got.To[0])
 	for line := range bytes.Lines(got.Data) {
-		d.say("  %s", printable(strings.TrimRight(string(line), "\r\n")))
+		d.say("  %s", printable(strings.ReplaceAll(strings.TrimRight(string(line), "\r\n"), "\t", "    ")))
 	}
 	id, err := queuedID(reply)
 	if err != nil {
@@ -348,7 +348,7 @@ Settings for a mail client or a program:
   senders    any address at example.com
 For example:
   curl --ssl-reqd --cacert %[1]s --url smtp://localhost:%[2]s --user '%[4]s:%[5]s' \
-       --mail-from %[4]s --mail-rcpt %[6]s --upload-file message.txt
+       --mail-from %[4]s --mail-rcpt %[6]s --crlf --upload-file message.txt
   postern --config %[7]s queue list
 Mail goes to the capture server and no further. Stop with Ctrl-C.`,
 		filepath.Join(d.dir, "cert.pem"), d.ports[0], d.ports[1], demoUser, d.password, demoRcpt, d.config)

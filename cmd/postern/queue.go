@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -201,8 +202,8 @@ func (a *app) printAttempts(list []queue.Attempt) error {
 			}
 		}
 		server := at.RemoteMTA
-		if at.RemoteAddr != "" && at.RemoteAddr != server {
-			server += " " + at.RemoteAddr
+		if at.RemoteAddr != "" {
+			server = strings.TrimSpace(server + " [" + at.RemoteAddr + "]")
 		}
 		t.add(localTime(at.At), at.Recipient, result, orDash(at.Upstream), orDash(server), orDash(at.TLS), orDash(at.Reply))
 	}
