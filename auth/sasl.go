@@ -38,6 +38,7 @@ func NewExchange(ctx context.Context, mech string, peer netip.Addr, v Verifier) 
 	verify := func(ctx context.Context, name, password string) error {
 		got, err := v.Verify(ctx, name, password, peer)
 		if err != nil {
+			id = Identity{Name: name}
 			return err
 		}
 		id = got

@@ -156,9 +156,9 @@ func TestExchangePassesErrorsOn(t *testing.T) {
 	for _, want := range []error{ErrCredentials, ErrBusy, ErrUnavailable} {
 		for _, e := range []exchange{{mech: "PLAIN", responses: []string{"\x00a\x00b"}}, {mech: "LOGIN", responses: []string{"a", "b"}}} {
 			id, done, err := e.run(t, verifierFunc(func(context.Context, string, string, netip.Addr) (Identity, error) {
-				return Identity{UserID: 9}, want
+				return Identity{UserID: 9, Name: "somebody"}, want
 			}))
-			if !errors.Is(err, want) || done || id.UserID != 0 {
+			if !errors.Is(err, want) || done || id.UserID != 0 || id.Name != "a" {
 				t.Errorf("%s: %+v %v %v, want %v", e.mech, id, done, err, want)
 			}
 		}
