@@ -48,8 +48,10 @@ func TestBodySizes(t *testing.T) {
 		if n > 1<<20 && b.file == nil || n <= 840*k && b.file != nil {
 			t.Errorf("%d octets: in a file: %v", n, b.file != nil)
 		}
-		if err := iotest.TestReader(io.NewSectionReader(b, 0, b.Size()), want); err != nil && n < 1<<20 {
-			t.Errorf("%d octets: %v", n, err)
+		if n < 80*k { // it takes time that grows faster than n
+			if err := iotest.TestReader(io.NewSectionReader(b, 0, b.Size()), want); err != nil {
+				t.Errorf("%d octets: %v", n, err)
+			}
 		}
 		var readers sync.WaitGroup
 		for range 3 {

@@ -22,7 +22,11 @@ func TestA8EndlessLine(t *testing.T) {
 	for name, begin := range map[string]func(c *client){
 		"command": func(c *client) {},
 		"auth":    func(c *client) { c.cmd(250, "EHLO client.test"); c.cmd(334, "AUTH PLAIN") },
-		"data":    func(c *client) { c.cmd(250, "EHLO client.test"); c.cmd(235, "AUTH PLAIN "+plain("alice@example.com", "secret")); c.envelope() },
+		"data": func(c *client) {
+			c.cmd(250, "EHLO client.test")
+			c.cmd(235, "AUTH PLAIN "+plain("alice@example.com", "secret"))
+			c.envelope()
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
