@@ -75,11 +75,12 @@ func (r *reporter) line(line []byte) {
 	}
 }
 
-// output prints what a package says at once, and keeps what a test says.
+// output prints what a package says at once, and keeps what a test says and the
+// seed of the order of tests.
 func (r *reporter) output(at test, text string) {
 	switch {
 	case strings.HasPrefix(text, "=== "):
-	case at.name != "":
+	case at.name != "" || strings.HasPrefix(text, "-test.shuffle "):
 		r.held[at] = append(r.held[at], text)
 	case text != "PASS\n":
 		fmt.Fprint(r.out, text)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"os"
 	"path/filepath"
 	"strings"
@@ -40,6 +39,12 @@ func TestReport(t *testing.T) {
 {"Action":"output","Package":"p","Output":"ok  \tp\t0.1s\n"}
 {"Action":"pass","Package":"p"}`,
 			"--- SKIP: TestA (0.00s)\n    a.go:1: no swaks\nok  \tp\t0.1s\n", 1},
+		{"the seed is told of a failure only", `
+{"Action":"output","Package":"p","Output":"-test.shuffle 17\n"}
+{"Action":"pass","Package":"p"}
+{"Action":"output","Package":"q","Output":"-test.shuffle 18\n"}
+{"Action":"fail","Package":"q"}`,
+			"-test.shuffle 18\n", 0},
 		{"a package without tests is no skipped test", `
 {"Action":"output","Package":"p","Output":"?   \tp\t[no test files]\n"}
 {"Action":"skip","Package":"p"}`,
@@ -94,10 +99,10 @@ func TestExitStatus(t *testing.T) {
 			write(t, filepath.Join(dir, "go.mod"), "module m\n")
 			write(t, filepath.Join(dir, "a_test.go"),
 				"package m\nimport \"testing\"\nfunc TestA(t *testing.T) {"+test.body+"}\n")
-			var out bytes.Buffer
-			r := runner{dir: dir, strict: test.strict, stdout: &out, stderr: &out}
+			var stdout, stderr strings.Builder
+			r := runner{dir: dir, strict: test.strict, stdout: &stdout, stderr: &stderr}
 			if got := r.run([]string{"."}); got != test.want {
-				t.Errorf("exit status %d, want %d; it said:\n%s", got, test.want, &out)
+				t.Errorf("exit status %d, want %d; it said:\n%s%s", got, test.want, &stdout, &stderr)
 			}
 		})
 	}
