@@ -1,0 +1,218 @@
+package delivery
+
+import (
+	"crypto/tls"
+	"strings"
+	"testing"
+	"time"
+
+	"postern/internal/smtptest"
+	"postern/relay/queue"
+	"postern/relay/route"
+	"postern/relay/smtp"
+)
+
+// sendVia delivers one message over an upstream and returns its outcome.
+func sendVia(t *testing.T, up *route.Upstream, cfg Config) queue.Outcome {
+	t.Helper()
+	q := newFakeQueue()
+	cfg.Routes = routes{def: up}
+	e := startEngine(t, q, cfg)
+	d := message(t, "user@one.test")
+	e.Take(d)
+	q.waitEnded(t, 1)
+	o := q.outcome(t, d, 0)
+	stop(t, e)
+	dropped(t, d)
+	return o
+}
+
+// TestTLSModes meets each mode with each kind of server. A server's name is
+// 127.0.0.1.
+func TestTLSModes(t *testing.T) {
+	t.Parallel()
+	ca := smtptest.NewCA(t)
+	now := time.Now()
+	const me = "127.0.0.1"
+	good := ca.ServerConfig(t, me)
+	certs := map[string]*tls.Config{
+		"good":    good,
+		"expired": ca.LeafBetween(t, now.Add(-2*time.Hour), now.Add(-time.Hour), me).ServerConfig(),
+		"other":   ca.ServerConfig(t, "other.test", "127.0.0.2"),
+		"foreign": smtptest.NewCA(t).ServerConfig(t, me),
+		"none":    nil,
+	}
+	const inClear, unverified, verified, deferred = "", "unverified", "verified", "deferred"
+	tests := []struct {
+		mode route.TLSMode
+		cert string
+		want string
+	}{
+		{route.TLSNone, "good", inClear},
+		{route.TLSOpportunistic, "good", unverified},
+		{route.TLSOpportunistic, "expired", unverified},
+		{route.TLSOpportunistic, "other", unverified},
+		{route.TLSOpportunistic, "foreign", unverified},
+		{route.TLSOpportunistic, "none", inClear},
+		{route.TLSRequire, "good", verified},
+		{route.TLSRequire, "expired", deferred},
+		{route.TLSRequire, "other", deferred},
+		{route.TLSRequire, "foreign", deferred},
+		{route.TLSRequire, "none", deferred},
+		{route.TLSImplicit, "good", verified},
+		{route.TLSImplicit, "expired", deferred},
+		{route.TLSImplicit, "other", deferred},
+		{route.TLSImplicit, "foreign", deferred},
+	}
+	for _, test := range tests {
+		t.Run(string(test.mode)+" "+test.cert, func(t *testing.T) {
+			t.Parallel()
+			server := smtptest.Start(t, smtptest.Config{TLS: certs[test.cert], Implicit: test.mode == route.TLSImplicit})
+			up := upstreamAt(server)
+			up.TLS = test.mode
+			if up.Verified() {
+				up.CA = string(ca.PEM())
+			}
+			o := sendVia(t, up, Config{})
+			if test.want == deferred {
+				if o.Result != queue.Deferred || o.Reply.Enhanced.Subject != 7 {
+					t.Errorf("%s %v, want deferred 4.7.x", o.Result, o.Reply)
+				}
+				if n := len(server.Transactions()) + server.Reached(smtptest.PhaseMail); n != 0 {
+					t.Error("something of the message was sent")
+				}
+				return
+			}
+			if o.Result != queue.Delivered || (o.TLS == "") != (test.want == inClear) || !strings.HasSuffix(o.TLS, test.want) {
+				t.Errorf("%s, TLS %q; want delivered %q", o.Result, o.TLS, test.want)
+			}
+			if m := server.Messages(); len(m) != 1 || m[0].TLS != (test.want != inClear) {
+				t.Errorf("messages %+v", m)
+			}
+		})
+	}
+}
+
+// TestTLSFallsBack has servers whose TLS does not come about: opportunistic mail goes
+// in clear over another connection, required TLS defers.
+func TestTLSFallsBack(t *testing.T) {
+	t.Parallel()
+	ca := smtptest.NewCA(t)
+	hooks := map[string]map[smtptest.Phase]smtptest.Hook{
+		"closes in the handshake": {smtptest.PhaseHandshake: smtptest.Always(smtptest.Close())},
+		"garbage in the handshake": {smtptest.PhaseHandshake: smtptest.Always(smtptest.Then(smtptest.Raw("no TLS here\r\n"),
+			smtptest.Close()))},
+		"stalls in the handshake": {smtptest.PhaseHandshake: smtptest.Always(smtptest.Stall())},
+		"injects behind 220":      {smtptest.PhaseStartTLS: smtptest.Always(smtptest.Raw("220 go\r\n250-AUTH LOGIN\r\n250 X\r\n"))},
+		"refuses by 454":          {smtptest.PhaseStartTLS: smtptest.Always(smtptest.Reply("454 4.7.0 not now"))},
+		"refuses by 501":          {smtptest.PhaseStartTLS: smtptest.Always(smtptest.Reply("501 5.5.2 no"))},
+		"421 to STARTTLS": {smtptest.PhaseStartTLS: smtptest.Always(smtptest.Then(smtptest.Reply("421 4.7.0 bye"),
+			smtptest.Close()))},
+	}
+	for name, hook := range hooks {
+		for _, mode := range []route.TLSMode{route.TLSOpportunistic, route.TLSRequire} {
+			t.Run(string(mode)+" "+name, func(t *testing.T) {
+				t.Parallel()
+				server := smtptest.Start(t, smtptest.Config{TLS: ca.ServerConfig(t, "127.0.0.1"), Hooks: hook})
+				up := upstreamAt(server)
+				up.TLS = mode
+				if mode == route.TLSRequire {
+					up.CA = string(ca.PEM())
+				}
+				o := sendVia(t, up, Config{Timeouts: smtp.Timeouts{TLS: 100 * time.Millisecond}})
+				if mode == route.TLSRequire || strings.HasPrefix(name, "421") {
+					if o.Result != queue.Deferred || server.Reached(smtptest.PhaseMail) != 0 {
+						t.Errorf("%s %v after %d MAIL, want deferred", o.Result, o.Reply, server.Reached(smtptest.PhaseMail))
+					}
+					return
+				}
+				if o.Result != queue.Delivered || o.TLS != "" {
+					t.Errorf("%s %v TLS %q, want delivered in clear", o.Result, o.Reply, o.TLS)
+				}
+				if refused := strings.HasPrefix(name, "refuses"); refused != (server.Conns() == 1) {
+					t.Errorf("%d connections", server.Conns())
+				}
+			})
+		}
+	}
+}
+
+func TestAuth(t *testing.T) {
+	t.Parallel()
+	ca := smtptest.NewCA(t)
+	users := map[string]string{"relay": "secret"}
+	tests := []struct {
+		name     string
+		implicit bool
+		password string
+		hooks    map[smtptest.Phase]smtptest.Hook
+		want     queue.Result
+	}{
+		{name: "PLAIN under STARTTLS", password: "secret", want: queue.Delivered},
+		{name: "PLAIN under implicit TLS", implicit: true, password: "secret", want: queue.Delivered},
+		{name: "wrong password", password: "wrong", want: queue.Deferred},
+		{name: "454", password: "secret", want: queue.Deferred, hooks: map[smtptest.Phase]smtptest.Hook{
+			smtptest.PhaseAuth: smtptest.Always(smtptest.Reply("454 4.7.0 not now")),
+		}},
+		{name: "closed", password: "secret", want: queue.Deferred, hooks: map[smtptest.Phase]smtptest.Hook{
+			smtptest.PhaseAuth: smtptest.Always(smtptest.Close()),
+		}},
+		{name: "LOGIN only", password: "secret", want: queue.Delivered, hooks: map[smtptest.Phase]smtptest.Hook{
+			smtptest.PhaseHello: smtptest.Always(smtptest.Reply("250-fake.test", "250-STARTTLS", "250 AUTH LOGIN")),
+		}},
+		{name: "nothing known", password: "secret", want: queue.Deferred, hooks: map[smtptest.Phase]smtptest.Hook{
+			smtptest.PhaseHello: smtptest.Always(smtptest.Reply("250-fake.test", "250-STARTTLS", "250 AUTH GSSAPI")),
+		}},
+		{name: "offered in clear only", password: "secret", want: queue.Deferred, hooks: map[smtptest.Phase]smtptest.Hook{
+			smtptest.PhaseHello: func(s smtptest.Session) smtptest.Action {
+				if s.TLS {
+					return smtptest.Reply("250 fake.test")
+				}
+				return smtptest.Reply("250-fake.test", "250-STARTTLS", "250 AUTH PLAIN")
+			},
+		}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			server := smtptest.Start(t, smtptest.Config{
+				TLS: ca.ServerConfig(t, "127.0.0.1"), Implicit: test.implicit, Users: users, Hooks: test.hooks,
+			})
+			up := upstreamAt(server)
+			up.TLS, up.CA = route.TLSRequire, string(ca.PEM())
+			if test.implicit {
+				up.TLS = route.TLSImplicit
+			}
+			up.Username, up.Password = "relay", test.password
+			o := sendVia(t, up, Config{})
+			if o.Result != test.want {
+				t.Fatalf("%s %v, want %s", o.Result, o.Reply, test.want)
+			}
+			if o.Result == queue.Delivered {
+				if m := server.Messages(); m[0].User != "relay" || !m[0].TLS {
+					t.Errorf("message %+v", m[0])
+				}
+			}
+			if strings.Contains(o.Reply.Text, test.password) {
+				t.Error("the reply holds the password")
+			}
+		})
+	}
+}
+
+// TestNoCredentialsInClear has an account without verified TLS, which the store
+// refuses and the attempt refuses again.
+func TestNoCredentialsInClear(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []route.TLSMode{route.TLSNone, route.TLSOpportunistic} {
+		server := smtptest.Start(t, smtptest.Config{Users: map[string]string{"relay": "secret"}})
+		up := upstreamAt(server)
+		up.TLS, up.Username, up.Password = mode, "relay", "secret"
+		if o := sendVia(t, up, Config{}); o.Result != queue.Deferred {
+			t.Errorf("%s: %s %v, want deferred", mode, o.Result, o.Reply)
+		}
+		if n := server.Conns(); n != 0 {
+			t.Errorf("%s: %d connections", mode, n)
+		}
+	}
+}
