@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
 // Committers of each kind: while one waits for its commit, the next gathers.
@@ -448,7 +449,7 @@ func (g *group) query(ctx context.Context, conn *pgx.Conn, q *Queue, epoch int64
 	err := conn.QueryRow(ctx, sql, epoch, q.cfg.Node, q.cfg.Lifetime,
 		g.id, g.user, g.credential, g.local, g.domain, g.size, g.bodyType, g.utf8, g.ret, g.envid, g.headerID, g.acceptedAt,
 		g.addr, g.hello, g.listener, g.tls, g.recipients,
-		g.bodyID, g.bodyN, g.chunk,
+		g.bodyID, g.bodyN, pgtype.FlatArray[[]byte](g.chunk),
 		g.rID, g.rN, g.dot, g.tell, g.notify, g.key, g.rLocal, g.rDomain, g.rType, g.orcpt).Scan(&inserted, &unused)
 	if err != nil {
 		return 0, fmt.Errorf("insert: %w", err)

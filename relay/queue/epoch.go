@@ -259,7 +259,7 @@ const sqlGate = `
 with o as materialized (select * from unnest($1::uuid[], $2::int[], $3::bigint[]) as o(message_id, n, epoch)),
 marked as (
 	update recipient r set dot_possible = true from o
-	where r.message_id = o.message_id and r.n = o.n and r.owner = o.epoch and r.state = 'queued'
+	where r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'queued'
 	returning r.message_id, o.epoch)
 select m.message_id, m.epoch, count(*), ` + durably + ` from marked m group by 1, 2`
 

@@ -181,7 +181,7 @@ func headersOf(b Body) []byte {
 // sqlTold marks rows as told: what is finished goes, a delayed row waits on.
 const sqlTold = `
 with o as materialized (select message_id, n from recipient
-	where message_id = $1 and n = any($2::int[]) and owner = $3 for update),
+	where message_id = $1 and n = any($2::int[]) and owner is not distinct from $3 for update),
 gone as (delete from recipient r using o where r.message_id = o.message_id and r.n = o.n and r.state <> 'queued' returning r.message_id, r.n),
 kept as (update recipient r set owner = null, notice_at = null, delay_noticed = true from o
 	where r.message_id = o.message_id and r.n = o.n and r.state = 'queued'),
@@ -288,7 +288,7 @@ func rowsOf(n *Notice) []int32 {
 // sqlReleaseNotice gives rows back whose notice could not be made.
 const sqlReleaseNotice = `
 update recipient set owner = null, notice_at = now() + $4::interval
-where message_id = $1 and n = any($2::int[]) and owner = $3 and notice_at is not null`
+where message_id = $1 and n = any($2::int[]) and owner is not distinct from $3 and notice_at is not null`
 
 // ReleaseNotice gives a notice back, due again after the wait. If the database does
 // not take it, the sweep does.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"postern/relay/smtp"
 )
@@ -177,12 +178,12 @@ union all select null, null, ` + durably
 // of when its sender asked for that and the next hop does not see to it.
 const sqlDelivered = sqlEndings + `
 gone as (delete from recipient r using o
-	where r.message_id = o.message_id and r.n = o.n and r.owner = o.epoch and r.state = 'queued' and (r.tell & 4 = 0 or o.dsn_passed)
+	where r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'queued' and (r.tell & 4 = 0 or o.dsn_passed)
 	returning o.*, r.possible_duplicate as duplicate),
 kept as (update recipient r set state = 'delivered', owner = null, dot_possible = false, notice_at = now(), attempts = attempts + 1,
 		last_attempt_at = o.at, reply_code = o.code, reply_enhanced = o.enhanced, reply_text = o.text, remote_mta = o.mta
 	from o
-	where r.message_id = o.message_id and r.n = o.n and r.owner = o.epoch and r.state = 'queued' and r.tell & 4 <> 0 and not o.dsn_passed
+	where r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'queued' and r.tell & 4 <> 0 and not o.dsn_passed
 	returning o.*, r.possible_duplicate),
 k as (select * from gone union all select * from kept),` + sqlEnd
 
@@ -193,7 +194,7 @@ mine as materialized (
 	select o.*, r.possible_duplicate as duplicate, r.tell,
 		not o.released and (o.result <> 'deferred' or r.expires_at <= now()) as fails,
 		not o.released and o.result = 'deferred' and r.expires_at <= now() as late
-	from o join recipient r on r.message_id = o.message_id and r.n = o.n and r.owner = o.epoch and r.state = 'queued'
+	from o join recipient r on r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'queued'
 	for update of r),
 gone as (delete from recipient r using mine m
 	where r.message_id = m.message_id and r.n = m.n and m.fails and m.tell & 1 = 0
@@ -333,7 +334,7 @@ func (c *endings) add(e *ending) {
 
 func (c *endings) args() []any {
 	return []any{c.id, c.n, c.epoch, c.result, c.at, c.started, c.code, c.enhanced, c.text, c.mta, c.addr, c.tls, c.via,
-		c.unknown, c.passed, c.retry, c.released, c.local, c.domain}
+		c.unknown, c.passed, pgtype.FlatArray[time.Duration](c.retry), c.released, c.local, c.domain}
 }
 
 // expiredReply is what a recipient fails with when its lifetime ended while it

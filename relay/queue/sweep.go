@@ -158,7 +158,7 @@ const sqlOwned = `select distinct message_id from recipient where owner = $1`
 // sqlDisown releases the rows of a message that an epoch has.
 const sqlDisown = `
 update recipient set owner = null, dot_possible = false, next_attempt_at = case when next_attempt_at < now() then now() else next_attempt_at end
-where message_id = any($1::uuid[]) and owner = $2`
+where message_id = any($1::uuid[]) and owner is not distinct from $2`
 
 // leftovers releases rows of our own epoch that nobody here knows of: the answer to
 // a claim was lost after its commit. They are released when two rounds met them, since

@@ -95,7 +95,7 @@ on conflict (id) do update set voided_at = clock_timestamp()`
 
 // sqlVoidRows is a statement of its own: its snapshot is younger than the wait.
 const sqlVoidRows = `
-with gone as (delete from recipient where message_id = $1 and owner = $2 returning message_id, n, local, domain),
+with gone as (delete from recipient where message_id = $1 and owner is not distinct from $2 returning message_id, n, local, domain),
 told as (insert into attempt (message_id, n, at, epoch, result, local, domain, node, reply_text)
 	select message_id, n, clock_timestamp(), $2, 'void', local, domain, $3, 'refused with 451: its commit was not known in time' from gone)
 delete from body b where b.message_id = $1

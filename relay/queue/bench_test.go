@@ -1,0 +1,124 @@
+package queue
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"postern/internal/pgserver"
+	"postern/internal/pgtest"
+)
+
+// BenchmarkAcceptDeliver is the life of a 5 KB message in this package, from the
+// enqueue to the settled delivery, for so many submitting sessions on a durable
+// server. Beside the time it reports the CPU of this process and of Postgres for each.
+func BenchmarkAcceptDeliver(b *testing.B) {
+	for _, sessions := range []int{1, 20, 100} {
+		b.Run("sessions="+strconv.Itoa(sessions), func(b *testing.B) {
+			db := pgtest.On(b, benchServer(b))
+			q := start(b, calmConfig(db))
+			body := NewBody(bytes.Repeat([]byte("0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd\r\n"), 5000/64))
+			backend := newPostgresCPU(b, db)
+			b.ReportAllocs()
+			b.ResetTimer()
+			self, theirs := selfCPU(), backend.total()
+			run(b, sessions, func() {
+				m := message()
+				d, err := q.Enqueue(context.Background(), m, rcpts("bob@example.net"), body, true)
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				if err := q.Gate(context.Background(), d, []int{0}); err != nil {
+					b.Error(err)
+				}
+				q.Settle(outcome(d, 0, Delivered))
+			})
+			eventually(b, "all is settled", func() bool {
+				q.held.mu.Lock()
+				defer q.held.mu.Unlock()
+				return len(q.held.rows) == 0
+			})
+			b.StopTimer()
+			n := float64(b.N)
+			b.ReportMetric(float64((selfCPU()-self).Microseconds())/n, "self-µs/op")
+			b.ReportMetric(float64((backend.total()-theirs).Microseconds())/n, "pg-µs/op")
+			b.ReportMetric(n/b.Elapsed().Seconds(), "msg/s")
+		})
+	}
+}
+
+func benchServer(b *testing.B) *pgserver.Server {
+	return pgtest.Server(b, pgserver.Config{})
+}
+
+// run spreads b.N calls over goroutines.
+func run(b *testing.B, goroutines int, f func()) {
+	var wg sync.WaitGroup
+	left := make(chan struct{}, b.N)
+	for range b.N {
+		left <- struct{}{}
+	}
+	close(left)
+	for range goroutines {
+		wg.Go(func() {
+			for range left {
+				f()
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func selfCPU() time.Duration {
+	var u syscall.Rusage
+	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// postgresCPU sums what a server's processes have used.
+type postgresCPU struct{ postmaster string }
+
+func newPostgresCPU(b *testing.B, db *pgtest.DB) *postgresCPU {
+	pid := count(b, db, `select pg_backend_pid()`)
+	return &postgresCPU{field(strconv.Itoa(pid), 1)}
+}
+
+// field returns a field of /proc/PID/stat, counted from the state, which is 0.
+func field(pid string, i int) string {
+	data, err := os.ReadFile(filepath.Join("/proc", pid, "stat"))
+	if err != nil {
+		return ""
+	}
+	s := string(data)
+	fields := strings.Fields(s[strings.LastIndexByte(s, ')')+1:])
+	return fields[i]
+}
+
+func (p *postgresCPU) total() time.Duration {
+	pids, _ := filepath.Glob("/proc/[0-9]*")
+	ticks := 0
+	for _, dir := range pids {
+		pid := filepath.Base(dir)
+		own := []int{11, 12}
+		if pid == p.postmaster {
+			own = []int{11, 12, 13, 14}
+		} else if field(pid, 1) != p.postmaster {
+			continue
+		}
+		for _, i := range own {
+			n, _ := strconv.Atoi(field(pid, i))
+			ticks += n
+		}
+	}
+	return time.Duration(ticks) * time.Second / 100
+}

@@ -1,0 +1,200 @@
+package queue
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"postern/internal/pgtest"
+)
+
+// A destination gets no more than its share, and a large one does not hide the small.
+func TestClaimIsFair(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	for range 30 {
+		put(t, q, false, "x@big.example")
+	}
+	for i := range 5 {
+		put(t, q, false, fmt.Sprintf("x@small%d.example", i))
+	}
+	waiting(t, db, 35)
+	got := claimAll(t, q, ClaimRequest{Messages: 20, PerDestination: 3})
+	domains := make(map[string]int)
+	for _, d := range got {
+		for _, r := range d.Recipients {
+			domains[r.Address.Domain]++
+		}
+	}
+	if len(domains) != 6 || domains["big.example"] != 3 {
+		t.Fatalf("claimed %v", domains)
+	}
+	got, err := q.Claim(ctxOf(t), ClaimRequest{Messages: 20, PerDestination: 3, Busy: []string{"big.example"}})
+	if err != nil || len(got) != 0 {
+		t.Fatalf("claimed %d of a busy domain, %v", len(got), err)
+	}
+	total := 3
+	for total < 30 {
+		got := claimAll(t, q, ClaimRequest{Messages: 20, PerDestination: 10})
+		if len(got) > 10 {
+			t.Fatalf("claimed %d of one domain", len(got))
+		}
+		total += len(got)
+	}
+}
+
+// waiting waits until so many rows wait.
+func waiting(t *testing.T, db *pgtest.DB, want int) {
+	t.Helper()
+	eventually(t, "all rows wait", func() bool {
+		return count(t, db, `select count(*) from recipient where owner is null and state = 'queued'`) == want
+	})
+}
+
+// Recipients of one message come together over domains, but not those of a busy one.
+func TestClaimKeepsMessagesTogether(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	m, _ := put(t, q, false, "a@one.example", "b@two.example", "c@busy.example", "d@one.example")
+	waiting(t, db, 4)
+	got := claimAll(t, q, ClaimRequest{Messages: 1, PerDestination: 10, Busy: []string{"busy.example"}})
+	if len(got) != 1 || len(got[0].Recipients) != 3 {
+		t.Fatalf("claimed %+v", got)
+	}
+	if got := rows(t, db, m.ID); got != "0 queued owned;1 queued owned;2 queued;3 queued owned" {
+		t.Fatalf("rows %q", got)
+	}
+}
+
+// Two nodes that claim at once get each row once.
+func TestClaimOnce(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	cfg := calmConfig(db)
+	a := start(t, cfg)
+	cfg.Node = "b"
+	b := start(t, cfg)
+	const messages = 200
+	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() {
+			for range messages / 20 {
+				put(t, a, false, fmt.Sprintf("x@d%d.example", i))
+			}
+		})
+	}
+	var mu sync.Mutex
+	seen := make(map[ID]int)
+	total := func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(seen)
+	}
+	for _, q := range []*Queue{a, b} {
+		wg.Go(func() {
+			for end := time.Now().Add(30 * time.Second); total() < messages && time.Now().Before(end); {
+				got, err := q.Claim(ctxOf(t), ClaimRequest{Messages: 7, PerDestination: 5})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				for _, d := range got {
+					seen[d.Message.ID]++
+				}
+				mu.Unlock()
+				if len(got) == 0 {
+					_ = q.Wait(ctxOf(t))
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if len(seen) != messages {
+		t.Fatalf("claimed %d of %d", len(seen), messages)
+	}
+	for id, n := range seen {
+		if n != 1 {
+			t.Errorf("message %s was claimed %d times", id, n)
+		}
+	}
+}
+
+// Another node hears of new work at once, and without NOTIFY at the next poll (F16).
+func TestWaitHears(t *testing.T) {
+	t.Parallel()
+	for _, silent := range []bool{false, true} {
+		t.Run(fmt.Sprintf("NoNotify=%v", silent), func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t)
+			cfg := calmConfig(db)
+			cfg.NoNotify = silent
+			if !silent {
+				cfg.Poll = time.Hour
+			}
+			a := start(t, cfg)
+			cfg.Node = "b"
+			b := start(t, cfg)
+			put(t, a, false, "x@example.net")
+			for {
+				if err := b.Wait(ctxOf(t)); err != nil {
+					t.Fatal(err)
+				}
+				got, err := b.Claim(ctxOf(t), all)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if len(got) == 1 {
+					return
+				}
+			}
+		})
+	}
+}
+
+// Wait ends when the next row falls due, not only at the poll.
+func TestWaitForDue(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	cfg := calmConfig(db)
+	cfg.Poll = time.Hour
+	q := start(t, cfg)
+	m, d := put(t, q, true, "x@example.net")
+	o := outcome(d, 0, Deferred)
+	o.RetryIn = 300 * time.Millisecond
+	q.Settle(o)
+	becomes(t, db, m.ID, "0 queued")
+	for {
+		got, err := q.Claim(ctxOf(t), all)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(got) == 1 {
+			if got[0].Recipients[0].Attempts != 1 {
+				t.Fatalf("attempts %d", got[0].Recipients[0].Attempts)
+			}
+			return
+		}
+		if err := q.Wait(ctxOf(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Held rows are not claimed.
+func TestClaimSkipsHeld(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	put(t, q, false, "x@example.net")
+	waiting(t, db, 1)
+	exec(t, db, `update recipient set held_at = now()`)
+	if got, err := q.Claim(ctxOf(t), all); err != nil || len(got) != 0 {
+		t.Fatalf("claimed %d held, %v", len(got), err)
+	}
+	exec(t, db, `update recipient set held_at = null, next_attempt_at = now()`)
+	claimAll(t, q, all)
+}

@@ -1,0 +1,228 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"postern/internal/pgtest"
+)
+
+// fakeClock is moved by hand.
+type fakeClock struct{ now atomic.Int64 }
+
+func (c *fakeClock) Now() time.Duration { return time.Duration(c.now.Load()) }
+
+func (c *fakeClock) add(d time.Duration) { c.now.Add(int64(d)) }
+
+func withClock(c clock) func(*Queue) { return func(q *Queue) { q.clock = c } }
+
+// freeze makes a queue's heartbeats go unheard, as SIGSTOP does: what it still
+// does by itself goes on.
+func freeze(q *Queue) {
+	q.epochs.mu.Lock()
+}
+
+func thaw(q *Queue) { q.epochs.mu.Unlock() }
+
+// Trust ends by a clock that counts suspended time, whatever the wall clock says (F17, F19).
+func TestTrustEnds(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	c := &fakeClock{}
+	cfg := calmConfig(db)
+	cfg.Heartbeat = time.Hour
+	q := start(t, cfg, withClock(c))
+	_, d := put(t, q, true, "a@example.net")
+	c.add(cfg.withDefaults().Trust - time.Nanosecond)
+	if err := q.Gate(ctxOf(t), d, []int{0}); err != nil {
+		t.Fatalf("within the trust: %v", err)
+	}
+	c.add(time.Nanosecond)
+	if err := q.Gate(ctxOf(t), d, []int{0}); !errors.Is(err, errEpochLost) {
+		t.Fatalf("after the trust: %v", err)
+	}
+	if q.Available() == nil {
+		t.Error("available without a trusted epoch")
+	}
+	if _, err := q.Enqueue(ctxOf(t), message(), rcpts("a@example.net"), NewBody(nil), true); err == nil {
+		t.Error("enqueued without a trusted epoch")
+	}
+	if _, err := q.Claim(ctxOf(t), all); err == nil {
+		t.Error("claimed without a trusted epoch")
+	}
+	q.epochs.step(ctxOf(t), 0)
+	if err := q.Gate(ctxOf(t), d, []int{0}); err != nil {
+		t.Fatalf("after a heartbeat: %v", err)
+	}
+}
+
+// A dead node's mail goes to another node, flagged, and what the dead one still says
+// is fenced off and recorded.
+func TestReapAndFence(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	cfg := testConfig(db)
+	a := start(t, cfg)
+	cfg.Node = "b"
+	b := start(t, cfg)
+	m, d := put(t, a, true, "x@example.net", "y@example.net")
+	freeze(a)
+	becomes(t, db, m.ID, "0 queued duplicate;1 queued duplicate")
+	if got := history(t, db, m.ID); got != "0 unknown duplicate;1 unknown duplicate" {
+		t.Fatalf("history after the reap: %q", got)
+	}
+	got := claimAll(t, b, all)
+	if len(got) != 1 || !got[0].Recipients[0].PossibleDuplicate {
+		t.Fatalf("claimed %+v", got)
+	}
+	if err := a.Gate(ctxOf(t), d, []int{0}); err == nil {
+		t.Fatal("the dead epoch passes the gate")
+	}
+	a.Settle(outcome(d, 0, Delivered), outcome(d, 1, Failed))
+	eventually(t, "the dead node's outcomes are settled", func() bool { return !a.held.has(m.ID) })
+	if got := rows(t, db, m.ID); got != "0 queued owned duplicate;1 queued owned duplicate" {
+		t.Fatalf("after the dead epoch's outcomes: %q", got)
+	}
+	if n := count(t, db, `select count(*) from attempt where message_id = $1 and fenced`, m.ID); n != 2 {
+		t.Fatalf("%d fenced attempts", n)
+	}
+	b.Settle(outcome(got[0], 0, Delivered), outcome(got[0], 1, Delivered))
+	becomes(t, db, m.ID, "")
+	if n := count(t, db, `select count(*) from attempt where message_id = $1 and possible_duplicate and not fenced and result = 'delivered'`, m.ID); n != 2 {
+		t.Fatal("the second deliveries are not flagged")
+	}
+	thaw(a)
+	eventually(t, "the node that was dead has a new epoch", func() bool { return a.Available() == nil })
+	if a.Valid(d.Epoch) {
+		t.Fatal("the dead epoch is valid again")
+	}
+	put(t, a, true, "z@example.net")
+}
+
+// In strict mode only what has passed the gate is flagged; what was parked never is.
+func TestReapFlagsWhatMayBeSent(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	cfg := testConfig(db)
+	cfg.StrictGate = true
+	a := start(t, cfg)
+	cfg.Node = "b"
+	start(t, cfg)
+	m, d := put(t, a, true, "x@example.net", "y@example.net")
+	if err := a.Gate(ctxOf(t), d, []int{1}); err != nil {
+		t.Fatal(err)
+	}
+	freeze(a)
+	defer thaw(a)
+	becomes(t, db, m.ID, "0 queued;1 queued duplicate")
+}
+
+// A jump of the database's clock kills nobody who still beats (F18).
+func TestClockJumpKillsNobody(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	cfg := calmConfig(db)
+	cfg.Heartbeat = time.Hour // beats and sweeps by hand
+	c := &fakeClock{}
+	q := start(t, cfg, withClock(c))
+	other := start(t, func() Config { o := cfg; o.Node = "b"; return o }(), withClock(c))
+	exec(t, db, `update node set expires_at = expires_at - interval '1 hour', beat_at = beat_at - interval '1 hour'`)
+	conn, err := q.sweeps.s.get(ctxOf(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := q.sweeps.bury(ctxOf(t), conn); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, db, `select count(*) from node where reaped_at is not null`); n != 0 {
+		t.Fatalf("%d epochs are dead at the first sight of the jump", n)
+	}
+	other.epochs.step(ctxOf(t), 0) // it lives and beats
+	c.add(3 * time.Hour)
+	if err := q.sweeps.bury(ctxOf(t), conn); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, db, `select count(*) from node where reaped_at is not null and name = 'b'`); n != 0 {
+		t.Fatal("an epoch that beats was killed")
+	}
+	if n := count(t, db, `select count(*) from node where reaped_at is not null and name = 'a'`); n != 1 {
+		t.Fatal("a silent epoch lives on")
+	}
+}
+
+// A later process of the same name stops the older one (F27), which does not fight
+// for the name, and its mail comes back.
+func TestSameNameTwice(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	cfg := testConfig(db)
+	older := start(t, cfg)
+	m, d := put(t, older, true, "x@example.net")
+	newer := start(t, cfg)
+	eventually(t, "the older process stops", func() bool { return older.Available() != nil && !older.Valid(d.Epoch) })
+	becomes(t, db, m.ID, "0 queued duplicate")
+	if newer.Available() != nil {
+		t.Fatalf("the newer process: %v", newer.Available())
+	}
+	if err := newer.Close(ctxOf(t)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the older process goes on when the newer has ended", func() bool { return older.Available() == nil })
+}
+
+// An answer to a claim that was lost leaves rows that nobody holds: they come back.
+func TestLostClaimComesBack(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, testConfig(db))
+	m, _ := put(t, q, false, "x@example.net")
+	got := claimAll(t, q, all)
+	q.held.remove(m.ID, len(got[0].Recipients))
+	becomes(t, db, m.ID, "0 queued")
+	kept, d := put(t, q, true, "y@example.net")
+	for range 3 {
+		conn, err := pgx.Connect(ctxOf(t), db.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fresh := newSweeps(q)
+		if err := fresh.leftovers(ctxOf(t), conn); err != nil {
+			t.Fatal(err)
+		}
+		if err := fresh.leftovers(ctxOf(t), conn); err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.Close(ctxOf(t))
+	}
+	if got := rows(t, db, kept.ID); got != "0 queued owned" {
+		t.Fatalf("what is held was released: %q", got)
+	}
+	q.Settle(outcome(d, 0, Delivered))
+	becomes(t, db, kept.ID, "")
+}
+
+// The heartbeat is not the sender's: an epoch whose row is gone refuses to store.
+func TestEnqueueIsFenced(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	cfg := calmConfig(db)
+	cfg.Heartbeat = time.Hour
+	q := start(t, cfg)
+	exec(t, db, `update node set reaped_at = now()`)
+	for _, size := range []int{1, 2 << 20} {
+		m := message()
+		_, err := q.Enqueue(context.Background(), m, rcpts("a@example.net"), NewBody(make([]byte, size)), true)
+		var refused *Error
+		if !errors.As(err, &refused) || !refused.Reply.IsTemporary() {
+			t.Fatalf("stored under a dead epoch: %v", err)
+		}
+		if n := count(t, db, `select count(*) from message where id = $1`, m.ID); n != 0 {
+			t.Fatal("the message is there")
+		}
+	}
+}
