@@ -1,0 +1,237 @@
+package queue
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+
+	"postern/internal/pgtest"
+	"postern/relay/smtp"
+)
+
+func notices(t *testing.T, q *Queue, want int) []*Notice {
+	t.Helper()
+	var list []*Notice
+	eventually(t, "notices are due", func() bool {
+		got, err := q.ClaimNotices(ctxOf(t), 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, got...)
+		return len(list) >= want
+	})
+	if len(list) != want {
+		t.Fatalf("%d notices, want %d", len(list), want)
+	}
+	return list
+}
+
+func noticeMessage() (Message, Recipient, []byte) {
+	m := message()
+	m.UserID, m.Sender = 0, smtp.Address{}
+	return m, Recipient{Address: address("alice@example.com"), Notify: smtp.NotifyNever}, []byte("Subject: failed\r\n\r\n")
+}
+
+// A failure is told once, of all recipients of a message that failed, and the body
+// is there until it is.
+func TestFailureNotice(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	m, d := put(t, q, true, "a@example.net", "b@example.net")
+	q.Settle(outcome(d, 0, Failed), outcome(d, 1, Failed))
+	becomes(t, db, m.ID, "0 failed;1 failed")
+	n := notices(t, q, 1)[0]
+	if n.Kind != NoticeFailure || len(n.Recipients) != 2 || n.Message.Sender != m.Sender {
+		t.Fatalf("notice %+v", n)
+	}
+	if string(n.Headers) != "Subject: x\r\n" || n.Body == nil || n.Body.Size() != 20 {
+		t.Fatalf("headers %q, body %v", n.Headers, n.Body)
+	}
+	r := n.Recipients[0]
+	if r.Reply != outcome(d, 0, Failed).Reply || r.RemoteMTA != "mx.example.net" || time.Since(r.LastAttempt) > time.Minute {
+		t.Fatalf("recipient %+v", r)
+	}
+	if again, err := q.ClaimNotices(ctxOf(t), 10); err != nil || len(again) != 0 {
+		t.Fatalf("claimed twice: %v, %v", again, err)
+	}
+	q.ReleaseNotice(n, 0)
+	n = notices(t, q, 1)[0]
+	nm, rcpt, body := noticeMessage()
+	if err := q.EnqueueNotice(ctxOf(t), n, nm, rcpt, body); err != nil {
+		t.Fatal(err)
+	}
+	becomes(t, db, m.ID, "")
+	if n := count(t, db, `select count(*) from body where message_id = $1`, m.ID); n != 0 {
+		t.Fatal("the body is left")
+	}
+	if got := history(t, db, m.ID); got != "0 failed;1 failed;0 noticed;1 noticed" {
+		t.Fatalf("history %q", got)
+	}
+	got := claimAll(t, q, all)
+	if len(got) != 1 || got[0].Message.ID != nm.ID || !got[0].Message.Sender.IsNull() {
+		t.Fatalf("claimed %+v", got)
+	}
+	q.Settle(outcome(got[0], 0, Failed))
+	becomes(t, db, nm.ID, "")
+	if again, err := q.ClaimNotices(ctxOf(t), 10); err != nil || len(again) != 0 {
+		t.Fatal("a notice of a notice")
+	}
+}
+
+// A notice without a message marks its recipients as told.
+func TestNoticeNotWanted(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	m, d := put(t, q, true, "a@example.net")
+	q.Settle(outcome(d, 0, Failed))
+	n := notices(t, q, 1)[0]
+	if err := q.EnqueueNotice(ctxOf(t), n, Message{}, Recipient{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	becomes(t, db, m.ID, "")
+	if n := count(t, db, `select count(*) from message`); n != 1 {
+		t.Fatalf("%d messages", n)
+	}
+}
+
+// A delay is told once, when its time has come, and the recipient waits on.
+func TestDelayNotice(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	cfg := calmConfig(db)
+	cfg.DelayNotice = time.Millisecond
+	q := start(t, cfg)
+	m, d := put(t, q, true, "a@example.net")
+	o := outcome(d, 0, Deferred)
+	o.RetryIn = time.Hour
+	q.Settle(o)
+	n := notices(t, q, 1)[0]
+	if n.Kind != NoticeDelay || n.Recipients[0].Reply.Text != "later" || time.Until(n.Recipients[0].WillRetryTo) < 100*time.Hour {
+		t.Fatalf("notice %+v", n)
+	}
+	nm, rcpt, body := noticeMessage()
+	if err := q.EnqueueNotice(ctxOf(t), n, nm, rcpt, body); err != nil {
+		t.Fatal(err)
+	}
+	becomes(t, db, m.ID, "0 queued")
+	exec(t, db, `update recipient set next_attempt_at = now() where message_id = $1`, m.ID)
+	var again *Delivery
+	eventually(t, "the delayed message is claimed", func() bool {
+		got, err := q.Claim(ctxOf(t), all)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range got {
+			if d.Message.ID == m.ID {
+				again = d
+			}
+		}
+		return again != nil
+	})
+	if !again.Recipients[0].DelayNoticed {
+		t.Fatal("not marked as told")
+	}
+	o = outcome(again, 0, Deferred)
+	o.RetryIn = time.Hour
+	q.Settle(o)
+	becomes(t, db, m.ID, "0 queued")
+	if more, err := q.ClaimNotices(ctxOf(t), 10); err != nil || len(more) != 0 {
+		t.Fatalf("told twice: %v, %v", more, err)
+	}
+}
+
+// NOTIFY decides who is told of what; a success only where the next hop does not tell.
+func TestWhoIsTold(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	cfg := calmConfig(db)
+	cfg.DelayNotice = time.Millisecond
+	q := start(t, cfg)
+	for _, c := range []struct {
+		notify smtp.Notify
+		result Result
+		passed bool
+		want   NoticeKind
+	}{
+		{0, Delivered, false, ""},
+		{0, Failed, false, NoticeFailure},
+		{0, Deferred, false, NoticeDelay},
+		{smtp.NotifyNever, Failed, false, ""},
+		{smtp.NotifyNever, Deferred, false, ""},
+		{smtp.NotifySuccess, Delivered, false, NoticeSuccess},
+		{smtp.NotifySuccess, Delivered, true, ""},
+		{smtp.NotifySuccess, Failed, false, ""},
+		{smtp.NotifyFailure, Failed, false, NoticeFailure},
+		{smtp.NotifyFailure, Deferred, false, ""},
+		{smtp.NotifyDelay, Deferred, false, NoticeDelay},
+		{smtp.NotifyDelay | smtp.NotifySuccess | smtp.NotifyFailure, Delivered, false, NoticeSuccess},
+	} {
+		m := message()
+		list := rcpts("a@example.net")
+		list[0].Notify = c.notify
+		d, err := q.Enqueue(ctxOf(t), m, list, NewBody([]byte("Subject: x\r\n\r\n")), true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := outcome(d, 0, c.result)
+		o.DSNPassed, o.RetryIn = c.passed, time.Hour
+		q.Settle(o)
+		eventually(t, "the outcome is settled", func() bool { return !q.held.has(m.ID) })
+		if c.want == "" {
+			got, err := q.ClaimNotices(ctxOf(t), 10)
+			if err != nil || len(got) != 0 {
+				t.Fatalf("%+v: told %v, %v", c, got, err)
+			}
+			continue
+		}
+		n := notices(t, q, 1)[0]
+		if n.Kind != c.want {
+			t.Fatalf("%+v: told of %s", c, n.Kind)
+		}
+		if got, err := q.Claim(ctxOf(t), all); err != nil || len(got) != 0 {
+			t.Fatalf("%+v: a row that is being told of was claimed", c)
+		}
+		if err := q.EnqueueNotice(ctxOf(t), n, Message{}, Recipient{}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A notice whose epoch has lost its rows is not sent.
+func TestNoticeIsFenced(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	m, d := put(t, q, true, "a@example.net", "b@example.net")
+	q.Settle(outcome(d, 0, Failed), outcome(d, 1, Failed))
+	becomes(t, db, m.ID, "0 failed;1 failed")
+	n := notices(t, q, 1)[0]
+	exec(t, db, `update recipient set owner = owner + 1000 where n = 1`)
+	nm, rcpt, body := noticeMessage()
+	if err := q.EnqueueNotice(ctxOf(t), n, nm, rcpt, body); err == nil {
+		t.Fatal("a notice of rows that are not ours")
+	}
+	if n := count(t, db, `select count(*) from message where id = $1`, nm.ID); n != 0 {
+		t.Fatal("the notice is in the queue")
+	}
+}
+
+func TestHeadersOf(t *testing.T) {
+	t.Parallel()
+	long := "Subject: " + strings.Repeat("x", noticeHeaders)
+	for body, want := range map[string]string{
+		"A: b\r\n\r\nbody":        "A: b\r\n",
+		"A: b\r\nC: d\r\n":        "A: b\r\nC: d\r\n",
+		"A: b\r\n" + long:         "A: b\r\n",
+		"":                        "",
+		"no end":                  "no end",
+		"A: b\r\n\r\nx\r\n\r\n\n": "A: b\r\n",
+	} {
+		if got := headersOf(NewBody([]byte(body))); !bytes.Equal(got, []byte(want)) {
+			t.Errorf("%.20q: %q", body, got)
+		}
+	}
+}

@@ -1,0 +1,321 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/constant"
+	"go/importer"
+	"go/parser"
+	"go/token"
+	"go/types"
+	"io/fs"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"postern/internal/pgserver"
+	"postern/internal/pgtest"
+	"postern/relay/smtp"
+)
+
+// partial statements are parts of others.
+var partial = map[string]bool{"sqlInsertMessages": true, "sqlInsertRecipients": true, "sqlEndings": true, "sqlEnd": true, "sqlEntries": true}
+
+// statements finds the text of every constant sql… of this package.
+func statements(t *testing.T) map[string]string {
+	t.Helper()
+	set := token.NewFileSet()
+	packages, err := parser.ParseDir(set, ".", func(i fs.FileInfo) bool { return !strings.HasSuffix(i.Name(), "_test.go") }, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var files []*ast.File
+	for _, f := range packages["queue"].Files {
+		files = append(files, f)
+	}
+	config := types.Config{Importer: importer.ForCompiler(set, "source", nil)}
+	pkg, err := config.Check("postern/relay/queue", set, files, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := make(map[string]string)
+	for _, name := range pkg.Scope().Names() {
+		c, ok := pkg.Scope().Lookup(name).(*types.Const)
+		if ok && strings.HasPrefix(name, "sql") && !partial[name] {
+			found[name] = constant.StringVal(c.Val())
+		}
+	}
+	return found
+}
+
+// Every statement of the package is one that the schema understands.
+func TestStatementsPrepare(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	conn, err := pgx.Connect(ctxOf(t), db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	all := statements(t)
+	if len(all) < 30 {
+		t.Fatalf("found only %d statements", len(all))
+	}
+	for name, sql := range all {
+		if _, err := conn.Prepare(ctxOf(t), name, sql); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// The statements that run for each message or each claim find their rows by the
+// primary key, and not by reading all rows of an epoch.
+func TestPlansUseKeys(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	conn, err := pgx.Connect(ctxOf(t), db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if _, err := conn.Exec(ctxOf(t), tuneWork, pgx.QueryExecModeSimpleProtocol); err != nil {
+		t.Fatal(err)
+	}
+	all := statements(t)
+	for _, name := range []string{"sqlDelivered", "sqlUndelivered", "sqlGate", "sqlClaim", "sqlEnqueueAgain", "sqlTold"} {
+		description, err := conn.Prepare(ctxOf(t), name, all[name])
+		if err != nil {
+			t.Fatal(err)
+		}
+		nulls := strings.TrimSuffix(strings.Repeat("null,", len(description.ParamOIDs)), ",")
+		rows, err := conn.Query(ctxOf(t), `explain execute "`+name+`"(`+nulls+`)`, pgx.QueryExecModeSimpleProtocol)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		plan := strings.Join(lines, "\n")
+		for _, bad := range []string{"recipient_owner", "Seq Scan on recipient", "Seq Scan on body", "Seq Scan on attempt"} {
+			if strings.Contains(plan, bad) {
+				t.Errorf("%s uses %s:\n%s", name, bad, plan)
+			}
+		}
+	}
+}
+
+// The table of replies for Postgres trouble, row by row.
+func TestTrouble(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{pg("08006"), "451 4.3.0"}, {pg("08007"), "451 4.3.0"}, {pg("57P01"), "451 4.3.0"}, {pg("57P02"), "451 4.3.0"},
+		{pg("57P03"), "451 4.3.0"}, {pg("25006"), "451 4.3.0"}, {pg("40001"), "451 4.3.0"}, {pg("40P01"), "451 4.3.0"},
+		{pg("23505"), "451 4.3.0"}, {pg("22021"), "451 4.3.0"}, {pg("22P05"), "451 4.3.0"}, {pg("22001"), "451 4.3.0"},
+		{pg("42P01"), "451 4.3.0"}, {pg("3D000"), "451 4.3.0"}, {pg("XX001"), "451 4.3.0"}, {pg("XX002"), "451 4.3.0"}, {pg("58030"), "451 4.3.0"},
+		{pg("53100"), "452 4.3.1"}, {pg("53200"), "452 4.3.1"}, {pg("54000"), "452 4.3.1"},
+		{pg("53300"), "451 4.3.2"}, {pg("55P03"), "451 4.3.2"}, {pg("57014"), "451 4.3.2"},
+		{errors.New("unexpected EOF"), "451 4.3.0"}, {context.DeadlineExceeded, "451 4.3.0"}, {errEpochLost, "451 4.3.0"},
+		{errClosed, "421 4.3.2"}, {fmt.Errorf("wrapped: %w", pg("53100")), "452 4.3.1"},
+	} {
+		reply := Trouble(c.err)
+		if got := fmt.Sprintf("%d %s", reply.Code, reply.Enhanced); got != c.want {
+			t.Errorf("%v: %s, want %s", c.err, got, c.want)
+		}
+		if reply.IsPermanent() || strings.Contains(reply.Text, "SQLSTATE") {
+			t.Errorf("%v: %s", c.err, reply)
+		}
+	}
+}
+
+func pg(code string) *pgconn.PgError {
+	return &pgconn.PgError{Severity: "FEHLER", SeverityUnlocalized: "ERROR", Code: code}
+}
+
+// What an error says about the commit: in doubt, uncertain.
+func TestCertainty(t *testing.T) {
+	t.Parallel()
+	fatal := pg("57P01")
+	fatal.SeverityUnlocalized = "FATAL"
+	for _, c := range []struct {
+		err  error
+		want certainty
+	}{
+		{pg("23505"), rejected}, {pg("53100"), rejected}, {pg("40001"), rejected}, {pgx.ErrTxCommitRollback, rejected},
+		{pg("57014"), uncertain}, {pg("08007"), uncertain}, {pg("40003"), uncertain}, {fatal, uncertain},
+		{errNotReplicated, uncertain}, {errors.New("read: connection reset"), uncertain}, {context.DeadlineExceeded, uncertain},
+		{&connectError{errors.New("refused")}, notSent}, {&connectError{fatal}, notSent}, {errEpochLost, notSent},
+		{&bodyError{errors.New("disk")}, rejected},
+	} {
+		if got := certaintyOf(fmt.Errorf("insert: %w", c.err)); got != c.want {
+			t.Errorf("%v: %v, want %v", c.err, got, c.want)
+		}
+	}
+}
+
+func TestStorable(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{"": "", "plain": "plain", "é": "é", "a\x00b": "a\uFFFDb", "\xff": "\uFFFD", "\xed\xa0\x80": "\uFFFD"} {
+		if got := storable(in); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+	if got := storable(strings.Repeat("é", maxStoredText)); len(got) > maxStoredText+3 {
+		t.Errorf("%d octets", len(got))
+	}
+}
+
+func TestCheckServer(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Server(t, pgserver.Config{})
+	conn, err := pgx.Connect(ctxOf(t), server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if found, err := CheckServer(ctxOf(t), conn); err != nil || len(found) != 0 {
+		t.Fatalf("a durable server: %v, %v", found, err)
+	}
+	if _, err := conn.Exec(ctxOf(t), `set synchronous_commit = off; set default_transaction_read_only = on`, pgx.QueryExecModeSimpleProtocol); err != nil {
+		t.Fatal(err)
+	}
+	if found, err := CheckServer(ctxOf(t), conn); err != nil || len(found) != 2 {
+		t.Fatalf("a server that is not durable: %v, %v", found, err)
+	}
+	good := map[string]string{"fsync": "off", "full_page_writes": "off", "synchronous_commit": "local", "data_sync_retry": "on",
+		"server_encoding": "LATIN1", "default_transaction_read_only": "on"}
+	if got := judgeSettings(good, true); len(got) != 7 {
+		t.Fatalf("%d findings: %v", len(got), got)
+	}
+}
+
+// A database or role that defaults to synchronous_commit=off does not weaken a commit.
+func TestCommitIsDurableByItself(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	var setting string
+	err := pgx.BeginFunc(ctxOf(t), db.Pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctxOf(t), `set local synchronous_commit = off`); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctxOf(t), `select `+durably); err != nil {
+			return err
+		}
+		return tx.QueryRow(ctxOf(t), `show synchronous_commit`).Scan(&setting)
+	})
+	if err != nil || setting != "on" {
+		t.Fatalf("synchronous_commit is %q, %v", setting, err)
+	}
+	for name, sql := range statements(t) {
+		switch name {
+		case "sqlEnqueue", "sqlEnqueueAgain", "sqlDelivered", "sqlUndelivered", "sqlGate", "sqlReap", "sqlTold":
+			if !strings.Contains(sql, durably) {
+				t.Errorf("%s does not see to its own durability", name)
+			}
+		}
+	}
+}
+
+func TestAdmin(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	a := NewAdmin(db.Pool)
+	m, d := put(t, q, true, "a@example.net", "b@example.org")
+	o := outcome(d, 0, Deferred)
+	o.RetryIn = time.Hour
+	q.Settle(o)
+	becomes(t, db, m.ID, "0 queued;1 queued owned")
+	for _, c := range []struct {
+		f    Filter
+		want int
+	}{{Filter{}, 2}, {Filter{Limit: 1}, 1}, {Filter{State: StateWaiting}, 1}, {Filter{State: StateOwned}, 1}, {Filter{State: StateHeld}, 0},
+		{Filter{Domain: "example.org"}, 1}, {Filter{State: StateFailed}, 0}} {
+		if got, err := a.List(ctxOf(t), c.f); err != nil || len(got) != c.want {
+			t.Errorf("%+v: %d entries, %v", c.f, len(got), err)
+		}
+	}
+	h, err := a.Trace(ctxOf(t), m.ID)
+	if err != nil || h.Done() || len(h.Live) != 2 || len(h.Attempts) != 1 {
+		t.Fatalf("trace %+v, %v", h, err)
+	}
+	e := h.Live[0]
+	if e.LastReply != "450 4.2.1 later" || e.Recipient != "a@example.net" || e.Sender != "alice@example.com" || e.State != StateWaiting || e.Attempts != 1 {
+		t.Fatalf("entry %+v", e)
+	}
+	if h.Live[1].Node != "a" || h.Message.Node != "a" || h.Message.Recipients != 2 {
+		t.Fatalf("trace %+v", h)
+	}
+	if got := h.Attempts[0]; got.Reply != "450 4.2.1 later" || got.RemoteMTA != "mx.example.net" || got.Node != "a" {
+		t.Fatalf("attempt %+v", got)
+	}
+	if _, err := a.Trace(ctxOf(t), NewID()); !errors.Is(err, ErrNotFound) {
+		t.Fatalf("trace of nothing: %v", err)
+	}
+	if ids, err := a.Find(ctxOf(t), "<m@example.com>", 5); err != nil || len(ids) != 1 || ids[0] != m.ID {
+		t.Fatalf("find: %v, %v", ids, err)
+	}
+	if n, err := a.RetryAll(ctxOf(t)); err != nil || n != 1 {
+		t.Fatalf("retry all: %d, %v", n, err)
+	}
+	if got := history(t, db, m.ID); got != "0 deferred;0 retry" {
+		t.Fatalf("history %q", got)
+	}
+	claimAll(t, q, all)
+}
+
+// The sweep deletes bodies without rows and history that is old, and nothing else.
+func TestSweepChores(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	live, _ := put(t, q, true, "a@example.net")
+	orphan, _ := put(t, q, true, "b@example.net")
+	exec(t, db, `delete from recipient where message_id = $1`, orphan.ID)
+	old, oldLive := firstID(time.Now().Add(-31*24*time.Hour)), firstID(time.Now().Add(-32*24*time.Hour))
+	for _, id := range []ID{old, oldLive} {
+		exec(t, db, `insert into message select (jsonb_populate_record(m, jsonb_build_object('id', $2::uuid))).* from message m where id = $1`, live.ID, id)
+		exec(t, db, `insert into attempt (message_id, n, at, epoch, result) values ($1, 0, now(), 1, 'delivered')`, id)
+	}
+	exec(t, db, `insert into recipient select (jsonb_populate_record(r, jsonb_build_object('message_id', $2::uuid))).* from recipient r where message_id = $1`, live.ID, oldLive)
+	conn, err := pgx.Connect(ctxOf(t), db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	s := newSweeps(q)
+	for range 2 {
+		if err := errors.Join(s.orphans(ctxOf(t), conn), s.retention(ctxOf(t), conn)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for what, want := range map[string]int{
+		`select count(*) from body`:                                               1,
+		`select count(*) from message`:                                            3,
+		`select count(*) from attempt`:                                            1,
+		`select count(*) from message where id = '` + old.String() + `'`:          0,
+		`select count(*) from message where id = '` + oldLive.String() + `'`:      1,
+		`select count(*) from body where message_id = '` + live.ID.String() + `'`: 1,
+	} {
+		if got := count(t, db, what); got != want {
+			t.Errorf("%s: %d, want %d", what, got, want)
+		}
+	}
+}
+
+func TestParseEnhanced(t *testing.T) {
+	t.Parallel()
+	for s, want := range map[string]smtp.EnhancedCode{"5.1.1": {Class: 5, Subject: 1, Detail: 1}, "": {}, "x": {}} {
+		if got := parseEnhanced(s); got != want {
+			t.Errorf("%q: %v", s, got)
+		}
+	}
+}
