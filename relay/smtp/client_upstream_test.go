@@ -90,12 +90,11 @@ var words = []struct {
 	{smtptest.PhaseDot, "dot"},
 }
 
-// TestA28BrokenReplies: whatever is no complete reply is trouble of the connection,
-// at every phase: retry before the dot, unknown behind it.
-func TestA28BrokenReplies(t *testing.T) {
-	t.Parallel()
+// brokenReplies are what is no complete reply, each followed by something that ends
+// the wait for the rest.
+func brokenReplies() map[string]smtptest.Action {
 	raw, end := smtptest.Raw, smtptest.Close()
-	tests := map[string]smtptest.Action{
+	return map[string]smtptest.Action{
 		"close":                      end,
 		"reset":                      smtptest.Reset(),
 		"one digit":                  smtptest.Then(raw("2"), end),
@@ -127,7 +126,13 @@ func TestA28BrokenReplies(t *testing.T) {
 		"TLS alert":                  smtptest.Then(raw("\x15\x03\x01\x00\x02\x02\x28"), end),
 		"HTTP":                       raw("HTTP/1.1 400 Bad Request\r\n\r\n"),
 	}
-	for name, action := range tests {
+}
+
+// TestA28BrokenReplies: whatever is no complete reply is trouble of the connection,
+// at every phase: retry before the dot, unknown behind it.
+func TestA28BrokenReplies(t *testing.T) {
+	t.Parallel()
+	for name, action := range brokenReplies() {
 		for _, at := range words {
 			t.Run(name+" at "+string(at.phase), func(t *testing.T) {
 				t.Parallel()
@@ -146,6 +151,76 @@ func TestA28BrokenReplies(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestA28BrokenSetup: the same for what comes between the greeting and the first
+// message.
+func TestA28BrokenSetup(t *testing.T) {
+	t.Parallel()
+	ca := smtptest.NewCA(t)
+	underTLS := func(a smtptest.Action) smtptest.Hook {
+		return func(s smtptest.Session) smtptest.Action {
+			if s.TLS {
+				return a
+			}
+			return smtptest.Action{}
+		}
+	}
+	tests := []struct {
+		phase smtptest.Phase
+		stage Stage
+		hook  func(smtptest.Action) smtptest.Hook
+	}{
+		{smtptest.PhaseStartTLS, StageTLS, smtptest.Always},
+		{smtptest.PhaseHello, StageHello, underTLS},
+		{smtptest.PhaseAuth, StageAuth, smtptest.Always},
+		{smtptest.PhaseAuthNext, StageAuth, smtptest.Always},
+	}
+	server := ca.ServerConfig(t, "fake.test")
+	for name, action := range brokenReplies() {
+		for _, test := range tests {
+			t.Run(name+" at "+string(test.phase), func(t *testing.T) {
+				t.Parallel()
+				s := smtptest.Start(t, smtptest.Config{TLS: server, Users: map[string]string{"u": "p"}})
+				s.On(test.phase, test.hook(action))
+				c := connect(t, s)
+				err := c.StartTLS(t.Context(), ca.ClientConfig("fake.test"))
+				if err == nil {
+					err = c.Auth(t.Context(), lateName{"u", "p"})
+				}
+				var stage *StageError
+				if !errors.As(err, &stage) || stage.Stage != test.stage || !stage.Reply.IsZero() || c.Usable() {
+					t.Errorf("err %v (usable %v), want trouble at %s", err, c.Usable(), test.stage)
+				}
+			})
+		}
+	}
+}
+
+// TestA28LastWords: what a server says before it hangs up on a large message is
+// heard, and it is no verdict on the message unless it is 421.
+func TestA28LastWords(t *testing.T) {
+	t.Parallel()
+	body := strings.Repeat("x\r\n", 5<<20)
+	tests := []struct{ said, want, inError string }{
+		{"552 5.3.4 too big", "retry, trouble at body", "552 5.3.4 too big"},
+		{"250 2.0.0 thanks", "retry, trouble at body", "250 2.0.0 thanks"},
+		{"421 4.3.2 bye", "deferred 421, 421 at body", "421 4.3.2 bye"},
+		{"nonsense", "retry, trouble at body", ""},
+	}
+	for _, test := range tests {
+		t.Run(test.said, func(t *testing.T) {
+			t.Parallel()
+			s := smtptest.Start(t, smtptest.Config{})
+			s.On(smtptest.PhaseBody, smtptest.Always(smtptest.Then(smtptest.Reply(test.said), smtptest.Close())))
+			tx := transaction(2)
+			tx.Body, tx.Size = strings.NewReader(body), int64(len(body))
+			res := connect(t, s).Send(t.Context(), tx)
+			if how := ending(nil, &res); how != test.want || !strings.Contains(res.Err.Error(), test.inError) {
+				t.Errorf("ended %q: %v", how, res.Err)
+			}
+		})
 	}
 }
 
