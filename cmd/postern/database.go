@@ -45,14 +45,39 @@ func (a *app) withDatabaseOf(ctx context.Context, cfg config, do func(ctx contex
 // privateDatabase returns the URL of the server in dir, starting it unless
 // another process of ours runs it already. stop ends what was started.
 func privateDatabase(ctx context.Context, dir string) (url string, stop func(), err error) {
-	if url, running := pgserver.Running(dir); running {
-		return url, func() {}, nil
+	server, err := startPrivate(ctx, dir)
+	if errors.Is(err, pgserver.ErrInUse) {
+		// Another command may be starting or stopping it at this moment.
+		return runningDatabase(ctx, dir, err)
 	}
-	server, err := pgserver.Start(ctx, pgserver.Config{Dir: dir})
 	if err != nil {
-		return "", nil, fmt.Errorf("private database in %s: %w", dir, err)
+		return "", nil, err
 	}
 	return server.URL(), func() { _ = server.Stop() }, nil
+}
+
+func startPrivate(ctx context.Context, dir string) (*pgserver.Server, error) {
+	server, err := pgserver.Start(ctx, pgserver.Config{Dir: dir})
+	if err != nil {
+		return nil, fmt.Errorf("private database in %s: %w", dir, err)
+	}
+	return server, nil
+}
+
+// runningDatabase waits until the process that has dir runs a server that is ready.
+func runningDatabase(ctx context.Context, dir string, inUse error) (url string, stop func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, connectLimit)
+	defer cancel()
+	for {
+		if url, ok := pgserver.Running(dir); ok {
+			return url, func() {}, nil
+		}
+		select {
+		case <-ctx.Done():
+			return "", nil, inUse
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
 
 // connect opens one connection, with an error that says where and why not.

@@ -7,10 +7,13 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime/pprof"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"postern/internal/pgserver"
 )
 
 // drainTime is how long a server that was asked to stop may take: sessions end,
@@ -73,13 +76,54 @@ func (a *app) serve(ctx context.Context, only string) error {
 		return usagef("the configuration has no [[listener]]; 'serve --only delivery' needs none")
 	}
 	log := newLogger(a.stderr, cfg.Log)
+	if cfg.Database.Private != "" {
+		return a.serveWithPrivate(ctx, cfg, only, log)
+	}
 	return a.withDatabaseOf(ctx, cfg, func(ctx context.Context, url string) error {
-		n, err := a.buildNode(ctx, cfg, url, only, log)
-		if err != nil {
-			return err
-		}
-		return n.run(ctx)
+		return a.serveOn(ctx, cfg, url, only, log)
 	})
+}
+
+func (a *app) serveOn(ctx context.Context, cfg config, url, only string, log *slog.Logger) error {
+	n, err := a.buildNode(ctx, cfg, url, only, log)
+	if err != nil {
+		return err
+	}
+	return n.run(ctx)
+}
+
+// serveWithPrivate runs the database server as well. When that ends by itself, so
+// does the relay, for whoever runs it to start both again.
+func (a *app) serveWithPrivate(ctx context.Context, cfg config, only string, log *slog.Logger) error {
+	server, err := startPrivate(ctx, cfg.Database.Private)
+	for until := time.Now().Add(connectLimit); errors.Is(err, pgserver.ErrInUse) && time.Now().Before(until); {
+		// A command that was started just before has it for a moment.
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(100 * time.Millisecond):
+			server, err = startPrivate(ctx, cfg.Database.Private)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = server.Stop() }()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	ended := errors.New("the private database server ended; see " + filepath.Join(cfg.Database.Private, "postgres.log"))
+	go func() {
+		select {
+		case <-server.Done():
+			cancel(ended)
+		case <-ctx.Done():
+		}
+	}()
+	err = a.serveOn(ctx, cfg, server.URL(), only, log)
+	if err == nil && context.Cause(ctx) == ended {
+		return ended
+	}
+	return err
 }
 
 // newLogger makes the one logger of the process.
