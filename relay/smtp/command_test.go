@@ -94,6 +94,7 @@ func TestParseMailRefuses(t *testing.T) {
 		"FROM:<<a@b>>":                          "501 5.5.4",
 		`FROM:<"a@b>`:                           "501 5.5.4",
 		`FROM:<a"@b> SIZE=1`:                    "501 5.5.4",
+		`FROM:<a\> SIZE=1`:                      "501 5.1.7",
 		"FROM:< >":                              "501 5.1.7",
 		"FROM:<postmaster>":                     "501 5.1.7",
 		"FROM:<a b@c>":                          "501 5.1.7",
@@ -228,7 +229,7 @@ func TestParseRcptRefuses(t *testing.T) {
 			t.Errorf("%q: %+v, %q; want %q", in, got, r, want)
 		}
 	}
-	for _, in := range []string{"TO:<a@b> ORCPT=rfc822;é@b", "TO:<a@b> ORCPT=utf-8;\xff", "TO:<a@b> ORCPT=utf-8;\u202e"} {
+	for _, in := range []string{"TO:<a@b> ORCPT=utf-8;" + strings.Repeat("é", 90), "TO:<a@b> ORCPT=rfc822;é@b", "TO:<a@b> ORCPT=utf-8;\xff", "TO:<a@b> ORCPT=utf-8;\u202e"} {
 		if _, err := ParseRcpt(in, true); refusal(t, err) != "501 5.5.4" {
 			t.Errorf("%q with SMTPUTF8: %v", in, err)
 		}

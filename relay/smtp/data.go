@@ -213,7 +213,7 @@ func (d *dataReader) normalize(p, line []byte) (used, out int) {
 	} else {
 		d.oweLF = true
 	}
-	d.start, d.lastCR = lineBare, 0
+	d.start = lineBare
 	return len(line), out
 }
 

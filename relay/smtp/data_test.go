@@ -274,6 +274,20 @@ func TestA8TextLine(t *testing.T) {
 	}
 }
 
+// The length is that of one line, wherever chunks end.
+func TestA8ManyShortLines(t *testing.T) {
+	t.Parallel()
+	for _, eol := range []string{"\r\n", "\n"} {
+		text := strings.Repeat("..x"+eol+"y"+eol, MaxTextLine/4)
+		for way, src := range ways(text + "\r\n.\r\nNOOP\r\n") {
+			body, err, next := readData(src, DataOptions{NormalizeBareLF: true})
+			if want := strings.Count(text, eol) + 1; err != nil || bytes.Count(body, []byte("\r\n")) != want || next != "NOOP" {
+				t.Errorf("%q %s: %d lines of %d, %v, then %q", eol, way, bytes.Count(body, []byte("\r\n")), want, err, next)
+			}
+		}
+	}
+}
+
 func TestA8EndlessDataIsNotKept(t *testing.T) {
 	t.Parallel()
 	r := NewReader(&endless{})

@@ -60,9 +60,6 @@ func appendUTF8Addr(dst []byte, s string) []byte {
 			continue
 		}
 		dst = append(dst, `\x{`...)
-		if r < 0x10 {
-			dst = append(dst, '0')
-		}
 		dst = append(dst, strings.ToUpper(strconv.FormatInt(int64(r), 16))...)
 		dst = append(dst, '}')
 	}
