@@ -120,7 +120,7 @@ func (a *app) serveWithPrivate(ctx context.Context, cfg config, only string, log
 		}
 	}()
 	err = a.serveOn(ctx, cfg, server.URL(), only, log)
-	if err == nil && context.Cause(ctx) == ended {
+	if context.Cause(ctx) == ended {
 		return ended
 	}
 	return err
