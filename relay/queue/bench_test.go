@@ -122,3 +122,48 @@ func (p *postgresCPU) total() time.Duration {
 	}
 	return time.Duration(ticks) * time.Second / 100
 }
+
+// BenchmarkClaimBacklog claims fresh mail while a million recipients are deferred, a
+// hundred thousand of them due for a destination that is busy. It reports the longest
+// claim beside the mean.
+func BenchmarkClaimBacklog(b *testing.B) {
+	db := pgtest.New(b)
+	q := start(b, calmConfig(db))
+	for _, sql := range []string{
+		`insert into message (id, user_id, credential_id, sender_local, sender_domain, size, body_type, utf8, ret, envid, header_id, accepted_at,
+			client_addr, client_hello, listener, tls, node, recipients)
+			select ('018f0000-0000-7000-8000-' || lpad(to_hex(g), 12, '0'))::uuid, 1, 1, 'a', 'example.com', 1, '', false, '', '', '', now(), '', '', '', '', 'a', 1
+			from generate_series(1, 1000000) g`,
+		`insert into body select id, 0, 'x' from message`,
+		`insert into recipient (message_id, n, next_attempt_at, expires_at, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
+			select ('018f0000-0000-7000-8000-' || lpad(to_hex(g), 12, '0'))::uuid, 0,
+				case when g % 10 = 0 then now() - interval '1 hour' * random() else now() + interval '4 hours' * random() + interval '1 hour' end,
+				now() + interval '5 days', 3, 0,
+				case when g % 10 = 0 then 'busy.example' else 'd' || g % 50000 || '.example' end, 'x', 'x', '', ''
+			from generate_series(1, 1000000) g`,
+		`analyze recipient`,
+	} {
+		exec(b, db, sql)
+	}
+	busy := []string{"busy.example"}
+	var longest time.Duration
+	claimed := 0
+	b.ResetTimer()
+	for range b.N {
+		b.StopTimer()
+		for range 20 {
+			put(b, q, false, "x@fresh"+strconv.Itoa(claimed%7)+".example")
+		}
+		eventually(b, "fresh mail waits", func() bool { return len(q.settles.in) == 0 })
+		b.StartTimer()
+		begin := time.Now()
+		got, err := q.Claim(ctxOf(b), ClaimRequest{Messages: 50, PerDestination: 20, Busy: busy})
+		if err != nil {
+			b.Fatal(err)
+		}
+		longest = max(longest, time.Since(begin))
+		claimed += len(got)
+	}
+	b.ReportMetric(float64(longest.Microseconds())/1000, "longest-ms")
+	b.ReportMetric(float64(claimed)/float64(b.N), "claimed/op")
+}

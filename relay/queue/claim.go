@@ -14,7 +14,7 @@ import (
 
 const (
 	dueDomains   = 50_000           // domains that are remembered as due
-	dueRows      = 20_000           // rows that one look reads
+	dueRows      = 5_000            // rows that one look reads
 	claimDomains = 256              // domains that one claim asks for
 	dueOverlap   = 10 * time.Second // a look goes back so far: rows commit in no order
 	dueResync    = time.Minute      // how often a look starts from the beginning
@@ -152,7 +152,10 @@ func (c *claims) look(ctx context.Context, conn *pgx.Conn) error {
 	c.next.Lock()
 	defer c.next.Unlock()
 	c.next.at = time.Time{}
-	if next != nil {
+	switch {
+	case count == dueRows:
+		c.next.at = time.Now() // the look has not come to its end
+	case next != nil:
 		c.next.at = time.Now().Add(time.Duration(*next * float64(time.Second)))
 	}
 	return nil
