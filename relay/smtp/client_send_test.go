@@ -348,7 +348,7 @@ func TestClientBodies(t *testing.T) {
 			bodies[name] = strings.Repeat("y", around+off-2) + "\r\n.z\r\n"
 		}
 	}
-	bodies["3 MB of dots"] = strings.Repeat(".\r\n", 1<<20)
+	bodies["300 KB of dots"] = strings.Repeat(".\r\n", 100<<10)
 	s := smtptest.Start(t, smtptest.Config{})
 	c := connect(t, s)
 	sent := 0
