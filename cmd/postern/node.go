@@ -204,7 +204,8 @@ func (n *node) buildQueue(ctx context.Context, url string) error {
 func (a *app) buildDelivery(ctx context.Context, n *node, url string) error {
 	sealer, err := a.sealer(n.cfg)
 	if err != nil {
-		return err
+		// Only upstreams with a password need it; theirs is the mail that waits.
+		n.log.Warn("upstream passwords cannot be opened", "err", err)
 	}
 	pool, err := n.pool(ctx, url, "routes", 1, nil)
 	if err != nil {

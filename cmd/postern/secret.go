@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 
@@ -21,11 +22,15 @@ func (a *app) secretKeyPath(cfg config) string {
 	return "/var/lib/postern/secret.key"
 }
 
-// sealer opens the key, making it when it is not there yet.
+// sealer opens the key, making it and its folder when they are not there yet.
 func (a *app) sealer(cfg config) (*route.Sealer, error) {
-	key, err := route.LoadOrCreateKey(a.secretKeyPath(cfg))
+	path := a.secretKeyPath(cfg)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("folder for secret_key_file: %w", err)
+	}
+	key, err := route.LoadOrCreateKey(path)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("secret_key_file %s: %w", path, err)
 	}
 	return route.NewSealer(key)
 }
