@@ -22,14 +22,14 @@ var smuggling = []string{
 const smuggled = "MAIL FROM:<e@a>\r\nRCPT TO:<v@b>\r\nDATA\r\nSubject: smuggled\r\n\r\nx\r\n.\r\n"
 
 // readData reads message data and the command behind it.
-func readData(src io.Reader, opt DataOptions) (body []byte, err error, next string) {
+func readData(src io.Reader, opt DataOptions) (body []byte, next string, err error) {
 	r := NewReader(src)
 	body, err = io.ReadAll(r.Data(opt))
 	line, lineErr := r.Line(MaxCommandLine)
 	if lineErr != nil {
-		return body, err, "(" + lineErr.Error() + ")"
+		return body, "(" + lineErr.Error() + ")", err
 	}
-	return body, err, string(line)
+	return body, string(line), err
 }
 
 // referenceData is the reader of RFC 5321 section 4.5.2 octet by octet and without
@@ -89,7 +89,7 @@ func TestA1SmugglingStrict(t *testing.T) {
 			_, ok, rest, ended := referenceData([]byte(in), false)
 			wantNext, _, _ := strings.Cut(string(rest), "\r\n")
 			for way, src := range ways(in) {
-				_, err, next := readData(src, DataOptions{})
+				_, next, err := readData(src, DataOptions{})
 				if !ended { // a CR just before CRLF.CRLF
 					if err != io.ErrUnexpectedEOF {
 						t.Errorf("%q %s (%s): %v; want no end", p, where, way, err)
@@ -115,7 +115,7 @@ func TestA1SmugglingVerdicts(t *testing.T) {
 	t.Parallel()
 	for _, p := range smuggling {
 		in := "Subject: s\r\n\r\nbody" + p + smuggled + "NOOP\r\n"
-		_, err, next := readData(strings.NewReader(in), DataOptions{})
+		_, next, err := readData(strings.NewReader(in), DataOptions{})
 		if next != "NOOP" {
 			t.Errorf("%q: the next command is %q", p, next)
 		}
@@ -132,10 +132,10 @@ func TestA1SmugglingSplitAtEveryOctet(t *testing.T) {
 		for _, normalize := range []bool{false, true} {
 			in := "Subject: s\r\n\r\nbody" + p + smuggled + "NOOP\r\n"
 			opt := DataOptions{NormalizeBareLF: normalize}
-			wantBody, wantErr, wantNext := readData(strings.NewReader(in), opt)
+			wantBody, wantNext, wantErr := readData(strings.NewReader(in), opt)
 			for cut := 1; cut < len(in); cut++ {
 				src := io.MultiReader(strings.NewReader(in[:cut]), strings.NewReader(in[cut:]))
-				body, err, next := readData(src, opt)
+				body, next, err := readData(src, opt)
 				if next != wantNext || (err == nil) != (wantErr == nil) || err == nil && !bytes.Equal(body, wantBody) {
 					t.Fatalf("%q cut at %d: %q, %v, then %q", p, cut, body, err, next)
 				}
@@ -153,7 +153,7 @@ func TestA1SmugglingNormalized(t *testing.T) {
 		want, ok, rest, _ := referenceData([]byte(in), true)
 		wantNext, _, _ := strings.Cut(string(rest), "\r\n")
 		for way, src := range ways(in) {
-			body, err, next := readData(src, DataOptions{NormalizeBareLF: true})
+			body, next, err := readData(src, DataOptions{NormalizeBareLF: true})
 			if (err == nil) != ok || next != wantNext || ok && !bytes.Equal(body, want) {
 				t.Errorf("%q (%s): %q, %v, then %q; want %q, %v, %q", p, way, body, err, next, want, ok, wantNext)
 			}
@@ -188,7 +188,7 @@ func TestData(t *testing.T) {
 	}
 	for _, tt := range tests {
 		for way, src := range ways(tt.in + "NOOP\r\n") {
-			body, err, next := readData(src, tt.opt)
+			body, next, err := readData(src, tt.opt)
 			if err != nil || string(body) != tt.want || next != "NOOP" {
 				t.Errorf("%s (%s): %.60q, %v, then %q; want %.60q", tt.name, way, body, err, next, tt.want)
 			}
@@ -229,7 +229,7 @@ func TestDataCutOff(t *testing.T) {
 	t.Parallel()
 	const in = "Subject: s\r\n\r\nbody\r\n.\r\n"
 	for n := range len(in) {
-		_, err, next := readData(strings.NewReader(in[:n]), DataOptions{})
+		_, next, err := readData(strings.NewReader(in[:n]), DataOptions{})
 		if err != io.ErrUnexpectedEOF || next != "(unexpected EOF)" {
 			t.Errorf("cut off behind %q: %v, then %q", in[:n], err, next)
 		}
@@ -266,7 +266,7 @@ func TestA8TextLine(t *testing.T) {
 		"a\r\n" + strings.Repeat("x", 1<<20) + "\r\nb\r\n.\r\n",
 	} {
 		for way, src := range ways(in + "NOOP\r\n") {
-			_, err, next := readData(src, DataOptions{})
+			_, next, err := readData(src, DataOptions{})
 			if !errors.Is(err, ErrDataLine) || next != "NOOP" {
 				t.Errorf("%s: %v, then %q", way, err, next)
 			}
@@ -280,7 +280,7 @@ func TestA8ManyShortLines(t *testing.T) {
 	for _, eol := range []string{"\r\n", "\n"} {
 		text := strings.Repeat("..x"+eol+"y"+eol, MaxTextLine/4)
 		for way, src := range ways(text + "\r\n.\r\nNOOP\r\n") {
-			body, err, next := readData(src, DataOptions{NormalizeBareLF: true})
+			body, next, err := readData(src, DataOptions{NormalizeBareLF: true})
 			if want := strings.Count(text, eol) + 1; err != nil || bytes.Count(body, []byte("\r\n")) != want || next != "NOOP" {
 				t.Errorf("%q %s: %d lines of %d, %v, then %q", eol, way, bytes.Count(body, []byte("\r\n")), want, err, next)
 			}
