@@ -3,6 +3,7 @@ package submission
 import (
 	"bytes"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"testing"
@@ -59,9 +60,11 @@ func runRaw(t testing.TB, ts *testServer, text []byte, step int) (said string, q
 		t.Fatal(err)
 	}
 	s.identity = &id
-	before := ts.queue.len()
+	ts.queue.mu.Lock()
+	ts.queue.messages = nil // a fuzzer runs for long
+	ts.queue.mu.Unlock()
 	s.run()
-	return out.String(), ts.queue.len() - before
+	return out.String(), ts.queue.len()
 }
 
 // FuzzSession plays any octets to an authenticated session. Every line that it says
@@ -73,7 +76,8 @@ func FuzzSession(f *testing.F) {
 	f.Add([]byte(tx + "x\n.\n" + smuggled))
 	f.Add([]byte("MAIL FROM:<alice@example.com> SIZE=1\r\nMAIL FROM:<a@b>\r\nDATA\r\nRSET\r\nBDAT 5\r\nNOOP\r\n"))
 	f.Add([]byte("EHLO x\r\nAUTH PLAIN\r\nSTARTTLS\r\nHELP\r\nVRFY x\r\nEXPN x\r\n\x00\r\nNOOP\nNOOP\r\n"))
-	ts := startServer(f, func(cfg *Config) { cfg.Handoff = nil })
+	ts := startServer(f, func(cfg *Config) { cfg.Handoff, cfg.Log, cfg.System = nil, nil, slog.New(slog.DiscardHandler) })
+	ts.queue.discard = true
 	f.Fuzz(func(t *testing.T, text []byte) {
 		said, queued := runRaw(t, ts, text, 0)
 		checkReplies(t, said, queued)
@@ -83,7 +87,7 @@ func FuzzSession(f *testing.F) {
 			t.Errorf("%d messages queued at once, %d octet by octet", queued, slowQueued)
 		}
 		if n := ts.Stats().Panics; n != 0 {
-			t.Fatalf("%d panics: %s", n, ts.log)
+			t.Fatalf("%d panics", n)
 		}
 	})
 }

@@ -78,7 +78,7 @@ func (s *session) next() {
 		return
 	}
 	line, err := s.line()
-	if err != nil {
+	if _, whole := asRefusal(err); err != nil && !whole {
 		s.lineFailed(err)
 		return
 	}
@@ -87,6 +87,10 @@ func (s *session) next() {
 		return
 	}
 	s.commands++
+	if err != nil {
+		s.misbehaved(err)
+		return
+	}
 	cmd, err := smtp.ParseCommand(line)
 	if err != nil {
 		s.misbehaved(err)
@@ -191,8 +195,8 @@ func isBadCommand(code int) bool {
 
 // misbehaved answers what is no command.
 func (s *session) misbehaved(err error) {
-	var refusal *smtp.Error
-	if !errors.As(err, &refusal) {
+	refusal, ok := asRefusal(err)
+	if !ok {
 		refusal = &smtp.Error{Reply: smtp.Permanent(500, 5, 2, "Syntax error")}
 	}
 	s.first = false
@@ -234,15 +238,11 @@ func (s *session) await(idle bool) {
 	s.wire.until, s.wire.idle = until, idle
 }
 
-// lineFailed ends the session, or answers a line that could be read to its end.
+// lineFailed ends the session: no line could be read to its end.
 func (s *session) lineFailed(err error) {
-	var refusal *smtp.Error
 	switch {
 	case s.wire.dead != nil:
 		s.end("write failed")
-	case errors.As(err, &refusal):
-		s.commands++
-		s.misbehaved(err)
 	case errors.Is(err, errShutdown):
 		s.leave("shutdown", replyShutdown)
 	case isTimeout(err):
