@@ -141,14 +141,8 @@ func (c *committer) noteTrouble(err error) {
 
 // attempt runs the transaction of the group once.
 func (c *committer) attempt(jobs []*job, again bool) error {
-	until := jobs[0].until
-	for _, j := range jobs[1:] {
-		if j.until.Before(until) {
-			until = j.until
-		}
-	}
 	// Not the context of any session: a commit is never cancelled.
-	ctx, cancel := context.WithDeadline(context.Background(), until)
+	ctx, cancel := context.WithDeadline(context.Background(), earliest(jobs))
 	defer cancel()
 	conn, err := c.s.get(ctx)
 	if err != nil {
@@ -199,12 +193,19 @@ func (c *committer) resolve(jobs []*job, cause error) {
 		}
 		c.noteTrouble(err)
 		cause = err
-		select {
-		case <-time.After(wait):
-		case <-c.q.stopped:
-			wait = 2 * time.Second
+		time.Sleep(min(wait, time.Until(earliest(jobs))))
+	}
+}
+
+// earliest is when the first client's patience ends.
+func earliest(jobs []*job) time.Time {
+	until := jobs[0].until
+	for _, j := range jobs[1:] {
+		if j.until.Before(until) {
+			until = j.until
 		}
 	}
+	return until
 }
 
 // giveUp voids the jobs whose time is up and returns the others.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -213,17 +214,8 @@ func (q *Queue) EnqueueNotice(ctx context.Context, n *Notice, m Message, rcpt Re
 	defer cancel()
 	j := &job{m: m, rcpts: []Recipient{rcpt}, body: NewBody(body), epoch: n.Epoch}
 	j.m.Size = int64(len(body))
-	s := newSession(q.cfg.EnqueuePool, tuneCommit)
-	defer s.close()
-	for try := 1; ; try++ {
-		err := q.commitNotice(ctx, s, n, j, body != nil)
-		if err == nil {
-			break
-		}
-		if try == 3 || ctx.Err() != nil || errors.Is(err, errEpochLost) || certaintyOf(err) == rejected && !worthAnother(err) {
-			return fmt.Errorf("enqueue notice: %w", err)
-		}
-		s.drop()
+	if err := q.notices.commit(ctx, n, j, body != nil); err != nil {
+		return fmt.Errorf("enqueue notice: %w", err)
 	}
 	q.held.remove(n.Message.ID, len(n.Recipients))
 	if body != nil {
@@ -232,45 +224,80 @@ func (q *Queue) EnqueueNotice(ctx context.Context, n *Notice, m Message, rcpt Re
 	return nil
 }
 
-func (q *Queue) commitNotice(ctx context.Context, s *session, n *Notice, j *job, send bool) error {
-	conn, err := s.get(ctx)
+// notices commits notices, one at a time.
+type notices struct {
+	q  *Queue
+	mu sync.Mutex
+	s  *session
+}
+
+func (ns *notices) close() {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	ns.s.close()
+}
+
+// commit tries until the notice is committed or surely is not. A commit in doubt is
+// run again; if it has succeeded the notice is found there.
+func (ns *notices) commit(ctx context.Context, n *Notice, j *job, send bool) error {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	for try := 1; ; try++ {
+		err := ns.attempt(ctx, n, j, send)
+		if err == nil {
+			return nil
+		}
+		if try == 3 || ctx.Err() != nil || errors.Is(err, errEpochLost) || certaintyOf(err) == rejected && !worthAnother(err) {
+			return err
+		}
+		ns.s.drop()
+	}
+}
+
+func (ns *notices) attempt(ctx context.Context, n *Notice, j *job, send bool) error {
+	conn, err := ns.s.get(ctx)
 	if err != nil {
 		return err
 	}
-	return s.end(pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		if send {
-			var there bool
-			if err := tx.QueryRow(ctx, sqlNoticeExists, j.m.ID).Scan(&there); err != nil || there {
-				return err
-			}
-			if err := q.insertNotice(ctx, conn, j); err != nil {
-				return err
-			}
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if !send {
+			return ns.markTold(ctx, tx, n, "no notice wanted")
 		}
-		text := "no notice wanted"
-		if send {
-			text = string(n.Kind) + " notice " + j.m.ID.String()
+		var there bool
+		if err := tx.QueryRow(ctx, sqlNoticeExists, j.m.ID).Scan(&there); err != nil || there {
+			return err
 		}
-		var told int
-		var unused *string
-		if err := tx.QueryRow(ctx, sqlTold, n.Message.ID, rowsOf(n), n.Epoch, q.cfg.Node, text).Scan(&told, &unused); err != nil {
-			return fmt.Errorf("mark told: %w", err)
+		if err := ns.insert(ctx, conn, j); err != nil {
+			return err
 		}
-		if told != len(n.Recipients) {
-			return fmt.Errorf("mark told: %d of %d recipients: %w", told, len(n.Recipients), errEpochLost)
-		}
-		return nil
-	}))
+		return ns.markTold(ctx, tx, n, string(n.Kind)+" notice "+j.m.ID.String())
+	})
+	if hook := ns.q.faults.afterCommit; hook != nil && err == nil {
+		err = hook(conn)
+	}
+	return ns.s.end(err)
 }
 
-// insertNotice inserts the notice message; its recipient is born waiting.
-func (q *Queue) insertNotice(ctx context.Context, conn *pgx.Conn, j *job) error {
+func (ns *notices) markTold(ctx context.Context, tx pgx.Tx, n *Notice, text string) error {
+	var told int
+	var unused *string
+	if err := tx.QueryRow(ctx, sqlTold, n.Message.ID, rowsOf(n), n.Epoch, ns.q.cfg.Node, text).Scan(&told, &unused); err != nil {
+		return fmt.Errorf("mark told: %w", err)
+	}
+	if told != len(n.Recipients) {
+		return fmt.Errorf("mark told: %d of %d recipients are ours: %w", told, len(n.Recipients), errEpochLost)
+	}
+	return nil
+}
+
+// insert inserts the notice message; its recipient is born waiting.
+func (ns *notices) insert(ctx context.Context, conn *pgx.Conn, j *job) error {
 	var g group
 	g.add(j, true)
 	if err := g.addBody(j); err != nil {
 		return err
 	}
-	if err := g.exec(ctx, conn, q, j.epoch, false); err != nil {
+	if err := g.exec(ctx, conn, ns.q, j.epoch, false); err != nil {
 		return err
 	}
 	_, err := conn.Exec(ctx, sqlDisown, [][16]byte{j.m.ID}, j.epoch)

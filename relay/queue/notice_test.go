@@ -6,11 +6,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"postern/internal/pgtest"
 	"postern/relay/smtp"
 )
 
-func notices(t *testing.T, q *Queue, want int) []*Notice {
+func dueNotices(t *testing.T, q *Queue, want int) []*Notice {
 	t.Helper()
 	var list []*Notice
 	eventually(t, "notices are due", func() bool {
@@ -42,7 +44,7 @@ func TestFailureNotice(t *testing.T) {
 	m, d := put(t, q, true, "a@example.net", "b@example.net")
 	q.Settle(outcome(d, 0, Failed), outcome(d, 1, Failed))
 	becomes(t, db, m.ID, "0 failed;1 failed")
-	n := notices(t, q, 1)[0]
+	n := dueNotices(t, q, 1)[0]
 	if n.Kind != NoticeFailure || len(n.Recipients) != 2 || n.Message.Sender != m.Sender {
 		t.Fatalf("notice %+v", n)
 	}
@@ -57,7 +59,7 @@ func TestFailureNotice(t *testing.T) {
 		t.Fatalf("claimed twice: %v, %v", again, err)
 	}
 	q.ReleaseNotice(n, 0)
-	n = notices(t, q, 1)[0]
+	n = dueNotices(t, q, 1)[0]
 	nm, rcpt, body := noticeMessage()
 	if err := q.EnqueueNotice(ctxOf(t), n, nm, rcpt, body); err != nil {
 		t.Fatal(err)
@@ -87,7 +89,7 @@ func TestNoticeNotWanted(t *testing.T) {
 	q := start(t, calmConfig(db))
 	m, d := put(t, q, true, "a@example.net")
 	q.Settle(outcome(d, 0, Failed))
-	n := notices(t, q, 1)[0]
+	n := dueNotices(t, q, 1)[0]
 	if err := q.EnqueueNotice(ctxOf(t), n, Message{}, Recipient{}, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +110,7 @@ func TestDelayNotice(t *testing.T) {
 	o := outcome(d, 0, Deferred)
 	o.RetryIn = time.Hour
 	q.Settle(o)
-	n := notices(t, q, 1)[0]
+	n := dueNotices(t, q, 1)[0]
 	if n.Kind != NoticeDelay || n.Recipients[0].Reply.Text != "later" || time.Until(n.Recipients[0].WillRetryTo) < 100*time.Hour {
 		t.Fatalf("notice %+v", n)
 	}
@@ -187,7 +189,7 @@ func TestWhoIsTold(t *testing.T) {
 			}
 			continue
 		}
-		n := notices(t, q, 1)[0]
+		n := dueNotices(t, q, 1)[0]
 		if n.Kind != c.want {
 			t.Fatalf("%+v: told of %s", c, n.Kind)
 		}
@@ -208,7 +210,7 @@ func TestNoticeIsFenced(t *testing.T) {
 	m, d := put(t, q, true, "a@example.net", "b@example.net")
 	q.Settle(outcome(d, 0, Failed), outcome(d, 1, Failed))
 	becomes(t, db, m.ID, "0 failed;1 failed")
-	n := notices(t, q, 1)[0]
+	n := dueNotices(t, q, 1)[0]
 	exec(t, db, `update recipient set owner = owner + 1000 where n = 1`)
 	nm, rcpt, body := noticeMessage()
 	if err := q.EnqueueNotice(ctxOf(t), n, nm, rcpt, body); err == nil {
@@ -234,4 +236,30 @@ func TestHeadersOf(t *testing.T) {
 			t.Errorf("%.20q: %q", body, got)
 		}
 	}
+}
+
+// A notice whose commit was answered with an error is committed once.
+func TestNoticeCommitInDoubt(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db), func(q *Queue) {
+		skipped := false // the fault is for the notice, not for the mail before it
+		q.faults.afterCommit = func(c *pgx.Conn) error {
+			if count(t, db, `select count(*) from message`) < 2 || skipped {
+				return nil
+			}
+			skipped = true
+			return cut(c)
+		}
+	})
+	m, d := put(t, q, true, "a@example.net")
+	q.Settle(outcome(d, 0, Failed))
+	becomes(t, db, m.ID, "0 failed")
+	n := dueNotices(t, q, 1)[0]
+	nm, rcpt, body := noticeMessage()
+	if err := q.EnqueueNotice(ctxOf(t), n, nm, rcpt, body); err != nil {
+		t.Fatal(err)
+	}
+	becomes(t, db, m.ID, "")
+	becomes(t, db, nm.ID, "0 queued")
 }

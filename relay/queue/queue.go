@@ -44,6 +44,7 @@ type Queue struct {
 	settles *settles
 	gates   *gates
 	claims  *claims
+	notices *notices
 	signals *signals
 	sweeps  *sweeps
 	held    *held
@@ -88,7 +89,7 @@ func (c Config) withDefaults() Config {
 //
 // Of the pools it takes the connection settings, and connections for reading stored
 // bodies from WorkPool. Commits, settles, claims, the heartbeat and the listener use
-// connections of their own, at most nine, outside the pools' limits.
+// connections of their own, at most twelve, outside the pools' limits.
 func New(cfg Config) *Queue {
 	q := &Queue{cfg: cfg.withDefaults(), clock: bootClock{}, held: newHeld(), stopped: make(chan struct{})}
 	q.log = q.cfg.Log
@@ -97,6 +98,7 @@ func New(cfg Config) *Queue {
 	q.settles = newSettles(q)
 	q.gates = &gates{q: q, s: newSession(cfg.WorkPool, tuneWork), asks: make(chan *gateAsk, 256)}
 	q.claims = newClaims(q)
+	q.notices = &notices{q: q, s: newSession(cfg.EnqueuePool, tuneCommit)}
 	q.signals = newSignals(q)
 	q.sweeps = newSweeps(q)
 	return q
@@ -146,24 +148,43 @@ func (q *Queue) Close(ctx context.Context) error {
 	if q.stop == nil {
 		return nil
 	}
-	q.inflight.Wait()
+	defer close(q.stopped)
+	defer q.stop()
+	if !waitFor(ctx, &q.inflight) {
+		return fmt.Errorf("close queue: commits are still pending: %w", ctx.Err())
+	}
 	q.commits.stop()
-	unflushed := context.AfterFunc(ctx, q.stop)
+	q.notices.close()
+	giveUp := context.AfterFunc(ctx, q.stop)
 	close(q.settles.last)
 	q.settles.done.Wait()
-	unflushed()
+	giveUp()
 	q.stop()
 	q.loops.Wait()
-	close(q.stopped)
+	q.claims.close()
 	err := q.sweeps.handBack(ctx)
 	if err == nil {
 		err = q.epochs.end(ctx)
 	}
-	q.claims.close()
 	if err != nil {
 		return fmt.Errorf("close queue: %w", err)
 	}
 	return nil
+}
+
+// waitFor waits for wg, and reports false when ctx ends before.
+func waitFor(ctx context.Context, wg *sync.WaitGroup) bool {
+	done := make(chan struct{})
+	go func() {
+		wg.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // ClaimRequest says how much work is wanted.
