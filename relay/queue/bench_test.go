@@ -20,16 +20,22 @@ import (
 // enqueue to the settled delivery, for so many submitting sessions on a durable
 // server. Beside the time it reports the CPU of this process and of Postgres for each.
 func BenchmarkAcceptDeliver(b *testing.B) {
-	for _, sessions := range []int{1, 20, 100} {
-		b.Run("sessions="+strconv.Itoa(sessions), func(b *testing.B) {
-			db := pgtest.On(b, benchServer(b))
-			q := start(b, calmConfig(db))
+	for _, c := range []struct {
+		name     string
+		sessions int
+		strict   bool
+	}{{"sessions=1", 1, false}, {"sessions=20", 20, false}, {"sessions=20 strict", 20, true}, {"sessions=100", 100, false}} {
+		b.Run(c.name, func(b *testing.B) {
+			db := pgtest.On(b, pgtest.Server(b, pgserver.Config{}))
+			cfg := calmConfig(db)
+			cfg.StrictGate = c.strict
+			q := start(b, cfg)
 			body := NewBody(bytes.Repeat([]byte("0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd\r\n"), 5000/64))
 			backend := newPostgresCPU(b, db)
 			b.ReportAllocs()
 			b.ResetTimer()
 			self, theirs := selfCPU(), backend.total()
-			run(b, sessions, func() {
+			run(b, c.sessions, func() {
 				m := message()
 				d, err := q.Enqueue(context.Background(), m, rcpts("bob@example.net"), body, true)
 				if err != nil {
@@ -53,10 +59,6 @@ func BenchmarkAcceptDeliver(b *testing.B) {
 			b.ReportMetric(n/b.Elapsed().Seconds(), "msg/s")
 		})
 	}
-}
-
-func benchServer(b *testing.B) *pgserver.Server {
-	return pgtest.Server(b, pgserver.Config{})
 }
 
 // run spreads b.N calls over goroutines.

@@ -27,7 +27,7 @@ const (
 // time. So it goes in two steps. The look reads the due index in order of time from
 // where the last look ended, each row about once, and remembers the domains it met.
 // The claim takes the oldest rows of the domains that are wanted, in turn, each by its
-// own index range. docs/decisions/claim.md has the figures.
+// own index range. docs/decisions/queue-claim.md has the figures.
 type claims struct {
 	q *Queue
 	s *session
