@@ -1,0 +1,257 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"postern/internal/peers"
+)
+
+// compareFlags are the flags of compare.
+type compareFlags struct {
+	names     []string
+	rounds    int
+	postern   string
+	dir       string
+	profile   string
+	noPostfix bool
+	asJSON    bool
+}
+
+func compareCommand() *cobra.Command {
+	f := &compareFlags{}
+	cmd := &cobra.Command{
+		Use:   "compare",
+		Short: "measure Postern, and Postfix beside it when it can be had",
+		Long: `Starts a private PostgreSQL server with full durability, Postern on it and, from
+.cache/peers ('make peers'), a Postfix with the same job: STARTTLS and AUTH in, the
+sink as the next hop. Each round sends the same load through both, one after the
+other; the table has the medians of the rounds and the ratios.
+
+Everything runs in a folder that is removed at the end, on loopback addresses.
+docs/benchmark.md says how to read the figures.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return f.run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringSliceVar(&f.names, "workload", nil, "`names` out of "+workloadNames()+" (default: all but huge)")
+	flags.IntVar(&f.rounds, "rounds", 5, "how often each load is sent")
+	flags.StringVar(&f.postern, "postern", "", "the `program` to measure (default: postern beside smtpbench)")
+	flags.StringVar(&f.dir, "dir", ".cache", "`folder` for the servers' files, on the file system to measure")
+	flags.StringVar(&f.profile, "profile", "", "existing `folder` for a CPU profile of Postern over the whole run")
+	flags.BoolVar(&f.noPostfix, "no-postfix", false, "measure Postern alone")
+	flags.BoolVar(&f.asJSON, "json", false, "print every round as JSON")
+	return cmd
+}
+
+func (f *compareFlags) run(ctx context.Context, stdout, stderr io.Writer) error {
+	chosen, err := choose(f.names)
+	if err != nil {
+		return err
+	}
+	if f.rounds < 1 {
+		return errors.New("--rounds is at least 1")
+	}
+	l, err := newLab(f.dir)
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	contenders, err := f.start(ctx, l, stderr)
+	for _, c := range contenders {
+		defer c.close()
+	}
+	if err != nil {
+		return err
+	}
+	var all []series
+	for _, w := range chosen {
+		s, err := f.measure(ctx, l, w, contenders, stderr)
+		if err != nil {
+			return err
+		}
+		all = append(all, s...)
+	}
+	if f.asJSON {
+		err = printJSON(stdout, all)
+	} else {
+		err = printTable(stdout, all)
+	}
+	return errors.Join(err, judge(all))
+}
+
+// start starts the servers; those that run are returned with an error too.
+func (f *compareFlags) start(ctx context.Context, l *lab, stderr io.Writer) ([]*contender, error) {
+	program := f.postern
+	if program == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return nil, fmt.Errorf("find postern: %w", err)
+		}
+		program = filepath.Join(filepath.Dir(self), "postern")
+	}
+	profile := ""
+	if f.profile != "" {
+		var err error
+		if profile, err = filepath.Abs(filepath.Join(f.profile, "postern.pprof")); err != nil {
+			return nil, err
+		}
+	}
+	postern, err := l.postern(ctx, program, profile)
+	if err != nil {
+		return nil, err
+	}
+	contenders := []*contender{postern}
+	if f.noPostfix {
+		return contenders, nil
+	}
+	postfix, err := l.postfix(ctx)
+	if err != nil {
+		fmt.Fprintf(stderr, "smtpbench: measuring Postern alone: %v\n", withAdvice(err))
+		return contenders, nil
+	}
+	return append(contenders, postfix), nil
+}
+
+// withAdvice says how to get Postfix.
+func withAdvice(err error) error {
+	if errors.Is(err, peers.ErrUnavailable) {
+		return fmt.Errorf("%w; Postfix comes from Debian's packages, on a machine with apt-get and dpkg-deb", err)
+	}
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("%w; run `make bench` as root to have Postfix beside it", err)
+	}
+	return err
+}
+
+// A series is the rounds of one workload with one server.
+type series struct {
+	Workload string  `json:"workload"`
+	Server   string  `json:"server"`
+	Rounds   []round `json:"rounds"`
+	what     string
+	shape    workload
+}
+
+// measure alternates between the servers, so that what else the machine does hits
+// both.
+func (f *compareFlags) measure(ctx context.Context, l *lab, w workload, contenders []*contender, stderr io.Writer) ([]series, error) {
+	all := make([]series, len(contenders))
+	for i, c := range contenders {
+		all[i] = series{Workload: w.name, Server: c.name, what: w.what, shape: w}
+	}
+	for n := range f.rounds {
+		for i, c := range contenders {
+			r, err := c.round(ctx, l.exchange, w)
+			if err != nil {
+				return nil, fmt.Errorf("%s with %s: %w", w.name, c.name, err)
+			}
+			fmt.Fprintf(stderr, "%s %d/%d %s: %.0f messages/s, %.3f ms CPU each, %s\n",
+				w.name, n+1, f.rounds, c.name, r.Rate, r.cpu(), r.Tally)
+			printProblems(stderr, r.Problems)
+			all[i].Rounds = append(all[i].Rounds, r)
+		}
+	}
+	return all, nil
+}
+
+// A round is the passes of a workload, added up.
+type round struct {
+	result
+	passes int
+}
+
+// cpu is the processor time of a message in all parts of the server, in ms.
+func (r round) cpu() float64 {
+	sum := 0.0
+	for _, ms := range r.CPU {
+		sum += ms
+	}
+	return sum
+}
+
+// round measures one round. The first one is preceded by a warm-up: processes are
+// made, caches filled, the password is verified.
+func (c *contender) round(ctx context.Context, at *exchange, w workload) (round, error) {
+	if !c.settled {
+		warm := workloads[0].plan()
+		if _, err := warm.run(ctx, c.target, at, c.meters); err != nil {
+			return round{}, err
+		}
+		c.settled = true
+	}
+	if c.pid != 0 {
+		if err := forgetPeak(c.pid); err != nil {
+			return round{}, err
+		}
+	}
+	var sum round
+	for range w.passes {
+		r, err := w.plan().run(ctx, c.target, at, c.meters)
+		if err != nil {
+			return round{}, err
+		}
+		sum.add(r)
+	}
+	var err error
+	if c.pid != 0 {
+		sum.Peak, err = peakMemory(c.pid)
+	}
+	return sum, err
+}
+
+// add adds a pass. Latencies are those of the worst pass.
+func (r *round) add(p result) {
+	if r.passes++; r.passes == 1 {
+		r.result = p
+		return
+	}
+	a, b := float64(r.Tally.Accepted), float64(p.Tally.Accepted)
+	for name := range r.CPU {
+		r.CPU[name] = (r.CPU[name]*a + p.CPU[name]*b) / max(1, a+b)
+	}
+	r.Messages += p.Messages
+	r.Accept += p.Accept
+	r.EndToEnd += p.EndToEnd
+	r.P50, r.P99, r.Max = max(r.P50, p.P50), max(r.P99, p.P99), max(r.Max, p.Max)
+	r.Sound = r.Sound && p.Sound
+	r.Tally.add(p.Tally)
+	for text, n := range p.Problems {
+		r.Problems[text] += n
+	}
+	if r.Accept > 0 && r.EndToEnd > 0 {
+		r.AcceptRate = float64(r.Tally.Accepted) / float64(r.Accept)
+		r.Rate = float64(r.Tally.Arrived) / float64(r.Recipients) / float64(r.EndToEnd)
+	}
+}
+
+func (t *tally) add(u tally) {
+	t.Accepted += u.Accepted
+	t.Refused += u.Refused
+	t.Arrived += u.Arrived
+	t.Lost += u.Lost
+	t.Doubled += u.Doubled
+	t.Altered += u.Altered
+	t.Envelope += u.Envelope
+	t.Refuted += u.Refuted
+}
+
+// judge is an error when a figure is not to be trusted.
+func judge(all []series) error {
+	for _, s := range all {
+		for _, r := range s.Rounds {
+			if !r.Sound {
+				return fmt.Errorf("%s with %s: %w", s.Workload, s.Server, errUnsound)
+			}
+		}
+	}
+	return nil
+}

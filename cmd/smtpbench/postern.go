@@ -1,0 +1,182 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"postern/internal/pgserver"
+)
+
+const (
+	startTime = time.Minute
+	stopTime  = 45 * time.Second // postern gives itself 30 s
+)
+
+// postern starts a private PostgreSQL server with full durability and the relay on
+// it. The relay is the program at the path; it writes a CPU profile when profile is
+// not empty.
+func (l *lab) postern(ctx context.Context, program, profile string) (*contender, error) {
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	program, err := filepath.Abs(program)
+	if err != nil {
+		return nil, err
+	}
+	database, err := pgserver.Start(ctx, pgserver.Config{Dir: filepath.Join(l.dir, "postgres")})
+	if err != nil {
+		return nil, err
+	}
+	stopDatabase := func() { _ = database.Stop() } // its data go with the folder
+	p := &posternRelay{program: program, dir: l.dir, url: database.URL()}
+	port, err := p.configure(ctx, l)
+	if err == nil {
+		err = p.start(profile)
+	}
+	var to *target
+	if err == nil {
+		to, err = l.target(port)
+	}
+	if err == nil {
+		err = awaitGreeting(ctx, to.address, p.ended)
+	}
+	if err != nil {
+		p.stop()
+		stopDatabase()
+		return nil, fmt.Errorf("start postern: %w\n%s", err, p.lastWords())
+	}
+	return &contender{
+		name: "postern", target: to, pid: p.cmd.Process.Pid,
+		meters: []meter{treeMeter("server", p.cmd.Process.Pid), treeMeter("postgres", database.PID())},
+		close:  func() { p.stop(); stopDatabase() },
+	}, nil
+}
+
+// posternRelay is the relay's process.
+type posternRelay struct {
+	program string
+	dir     string
+	url     string // of the database
+	cmd     *exec.Cmd
+	ended   chan struct{}
+}
+
+func (p *posternRelay) config() string { return filepath.Join(p.dir, "postern.toml") }
+func (p *posternRelay) log() string    { return filepath.Join(p.dir, "postern.log") }
+
+// configure makes the schema, the account, the route and the configuration, and
+// returns the port that the relay will listen on.
+func (p *posternRelay) configure(ctx context.Context, l *lab) (int, error) {
+	port, err := freePort()
+	if err != nil {
+		return 0, err
+	}
+	text := fmt.Sprintf(`hostname = "relay.test"
+secret_key_file = "secret.key"
+[[listener]]
+address = "127.0.0.1:%d"
+tls = "starttls"
+[tls]
+certificate = %q
+key = %q
+[submission]
+message_size = "200MiB"
+spool_dir = %q
+`, port, l.certFile, l.keyFile, p.dir)
+	if err := os.WriteFile(p.config(), []byte(text), 0o600); err != nil {
+		return 0, err
+	}
+	for _, args := range [][]string{
+		{"migrate"},
+		{"user", "add", benchUser, "--password-stdin"},
+		{"upstream", "add", "sink", "--host", l.exchange.sink.address(), "--tls", "none"},
+		{"route", "add", "--via", "sink"},
+	} {
+		if err := p.run(ctx, args...); err != nil {
+			return 0, err
+		}
+	}
+	return port, nil
+}
+
+func (p *posternRelay) command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, p.program, append([]string{"--config", p.config()}, args...)...)
+	cmd.Env = append(os.Environ(), "POSTERN_DATABASE_URL="+p.url)
+	return cmd
+}
+
+// run carries out an admin's command; one that asks for a password gets it.
+func (p *posternRelay) run(ctx context.Context, args ...string) error {
+	cmd := p.command(ctx, args...)
+	cmd.Stdin = strings.NewReader(benchPassword + "\n")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("postern %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// start runs the server with its log in a file, as Postfix has it.
+func (p *posternRelay) start(profile string) error {
+	log, err := os.Create(p.log())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }() // the server has its own
+	args := []string{"serve"}
+	if profile != "" {
+		args = append(args, "--cpuprofile", profile)
+	}
+	cmd := p.command(context.Background(), args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt is ours to pass on
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	p.cmd, p.ended = cmd, make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // what it said is in its log
+		close(p.ended)
+	}()
+	return nil
+}
+
+// stop ends the server; it may be called for one that never started.
+func (p *posternRelay) stop() {
+	if p.cmd == nil {
+		return
+	}
+	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+	select {
+	case <-p.ended:
+	case <-time.After(stopTime):
+		_ = p.cmd.Process.Kill()
+		<-p.ended
+	}
+}
+
+// lastWords is the end of the server's log.
+func (p *posternRelay) lastWords() string {
+	text, err := os.ReadFile(p.log())
+	if err != nil {
+		return ""
+	}
+	return string(text[max(0, len(text)-2000):])
+}
+
+// freePort is a port on 127.0.0.1 that was free a moment ago.
+func freePort() (int, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, fmt.Errorf("find a free port: %w", err)
+	}
+	port := listener.Addr().(*net.TCPAddr).Port
+	return port, errors.Join(listener.Close())
+}
