@@ -1,0 +1,113 @@
+package route
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+)
+
+func newSealer(t *testing.T, fill byte) *Sealer {
+	t.Helper()
+	s, err := NewSealer(bytes.Repeat([]byte{fill}, KeySize))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestSeal(t *testing.T) {
+	t.Parallel()
+	s := newSealer(t, 1)
+	sealed := s.Seal("sink", "relay", "secret")
+	if bytes.Contains(sealed, []byte("secret")) {
+		t.Error("the password is there to be read")
+	}
+	if bytes.Equal(sealed, s.Seal("sink", "relay", "secret")) {
+		t.Error("sealing twice gives the same: the nonce is not random")
+	}
+	if got, err := s.Open("sink", "relay", sealed); err != nil || got != "secret" {
+		t.Errorf("Open = %q, %v", got, err)
+	}
+	damaged := bytes.Clone(sealed)
+	damaged[len(damaged)-1] ^= 1
+	for name, open := range map[string]func() (string, error){
+		"another upstream": func() (string, error) { return s.Open("other", "relay", sealed) },
+		"another user":     func() (string, error) { return s.Open("sink", "other", sealed) },
+		"another key":      func() (string, error) { return newSealer(t, 2).Open("sink", "relay", sealed) },
+		"damage":           func() (string, error) { return s.Open("sink", "relay", damaged) },
+		"too short":        func() (string, error) { return s.Open("sink", "relay", sealed[:10]) },
+		"nothing":          func() (string, error) { return s.Open("sink", "relay", nil) },
+	} {
+		if got, err := open(); !errors.Is(err, ErrSeal) || got != "" {
+			t.Errorf("%s: %q, %v; want ErrSeal", name, got, err)
+		}
+	}
+	if _, err := NewSealer(make([]byte, 16)); err == nil {
+		t.Error("a key of 16 octets passes")
+	}
+}
+
+func TestLoadOrCreateKey(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "secret.key")
+	keys := make([][]byte, 8)
+	var group sync.WaitGroup
+	for i := range keys { // several processes that start at once agree on one key
+		group.Go(func() {
+			key, err := LoadOrCreateKey(path)
+			if err != nil {
+				t.Error(err)
+			}
+			keys[i] = key
+		})
+	}
+	group.Wait()
+	for _, key := range keys {
+		if len(key) != KeySize || !bytes.Equal(key, keys[0]) {
+			t.Fatalf("keys %x and %x", keys[0], key)
+		}
+	}
+	if bytes.Equal(keys[0], make([]byte, KeySize)) {
+		t.Error("the key is all zero")
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v; want 0600", info.Mode(), err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(path), ".key-*")); left != nil {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestBadKeys(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write := func(name string, size int, mode os.FileMode) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, make([]byte, size), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	tests := map[string]struct{ path, says string }{
+		"group may read":  {write("group", KeySize, 0o640), "chmod 600"},
+		"others may":      {write("world", KeySize, 0o604), "chmod 600"},
+		"group may write": {write("writable", KeySize, 0o620), "chmod 600"},
+		"too short":       {write("short", KeySize-1, 0o600), "not a key"},
+		"too long":        {write("long", KeySize+1, 0o600), "not a key"},
+		"a folder":        {dir, "not a regular file"},
+		"no such folder":  {filepath.Join(dir, "no", "key"), "create key"},
+	}
+	for name, test := range tests {
+		if key, err := LoadOrCreateKey(test.path); err == nil || !strings.Contains(err.Error(), test.says) {
+			t.Errorf("%s: %x, %v; want an error that says %q", name, key, err, test.says)
+		}
+	}
+}
