@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -26,6 +27,8 @@ type app struct {
 
 	configPath  string
 	databaseURL string
+
+	opened map[string]net.Listener // what the demo listens on already, by address
 
 	started bool // a command's own code began: errors are failures, not wrong use
 }

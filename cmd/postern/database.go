@@ -64,6 +64,21 @@ func startPrivate(ctx context.Context, dir string) (*pgserver.Server, error) {
 	return server, nil
 }
 
+// awaitPrivate starts the server in dir for a process that stays up. A command that
+// was started just before has the folder for a moment.
+func awaitPrivate(ctx context.Context, dir string) (*pgserver.Server, error) {
+	server, err := startPrivate(ctx, dir)
+	for until := time.Now().Add(connectLimit); errors.Is(err, pgserver.ErrInUse) && time.Now().Before(until); {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+			server, err = startPrivate(ctx, dir)
+		}
+	}
+	return server, err
+}
+
 // runningDatabase waits until the process that has dir runs a server that is ready.
 func runningDatabase(ctx context.Context, dir string, inUse error) (url string, stop func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, connectLimit)

@@ -79,20 +79,27 @@ func (a *app) demo(ctx context.Context, dir string, once bool) error {
 	d := &demo{app: a, dir: dir, config: filepath.Join(dir, "postern.toml"), arrived: make(chan capture.Message, 64)}
 	d.postgres = postgresFolder(dir)
 	d.say("Starting a private PostgreSQL server in %s ...", d.postgres)
-	url, stopDatabase, err := privateDatabase(ctx, d.postgres)
+	server, err := awaitPrivate(ctx, d.postgres)
+	if errors.Is(err, pgserver.ErrInUse) {
+		return fmt.Errorf("a demo is up in %s already: stop it, or give another folder with --dir", dir)
+	}
 	if err != nil {
 		return err
 	}
-	defer stopDatabase()
+	defer func() { _ = server.Stop() }()
 	sink, err := capture.Listen("127.0.0.1:0", d.take)
 	if err != nil {
 		return err
 	}
 	defer sink.Close()
-	if err := d.prepare(ctx, url, sink.Addr()); err != nil {
+	if err := d.listen(); err != nil {
 		return err
 	}
-	return d.run(ctx, url, once)
+	defer d.closeListeners()
+	if err := d.prepare(ctx, server.URL(), sink.Addr()); err != nil {
+		return err
+	}
+	return d.run(ctx, server.URL(), once)
 }
 
 // postgresFolder is inside the demo's own folder, unless the user that runs
@@ -139,12 +146,6 @@ func (d *demo) prepare(ctx context.Context, url string, sink *net.TCPAddr) error
 		return err
 	}
 	if err := d.routeTo(ctx, pool, sink); err != nil {
-		return err
-	}
-	if d.ports[0], err = freePort("5587"); err != nil {
-		return err
-	}
-	if d.ports[1], err = freePort("5465"); err != nil {
 		return err
 	}
 	if err := writeCertificate(d.dir); err != nil {
@@ -206,16 +207,28 @@ level = "warn"
 `, d.config, d.ports[0], d.ports[1], d.postgres)
 }
 
-// freePort returns the wanted port of 127.0.0.1, or another one when it is taken.
-func freePort(want string) (string, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:"+want)
-	if err != nil {
-		if ln, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
-			return "", err
+// listen opens the two ports, at once lest another demo takes them meanwhile:
+// those that are easy to remember, or others when they are taken.
+func (d *demo) listen() error {
+	d.app.opened = make(map[string]net.Listener)
+	for i, want := range [...]string{"5587", "5465"} {
+		ln, err := net.Listen("tcp", "127.0.0.1:"+want)
+		if err != nil {
+			if ln, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+				return err
+			}
 		}
+		d.app.opened[ln.Addr().String()] = ln
+		d.ports[i] = strconv.Itoa(ln.Addr().(*net.TCPAddr).Port)
 	}
-	defer ln.Close()
-	return strconv.Itoa(ln.Addr().(*net.TCPAddr).Port), nil
+	return nil
+}
+
+// closeListeners is for a demo that fails before its node has the listeners.
+func (d *demo) closeListeners() {
+	for _, ln := range d.app.opened {
+		_ = ln.Close()
+	}
 }
 
 // run serves, sends the one message, shows its way, and stays unless once is set.

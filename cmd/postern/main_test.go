@@ -14,6 +14,7 @@ import (
 // tests start it as a process of its own by its environment.
 func TestMain(m *testing.M) {
 	if os.Getenv("POSTERN_TEST_AS_PROGRAM") == "1" {
+		endWithParent()
 		os.Exit(program())
 	}
 	testscript.Main(m, map[string]func(){"postern": func() { os.Exit(program()) }})

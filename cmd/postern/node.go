@@ -72,7 +72,7 @@ func (a *app) buildNode(ctx context.Context, cfg config, url, only string, log *
 		}
 	}()
 	if only != "delivery" {
-		if err := n.listen(); err != nil {
+		if err := n.listen(a.opened); err != nil {
 			return nil, err
 		}
 	}
@@ -133,11 +133,15 @@ func (n *node) certificates() (*submission.Certificates, error) {
 	return submission.LoadCertificates(n.cfg.TLS.Certificate, n.cfg.TLS.Key, n.log)
 }
 
-func (n *node) listen() error {
+// listen opens the listeners, but for those that are open.
+func (n *node) listen(opened map[string]net.Listener) error {
 	for _, l := range n.cfg.Listeners {
-		ln, err := net.Listen("tcp", l.Address)
-		if err != nil {
-			return fmt.Errorf("cannot listen on %s: %w", l.Address, listenReason(err))
+		ln := opened[l.Address]
+		if ln == nil {
+			var err error
+			if ln, err = net.Listen("tcp", l.Address); err != nil {
+				return fmt.Errorf("cannot listen on %s: %w", l.Address, listenReason(err))
+			}
 		}
 		n.listeners = append(n.listeners, submission.Listener{
 			Net: ln, TLS: submission.TLSMode(l.TLS), NormalizeBareLF: l.NormalizeBareLF,

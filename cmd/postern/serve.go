@@ -12,8 +12,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-
-	"postern/internal/pgserver"
 )
 
 // drainTime is how long a server that was asked to stop may take: sessions end,
@@ -95,15 +93,9 @@ func (a *app) serveOn(ctx context.Context, cfg config, url, only string, log *sl
 // serveWithPrivate runs the database server as well. When that ends by itself, so
 // does the relay, for whoever runs it to start both again.
 func (a *app) serveWithPrivate(ctx context.Context, cfg config, only string, log *slog.Logger) error {
-	server, err := startPrivate(ctx, cfg.Database.Private)
-	for until := time.Now().Add(connectLimit); errors.Is(err, pgserver.ErrInUse) && time.Now().Before(until); {
-		// A command that was started just before has it for a moment.
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(100 * time.Millisecond):
-			server, err = startPrivate(ctx, cfg.Database.Private)
-		}
+	server, err := awaitPrivate(ctx, cfg.Database.Private)
+	if ctx.Err() != nil {
+		return nil
 	}
 	if err != nil {
 		return err
