@@ -150,6 +150,7 @@ tls_trust_file %s
 auth %s
 user %q
 password %q
+logfile -
 `, s.Host, s.Port, map[TLS]string{StartTLS: "on", Implicit: "off"}[s.TLS], s.CAFile, strings.ToLower(s.Mechanism), s.User, s.Password)
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		return call{}, err
