@@ -46,6 +46,7 @@ var arrows = map[string]string{
 	"internal/smtptest":     "relay/smtp",
 	"internal/capture":      "relay/smtp",
 	"internal/peers":        "",
+	"internal/rig":          "internal/pgserver internal/pgtest internal/smtptest",
 	"internal/tools/gotest": "",
 }
 

@@ -1,0 +1,103 @@
+package rig
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Attempt is one row of the relay's own history.
+type Attempt struct {
+	MessageID         string // the Message-ID field
+	Recipient         string
+	Epoch             int64
+	At                time.Time
+	Result            string
+	Node              string
+	ReplyText         string
+	OutcomeUnknown    bool
+	PossibleDuplicate bool
+	Fenced            bool
+}
+
+const sqlHistory = `
+select m.header_id, a.local || '@' || a.domain, a.epoch, a.at, a.result, a.node, a.reply_text,
+	a.outcome_unknown, a.possible_duplicate, a.fenced
+from attempt a join message m on m.id = a.message_id order by a.at`
+
+// History reads what the relay recorded.
+func (r *Rig) History(ctx context.Context) ([]Attempt, error) {
+	rows, err := r.pool.Query(ctx, sqlHistory)
+	if err != nil {
+		return nil, fmt.Errorf("history: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Attempt])
+	if err != nil {
+		return nil, fmt.Errorf("history: %w", err)
+	}
+	return list, nil
+}
+
+// Drain waits until the queue is empty: no recipient and no body is left.
+func (r *Rig) Drain() {
+	r.t.Helper()
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	defer cancel()
+	look := time.NewTicker(100 * time.Millisecond)
+	defer look.Stop()
+	for {
+		left, err := r.Count(ctx, `select (select count(*) from recipient) + (select count(*) from body)`)
+		if err != nil {
+			r.t.Fatalf("drain: %v\n%s", err, r.left())
+		}
+		if left == 0 {
+			r.t.Logf("drained in %.1f s", time.Since(began).Seconds())
+			return
+		}
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			r.t.Fatalf("the queue is not empty %v after the last message: %d rows\n%s", Patience, left, r.left())
+		}
+	}
+}
+
+// left describes what is still in the queue.
+func (r *Rig) left() string {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	var text string
+	err := r.pool.QueryRow(ctx, `
+select coalesce(string_agg(t::text, E'\n'), 'bodies only') from (
+	select r.message_id, r.n, r.state, r.owner, r.next_attempt_at - now() as due, r.attempts, r.reply_code, r.reply_text, n.name, n.reaped_at
+	from recipient r left join node n on n.epoch = r.owner limit 10) t`).Scan(&text)
+	if err != nil {
+		return err.Error()
+	}
+	return text
+}
+
+// Evidence ends the load's account: what the clients, the sink and the relay say.
+func (r *Rig) Evidence(l *Ledger, sinks ...*Sink) Evidence {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	defer cancel()
+	history, err := r.History(ctx)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	e := Evidence{Sent: l.Sent(), Permanent: l.Permanent(), History: history}
+	for _, s := range sinks {
+		e.Received = append(e.Received, s.Received()...)
+	}
+	if e.Rows, err = r.Count(ctx, `select count(*) from recipient`); err != nil {
+		r.t.Fatal(err)
+	}
+	if e.Bodies, err = r.Count(ctx, `select count(*) from body`); err != nil {
+		r.t.Fatal(err)
+	}
+	return e
+}

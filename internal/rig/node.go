@@ -1,0 +1,278 @@
+package rig
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+)
+
+// Node is one serve process, or the place for one between its end and its start.
+type Node struct {
+	Name string // the node's name; Name + ".test" is its host name
+
+	t      testing.TB
+	binary string
+	args   []string
+	env    []string
+	log    *os.File
+
+	mu  sync.Mutex
+	run *run // the present process, nil when there is none
+}
+
+// run is one life of a node.
+type run struct {
+	cmd   *exec.Cmd
+	guard io.WriteCloser
+	ready chan struct{} // closed when it listens; starttls and implicit are set
+	ended chan struct{} // closed when the process has ended; err is set
+	err   error
+
+	starttls, implicit string
+}
+
+// NodeConfig says how a node differs from the others.
+type NodeConfig struct {
+	Name  string
+	Only  string // "submission" or "delivery"
+	Extra string // more of the configuration, whole tables
+}
+
+const nodeConfig = `hostname = "%[1]s.test"
+node = "%[1]s"
+[database]
+url = "%[2]s"
+max_connections = 8
+[[listener]]
+address = "127.0.0.1:0"
+tls = "starttls"
+[[listener]]
+address = "127.0.0.1:0"
+tls = "implicit"
+[tls]
+certificate = "%[3]s"
+key = "%[4]s"
+[log]
+format = "json"
+%[5]s`
+
+// Node writes a node's configuration and starts it. It is ended with the test,
+// which fails when the node has panicked or raced.
+func (r *Rig) Node(cfg NodeConfig) *Node {
+	r.t.Helper()
+	file := filepath.Join(r.dir, cfg.Name+".toml")
+	text := fmt.Sprintf(nodeConfig, cfg.Name, r.url, r.cert, r.key, cfg.Extra)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+	log, err := os.Create(filepath.Join(r.dir, cfg.Name+".log"))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	n := &Node{Name: cfg.Name, t: r.t, binary: r.binary, log: log, args: []string{"serve", "--config", file},
+		env: []string{"PATH=" + os.Getenv("PATH"), "HOME=" + r.dir, "TMPDIR=" + r.dir}}
+	if cfg.Only != "" {
+		n.args = append(n.args, "--only", cfg.Only)
+	}
+	r.t.Cleanup(n.close)
+	n.Start()
+	n.Ready()
+	return n
+}
+
+// guard kills the node when this process is gone, however it ended, also when the
+// node is stopped and would notice nothing itself.
+const guard = `read -r word; [ "$word" = done ] || kill -KILL "$1"`
+
+// Start starts the node's process and does not wait for it; see Ready.
+func (n *Node) Start() {
+	n.t.Helper()
+	cmd := exec.Command(n.binary, n.args...)
+	cmd.Env = n.env
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		n.t.Fatal(err)
+	}
+	life := &run{cmd: cmd, ready: make(chan struct{}), ended: make(chan struct{})}
+	watch := exec.Command("/bin/sh", "-c", guard, "guard", fmt.Sprint(cmd.Process.Pid))
+	watch.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if life.guard, err = watch.StdinPipe(); err == nil {
+		err = watch.Start()
+	}
+	n.mu.Lock()
+	n.run = life
+	n.mu.Unlock()
+	go n.follow(life, stderr, watch)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// follow copies the node's log and learns from it when it is ready, until it ends.
+func (n *Node) follow(life *run, stderr io.Reader, watch *exec.Cmd) {
+	lines := bufio.NewReader(stderr)
+	for {
+		line, err := lines.ReadBytes('\n')
+		_, _ = n.log.Write(line)
+		if bytes.Contains(line, []byte(`"postern is ready"`)) {
+			life.learn(line)
+		}
+		if err != nil {
+			break
+		}
+	}
+	err := life.cmd.Wait()
+	_, _ = io.WriteString(life.guard, "done\n")
+	_ = life.guard.Close()
+	_ = watch.Wait()
+	life.err = err
+	close(life.ended)
+}
+
+// learn reads the addresses that the node listens on from the line that says so.
+func (l *run) learn(line []byte) {
+	var ready struct {
+		Listeners []string `json:"listeners"`
+	}
+	if json.Unmarshal(line, &ready) != nil {
+		return
+	}
+	for _, listener := range ready.Listeners {
+		switch addr, kind, _ := strings.Cut(listener, " "); kind {
+		case "starttls":
+			l.starttls = addr
+		case "implicit":
+			l.implicit = addr
+		}
+	}
+	close(l.ready)
+}
+
+func (n *Node) life() *run {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.run
+}
+
+// Ready returns when the node is listening.
+func (n *Node) Ready() {
+	n.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	defer cancel()
+	life := n.life()
+	select {
+	case <-life.ready:
+	case <-life.ended:
+		n.t.Fatalf("node %s ended instead of starting: %v\n%s", n.Name, life.err, n.tail())
+	case <-ctx.Done():
+		n.t.Fatalf("node %s is not ready\n%s", n.Name, n.tail())
+	}
+}
+
+// errNotUp says that a node has no process that listens.
+var errNotUp = errors.New("the node is not up")
+
+// Addr is where the node listens now.
+func (n *Node) Addr(implicit bool) (string, error) {
+	life := n.life()
+	select {
+	case <-life.ended:
+		return "", errNotUp
+	default:
+	}
+	select {
+	case <-life.ready:
+	default:
+		return "", errNotUp
+	}
+	if implicit {
+		return life.implicit, nil
+	}
+	return life.starttls, nil
+}
+
+// Kill ends the node by SIGKILL and returns when it has ended.
+func (n *Node) Kill() {
+	n.t.Helper()
+	life := n.life()
+	if err := life.cmd.Process.Signal(syscall.SIGKILL); err != nil {
+		n.t.Fatalf("kill node %s: %v\n%s", n.Name, err, n.tail())
+	}
+	<-life.ended
+}
+
+// Pause stops the node by SIGSTOP.
+func (n *Node) Pause() { n.signal(syscall.SIGSTOP) }
+
+// Continue lets a paused node go on.
+func (n *Node) Continue() { n.signal(syscall.SIGCONT) }
+
+func (n *Node) signal(sig syscall.Signal) {
+	n.t.Helper()
+	if err := n.life().cmd.Process.Signal(sig); err != nil {
+		n.t.Fatalf("signal %v to node %s: %v\n%s", sig, n.Name, err, n.tail())
+	}
+}
+
+// Terminate asks the node to stop and returns when it has, which must be with
+// status 0.
+func (n *Node) Terminate() {
+	n.t.Helper()
+	n.signal(syscall.SIGTERM)
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	defer cancel()
+	life := n.life()
+	select {
+	case <-life.ended:
+	case <-ctx.Done():
+		n.t.Fatalf("node %s does not stop\n%s", n.Name, n.tail())
+	}
+	if life.err != nil {
+		n.t.Errorf("node %s ended with %v\n%s", n.Name, life.err, n.tail())
+	}
+}
+
+// close ends the node with the test and judges its log.
+func (n *Node) close() {
+	life := n.life()
+	_ = life.cmd.Process.Signal(syscall.SIGKILL)
+	<-life.ended
+	_ = n.log.Close()
+	text, err := os.ReadFile(n.log.Name())
+	if err != nil {
+		n.t.Error(err)
+		return
+	}
+	for _, alarm := range []string{"WARNING: DATA RACE", "panic: ", `"panic":`} {
+		if at := bytes.Index(text, []byte(alarm)); at >= 0 {
+			n.t.Errorf("node %s: %s", n.Name, text[at:min(len(text), at+4000)])
+			return
+		}
+	}
+	if n.t.Failed() {
+		n.t.Logf("the last words of node %s:\n%s", n.Name, n.tail())
+	}
+}
+
+// tail is the end of the node's log.
+func (n *Node) tail() []byte {
+	text, err := os.ReadFile(n.log.Name())
+	if err != nil {
+		return []byte(err.Error())
+	}
+	return text[max(0, len(text)-6000):]
+}

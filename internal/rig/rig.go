@@ -1,0 +1,202 @@
+package rig
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postern/internal/pgserver"
+	"postern/internal/pgtest"
+	"postern/internal/smtptest"
+)
+
+// Patience is how long the rig waits for what must come: long, for a busy machine.
+const Patience = 3 * time.Minute
+
+// The account that Rig adds. It may send as anybody in Domain.
+const (
+	User     = "load@" + Domain
+	Password = "correct horse battery staple"
+	Domain   = "load.test"
+)
+
+// Rig is one installation of the relay: a database, an account and a folder.
+type Rig struct {
+	t      testing.TB
+	dir    string
+	binary string
+	url    string
+	cert   string
+	key    string
+	tls    *tls.Config
+	pgDir  string
+	pool   *pgxpool.Pool
+
+	mu       sync.Mutex
+	postgres *pgserver.Server // nil: a server that other rigs use too
+}
+
+// New migrates a database and adds User to it. With own it has a PostgreSQL server
+// of its own, to be killed. Both kinds are durable.
+func New(t testing.TB, own bool) *Rig {
+	t.Helper()
+	r := &Rig{t: t, dir: t.TempDir(), binary: binary(t)}
+	r.certificates()
+	if own {
+		r.pgDir = pgtest.Dir(t)
+		r.StartPostgres()
+		r.url = r.server().URL()
+	} else {
+		r.url = newDatabase(t)
+	}
+	pool, err := pgxpool.New(t.Context(), r.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	r.pool = pool
+	r.Postern("", "migrate")
+	r.AddUser(User)
+	return r
+}
+
+func (r *Rig) certificates() {
+	r.t.Helper()
+	ca := smtptest.NewCA(r.t)
+	r.cert, r.key = ca.Leaf(r.t, "relay.test").WriteFiles(r.t, r.dir)
+	r.tls = ca.ClientConfig("relay.test")
+	r.tls.ClientSessionCache = tls.NewLRUClientSessionCache(0)
+}
+
+// AddUser adds an account with Password that may send as anybody in Domain.
+func (r *Rig) AddUser(name string) {
+	r.t.Helper()
+	r.Postern(Password, "user", "add", name, "--password-stdin", "--sender", "*@"+Domain)
+}
+
+// RouteTo makes the sink the upstream of all mail.
+func (r *Rig) RouteTo(s *Sink, connections int) {
+	r.t.Helper()
+	r.Postern("", "upstream", "add", "sink", "--host", s.Addr(), "--tls", "none", "--connections", strconv.Itoa(connections))
+	r.Postern("", "route", "add", "--via", "sink")
+}
+
+// Postern runs a command of the relay to its end and returns what it printed.
+func (r *Rig) Postern(stdin string, args ...string) string {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, r.binary, args...)
+	cmd.Env = append(os.Environ(), "POSTERN_DATABASE_URL="+r.url)
+	cmd.Dir = r.dir
+	cmd.Stdin = strings.NewReader(stdin)
+	var complaint bytes.Buffer
+	cmd.Stderr = &complaint
+	out, err := cmd.Output()
+	if err != nil {
+		r.t.Fatalf("postern %s: %v: %s", strings.Join(args, " "), err, &complaint)
+	}
+	return string(out)
+}
+
+// Count returns the number that a query gives.
+func (r *Rig) Count(ctx context.Context, sql string, args ...any) (int, error) {
+	var n int
+	if err := r.pool.QueryRow(ctx, sql, args...).Scan(&n); err != nil {
+		return 0, fmt.Errorf("count: %w", err)
+	}
+	return n, nil
+}
+
+func (r *Rig) server() *pgserver.Server {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.postgres
+}
+
+// StartPostgres starts the rig's own server, again after it was ended.
+func (r *Rig) StartPostgres() {
+	r.t.Helper()
+	server := pgtest.Server(r.t, pgserver.Config{Dir: r.pgDir})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.postgres = server
+}
+
+// StopPostgres stops the rig's own server in good order.
+func (r *Rig) StopPostgres() {
+	r.t.Helper()
+	if err := r.server().Stop(); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// KillPostgres ends the rig's own server by SIGKILL: all its processes at once, or
+// only the postmaster, whose children then notice it at a moment of their own.
+func (r *Rig) KillPostgres(all bool) {
+	r.t.Helper()
+	server := r.server()
+	if !all {
+		if err := syscall.Kill(server.PID(), syscall.SIGKILL); err != nil {
+			r.t.Fatalf("kill the postmaster: %v", err)
+		}
+	}
+	if err := server.Kill(); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// cluster is the durable server of the rigs that have none of their own. It ends
+// with the process.
+var cluster struct {
+	start  sync.Once
+	server *pgserver.Server
+	err    error
+	names  int
+	mu     sync.Mutex
+}
+
+// newDatabase makes a database on the server that rigs share.
+func newDatabase(t testing.TB) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), Patience)
+	defer cancel()
+	cluster.start.Do(func() {
+		dir := pgtest.Dir(t) + "-shared" // beside the folder that goes with this test
+		cluster.server, cluster.err = pgserver.Start(ctx, pgserver.Config{Dir: dir, Temporary: true})
+	})
+	if cluster.err != nil {
+		t.Fatal(cluster.err)
+	}
+	cluster.mu.Lock()
+	defer cluster.mu.Unlock()
+	cluster.names++
+	name := "rig" + strconv.Itoa(cluster.names)
+	conn, err := pgx.Connect(ctx, cluster.server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if _, err := conn.Exec(ctx, "create database "+name); err != nil {
+		t.Fatalf("create database %s: %v", name, err)
+	}
+	u, err := url.Parse(cluster.server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Path = "/" + name
+	return u.String()
+}
