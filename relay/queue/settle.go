@@ -16,7 +16,7 @@ import (
 const (
 	settleGroup = 512                  // outcomes in one statement
 	settleQueue = 8192                 // outcomes that wait before Settle blocks
-	settlePause = 3 * time.Millisecond // nobody waits for an outcome: gather a little
+	settlePause = 5 * time.Millisecond // nobody waits for an outcome: gather a little
 )
 
 // ending is what is to become of one row that we own.
@@ -60,9 +60,22 @@ func (q *Queue) Release(d *Delivery, ns []int, wait time.Duration) {
 }
 
 // park gives up the rows of a message that was committed for any node to deliver.
+// Its client waits for the 250, so it does not wait for room.
 func (s *settles) park(j *job) {
+	ends := make([]ending, len(j.rcpts))
 	for i := range j.rcpts {
-		s.put(ending{Outcome: Outcome{Message: j.m.ID, N: j.rcpts[i].N, Epoch: j.epoch}, release: true})
+		ends[i] = ending{Outcome: Outcome{Message: j.m.ID, N: j.rcpts[i].N, Epoch: j.epoch}, release: true}
+	}
+	if cap(s.in)-len(s.in) > len(ends)+settleGroup {
+		s.putAll(ends)
+		return
+	}
+	go s.putAll(ends)
+}
+
+func (s *settles) putAll(ends []ending) {
+	for _, e := range ends {
+		s.put(e)
 	}
 }
 
