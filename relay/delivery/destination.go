@@ -21,7 +21,7 @@ const troubleLimit = 5
 const growPause = 10 * time.Second
 
 // turnedAwayWait is when a job comes back for which a destination had no room.
-const turnedAwayWait = 30 * time.Second
+const turnedAwayWait = 10 * time.Second
 
 // destination is one upstream or one MX domain: its waiting jobs and its
 // connections. Every connection is a worker, which takes the next job when it has
@@ -60,7 +60,7 @@ func (e *Engine) destination(w *way) *destination {
 	d := &destination{e: e, via: "mx", domain: w.domain, upstream: w.upstream}
 	if w.upstream != nil {
 		d.via = w.upstream.Name
-		d.backlog = max(1, e.cfg.Messages/2)
+		d.backlog = max(1, e.cfg.Messages*9/10) // it may well be the only one
 		d.most = e.connectionsFor(w.upstream)
 		d.limit = d.most
 	} else {
@@ -125,7 +125,7 @@ func (d *destination) add(j *job, up *route.Upstream) {
 	case d.giveIdle(j):
 	case d.waiting.len() >= d.backlog:
 		d.mu.Unlock()
-		d.e.turnedAway.Add(1)
+		d.turnAway()
 		d.e.release(j, turnedAwayWait)
 		return
 	default:
@@ -133,6 +133,16 @@ func (d *destination) add(j *job, up *route.Upstream) {
 		d.hire()
 	}
 	d.mu.Unlock()
+}
+
+// turnAway counts a job for which there is no room. A domain is kept from claims by
+// being busy; which mail goes to an upstream a claim cannot know, so for a moment
+// new mail is not taken from memory: it would only be released again.
+func (d *destination) turnAway() {
+	d.e.turnedAway.Add(1)
+	if d.domain == "" {
+		d.e.fullAt.Store(time.Now().UnixNano())
+	}
 }
 
 // giveIdle gives j to an idle worker if there is one. mu is held.

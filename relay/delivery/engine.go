@@ -137,6 +137,7 @@ type Engine struct {
 
 	intake     intake
 	turnedAway atomic.Int64 // jobs for which a destination had no room
+	fullAt     atomic.Int64 // when an upstream last had no room, Unix nanoseconds
 	panics     atomic.Int64
 
 	mu           sync.Mutex

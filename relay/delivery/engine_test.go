@@ -168,10 +168,10 @@ func TestSlowDestination(t *testing.T) {
 	q := newFakeQueue()
 	e := startEngine(t, q, Config{
 		Routes:   routes{def: fastUp, to: map[string]*route.Upstream{"slow.test": slowUp}},
-		Messages: 20,
+		Messages: 10,
 	})
 	var stuck []*queue.Delivery
-	for range 15 { // 2 under way, 10 waiting, 3 too many
+	for range 15 { // 2 under way, 9 waiting, 4 too many
 		d := message(t, "a@slow.test")
 		stuck = append(stuck, d)
 		e.Take(d)
@@ -179,11 +179,14 @@ func TestSlowDestination(t *testing.T) {
 			slow.WaitPhase(t, smtptest.PhaseMail, 2)
 		}
 	}
-	q.wait(t, "3 to be turned away", func() bool { return q.ended >= 3 })
+	q.wait(t, "4 to be turned away", func() bool { return q.ended >= 4 })
+	if e.Reserve(1) {
+		t.Error("mail is taken that would be turned away")
+	}
 	for i := range 50 {
 		d := message(t, "b@fast.test")
 		e.Take(d)
-		q.waitEnded(t, 4+i)
+		q.waitEnded(t, 5+i)
 		if o := q.outcome(t, d, 0); o.Result != queue.Delivered {
 			t.Fatalf("outcome %+v", o)
 		}

@@ -56,7 +56,10 @@ func (in *intake) close() []*queue.Delivery {
 // commit that fails needs no word; sessions that ask at the same moment may
 // together exceed the bounds by one message each.
 func (e *Engine) Reserve(size int64) bool {
-	return !e.closing.Load() && e.load.fits(e.weight(size))
+	if e.closing.Load() || time.Since(time.Unix(0, e.fullAt.Load())) < crowdedPause {
+		return false
+	}
+	return e.load.fits(e.weight(size))
 }
 
 // Take takes a committed delivery over, with its reference to the body. It never
