@@ -52,6 +52,9 @@ func (q *fakeQueue) Enqueue(ctx context.Context, m queue.Message, rcpts []queue.
 			return nil, err
 		}
 	}
+	if err := ctx.Err(); err != nil { // a commit that was cancelled under way
+		return nil, err
+	}
 	if b.Size() != m.Size {
 		return nil, errors.New("fake queue: the size is not the body's")
 	}

@@ -78,6 +78,20 @@ func TestA8CommandsCountAnew(t *testing.T) {
 	}
 }
 
+// TestA8AcceptedRecipientsAreNoCommands: they have a limit of their own.
+func TestA8AcceptedRecipientsAreNoCommands(t *testing.T) {
+	t.Parallel()
+	ts := startServer(t, func(cfg *Config) { cfg.Limits.Commands, cfg.Limits.Recipients = 10, 50 })
+	c := ts.login(t)
+	c.cmd(250, "MAIL FROM:<alice@example.com>")
+	for i := range 50 {
+		c.cmd(250, fmt.Sprintf("RCPT TO:<b%d@example.net>", i))
+	}
+	c.cmd(354, "DATA")
+	c.send(smallMessage + ".\r\n")
+	c.expect(250)
+}
+
 // TestA8Recipients: a million of them get no further than the limits.
 func TestA8Recipients(t *testing.T) {
 	t.Parallel()

@@ -13,7 +13,8 @@ import (
 )
 
 // auth is AUTH (RFC 4954). In clear the argument is not looked at: it may be a
-// password, and whoever sent it must learn not to.
+// password, and whoever sent it must learn not to. A transaction is never open
+// here, for MAIL needs AUTH.
 func (s *session) auth(args string) smtp.Reply {
 	switch {
 	case s.secured == "":
@@ -22,8 +23,6 @@ func (s *session) auth(args string) smtp.Reply {
 		return smtp.Permanent(503, 5, 1, "Send EHLO first")
 	case s.identity != nil:
 		return smtp.Permanent(503, 5, 1, "Already authenticated")
-	case s.tx != nil:
-		return smtp.Permanent(503, 5, 1, "Not during a mail transaction")
 	case args == "":
 		return smtp.Permanent(501, 5, 4, "AUTH needs a mechanism")
 	}

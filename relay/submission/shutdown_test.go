@@ -3,6 +3,7 @@ package submission
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"net"
 	"strings"
 	"testing"
@@ -10,6 +11,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"postern/auth"
 	"postern/relay/queue"
 )
 
@@ -143,6 +145,76 @@ func TestShutdownDuringCommit(t *testing.T) {
 		}
 		if n := ts.handoff.finish(); n != 1 {
 			t.Errorf("%d messages were handed over, want 1", n)
+		}
+	}
+}
+
+// TestShutdownPipelined: commands that have come already are not run when the
+// server goes down, unless they belong to a transaction.
+func TestShutdownPipelined(t *testing.T) {
+	t.Parallel()
+	ts := startServer(t)
+	verifying, release := make(chan struct{}), make(chan struct{})
+	ts.verifier.verify = func(context.Context, string, string) (auth.Identity, error) {
+		close(verifying)
+		<-release
+		return auth.Identity{Name: "alice@example.com"}, nil
+	}
+	c := ts.dialTLS(t)
+	c.cmd(250, "EHLO client.test")
+	c.send("AUTH PLAIN " + plain("alice@example.com", "secret") + "\r\nNOOP\r\nNOOP\r\n")
+	<-verifying
+	done := ts.shutdownIn(patience)
+	close(release)
+	c.expect(235)
+	c.expect(421)
+	c.expectClosed()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestWireInterrupt: an interrupt counts whether it comes before the wait or in it,
+// and spares a wait within a transaction until patience ends.
+func TestWireInterrupt(t *testing.T) {
+	t.Parallel()
+	limits := Limits{}.withDefaults()
+	for _, tc := range []struct {
+		name            string
+		idle, cut, ends bool
+	}{
+		{"idle", true, false, true},
+		{"in a transaction", false, false, false},
+		{"cut in a transaction", false, true, true},
+	} {
+		for _, before := range []bool{true, false} {
+			ours, theirs := net.Pipe()
+			soon := time.Now().Add(patience)
+			w := &wire{raw: ours, conn: ours, limits: &limits, end: soon, until: soon, idle: tc.idle}
+			if before {
+				w.interrupt(tc.cut)
+			}
+			got := make(chan error, 1)
+			go func() {
+				_, err := w.Read(make([]byte, 1))
+				got <- err
+			}()
+			if !before {
+				waitFor(t, "the wait has begun", func() bool {
+					w.mu.Lock()
+					defer w.mu.Unlock()
+					return w.armed.Equal(soon)
+				})
+				w.interrupt(tc.cut)
+			}
+			if !tc.ends {
+				_, _ = theirs.Write([]byte("x")) // net.Pipe: returns when it was read
+			}
+			if err := <-got; errors.Is(err, errShutdown) != tc.ends || !tc.ends && err != nil {
+				t.Errorf("%s, interrupted before: %v: %v", tc.name, before, err)
+			}
+			ours.Close()
+			theirs.Close()
 		}
 	}
 }
