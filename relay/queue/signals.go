@@ -97,7 +97,7 @@ func (s *signals) listen(ctx context.Context) {
 	}
 	defer s.s.close()
 	for ctx.Err() == nil {
-		if err := s.hear(ctx); err != nil && ctx.Err() == nil {
+		if err := s.hear(ctx); ctx.Err() == nil {
 			s.q.log.Warn("queue: listening is interrupted, polling goes on", "err", err)
 			s.s.drop()
 			select {
@@ -111,6 +111,7 @@ func (s *signals) listen(ctx context.Context) {
 // checkListener is how often a silent listener looks whether its server is there.
 const checkListener = 30 * time.Second
 
+// hear listens until something breaks, and returns what.
 func (s *signals) hear(ctx context.Context) error {
 	conn, err := s.s.get(ctx)
 	if err != nil {
