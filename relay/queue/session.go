@@ -192,6 +192,9 @@ func (c *connectOnly) Dial(ctx context.Context, network, addr string) (net.Conn,
 
 // isDown reports trouble that is the server's and not the statement's.
 func isDown(err error) bool {
+	if ofTheRow(err) {
+		return false
+	}
 	var connect *connectError
 	if errors.As(err, &connect) {
 		return true

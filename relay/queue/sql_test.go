@@ -326,3 +326,19 @@ func TestParseEnhanced(t *testing.T) {
 		}
 	}
 }
+
+// Trouble with one message is not taken for trouble with the database.
+func TestIsDown(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		err  error
+		want bool
+	}{
+		{&connectError{errors.New("refused")}, true}, {errors.New("unexpected EOF"), true}, {pg("25006"), true}, {pg("53100"), true}, {pg("57P01"), true},
+		{&bodyError{errors.New("disk")}, false}, {pg("22021"), false}, {pg("23505"), false}, {pg("40001"), false}, {pg("55P03"), false},
+	} {
+		if got := isDown(fmt.Errorf("insert: %w", c.err)); got != c.want {
+			t.Errorf("%v: %v", c.err, got)
+		}
+	}
+}
