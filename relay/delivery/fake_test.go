@@ -270,6 +270,15 @@ func stop(t testing.TB, e *Engine) {
 	if n := e.panics.Load(); n != 0 {
 		t.Errorf("%d panics", n)
 	}
+	for _, d := range e.all() {
+		if d.workers != 0 || d.live != 0 || d.waiting.len() != 0 || len(d.idle) != 0 {
+			t.Errorf("after shutdown %s %s has %d workers, %d live, %d waiting, %d idle", d.via, d.domain,
+				d.workers, d.live, d.waiting.len(), len(d.idle))
+		}
+	}
+	if n := len(e.slots); n != 0 {
+		t.Errorf("after shutdown %d connections are still counted", n)
+	}
 }
 
 // dropped checks that nobody holds the body any more.

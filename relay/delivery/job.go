@@ -77,8 +77,7 @@ func (e *Engine) assign(p *parcel, w *way) {
 // split groups the recipients by where they go. Those for whom no way is known
 // are settled here.
 func (e *Engine) split(d *queue.Delivery) []way {
-	ways := make([]way, 0, 1)
-	var index map[string]int
+	var g grouping
 	for i := range d.Recipients {
 		rcpt := &d.Recipients[i]
 		w, err := e.resolve(d, rcpt)
@@ -86,33 +85,37 @@ func (e *Engine) split(d *queue.Delivery) []way {
 			e.unroutable(d, rcpt, err)
 			continue
 		}
-		at := -1
-		switch {
-		case len(ways) > 0 && ways[len(ways)-1].key == w.key:
-			at = len(ways) - 1
-		case len(ways) > 0:
-			if index == nil {
-				index = map[string]int{ways[0].key: 0}
-			}
-			if n, known := index[w.key]; known {
-				at = n
-			}
-		}
-		if at < 0 {
-			at = len(ways)
-			if index != nil {
-				index[w.key] = at
-			}
-			// Most messages have one way, which needs no slice of its own.
-			w.rcpts = d.Recipients[i:i:i]
-			if i == 0 {
-				w.rcpts = d.Recipients[:0:len(d.Recipients)]
-			}
-			ways = append(ways, w)
-		}
-		ways[at].rcpts = appendRecipient(ways[at].rcpts, d.Recipients, i)
+		to := g.find(w)
+		to.rcpts = appendRecipient(to.rcpts, d.Recipients, i)
 	}
-	return ways
+	return g.ways
+}
+
+// grouping holds ways by their keys. Most messages have one way, for which it
+// needs no index.
+type grouping struct {
+	ways  []way
+	index map[string]int // nil while there is one way at most
+}
+
+// find returns the way that is like w, which is w itself the first time. The
+// result is good until the next call.
+func (g *grouping) find(w way) *way {
+	last := len(g.ways) - 1
+	if last >= 0 && g.ways[last].key == w.key {
+		return &g.ways[last]
+	}
+	if last >= 0 {
+		if g.index == nil {
+			g.index = map[string]int{g.ways[0].key: 0}
+		}
+		if at, known := g.index[w.key]; known {
+			return &g.ways[at]
+		}
+		g.index[w.key] = last + 1
+	}
+	g.ways = append(g.ways, w)
+	return &g.ways[last+1]
 }
 
 // appendRecipient adds recipient i of all to list, which is a part of all for as

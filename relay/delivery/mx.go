@@ -93,7 +93,7 @@ func (d *dialer) literal(domain string) ([]exchanger, *trouble) {
 	return []exchanger{{host: domain, literal: addr}}, nil
 }
 
-// addresses looks a host up. implicit says that it is a domain without MX.
+// addresses looks a host up.
 func (d *dialer) addresses(ctx context.Context, x exchanger) ([]netip.Addr, error) {
 	if x.literal.IsValid() {
 		return []netip.Addr{x.literal}, nil
