@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"crypto/tls"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"net"
 	"strconv"
@@ -137,4 +138,12 @@ func bare(err error) error {
 		}
 		err = op.Err
 	}
+}
+
+// Code is the code of the first reply in err, 0 when err is no reply.
+func Code(err error) int {
+	if step, ok := errors.AsType[*stepError](err); ok {
+		return step.code
+	}
+	return 0
 }

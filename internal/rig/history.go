@@ -101,3 +101,13 @@ func (r *Rig) Evidence(l *Ledger, sinks ...*Sink) Evidence {
 	}
 	return e
 }
+
+// Epoch is the epoch that a node lives in.
+func (r *Rig) Epoch(node string) int64 {
+	r.t.Helper()
+	n, err := r.Count(r.t.Context(), `select max(epoch) from node where name = $1 and reaped_at is null and superseded_at is null`, node)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return int64(n)
+}

@@ -166,6 +166,20 @@ func (s *Sink) WaitReceived(n int) bool {
 	return s.wait(func() bool { return len(s.received) >= n })
 }
 
+// WaitReceivedBy returns when so many different messages were received from a
+// client, false if that takes too long.
+func (s *Sink) WaitReceivedBy(hello string, messages int) bool {
+	return s.wait(func() bool {
+		ids := map[string]bool{}
+		for i := range s.received {
+			if s.received[i].Hello == hello {
+				ids[s.received[i].ID] = true
+			}
+		}
+		return len(ids) >= messages
+	})
+}
+
 // wait waits for cond, which is asked under mu.
 func (s *Sink) wait(cond func() bool) bool {
 	patience := time.NewTimer(Patience)
