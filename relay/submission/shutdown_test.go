@@ -194,7 +194,7 @@ func TestWireInterrupt(t *testing.T) {
 			if before {
 				w.interrupt(tc.cut)
 			}
-			got := make(chan error, 1)
+			started, got := time.Now(), make(chan error, 1)
 			go func() {
 				_, err := w.Read(make([]byte, 1))
 				got <- err
@@ -212,6 +212,9 @@ func TestWireInterrupt(t *testing.T) {
 			}
 			if err := <-got; errors.Is(err, errShutdown) != tc.ends || !tc.ends && err != nil {
 				t.Errorf("%s, interrupted before: %v: %v", tc.name, before, err)
+			}
+			if time.Since(started) > patience/2 {
+				t.Errorf("%s, interrupted before: %v: waited for the deadline", tc.name, before)
 			}
 			ours.Close()
 			theirs.Close()
