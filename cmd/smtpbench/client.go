@@ -60,7 +60,9 @@ type replyError struct {
 	text string
 }
 
-func (e *replyError) Error() string { return fmt.Sprintf("the server says: %d %s", e.code, e.text) }
+func (e *replyError) Error() string {
+	return fmt.Sprintf("the server says: %d %s", e.code, strings.Join(strings.Fields(e.text), " "))
+}
 
 // A client is one connection to the target, logged in.
 type client struct {
@@ -77,12 +79,16 @@ func (t *target) open(ctx context.Context) (*client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &client{target: t, conn: conn}
+	c := newClient(t, conn)
 	if err := c.prepare(ctx); err != nil {
 		_ = conn.Close()
 		return nil, err
 	}
 	return c, nil
+}
+
+func newClient(t *target, conn net.Conn) *client {
+	return &client{target: t, conn: conn, in: bufio.NewReader(conn)}
 }
 
 func (c *client) prepare(ctx context.Context) error {
@@ -93,8 +99,8 @@ func (c *client) prepare(ctx context.Context) error {
 	}
 	if c.target.implicit {
 		c.conn = tls.Client(c.conn, c.target.tls)
+		c.in.Reset(c.conn)
 	}
-	c.in = bufio.NewReader(c.conn)
 	if _, err := c.expect(220); err != nil {
 		return fmt.Errorf("greeting: %w", err)
 	}
@@ -268,13 +274,13 @@ func (c *client) begin(refused error) error {
 	case refused == nil && err == nil:
 		return nil
 	case refused != nil && err == nil:
-		return fmt.Errorf("the server takes a part of the envelope: %w", errPartly)
+		return fmt.Errorf("%w: %v", errPartly, refused) // not a *replyError: the connection is in the middle of DATA
 	}
 	err = errors.Join(refused, err)
 	return errors.Join(err, c.reset(err))
 }
 
-var errPartly = errors.New("the connection is given up")
+var errPartly = errors.New("the server takes a part of the envelope only")
 
 // reset makes the connection fit for the next message after a refusal.
 func (c *client) reset(err error) error {

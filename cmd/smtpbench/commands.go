@@ -92,26 +92,16 @@ that keeps its queue in a database server, that one's too.`,
 	flags.BoolVar(&f.noSink, "no-sink", false, "only send")
 	flags.IntSliceVar(&f.pids, "cpu-of", nil, "process `ids` to measure, with their children")
 	flags.BoolVar(&f.asJSON, "json", false, "print JSON")
-	_ = cmd.MarkFlagRequired("to")
-	_ = cmd.MarkFlagRequired("user")
 	return cmd
 }
 
 func (f *loadFlags) run(cmd *cobra.Command) error {
+	if err := f.check(); err != nil {
+		return err
+	}
 	to, err := f.target(cmd.InOrStdin())
 	if err != nil {
 		return err
-	}
-	from := f.from
-	if from == "" {
-		from = f.user
-	}
-	if f.connections < 1 || f.messages < 1 || f.recipients < 1 || f.recipients > 999 {
-		return errors.New("--connections and --messages are at least 1, --recipients is 1 to 999")
-	}
-	p := plan{
-		connections: f.connections, reconnect: f.reconnect,
-		corpus: corpusConfig{from, f.domain, f.connections * f.messages, f.recipients, int(f.size)},
 	}
 	var at *exchange
 	if !f.noSink {
@@ -124,7 +114,7 @@ func (f *loadFlags) run(cmd *cobra.Command) error {
 	for _, pid := range f.pids {
 		meters = append(meters, treeMeter("process "+strconv.Itoa(pid), pid))
 	}
-	r, err := p.run(cmd.Context(), to, at, meters)
+	r, err := f.plan().run(cmd.Context(), to, at, meters)
 	if err != nil {
 		return err
 	}
@@ -139,10 +129,32 @@ func (f *loadFlags) run(cmd *cobra.Command) error {
 	return err
 }
 
-func (f *loadFlags) target(stdin io.Reader) (*target, error) {
-	if f.tls != "starttls" && f.tls != "implicit" {
-		return nil, fmt.Errorf("--tls is starttls or implicit, not %q", f.tls)
+func (f *loadFlags) check() error {
+	switch {
+	case f.to == "" || f.user == "":
+		return usagef("load needs --to and --user")
+	case f.tls != "starttls" && f.tls != "implicit":
+		return usagef("--tls is starttls or implicit, not %q", f.tls)
+	case f.connections < 1 || f.messages < 1 || f.connections*f.messages > 1e7:
+		return usagef("--connections and --messages are at least 1, and ten million messages at most")
+	case f.recipients < 1 || f.recipients > 999:
+		return usagef("--recipients is 1 to 999")
 	}
+	return nil
+}
+
+func (f *loadFlags) plan() plan {
+	from := f.from
+	if from == "" {
+		from = f.user
+	}
+	return plan{
+		connections: f.connections, reconnect: f.reconnect,
+		corpus: corpusConfig{from, f.domain, f.connections * f.messages, f.recipients, int(f.size)},
+	}
+}
+
+func (f *loadFlags) target(stdin io.Reader) (*target, error) {
 	config, err := tlsConfig(f.to, f.caFile, f.insecure)
 	if err != nil {
 		return nil, err

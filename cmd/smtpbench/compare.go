@@ -20,6 +20,7 @@ type compareFlags struct {
 	postern   string
 	dir       string
 	profile   string
+	settings  map[string]string // of PostgreSQL
 	noPostfix bool
 	asJSON    bool
 }
@@ -42,11 +43,12 @@ docs/benchmark.md says how to read the figures.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringSliceVar(&f.names, "workload", nil, "`names` out of "+workloadNames()+" (default: all but huge)")
+	flags.StringSliceVar(&f.names, "workload", nil, "`names` out of "+workloadNames()+" (default: burst, single, many, large)")
 	flags.IntVar(&f.rounds, "rounds", 5, "how often each load is sent")
 	flags.StringVar(&f.postern, "postern", "", "the `program` to measure (default: postern beside smtpbench)")
 	flags.StringVar(&f.dir, "dir", ".cache", "`folder` for the servers' files, on the file system to measure")
 	flags.StringVar(&f.profile, "profile", "", "existing `folder` for a CPU profile of Postern over the whole run")
+	flags.StringToStringVar(&f.settings, "postgres", nil, "`setting=value` of PostgreSQL to try out; may be repeated")
 	flags.BoolVar(&f.noPostfix, "no-postfix", false, "measure Postern alone")
 	flags.BoolVar(&f.asJSON, "json", false, "print every round as JSON")
 	return cmd
@@ -58,7 +60,7 @@ func (f *compareFlags) run(ctx context.Context, stdout, stderr io.Writer) error 
 		return err
 	}
 	if f.rounds < 1 {
-		return errors.New("--rounds is at least 1")
+		return usagef("--rounds is at least 1")
 	}
 	l, err := newLab(f.dir)
 	if err != nil {
@@ -98,14 +100,11 @@ func (f *compareFlags) start(ctx context.Context, l *lab, stderr io.Writer) ([]*
 		}
 		program = filepath.Join(filepath.Dir(self), "postern")
 	}
-	profile := ""
+	relay := relayConfig{program: program, settings: f.settings}
 	if f.profile != "" {
-		var err error
-		if profile, err = filepath.Abs(filepath.Join(f.profile, "postern.pprof")); err != nil {
-			return nil, err
-		}
+		relay.profile = filepath.Join(f.profile, "postern.pprof")
 	}
-	postern, err := l.postern(ctx, program, profile)
+	postern, err := l.postern(ctx, relay)
 	if err != nil {
 		return nil, err
 	}

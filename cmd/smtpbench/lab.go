@@ -48,7 +48,7 @@ func newLab(parent string) (*lab, error) {
 	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return nil, fmt.Errorf("make a folder for the servers: %w", err)
 	}
-	if pgserver.Reachable(filepath.Join(parent, "bench", "postgres")) != nil && pgserver.Reachable(filepath.Join(parent, "x")) != nil {
+	if pgserver.Reachable(filepath.Join(parent, "smtpbench")) != nil {
 		parent = "/var/tmp"
 	}
 	l := &lab{}

@@ -9,6 +9,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -53,9 +54,16 @@ Exit status: 0 done and all accounted for, 1 not so, 2 used wrongly.`,
 		return 0
 	}
 	fmt.Fprintf(stderr, "smtpbench: %v\n", err)
-	if !started {
+	if !started || errors.As(err, new(usageError)) {
 		fmt.Fprintf(stderr, "see '%s --help'\n", cmd.CommandPath())
 		return 2
 	}
 	return 1
 }
+
+// usageError is wrong use that a command's own code finds.
+type usageError struct{ text string }
+
+func (e usageError) Error() string { return e.text }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Sprintf(format, args...)} }

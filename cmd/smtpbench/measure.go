@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -18,6 +19,7 @@ type plan struct {
 	corpus      corpusConfig // its messages are all connections'
 	connections int
 	reconnect   bool
+	patience    time.Duration // how long nothing may arrive; 0: drainTime
 }
 
 // A result is one run's figures.
@@ -94,7 +96,7 @@ func (p plan) run(ctx context.Context, to *target, at *exchange, meters []meter)
 	}
 	start := l.run(ctx)
 	if at != nil {
-		ledger.wait(ctx, drainTime)
+		ledger.wait(ctx, cmp.Or(p.patience, drainTime))
 	}
 	after, err := settled(ctx, meters)
 	if err != nil {

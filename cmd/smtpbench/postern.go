@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -21,33 +20,25 @@ const (
 	stopTime  = 45 * time.Second // postern gives itself 30 s
 )
 
+// relayConfig says which Postern to measure, and how.
+type relayConfig struct {
+	program  string            // path of the binary
+	profile  string            // file for a CPU profile, or ""
+	settings map[string]string // of PostgreSQL, beyond those of pgserver
+}
+
 // postern starts a private PostgreSQL server with full durability and the relay on
-// it. The relay is the program at the path; it writes a CPU profile when profile is
-// not empty.
-func (l *lab) postern(ctx context.Context, program, profile string) (*contender, error) {
+// it.
+func (l *lab) postern(ctx context.Context, config relayConfig) (*contender, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
-	program, err := filepath.Abs(program)
-	if err != nil {
-		return nil, err
-	}
-	database, err := pgserver.Start(ctx, pgserver.Config{Dir: filepath.Join(l.dir, "postgres")})
+	database, err := pgserver.Start(ctx, pgserver.Config{Dir: filepath.Join(l.dir, "postgres"), Settings: config.settings})
 	if err != nil {
 		return nil, err
 	}
 	stopDatabase := func() { _ = database.Stop() } // its data go with the folder
-	p := &posternRelay{program: program, dir: l.dir, url: database.URL()}
-	port, err := p.configure(ctx, l)
-	if err == nil {
-		err = p.start(profile)
-	}
-	var to *target
-	if err == nil {
-		to, err = l.target(port)
-	}
-	if err == nil {
-		err = awaitGreeting(ctx, to.address, p.ended)
-	}
+	p := &posternRelay{program: config.program, dir: l.dir, url: database.URL()}
+	to, err := p.launch(ctx, l, config.profile)
 	if err != nil {
 		p.stop()
 		stopDatabase()
@@ -71,6 +62,22 @@ type posternRelay struct {
 
 func (p *posternRelay) config() string { return filepath.Join(p.dir, "postern.toml") }
 func (p *posternRelay) log() string    { return filepath.Join(p.dir, "postern.log") }
+
+// launch sets the relay up and returns when it accepts connections.
+func (p *posternRelay) launch(ctx context.Context, l *lab, profile string) (*target, error) {
+	port, err := p.configure(ctx, l)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.start(profile); err != nil {
+		return nil, err
+	}
+	to, err := l.target(port)
+	if err != nil {
+		return nil, err
+	}
+	return to, awaitGreeting(ctx, to.address, p.ended)
+}
 
 // configure makes the schema, the account, the route and the configuration, and
 // returns the port that the relay will listen on.
@@ -178,5 +185,5 @@ func freePort() (int, error) {
 		return 0, fmt.Errorf("find a free port: %w", err)
 	}
 	port := listener.Addr().(*net.TCPAddr).Port
-	return port, errors.Join(listener.Close())
+	return port, listener.Close()
 }

@@ -1,9 +1,6 @@
 package main
 
-import (
-	"fmt"
-	"strings"
-)
+import "strings"
 
 // A workload is a shape of load. A round of it is so many passes, each drained
 // before the next one begins.
@@ -25,6 +22,7 @@ var workloads = []workload{
 	{name: "single", what: "one message of 5 KB for each connection, 20 at once", connections: 20, messages: 50, size: 5 << 10, recipients: 1, reconnect: true, passes: 1},
 	{name: "many", what: "50 recipients, 20 connections, 5 KB", connections: 20, messages: 25, size: 5 << 10, recipients: 50, passes: 1},
 	{name: "large", what: "10 MB, 8 connections", connections: 8, messages: 8, size: 10 << 20, recipients: 1, passes: 1},
+	{name: "smoke", what: "a few messages, to see that all works", connections: 2, messages: 5, size: 5 << 10, recipients: 3, passes: 2, byName: true},
 	{name: "huge", what: "100 MB, 8 connections", connections: 8, messages: 1, size: 100 << 20, recipients: 1, passes: 1, byName: true},
 }
 
@@ -39,7 +37,7 @@ func choose(names []string) ([]workload, error) {
 			}
 		}
 		if !found {
-			return nil, fmt.Errorf("there is no workload %q: %s", name, workloadNames())
+			return nil, usagef("there is no workload %q: %s", name, workloadNames())
 		}
 	}
 	if len(names) > 0 {
