@@ -100,7 +100,7 @@ type logConfig struct {
 // defaultConfig is the configuration of an empty file.
 func defaultConfig() config {
 	return config{
-		Database: databaseConfig{MaxConnections: 16},
+		Database: databaseConfig{MaxConnections: 8},
 		Submission: submissionConfig{
 			Connections: 2000, ConnectionsPerAddress: 100,
 			Commands: 10000, BadCommands: 10, AuthFailures: 3,
@@ -237,7 +237,7 @@ func (c *config) validateNumbers() error {
 		key   string
 		value int64
 	}{
-		{"database.max_connections", int64(c.Database.MaxConnections) - 3},
+		{"database.max_connections", int64(c.Database.MaxConnections) - 1},
 		{"submission.connections", int64(c.Submission.Connections)},
 		{"submission.connections_per_address", int64(c.Submission.ConnectionsPerAddress)},
 		{"submission.commands", int64(c.Submission.Commands)},
@@ -261,7 +261,7 @@ func (c *config) validateNumbers() error {
 	} {
 		if n.value <= 0 {
 			if n.key == "database.max_connections" {
-				return errors.New("database.max_connections must be at least 4")
+				return errors.New("database.max_connections must be at least 2")
 			}
 			return fmt.Errorf("%s must be more than 0", n.key)
 		}

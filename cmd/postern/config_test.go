@@ -69,7 +69,7 @@ func TestConfigErrorsSayWhere(t *testing.T) {
 		{"zero", "[submission]\nrecipients = 0\n", "submission.recipients must be more than 0"},
 		{"size", "[submission]\nmessage_size = \"25 elephants\"\n", "is no size"},
 		{"duration", "[queue]\nlifetime = \"soon\"\n", "is no duration"},
-		{"too few connections", "[database]\nmax_connections = 3\n", "at least 4"},
+		{"too few connections", "[database]\nmax_connections = 1\n", "at least 2"},
 		{"log level", "[log]\nlevel = \"loud\"\n", "debug, info, warn or error"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -178,17 +178,16 @@ func (n *node) pool(ctx context.Context, url, name string, maxConns int, change 
 	return p, err
 }
 
-// shares splits the connections: checking passwords must go on while deliveries
-// storm, and committing while both do.
-func (n *node) shares() (enqueue, work, login int) {
-	total := n.cfg.Database.MaxConnections
-	enqueue, login = max(1, total/4), max(1, total/4)
-	return enqueue, max(2, total-enqueue-login), login
+// shares splits the pooled connections: checking passwords must go on while
+// deliveries storm. The queue's commits and settles have connections of their own.
+func (n *node) shares() (work, login int) {
+	login = max(1, n.cfg.Database.MaxConnections/2)
+	return max(1, n.cfg.Database.MaxConnections-login), login
 }
 
 func (n *node) buildQueue(ctx context.Context, url string) error {
-	enqueue, work, _ := n.shares()
-	enqueuePool, err := n.pool(ctx, url, "enqueue", enqueue, queue.ConfigureEnqueuePool)
+	work, _ := n.shares()
+	enqueuePool, err := n.pool(ctx, url, "enqueue", 1, queue.ConfigureEnqueuePool)
 	if err != nil {
 		return err
 	}
@@ -257,7 +256,7 @@ func (n *node) addresses() []string {
 }
 
 func (n *node) buildSubmission(ctx context.Context, url string, certs *submission.Certificates) error {
-	_, _, login := n.shares()
+	_, login := n.shares()
 	pool, err := n.pool(ctx, url, "auth", login, nil)
 	if err != nil {
 		return err
