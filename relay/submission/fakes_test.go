@@ -81,6 +81,13 @@ func (q *fakeQueue) all() []stored {
 	return append([]stored(nil), q.messages...)
 }
 
+// forget empties the queue, for tests that run for long.
+func (q *fakeQueue) forget() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.messages = nil
+}
+
 func (q *fakeQueue) len() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()

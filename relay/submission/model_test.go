@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -25,7 +26,7 @@ func modelServer(t testing.TB) *testServer {
 			Commands: many, BadCommands: many, FailedAuths: many, RefusedRecipients: many,
 			Recipients: maxOracleRcpts, MessageSize: 5000,
 		}
-		cfg.Handoff = nil
+		cfg.Handoff, cfg.Log, cfg.System = nil, nil, slog.New(slog.DiscardHandler)
 	})
 	ts.queue.refuse = func(_ int, m queue.Message) error {
 		if strings.Contains(m.MessageID, "refuse") {
@@ -63,7 +64,7 @@ func play(t testing.TB, ts *testServer, run int, octets bool, steps []op) {
 	p := &player{client: newClient(t, conn), octets: octets, run: run}
 	defer func() { p.conn.Close() }()
 	p.expect(220)
-	before := ts.queue.len()
+	ts.queue.forget()
 	for _, s := range steps {
 		if p.oracle.at == closed {
 			break
@@ -74,7 +75,7 @@ func play(t testing.TB, ts *testServer, run int, octets bool, steps []op) {
 	if p.oracle.at == closed {
 		p.closed()
 	}
-	p.compare(ts.queue.all()[before:])
+	p.compare(ts.queue.all())
 }
 
 func (p *player) failf(format string, args ...any) {

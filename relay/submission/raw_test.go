@@ -60,9 +60,7 @@ func runRaw(t testing.TB, ts *testServer, text []byte, step int) (said string, q
 		t.Fatal(err)
 	}
 	s.identity = &id
-	ts.queue.mu.Lock()
-	ts.queue.messages = nil // a fuzzer runs for long
-	ts.queue.mu.Unlock()
+	ts.queue.forget()
 	s.run()
 	return out.String(), ts.queue.len()
 }
