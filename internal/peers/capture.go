@@ -45,6 +45,10 @@ type Capture struct {
 // further clients wait.
 const captureDepth = 10_000
 
+// captureLine is the longest line taken, in octets: whether a long one comes through
+// is what tests want to see.
+const captureLine = 1 << 20
+
 // StartCapture starts a server that [Capture.Close] ends.
 func StartCapture(config CaptureConfig) (*Capture, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -61,6 +65,7 @@ func StartCapture(config CaptureConfig) (*Capture, error) {
 	c.server.Domain = "capture.example"
 	c.server.TLSConfig = config.TLS
 	c.server.EnableSMTPUTF8 = true
+	c.server.MaxLineLength = captureLine
 	c.server.ReadTimeout, c.server.WriteTimeout = time.Minute, time.Minute
 	c.server.ErrorLog = quiet{}
 	c.served.Go(func() { _ = c.server.Serve(listener) }) // ends by Close
