@@ -155,6 +155,40 @@ func TestClockJumpKillsNobody(t *testing.T) {
 	}
 }
 
+// The silence of a dead node is counted while its lease runs out: its mail waits for
+// the longer of the two and not for both.
+func TestSilenceCountsDuringTheLease(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	cfg := calmConfig(db)
+	cfg.Heartbeat = time.Hour // sweeps by hand
+	c := &fakeClock{}
+	q := start(t, cfg, withClock(c))
+	start(t, func() Config { o := cfg; o.Node = "b"; return o }(), withClock(c))
+	conn, err := q.sweeps.s.get(ctxOf(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead := func() int {
+		t.Helper()
+		if err := q.sweeps.bury(ctxOf(t), conn); err != nil {
+			t.Fatal(err)
+		}
+		return count(t, db, `select count(*) from node where reaped_at is not null`)
+	}
+	if n := dead(); n != 0 {
+		t.Fatalf("%d of two living epochs are dead", n)
+	}
+	c.add(q.cfg.ReapAfter)
+	if n := dead(); n != 0 {
+		t.Fatalf("%d epochs are dead before their lease is over", n)
+	}
+	exec(t, db, `update node set expires_at = expires_at - interval '1 hour' where name = 'b'`)
+	if n := dead(); n != 1 {
+		t.Fatalf("%d epochs are dead, want the one that was silent for its whole lease", n)
+	}
+}
+
 // A later process of the same name stops the older one (F27), which does not fight
 // for the name, and its mail comes back.
 func TestSameNameTwice(t *testing.T) {

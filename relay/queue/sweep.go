@@ -68,9 +68,9 @@ func (s *sweeps) round(ctx context.Context) error {
 	return s.s.end(err)
 }
 
-// sqlSilent lists the living epochs whose lease ended long enough ago.
-const sqlSilent = `
-select epoch, name, beat_at from node where reaped_at is null and expires_at + $1::interval < clock_timestamp()`
+// sqlLiving lists the living epochs, and says whose lease ended long enough ago.
+const sqlLiving = `
+select epoch, name, beat_at, expires_at + $1::interval < clock_timestamp() from node where reaped_at is null`
 
 // sqlKill is the death of an epoch: the heartbeat that races with it either moves
 // beat_at first, and then nothing happens here, or changes no row any more.
@@ -115,17 +115,21 @@ func (s *sweeps) reap(ctx context.Context, conn *pgx.Conn) error {
 	}
 }
 
+// bury ends the epochs whose lease is over and from which nothing was heard for
+// ReapAfter. The silence is counted while the lease still runs, so that the mail of
+// a dead node does not wait for the one after the other.
 func (s *sweeps) bury(ctx context.Context, conn *pgx.Conn) error {
-	rows, err := conn.Query(ctx, sqlSilent, s.q.cfg.ReapAfter)
+	rows, err := conn.Query(ctx, sqlLiving, s.q.cfg.ReapAfter)
 	if err != nil {
 		return err
 	}
-	type silent struct {
+	type living struct {
 		Epoch int64
 		Name  string
 		Beat  time.Time
+		Over  bool // its lease, for long enough
 	}
-	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[silent])
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[living])
 	if err != nil {
 		return err
 	}
@@ -138,7 +142,7 @@ func (s *sweeps) bury(ctx context.Context, conn *pgx.Conn) error {
 		}
 		s.seen[e.Epoch] = was
 		// The database's clock may have jumped: a living node would have beaten since.
-		if s.q.clock.Now()-was.since < 2*s.q.cfg.Heartbeat {
+		if !e.Over || s.q.clock.Now()-was.since < s.q.cfg.ReapAfter {
 			continue
 		}
 		tag, err := conn.Exec(ctx, sqlKill, e.Epoch, e.Beat)
