@@ -265,7 +265,7 @@ func (n *node) buildSubmission(ctx context.Context, url string, certs *submissio
 	s := n.cfg.Submission
 	cfg := submission.Config{
 		Hostname: n.hostname, Listeners: n.listeners, Certificates: certs, Verifier: verifier,
-		Queue: n.queue, Log: n.mail, TempDir: s.SpoolDir, HideClient: !s.ShowClientAddress,
+		Queue: n.queue, Log: n.mail, System: n.log, TempDir: s.SpoolDir, HideClient: !s.ShowClientAddress,
 		Limits: submission.Limits{
 			Connections: s.Connections, ConnectionsPerAddress: s.ConnectionsPerAddress,
 			Commands: s.Commands, BadCommands: s.BadCommands, FailedAuths: s.AuthFailures,

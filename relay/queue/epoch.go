@@ -185,11 +185,16 @@ func (e *epochs) report(err error) {
 		e.trouble.Store(&err)
 		if was == nil {
 			e.q.log.Error("queue: the database is not answering", "err", err)
-			select {
-			case e.hurry <- struct{}{}:
-			default:
-			}
+			e.lookNow()
 		}
+	}
+}
+
+// lookNow makes the next heartbeat come at once.
+func (e *epochs) lookNow() {
+	select {
+	case e.hurry <- struct{}{}:
+	default:
 	}
 }
 

@@ -137,6 +137,23 @@ func TestAuthTrouble(t *testing.T) {
 	}
 }
 
+// TestAuthWithoutQueue: while nothing can be accepted nobody is let in, however good
+// and well remembered the password is, and that is no failure of the client's.
+func TestAuthWithoutQueue(t *testing.T) {
+	t.Parallel()
+	ts := startServer(t)
+	ts.queue.available = &queue.Error{Reply: smtp.Temporary(451, 3, 0, "away"), Err: errors.New("no database")}
+	c := ts.dialTLS(t)
+	c.cmd(250, "EHLO client.test")
+	for range 4 {
+		c.cmd(454, "AUTH PLAIN "+plain("alice@example.com", "secret"))
+	}
+	ts.queue.mu.Lock()
+	ts.queue.available = nil
+	ts.queue.mu.Unlock()
+	c.cmd(235, "AUTH PLAIN "+plain("alice@example.com", "secret"))
+}
+
 // TestQueueTrouble: P8 at MAIL and at the dot. The reply of the queue is passed on
 // when it is temporary; nothing else is, and the transaction is over.
 func TestQueueTrouble(t *testing.T) {
@@ -155,8 +172,10 @@ func TestQueueTrouble(t *testing.T) {
 		ts := startServer(t)
 		ts.handoff.room = 10
 		ts.queue.refuse = func(int, queue.Message) error { return tc.err }
-		ts.queue.available = tc.err
 		c := ts.login(t)
+		ts.queue.mu.Lock()
+		ts.queue.available = tc.err
+		ts.queue.mu.Unlock()
 		if text := c.cmd(tc.code, "MAIL FROM:<alice@example.com>"); !strings.HasPrefix(text, tc.text) {
 			t.Errorf("MAIL, %v: %q", tc.err, text)
 		}

@@ -37,6 +37,11 @@ func (s *session) auth(args string) smtp.Reply {
 	if !ok {
 		return badBase64
 	}
+	// A remembered password needs no database, but nothing could be accepted: who
+	// logs in now would only be refused at MAIL.
+	if err := s.server.cfg.Queue.Available(); err != nil {
+		return s.authEnded(mech, err)
+	}
 	err = s.converse(exchange, response)
 	if s.ended != "" {
 		return smtp.Reply{}
