@@ -167,10 +167,10 @@ func TestDemoOnce(t *testing.T) {
 }
 
 // awkwardMail has what is easily lost or changed on the way: octets beyond ASCII,
-// lines that begin with dots, blanks at the ends of lines, lines longer than
-// RFC 5321's 1,000 octets, an attachment of 2 MB, and a Bcc field that must not
-// go out.
-func awkwardMail() (sent, wanted string) {
+// lines that begin with dots, blanks at the ends of lines, the longest line of RFC
+// 5321 section 4.5.3.1.6, an attachment of 2 MB, and a Bcc field that must not go
+// out. further is one more line.
+func awkwardMail(further string) (sent, wanted string) {
 	attachment := make([]byte, 2<<20)
 	_, _ = rand.NewChaCha8(sha256.Sum256([]byte("attachment"))).Read(attachment) // cannot fail
 	coded := base64.StdEncoding.EncodeToString(attachment)
@@ -201,8 +201,8 @@ Content-Transfer-Encoding: 8bit
 .a dot in front
 Zwölf Boxkämpfer, ¥€$, `+"\xff\xfe and \xe9 in no charset at all"+`
 Blanks at the end  	
-`+strings.Repeat("long ", 199)+`
-`+strings.Repeat("länger ", 700)+`
+`+strings.Repeat("0123456789", 99)+`12345678
+`+further+`
 From the beginning of a line
 
 --next
@@ -226,7 +226,7 @@ func TestForeignClientsContent(t *testing.T) {
 	s.must(t, "", "upstream", "add", "sink", "--host", "127.0.0.1:"+strconv.Itoa(sink.Port()), "--tls", "none")
 	s.must(t, "", "route", "add", "--via", "sink")
 	s.serve(t)
-	sent, wanted := awkwardMail()
+	sent, wanted := awkwardMail(strings.Repeat("lönger ", 700)) // than anybody may send
 	file := mailFile(t, sent)
 
 	eachClient(t, func(t *testing.T, client string, mode peers.TLS) {

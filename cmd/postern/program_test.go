@@ -21,7 +21,7 @@ import (
 )
 
 // patience bounds each wait for a program, also on a machine with other things to do.
-const patience = time.Minute
+const patience = 2 * time.Minute
 
 // lifeline is the descriptor by which a program that a test started notices that
 // the test's process is gone, even by SIGKILL.
