@@ -153,8 +153,8 @@ func (f *compareFlags) measure(ctx context.Context, l *lab, w workload, contende
 			if err != nil {
 				return nil, fmt.Errorf("%s with %s: %w", w.name, c.name, err)
 			}
-			fmt.Fprintf(stderr, "%s %d/%d %s: %.0f messages/s, %.3f ms CPU each, %s\n",
-				w.name, n+1, f.rounds, c.name, r.Rate, r.cpu(), r.Tally)
+			fmt.Fprintf(stderr, "%s %d/%d %s: %.0f messages/s, %.3f ms CPU each and %.3f for load and sink, %s\n",
+				w.name, n+1, f.rounds, c.name, r.Rate, r.cpu(), r.Own, r.Tally)
 			printProblems(stderr, r.Problems)
 			all[i].Rounds = append(all[i].Rounds, r)
 		}
@@ -217,6 +217,7 @@ func (r *round) add(p result) {
 	for name := range r.CPU {
 		r.CPU[name] = (r.CPU[name]*a + p.CPU[name]*b) / max(1, a+b)
 	}
+	r.Own = (r.Own*a + p.Own*b) / max(1, a+b)
 	r.Messages += p.Messages
 	r.Accept += p.Accept
 	r.EndToEnd += p.EndToEnd

@@ -109,14 +109,14 @@ func TestTable(t *testing.T) {
 func TestRoundAdds(t *testing.T) {
 	t.Parallel()
 	var r round
-	r.add(result{Messages: 10, Recipients: 2, Accept: 1, EndToEnd: 2, P50: 1, P99: 5, Max: 7, CPU: map[string]float64{"server": 1},
+	r.add(result{Messages: 10, Recipients: 2, Accept: 1, EndToEnd: 2, P50: 1, P99: 5, Max: 7, Own: 1, CPU: map[string]float64{"server": 1},
 		Tally: tally{Accepted: 10, Arrived: 20}, Sound: true, Problems: map[string]int{}})
-	r.add(result{Messages: 30, Recipients: 2, Accept: 3, EndToEnd: 3, P50: 2, P99: 4, Max: 9, CPU: map[string]float64{"server": 5},
+	r.add(result{Messages: 30, Recipients: 2, Accept: 3, EndToEnd: 3, P50: 2, P99: 4, Max: 9, Own: 9, CPU: map[string]float64{"server": 5},
 		Tally: tally{Accepted: 30, Refused: 1, Arrived: 59, Lost: 1}, Problems: map[string]int{"x": 1}})
 	if r.Messages != 40 || r.AcceptRate != 10 || r.Rate != 7.9 || r.CPU["server"] != 4 || r.Sound || r.Problems["x"] != 1 {
 		t.Errorf("%+v", r)
 	}
-	if r.P50 != 2 || r.P99 != 5 || r.Max != 9 || r.Tally != (tally{Accepted: 40, Refused: 1, Arrived: 79, Lost: 1}) {
+	if r.P50 != 2 || r.Own != 7 || r.P99 != 5 || r.Max != 9 || r.Tally != (tally{Accepted: 40, Refused: 1, Arrived: 79, Lost: 1}) {
 		t.Errorf("%+v", r)
 	}
 }

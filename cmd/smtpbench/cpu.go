@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -137,6 +138,15 @@ func readAll(meters []meter) ([]time.Duration, error) {
 		}
 	}
 	return readings, nil
+}
+
+// ownCPU is the processor time of this process.
+func ownCPU() time.Duration {
+	var used syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {
+		return 0 // cannot happen: getrusage(2) fails for wrong arguments only
+	}
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
 }
 
 // peakMemory is the most resident memory that a process has had since forgetPeak,

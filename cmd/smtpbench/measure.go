@@ -37,7 +37,8 @@ type result struct {
 	Max         seconds `json:"latency_max_seconds"`
 
 	CPU      map[string]float64 `json:"cpu_ms_per_message,omitempty"`
-	Peak     int64              `json:"peak_memory,omitempty"` // octets
+	Own      float64            `json:"own_cpu_ms_per_message"` // of load and sink
+	Peak     int64              `json:"peak_memory,omitempty"`  // octets
 	Tally    tally              `json:"tally"`
 	Sound    bool               `json:"sound"` // all sent and accounted for
 	Problems map[string]int     `json:"problems,omitempty"`
@@ -94,10 +95,12 @@ func (p plan) run(ctx context.Context, to *target, at *exchange, meters []meter)
 		target: to, ledger: ledger, connections: p.connections,
 		messages: p.corpus.messages / p.connections, reconnect: p.reconnect,
 	}
+	own := ownCPU()
 	start := l.run(ctx)
 	if at != nil {
 		ledger.wait(ctx, cmp.Or(p.patience, drainTime))
 	}
+	own = ownCPU() - own
 	after, err := settled(ctx, meters)
 	if err != nil {
 		return result{}, err
@@ -107,9 +110,10 @@ func (p plan) run(ctx context.Context, to *target, at *exchange, meters []meter)
 		r.Tally.Lost, r.EndToEnd, r.Rate = 0, 0, 0
 	}
 	r.Sound = r.Tally.sound() && r.Tally.Accepted == p.corpus.messages
-	r.CPU = make(map[string]float64, len(meters))
+	each := func(d time.Duration) float64 { return d.Seconds() * 1000 / float64(max(1, r.Tally.Accepted)) }
+	r.Own, r.CPU = each(own), make(map[string]float64, len(meters))
 	for i, m := range meters {
-		r.CPU[m.name] = (after[i] - before[i]).Seconds() * 1000 / float64(max(1, r.Tally.Accepted))
+		r.CPU[m.name] = each(after[i] - before[i])
 	}
 	return r, ctx.Err()
 }
@@ -152,6 +156,7 @@ func (r result) print(w io.Writer, verified bool) {
 	for _, name := range slices.Sorted(maps.Keys(r.CPU)) {
 		fmt.Fprintf(w, "CPU          %.3f ms for each message: %s\n", r.CPU[name], name)
 	}
+	fmt.Fprintf(w, "CPU          %.3f ms for each message: smtpbench itself\n", r.Own)
 	if verified {
 		fmt.Fprintf(w, "verified     %s\n", r.Tally)
 	}
