@@ -1,10 +1,13 @@
 package rig
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"sync"
 	"testing"
 )
@@ -15,6 +18,9 @@ var shared struct {
 	dir   string
 	err   error
 }
+
+// atOnce is how many tests of the rig run at once at least.
+const atOnce = 4
 
 // binary returns the path of the relay's binary, built under the race detector
 // when the tests are.
@@ -42,8 +48,13 @@ func build(path string) error {
 	return nil
 }
 
-// Main is the TestMain of a package that uses the rig.
+// Main is the TestMain of a package that uses the rig. Its tests wait for leases and
+// restarts most of the time, so more of them run at once than there are processors.
 func Main(m *testing.M) {
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f != nil && f.Value.String() == f.DefValue {
+		_ = f.Value.Set(strconv.Itoa(max(atOnce, runtime.GOMAXPROCS(0))))
+	}
 	code := m.Run()
 	if shared.dir != "" {
 		_ = os.RemoveAll(shared.dir)

@@ -131,13 +131,10 @@ func (c *Client) Reply() (code int, text string, err error) {
 
 // bare strips addresses from a network error, so that equal errors count as one.
 func bare(err error) error {
-	for {
-		op, ok := err.(*net.OpError)
-		if !ok {
-			return err
-		}
-		err = op.Err
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		return bare(op.Err)
 	}
+	return err
 }
 
 // Code is the code of the first reply in err, 0 when err is no reply.
