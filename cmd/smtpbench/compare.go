@@ -153,7 +153,7 @@ func (f *compareFlags) measure(ctx context.Context, l *lab, w workload, contende
 			if err != nil {
 				return nil, fmt.Errorf("%s with %s: %w", w.name, c.name, err)
 			}
-			fmt.Fprintf(stderr, "%s %d/%d %s: %.0f messages/s, %.3f ms CPU each and %.3f for load and sink, %s\n",
+			fmt.Fprintf(stderr, "%s %d/%d %s: %.4g messages/s, %.3f ms CPU each and %.3f for load and sink, %s\n",
 				w.name, n+1, f.rounds, c.name, r.Rate, r.cpu(), r.Own, r.Tally)
 			printProblems(stderr, r.Problems)
 			all[i].Rounds = append(all[i].Rounds, r)
@@ -180,12 +180,12 @@ func (r round) cpu() float64 {
 // round measures one round. The first one is preceded by a warm-up: processes are
 // made, caches filled, the password is verified.
 func (c *contender) round(ctx context.Context, at *exchange, w workload) (round, error) {
-	if !c.settled {
-		warm := workloads[0].plan()
-		if _, err := warm.run(ctx, c.target, at, c.meters); err != nil {
+	if !c.warm {
+		plan := workloads[0].plan()
+		if _, err := plan.run(ctx, c.target, at, c.meters); err != nil {
 			return round{}, err
 		}
-		c.settled = true
+		c.warm = true
 	}
 	if c.pid != 0 {
 		if err := forgetPeak(c.pid); err != nil {

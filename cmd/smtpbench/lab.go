@@ -111,12 +111,12 @@ func writeCertificate(certFile, keyFile string) error {
 
 // A contender is a server under measurement.
 type contender struct {
-	name    string
-	target  *target
-	meters  []meter
-	pid     int // whose memory is measured, or 0
-	close   func()
-	settled bool // it has had its warm-up
+	name   string
+	target *target
+	meters []meter
+	pid    int // whose memory is measured, or 0
+	close  func()
+	warm   bool // it has had its warm-up
 }
 
 // target is how both servers are reached: nobody checks the certificate, since that

@@ -49,8 +49,6 @@ type seconds float64
 
 func secondsOf(d time.Duration) seconds { return seconds(d.Seconds()) }
 
-func (s seconds) duration() time.Duration { return time.Duration(float64(s) * float64(time.Second)) }
-
 // An exchange is a sink that gives each run what is its own. It outlives the runs,
 // so that the server needs to know one next hop only.
 type exchange struct {

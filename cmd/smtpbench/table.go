@@ -69,6 +69,9 @@ func cell(c column, value float64) string {
 	if value == 0 {
 		return "-"
 	}
+	if c.print == "%.0f" && value < 100 {
+		return fmt.Sprintf("%.1f", value)
+	}
 	return fmt.Sprintf(c.print, value)
 }
 
