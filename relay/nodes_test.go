@@ -177,3 +177,33 @@ func epochsOf(e rig.Evidence) map[string]int64 {
 	}
 	return epochs
 }
+
+// TestNodesUnderFire kills and stops two nodes in turn under load, some for longer
+// than they may trust their lease, and once for longer than the lease.
+func TestNodesUnderFire(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t, false)
+	sink := rig.NewSink(t, "", 40*time.Millisecond)
+	r.RouteTo(sink, 10)
+	nodes := []*rig.Node{r.Node(rig.NodeConfig{Name: "a"}), r.Node(rig.NodeConfig{Name: "b"})}
+	load := newLoad(t, r, nodes...)
+	load.Pace = 20 * time.Millisecond
+	load.Start()
+	stops := []time.Duration{time.Second, 0, 22 * time.Second, 0, 50 * time.Second, 0}
+	for n := range max(len(stops), kills()/5) {
+		awaitMore(t, load.Ledger, 5)
+		<-moment()
+		node := nodes[rand.IntN(len(nodes))]
+		if stop := stops[n%len(stops)]; stop > 0 {
+			node.Pause()
+			<-time.After(stop)
+			node.Continue()
+			continue
+		}
+		node.Kill()
+		node.Start()
+		node.Ready()
+	}
+	awaitMore(t, load.Ledger, 5)
+	settle(t, r, load, sink, nodes...)
+}

@@ -17,7 +17,7 @@ import (
 type Load struct {
 	Rig    *Rig
 	Ledger *Ledger
-	Nodes  []*Node // the clients take them in turn
+	Nodes  []*Node // each client has one of them
 	Conns  int     // clients at once
 	Each   int     // messages of each client; 0: until the load is stopped
 	Pace   time.Duration
@@ -58,7 +58,6 @@ type worker struct {
 	random *rand.Rand
 	ctx    context.Context
 	sent   int
-	dials  int
 }
 
 // work submits until the load is stopped or all is sent. A client that failed
@@ -89,8 +88,7 @@ func (w *worker) pause(d time.Duration) {
 
 // session submits a few messages over one connection.
 func (w *worker) session() error {
-	node := w.load.Nodes[(w.number+w.dials)%len(w.load.Nodes)]
-	w.dials++
+	node := w.load.Nodes[w.number%len(w.load.Nodes)]
 	c, err := w.load.Rig.Dial(node, w.random.IntN(2) == 0)
 	if err != nil {
 		return err
