@@ -75,9 +75,6 @@ in that order. Exit status: 0 done, 1 failed, 2 used wrongly.`,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-		PersistentPreRun: func(*cobra.Command, []string) {
-			a.started = true
-		},
 	}
 	root.PersistentFlags().StringVar(&a.configPath, "config", "", "configuration `file` (default ./postern.toml, then /etc/postern/postern.toml)")
 	root.PersistentFlags().StringVar(&a.databaseURL, "database-url", "", "PostgreSQL `URL`; wins over POSTERN_DATABASE_URL and the config file")
@@ -85,7 +82,22 @@ in that order. Exit status: 0 done, 1 failed, 2 used wrongly.`,
 		a.serveCmd(), a.demoCmd(), a.checkCmd(), a.migrateCmd(), a.versionCmd(),
 		a.userCmd(), a.upstreamCmd(), a.routeCmd(), a.queueCmd(), a.traceCmd(),
 	)
+	a.markStart(root)
 	return root
+}
+
+// markStart notes when a command's own code begins: what goes wrong before that
+// (flags, arguments) is wrong use.
+func (a *app) markStart(cmd *cobra.Command) {
+	if run := cmd.RunE; run != nil {
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			a.started = true
+			return run(cmd, args)
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		a.markStart(sub)
+	}
 }
 
 // noun makes a command that only groups verbs: alone, or with an unknown verb, it is
