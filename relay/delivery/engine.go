@@ -65,8 +65,9 @@ type Config struct {
 	ConnectTime    time.Duration // for one TCP connect: 30 s
 	LookupTime     time.Duration // for one DNS question: 20 s
 
-	// Messages and Memory bound what is held at once. Bodies larger than
-	// InMemory octets live in files or in the database and count for nothing.
+	// Messages and Memory bound what is held at once: bodies, and what many
+	// recipients and destinations of one message take. Bodies larger than InMemory
+	// octets live in files or in the database and count for nothing.
 	Messages int   // 10,000
 	Memory   int64 // octets: 64 MiB
 	InMemory int64 // octets: 1 MiB

@@ -487,6 +487,45 @@ func TestReserve(t *testing.T) {
 	dropped(t, late)
 }
 
+// TestReserveCountsRecipients: a few messages with many recipients must not fill the
+// memory that their bodies leave free.
+func TestReserveCountsRecipients(t *testing.T) {
+	t.Parallel()
+	many := make([]string, 101)
+	for i := range many {
+		many[i] = fmt.Sprintf("r%d@one.test", i)
+	}
+	server := smtptest.Start(t, smtptest.Config{Hooks: map[smtptest.Phase]smtptest.Hook{smtptest.PhaseMail: smtptest.Always(smtptest.Stall())}})
+	one, two := upstreamAt(server), upstreamAt(server)
+	two.Name = "two"
+	tests := map[string]struct {
+		rcpts  []string
+		memory int64
+	}{
+		"recipients": {many, 100 * recipientWeight},
+		"ways":       {[]string{"a@one.test", "b@two.test"}, jobWeight},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := newEngine(newFakeQueue(), Config{
+				Routes: routes{def: one, to: map[string]*route.Upstream{"two.test": two}}, Memory: test.memory,
+			})
+			e.Take(message(t, "a@one.test"))
+			e.dispatch(e.intake.take(nil)[0])
+			if !e.Reserve(1) {
+				t.Fatal("no room behind one message with one recipient")
+			}
+			e.Take(message(t, test.rcpts...))
+			e.dispatch(e.intake.take(nil)[0])
+			if e.Reserve(1) {
+				t.Errorf("room behind %d octets of %d", e.load.octets, test.memory)
+			}
+			stop(t, e)
+		})
+	}
+}
+
 // TestShutdownFinishes has a message whose text is on its way at Shutdown: it is
 // finished and settled.
 func TestShutdownFinishes(t *testing.T) {

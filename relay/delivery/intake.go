@@ -65,7 +65,7 @@ func (e *Engine) Reserve(size int64) bool {
 // Take takes a committed delivery over, with its reference to the body. It never
 // blocks.
 func (e *Engine) Take(d *queue.Delivery) {
-	e.load.add(e.weight(d.Body.Size()))
+	e.load.add(e.weightOf(d))
 	if !e.intake.put(d) {
 		e.handBack(d)
 	}
@@ -79,12 +79,25 @@ func (e *Engine) weight(size int64) int64 {
 	return size
 }
 
+// What a recipient and a job take of memory, about. Those of a message with one
+// recipient are covered by the bound on messages; a job of its own may need a
+// destination and a connection's goroutine of its own.
+const (
+	recipientWeight = 256
+	jobWeight       = 4 << 10
+)
+
+// weightOf is what a delivery counts for that was not split into jobs yet.
+func (e *Engine) weightOf(d *queue.Delivery) int64 {
+	return e.weight(d.Body.Size()) + recipientWeight*int64(max(0, len(d.Recipients)-1))
+}
+
 // handBack releases a whole delivery that was never split into jobs.
 func (e *Engine) handBack(d *queue.Delivery) {
-	size := d.Body.Size()
+	weight := e.weightOf(d)
 	e.cfg.Queue.Release(d, numbers(d.Recipients), 0)
 	d.Body.Drop()
-	e.load.sub(e.weight(size))
+	e.load.sub(weight)
 }
 
 func (e *Engine) releaseIntake() {

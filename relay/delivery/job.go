@@ -13,8 +13,9 @@ import (
 // parcel is a delivery whose jobs are under way.
 type parcel struct {
 	*queue.Delivery
-	size int64
-	jobs atomic.Int32 // that have not ended
+	size   int64
+	weight int64        // what it counts for in load
+	jobs   atomic.Int32 // that have not ended
 }
 
 // job is one message for recipients of one destination, sent in one transaction.
@@ -45,15 +46,19 @@ func (e *Engine) dispatch(d *queue.Delivery) {
 		return
 	}
 	ways := e.split(d)
-	p := &parcel{Delivery: d, size: d.Body.Size()}
+	p := &parcel{Delivery: d, size: d.Body.Size(), weight: e.weightOf(d)}
 	jobs := 0
 	for i := range ways {
 		jobs += (len(ways[i].rcpts) + e.cfg.PerTransaction - 1) / e.cfg.PerTransaction
 	}
 	if jobs == 0 {
 		d.Body.Drop()
-		e.load.sub(e.weight(p.size))
+		e.load.sub(p.weight)
 		return
+	}
+	if more := jobWeight * int64(jobs-1); more > 0 {
+		p.weight += more
+		e.load.grow(more)
 	}
 	p.jobs.Store(int32(jobs))
 	for range jobs - 1 {
@@ -189,7 +194,7 @@ func (e *Engine) release(j *job, wait time.Duration) {
 func (e *Engine) end(j *job) {
 	j.Body.Drop()
 	if j.jobs.Add(-1) == 0 {
-		e.load.sub(e.weight(j.size))
+		e.load.sub(j.weight)
 	}
 }
 

@@ -37,6 +37,13 @@ func (l *load) add(octets int64) {
 	l.mu.Unlock()
 }
 
+// grow counts more octets for a message that is there.
+func (l *load) grow(octets int64) {
+	l.mu.Lock()
+	l.octets += octets
+	l.mu.Unlock()
+}
+
 func (l *load) sub(octets int64) {
 	l.mu.Lock()
 	l.messages--

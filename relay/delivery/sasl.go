@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/emersion/go-sasl"
 
@@ -18,8 +17,7 @@ var errNoMechanism = errors.New("the server offers neither AUTH PLAIN nor AUTH L
 // authenticate proves the upstream account. The connection is verified TLS: open
 // sees to that.
 func authenticate(ctx context.Context, c *smtp.Client, up *route.Upstream) error {
-	params, _ := c.Extension("AUTH")
-	offered := strings.Fields(strings.ToUpper(params))
+	offered := c.AuthMechanisms()
 	switch {
 	case slices.Contains(offered, sasl.Plain):
 		return c.Auth(ctx, sasl.NewPlainClient("", up.Username, up.Password))
