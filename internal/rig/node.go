@@ -246,6 +246,16 @@ func (n *Node) Terminate() {
 	}
 }
 
+// Said counts the lines of the node's log that have a text in them.
+func (n *Node) Said(text string) int {
+	n.t.Helper()
+	log, err := os.ReadFile(n.log.Name())
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return bytes.Count(log, []byte(text))
+}
+
 // close ends the node with the test and judges its log.
 func (n *Node) close() {
 	life := n.life()
