@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -249,14 +250,45 @@ func (d *demo) run(ctx context.Context, url string, once bool) error {
 	err = d.showOne(ctx, url)
 	if err == nil && !once {
 		d.settings()
+		return d.stay(served)
+	}
+	stop()
+	return errors.Join(err, <-served)
+}
+
+// stay shows what else arrives until the server has ended.
+func (d *demo) stay(served <-chan error) error {
+	for {
 		select {
-		case <-ctx.Done():
+		case m := <-d.arrived:
+			d.sayArrived(m)
 		case err := <-served:
 			return err
 		}
 	}
-	stop()
-	return errors.Join(err, <-served)
+}
+
+var receivedID = regexp.MustCompile(`(?s)^Received: .*? id ([0-9a-f-]{36})\s`)
+
+// sayArrived prints one line about a message that the capture server got.
+func (d *demo) sayArrived(m capture.Message) {
+	to := printable(m.To[0].String())
+	if more := len(m.To) - 1; more > 0 {
+		to = fmt.Sprintf("%s and %d more", to, more)
+	}
+	d.say("Captured from <%s> to <%s>", printable(m.From.String()), to)
+	if id := receivedID.FindSubmatch(m.Data); id != nil {
+		d.say("  %s --config %s trace %s", invokedAs(), d.config, id[1])
+	}
+}
+
+// invokedAs is the name by which this program was called, so that a command can be
+// typed as it is printed.
+func invokedAs() string {
+	if filepath.Base(os.Args[0]) == "postern" {
+		return os.Args[0]
+	}
+	return "postern"
 }
 
 // showOne submits a message and prints what became of it.
@@ -282,7 +314,7 @@ func (d *demo) showOne(ctx context.Context, url string) error {
 	if err != nil {
 		return err
 	}
-	d.say("Its trace ('postern --config %s trace %s'):", d.config, id)
+	d.say("Its trace ('%s --config %s trace %s'):", invokedAs(), d.config, id)
 	return d.app.traceWhenDone(ctx, url, id)
 }
 
@@ -360,9 +392,10 @@ Settings for a mail client or a program:
   password   %[5]s
   senders    any address at example.com
 For example:
-  curl --ssl-reqd --cacert %[1]s --url smtp://localhost:%[2]s --user '%[4]s:%[5]s' \
-       --mail-from %[4]s --mail-rcpt %[6]s --crlf --upload-file message.txt
-  postern --config %[7]s queue list
+  printf 'From: %[4]s\nTo: %[6]s\nSubject: Hello\n\nHello.\n' |
+  curl -sS --ssl-reqd --cacert %[1]s --url smtp://localhost:%[2]s --user '%[4]s:%[5]s' \
+       --mail-from %[4]s --mail-rcpt %[6]s --crlf --upload-file -
+  %[8]s --config %[7]s queue list
 Mail goes to the capture server and no further. Stop with Ctrl-C.`,
-		filepath.Join(d.dir, "cert.pem"), d.ports[0], d.ports[1], demoUser, d.password, demoRcpt, d.config)
+		filepath.Join(d.dir, "cert.pem"), d.ports[0], d.ports[1], demoUser, d.password, demoRcpt, d.config, invokedAs())
 }
