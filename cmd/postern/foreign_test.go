@@ -231,7 +231,9 @@ func TestForeignClientsContent(t *testing.T) {
 
 	eachClient(t, func(t *testing.T, client string, mode peers.TLS) {
 		to := []string{"bob@example.net", "carol@example.org", "secret@example.net"}
-		id := send(t, client, s.settings(mode, file, to...))
+		settings := s.settings(mode, file, to...)
+		settings.Mechanism = "LOGIN" // the demo gets PLAIN
+		id := send(t, client, settings)
 		m := arrival(t, sink)
 		if m.From != s.account.name || !slices.Equal(m.To, to) {
 			t.Errorf("arrived from <%s> to %q", m.From, m.To)

@@ -90,6 +90,8 @@ func (s *site) postern(t *testing.T, stdin string, args ...string) (stdout, stde
 	defer cancel()
 	var out, errs bytes.Buffer
 	cmd := s.command(ctx, args...)
+	// The race detector would let each command sleep for a second at its end.
+	cmd.Env = append(cmd.Env, "GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=10")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errs
 	err = cmd.Run()
 	return out.String(), errs.String(), err
@@ -278,7 +280,7 @@ func (s *site) trace(t *testing.T, id string) queue.History {
 	return h
 }
 
-// traceUntil asks for the trace until it is as wanted.
+// traceUntil asks for the trace until it is as wanted, or will never be.
 func (s *site) traceUntil(t *testing.T, id, what string, wanted func(*queue.History) bool) queue.History {
 	t.Helper()
 	deadline := time.After(patience)
@@ -288,6 +290,9 @@ func (s *site) traceUntil(t *testing.T, id, what string, wanted func(*queue.Hist
 		h := s.trace(t, id)
 		if wanted(&h) {
 			return h
+		}
+		if h.Done() {
+			t.Fatalf("message %s ended without being %s: %+v", id, what, h)
 		}
 		select {
 		case <-tick.C:
