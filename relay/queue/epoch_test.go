@@ -243,20 +243,25 @@ func TestLostClaimComesBack(t *testing.T) {
 // The heartbeat is not the sender's: an epoch whose row is gone refuses to store.
 func TestEnqueueIsFenced(t *testing.T) {
 	t.Parallel()
-	db := pgtest.New(t)
-	cfg := calmConfig(db)
-	cfg.Heartbeat = time.Hour
-	q := start(t, cfg)
-	exec(t, db, `update node set reaped_at = now()`)
-	for _, size := range []int{1, 2 << 20} {
-		m := message()
-		_, err := q.Enqueue(context.Background(), m, rcpts("a@example.net"), NewBody(make([]byte, size)), true)
-		var refused *Error
-		if !errors.As(err, &refused) || !refused.Reply.IsTemporary() {
-			t.Fatalf("stored under a dead epoch: %v", err)
-		}
-		if n := count(t, db, `select count(*) from message where id = $1`, m.ID); n != 0 {
-			t.Fatal("the message is there")
-		}
+	for name, size := range map[string]int{"small": 1, "large": 2 << 20} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t)
+			cfg := calmConfig(db)
+			cfg.Heartbeat = time.Hour
+			q := start(t, cfg)
+			exec(t, db, `update node set reaped_at = now()`)
+			m := message()
+			_, err := q.Enqueue(context.Background(), m, rcpts("a@example.net"), NewBody(make([]byte, size)), true)
+			var refused *Error
+			if !errors.As(err, &refused) || !refused.Reply.IsTemporary() {
+				t.Fatalf("stored under a dead epoch: %v", err)
+			}
+			if n := count(t, db, `select count(*) from message where id = $1`, m.ID); n != 0 {
+				t.Fatal("the message is there")
+			}
+			// It was told so by the database and takes a new epoch at once.
+			eventually(t, "the node stores mail again", func() bool { return q.Available() == nil })
+		})
 	}
 }

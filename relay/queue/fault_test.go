@@ -164,6 +164,71 @@ func TestSettleFaults(t *testing.T) {
 	}
 }
 
+// What was settled may be claimed again, by the same node and epoch, before the
+// settler knows that its commit has succeeded. Settling it again must leave that claim
+// alone: the recipient would wait for another claim while it is being delivered.
+func TestRepeatedSettleSparesNewClaim(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(*Queue, *Delivery){
+		"released": func(q *Queue, d *Delivery) { q.Release(d, []int{0}, 0) },
+		"deferred": func(q *Queue, d *Delivery) { q.Settle(outcome(d, 0, Deferred)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t)
+			claimed := make(chan []*Delivery, 1)
+			q := start(t, calmConfig(db), func(q *Queue) {
+				q.faults.afterSettle = once(func(c *pgx.Conn) error {
+					list, err := q.Claim(context.Background(), all)
+					claimed <- list
+					return errors.Join(err, cut(c))
+				})
+			})
+			m, d := put(t, q, true, "a@example.net")
+			end(q, d)
+			list := <-claimed
+			if len(list) != 1 {
+				t.Fatalf("claimed %d messages", len(list))
+			}
+			behind, d := put(t, q, true, "b@example.net")
+			q.Settle(outcome(d, 0, Delivered))
+			becomes(t, db, behind.ID, "")
+			if got := rows(t, db, m.ID); got != "0 queued owned" {
+				t.Fatalf("rows %q: the second claim was undone", got)
+			}
+			q.Settle(outcome(list[0], 0, Delivered))
+			becomes(t, db, m.ID, "")
+			if got := history(t, db, m.ID); strings.Contains(got, "fenced") || strings.Count(got, "deferred") > 1 {
+				t.Fatalf("history %q", got)
+			}
+		})
+	}
+}
+
+// A claim whose commit comes back with the standby's warning is not used, and what it
+// took is given back.
+func TestUnconfirmedClaimIsGivenBack(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	m, _ := put(t, q, false, "a@example.net")
+	failed, d := put(t, q, true, "b@example.net")
+	q.Settle(outcome(d, 0, Failed))
+	becomes(t, db, m.ID, "0 queued")
+	becomes(t, db, failed.ID, "0 failed")
+	exec(t, db, `create function warn() returns trigger language plpgsql as $$ begin raise warning 'not confirmed'; return new; end $$`)
+	exec(t, db, `create trigger warn before update on recipient for each row when (new.owner is not null) execute function warn()`)
+	if list, err := q.Claim(ctxOf(t), all); !errors.Is(err, errNotReplicated) || list != nil {
+		t.Fatalf("claimed %d messages, %v", len(list), err)
+	}
+	if list, err := q.ClaimNotices(ctxOf(t), 10); !errors.Is(err, errNotReplicated) || list != nil {
+		t.Fatalf("claimed %d notices, %v", len(list), err)
+	}
+	becomes(t, db, m.ID, "0 queued")
+	becomes(t, db, failed.ID, "0 failed")
+	eventually(t, "nothing is held", func() bool { return !q.held.has(m.ID) && !q.held.has(failed.ID) })
+}
+
 // pg_cancel_backend on a commit that waits for its standby makes the server answer
 // success with a warning. That must never be a 250.
 func TestCancelledStandbyWait(t *testing.T) {

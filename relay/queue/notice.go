@@ -60,6 +60,9 @@ func (q *Queue) ClaimNotices(ctx context.Context, messages int) ([]*Notice, erro
 	}
 	notices, err := q.takeNotices(ctx, conn, messages, epoch)
 	if err = c.s.end(err); err != nil {
+		for _, n := range notices {
+			q.ReleaseNotice(n, time.Second)
+		}
 		q.epochs.reportIfDown(err)
 		return nil, fmt.Errorf("claim notices: %w", err)
 	}

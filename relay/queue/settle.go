@@ -98,28 +98,32 @@ func (s *settles) run(ctx context.Context) {
 			if len(s.in) < settleGroup {
 				time.Sleep(settlePause)
 			}
-			s.write(ctx, gather(first, s.in, settleGroup, nil))
+			s.write(ctx, gather(first, s.in, settleGroup, nil), false)
 		case <-s.last:
 			for len(s.in) > 0 {
-				s.write(ctx, gather(<-s.in, s.in, settleGroup, nil))
+				s.write(ctx, gather(<-s.in, s.in, settleGroup, nil), false)
 			}
 			return
 		}
 	}
 }
 
-// write brings a group into the database, however long that takes.
-func (s *settles) write(ctx context.Context, group []ending) {
-	for wait := 10 * time.Millisecond; ctx.Err() == nil; wait = min(2*wait, 5*time.Second) {
-		err := s.attempt(group)
+// write brings a group into the database, however long that takes. again says that
+// an earlier attempt may have done so.
+func (s *settles) write(ctx context.Context, group []ending, again bool) {
+	for wait := 10 * time.Millisecond; ctx.Err() == nil && len(group) > 0; wait = min(2*wait, 5*time.Second) {
+		err := s.attempt(group, again)
 		if err == nil {
 			s.finish(group)
 			return
 		}
+		if certaintyOf(err) == uncertain {
+			again, group = true, s.leaveReleases(group)
+		}
 		if class(err) == "22" || class(err) == "23" {
 			if len(group) > 1 {
-				s.write(ctx, group[:len(group)/2])
-				s.write(ctx, group[len(group)/2:])
+				s.write(ctx, group[:len(group)/2], again)
+				s.write(ctx, group[len(group)/2:], again)
 				return
 			}
 			s.q.log.Error("queue: an outcome cannot be written as it is, its texts are left out", "id", group[0].Message, "err", err)
@@ -135,7 +139,25 @@ func (s *settles) write(ctx context.Context, group []ending) {
 		case <-time.After(wait):
 		}
 	}
-	s.q.log.Error("queue: outcomes are lost at the end; their next attempts are flagged", "outcomes", len(group))
+	if len(group) > 0 {
+		s.q.log.Error("queue: outcomes are lost at the end; their next attempts are flagged", "outcomes", len(group))
+	}
+}
+
+// leaveReleases drops the releases of a group whose fate is in doubt. Nothing records
+// a release, so it cannot be told whether it was made; the row may be claimed again
+// by now, by this very epoch, and must not be taken from that claim. If it was not made
+// the sweep makes it: it releases what nobody here has in hand.
+func (s *settles) leaveReleases(group []ending) []ending {
+	left := group[:0]
+	for _, e := range group {
+		if e.release {
+			s.q.held.remove(e.Message, 1)
+			continue
+		}
+		left = append(left, e)
+	}
+	return left
 }
 
 // bare is an outcome without anything that a peer said but its codes.
@@ -157,12 +179,26 @@ func (s *settles) finish(group []ending) {
 }
 
 // The columns of a group, common to both statements.
-const sqlEndings = `
+const sqlOutcomes = `
 with o as materialized (select * from unnest($1::uuid[], $2::int[], $3::bigint[], $4::text[], $5::timestamptz[], $6::timestamptz[],
 	$7::int[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::boolean[], $15::boolean[],
 	$16::interval[], $17::boolean[], $18::text[], $19::text[])
 	as o(message_id, n, epoch, result, at, started_at, code, enhanced, text, mta, addr, tls, upstream, outcome_unknown, dsn_passed,
-		retry_in, released, local, domain)),`
+		retry_in, released, local, domain)`
+
+// sqlEndings takes a group as it is, sqlEndingsAgain without what an earlier attempt has
+// recorded: those rows may be claimed again by now, by the same epoch.
+const (
+	sqlEndings      = sqlOutcomes + `),`
+	sqlEndingsAgain = sqlOutcomes + `
+	where not exists (select from attempt a where a.message_id = o.message_id and a.n = o.n and a.at = o.at and a.epoch = o.epoch)),`
+)
+
+// sqlAwaitEndings waits for an earlier attempt that is still under way, so that what
+// follows, a statement of its own, sees what it has recorded.
+const sqlAwaitEndings = `
+select count(*) from (select from unnest($1::uuid[], $2::int[]) o(message_id, n)
+	join recipient r on r.message_id = o.message_id and r.n = o.n for update of r) locked`
 
 // The end of both: history for every attempt, the body with the last row of its
 // message, and the keys of what was fenced off. An outcome that is written a second
@@ -189,7 +225,12 @@ union all select null, null, ` + durably
 
 // sqlDelivered ends rows that were delivered: the row goes, or stays to be told
 // of when its sender asked for that and the next hop does not see to it.
-const sqlDelivered = sqlEndings + `
+const (
+	sqlDelivered      = sqlEndings + sqlDeliver
+	sqlDeliveredAgain = sqlEndingsAgain + sqlDeliver
+)
+
+const sqlDeliver = `
 gone as (delete from recipient r using o
 	where r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'queued' and (r.tell & 4 = 0 or o.dsn_passed)
 	returning o.*, r.possible_duplicate as duplicate),
@@ -202,7 +243,12 @@ k as (select * from gone union all select * from kept),` + sqlEnd
 
 // sqlUndelivered ends the other attempts: back to waiting, or failed when the server
 // said so or the lifetime is over; a failure that nobody wants to hear of goes at once.
-const sqlUndelivered = sqlEndings + `
+const (
+	sqlUndelivered      = sqlEndings + sqlUndeliver
+	sqlUndeliveredAgain = sqlEndingsAgain + sqlUndeliver
+)
+
+const sqlUndeliver = `
 mine as materialized (
 	select o.*, r.possible_duplicate as duplicate, r.tell,
 		not o.released and (o.result <> 'deferred' or r.expires_at <= now()) as fails,
@@ -237,7 +283,7 @@ k as (select m.message_id, m.n, m.epoch, m.result, m.at, m.started_at, m.code, m
 	m.outcome_unknown, m.dsn_passed, m.retry_in, m.released, m.local, m.domain, m.duplicate from mine m),` + sqlEnd
 
 // attempt writes a group once: one round trip, one transaction.
-func (s *settles) attempt(group []ending) error {
+func (s *settles) attempt(group []ending, again bool) error {
 	// Like a commit of mail it is not cancelled by anybody.
 	ctx, cancel := context.WithTimeout(context.Background(), s.q.cfg.Budget)
 	defer cancel()
@@ -252,6 +298,11 @@ func (s *settles) attempt(group []ending) error {
 	}
 	var fenced []fencedKey
 	batch := &pgx.Batch{}
+	delivered, undelivered := sqlDelivered, sqlUndelivered
+	if again {
+		delivered, undelivered = sqlDeliveredAgain, sqlUndeliveredAgain
+		batch.Queue(sqlAwaitEndings, keysOf(group)...)
+	}
 	collect := func(rows pgx.Rows) error {
 		var key fencedKey
 		var unused *string
@@ -264,11 +315,11 @@ func (s *settles) attempt(group []ending) error {
 		return err
 	}
 	if c := s.cols.fill(group, true); c.len() > 0 {
-		batch.Queue(sqlDelivered, append(c.args(), s.q.cfg.Node)...).Query(collect)
+		batch.Queue(delivered, append(c.args(), s.q.cfg.Node)...).Query(collect)
 	}
 	rest := &endings{}
 	if c := rest.fill(group, false); c.len() > 0 {
-		batch.Queue(sqlUndelivered, append(c.args(), s.q.cfg.Node, s.q.cfg.DelayNotice)...).Query(collect)
+		batch.Queue(undelivered, append(c.args(), s.q.cfg.Node, s.q.cfg.DelayNotice)...).Query(collect)
 	}
 	err = conn.SendBatch(ctx, batch).Close()
 	if hook := s.q.faults.afterSettle; hook != nil && err == nil {
@@ -284,6 +335,14 @@ func (s *settles) attempt(group []ending) error {
 		s.q.log.Warn("queue: fenced: an outcome came after its epoch had lost the recipient", "id", *key.id, "rcpt", *key.n)
 	}
 	return nil
+}
+
+func keysOf(group []ending) []any {
+	ids, ns := make([][16]byte, len(group)), make([]int32, len(group))
+	for i := range group {
+		ids[i], ns[i] = group[i].Message, int32(group[i].N)
+	}
+	return []any{ids, ns}
 }
 
 type fencedKey struct {

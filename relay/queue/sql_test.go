@@ -24,7 +24,8 @@ import (
 )
 
 // partial statements are parts of others.
-var partial = map[string]bool{"sqlInsertMessages": true, "sqlInsertRecipients": true, "sqlEndings": true, "sqlEnd": true, "sqlEntries": true}
+var partial = map[string]bool{"sqlInsertMessages": true, "sqlInsertRecipients": true, "sqlOutcomes": true, "sqlEndings": true, "sqlEndingsAgain": true,
+	"sqlDeliver": true, "sqlUndeliver": true, "sqlEnd": true, "sqlEntries": true}
 
 // statements finds the text of every constant sql… of this package.
 func statements(t *testing.T) map[string]string {
@@ -94,7 +95,7 @@ func TestPlansUseKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := statements(t)
-	for _, name := range []string{"sqlDelivered", "sqlUndelivered", "sqlGate", "sqlClaim", "sqlEnqueueAgain", "sqlTold"} {
+	for _, name := range []string{"sqlDelivered", "sqlUndelivered", "sqlDeliveredAgain", "sqlUndeliveredAgain", "sqlAwaitEndings", "sqlGate", "sqlClaim", "sqlEnqueueAgain", "sqlTold"} {
 		description, err := conn.Prepare(ctxOf(t), name, all[name])
 		if err != nil {
 			t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -196,6 +197,10 @@ func (s *sweeps) leftovers(ctx context.Context, conn *pgx.Conn) error {
 	if len(lost) == 0 {
 		return nil
 	}
+	// Other rows of the same messages may be claimed meanwhile.
+	s.q.claims.mu.Lock()
+	defer s.q.claims.mu.Unlock()
+	lost = slices.DeleteFunc(lost, func(id [16]byte) bool { return s.q.held.has(id) })
 	if _, err := conn.Exec(ctx, sqlDisown, lost, epoch); err != nil {
 		return fmt.Errorf("release leftovers: %w", err)
 	}
