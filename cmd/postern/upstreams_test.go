@@ -235,7 +235,7 @@ func upstreamMended(t *testing.T, up *peers.Upstream) {
 	wire = tapPort(t, up.Port)
 	s.dropUpstream(t)
 	s.useUpstream(t, wire, up.CAFile, account{upstreamAccount.name, "wrong"})
-	h = s.retryUntil(t, id, "told 535", func(h *queue.History) bool { return strings.Contains(lastReply(h), "535 ") })
+	s.retryUntil(t, id, "told 535", func(h *queue.History) bool { return strings.Contains(lastReply(h), "535 ") })
 	onlyTLS(t, wire)
 	if list := s.waiting(t); len(list) != 1 || list[0].State == queue.StateFailed {
 		t.Errorf("wrong password: %+v", list) // it must wait, and no notice be under way
