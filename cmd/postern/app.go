@@ -145,3 +145,11 @@ func exactly(n int, what string) cobra.PositionalArgs {
 		return nil
 	}
 }
+
+// noArguments refuses what stands behind a command that takes only flags.
+func noArguments(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usagef("'%s' takes flags only, and %q is none", cmd.CommandPath(), args[0])
+	}
+	return nil
+}

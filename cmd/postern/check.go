@@ -41,7 +41,7 @@ func (a *app) checkCmd() *cobra.Command {
 database with its durability settings and schema, the routes and the upstreams.
 The exit status is 1 when something failed. Nothing is changed, and a running
 server is not disturbed.`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c := &checkup{app: a}
 			c.run(cmd.Context())

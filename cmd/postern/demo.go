@@ -48,7 +48,7 @@ capture server that takes everything and sends nothing on. One message is
 submitted over STARTTLS with AUTH; its way is printed.
 
 Then it stays up for a mail client to try; --once ends after the delivery.`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.demo(cmd.Context(), dir, once)
 		},

@@ -22,7 +22,7 @@ forward, and a running server of the version before keeps working.
 
 With --check nothing is changed: the exit status is 0 when the schema is current
 and 1 when it is not.`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withDatabase(cmd.Context(), func(ctx context.Context, url string) error {
 				conn, err := connect(ctx, url)
@@ -33,12 +33,24 @@ and 1 when it is not.`,
 				if check {
 					return a.checkSchema(ctx, conn)
 				}
-				return migrations.Apply(ctx, conn, func(line string) { fmt.Fprintln(a.stdout, line) })
+				return a.applyMigrations(ctx, conn)
 			})
 		},
 	}
 	cmd.Flags().BoolVar(&check, "check", false, "change nothing; tell whether the schema is current")
 	return cmd
+}
+
+func (a *app) applyMigrations(ctx context.Context, conn *pgx.Conn) error {
+	applied := 0
+	err := migrations.Apply(ctx, conn, func(line string) {
+		applied++
+		fmt.Fprintln(a.stdout, line)
+	})
+	if err != nil || applied > 0 {
+		return err
+	}
+	return a.checkSchema(ctx, conn)
 }
 
 func (a *app) checkSchema(ctx context.Context, conn *pgx.Conn) error {

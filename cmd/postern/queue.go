@@ -47,7 +47,7 @@ func (a *app) queueListCmd() *cobra.Command {
 		Long: `Lists each recipient for whom something is still to be done. States: waiting for
 the next attempt, sending (a node has it in hand), held, failed or delivered (the
 sender is still to be told). docs/queue-states.md explains them.`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f.State = queue.State(state)
 			if f.State != "" && !known(f.State, queueStates) {
@@ -112,7 +112,9 @@ func (a *app) queueShowCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show ID",
 		Short: "show a message and its recipients",
-		Args:  exactly(1, "a queue id"),
+		Long: `Shows when and from whom a message was accepted and what is still to be done for
+each recipient. 'postern trace' tells of the attempts too.`,
+		Args: exactly(1, "a queue id"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.showMessage(cmd.Context(), args[0], asJSON, (*queue.Admin).Show)
 		},
@@ -146,11 +148,8 @@ func (a *app) showMessage(ctx context.Context, arg string, asJSON bool, look fun
 	}
 	return a.withQueue(ctx, func(ctx context.Context, q *queue.Admin) error {
 		h, err := look(q, ctx, id)
-		if errors.Is(err, queue.ErrNotFound) {
-			return fmt.Errorf("no message %s is in the queue or in its history", id)
-		}
 		if err != nil {
-			return err
+			return unknownMessage(id, err)
 		}
 		if asJSON {
 			h.Live, h.Attempts = emptyList(h.Live), emptyList(h.Attempts)
@@ -215,6 +214,9 @@ func (a *app) queueRetryCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "retry ID... | --all",
 		Short: "try waiting mail now instead of at its next attempt",
+		Long: `Makes the waiting recipients of the messages due, or with --all those of the whole
+queue. A running server takes them up at once; without one they are tried when it
+starts. Held mail stays held, and mail that is being sent is left alone.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if all == (len(args) > 0) {
 				return usagef("'postern queue retry' needs queue ids, or --all")
@@ -232,6 +234,9 @@ func (a *app) queueRetryCmd() *cobra.Command {
 				if all {
 					retry = func() (int, error) { return q.RetryAll(ctx) }
 				}
+				if err := allKnown(ctx, q, ids); err != nil {
+					return err
+				}
 				n, err := retry()
 				if err != nil {
 					return err
@@ -243,6 +248,24 @@ func (a *app) queueRetryCmd() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "all waiting mail")
 	return cmd
+}
+
+// allKnown finds ids that no message ever had: typing errors.
+func allKnown(ctx context.Context, q *queue.Admin, ids []queue.ID) error {
+	for _, id := range ids {
+		if _, err := q.Show(ctx, id); err != nil {
+			return unknownMessage(id, err)
+		}
+	}
+	return nil
+}
+
+// unknownMessage says what queue.ErrNotFound means to a person.
+func unknownMessage(id queue.ID, err error) error {
+	if errors.Is(err, queue.ErrNotFound) {
+		return fmt.Errorf("no message %s is in the queue or in its history", id)
+	}
+	return err
 }
 
 // traceWhenDone prints the trace of a message as soon as nothing is left to be done

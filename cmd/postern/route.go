@@ -26,7 +26,7 @@ func (a *app) routeAddCmd() *cobra.Command {
 		Long: `Sets where mail goes: to an upstream, or with 'mx' straight to the servers of
 each recipient's domain. A route is looked up at every attempt, so a new one also
 moves mail that waits already.`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			rule := route.Rule{}
 			if via == "" {
@@ -58,7 +58,7 @@ func (a *app) routeListCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "list the routes in the order in which they are tried",
-		Args:  cobra.NoArgs,
+		Args:  noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
 				list, err := route.NewStore(pool, nil).ListRoutes(ctx)

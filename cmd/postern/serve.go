@@ -29,7 +29,7 @@ work is finished or handed back to the queue, and the process ends within 30 s.
 --only submission accepts mail and leaves it to other nodes to deliver;
 --only delivery delivers and listens on nothing. Several nodes, each with a name
 of its own, share one database.`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if only != "" && only != "submission" && only != "delivery" {
 				return usagef("--only is submission or delivery, not %q", only)

@@ -127,7 +127,7 @@ func (a *app) upstreamListCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "list the smarthosts",
-		Args:  cobra.NoArgs,
+		Args:  noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
 				list, err := route.NewStore(pool, nil).ListUpstreams(ctx)

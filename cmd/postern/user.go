@@ -32,7 +32,8 @@ normally an address. Without --password-stdin a password is generated and shown
 once.
 
 --sender says which addresses the user may send as: an address, *@domain for all
-of a domain, *@*.domain for all of its subdomains. Without it, NAME alone.`,
+of a domain, *@*.domain for all of its subdomains. Without it, NAME alone, which
+then must be an address.`,
 		Example: `  postern user add alice@example.com
   postern user add alice@example.com --sender '*@example.com' --password-stdin <password.txt`,
 		Args: exactly(1, "the user's name"),
@@ -44,6 +45,9 @@ of a domain, *@*.domain for all of its subdomains. Without it, NAME alone.`,
 			}
 			if _, err := auth.CanonicalName(args[0]); err != nil {
 				return usageError{err.Error()}
+			}
+			if len(senders) == 0 && !strings.Contains(args[0], "@") {
+				return usagef("%q is no address: say with --sender which addresses the user may send as", args[0])
 			}
 			password, shown, err := a.newPassword(passwordStdin)
 			if err != nil {
@@ -132,7 +136,7 @@ func (a *app) userListCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "list users by name",
-		Args:  cobra.NoArgs,
+		Args:  noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if limit < 1 {
 				return usagef("--limit must be at least 1")
