@@ -111,7 +111,45 @@ func TestKillPostgres(t *testing.T) {
 	awaitMore(t, load.Ledger, 10)
 	tally := settle(t, r, load, sink, node)
 	t.Logf("%d commits were in doubt", node.Said("the fate of a commit is unknown"))
+	wantCalm(t, tally)
+}
+
+// wantCalm judges a run in which no node died, whatever the database did: outcomes are
+// kept until they are written, and what was accepted is in the queue.
+func wantCalm(t *testing.T, tally rig.Tally) {
+	t.Helper()
 	if tally.Second > 0 {
-		t.Errorf("%d second copies, though no node died: outcomes are kept until they are written", tally.Second)
+		t.Errorf("%d second copies, though no node died", tally.Second)
 	}
+	if tally.Fenced > 0 {
+		t.Errorf("%d outcomes of recipients that the queue did not have, though no node died", tally.Fenced)
+	}
+}
+
+// TestLostWords loses what the relay and the database say to each other, by turns the
+// answers to statements that were carried out and the statements, and with them the
+// fate of commits. The relay must find it out, and neither refuse what is in the
+// queue nor accept what is not.
+func TestLostWords(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t, false)
+	sink := rig.NewSink(t, "", 40*time.Millisecond)
+	r.RouteTo(sink, 10)
+	proxy := r.NewProxy()
+	node := r.Node(rig.NodeConfig{Name: "solo", Database: proxy.URL()})
+	load := newLoad(t, r, node)
+	load.Start()
+	for n := range kills() {
+		awaitMore(t, load.Ledger, 10)
+		<-moment()
+		proxy.Lose([]rig.Way{rig.Answers, rig.Questions}[n%2], 100*time.Millisecond)
+	}
+	awaitMore(t, load.Ledger, 10)
+	tally := settle(t, r, load, sink, node)
+	doubts := node.Said("the fate of a commit is unknown")
+	t.Logf("%d octets were lost, %d commits were in doubt", proxy.Lost(), doubts)
+	if doubts == 0 {
+		t.Error("no commit was in doubt: this run proves nothing")
+	}
+	wantCalm(t, tally)
 }

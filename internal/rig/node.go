@@ -3,6 +3,7 @@ package rig
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -44,9 +45,10 @@ type run struct {
 
 // NodeConfig says how a node differs from the others.
 type NodeConfig struct {
-	Name  string
-	Only  string // "submission" or "delivery"
-	Extra string // more of the configuration, whole tables
+	Name     string
+	Only     string // "submission" or "delivery"
+	Database string // where it finds the database; "": directly
+	Extra    string // more of the configuration, whole tables
 }
 
 const nodeConfig = `hostname = "%[1]s.test"
@@ -72,7 +74,7 @@ format = "json"
 func (r *Rig) Node(cfg NodeConfig) *Node {
 	r.t.Helper()
 	file := filepath.Join(r.dir, cfg.Name+".toml")
-	text := fmt.Sprintf(nodeConfig, cfg.Name, r.url, r.cert, r.key, cfg.Extra)
+	text := fmt.Sprintf(nodeConfig, cfg.Name, cmp.Or(cfg.Database, r.url), r.cert, r.key, cfg.Extra)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		r.t.Fatal(err)
 	}
