@@ -10,7 +10,7 @@ import (
 
 // Attempt is one row of the relay's own history.
 type Attempt struct {
-	MessageID         string // the Message-ID field
+	MessageID         string // the Message-ID field, or the queue's id of a message that it does not have
 	Recipient         string
 	Epoch             int64
 	At                time.Time
@@ -23,9 +23,9 @@ type Attempt struct {
 }
 
 const sqlHistory = `
-select m.header_id, a.local || '@' || a.domain, a.epoch, a.at, a.result, a.node, a.reply_text,
+select coalesce(m.header_id, a.message_id::text), a.local || '@' || a.domain, a.epoch, a.at, a.result, a.node, a.reply_text,
 	a.outcome_unknown, a.possible_duplicate, a.fenced
-from attempt a join message m on m.id = a.message_id order by a.at`
+from attempt a left join message m on m.id = a.message_id order by a.at`
 
 // History reads what the relay recorded.
 func (r *Rig) History(ctx context.Context) ([]Attempt, error) {
