@@ -272,11 +272,11 @@ var receivedID = regexp.MustCompile(`(?s)^Received: .*? id ([0-9a-f-]{36})\s`)
 
 // sayArrived prints one line about a message that the capture server got.
 func (d *demo) sayArrived(m capture.Message) {
-	to := printable(m.To[0].String())
+	to := "<" + printable(m.To[0].String()) + ">"
 	if more := len(m.To) - 1; more > 0 {
 		to = fmt.Sprintf("%s and %d more", to, more)
 	}
-	d.say("Captured from <%s> to <%s>", printable(m.From.String()), to)
+	d.say("Captured from <%s> to %s", printable(m.From.String()), to)
 	if id := receivedID.FindSubmatch(m.Data); id != nil {
 		d.say("  %s --config %s trace %s", invokedAs(), d.config, id[1])
 	}

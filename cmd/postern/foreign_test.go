@@ -57,11 +57,16 @@ func TestForeignClients(t *testing.T) {
 	settings := printedSettings(t, d.stdout.String())
 	mail := mailFile(t, "From: Alice <alice@example.com>\nTo: carol@example.net\nSubject: demo\n\nHello, ünïcode.\n.\n")
 
-	t.Run("example", func(t *testing.T) { runPrintedExample(t, s, d.stdout.String(), mail) })
+	t.Run("example", func(t *testing.T) {
+		runPrintedExample(t, s, d.stdout.String())
+		d.await(t, &d.stdout, `\nCaptured from <alice@example\.com> to <bob@example\.net>\n`)
+	})
 	eachClient(t, func(t *testing.T, client string, mode peers.TLS) {
 		given := settings[mode]
 		given.Message, given.To = mail, []string{"carol@example.net", "dave@example.org"}
-		h := s.finished(t, send(t, client, given))
+		id := send(t, client, given)
+		d.await(t, &d.stdout, `\nCaptured from <alice@example\.com> to <carol@example\.net> and 1 more\n.* trace `+id+`\n`)
+		h := s.finished(t, id)
 		if h.Message.Sender != "alice@example.com" || h.Message.Recipients != 2 || !strings.HasPrefix(h.Message.TLS, "TLS1.3 ") {
 			t.Errorf("accepted as %+v", h.Message)
 		}
@@ -99,9 +104,8 @@ func printedSettings(t *testing.T, text string) map[peers.TLS]peers.Settings {
 	return map[peers.TLS]peers.Settings{peers.StartTLS: of(peers.StartTLS, m[3]), peers.Implicit: of(peers.Implicit, m[4])}
 }
 
-// runPrintedExample types the example commands of the demo into a shell, in a
-// folder that has a message.txt.
-func runPrintedExample(t *testing.T, s *site, text, mail string) {
+// runPrintedExample types the example commands of the demo into a shell.
+func runPrintedExample(t *testing.T, s *site, text string) {
 	_, after, _ := strings.Cut(text, "For example:\n")
 	example, _, ok := strings.Cut(after, "Mail goes to")
 	if !ok || !strings.Contains(example, "curl ") || !strings.Contains(example, "postern ") {
@@ -115,7 +119,7 @@ func runPrintedExample(t *testing.T, s *site, text, mail string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, target := range map[string]string{"message.txt": mail, "curl": curl.Path, "postern": self} {
+	for name, target := range map[string]string{"curl": curl.Path, "postern": self} {
 		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}
