@@ -5,7 +5,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -40,7 +42,7 @@ func (a *app) checkCmd() *cobra.Command {
 		Long: `Looks at the configuration, the certificate, the listeners' addresses, the
 database with its durability settings and schema, the routes and the upstreams.
 The exit status is 1 when something failed. Nothing is changed, and a running
-server is not disturbed.`,
+server is not disturbed; a private database that is not up is started for the time.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c := &checkup{app: a}
@@ -195,7 +197,8 @@ func (c *checkup) durability(ctx context.Context, conn *pgx.Conn) {
 }
 
 func (c *checkup) routes(ctx context.Context, pool *pgxpool.Pool) {
-	store := route.NewStore(pool, nil)
+	sealer, keyErr := c.app.presentSealer(c.cfg)
+	store := route.NewStore(pool, sealer)
 	rules, err := store.ListRoutes(ctx)
 	if err != nil {
 		c.fail("route", "%v", err)
@@ -205,7 +208,7 @@ func (c *checkup) routes(ctx context.Context, pool *pgxpool.Pool) {
 		c.fail("route", "none: mail waits until one is added with 'postern route add'")
 		return
 	}
-	c.ok("route", "%d", len(rules))
+	c.ok("route", "mail has a way; 'postern route list' shows it")
 	upstreams, err := store.ListUpstreams(ctx)
 	if err != nil {
 		c.fail("upstream", "%v", err)
@@ -213,6 +216,24 @@ func (c *checkup) routes(ctx context.Context, pool *pgxpool.Pool) {
 	}
 	for _, u := range upstreams {
 		c.upstream(ctx, u)
+	}
+	c.passwords(ctx, store, keyErr)
+}
+
+// passwords looks whether the key of this node opens what is sealed in the database.
+func (c *checkup) passwords(ctx context.Context, store *route.Store, keyErr error) {
+	bad, err := store.Unusable(ctx)
+	if err != nil {
+		c.fail("upstream", "%v", err)
+		return
+	}
+	for _, name := range slices.Sorted(maps.Keys(bad)) {
+		if keyErr != nil {
+			c.fail("upstream", "%s: its password cannot be opened: %v", name, keyErr)
+			continue
+		}
+		c.fail("upstream", "%s: the key %s does not open its password: copy the key of the node where the upstream was added, or add it again here",
+			name, c.app.secretKeyPath(c.cfg))
 	}
 }
 

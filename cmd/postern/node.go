@@ -214,9 +214,13 @@ func (a *app) buildDelivery(ctx context.Context, n *node, url string) error {
 	if err != nil {
 		return err
 	}
+	store := route.NewStore(pool, sealer)
+	if err := n.lookAtRoutes(ctx, store); err != nil {
+		return err
+	}
 	d := n.cfg.Delivery
 	n.engine = delivery.New(delivery.Config{
-		Queue: n.queue, Routes: route.NewTable(route.NewStore(pool, sealer), 0), DNS: resolver(d.DNSServer),
+		Queue: n.queue, Routes: route.NewTable(store, 0), DNS: resolver(d.DNSServer),
 		Log: n.log, Events: n.mail, Hello: n.hostname, Self: n.ownAddresses(),
 		Connections: d.Connections, MXConnections: d.Connections, PerConnection: d.MessagesPerConn,
 		IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
@@ -224,6 +228,22 @@ func (a *app) buildDelivery(ctx context.Context, n *node, url string) error {
 	})
 	n.bouncer = bounce.New(bounce.Config{Queue: n.queue, Hostname: n.hostname, Mail: n.mail, Log: n.log})
 	return nil
+}
+
+// lookAtRoutes says at the start what will keep mail waiting.
+func (n *node) lookAtRoutes(ctx context.Context, store *route.Store) error {
+	rules, err := store.ListRoutes(ctx)
+	if err != nil {
+		return err
+	}
+	if len(rules) == 0 {
+		n.log.Warn("no route: mail waits until one is added with 'postern route add'")
+	}
+	bad, err := store.Unusable(ctx)
+	for _, err := range bad {
+		n.log.Error("mail for an upstream waits; see 'postern check'", "err", err)
+	}
+	return err
 }
 
 // resolver asks server, or the system's when it is empty.

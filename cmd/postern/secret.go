@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -33,4 +35,13 @@ func (a *app) sealer(cfg config) (*route.Sealer, error) {
 		return nil, fmt.Errorf("secret_key_file %s: %w", path, err)
 	}
 	return route.NewSealer(key)
+}
+
+// presentSealer is sealer for those who only look: it makes no key. Without one it
+// is nil, which opens no password.
+func (a *app) presentSealer(cfg config) (*route.Sealer, error) {
+	if _, err := os.Stat(a.secretKeyPath(cfg)); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return a.sealer(cfg)
 }

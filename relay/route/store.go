@@ -121,6 +121,21 @@ func (s *Store) ListUpstreams(ctx context.Context) ([]Account, error) {
 	return list, nil
 }
 
+// Unusable says by name which upstreams have a password that this Store cannot open.
+func (s *Store) Unusable(ctx context.Context) (map[string]error, error) {
+	snap, err := s.snapshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	bad := map[string]error{}
+	for name, e := range snap.upstreams {
+		if e.err != nil {
+			bad[name] = e.err
+		}
+	}
+	return bad, nil
+}
+
 const removeUpstream = `delete from upstream where name = $1`
 
 // RemoveUpstream removes an account that no rule names. Errors: ErrNotFound, ErrInvalid.

@@ -86,6 +86,35 @@ func TestUpstreams(t *testing.T) {
 	}
 }
 
+// An upstream whose password does not open is named, and no other.
+func TestUnusable(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	ctx := t.Context()
+	s := NewStore(db.Pool, newSealer(t, 1))
+	for _, u := range []Upstream{sink(), account()} {
+		if err := s.AddUpstream(ctx, u); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, c := range map[string]struct {
+		sealer *Sealer
+		want   int
+	}{
+		"the key":     {newSealer(t, 1), 0},
+		"another key": {newSealer(t, 2), 1},
+		"no key":      {nil, 1},
+	} {
+		bad, err := NewStore(db.Pool, c.sealer).Unusable(ctx)
+		if err != nil || len(bad) != c.want {
+			t.Errorf("%s: %v, %v", name, bad, err)
+		}
+		if c.want > 0 && !errors.Is(bad["provider"], ErrSeal) {
+			t.Errorf("%s: %v", name, bad["provider"])
+		}
+	}
+}
+
 func TestValidate(t *testing.T) {
 	t.Parallel()
 	ca := string(smtptest.NewCA(t).PEM())
