@@ -29,7 +29,7 @@ func Mechanisms() []string { return []string{sasl.Plain, sasl.Login} }
 // NewExchange begins one SASL exchange with the client at peer. Its Next takes
 // decoded responses: nil when there was no initial response, an empty slice for
 // "=" (RFC 4954 section 4). Once Next reports done without an error, identity
-// returns who the client is.
+// returns who the client is; after an error of v, only the name that was given.
 //
 // Next fails with ErrMalformed, or with an error of v; the exchange is over then.
 // An unknown mechanism is ErrMechanism. ctx bounds every call of v.

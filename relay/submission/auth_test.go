@@ -64,6 +64,20 @@ func TestA25Exchanges(t *testing.T) {
 	}
 }
 
+// TestFailedAuthNamesTheUser: an administrator must see whose logins fail.
+func TestFailedAuthNamesTheUser(t *testing.T) {
+	t.Parallel()
+	ts := startServer(t)
+	for _, name := range []string{"alice@example.com", "nobody@example.com"} {
+		c := ts.dialTLS(t)
+		c.cmd(250, "EHLO client.test")
+		c.cmd(535, "AUTH PLAIN "+plain(name, "wrong"))
+		if ts.log.count(`"user":"`+name+`"`) != 1 {
+			t.Errorf("%s is not in the log: %s", name, ts.log)
+		}
+	}
+}
+
 // TestA25ShortPassword: one character is a password.
 func TestA25ShortPassword(t *testing.T) {
 	t.Parallel()

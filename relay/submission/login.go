@@ -40,7 +40,7 @@ func (s *session) auth(args string) smtp.Reply {
 	// A remembered password needs no database, but nothing could be accepted: who
 	// logs in now would only be refused at MAIL.
 	if err := s.server.cfg.Queue.Available(); err != nil {
-		return s.authEnded(mech, err)
+		return s.authEnded(mech, "", err)
 	}
 	err = s.converse(exchange, response)
 	if s.ended != "" {
@@ -50,7 +50,7 @@ func (s *session) auth(args string) smtp.Reply {
 		id := identity()
 		s.identity = &id
 	}
-	return s.authEnded(mech, err)
+	return s.authEnded(mech, identity().Name, err)
 }
 
 var (
@@ -92,10 +92,11 @@ func (s *session) converse(exchange sasl.Server, response []byte) error {
 }
 
 // authEnded logs and counts the end of an exchange and returns its reply. Only a
-// verdict about the password is 535; trouble of ours is 454, whatever it was.
-func (s *session) authEnded(mech string, err error) smtp.Reply {
+// verdict about the password is 535; trouble of ours is 454, whatever it was. user is
+// who logged in, or the name that was tried as far as one was given.
+func (s *session) authEnded(mech, user string, err error) smtp.Reply {
 	e := maillog.AuthEvent{
-		User: s.user(), Client: s.peer.addr, Listener: s.listener.Name,
+		User: user, Client: s.peer.addr, Listener: s.listener.Name,
 		Mechanism: mech, TLS: s.secured, OK: err == nil,
 	}
 	var r smtp.Reply

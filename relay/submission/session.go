@@ -36,7 +36,7 @@ type session struct {
 	commands int // since the greeting or the last accepted message
 	bad      int
 	failures int // of AUTH
-	refused  int // recipients
+	refused  int // recipients, for what they were
 	messages int // accepted
 	first    bool
 	ended    string // why the session ends, "" while it goes on

@@ -68,6 +68,7 @@ func (s *session) rcptTo(args string) smtp.Reply {
 	tx := s.tx
 	rcpt, err := smtp.ParseRcpt(args, tx.mail.UTF8)
 	if err != nil {
+		s.refused++
 		return s.refuseRcpt(smtp.Address{}, syntaxError(err), "")
 	}
 	to := s.qualify(rcpt.To)
@@ -75,6 +76,8 @@ func (s *session) rcptTo(args string) smtp.Reply {
 		return smtp.OK(250, 1, 5, "Ok") // one copy for each recipient
 	}
 	if v := policy.Recipients(*s.identity, len(tx.rcpts)+1, s.server.limits.Recipients); !v.Allowed {
+		// Nothing is wrong with the address, and the client may have sent many more in
+		// one group before it hears this: it does not count towards RefusedRecipients.
 		return s.refuseRcpt(to, v.Reply, v.Rule)
 	}
 	if tx.known == nil {
@@ -108,7 +111,6 @@ func (s *session) rset(args string) smtp.Reply {
 
 func (s *session) refuseRcpt(to smtp.Address, r smtp.Reply, rule string) smtp.Reply {
 	s.tx.refused++
-	s.refused++
 	s.server.counts.refusedRecipients.Add(1)
 	return s.refuse(smtp.StageRcpt, to, r, rule, nil)
 }
