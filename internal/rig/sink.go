@@ -55,7 +55,6 @@ type Sink struct {
 	holds    map[hold]chan struct{}
 	held     map[hold]int
 	received []Received
-	serial   int
 }
 
 // hold is a step of the sessions with one client.
