@@ -125,6 +125,11 @@ func troubleReply(res smtp.Result) smtp.Reply {
 	if isTimeout(stage.Err) {
 		return smtp.Temporary(451, 4, 2, "no answer in time "+where)
 	}
+	if errors.Is(stage.Err, smtp.ErrOutOfStep) {
+		// No verdict, but what an admin wants to read: many servers say here what is
+		// wrong with the message, and close.
+		return smtp.Temporary(451, 4, 2, "conversation lost "+where+", "+stage.Err.Error())
+	}
 	return smtp.Temporary(451, 4, 2, "conversation lost "+where)
 }
 

@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"testing"
@@ -53,6 +54,8 @@ func TestClassify(t *testing.T) {
 			want{queue.Deferred, smtp.Temporary(451, 3, 0, "the attempt ended without a reply"), true}},
 		{"closed in the text", "mx", smtp.Result{Replies: []smtp.Reply{{}}, Err: broken(smtp.StageBody, io.EOF)},
 			want{queue.Deferred, smtp.Temporary(451, 4, 2, "conversation lost while the message was being sent"), false}},
+		{"a word of its own in the text", "mx", smtp.Result{Replies: []smtp.Reply{{}}, Err: broken(smtp.StageBody, fmt.Errorf("%w: it said %q", smtp.ErrOutOfStep, "552 5.3.4 too big"))},
+			want{queue.Deferred, smtp.Temporary(451, 4, 2, `conversation lost while the message was being sent, server is out of step: it said "552 5.3.4 too big"`), false}},
 		{"2yz without a dot is nothing", "mx", smtp.Result{Replies: []smtp.Reply{ok}, Err: broken(smtp.StageData, io.EOF)},
 			want{queue.Deferred, smtp.Temporary(451, 4, 2, "conversation lost after DATA"), false}},
 		{"an error of another kind", "mx", smtp.Result{Replies: []smtp.Reply{{}}, Err: errors.New("odd")},
