@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime"
 	"time"
 
 	"postern/auth"
@@ -67,12 +68,12 @@ type Config struct {
 type Limits struct {
 	Connections           int // at once, all listeners: 5,000
 	ConnectionsPerAddress int // at once from one IPv4 address or IPv6 /64: 100
-	Handshakes            int // TLS handshakes at once: 256
+	Handshakes            int // TLS handshakes computed at once: the number of processors
 
 	Commands          int // since the greeting or the last accepted message, accepted RCPTs apart: 1,000
 	BadCommands       int // unknown, malformed or out of order, in a session: 20
 	FailedAuths       int // in a session: 3
-	RefusedRecipients int // in a session: 100
+	RefusedRecipients int // in a session, those beyond Recipients apart: 100
 
 	Recipients  int   // of a message, for users without a limit of their own: 100
 	MessageSize int64 // octets as received, ceiling for every user: 25 MiB
@@ -97,7 +98,7 @@ type Limits struct {
 func (l Limits) withDefaults() Limits {
 	def(&l.Connections, 5000)
 	def(&l.ConnectionsPerAddress, 100)
-	def(&l.Handshakes, 256)
+	def(&l.Handshakes, runtime.GOMAXPROCS(0))
 	def(&l.Commands, 1000)
 	def(&l.BadCommands, 20)
 	def(&l.FailedAuths, 3)

@@ -3,7 +3,6 @@ package submission
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"log/slog"
 	"net"
 	"sync"
@@ -14,15 +13,14 @@ import (
 
 // Server is the listeners and their sessions.
 type Server struct {
-	cfg        Config
-	limits     Limits
-	log        *slog.Logger
-	mail       *maillog.Logger
-	listeners  []*listener
-	spool      *spool
-	peers      *peers
-	handshakes chan struct{} // semaphore
-	counts     counters
+	cfg       Config
+	limits    Limits
+	log       *slog.Logger
+	mail      *maillog.Logger
+	listeners []*listener
+	spool     *spool
+	peers     *peers
+	counts    counters
 
 	draining context.Context // ends when Shutdown begins
 	drain    context.CancelFunc
@@ -54,14 +52,14 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.spool = newSpool(s.limits, cfg.TempDir)
 	s.peers = newPeers(s.limits.Connections, s.limits.ConnectionsPerAddress)
-	s.handshakes = make(chan struct{}, s.limits.Handshakes)
 	s.draining, s.drain = context.WithCancel(context.Background())
 	s.cutting, s.cut = context.WithCancel(context.Background())
+	permits := make(chan struct{}, s.limits.Handshakes)
 	for _, l := range cfg.Listeners {
 		if l.Name == "" {
 			l.Name = l.Net.Addr().String()
 		}
-		s.listeners = append(s.listeners, &listener{Listener: l, tls: cfg.Certificates.serverConfig()})
+		s.listeners = append(s.listeners, &listener{Listener: l, tls: limitSigning(cfg.Certificates.serverConfig(), permits)})
 	}
 	return s, nil
 }
@@ -147,21 +145,11 @@ func (s *Server) closed(x *session) {
 	s.mu.Unlock()
 }
 
-// errBusy says that too many handshakes are under way.
-var errBusy = errors.New("too many TLS handshakes at once")
-
 // secure runs the server's side of a TLS handshake. The connection is closed on
 // failure (RFC 3207 section 4.1 leaves no way back to a clear session).
 func (s *Server) secure(l *listener, conn net.Conn) (*tls.Conn, error) {
 	ctx, cancel := context.WithTimeout(s.draining, s.limits.Handshake)
 	defer cancel()
-	select {
-	case s.handshakes <- struct{}{}:
-		defer func() { <-s.handshakes }()
-	case <-ctx.Done():
-		_ = conn.Close()
-		return nil, errBusy
-	}
 	secured := tls.Server(conn, l.tls)
 	if err := secured.HandshakeContext(ctx); err != nil {
 		_ = conn.Close()

@@ -2,6 +2,7 @@ package submission
 
 import (
 	"crypto/tls"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -97,6 +98,36 @@ func TestA11AbandonedHandshakes(t *testing.T) {
 		}
 		_, _ = conn.Write([]byte(hello[:i%len(hello)])) // the server may have gone already
 		conn.Close()
+	}
+	ts.login(t).cmd(221, "QUIT")
+}
+
+// TestA11StuckHandshakes holds more handshakes open than are computed at once,
+// before the first octet and after the last that a server answers; the next client
+// does not wait for them.
+func TestA11StuckHandshakes(t *testing.T) {
+	t.Parallel()
+	ts := startServer(t, func(cfg *Config) {
+		cfg.Limits.Handshakes, cfg.Limits.Handshake = 2, 10*patience
+	})
+	hello := clientHello(t)
+	for i := range 12 {
+		conn, err := net.Dial("tcp", ts.implicit.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		part := []string{"", hello[:len(hello)/2], hello}[i%3]
+		if _, err := io.WriteString(conn, part); err != nil {
+			t.Fatal(err)
+		}
+		if part != hello {
+			continue
+		}
+		// The server has signed and waits for us.
+		if _, err := io.ReadFull(conn, make([]byte, 100)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	ts.login(t).cmd(221, "QUIT")
 }

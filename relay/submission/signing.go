@@ -1,0 +1,43 @@
+package submission
+
+import (
+	"crypto"
+	"crypto/tls"
+	"io"
+)
+
+// limitSigning has the handshakes of conf sign one by one, as many at once as
+// there are permits: signatures are what a handshake costs, and a flood of them
+// must leave processors for other work. A permit is held for a computation and
+// never while a client is waited for, so that clients which stop within their
+// handshake keep nobody else from his.
+func limitSigning(conf *tls.Config, permits chan struct{}) *tls.Config {
+	get := conf.GetCertificate
+	conf.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		cert, err := get(hello)
+		if err != nil {
+			return nil, err
+		}
+		key, ok := cert.PrivateKey.(crypto.Signer)
+		if !ok {
+			return cert, nil // no key that TLS can use either; it says so
+		}
+		limited := *cert
+		limited.PrivateKey = signer{key, permits}
+		return &limited, nil
+	}
+	return conf
+}
+
+// signer is a key that takes a permit to sign.
+type signer struct {
+	crypto.Signer
+	permits chan struct{}
+}
+
+// Sign implements crypto.Signer.
+func (s signer) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	s.permits <- struct{}{}
+	defer func() { <-s.permits }()
+	return s.Signer.Sign(rand, digest, opts)
+}
