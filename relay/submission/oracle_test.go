@@ -75,8 +75,7 @@ type oracle struct {
 	at    state
 	rcpts []string
 
-	queued []string   // what must be in the queue, as envelopeOf tells it
-	codes  map[op]int // codes that were wanted, for seeing that all were reached
+	queued []string // what must be in the queue, as envelopeOf tells it
 }
 
 func (o *oracle) secure() bool        { return o.at >= tlsNew && o.at != closed }
