@@ -28,7 +28,7 @@ func (a *app) secretKeyPath(cfg config) string {
 func (a *app) sealer(cfg config) (*route.Sealer, error) {
 	path := a.secretKeyPath(cfg)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("folder for secret_key_file: %w", err)
+		return nil, fmt.Errorf("folder of the key (secret_key_file in the configuration says where): %w", err)
 	}
 	key, err := route.LoadOrCreateKey(path)
 	if err != nil {
