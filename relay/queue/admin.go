@@ -79,13 +79,18 @@ func (a *Admin) List(ctx context.Context, f Filter) ([]Entry, error) {
 	if f.Limit <= 0 {
 		f.Limit = 100
 	}
-	return a.entries(ctx, sqlList, string(f.State), f.Domain, f.Limit)
+	return entries(ctx, a.pool, sqlList, string(f.State), f.Domain, f.Limit)
 }
 
 const sqlShow = sqlEntries + ` where r.message_id = $1 order by r.n`
 
-func (a *Admin) entries(ctx context.Context, sql string, args ...any) ([]Entry, error) {
-	rows, err := a.pool.Query(ctx, sql, args...)
+// reader is a pool or a transaction.
+type reader interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+func entries(ctx context.Context, db reader, sql string, args ...any) ([]Entry, error) {
+	rows, err := db.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, fmt.Errorf("list queue: %w", err)
 	}
@@ -169,26 +174,43 @@ from attempt where message_id = $1 order by at, n`
 
 // Trace tells what became of a message; ErrNotFound if it is not known (any more).
 func (a *Admin) Trace(ctx context.Context, id ID) (*History, error) {
-	h, err := a.Show(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	rows, err := a.pool.Query(ctx, sqlAttempts, id)
-	if err != nil {
-		return nil, fmt.Errorf("trace: %w", err)
-	}
-	if h.Attempts, err = pgx.CollectRows(rows, scanAttempt); err != nil {
-		return nil, fmt.Errorf("trace: %w", err)
-	}
-	return h, nil
+	var h *History
+	err := a.atOnce(ctx, func(tx pgx.Tx) (err error) {
+		if h, err = show(ctx, tx, id); err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, sqlAttempts, id)
+		if err == nil {
+			h.Attempts, err = pgx.CollectRows(rows, scanAttempt)
+		}
+		if err != nil {
+			return fmt.Errorf("trace: %w", err)
+		}
+		return nil
+	})
+	return h, err
 }
 
 // Show is Trace without the attempts.
 func (a *Admin) Show(ctx context.Context, id ID) (*History, error) {
+	var h *History
+	err := a.atOnce(ctx, func(tx pgx.Tx) (err error) {
+		h, err = show(ctx, tx, id)
+		return err
+	})
+	return h, err
+}
+
+// atOnce reads all at one moment, so that a recipient and its attempts agree.
+func (a *Admin) atOnce(ctx context.Context, read func(tx pgx.Tx) error) error {
+	return pgx.BeginTxFunc(ctx, a.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, read)
+}
+
+func show(ctx context.Context, tx pgx.Tx, id ID) (*History, error) {
 	var h History
 	var sender addressColumns
 	m := &h.Message
-	err := a.pool.QueryRow(ctx, sqlAccepted, id).Scan(&m.ID, &m.UserID, &m.CredentialID, &sender.local, &sender.domain, &m.Size,
+	err := tx.QueryRow(ctx, sqlAccepted, id).Scan(&m.ID, &m.UserID, &m.CredentialID, &sender.local, &sender.domain, &m.Size,
 		&m.Recipients, &m.MessageID, &m.EnvID, &m.AcceptedAt, &m.ClientAddr, &m.ClientHello, &m.Listener, &m.TLS, &m.Node, &m.VoidedAt)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, ErrNotFound
@@ -197,7 +219,7 @@ func (a *Admin) Show(ctx context.Context, id ID) (*History, error) {
 		return nil, fmt.Errorf("show message: %w", err)
 	}
 	m.Sender = sender.String()
-	h.Live, err = a.entries(ctx, sqlShow, id)
+	h.Live, err = entries(ctx, tx, sqlShow, id)
 	return &h, err
 }
 
