@@ -15,6 +15,7 @@ import (
 func TestMain(m *testing.M) {
 	if os.Getenv("POSTERN_TEST_AS_PROGRAM") == "1" {
 		endWithParent()
+		lowerDescriptors()
 		os.Exit(program())
 	}
 	testscript.Main(m, map[string]func(){"postern": func() { os.Exit(program()) }})

@@ -287,7 +287,7 @@ func (n *node) buildSubmission(ctx context.Context, url string, certs *submissio
 		Hostname: n.hostname, Listeners: n.listeners, Certificates: certs, Verifier: verifier,
 		Queue: n.queue, Log: n.mail, System: n.log, TempDir: s.SpoolDir, HideClient: !s.ShowClientAddress,
 		Limits: submission.Limits{
-			Connections: s.Connections, ConnectionsPerAddress: s.ConnectionsPerAddress,
+			Connections: n.connections(), ConnectionsPerAddress: s.ConnectionsPerAddress,
 			Commands: s.Commands, BadCommands: s.BadCommands, FailedAuths: s.AuthFailures,
 			Recipients: s.Recipients, MessageSize: int64(s.MessageSize), HeaderSize: int(s.HeaderSize),
 			Session: time.Duration(s.SessionTime), Idle: time.Duration(s.IdleTime),

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func TestClientShare(t *testing.T) {
+	t.Parallel()
+	for descriptors, want := range map[uint64]int{
+		0: 1, 64: 1, 100: 11, 256: 128, 1024: 704, 524288: 393152, 1 << 63: 3<<28 - 64,
+	} {
+		if got := clientShare(descriptors); got != want {
+			t.Errorf("clientShare(%d) = %d, want %d", descriptors, got, want)
+		}
+	}
+}
+
+// TestFewDescriptors (A10) opens more connections than the process may have files:
+// those beyond its share are turned away, and a session goes on to the commit.
+func TestFewDescriptors(t *testing.T) {
+	t.Parallel()
+	site := installSite(t)
+	appendLines(t, site.config, "[submission]", "connections_per_address = 1000")
+	site.env = append(site.env, fewDescriptors+"=256")
+	d := site.serve(t)
+	d.await(t, &d.stderr, `fewer connections than configured.*"connections":128`)
+	refused := 0
+	for range 300 {
+		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", site.starttls))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+			t.Fatal(err)
+		}
+		greeting, err := bufio.NewReader(conn).ReadString('\n')
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(greeting, "421 4.7.0 ") {
+			refused++
+		}
+	}
+	if refused != 300-128 {
+		t.Errorf("%d of 300 connections were refused, want %d", refused, 300-128)
+	}
+}
+
+// fewDescriptors is the variable that has the program of a test lower its own
+// limit of open files.
+const fewDescriptors = "POSTERN_TEST_DESCRIPTORS"
+
+func lowerDescriptors() {
+	var n uint64
+	if _, err := fmt.Sscan(os.Getenv(fewDescriptors), &n); err != nil {
+		return
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: n, Max: n}); err != nil {
+		panic(err)
+	}
+}
+
+func appendLines(t *testing.T, file string, lines ...string) {
+	t.Helper()
+	f, err := os.OpenFile(file, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteString(strings.Join(lines, "\n") + "\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
