@@ -60,11 +60,13 @@ func New(cfg Config) *Bouncer {
 func (b *Bouncer) Run(ctx context.Context) {
 	tick := time.NewTicker(b.cfg.Poll)
 	defer tick.Stop()
+	troubled := false // the same trouble each second is said once
 	for {
 		n, err := b.round(ctx)
-		if err != nil && ctx.Err() == nil {
-			b.cfg.Log.Warn("claim notices", "err", err)
+		if err != nil && !troubled && ctx.Err() == nil {
+			b.cfg.Log.Warn("looking for due notices failed, it is tried again", "err", err)
 		}
+		troubled = err != nil
 		if n == batch {
 			continue
 		}
@@ -85,7 +87,7 @@ func (b *Bouncer) round(ctx context.Context) (int, error) {
 	notices, err := b.cfg.Queue.ClaimNotices(claimCtx, batch)
 	cancel()
 	if err != nil {
-		return 0, fmt.Errorf("claim notices: %w", err)
+		return 0, err
 	}
 	for _, n := range notices {
 		if err := b.tell(context.WithoutCancel(ctx), n); err != nil {

@@ -115,6 +115,9 @@ func (e *epochs) step(ctx context.Context, lost int64) int64 {
 	return e.replace(ctx, l.epoch)
 }
 
+// errRival keeps a node from taking a new epoch for as long as the rival lives.
+var errRival = errors.New("another process runs under the node name")
+
 // replace takes a new epoch unless another living process uses this node's name.
 func (e *epochs) replace(ctx context.Context, lost int64) int64 {
 	conn, err := e.s.get(ctx)
@@ -123,7 +126,7 @@ func (e *epochs) replace(ctx context.Context, lost int64) int64 {
 		err = e.s.end(conn.QueryRow(ctx, sqlRival, e.q.cfg.Node, lost).Scan(&rival))
 	}
 	if err == nil && rival {
-		err = fmt.Errorf("another process runs under the node name %q", e.q.cfg.Node)
+		err = fmt.Errorf("%w %q", errRival, e.q.cfg.Node)
 	}
 	if err == nil {
 		err = e.take(ctx)
@@ -180,14 +183,26 @@ func (e *epochs) report(err error) {
 	switch {
 	case err == nil && was != nil:
 		e.trouble.Store(nil)
-		e.q.log.Info("queue: the database answers again")
+		if errors.Is(*was, errRival) {
+			e.q.log.Info("queue: the other process is gone")
+		} else {
+			e.q.log.Info("queue: the database answers again")
+		}
 	case err != nil && !errors.Is(err, context.Canceled):
 		e.trouble.Store(&err)
 		if was == nil {
-			e.q.log.Error("queue: the database is not answering", "err", err)
+			e.q.log.Error(troubleText(err), "err", err)
 			e.lookNow()
 		}
 	}
+}
+
+// troubleText says what an operator has to see to.
+func troubleText(err error) string {
+	if errors.Is(err, errRival) {
+		return "queue: nothing is accepted or delivered here: give each process a node name of its own"
+	}
+	return "queue: the database is not answering"
 }
 
 // lookNow makes the next heartbeat come at once.
