@@ -8,12 +8,16 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 const (
-	chunkSize = 256 << 10 // octets of a row of body
-	smallBody = 1 << 20   // up to this size bodies go through memory
+	chunkSize  = 8100 // octets of a row of body: as many as a page holds in one row
+	windowRows = 32   // rows that are read at a time
+	window     = windowRows * chunkSize
+	smallBody  = 1 << 20 // up to this size bodies go through memory
 )
 
 // NewBody returns a Body that holds data in memory.
@@ -37,8 +41,8 @@ func (b *memoryBody) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// storedBody reads from the database, one chunk for each query, and keeps the
-// last chunk: its readers go forward. No connection is held between reads.
+// storedBody reads from the database, a window for each query, and keeps the last
+// window: its readers go forward. No connection is held between reads.
 type storedBody struct {
 	pool *pgxpool.Pool
 	id   ID
@@ -46,12 +50,12 @@ type storedBody struct {
 	refs atomic.Int32
 
 	mu   sync.Mutex
-	have int // number of the chunk in data, -1 for none
+	have int // first row of the window in data, -1 for none
 	data []byte
 }
 
-// sqlChunk reads one chunk of a body.
-const sqlChunk = `select chunk from body where message_id = $1 and n = $2`
+// sqlChunks reads the rows $2 to $3 of a body; the last of them is left out.
+const sqlChunks = `select chunk from body where message_id = $1 and n >= $2 and n < $3 order by n`
 
 func newStoredBody(pool *pgxpool.Pool, id ID, size int64) *storedBody {
 	b := &storedBody{pool: pool, id: id, size: size, have: -1}
@@ -71,39 +75,67 @@ func (b *storedBody) Drop() {
 }
 
 func (b *storedBody) ReadAt(p []byte, off int64) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	done := 0
 	for done < len(p) {
 		at := off + int64(done)
 		if at >= b.size {
 			return done, io.EOF
 		}
-		chunk, err := b.chunk(int(at / chunkSize))
-		if err != nil {
+		if err := b.fetch(int(at/window) * windowRows); err != nil {
 			return done, err
 		}
-		skip := int(at % chunkSize)
-		if skip >= len(chunk) {
+		skip := int(at % window)
+		if skip >= len(b.data) {
 			return done, io.ErrUnexpectedEOF
 		}
-		done += copy(p[done:], chunk[skip:])
+		done += copy(p[done:], b.data[skip:])
 	}
 	return done, nil
 }
 
-func (b *storedBody) chunk(n int) ([]byte, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.have == n {
-		return b.data, nil
+// fetch has the window that begins with a row in data.
+func (b *storedBody) fetch(first int) error {
+	if b.have == first {
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	var chunk []byte
-	if err := b.pool.QueryRow(ctx, sqlChunk, b.id, n).Scan(&chunk); err != nil {
-		return nil, fmt.Errorf("read chunk %d of message %s: %w", n, b.id, err)
+	return b.load(ctx, b.pool, first)
+}
+
+// load reads the window that begins with a row. The caller has mu, or b is its alone.
+func (b *storedBody) load(ctx context.Context, from querier, first int) error {
+	b.have = -1
+	if b.data == nil {
+		b.data = make([]byte, 0, min(b.size, window))
 	}
-	b.have, b.data = n, chunk
-	return chunk, nil
+	data, err := readChunks(ctx, from, b.data[:0], b.id, first, first+windowRows)
+	if err != nil {
+		return fmt.Errorf("read message %s from row %d: %w", b.id, first, err)
+	}
+	b.have, b.data = first, data
+	return nil
+}
+
+// querier is a connection or a pool.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// readChunks appends the rows [first, end) of a body to data.
+func readChunks(ctx context.Context, from querier, data []byte, id ID, first, end int) ([]byte, error) {
+	rows, err := from.Query(ctx, sqlChunks, id, first, end)
+	if err != nil {
+		return nil, err
+	}
+	var chunk pgtype.DriverBytes // points into the connection's buffer
+	_, err = pgx.ForEachRow(rows, []any{&chunk}, func() error {
+		data = append(data, chunk...)
+		return nil
+	})
+	return data, err
 }
 
 // readBody reads octets [off, off+len(p)) of b, all of them.

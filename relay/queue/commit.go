@@ -288,8 +288,7 @@ func (c *committer) insert(ctx context.Context, conn *pgx.Conn, jobs []*job, aga
 	return g.exec(ctx, conn, c.q, jobs[0].epoch, again)
 }
 
-// insertLarge commits one large message: its body goes by COPY, chunk after chunk,
-// in the transaction of its rows, so neither is there without the other.
+// insertLarge commits one large message: its body goes by COPY in the transaction of its rows, so neither is there without the other.
 func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *job, again bool) error {
 	tx, err := conn.Begin(ctx)
 	if err != nil {
@@ -307,13 +306,8 @@ func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *job, aga
 		return errEpochLost
 	}
 	if inserted > 0 {
-		src := &chunks{body: j.body, id: j.m.ID, n: -1, buf: make([]byte, chunkSize)}
-		_, err := conn.CopyFrom(ctx, pgx.Identifier{"body"}, []string{"message_id", "n", "chunk"}, src)
-		if src.err != nil {
-			return &bodyError{src.err}
-		}
-		if err != nil {
-			return fmt.Errorf("copy body: %w", err)
+		if err := copyBody(ctx, conn, j.m.ID, j.body); err != nil {
+			return err
 		}
 	}
 	if err := tx.Commit(ctx); err != nil {
@@ -321,30 +315,6 @@ func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *job, aga
 	}
 	return nil
 }
-
-// chunks feeds a body to COPY through one buffer.
-type chunks struct {
-	body Body
-	id   ID
-	n    int
-	buf  []byte
-	err  error
-}
-
-func (c *chunks) Next() bool {
-	c.n++
-	off := int64(c.n) * chunkSize
-	left := c.body.Size() - off
-	if c.err != nil || left <= 0 {
-		return false
-	}
-	c.buf = c.buf[:min(left, chunkSize)]
-	c.err = readBody(c.body, c.buf, off)
-	return c.err == nil
-}
-
-func (c *chunks) Values() ([]any, error) { return []any{[16]byte(c.id), int32(c.n), c.buf}, nil }
-func (c *chunks) Err() error             { return c.err }
 
 // group is the columns of one statement; its slices are used again.
 type group struct {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/relay/smtp"
@@ -17,9 +18,9 @@ select m.id, m.user_id, m.credential_id, m.sender_local, m.sender_domain, m.size
 	m.accepted_at, m.client_addr, m.client_hello, m.listener, m.tls
 from unnest($1::uuid[]) w(id) join message m on m.id = w.id`
 
-// sqlSmallBodies reads the bodies that came or go in one piece.
+// sqlSmallBodies reads whole bodies, their rows in any order.
 const sqlSmallBodies = `
-select b.message_id, b.chunk from unnest($1::uuid[]) w(id) join body b on b.message_id = w.id and b.n = 0`
+select b.message_id, b.n, b.chunk from unnest($1::uuid[]) w(id) join body b on b.message_id = w.id`
 
 type loaded struct {
 	Message
@@ -38,8 +39,8 @@ func scanMessage(row pgx.CollectableRow) (Message, error) {
 	return m, err
 }
 
-// loadMessages reads the messages of ids and their bodies: one chunk at once in
-// memory, larger ones as a Body that reads on demand. A message whose body is not
+// loadMessages reads the messages of ids and their bodies: up to a window's size at
+// once into memory, larger ones as a Body that reads on demand. A message whose body is not
 // stored is left out.
 func loadMessages(ctx context.Context, conn *pgx.Conn, pool *pgxpool.Pool, ids [][16]byte) (map[ID]loaded, error) {
 	found := make(map[ID]loaded, len(ids))
@@ -56,7 +57,7 @@ func loadMessages(ctx context.Context, conn *pgx.Conn, pool *pgxpool.Pool, ids [
 	}
 	var small [][16]byte
 	for _, m := range messages {
-		if m.Size <= chunkSize {
+		if m.Size <= window {
 			small = append(small, m.ID)
 			found[m.ID] = loaded{Message: m}
 			continue
@@ -83,16 +84,26 @@ func loadSmall(ctx context.Context, conn *pgx.Conn, small [][16]byte, found map[
 		return fmt.Errorf("load bodies: %w", err)
 	}
 	var id ID
-	var chunk []byte
-	_, err = pgx.ForEachRow(rows, []any{&id, &chunk}, func() error {
-		m := found[id]
-		m.body = NewBody(chunk)
-		found[id] = m
-		chunk = nil
+	var n int
+	var chunk pgtype.DriverBytes // points into the connection's buffer
+	data, stored := make(map[ID][]byte, len(small)), make(map[ID]int64, len(small))
+	_, err = pgx.ForEachRow(rows, []any{&id, &n, &chunk}, func() error {
+		if data[id] == nil {
+			data[id] = make([]byte, found[id].Size)
+		}
+		if at := n * chunkSize; at <= len(data[id]) {
+			stored[id] += int64(copy(data[id][at:], chunk))
+		}
 		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("load bodies: %w", err)
+	}
+	for id, b := range data {
+		if m := found[id]; stored[id] == m.Size {
+			m.body = NewBody(b)
+			found[id] = m
+		}
 	}
 	return nil
 }

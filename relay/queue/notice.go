@@ -156,10 +156,8 @@ func (q *Queue) fillNotices(ctx context.Context, conn *pgx.Conn, list []*Notice,
 		}
 		n.Message, n.Body = m.Message, m.body
 		if stored, ok := m.body.(*storedBody); ok {
-			// A claim's connection is in hand: the first chunk need not come from the pool.
-			if err := conn.QueryRow(ctx, sqlChunk, stored.id, 0).Scan(&stored.data); err == nil {
-				stored.have = 0
-			}
+			// A claim's connection is in hand: the first rows need not come from the pool.
+			_ = stored.load(ctx, conn, 0) // it is tried again when they are wanted
 		}
 		n.Headers = headersOf(m.body)
 		complete = append(complete, n)

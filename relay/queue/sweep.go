@@ -13,7 +13,7 @@ import (
 
 const (
 	reapRows    = 1000 // rows that one statement takes back
-	sweepRows   = 2000 // rows of body or history that one statement looks at
+	sweepRows   = 2000 // messages whose body or history one statement looks at
 	sweepEvery  = time.Minute
 	epochMemory = "1 hour" // how long a dead epoch is remembered: longer than any commit in flight
 )
@@ -209,11 +209,16 @@ func (s *sweeps) leftovers(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// sqlBodies walks over the stored bodies by key.
+// sqlBodies walks over the stored bodies by key, from each message to the next: a
+// large one has a thousand rows.
 const sqlBodies = `
-with w as materialized (select distinct message_id from (select message_id from body where message_id > $1 order by message_id limit $2) b),
+with recursive w(message_id, i) as (
+	(select message_id, 1 from body where message_id > $1 order by message_id limit 1)
+	union all
+	select (select b.message_id from body b where b.message_id > w.message_id order by b.message_id limit 1), w.i + 1
+	from w where w.message_id is not null and w.i < $2),
 gone as (delete from body using w where body.message_id = w.message_id and not exists (select from recipient r where r.message_id = w.message_id))
-select count(*), max(message_id::text) from w`
+select count(message_id), max(message_id::text) from w`
 
 // orphans deletes bodies without rows, a part of them at each round.
 func (s *sweeps) orphans(ctx context.Context, conn *pgx.Conn) error {

@@ -1,0 +1,105 @@
+package queue
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// sqlCopyBody takes what copyRows says.
+const sqlCopyBody = `copy body (message_id, n, chunk) from stdin with (format binary)`
+
+// copyBody stores a body by COPY within the connection's transaction.
+func copyBody(ctx context.Context, conn *pgx.Conn, id ID, body Body) error {
+	src := &copyRows{body: body, id: id}
+	_, err := conn.PgConn().CopyFrom(ctx, src, sqlCopyBody)
+	if src.err != nil {
+		return &bodyError{src.err}
+	}
+	if err != nil {
+		return fmt.Errorf("copy body: %w", err)
+	}
+	return nil
+}
+
+// The binary format of COPY: a header, each row as a count of fields and each field
+// with its length, and a count of -1 at the end.
+const (
+	copyHeader  = "PGCOPY\n\xff\r\n\x00" + "\x00\x00\x00\x00" + "\x00\x00\x00\x00"
+	copyTrailer = "\xff\xff"
+	copyFields  = 2 + 4 + 16 + 4 + 4 + 4 // what a row has before the octets of its chunk
+	copyRow     = copyFields + chunkSize
+)
+
+// copyRows reads a body in the binary format of COPY. The octets go from the body to
+// where they are wanted and are copied nowhere else, if there is room for a row.
+type copyRows struct {
+	body Body
+	id   ID
+	n    int    // the next row
+	rest []byte // of a row for which there was no room, of the header or the trailer
+	buf  []byte
+	end  bool // the trailer was made
+	err  error
+}
+
+func (c *copyRows) Read(p []byte) (int, error) {
+	if c.n == 0 && c.rest == nil {
+		c.rest = []byte(copyHeader)
+	}
+	done := copy(p, c.rest)
+	c.rest = c.rest[done:]
+	for len(c.rest) == 0 && len(p)-done >= copyRow && c.more() {
+		done += c.row(p[done:])
+	}
+	if c.err == nil && done == 0 && len(p) > 0 {
+		c.refill()
+		done = copy(p, c.rest)
+		c.rest = c.rest[done:]
+	}
+	switch {
+	case c.err != nil:
+		return 0, c.err
+	case done == 0 && len(p) > 0:
+		return 0, io.EOF
+	}
+	return done, nil
+}
+
+// refill makes rest of the next row or the trailer.
+func (c *copyRows) refill() {
+	switch {
+	case c.more():
+		if c.buf == nil {
+			c.buf = make([]byte, copyRow)
+		}
+		c.rest = c.buf[:c.row(c.buf)]
+	case !c.end:
+		c.end = true
+		c.rest = []byte(copyTrailer)
+	}
+}
+
+// more reports whether there is another row, if all went well.
+func (c *copyRows) more() bool {
+	return c.err == nil && int64(c.n)*chunkSize < c.body.Size()
+}
+
+// row writes the next row to p, which has room for it, and returns its length.
+func (c *copyRows) row(p []byte) int {
+	off := int64(c.n) * chunkSize
+	size := int(min(chunkSize, c.body.Size()-off))
+	p = p[:copyFields+size]
+	binary.BigEndian.PutUint16(p, 3)
+	binary.BigEndian.PutUint32(p[2:], 16)
+	copy(p[6:], c.id[:])
+	binary.BigEndian.PutUint32(p[22:], 4)
+	binary.BigEndian.PutUint32(p[26:], uint32(c.n))
+	binary.BigEndian.PutUint32(p[30:], uint32(size))
+	c.err = readBody(c.body, p[copyFields:], off)
+	c.n++
+	return len(p)
+}

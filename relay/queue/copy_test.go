@@ -1,0 +1,77 @@
+package queue
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"testing"
+)
+
+// bodyOfCopy takes the octets of the chunks out of what copyRows made.
+func bodyOfCopy(t *testing.T, id ID, data []byte) []byte {
+	t.Helper()
+	data, ok := bytes.CutPrefix(data, []byte(copyHeader))
+	if !ok {
+		t.Fatal("no header")
+	}
+	var body []byte
+	for n := uint32(0); !bytes.Equal(data, []byte(copyTrailer)); n++ {
+		if len(data) < copyFields || !bytes.Equal(data[6:22], id[:]) || binary.BigEndian.Uint32(data[26:]) != n {
+			t.Fatalf("row %d begins with %x", n, data[:min(len(data), copyFields)])
+		}
+		size := int(binary.BigEndian.Uint32(data[30:]))
+		if size == 0 || size > chunkSize || size > len(data)-copyFields {
+			t.Fatalf("row %d has %d octets of %d", n, size, len(data)-copyFields)
+		}
+		body = append(body, data[copyFields:copyFields+size]...)
+		data = data[copyFields+size:]
+	}
+	return body
+}
+
+func TestCopyRows(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int{1, chunkSize - 1, chunkSize, chunkSize + 1, 20*chunkSize + 7} {
+		want := make([]byte, size)
+		for i := range want {
+			want[i] = byte(rand.Uint32())
+		}
+		for _, room := range []int{1, 33, copyRow - 1, copyRow, copyRow + 1, 65531, 1 << 20} {
+			src := &copyRows{body: NewBody(want), id: NewID()}
+			var all []byte
+			p := make([]byte, room)
+			for {
+				n, err := src.Read(p)
+				all = append(all, p[:n]...)
+				if err == io.EOF {
+					break
+				}
+				if err != nil || n == 0 {
+					t.Fatalf("body of %d in pieces of %d: read %d, %v", size, room, n, err)
+				}
+			}
+			if got := bodyOfCopy(t, src.id, all); !bytes.Equal(got, want) {
+				t.Fatalf("body of %d in pieces of %d: got %d octets, or others", size, room, len(got))
+			}
+		}
+	}
+}
+
+// shortBody says that it is longer than it is.
+type shortBody struct{ Body }
+
+func (b shortBody) Size() int64 { return b.Body.Size() + 1 }
+
+// A body that ends early is an error, never the end of a shorter message.
+func TestCopyRowsOfAShortBody(t *testing.T) {
+	t.Parallel()
+	for _, room := range []int{100, 65531} {
+		src := &copyRows{body: shortBody{NewBody(make([]byte, 3*chunkSize))}}
+		_, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{src}, make([]byte, room))
+		if !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("pieces of %d: %v", room, err)
+		}
+	}
+}
