@@ -16,6 +16,7 @@ const (
 	dueDomains   = 50_000           // domains that are remembered as due
 	dueRows      = 5_000            // rows that one look reads
 	claimDomains = 256              // domains that one claim asks for
+	claimSibling = 1000             // recipients that one claim takes for being of the same messages
 	dueOverlap   = 10 * time.Second // a look goes back so far: rows commit in no order
 	dueResync    = time.Minute      // how often a look starts from the beginning
 )
@@ -202,7 +203,7 @@ func (c *claims) forget(domains []string, rows []claimedRow, want ClaimRequest) 
 }
 
 // sqlClaim takes rows of domains $1, at most $2 of each and of about $3 messages,
-// then those siblings of the same messages that are due and not of the busy domains $4.
+// then at most $7 siblings of the same messages that are due and not of the busy domains $4.
 const sqlClaim = `
 with pick as materialized (
 	select p.message_id, p.n, p.domain_key from unnest($1::text[]) d(domain_key) cross join lateral (
@@ -214,6 +215,7 @@ with pick as materialized (
 sibling as materialized (
 	select r.message_id, r.n, r.domain_key from (select distinct message_id from pick) m join recipient r on r.message_id = m.message_id
 	where r.owner is null and r.held_at is null and r.state = 'queued' and r.next_attempt_at <= now() and r.domain_key <> all($4::text[])
+	limit $7
 	for update of r skip locked),
 ranked as (
 	select message_id, n, row_number() over (partition by domain_key order by message_id, n) as nth
@@ -235,7 +237,7 @@ func (c *claims) take(ctx context.Context, conn *pgx.Conn, want ClaimRequest, do
 	if busy == nil {
 		busy = []string{}
 	}
-	result, err := conn.Query(ctx, sqlClaim, domains, max(want.PerDestination, 1), want.Messages, busy, epoch, c.q.cfg.StrictGate)
+	result, err := conn.Query(ctx, sqlClaim, domains, max(want.PerDestination, 1), want.Messages, busy, epoch, c.q.cfg.StrictGate, claimSibling)
 	if err != nil {
 		return nil, err
 	}

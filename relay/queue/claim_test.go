@@ -184,6 +184,38 @@ func TestWaitForDue(t *testing.T) {
 	}
 }
 
+// A message with very many recipients is not claimed at once, for what a claim takes
+// is held in memory; but all of it in the end.
+func TestClaimBoundsRecipients(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	const total = 1500
+	list := make([]string, total)
+	for i := range list {
+		list[i] = fmt.Sprintf("x@d%d.example", i)
+	}
+	put(t, q, false, list...)
+	waiting(t, db, total)
+	seen := map[int]bool{}
+	want := ClaimRequest{Messages: 200, PerDestination: 100}
+	for len(seen) < total {
+		got := 0
+		for _, d := range claimAll(t, q, want) {
+			got += len(d.Recipients)
+			for _, r := range d.Recipients {
+				if seen[r.N] {
+					t.Fatalf("recipient %d came twice", r.N)
+				}
+				seen[r.N] = true
+			}
+		}
+		if got > claimSibling+want.Messages {
+			t.Fatalf("%d recipients in one claim", got)
+		}
+	}
+}
+
 // Held rows are not claimed.
 func TestClaimSkipsHeld(t *testing.T) {
 	t.Parallel()
