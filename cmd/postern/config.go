@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"postern/relay/smtp"
 )
 
 // config is the configuration file: what belongs to one node. Everything that an
@@ -201,13 +203,11 @@ func explainTOML(err error) error {
 
 // validate checks what can be checked without touching anything outside the file.
 func (c *config) validate() error {
-	for i, l := range c.Listeners {
-		if _, _, err := net.SplitHostPort(l.Address); err != nil {
-			return fmt.Errorf("listener %d: address %q must be host:port", i+1, l.Address)
-		}
-		if l.TLS != "starttls" && l.TLS != "implicit" {
-			return fmt.Errorf("listener %s: tls must be \"starttls\" or \"implicit\", not %q", l.Address, l.TLS)
-		}
+	if c.Hostname != "" && !smtp.ValidDomain(c.Hostname) {
+		return fmt.Errorf("hostname: %q is no domain name", c.Hostname)
+	}
+	if err := c.validateListeners(); err != nil {
+		return err
 	}
 	if c.Database.URL != "" && c.Database.Private != "" {
 		return errors.New("database: set either url or private, not both")
@@ -230,6 +230,24 @@ func (c *config) validate() error {
 		return fmt.Errorf("log: level must be debug, info, warn or error, not %q", c.Log.Level)
 	}
 	return c.validateNumbers()
+}
+
+func (c *config) validateListeners() error {
+	taken := map[string]bool{}
+	for i, l := range c.Listeners {
+		_, port, err := net.SplitHostPort(l.Address)
+		if err != nil {
+			return fmt.Errorf("listener %d: address %q must be host:port", i+1, l.Address)
+		}
+		if taken[l.Address] && port != "0" {
+			return fmt.Errorf("listener %d: there is one at %s already", i+1, l.Address)
+		}
+		taken[l.Address] = true
+		if l.TLS != "starttls" && l.TLS != "implicit" {
+			return fmt.Errorf("listener %s: tls must be \"starttls\" or \"implicit\", not %q", l.Address, l.TLS)
+		}
+	}
+	return nil
 }
 
 func (c *config) validateNumbers() error {

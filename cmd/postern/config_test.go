@@ -58,6 +58,9 @@ func TestConfigErrorsSayWhere(t *testing.T) {
 	for _, tc := range []struct{ name, text, want string }{
 		{"unknown key", "hostname = \"x\"\nhostnme = \"y\"\n", `line 2: unknown key "hostnme"`},
 		{"unknown key in a table", "[tls]\ncert = \"y\"\n", `line 2: unknown key "tls.cert"`},
+		{"a hostname that is none", "hostname = \"bad host\"\n", `hostname: "bad host" is no domain name`},
+		{"one address twice", "[[listener]]\naddress = \":587\"\ntls = \"starttls\"\n[[listener]]\naddress = \":587\"\ntls = \"implicit\"\n",
+			"listener 2: there is one at :587 already"},
 		{"no TOML", "hostname = \n", "line 1"},
 		{"wrong type", "[database]\nmax_connections = \"many\"\n", "line 2"},
 		{"listener without port", "[[listener]]\naddress = \"127.0.0.1\"\ntls = \"starttls\"\n", "host:port"},

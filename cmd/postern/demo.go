@@ -50,7 +50,11 @@ submitted over STARTTLS with AUTH; its way is printed.
 Then it stays up for a mail client to try; --once ends after the delivery.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.demo(cmd.Context(), dir, once)
+			err := a.demo(cmd.Context(), dir, once)
+			if err != nil && cmd.Context().Err() != nil {
+				return errors.New("interrupted")
+			}
+			return err
 		},
 	}
 	cmd.Flags().BoolVar(&once, "once", false, "end after the delivery")
