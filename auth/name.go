@@ -63,8 +63,8 @@ func canonicalWord(word string) (string, error) {
 		return strings.ToLower(word), nil // all that PRECIS does to it
 	}
 	once, err := precis.UsernameCaseMapped.String(word)
-	if err != nil {
-		return "", fmt.Errorf("%w: %w", ErrName, err)
+	if err != nil { // its words are for those who know RFC 8265
+		return "", fmt.Errorf("%w: %q has a character that names cannot have, such as a space", ErrName, word)
 	}
 	// The mapping is not idempotent for every string, and a name that changes when
 	// it is typed as it is shown would be a second user.
