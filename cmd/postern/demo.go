@@ -139,6 +139,9 @@ func (d *demo) prepare(ctx context.Context, url string, sink *net.TCPAddr) error
 	}
 	err = migrations.Apply(ctx, conn, nil)
 	_ = conn.Close(context.WithoutCancel(ctx))
+	if errors.Is(err, migrations.ErrChanged) || errors.Is(err, migrations.ErrNewer) {
+		return fmt.Errorf("the demo's database is of another version of this program: remove %s, or give another folder with --dir", d.postgres)
+	}
 	if err != nil {
 		return err
 	}
