@@ -44,6 +44,12 @@ func (e *Engine) claim() (int, error) {
 	if !ok {
 		return 0, nil
 	}
+	if asked := e.cfg.Queue.Asked(); asked != e.asked {
+		e.asked = asked
+		for _, d := range e.all() {
+			d.tryAgain()
+		}
+	}
 	ctx, cancel := context.WithTimeout(e.work, claimTime)
 	defer cancel()
 	list, err := e.cfg.Queue.Claim(ctx, queue.ClaimRequest{

@@ -327,7 +327,7 @@ func (d *destination) succeeded() {
 	}
 }
 
-// shrink halves the connections that the destination may have. mu is held.
+// shrink halves the connections that a destination in trouble may have. mu is held.
 func (d *destination) shrink() {
 	d.limit = max(1, d.limit/2)
 	d.credit = 0
@@ -336,9 +336,14 @@ func (d *destination) shrink() {
 
 // brokeOff counts a conversation that ended half-way. Enough of them in a row are
 // as good as an unreachable destination.
+//
+// Each costs one connection at once, and as many successes as there are
+// connections bring one back: a server that drops one conversation in fifty still
+// gets all that it may have, one that drops every second soon has one.
 func (d *destination) brokeOff(t *trouble) {
 	d.mu.Lock()
-	d.shrink()
+	d.limit = max(1, d.limit-1)
+	d.credit = 0
 	d.broken++
 	if d.broken < troubleLimit || d.live > 0 {
 		d.mu.Unlock()
@@ -400,6 +405,13 @@ func (d *destination) giveUp(jobs []*job, t *trouble) {
 		d.e.settle(j, j.rcpts, outcomes, t.err)
 		d.e.end(j)
 	}
+}
+
+// tryAgain ends the wait of a destination in trouble: somebody says that it is mended.
+func (d *destination) tryAgain() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.retryAt = time.Time{}
 }
 
 // drain takes all waiting jobs.

@@ -25,6 +25,8 @@ type Queue interface {
 // Source gives work.
 type Source interface {
 	Wait(ctx context.Context) error
+	// Asked grows when an operator asks for mail to be tried now.
+	Asked() uint64
 	Claim(ctx context.Context, want queue.ClaimRequest) ([]*queue.Delivery, error)
 }
 
@@ -138,6 +140,7 @@ type Engine struct {
 
 	intake     intake
 	turnedAway atomic.Int64 // jobs for which a destination had no room
+	asked      uint64       // the queue's Asked at the last claim; the claim loop's own
 	fullAt     atomic.Int64 // when an upstream last had no room, Unix nanoseconds
 	panics     atomic.Int64
 

@@ -42,6 +42,7 @@ type fakeQueue struct {
 	due      []*queue.Delivery
 	requests []queue.ClaimRequest
 	ended    int
+	asked    atomic.Uint64
 }
 
 func newFakeQueue() *fakeQueue {
@@ -73,6 +74,8 @@ func (q *fakeQueue) Wait(ctx context.Context) error {
 		}
 	}
 }
+
+func (q *fakeQueue) Asked() uint64 { return q.asked.Load() }
 
 func (q *fakeQueue) Claim(_ context.Context, want queue.ClaimRequest) ([]*queue.Delivery, error) {
 	q.mu.Lock()

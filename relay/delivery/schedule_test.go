@@ -86,6 +86,63 @@ func TestBackoff(t *testing.T) {
 	})
 }
 
+// TestAskedEndsBackoff has an operator mend a server and ask for its mail: it is
+// tried at once and not when the table says so.
+func TestAskedEndsBackoff(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := smtptest.New(smtptest.Config{})
+		defer server.Close()
+		q := newFakeQueue()
+		e := newEngine(q, Config{Routes: routes{def: piped}, Backoff: []time.Duration{time.Hour}})
+		down, dials := pipes(e, server)
+		e.Start()
+		defer stop(t, e)
+		offer := func() queue.Outcome {
+			d := message(t, "a@one.test")
+			q.offer(d)
+			time.Sleep(time.Second)
+			synctest.Wait()
+			return q.outcome(t, d, 0)
+		}
+		down.Store(true)
+		offer()
+		down.Store(false)
+		if o := offer(); o.Result != queue.Deferred || dials.Load() != 1 {
+			t.Fatalf("in trouble: %+v after %d dials", o, dials.Load())
+		}
+		q.asked.Add(1)
+		if o := offer(); o.Result != queue.Delivered {
+			t.Errorf("asked for: %+v", o)
+		}
+	})
+}
+
+// TestOccasionalTroubleKeepsTheConnections drops one conversation in fifty: that is
+// no reason to go on with fewer connections for long.
+func TestOccasionalTroubleKeepsTheConnections(t *testing.T) {
+	t.Parallel()
+	d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{def: piped}}), via: "sink", most: 20, limit: 20, live: 20}
+	least := d.limit
+	for i := range 5000 {
+		if i%50 == 0 {
+			d.brokeOff(&trouble{})
+		} else {
+			d.succeeded()
+		}
+		least = min(least, d.limit)
+	}
+	if least < 18 {
+		t.Errorf("went down to %d connections of 20", least)
+	}
+	for range 30 {
+		d.brokeOff(&trouble{})
+	}
+	if d.limit != 1 {
+		t.Errorf("%d connections to a server that drops every conversation", d.limit)
+	}
+}
+
 // TestIdle keeps a connection for its idle time and no longer, and forgets the
 // destination.
 func TestIdle(t *testing.T) {

@@ -276,6 +276,6 @@ func (a *Admin) retry(ctx context.Context, list [][16]byte) (int, error) {
 		return 0, fmt.Errorf("retry: %w", err)
 	}
 	// Only a hint to hurry: poolers may not carry it, and polling finds the rows.
-	_, _ = a.pool.Exec(ctx, sqlNotify)
+	_, _ = a.pool.Exec(ctx, sqlNotifyAsked)
 	return count, nil
 }

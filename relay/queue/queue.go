@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -53,6 +54,7 @@ type Queue struct {
 	entry    sync.RWMutex // guards closing against a submission that enters
 	closing  bool
 	inflight sync.WaitGroup // submissions in Enqueue
+	asked    atomic.Uint64  // see Asked
 	stop     context.CancelFunc
 	stopped  chan struct{} // closed when the background work ends
 	loops    sync.WaitGroup

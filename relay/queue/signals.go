@@ -6,8 +6,12 @@ import (
 	"time"
 )
 
-// channel is the notification channel: no payload, "there is work to claim".
-const channel = "postern_queue"
+// channel is the notification channel: "there is work to claim". The payload is
+// empty, or payloadAsked when an operator asked for it.
+const (
+	channel      = "postern_queue"
+	payloadAsked = "asked"
+)
 
 // signals wakes the claims of this node and of others. A notification is a hint:
 // polling is the truth.
@@ -57,6 +61,14 @@ func (q *Queue) Wait(ctx context.Context) error {
 		return nil
 	}
 }
+
+// Asked counts how often operators have asked for mail to be tried now, as far as
+// this node has heard: destinations in trouble need not be spared any longer.
+// Without NOTIFY it hears nothing, and such mail waits out the trouble.
+func (q *Queue) Asked() uint64 { return q.asked.Load() }
+
+// sqlNotifyAsked is sent by Admin.Retry.
+const sqlNotifyAsked = `select pg_notify('` + channel + `', '` + payloadAsked + `')`
 
 // sqlNotify is sent at most 20 times a second by each node.
 const sqlNotify = `select pg_notify('` + channel + `', '')`
@@ -124,10 +136,13 @@ func (s *signals) hear(ctx context.Context) error {
 	s.q.wake()
 	for {
 		brief, cancel := context.WithTimeout(ctx, checkListener)
-		_, err := conn.WaitForNotification(brief)
+		n, err := conn.WaitForNotification(brief)
 		cancel()
 		switch {
 		case err == nil:
+			if n.Payload == payloadAsked {
+				s.q.asked.Add(1)
+			}
 			s.q.wake()
 		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && !conn.IsClosed():
 			if err := conn.Ping(ctx); err != nil {

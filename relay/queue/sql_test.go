@@ -280,6 +280,19 @@ func TestAdmin(t *testing.T) {
 	claimAll(t, q, all)
 }
 
+// What an operator asks for is heard by the nodes that listen.
+func TestAskedIsHeard(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	eventually(t, "the node hears it", func() bool {
+		if _, err := NewAdmin(db.Pool).RetryAll(ctxOf(t)); err != nil {
+			t.Fatal(err)
+		}
+		return q.Asked() > 0
+	})
+}
+
 // The sweep deletes bodies without rows and history that is old, and nothing else.
 func TestSweepChores(t *testing.T) {
 	t.Parallel()
