@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"runtime/debug"
 	"time"
 
 	"postern/relay/maillog"
@@ -33,6 +34,7 @@ type Config struct {
 const (
 	batch      = 64               // notices claimed at once
 	retryAfter = 30 * time.Second // wait after trouble with one notice
+	afterPanic = time.Hour        // wait after a defect of ours
 	workLimit  = time.Minute      // for one claim or one notice
 )
 
@@ -90,12 +92,24 @@ func (b *Bouncer) round(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	for _, n := range notices {
-		if err := b.tell(context.WithoutCancel(ctx), n); err != nil {
-			b.cfg.Log.Warn("notice", "about", n.Message.ID, "kind", n.Kind, "err", err)
-			b.cfg.Queue.ReleaseNotice(n, retryAfter)
-		}
+		b.work(context.WithoutCancel(ctx), n)
 	}
 	return len(notices), nil
+}
+
+// work brings one notice to its end or gives it back. A panic costs this notice an
+// hour and not the process: it would come back after every restart.
+func (b *Bouncer) work(ctx context.Context, n *queue.Notice) {
+	defer func() {
+		if r := recover(); r != nil {
+			b.cfg.Log.Error("panic in a notice", "about", n.Message.ID, "panic", r, "stack", string(debug.Stack()))
+			b.cfg.Queue.ReleaseNotice(n, afterPanic)
+		}
+	}()
+	if err := b.tell(ctx, n); err != nil {
+		b.cfg.Log.Warn("notice", "about", n.Message.ID, "kind", n.Kind, "err", err)
+		b.cfg.Queue.ReleaseNotice(n, retryAfter)
+	}
 }
 
 // tell commits the notice for n. An error leaves n with the caller.

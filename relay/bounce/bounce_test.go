@@ -24,6 +24,7 @@ type fakeQueue struct {
 	enqueued []committed
 	released []*queue.Notice
 	err      error
+	panics   bool
 }
 
 type committed struct {
@@ -40,6 +41,9 @@ func (f *fakeQueue) ClaimNotices(context.Context, int) ([]*queue.Notice, error) 
 }
 
 func (f *fakeQueue) EnqueueNotice(_ context.Context, n *queue.Notice, m queue.Message, rcpt queue.Recipient, body []byte) error {
+	if f.panics {
+		panic("injected")
+	}
 	if f.err != nil {
 		return f.err
 	}
@@ -326,6 +330,23 @@ func TestNobodyToTell(t *testing.T) {
 	c := tellOne(t, notice(queue.NoticeFailure, func(n *queue.Notice) { n.Message.Sender = smtp.Address{} }))
 	if c.body != nil {
 		t.Fatalf("a notice to the null sender:\n%s", c.body)
+	}
+}
+
+// A defect that one message brings out costs that message's notice some time, and
+// the others nothing.
+func TestPanicReleasesTheNotice(t *testing.T) {
+	t.Parallel()
+	n := notice(queue.NoticeFailure, nil)
+	q := &fakeQueue{due: []*queue.Notice{n}, panics: true}
+	if _, err := New(Config{Queue: q, Hostname: "relay.test"}).round(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(q.released) != 1 || q.released[0] != n {
+		t.Fatalf("released %v", q.released)
+	}
+	if m := n.Body.(*memory); m.drops != 1 {
+		t.Errorf("the body was dropped %d times", m.drops)
 	}
 }
 
