@@ -47,7 +47,7 @@ type transaction struct {
 	mail    smtp.MailCommand
 	rule    string // of the policy that allowed the sender
 	rcpts   []queue.Recipient
-	known   map[smtp.Address]struct{} // rcpts, for finding one named twice
+	known   map[smtp.Address]struct{} // rcpts by domain key, for finding one named twice
 	refused int
 }
 

@@ -72,7 +72,8 @@ func (s *session) rcptTo(args string) smtp.Reply {
 		return s.refuseRcpt(smtp.Address{}, syntaxError(err), "")
 	}
 	to := s.qualify(rcpt.To)
-	if _, twice := tx.known[to]; twice {
+	key := smtp.Address{Local: to.Local, Domain: to.DomainKey()}
+	if _, twice := tx.known[key]; twice {
 		return smtp.OK(250, 1, 5, "Ok") // one copy for each recipient
 	}
 	if v := policy.Recipients(*s.identity, len(tx.rcpts)+1, s.server.limits.Recipients); !v.Allowed {
@@ -83,7 +84,7 @@ func (s *session) rcptTo(args string) smtp.Reply {
 	if tx.known == nil {
 		tx.known = make(map[smtp.Address]struct{})
 	}
-	tx.known[to] = struct{}{}
+	tx.known[key] = struct{}{}
 	tx.rcpts = append(tx.rcpts, queue.Recipient{
 		N: len(tx.rcpts), Address: to,
 		Notify: rcpt.Notify, ORcptType: rcpt.ORcptType, ORcpt: rcpt.ORcpt,
