@@ -266,6 +266,8 @@ func (c *config) validateNumbers() error {
 		{"submission.header_size", int64(c.Submission.HeaderSize)},
 		{"submission.session_time", int64(c.Submission.SessionTime)},
 		{"submission.idle_time", int64(c.Submission.IdleTime)},
+		{"submission.min_data_rate", int64(c.Submission.MinDataRate)},
+		{"delivery.idle_time", int64(c.Delivery.IdleTime)},
 		{"submission.memory", int64(c.Submission.Memory)},
 		{"submission.spool", int64(c.Submission.Spool)},
 		{"auth.permits", int64(c.Auth.Permits)},
@@ -283,6 +285,9 @@ func (c *config) validateNumbers() error {
 			}
 			return fmt.Errorf("%s must be more than 0", n.key)
 		}
+	}
+	if c.Delivery.MXPort > 65535 {
+		return fmt.Errorf("delivery.mx_port must be at most 65535, not %d", c.Delivery.MXPort)
 	}
 	return nil
 }

@@ -73,6 +73,8 @@ func TestConfigErrorsSayWhere(t *testing.T) {
 		{"size", "[submission]\nmessage_size = \"25 elephants\"\n", "is no size"},
 		{"duration", "[queue]\nlifetime = \"soon\"\n", "is no duration"},
 		{"too few connections", "[database]\nmax_connections = 1\n", "at least 2"},
+		{"port", "[delivery]\nmx_port = 70000\n", "at most 65535"},
+		{"no data rate", "[submission]\nmin_data_rate = \"0\"\n", "submission.min_data_rate must be more than 0"},
 		{"log level", "[log]\nlevel = \"loud\"\n", "debug, info, warn or error"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

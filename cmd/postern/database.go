@@ -137,7 +137,6 @@ func openPool(ctx context.Context, url, name string, maxConns int, change func(*
 	cfg.HealthCheckPeriod = 15 * time.Second
 	cfg.ConnConfig.ConnectTimeout = 5 * time.Second
 	cfg.ConnConfig.RuntimeParams["application_name"] = "postern " + name
-	cfg.ConnConfig.RuntimeParams["idle_in_transaction_session_timeout"] = "30000"
 	if change != nil {
 		change(cfg)
 	}
