@@ -193,6 +193,9 @@ func TestQueueTrouble(t *testing.T) {
 		if text := c.cmd(tc.code, "MAIL FROM:<alice@example.com>"); !strings.HasPrefix(text, tc.text) {
 			t.Errorf("MAIL, %v: %q", tc.err, text)
 		}
+		c.cmd(451, "RCPT TO:<bob@example.net>") // as a client says that pipelines
+		c.cmd(451, "DATA")
+		c.cmd(250, "RSET")
 		c.cmd(503, "RCPT TO:<bob@example.net>")
 		ts.queue.mu.Lock()
 		ts.queue.available = nil

@@ -43,7 +43,7 @@ func (s *session) dataRefusal(args string) smtp.Reply {
 	case args != "":
 		return smtp.Permanent(501, 5, 4, "DATA takes no arguments")
 	case s.tx == nil:
-		return smtp.Permanent(503, 5, 1, "Need MAIL first")
+		return s.needMail()
 	case len(s.tx.rcpts) == 0 && s.tx.refused > 0:
 		return smtp.Permanent(554, 5, 1, "No valid recipients")
 	case len(s.tx.rcpts) == 0:

@@ -16,7 +16,7 @@ func (s *session) ehlo(args string) smtp.Reply {
 	if !isHello(args) {
 		return smtp.Permanent(501, 5, 4, "EHLO needs the name of your host")
 	}
-	s.hello, s.esmtp, s.tx = args, true, nil
+	s.hello, s.esmtp, s.tx, s.putOff = args, true, nil, false
 	// No enhanced codes here (RFC 2034 section 4).
 	return smtp.Reply{Code: 250, Text: s.capabilities()}
 }
@@ -27,7 +27,7 @@ func (s *session) helo(args string) smtp.Reply {
 	if !isHello(args) {
 		return smtp.Permanent(501, 5, 4, "HELO needs the name of your host")
 	}
-	s.hello, s.esmtp, s.tx = args, false, nil
+	s.hello, s.esmtp, s.tx, s.putOff = args, false, nil, false
 	return smtp.Reply{Code: 250, Text: s.server.cfg.Hostname}
 }
 

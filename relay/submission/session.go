@@ -35,9 +35,10 @@ type session struct {
 
 	commands int // since the greeting or the last accepted message
 	bad      int
-	failures int // of AUTH
-	refused  int // recipients, for what they were
-	messages int // accepted
+	putOff   bool // the last MAIL was refused for now
+	failures int  // of AUTH
+	refused  int  // recipients, for what they were
+	messages int  // accepted
 	first    bool
 	ended    string // why the session ends, "" while it goes on
 }

@@ -18,6 +18,7 @@ func (s *session) mailFrom(args string) smtp.Reply {
 	case s.tx != nil:
 		return smtp.Permanent(503, 5, 1, "Sender already given, RSET or finish first")
 	}
+	s.putOff = false
 	mail, err := smtp.ParseMail(args)
 	if err != nil {
 		return s.refuse(smtp.StageMail, smtp.Address{}, syntaxError(err), "", nil)
@@ -27,12 +28,23 @@ func (s *session) mailFrom(args string) smtp.Reply {
 	}
 	tx := &transaction{mail: mail}
 	if r, rule, cause := s.judgeMail(tx); !r.IsZero() {
+		s.putOff = r.IsTemporary()
 		s.tx = tx // for the log
 		defer func() { s.tx = nil }()
 		return s.refuse(smtp.StageMail, smtp.Address{}, r, rule, cause)
 	}
 	s.tx = tx
 	return smtp.OK(250, 1, 0, "Ok")
+}
+
+// needMail is the reply to what needs a transaction when there is none. A client that
+// pipelines says RCPT and DATA before it hears that MAIL was refused for now: those
+// are not its faults, and trouble of ours is never 5yz.
+func (s *session) needMail() smtp.Reply {
+	if s.putOff {
+		return smtp.Temporary(451, 5, 1, "Mail was refused for now, try again later")
+	}
+	return smtp.Permanent(503, 5, 1, "Need MAIL first")
 }
 
 // judgeMail returns the reply that refuses a transaction, or none.
@@ -63,7 +75,7 @@ func hasParameters(m smtp.MailCommand) bool {
 // rcptTo is RCPT (RFC 5321 section 4.1.1.3).
 func (s *session) rcptTo(args string) smtp.Reply {
 	if s.tx == nil {
-		return smtp.Permanent(503, 5, 1, "Need MAIL first")
+		return s.needMail()
 	}
 	tx := s.tx
 	rcpt, err := smtp.ParseRcpt(args, tx.mail.UTF8)
@@ -106,7 +118,7 @@ func (s *session) rset(args string) smtp.Reply {
 	if args != "" {
 		return smtp.Permanent(501, 5, 4, "RSET takes no arguments")
 	}
-	s.tx = nil
+	s.tx, s.putOff = nil, false
 	return smtp.OK(250, 0, 0, "Ok")
 }
 
