@@ -95,20 +95,22 @@ func syncFolder(dir string) error {
 }
 
 // defaults suit a small server whose work is a mail queue: short transactions,
-// many commits, rows that live for a moment.
+// many commits, rows that live for a moment. docs/postgres.md says why.
 func defaults() map[string]string {
 	return map[string]string{
 		"max_connections":                 "100",
 		"shared_buffers":                  "128MB",
-		"max_wal_size":                    "2GB",
+		"wal_buffers":                     "64MB",
+		"wal_compression":                 "off",
+		"min_wal_size":                    "1GB",
+		"max_wal_size":                    "4GB",
 		"checkpoint_timeout":              "15min",
-		"autovacuum_naptime":              "10s",
+		"autovacuum_naptime":              "1s",
 		"jit":                             "off",
 		"max_parallel_workers_per_gather": "0",
 		"fsync":                           "on",
 		"full_page_writes":                "on",
 		"synchronous_commit":              "on",
-		"wal_compression":                 "on",
 		"log_line_prefix":                 "%m [%p] ",
 		"log_checkpoints":                 "off",
 		"log_timezone":                    "UTC",
@@ -125,6 +127,10 @@ func unsafeDefaults() map[string]string {
 		"wal_level":          "minimal",
 		"max_wal_senders":    "0",
 		"shared_buffers":     "64MB",
+		"wal_buffers":        "4MB",
+		"min_wal_size":       "80MB",
+		"max_wal_size":       "2GB",
+		"autovacuum_naptime": "10s", // tests have many databases
 	}
 }
 
