@@ -90,7 +90,7 @@ func (q *Queue) Claim(ctx context.Context, want ClaimRequest) ([]*Delivery, erro
 	deliveries, err := c.claim(ctx, conn, want, epoch)
 	if err = c.s.end(err); err != nil {
 		c.giveBack(deliveries)
-		q.epochs.reportIfDown(err)
+		q.epochs.suspectIfDown(err)
 		return nil, fmt.Errorf("claim: %w", err)
 	}
 	return deliveries, nil

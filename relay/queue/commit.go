@@ -133,7 +133,7 @@ func (c *committer) commit(jobs []*job) {
 
 func (c *committer) noteTrouble(err error) {
 	if isDown(err) {
-		c.q.epochs.report(err)
+		c.q.epochs.suspect(err)
 		return
 	}
 	c.q.log.Error("queue: a commit was refused", "err", err)

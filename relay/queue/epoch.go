@@ -106,6 +106,10 @@ func (e *epochs) step(ctx context.Context, lost int64) int64 {
 		return e.replace(ctx, lost)
 	}
 	err := e.beat(ctx)
+	var connect *connectError
+	if isDown(err) && !errors.As(err, &connect) && !errors.Is(err, errEpochLost) {
+		err = e.beat(ctx) // over a new connection: the old one may be from before a restart
+	}
 	if !errors.Is(err, errEpochLost) {
 		e.report(err)
 		return 0
@@ -213,10 +217,22 @@ func (e *epochs) lookNow() {
 	}
 }
 
-// reportIfDown is report for trouble that may be the statement's own.
-func (e *epochs) reportIfDown(err error) {
-	if isDown(err) {
+// suspect is report for trouble that another connection than the heartbeat's had. One
+// that could not be made is the database's; one that broke may only have been left
+// over from before a restart, so the heartbeat looks at once.
+func (e *epochs) suspect(err error) {
+	var connect *connectError
+	if errors.As(err, &connect) {
 		e.report(err)
+		return
+	}
+	e.lookNow()
+}
+
+// suspectIfDown is suspect for trouble that may be the statement's own.
+func (e *epochs) suspectIfDown(err error) {
+	if isDown(err) {
+		e.suspect(err)
 	}
 }
 

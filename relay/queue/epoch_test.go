@@ -265,3 +265,21 @@ func TestEnqueueIsFenced(t *testing.T) {
 		})
 	}
 }
+
+// A connection that a restart of the database left broken is no sign that the
+// database is away: nobody is refused for it.
+func TestBrokenConnectionIsNoOutage(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	cfg := calmConfig(db)
+	cfg.Heartbeat = time.Hour
+	q := start(t, cfg)
+	put(t, q, false, "a@example.net") // every committer has come to life
+	exec(t, db, `select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()`)
+	for range 10 { // over the broken connections and then over new ones
+		put(t, q, false, "b@example.net")
+		if err := q.Available(); err != nil {
+			t.Fatalf("refused for a broken connection: %v", err)
+		}
+	}
+}

@@ -63,7 +63,7 @@ func (q *Queue) ClaimNotices(ctx context.Context, messages int) ([]*Notice, erro
 		for _, n := range notices {
 			q.ReleaseNotice(n, time.Second)
 		}
-		q.epochs.reportIfDown(err)
+		q.epochs.suspectIfDown(err)
 		return nil, fmt.Errorf("claim notices: %w", err)
 	}
 	return notices, nil

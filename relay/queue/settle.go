@@ -130,7 +130,7 @@ func (s *settles) write(ctx context.Context, group []ending, again bool) {
 			group[0].Outcome = bare(group[0].Outcome)
 		}
 		if isDown(err) {
-			s.q.epochs.report(err)
+			s.q.epochs.suspect(err)
 		} else {
 			s.q.log.Warn("queue: settling is tried again", "outcomes", len(group), "err", err)
 		}
