@@ -16,6 +16,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // Node is one serve process, or the place for one between its end and its start.
@@ -217,8 +218,39 @@ func (n *Node) Kill() {
 	<-life.ended
 }
 
-// Pause stops the node by SIGSTOP.
-func (n *Node) Pause() { n.signal(syscall.SIGSTOP) }
+// Pause stops the node by SIGSTOP and returns when each of its threads stands still:
+// on a busy machine some run on for a while after the signal was sent.
+func (n *Node) Pause() {
+	n.t.Helper()
+	n.signal(syscall.SIGSTOP)
+	pid := n.life().cmd.Process.Pid
+	for until := time.Now().Add(Patience); !stopped(pid); {
+		if time.Now().After(until) {
+			n.t.Fatalf("node %s does not stop", n.Name)
+		}
+		time.Sleep(time.Millisecond) // the kernel tells nobody
+	}
+}
+
+// stopped reports that every thread of a process is in state T.
+func stopped(pid int) bool {
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil || len(files) == 0 {
+		return false
+	}
+	for _, file := range files {
+		stat, err := os.ReadFile(file)
+		if err != nil {
+			return false
+		}
+		// The state follows the name, which is in parentheses and may hold anything.
+		_, rest, ok := strings.Cut(string(stat[max(0, bytes.LastIndexByte(stat, ')')):]), ") ")
+		if !ok || !strings.HasPrefix(rest, "T") {
+			return false
+		}
+	}
+	return true
+}
 
 // Continue lets a paused node go on.
 func (n *Node) Continue() { n.signal(syscall.SIGCONT) }
