@@ -243,6 +243,8 @@ k as (select * from gone union all select * from kept),` + sqlEnd
 
 // sqlUndelivered ends the other attempts: back to waiting, or failed when the server
 // said so or the lifetime is over; a failure that nobody wants to hear of goes at once.
+// What was no attempt leaves its reason in the row, for the queue's listing to show, and
+// nothing in the history.
 const (
 	sqlUndelivered      = sqlEndings + sqlUndeliver
 	sqlUndeliveredAgain = sqlEndingsAgain + sqlUndeliver
@@ -258,7 +260,10 @@ mine as materialized (
 gone as (delete from recipient r using mine m
 	where r.message_id = m.message_id and r.n = m.n and m.fails and m.tell & 1 = 0
 	returning r.message_id, r.n),
-back as (update recipient r set owner = null, dot_possible = false, next_attempt_at = now() + m.retry_in
+back as (update recipient r set owner = null, dot_possible = false, next_attempt_at = now() + m.retry_in,
+		reply_code = case when m.code > 0 then m.code else r.reply_code end,
+		reply_enhanced = case when m.code > 0 then m.enhanced else r.reply_enhanced end,
+		reply_text = case when m.code > 0 then m.text else r.reply_text end
 	from mine m
 	where r.message_id = m.message_id and r.n = m.n and m.released),
 kept as (update recipient r set owner = null, dot_possible = false,

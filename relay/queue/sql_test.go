@@ -280,6 +280,34 @@ func TestAdmin(t *testing.T) {
 	claimAll(t, q, all)
 }
 
+// What kept mail from being tried at all is no attempt and stands in no history, but
+// whoever lists the queue reads it.
+func TestReasonOfNoAttempt(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	m, d := put(t, q, true, "a@example.net")
+	o := outcome(d, 0, Deferred)
+	o.NotAnAttempt, o.RetryIn, o.Reply = true, time.Hour, smtp.Temporary(451, 4, 4, "no route")
+	q.Settle(o)
+	becomes(t, db, m.ID, "0 queued")
+	h, err := NewAdmin(db.Pool).Trace(ctxOf(t), m.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := h.Live[0]; e.LastReply != "451 4.4.4 no route" || e.Attempts != 0 || len(h.Attempts) != 0 {
+		t.Fatalf("entry %+v, history %+v", e, h.Attempts)
+	}
+	if _, err := NewAdmin(db.Pool).Retry(ctxOf(t), []ID{m.ID}); err != nil {
+		t.Fatal(err)
+	}
+	q.Release(claimAll(t, q, all)[0], []int{0}, time.Hour) // without a word
+	becomes(t, db, m.ID, "0 queued")
+	if list, err := NewAdmin(db.Pool).List(ctxOf(t), Filter{}); err != nil || list[0].LastReply != "451 4.4.4 no route" {
+		t.Fatalf("after a release: %+v, %v", list, err)
+	}
+}
+
 // What an operator asks for is heard by the nodes that listen.
 func TestAskedIsHeard(t *testing.T) {
 	t.Parallel()
