@@ -208,7 +208,7 @@ func (a *app) buildDelivery(ctx context.Context, n *node, url string) error {
 	sealer, err := a.sealer(n.cfg)
 	if err != nil {
 		// Only upstreams with a password need it; theirs is the mail that waits.
-		n.log.Warn("upstream passwords cannot be opened", "err", err)
+		n.log.Warn("upstream passwords cannot be opened", "error", err)
 	}
 	pool, err := n.pool(ctx, url, "routes", 1, nil)
 	if err != nil {
@@ -241,7 +241,7 @@ func (n *node) lookAtRoutes(ctx context.Context, store *route.Store) error {
 	}
 	bad, err := store.Unusable(ctx)
 	for _, err := range bad {
-		n.log.Error("mail for an upstream waits; see 'postern check'", "err", err)
+		n.log.Error("mail for an upstream waits; see 'postern check'", "error", err)
 	}
 	return err
 }

@@ -173,7 +173,7 @@ func (n *node) stop() error {
 	part("queue", drainTime/3, n.queue.Close)
 	for _, err := range errs {
 		// What was cut off is in the queue and goes out later: no failure of this process.
-		n.log.Warn("not all work ended in time", "err", err)
+		n.log.Warn("not all work ended in time", "error", err)
 	}
 	n.log.Info("postern has stopped")
 	return nil

@@ -66,7 +66,7 @@ func (b *Bouncer) Run(ctx context.Context) {
 	for {
 		n, err := b.round(ctx)
 		if err != nil && !troubled && ctx.Err() == nil {
-			b.cfg.Log.Warn("looking for due notices failed, it is tried again", "err", err)
+			b.cfg.Log.Warn("looking for due notices failed, it is tried again", "error", err)
 		}
 		troubled = err != nil
 		if n == batch {
@@ -107,7 +107,7 @@ func (b *Bouncer) work(ctx context.Context, n *queue.Notice) {
 		}
 	}()
 	if err := b.tell(ctx, n); err != nil {
-		b.cfg.Log.Warn("notice", "about", n.Message.ID, "kind", n.Kind, "err", err)
+		b.cfg.Log.Warn("notice", "about", n.Message.ID, "kind", n.Kind, "error", err)
 		b.cfg.Queue.ReleaseNotice(n, retryAfter)
 	}
 }

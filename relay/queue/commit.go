@@ -115,7 +115,7 @@ func (c *committer) commit(jobs []*job) {
 		}
 		switch sure := certaintyOf(err); {
 		case sure == uncertain:
-			c.q.log.Warn("queue: the fate of a commit is unknown, asking again", "messages", len(jobs), "err", err)
+			c.q.log.Warn("queue: the fate of a commit is unknown, asking again", "messages", len(jobs), "error", err)
 			c.resolve(jobs, err)
 			return
 		case sure == rejected && ofTheRow(err) && len(jobs) > 1:
@@ -136,7 +136,7 @@ func (c *committer) noteTrouble(err error) {
 		c.q.epochs.suspect(err)
 		return
 	}
-	c.q.log.Error("queue: a commit was refused", "err", err)
+	c.q.log.Error("queue: a commit was refused", "error", err)
 }
 
 // attempt runs the transaction of the group once.

@@ -195,7 +195,7 @@ func (e *epochs) report(err error) {
 	case err != nil && !errors.Is(err, context.Canceled):
 		e.trouble.Store(&err)
 		if was == nil {
-			e.q.log.Error(troubleText(err), "err", err)
+			e.q.log.Error(troubleText(err), "error", err)
 			e.lookNow()
 		}
 	}

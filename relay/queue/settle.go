@@ -126,13 +126,13 @@ func (s *settles) write(ctx context.Context, group []ending, again bool) {
 				s.write(ctx, group[len(group)/2:], again)
 				return
 			}
-			s.q.log.Error("queue: an outcome cannot be written as it is, its texts are left out", "id", group[0].Message, "err", err)
+			s.q.log.Error("queue: an outcome cannot be written as it is, its texts are left out", "id", group[0].Message, "error", err)
 			group[0].Outcome = bare(group[0].Outcome)
 		}
 		if isDown(err) {
 			s.q.epochs.suspect(err)
 		} else {
-			s.q.log.Warn("queue: settling is tried again", "outcomes", len(group), "err", err)
+			s.q.log.Warn("queue: settling is tried again", "outcomes", len(group), "error", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -110,7 +110,7 @@ func (s *signals) listen(ctx context.Context) {
 	defer s.s.close()
 	for ctx.Err() == nil {
 		if err := s.hear(ctx); ctx.Err() == nil {
-			s.q.log.Warn("queue: listening is interrupted, polling goes on", "err", err)
+			s.q.log.Warn("queue: listening is interrupted, polling goes on", "error", err)
 			s.s.drop()
 			s.q.epochs.lookNow() // a database that is away is known at once
 			select {

@@ -49,7 +49,7 @@ func (s *sweeps) run(ctx context.Context) {
 		}
 		if err := s.round(ctx); err != nil && ctx.Err() == nil {
 			s.s.drop()
-			s.q.log.Warn("queue: sweeping is tried again", "err", err)
+			s.q.log.Warn("queue: sweeping is tried again", "error", err)
 		}
 	}
 }
