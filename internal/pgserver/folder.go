@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // ErrInUse means that another process runs a server on the folder.
@@ -67,9 +68,12 @@ func checkContents(dir string) error {
 
 // takeLock takes the lock and notes in the file who has it. Somebody who only
 // looks whether it is held, see Running, holds it for a moment as well, but as
-// one of several, so for them it waits.
+// one of several, so for them it waits. It also waits a second for others: a process
+// that this one is starting has all its open files for a moment, also one that was
+// closed since, and the lock of a server that was stopped just now with it.
 func takeLock(ctx context.Context, lock *os.File) error {
 	fd := int(lock.Fd())
+	until := time.Now().Add(time.Second)
 	for {
 		err := syscall.Flock(fd, syscall.LOCK_EX|syscall.LOCK_NB)
 		if err == nil {
@@ -78,10 +82,11 @@ func takeLock(ctx context.Context, lock *os.File) error {
 		if !errors.Is(err, syscall.EWOULDBLOCK) {
 			return fmt.Errorf("lock: %w", err)
 		}
-		if syscall.Flock(fd, syscall.LOCK_SH|syscall.LOCK_NB) != nil {
+		if syscall.Flock(fd, syscall.LOCK_SH|syscall.LOCK_NB) == nil {
+			_ = syscall.Flock(fd, syscall.LOCK_UN)
+		} else if time.Now().After(until) {
 			return inUse(lock)
 		}
-		_ = syscall.Flock(fd, syscall.LOCK_UN)
 		if err := pause(ctx); err != nil {
 			return fmt.Errorf("lock: %w", err)
 		}
