@@ -177,15 +177,16 @@ func (r round) cpu() float64 {
 	return sum
 }
 
-// round measures one round. The first one is preceded by a warm-up: processes are
-// made, caches filled, the password is verified.
+// round measures one round. The first one of a workload is preceded by one that
+// does not count: processes are made, caches filled, files grown, the password is verified.
 func (c *contender) round(ctx context.Context, at *exchange, w workload) (round, error) {
-	if !c.warm {
-		plan := workloads[0].plan()
-		if _, err := plan.run(ctx, c.target, at, c.meters); err != nil {
-			return round{}, err
+	if c.warm != w.name {
+		for range w.passes {
+			if _, err := w.plan().run(ctx, c.target, at, c.meters); err != nil {
+				return round{}, err
+			}
 		}
-		c.warm = true
+		c.warm = w.name
 	}
 	if c.pid != 0 {
 		if err := forgetPeak(c.pid); err != nil {

@@ -116,7 +116,7 @@ type contender struct {
 	meters []meter
 	pid    int // whose memory is measured, or 0
 	close  func()
-	warm   bool // it has had its warm-up
+	warm   string // the workload that it is warm for
 }
 
 // target is how both servers are reached: nobody checks the certificate, since that

@@ -103,7 +103,7 @@ func defaults() map[string]string {
 		"wal_buffers":                     "64MB",
 		"wal_compression":                 "off",
 		"min_wal_size":                    "1GB",
-		"max_wal_size":                    "4GB",
+		"max_wal_size":                    "1GB",
 		"checkpoint_timeout":              "15min",
 		"autovacuum_naptime":              "1s",
 		"jit":                             "off",

@@ -49,7 +49,7 @@ func (r *Rig) Drain() {
 	look := time.NewTicker(100 * time.Millisecond)
 	defer look.Stop()
 	for {
-		left, err := r.Count(ctx, `select (select count(*) from recipient) + (select count(*) from body)`)
+		left, err := r.Count(ctx, `select (select count(*) from recipient) + (select count(*) from stored_body)`)
 		if err != nil {
 			r.t.Fatalf("drain: %v\n%s", err, r.left())
 		}
@@ -96,7 +96,7 @@ func (r *Rig) Evidence(l *Ledger, sinks ...*Sink) Evidence {
 	if e.Rows, err = r.Count(ctx, `select count(*) from recipient`); err != nil {
 		r.t.Fatal(err)
 	}
-	if e.Bodies, err = r.Count(ctx, `select count(*) from body`); err != nil {
+	if e.Bodies, err = r.Count(ctx, `select count(*) from stored_body`); err != nil {
 		r.t.Fatal(err)
 	}
 	return e

@@ -55,7 +55,7 @@ type storedBody struct {
 }
 
 // sqlChunks reads the rows $2 to $3 of a body; the last of them is left out.
-const sqlChunks = `select chunk from body where message_id = $1 and n >= $2 and n < $3 order by n`
+const sqlChunks = `select chunk from stored_body where message_id = $1 and n >= $2 and n < $3 order by n`
 
 func newStoredBody(pool *pgxpool.Pool, id ID, size int64) *storedBody {
 	b := &storedBody{pool: pool, id: id, size: size, have: -1}

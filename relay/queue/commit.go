@@ -13,7 +13,7 @@ import (
 // Committers of each kind: while one waits for its commit, the next gathers.
 const (
 	smallCommitters = 2
-	largeCommitters = 2
+	largeCommitters = 4
 )
 
 // commits is the accepting half: the committers, and the voider behind them.
@@ -313,6 +313,7 @@ func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *job, aga
 	if err := tx.Commit(ctx); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
+	c.q.turns.grow()
 	return nil
 }
 

@@ -10,11 +10,17 @@ import (
 )
 
 // sqlCopyBody takes what copyRows says.
-const sqlCopyBody = `copy body (message_id, n, chunk) from stdin with (format binary)`
+const sqlCopyBody = `copy large_body (turn, message_id, n, chunk) from stdin with (format binary)`
 
-// copyBody stores a body by COPY within the connection's transaction.
+// sqlTurn says which of the tables of large bodies is written to.
+const sqlTurn = `select turn from large_turn where writing`
+
+// copyBody stores a large body by COPY within the connection's transaction.
 func copyBody(ctx context.Context, conn *pgx.Conn, id ID, body Body) error {
 	src := &copyRows{body: body, id: id}
+	if err := conn.QueryRow(ctx, sqlTurn).Scan(&src.turn); err != nil {
+		return fmt.Errorf("which turn: %w", err)
+	}
 	_, err := conn.PgConn().CopyFrom(ctx, src, sqlCopyBody)
 	if src.err != nil {
 		return &bodyError{src.err}
@@ -30,7 +36,7 @@ func copyBody(ctx context.Context, conn *pgx.Conn, id ID, body Body) error {
 const (
 	copyHeader  = "PGCOPY\n\xff\r\n\x00" + "\x00\x00\x00\x00" + "\x00\x00\x00\x00"
 	copyTrailer = "\xff\xff"
-	copyFields  = 2 + 4 + 16 + 4 + 4 + 4 // what a row has before the octets of its chunk
+	copyFields  = 2 + 4 + 2 + 4 + 16 + 4 + 4 + 4 // what a row has before the octets of its chunk
 	copyRow     = copyFields + chunkSize
 )
 
@@ -38,6 +44,7 @@ const (
 // where they are wanted and are copied nowhere else, if there is room for a row.
 type copyRows struct {
 	body Body
+	turn int16
 	id   ID
 	n    int    // the next row
 	rest []byte // of a row for which there was no room, of the header or the trailer
@@ -93,12 +100,14 @@ func (c *copyRows) row(p []byte) int {
 	off := int64(c.n) * chunkSize
 	size := int(min(chunkSize, c.body.Size()-off))
 	p = p[:copyFields+size]
-	binary.BigEndian.PutUint16(p, 3)
-	binary.BigEndian.PutUint32(p[2:], 16)
-	copy(p[6:], c.id[:])
-	binary.BigEndian.PutUint32(p[22:], 4)
-	binary.BigEndian.PutUint32(p[26:], uint32(c.n))
-	binary.BigEndian.PutUint32(p[30:], uint32(size))
+	head := binary.BigEndian.AppendUint16(p[:0], 4)
+	head = binary.BigEndian.AppendUint32(head, 2)
+	head = binary.BigEndian.AppendUint16(head, uint16(c.turn))
+	head = binary.BigEndian.AppendUint32(head, uint32(len(c.id)))
+	head = append(head, c.id[:]...)
+	head = binary.BigEndian.AppendUint32(head, 4)
+	head = binary.BigEndian.AppendUint32(head, uint32(c.n))
+	binary.BigEndian.AppendUint32(head, uint32(size))
 	c.err = readBody(c.body, p[copyFields:], off)
 	c.n++
 	return len(p)

@@ -18,10 +18,10 @@ func bodyOfCopy(t *testing.T, id ID, data []byte) []byte {
 	}
 	var body []byte
 	for n := uint32(0); !bytes.Equal(data, []byte(copyTrailer)); n++ {
-		if len(data) < copyFields || !bytes.Equal(data[6:22], id[:]) || binary.BigEndian.Uint32(data[26:]) != n {
+		if len(data) < copyFields || !bytes.Equal(data[12:28], id[:]) || binary.BigEndian.Uint32(data[32:]) != n {
 			t.Fatalf("row %d begins with %x", n, data[:min(len(data), copyFields)])
 		}
-		size := int(binary.BigEndian.Uint32(data[30:]))
+		size := int(binary.BigEndian.Uint32(data[36:]))
 		if size == 0 || size > chunkSize || size > len(data)-copyFields {
 			t.Fatalf("row %d has %d octets of %d", n, size, len(data)-copyFields)
 		}

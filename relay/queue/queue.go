@@ -48,6 +48,7 @@ type Queue struct {
 	notices *notices
 	signals *signals
 	sweeps  *sweeps
+	turns   *turns
 	held    *held
 	faults  faults
 
@@ -91,7 +92,7 @@ func (c Config) withDefaults() Config {
 //
 // Of the pools it takes the connection settings, and connections for reading stored
 // bodies from WorkPool. Commits, settles, claims, the heartbeat and the listener use
-// connections of their own, at most thirteen, outside the pools' limits.
+// connections of their own, at most fourteen, outside the pools' limits.
 func New(cfg Config) *Queue {
 	q := &Queue{cfg: cfg.withDefaults(), clock: bootClock{}, held: newHeld(), stopped: make(chan struct{})}
 	q.log = q.cfg.Log
@@ -103,6 +104,7 @@ func New(cfg Config) *Queue {
 	q.notices = &notices{q: q, s: newSession(cfg.EnqueuePool, tuneCommit)}
 	q.signals = newSignals(q)
 	q.sweeps = newSweeps(q)
+	q.turns = newTurns(q)
 	return q
 }
 
@@ -116,7 +118,7 @@ func (q *Queue) Start(ctx context.Context) error {
 	q.stop = stop
 	q.commits.start()
 	q.settles.done.Go(func() { q.settles.run(background) })
-	for _, run := range []func(context.Context){q.epochs.run, q.commits.voids.run, q.sweeps.run, q.signals.listen, q.signals.notify} {
+	for _, run := range []func(context.Context){q.epochs.run, q.commits.voids.run, q.sweeps.run, q.turns.run, q.signals.listen, q.signals.notify} {
 		q.loops.Go(func() { run(background) })
 	}
 	if q.cfg.StrictGate {

@@ -95,7 +95,8 @@ func TestPlansUseKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := statements(t)
-	for _, name := range []string{"sqlDelivered", "sqlUndelivered", "sqlDeliveredAgain", "sqlUndeliveredAgain", "sqlAwaitEndings", "sqlGate", "sqlClaim", "sqlEnqueueAgain", "sqlTold"} {
+	for _, name := range []string{"sqlDelivered", "sqlUndelivered", "sqlDeliveredAgain", "sqlUndeliveredAgain", "sqlAwaitEndings", "sqlGate", "sqlClaim", "sqlEnqueueAgain", "sqlTold",
+		"sqlTurnWaits", "sqlMoveBody", "sqlChunks"} {
 		description, err := conn.Prepare(ctxOf(t), name, all[name])
 		if err != nil {
 			t.Fatal(err)
@@ -110,7 +111,7 @@ func TestPlansUseKeys(t *testing.T) {
 			t.Fatalf("%s: %v", name, err)
 		}
 		plan := strings.Join(lines, "\n")
-		for _, bad := range []string{"recipient_owner", "Seq Scan on recipient", "Seq Scan on body", "Seq Scan on attempt"} {
+		for _, bad := range []string{"recipient_owner", "Seq Scan on recipient", "Seq Scan on body", "Seq Scan on large_body", "Seq Scan on attempt"} {
 			if strings.Contains(plan, bad) {
 				t.Errorf("%s uses %s:\n%s", name, bad, plan)
 			}

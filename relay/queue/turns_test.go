@@ -1,0 +1,207 @@
+package queue
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"postern/internal/pgtest"
+)
+
+// tidier is a node's care for the large bodies with a connection of its own, told
+// to do a round when a test wants it.
+func tidier(t *testing.T, q *Queue, db *pgtest.DB) (*turns, *pgx.Conn) {
+	t.Helper()
+	conn, err := pgx.Connect(ctxOf(t), db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	return newTurns(q), conn
+}
+
+// quiet keeps the queue's own rounds away.
+func quiet(q *Queue) { q.turns.grown, q.turns.every = nil, time.Hour }
+
+func randomBody(size int) []byte {
+	data := make([]byte, size)
+	_, _ = rand.NewChaCha8([32]byte{byte(size)}).Read(data)
+	return data
+}
+
+func putLarge(t *testing.T, q *Queue, data []byte) (Message, *Delivery) {
+	t.Helper()
+	m := message()
+	d, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody(data), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m, d
+}
+
+func turnOf(t *testing.T, db *pgtest.DB, id ID) int {
+	t.Helper()
+	return count(t, db, `select coalesce(max(turn), -1) from large_body where message_id = $1`, id)
+}
+
+const sqlTurnFiles = `select sum(pg_relation_size(('large_body_' || turn)::regclass)) from large_turn`
+
+// A table of large bodies is truncated when nothing in it is waited for, and not before.
+func TestTurnIsTruncated(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db), quiet)
+	turns, conn := tidier(t, q, db)
+	kept, _ := putLarge(t, q, randomBody(smallBody+1))
+	m, d := putLarge(t, q, randomBody(smallBody+1))
+	q.Settle(outcome(d, 0, Delivered))
+	becomes(t, db, m.ID, "")
+	if err := turns.tidy(ctxOf(t), conn); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, db, sqlTurnFiles); n < 2*smallBody {
+		t.Fatalf("%d octets are left beside a message that waits", n)
+	}
+	exec(t, db, `delete from recipient where message_id = $1`, kept.ID)
+	if err := turns.tidy(ctxOf(t), conn); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, db, sqlTurnFiles); n != 0 {
+		t.Fatalf("%d octets are left of nothing", n)
+	}
+}
+
+// A full table is followed by the next; what waits in it for long moves, octet for
+// octet, and goes from there with its last recipient.
+func TestTurnMovesWhatWaits(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db), quiet)
+	turns, conn := tidier(t, q, db)
+	turns.bytes = smallBody
+	want := randomBody(2*smallBody + 77)
+	m, d := putLarge(t, q, want)
+	o := outcome(d, 0, Deferred)
+	q.Settle(o)
+	becomes(t, db, m.ID, "0 queued")
+	round := func() {
+		t.Helper()
+		if err := turns.tidy(ctxOf(t), conn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	round()
+	second, _ := putLarge(t, q, want)
+	if a, b := turnOf(t, db, m.ID), turnOf(t, db, second.ID); a < 0 || b < 0 || a == b {
+		t.Fatalf("in tables %d and %d", a, b)
+	}
+	round()
+	if turnOf(t, db, m.ID) < 0 {
+		t.Fatal("moved at once")
+	}
+	turns.age = 0
+	round()
+	if n := count(t, db, `select count(*) from body where message_id = $1`, m.ID); n == 0 || turnOf(t, db, m.ID) >= 0 {
+		t.Fatalf("%d rows in body, turn %d", n, turnOf(t, db, m.ID))
+	}
+	got := claimAll(t, q, all)
+	if len(got) != 1 {
+		t.Fatalf("%d claimed", len(got))
+	}
+	data, err := io.ReadAll(io.NewSectionReader(got[0].Body, 0, got[0].Body.Size()))
+	if err != nil || !bytes.Equal(data, want) {
+		t.Fatalf("read %d octets, %v", len(data), err)
+	}
+	q.Settle(outcome(got[0], 0, Delivered))
+	eventually(t, "its octets go", func() bool {
+		return count(t, db, `select count(*) from stored_body where message_id = $1`, m.ID) == 0
+	})
+}
+
+// Whoever uses a table is not waited for, and keeps it.
+func TestTurnInUse(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db), quiet)
+	turns, conn := tidier(t, q, db)
+	m, d := putLarge(t, q, randomBody(smallBody+1))
+	q.Settle(outcome(d, 0, Delivered))
+	becomes(t, db, m.ID, "")
+	err := pgx.BeginFunc(ctxOf(t), db.Pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctxOf(t), `select count(*) from large_body`); err != nil {
+			return err
+		}
+		return turns.tidy(ctxOf(t), conn)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, db, sqlTurnFiles); n == 0 {
+		t.Fatal("truncated under a reader's feet")
+	}
+}
+
+// Messages come, wait and go while two nodes empty the tables as fast as they can:
+// each is read as it was accepted, and in the end nothing is stored.
+func TestTurnsUnderLoad(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db), quiet)
+	ctx, stop := context.WithCancel(ctxOf(t))
+	var tidying sync.WaitGroup
+	for range 2 {
+		turns, conn := tidier(t, q, db)
+		turns.bytes, turns.age = 2*smallBody, 0
+		tidying.Go(func() {
+			for ctx.Err() == nil {
+				if err := turns.tidy(context.WithoutCancel(ctx), conn); err != nil {
+					t.Errorf("tidy: %v", err)
+					return
+				}
+			}
+		})
+	}
+	const senders, each = 3, 12
+	want := [senders][]byte{randomBody(smallBody + 1), randomBody(2*smallBody + 5), randomBody(smallBody + 9)}
+	var sending sync.WaitGroup
+	for i := range senders {
+		sending.Go(func() {
+			for range each {
+				_, d := putLarge(t, q, want[i])
+				o := outcome(d, 0, Deferred)
+				q.Settle(o)
+			}
+		})
+	}
+	var read atomic.Int32
+	for read.Load() < senders*each && ctx.Err() == nil {
+		for _, d := range claimAll(t, q, all) {
+			data, err := io.ReadAll(io.NewSectionReader(d.Body, 0, d.Body.Size()))
+			if err != nil || !slices.ContainsFunc(want[:], func(w []byte) bool { return bytes.Equal(w, data) }) {
+				t.Errorf("read %d octets of %d, %v", len(data), d.Body.Size(), err)
+			}
+			read.Add(1)
+			q.Settle(outcome(d, 0, Delivered))
+		}
+	}
+	sending.Wait()
+	eventually(t, "every recipient is gone", func() bool { return count(t, db, `select count(*) from recipient`) == 0 })
+	eventually(t, "the tables are empty", func() bool { return count(t, db, sqlTurnFiles) == 0 })
+	stop()
+	tidying.Wait()
+	_, conn := tidier(t, q, db)
+	if err := newSweeps(q).orphans(ctxOf(t), conn); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, db, `select count(*) from stored_body`); n != 0 {
+		t.Fatalf("%d rows of bodies are left", n)
+	}
+}
