@@ -92,7 +92,7 @@ func (c Config) withDefaults() Config {
 //
 // Of the pools it takes the connection settings, and connections for reading stored
 // bodies from WorkPool. Commits, settles, claims, the heartbeat and the listener use
-// connections of their own, at most fourteen, outside the pools' limits.
+// connections of their own, at most sixteen, outside the pools' limits.
 func New(cfg Config) *Queue {
 	q := &Queue{cfg: cfg.withDefaults(), clock: bootClock{}, held: newHeld(), stopped: make(chan struct{})}
 	q.log = q.cfg.Log
