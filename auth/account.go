@@ -21,8 +21,7 @@ type account struct {
 	expires      time.Time
 	networks     []netip.Prefix // empty: any
 	senders      []string
-	maxSize      int64
-	maxRcpts     int
+	limits       []Limit
 }
 
 // admits says whether the account may be used at all, its password apart.
@@ -47,7 +46,7 @@ func (a account) admits(peer netip.Addr, now time.Time) bool {
 func (a account) identity() Identity {
 	return Identity{
 		UserID: a.id, CredentialID: a.credentialID, Name: a.name,
-		Senders: a.senders, MaxSize: a.maxSize, MaxRcpts: a.maxRcpts,
+		Senders: a.senders, Limits: a.limits,
 	}
 }
 
@@ -56,13 +55,13 @@ func (s *Store) account(ctx context.Context, name string) (account, error) {
 	a := account{name: name}
 	var expires *time.Time
 	err := s.pool.QueryRow(ctx, `
-		select u.id, u.version, u.enabled, coalesce(u.max_size, 0), coalesce(u.max_recipients, 0),
+		select u.id, u.version, u.enabled,
 		       coalesce(c.id, 0), coalesce(c.hash, ''), c.expires_at, coalesce(c.allowed_networks, '{}'),
 		       array(select p.pattern from sender_pattern p where p.user_id = u.id order by p.pattern)
 		from app_user u
 		left join credential c on c.user_id = u.id and c.kind = 'password' and c.revoked_at is null
 		where u.name = $1`, name).Scan(
-		&a.id, &a.version, &a.enabled, &a.maxSize, &a.maxRcpts,
+		&a.id, &a.version, &a.enabled,
 		&a.credentialID, &a.hash, &expires, &a.networks, &a.senders)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return account{}, nil

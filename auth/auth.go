@@ -29,8 +29,7 @@ type Identity struct {
 	CredentialID int64
 	Name         string   // canonical
 	Senders      []string // patterns of addresses this user may send as
-	MaxSize      int64    // octets of a message; 0: the server's limit
-	MaxRcpts     int      // recipients of a message; 0: the server's limit
+	Limits       []Limit  // all that are set for this user, by whichever source
 }
 
 // Verifier checks a name and password that came from peer. Errors are

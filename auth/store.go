@@ -37,8 +37,6 @@ type User struct {
 	DisabledReason string
 	HasPassword    bool
 	Senders        []string // canonical patterns, sorted; empty: the user's own name
-	MaxSize        int64    // octets of a message; 0: the server's limit
-	MaxRcpts       int      // recipients of a message; 0: the server's limit
 	CreatedAt      time.Time
 	UpdatedAt      time.Time
 }
@@ -48,8 +46,6 @@ type NewUser struct {
 	Name     string
 	Password string   // "" for none: nobody can log in until there is one
 	Senders  []string // patterns, see CanonicalPattern
-	MaxSize  int64    // 0: the server's limit
-	MaxRcpts int      // 0: the server's limit
 }
 
 // Store keeps users and credentials. Each change is one transaction, raises the
@@ -83,9 +79,7 @@ func (s *Store) AddUser(ctx context.Context, n NewUser) (User, error) {
 	}
 	err = s.inTx(ctx, func(ctx context.Context, tx pgx.Tx) (id int64, err error) {
 		err = tx.QueryRow(ctx, `
-			insert into app_user (name, max_size, max_recipients)
-			values ($1, nullif($2::bigint, 0), nullif($3::integer, 0))
-			returning id`, name, n.MaxSize, n.MaxRcpts).Scan(&id)
+			insert into app_user (name) values ($1) returning id`, name).Scan(&id)
 		if err != nil {
 			return 0, err
 		}
@@ -136,7 +130,7 @@ const selectUsers = `
 	select u.id, u.name, u.enabled, u.disabled_reason,
 	       exists (select from credential c where c.user_id = u.id and c.kind = 'password' and c.revoked_at is null),
 	       array(select p.pattern from sender_pattern p where p.user_id = u.id order by p.pattern),
-	       coalesce(u.max_size, 0), coalesce(u.max_recipients, 0), u.created_at, u.updated_at
+	       u.created_at, u.updated_at
 	from app_user u`
 
 func (s *Store) query(ctx context.Context, sql string, args ...any) ([]User, error) {
@@ -175,16 +169,6 @@ func (s *Store) SetEnabled(ctx context.Context, name string, on bool, reason str
 	return s.change(ctx, name, func(ctx context.Context, tx pgx.Tx, id int64) error {
 		_, err := tx.Exec(ctx, `update app_user set enabled = $2, disabled_reason = $3 where id = $1`,
 			id, on, storable(reason))
-		return err
-	})
-}
-
-// SetLimits sets what one message of the user may be; 0 is the server's limit.
-func (s *Store) SetLimits(ctx context.Context, name string, maxSize int64, maxRcpts int) error {
-	return s.change(ctx, name, func(ctx context.Context, tx pgx.Tx, id int64) error {
-		_, err := tx.Exec(ctx, `
-			update app_user set max_size = nullif($2::bigint, 0), max_recipients = nullif($3::integer, 0)
-			where id = $1`, id, maxSize, maxRcpts)
 		return err
 	})
 }

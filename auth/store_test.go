@@ -37,9 +37,9 @@ func TestStoreAddUser(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	s := testStore(t)
-	got, err := s.AddUser(ctx, NewUser{Name: "Alice@Example.COM", Password: "secret", Senders: []string{"*@Example.com", "b@c"}, MaxSize: 5 << 30, MaxRcpts: 7})
+	got, err := s.AddUser(ctx, NewUser{Name: "Alice@Example.COM", Password: "secret", Senders: []string{"*@Example.com", "b@c"}})
 	must(t, err)
-	want := User{Name: "alice@example.com", Enabled: true, HasPassword: true, Senders: []string{"*@example.com", "b@c"}, MaxSize: 5 << 30, MaxRcpts: 7}
+	want := User{Name: "alice@example.com", Enabled: true, HasPassword: true, Senders: []string{"*@example.com", "b@c"}}
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(User{}, "ID", "CreatedAt", "UpdatedAt")); diff != "" {
 		t.Error(diff)
 	}
@@ -95,7 +95,6 @@ func TestStoreUnknownUser(t *testing.T) {
 	for name, err := range map[string]error{
 		"password": s.SetPassword(ctx, "nobody", "x"),
 		"enabled":  s.SetEnabled(ctx, "nobody", false, ""),
-		"limits":   s.SetLimits(ctx, "nobody", 1, 1),
 		"sender":   s.AddSender(ctx, "nobody", "a@b"),
 		"remove":   s.RemoveSender(ctx, "nobody", "a@b"),
 	} {
@@ -154,9 +153,8 @@ func TestStoreChangesActOnAWarmCache(t *testing.T) {
 	announced()
 	must(t, s.AddSender(ctx, "alice", "*@X.example"))
 	must(t, s.AddSender(ctx, "alice", "*@x.example"))
-	must(t, s.SetLimits(ctx, "alice", 1000, 3))
 	id := try("new", nil)
-	want := Identity{UserID: id.UserID, CredentialID: id.CredentialID, Name: "alice", Senders: []string{"*@x.example"}, MaxSize: 1000, MaxRcpts: 3}
+	want := Identity{UserID: id.UserID, CredentialID: id.CredentialID, Name: "alice", Senders: []string{"*@x.example"}}
 	if diff := cmp.Diff(want, id); diff != "" || id.UserID == 0 || id.CredentialID == 0 {
 		t.Errorf("%s %+v", diff, id)
 	}

@@ -28,8 +28,8 @@ func refuse(rule string, reply smtp.Reply) Verdict { return Verdict{Rule: rule, 
 // true one. serverMax is the server's own limit, 0 for none.
 func Size(id auth.Identity, size, serverMax int64) Verdict {
 	limit, rule := MaxSize(id, serverMax), "size server"
-	if limit != serverMax {
-		rule = "size user"
+	if l, ok := id.Tightest(auth.LimitSize); ok && limit == l.Max {
+		rule = "size " + string(l.Source)
 	}
 	if limit <= 0 || size <= limit {
 		return allow(rule)
@@ -41,8 +41,8 @@ func Size(id auth.Identity, size, serverMax int64) Verdict {
 
 // MaxSize is the largest message that id may send, 0 for any.
 func MaxSize(id auth.Identity, serverMax int64) int64 {
-	if id.MaxSize > 0 && (serverMax <= 0 || id.MaxSize < serverMax) {
-		return id.MaxSize
+	if l, ok := id.Tightest(auth.LimitSize); ok && (serverMax <= 0 || l.Max < serverMax) {
+		return l.Max
 	}
 	return serverMax
 }
@@ -52,8 +52,8 @@ func MaxSize(id auth.Identity, serverMax int64) int64 {
 // rest in another transaction (RFC 5321 section 4.5.3.1.10).
 func Recipients(id auth.Identity, n, serverMax int) Verdict {
 	limit, rule := serverMax, "recipients server"
-	if id.MaxRcpts > 0 && (limit <= 0 || id.MaxRcpts < limit) {
-		limit, rule = id.MaxRcpts, "recipients user"
+	if l, ok := id.Tightest(auth.LimitRecipientsPerMessage); ok && (limit <= 0 || l.Max < int64(limit)) {
+		limit, rule = int(l.Max), "recipients "+string(l.Source)
 	}
 	if limit <= 0 || n <= limit {
 		return allow(rule)

@@ -76,6 +76,14 @@ func TestSenderRefusalNamesTheAddress(t *testing.T) {
 	}
 }
 
+// limited is a user with one limit, or without any for 0.
+func limited(kind auth.LimitKind, most int64) auth.Identity {
+	if most == 0 {
+		return auth.Identity{}
+	}
+	return auth.Identity{Limits: []auth.Limit{{Kind: kind, Max: most, Source: auth.FromUser}}}
+}
+
 func TestSize(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -92,7 +100,7 @@ func TestSize(t *testing.T) {
 		{50, 0, 51, "size user", false},
 	}
 	for _, tt := range tests {
-		got := Size(auth.Identity{MaxSize: tt.user}, tt.size, tt.server)
+		got := Size(limited(auth.LimitSize, tt.user), tt.size, tt.server)
 		if got.Allowed != tt.allowed || got.Rule != tt.rule {
 			t.Errorf("%+v: %+v", tt, got)
 		}
@@ -117,7 +125,7 @@ func TestRecipients(t *testing.T) {
 		{500, 100, 101, "recipients server", false},
 	}
 	for _, tt := range tests {
-		got := Recipients(auth.Identity{MaxRcpts: tt.user}, tt.n, tt.server)
+		got := Recipients(limited(auth.LimitRecipientsPerMessage, int64(tt.user)), tt.n, tt.server)
 		if got.Allowed != tt.allowed || got.Rule != tt.rule {
 			t.Errorf("%+v: %+v", tt, got)
 		}

@@ -29,7 +29,7 @@ func TestDialogs(t *testing.T) {
 		t.Run(kind+"/"+name, func(t *testing.T) {
 			t.Parallel()
 			ts := startServer(t, dialogLimits)
-			ts.verifier.id = auth.Identity{MaxSize: 4000}
+			ts.verifier.id = auth.Identity{Limits: []auth.Limit{{Kind: auth.LimitSize, Max: 4000, Source: auth.FromUser}}}
 			conn := dialFor(t, ts, kind)
 			smtptest.Dialog{Vars: map[string]string{
 				"plain":    plain("alice@example.com", "secret"),

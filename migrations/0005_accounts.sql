@@ -1,0 +1,149 @@
+-- Credentials, limits, holds, the breaker and the audit: docs/accounts.md.
+
+-- Owned by the package auth ----------------------------------------------------
+
+-- The watch asks every second who changed lately.
+create index app_user_changed on app_user (updated_at);
+
+-- A default that changed concerns all users. One row for ever.
+create table auth_state (
+    one                 boolean primary key default true check (one),
+    defaults_changed_at timestamptz not null default now()
+);
+insert into auth_state default values;
+
+-- What may be sent, as set: by rows without a user for all users, by rows with a
+-- user, and with a credential for what comes by it. window_s is 0 for limits that are
+-- of one message or one moment. A user with no_defaults is free of the first kind.
+create table limit_rule (
+    id            bigint generated always as identity primary key,
+    user_id       bigint references app_user (id) on delete cascade,
+    credential_id bigint references credential (id) on delete cascade,
+    kind          text not null,
+    window_s      integer not null default 0,
+    max           bigint not null,
+    constraint limit_rule_kind check (kind in ('messages', 'recipients', 'bytes', 'size', 'recipients_per_message', 'sessions')),
+    constraint limit_rule_window check (case when kind in ('messages', 'recipients', 'bytes') then window_s between 1 and 31622400 else window_s = 0 end),
+    constraint limit_rule_max check (max >= 0),
+    constraint limit_rule_user check (credential_id is null or user_id is not null)
+);
+-- AUTH reads the rules of a user and the defaults.
+create unique index limit_rule_match on limit_rule (coalesce(user_id, 0), coalesce(credential_id, 0), kind, window_s);
+-- The cascades.
+create index limit_rule_user on limit_rule (user_id);
+create index limit_rule_credential on limit_rule (credential_id) where credential_id is not null;
+alter table app_user add no_limit_defaults boolean not null default false;
+insert into limit_rule (user_id, kind, max)
+    select id, 'size', max_size from app_user where max_size is not null
+    union all
+    select id, 'recipients_per_message', max_recipients from app_user where max_recipients is not null;
+alter table app_user drop column max_size, drop column max_recipients;
+
+-- Networks from which a user has logged in: /24 and /48. Read by AUTH when an account
+-- is throttled, and by the breaker; written once a day for each.
+create table known_network (
+    user_id bigint not null references app_user (id) on delete cascade,
+    network cidr not null,
+    last_at timestamptz not null default now(),
+    primary key (user_id, network)
+);
+
+-- Failed logins of the last hours, shared by the nodes. key is a hash of what is
+-- counted (a network, an account, or both): names are typed by strangers.
+create table auth_failure (
+    key        bytea primary key,
+    failures   integer not null,
+    since      timestamptz not null,
+    updated_at timestamptz not null
+) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+-- Each node reads every half second what others have counted.
+create index auth_failure_updated on auth_failure (updated_at);
+
+-- Owned by the package policy --------------------------------------------------
+
+-- Sessions of users whose sessions are limited. A row counts while the node's epoch
+-- lives, so those of a node that died go with it.
+create table live_session (
+    id            bigint generated always as identity primary key,
+    epoch         bigint not null,
+    user_id       bigint not null,
+    credential_id bigint not null,
+    opened_at     timestamptz not null default now()
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+create index live_session_user on live_session (user_id);
+create index live_session_epoch on live_session (epoch);
+
+-- Owned by the package queue ---------------------------------------------------
+
+-- What the policy said when the message was accepted, for trace.
+alter table message add rule text not null default '', add usage text not null default '';
+-- 'queue list --user', trace by sender, Message-ID and recipient.
+create index message_user on message (user_id, id);
+create index message_header_id on message (header_id);
+create index message_sender on message (lower(sender_local || '@' || sender_domain), id);
+create index attempt_recipient on attempt (lower(local || '@' || domain), message_id);
+create index recipient_address on recipient (lower(local || '@' || domain), message_id);
+
+-- Mail of a user (credential_id 0), or of one credential, that waits for an admin.
+create table hold (
+    user_id       bigint not null,
+    credential_id bigint not null default 0,
+    reason        text not null,
+    made_by       text not null,
+    made_at       timestamptz not null default clock_timestamp(),
+    primary key (user_id, credential_id)
+);
+
+-- What was charged against each limit with a window, in buckets of window/60: at are
+-- the buckets' numbers, ascending, n what they hold. scope 1 is a user, 2 a credential;
+-- kind 1 messages, 2 recipients, 3 octets.
+create table usage_window (
+    scope     smallint not null,
+    subject   bigint   not null,
+    kind      smallint not null,
+    window_s  integer  not null,
+    at        bigint[] not null default '{}',
+    n         bigint[] not null default '{}',
+    warned_at timestamptz,
+    primary key (scope, subject, kind, window_s)
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+
+-- The breaker's thresholds; null: that signal is off. One row for ever.
+create table breaker (
+    one                boolean primary key default true check (one),
+    min_recipients     integer not null default 50 check (min_recipients > 0),
+    first_time_share   real check (first_time_share > 0 and first_time_share <= 1),
+    rejected_share     real check (rejected_share > 0 and rejected_share <= 1),
+    new_network_factor real check (new_network_factor >= 1)
+);
+insert into breaker default values;
+
+-- What users did, by the hour; only while a signal of the breaker is on.
+create table activity (
+    user_id     bigint      not null,
+    hour        timestamptz not null,
+    recipients  integer     not null default 0,
+    first_time  integer     not null default 0, -- of them never written to before
+    new_network integer     not null default 0, -- of them from a network not known
+    delivered   integer     not null default 0,
+    rejected    integer     not null default 0,
+    primary key (user_id, hour)
+) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+-- Whom a user has written to, by a hash of the address; as activity.
+create table correspondent (
+    user_id   bigint not null,
+    recipient bytea  not null,
+    primary key (user_id, recipient)
+);
+
+-- Written by every package with the change that it records ----------------------
+
+-- What admins did. Listed by time.
+create table audit (
+    id     bigint generated always as identity primary key,
+    at     timestamptz not null default clock_timestamp(),
+    actor  text  not null,                -- the operating system's user
+    action text  not null,                -- 'user disable'
+    object text  not null,                -- 'alice@example.com'
+    detail jsonb not null default '{}'
+);
