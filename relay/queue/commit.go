@@ -3,6 +3,7 @@ package queue
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -111,6 +112,7 @@ func (c *committer) commit(jobs []*job) {
 		if err == nil {
 			c.q.epochs.report(nil)
 			c.accept(jobs)
+			c.tellNear()
 			return
 		}
 		switch sure := certaintyOf(err); {
@@ -181,6 +183,7 @@ func (c *committer) resolve(jobs []*job, cause error) {
 		case err == nil:
 			c.q.epochs.report(nil)
 			c.accept(jobs)
+			c.tellNear()
 			return
 		case certaintyOf(err) == rejected && ofTheRow(err):
 			if len(jobs) == 1 {
@@ -228,10 +231,26 @@ func (c *committer) void(j *job, cause error) {
 	j.done <- fmt.Errorf("commit is unknown: %w", cause)
 }
 
+// accept ends the jobs of a group that is committed: but for those over a limit,
+// which are not in it.
 func (c *committer) accept(jobs []*job) {
 	for _, j := range jobs {
+		if j.over != nil {
+			c.q.held.remove(j.m.ID, len(j.rcpts))
+			j.done <- j.over
+			continue
+		}
 		j.done <- nil
 	}
+}
+
+func (c *committer) tellNear() {
+	for _, near := range c.group.near {
+		if c.q.cfg.Near != nil {
+			c.q.cfg.Near(near)
+		}
+	}
+	c.group.near = nil
 }
 
 func (c *committer) refuse(jobs []*job, err error) {
@@ -246,34 +265,56 @@ func (c *committer) refuse(jobs []*job, err error) {
 // doubt: what exists is left alone (its rows may be finished and gone by now, so
 // they are inserted only with their message), and touching the node's row makes it
 // write even then.
+//
+// The limits come first: what is over one is in no table, and mail of a user on hold
+// is stored as held. Its rows are born owned like others, so that nobody releases
+// them before their client is answered.
 const (
 	sqlEnqueue = `
 with fence as materialized (select epoch from node where epoch = $1 and reaped_at is null),
-` + sqlInsertMessages + ` cross join fence returning id),
+verdict as materialized (select v.* from fence cross join lateral charge_usage($4::uuid[], false, ` + sqlCharges + `) v),
+` + sqlInsertMessages + ` cross join fence where ` + sqlNotOver + ` returning id),
 b as (insert into body (message_id, n, chunk)
-	select u.* from unnest($21::uuid[], $22::int[], $23::bytea[]) u(message_id, n, chunk) cross join fence),
-r as (` + sqlInsertRecipients + ` cross join fence)
-select (select count(*) from m), ` + durably
+	select u.* from unnest($21::uuid[], $22::int[], $23::bytea[]) u(id, n, chunk) cross join fence where ` + sqlNotOver + `),
+r as (` + sqlInsertRecipients + ` cross join fence where ` + sqlNotOver + `)
+` + sqlVerdict
 
 	sqlEnqueueAgain = `
 with fence as (update node set touched = touched + 1 where epoch = $1),
-` + sqlInsertMessages + ` on conflict (id) do nothing returning id),
+verdict as materialized (select v.* from charge_usage($4::uuid[], true, ` + sqlCharges + `) v),
+` + sqlInsertMessages + ` where ` + sqlNotOver + ` on conflict (id) do nothing returning id),
 b as (insert into body (message_id, n, chunk)
-	select u.* from unnest($21::uuid[], $22::int[], $23::bytea[]) u(message_id, n, chunk) join m on m.id = u.message_id),
-r as (` + sqlInsertRecipients + ` join m on m.id = u.message_id)
-select (select count(*) from m), ` + durably
+	select u.* from unnest($21::uuid[], $22::int[], $23::bytea[]) u(id, n, chunk) join m on m.id = u.id),
+r as (` + sqlInsertRecipients + ` join m on m.id = u.id)
+` + sqlVerdict
 
-	sqlInsertMessages = `m as (insert into message (id, user_id, credential_id, sender_local, sender_domain, size, body_type,
-		utf8, ret, envid, header_id, accepted_at, client_addr, client_hello, listener, tls, recipients, node)
-	select u.*, $2 from unnest($4::uuid[], $5::bigint[], $6::bigint[], $7::text[], $8::text[], $9::bigint[], $10::text[],
+	sqlCharges = `$35::smallint[], $36::bigint[], $37::smallint[], $38::integer[], $39::integer[], $40::integer[], $41::bigint[], $42::bigint[]`
+
+	sqlNotOver = `u.id not in (select v.id from verdict v where v.refused)`
+
+	sqlInsertMessages = `h as materialized (select u.id from unnest($4::uuid[], $5::bigint[], $6::bigint[]) u(id, user_id, credential_id)
+	where exists (select from hold where hold.user_id = u.user_id and hold.credential_id in (0, u.credential_id))),
+m as (insert into message (id, user_id, credential_id, sender_local, sender_domain, size, body_type,
+		utf8, ret, envid, header_id, accepted_at, client_addr, client_hello, listener, tls, recipients, rule, node, usage)
+	select u.*, $2, coalesce((select v.usage from verdict v where v.id = u.id), '')
+	from unnest($4::uuid[], $5::bigint[], $6::bigint[], $7::text[], $8::text[], $9::bigint[], $10::text[],
 		$11::boolean[], $12::text[], $13::text[], $14::text[], $15::timestamptz[], $16::text[], $17::text[], $18::text[],
-		$19::text[], $20::int[]) u`
+		$19::text[], $20::int[], $34::text[])
+		u(id, user_id, credential_id, sender_local, sender_domain, size, body_type, utf8, ret, envid, header_id, accepted_at,
+			client_addr, client_hello, listener, tls, recipients, rule)`
 
 	sqlInsertRecipients = `insert into recipient (message_id, n, dot_possible, tell, notify, domain_key, local, domain,
-		orcpt_type, orcpt, owner, expires_at)
-	select u.*, $1, now() + $3::interval from unnest($24::uuid[], $25::int[], $26::boolean[], $27::smallint[], $28::smallint[],
+		orcpt_type, orcpt, owner, expires_at, held_at)
+	select u.*, $1, now() + $3::interval, case when u.id in (select h.id from h) then now() end
+	from unnest($24::uuid[], $25::int[], $26::boolean[], $27::smallint[], $28::smallint[],
 		$29::text[], $30::text[], $31::text[], $32::text[], $33::text[])
-		u(message_id, n, dot_possible, tell, notify, domain_key, local, domain, orcpt_type, orcpt)`
+		u(id, n, dot_possible, tell, notify, domain_key, local, domain, orcpt_type, orcpt)`
+
+	sqlVerdict = `select (select count(*) from m), ` + durably + `,
+	(select array_agg(v.id order by v.charge) from verdict v where v.refused), (select array_agg(v.charge order by v.charge) from verdict v where v.refused),
+	(select array_agg(v.used order by v.charge) from verdict v where v.refused), (select array_agg(v.retry_at order by v.charge) from verdict v where v.refused),
+	(select array_agg(v.charge order by v.charge) from verdict v where v.id is null), (select array_agg(v.used order by v.charge) from verdict v where v.id is null),
+	(select array_agg(h.id) from h)`
 )
 
 func (c *committer) insert(ctx context.Context, conn *pgx.Conn, jobs []*job, again bool) error {
@@ -285,10 +326,14 @@ func (c *committer) insert(ctx context.Context, conn *pgx.Conn, jobs []*job, aga
 			return err
 		}
 	}
-	return g.exec(ctx, conn, c.q, jobs[0].epoch, again)
+	return g.exec(ctx, conn, c.q, jobs, again)
 }
 
-// insertLarge commits one large message: its body goes by COPY in the transaction of its rows, so neither is there without the other.
+// insertLarge commits one large message: its body goes by COPY in the transaction of
+// its rows, so neither is there without the other. The rows come last, for they lock
+// what the limits count, and nobody is to wait for the octets of this client; a
+// message that is over a limit or of a lost epoch leaves the body to be cleared. A
+// message that may be there already comes first, to be told so.
 func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *job, again bool) error {
 	tx, err := conn.Begin(ctx)
 	if err != nil {
@@ -298,17 +343,23 @@ func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *job, aga
 	g := &c.group
 	g.reset()
 	g.add(j, c.q.cfg.StrictGate)
-	inserted, err := g.query(ctx, conn, c.q, j.epoch, again)
-	if err != nil {
-		return err
-	}
-	if inserted == 0 && !again {
-		return errEpochLost
-	}
-	if inserted > 0 {
+	jobs := []*job{j}
+	if !again {
 		if err := copyBody(ctx, conn, j.m.ID, j.body); err != nil {
 			return err
 		}
+	}
+	inserted, err := g.query(ctx, conn, c.q, jobs, again)
+	if err != nil {
+		return err
+	}
+	switch {
+	case again && inserted > 0:
+		if err := copyBody(ctx, conn, j.m.ID, j.body); err != nil {
+			return err
+		}
+	case !again && inserted == 0 && j.over == nil:
+		return errEpochLost
 	}
 	if err := tx.Commit(ctx); err != nil {
 		return fmt.Errorf("commit: %w", err)
@@ -327,6 +378,9 @@ type group struct {
 	listener, tls                []string
 	acceptedAt                   []time.Time
 	recipients                   []int32
+	rule                         []string
+	charges                      charges
+	near                         []NearLimit // told when the group is committed
 	bodyID                       [][16]byte
 	bodyN                        []int32
 	chunk                        [][]byte
@@ -345,7 +399,7 @@ func (g *group) reset() {
 		id: g.id[:0], user: g.user[:0], credential: g.credential[:0], size: g.size[:0],
 		local: g.local[:0], domain: g.domain[:0], bodyType: g.bodyType[:0], ret: g.ret[:0], utf8: g.utf8[:0],
 		envid: g.envid[:0], headerID: g.headerID[:0], addr: g.addr[:0], hello: g.hello[:0],
-		listener: g.listener[:0], tls: g.tls[:0], acceptedAt: g.acceptedAt[:0], recipients: g.recipients[:0],
+		listener: g.listener[:0], tls: g.tls[:0], acceptedAt: g.acceptedAt[:0], recipients: g.recipients[:0], rule: g.rule[:0], charges: g.charges,
 		bodyID: g.bodyID[:0], bodyN: g.bodyN[:0], chunk: g.chunk[:0], buf: g.buf[:0],
 		rID: g.rID[:0], rN: g.rN[:0], dot: g.dot[:0], tell: g.tell[:0], notify: g.notify[:0],
 		key: g.key[:0], rLocal: g.rLocal[:0], rDomain: g.rDomain[:0], rType: g.rType[:0], orcpt: g.orcpt[:0],
@@ -368,7 +422,7 @@ func (g *group) add(j *job, strict bool) {
 	g.headerID, g.acceptedAt = append(g.headerID, storable(m.MessageID)), append(g.acceptedAt, m.AcceptedAt)
 	g.addr, g.hello = append(g.addr, addr), append(g.hello, storable(m.ClientHello))
 	g.listener, g.tls = append(g.listener, storable(m.Listener)), append(g.tls, storable(m.TLS))
-	g.recipients = append(g.recipients, int32(len(j.rcpts)))
+	g.recipients, g.rule = append(g.recipients, int32(len(j.rcpts))), append(g.rule, storable(m.Rule))
 	for i := range j.rcpts {
 		r := &j.rcpts[i]
 		g.rID, g.rN = append(g.rID, m.ID), append(g.rN, int32(r.N))
@@ -402,29 +456,34 @@ func (g *group) addBody(j *job) error {
 	return nil
 }
 
-func (g *group) exec(ctx context.Context, conn *pgx.Conn, q *Queue, epoch int64, again bool) error {
-	inserted, err := g.query(ctx, conn, q, epoch, again)
-	if err == nil && inserted == 0 && !again {
+func (g *group) exec(ctx context.Context, conn *pgx.Conn, q *Queue, jobs []*job, again bool) error {
+	inserted, err := g.query(ctx, conn, q, jobs, again)
+	if err == nil && inserted == 0 && !again && !slices.ContainsFunc(jobs, func(j *job) bool { return j.over != nil }) {
 		return errEpochLost
 	}
 	return err
 }
 
-// query runs the statement and says how many messages it inserted.
-func (g *group) query(ctx context.Context, conn *pgx.Conn, q *Queue, epoch int64, again bool) (int, error) {
+// query runs the statement for jobs, which were added, notes in them what was decided
+// and says how many messages it inserted.
+func (g *group) query(ctx context.Context, conn *pgx.Conn, q *Queue, jobs []*job, again bool) (int, error) {
 	sql := sqlEnqueue
 	if again {
 		sql = sqlEnqueueAgain
 	}
-	var inserted int
+	g.charges.fill(jobs)
+	var v verdict
 	var unused *string
-	err := conn.QueryRow(ctx, sql, epoch, q.cfg.Node, q.cfg.Lifetime,
+	err := conn.QueryRow(ctx, sql, append([]any{jobs[0].epoch, q.cfg.Node, q.cfg.Lifetime,
 		g.id, g.user, g.credential, g.local, g.domain, g.size, g.bodyType, g.utf8, g.ret, g.envid, g.headerID, g.acceptedAt,
 		g.addr, g.hello, g.listener, g.tls, g.recipients,
 		g.bodyID, g.bodyN, pgtype.FlatArray[[]byte](g.chunk),
-		g.rID, g.rN, g.dot, g.tell, g.notify, g.key, g.rLocal, g.rDomain, g.rType, g.orcpt).Scan(&inserted, &unused)
+		g.rID, g.rN, g.dot, g.tell, g.notify, g.key, g.rLocal, g.rDomain, g.rType, g.orcpt, g.rule}, g.charges.args()...)...).
+		Scan(&v.inserted, &unused, &v.refused, &v.charge, &v.used, &v.retryAt, &v.nearRow, &v.nearUsed, &v.held)
 	if err != nil {
 		return 0, fmt.Errorf("insert: %w", err)
 	}
-	return inserted, nil
+	v.tell(jobs, &g.charges)
+	g.near = v.near(&g.charges)
+	return v.inserted, nil
 }

@@ -30,13 +30,16 @@ type job struct {
 	parked bool // to be released when it is committed
 	until  time.Time
 	taken  atomic.Bool // by a committer, or by its own patience
+	over   *OverLimit  // the limit that refused it
+	held   bool        // it was accepted for an admin to release
 	done   chan error  // buffered; nil after a durable commit
 }
 
 // Enqueue commits m durably in a group with others. With owned the recipients are
 // born owned by this node and returned as a Delivery, whose Body is body with one
 // more reference; otherwise they wait for any node's claim and the Delivery is
-// nil. ctx does not cancel a commit that has begun. An *Error has the reply for the client; after it
+// nil, as it is for mail of a user on hold. A message that is over a limit is refused
+// with an *OverLimit in the *Error. ctx does not cancel a commit that has begun. An *Error has the reply for the client; after it
 // the message is not in the queue and never will be.
 //
 // One exception is documented in docs/queue-states.md: a commit whose fate stays
@@ -64,7 +67,7 @@ func (q *Queue) Enqueue(ctx context.Context, m Message, rcpts []Recipient, body 
 	if err := q.commits.submit(j); err != nil {
 		return nil, refusal(err)
 	}
-	if !owned {
+	if !owned || j.held {
 		q.settles.park(j)
 		return nil, nil
 	}

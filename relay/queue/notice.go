@@ -185,7 +185,7 @@ const sqlTold = `
 with o as materialized (select message_id, n from recipient
 	where message_id = $1 and n = any($2::int[]) and owner is not distinct from $3 for update),
 gone as (delete from recipient r using o where r.message_id = o.message_id and r.n = o.n and r.state <> 'queued' returning r.message_id, r.n),
-kept as (update recipient r set owner = null, notice_at = null, delay_noticed = true from o
+kept as (update recipient r set owner = null, notice_at = null, delay_noticed = true, held_at = held_since(r.message_id, r.held_at) from o
 	where r.message_id = o.message_id and r.n = o.n and r.state = 'queued'),
 h as (insert into attempt (message_id, n, at, epoch, result, local, domain, node, reply_text)
 	select r.message_id, r.n, clock_timestamp(), $3, 'noticed', r.local, r.domain, $4, $5
@@ -298,7 +298,7 @@ func (ns *notices) insert(ctx context.Context, conn *pgx.Conn, j *job) error {
 	if err := g.addBody(j); err != nil {
 		return err
 	}
-	if err := g.exec(ctx, conn, ns.q, j.epoch, false); err != nil {
+	if err := g.exec(ctx, conn, ns.q, []*job{j}, false); err != nil {
 		return err
 	}
 	_, err := conn.Exec(ctx, sqlDisown, [][16]byte{j.m.ID}, j.epoch)

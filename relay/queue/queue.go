@@ -30,6 +30,8 @@ type Config struct {
 	History     time.Duration // 30 days
 	Budget      time.Duration // 60 s: how long the fate of a commit may stay unknown
 
+	Near func(NearLimit) // told of limits that are nearly used up; nil for nobody
+
 	StrictGate bool // mark rows before the final dot
 	NoNotify   bool // do without LISTEN and NOTIFY (poolers)
 }

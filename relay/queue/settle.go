@@ -261,6 +261,7 @@ gone as (delete from recipient r using mine m
 	where r.message_id = m.message_id and r.n = m.n and m.fails and m.tell & 1 = 0
 	returning r.message_id, r.n),
 back as (update recipient r set owner = null, dot_possible = false, next_attempt_at = now() + m.retry_in,
+		held_at = held_since(r.message_id, r.held_at),
 		reply_code = case when m.code > 0 then m.code else r.reply_code end,
 		reply_enhanced = case when m.code > 0 then m.enhanced else r.reply_enhanced end,
 		reply_text = case when m.code > 0 then m.text else r.reply_text end
@@ -268,6 +269,7 @@ back as (update recipient r set owner = null, dot_possible = false, next_attempt
 	where r.message_id = m.message_id and r.n = m.n and m.released),
 kept as (update recipient r set owner = null, dot_possible = false,
 		state = case when m.fails then 'failed' else 'queued' end,
+		held_at = case when not m.fails then held_since(r.message_id, r.held_at) end, last_upstream = m.upstream,
 		possible_duplicate = r.possible_duplicate or m.outcome_unknown,
 		attempts = r.attempts + case m.result when 'expired' then 0 else 1 end,
 		next_attempt_at = least(now() + m.retry_in, r.expires_at),

@@ -25,7 +25,8 @@ import (
 
 // partial statements are parts of others.
 var partial = map[string]bool{"sqlInsertMessages": true, "sqlInsertRecipients": true, "sqlOutcomes": true, "sqlEndings": true, "sqlEndingsAgain": true,
-	"sqlDeliver": true, "sqlUndeliver": true, "sqlEnd": true, "sqlEntries": true}
+	"sqlDeliver": true, "sqlUndeliver": true, "sqlEnd": true, "sqlEntries": true,
+	"sqlCharges": true, "sqlNotOver": true, "sqlVerdict": true}
 
 // statements finds the text of every constant sql… of this package.
 func statements(t *testing.T) map[string]string {

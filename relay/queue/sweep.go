@@ -83,7 +83,7 @@ with dead as materialized (
 	select r.message_id, r.n, r.owner, r.dot_possible, r.state, r.local, r.domain
 	from recipient r where r.owner = any(array(select epoch from node where reaped_at is not null)) limit $1
 	for update skip locked),
-back as (update recipient r set owner = null, dot_possible = false,
+back as (update recipient r set owner = null, dot_possible = false, held_at = held_since(r.message_id, r.held_at),
 		possible_duplicate = r.possible_duplicate or (d.dot_possible and d.state = 'queued'),
 		next_attempt_at = case when d.state = 'queued' and r.next_attempt_at < now() then now() else r.next_attempt_at end
 	from dead d where r.message_id = d.message_id and r.n = d.n),
@@ -162,7 +162,7 @@ const sqlOwned = `select distinct message_id from recipient where owner = $1`
 
 // sqlDisown releases the rows of a message that an epoch has.
 const sqlDisown = `
-update recipient set owner = null, dot_possible = false, next_attempt_at = case when next_attempt_at < now() then now() else next_attempt_at end
+update recipient set owner = null, dot_possible = false, held_at = held_since(message_id, held_at), next_attempt_at = case when next_attempt_at < now() then now() else next_attempt_at end
 where message_id = any($1::uuid[]) and owner is not distinct from $2`
 
 // leftovers releases rows of our own epoch that nobody here knows of: the answer to
@@ -281,7 +281,7 @@ func firstID(t time.Time) ID {
 // sqlHandBack releases all rows of an epoch.
 const sqlHandBack = `
 with mine as materialized (select message_id, n from recipient where owner = $1 limit $2 for update),
-back as (update recipient r set owner = null, dot_possible = false,
+back as (update recipient r set owner = null, dot_possible = false, held_at = held_since(r.message_id, r.held_at),
 		next_attempt_at = case when r.next_attempt_at < now() then now() else r.next_attempt_at end
 	from mine where r.message_id = mine.message_id and r.n = mine.n)
 select count(*) from mine`

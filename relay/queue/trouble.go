@@ -23,6 +23,10 @@ var (
 // Trouble is what a client hears about err while its message is accepted. It is
 // always 4yz: trouble of ours is no verdict about the message.
 func Trouble(err error) smtp.Reply {
+	var over *OverLimit
+	if errors.As(err, &over) {
+		return smtp.Temporary(452, 7, 1, "A sending limit is reached, try again later") // the policy has better words
+	}
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
 		if errors.Is(err, errClosed) {

@@ -1,0 +1,121 @@
+package queue
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// chargeRow is a row of usage_window. Rows are locked in this order by all nodes.
+type chargeRow struct {
+	scope   ChargeScope
+	subject int64
+	kind    ChargeKind
+	window  int32 // seconds
+}
+
+func (c *Charge) row() chargeRow {
+	return chargeRow{c.Scope, c.Subject, c.Kind, int32(c.Window / time.Second)}
+}
+
+func compareRows(a, b chargeRow) int {
+	return cmp.Or(cmp.Compare(a.scope, b.scope), cmp.Compare(a.subject, b.subject), cmp.Compare(a.kind, b.kind), cmp.Compare(a.window, b.window))
+}
+
+// charges is what the messages of a group count against, as the columns that the
+// function charge_usage takes (migrations/0005_accounts.sql).
+type charges struct {
+	rows []chargeRow // distinct, in order
+	of   []*Charge   // of each charge
+	msg  []int32     // of each charge: its message, from 1
+	row  []int32     // its row, from 1
+	sum  []int64     // what it adds
+	most []int64
+}
+
+// fill collects the charges of a group, in the order of its messages.
+func (c *charges) fill(jobs []*job) {
+	*c = charges{rows: c.rows[:0], of: c.of[:0], msg: c.msg[:0], row: c.row[:0], sum: c.sum[:0], most: c.most[:0]}
+	for _, j := range jobs {
+		for i := range j.m.Charges {
+			c.rows = append(c.rows, j.m.Charges[i].row())
+		}
+	}
+	slices.SortFunc(c.rows, compareRows)
+	c.rows = slices.Compact(c.rows)
+	for n, j := range jobs {
+		for i := range j.m.Charges {
+			charge := &j.m.Charges[i]
+			row, _ := slices.BinarySearchFunc(c.rows, charge.row(), compareRows)
+			c.of, c.msg, c.row = append(c.of, charge), append(c.msg, int32(n+1)), append(c.row, int32(row+1))
+			c.sum, c.most = append(c.sum, charge.amount(j)), append(c.most, charge.Max)
+		}
+	}
+}
+
+// amount is what a message adds to the charge's window.
+func (c *Charge) amount(j *job) int64 {
+	switch c.Kind {
+	case ChargeRecipients:
+		return int64(len(j.rcpts))
+	case ChargeBytes:
+		return j.m.Size
+	}
+	return 1
+}
+
+// args are the arguments of charge_usage from scopes on.
+func (c *charges) args() []any {
+	scopes, kinds := make([]int16, len(c.rows)), make([]int16, len(c.rows))
+	subjects, windows := make([]int64, len(c.rows)), make([]int32, len(c.rows))
+	for i, r := range c.rows {
+		scopes[i], subjects[i], kinds[i], windows[i] = int16(r.scope), r.subject, int16(r.kind), r.window
+	}
+	return []any{scopes, subjects, kinds, windows, c.msg, c.row, c.sum, c.most}
+}
+
+// NearLimit says that a user or a credential has come to four fifths of a limit. It is
+// said once for each window, by one node.
+type NearLimit struct {
+	Charge
+	Used int64
+}
+
+// verdict is what the database decided about the messages of a group.
+type verdict struct {
+	inserted int
+	refused  [][16]byte
+	charge   []int32 // that refused, from 1
+	used     []int64
+	retryAt  []*time.Time
+	nearRow  []int32 // of limits that are nearly used up, from 1
+	nearUsed []int64
+	held     [][16]byte
+}
+
+// tell notes in each job what was decided about it.
+func (v *verdict) tell(jobs []*job, c *charges) {
+	for _, j := range jobs {
+		j.held = slices.Contains(v.held, [16]byte(j.m.ID))
+		j.over = nil
+		i := slices.Index(v.refused, [16]byte(j.m.ID))
+		if i < 0 {
+			continue
+		}
+		n := v.charge[i] - 1
+		j.over = &OverLimit{Charge: *c.of[n], Used: v.used[i], Amount: c.sum[n]}
+		if v.retryAt[i] != nil {
+			j.over.RetryAt = *v.retryAt[i]
+		}
+	}
+}
+
+// near lists the limits that are nearly used up.
+func (v *verdict) near(c *charges) []NearLimit {
+	var list []NearLimit
+	for i, row := range v.nearRow {
+		n := slices.Index(c.row, row)
+		list = append(list, NearLimit{*c.of[n], v.nearUsed[i]})
+	}
+	return list
+}

@@ -1,0 +1,312 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"postern/internal/pgtest"
+)
+
+// limitOf is a limit of user 1.
+func limitOf(kind ChargeKind, most int64, window time.Duration) Charge {
+	return Charge{Scope: ChargeUser, Subject: 1, Kind: kind, Window: window, Max: most}
+}
+
+// charged enqueues a small message that counts against limits.
+func charged(t *testing.T, q *Queue, addresses []string, limits ...Charge) (*Delivery, error) {
+	t.Helper()
+	m := message()
+	m.Charges = limits
+	return q.Enqueue(ctxOf(t), m, rcpts(addresses...), NewBody([]byte("0123456789")), true)
+}
+
+// used is what counts in a user's window, as the table has it.
+func used(t *testing.T, db *pgtest.DB, c Charge) int {
+	t.Helper()
+	return count(t, db, `select coalesce((select sum(u.n) from usage_window x, unnest(x.n) u(n) where x.scope = $1 and x.subject = $2 and x.kind = $3 and x.window_s = $4), 0)`,
+		int(c.Scope), c.Subject, int(c.Kind), int(c.Window/time.Second))
+}
+
+func isOver(err error) *OverLimit {
+	var over *OverLimit
+	errors.As(err, &over)
+	return over
+}
+
+// P9: as many as are allowed get in, over all nodes, and not one more.
+func TestLimitIsExact(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	nodes := []*Queue{start(t, calmConfig(db)), start(t, func() Config { c := calmConfig(db); c.Node = "b"; return c }())}
+	limit := limitOf(ChargeMessages, 50, time.Hour)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	accepted, refused := 0, 0
+	for i := range 120 {
+		wg.Go(func() {
+			_, err := charged(t, nodes[i%2], []string{"a@example.net"}, limit)
+			over := isOver(err)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err == nil:
+				accepted++
+			case over == nil || over.Used != 50 || over.Amount != 1 || time.Until(over.RetryAt) < 59*time.Minute || time.Until(over.RetryAt) > 63*time.Minute:
+				t.Errorf("refused with %v, %+v", err, over)
+			default:
+				refused++
+			}
+		})
+	}
+	wg.Wait()
+	if accepted != 50 || refused != 70 {
+		t.Errorf("%d accepted, %d refused", accepted, refused)
+	}
+	if n := count(t, db, `select count(*) from recipient`); n != 50 {
+		t.Errorf("%d rows", n)
+	}
+	if n := used(t, db, limit); n != 50 {
+		t.Errorf("%d are charged", n)
+	}
+}
+
+// In no window of the limit's length is more accepted than it says, measured by those
+// who hear the answers; and what leaves the window makes room.
+func TestLimitRolls(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	const most = 10
+	limit := limitOf(ChargeMessages, most, time.Second)
+	var at []time.Time
+	began := time.Now()
+	for time.Since(began) < 4*time.Second {
+		if _, err := charged(t, q, []string{"a@example.net"}, limit); err == nil {
+			at = append(at, time.Now())
+		} else if isOver(err) == nil {
+			t.Fatal(err)
+		}
+	}
+	for i := most; i < len(at); i++ {
+		if d := at[i].Sub(at[i-most]); d < time.Second {
+			t.Errorf("%d messages within %v", most+1, d)
+		}
+	}
+	if len(at) < 2*most {
+		t.Errorf("only %d were accepted in 4 s", len(at))
+	}
+}
+
+// A message is charged against all its limits or against none, and one that can
+// never fit is told so.
+func TestChargeAllOrNothing(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	messages, recipients := limitOf(ChargeMessages, 10, time.Hour), limitOf(ChargeRecipients, 3, 24*time.Hour)
+	octets := Charge{Scope: ChargeCredential, Subject: 7, Kind: ChargeBytes, Window: time.Minute, Max: 25}
+	all := []Charge{recipients, messages, octets}
+	if _, err := charged(t, q, []string{"a@example.net", "b@example.net"}, all...); err != nil {
+		t.Fatal(err)
+	}
+	over := func(limit Charge, used, amount int64, addresses ...string) *OverLimit {
+		t.Helper()
+		_, err := charged(t, q, addresses, all...)
+		got := isOver(err)
+		if got == nil || got.Charge != limit || got.Used != used || got.Amount != amount {
+			t.Fatalf("%v: %+v", err, got)
+		}
+		var refused *Error
+		if !errors.As(err, &refused) || refused.Reply.Code != 452 {
+			t.Fatalf("refused with %v", err)
+		}
+		return got
+	}
+	if o := over(recipients, 2, 2, "a@example.net", "b@example.net"); o.RetryAt.IsZero() {
+		t.Error("it would fit tomorrow")
+	}
+	if o := over(recipients, 2, 4, "a@example.net", "b@example.net", "c@example.net", "d@example.net"); !o.RetryAt.IsZero() {
+		t.Errorf("it would fit at %v", o.RetryAt)
+	}
+	if _, err := charged(t, q, []string{"a@example.net"}, all...); err != nil {
+		t.Fatal(err)
+	}
+	over(recipients, 3, 1, "a@example.net")
+	if a, b, c := used(t, db, messages), used(t, db, recipients), used(t, db, octets); a != 2 || b != 3 || c != 20 {
+		t.Errorf("%d messages, %d recipients, %d octets are charged", a, b, c)
+	}
+	over2, err := charged(t, q, []string{"a@example.net"}, octets)
+	if o := isOver(err); over2 != nil || o == nil || o.Used != 20 || o.Amount != 10 || time.Until(o.RetryAt) > 63*time.Second {
+		t.Errorf("%v: %+v", err, o)
+	}
+}
+
+// A charge is there if its message is, whatever happens to the connection.
+func TestChargeOnce(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]faults{
+		"not persisted":       {beforeCommit: once(cut)},
+		"persisted but error": {afterCommit: once(cut)},
+	} {
+		for _, size := range []int{10, 2 << 20} {
+			t.Run(fmt.Sprint(name, " ", size), func(t *testing.T) {
+				t.Parallel()
+				db := pgtest.New(t)
+				q := start(t, calmConfig(db), func(q *Queue) { q.faults = fault })
+				m := message()
+				limit := limitOf(ChargeMessages, 1, time.Hour)
+				m.Charges = []Charge{limit}
+				if _, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody(make([]byte, size)), true); err != nil {
+					t.Fatal(err)
+				}
+				if n := used(t, db, limit); n != 1 {
+					t.Errorf("%d are charged", n)
+				}
+				if n := count(t, db, `select count(*) from message where usage = 'messages 1/1 in 3600s'`); n != 1 {
+					t.Errorf("%d messages say what they used", n)
+				}
+				m.ID = NewID()
+				_, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody(make([]byte, size)), true)
+				if isOver(err) == nil {
+					t.Errorf("a second one: %v", err)
+				}
+				if n := count(t, db, `select count(*) from message where id = $1`, m.ID); n != 0 {
+					t.Error("a refused message is stored")
+				}
+			})
+		}
+	}
+}
+
+// A message that the database refuses costs nothing, nor its neighbours.
+func TestRefusedIsNotCharged(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	limit := limitOf(ChargeMessages, 100, time.Hour)
+	var wg sync.WaitGroup
+	for i := range 30 {
+		wg.Go(func() {
+			m := message()
+			m.Charges = []Charge{limit}
+			if i%3 == 0 {
+				m.Sender.Local = "nul\x00"
+			}
+			_, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody([]byte("x")), true)
+			if (err != nil) != (i%3 == 0) {
+				t.Errorf("%d: %v", i, err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := used(t, db, limit); n != 20 {
+		t.Errorf("%d are charged, 20 were accepted", n)
+	}
+}
+
+// Four fifths of a limit are told of once in each window.
+func TestNearLimit(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	cfg := calmConfig(db)
+	near := make(chan NearLimit, 100)
+	cfg.Near = func(n NearLimit) { near <- n }
+	q := start(t, cfg)
+	limit := limitOf(ChargeMessages, 10, time.Hour)
+	for range 10 {
+		if _, err := charged(t, q, []string{"a@example.net"}, limit); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := <-near; n != (NearLimit{limit, 8}) || len(near) != 0 {
+		t.Errorf("told %+v, and %d more", n, len(near))
+	}
+}
+
+// Mail of a user or a credential on hold is accepted and stays; what is in hand is
+// held when it comes back.
+func TestHoldMeetsNewMail(t *testing.T) {
+	t.Parallel()
+	for _, credential := range []int64{0, 9} {
+		t.Run(fmt.Sprint(credential), func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t)
+			q := start(t, calmConfig(db))
+			enqueue := func(credential int64) (Message, *Delivery) {
+				m := message()
+				m.CredentialID = credential
+				d, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net", "b@example.net"), NewBody([]byte("x")), true)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return m, d
+			}
+			before, d := enqueue(9)
+			exec(t, db, `insert into hold (user_id, credential_id, reason, made_by) values (1, $1, 'test', 'test')`, credential)
+			q.Settle(outcome(d, 0, Delivered), outcome(d, 1, Deferred))
+			becomes(t, db, before.ID, "1 queued")
+			held := func(id ID) int {
+				return count(t, db, `select count(*) from recipient where message_id = $1 and owner is null and held_at is not null`, id)
+			}
+			if held(before.ID) != 1 {
+				t.Error("what was in hand is not held")
+			}
+			m, d := enqueue(9)
+			if d != nil {
+				t.Fatal("handed to delivery")
+			}
+			becomes(t, db, m.ID, "0 queued;1 queued")
+			if held(m.ID) != 2 {
+				t.Error("new mail is not held")
+			}
+			if _, d := enqueue(10); (d == nil) != (credential == 0) {
+				t.Errorf("mail by another credential: %v", d)
+			}
+			exec(t, db, `update recipient set next_attempt_at = now()`)
+			if got, err := q.Claim(ctxOf(t), all); err != nil || slices.ContainsFunc(got, func(d *Delivery) bool { return d.Message.ID == m.ID }) {
+				t.Errorf("claimed %v, %v", got, err)
+			}
+		})
+	}
+}
+
+// A node that dies between its statement and its client keeps no other waiting:
+// the locks of the limits end with the statement.
+func TestChargeLocksAreShort(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	reached, leave := make(chan bool, 1), make(chan bool)
+	slow := start(t, calmConfig(db), func(q *Queue) {
+		q.faults.afterCommit = func(*pgx.Conn) error {
+			reached <- true
+			<-leave
+			return nil
+		}
+	})
+	other := start(t, func() Config { c := calmConfig(db); c.Node = "b"; return c }())
+	limit := limitOf(ChargeMessages, 10, time.Hour)
+	done := make(chan error, 1)
+	go func() {
+		_, err := charged(t, slow, []string{"a@example.net"}, limit)
+		done <- err
+	}()
+	<-reached
+	m := message()
+	m.Charges = []Charge{limit}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if _, err := other.Enqueue(ctx, m, rcpts("a@example.net"), NewBody([]byte("x")), true); err != nil {
+		t.Error(err)
+	}
+	close(leave)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
