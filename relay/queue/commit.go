@@ -127,18 +127,10 @@ func (c *committer) commit(jobs []*job) {
 		case sure == notSent && try == 1, worthAnother(err) && try < 3:
 			continue
 		}
-		c.noteTrouble(err)
-		c.refuse(jobs, err)
+		c.q.epochs.suspectIfDown(err)
+		c.refuse(jobs, err) // its sessions log it
 		return
 	}
-}
-
-func (c *committer) noteTrouble(err error) {
-	if isDown(err) {
-		c.q.epochs.suspect(err)
-		return
-	}
-	c.q.log.Error("queue: a commit was refused", "error", err)
 }
 
 // attempt runs the transaction of the group once.
@@ -194,7 +186,7 @@ func (c *committer) resolve(jobs []*job, cause error) {
 			c.resolve(jobs[len(jobs)/2:], err)
 			return
 		}
-		c.noteTrouble(err)
+		c.q.epochs.suspectIfDown(err)
 		cause = err
 		time.Sleep(min(wait, time.Until(earliest(jobs))))
 	}

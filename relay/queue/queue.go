@@ -161,12 +161,15 @@ func (q *Queue) Close(ctx context.Context) error {
 	}
 	q.commits.stop()
 	q.notices.close()
+	// A statement that hangs is nobody's to cancel: after ctx its rows are the reaper's.
 	giveUp := context.AfterFunc(ctx, q.stop)
 	close(q.settles.last)
-	q.settles.done.Wait()
+	settled := waitFor(ctx, &q.settles.done)
 	giveUp()
 	q.stop()
-	q.loops.Wait()
+	if !waitFor(ctx, &q.loops) || !settled {
+		return fmt.Errorf("close queue: the database does not answer: %w", ctx.Err())
+	}
 	q.claims.close()
 	err := q.sweeps.handBack(ctx)
 	if err == nil {

@@ -17,11 +17,12 @@ const turnPause = 100 * time.Millisecond // between two rounds
 //
 // Nothing depends on who writes where: a table is looked through and truncated under
 // a lock that keeps writers and readers out, so what is committed into it before is
-// seen, and what comes later finds it empty. The lock is never waited for.
+// seen, and what comes later finds it empty. The lock is never waited for, and who has
+// it waits for no other.
 type turns struct {
 	q     *Queue
 	s     *session
-	grown chan struct{} // capacity 1: a large message was committed
+	grown chan struct{} // capacity 1: a large message was committed, and others may be finished by now
 	every time.Duration // the round that needs no message
 	bytes int64         // 64 MiB: a table with so much is followed by the next
 	age   time.Duration // 1 min: or after so long, and as long again later what still waits in it moves
@@ -32,7 +33,7 @@ func newTurns(q *Queue) *turns {
 		every: q.cfg.Heartbeat, bytes: 64 << 20, age: time.Minute}
 }
 
-// grow tells that there is more to empty.
+// grow makes the next round come soon.
 func (t *turns) grow() {
 	select {
 	case t.grown <- struct{}{}:
@@ -47,12 +48,18 @@ func (t *turns) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-t.grown:
-			time.Sleep(turnPause)
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(turnPause):
+			}
 		case <-time.After(t.every):
 		}
 		if err := t.round(ctx); err != nil && ctx.Err() == nil {
 			t.s.drop()
-			t.q.log.Warn("queue: large bodies are cleared later", "error", err)
+			if !t.q.epochs.suspectIfDown(err) {
+				t.q.log.Warn("queue: large bodies are cleared later", "error", err)
+			}
 		}
 	}
 }
@@ -64,6 +71,8 @@ type turn struct {
 	Age     time.Duration // since writing changed
 	Size    int64         // octets of its file
 }
+
+func (u *turn) table() string { return fmt.Sprintf("large_body_%d", u.Turn) }
 
 // sqlTurns lists the tables.
 const sqlTurns = `
@@ -118,15 +127,18 @@ const sqlNextTurn = `
 with was as (update large_turn set writing = false, changed_at = clock_timestamp() where turn = $1 and writing returning turn)
 update large_turn set writing = true, changed_at = clock_timestamp() where turn = $2 and not writing and exists (select from was)`
 
-// sqlTurnWaits lists the messages of one table that have recipients, stepping from
-// message to message: each has hundreds of rows.
-const sqlTurnWaits = `
+// turnWaits is the statement that lists the messages of one table that have recipients,
+// stepping from message to message: each has hundreds of rows. It names the table
+// itself: by way of large_body it would lock the others too.
+func turnWaits(table string) string {
+	return `
 with recursive w(message_id) as (
-	(select message_id from large_body where turn = $1 order by message_id limit 1)
+	(select message_id from ` + table + ` order by message_id limit 1)
 	union all
-	select (select b.message_id from large_body b where b.turn = $1 and b.message_id > w.message_id order by b.message_id limit 1)
+	select (select b.message_id from ` + table + ` b where b.message_id > w.message_id order by b.message_id limit 1)
 	from w where w.message_id is not null)
 select message_id from w where exists (select from recipient r where r.message_id = w.message_id)`
+}
 
 // sqlMoveBody moves one message's octets to where mail may wait for days.
 const sqlMoveBody = `
@@ -149,14 +161,13 @@ func (t *turns) clear(ctx context.Context, conn *pgx.Conn, u *turn) error {
 		}
 	}
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		table := fmt.Sprintf("large_body_%d", u.Turn)
-		if _, err := tx.Exec(ctx, "lock table "+table+" in access exclusive mode nowait"); err != nil {
+		if _, err := tx.Exec(ctx, "lock table "+u.table()+" in access exclusive mode nowait"); err != nil {
 			return err
 		}
 		if waits, err := t.waits(ctx, tx, u); err != nil || len(waits) > 0 {
 			return err
 		}
-		_, err := tx.Exec(ctx, "truncate "+table)
+		_, err := tx.Exec(ctx, "truncate "+u.table())
 		u.Size = 0
 		return err
 	})
@@ -168,7 +179,7 @@ func (t *turns) clear(ctx context.Context, conn *pgx.Conn, u *turn) error {
 }
 
 func (t *turns) waits(ctx context.Context, conn querier, u *turn) ([]ID, error) {
-	rows, err := conn.Query(ctx, sqlTurnWaits, u.Turn)
+	rows, err := conn.Query(ctx, turnWaits(u.table()))
 	if err != nil {
 		return nil, err
 	}
