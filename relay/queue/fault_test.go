@@ -296,3 +296,25 @@ func TestServerKilled(t *testing.T) {
 	eventually(t, "the queue is back", func() bool { return q.Available() == nil })
 	put(t, q, true, "b@example.net")
 }
+
+// A connection that the server closed while nobody used it puts no message in doubt:
+// it is refused, or stored over another one, at once.
+func TestIdleConnectionIsLookedAt(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	s := newSession(db.Pool, tuneCommit)
+	defer s.close()
+	conn, err := s.get(ctxOf(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	exec(t, db, `select pg_terminate_backend($1, 5000)`, conn.PgConn().PID())
+	s.used = time.Now().Add(-time.Minute)
+	again, err := s.get(ctxOf(t))
+	if err != nil || again == conn {
+		t.Fatalf("the same connection, %v", err)
+	}
+	if err := again.Ping(ctxOf(t)); err != nil {
+		t.Fatal(err)
+	}
+}
