@@ -115,9 +115,9 @@ create table usage_window (
 create table breaker (
     one                boolean primary key default true check (one),
     min_recipients     integer not null default 50 check (min_recipients > 0),
-    first_time_share   real check (first_time_share > 0 and first_time_share <= 1),
-    rejected_share     real check (rejected_share > 0 and rejected_share <= 1),
-    new_network_factor real check (new_network_factor >= 1)
+    first_time_share   double precision check (first_time_share > 0 and first_time_share <= 1),
+    rejected_share     double precision check (rejected_share > 0 and rejected_share <= 1),
+    new_network_factor double precision check (new_network_factor >= 1)
 );
 insert into breaker default values;
 

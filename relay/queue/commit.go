@@ -116,7 +116,7 @@ func (c *committer) commit(jobs []*job) {
 			return
 		}
 		switch sure := certaintyOf(err); {
-		case sure == uncertain:
+		case sure == uncertain, isTaken(err):
 			c.q.log.Warn("queue: the fate of a commit is unknown, asking again", "messages", len(jobs), "error", err)
 			c.resolve(jobs, err)
 			return
@@ -232,6 +232,7 @@ func (c *committer) accept(jobs []*job) {
 			j.done <- j.over
 			continue
 		}
+		c.q.breaker.accepted(j)
 		j.done <- nil
 	}
 }

@@ -187,8 +187,11 @@ func (a *Admin) HoldUser(ctx context.Context, user, credential int64, reason str
 	return held, err
 }
 
-// sqlEndHolds ends the hold of a user and those of its credentials.
-const sqlEndHolds = `delete from hold where user_id = $1`
+// sqlEndHolds ends the hold of a user and those of its credentials. What the breaker
+// has counted is forgotten with it, or it would trip again at once.
+const sqlEndHolds = `
+with past as (delete from activity where user_id = $1 and hour >= date_trunc('hour', now()) - interval '1 hour')
+delete from hold where user_id = $1`
 
 // ReleaseUser ends all holds of a user and lets its held mail go. It says how many
 // recipients there were.

@@ -39,7 +39,7 @@ type session struct {
 // whatever the statistics of a table that is empty now and full in a minute say,
 // and their plans are made once.
 const (
-	tunePlans = `set synchronous_commit = on; set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off;` +
+	tunePlans = `set default_transaction_isolation = 'read committed'; set synchronous_commit = on; set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off;` +
 		` set jit = off; set plan_cache_mode = force_generic_plan; set idle_in_transaction_session_timeout = '60s';`
 	tuneWork   = tunePlans + ` set statement_timeout = '60s'; set lock_timeout = '15s'`
 	tuneCommit = tunePlans + ` set statement_timeout = 0; set lock_timeout = '15s'`

@@ -97,7 +97,7 @@ func TestPlansUseKeys(t *testing.T) {
 	}
 	all := statements(t)
 	for _, name := range []string{"sqlDelivered", "sqlUndelivered", "sqlDeliveredAgain", "sqlUndeliveredAgain", "sqlAwaitEndings", "sqlGate", "sqlClaim", "sqlEnqueueAgain", "sqlTold",
-		"sqlMoveBody", "sqlChunks"} {
+		"sqlTurnWaits", "sqlMoveBody", "sqlChunks"} {
 		description, err := conn.Prepare(ctxOf(t), name, all[name])
 		if err != nil {
 			t.Fatal(err)
@@ -201,8 +201,8 @@ func TestCheckServer(t *testing.T) {
 		t.Fatalf("a server that is not durable: %v, %v", found, err)
 	}
 	good := map[string]string{"fsync": "off", "full_page_writes": "off", "synchronous_commit": "local", "data_sync_retry": "on",
-		"server_encoding": "LATIN1", "default_transaction_read_only": "on"}
-	if got := judgeSettings(good, true); len(got) != 7 {
+		"server_encoding": "LATIN1", "default_transaction_read_only": "on", "default_transaction_isolation": "serializable"}
+	if got := judgeSettings(good, true); len(got) != 8 {
 		t.Fatalf("%d findings: %v", len(got), got)
 	}
 }

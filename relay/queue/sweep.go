@@ -270,9 +270,18 @@ const sqlForgetNodes = `
 delete from node where reaped_at < clock_timestamp() - interval '` + epochMemory + `'
 	and not exists (select from recipient r where r.owner = node.epoch)`
 
+// sqlForgetActivity deletes what the breaker looks at no more.
+const sqlForgetActivity = `delete from activity where hour < now() - interval '14 days'`
+
+// sqlForgetUsage deletes the windows of limits in which nothing counts any more.
+const sqlForgetUsage = `
+delete from usage_window where coalesce(at[cardinality(at)], 0) < floor(extract(epoch from clock_timestamp()) * 60 / window_s)::bigint - 120`
+
 func (s *sweeps) retention(ctx context.Context, conn *pgx.Conn) error {
-	if _, err := conn.Exec(ctx, sqlForgetNodes); err != nil {
-		return fmt.Errorf("forget nodes: %w", err)
+	for what, sql := range map[string]string{"nodes": sqlForgetNodes, "activity": sqlForgetActivity, "usage": sqlForgetUsage} {
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			return fmt.Errorf("forget %s: %w", what, err)
+		}
 	}
 	var now time.Time
 	if err := conn.QueryRow(ctx, `select now()`).Scan(&now); err != nil {

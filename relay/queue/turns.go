@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 const turnPause = 100 * time.Millisecond // between two rounds
@@ -72,8 +71,6 @@ type turn struct {
 	Size    int64         // octets of its file
 }
 
-func (u *turn) table() string { return fmt.Sprintf("large_body_%d", u.Turn) }
-
 // sqlTurns lists the tables.
 const sqlTurns = `
 select turn, writing, clock_timestamp() - changed_at, pg_relation_size(('large_body_' || turn)::regclass) from large_turn order by turn`
@@ -97,14 +94,28 @@ func (t *turns) tidy(ctx context.Context, conn *pgx.Conn) error {
 	if err != nil {
 		return fmt.Errorf("list turns: %w", err)
 	}
+	var errs []error
+	for i := range list {
+		if u := &list[i]; u.Size > 0 {
+			errs = append(errs, t.clear(ctx, conn, u))
+		}
+	}
+	errs = append(errs, t.advance(ctx, conn, list))
+	// Last, for it can fail where the rest cannot: a full disk must not keep what
+	// would give room.
+	for i := range list {
+		if u := &list[i]; u.Size > 0 && !u.Writing && u.Age >= t.age {
+			errs = append(errs, t.move(ctx, conn, u), t.clear(ctx, conn, u))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// advance lets the next table that is empty be written to, if it is time.
+func (t *turns) advance(ctx context.Context, conn *pgx.Conn, list []turn) error {
 	var writing, next *turn
 	for i := range list {
 		u := &list[i]
-		if u.Size > 0 {
-			if err := t.clear(ctx, conn, u); err != nil {
-				return fmt.Errorf("clear turn %d: %w", u.Turn, err)
-			}
-		}
 		switch {
 		case u.Writing:
 			writing = u
@@ -112,7 +123,13 @@ func (t *turns) tidy(ctx context.Context, conn *pgx.Conn) error {
 			next = u
 		}
 	}
-	if writing == nil || next == nil || writing.Size == 0 || writing.Size < t.bytes && writing.Age < t.age {
+	if writing == nil { // a restore may have left it so
+		if _, err := conn.Exec(ctx, sqlFirstTurn); err != nil {
+			return fmt.Errorf("first turn: %w", err)
+		}
+		return nil
+	}
+	if next == nil || writing.Size == 0 || writing.Size < t.bytes && writing.Age < t.age {
 		return nil
 	}
 	if _, err := conn.Exec(ctx, sqlNextTurn, writing.Turn, next.Turn); err != nil {
@@ -121,67 +138,65 @@ func (t *turns) tidy(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
+// sqlFirstTurn lets the first table be written to if none is.
+const sqlFirstTurn = `
+insert into large_turn (turn, writing) select n, n = 0 from generate_series(0, 3) n
+on conflict (turn) do update set writing = large_turn.turn = 0 where not exists (select from large_turn where writing)`
+
 // sqlNextTurn does nothing if another node was faster. (The one that is written to
 // goes first, for the index that allows only one.)
 const sqlNextTurn = `
 with was as (update large_turn set writing = false, changed_at = clock_timestamp() where turn = $1 and writing returning turn)
 update large_turn set writing = true, changed_at = clock_timestamp() where turn = $2 and not writing and exists (select from was)`
 
-// turnWaits is the statement that lists the messages of one table that have recipients,
-// stepping from message to message: each has hundreds of rows. It names the table
-// itself: by way of large_body it would lock the others too.
-func turnWaits(table string) string {
-	return `
+// sqlClear truncates a table in which nothing waits.
+const sqlClear = `select clear_large_body($1)`
+
+// clear truncates u if nothing in it is waited for, and sets u.Size to 0 then.
+func (t *turns) clear(ctx context.Context, conn *pgx.Conn, u *turn) error {
+	var cleared bool
+	if err := conn.QueryRow(ctx, sqlClear, u.Turn).Scan(&cleared); err != nil {
+		return fmt.Errorf("clear turn %d: %w", u.Turn, err)
+	}
+	if cleared {
+		u.Size = 0
+	}
+	return nil
+}
+
+// sqlTurnWaits lists the messages of one table that have recipients, stepping from
+// message to message: each has hundreds of rows.
+const sqlTurnWaits = `
 with recursive w(message_id) as (
-	(select message_id from ` + table + ` order by message_id limit 1)
+	(select message_id from large_body where turn = $1 order by message_id limit 1)
 	union all
-	select (select b.message_id from ` + table + ` b where b.message_id > w.message_id order by b.message_id limit 1)
+	select (select b.message_id from large_body b where b.turn = $1 and b.message_id > w.message_id order by b.message_id limit 1)
 	from w where w.message_id is not null)
 select message_id from w where exists (select from recipient r where r.message_id = w.message_id)`
-}
 
 // sqlMoveBody moves one message's octets to where mail may wait for days.
 const sqlMoveBody = `
 with gone as (delete from large_body where turn = $1 and message_id = $2 returning message_id, n, chunk)
 insert into body (message_id, n, chunk) select message_id, n, chunk from gone`
 
-// clear truncates u if nothing in it is waited for; if it was left long ago, what
-// is waited for moves first. It sets u.Size to 0 if the table is empty then.
-func (t *turns) clear(ctx context.Context, conn *pgx.Conn, u *turn) error {
-	waits, err := t.waits(ctx, conn, u)
+// move moves what still waits in u, each message in a transaction of its own.
+func (t *turns) move(ctx context.Context, conn *pgx.Conn, u *turn) error {
+	rows, err := conn.Query(ctx, sqlTurnWaits, u.Turn)
 	if err != nil {
-		return err
+		return fmt.Errorf("list what waits in turn %d: %w", u.Turn, err)
 	}
-	if len(waits) > 0 && (u.Writing || u.Age < t.age) {
-		return nil
+	waits, err := pgx.CollectRows(rows, pgx.RowTo[ID])
+	if err != nil {
+		return fmt.Errorf("list what waits in turn %d: %w", u.Turn, err)
 	}
+	var errs []error
 	for _, id := range waits {
 		if _, err := conn.Exec(ctx, sqlMoveBody, u.Turn, id); err != nil {
-			return fmt.Errorf("move body %s: %w", id, err)
+			errs = append(errs, fmt.Errorf("move body %s: %w", id, err))
+			if len(errs) == 10 || conn.IsClosed() {
+				break
+			}
 		}
 	}
-	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "lock table "+u.table()+" in access exclusive mode nowait"); err != nil {
-			return err
-		}
-		if waits, err := t.waits(ctx, tx, u); err != nil || len(waits) > 0 {
-			return err
-		}
-		_, err := tx.Exec(ctx, "truncate "+u.table())
-		u.Size = 0
-		return err
-	})
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && pg.Code == "55P03" { // somebody writes or reads there
-		return nil
-	}
-	return err
-}
-
-func (t *turns) waits(ctx context.Context, conn querier, u *turn) ([]ID, error) {
-	rows, err := conn.Query(ctx, turnWaits(u.table()))
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, pgx.RowTo[ID])
+	return errors.Join(errs...)
 }

@@ -239,3 +239,55 @@ func TestTurnsDoNotDeadlock(t *testing.T) {
 	}
 	clearing.Wait()
 }
+
+// A body that cannot be moved, on a full disk for one, keeps nothing else from being
+// cleared, which would give room.
+func TestTurnThatIsStuck(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db), quiet)
+	turns := tidier(t, q)
+	turns.bytes = smallBody
+	kept, d := putLarge(t, q, randomBody(smallBody+1))
+	q.Settle(outcome(d, 0, Deferred))
+	becomes(t, db, kept.ID, "0 queued")
+	if err := turns.round(ctxOf(t)); err != nil {
+		t.Fatal(err)
+	}
+	turns.age = 0
+	exec(t, db, `create function fail() returns trigger language plpgsql as $$ begin raise exception 'no room' using errcode = '53100'; end $$`)
+	exec(t, db, `create trigger full_disk before insert on body for each row execute function fail()`)
+	for range 6 {
+		m, d := putLarge(t, q, randomBody(smallBody+1))
+		q.Settle(outcome(d, 0, Delivered))
+		becomes(t, db, m.ID, "")
+		if err := turns.round(ctxOf(t)); class(err) != "53" {
+			t.Fatalf("the round says %v", err)
+		}
+	}
+	if n := count(t, db, sqlTurnFiles); n > 2*smallBody {
+		t.Errorf("%d octets are stored, one message waits", n)
+	}
+	exec(t, db, `drop trigger full_disk on body`)
+	if err := turns.round(ctxOf(t)); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, db, sqlTurnFiles); n != 0 {
+		t.Errorf("%d octets are left", n)
+	}
+}
+
+// Without a table that is written to, as after half a restore, the first one is.
+func TestTurnsWithoutWriter(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db), quiet)
+	exec(t, db, `delete from large_turn`)
+	putLarge(t, q, randomBody(smallBody+1))
+	if err := tidier(t, q).round(ctxOf(t)); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, db, `select count(*) from large_turn where writing`); n != 1 || count(t, db, `select count(*) from large_turn`) != 4 {
+		t.Errorf("%d are written to", n)
+	}
+}
