@@ -60,21 +60,25 @@ func TestA5OverTwoNodes(t *testing.T) {
 
 			ctx, cancel := context.WithTimeout(t.Context(), seconds*time.Second)
 			defer cancel()
-			var guessers sync.WaitGroup
-			var n atomic.Int64
-			for client := range clients {
-				guessers.Go(func() {
-					for ctx.Err() == nil {
-						i := int(n.Add(1))
-						_, err := nodes[i%2].Verify(ctx, tt.who(i), fmt.Sprint("guess", i), at(tt.from(client*100+i)))
-						if err == nil {
-							t.Error("a guess was right")
-						} else if !errors.Is(err, ErrCredentials) {
-							time.Sleep(20 * time.Millisecond) // a session has limits of its own
+			guess := func(ctx context.Context, nodes ...*Authenticator) (wait func()) {
+				var guessers sync.WaitGroup
+				var n atomic.Int64
+				for client := range clients {
+					guessers.Go(func() {
+						for ctx.Err() == nil {
+							i := int(n.Add(1))
+							_, err := nodes[i%len(nodes)].Verify(ctx, tt.who(i), fmt.Sprint("guess", i), at(tt.from(client*100+i)))
+							if err == nil {
+								t.Error("a guess was right")
+							} else if !errors.Is(err, ErrCredentials) {
+								time.Sleep(20 * time.Millisecond) // a session has limits of its own
+							}
 						}
-					}
-				})
+					})
+				}
+				return guessers.Wait
 			}
+			wait := guess(ctx, nodes...)
 			legitimate := int64(0)
 			for ctx.Err() == nil {
 				for _, a := range nodes {
@@ -93,12 +97,26 @@ func TestA5OverTwoNodes(t *testing.T) {
 				case <-time.After(300 * time.Millisecond):
 				}
 			}
-			guessers.Wait()
+			wait()
 			got := nodes[0].evaluated() + nodes[1].evaluated() - before - legitimate
 			// What was let through before the first failures were counted, and shared, and
 			// then on each node one attempt for each distance.
 			if limit := tt.limit + 2*clients + 2*(6+seconds/4); got > limit || got < tt.limit {
 				t.Errorf("%d guesses compared, allowance %d, limit %d", got, tt.limit, limit)
+			}
+			// A node that has just started knows what the others have seen: there is no
+			// allowance left, only the longest distance.
+			third := node(t, s, nil)
+			for start := time.Now(); !third.throttle.late(originOf(tt.from(0), tt.who(0)), time.Now()); time.Sleep(time.Millisecond) {
+				if time.Since(start) > 20*time.Second {
+					t.Fatal("a node that starts is never told")
+				}
+			}
+			ctx, cancel = context.WithTimeout(t.Context(), 2*time.Second)
+			defer cancel()
+			guess(ctx, third)()
+			if got := third.evaluated(); got > 1 {
+				t.Errorf("%d guesses compared by a node that starts", got)
 			}
 		})
 	}
@@ -269,6 +287,27 @@ func TestGiveBackKeepsTheOrder(t *testing.T) {
 		if r != want {
 			t.Errorf("report %+v, want %+v", r, want)
 		}
+	}
+}
+
+// Nor by what the others had heard before it.
+func TestMergeKeepsTheOrder(t *testing.T) {
+	t.Parallel()
+	th := newThrottle()
+	now := time.Now()
+	from := originOf(home, "alice")
+	th.failed(from, now)
+	th.take(100)
+	th.succeeded(from, now)
+	th.merge([]total{{from.pair(), 50, 0}}, now)
+	if wait, _ := th.reserve(from, true, now); wait != 0 {
+		t.Errorf("waits %s", wait)
+	}
+	th.take(100)
+	th.failed(from, now)
+	th.merge([]total{{from.pair(), 50, 0}}, now)
+	if n := th.counts[from.pair()].failures; n != 51 {
+		t.Errorf("%d failures, want those of others and ours", n)
 	}
 }
 
