@@ -28,6 +28,34 @@ func node(t *testing.T, s *Store, log *slog.Logger) *Authenticator {
 
 func (a *Authenticator) evaluated() int64 { return a.gate.done.Load() + a.macs.Load() }
 
+// guessing is a way to guess: whose password, and whence.
+type guessing struct {
+	name  string
+	who   func(i int) string
+	from  func(i int) netip.Addr
+	limit int64 // guesses without any delay
+}
+
+// begin guesses at some nodes, each client as fast as it is answered, until ctx ends.
+func (g guessing) begin(ctx context.Context, t *testing.T, clients int, nodes ...*Authenticator) (wait func()) {
+	var guessers sync.WaitGroup
+	var n atomic.Int64
+	for client := range clients {
+		guessers.Go(func() {
+			for ctx.Err() == nil {
+				i := int(n.Add(1))
+				_, err := nodes[i%len(nodes)].Verify(ctx, g.who(i), fmt.Sprint("guess", i), at(g.from(client*100+i)))
+				if err == nil {
+					t.Error("a guess was right")
+				} else if !errors.Is(err, ErrCredentials) {
+					time.Sleep(20 * time.Millisecond) // a session has limits of its own
+				}
+			}
+		})
+	}
+	return guessers.Wait
+}
+
 // A5: over two nodes on one database, however a guesser spreads, few guesses are
 // compared; and the user, at home elsewhere, gets in at once meanwhile.
 func TestA5OverTwoNodes(t *testing.T) {
@@ -36,12 +64,7 @@ func TestA5OverTwoNodes(t *testing.T) {
 	spread := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{198, byte(i >> 8), byte(i), 1}) }
 	one := func(int) netip.Addr { return ip(7) }
 	alice := func(int) string { return "alice" }
-	tests := []struct {
-		name  string
-		who   func(int) string
-		from  func(int) netip.Addr
-		limit int64
-	}{
+	tests := []guessing{
 		{"one address, many passwords", alice, one, pairAllowance},
 		{"many addresses, one account", alice, spread, accountAllowance},
 		{"one password, many accounts", func(i int) string { return fmt.Sprint("user", i) }, one, narrowAllowance},
@@ -60,25 +83,7 @@ func TestA5OverTwoNodes(t *testing.T) {
 
 			ctx, cancel := context.WithTimeout(t.Context(), seconds*time.Second)
 			defer cancel()
-			guess := func(ctx context.Context, nodes ...*Authenticator) (wait func()) {
-				var guessers sync.WaitGroup
-				var n atomic.Int64
-				for client := range clients {
-					guessers.Go(func() {
-						for ctx.Err() == nil {
-							i := int(n.Add(1))
-							_, err := nodes[i%len(nodes)].Verify(ctx, tt.who(i), fmt.Sprint("guess", i), at(tt.from(client*100+i)))
-							if err == nil {
-								t.Error("a guess was right")
-							} else if !errors.Is(err, ErrCredentials) {
-								time.Sleep(20 * time.Millisecond) // a session has limits of its own
-							}
-						}
-					})
-				}
-				return guessers.Wait
-			}
-			wait := guess(ctx, nodes...)
+			wait := tt.begin(ctx, t, clients, nodes...)
 			legitimate := int64(0)
 			for ctx.Err() == nil {
 				for _, a := range nodes {
@@ -114,7 +119,7 @@ func TestA5OverTwoNodes(t *testing.T) {
 			}
 			ctx, cancel = context.WithTimeout(t.Context(), 2*time.Second)
 			defer cancel()
-			guess(ctx, third)()
+			tt.begin(ctx, t, clients, third)()
 			if got := third.evaluated(); got > 1 {
 				t.Errorf("%d guesses compared by a node that starts", got)
 			}
