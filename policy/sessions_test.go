@@ -8,6 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"postern/auth"
 	"postern/internal/pgtest"
 )
@@ -112,44 +115,69 @@ func TestSessionsStatements(t *testing.T) {
 	}
 }
 
-// TestSessionsExact: two nodes at once never let in more than the limit, nor fewer.
+// TestSessionsExact: two nodes at once never let in more than the limit, nor fewer, in
+// whichever way statements are sent; poolers ask for the others than the usual one.
 func TestSessionsExact(t *testing.T) {
 	t.Parallel()
-	db := pgtest.New(t)
-	nodes := make([]*Sessions, 2)
-	for i := range nodes {
-		nodes[i], _ = newTestSessions(t, db)
-		run(t, nodes[i])
+	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol} {
+		t.Run(mode.String(), func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t)
+			cfg := db.Pool.Config()
+			cfg.ConnConfig.DefaultQueryExecMode = mode
+			pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(pool.Close)
+			nodes := make([]*Sessions, 2)
+			for i := range nodes {
+				epoch := addNode(t, db)
+				nodes[i] = NewSessions(pool, func() int64 { return epoch })
+				run(t, nodes[i])
+			}
+			for range 3 {
+				fillAndLeave(t, db, nodes)
+			}
+		})
 	}
+}
+
+// fillAndLeave has 50 sessions want in at once where 7 may be, and ends those that are.
+func fillAndLeave(t *testing.T, db *pgtest.DB, nodes []*Sessions) {
+	t.Helper()
 	const most, clients = 7, 50
-	id := under(9, sessions(most, auth.FromUser))
-	for round := range 3 {
-		var mu sync.Mutex
-		var leaves []func()
-		var all sync.WaitGroup
-		for i := range clients {
-			all.Go(func() {
-				leave, v, err := nodes[i%2].Enter(context.Background(), id)
-				if err != nil {
-					t.Error(err)
-				}
-				if v.Allowed {
-					mu.Lock()
-					leaves = append(leaves, leave)
-					mu.Unlock()
-				}
-			})
-		}
-		all.Wait()
-		if len(leaves) != most || rows(t, db) != most {
-			t.Errorf("round %d: %d were let in and %d are counted, want %d", round, len(leaves), rows(t, db), most)
-		}
-		for _, leave := range leaves {
-			all.Go(leave)
-		}
-		all.Wait()
-		waitRows(t, db, 0)
+	id := under(9, sessions(most, auth.FromUser), sessions(most+1, auth.FromCredential))
+	var mu sync.Mutex
+	var leaves []func()
+	var all sync.WaitGroup
+	for i := range clients {
+		all.Go(func() {
+			leave, v, err := nodes[i%len(nodes)].Enter(context.Background(), id)
+			if err != nil {
+				t.Error(err)
+			}
+			if v.Allowed {
+				mu.Lock()
+				leaves = append(leaves, leave)
+				mu.Unlock()
+			}
+		})
 	}
+	all.Wait()
+	if len(leaves) != most || rows(t, db) != most {
+		t.Errorf("%d were let in and %d are counted, want %d", len(leaves), rows(t, db), most)
+	}
+	for _, leave := range leaves {
+		all.Go(leave)
+	}
+	all.Wait()
+	for _, s := range nodes { // as Run does every half minute
+		if err := s.relist(t.Context(), s.epoch()); err != nil {
+			t.Error(err)
+		}
+	}
+	waitRows(t, db, 0)
 }
 
 // TestSessionsScopes: the tightest limit on the user counts all credentials, that of a
