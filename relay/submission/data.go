@@ -113,6 +113,9 @@ func (s *session) commit(id queue.ID, now time.Time, b *body, facts *message.Fac
 	m := s.message(id, now, b, facts)
 	tx, handoff := s.tx, s.server.cfg.Handoff
 	owned := handoff != nil && handoff.Reserve(b.Size())
+	if s.wire.isRevoked() { // the last look: what comes later comes after the message
+		return s.refuseMessage(id, &smtp.Error{Reply: replyRevoked})
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), s.server.limits.Commit)
 	delivery, err := s.server.cfg.Queue.Enqueue(ctx, m, tx.rcpts, b, owned)
 	cancel()
