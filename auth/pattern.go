@@ -11,17 +11,20 @@ import (
 // ErrPattern is a sender pattern that cannot be one.
 var ErrPattern = errors.New("not a valid sender pattern")
 
+// NullSender is the sender pattern that allows the null path in MAIL.
+const NullSender = "<>"
+
 // CanonicalPattern returns the form in which a sender pattern is stored:
 //
 //	a@b     this address
 //	*@b     every address of the domain b
 //	*@*.b   every address of every domain below b, but not of b
-//	<>      the null sender of bounces, in MAIL alone
+//	<>      the null sender, in MAIL only
 //
 // The domain becomes A-labels in lower case; ASCII letters of the local part
 // become lower case.
 func CanonicalPattern(pattern string) (string, error) {
-	if pattern == "<>" {
+	if pattern == NullSender {
 		return pattern, nil
 	}
 	local, domain, ok := strings.Cut(pattern, "@")

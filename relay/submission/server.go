@@ -22,6 +22,7 @@ type Server struct {
 	peers     *peers
 	logins    *logins
 	counts    counters
+	spent     spent
 
 	draining context.Context // ends when Shutdown begins
 	drain    context.CancelFunc
