@@ -17,6 +17,7 @@ import (
 
 	"postern/auth"
 	"postern/migrations"
+	"postern/policy"
 	"postern/relay/bounce"
 	"postern/relay/delivery"
 	"postern/relay/maillog"
@@ -41,14 +42,20 @@ type node struct {
 	engine  *delivery.Engine   // nil with --only submission
 	bouncer *bounce.Bouncer    // nil with --only submission
 
+	verifier *auth.Authenticator // nil with --only delivery, as the next two
+	watch    *auth.Watch
+	sessions *policy.Sessions
+
 	stopNotices context.CancelFunc
 	notices     sync.WaitGroup
+	stopLogins  context.CancelFunc // of what verifier, watch and sessions do in the background
+	logins      sync.WaitGroup
 }
 
 // buildNode opens what the node needs, in the order in which a wrong set-up is
 // easiest to explain, and starts nothing yet.
 func (a *app) buildNode(ctx context.Context, cfg config, url, only string, log *slog.Logger) (*node, error) {
-	n := &node{cfg: cfg, log: log, mail: maillog.New(log), stopNotices: func() {}}
+	n := &node{cfg: cfg, log: log, mail: maillog.New(log), stopNotices: func() {}, stopLogins: func() {}}
 	var err error
 	if n.hostname, err = cfg.hostname(); err != nil {
 		return nil, err
@@ -200,6 +207,7 @@ func (n *node) buildQueue(ctx context.Context, url string) error {
 		EnqueuePool: enqueuePool, WorkPool: workPool, Node: n.name, Log: n.log,
 		Lifetime: time.Duration(q.Lifetime), DelayNotice: time.Duration(q.DelayNotice), History: time.Duration(q.History),
 		StrictGate: q.Gate == "strict", NoNotify: !q.Notify,
+		Near: n.nearLimit(workPool), Tripped: n.tripped(workPool),
 	})
 	return nil
 }
@@ -281,10 +289,17 @@ func (n *node) buildSubmission(ctx context.Context, url string, certs *submissio
 	if err != nil {
 		return err
 	}
-	verifier := auth.NewAuthenticator(auth.NewStore(pool), auth.Config{Permits: n.cfg.Auth.Permits, Log: n.log})
+	background, err := n.pool(ctx, url, "logins", 3, nil)
+	if err != nil {
+		return err
+	}
+	n.verifier = auth.NewAuthenticator(auth.NewStore(pool), auth.Config{Permits: n.cfg.Auth.Permits, Log: n.log})
+	n.watch = auth.NewWatch(background, n.log, n.cfg.Queue.Notify)
+	n.sessions = policy.NewSessions(background, n.queue.Epoch)
 	s := n.cfg.Submission
 	cfg := submission.Config{
-		Hostname: n.hostname, Listeners: n.listeners, Certificates: certs, Verifier: verifier,
+		Hostname: n.hostname, Listeners: n.listeners, Certificates: certs,
+		Verifier: n.verifier, Current: n.verifier, Sessions: n.sessions,
 		Queue: n.queue, Log: n.mail, System: n.log, TempDir: s.SpoolDir, HideClient: !s.ShowClientAddress,
 		Limits: submission.Limits{
 			Connections: n.connections(), ConnectionsPerAddress: s.ConnectionsPerAddress,
@@ -308,6 +323,9 @@ func (n *node) start(ctx context.Context) error {
 	if err := n.queue.Start(startCtx); err != nil {
 		return fmt.Errorf("start the queue: %w", err)
 	}
+	if n.verifier != nil {
+		n.startLogins()
+	}
 	if n.engine != nil {
 		n.engine.Start()
 		noticeCtx, stop := context.WithCancel(context.Background())
@@ -317,11 +335,36 @@ func (n *node) start(ctx context.Context) error {
 	return nil
 }
 
+// startLogins lets what an admin changes act at once: what was remembered of the user
+// is forgotten before the sessions ask what it may do now.
+func (n *node) startLogins() {
+	ctx, stop := context.WithCancel(context.Background())
+	n.stopLogins = stop
+	n.logins.Go(func() { n.verifier.Run(ctx) })
+	n.logins.Go(func() { n.sessions.Run(ctx) })
+	n.logins.Go(func() {
+		n.watch.Run(ctx, func(users []int64, all bool) {
+			n.verifier.Forget(users, all)
+			n.server.Recheck(users, all)
+		})
+	})
+}
+
 func (n *node) stopBouncer(ctx context.Context) error {
 	n.stopNotices()
+	return awaitGroup(ctx, &n.notices)
+}
+
+// endLogins comes after the sessions' end: what they did is written down.
+func (n *node) endLogins(ctx context.Context) error {
+	n.stopLogins()
+	return awaitGroup(ctx, &n.logins)
+}
+
+func awaitGroup(ctx context.Context, wg *sync.WaitGroup) error {
 	done := make(chan struct{})
 	go func() {
-		n.notices.Wait()
+		wg.Wait()
 		close(done)
 	}()
 	select {

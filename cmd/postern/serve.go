@@ -167,6 +167,7 @@ func (n *node) stop() error {
 		part("submission", drainTime/3, n.server.Shutdown)
 	}
 	part("notices", drainTime/6, n.stopBouncer)
+	part("logins", drainTime/6, n.endLogins)
 	if n.engine != nil {
 		part("delivery", drainTime/3, n.engine.Shutdown)
 	}

@@ -85,13 +85,13 @@ func TestBreakerTrips(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Fatal("it did not trip")
 	}
-	if d := send("stranger7@example.net"); d != nil {
+	if d := send("stranger7@example.net"); !d.Held {
 		t.Error("mail of a user on hold is handed to delivery")
 	}
 	if _, err := a.ReleaseUser(ctxOf(t), 1); err != nil {
 		t.Fatal(err)
 	}
-	if d := send("friend@example.net"); d == nil {
+	if d := send("friend@example.net"); d.Held {
 		t.Error("mail is held after the release")
 	}
 	look()

@@ -259,14 +259,14 @@ func TestHoldMeetsNewMail(t *testing.T) {
 				t.Error("what was in hand is not held")
 			}
 			m, d := enqueue(9)
-			if d != nil {
+			if d == nil || !d.Held || d.Body != nil || len(d.Recipients) != 0 {
 				t.Fatal("handed to delivery")
 			}
 			becomes(t, db, m.ID, "0 queued;1 queued")
 			if held(m.ID) != 2 {
 				t.Error("new mail is not held")
 			}
-			if _, d := enqueue(10); (d == nil) != (credential == 0) {
+			if _, d := enqueue(10); d.Held != (credential == 0) {
 				t.Errorf("mail by another credential: %v", d)
 			}
 			exec(t, db, `update recipient set next_attempt_at = now()`)

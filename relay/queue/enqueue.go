@@ -38,7 +38,7 @@ type job struct {
 // Enqueue commits m durably in a group with others. With owned the recipients are
 // born owned by this node and returned as a Delivery, whose Body is body with one
 // more reference; otherwise they wait for any node's claim and the Delivery is
-// nil, as it is for mail of a user on hold. A message that is over a limit is refused
+// nil. For mail of a user on hold, it is one that says Held and nothing else. A message that is over a limit is refused
 // with an *OverLimit in the *Error. ctx does not cancel a commit that has begun. An *Error has the reply for the client; after it
 // the message is not in the queue and never will be.
 //
@@ -69,6 +69,9 @@ func (q *Queue) Enqueue(ctx context.Context, m Message, rcpts []Recipient, body 
 	}
 	if !owned || j.held {
 		q.settles.park(j)
+		if j.held {
+			return &Delivery{Message: j.m, Held: true}, nil
+		}
 		return nil, nil
 	}
 	body.Hold()

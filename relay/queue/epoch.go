@@ -249,6 +249,9 @@ func (e *epochs) down() error {
 // Valid reports that epoch is this node's and still trusted.
 func (q *Queue) Valid(epoch int64) bool { return epoch != 0 && q.epochs.valid() == epoch }
 
+// Epoch is the epoch that this node lives in and trusts, 0 when there is none.
+func (q *Queue) Epoch() int64 { return q.epochs.valid() }
+
 // Available returns nil when mail can probably be stored now. It costs nothing and
 // is asked at MAIL, to refuse early what would be refused at the final dot.
 func (q *Queue) Available() error {

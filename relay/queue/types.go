@@ -108,6 +108,7 @@ type Delivery struct {
 	Recipients []Recipient
 	Body       Body
 	Epoch      int64
+	Held       bool // there is nothing to deliver: it waits for an admin
 }
 
 // Result is what an attempt came to for one recipient.

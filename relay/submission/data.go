@@ -135,7 +135,11 @@ func (s *session) commit(id queue.ID, now time.Time, b *body, facts *message.Fac
 	}
 	s.wire.reply(smtp.OK(250, 0, 0, "Ok: queued as "+id.String()))
 	// Committed: it is delivered even if the reply cannot be written.
-	if delivery != nil {
+	switch {
+	case delivery == nil:
+	case delivery.Held:
+		s.server.mail.Held(maillog.HeldEvent{ID: id.String(), User: s.user(), Sender: m.Sender, Recipients: len(tx.rcpts)})
+	default:
 		handoff.Take(delivery)
 	}
 	s.messages++
@@ -155,7 +159,7 @@ func (s *session) message(id queue.ID, now time.Time, b *body, facts *message.Fa
 		Sender: mail.From, Size: b.Size(), BodyType: mail.Body, UTF8: mail.UTF8,
 		Ret: mail.Ret, EnvID: mail.EnvID, MessageID: facts.MessageID, AcceptedAt: now,
 		ClientAddr: s.peer.addr.Addr(), ClientHello: s.hello, Listener: s.listener.Name, TLS: s.secured,
-		Rule: s.tx.rule, Charges: s.charges(),
+		Rule: s.tx.rule, NewNetwork: s.identity.NewNetwork, Charges: s.charges(),
 	}
 }
 

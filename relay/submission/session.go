@@ -134,7 +134,9 @@ func (s *session) renew() {
 		return
 	}
 	if id := s.renewed.Swap(nil); id != nil {
-		s.identity = id
+		renewed := *id                             // others of the same access have it too
+		renewed.NewNetwork = s.identity.NewNetwork // only a login finds that out
+		s.identity = &renewed
 	}
 }
 
