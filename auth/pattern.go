@@ -19,7 +19,7 @@ const NullSender = "<>"
 //	a@b     this address
 //	*@b     every address of the domain b
 //	*@*.b   every address of every domain below b, but not of b
-//	<>      the null sender, in MAIL only
+//	<>      the null sender of bounces, in MAIL alone
 //
 // The domain becomes A-labels in lower case; ASCII letters of the local part
 // become lower case.

@@ -2,14 +2,15 @@
 
 -- Owned by the package auth ----------------------------------------------------
 
--- '<>' is a pattern: the null sender.
-alter table sender_pattern drop constraint sender_pattern_length,
-    add constraint sender_pattern_length check (octet_length(pattern) between 2 and 320);
-
 -- The watch asks every second who changed lately.
 create index app_user_changed on app_user (updated_at);
 
--- A default that changed concerns all users. One row for ever.
+-- The pattern <> is an address too.
+alter table sender_pattern drop constraint sender_pattern_length,
+    add constraint sender_pattern_length check (pattern = '<>' or octet_length(pattern) between 3 and 320);
+
+-- A default that changed concerns all users, and a user who was removed has no row to
+-- be found by. One row for ever.
 create table auth_state (
     one                 boolean primary key default true check (one),
     defaults_changed_at timestamptz not null default now()
@@ -46,9 +47,10 @@ alter table app_user drop column max_size, drop column max_recipients;
 -- Networks from which a user has logged in: /24 and /48. Read by AUTH when an account
 -- is throttled, and by the breaker; written once a day for each.
 create table known_network (
-    user_id bigint not null references app_user (id) on delete cascade,
-    network cidr not null,
-    last_at timestamptz not null default now(),
+    user_id  bigint not null references app_user (id) on delete cascade,
+    network  cidr not null,
+    first_at timestamptz not null default now(), -- since then, without a gap of 30 days
+    last_at  timestamptz not null default now(),
     primary key (user_id, network)
 );
 
@@ -81,12 +83,11 @@ create index live_session_epoch on live_session (epoch);
 
 -- What the policy said when the message was accepted, for trace.
 alter table message add rule text not null default '', add usage text not null default '';
--- 'queue list --user', trace by sender, Message-ID and recipient.
-create index message_user on message (user_id, id);
+-- Trace by Message-ID, sender and recipient. What is asked of live recipients only (by
+-- user, by address) reads them all: an index more would be written with each message.
 create index message_header_id on message (header_id);
 create index message_sender on message (lower(sender_local || '@' || sender_domain), id);
 create index attempt_recipient on attempt (lower(local || '@' || domain), message_id);
-create index recipient_address on recipient (lower(local || '@' || domain), message_id);
 
 -- The upstream of the last attempt, for the queue's listing.
 alter table recipient add last_upstream text not null default '';
@@ -119,9 +120,9 @@ create table usage_window (
 create table breaker (
     one                boolean primary key default true check (one),
     min_recipients     integer not null default 50 check (min_recipients > 0),
-    first_time_share   real check (first_time_share > 0 and first_time_share <= 1),
-    rejected_share     real check (rejected_share > 0 and rejected_share <= 1),
-    new_network_factor real check (new_network_factor >= 1)
+    first_time_share   double precision check (first_time_share > 0 and first_time_share <= 1),
+    rejected_share     double precision check (rejected_share > 0 and rejected_share <= 1),
+    new_network_factor double precision check (new_network_factor >= 1)
 );
 insert into breaker default values;
 

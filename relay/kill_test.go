@@ -19,12 +19,15 @@ func kills() int {
 	return 20
 }
 
-// smallMail is a load of messages to one to three recipients, a few of whom the
-// upstream refuses.
+// smallMail is a load of messages, most of them small, to one to three recipients, a
+// few of whom the upstream refuses.
 func smallMail(random *rand.Rand) rig.Shape {
 	shape := rig.Shape{From: fmt.Sprintf("sender%d@%s", random.IntN(50), rig.Domain), Size: 300 + random.IntN(8<<10)}
-	if random.IntN(20) == 0 {
+	switch {
+	case random.IntN(20) == 0:
 		shape.Size = 100 << 10
+	case random.IntN(20) == 0: // these are stored another way
+		shape.Size = 1<<20 + random.IntN(1<<20)
 	}
 	for n := range 1 + random.IntN(3) {
 		name := "rcpt"

@@ -101,6 +101,8 @@ func (c *checkup) run(ctx context.Context) {
 	if len(cfg.Listeners) > 0 {
 		c.certificate()
 		c.listeners()
+	} else if found {
+		c.warn("listeners", "there is no [[listener]]: only 'postern serve --only delivery' starts so")
 	}
 	err = c.app.withDatabaseOf(ctx, cfg, func(ctx context.Context, url string) error {
 		c.database(ctx, url)
@@ -249,5 +251,5 @@ func (c *checkup) upstream(ctx context.Context, u route.Account) {
 		return
 	}
 	_ = conn.Close()
-	c.ok("upstream", "%s answers at %s", u.Name, conn.RemoteAddr())
+	c.ok("upstream", "%s accepts connections at %s; TLS and its account are tried at the first delivery", u.Name, conn.RemoteAddr())
 }

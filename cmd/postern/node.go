@@ -317,9 +317,19 @@ func (n *node) start(ctx context.Context) error {
 	return nil
 }
 
-func (n *node) stopBouncer() {
+func (n *node) stopBouncer(ctx context.Context) error {
 	n.stopNotices()
-	n.notices.Wait()
+	done := make(chan struct{})
+	go func() {
+		n.notices.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // close lets go of what buildNode opened.

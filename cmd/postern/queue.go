@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -50,7 +51,7 @@ sender is still to be told). docs/queue-states.md explains them.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f.State = queue.State(state)
-			if f.State != "" && !known(f.State, queueStates) {
+			if f.State != "" && !slices.Contains(queueStates, f.State) {
 				return usagef("--state is one of %v, not %q", queueStates, state)
 			}
 			if f.Limit < 1 {
@@ -74,15 +75,6 @@ sender is still to be told). docs/queue-states.md explains them.`,
 	fl.StringVar(&f.Domain, "domain", "", "only recipients of this `domain`")
 	fl.IntVar(&f.Limit, "limit", 1000, "print at most `N` recipients")
 	return cmd
-}
-
-func known[T comparable](v T, list []T) bool {
-	for _, w := range list {
-		if v == w {
-			return true
-		}
-	}
-	return false
 }
 
 func (a *app) printEntries(list []queue.Entry) error {
@@ -230,14 +222,10 @@ starts. Held mail stays held, and mail that is being sent is left alone.`,
 				ids = append(ids, id)
 			}
 			return a.withQueue(cmd.Context(), func(ctx context.Context, q *queue.Admin) error {
-				retry := func() (int, error) { return q.Retry(ctx, ids) }
-				if all {
-					retry = func() (int, error) { return q.RetryAll(ctx) }
-				}
 				if err := allKnown(ctx, q, ids); err != nil {
 					return err
 				}
-				n, err := retry()
+				n, err := q.Retry(ctx, queue.Filter{IDs: ids}, false)
 				if err != nil {
 					return err
 				}

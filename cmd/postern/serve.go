@@ -166,7 +166,7 @@ func (n *node) stop() error {
 	if n.server != nil {
 		part("submission", drainTime/3, n.server.Shutdown)
 	}
-	n.stopBouncer()
+	part("notices", drainTime/6, n.stopBouncer)
 	if n.engine != nil {
 		part("delivery", drainTime/3, n.engine.Shutdown)
 	}

@@ -182,8 +182,12 @@ func (r round) cpu() float64 {
 func (c *contender) round(ctx context.Context, at *exchange, w workload) (round, error) {
 	if c.warm != w.name {
 		for range w.passes {
-			if _, err := w.plan().run(ctx, c.target, at, c.meters); err != nil {
+			r, err := w.plan().run(ctx, c.target, at, c.meters)
+			if err != nil {
 				return round{}, err
+			}
+			if !r.Sound {
+				return round{}, fmt.Errorf("%s: the round that does not count was not sound either: %v", c.name, r.Problems)
 			}
 		}
 		c.warm = w.name

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"postern/relay/maillog"
@@ -39,7 +40,10 @@ const (
 )
 
 // Bouncer turns due notices into messages, one after the other.
-type Bouncer struct{ cfg Config }
+type Bouncer struct {
+	cfg    Config
+	panics atomic.Int64 // recovered: defects of ours
+}
 
 // New makes a Bouncer.
 func New(cfg Config) *Bouncer {
@@ -58,7 +62,7 @@ func New(cfg Config) *Bouncer {
 	return &Bouncer{cfg: cfg}
 }
 
-// Run works until ctx ends. What it has claimed by then it finishes.
+// Run works until ctx ends. The notice that it is at then it finishes.
 func (b *Bouncer) Run(ctx context.Context) {
 	tick := time.NewTicker(b.cfg.Poll)
 	defer tick.Stop()
@@ -92,6 +96,10 @@ func (b *Bouncer) round(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	for _, n := range notices {
+		if ctx.Err() != nil { // another node tells, or this one after its restart
+			b.cfg.Queue.ReleaseNotice(n, 0)
+			continue
+		}
 		b.work(context.WithoutCancel(ctx), n)
 	}
 	return len(notices), nil
@@ -102,6 +110,7 @@ func (b *Bouncer) round(ctx context.Context) (int, error) {
 func (b *Bouncer) work(ctx context.Context, n *queue.Notice) {
 	defer func() {
 		if r := recover(); r != nil {
+			b.panics.Add(1)
 			b.cfg.Log.Error("panic in a notice", "about", n.Message.ID, "panic", r, "stack", string(debug.Stack()))
 			b.cfg.Queue.ReleaseNotice(n, afterPanic)
 		}

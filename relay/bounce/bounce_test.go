@@ -339,8 +339,12 @@ func TestPanicReleasesTheNotice(t *testing.T) {
 	t.Parallel()
 	n := notice(queue.NoticeFailure, nil)
 	q := &fakeQueue{due: []*queue.Notice{n}, panics: true}
-	if _, err := New(Config{Queue: q, Hostname: "relay.test"}).round(t.Context()); err != nil {
+	b := New(Config{Queue: q, Hostname: "relay.test"})
+	if _, err := b.round(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	if b.panics.Load() != 1 {
+		t.Errorf("%d panics are counted", b.panics.Load())
 	}
 	if len(q.released) != 1 || q.released[0] != n {
 		t.Fatalf("released %v", q.released)

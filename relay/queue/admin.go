@@ -4,10 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // ErrNotFound says that neither the queue nor its history knows the message.
@@ -15,10 +16,24 @@ var ErrNotFound = errors.New("no such message")
 
 // Admin is the operator's view of the queue. It needs nothing but the database: it
 // works while no node runs, and what it changes is fenced like everything else.
-type Admin struct{ pool *pgxpool.Pool }
+type Admin struct {
+	db    DB
+	actor string
+}
+
+// DB is a pool or, for what is to happen together with something else, a transaction.
+type DB interface {
+	Begin(ctx context.Context) (pgx.Tx, error)
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
 
 // NewAdmin makes an Admin.
-func NewAdmin(pool *pgxpool.Pool) *Admin { return &Admin{pool} }
+func NewAdmin(db DB) *Admin { return &Admin{db: db, actor: "unknown"} }
+
+// As says who acts, for the audit and the history.
+func (a *Admin) As(actor string) *Admin { return &Admin{a.db, actor} }
 
 // State is a recipient's state in words for people (docs/queue-states.md).
 type State string
@@ -31,19 +46,14 @@ const (
 	StateDelivered State = "delivered" // its sender is still to be told
 )
 
-// Filter chooses recipients to list; zero fields choose all.
-type Filter struct {
-	State  State
-	Domain string // domain key of the recipient
-	Limit  int    // 100 when 0
-}
-
 // Entry is one live recipient with its message. Times are the database's.
 type Entry struct {
 	ID                ID         `json:"id"`
 	N                 int        `json:"n"`
 	State             State      `json:"state"`
-	Sender            string     `json:"sender"` // "" is the null path
+	UserID            int64      `json:"user_id,omitempty"`       // 0 is a notice of the relay
+	CredentialID      int64      `json:"credential_id,omitempty"` // by which it came
+	Sender            string     `json:"sender"`                  // "" is the null path
 	Recipient         string     `json:"recipient"`
 	Size              int64      `json:"size"`
 	AcceptedAt        time.Time  `json:"accepted_at"`
@@ -54,42 +64,37 @@ type Entry struct {
 	LastAttemptAt     *time.Time `json:"last_attempt_at,omitempty"`
 	LastReply         string     `json:"last_reply,omitempty"`
 	RemoteMTA         string     `json:"remote_mta,omitempty"`
+	Upstream          string     `json:"upstream,omitempty"` // of the last attempt
 	Owner             int64      `json:"owner,omitempty"`
 	Node              string     `json:"node,omitempty"` // of the owner
 	PossibleDuplicate bool       `json:"possible_duplicate,omitempty"`
 }
 
+// sqlState is the word for the state of row r.
+const sqlState = `case when r.state <> 'queued' then r.state when r.owner is not null then 'sending'
+	when r.held_at is not null then 'held' else 'waiting' end`
+
 const sqlEntries = `
-select r.message_id, r.n, case when r.state <> 'queued' then r.state when r.owner is not null then 'sending'
-		when r.held_at is not null then 'held' else 'waiting' end as st,
+select r.message_id, r.n, ` + sqlState + ` as st,
 	m.sender_local, m.sender_domain, r.local, r.domain, m.size, r.accepted_at, r.next_attempt_at, r.expires_at, r.held_at,
 	r.attempts, r.last_attempt_at, r.reply_code, r.reply_enhanced, r.reply_text, r.remote_mta, coalesce(r.owner, 0),
-	coalesce(node.name, ''), r.possible_duplicate
+	coalesce(node.name, ''), r.possible_duplicate, m.user_id, m.credential_id, r.last_upstream
 from recipient r join message m on m.id = r.message_id left join node on node.epoch = r.owner`
 
 // sqlList lists in order of acceptance.
-const sqlList = sqlEntries + `
-where ($1 = '' or case when r.state <> 'queued' then r.state when r.owner is not null then 'sending'
-		when r.held_at is not null then 'held' else 'waiting' end = $1)
-	and ($2 = '' or r.domain_key = $2)
-order by r.message_id, r.n limit $3`
+const sqlList = sqlEntries + ` where ` + sqlMatches + ` and (r.message_id, r.n) > ($11, $12) order by r.message_id, r.n limit $10`
 
 // List returns live recipients, the oldest message first.
 func (a *Admin) List(ctx context.Context, f Filter) ([]Entry, error) {
 	if f.Limit <= 0 {
 		f.Limit = 100
 	}
-	return entries(ctx, a.pool, sqlList, string(f.State), f.Domain, f.Limit)
+	return entries(ctx, a.db, sqlList, append(f.args(), f.Limit, f.AfterID, f.AfterN)...)
 }
 
 const sqlShow = sqlEntries + ` where r.message_id = $1 order by r.n`
 
-// reader is a pool or a transaction.
-type reader interface {
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-}
-
-func entries(ctx context.Context, db reader, sql string, args ...any) ([]Entry, error) {
+func entries(ctx context.Context, db querier, sql string, args ...any) ([]Entry, error) {
 	rows, err := db.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, fmt.Errorf("list queue: %w", err)
@@ -107,7 +112,7 @@ func scanEntry(row pgx.CollectableRow) (Entry, error) {
 	var reply replyColumns
 	err := row.Scan(&e.ID, &e.N, &e.State, &sender.local, &sender.domain, &rcpt.local, &rcpt.domain, &e.Size, &e.AcceptedAt,
 		&e.NextAttemptAt, &e.ExpiresAt, &e.HeldAt, &e.Attempts, &e.LastAttemptAt, &reply.code, &reply.enhanced, &reply.text,
-		&e.RemoteMTA, &e.Owner, &e.Node, &e.PossibleDuplicate)
+		&e.RemoteMTA, &e.Owner, &e.Node, &e.PossibleDuplicate, &e.UserID, &e.CredentialID, &e.Upstream)
 	e.Sender, e.Recipient, e.LastReply = sender.String(), rcpt.String(), reply.String()
 	return e, err
 }
@@ -127,6 +132,8 @@ type Accepted struct {
 	ClientHello  string     `json:"client_hello,omitempty"`
 	Listener     string     `json:"listener,omitempty"`
 	TLS          string     `json:"tls,omitempty"`
+	Rule         string     `json:"rule,omitempty"`  // of the policy, that allowed the sender
+	Usage        string     `json:"usage,omitempty"` // of its limits, with this message
 	Node         string     `json:"node"`
 	VoidedAt     *time.Time `json:"voided_at,omitempty"` // refused after all
 }
@@ -164,7 +171,7 @@ func (h *History) Done() bool { return len(h.Live) == 0 }
 
 const sqlAccepted = `
 select id, user_id, credential_id, sender_local, sender_domain, size, recipients, header_id, envid, accepted_at, client_addr,
-	client_hello, listener, tls, node, voided_at
+	client_hello, listener, tls, rule, usage, node, voided_at
 from message where id = $1`
 
 const sqlAttempts = `
@@ -203,7 +210,12 @@ func (a *Admin) Show(ctx context.Context, id ID) (*History, error) {
 
 // atOnce reads all at one moment, so that a recipient and its attempts agree.
 func (a *Admin) atOnce(ctx context.Context, read func(tx pgx.Tx) error) error {
-	return pgx.BeginTxFunc(ctx, a.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, read)
+	return pgx.BeginFunc(ctx, a.db, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `set transaction isolation level repeatable read, read only`); err != nil {
+			return err
+		}
+		return read(tx)
+	})
 }
 
 func show(ctx context.Context, tx pgx.Tx, id ID) (*History, error) {
@@ -211,7 +223,7 @@ func show(ctx context.Context, tx pgx.Tx, id ID) (*History, error) {
 	var sender addressColumns
 	m := &h.Message
 	err := tx.QueryRow(ctx, sqlAccepted, id).Scan(&m.ID, &m.UserID, &m.CredentialID, &sender.local, &sender.domain, &m.Size,
-		&m.Recipients, &m.MessageID, &m.EnvID, &m.AcceptedAt, &m.ClientAddr, &m.ClientHello, &m.Listener, &m.TLS, &m.Node, &m.VoidedAt)
+		&m.Recipients, &m.MessageID, &m.EnvID, &m.AcceptedAt, &m.ClientAddr, &m.ClientHello, &m.Listener, &m.TLS, &m.Rule, &m.Usage, &m.Node, &m.VoidedAt)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, ErrNotFound
 	}
@@ -233,12 +245,27 @@ func scanAttempt(row pgx.CollectableRow) (Attempt, error) {
 	return t, err
 }
 
-// sqlFind has no index: it is asked by people, and seldom.
-const sqlFind = `select id from message where header_id = $1 order by id desc limit $2`
+// sqlFind finds messages by the Message-ID field $1, or by an address $2 of the
+// sender or of a recipient, the newest first.
+const sqlFind = `
+select id from (
+	(select id from message where header_id = $1 and $1 <> '' order by id desc limit $3)
+	union
+	(select id from message where lower(sender_local || '@' || sender_domain) = $2 and $2 <> '' order by id desc limit $3)
+	union
+	(select message_id from attempt where lower(local || '@' || domain) = $2 and $2 <> '' order by message_id desc limit $3)
+	union
+	(select message_id from recipient where lower(local || '@' || domain) = $2 and $2 <> '' order by message_id desc limit $3)) found
+order by id desc limit $3`
 
-// Find returns the newest messages with a Message-ID field, brackets included.
-func (a *Admin) Find(ctx context.Context, messageID string, limit int) ([]ID, error) {
-	rows, err := a.pool.Query(ctx, sqlFind, messageID, limit)
+// Find returns the newest messages with a Message-ID field (with or without its
+// brackets), or with an address as sender or recipient.
+func (a *Admin) Find(ctx context.Context, what string, limit int) ([]ID, error) {
+	header, address := what, strings.ToLower(strings.Trim(what, "<>"))
+	if !strings.HasPrefix(header, "<") {
+		header = "<" + header + ">"
+	}
+	rows, err := a.db.Query(ctx, sqlFind, header, address, limit)
 	if err != nil {
 		return nil, fmt.Errorf("find message: %w", err)
 	}
@@ -247,35 +274,4 @@ func (a *Admin) Find(ctx context.Context, messageID string, limit int) ([]ID, er
 		return nil, fmt.Errorf("find message: %w", err)
 	}
 	return list, nil
-}
-
-// sqlRetry makes waiting rows due. $1 null: all of them. Held rows stay held.
-const sqlRetry = `
-with w as materialized (select message_id, n, local, domain from recipient
-	where owner is null and held_at is null and state = 'queued' and ($1::uuid[] is null or message_id = any($1)) for update skip locked),
-back as (update recipient r set next_attempt_at = least(now(), r.next_attempt_at) from w where r.message_id = w.message_id and r.n = w.n),
-h as (insert into attempt (message_id, n, at, epoch, result, local, domain, reply_text)
-	select message_id, n, clock_timestamp(), 0, 'retry', local, domain, 'asked for by an operator' from w on conflict do nothing)
-select count(*) from w`
-
-// Retry makes the waiting recipients of messages due now and says how many there were.
-func (a *Admin) Retry(ctx context.Context, ids []ID) (int, error) {
-	list := make([][16]byte, len(ids))
-	for i, id := range ids {
-		list[i] = id
-	}
-	return a.retry(ctx, list)
-}
-
-// RetryAll makes all waiting recipients due now and says how many there were.
-func (a *Admin) RetryAll(ctx context.Context) (int, error) { return a.retry(ctx, nil) }
-
-func (a *Admin) retry(ctx context.Context, list [][16]byte) (int, error) {
-	var count int
-	if err := a.pool.QueryRow(ctx, sqlRetry, list).Scan(&count); err != nil {
-		return 0, fmt.Errorf("retry: %w", err)
-	}
-	// Only a hint to hurry: poolers may not carry it, and polling finds the rows.
-	_, _ = a.pool.Exec(ctx, sqlNotifyAsked)
-	return count, nil
 }

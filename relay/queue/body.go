@@ -119,7 +119,7 @@ func (b *storedBody) load(ctx context.Context, from querier, first int) error {
 	return nil
 }
 
-// querier is a connection or a pool.
+// querier is a connection, a pool or a transaction.
 type querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 }

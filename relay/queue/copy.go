@@ -12,13 +12,18 @@ import (
 // sqlCopyBody takes what copyRows says.
 const sqlCopyBody = `copy large_body (turn, message_id, n, chunk) from stdin with (format binary)`
 
-// sqlTurn says which of the tables of large bodies is written to.
-const sqlTurn = `select turn from large_turn where writing`
+// sqlTurn says which of the tables of large bodies is written to, and bounds the time
+// of what follows: the server itself would wait for ever for a node that stands still.
+const (
+	sqlTurn    = `select coalesce((select turn from large_turn where writing), 0), set_config('statement_timeout', '5min', true)`
+	sqlNoLimit = `select set_config('statement_timeout', '0', true)` // a commit is never cancelled
+)
 
 // copyBody stores a large body by COPY within the connection's transaction.
 func copyBody(ctx context.Context, conn *pgx.Conn, id ID, body Body) error {
 	src := &copyRows{body: body, id: id}
-	if err := conn.QueryRow(ctx, sqlTurn).Scan(&src.turn); err != nil {
+	var unused *string
+	if err := conn.QueryRow(ctx, sqlTurn).Scan(&src.turn, &unused); err != nil {
 		return fmt.Errorf("which turn: %w", err)
 	}
 	_, err := conn.PgConn().CopyFrom(ctx, src, sqlCopyBody)
@@ -26,6 +31,9 @@ func copyBody(ctx context.Context, conn *pgx.Conn, id ID, body Body) error {
 		return &bodyError{src.err}
 	}
 	if err != nil {
+		return fmt.Errorf("copy body: %w", err)
+	}
+	if _, err := conn.Exec(ctx, sqlNoLimit); err != nil {
 		return fmt.Errorf("copy body: %w", err)
 	}
 	return nil

@@ -25,6 +25,7 @@ var wantedSettings = []struct {
 	{"synchronous_commit", []string{"on", "remote_apply"}, "set it to on: Postern asks for it in each of its commits, other programs may not"},
 	{"data_sync_retry", []string{"off"}, "set it to off: an fsync that failed must not be tried again"},
 	{"server_encoding", []string{"UTF8"}, "create the database with encoding UTF8"},
+	{"default_transaction_isolation", []string{"read committed"}, "set it to read committed: others see mail where it was before it moved"},
 	{"default_transaction_read_only", []string{"off"}, "this user or database only reads"},
 }
 

@@ -229,11 +229,14 @@ func (e *epochs) suspect(err error) {
 	e.lookNow()
 }
 
-// suspectIfDown is suspect for trouble that may be the statement's own.
-func (e *epochs) suspectIfDown(err error) {
-	if isDown(err) {
+// suspectIfDown is suspect for trouble that may be the statement's own, and says
+// whether it was not.
+func (e *epochs) suspectIfDown(err error) bool {
+	down := isDown(err)
+	if down {
 		e.suspect(err)
 	}
+	return down
 }
 
 func (e *epochs) down() error {

@@ -1,9 +1,11 @@
 package queue
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -11,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/internal/pgserver"
 	"postern/internal/pgtest"
@@ -292,7 +295,77 @@ func TestServerKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = again.Stop() })
+	// A pool does not look at connections that it has just used.
+	eventually(t, "the test's own connections are new", func() bool { return db.Pool.Ping(ctxOf(t)) == nil })
 	becomes(t, db, m.ID, "")
 	eventually(t, "the queue is back", func() bool { return q.Available() == nil })
 	put(t, q, true, "b@example.net")
+}
+
+// A connection that the server closed while nobody used it puts no message in doubt:
+// it is refused, or stored over another one, at once.
+func TestIdleConnectionIsLookedAt(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	s := newSession(db.Pool, tuneCommit)
+	defer s.close()
+	conn, err := s.get(ctxOf(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	exec(t, db, `select pg_terminate_backend($1, 5000)`, conn.PgConn().PID())
+	s.used = time.Now().Add(-time.Minute)
+	again, err := s.get(ctxOf(t))
+	if err != nil || again == conn {
+		t.Fatalf("the same connection, %v", err)
+	}
+	if err := again.Ping(ctxOf(t)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// deafConn is a connection to the server that breaks once behind a COMMIT: the server
+// has carried it out, and nobody hears of it.
+type deafConn struct {
+	net.Conn
+	once *atomic.Bool
+}
+
+func (c deafConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if bytes.Contains(p, []byte("commit\x00")) && c.once.CompareAndSwap(false, true) {
+		time.Sleep(200 * time.Millisecond) // the server is at work
+		_ = c.Close()
+	}
+	return n, err
+}
+
+// A large message whose COMMIT was carried out is accepted, although its answer is
+// lost and pgx calls that error one that is safe to try again.
+func TestLostAnswerToCommit(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	pool := db.Pool.Config()
+	var once atomic.Bool
+	dial := pool.ConnConfig.DialFunc
+	pool.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dial(ctx, network, addr)
+		return deafConn{conn, &once}, err
+	}
+	deaf, err := pgxpool.NewWithConfig(ctxOf(t), pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer deaf.Close()
+	cfg := calmConfig(db)
+	cfg.EnqueuePool = deaf
+	q := start(t, cfg)
+	m := message()
+	d, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody(make([]byte, smallBody+1)), true)
+	if err != nil || d == nil || !once.Load() {
+		t.Fatalf("%v, %v; the answer was lost: %v", d, err, once.Load())
+	}
+	if n := count(t, db, `select count(*) from stored_body where message_id = $1`, m.ID); n != (smallBody+chunkSize)/chunkSize {
+		t.Errorf("%d rows are stored", n)
+	}
 }

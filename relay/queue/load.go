@@ -39,6 +39,9 @@ func scanMessage(row pgx.CollectableRow) (Message, error) {
 	return m, err
 }
 
+// sqlStored says which of the bodies are stored.
+const sqlStored = `select w.id from unnest($1::uuid[]) w(id) where exists (select from stored_body b where b.message_id = w.id)`
+
 // loadMessages reads the messages of ids and their bodies: up to a window's size at
 // once into memory, larger ones as a Body that reads on demand. A message whose body is not
 // stored is left out.
@@ -55,16 +58,19 @@ func loadMessages(ctx context.Context, conn *pgx.Conn, pool *pgxpool.Pool, ids [
 	if err != nil {
 		return nil, fmt.Errorf("load messages: %w", err)
 	}
-	var small [][16]byte
+	var small, large [][16]byte
 	for _, m := range messages {
+		found[m.ID] = loaded{Message: m}
 		if m.Size <= window {
 			small = append(small, m.ID)
-			found[m.ID] = loaded{Message: m}
-			continue
+		} else {
+			large = append(large, m.ID)
 		}
-		found[m.ID] = loaded{m, newStoredBody(pool, m.ID, m.Size)}
 	}
 	if err := loadSmall(ctx, conn, small, found); err != nil {
+		return nil, err
+	}
+	if err := findLarge(ctx, conn, pool, large, found); err != nil {
 		return nil, err
 	}
 	for id, m := range found {
@@ -73,6 +79,27 @@ func loadMessages(ctx context.Context, conn *pgx.Conn, pool *pgxpool.Pool, ids [
 		}
 	}
 	return found, nil
+}
+
+// findLarge gives those that are stored a Body.
+func findLarge(ctx context.Context, conn *pgx.Conn, pool *pgxpool.Pool, large [][16]byte, found map[ID]loaded) error {
+	if len(large) == 0 {
+		return nil
+	}
+	rows, err := conn.Query(ctx, sqlStored, large)
+	if err != nil {
+		return fmt.Errorf("find bodies: %w", err)
+	}
+	stored, err := pgx.CollectRows(rows, pgx.RowTo[ID])
+	if err != nil {
+		return fmt.Errorf("find bodies: %w", err)
+	}
+	for _, id := range stored {
+		m := found[id]
+		m.body = newStoredBody(pool, id, m.Size)
+		found[id] = m
+	}
+	return nil
 }
 
 func loadSmall(ctx context.Context, conn *pgx.Conn, small [][16]byte, found map[ID]loaded) error {

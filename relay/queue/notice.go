@@ -155,22 +155,33 @@ func (q *Queue) fillNotices(ctx context.Context, conn *pgx.Conn, list []*Notice,
 			continue
 		}
 		n.Message, n.Body = m.Message, m.body
-		if stored, ok := m.body.(*storedBody); ok {
-			// A claim's connection is in hand: the first rows need not come from the pool.
-			_ = stored.load(ctx, conn, 0) // it is tried again when they are wanted
+		if err := n.readHeaders(ctx, conn); err != nil {
+			q.log.Warn("queue: a notice waits, its message cannot be read", "id", n.Message.ID, "error", err)
+			q.ReleaseNotice(n, time.Minute)
+			continue
 		}
-		n.Headers = headersOf(m.body)
 		complete = append(complete, n)
 	}
 	return complete, nil
 }
 
-// headersOf returns the header section with its last CRLF, or as much as is bounded.
-func headersOf(b Body) []byte {
-	head := make([]byte, min(b.Size(), noticeHeaders))
-	if readBody(b, head, 0) != nil {
-		return nil
+func (n *Notice) readHeaders(ctx context.Context, conn *pgx.Conn) error {
+	if stored, ok := n.Body.(*storedBody); ok {
+		// A claim's connection is in hand: the first rows need not come from the pool.
+		if err := stored.load(ctx, conn, 0); err != nil {
+			return err
+		}
 	}
+	head := make([]byte, min(n.Body.Size(), noticeHeaders))
+	if err := readBody(n.Body, head, 0); err != nil {
+		return err
+	}
+	n.Headers = headersOf(head)
+	return nil
+}
+
+// headersOf returns the header section with its last CRLF, or as much as is bounded.
+func headersOf(head []byte) []byte {
 	if i := bytes.Index(head, []byte("\r\n\r\n")); i >= 0 {
 		return head[:i+2]
 	}
@@ -196,7 +207,10 @@ b as (delete from body where message_id = $1 and exists (select from gone)
 select (select count(*) from o), ` + durably
 
 // sqlNoticeExists tells that an earlier try to commit a notice has succeeded after all.
-const sqlNoticeExists = `select exists (select from message where id = $1)`
+// It writes something then, so that its own commit waits for the standbys behind that one's.
+const sqlNoticeExists = `
+with touch as (update node set touched = touched + 1 where epoch = $2 and exists (select from message where id = $1))
+select exists (select from message where id = $1), ` + durably
 
 // EnqueueNotice commits the notice message and marks its recipients as told, in
 // one transaction fenced by the epoch. A nil body marks them told without a
@@ -265,7 +279,8 @@ func (ns *notices) attempt(ctx context.Context, n *Notice, j *job, send bool) er
 			return ns.markTold(ctx, tx, n, "no notice wanted")
 		}
 		var there bool
-		if err := tx.QueryRow(ctx, sqlNoticeExists, j.m.ID).Scan(&there); err != nil || there {
+		var unused *string
+		if err := tx.QueryRow(ctx, sqlNoticeExists, j.m.ID, j.epoch).Scan(&there, &unused); err != nil || there {
 			return err
 		}
 		if err := ns.insert(ctx, conn, j); err != nil {

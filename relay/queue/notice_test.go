@@ -232,7 +232,7 @@ func TestHeadersOf(t *testing.T) {
 		"no end":                  "no end",
 		"A: b\r\n\r\nx\r\n\r\n\n": "A: b\r\n",
 	} {
-		if got := headersOf(NewBody([]byte(body))); !bytes.Equal(got, []byte(want)) {
+		if got := headersOf([]byte(body)); !bytes.Equal(got, []byte(want)) {
 			t.Errorf("%.20q: %q", body, got)
 		}
 	}

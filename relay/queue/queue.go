@@ -30,7 +30,8 @@ type Config struct {
 	History     time.Duration // 30 days
 	Budget      time.Duration // 60 s: how long the fate of a commit may stay unknown
 
-	Near func(NearLimit) // told of limits that are nearly used up; nil for nobody
+	Near    func(NearLimit) // told of limits that are nearly used up; nil for nobody
+	Tripped func(Tripped)   // told of users whom the breaker has put on hold; nil for nobody
 
 	StrictGate bool // mark rows before the final dot
 	NoNotify   bool // do without LISTEN and NOTIFY (poolers)
@@ -51,6 +52,7 @@ type Queue struct {
 	signals *signals
 	sweeps  *sweeps
 	turns   *turns
+	breaker *breaker
 	held    *held
 	faults  faults
 
@@ -107,6 +109,7 @@ func New(cfg Config) *Queue {
 	q.signals = newSignals(q)
 	q.sweeps = newSweeps(q)
 	q.turns = newTurns(q)
+	q.breaker = newBreaker(q)
 	return q
 }
 
@@ -120,7 +123,7 @@ func (q *Queue) Start(ctx context.Context) error {
 	q.stop = stop
 	q.commits.start()
 	q.settles.done.Go(func() { q.settles.run(background) })
-	for _, run := range []func(context.Context){q.epochs.run, q.commits.voids.run, q.sweeps.run, q.turns.run, q.signals.listen, q.signals.notify} {
+	for _, run := range []func(context.Context){q.epochs.run, q.commits.voids.run, q.sweeps.run, q.turns.run, q.breaker.run, q.signals.listen, q.signals.notify} {
 		q.loops.Go(func() { run(background) })
 	}
 	if q.cfg.StrictGate {
@@ -161,12 +164,15 @@ func (q *Queue) Close(ctx context.Context) error {
 	}
 	q.commits.stop()
 	q.notices.close()
+	// A statement that hangs is nobody's to cancel: after ctx its rows are the reaper's.
 	giveUp := context.AfterFunc(ctx, q.stop)
 	close(q.settles.last)
-	q.settles.done.Wait()
+	settled := waitFor(ctx, &q.settles.done)
 	giveUp()
 	q.stop()
-	q.loops.Wait()
+	if !waitFor(ctx, &q.loops) || !settled {
+		return fmt.Errorf("close queue: the database does not answer: %w", ctx.Err())
+	}
 	q.claims.close()
 	err := q.sweeps.handBack(ctx)
 	if err == nil {

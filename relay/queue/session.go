@@ -13,7 +13,10 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-const connectTimeout = 10 * time.Second
+const (
+	connectTimeout = 10 * time.Second
+	idleCheck      = time.Second // after so long without use a connection is looked at, which takes 1 ms
+)
 
 // session is one connection of this package's own, made again when it broke. It
 // is used by one goroutine.
@@ -26,6 +29,7 @@ type session struct {
 	pool   *pgxpool.Config
 	tune   string
 	conn   *pgx.Conn
+	used   time.Time // last
 	warned atomic.Bool
 	// onConnect, when set, prepares a new connection further.
 	onConnect func(context.Context, *pgx.Conn) error
@@ -35,7 +39,7 @@ type session struct {
 // whatever the statistics of a table that is empty now and full in a minute say,
 // and their plans are made once.
 const (
-	tunePlans = `set synchronous_commit = on; set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off;` +
+	tunePlans = `set default_transaction_isolation = 'read committed'; set synchronous_commit = on; set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off;` +
 		` set jit = off; set plan_cache_mode = force_generic_plan; set idle_in_transaction_session_timeout = '60s';`
 	tuneWork   = tunePlans + ` set statement_timeout = '60s'; set lock_timeout = '15s'`
 	tuneCommit = tunePlans + ` set statement_timeout = 0; set lock_timeout = '15s'`
@@ -51,7 +55,14 @@ func newSession(pool *pgxpool.Pool, tune string) *session {
 const durably = `set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)`
 
 // get returns the connection, making it if there is none. Errors are *connectError.
+//
+// One that was idle is looked at first: a server that went away meanwhile has closed
+// it, and what is sent into it would be in doubt for a minute instead of refused at once.
 func (s *session) get(ctx context.Context) (*pgx.Conn, error) {
+	if s.conn != nil && time.Since(s.used) > idleCheck && s.conn.PgConn().CheckConn() != nil {
+		s.drop()
+	}
+	s.used = time.Now()
 	if s.conn != nil && !s.conn.IsClosed() {
 		s.warned.Store(false)
 		return s.conn, nil
@@ -111,6 +122,7 @@ func isReplicationWarning(n *pgconn.Notice) bool {
 // end judges a finished use of the connection: err unless the commit was not
 // confirmed. A connection after trouble is not used again.
 func (s *session) end(err error) error {
+	s.used = time.Now()
 	if err == nil && s.warned.Load() {
 		err = errNotReplicated
 	}

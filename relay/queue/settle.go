@@ -167,6 +167,7 @@ func bare(o Outcome) Outcome {
 }
 
 func (s *settles) finish(group []ending) {
+	s.q.breaker.ended(group)
 	due, notices := false, false
 	for i := range group {
 		s.q.held.remove(group[i].Message, 1)

@@ -26,7 +26,8 @@ import (
 // partial statements are parts of others.
 var partial = map[string]bool{"sqlInsertMessages": true, "sqlInsertRecipients": true, "sqlOutcomes": true, "sqlEndings": true, "sqlEndingsAgain": true,
 	"sqlDeliver": true, "sqlUndeliver": true, "sqlEnd": true, "sqlEntries": true,
-	"sqlCharges": true, "sqlNotOver": true, "sqlVerdict": true}
+	"sqlState": true, "sqlMatches": true, "sqlChosen": true, "sqlLocked": true, "sqlNoted": true, "sqlCounted": true, "sqlCharges": true, "sqlNotOver": true, "sqlVerdict": true, "sqlInsertBodies": true,
+	"sqlFence": true, "sqlTouch": true, "sqlPlain": true, "sqlCharged": true, "sqlFromMessages": true, "sqlCommitted": true}
 
 // statements finds the text of every constant sql… of this package.
 func statements(t *testing.T) map[string]string {
@@ -96,7 +97,7 @@ func TestPlansUseKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := statements(t)
-	for _, name := range []string{"sqlDelivered", "sqlUndelivered", "sqlDeliveredAgain", "sqlUndeliveredAgain", "sqlAwaitEndings", "sqlGate", "sqlClaim", "sqlEnqueueAgain", "sqlTold",
+	for _, name := range []string{"sqlDelivered", "sqlUndelivered", "sqlDeliveredAgain", "sqlUndeliveredAgain", "sqlAwaitEndings", "sqlGate", "sqlClaim", "sqlEnqueueAgain", "sqlEnqueueLimitedAgain", "sqlTold",
 		"sqlTurnWaits", "sqlMoveBody", "sqlChunks"} {
 		description, err := conn.Prepare(ctxOf(t), name, all[name])
 		if err != nil {
@@ -201,8 +202,8 @@ func TestCheckServer(t *testing.T) {
 		t.Fatalf("a server that is not durable: %v, %v", found, err)
 	}
 	good := map[string]string{"fsync": "off", "full_page_writes": "off", "synchronous_commit": "local", "data_sync_retry": "on",
-		"server_encoding": "LATIN1", "default_transaction_read_only": "on"}
-	if got := judgeSettings(good, true); len(got) != 7 {
+		"server_encoding": "LATIN1", "default_transaction_read_only": "on", "default_transaction_isolation": "serializable"}
+	if got := judgeSettings(good, true); len(got) != 8 {
 		t.Fatalf("%d findings: %v", len(got), got)
 	}
 }
@@ -226,7 +227,7 @@ func TestCommitIsDurableByItself(t *testing.T) {
 	}
 	for name, sql := range statements(t) {
 		switch name {
-		case "sqlEnqueue", "sqlEnqueueAgain", "sqlDelivered", "sqlUndelivered", "sqlGate", "sqlReap", "sqlTold":
+		case "sqlEnqueue", "sqlEnqueueAgain", "sqlEnqueueLimited", "sqlEnqueueLimitedAgain", "sqlDelivered", "sqlUndelivered", "sqlGate", "sqlReap", "sqlTold":
 			if !strings.Contains(sql, durably) {
 				t.Errorf("%s does not see to its own durability", name)
 			}
@@ -273,7 +274,7 @@ func TestAdmin(t *testing.T) {
 	if ids, err := a.Find(ctxOf(t), "<m@example.com>", 5); err != nil || len(ids) != 1 || ids[0] != m.ID {
 		t.Fatalf("find: %v, %v", ids, err)
 	}
-	if n, err := a.RetryAll(ctxOf(t)); err != nil || n != 1 {
+	if n, err := a.Retry(ctxOf(t), Filter{}, false); err != nil || n != 1 {
 		t.Fatalf("retry all: %d, %v", n, err)
 	}
 	if got := history(t, db, m.ID); got != "0 deferred;0 retry" {
@@ -300,7 +301,7 @@ func TestReasonOfNoAttempt(t *testing.T) {
 	if e := h.Live[0]; e.LastReply != "451 4.4.4 no route" || e.Attempts != 0 || len(h.Attempts) != 0 {
 		t.Fatalf("entry %+v, history %+v", e, h.Attempts)
 	}
-	if _, err := NewAdmin(db.Pool).Retry(ctxOf(t), []ID{m.ID}); err != nil {
+	if _, err := NewAdmin(db.Pool).Retry(ctxOf(t), Filter{IDs: []ID{m.ID}}, false); err != nil {
 		t.Fatal(err)
 	}
 	q.Release(claimAll(t, q, all)[0], []int{0}, time.Hour) // without a word
@@ -316,7 +317,7 @@ func TestAskedIsHeard(t *testing.T) {
 	db := pgtest.New(t)
 	q := start(t, calmConfig(db))
 	eventually(t, "the node hears it", func() bool {
-		if _, err := NewAdmin(db.Pool).RetryAll(ctxOf(t)); err != nil {
+		if _, err := NewAdmin(db.Pool).Retry(ctxOf(t), Filter{}, false); err != nil {
 			t.Fatal(err)
 		}
 		return q.Asked() > 0

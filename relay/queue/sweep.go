@@ -49,7 +49,9 @@ func (s *sweeps) run(ctx context.Context) {
 		}
 		if err := s.round(ctx); err != nil && ctx.Err() == nil {
 			s.s.drop()
-			s.q.log.Warn("queue: sweeping is tried again", "error", err)
+			if !s.q.epochs.suspectIfDown(err) {
+				s.q.log.Warn("queue: sweeping is tried again", "error", err)
+			}
 		}
 	}
 }
@@ -61,7 +63,7 @@ func (s *sweeps) round(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = errors.Join(s.reap(ctx, conn), s.leftovers(ctx, conn))
+	err = errors.Join(s.reap(ctx, conn), s.leftovers(ctx, conn), s.catchUpHolds(ctx, conn))
 	if err == nil && time.Now().After(s.slow) {
 		s.slow = time.Now().Add(sweepEvery)
 		err = errors.Join(s.orphans(ctx, conn), s.retention(ctx, conn))
@@ -85,7 +87,7 @@ with dead as materialized (
 	for update skip locked),
 back as (update recipient r set owner = null, dot_possible = false, held_at = held_since(r.message_id, r.held_at),
 		possible_duplicate = r.possible_duplicate or (d.dot_possible and d.state = 'queued'),
-		next_attempt_at = case when d.state = 'queued' and r.next_attempt_at < now() then now() else r.next_attempt_at end
+		next_attempt_at = case when d.state = 'queued' then greatest(r.next_attempt_at, now()) else r.next_attempt_at end
 	from dead d where r.message_id = d.message_id and r.n = d.n),
 h as (insert into attempt (message_id, n, at, epoch, result, local, domain, node, reply_text, outcome_unknown, possible_duplicate)
 	select d.message_id, d.n, now(), d.owner, 'unknown', d.local, d.domain, coalesce(node.name, ''),
@@ -162,7 +164,7 @@ const sqlOwned = `select distinct message_id from recipient where owner = $1`
 
 // sqlDisown releases the rows of a message that an epoch has.
 const sqlDisown = `
-update recipient set owner = null, dot_possible = false, held_at = held_since(message_id, held_at), next_attempt_at = case when next_attempt_at < now() then now() else next_attempt_at end
+update recipient set owner = null, dot_possible = false, held_at = held_since(message_id, held_at), next_attempt_at = greatest(next_attempt_at, now())
 where message_id = any($1::uuid[]) and owner is not distinct from $2`
 
 // leftovers releases rows of our own epoch that nobody here knows of: the answer to
@@ -201,16 +203,37 @@ func (s *sweeps) leftovers(ctx context.Context, conn *pgx.Conn) error {
 	s.q.claims.mu.Lock()
 	defer s.q.claims.mu.Unlock()
 	lost = slices.DeleteFunc(lost, func(id [16]byte) bool { return s.q.held.has(id) })
-	if _, err := conn.Exec(ctx, sqlDisown, lost, epoch); err != nil {
+	if len(lost) == 0 {
+		return nil
+	}
+	tag, err := conn.Exec(ctx, sqlDisown, lost, epoch)
+	if err != nil {
 		return fmt.Errorf("release leftovers: %w", err)
 	}
-	s.q.log.Warn("queue: released recipients whose claim was lost", "messages", len(lost))
-	s.q.announce()
+	if tag.RowsAffected() > 0 {
+		s.q.log.Warn("queue: released recipients whose claim was lost", "recipients", tag.RowsAffected())
+		s.q.announce()
+	}
 	return nil
 }
 
-// sqlBodies walks over the stored bodies by key, from each message to the next: a
-// large one has a thousand rows.
+// sqlCatchUpHolds holds what came back to waiting while a hold was made: neither of the
+// two transactions saw the other.
+const sqlCatchUpHolds = `
+update recipient r set held_at = now()
+from hold h join message m on m.user_id = h.user_id and h.credential_id in (0, m.credential_id)
+where h.made_at between clock_timestamp() - interval '20 seconds' and clock_timestamp() - interval '2 seconds'
+	and r.message_id = m.id and r.owner is null and r.held_at is null and r.state = 'queued'`
+
+func (s *sweeps) catchUpHolds(ctx context.Context, conn *pgx.Conn) error {
+	if _, err := conn.Exec(ctx, sqlCatchUpHolds); err != nil {
+		return fmt.Errorf("catch up with holds: %w", err)
+	}
+	return nil
+}
+
+// sqlBodies walks over the table body by key, from each message to the next: a large
+// one that moved here has a thousand rows.
 const sqlBodies = `
 with recursive w(message_id, i) as (
 	(select message_id, 1 from body where message_id > $1 order by message_id limit 1)
@@ -247,9 +270,18 @@ const sqlForgetNodes = `
 delete from node where reaped_at < clock_timestamp() - interval '` + epochMemory + `'
 	and not exists (select from recipient r where r.owner = node.epoch)`
 
+// sqlForgetActivity deletes what the breaker looks at no more.
+const sqlForgetActivity = `delete from activity where hour < now() - interval '14 days'`
+
+// sqlForgetUsage deletes the windows of limits in which nothing counts any more.
+const sqlForgetUsage = `
+delete from usage_window where coalesce(at[cardinality(at)], 0) < floor(extract(epoch from clock_timestamp()) * 60 / window_s)::bigint - 120`
+
 func (s *sweeps) retention(ctx context.Context, conn *pgx.Conn) error {
-	if _, err := conn.Exec(ctx, sqlForgetNodes); err != nil {
-		return fmt.Errorf("forget nodes: %w", err)
+	for what, sql := range map[string]string{"nodes": sqlForgetNodes, "activity": sqlForgetActivity, "usage": sqlForgetUsage} {
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			return fmt.Errorf("forget %s: %w", what, err)
+		}
 	}
 	var now time.Time
 	if err := conn.QueryRow(ctx, `select now()`).Scan(&now); err != nil {
@@ -282,7 +314,7 @@ func firstID(t time.Time) ID {
 const sqlHandBack = `
 with mine as materialized (select message_id, n from recipient where owner = $1 limit $2 for update),
 back as (update recipient r set owner = null, dot_possible = false, held_at = held_since(r.message_id, r.held_at),
-		next_attempt_at = case when r.next_attempt_at < now() then now() else r.next_attempt_at end
+		next_attempt_at = greatest(r.next_attempt_at, now())
 	from mine where r.message_id = mine.message_id and r.n = mine.n)
 select count(*) from mine`
 

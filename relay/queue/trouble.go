@@ -86,10 +86,19 @@ func certaintyOf(err error) certainty {
 		}
 		return rejected
 	}
-	if pgconn.SafeToRetry(err) {
+	// pgx calls it safe to retry on a closed connection, also when it was closed while
+	// the answer to a COMMIT was awaited.
+	if pgconn.SafeToRetry(err) && !errors.Is(err, pgconn.ErrConnClosed) {
 		return notSent
 	}
 	return uncertain
+}
+
+// isTaken reports that a message's own id is in the table already: an earlier try has
+// been committed, whatever was thought of it. Ids are random: it is no other message's.
+func isTaken(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == "23505" && pg.ConstraintName == "message_pkey"
 }
 
 // class is the SQLSTATE class of err, "" when the server did not say one.

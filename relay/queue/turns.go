@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 const turnPause = 100 * time.Millisecond // between two rounds
@@ -17,11 +16,12 @@ const turnPause = 100 * time.Millisecond // between two rounds
 //
 // Nothing depends on who writes where: a table is looked through and truncated under
 // a lock that keeps writers and readers out, so what is committed into it before is
-// seen, and what comes later finds it empty. The lock is never waited for.
+// seen, and what comes later finds it empty. The lock is never waited for, and who has
+// it waits for no other.
 type turns struct {
 	q     *Queue
 	s     *session
-	grown chan struct{} // capacity 1: a large message was committed
+	grown chan struct{} // capacity 1: a large message was committed, and others may be finished by now
 	every time.Duration // the round that needs no message
 	bytes int64         // 64 MiB: a table with so much is followed by the next
 	age   time.Duration // 1 min: or after so long, and as long again later what still waits in it moves
@@ -32,7 +32,7 @@ func newTurns(q *Queue) *turns {
 		every: q.cfg.Heartbeat, bytes: 64 << 20, age: time.Minute}
 }
 
-// grow tells that there is more to empty.
+// grow makes the next round come soon.
 func (t *turns) grow() {
 	select {
 	case t.grown <- struct{}{}:
@@ -47,12 +47,18 @@ func (t *turns) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-t.grown:
-			time.Sleep(turnPause)
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(turnPause):
+			}
 		case <-time.After(t.every):
 		}
 		if err := t.round(ctx); err != nil && ctx.Err() == nil {
 			t.s.drop()
-			t.q.log.Warn("queue: large bodies are cleared later", "error", err)
+			if !t.q.epochs.suspectIfDown(err) {
+				t.q.log.Warn("queue: large bodies are cleared later", "error", err)
+			}
 		}
 	}
 }
@@ -88,14 +94,28 @@ func (t *turns) tidy(ctx context.Context, conn *pgx.Conn) error {
 	if err != nil {
 		return fmt.Errorf("list turns: %w", err)
 	}
+	var errs []error
+	for i := range list {
+		if u := &list[i]; u.Size > 0 {
+			errs = append(errs, t.clear(ctx, conn, u))
+		}
+	}
+	errs = append(errs, t.advance(ctx, conn, list))
+	// Last, for it can fail where the rest cannot: a full disk must not keep what
+	// would give room.
+	for i := range list {
+		if u := &list[i]; u.Size > 0 && !u.Writing && u.Age >= t.age {
+			errs = append(errs, t.move(ctx, conn, u), t.clear(ctx, conn, u))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// advance lets the next table that is empty be written to, if it is time.
+func (t *turns) advance(ctx context.Context, conn *pgx.Conn, list []turn) error {
 	var writing, next *turn
 	for i := range list {
 		u := &list[i]
-		if u.Size > 0 {
-			if err := t.clear(ctx, conn, u); err != nil {
-				return fmt.Errorf("clear turn %d: %w", u.Turn, err)
-			}
-		}
 		switch {
 		case u.Writing:
 			writing = u
@@ -103,7 +123,13 @@ func (t *turns) tidy(ctx context.Context, conn *pgx.Conn) error {
 			next = u
 		}
 	}
-	if writing == nil || next == nil || writing.Size == 0 || writing.Size < t.bytes && writing.Age < t.age {
+	if writing == nil { // a restore may have left it so
+		if _, err := conn.Exec(ctx, sqlFirstTurn); err != nil {
+			return fmt.Errorf("first turn: %w", err)
+		}
+		return nil
+	}
+	if next == nil || writing.Size == 0 || writing.Size < t.bytes && writing.Age < t.age {
 		return nil
 	}
 	if _, err := conn.Exec(ctx, sqlNextTurn, writing.Turn, next.Turn); err != nil {
@@ -112,11 +138,31 @@ func (t *turns) tidy(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
+// sqlFirstTurn lets the first table be written to if none is.
+const sqlFirstTurn = `
+insert into large_turn (turn, writing) select n, n = 0 from generate_series(0, 3) n
+on conflict (turn) do update set writing = large_turn.turn = 0 where not exists (select from large_turn where writing)`
+
 // sqlNextTurn does nothing if another node was faster. (The one that is written to
 // goes first, for the index that allows only one.)
 const sqlNextTurn = `
 with was as (update large_turn set writing = false, changed_at = clock_timestamp() where turn = $1 and writing returning turn)
 update large_turn set writing = true, changed_at = clock_timestamp() where turn = $2 and not writing and exists (select from was)`
+
+// sqlClear truncates a table in which nothing waits.
+const sqlClear = `select clear_large_body($1)`
+
+// clear truncates u if nothing in it is waited for, and sets u.Size to 0 then.
+func (t *turns) clear(ctx context.Context, conn *pgx.Conn, u *turn) error {
+	var cleared bool
+	if err := conn.QueryRow(ctx, sqlClear, u.Turn).Scan(&cleared); err != nil {
+		return fmt.Errorf("clear turn %d: %w", u.Turn, err)
+	}
+	if cleared {
+		u.Size = 0
+	}
+	return nil
+}
 
 // sqlTurnWaits lists the messages of one table that have recipients, stepping from
 // message to message: each has hundreds of rows.
@@ -133,44 +179,24 @@ const sqlMoveBody = `
 with gone as (delete from large_body where turn = $1 and message_id = $2 returning message_id, n, chunk)
 insert into body (message_id, n, chunk) select message_id, n, chunk from gone`
 
-// clear truncates u if nothing in it is waited for; if it was left long ago, what
-// is waited for moves first. It sets u.Size to 0 if the table is empty then.
-func (t *turns) clear(ctx context.Context, conn *pgx.Conn, u *turn) error {
-	waits, err := t.waits(ctx, conn, u)
-	if err != nil {
-		return err
-	}
-	if len(waits) > 0 && (u.Writing || u.Age < t.age) {
-		return nil
-	}
-	for _, id := range waits {
-		if _, err := conn.Exec(ctx, sqlMoveBody, u.Turn, id); err != nil {
-			return fmt.Errorf("move body %s: %w", id, err)
-		}
-	}
-	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		table := fmt.Sprintf("large_body_%d", u.Turn)
-		if _, err := tx.Exec(ctx, "lock table "+table+" in access exclusive mode nowait"); err != nil {
-			return err
-		}
-		if waits, err := t.waits(ctx, tx, u); err != nil || len(waits) > 0 {
-			return err
-		}
-		_, err := tx.Exec(ctx, "truncate "+table)
-		u.Size = 0
-		return err
-	})
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && pg.Code == "55P03" { // somebody writes or reads there
-		return nil
-	}
-	return err
-}
-
-func (t *turns) waits(ctx context.Context, conn querier, u *turn) ([]ID, error) {
+// move moves what still waits in u, each message in a transaction of its own.
+func (t *turns) move(ctx context.Context, conn *pgx.Conn, u *turn) error {
 	rows, err := conn.Query(ctx, sqlTurnWaits, u.Turn)
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("list what waits in turn %d: %w", u.Turn, err)
 	}
-	return pgx.CollectRows(rows, pgx.RowTo[ID])
+	waits, err := pgx.CollectRows(rows, pgx.RowTo[ID])
+	if err != nil {
+		return fmt.Errorf("list what waits in turn %d: %w", u.Turn, err)
+	}
+	var errs []error
+	for _, id := range waits {
+		if _, err := conn.Exec(ctx, sqlMoveBody, u.Turn, id); err != nil {
+			errs = append(errs, fmt.Errorf("move body %s: %w", id, err))
+			if len(errs) == 10 || conn.IsClosed() {
+				break
+			}
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -5,9 +5,7 @@ import (
 	"context"
 	"io"
 	"math/rand/v2"
-	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,16 +14,13 @@ import (
 	"postern/internal/pgtest"
 )
 
-// tidier is a node's care for the large bodies with a connection of its own, told
-// to do a round when a test wants it.
-func tidier(t *testing.T, q *Queue, db *pgtest.DB) (*turns, *pgx.Conn) {
+// tidier is a node's care for the large bodies, told to do a round when a test
+// wants it.
+func tidier(t *testing.T, q *Queue) *turns {
 	t.Helper()
-	conn, err := pgx.Connect(ctxOf(t), db.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = conn.Close(context.Background()) })
-	return newTurns(q), conn
+	turns := newTurns(q)
+	t.Cleanup(turns.s.close)
+	return turns
 }
 
 // quiet keeps the queue's own rounds away.
@@ -59,19 +54,19 @@ func TestTurnIsTruncated(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	q := start(t, calmConfig(db), quiet)
-	turns, conn := tidier(t, q, db)
+	turns := tidier(t, q)
 	kept, _ := putLarge(t, q, randomBody(smallBody+1))
 	m, d := putLarge(t, q, randomBody(smallBody+1))
 	q.Settle(outcome(d, 0, Delivered))
 	becomes(t, db, m.ID, "")
-	if err := turns.tidy(ctxOf(t), conn); err != nil {
+	if err := turns.round(ctxOf(t)); err != nil {
 		t.Fatal(err)
 	}
 	if n := count(t, db, sqlTurnFiles); n < 2*smallBody {
 		t.Fatalf("%d octets are left beside a message that waits", n)
 	}
 	exec(t, db, `delete from recipient where message_id = $1`, kept.ID)
-	if err := turns.tidy(ctxOf(t), conn); err != nil {
+	if err := turns.round(ctxOf(t)); err != nil {
 		t.Fatal(err)
 	}
 	if n := count(t, db, sqlTurnFiles); n != 0 {
@@ -85,7 +80,7 @@ func TestTurnMovesWhatWaits(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	q := start(t, calmConfig(db), quiet)
-	turns, conn := tidier(t, q, db)
+	turns := tidier(t, q)
 	turns.bytes = smallBody
 	want := randomBody(2*smallBody + 77)
 	m, d := putLarge(t, q, want)
@@ -94,7 +89,7 @@ func TestTurnMovesWhatWaits(t *testing.T) {
 	becomes(t, db, m.ID, "0 queued")
 	round := func() {
 		t.Helper()
-		if err := turns.tidy(ctxOf(t), conn); err != nil {
+		if err := turns.round(ctxOf(t)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -131,7 +126,7 @@ func TestTurnInUse(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	q := start(t, calmConfig(db), quiet)
-	turns, conn := tidier(t, q, db)
+	turns := tidier(t, q)
 	m, d := putLarge(t, q, randomBody(smallBody+1))
 	q.Settle(outcome(d, 0, Delivered))
 	becomes(t, db, m.ID, "")
@@ -139,7 +134,7 @@ func TestTurnInUse(t *testing.T) {
 		if _, err := tx.Exec(ctxOf(t), `select count(*) from large_body`); err != nil {
 			return err
 		}
-		return turns.tidy(ctxOf(t), conn)
+		return turns.round(ctxOf(t))
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -150,7 +145,8 @@ func TestTurnInUse(t *testing.T) {
 }
 
 // Messages come, wait and go while two nodes empty the tables as fast as they can:
-// each is read as it was accepted, and in the end nothing is stored.
+// each is read as it was accepted, nobody waits for a deadlock, and in the end nothing
+// is stored.
 func TestTurnsUnderLoad(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
@@ -158,11 +154,11 @@ func TestTurnsUnderLoad(t *testing.T) {
 	ctx, stop := context.WithCancel(ctxOf(t))
 	var tidying sync.WaitGroup
 	for range 2 {
-		turns, conn := tidier(t, q, db)
+		turns := tidier(t, q)
 		turns.bytes, turns.age = 2*smallBody, 0
 		tidying.Go(func() {
 			for ctx.Err() == nil {
-				if err := turns.tidy(context.WithoutCancel(ctx), conn); err != nil {
+				if err := turns.round(context.WithoutCancel(ctx)); err != nil {
 					t.Errorf("tidy: %v", err)
 					return
 				}
@@ -170,25 +166,35 @@ func TestTurnsUnderLoad(t *testing.T) {
 		})
 	}
 	const senders, each = 3, 12
-	want := [senders][]byte{randomBody(smallBody + 1), randomBody(2*smallBody + 5), randomBody(smallBody + 9)}
+	var mu sync.Mutex
+	want := make(map[ID][]byte)
 	var sending sync.WaitGroup
 	for i := range senders {
 		sending.Go(func() {
-			for range each {
-				_, d := putLarge(t, q, want[i])
-				o := outcome(d, 0, Deferred)
-				q.Settle(o)
+			for n := range each {
+				data, m := randomBody(smallBody+1+1000*(each*i+n)), message()
+				mu.Lock()
+				want[m.ID] = data
+				mu.Unlock()
+				d, err := q.Enqueue(ctx, m, rcpts("a@example.net"), NewBody(data), true)
+				if err != nil {
+					t.Errorf("enqueue: %v", err)
+					stop()
+					return
+				}
+				q.Settle(outcome(d, 0, Deferred))
 			}
 		})
 	}
-	var read atomic.Int32
-	for read.Load() < senders*each && ctx.Err() == nil {
+	for read := 0; read < senders*each && ctx.Err() == nil; {
 		for _, d := range claimAll(t, q, all) {
 			data, err := io.ReadAll(io.NewSectionReader(d.Body, 0, d.Body.Size()))
-			if err != nil || !slices.ContainsFunc(want[:], func(w []byte) bool { return bytes.Equal(w, data) }) {
+			mu.Lock()
+			if err != nil || !bytes.Equal(data, want[d.Message.ID]) {
 				t.Errorf("read %d octets of %d, %v", len(data), d.Body.Size(), err)
 			}
-			read.Add(1)
+			mu.Unlock()
+			read++
 			q.Settle(outcome(d, 0, Delivered))
 		}
 	}
@@ -197,11 +203,91 @@ func TestTurnsUnderLoad(t *testing.T) {
 	eventually(t, "the tables are empty", func() bool { return count(t, db, sqlTurnFiles) == 0 })
 	stop()
 	tidying.Wait()
-	_, conn := tidier(t, q, db)
-	if err := newSweeps(q).orphans(ctxOf(t), conn); err != nil {
+	sweep := newSweeps(q)
+	conn, err := sweep.s.get(ctxOf(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sweep.s.close()
+	if err := sweep.orphans(ctxOf(t), conn); err != nil {
 		t.Fatal(err)
 	}
 	if n := count(t, db, `select count(*) from stored_body`); n != 0 {
 		t.Fatalf("%d rows of bodies are left", n)
+	}
+}
+
+// Two nodes that have different tables locked do not wait for each other.
+func TestTurnsDoNotDeadlock(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db), quiet)
+	var clearing sync.WaitGroup
+	for n := range 2 {
+		turns := tidier(t, q)
+		clearing.Go(func() {
+			conn, err := turns.s.get(ctxOf(t))
+			for range 100 {
+				if err == nil {
+					err = turns.clear(ctxOf(t), conn, &turn{Turn: int16(n), Size: 1})
+				}
+			}
+			if err != nil {
+				t.Errorf("clear: %v", err)
+			}
+		})
+	}
+	clearing.Wait()
+}
+
+// A body that cannot be moved, on a full disk for one, keeps nothing else from being
+// cleared, which would give room.
+func TestTurnThatIsStuck(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db), quiet)
+	turns := tidier(t, q)
+	turns.bytes = smallBody
+	kept, d := putLarge(t, q, randomBody(smallBody+1))
+	q.Settle(outcome(d, 0, Deferred))
+	becomes(t, db, kept.ID, "0 queued")
+	if err := turns.round(ctxOf(t)); err != nil {
+		t.Fatal(err)
+	}
+	turns.age = 0
+	exec(t, db, `create function fail() returns trigger language plpgsql as $$ begin raise exception 'no room' using errcode = '53100'; end $$`)
+	exec(t, db, `create trigger full_disk before insert on body for each row execute function fail()`)
+	for range 6 {
+		m, d := putLarge(t, q, randomBody(smallBody+1))
+		q.Settle(outcome(d, 0, Delivered))
+		becomes(t, db, m.ID, "")
+		if err := turns.round(ctxOf(t)); class(err) != "53" {
+			t.Fatalf("the round says %v", err)
+		}
+	}
+	if n := count(t, db, sqlTurnFiles); n > 2*smallBody {
+		t.Errorf("%d octets are stored, one message waits", n)
+	}
+	exec(t, db, `drop trigger full_disk on body`)
+	if err := turns.round(ctxOf(t)); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, db, sqlTurnFiles); n != 0 {
+		t.Errorf("%d octets are left", n)
+	}
+}
+
+// Without a table that is written to, as after half a restore, the first one is.
+func TestTurnsWithoutWriter(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db), quiet)
+	exec(t, db, `delete from large_turn`)
+	putLarge(t, q, randomBody(smallBody+1))
+	if err := tidier(t, q).round(ctxOf(t)); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, db, `select count(*) from large_turn where writing`); n != 1 || count(t, db, `select count(*) from large_turn`) != 4 {
+		t.Errorf("%d are written to", n)
 	}
 }

@@ -1,0 +1,113 @@
+package queue
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Filter chooses recipients; zero fields choose all.
+type Filter struct {
+	IDs          []ID // of messages
+	State        State
+	UserID       int64
+	CredentialID int64
+	Sender       string        // address, or "<>"
+	Recipient    string        // address
+	Domain       string        // domain key of the recipient
+	Upstream     string        // of the last attempt
+	OlderThan    time.Duration // since it was accepted
+
+	Limit   int // of List: 100 when 0
+	AfterID ID  // of List: after this recipient
+	AfterN  int
+}
+
+// sqlMatches holds for a row r of message m that a filter chooses.
+const sqlMatches = `($1::uuid[] is null or r.message_id = any($1)) and ($2 = '' or ` + sqlState + ` = $2)
+	and ($3 = 0 or m.user_id = $3) and ($4 = 0 or m.credential_id = $4)
+	and ($5 = '' or lower(m.sender_local || '@' || m.sender_domain) = $5) and ($6 = '' or lower(r.local || '@' || r.domain) = $6)
+	and ($7 = '' or r.domain_key = $7) and ($8 = '' or r.last_upstream = $8) and r.accepted_at <= now() - $9::interval`
+
+func (f *Filter) args() []any {
+	var ids [][16]byte // nil is null: all
+	for _, id := range f.IDs {
+		ids = append(ids, id)
+	}
+	sender := strings.ToLower(f.Sender)
+	if sender == "<>" {
+		sender = "@" // both parts are empty
+	}
+	return []any{ids, string(f.State), f.UserID, f.CredentialID, sender, strings.ToLower(f.Recipient), f.Domain, f.Upstream, max(f.OlderThan, 0)}
+}
+
+// String says what is chosen, for the audit.
+func (f *Filter) String() string {
+	var parts []string
+	add := func(name, value string) {
+		if value != "" && value != "0" {
+			parts = append(parts, name+" "+value)
+		}
+	}
+	if len(f.IDs) == 1 {
+		add("id", f.IDs[0].String())
+	} else if len(f.IDs) > 1 {
+		add("ids", fmt.Sprintf("%s and %d more", f.IDs[0], len(f.IDs)-1))
+	}
+	add("state", string(f.State))
+	add("user", fmt.Sprint(f.UserID))
+	add("credential", fmt.Sprint(f.CredentialID))
+	add("sender", f.Sender)
+	add("recipient", f.Recipient)
+	add("domain", f.Domain)
+	add("upstream", f.Upstream)
+	if f.OlderThan > 0 {
+		add("older than", f.OlderThan.String())
+	}
+	if len(parts) == 0 {
+		return "all"
+	}
+	return strings.Join(parts, ", ")
+}
+
+// ageSteps are the columns of a Shape: accepted within so long.
+var ageSteps = []time.Duration{5 * time.Minute, 15 * time.Minute, time.Hour, 4 * time.Hour, 24 * time.Hour}
+
+// Shape is how many live recipients a destination has, by the age of their messages.
+type Shape struct {
+	Domain  string  `json:"domain"`
+	Total   int64   `json:"total"`
+	Held    int64   `json:"held"`
+	Ages    []int64 `json:"ages"` // within 5m, 15m, 1h, 4h, 24h, and older
+	Octets  int64   `json:"octets"`
+	Oldest  int64   `json:"oldest_s"` // seconds since the oldest was accepted
+	LastErr string  `json:"last_reply,omitempty"`
+}
+
+// sqlShape reads the largest destinations.
+const sqlShape = `
+select domain_key, count(*), count(*) filter (where held_at is not null),
+	array[count(*) filter (where step = 0), count(*) filter (where step = 1), count(*) filter (where step = 2),
+		count(*) filter (where step = 3), count(*) filter (where step = 4), count(*) filter (where step = 5)],
+	sum(size)::bigint, extract(epoch from max(age))::bigint, coalesce(max(reply) filter (where reply <> ''), '')
+from (select r.domain_key, r.held_at, now() - r.accepted_at as age, m.size,
+		(select count(*) from unnest($2::interval[]) s(age) where now() - r.accepted_at > s.age) as step,
+		case when r.reply_code > 0 then r.reply_code || ' ' || r.reply_enhanced || ' ' || r.reply_text else '' end as reply
+	from recipient r join message m on m.id = r.message_id) x
+group by domain_key order by count(*) desc, domain_key limit $1`
+
+// Shape returns the destinations with the most live recipients.
+func (a *Admin) Shape(ctx context.Context, limit int) ([]Shape, error) {
+	rows, err := a.db.Query(ctx, sqlShape, limit, ageSteps)
+	if err != nil {
+		return nil, fmt.Errorf("shape of the queue: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Shape])
+	if err != nil {
+		return nil, fmt.Errorf("shape of the queue: %w", err)
+	}
+	return list, nil
+}

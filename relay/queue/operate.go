@@ -1,0 +1,221 @@
+package queue
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// operateRows bounds what one statement of an operator changes, and locks.
+const operateRows = 5000
+
+// verb is something that an operator does to recipients. Those that a node has in
+// hand are never touched.
+type verb struct {
+	name  string // in the history and the audit
+	count string // the statement of a dry run
+	do    string // takes operateRows, the name and who acts as well
+	loud  bool   // running nodes are told to hurry
+}
+
+// sqlChosen takes rows for a verb. What is locked is in somebody's hand.
+const (
+	sqlChosen = `
+with w as materialized (select r.message_id, r.n, r.local, r.domain from recipient r join message m on m.id = r.message_id
+	where ` + sqlMatches + ` and r.owner is null and r.state = 'queued' and `
+	sqlLocked = ` limit $10 for update of r skip locked), `
+	sqlNoted  = `h as (insert into attempt (message_id, n, at, epoch, result, local, domain, reply_text)
+	select message_id, n, clock_timestamp(), 0, $11, local, domain, 'by ' || $12 from w on conflict do nothing)
+select count(*) from w`
+	sqlCounted = `
+select count(*) from recipient r join message m on m.id = r.message_id
+where ` + sqlMatches + ` and r.owner is null and r.state = 'queued' and `
+
+	retryable  = `r.held_at is null and r.next_attempt_at > now()`
+	holdable   = `r.held_at is null`
+	releasable = `r.held_at is not null`
+	cancelable = `true`
+)
+
+const (
+	sqlRetryCount   = sqlCounted + retryable
+	sqlHoldCount    = sqlCounted + holdable
+	sqlReleaseCount = sqlCounted + releasable
+	sqlCancelCount  = sqlCounted + cancelable
+
+	sqlRetry = sqlChosen + retryable + sqlLocked + `
+back as (update recipient r set next_attempt_at = now() from w where r.message_id = w.message_id and r.n = w.n),
+` + sqlNoted
+
+	sqlHold = sqlChosen + holdable + sqlLocked + `
+back as (update recipient r set held_at = now() from w where r.message_id = w.message_id and r.n = w.n),
+` + sqlNoted
+
+	sqlRelease = sqlChosen + releasable + sqlLocked + `
+back as (update recipient r set held_at = null, next_attempt_at = now() from w where r.message_id = w.message_id and r.n = w.n),
+` + sqlNoted
+
+	// The body goes with the last row, as when it is delivered.
+	sqlCancel = sqlChosen + cancelable + sqlLocked + `
+gone as (delete from recipient r using w where r.message_id = w.message_id and r.n = w.n returning r.message_id),
+b as (delete from body using (
+		select g.message_id from (select message_id, count(*) as rows from gone group by message_id) g
+		where g.rows = (select count(*) from recipient r where r.message_id = g.message_id)) as last
+	where body.message_id = last.message_id),
+` + sqlNoted
+)
+
+// Retry makes waiting recipients due now and says how many were not.
+func (a *Admin) Retry(ctx context.Context, f Filter, dryRun bool) (int, error) {
+	return a.operate(ctx, verb{"retry", sqlRetryCount, sqlRetry, true}, f, dryRun)
+}
+
+// Hold keeps waiting recipients from being tried until they are released, and says how
+// many. Their lifetime does not end them meanwhile.
+func (a *Admin) Hold(ctx context.Context, f Filter, dryRun bool) (int, error) {
+	return a.operate(ctx, verb{"hold", sqlHoldCount, sqlHold, false}, f, dryRun)
+}
+
+// Release lets held recipients be tried now, and says how many.
+func (a *Admin) Release(ctx context.Context, f Filter, dryRun bool) (int, error) {
+	return a.operate(ctx, verb{"release", sqlReleaseCount, sqlRelease, true}, f, dryRun)
+}
+
+// Cancel throws waiting and held recipients away, without a word to their sender, and
+// says how many.
+func (a *Admin) Cancel(ctx context.Context, f Filter, dryRun bool) (int, error) {
+	return a.operate(ctx, verb{"cancel", sqlCancelCount, sqlCancel, false}, f, dryRun)
+}
+
+// operate does v to what f chooses, a bounded number of rows in each transaction
+// unless a is in one. The audit has it before the first row is changed.
+func (a *Admin) operate(ctx context.Context, v verb, f Filter, dryRun bool) (int, error) {
+	total := 0
+	if dryRun {
+		if err := a.db.QueryRow(ctx, v.count, f.args()...).Scan(&total); err != nil {
+			return 0, fmt.Errorf("%s: %w", v.name, err)
+		}
+		return total, nil
+	}
+	if err := a.audit(ctx, a.db, "queue "+v.name, f.String(), nil); err != nil {
+		return 0, err
+	}
+	args := append(f.args(), operateRows, v.name, a.actor)
+	for {
+		var count int
+		if err := a.db.QueryRow(ctx, v.do, args...).Scan(&count); err != nil {
+			return total, fmt.Errorf("%s: %w", v.name, err)
+		}
+		total += count
+		if count < operateRows {
+			break
+		}
+	}
+	if v.loud {
+		a.Hurry(ctx)
+	}
+	return total, nil
+}
+
+// Hurry tells running nodes to look for work now. It is only a hint: poolers may not
+// carry it, and polling finds the rows. In a transaction it does nothing, for NOTIFY
+// locks the whole database until the commit; call it afterwards.
+func (a *Admin) Hurry(ctx context.Context) {
+	if _, within := a.db.(pgx.Tx); !within {
+		_, _ = a.db.Exec(ctx, sqlNotifyAsked)
+	}
+}
+
+// sqlAudit records what an admin did.
+const sqlAudit = `insert into audit (actor, action, object, detail) values ($1, $2, $3, $4)`
+
+func (a *Admin) audit(ctx context.Context, db DB, action, object string, detail map[string]any) error {
+	if detail == nil {
+		detail = map[string]any{}
+	}
+	text, err := json.Marshal(detail)
+	if err == nil {
+		_, err = db.Exec(ctx, sqlAudit, a.actor, action, object, string(text))
+	}
+	if err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	return nil
+}
+
+// UserHold says that mail of a user, or of one credential, waits for an admin.
+type UserHold struct {
+	UserID       int64     `json:"user_id"`
+	CredentialID int64     `json:"credential_id,omitempty"` // 0: all mail of the user
+	Reason       string    `json:"reason"`
+	MadeBy       string    `json:"made_by"`
+	MadeAt       time.Time `json:"made_at"`
+}
+
+// sqlHolds lists the holds.
+const sqlHolds = `select user_id, credential_id, reason, made_by, made_at from hold order by made_at, user_id, credential_id`
+
+// UserHolds lists the holds, the oldest first.
+func (a *Admin) UserHolds(ctx context.Context) ([]UserHold, error) {
+	rows, err := a.db.Query(ctx, sqlHolds)
+	if err != nil {
+		return nil, fmt.Errorf("list holds: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[UserHold])
+	if err != nil {
+		return nil, fmt.Errorf("list holds: %w", err)
+	}
+	return list, nil
+}
+
+// sqlMakeHold keeps the first reason.
+const sqlMakeHold = `insert into hold (user_id, credential_id, reason, made_by) values ($1, $2, $3, $4) on conflict do nothing`
+
+// HoldUser holds what a user (credential 0) or one of its credentials has in the queue,
+// and what is to come. It says how many recipients were waiting.
+func (a *Admin) HoldUser(ctx context.Context, user, credential int64, reason string) (held int, err error) {
+	err = pgx.BeginFunc(ctx, a.db, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, sqlMakeHold, user, credential, storable(reason), a.actor); err != nil {
+			return fmt.Errorf("hold user: %w", err)
+		}
+		held, err = (&Admin{tx, a.actor}).Hold(ctx, Filter{UserID: user, CredentialID: credential}, false)
+		return err
+	})
+	return held, err
+}
+
+// sqlEndHolds ends the hold of a user and those of its credentials. What the breaker
+// has counted is forgotten with it, or it would trip again at once.
+const sqlEndHolds = `
+with past as (delete from activity where user_id = $1 and hour >= date_trunc('hour', now()) - interval '1 hour')
+delete from hold where user_id = $1`
+
+// ReleaseUser ends all holds of a user and lets its held mail go. It says how many
+// recipients there were.
+func (a *Admin) ReleaseUser(ctx context.Context, user int64) (int, error) {
+	n, err := a.endHolds(ctx, user, (*Admin).Release)
+	if err == nil {
+		a.Hurry(ctx)
+	}
+	return n, err
+}
+
+// CancelUser ends all holds of a user and throws its held mail away. It says how many
+// recipients there were.
+func (a *Admin) CancelUser(ctx context.Context, user int64) (int, error) {
+	return a.endHolds(ctx, user, (*Admin).Cancel)
+}
+
+func (a *Admin) endHolds(ctx context.Context, user int64, do func(*Admin, context.Context, Filter, bool) (int, error)) (n int, err error) {
+	err = pgx.BeginFunc(ctx, a.db, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, sqlEndHolds, user); err != nil {
+			return fmt.Errorf("end holds: %w", err)
+		}
+		n, err = do(&Admin{tx, a.actor}, ctx, Filter{UserID: user, State: StateHeld}, false)
+		return err
+	})
+	return n, err
+}

@@ -1,0 +1,180 @@
+package queue
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"postern/internal/pgtest"
+)
+
+// What operators do moves recipients as docs/queue-states.md says, never touches
+// what a node has in hand, changes nothing in a dry run, and is recorded.
+func TestOperate(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	a := NewAdmin(db.Pool).As("root")
+	m, d := put(t, q, true, "a@example.net", "b@example.net", "c@example.org")
+	for _, n := range []int{0, 2} {
+		o := outcome(d, n, Deferred)
+		o.RetryIn, o.Upstream = time.Hour, "out"
+		q.Settle(o)
+	}
+	becomes(t, db, m.ID, "0 queued;1 queued owned;2 queued")
+	state := func() string {
+		t.Helper()
+		list, err := a.List(ctxOf(t), Filter{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := ""
+		for _, e := range list {
+			s += fmt.Sprintf("%d %s;", e.N, e.State)
+		}
+		return s
+	}
+	type do func(*Admin) (int, error)
+	verb := func(v func(*Admin, Filter, bool) (int, error), f Filter, dry bool) do {
+		return func(a *Admin) (int, error) { return v(a, f, dry) }
+	}
+	hold := func(a *Admin, f Filter, dry bool) (int, error) { return a.Hold(ctxOf(t), f, dry) }
+	release := func(a *Admin, f Filter, dry bool) (int, error) { return a.Release(ctxOf(t), f, dry) }
+	retry := func(a *Admin, f Filter, dry bool) (int, error) { return a.Retry(ctxOf(t), f, dry) }
+	cancel := func(a *Admin, f Filter, dry bool) (int, error) { return a.Cancel(ctxOf(t), f, dry) }
+	for i, step := range []struct {
+		do   do
+		n    int
+		want string
+	}{
+		{verb(hold, Filter{}, true), 2, "0 waiting;1 sending;2 waiting;"},
+		{verb(hold, Filter{Domain: "example.net"}, false), 1, "0 held;1 sending;2 waiting;"},
+		{verb(retry, Filter{}, true), 1, "0 held;1 sending;2 waiting;"},
+		{verb(retry, Filter{State: StateHeld}, false), 0, "0 held;1 sending;2 waiting;"},
+		{verb(release, Filter{UserID: 2}, false), 0, "0 held;1 sending;2 waiting;"},
+		{verb(release, Filter{UserID: 1, Sender: "ALICE@example.com", Recipient: "a@Example.net", Upstream: "out"}, true), 1, "0 held;1 sending;2 waiting;"},
+		{verb(cancel, Filter{OlderThan: time.Hour}, false), 0, "0 held;1 sending;2 waiting;"},
+		{verb(cancel, Filter{Domain: "example.org"}, false), 1, "0 held;1 sending;"},
+		{verb(cancel, Filter{IDs: []ID{NewID()}}, false), 0, "0 held;1 sending;"},
+		{verb(cancel, Filter{IDs: []ID{m.ID}}, false), 1, "1 sending;"},
+	} {
+		n, err := step.do(a)
+		if err != nil || n != step.n || state() != step.want {
+			t.Fatalf("step %d: %d, %v, then %s", i, n, err, state())
+		}
+	}
+	if n := count(t, db, `select count(*) from body`); n != 1 {
+		t.Fatal("the body of a message that is being sent is gone")
+	}
+	q.Settle(outcome(d, 1, Delivered))
+	becomes(t, db, m.ID, "")
+	if n := count(t, db, `select count(*) from body`); n != 0 {
+		t.Fatal("a body is left")
+	}
+	if got := history(t, db, m.ID); got != "0 deferred;2 deferred;0 hold;2 cancel;0 cancel;1 delivered" {
+		t.Errorf("history %q", got)
+	}
+	if n := count(t, db, `select count(*) from audit where actor = 'root' and action = 'queue hold' and object = 'domain example.net'`); n != 1 {
+		t.Errorf("%d audit rows", n)
+	}
+	if n := count(t, db, `select count(*) from audit`); n != 7 {
+		t.Errorf("%d audit rows, 7 verbs were no dry runs", n)
+	}
+}
+
+func TestUserHold(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	a := NewAdmin(db.Pool).As("root")
+	waiting := func(user int64) Message {
+		m := message()
+		m.UserID = user
+		d, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody([]byte("x")), true)
+		if err != nil || d == nil {
+			t.Fatalf("%v, %v", d, err)
+		}
+		o := outcome(d, 0, Deferred)
+		o.RetryIn = time.Hour
+		q.Settle(o)
+		becomes(t, db, m.ID, "0 queued")
+		return m
+	}
+	mine, other := waiting(1), waiting(2)
+	state := func(id ID) State {
+		list, err := a.List(ctxOf(t), Filter{IDs: []ID{id}})
+		if err != nil || len(list) != 1 {
+			t.Fatalf("%v, %v", list, err)
+		}
+		return list[0].State
+	}
+	if n, err := a.HoldUser(ctxOf(t), 1, 0, "stolen"); err != nil || n != 1 || state(mine.ID) != StateHeld || state(other.ID) != StateWaiting {
+		t.Fatalf("%d, %v, %s, %s", n, err, state(mine.ID), state(other.ID))
+	}
+	if list, err := a.UserHolds(ctxOf(t)); err != nil || len(list) != 1 || list[0].Reason != "stolen" || list[0].MadeBy != "root" {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	if n, err := a.ReleaseUser(ctxOf(t), 1); err != nil || n != 1 || state(mine.ID) != StateWaiting {
+		t.Fatalf("%d, %v, %s", n, err, state(mine.ID))
+	}
+	if _, err := a.HoldUser(ctxOf(t), 1, 0, "again"); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := a.CancelUser(ctxOf(t), 1); err != nil || n != 1 || state(other.ID) != StateWaiting {
+		t.Fatalf("%d, %v", n, err)
+	}
+	if list, err := a.UserHolds(ctxOf(t)); err != nil || len(list) != 0 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	becomes(t, db, mine.ID, "")
+}
+
+// A row that came back to waiting just when its user was put on hold is caught up with.
+func TestHoldCatchesUp(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	_, d := put(t, q, true, "a@example.net")
+	o := outcome(d, 0, Deferred)
+	o.RetryIn = time.Hour
+	q.Settle(o)
+	becomes(t, db, d.Message.ID, "0 queued")
+	exec(t, db, `insert into hold (user_id, reason, made_by, made_at) values (1, 'x', 'y', clock_timestamp() - interval '3 seconds')`)
+	sweep := newSweeps(q)
+	defer sweep.s.close()
+	conn, err := sweep.s.get(ctxOf(t))
+	if err == nil {
+		err = sweep.catchUpHolds(ctxOf(t), conn)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, db, `select count(*) from recipient where held_at is not null`); n != 1 {
+		t.Fatal("it still waits")
+	}
+}
+
+func TestShapeAndFind(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	a := NewAdmin(db.Pool)
+	first, _ := put(t, q, true, "a@example.net", "b@example.net", "A@example.org")
+	second, d := put(t, q, true, "c@example.net")
+	shape, err := a.Shape(ctxOf(t), 10)
+	if err != nil || len(shape) != 2 || shape[0].Domain != "example.net" || shape[0].Total != 3 || shape[0].Ages[0] != 3 || len(shape[0].Ages) != 6 {
+		t.Fatalf("%+v, %v", shape, err)
+	}
+	q.Settle(outcome(d, 0, Delivered))
+	becomes(t, db, second.ID, "")
+	for what, want := range map[string][]ID{
+		"<m@example.com>": {second.ID, first.ID}, "m@example.com": {second.ID, first.ID},
+		"c@example.net": {second.ID}, "a@EXAMPLE.org": {first.ID}, "<alice@example.com>": {second.ID, first.ID}, "": nil, "<>": nil, "nobody@example.net": nil,
+	} {
+		got, err := a.Find(ctxOf(t), what, 10)
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("%q: %v, %v; want %v", what, got, err, want)
+		}
+	}
+}
