@@ -112,7 +112,8 @@ func (a *app) routeRemoveCmd() *cobra.Command {
 				return usagef("%q is no route number: see 'postern route list'", args[0])
 			}
 			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
-				return route.NewStore(pool, nil).RemoveRoute(ctx, id)
+				_, err := route.NewStore(pool, nil).RemoveRoute(ctx, id)
+				return err
 			})
 		},
 	}
