@@ -26,9 +26,9 @@ const (
 	sqlChosen = `
 with w as materialized (select r.message_id, r.n, r.local, r.domain from recipient r join message m on m.id = r.message_id
 	where ` + sqlMatches + ` and r.owner is null and r.state = 'queued' and `
-	sqlLocked = ` limit $10 for update of r skip locked), `
+	sqlLocked = ` limit $11 for update of r skip locked), `
 	sqlNoted  = `h as (insert into attempt (message_id, n, at, epoch, result, local, domain, reply_text)
-	select message_id, n, clock_timestamp(), 0, $11, local, domain, 'by ' || $12 from w on conflict do nothing)
+	select message_id, n, clock_timestamp(), 0, $12, local, domain, 'by ' || $13 from w on conflict do nothing)
 select count(*) from w`
 	sqlCounted = `
 select count(*) from recipient r join message m on m.id = r.message_id
@@ -67,6 +67,20 @@ b as (delete from body using (
 	where body.message_id = last.message_id),
 ` + sqlNoted
 )
+
+// sqlInHand counts what no verb touches.
+const sqlInHand = `
+select count(*) from recipient r join message m on m.id = r.message_id
+where ` + sqlMatches + ` and r.owner is not null and r.state = 'queued'`
+
+// InHand counts the recipients that f chooses and a node has in hand: those that Retry,
+// Hold, Release and Cancel leave alone.
+func (a *Admin) InHand(ctx context.Context, f Filter) (n int, err error) {
+	if err := a.db.QueryRow(ctx, sqlInHand, f.args()...).Scan(&n); err != nil {
+		return 0, fmt.Errorf("count what is being sent: %w", err)
+	}
+	return n, nil
+}
 
 // Retry makes waiting recipients due now and says how many were not.
 func (a *Admin) Retry(ctx context.Context, f Filter, dryRun bool) (int, error) {
