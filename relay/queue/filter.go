@@ -105,7 +105,7 @@ select domain_key, count(*), count(*) filter (where held_at is not null),
 		count(*) filter (where step = 3), count(*) filter (where step = 4), count(*) filter (where step = 5)],
 	sum(size)::bigint, extract(epoch from max(age))::bigint, coalesce((max(reply collate "C"))[2], '')
 from (select r.domain_key, r.held_at, now() - r.accepted_at as age, m.size,
-		(select count(*) from unnest($2::interval[]) s(age) where now() - r.accepted_at > s.age) as step,
+		width_bucket(now() - r.accepted_at, $2::interval[]) as step,
 		case when r.reply_code > 0 then array[coalesce(to_char(r.last_attempt_at at time zone 'utc', 'YYYYMMDDHH24MISSUS'), ''), ` + sqlReply + `] end as reply
 	from recipient r join message m on m.id = r.message_id) x
 group by domain_key order by count(*) desc, domain_key limit $1`
