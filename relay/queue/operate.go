@@ -19,6 +19,8 @@ type verb struct {
 	count string // the statement of a dry run
 	do    string // takes operateRows, the name and who acts as well
 	loud  bool   // running nodes are told to hurry
+
+	detail map[string]any // for the audit
 }
 
 // sqlChosen takes rows for a verb. What is locked is in somebody's hand.
@@ -84,24 +86,24 @@ func (a *Admin) InHand(ctx context.Context, f Filter) (n int, err error) {
 
 // Retry makes waiting recipients due now and says how many were not.
 func (a *Admin) Retry(ctx context.Context, f Filter, dryRun bool) (int, error) {
-	return a.operate(ctx, verb{"retry", sqlRetryCount, sqlRetry, true}, f, dryRun)
+	return a.operate(ctx, verb{name: "retry", count: sqlRetryCount, do: sqlRetry, loud: true}, f, dryRun)
 }
 
 // Hold keeps waiting recipients from being tried until they are released, and says how
 // many. Their lifetime does not end them meanwhile.
 func (a *Admin) Hold(ctx context.Context, f Filter, dryRun bool) (int, error) {
-	return a.operate(ctx, verb{"hold", sqlHoldCount, sqlHold, false}, f, dryRun)
+	return a.operate(ctx, verb{name: "hold", count: sqlHoldCount, do: sqlHold}, f, dryRun)
 }
 
 // Release lets held recipients be tried now, and says how many.
 func (a *Admin) Release(ctx context.Context, f Filter, dryRun bool) (int, error) {
-	return a.operate(ctx, verb{"release", sqlReleaseCount, sqlRelease, true}, f, dryRun)
+	return a.operate(ctx, verb{name: "release", count: sqlReleaseCount, do: sqlRelease, loud: true}, f, dryRun)
 }
 
 // Cancel throws waiting and held recipients away, without a word to their sender, and
 // says how many.
 func (a *Admin) Cancel(ctx context.Context, f Filter, dryRun bool) (int, error) {
-	return a.operate(ctx, verb{"cancel", sqlCancelCount, sqlCancel, false}, f, dryRun)
+	return a.operate(ctx, verb{name: "cancel", count: sqlCancelCount, do: sqlCancel}, f, dryRun)
 }
 
 // operate does v to what f chooses, a bounded number of rows in each transaction
@@ -114,7 +116,7 @@ func (a *Admin) operate(ctx context.Context, v verb, f Filter, dryRun bool) (int
 		}
 		return total, nil
 	}
-	if err := a.audit(ctx, a.db, "queue "+v.name, f.String(), nil); err != nil {
+	if err := a.audit(ctx, a.db, "queue "+v.name, f.String(), v.detail); err != nil {
 		return 0, err
 	}
 	args := append(f.args(), operateRows, v.name, a.actor)
@@ -195,7 +197,8 @@ func (a *Admin) HoldUser(ctx context.Context, user, credential int64, reason str
 		if _, err := tx.Exec(ctx, sqlMakeHold, user, credential, storable(reason), a.actor); err != nil {
 			return fmt.Errorf("hold user: %w", err)
 		}
-		held, err = (&Admin{tx, a.actor}).Hold(ctx, Filter{UserID: user, CredentialID: credential}, false)
+		v := verb{name: "hold", count: sqlHoldCount, do: sqlHold, detail: map[string]any{"user_hold": "made", "reason": storable(reason)}}
+		held, err = (&Admin{tx, a.actor}).operate(ctx, v, Filter{UserID: user, CredentialID: credential}, false)
 		return err
 	})
 	return held, err
@@ -210,7 +213,7 @@ delete from hold where user_id = $1`
 // ReleaseUser ends all holds of a user and lets its held mail go. It says how many
 // recipients there were.
 func (a *Admin) ReleaseUser(ctx context.Context, user int64) (int, error) {
-	n, err := a.endHolds(ctx, user, (*Admin).Release)
+	n, err := a.endHolds(ctx, user, verb{name: "release", count: sqlReleaseCount, do: sqlRelease, loud: true})
 	if err == nil {
 		a.Hurry(ctx)
 	}
@@ -220,15 +223,16 @@ func (a *Admin) ReleaseUser(ctx context.Context, user int64) (int, error) {
 // CancelUser ends all holds of a user and throws its held mail away. It says how many
 // recipients there were.
 func (a *Admin) CancelUser(ctx context.Context, user int64) (int, error) {
-	return a.endHolds(ctx, user, (*Admin).Cancel)
+	return a.endHolds(ctx, user, verb{name: "cancel", count: sqlCancelCount, do: sqlCancel})
 }
 
-func (a *Admin) endHolds(ctx context.Context, user int64, do func(*Admin, context.Context, Filter, bool) (int, error)) (n int, err error) {
+func (a *Admin) endHolds(ctx context.Context, user int64, v verb) (n int, err error) {
+	v.detail = map[string]any{"user_hold": "ended"}
 	err = pgx.BeginFunc(ctx, a.db, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, sqlEndHolds, user); err != nil {
 			return fmt.Errorf("end holds: %w", err)
 		}
-		n, err = do(&Admin{tx, a.actor}, ctx, Filter{UserID: user, State: StateHeld}, false)
+		n, err = (&Admin{tx, a.actor}).operate(ctx, v, Filter{UserID: user, State: StateHeld}, false)
 		return err
 	})
 	return n, err

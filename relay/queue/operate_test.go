@@ -137,6 +137,12 @@ func TestUserHold(t *testing.T) {
 		t.Fatalf("%+v, %v", list, err)
 	}
 	becomes(t, db, mine.ID, "")
+	if n := count(t, db, `select count(*) from audit where action = 'queue hold' and object = 'user 1' and detail->>'reason' = 'stolen'`); n != 1 {
+		t.Errorf("%d audit rows of the first hold", n)
+	}
+	if n := count(t, db, `select count(*) from audit where detail->>'user_hold' = 'ended'`); n != 2 {
+		t.Errorf("%d audit rows of ends, want 2", n)
+	}
 }
 
 // A row that came back to waiting just when its user was put on hold is caught up with.
