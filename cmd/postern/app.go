@@ -80,7 +80,7 @@ in that order. Exit status: 0 done, 1 failed, 2 used wrongly.`,
 	root.PersistentFlags().StringVar(&a.databaseURL, "database-url", "", "PostgreSQL `URL`; wins over POSTERN_DATABASE_URL and the config file")
 	root.AddCommand(
 		a.serveCmd(), a.demoCmd(), a.checkCmd(), a.migrateCmd(), a.versionCmd(),
-		a.userCmd(), a.upstreamCmd(), a.routeCmd(), a.queueCmd(), a.traceCmd(),
+		a.userCmd(), a.upstreamCmd(), a.routeCmd(), a.queueCmd(), a.traceCmd(), a.breakerCmd(),
 	)
 	a.markStart(root)
 	return root

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
@@ -57,18 +58,27 @@ func privateDatabase(ctx context.Context, dir string) (url string, stop func(), 
 }
 
 func startPrivate(ctx context.Context, dir string) (*pgserver.Server, error) {
-	server, err := pgserver.Start(ctx, pgserver.Config{Dir: dir})
-	if err != nil {
-		return nil, fmt.Errorf("private database in %s: %w", dir, err)
-	}
-	return server, nil
+	return pgserver.Start(ctx, pgserver.Config{Dir: dir}) // its errors name the folder
+}
+
+// tellWait says on the error output why nothing happens.
+func tellWait(dir string) {
+	fmt.Fprintf(os.Stderr, "postern: waiting for the process that uses the private database in %s\n", dir)
 }
 
 // awaitPrivate starts the server in dir for a process that stays up. A command that
 // was started just before has the folder for a moment.
 func awaitPrivate(ctx context.Context, dir string) (*pgserver.Server, error) {
+	_, told := pgserver.Running(dir)
+	if told {
+		tellWait(dir)
+	}
 	server, err := startPrivate(ctx, dir)
 	for until := time.Now().Add(connectLimit); errors.Is(err, pgserver.ErrInUse) && time.Now().Before(until); {
+		if !told {
+			told = true
+			tellWait(dir)
+		}
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
@@ -83,9 +93,13 @@ func awaitPrivate(ctx context.Context, dir string) (*pgserver.Server, error) {
 func runningDatabase(ctx context.Context, dir string, inUse error) (url string, stop func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, connectLimit)
 	defer cancel()
-	for {
+	for told := false; ; {
 		if url, ok := pgserver.Running(dir); ok {
 			return url, func() {}, nil
+		}
+		if !told {
+			told = true
+			tellWait(dir)
 		}
 		select {
 		case <-ctx.Done():

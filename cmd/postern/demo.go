@@ -180,7 +180,7 @@ func (d *demo) routeTo(ctx context.Context, pool *pgxpool.Pool, sink *net.TCPAdd
 		return err
 	}
 	for _, r := range rules {
-		if err := routes.RemoveRoute(ctx, r.ID); err != nil {
+		if _, err := routes.RemoveRoute(ctx, r.ID); err != nil {
 			return err
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
+	"postern/relay/queue"
 	"postern/relay/route"
 )
 
@@ -20,12 +21,19 @@ func (a *app) routeCmd() *cobra.Command {
 
 func (a *app) routeAddCmd() *cobra.Command {
 	var via string
+	var replace bool
 	cmd := &cobra.Command{
 		Use:   "add --via UPSTREAM|mx",
 		Short: "set the default route",
 		Long: `Sets where mail goes: to an upstream, or with 'mx' straight to the servers of
-each recipient's domain. A route is looked up at every attempt, so a new one also
-moves mail that waits already.`,
+each recipient's domain. With --replace it takes the place of the default route
+that is there, and no mail finds none meanwhile.
+
+A route is looked up at every attempt, so a new one also moves mail that waits
+already: what waits because there was no route is due at once, what another upstream
+deferred at its next attempt ('postern queue retry --upstream NAME' makes it sooner).`,
+		Example: `  postern route add --via out
+  postern route add --via mx --replace`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			rule := route.Rule{}
@@ -36,29 +44,66 @@ moves mail that waits already.`,
 				rule.Upstreams = []string{via}
 			}
 			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
-				id, err := route.NewStore(pool, nil).AddRoute(ctx, rule)
-				if errors.Is(err, route.ErrExists) {
-					return errors.New("there is a default route already: see 'postern route list', take it away with 'postern route remove ID'")
-				}
-				if err != nil {
-					return err
-				}
-				_, err = fmt.Fprintf(a.stdout, "added route %d: all mail via %s\n", id, via)
-				return err
+				return a.addRoute(ctx, pool, rule, replace)
 			})
 		},
 	}
 	cmd.Flags().StringVar(&via, "via", "", "name of the `upstream`, or mx")
+	cmd.Flags().BoolVar(&replace, "replace", false, "take the place of the default route, if there is one")
 	_ = cmd.MarkFlagRequired("via")
 	return cmd
+}
+
+// noRoute begins the last reply of recipients that wait for a route.
+const noRoute = "451 4.4.4 no route"
+
+func (a *app) addRoute(ctx context.Context, pool *pgxpool.Pool, rule route.Rule, replace bool) error {
+	routes := route.NewStore(pool, nil).As(a.actor())
+	var id, was int64
+	var err error
+	if replace {
+		id, was, err = routes.ReplaceRoute(ctx, rule)
+	} else {
+		id, err = routes.AddRoute(ctx, rule)
+	}
+	if errors.Is(err, route.ErrExists) {
+		return errors.New("there is a default route already: see 'postern route list', put this one in its place with --replace")
+	}
+	if err != nil {
+		return err
+	}
+	said := fmt.Sprintf("added route %d: %s via %s", id, matchText(rule), viaText(rule))
+	if was != 0 {
+		said += fmt.Sprintf(", in the place of route %d", was)
+	}
+	fmt.Fprintln(a.stdout, said)
+	return a.retryRouteless(ctx, pool)
+}
+
+// retryRouteless makes due what waits because no route was known.
+func (a *app) retryRouteless(ctx context.Context, pool *pgxpool.Pool) error {
+	q := queue.NewAdmin(pool).As(a.actor())
+	waits := queue.Filter{State: queue.StateWaiting, Reply: noRoute}
+	n, err := q.Retry(ctx, waits, true)
+	if err != nil || n == 0 { // an audit row only for what is done
+		return err
+	}
+	if n, err = q.Retry(ctx, waits, false); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(a.stdout, changed(n, "recipient", "due now that waited for a route", false))
+	return err
 }
 
 func (a *app) routeListCmd() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "list",
-		Short: "list the routes in the order in which they are tried",
-		Args:  noArguments,
+		Short: "list the routes",
+		Long: `Lists the routes in the order in which they are looked at: the first that matches
+a recipient decides, and the default route ("all mail") comes last. Each attempt
+looks anew. Of several upstreams of a route only the first is used.`,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
 				list, err := route.NewStore(pool, nil).ListRoutes(ctx)
@@ -70,11 +115,7 @@ func (a *app) routeListCmd() *cobra.Command {
 				}
 				t := table{head: []string{"ID", "MATCH", "VIA"}}
 				for _, r := range list {
-					via := "mx"
-					if !r.MX() {
-						via = strings.Join(r.Upstreams, ", ")
-					}
-					t.add(strconv.FormatInt(r.ID, 10), matchText(r), via)
+					t.add(strconv.FormatInt(r.ID, 10), matchText(r), viaText(r))
 				}
 				return t.print(a.stdout)
 			})
@@ -82,6 +123,13 @@ func (a *app) routeListCmd() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+func viaText(r route.Rule) string {
+	if r.MX() {
+		return "mx"
+	}
+	return strings.Join(r.Upstreams, ", ")
 }
 
 func matchText(r route.Rule) string {
@@ -105,14 +153,21 @@ func (a *app) routeRemoveCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "remove ID",
 		Short: "remove a route",
-		Args:  exactly(1, "the route's number"),
+		Long: `Removes a route. Mail that no route matches waits until there is one: 'postern
+route add --replace' changes the default route without that.`,
+		Args: exactly(1, "the route's number"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := strconv.ParseInt(args[0], 10, 64)
 			if err != nil {
 				return usagef("%q is no route number: see 'postern route list'", args[0])
 			}
 			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
-				return route.NewStore(pool, nil).RemoveRoute(ctx, id)
+				was, err := route.NewStore(pool, nil).As(a.actor()).RemoveRoute(ctx, id)
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprintf(a.stdout, "removed route %d: %s via %s\n", id, matchText(was), viaText(was))
+				return err
 			})
 		},
 	}

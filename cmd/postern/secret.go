@@ -32,7 +32,7 @@ func (a *app) sealer(cfg config) (*route.Sealer, error) {
 	}
 	key, err := route.LoadOrCreateKey(path)
 	if err != nil {
-		return nil, fmt.Errorf("secret_key_file %s: %w", path, err)
+		return nil, fmt.Errorf("secret_key_file: %w", err) // which names it
 	}
 	return route.NewSealer(key)
 }

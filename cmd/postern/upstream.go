@@ -114,7 +114,7 @@ func (a *app) addUpstream(ctx context.Context, u route.Upstream) error {
 				return err
 			}
 		}
-		if err := route.NewStore(pool, sealer).AddUpstream(ctx, u); err != nil {
+		if err := route.NewStore(pool, sealer).As(a.actor()).AddUpstream(ctx, u); err != nil {
 			return err
 		}
 		_, err := fmt.Fprintf(a.stdout, "added upstream %s: %s, TLS %s\n", u.Name, net.JoinHostPort(u.Host, strconv.Itoa(u.Port)), u.TLS)
@@ -156,7 +156,11 @@ func (a *app) upstreamRemoveCmd() *cobra.Command {
 		Args:  exactly(1, "the upstream's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
-				return route.NewStore(pool, nil).RemoveUpstream(ctx, args[0])
+				if err := route.NewStore(pool, nil).As(a.actor()).RemoveUpstream(ctx, args[0]); err != nil {
+					return err
+				}
+				_, err := fmt.Fprintf(a.stdout, "removed upstream %s\n", args[0])
+				return err
 			})
 		},
 	}

@@ -82,7 +82,7 @@ select r.message_id, r.n, ` + sqlState + ` as st,
 from recipient r join message m on m.id = r.message_id left join node on node.epoch = r.owner`
 
 // sqlList lists in order of acceptance.
-const sqlList = sqlEntries + ` where ` + sqlMatches + ` and (r.message_id, r.n) > ($11, $12) order by r.message_id, r.n limit $10`
+const sqlList = sqlEntries + ` where ` + sqlMatches + ` and (r.message_id, r.n) > ($12, $13) order by r.message_id, r.n limit $11`
 
 // List returns live recipients, the oldest message first.
 func (a *Admin) List(ctx context.Context, f Filter) ([]Entry, error) {
@@ -274,4 +274,60 @@ func (a *Admin) Find(ctx context.Context, what string, limit int) ([]ID, error) 
 		return nil, fmt.Errorf("find message: %w", err)
 	}
 	return list, nil
+}
+
+// Summary is a message and what became of its recipients, by their number.
+type Summary struct {
+	ID         ID        `json:"id"`
+	UserID     int64     `json:"user_id,omitempty"`
+	Sender     string    `json:"sender"`
+	Recipient  string    `json:"recipient"` // the first of them
+	Recipients int       `json:"recipients"`
+	AcceptedAt time.Time `json:"accepted_at"`
+	Voided     bool      `json:"voided,omitempty"` // refused after all
+	Delivered  int       `json:"delivered"`
+	Failed     int       `json:"failed"`
+	Cancelled  int       `json:"cancelled"`
+	Waiting    int       `json:"waiting"`
+	Sending    int       `json:"sending"`
+	Held       int       `json:"held"`
+}
+
+// sqlSummaries keeps the order of the ids.
+const sqlSummaries = `
+select m.id, m.user_id, m.sender_local, m.sender_domain, coalesce(one.local, ''), coalesce(one.domain, ''), m.recipients, m.accepted_at,
+	m.voided_at is not null, past.delivered, past.failed, past.cancelled, live.waiting, live.sending, live.held
+from unnest($1::uuid[]) with ordinality w(id, nth) join message m on m.id = w.id
+left join lateral (select local, domain from (
+		(select n, local, domain from recipient where message_id = m.id order by n limit 1) union all
+		(select n, local, domain from attempt where message_id = m.id and local <> '' order by n limit 1)) x order by n limit 1) one on true
+cross join lateral (select count(*) filter (where st = 'waiting') as waiting, count(*) filter (where st = 'sending') as sending,
+		count(*) filter (where st = 'held') as held
+	from (select ` + sqlState + ` as st from recipient r where r.message_id = m.id) r) live
+cross join lateral (select count(distinct n) filter (where result = 'delivered') as delivered,
+		count(distinct n) filter (where result in ('failed', 'expired')) as failed, count(distinct n) filter (where result = 'cancel') as cancelled
+	from attempt where message_id = m.id and not fenced) past
+order by w.nth`
+
+// Summaries tells of each message in short, in the order of ids; those that are not
+// known are left out.
+func (a *Admin) Summaries(ctx context.Context, ids []ID) ([]Summary, error) {
+	rows, err := a.db.Query(ctx, sqlSummaries, (&Filter{IDs: ids}).args()[0])
+	if err != nil {
+		return nil, fmt.Errorf("summaries: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, scanSummary)
+	if err != nil {
+		return nil, fmt.Errorf("summaries: %w", err)
+	}
+	return list, nil
+}
+
+func scanSummary(row pgx.CollectableRow) (Summary, error) {
+	var s Summary
+	var sender, rcpt addressColumns
+	err := row.Scan(&s.ID, &s.UserID, &sender.local, &sender.domain, &rcpt.local, &rcpt.domain, &s.Recipients, &s.AcceptedAt,
+		&s.Voided, &s.Delivered, &s.Failed, &s.Cancelled, &s.Waiting, &s.Sending, &s.Held)
+	s.Sender, s.Recipient = sender.String(), rcpt.String()
+	return s, err
 }

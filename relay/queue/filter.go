@@ -14,11 +14,13 @@ type Filter struct {
 	IDs          []ID // of messages
 	State        State
 	UserID       int64
+	UserName     string // of UserID, for the audit only
 	CredentialID int64
 	Sender       string        // address, or "<>"
 	Recipient    string        // address
 	Domain       string        // domain key of the recipient
 	Upstream     string        // of the last attempt
+	Reply        string        // what the last reply begins with
 	OlderThan    time.Duration // since it was accepted
 
 	Limit   int // of List: 100 when 0
@@ -30,7 +32,11 @@ type Filter struct {
 const sqlMatches = `($1::uuid[] is null or r.message_id = any($1)) and ($2 = '' or ` + sqlState + ` = $2)
 	and ($3 = 0 or m.user_id = $3) and ($4 = 0 or m.credential_id = $4)
 	and ($5 = '' or lower(m.sender_local || '@' || m.sender_domain) = $5) and ($6 = '' or lower(r.local || '@' || r.domain) = $6)
-	and ($7 = '' or r.domain_key = $7) and ($8 = '' or r.last_upstream = $8) and r.accepted_at <= now() - $9::interval`
+	and ($7 = '' or r.domain_key = $7) and ($8 = '' or r.last_upstream = $8) and r.accepted_at <= now() - $9::interval
+	and ($10 = '' or starts_with(` + sqlReply + `, $10))`
+
+// sqlReply is the last reply of row r as people read it.
+const sqlReply = `concat_ws(' ', nullif(r.reply_code, 0), nullif(r.reply_enhanced, ''), r.reply_text)`
 
 func (f *Filter) args() []any {
 	var ids [][16]byte // nil is null: all
@@ -41,7 +47,7 @@ func (f *Filter) args() []any {
 	if sender == "<>" {
 		sender = "@" // both parts are empty
 	}
-	return []any{ids, string(f.State), f.UserID, f.CredentialID, sender, strings.ToLower(f.Recipient), f.Domain, f.Upstream, max(f.OlderThan, 0)}
+	return []any{ids, string(f.State), f.UserID, f.CredentialID, sender, strings.ToLower(f.Recipient), f.Domain, f.Upstream, max(f.OlderThan, 0), f.Reply}
 }
 
 // String says what is chosen, for the audit.
@@ -58,12 +64,17 @@ func (f *Filter) String() string {
 		add("ids", fmt.Sprintf("%s and %d more", f.IDs[0], len(f.IDs)-1))
 	}
 	add("state", string(f.State))
-	add("user", fmt.Sprint(f.UserID))
+	if f.UserName != "" {
+		add("user", f.UserName)
+	} else {
+		add("user", fmt.Sprint(f.UserID))
+	}
 	add("credential", fmt.Sprint(f.CredentialID))
 	add("sender", f.Sender)
 	add("recipient", f.Recipient)
 	add("domain", f.Domain)
 	add("upstream", f.Upstream)
+	add("reply", f.Reply)
 	if f.OlderThan > 0 {
 		add("older than", f.OlderThan.String())
 	}
@@ -83,8 +94,8 @@ type Shape struct {
 	Held    int64   `json:"held"`
 	Ages    []int64 `json:"ages"` // within 5m, 15m, 1h, 4h, 24h, and older
 	Octets  int64   `json:"octets"`
-	Oldest  int64   `json:"oldest_s"` // seconds since the oldest was accepted
-	LastErr string  `json:"last_reply,omitempty"`
+	Oldest  int64   `json:"oldest_s"`             // seconds since the oldest was accepted
+	LastErr string  `json:"last_reply,omitempty"` // of the attempt that ended last
 }
 
 // sqlShape reads the largest destinations.
@@ -92,10 +103,10 @@ const sqlShape = `
 select domain_key, count(*), count(*) filter (where held_at is not null),
 	array[count(*) filter (where step = 0), count(*) filter (where step = 1), count(*) filter (where step = 2),
 		count(*) filter (where step = 3), count(*) filter (where step = 4), count(*) filter (where step = 5)],
-	sum(size)::bigint, extract(epoch from max(age))::bigint, coalesce(max(reply) filter (where reply <> ''), '')
+	sum(size)::bigint, extract(epoch from max(age))::bigint, coalesce((max(reply collate "C"))[2], '')
 from (select r.domain_key, r.held_at, now() - r.accepted_at as age, m.size,
-		(select count(*) from unnest($2::interval[]) s(age) where now() - r.accepted_at > s.age) as step,
-		case when r.reply_code > 0 then r.reply_code || ' ' || r.reply_enhanced || ' ' || r.reply_text else '' end as reply
+		width_bucket(now() - r.accepted_at, $2::interval[]) as step,
+		case when r.reply_code > 0 then array[coalesce(to_char(r.last_attempt_at at time zone 'utc', 'YYYYMMDDHH24MISSUS'), ''), ` + sqlReply + `] end as reply
 	from recipient r join message m on m.id = r.message_id) x
 group by domain_key order by count(*) desc, domain_key limit $1`
 

@@ -19,6 +19,8 @@ type verb struct {
 	count string // the statement of a dry run
 	do    string // takes operateRows, the name and who acts as well
 	loud  bool   // running nodes are told to hurry
+
+	detail map[string]any // for the audit
 }
 
 // sqlChosen takes rows for a verb. What is locked is in somebody's hand.
@@ -26,9 +28,9 @@ const (
 	sqlChosen = `
 with w as materialized (select r.message_id, r.n, r.local, r.domain from recipient r join message m on m.id = r.message_id
 	where ` + sqlMatches + ` and r.owner is null and r.state = 'queued' and `
-	sqlLocked = ` limit $10 for update of r skip locked), `
+	sqlLocked = ` limit $11 for update of r skip locked), `
 	sqlNoted  = `h as (insert into attempt (message_id, n, at, epoch, result, local, domain, reply_text)
-	select message_id, n, clock_timestamp(), 0, $11, local, domain, 'by ' || $12 from w on conflict do nothing)
+	select message_id, n, clock_timestamp(), 0, $12, local, domain, 'by ' || $13 from w on conflict do nothing)
 select count(*) from w`
 	sqlCounted = `
 select count(*) from recipient r join message m on m.id = r.message_id
@@ -68,26 +70,40 @@ b as (delete from body using (
 ` + sqlNoted
 )
 
+// sqlInHand counts what no verb touches.
+const sqlInHand = `
+select count(*) from recipient r join message m on m.id = r.message_id
+where ` + sqlMatches + ` and r.owner is not null and r.state = 'queued'`
+
+// InHand counts the recipients that f chooses and a node has in hand: those that Retry,
+// Hold, Release and Cancel leave alone.
+func (a *Admin) InHand(ctx context.Context, f Filter) (n int, err error) {
+	if err := a.db.QueryRow(ctx, sqlInHand, f.args()...).Scan(&n); err != nil {
+		return 0, fmt.Errorf("count what is being sent: %w", err)
+	}
+	return n, nil
+}
+
 // Retry makes waiting recipients due now and says how many were not.
 func (a *Admin) Retry(ctx context.Context, f Filter, dryRun bool) (int, error) {
-	return a.operate(ctx, verb{"retry", sqlRetryCount, sqlRetry, true}, f, dryRun)
+	return a.operate(ctx, verb{name: "retry", count: sqlRetryCount, do: sqlRetry, loud: true}, f, dryRun)
 }
 
 // Hold keeps waiting recipients from being tried until they are released, and says how
 // many. Their lifetime does not end them meanwhile.
 func (a *Admin) Hold(ctx context.Context, f Filter, dryRun bool) (int, error) {
-	return a.operate(ctx, verb{"hold", sqlHoldCount, sqlHold, false}, f, dryRun)
+	return a.operate(ctx, verb{name: "hold", count: sqlHoldCount, do: sqlHold}, f, dryRun)
 }
 
 // Release lets held recipients be tried now, and says how many.
 func (a *Admin) Release(ctx context.Context, f Filter, dryRun bool) (int, error) {
-	return a.operate(ctx, verb{"release", sqlReleaseCount, sqlRelease, true}, f, dryRun)
+	return a.operate(ctx, verb{name: "release", count: sqlReleaseCount, do: sqlRelease, loud: true}, f, dryRun)
 }
 
 // Cancel throws waiting and held recipients away, without a word to their sender, and
 // says how many.
 func (a *Admin) Cancel(ctx context.Context, f Filter, dryRun bool) (int, error) {
-	return a.operate(ctx, verb{"cancel", sqlCancelCount, sqlCancel, false}, f, dryRun)
+	return a.operate(ctx, verb{name: "cancel", count: sqlCancelCount, do: sqlCancel}, f, dryRun)
 }
 
 // operate does v to what f chooses, a bounded number of rows in each transaction
@@ -100,7 +116,7 @@ func (a *Admin) operate(ctx context.Context, v verb, f Filter, dryRun bool) (int
 		}
 		return total, nil
 	}
-	if err := a.audit(ctx, a.db, "queue "+v.name, f.String(), nil); err != nil {
+	if err := a.audit(ctx, a.db, "queue "+v.name, f.String(), v.detail); err != nil {
 		return 0, err
 	}
 	args := append(f.args(), operateRows, v.name, a.actor)
@@ -181,7 +197,8 @@ func (a *Admin) HoldUser(ctx context.Context, user, credential int64, reason str
 		if _, err := tx.Exec(ctx, sqlMakeHold, user, credential, storable(reason), a.actor); err != nil {
 			return fmt.Errorf("hold user: %w", err)
 		}
-		held, err = (&Admin{tx, a.actor}).Hold(ctx, Filter{UserID: user, CredentialID: credential}, false)
+		v := verb{name: "hold", count: sqlHoldCount, do: sqlHold, detail: map[string]any{"user_hold": "made", "reason": storable(reason)}}
+		held, err = (&Admin{tx, a.actor}).operate(ctx, v, Filter{UserID: user, CredentialID: credential}, false)
 		return err
 	})
 	return held, err
@@ -196,7 +213,7 @@ delete from hold where user_id = $1`
 // ReleaseUser ends all holds of a user and lets its held mail go. It says how many
 // recipients there were.
 func (a *Admin) ReleaseUser(ctx context.Context, user int64) (int, error) {
-	n, err := a.endHolds(ctx, user, (*Admin).Release)
+	n, err := a.endHolds(ctx, user, verb{name: "release", count: sqlReleaseCount, do: sqlRelease, loud: true})
 	if err == nil {
 		a.Hurry(ctx)
 	}
@@ -206,15 +223,16 @@ func (a *Admin) ReleaseUser(ctx context.Context, user int64) (int, error) {
 // CancelUser ends all holds of a user and throws its held mail away. It says how many
 // recipients there were.
 func (a *Admin) CancelUser(ctx context.Context, user int64) (int, error) {
-	return a.endHolds(ctx, user, (*Admin).Cancel)
+	return a.endHolds(ctx, user, verb{name: "cancel", count: sqlCancelCount, do: sqlCancel})
 }
 
-func (a *Admin) endHolds(ctx context.Context, user int64, do func(*Admin, context.Context, Filter, bool) (int, error)) (n int, err error) {
+func (a *Admin) endHolds(ctx context.Context, user int64, v verb) (n int, err error) {
+	v.detail = map[string]any{"user_hold": "ended"}
 	err = pgx.BeginFunc(ctx, a.db, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, sqlEndHolds, user); err != nil {
 			return fmt.Errorf("end holds: %w", err)
 		}
-		n, err = do(&Admin{tx, a.actor}, ctx, Filter{UserID: user, State: StateHeld}, false)
+		n, err = (&Admin{tx, a.actor}).operate(ctx, v, Filter{UserID: user, State: StateHeld}, false)
 		return err
 	})
 	return n, err

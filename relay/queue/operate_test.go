@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"postern/internal/pgtest"
+	"postern/relay/smtp"
 )
 
 // What operators do moves recipients as docs/queue-states.md says, never touches
@@ -54,6 +55,8 @@ func TestOperate(t *testing.T) {
 		{verb(retry, Filter{State: StateHeld}, false), 0, "0 held;1 sending;2 waiting;"},
 		{verb(release, Filter{UserID: 2}, false), 0, "0 held;1 sending;2 waiting;"},
 		{verb(release, Filter{UserID: 1, Sender: "ALICE@example.com", Recipient: "a@Example.net", Upstream: "out"}, true), 1, "0 held;1 sending;2 waiting;"},
+		{verb(hold, Filter{Reply: "450 2.1.0 later"}, true), 0, "0 held;1 sending;2 waiting;"},
+		{verb(hold, Filter{Reply: "450 4.2.1 la"}, true), 1, "0 held;1 sending;2 waiting;"},
 		{verb(cancel, Filter{OlderThan: time.Hour}, false), 0, "0 held;1 sending;2 waiting;"},
 		{verb(cancel, Filter{Domain: "example.org"}, false), 1, "0 held;1 sending;"},
 		{verb(cancel, Filter{IDs: []ID{NewID()}}, false), 0, "0 held;1 sending;"},
@@ -63,6 +66,12 @@ func TestOperate(t *testing.T) {
 		if err != nil || n != step.n || state() != step.want {
 			t.Fatalf("step %d: %d, %v, then %s", i, n, err, state())
 		}
+	}
+	if n, err := a.InHand(ctxOf(t), Filter{Sender: "alice@example.com"}); err != nil || n != 1 {
+		t.Errorf("%d in hand, %v", n, err)
+	}
+	if n, err := a.InHand(ctxOf(t), Filter{Domain: "example.org"}); err != nil || n != 0 {
+		t.Errorf("%d in hand, %v", n, err)
 	}
 	if n := count(t, db, `select count(*) from body`); n != 1 {
 		t.Fatal("the body of a message that is being sent is gone")
@@ -128,6 +137,12 @@ func TestUserHold(t *testing.T) {
 		t.Fatalf("%+v, %v", list, err)
 	}
 	becomes(t, db, mine.ID, "")
+	if n := count(t, db, `select count(*) from audit where action = 'queue hold' and object = 'user 1' and detail->>'reason' = 'stolen'`); n != 1 {
+		t.Errorf("%d audit rows of the first hold", n)
+	}
+	if n := count(t, db, `select count(*) from audit where detail->>'user_hold' = 'ended'`); n != 2 {
+		t.Errorf("%d audit rows of ends, want 2", n)
+	}
 }
 
 // A row that came back to waiting just when its user was put on hold is caught up with.
@@ -168,6 +183,16 @@ func TestShapeAndFind(t *testing.T) {
 	}
 	q.Settle(outcome(d, 0, Delivered))
 	becomes(t, db, second.ID, "")
+	list, err := a.Summaries(ctxOf(t), []ID{second.ID, NewID(), first.ID})
+	if err != nil || len(list) != 2 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	if s := list[0]; s.ID != second.ID || s.Recipient != "c@example.net" || s.Recipients != 1 || s.Delivered != 1 || s.Sending+s.Waiting+s.Held+s.Failed+s.Cancelled > 0 {
+		t.Errorf("%+v", s)
+	}
+	if s := list[1]; s.ID != first.ID || s.Recipient != "a@example.net" || s.Recipients != 3 || s.Sending != 3 || s.Delivered != 0 || s.Sender != "alice@example.com" {
+		t.Errorf("%+v", s)
+	}
 	for what, want := range map[string][]ID{
 		"<m@example.com>": {second.ID, first.ID}, "m@example.com": {second.ID, first.ID},
 		"c@example.net": {second.ID}, "a@EXAMPLE.org": {first.ID}, "<alice@example.com>": {second.ID, first.ID}, "": nil, "<>": nil, "nobody@example.net": nil,
@@ -176,5 +201,24 @@ func TestShapeAndFind(t *testing.T) {
 		if err != nil || !slices.Equal(got, want) {
 			t.Errorf("%q: %v, %v; want %v", what, got, err, want)
 		}
+	}
+}
+
+// The reply that a destination is shown with is the one that came last.
+func TestShapeHasTheLastReply(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	m, d := put(t, q, true, "a@example.net", "b@example.net", "c@example.net")
+	for n := range 2 {
+		o := outcome(d, n, Deferred)
+		o.At, o.RetryIn = o.At.Add(time.Duration(n)*time.Second), time.Hour
+		o.Reply = []smtp.Reply{smtp.Temporary(451, 4, 0, "zzz earlier"), smtp.Temporary(421, 4, 0, "later")}[n]
+		q.Settle(o)
+	}
+	becomes(t, db, m.ID, "0 queued;1 queued;2 queued owned")
+	shape, err := NewAdmin(db.Pool).Shape(ctxOf(t), 10)
+	if err != nil || len(shape) != 1 || shape[0].LastErr != "421 4.4.0 later" {
+		t.Fatalf("%+v, %v", shape, err)
 	}
 }

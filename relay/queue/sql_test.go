@@ -26,7 +26,7 @@ import (
 // partial statements are parts of others.
 var partial = map[string]bool{"sqlInsertMessages": true, "sqlInsertRecipients": true, "sqlOutcomes": true, "sqlEndings": true, "sqlEndingsAgain": true,
 	"sqlDeliver": true, "sqlUndeliver": true, "sqlEnd": true, "sqlEntries": true,
-	"sqlState": true, "sqlMatches": true, "sqlChosen": true, "sqlLocked": true, "sqlNoted": true, "sqlCounted": true, "sqlCharges": true, "sqlNotOver": true, "sqlVerdict": true, "sqlInsertBodies": true,
+	"sqlState": true, "sqlMatches": true, "sqlReply": true, "sqlChosen": true, "sqlLocked": true, "sqlNoted": true, "sqlCounted": true, "sqlCharges": true, "sqlNotOver": true, "sqlVerdict": true, "sqlInsertBodies": true,
 	"sqlFence": true, "sqlTouch": true, "sqlPlain": true, "sqlCharged": true, "sqlFromMessages": true, "sqlCommitted": true}
 
 // statements finds the text of every constant sql… of this package.

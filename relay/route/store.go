@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -32,18 +33,23 @@ func refuse(kind error, format string, args ...any) error {
 	return &refusal{kind, fmt.Sprintf(format, args...)}
 }
 
-// Store keeps upstreams and routes in Postgres. It is safe for concurrent use.
+// Store keeps upstreams and routes in Postgres. It is safe for concurrent use. Each
+// change is in the audit, in its own transaction.
 type Store struct {
 	pool   *pgxpool.Pool
 	sealer *Sealer
+	actor  string
 }
 
 // NewStore makes a Store. sealer may be nil where no upstream has a password:
 // adding one with a password is refused then, and one that has a password cannot
 // be used.
 func NewStore(pool *pgxpool.Pool, sealer *Sealer) *Store {
-	return &Store{pool: pool, sealer: sealer}
+	return &Store{pool: pool, sealer: sealer, actor: "unknown"}
 }
+
+// As says who acts, for the audit.
+func (s *Store) As(actor string) *Store { return &Store{s.pool, s.sealer, actor} }
 
 // Account is an upstream as listings show it, without its password.
 type Account struct {
@@ -89,8 +95,14 @@ func (s *Store) AddUpstream(ctx context.Context, u Upstream) error {
 		}
 		sealed = s.sealer.Seal(u.Name, u.Username, u.Password)
 	}
-	_, err := s.pool.Exec(ctx, addUpstream,
-		u.Name, u.Host, u.Port, string(u.TLS), u.Username, sealed, u.CA, u.MaxConnections)
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, addUpstream, u.Name, u.Host, u.Port, string(u.TLS), u.Username, sealed, u.CA, u.MaxConnections)
+		if err != nil {
+			return err
+		}
+		return s.audit(ctx, tx, "upstream add", u.Name, map[string]any{
+			"host": u.Host, "port": u.Port, "tls": u.TLS, "username": u.Username, "custom_ca": u.CA != "", "max_connections": u.MaxConnections})
+	})
 	if sqlState(err) == uniqueViolation {
 		return refuse(ErrExists, "an upstream named %q exists already", u.Name)
 	}
@@ -140,17 +152,27 @@ const removeUpstream = `delete from upstream where name = $1`
 
 // RemoveUpstream removes an account that no rule names. Errors: ErrNotFound, ErrInvalid.
 func (s *Store) RemoveUpstream(ctx context.Context, name string) error {
-	tag, err := s.pool.Exec(ctx, removeUpstream, name)
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, removeUpstream, name)
+		if err != nil {
+			return err
+		}
+		if tag.RowsAffected() == 0 {
+			return refuse(ErrNotFound, "no upstream is named %q", name)
+		}
+		return s.audit(ctx, tx, "upstream remove", name, nil)
+	})
 	switch {
 	case sqlState(err) == foreignKeyViolation:
 		return refuse(ErrInvalid, "upstream %q is used by a route; remove that route first", name)
-	case err != nil:
+	case err != nil && !errors.Is(err, ErrNotFound):
 		return fmt.Errorf("remove upstream: %w", err)
-	case tag.RowsAffected() == 0:
-		return refuse(ErrNotFound, "no upstream is named %q", name)
 	}
-	return nil
+	return err
 }
+
+// knownUpstreams keeps those that are there from being removed until the rule is in.
+const knownUpstreams = `select name from upstream where name = any($1::text[]) for key share`
 
 const addRoute = `
 insert into route (position, user_id, sender_domain, recipient_domain, via)
@@ -163,42 +185,106 @@ const addRouteUpstreams = `
 insert into route_upstream (route_id, rank, upstream)
 select $1, t.rank, t.name from unnest($2::text[]) with ordinality as t (name, rank)`
 
+// sameMatch finds the rule that matches what another would.
+const sameMatch = `
+select id from route where coalesce(user_id, 0) = $1 and coalesce(sender_domain, '') = $2 and coalesce(recipient_domain, '') = $3 for update`
+
 // AddRoute adds a rule and returns its number. Position 0 puts it after those
 // that are there. Errors: ErrInvalid, ErrExists, ErrNotFound.
 func (s *Store) AddRoute(ctx context.Context, r Rule) (id int64, err error) {
+	id, _, err = s.putRoute(ctx, r, false)
+	return id, err
+}
+
+// ReplaceRoute is AddRoute in the place of the rule with the same match, if there is
+// one: at each moment one of both is there. It returns that one's number, or 0.
+func (s *Store) ReplaceRoute(ctx context.Context, r Rule) (id, replaced int64, err error) {
+	return s.putRoute(ctx, r, true)
+}
+
+func (s *Store) putRoute(ctx context.Context, r Rule, replace bool) (id, replaced int64, err error) {
 	if err := r.normalise(); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
+	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		// Before the match is looked at: of two mistakes, a wrong name is the one to mend first.
+		if err := requireUpstreams(ctx, tx, r.Upstreams); err != nil {
+			return err
+		}
+		if replace {
+			if replaced, err = removeSame(ctx, tx, r); err != nil {
+				return err
+			}
+		}
+		if id, err = insertRoute(ctx, tx, r); err != nil {
+			return err
+		}
+		detail := map[string]any{"route": id}
+		if replaced != 0 {
+			detail["replaced"] = replaced
+		}
+		return s.audit(ctx, tx, "route add", r.String(), detail)
+	})
+	var refused *refusal
+	switch {
+	case errors.As(err, &refused):
+		return 0, 0, err
+	case sqlState(err) == uniqueViolation:
+		return 0, 0, refuse(ErrExists, "a route for %s exists already; remove it first", r.match())
+	case err != nil:
+		return 0, 0, fmt.Errorf("add route: %w", err)
+	}
+	return id, replaced, nil
+}
+
+func requireUpstreams(ctx context.Context, tx pgx.Tx, names []string) error {
+	rows, err := tx.Query(ctx, knownUpstreams, names)
+	if err != nil {
+		return err
+	}
+	known, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return err
+	}
+	missing := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return slices.Contains(known, name) })
+	if len(missing) > 0 {
+		return refuse(ErrNotFound, "no upstream is named %s; see 'postern upstream list'", quoteAll(missing))
+	}
+	return nil
+}
+
+// removeSame removes the rule that has the match of r and returns its number, or 0.
+func removeSame(ctx context.Context, tx pgx.Tx, r Rule) (id int64, err error) {
+	err = tx.QueryRow(ctx, sameMatch, r.UserID, r.SenderDomain, r.RecipientDomain).Scan(&id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, nil
+	}
+	if err == nil {
+		_, err = tx.Exec(ctx, removeRoute, id)
+	}
+	return id, err
+}
+
+func insertRoute(ctx context.Context, tx pgx.Tx, r Rule) (id int64, err error) {
 	via := "upstream"
 	if r.MX() {
 		via = "mx"
 	}
-	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		err := tx.QueryRow(ctx, addRoute, r.Position, r.UserID, r.SenderDomain, r.RecipientDomain, via).Scan(&id)
-		if err != nil {
-			return err
-		}
+	err = tx.QueryRow(ctx, addRoute, r.Position, r.UserID, r.SenderDomain, r.RecipientDomain, via).Scan(&id)
+	if err == nil {
 		_, err = tx.Exec(ctx, addRouteUpstreams, id, r.Upstreams)
-		return err
-	})
-	switch sqlState(err) {
-	case uniqueViolation:
-		return 0, refuse(ErrExists, "a route for %s exists already; remove it first", r.match())
-	case foreignKeyViolation:
-		return 0, refuse(ErrNotFound, "no upstream is named %s; see 'postern upstream list'", quoteAll(r.Upstreams))
 	}
-	if err != nil {
-		return 0, fmt.Errorf("add route: %w", err)
-	}
-	return id, nil
+	return id, err
 }
 
-const listRoutes = `
+const routes = `
 select r.id, r.position, coalesce(r.user_id, 0), coalesce(r.sender_domain, ''),
        coalesce(r.recipient_domain, ''), r.created_at,
        coalesce((select array_agg(u.upstream order by u.rank)
                  from route_upstream u where u.route_id = r.id), '{}')
-from route r
+from route r`
+
+const listRoutes = routes + `
 order by (r.user_id is null and r.sender_domain is null and r.recipient_domain is null),
          r.position, r.id`
 
@@ -208,27 +294,58 @@ func (s *Store) ListRoutes(ctx context.Context) ([]Rule, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
-	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (Rule, error) {
-		var r Rule
-		err := row.Scan(&r.ID, &r.Position, &r.UserID, &r.SenderDomain, &r.RecipientDomain, &r.CreatedAt, &r.Upstreams)
-		return r, err
-	})
+	list, err := pgx.CollectRows(rows, scanRule)
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
 	return list, nil
 }
 
-const removeRoute = `delete from route where id = $1`
+func scanRule(row pgx.CollectableRow) (Rule, error) {
+	var r Rule
+	err := row.Scan(&r.ID, &r.Position, &r.UserID, &r.SenderDomain, &r.RecipientDomain, &r.CreatedAt, &r.Upstreams)
+	return r, err
+}
 
-// RemoveRoute removes a rule. Errors: ErrNotFound.
-func (s *Store) RemoveRoute(ctx context.Context, id int64) error {
-	tag, err := s.pool.Exec(ctx, removeRoute, id)
-	if err != nil {
-		return fmt.Errorf("remove route: %w", err)
+const (
+	oneRoute    = routes + ` where r.id = $1 for update of r`
+	removeRoute = `delete from route where id = $1`
+)
+
+// RemoveRoute removes a rule and returns what it was. Errors: ErrNotFound.
+func (s *Store) RemoveRoute(ctx context.Context, id int64) (was Rule, err error) {
+	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, oneRoute, id)
+		if err != nil {
+			return err
+		}
+		was, err = pgx.CollectExactlyOneRow(rows, scanRule)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return refuse(ErrNotFound, "there is no route %d", id)
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, removeRoute, id); err != nil {
+			return err
+		}
+		return s.audit(ctx, tx, "route remove", was.String(), map[string]any{"route": id})
+	})
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return was, fmt.Errorf("remove route: %w", err)
 	}
-	if tag.RowsAffected() == 0 {
-		return refuse(ErrNotFound, "there is no route %d", id)
+	return was, err
+}
+
+// addAudit records what an admin did.
+const addAudit = `insert into audit (actor, action, object, detail) values ($1, $2, $3, $4)`
+
+func (s *Store) audit(ctx context.Context, tx pgx.Tx, action, object string, detail map[string]any) error {
+	if detail == nil {
+		detail = map[string]any{}
+	}
+	if _, err := tx.Exec(ctx, addAudit, s.actor, action, object, detail); err != nil {
+		return fmt.Errorf("audit: %w", err)
 	}
 	return nil
 }

@@ -3,11 +3,13 @@ package route
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/jackc/pgx/v5"
 
 	"postern/internal/pgtest"
 	"postern/internal/smtptest"
@@ -35,8 +37,8 @@ func TestStatements(t *testing.T) {
 	defer conn.Release()
 	for name, sql := range map[string]string{
 		"addUpstream": addUpstream, "listUpstreams": listUpstreams, "removeUpstream": removeUpstream,
-		"addRoute": addRoute, "addRouteUpstreams": addRouteUpstreams, "listRoutes": listRoutes,
-		"removeRoute": removeRoute, "loadUpstreams": loadUpstreams,
+		"addRoute": addRoute, "addRouteUpstreams": addRouteUpstreams, "listRoutes": listRoutes, "oneRoute": oneRoute,
+		"removeRoute": removeRoute, "loadUpstreams": loadUpstreams, "knownUpstreams": knownUpstreams, "sameMatch": sameMatch, "addAudit": addAudit,
 	} {
 		if _, err := conn.Conn().Prepare(t.Context(), name, sql); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -223,11 +225,105 @@ func TestRoutes(t *testing.T) {
 	if err := s.RemoveUpstream(ctx, "sink"); !errors.Is(err, ErrInvalid) {
 		t.Errorf("removed an upstream in use: %v, want ErrInvalid", err)
 	}
-	if err := s.RemoveRoute(ctx, user); err != nil {
-		t.Error(err)
+	if was, err := s.RemoveRoute(ctx, user); err != nil || was.UserID != 3 {
+		t.Errorf("%v, %v", was, err)
 	}
-	if err := s.RemoveRoute(ctx, user); !errors.Is(err, ErrNotFound) {
+	if _, err := s.RemoveRoute(ctx, user); !errors.Is(err, ErrNotFound) {
 		t.Errorf("removed twice: %v, want ErrNotFound", err)
+	}
+}
+
+// A replacement leaves what was there alone if it cannot be made.
+func TestReplaceRoute(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	ctx := t.Context()
+	s := NewStore(db.Pool, nil)
+	if err := s.AddUpstream(ctx, sink()); err != nil {
+		t.Fatal(err)
+	}
+	first, was, err := s.ReplaceRoute(ctx, Rule{})
+	if err != nil || was != 0 {
+		t.Fatalf("nothing there: %d, %v", was, err)
+	}
+	other, err := s.AddRoute(ctx, Rule{RecipientDomain: "example.org"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.ReplaceRoute(ctx, Rule{Upstreams: []string{"sink", "nowhere"}}); !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), `"nowhere"`) || strings.Contains(err.Error(), "sink") {
+		t.Fatalf("%v, want ErrNotFound about nowhere", err)
+	}
+	if _, err := s.AddRoute(ctx, Rule{Upstreams: []string{"nowhere"}}); !errors.Is(err, ErrNotFound) {
+		t.Errorf("an unknown upstream for a match that is taken: %v, want ErrNotFound", err)
+	}
+	if list, err := s.ListRoutes(ctx); err != nil || len(list) != 2 || list[1].ID != first {
+		t.Fatalf("%v, %v", list, err)
+	}
+	second, was, err := s.ReplaceRoute(ctx, Rule{Upstreams: []string{"sink"}})
+	if err != nil || was != first {
+		t.Fatalf("%d, %v, want %d", was, err, first)
+	}
+	if list, err := s.ListRoutes(ctx); err != nil || len(list) != 2 || list[0].ID != other || list[1].ID != second {
+		t.Fatalf("%v, %v", list, err)
+	}
+}
+
+// Every change is in the audit, what was refused is not.
+func TestAudit(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	ctx := t.Context()
+	s := NewStore(db.Pool, newSealer(t, 1)).As("root")
+	ok := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused := func(err error) {
+		t.Helper()
+		if err == nil {
+			t.Fatal("not refused")
+		}
+	}
+	ok(s.AddUpstream(ctx, account()))
+	refused(s.AddUpstream(ctx, account()))
+	id, err := s.AddRoute(ctx, Rule{Upstreams: []string{"provider"}})
+	ok(err)
+	refused(s.RemoveUpstream(ctx, "provider"))
+	_, err = s.AddRoute(ctx, Rule{})
+	refused(err)
+	second, _, err := s.ReplaceRoute(ctx, Rule{SenderDomain: "a.test"})
+	ok(err)
+	_, err = s.RemoveRoute(ctx, second)
+	ok(err)
+	_, err = s.RemoveRoute(ctx, second)
+	refused(err)
+	third, _, err := s.ReplaceRoute(ctx, Rule{})
+	ok(err)
+	refused(s.RemoveUpstream(ctx, "nowhere"))
+	ok(s.RemoveUpstream(ctx, "provider"))
+	rows, err := db.Pool.Query(ctx, `select actor || ': ' || action || ' ' || object || ' ' || coalesce(detail->>'host', '') || coalesce(detail->>'route', '')
+		|| coalesce(' for ' || (detail->>'replaced'), '') from audit order by id`)
+	ok(err)
+	got, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	ok(err)
+	const all = "all mail (the default route)"
+	want := []string{
+		"root: upstream add provider smtp.provider.example",
+		fmt.Sprintf("root: route add %s via provider %d", all, id),
+		fmt.Sprintf("root: route add sender domain a.test via mx %d", second),
+		fmt.Sprintf("root: route remove sender domain a.test via mx %d", second),
+		fmt.Sprintf("root: route add %s via mx %d for %d", all, third, id),
+		"root: upstream remove provider ",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	var secrets int
+	ok(db.Pool.QueryRow(ctx, `select count(*) from audit where detail::text like '%secret%'`).Scan(&secrets))
+	if secrets != 0 {
+		t.Error("the audit has the password")
 	}
 }
 

@@ -122,6 +122,14 @@ func (r *Rule) normalise() error {
 	return nil
 }
 
+// String says what the rule does, for the audit.
+func (r Rule) String() string {
+	if r.MX() {
+		return r.match() + " via mx"
+	}
+	return r.match() + " via " + strings.Join(r.Upstreams, ", ")
+}
+
 // match says in words what the rule matches.
 func (r *Rule) match() string {
 	var parts []string

@@ -1,0 +1,73 @@
+package main
+
+import (
+	"context"
+	"strconv"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"postern/relay/queue"
+)
+
+func (a *app) queueHoldsCmd() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "holds",
+		Short: "list the users and credentials that are on hold",
+		Long: `Lists the holds of users, and of single credentials, whose mail waits for an
+admin: those of 'queue hold --user', of a user that was disabled, of a credential
+that was revoked, and of the breaker. 'postern queue list --state held' lists the
+mail itself. 'postern queue release --user U' ends the holds of a user and lets the
+mail go, 'postern queue cancel --user U' throws it away.`,
+		Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withQueue(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, q *queue.Admin) error {
+				list, err := q.UserHolds(ctx)
+				if err != nil {
+					return err
+				}
+				var ids []int64
+				for _, h := range list {
+					ids = append(ids, h.UserID)
+				}
+				who, err := userNames(ctx, pool, ids...)
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					return printJSON(a.stdout, holdViews(list, who))
+				}
+				return a.printHolds(list, who)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// holdView is a hold as --json prints it.
+type holdView struct {
+	queue.UserHold
+	User string `json:"user,omitempty"` // its name
+}
+
+func holdViews(list []queue.UserHold, who names) []holdView {
+	views := make([]holdView, 0, len(list))
+	for _, h := range list {
+		views = append(views, holdView{h, who[h.UserID]})
+	}
+	return views
+}
+
+func (a *app) printHolds(list []queue.UserHold, who names) error {
+	t := table{head: []string{"USER", "CREDENTIAL", "SINCE", "BY", "REASON"}}
+	for _, h := range list {
+		credential := "all"
+		if h.CredentialID != 0 {
+			credential = strconv.FormatInt(h.CredentialID, 10)
+		}
+		t.add(who.text(h.UserID), credential, localTime(h.MadeAt), h.MadeBy, orDash(h.Reason))
+	}
+	return t.print(a.stdout)
+}

@@ -1,0 +1,269 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"postern/relay/queue"
+)
+
+// operation is one of the verbs that change recipients of the queue.
+type operation struct {
+	name string
+	do   func(*queue.Admin, context.Context, queue.Filter, bool) (int, error)
+	what string // the recipients that it changes
+	done string // what they are afterwards
+	all  string // what --all chooses
+	busy bool   // it would concern what is being sent, too
+
+	// onUser is what the verb does to a whole user, nil for none.
+	onUser func(a *app, ctx context.Context, q *queue.Admin, w whole) error
+}
+
+func (a *app) queueRetryCmd() *cobra.Command {
+	return a.operateCmd(operation{
+		name: "retry", do: (*queue.Admin).Retry, what: "waiting recipient", done: "due now", all: "all waiting mail",
+	}, &cobra.Command{
+		Short: "try waiting mail now instead of at its next attempt",
+		Long: `Makes waiting recipients due: those of the messages, those that all filters choose,
+or with --all those of the whole queue. A running server takes them up at once;
+without one they are tried when it starts. Held mail stays held, and mail that is
+being sent is left alone.`,
+		Example: `  postern queue retry --domain example.net
+  postern queue retry --reply '451 4.7' --older-than 1h --dry-run`,
+	})
+}
+
+func (a *app) queueHoldCmd() *cobra.Command {
+	var reason string
+	cmd := a.operateCmd(operation{
+		name: "hold", do: (*queue.Admin).Hold, what: "recipient", done: "held", all: "all waiting mail", busy: true,
+		onUser: func(a *app, ctx context.Context, q *queue.Admin, w whole) error { return a.holdUser(ctx, q, w, reason) },
+	}, &cobra.Command{
+		Short: "keep mail, or all mail of a user, from being sent",
+		Long: `Holds waiting recipients: those of the messages, those that all filters choose, or
+with --all those of the whole queue. Held mail is not tried and does not expire
+until it is released or cancelled. What is being sent is left alone.
+
+With --user alone the user is put on hold: what waits is held, what is being sent
+is held when it comes back, and what the user sends from now on is accepted and
+held, until 'postern queue release --user' or 'postern queue cancel --user'.`,
+		Example: `  postern queue hold --user alice@example.com --reason 'is it really she?'
+  postern queue hold --domain example.net`,
+	})
+	cmd.Flags().StringVar(&reason, "reason", "", "why the user is put on hold, for 'queue holds' and 'trace'")
+	return cmd
+}
+
+func (a *app) queueReleaseCmd() *cobra.Command {
+	return a.operateCmd(operation{
+		name: "release", do: (*queue.Admin).Release, what: "held recipient", done: "released and due now", all: "all held mail",
+		onUser: func(a *app, ctx context.Context, q *queue.Admin, w whole) error {
+			return a.endHold(ctx, q, w, "released and due now", (*queue.Admin).Release, (*queue.Admin).ReleaseUser)
+		},
+	}, &cobra.Command{
+		Short: "let held mail, or all mail of a user, go",
+		Long: `Releases held recipients: those of the messages, those that all filters choose, or
+with --all those of the whole queue. They are due at once.
+
+With --user alone the holds of the user and of its credentials end, whoever made
+them, and all its held mail is released. In any other way single messages of a user
+who is on hold are let go, and the hold goes on: what is deferred is held again.`,
+		Example: `  postern queue release --user alice@example.com
+  postern queue release 01890000-0000-7000-8000-000000000000`,
+	})
+}
+
+func (a *app) queueCancelCmd() *cobra.Command {
+	return a.operateCmd(operation{
+		name: "cancel", do: (*queue.Admin).Cancel, what: "recipient", done: "cancelled", all: "all waiting and held mail", busy: true,
+		onUser: func(a *app, ctx context.Context, q *queue.Admin, w whole) error {
+			return a.endHold(ctx, q, w, "cancelled", (*queue.Admin).Cancel, (*queue.Admin).CancelUser)
+		},
+	}, &cobra.Command{
+		Short: "throw mail, or all held mail of a user, away",
+		Long: `Throws waiting and held recipients away, without a word to their sender: those of
+the messages, those that all filters choose, or with --all those of the whole
+queue. What is being sent is left alone. There is no way back; the history keeps
+the envelope and says who did it.
+
+With --user alone the holds of the user and of its credentials end, whoever made
+them, and all its held mail is thrown away. Mail of the user that waits without
+being held stays: '--user U --state waiting' chooses that.`,
+		Example: `  postern queue cancel --user mallory@example.com --dry-run
+  postern queue cancel --sender bulk@example.com --state waiting
+  postern queue cancel --all`,
+	})
+}
+
+// operateCmd completes cmd: the arguments and flags that choose, and the work.
+func (a *app) operateCmd(op operation, cmd *cobra.Command) *cobra.Command {
+	var all, dryRun bool
+	var chosen *selection
+	cmd.Use = op.name + " ID... | FILTERS | --all"
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		ways := 0
+		for _, way := range []bool{all, len(args) > 0, chosen.any()} {
+			if way {
+				ways++
+			}
+		}
+		if ways != 1 {
+			return usagef("'%s' needs queue ids, or filters such as --domain, or --all: one of the three", cmd.CommandPath())
+		}
+		f, err := chosen.filter()
+		if err != nil {
+			return err
+		}
+		for _, arg := range args {
+			id, err := parseID(arg)
+			if err != nil {
+				return err
+			}
+			f.IDs = append(f.IDs, id)
+		}
+		wholeUser := op.onUser != nil && *chosen.given["user"] != "" && !chosen.any("user")
+		if !wholeUser && cmd.Flags().Changed("reason") {
+			return usagef("--reason belongs to the hold of a user: '%s --user U', without other filters", cmd.CommandPath())
+		}
+		return a.withQueue(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, q *queue.Admin) error {
+			if err := chosen.resolve(ctx, pool, &f); err != nil {
+				return err
+			}
+			if err := allKnown(ctx, q, f.IDs); err != nil {
+				return err
+			}
+			if wholeUser {
+				return op.onUser(a, ctx, q, whole{f.UserID, f.UserName, dryRun})
+			}
+			return a.operate(ctx, q, op, f, dryRun)
+		})
+	}
+	fl := cmd.Flags()
+	chosen = selectionOf(fl)
+	fl.BoolVar(&all, "all", false, op.all)
+	fl.BoolVar(&dryRun, "dry-run", false, "change nothing, say how many recipients it would be")
+	return cmd
+}
+
+// operate changes recipients and says how many, and how many were in a node's hand.
+func (a *app) operate(ctx context.Context, q *queue.Admin, op operation, f queue.Filter, dryRun bool) error {
+	n, err := op.do(q, ctx, f, dryRun)
+	if err != nil {
+		return err
+	}
+	said := changed(n, op.what, op.done, dryRun)
+	if op.busy && (f.State == "" || f.State == queue.StateOwned) {
+		f.State = ""
+		busy, err := q.InHand(ctx, f)
+		if err != nil {
+			return err
+		}
+		if busy > 0 {
+			said += "; " + changed(busy, "recipient", "being sent and left alone", false)
+		}
+	}
+	_, err = fmt.Fprintln(a.stdout, said)
+	return err
+}
+
+// changed says how many are what: "1 held recipient is released".
+func changed(n int, what, done string, dryRun bool) string {
+	be := "are"
+	switch {
+	case dryRun:
+		be = "would be"
+	case n == 1:
+		be = "is"
+	}
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s %s %s", n, what, be, done)
+}
+
+// whole is a verb's use on all mail of a user.
+type whole struct {
+	id     int64
+	name   string
+	dryRun bool
+}
+
+// holds are those of the user or of its credentials.
+func (w whole) holds(ctx context.Context, q *queue.Admin) (list []queue.UserHold, err error) {
+	all, err := q.UserHolds(ctx)
+	for _, h := range all {
+		if h.UserID == w.id {
+			list = append(list, h)
+		}
+	}
+	return list, err
+}
+
+func (a *app) holdUser(ctx context.Context, q *queue.Admin, w whole, reason string) error {
+	holds, err := w.holds(ctx, q)
+	if err != nil {
+		return err
+	}
+	state := "is on hold"
+	if w.dryRun {
+		state = "would be on hold"
+	}
+	for _, h := range holds {
+		if h.CredentialID == 0 {
+			state = fmt.Sprintf("is on hold already, since %s by %s%s", localTime(h.MadeAt), h.MadeBy, colon(h.Reason))
+		}
+	}
+	var n int
+	mine := queue.Filter{UserID: w.id, UserName: w.name}
+	if w.dryRun {
+		n, err = q.Hold(ctx, mine, true)
+	} else {
+		n, err = q.HoldUser(ctx, w.id, 0, reason)
+	}
+	if err != nil {
+		return err
+	}
+	busy, err := q.InHand(ctx, mine)
+	if err != nil {
+		return err
+	}
+	said := fmt.Sprintf("%s %s; %s", w.name, state, changed(n, "recipient", "held", w.dryRun))
+	if busy > 0 {
+		said += fmt.Sprintf("; %d being sent will be held if not delivered now", busy)
+	}
+	_, err = fmt.Fprintln(a.stdout, printable(said))
+	return err
+}
+
+// endHold ends the holds of a user, and what is held is done: released or cancelled.
+func (a *app) endHold(ctx context.Context, q *queue.Admin, w whole, done string,
+	count func(*queue.Admin, context.Context, queue.Filter, bool) (int, error), end func(*queue.Admin, context.Context, int64) (int, error)) error {
+	holds, err := w.holds(ctx, q)
+	if err != nil {
+		return err
+	}
+	var n int
+	if w.dryRun {
+		n, err = count(q, ctx, queue.Filter{UserID: w.id, UserName: w.name, State: queue.StateHeld}, true)
+	} else {
+		n, err = end(q, ctx, w.id)
+	}
+	if err != nil {
+		return err
+	}
+	state := "is no longer on hold"
+	switch {
+	case len(holds) == 0:
+		state = "was not on hold"
+	case w.dryRun:
+		state = "would no longer be on hold"
+	}
+	said := []string{w.name + " " + state, changed(n, "held recipient", done, w.dryRun)}
+	_, err = fmt.Fprintln(a.stdout, printable(strings.Join(said, "; ")))
+	return err
+}

@@ -1,0 +1,29 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"postern/internal/pgserver"
+	"postern/internal/pgtest"
+)
+
+// A server that finds its private database in use says at once what it waits for, and
+// goes on when the other process is done.
+func TestWaitForPrivateDatabase(t *testing.T) {
+	t.Parallel()
+	folder := pgtest.Dir(t)
+	other := pgtest.Server(t, pgserver.Config{Dir: folder})
+	dir := t.TempDir()
+	s := &site{dir: dir, config: filepath.Join(dir, "postern.toml")}
+	if err := os.WriteFile(s.config, []byte("hostname = \"relay.test\"\n[database]\nprivate = \""+folder+"\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d := s.start(t, "serve", "--only", "delivery")
+	d.await(t, &d.stderr, `(?m)^postern: waiting for the process that uses the private database in `)
+	if err := other.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	d.await(t, &d.stderr, `postern is ready`)
+}

@@ -1,0 +1,126 @@
+package main
+
+import (
+	"context"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/pflag"
+
+	"postern/auth"
+	"postern/relay/queue"
+	"postern/relay/smtp"
+)
+
+// selection is the flags that choose recipients of the queue.
+type selection struct {
+	flags *pflag.FlagSet
+	given map[string]*string // by flag
+}
+
+// selectionFlags are the filters, with what their help says.
+var selectionFlags = []struct{ name, help string }{
+	{"user", "only mail of this user, by `NAME`"},
+	{"credential", "only mail that came by this credential, by its `NUMBER`"},
+	{"sender", "only mail from this envelope `ADDRESS`; <> is the null sender"},
+	{"recipient", "only this recipient `ADDRESS`"},
+	{"domain", "only recipients of this `DOMAIN`"},
+	{"upstream", "only recipients last tried by this upstream, by `NAME`, or mx"},
+	{"reply", "only recipients whose last reply begins with this `TEXT`"},
+	{"state", "only recipients in this `STATE`"},
+	{"older-than", "only mail accepted longer ago than this `TIME`, such as 90m, 4h or 5d"},
+}
+
+func selectionOf(flags *pflag.FlagSet) *selection {
+	s := &selection{flags: flags, given: map[string]*string{}}
+	for _, f := range selectionFlags {
+		s.given[f.name] = flags.String(f.name, "", f.help)
+	}
+	return s
+}
+
+// any reports a filter other than those named.
+func (s *selection) any(except ...string) bool {
+	for name := range s.given {
+		if s.flags.Changed(name) && !slices.Contains(except, name) {
+			return true
+		}
+	}
+	return false
+}
+
+var queueStates = []queue.State{queue.StateWaiting, queue.StateOwned, queue.StateHeld, queue.StateFailed, queue.StateDelivered}
+
+// filter checks what needs no database; errors are of wrong use.
+func (s *selection) filter() (f queue.Filter, err error) {
+	for _, flag := range selectionFlags {
+		// An empty one is a mistake in a script, and must not choose everything.
+		if s.flags.Changed(flag.name) && *s.given[flag.name] == "" {
+			return f, usagef("--%s is empty", flag.name)
+		}
+	}
+	f.State, f.Upstream, f.Reply = queue.State(*s.given["state"]), *s.given["upstream"], *s.given["reply"]
+	if f.State != "" && !slices.Contains(queueStates, f.State) {
+		return f, usagef("--state is waiting, sending, held, failed or delivered, not %q", f.State)
+	}
+	if name := *s.given["user"]; name != "" {
+		if _, err := auth.CanonicalName(name); err != nil {
+			return f, usagef("--user: %v", err)
+		}
+	}
+	if n := *s.given["credential"]; n != "" {
+		if f.CredentialID, err = strconv.ParseInt(n, 10, 64); err != nil || f.CredentialID < 1 {
+			return f, usagef("--credential is the number of a credential, not %q", n)
+		}
+	}
+	if f.OlderThan, err = s.olderThan(); err != nil {
+		return f, err
+	}
+	return f, s.addresses(&f)
+}
+
+func (s *selection) olderThan() (time.Duration, error) {
+	text := *s.given["older-than"]
+	if text == "" {
+		return 0, nil
+	}
+	d, err := parseDuration(text)
+	if err != nil || d == 0 {
+		return 0, usagef("--older-than: %q is no duration: write a number with s, m, h or d", text)
+	}
+	return time.Duration(d), nil
+}
+
+func (s *selection) addresses(f *queue.Filter) error {
+	for name, to := range map[string]*string{"sender": &f.Sender, "recipient": &f.Recipient} {
+		text := *s.given[name]
+		if text == "" || text == "<>" && name == "sender" {
+			*to = text
+			continue
+		}
+		a, err := smtp.ParseAddress(strings.TrimSuffix(strings.TrimPrefix(text, "<"), ">"))
+		if err != nil {
+			return usagef("--%s: %q: %v", name, text, err)
+		}
+		*to = a.Local + "@" + a.Domain // as stored, without the quotes of the wire
+	}
+	if text := *s.given["domain"]; text != "" {
+		a, err := smtp.ParseAddress("postmaster@" + text)
+		if err != nil {
+			return usagef("--domain: %q is no domain: %v", text, err)
+		}
+		f.Domain = a.DomainKey()
+	}
+	return nil
+}
+
+// resolve fills in what only the database knows.
+func (s *selection) resolve(ctx context.Context, pool *pgxpool.Pool, f *queue.Filter) (err error) {
+	if name := *s.given["user"]; name != "" {
+		f.UserID, f.UserName, err = userNamed(ctx, pool, name)
+	}
+	return err
+}

@@ -1,0 +1,390 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"postern/relay/queue"
+)
+
+func (a *app) traceCmd() *cobra.Command {
+	var asJSON bool
+	var limit int
+	cmd := &cobra.Command{
+		Use:   "trace ID|MESSAGE-ID|ADDRESS",
+		Short: "tell what became of a message",
+		Long: `Tells when and from whom a message was accepted, by which rule and with how much
+of the sender's limits used, every attempt with the reply of the server, and what
+is still to be done. Finished mail can be traced for as long as [queue] history
+says.
+
+ID is the queue id: it stands in the 250 reply and in the Received field. With the
+Message-ID field of a mail, or an envelope address of its sender or of a recipient,
+one message is told of whole; several are listed, the newest first.`,
+		Example: `  postern trace 01890000-0000-7000-8000-000000000000
+  postern trace '<20260102.3@example.com>'
+  postern trace bob@example.net --limit 5`,
+		Args: exactly(1, "a queue id, a Message-ID or an address"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if limit < 1 {
+				return usagef("--limit must be at least 1")
+			}
+			id, err := parseID(args[0])
+			if err != nil && !strings.Contains(args[0], "@") && !strings.HasPrefix(args[0], "<") {
+				return usagef("%q is no queue id, Message-ID or address", args[0])
+			}
+			return a.withQueue(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, q *queue.Admin) error {
+				if err == nil {
+					return a.trace(ctx, pool, q, id, asJSON)
+				}
+				return a.find(ctx, pool, q, args[0], limit, asJSON)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON: an object for one message, a list for several")
+	cmd.Flags().IntVar(&limit, "limit", 20, "list at most `N` messages")
+	return cmd
+}
+
+// trace tells of one message.
+func (a *app) trace(ctx context.Context, pool *pgxpool.Pool, q *queue.Admin, id queue.ID, asJSON bool) error {
+	h, err := q.Trace(ctx, id)
+	if err != nil {
+		return unknownMessage(id, err)
+	}
+	story, err := storyOf(ctx, pool, q, h)
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		return printJSON(a.stdout, story.trace())
+	}
+	return a.printStory(story)
+}
+
+// find traces the one message with a Message-ID or an address, or lists several.
+func (a *app) find(ctx context.Context, pool *pgxpool.Pool, q *queue.Admin, what string, limit int, asJSON bool) error {
+	ids, err := q.Find(ctx, what, limit+1) // one more, to know whether there are more
+	if err != nil {
+		return err
+	}
+	more := len(ids) > limit
+	ids = ids[:min(limit, len(ids))]
+	switch {
+	case len(ids) == 0:
+		return fmt.Errorf("no message with Message-ID or address %s is in the queue or in its history", what)
+	case len(ids) == 1 && !more:
+		return a.trace(ctx, pool, q, ids[0], asJSON)
+	}
+	list, err := q.Summaries(ctx, ids)
+	if err != nil {
+		return err
+	}
+	var users []int64
+	for _, s := range list {
+		users = append(users, s.UserID)
+	}
+	who, err := userNames(ctx, pool, users...)
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		views := []summaryView{}
+		for _, s := range list {
+			views = append(views, summaryView{s, who[s.UserID]})
+		}
+		return printJSON(a.stdout, views)
+	}
+	return a.printSummaries(list, more, limit)
+}
+
+// summaryView is one of several messages as --json prints it.
+type summaryView struct {
+	queue.Summary
+	User string `json:"user,omitempty"` // its name
+}
+
+func (a *app) printSummaries(list []queue.Summary, more bool, limit int) error {
+	t := table{head: []string{"ID", "ACCEPTED", "SENDER", "RECIPIENTS", "STATE"}}
+	for _, s := range list {
+		to := s.Recipient
+		if s.Recipients > 1 {
+			to = fmt.Sprintf("%s and %d more", orDash(to), s.Recipients-1)
+		}
+		t.add(s.ID.String(), localTime(s.AcceptedAt), "<"+s.Sender+">", orDash(to), fateText(s))
+	}
+	if err := t.print(a.stdout); err != nil {
+		return err
+	}
+	fmt.Fprintln(a.stdout, "\nSeveral messages match: 'postern trace ID' tells of one.")
+	if more {
+		fmt.Fprintf(a.stdout, "There are more than these %d: --limit shows more.\n", limit)
+	}
+	return nil
+}
+
+// fateText says what became of a message's recipients: one word if it is the same for all.
+func fateText(s queue.Summary) string {
+	if s.Voided {
+		return "refused after all"
+	}
+	var parts []string
+	for _, p := range []struct {
+		n    int
+		what string
+	}{{s.Delivered, "delivered"}, {s.Failed, "failed"}, {s.Cancelled, "cancelled"}, {s.Sending, "sending"}, {s.Waiting, "waiting"}, {s.Held, "held"}} {
+		switch {
+		case p.n == s.Recipients:
+			parts = append(parts, p.what)
+		case p.n > 0:
+			parts = append(parts, fmt.Sprintf("%d %s", p.n, p.what))
+		}
+	}
+	return orDash(strings.Join(parts, ", "))
+}
+
+// story is a history with what people want to know besides.
+type story struct {
+	*queue.History
+	who   names
+	holds []queue.UserHold // that keep mail like this
+}
+
+func storyOf(ctx context.Context, pool *pgxpool.Pool, q *queue.Admin, h *queue.History) (*story, error) {
+	s := &story{History: h}
+	var err error
+	if s.who, err = userNames(ctx, pool, h.Message.UserID); err != nil || h.Done() {
+		return s, err
+	}
+	all, err := q.UserHolds(ctx)
+	for _, hold := range all {
+		if hold.UserID == h.Message.UserID && (hold.CredentialID == 0 || hold.CredentialID == h.Message.CredentialID) {
+			s.holds = append(s.holds, hold)
+		}
+	}
+	return s, err
+}
+
+// showView is a message as 'queue show --json' prints it, traceView adds the attempts.
+type showView struct {
+	Message messageView `json:"message"`
+	Live    []entryView `json:"live"`
+	Holds   []holdView  `json:"holds"` // of its user or credential, while something is to be done
+}
+
+type messageView struct {
+	queue.Accepted
+	User string `json:"user,omitempty"` // its name
+}
+
+type traceView struct {
+	showView
+	Attempts []attemptView `json:"attempts"`
+}
+
+type attemptView struct {
+	queue.Attempt
+	Duration *float64 `json:"duration_s,omitempty"` // from started_at to at
+}
+
+func (s *story) show() showView {
+	return showView{messageView{s.Message, s.who[s.Message.UserID]}, entryViews(s.Live, s.who), holdViews(s.holds, s.who)}
+}
+
+func (s *story) trace() traceView {
+	v := traceView{s.show(), []attemptView{}}
+	for _, at := range s.Attempts {
+		view := attemptView{Attempt: at}
+		if at.StartedAt != nil {
+			seconds := at.At.Sub(*at.StartedAt).Seconds()
+			view.Duration = &seconds
+		}
+		v.Attempts = append(v.Attempts, view)
+	}
+	return v
+}
+
+func (a *app) printStory(s *story) error {
+	m := s.Message
+	t := table{head: []string{"MESSAGE", m.ID.String()}}
+	t.add("accepted", localTime(m.AcceptedAt)+" by "+m.Node)
+	if m.UserID != 0 {
+		t.add("user", s.who.text(m.UserID))
+	}
+	t.add("from", "<"+m.Sender+">")
+	t.add("recipients", strconv.Itoa(m.Recipients))
+	t.add("size", strconv.FormatInt(m.Size, 10))
+	t.add("Message-ID", orDash(m.MessageID))
+	t.add("client", orDash(m.ClientAddr)+" "+orDash(m.ClientHello)+" "+orDash(m.TLS))
+	if m.Rule != "" {
+		t.add("rule", m.Rule)
+	}
+	if m.Usage != "" {
+		t.add("used", usageText(m.Usage))
+	}
+	if m.VoidedAt != nil {
+		t.add("refused", localTime(*m.VoidedAt)+": the client was told 451 after all; it is not delivered")
+	}
+	if err := t.print(a.stdout); err != nil {
+		return err
+	}
+	if len(s.Attempts) > 0 {
+		fmt.Fprintln(a.stdout)
+		if err := a.printAttempts(s.Attempts); err != nil {
+			return err
+		}
+	}
+	if s.Done() {
+		fmt.Fprintln(a.stdout, "\nNothing is left to be done.")
+		return nil
+	}
+	fmt.Fprintln(a.stdout)
+	if err := a.printEntries(s.Live, s.who); err != nil {
+		return err
+	}
+	a.printWhyHeld(s)
+	return nil
+}
+
+// printWhyHeld says which holds are the reason why mail waits, and what ends them.
+func (a *app) printWhyHeld(s *story) {
+	held := 0
+	for _, e := range s.Live {
+		if e.State == queue.StateHeld {
+			held++
+		}
+	}
+	for _, h := range s.holds {
+		what := "its user"
+		if h.CredentialID != 0 {
+			what = fmt.Sprintf("its credential %d", h.CredentialID)
+		}
+		user := s.who.text(h.UserID)
+		fmt.Fprintf(a.stdout, "\nIt is held because %s is on hold since %s, by %s%s.\n'postern queue release --user %s' lets all mail of the user go.\n",
+			what, localTime(h.MadeAt), printable(h.MadeBy), printable(colon(h.Reason)), printable(user))
+	}
+	if held > 0 && len(s.holds) == 0 {
+		fmt.Fprintf(a.stdout, "\nIt is held by itself: 'postern queue release %s' lets it go.\n", s.Message.ID)
+	}
+}
+
+// colon is ": s", or nothing.
+func colon(s string) string {
+	if s == "" {
+		return ""
+	}
+	return ": " + s
+}
+
+func (a *app) printAttempts(list []queue.Attempt) error {
+	t := table{head: []string{"WHEN", "TOOK", "RECIPIENT", "RESULT", "VIA", "SERVER", "TLS", "NODE", "REPLY"}}
+	for _, at := range list {
+		result := at.Result
+		for _, mark := range []struct {
+			set  bool
+			text string
+		}{{at.OutcomeUnknown, "outcome unknown"}, {at.PossibleDuplicate, "possible duplicate"}, {at.Fenced, "fenced"}} {
+			if mark.set {
+				result += ", " + mark.text
+			}
+		}
+		server := at.RemoteMTA
+		if at.RemoteAddr != "" {
+			server = strings.TrimSpace(server + " [" + at.RemoteAddr + "]")
+		}
+		took := "-"
+		if at.StartedAt != nil {
+			took = strconv.FormatFloat(at.At.Sub(*at.StartedAt).Seconds(), 'f', 2, 64) + "s"
+		}
+		t.add(localTime(at.At), took, at.Recipient, result, orDash(at.Upstream), orDash(server), orDash(at.TLS), orDash(at.Node), orDash(at.Reply))
+	}
+	return t.print(a.stdout)
+}
+
+// usageForm is one limit in queue.Accepted.Usage: "bytes 1200/1000000 in 86400s".
+var usageForm = regexp.MustCompile(`(messages|recipients|bytes) (\d+)/(\d+) in (\d+)s`)
+
+// usageText writes the windows and octets of a message's usage for people.
+func usageText(usage string) string {
+	return usageForm.ReplaceAllStringFunc(usage, func(limit string) string {
+		m := usageForm.FindStringSubmatch(limit)
+		used, most := m[2], m[3]
+		var numbers [3]int64
+		for i := range numbers {
+			numbers[i], _ = strconv.ParseInt(m[2+i], 10, 64) // digits: too many are the greatest number
+		}
+		if m[1] == "bytes" {
+			used, most = octetsText(numbers[0]), octetsText(numbers[1])
+		}
+		return fmt.Sprintf("%s %s/%s in %s", m[1], used, most, windowText(numbers[2]))
+	})
+}
+
+// windowText writes seconds as limits are written, "1m" or "30d".
+func windowText(seconds int64) string {
+	for _, unit := range []struct {
+		seconds int64
+		name    string
+	}{{86400, "d"}, {3600, "h"}, {60, "m"}} {
+		if seconds > 0 && seconds%unit.seconds == 0 {
+			return strconv.FormatInt(seconds/unit.seconds, 10) + unit.name
+		}
+	}
+	return strconv.FormatInt(seconds, 10) + "s"
+}
+
+// octetsText writes a number of octets with three digits or so and a unit of size.
+func octetsText(n int64) string {
+	for _, unit := range []struct {
+		octets float64
+		name   string
+	}{{1e12, "TB"}, {1e9, "GB"}, {1e6, "MB"}, {1e3, "KB"}} {
+		if float64(n) >= unit.octets {
+			return strings.TrimSuffix(strconv.FormatFloat(float64(n)/unit.octets, 'f', 1, 64), ".0") + unit.name
+		}
+	}
+	return strconv.FormatInt(n, 10) + "B"
+}
+
+// traceWhenDone prints the trace of a message as soon as nothing is left to be done
+// for it, or what there is when ctx ends.
+func (a *app) traceWhenDone(ctx context.Context, url string, id queue.ID) error {
+	pool, err := openPool(ctx, url, "trace", 1, nil)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	q := queue.NewAdmin(pool)
+	for {
+		h, err := q.Trace(ctx, id)
+		if err != nil {
+			return err
+		}
+		if h.Done() {
+			return a.printTrace(ctx, pool, q, h)
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(a.printTrace(context.WithoutCancel(ctx), pool, q, h), errors.New("the message is not finished"))
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func (a *app) printTrace(ctx context.Context, pool *pgxpool.Pool, q *queue.Admin, h *queue.History) error {
+	ctx, cancel := context.WithTimeout(ctx, connectLimit)
+	defer cancel()
+	story, err := storyOf(ctx, pool, q, h)
+	if err != nil {
+		return err
+	}
+	return a.printStory(story)
+}
