@@ -40,10 +40,10 @@ func limitKind(kind queue.ChargeKind) auth.LimitKind {
 	return auth.LimitMessages
 }
 
-// tripped logs that the breaker has put a user on hold.
-func (n *node) tripped(pool *pgxpool.Pool) func(queue.Tripped) {
-	return func(t queue.Tripped) {
-		n.mail.Hold(maillog.HoldEvent{User: userName(pool, t.UserID), Reason: t.Reason})
+// held logs the beginning or the end of a hold.
+func (n *node) held(pool *pgxpool.Pool, log func(maillog.HoldEvent)) func(queue.UserHold) {
+	return func(h queue.UserHold) {
+		log(maillog.HoldEvent{User: userName(pool, h.UserID), Reason: h.Reason})
 	}
 }
 

@@ -101,17 +101,17 @@ func (l *Logger) LimitNear(n LimitEvent) {
 	e.end("limit_near")
 }
 
-// HoldEvent is a hold on the mail of a user that the relay itself made or ended.
+// HoldEvent is a hold on the mail of a user that was made or ended.
 // Events "hold" and "released".
 type HoldEvent struct {
 	User   string // canonical account name
-	Reason string // why it was made, or ended
+	Reason string // why it was made
 }
 
-// Hold logs that the relay holds the mail of a user from now on.
+// Hold logs that the mail of a user is held from now on.
 func (l *Logger) Hold(h HoldEvent) { l.hold("hold", h) }
 
-// Released logs that the relay has ended a hold.
+// Released logs that a hold was ended.
 func (l *Logger) Released(h HoldEvent) { l.hold("released", h) }
 
 func (l *Logger) hold(name string, h HoldEvent) {

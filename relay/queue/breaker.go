@@ -48,13 +48,6 @@ func (b Breaker) judge(a activity) string {
 	return ""
 }
 
-// Tripped says that the breaker has put a user on hold.
-type Tripped struct {
-	UserID int64
-	Reason string
-	Held   int // recipients that were waiting
-}
-
 const (
 	breakerEvery  = time.Second
 	breakerNotes  = 1 << 15 // recipients and endings noted at most; what is beyond is not looked at
@@ -67,11 +60,14 @@ const (
 type breaker struct {
 	q        *Queue
 	settings atomic.Pointer[Breaker]
+	holds    map[holder]UserHold // as last seen; nil before the first look
 
 	mu   sync.Mutex
 	sent breakerSent
 	ends breakerEnds
 }
+
+type holder struct{ user, credential int64 }
 
 // breakerSent are accepted recipients.
 type breakerSent struct {
@@ -132,9 +128,7 @@ func (b *breaker) run(ctx context.Context) {
 	for {
 		if time.Now().After(reload) {
 			reload = time.Now().Add(breakerReload)
-			if settings, err := NewAdmin(b.q.cfg.WorkPool).Breaker(ctx); err == nil {
-				b.settings.Store(&settings)
-			} // else the settings stay; whoever needs the database more says that it is away
+			b.reload(ctx)
 		}
 		if err := b.look(ctx); err != nil && ctx.Err() == nil && !b.q.epochs.suspectIfDown(err) {
 			b.q.log.Warn("queue: the breaker could not look at what users do", "error", err)
@@ -143,6 +137,33 @@ func (b *breaker) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-time.After(breakerEvery):
+		}
+	}
+}
+
+// reload reads what admins have set, and tells of holds that were made or ended by
+// whomever. Without the database all stays as it is; others say that it is away.
+func (b *breaker) reload(ctx context.Context) {
+	a := NewAdmin(b.q.cfg.WorkPool)
+	if settings, err := a.Breaker(ctx); err == nil {
+		b.settings.Store(&settings)
+	}
+	list, err := a.UserHolds(ctx)
+	if err != nil {
+		return
+	}
+	known := b.holds
+	b.holds = make(map[holder]UserHold, len(list))
+	for _, h := range list {
+		who := holder{h.UserID, h.CredentialID}
+		b.holds[who] = h
+		if _, old := known[who]; !old && known != nil && b.q.cfg.HoldMade != nil {
+			b.q.cfg.HoldMade(h)
+		}
+	}
+	for who, h := range known {
+		if _, still := b.holds[who]; !still && b.q.cfg.HoldEnded != nil {
+			b.q.cfg.HoldEnded(h)
 		}
 	}
 }
@@ -214,12 +235,8 @@ func (b *breaker) judge(ctx context.Context, users []int64) error {
 		if reason == "" {
 			continue
 		}
-		held, err := NewAdmin(b.q.cfg.WorkPool).As("breaker").HoldUser(ctx, a.User, 0, reason)
-		if err != nil {
+		if _, err := NewAdmin(b.q.cfg.WorkPool).As("breaker").HoldUser(ctx, a.User, 0, reason); err != nil {
 			return fmt.Errorf("breaker: %w", err)
-		}
-		if b.q.cfg.Tripped != nil {
-			b.q.cfg.Tripped(Tripped{a.User, reason, held})
 		}
 	}
 	return nil

@@ -38,8 +38,9 @@ func TestBreakerTrips(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	cfg := calmConfig(db)
-	tripped := make(chan Tripped, 10)
-	cfg.Tripped = func(e Tripped) { tripped <- e }
+	tripped, ended := make(chan UserHold, 10), make(chan UserHold, 10)
+	cfg.HoldMade = func(h UserHold) { tripped <- h }
+	cfg.HoldEnded = func(h UserHold) { ended <- h }
 	q := start(t, cfg)
 	a := NewAdmin(db.Pool).As("root")
 	send := func(to string) *Delivery {
@@ -95,7 +96,15 @@ func TestBreakerTrips(t *testing.T) {
 		t.Error("mail is held after the release")
 	}
 	look()
-	if len(tripped) != 0 {
+	select {
+	case h := <-ended:
+		if h.UserID != 1 || h.MadeBy != "breaker" {
+			t.Errorf("%+v ended", h)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("the end is not told")
+	}
+	if n := count(t, db, `select count(*) from hold`); n != 0 || len(tripped) != 0 {
 		t.Error("it tripped again")
 	}
 }

@@ -30,8 +30,9 @@ type Config struct {
 	History     time.Duration // 30 days
 	Budget      time.Duration // 60 s: how long the fate of a commit may stay unknown
 
-	Near    func(NearLimit) // told of limits that are nearly used up; nil for nobody
-	Tripped func(Tripped)   // told of users whom the breaker has put on hold; nil for nobody
+	Near      func(NearLimit) // told by one node of a limit that is nearly used up; nil for nobody
+	HoldMade  func(UserHold)  // told by every node of a hold, within 5 s; nil for nobody
+	HoldEnded func(UserHold)
 
 	StrictGate bool // mark rows before the final dot
 	NoNotify   bool // do without LISTEN and NOTIFY (poolers)

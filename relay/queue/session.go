@@ -15,7 +15,7 @@ import (
 
 const (
 	connectTimeout = 10 * time.Second
-	idleCheck      = time.Second // after so long without use a connection is looked at, which takes 1 ms
+	idleCheck      = time.Second // after so long without use a connection is looked at
 )
 
 // session is one connection of this package's own, made again when it broke. It
@@ -59,8 +59,12 @@ const durably = `set_config('synchronous_commit', case current_setting('synchron
 // One that was idle is looked at first: a server that went away meanwhile has closed
 // it, and what is sent into it would be in doubt for a minute instead of refused at once.
 func (s *session) get(ctx context.Context) (*pgx.Conn, error) {
-	if s.conn != nil && time.Since(s.used) > idleCheck && s.conn.PgConn().CheckConn() != nil {
-		s.drop()
+	if s.conn != nil && time.Since(s.used) > idleCheck {
+		ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+		if s.conn.Ping(ctx) != nil {
+			s.drop()
+		}
+		cancel()
 	}
 	s.used = time.Now()
 	if s.conn != nil && !s.conn.IsClosed() {

@@ -1,0 +1,185 @@
+package relay_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"postern/internal/rig"
+)
+
+// hail sends one message over c and returns the code of the first reply that is none
+// of success, or 250 after the dot.
+func hail(c *rig.Client, from string) (int, error) {
+	for _, step := range []struct {
+		line string
+		code int
+	}{
+		{"MAIL FROM:<" + from + ">", 250}, {"RCPT TO:<bob@dest.test>", 250}, {"DATA", 354},
+		{"From: <" + from + ">\r\nSubject: x\r\n\r\nx\r\n.", 250},
+	} {
+		if err := c.Say(step.line[:4], step.code, step.line); err != nil {
+			return rig.Code(err), err
+		}
+	}
+	return 250, nil
+}
+
+// limited offers mail of one user to the nodes, twice as much as its limit allows,
+// and notes when the 250s came. A client whose node is away goes to the other.
+type limited struct {
+	r      *rig.Rig
+	nodes  []*rig.Node
+	pause  time.Duration
+	mu     sync.Mutex
+	at     []time.Time
+	others map[int]int // refusals by code
+}
+
+func (l *limited) client(number int, until time.Time) {
+	for time.Now().Before(until) {
+		c, err := l.r.Dial(l.nodes[number%len(l.nodes)], true)
+		if err == nil {
+			err = c.Login(rig.User, rig.Password)
+		}
+		for err == nil && time.Now().Before(until) {
+			var code int
+			code, err = hail(c, "alice@"+rig.Domain)
+			l.mu.Lock()
+			if code == 250 {
+				l.at = append(l.at, time.Now())
+			} else {
+				l.others[code]++
+			}
+			l.mu.Unlock()
+			if code == 452 {
+				err = c.Say("RSET", 250, "RSET")
+			}
+			time.Sleep(l.pause)
+		}
+		if c != nil {
+			c.Close()
+		}
+		if err != nil {
+			number++
+			time.Sleep(100 * time.Millisecond)
+		}
+	}
+}
+
+// TestLimitOverNodes holds a user to a limit over two nodes, one of which is killed
+// on the way (P9). With POSTERN_LONG=1 it is 100 messages in a minute, for three.
+func TestLimitOverNodes(t *testing.T) {
+	t.Parallel()
+	most, window, rounds := 20, 10*time.Second, 3
+	if os.Getenv("POSTERN_LONG") == "1" {
+		most, window = 100, time.Minute
+	}
+	r := rig.New(t, false)
+	sink := rig.NewSink(t, "", 0)
+	r.RouteTo(sink, 10)
+	r.Postern("", "limit", "set", rig.User, "--messages", fmt.Sprintf("%d/%ds", most, window/time.Second))
+	a, b := r.Node(rig.NodeConfig{Name: "a"}), r.Node(rig.NodeConfig{Name: "b"})
+	a.Ready()
+	b.Ready()
+	const clients = 4
+	l := &limited{r: r, nodes: []*rig.Node{a, b}, others: make(map[int]int), pause: clients * window / time.Duration(2*most)}
+	until := time.Now().Add(time.Duration(rounds) * window)
+	var all sync.WaitGroup
+	for i := range clients {
+		all.Go(func() { l.client(i, until) })
+	}
+	<-time.After(window * 3 / 2)
+	a.Kill()
+	a.Start()
+	all.Wait()
+	for i := most; i < len(l.at); i++ {
+		if d := l.at[i].Sub(l.at[i-most]); d < window {
+			t.Errorf("%d messages within %v", most+1, d)
+		}
+	}
+	allowed := rounds * most
+	t.Logf("%d of %d were accepted, %d %%; refused: %v", len(l.at), allowed, 100*len(l.at)/allowed, l.others)
+	if len(l.at) < allowed*6/10 || l.others[452] == 0 {
+		t.Errorf("%d of %d were accepted", len(l.at), allowed)
+	}
+	for code := range l.others {
+		if code >= 500 {
+			t.Errorf("refused with %d", code)
+		}
+	}
+}
+
+// TestRevocationOverNodes revokes a credential while it is in use on another node: its
+// sessions are cut, it works no more, and its mail is held until it is released.
+func TestRevocationOverNodes(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t, false)
+	node := r.Node(rig.NodeConfig{Name: "a"})
+	node.Ready()
+	var added struct {
+		ID               int64
+		Username, Secret string
+	}
+	if err := json.Unmarshal([]byte(r.Postern("", "credential", "add", rig.User, "--label", "app", "--generate", "--json")), &added); err != nil {
+		t.Fatal(err)
+	}
+	login := func(secret string) (*rig.Client, error) {
+		t.Helper()
+		c, err := r.Dial(node, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(c.Close)
+		return c, c.Login(added.Username, secret)
+	}
+	idle, err := login(added.Secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	busy, err := login(added.Secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := login(rig.Password)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if code, err := hail(busy, "alice@"+rig.Domain); code != 250 { // there is no route: it waits
+		t.Fatal(code, err)
+	}
+	if err := busy.Say("MAIL", 250, "MAIL FROM:<alice@"+rig.Domain+">"); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	r.Postern("", "credential", "revoke", fmt.Sprint(added.ID))
+	done := time.Now()
+	if err := idle.Expect("idle", 421); err != nil {
+		t.Errorf("the idle session: %v", err)
+	}
+	t.Logf("421 after %v, %v after the command's end", time.Since(began), time.Since(done))
+	if err := busy.Say("RCPT", 421, "RCPT TO:<bob@dest.test>"); err != nil {
+		t.Errorf("the busy session: %v", err)
+	}
+	if _, err := login(added.Secret); rig.Code(err) != 535 {
+		t.Errorf("the next AUTH: %v", err)
+	}
+	if code, err := hail(other, "alice@"+rig.Domain); code != 250 {
+		t.Errorf("a session of another credential: %v", err)
+	}
+	held := func() int { return strings.Count(r.Postern("", "queue", "list", "--state", "held"), "bob@dest.test") }
+	for until := time.Now().Add(rig.Patience); held() != 1 && time.Now().Before(until); {
+		time.Sleep(200 * time.Millisecond) // it was in a node's hand
+	}
+	if n := held(); n != 1 {
+		t.Errorf("%d recipients are held, want that of the credential's one message", n)
+	}
+	r.Postern("", "queue", "release", "--user", rig.User)
+	if n := held(); n != 0 {
+		t.Errorf("%d recipients are held after the release", n)
+	}
+}
