@@ -93,7 +93,7 @@ within 5 seconds.
                             networks in which the user was not seen for 30 days.
   --min-recipients 50       of fewer than 50 recipients nothing is concluded.
 
-When a sign trips, the user is put on hold and the event 'held' is logged. Mail goes
+When a sign trips, the user is put on hold and the mail log says so. Mail goes
 on being accepted, and is held: nothing is lost, and the thief learns nothing. Look
 with 'postern queue holds' and 'postern queue list --user U'; then let it go with
 'postern queue release --user U', which also forgets what was counted, or throw it
