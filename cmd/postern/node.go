@@ -207,7 +207,7 @@ func (n *node) buildQueue(ctx context.Context, url string) error {
 		EnqueuePool: enqueuePool, WorkPool: workPool, Node: n.name, Log: n.log,
 		Lifetime: time.Duration(q.Lifetime), DelayNotice: time.Duration(q.DelayNotice), History: time.Duration(q.History),
 		StrictGate: q.Gate == "strict", NoNotify: !q.Notify,
-		Near: n.nearLimit(workPool),
+		Near:     n.nearLimit(workPool),
 		HoldMade: n.held(workPool, n.mail.Hold), HoldEnded: n.held(workPool, n.mail.Released),
 	})
 	return nil

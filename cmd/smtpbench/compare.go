@@ -22,6 +22,8 @@ type compareFlags struct {
 	profile   string
 	settings  map[string]string // of PostgreSQL
 	noPostfix bool
+	secret    bool
+	limits    string
 	asJSON    bool
 }
 
@@ -50,6 +52,8 @@ docs/benchmark.md says how to read the figures.`,
 	flags.StringVar(&f.profile, "profile", "", "existing `folder` for a CPU profile of Postern over the whole run")
 	flags.StringToStringVar(&f.settings, "postgres", nil, "`setting=value` of PostgreSQL to try out; may be repeated")
 	flags.BoolVar(&f.noPostfix, "no-postfix", false, "measure Postern alone")
+	flags.BoolVar(&f.secret, "secret", false, "log in to Postern with a generated secret instead of a password")
+	flags.StringVar(&f.limits, "limit", "", "messages over time that Postern holds the account to, such as `1000000/h,5000000/d`")
 	flags.BoolVar(&f.asJSON, "json", false, "print every round as JSON")
 	return cmd
 }
@@ -100,7 +104,7 @@ func (f *compareFlags) start(ctx context.Context, l *lab, stderr io.Writer) ([]*
 		}
 		program = filepath.Join(filepath.Dir(self), "postern")
 	}
-	relay := relayConfig{program: program, settings: f.settings}
+	relay := relayConfig{program: program, settings: f.settings, secret: f.secret, limits: f.limits}
 	if f.profile != "" {
 		relay.profile = filepath.Join(f.profile, "postern.pprof")
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
@@ -25,6 +26,8 @@ type relayConfig struct {
 	program  string            // path of the binary
 	profile  string            // file for a CPU profile, or ""
 	settings map[string]string // of PostgreSQL, beyond those of pgserver
+	secret   bool              // log in with a generated secret
+	limits   string            // messages over time, or ""
 }
 
 // postern starts a private PostgreSQL server with full durability and the relay on
@@ -38,7 +41,7 @@ func (l *lab) postern(ctx context.Context, config relayConfig) (*contender, erro
 	}
 	stopDatabase := func() { _ = database.Stop() } // its data go with the folder
 	p := &posternRelay{program: config.program, dir: l.dir, url: database.URL()}
-	to, err := p.launch(ctx, l, config.profile)
+	to, err := p.launch(ctx, l, config)
 	if err != nil {
 		p.stop()
 		stopDatabase()
@@ -64,18 +67,23 @@ func (p *posternRelay) config() string { return filepath.Join(p.dir, "postern.to
 func (p *posternRelay) log() string    { return filepath.Join(p.dir, "postern.log") }
 
 // launch sets the relay up and returns when it accepts connections.
-func (p *posternRelay) launch(ctx context.Context, l *lab, profile string) (*target, error) {
+func (p *posternRelay) launch(ctx context.Context, l *lab, config relayConfig) (*target, error) {
 	port, err := p.configure(ctx, l)
 	if err != nil {
 		return nil, err
 	}
-	if err := p.start(profile); err != nil {
+	password, err := p.account(ctx, config)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.start(config.profile); err != nil {
 		return nil, err
 	}
 	to, err := l.target(port)
 	if err != nil {
 		return nil, err
 	}
+	to.password = password
 	return to, awaitGreeting(ctx, to.address, p.ended)
 }
 
@@ -112,6 +120,27 @@ spool_dir = %q
 		}
 	}
 	return port, nil
+}
+
+// account sets the account up as config has it, and returns what it logs in with.
+func (p *posternRelay) account(ctx context.Context, config relayConfig) (password string, err error) {
+	if config.limits != "" {
+		if err := p.run(ctx, "limit", "set", benchUser, "--messages", config.limits); err != nil {
+			return "", err
+		}
+	}
+	if !config.secret {
+		return benchPassword, nil
+	}
+	out, err := p.command(ctx, "credential", "add", benchUser, "--generate", "--json").Output()
+	if err != nil {
+		return "", fmt.Errorf("postern credential add: %w", err)
+	}
+	var added struct{ Secret string }
+	if err := json.Unmarshal(out, &added); err != nil {
+		return "", fmt.Errorf("postern credential add: %w", err)
+	}
+	return added.Secret, nil
 }
 
 func (p *posternRelay) command(ctx context.Context, args ...string) *exec.Cmd {
