@@ -2,26 +2,32 @@ package auth
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"net/netip"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 )
 
-// account is what an authentication needs to know of a user. The zero value is an
-// unknown user: it is never allowed in.
+// account is what an authentication needs to know of a user and one credential. The
+// zero value is an unknown user: it is never allowed in.
 type account struct {
 	id           int64
 	version      int64
 	name         string
 	enabled      bool
 	credentialID int64
-	hash         string // "" when the user has no password
+	hash         string // "" when there is no such credential, or it is revoked
 	expires      time.Time
 	networks     []netip.Prefix // empty: any
 	senders      []string
 	limits       []Limit
+	stay         stay // of the network that was asked for
+}
+
+// stay is how long a user has been logging in from a network without a gap of 30 days.
+// Zero: not at all within 30 days.
+type stay struct {
+	since time.Time
+	last  time.Time // to the day
 }
 
 // admits says whether the account may be used at all, its password apart.
@@ -50,27 +56,101 @@ func (a account) identity() Identity {
 	}
 }
 
-// account reads a user by canonical name; an unknown one is the zero value.
-func (s *Store) account(ctx context.Context, name string) (account, error) {
-	a := account{name: name}
-	var expires *time.Time
-	err := s.pool.QueryRow(ctx, `
-		select u.id, u.version, u.enabled,
+// question is what an account is looked up by: a user's name, and the id of a secret
+// or 0 for the password. wide is the client's network as known_network has it.
+type question struct {
+	name       string
+	credential int64
+	wide       netip.Prefix
+}
+
+// The statements return one row whatever they find, and read about the same of the
+// indexes for a name that is nobody's.
+const (
+	accountColumns = `
+		select coalesce(u.id, 0), coalesce(u.version, 0), coalesce(u.name, ''), coalesce(u.enabled, false),
 		       coalesce(c.id, 0), coalesce(c.hash, ''), c.expires_at, coalesce(c.allowed_networks, '{}'),
-		       array(select p.pattern from sender_pattern p where p.user_id = u.id order by p.pattern)
-		from app_user u
-		left join credential c on c.user_id = u.id and c.kind = 'password' and c.revoked_at is null
-		where u.name = $1`, name).Scan(
-		&a.id, &a.version, &a.enabled,
-		&a.credentialID, &a.hash, &expires, &a.networks, &a.senders)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return account{}, nil
+		       array(select p.pattern from sender_pattern p where p.user_id = u.id order by p.pattern),
+		       array(select concat_ws(' ', l.kind, l.window_s, l.max,
+		                 case when l.credential_id is not null then 'credential' when l.user_id is not null then 'user' else 'default' end)
+		             from limit_rule l
+		             where coalesce(l.user_id, 0) = any(array[u.id, case when u.no_limit_defaults then u.id else 0 end])
+		               and coalesce(l.credential_id, 0) = any(array[0, c.id])
+		             order by 1)`
+	accountByPassword = accountColumns + `, k.first_at, k.last_at
+		from (select $1::text as name, $2::bigint as credential) asked
+		left join app_user u on u.name = asked.name
+		left join credential c on c.user_id = u.id and c.kind = 'password' and c.revoked_at is null and asked.credential = 0
+		left join known_network k on k.user_id = u.id and k.network = $3::cidr and k.last_at > now() - interval '30 days'`
+	accountBySecret = accountColumns + `, k.first_at, k.last_at
+		from (select $1::text as name, $2::bigint as credential) asked
+		left join app_user u on u.name = asked.name
+		left join credential c on c.id = asked.credential and c.user_id = u.id and c.kind = 'secret' and c.revoked_at is null
+		left join known_network k on k.user_id = u.id and k.network = $3::cidr and k.last_at > now() - interval '30 days'`
+	accountByIDs = accountColumns + `, null::timestamptz, null::timestamptz
+		from (select $1::bigint as id, $2::bigint as credential) asked
+		left join app_user u on u.id = asked.id
+		left join credential c on c.id = asked.credential and c.user_id = u.id and c.revoked_at is null`
+)
+
+// account reads a user and a credential; what is unknown has zero values.
+func (s *Store) account(ctx context.Context, q question) (account, error) {
+	sql := accountByPassword
+	if q.credential != 0 {
+		sql = accountBySecret
 	}
+	return s.scanAccount(ctx, sql, q.name, q.credential, cidrOf(q.wide))
+}
+
+// current reads a user and a credential by their ids.
+func (s *Store) current(ctx context.Context, userID, credentialID int64) (account, error) {
+	return s.scanAccount(ctx, accountByIDs, userID, credentialID)
+}
+
+func (s *Store) scanAccount(ctx context.Context, sql string, args ...any) (account, error) {
+	var a account
+	var expires, since, last *time.Time
+	var limits []string
+	err := s.db.QueryRow(ctx, sql, args...).Scan(&a.id, &a.version, &a.name, &a.enabled,
+		&a.credentialID, &a.hash, &expires, &a.networks, &a.senders, &limits, &since, &last)
 	if err != nil {
 		return account{}, err
 	}
-	if expires != nil {
-		a.expires = *expires
+	a.expires, a.stay = timeOf(expires), stay{timeOf(since), timeOf(last)}
+	a.limits, err = parseLimits(limits)
+	return a, err
+}
+
+// parseLimits reads limits as accountColumns writes them.
+func parseLimits(rows []string) ([]Limit, error) {
+	var limits []Limit
+	for _, row := range rows {
+		var l Limit
+		var seconds int64
+		if _, err := fmt.Sscan(row, &l.Kind, &seconds, &l.Max, &l.Source); err != nil {
+			return nil, fmt.Errorf("limit %q: %w", row, err)
+		}
+		l.Window = time.Duration(seconds) * time.Second
+		limits = append(limits, l)
 	}
-	return a, nil
+	return limits, nil
+}
+
+// stay reads whether the user of this name has logged in from a network within 30 days.
+func (s *Store) stay(ctx context.Context, q question) (stay, error) {
+	var since, last *time.Time
+	err := s.db.QueryRow(ctx, `
+		select k.first_at, k.last_at from (select $1::text as name) asked
+		left join app_user u on u.name = asked.name
+		left join known_network k on k.user_id = u.id and k.network = $2::cidr and k.last_at > now() - interval '30 days'`,
+		q.name, cidrOf(q.wide)).Scan(&since, &last)
+	return stay{timeOf(since), timeOf(last)}, err
+}
+
+// cidrOf is a network, or null for none.
+func cidrOf(network netip.Prefix) *netip.Prefix {
+	if !network.IsValid() {
+		return nil
+	}
+	return &network
 }

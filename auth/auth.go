@@ -30,10 +30,19 @@ type Identity struct {
 	Name         string   // canonical
 	Senders      []string // patterns of addresses this user may send as
 	Limits       []Limit  // all that are set for this user, by whichever source
+	// NewNetwork says that the client's /24 or /48 is new to the user: a day ago, no
+	// login had come from it for 30 days.
+	NewNetwork bool
+}
+
+// Peer is the client that wants to log in.
+type Peer struct {
+	Addr netip.Addr
+	TLS  string // the session's TLS facts, "" in clear; they are kept as the last use
 }
 
 // Verifier checks a name and password that came from peer. Errors are
 // ErrCredentials, ErrBusy or ErrUnavailable, possibly wrapped.
 type Verifier interface {
-	Verify(ctx context.Context, name, password string, peer netip.Addr) (Identity, error)
+	Verify(ctx context.Context, name, password string, peer Peer) (Identity, error)
 }

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"runtime"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/singleflight"
@@ -31,36 +33,82 @@ const (
 
 // users is where accounts are read; Store is one.
 type users interface {
-	account(ctx context.Context, name string) (account, error)
+	account(ctx context.Context, q question) (account, error)
+	current(ctx context.Context, userID, credentialID int64) (account, error)
+	stay(ctx context.Context, q question) (stay, error)
 }
 
 // Authenticator verifies names and passwords.
 //
 // Applications log in for each message, so a password that was verified within a
-// minute costs an HMAC, and one indexed query for each user every few seconds. It
+// minute costs an HMAC, and one indexed query for each credential every few seconds. It
 // holds against the account's version only: any change voids it. Everything
 // else, a right password or a wrong one, a known user or not, costs one lookup and
-// one hash.
+// one hash: a slow one, or an HMAC for what has the form of a generated secret.
 type Authenticator struct {
 	users    users
+	store    *Store // nil in tests without a database: nothing is shared or written
 	log      *slog.Logger
 	timeout  time.Duration
 	gate     *gate
 	throttle *throttle
+	notes    *notes
+	outdated chan outdatedPassword
 	decoy    phc
+	macs     atomic.Int64 // secrets compared
+	noSecret secretHash   // the decoy of secrets
 
-	key       []byte                  // of fingerprints; lives as long as the process
-	accounts  *cache[string, account] // those that succeeded, by canonical name
+	key       []byte                      // of fingerprints; lives as long as the process
+	accounts  *cache[credential, account] // those that succeeded
 	successes *cache[fingerprint, struct{}]
-	lookups   singleflight.Group // refreshes, by canonical name
+	homes     *cache[key, stay] // by origin.pair; as of the last login there, or as read
+	strangers *cache[key, struct{}]
+	lookups   singleflight.Group // refreshes, by credential
 	hashes    singleflight.Group // by fingerprint
 }
 
+// credential is what an account is remembered by.
+type credential struct {
+	name string
+	id   int64
+}
+
+// attempt is one login: who it is to be, and whence.
+type attempt struct {
+	credential
+	password string // as it is compared
+	from     origin
+	pair     key // of from
+	peer     Peer
+}
+
+// newAttempt reads what a client gave. A name or password that can be nobody's is
+// ErrCredentials.
+func newAttempt(name, password string, peer Peer) (attempt, error) {
+	canonical, err := CanonicalName(name)
+	try := attempt{
+		credential: credential{name: canonical},
+		from:       originOf(peer.Addr, canonical), peer: peer,
+	}
+	if err != nil || password == "" || len(password) > maxPassword {
+		return try, ErrCredentials
+	}
+	try.password, try.pair = preparePassword(password), try.from.pair()
+	try.id, _, _ = parseSecret(try.password)
+	return try, nil
+}
+
+func (try attempt) secret() bool { return try.id != 0 }
+
+func (try attempt) question() question { return question{try.name, try.id, try.from.wide} }
+
 var _ Verifier = (*Authenticator)(nil)
 
-// NewAuthenticator returns an Authenticator for the users of store.
+// NewAuthenticator returns an Authenticator for the users of store, which is on a pool.
 func NewAuthenticator(store *Store, cfg Config) *Authenticator {
-	return newAuthenticator(store, store.cost, cfg)
+	a := newAuthenticator(store, store.cost, cfg)
+	a.store = store
+	return a
 }
 
 func newAuthenticator(u users, cost Cost, cfg Config) *Authenticator {
@@ -83,90 +131,137 @@ func newAuthenticator(u users, cost Cost, cfg Config) *Authenticator {
 		users: u, log: cfg.Log, timeout: cfg.Timeout,
 		gate:      newGate(cfg.Permits, cfg.Queue, cfg.Patience),
 		throttle:  newThrottle(),
+		notes:     newNotes(),
+		outdated:  make(chan outdatedPassword, rehashQueue),
 		decoy:     decoy(cost),
+		noSecret:  secretDecoy(),
 		key:       make([]byte, 32),
-		accounts:  newCache[string, account](cacheMax, successTTL),
+		accounts:  newCache[credential, account](cacheMax, successTTL),
 		successes: newCache[fingerprint, struct{}](cacheMax, successTTL),
+		homes:     newCache[key, stay](throttleMax, homeEvery),
+		strangers: newCache[key, struct{}](throttleMax, strangerTTL),
 	}
 	rand.Read(a.key)
 	return a
 }
 
-// Invalidate forgets what is cached of accounts, for a listener on Channel. Verified
+// Forget drops what is cached of these users, or of everybody, for Watch. Verified
 // passwords stay, but count only against an account's version as read anew.
-func (a *Authenticator) Invalidate() { a.accounts.clear() }
+func (a *Authenticator) Forget(ids []int64, all bool) {
+	a.accounts.forget(func(acct account) bool { return all || slices.Contains(ids, acct.id) })
+}
+
+// Current says what a user may do now by a credential, for sessions that outlive a
+// change; NewNetwork is not told. The error is ErrCredentials when the credential
+// does not work any more, from peer or at all, or ErrUnavailable.
+func (a *Authenticator) Current(ctx context.Context, userID, credentialID int64, peer netip.Addr) (Identity, error) {
+	ctx, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+	acct, err := a.users.current(ctx, userID, credentialID)
+	if err != nil {
+		return Identity{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if !acct.admits(peer, time.Now()) {
+		return Identity{}, ErrCredentials
+	}
+	return acct.identity(), nil
+}
 
 // Verify implements Verifier. It may wait some seconds: for a throttled source, a
 // lookup and a permit.
-func (a *Authenticator) Verify(ctx context.Context, name, password string, peer netip.Addr) (Identity, error) {
-	network := networkOf(peer)
-	canonical, err := CanonicalName(name)
-	if err != nil || password == "" || len(password) > maxPassword {
+func (a *Authenticator) Verify(ctx context.Context, name, password string, peer Peer) (Identity, error) {
+	try, err := newAttempt(name, password, peer)
+	if err != nil {
 		// Says nothing about any user, so it costs no hash; but it is a failure.
-		a.throttle.failed(network, canonical, time.Now())
-		return Identity{}, ErrCredentials
-	}
-	password = preparePassword(password)
-	if id, ok, err := a.remembered(ctx, canonical, password, peer); ok || err != nil {
-		return id, err
-	}
-	if err := a.wait(ctx, network, canonical); err != nil {
+		a.throttle.failed(try.from, time.Now())
 		return Identity{}, err
 	}
-	asked := time.Now()
-	acct, err := a.lookup(ctx, canonical)
+	acct, ok, err := a.remembered(ctx, try)
+	if !ok && err == nil {
+		acct, err = a.checked(ctx, try)
+	}
 	if err != nil {
 		return Identity{}, err
 	}
-	print := fingerprintOf(a.key, canonical, acct, password)
-	matched, err := a.compare(ctx, acct, password, print)
+	return a.welcome(acct, try, time.Now()), nil
+}
+
+// checked is the whole way to an account, the same for every failure.
+func (a *Authenticator) checked(ctx context.Context, try attempt) (account, error) {
+	if err := a.wait(ctx, try); err != nil {
+		return account{}, err
+	}
+	era, asked := a.accounts.eraNow(), time.Now()
+	acct, err := a.lookup(ctx, try)
 	if err != nil {
-		return Identity{}, err
+		return account{}, err
+	}
+	print := fingerprintOf(a.key, try.name, acct, try.password)
+	matched, err := a.compare(ctx, acct, try, print)
+	if err != nil {
+		return account{}, err
 	}
 	now := time.Now()
-	if !matched || !acct.admits(peer, now) {
-		a.throttle.failed(network, canonical, now)
-		return Identity{}, ErrCredentials
+	if !matched || !acct.admits(try.peer.Addr, now) {
+		a.throttle.failed(try.from, now)
+		return account{}, ErrCredentials
 	}
-	a.accounts.put(canonical, acct, asked)
+	if !a.accounts.putOf(era, try.credential, acct, asked) {
+		if err := a.unchanged(ctx, acct, try); err != nil {
+			return account{}, err
+		}
+	}
 	a.successes.put(print, struct{}{}, now)
-	a.throttle.succeeded(network, canonical, now)
-	return acct.identity(), nil
+	a.throttle.succeeded(try.from, now)
+	a.renew(acct, try)
+	return acct, nil
+}
+
+// unchanged makes sure that an account is still as it was read, for something changed
+// while the password was compared. Whoever is caught by that may try again.
+func (a *Authenticator) unchanged(ctx context.Context, acct account, try attempt) error {
+	now, err := a.lookup(ctx, try)
+	if err == nil && (now.id != acct.id || now.version != acct.version) {
+		err = fmt.Errorf("%w: the account has just changed", ErrUnavailable)
+	}
+	return err
 }
 
 // remembered answers from the caches, and is the only way to be let in without a
 // hash. What it cannot answer takes the whole way, so that nothing can be told
-// from its time but that the right password was given.
-func (a *Authenticator) remembered(ctx context.Context, name, password string, peer netip.Addr) (id Identity, ok bool, err error) {
+// from its time but that the right password was given. The first login of a day from a
+// network takes the whole way too.
+func (a *Authenticator) remembered(ctx context.Context, try attempt) (acct account, ok bool, err error) {
 	now := time.Now()
-	acct, at, ok := a.accounts.get(name, now)
-	if !ok || !a.verified(name, acct, password, now) {
-		return Identity{}, false, nil
+	acct, at, ok := a.accounts.get(try.credential, now)
+	if !ok || !a.verified(acct, try, now) {
+		return account{}, false, nil
 	}
 	if now.Sub(at) >= fresh {
-		if acct, err = a.refresh(ctx, name); err != nil {
-			return Identity{}, false, err
+		if acct, err = a.refresh(ctx, try); err != nil {
+			return account{}, false, err
 		}
-		ok = a.verified(name, acct, password, now)
+		ok = a.verified(acct, try, now)
 	}
-	if !ok || !acct.admits(peer, now) {
-		return Identity{}, false, nil
+	_, _, atHome := a.homes.get(try.pair, now)
+	if !ok || !atHome || !acct.admits(try.peer.Addr, now) {
+		return account{}, false, nil
 	}
-	return acct.identity(), true, nil
+	return acct, true, nil
 }
 
-func (a *Authenticator) verified(name string, acct account, password string, now time.Time) bool {
-	_, _, ok := a.successes.get(fingerprintOf(a.key, name, acct, password), now)
+func (a *Authenticator) verified(acct account, try attempt, now time.Time) bool {
+	_, _, ok := a.successes.get(fingerprintOf(a.key, try.name, acct, try.password), now)
 	return ok
 }
 
 // refresh reads an account again, once for all who ask at the same time.
-func (a *Authenticator) refresh(ctx context.Context, name string) (account, error) {
-	v, err, _ := a.lookups.Do(name, func() (any, error) {
-		asked := time.Now()
-		acct, err := a.lookup(ctx, name)
+func (a *Authenticator) refresh(ctx context.Context, try attempt) (account, error) {
+	v, err, _ := a.lookups.Do(fmt.Sprint(try.id, " ", try.name), func() (any, error) {
+		era, asked := a.accounts.eraNow(), time.Now()
+		acct, err := a.lookup(ctx, try)
 		if err == nil {
-			a.accounts.put(name, acct, asked)
+			a.accounts.putOf(era, try.credential, acct, asked)
 		}
 		return acct, err
 	})
@@ -176,8 +271,12 @@ func (a *Authenticator) refresh(ctx context.Context, name string) (account, erro
 
 // wait holds back an attempt whose source has failed too often. Nothing is held
 // meanwhile.
-func (a *Authenticator) wait(ctx context.Context, network netip.Prefix, name string) error {
-	d, ok := a.throttle.reserve(network, name, time.Now())
+func (a *Authenticator) wait(ctx context.Context, try attempt) error {
+	atHome, err := a.atHome(ctx, try)
+	if err != nil {
+		return err
+	}
+	d, ok := a.throttle.reserve(try.from, atHome, time.Now())
 	if !ok {
 		return fmt.Errorf("%w: too many failures", ErrBusy)
 	}
@@ -196,10 +295,10 @@ func (a *Authenticator) wait(ctx context.Context, network netip.Prefix, name str
 
 // lookup reads an account. A client that goes away does not cancel it, for that
 // would cost the pool a connection; its own deadline ends it.
-func (a *Authenticator) lookup(ctx context.Context, name string) (account, error) {
+func (a *Authenticator) lookup(ctx context.Context, try attempt) (account, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.timeout)
 	defer cancel()
-	acct, err := a.users.account(ctx, name)
+	acct, err := a.users.account(ctx, try.question())
 	if err != nil {
 		return account{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
@@ -207,12 +306,16 @@ func (a *Authenticator) lookup(ctx context.Context, name string) (account, error
 }
 
 // compare hashes a password under a permit. Many sessions that try the same
-// password of the same user share one hash.
-func (a *Authenticator) compare(ctx context.Context, acct account, password string, print fingerprint) (bool, error) {
-	h := a.hashOf(acct)
+// password of the same user share one hash. A secret needs neither.
+func (a *Authenticator) compare(ctx context.Context, acct account, try attempt, print fingerprint) (bool, error) {
+	h := a.hashOf(acct, try)
+	if try.secret() {
+		a.macs.Add(1)
+		return h.matches(try.password) && acct.hash != "", nil
+	}
 	result := a.hashes.DoChan(string(print[:]), func() (any, error) {
 		matched := false
-		err := a.gate.do(func() { matched = h.matches(password) })
+		err := a.gate.do(func() { matched = h.matches(try.password) })
 		return matched, err
 	})
 	select {
@@ -226,14 +329,19 @@ func (a *Authenticator) compare(ctx context.Context, acct account, password stri
 
 // hashOf returns the account's hash or, when there is none that can be used, the
 // decoy: equal work for every failure.
-func (a *Authenticator) hashOf(acct account) hasher {
-	if acct.hash == "" {
-		return a.decoy
+func (a *Authenticator) hashOf(acct account, try attempt) hasher {
+	var h hasher = a.decoy
+	parse := parseHash
+	if try.secret() {
+		h, parse = a.noSecret, func(s string) (hasher, error) { return parseSecretHash(s) }
 	}
-	h, err := parseHash(acct.hash)
+	if acct.hash == "" {
+		return h
+	}
+	stored, err := parse(acct.hash)
 	if err != nil {
 		a.log.Error("credential is not usable", "user", acct.id, "credential", acct.credentialID, "error", err)
-		return a.decoy
+		return h
 	}
-	return h
+	return stored
 }

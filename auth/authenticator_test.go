@@ -21,16 +21,37 @@ import (
 // fakeUsers are accounts by canonical name.
 type fakeUsers map[string]account
 
-func (f fakeUsers) account(_ context.Context, name string) (account, error) {
-	a := f[name]
-	a.name = name
+func (f fakeUsers) account(_ context.Context, q question) (account, error) {
+	a := f[q.name]
+	a.name = q.name
+	if secret := strings.HasPrefix(a.hash, secretScheme); secret != (q.credential != 0) || secret && q.credential != a.credentialID {
+		a.credentialID, a.hash = 0, ""
+	}
 	return a, nil
 }
 
-// usersFunc is a lookup that a test controls.
-type usersFunc func(ctx context.Context, name string) (account, error)
+func (f fakeUsers) current(_ context.Context, user, credential int64) (account, error) {
+	for name, a := range f {
+		if a.name = name; a.id == user && a.credentialID == credential {
+			return a, nil
+		}
+	}
+	return account{}, nil
+}
 
-func (f usersFunc) account(ctx context.Context, name string) (account, error) { return f(ctx, name) }
+func (f fakeUsers) stay(context.Context, question) (stay, error) { return stay{}, nil }
+
+// usersFunc is a lookup that a test controls.
+type usersFunc func(ctx context.Context, q question) (account, error)
+
+func (f usersFunc) account(ctx context.Context, q question) (account, error) { return f(ctx, q) }
+
+func (f usersFunc) current(context.Context, int64, int64) (account, error) { return account{}, nil }
+
+func (f usersFunc) stay(ctx context.Context, q question) (stay, error) {
+	_, err := f(ctx, q)
+	return stay{}, err
+}
 
 func withPassword(id int64, password string) account {
 	return account{id: id, version: 1, enabled: true, hash: hashPassword(password, cheap), credentialID: id + 100}
@@ -49,11 +70,11 @@ func TestA6OnePathForEveryFailure(t *testing.T) {
 	elsewhere.networks = []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}
 	users := fakeUsers{"alice": withPassword(1, "pw"), "disabled": disabled, "expired": expired, "elsewhere": elsewhere, "nohash": {id: 5, enabled: true}}
 	var lookups atomic.Int64
-	a := newAuthenticator(usersFunc(func(ctx context.Context, name string) (account, error) {
+	a := newAuthenticator(usersFunc(func(ctx context.Context, q question) (account, error) {
 		lookups.Add(1)
-		return users.account(ctx, name)
+		return users.account(ctx, q)
 	}), cheap, Config{})
-	if _, err := a.Verify(t.Context(), "alice", "pw", home); err != nil {
+	if _, err := a.Verify(t.Context(), "alice", "pw", at(home)); err != nil {
 		t.Fatal(err) // and now the cache is warm
 	}
 	for _, try := range []struct{ name, password string }{
@@ -61,7 +82,7 @@ func TestA6OnePathForEveryFailure(t *testing.T) {
 		{"expired", "pw"}, {"elsewhere", "pw"}, {"nohash", "pw"},
 	} {
 		hashes, reads := a.gate.done.Load(), lookups.Load()
-		id, err := a.Verify(t.Context(), try.name, try.password, home)
+		id, err := a.Verify(t.Context(), try.name, try.password, at(home))
 		if err != ErrCredentials || !cmp.Equal(id, Identity{}) {
 			t.Errorf("%v: %+v, %v; want the bare ErrCredentials", try, id, err)
 		}
@@ -75,7 +96,7 @@ func TestDecoyMatchesNothing(t *testing.T) {
 	t.Parallel()
 	a := newAuthenticator(fakeUsers{}, cheap, Config{})
 	for _, account := range []account{{}, {hash: "broken"}} {
-		h := a.hashOf(account)
+		h := a.hashOf(account, attempt{})
 		p, ok := h.(phc)
 		if !ok || p.cost != cheap || h.matches("") || h.matches("password") {
 			t.Errorf("%+v: %v", account, h)
@@ -88,13 +109,13 @@ func TestWarmCacheNeedsNoQuery(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		users := fakeUsers{"alice": withPassword(1, "pw")}
 		lookups := 0
-		a := newAuthenticator(usersFunc(func(ctx context.Context, name string) (account, error) {
+		a := newAuthenticator(usersFunc(func(ctx context.Context, q question) (account, error) {
 			lookups++
-			return users.account(ctx, name)
+			return users.account(ctx, q)
 		}), cheap, Config{})
 		verify := func(password string, want error) {
 			t.Helper()
-			if _, err := a.Verify(t.Context(), "alice", password, home); !errors.Is(err, want) {
+			if _, err := a.Verify(t.Context(), "alice", password, at(home)); !errors.Is(err, want) {
 				t.Fatalf("err = %v, want %v", err, want)
 			}
 		}
@@ -139,14 +160,14 @@ func TestTroubleIsNeverAVerdict(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		down := false
 		users := fakeUsers{"alice": withPassword(1, "pw")}
-		a := newAuthenticator(usersFunc(func(ctx context.Context, name string) (account, error) {
+		a := newAuthenticator(usersFunc(func(ctx context.Context, q question) (account, error) {
 			if down {
 				<-ctx.Done() // a database that does not answer
 				return account{}, ctx.Err()
 			}
-			return users.account(ctx, name)
+			return users.account(ctx, q)
 		}), cheap, Config{})
-		if _, err := a.Verify(t.Context(), "alice", "pw", home); err != nil {
+		if _, err := a.Verify(t.Context(), "alice", "pw", at(home)); err != nil {
 			t.Fatal(err)
 		}
 		down = true
@@ -154,7 +175,7 @@ func TestTroubleIsNeverAVerdict(t *testing.T) {
 		for _, try := range []struct{ name, password string }{{"alice", "pw"}, {"alice", "wrong"}, {"nobody", "x"}} {
 			for range 50 {
 				start := time.Now()
-				_, err := a.Verify(t.Context(), try.name, try.password, home)
+				_, err := a.Verify(t.Context(), try.name, try.password, at(home))
 				if !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrCredentials) {
 					t.Fatalf("%v: err = %v, want ErrUnavailable", try, err)
 				}
@@ -164,7 +185,7 @@ func TestTroubleIsNeverAVerdict(t *testing.T) {
 			}
 		}
 		down = false
-		if _, err := a.Verify(t.Context(), "alice", "pw", home); err != nil {
+		if _, err := a.Verify(t.Context(), "alice", "pw", at(home)); err != nil {
 			t.Errorf("failures of ours were counted: %v", err)
 		}
 	})
@@ -247,7 +268,7 @@ func TestA7DisconnectStormFreesNothing(t *testing.T) {
 		for i := range 200 {
 			ctx, hangUp := context.WithCancel(t.Context())
 			sessions.Go(func() {
-				_, err := a.Verify(ctx, fmt.Sprintf("user%d", i), "pw", home)
+				_, err := a.Verify(ctx, fmt.Sprintf("user%d", i), "pw", at(home))
 				if !errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrBusy) {
 					t.Errorf("err = %v", err)
 				}
@@ -284,7 +305,7 @@ func TestA7MemoryOfAStorm(t *testing.T) {
 	var peak uint64
 	var sessions sync.WaitGroup
 	for i := range 1000 {
-		sessions.Go(func() { a.Verify(t.Context(), "alice", fmt.Sprint("wrong", i), home) })
+		sessions.Go(func() { a.Verify(t.Context(), "alice", fmt.Sprint("wrong", i), at(home)) })
 	}
 	done := make(chan struct{})
 	go func() { sessions.Wait(); close(done) }()
@@ -315,7 +336,7 @@ func TestSamePasswordIsHashedOnce(t *testing.T) {
 		var sessions sync.WaitGroup
 		for range 500 {
 			sessions.Go(func() {
-				if _, err := a.Verify(t.Context(), "app", "pw", home); err != nil {
+				if _, err := a.Verify(t.Context(), "app", "pw", at(home)); err != nil {
 					t.Errorf("err = %v", err)
 				}
 			})
@@ -333,7 +354,7 @@ func TestLongAndEmptyPasswordsCostNothing(t *testing.T) {
 	t.Parallel()
 	a := newAuthenticator(fakeUsers{"alice": withPassword(1, "pw")}, cheap, Config{})
 	for _, password := range []string{"", strings.Repeat("x", 1025)} {
-		if _, err := a.Verify(t.Context(), "alice", password, home); err != ErrCredentials {
+		if _, err := a.Verify(t.Context(), "alice", password, at(home)); err != ErrCredentials {
 			t.Errorf("%d octets: %v", len(password), err)
 		}
 	}
@@ -347,7 +368,7 @@ func TestBrokenHashIsLogged(t *testing.T) {
 	var out bytes.Buffer
 	a := newAuthenticator(fakeUsers{"alice": {id: 7, enabled: true, hash: "$1$old"}}, cheap,
 		Config{Log: slog.New(slog.NewJSONHandler(&out, nil))})
-	if _, err := a.Verify(t.Context(), "alice", "hunter2", home); err != ErrCredentials {
+	if _, err := a.Verify(t.Context(), "alice", "hunter2", at(home)); err != ErrCredentials {
 		t.Errorf("err = %v", err)
 	}
 	if s := out.String(); !strings.Contains(s, `"user":7`) || strings.Contains(s, "hunter2") || strings.Contains(s, "$1$old") {
@@ -358,7 +379,7 @@ func TestBrokenHashIsLogged(t *testing.T) {
 func BenchmarkVerifyWarm(b *testing.B) {
 	a := newAuthenticator(fakeUsers{"alice@example.com": withPassword(1, "pw")}, cheap, Config{})
 	for b.Loop() {
-		if _, err := a.Verify(b.Context(), "Alice@example.com", "pw", home); err != nil {
+		if _, err := a.Verify(b.Context(), "Alice@example.com", "pw", at(home)); err != nil {
 			b.Fatal(err)
 		}
 	}

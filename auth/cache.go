@@ -15,6 +15,7 @@ type cache[K comparable, V any] struct {
 	entries map[K]cached[V]
 	max     int
 	ttl     time.Duration
+	era     uint64 // how often something was forgotten
 }
 
 type cached[V any] struct {
@@ -42,6 +43,10 @@ func (c *cache[K, V]) get(key K, now time.Time) (value V, at time.Time, ok bool)
 func (c *cache[K, V]) put(key K, value V, at time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.set(key, value, at)
+}
+
+func (c *cache[K, V]) set(key K, value V, at time.Time) {
 	if _, there := c.entries[key]; !there && len(c.entries) >= c.max {
 		c.evict()
 	}
@@ -63,10 +68,35 @@ func (c *cache[K, V]) evict() {
 	delete(c.entries, victim)
 }
 
-func (c *cache[K, V]) clear() {
+// eraNow is the era of what is read from here on, for putOf.
+func (c *cache[K, V]) eraNow() uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	clear(c.entries)
+	return c.era
+}
+
+// putOf is put for what was read in an era; ok is false, and nothing is put, when
+// something was forgotten since then, for it may have been this.
+func (c *cache[K, V]) putOf(era uint64, key K, value V, at time.Time) (ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.era != era {
+		return false
+	}
+	c.set(key, value, at)
+	return true
+}
+
+// forget drops the entries that match.
+func (c *cache[K, V]) forget(match func(V) bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.era++
+	for key, e := range c.entries {
+		if match(e.value) {
+			delete(c.entries, key)
+		}
+	}
 }
 
 // fingerprint names a password of one version of an account without holding it.

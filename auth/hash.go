@@ -113,6 +113,16 @@ func hashPassword(password string, cost Cost) string {
 	return p.String()
 }
 
+// work is what a hash of this cost takes, in KiB passed over.
+func (c Cost) work() uint64 { return uint64(c.Memory) * uint64(c.Time) }
+
+// outdated says that a stored hash is to be made anew: it is of another kind, or
+// costs less to guess than one of now.
+func outdated(h hasher, now Cost) bool {
+	p, ok := h.(phc)
+	return !ok || p.cost.work() < now.work()
+}
+
 // decoy is a hash that costs as much as a real one and that nothing matches.
 func decoy(cost Cost) phc {
 	p := phc{cost: cost, salt: make([]byte, 16), sum: make([]byte, 32)}
@@ -126,7 +136,7 @@ type hasher interface{ matches(password string) bool }
 
 // parseHash reads a stored hash: argon2id, or bcrypt from an import.
 func parseHash(s string) (hasher, error) {
-	if strings.HasPrefix(s, "$2a$") || strings.HasPrefix(s, "$2b$") {
+	if strings.HasPrefix(s, "$2a$") || strings.HasPrefix(s, "$2b$") || strings.HasPrefix(s, "$2y$") {
 		cost, err := bcrypt.Cost([]byte(s))
 		if err != nil || cost > maxBcryptCost || len(s) != 60 {
 			return nil, fmt.Errorf("%w: bcrypt", errHash)
@@ -154,16 +164,4 @@ func preparePassword(password string) string {
 		return s
 	}
 	return password
-}
-
-// GeneratePassword returns a password of 160 random bits for a program or for a
-// person to paste: 32 letters and digits that are hard to confuse.
-func GeneratePassword() string {
-	const alphabet = "abcdefghijkmnpqrstuvwxyz23456789" // 32 of them: 5 bits each
-	b := make([]byte, 32)
-	rand.Read(b)
-	for i := range b {
-		b[i] = alphabet[b[i]%32]
-	}
-	return string(b)
 }

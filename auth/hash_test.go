@@ -135,7 +135,7 @@ func TestA7PoisonedHashAllocatesNothing(t *testing.T) {
 	a := newAuthenticator(fakeUsers{"alice": {id: 1, enabled: true, hash: poisoned}}, cheap, Config{})
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	_, err := a.Verify(t.Context(), "alice", "password", home)
+	_, err := a.Verify(t.Context(), "alice", "password", at(home))
 	runtime.ReadMemStats(&after)
 	if err != ErrCredentials {
 		t.Errorf("err = %v, want ErrCredentials", err)

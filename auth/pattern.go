@@ -16,13 +16,17 @@ var ErrPattern = errors.New("not a valid sender pattern")
 //	a@b     this address
 //	*@b     every address of the domain b
 //	*@*.b   every address of every domain below b, but not of b
+//	<>      the null sender of bounces, in MAIL alone
 //
 // The domain becomes A-labels in lower case; ASCII letters of the local part
 // become lower case.
 func CanonicalPattern(pattern string) (string, error) {
+	if pattern == "<>" {
+		return pattern, nil
+	}
 	local, domain, ok := strings.Cut(pattern, "@")
 	if !ok {
-		return "", fmt.Errorf("%w: %q has no @; use an address, *@domain or *@*.domain", ErrPattern, pattern)
+		return "", fmt.Errorf("%w: %q has no @; use an address, *@domain, *@*.domain or <>", ErrPattern, pattern)
 	}
 	if err := checkPatternLocal(local); err != nil {
 		return "", err

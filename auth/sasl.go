@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -33,7 +32,7 @@ func Mechanisms() []string { return []string{sasl.Plain, sasl.Login} }
 //
 // Next fails with ErrMalformed, or with an error of v; the exchange is over then.
 // An unknown mechanism is ErrMechanism. ctx bounds every call of v.
-func NewExchange(ctx context.Context, mech string, peer netip.Addr, v Verifier) (server sasl.Server, identity func() Identity, err error) {
+func NewExchange(ctx context.Context, mech string, peer Peer, v Verifier) (server sasl.Server, identity func() Identity, err error) {
 	var id Identity
 	verify := func(ctx context.Context, name, password string) error {
 		got, err := v.Verify(ctx, name, password, peer)

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
-	"net/netip"
 	"strings"
 	"testing"
 
@@ -13,9 +12,9 @@ import (
 )
 
 // verifierFunc is a Verifier made of a function.
-type verifierFunc func(ctx context.Context, name, password string, peer netip.Addr) (Identity, error)
+type verifierFunc func(ctx context.Context, name, password string, peer Peer) (Identity, error)
 
-func (f verifierFunc) Verify(ctx context.Context, name, password string, peer netip.Addr) (Identity, error) {
+func (f verifierFunc) Verify(ctx context.Context, name, password string, peer Peer) (Identity, error) {
 	return f(ctx, name, password, peer)
 }
 
@@ -80,7 +79,7 @@ var exchanges = []exchange{
 
 // run plays the responses and returns the last error.
 func (e exchange) run(t testing.TB, v Verifier) (id Identity, done bool, err error) {
-	server, identity, err := NewExchange(t.Context(), e.mech, home, v)
+	server, identity, err := NewExchange(t.Context(), e.mech, at(home), v)
 	if err != nil {
 		return Identity{}, false, err
 	}
@@ -105,10 +104,10 @@ func TestA25Exchanges(t *testing.T) {
 			t.Parallel()
 			var user, password string
 			calls := 0
-			id, done, err := tt.run(t, verifierFunc(func(_ context.Context, n, p string, peer netip.Addr) (Identity, error) {
+			id, done, err := tt.run(t, verifierFunc(func(_ context.Context, n, p string, peer Peer) (Identity, error) {
 				calls++
 				user, password = n, p
-				if peer != home {
+				if peer != at(home) {
 					t.Errorf("peer = %s", peer)
 				}
 				return Identity{UserID: 7, Name: n}, nil
@@ -155,7 +154,7 @@ func TestExchangePassesErrorsOn(t *testing.T) {
 	t.Parallel()
 	for _, want := range []error{ErrCredentials, ErrBusy, ErrUnavailable} {
 		for _, e := range []exchange{{mech: "PLAIN", responses: []string{"\x00a\x00b"}}, {mech: "LOGIN", responses: []string{"a", "b"}}} {
-			id, done, err := e.run(t, verifierFunc(func(context.Context, string, string, netip.Addr) (Identity, error) {
+			id, done, err := e.run(t, verifierFunc(func(context.Context, string, string, Peer) (Identity, error) {
 				return Identity{UserID: 9, Name: "somebody"}, want
 			}))
 			if !errors.Is(err, want) || done || id.UserID != 0 || id.Name != "a" {
@@ -169,7 +168,7 @@ func TestExchangeContextReachesVerify(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	server, _, err := NewExchange(ctx, "PLAIN", home, verifierFunc(func(ctx context.Context, _, _ string, _ netip.Addr) (Identity, error) {
+	server, _, err := NewExchange(ctx, "PLAIN", at(home), verifierFunc(func(ctx context.Context, _, _ string, _ Peer) (Identity, error) {
 		return Identity{}, ctx.Err()
 	}))
 	must(t, err)
@@ -184,7 +183,7 @@ func TestExchangeWithForeignClients(t *testing.T) {
 	for _, client := range []sasl.Client{sasl.NewPlainClient("", "alice", "pw"), sasl.NewLoginClient("alice", "pw")} {
 		mech, response, err := client.Start()
 		must(t, err)
-		server, identity, err := NewExchange(t.Context(), mech, home, verifierFunc(func(_ context.Context, n, p string, _ netip.Addr) (Identity, error) {
+		server, identity, err := NewExchange(t.Context(), mech, at(home), verifierFunc(func(_ context.Context, n, p string, _ Peer) (Identity, error) {
 			if n != "alice" || p != "pw" {
 				t.Errorf("%s: verified %q %q", mech, n, p)
 			}

@@ -4,15 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // Errors of Store, possibly wrapped.
@@ -22,21 +19,17 @@ var (
 	ErrPassword = errors.New("not a valid password")
 )
 
-// Channel is where Store notifies that a user changed; the payload is the user's
-// id. Listening makes a change act at once, polling within seconds.
-const Channel = "postern_auth"
-
-// storeTimeout bounds each call of Store.
-const storeTimeout = 10 * time.Second
-
 // User is an account as an admin sees it.
 type User struct {
 	ID             int64
 	Name           string // canonical
 	Enabled        bool
 	DisabledReason string
+	NoDefaults     bool // free of the default limits
 	HasPassword    bool
-	Senders        []string // canonical patterns, sorted; empty: the user's own name
+	Credentials    int       // that work: neither revoked nor expired, the password with them
+	LastUsedAt     time.Time // of any credential; zero: never
+	Senders        []string  // canonical patterns, sorted; empty: the user's own name
 	CreatedAt      time.Time
 	UpdatedAt      time.Time
 }
@@ -48,16 +41,6 @@ type NewUser struct {
 	Senders  []string // patterns, see CanonicalPattern
 }
 
-// Store keeps users and credentials. Each change is one transaction, raises the
-// user's version, and is then announced on Channel.
-type Store struct {
-	pool *pgxpool.Pool
-	cost Cost
-}
-
-// NewStore returns a Store on pool.
-func NewStore(pool *pgxpool.Pool) *Store { return &Store{pool: pool, cost: defaultCost} }
-
 // AddUser adds an enabled user. The error is ErrName, ErrPattern, ErrPassword or
 // ErrExists, or of the database.
 func (s *Store) AddUser(ctx context.Context, n NewUser) (User, error) {
@@ -65,11 +48,9 @@ func (s *Store) AddUser(ctx context.Context, n NewUser) (User, error) {
 	if err != nil {
 		return User{}, err
 	}
-	senders := make([]string, len(n.Senders))
-	for i, pattern := range n.Senders {
-		if senders[i], err = CanonicalPattern(pattern); err != nil {
-			return User{}, err
-		}
+	senders, err := canonicalPatterns(n.Senders)
+	if err != nil {
+		return User{}, err
 	}
 	hash := ""
 	if n.Password != "" {
@@ -77,19 +58,12 @@ func (s *Store) AddUser(ctx context.Context, n NewUser) (User, error) {
 			return User{}, err
 		}
 	}
+	d := deed{"user add", name, map[string]any{"password": hash != "", "senders": senders}}
 	err = s.inTx(ctx, func(ctx context.Context, tx pgx.Tx) (id int64, err error) {
-		err = tx.QueryRow(ctx, `
-			insert into app_user (name) values ($1) returning id`, name).Scan(&id)
-		if err != nil {
+		if id, err = insertUser(ctx, tx, name, hash, senders); err != nil {
 			return 0, err
 		}
-		if err := insertSenders(ctx, tx, id, senders); err != nil {
-			return 0, err
-		}
-		if hash == "" {
-			return id, nil
-		}
-		return id, insertPassword(ctx, tx, id, hash)
+		return id, s.record(ctx, tx, d)
 	})
 	if isUniqueViolation(err) {
 		return User{}, fmt.Errorf("user %s: %w", name, ErrExists)
@@ -98,6 +72,28 @@ func (s *Store) AddUser(ctx context.Context, n NewUser) (User, error) {
 		return User{}, fmt.Errorf("add user %s: %w", name, err)
 	}
 	return s.User(ctx, name)
+}
+
+func canonicalPatterns(patterns []string) (canonical []string, err error) {
+	canonical = make([]string, len(patterns))
+	for i, pattern := range patterns {
+		if canonical[i], err = CanonicalPattern(pattern); err != nil {
+			return nil, err
+		}
+	}
+	return canonical, nil
+}
+
+func insertUser(ctx context.Context, tx pgx.Tx, name, hash string, senders []string) (id int64, err error) {
+	err = tx.QueryRow(ctx, `
+		insert into app_user (name) values ($1) returning id`, name).Scan(&id)
+	if err != nil {
+		return 0, err
+	}
+	if err := insertSenders(ctx, tx, id, senders); err != nil || hash == "" {
+		return id, err
+	}
+	return id, insertPassword(ctx, tx, id, hash)
 }
 
 // User returns one user. The error is ErrName or ErrNotFound, or of the database.
@@ -119,28 +115,51 @@ func (s *Store) User(ctx context.Context, name string) (User, error) {
 // ListUsers returns at most limit users in the order of their names, from the
 // first after the name after ("" for the beginning).
 func (s *Store) ListUsers(ctx context.Context, after string, limit int) ([]User, error) {
-	users, err := s.query(ctx, selectUsers+` where u.name > $1 order by u.name limit $2`, after, limit)
+	users, err := s.query(ctx, selectPage, after, limit)
 	if err != nil {
 		return nil, fmt.Errorf("list users: %w", err)
 	}
 	return users, nil
 }
 
-const selectUsers = `
-	select u.id, u.name, u.enabled, u.disabled_reason,
-	       exists (select from credential c where c.user_id = u.id and c.kind = 'password' and c.revoked_at is null),
-	       array(select p.pattern from sender_pattern p where p.user_id = u.id order by p.pattern),
-	       u.created_at, u.updated_at
-	from app_user u`
+// What is selected for a user is found by indexes of the user, once for each that is
+// returned.
+const (
+	selectUsers = `
+		select u.id, u.name, u.enabled, u.disabled_reason, u.no_limit_defaults, u.created_at, u.updated_at,
+		       c.password, c.live, c.used_at,
+		       array(select p.pattern from sender_pattern p where p.user_id = u.id order by p.pattern)
+		from app_user u
+		cross join lateral (
+			select coalesce(bool_or(c.kind = 'password' and c.revoked_at is null), false) as password,
+			       count(*) filter (where c.revoked_at is null and (c.expires_at is null or c.expires_at > now())) as live,
+			       max(c.last_used_at) as used_at
+			from credential c where c.user_id = u.id) c`
+	selectPage = selectUsers + ` where u.name > $1 order by u.name limit $2`
+)
 
 func (s *Store) query(ctx context.Context, sql string, args ...any) ([]User, error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	rows, err := s.pool.Query(ctx, sql, args...)
+	rows, err := s.db.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, err
 	}
-	return pgx.CollectRows(rows, pgx.RowToStructByPos[User])
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (u User, err error) {
+		var used *time.Time
+		err = row.Scan(&u.ID, &u.Name, &u.Enabled, &u.DisabledReason, &u.NoDefaults, &u.CreatedAt, &u.UpdatedAt,
+			&u.HasPassword, &u.Credentials, &used, &u.Senders)
+		u.LastUsedAt = timeOf(used)
+		return u, err
+	})
+}
+
+// timeOf is a time that may be null, as the zero time.
+func timeOf(t *time.Time) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return *t
 }
 
 // SetPassword gives a user a new password in place of the old one, which ends at
@@ -150,7 +169,7 @@ func (s *Store) SetPassword(ctx context.Context, name, password string) error {
 	if err != nil {
 		return err
 	}
-	return s.change(ctx, name, func(ctx context.Context, tx pgx.Tx, id int64) error {
+	return s.change(ctx, name, deed{action: "user passwd"}, func(ctx context.Context, tx pgx.Tx, id int64) error {
 		_, err := tx.Exec(ctx, `
 			update credential set revoked_at = now(), updated_at = now()
 			where user_id = $1 and kind = 'password' and revoked_at is null`, id)
@@ -163,10 +182,11 @@ func (s *Store) SetPassword(ctx context.Context, name, password string) error {
 
 // SetEnabled disables a user, with a reason for other admins, or enables one again.
 func (s *Store) SetEnabled(ctx context.Context, name string, on bool, reason string) error {
+	d := deed{action: "user disable", detail: map[string]any{"reason": storable(reason)}}
 	if on {
-		reason = ""
+		reason, d = "", deed{action: "user enable"}
 	}
-	return s.change(ctx, name, func(ctx context.Context, tx pgx.Tx, id int64) error {
+	return s.change(ctx, name, d, func(ctx context.Context, tx pgx.Tx, id int64) error {
 		_, err := tx.Exec(ctx, `update app_user set enabled = $2, disabled_reason = $3 where id = $1`,
 			id, on, storable(reason))
 		return err
@@ -179,7 +199,8 @@ func (s *Store) AddSender(ctx context.Context, name, pattern string) error {
 	if err != nil {
 		return err
 	}
-	return s.change(ctx, name, func(ctx context.Context, tx pgx.Tx, id int64) error {
+	d := deed{action: "sender add", detail: map[string]any{"pattern": pattern}}
+	return s.change(ctx, name, d, func(ctx context.Context, tx pgx.Tx, id int64) error {
 		return insertSenders(ctx, tx, id, []string{pattern})
 	})
 }
@@ -190,57 +211,25 @@ func (s *Store) RemoveSender(ctx context.Context, name, pattern string) error {
 	if err != nil {
 		return err
 	}
-	return s.change(ctx, name, func(ctx context.Context, tx pgx.Tx, id int64) error {
+	d := deed{action: "sender remove", detail: map[string]any{"pattern": pattern}}
+	return s.change(ctx, name, d, func(ctx context.Context, tx pgx.Tx, id int64) error {
 		tag, err := tx.Exec(ctx, `delete from sender_pattern where user_id = $1 and pattern = $2`, id, pattern)
 		if err == nil && tag.RowsAffected() == 0 {
-			return fmt.Errorf("sender pattern %s: %w", pattern, errNoPattern)
+			return notFound("no sender pattern " + pattern)
 		}
 		return err
 	})
 }
 
-var errNoPattern = fmt.Errorf("%w with it", ErrNotFound)
-
-// change runs fn for an existing user, whose row is locked and whose version is raised.
-func (s *Store) change(ctx context.Context, name string, fn func(ctx context.Context, tx pgx.Tx, id int64) error) error {
-	name, err := CanonicalName(name)
-	if err != nil {
-		return err
-	}
-	err = s.inTx(ctx, func(ctx context.Context, tx pgx.Tx) (id int64, err error) {
-		err = tx.QueryRow(ctx, `
-			update app_user set version = version + 1, updated_at = now()
-			where name = $1 returning id`, name).Scan(&id)
-		if errors.Is(err, pgx.ErrNoRows) {
-			return 0, ErrNotFound
+// RemoveUser deletes a user with all credentials, patterns and limits; mail is not
+// touched. The error is ErrName or ErrNotFound, or of the database.
+func (s *Store) RemoveUser(ctx context.Context, name string) error {
+	return s.change(ctx, name, deed{action: "user remove"}, func(ctx context.Context, tx pgx.Tx, id int64) error {
+		if _, err := tx.Exec(ctx, `delete from app_user where id = $1`, id); err != nil {
+			return err
 		}
-		if err != nil {
-			return 0, err
-		}
-		return id, fn(ctx, tx, id)
+		return touchEverybody(ctx, tx)
 	})
-	if err != nil {
-		return fmt.Errorf("user %s: %w", name, err)
-	}
-	return nil
-}
-
-// inTx runs fn in a transaction and announces the user that it returns.
-func (s *Store) inTx(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (id int64, err error)) error {
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
-	var id int64
-	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
-		id, err = fn(ctx, tx)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	// Apart from the transaction, for a NOTIFY serialises commits. The change is
-	// made whether or not anybody hears of it: polling finds it too.
-	_, _ = s.pool.Exec(ctx, `select pg_notify($1, $2)`, Channel, strconv.FormatInt(id, 10))
-	return nil
 }
 
 func insertSenders(ctx context.Context, tx pgx.Tx, id int64, patterns []string) error {
@@ -256,25 +245,29 @@ func insertPassword(ctx context.Context, tx pgx.Tx, id int64, hash string) error
 	return err
 }
 
-// hash refuses passwords that no client could send.
+// hash refuses passwords that no client could log in with.
 func (s *Store) hash(password string) (string, error) {
-	switch {
-	case password == "":
-		return "", fmt.Errorf("%w: empty", ErrPassword)
-	case len(password) > maxPassword:
-		return "", fmt.Errorf("%w: longer than %d octets", ErrPassword, maxPassword)
-	case !utf8.ValidString(password) || strings.ContainsFunc(password, unicode.IsControl):
-		return "", fmt.Errorf("%w: it holds control characters or is no UTF-8", ErrPassword)
+	if err := checkPassword(password); err != nil {
+		return "", err
 	}
 	return hashPassword(password, s.cost), nil
+}
+
+func checkPassword(password string) error {
+	switch {
+	case password == "":
+		return fmt.Errorf("%w: empty", ErrPassword)
+	case len(password) > maxPassword:
+		return fmt.Errorf("%w: longer than %d octets", ErrPassword, maxPassword)
+	case isSecret(password):
+		return fmt.Errorf("%w: it has the form of a generated secret", ErrPassword)
+	case !utf8.ValidString(password) || strings.ContainsFunc(password, unicode.IsControl):
+		return fmt.Errorf("%w: it holds control characters or is no UTF-8", ErrPassword)
+	}
+	return nil
 }
 
 // storable makes text fit for a text column.
 func storable(s string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
-}
-
-func isUniqueViolation(err error) bool {
-	var pg *pgconn.PgError
-	return errors.As(err, &pg) && pg.Code == "23505"
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/internal/pgtest"
 )
@@ -26,6 +27,11 @@ func testStore(t testing.TB) *Store {
 	return s
 }
 
+func (s *Store) pool() *pgxpool.Pool { return s.db.(*pgxpool.Pool) }
+
+// at is a client at an address.
+func at(addr netip.Addr) Peer { return Peer{Addr: addr, TLS: "TLSv1.3"} }
+
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
@@ -39,7 +45,7 @@ func TestStoreAddUser(t *testing.T) {
 	s := testStore(t)
 	got, err := s.AddUser(ctx, NewUser{Name: "Alice@Example.COM", Password: "secret", Senders: []string{"*@Example.com", "b@c"}})
 	must(t, err)
-	want := User{Name: "alice@example.com", Enabled: true, HasPassword: true, Senders: []string{"*@example.com", "b@c"}}
+	want := User{Name: "alice@example.com", Enabled: true, HasPassword: true, Credentials: 1, Senders: []string{"*@example.com", "b@c"}}
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(User{}, "ID", "CreatedAt", "UpdatedAt")); diff != "" {
 		t.Error(diff)
 	}
@@ -115,14 +121,14 @@ func TestStoreChangesActOnAWarmCache(t *testing.T) {
 	a := newAuthenticator(s, cheap, Config{})
 	try := func(password string, want error) Identity {
 		t.Helper()
-		a.Invalidate() // as a notification or five seconds would
-		id, err := a.Verify(ctx, "alice", password, home)
+		a.Forget(nil, true) // as a notification or five seconds would
+		id, err := a.Verify(ctx, "alice", password, at(home))
 		if !errors.Is(err, want) {
 			t.Fatalf("password %q: err = %v, want %v", password, err, want)
 		}
 		return id
 	}
-	conn, err := s.pool.Acquire(ctx)
+	conn, err := s.pool().Acquire(ctx)
 	must(t, err)
 	defer conn.Release()
 	_, err = conn.Exec(ctx, "listen "+Channel)
@@ -154,7 +160,7 @@ func TestStoreChangesActOnAWarmCache(t *testing.T) {
 	must(t, s.AddSender(ctx, "alice", "*@X.example"))
 	must(t, s.AddSender(ctx, "alice", "*@x.example"))
 	id := try("new", nil)
-	want := Identity{UserID: id.UserID, CredentialID: id.CredentialID, Name: "alice", Senders: []string{"*@x.example"}}
+	want := Identity{UserID: id.UserID, CredentialID: id.CredentialID, Name: "alice", Senders: []string{"*@x.example"}, NewNetwork: true}
 	if diff := cmp.Diff(want, id); diff != "" || id.UserID == 0 || id.CredentialID == 0 {
 		t.Errorf("%s %+v", diff, id)
 	}
@@ -189,10 +195,10 @@ func TestStoreExpiryAndNetworks(t *testing.T) {
 		{"expires_at = null, revoked_at = now()", "192.0.2.1", ErrCredentials},
 	}
 	for _, tt := range tests {
-		_, err := s.pool.Exec(ctx, "update credential set "+tt.set)
+		_, err := s.pool().Exec(ctx, "update credential set "+tt.set)
 		must(t, err)
-		a.Invalidate()
-		if _, err := a.Verify(ctx, "alice", "pw", netip.MustParseAddr(tt.peer)); !errors.Is(err, tt.want) {
+		a.Forget(nil, true)
+		if _, err := a.Verify(ctx, "alice", "pw", at(netip.MustParseAddr(tt.peer))); !errors.Is(err, tt.want) {
 			t.Errorf("%s from %s: err = %v, want %v", tt.set, tt.peer, err, tt.want)
 		}
 	}
@@ -204,7 +210,7 @@ func TestStoreHostileNames(t *testing.T) {
 	s := testStore(t)
 	a := newAuthenticator(s, cheap, Config{})
 	for _, name := range []string{"' or 1=1--", "a\x00b", "\xff\xfe", strings.Repeat("x", 1<<20), "$1", "';drop table app_user;--"} {
-		if _, err := a.Verify(context.Background(), name, "pw", home); !errors.Is(err, ErrCredentials) {
+		if _, err := a.Verify(context.Background(), name, "pw", at(home)); !errors.Is(err, ErrCredentials) {
 			t.Errorf("%.20q: err = %v, want ErrCredentials", name, err)
 		}
 	}
@@ -216,9 +222,9 @@ func TestStoreClosedPoolIsUnavailable(t *testing.T) {
 	_, err := s.AddUser(context.Background(), NewUser{Name: "alice", Password: "pw"})
 	must(t, err)
 	a := newAuthenticator(s, cheap, Config{})
-	s.pool.Close()
+	s.pool().Close()
 	for _, password := range []string{"pw", "wrong"} {
-		_, err := a.Verify(context.Background(), "alice", password, home)
+		_, err := a.Verify(context.Background(), "alice", password, at(home))
 		if !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrCredentials) {
 			t.Errorf("err = %v, want ErrUnavailable", err)
 		}

@@ -1,40 +1,90 @@
 package auth
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
 
-// throttle slows guessing down. It counts failures of a network (/32 or /64), of
-// an account, and of an account from a network; each count beyond its allowance
-// puts a growing distance between attempts. It is one process's view.
+// throttle slows guessing down. It counts failures of a client's network, narrow (/32
+// or /64) and wide (/24 or /48), of an account, and of an account from a wide network;
+// each count beyond its allowance puts a growing distance between attempts. It judges
+// by this process's memory, which holds what all nodes counted as of half a second ago:
+// take and merge are the two sides of that, see sharing.
 //
 // A success clears only the count of that account from that network: who has one
 // good password must not be able to buy guesses at others. An account that lately
-// succeeded from a network is judged by that pair alone, so that nobody can lock a
+// succeeded from a network is judged by that count alone, so that nobody can lock a
 // user out by guessing from elsewhere.
 type throttle struct {
 	mu     sync.Mutex
-	counts map[source]*count
-	known  *cache[source, struct{}]
+	counts map[key]*count
+	dirty  map[key]struct{} // counts that hold what was not shared yet
 }
 
-// source is a network, an account, or with both set an account from a network.
-type source struct {
-	network netip.Prefix
-	account string
+// key names what is counted: a class and a hash, for names are typed by strangers and
+// as long as they like.
+type key [16]byte
+
+// The classes, which are the first octet of a key.
+const (
+	byNarrow byte = iota + 1
+	byWide
+	byAccount
+	byPair
+)
+
+// origin is where an attempt comes from, and as whom: what its failure is blamed on.
+type origin struct {
+	narrow, wide netip.Prefix
+	account      string // canonical; "" for a name that can be nobody's
+}
+
+func originOf(peer netip.Addr, account string) origin {
+	peer = peer.Unmap().WithZone("")
+	narrow, wide := 32, 24
+	if peer.Is6() {
+		narrow, wide = 64, 48
+	}
+	o := origin{account: account}
+	o.narrow, _ = peer.Prefix(narrow) // zero for an invalid address
+	o.wide, _ = peer.Prefix(wide)
+	return o
+}
+
+func keyOf(class byte, network netip.Prefix, account string) key {
+	text := append([]byte{class}, network.String()...)
+	sum := sha256.Sum256(append(append(text, 0), account...))
+	k := key(sum[:16])
+	k[0] = class
+	return k
+}
+
+// pair is the account from the wide network.
+func (o origin) pair() key { return keyOf(byPair, o.wide, o.account) }
+
+// keys are all that an attempt is counted by.
+func (o origin) keys() []key {
+	keys := []key{keyOf(byNarrow, o.narrow, ""), keyOf(byWide, o.wide, "")}
+	if o.account != "" {
+		keys = append(keys, keyOf(byAccount, netip.Prefix{}, o.account), o.pair())
+	}
+	return keys
 }
 
 type count struct {
-	failures int
+	failures int       // of all nodes, as far as is known, ours included
+	unshared int       // of them, those that only this process knows
+	cleared  bool      // and before them, that it began anew
 	since    time.Time // of the last halving
 	next     time.Time // when the next attempt may begin
 }
 
 const (
 	throttleMax   = 1 << 16 // counts held
-	knownFor      = 30 * 24 * time.Hour
 	halfLife      = 10 * time.Minute
 	firstDistance = 250 * time.Millisecond
 	maxDistance   = 4 * time.Second
@@ -45,49 +95,47 @@ const (
 const (
 	pairAllowance    = 5
 	accountAllowance = 10
-	networkAllowance = 20
+	narrowAllowance  = 20
+	wideAllowance    = 60
 )
 
 func newThrottle() *throttle {
-	return &throttle{
-		counts: make(map[source]*count),
-		known:  newCache[source, struct{}](throttleMax, knownFor),
-	}
+	return &throttle{counts: make(map[key]*count), dirty: make(map[key]struct{})}
 }
 
-// networkOf is who an address stands for: itself, or its /64.
-func networkOf(peer netip.Addr) netip.Prefix {
-	peer = peer.Unmap().WithZone("")
-	bits := 32
-	if peer.Is6() {
-		bits = 64
-	}
-	p, _ := peer.Prefix(bits) // the zero Prefix for an invalid address
-	return p
-}
-
-// reserve takes the next place for an attempt and says how long to wait for it;
-// ok is false when that is too long, and then no place is taken.
-func (t *throttle) reserve(network netip.Prefix, account string, now time.Time) (wait time.Duration, ok bool) {
+// late says that an attempt from there would have to wait.
+func (t *throttle) late(o origin, now time.Time) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	judges := []source{{network: network}, {account: account}}
-	pair := source{network, account}
-	if _, _, known := t.known.get(pair, now); known {
-		judges = []source{pair}
-	}
-	for _, s := range judges {
-		if c := t.counts[s]; c != nil {
+	return t.waitFor(o.keys(), now) > 0
+}
+
+func (t *throttle) waitFor(judges []key, now time.Time) (wait time.Duration) {
+	for _, k := range judges {
+		if c := t.counts[k]; c != nil {
 			wait = max(wait, c.next.Sub(now))
 		}
 	}
-	if wait > maxWait {
+	return wait
+}
+
+// reserve takes the next place for an attempt and says how long to wait for it;
+// ok is false when that is too long, and then no place is taken. atHome says that the
+// account has lately succeeded from the network.
+func (t *throttle) reserve(o origin, atHome bool, now time.Time) (wait time.Duration, ok bool) {
+	judges := o.keys()
+	if atHome {
+		judges = []key{o.pair()}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if wait = t.waitFor(judges, now); wait > maxWait {
 		return 0, false
 	}
-	for _, s := range judges {
-		if c := t.counts[s]; c != nil {
+	for _, k := range judges {
+		if c := t.counts[k]; c != nil {
 			c.decay(now)
-			if d := s.distance(c.failures); d > 0 {
+			if d := k.distance(c.failures); d > 0 {
 				c.next = now.Add(wait + d)
 			}
 		}
@@ -95,54 +143,135 @@ func (t *throttle) reserve(network netip.Prefix, account string, now time.Time) 
 	return wait, true
 }
 
-// failed counts a failure; account is "" for a name that can be nobody's.
-func (t *throttle) failed(network netip.Prefix, account string, now time.Time) {
+// failed counts a failure.
+func (t *throttle) failed(o origin, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	blamed := []source{{network: network}}
-	if account != "" {
-		blamed = append(blamed, source{account: account}, source{network, account})
-	}
-	for _, s := range blamed {
-		c := t.counts[s]
+	for _, k := range o.keys() {
+		c := t.counts[k]
 		if c == nil {
-			if len(t.counts) >= throttleMax {
-				t.evict(now)
-			}
-			c = &count{since: now}
-			t.counts[s] = c
+			c = t.add(k, now)
 		}
 		c.decay(now)
 		c.failures++
-		if next := now.Add(s.distance(c.failures)); next.After(c.next) {
-			c.next = next
+		c.unshared++
+		c.delay(k, now)
+		t.dirty[k] = struct{}{}
+	}
+}
+
+// succeeded clears what the account has failed from the network.
+func (t *throttle) succeeded(o origin, now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	k := o.pair()
+	if c := t.counts[k]; c != nil && c.failures > 0 {
+		*c = count{since: now, cleared: true}
+		t.dirty[k] = struct{}{}
+	}
+}
+
+// report is what one process has to tell of a count.
+type report struct {
+	key      key
+	cleared  bool // before the failures
+	failures int
+}
+
+// take hands over at most n of the counts that changed, in the order of their keys.
+func (t *throttle) take(n int) []report {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var reports []report
+	for k := range t.dirty {
+		if len(reports) == n {
+			break
+		}
+		c := t.counts[k]
+		reports = append(reports, report{k, c.cleared, c.unshared})
+		c.unshared, c.cleared = 0, false
+		delete(t.dirty, k)
+	}
+	slices.SortFunc(reports, func(a, b report) int { return bytes.Compare(a.key[:], b.key[:]) })
+	return reports
+}
+
+// giveBack takes reports again that could not be handed on.
+func (t *throttle) giveBack(reports []report) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, r := range reports {
+		c := t.counts[r.key]
+		if c == nil {
+			continue // it made room for others
+		}
+		if !c.cleared { // what came before a later success is of no account
+			c.unshared, c.cleared = c.unshared+r.failures, r.cleared
+		}
+		t.dirty[r.key] = struct{}{}
+	}
+}
+
+// total is a count as all nodes have it together.
+type total struct {
+	key      key
+	failures int
+	age      time.Duration // since the last halving
+}
+
+// merge takes totals over. A failure that is news here delays attempts as one of ours.
+func (t *throttle) merge(totals []total, now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, row := range totals {
+		c := t.counts[row.key]
+		if c == nil && row.failures == 0 {
+			continue
+		}
+		if c == nil {
+			c = t.add(row.key, now)
+		}
+		if c.cleared {
+			continue // ours is later
+		}
+		c.decay(now)
+		before := c.failures
+		shared := count{failures: row.failures, since: now.Add(-row.age)}
+		shared.decay(now)
+		c.failures, c.since = shared.failures+c.unshared, shared.since
+		switch {
+		case c.failures > before:
+			c.delay(row.key, now)
+		case row.key.distance(c.failures) == 0:
+			c.next = time.Time{}
 		}
 	}
 }
 
-// succeeded remembers that the account is at home in the network.
-func (t *throttle) succeeded(network netip.Prefix, account string, now time.Time) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	pair := source{network, account}
-	delete(t.counts, pair)
-	t.known.put(pair, struct{}{}, now)
+func (t *throttle) add(k key, now time.Time) *count {
+	if len(t.counts) >= throttleMax {
+		t.evict(now)
+	}
+	c := &count{since: now}
+	t.counts[k] = c
+	return c
 }
 
 // evict makes room: the least of a few counts, in the map's random order.
 func (t *throttle) evict(now time.Time) {
-	var victim source
+	var victim key
 	least, n := 0, 0
-	for s, c := range t.counts {
+	for k, c := range t.counts {
 		c.decay(now)
 		if n == 0 || c.failures < least {
-			victim, least = s, c.failures
+			victim, least = k, c.failures
 		}
 		if n++; n == 8 {
 			break
 		}
 	}
 	delete(t.counts, victim)
+	delete(t.dirty, victim)
 }
 
 // decay halves the failures for each half-life that went by.
@@ -155,13 +284,22 @@ func (c *count) decay(now time.Time) {
 	}
 }
 
+// delay puts the next attempt off after a failure.
+func (c *count) delay(k key, now time.Time) {
+	if next := now.Add(k.distance(c.failures)); next.After(c.next) {
+		c.next = next
+	}
+}
+
 // distance is the time between attempts after so many failures.
-func (s source) distance(failures int) time.Duration {
+func (k key) distance(failures int) time.Duration {
 	allowance := pairAllowance
-	switch {
-	case s.account == "":
-		allowance = networkAllowance
-	case !s.network.IsValid():
+	switch k[0] {
+	case byNarrow:
+		allowance = narrowAllowance
+	case byWide:
+		allowance = wideAllowance
+	case byAccount:
 		allowance = accountAllowance
 	}
 	over := failures - allowance

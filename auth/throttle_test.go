@@ -23,7 +23,7 @@ func attack(t *testing.T, a *Authenticator, clients int, name func(i int) string
 		all.Go(func() {
 			for time.Now().Before(end) {
 				i := int(n.Add(1))
-				_, err := a.Verify(t.Context(), name(i), fmt.Sprint("guess", i), from(client))
+				_, err := a.Verify(t.Context(), name(i), fmt.Sprint("guess", i), at(from(client)))
 				if errors.Is(err, ErrBusy) {
 					time.Sleep(100 * time.Millisecond) // a session has limits of its own
 				}
@@ -34,7 +34,8 @@ func attack(t *testing.T, a *Authenticator, clients int, name func(i int) string
 	return a.gate.done.Load() - before
 }
 
-func ip(i int) netip.Addr { return netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}) }
+// ip is an address in a /24 of its own.
+func ip(i int) netip.Addr { return netip.AddrFrom4([4]byte{198, byte(i >> 8), byte(i), 1}) }
 
 // A5, the part of one process: however a guesser spreads, few guesses are compared.
 func TestA5GuessingIsSlow(t *testing.T) {
@@ -43,16 +44,18 @@ func TestA5GuessingIsSlow(t *testing.T) {
 	spray := func(i int) string { return fmt.Sprint("user", i) }
 	one := func(int) netip.Addr { return ip(1) }
 	in64 := func(i int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf("2001:db8::%x", i+1)) }
+	in24 := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{203, 0, 113, byte(i)}) }
 	tests := []struct {
 		name  string
 		who   func(int) string
 		from  func(int) netip.Addr
 		limit int64
 	}{
-		{"one address, one account", alice, one, accountAllowance},
+		{"one address, one account", alice, one, pairAllowance},
 		{"many addresses, one account", alice, ip, accountAllowance},
-		{"one address, many accounts", spray, one, networkAllowance},
-		{"one /64, many accounts", spray, in64, networkAllowance},
+		{"one address, many accounts", spray, one, narrowAllowance},
+		{"one /64, many accounts", spray, in64, narrowAllowance},
+		{"one /24, many accounts", spray, in24, wideAllowance},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -79,7 +82,7 @@ func TestA5TheUserGetsInDuringAnAttack(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		a := newAuthenticator(fakeUsers{"alice": withPassword(1, "pw")}, cheap, Config{})
-		if _, err := a.Verify(t.Context(), "alice", "pw", home); err != nil {
+		if _, err := a.Verify(t.Context(), "alice", "pw", at(home)); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Hour) // nothing is cached any more
@@ -91,7 +94,7 @@ func TestA5TheUserGetsInDuringAnAttack(t *testing.T) {
 		for range 10 {
 			time.Sleep(5 * time.Second)
 			start := time.Now()
-			if _, err := a.Verify(t.Context(), "alice", "pw", home); err != nil {
+			if _, err := a.Verify(t.Context(), "alice", "pw", at(home)); err != nil {
 				t.Errorf("err = %v", err)
 			}
 			if d := time.Since(start); d >= time.Second {
@@ -107,34 +110,36 @@ func TestA5SuccessDoesNotClearTheNetwork(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1e9, 0)
 	th := newThrottle()
-	network := networkOf(home)
-	for i := range 2 * networkAllowance {
-		th.failed(network, fmt.Sprint("user", i), now)
-		th.succeeded(network, "mallory", now)
+	for i := range 2 * narrowAllowance {
+		th.failed(originOf(home, fmt.Sprint("user", i)), now)
+		th.succeeded(originOf(home, "mallory"), now)
 	}
-	if wait, _ := th.reserve(network, "victim", now); wait == 0 {
+	if wait, _ := th.reserve(originOf(home, "victim"), false, now); wait == 0 {
 		t.Error("no wait after many failures")
 	}
-	if wait, _ := th.reserve(networkOf(ip(1)), "victim", now); wait != 0 {
+	if wait, _ := th.reserve(originOf(ip(1), "victim"), false, now); wait != 0 {
 		t.Errorf("another network waits %s", wait)
 	}
 }
 
 // Nor does being at home allow guessing without limit.
-func TestThrottleLimitsAKnownPair(t *testing.T) {
+func TestThrottleLimitsAPairAtHome(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1e9, 0)
 	th := newThrottle()
-	network := networkOf(home)
-	th.succeeded(network, "alice", now)
+	from := originOf(home, "alice")
 	for range pairAllowance + 1 {
-		if wait, ok := th.reserve(network, "alice", now); wait != 0 || !ok {
+		if wait, ok := th.reserve(from, true, now); wait != 0 || !ok {
 			t.Fatalf("waits %s within the allowance", wait)
 		}
-		th.failed(network, "alice", now)
+		th.failed(from, now)
 	}
-	if wait, _ := th.reserve(network, "alice", now); wait == 0 {
+	if wait, _ := th.reserve(from, true, now); wait == 0 {
 		t.Error("no wait beyond the allowance")
+	}
+	th.succeeded(from, now)
+	if wait, _ := th.reserve(from, true, now); wait != 0 {
+		t.Error("a success did not clear the pair")
 	}
 }
 
@@ -142,18 +147,18 @@ func TestThrottleForgets(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1e9, 0)
 	th := newThrottle()
-	network := networkOf(home)
+	from := originOf(home, "alice")
 	for range 1000 {
-		th.failed(network, "alice", now)
+		th.failed(from, now)
 	}
-	if wait, ok := th.reserve(network, "alice", now); wait != maxDistance || !ok {
+	if wait, ok := th.reserve(from, false, now); wait != maxDistance || !ok {
 		t.Errorf("wait = %s, %v", wait, ok)
 	}
-	if _, ok := th.reserve(network, "alice", now); ok {
+	if _, ok := th.reserve(from, false, now); ok {
 		t.Error("a place beyond the longest wait was given")
 	}
 	now = now.Add(12 * halfLife)
-	if wait, ok := th.reserve(network, "alice", now); wait != 0 || !ok {
+	if wait, ok := th.reserve(from, false, now); wait != 0 || !ok {
 		t.Errorf("after two hours: wait = %s, %v", wait, ok)
 	}
 }
@@ -162,35 +167,63 @@ func TestThrottleIsBounded(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1e9, 0)
 	th := newThrottle()
-	worst := networkOf(ip(1))
 	for range 1000 {
-		th.failed(worst, "alice", now)
+		th.failed(originOf(ip(1), "alice"), now)
 	}
 	for i := range 2 * throttleMax {
-		th.failed(networkOf(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})), fmt.Sprint(i), now)
+		th.failed(originOf(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), fmt.Sprint(i)), now)
 	}
-	if n := len(th.counts); n > throttleMax {
-		t.Errorf("%d counts", n)
+	if c, d := len(th.counts), len(th.dirty); c > throttleMax || d > c {
+		t.Errorf("%d counts, %d to be shared", c, d)
 	}
-	if wait, _ := th.reserve(worst, "x", now); wait == 0 {
+	if wait, _ := th.reserve(originOf(ip(1), "x"), false, now); wait == 0 {
 		t.Error("the worst network was forgotten for the sake of single failures")
 	}
 }
 
-func TestNetworkOf(t *testing.T) {
+// A26: all spellings of a name are one bucket.
+func TestA26OneCountForAllSpellings(t *testing.T) {
 	t.Parallel()
-	for addr, want := range map[string]string{
-		"192.0.2.1":                 "192.0.2.1/32",
-		"::ffff:192.0.2.1":          "192.0.2.1/32",
-		"2001:db8:1:2:3:4:5:6":      "2001:db8:1:2::/64",
-		"fe80::1%eth0":              "fe80::/64",
-		"2001:db8:1:2:ffff:ffff::1": "2001:db8:1:2::/64",
-	} {
-		if got := networkOf(netip.MustParseAddr(addr)).String(); got != want {
-			t.Errorf("networkOf(%s) = %s, want %s", addr, got, want)
+	a := newAuthenticator(fakeUsers{}, cheap, Config{})
+	spellings := []string{"kiefer@example.com", "KIEFER@Example.COM", "\u212aiefer@example.com.", "\uff4biefer@example.com", "kiefer@EXAMPLE.com."}
+	for i := range 2 * accountAllowance {
+		name := spellings[i%len(spellings)]
+		if canonical, err := CanonicalName(name); err != nil || canonical != "kiefer@example.com" {
+			if err == nil {
+				t.Fatalf("%q is %q", name, canonical)
+			}
+			continue // nobody's
+		}
+		try, err := newAttempt(name, "x", at(ip(i)))
+		must(t, err)
+		a.throttle.failed(try.from, time.Now())
+	}
+	accounts := 0
+	for k := range a.throttle.counts {
+		if k[0] == byAccount {
+			accounts++
 		}
 	}
-	if networkOf(netip.Addr{}).IsValid() {
+	if accounts != 1 || a.throttle.counts[keyOf(byAccount, netip.Prefix{}, "kiefer@example.com")].failures < accountAllowance {
+		t.Errorf("%d accounts are counted", accounts)
+	}
+}
+
+func TestOriginOf(t *testing.T) {
+	t.Parallel()
+	for addr, want := range map[string][2]string{
+		"192.0.2.1":                 {"192.0.2.1/32", "192.0.2.0/24"},
+		"::ffff:192.0.2.1":          {"192.0.2.1/32", "192.0.2.0/24"},
+		"2001:db8:1:2:3:4:5:6":      {"2001:db8:1:2::/64", "2001:db8:1::/48"},
+		"fe80::1%eth0":              {"fe80::/64", "fe80::/48"},
+		"2001:db8:1:2:ffff:ffff::1": {"2001:db8:1:2::/64", "2001:db8:1::/48"},
+	} {
+		got := originOf(netip.MustParseAddr(addr), "")
+		if got.narrow.String() != want[0] || got.wide.String() != want[1] {
+			t.Errorf("originOf(%s) = %+v, want %v", addr, got, want)
+		}
+	}
+	if originOf(netip.Addr{}, "").wide.IsValid() {
 		t.Error("no address has a network")
 	}
 }

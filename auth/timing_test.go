@@ -31,13 +31,13 @@ func TestA6Timing(t *testing.T) {
 	a := NewAuthenticator(s, Config{})
 	times := make([][]time.Duration, len(kinds))
 	for range 2000 {
-		if _, err := a.Verify(t.Context(), "known", "pw", home); err != nil { // keeps the cache warm
+		if _, err := a.Verify(t.Context(), "known", "pw", at(home)); err != nil { // keeps the cache warm
 			t.Fatal(err)
 		}
 		for i, k := range kinds {
 			a.throttle = newThrottle()
 			start := time.Now()
-			_, err := a.Verify(t.Context(), k.name, k.password, home)
+			_, err := a.Verify(t.Context(), k.name, k.password, at(home))
 			times[i] = append(times[i], time.Since(start))
 			if err != ErrCredentials {
 				t.Fatalf("%s: %v", k.kind, err)

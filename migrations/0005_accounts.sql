@@ -5,7 +5,12 @@
 -- The watch asks every second who changed lately.
 create index app_user_changed on app_user (updated_at);
 
--- A default that changed concerns all users. One row for ever.
+-- The pattern <> is an address too.
+alter table sender_pattern drop constraint sender_pattern_length,
+    add constraint sender_pattern_length check (pattern = '<>' or octet_length(pattern) between 3 and 320);
+
+-- A default that changed concerns all users, and a user who was removed has no row to
+-- be found by. One row for ever.
 create table auth_state (
     one                 boolean primary key default true check (one),
     defaults_changed_at timestamptz not null default now()
@@ -42,9 +47,10 @@ alter table app_user drop column max_size, drop column max_recipients;
 -- Networks from which a user has logged in: /24 and /48. Read by AUTH when an account
 -- is throttled, and by the breaker; written once a day for each.
 create table known_network (
-    user_id bigint not null references app_user (id) on delete cascade,
-    network cidr not null,
-    last_at timestamptz not null default now(),
+    user_id  bigint not null references app_user (id) on delete cascade,
+    network  cidr not null,
+    first_at timestamptz not null default now(), -- since then, without a gap of 30 days
+    last_at  timestamptz not null default now(),
     primary key (user_id, network)
 );
 

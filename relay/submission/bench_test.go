@@ -4,6 +4,8 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+
+	"postern/auth"
 )
 
 // BenchmarkSession submits messages of 5 KB over one TLS connection. The client is
@@ -52,7 +54,7 @@ func BenchmarkSessionClear(b *testing.B) {
 	conn := &scripted{text: []byte(strings.Repeat(group+message, 64))}
 	s := newSession(ts.Server, ts.listeners[0], conn, peer{})
 	s.secured, s.hello, s.esmtp = "TLS1.3 TLS_AES_128_GCM_SHA256", "client.test", true
-	id, _ := ts.verifier.Verify(b.Context(), "alice@example.com", "secret", s.peer.addr.Addr())
+	id, _ := ts.verifier.Verify(b.Context(), "alice@example.com", "secret", auth.Peer{Addr: s.peer.addr.Addr()})
 	s.identity = &id
 	b.ReportAllocs()
 	b.SetBytes(int64(len(message)))

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -101,7 +100,7 @@ type fakeVerifier struct {
 	id     auth.Identity                                                           // limits for alice
 }
 
-func (v *fakeVerifier) Verify(ctx context.Context, name, password string, peer netip.Addr) (auth.Identity, error) {
+func (v *fakeVerifier) Verify(ctx context.Context, name, password string, peer auth.Peer) (auth.Identity, error) {
 	v.calls.Add(1)
 	if v.verify != nil {
 		return v.verify(ctx, name, password)

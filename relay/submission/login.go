@@ -29,7 +29,8 @@ func (s *session) auth(args string) smtp.Reply {
 	mech, initial, given := strings.Cut(args, " ")
 	mech = strings.ToUpper(mech)
 	// The context ends with the server's patience, not with the client's connection.
-	exchange, identity, err := auth.NewExchange(s.server.cutting, mech, s.peer.addr.Addr(), s.server.cfg.Verifier)
+	peer := auth.Peer{Addr: s.peer.addr.Addr(), TLS: s.secured}
+	exchange, identity, err := auth.NewExchange(s.server.cutting, mech, peer, s.server.cfg.Verifier)
 	if err != nil {
 		return smtp.Permanent(504, 5, 4, "Unrecognized authentication mechanism")
 	}

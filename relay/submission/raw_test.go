@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"postern/auth"
 )
 
 // scripted is a connection whose client says a text over and over, or once, and
@@ -55,7 +57,7 @@ func runRaw(t testing.TB, ts *testServer, text []byte, step int) (said string, q
 	var out bytes.Buffer
 	s := newSession(ts.Server, ts.listeners[0], &scripted{text: text, once: true, step: step, out: &out}, peer{})
 	s.secured, s.hello, s.esmtp = "TLS1.3 TLS_AES_128_GCM_SHA256", "client.test", true
-	id, err := ts.verifier.Verify(t.Context(), "alice@example.com", "secret", s.peer.addr.Addr())
+	id, err := ts.verifier.Verify(t.Context(), "alice@example.com", "secret", auth.Peer{Addr: s.peer.addr.Addr()})
 	if err != nil {
 		t.Fatal(err)
 	}

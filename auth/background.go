@@ -1,0 +1,64 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// Run does what an Authenticator does beside its answers, until ctx ends: it shares
+// failures with the other nodes, writes down who logged in and whence, and hashes
+// outdated passwords anew. It returns when all of that is written or given up.
+// Without it an Authenticator answers just as well, by what this process alone has seen.
+func (a *Authenticator) Run(ctx context.Context) {
+	if a.store == nil {
+		return
+	}
+	share := &sharing{store: a.store, throttle: a.throttle, trouble: trouble{what: "sharing of failed logins", log: a.log}}
+	write := &writing{store: a.store, notes: a.notes, trouble: trouble{what: "writing of last logins", log: a.log}}
+	var all sync.WaitGroup
+	all.Go(func() { share.run(ctx) })
+	all.Go(func() { write.run(ctx) })
+	all.Go(func() { a.rehash(ctx) })
+	all.Wait()
+}
+
+// every calls do again and again until ctx ends.
+func every(ctx context.Context, interval time.Duration, do func()) {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			do()
+		}
+	}
+}
+
+// atLast is for the last round, when ctx has ended.
+func atLast(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+}
+
+// trouble logs that something stopped working, and that it works again, once each.
+type trouble struct {
+	what string
+	log  *slog.Logger
+	on   bool
+}
+
+func (t *trouble) heard(err error) {
+	switch {
+	case errors.Is(err, context.Canceled):
+		return // we stop
+	case err != nil && !t.on:
+		t.log.Warn(t.what+" is interrupted", "error", err)
+	case err == nil && t.on:
+		t.log.Info(t.what + " goes on")
+	}
+	t.on = err != nil
+}

@@ -1,0 +1,171 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// DB is a pool, or a transaction that the caller ends.
+type DB interface {
+	Begin(ctx context.Context) (pgx.Tx, error)
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+var (
+	_ DB = (*pgxpool.Pool)(nil)
+	_ DB = pgx.Tx(nil)
+)
+
+// Channel is where Store notifies that a user changed; the payload is the user's
+// id, or 0 for everybody. Listening makes a change act at once, polling within a second.
+const Channel = "postern_auth"
+
+// storeTimeout bounds each call of Store.
+const storeTimeout = 10 * time.Second
+
+// Store keeps users, their credentials and their limits. Each change is one
+// transaction, which raises the user's version and writes a row of the table audit, and
+// is then announced on Channel. On a transaction of the caller it is a part of that,
+// undone alone when it fails, and the caller announces it after the commit.
+type Store struct {
+	db    DB
+	cost  Cost
+	actor string
+}
+
+// NewStore returns a Store on a pool or a transaction. What it does is put down to
+// "postern" until As says who acts.
+func NewStore(db DB) *Store { return &Store{db: db, cost: defaultCost, actor: "postern"} }
+
+// As returns a Store whose changes the audit puts down to actor, the operating
+// system's user.
+func (s *Store) As(actor string) *Store {
+	as := *s
+	as.actor = storable(actor)
+	return &as
+}
+
+// Announce tells every node that a user changed, 0 for everybody. It is for the pool,
+// after the commit: in a transaction NOTIFY makes all commits wait for each other. A
+// failure is no harm, for polling finds the change too.
+func (s *Store) Announce(ctx context.Context, userID int64) error {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	if _, err := s.db.Exec(ctx, `select pg_notify($1, $2)`, Channel, strconv.FormatInt(userID, 10)); err != nil {
+		return fmt.Errorf("announce user %d: %w", userID, err)
+	}
+	return nil
+}
+
+// inTx runs fn in a transaction and announces the user that it returns.
+func (s *Store) inTx(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (id int64, err error)) error {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	var id int64
+	err := pgx.BeginFunc(ctx, s.db, func(tx pgx.Tx) (err error) {
+		id, err = fn(ctx, tx)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if _, theirs := s.db.(pgx.Tx); !theirs {
+		_ = s.Announce(ctx, id)
+	}
+	return nil
+}
+
+// relaxed runs fn in a transaction whose commit waits for no disk: for what may be
+// lost with the server, which is never a decision of an admin.
+func (s *Store) relaxed(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) error) error {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	return pgx.BeginFunc(ctx, s.db, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `set local synchronous_commit = off`); err != nil {
+			return err
+		}
+		return fn(ctx, tx)
+	})
+}
+
+// deed is a change as the audit tells it. detail never holds a secret.
+type deed struct {
+	action string
+	object string // the user's canonical name, or "defaults"
+	detail map[string]any
+}
+
+// record writes a deed down, in the transaction of the change.
+func (s *Store) record(ctx context.Context, tx pgx.Tx, d deed) error {
+	if d.detail == nil {
+		d.detail = map[string]any{}
+	}
+	_, err := tx.Exec(ctx, `
+		insert into audit (actor, action, object, detail) values ($1, $2, $3, $4)`,
+		s.actor, d.action, d.object, d.detail)
+	if err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	return nil
+}
+
+// change runs fn for an existing user, whose row is locked and whose version is
+// raised, and records the deed, whose object is the user's name.
+func (s *Store) change(ctx context.Context, name string, d deed, fn func(ctx context.Context, tx pgx.Tx, id int64) error) error {
+	name, err := CanonicalName(name)
+	if err != nil {
+		return err
+	}
+	d.object = name
+	err = s.inTx(ctx, func(ctx context.Context, tx pgx.Tx) (id int64, err error) {
+		if id, err = touchUser(ctx, tx, name); err != nil {
+			return 0, err
+		}
+		if err := fn(ctx, tx, id); err != nil {
+			return 0, err
+		}
+		return id, s.record(ctx, tx, d)
+	})
+	if err != nil {
+		return fmt.Errorf("user %s: %w", name, err)
+	}
+	return nil
+}
+
+// touchUser locks a user and raises the version. The clock is that of the statement,
+// for Watch looks for what changed lately.
+func touchUser(ctx context.Context, tx pgx.Tx, name string) (id int64, err error) {
+	err = tx.QueryRow(ctx, `
+		update app_user set version = version + 1, updated_at = clock_timestamp()
+		where name = $1 returning id`, name).Scan(&id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, ErrNotFound
+	}
+	return id, err
+}
+
+// touchEverybody tells Watch to look at all users again.
+func touchEverybody(ctx context.Context, tx pgx.Tx) error {
+	_, err := tx.Exec(ctx, `update auth_state set defaults_changed_at = clock_timestamp()`)
+	return err
+}
+
+// notFound is an ErrNotFound in other words.
+type notFound string
+
+func (e notFound) Error() string        { return string(e) }
+func (e notFound) Is(target error) bool { return target == ErrNotFound }
+
+func isUniqueViolation(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == "23505"
+}

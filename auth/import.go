@@ -1,0 +1,261 @@
+package auth
+
+import (
+	"bufio"
+	"context"
+	"encoding/csv"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+)
+
+// ErrImport is a file of users that cannot be taken as it is.
+var ErrImport = errors.New("the file cannot be imported")
+
+// ImportUser is a user to be added, checked and in canonical form.
+type ImportUser struct {
+	Name     string
+	Password string // in clear, or "" when there is a Hash
+	Hash     string // bcrypt, or argon2id in PHC form
+	Senders  []string
+}
+
+const (
+	importErrors  = 20 // told at once
+	importBatch   = 1000
+	importTimeout = 10 * time.Minute // of the transaction
+)
+
+// importColumns are the columns of a file, in any order.
+var importColumns = []string{"name", "password", "hash", "senders"}
+
+// ParseImport reads users from CSV (RFC 4180). Its first line names the columns name,
+// password, hash and senders, of which only name must be there; each user has a password
+// or a hash, or neither and then no way to log in yet. Patterns of senders are
+// separated by spaces. The error is ErrImport and names the lines that are wrong, the
+// first twenty of them, and what to do about each.
+func ParseImport(r io.Reader) ([]ImportUser, error) {
+	p := importParser{csv: csv.NewReader(withoutBOM(r)), lines: map[string]int{}}
+	if err := p.header(); err != nil {
+		return nil, err
+	}
+	for p.next() {
+	}
+	if len(p.errs) > 0 {
+		return nil, fmt.Errorf("%w: %w", ErrImport, errors.Join(p.errs...))
+	}
+	return p.users, nil
+}
+
+// withoutBOM passes over the byte order mark that spreadsheets begin with.
+func withoutBOM(r io.Reader) io.Reader {
+	b := bufio.NewReader(r)
+	if mark, _ := b.Peek(3); string(mark) == "\xef\xbb\xbf" {
+		_, _ = b.Discard(3)
+	}
+	return b
+}
+
+type importParser struct {
+	csv     *csv.Reader
+	columns []string
+	users   []ImportUser
+	lines   map[string]int // by canonical name
+	errs    []error
+}
+
+func (p *importParser) header() error {
+	columns, err := p.csv.Read()
+	if err != nil {
+		return fmt.Errorf("%w: line 1 must name the columns, such as name,password,senders: %w", ErrImport, err)
+	}
+	for i, c := range columns {
+		columns[i] = strings.ToLower(strings.TrimSpace(c))
+		if !slices.Contains(importColumns, columns[i]) || slices.Contains(columns[:i], columns[i]) {
+			return fmt.Errorf("%w: line 1: column %q: name each of %s at most once, and nothing else",
+				ErrImport, c, strings.Join(importColumns, ", "))
+		}
+	}
+	if !slices.Contains(columns, "name") {
+		return fmt.Errorf("%w: line 1 names no column %q: write %s there", ErrImport, "name", strings.Join(importColumns, ","))
+	}
+	p.columns = columns
+	return nil
+}
+
+// next reads one user; false is the end of the file, or of what can be read of it.
+func (p *importParser) next() bool {
+	record, err := p.csv.Read()
+	if err == io.EOF {
+		return false
+	}
+	if err != nil && !errors.Is(err, csv.ErrFieldCount) {
+		p.errs = append(p.errs, err) // it names the line
+		return false
+	}
+	line, _ := p.csv.FieldPos(0)
+	if err != nil {
+		err = fmt.Errorf("it has %d fields, the first line has %d: put fields with a comma in quotes", len(record), len(p.columns))
+	} else {
+		err = p.user(record, line)
+	}
+	if err != nil {
+		p.errs = append(p.errs, fmt.Errorf("line %d: %w", line, err))
+	}
+	return len(p.errs) < importErrors
+}
+
+func (p *importParser) user(record []string, line int) error {
+	field := map[string]string{}
+	for i, c := range p.columns {
+		field[c] = record[i]
+	}
+	u := ImportUser{Password: field["password"], Hash: strings.TrimSpace(field["hash"])}
+	var err error
+	if u.Name, err = CanonicalName(strings.TrimSpace(field["name"])); err != nil {
+		return fmt.Errorf("name %q: %w", field["name"], err)
+	}
+	if first, twice := p.lines[u.Name]; twice {
+		return fmt.Errorf("%s is on line %d already: remove one of them", u.Name, first)
+	}
+	p.lines[u.Name] = line
+	if u.Senders, err = canonicalPatterns(strings.Fields(field["senders"])); err != nil {
+		return fmt.Errorf("senders: %w", err)
+	}
+	if len(u.Senders) == 0 && !strings.Contains(u.Name, "@") {
+		return fmt.Errorf("%s is no address: name in senders what the user may send as", u.Name)
+	}
+	if err := u.checkPassword(); err != nil {
+		return err
+	}
+	p.users = append(p.users, u)
+	return nil
+}
+
+// checkPassword says what is wrong with the password or the hash, and neither of them.
+func (u ImportUser) checkPassword() error {
+	switch {
+	case u.Password != "" && u.Hash != "":
+		return errors.New("there is a password and a hash: leave one of them empty")
+	case u.Password != "":
+		return checkPassword(u.Password)
+	case u.Hash != "":
+		if _, err := parseHash(u.Hash); err != nil {
+			return fmt.Errorf("the hash is neither bcrypt ($2b$, cost up to %d) nor argon2id "+
+				"($argon2id$v=19$m=,t=,p=$salt$hash, up to %d KiB and %d passes): give a password instead, or neither",
+				maxBcryptCost, maxMemory, maxTime)
+		}
+	}
+	return nil
+}
+
+// Import adds users, all or none, and says how many; with dryRun it finds out whether
+// it could, and adds none. The error is ErrExists with the names of those that are
+// there already, or of the database.
+func (s *Store) Import(ctx context.Context, users []ImportUser, dryRun bool) (added int, err error) {
+	hashes := make([]string, len(users))
+	if !dryRun {
+		if hashes, err = s.importHashes(ctx, users); err != nil {
+			return 0, err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, importTimeout)
+	defer cancel()
+	err = pgx.BeginFunc(ctx, s.db, func(tx pgx.Tx) error {
+		if err := noneExists(ctx, tx, users); err != nil || dryRun {
+			return err
+		}
+		for from := 0; from < len(users); from += importBatch {
+			to := min(from+importBatch, len(users))
+			if err := s.insertUsers(ctx, tx, users[from:to], hashes[from:to]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if isUniqueViolation(err) {
+		return 0, fmt.Errorf("import: a user was added meanwhile: %w", ErrExists)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("import: %w", err)
+	}
+	return len(users), nil // nobody has anything cached of new users: nothing to announce
+}
+
+// importHashes hashes the passwords in clear, on all cores but with the memory of one
+// hash for each.
+func (s *Store) importHashes(ctx context.Context, users []ImportUser) ([]string, error) {
+	hashes := make([]string, len(users))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	for i, u := range users {
+		if hashes[i] = u.Hash; u.Password == "" {
+			continue
+		}
+		group.Go(func() (err error) {
+			if err = ctx.Err(); err == nil {
+				hashes[i], err = s.hash(u.Password)
+			}
+			return err
+		})
+	}
+	return hashes, group.Wait()
+}
+
+// noneExists fails with the names of users that are there already.
+func noneExists(ctx context.Context, tx pgx.Tx, users []ImportUser) error {
+	const most = 10
+	rows, err := tx.Query(ctx, `
+		select name from app_user where name = any($1) order by name limit $2`, importNames(users), most)
+	if err != nil {
+		return err
+	}
+	there, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil || len(there) == 0 {
+		return err
+	}
+	names := strings.Join(there, ", ")
+	if len(there) == most {
+		names += ", …"
+	}
+	return fmt.Errorf("remove the lines of %s: %w", names, ErrExists)
+}
+
+func importNames(users []ImportUser) []string {
+	names := make([]string, len(users))
+	for i, u := range users {
+		names[i] = u.Name
+	}
+	return names
+}
+
+func (s *Store) insertUsers(ctx context.Context, tx pgx.Tx, users []ImportUser, hashes []string) error {
+	names := importNames(users)
+	var owners, patterns []string
+	for _, u := range users {
+		for _, pattern := range u.Senders {
+			owners, patterns = append(owners, u.Name), append(patterns, pattern)
+		}
+	}
+	var b pgx.Batch
+	b.Queue(`insert into app_user (name) select unnest($1::text[])`, names)
+	b.Queue(`
+		insert into credential (user_id, kind, hash)
+		select u.id, 'password', n.hash from unnest($1::text[], $2::text[]) n(name, hash)
+		join app_user u on u.name = n.name where n.hash <> ''`, names, hashes)
+	b.Queue(`
+		insert into sender_pattern (user_id, pattern)
+		select u.id, n.pattern from unnest($1::text[], $2::text[]) n(name, pattern)
+		join app_user u on u.name = n.name on conflict do nothing`, owners, patterns)
+	b.Queue(`
+		insert into audit (actor, action, object, detail)
+		select $2, 'user import', unnest($1::text[]), '{}'`, names, s.actor)
+	return tx.SendBatch(ctx, &b).Close()
+}

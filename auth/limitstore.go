@@ -1,0 +1,201 @@
+package auth
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// LimitTarget is whom a limit is set for: exactly one of the three.
+type LimitTarget struct {
+	Default    bool   // all users
+	User       string // a name
+	Credential int64  // an id
+}
+
+func (t LimitTarget) source() (LimitSource, error) {
+	switch {
+	case t == LimitTarget{Default: true}:
+		return FromDefault, nil
+	case t == LimitTarget{User: t.User} && t.User != "":
+		return FromUser, nil
+	case t == LimitTarget{Credential: t.Credential} && t.Credential > 0:
+		return FromCredential, nil
+	}
+	return "", fmt.Errorf("%w: it is for all users, for one user or for one credential", ErrLimit)
+}
+
+// bearer are the columns of limit_rule by which the rules of a target are found.
+type bearer struct{ user, credential int64 }
+
+// SetLimits sets limits in place of all limits of the same kinds that the target has.
+// The error is ErrLimit, ErrName or ErrNotFound, or of the database.
+func (s *Store) SetLimits(ctx context.Context, target LimitTarget, limits []Limit) error {
+	if err := checkLimits(limits); err != nil {
+		return err
+	}
+	var kinds, words []string
+	for _, l := range limits {
+		kinds, words = append(kinds, string(l.Kind)), append(words, l.String())
+	}
+	d := deed{action: "limit set", detail: map[string]any{"limits": words}}
+	return s.changeLimits(ctx, target, d, func(ctx context.Context, tx pgx.Tx, b bearer) error {
+		if err := deleteLimits(ctx, tx, b, kinds); err != nil {
+			return err
+		}
+		return insertLimits(ctx, tx, b, limits)
+	})
+}
+
+func checkLimits(limits []Limit) error {
+	if len(limits) == 0 {
+		return fmt.Errorf("%w: none is given", ErrLimit)
+	}
+	type place struct {
+		kind   LimitKind
+		window time.Duration
+	}
+	seen := map[place]bool{}
+	for _, l := range limits {
+		if err := l.check(); err != nil {
+			return err
+		}
+		if p := (place{l.Kind, l.Window}); seen[p] {
+			return fmt.Errorf("%w: %s is given twice", ErrLimit, l)
+		} else {
+			seen[p] = true
+		}
+	}
+	return nil
+}
+
+// ResetLimits takes away all limits of these kinds that the target has, or all of any
+// kind when none is given. The errors are those of SetLimits.
+func (s *Store) ResetLimits(ctx context.Context, target LimitTarget, kinds ...LimitKind) error {
+	names := []string{}
+	for _, k := range kinds {
+		if !k.valid() {
+			return fmt.Errorf("%w: nothing is called %q", ErrLimit, k)
+		}
+		names = append(names, string(k))
+	}
+	d := deed{action: "limit reset", detail: map[string]any{"kinds": names}}
+	return s.changeLimits(ctx, target, d, func(ctx context.Context, tx pgx.Tx, b bearer) error {
+		return deleteLimits(ctx, tx, b, names)
+	})
+}
+
+// SetNoDefaults frees a user of the default limits, or not any more.
+func (s *Store) SetNoDefaults(ctx context.Context, user string, on bool) error {
+	d := deed{action: "limit defaults", detail: map[string]any{"apply": !on}}
+	return s.change(ctx, user, d, func(ctx context.Context, tx pgx.Tx, id int64) error {
+		_, err := tx.Exec(ctx, `update app_user set no_limit_defaults = $2 where id = $1`, id, on)
+		return err
+	})
+}
+
+// Limits returns what is set for the target itself, by kind and window. The errors are
+// those of SetLimits.
+func (s *Store) Limits(ctx context.Context, target LimitTarget) ([]Limit, error) {
+	source, err := target.source()
+	if err != nil {
+		return nil, err
+	}
+	b, err := s.bearerOf(ctx, target, source)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	rows, err := s.db.Query(ctx, `
+		select kind, window_s, max from limit_rule
+		where coalesce(user_id, 0) = $1 and coalesce(credential_id, 0) = $2 order by kind, window_s`,
+		b.user, b.credential)
+	if err != nil {
+		return nil, fmt.Errorf("read limits: %w", err)
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (Limit, error) {
+		l := Limit{Source: source}
+		var seconds int64
+		err := row.Scan(&l.Kind, &seconds, &l.Max)
+		l.Window = time.Duration(seconds) * time.Second
+		return l, err
+	})
+}
+
+func (s *Store) bearerOf(ctx context.Context, target LimitTarget, source LimitSource) (bearer, error) {
+	switch source {
+	case FromUser:
+		u, err := s.User(ctx, target.User)
+		return bearer{user: u.ID}, err
+	case FromCredential:
+		c, err := s.Credential(ctx, target.Credential)
+		return bearer{c.UserID, c.ID}, err
+	}
+	return bearer{}, nil
+}
+
+// changeLimits runs fn for the target and records the deed. A change of the defaults
+// concerns everybody.
+func (s *Store) changeLimits(ctx context.Context, target LimitTarget, d deed, fn func(ctx context.Context, tx pgx.Tx, b bearer) error) error {
+	source, err := target.source()
+	if err != nil {
+		return err
+	}
+	if source == FromDefault {
+		return s.changeDefaults(ctx, d, fn)
+	}
+	name := target.User
+	if source == FromCredential {
+		c, err := s.Credential(ctx, target.Credential)
+		if err != nil {
+			return err
+		}
+		name, d.detail["credential"] = c.User, c.ID
+	}
+	return s.change(ctx, name, d, func(ctx context.Context, tx pgx.Tx, id int64) error {
+		return fn(ctx, tx, bearer{id, target.Credential})
+	})
+}
+
+func (s *Store) changeDefaults(ctx context.Context, d deed, fn func(ctx context.Context, tx pgx.Tx, b bearer) error) error {
+	d.object = "defaults"
+	err := s.inTx(ctx, func(ctx context.Context, tx pgx.Tx) (int64, error) {
+		if err := touchEverybody(ctx, tx); err != nil {
+			return 0, err
+		}
+		if err := fn(ctx, tx, bearer{}); err != nil {
+			return 0, err
+		}
+		return 0, s.record(ctx, tx, d)
+	})
+	if err != nil {
+		return fmt.Errorf("default limits: %w", err)
+	}
+	return nil
+}
+
+// deleteLimits deletes the rules of these kinds, or all when there are none.
+func deleteLimits(ctx context.Context, tx pgx.Tx, b bearer, kinds []string) error {
+	_, err := tx.Exec(ctx, `
+		delete from limit_rule
+		where coalesce(user_id, 0) = $1 and coalesce(credential_id, 0) = $2
+		  and (cardinality($3::text[]) = 0 or kind = any($3::text[]))`,
+		b.user, b.credential, kinds)
+	return err
+}
+
+func insertLimits(ctx context.Context, tx pgx.Tx, b bearer, limits []Limit) error {
+	for _, l := range limits {
+		_, err := tx.Exec(ctx, `
+			insert into limit_rule (user_id, credential_id, kind, window_s, max)
+			values (nullif($1::bigint, 0), nullif($2::bigint, 0), $3, $4, $5)`,
+			b.user, b.credential, l.Kind, int64(l.Window/time.Second), l.Max)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
