@@ -11,6 +11,9 @@ import (
 // ErrPattern is a sender pattern that cannot be one.
 var ErrPattern = errors.New("not a valid sender pattern")
 
+// NullSender is the sender pattern that allows the null path in MAIL.
+const NullSender = "<>"
+
 // CanonicalPattern returns the form in which a sender pattern is stored:
 //
 //	a@b     this address
@@ -21,7 +24,7 @@ var ErrPattern = errors.New("not a valid sender pattern")
 // The domain becomes A-labels in lower case; ASCII letters of the local part
 // become lower case.
 func CanonicalPattern(pattern string) (string, error) {
-	if pattern == "<>" {
+	if pattern == NullSender {
 		return pattern, nil
 	}
 	local, domain, ok := strings.Cut(pattern, "@")

@@ -1,6 +1,6 @@
-// Package policy answers "what may you do?" with pure verdicts: which envelope
-// senders a user may use, how large a message and how many recipients. It reads
-// no clock and no database.
+// Package policy answers "what may you do?" with pure verdicts: as whom a user may
+// send, how large a message, to how many recipients, and how much over time. It reads
+// no clock and no database: what was used of a limit is counted by relay/queue.
 //
 // "Never" is a 5yz reply, "later" a 4yz one. Each reply says what was refused and
 // what to do about it, in words that the person at the mail client can act on.
@@ -8,6 +8,7 @@ package policy
 
 import (
 	"fmt"
+	"math"
 
 	"postern/auth"
 	"postern/relay/smtp"
@@ -24,40 +25,67 @@ func allow(rule string) Verdict { return Verdict{Allowed: true, Rule: rule} }
 
 func refuse(rule string, reply smtp.Reply) Verdict { return Verdict{Rule: rule, Reply: reply} }
 
-// Size judges the size of a message, in octets: the one declared at MAIL or the
-// true one. serverMax is the server's own limit, 0 for none.
+// Size judges the size of a message, in octets: the one declared at MAIL, 0 when none
+// was, or the true one. serverMax is the server's own limit, 0 for none.
 func Size(id auth.Identity, size, serverMax int64) Verdict {
-	limit, rule := MaxSize(id, serverMax), "size server"
-	if l, ok := id.Tightest(auth.LimitSize); ok && limit == l.Max {
-		rule = "size " + string(l.Source)
+	limit := serverLimit(serverMax)
+	rule := "size server"
+	if l, ok := smallest(id, auth.LimitSize, auth.LimitBytes); ok && l.Max <= limit {
+		limit, rule = l.Max, ruleOf("size", l)
 	}
-	if limit <= 0 || size <= limit {
+	if size <= limit && limit > 0 {
 		return allow(rule)
 	}
 	// RFC 1870 section 6.1 and RFC 3463: the message is too big for the system.
+	if limit == 0 {
+		return refuse(rule, smtp.Permanent(552, 3, 4, "You may send no messages; ask the administrator"))
+	}
 	return refuse(rule, smtp.Permanent(552, 3, 4,
 		fmt.Sprintf("The message has %d octets, you may send at most %d", size, limit)))
 }
 
-// MaxSize is the largest message that id may send, 0 for any.
+// MaxSize is the largest message that id may send: 0 for none at all, math.MaxInt64
+// for any.
 func MaxSize(id auth.Identity, serverMax int64) int64 {
-	if l, ok := id.Tightest(auth.LimitSize); ok && (serverMax <= 0 || l.Max < serverMax) {
-		return l.Max
+	limit := serverLimit(serverMax)
+	if l, ok := smallest(id, auth.LimitSize, auth.LimitBytes); ok {
+		limit = min(limit, l.Max)
 	}
-	return serverMax
+	return limit
 }
 
 // Recipients judges whether a message may have n recipients. serverMax is the
 // server's own limit, 0 for none. Refusing is for now, not for ever: clients send the
 // rest in another transaction (RFC 5321 section 4.5.3.1.10).
 func Recipients(id auth.Identity, n, serverMax int) Verdict {
-	limit, rule := serverMax, "recipients server"
-	if l, ok := id.Tightest(auth.LimitRecipientsPerMessage); ok && (limit <= 0 || l.Max < int64(limit)) {
-		limit, rule = int(l.Max), "recipients "+string(l.Source)
+	limit := serverLimit(int64(serverMax))
+	rule := "recipients server"
+	if l, ok := smallest(id, auth.LimitRecipientsPerMessage, auth.LimitRecipients); ok && l.Max < limit {
+		limit, rule = l.Max, ruleOf("recipients", l)
 	}
-	if limit <= 0 || n <= limit {
+	if int64(n) <= limit {
 		return allow(rule)
+	}
+	if limit == 0 {
+		return refuse(rule, smtp.Temporary(452, 5, 3, "You may send to no recipients; ask the administrator"))
 	}
 	return refuse(rule, smtp.Temporary(452, 5, 3,
 		fmt.Sprintf("Too many recipients: at most %d for one message, send the others in another", limit)))
+}
+
+// serverLimit makes a limit of the server one that can be compared.
+func serverLimit(most int64) int64 {
+	if most <= 0 {
+		return math.MaxInt64
+	}
+	return most
+}
+
+// ruleOf names a limit of one message: "size user", or "size 1GB/d user" when it
+// is one over time.
+func ruleOf(what string, l auth.Limit) string {
+	if l.Kind.Windowed() {
+		return what + " " + FormatLimit(l) + " " + string(l.Source)
+	}
+	return what + " " + string(l.Source)
 }

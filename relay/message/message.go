@@ -11,6 +11,12 @@
 //	         an empty line, when a line that is no field ends the header section
 //	removed  Bcc, Resent-Bcc and Return-Path, with their continuation lines
 //
+// The header section has to be one that everybody reads in the same way: what the
+// policy is asked about (Facts.From and the like) must be what the recipient sees. So
+// a message is refused when it has no From field, two of what there is one of, a
+// field that some would not see, or an address field with two readings. Bare CR, bare
+// LF and NUL do not come here: relay/smtp's data reader refuses them.
+//
 // The message is streamed: only the header section is ever held, bounded by
 // Options.MaxHeader. Refusals are *smtp.Error.
 package message

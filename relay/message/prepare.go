@@ -1,7 +1,6 @@
 package message
 
 import (
-	"errors"
 	"io"
 	"net/netip"
 	"sync"
@@ -53,9 +52,12 @@ type Facts struct {
 	// again only: the field itself is not touched.
 	MessageID string
 	Fields    int // fields of the client, the removed ones included
-	From      int // From fields
-	Sender    int // Sender fields
 	Received  int // Received fields before ours
+
+	// The mailboxes of the fields that say whose the message is. From has at least
+	// one; Sender has one if there is such a field. A message can be resent more
+	// than once.
+	From, Sender, ResentFrom, ResentSender []smtp.Address
 }
 
 // buffers holds header buffers. One that had to grow is not kept.
@@ -64,22 +66,18 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, firstBuffer); return
 const firstBuffer = 16 << 10
 
 // Prepare reads the header section of the message in r and returns the repaired
-// message. A header section that breaks a bound is refused by an *smtp.Error,
-// and so is a message that went round too often; what is left in r is the
-// caller's to read. Any other error is r's.
+// message. A header section that breaks a bound, or that two readers may read in
+// two ways, is refused by an *smtp.Error, and so is a message that went round too
+// often; what is left in r is the caller's to read. Any other error is r's.
 func Prepare(r io.Reader, opt Options) (*Prepared, error) {
 	if opt.MaxHeader <= 0 {
 		opt.MaxHeader = DefaultMaxHeader
 	}
 	p := &Prepared{src: r, buf: buffers.Get().(*[]byte)}
-	s := scanner{src: r, buf: *p.buf, max: opt.MaxHeader, facts: &p.Facts}
+	s := scanner{src: r, buf: *p.buf, max: opt.MaxHeader, utf8: opt.UTF8, facts: &p.Facts}
 	if err := s.scan(); err != nil {
 		p.release()
 		return nil, err
-	}
-	if s.srcErr != nil && !errors.Is(s.srcErr, io.EOF) {
-		p.release()
-		return nil, s.srcErr
 	}
 	p.end = s.srcErr
 	var blank []byte
@@ -96,12 +94,12 @@ var crlf = []byte("\r\n")
 func (p *Prepared) head(s *scanner, opt Options) []byte {
 	b := make([]byte, 0, 640)
 	b = appendReceived(b, opt)
-	if s.dates == 0 { // RFC 6409 section 8.1
+	if s.seen&(1<<fieldDate) == 0 { // RFC 6409 section 8.1
 		b = append(b, "Date: "...)
 		b = appendDate(b, opt.Now)
 		b = append(b, crlf...)
 	}
-	if s.ids == 0 { // RFC 6409 section 8.2
+	if s.seen&(1<<fieldMessageID) == 0 { // RFC 6409 section 8.2
 		p.MessageID = "<" + opt.ID + "@" + opt.Hostname + ">"
 		b = append(b, "Message-ID: "...)
 		b = append(b, p.MessageID...)

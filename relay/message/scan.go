@@ -2,6 +2,7 @@ package message
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -25,17 +26,29 @@ type scanner struct {
 	filled int // end of what was read
 
 	drop    bool // the field looked at is removed
+	blank   bool // there was a folded line of white space only
 	noField bool // the section was ended by a line that is no field
 
 	facts *Facts
-	dates int
-	ids   int
+	seen  uint32 // bits by known
 	id    []byte // the first Message-ID's value as far as it was seen
 	inID  bool
+	utf8  bool // SMTPUTF8 was asked for
+
+	identities []identity
+	room       [4]identity
+	inIdentity bool
+}
+
+// identity is a field that says whose the message is; buf[start:end] is its body.
+type identity struct {
+	field      known
+	start, end int
 }
 
 // scan reads up to the end of the header section.
 func (s *scanner) scan() error {
+	s.identities = s.room[:0]
 	for {
 		line, err := s.line()
 		if err != nil {
@@ -45,29 +58,35 @@ func (s *scanner) scan() error {
 			break // the message ends here
 		}
 		if len(line) == 2 && line[0] == '\r' && line[1] == '\n' {
+			s.closeIdentity()
 			s.drop = false
 			s.take(line)
 			break
 		}
-		fold := line[0] == ' ' || line[0] == '\t'
-		name, value := fieldName(line)
-		if name == nil && (!fold || s.facts.Fields == 0) {
-			// RFC 5322 knows no such line; everybody takes it for the body's first.
-			s.noField = true
-			break
+		if line[0] == ' ' || line[0] == '\t' {
+			err = s.continuation(line)
+		} else if name, value := fieldName(line); name != nil {
+			err = s.field(name, value, len(line))
+		} else {
+			s.noField, err = true, s.firstOfBody(line)
 		}
-		if fold {
-			s.continuation(line)
-		} else if err := s.field(name, value); err != nil {
+		if err != nil {
 			return err
+		}
+		if s.noField {
+			break
 		}
 		s.take(line)
 		if s.pos > s.max {
 			return errHeaderSize()
 		}
 	}
+	s.closeIdentity()
 	s.facts.MessageID = cleanID(s.id)
-	return nil
+	if s.srcErr != nil && !errors.Is(s.srcErr, io.EOF) {
+		return s.srcErr
+	}
+	return s.readIdentities()
 }
 
 // take goes past the line, which stays unless its field is removed.
@@ -78,39 +97,75 @@ func (s *scanner) take(line []byte) {
 	s.pos += len(line)
 }
 
-// field counts a field and decides whether it stays.
-func (s *scanner) field(name, value []byte) error {
+// field counts a field and decides whether it stays. size is that of its first line.
+func (s *scanner) field(name, value []byte, size int) error {
+	s.closeIdentity()
 	s.drop, s.inID = false, false
 	if s.facts.Fields++; s.facts.Fields > MaxFields {
 		return refusal(smtp.Permanent(554, 6, 0, fmt.Sprintf("The message has more than %d header fields", MaxFields)))
 	}
-	switch {
-	case is(name, "Received"):
+	if s.blank {
+		return ambiguous("The header has a line of white space only; remove it")
+	}
+	if last := name[len(name)-1]; last == ' ' || last == '\t' {
+		return ambiguous("A header field has white space between its name and the colon; remove it")
+	}
+	f := lookUp(name)
+	if f == 0 {
+		return nil
+	}
+	if s.seen&(1<<f) != 0 && fields[f].once {
+		return ambiguous("The message has more than one " + fields[f].name + " field; send it with one")
+	}
+	s.seen |= 1 << f
+	switch f {
+	case fieldReceived:
 		if s.facts.Received++; s.facts.Received > MaxReceived {
 			return refusal(smtp.Permanent(554, 4, 6, fmt.Sprintf("The message has passed more than %d servers: mail loop", MaxReceived)))
 		}
-	case is(name, "From"):
-		s.facts.From++
-	case is(name, "Sender"):
-		s.facts.Sender++
-	case is(name, "Date"):
-		s.dates++
-	case is(name, "Message-ID"):
-		if s.ids++; s.ids == 1 {
-			s.inID = true
-			s.id = appendID(s.id, value)
-		}
-	case is(name, "Bcc"), is(name, "Resent-Bcc"), is(name, "Return-Path"):
+	case fieldFrom, fieldSender, fieldResentFrom, fieldResentSender:
+		s.identities = append(s.identities, identity{field: f, start: s.kept + size - len(value)})
+		s.inIdentity = true
+	case fieldMessageID:
+		s.inID = true
+		s.id = appendID(s.id, value)
+	case fieldBcc, fieldResentBcc, fieldReturnPath:
 		s.drop = true
 	}
 	return nil
 }
 
+// closeIdentity notes where the field ends that was looked at, if it is an identity.
+func (s *scanner) closeIdentity() {
+	if s.inIdentity {
+		s.identities[len(s.identities)-1].end = s.kept
+		s.inIdentity = false
+	}
+}
+
 // continuation looks at a folded line; identifiers are often folded.
-func (s *scanner) continuation(line []byte) {
+func (s *scanner) continuation(line []byte) error {
+	if s.facts.Fields == 0 {
+		return ambiguous("The message begins with white space; begin it with a header field")
+	}
+	if len(bytes.TrimLeft(line, " \t\r\n")) == 0 {
+		// Some take it for the end of the header, so nothing may follow that counts.
+		s.blank = true
+	}
 	if s.inID {
 		s.id = appendID(s.id, line)
 	}
+	return nil
+}
+
+// firstOfBody looks at the line that ends the header section though it is not
+// empty. RFC 5322 knows no such line; everybody takes it for the body's first, unless
+// it is a field whose colon stands in the next line.
+func (s *scanner) firstOfBody(line []byte) error {
+	if lookUp(bytes.TrimRight(line, " \t\r\n")) != 0 {
+		return ambiguous("The header has the name of a field in a line without a colon; write Name: value")
+	}
+	return nil
 }
 
 // line returns the line at pos, with its CRLF if it has one, reading as needed;
@@ -151,35 +206,24 @@ func (s *scanner) fill() {
 	s.srcErr = err
 }
 
-// fieldName splits a line that begins a field into the name and the octets after
-// the colon; white space before the colon is the obsolete syntax (RFC 5322 section 4.5).
-// The name is nil when the line begins no field.
+// fieldName splits a line that begins a field into the name, with white space
+// that is between it and the colon (RFC 5322 section 4.5), and the octets after the
+// colon. The name is nil when the line begins no field.
 func fieldName(line []byte) (name, value []byte) {
 	i := 0
 	for i < len(line) && line[i] > ' ' && line[i] < 0x7f && line[i] != ':' {
 		i++
 	}
-	name = line[:i]
+	if i == 0 {
+		return nil, nil
+	}
 	for i < len(line) && (line[i] == ' ' || line[i] == '\t') {
 		i++
 	}
-	if len(name) == 0 || i == len(line) || line[i] != ':' {
+	if i == len(line) || line[i] != ':' {
 		return nil, nil
 	}
-	return name, line[i+1:]
-}
-
-// is compares a field name, which is ASCII, without regard to case.
-func is(name []byte, want string) bool {
-	if len(name) != len(want) {
-		return false
-	}
-	for i := range len(want) {
-		if lower(name[i]) != lower(want[i]) {
-			return false
-		}
-	}
-	return true
+	return line[:i], line[i+1:]
 }
 
 func lower(c byte) byte {
@@ -217,5 +261,8 @@ func cleanID(id []byte) string {
 func errHeaderSize() error {
 	return refusal(smtp.Permanent(552, 3, 4, "The message header is too large"))
 }
+
+// ambiguous refuses a header that two readers may read in two ways.
+func ambiguous(text string) error { return refusal(smtp.Permanent(554, 6, 0, text)) }
 
 func refusal(r smtp.Reply) error { return &smtp.Error{Reply: r} }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"time"
 
+	"postern/policy"
 	"postern/relay/maillog"
 	"postern/relay/message"
 	"postern/relay/queue"
@@ -100,6 +101,12 @@ func (s *session) spoolMessage(in *input, id queue.ID, now time.Time) (*body, *m
 	if err != nil {
 		return nil, nil, err
 	}
+	f := &prepared.Facts
+	if v := policy.Header(*s.identity, policy.HeaderIdentity{
+		From: f.From, Sender: f.Sender, ResentFrom: f.ResentFrom, ResentSender: f.ResentSender,
+	}); !v.Allowed {
+		return nil, nil, refusedBy(v)
+	}
 	b, err := s.server.spool.read(prepared)
 	if err != nil {
 		return nil, nil, err
@@ -116,6 +123,10 @@ func (s *session) commit(id queue.ID, now time.Time, b *body, facts *message.Fac
 	ctx, cancel := context.WithTimeout(context.Background(), s.server.limits.Commit)
 	delivery, err := s.server.cfg.Queue.Enqueue(ctx, m, tx.rcpts, b, owned)
 	cancel()
+	if over := (*queue.OverLimit)(nil); errors.As(err, &over) {
+		s.server.spent.note(over, time.Now())
+		return s.refuseMessage(id, refusedBy(policy.OverLimit(exceeded(over), time.Now())))
+	}
 	if err != nil {
 		return s.refuseMessage(id, &smtp.Error{Reply: queueRefusal(err), Err: err})
 	}
@@ -141,8 +152,22 @@ func (s *session) message(id queue.ID, now time.Time, b *body, facts *message.Fa
 		Sender: mail.From, Size: b.Size(), BodyType: mail.Body, UTF8: mail.UTF8,
 		Ret: mail.Ret, EnvID: mail.EnvID, MessageID: facts.MessageID, AcceptedAt: now,
 		ClientAddr: s.peer.addr.Addr(), ClientHello: s.hello, Listener: s.listener.Name, TLS: s.secured,
+		Rule: s.tx.rule, Charges: s.charges(),
 	}
 }
+
+// ruled is a refusal by the policy, with the rule that made it.
+type ruled struct {
+	refusal *smtp.Error
+	rule    string
+}
+
+func refusedBy(v policy.Verdict) error {
+	return &ruled{refusal: &smtp.Error{Reply: v.Reply}, rule: v.Rule}
+}
+
+func (r *ruled) Error() string { return r.refusal.Error() + " (" + r.rule + ")" }
+func (r *ruled) Unwrap() error { return r.refusal }
 
 // refuseMessage is the one reply to a message that was read to its end.
 func (s *session) refuseMessage(id queue.ID, err error) smtp.Reply {
@@ -156,6 +181,9 @@ func (s *session) refuseMessage(id queue.ID, err error) smtp.Reply {
 	}
 	if refusal.Reply.IsTemporary() {
 		e.Err = refusal.Err
+	}
+	if by := (*ruled)(nil); errors.As(err, &by) {
+		e.Rule = by.rule
 	}
 	s.server.mail.Refused(e)
 	s.server.counts.refusedMessages.Add(1)

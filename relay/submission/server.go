@@ -21,6 +21,7 @@ type Server struct {
 	spool     *spool
 	peers     *peers
 	counts    counters
+	spent     spent
 
 	draining context.Context // ends when Shutdown begins
 	drain    context.CancelFunc

@@ -10,7 +10,8 @@ import (
 )
 
 // mailFrom is MAIL (RFC 5321 section 4.1.1.2). What can be refused early is: the
-// size, the sender, and mail that there is no room or no database for.
+// size, the sender, mail over a limit that was reached a moment ago, and mail that
+// there is no room or no database for.
 func (s *session) mailFrom(args string) smtp.Reply {
 	switch {
 	case s.hello == "":
@@ -57,6 +58,12 @@ func (s *session) judgeMail(tx *transaction) (r smtp.Reply, rule string, cause e
 		return v.Reply, v.Rule, nil
 	}
 	tx.rule = v.Rule
+	if v := s.overLimit(queue.ChargeMessages, 1); !v.Allowed {
+		return v.Reply, v.Rule, nil
+	}
+	if v := s.overLimit(queue.ChargeBytes, tx.mail.Size); !v.Allowed {
+		return v.Reply, v.Rule, nil
+	}
 	if err := s.server.cfg.Queue.Available(); err != nil {
 		return queueRefusal(err), "", err
 	}
@@ -91,6 +98,9 @@ func (s *session) rcptTo(args string) smtp.Reply {
 	if v := policy.Recipients(*s.identity, len(tx.rcpts)+1, s.server.limits.Recipients); !v.Allowed {
 		// Nothing is wrong with the address, and the client may have sent many more in
 		// one group before it hears this: it does not count towards RefusedRecipients.
+		return s.refuseRcpt(to, v.Reply, v.Rule)
+	}
+	if v := s.overLimit(queue.ChargeRecipients, int64(len(tx.rcpts)+1)); !v.Allowed {
 		return s.refuseRcpt(to, v.Reply, v.Rule)
 	}
 	if tx.known == nil {

@@ -1,0 +1,230 @@
+package policy
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+
+	"postern/auth"
+)
+
+// maxWindow is the longest window that a limit can have.
+const maxWindow = 366 * day
+
+const day = 24 * time.Hour
+
+// ParseLimit reads limits of a kind as they are written:
+//
+//	messages, recipients      100/m,1000/d,20000/30d
+//	bytes                     1GB/d,200MB/h
+//	size                      25MB
+//	recipients per message    100
+//	sessions                  10
+//
+// Windows are s, m, h or d with a count before them, up to 366d; octets are plain or
+// in KB, MB, GB, KiB, MiB or GiB. The limits have no Source. The error says what to write.
+func ParseLimit(kind auth.LimitKind, s string) ([]auth.Limit, error) {
+	var limits []auth.Limit
+	for part := range strings.SplitSeq(s, ",") {
+		l, err := parseOne(kind, strings.TrimSpace(part))
+		if err != nil {
+			return nil, err
+		}
+		for _, other := range limits {
+			if other.Window == l.Window {
+				return nil, fmt.Errorf("limit %q: give one limit for each window; to write: %s", s, example(kind))
+			}
+		}
+		limits = append(limits, l)
+	}
+	return limits, nil
+}
+
+func example(kind auth.LimitKind) string {
+	switch kind {
+	case auth.LimitBytes:
+		return "1GB/d or 200MB/h,1GB/d (KB MB GB KiB MiB GiB; s m h d)"
+	case auth.LimitSize:
+		return "25MB (KB MB GB KiB MiB GiB)"
+	case auth.LimitMessages, auth.LimitRecipients:
+		return "100/m or 100/m,1000/d,20000/30d (s m h d)"
+	}
+	return "a number, such as 100"
+}
+
+func parseOne(kind auth.LimitKind, s string) (auth.Limit, error) {
+	fail := func(what string) (auth.Limit, error) {
+		return auth.Limit{}, fmt.Errorf("limit %q: %s; write %s", s, what, example(kind))
+	}
+	l := auth.Limit{Kind: kind}
+	amount, window, ok := strings.Cut(s, "/")
+	switch {
+	case kind.Windowed() && !ok:
+		return fail("it needs a window")
+	case !kind.Windowed() && ok:
+		return fail("it has no window")
+	}
+	var err error
+	if l.Max, err = parseAmount(amount, kind == auth.LimitBytes || kind == auth.LimitSize); err != nil {
+		return fail(err.Error())
+	}
+	if ok {
+		if l.Window, err = parseWindow(window); err != nil {
+			return fail(err.Error())
+		}
+	}
+	return l, nil
+}
+
+// sizes are the units of octets, the largest first.
+var sizes = [...]struct {
+	name string
+	of   int64
+}{{"GiB", 1 << 30}, {"GB", 1e9}, {"MiB", 1 << 20}, {"MB", 1e6}, {"KiB", 1 << 10}, {"KB", 1e3}}
+
+var (
+	errAmount = errors.New("the amount is no number")
+	errSize   = errors.New("the amount is no number of octets")
+	errLarge  = errors.New("the amount is too large")
+	errWindow = errors.New("the window is not from 1s to 366d")
+)
+
+func parseAmount(s string, octets bool) (int64, error) {
+	unit, wrong := int64(1), errAmount
+	if octets {
+		wrong = errSize
+		for _, u := range sizes {
+			if rest, ok := cutSuffixFold(s, u.name); ok {
+				s, unit = rest, u.of
+				break
+			}
+		}
+	}
+	n, err := parseDigits(s)
+	switch {
+	case errors.Is(err, strconv.ErrRange) || err == nil && n > math.MaxInt64/unit:
+		return 0, errLarge
+	case err != nil:
+		return 0, wrong
+	}
+	return n * unit, nil
+}
+
+// windows are the units of time, the largest first.
+var windows = [...]struct {
+	name string
+	of   time.Duration
+}{{"d", day}, {"h", time.Hour}, {"m", time.Minute}, {"s", time.Second}}
+
+func parseWindow(s string) (time.Duration, error) {
+	for _, u := range windows {
+		count, ok := strings.CutSuffix(s, u.name)
+		if !ok {
+			continue
+		}
+		n := int64(1)
+		if count != "" {
+			var err error
+			if n, err = parseDigits(count); err != nil {
+				return 0, errWindow
+			}
+		}
+		if n < 1 || n > int64(maxWindow/u.of) {
+			return 0, errWindow
+		}
+		return time.Duration(n) * u.of, nil
+	}
+	return 0, errWindow
+}
+
+// parseDigits reads a number that is nothing but digits.
+func parseDigits(s string) (int64, error) {
+	if s == "" || strings.Trim(s, "0123456789") != "" {
+		return 0, strconv.ErrSyntax
+	}
+	return strconv.ParseInt(s, 10, 64)
+}
+
+func cutSuffixFold(s, suffix string) (string, bool) {
+	if n := len(s) - len(suffix); n >= 0 && strings.EqualFold(s[n:], suffix) {
+		return s[:n], true
+	}
+	return s, false
+}
+
+// FormatLimit writes a limit as ParseLimit reads it: "100/m", "1GB/d", "25MB".
+func FormatLimit(l auth.Limit) string {
+	if !l.Kind.Windowed() {
+		return formatAmount(l)
+	}
+	window := formatWindow(l.Window)
+	if unit, one := strings.CutPrefix(window, "1"); one && len(unit) == 1 {
+		window = unit
+	}
+	return formatAmount(l) + "/" + window
+}
+
+func formatAmount(l auth.Limit) string {
+	if l.Max > 0 && (l.Kind == auth.LimitBytes || l.Kind == auth.LimitSize) {
+		for _, u := range sizes {
+			if l.Max%u.of == 0 {
+				return strconv.FormatInt(l.Max/u.of, 10) + u.name
+			}
+		}
+	}
+	return strconv.FormatInt(l.Max, 10)
+}
+
+// formatWindow writes a duration in the largest unit that divides it: "1m", "30d".
+func formatWindow(w time.Duration) string {
+	for _, u := range windows {
+		if w >= u.of && w%u.of == 0 {
+			return strconv.FormatInt(int64(w/u.of), 10) + u.name
+		}
+	}
+	return strconv.FormatInt(int64(w/time.Second), 10) + "s"
+}
+
+// Windows are the limits that each message of id counts against: for each scope, kind and
+// window the tightest. Default and user limits have one scope, all that the user
+// sends; the other is what comes by the credential (auth.FromCredential).
+func Windows(id auth.Identity) []auth.Limit {
+	var tightest []auth.Limit
+next:
+	for _, l := range id.Limits {
+		if !l.Kind.Windowed() {
+			continue
+		}
+		for i := range tightest {
+			if t := &tightest[i]; t.Kind == l.Kind && t.Window == l.Window && byCredential(*t) == byCredential(l) {
+				if l.Max < t.Max {
+					*t = l
+				}
+				continue next
+			}
+		}
+		tightest = append(tightest, l)
+	}
+	return tightest
+}
+
+func byCredential(l auth.Limit) bool { return l.Source == auth.FromCredential }
+
+// smallest is the lowest of the limits of one message that id is under: those of
+// the kind, and those of the windowed kind, in whose window a message cannot fit that
+// is over it alone.
+func smallest(id auth.Identity, kind, windowed auth.LimitKind) (l auth.Limit, ok bool) {
+	for _, other := range id.Limits {
+		if other.Kind != kind && other.Kind != windowed {
+			continue
+		}
+		if !ok || cmp.Or(cmp.Compare(other.Max, l.Max), cmp.Compare(other.Window, l.Window)) < 0 {
+			l, ok = other, true
+		}
+	}
+	return l, ok
+}

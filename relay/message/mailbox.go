@@ -1,0 +1,419 @@
+package message
+
+import (
+	"bytes"
+	"strings"
+	"unicode/utf8"
+
+	"postern/relay/smtp"
+)
+
+const (
+	maxMailboxes = 100 // of each Facts field
+	maxNesting   = 16  // of comments
+)
+
+// fault is what is wrong with an address field, as it goes on after "The From field".
+type fault string
+
+func (f fault) Error() string { return string(f) }
+
+const (
+	faultControl  = fault("has a control character; remove it")
+	faultComment  = fault("has a comment that is not closed or too deep; remove it")
+	faultTempting = fault("has a comment with an address or a quote in it; remove it")
+	faultQuote    = fault("has a quote that is not closed; close it")
+	faultPair     = fault("has both \\ and @ in quoted names; remove one of them")
+	faultOctets   = fault("has text in an unknown charset; write it in UTF-8 or as an encoded word")
+	faultEmpty    = fault("has an empty place in its list; remove the comma")
+	faultNoDomain = fault("has text without an address; write Name <user@example.com>")
+	faultText     = fault("has text around an address that can be read in two ways; write \"Name\" <user@example.com>")
+	faultBrackets = fault("has more than one plain address in < >; write Name <user@example.com>")
+	faultRoute    = fault("has a source route; write the address alone")
+	faultGroup    = fault("has a group that is not closed or within another; write a plain list of addresses")
+	faultEncoded  = fault("has an encoded word in an address; only names can be encoded")
+	faultUTF8     = fault("has an address that is not ASCII; send it with SMTPUTF8 or write the domain in A-labels")
+	faultAt       = fault("has an address with a second @; use another one")
+	faultMany     = fault("has too many addresses; write fewer")
+)
+
+// addressList reads the body of an address field: the address-list of RFC 5322
+// section 3.4, folding included. It is stricter than the grammar wherever two
+// readers of mail may see different addresses in the same octets:
+//
+//   - of the obsolete forms only dots in unquoted display names are taken;
+//   - an addr-spec is written without spaces and comments in it, and has one @;
+//   - comments have neither addresses nor quotes in them;
+//   - quoted names that have an @ have no quoted pairs.
+//
+// Octets beyond ASCII may stand in names and comments in any charset, as long as no
+// special character could be the second octet of one of theirs. It reads each octet
+// once.
+type addressList struct {
+	in    []byte
+	pos   int
+	utf8  bool // in addresses too
+	out   []smtp.Address
+	sawAt bool // in a quoted string
+	pair  bool // in a quoted string
+}
+
+// appendMailboxes appends the mailboxes in value, those in groups included. The
+// error is a fault.
+func appendMailboxes(dst []smtp.Address, value []byte, utf8 bool) ([]smtp.Address, error) {
+	p := addressList{in: bytes.TrimSuffix(value, crlf), utf8: utf8, out: dst}
+	if err := p.space(); err != nil {
+		return dst, err
+	}
+	if p.pos == len(p.in) {
+		return dst, nil // nobody; for the caller to judge
+	}
+	for {
+		if err := p.entry(false); err != nil {
+			return dst, err
+		}
+		if p.pos == len(p.in) {
+			break
+		}
+		p.pos++ // the comma
+	}
+	if p.sawAt && p.pair {
+		return dst, faultPair
+	}
+	return p.out, nil
+}
+
+// entry reads a mailbox or a group, up to the comma or the end behind it; within a
+// group, up to the comma or the semicolon.
+func (p *addressList) entry(inGroup bool) error {
+	words, err := p.phrase()
+	if err != nil {
+		return err
+	}
+	switch c := p.peek(); {
+	case c == '<':
+		err = p.angle()
+	case c == '@' && words.runs == 0:
+		return faultRoute
+	case c == '@' && words.runs == 1 && words.tight:
+		err = p.addrSpec(words.start)
+	case c == ':' && words.runs > 0 && !inGroup:
+		p.pos++
+		err = p.group()
+	case c == ':':
+		return faultGroup
+	case words.runs > 0 && (c == ',' || c == ';' || c == 0):
+		return faultNoDomain
+	case c == ',' || c == ';' || c == 0:
+		return faultEmpty
+	default:
+		return p.unexpected()
+	}
+	if err != nil {
+		return err
+	}
+	if err := p.space(); err != nil {
+		return err
+	}
+	switch c := p.peek(); {
+	case c == 0 && p.pos < len(p.in):
+		return faultControl
+	case c == ',', c == 0 && !inGroup, c == ';' && inGroup:
+		return nil
+	case c == 0:
+		return faultGroup
+	}
+	return p.unexpected()
+}
+
+// peek is the next octet, 0 at the end.
+func (p *addressList) peek() byte {
+	if p.pos < len(p.in) {
+		return p.in[p.pos]
+	}
+	return 0
+}
+
+// unexpected says why the next octet cannot stand where it does.
+func (p *addressList) unexpected() error {
+	switch c := p.in[p.pos]; {
+	case c < ' ' || c == 0x7F:
+		return faultControl
+	case c == '<' || c == '>':
+		return faultBrackets
+	}
+	return faultText
+}
+
+// group reads what is behind the colon of a group (RFC 6854 allows them in From and
+// Sender), up to and with the semicolon.
+func (p *addressList) group() error {
+	if err := p.space(); err != nil {
+		return err
+	}
+	if p.peek() == ';' {
+		p.pos++
+		return nil
+	}
+	for {
+		if err := p.entry(true); err != nil {
+			return err
+		}
+		p.pos++
+		if p.in[p.pos-1] == ';' {
+			return nil
+		}
+	}
+}
+
+// phrase is what stands before an address, or its local part. A run is a stretch
+// of words and dots without space or comments.
+type phrase struct {
+	runs  int
+	start int  // of the last run
+	tight bool // nothing is between the last run and what follows
+}
+
+func (p *addressList) phrase() (w phrase, err error) {
+	for p.pos < len(p.in) {
+		c := p.in[p.pos]
+		if isSpace(c) || c == '(' {
+			if err := p.space(); err != nil {
+				return w, err
+			}
+			w.tight = false
+			continue
+		}
+		if c != '"' && c != '.' && c < utf8.RuneSelf && !isAtext(c) {
+			return w, nil
+		}
+		if !w.tight {
+			w.runs++
+			w.start, w.tight = p.pos, true
+		}
+		switch {
+		case c == '"':
+			err = p.quoted()
+		case c >= utf8.RuneSelf:
+			err = p.high()
+		default:
+			p.pos++
+		}
+		if err != nil {
+			return w, err
+		}
+	}
+	return w, nil
+}
+
+// space passes over folding white space and comments.
+func (p *addressList) space() error {
+	for p.pos < len(p.in) {
+		switch c := p.in[p.pos]; {
+		case c == '(':
+			if err := p.comment(); err != nil {
+				return err
+			}
+		case isSpace(c):
+			if err := p.blank(); err != nil {
+				return err
+			}
+		default:
+			return nil
+		}
+	}
+	return nil
+}
+
+// blank passes over one octet of white space, or the CRLF of a fold.
+func (p *addressList) blank() error {
+	if c := p.in[p.pos]; c == ' ' || c == '\t' {
+		p.pos++
+		return nil
+	}
+	if rest := p.in[p.pos:]; len(rest) < 3 || rest[0] != '\r' || rest[1] != '\n' || rest[2] != ' ' && rest[2] != '\t' {
+		return faultControl
+	}
+	p.pos += 2
+	return nil
+}
+
+// comment passes over a comment with those in it.
+func (p *addressList) comment() error {
+	for depth := 0; p.pos < len(p.in); {
+		c, err := p.text()
+		if err != nil {
+			return err
+		}
+		switch c {
+		case '(':
+			depth++
+		case ')':
+			depth--
+		case '@', '<', '>', '"':
+			return faultTempting
+		case '\\':
+			if c := p.in[p.pos-1]; strings.IndexByte(`@<>"`, c) >= 0 {
+				return faultTempting
+			}
+		}
+		if depth == 0 {
+			return nil
+		}
+		if depth > maxNesting {
+			return faultComment
+		}
+	}
+	return faultComment
+}
+
+// quoted passes over a quoted string.
+func (p *addressList) quoted() error {
+	p.pos++
+	for p.pos < len(p.in) {
+		c, err := p.text()
+		if err != nil {
+			return err
+		}
+		switch c {
+		case '"':
+			return nil
+		case '@':
+			p.sawAt = true
+		case '\\':
+			p.pair = true
+			p.sawAt = p.sawAt || p.in[p.pos-1] == '@'
+		}
+	}
+	return faultQuote
+}
+
+// text passes over one element of a comment or a quoted string and returns its
+// first octet: a backslash for a quoted pair, whose other octet is then the last
+// that was read.
+func (p *addressList) text() (byte, error) {
+	c := p.in[p.pos]
+	switch {
+	case isSpace(c):
+		return c, p.blank()
+	case c >= utf8.RuneSelf:
+		return c, p.high()
+	case c < ' ' || c == 0x7F:
+		return c, faultControl
+	}
+	p.pos++
+	if c != '\\' {
+		return c, nil
+	}
+	switch next := p.peek(); {
+	case next >= utf8.RuneSelf:
+		return c, faultOctets
+	case next < ' ' && next != '\t' || next == 0x7F:
+		return c, faultControl
+	}
+	p.pos++
+	return c, nil
+}
+
+// high passes over a character beyond ASCII, or one octet of an unknown charset. The
+// second octets of Shift JIS, Big5 and GBK can be special characters of ours.
+func (p *addressList) high() error {
+	if r, n := utf8.DecodeRune(p.in[p.pos:]); r != utf8.RuneError || n > 1 {
+		p.pos += n
+		return nil
+	}
+	p.pos++
+	switch p.peek() {
+	case '@', '[', '\\', ']':
+		return faultOctets
+	}
+	return nil
+}
+
+// angle reads an address in brackets.
+func (p *addressList) angle() error {
+	p.pos++
+	start := p.pos
+	switch c := p.peek(); c {
+	case '@':
+		return faultRoute
+	case '"':
+		if err := p.quoted(); err != nil {
+			return err
+		}
+	default:
+		p.dotAtom()
+	}
+	if p.peek() != '@' {
+		return faultBrackets
+	}
+	if err := p.addrSpec(start); err != nil {
+		return err
+	}
+	if p.peek() != '>' {
+		return faultBrackets
+	}
+	p.pos++
+	return nil
+}
+
+// addrSpec reads the @ and the domain of the address that begins at start, and
+// keeps the address.
+func (p *addressList) addrSpec(start int) error {
+	p.pos++
+	if p.peek() == '[' {
+		for p.pos < len(p.in) && p.in[p.pos] > ' ' && p.in[p.pos] < 0x7F && p.in[p.pos] != ']' {
+			p.pos++
+		}
+		if p.peek() == ']' {
+			p.pos++
+		}
+	} else {
+		p.dotAtom()
+	}
+	spec := p.in[start:p.pos]
+	switch {
+	case bytes.Contains(spec, []byte("=?")):
+		return faultEncoded
+	case !p.utf8 && !isASCII(spec):
+		return faultUTF8
+	case len(p.out) == maxMailboxes:
+		return faultMany
+	}
+	a, err := smtp.ParseAddress(string(spec))
+	if err != nil {
+		return fault("has a bad address: " + err.Error())
+	}
+	if strings.Contains(a.Local, "@") {
+		return faultAt
+	}
+	p.out = append(p.out, a)
+	return nil
+}
+
+// dotAtom passes over atext, dots and what is beyond ASCII, for ParseAddress to judge.
+func (p *addressList) dotAtom() {
+	for p.pos < len(p.in) {
+		if c := p.in[p.pos]; c != '.' && c < utf8.RuneSelf && !isAtext(c) {
+			return
+		}
+		p.pos++
+	}
+}
+
+// isSpace reports white space, or an octet that begins a fold.
+func isSpace(c byte) bool { return c == ' ' || c == '\t' || c == '\r' || c == '\n' }
+
+// isAtext reports atext (RFC 5322 section 3.2.3).
+func isAtext(c byte) bool {
+	return c > ' ' && c < 0x7F && strings.IndexByte(`()<>[]:;@\,."`, c) < 0
+}
+
+func isASCII(b []byte) bool {
+	for _, c := range b {
+		if c >= utf8.RuneSelf {
+			return false
+		}
+	}
+	return true
+}
