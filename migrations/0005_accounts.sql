@@ -2,10 +2,6 @@
 
 -- Owned by the package auth ----------------------------------------------------
 
--- '<>' is a pattern: the null sender.
-alter table sender_pattern drop constraint sender_pattern_length,
-    add constraint sender_pattern_length check (octet_length(pattern) between 2 and 320);
-
 -- The watch asks every second who changed lately.
 create index app_user_changed on app_user (updated_at);
 

@@ -1,0 +1,17 @@
+package submission
+
+import (
+	"time"
+
+	"postern/auth"
+	"postern/policy"
+	"postern/relay/queue"
+)
+
+// Charges are the limits that each message of id counts against.
+func Charges(id auth.Identity) []queue.Charge { return (&session{identity: &id}).charges() }
+
+// OverLimit is what a client is told when the queue refuses its message for a limit.
+func OverLimit(over *queue.OverLimit, now time.Time) policy.Verdict {
+	return policy.OverLimit(exceeded(over), now)
+}
