@@ -25,6 +25,7 @@ func TestScripts(t *testing.T) {
 			testscript.Run(t, testscript.Params{
 				Files:               []string{file},
 				RequireExplicitExec: true,
+				Cmds:                scriptCommands,
 				Setup: func(env *testscript.Env) error {
 					env.Setenv("POSTERN_SECRET_KEY_FILE", filepath.Join(env.WorkDir, "secret.key"))
 					if len(name) > 3 && name[:3] == "db-" {
