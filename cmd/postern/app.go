@@ -84,7 +84,7 @@ in that order. Exit status: 0 done, 1 failed, 2 used wrongly.`,
 	root.AddCommand(
 		a.serveCmd(), a.demoCmd(), a.checkCmd(), a.migrateCmd(), a.versionCmd(),
 		a.userCmd(), a.credentialCmd(), a.senderCmd(), a.limitCmd(), a.explainCmd(), a.auditCmd(),
-		a.upstreamCmd(), a.routeCmd(), a.queueCmd(), a.traceCmd(), a.completionCmd(),
+		a.upstreamCmd(), a.routeCmd(), a.queueCmd(), a.traceCmd(), a.completionCmd(), a.manCmd(),
 	)
 	root.CompletionOptions.DisableDefaultCmd = true // ours is a noun as the others
 	root.SetFlagErrorFunc(flagError)

@@ -47,7 +47,7 @@ type ask func(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]string,
 // by what they are called in its usage line.
 func (a *app) complete(cmd *cobra.Command) {
 	for flag, values := range map[string]ask{
-		"user": userNames, "credential": credentialNumbers, "upstream": upstreamNames, "via": upstreamNames, "after": userNames,
+		"user": usersLike, "credential": credentialsLike, "upstream": upstreamsLike, "via": upstreamsLike, "after": usersLike,
 	} {
 		if cmd.Flags().Lookup(flag) != nil {
 			_ = cmd.RegisterFlagCompletionFunc(flag, a.completer(values, false))
@@ -59,11 +59,11 @@ func (a *app) complete(cmd *cobra.Command) {
 	switch under := cmd.Parent(); {
 	case cmd.ValidArgsFunction != nil || under == nil:
 	case what == "USER", under.Name() == "user" && what == "NAME" && cmd.Name() != "add":
-		cmd.ValidArgsFunction = a.completer(userNames, true)
+		cmd.ValidArgsFunction = a.completer(usersLike, true)
 	case under.Name() == "credential" && what == "ID...":
-		cmd.ValidArgsFunction = a.completer(credentialNumbers, false)
+		cmd.ValidArgsFunction = a.completer(credentialsLike, false)
 	case under.Name() == "upstream" && what == "NAME" && cmd.Name() != "add":
-		cmd.ValidArgsFunction = a.completer(upstreamNames, true)
+		cmd.ValidArgsFunction = a.completer(upstreamsLike, true)
 	case what == "FILE":
 	default:
 		cmd.ValidArgsFunction = cobra.NoFileCompletions
@@ -115,7 +115,7 @@ func (a *app) withRunningPool(ctx context.Context, do func(pool *pgxpool.Pool) e
 	return do(pool)
 }
 
-func userNames(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]string, error) {
+func usersLike(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]string, error) {
 	list, err := auth.NewStore(pool).ListUsers(ctx, prefix, completionMost)
 	var names []string
 	for _, u := range list {
@@ -124,7 +124,7 @@ func userNames(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]string
 	return names, err
 }
 
-func credentialNumbers(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]string, error) {
+func credentialsLike(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]string, error) {
 	list, err := auth.NewStore(pool).FindCredentials(ctx, prefix, completionMost)
 	var numbers []string
 	for _, c := range list {
@@ -133,7 +133,7 @@ func credentialNumbers(ctx context.Context, pool *pgxpool.Pool, prefix string) (
 	return numbers, err
 }
 
-func upstreamNames(ctx context.Context, pool *pgxpool.Pool, _ string) ([]string, error) {
+func upstreamsLike(ctx context.Context, pool *pgxpool.Pool, _ string) ([]string, error) {
 	list, err := route.NewStore(pool, nil).ListUpstreams(ctx)
 	var names []string
 	for _, u := range list {
