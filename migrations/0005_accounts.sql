@@ -83,12 +83,11 @@ create index live_session_epoch on live_session (epoch);
 
 -- What the policy said when the message was accepted, for trace.
 alter table message add rule text not null default '', add usage text not null default '';
--- 'queue list --user', trace by sender, Message-ID and recipient.
-create index message_user on message (user_id, id);
+-- Trace by Message-ID, sender and recipient. What is asked of live recipients only (by
+-- user, by address) reads them all: an index more would be written with each message.
 create index message_header_id on message (header_id);
 create index message_sender on message (lower(sender_local || '@' || sender_domain), id);
 create index attempt_recipient on attempt (lower(local || '@' || domain), message_id);
-create index recipient_address on recipient (lower(local || '@' || domain), message_id);
 
 -- The upstream of the last attempt, for the queue's listing.
 alter table recipient add last_upstream text not null default '';

@@ -3,6 +3,7 @@ package queue
 import (
 	"bytes"
 	"context"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -24,7 +25,9 @@ func BenchmarkAcceptDeliver(b *testing.B) {
 		name     string
 		sessions int
 		strict   bool
-	}{{"sessions=1", 1, false}, {"sessions=20", 20, false}, {"sessions=20 strict", 20, true}, {"sessions=100", 100, false}} {
+		limited  int64 // users under three limits
+	}{{"sessions=1", 1, false, 0}, {"sessions=20", 20, false, 0}, {"sessions=20 strict", 20, true, 0},
+		{"sessions=20 limited", 20, false, 1}, {"sessions=20 limited users=1000", 20, false, 1000}, {"sessions=100", 100, false, 0}} {
 		b.Run(c.name, func(b *testing.B) {
 			db := pgtest.On(b, pgtest.Server(b, pgserver.Config{}))
 			cfg := calmConfig(db)
@@ -37,6 +40,12 @@ func BenchmarkAcceptDeliver(b *testing.B) {
 			self, theirs := selfCPU(), backend.total()
 			run(b, c.sessions, func() {
 				m := message()
+				if c.limited > 0 {
+					user := rand.Int64N(c.limited)
+					for i, kind := range []ChargeKind{ChargeMessages, ChargeRecipients, ChargeBytes} {
+						m.Charges = append(m.Charges, Charge{ChargeUser, user, kind, []time.Duration{time.Minute, time.Hour, 24 * time.Hour}[i], 1 << 40})
+					}
+				}
 				d, err := q.Enqueue(context.Background(), m, rcpts("bob@example.net"), body, true)
 				if err != nil {
 					b.Error(err)

@@ -263,33 +263,56 @@ func (c *committer) refuse(jobs []*job, err error) {
 // is stored as held. Its rows are born owned like others, so that nobody releases
 // them before their client is answered.
 const (
-	sqlEnqueue = `
-with fence as materialized (select epoch from node where epoch = $1 and reaped_at is null),
-verdict as materialized (select v.* from fence cross join lateral charge_usage($4::uuid[], false, ` + sqlCharges + `) v),
-` + sqlInsertMessages + ` cross join fence where ` + sqlNotOver + ` returning id),
-b as (insert into body (message_id, n, chunk)
-	select u.* from unnest($21::uuid[], $22::int[], $23::bytea[]) u(id, n, chunk) cross join fence where ` + sqlNotOver + `),
-r as (` + sqlInsertRecipients + ` cross join fence where ` + sqlNotOver + `)
-` + sqlVerdict
+	sqlEnqueue = sqlFence + `,
+` + sqlInsertMessages + sqlPlain + ` cross join fence returning id),
+b as (` + sqlInsertBodies + ` cross join fence),
+r as (` + sqlInsertRecipients + ` cross join fence)
+` + sqlCommitted
 
-	sqlEnqueueAgain = `
-with fence as (update node set touched = touched + 1 where epoch = $1),
-verdict as materialized (select v.* from charge_usage($4::uuid[], true, ` + sqlCharges + `) v),
-` + sqlInsertMessages + ` where ` + sqlNotOver + ` on conflict (id) do nothing returning id),
-b as (insert into body (message_id, n, chunk)
-	select u.* from unnest($21::uuid[], $22::int[], $23::bytea[]) u(id, n, chunk) join m on m.id = u.id),
+	sqlEnqueueLimited = sqlFence + `,
+verdict as materialized (select v.* from fence cross join lateral charge_usage($4::uuid[], false, ` + sqlCharges + `) v),
+` + sqlInsertMessages + sqlCharged + ` cross join fence where ` + sqlNotOver + ` returning id),
+b as (` + sqlInsertBodies + ` cross join fence where ` + sqlNotOver + `),
+r as (` + sqlInsertRecipients + ` cross join fence where ` + sqlNotOver + `)
+` + sqlCommitted + sqlVerdict
+
+	sqlEnqueueAgain = sqlTouch + `,
+` + sqlInsertMessages + sqlPlain + ` on conflict (id) do nothing returning id),
+b as (` + sqlInsertBodies + ` join m on m.id = u.id),
 r as (` + sqlInsertRecipients + ` join m on m.id = u.id)
-` + sqlVerdict
+` + sqlCommitted
+
+	sqlEnqueueLimitedAgain = sqlTouch + `,
+verdict as materialized (select v.* from charge_usage($4::uuid[], true, ` + sqlCharges + `) v),
+` + sqlInsertMessages + sqlCharged + ` where ` + sqlNotOver + ` on conflict (id) do nothing returning id),
+b as (` + sqlInsertBodies + ` join m on m.id = u.id),
+r as (` + sqlInsertRecipients + ` join m on m.id = u.id)
+` + sqlCommitted + sqlVerdict
+
+	sqlFence = `
+with fence as materialized (select epoch from node where epoch = $1 and reaped_at is null)`
+
+	sqlTouch = `
+with fence as (update node set touched = touched + 1 where epoch = $1)`
 
 	sqlCharges = `$35::smallint[], $36::bigint[], $37::smallint[], $38::integer[], $39::integer[], $40::integer[], $41::bigint[], $42::bigint[]`
 
 	sqlNotOver = `u.id not in (select v.id from verdict v where v.refused)`
 
+	sqlInsertBodies = `insert into body (message_id, n, chunk)
+	select u.* from unnest($21::uuid[], $22::int[], $23::bytea[]) u(id, n, chunk)`
+
+	// Nearly always nobody is on hold, and that is all that is looked at then.
 	sqlInsertMessages = `h as materialized (select u.id from unnest($4::uuid[], $5::bigint[], $6::bigint[]) u(id, user_id, credential_id)
-	where exists (select from hold where hold.user_id = u.user_id and hold.credential_id in (0, u.credential_id))),
+	where exists (select from hold) and exists (select from hold where hold.user_id = u.user_id and hold.credential_id in (0, u.credential_id))),
 m as (insert into message (id, user_id, credential_id, sender_local, sender_domain, size, body_type,
 		utf8, ret, envid, header_id, accepted_at, client_addr, client_hello, listener, tls, recipients, rule, node, usage)
-	select u.*, $2, coalesce((select v.usage from verdict v where v.id = u.id), '')
+	select u.*, $2, `
+
+	sqlPlain   = `''` + sqlFromMessages
+	sqlCharged = `coalesce((select v.usage from verdict v where v.id = u.id), '')` + sqlFromMessages
+
+	sqlFromMessages = `
 	from unnest($4::uuid[], $5::bigint[], $6::bigint[], $7::text[], $8::text[], $9::bigint[], $10::text[],
 		$11::boolean[], $12::text[], $13::text[], $14::text[], $15::timestamptz[], $16::text[], $17::text[], $18::text[],
 		$19::text[], $20::int[], $34::text[])
@@ -303,11 +326,13 @@ m as (insert into message (id, user_id, credential_id, sender_local, sender_doma
 		$29::text[], $30::text[], $31::text[], $32::text[], $33::text[])
 		u(id, n, dot_possible, tell, notify, domain_key, local, domain, orcpt_type, orcpt)`
 
-	sqlVerdict = `select (select count(*) from m), ` + durably + `,
+	sqlCommitted = `select (select count(*) from m), ` + durably + `,
+	case when exists (select from hold) then (select array_agg(h.id) from h) end`
+
+	sqlVerdict = `,
 	(select array_agg(v.id order by v.charge) from verdict v where v.refused), (select array_agg(v.charge order by v.charge) from verdict v where v.refused),
 	(select array_agg(v.used order by v.charge) from verdict v where v.refused), (select array_agg(v.retry_at order by v.charge) from verdict v where v.refused),
-	(select array_agg(v.charge order by v.charge) from verdict v where v.id is null), (select array_agg(v.used order by v.charge) from verdict v where v.id is null),
-	(select array_agg(h.id) from h)`
+	(select array_agg(v.charge order by v.charge) from verdict v where v.id is null), (select array_agg(v.used order by v.charge) from verdict v where v.id is null)`
 )
 
 func (c *committer) insert(ctx context.Context, conn *pgx.Conn, jobs []*job, again bool) error {
@@ -460,19 +485,28 @@ func (g *group) exec(ctx context.Context, conn *pgx.Conn, q *Queue, jobs []*job,
 // query runs the statement for jobs, which were added, notes in them what was decided
 // and says how many messages it inserted.
 func (g *group) query(ctx context.Context, conn *pgx.Conn, q *Queue, jobs []*job, again bool) (int, error) {
+	g.charges.fill(jobs)
+	var v verdict
+	var unused *string
+	args := []any{jobs[0].epoch, q.cfg.Node, q.cfg.Lifetime,
+		g.id, g.user, g.credential, g.local, g.domain, g.size, g.bodyType, g.utf8, g.ret, g.envid, g.headerID, g.acceptedAt,
+		g.addr, g.hello, g.listener, g.tls, g.recipients,
+		g.bodyID, g.bodyN, pgtype.FlatArray[[]byte](g.chunk),
+		g.rID, g.rN, g.dot, g.tell, g.notify, g.key, g.rLocal, g.rDomain, g.rType, g.orcpt, g.rule}
+	results := []any{&v.inserted, &unused, &v.held}
 	sql := sqlEnqueue
 	if again {
 		sql = sqlEnqueueAgain
 	}
-	g.charges.fill(jobs)
-	var v verdict
-	var unused *string
-	err := conn.QueryRow(ctx, sql, append([]any{jobs[0].epoch, q.cfg.Node, q.cfg.Lifetime,
-		g.id, g.user, g.credential, g.local, g.domain, g.size, g.bodyType, g.utf8, g.ret, g.envid, g.headerID, g.acceptedAt,
-		g.addr, g.hello, g.listener, g.tls, g.recipients,
-		g.bodyID, g.bodyN, pgtype.FlatArray[[]byte](g.chunk),
-		g.rID, g.rN, g.dot, g.tell, g.notify, g.key, g.rLocal, g.rDomain, g.rType, g.orcpt, g.rule}, g.charges.args()...)...).
-		Scan(&v.inserted, &unused, &v.refused, &v.charge, &v.used, &v.retryAt, &v.nearRow, &v.nearUsed, &v.held)
+	if len(g.charges.rows) > 0 {
+		args = append(args, g.charges.args()...)
+		results = append(results, &v.refused, &v.charge, &v.used, &v.retryAt, &v.nearRow, &v.nearUsed)
+		sql = sqlEnqueueLimited
+		if again {
+			sql = sqlEnqueueLimitedAgain
+		}
+	}
+	err := conn.QueryRow(ctx, sql, args...).Scan(results...)
 	if err != nil {
 		return 0, fmt.Errorf("insert: %w", err)
 	}

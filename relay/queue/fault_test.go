@@ -295,6 +295,8 @@ func TestServerKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = again.Stop() })
+	// A pool does not look at connections that it has just used.
+	eventually(t, "the test's own connections are new", func() bool { return db.Pool.Ping(ctxOf(t)) == nil })
 	becomes(t, db, m.ID, "")
 	eventually(t, "the queue is back", func() bool { return q.Available() == nil })
 	put(t, q, true, "b@example.net")

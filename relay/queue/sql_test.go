@@ -26,7 +26,8 @@ import (
 // partial statements are parts of others.
 var partial = map[string]bool{"sqlInsertMessages": true, "sqlInsertRecipients": true, "sqlOutcomes": true, "sqlEndings": true, "sqlEndingsAgain": true,
 	"sqlDeliver": true, "sqlUndeliver": true, "sqlEnd": true, "sqlEntries": true,
-	"sqlState": true, "sqlMatches": true, "sqlChosen": true, "sqlLocked": true, "sqlNoted": true, "sqlCounted": true, "sqlCharges": true, "sqlNotOver": true, "sqlVerdict": true}
+	"sqlState": true, "sqlMatches": true, "sqlChosen": true, "sqlLocked": true, "sqlNoted": true, "sqlCounted": true, "sqlCharges": true, "sqlNotOver": true, "sqlVerdict": true, "sqlInsertBodies": true,
+	"sqlFence": true, "sqlTouch": true, "sqlPlain": true, "sqlCharged": true, "sqlFromMessages": true, "sqlCommitted": true}
 
 // statements finds the text of every constant sql… of this package.
 func statements(t *testing.T) map[string]string {
@@ -96,7 +97,7 @@ func TestPlansUseKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := statements(t)
-	for _, name := range []string{"sqlDelivered", "sqlUndelivered", "sqlDeliveredAgain", "sqlUndeliveredAgain", "sqlAwaitEndings", "sqlGate", "sqlClaim", "sqlEnqueueAgain", "sqlTold",
+	for _, name := range []string{"sqlDelivered", "sqlUndelivered", "sqlDeliveredAgain", "sqlUndeliveredAgain", "sqlAwaitEndings", "sqlGate", "sqlClaim", "sqlEnqueueAgain", "sqlEnqueueLimitedAgain", "sqlTold",
 		"sqlTurnWaits", "sqlMoveBody", "sqlChunks"} {
 		description, err := conn.Prepare(ctxOf(t), name, all[name])
 		if err != nil {
@@ -226,7 +227,7 @@ func TestCommitIsDurableByItself(t *testing.T) {
 	}
 	for name, sql := range statements(t) {
 		switch name {
-		case "sqlEnqueue", "sqlEnqueueAgain", "sqlDelivered", "sqlUndelivered", "sqlGate", "sqlReap", "sqlTold":
+		case "sqlEnqueue", "sqlEnqueueAgain", "sqlEnqueueLimited", "sqlEnqueueLimitedAgain", "sqlDelivered", "sqlUndelivered", "sqlGate", "sqlReap", "sqlTold":
 			if !strings.Contains(sql, durably) {
 				t.Errorf("%s does not see to its own durability", name)
 			}
