@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -49,8 +48,8 @@ type explainStep struct {
 type explainWay struct {
 	Recipient string `json:"recipient"`
 	Route     int64  `json:"route,omitempty"`
-	Via       string `json:"via,omitempty"` // an upstream, or mx
-	Trouble   string `json:"trouble,omitempty"`
+	Via       string `json:"via,omitempty"`     // an upstream, or mx
+	Trouble   string `json:"trouble,omitempty"` // why there is no way, or none that can be told here
 }
 
 func (a *app) explainCmd() *cobra.Command {
@@ -68,7 +67,8 @@ way it would go. Nothing is sent and nothing is counted. The exit status is 0 wh
 would be accepted and 1 when it would not.
 
 The header's From field is taken to be --from; '<>' is the null sender of bounces. With
---credential the limits of that credential are looked at too.`,
+--credential the limits of that credential are looked at too. The server's own limits
+are those of the configuration that is read here.`,
 		Example: `  postern explain --user alice@example.com --from sales@example.com --to bob@example.net
   postern explain --user app@example.com --credential 12 --from app@example.com --to bob@example.net --size 30MB`,
 		Args: noArguments,
@@ -264,8 +264,10 @@ func (a *app) explainWays(ctx context.Context, users *accounts, cfg config, e *e
 		way := explainWay{Recipient: to.String(), Via: "mx"}
 		d, err := routes.Resolve(ctx, id.UserID, q.from, to)
 		switch {
+		case errors.Is(err, route.ErrSeal):
+			way.Via, way.Trouble = "", "the key of this machine does not open the upstream's password: "+err.Error()
 		case err != nil:
-			way.Via, way.Trouble = "", err.Error()
+			way.Via, way.Trouble = "", "it would wait: "+err.Error()
 		case d.Upstream != nil:
 			way.Via = d.Upstream.Name
 		}
@@ -301,7 +303,7 @@ func (a *app) printExplanation(e *explanation) error {
 		}
 		via := w.Via
 		if w.Trouble != "" {
-			via = "it would wait: " + strings.TrimSpace(w.Trouble)
+			via = w.Trouble
 		}
 		t.add(w.Recipient, number, via)
 	}

@@ -281,7 +281,10 @@ all users.`,
 			if len(args) == 0 && whom.credential == "" {
 				whom.all = true
 			}
-			return whom.args(cmd, args)
+			if whom.args(cmd, args) != nil {
+				return usagef("'%s' takes a user's name, --default or --credential ID, or none of them", cmd.CommandPath())
+			}
+			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			target, err := whom.target(args)
