@@ -1,9 +1,14 @@
-// Package auth answers "who are you?": users and credentials in Postgres,
-// password hashing, the SASL exchanges, and the throttling of failures.
+// Package auth answers "who are you?": users, credentials and limits in Postgres,
+// password hashing, the SASL exchanges, and the throttling of failures over all nodes.
+// docs/accounts.md is what it promises to an admin. It knows nothing of mail: holds are
+// the queue's, and what a limit means is the policy's.
 //
-// A wrong name, a wrong password, a disabled user and an expired credential take
-// one path, the same time and give the same ErrCredentials. Trouble with the
-// database is ErrUnavailable and never a verdict about the password.
+// A wrong name, a wrong password, a disabled user and an expired or revoked credential
+// take one path, the same time and give the same ErrCredentials. Trouble with the
+// database is ErrUnavailable, never a verdict about the password, and counts as no failure.
+//
+// A change acts on every node that has a Watch within a second, and without one within
+// five: what a node has cached of a user holds against the user's version only.
 package auth
 
 import (

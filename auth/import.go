@@ -102,7 +102,7 @@ func (p *importParser) next() bool {
 	}
 	line, _ := p.csv.FieldPos(0)
 	if err != nil {
-		err = fmt.Errorf("it has %d fields, the first line has %d: put fields with a comma in quotes", len(record), len(p.columns))
+		err = fmt.Errorf("it has %d fields, the first line has %d: put fields with a comma, such as argon2id hashes, in double quotes", len(record), len(p.columns))
 	} else {
 		err = p.user(record, line)
 	}

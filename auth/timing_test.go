@@ -24,14 +24,59 @@ func TestA6Timing(t *testing.T) {
 	_, err := s.AddUser(t.Context(), NewUser{Name: "nohash"})
 	must(t, err)
 	must(t, s.SetEnabled(t.Context(), "disabled", false, "test"))
-	kinds := []struct{ kind, name, password string }{
-		{"unknown", "unknown", "pw"}, {"wrong password", "known", "wrong"},
-		{"disabled", "disabled", "pw"}, {"no hash", "nohash", "pw"},
+	for name, change := range map[string]string{"expired": "expires_at = now()", "revoked": "revoked_at = now()", "elsewhere": "allowed_networks = '{203.0.113.0/24}'"} {
+		u, err := s.AddUser(t.Context(), NewUser{Name: name, Password: "pw"})
+		must(t, err)
+		_, err = s.db.Exec(t.Context(), "update credential set "+change+" where user_id = $1", u.ID)
+		must(t, err)
 	}
+	compareTimes(t, s, 2000, words{"known", "pw"}, []failure{
+		{"unknown", words{"unknown", "pw"}}, {"wrong password", words{"known", "wrong"}},
+		{"disabled", words{"disabled", "pw"}}, {"no hash", words{"nohash", "pw"}},
+		{"expired", words{"expired", "pw"}}, {"revoked", words{"revoked", "pw"}}, {"elsewhere", words{"elsewhere", "pw"}},
+	})
+}
+
+// TestA6TimingOfSecrets is TestA6Timing for generated secrets, in seconds.
+func TestA6TimingOfSecrets(t *testing.T) {
+	s := testStore(t)
+	logins := map[string]words{}
+	for _, name := range []string{"known", "disabled", "expired", "revoked", "elsewhere"} {
+		_, err := s.AddUser(t.Context(), NewUser{Name: name})
+		must(t, err)
+		c, secret, err := s.AddCredential(t.Context(), name, NewCredential{})
+		must(t, err)
+		logins[name] = words{name, secret}
+		change := map[string]string{"expired": "expires_at = now()", "revoked": "revoked_at = now()", "elsewhere": "allowed_networks = '{203.0.113.0/24}'"}[name]
+		if change != "" {
+			_, err = s.db.Exec(t.Context(), "update credential set "+change+" where id = $1", c.ID)
+			must(t, err)
+		}
+	}
+	must(t, s.SetEnabled(t.Context(), "disabled", false, "test"))
+	compareTimes(t, s, 500, logins["known"], []failure{
+		{"unknown user", words{"unknown", logins["known"].password}},
+		{"unknown credential", words{"known", secretOf(1<<60, GeneratePassword())}},
+		{"wrong secret", words{"known", secretOf(1, GeneratePassword())}},
+		{"disabled", logins["disabled"]}, {"expired", logins["expired"]},
+		{"revoked", logins["revoked"]}, {"elsewhere", logins["elsewhere"]},
+	})
+}
+
+type words struct{ name, password string }
+
+type failure struct {
+	kind string
+	words
+}
+
+// compareTimes fails when the median times of interleaved failures of each kind
+// differ by more than max(2 ms, 3 %). The cache is warm with a login that is right.
+func compareTimes(t *testing.T, s *Store, rounds int, right words, kinds []failure) {
 	a := NewAuthenticator(s, Config{})
 	times := make([][]time.Duration, len(kinds))
-	for range 2000 {
-		if _, err := a.Verify(t.Context(), "known", "pw", at(home)); err != nil { // keeps the cache warm
+	for range rounds {
+		if _, err := a.Verify(t.Context(), right.name, right.password, at(home)); err != nil {
 			t.Fatal(err)
 		}
 		for i, k := range kinds {

@@ -39,6 +39,16 @@ func OverLimit(e Exceeded, now time.Time) Verdict {
 	return refuse("limit "+string(e.Limit.Kind)+" "+FormatLimit(e.Limit)+" "+scope(e.Limit), smtp.Temporary(452, 7, 1, text))
 }
 
+// Messages refuses a user whose messages are limited to none.
+func Messages(id auth.Identity, now time.Time) Verdict {
+	for _, l := range id.Limits {
+		if l.Kind == auth.LimitMessages && l.Max == 0 {
+			return OverLimit(Exceeded{Limit: l, Amount: 1}, now)
+		}
+	}
+	return allow("messages")
+}
+
 func scope(l auth.Limit) string {
 	if byCredential(l) {
 		return "credential"

@@ -55,7 +55,7 @@ func outage(t *testing.T, r *rig.Rig, node *rig.Node, how string, begin func()) 
 	begin()
 
 	wantCode(t, how+": AUTH", connected.Login(how+"@load.test", rig.Password), 454)
-	wantCode(t, how+": dot", atDot.Say("dot", 250, "Subject: x\r\n\r\ntext\r\n."), 451)
+	wantCode(t, how+": dot", atDot.Say("dot", 250, "From: "+rig.User+"\r\n\r\ntext\r\n."), 451)
 	wantTemporary(t, how+": an idle session", submit(idle, rig.User))
 	c := dial(t, r, node)
 	wantTemporary(t, how+": a new session", errors.Join(c.Login(rig.User, rig.Password), submit(c, rig.User)))
@@ -114,7 +114,7 @@ func submit(c *rig.Client, from string) error {
 	if err := openData(c, from); err != nil {
 		return err
 	}
-	return c.Say("dot", 250, "Subject: x\r\n\r\ntext\r\n.")
+	return c.Say("dot", 250, "From: "+from+"\r\n\r\ntext\r\n.")
 }
 
 // serve logs a user in, submits a message and says how long that took.

@@ -34,6 +34,7 @@ type Accept struct {
 	Hello      string
 	TLS        string // "" in clear
 	Rule       string // the policy rule that allowed the sender
+	Usage      string // of the limits after it: "messages 3/100 in 60s"; "" without any
 }
 
 // Accepted logs that a message is in the queue.
@@ -51,7 +52,76 @@ func (l *Logger) Accepted(a Accept) {
 	e.text("hello", a.Hello)
 	e.text("tls", a.TLS)
 	e.text("rule", a.Rule)
+	e.text("usage", a.Usage)
 	e.end("accepted")
+}
+
+// HeldEvent is a message that was accepted and waits for an admin because of a hold.
+// Event "held".
+type HeldEvent struct {
+	ID         string // queue id
+	User       string // canonical account name
+	Sender     smtp.Address
+	Recipients int
+	Reason     string // of the hold
+}
+
+// Held logs that an accepted message is held.
+func (l *Logger) Held(h HeldEvent) {
+	e := l.begin(slog.LevelInfo)
+	if e == nil {
+		return
+	}
+	e.text("id", h.ID)
+	e.text("user", h.User)
+	e.path("sender", h.Sender)
+	e.add(slog.Int("recipients", h.Recipients))
+	e.text("reason", h.Reason)
+	e.end("held")
+}
+
+// LimitEvent is a limit that is nearly used up. Event "limit_near".
+type LimitEvent struct {
+	User       string // name, or id where no name is known; "" when only the credential is known
+	Credential string // "" for a limit on all that the user sends
+	Limit      string // "messages 100/m"
+	Used       int64  // in the limit's window, in what it counts
+}
+
+// LimitNear logs that four fifths of a limit are used.
+func (l *Logger) LimitNear(n LimitEvent) {
+	e := l.begin(slog.LevelInfo)
+	if e == nil {
+		return
+	}
+	e.text("user", n.User)
+	e.text("credential", n.Credential)
+	e.text("limit", n.Limit)
+	e.add(slog.Int64("used", n.Used))
+	e.end("limit_near")
+}
+
+// HoldEvent is a hold on the mail of a user that the relay itself made or ended.
+// Events "hold" and "released".
+type HoldEvent struct {
+	User   string // canonical account name
+	Reason string // why it was made, or ended
+}
+
+// Hold logs that the relay holds the mail of a user from now on.
+func (l *Logger) Hold(h HoldEvent) { l.hold("hold", h) }
+
+// Released logs that the relay has ended a hold.
+func (l *Logger) Released(h HoldEvent) { l.hold("released", h) }
+
+func (l *Logger) hold(name string, h HoldEvent) {
+	e := l.begin(slog.LevelInfo)
+	if e == nil {
+		return
+	}
+	e.text("user", h.User)
+	e.text("reason", h.Reason)
+	e.end(name)
 }
 
 // Refusal is a command or a message that was answered 4yz or 5yz. Event "refused".
@@ -178,7 +248,8 @@ type AuthEvent struct {
 	Mechanism string
 	TLS       string
 	OK        bool
-	Reason    string // "credentials", "busy", "unavailable", "malformed", "cancelled"
+	Reason    string // "credentials", "busy", "unavailable", "malformed", "cancelled", "sessions"
+	Rule      string // the policy rule that refused, for "sessions"
 	Err       error  // the cause when the trouble is ours: the line becomes a warning
 }
 
@@ -199,6 +270,7 @@ func (l *Logger) Auth(a AuthEvent) {
 	e.text("tls", a.TLS)
 	e.add(slog.Bool("ok", a.OK))
 	e.text("reason", a.Reason)
+	e.text("rule", a.Rule)
 	e.err(a.Err)
 	e.end("auth")
 }
@@ -213,7 +285,7 @@ type Session struct {
 	User     string
 	Messages int
 	Elapsed  time.Duration
-	Reason   string // why it ended: "quit", "timeout", "shutdown", …
+	Reason   string // why it ended: "quit", "timeout", "shutdown", "revoked", …
 }
 
 // SessionOpen logs that a client connected.

@@ -36,9 +36,9 @@ var events = []struct {
 }{
 	{
 		func(l *Logger) {
-			l.Accepted(Accept{ID: "id1", User: "alice", Sender: alice, Recipients: 2, Size: 100, MessageID: "<m@x>", Client: client, Hello: "laptop", TLS: "TLS1.3", Rule: "sender *@example.com"})
+			l.Accepted(Accept{ID: "id1", User: "alice", Sender: alice, Recipients: 2, Size: 100, MessageID: "<m@x>", Client: client, Hello: "laptop", TLS: "TLS1.3", Rule: "sender *@example.com", Usage: "messages 3/100 in 60s"})
 		},
-		`{"level":"INFO","msg":"accepted","id":"id1","user":"alice","sender":"alice@example.com","recipients":2,"size":100,"message_id":"<m@x>","client":"192.0.2.7:50000","hello":"laptop","tls":"TLS1.3","rule":"sender *@example.com"}`,
+		`{"level":"INFO","msg":"accepted","id":"id1","user":"alice","sender":"alice@example.com","recipients":2,"size":100,"message_id":"<m@x>","client":"192.0.2.7:50000","hello":"laptop","tls":"TLS1.3","rule":"sender *@example.com","usage":"messages 3/100 in 60s"}`,
 	},
 	{
 		func(l *Logger) { l.Accepted(Accept{ID: "id1"}) },
@@ -89,6 +89,38 @@ var events = []struct {
 	{
 		func(l *Logger) { l.Auth(AuthEvent{Reason: "unavailable", Err: io.EOF}) },
 		`{"level":"WARN","msg":"auth","ok":false,"reason":"unavailable","error":"EOF"}`,
+	},
+	{
+		func(l *Logger) { l.Auth(AuthEvent{User: "alice", Reason: "sessions", Rule: "sessions user"}) },
+		`{"level":"INFO","msg":"auth","user":"alice","ok":false,"reason":"sessions","rule":"sessions user"}`,
+	},
+	{
+		func(l *Logger) {
+			l.Held(HeldEvent{ID: "id1", User: "alice", Sender: alice, Recipients: 2, Reason: "stolen?"})
+		},
+		`{"level":"INFO","msg":"held","id":"id1","user":"alice","sender":"alice@example.com","recipients":2,"reason":"stolen?"}`,
+	},
+	{
+		func(l *Logger) { l.Held(HeldEvent{ID: "id1", Recipients: 1}) },
+		`{"level":"INFO","msg":"held","id":"id1","sender":"<>","recipients":1}`,
+	},
+	{
+		func(l *Logger) {
+			l.LimitNear(LimitEvent{User: "alice", Credential: "12", Limit: "messages 100/m", Used: 80})
+		},
+		`{"level":"INFO","msg":"limit_near","user":"alice","credential":"12","limit":"messages 100/m","used":80}`,
+	},
+	{
+		func(l *Logger) { l.LimitNear(LimitEvent{User: "alice", Limit: "bytes 1GB/d"}) },
+		`{"level":"INFO","msg":"limit_near","user":"alice","limit":"bytes 1GB/d","used":0}`,
+	},
+	{
+		func(l *Logger) { l.Hold(HoldEvent{User: "alice", Reason: "first_time_share 0.9"}) },
+		`{"level":"INFO","msg":"hold","user":"alice","reason":"first_time_share 0.9"}`,
+	},
+	{
+		func(l *Logger) { l.Released(HoldEvent{User: "alice", Reason: "user removed"}) },
+		`{"level":"INFO","msg":"released","user":"alice","reason":"user removed"}`,
 	},
 	{
 		func(l *Logger) { l.SessionOpen(Session{Client: client, Listener: "submission"}) },
@@ -215,8 +247,11 @@ func TestA13HostileText(t *testing.T) {
 			notice  NoticeEvent
 			auth    AuthEvent
 			session Session
+			held    HeldEvent
+			limit   LimitEvent
+			hold    HoldEvent
 		)
-		for _, event := range []any{&accept, &refusal, &attempt, &notice, &auth, &session} {
+		for _, event := range []any{&accept, &refusal, &attempt, &notice, &auth, &session, &held, &limit, &hold} {
 			fill(reflect.ValueOf(event).Elem(), text)
 		}
 		for _, format := range []string{"json", "text"} {
@@ -229,6 +264,7 @@ func TestA13HostileText(t *testing.T) {
 			for _, log := range []func(){
 				func() { l.Accepted(accept) }, func() { l.Refused(refusal) }, func() { l.Attempt(attempt) },
 				func() { l.Notice(notice) }, func() { l.Auth(auth) }, func() { l.SessionOpen(session) }, func() { l.SessionClosed(session) },
+				func() { l.Held(held) }, func() { l.LimitNear(limit) }, func() { l.Hold(hold) }, func() { l.Released(hold) },
 			} {
 				out.Reset()
 				log()
@@ -238,7 +274,7 @@ func TestA13HostileText(t *testing.T) {
 	}
 }
 
-var eventName = regexp.MustCompile(`^(accepted|refused|delivered|deferred|failed|notice|bounced|auth|session_open|session_closed)$`)
+var eventName = regexp.MustCompile(`^(accepted|refused|delivered|deferred|failed|notice|bounced|auth|session_open|session_closed|held|limit_near|hold|released)$`)
 
 func checkLine(t *testing.T, line, format, text string) {
 	t.Helper()

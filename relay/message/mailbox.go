@@ -28,7 +28,7 @@ const (
 	faultEmpty    = fault("has an empty place in its list; remove the comma")
 	faultNoDomain = fault("has text without an address; write Name <user@example.com>")
 	faultText     = fault("has text around an address that can be read in two ways; write \"Name\" <user@example.com>")
-	faultBrackets = fault("has more than one plain address in < >; write Name <user@example.com>")
+	faultBrackets = fault("has something else than one plain address in < >; write Name <user@example.com>")
 	faultRoute    = fault("has a source route; write the address alone")
 	faultGroup    = fault("has a group that is not closed or within another; write a plain list of addresses")
 	faultEncoded  = fault("has an encoded word in an address; only names can be encoded")
@@ -136,11 +136,8 @@ func (p *addressList) peek() byte {
 
 // unexpected says why the next octet cannot stand where it does.
 func (p *addressList) unexpected() error {
-	switch c := p.in[p.pos]; {
-	case c < ' ' || c == 0x7F:
+	if c := p.in[p.pos]; c < ' ' || c == 0x7F {
 		return faultControl
-	case c == '<' || c == '>':
-		return faultBrackets
 	}
 	return faultText
 }

@@ -327,3 +327,29 @@ func simple(t *testing.T, in string) []smtp.Address {
 	}
 	return list
 }
+
+// A12: no control comes into an address or is passed over beside one, quoted or not.
+func TestA12HeaderControls(t *testing.T) {
+	t.Parallel()
+	for c := range 256 {
+		if c >= ' ' && c != 0x7F && c < 0x80 || c == '\t' {
+			continue
+		}
+		octet := string([]byte{byte(c)})
+		for _, in := range []string{
+			`"a` + octet + `"@own`, `"a\` + octet + `"@own`, "<a" + octet + "@own>", "a@own" + octet, "a@[192.0.2.1" + octet + "]", `"x\` + octet + `" <a@own>`, `a@own (\` + octet + ")",
+		} {
+			if got, err := appendMailboxes(nil, []byte(in), false); err == nil {
+				t.Errorf("%q is taken for %v", in, got)
+			}
+		}
+		if c >= 0x80 {
+			continue // in names any charset is taken
+		}
+		for _, in := range []string{`"x` + octet + `" <a@own>`, "x" + octet + " <a@own>", "a@own (" + octet + ")", octet + "a@own", "g" + octet + ": a@own;"} {
+			if got, err := appendMailboxes(nil, []byte(in), true); err == nil {
+				t.Errorf("%q is taken for %v", in, got)
+			}
+		}
+	}
+}

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"runtime"
 	"time"
 
 	"postern/auth"
+	"postern/policy"
 	"postern/relay/maillog"
 	"postern/relay/queue"
 )
@@ -48,12 +50,28 @@ type Handoff interface {
 	Take(d *queue.Delivery)
 }
 
+// Current tells what a user who has authenticated may do now; auth's Authenticator
+// fits. The error is auth.ErrCredentials when the credential works no more, from peer
+// or at all; any other says nothing about it. The call is bounded by ctx.
+type Current interface {
+	Current(ctx context.Context, userID, credentialID int64, peer netip.Addr) (auth.Identity, error)
+}
+
+// Sessions bounds the sessions that a user has at once; policy's Sessions fits. Who may
+// not enter gets a Verdict with a temporary reply; leave, which does not block, is
+// called once for each that did. An error says nothing about the user.
+type Sessions interface {
+	Enter(ctx context.Context, id auth.Identity) (leave func(), v policy.Verdict, err error)
+}
+
 // Config is all that a Server needs.
 type Config struct {
 	Hostname     string // our name in the greeting, EHLO and Received
 	Listeners    []Listener
 	Certificates *Certificates
 	Verifier     auth.Verifier
+	Current      Current  // asked by Recheck; nil: sessions keep what AUTH gave them
+	Sessions     Sessions // nil: as many at once as there are connections
 	Queue        Queue
 	Handoff      Handoff         // nil: messages are born waiting for a claim
 	Log          *maillog.Logger // mail events; nil: nowhere

@@ -120,6 +120,9 @@ func (s *session) commit(id queue.ID, now time.Time, b *body, facts *message.Fac
 	m := s.message(id, now, b, facts)
 	tx, handoff := s.tx, s.server.cfg.Handoff
 	owned := handoff != nil && handoff.Reserve(b.Size())
+	if s.wire.isRevoked() { // the last look: what comes later comes after the message
+		return s.refuseMessage(id, &smtp.Error{Reply: replyRevoked})
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), s.server.limits.Commit)
 	delivery, err := s.server.cfg.Queue.Enqueue(ctx, m, tx.rcpts, b, owned)
 	cancel()
@@ -152,7 +155,7 @@ func (s *session) message(id queue.ID, now time.Time, b *body, facts *message.Fa
 		Sender: mail.From, Size: b.Size(), BodyType: mail.Body, UTF8: mail.UTF8,
 		Ret: mail.Ret, EnvID: mail.EnvID, MessageID: facts.MessageID, AcceptedAt: now,
 		ClientAddr: s.peer.addr.Addr(), ClientHello: s.hello, Listener: s.listener.Name, TLS: s.secured,
-		Rule: s.tx.rule, Charges: s.charges(),
+		Rule: s.tx.rule, NewNetwork: s.identity.NewNetwork, Charges: s.charges(),
 	}
 }
 

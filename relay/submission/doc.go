@@ -14,6 +14,9 @@
 // whatever clients do, and budgets are given back with the last reference to a
 // body.
 //
+// A session ends when its credential works no more, as soon as Recheck has found
+// that: no command that comes later is run, and no message is handed to the queue.
+//
 // It does not choose routes, deliver, write bounces or touch the database itself.
 // Trouble of the verifier or the queue is answered 4yz; its cause goes to the log.
 package submission

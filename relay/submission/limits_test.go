@@ -187,7 +187,7 @@ func TestA8DotStuffingIsNotCounted(t *testing.T) {
 	ts := startServer(t, func(cfg *Config) { cfg.Limits.MessageSize = 3000 })
 	c := ts.login(t)
 	c.envelope()
-	c.send("Subject: x\r\n\r\n" + strings.Repeat("..\r\n", 900) + ".\r\n") // 2,714 octets, sent as 3,614
+	c.send("From: alice@example.com\r\n\r\n" + strings.Repeat("..\r\n", 900) + ".\r\n") // 2,727 octets, sent as 3,627
 	c.expect(250)
 }
 
@@ -220,8 +220,8 @@ func TestA8Headers(t *testing.T) {
 	}{
 		"many fields": {strings.Repeat("X: y\r\n", 100_000), 5},
 		"one field":   {"X: y\r\n" + strings.Repeat(" "+strings.Repeat("z", 98)+"\r\n", 10_000), 5},
-		"odd names":   {"__proto__: x\r\nconstructor: x\r\n", 2},
-		"long name":   {strings.Repeat("n", 60_000) + ": x\r\n", 2},
+		"odd names":   {"From: alice@example.com\r\n__proto__: x\r\nconstructor: x\r\n", 2},
+		"long name":   {"From: alice@example.com\r\n" + strings.Repeat("n", 60_000) + ": x\r\n", 2},
 	} {
 		c.envelope()
 		c.send(m.text + "\r\ntext\r\n.\r\n")

@@ -3,11 +3,13 @@ package submission
 import (
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"strings"
 
 	"github.com/emersion/go-sasl"
 
 	"postern/auth"
+	"postern/policy"
 	"postern/relay/maillog"
 	"postern/relay/smtp"
 )
@@ -43,15 +45,37 @@ func (s *session) auth(args string) smtp.Reply {
 	if err := s.server.cfg.Queue.Available(); err != nil {
 		return s.authEnded(mech, "", err)
 	}
+	mark := s.server.logins.mark()
 	err = s.converse(exchange, response)
 	if s.ended != "" {
 		return smtp.Reply{}
 	}
 	if err == nil {
-		id := identity()
-		s.identity = &id
+		err = s.admit(identity(), mark)
 	}
 	return s.authEnded(mech, identity().Name, err)
+}
+
+// tooMany refuses a login because of the sessions that are open.
+type tooMany struct{ policy.Verdict }
+
+func (e *tooMany) Error() string { return "too many sessions at once" }
+
+// admit makes id the session's if it may have one more, and known to Recheck.
+func (s *session) admit(id auth.Identity, mark uint64) error {
+	if sessions := s.server.cfg.Sessions; sessions != nil {
+		leave, v, err := sessions.Enter(s.server.cutting, id)
+		if err != nil {
+			return fmt.Errorf("enter session: %w", err)
+		}
+		if !v.Allowed {
+			return &tooMany{v}
+		}
+		s.release = leave
+	}
+	s.identity = &id
+	s.server.logins.enter(s, access{id.UserID, id.CredentialID, s.peer.addr.Addr()}, mark)
+	return nil
 }
 
 var (
@@ -101,6 +125,7 @@ func (s *session) authEnded(mech, user string, err error) smtp.Reply {
 		Mechanism: mech, TLS: s.secured, OK: err == nil,
 	}
 	var r smtp.Reply
+	var over *tooMany
 	switch {
 	case err == nil:
 		r = smtp.OK(235, 7, 0, "Authentication succeeded")
@@ -112,6 +137,9 @@ func (s *session) authEnded(mech, user string, err error) smtp.Reply {
 		r, e.Reason = badBase64, "malformed"
 	case errors.Is(err, auth.ErrMalformed):
 		r, e.Reason = smtp.Permanent(501, 5, 2, "Malformed authentication exchange"), "malformed"
+	case errors.As(err, &over):
+		r, e.Reason, e.Rule = over.Reply, "sessions", over.Rule
+		s.server.counts.refusedSessions.Add(1)
 	case errors.Is(err, auth.ErrBusy):
 		r, e.Reason = smtp.Temporary(454, 7, 0, "Authentication is busy, try again later"), "busy"
 	default:

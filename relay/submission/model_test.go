@@ -127,7 +127,7 @@ func (p *player) marker(s op) string {
 
 // text returns what a step sends, and what it sends after 334 or 354.
 func (p *player) text(s op, marker string) (line, more string) {
-	message := "Message-ID: " + marker + "\r\n\r\ntext\r\nMAIL FROM:<eve@example.com>\r\n"
+	message := "From: alice@example.com\r\nMessage-ID: " + marker + "\r\n\r\ntext\r\nMAIL FROM:<eve@example.com>\r\n"
 	line = [...]string{
 		opEhlo: "EHLO client.test", opHelo: "HELO client.test", opStartTLS: "STARTTLS",
 		opAuthOK:     "AUTH PLAIN " + plain("alice@example.com", "secret"),

@@ -20,6 +20,7 @@ type Server struct {
 	listeners []*listener
 	spool     *spool
 	peers     *peers
+	logins    *logins
 	counts    counters
 	spent     spent
 
@@ -55,6 +56,7 @@ func New(cfg Config) (*Server, error) {
 	s.peers = newPeers(s.limits.Connections, s.limits.ConnectionsPerAddress)
 	s.draining, s.drain = context.WithCancel(context.Background())
 	s.cutting, s.cut = context.WithCancel(context.Background())
+	s.logins = newLogins(s)
 	permits := make(chan struct{}, s.limits.Handshakes)
 	for _, l := range cfg.Listeners {
 		if l.Name == "" {
@@ -110,6 +112,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	select {
 	case <-done:
 		s.cut()
+		s.logins.running.Wait()
 		return nil
 	case <-ctx.Done():
 	}
@@ -120,6 +123,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 	s.mu.Unlock()
 	<-done
+	s.logins.running.Wait()
 	return ctx.Err()
 }
 
@@ -141,6 +145,10 @@ func (s *Server) open(l *listener, conn net.Conn, peer peer) bool {
 
 func (s *Server) closed(x *session) {
 	s.peers.leave(x.peer)
+	s.logins.leave(x)
+	if x.release != nil {
+		x.release()
+	}
 	s.mu.Lock()
 	delete(s.sessions, x)
 	s.mu.Unlock()
@@ -162,6 +170,7 @@ func (s *Server) secure(l *listener, conn net.Conn) (*tls.Conn, error) {
 // Replies that belong to the connection and not to a command.
 var (
 	replyShutdown = smtp.Temporary(421, 3, 2, "Service is shutting down")
+	replyRevoked  = smtp.Temporary(421, 7, 0, "Your access has been withdrawn, closing connection")
 	replyTimeout  = smtp.Temporary(421, 4, 2, "Timeout, closing connection")
 	replyTooMany  = smtp.Temporary(421, 7, 0, "Too many connections, try again later")
 	replyFault    = smtp.Temporary(421, 3, 0, "Internal error, try again later")

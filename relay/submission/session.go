@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"postern/auth"
@@ -18,7 +19,8 @@ import (
 // run in one goroutine.
 //
 // What it may do next follows from four facts: secured (TLS), greeted (EHLO or
-// HELO), identity (AUTH) and tx (MAIL).
+// HELO), identity (AUTH) and tx (MAIL). Others tell it only of revocation (wire) and
+// of an identity to go on with.
 type session struct {
 	server   *Server
 	listener *listener
@@ -32,6 +34,10 @@ type session struct {
 	esmtp    bool   // it was EHLO
 	identity *auth.Identity
 	tx       *transaction // nil outside a mail transaction
+
+	renewed atomic.Pointer[auth.Identity] // for the next transaction; nil: nothing new
+	group   *group                        // of logins, which guards it; nil before AUTH
+	release func()                        // of Config.Sessions, nil before AUTH
 
 	commands int // since the greeting or the last accepted message
 	bad      int
@@ -78,11 +84,20 @@ func (s *session) next() {
 		s.leave("shutdown", replyShutdown)
 		return
 	}
+	if s.tx == nil && s.wire.isRevoked() { // there may be commands already, to be read without a wait
+		s.leave("revoked", replyRevoked)
+		return
+	}
 	line, err := s.line()
 	if _, whole := asRefusal(err); err != nil && !whole {
 		s.lineFailed(err)
 		return
 	}
+	if s.wire.isRevoked() {
+		s.leave("revoked", replyRevoked)
+		return
+	}
+	s.renew()
 	if over := s.exhausted(); over != "" {
 		s.leave(over, smtp.Temporary(421, 7, 0, "Too many "+over+", closing connection"))
 		return
@@ -110,6 +125,17 @@ func (s *session) next() {
 	}
 	s.first = false
 	s.answer(cmd.Verb, s.dispatch(cmd))
+}
+
+// renew takes up what a recheck has found, between transactions: one is judged by the
+// same patterns and limits from MAIL to the dot.
+func (s *session) renew() {
+	if s.tx != nil {
+		return
+	}
+	if id := s.renewed.Swap(nil); id != nil {
+		s.identity = id
+	}
 }
 
 // dispatch runs a command and returns its reply; the zero Reply says that it was
@@ -170,6 +196,10 @@ func (s *session) gate(verb string) smtp.Reply {
 // not wait for a read (RFC 2920 section 3.2: only MAIL, RCPT and RSET may, and the
 // reply to the final dot, which is no command).
 func (s *session) answer(verb string, r smtp.Reply) {
+	if r.Code == replyRevoked.Code && s.wire.isRevoked() { // the message in hand
+		s.leave("revoked", r)
+		return
+	}
 	if !r.IsZero() {
 		s.wire.reply(r)
 		if verb != "RCPT" && isBadCommand(r.Code) {
@@ -246,6 +276,8 @@ func (s *session) lineFailed(err error) {
 		s.end("write failed")
 	case errors.Is(err, errShutdown):
 		s.leave("shutdown", replyShutdown)
+	case errors.Is(err, errRevoked):
+		s.leave("revoked", replyRevoked)
 	case isTimeout(err):
 		s.leave("timeout", replyTimeout)
 	case errors.Is(err, smtp.ErrLineEndless):
@@ -260,6 +292,9 @@ func (s *session) lineFailed(err error) {
 // leave says r and ends the session.
 func (s *session) leave(why string, r smtp.Reply) {
 	s.end(why)
+	if why == "revoked" {
+		s.server.counts.revoked.Add(1)
+	}
 	s.wire.reply(r)
 	if s.wire.flush() == nil {
 		s.wire.linger()

@@ -72,10 +72,11 @@ func TestShutdownTransaction(t *testing.T) {
 	c, inMail := ts.login(t), ts.login(t)
 	c.envelope()
 	inMail.cmd(250, "MAIL FROM:<alice@example.com>")
-	c.send("Subject: late\r\n\r\n")
+	c.send("From: alice@example.com\r\nSubject: late\r\n\r\n")
 	done := ts.shutdownIn(patience)
 	inMail.cmd(250, "RCPT TO:<bob@example.net>")
 	inMail.cmd(354, "DATA")
+	inMail.send("From: alice@example.com\r\n\r\n")
 	for _, c := range []*client{c, inMail} {
 		c.send("Hello\r\n.\r\n")
 		c.expect(250)

@@ -200,7 +200,7 @@ func TestA9DataSteady(t *testing.T) {
 	onFakeTime(t, Limits{}, func(ts *timed) {
 		c := ts.login()
 		c.envelope()
-		c.send("Subject: slow\r\n\r\n")
+		c.send("From: alice@example.com\r\nSubject: slow\r\n\r\n")
 		line := strings.Repeat("x", 598) + "\r\n"
 		for range 1800 { // half an hour
 			time.Sleep(time.Second)

@@ -126,8 +126,9 @@ func (s *session) overLimit(kind queue.ChargeKind, amount int64) policy.Verdict 
 		return policy.Verdict{Allowed: true}
 	}
 	now := time.Now()
-	for _, c := range s.charges() {
-		if c.Kind != kind {
+	for _, l := range s.identity.Limits {
+		c := s.charge(l)
+		if !l.Kind.Windowed() || c.Kind != kind {
 			continue
 		}
 		if over := s.server.spent.refuses(c, amount, now); over != nil {

@@ -10,6 +10,8 @@ type counters struct {
 	handshakeFailures  atomic.Int64
 	authSucceeded      atomic.Int64
 	authFailed         atomic.Int64
+	refusedSessions    atomic.Int64
+	revoked            atomic.Int64
 	accepted           atomic.Int64
 	refusedMessages    atomic.Int64
 	refusedRecipients  atomic.Int64
@@ -26,6 +28,8 @@ type Stats struct {
 	HandshakeFailures  int64
 	AuthSucceeded      int64
 	AuthFailed         int64
+	RefusedSessions    int64 // right passwords, but too many sessions at once
+	Revoked            int64 // sessions ended because their credential worked no more
 	Accepted           int64 // messages answered 250
 	RefusedMessages    int64 // messages refused after their data was read
 	RefusedRecipients  int64
@@ -49,6 +53,8 @@ func (s *Server) Stats() Stats {
 		HandshakeFailures:  c.handshakeFailures.Load(),
 		AuthSucceeded:      c.authSucceeded.Load(),
 		AuthFailed:         c.authFailed.Load(),
+		RefusedSessions:    c.refusedSessions.Load(),
+		Revoked:            c.revoked.Load(),
 		Accepted:           c.accepted.Load(),
 		RefusedMessages:    c.refusedMessages.Load(),
 		RefusedRecipients:  c.refusedRecipients.Load(),

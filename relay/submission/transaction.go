@@ -2,6 +2,7 @@ package submission
 
 import (
 	"strings"
+	"time"
 
 	"postern/policy"
 	"postern/relay/maillog"
@@ -58,6 +59,9 @@ func (s *session) judgeMail(tx *transaction) (r smtp.Reply, rule string, cause e
 		return v.Reply, v.Rule, nil
 	}
 	tx.rule = v.Rule
+	if v := policy.Messages(*s.identity, time.Now()); !v.Allowed {
+		return v.Reply, v.Rule, nil
+	}
 	if v := s.overLimit(queue.ChargeMessages, 1); !v.Allowed {
 		return v.Reply, v.Rule, nil
 	}

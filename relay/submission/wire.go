@@ -10,12 +10,17 @@ import (
 	"postern/relay/smtp"
 )
 
-// errShutdown ends a wait because the server is going down.
-var errShutdown = errors.New("server is shutting down")
+var (
+	// errShutdown ends a wait because the server is going down.
+	errShutdown = errors.New("server is shutting down")
+	// errRevoked ends a wait because the client's credential works no more.
+	errRevoked = errors.New("credential is revoked")
+)
 
 // wire is a connection as its session sees it: replies are collected and leave in
 // one write before any read that may block (RFC 2920 section 3.2), and every wait
-// has a deadline. Only interrupt may be called from another goroutine.
+// has a deadline. Only interrupt, revoke and isRevoked may be called from another
+// goroutine.
 type wire struct {
 	raw    net.Conn // for deadlines and the final close
 	conn   net.Conn // what is read and written: raw, or TLS over it
@@ -26,10 +31,12 @@ type wire struct {
 	dead  error     // of a write: the client takes no more replies
 	until time.Time // for the line that is awaited
 	rate  *pace     // set while message data is read, instead of until
-	idle  bool      // a shutdown may end this wait at once
+	idle  bool      // a shutdown or a revocation may end this wait at once
 
 	mu         sync.Mutex
 	drain, cut bool
+	revoked    bool
+	left       bool // the last reply is sent: a revocation has nothing to add
 	waiting    bool // idle, as of the wait under way
 	armed      time.Time
 }
@@ -62,8 +69,10 @@ func (w *wire) Read(p []byte) (int, error) {
 	if w.rate != nil {
 		w.rate.octets += int64(n)
 	}
-	if err != nil && isTimeout(err) && w.interrupted() {
-		err = errShutdown
+	if err != nil && isTimeout(err) {
+		if why := w.interrupted(); why != nil {
+			err = why
+		}
 	}
 	return n, err
 }
@@ -81,8 +90,8 @@ func (w *wire) arm() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.waiting = w.idle
-	if w.cut || w.drain && w.waiting {
-		return errShutdown
+	if why := w.why(); why != nil {
+		return why
 	}
 	if due.Equal(w.armed) {
 		return nil
@@ -91,11 +100,47 @@ func (w *wire) arm() error {
 	return w.raw.SetDeadline(due)
 }
 
-// interrupted reports that a shutdown ended the wait.
-func (w *wire) interrupted() bool {
+// interrupted is why a wait was ended from outside, nil if it was not.
+func (w *wire) interrupted() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.cut || w.drain && w.waiting
+	return w.why()
+}
+
+// why is the reason not to wait, or nil. The caller has the lock.
+func (w *wire) why() error {
+	switch {
+	case w.cut || w.drain && w.waiting:
+		return errShutdown
+	case w.revoked && w.waiting && !w.left:
+		return errRevoked
+	}
+	return nil
+}
+
+// revoke ends waits between transactions, of now and from now on.
+func (w *wire) revoke() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.revoked {
+		return
+	}
+	if w.revoked = true; w.waiting && !w.left {
+		w.wake()
+	}
+}
+
+func (w *wire) isRevoked() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.revoked
+}
+
+// wake ends the read under way.
+func (w *wire) wake() {
+	w.armed = time.Time{}
+	// A failure means that the connection is gone, and so the wait is over.
+	_ = w.raw.SetReadDeadline(time.Unix(1, 0))
 }
 
 // interrupt ends waits between transactions and, with cut, those inside them.
@@ -104,9 +149,7 @@ func (w *wire) interrupt(cut bool) {
 	defer w.mu.Unlock()
 	w.drain, w.cut = true, w.cut || cut
 	if w.cut || w.waiting {
-		w.armed = time.Time{}
-		// A failure means that the connection is gone, and so the wait is over.
-		_ = w.raw.SetReadDeadline(time.Unix(1, 0))
+		w.wake()
 	}
 	if w.cut {
 		_ = w.raw.SetWriteDeadline(time.Now().Add(lastWrite))
@@ -154,6 +197,9 @@ func (w *wire) linger() {
 	if !ok || half.CloseWrite() != nil {
 		return
 	}
+	w.mu.Lock()
+	w.left = true
+	w.mu.Unlock()
 	w.idle, w.rate = true, nil
 	w.until = time.Now().Add(time.Second)
 	if w.arm() != nil {

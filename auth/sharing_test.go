@@ -1,0 +1,405 @@
+package auth
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"postern/internal/pgtest"
+)
+
+// node is an Authenticator with its background work, on a pool of its own.
+func node(t *testing.T, s *Store, log *slog.Logger) *Authenticator {
+	a := NewAuthenticator(s, Config{Log: log})
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { a.Run(ctx) })
+	t.Cleanup(func() { cancel(); running.Wait() })
+	return a
+}
+
+func (a *Authenticator) evaluated() int64 { return a.gate.done.Load() + a.macs.Load() }
+
+// guessing is a way to guess: whose password, and whence.
+type guessing struct {
+	name  string
+	who   func(i int) string
+	from  func(i int) netip.Addr
+	limit int64 // guesses without any delay
+}
+
+// begin guesses at some nodes, each client as fast as it is answered, until ctx ends.
+func (g guessing) begin(ctx context.Context, t *testing.T, clients int, nodes ...*Authenticator) (wait func()) {
+	var guessers sync.WaitGroup
+	var n atomic.Int64
+	for client := range clients {
+		guessers.Go(func() {
+			for ctx.Err() == nil {
+				i := int(n.Add(1))
+				_, err := nodes[i%len(nodes)].Verify(ctx, g.who(i), fmt.Sprint("guess", i), at(g.from(client*100+i)))
+				if err == nil {
+					t.Error("a guess was right")
+				} else if !errors.Is(err, ErrCredentials) {
+					time.Sleep(20 * time.Millisecond) // a session has limits of its own
+				}
+			}
+		})
+	}
+	return guessers.Wait
+}
+
+// A5: over two nodes on one database, however a guesser spreads, few guesses are
+// compared; and the user, at home elsewhere, gets in at once meanwhile.
+func TestA5OverTwoNodes(t *testing.T) {
+	t.Parallel()
+	const clients, seconds = 16, 6
+	spread := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{198, byte(i >> 8), byte(i), 1}) }
+	one := func(int) netip.Addr { return ip(7) }
+	alice := func(int) string { return "alice" }
+	tests := []guessing{
+		{"one address, many passwords", alice, one, pairAllowance},
+		{"many addresses, one account", alice, spread, accountAllowance},
+		{"one password, many accounts", func(i int) string { return fmt.Sprint("user", i) }, one, narrowAllowance},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			s := testStore(t)
+			_, err := s.AddUser(t.Context(), NewUser{Name: "alice", Password: "pw"})
+			must(t, err)
+			nodes := []*Authenticator{node(t, s, nil), node(t, s, nil)}
+			_, err = nodes[0].Verify(t.Context(), "alice", "pw", at(home))
+			must(t, err)
+			must(t, (&writing{store: s, notes: nodes[0].notes}).round(t.Context()))
+			before := nodes[0].evaluated() + nodes[1].evaluated()
+
+			ctx, cancel := context.WithTimeout(t.Context(), seconds*time.Second)
+			defer cancel()
+			wait := tt.begin(ctx, t, clients, nodes...)
+			legitimate := int64(0)
+			for ctx.Err() == nil {
+				for _, a := range nodes {
+					a.successes.forget(func(struct{}) bool { return true })
+					legitimate++
+					start := time.Now()
+					if _, err := a.Verify(t.Context(), "alice", "pw", at(home)); err != nil {
+						t.Errorf("the user: %v", err)
+					}
+					if d := time.Since(start); d > time.Second {
+						t.Errorf("the user waited %s", d)
+					}
+				}
+				select {
+				case <-ctx.Done():
+				case <-time.After(300 * time.Millisecond):
+				}
+			}
+			wait()
+			got := nodes[0].evaluated() + nodes[1].evaluated() - before - legitimate
+			// What was let through before the first failures were counted, and shared, and
+			// then on each node one attempt for each distance.
+			if limit := tt.limit + 2*clients + 2*(6+seconds/4); got > limit || got < tt.limit {
+				t.Errorf("%d guesses compared, allowance %d, limit %d", got, tt.limit, limit)
+			}
+			// A node that has just started knows what the others have seen: there is no
+			// allowance left, only the longest distance.
+			third := node(t, s, nil)
+			for start := time.Now(); !third.throttle.late(originOf(tt.from(0), tt.who(0)), time.Now()); time.Sleep(time.Millisecond) {
+				if time.Since(start) > 20*time.Second {
+					t.Fatal("a node that starts is never told")
+				}
+			}
+			ctx, cancel = context.WithTimeout(t.Context(), 2*time.Second)
+			defer cancel()
+			tt.begin(ctx, t, clients, third)()
+			if got := third.evaluated(); got > 1 {
+				t.Errorf("%d guesses compared by a node that starts", got)
+			}
+		})
+	}
+}
+
+// sharings are two nodes that share only when they are told to.
+func sharings(t *testing.T) (one, two *sharing) {
+	s := testStore(t)
+	make := func() *sharing {
+		return &sharing{store: s, throttle: newThrottle(), trouble: trouble{log: slog.New(slog.DiscardHandler)}}
+	}
+	return make(), make()
+}
+
+func (s *sharing) count(k key) int {
+	if c := s.throttle.counts[k]; c != nil {
+		return c.failures
+	}
+	return 0
+}
+
+func TestSharingAddsUp(t *testing.T) {
+	t.Parallel()
+	one, two := sharings(t)
+	from := originOf(home, "alice")
+	for range 3 {
+		one.throttle.failed(from, time.Now())
+		two.throttle.failed(from, time.Now())
+	}
+	must(t, one.round(t.Context()))
+	must(t, two.round(t.Context()))
+	for range 3 {
+		two.throttle.failed(from, time.Now())
+		must(t, one.round(t.Context())) // reads the same rows again
+	}
+	must(t, two.round(t.Context()))
+	must(t, one.round(t.Context()))
+	for _, k := range from.keys() {
+		if a, b := one.count(k), two.count(k); a != 9 || b != 9 {
+			t.Errorf("class %d: %d and %d failures, want 9", k[0], a, b)
+		}
+	}
+	if wait, _ := one.throttle.reserve(originOf(ip(1), "bob"), false, time.Now()); wait != 0 {
+		t.Errorf("others wait %s", wait)
+	}
+	// A success on one node clears the pair, and that alone, on both.
+	one.throttle.succeeded(from, time.Now())
+	must(t, one.round(t.Context()))
+	must(t, two.round(t.Context()))
+	for i, k := range from.keys() {
+		want := 9
+		if i == 3 {
+			want = 0
+		}
+		if a, b := one.count(k), two.count(k); a != want || b != want {
+			t.Errorf("after a success, class %d: %d and %d failures, want %d", k[0], a, b, want)
+		}
+	}
+	// And a node that has just started knows all of it.
+	three := &sharing{store: one.store, throttle: newThrottle()}
+	must(t, three.round(t.Context()))
+	if n := three.count(from.keys()[2]); n != 9 {
+		t.Errorf("a new node knows of %d", n)
+	}
+}
+
+func TestSharedFailuresAreHalved(t *testing.T) {
+	t.Parallel()
+	one, two := sharings(t)
+	from := originOf(home, "alice")
+	for range 41 {
+		one.throttle.failed(from, time.Now())
+	}
+	must(t, one.round(t.Context()))
+	_, err := one.store.db.Exec(t.Context(), `update auth_failure set since = since - interval '21 minutes'`)
+	must(t, err)
+	must(t, two.round(t.Context()))
+	if n := two.count(from.pair()); n != 10 {
+		t.Errorf("%d after two half-lives, want 10", n)
+	}
+	two.throttle.failed(from, time.Now())
+	must(t, two.round(t.Context()))
+	var n int
+	var age float64
+	must(t, two.store.db.QueryRow(t.Context(), `
+		select failures, extract(epoch from clock_timestamp() - since) from auth_failure where key = $1`,
+		keySlice(from.pair())).Scan(&n, &age))
+	if n != 11 || age < 60 || age > 120 {
+		t.Errorf("%d failures, %.0f s old; want 11, 60 s", n, age)
+	}
+}
+
+func keySlice(k key) []byte { return k[:] }
+
+// Names that nobody has do not stay in the table.
+func TestFailuresExpire(t *testing.T) {
+	t.Parallel()
+	one, _ := sharings(t)
+	for i := range 100 {
+		one.throttle.failed(originOf(ip(i), fmt.Sprint("nobody", i)), time.Now())
+	}
+	must(t, one.round(t.Context()))
+	rows := func() (n int) {
+		must(t, one.store.db.QueryRow(t.Context(), `select count(*) from auth_failure`).Scan(&n))
+		return n
+	}
+	if n := rows(); n != 400 {
+		t.Fatalf("%d rows", n)
+	}
+	_, err := one.store.db.Exec(t.Context(), `update auth_failure set updated_at = now() - interval '4 hours' where ctid <> (select max(ctid) from auth_failure)`)
+	must(t, err)
+	must(t, one.round(t.Context()))
+	if n := rows(); n != 400 {
+		t.Errorf("%d rows before it is time", n)
+	}
+	one.expired = time.Time{}
+	must(t, one.round(t.Context()))
+	if n := rows(); n != 1 {
+		t.Errorf("%d rows, want 1", n)
+	}
+}
+
+// While the database is away, failures are counted and kept, and the log says it once.
+func TestSharingOutlivesTheDatabase(t *testing.T) {
+	t.Parallel()
+	one, two := sharings(t)
+	var out bytes.Buffer
+	one.trouble = trouble{what: "sharing", log: slog.New(slog.NewTextHandler(&out, nil))}
+	from := originOf(home, "alice")
+	good := one.store
+	away := testStore(t)
+	away.pool().Close()
+	one.store = away
+	for range 7 {
+		one.throttle.failed(from, time.Now())
+		one.trouble.heard(one.round(t.Context()))
+	}
+	if s := out.String(); strings.Count(s, "\n") != 1 || !strings.Contains(s, "WARN") {
+		t.Errorf("log: %s", s)
+	}
+	one.store = good
+	one.trouble.heard(one.round(t.Context()))
+	must(t, two.round(t.Context()))
+	if a, b := one.count(from.pair()), two.count(from.pair()); a != 7 || b != 7 {
+		t.Errorf("%d and %d failures, want 7", a, b)
+	}
+	if s := out.String(); strings.Count(s, "\n") != 2 || !strings.Contains(s, "INFO") {
+		t.Errorf("log: %s", s)
+	}
+}
+
+// A success that could not be shared is not undone by what came before it.
+func TestGiveBackKeepsTheOrder(t *testing.T) {
+	t.Parallel()
+	th := newThrottle()
+	now := time.Now()
+	from := originOf(home, "alice")
+	th.failed(from, now)
+	reports := th.take(100)
+	th.succeeded(from, now)
+	th.failed(from, now)
+	th.giveBack(reports)
+	for _, r := range th.take(100) {
+		want := report{r.key, false, 2}
+		if r.key == from.pair() {
+			want = report{r.key, true, 1}
+		}
+		if r != want {
+			t.Errorf("report %+v, want %+v", r, want)
+		}
+	}
+}
+
+// Nor by what the others had heard before it.
+func TestMergeKeepsTheOrder(t *testing.T) {
+	t.Parallel()
+	th := newThrottle()
+	now := time.Now()
+	from := originOf(home, "alice")
+	th.failed(from, now)
+	th.take(100)
+	th.succeeded(from, now)
+	th.merge([]total{{from.pair(), 50, 0}}, now)
+	if wait, _ := th.reserve(from, true, now); wait != 0 {
+		t.Errorf("waits %s", wait)
+	}
+	th.take(100)
+	th.failed(from, now)
+	th.merge([]total{{from.pair(), 50, 0}}, now)
+	if n := th.counts[from.pair()].failures; n != 51 {
+		t.Errorf("%d failures, want those of others and ours", n)
+	}
+}
+
+// A5: with the database away no verdict is given, and nothing is counted.
+func TestA5DatabaseAwayCountsNothing(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	s := NewStore(db.Pool)
+	s.cost = cheap
+	_, secret := withSecret(1)
+	a := NewAuthenticator(s, Config{})
+	db.Pool.Close()
+	for i := range 100 {
+		for _, password := range []string{"guess", secret} {
+			if _, err := a.Verify(t.Context(), "alice", password, at(home)); !errors.Is(err, ErrUnavailable) {
+				t.Fatalf("try %d: %v, want ErrUnavailable", i, err)
+			}
+		}
+	}
+	if n := len(a.throttle.counts); n != 0 {
+		t.Errorf("%d counts", n)
+	}
+}
+
+// A network where the user has logged in passes the locks on a node that has never
+// seen it, and only for that user.
+func TestHomeIsKnownToAllNodes(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s := testStore(t)
+	for _, name := range []string{"alice", "bob"} {
+		_, err := s.AddUser(ctx, NewUser{Name: name, Password: "pw"})
+		must(t, err)
+	}
+	one := NewAuthenticator(s, Config{})
+	id, err := one.Verify(ctx, "alice", "pw", at(home))
+	must(t, err)
+	if !id.NewNetwork {
+		t.Error("the first login is from a network that is not new")
+	}
+	must(t, (&writing{store: s, notes: one.notes}).round(ctx))
+
+	locked := func() *Authenticator {
+		a := NewAuthenticator(s, Config{Timeout: time.Second})
+		for range 200 { // locks the account, the address and the network
+			a.throttle.failed(originOf(ip(1), "alice"), time.Now())
+			a.throttle.failed(originOf(home, ""), time.Now())
+		}
+		for range 2 { // and uses up the places to wait
+			a.throttle.reserve(originOf(home, "alice"), false, time.Now())
+		}
+		return a
+	}
+	two := locked()
+	if _, err := two.Verify(ctx, "bob", "pw", at(home)); !errors.Is(err, ErrBusy) {
+		t.Errorf("another user there: %v", err)
+	}
+	if _, err := two.Verify(ctx, "alice", "pw", at(ip(2))); !errors.Is(err, ErrBusy) {
+		t.Errorf("elsewhere: %v", err)
+	}
+	start := time.Now()
+	neighbour := netip.MustParseAddr("192.0.2.200")
+	id, err = two.Verify(ctx, "alice", "pw", at(neighbour))
+	if err != nil || time.Since(start) > time.Second {
+		t.Errorf("at home: %v after %s", err, time.Since(start))
+	}
+	if !id.NewNetwork {
+		t.Error("a network is new for a day")
+	}
+	_, err = s.db.Exec(ctx, `update known_network set first_at = first_at - interval '25 hours'`)
+	must(t, err)
+	if id, err = locked().Verify(ctx, "alice", "pw", at(home)); err != nil || id.NewNetwork {
+		t.Errorf("a day later: %+v, %v", id, err)
+	}
+	_, err = s.db.Exec(ctx, `update known_network set last_at = now() - interval '31 days'`)
+	must(t, err)
+	if _, err := locked().Verify(ctx, "alice", "pw", at(home)); !errors.Is(err, ErrBusy) {
+		t.Errorf("a month later: %v", err)
+	}
+	three := NewAuthenticator(s, Config{})
+	if id, err = three.Verify(ctx, "alice", "pw", at(home)); err != nil || !id.NewNetwork {
+		t.Errorf("a month later, without a lock: %+v, %v", id, err)
+	}
+	must(t, (&writing{store: s, notes: three.notes}).round(ctx))
+	var since float64
+	must(t, s.db.QueryRow(ctx, `select extract(epoch from now() - first_at) from known_network`).Scan(&since))
+	if since > 60 {
+		t.Errorf("after a month's gap it is known for %.0f s", since)
+	}
+}
