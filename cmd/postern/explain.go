@@ -32,7 +32,7 @@ type explanation struct {
 	Accepted bool          `json:"accepted"`
 	Reply    string        `json:"reply,omitempty"` // that would refuse it
 	Steps    []explainStep `json:"steps"`
-	Limits   []limitView   `json:"limits"` // over time, and their use without this message
+	Limits   []limitView   `json:"limits"` // that are used up by and by, and their use without this message
 	Hold     string        `json:"hold,omitempty"`
 	Routes   []explainWay  `json:"routes"`
 }
@@ -224,14 +224,18 @@ func (e *explanation) limits(ctx context.Context, users *accounts, id auth.Ident
 	if id.CredentialID != 0 {
 		credentials = append(credentials, id.CredentialID)
 	}
-	usage, err := users.queue().Usage(ctx, id.UserID, credentials...)
+	used, err := users.usage(ctx, id.UserID, credentials...)
 	if err != nil {
 		return err
 	}
-	for _, v := range limitsOf(id, usage) {
-		if v.Kind.Windowed() {
+	for _, v := range limitsOf(id, used) {
+		if v.Used != nil {
 			e.Limits = append(e.Limits, v)
 		}
+	}
+	byUser, byCredential := used.sessionsOf(id)
+	if v := policy.OneMore(id, byUser, byCredential); v.Rule != "" {
+		e.step("sessions", v)
 	}
 	over, err := users.queue().TryCharge(ctx, submission.Charges(id), len(q.to), q.size)
 	switch {
@@ -239,7 +243,7 @@ func (e *explanation) limits(ctx context.Context, users *accounts, id auth.Ident
 		return err
 	case over != nil:
 		e.step("limits", submission.OverLimit(over, time.Now()))
-	case len(e.Limits) > 0:
+	case len(policy.Windows(id)) > 0:
 		e.step("limits", policy.Verdict{Allowed: true, Rule: "within all of them"})
 	}
 	return nil

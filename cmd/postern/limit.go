@@ -331,60 +331,95 @@ func (u *accounts) limitsInForce(ctx context.Context, name string) ([]limitView,
 			ids = append(ids, c.ID)
 		}
 	}
-	usage, err := u.queue().Usage(ctx, user.ID, ids...)
+	used, err := u.usage(ctx, user.ID, ids...)
 	if err != nil {
 		return nil, err
 	}
-	views := limitsOf(id, usage)
+	views := limitsOf(id, used)
 	for _, c := range ids {
 		if id, err = u.Identity(ctx, user.ID, c); err != nil {
 			return nil, err
 		}
-		views = append(views, slices.DeleteFunc(limitsOf(id, usage), func(v limitView) bool { return v.Source != auth.FromCredential })...)
+		views = append(views, slices.DeleteFunc(limitsOf(id, used), func(v limitView) bool { return v.Source != auth.FromCredential })...)
 	}
 	return views, nil
 }
 
+// usage is what a user uses now.
+type usage struct {
+	windows  []queue.Usage
+	sessions map[int64]int64 // open ones by credential
+}
+
+func (u *accounts) usage(ctx context.Context, userID int64, credentials ...int64) (used usage, err error) {
+	if used.windows, err = u.queue().Usage(ctx, userID, credentials...); err != nil {
+		return used, err
+	}
+	used.sessions, err = policy.OpenSessions(ctx, u.pool, userID)
+	return used, err
+}
+
+// sessionsOf are the open sessions of an identity: of the user, and by the credential.
+func (u usage) sessionsOf(id auth.Identity) (byUser, byCredential int64) {
+	for _, n := range u.sessions {
+		byUser += n
+	}
+	return byUser, u.sessions[id.CredentialID]
+}
+
+// of is what counts against a limit; ok is false for those of one message.
+func (u usage) of(id auth.Identity, l auth.Limit) (used int64, ok bool) {
+	scope, subject := queue.ChargeUser, id.UserID
+	if l.Source == auth.FromCredential {
+		scope, subject = queue.ChargeCredential, id.CredentialID
+	}
+	var kind queue.ChargeKind
+	switch l.Kind {
+	case auth.LimitMessages:
+		kind = queue.ChargeMessages
+	case auth.LimitRecipients:
+		kind = queue.ChargeRecipients
+	case auth.LimitBytes:
+		kind = queue.ChargeBytes
+	case auth.LimitSessions:
+		byUser, byCredential := u.sessionsOf(id)
+		if scope == queue.ChargeCredential {
+			return byCredential, true
+		}
+		return byUser, true
+	default:
+		return 0, false
+	}
+	for _, w := range u.windows {
+		if w.Scope == scope && w.Subject == subject && w.Kind == kind && w.Window == l.Window {
+			return w.Used, true
+		}
+	}
+	return 0, true
+}
+
 // limitsOf are all limits of an identity with their use.
-func limitsOf(id auth.Identity, usage []queue.Usage) []limitView {
+func limitsOf(id auth.Identity, now usage) []limitView {
 	views := []limitView{}
-	tightest := policy.Windows(id)
+	windows := policy.Windows(id)
 	for _, l := range id.Limits {
 		v := limitJSON(l)
 		if l.Source == auth.FromCredential {
 			v.CredentialID = id.CredentialID
 		}
-		var wins bool
-		if l.Kind.Windowed() {
-			wins = slices.Contains(tightest, l)
-			used := usedOf(id, l, usage)
-			left := max(0, l.Max-used)
-			v.Used, v.Left = &used, &left
-		} else {
-			t, _ := id.Tightest(l.Kind)
-			wins = t == l
+		wins := slices.Contains(windows, l)
+		if !l.Kind.Windowed() {
+			tightest, _ := id.Tightest(l.Kind)
+			wins = tightest == l
 		}
 		v.Tightest = &wins
+		if used, ok := now.of(id, l); ok {
+			left := max(0, l.Max-used)
+			v.Used, v.Left = &used, &left
+		}
 		views = append(views, v)
 	}
 	return views
-}
-
-// usedOf is what counts against a limit with a window.
-func usedOf(id auth.Identity, l auth.Limit, usage []queue.Usage) int64 {
-	scope, subject := queue.ChargeUser, id.UserID
-	if l.Source == auth.FromCredential {
-		scope, subject = queue.ChargeCredential, id.CredentialID
-	}
-	kind := map[auth.LimitKind]queue.ChargeKind{
-		auth.LimitMessages: queue.ChargeMessages, auth.LimitRecipients: queue.ChargeRecipients, auth.LimitBytes: queue.ChargeBytes,
-	}[l.Kind]
-	for _, u := range usage {
-		if u.Scope == scope && u.Subject == subject && u.Kind == kind && u.Window == l.Window {
-			return u.Used
-		}
-	}
-	return 0
 }
 
 func (a *app) printLimits(views []limitView) error {
