@@ -19,6 +19,10 @@ demo: postgres build ## run the whole relay here and show one message; ARGS=--on
 build: ## build bin/postern and bin/smtpbench
 	@go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
+.PHONY: man
+man: build ## write the manual pages into bin/man
+	@bin/postern man bin/man
+
 .PHONY: test
 test: lint postgres cc peers ## everything that CI runs: lint, then all tests under the race detector
 	@go run ./internal/tools/gotest -race -shuffle=on -count=1 -timeout $(TESTTIME) ./...

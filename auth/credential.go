@@ -151,10 +151,10 @@ const selectCredentials = `
 	       c.last_used_at, c.last_used_addr, coalesce(c.last_used_tls, ''), c.created_at, c.revoked_at
 	from credential c join app_user u on u.id = c.user_id`
 
-func (s *Store) credentials(ctx context.Context, sql string, arg int64) ([]Credential, error) {
+func (s *Store) credentials(ctx context.Context, sql string, args ...any) ([]Credential, error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	rows, err := s.db.Query(ctx, sql, arg)
+	rows, err := s.db.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, err
 	}

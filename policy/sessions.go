@@ -107,15 +107,29 @@ func (s *Sessions) Enter(ctx context.Context, id auth.Identity) (leave func(), v
 	if err := s.send(ctx, batch); err != nil {
 		return nil, Verdict{}, fmt.Errorf("enter session: %w", err)
 	}
+	v = OneMore(id, byUser, byCredential)
 	switch {
 	case row != nil:
-		return s.opened(*row, openSession{id.UserID, id.CredentialID}), allow(sessionsRule(user, credential)), nil
-	case user != nil && byUser >= user.Max:
-		return nil, tooManySessions(*user, byUser), nil
-	case credential != nil && byCredential >= credential.Max:
-		return nil, tooManySessions(*credential, byCredential), nil
+		return s.opened(*row, openSession{id.UserID, id.CredentialID}), allow(v.Rule), nil
+	case !v.Allowed:
+		return nil, v, nil
 	}
 	return nil, Verdict{}, fmt.Errorf("enter session: epoch %d is dead", epoch)
+}
+
+// OneMore judges one more session of id when so many are open, of the user and by the
+// credential.
+func OneMore(id auth.Identity, byUser, byCredential int64) Verdict {
+	user, credential := sessionLimits(id)
+	switch {
+	case user == nil && credential == nil:
+		return allow("")
+	case user != nil && byUser >= user.Max:
+		return tooManySessions(*user, byUser)
+	case credential != nil && byCredential >= credential.Max:
+		return tooManySessions(*credential, byCredential)
+	}
+	return allow(sessionsRule(user, credential))
 }
 
 // sessionLimits are the tightest limits on the sessions of the user and of the

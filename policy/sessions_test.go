@@ -107,7 +107,7 @@ func TestSessionsStatements(t *testing.T) {
 	defer conn.Release()
 	for name, sql := range map[string]string{
 		"lock": sqlLockSessions, "enter": sqlEnterSession, "notDurable": sqlSessionsNotDurable,
-		"leave": sqlLeaveSessions, "list": sqlListSessions, "unlist": sqlUnlistSessions,
+		"leave": sqlLeaveSessions, "list": sqlListSessions, "open": sqlOpenSessions, "unlist": sqlUnlistSessions,
 	} {
 		if _, err := conn.Conn().Prepare(t.Context(), name, sql); err != nil {
 			t.Errorf("%s: %v", name, err)

@@ -52,6 +52,9 @@ func (a *app) execute(ctx context.Context, args []string) int {
 	if err == nil {
 		return exitDone
 	}
+	if !a.started {
+		err = plainUse(cmd, err)
+	}
 	fmt.Fprintf(a.stderr, "postern: %s\n", oneLine(err.Error()))
 	var usage usageError
 	if !a.started || errors.As(err, &usage) {
@@ -80,8 +83,12 @@ in that order. Exit status: 0 done, 1 failed, 2 used wrongly.`,
 	root.PersistentFlags().StringVar(&a.databaseURL, "database-url", "", "PostgreSQL `URL`; wins over POSTERN_DATABASE_URL and the config file")
 	root.AddCommand(
 		a.serveCmd(), a.demoCmd(), a.checkCmd(), a.migrateCmd(), a.versionCmd(),
-		a.userCmd(), a.upstreamCmd(), a.routeCmd(), a.queueCmd(), a.traceCmd(), a.breakerCmd(),
+		a.userCmd(), a.credentialCmd(), a.senderCmd(), a.limitCmd(), a.explainCmd(), a.breakerCmd(), a.auditCmd(),
+		a.upstreamCmd(), a.routeCmd(), a.queueCmd(), a.traceCmd(), a.completionCmd(), a.manCmd(),
 	)
+	root.CompletionOptions.DisableDefaultCmd = true // ours is a noun as the others
+	root.SetFlagErrorFunc(flagError)
+	a.complete(root)
 	a.markStart(root)
 	return root
 }

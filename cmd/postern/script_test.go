@@ -25,7 +25,7 @@ func TestScripts(t *testing.T) {
 			testscript.Run(t, testscript.Params{
 				Files:               []string{file},
 				RequireExplicitExec: true,
-				Cmds:                map[string]func(*testscript.TestScript, bool, []string){"sql": runSQL},
+				Cmds:                scriptCommands,
 				Setup: func(env *testscript.Env) error {
 					env.Setenv("POSTERN_SECRET_KEY_FILE", filepath.Join(env.WorkDir, "secret.key"))
 					if len(name) > 3 && name[:3] == "db-" {

@@ -130,7 +130,7 @@ func (s *session) authEnded(mech, user string, err error) smtp.Reply {
 	case err == nil:
 		r = smtp.OK(235, 7, 0, "Authentication succeeded")
 	case errors.Is(err, auth.ErrCredentials):
-		r, e.Reason = smtp.Permanent(535, 7, 8, "Authentication credentials invalid"), "credentials"
+		r, e.Reason = LoginRefused(), "credentials"
 	case errors.Is(err, errCancelled):
 		r, e.Reason = smtp.Permanent(501, 7, 0, "Authentication cancelled"), "cancelled"
 	case errors.Is(err, errBase64):

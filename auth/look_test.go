@@ -1,0 +1,60 @@
+package auth
+
+import (
+	"testing"
+	"time"
+)
+
+func TestStoreIdentity(t *testing.T) {
+	t.Parallel()
+	s, ctx := testStore(t), t.Context()
+	u, err := s.AddUser(ctx, NewUser{Name: "alice@example.com"})
+	must(t, err)
+	c, _, err := s.AddCredential(ctx, u.Name, NewCredential{Label: "a"})
+	must(t, err)
+	must(t, s.SetLimits(ctx, LimitTarget{Default: true}, []Limit{{Kind: LimitSize, Max: 1}}))
+	must(t, s.SetLimits(ctx, LimitTarget{User: u.Name}, []Limit{{Kind: LimitSize, Max: 2}}))
+	must(t, s.SetLimits(ctx, LimitTarget{Credential: c.ID}, []Limit{{Kind: LimitSize, Max: 3}}))
+	for credential, limits := range map[int64]int{0: 2, c.ID: 3} {
+		id, err := s.Identity(ctx, u.ID, credential)
+		must(t, err)
+		if id.Name != u.Name || len(id.Limits) != limits {
+			t.Errorf("by credential %d: %+v", credential, id)
+		}
+	}
+	if _, err := s.Identity(ctx, u.ID+1, 0); err == nil {
+		t.Error("a user that is not there has an identity")
+	}
+	for prefix, want := range map[string]int{"": 1, "x": 0, "-1": 0} {
+		if found, err := s.FindCredentials(ctx, prefix, 10); err != nil || len(found) != want {
+			t.Errorf("%q: %v, %v", prefix, found, err)
+		}
+	}
+}
+
+func TestStoreAudit(t *testing.T) {
+	t.Parallel()
+	s, ctx := testStore(t), t.Context()
+	_, err := s.As("root").AddUser(ctx, NewUser{Name: "alice@example.com"})
+	must(t, err)
+	must(t, s.As("bob").SetEnabled(ctx, "alice@example.com", false, "lost"))
+	for _, tt := range []struct {
+		f    DeedFilter
+		want string
+	}{
+		{DeedFilter{Limit: 10}, "bob user disable, root user add, "},
+		{DeedFilter{Limit: 1}, "bob user disable, "},
+		{DeedFilter{Limit: 10, Actor: "root", Since: time.Hour}, "root user add, "},
+		{DeedFilter{Limit: 10, Since: time.Microsecond}, ""},
+	} {
+		list, err := s.Audit(ctx, tt.f)
+		must(t, err)
+		got := ""
+		for _, d := range list {
+			got += d.Actor + " " + d.Action + ", "
+		}
+		if got != tt.want {
+			t.Errorf("%+v: %s", tt.f, got)
+		}
+	}
+}

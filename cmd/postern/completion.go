@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"postern/auth"
+	"postern/internal/pgserver"
+	"postern/relay/route"
+)
+
+func (a *app) completionCmd() *cobra.Command {
+	shell := func(name, how string, write func(root *cobra.Command) error) *cobra.Command {
+		return &cobra.Command{
+			Use:   name,
+			Short: "completion for " + name,
+			Long:  "Prints a script that completes commands, flags, and the names of users and upstreams.\n\n" + how,
+			Args:  noArguments,
+			RunE:  func(cmd *cobra.Command, _ []string) error { return write(cmd.Root()) },
+		}
+	}
+	return noun("completion", "completion for the shell",
+		shell("bash", "Put it to use:\n\n  postern completion bash >/etc/bash_completion.d/postern",
+			func(root *cobra.Command) error { return root.GenBashCompletionV2(a.stdout, true) }),
+		shell("zsh", "Put it to use:\n\n  postern completion zsh >\"${fpath[1]}/_postern\"",
+			func(root *cobra.Command) error { return root.GenZshCompletion(a.stdout) }),
+		shell("fish", "Put it to use:\n\n  postern completion fish >~/.config/fish/completions/postern.fish",
+			func(root *cobra.Command) error { return root.GenFishCompletion(a.stdout, true) }))
+}
+
+const (
+	// A shell that waits for a completion stands still.
+	completionTime = 2 * time.Second
+	completionMost = 100
+)
+
+// ask finds the values that begin with prefix, in one bounded query.
+type ask func(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]string, error)
+
+// complete gives every command of a tree the completion of its arguments and flags,
+// by what they are called in its usage line.
+func (a *app) complete(cmd *cobra.Command) {
+	for flag, values := range map[string]ask{
+		"user": usersLike, "credential": credentialsLike, "upstream": upstreamsLike, "via": upstreamsLike, "after": usersLike,
+	} {
+		if cmd.Flags().Lookup(flag) != nil {
+			_ = cmd.RegisterFlagCompletionFunc(flag, a.completer(values, false))
+		}
+	}
+	_, arguments, _ := strings.Cut(cmd.Use, " ")
+	what, _, _ := strings.Cut(strings.Trim(arguments, "["), " ")
+	what, _, _ = strings.Cut(what, "|")
+	switch under := cmd.Parent(); {
+	case cmd.ValidArgsFunction != nil || under == nil:
+	case what == "USER", under.Name() == "user" && what == "NAME" && cmd.Name() != "add":
+		cmd.ValidArgsFunction = a.completer(usersLike, true)
+	case under.Name() == "credential" && what == "ID...":
+		cmd.ValidArgsFunction = a.completer(credentialsLike, false)
+	case under.Name() == "upstream" && what == "NAME" && cmd.Name() != "add":
+		cmd.ValidArgsFunction = a.completer(upstreamsLike, true)
+	case what == "FILE":
+	default:
+		cmd.ValidArgsFunction = cobra.NoFileCompletions
+	}
+	for _, sub := range cmd.Commands() {
+		a.complete(sub)
+	}
+}
+
+// completer is silent when there is no database, or none that answers soon.
+func (a *app) completer(values ask, once bool) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+		if once && len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
+		defer cancel()
+		var found []string
+		_ = a.withRunningPool(ctx, func(pool *pgxpool.Pool) (err error) {
+			found, err = values(ctx, pool, prefix)
+			return err
+		})
+		found = slices.DeleteFunc(found, func(v string) bool {
+			value, _, _ := strings.Cut(v, "\t")
+			return !strings.HasPrefix(value, prefix) || slices.Contains(args, value)
+		})
+		return found, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// withRunningPool is withPool for a database that is up: none is started.
+func (a *app) withRunningPool(ctx context.Context, do func(pool *pgxpool.Pool) error) error {
+	cfg, _, err := a.loadConfig()
+	if err != nil {
+		return err
+	}
+	url := cfg.Database.URL
+	if cfg.Database.Private != "" {
+		url, _ = pgserver.Running(cfg.Database.Private)
+	}
+	if url == "" {
+		return nil
+	}
+	pool, err := openPool(ctx, url, "completion", 1, nil)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	return do(pool)
+}
+
+func usersLike(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]string, error) {
+	list, err := auth.NewStore(pool).ListUsers(ctx, prefix, completionMost)
+	var names []string
+	for _, u := range list {
+		names = append(names, u.Name)
+	}
+	return names, err
+}
+
+func credentialsLike(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]string, error) {
+	list, err := auth.NewStore(pool).FindCredentials(ctx, prefix, completionMost)
+	var numbers []string
+	for _, c := range list {
+		numbers = append(numbers, strconv.FormatInt(c.ID, 10)+"\t"+oneLine(printable(c.User+" "+c.Label)))
+	}
+	return numbers, err
+}
+
+func upstreamsLike(ctx context.Context, pool *pgxpool.Pool, _ string) ([]string, error) {
+	list, err := route.NewStore(pool, nil).ListUpstreams(ctx)
+	var names []string
+	for _, u := range list {
+		names = append(names, u.Name)
+	}
+	return names, err
+}

@@ -1,0 +1,289 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"postern/auth"
+	"postern/relay/queue"
+)
+
+func (a *app) credentialCmd() *cobra.Command {
+	return noun("credential", "what users log in with: a password, and generated secrets",
+		a.credentialAddCmd(), a.credentialListCmd(), a.credentialRevokeCmd())
+}
+
+// credentialView is a credential as --json prints it.
+type credentialView struct {
+	ID           int64      `json:"id"`
+	UserName     string     `json:"username"`
+	Secret       string     `json:"secret,omitempty"` // only when it was just made
+	Kind         string     `json:"kind"`
+	Label        string     `json:"label"`
+	State        string     `json:"state"` // active, expired or revoked
+	ExpiresAt    *time.Time `json:"expires_at"`
+	Networks     []string   `json:"networks"`
+	LastUsedAt   *time.Time `json:"last_used_at"`
+	LastUsedAddr string     `json:"last_used_addr,omitempty"`
+	LastUsedTLS  string     `json:"last_used_tls,omitempty"`
+	CreatedAt    time.Time  `json:"created_at"`
+	RevokedAt    *time.Time `json:"revoked_at"`
+}
+
+func credentialJSON(c auth.Credential, secret string) credentialView {
+	v := credentialView{
+		ID: c.ID, UserName: c.User, Secret: secret, Kind: string(c.Kind), Label: c.Label, State: credentialState(c, time.Now()),
+		ExpiresAt: jsonTime(c.Expires), Networks: []string{}, LastUsedAt: jsonTime(c.LastUse.At), LastUsedTLS: c.LastUse.TLS,
+		CreatedAt: c.CreatedAt, RevokedAt: jsonTime(c.RevokedAt),
+	}
+	for _, n := range c.Networks {
+		v.Networks = append(v.Networks, n.String())
+	}
+	if c.LastUse.Addr.IsValid() {
+		v.LastUsedAddr = c.LastUse.Addr.String()
+	}
+	return v
+}
+
+func credentialsJSON(list []auth.Credential) []credentialView {
+	views := []credentialView{}
+	for _, c := range list {
+		views = append(views, credentialJSON(c, ""))
+	}
+	return views
+}
+
+func credentialState(c auth.Credential, now time.Time) string {
+	switch {
+	case !c.RevokedAt.IsZero():
+		return "revoked"
+	case !c.Expires.IsZero() && !now.Before(c.Expires):
+		return "expired"
+	}
+	return "active"
+}
+
+func (a *app) printCredentials(list []credentialView) error {
+	t := table{head: []string{"ID", "KIND", "LABEL", "STATE", "EXPIRES", "NETWORKS", "LAST USE", "FROM"}}
+	for _, c := range list {
+		t.add(strconv.FormatInt(c.ID, 10), c.Kind, orDash(c.Label), c.State, localTime(orZero(c.ExpiresAt)),
+			orDash(strings.Join(c.Networks, " ")), localTime(orZero(c.LastUsedAt)), orDash(c.LastUsedAddr))
+	}
+	return t.print(a.stdout)
+}
+
+func orZero(t *time.Time) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return *t
+}
+
+func (a *app) credentialAddCmd() *cobra.Command {
+	var (
+		generate, asJSON bool
+		label, expires   string
+		networks         []string
+	)
+	cmd := &cobra.Command{
+		Use:   "add USER --generate",
+		Short: "make a secret with which an application logs in",
+		Long: `Makes a secret of 160 random bits and prints it once. It is used in place of the
+user's password, with the user's name: one for each application, so that one can be
+revoked without the others. A password that a person chooses is set by 'user passwd'.`,
+		Example: `  postern credential add app@example.com --generate --label billing
+  postern credential add app@example.com --generate --label scanner --expires 90d --network 192.0.2.0/24`,
+		Args: exactly(1, "the user's name"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !generate {
+				return usagef("say --generate: a secret is made here and shown once; a password of the user's own choice is for 'postern user passwd'")
+			}
+			n := auth.NewCredential{Label: label}
+			var err error
+			if n.Expires, err = parseExpiry(expires, time.Now()); err != nil {
+				return err
+			}
+			if n.Networks, err = parseNetworks(networks); err != nil {
+				return err
+			}
+			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+				c, secret, err := users.AddCredential(ctx, args[0], n)
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					return printJSON(a.stdout, credentialJSON(c, secret))
+				}
+				_, err = fmt.Fprintf(a.stdout, "added credential %d of %s\nuser name: %s\nsecret: %s\n(it is not shown again)\n",
+					c.ID, printable(c.User), printable(c.User), secret)
+				return err
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&generate, "generate", false, "make the secret")
+	f.StringVar(&label, "label", "", "what it is for")
+	f.StringVar(&expires, "expires", "", "`WHEN` it ends: 90d, or a date such as 2027-01-31")
+	f.StringArrayVar(&networks, "network", nil, "`CIDR` of clients, from which alone it works; may be repeated")
+	f.BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// parseExpiry takes a span of time from now, a date (its beginning, here) or a moment.
+func parseExpiry(s string, now time.Time) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	t, err := time.ParseInLocation(time.DateOnly, s, time.Local)
+	if err != nil {
+		t, err = time.Parse(time.RFC3339, s)
+	}
+	if err != nil {
+		d, notSpan := parseDuration(s)
+		t, err = now.Add(time.Duration(d)), notSpan
+	}
+	switch {
+	case err != nil:
+		return time.Time{}, usagef("--expires: %q is neither a span such as 90d nor a date such as 2027-01-31", s)
+	case !t.After(now):
+		return time.Time{}, usagef("--expires: %s is past", s)
+	}
+	return t, nil
+}
+
+// parseNetworks takes networks, and single addresses as well.
+func parseNetworks(list []string) (networks []netip.Prefix, err error) {
+	for _, s := range list {
+		p, err := netip.ParsePrefix(s)
+		if addr, notAddr := netip.ParseAddr(s); err != nil && notAddr == nil && addr.Zone() == "" {
+			p, err = netip.PrefixFrom(addr, addr.BitLen()), nil
+		}
+		switch {
+		case err != nil:
+			return nil, usagef("--network: %q is no network such as 192.0.2.0/24 or 2001:db8::/48", s)
+		case p != p.Masked():
+			return nil, usagef("--network: %s has bits set behind the prefix: write %s", s, p.Masked())
+		}
+		networks = append(networks, p)
+	}
+	return networks, nil
+}
+
+func (a *app) credentialListCmd() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "list USER",
+		Short: "list a user's credentials, the revoked ones too",
+		Args:  exactly(1, "the user's name"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+				list, err := users.Credentials(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					return printJSON(a.stdout, credentialsJSON(list))
+				}
+				return a.printCredentials(credentialsJSON(list))
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// revoked is what became of a credential.
+type revoked struct {
+	credentialView
+	Held int `json:"held"` // recipients of its mail that are held
+}
+
+func (a *app) credentialRevokeCmd() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "revoke ID...",
+		Short: "end credentials for ever, and hold the mail that came by them",
+		Long: `Ends credentials on every node within 2 seconds, with the sessions that logged in by
+them, and holds the mail that came by them and waits in the queue, all at once: when one
+of them cannot be revoked, none is. 'postern credential list USER' shows the numbers.`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ids, err := credentialIDs(args)
+			if err != nil {
+				return err
+			}
+			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+				list, err := revokeAll(ctx, users, ids)
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					return printJSON(a.stdout, list)
+				}
+				return a.printRevoked(list)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func credentialIDs(args []string) (ids []int64, err error) {
+	if len(args) == 0 {
+		return nil, usagef("'postern credential revoke' needs the numbers of credentials")
+	}
+	for _, arg := range args {
+		id, err := parseCredential(arg)
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
+func parseCredential(s string) (int64, error) {
+	id, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || id <= 0 {
+		return 0, usagef("%q is no credential's number: see 'postern credential list USER'", s)
+	}
+	return id, nil
+}
+
+// revokeAll revokes credentials, all or none.
+func revokeAll(ctx context.Context, users *accounts, ids []int64) (list []revoked, err error) {
+	err = users.together(ctx, func(store *auth.Store, q *queue.Admin) (whose []int64, err error) {
+		for _, id := range ids {
+			c, err := store.RevokeCredential(ctx, id)
+			if err != nil {
+				return nil, err
+			}
+			if _, err := q.HoldUser(ctx, c.UserID, c.ID, holdReason("credential revoked", c.Label)); err != nil {
+				return nil, err
+			}
+			held, err := q.Release(ctx, queue.Filter{UserID: c.UserID, CredentialID: c.ID}, true)
+			if err != nil {
+				return nil, err
+			}
+			list, whose = append(list, revoked{credentialJSON(c, ""), held}), append(whose, c.UserID)
+		}
+		return whose, nil
+	})
+	return list, err
+}
+
+func (a *app) printRevoked(list []revoked) error {
+	text := ""
+	for _, r := range list {
+		text += fmt.Sprintf("revoked credential %d of %s\n", r.ID, printable(r.UserName)) + heldMail(r.UserName, r.Held)
+	}
+	_, err := io.WriteString(a.stdout, text)
+	return err
+}

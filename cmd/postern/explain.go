@@ -1,0 +1,327 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"postern/auth"
+	"postern/policy"
+	"postern/relay/queue"
+	"postern/relay/route"
+	"postern/relay/smtp"
+	"postern/relay/submission"
+)
+
+// question is a message that somebody might send.
+type question struct {
+	user       string
+	credential int64 // 0: none in particular
+	from       smtp.Address
+	to         []smtp.Address // each but once
+	size       int64
+}
+
+// explanation says what would become of it now.
+type explanation struct {
+	Accepted bool          `json:"accepted"`
+	Reply    string        `json:"reply,omitempty"` // that would refuse it
+	Steps    []explainStep `json:"steps"`
+	Limits   []limitView   `json:"limits"` // that are used up by and by, and their use without this message
+	Hold     string        `json:"hold,omitempty"`
+	Routes   []explainWay  `json:"routes"`
+}
+
+type explainStep struct {
+	Step    string `json:"step"`
+	Allowed bool   `json:"allowed"`
+	Rule    string `json:"rule"`
+	Reply   string `json:"reply,omitempty"`
+}
+
+// explainWay is where a recipient's mail goes.
+type explainWay struct {
+	Recipient string `json:"recipient"`
+	Route     int64  `json:"route,omitempty"`
+	Via       string `json:"via,omitempty"`     // an upstream, or mx
+	Trouble   string `json:"trouble,omitempty"` // why there is no way, or none that can be told here
+}
+
+func (a *app) explainCmd() *cobra.Command {
+	var (
+		user, credential, from, octets string
+		to                             []string
+		asJSON                         bool
+	)
+	cmd := &cobra.Command{
+		Use:   "explain --user U --from A --to B",
+		Short: "tell whether a message would be accepted, why, and where it would go",
+		Long: `Tells what would become of a message if it came now: whether the user may log in and
+send as that address, what is left of each limit, whether it would be held, and which
+way it would go. Nothing is sent and nothing is counted. The exit status is 0 when it
+would be accepted and 1 when it would not.
+
+The header's From field is taken to be --from; '<>' is the null sender of bounces. With
+--credential the limits of that credential are looked at too. The server's own limits
+are those of the configuration that is read here.`,
+		Example: `  postern explain --user alice@example.com --from sales@example.com --to bob@example.net
+  postern explain --user app@example.com --credential 12 --from app@example.com --to bob@example.net --size 30MB`,
+		Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			q, err := parseQuestion(user, credential, from, octets, to)
+			if err != nil {
+				return err
+			}
+			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+				e, err := a.explain(ctx, users, q)
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					err = printJSON(a.stdout, e)
+				} else {
+					err = a.printExplanation(e)
+				}
+				if err == nil && !e.Accepted {
+					err = errors.New("the message would be refused")
+				}
+				return err
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&user, "user", "", "`name` of the user who sends")
+	f.StringVar(&credential, "credential", "", "`ID` of the credential by which it comes")
+	f.StringVar(&from, "from", "", "`address` of the sender")
+	f.StringArrayVar(&to, "to", nil, "`address` of a recipient; may be repeated")
+	f.StringVar(&octets, "size", "10KB", "`size` of the message")
+	f.BoolVar(&asJSON, "json", false, "print JSON")
+	for _, name := range []string{"user", "from", "to"} {
+		_ = cmd.MarkFlagRequired(name)
+	}
+	return cmd
+}
+
+func parseQuestion(user, credential, from, octets string, to []string) (q question, err error) {
+	if q.user, err = auth.CanonicalName(user); err != nil {
+		return q, usageError{err.Error()}
+	}
+	if credential != "" {
+		if q.credential, err = parseCredential(credential); err != nil {
+			return q, err
+		}
+	}
+	if from != "<>" {
+		if q.from, err = smtp.ParseAddress(from); err != nil {
+			return q, usagef("--from: %q is no address: %v", from, err)
+		}
+	}
+	known := map[smtp.Address]bool{}
+	for _, s := range to {
+		address, err := smtp.ParseAddress(s)
+		if err != nil {
+			return q, usagef("--to: %q is no address: %v", s, err)
+		}
+		if key := (smtp.Address{Local: address.Local, Domain: address.DomainKey()}); !known[key] {
+			known[key], q.to = true, append(q.to, address)
+		}
+	}
+	n, err := parseSize(octets)
+	if err != nil {
+		return q, usagef("--size: %v", err)
+	}
+	q.size = int64(n)
+	return q, nil
+}
+
+// explain asks, in the order of a session, everything that judges a message.
+func (a *app) explain(ctx context.Context, users *accounts, q question) (*explanation, error) {
+	cfg, _, err := a.loadConfig()
+	if err != nil {
+		return nil, err
+	}
+	u, err := users.User(ctx, q.user)
+	if err != nil {
+		return nil, err
+	}
+	e := &explanation{Limits: []limitView{}, Routes: []explainWay{}}
+	if err := e.login(ctx, users, u, q.credential); err != nil {
+		return nil, err
+	}
+	id, err := users.Identity(ctx, u.ID, q.credential)
+	if err != nil {
+		return nil, err
+	}
+	id.CredentialID = q.credential // of one that does not work any more too
+	e.envelope(id, q, cfg.Submission)
+	if err := e.limits(ctx, users, id, q); err != nil {
+		return nil, err
+	}
+	if err := e.holds(ctx, users, id); err != nil {
+		return nil, err
+	}
+	e.Accepted = e.Reply == ""
+	return e, a.explainWays(ctx, users, cfg, e, id, q)
+}
+
+func (e *explanation) step(name string, v policy.Verdict) {
+	s := explainStep{Step: name, Allowed: v.Allowed, Rule: v.Rule}
+	if !v.Allowed {
+		s.Reply = v.Reply.String()
+		if e.Reply == "" {
+			e.Reply = s.Reply
+		}
+	}
+	e.Steps = append(e.Steps, s)
+}
+
+// login says whether the user could log in with the right secret.
+func (e *explanation) login(ctx context.Context, users *accounts, u auth.User, credential int64) error {
+	rule := ""
+	switch {
+	case !u.Enabled:
+		rule = "user " + userState(u)
+	case credential == 0 && u.Credentials == 0:
+		rule = "the user has no credential that works"
+	case credential != 0:
+		c, err := users.Credential(ctx, credential)
+		if err != nil {
+			return err
+		}
+		if c.UserID != u.ID {
+			return usagef("credential %d is of %s, not of %s", c.ID, c.User, u.Name)
+		}
+		if state := credentialState(c, time.Now()); state != "active" {
+			rule = fmt.Sprintf("credential %d is %s", c.ID, state)
+		}
+	}
+	if rule != "" {
+		e.step("AUTH", policy.Verdict{Rule: rule, Reply: submission.LoginRefused()})
+		return nil
+	}
+	e.step("AUTH", policy.Verdict{Allowed: true, Rule: "user enabled"})
+	return nil
+}
+
+// envelope asks the policy what a session asks it.
+func (e *explanation) envelope(id auth.Identity, q question, server submissionConfig) {
+	e.step("size", policy.Size(id, q.size, int64(server.MessageSize)))
+	e.step("MAIL FROM", policy.Sender(id, q.from))
+	e.step("RCPT TO", policy.Recipients(id, len(q.to), server.Recipients))
+	if !q.from.IsNull() {
+		e.step("header", policy.Header(id, policy.HeaderIdentity{From: []smtp.Address{q.from}}))
+	}
+}
+
+// limits asks the queue whether the message fits.
+func (e *explanation) limits(ctx context.Context, users *accounts, id auth.Identity, q question) error {
+	var credentials []int64
+	if id.CredentialID != 0 {
+		credentials = append(credentials, id.CredentialID)
+	}
+	used, err := users.usage(ctx, id.UserID, credentials...)
+	if err != nil {
+		return err
+	}
+	for _, v := range limitsOf(id, used) {
+		if v.Used != nil {
+			e.Limits = append(e.Limits, v)
+		}
+	}
+	byUser, byCredential := used.sessionsOf(id)
+	if v := policy.OneMore(id, byUser, byCredential); v.Rule != "" {
+		e.step("sessions", v)
+	}
+	over, err := users.queue().TryCharge(ctx, submission.Charges(id), len(q.to), q.size)
+	switch {
+	case err != nil:
+		return err
+	case over != nil:
+		e.step("limits", submission.OverLimit(over, time.Now()))
+	case len(policy.Windows(id)) > 0:
+		e.step("limits", policy.Verdict{Allowed: true, Rule: "within all of them"})
+	}
+	return nil
+}
+
+func (e *explanation) holds(ctx context.Context, users *accounts, id auth.Identity) error {
+	holds, err := holdsOf(ctx, users.queue(), id.UserID)
+	i := slices.IndexFunc(holds, func(h queue.UserHold) bool { return h.CredentialID == 0 || h.CredentialID == id.CredentialID })
+	if err == nil && i >= 0 {
+		e.Hold = orDash(holds[i].Reason)
+	}
+	return err
+}
+
+func (a *app) explainWays(ctx context.Context, users *accounts, cfg config, e *explanation, id auth.Identity, q question) error {
+	sealer, err := a.presentSealer(cfg)
+	if err != nil {
+		return err
+	}
+	routes := route.NewTable(route.NewStore(users.pool, sealer), time.Minute)
+	for _, to := range q.to {
+		way := explainWay{Recipient: to.String(), Via: "mx"}
+		d, err := routes.Resolve(ctx, id.UserID, q.from, to)
+		switch {
+		case errors.Is(err, route.ErrSeal):
+			way.Via, way.Trouble = "", "the key of this machine does not open the upstream's password: "+err.Error()
+		case err != nil:
+			way.Via, way.Trouble = "", "it would wait: "+err.Error()
+		case d.Upstream != nil:
+			way.Via = d.Upstream.Name
+		}
+		way.Route = d.Route
+		e.Routes = append(e.Routes, way)
+	}
+	return nil
+}
+
+func (a *app) printExplanation(e *explanation) error {
+	t := table{head: []string{"STEP", "", "RULE", "REPLY"}}
+	for _, s := range e.Steps {
+		verdict := "ok"
+		if !s.Allowed {
+			verdict = "refused"
+		}
+		t.add(s.Step, verdict, s.Rule, s.Reply)
+	}
+	if err := t.print(a.stdout); err != nil {
+		return err
+	}
+	if len(e.Limits) > 0 {
+		fmt.Fprintln(a.stdout)
+		if err := a.printLimits(e.Limits); err != nil {
+			return err
+		}
+	}
+	t = table{head: []string{"RECIPIENT", "ROUTE", "VIA"}}
+	for _, w := range e.Routes {
+		number := "-"
+		if w.Route != 0 {
+			number = strconv.FormatInt(w.Route, 10)
+		}
+		via := w.Via
+		if w.Trouble != "" {
+			via = w.Trouble
+		}
+		t.add(w.Recipient, number, via)
+	}
+	fmt.Fprintln(a.stdout)
+	if err := t.print(a.stdout); err != nil {
+		return err
+	}
+	switch {
+	case !e.Accepted:
+		return nil
+	case e.Hold != "":
+		_, err := fmt.Fprintf(a.stdout, "\nIt would be accepted, and held: %s\n", printable(e.Hold))
+		return err
+	}
+	_, err := fmt.Fprintln(a.stdout, "\nIt would be accepted.")
+	return err
+}

@@ -1,0 +1,286 @@
+package main
+
+import (
+	"bytes"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+
+	"postern/relay/smtp"
+)
+
+// settings are what a mail client must be told to send mail here.
+type settings struct {
+	Server   string       `json:"server"`
+	Ports    []clientPort `json:"ports"`
+	UserName string       `json:"user_name"`
+}
+
+// clientPort is a port of a listener.
+type clientPort struct {
+	Port int    `json:"port"`
+	TLS  string `json:"tls"` // starttls or implicit
+}
+
+// settingsOf are the settings for a user; without a listener in the configuration they
+// have no ports.
+func (a *app) settingsOf(name string) (settings, error) {
+	cfg, _, err := a.loadConfig()
+	if err != nil {
+		return settings{}, err
+	}
+	s := settings{UserName: name, Ports: []clientPort{}}
+	for _, l := range cfg.Listeners {
+		_, port, _ := net.SplitHostPort(l.Address)
+		n, _ := net.LookupPort("tcp", port)
+		if p := (clientPort{n, l.TLS}); n > 0 && !slices.Contains(s.Ports, p) {
+			s.Ports = append(s.Ports, p)
+		}
+	}
+	if len(s.Ports) > 0 {
+		s.Server, err = cfg.hostname()
+	}
+	return s, err
+}
+
+func (a *app) printSettings(s settings) error {
+	if len(s.Ports) == 0 {
+		return nil
+	}
+	fmt.Fprintf(a.stdout, "\nfor the mail client:\n  server     %s\n", printable(s.Server))
+	for _, p := range s.Ports {
+		secured := "STARTTLS"
+		if p.TLS == "implicit" {
+			secured = "SSL/TLS"
+		}
+		fmt.Fprintf(a.stdout, "  port       %d with %s\n", p.Port, secured)
+	}
+	_, err := fmt.Fprintf(a.stdout, "  user name  %s\n", printable(s.UserName))
+	return err
+}
+
+// profiles says which files for mail clients are to be written.
+type profiles struct {
+	apple, mozilla string // files
+	imap           string // HOST[:PORT] of the incoming server
+}
+
+func (p *profiles) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&p.apple, "mobileconfig", "", "write a profile for Apple's clients to `FILE`")
+	f.StringVar(&p.mozilla, "autoconfig", "", "write a configuration for Mozilla's clients to `FILE`")
+	f.StringVar(&p.imap, "imap", "", "`HOST[:PORT]` of the incoming server, for these files")
+}
+
+const profilesHelp = `--mobileconfig writes a configuration profile for iPhone and Mac, --autoconfig one in
+the format of Thunderbird's autoconfig. Neither has a password in it. Both describe an
+account that fetches mail too: name its IMAP server with --imap (TLS on port 993).`
+
+func (p *profiles) wanted() bool { return p.apple != "" || p.mozilla != "" }
+
+// check finds what is wrong before anything is changed.
+func (p *profiles) check(s settings) error {
+	if !p.wanted() {
+		if p.imap != "" {
+			return usagef("--imap is for --mobileconfig and --autoconfig")
+		}
+		return nil
+	}
+	if len(s.Ports) == 0 {
+		return usagef("the configuration has no [[listener]] with a port: there is nothing to tell a mail client")
+	}
+	if p.imap != "" {
+		if _, _, err := p.incoming(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// incoming is the IMAP server; "" for none.
+func (p *profiles) incoming() (host string, port int, err error) {
+	host, port = p.imap, 993
+	if h, digits, err := net.SplitHostPort(p.imap); err == nil {
+		n, err := strconv.Atoi(digits)
+		if err != nil || n < 1 || n > 65535 {
+			return "", 0, usagef("--imap: %q is no port", digits)
+		}
+		host, port = h, n
+	}
+	if host != "" && !smtp.ValidDomain(host) && net.ParseIP(host) == nil {
+		return "", 0, usagef("--imap: %q is no name of a server", host)
+	}
+	return host, port, nil
+}
+
+// write writes the files that are wanted.
+func (a *app) writeProfiles(p *profiles, s settings) error {
+	for _, file := range []struct {
+		path string
+		text func(settings) ([]byte, error)
+	}{{p.apple, p.mobileconfig}, {p.mozilla, p.autoconfig}} {
+		if file.path == "" {
+			continue
+		}
+		text, err := file.text(s)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(file.path, text, 0o644); err != nil {
+			return err
+		}
+		fmt.Fprintf(a.stderr, "wrote %s\n", file.path)
+	}
+	if p.apple != "" && p.imap == "" {
+		fmt.Fprintln(a.stderr, "warning: Apple has no profile without an incoming server: the profile names this one, which has no mail to fetch; name yours with --imap")
+	}
+	return nil
+}
+
+// best is the port that a client is told when it can be told but one: TLS from the
+// first octet is to be preferred (RFC 8314 section 3.3).
+func (s settings) best() clientPort {
+	for _, p := range s.Ports {
+		if p.TLS == "implicit" {
+			return p
+		}
+	}
+	return s.Ports[0]
+}
+
+// mobileconfig is Apple's profile (Device Management, com.apple.mail.managed). Its
+// UUIDs follow from the server's and the user's name, so that installing it again
+// replaces it.
+func (p *profiles) mobileconfig(s settings) ([]byte, error) {
+	host, port, err := p.incoming()
+	if err != nil {
+		return nil, err
+	}
+	if host == "" {
+		host = s.Server
+	}
+	id := func(what string) string {
+		return strings.ToUpper(uuid.NewSHA1(uuid.NameSpaceURL, []byte("smtp://"+s.Server+"/"+s.UserName+"#"+what)).String())
+	}
+	identifier := s.Server + ".mail." + strings.ToLower(id("profile"))
+	account := plist{
+		{"PayloadType", "com.apple.mail.managed"}, {"PayloadVersion", 1},
+		{"PayloadIdentifier", identifier + ".account"}, {"PayloadUUID", id("account")},
+		{"PayloadDisplayName", "Mail of " + s.UserName},
+		{"EmailAccountDescription", s.UserName}, {"EmailAccountType", "EmailTypeIMAP"}, {"EmailAddress", s.UserName},
+		{"IncomingMailServerAuthentication", "EmailAuthPassword"}, {"IncomingMailServerHostName", host},
+		{"IncomingMailServerPortNumber", port}, {"IncomingMailServerUseSSL", true}, {"IncomingMailServerUsername", s.UserName},
+		{"OutgoingMailServerAuthentication", "EmailAuthPassword"}, {"OutgoingMailServerHostName", s.Server},
+		{"OutgoingMailServerPortNumber", s.best().Port}, {"OutgoingMailServerUseSSL", true}, {"OutgoingMailServerUsername", s.UserName},
+		{"OutgoingPasswordSameAsIncomingPassword", false},
+	}
+	if !strings.Contains(s.UserName, "@") {
+		account = slices.DeleteFunc(account, func(e entry) bool { return e.key == "EmailAddress" })
+	}
+	var b bytes.Buffer
+	b.WriteString(xml.Header + `<!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" "http://www.apple.com/DTDs/PropertyList-1.0.dtd">
+<plist version="1.0">
+`)
+	err = plist{
+		{"PayloadType", "Configuration"}, {"PayloadVersion", 1},
+		{"PayloadIdentifier", identifier}, {"PayloadUUID", id("profile")},
+		{"PayloadDisplayName", "Mail of " + s.UserName}, {"PayloadContent", []plist{account}},
+	}.write(&b)
+	b.WriteString("</plist>\n")
+	return b.Bytes(), err
+}
+
+// plist is a dictionary of Apple's property lists, in order.
+type plist []entry
+
+type entry struct {
+	key   string
+	value any // string, int, bool or []plist
+}
+
+func (p plist) write(b *bytes.Buffer) error {
+	b.WriteString("<dict>\n")
+	for _, e := range p {
+		fmt.Fprintf(b, "<key>%s</key>\n", e.key)
+		switch v := e.value.(type) {
+		case string:
+			b.WriteString("<string>")
+			if err := xml.EscapeText(b, []byte(v)); err != nil {
+				return err
+			}
+			b.WriteString("</string>\n")
+		case int:
+			fmt.Fprintf(b, "<integer>%d</integer>\n", v)
+		case bool:
+			fmt.Fprintf(b, "<%t/>\n", v)
+		case []plist:
+			b.WriteString("<array>\n")
+			for _, sub := range v {
+				if err := sub.write(b); err != nil {
+					return err
+				}
+			}
+			b.WriteString("</array>\n")
+		default:
+			return errors.New("property list: " + e.key)
+		}
+	}
+	b.WriteString("</dict>\n")
+	return nil
+}
+
+// The clientConfig of Mozilla's autoconfiguration, version 1.1.
+type clientConfig struct {
+	XMLName  xml.Name `xml:"clientConfig"`
+	Version  string   `xml:"version,attr"`
+	Provider struct {
+		ID        string         `xml:"id,attr"`
+		Domain    string         `xml:"domain"`
+		Name      string         `xml:"displayName"`
+		ShortName string         `xml:"displayShortName"`
+		Incoming  []clientServer `xml:"incomingServer"`
+		Outgoing  []clientServer `xml:"outgoingServer"`
+	} `xml:"emailProvider"`
+}
+
+type clientServer struct {
+	Type           string `xml:"type,attr"`
+	Hostname       string `xml:"hostname"`
+	Port           int    `xml:"port"`
+	SocketType     string `xml:"socketType"`
+	Authentication string `xml:"authentication"`
+	UserName       string `xml:"username"`
+}
+
+func (p *profiles) autoconfig(s settings) ([]byte, error) {
+	host, port, err := p.incoming()
+	if err != nil {
+		return nil, err
+	}
+	c := clientConfig{Version: "1.1"}
+	_, domain, isAddress := strings.Cut(s.UserName, "@")
+	if !isAddress {
+		domain = s.Server
+	}
+	c.Provider.ID, c.Provider.Domain, c.Provider.Name, c.Provider.ShortName = domain, domain, "Mail of "+s.UserName, domain
+	if host != "" {
+		c.Provider.Incoming = []clientServer{{"imap", host, port, "SSL", "password-cleartext", s.UserName}}
+	}
+	for _, port := range s.Ports {
+		socket := "STARTTLS"
+		if port.TLS == "implicit" {
+			socket = "SSL"
+		}
+		c.Provider.Outgoing = append(c.Provider.Outgoing, clientServer{"smtp", s.Server, port.Port, socket, "password-cleartext", s.UserName})
+	}
+	text, err := xml.MarshalIndent(c, "", "  ")
+	return slices.Concat([]byte(xml.Header), text, []byte("\n")), err
+}

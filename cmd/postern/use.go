@@ -1,0 +1,58 @@
+package main
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// flagError says what is wrong with a command's flags in the words of this program.
+func flagError(cmd *cobra.Command, err error) error {
+	if errors.Is(err, pflag.ErrHelp) {
+		return err
+	}
+	var (
+		unknown *pflag.NotExistError
+		bare    *pflag.ValueRequiredError
+		invalid *pflag.InvalidValueError
+		syntax  *pflag.InvalidSyntaxError
+	)
+	switch {
+	case errors.As(err, &unknown):
+		return usagef("'%s' has no flag %s", cmd.CommandPath(), flagName(unknown.GetSpecifiedName(), unknown.GetSpecifiedShortnames()))
+	case errors.As(err, &bare):
+		return usagef("%s needs a value", flagName(bare.GetSpecifiedName(), bare.GetSpecifiedShortnames()))
+	case errors.As(err, &invalid):
+		f := invalid.GetFlag()
+		switch f.Value.Type() {
+		case "int":
+			return usagef("--%s: %q is no whole number", f.Name, invalid.GetValue())
+		case "bool":
+			return usagef("--%s: %q is neither true nor false", f.Name, invalid.GetValue())
+		}
+		return usagef("--%s: %v", f.Name, errors.Unwrap(invalid))
+	case errors.As(err, &syntax):
+		return usagef("%q is no flag", syntax.GetSpecifiedFlag())
+	}
+	return usageError{err.Error()}
+}
+
+func flagName(name, shortnames string) string {
+	if shortnames != "" {
+		return "-" + shortnames
+	}
+	return "--" + name
+}
+
+// plainUse rewords what cobra found wrong before a command began.
+func plainUse(cmd *cobra.Command, err error) error {
+	missing, ok := strings.CutPrefix(err.Error(), "required flag(s) ")
+	if !ok {
+		return err
+	}
+	missing = strings.TrimSuffix(missing, " not set")
+	names := strings.Split(strings.ReplaceAll(missing, `"`, ""), ", ")
+	return usagef("'%s' needs --%s", cmd.CommandPath(), strings.Join(names, " and --"))
+}

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postern/auth"
+	"postern/relay/queue"
+)
+
+// accounts is what the commands about users work on.
+type accounts struct {
+	*auth.Store
+	pool  *pgxpool.Pool
+	actor string
+}
+
+// queue is the queue as these commands see it.
+func (u *accounts) queue() *queue.Admin { return queue.NewAdmin(u.pool).As(u.actor) }
+
+func (a *app) withUsers(ctx context.Context, do func(ctx context.Context, users *accounts) error) error {
+	return a.withPool(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
+		who := a.actor()
+		return userError(do(ctx, &accounts{auth.NewStore(pool).As(who), pool, who}))
+	})
+}
+
+// userError marks what is wrong with the arguments as wrong use.
+func userError(err error) error {
+	for _, kind := range []error{auth.ErrName, auth.ErrPattern, auth.ErrPassword, auth.ErrLimit, auth.ErrNewCredential} {
+		if errors.Is(err, kind) {
+			return usageError{err.Error()}
+		}
+	}
+	return err
+}
+
+// together makes changes to a user and to its mail: all or none. The nodes hear of it
+// afterwards, for NOTIFY in a transaction makes all commits wait for each other.
+func (u *accounts) together(ctx context.Context, change func(users *auth.Store, q *queue.Admin) (whose []int64, err error)) error {
+	var whose []int64
+	err := pgx.BeginFunc(ctx, u.pool, func(tx pgx.Tx) (err error) {
+		whose, err = change(auth.NewStore(tx).As(u.actor), queue.NewAdmin(tx).As(u.actor))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	slices.Sort(whose)
+	for _, id := range slices.Compact(whose) {
+		_ = u.Announce(ctx, id) // nodes that do not hear it look for changes themselves
+	}
+	return nil
+}
+
+// heldMail says in words what a user has on hold and what to do about it; "" for nothing.
+func heldMail(name string, n int) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf("mail for %s of %s is held: 'postern queue release --user %s' lets it go, 'postern queue cancel --user %s' throws it away\n",
+		count(n, "recipient"), name, name, name)
+}
+
+// count is a number of things in words.
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return strconv.Itoa(n) + " " + what + "s"
+}
+
+// jsonTime is a time for JSON: none is null.
+func jsonTime(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}

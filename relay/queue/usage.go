@@ -1,0 +1,114 @@
+package queue
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Usage is what counts at the moment against limits of a kind and a window.
+type Usage struct {
+	Scope   ChargeScope
+	Subject int64
+	Kind    ChargeKind
+	Window  time.Duration
+	Used    int64
+}
+
+// sqlUsage reads what a charge would find (charge_usage in migrations/0005_accounts.sql).
+const sqlUsage = `
+select x.scope, x.subject, x.kind, x.window_s, coalesce(sum(u.n) filter (where u.at > b.bucket - 62), 0)::bigint
+from usage_window x
+	cross join lateral (select greatest(floor(extract(epoch from clock_timestamp()) * 60 / x.window_s)::bigint, x.at[cardinality(x.at)]) as bucket) b
+	left join lateral unnest(x.at, x.n) u(at, n) on true
+where (x.scope, x.subject) in (select 1::smallint, $1::bigint union all select 2::smallint, unnest($2::bigint[]))
+group by x.scope, x.subject, x.kind, x.window_s order by x.scope, x.subject, x.kind, x.window_s`
+
+// Usage returns what counts against the limits of a user and of credentials. A limit
+// against which nothing was ever charged is not in it.
+func (a *Admin) Usage(ctx context.Context, user int64, credentials ...int64) ([]Usage, error) {
+	rows, err := a.db.Query(ctx, sqlUsage, user, credentials)
+	if err != nil {
+		return nil, fmt.Errorf("read usage: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (u Usage, err error) {
+		var seconds int64
+		err = row.Scan(&u.Scope, &u.Subject, &u.Kind, &seconds, &u.Used)
+		u.Window = time.Duration(seconds) * time.Second
+		return u, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read usage: %w", err)
+	}
+	return list, nil
+}
+
+const sqlTryCharge = `
+select charge, used, retry_at from charge_usage(array[$1::uuid], false, $2::smallint[], $3::bigint[], $4::smallint[], $5::integer[],
+	$6::integer[], $7::integer[], $8::bigint[], $9::bigint[]) where refused`
+
+// TryCharge says which limit would refuse a message now: nil for none. It asks as
+// Enqueue does and takes the charge back.
+func (a *Admin) TryCharge(ctx context.Context, limits []Charge, recipients int, size int64) (*OverLimit, error) {
+	if len(limits) == 0 {
+		return nil, nil
+	}
+	j := &job{m: Message{ID: NewID(), Size: size, Charges: limits}, rcpts: make([]Recipient, recipients)}
+	var c charges
+	c.fill([]*job{j})
+	tx, err := a.db.Begin(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("try the limits: %w", err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	rows, err := tx.Query(ctx, sqlTryCharge, append([]any{j.m.ID}, c.args()...)...)
+	if err != nil {
+		return nil, fmt.Errorf("try the limits: %w", err)
+	}
+	over, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*OverLimit, error) {
+		var charge int32
+		var used int64
+		var retryAt *time.Time
+		err := row.Scan(&charge, &used, &retryAt)
+		if err != nil {
+			return nil, err
+		}
+		o := &OverLimit{Charge: *c.of[charge-1], Used: used, Amount: c.sum[charge-1]}
+		if retryAt != nil {
+			o.RetryAt = *retryAt
+		}
+		return o, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("try the limits: %w", err)
+	}
+	if len(over) == 0 {
+		return nil, nil
+	}
+	return over[0], nil
+}
+
+// sqlCounts counts a user's live recipients by their state.
+const sqlCounts = `
+select ` + sqlState + `, count(*) from recipient r join message m on m.id = r.message_id where m.user_id = $1 group by 1`
+
+// Counts says how many live recipients a user has in each state.
+func (a *Admin) Counts(ctx context.Context, user int64) (map[State]int, error) {
+	rows, err := a.db.Query(ctx, sqlCounts, user)
+	if err != nil {
+		return nil, fmt.Errorf("count mail: %w", err)
+	}
+	counts := make(map[State]int)
+	var state State
+	var n int
+	_, err = pgx.ForEachRow(rows, []any{&state, &n}, func() error {
+		counts[state] = n
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("count mail: %w", err)
+	}
+	return counts, nil
+}
