@@ -45,13 +45,15 @@ func NewWatch(pool *pgxpool.Pool, log *slog.Logger, notify bool) *Watch {
 // ctx ends. The calls come one after the other, and may come twice for one change. A
 // connection that breaks is made again.
 func (w *Watch) Run(ctx context.Context, changed func(ids []int64, all bool)) {
-	every(ctx, watchEvery, func() {
+	look := func() {
 		if w.notify {
 			w.trouble.heard(w.listen(ctx, changed)) // returns when the connection broke
 			return
 		}
 		w.trouble.heard(w.poll(ctx, w.pool, changed))
-	})
+	}
+	look()
+	every(ctx, watchEvery, look)
 }
 
 // listen waits for notifications and polls, on one connection, until that fails.
