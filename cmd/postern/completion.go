@@ -47,7 +47,7 @@ type ask func(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]string,
 // by what they are called in its usage line.
 func (a *app) complete(cmd *cobra.Command) {
 	for flag, values := range map[string]ask{
-		"user": usersLike, "credential": credentialsLike, "upstream": upstreamsLike, "via": upstreamsLike, "after": usersLike,
+		"user": usersLike, "credential": credentialsLike, "upstream": upstreamsLike, "via": upstreamsLike,
 	} {
 		if cmd.Flags().Lookup(flag) != nil {
 			_ = cmd.RegisterFlagCompletionFunc(flag, a.completer(values, false))

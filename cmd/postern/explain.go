@@ -158,8 +158,16 @@ func (a *app) explain(ctx context.Context, users *accounts, q question) (*explan
 		return nil, err
 	}
 	id.CredentialID = q.credential // of one that does not work any more too
+	used, err := users.usage(ctx, u.ID, q.credential)
+	if err != nil {
+		return nil, err
+	}
+	byUser, byCredential := used.sessionsOf(id)
+	if v := policy.OneMore(id, byUser, byCredential); v.Rule != "" {
+		e.step("sessions", v)
+	}
 	e.envelope(id, q, cfg.Submission)
-	if err := e.limits(ctx, users, id, q); err != nil {
+	if err := e.limits(ctx, users, id, q, used); err != nil {
 		return nil, err
 	}
 	if err := e.holds(ctx, users, id); err != nil {
@@ -219,23 +227,11 @@ func (e *explanation) envelope(id auth.Identity, q question, server submissionCo
 }
 
 // limits asks the queue whether the message fits.
-func (e *explanation) limits(ctx context.Context, users *accounts, id auth.Identity, q question) error {
-	var credentials []int64
-	if id.CredentialID != 0 {
-		credentials = append(credentials, id.CredentialID)
-	}
-	used, err := users.usage(ctx, id.UserID, credentials...)
-	if err != nil {
-		return err
-	}
+func (e *explanation) limits(ctx context.Context, users *accounts, id auth.Identity, q question, used usage) error {
 	for _, v := range limitsOf(id, used) {
 		if v.Used != nil {
 			e.Limits = append(e.Limits, v)
 		}
-	}
-	byUser, byCredential := used.sessionsOf(id)
-	if v := policy.OneMore(id, byUser, byCredential); v.Rule != "" {
-		e.step("sessions", v)
 	}
 	over, err := users.queue().TryCharge(ctx, submission.Charges(id), len(q.to), q.size)
 	switch {

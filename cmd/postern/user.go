@@ -214,6 +214,7 @@ func (a *app) userListCmd() *cobra.Command {
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	f.IntVar(&limit, "limit", 1000, "print at most `N` users")
 	f.StringVar(&after, "after", "", "begin after this `name`")
+	_ = cmd.RegisterFlagCompletionFunc("after", a.completer(usersLike, false))
 	return cmd
 }
 
