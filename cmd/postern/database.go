@@ -46,6 +46,9 @@ func (a *app) withDatabaseOf(ctx context.Context, cfg config, do func(ctx contex
 // privateDatabase returns the URL of the server in dir, starting it unless
 // another process of ours runs it already. stop ends what was started.
 func privateDatabase(ctx context.Context, dir string) (url string, stop func(), err error) {
+	if url, ok := pgserver.Running(dir); ok { // a relay's: its lock would be waited for
+		return url, func() {}, nil
+	}
 	server, err := startPrivate(ctx, dir)
 	if errors.Is(err, pgserver.ErrInUse) {
 		// Another command may be starting or stopping it at this moment.

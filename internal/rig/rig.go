@@ -176,7 +176,8 @@ func newDatabase(t testing.TB) string {
 	defer cancel()
 	cluster.start.Do(func() {
 		dir := pgtest.Dir(t) + "-shared" // beside the folder that goes with this test
-		cluster.server, cluster.err = pgserver.Start(ctx, pgserver.Config{Dir: dir, Temporary: true})
+		cluster.server, cluster.err = pgserver.Start(ctx, pgserver.Config{Dir: dir, Temporary: true,
+			Settings: map[string]string{"max_connections": "400"}}) // thirty for a node, and many run at once
 	})
 	if cluster.err != nil {
 		t.Fatal(cluster.err)
