@@ -26,8 +26,8 @@ func (k LimitKind) Windowed() bool {
 	return k == LimitMessages || k == LimitRecipients || k == LimitBytes
 }
 
-// maxWindow is a leap year.
-const maxWindow = 366 * 24 * time.Hour
+// MaxWindow is the longest window of a limit: a leap year.
+const MaxWindow = 366 * 24 * time.Hour
 
 func (k LimitKind) valid() bool {
 	switch k {
@@ -64,7 +64,7 @@ func (l Limit) check() error {
 		return fmt.Errorf("%w: %s below 0", ErrLimit, l.Kind)
 	case !l.Kind.Windowed() && l.Window != 0:
 		return fmt.Errorf("%w: %s has no window", ErrLimit, l.Kind)
-	case l.Kind.Windowed() && (l.Window < time.Second || l.Window > maxWindow || l.Window%time.Second != 0):
+	case l.Kind.Windowed() && (l.Window < time.Second || l.Window > MaxWindow || l.Window%time.Second != 0):
 		return fmt.Errorf("%w: %s needs a window of whole seconds, up to 366 days", ErrLimit, l.Kind)
 	}
 	return nil
@@ -76,15 +76,4 @@ func (l Limit) String() string {
 		return fmt.Sprintf("%s %d", l.Kind, l.Max)
 	}
 	return fmt.Sprintf("%s %d/%ds", l.Kind, l.Max, l.Window/time.Second)
-}
-
-// Tightest is the lowest limit of a kind that has no window; ok is false when there
-// is none.
-func (id Identity) Tightest(kind LimitKind) (tightest Limit, ok bool) {
-	for _, l := range id.Limits {
-		if l.Kind == kind && (!ok || l.Max < tightest.Max) {
-			tightest, ok = l, true
-		}
-	}
-	return tightest, ok
 }

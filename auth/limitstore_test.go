@@ -95,5 +95,5 @@ func TestStoreRefusesLimits(t *testing.T) {
 			t.Errorf("%+v %v: err = %v, want %v", tt.target, tt.limits, err, tt.want)
 		}
 	}
-	must(t, s.SetLimits(ctx, LimitTarget{User: "alice"}, []Limit{good, {Kind: LimitMessages, Window: maxWindow, Max: 1<<63 - 1}}))
+	must(t, s.SetLimits(ctx, LimitTarget{User: "alice"}, []Limit{good, {Kind: LimitMessages, Window: MaxWindow, Max: 1<<63 - 1}}))
 }

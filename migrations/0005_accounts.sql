@@ -44,8 +44,7 @@ insert into limit_rule (user_id, kind, max)
     select id, 'recipients_per_message', max_recipients from app_user where max_recipients is not null;
 alter table app_user drop column max_size, drop column max_recipients;
 
--- Networks from which a user has logged in: /24 and /48. Read by AUTH when an account
--- is throttled, and by the breaker; written once a day for each.
+-- Networks from which a user has logged in: /24 and /48. Read by AUTH; written once a day for each.
 create table known_network (
     user_id  bigint not null references app_user (id) on delete cascade,
     network  cidr not null,
@@ -68,7 +67,8 @@ create index auth_failure_updated on auth_failure (updated_at);
 -- Owned by the package policy --------------------------------------------------
 
 -- Sessions of users whose sessions are limited. A row counts while the node's epoch
--- lives, so those of a node that died go with it.
+-- lives (table node, which the queue owns), so those of a node that died go with it.
+-- Primary key: the end of a session.
 create table live_session (
     id            bigint generated always as identity primary key,
     epoch         bigint not null,
@@ -76,8 +76,8 @@ create table live_session (
     credential_id bigint not null,
     opened_at     timestamptz not null default now()
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+-- AUTH counts the sessions of a user.
 create index live_session_user on live_session (user_id);
-create index live_session_epoch on live_session (epoch);
 
 -- Owned by the package queue ---------------------------------------------------
 
@@ -93,6 +93,7 @@ create index attempt_recipient on attempt (lower(local || '@' || domain), messag
 alter table recipient add last_upstream text not null default '';
 
 -- Mail of a user (credential_id 0), or of one credential, that waits for an admin.
+-- Primary key: each message that comes in or comes back is looked up.
 create table hold (
     user_id       bigint not null,
     credential_id bigint not null default 0,
@@ -104,7 +105,7 @@ create table hold (
 
 -- What was charged against each limit with a window, in buckets of window/60: at are
 -- the buckets' numbers, ascending, n what they hold. scope 1 is a user, 2 a credential;
--- kind 1 messages, 2 recipients, 3 octets.
+-- kind 1 messages, 2 recipients, 3 octets. Primary key: charge_usage, which locks in its order.
 create table usage_window (
     scope     smallint not null,
     subject   bigint   not null,
@@ -137,7 +138,8 @@ create table activity (
     rejected    integer     not null default 0,
     primary key (user_id, hour)
 ) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
--- Whom a user has written to, by a hash of the address; as activity.
+-- Whom a user has written to, by a hash of the address; as activity. It goes with
+-- the user. Primary key: each recipient is looked up.
 create table correspondent (
     user_id   bigint not null,
     recipient bytea  not null,
@@ -214,6 +216,9 @@ begin
 		from unnest(scopes, subjects, kinds, windows) with ordinality t(s, u, k, w, nth)
 		join usage_window x on x.scope = t.s and x.subject = t.u and x.kind = t.k and x.window_s = t.w
 		cross join lateral (select greatest(floor(clock * 60 / t.w)::bigint, x.at[cardinality(x.at)]) as bucket) b) r;
+	if cardinality(totals) is distinct from cardinality(scopes) then -- a row was forgotten in between
+		raise exception 'usage_window lost a row' using errcode = 'serialization_failure';
+	end if;
 	if again then
 		stored := array(select m.id from message m where m.id = any(ids));
 	end if;
@@ -222,7 +227,7 @@ begin
 		j := i;
 		while j <= cardinality(msg) and msg[j] = msg[i] loop
 			k := row_of[j];
-			if not refused and totals[k] + added[k] + amounts[j] > caps[j] then
+			if not refused and amounts[j] > caps[j] - totals[k] - added[k] then
 				refused := true; charge := j; used := totals[k] + added[k];
 			end if;
 			j := j + 1;
@@ -260,7 +265,7 @@ begin
 	from unnest(scopes, subjects, kinds, windows, buckets, added) t(s, u, k, w, bucket, plus)
 	where x.scope = t.s and x.subject = t.u and x.kind = t.k and x.window_s = t.w and t.plus > 0;
 	for k in 1 .. cardinality(scopes) loop
-		if added[k] > 0 and totals[k] * 5 < cap_of[k] * 4 and (totals[k] + added[k]) * 5 >= cap_of[k] * 4 then
+		if added[k] > 0 and totals[k]::numeric * 5 < cap_of[k]::numeric * 4 and (totals[k] + added[k])::numeric * 5 >= cap_of[k]::numeric * 4 then
 			update usage_window x set warned_at = clock_timestamp()
 			where x.scope = scopes[k] and x.subject = subjects[k] and x.kind = kinds[k] and x.window_s = windows[k]
 				and (x.warned_at is null or x.warned_at < clock_timestamp() - make_interval(secs => windows[k]));

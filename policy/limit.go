@@ -12,9 +12,6 @@ import (
 	"postern/auth"
 )
 
-// maxWindow is the longest window that a limit can have.
-const maxWindow = 366 * day
-
 const day = 24 * time.Hour
 
 // ParseLimit reads limits of a kind as they are written:
@@ -133,7 +130,7 @@ func parseWindow(s string) (time.Duration, error) {
 				return 0, errWindow
 			}
 		}
-		if n < 1 || n > int64(maxWindow/u.of) {
+		if n < 1 || n > int64(auth.MaxWindow/u.of) {
 			return 0, errWindow
 		}
 		return time.Duration(n) * u.of, nil
@@ -227,4 +224,17 @@ func smallest(id auth.Identity, kind, windowed auth.LimitKind) (l auth.Limit, ok
 		}
 	}
 	return l, ok
+}
+
+// Binds reports whether l, a limit of id without a window, is the one of its kind that
+// a message or a session meets first. Sessions of the user and by the credential are
+// counted apart.
+func Binds(id auth.Identity, l auth.Limit) bool {
+	for _, other := range id.Limits {
+		apart := l.Kind == auth.LimitSessions && (other.Source == auth.FromCredential) != (l.Source == auth.FromCredential)
+		if other.Kind == l.Kind && !apart && other.Max < l.Max {
+			return false
+		}
+	}
+	return true
 }

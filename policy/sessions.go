@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"sync"
 	"time"
@@ -32,6 +33,7 @@ const (
 type Sessions struct {
 	pool  *pgxpool.Pool
 	epoch func() int64
+	log   *slog.Logger
 	kick  chan struct{} // there is something to delete
 
 	mu   sync.Mutex
@@ -44,8 +46,8 @@ type openSession struct{ user, credential int64 }
 
 // NewSessions returns Sessions that count in the database of pool. epoch returns this
 // node's epoch, 0 while it has none; it costs nothing. Run has to be running.
-func NewSessions(pool *pgxpool.Pool, epoch func() int64) *Sessions {
-	return &Sessions{pool: pool, epoch: epoch, kick: make(chan struct{}, 1), open: make(map[int64]openSession)}
+func NewSessions(pool *pgxpool.Pool, epoch func() int64, log *slog.Logger) *Sessions {
+	return &Sessions{pool: pool, epoch: epoch, log: log, kick: make(chan struct{}, 1), open: make(map[int64]openSession)}
 }
 
 // lockSessions is the first key of the advisory locks of users whose sessions are
@@ -192,11 +194,21 @@ func (s *Sessions) closed(row int64) {
 
 // Run deletes the rows of sessions that ended, and now and then compares what is in the
 // database with what is open here, until ctx ends; then it deletes a last time. Trouble
-// with the database is met by trying again.
+// with the database is met by trying again, and logged when it begins and when it ends.
 func (s *Sessions) Run(ctx context.Context) {
 	tick := time.NewTicker(sessionsRetry)
 	defer tick.Stop()
 	listed, under := time.Now(), int64(0)
+	trouble := false
+	heard := func(err error) bool {
+		if err != nil && !trouble && ctx.Err() == nil {
+			s.log.Warn("sessions that ended may still count", "error", err)
+		} else if err == nil && trouble {
+			s.log.Info("sessions that ended count no more")
+		}
+		trouble = err != nil
+		return err == nil
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -205,11 +217,11 @@ func (s *Sessions) Run(ctx context.Context) {
 		case <-s.kick:
 		case <-tick.C:
 		}
-		if s.sweep(ctx) != nil {
+		if !heard(s.sweep(ctx)) {
 			continue // again with the next tick
 		}
 		if epoch := s.epoch(); epoch != 0 && (epoch != under || time.Since(listed) >= sessionsRelist) {
-			if s.relist(ctx, epoch) == nil {
+			if heard(s.relist(ctx, epoch)) {
 				listed, under = time.Now(), epoch
 			}
 		}

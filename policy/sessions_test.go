@@ -3,6 +3,7 @@ package policy
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -28,7 +29,7 @@ func addNode(t *testing.T, db *pgtest.DB) int64 {
 
 func newTestSessions(t *testing.T, db *pgtest.DB) (*Sessions, int64) {
 	epoch := addNode(t, db)
-	return NewSessions(db.Pool, func() int64 { return epoch }), epoch
+	return NewSessions(db.Pool, func() int64 { return epoch }, slog.New(slog.DiscardHandler)), epoch
 }
 
 // run runs s until stop is called, or the test ends.
@@ -133,7 +134,7 @@ func TestSessionsExact(t *testing.T) {
 			nodes := make([]*Sessions, 2)
 			for i := range nodes {
 				epoch := addNode(t, db)
-				nodes[i] = NewSessions(pool, func() int64 { return epoch })
+				nodes[i] = NewSessions(pool, func() int64 { return epoch }, slog.New(slog.DiscardHandler))
 				run(t, nodes[i])
 			}
 			for range 3 {
@@ -234,7 +235,7 @@ func TestSessionsNewEpoch(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		return epoch
-	})
+	}, slog.New(slog.DiscardHandler))
 	id := under(9, sessions(2, auth.FromUser))
 	first := enter(t, s, id, "")
 	enter(t, s, id, "")
@@ -301,13 +302,13 @@ func TestSessionsLeaveInTrouble(t *testing.T) {
 // TestSessionsWithoutLimit costs nothing: there is no database here at all.
 func TestSessionsWithoutLimit(t *testing.T) {
 	t.Parallel()
-	s := NewSessions(nil, func() int64 { return 1 })
+	s := NewSessions(nil, func() int64 { return 1 }, slog.New(slog.DiscardHandler))
 	leave := enter(t, s, under(9, auth.Limit{Kind: auth.LimitSize, Max: 1, Source: auth.FromUser}), "")
 	leave()
 	if err := errors.Join(s.sweep(t.Context()), s.relist(t.Context(), 1)); err != nil {
 		t.Error(err)
 	}
-	none := NewSessions(nil, func() int64 { return 0 })
+	none := NewSessions(nil, func() int64 { return 0 }, slog.New(slog.DiscardHandler))
 	if _, _, err := none.Enter(t.Context(), under(9, sessions(1, auth.FromUser))); !errors.Is(err, errNoEpoch) {
 		t.Errorf("without an epoch: %v", err)
 	}

@@ -7,16 +7,16 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"postern/auth"
 	"postern/policy"
 	"postern/relay/maillog"
 	"postern/relay/queue"
+	"postern/relay/submission"
 )
 
 // nearLimit logs that a limit is nearly used up.
 func (n *node) nearLimit(pool *pgxpool.Pool) func(queue.NearLimit) {
 	return func(near queue.NearLimit) {
-		limit := auth.Limit{Kind: limitKind(near.Kind), Window: near.Window, Max: near.Max}
+		limit := submission.LimitOf(near.Charge)
 		e := maillog.LimitEvent{Limit: string(limit.Kind) + " " + policy.FormatLimit(limit), Used: near.Used}
 		// Whoever commits mail must not wait for the name.
 		go func() {
@@ -30,20 +30,14 @@ func (n *node) nearLimit(pool *pgxpool.Pool) func(queue.NearLimit) {
 	}
 }
 
-func limitKind(kind queue.ChargeKind) auth.LimitKind {
-	switch kind {
-	case queue.ChargeRecipients:
-		return auth.LimitRecipients
-	case queue.ChargeBytes:
-		return auth.LimitBytes
-	}
-	return auth.LimitMessages
-}
-
 // held logs the beginning or the end of a hold.
 func (n *node) held(pool *pgxpool.Pool, log func(maillog.HoldEvent)) func(queue.UserHold) {
 	return func(h queue.UserHold) {
-		log(maillog.HoldEvent{User: userName(pool, h.UserID), Reason: h.Reason})
+		e := maillog.HoldEvent{User: userName(pool, h.UserID), Reason: h.Reason}
+		if h.CredentialID != 0 {
+			e.Credential = strconv.FormatInt(h.CredentialID, 10)
+		}
+		log(e)
 	}
 }
 

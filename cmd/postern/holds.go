@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"slices"
 	"strconv"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -70,4 +71,10 @@ func (a *app) printHolds(list []queue.UserHold, who names) error {
 		t.add(who.text(h.UserID), credential, localTime(h.MadeAt), h.MadeBy, orDash(h.Reason))
 	}
 	return t.print(a.stdout)
+}
+
+// holdsOf are the holds of a user and of its credentials.
+func holdsOf(ctx context.Context, q *queue.Admin, userID int64) ([]queue.UserHold, error) {
+	all, err := q.UserHolds(ctx)
+	return emptyList(slices.DeleteFunc(all, func(h queue.UserHold) bool { return h.UserID != userID })), err
 }

@@ -13,6 +13,7 @@ import (
 	"postern/auth"
 	"postern/policy"
 	"postern/relay/queue"
+	"postern/relay/submission"
 )
 
 func (a *app) limitCmd() *cobra.Command {
@@ -369,29 +370,19 @@ func (u usage) sessionsOf(id auth.Identity) (byUser, byCredential int64) {
 
 // of is what counts against a limit; ok is false for those of one message.
 func (u usage) of(id auth.Identity, l auth.Limit) (used int64, ok bool) {
-	scope, subject := queue.ChargeUser, id.UserID
-	if l.Source == auth.FromCredential {
-		scope, subject = queue.ChargeCredential, id.CredentialID
-	}
-	var kind queue.ChargeKind
-	switch l.Kind {
-	case auth.LimitMessages:
-		kind = queue.ChargeMessages
-	case auth.LimitRecipients:
-		kind = queue.ChargeRecipients
-	case auth.LimitBytes:
-		kind = queue.ChargeBytes
-	case auth.LimitSessions:
+	switch {
+	case l.Kind == auth.LimitSessions:
 		byUser, byCredential := u.sessionsOf(id)
-		if scope == queue.ChargeCredential {
+		if l.Source == auth.FromCredential {
 			return byCredential, true
 		}
 		return byUser, true
-	default:
+	case !l.Kind.Windowed():
 		return 0, false
 	}
+	c := submission.ChargeOf(id, l)
 	for _, w := range u.windows {
-		if w.Scope == scope && w.Subject == subject && w.Kind == kind && w.Window == l.Window {
+		if w.Scope == c.Scope && w.Subject == c.Subject && w.Kind == c.Kind && w.Window == l.Window {
 			return w.Used, true
 		}
 	}
@@ -409,8 +400,7 @@ func limitsOf(id auth.Identity, now usage) []limitView {
 		}
 		wins := slices.Contains(windows, l)
 		if !l.Kind.Windowed() {
-			tightest, _ := id.Tightest(l.Kind)
-			wins = tightest == l
+			wins = policy.Binds(id, l)
 		}
 		v.Tightest = &wins
 		if used, ok := now.of(id, l); ok {

@@ -296,7 +296,7 @@ func (n *node) buildSubmission(ctx context.Context, url string, certs *submissio
 	}
 	n.verifier = auth.NewAuthenticator(auth.NewStore(pool), auth.Config{Permits: n.cfg.Auth.Permits, Log: n.log})
 	n.watch = auth.NewWatch(background, n.log, n.cfg.Queue.Notify)
-	n.sessions = policy.NewSessions(background, n.queue.Epoch)
+	n.sessions = policy.NewSessions(background, n.queue.Epoch, n.log)
 	s := n.cfg.Submission
 	cfg := submission.Config{
 		Hostname: n.hostname, Listeners: n.listeners, Certificates: certs,

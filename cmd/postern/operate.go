@@ -193,19 +193,8 @@ type whole struct {
 	dryRun bool
 }
 
-// holds are those of the user or of its credentials.
-func (w whole) holds(ctx context.Context, q *queue.Admin) (list []queue.UserHold, err error) {
-	all, err := q.UserHolds(ctx)
-	for _, h := range all {
-		if h.UserID == w.id {
-			list = append(list, h)
-		}
-	}
-	return list, err
-}
-
 func (a *app) holdUser(ctx context.Context, q *queue.Admin, w whole, reason string) error {
-	holds, err := w.holds(ctx, q)
+	holds, err := holdsOf(ctx, q, w.id)
 	if err != nil {
 		return err
 	}
@@ -243,7 +232,7 @@ func (a *app) holdUser(ctx context.Context, q *queue.Admin, w whole, reason stri
 // endHold ends the holds of a user, and what is held is done: released or cancelled.
 func (a *app) endHold(ctx context.Context, q *queue.Admin, w whole, done string,
 	count func(*queue.Admin, context.Context, queue.Filter, bool) (int, error), end func(*queue.Admin, context.Context, int64) (int, error)) error {
-	holds, err := w.holds(ctx, q)
+	holds, err := holdsOf(ctx, q, w.id)
 	if err != nil {
 		return err
 	}

@@ -295,12 +295,6 @@ func (a *app) lookAtUser(ctx context.Context, users *accounts, name string) (u a
 	return u, shown, err
 }
 
-// holdsOf are the holds of a user and of its credentials.
-func holdsOf(ctx context.Context, q *queue.Admin, userID int64) ([]queue.UserHold, error) {
-	all, err := q.UserHolds(ctx)
-	return emptyList(slices.DeleteFunc(all, func(h queue.UserHold) bool { return h.UserID != userID })), err
-}
-
 func (a *app) printUser(u auth.User, shown shownUser) error {
 	t := table{head: []string{"USER", printable(u.Name)}}
 	t.add("state", userState(u))
@@ -500,6 +494,9 @@ func (a *app) removeUser(ctx context.Context, users *accounts, name string, canc
 		holds, err := holdsOf(ctx, q, u.ID)
 		if err == nil && len(holds) > 0 {
 			_, err = q.CancelUser(ctx, u.ID) // ends them; nothing is left that they hold
+		}
+		if err == nil {
+			err = q.ForgetUser(ctx, u.ID)
 		}
 		return []int64{u.ID}, err
 	})

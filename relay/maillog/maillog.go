@@ -34,7 +34,6 @@ type Accept struct {
 	Hello      string
 	TLS        string // "" in clear
 	Rule       string // the policy rule that allowed the sender
-	Usage      string // of the limits after it: "messages 3/100 in 60s"; "" without any
 }
 
 // Accepted logs that a message is in the queue.
@@ -52,7 +51,6 @@ func (l *Logger) Accepted(a Accept) {
 	e.text("hello", a.Hello)
 	e.text("tls", a.TLS)
 	e.text("rule", a.Rule)
-	e.text("usage", a.Usage)
 	e.end("accepted")
 }
 
@@ -63,7 +61,6 @@ type HeldEvent struct {
 	User       string // canonical account name
 	Sender     smtp.Address
 	Recipients int
-	Reason     string // of the hold
 }
 
 // Held logs that an accepted message is held.
@@ -76,7 +73,6 @@ func (l *Logger) Held(h HeldEvent) {
 	e.text("user", h.User)
 	e.path("sender", h.Sender)
 	e.add(slog.Int("recipients", h.Recipients))
-	e.text("reason", h.Reason)
 	e.end("held")
 }
 
@@ -104,8 +100,9 @@ func (l *Logger) LimitNear(n LimitEvent) {
 // HoldEvent is a hold on the mail of a user that was made or ended.
 // Events "hold" and "released".
 type HoldEvent struct {
-	User   string // canonical account name
-	Reason string // why it was made
+	User       string // canonical account name
+	Credential string // its number, when the hold is of what came by it alone
+	Reason     string // why it was made
 }
 
 // Hold logs that the mail of a user is held from now on.
@@ -120,6 +117,7 @@ func (l *Logger) hold(name string, h HoldEvent) {
 		return
 	}
 	e.text("user", h.User)
+	e.text("credential", h.Credential)
 	e.text("reason", h.Reason)
 	e.end(name)
 }

@@ -71,9 +71,9 @@ type holder struct{ user, credential int64 }
 
 // breakerSent are accepted recipients.
 type breakerSent struct {
-	users   []int64
-	to      []string
-	foreign []bool // from a new network
+	users      []int64
+	to         []string
+	newNetwork []bool
 }
 
 // breakerEnds are the ends of attempts.
@@ -101,7 +101,7 @@ func (b *breaker) accepted(j *job) {
 		}
 		b.sent.users = append(b.sent.users, j.m.UserID)
 		b.sent.to = append(b.sent.to, storable(j.rcpts[i].Address.String()))
-		b.sent.foreign = append(b.sent.foreign, j.m.NewNetwork)
+		b.sent.newNetwork = append(b.sent.newNetwork, j.m.NewNetwork)
 	}
 }
 
@@ -128,11 +128,9 @@ func (b *breaker) run(ctx context.Context) {
 	for {
 		if time.Now().After(reload) {
 			reload = time.Now().Add(breakerReload)
-			b.reload(ctx)
+			b.heard(ctx, b.reload(ctx))
 		}
-		if err := b.look(ctx); err != nil && ctx.Err() == nil && !b.q.epochs.suspectIfDown(err) {
-			b.q.log.Warn("queue: the breaker could not look at what users do", "error", err)
-		}
+		b.heard(ctx, b.look(ctx))
 		select {
 		case <-ctx.Done():
 			return
@@ -141,16 +139,25 @@ func (b *breaker) run(ctx context.Context) {
 	}
 }
 
-// reload reads what admins have set, and tells of holds that were made or ended by
-// whomever. Without the database all stays as it is; others say that it is away.
-func (b *breaker) reload(ctx context.Context) {
-	a := NewAdmin(b.q.cfg.WorkPool)
-	if settings, err := a.Breaker(ctx); err == nil {
-		b.settings.Store(&settings)
+// heard says what went wrong, unless it is the database that is away, which others say.
+func (b *breaker) heard(ctx context.Context, err error) {
+	if err != nil && ctx.Err() == nil && !b.q.epochs.suspectIfDown(err) {
+		b.q.log.Warn("queue: the breaker does not work", "error", err)
 	}
+}
+
+// reload reads what admins have set, and tells of holds that were made or ended by
+// whomever. After an error all stays as it is.
+func (b *breaker) reload(ctx context.Context) error {
+	a := NewAdmin(b.q.cfg.WorkPool)
+	settings, err := a.Breaker(ctx)
+	if err != nil {
+		return err
+	}
+	b.settings.Store(&settings)
 	list, err := a.UserHolds(ctx)
 	if err != nil {
-		return
+		return err
 	}
 	known := b.holds
 	b.holds = make(map[holder]UserHold, len(list))
@@ -166,6 +173,7 @@ func (b *breaker) reload(ctx context.Context) {
 			b.q.cfg.HoldEnded(h)
 		}
 	}
+	return nil
 }
 
 // look writes what was noted and judges the users whom it concerns.
@@ -179,7 +187,7 @@ func (b *breaker) look(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	rows, err := b.q.cfg.WorkPool.Query(ctx, sqlActivity, sent.users, sent.to, sent.foreign, ends.ids, ends.rejected)
+	rows, err := b.q.cfg.WorkPool.Query(ctx, sqlActivity, sent.users, sent.to, sent.newNetwork, ends.ids, ends.rejected)
 	if err != nil {
 		return fmt.Errorf("breaker: %w", err)
 	}
@@ -193,14 +201,14 @@ func (b *breaker) look(ctx context.Context) error {
 // sqlActivity adds to the hour's counts and returns the users that have some. Two
 // nodes that note the same new recipient at once may both count it.
 const sqlActivity = `
-with sent as materialized (select u.user_id, substr(sha256(convert_to(lower(u.recipient), 'UTF8')), 1, 16) as recipient, u.foreign_net
-	from unnest($1::bigint[], $2::text[], $3::boolean[]) u(user_id, recipient, foreign_net)),
+with sent as materialized (select u.user_id, substr(sha256(convert_to(lower(u.recipient), 'UTF8')), 1, 16) as recipient, u.new_net
+	from unnest($1::bigint[], $2::text[], $3::boolean[]) u(user_id, recipient, new_net)),
 news as (insert into correspondent (user_id, recipient) select distinct user_id, recipient from sent order by user_id, recipient
 	on conflict do nothing returning user_id),
 ends as materialized (select m.user_id, e.rejected from unnest($4::uuid[], $5::boolean[]) e(id, rejected) join message m on m.id = e.id where m.user_id > 0),
 sums as (select user_id, sum(recipients) as recipients, sum(first_time) as first_time, sum(new_network) as new_network,
 		sum(delivered) as delivered, sum(rejected) as rejected
-	from (select user_id, 1 as recipients, 0 as first_time, foreign_net::int as new_network, 0 as delivered, 0 as rejected from sent
+	from (select user_id, 1 as recipients, 0 as first_time, new_net::int as new_network, 0 as delivered, 0 as rejected from sent
 		union all select user_id, 0, 1, 0, 0, 0 from news
 		union all select user_id, 0, 0, 0, (not rejected)::int, rejected::int from ends) x
 	group by user_id)

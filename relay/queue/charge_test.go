@@ -310,3 +310,79 @@ func TestChargeLocksAreShort(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A window that was forgotten as empty while a charge waited for it is made again, and
+// no other limit is taken for it.
+func TestLimitRowForgotten(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	limits := []Charge{limitOf(ChargeMessages, 1, time.Hour), {Scope: ChargeUser, Subject: 2, Kind: ChargeMessages, Window: time.Hour, Max: 1}}
+	for _, l := range limits {
+		if _, err := charged(t, q, []string{"a@example.net"}, l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tx, err := db.Pool.Begin(ctxOf(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(ctxOf(t), `delete from usage_window where subject = 1`); err != nil {
+		t.Fatal(err)
+	}
+	result := make(chan error, 1)
+	go func() {
+		_, err := charged(t, q, []string{"a@example.net"}, limits...)
+		result <- err
+	}()
+	eventually(t, "the charge waits", func() bool {
+		return count(t, db, `select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`) > 0
+	})
+	if err := tx.Commit(ctxOf(t)); err != nil {
+		t.Fatal(err)
+	}
+	if over := isOver(<-result); over == nil || over.Subject != 2 {
+		t.Errorf("the limit of user 2 is used up, and it says %+v", over)
+	}
+	if a, b := used(t, db, limits[0]), used(t, db, limits[1]); a != 0 || b != 1 {
+		t.Errorf("%d and %d are charged", a, b)
+	}
+}
+
+// A hold that ends before the mail that it met was handed back keeps none of it.
+func TestHoldEndsBeforeMailIsParked(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	settle := make(chan bool)
+	q := start(t, calmConfig(db), func(q *Queue) {
+		q.faults.beforeSettle = func(*pgx.Conn) error { <-settle; return nil }
+	})
+	a := NewAdmin(db.Pool)
+	if _, err := a.HoldUser(ctxOf(t), 1, 0, "test"); err != nil {
+		t.Fatal(err)
+	}
+	m, d := put(t, q, true, "a@example.net")
+	if !d.Held {
+		t.Fatal("it is not held")
+	}
+	if _, err := a.ReleaseUser(ctxOf(t), 1); err != nil {
+		t.Fatal(err)
+	}
+	close(settle)
+	becomes(t, db, m.ID, "0 queued")
+	if n := count(t, db, `select count(*) from recipient where held_at is not null`); n != 0 {
+		t.Error("it is held although nobody is on hold")
+	}
+}
+
+// The largest limit is one like others.
+func TestLargestLimit(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	for range 2 {
+		if _, err := charged(t, q, []string{"a@example.net"}, limitOf(ChargeBytes, 1<<63-1, time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

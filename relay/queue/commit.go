@@ -259,9 +259,9 @@ func (c *committer) refuse(jobs []*job, err error) {
 // they are inserted only with their message), and touching the node's row makes it
 // write even then.
 //
-// The limits come first: what is over one is in no table, and mail of a user on hold
-// is stored as held. Its rows are born owned like others, so that nobody releases
-// them before their client is answered.
+// The limits come first: what is over one is in no table. Mail of a user on hold is born
+// owned like other mail, and held when it is released; what is returned of it keeps it
+// from delivery.
 const (
 	sqlEnqueue = sqlFence + `,
 ` + sqlInsertMessages + sqlPlain + ` cross join fence returning id),
@@ -320,8 +320,8 @@ m as (insert into message (id, user_id, credential_id, sender_local, sender_doma
 			client_addr, client_hello, listener, tls, recipients, rule)`
 
 	sqlInsertRecipients = `insert into recipient (message_id, n, dot_possible, tell, notify, domain_key, local, domain,
-		orcpt_type, orcpt, owner, expires_at, held_at)
-	select u.*, $1, now() + $3::interval, case when u.id in (select h.id from h) then now() end
+		orcpt_type, orcpt, owner, expires_at)
+	select u.*, $1, now() + $3::interval
 	from unnest($24::uuid[], $25::int[], $26::boolean[], $27::smallint[], $28::smallint[],
 		$29::text[], $30::text[], $31::text[], $32::text[], $33::text[])
 		u(id, n, dot_possible, tell, notify, domain_key, local, domain, orcpt_type, orcpt)`

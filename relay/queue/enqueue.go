@@ -38,7 +38,7 @@ type job struct {
 // Enqueue commits m durably in a group with others. With owned the recipients are
 // born owned by this node and returned as a Delivery, whose Body is body with one
 // more reference; otherwise they wait for any node's claim and the Delivery is
-// nil. For mail of a user on hold, it is one that says Held and nothing else. A message that is over a limit is refused
+// nil. For mail of a user on hold the Delivery says Held and nothing else. A message that is over a limit is refused
 // with an *OverLimit in the *Error. ctx does not cancel a commit that has begun. An *Error has the reply for the client; after it
 // the message is not in the queue and never will be.
 //

@@ -159,7 +159,7 @@ func (s *session) message(id queue.ID, now time.Time, b *body, facts *message.Fa
 		Sender: mail.From, Size: b.Size(), BodyType: mail.Body, UTF8: mail.UTF8,
 		Ret: mail.Ret, EnvID: mail.EnvID, MessageID: facts.MessageID, AcceptedAt: now,
 		ClientAddr: s.peer.addr.Addr(), ClientHello: s.hello, Listener: s.listener.Name, TLS: s.secured,
-		Rule: s.tx.rule, NewNetwork: s.identity.NewNetwork, Charges: s.charges(),
+		Rule: s.tx.rule, NewNetwork: s.identity.NewNetwork, Charges: Charges(*s.identity),
 	}
 }
 

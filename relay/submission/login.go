@@ -3,7 +3,6 @@ package submission
 import (
 	"encoding/base64"
 	"errors"
-	"fmt"
 	"strings"
 
 	"github.com/emersion/go-sasl"
@@ -66,7 +65,7 @@ func (s *session) admit(id auth.Identity, mark uint64) error {
 	if sessions := s.server.cfg.Sessions; sessions != nil {
 		leave, v, err := sessions.Enter(s.server.cutting, id)
 		if err != nil {
-			return fmt.Errorf("enter session: %w", err)
+			return err
 		}
 		if !v.Allowed {
 			return &tooMany{v}

@@ -5,7 +5,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"postern/auth"
 	"postern/policy"
 	"postern/relay/queue"
 )
@@ -90,35 +89,6 @@ func (sp *spent) refuses(c queue.Charge, amount int64, now time.Time) *queue.Ove
 	return &r.over
 }
 
-// charges are the limits that a message of the session's user counts against.
-func (s *session) charges() []queue.Charge {
-	limits := policy.Windows(*s.identity)
-	if len(limits) == 0 {
-		return nil
-	}
-	charges := make([]queue.Charge, len(limits))
-	for i, l := range limits {
-		charges[i] = s.charge(l)
-	}
-	return charges
-}
-
-func (s *session) charge(l auth.Limit) queue.Charge {
-	c := queue.Charge{Scope: queue.ChargeUser, Subject: s.identity.UserID, Window: l.Window, Max: l.Max}
-	if l.Source == auth.FromCredential {
-		c.Scope, c.Subject = queue.ChargeCredential, s.identity.CredentialID
-	}
-	switch l.Kind {
-	case auth.LimitRecipients:
-		c.Kind = queue.ChargeRecipients
-	case auth.LimitBytes:
-		c.Kind = queue.ChargeBytes
-	default:
-		c.Kind = queue.ChargeMessages
-	}
-	return c
-}
-
 // overLimit judges what a message would count against the limits of a kind, by
 // what is known without the database.
 func (s *session) overLimit(kind queue.ChargeKind, amount int64) policy.Verdict {
@@ -127,7 +97,7 @@ func (s *session) overLimit(kind queue.ChargeKind, amount int64) policy.Verdict 
 	}
 	now := time.Now()
 	for _, l := range s.identity.Limits {
-		c := s.charge(l)
+		c := ChargeOf(*s.identity, l)
 		if !l.Kind.Windowed() || c.Kind != kind {
 			continue
 		}
@@ -140,17 +110,5 @@ func (s *session) overLimit(kind queue.ChargeKind, amount int64) policy.Verdict 
 
 // exceeded is the queue's refusal in the words of the policy.
 func exceeded(over *queue.OverLimit) policy.Exceeded {
-	l := auth.Limit{Window: over.Window, Max: over.Max, Source: auth.FromUser}
-	if over.Scope == queue.ChargeCredential {
-		l.Source = auth.FromCredential
-	}
-	switch over.Kind {
-	case queue.ChargeRecipients:
-		l.Kind = auth.LimitRecipients
-	case queue.ChargeBytes:
-		l.Kind = auth.LimitBytes
-	default:
-		l.Kind = auth.LimitMessages
-	}
-	return policy.Exceeded{Limit: l, Used: over.Used, Amount: over.Amount, RetryAt: over.RetryAt}
+	return policy.Exceeded{Limit: LimitOf(over.Charge), Used: over.Used, Amount: over.Amount, RetryAt: over.RetryAt}
 }
