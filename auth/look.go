@@ -26,6 +26,27 @@ func (s *Store) Identity(ctx context.Context, userID, credentialID int64) (Ident
 	return acct.identity(), nil
 }
 
+// Names returns the canonical names of users by id; those that were removed have none.
+func (s *Store) Names(ctx context.Context, ids ...int64) (map[int64]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	rows, err := s.db.Query(ctx, `select id, name from app_user where id = any($1::bigint[])`, ids)
+	if err != nil {
+		return nil, fmt.Errorf("names of users: %w", err)
+	}
+	names := make(map[int64]string, len(ids))
+	var id int64
+	var name string
+	_, err = pgx.ForEachRow(rows, []any{&id, &name}, func() error {
+		names[id] = name
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("names of users: %w", err)
+	}
+	return names, nil
+}
+
 // FindCredentials returns at most limit credentials that are not revoked and whose
 // ids begin with the digits of prefix, the newest first.
 func (s *Store) FindCredentials(ctx context.Context, prefix string, limit int) ([]Credential, error) {

@@ -46,7 +46,8 @@ func (n *node) held(pool *pgxpool.Pool, log func(maillog.HoldEvent)) func(queue.
 func userName(pool *pgxpool.Pool, id int64) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	name := strconv.FormatInt(id, 10)
-	_ = pool.QueryRow(ctx, `select name from app_user where id = $1`, id).Scan(&name)
-	return name
+	if who, err := userNames(ctx, pool, id); err == nil && who[id] != "" {
+		return who[id]
+	}
+	return strconv.FormatInt(id, 10)
 }

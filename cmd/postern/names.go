@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/auth"
@@ -18,23 +16,7 @@ type names map[int64]string
 
 // userNames reads the names of users; those that were removed have none.
 func userNames(ctx context.Context, pool *pgxpool.Pool, ids ...int64) (names, error) {
-	slices.Sort(ids)
-	ids = slices.Compact(ids)
-	rows, err := pool.Query(ctx, `select id, name from app_user where id = any($1::bigint[])`, ids)
-	if err != nil {
-		return nil, fmt.Errorf("names of users: %w", err)
-	}
-	found := names{}
-	var id int64
-	var name string
-	_, err = pgx.ForEachRow(rows, []any{&id, &name}, func() error {
-		found[id] = name
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("names of users: %w", err)
-	}
-	return found, nil
+	return auth.NewStore(pool).Names(ctx, ids...)
 }
 
 // text is the user for people: "-" for the relay itself.
@@ -53,12 +35,9 @@ func userNamed(ctx context.Context, pool *pgxpool.Pool, name string) (id int64, 
 	if canonical, err = auth.CanonicalName(name); err != nil {
 		return 0, "", usageError{err.Error()}
 	}
-	err = pool.QueryRow(ctx, `select id from app_user where name = $1`, canonical).Scan(&id)
-	if errors.Is(err, pgx.ErrNoRows) {
+	u, err := auth.NewStore(pool).User(ctx, canonical)
+	if errors.Is(err, auth.ErrNotFound) {
 		return 0, "", fmt.Errorf("no user is named %q: see 'postern user list'", name)
 	}
-	if err != nil {
-		return 0, "", fmt.Errorf("find user: %w", err)
-	}
-	return id, canonical, nil
+	return u.ID, canonical, err
 }
