@@ -52,7 +52,7 @@ func (a account) admits(peer netip.Addr, now time.Time) bool {
 func (a account) identity() Identity {
 	return Identity{
 		UserID: a.id, CredentialID: a.credentialID, Name: a.name,
-		Senders: a.senders, Limits: a.limits,
+		Senders: a.senders, Limits: a.limits, Expires: a.expires,
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"time"
 )
 
 var (
@@ -32,9 +33,10 @@ var (
 type Identity struct {
 	UserID       int64
 	CredentialID int64
-	Name         string   // canonical
-	Senders      []string // patterns of addresses this user may send as
-	Limits       []Limit  // all that are set for this user, by whichever source
+	Name         string    // canonical
+	Senders      []string  // patterns of addresses this user may send as
+	Expires      time.Time // of the credential; zero: never
+	Limits       []Limit   // all that are set for this user, by whichever source
 	// NewNetwork says that the client's /24 or /48 is new to the user: a day ago, no
 	// login had come from it for 30 days.
 	NewNetwork bool

@@ -172,7 +172,12 @@ func (a *Authenticator) Current(ctx context.Context, userID, credentialID int64,
 func (a *Authenticator) Verify(ctx context.Context, name, password string, peer Peer) (Identity, error) {
 	try, err := newAttempt(name, password, peer)
 	if err != nil {
-		// Says nothing about any user, so it costs no hash; but it is a failure.
+		// Says nothing about any user, so it costs no hash; but it is a failure of the
+		// networks, and waits as others do.
+		try.from.account = ""
+		if err := a.delay(ctx, try.from, false); err != nil {
+			return Identity{}, err
+		}
 		a.throttle.failed(try.from, time.Now())
 		return Identity{}, err
 	}
@@ -276,7 +281,11 @@ func (a *Authenticator) wait(ctx context.Context, try attempt) error {
 	if err != nil {
 		return err
 	}
-	d, ok := a.throttle.reserve(try.from, atHome, time.Now())
+	return a.delay(ctx, try.from, atHome)
+}
+
+func (a *Authenticator) delay(ctx context.Context, from origin, atHome bool) error {
+	d, ok := a.throttle.reserve(from, atHome, time.Now())
 	if !ok {
 		return fmt.Errorf("%w: too many failures", ErrBusy)
 	}

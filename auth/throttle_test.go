@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -243,5 +244,35 @@ func TestCacheIsBounded(t *testing.T) {
 	}
 	if _, _, ok := c.get(999, now.Add(time.Minute)); ok {
 		t.Error("an entry outlived its time")
+	}
+}
+
+// A5: what can be nobody's password counts against the networks, waits like others,
+// and against no account.
+func TestA5EmptyPassword(t *testing.T) {
+	t.Parallel()
+	a := newAuthenticator(fakeUsers{"alice": withPassword(1, "pw")}, defaultCost, Config{})
+	busy, began := 0, time.Now()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	for range 500 {
+		all.Go(func() {
+			if _, err := a.Verify(ctx, "alice", "", at(home)); errors.Is(err, ErrBusy) {
+				mu.Lock()
+				busy++
+				mu.Unlock()
+			}
+		})
+	}
+	all.Wait()
+	if busy < 300 {
+		t.Errorf("only %d of 500 were held back, in %v", busy, time.Since(began))
+	}
+	a.throttle.mu.Lock()
+	defer a.throttle.mu.Unlock()
+	if c := a.throttle.counts[keyOf(byAccount, netip.Prefix{}, "alice")]; c != nil {
+		t.Errorf("the account has %d failures", c.failures)
 	}
 }

@@ -32,6 +32,8 @@ const (
 	faultRoute    = fault("has a source route; write the address alone")
 	faultGroup    = fault("has a group that is not closed or within another; write a plain list of addresses")
 	faultEncoded  = fault("has an encoded word in an address; only names can be encoded")
+	faultWord     = fault("has something that is no whole encoded word; write it anew")
+	faultFold     = fault("is folded within quotes or a comment; fold it between words, or write it on one line")
 	faultUTF8     = fault("has an address that is not ASCII; send it with SMTPUTF8 or write the domain in A-labels")
 	faultAt       = fault("has an address with a second @; use another one")
 	faultMany     = fault("has too many addresses; write fewer")
@@ -44,7 +46,9 @@ const (
 //   - of the obsolete forms only dots in unquoted display names are taken;
 //   - an addr-spec is written without spaces and comments in it, and has one @;
 //   - comments have neither addresses nor quotes in them;
-//   - quoted names that have an @ have no quoted pairs.
+//   - quoted names that have an @ have no quoted pairs;
+//   - quotes and comments are not folded where one of the field has an address's marks;
+//   - what begins or ends as an encoded word is one, and stands alone.
 //
 // Octets beyond ASCII may stand in names and comments in any charset, as long as no
 // special character could be the second octet of one of theirs. It reads each octet
@@ -56,6 +60,8 @@ type addressList struct {
 	out   []smtp.Address
 	sawAt bool // in a quoted string
 	pair  bool // in a quoted string
+	fold  bool // in a quoted string or a comment: some readers take it for their end
+	marks bool // of addresses and lists, in a quoted string or a comment
 }
 
 // appendMailboxes appends the mailboxes in value, those in groups included. The
@@ -77,8 +83,11 @@ func appendMailboxes(dst []smtp.Address, value []byte, utf8 bool) ([]smtp.Addres
 		}
 		p.pos++ // the comma
 	}
-	if p.sawAt && p.pair {
+	switch {
+	case p.sawAt && p.pair:
 		return dst, faultPair
+	case p.fold && p.marks:
+		return dst, faultFold
 	}
 	return p.out, nil
 }
@@ -175,6 +184,9 @@ func (p *addressList) phrase() (w phrase, err error) {
 	for p.pos < len(p.in) {
 		c := p.in[p.pos]
 		if isSpace(c) || c == '(' {
+			if err := p.endOfRun(w); err != nil {
+				return w, err
+			}
 			if err := p.space(); err != nil {
 				return w, err
 			}
@@ -182,7 +194,7 @@ func (p *addressList) phrase() (w phrase, err error) {
 			continue
 		}
 		if c != '"' && c != '.' && c < utf8.RuneSelf && !isAtext(c) {
-			return w, nil
+			return w, p.endOfRun(w)
 		}
 		if !w.tight {
 			w.runs++
@@ -200,7 +212,25 @@ func (p *addressList) phrase() (w phrase, err error) {
 			return w, err
 		}
 	}
-	return w, nil
+	return w, p.endOfRun(w)
+}
+
+// endOfRun refuses a run that some readers take for an encoded word (RFC 2047 section 2)
+// and others do not.
+func (p *addressList) endOfRun(w phrase) error {
+	if !w.tight {
+		return nil
+	}
+	run := p.in[w.start:p.pos]
+	if !bytes.Contains(run, []byte("=?")) && !bytes.Contains(run, []byte("?=")) || run[0] == '"' {
+		return nil
+	}
+	parts := bytes.Split(run, []byte("?"))
+	if len(parts) != 5 || string(parts[0]) != "=" || len(parts[1]) == 0 || string(parts[4]) != "=" ||
+		len(parts[2]) != 1 || !strings.Contains("bBqQ", string(parts[2])) || bytes.IndexByte(run, '"') >= 0 || !isASCII(run) {
+		return faultWord
+	}
+	return nil
 }
 
 // space passes over folding white space and comments.
@@ -253,6 +283,8 @@ func (p *addressList) comment() error {
 			if c := p.in[p.pos-1]; strings.IndexByte(`@<>"`, c) >= 0 {
 				return faultTempting
 			}
+		case ',', ':', ';':
+			p.marks = true
 		}
 		if depth == 0 {
 			return nil
@@ -276,10 +308,13 @@ func (p *addressList) quoted() error {
 		case '"':
 			return nil
 		case '@':
-			p.sawAt = true
+			p.sawAt, p.marks = true, true
+		case '<', '>', ',', ':', ';':
+			p.marks = true
 		case '\\':
 			p.pair = true
 			p.sawAt = p.sawAt || p.in[p.pos-1] == '@'
+			p.marks = p.marks || strings.IndexByte("@<>,:;", p.in[p.pos-1]) >= 0
 		}
 	}
 	return faultQuote
@@ -292,6 +327,7 @@ func (p *addressList) text() (byte, error) {
 	c := p.in[p.pos]
 	switch {
 	case isSpace(c):
+		p.fold = p.fold || c == '\r'
 		return c, p.blank()
 	case c >= utf8.RuneSelf:
 		return c, p.high()
@@ -370,7 +406,7 @@ func (p *addressList) addrSpec(start int) error {
 	}
 	spec := p.in[start:p.pos]
 	switch {
-	case bytes.Contains(spec, []byte("=?")):
+	case bytes.Contains(spec, []byte("=?")), bytes.Contains(spec, []byte("?=")):
 		return faultEncoded
 	case !p.utf8 && !isASCII(spec):
 		return faultUTF8

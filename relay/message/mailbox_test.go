@@ -353,3 +353,37 @@ func TestA12HeaderControls(t *testing.T) {
 		}
 	}
 }
+
+// Forms that a widespread reader takes for another address than the one that is there:
+// it ends quotes and comments at a fold, or reads broken encoded words its own way.
+func TestA16OtherReaders(t *testing.T) {
+	t.Parallel()
+	for _, value := range []string{
+		"\"Bank\r\n <victim@bank.example>,\" <alice@ok.example>",
+		"\"a\r\n b\" \"victim@bank.example,\" <alice@ok.example>",
+		"\"a\r\n b\" x <alice@ok.example>, \"Bank: y;\" <alice@ok.example>",
+		"(a\r\n , victim) <alice@ok.example>",
+		"=?utf-8?q?victim=40bank.example:?=alice@ok.example;",
+		"=?utf-8?q?victim=40bank.example?=x: alice@ok.example;",
+		"=?utf-8?q?a <alice@ok.example>",
+		"a?= <alice@ok.example>",
+		"=?utf-8?x?a?= <alice@ok.example>",
+		"=?utf-8?q?a?==?utf-8?q?b?= <alice@ok.example>",
+		"alice?=@ok.example",
+	} {
+		if got, err := appendMailboxes(nil, []byte(value+"\r\n"), false); err == nil {
+			t.Errorf("%q is read as %v", value, got)
+		}
+	}
+	for _, value := range []string{
+		"\"A long name\r\n of two lines\" <alice@ok.example>",
+		"=?utf-8?q?J=C3=BCrgen?= =?UTF-8?B?TcO8bGxlcg==?= <alice@ok.example>",
+		"\"=?utf-8?q?J=C3=BCrgen?=\" <alice@ok.example>",
+		"=?iso-8859-1*de?q?J=FCrgen?=\r\n (comment) <alice@ok.example>",
+		"a=b? <alice@ok.example>",
+	} {
+		if got, err := appendMailboxes(nil, []byte(value+"\r\n"), false); err != nil || len(got) != 1 {
+			t.Errorf("%q: %v, %v", value, got, err)
+		}
+	}
+}

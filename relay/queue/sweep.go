@@ -273,12 +273,20 @@ delete from node where reaped_at < clock_timestamp() - interval '` + epochMemory
 // sqlForgetActivity deletes what the breaker looks at no more.
 const sqlForgetActivity = `delete from activity where hour < now() - interval '14 days'`
 
+// sqlForgetHolds ends the holds of credentials that hold nothing: a credential that was
+// revoked sends no more, and what it had sent is finished. Holds of users stay, for
+// users go on.
+const sqlForgetHolds = `
+delete from hold h where h.credential_id <> 0 and h.made_at < clock_timestamp() - interval '2 minutes'
+	and not exists (select from recipient r join message m on m.id = r.message_id
+		where m.user_id = h.user_id and m.credential_id = h.credential_id)`
+
 // sqlForgetUsage deletes the windows of limits in which nothing counts any more.
 const sqlForgetUsage = `
 delete from usage_window where coalesce(at[cardinality(at)], 0) < floor(extract(epoch from clock_timestamp()) * 60 / window_s)::bigint - 120`
 
 func (s *sweeps) retention(ctx context.Context, conn *pgx.Conn) error {
-	for what, sql := range map[string]string{"nodes": sqlForgetNodes, "activity": sqlForgetActivity, "usage": sqlForgetUsage} {
+	for what, sql := range map[string]string{"nodes": sqlForgetNodes, "activity": sqlForgetActivity, "usage": sqlForgetUsage, "holds": sqlForgetHolds} {
 		if _, err := conn.Exec(ctx, sql); err != nil {
 			return fmt.Errorf("forget %s: %w", what, err)
 		}

@@ -73,7 +73,7 @@ func (s *session) admit(id auth.Identity, mark uint64) error {
 		s.release = leave
 	}
 	s.identity = &id
-	s.server.logins.enter(s, access{id.UserID, id.CredentialID, s.peer.addr.Addr()}, mark)
+	s.server.logins.enter(s, access{id.UserID, id.CredentialID, s.peer.addr.Addr()}, mark, id.Expires)
 	return nil
 }
 

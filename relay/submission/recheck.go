@@ -31,6 +31,7 @@ type access struct {
 // that answers are applied in the order in which they were asked for.
 type group struct {
 	access
+	expiry   *time.Timer // nil: the credential does not end by itself
 	sessions map[*session]struct{}
 	due      bool // a lookup is wanted that has not begun
 	asking   bool // one is under way
@@ -95,7 +96,7 @@ func (l *logins) mark() uint64 {
 // enter adds a session that has authenticated. Between its look at the account and
 // now the account may have changed, and the recheck not have seen the session: then
 // it is checked at once.
-func (l *logins) enter(x *session, a access, mark uint64) {
+func (l *logins) enter(x *session, a access, mark uint64, expires time.Time) {
 	if l.current == nil {
 		return
 	}
@@ -109,11 +110,23 @@ func (l *logins) enter(x *session, a access, mark uint64) {
 	g := groups[a]
 	if g == nil {
 		g = &group{access: a, sessions: make(map[*session]struct{}, 1)}
+		if !expires.IsZero() {
+			g.expiry = time.AfterFunc(time.Until(expires)+time.Millisecond, func() { l.expired(g) })
+		}
 		groups[a] = g
 	}
 	g.sessions[x] = struct{}{}
 	x.group = g
 	if mark != l.rechecks {
+		l.want(g)
+	}
+}
+
+// expired checks the sessions of a credential when it ends by itself.
+func (l *logins) expired(g *group) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(g.sessions) > 0 {
 		l.want(g)
 	}
 }
@@ -129,6 +142,9 @@ func (l *logins) leave(x *session) {
 	delete(g.sessions, x)
 	if len(g.sessions) > 0 {
 		return
+	}
+	if g.expiry != nil {
+		g.expiry.Stop()
 	}
 	groups := l.byUser[g.user]
 	if delete(groups, g.access); len(groups) == 0 {

@@ -264,6 +264,7 @@ func TestRecheckTrouble(t *testing.T) {
 	}
 	c.cmd(250, "NOOP")
 	c.expectRevoked()
+	waitFor(t, "the end of the trouble is logged", func() bool { return ts.log.count("sessions are checked again") > 0 })
 	if ts.log.count("cannot be checked again") != 1 || ts.log.count("sessions are checked again") != 1 {
 		t.Errorf("trouble is not logged once: %s", ts.log)
 	}
@@ -662,4 +663,22 @@ func (q *revokingQueue) Available() error {
 		q.revoke()
 	}
 	return q.fakeQueue.Available()
+}
+
+// TestRecheckAtExpiry: a credential that ends by itself takes its sessions with it, and
+// nobody has to say so.
+func TestRecheckAtExpiry(t *testing.T) {
+	t.Parallel()
+	ts, current := startRecheck(t)
+	lasting := ts.login(t)
+	ts.verifier.verify = func(context.Context, string, string) (auth.Identity, error) {
+		return auth.Identity{UserID: 8, CredentialID: 1, Name: "bob", Expires: time.Now().Add(200 * time.Millisecond)}, nil
+	}
+	ending := ts.login(t)
+	ending.cmd(250, "NOOP")
+	ending.expectRevoked()
+	lasting.cmd(250, "NOOP")
+	if n := current.calls(); n != 1 {
+		t.Errorf("%d lookups", n)
+	}
 }
