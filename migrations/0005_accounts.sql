@@ -207,9 +207,12 @@ begin
 		select t.s, t.u, t.k, t.w from unnest(scopes, subjects, kinds, windows) t(s, u, k, w)
 		where not exists (select from usage_window x where x.scope = t.s and x.subject = t.u and x.kind = t.k and x.window_s = t.w)
 		on conflict do nothing;
+	-- Whoever has a limit's row for long must not keep the committer from others' mail.
+	perform set_config('lock_timeout', '1s', true);
 	perform from (select from unnest(scopes, subjects, kinds, windows) with ordinality t(s, u, k, w, nth)
 		join usage_window x on x.scope = t.s and x.subject = t.u and x.kind = t.k and x.window_s = t.w
 		order by t.nth for update of x) locked;
+	perform set_config('lock_timeout', '15s', true);
 	clock := extract(epoch from clock_timestamp());
 	select array_agg(r.total order by r.nth), array_agg(r.bucket order by r.nth) into totals, buckets
 	from (select t.nth, b.bucket, (select coalesce(sum(c.n), 0) from unnest(x.at, x.n) c(at, n) where c.at > b.bucket - 62) as total

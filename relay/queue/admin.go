@@ -27,13 +27,14 @@ type DB interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
 }
 
 // NewAdmin makes an Admin.
 func NewAdmin(db DB) *Admin { return &Admin{db: db, actor: "unknown"} }
 
 // As says who acts, for the audit and the history.
-func (a *Admin) As(actor string) *Admin { return &Admin{a.db, actor} }
+func (a *Admin) As(actor string) *Admin { return &Admin{a.db, storable(actor)} }
 
 // State is a recipient's state in words for people (docs/queue-states.md).
 type State string

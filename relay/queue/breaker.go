@@ -52,6 +52,7 @@ const (
 	breakerEvery  = time.Second
 	breakerNotes  = 1 << 15 // recipients and endings noted at most; what is beyond is not looked at
 	breakerReload = 5 * time.Second
+	catchUpFor    = 20 * time.Second // from when this node has seen a hold first
 )
 
 // breaker counts what users do while a sign is on, and makes holds. It looks at mail
@@ -60,7 +61,8 @@ const (
 type breaker struct {
 	q        *Queue
 	settings atomic.Pointer[Breaker]
-	holds    map[holder]UserHold // as last seen; nil before the first look
+	holds    map[holder]UserHold  // as last seen; nil before the first look
+	young    map[holder]time.Time // of them, those to catch up with, until when
 
 	mu   sync.Mutex
 	sent breakerSent
@@ -83,7 +85,7 @@ type breakerEnds struct {
 }
 
 func newBreaker(q *Queue) *breaker {
-	b := &breaker{q: q}
+	b := &breaker{q: q, young: make(map[holder]time.Time)}
 	b.settings.Store(&Breaker{})
 	return b
 }
@@ -164,13 +166,38 @@ func (b *breaker) reload(ctx context.Context) error {
 	for _, h := range list {
 		who := holder{h.UserID, h.CredentialID}
 		b.holds[who] = h
-		if _, old := known[who]; !old && known != nil && b.q.cfg.HoldMade != nil {
+		if _, old := known[who]; old {
+			continue
+		}
+		b.young[who] = time.Now().Add(catchUpFor)
+		if known != nil && b.q.cfg.HoldMade != nil {
 			b.q.cfg.HoldMade(h)
 		}
 	}
 	for who, h := range known {
 		if _, still := b.holds[who]; !still && b.q.cfg.HoldEnded != nil {
 			b.q.cfg.HoldEnded(h)
+		}
+	}
+	return b.catchUp(ctx)
+}
+
+// sqlCatchUpHold holds what came back to waiting while a hold was made: neither of the
+// two transactions saw the other. What an admin has released since stays so.
+const sqlCatchUpHold = `
+update recipient r set held_at = now()
+from hold h join message m on m.user_id = h.user_id and h.credential_id in (0, m.credential_id)
+where h.user_id = $1 and h.credential_id = $2 and r.message_id = m.id and r.owner is null and r.held_at is null and r.state = 'queued'
+	and not exists (select from attempt a where a.message_id = r.message_id and a.n = r.n and a.result = 'release' and a.at > h.made_at)`
+
+// catchUp looks after young holds for longer than an outcome can be under way.
+func (b *breaker) catchUp(ctx context.Context) error {
+	for who, until := range b.young {
+		if _, err := b.q.cfg.WorkPool.Exec(ctx, sqlCatchUpHold, who.user, who.credential); err != nil {
+			return fmt.Errorf("catch up with a hold: %w", err)
+		}
+		if time.Now().After(until) {
+			delete(b.young, who)
 		}
 	}
 	return nil
@@ -188,14 +215,28 @@ func (b *breaker) look(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	rows, err := b.q.cfg.WorkPool.Query(ctx, sqlActivity, sent.users, sent.to, sent.newNetwork, ends.ids, ends.rejected)
-	if err != nil {
-		return fmt.Errorf("breaker: %w", err)
+	var users []int64
+	if err == nil {
+		users, err = pgx.CollectRows(rows, pgx.RowTo[int64])
 	}
-	users, err := pgx.CollectRows(rows, pgx.RowTo[int64])
 	if err != nil {
+		b.keep(sent, ends)
 		return fmt.Errorf("breaker: %w", err)
 	}
 	return b.judge(ctx, users)
+}
+
+// keep puts back what could not be written, if there is room.
+func (b *breaker) keep(sent breakerSent, ends breakerEnds) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.sent.users)+len(sent.users) <= breakerNotes {
+		b.sent.users, b.sent.to = append(sent.users, b.sent.users...), append(sent.to, b.sent.to...)
+		b.sent.newNetwork = append(sent.newNetwork, b.sent.newNetwork...)
+	}
+	if len(b.ends.ids)+len(ends.ids) <= breakerNotes {
+		b.ends.ids, b.ends.rejected = append(ends.ids, b.ends.ids...), append(ends.rejected, b.ends.rejected...)
+	}
 }
 
 // sqlActivity adds to the hour's counts and returns the users that have some. Two

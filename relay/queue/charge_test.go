@@ -386,3 +386,71 @@ func TestLargestLimit(t *testing.T) {
 		}
 	}
 }
+
+// Whoever has the row of somebody's limit keeps only that user's mail waiting, and not
+// for long; and the connection is as good as before.
+func TestLimitRowLocked(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	mine, other := limitOf(ChargeMessages, 10, time.Hour), Charge{Scope: ChargeUser, Subject: 2, Kind: ChargeMessages, Window: time.Hour, Max: 10}
+	send := func(limit Charge, size int) error {
+		m := message()
+		m.UserID, m.Charges = limit.Subject, []Charge{limit}
+		_, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody(make([]byte, size)), true)
+		return err
+	}
+	if err := send(mine, 10); err != nil {
+		t.Fatal(err)
+	}
+	tx, err := db.Pool.Begin(ctxOf(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	if _, err := tx.Exec(ctxOf(t), `select from usage_window where subject = 1 for update`); err != nil {
+		t.Fatal(err)
+	}
+	for _, size := range []int{10, smallBody + 1} {
+		var all sync.WaitGroup
+		for i := range 8 {
+			all.Go(func() {
+				if i%2 == 0 {
+					if err := send(other, 10); err != nil {
+						t.Errorf("another user's mail: %v", err)
+					}
+					return
+				}
+				var refused *Error
+				if err := send(mine, size); !errors.As(err, &refused) || refused.Reply.Code != 451 {
+					t.Errorf("%d octets: %v", size, err)
+				}
+			})
+		}
+		all.Wait()
+	}
+	if err := tx.Rollback(ctxOf(t)); err != nil {
+		t.Fatal(err)
+	}
+	for range 8 {
+		if err := send(mine, smallBody+1); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A large message that is over a limit is refused before its octets are stored.
+func TestRefusedLargeIsNotStored(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db), quiet)
+	m := message()
+	m.Charges = []Charge{limitOf(ChargeBytes, 100, time.Hour)}
+	_, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody(make([]byte, smallBody+1)), true)
+	if over := isOver(err); over == nil || over.Amount != smallBody+1 || !over.RetryAt.IsZero() {
+		t.Errorf("%v: %+v", err, over)
+	}
+	if n := count(t, db, sqlTurnFiles); n != 0 {
+		t.Errorf("%d octets are stored", n)
+	}
+}

@@ -3,6 +3,7 @@ package queue
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -115,10 +116,17 @@ func (c *committer) commit(jobs []*job) {
 			c.tellNear()
 			return
 		}
+		parts := bySubject(jobs)
 		switch sure := certaintyOf(err); {
 		case sure == uncertain, isTaken(err):
 			c.q.log.Warn("queue: the fate of a commit is unknown, asking again", "messages", len(jobs), "error", err)
 			c.resolve(jobs, err)
+			return
+		case isLocked(err) && len(parts) > 1:
+			// The row of somebody's limit is in somebody's hand: the others do not wait for it.
+			for _, part := range parts {
+				c.commit(part)
+			}
 			return
 		case sure == rejected && ofTheRow(err) && len(jobs) > 1:
 			c.commit(jobs[:len(jobs)/2])
@@ -347,37 +355,75 @@ func (c *committer) insert(ctx context.Context, conn *pgx.Conn, jobs []*job, aga
 	return g.exec(ctx, conn, c.q, jobs, again)
 }
 
+// bySubject parts a group by whose limits it is charged against: nobody's first, then
+// each user's.
+func bySubject(jobs []*job) [][]*job {
+	parts := make(map[int64][]*job)
+	for _, j := range jobs {
+		subject := int64(0)
+		if len(j.m.Charges) > 0 {
+			subject = j.m.UserID
+		}
+		parts[subject] = append(parts[subject], j)
+	}
+	list := make([][]*job, 0, len(parts))
+	for _, subject := range slices.Sorted(maps.Keys(parts)) {
+		list = append(list, parts[subject])
+	}
+	return list
+}
+
 // insertLarge commits one large message: its body goes by COPY in the transaction of
-// its rows, so neither is there without the other. The rows come last, for they lock
-// what the limits count, and nobody is to wait for the octets of this client; a
-// message that is over a limit or of a lost epoch leaves the body to be cleared. A
-// message that may be there already comes first, to be told so.
+// its rows, so neither is there without the other. The rows come last and with the
+// commit, for they lock what the limits count, and nobody is to wait for this client.
+// The limits are asked before, or what they refuse would be written first.
 func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *job, again bool) error {
+	g := &c.group
+	g.reset()
+	g.add(j, c.q.cfg.StrictGate)
+	if again {
+		return c.insertLargeAgain(ctx, conn, j)
+	}
+	var err error
+	if j.over, err = tryCharge(ctx, conn, j); err != nil {
+		_, _ = conn.Exec(ctx, "rollback") // what failed is still open
+		return err
+	}
+	if j.over != nil {
+		return nil
+	}
 	tx, err := conn.Begin(ctx)
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
 	defer func() { _ = tx.Rollback(ctx) }()
-	g := &c.group
-	g.reset()
-	g.add(j, c.q.cfg.StrictGate)
-	jobs := []*job{j}
-	if !again {
-		if err := copyBody(ctx, conn, j.m.ID, j.body); err != nil {
-			return err
-		}
+	if err := copyBody(ctx, conn, j.m.ID, j.body); err != nil {
+		return err
 	}
-	inserted, err := g.query(ctx, conn, c.q, jobs, again)
+	inserted, err := g.queryAndCommit(ctx, conn, c.q, []*job{j})
+	c.q.turns.grow()
+	if err == nil && inserted == 0 && j.over == nil {
+		return errEpochLost
+	}
+	return err
+}
+
+// insertLargeAgain is for a message that may be there already, and is then told so by
+// its rows.
+func (c *committer) insertLargeAgain(ctx context.Context, conn *pgx.Conn, j *job) error {
+	tx, err := conn.Begin(ctx)
+	if err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
+	defer func() { _ = tx.Rollback(ctx) }()
+	inserted, err := c.group.query(ctx, conn, c.q, []*job{j}, true)
 	if err != nil {
 		return err
 	}
-	switch {
-	case again && inserted > 0:
+	if inserted > 0 {
 		if err := copyBody(ctx, conn, j.m.ID, j.body); err != nil {
 			return err
 		}
-	case !again && inserted == 0 && j.over == nil:
-		return errEpochLost
 	}
 	if err := tx.Commit(ctx); err != nil {
 		return fmt.Errorf("commit: %w", err)
@@ -485,16 +531,38 @@ func (g *group) exec(ctx context.Context, conn *pgx.Conn, q *Queue, jobs []*job,
 // query runs the statement for jobs, which were added, notes in them what was decided
 // and says how many messages it inserted.
 func (g *group) query(ctx context.Context, conn *pgx.Conn, q *Queue, jobs []*job, again bool) (int, error) {
-	g.charges.fill(jobs)
 	var v verdict
+	sql, args, results := g.statement(q, jobs, again, &v)
+	if err := conn.QueryRow(ctx, sql, args...).Scan(results...); err != nil {
+		return 0, fmt.Errorf("insert: %w", err)
+	}
+	return g.decided(jobs, &v), nil
+}
+
+// queryAndCommit is query and the end of the transaction in one round trip.
+func (g *group) queryAndCommit(ctx context.Context, conn *pgx.Conn, q *Queue, jobs []*job) (int, error) {
+	var v verdict
+	sql, args, results := g.statement(q, jobs, false, &v)
+	batch := &pgx.Batch{}
+	batch.Queue(sql, args...).QueryRow(func(row pgx.Row) error { return row.Scan(results...) })
+	batch.Queue("commit")
+	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
+		return 0, fmt.Errorf("insert and commit: %w", err)
+	}
+	return g.decided(jobs, &v), nil
+}
+
+// statement is what inserts jobs; its one row goes into v.
+func (g *group) statement(q *Queue, jobs []*job, again bool, v *verdict) (sql string, args, results []any) {
+	g.charges.fill(jobs)
 	var unused *string
-	args := []any{jobs[0].epoch, q.cfg.Node, q.cfg.Lifetime,
+	args = []any{jobs[0].epoch, q.cfg.Node, q.cfg.Lifetime,
 		g.id, g.user, g.credential, g.local, g.domain, g.size, g.bodyType, g.utf8, g.ret, g.envid, g.headerID, g.acceptedAt,
 		g.addr, g.hello, g.listener, g.tls, g.recipients,
 		g.bodyID, g.bodyN, pgtype.FlatArray[[]byte](g.chunk),
 		g.rID, g.rN, g.dot, g.tell, g.notify, g.key, g.rLocal, g.rDomain, g.rType, g.orcpt, g.rule}
-	results := []any{&v.inserted, &unused, &v.held}
-	sql := sqlEnqueue
+	results = []any{&v.inserted, &unused, &v.held}
+	sql = sqlEnqueue
 	if again {
 		sql = sqlEnqueueAgain
 	}
@@ -506,11 +574,12 @@ func (g *group) query(ctx context.Context, conn *pgx.Conn, q *Queue, jobs []*job
 			sql = sqlEnqueueLimitedAgain
 		}
 	}
-	err := conn.QueryRow(ctx, sql, args...).Scan(results...)
-	if err != nil {
-		return 0, fmt.Errorf("insert: %w", err)
-	}
+	return sql, args, results
+}
+
+// decided notes a verdict and returns how many messages were inserted.
+func (g *group) decided(jobs []*job, v *verdict) int {
 	v.tell(jobs, &g.charges)
 	g.near = v.near(&g.charges)
-	return v.inserted, nil
+	return v.inserted
 }

@@ -330,7 +330,8 @@ func rowsOf(n *Notice) []int32 {
 
 // sqlReleaseNotice gives rows back whose notice could not be made.
 const sqlReleaseNotice = `
-update recipient set owner = null, notice_at = now() + $4::interval
+update recipient set owner = null, notice_at = now() + $4::interval,
+	held_at = case when state = 'queued' then held_since(message_id, held_at) else held_at end
 where message_id = $1 and n = any($2::int[]) and owner is not distinct from $3 and notice_at is not null`
 
 // ReleaseNotice gives a notice back, due again after the wait. If the database does

@@ -63,7 +63,7 @@ func (s *sweeps) round(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = errors.Join(s.reap(ctx, conn), s.leftovers(ctx, conn), s.catchUpHolds(ctx, conn))
+	err = errors.Join(s.reap(ctx, conn), s.leftovers(ctx, conn))
 	if err == nil && time.Now().After(s.slow) {
 		s.slow = time.Now().Add(sweepEvery)
 		err = errors.Join(s.orphans(ctx, conn), s.retention(ctx, conn))
@@ -217,21 +217,6 @@ func (s *sweeps) leftovers(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// sqlCatchUpHolds holds what came back to waiting while a hold was made: neither of the
-// two transactions saw the other.
-const sqlCatchUpHolds = `
-update recipient r set held_at = now()
-from hold h join message m on m.user_id = h.user_id and h.credential_id in (0, m.credential_id)
-where h.made_at between clock_timestamp() - interval '20 seconds' and clock_timestamp() - interval '2 seconds'
-	and r.message_id = m.id and r.owner is null and r.held_at is null and r.state = 'queued'`
-
-func (s *sweeps) catchUpHolds(ctx context.Context, conn *pgx.Conn) error {
-	if _, err := conn.Exec(ctx, sqlCatchUpHolds); err != nil {
-		return fmt.Errorf("catch up with holds: %w", err)
-	}
-	return nil
-}
-
 // sqlBodies walks over the table body by key, from each message to the next: a large
 // one that moved here has a thousand rows.
 const sqlBodies = `
@@ -283,7 +268,10 @@ delete from hold h where h.credential_id <> 0 and h.made_at < clock_timestamp() 
 
 // sqlForgetUsage deletes the windows of limits in which nothing counts any more.
 const sqlForgetUsage = `
-delete from usage_window where coalesce(at[cardinality(at)], 0) < floor(extract(epoch from clock_timestamp()) * 60 / window_s)::bigint - 120`
+delete from usage_window where (scope, subject, kind, window_s) in (
+	select scope, subject, kind, window_s from usage_window
+	where coalesce(at[cardinality(at)], 0) < floor(extract(epoch from clock_timestamp()) * 60 / window_s)::bigint - 120
+	for update skip locked)`
 
 func (s *sweeps) retention(ctx context.Context, conn *pgx.Conn) error {
 	for what, sql := range map[string]string{"nodes": sqlForgetNodes, "activity": sqlForgetActivity, "usage": sqlForgetUsage, "holds": sqlForgetHolds} {

@@ -101,6 +101,12 @@ func isTaken(err error) bool {
 	return errors.As(err, &pg) && pg.Code == "23505" && pg.ConstraintName == "message_pkey"
 }
 
+// isLocked reports a lock that was waited for too long.
+func isLocked(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == "55P03"
+}
+
 // class is the SQLSTATE class of err, "" when the server did not say one.
 func class(err error) string {
 	var pg *pgconn.PgError

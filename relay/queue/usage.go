@@ -55,39 +55,46 @@ func (a *Admin) TryCharge(ctx context.Context, limits []Charge, recipients int, 
 	if len(limits) == 0 {
 		return nil, nil
 	}
-	j := &job{m: Message{ID: NewID(), Size: size, Charges: limits}, rcpts: make([]Recipient, recipients)}
+	over, err := tryCharge(ctx, a.db, &job{m: Message{ID: NewID(), Size: size, Charges: limits}, rcpts: make([]Recipient, recipients)})
+	if err != nil {
+		return nil, fmt.Errorf("try the limits: %w", err)
+	}
+	return over, nil
+}
+
+// batcher is a connection or a pool.
+type batcher interface {
+	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
+}
+
+// tryCharge charges a message and takes it back, in one round trip: nobody waits for
+// its locks longer than that. db is in no transaction.
+func tryCharge(ctx context.Context, db batcher, j *job) (over *OverLimit, err error) {
+	if len(j.m.Charges) == 0 {
+		return nil, nil
+	}
 	var c charges
 	c.fill([]*job{j})
-	tx, err := a.db.Begin(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("try the limits: %w", err)
-	}
-	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
-	rows, err := tx.Query(ctx, sqlTryCharge, append([]any{j.m.ID}, c.args()...)...)
-	if err != nil {
-		return nil, fmt.Errorf("try the limits: %w", err)
-	}
-	over, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*OverLimit, error) {
+	batch := &pgx.Batch{}
+	batch.Queue("begin")
+	batch.Queue(sqlTryCharge, append([]any{j.m.ID}, c.args()...)...).Query(func(rows pgx.Rows) error {
 		var charge int32
 		var used int64
 		var retryAt *time.Time
-		err := row.Scan(&charge, &used, &retryAt)
-		if err != nil {
-			return nil, err
-		}
-		o := &OverLimit{Charge: *c.of[charge-1], Used: used, Amount: c.sum[charge-1]}
-		if retryAt != nil {
-			o.RetryAt = *retryAt
-		}
-		return o, nil
+		_, err := pgx.ForEachRow(rows, []any{&charge, &used, &retryAt}, func() error {
+			over = &OverLimit{Charge: *c.of[charge-1], Used: used, Amount: c.sum[charge-1]}
+			if retryAt != nil {
+				over.RetryAt = *retryAt
+			}
+			return nil
+		})
+		return err
 	})
-	if err != nil {
-		return nil, fmt.Errorf("try the limits: %w", err)
+	batch.Queue("rollback")
+	if err := db.SendBatch(ctx, batch).Close(); err != nil {
+		return nil, fmt.Errorf("ask the limits: %w", err)
 	}
-	if len(over) == 0 {
-		return nil, nil
-	}
-	return over[0], nil
+	return over, nil
 }
 
 // sqlCounts counts a user's live recipients by their state.
