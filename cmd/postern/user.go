@@ -154,7 +154,7 @@ type userView struct {
 func userJSON(u auth.User, shown string) userView {
 	return userView{
 		Name: u.Name, Enabled: u.Enabled, DisabledReason: u.DisabledReason, HasPassword: u.HasPassword, Credentials: u.Credentials,
-		Senders: emptyList(u.Senders), NoDefaults: u.NoDefaults, LastUsedAt: jsonTime(u.LastUsedAt), CreatedAt: u.CreatedAt, Password: shown,
+		Senders: effectiveSenders(u), NoDefaults: u.NoDefaults, LastUsedAt: jsonTime(u.LastUsedAt), CreatedAt: u.CreatedAt, Password: shown,
 	}
 }
 
@@ -367,36 +367,54 @@ func (a *app) userDisableCmd() *cobra.Command {
 		Short: "keep a user from sending, and hold its mail",
 		Long: `Refuses the user's logins on every node within 2 seconds, ends its sessions, and
 holds its mail that waits in the queue. Held mail waits until it is released or
-cancelled; enabling the user again does not release it.`,
+cancelled; enabling the user again does not release it. Of a user who is disabled
+already only the reason is changed, when another is given.`,
 		Args: exactly(1, "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
-				var u auth.User
-				held := 0
-				err := users.together(ctx, func(store *auth.Store, q *queue.Admin) (_ []int64, err error) {
-					if err = store.SetEnabled(ctx, args[0], false, reason); err != nil {
-						return nil, err
-					}
-					if u, err = store.User(ctx, args[0]); err != nil {
-						return nil, err
-					}
-					if _, err = q.HoldUser(ctx, u.ID, 0, holdReason("user disabled", reason)); err != nil {
-						return nil, err
-					}
-					held, err = q.Release(ctx, queue.Filter{UserID: u.ID}, true)
-					return []int64{u.ID}, err
-				})
-				if err != nil {
-					return err
-				}
-				fmt.Fprintf(a.stdout, "disabled user %s\n", printable(u.Name))
-				_, err = io.WriteString(a.stdout, heldMail(u.Name, held))
-				return err
+				return a.disableUser(ctx, users, args[0], reason)
 			})
 		},
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for 'user list' and 'user show'; clients are not told")
 	return cmd
+}
+
+// disableUser keeps a user out and holds the mail. An admin may have let the mail of
+// a disabled user go: then it is not held again.
+func (a *app) disableUser(ctx context.Context, users *accounts, name, reason string) error {
+	var before, u auth.User
+	held := 0
+	err := users.together(ctx, func(store *auth.Store, q *queue.Admin) (whose []int64, err error) {
+		if before, err = store.User(ctx, name); err != nil {
+			return nil, err
+		}
+		if u = before; !before.Enabled && (reason == "" || reason == before.DisabledReason) {
+			return nil, nil
+		}
+		if err = store.SetEnabled(ctx, name, false, reason); err != nil {
+			return nil, err
+		}
+		if u, err = store.User(ctx, name); err != nil || !before.Enabled {
+			return nil, err
+		}
+		if _, err = q.HoldUser(ctx, u.ID, 0, holdReason("user disabled", reason)); err != nil {
+			return nil, err
+		}
+		held, err = q.Release(ctx, queue.Filter{UserID: u.ID}, true)
+		return []int64{u.ID}, err
+	})
+	switch {
+	case err != nil:
+		return err
+	case before.Enabled:
+		_, err = fmt.Fprintf(a.stdout, "disabled user %s\n%s", printable(u.Name), heldMail(u.Name, held))
+	case u.DisabledReason != before.DisabledReason:
+		_, err = fmt.Fprintf(a.stdout, "user %s was disabled already; the reason is changed\n", printable(u.Name))
+	default:
+		_, err = fmt.Fprintf(a.stdout, "user %s was disabled already\n", printable(u.Name))
+	}
+	return err
 }
 
 func holdReason(what, reason string) string {
