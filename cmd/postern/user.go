@@ -70,6 +70,11 @@ bounces. Without it, NAME alone, which then must be an address.
 				return err
 			}
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+				made, err := files.files(client)
+				if err != nil {
+					return err
+				}
+				defer made.drop()
 				u, err := users.AddUser(ctx, auth.NewUser{Name: name, Password: password, Senders: senders})
 				if err != nil {
 					return err
@@ -80,7 +85,7 @@ bounces. Without it, NAME alone, which then must be an address.
 					fmt.Fprintf(a.stdout, "added user %s, who may send as %s\n", u.Name, sendersText(u))
 					err = errors.Join(a.showPassword(shown), a.printSettings(client))
 				}
-				return errors.Join(err, a.writeProfiles(&files, client))
+				return errors.Join(err, a.putProfiles(&files, made))
 			})
 		},
 	}
@@ -261,12 +266,17 @@ is used of them, 'postern explain' whether a message would be accepted.
 				if err := files.check(shown.Settings); err != nil {
 					return err
 				}
+				made, err := files.files(shown.Settings)
+				if err != nil {
+					return err
+				}
+				defer made.drop()
 				if asJSON {
 					err = printJSON(a.stdout, shown)
 				} else {
 					err = a.printUser(u, shown)
 				}
-				return errors.Join(err, a.writeProfiles(&files, shown.Settings))
+				return errors.Join(err, a.putProfiles(&files, made))
 			})
 		},
 	}
