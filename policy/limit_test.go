@@ -109,12 +109,15 @@ func TestWindows(t *testing.T) {
 		limit(auth.LimitMessages, day, 10, auth.FromUser),
 		limit(auth.LimitMessages, day, 5, auth.FromDefault),
 		limit(auth.LimitBytes, day, 0, auth.FromUser),
+		limit(auth.LimitRecipients, day, 7, auth.FromDefault),
+		limit(auth.LimitRecipients, day, 7, auth.FromUser),
 	}}
 	want := []auth.Limit{
 		limit(auth.LimitMessages, time.Minute, 50, auth.FromUser),
 		limit(auth.LimitMessages, time.Minute, 70, auth.FromCredential),
 		limit(auth.LimitMessages, day, 5, auth.FromDefault),
 		limit(auth.LimitBytes, day, 0, auth.FromUser),
+		limit(auth.LimitRecipients, day, 7, auth.FromUser),
 	}
 	if diff := cmp.Diff(want, Windows(id)); diff != "" {
 		t.Error(diff)
