@@ -570,18 +570,27 @@ columns, in any order:
             next login when it costs less than those made here
   senders   patterns as for 'user add --sender', separated by spaces
 
-Every line is checked before anything is changed, and what is wrong is told by line.
+Every line is checked before anything is changed, and what is wrong is told by line,
+the first twenty of them.
 --dry-run only checks. Each password in clear takes about 40 ms of a core.`,
 		Example: `  postern user import users.csv --dry-run
   postern user import users.csv`,
 		Args: exactly(1, "a file, or - for standard input"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			list, err := a.readImport(args[0])
+			list, wrong, err := a.readImport(args[0])
 			if err != nil {
 				return err
 			}
-			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+			err = a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+				if wrong != nil {
+					taken, err := users.Taken(ctx, list)
+					wrong = wrong.And(taken)
+					return err
+				}
 				n, err := users.Import(ctx, list, dryRun)
+				if errors.As(err, &wrong) {
+					return nil
+				}
 				if err != nil {
 					return err
 				}
@@ -595,6 +604,11 @@ Every line is checked before anything is changed, and what is wrong is told by l
 				}
 				return err
 			})
+			refused := a.refuseImport(wrong) // that much is known without a database
+			if err != nil {
+				return err
+			}
+			return refused
 		},
 	}
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only check")
@@ -602,24 +616,40 @@ Every line is checked before anything is changed, and what is wrong is told by l
 	return cmd
 }
 
-func (a *app) readImport(path string) ([]auth.ImportUser, error) {
+// readImport reads a file of users; wrong is what is wrong with some of its lines.
+func (a *app) readImport(path string) (list []auth.ImportUser, wrong *auth.ImportError, err error) {
 	in := a.stdin
 	if path != "-" {
 		f, err := os.Open(path)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		defer f.Close()
 		in = f
 	}
-	list, err := auth.ParseImport(in)
-	if err != nil {
-		lines := strings.Split(strings.TrimPrefix(err.Error(), auth.ErrImport.Error()+": "), "\n")
-		for _, line := range lines {
-			fmt.Fprintln(a.stderr, printable(line))
-		}
-		return nil, fmt.Errorf("%w: %s; nothing is changed", auth.ErrImport, count(len(lines), "error"))
+	list, err = auth.ParseImport(in)
+	switch {
+	case errors.As(err, &wrong):
+		return list, wrong, nil
+	case err != nil:
+		return nil, nil, fmt.Errorf("%w; nothing is changed", err)
 	}
+	a.warnOfPasswords(list)
+	return list, nil, nil
+}
+
+// refuseImport tells what is wrong, each on a line, if anything is.
+func (a *app) refuseImport(wrong *auth.ImportError) error {
+	if wrong == nil {
+		return nil
+	}
+	for _, l := range wrong.Lines {
+		fmt.Fprintln(a.stderr, oneLine(printable(l.Error())))
+	}
+	return fmt.Errorf("%w: %s; nothing is changed", auth.ErrImport, count(len(wrong.Lines), "error"))
+}
+
+func (a *app) warnOfPasswords(list []auth.ImportUser) {
 	short, none := 0, 0
 	for _, u := range list {
 		switch {
@@ -636,5 +666,4 @@ func (a *app) readImport(path string) ([]auth.ImportUser, error) {
 	if none > 0 {
 		fmt.Fprintf(a.stderr, "warning: %s without a password or hash: 'user passwd' or 'credential add' lets them in\n", count(none, "user"))
 	}
-	return list, nil
 }
