@@ -100,7 +100,7 @@ user's password, with the user's name: one for each application, so that one can
 revoked without the others. A password that a person chooses is set by 'user passwd'.`,
 		Example: `  postern credential add app@example.com --generate --label billing
   postern credential add app@example.com --generate --label scanner --expires 90d --network 192.0.2.0/24`,
-		Args: exactly(1, "the user's name"),
+		Args: one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !generate {
 				return usagef("say --generate: a secret is made here and shown once; a password of the user's own choice is for 'postern user passwd'")
@@ -181,7 +181,7 @@ func (a *app) credentialListCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list USER",
 		Short: "list a user's credentials, the revoked ones too",
-		Args:  exactly(1, "the user's name"),
+		Args:  one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
 				list, err := users.Credentials(ctx, args[0])

@@ -52,7 +52,7 @@ bounces. Without it, NAME alone, which then must be an address.
 		Example: `  postern user add alice@example.com
   postern user add alice@example.com --sender '*@example.com' --password-stdin <password.txt
   postern user add alice@example.com --mobileconfig alice.mobileconfig --imap imap.example.com`,
-		Args: exactly(1, "the user's name"),
+		Args: one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, err := newUserName(args[0], senders)
 			if err != nil {
@@ -102,7 +102,7 @@ func newUserName(name string, senders []string) (string, error) {
 	addresses := 0
 	for _, p := range senders {
 		if _, err := auth.CanonicalPattern(p); err != nil {
-			return "", usageError{err.Error()}
+			return "", usagef("--sender %q: %v", p, err)
 		}
 		if p != auth.NullSender {
 			addresses++
@@ -256,7 +256,7 @@ func (a *app) userShowCmd() *cobra.Command {
 is used of them, 'postern explain' whether a message would be accepted.
 
 ` + profilesHelp,
-		Args: exactly(1, "the user's name"),
+		Args: one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
 				u, shown, err := a.lookAtUser(ctx, users, args[0])
@@ -351,7 +351,7 @@ func (a *app) userPasswdCmd() *cobra.Command {
 		Long: `Changes the password. Without --password-stdin one is generated and shown once.
 The old password stops working on every node within 2 seconds, and sessions that
 logged in with it end.`,
-		Args: exactly(1, "the user's name"),
+		Args: one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			password, shown, err := a.newPassword(passwordStdin)
 			if err != nil {
@@ -379,7 +379,7 @@ func (a *app) userDisableCmd() *cobra.Command {
 holds its mail that waits in the queue. Held mail waits until it is released or
 cancelled; enabling the user again does not release it. Of a user who is disabled
 already only the reason is changed, when another is given.`,
-		Args: exactly(1, "the user's name"),
+		Args: one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
 				return a.disableUser(ctx, users, args[0], reason)
@@ -440,7 +440,7 @@ func (a *app) userEnableCmd() *cobra.Command {
 		Short: "let a disabled user log in again",
 		Long: `Lets the user log in again. Its mail that is held stays held, and new mail is held
 as well, until 'postern queue release --user' or 'postern queue cancel --user'.`,
-		Args: exactly(1, "the user's name"),
+		Args: one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
 				if err := users.SetEnabled(ctx, args[0], true, ""); err != nil {
@@ -489,7 +489,7 @@ A user who still has mail in the queue is not removed, unless --cancel-mail thro
 what waits and what is held, without a word to anybody. What a node is sending at
 that moment goes on. To keep somebody out and decide about the mail later, use 'user
 disable'.`,
-		Args: exactly(1, "the user's name"),
+		Args: one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
 				return a.removeUser(ctx, users, args[0], cancelMail)
@@ -575,7 +575,7 @@ the first twenty of them.
 --dry-run only checks. Each password in clear takes about 40 ms of a core.`,
 		Example: `  postern user import users.csv --dry-run
   postern user import users.csv`,
-		Args: exactly(1, "a file, or - for standard input"),
+		Args: one("file", "a file, or - for standard input"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			list, wrong, err := a.readImport(args[0])
 			if err != nil {
