@@ -513,7 +513,7 @@ func (a *app) removeUser(ctx context.Context, users *accounts, name string, canc
 			return nil, err
 		}
 		if cancelMail {
-			if cancelled, err = q.Cancel(ctx, queue.Filter{UserID: u.ID}, false); err != nil {
+			if cancelled, err = q.Cancel(ctx, queue.Filter{UserID: u.ID, UserName: u.Name}, false); err != nil {
 				return nil, err
 			}
 		} else if err := nothingLeft(ctx, q, u); err != nil {
