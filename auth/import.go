@@ -2,6 +2,7 @@ package auth
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/csv"
 	"errors"
@@ -19,8 +20,44 @@ import (
 // ErrImport is a file of users that cannot be taken as it is.
 var ErrImport = errors.New("the file cannot be imported")
 
+// LineError is what is wrong with a line of a file of users, and what to do about it.
+type LineError struct {
+	Line int
+	Err  error
+}
+
+func (e LineError) Error() string { return fmt.Sprintf("line %d: %v", e.Line, e.Err) }
+func (e LineError) Unwrap() error { return e.Err }
+
+// ImportError is an ErrImport that names the lines: the first twenty that are wrong.
+type ImportError struct{ Lines []LineError }
+
+func (e *ImportError) Error() string {
+	text := make([]string, len(e.Lines))
+	for i, l := range e.Lines {
+		text[i] = l.Error()
+	}
+	return ErrImport.Error() + ": " + strings.Join(text, "\n")
+}
+
+func (e *ImportError) Unwrap() []error {
+	errs := []error{ErrImport}
+	for _, l := range e.Lines {
+		errs = append(errs, l)
+	}
+	return errs
+}
+
+// And is e with more lines, in their order.
+func (e *ImportError) And(more []LineError) *ImportError {
+	lines := slices.Concat(e.Lines, more)
+	slices.SortStableFunc(lines, func(a, b LineError) int { return cmp.Compare(a.Line, b.Line) })
+	return &ImportError{lines[:min(len(lines), importErrors)]}
+}
+
 // ImportUser is a user to be added, checked and in canonical form.
 type ImportUser struct {
+	Line     int // of the file
 	Name     string
 	Password string // in clear, or "" when there is a Hash
 	Hash     string // bcrypt, or argon2id in PHC form
@@ -39,8 +76,8 @@ var importColumns = []string{"name", "password", "hash", "senders"}
 // ParseImport reads users from CSV (RFC 4180). Its first line names the columns name,
 // password, hash and senders, of which only name must be there; each user has a password
 // or a hash, or neither and then no way to log in yet. Patterns of senders are
-// separated by spaces. The error is ErrImport and names the lines that are wrong, the
-// first twenty of them, and what to do about each.
+// separated by spaces. The error is ErrImport, or an ImportError when the columns are
+// named well: then the users of the other lines come with it.
 func ParseImport(r io.Reader) ([]ImportUser, error) {
 	p := importParser{csv: csv.NewReader(withoutBOM(r)), lines: map[string]int{}}
 	if err := p.header(); err != nil {
@@ -49,7 +86,7 @@ func ParseImport(r io.Reader) ([]ImportUser, error) {
 	for p.next() {
 	}
 	if len(p.errs) > 0 {
-		return nil, fmt.Errorf("%w: %w", ErrImport, errors.Join(p.errs...))
+		return p.users, &ImportError{p.errs}
 	}
 	return p.users, nil
 }
@@ -68,7 +105,7 @@ type importParser struct {
 	columns []string
 	users   []ImportUser
 	lines   map[string]int // by canonical name
-	errs    []error
+	errs    []LineError
 }
 
 func (p *importParser) header() error {
@@ -97,7 +134,7 @@ func (p *importParser) next() bool {
 		return false
 	}
 	if err != nil && !errors.Is(err, csv.ErrFieldCount) {
-		p.errs = append(p.errs, err) // it names the line
+		p.errs = append(p.errs, unreadable(err))
 		return false
 	}
 	line, _ := p.csv.FieldPos(0)
@@ -107,9 +144,18 @@ func (p *importParser) next() bool {
 		err = p.user(record, line)
 	}
 	if err != nil {
-		p.errs = append(p.errs, fmt.Errorf("line %d: %w", line, err))
+		p.errs = append(p.errs, LineError{line, err})
 	}
 	return len(p.errs) < importErrors
+}
+
+// unreadable is what is wrong with a line behind which nothing can be read.
+func unreadable(err error) LineError {
+	var syntax *csv.ParseError
+	if errors.As(err, &syntax) {
+		return LineError{syntax.StartLine, syntax.Err}
+	}
+	return LineError{0, err}
 }
 
 func (p *importParser) user(record []string, line int) error {
@@ -117,7 +163,7 @@ func (p *importParser) user(record []string, line int) error {
 	for i, c := range p.columns {
 		field[c] = record[i]
 	}
-	u := ImportUser{Password: field["password"], Hash: strings.TrimSpace(field["hash"])}
+	u := ImportUser{Line: line, Password: field["password"], Hash: strings.TrimSpace(field["hash"])}
 	var err error
 	if u.Name, err = CanonicalName(strings.TrimSpace(field["name"])); err != nil {
 		return fmt.Errorf("name %q: %w", field["name"], err)
@@ -157,8 +203,8 @@ func (u ImportUser) checkPassword() error {
 }
 
 // Import adds users, all or none, and says how many; with dryRun it finds out whether
-// it could, and adds none. The error is ErrExists with the names of those that are
-// there already, or of the database.
+// it could, and adds none. The error is an ImportError with the lines of those that are
+// there already, each ErrExists, or of the database.
 func (s *Store) Import(ctx context.Context, users []ImportUser, dryRun bool) (added int, err error) {
 	hashes := make([]string, len(users))
 	if !dryRun {
@@ -169,7 +215,11 @@ func (s *Store) Import(ctx context.Context, users []ImportUser, dryRun bool) (ad
 	ctx, cancel := context.WithTimeout(ctx, importTimeout)
 	defer cancel()
 	err = pgx.BeginFunc(ctx, s.db, func(tx pgx.Tx) error {
-		if err := noneExists(ctx, tx, users); err != nil || dryRun {
+		taken, err := takenNames(ctx, tx, users)
+		if err == nil && len(taken) > 0 {
+			err = &ImportError{taken}
+		}
+		if err != nil || dryRun {
 			return err
 		}
 		for from := 0; from < len(users); from += importBatch {
@@ -209,23 +259,31 @@ func (s *Store) importHashes(ctx context.Context, users []ImportUser) ([]string,
 	return hashes, group.Wait()
 }
 
-// noneExists fails with the names of users that are there already.
-func noneExists(ctx context.Context, tx pgx.Tx, users []ImportUser) error {
-	const most = 10
-	rows, err := tx.Query(ctx, `
-		select name from app_user where name = any($1) order by name limit $2`, importNames(users), most)
+// Taken returns the lines of users that are there already, the first twenty of them.
+func (s *Store) Taken(ctx context.Context, users []ImportUser) ([]LineError, error) {
+	ctx, cancel := context.WithTimeout(ctx, importTimeout)
+	defer cancel()
+	taken, err := takenNames(ctx, s.db, users)
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("import: %w", err)
 	}
-	there, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil || len(there) == 0 {
-		return err
+	return taken, nil
+}
+
+func takenNames(ctx context.Context, db DB, users []ImportUser) (taken []LineError, err error) {
+	rows, err := db.Query(ctx, `
+		select n.i from unnest($1::text[]) with ordinality n(name, i)
+		join app_user u on u.name = n.name order by n.i limit $2`, importNames(users), importErrors)
+	if err != nil {
+		return nil, err
 	}
-	names := strings.Join(there, ", ")
-	if len(there) == most {
-		names += ", …"
-	}
-	return fmt.Errorf("remove the lines of %s: %w", names, ErrExists)
+	var i int
+	_, err = pgx.ForEachRow(rows, []any{&i}, func() error {
+		u := users[i-1]
+		taken = append(taken, LineError{u.Line, fmt.Errorf("user %s: %w: remove the line", u.Name, ErrExists)})
+		return nil
+	})
+	return taken, err
 }
 
 func importNames(users []ImportUser) []string {

@@ -22,9 +22,9 @@ func TestParseImport(t *testing.T) {
 	got, err := ParseImport(strings.NewReader(file))
 	must(t, err)
 	want := []ImportUser{
-		{Name: "alice@example.com", Password: `a,"b`, Senders: []string{"*@example.com", "b@c"}},
-		{Name: "bob@example.com", Hash: argon, Senders: []string{}},
-		{Name: "carol", Senders: []string{"<>", "c@d"}},
+		{Line: 2, Name: "alice@example.com", Password: `a,"b`, Senders: []string{"*@example.com", "b@c"}},
+		{Line: 4, Name: "bob@example.com", Hash: argon, Senders: []string{}},
+		{Line: 5, Name: "carol", Senders: []string{"<>", "c@d"}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -55,13 +55,32 @@ func TestParseImportNamesTheLine(t *testing.T) {
 		{head + "a@b,\"pw,,\n", "line"},
 	} {
 		users, err := ParseImport(strings.NewReader(tt.file))
-		if !errors.Is(err, ErrImport) || !strings.Contains(err.Error(), tt.want) || users != nil {
+		if !errors.Is(err, ErrImport) || !strings.Contains(err.Error(), tt.want) || len(users) > 1 {
 			t.Errorf("%q: %v, want %q", tt.file, err, tt.want)
 		}
 	}
 	_, err := ParseImport(strings.NewReader(head + strings.Repeat("a b,,,\n", 1000)))
 	if n := strings.Count(err.Error(), "line "); n != importErrors {
 		t.Errorf("%d errors", n)
+	}
+}
+
+func TestImportErrorAnd(t *testing.T) {
+	t.Parallel()
+	bad := errors.New("bad")
+	e := &ImportError{[]LineError{{3, bad}, {9, bad}}}
+	got := e.And([]LineError{{2, ErrExists}, {7, ErrExists}})
+	if diff := cmp.Diff("the file cannot be imported: line 2: already exists\nline 3: bad\nline 7: already exists\nline 9: bad", got.Error()); diff != "" {
+		t.Error(diff)
+	}
+	if !errors.Is(got, ErrImport) || !errors.Is(got, ErrExists) || !errors.Is(got, bad) || errors.Is(e, ErrExists) {
+		t.Errorf("%v is not what it says", got)
+	}
+	for range importErrors {
+		got = got.And([]LineError{{1, bad}})
+	}
+	if len(got.Lines) != importErrors || got.Lines[importErrors-1].Line != 1 {
+		t.Errorf("lines %v", got.Lines)
 	}
 }
 
@@ -96,9 +115,9 @@ func TestStoreImport(t *testing.T) {
 		must(t, s.db.QueryRow(ctx, `select count(*) from app_user`).Scan(&n))
 		return n
 	}
-	taken := append(users[:len(users):len(users)], ImportUser{Name: "there"})
+	taken := append(users[:len(users):len(users)], ImportUser{Name: "there", Line: 4711})
 	for _, dryRun := range []bool{true, false} {
-		if n, err := s.Import(ctx, taken, dryRun); !errors.Is(err, ErrExists) || !strings.Contains(err.Error(), "there") || n != 0 || count() != 1 {
+		if n, err := s.Import(ctx, taken, dryRun); !errors.Is(err, ErrExists) || !strings.Contains(err.Error(), "line 4711: user there: already exists") || n != 0 || count() != 1 {
 			t.Errorf("dry run %v: %d, %v, %d users", dryRun, n, err, count())
 		}
 	}

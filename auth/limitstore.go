@@ -89,7 +89,11 @@ func (s *Store) ResetLimits(ctx context.Context, target LimitTarget, kinds ...Li
 
 // SetNoDefaults frees a user of the default limits, or not any more.
 func (s *Store) SetNoDefaults(ctx context.Context, user string, on bool) error {
-	d := deed{action: "limit defaults", detail: map[string]any{"apply": !on}}
+	defaults := "on"
+	if on {
+		defaults = "off"
+	}
+	d := deed{action: "limit set", detail: map[string]any{"defaults": defaults}}
 	return s.change(ctx, user, d, func(ctx context.Context, tx pgx.Tx, id int64) error {
 		_, err := tx.Exec(ctx, `update app_user set no_limit_defaults = $2 where id = $1`, id, on)
 		return err

@@ -79,19 +79,31 @@ type Deed struct {
 type DeedFilter struct {
 	Since time.Duration // done within so long, to the microsecond
 	Actor string
+	User  string // what concerns the user of this name: its own deeds, and those about its mail
 	Limit int
 }
 
 const selectDeeds = `
 	select id, at, actor, action, object, detail from audit
 	where ($1 = interval '0' or at > now() - $1::interval) and ($2 = '' or actor = $2)
+	  and ($4 = '' or object = $4 or detail->>'user' = $4 or exists (
+		select from unnest(string_to_array(object, ', ')) part
+		where part = 'user ' || $4 or part = 'user ' || (select u.id from app_user u where u.name = $4)))
 	order by id desc limit $3`
 
-// Audit returns the latest deeds, the newest first.
+// Audit returns the latest deeds, the newest first. The error is ErrName, or of the
+// database.
 func (s *Store) Audit(ctx context.Context, f DeedFilter) ([]Deed, error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	rows, err := s.db.Query(ctx, selectDeeds, f.Since, f.Actor, f.Limit)
+	if f.User != "" {
+		name, err := CanonicalName(f.User)
+		if err != nil {
+			return nil, err
+		}
+		f.User = name
+	}
+	rows, err := s.db.Query(ctx, selectDeeds, f.Since, f.Actor, f.Limit, f.User)
 	if err != nil {
 		return nil, fmt.Errorf("read the audit: %w", err)
 	}

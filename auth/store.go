@@ -199,7 +199,7 @@ func (s *Store) AddSender(ctx context.Context, name, pattern string) error {
 	if err != nil {
 		return err
 	}
-	d := deed{action: "sender add", detail: map[string]any{"pattern": pattern}}
+	d := deed{action: "sender allow", detail: map[string]any{"pattern": pattern}}
 	return s.change(ctx, name, d, func(ctx context.Context, tx pgx.Tx, id int64) error {
 		return insertSenders(ctx, tx, id, []string{pattern})
 	})
@@ -211,7 +211,7 @@ func (s *Store) RemoveSender(ctx context.Context, name, pattern string) error {
 	if err != nil {
 		return err
 	}
-	d := deed{action: "sender remove", detail: map[string]any{"pattern": pattern}}
+	d := deed{action: "sender deny", detail: map[string]any{"pattern": pattern}}
 	return s.change(ctx, name, d, func(ctx context.Context, tx pgx.Tx, id int64) error {
 		tag, err := tx.Exec(ctx, `delete from sender_pattern where user_id = $1 and pattern = $2`, id, pattern)
 		if err == nil && tag.RowsAffected() == 0 {

@@ -188,7 +188,8 @@ func formatWindow(w time.Duration) string {
 
 // Windows are the limits that each message of id counts against: for each scope, kind and
 // window the tightest. Default and user limits have one scope, all that the user
-// sends; the other is what comes by the credential (auth.FromCredential).
+// sends; the other is what comes by the credential (auth.FromCredential). Of two as tight
+// it is the user's own.
 func Windows(id auth.Identity) []auth.Limit {
 	var tightest []auth.Limit
 next:
@@ -198,7 +199,7 @@ next:
 		}
 		for i := range tightest {
 			if t := &tightest[i]; t.Kind == l.Kind && t.Window == l.Window && byCredential(*t) == byCredential(l) {
-				if l.Max < t.Max {
+				if tighter(l, *t) {
 					*t = l
 				}
 				continue next
@@ -207,6 +208,12 @@ next:
 		tightest = append(tightest, l)
 	}
 	return tightest
+}
+
+// tighter reports that l allows less than other, or the same and was set more closely.
+func tighter(l, other auth.Limit) bool {
+	closeness := map[auth.LimitSource]int{auth.FromUser: 1, auth.FromCredential: 2}
+	return cmp.Or(cmp.Compare(l.Max, other.Max), cmp.Compare(closeness[other.Source], closeness[l.Source])) < 0
 }
 
 func byCredential(l auth.Limit) bool { return l.Source == auth.FromCredential }
@@ -219,7 +226,8 @@ func smallest(id auth.Identity, kind, windowed auth.LimitKind) (l auth.Limit, ok
 		if other.Kind != kind && other.Kind != windowed {
 			continue
 		}
-		if !ok || cmp.Or(cmp.Compare(other.Max, l.Max), cmp.Compare(other.Window, l.Window)) < 0 {
+		order := cmp.Or(cmp.Compare(other.Max, l.Max), cmp.Compare(other.Window, l.Window))
+		if !ok || order < 0 || order == 0 && tighter(other, l) {
 			l, ok = other, true
 		}
 	}
@@ -227,12 +235,12 @@ func smallest(id auth.Identity, kind, windowed auth.LimitKind) (l auth.Limit, ok
 }
 
 // Binds reports whether l, a limit of id without a window, is the one of its kind that
-// a message or a session meets first. Sessions of the user and by the credential are
+// a message or a session meets first, of two as tight the one set more closely. Sessions of the user and by the credential are
 // counted apart.
 func Binds(id auth.Identity, l auth.Limit) bool {
 	for _, other := range id.Limits {
 		apart := l.Kind == auth.LimitSessions && (other.Source == auth.FromCredential) != (l.Source == auth.FromCredential)
-		if other.Kind == l.Kind && !apart && other.Max < l.Max {
+		if other.Kind == l.Kind && !apart && tighter(other, l) {
 			return false
 		}
 	}

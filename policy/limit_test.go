@@ -109,12 +109,15 @@ func TestWindows(t *testing.T) {
 		limit(auth.LimitMessages, day, 10, auth.FromUser),
 		limit(auth.LimitMessages, day, 5, auth.FromDefault),
 		limit(auth.LimitBytes, day, 0, auth.FromUser),
+		limit(auth.LimitRecipients, day, 7, auth.FromDefault),
+		limit(auth.LimitRecipients, day, 7, auth.FromUser),
 	}}
 	want := []auth.Limit{
 		limit(auth.LimitMessages, time.Minute, 50, auth.FromUser),
 		limit(auth.LimitMessages, time.Minute, 70, auth.FromCredential),
 		limit(auth.LimitMessages, day, 5, auth.FromDefault),
 		limit(auth.LimitBytes, day, 0, auth.FromUser),
+		limit(auth.LimitRecipients, day, 7, auth.FromUser),
 	}
 	if diff := cmp.Diff(want, Windows(id)); diff != "" {
 		t.Error(diff)
@@ -140,7 +143,8 @@ func TestWindowsBoundOneMessage(t *testing.T) {
 	if v := Size(id, 300, 1000); !v.Allowed || MaxSize(id, 1000) != 300 || MaxSize(id, 200) != 200 || MaxSize(id, 0) != 300 {
 		t.Errorf("size: %+v", v)
 	}
-	if v := Recipients(id, 4, 100); v.Allowed || v.Rule != "recipients 3/m credential" || !strings.HasPrefix(v.Reply.String(), "452 4.5.3 ") {
+	if v := Recipients(id, 4, 100); v.Allowed || v.Rule != "recipients 3/m credential" ||
+		v.Reply.String() != "452 4.5.3 Limit of 3 recipients in 1m: a message can have no more, and the others must wait; send them 1 min after these, not at once" {
 		t.Errorf("recipients: %+v", v)
 	}
 	if v := Recipients(id, 3, 100); !v.Allowed {
@@ -205,7 +209,7 @@ func TestOverLimit(t *testing.T) {
 		{Exceeded{limit(auth.LimitMessages, day, 0, auth.FromUser), 0, 1, time.Time{}},
 			"Limit of 0 messages in 1d: nothing may be sent; ask the administrator", "limit messages 0/d user"},
 		{Exceeded{limit(auth.LimitMessages, time.Second, 1, auth.FromUser), 1, 1, now.Add(-time.Hour)},
-			"Limit of 1 messages in 1s reached (used 1); try again after 2026-11-25T09:00:00Z (in 1 s)", "limit messages 1/s user"},
+			"Limit of 1 message in 1s reached (used 1); try again after 2026-11-25T09:00:00Z (in 1 s)", "limit messages 1/s user"},
 	}
 	for _, tt := range tests {
 		v := OverLimit(tt.e, now)

@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"postern/auth"
@@ -20,11 +21,7 @@ type Exceeded struct {
 // OverLimit refuses the message, with what the person and the program that sent it
 // can do: the moment is in RFC 3339 and in words.
 func OverLimit(e Exceeded, now time.Time) Verdict {
-	what := string(e.Limit.Kind)
-	if e.Limit.Kind == auth.LimitBytes {
-		what = "octets"
-	}
-	limit := fmt.Sprintf("Limit of %d %s in %s", e.Limit.Max, what, formatWindow(e.Limit.Window))
+	limit := limitText(e.Limit)
 	text := ""
 	switch {
 	case e.RetryAt.IsZero() && e.Limit.Max == 0:
@@ -37,6 +34,24 @@ func OverLimit(e Exceeded, now time.Time) Verdict {
 		text = fmt.Sprintf("%s reached (used %d); try again after %s (in %s)", limit, e.Used, at.Format(time.RFC3339), wait(at.Sub(now)))
 	}
 	return refuse("limit "+string(e.Limit.Kind)+" "+FormatLimit(e.Limit)+" "+scope(e.Limit), smtp.Temporary(452, 7, 1, text))
+}
+
+// limitText is a limit over time for people: "Limit of 100 messages in 1m".
+func limitText(l auth.Limit) string {
+	what := string(l.Kind)
+	if l.Kind == auth.LimitBytes {
+		what = "octets"
+	}
+	if l.Max == 1 {
+		what = strings.TrimSuffix(what, "s")
+	}
+	return fmt.Sprintf("Limit of %d %s in %s", l.Max, what, formatWindow(l.Window))
+}
+
+// tooMany is why a message may have no more recipients: l is a limit over time, in
+// whose window the others do not fit either, so that another message at once is no help.
+func tooMany(l auth.Limit) string {
+	return fmt.Sprintf("%s: a message can have no more, and the others must wait; send them %s after these, not at once", limitText(l), wait(l.Window))
 }
 
 // Messages refuses a user whose messages are limited to none.

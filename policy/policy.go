@@ -57,18 +57,25 @@ func MaxSize(id auth.Identity, serverMax int64) int64 {
 
 // Recipients judges whether a message may have n recipients. serverMax is the
 // server's own limit, 0 for none. Refusing is for now, not for ever: clients send the
-// rest in another transaction (RFC 5321 section 4.5.3.1.10).
+// rest in another transaction (RFC 5321 section 4.5.3.1.10), which a limit over time
+// lets through later only.
 func Recipients(id auth.Identity, n, serverMax int) Verdict {
 	limit := serverLimit(int64(serverMax))
-	rule := "recipients server"
+	rule, overTime := "recipients server", ""
 	if l, ok := smallest(id, auth.LimitRecipientsPerMessage, auth.LimitRecipients); ok && l.Max < limit {
 		limit, rule = l.Max, ruleOf("recipients", l)
+		if l.Kind.Windowed() {
+			overTime = tooMany(l)
+		}
 	}
 	if int64(n) <= limit {
 		return allow(rule)
 	}
-	if limit == 0 {
+	switch {
+	case limit == 0:
 		return refuse(rule, smtp.Temporary(452, 5, 3, "You may send to no recipients; ask the administrator"))
+	case overTime != "":
+		return refuse(rule, smtp.Temporary(452, 5, 3, overTime))
 	}
 	return refuse(rule, smtp.Temporary(452, 5, 3,
 		fmt.Sprintf("Too many recipients: at most %d for one message, send the others in another", limit)))

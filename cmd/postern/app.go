@@ -73,7 +73,8 @@ func (a *app) root() *cobra.Command {
 or to the recipients' MX.
 
 The database comes from --database-url, POSTERN_DATABASE_URL or the config file,
-in that order. Exit status: 0 done, 1 failed, 2 used wrongly.`,
+in that order. Exit status: 0 done, 1 failed, 2 used wrongly. 'postern man DIR' writes
+the manual pages.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
@@ -88,9 +89,28 @@ in that order. Exit status: 0 done, 1 failed, 2 used wrongly.`,
 	)
 	root.CompletionOptions.DisableDefaultCmd = true // ours is a noun as the others
 	root.SetFlagErrorFunc(flagError)
+	strictHelp(root)
 	a.complete(root)
 	a.markStart(root)
 	return root
+}
+
+// strictHelp makes 'help' fail for a command that is none.
+func strictHelp(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	for _, cmd := range root.Commands() {
+		if cmd.Name() != "help" {
+			continue
+		}
+		cmd.Run = nil
+		cmd.RunE = func(_ *cobra.Command, args []string) error {
+			about, rest, err := root.Find(args)
+			if err != nil || len(rest) > 0 {
+				return usagef("unknown command %q for 'postern help'", strings.Join(args, " "))
+			}
+			return about.Help()
+		}
+	}
 }
 
 // markStart notes when a command's own code begins: what goes wrong before that
@@ -143,11 +163,14 @@ func oneLine(s string) string {
 	return strings.Join(strings.Fields(s), " ")
 }
 
-// exactly wants n arguments; what names them in the error.
-func exactly(n int, what string) cobra.PositionalArgs {
+// one wants one argument: what is missing, and the word for one of it.
+func one(word, missing string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		if len(args) != n {
-			return usagef("'%s' needs %s", cmd.CommandPath(), what)
+		switch {
+		case len(args) == 0:
+			return usagef("'%s' needs %s", cmd.CommandPath(), missing)
+		case len(args) > 1:
+			return usagef("'%s' takes one %s, not %d", cmd.CommandPath(), word, len(args))
 		}
 		return nil
 	}

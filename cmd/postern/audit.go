@@ -6,13 +6,16 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"postern/auth"
+	"postern/policy"
 )
 
 func (a *app) auditCmd() *cobra.Command {
@@ -46,22 +49,52 @@ and to whom. They are recorded with the change itself.`,
 				if asJSON {
 					return printJSON(a.stdout, emptyList(list))
 				}
-				return a.printDeeds(list, f.Limit)
+				who, err := userNames(ctx, users.pool, deedUsers(list)...)
+				if err != nil {
+					return err
+				}
+				return a.printDeeds(list, who, f.Limit)
 			})
 		},
 	}
 	fl := cmd.Flags()
 	fl.StringVar(&since, "since", "", "only what was done within this `span`: 7d, 2h")
+	fl.StringVar(&f.User, "user", "", "only what concerns the user of this `NAME`, and its mail")
 	fl.StringVar(&f.Actor, "actor", "", "only what this `user` of the operating system did")
 	fl.IntVar(&f.Limit, "limit", 100, "print at most `N` lines")
 	fl.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
-func (a *app) printDeeds(list []auth.Deed, limit int) error {
+// numbered finds a user that the queue knew by number only.
+var numbered = regexp.MustCompile(`(^|, )user ([0-9]{1,18})($|,)`)
+
+func deedUsers(list []auth.Deed) (ids []int64) {
+	for _, d := range list {
+		if m := numbered.FindStringSubmatch(d.Object); m != nil {
+			id, _ := strconv.ParseInt(m[2], 10, 64)
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// deedObject adds the name to the number of a user.
+func deedObject(object string, who names) string {
+	return numbered.ReplaceAllStringFunc(object, func(s string) string {
+		m := numbered.FindStringSubmatch(s)
+		id, _ := strconv.ParseInt(m[2], 10, 64)
+		if who[id] == "" {
+			return s
+		}
+		return m[1] + "user " + m[2] + " (" + who[id] + ")" + m[3]
+	})
+}
+
+func (a *app) printDeeds(list []auth.Deed, who names, limit int) error {
 	t := table{head: []string{"WHEN", "WHO", "WHAT", "TO", "DETAIL"}}
 	for _, d := range list {
-		t.add(localTime(d.At), d.Actor, d.Action, d.Object, orDash(detailText(d.Detail)))
+		t.add(localTime(d.At), d.Actor, d.Action, deedObject(d.Object, who), orDash(detailText(d.Detail)))
 	}
 	if err := t.print(a.stdout); err != nil {
 		return err
@@ -72,7 +105,7 @@ func (a *app) printDeeds(list []auth.Deed, limit int) error {
 	return nil
 }
 
-// detailText writes a JSON object as "key value, key value".
+// detailText writes a JSON object as "key value, key value", and limits as they are set.
 func detailText(detail json.RawMessage) string {
 	var fields map[string]json.RawMessage
 	if json.Unmarshal(detail, &fields) != nil {
@@ -81,6 +114,10 @@ func detailText(detail json.RawMessage) string {
 	var parts []string
 	for _, key := range slices.Sorted(maps.Keys(fields)) {
 		var text string
+		if key == "limits" && limitsText(fields[key], &text) {
+			parts = append(parts, text)
+			continue
+		}
 		if json.Unmarshal(fields[key], &text) != nil {
 			var b bytes.Buffer
 			_ = json.Compact(&b, fields[key])
@@ -91,4 +128,29 @@ func detailText(detail json.RawMessage) string {
 		}
 	}
 	return strings.Join(parts, ", ")
+}
+
+// limitsText reads limits as the audit has them, auth.Limit's String.
+func limitsText(list json.RawMessage, text *string) bool {
+	var words []string
+	if json.Unmarshal(list, &words) != nil {
+		return false
+	}
+	for i, word := range words {
+		var l auth.Limit
+		if _, err := fmt.Sscanf(word, "%s %d", &l.Kind, &l.Max); err != nil {
+			return false
+		}
+		if l.Kind.Windowed() {
+			_, window, _ := strings.Cut(word, "/")
+			d, err := time.ParseDuration(window)
+			if err != nil {
+				return false
+			}
+			l.Window = d
+		}
+		words[i] = limitFlag(l.Kind) + " " + policy.FormatLimit(l)
+	}
+	*text = strings.Join(words, ", ")
+	return true
 }

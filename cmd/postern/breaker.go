@@ -108,7 +108,7 @@ away with 'postern queue cancel --user U'.`,
 				return err
 			}
 			if len(changes) == 0 {
-				return usagef("'%s' needs what to set, see --help", cmd.CommandPath())
+				return usagef("'%s' needs something to set: --first-time-share, --rejected-share, --new-network-factor or --min-recipients", cmd.CommandPath())
 			}
 			return a.setBreaker(cmd.Context(), changes)
 		},

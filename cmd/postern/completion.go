@@ -26,7 +26,7 @@ func (a *app) completionCmd() *cobra.Command {
 		}
 	}
 	return noun("completion", "completion for the shell",
-		shell("bash", "Put it to use:\n\n  postern completion bash >/etc/bash_completion.d/postern",
+		shell("bash", "It needs the package bash-completion. Put it to use:\n\n  postern completion bash >/etc/bash_completion.d/postern",
 			func(root *cobra.Command) error { return root.GenBashCompletionV2(a.stdout, true) }),
 		shell("zsh", "Put it to use:\n\n  postern completion zsh >\"${fpath[1]}/_postern\"",
 			func(root *cobra.Command) error { return root.GenZshCompletion(a.stdout) }),
@@ -47,10 +47,15 @@ type ask func(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]string,
 // by what they are called in its usage line.
 func (a *app) complete(cmd *cobra.Command) {
 	for flag, values := range map[string]ask{
-		"user": usersLike, "credential": credentialsLike, "upstream": upstreamsLike, "via": upstreamsLike,
+		"user": usersLike, "credential": credentialsLike, "upstream": upstreamsOrMX, "via": upstreamsOrMX,
 	} {
 		if cmd.Flags().Lookup(flag) != nil {
 			_ = cmd.RegisterFlagCompletionFunc(flag, a.completer(values, false))
+		}
+	}
+	for flag, values := range map[string][]string{"state": stateNames(), "tls": tlsModes, "only": serveHalves} {
+		if cmd.Flags().Lookup(flag) != nil {
+			_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 		}
 	}
 	_, arguments, _ := strings.Cut(cmd.Use, " ")
@@ -61,7 +66,7 @@ func (a *app) complete(cmd *cobra.Command) {
 	case what == "USER", under.Name() == "user" && what == "NAME" && cmd.Name() != "add":
 		cmd.ValidArgsFunction = a.completer(usersLike, true)
 	case under.Name() == "credential" && what == "ID...":
-		cmd.ValidArgsFunction = a.completer(credentialsLike, false)
+		cmd.ValidArgsFunction = a.completer(secretsLike, false)
 	case under.Name() == "upstream" && what == "NAME" && cmd.Name() != "add":
 		cmd.ValidArgsFunction = a.completer(upstreamsLike, true)
 	case what == "FILE":
@@ -126,11 +131,38 @@ func usersLike(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]string
 
 func credentialsLike(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]string, error) {
 	list, err := auth.NewStore(pool).FindCredentials(ctx, prefix, completionMost)
-	var numbers []string
+	return credentialValues(list), err
+}
+
+// secretsLike leaves passwords out: 'user passwd' and 'user disable' are for those.
+func secretsLike(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]string, error) {
+	list, err := auth.NewStore(pool).FindCredentials(ctx, prefix, completionMost)
+	list = slices.DeleteFunc(list, func(c auth.Credential) bool { return c.Kind != auth.KindSecret })
+	return credentialValues(list), err
+}
+
+func credentialValues(list []auth.Credential) (numbers []string) {
 	for _, c := range list {
-		numbers = append(numbers, strconv.FormatInt(c.ID, 10)+"\t"+oneLine(printable(c.User+" "+c.Label)))
+		label := c.Label
+		if c.Kind == auth.KindPassword {
+			label = "password"
+		}
+		numbers = append(numbers, strconv.FormatInt(c.ID, 10)+"\t"+oneLine(printable(c.User+" "+label)))
 	}
-	return numbers, err
+	return numbers
+}
+
+func stateNames() (names []string) {
+	for _, s := range queueStates {
+		names = append(names, string(s))
+	}
+	return names
+}
+
+// upstreamsOrMX are the ways that mail can go.
+func upstreamsOrMX(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]string, error) {
+	names, err := upstreamsLike(ctx, pool, prefix)
+	return append(names, "mx"), err
 }
 
 func upstreamsLike(ctx context.Context, pool *pgxpool.Pool, _ string) ([]string, error) {

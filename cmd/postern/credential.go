@@ -100,7 +100,7 @@ user's password, with the user's name: one for each application, so that one can
 revoked without the others. A password that a person chooses is set by 'user passwd'.`,
 		Example: `  postern credential add app@example.com --generate --label billing
   postern credential add app@example.com --generate --label scanner --expires 90d --network 192.0.2.0/24`,
-		Args: exactly(1, "the user's name"),
+		Args: one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !generate {
 				return usagef("say --generate: a secret is made here and shown once; a password of the user's own choice is for 'postern user passwd'")
@@ -181,7 +181,7 @@ func (a *app) credentialListCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list USER",
 		Short: "list a user's credentials, the revoked ones too",
-		Args:  exactly(1, "the user's name"),
+		Args:  one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
 				list, err := users.Credentials(ctx, args[0])
@@ -202,7 +202,8 @@ func (a *app) credentialListCmd() *cobra.Command {
 // revoked is what became of a credential.
 type revoked struct {
 	credentialView
-	Held int `json:"held"` // recipients of its mail that are held
+	Held    int  `json:"held"`              // recipients of its mail that are held
+	Already bool `json:"already,omitempty"` // it was revoked before, and nothing is changed
 }
 
 func (a *app) credentialRevokeCmd() *cobra.Command {
@@ -212,7 +213,8 @@ func (a *app) credentialRevokeCmd() *cobra.Command {
 		Short: "end credentials for ever, and hold the mail that came by them",
 		Long: `Ends credentials on every node within 2 seconds, with the sessions that logged in by
 them, and holds the mail that came by them and waits in the queue, all at once: when one
-of them cannot be revoked, none is. 'postern credential list USER' shows the numbers.`,
+of them cannot be revoked, none is. One that was revoked already is left as it is, and
+so is its mail. 'postern credential list USER' shows the numbers.`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ids, err := credentialIDs(args)
@@ -261,27 +263,46 @@ func parseCredential(s string) (int64, error) {
 func revokeAll(ctx context.Context, users *accounts, ids []int64) (list []revoked, err error) {
 	err = users.together(ctx, func(store *auth.Store, q *queue.Admin) (whose []int64, err error) {
 		for _, id := range ids {
-			c, err := store.RevokeCredential(ctx, id)
+			r, userID, err := revoke(ctx, store, q, id)
 			if err != nil {
 				return nil, err
 			}
-			if _, err := q.HoldUser(ctx, c.UserID, c.ID, holdReason("credential revoked", c.Label)); err != nil {
-				return nil, err
+			if list = append(list, r); !r.Already {
+				whose = append(whose, userID)
 			}
-			held, err := q.Release(ctx, queue.Filter{UserID: c.UserID, CredentialID: c.ID}, true)
-			if err != nil {
-				return nil, err
-			}
-			list, whose = append(list, revoked{credentialJSON(c, ""), held}), append(whose, c.UserID)
 		}
 		return whose, nil
 	})
 	return list, err
 }
 
+// revoke revokes a credential and holds what came by it. An admin may have let that
+// mail go since it was revoked: then it is not held again.
+func revoke(ctx context.Context, store *auth.Store, q *queue.Admin, id int64) (r revoked, userID int64, err error) {
+	c, err := store.Credential(ctx, id)
+	if err != nil {
+		return r, 0, err
+	}
+	if !c.RevokedAt.IsZero() {
+		return revoked{credentialView: credentialJSON(c, ""), Already: true}, c.UserID, nil
+	}
+	if c, err = store.RevokeCredential(ctx, id); err != nil {
+		return r, 0, err
+	}
+	if _, err = q.HoldUser(ctx, c.UserID, c.ID, holdReason("credential revoked", c.Label)); err != nil {
+		return r, 0, err
+	}
+	held, err := q.Release(ctx, queue.Filter{UserID: c.UserID, CredentialID: c.ID}, true)
+	return revoked{credentialView: credentialJSON(c, ""), Held: held}, c.UserID, err
+}
+
 func (a *app) printRevoked(list []revoked) error {
 	text := ""
 	for _, r := range list {
+		if r.Already {
+			text += fmt.Sprintf("credential %d was revoked already\n", r.ID)
+			continue
+		}
 		text += fmt.Sprintf("revoked credential %d of %s\n", r.ID, printable(r.UserName)) + heldMail(r.UserName, r.Held)
 	}
 	_, err := io.WriteString(a.stdout, text)

@@ -64,8 +64,13 @@ func (t *limitTarget) args(cmd *cobra.Command, args []string) error {
 	if t.credential != "" {
 		chosen++
 	}
-	if chosen != 1 {
+	switch {
+	case chosen == 0:
 		return usagef("'%s' needs one of: a user's name, --default, --credential ID", cmd.CommandPath())
+	case chosen > 1 && chosen == len(args):
+		return usagef("'%s' takes one name, not %d", cmd.CommandPath(), len(args))
+	case chosen > 1:
+		return usagef("'%s' takes only one of: a user's name, --default, --credential ID", cmd.CommandPath())
 	}
 	return nil
 }
@@ -148,7 +153,10 @@ all nodes. --no-defaults frees a user of the limits of all users, --defaults end
 				if err != nil {
 					return err
 				}
-				return a.printLimitsOf(ctx, users, target, false)
+				if err := a.printLimitsOf(ctx, users, target, false); err != nil {
+					return err
+				}
+				return a.tellTighter(ctx, users, target, limits)
 			})
 		},
 	}
@@ -168,13 +176,63 @@ func parseLimits(cmd *cobra.Command, values map[auth.LimitKind]*string) ([]auth.
 		if !cmd.Flags().Changed(f.flag) {
 			continue
 		}
-		parsed, err := policy.ParseLimit(f.kind, *values[f.kind])
+		text := *values[f.kind]
+		parsed, err := policy.ParseLimit(f.kind, text)
 		if err != nil {
 			return nil, usagef("--%s: %v", f.flag, err)
+		}
+		if wrong, meant, few := fewOctets(f.kind, text); few {
+			return nil, usagef("--%s: %s octets? write %s", f.flag, wrong, meant)
 		}
 		limits = append(limits, parsed...)
 	}
 	return limits, nil
+}
+
+// fewOctets finds a limit of so few octets that somebody forgot the unit: 25 for 25MB.
+func fewOctets(kind auth.LimitKind, text string) (wrong, meant string, few bool) {
+	if kind != auth.LimitBytes && kind != auth.LimitSize {
+		return "", "", false
+	}
+	for part := range strings.SplitSeq(text, ",") {
+		amount, window, windowed := strings.Cut(strings.TrimSpace(part), "/")
+		if n, err := strconv.ParseInt(amount, 10, 64); err != nil || n == 0 || n >= 1024 {
+			continue // 0 allows none
+		}
+		if meant = amount + "MB"; windowed {
+			meant += "/" + window
+		}
+		return amount, meant, true
+	}
+	return "", "", false
+}
+
+// tellTighter says which of the limits that were set for a user are of no use, because
+// all users are under a tighter one.
+func (a *app) tellTighter(ctx context.Context, users *accounts, target auth.LimitTarget, set []auth.Limit) error {
+	if target.User == "" || len(set) == 0 {
+		return nil
+	}
+	u, err := users.User(ctx, target.User)
+	if err != nil {
+		return err
+	}
+	id, err := users.Identity(ctx, u.ID, 0) // without the defaults for who is free of them
+	if err != nil {
+		return err
+	}
+	for _, l := range set {
+		for _, other := range id.Limits {
+			if other.Source != auth.FromDefault || other.Kind != l.Kind || other.Window != l.Window || other.Max >= l.Max {
+				continue
+			}
+			_, err := fmt.Fprintf(a.stdout, "the limit of all users, %s, is tighter: --no-defaults frees the user of it\n", policy.FormatLimit(other))
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // concerned is the user whose limits changed, 0 for everybody.
@@ -282,10 +340,7 @@ all users.`,
 			if len(args) == 0 && whom.credential == "" {
 				whom.all = true
 			}
-			if whom.args(cmd, args) != nil {
-				return usagef("'%s' takes a user's name, --default or --credential ID, or none of them", cmd.CommandPath())
-			}
-			return nil
+			return whom.args(cmd, args)
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			target, err := whom.target(args)
@@ -427,14 +482,18 @@ func (a *app) printLimits(views []limitView) error {
 		if *v.Tightest {
 			wins = "tightest"
 		}
-		t.add(limitFlag(v.Kind), v.Limit, source, wins, numberOrDash(v.Used), numberOrDash(v.Left))
+		t.add(limitFlag(v.Kind), v.Limit, source, wins, amountOrDash(v.Kind, v.Used), amountOrDash(v.Kind, v.Left))
 	}
 	return t.print(a.stdout)
 }
 
-func numberOrDash(n *int64) string {
-	if n == nil {
+// amountOrDash is a number of messages, recipients or sessions, or octets in a unit.
+func amountOrDash(kind auth.LimitKind, n *int64) string {
+	switch {
+	case n == nil:
 		return "-"
+	case kind == auth.LimitBytes && *n > 0:
+		return octetsText(*n)
 	}
 	return strconv.FormatInt(*n, 10)
 }

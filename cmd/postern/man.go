@@ -17,7 +17,7 @@ func (a *app) manCmd() *cobra.Command {
 		Short:  "write the manual pages",
 		Long:   "Writes a manual page for each command into the folder DIR.",
 		Hidden: true,
-		Args:   exactly(1, "a folder"),
+		Args:   one("folder", "a folder"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := os.MkdirAll(args[0], 0o755); err != nil {
 				return err

@@ -175,7 +175,7 @@ func (a *app) queueShowCmd() *cobra.Command {
 		Long: `Shows when and from whom a message was accepted, what is still to be done for
 each recipient, and whether a hold keeps it. 'postern trace' tells of the attempts
 too.`,
-		Args: exactly(1, "a queue id"),
+		Args: one("id", "a queue id"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := parseID(args[0])
 			if err != nil {

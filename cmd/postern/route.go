@@ -155,7 +155,7 @@ func (a *app) routeRemoveCmd() *cobra.Command {
 		Short: "remove a route",
 		Long: `Removes a route. Mail that no route matches waits until there is one: 'postern
 route add --replace' changes the default route without that.`,
-		Args: exactly(1, "the route's number"),
+		Args: one("number", "the route's number"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := strconv.ParseInt(args[0], 10, 64)
 			if err != nil {

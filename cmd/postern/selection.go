@@ -120,7 +120,12 @@ func (s *selection) addresses(f *queue.Filter) error {
 // resolve fills in what only the database knows.
 func (s *selection) resolve(ctx context.Context, pool *pgxpool.Pool, f *queue.Filter) (err error) {
 	if name := *s.given["user"]; name != "" {
-		f.UserID, f.UserName, err = userNamed(ctx, pool, name)
+		if f.UserID, f.UserName, err = userNamed(ctx, pool, name); err != nil {
+			return err
+		}
+	}
+	if f.CredentialID != 0 {
+		_, err = auth.NewStore(pool).Credential(ctx, f.CredentialID)
 	}
 	return err
 }

@@ -45,7 +45,7 @@ func (a *app) senderChangeCmd(verb, short string, do func(*auth.Store, context.C
 		RunE: func(cmd *cobra.Command, args []string) error {
 			for _, p := range args[1:] {
 				if _, err := auth.CanonicalPattern(p); err != nil {
-					return usageError{err.Error()}
+					return usagef("%q: %v", p, err)
 				}
 			}
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
@@ -75,7 +75,7 @@ func (a *app) senderListCmd() *cobra.Command {
 		Use:   "list USER",
 		Short: "list what a user may send as",
 		Long:  "Lists the patterns of the user, or its name when it may send as that alone.\n\n" + patternsHelp,
-		Args:  exactly(1, "the user's name"),
+		Args:  one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
 				u, err := users.User(ctx, args[0])

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/pprof"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -17,6 +18,9 @@ import (
 // drainTime is how long a server that was asked to stop may take: sessions end,
 // deliveries finish or are handed back, and the lease is given up.
 const drainTime = 30 * time.Second
+
+// serveHalves are the values of --only.
+var serveHalves = []string{"submission", "delivery"}
 
 func (a *app) serveCmd() *cobra.Command {
 	var only, profile string
@@ -31,7 +35,7 @@ work is finished or handed back to the queue, and the process ends within 30 s.
 of its own, share one database.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if only != "" && only != "submission" && only != "delivery" {
+			if only != "" && !slices.Contains(serveHalves, only) {
 				return usagef("--only is submission or delivery, not %q", only)
 			}
 			stop, err := startProfile(profile)

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -71,6 +71,7 @@ func (a *app) printSettings(s settings) error {
 type profiles struct {
 	apple, mozilla string // files
 	imap           string // HOST[:PORT] of the incoming server
+	force          bool   // over files that are there
 }
 
 func (p *profiles) flags(cmd *cobra.Command) {
@@ -78,21 +79,30 @@ func (p *profiles) flags(cmd *cobra.Command) {
 	f.StringVar(&p.apple, "mobileconfig", "", "write a profile for Apple's clients to `FILE`")
 	f.StringVar(&p.mozilla, "autoconfig", "", "write a configuration for Mozilla's clients to `FILE`")
 	f.StringVar(&p.imap, "imap", "", "`HOST[:PORT]` of the incoming server, for these files")
+	f.BoolVar(&p.force, "force", false, "write these files over those that are there")
 }
 
 const profilesHelp = `--mobileconfig writes a configuration profile for iPhone and Mac, --autoconfig one in
-the format of Thunderbird's autoconfig. Neither has a password in it. Both describe an
-account that fetches mail too: name its IMAP server with --imap (TLS on port 993).`
+the format of Thunderbird's autoconfig. Neither has a password in it, and neither takes
+the place of a file that is there, but with --force. Both describe an account that
+fetches mail too: name its IMAP server with --imap (TLS on port 993). Without it Apple's
+file names this server in its place, and Mozilla's has no incoming server.`
 
 func (p *profiles) wanted() bool { return p.apple != "" || p.mozilla != "" }
 
 // check finds what is wrong before anything is changed.
 func (p *profiles) check(s settings) error {
 	if !p.wanted() {
-		if p.imap != "" {
-			return usagef("--imap is for --mobileconfig and --autoconfig")
+		if p.imap != "" || p.force {
+			return usagef("--imap and --force are for --mobileconfig and --autoconfig")
 		}
 		return nil
+	}
+	if p.apple == "-" || p.mozilla == "-" {
+		return usagef("--mobileconfig and --autoconfig need a file, standard output is taken: write ./- if it has that name")
+	}
+	if p.apple != "" && p.mozilla != "" && filepath.Clean(p.apple) == filepath.Clean(p.mozilla) {
+		return usagef("--mobileconfig and --autoconfig need a file each")
 	}
 	if len(s.Ports) == 0 {
 		return usagef("the configuration has no [[listener]] with a port: there is nothing to tell a mail client")
@@ -121,8 +131,14 @@ func (p *profiles) incoming() (host string, port int, err error) {
 	return host, port, nil
 }
 
-// write writes the files that are wanted.
-func (a *app) writeProfiles(p *profiles, s settings) error {
+// files makes the files that are wanted, beside where they will be: what cannot be
+// written is found before anything is changed.
+func (p *profiles) files(s settings) (made pending, err error) {
+	defer func() {
+		if err != nil {
+			made.drop()
+		}
+	}()
 	for _, file := range []struct {
 		path string
 		text func(settings) ([]byte, error)
@@ -132,15 +148,28 @@ func (a *app) writeProfiles(p *profiles, s settings) error {
 		}
 		text, err := file.text(s)
 		if err != nil {
-			return err
+			return made, err
 		}
-		if err := os.WriteFile(file.path, text, 0o644); err != nil {
-			return err
+		if err := made.add(file.path, text, p.force); err != nil {
+			return made, err
 		}
-		fmt.Fprintf(a.stderr, "wrote %s\n", file.path)
+	}
+	return made, nil
+}
+
+// putProfiles puts the files that were made into their places.
+func (a *app) putProfiles(p *profiles, made pending) error {
+	if err := made.put(); err != nil {
+		return err
+	}
+	for _, file := range made {
+		fmt.Fprintf(a.stderr, "wrote %s\n", printable(file.path))
 	}
 	if p.apple != "" && p.imap == "" {
 		fmt.Fprintln(a.stderr, "warning: Apple has no profile without an incoming server: the profile names this one, which has no mail to fetch; name yours with --imap")
+	}
+	if p.mozilla != "" && p.imap == "" {
+		fmt.Fprintln(a.stderr, "warning: Mozilla's file has no incoming server, and a client may refuse it; name yours with --imap")
 	}
 	return nil
 }

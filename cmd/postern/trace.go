@@ -32,7 +32,7 @@ one message is told of whole; several are listed, the newest first.`,
 		Example: `  postern trace 01890000-0000-7000-8000-000000000000
   postern trace '<20260102.3@example.com>'
   postern trace bob@example.net --limit 5`,
-		Args: exactly(1, "a queue id, a Message-ID or an address"),
+		Args: one("message", "a queue id, a Message-ID or an address"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if limit < 1 {
 				return usagef("--limit must be at least 1")

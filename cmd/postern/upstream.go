@@ -19,6 +19,9 @@ func (a *app) upstreamCmd() *cobra.Command {
 		a.upstreamAddCmd(), a.upstreamListCmd(), a.upstreamRemoveCmd())
 }
 
+// tlsModes are the values of --tls.
+var tlsModes = []string{string(route.TLSNone), string(route.TLSOpportunistic), string(route.TLSRequire), string(route.TLSImplicit)}
+
 // defaultPorts are used where --host names none (RFC 8314, RFC 6409, RFC 5321).
 var defaultPorts = map[route.TLSMode]int{
 	route.TLSImplicit: 465, route.TLSRequire: 587, route.TLSOpportunistic: 25, route.TLSNone: 25,
@@ -46,7 +49,7 @@ An account (--username with --password-stdin) needs require or implicit. Its
 password is sealed with the key in secret_key_file before it is stored.`,
 		Example: `  postern upstream add out --host smtp.example.net:587 --tls require
   postern upstream add ses --host smtp.example.com --tls implicit --username AKIA1 --password-stdin <secret.txt`,
-		Args: exactly(1, "the upstream's name"),
+		Args: one("name", "the upstream's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			u.Name, u.TLS = args[0], route.TLSMode(mode)
 			if err := splitHost(host, &u); err != nil {
@@ -153,7 +156,7 @@ func (a *app) upstreamRemoveCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "remove NAME",
 		Short: "remove a smarthost that no route uses",
-		Args:  exactly(1, "the upstream's name"),
+		Args:  one("name", "the upstream's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
 				if err := route.NewStore(pool, nil).As(a.actor()).RemoveUpstream(ctx, args[0]); err != nil {

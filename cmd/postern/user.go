@@ -52,7 +52,7 @@ bounces. Without it, NAME alone, which then must be an address.
 		Example: `  postern user add alice@example.com
   postern user add alice@example.com --sender '*@example.com' --password-stdin <password.txt
   postern user add alice@example.com --mobileconfig alice.mobileconfig --imap imap.example.com`,
-		Args: exactly(1, "the user's name"),
+		Args: one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, err := newUserName(args[0], senders)
 			if err != nil {
@@ -70,6 +70,11 @@ bounces. Without it, NAME alone, which then must be an address.
 				return err
 			}
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+				made, err := files.files(client)
+				if err != nil {
+					return err
+				}
+				defer made.drop()
 				u, err := users.AddUser(ctx, auth.NewUser{Name: name, Password: password, Senders: senders})
 				if err != nil {
 					return err
@@ -80,7 +85,7 @@ bounces. Without it, NAME alone, which then must be an address.
 					fmt.Fprintf(a.stdout, "added user %s, who may send as %s\n", u.Name, sendersText(u))
 					err = errors.Join(a.showPassword(shown), a.printSettings(client))
 				}
-				return errors.Join(err, a.writeProfiles(&files, client))
+				return errors.Join(err, a.putProfiles(&files, made))
 			})
 		},
 	}
@@ -97,7 +102,7 @@ func newUserName(name string, senders []string) (string, error) {
 	addresses := 0
 	for _, p := range senders {
 		if _, err := auth.CanonicalPattern(p); err != nil {
-			return "", usageError{err.Error()}
+			return "", usagef("--sender %q: %v", p, err)
 		}
 		if p != auth.NullSender {
 			addresses++
@@ -154,7 +159,7 @@ type userView struct {
 func userJSON(u auth.User, shown string) userView {
 	return userView{
 		Name: u.Name, Enabled: u.Enabled, DisabledReason: u.DisabledReason, HasPassword: u.HasPassword, Credentials: u.Credentials,
-		Senders: emptyList(u.Senders), NoDefaults: u.NoDefaults, LastUsedAt: jsonTime(u.LastUsedAt), CreatedAt: u.CreatedAt, Password: shown,
+		Senders: effectiveSenders(u), NoDefaults: u.NoDefaults, LastUsedAt: jsonTime(u.LastUsedAt), CreatedAt: u.CreatedAt, Password: shown,
 	}
 }
 
@@ -251,7 +256,7 @@ func (a *app) userShowCmd() *cobra.Command {
 is used of them, 'postern explain' whether a message would be accepted.
 
 ` + profilesHelp,
-		Args: exactly(1, "the user's name"),
+		Args: one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
 				u, shown, err := a.lookAtUser(ctx, users, args[0])
@@ -261,12 +266,17 @@ is used of them, 'postern explain' whether a message would be accepted.
 				if err := files.check(shown.Settings); err != nil {
 					return err
 				}
+				made, err := files.files(shown.Settings)
+				if err != nil {
+					return err
+				}
+				defer made.drop()
 				if asJSON {
 					err = printJSON(a.stdout, shown)
 				} else {
 					err = a.printUser(u, shown)
 				}
-				return errors.Join(err, a.writeProfiles(&files, shown.Settings))
+				return errors.Join(err, a.putProfiles(&files, made))
 			})
 		},
 	}
@@ -341,7 +351,7 @@ func (a *app) userPasswdCmd() *cobra.Command {
 		Long: `Changes the password. Without --password-stdin one is generated and shown once.
 The old password stops working on every node within 2 seconds, and sessions that
 logged in with it end.`,
-		Args: exactly(1, "the user's name"),
+		Args: one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			password, shown, err := a.newPassword(passwordStdin)
 			if err != nil {
@@ -367,36 +377,54 @@ func (a *app) userDisableCmd() *cobra.Command {
 		Short: "keep a user from sending, and hold its mail",
 		Long: `Refuses the user's logins on every node within 2 seconds, ends its sessions, and
 holds its mail that waits in the queue. Held mail waits until it is released or
-cancelled; enabling the user again does not release it.`,
-		Args: exactly(1, "the user's name"),
+cancelled; enabling the user again does not release it. Of a user who is disabled
+already only the reason is changed, when another is given.`,
+		Args: one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
-				var u auth.User
-				held := 0
-				err := users.together(ctx, func(store *auth.Store, q *queue.Admin) (_ []int64, err error) {
-					if err = store.SetEnabled(ctx, args[0], false, reason); err != nil {
-						return nil, err
-					}
-					if u, err = store.User(ctx, args[0]); err != nil {
-						return nil, err
-					}
-					if _, err = q.HoldUser(ctx, u.ID, 0, holdReason("user disabled", reason)); err != nil {
-						return nil, err
-					}
-					held, err = q.Release(ctx, queue.Filter{UserID: u.ID}, true)
-					return []int64{u.ID}, err
-				})
-				if err != nil {
-					return err
-				}
-				fmt.Fprintf(a.stdout, "disabled user %s\n", printable(u.Name))
-				_, err = io.WriteString(a.stdout, heldMail(u.Name, held))
-				return err
+				return a.disableUser(ctx, users, args[0], reason)
 			})
 		},
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for 'user list' and 'user show'; clients are not told")
 	return cmd
+}
+
+// disableUser keeps a user out and holds the mail. An admin may have let the mail of
+// a disabled user go: then it is not held again.
+func (a *app) disableUser(ctx context.Context, users *accounts, name, reason string) error {
+	var before, u auth.User
+	held := 0
+	err := users.together(ctx, func(store *auth.Store, q *queue.Admin) (whose []int64, err error) {
+		if before, err = store.User(ctx, name); err != nil {
+			return nil, err
+		}
+		if u = before; !before.Enabled && (reason == "" || reason == before.DisabledReason) {
+			return nil, nil
+		}
+		if err = store.SetEnabled(ctx, name, false, reason); err != nil {
+			return nil, err
+		}
+		if u, err = store.User(ctx, name); err != nil || !before.Enabled {
+			return nil, err
+		}
+		if _, err = q.HoldUser(ctx, u.ID, 0, holdReason("user disabled", reason)); err != nil {
+			return nil, err
+		}
+		held, err = q.Release(ctx, queue.Filter{UserID: u.ID}, true)
+		return []int64{u.ID}, err
+	})
+	switch {
+	case err != nil:
+		return err
+	case before.Enabled:
+		_, err = fmt.Fprintf(a.stdout, "disabled user %s\n%s", printable(u.Name), heldMail(u.Name, held))
+	case u.DisabledReason != before.DisabledReason:
+		_, err = fmt.Fprintf(a.stdout, "user %s was disabled already; the reason is changed\n", printable(u.Name))
+	default:
+		_, err = fmt.Fprintf(a.stdout, "user %s was disabled already\n", printable(u.Name))
+	}
+	return err
 }
 
 func holdReason(what, reason string) string {
@@ -412,7 +440,7 @@ func (a *app) userEnableCmd() *cobra.Command {
 		Short: "let a disabled user log in again",
 		Long: `Lets the user log in again. Its mail that is held stays held, and new mail is held
 as well, until 'postern queue release --user' or 'postern queue cancel --user'.`,
-		Args: exactly(1, "the user's name"),
+		Args: one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
 				if err := users.SetEnabled(ctx, args[0], true, ""); err != nil {
@@ -461,7 +489,7 @@ A user who still has mail in the queue is not removed, unless --cancel-mail thro
 what waits and what is held, without a word to anybody. What a node is sending at
 that moment goes on. To keep somebody out and decide about the mail later, use 'user
 disable'.`,
-		Args: exactly(1, "the user's name"),
+		Args: one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
 				return a.removeUser(ctx, users, args[0], cancelMail)
@@ -485,7 +513,7 @@ func (a *app) removeUser(ctx context.Context, users *accounts, name string, canc
 			return nil, err
 		}
 		if cancelMail {
-			if cancelled, err = q.Cancel(ctx, queue.Filter{UserID: u.ID}, false); err != nil {
+			if cancelled, err = q.Cancel(ctx, queue.Filter{UserID: u.ID, UserName: u.Name}, false); err != nil {
 				return nil, err
 			}
 		} else if err := nothingLeft(ctx, q, u); err != nil {
@@ -542,18 +570,27 @@ columns, in any order:
             next login when it costs less than those made here
   senders   patterns as for 'user add --sender', separated by spaces
 
-Every line is checked before anything is changed, and what is wrong is told by line.
+Every line is checked before anything is changed, and what is wrong is told by line,
+the first twenty of them.
 --dry-run only checks. Each password in clear takes about 40 ms of a core.`,
 		Example: `  postern user import users.csv --dry-run
   postern user import users.csv`,
-		Args: exactly(1, "a file, or - for standard input"),
+		Args: one("file", "a file, or - for standard input"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			list, err := a.readImport(args[0])
+			list, wrong, err := a.readImport(args[0])
 			if err != nil {
 				return err
 			}
-			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+			err = a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+				if wrong != nil {
+					taken, err := users.Taken(ctx, list)
+					wrong = wrong.And(taken)
+					return err
+				}
 				n, err := users.Import(ctx, list, dryRun)
+				if errors.As(err, &wrong) {
+					return nil
+				}
 				if err != nil {
 					return err
 				}
@@ -567,6 +604,11 @@ Every line is checked before anything is changed, and what is wrong is told by l
 				}
 				return err
 			})
+			refused := a.refuseImport(wrong) // that much is known without a database
+			if err != nil {
+				return err
+			}
+			return refused
 		},
 	}
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only check")
@@ -574,24 +616,40 @@ Every line is checked before anything is changed, and what is wrong is told by l
 	return cmd
 }
 
-func (a *app) readImport(path string) ([]auth.ImportUser, error) {
+// readImport reads a file of users; wrong is what is wrong with some of its lines.
+func (a *app) readImport(path string) (list []auth.ImportUser, wrong *auth.ImportError, err error) {
 	in := a.stdin
 	if path != "-" {
 		f, err := os.Open(path)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		defer f.Close()
 		in = f
 	}
-	list, err := auth.ParseImport(in)
-	if err != nil {
-		lines := strings.Split(strings.TrimPrefix(err.Error(), auth.ErrImport.Error()+": "), "\n")
-		for _, line := range lines {
-			fmt.Fprintln(a.stderr, printable(line))
-		}
-		return nil, fmt.Errorf("%w: %s; nothing is changed", auth.ErrImport, count(len(lines), "error"))
+	list, err = auth.ParseImport(in)
+	switch {
+	case errors.As(err, &wrong):
+		return list, wrong, nil
+	case err != nil:
+		return nil, nil, fmt.Errorf("%w; nothing is changed", err)
 	}
+	a.warnOfPasswords(list)
+	return list, nil, nil
+}
+
+// refuseImport tells what is wrong, each on a line, if anything is.
+func (a *app) refuseImport(wrong *auth.ImportError) error {
+	if wrong == nil {
+		return nil
+	}
+	for _, l := range wrong.Lines {
+		fmt.Fprintln(a.stderr, oneLine(printable(l.Error())))
+	}
+	return fmt.Errorf("%w: %s; nothing is changed", auth.ErrImport, count(len(wrong.Lines), "error"))
+}
+
+func (a *app) warnOfPasswords(list []auth.ImportUser) {
 	short, none := 0, 0
 	for _, u := range list {
 		switch {
@@ -608,5 +666,4 @@ func (a *app) readImport(path string) ([]auth.ImportUser, error) {
 	if none > 0 {
 		fmt.Fprintf(a.stderr, "warning: %s without a password or hash: 'user passwd' or 'credential add' lets them in\n", count(none, "user"))
 	}
-	return list, nil
 }

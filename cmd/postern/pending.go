@@ -1,0 +1,53 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+)
+
+// pending are files that are written beside their places, until they are put there
+// all together.
+type pending []pendingFile
+
+type pendingFile struct{ path, beside string }
+
+// add writes a file beside path. With over it will take the place of one that is there.
+func (p *pending) add(path string, text []byte, over bool) error {
+	was, err := os.Lstat(path)
+	switch {
+	case err == nil && !was.Mode().IsRegular():
+		return fmt.Errorf("%s is there already, and no plain file", path)
+	case err == nil && !over:
+		return fmt.Errorf("%s is there already: --force writes over it", path)
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	beside := path + ".new" + strconv.Itoa(os.Getpid())
+	f, err := os.OpenFile(beside, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	*p = append(*p, pendingFile{path, beside})
+	_, err = f.Write(text)
+	return errors.Join(err, f.Close())
+}
+
+// put puts the files into their places.
+func (p pending) put() error {
+	for _, file := range p {
+		if err := os.Rename(file.beside, file.path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// drop removes what was not put.
+func (p pending) drop() {
+	for _, file := range p {
+		_ = os.Remove(file.beside)
+	}
+}
