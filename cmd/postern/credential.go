@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -248,7 +249,8 @@ func credentialIDs(args []string) (ids []int64, err error) {
 		}
 		ids = append(ids, id)
 	}
-	return ids, nil
+	slices.Sort(ids) // two admins lock in one order
+	return slices.Compact(ids), nil
 }
 
 func parseCredential(s string) (int64, error) {

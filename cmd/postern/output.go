@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -10,12 +11,26 @@ import (
 	"time"
 )
 
-// printJSON writes v as indented JSON with a final newline.
+// printJSON writes v as indented JSON with a final newline. What could steer a
+// terminal is escaped.
 func printJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
+	var text bytes.Buffer
+	enc := json.NewEncoder(&text)
 	enc.SetIndent("", "  ")
 	enc.SetEscapeHTML(false)
-	return enc.Encode(v)
+	if err := enc.Encode(v); err != nil {
+		return err
+	}
+	var safe strings.Builder
+	for _, r := range text.String() {
+		if r != '\n' && steers(r) {
+			fmt.Fprintf(&safe, "\\u%04x", r)
+		} else {
+			safe.WriteRune(r)
+		}
+	}
+	_, err := io.WriteString(w, safe.String())
+	return err
 }
 
 // table prints rows in aligned columns under a head. Cells are made printable:
@@ -42,15 +57,23 @@ func (t *table) print(w io.Writer) error {
 // printable replaces control characters and the marks that reorder text.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		switch {
-		case r < 0x20, r >= 0x7f && r < 0xa0,
-			r == 0x2028, r == 0x2029,
-			r == 0x061c, r >= 0x200e && r <= 0x200f,
-			r >= 0x202a && r <= 0x202e, r >= 0x2066 && r <= 0x2069:
+		if steers(r) {
 			return '\ufffd'
 		}
 		return r
 	}, s)
+}
+
+// steers reports control characters, line separators and marks that reorder text.
+func steers(r rune) bool {
+	switch {
+	case r < 0x20, r >= 0x7f && r < 0xa0,
+		r == 0x2028, r == 0x2029,
+		r == 0x061c, r >= 0x200e && r <= 0x200f,
+		r >= 0x202a && r <= 0x202e, r >= 0x2066 && r <= 0x2069:
+		return true
+	}
+	return false
 }
 
 // localTime prints a time for people; "-" for none.
