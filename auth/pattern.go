@@ -32,18 +32,18 @@ func CanonicalPattern(pattern string) (string, error) {
 		return "", fmt.Errorf("%w: %q has no @; use an address, *@domain, *@*.domain or <>", ErrPattern, pattern)
 	}
 	if err := checkPatternLocal(local); err != nil {
-		return "", err
+		return "", fmt.Errorf("%w: %q: %w", ErrPattern, pattern, err)
 	}
 	below := ""
 	if rest, ok := strings.CutPrefix(domain, "*."); ok {
 		if local != "*" {
-			return "", fmt.Errorf("%w: before @*. only * is possible", ErrPattern)
+			return "", fmt.Errorf("%w: %q: before @*. only * is possible", ErrPattern, pattern)
 		}
 		below, domain = "*.", rest
 	}
 	ascii, err := canonicalDomain(domain)
 	if err != nil || !utf8.ValidString(domain) {
-		return "", fmt.Errorf("%w: %q is not a domain", ErrPattern, domain)
+		return "", fmt.Errorf("%w: %q: %q is not a domain", ErrPattern, pattern, domain)
 	}
 	canonical := lowerASCII(local) + "@" + below + ascii
 	if len(canonical) > 320 {
@@ -61,7 +61,7 @@ func checkPatternLocal(local string) error {
 		return !unicode.IsGraphic(r) || unicode.IsSpace(r) || strings.ContainsRune(`*"\()<>[],;:`, r)
 	}
 	if local == "" || !utf8.ValidString(local) || strings.ContainsFunc(local, odd) {
-		return fmt.Errorf("%w: %q is neither * nor a plain local part", ErrPattern, local)
+		return fmt.Errorf("%q is neither * nor a plain local part", local)
 	}
 	return nil
 }

@@ -45,7 +45,7 @@ func (a *app) senderChangeCmd(verb, short string, do func(*auth.Store, context.C
 		RunE: func(cmd *cobra.Command, args []string) error {
 			for _, p := range args[1:] {
 				if _, err := auth.CanonicalPattern(p); err != nil {
-					return usagef("%q: %v", p, err)
+					return usageError{err.Error()}
 				}
 			}
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
