@@ -124,7 +124,7 @@ func detailText(detail json.RawMessage) string {
 			text = b.String()
 		}
 		if text != "" && text != "[]" && text != "null" {
-			parts = append(parts, key+" "+text)
+			parts = append(parts, strings.ReplaceAll(key, "_", " ")+" "+text)
 		}
 	}
 	return strings.Join(parts, ", ")

@@ -28,7 +28,11 @@ func (p *pending) add(path string, text []byte, over bool) error {
 	beside := path + ".new" + strconv.Itoa(os.Getpid())
 	f, err := os.OpenFile(beside, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
-		return err
+		var cause *fs.PathError
+		if errors.As(err, &cause) { // it names the file beside
+			err = cause.Err
+		}
+		return fmt.Errorf("%s: %w", path, err)
 	}
 	*p = append(*p, pendingFile{path, beside})
 	_, err = f.Write(text)
