@@ -203,10 +203,25 @@ func (a *Admin) HoldUser(ctx context.Context, user, credential int64, reason str
 			return fmt.Errorf("hold user: %w", err)
 		}
 		v := verb{name: "hold", count: sqlHoldCount, do: sqlHold, detail: map[string]any{"user_hold": "made", "reason": storable(reason)}}
-		held, err = (&Admin{tx, a.actor}).operate(ctx, v, Filter{UserID: user, CredentialID: credential}, false)
+		f := Filter{UserID: user, CredentialID: credential}
+		if f.UserName, err = userName(ctx, tx, user); err != nil {
+			return err
+		}
+		held, err = (&Admin{tx, a.actor}).operate(ctx, v, f, false)
 		return err
 	})
 	return held, err
+}
+
+// sqlUserName reads what the audit calls a user: the number says nothing once the user
+// is removed.
+const sqlUserName = `select coalesce((select name from app_user where id = $1), '')`
+
+func userName(ctx context.Context, tx pgx.Tx, user int64) (name string, err error) {
+	if err := tx.QueryRow(ctx, sqlUserName, user).Scan(&name); err != nil {
+		return "", fmt.Errorf("name of user %d: %w", user, err)
+	}
+	return name, nil
 }
 
 // sqlEndHolds ends the hold of a user and those of its credentials. What the breaker
@@ -242,6 +257,9 @@ func (a *Admin) endHolds(ctx context.Context, user int64, v verb) (n int, err er
 	err = pgx.BeginFunc(ctx, a.db, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, sqlEndHolds, user); err != nil {
 			return fmt.Errorf("end holds: %w", err)
+		}
+		if held.UserName, err = userName(ctx, tx, user); err != nil {
+			return err
 		}
 		n, err = (&Admin{tx, a.actor}).operate(ctx, v, held, false)
 		return err
