@@ -182,23 +182,30 @@ func (b *breaker) reload(ctx context.Context) error {
 	return b.catchUp(ctx)
 }
 
-// sqlCatchUpHold holds what came back to waiting while a hold was made: neither of the
+// sqlCatchUpHolds holds what came back to waiting while a hold was made: neither of the
 // two transactions saw the other. What an admin has released since stays so.
-const sqlCatchUpHold = `
+const sqlCatchUpHolds = `
 update recipient r set held_at = now()
-from hold h join message m on m.user_id = h.user_id and h.credential_id in (0, m.credential_id)
-where h.user_id = $1 and h.credential_id = $2 and r.message_id = m.id and r.owner is null and r.held_at is null and r.state = 'queued'
+from message m, hold h
+where h.user_id = any($1::bigint[]) and h.user_id = m.user_id and h.credential_id in (0, m.credential_id)
+	and r.message_id = m.id and r.owner is null and r.held_at is null and r.state = 'queued'
 	and not exists (select from attempt a where a.message_id = r.message_id and a.n = r.n and a.result = 'release' and a.at > h.made_at)`
 
 // catchUp looks after young holds for longer than an outcome can be under way.
 func (b *breaker) catchUp(ctx context.Context) error {
+	if len(b.young) == 0 {
+		return nil
+	}
+	var users []int64
+	now := time.Now()
 	for who, until := range b.young {
-		if _, err := b.q.cfg.WorkPool.Exec(ctx, sqlCatchUpHold, who.user, who.credential); err != nil {
-			return fmt.Errorf("catch up with a hold: %w", err)
-		}
-		if time.Now().After(until) {
+		users = append(users, who.user)
+		if now.After(until) {
 			delete(b.young, who)
 		}
+	}
+	if _, err := b.q.cfg.WorkPool.Exec(ctx, sqlCatchUpHolds, users); err != nil {
+		return fmt.Errorf("catch up with holds: %w", err)
 	}
 	return nil
 }
