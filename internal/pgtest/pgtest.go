@@ -70,7 +70,9 @@ func Server(t testing.TB, config pgserver.Config) *pgserver.Server {
 	defer cancel()
 	server, err := pgserver.Start(ctx, config)
 	if err != nil {
-		t.Fatal(err)
+		// The log goes with the folder.
+		log, _ := os.ReadFile(filepath.Join(config.Dir, "postgres.log"))
+		t.Fatalf("%v; the end of its log:\n%s", err, log[max(0, len(log)-4000):])
 	}
 	t.Cleanup(func() {
 		if err := server.Stop(); err != nil {
