@@ -110,6 +110,31 @@ func (p process) kill() error {
 	return nil
 }
 
+// killOrphans kills the PostgreSQL processes that work in a data folder which has no
+// postmaster.
+func killOrphans(data string) error {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+		if err != nil || filepath.Base(program) != "postgres" {
+			continue // an admin's shell may stand in the folder too
+		}
+		if orphan := processAt(pid); orphan.worksIn(data) {
+			if err := orphan.kill(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // children are the processes whose parent is pid.
 func children(pid int) []process {
 	entries, err := os.ReadDir("/proc")

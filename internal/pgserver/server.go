@@ -219,12 +219,23 @@ func (s *Server) free() {
 // memory; it is about to notice that its postmaster is gone.
 var errRetry = errors.New("processes of the crashed server are still there")
 
-// launch runs the postmaster until it accepts connections.
+// orphanTime is how long the processes of a crashed server may take to notice.
+const orphanTime = 5 * time.Second
+
+// launch runs the postmaster until it accepts connections. A process of the crashed
+// server that waits for a lock which a dead one had notices nothing for ever: it is
+// killed, as it would be if its postmaster lived.
 func (s *Server) launch(ctx context.Context, programs programs) error {
+	began := time.Now()
 	for {
 		err := s.launchOnce(ctx, programs)
 		if !errors.Is(err, errRetry) {
 			return err
+		}
+		if time.Since(began) > orphanTime {
+			if err := killOrphans(s.data()); err != nil {
+				return fmt.Errorf("end the processes of the crashed server: %w", err)
+			}
 		}
 		if err := pause(ctx); err != nil {
 			return err

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -231,5 +233,31 @@ func TestTemporaryIsRemovedByStop(t *testing.T) {
 	}
 	if _, err := os.Stat(config.Dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the temporary folder is still there: %v", err)
+	}
+}
+
+// TestAProcessThatNoticesNothing: a backend that hangs when its postmaster is killed
+// keeps the shared memory, and with it the folder, until it is killed as well.
+func TestAProcessThatNoticesNothing(t *testing.T) {
+	t.Parallel()
+	config := pgserver.Config{Dir: pgtest.Dir(t)}
+	server := start(t, config)
+	backend, err := strconv.Atoi(query(t, connect(t, server), `select pg_backend_pid()::text`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(backend, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	// Kill ends the postmaster's children too; here only it is killed.
+	if err := syscall.Kill(server.PID(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	<-server.Done()
+	if err := server.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if got := query(t, connect(t, start(t, config)), `select 'up'`); got != "up" {
+		t.Errorf("the server says %q", got)
 	}
 }
