@@ -3,8 +3,10 @@ package queue
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -27,6 +29,7 @@ func copyBody(ctx context.Context, conn *pgx.Conn, id ID, body Body) error {
 		return fmt.Errorf("which turn: %w", err)
 	}
 	_, err := conn.PgConn().CopyFrom(ctx, src, sqlCopyBody)
+	src.stop()
 	if src.err != nil {
 		return &bodyError{src.err}
 	}
@@ -59,9 +62,28 @@ type copyRows struct {
 	buf  []byte
 	end  bool // the trailer was made
 	err  error
+
+	mu      sync.Mutex // CopyFrom reads on a goroutine of its own
+	stopped bool
+}
+
+var errCopyStopped = errors.New("the copy has ended")
+
+// stop returns when no Read is under way and lets none look at the body any more: a
+// CopyFrom whose connection breaks returns without waiting for its reader, and the
+// body may then belong to the next attempt or be gone.
+func (c *copyRows) stop() {
+	c.mu.Lock()
+	c.stopped = true
+	c.mu.Unlock()
 }
 
 func (c *copyRows) Read(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stopped {
+		return 0, errCopyStopped
+	}
 	if c.n == 0 && c.rest == nil {
 		c.rest = []byte(copyHeader)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"sync/atomic"
 	"testing"
 )
 
@@ -73,5 +74,60 @@ func TestCopyRowsOfAShortBody(t *testing.T) {
 		if !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("pieces of %d: %v", room, err)
 		}
+	}
+}
+
+// slowBody waits in each read until it may go on.
+type slowBody struct {
+	Body
+	reading, goOn chan struct{}
+	reads         *atomic.Int32 // that are over
+}
+
+func (b slowBody) ReadAt(p []byte, off int64) (int, error) {
+	b.reading <- struct{}{}
+	<-b.goOn
+	defer b.reads.Add(1)
+	return b.Body.ReadAt(p, off)
+}
+
+// A CopyFrom whose connection breaks leaves its reader behind: the body is another's
+// after stop, so stop waits for the read under way and the next one is refused.
+func TestCopyRowsStopped(t *testing.T) {
+	t.Parallel()
+	body := slowBody{NewBody(make([]byte, 3*chunkSize)), make(chan struct{}), make(chan struct{}), new(atomic.Int32)}
+	src := &copyRows{body: body}
+	left := make(chan error)
+	go func() {
+		p := make([]byte, copyRow+len(copyHeader)) // room for one row
+		_, err := src.Read(p)
+		for err == nil {
+			_, err = src.Read(p)
+		}
+		left <- err
+	}()
+	<-body.reading
+	stopped := make(chan int32)
+	go func() {
+		src.stop()
+		stopped <- body.reads.Load()
+	}()
+	close(body.goOn)
+	for {
+		select {
+		case <-body.reading: // won the lock before stop did
+			continue
+		case reads := <-stopped:
+			if reads == 0 {
+				t.Error("stop did not wait for the read that was under way")
+			}
+		}
+		break
+	}
+	if err := <-left; err != errCopyStopped && err != io.EOF {
+		t.Errorf("after the stop, Read says %v", err)
+	}
+	if _, err := src.Read(make([]byte, copyRow)); err != errCopyStopped {
+		t.Errorf("after the stop, Read says %v", err)
 	}
 }
