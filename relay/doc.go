@@ -7,6 +7,7 @@
 //	maillog     one typed function for each mail event
 //	queue       the durable queue in Postgres
 //	submission  the listeners on 587 and 465
+//	seal        secrets that the database must not tell
 //	route       upstream accounts and routing rules
 //	delivery    sending to upstreams and to MX
 //	bounce      RFC 3464 notices

@@ -31,7 +31,8 @@ var arrows = map[string]string{
 	"relay/maillog":    "relay/smtp",
 	"relay/queue":      "relay/smtp",
 	"relay/submission": "relay/smtp relay/message relay/maillog auth policy relay/queue",
-	"relay/route":      "relay/smtp",
+	"relay/seal":       "",
+	"relay/route":      "relay/smtp relay/seal",
 	"relay/delivery":   "relay/smtp relay/queue relay/maillog relay/route",
 	"relay/bounce":     "relay/smtp relay/message relay/queue relay/maillog",
 	"relay/dkim":       "",
@@ -59,6 +60,7 @@ var never = map[string]string{
 	"relay/submission": "github.com/jackc/... database/sql net/smtp net/mail net/textproto",
 	"relay/delivery":   "github.com/jackc/... database/sql net/smtp net/mail net/textproto",
 	"relay/bounce":     "github.com/jackc/... database/sql net net/smtp net/mail",
+	"relay/seal":       "github.com/jackc/... database/sql log log/slog net",
 	"policy":           "net",
 	"migrations":       "net log log/slog",
 }

@@ -14,6 +14,7 @@ import (
 	"postern/policy"
 	"postern/relay/queue"
 	"postern/relay/route"
+	"postern/relay/seal"
 	"postern/relay/smtp"
 	"postern/relay/submission"
 )
@@ -264,7 +265,7 @@ func (a *app) explainWays(ctx context.Context, users *accounts, cfg config, e *e
 		way := explainWay{Recipient: to.String(), Via: "mx"}
 		d, err := routes.Resolve(ctx, id.UserID, q.from, to)
 		switch {
-		case errors.Is(err, route.ErrSeal):
+		case errors.Is(err, seal.ErrSeal):
 			way.Via, way.Trouble = "", "the key of this machine does not open the upstream's password: "+err.Error()
 		case err != nil:
 			way.Via, way.Trouble = "", "it would wait: "+err.Error()

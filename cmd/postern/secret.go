@@ -7,10 +7,10 @@ import (
 	"os"
 	"path/filepath"
 
-	"postern/relay/route"
+	"postern/relay/seal"
 )
 
-// secretKeyPath is where the key lies that seals upstream passwords.
+// secretKeyPath is where the key lies that seals upstream passwords and private keys.
 func (a *app) secretKeyPath(cfg config) string {
 	if cfg.SecretKeyFile != "" {
 		return cfg.SecretKeyFile
@@ -25,21 +25,21 @@ func (a *app) secretKeyPath(cfg config) string {
 }
 
 // sealer opens the key, making it and its folder when they are not there yet.
-func (a *app) sealer(cfg config) (*route.Sealer, error) {
+func (a *app) sealer(cfg config) (*seal.Sealer, error) {
 	path := a.secretKeyPath(cfg)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("folder of the key (secret_key_file in the configuration says where): %w", err)
 	}
-	key, err := route.LoadOrCreateKey(path)
+	key, err := seal.LoadOrCreateKey(path)
 	if err != nil {
 		return nil, fmt.Errorf("secret_key_file: %w", err) // which names it
 	}
-	return route.NewSealer(key)
+	return seal.New(key)
 }
 
 // presentSealer is sealer for those who only look: it makes no key. Without one it
 // is nil, which opens no password.
-func (a *app) presentSealer(cfg config) (*route.Sealer, error) {
+func (a *app) presentSealer(cfg config) (*seal.Sealer, error) {
 	if _, err := os.Stat(a.secretKeyPath(cfg)); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

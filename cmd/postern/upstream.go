@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/relay/route"
+	"postern/relay/seal"
 )
 
 func (a *app) upstreamCmd() *cobra.Command {
@@ -111,7 +112,7 @@ func (a *app) addUpstream(ctx context.Context, u route.Upstream) error {
 		return err
 	}
 	return a.withPool(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
-		var sealer *route.Sealer
+		var sealer *seal.Sealer
 		if u.Username != "" {
 			if sealer, err = a.sealer(cfg); err != nil {
 				return err

@@ -10,6 +10,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postern/relay/seal"
 )
 
 // Kinds of refusals by a Store. The error that wraps one is a sentence for the
@@ -37,14 +39,14 @@ func refuse(kind error, format string, args ...any) error {
 // change is in the audit, in its own transaction.
 type Store struct {
 	pool   *pgxpool.Pool
-	sealer *Sealer
+	sealer *seal.Sealer
 	actor  string
 }
 
 // NewStore makes a Store. sealer may be nil where no upstream has a password:
 // adding one with a password is refused then, and one that has a password cannot
 // be used.
-func NewStore(pool *pgxpool.Pool, sealer *Sealer) *Store {
+func NewStore(pool *pgxpool.Pool, sealer *seal.Sealer) *Store {
 	return &Store{pool: pool, sealer: sealer, actor: "unknown"}
 }
 
@@ -93,7 +95,7 @@ func (s *Store) AddUpstream(ctx context.Context, u Upstream) error {
 		if s.sealer == nil {
 			return refuse(ErrInvalid, "a password needs a sealing key, and none is configured")
 		}
-		sealed = s.sealer.Seal(u.Name, u.Username, u.Password)
+		sealed = s.sealer.Seal(passwordOf(u.Name, u.Username), []byte(u.Password))
 	}
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, addUpstream, u.Name, u.Host, u.Port, string(u.TLS), u.Username, sealed, u.CA, u.MaxConnections)

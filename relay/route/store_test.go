@@ -1,6 +1,7 @@
 package route
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,8 +14,18 @@ import (
 
 	"postern/internal/pgtest"
 	"postern/internal/smtptest"
+	"postern/relay/seal"
 	"postern/relay/smtp"
 )
+
+func newSealer(t *testing.T, fill byte) *seal.Sealer {
+	t.Helper()
+	s, err := seal.New(bytes.Repeat([]byte{fill}, seal.KeySize))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
 
 func sink() Upstream {
 	return Upstream{Name: "sink", Host: "127.0.0.1", Port: 2600, TLS: TLSNone}
@@ -100,7 +111,7 @@ func TestUnusable(t *testing.T) {
 		}
 	}
 	for name, c := range map[string]struct {
-		sealer *Sealer
+		sealer *seal.Sealer
 		want   int
 	}{
 		"the key":     {newSealer(t, 1), 0},
@@ -111,7 +122,7 @@ func TestUnusable(t *testing.T) {
 		if err != nil || len(bad) != c.want {
 			t.Errorf("%s: %v, %v", name, bad, err)
 		}
-		if c.want > 0 && !errors.Is(bad["provider"], ErrSeal) {
+		if c.want > 0 && !errors.Is(bad["provider"], seal.ErrSeal) {
 			t.Errorf("%s: %v", name, bad["provider"])
 		}
 	}
@@ -389,7 +400,7 @@ func TestResolve(t *testing.T) {
 
 	// Another key spoils the account that has a password and nothing else.
 	table = NewTable(NewStore(db.Pool, newSealer(t, 2)), 1)
-	if _, err := table.Resolve(ctx, 1, from, to); !errors.Is(err, ErrSeal) || !strings.Contains(err.Error(), "provider") {
+	if _, err := table.Resolve(ctx, 1, from, to); !errors.Is(err, seal.ErrSeal) || !strings.Contains(err.Error(), "provider") {
 		t.Errorf("with another key: %v, want ErrSeal that names the upstream", err)
 	}
 	if d, err := table.Resolve(ctx, 1, from, parse(t, "b@example.net")); err != nil || d.Upstream.Name != "sink" {

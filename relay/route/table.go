@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"postern/relay/seal"
 	"postern/relay/smtp"
 )
 
@@ -174,12 +175,19 @@ func (s *Store) open(u Upstream, sealed []byte) *entry {
 	if sealed == nil {
 		return &entry{upstream: u}
 	}
-	err := ErrSeal
-	if s.sealer != nil {
-		u.Password, err = s.sealer.Open(u.Name, u.Username, sealed)
+	if s.sealer == nil {
+		return &entry{err: fmt.Errorf("upstream %q: %w", u.Name, seal.ErrSeal)}
 	}
+	password, err := s.sealer.Open(passwordOf(u.Name, u.Username), sealed)
 	if err != nil {
 		return &entry{err: fmt.Errorf("upstream %q: %w", u.Name, err)}
 	}
+	u.Password = string(password)
 	return &entry{upstream: u}
+}
+
+// passwordOf is the place for which a password is sealed: moved to another row of the
+// table it must not open. Neither part can hold NUL, so the joint is unambiguous.
+func passwordOf(name, username string) string {
+	return "upstream\x00" + name + "\x00" + username
 }

@@ -1,4 +1,4 @@
-package route
+package seal
 
 import (
 	"bytes"
@@ -12,7 +12,7 @@ import (
 
 func newSealer(t *testing.T, fill byte) *Sealer {
 	t.Helper()
-	s, err := NewSealer(bytes.Repeat([]byte{fill}, KeySize))
+	s, err := New(bytes.Repeat([]byte{fill}, KeySize))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -22,31 +22,30 @@ func newSealer(t *testing.T, fill byte) *Sealer {
 func TestSeal(t *testing.T) {
 	t.Parallel()
 	s := newSealer(t, 1)
-	sealed := s.Seal("sink", "relay", "secret")
+	sealed := s.Seal("sink", []byte("secret"))
 	if bytes.Contains(sealed, []byte("secret")) {
-		t.Error("the password is there to be read")
+		t.Error("the secret is there to be read")
 	}
-	if bytes.Equal(sealed, s.Seal("sink", "relay", "secret")) {
+	if bytes.Equal(sealed, s.Seal("sink", []byte("secret"))) {
 		t.Error("sealing twice gives the same: the nonce is not random")
 	}
-	if got, err := s.Open("sink", "relay", sealed); err != nil || got != "secret" {
+	if got, err := s.Open("sink", sealed); err != nil || string(got) != "secret" {
 		t.Errorf("Open = %q, %v", got, err)
 	}
 	damaged := bytes.Clone(sealed)
 	damaged[len(damaged)-1] ^= 1
-	for name, open := range map[string]func() (string, error){
-		"another upstream": func() (string, error) { return s.Open("other", "relay", sealed) },
-		"another user":     func() (string, error) { return s.Open("sink", "other", sealed) },
-		"another key":      func() (string, error) { return newSealer(t, 2).Open("sink", "relay", sealed) },
-		"damage":           func() (string, error) { return s.Open("sink", "relay", damaged) },
-		"too short":        func() (string, error) { return s.Open("sink", "relay", sealed[:10]) },
-		"nothing":          func() (string, error) { return s.Open("sink", "relay", nil) },
+	for name, open := range map[string]func() ([]byte, error){
+		"another place": func() ([]byte, error) { return s.Open("other", sealed) },
+		"another key":   func() ([]byte, error) { return newSealer(t, 2).Open("sink", sealed) },
+		"damage":        func() ([]byte, error) { return s.Open("sink", damaged) },
+		"too short":     func() ([]byte, error) { return s.Open("sink", sealed[:10]) },
+		"nothing":       func() ([]byte, error) { return s.Open("sink", nil) },
 	} {
-		if got, err := open(); !errors.Is(err, ErrSeal) || got != "" {
+		if got, err := open(); !errors.Is(err, ErrSeal) || got != nil {
 			t.Errorf("%s: %q, %v; want ErrSeal", name, got, err)
 		}
 	}
-	if _, err := NewSealer(make([]byte, 16)); err == nil {
+	if _, err := New(make([]byte, 16)); err == nil {
 		t.Error("a key of 16 octets passes")
 	}
 }

@@ -1,4 +1,11 @@
-package route
+// Package seal keeps secrets out of the database's reach: what is stored there is
+// sealed with XChaCha20-Poly1305 under a key that lies in a file of the node and
+// never in the database, so that a dump alone gives nothing away.
+//
+// Every sealed value is bound to its place, a text that its owner chooses: moved
+// to another row it does not open. The key is made when it is first needed and is
+// the same on all nodes of one database; who loses it has lost what it sealed.
+package seal
 
 import (
 	"crypto/cipher"
@@ -16,16 +23,15 @@ import (
 // KeySize is the length of a sealing key in octets.
 const KeySize = chacha20poly1305.KeySize
 
-// ErrSeal says that a sealed password does not open: another key, another
-// upstream or user name, or damage.
-var ErrSeal = errors.New("the sealed password does not open with this key")
+// ErrSeal says that a sealed value does not open: another key, another place, or
+// damage.
+var ErrSeal = errors.New("what is sealed does not open with this key")
 
-// Sealer seals upstream passwords with XChaCha20-Poly1305, so that the database
-// alone, or a dump of it, gives none of them away. It is safe for concurrent use.
+// Sealer seals and opens values. It is safe for concurrent use.
 type Sealer struct{ aead cipher.AEAD }
 
-// NewSealer makes a Sealer from a key of KeySize octets.
-func NewSealer(key []byte) (*Sealer, error) {
+// New makes a Sealer from a key of KeySize octets.
+func New(key []byte) (*Sealer, error) {
 	aead, err := chacha20poly1305.NewX(key)
 	if err != nil {
 		return nil, fmt.Errorf("sealing key: %w", err)
@@ -33,36 +39,30 @@ func NewSealer(key []byte) (*Sealer, error) {
 	return &Sealer{aead: aead}, nil
 }
 
-// Seal encrypts password for the account username of the upstream name. A random
-// nonce of 24 octets goes before the ciphertext.
-func (s *Sealer) Seal(name, username, password string) []byte {
-	nonce := make([]byte, s.aead.NonceSize(), s.aead.NonceSize()+len(password)+s.aead.Overhead())
+// Seal encrypts secret for its place. A random nonce of 24 octets goes before the
+// ciphertext.
+func (s *Sealer) Seal(place string, secret []byte) []byte {
+	nonce := make([]byte, s.aead.NonceSize(), s.aead.NonceSize()+len(secret)+s.aead.Overhead())
 	rand.Read(nonce) // never fails: crypto/rand ends the program instead
-	return s.aead.Seal(nonce, nonce, []byte(password), sealedFor(name, username))
+	return s.aead.Seal(nonce, nonce, secret, []byte(place))
 }
 
-// Open gives the password back. The error is ErrSeal.
-func (s *Sealer) Open(name, username string, sealed []byte) (string, error) {
+// Open gives back what was sealed for the place. The error is ErrSeal.
+func (s *Sealer) Open(place string, sealed []byte) ([]byte, error) {
 	n := s.aead.NonceSize()
 	if len(sealed) < n {
-		return "", ErrSeal
+		return nil, ErrSeal
 	}
-	password, err := s.aead.Open(nil, sealed[:n], sealed[n:], sealedFor(name, username))
+	secret, err := s.aead.Open(nil, sealed[:n], sealed[n:], []byte(place))
 	if err != nil {
-		return "", ErrSeal
+		return nil, ErrSeal
 	}
-	return string(password), nil
-}
-
-// sealedFor is the associated data: a sealed password moved to another row of the
-// table must not open. Neither part can hold NUL, so the joint is unambiguous.
-func sealedFor(name, username string) []byte {
-	return []byte("upstream\x00" + name + "\x00" + username)
+	return secret, nil
 }
 
 // LoadOrCreateKey reads the sealing key from path, or makes one there, readable
 // by its owner alone and on the disk before it is used: a key lost in a crash
-// would take every password sealed with it along. A file that others may read is
+// would take all that was sealed with it along. A file that others may read is
 // refused.
 func LoadOrCreateKey(path string) ([]byte, error) {
 	key, err := loadKey(path)
