@@ -23,21 +23,22 @@ const module = "postern/"
 // and never import each other. A package that is not here, or an import that is
 // not here, is a decision to be made in this table.
 var arrows = map[string]string{
-	"auth":             "",
-	"policy":           "auth relay/smtp",
-	"relay":            "",
-	"relay/smtp":       "",
-	"relay/message":    "relay/smtp",
-	"relay/maillog":    "relay/smtp",
-	"relay/queue":      "relay/smtp",
-	"relay/submission": "relay/smtp relay/message relay/maillog auth policy relay/queue",
-	"relay/seal":       "",
-	"relay/route":      "relay/smtp relay/seal",
-	"relay/delivery":   "relay/smtp relay/queue relay/maillog relay/route",
-	"relay/bounce":     "relay/smtp relay/message relay/queue relay/maillog",
-	"relay/dkim":       "",
-	"admin":            "relay/queue",
-	"migrations":       "",
+	"auth":              "",
+	"policy":            "auth relay/smtp",
+	"relay":             "",
+	"relay/smtp":        "",
+	"relay/message":     "relay/smtp",
+	"relay/maillog":     "relay/smtp",
+	"relay/queue":       "relay/smtp",
+	"relay/submission":  "relay/smtp relay/message relay/maillog auth policy relay/queue",
+	"relay/seal":        "",
+	"relay/certificate": "relay/seal",
+	"relay/route":       "relay/smtp relay/seal",
+	"relay/delivery":    "relay/smtp relay/queue relay/maillog relay/route",
+	"relay/bounce":      "relay/smtp relay/message relay/queue relay/maillog",
+	"relay/dkim":        "",
+	"admin":             "relay/queue",
+	"migrations":        "",
 
 	"cmd/postern":   "*",
 	"cmd/smtpbench": "relay/smtp internal/peers internal/pgserver",
@@ -45,6 +46,7 @@ var arrows = map[string]string{
 	"internal/pgserver":     "",
 	"internal/pgtest":       "internal/pgserver migrations",
 	"internal/smtptest":     "relay/smtp",
+	"internal/acmetest":     "",
 	"internal/capture":      "relay/smtp",
 	"internal/peers":        "",
 	"internal/rig":          "internal/pgserver internal/pgtest internal/smtptest",
@@ -57,13 +59,16 @@ var never = map[string]string{
 	"relay/smtp":       "github.com/jackc/... database/sql log log/slog net/smtp net/mail net/textproto github.com/emersion/...",
 	"relay/message":    "github.com/jackc/... database/sql log log/slog net",
 	"relay/queue":      "net/smtp net/mail net/http github.com/emersion/...",
-	"relay/submission": "github.com/jackc/... database/sql net/smtp net/mail net/textproto",
+	"relay/submission": "github.com/jackc/... database/sql net/smtp net/mail net/textproto github.com/caddyserver/...",
 	"relay/delivery":   "github.com/jackc/... database/sql net/smtp net/mail net/textproto",
 	"relay/bounce":     "github.com/jackc/... database/sql net net/smtp net/mail",
 	"relay/seal":       "github.com/jackc/... database/sql log log/slog net",
 	"policy":           "net",
 	"migrations":       "net log log/slog",
 }
+
+// notLinked must be in no program: it is under another licence, or for tests.
+const notLinked = "github.com/letsencrypt/pebble/..."
 
 // noCalls says which functions and types of package net a package must not use
 // although it has a reason to import net.
@@ -174,6 +179,24 @@ func leaks(p pkg) (problems []string) {
 		}
 	}
 	return problems
+}
+
+// TestProgramsLinkNoTestAuthority looks at all that the programs are made of.
+func TestProgramsLinkNoTestAuthority(t *testing.T) {
+	t.Parallel()
+	out, err := exec.Command("go", "list", "-deps", module+"cmd/...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	linked := strings.Fields(string(out))
+	if !slices.Contains(linked, module+"relay/certificate") {
+		t.Fatal("the programs are not made of what they were thought to be")
+	}
+	for _, path := range linked {
+		if strings.HasPrefix(path, strings.TrimSuffix(notLinked, "...")) {
+			t.Errorf("a program links %s", path)
+		}
+	}
 }
 
 func wrongCalls(t *testing.T, p pkg) (problems []string) {
