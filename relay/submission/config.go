@@ -2,6 +2,7 @@ package submission
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -64,11 +65,17 @@ type Sessions interface {
 	Enter(ctx context.Context, id auth.Identity) (leave func(), v policy.Verdict, err error)
 }
 
+// Certificates is what the listeners show; relay/certificate's Set fits. It answers
+// each handshake from memory and is safe for concurrent use.
+type Certificates interface {
+	GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error)
+}
+
 // Config is all that a Server needs.
 type Config struct {
 	Hostname     string // our name in the greeting, EHLO and Received
 	Listeners    []Listener
-	Certificates *Certificates
+	Certificates Certificates
 	Verifier     auth.Verifier
 	Current      Current  // asked by Recheck; nil: sessions keep what AUTH gave them
 	Sessions     Sessions // nil: as many at once as there are connections

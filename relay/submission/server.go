@@ -62,7 +62,7 @@ func New(cfg Config) (*Server, error) {
 		if l.Name == "" {
 			l.Name = l.Net.Addr().String()
 		}
-		s.listeners = append(s.listeners, &listener{Listener: l, tls: limitSigning(cfg.Certificates.serverConfig(), permits)})
+		s.listeners = append(s.listeners, &listener{Listener: l, tls: limitSigning(serverTLS(cfg.Certificates), permits)})
 	}
 	return s, nil
 }

@@ -3,14 +3,20 @@ package submission
 import (
 	"bufio"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,13 +40,30 @@ type testServer struct {
 	panics   int64 // expected
 }
 
+// shown is a fixed certificate, which the test may replace.
+type shown struct {
+	atomic.Pointer[tls.Certificate]
+}
+
+func (s *shown) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.Load(), nil }
+
 // testCertificates is made once: its keys cost time.
-var testCertificates = sync.OnceValue(func() *Certificates {
-	c, err := SelfSigned("relay.test", "127.0.0.1")
+var testCertificates = sync.OnceValue(func() *shown {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		panic(err)
 	}
-	return c
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(24 * time.Hour),
+		DNSNames: []string{"relay.test"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		panic(err)
+	}
+	s := &shown{}
+	s.Store(&tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key})
+	return s
 })
 
 // startServer serves until the end of the test, and then checks that nothing is

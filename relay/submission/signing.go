@@ -6,6 +6,17 @@ import (
 	"io"
 )
 
+// serverTLS makes the configuration of one listener. Each has its own, and so
+// its own session ticket keys: a ticket of one listener is worth nothing to another.
+// ALPN is checked when a client offers it, against cross-protocol attacks.
+func serverTLS(certs Certificates) *tls.Config {
+	return &tls.Config{
+		MinVersion:     tls.VersionTLS12,
+		GetCertificate: certs.GetCertificate,
+		NextProtos:     []string{"smtp", "esmtp"},
+	}
+}
+
 // limitSigning has the handshakes of conf sign one by one, as many at once as
 // there are permits: signatures are what a handshake costs, and a flood of them
 // must leave processors for other work. A permit is held for a computation and

@@ -4,11 +4,7 @@ import (
 	"crypto/tls"
 	"io"
 	"net"
-	"os"
-	"path/filepath"
-	"strings"
 	"testing"
-	"time"
 
 	"postern/internal/smtptest"
 )
@@ -132,79 +128,17 @@ func TestA11StuckHandshakes(t *testing.T) {
 	ts.login(t).cmd(221, "QUIT")
 }
 
-// TestCertificatesReload replaces the files while the server runs.
-func TestCertificatesReload(t *testing.T) {
+// TestCertificatesChangeInService: the next handshake shows the new certificate.
+func TestCertificatesChangeInService(t *testing.T) {
 	t.Parallel()
-	dir, log := t.TempDir(), &logBuffer{}
-	ca := smtptest.NewCA(t)
-	ca.Leaf(t, "one.test").WriteFiles(t, dir)
-	certs, err := LoadCertificates(filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"), log.logger())
-	if err != nil {
-		t.Fatal(err)
+	ca, certs := smtptest.NewCA(t), &shown{}
+	show := func(name string) {
+		leaf := ca.Leaf(t, name).Certificate
+		certs.Store(&leaf)
 	}
-	certs.every = 0
-	at := time.Now().Add(-time.Hour)
-	age := func() { // file systems may keep time too coarsely for a test
-		at = at.Add(time.Minute)
-		for _, f := range []string{"cert.pem", "key.pem"} {
-			if err := os.Chtimes(filepath.Join(dir, f), at, at); err != nil && !os.IsNotExist(err) {
-				t.Fatal(err)
-			}
-		}
-	}
-	want := func(name string) {
-		t.Helper()
-		leaf, err := certs.Leaf()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if leaf.DNSNames[0] != name {
-			t.Errorf("the certificate is for %v, want %s", leaf.DNSNames, name)
-		}
-	}
-	want("one.test")
-
-	ca.Leaf(t, "two.test").WriteFiles(t, dir)
-	age()
-	want("two.test")
-
-	key := filepath.Join(dir, "key.pem")
-	if err := os.WriteFile(key, []byte("no key"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	age()
-	want("two.test")
-	want("two.test")
-	if n := log.count("certificate not usable"); n != 1 {
-		t.Errorf("a bad key was logged %d times, want once", n)
-	}
-	if err := os.Remove(key); err != nil {
-		t.Fatal(err)
-	}
-	want("two.test")
-	want("two.test")
-	if n := log.count("certificate not usable"); n != 2 {
-		t.Errorf("a missing key was logged %d times, want once more", n-1)
-	}
-
-	ca.Leaf(t, "three.test").WriteFiles(t, dir)
-	age()
-	want("three.test")
-}
-
-// TestCertificatesReloadInService: the next handshake shows the new certificate.
-func TestCertificatesReloadInService(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	ca := smtptest.NewCA(t)
-	ca.Leaf(t, "one.test").WriteFiles(t, dir)
-	certs, err := LoadCertificates(filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	certs.every = 0
+	show("one.test")
 	ts := startServer(t, func(cfg *Config) { cfg.Certificates = certs })
-	shown := func() string {
+	seen := func() string {
 		conn, err := tls.Dial("tcp", ts.implicit.Addr().String(), insecure())
 		if err != nil {
 			t.Fatal(err)
@@ -212,40 +146,11 @@ func TestCertificatesReloadInService(t *testing.T) {
 		defer conn.Close()
 		return conn.ConnectionState().PeerCertificates[0].DNSNames[0]
 	}
-	if name := shown(); name != "one.test" {
+	if name := seen(); name != "one.test" {
 		t.Fatalf("shown: %s", name)
 	}
-	ca.Leaf(t, "two-is-longer.test").WriteFiles(t, dir)
-	later := time.Now().Add(time.Minute)
-	for _, f := range []string{"cert.pem", "key.pem"} {
-		if err := os.Chtimes(filepath.Join(dir, f), later, later); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if name := shown(); name != "two-is-longer.test" {
+	show("two.test")
+	if name := seen(); name != "two.test" {
 		t.Errorf("shown after the change: %s", name)
-	}
-}
-
-func TestLoadCertificatesMissing(t *testing.T) {
-	t.Parallel()
-	_, err := LoadCertificates(filepath.Join(t.TempDir(), "cert.pem"), "key.pem", nil)
-	if err == nil || !strings.Contains(err.Error(), "cert.pem") {
-		t.Errorf("a missing certificate: %v", err)
-	}
-}
-
-func TestSelfSigned(t *testing.T) {
-	t.Parallel()
-	certs, err := SelfSigned("relay.test", "127.0.0.1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, err := certs.Leaf()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if leaf.VerifyHostname("relay.test") != nil || leaf.VerifyHostname("127.0.0.1") != nil {
-		t.Errorf("the certificate is for %v %v", leaf.DNSNames, leaf.IPAddresses)
 	}
 }

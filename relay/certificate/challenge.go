@@ -1,0 +1,135 @@
+package certificate
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/certmagic"
+	"github.com/mholt/acmez/v3"
+	"golang.org/x/net/netutil"
+)
+
+// validationTime bounds one connection of an authority that validates.
+const validationTime = 10 * time.Second
+
+// validations is how many of them are answered at once; an authority needs a few.
+const validations = 64
+
+// responder answers an authority's validations on a standing port. Behind a balancer
+// they may come to any node: the answer is in memory or in the storage.
+type responder struct {
+	listener net.Listener
+	serve    func() error
+	close    func()
+	done     chan struct{}
+}
+
+// listenFor opens a port that validations come to.
+func listenFor(challenge Challenge, address string) (net.Listener, error) {
+	ln, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("cannot listen on %s for the validations of %s: %w", address, challenge, err)
+	}
+	return ln, nil
+}
+
+func (r *responder) start(log *slog.Logger) {
+	r.done = make(chan struct{})
+	go func() {
+		defer close(r.done)
+		if err := r.serve(); err != nil {
+			log.Error("validations are not answered any more", "address", r.listener.Addr().String(), "error", err)
+		}
+	}()
+}
+
+func (r *responder) stop() {
+	r.close()
+	if r.done != nil {
+		<-r.done
+	}
+}
+
+// respondHTTP answers HTTP-01 (RFC 8555 section 8.3) for our names, and nothing else.
+func respondHTTP(ln net.Listener, issuer *certmagic.ACMEIssuer, names []string) *responder {
+	server := &http.Server{
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if !ourHost(r.Host, names) || !issuer.HandleHTTPChallenge(w, r) {
+				http.NotFound(w, r)
+			}
+		}),
+		ReadHeaderTimeout: validationTime, ReadTimeout: validationTime,
+		WriteTimeout: 2 * validationTime, IdleTimeout: validationTime,
+		MaxHeaderBytes: 8 << 10,
+		ErrorLog:       slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug), // what strangers send
+	}
+	return &responder{
+		listener: ln,
+		serve: func() error {
+			err := server.Serve(netutil.LimitListener(ln, validations))
+			if errors.Is(err, http.ErrServerClosed) {
+				return nil
+			}
+			return err
+		},
+		close: func() { _ = server.Close(); _ = ln.Close() },
+	}
+}
+
+// ourHost keeps strangers from asking the database about other names.
+func ourHost(host string, names []string) bool {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	return slices.Contains(names, strings.ToLower(host))
+}
+
+// respondTLSALPN answers TLS-ALPN-01 (RFC 8737): a handshake is all there is.
+func respondTLSALPN(ln net.Listener, config *certmagic.Config, names []string) *responder {
+	conf := &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		NextProtos: []string{acmez.ACMETLS1Protocol},
+		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			if !ourHost(hello.ServerName, names) || !slices.Equal(hello.SupportedProtos, []string{acmez.ACMETLS1Protocol}) {
+				return nil, errors.New("only validations are answered here")
+			}
+			return config.GetCertificate(hello)
+		},
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	limited := netutil.LimitListener(ln, validations)
+	return &responder{
+		listener: ln,
+		serve: func() error {
+			for {
+				conn, err := limited.Accept()
+				switch {
+				case ctx.Err() != nil:
+					return nil
+				case errors.Is(err, net.ErrClosed):
+					return err
+				case err != nil: // too many descriptors, or a client that has gone
+					time.Sleep(10 * time.Millisecond)
+					continue
+				}
+				go validateTLS(ctx, conn, conf)
+			}
+		},
+		close: func() { cancel(); _ = ln.Close() },
+	}
+}
+
+func validateTLS(ctx context.Context, conn net.Conn, conf *tls.Config) {
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(ctx, validationTime)
+	defer cancel()
+	_ = tls.Server(conn, conf).HandshakeContext(ctx) // the authority tells what was wrong with it
+}

@@ -1,0 +1,684 @@
+package certificate
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"postern/internal/acmetest"
+	"postern/internal/pgtest"
+)
+
+// fakeClock stands still until the test moves it.
+type fakeClock struct {
+	mu      sync.Mutex
+	now     time.Time
+	waiting map[chan time.Time]time.Time
+	changed chan struct{}
+}
+
+func newFakeClock() *fakeClock {
+	return &fakeClock{now: time.Now(), waiting: map[chan time.Time]time.Time{}, changed: make(chan struct{})}
+}
+
+func (c *fakeClock) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now
+}
+
+func (c *fakeClock) After(d time.Duration) <-chan time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ch := make(chan time.Time, 1)
+	c.waiting[ch] = c.now.Add(d)
+	close(c.changed)
+	c.changed = make(chan struct{})
+	return ch
+}
+
+// idle waits until n wait for the clock: all passes are over.
+func (c *fakeClock) idle(t *testing.T, n int) {
+	t.Helper()
+	deadline := time.After(patience)
+	for {
+		c.mu.Lock()
+		waiting, changed := len(c.waiting), c.changed
+		c.mu.Unlock()
+		if waiting == n {
+			return
+		}
+		select {
+		case <-changed:
+		case <-deadline:
+			t.Fatalf("%d wait for the clock, want %d", waiting, n)
+		}
+	}
+}
+
+// advance moves the clock and ends the waits that are over.
+func (c *fakeClock) advance(d time.Duration) (woken int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = c.now.Add(d)
+	for ch, at := range c.waiting {
+		if !at.After(c.now) {
+			delete(c.waiting, ch)
+			ch <- c.now
+			woken++
+		}
+	}
+	return woken
+}
+
+// next moves the clock to the end of the shortest wait.
+func (c *fakeClock) next() time.Duration {
+	c.mu.Lock()
+	var least time.Duration = -1
+	for _, at := range c.waiting {
+		if d := at.Sub(c.now); least < 0 || d < least {
+			least = d
+		}
+	}
+	c.mu.Unlock()
+	c.advance(least)
+	return least
+}
+
+// lines collects a log.
+type lines struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+func (l *lines) logger() *slog.Logger {
+	return slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+// node is a keeper with a listener that shows its certificates.
+type node struct {
+	*Keeper
+	t    *testing.T
+	set  *Set
+	addr string
+	log  *lines
+}
+
+// startNode makes a node whose validations come to it alone.
+func startNode(t *testing.T, db *pgtest.DB, ca *acmetest.CA, change ...func(*ACME)) *node {
+	t.Helper()
+	n := &node{t: t, log: &lines{}}
+	cfg := ACME{
+		Names: []string{"mail.test"}, Email: "admin@mail.test", Directory: ca.URL, Roots: ca.Roots(),
+		Challenge: HTTP01, HTTPAddress: "127.0.0.1:0", TLSALPNAddress: "127.0.0.1:0",
+		Node: "one", Pool: db.Pool, Sealer: newSealer(t, 1), Log: n.log.logger(), lookEvery: 50 * time.Millisecond,
+	}
+	for _, c := range change {
+		c(&cfg)
+	}
+	var err error
+	if n.Keeper, err = NewKeeper(cfg); err != nil {
+		t.Fatal(err)
+	}
+	n.storage.pollEvery = 20 * time.Millisecond
+	ca.HTTP.To(n.ChallengeAddress)
+	ca.TLSALPN.To(n.ChallengeAddress)
+	if n.set, err = Open(Config{Hostname: "mail.test"}); err != nil {
+		t.Fatal(err)
+	}
+	n.set.Use(n.Keeper)
+	n.listen()
+	must(t, n.Start(t.Context()))
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if err := n.Close(ctx); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			t.Logf("node %s said:\n%s", cfg.Node, n.log)
+		}
+	})
+	return n
+}
+
+func (n *node) listen() {
+	ln, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{GetCertificate: n.set.GetCertificate, MinVersion: tls.VersionTLS12})
+	must(n.t, err)
+	n.t.Cleanup(func() { _ = ln.Close() })
+	n.addr = ln.Addr().String()
+	go func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				_ = conn.(*tls.Conn).Handshake()
+				_ = conn.Close()
+			}()
+		}
+	}()
+}
+
+// handshake is a client's; roots nil trusts anything.
+func (n *node) handshake(name string, roots *x509.CertPool) (*x509.Certificate, error) {
+	conn, err := tls.Dial("tcp", n.addr, &tls.Config{ServerName: name, RootCAs: roots, InsecureSkipVerify: roots == nil})
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	return conn.ConnectionState().PeerCertificates[0], nil
+}
+
+// trusted waits until a client that trusts the authority gets through with a
+// certificate other than not.
+func (n *node) trusted(name string, roots *x509.CertPool, not *x509.Certificate) *x509.Certificate {
+	n.t.Helper()
+	var err error
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		var leaf *x509.Certificate
+		if leaf, err = n.handshake(name, roots); err == nil && (not == nil || !leaf.Equal(not)) {
+			return leaf
+		}
+	}
+	n.t.Fatalf("no such certificate for %s: %v", name, err)
+	return nil
+}
+
+func (n *node) status(name string) Status {
+	n.t.Helper()
+	for _, s := range n.set.Status() {
+		if s.Name == name {
+			return s
+		}
+	}
+	n.t.Fatalf("no status of %s", name)
+	return Status{}
+}
+
+func (n *node) awaitStatus(name, what string, ok func(Status) bool) Status {
+	n.t.Helper()
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if s := n.status(name); ok(s) {
+			return s
+		}
+	}
+	n.t.Fatalf("%s: not %s: %+v", name, what, n.status(name))
+	return Status{}
+}
+
+func records(t *testing.T, db *pgtest.DB) map[string]Record {
+	t.Helper()
+	list, err := List(t.Context(), db.Pool)
+	must(t, err)
+	byName := map[string]Record{}
+	for _, r := range list {
+		byName[r.Name] = r
+	}
+	return byName
+}
+
+// TestFirstIssue: a stand-in until the authority has issued; then one certificate
+// for each name, chosen by SNI, and the hostname's without.
+func TestFirstIssue(t *testing.T) {
+	t.Parallel()
+	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
+	hold := ca.HoldAt("/order-plz")
+	n := startNode(t, db, ca, func(c *ACME) { c.Names = []string{"other.test", "MAIL.test"} })
+	await(t, hold.Arrived)
+	leaf, err := n.handshake("mail.test", nil)
+	if err != nil || leaf.Subject.CommonName != "Postern, self-signed" {
+		t.Fatalf("before the first is issued: %v, %v", leaf, err)
+	}
+	if s := n.status("mail.test"); !s.StandIn || s.Valid(time.Now()) {
+		t.Errorf("status of a stand-in: %+v", s)
+	}
+	if !strings.Contains(n.log.String(), "no certificate yet") {
+		t.Error("nobody is told of the stand-in")
+	}
+	hold.Release()
+
+	roots := ca.Issued(t)
+	n.trusted("mail.test", roots, nil)
+	n.trusted("other.test", roots, nil)
+	leaf, err = n.handshake("", nil)
+	if err != nil || leaf.DNSNames[0] != "mail.test" {
+		t.Errorf("without SNI: %v, %v", leaf.DNSNames, err)
+	}
+	s := n.awaitStatus("mail.test", "valid", func(s Status) bool { return !s.LastSuccess.IsZero() })
+	if s.StandIn || s.Error != "" || !s.Valid(time.Now()) || !strings.Contains(s.Issuer, "Pebble") || !strings.HasPrefix(s.Source, "acme 127.0.0.1") {
+		t.Errorf("status: %+v", s)
+	}
+	if got := len(ca.Orders()); got != 2 {
+		t.Errorf("%d orders for two names", got)
+	}
+	var r Record
+	for deadline := time.Now().Add(patience); r.NotAfter.IsZero() && time.Now().Before(deadline); {
+		r = records(t, db)["mail.test"]
+	}
+	if r.State(time.Now()) != "valid" || r.Node != "one" || r.Serial == "" || r.RenewedAt.IsZero() {
+		t.Errorf("record: %+v", r)
+	}
+}
+
+func await(t *testing.T, c <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-c:
+	case <-time.After(patience):
+		t.Fatal("it never came")
+	}
+}
+
+// TestStrangers: the standing port answers validations of our names, and nothing else.
+func TestStrangers(t *testing.T) {
+	t.Parallel()
+	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
+	n := startNode(t, db, ca)
+	for _, host := range []string{"mail.test", "evil.test", ""} {
+		for _, path := range []string{"/", "/.well-known/acme-challenge/x", "/.well-known/acme-challenge/"} {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+n.ChallengeAddress()+path, nil)
+			must(t, err)
+			req.Host = host
+			resp, err := http.DefaultTransport.RoundTrip(req)
+			must(t, err)
+			body, _ := io.ReadAll(resp.Body)
+			_ = resp.Body.Close()
+			if resp.StatusCode != http.StatusNotFound {
+				t.Errorf("%s%s: %s %q", host, path, resp.Status, body)
+			}
+		}
+	}
+}
+
+// TestOneOrder: nodes that start at once share one certificate, and one of them orders.
+func TestOneOrder(t *testing.T) {
+	t.Parallel()
+	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
+	hold := ca.HoldAt("/order-plz")
+	var nodes []*node
+	for i := range 3 {
+		nodes = append(nodes, startNode(t, db, ca, func(c *ACME) { c.Node = fmt.Sprint("node", i) }))
+	}
+	await(t, hold.Arrived)
+	hold.Release()
+	serials := map[string]bool{}
+	for _, n := range nodes {
+		serials[n.trusted("mail.test", ca.Issued(t), nil).SerialNumber.String()] = true
+	}
+	if len(serials) != 1 || len(ca.Orders()) != 1 {
+		t.Errorf("%d certificates, %d orders", len(serials), len(ca.Orders()))
+	}
+}
+
+// TestRenewal: a certificate that lives for seconds is replaced before its end, and
+// every handshake meanwhile gets a valid one.
+func TestRenewal(t *testing.T) {
+	t.Parallel()
+	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{Validity: 15 * time.Second})
+	n := startNode(t, db, ca)
+	roots := ca.Issued(t)
+	first := n.trusted("mail.test", roots, nil)
+	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		leaf, err := n.handshake("mail.test", roots)
+		if err != nil {
+			t.Fatalf("a handshake in between: %v", err)
+		}
+		if !leaf.Equal(first) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("it is not renewed")
+		}
+	}
+	if r := records(t, db)["mail.test"]; r.Failures != 0 {
+		t.Errorf("record: %+v", r)
+	}
+}
+
+// TestRenewalInformation: the authority says when (ARI), and hears which certificate
+// the new one replaces.
+func TestRenewalInformation(t *testing.T) {
+	t.Parallel()
+	db, ca, clock := pgtest.New(t), acmetest.New(t, acmetest.Options{}), newFakeClock()
+	ca.RenewNow(true)
+	n := startNode(t, db, ca, func(c *ACME) { c.Clock = clock })
+	clock.idle(t, 1)
+	first := n.trusted("mail.test", ca.Issued(t), nil)
+	ca.RenewNow(false)
+	clock.next()
+	clock.idle(t, 1)
+	second := n.trusted("mail.test", ca.Issued(t), first)
+	orders := ca.Orders()
+	if len(orders) != 2 || orders[0].Replaces != "" || orders[1].Replaces == "" {
+		t.Errorf("orders: %+v", orders)
+	}
+	clock.next()
+	clock.idle(t, 1)
+	n.trusted("mail.test", ca.Issued(t), first)
+	if leaf, _ := n.handshake("mail.test", nil); !leaf.Equal(second) || len(ca.Orders()) != 2 {
+		t.Errorf("renewed again: %d orders", len(ca.Orders()))
+	}
+}
+
+// TestOutage: the authority is away for an hour when the certificate must be renewed.
+// Handshakes go on, the status tells since when, all nodes together make no more than
+// five attempts, and afterwards it is renewed.
+func TestOutage(t *testing.T) {
+	t.Parallel()
+	db, ca, clock := pgtest.New(t), acmetest.New(t, acmetest.Options{}), newFakeClock()
+	config := func(name string) func(*ACME) {
+		return func(c *ACME) { c.Clock, c.renewWindow, c.Node, c.lookEvery = clock, 0.99999, name, 10*time.Minute }
+	}
+	one, two := startNode(t, db, ca, config("one")), startNode(t, db, ca, config("two"))
+	clock.idle(t, 2)
+	roots := ca.Issued(t)
+	first := one.trusted("mail.test", roots, nil)
+	two.trusted("mail.test", roots, nil)
+	// It is due once the window has begun, 13 minutes of 90 days after the issue; both
+	// certmagic and the certificate keep the real time, so its start is moved.
+	one.setWindow(1)
+	two.setWindow(1)
+
+	ca.Down()
+	down := clock.Now()
+	for hour := time.Duration(0); hour < time.Hour; {
+		hour += clock.next()
+		clock.idle(t, 2)
+		for _, n := range []*node{one, two} {
+			if leaf, err := n.handshake("mail.test", roots); err != nil || !leaf.Equal(first) {
+				t.Fatalf("after %s of the outage: %v", hour, err)
+			}
+		}
+	}
+	failures := records(t, db)["mail.test"].Failures
+	if failures < 3 || failures > 6 {
+		t.Errorf("%d attempts in an hour, of two nodes", failures)
+	}
+	for _, n := range []*node{one, two} {
+		s := n.status("mail.test")
+		if s.Error == "" || s.FailingSince.Before(down) || s.FailingSince.After(down.Add(15*time.Minute)) ||
+			!s.NextAttempt.After(clock.Now()) || s.StandIn || !s.Valid(time.Now()) {
+			t.Errorf("status in the outage: %+v", s)
+		}
+	}
+	if r := records(t, db)["mail.test"]; r.State(time.Now()) != "renewal failing" || r.LastError == "" {
+		t.Errorf("record in the outage: %+v", r)
+	}
+
+	ca.Up(t)
+	for range 10 {
+		clock.next()
+		clock.idle(t, 2)
+		if one.status("mail.test").Error == "" && two.status("mail.test").Error == "" {
+			break
+		}
+	}
+	second := one.trusted("mail.test", roots, first)
+	if leaf := two.trusted("mail.test", roots, first); !leaf.Equal(second) && len(ca.Orders()) < 3 {
+		t.Error("the nodes show two certificates")
+	}
+	if r := records(t, db)["mail.test"]; r.Failures != 0 || r.LastError != "" || !r.NextAttempt.IsZero() {
+		t.Errorf("record after the outage: %+v", r)
+	}
+}
+
+// setWindow lets a certificate be due at once.
+func (n *node) setWindow(ratio float64) {
+	n.Keeper.mu.Lock()
+	defer n.Keeper.mu.Unlock()
+	n.Keeper.cfg.renewWindow = ratio
+}
+
+// TestFirstIssueFails: two nodes that get no certificate serve with a stand-in, tell
+// so, and make one attempt together.
+func TestFirstIssueFails(t *testing.T) {
+	t.Parallel()
+	db, ca, clock := pgtest.New(t), acmetest.New(t, acmetest.Options{}), newFakeClock()
+	ca.Down()
+	config := func(name string) func(*ACME) {
+		return func(c *ACME) { c.Clock, c.Node, c.lookEvery = clock, name, 10*time.Minute }
+	}
+	one, two := startNode(t, db, ca, config("one")), startNode(t, db, ca, config("two"))
+	clock.idle(t, 2)
+	if r := records(t, db)["mail.test"]; r.Failures != 1 || r.State(time.Now()) != "failing" {
+		t.Errorf("record: %+v", r)
+	}
+	for _, n := range []*node{one, two} {
+		if _, err := n.handshake("mail.test", nil); err != nil {
+			t.Errorf("no stand-in: %v", err)
+		}
+		s := n.status("mail.test")
+		if !s.StandIn || s.Error == "" || s.FailingSince.IsZero() || !s.NextAttempt.Equal(clock.Now().Add(time.Minute).Truncate(time.Microsecond)) {
+			t.Errorf("status: %+v at %s", s, clock.Now())
+		}
+	}
+	ca.Up(t)
+	for range 10 {
+		clock.next()
+		clock.idle(t, 2)
+	}
+	one.trusted("mail.test", ca.Issued(t), nil)
+	two.trusted("mail.test", ca.Issued(t), nil)
+	if len(ca.Orders()) != 1 {
+		t.Errorf("%d orders", len(ca.Orders()))
+	}
+}
+
+// TestRestartInOutage: a node that starts while the authority is away shows what the
+// database has.
+func TestRestartInOutage(t *testing.T) {
+	t.Parallel()
+	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
+	first := startNode(t, db, ca).trusted("mail.test", ca.Issued(t), nil)
+	ca.Down()
+	n := startNode(t, db, ca, func(c *ACME) { c.Node = "two" })
+	if leaf, err := n.handshake("mail.test", ca.Issued(t)); err != nil || !leaf.Equal(first) {
+		t.Errorf("its first handshake: %v", err)
+	}
+}
+
+// TestAnotherAuthority: a new directory that does not answer takes nothing away.
+func TestAnotherAuthority(t *testing.T) {
+	t.Parallel()
+	db, ca, other := pgtest.New(t), acmetest.New(t, acmetest.Options{}), acmetest.New(t, acmetest.Options{})
+	first := startNode(t, db, ca).trusted("mail.test", ca.Issued(t), nil)
+	other.Down()
+	n := startNode(t, db, other, func(c *ACME) { c.Node = "two" })
+	if leaf, err := n.handshake("mail.test", ca.Issued(t)); err != nil || !leaf.Equal(first) {
+		t.Errorf("with a new authority that is away: %v", err)
+	}
+	n.awaitStatus("mail.test", "failing", func(s Status) bool { return s.Error != "" && !s.StandIn })
+}
+
+// TestDatabaseAway: handshakes need no database, and the status says what is wrong.
+func TestDatabaseAway(t *testing.T) {
+	t.Parallel()
+	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
+	n := startNode(t, db, ca)
+	n.trusted("mail.test", ca.Issued(t), nil)
+	db.Pool.Close()
+	n.awaitStatus("mail.test", "failing", func(s Status) bool { return strings.Contains(s.Error, "closed pool") })
+	if _, err := n.handshake("mail.test", ca.Issued(t)); err != nil {
+		t.Errorf("without a database: %v", err)
+	}
+	if err := n.set.Reload(t.Context()); err == nil || !strings.Contains(err.Error(), "closed pool") {
+		t.Errorf("Reload: %v", err)
+	}
+}
+
+func TestTLSALPN01(t *testing.T) {
+	t.Parallel()
+	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
+	n := startNode(t, db, ca, func(c *ACME) { c.Challenge = TLSALPN01 })
+	n.trusted("mail.test", ca.Issued(t), nil)
+	if _, err := tls.Dial("tcp", n.ChallengeAddress(), &tls.Config{ServerName: "mail.test", InsecureSkipVerify: true}); err == nil {
+		t.Error("the port of the validations serves a client")
+	}
+}
+
+func TestDNS01(t *testing.T) {
+	t.Parallel()
+	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
+	n := startNode(t, db, ca, func(c *ACME) {
+		c.Challenge, c.Names = DNS01, []string{"mail.test", "*.relay.test"}
+		c.DNS = provider(ca.DNS)
+	})
+	n.trusted("mail.test", ca.Issued(t), nil)
+	n.trusted("any.relay.test", ca.Issued(t), nil)
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		made, refused := ca.DNS.Updates()
+		left := append(ca.DNS.Texts("_acme-challenge.mail.test"), ca.DNS.Texts("_acme-challenge.relay.test")...)
+		if made == 4 && refused == 0 && len(left) == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d updates, %d refused, left %q", made, refused, left)
+		}
+	}
+}
+
+// TestOCSP: a responder that is away or never answers keeps no certificate from use.
+func TestOCSP(t *testing.T) {
+	t.Parallel()
+	asked, release := make(chan struct{}, 100), make(chan struct{})
+	mute := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		asked <- struct{}{}
+		<-release
+	}))
+	defer mute.Close()
+	defer close(release)
+	for name, url := range map[string]string{"away": "http://127.0.0.1:1/", "mute": mute.URL} {
+		ca := acmetest.New(t, acmetest.Options{OCSP: url})
+		n := startNode(t, pgtest.New(t), ca)
+		if name == "mute" {
+			await(t, asked)
+		}
+		if leaf := n.trusted("mail.test", ca.Issued(t), nil); len(leaf.OCSPServer) != 1 {
+			t.Errorf("%s: the certificate names the responders %q", name, leaf.OCSPServer)
+		}
+	}
+}
+
+// TestAnotherKey: a node that cannot open what the others have sealed says so, and
+// orders nothing that would take its place.
+func TestAnotherKey(t *testing.T) {
+	t.Parallel()
+	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
+	startNode(t, db, ca).trusted("mail.test", ca.Issued(t), nil)
+	k, err := NewKeeper(ACME{
+		Names: []string{"mail.test"}, Email: "admin@mail.test", Directory: ca.URL, Roots: ca.Roots(),
+		Challenge: HTTP01, HTTPAddress: "127.0.0.1:0", Node: "two", Pool: db.Pool, Sealer: newSealer(t, 2),
+	})
+	must(t, err)
+	defer k.Close(t.Context())
+	if err := k.Start(t.Context()); err == nil || !strings.Contains(err.Error(), "secret_key_file") {
+		t.Errorf("with another key: %v", err)
+	}
+	if n := len(ca.Orders()); n != 1 {
+		t.Errorf("%d orders", n)
+	}
+}
+
+// TestAskedRenewal: an admin need not wait for the time of a certificate; of several
+// nodes one orders.
+func TestAskedRenewal(t *testing.T) {
+	t.Parallel()
+	db, ca, clock := pgtest.New(t), acmetest.New(t, acmetest.Options{}), newFakeClock()
+	config := func(name string) func(*ACME) {
+		return func(c *ACME) { c.Clock, c.Node = clock, name }
+	}
+	one, two := startNode(t, db, ca, config("one")), startNode(t, db, ca, config("two"))
+	clock.idle(t, 2)
+	first := one.trusted("mail.test", ca.Issued(t), nil)
+	if known, err := AskRenewal(t.Context(), db.Pool, "other.test", "root"); known || err != nil {
+		t.Errorf("a name that nobody knows: %t, %v", known, err)
+	}
+	if known, err := AskRenewal(t.Context(), db.Pool, "Mail.test", "root"); !known || err != nil {
+		t.Fatal(known, err)
+	}
+	if r := records(t, db)["mail.test"]; r.State(time.Now()) != "renewal asked" {
+		t.Errorf("record: %+v", r)
+	}
+	for range 3 {
+		clock.next()
+		clock.idle(t, 2)
+	}
+	second := one.trusted("mail.test", ca.Issued(t), first)
+	if leaf := two.trusted("mail.test", ca.Issued(t), first); !leaf.Equal(second) || len(ca.Orders()) != 2 {
+		t.Errorf("%d orders", len(ca.Orders()))
+	}
+	if bytes.Equal(first.RawSubjectPublicKeyInfo, second.RawSubjectPublicKeyInfo) {
+		t.Error("the key is the same")
+	}
+	if r := records(t, db)["mail.test"]; r.State(time.Now()) != "valid" || r.Serial != second.SerialNumber.Text(16) {
+		t.Errorf("record: %+v", r)
+	}
+	for _, n := range []*node{one, two} {
+		if s := n.status("mail.test"); s.Error != "" {
+			t.Errorf("status: %+v", s)
+		}
+	}
+}
+
+// TestAccountBinding: an authority that wants an account of its own gets told of it.
+func TestAccountBinding(t *testing.T) {
+	t.Parallel()
+	const key = "cG9zdGVybi1wb3N0ZXJuLXBvc3Rlcm4tcG9zdGVybiE"
+	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{Accounts: map[string]string{"kid": key}})
+	n := startNode(t, db, ca, func(c *ACME) { c.EABKeyID, c.EABKey = "kid", key })
+	n.trusted("mail.test", ca.Issued(t), nil)
+}
+
+// TestPortTaken: a port that cannot be opened is a clear error at the start.
+func TestPortTaken(t *testing.T) {
+	t.Parallel()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer ln.Close()
+	for _, challenge := range []Challenge{HTTP01, TLSALPN01} {
+		_, err = NewKeeper(ACME{Names: []string{"mail.test"}, Email: "a@mail.test", Challenge: challenge,
+			HTTPAddress: ln.Addr().String(), TLSALPNAddress: ln.Addr().String(), Sealer: newSealer(t, 1)})
+		if err == nil || !strings.Contains(err.Error(), ln.Addr().String()) || !strings.Contains(err.Error(), string(challenge)) {
+			t.Errorf("%s: %v", challenge, err)
+		}
+	}
+}
+
+func TestDelay(t *testing.T) {
+	t.Parallel()
+	var at time.Duration
+	within := 1
+	for failures := 1; failures < 20; failures++ {
+		if at += delay(failures); at < time.Hour {
+			within++
+		}
+	}
+	if within != 5 || delay(100) != time.Hour || delay(0) != time.Minute {
+		t.Errorf("%d attempts in the first hour", within)
+	}
+}

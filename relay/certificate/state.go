@@ -1,0 +1,173 @@
+package certificate
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Record is what the nodes tell each other about one name.
+type Record struct {
+	Authority string // certmagic's key of the directory
+	Name      string
+	Node      string // the last to write this
+	Issuer    string
+	Serial    string    // hexadecimal
+	NotBefore time.Time // zero: none was issued yet
+	NotAfter  time.Time
+	RenewedAt time.Time // when the last was issued
+
+	Failures     int // in a row
+	FailingSince time.Time
+	LastError    string
+	NextAttempt  time.Time // no node orders before
+	RenewAsked   time.Time // by an admin, who need not wait for its time; zero: nobody did
+}
+
+// State is the record in a word.
+func (r Record) State(now time.Time) string {
+	switch {
+	case r.NotAfter.IsZero() && r.Failures > 0:
+		return "failing"
+	case r.NotAfter.IsZero():
+		return "waiting"
+	case !now.Before(r.NotAfter):
+		return "expired"
+	case r.Failures > 0:
+		return "renewal failing"
+	case !r.RenewAsked.IsZero():
+		return "renewal asked"
+	}
+	return "valid"
+}
+
+const columns = `authority, name, node, issuer, serial, coalesce(not_before, 'epoch'), coalesce(not_after, 'epoch'),
+	coalesce(renewed_at, 'epoch'), failures, coalesce(failing_since, 'epoch'), last_error, coalesce(next_attempt_at, 'epoch'), coalesce(renew_asked_at, 'epoch')`
+
+func scanRecord(row pgx.CollectableRow) (Record, error) {
+	var r Record
+	err := row.Scan(&r.Authority, &r.Name, &r.Node, &r.Issuer, &r.Serial, &r.NotBefore, &r.NotAfter,
+		&r.RenewedAt, &r.Failures, &r.FailingSince, &r.LastError, &r.NextAttempt, &r.RenewAsked)
+	for _, t := range []*time.Time{&r.NotBefore, &r.NotAfter, &r.RenewedAt, &r.FailingSince, &r.NextAttempt, &r.RenewAsked} {
+		if t.Unix() == 0 {
+			*t = time.Time{}
+		}
+	}
+	return r, err
+}
+
+const readRecord = `select ` + columns + ` from certificate_state where authority = $1 and name = $2`
+
+// record reads what is known of a name; nothing is known of one that is new.
+func (s *Storage) record(ctx context.Context, authority, name string) (Record, error) {
+	ctx, cancel := call(ctx)
+	defer cancel()
+	rows, _ := s.pool.Query(ctx, readRecord, authority, name)
+	r, err := pgx.CollectExactlyOneRow(rows, scanRecord)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return Record{Authority: authority, Name: name}, nil
+	}
+	if err != nil {
+		return r, fmt.Errorf("read the state of the certificate for %s: %w", name, cause(ctx, err))
+	}
+	return r, nil
+}
+
+const recordFailure = `
+with held as (
+	select l.name from certificate_lock l
+	join unnest($7::text[], $8::bigint[]) h(name, token) on l.name = h.name and l.token = h.token
+	where l.expires_at > clock_timestamp() for share of l)
+insert into certificate_state as c (authority, name, node, failures, failing_since, last_error, next_attempt_at)
+select $1, $2, $3, 1, $4, $5, $6 where (select count(*) from held) = cardinality($7::text[])
+on conflict (authority, name) do update set node = excluded.node, failures = c.failures + 1,
+	failing_since = coalesce(c.failing_since, excluded.failing_since),
+	last_error = excluded.last_error, next_attempt_at = excluded.next_attempt_at`
+
+// failed tells all nodes of a failed attempt, by who holds the name's lock.
+func (s *Storage) failed(ctx context.Context, r Record) error {
+	locks, tokens := fence(ctx)
+	ctx, cancel := call(context.WithoutCancel(ctx))
+	defer cancel()
+	tag, err := s.pool.Exec(ctx, recordFailure, r.Authority, r.Name, s.node, r.FailingSince, storable(r.LastError), r.NextAttempt, locks, tokens)
+	if err == nil && tag.RowsAffected() == 0 {
+		err = ErrLeaseLost
+	}
+	if err != nil {
+		return fmt.Errorf("record a failure: %w", cause(ctx, err))
+	}
+	return nil
+}
+
+const recordSuccess = `
+insert into certificate_state as c (authority, name, node, issuer, serial, not_before, not_after, renewed_at)
+values ($1, $2, $3, $4, $5, $6, $7, $8)
+on conflict (authority, name) do update set node = excluded.node, issuer = excluded.issuer, serial = excluded.serial,
+	not_before = excluded.not_before, not_after = excluded.not_after,
+	renewed_at = case when c.serial = excluded.serial then c.renewed_at else excluded.renewed_at end,
+	renew_asked_at = case when c.serial = excluded.serial then c.renew_asked_at end,
+	failures = 0, failing_since = null, last_error = '', next_attempt_at = null
+where (c.failures > 0 or c.serial <> excluded.serial) and (c.not_before is null or c.not_before <= excluded.not_before)`
+
+// succeeded tells all nodes that the certificate is in order. Most times they know.
+func (s *Storage) succeeded(ctx context.Context, authority, name string, leaf *x509.Certificate, now time.Time) error {
+	ctx, cancel := call(ctx)
+	defer cancel()
+	_, err := s.pool.Exec(ctx, recordSuccess, authority, name, s.node, storable(leaf.Issuer.CommonName),
+		leaf.SerialNumber.Text(16), leaf.NotBefore, leaf.NotAfter, now)
+	if err != nil {
+		return fmt.Errorf("record the certificate: %w", cause(ctx, err))
+	}
+	return nil
+}
+
+// storable makes what an authority said fit a text column, in a bounded length.
+func storable(s string) string {
+	s = strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+	if len(s) > 2000 {
+		s = strings.ToValidUTF8(s[:2000], "") + " …"
+	}
+	return s
+}
+
+const listRecords = `select ` + columns + ` from certificate_state order by name, authority`
+
+// List is an admin's look at what the nodes know of their certificates. It needs no
+// key, and tells no secret.
+func List(ctx context.Context, pool *pgxpool.Pool) ([]Record, error) {
+	ctx, cancel := call(ctx)
+	defer cancel()
+	rows, _ := pool.Query(ctx, listRecords)
+	list, err := pgx.CollectRows(rows, scanRecord)
+	if err != nil {
+		return nil, fmt.Errorf("list certificates: %w", cause(ctx, err))
+	}
+	return list, nil
+}
+
+const askRenewal = `
+with asked as (
+	update certificate_state set renew_asked_at = clock_timestamp(), next_attempt_at = case when failures > 0 then clock_timestamp() end
+	where name = $1 returning name),
+told as (
+	insert into audit (actor, action, object) select $2, 'certificate renew', $1 where exists (select from asked))
+select count(*) from asked`
+
+// AskRenewal lets the nodes renew a certificate before its time, and try at once what
+// waits after a failure. It is in the audit as actor's. Of a name that no node has
+// told of it reports false.
+func AskRenewal(ctx context.Context, pool *pgxpool.Pool, name, actor string) (known bool, err error) {
+	ctx, cancel := call(ctx)
+	defer cancel()
+	var asked int
+	if err := pool.QueryRow(ctx, askRenewal, strings.ToLower(name), actor).Scan(&asked); err != nil {
+		return false, fmt.Errorf("ask for a renewal: %w", cause(ctx, err))
+	}
+	return asked > 0, nil
+}

@@ -1,0 +1,247 @@
+package certificate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/certmagic"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postern/relay/seal"
+)
+
+// callTime bounds each call to the database.
+const callTime = 10 * time.Second
+
+// Storage is certmagic's storage in Postgres. Keys are paths; values are sealed, and
+// bound to their keys.
+type Storage struct {
+	pool   *pgxpool.Pool
+	sealer *seal.Sealer
+	node   string // whose locks these are, for people who look
+	log    *slog.Logger
+
+	lease, renewEvery, pollEvery time.Duration
+	loose                        *scope // locks that were taken in no scope
+}
+
+var (
+	_ certmagic.Storage          = (*Storage)(nil)
+	_ certmagic.TryLocker        = (*Storage)(nil)
+	_ certmagic.LockLeaseRenewer = (*Storage)(nil)
+)
+
+// NewStorage makes a Storage. node names the holder of its locks.
+func NewStorage(pool *pgxpool.Pool, sealer *seal.Sealer, node string, log *slog.Logger) *Storage {
+	return &Storage{
+		pool: pool, sealer: sealer, node: node, log: log,
+		lease: 30 * time.Second, renewEvery: 10 * time.Second, pollEvery: time.Second,
+		loose: newScope(func(error) {}),
+	}
+}
+
+// call bounds a call to the database.
+func call(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, callTime, fmt.Errorf("the database did not answer in %s", callTime))
+}
+
+// sealedFor is the place for which the value of key is sealed.
+func sealedFor(key string) string { return "certificate\x00" + key }
+
+// putValues writes values while all of the scope's locks are held: a lock's row cannot
+// be taken over between the check and the end of the statement.
+const putValues = `
+with held as (
+	select l.name from certificate_lock l
+	join unnest($4::text[], $5::bigint[]) h(name, token) on l.name = h.name and l.token = h.token
+	where l.expires_at > clock_timestamp() for share of l)
+insert into certificate_store (key, value, size)
+select v.key, v.value, v.size from unnest($1::text[], $2::bytea[], $3::integer[]) v(key, value, size)
+where (select count(*) from held) = cardinality($4::text[])
+on conflict (key) do update set value = excluded.value, size = excluded.size, modified_at = clock_timestamp()`
+
+// Store implements certmagic.Storage. In a scope, the three parts of a certificate
+// are kept until they are together, and then written at once; and nothing is written
+// when a lock of the scope is lost: ErrLeaseLost.
+func (s *Storage) Store(ctx context.Context, key string, value []byte) error {
+	sc, values := scopeOf(ctx), map[string][]byte{key: value}
+	if sc != nil {
+		values = sc.gather(key, value)
+	}
+	if len(values) == 0 {
+		return nil
+	}
+	if err := s.put(ctx, values); err != nil {
+		return fmt.Errorf("store %s: %w", key, err)
+	}
+	if sc != nil {
+		sc.written()
+	}
+	return nil
+}
+
+func (s *Storage) put(ctx context.Context, values map[string][]byte) error {
+	var keys []string
+	for key := range values {
+		keys = append(keys, key)
+	}
+	slices.Sort(keys) // nodes that write the same keys must not deadlock
+	sealed, sizes := make([][]byte, len(keys)), make([]int32, len(keys))
+	for i, key := range keys {
+		sealed[i], sizes[i] = s.sealer.Seal(sealedFor(key), values[key]), int32(len(values[key]))
+	}
+	locks, tokens := fence(ctx)
+	ctx, cancel := call(ctx)
+	defer cancel()
+	tag, err := s.pool.Exec(ctx, putValues, keys, sealed, sizes, locks, tokens)
+	if err != nil {
+		return cause(ctx, err)
+	}
+	if tag.RowsAffected() != int64(len(keys)) {
+		return ErrLeaseLost
+	}
+	return nil
+}
+
+const loadValue = `select value from certificate_store where key = $1`
+
+// Load implements certmagic.Storage.
+func (s *Storage) Load(ctx context.Context, key string) ([]byte, error) {
+	ctx, cancel := call(ctx)
+	defer cancel()
+	var sealed []byte
+	if err := s.pool.QueryRow(ctx, loadValue, key).Scan(&sealed); err != nil {
+		if errors.Is(err, pgx.ErrNoRows) {
+			err = fs.ErrNotExist
+		}
+		return nil, fmt.Errorf("load %s: %w", key, cause(ctx, err))
+	}
+	value, err := s.sealer.Open(sealedFor(key), sealed)
+	if err != nil {
+		return nil, fmt.Errorf("load %s: %w: secret_key_file must be the same on all nodes", key, err)
+	}
+	return value, nil
+}
+
+const deleteValues = `
+with held as (
+	select l.name from certificate_lock l
+	join unnest($2::text[], $3::bigint[]) h(name, token) on l.name = h.name and l.token = h.token
+	where l.expires_at > clock_timestamp() for share of l)
+delete from certificate_store
+where (key = $1 or starts_with(key, $1 || '/')) and (select count(*) from held) = cardinality($2::text[])`
+
+const heldLocks = `
+select count(*) from certificate_lock l
+join unnest($1::text[], $2::bigint[]) h(name, token) on l.name = h.name and l.token = h.token
+where l.expires_at > clock_timestamp()`
+
+// Delete implements certmagic.Storage. A lost lock deletes nothing: what is there may
+// be the next holder's.
+func (s *Storage) Delete(ctx context.Context, key string) error {
+	sc := scopeOf(ctx)
+	if sc != nil && sc.forget(key) {
+		return nil
+	}
+	locks, tokens := fence(ctx)
+	ctx, cancel := call(ctx)
+	defer cancel()
+	tag, err := s.pool.Exec(ctx, deleteValues, key, locks, tokens)
+	if err == nil && tag.RowsAffected() == 0 && len(locks) > 0 {
+		// Nothing there, or nothing held any more?
+		var held int
+		if err = s.pool.QueryRow(ctx, heldLocks, locks, tokens).Scan(&held); err == nil && held != len(locks) {
+			err = ErrLeaseLost
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("delete %s: %w", key, cause(ctx, err))
+	}
+	return nil
+}
+
+// Exists implements certmagic.Storage: false also when the database does not answer.
+func (s *Storage) Exists(ctx context.Context, key string) bool {
+	_, err := s.Stat(ctx, key)
+	return err == nil
+}
+
+const listKeys = `select key from certificate_store where starts_with(key, $1) order by key`
+
+// List implements certmagic.Storage: the files and folders in path, and with
+// recursive all below them.
+func (s *Storage) List(ctx context.Context, path string, recursive bool) ([]string, error) {
+	ctx, cancel := call(ctx)
+	defer cancel()
+	prefix := ""
+	if path != "" {
+		prefix = strings.TrimSuffix(path, "/") + "/"
+	}
+	rows, _ := s.pool.Query(ctx, listKeys, prefix)
+	keys, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err == nil && len(keys) == 0 && path != "" {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list %s: %w", path, cause(ctx, err))
+	}
+	return entries(keys, prefix, recursive), nil
+}
+
+// entries adds the folders that the keys imply.
+func entries(keys []string, prefix string, recursive bool) []string {
+	seen := map[string]bool{}
+	var list []string
+	for _, key := range keys {
+		parts := strings.Split(strings.TrimPrefix(key, prefix), "/")
+		for n := range parts {
+			entry := prefix + strings.Join(parts[:n+1], "/")
+			if !seen[entry] {
+				seen[entry] = true
+				list = append(list, entry)
+			}
+			if !recursive {
+				break
+			}
+		}
+	}
+	return list
+}
+
+const statKey = `
+select key, size, modified_at from certificate_store
+where key = $1 or starts_with(key, $1 || '/') order by key <> $1, key limit 1`
+
+// Stat implements certmagic.Storage.
+func (s *Storage) Stat(ctx context.Context, key string) (certmagic.KeyInfo, error) {
+	ctx, cancel := call(ctx)
+	defer cancel()
+	var found string
+	var info certmagic.KeyInfo
+	if err := s.pool.QueryRow(ctx, statKey, key).Scan(&found, &info.Size, &info.Modified); err != nil {
+		if errors.Is(err, pgx.ErrNoRows) {
+			err = fs.ErrNotExist
+		}
+		return info, fmt.Errorf("stat %s: %w", key, cause(ctx, err))
+	}
+	if found != key {
+		return certmagic.KeyInfo{Key: key}, nil
+	}
+	info.Key, info.IsTerminal = key, true
+	return info, nil
+}
+
+// cause is err, or why ctx ended when that is what it is about.
+func cause(ctx context.Context, err error) error {
+	if why := context.Cause(ctx); err != nil && why != nil {
+		return why
+	}
+	return err
+}
