@@ -119,6 +119,10 @@ func (c *checkup) certificate() {
 		c.warn("certificate", "self-signed: clients will not trust it; set certificate and key in [tls]")
 		return
 	}
+	if t.Certificate == "" && c.cfg.ACME.on() {
+		c.ok("certificate", "by ACME: 'postern certificate list' tells of it")
+		return
+	}
 	if t.Certificate == "" {
 		c.fail("certificate", "none: set certificate and key in [tls]")
 		return

@@ -23,12 +23,13 @@ type config struct {
 	Hostname string `toml:"hostname"`
 	Node     string `toml:"node"`
 
-	// SecretKeyFile holds the key that seals upstream passwords.
+	// SecretKeyFile holds the key that seals upstream passwords and private keys.
 	SecretKeyFile string `toml:"secret_key_file"`
 
 	Database   databaseConfig   `toml:"database"`
 	Listeners  []listenerConfig `toml:"listener"`
 	TLS        tlsConfig        `toml:"tls"`
+	ACME       acmeConfig       `toml:"acme"`
 	Submission submissionConfig `toml:"submission"`
 	Auth       authConfig       `toml:"auth"`
 	Queue      queueConfig      `toml:"queue"`
@@ -52,6 +53,13 @@ type tlsConfig struct {
 	Certificate string `toml:"certificate"`
 	Key         string `toml:"key"`
 	SelfSigned  bool   `toml:"self_signed"`
+	// Pairs are further ones, chosen by the name that a client asks for.
+	Pairs []pairConfig `toml:"pair"`
+}
+
+type pairConfig struct {
+	Certificate string `toml:"certificate"`
+	Key         string `toml:"key"`
 }
 
 type submissionConfig struct {
@@ -103,6 +111,7 @@ type logConfig struct {
 func defaultConfig() config {
 	return config{
 		Database: databaseConfig{MaxConnections: 8},
+		ACME:     defaultACME(),
 		Submission: submissionConfig{
 			Connections: 2000, ConnectionsPerAddress: 100,
 			Commands: 10000, BadCommands: 10, AuthFailures: 3,
@@ -174,7 +183,11 @@ func readConfig(path string) (config, error) {
 		return cfg, fmt.Errorf("configuration %s: %w", path, explainTOML(err))
 	}
 	dir := filepath.Dir(path)
-	for _, p := range []*string{&cfg.TLS.Certificate, &cfg.TLS.Key, &cfg.Database.Private, &cfg.SecretKeyFile, &cfg.Submission.SpoolDir} {
+	paths := []*string{&cfg.TLS.Certificate, &cfg.TLS.Key, &cfg.Database.Private, &cfg.SecretKeyFile, &cfg.Submission.SpoolDir}
+	for i := range cfg.TLS.Pairs {
+		paths = append(paths, &cfg.TLS.Pairs[i].Certificate, &cfg.TLS.Pairs[i].Key)
+	}
+	for _, p := range append(paths, cfg.ACME.paths()...) {
 		if *p != "" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(dir, *p)
 		}
@@ -212,11 +225,8 @@ func (c *config) validate() error {
 	if c.Database.URL != "" && c.Database.Private != "" {
 		return errors.New("database: set either url or private, not both")
 	}
-	if (c.TLS.Certificate == "") != (c.TLS.Key == "") {
-		return errors.New("tls: certificate and key go together")
-	}
-	if c.TLS.SelfSigned && c.TLS.Certificate != "" {
-		return errors.New("tls: set either self_signed or certificate and key, not both")
+	if err := c.validateTLS(); err != nil {
+		return err
 	}
 	if c.Queue.Gate != "local" && c.Queue.Gate != "strict" {
 		return fmt.Errorf("queue: gate must be \"local\" or \"strict\", not %q", c.Queue.Gate)
@@ -230,6 +240,24 @@ func (c *config) validate() error {
 		return fmt.Errorf("log: level must be debug, info, warn or error, not %q", c.Log.Level)
 	}
 	return c.validateNumbers()
+}
+
+func (c *config) validateTLS() error {
+	if (c.TLS.Certificate == "") != (c.TLS.Key == "") {
+		return errors.New("tls: certificate and key go together")
+	}
+	for i, pair := range c.TLS.Pairs {
+		if pair.Certificate == "" || pair.Key == "" {
+			return fmt.Errorf("tls.pair %d: certificate and key go together", i+1)
+		}
+	}
+	if c.TLS.SelfSigned && (c.TLS.Certificate != "" || len(c.TLS.Pairs) > 0) {
+		return errors.New("tls: set either self_signed or certificate and key, not both")
+	}
+	if c.TLS.SelfSigned && c.ACME.on() {
+		return errors.New("tls: set either self_signed or names in [acme], not both")
+	}
+	return c.ACME.validate()
 }
 
 func (c *config) validateListeners() error {

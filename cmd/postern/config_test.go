@@ -53,6 +53,51 @@ func writeConfig(t *testing.T, text string) string {
 	return path
 }
 
+// acmeText is a whole [acme] section, with other values for some keys.
+func acmeText(change string) string {
+	return withKeys("[acme]\n", map[string]string{
+		"names": `["mail.example.com"]`, "email": `"admin@example.com"`, "agree": "true",
+	}, change)
+}
+
+func rfc2136Text(change string) string {
+	return withKeys("[acme.rfc2136]\n", map[string]string{
+		"server": `"ns.example.com:53"`, "key_name": `"key"`, "key_file": `"tsig"`,
+	}, change)
+}
+
+func withKeys(text string, keys map[string]string, change string) string {
+	for key, value := range keys {
+		if !strings.Contains("\n"+change, "\n"+key+" = ") {
+			text += key + " = " + value + "\n"
+		}
+	}
+	return text + change
+}
+
+// TestACMEConfig: what is whole passes; paths are taken from the file's folder, and
+// without names everything is at its default.
+func TestACMEConfig(t *testing.T) {
+	t.Parallel()
+	path := writeConfig(t, acmeText("challenge = \"dns-01\"\nnames = [\"mail.example.com\", \"*.example.com\"]\ndirectory_ca = \"ca.pem\"\n")+rfc2136Text(""))
+	cfg, err := readConfig(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Dir(path)
+	if got := []string{cfg.ACME.DirectoryCA, cfg.ACME.RFC2136.KeyFile}; got[0] != filepath.Join(dir, "ca.pem") || got[1] != filepath.Join(dir, "tsig") {
+		t.Errorf("paths: %q", got)
+	}
+	cfg, err = readConfig("../../configs/postern.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.ACME.Names = nil // empty and not there are the same
+	if !reflect.DeepEqual(cfg.ACME, defaultACME()) {
+		t.Errorf("[acme] in the file says %+v, the default is %+v", cfg.ACME, defaultACME())
+	}
+}
+
 func TestConfigErrorsSayWhere(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct{ name, text, want string }{
@@ -67,6 +112,25 @@ func TestConfigErrorsSayWhere(t *testing.T) {
 		{"listener without tls", "[[listener]]\naddress = \"127.0.0.1:587\"\n", `"starttls" or "implicit"`},
 		{"certificate without key", "[tls]\ncertificate = \"c.pem\"\n", "go together"},
 		{"two kinds of certificate", "[tls]\nself_signed = true\ncertificate = \"c\"\nkey = \"k\"\n", "not both"},
+		{"half a pair", "[[tls.pair]]\ncertificate = \"c.pem\"\n", "tls.pair 1: certificate and key go together"},
+		{"self-signed and a pair", "[tls]\nself_signed = true\n[[tls.pair]]\ncertificate = \"c\"\nkey = \"k\"\n", "not both"},
+		{"self-signed and ACME", "[tls]\nself_signed = true\n" + acmeText(""), "not both"},
+		{"ACME without names", "[acme]\nemail = \"a@example.com\"\n", "names is empty"},
+		{"ACME for no name", acmeText("names = [\"localhost\"]\n"), `"localhost" is no name`},
+		{"ACME for a wildcard", acmeText("names = [\"*.example.com\"]\n"), `needs challenge = "dns-01"`},
+		{"ACME without an address", acmeText("email = \"\"\n"), "acme: email must be"},
+		{"ACME without consent", acmeText("agree = false\n"), "agree = true"},
+		{"ACME in clear", acmeText("directory = \"http://acme.test/\"\n"), "https"},
+		{"ACME by no challenge", acmeText("challenge = \"smtp-01\"\n"), `not "smtp-01"`},
+		{"ACME at no port", acmeText("http_address = \"80\"\n"), "http_address"},
+		{"ACME at no TLS port", acmeText("challenge = \"tls-alpn-01\"\ntls_alpn_address = \"x\"\n"), "tls_alpn_address"},
+		{"half an account", acmeText("eab_key_id = \"x\"\n"), "eab_key_id and eab_key_file go together"},
+		{"DNS-01 without a server", acmeText("challenge = \"dns-01\"\n"), "needs server, key_name and key_file"},
+		{"DNS-01 with an old algorithm", acmeText("challenge = \"dns-01\"\n") + rfc2136Text("key_algorithm = \"hmac-md5\"\n"), "key_algorithm must be one of"},
+		{"DNS-01 at no port", acmeText("challenge = \"dns-01\"\n") + rfc2136Text("server = \"ns\"\n"), "acme.rfc2136: server"},
+		{"DNS-01 in no zone", acmeText("challenge = \"dns-01\"\n") + rfc2136Text("zone = \"a b\"\n"), "acme.rfc2136: zone"},
+		{"DNS-01 by no resolver", acmeText("challenge = \"dns-01\"\n") + rfc2136Text("resolver = \"ns\"\n"), "acme.rfc2136: resolver"},
+		{"updates without DNS-01", acmeText("") + rfc2136Text(""), `is for challenge = "dns-01"`},
 		{"two databases", "[database]\nurl = \"postgres://x\"\nprivate = \"d\"\n", "not both"},
 		{"gate", "[queue]\ngate = \"open\"\n", `"local" or "strict"`},
 		{"zero", "[submission]\nrecipients = 0\n", "submission.recipients must be more than 0"},

@@ -19,6 +19,7 @@ import (
 	"postern/migrations"
 	"postern/policy"
 	"postern/relay/bounce"
+	"postern/relay/certificate"
 	"postern/relay/delivery"
 	"postern/relay/maillog"
 	"postern/relay/queue"
@@ -36,6 +37,9 @@ type node struct {
 
 	pools     []*pgxpool.Pool
 	listeners []submission.Listener
+
+	certs  *certificate.Set    // nil with --only delivery
+	keeper *certificate.Keeper // nil without [acme]
 
 	queue   *queue.Queue
 	server  *submission.Server // nil with --only delivery
@@ -63,9 +67,8 @@ func (a *app) buildNode(ctx context.Context, cfg config, url, only string, log *
 	if n.name = cfg.Node; n.name == "" {
 		n.name = n.hostname
 	}
-	var certs *submission.Certificates
 	if only != "delivery" {
-		if certs, err = n.certificates(); err != nil {
+		if n.certs, err = n.certificates(); err != nil {
 			return nil, err
 		}
 	}
@@ -92,7 +95,10 @@ func (a *app) buildNode(ctx context.Context, cfg config, url, only string, log *
 		}
 	}
 	if only != "delivery" {
-		if err := n.buildSubmission(ctx, url, certs); err != nil {
+		if err := a.buildCertificates(ctx, n, url); err != nil {
+			return nil, err
+		}
+		if err := n.buildSubmission(ctx, url); err != nil {
 			return nil, err
 		}
 	}
@@ -130,14 +136,32 @@ func (n *node) warnDurability(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-func (n *node) certificates() (*submission.Certificates, error) {
-	if n.cfg.TLS.SelfSigned {
-		return submission.SelfSigned(n.hostname)
+// certificates reads what is in files.
+func (n *node) certificates() (*certificate.Set, error) {
+	cfg := certificate.Config{Hostname: n.hostname, SelfSigned: n.cfg.TLS.SelfSigned, Log: n.log}
+	if n.cfg.TLS.Certificate != "" {
+		cfg.Pairs = append(cfg.Pairs, certificate.Pair{Certificate: n.cfg.TLS.Certificate, Key: n.cfg.TLS.Key})
 	}
-	if n.cfg.TLS.Certificate == "" {
-		return nil, usagef("the configuration has no certificate: set certificate and key in [tls], or self_signed = true to try things out")
+	for _, pair := range n.cfg.TLS.Pairs {
+		cfg.Pairs = append(cfg.Pairs, certificate.Pair(pair))
 	}
-	return submission.LoadCertificates(n.cfg.TLS.Certificate, n.cfg.TLS.Key, n.log)
+	if len(cfg.Pairs) == 0 && !cfg.SelfSigned && !n.cfg.ACME.on() {
+		return nil, usagef("the configuration has no certificate: set certificate and key in [tls], names in [acme], or self_signed = true to try things out")
+	}
+	return certificate.Open(cfg)
+}
+
+// buildCertificates adds those of an ACME authority.
+func (a *app) buildCertificates(ctx context.Context, n *node, url string) error {
+	if !n.cfg.ACME.on() {
+		return nil
+	}
+	var err error
+	if n.keeper, err = a.keeper(ctx, n, url); err != nil {
+		return err
+	}
+	n.certs.Use(n.keeper)
+	return nil
 }
 
 // listen opens the listeners, but for those that are open.
@@ -284,7 +308,7 @@ func (n *node) addresses() []string {
 	return list
 }
 
-func (n *node) buildSubmission(ctx context.Context, url string, certs *submission.Certificates) error {
+func (n *node) buildSubmission(ctx context.Context, url string) error {
 	_, login := n.shares()
 	pool, err := n.pool(ctx, url, "auth", login, nil)
 	if err != nil {
@@ -299,7 +323,7 @@ func (n *node) buildSubmission(ctx context.Context, url string, certs *submissio
 	n.sessions = policy.NewSessions(background, n.queue.Epoch, n.log)
 	s := n.cfg.Submission
 	cfg := submission.Config{
-		Hostname: n.hostname, Listeners: n.listeners, Certificates: certs,
+		Hostname: n.hostname, Listeners: n.listeners, Certificates: n.certs,
 		Verifier: n.verifier, Current: n.verifier, Sessions: n.sessions,
 		Queue: n.queue, Log: n.mail, System: n.log, TempDir: s.SpoolDir, HideClient: !s.ShowClientAddress,
 		Limits: submission.Limits{
@@ -323,6 +347,11 @@ func (n *node) start(ctx context.Context) error {
 	defer cancel()
 	if err := n.queue.Start(startCtx); err != nil {
 		return fmt.Errorf("start the queue: %w", err)
+	}
+	if n.keeper != nil {
+		if err := n.keeper.Start(startCtx); err != nil {
+			return err
+		}
 	}
 	if n.verifier != nil {
 		n.startLogins()
@@ -380,6 +409,11 @@ func awaitGroup(ctx context.Context, wg *sync.WaitGroup) error {
 func (n *node) close() {
 	for _, l := range n.listeners {
 		_ = l.Net.Close()
+	}
+	if n.keeper != nil { // again after its end, or before its start: no wait
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		_ = n.keeper.Close(ctx)
+		cancel()
 	}
 	for _, p := range n.pools {
 		p.Close()

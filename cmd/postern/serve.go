@@ -170,6 +170,9 @@ func (n *node) stop() error {
 	if n.server != nil {
 		part("submission", drainTime/3, n.server.Shutdown)
 	}
+	if n.keeper != nil {
+		part("certificates", drainTime/6, n.keeper.Close)
+	}
 	part("notices", drainTime/6, n.stopBouncer)
 	part("logins", drainTime/6, n.endLogins)
 	if n.engine != nil {

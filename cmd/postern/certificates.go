@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"postern/relay/certificate"
+)
+
+func (a *app) certificateCmd() *cobra.Command {
+	return noun("certificate", "the certificates that an ACME authority issues", a.certificateListCmd(), a.certificateRenewCmd())
+}
+
+func (a *app) certificateRenewCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "renew NAME",
+		Short: "let a certificate be ordered anew before its time",
+		Long: `Asks the nodes to order a new certificate with a new key for NAME, as when the key may
+have become known. What waits after a failure is tried again at once. The one in use
+stays until the new one is there; whether the old one is revoked is between you and
+the authority.`,
+		Args: one("NAME", "the NAME of a certificate; 'postern certificate list' shows them"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
+				known, err := certificate.AskRenewal(ctx, pool, args[0], a.actor())
+				if err != nil {
+					return err
+				}
+				if !known {
+					return fmt.Errorf("no node has told of a certificate for %s by ACME; 'postern certificate list' shows those that there are", printable(args[0]))
+				}
+				fmt.Fprintf(a.stdout, "%s will be renewed by a running node within 10 minutes, or at once by a reload\n", printable(strings.ToLower(args[0])))
+				return nil
+			})
+		},
+	}
+}
+
+// certificateLine is how --json tells of a certificate.
+type certificateLine struct {
+	Name        string     `json:"name"`
+	Source      string     `json:"source"`
+	State       string     `json:"state"`
+	Issuer      string     `json:"issuer,omitempty"`
+	Serial      string     `json:"serial,omitempty"`
+	NotBefore   *time.Time `json:"not_before,omitempty"`
+	NotAfter    *time.Time `json:"not_after,omitempty"`
+	RenewedAt   *time.Time `json:"renewed_at,omitempty"`
+	Node        string     `json:"node"`
+	Failures    int        `json:"failures"`
+	FailingFrom *time.Time `json:"failing_since,omitempty"`
+	NextAttempt *time.Time `json:"next_attempt,omitempty"`
+	RenewAsked  *time.Time `json:"renew_asked,omitempty"`
+	Error       string     `json:"error,omitempty"`
+}
+
+func (a *app) certificateListCmd() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "list certificates that nodes get by ACME, with their end and state",
+		Long: `Lists what the nodes have written into the database about each name in their [acme]
+names: when its certificate ends, and, while none can be got, since when, why, and
+when it is tried again. A certificate in files is not listed; 'postern check' looks
+at that one.`,
+		Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
+				list, err := certificate.List(ctx, pool)
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					return printJSON(a.stdout, certificateLines(list))
+				}
+				return a.printCertificates(list)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func certificateLines(list []certificate.Record) []certificateLine {
+	lines := make([]certificateLine, 0, len(list))
+	for _, r := range list {
+		lines = append(lines, certificateLine{
+			Name: r.Name, Source: r.Authority, State: r.State(time.Now()), Issuer: r.Issuer, Serial: r.Serial,
+			NotBefore: timeOrNil(r.NotBefore), NotAfter: timeOrNil(r.NotAfter), RenewedAt: timeOrNil(r.RenewedAt),
+			Node: r.Node, Failures: r.Failures, FailingFrom: timeOrNil(r.FailingSince),
+			NextAttempt: timeOrNil(r.NextAttempt), RenewAsked: timeOrNil(r.RenewAsked), Error: r.LastError,
+		})
+	}
+	return lines
+}
+
+func timeOrNil(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}
+
+func (a *app) printCertificates(list []certificate.Record) error {
+	t := table{head: []string{"NAME", "SOURCE", "STATE", "UNTIL"}}
+	for _, r := range list {
+		t.add(r.Name, r.Authority, r.State(time.Now()), localTime(r.NotAfter))
+	}
+	if err := t.print(a.stdout); err != nil {
+		return err
+	}
+	for _, r := range list {
+		if r.Failures > 0 {
+			fmt.Fprintf(a.stdout, "%s: no certificate since %s, tried again at %s: %s\n", printable(r.Name),
+				localTime(r.FailingSince), localTime(r.NextAttempt), printable(strings.TrimSpace(r.LastError)))
+		}
+	}
+	return nil
+}
