@@ -71,9 +71,12 @@ type Keeper struct {
 
 // kept is what is known of one name.
 type kept struct {
-	cert     *tls.Certificate // nil: none yet
-	trouble  trouble
-	failures int // in a row that no other node was told of
+	cert    *tls.Certificate // nil: none yet
+	trouble trouble
+	// Attempts in a row that have failed without the other nodes' being told, as when
+	// what was issued could not be stored, and until when this node makes none.
+	failures int
+	hold     time.Time
 }
 
 // Start shows what the storage has and begins to look after it. A name without a
@@ -158,29 +161,43 @@ func (k *Keeper) pass(ctx context.Context, name string) {
 	ctx, cancel := context.WithTimeoutCause(ctx, passTime, fmt.Errorf("given up after %s", passTime))
 	defer cancel()
 	record, err := k.storage.record(ctx, k.authority, name)
-	if err == nil && record.NextAttempt.After(k.clock.Now()) {
+	if err != nil {
+		if !stopping(ctx) {
+			k.unknown(name, err)
+		}
+		return
+	}
+	if record.NextAttempt.After(k.clock.Now()) {
 		k.wait(ctx, name, record)
 		return
 	}
-	if err == nil {
-		err = k.manage(ctx, name, record)
+	if kept := k.kept(name); kept.hold.After(k.clock.Now()) && !record.RenewedAt.After(kept.trouble.since) {
+		_ = k.adopt(ctx, name) // there is an error to tell already
+		return
 	}
+	err = k.manage(ctx, name, record)
 	switch {
-	case ctx.Err() != nil && errors.Is(context.Cause(ctx), context.Canceled): // the node stops
+	case stopping(ctx):
 	case errors.Is(err, errNotDue):
 		if record, err := k.storage.record(ctx, k.authority, name); err == nil {
 			k.wait(ctx, name, record)
 		}
 	case err != nil:
-		k.failed(ctx, name, cause(ctx, err))
+		k.failed(ctx, name, err)
 	default:
 		k.succeeded(ctx, name)
 	}
 }
 
+// stopping reports that the node stops: what was given up for that is no failure.
+func stopping(ctx context.Context) bool { return errors.Is(context.Cause(ctx), context.Canceled) }
+
 // wait takes over what another node has told or got.
 func (k *Keeper) wait(ctx context.Context, name string, record Record) {
 	err := k.adopt(ctx, name)
+	if record.NextAttempt.IsZero() { // it was done meanwhile
+		return
+	}
 	k.update(name, func(kept *kept) {
 		kept.trouble.failure(record.FailingSince, errors.New(record.LastError), record.NextAttempt)
 		kept.trouble.since = record.FailingSince
@@ -208,7 +225,10 @@ func (k *Keeper) manage(ctx context.Context, name string, record Record) error {
 	if cert != nil {
 		k.show(name, cert)
 	}
-	return cause(ctx, err)
+	if lost := context.Cause(ctx); errors.Is(lost, ErrLeaseLost) && err != nil {
+		return lost
+	}
+	return err
 }
 
 // newest is the certificate for name that was issued last.
@@ -265,16 +285,25 @@ func (k *Keeper) tell(ctx context.Context, name string, failure error) error {
 // plain is an authority's error in one line.
 func plain(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
 
+// unknown is when the database does not tell whether an attempt is due.
+func (k *Keeper) unknown(name string, err error) {
+	now := k.clock.Now()
+	k.update(name, func(kept *kept) { kept.trouble.failure(now, err, now.Add(time.Minute)) })
+	k.log.Warn("certificate not looked after", "name", name, "error", err)
+}
+
 func (k *Keeper) failed(ctx context.Context, name string, err error) {
 	now := k.clock.Now()
 	record, readErr := k.storage.record(context.WithoutCancel(ctx), k.authority, name)
 	k.update(name, func(kept *kept) {
-		kept.failures++
-		kept.trouble.failure(now, errors.New(plain(err)), now.Add(delay(kept.failures)))
 		if readErr == nil && record.NextAttempt.After(now) { // an attempt that all nodes know of
-			kept.failures = 0
+			kept.failures, kept.hold = 0, time.Time{}
 			kept.trouble.last, kept.trouble.since, kept.trouble.next = errors.New(record.LastError), record.FailingSince, record.NextAttempt
+			return
 		}
+		kept.failures++
+		kept.hold = now.Add(delay(kept.failures))
+		kept.trouble.failure(now, errors.New(plain(err)), kept.hold)
 	})
 	status := k.statusOf(name)
 	k.log.Error("certificate not issued", "name", name, "authority", k.authority, "error", status.Error,
@@ -287,7 +316,7 @@ func (k *Keeper) succeeded(ctx context.Context, name string) {
 	var failing bool
 	k.update(name, func(kept *kept) {
 		failing = kept.trouble.last != nil
-		kept.failures, cert = 0, kept.cert
+		kept.failures, kept.hold, cert = 0, time.Time{}, kept.cert
 		kept.trouble.success(now)
 	})
 	if failing {
@@ -301,21 +330,28 @@ func (k *Keeper) succeeded(ctx context.Context, name string) {
 	}
 }
 
-// adopt shows the newest certificate for name in the storage. One from another
-// authority, of an earlier configuration, is better than none.
+// adopt shows the certificate for name that is in the storage. One from another
+// authority, of an earlier configuration, is better than none or one that has expired.
 func (k *Keeper) adopt(ctx context.Context, name string) error {
-	issuers, err := k.storage.List(ctx, "certificates", false)
-	if err != nil {
+	own, err := k.load(ctx, k.authority, name)
+	if err == nil && time.Now().Before(own.Leaf.NotAfter) {
+		k.show(name, own)
+		return nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	var newest *tls.Certificate
-	err = fs.ErrNotExist
-	for _, path := range issuers {
+	authorities, listErr := k.storage.List(ctx, "certificates", false)
+	if listErr != nil {
+		return listErr
+	}
+	newest := own
+	for _, path := range authorities {
 		cert, loadErr := k.load(ctx, strings.TrimPrefix(path, "certificates/"), name)
-		switch {
-		case loadErr != nil && !errors.Is(loadErr, fs.ErrNotExist):
+		if loadErr != nil && !errors.Is(loadErr, fs.ErrNotExist) {
 			err = loadErr
-		case loadErr == nil && (newest == nil || cert.Leaf.NotAfter.After(newest.Leaf.NotAfter)):
+		}
+		if loadErr == nil && (newest == nil || cert.Leaf.NotAfter.After(newest.Leaf.NotAfter)) {
 			newest = cert
 		}
 	}
@@ -395,6 +431,7 @@ func (k *Keeper) Reload(ctx context.Context) error {
 		if err := k.adopt(ctx, name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
+		k.update(name, func(kept *kept) { kept.hold = time.Time{} })
 		select {
 		case k.wake[name] <- struct{}{}:
 		default: // it is awake
