@@ -122,3 +122,12 @@ func (a *app) printCertificates(list []certificate.Record) error {
 	}
 	return nil
 }
+
+// certificatesLike are the names for completion; who asks picks those with the prefix.
+func certificatesLike(ctx context.Context, pool *pgxpool.Pool, _ string) (names []string, err error) {
+	list, err := certificate.List(ctx, pool)
+	for _, r := range list {
+		names = append(names, r.Name)
+	}
+	return names, err
+}

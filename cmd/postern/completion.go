@@ -69,6 +69,8 @@ func (a *app) complete(cmd *cobra.Command) {
 		cmd.ValidArgsFunction = a.completer(secretsLike, false)
 	case under.Name() == "upstream" && what == "NAME" && cmd.Name() != "add":
 		cmd.ValidArgsFunction = a.completer(upstreamsLike, true)
+	case under.Name() == "certificate" && what == "NAME":
+		cmd.ValidArgsFunction = a.completer(certificatesLike, true)
 	case what == "FILE":
 	default:
 		cmd.ValidArgsFunction = cobra.NoFileCompletions

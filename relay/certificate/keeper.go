@@ -60,6 +60,7 @@ type Keeper struct {
 	authority string
 	responder *responder // nil: DNS-01
 	standIn   *tls.Certificate
+	tidyAt    time.Time // the work of the first name's goroutine
 
 	mu    sync.Mutex
 	names map[string]*kept
@@ -101,7 +102,7 @@ func (k *Keeper) Start(ctx context.Context) error {
 		k.log.Info("the authority's validations are answered", "challenge", k.cfg.Challenge, "address", k.ChallengeAddress())
 	}
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
-	k.stop = stop
+	k.stop, k.tidyAt = stop, k.clock.Now().Add(time.Hour)
 	for _, name := range k.cfg.Names {
 		k.passes.Go(func() { k.lookAfter(running, name) })
 	}
@@ -134,6 +135,9 @@ func (k *Keeper) Close(ctx context.Context) error {
 func (k *Keeper) lookAfter(ctx context.Context, name string) {
 	for {
 		k.pass(ctx, name)
+		if name == k.cfg.Names[0] {
+			k.tidy(ctx)
+		}
 		select {
 		case <-ctx.Done():
 			return

@@ -339,8 +339,8 @@ func TestOneOrder(t *testing.T) {
 // every handshake meanwhile gets a valid one.
 func TestRenewal(t *testing.T) {
 	t.Parallel()
-	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{Validity: 15 * time.Second})
-	n := startNode(t, db, ca)
+	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{Validity: 40 * time.Second})
+	n := startNode(t, db, ca, func(c *ACME) { c.renewWindow = 0.8 })
 	roots := ca.Issued(t)
 	first := n.trusted("mail.test", roots, nil)
 	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {

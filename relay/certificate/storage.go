@@ -47,6 +47,9 @@ func NewStorage(pool *pgxpool.Pool, sealer *seal.Sealer, node string, log *slog.
 	}
 }
 
+// String keeps the pool and the key out of certmagic's log.
+func (s *Storage) String() string { return "postgres" }
+
 // call bounds a call to the database.
 func call(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, callTime, fmt.Errorf("the database did not answer in %s", callTime))

@@ -20,14 +20,14 @@ func TestZapLog(t *testing.T) {
 	named.Info("below the level")
 	named.Warn("a step", zap.Duration("in", time.Second), zap.Strings("names", []string{"a", "b"}))
 	named.Error("could not", zap.Error(errors.New("refused")), zap.Int("attempt", 2))
-	log.Error("of no part")
+	log.Error("of no part", zap.Any("storage", &Storage{node: "one"}))
 	if err := log.Sync(); err != nil {
 		t.Error(err)
 	}
 	want := []map[string]any{
 		{"level": "INFO", "msg": "acme: a step", "part": "obtain", "identifier": "mail.test", "in": float64(time.Second), "names": []any{"a", "b"}},
 		{"level": "WARN", "msg": "acme: could not", "part": "obtain", "identifier": "mail.test", "error": "refused", "attempt": float64(2)},
-		{"level": "WARN", "msg": "acme: of no part"},
+		{"level": "WARN", "msg": "acme: of no part", "storage": "postgres"},
 	}
 	lines := json.NewDecoder(&out)
 	for _, w := range want {
