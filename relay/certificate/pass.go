@@ -1,0 +1,210 @@
+package certificate
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/certmagic"
+)
+
+// delays come between attempts that fail, over all nodes; the last one stays. No more
+// than five fall into one hour: what Let's Encrypt allows for one name.
+var delays = []time.Duration{time.Minute, 4 * time.Minute, 10 * time.Minute, 15 * time.Minute, 30 * time.Minute, time.Hour}
+
+// delay is the wait after so many failures in a row.
+func delay(failures int) time.Duration {
+	return delays[min(max(failures, 1), len(delays))-1]
+}
+
+// errNotDue keeps a node from ordering when another's attempt has failed a moment ago.
+var errNotDue = errors.New("the next attempt is not due yet")
+
+// pass is one look: certmagic loads what is stored and, when it is due, orders.
+func (k *Keeper) pass(ctx context.Context, name string) {
+	ctx, cancel := context.WithTimeoutCause(ctx, passTime, fmt.Errorf("given up after %s", passTime))
+	defer cancel()
+	record, err := k.storage.record(ctx, k.authority, name)
+	if err != nil {
+		if !stopping(ctx) {
+			k.unknown(name, err)
+		}
+		return
+	}
+	if record.NextAttempt.After(k.clock.Now()) {
+		k.wait(ctx, name, record)
+		return
+	}
+	if kept := k.kept(name); kept.hold.After(k.clock.Now()) && !record.RenewedAt.After(kept.trouble.since) {
+		_ = k.adopt(ctx, name) // there is an error to tell already
+		return
+	}
+	err = k.manage(ctx, name, record)
+	switch {
+	case stopping(ctx):
+	case errors.Is(err, errNotDue):
+		if record, err := k.storage.record(ctx, k.authority, name); err == nil {
+			k.wait(ctx, name, record)
+		}
+	case err != nil:
+		k.failed(ctx, name, err)
+	default:
+		k.succeeded(ctx, name)
+	}
+}
+
+// stopping reports that the node stops: what was given up for that is no failure.
+func stopping(ctx context.Context) bool { return errors.Is(context.Cause(ctx), context.Canceled) }
+
+// wait takes over what another node has told or got.
+func (k *Keeper) wait(ctx context.Context, name string, record Record) {
+	err := k.adopt(ctx, name)
+	if record.NextAttempt.IsZero() { // it was done meanwhile
+		if err == nil {
+			k.succeeded(ctx, name)
+		}
+		return
+	}
+	k.update(name, func(kept *kept) {
+		kept.trouble.failure(record.FailingSince, errors.New(record.LastError), record.NextAttempt)
+		kept.trouble.since = record.FailingSince
+	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		k.log.Warn("the certificate in the database cannot be read", "name", name, "error", err)
+	}
+}
+
+// manage lets certmagic do all that is due for name, and makes one attempt of each.
+// Its cache is new each time: what is stored is looked at, not what was remembered.
+func (k *Keeper) manage(ctx context.Context, name string, record Record) error {
+	ctx, end := withScope(ctx)
+	defer end(nil)
+	config, cache := k.fresh()
+	defer cache.Stop()
+	err := config.ManageSync(ctx, []string{name})
+	cert := newest(cache, name)
+	if err == nil && !record.RenewAsked.IsZero() && cert != nil && cert.Leaf.SerialNumber.Text(16) == record.Serial {
+		if err = config.RenewCertSync(ctx, name, true); err == nil {
+			return nil // onEvent has shown it
+		}
+	}
+	if cert != nil {
+		k.show(name, cert)
+	}
+	if lost := context.Cause(ctx); errors.Is(lost, ErrLeaseLost) && err != nil {
+		return lost
+	}
+	return err
+}
+
+// newest is the certificate for name that was issued last.
+func newest(cache *certmagic.Cache, name string) *tls.Certificate {
+	var newest *tls.Certificate
+	for _, cert := range cache.AllMatchingCertificates(name) {
+		if newest == nil || cert.Leaf.NotBefore.After(newest.Leaf.NotBefore) {
+			newest = &cert.Certificate
+		}
+	}
+	return newest
+}
+
+// onEvent hears from certmagic, while it holds the name's lock.
+func (k *Keeper) onEvent(ctx context.Context, event string, data map[string]any) error {
+	name, _ := data["identifier"].(string)
+	switch event {
+	case "cert_obtaining":
+		record, err := k.storage.record(ctx, k.authority, name)
+		forced, _ := data["forced"].(bool)
+		if err == nil && (record.NextAttempt.After(k.clock.Now()) || forced && record.RenewAsked.IsZero()) {
+			err = errNotDue // another node's attempt came before
+		}
+		return err
+	case "cert_failed":
+		failure, _ := data["error"].(error)
+		if failure == nil || ctx.Err() != nil {
+			return nil // given up, not refused
+		}
+		return k.tell(ctx, name, failure)
+	case "cert_obtained":
+		k.obtained(ctx, name)
+	}
+	return nil
+}
+
+// obtained shows and tells of a new certificate: before the question for an OCSP staple,
+// and before the lock is given to a node that would renew it once more.
+func (k *Keeper) obtained(ctx context.Context, name string) {
+	err := k.adopt(ctx, name)
+	if cert := k.kept(name).cert; err == nil && cert != nil {
+		err = k.storage.succeeded(ctx, k.authority, name, cert.Leaf, k.clock.Now())
+	}
+	if err != nil {
+		k.log.Warn("the other nodes could not be told of a new certificate", "name", name, "error", err)
+	}
+}
+
+// tell records for all nodes that the authority did not issue.
+func (k *Keeper) tell(ctx context.Context, name string, failure error) error {
+	record, err := k.storage.record(ctx, k.authority, name)
+	if err != nil {
+		return err
+	}
+	now := k.clock.Now()
+	if record.FailingSince.IsZero() {
+		record.FailingSince = now
+	}
+	record.LastError, record.NextAttempt = plain(failure), now.Add(delay(record.Failures+1))
+	return k.storage.failed(ctx, record)
+}
+
+// plain is an authority's error in one line.
+func plain(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
+
+// unknown is when the database does not tell whether an attempt is due.
+func (k *Keeper) unknown(name string, err error) {
+	now := k.clock.Now()
+	k.update(name, func(kept *kept) { kept.trouble.failure(now, err, now.Add(time.Minute)) })
+	k.log.Warn("certificate not looked after", "name", name, "error", err)
+}
+
+func (k *Keeper) failed(ctx context.Context, name string, err error) {
+	now := k.clock.Now()
+	record, readErr := k.storage.record(context.WithoutCancel(ctx), k.authority, name)
+	k.update(name, func(kept *kept) {
+		if readErr == nil && record.NextAttempt.After(now) { // an attempt that all nodes know of
+			kept.failures, kept.hold = 0, time.Time{}
+			kept.trouble.last, kept.trouble.since, kept.trouble.next = errors.New(record.LastError), record.FailingSince, record.NextAttempt
+			return
+		}
+		kept.failures++
+		kept.hold = now.Add(delay(kept.failures))
+		kept.trouble.failure(now, errors.New(plain(err)), kept.hold)
+	})
+	status := k.statusOf(name)
+	k.log.Error("certificate not issued", "name", name, "authority", k.authority, "error", status.Error,
+		"failing_since", status.FailingSince, "next_attempt", status.NextAttempt, "expires", status.NotAfter, "stand_in", status.StandIn)
+}
+
+func (k *Keeper) succeeded(ctx context.Context, name string) {
+	now := k.clock.Now()
+	var cert *tls.Certificate
+	var failing bool
+	k.update(name, func(kept *kept) {
+		failing = kept.trouble.last != nil
+		kept.failures, kept.hold, cert = 0, time.Time{}, kept.cert
+		kept.trouble.success(now)
+	})
+	if failing {
+		k.log.Info("certificate in order again", "name", name, "authority", k.authority)
+	}
+	if cert == nil {
+		return
+	}
+	if err := k.storage.succeeded(ctx, k.authority, name, cert.Leaf, now); err != nil {
+		k.log.Warn("the other nodes could not be told of a certificate", "name", name, "error", err)
+	}
+}
