@@ -127,12 +127,16 @@ type node struct {
 	log  *lines
 }
 
+// host is the name that the test orders for, and no other: certmagic remembers in the
+// process which name is validated how.
+func host(t *testing.T) string { return strings.ToLower(t.Name()) + ".test" }
+
 // startNode makes a node whose validations come to it alone.
 func startNode(t *testing.T, db *pgtest.DB, ca *acmetest.CA, change ...func(*ACME)) *node {
 	t.Helper()
 	n := &node{t: t, log: &lines{}}
 	cfg := ACME{
-		Names: []string{"mail.test"}, Email: "admin@mail.test", Directory: ca.URL, Roots: ca.Roots(),
+		Names: []string{host(t)}, Email: "admin@mail.test", Directory: ca.URL, Roots: ca.Roots(),
 		Challenge: HTTP01, HTTPAddress: "127.0.0.1:0", TLSALPNAddress: "127.0.0.1:0",
 		Node: "one", Pool: db.Pool, Sealer: newSealer(t, 1), Log: n.log.logger(), lookEvery: 50 * time.Millisecond,
 	}
@@ -146,7 +150,7 @@ func startNode(t *testing.T, db *pgtest.DB, ca *acmetest.CA, change ...func(*ACM
 	n.storage.pollEvery = 20 * time.Millisecond
 	ca.HTTP.To(n.ChallengeAddress)
 	ca.TLSALPN.To(n.ChallengeAddress)
-	if n.set, err = Open(Config{Hostname: "mail.test"}); err != nil {
+	if n.set, err = Open(Config{Hostname: host(t)}); err != nil {
 		t.Fatal(err)
 	}
 	n.set.Use(n.Keeper)
@@ -248,13 +252,13 @@ func TestFirstIssue(t *testing.T) {
 	t.Parallel()
 	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
 	hold := ca.HoldAt("/order-plz")
-	n := startNode(t, db, ca, func(c *ACME) { c.Names = []string{"other.test", "MAIL.test"} })
+	n := startNode(t, db, ca, func(c *ACME) { c.Names = []string{"other." + host(t), strings.ToUpper(host(t))} })
 	await(t, hold.Arrived)
-	leaf, err := n.handshake("mail.test", nil)
+	leaf, err := n.handshake(host(t), nil)
 	if err != nil || leaf.Subject.CommonName != "Postern, self-signed" {
 		t.Fatalf("before the first is issued: %v, %v", leaf, err)
 	}
-	if s := n.status("mail.test"); !s.StandIn || s.Valid(time.Now()) {
+	if s := n.status(host(t)); !s.StandIn || s.Valid(time.Now()) {
 		t.Errorf("status of a stand-in: %+v", s)
 	}
 	if !strings.Contains(n.log.String(), "no certificate yet") {
@@ -263,13 +267,13 @@ func TestFirstIssue(t *testing.T) {
 	hold.Release()
 
 	roots := ca.Issued(t)
-	n.trusted("mail.test", roots, nil)
-	n.trusted("other.test", roots, nil)
+	n.trusted(host(t), roots, nil)
+	n.trusted("other."+host(t), roots, nil)
 	leaf, err = n.handshake("", nil)
-	if err != nil || leaf.DNSNames[0] != "mail.test" {
+	if err != nil || leaf.DNSNames[0] != host(t) {
 		t.Errorf("without SNI: %v, %v", leaf.DNSNames, err)
 	}
-	s := n.awaitStatus("mail.test", "valid", func(s Status) bool { return !s.LastSuccess.IsZero() })
+	s := n.awaitStatus(host(t), "valid", func(s Status) bool { return !s.LastSuccess.IsZero() })
 	if s.StandIn || s.Error != "" || !s.Valid(time.Now()) || !strings.Contains(s.Issuer, "Pebble") || !strings.HasPrefix(s.Source, "acme 127.0.0.1") {
 		t.Errorf("status: %+v", s)
 	}
@@ -278,7 +282,7 @@ func TestFirstIssue(t *testing.T) {
 	}
 	var r Record
 	for deadline := time.Now().Add(patience); r.NotAfter.IsZero() && time.Now().Before(deadline); {
-		r = records(t, db)["mail.test"]
+		r = records(t, db)[host(t)]
 	}
 	if r.State(time.Now()) != "valid" || r.Node != "one" || r.Serial == "" || r.RenewedAt.IsZero() {
 		t.Errorf("record: %+v", r)
@@ -299,7 +303,7 @@ func TestStrangers(t *testing.T) {
 	t.Parallel()
 	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
 	n := startNode(t, db, ca)
-	for _, host := range []string{"mail.test", "evil.test", ""} {
+	for _, host := range []string{host(t), "evil.test", ""} {
 		for _, path := range []string{"/", "/.well-known/acme-challenge/x", "/.well-known/acme-challenge/"} {
 			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+n.ChallengeAddress()+path, nil)
 			must(t, err)
@@ -328,7 +332,7 @@ func TestOneOrder(t *testing.T) {
 	hold.Release()
 	serials := map[string]bool{}
 	for _, n := range nodes {
-		serials[n.trusted("mail.test", ca.Issued(t), nil).SerialNumber.String()] = true
+		serials[n.trusted(host(t), ca.Issued(t), nil).SerialNumber.String()] = true
 	}
 	if len(serials) != 1 || len(ca.Orders()) != 1 {
 		t.Errorf("%d certificates, %d orders", len(serials), len(ca.Orders()))
@@ -342,9 +346,9 @@ func TestRenewal(t *testing.T) {
 	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{Validity: 40 * time.Second})
 	n := startNode(t, db, ca, func(c *ACME) { c.renewWindow = 0.8 })
 	roots := ca.Issued(t)
-	first := n.trusted("mail.test", roots, nil)
+	first := n.trusted(host(t), roots, nil)
 	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
-		leaf, err := n.handshake("mail.test", roots)
+		leaf, err := n.handshake(host(t), roots)
 		if err != nil {
 			t.Fatalf("a handshake in between: %v", err)
 		}
@@ -355,7 +359,7 @@ func TestRenewal(t *testing.T) {
 			t.Fatal("it is not renewed")
 		}
 	}
-	if r := records(t, db)["mail.test"]; r.Failures != 0 {
+	if r := records(t, db)[host(t)]; r.Failures != 0 {
 		t.Errorf("record: %+v", r)
 	}
 }
@@ -368,19 +372,19 @@ func TestRenewalInformation(t *testing.T) {
 	ca.RenewNow(true)
 	n := startNode(t, db, ca, func(c *ACME) { c.Clock = clock })
 	clock.idle(t, 1)
-	first := n.trusted("mail.test", ca.Issued(t), nil)
+	first := n.trusted(host(t), ca.Issued(t), nil)
 	ca.RenewNow(false)
 	clock.next()
 	clock.idle(t, 1)
-	second := n.trusted("mail.test", ca.Issued(t), first)
+	second := n.trusted(host(t), ca.Issued(t), first)
 	orders := ca.Orders()
 	if len(orders) != 2 || orders[0].Replaces != "" || orders[1].Replaces == "" {
 		t.Errorf("orders: %+v", orders)
 	}
 	clock.next()
 	clock.idle(t, 1)
-	n.trusted("mail.test", ca.Issued(t), first)
-	if leaf, _ := n.handshake("mail.test", nil); !leaf.Equal(second) || len(ca.Orders()) != 2 {
+	n.trusted(host(t), ca.Issued(t), first)
+	if leaf, _ := n.handshake(host(t), nil); !leaf.Equal(second) || len(ca.Orders()) != 2 {
 		t.Errorf("renewed again: %d orders", len(ca.Orders()))
 	}
 }
@@ -403,8 +407,8 @@ func TestOutage(t *testing.T) {
 	hold.Release()
 	clock.idle(t, 2)
 	roots := ca.Issued(t)
-	first := one.trusted("mail.test", roots, nil)
-	two.trusted("mail.test", roots, nil)
+	first := one.trusted(host(t), roots, nil)
+	two.trusted(host(t), roots, nil)
 
 	ca.Down()
 	down := clock.Now()
@@ -412,18 +416,18 @@ func TestOutage(t *testing.T) {
 		hour += clock.next()
 		clock.idle(t, 2)
 		for _, n := range []*node{one, two} {
-			if leaf, err := n.handshake("mail.test", roots); err != nil || !leaf.Equal(first) {
+			if leaf, err := n.handshake(host(t), roots); err != nil || !leaf.Equal(first) {
 				t.Fatalf("after %s of the outage: %v", hour, err)
 			}
 		}
 	}
-	r := records(t, db)["mail.test"]
+	r := records(t, db)[host(t)]
 	// The sixth may be made just when the hour is over.
 	if r.Failures < 4 || r.Failures > 6 || r.State(time.Now()) != "renewal failing" || r.LastError == "" {
 		t.Errorf("record in the outage, of two nodes: %+v", r)
 	}
 	for _, n := range []*node{one, two} {
-		s := n.status("mail.test")
+		s := n.status(host(t))
 		if s.Error == "" || s.FailingSince.Before(down) || s.FailingSince.After(down.Add(15*time.Minute)) ||
 			!s.NextAttempt.After(clock.Now()) || s.StandIn || !s.Valid(time.Now()) {
 			t.Errorf("status in the outage: %+v", s)
@@ -436,16 +440,16 @@ func TestOutage(t *testing.T) {
 		clock.next()
 		clock.idle(t, 2)
 	}
-	second := one.trusted("mail.test", roots, first)
-	if leaf := two.trusted("mail.test", roots, first); !leaf.Equal(second) || len(ca.Orders()) != 2 {
+	second := one.trusted(host(t), roots, first)
+	if leaf := two.trusted(host(t), roots, first); !leaf.Equal(second) || len(ca.Orders()) != 2 {
 		t.Errorf("after the outage: one certificate: %t, %d orders", leaf.Equal(second), len(ca.Orders()))
 	}
 	for _, n := range []*node{one, two} {
-		if s := n.status("mail.test"); s.Error != "" || !s.FailingSince.IsZero() {
+		if s := n.status(host(t)); s.Error != "" || !s.FailingSince.IsZero() {
 			t.Errorf("status after the outage: %+v", s)
 		}
 	}
-	if r := records(t, db)["mail.test"]; r.Failures != 0 || r.LastError != "" || !r.NextAttempt.IsZero() {
+	if r := records(t, db)[host(t)]; r.Failures != 0 || r.LastError != "" || !r.NextAttempt.IsZero() {
 		t.Errorf("record after the outage: %+v", r)
 	}
 }
@@ -477,15 +481,15 @@ func TestNotStored(t *testing.T) {
 	if got := len(ca.Orders()); got != 1 {
 		t.Errorf("%d orders within a minute", got)
 	}
-	if s := n.status("mail.test"); !strings.Contains(s.Error, "full_disk") || !s.NextAttempt.After(clock.Now()) || !s.StandIn {
+	if s := n.status(host(t)); !strings.Contains(s.Error, "full_disk") || !s.NextAttempt.After(clock.Now()) || !s.StandIn {
 		t.Errorf("status: %+v", s)
 	}
 	_, err := db.Pool.Exec(t.Context(), "alter table certificate_store drop constraint full_disk")
 	must(t, err)
 	clock.advance(time.Minute)
 	clock.idle(t, 1)
-	n.trusted("mail.test", ca.Issued(t), nil)
-	if s := n.status("mail.test"); s.Error != "" || len(ca.Orders()) != 2 {
+	n.trusted(host(t), ca.Issued(t), nil)
+	if s := n.status(host(t)); s.Error != "" || len(ca.Orders()) != 2 {
 		t.Errorf("afterwards: %+v, %d orders", s, len(ca.Orders()))
 	}
 }
@@ -501,14 +505,14 @@ func TestFirstIssueFails(t *testing.T) {
 	}
 	one, two := startNode(t, db, ca, config("one")), startNode(t, db, ca, config("two"))
 	clock.idle(t, 2)
-	if r := records(t, db)["mail.test"]; r.Failures != 1 || r.State(time.Now()) != "failing" {
+	if r := records(t, db)[host(t)]; r.Failures != 1 || r.State(time.Now()) != "failing" {
 		t.Errorf("record: %+v", r)
 	}
 	for _, n := range []*node{one, two} {
-		if _, err := n.handshake("mail.test", nil); err != nil {
+		if _, err := n.handshake(host(t), nil); err != nil {
 			t.Errorf("no stand-in: %v", err)
 		}
-		s := n.status("mail.test")
+		s := n.status(host(t))
 		if !s.StandIn || s.Error == "" || s.FailingSince.IsZero() || !s.NextAttempt.Equal(clock.Now().Add(time.Minute).Truncate(time.Microsecond)) {
 			t.Errorf("status: %+v at %s", s, clock.Now())
 		}
@@ -518,8 +522,8 @@ func TestFirstIssueFails(t *testing.T) {
 		clock.next()
 		clock.idle(t, 2)
 	}
-	one.trusted("mail.test", ca.Issued(t), nil)
-	two.trusted("mail.test", ca.Issued(t), nil)
+	one.trusted(host(t), ca.Issued(t), nil)
+	two.trusted(host(t), ca.Issued(t), nil)
 	if len(ca.Orders()) != 1 {
 		t.Errorf("%d orders", len(ca.Orders()))
 	}
@@ -530,10 +534,10 @@ func TestFirstIssueFails(t *testing.T) {
 func TestRestartInOutage(t *testing.T) {
 	t.Parallel()
 	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
-	first := startNode(t, db, ca).trusted("mail.test", ca.Issued(t), nil)
+	first := startNode(t, db, ca).trusted(host(t), ca.Issued(t), nil)
 	ca.Down()
 	n := startNode(t, db, ca, func(c *ACME) { c.Node = "two" })
-	if leaf, err := n.handshake("mail.test", ca.Issued(t)); err != nil || !leaf.Equal(first) {
+	if leaf, err := n.handshake(host(t), ca.Issued(t)); err != nil || !leaf.Equal(first) {
 		t.Errorf("its first handshake: %v", err)
 	}
 }
@@ -542,25 +546,25 @@ func TestRestartInOutage(t *testing.T) {
 func TestAnotherAuthority(t *testing.T) {
 	t.Parallel()
 	db, ca, other := pgtest.New(t), acmetest.New(t, acmetest.Options{}), acmetest.New(t, acmetest.Options{})
-	first := startNode(t, db, ca).trusted("mail.test", ca.Issued(t), nil)
+	first := startNode(t, db, ca).trusted(host(t), ca.Issued(t), nil)
 	other.Down()
 	n := startNode(t, db, other, func(c *ACME) { c.Node = "two" })
-	if leaf, err := n.handshake("mail.test", ca.Issued(t)); err != nil || !leaf.Equal(first) {
+	if leaf, err := n.handshake(host(t), ca.Issued(t)); err != nil || !leaf.Equal(first) {
 		t.Errorf("with a new authority that is away: %v", err)
 	}
-	n.awaitStatus("mail.test", "failing", func(s Status) bool { return s.Error != "" && !s.StandIn })
+	n.awaitStatus(host(t), "failing", func(s Status) bool { return s.Error != "" && !s.StandIn })
 
 	other.Up(t)
 	other.HTTP.To(n.ChallengeAddress)
 	must(t, n.set.Reload(t.Context()))
-	known, err := AskRenewal(t.Context(), db.Pool, "mail.test", "root") // it need not wait
+	known, err := AskRenewal(t.Context(), db.Pool, host(t), "root") // it need not wait
 	if !known || err != nil {
 		t.Fatal(known, err)
 	}
 	must(t, n.set.Reload(t.Context()))
-	second := n.trusted("mail.test", other.Issued(t), nil)
+	second := n.trusted(host(t), other.Issued(t), nil)
 	must(t, n.set.Reload(t.Context()))
-	if leaf, err := n.handshake("mail.test", other.Issued(t)); err != nil || !leaf.Equal(second) {
+	if leaf, err := n.handshake(host(t), other.Issued(t)); err != nil || !leaf.Equal(second) {
 		t.Errorf("it went back to the one before: %v", err)
 	}
 }
@@ -570,10 +574,10 @@ func TestDatabaseAway(t *testing.T) {
 	t.Parallel()
 	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
 	n := startNode(t, db, ca)
-	n.trusted("mail.test", ca.Issued(t), nil)
+	n.trusted(host(t), ca.Issued(t), nil)
 	db.Pool.Close()
-	n.awaitStatus("mail.test", "failing", func(s Status) bool { return strings.Contains(s.Error, "closed pool") })
-	if _, err := n.handshake("mail.test", ca.Issued(t)); err != nil {
+	n.awaitStatus(host(t), "failing", func(s Status) bool { return strings.Contains(s.Error, "closed pool") })
+	if _, err := n.handshake(host(t), ca.Issued(t)); err != nil {
 		t.Errorf("without a database: %v", err)
 	}
 	if err := n.set.Reload(t.Context()); err == nil || !strings.Contains(err.Error(), "closed pool") {
@@ -585,8 +589,8 @@ func TestTLSALPN01(t *testing.T) {
 	t.Parallel()
 	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
 	n := startNode(t, db, ca, func(c *ACME) { c.Challenge = TLSALPN01 })
-	n.trusted("mail.test", ca.Issued(t), nil)
-	if _, err := tls.Dial("tcp", n.ChallengeAddress(), &tls.Config{ServerName: "mail.test", InsecureSkipVerify: true}); err == nil {
+	n.trusted(host(t), ca.Issued(t), nil)
+	if _, err := tls.Dial("tcp", n.ChallengeAddress(), &tls.Config{ServerName: host(t), InsecureSkipVerify: true}); err == nil {
 		t.Error("the port of the validations serves a client")
 	}
 }
@@ -595,14 +599,14 @@ func TestDNS01(t *testing.T) {
 	t.Parallel()
 	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
 	n := startNode(t, db, ca, func(c *ACME) {
-		c.Challenge, c.Names = DNS01, []string{"mail.test", "*.relay.test"}
+		c.Challenge, c.Names = DNS01, []string{host(t), "*.relay." + host(t)}
 		c.DNS = provider(ca.DNS)
 	})
-	n.trusted("mail.test", ca.Issued(t), nil)
-	n.trusted("any.relay.test", ca.Issued(t), nil)
+	n.trusted(host(t), ca.Issued(t), nil)
+	n.trusted("any.relay."+host(t), ca.Issued(t), nil)
 	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		made, refused := ca.DNS.Updates()
-		left := append(ca.DNS.Texts("_acme-challenge.mail.test"), ca.DNS.Texts("_acme-challenge.relay.test")...)
+		left := append(ca.DNS.Texts("_acme-challenge."+host(t)), ca.DNS.Texts("_acme-challenge.relay."+host(t))...)
 		if made == 4 && refused == 0 && len(left) == 0 {
 			break
 		}
@@ -628,7 +632,7 @@ func TestOCSP(t *testing.T) {
 		if name == "mute" {
 			await(t, asked)
 		}
-		if leaf := n.trusted("mail.test", ca.Issued(t), nil); len(leaf.OCSPServer) != 1 {
+		if leaf := n.trusted(host(t), ca.Issued(t), nil); len(leaf.OCSPServer) != 1 {
 			t.Errorf("%s: the certificate names the responders %q", name, leaf.OCSPServer)
 		}
 	}
@@ -639,9 +643,9 @@ func TestOCSP(t *testing.T) {
 func TestAnotherKey(t *testing.T) {
 	t.Parallel()
 	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
-	startNode(t, db, ca).trusted("mail.test", ca.Issued(t), nil)
+	startNode(t, db, ca).trusted(host(t), ca.Issued(t), nil)
 	k, err := NewKeeper(ACME{
-		Names: []string{"mail.test"}, Email: "admin@mail.test", Directory: ca.URL, Roots: ca.Roots(),
+		Names: []string{host(t)}, Email: "admin@mail.test", Directory: ca.URL, Roots: ca.Roots(),
 		Challenge: HTTP01, HTTPAddress: "127.0.0.1:0", Node: "two", Pool: db.Pool, Sealer: newSealer(t, 2),
 	})
 	must(t, err)
@@ -664,32 +668,32 @@ func TestAskedRenewal(t *testing.T) {
 	}
 	one, two := startNode(t, db, ca, config("one")), startNode(t, db, ca, config("two"))
 	clock.idle(t, 2)
-	first := one.trusted("mail.test", ca.Issued(t), nil)
+	first := one.trusted(host(t), ca.Issued(t), nil)
 	if known, err := AskRenewal(t.Context(), db.Pool, "other.test", "root"); known || err != nil {
 		t.Errorf("a name that nobody knows: %t, %v", known, err)
 	}
-	if known, err := AskRenewal(t.Context(), db.Pool, "Mail.test", "root"); !known || err != nil {
+	if known, err := AskRenewal(t.Context(), db.Pool, strings.ToUpper(host(t)), "root"); !known || err != nil {
 		t.Fatal(known, err)
 	}
-	if r := records(t, db)["mail.test"]; r.State(time.Now()) != "renewal asked" {
+	if r := records(t, db)[host(t)]; r.State(time.Now()) != "renewal asked" {
 		t.Errorf("record: %+v", r)
 	}
 	for range 3 {
 		clock.next()
 		clock.idle(t, 2)
 	}
-	second := one.trusted("mail.test", ca.Issued(t), first)
-	if leaf := two.trusted("mail.test", ca.Issued(t), first); !leaf.Equal(second) || len(ca.Orders()) != 2 {
+	second := one.trusted(host(t), ca.Issued(t), first)
+	if leaf := two.trusted(host(t), ca.Issued(t), first); !leaf.Equal(second) || len(ca.Orders()) != 2 {
 		t.Errorf("%d orders", len(ca.Orders()))
 	}
 	if bytes.Equal(first.RawSubjectPublicKeyInfo, second.RawSubjectPublicKeyInfo) {
 		t.Error("the key is the same")
 	}
-	if r := records(t, db)["mail.test"]; r.State(time.Now()) != "valid" || r.Serial != second.SerialNumber.Text(16) {
+	if r := records(t, db)[host(t)]; r.State(time.Now()) != "valid" || r.Serial != second.SerialNumber.Text(16) {
 		t.Errorf("record: %+v", r)
 	}
 	for _, n := range []*node{one, two} {
-		if s := n.status("mail.test"); s.Error != "" {
+		if s := n.status(host(t)); s.Error != "" {
 			t.Errorf("status: %+v", s)
 		}
 	}
@@ -701,7 +705,7 @@ func TestAccountBinding(t *testing.T) {
 	const key = "cG9zdGVybi1wb3N0ZXJuLXBvc3Rlcm4tcG9zdGVybiE"
 	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{Accounts: map[string]string{"kid": key}})
 	n := startNode(t, db, ca, func(c *ACME) { c.EABKeyID, c.EABKey = "kid", key })
-	n.trusted("mail.test", ca.Issued(t), nil)
+	n.trusted(host(t), ca.Issued(t), nil)
 }
 
 // TestPortTaken: a port that cannot be opened is a clear error at the start.
@@ -711,7 +715,7 @@ func TestPortTaken(t *testing.T) {
 	must(t, err)
 	defer ln.Close()
 	for _, challenge := range []Challenge{HTTP01, TLSALPN01} {
-		_, err = NewKeeper(ACME{Names: []string{"mail.test"}, Email: "a@mail.test", Challenge: challenge,
+		_, err = NewKeeper(ACME{Names: []string{host(t)}, Email: "a@mail.test", Challenge: challenge,
 			HTTPAddress: ln.Addr().String(), TLSALPNAddress: ln.Addr().String(), Sealer: newSealer(t, 1)})
 		if err == nil || !strings.Contains(err.Error(), ln.Addr().String()) || !strings.Contains(err.Error(), string(challenge)) {
 			t.Errorf("%s: %v", challenge, err)

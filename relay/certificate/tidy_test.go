@@ -19,7 +19,7 @@ func TestTidy(t *testing.T) {
 	db, ca, clock := pgtest.New(t), acmetest.New(t, acmetest.Options{}), newFakeClock()
 	n := startNode(t, db, ca, func(c *ACME) { c.Clock, c.lookEvery = clock, 10*time.Minute })
 	clock.idle(t, 1)
-	n.trusted("mail.test", ca.Issued(t), nil)
+	n.trusted(host(t), ca.Issued(t), nil)
 
 	ctx, issuer := t.Context(), smtptest.NewCA(t)
 	for name, ended := range map[string]time.Duration{"long.test": 100 * 24 * time.Hour, "lately.test": 24 * time.Hour} {
@@ -47,14 +47,14 @@ func TestTidy(t *testing.T) {
 	clock.idle(t, 1)
 	for name, want := range map[string]bool{
 		"certificates/old/long.test": false, "certificates/old/lately.test/lately.test.key": true,
-		certmagic.StorageKeys.SiteCert(n.authority, "mail.test"): true,
+		certmagic.StorageKeys.SiteCert(n.authority, host(t)): true,
 	} {
 		if got := n.storage.Exists(ctx, name); got != want {
 			t.Errorf("%s is there: %t, want %t", name, got, want)
 		}
 	}
 	left := records(t, db)
-	for name, want := range map[string]bool{"long.test": false, "never.test": false, "lately.test": true, "tried.test": true, "mail.test": true} {
+	for name, want := range map[string]bool{"long.test": false, "never.test": false, "lately.test": true, "tried.test": true, host(t): true} {
 		if _, got := left[name]; got != want {
 			t.Errorf("the state of %s is there: %t, want %t", name, got, want)
 		}
