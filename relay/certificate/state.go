@@ -30,13 +30,11 @@ type Record struct {
 	RenewAsked   time.Time // by an admin, who need not wait for its time; zero: nobody did
 }
 
-// State is the record in a word.
+// State is the record in a word or two; docs/certificates.md explains them.
 func (r Record) State(now time.Time) string {
 	switch {
-	case r.NotAfter.IsZero() && r.Failures > 0:
-		return "failing"
 	case r.NotAfter.IsZero():
-		return "waiting"
+		return "failing"
 	case !now.Before(r.NotAfter):
 		return "expired"
 	case r.Failures > 0:
