@@ -234,13 +234,7 @@ func TestCredentialHoldEnds(t *testing.T) {
 		exec(t, db, `insert into hold (user_id, credential_id, reason, made_by, made_at) values ($1, $2, 'x', 'y', now() - interval '1 hour')`, h[0], h[1])
 	}
 	exec(t, db, `insert into hold (user_id, credential_id, reason, made_by) values (3, 3, 'just now', 'y')`)
-	sweep := newSweeps(q)
-	defer sweep.s.close()
-	conn, err := sweep.s.get(ctxOf(t))
-	if err == nil {
-		err = sweep.retention(ctxOf(t), conn)
-	}
-	if err != nil {
+	if err := newRetention(q).others(ctxOf(t), working(t, db)); err != nil {
 		t.Fatal(err)
 	}
 	list, err := NewAdmin(db.Pool).UserHolds(ctxOf(t))

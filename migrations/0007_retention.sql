@@ -1,0 +1,29 @@
+-- What is kept, and how its deletion finds it: docs/retention.md.
+
+-- Where the deletion of old history is, for all nodes: whoever has the row's lock does
+-- the next batch. One row for ever.
+create table history_walk (
+	one      boolean     primary key default true check (one),
+	past     uuid        not null default '00000000-0000-0000-0000-000000000000', -- the last message that was looked at
+	began_at timestamptz not null default clock_timestamp(),                      -- when it last began with the oldest
+	next_at  timestamptz not null default clock_timestamp()                       -- when the next batch may be
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+insert into history_walk default values;
+
+-- Retention of the breaker's hours.
+create index activity_hour on activity (hour);
+
+-- When the user wrote to the address last, to a month: an address that is old is new
+-- again. Retention finds it by that.
+alter table correspondent add seen_on date not null default current_date;
+create index correspondent_seen on correspondent (seen_on);
+
+-- Retention, and "audit --since".
+create index audit_at on audit (at);
+
+-- Retention of networks; last_at changes once a day.
+create index known_network_last on known_network (last_at);
+
+-- What is held: "queue release", and whether a credential's hold still holds something.
+-- Only holds write it.
+create index recipient_held on recipient (message_id, n) where held_at is not null;

@@ -1,0 +1,263 @@
+package queue
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"postern/internal/pgserver"
+	"postern/internal/pgtest"
+)
+
+// A backlog is a queue full of deferred mail, beside an empty one on the same server.
+type backlog struct {
+	t           *testing.T
+	rows        int // recipients that are deferred, one for each message
+	full, empty *pgtest.DB
+	fullQ       *Queue
+	emptyQ      *Queue
+	conn        *pgx.Conn // on full, with the settings of the queue's sessions
+}
+
+// backlogDomains is over how many destinations a backlog is spread.
+const backlogDomains = 10_000
+
+// loadBacklog inserts deferred mail as the queue would have left it: accepted in the
+// last day, tried some times, due in the next hours.
+const loadBacklog = `
+with new as materialized (select g, ('` + `018f0000-0000-7000-8000-' || lpad(to_hex(g), 12, '0'))::uuid as id from generate_series($1::int, $2::int) g),
+m as (insert into message (id, user_id, credential_id, sender_local, sender_domain, size, body_type, utf8, ret, envid, header_id, accepted_at,
+		client_addr, client_hello, listener, tls, node, recipients)
+	select id, 1 + g % 10, 1, 'a' || g % 100, 'example.com', 1000, '', false, '', '', '<' || g || '@example.com>', now() - interval '1 day' * random(),
+		'192.0.2.1', 'client.example.com', '127.0.0.1:587', 'TLS1.3', 'a', 1 from new),
+b as (insert into body select id, 0, convert_to(repeat('0123456789', 100), 'UTF8') from new),
+a as (insert into attempt (message_id, n, at, epoch, result, local, domain, reply_code, reply_enhanced, reply_text, remote_mta, node)
+	select id, 0, now(), 1, 'deferred', 'r' || g, 'd' || g % $3::int || '.example', 451, '4.7.1', 'Greylisted, try again later', 'mx.example', 'a' from new)
+insert into recipient (message_id, n, attempts, accepted_at, next_attempt_at, expires_at, tell, notify, domain_key, local, domain, orcpt_type, orcpt,
+	last_attempt_at, reply_code, reply_enhanced, reply_text, remote_mta, notice_at)
+select id, 0, 3, now() - interval '1 day' * random(), now() + interval '1 hour' + interval '4 hours' * random(), now() + interval '5 days', 3, 0,
+	'd' || g % $3::int || '.example', 'r' || g, 'd' || g % $3::int || '.example', '', '', now(), 451, '4.7.1', 'Greylisted, try again later', 'mx.example',
+	now() + interval '4 hours'
+from new`
+
+func newBacklog(t *testing.T, rows int) *backlog {
+	server := pgtest.Server(t, pgserver.Config{})
+	b := &backlog{t: t, rows: rows, full: pgtest.On(t, server), empty: pgtest.On(t, server)}
+	const step = 10_000
+	begin := time.Now()
+	for from := 1; from <= rows; from += step {
+		exec(t, b.full, loadBacklog, from, min(from+step-1, rows), backlogDomains)
+	}
+	t.Logf("loaded %d deferred recipients in %.0f s", rows, time.Since(begin).Seconds())
+	exec(t, b.full, `vacuum analyze`)
+	b.fullQ, b.emptyQ = start(t, calmConfig(b.full)), start(t, calmConfig(b.empty))
+	b.conn = working(t, b.full)
+	return b
+}
+
+// TestBacklog lives with a queue of deferred mail; with POSTERN_LONG=1 it is a million
+// recipients. It prints figures, and fails when a statement reads what it has no use for.
+func TestBacklog(t *testing.T) {
+	t.Parallel()
+	rows, messages := 20_000, 200
+	if os.Getenv("POSTERN_LONG") == "1" {
+		rows, messages = 1_000_000, 4000
+	}
+	b := newBacklog(t, rows)
+	b.newMail(messages)
+	b.claims("deferred")
+	b.chores()
+	b.dueAtOnce()
+	b.newMail(messages)
+	b.deadRows()
+	b.operators()
+}
+
+// newMail compares the life of new mail beside the backlog with that in an empty queue,
+// in turns.
+func (b *backlog) newMail(messages int) {
+	const rounds = 5
+	var ratios []float64
+	var waits [2][]time.Duration
+	b.round(b.emptyQ, messages/4)
+	b.round(b.fullQ, messages/4)
+	for range rounds {
+		alone, w := b.round(b.emptyQ, messages)
+		waits[0] = append(waits[0], w...)
+		beside, w := b.round(b.fullQ, messages)
+		waits[1] = append(waits[1], w...)
+		ratios = append(ratios, alone.Seconds()/beside.Seconds())
+		b.t.Logf("round: %.0f msg/s in an empty queue, %.0f msg/s beside the backlog", float64(messages)/alone.Seconds(), float64(messages)/beside.Seconds())
+	}
+	slices.Sort(ratios)
+	b.t.Logf("new mail beside the backlog: %.2f times the rate of an empty queue (%.2f to %.2f); wait for the 250 %s, in an empty queue %s",
+		ratios[rounds/2], ratios[0], ratios[rounds-1], spread(waits[1]), spread(waits[0]))
+}
+
+// round accepts and delivers messages and says how long that took, and how long each
+// waited for its commit.
+func (b *backlog) round(q *Queue, messages int) (time.Duration, []time.Duration) {
+	body := NewBody(bytes.Repeat([]byte("0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd\r\n"), 5000/64))
+	left := make(chan struct{}, messages)
+	for range messages {
+		left <- struct{}{}
+	}
+	close(left)
+	var mu sync.Mutex
+	var waits []time.Duration
+	var all sync.WaitGroup
+	begin := time.Now()
+	for range 20 {
+		all.Go(func() {
+			for range left {
+				sent := time.Now()
+				d, err := q.Enqueue(context.Background(), message(), rcpts("bob@example.net"), body, true)
+				if err != nil {
+					b.t.Error(err)
+					return
+				}
+				mu.Lock()
+				waits = append(waits, time.Since(sent))
+				mu.Unlock()
+				q.Settle(outcome(d, 0, Delivered))
+			}
+		})
+	}
+	all.Wait()
+	eventually(b.t, "all is settled", func() bool { return b.inHand(q) == 0 })
+	return time.Since(begin), waits
+}
+
+func (b *backlog) inHand(q *Queue) int {
+	q.held.mu.Lock()
+	defer q.held.mu.Unlock()
+	return len(q.held.rows)
+}
+
+// claims claims fresh mail, again and again.
+func (b *backlog) claims(state string) {
+	var took []time.Duration
+	for i := range 200 {
+		for range 5 {
+			put(b.t, b.fullQ, false, "x@fresh"+strconv.Itoa(i%7)+".example")
+		}
+		eventually(b.t, "fresh mail waits", func() bool { return b.inHand(b.fullQ) == 0 })
+		begin := time.Now()
+		got, err := b.fullQ.Claim(ctxOf(b.t), ClaimRequest{Messages: 50, PerDestination: 20})
+		took = append(took, time.Since(begin))
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		for _, d := range got {
+			var ends []Outcome
+			for _, r := range d.Recipients {
+				ends = append(ends, outcome(d, r.N, Delivered))
+			}
+			b.fullQ.Settle(ends...)
+		}
+	}
+	b.t.Logf("claim while %d recipients are %s: %s", b.rows, state, spread(took))
+	b.cost("look", 1000, sqlLook, time.Time{}, "", dueRows)
+	b.cost("claim", 5000, sqlClaim, []string{"fresh1.example", "d1.example"}, 20, 50, []string{}, 1, false, claimSibling)
+}
+
+// spread is the middle, the 99th percentile and the longest.
+func spread(d []time.Duration) string {
+	d = slices.Clone(d)
+	slices.Sort(d)
+	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+	return fmt.Sprintf("p50 %.1f ms, p99 %.1f ms, max %.1f ms", ms(d[len(d)/2]), ms(d[len(d)*99/100]), ms(d[len(d)-1]))
+}
+
+// cost runs a statement, takes back what it did, and prints what it took.
+func (b *backlog) cost(name string, most int64, sql string, args ...any) {
+	b.t.Helper()
+	tx, err := b.conn.Begin(ctxOf(b.t))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer tx.Rollback(context.Background())
+	var text []byte
+	if err := tx.QueryRow(ctxOf(b.t), `explain (analyze, buffers, format json) `+sql, args...).Scan(&text); err != nil {
+		b.t.Fatalf("%s: %v", name, err)
+	}
+	var top []struct {
+		Plan struct {
+			Hit  int64 `json:"Shared Hit Blocks"`
+			Read int64 `json:"Shared Read Blocks"`
+		}
+		Time float64 `json:"Execution Time"`
+	}
+	if err := json.Unmarshal(text, &top); err != nil {
+		b.t.Fatal(err)
+	}
+	pages := top[0].Plan.Hit + top[0].Plan.Read
+	b.t.Logf("%-24s %9.1f ms %9d pages", name, top[0].Time, pages)
+	if most > 0 && pages > most {
+		b.t.Errorf("%s reads %d pages, at most %d were expected", name, pages, most)
+	}
+}
+
+// chores costs what nodes do by the clock.
+func (b *backlog) chores() {
+	b.cost("living epochs", 100, sqlLiving, time.Second)
+	b.cost("reap", 1000, sqlReap, reapRows)
+	b.cost("leftovers", 1000, sqlOwned, 1)
+	b.cost("orphans", 40_000, sqlBodies, ID{}, sweepRows)
+	b.cost("forget nodes", 1000, sqlForgetNodes)
+	b.cost("forget activity", 1000, sqlForgetActivity)
+	b.cost("forget holds", 1000, sqlForgetHolds)
+	b.cost("forget usage", 1000, sqlForgetUsage)
+	b.cost("notices", 1000, sqlClaimNotices, 10, 1)
+}
+
+// dueAtOnce lets all fall due at one moment.
+func (b *backlog) dueAtOnce() {
+	exec(b.t, b.full, `update recipient set next_attempt_at = now() where owner is null`)
+	b.claims("due")
+}
+
+// deadRows looks at what vacuum has left.
+func (b *backlog) deadRows() {
+	rows, err := b.full.Pool.Query(ctxOf(b.t), `select relname || ' live ' || n_live_tup || ' dead ' || n_dead_tup || ' vacuums ' || autovacuum_count
+		from pg_stat_user_tables where n_live_tup + n_dead_tup > 100 order by relname`)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, line := range lines {
+		b.t.Log(line)
+	}
+}
+
+// operators costs what admins ask for.
+func (b *backlog) operators() {
+	timed := func(what string, f func() (any, error)) {
+		begin := time.Now()
+		n, err := f()
+		if err != nil {
+			b.t.Fatalf("%s: %v", what, err)
+		}
+		b.t.Logf("%-24s %9.1f ms: %v", what, float64(time.Since(begin).Microseconds())/1000, n)
+	}
+	a := NewAdmin(b.full.Pool)
+	timed("queue list", func() (any, error) { l, err := a.List(ctxOf(b.t), Filter{}); return len(l), err })
+	timed("queue list --domain", func() (any, error) { l, err := a.List(ctxOf(b.t), Filter{Domain: "d7.example"}); return len(l), err })
+	timed("queue shape", func() (any, error) { l, err := a.Shape(ctxOf(b.t), 20); return len(l), err })
+	timed("counts of a user", func() (any, error) { l, err := a.Counts(ctxOf(b.t), 1); return l, err })
+	timed("queue hold --user", func() (any, error) { return a.HoldUser(ctxOf(b.t), 2, 0, "test") })
+	timed("queue release --user", func() (any, error) { return a.ReleaseUser(ctxOf(b.t), 2) })
+	timed("queue retry --domain", func() (any, error) { return a.Retry(ctxOf(b.t), Filter{Domain: "d7.example"}, true) })
+}
