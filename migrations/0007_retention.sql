@@ -24,6 +24,12 @@ create index audit_at on audit (at);
 -- Retention of networks; last_at changes once a day.
 create index known_network_last on known_network (last_at);
 
--- What is held: "queue release", and whether a credential's hold still holds something.
--- Only holds write it.
-create index recipient_held on recipient (message_id, n) where held_at is not null;
+-- Whose mail it is, so that what an admin does to a user's mail does not read all other
+-- mail. -1: accepted by a version that did not note it; the message tells then.
+alter table recipient add user_id bigint not null default -1;
+-- "queue hold --user" and the like; only what waits is in it, as in the other two.
+create index recipient_user on recipient (user_id, message_id)
+	where owner is null and held_at is null and state = 'queued';
+-- "queue release --user", "queue list --state held", and whether a credential's hold still
+-- holds something. Only holds write it.
+create index recipient_held on recipient (user_id, message_id) where held_at is not null;

@@ -43,10 +43,10 @@ b as (insert into body select id, 0, convert_to(repeat('0123456789', 100), 'UTF8
 a as (insert into attempt (message_id, n, at, epoch, result, local, domain, reply_code, reply_enhanced, reply_text, remote_mta, node)
 	select id, 0, now(), 1, 'deferred', 'r' || g, 'd' || g % $3::int || '.example', 451, '4.7.1', 'Greylisted, try again later', 'mx.example', 'a' from new)
 insert into recipient (message_id, n, attempts, accepted_at, next_attempt_at, expires_at, tell, notify, domain_key, local, domain, orcpt_type, orcpt,
-	last_attempt_at, reply_code, reply_enhanced, reply_text, remote_mta, notice_at)
+	last_attempt_at, reply_code, reply_enhanced, reply_text, remote_mta, notice_at, user_id)
 select id, 0, 3, now() - interval '1 day' * random(), now() + interval '1 hour' + interval '4 hours' * random(), now() + interval '5 days', 3, 0,
 	'd' || g % $3::int || '.example', 'r' || g, 'd' || g % $3::int || '.example', '', '', now(), 451, '4.7.1', 'Greylisted, try again later', 'mx.example',
-	now() + interval '4 hours'
+	now() + interval '4 hours', 1 + g % 10
 from new`
 
 func newBacklog(t *testing.T, rows int) *backlog {
@@ -78,6 +78,7 @@ func TestBacklog(t *testing.T) {
 	b.chores()
 	b.dueAtOnce()
 	b.newMail(messages)
+	b.forgetting(messages)
 	b.deadRows()
 	b.operators()
 }
@@ -212,12 +213,63 @@ func (b *backlog) chores() {
 	b.cost("living epochs", 100, sqlLiving, time.Second)
 	b.cost("reap", 1000, sqlReap, reapRows)
 	b.cost("leftovers", 1000, sqlOwned, 1)
-	b.cost("orphans", 40_000, sqlBodies, ID{}, sweepRows)
-	b.cost("forget nodes", 1000, sqlForgetNodes)
-	b.cost("forget activity", 1000, sqlForgetActivity)
-	b.cost("forget holds", 1000, sqlForgetHolds)
-	b.cost("forget usage", 1000, sqlForgetUsage)
 	b.cost("notices", 1000, sqlClaimNotices, 10, 1)
+	b.cost("orphans", 20*sweepRows, sqlBodies, ID{}, sweepRows)
+	exec(b.t, b.full, `update history_walk set past = default, next_at = now()`)
+	b.cost("forget history, nothing", 10_000, sqlForget, firstID(time.Now().Add(-50*365*24*time.Hour)), forgetMost, time.Now(), forgetAttempts, time.Second, time.Second)
+	exec(b.t, b.full, `update history_walk set past = default, next_at = now()`)
+	b.cost("forget history, all live", 30*forgetMost, sqlForget, firstID(time.Now()), forgetMost, time.Now(), forgetAttempts, time.Second, time.Second)
+	b.cost("forget nodes", 1000, sqlForgetNodes)
+	b.cost("forget holds", 1000, sqlForgetHolds)
+	b.cost("forget usage", 1000, sqlForgetUsage, 0, 0, 0, 0, forgetRows)
+	b.cost("forget activity", 1000, sqlForgetActivity, forgetRows)
+	b.cost("forget correspondents", 1000, sqlForgetRecipients, forgetRows, 365*24*time.Hour)
+}
+
+// forgetting compares the life of new mail while old history is deleted with that while
+// it is not, in turns. The history is old and its mail is finished.
+func (b *backlog) forgetting(messages int) {
+	const rounds = 5
+	past(b.t, b.empty, b.rows/5, 60, "false")
+	r := newRetention(b.emptyQ)
+	var ratios []float64
+	deleted, busy := 0, time.Duration(0)
+	for range rounds {
+		without, _ := b.round(b.emptyQ, messages)
+		before := count(b.t, b.empty, `select count(*) from message where accepted_at < now() - interval '30 days'`)
+		exec(b.t, b.empty, `update history_walk set past = default, next_at = now()`)
+		ctx, cancel := context.WithCancel(ctxOf(b.t))
+		var done sync.WaitGroup
+		done.Go(func() { b.forget(ctx, r) })
+		with, _ := b.round(b.emptyQ, messages)
+		cancel()
+		done.Wait()
+		deleted += before - count(b.t, b.empty, `select count(*) from message where accepted_at < now() - interval '30 days'`)
+		busy += with
+		ratios = append(ratios, without.Seconds()/with.Seconds())
+	}
+	slices.Sort(ratios)
+	b.t.Logf("new mail while history is deleted: %.2f times the rate of when it is not (%.2f to %.2f); %.0f messages/s were deleted, %d at once at last",
+		ratios[rounds/2], ratios[0], ratios[rounds-1], float64(deleted)/busy.Seconds(), r.rows)
+	if deleted == 0 {
+		b.t.Error("no history was deleted")
+	}
+}
+
+// forget is what retention.run does while there is something to be deleted.
+func (b *backlog) forget(ctx context.Context, r *retention) {
+	defer r.s.close()
+	for ctx.Err() == nil {
+		pause, err := r.round(ctx)
+		if err != nil && ctx.Err() == nil {
+			b.t.Error(err)
+			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(max(pause, time.Millisecond)):
+		}
+	}
 }
 
 // dueAtOnce lets all fall due at one moment.
@@ -258,6 +310,7 @@ func (b *backlog) operators() {
 	timed("queue shape", func() (any, error) { l, err := a.Shape(ctxOf(b.t), 20); return len(l), err })
 	timed("counts of a user", func() (any, error) { l, err := a.Counts(ctxOf(b.t), 1); return l, err })
 	timed("queue hold --user", func() (any, error) { return a.HoldUser(ctxOf(b.t), 2, 0, "test") })
+	b.cost("catch up with holds", 0, sqlCatchUpHolds, []int64{2})
 	timed("queue release --user", func() (any, error) { return a.ReleaseUser(ctxOf(b.t), 2) })
 	timed("queue retry --domain", func() (any, error) { return a.Retry(ctxOf(b.t), Filter{Domain: "d7.example"}, true) })
 }

@@ -188,7 +188,7 @@ const sqlCatchUpHolds = `
 update recipient r set held_at = now()
 from message m, hold h
 where h.user_id = any($1::bigint[]) and h.user_id = m.user_id and h.credential_id in (0, m.credential_id)
-	and r.message_id = m.id and r.owner is null and r.held_at is null and r.state = 'queued'
+	and r.message_id = m.id and r.user_id in (h.user_id, -1) and r.owner is null and r.held_at is null and r.state = 'queued'
 	and not exists (select from attempt a where a.message_id = r.message_id and a.n = r.n and a.result = 'release' and a.at > h.made_at)`
 
 // catchUp looks after young holds for longer than an outcome can be under way.

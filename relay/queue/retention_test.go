@@ -17,8 +17,8 @@ import (
 func past(t *testing.T, db *pgtest.DB, n, days int, live string) {
 	t.Helper()
 	exec(t, db, fmt.Sprintf(`
-with new as materialized (select g, (lpad(to_hex((extract(epoch from now() - interval '%[2]d days') * 1000)::bigint + g), 12, '0')
-		|| '7000800000000000' || lpad(to_hex(g), 4, '0'))::uuid as id from generate_series(1, %[1]d) g),
+with new as materialized (select g, (lpad(to_hex((extract(epoch from now() - interval '%[2]d days') * 1000)::bigint), 12, '0')
+		|| '70008000000000' || lpad(to_hex(g), 6, '0'))::uuid as id from generate_series(1, %[1]d) g),
 m as (insert into message (id, user_id, credential_id, sender_local, sender_domain, size, body_type, utf8, ret, envid, header_id, accepted_at,
 		client_addr, client_hello, listener, tls, node, recipients)
 	select id, 1, 1, 'a', 'example.com', 1, '', false, '', '', '', now() - interval '%[2]d days', '', '', '', '', 'a', 1 from new),
