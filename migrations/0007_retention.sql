@@ -33,3 +33,14 @@ create index recipient_user on recipient (user_id, message_id)
 -- "queue release --user", "queue list --state held", and whether a credential's hold still
 -- holds something. Only holds write it.
 create index recipient_held on recipient (user_id, message_id) where held_at is not null;
+
+-- Vacuum of the tables whose row counts are large (docs/postgres.md): a twentieth, not a
+-- fifth, of millions of rows at once. History is written once and deleted weeks later,
+-- so a page is frozen when it is first vacuumed and need not be read again for that.
+alter table message set (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 10000,
+	autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_vacuum_insert_threshold = 50000,
+	autovacuum_analyze_scale_factor = 0.05, autovacuum_freeze_min_age = 0);
+alter table attempt set (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 10000,
+	autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_vacuum_insert_threshold = 50000,
+	autovacuum_analyze_scale_factor = 0.05, autovacuum_freeze_min_age = 0);
+alter table correspondent set (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.05);

@@ -26,6 +26,7 @@ type backlog struct {
 	fullQ       *Queue
 	emptyQ      *Queue
 	conn        *pgx.Conn // on full, with the settings of the queue's sessions
+	cpu         *postgresCPU
 }
 
 // backlogDomains is over how many destinations a backlog is spread.
@@ -61,6 +62,7 @@ func newBacklog(t *testing.T, rows int) *backlog {
 	exec(t, b.full, `vacuum analyze`)
 	b.fullQ, b.emptyQ = start(t, calmConfig(b.full)), start(t, calmConfig(b.empty))
 	b.conn = working(t, b.full)
+	b.cpu = newPostgresCPU(t, b.full)
 	return b
 }
 
@@ -68,7 +70,7 @@ func newBacklog(t *testing.T, rows int) *backlog {
 // recipients. It prints figures, and fails when a statement reads what it has no use for.
 func TestBacklog(t *testing.T) {
 	t.Parallel()
-	rows, messages := 20_000, 200
+	rows, messages := 10_000, 60
 	if os.Getenv("POSTERN_LONG") == "1" {
 		rows, messages = 1_000_000, 4000
 	}
@@ -83,30 +85,46 @@ func TestBacklog(t *testing.T) {
 	b.operators()
 }
 
+const backlogRounds = 5
+
 // newMail compares the life of new mail beside the backlog with that in an empty queue,
 // in turns.
 func (b *backlog) newMail(messages int) {
-	const rounds = 5
-	var ratios []float64
-	var waits [2][]time.Duration
 	b.round(b.emptyQ, messages/4)
 	b.round(b.fullQ, messages/4)
-	for range rounds {
-		alone, w := b.round(b.emptyQ, messages)
-		waits[0] = append(waits[0], w...)
-		beside, w := b.round(b.fullQ, messages)
-		waits[1] = append(waits[1], w...)
-		ratios = append(ratios, alone.Seconds()/beside.Seconds())
-		b.t.Logf("round: %.0f msg/s in an empty queue, %.0f msg/s beside the backlog", float64(messages)/alone.Seconds(), float64(messages)/beside.Seconds())
+	var alone, beside []life
+	for range backlogRounds {
+		alone = append(alone, b.round(b.emptyQ, messages))
+		beside = append(beside, b.round(b.fullQ, messages))
 	}
-	slices.Sort(ratios)
-	b.t.Logf("new mail beside the backlog: %.2f times the rate of an empty queue (%.2f to %.2f); wait for the 250 %s, in an empty queue %s",
-		ratios[rounds/2], ratios[0], ratios[rounds-1], spread(waits[1]), spread(waits[0]))
+	b.t.Logf("new mail beside the backlog, to that in an empty queue: %s", compared(beside, alone))
 }
 
-// round accepts and delivers messages and says how long that took, and how long each
-// waited for its commit.
-func (b *backlog) round(q *Queue, messages int) (time.Duration, []time.Duration) {
+// life is what a round of messages took.
+type life struct {
+	took, cpu time.Duration   // cpu is that of all of Postgres
+	waits     []time.Duration // for each commit
+}
+
+// compared says how many times as fast one kind of round was as the other, by the middle
+// of the rounds, and what it took of Postgres.
+func compared(one, other []life) string {
+	var rate, cpu []float64
+	var waits [2][]time.Duration
+	for i := range one {
+		rate = append(rate, other[i].took.Seconds()/one[i].took.Seconds())
+		cpu = append(cpu, one[i].cpu.Seconds()/max(other[i].cpu.Seconds(), 0.01))
+		waits[0], waits[1] = append(waits[0], one[i].waits...), append(waits[1], other[i].waits...)
+	}
+	slices.Sort(rate)
+	slices.Sort(cpu)
+	n := len(rate)
+	return fmt.Sprintf("rate %.2f (%.2f to %.2f), CPU of Postgres %.2f (%.2f to %.2f), wait for the 250 %s against %s",
+		rate[n/2], rate[0], rate[n-1], cpu[n/2], cpu[0], cpu[n-1], spread(waits[0]), spread(waits[1]))
+}
+
+// round accepts and delivers messages.
+func (b *backlog) round(q *Queue, messages int) life {
 	body := NewBody(bytes.Repeat([]byte("0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd\r\n"), 5000/64))
 	left := make(chan struct{}, messages)
 	for range messages {
@@ -116,7 +134,7 @@ func (b *backlog) round(q *Queue, messages int) (time.Duration, []time.Duration)
 	var mu sync.Mutex
 	var waits []time.Duration
 	var all sync.WaitGroup
-	begin := time.Now()
+	begin, cpu := time.Now(), b.cpu.total()
 	for range 20 {
 		all.Go(func() {
 			for range left {
@@ -135,7 +153,7 @@ func (b *backlog) round(q *Queue, messages int) (time.Duration, []time.Duration)
 	}
 	all.Wait()
 	eventually(b.t, "all is settled", func() bool { return b.inHand(q) == 0 })
-	return time.Since(begin), waits
+	return life{time.Since(begin), b.cpu.total() - cpu, waits}
 }
 
 func (b *backlog) inHand(q *Queue) int {
@@ -147,7 +165,7 @@ func (b *backlog) inHand(q *Queue) int {
 // claims claims fresh mail, again and again.
 func (b *backlog) claims(state string) {
 	var took []time.Duration
-	for i := range 200 {
+	for i := range max(20, b.rows/5000) {
 		for range 5 {
 			put(b.t, b.fullQ, false, "x@fresh"+strconv.Itoa(i%7)+".example")
 		}
@@ -167,7 +185,7 @@ func (b *backlog) claims(state string) {
 		}
 	}
 	b.t.Logf("claim while %d recipients are %s: %s", b.rows, state, spread(took))
-	b.cost("look", 1000, sqlLook, time.Time{}, "", dueRows)
+	b.cost("look", 5*dueRows, sqlLook, time.Time{}, "", dueRows)
 	b.cost("claim", 5000, sqlClaim, []string{"fresh1.example", "d1.example"}, 20, 50, []string{}, 1, false, claimSibling)
 }
 
@@ -229,28 +247,29 @@ func (b *backlog) chores() {
 // forgetting compares the life of new mail while old history is deleted with that while
 // it is not, in turns. The history is old and its mail is finished.
 func (b *backlog) forgetting(messages int) {
-	const rounds = 5
 	past(b.t, b.empty, b.rows/5, 60, "false")
+	old := func() int {
+		return count(b.t, b.empty, `select count(*) from message where accepted_at < now() - interval '30 days'`)
+	}
 	r := newRetention(b.emptyQ)
-	var ratios []float64
+	var with, without []life
 	deleted, busy := 0, time.Duration(0)
-	for range rounds {
-		without, _ := b.round(b.emptyQ, messages)
-		before := count(b.t, b.empty, `select count(*) from message where accepted_at < now() - interval '30 days'`)
+	for range backlogRounds {
+		without = append(without, b.round(b.emptyQ, messages))
+		before := old()
 		exec(b.t, b.empty, `update history_walk set past = default, next_at = now()`)
 		ctx, cancel := context.WithCancel(ctxOf(b.t))
 		var done sync.WaitGroup
 		done.Go(func() { b.forget(ctx, r) })
-		with, _ := b.round(b.emptyQ, messages)
+		l := b.round(b.emptyQ, messages)
 		cancel()
 		done.Wait()
-		deleted += before - count(b.t, b.empty, `select count(*) from message where accepted_at < now() - interval '30 days'`)
-		busy += with
-		ratios = append(ratios, without.Seconds()/with.Seconds())
+		with = append(with, l)
+		deleted += before - old()
+		busy += l.took
 	}
-	slices.Sort(ratios)
-	b.t.Logf("new mail while history is deleted: %.2f times the rate of when it is not (%.2f to %.2f); %.0f messages/s were deleted, %d at once at last",
-		ratios[rounds/2], ratios[0], ratios[rounds-1], float64(deleted)/busy.Seconds(), r.rows)
+	b.t.Logf("new mail while history is deleted, to when it is not: %s; %.0f messages/s were deleted, %d at once at last",
+		compared(with, without), float64(deleted)/busy.Seconds(), r.rows)
 	if deleted == 0 {
 		b.t.Error("no history was deleted")
 	}
@@ -281,6 +300,7 @@ func (b *backlog) dueAtOnce() {
 // deadRows looks at what vacuum has left.
 func (b *backlog) deadRows() {
 	rows, err := b.full.Pool.Query(ctxOf(b.t), `select relname || ' live ' || n_live_tup || ' dead ' || n_dead_tup || ' vacuums ' || autovacuum_count
+			|| ' octets a row ' || pg_total_relation_size(relid) / greatest(n_live_tup, 1)
 		from pg_stat_user_tables where n_live_tup + n_dead_tup > 100 order by relname`)
 	if err != nil {
 		b.t.Fatal(err)
@@ -291,6 +311,11 @@ func (b *backlog) deadRows() {
 	}
 	for _, line := range lines {
 		b.t.Log(line)
+	}
+	for _, table := range []string{"recipient", "body", "message", "attempt"} {
+		begin := time.Now()
+		exec(b.t, b.full, "vacuum "+table)
+		b.t.Logf("vacuum %s: %.0f ms", table, time.Since(begin).Seconds()*1000)
 	}
 }
 
