@@ -335,7 +335,9 @@ func (b *backlog) operators() {
 	timed("queue shape", func() (any, error) { l, err := a.Shape(ctxOf(b.t), 20); return len(l), err })
 	timed("counts of a user", func() (any, error) { l, err := a.Counts(ctxOf(b.t), 1); return l, err })
 	timed("queue hold --user", func() (any, error) { return a.HoldUser(ctxOf(b.t), 2, 0, "test") })
-	b.cost("catch up with holds", 0, sqlCatchUpHolds, []int64{2})
+	b.cost("catch up with holds", int64(10*b.rows/10+1000), sqlCatchUpHolds, []int64{2})
+	b.cost("hold 5,000 of a user", 100*operateRows, sqlHold, append((&Filter{UserID: 3}).args(), operateRows, "hold", "test")...)
+	b.cost("a user who has no mail", 1000, sqlHold, append((&Filter{UserID: 99}).args(), operateRows, "hold", "test")...)
 	timed("queue release --user", func() (any, error) { return a.ReleaseUser(ctxOf(b.t), 2) })
 	timed("queue retry --domain", func() (any, error) { return a.Retry(ctxOf(b.t), Filter{Domain: "d7.example"}, true) })
 }

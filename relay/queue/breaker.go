@@ -186,9 +186,9 @@ func (b *breaker) reload(ctx context.Context) error {
 // two transactions saw the other. What an admin has released since stays so.
 const sqlCatchUpHolds = `
 update recipient r set held_at = now()
-from message m, hold h
-where h.user_id = any($1::bigint[]) and h.user_id = m.user_id and h.credential_id in (0, m.credential_id)
-	and r.message_id = m.id and r.user_id in (h.user_id, -1) and r.owner is null and r.held_at is null and r.state = 'queued'
+from hold h
+where h.user_id = any($1::bigint[]) and r.user_id = any(array[h.user_id, -1]) and r.owner is null and r.held_at is null and r.state = 'queued'
+	and exists (select from message m where m.id = r.message_id and m.user_id = h.user_id and h.credential_id in (0, m.credential_id) offset 0)
 	and not exists (select from attempt a where a.message_id = r.message_id and a.n = r.n and a.result = 'release' and a.at > h.made_at)`
 
 // catchUp looks after young holds for longer than an outcome can be under way.
