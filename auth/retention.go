@@ -11,6 +11,7 @@ import (
 
 const (
 	retainEvery = time.Hour
+	retainFirst = 5 * time.Second // within it the first round begins, not on all nodes at once
 	retainBatch = 1000
 	retainPause = 100 * time.Millisecond // between two batches
 	networkKept = 30 * 24 * time.Hour    // after it a network is new again, see writeHomes
@@ -25,8 +26,7 @@ type retention struct {
 }
 
 func (r *retention) run(ctx context.Context) {
-	// Not all nodes at the moment at which all were started.
-	first := time.NewTimer(rand.N(retainEvery / 60))
+	first := time.NewTimer(rand.N(retainFirst))
 	defer first.Stop()
 	select {
 	case <-ctx.Done():

@@ -12,6 +12,7 @@ import (
 
 const (
 	retentionEvery = time.Minute
+	retentionFirst = 5 * time.Second // within it the first round begins, not on all nodes at once
 	epochMemory    = "1 hour" // how long a dead epoch is remembered: longer than any commit in flight
 
 	forgetLeast    = 100 // messages that one batch looks at
@@ -42,7 +43,7 @@ func newRetention(q *Queue) *retention {
 
 func (r *retention) run(ctx context.Context) {
 	defer r.s.close()
-	wait := rand.N(r.every)
+	wait := rand.N(min(r.every, retentionFirst))
 	for {
 		select {
 		case <-ctx.Done():
