@@ -162,31 +162,36 @@ func (b *backlog) inHand(q *Queue) int {
 	return len(q.held.rows)
 }
 
-// claims claims fresh mail, again and again.
+// claims claims fresh mail, beside the backlog and in an empty queue in turns.
 func (b *backlog) claims(state string) {
-	var took []time.Duration
+	var full, empty []time.Duration
 	for i := range max(20, b.rows/5000) {
-		for range 5 {
-			put(b.t, b.fullQ, false, "x@fresh"+strconv.Itoa(i%7)+".example")
-		}
-		eventually(b.t, "fresh mail waits", func() bool { return b.inHand(b.fullQ) == 0 })
-		begin := time.Now()
-		got, err := b.fullQ.Claim(ctxOf(b.t), ClaimRequest{Messages: 50, PerDestination: 20})
-		took = append(took, time.Since(begin))
-		if err != nil {
-			b.t.Fatal(err)
-		}
-		for _, d := range got {
-			var ends []Outcome
-			for _, r := range d.Recipients {
-				ends = append(ends, outcome(d, r.N, Delivered))
-			}
-			b.fullQ.Settle(ends...)
-		}
+		full = append(full, b.claim(b.fullQ, i))
+		empty = append(empty, b.claim(b.emptyQ, i))
 	}
-	b.t.Logf("claim while %d recipients are %s: %s", b.rows, state, spread(took))
+	b.t.Logf("claim while %d recipients are %s: %s, in an empty queue %s", b.rows, state, spread(full), spread(empty))
 	b.cost("look", 5*dueRows, sqlLook, time.Time{}, "", dueRows)
 	b.cost("claim", 5000, sqlClaim, []string{"fresh1.example", "d1.example"}, 20, 50, []string{}, 1, false, claimSibling)
+}
+
+// claim accepts mail for any node to deliver, and says how long the claim took.
+func (b *backlog) claim(q *Queue, i int) time.Duration {
+	for range 5 {
+		put(b.t, q, false, "x@fresh"+strconv.Itoa(i%7)+".example")
+	}
+	eventually(b.t, "fresh mail waits", func() bool { return b.inHand(q) == 0 })
+	begin := time.Now()
+	got, err := q.Claim(ctxOf(b.t), ClaimRequest{Messages: 50, PerDestination: 20})
+	took := time.Since(begin)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, d := range got {
+		for _, r := range d.Recipients {
+			q.Settle(outcome(d, r.N, Delivered))
+		}
+	}
+	return took
 }
 
 // spread is the middle, the 99th percentile and the longest.
