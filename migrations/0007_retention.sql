@@ -34,6 +34,12 @@ create index recipient_user on recipient (user_id, message_id)
 -- holds something. Only holds write it.
 create index recipient_held on recipient (user_id, message_id) where held_at is not null;
 
+-- ClaimNotices, as before but without what is held: it is told of nothing, and who has
+-- much of it held would have it read again and again.
+drop index recipient_notice;
+create index recipient_notice on recipient (notice_at)
+	where notice_at is not null and owner is null and (state <> 'queued' or held_at is null);
+
 -- Vacuum of the tables whose row counts are large (docs/postgres.md): a twentieth, not a
 -- fifth, of millions of rows at once. History is written once and deleted weeks later,
 -- so a page is frozen when it is first vacuumed and need not be read again for that.

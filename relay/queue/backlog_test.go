@@ -179,7 +179,11 @@ func (b *backlog) claims(state string) {
 	}
 	b.t.Logf("claim while %d recipients are %s: %s, in an empty queue %s", b.rows, state, spread(full), spread(empty))
 	b.cost("look", 5*dueRows, sqlLook, time.Time{}, "", dueRows)
-	b.cost("claim", 5000, sqlClaim, []string{"fresh1.example", "d1.example"}, 20, 50, []string{}, 1, false, claimSibling)
+	var domains []string
+	for i := range 50 {
+		domains = append(domains, "d"+strconv.Itoa(100+i*(backlogDomains/100))+".example")
+	}
+	b.cost("claim", 10_000, sqlClaim, domains, 20, 50, []string{}, 1, false, claimSibling)
 }
 
 // claim accepts mail for any node to deliver, and says how long the claim took.
@@ -348,6 +352,8 @@ func (b *backlog) operators() {
 	timed("queue shape", func() (any, error) { l, err := a.Shape(ctxOf(b.t), 20); return len(l), err })
 	timed("counts of a user", func() (any, error) { l, err := a.Counts(ctxOf(b.t), 1); return l, err })
 	timed("queue hold --user", func() (any, error) { return a.HoldUser(ctxOf(b.t), 2, 0, "test") })
+	exec(b.t, b.full, `update recipient set notice_at = now() where held_at is not null`)
+	b.cost("notices beside held mail", 50, sqlClaimNotices, 10, 1)
 	b.cost("catch up with holds", int64(10*b.rows/10+1000), sqlCatchUpHolds, []int64{2})
 	b.cost("hold 5,000 of a user", 100*operateRows, sqlHold, append((&Filter{UserID: 3}).args(), operateRows, "hold", "test")...)
 	nobody := append((&Filter{UserID: 99}).args(), operateRows, "", "test")

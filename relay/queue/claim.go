@@ -225,17 +225,22 @@ func (c *claims) forget(domains []string, rows []claimedRow, want ClaimRequest) 
 
 // sqlClaim takes rows of domains $1, at most $2 of each and of about $3 messages,
 // then at most $7 siblings of the same messages that are due and not of the busy domains $4.
+//
+// Statistics may say that nothing is due when a million rows are: they fell due since.
+// So nothing is said in a way that lets the index of what is due be read for one domain (the
+// row comparison), or an index of what waits for rows whose key is known (coalesce).
 const sqlClaim = `
 with pick as materialized (
 	select p.message_id, p.n, p.domain_key from unnest($1::text[]) d(domain_key) cross join lateral (
 		select r.message_id, r.n, r.domain_key from recipient r
-		where r.domain_key = d.domain_key and r.owner is null and r.held_at is null and r.state = 'queued' and r.next_attempt_at <= now()
+		where r.domain_key = d.domain_key and (r.domain_key, r.next_attempt_at) <= (d.domain_key, now())
+			and r.owner is null and r.held_at is null and r.state = 'queued'
 		order by r.next_attempt_at, r.message_id limit $2
 		for update skip locked) p
 	limit $3),
 sibling as materialized (
 	select r.message_id, r.n, r.domain_key from (select distinct message_id from pick) m join recipient r on r.message_id = m.message_id
-	where r.owner is null and r.held_at is null and r.state = 'queued' and r.next_attempt_at <= now() and r.domain_key <> all($4::text[])
+	where coalesce(r.owner, 0) = 0 and r.held_at is null and r.state = 'queued' and r.next_attempt_at <= now() and r.domain_key <> all($4::text[])
 	limit $7
 	for update of r skip locked),
 ranked as (
@@ -243,7 +248,7 @@ ranked as (
 	from (select message_id, n, domain_key from pick union select message_id, n, domain_key from sibling) u)
 update recipient r set owner = $5, dot_possible = not $6
 from ranked
-where r.message_id = ranked.message_id and r.n = ranked.n and ranked.nth <= $2 and r.owner is null
+where r.message_id = ranked.message_id and r.n = ranked.n and ranked.nth <= $2 and coalesce(r.owner, 0) = 0
 returning r.message_id, r.n, r.domain_key, r.local, r.domain, r.notify, r.orcpt_type, r.orcpt, r.attempts, r.possible_duplicate,
 	r.delay_noticed, extract(epoch from r.expires_at - now())::float8`
 
