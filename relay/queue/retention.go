@@ -32,13 +32,14 @@ type retention struct {
 	q     *Queue
 	s     *session
 	every time.Duration
-	rows  int       // messages that the next batch looks at
-	usage usageKey  // where the walk over the windows of limits is
-	small time.Time // when the smaller tables are next
+	rows  int           // messages that the next batch looks at
+	rest  time.Duration // after it, for all nodes
+	usage usageKey      // where the walk over the windows of limits is
+	small time.Time     // when the smaller tables are next
 }
 
 func newRetention(q *Queue) *retention {
-	return &retention{q: q, s: newSession(q.cfg.WorkPool, tuneWork), every: retentionEvery, rows: forgetLeast}
+	return &retention{q: q, s: newSession(q.cfg.WorkPool, tuneWork), every: retentionEvery, rows: forgetLeast, rest: forgetShort}
 }
 
 func (r *retention) run(ctx context.Context) {
@@ -53,6 +54,7 @@ func (r *retention) run(ctx context.Context) {
 		pause, err := r.round(ctx)
 		if err != nil && ctx.Err() == nil {
 			r.s.drop()
+			r.rows = forgetLeast
 			if !r.q.epochs.suspectIfDown(err) {
 				r.q.log.Warn("queue: old history is deleted later", "error", err)
 			}
@@ -122,7 +124,8 @@ func (r *retention) history(ctx context.Context, conn *pgx.Conn) (time.Duration,
 	var more bool
 	var gone int
 	var unused *string
-	err := conn.QueryRow(ctx, sqlForget, firstID(before), r.rows, before, forgetAttempts, forgetShort, r.every).Scan(&more, &gone, &unused)
+	rest := r.rest
+	err := conn.QueryRow(ctx, sqlForget, firstID(before), r.rows, before, forgetAttempts, rest, r.every).Scan(&more, &gone, &unused)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return 0, nil // another node is at it, or it is not yet time
 	}
@@ -135,18 +138,19 @@ func (r *retention) history(ctx context.Context, conn *pgx.Conn) (time.Duration,
 	if !more {
 		return 0, nil
 	}
-	return r.pace(time.Since(begin)), nil
+	r.pace(time.Since(begin))
+	return max(rest, r.rest), nil
 }
 
-// pace sets the size of the next batch by what the last one took, and returns the pause.
-func (r *retention) pace(took time.Duration) time.Duration {
+// pace sets the size of the next batch and the pause after it by what the last one took.
+func (r *retention) pace(took time.Duration) {
 	switch {
 	case took < forgetShort:
 		r.rows = min(2*r.rows, forgetMost)
 	case took > forgetLong:
 		r.rows = max(r.rows/2, forgetLeast)
 	}
-	return max(forgetRest*took, forgetShort)
+	r.rest = max(forgetRest*took, forgetShort)
 }
 
 // sqlForgetNodes deletes dead epochs that no row names any more.

@@ -222,12 +222,31 @@ func TestRetentionPace(t *testing.T) {
 		rows        int
 	}{{time.Millisecond, forgetShort, 200}, {20 * time.Millisecond, 60 * time.Millisecond, 400}, {100 * time.Millisecond, 300 * time.Millisecond, 400},
 		{time.Second, 3 * time.Second, 200}, {time.Second, 3 * time.Second, 100}, {time.Second, 3 * time.Second, 100}} {
-		if pause := r.pace(c.took); pause != c.pause || r.rows != c.rows {
-			t.Errorf("after %v: %d rows in %v, want %d in %v", c.took, r.rows, pause, c.rows, c.pause)
+		if r.pace(c.took); r.rest != c.pause || r.rows != c.rows {
+			t.Errorf("after %v: %d rows and a rest of %v, want %d and %v", c.took, r.rows, r.rest, c.rows, c.pause)
 		}
 	}
 	r.rows = forgetMost
 	if r.pace(time.Millisecond); r.rows != forgetMost {
 		t.Errorf("%d rows", r.rows)
+	}
+}
+
+// After a batch all nodes rest, not only the one that did it.
+func TestHistoryRestsForAll(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	past(t, db, 1000, 40, "false")
+	one, other := newRetention(New(calmConfig(db))), newRetention(New(calmConfig(db)))
+	one.rest = time.Hour
+	conn := working(t, db)
+	for i, want := range []time.Duration{time.Hour, 0} {
+		pause, err := []*retention{one, other}[i].history(ctxOf(t), conn)
+		if err != nil || pause != want {
+			t.Errorf("node %d is to pause for %v, want %v; %v", i, pause, want, err)
+		}
+	}
+	if got := left(t, db); got != "900 messages, 900 attempts" {
+		t.Errorf("%s are left", got)
 	}
 }
