@@ -20,6 +20,7 @@ type Config struct {
 	Queue    int           // hashes that may wait for a permit: 64
 	Patience time.Duration // how long one waits before ErrBusy: 2 s
 	Timeout  time.Duration // of a database lookup: 5 s
+	Audit    time.Duration // how long what admins did is remembered: 365 days
 	Log      *slog.Logger  // troubles of ours; nil: nowhere
 }
 
@@ -50,6 +51,7 @@ type Authenticator struct {
 	store    *Store // nil in tests without a database: nothing is shared or written
 	log      *slog.Logger
 	timeout  time.Duration
+	audit    time.Duration // how long it is kept
 	gate     *gate
 	throttle *throttle
 	notes    *notes
@@ -124,11 +126,14 @@ func newAuthenticator(u users, cost Cost, cfg Config) *Authenticator {
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = 5 * time.Second
 	}
+	if cfg.Audit <= 0 {
+		cfg.Audit = 365 * 24 * time.Hour
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	a := &Authenticator{
-		users: u, log: cfg.Log, timeout: cfg.Timeout,
+		users: u, log: cfg.Log, timeout: cfg.Timeout, audit: cfg.Audit,
 		gate:      newGate(cfg.Permits, cfg.Queue, cfg.Patience),
 		throttle:  newThrottle(),
 		notes:     newNotes(),

@@ -9,8 +9,8 @@ import (
 )
 
 // Run does what an Authenticator does beside its answers, until ctx ends: it shares
-// failures with the other nodes, writes down who logged in and whence, and hashes
-// outdated passwords anew. It returns when all of that is written or given up.
+// failures with the other nodes, writes down who logged in and whence, hashes
+// outdated passwords anew, and deletes what was kept long enough. It returns when all of that is written or given up.
 // Without it an Authenticator answers just as well, by what this process alone has seen.
 func (a *Authenticator) Run(ctx context.Context) {
 	if a.store == nil {
@@ -18,10 +18,12 @@ func (a *Authenticator) Run(ctx context.Context) {
 	}
 	share := &sharing{store: a.store, throttle: a.throttle, trouble: trouble{what: "sharing of failed logins", log: a.log}}
 	write := &writing{store: a.store, notes: a.notes, trouble: trouble{what: "writing of last logins", log: a.log}}
+	retain := &retention{store: a.store, audit: a.audit, trouble: trouble{what: "deletion of old audit and networks", log: a.log}}
 	var all sync.WaitGroup
 	all.Go(func() { share.run(ctx) })
 	all.Go(func() { write.run(ctx) })
 	all.Go(func() { a.rehash(ctx) })
+	all.Go(func() { retain.run(ctx) })
 	all.Wait()
 }
 

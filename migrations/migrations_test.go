@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -138,6 +139,46 @@ func schema(t *testing.T, conn *pgx.Conn) []string {
 		t.Fatal(err)
 	}
 	return lines
+}
+
+// TestRetentionNamesEveryTable: who deletes what is said of each table in
+// docs/retention.md, and of nothing that is none.
+func TestRetentionNamesEveryTable(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../docs/retention.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, list, found := strings.Cut(string(page), "## Every table")
+	list, _, _ = strings.Cut(list, "\n## ")
+	if !found {
+		t.Fatal("the list is not there")
+	}
+	named := make(map[string]bool)
+	for line := range strings.Lines(list) {
+		if cell, _, ok := strings.Cut(strings.TrimPrefix(line, "| "), " |"); ok && strings.HasPrefix(line, "| `") {
+			for name := range strings.SplitSeq(cell, ", ") {
+				named[strings.Trim(name, "`")] = true
+			}
+		}
+	}
+	rows, err := connect(t, pgtest.New(t)).Query(t.Context(), `select relname from pg_class where relkind in ('r', 'p') and relnamespace = 'public'::regnamespace`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tables, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, table := range tables {
+		if !named[table] {
+			t.Errorf("docs/retention.md does not say who deletes from %s", table)
+		}
+		delete(named, table)
+	}
+	for name := range named {
+		t.Errorf("docs/retention.md has the table %s, which is none", name)
+	}
 }
 
 func TestApplyAgainChangesNothing(t *testing.T) {

@@ -39,7 +39,8 @@ type Sessions struct {
 	mu   sync.Mutex
 	open map[int64]openSession // by the row's id
 	gone []int64               // rows to delete
-	used bool                  // ever: there may be rows
+	used bool                  // ever: there may be rows of ours
+	seen bool                  // rows that others have left were looked for
 }
 
 type openSession struct{ user, credential int64 }
@@ -271,7 +272,8 @@ delete from live_session where id in (
 		else not exists (select from node n where n.epoch = s.epoch and n.reaped_at is null) end
 	for update skip locked)`
 
-// relist compares the rows of this node with what is open, if there ever was any.
+// relist compares the rows of this node with what is open, if there ever was any; the
+// first time in any case, for limits that are no more may have left rows.
 func (s *Sessions) relist(ctx context.Context, epoch int64) error {
 	s.mu.Lock()
 	ids := make([]int64, 0, len(s.open))
@@ -279,16 +281,22 @@ func (s *Sessions) relist(ctx context.Context, epoch int64) error {
 	for row, o := range s.open {
 		ids, users, credentials = append(ids, row), append(users, o.user), append(credentials, o.credential)
 	}
-	used := s.used
+	needless := s.seen && !s.used
 	s.mu.Unlock()
-	if !used {
+	if needless {
 		return nil
 	}
 	batch := &pgx.Batch{}
 	batch.Queue(sqlSessionsNotDurable)
 	batch.Queue(sqlListSessions, ids, epoch, users, credentials)
 	batch.Queue(sqlUnlistSessions, ids, epoch)
-	return s.send(ctx, batch)
+	if err := s.send(ctx, batch); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen = true
+	return nil
 }
 
 func (s *Sessions) send(ctx context.Context, batch *pgx.Batch) error {

@@ -273,6 +273,19 @@ func TestSessionsLostRow(t *testing.T) {
 	enter(t, s, id, "3 are open")
 }
 
+// TestSessionsOfTheDead: what a node that died has left goes, also when nobody's
+// sessions are limited any more.
+func TestSessionsOfTheDead(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	s, epoch := newTestSessions(t, db)
+	exec(t, db, `insert into live_session (epoch, user_id, credential_id) select $1 + 1000, 7, 9 from generate_series(1, 10)`, epoch)
+	other := addNode(t, db)
+	exec(t, db, `insert into live_session (epoch, user_id, credential_id) values ($1, 7, 9)`, other)
+	run(t, s)
+	waitRows(t, db, 1)
+}
+
 // TestSessionsLeaveInTrouble: what could not be deleted is deleted when the database is
 // back, and at the end.
 func TestSessionsLeaveInTrouble(t *testing.T) {
@@ -299,10 +312,12 @@ func TestSessionsLeaveInTrouble(t *testing.T) {
 	}
 }
 
-// TestSessionsWithoutLimit costs nothing: there is no database here at all.
+// TestSessionsWithoutLimit costs nothing once it has looked for what others left: there
+// is no database here at all.
 func TestSessionsWithoutLimit(t *testing.T) {
 	t.Parallel()
 	s := NewSessions(nil, func() int64 { return 1 }, slog.New(slog.DiscardHandler))
+	s.seen = true
 	leave := enter(t, s, under(9, auth.Limit{Kind: auth.LimitSize, Max: 1, Source: auth.FromUser}), "")
 	leave()
 	if err := errors.Join(s.sweep(t.Context()), s.relist(t.Context(), 1)); err != nil {

@@ -28,7 +28,8 @@ func (a *app) auditCmd() *cobra.Command {
 		Use:   "audit",
 		Short: "list what admins did, the latest first",
 		Long: `Lists the changes that commands made: when, who (the operating system's user), what,
-and to whom. They are recorded with the change itself.`,
+and to whom. They are recorded with the change itself, and kept for the time of audit
+in [retention] of the configuration.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.Limit < 1 {

@@ -34,6 +34,7 @@ type config struct {
 	Auth       authConfig       `toml:"auth"`
 	Queue      queueConfig      `toml:"queue"`
 	Delivery   deliveryConfig   `toml:"delivery"`
+	Retention  retentionConfig  `toml:"retention"`
 	Log        logConfig        `toml:"log"`
 }
 
@@ -131,7 +132,8 @@ func defaultConfig() config {
 			Connections: 20, Memory: 64 << 20,
 			IdleTime: duration(10 * time.Second), MessagesPerConn: 1000, MXPort: 25,
 		},
-		Log: logConfig{Format: "text", Level: "info"},
+		Retention: defaultRetention(),
+		Log:       logConfig{Format: "text", Level: "info"},
 	}
 }
 
@@ -239,6 +241,9 @@ func (c *config) validate() error {
 	default:
 		return fmt.Errorf("log: level must be debug, info, warn or error, not %q", c.Log.Level)
 	}
+	if err := c.validateRetention(); err != nil {
+		return err
+	}
 	return c.validateNumbers()
 }
 
@@ -301,7 +306,6 @@ func (c *config) validateNumbers() error {
 		{"auth.permits", int64(c.Auth.Permits)},
 		{"queue.lifetime", int64(c.Queue.Lifetime)},
 		{"queue.delay_notice", int64(c.Queue.DelayNotice)},
-		{"queue.history", int64(c.Queue.History)},
 		{"delivery.connections", int64(c.Delivery.Connections)},
 		{"delivery.memory", int64(c.Delivery.Memory)},
 		{"delivery.messages_per_connection", int64(c.Delivery.MessagesPerConn)},

@@ -139,6 +139,9 @@ func TestConfigErrorsSayWhere(t *testing.T) {
 		{"too few connections", "[database]\nmax_connections = 1\n", "at least 2"},
 		{"port", "[delivery]\nmx_port = 70000\n", "at most 65535"},
 		{"no data rate", "[submission]\nmin_data_rate = \"0\"\n", "submission.min_data_rate must be more than 0"},
+		{"too short a history", "[queue]\nhistory = \"59m\"\n", "queue.history must be at least 1h"},
+		{"too short an audit", "[retention]\naudit = \"0s\"\n", "retention.audit must be at least 1d"},
+		{"correspondents", "[retention]\ncorrespondents = \"23h\"\n", "retention.correspondents must be at least 1d"},
 		{"log level", "[log]\nlevel = \"loud\"\n", "debug, info, warn or error"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

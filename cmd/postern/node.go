@@ -230,6 +230,7 @@ func (n *node) buildQueue(ctx context.Context, url string) error {
 	n.queue = queue.New(queue.Config{
 		EnqueuePool: enqueuePool, WorkPool: workPool, Node: n.name, Log: n.log,
 		Lifetime: time.Duration(q.Lifetime), DelayNotice: time.Duration(q.DelayNotice), History: time.Duration(q.History),
+		Recipients: time.Duration(n.cfg.Retention.Correspondents),
 		StrictGate: q.Gate == "strict", NoNotify: !q.Notify,
 		Near:     n.nearLimit(workPool),
 		HoldMade: n.held(workPool, n.mail.Hold), HoldEnded: n.held(workPool, n.mail.Released),
@@ -318,7 +319,7 @@ func (n *node) buildSubmission(ctx context.Context, url string) error {
 	if err != nil {
 		return err
 	}
-	n.verifier = auth.NewAuthenticator(auth.NewStore(pool), auth.Config{Permits: n.cfg.Auth.Permits, Log: n.log})
+	n.verifier = auth.NewAuthenticator(auth.NewStore(pool), auth.Config{Permits: n.cfg.Auth.Permits, Audit: time.Duration(n.cfg.Retention.Audit), Log: n.log})
 	n.watch = auth.NewWatch(background, n.log, n.cfg.Queue.Notify)
 	n.sessions = policy.NewSessions(background, n.queue.Epoch, n.log)
 	s := n.cfg.Submission

@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -211,10 +213,15 @@ func allKnown(ctx context.Context, q *queue.Admin, ids []queue.ID) error {
 	return nil
 }
 
-// unknownMessage says what queue.ErrNotFound means to a person.
+// unknownMessage says what queue.ErrNotFound means to a person. An id says when it was
+// made (RFC 9562 section 5.7).
 func unknownMessage(id queue.ID, err error) error {
-	if errors.Is(err, queue.ErrNotFound) {
-		return fmt.Errorf("no message %s is in the queue or in its history", id)
+	if !errors.Is(err, queue.ErrNotFound) {
+		return err
 	}
-	return err
+	old := ""
+	if made := time.UnixMilli(int64(binary.BigEndian.Uint64(id[:8]) >> 16)); id.Version() == 7 && time.Since(made) > time.Hour {
+		old = "; its id is of " + localTime(made) + ", and history is deleted after the time of history in [queue]"
+	}
+	return fmt.Errorf("no message %s is in the queue or in its history%s", id, old)
 }

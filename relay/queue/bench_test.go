@@ -99,7 +99,7 @@ func selfCPU() time.Duration {
 // postgresCPU sums what a server's processes have used.
 type postgresCPU struct{ postmaster string }
 
-func newPostgresCPU(b *testing.B, db *pgtest.DB) *postgresCPU {
+func newPostgresCPU(b testing.TB, db *pgtest.DB) *postgresCPU {
 	pid := count(b, db, `select pg_backend_pid()`)
 	return &postgresCPU{field(strconv.Itoa(pid), 1)}
 }

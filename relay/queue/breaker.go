@@ -186,9 +186,9 @@ func (b *breaker) reload(ctx context.Context) error {
 // two transactions saw the other. What an admin has released since stays so.
 const sqlCatchUpHolds = `
 update recipient r set held_at = now()
-from message m, hold h
-where h.user_id = any($1::bigint[]) and h.user_id = m.user_id and h.credential_id in (0, m.credential_id)
-	and r.message_id = m.id and r.owner is null and r.held_at is null and r.state = 'queued'
+from hold h
+where h.user_id = any($1::bigint[]) and r.user_id = any(array[h.user_id, -1]) and r.owner is null and r.held_at is null and r.state = 'queued'
+	and exists (select from message m where m.id = r.message_id and m.user_id = h.user_id and h.credential_id in (0, m.credential_id) offset 0)
 	and not exists (select from attempt a where a.message_id = r.message_id and a.n = r.n and a.result = 'release' and a.at > h.made_at)`
 
 // catchUp looks after young holds for longer than an outcome can be under way.
@@ -247,12 +247,17 @@ func (b *breaker) keep(sent breakerSent, ends breakerEnds) {
 }
 
 // sqlActivity adds to the hour's counts and returns the users that have some. Two
-// nodes that note the same new recipient at once may both count it.
+// nodes that note the same new recipient at once may both count it. That a recipient was
+// written to again is noted once a month.
 const sqlActivity = `
 with sent as materialized (select u.user_id, substr(sha256(convert_to(lower(u.recipient), 'UTF8')), 1, 16) as recipient, u.new_net
 	from unnest($1::bigint[], $2::text[], $3::boolean[]) u(user_id, recipient, new_net)),
 news as (insert into correspondent (user_id, recipient) select distinct user_id, recipient from sent order by user_id, recipient
 	on conflict do nothing returning user_id),
+again as materialized (select c.user_id, c.recipient from (select distinct user_id, recipient from sent) s
+	join correspondent c on c.user_id = s.user_id and c.recipient = s.recipient
+	where c.seen_on < current_date - 30 for update of c skip locked),
+seen as (update correspondent c set seen_on = current_date from again a where c.user_id = a.user_id and c.recipient = a.recipient),
 ends as materialized (select m.user_id, e.rejected from unnest($4::uuid[], $5::boolean[]) e(id, rejected) join message m on m.id = e.id where m.user_id > 0),
 sums as (select user_id, sum(recipients) as recipients, sum(first_time) as first_time, sum(new_network) as new_network,
 		sum(delivered) as delivered, sum(rejected) as rejected

@@ -108,3 +108,26 @@ func TestBreakerTrips(t *testing.T) {
 		t.Error("it tripped again")
 	}
 }
+
+// That somebody was written to again is noted once a month, so that who is written to
+// stays known.
+func TestCorrespondentsStayKnown(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	note := func(want int) {
+		t.Helper()
+		// One name twice, for a message to it may go out twice in a second.
+		exec(t, db, sqlActivity, []int64{1, 1, 1}, []string{"a@example.net", "a@example.net", "b@example.net"}, []bool{false, false, false}, [][16]byte{}, []bool{})
+		if n := count(t, db, `select count(*) from correspondent where seen_on = current_date`); n != want {
+			t.Errorf("%d were seen today, want %d", n, want)
+		}
+	}
+	note(2)
+	exec(t, db, `update correspondent set seen_on = current_date - 30`)
+	note(0)
+	exec(t, db, `update correspondent set seen_on = current_date - 31`)
+	note(2)
+	if n := count(t, db, `select sum(first_time) from activity`); n != 2 {
+		t.Errorf("%d were new", n)
+	}
+}

@@ -13,8 +13,10 @@ import (
 )
 
 const (
-	dueDomains   = 50_000           // domains that are remembered as due
-	dueRows      = 5_000            // rows that one look reads
+	dueDomains   = 50_000 // domains that are remembered as due
+	dueRows      = 1_000  // rows that one look reads
+	lookRuns     = 5      // looks of one claim, as long as they take less than
+	lookTime     = 10 * time.Millisecond
 	claimDomains = 256              // domains that one claim asks for
 	claimSibling = 1000             // recipients that one claim takes for being of the same messages
 	dueOverlap   = 10 * time.Second // a look goes back so far: rows commit in no order
@@ -38,7 +40,8 @@ type claims struct {
 	isDue  map[string]bool
 	cursor time.Time // of the last look, by the database's clock
 	after  string    // the domain at the cursor
-	resync time.Time // when the next look starts from the beginning
+	behind bool      // the last look has not come to the end
+	resync time.Time // when a look starts from the beginning again
 
 	next struct {
 		sync.Mutex
@@ -97,7 +100,7 @@ func (q *Queue) Claim(ctx context.Context, want ClaimRequest) ([]*Delivery, erro
 }
 
 func (c *claims) claim(ctx context.Context, conn *pgx.Conn, want ClaimRequest, epoch int64) ([]*Delivery, error) {
-	if err := c.look(ctx, conn); err != nil {
+	if err := c.lookOn(ctx, conn); err != nil {
 		return nil, err
 	}
 	domains := c.choose(want)
@@ -112,7 +115,9 @@ func (c *claims) claim(ctx context.Context, conn *pgx.Conn, want ClaimRequest, e
 	return c.deliveries(ctx, conn, rows, epoch)
 }
 
-// sqlLook reads what has fallen due since a moment.
+// sqlLook reads what has fallen due since a moment, and when the next row falls due if
+// that is all. (Else it is not asked: when a million rows were made due by hand, their
+// old places in the index are passed until vacuum has been there.)
 const sqlLook = `
 with seen as materialized (
 	select domain_key, next_attempt_at from recipient
@@ -120,15 +125,30 @@ with seen as materialized (
 	order by next_attempt_at, domain_key limit $3),
 last as (select * from seen order by next_attempt_at desc, domain_key desc limit 1)
 select coalesce(array_agg(distinct domain_key), '{}'), (select next_attempt_at from last), (select domain_key from last), count(*), now(),
-	(select extract(epoch from min(next_attempt_at) - now())::float8 from recipient
-		where owner is null and held_at is null and state = 'queued' and next_attempt_at > now())
+	case when count(*) < $3 then (select extract(epoch from min(next_attempt_at) - now())::float8 from recipient
+		where owner is null and held_at is null and state = 'queued' and next_attempt_at > now()) end
 from seen`
+
+// lookOn looks as far as one claim has the time for.
+func (c *claims) lookOn(ctx context.Context, conn *pgx.Conn) error {
+	began := time.Now()
+	for range lookRuns {
+		if err := c.look(ctx, conn); err != nil {
+			return err
+		}
+		if !c.behind || time.Since(began) > lookTime {
+			return nil
+		}
+	}
+	return nil
+}
 
 func (c *claims) look(ctx context.Context, conn *pgx.Conn) error {
 	if len(c.due) >= dueDomains {
 		return nil
 	}
-	if time.Now().After(c.resync) {
+	// A walk over very many rows comes to its end first, or who is last would wait for ever.
+	if !c.behind && time.Now().After(c.resync) {
 		c.cursor, c.after, c.resync = time.Time{}, "", time.Now().Add(dueResync)
 	}
 	var domains []string
@@ -146,7 +166,8 @@ func (c *claims) look(ctx context.Context, conn *pgx.Conn) error {
 			c.due = append(c.due, domain)
 		}
 	}
-	if count < dueRows {
+	c.behind = count == dueRows
+	if !c.behind {
 		c.cursor, c.after = now.Add(-dueOverlap), ""
 	} else {
 		c.cursor, c.after = *last, *after
@@ -155,8 +176,8 @@ func (c *claims) look(ctx context.Context, conn *pgx.Conn) error {
 	defer c.next.Unlock()
 	c.next.at = time.Time{}
 	switch {
-	case count == dueRows:
-		c.next.at = time.Now() // the look has not come to its end
+	case c.behind:
+		c.next.at = time.Now()
 	case next != nil:
 		c.next.at = time.Now().Add(time.Duration(*next * float64(time.Second)))
 	}
@@ -204,17 +225,22 @@ func (c *claims) forget(domains []string, rows []claimedRow, want ClaimRequest) 
 
 // sqlClaim takes rows of domains $1, at most $2 of each and of about $3 messages,
 // then at most $7 siblings of the same messages that are due and not of the busy domains $4.
+//
+// Statistics may say that nothing is due when a million rows are: they fell due since.
+// So nothing is said in a way that lets the index of what is due be read for one domain (the
+// row comparison), or an index of what waits for rows whose key is known (coalesce).
 const sqlClaim = `
 with pick as materialized (
 	select p.message_id, p.n, p.domain_key from unnest($1::text[]) d(domain_key) cross join lateral (
 		select r.message_id, r.n, r.domain_key from recipient r
-		where r.domain_key = d.domain_key and r.owner is null and r.held_at is null and r.state = 'queued' and r.next_attempt_at <= now()
+		where r.domain_key = d.domain_key and (r.domain_key, r.next_attempt_at) <= (d.domain_key, now())
+			and r.owner is null and r.held_at is null and r.state = 'queued'
 		order by r.next_attempt_at, r.message_id limit $2
 		for update skip locked) p
 	limit $3),
 sibling as materialized (
 	select r.message_id, r.n, r.domain_key from (select distinct message_id from pick) m join recipient r on r.message_id = m.message_id
-	where r.owner is null and r.held_at is null and r.state = 'queued' and r.next_attempt_at <= now() and r.domain_key <> all($4::text[])
+	where coalesce(r.owner, 0) = 0 and r.held_at is null and r.state = 'queued' and r.next_attempt_at <= now() and r.domain_key <> all($4::text[])
 	limit $7
 	for update of r skip locked),
 ranked as (
@@ -222,7 +248,7 @@ ranked as (
 	from (select message_id, n, domain_key from pick union select message_id, n, domain_key from sibling) u)
 update recipient r set owner = $5, dot_possible = not $6
 from ranked
-where r.message_id = ranked.message_id and r.n = ranked.n and ranked.nth <= $2 and r.owner is null
+where r.message_id = ranked.message_id and r.n = ranked.n and ranked.nth <= $2 and coalesce(r.owner, 0) = 0
 returning r.message_id, r.n, r.domain_key, r.local, r.domain, r.notify, r.orcpt_type, r.orcpt, r.attempts, r.possible_duplicate,
 	r.delay_noticed, extract(epoch from r.expires_at - now())::float8`
 

@@ -303,7 +303,7 @@ with fence as materialized (select epoch from node where epoch = $1 and reaped_a
 	sqlTouch = `
 with fence as (update node set touched = touched + 1 where epoch = $1)`
 
-	sqlCharges = `$35::smallint[], $36::bigint[], $37::smallint[], $38::integer[], $39::integer[], $40::integer[], $41::bigint[], $42::bigint[]`
+	sqlCharges = `$36::smallint[], $37::bigint[], $38::smallint[], $39::integer[], $40::integer[], $41::integer[], $42::bigint[], $43::bigint[]`
 
 	sqlNotOver = `u.id not in (select v.id from verdict v where v.refused)`
 
@@ -328,11 +328,11 @@ m as (insert into message (id, user_id, credential_id, sender_local, sender_doma
 			client_addr, client_hello, listener, tls, recipients, rule)`
 
 	sqlInsertRecipients = `insert into recipient (message_id, n, dot_possible, tell, notify, domain_key, local, domain,
-		orcpt_type, orcpt, owner, expires_at)
+		orcpt_type, orcpt, user_id, owner, expires_at)
 	select u.*, $1, now() + $3::interval
 	from unnest($24::uuid[], $25::int[], $26::boolean[], $27::smallint[], $28::smallint[],
-		$29::text[], $30::text[], $31::text[], $32::text[], $33::text[])
-		u(id, n, dot_possible, tell, notify, domain_key, local, domain, orcpt_type, orcpt)`
+		$29::text[], $30::text[], $31::text[], $32::text[], $33::text[], $35::bigint[])
+		u(id, n, dot_possible, tell, notify, domain_key, local, domain, orcpt_type, orcpt, user_id)`
 
 	sqlCommitted = `select (select count(*) from m), ` + durably + `,
 	case when exists (select from hold) then (select array_agg(h.id) from h) end`
@@ -451,6 +451,7 @@ type group struct {
 	buf                          []byte
 	rID                          [][16]byte
 	rN                           []int32
+	rUser                        []int64
 	dot                          []bool
 	tell, notify                 []int16
 	key, rLocal, rDomain, rType  []string
@@ -465,7 +466,7 @@ func (g *group) reset() {
 		envid: g.envid[:0], headerID: g.headerID[:0], addr: g.addr[:0], hello: g.hello[:0],
 		listener: g.listener[:0], tls: g.tls[:0], acceptedAt: g.acceptedAt[:0], recipients: g.recipients[:0], rule: g.rule[:0], charges: g.charges,
 		bodyID: g.bodyID[:0], bodyN: g.bodyN[:0], chunk: g.chunk[:0], buf: g.buf[:0],
-		rID: g.rID[:0], rN: g.rN[:0], dot: g.dot[:0], tell: g.tell[:0], notify: g.notify[:0],
+		rID: g.rID[:0], rN: g.rN[:0], rUser: g.rUser[:0], dot: g.dot[:0], tell: g.tell[:0], notify: g.notify[:0],
 		key: g.key[:0], rLocal: g.rLocal[:0], rDomain: g.rDomain[:0], rType: g.rType[:0], orcpt: g.orcpt[:0],
 	}
 	if cap(g.buf) > groupBytes/4 {
@@ -489,7 +490,7 @@ func (g *group) add(j *job, strict bool) {
 	g.recipients, g.rule = append(g.recipients, int32(len(j.rcpts))), append(g.rule, storable(m.Rule))
 	for i := range j.rcpts {
 		r := &j.rcpts[i]
-		g.rID, g.rN = append(g.rID, m.ID), append(g.rN, int32(r.N))
+		g.rID, g.rN, g.rUser = append(g.rID, m.ID), append(g.rN, int32(r.N)), append(g.rUser, m.UserID)
 		g.dot = append(g.dot, !j.parked && !strict)
 		g.tell, g.notify = append(g.tell, tells(m.Sender, r.Notify)), append(g.notify, int16(r.Notify))
 		g.key, g.rLocal, g.rDomain = append(g.key, r.Address.DomainKey()), append(g.rLocal, r.Address.Local), append(g.rDomain, r.Address.Domain)
@@ -560,7 +561,7 @@ func (g *group) statement(q *Queue, jobs []*job, again bool, v *verdict) (sql st
 		g.id, g.user, g.credential, g.local, g.domain, g.size, g.bodyType, g.utf8, g.ret, g.envid, g.headerID, g.acceptedAt,
 		g.addr, g.hello, g.listener, g.tls, g.recipients,
 		g.bodyID, g.bodyN, pgtype.FlatArray[[]byte](g.chunk),
-		g.rID, g.rN, g.dot, g.tell, g.notify, g.key, g.rLocal, g.rDomain, g.rType, g.orcpt, g.rule}
+		g.rID, g.rN, g.dot, g.tell, g.notify, g.key, g.rLocal, g.rDomain, g.rType, g.orcpt, g.rule, g.rUser}
 	results = []any{&v.inserted, &unused, &v.held}
 	sql = sqlEnqueue
 	if again {

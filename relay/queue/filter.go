@@ -28,10 +28,16 @@ type Filter struct {
 	AfterN  int
 }
 
-// sqlMatches holds for a row r of message m that a filter chooses.
+// sqlMatches holds for a row r that a filter chooses. What it says twice, of states and
+// users, is for the indexes of what waits and of what is held by user; its message is read
+// only if something of it is asked for. Rows of user -1 were accepted by a version that did
+// not note it.
 const sqlMatches = `($1::uuid[] is null or r.message_id = any($1)) and ($2 = '' or ` + sqlState + ` = $2)
-	and ($3 = 0 or m.user_id = $3) and ($4 = 0 or m.credential_id = $4)
-	and ($5 = '' or lower(m.sender_local || '@' || m.sender_domain) = $5) and ($6 = '' or lower(r.local || '@' || r.domain) = $6)
+	and ($2 <> 'held' or r.held_at is not null) and ($2 <> 'waiting' or r.held_at is null and r.owner is null and r.state = 'queued')
+	and ($3 = 0 or r.user_id in ($3, -1) and (r.user_id = $3 or (select o.user_id from message o where o.id = r.message_id) = $3))
+	and ($4 = 0 or (select o.credential_id from message o where o.id = r.message_id) = $4)
+	and ($5 = '' or (select lower(o.sender_local || '@' || o.sender_domain) from message o where o.id = r.message_id) = $5)
+	and ($6 = '' or lower(r.local || '@' || r.domain) = $6)
 	and ($7 = '' or r.domain_key = $7) and ($8 = '' or r.last_upstream = $8) and r.accepted_at <= now() - $9::interval
 	and ($10 = '' or starts_with(` + sqlReply + `, $10))`
 
@@ -98,8 +104,10 @@ type Shape struct {
 	LastErr string  `json:"last_reply,omitempty"` // of the attempt that ended last
 }
 
-// sqlShape reads the largest destinations.
+// sqlShape reads the largest destinations: first which they are, from what is narrow,
+// then what is in them.
 const sqlShape = `
+with top as materialized (select domain_key, count(*) as n from recipient group by domain_key order by count(*) desc, domain_key limit $1)
 select domain_key, count(*), count(*) filter (where held_at is not null),
 	array[count(*) filter (where step = 0), count(*) filter (where step = 1), count(*) filter (where step = 2),
 		count(*) filter (where step = 3), count(*) filter (where step = 4), count(*) filter (where step = 5)],
@@ -107,7 +115,7 @@ select domain_key, count(*), count(*) filter (where held_at is not null),
 from (select r.domain_key, r.held_at, now() - r.accepted_at as age, m.size,
 		width_bucket(now() - r.accepted_at, $2::interval[]) as step,
 		case when r.reply_code > 0 then array[coalesce(to_char(r.last_attempt_at at time zone 'utc', 'YYYYMMDDHH24MISSUS'), ''), ` + sqlReply + `] end as reply
-	from recipient r join message m on m.id = r.message_id) x
+	from recipient r join message m on m.id = r.message_id where r.domain_key in (select top.domain_key from top)) x
 group by domain_key order by count(*) desc, domain_key limit $1`
 
 // Shape returns the destinations with the most live recipients.

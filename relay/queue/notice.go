@@ -19,7 +19,8 @@ const noticeHeaders = 64 << 10
 
 // sqlClaimNotices takes rows whose notice is due, and the siblings for which the
 // same is due, so that one notice tells of all of them. A delay notice of a row whose
-// lifetime is over is left to the failure.
+// lifetime is over is left to the failure. As in sqlClaim, coalesce keeps the siblings from
+// being looked for among all that is due.
 const sqlClaimNotices = `
 with pick as materialized (
 	select message_id, state from recipient
@@ -29,10 +30,10 @@ with pick as materialized (
 rows as materialized (
 	select r.message_id, r.n from (select distinct message_id, state from pick) p
 		join recipient r on r.message_id = p.message_id and r.state = p.state
-	where r.owner is null and r.notice_at <= now() and (r.state <> 'queued' or r.held_at is null)
+	where coalesce(r.owner, 0) = 0 and r.notice_at <= now() and (r.state <> 'queued' or r.held_at is null)
 	for update of r skip locked)
 update recipient r set owner = $2, dot_possible = false
-from rows where r.message_id = rows.message_id and r.n = rows.n and r.owner is null
+from rows where r.message_id = rows.message_id and r.n = rows.n and coalesce(r.owner, 0) = 0
 returning r.message_id, r.state, r.n, r.local, r.domain, r.orcpt_type, r.orcpt, r.reply_code, r.reply_enhanced, r.reply_text,
 	r.remote_mta, r.last_attempt_at, r.expires_at, r.accepted_at`
 

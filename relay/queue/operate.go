@@ -26,14 +26,14 @@ type verb struct {
 // sqlChosen takes rows for a verb. What is locked is in somebody's hand.
 const (
 	sqlChosen = `
-with w as materialized (select r.message_id, r.n, r.local, r.domain from recipient r join message m on m.id = r.message_id
+with w as materialized (select r.message_id, r.n, r.local, r.domain from recipient r
 	where ` + sqlMatches + ` and r.owner is null and r.state = 'queued' and `
 	sqlLocked = ` limit $11 for update of r skip locked), `
 	sqlNoted  = `h as (insert into attempt (message_id, n, at, epoch, result, local, domain, reply_text)
 	select message_id, n, clock_timestamp(), 0, $12, local, domain, 'by ' || $13 from w on conflict do nothing)
 select count(*) from w`
 	sqlCounted = `
-select count(*) from recipient r join message m on m.id = r.message_id
+select count(*) from recipient r
 where ` + sqlMatches + ` and r.owner is null and r.state = 'queued' and `
 
 	retryable  = `r.held_at is null and r.next_attempt_at > now()`
@@ -72,7 +72,7 @@ b as (delete from body using (
 
 // sqlInHand counts what no verb touches.
 const sqlInHand = `
-select count(*) from recipient r join message m on m.id = r.message_id
+select count(*) from recipient r
 where ` + sqlMatches + ` and r.owner is not null and r.state = 'queued'`
 
 // InHand counts the recipients that f chooses and a node has in hand: those that Retry,

@@ -27,7 +27,8 @@ type Config struct {
 
 	Lifetime    time.Duration // 5 days: then a recipient fails
 	DelayNotice time.Duration // 4 h
-	History     time.Duration // 30 days
+	History     time.Duration // 30 days after a message's end
+	Recipients  time.Duration // 365 days: how long the breaker knows whom users wrote to
 	Budget      time.Duration // 60 s: how long the fate of a commit may stay unknown
 
 	Near      func(NearLimit) // told by one node of a limit that is nearly used up; nil for nobody
@@ -53,6 +54,7 @@ type Queue struct {
 	signals *signals
 	sweeps  *sweeps
 	turns   *turns
+	forgets *retention
 	breaker *breaker
 	held    *held
 	faults  faults
@@ -86,6 +88,7 @@ func (c Config) withDefaults() Config {
 	set(&c.Lifetime, 5*24*time.Hour)
 	set(&c.DelayNotice, 4*time.Hour)
 	set(&c.History, 30*24*time.Hour)
+	set(&c.Recipients, 365*24*time.Hour)
 	set(&c.Budget, time.Minute)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -97,7 +100,7 @@ func (c Config) withDefaults() Config {
 //
 // Of the pools it takes the connection settings, and connections for reading stored
 // bodies from WorkPool. Commits, settles, claims, the heartbeat and the listener use
-// connections of their own, at most sixteen, outside the pools' limits.
+// connections of their own, at most seventeen, outside the pools' limits.
 func New(cfg Config) *Queue {
 	q := &Queue{cfg: cfg.withDefaults(), clock: bootClock{}, held: newHeld(), stopped: make(chan struct{})}
 	q.log = q.cfg.Log
@@ -110,6 +113,7 @@ func New(cfg Config) *Queue {
 	q.signals = newSignals(q)
 	q.sweeps = newSweeps(q)
 	q.turns = newTurns(q)
+	q.forgets = newRetention(q)
 	q.breaker = newBreaker(q)
 	return q
 }
@@ -124,7 +128,7 @@ func (q *Queue) Start(ctx context.Context) error {
 	q.stop = stop
 	q.commits.start()
 	q.settles.done.Go(func() { q.settles.run(background) })
-	for _, run := range []func(context.Context){q.epochs.run, q.commits.voids.run, q.sweeps.run, q.turns.run, q.breaker.run, q.signals.listen, q.signals.notify} {
+	for _, run := range []func(context.Context){q.epochs.run, q.commits.voids.run, q.sweeps.run, q.turns.run, q.forgets.run, q.breaker.run, q.signals.listen, q.signals.notify} {
 		q.loops.Go(func() { run(background) })
 	}
 	if q.cfg.StrictGate {

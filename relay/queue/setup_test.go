@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"postern/internal/pgtest"
 	"postern/relay/smtp"
 )
@@ -149,6 +151,20 @@ func exec(t testing.TB, db *pgtest.DB, sql string, args ...any) {
 	if _, err := db.Pool.Exec(ctxOf(t), sql, args...); err != nil {
 		t.Fatalf("%s: %v", sql, err)
 	}
+}
+
+// working is a connection with the settings of the queue's sessions.
+func working(t testing.TB, db *pgtest.DB) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.Connect(ctxOf(t), db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	if _, err := conn.Exec(ctxOf(t), tuneWork, pgx.QueryExecModeSimpleProtocol); err != nil {
+		t.Fatal(err)
+	}
+	return conn
 }
 
 // rows describes the live rows of a message, "0 queued owned;1 failed".

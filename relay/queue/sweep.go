@@ -12,13 +12,12 @@ import (
 )
 
 const (
-	reapRows    = 1000 // rows that one statement takes back
-	sweepRows   = 2000 // messages whose body or history one statement looks at
-	sweepEvery  = time.Minute
-	epochMemory = "1 hour" // how long a dead epoch is remembered: longer than any commit in flight
+	reapRows   = 1000 // rows that one statement takes back
+	sweepRows  = 2000 // messages whose body one statement looks at
+	sweepEvery = time.Minute
 )
 
-// sweeps puts right what a crash or a lost answer left behind, and forgets old history.
+// sweeps puts right what a crash or a lost answer left behind.
 type sweeps struct {
 	q *Queue
 	s *session
@@ -26,7 +25,7 @@ type sweeps struct {
 	seen     map[int64]beatSeen // of other epochs, to be sure that they are silent
 	suspects map[ID]bool        // rows of ours that nobody held at the last round
 	bodies   ID                 // where the walk over the bodies is
-	slow     time.Time          // when the slow chores are next
+	slow     time.Time          // when orphans are looked for next
 }
 
 type beatSeen struct {
@@ -66,7 +65,7 @@ func (s *sweeps) round(ctx context.Context) error {
 	err = errors.Join(s.reap(ctx, conn), s.leftovers(ctx, conn))
 	if err == nil && time.Now().After(s.slow) {
 		s.slow = time.Now().Add(sweepEvery)
-		err = errors.Join(s.orphans(ctx, conn), s.retention(ctx, conn))
+		err = s.orphans(ctx, conn)
 	}
 	return s.s.end(err)
 }
@@ -240,70 +239,6 @@ func (s *sweeps) orphans(ctx context.Context, conn *pgx.Conn) error {
 		s.bodies, _ = uuid.Parse(*last)
 	}
 	return nil
-}
-
-// sqlForget deletes the oldest history. Ids are UUIDv7: $1 is the first that stays.
-const sqlForget = `
-with old as materialized (select id from message where id < $1 order by id limit $2),
-past as materialized (select id from old where not exists (select from recipient r where r.message_id = id)),
-a as (delete from attempt using past where attempt.message_id = past.id),
-m as (delete from message using past where message.id = past.id)
-select (select count(*) from past)`
-
-// sqlForgetNodes deletes dead epochs that no row names any more.
-const sqlForgetNodes = `
-delete from node where reaped_at < clock_timestamp() - interval '` + epochMemory + `'
-	and not exists (select from recipient r where r.owner = node.epoch)`
-
-// sqlForgetActivity deletes what the breaker looks at no more.
-const sqlForgetActivity = `delete from activity where hour < now() - interval '14 days'`
-
-// sqlForgetHolds ends the holds of credentials that hold nothing: a credential that was
-// revoked sends no more, and what it had sent is finished. Holds of users stay, for
-// users go on.
-const sqlForgetHolds = `
-delete from hold h where h.credential_id <> 0 and h.made_at < clock_timestamp() - interval '2 minutes'
-	and not exists (select from recipient r join message m on m.id = r.message_id
-		where m.user_id = h.user_id and m.credential_id = h.credential_id)`
-
-// sqlForgetUsage deletes the windows of limits in which nothing counts any more.
-const sqlForgetUsage = `
-delete from usage_window where (scope, subject, kind, window_s) in (
-	select scope, subject, kind, window_s from usage_window
-	where coalesce(at[cardinality(at)], 0) < floor(extract(epoch from clock_timestamp()) * 60 / window_s)::bigint - 120
-	for update skip locked)`
-
-func (s *sweeps) retention(ctx context.Context, conn *pgx.Conn) error {
-	for what, sql := range map[string]string{"nodes": sqlForgetNodes, "activity": sqlForgetActivity, "usage": sqlForgetUsage, "holds": sqlForgetHolds} {
-		if _, err := conn.Exec(ctx, sql); err != nil {
-			return fmt.Errorf("forget %s: %w", what, err)
-		}
-	}
-	var now time.Time
-	if err := conn.QueryRow(ctx, `select now()`).Scan(&now); err != nil {
-		return fmt.Errorf("forget: %w", err)
-	}
-	for range 50 {
-		var count int
-		if err := conn.QueryRow(ctx, sqlForget, firstID(now.Add(-s.q.cfg.History)), sweepRows).Scan(&count); err != nil {
-			return fmt.Errorf("forget: %w", err)
-		}
-		if count < sweepRows {
-			return nil
-		}
-	}
-	return nil
-}
-
-// firstID is the least UUIDv7 of a moment (RFC 9562 section 5.7).
-func firstID(t time.Time) ID {
-	var id ID
-	ms := t.UnixMilli()
-	for i := range 6 {
-		id[i] = byte(ms >> (8 * (5 - i)))
-	}
-	id[6], id[8] = 0x70, 0x80
-	return id
 }
 
 // sqlHandBack releases all rows of an epoch.

@@ -1,0 +1,87 @@
+package auth
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Old rows of the audit and networks that were left go in batches, also while others
+// delete them and hold some of them; the young ones stay.
+func TestRetention(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s := testStore(t)
+	for _, sql := range []string{
+		`insert into audit (at, actor, action, object) select now() - n * interval '1 hour', 'root', 'x', 'y' from generate_series(1, 5000) n`,
+		`insert into app_user (name) select 'u' || n || '@example.com' from generate_series(1, 100) n`,
+		`insert into known_network (user_id, network, last_at)
+			select id, ('10.' || n || '.0.0/24')::cidr, now() - n * interval '1 day' - interval '1 minute' from app_user, generate_series(1, 40) n`,
+		`analyze audit, known_network`,
+	} {
+		_, err := s.db.Exec(ctx, sql)
+		must(t, err)
+	}
+	holder, err := s.db.Begin(ctx) // an admin's transaction that lasts
+	must(t, err)
+	defer func() { _ = holder.Rollback(context.WithoutCancel(ctx)) }()
+	_, err = holder.Exec(ctx, `select from audit where at < now() - interval '4990 hours' for update`)
+	must(t, err)
+
+	var all sync.WaitGroup
+	for range 3 {
+		r := &retention{store: s, audit: 1000*time.Hour + time.Minute}
+		all.Go(func() {
+			if err := r.round(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	counts := func() (audit, networks int) {
+		must(t, s.db.QueryRow(ctx, `select (select count(*) from audit), (select count(*) from known_network)`).Scan(&audit, &networks))
+		return
+	}
+	if audit, networks := counts(); audit != 1000+11 || networks != 100*29 {
+		t.Errorf("%d rows of the audit are left, %d networks", audit, networks)
+	}
+	must(t, holder.Rollback(ctx))
+	must(t, (&retention{store: s, audit: 1000*time.Hour + time.Minute}).round(ctx))
+	if audit, _ := counts(); audit != 1000 {
+		t.Errorf("%d rows of the audit are left", audit)
+	}
+}
+
+// What is to be deleted is found without reading what stays.
+func TestRetentionUsesIndexes(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s := testStore(t)
+	for _, sql := range []string{
+		`insert into audit (at, actor, action, object) select now() - n * interval '1 hour', 'root', 'x', 'y' from generate_series(1, 20000) n`,
+		`insert into app_user (name) select 'u' || n || '@example.com' from generate_series(1, 1000) n`,
+		`insert into known_network (user_id, network, last_at)
+			select id, ('10.' || n || '.0.0/24')::cidr, now() - n * interval '1 day' from app_user, generate_series(1, 20) n`,
+		`analyze audit, known_network`,
+	} {
+		_, err := s.db.Exec(ctx, sql)
+		must(t, err)
+	}
+	for _, c := range []struct{ sql, index, table string }{{expireAudit, "audit_at", "audit"}, {expireNetworks, "known_network_last", "known_network"}} {
+		plan := explain(t, s, c.sql, 19990*time.Hour, retainBatch)
+		if !plan.uses(c.index) || plan.rows(c.table) > 100 {
+			t.Errorf("%s: %v", c.table, plan)
+		}
+	}
+}
+
+// A node that stops does not wait for its first round.
+func TestRetentionEndsAtOnce(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	(&retention{store: NewStore(pgx.Tx(nil))}).run(ctx)
+}

@@ -1,0 +1,252 @@
+package queue
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"postern/internal/pgtest"
+)
+
+// past fills the history with n messages that ended so many days ago, each with an
+// attempt. Those for which live holds (an SQL condition on g, from 1) are held still.
+func past(t *testing.T, db *pgtest.DB, n, days int, live string) {
+	t.Helper()
+	exec(t, db, fmt.Sprintf(`
+with new as materialized (select g, (lpad(to_hex((extract(epoch from now() - interval '%[2]d days') * 1000)::bigint), 12, '0')
+		|| '70008000000000' || lpad(to_hex(g), 6, '0'))::uuid as id from generate_series(1, %[1]d) g),
+m as (insert into message (id, user_id, credential_id, sender_local, sender_domain, size, body_type, utf8, ret, envid, header_id, accepted_at,
+		client_addr, client_hello, listener, tls, node, recipients)
+	select id, 1, 1, 'a', 'example.com', 1, '', false, '', '', '', now() - interval '%[2]d days', '', '', '', '', 'a', 1 from new),
+a as (insert into attempt (message_id, n, at, epoch, result) select id, 0, now() - interval '%[2]d days', 1, 'deferred' from new)
+insert into recipient (message_id, n, held_at, expires_at, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
+select id, 0, now(), now(), 0, 0, 'x', 'x', 'x', '', '' from new where %[3]s`, n, days, live))
+}
+
+// walk has every batch come at once, to the end.
+func walk(t *testing.T, db *pgtest.DB, r *retention, conn *pgx.Conn) (batches int) {
+	t.Helper()
+	for {
+		exec(t, db, `update history_walk set next_at = now()`)
+		more, err := r.history(ctxOf(t), conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if batches++; more == 0 {
+			return batches
+		}
+	}
+}
+
+func left(t *testing.T, db *pgtest.DB) string {
+	t.Helper()
+	return fmt.Sprintf("%d messages, %d attempts", count(t, db, `select count(*) from message`), count(t, db, `select count(*) from attempt`))
+}
+
+// Deletion walks past messages that cannot go yet, and comes back for them.
+func TestHistoryWalksPastHeldMail(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	r, conn := newRetention(New(calmConfig(db))), working(t, db)
+	past(t, db, 1000, 40, "g <= 300 or g = 1000") // the oldest are held: more than a batch looks at
+	past(t, db, 10, 29, "false")                  // young
+	if n := walk(t, db, r, conn); n < 3 {
+		t.Errorf("%d batches", n)
+	}
+	if got := left(t, db); got != "311 messages, 311 attempts" {
+		t.Fatalf("%s are left", got)
+	}
+	if n := count(t, db, `select count(*) from message m join attempt a on a.message_id = m.id join recipient r on r.message_id = m.id`); n != 301 {
+		t.Fatalf("%d held messages have their history", n)
+	}
+
+	// What ends now can be traced for the whole time, from now.
+	a := NewAdmin(db.Pool)
+	if n, err := a.Cancel(ctxOf(t), Filter{}, false); err != nil || n != 301 {
+		t.Fatalf("cancelled %d, %v", n, err)
+	}
+	anHourLater := func() {
+		exec(t, db, `update history_walk set began_at = now() - interval '2 hours'`)
+		walk(t, db, r, conn) // comes to the end, and is to begin with the oldest
+		walk(t, db, r, conn)
+	}
+	anHourLater()
+	if got := left(t, db); got != "311 messages, 612 attempts" {
+		t.Fatalf("%s are left after the end", got)
+	}
+	exec(t, db, `update attempt set at = at - interval '31 days' where result = 'cancel'`)
+	walk(t, db, r, conn)
+	if got := left(t, db); got != "311 messages, 612 attempts" {
+		t.Fatalf("%s are left: within an hour it looked at the oldest again", got)
+	}
+	anHourLater()
+	if got := left(t, db); got != "10 messages, 10 attempts" {
+		t.Fatalf("%s are left at last", got)
+	}
+}
+
+// One batch deletes a bounded number of rows, however many a message has; the
+// message goes with the last of them. Attempts without a message go too.
+func TestHistoryInBoundedBatches(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	r, conn := newRetention(New(calmConfig(db))), working(t, db)
+	past(t, db, 3, 40, "false")
+	exec(t, db, `insert into attempt (message_id, n, at, epoch, result) select id, n, now() - interval '40 days', 2, 'deferred'
+		from (select id from message order by id limit 1) m, generate_series(1, $1::int) n`, 2*forgetAttempts)
+	exec(t, db, `delete from message where id = (select id from message order by id desc limit 1)`)
+	for _, want := range []string{
+		fmt.Sprintf("2 messages, %d attempts", forgetAttempts+3), "2 messages, 3 attempts", "0 messages, 0 attempts", "0 messages, 0 attempts",
+	} {
+		exec(t, db, `update history_walk set next_at = now()`)
+		more, err := r.history(ctxOf(t), conn)
+		if got := left(t, db); err != nil || got != want {
+			t.Fatalf("%s are left, want %s; %v", got, want, err)
+		}
+		if (more > 0) != (want[0] == '2') {
+			t.Errorf("with %s left it wants to go on in %v", want, more)
+		}
+	}
+}
+
+// Several nodes delete one history together, while their connections are cut and mail
+// ends: nothing is deleted that must stay, nothing stays, and nobody waits for a deadlock.
+func TestHistoryOfSeveralNodes(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	past(t, db, 6000, 40, "g % 50 = 0")
+	ctx, cancel := context.WithCancel(ctxOf(t))
+	defer cancel()
+	var all sync.WaitGroup
+	var cut int
+	for i := range 3 {
+		cfg := calmConfig(db)
+		cfg.Node = fmt.Sprint("n", i)
+		r := newRetention(New(cfg))
+		r.every = 10 * time.Millisecond
+		all.Go(func() {
+			defer r.s.close()
+			for ctx.Err() == nil {
+				r.rows = forgetLeast // many batches
+				if _, err := r.round(ctx); err != nil && ctx.Err() == nil {
+					if class(err) == "40" {
+						t.Errorf("nodes are in each other's way: %v", err)
+					}
+					r.s.drop()
+				}
+			}
+		})
+	}
+	eventually(t, "the history is gone", func() bool {
+		if cut < 10 {
+			cut += count(t, db, `select count(pg_terminate_backend(pid)) from pg_stat_activity
+				where datname = current_database() and query like '%history_walk%' and pid <> pg_backend_pid() and state = 'active'`)
+		}
+		return count(t, db, `select count(*) from message`) <= 120
+	})
+	cancel()
+	all.Wait()
+	if cut == 0 {
+		t.Error("no connection was cut within a batch")
+	}
+	if got := left(t, db); got != "120 messages, 120 attempts" {
+		t.Errorf("%s are left", got)
+	}
+}
+
+// The smaller tables lose what is of no use, and keep the rest.
+func TestForgetOthers(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	r, conn := newRetention(q), working(t, db)
+	held, _ := put(t, q, true, "a@example.net") // by credential 9, owned: it may come back
+	exec(t, db, `update message set credential_id = 9 where id = $1`, held.ID)
+	waits, d := put(t, q, true, "b@example.net") // by credential 8: nothing of it is held
+	exec(t, db, `update message set credential_id = 8 where id = $1`, waits.ID)
+	q.Release(d, []int{0}, time.Hour)
+	becomes(t, db, waits.ID, "0 queued")
+	for _, sql := range []string{
+		`insert into hold (user_id, credential_id, reason, made_by, made_at)
+			select u, c, '', '', now() - interval '1 hour' from (values (1, 0), (1, 7), (1, 8), (1, 9), (2, 9)) h(u, c)`,
+		`insert into node (name, expires_at, reaped_at) select 'old', now(), now() - h * interval '31 minutes' from generate_series(0, 5) h`,
+		`insert into activity (user_id, hour) select u, now() - d * interval '1 day' from generate_series(1, 200) u, generate_series(0, 19) d`,
+		`insert into correspondent (user_id, recipient, seen_on) select 1, sha256(n::text::bytea), current_date - n from generate_series(1, 500) n`,
+		`insert into usage_window (scope, subject, kind, window_s, at, n)
+			select 1, s, 1, 3600, array[floor(extract(epoch from now()) / 60)::bigint - case when s % 2 = 0 then 0 else 500 end], array[1] from generate_series(1, 3000) s`,
+	} {
+		exec(t, db, sql)
+	}
+	for range 5 {
+		if err := r.others(ctxOf(t), conn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for sql, want := range map[string]int{
+		`select count(*) from hold where (user_id, credential_id) in ((1, 0), (1, 9))`: 2,
+		`select count(*) from hold`:                                             2,
+		`select count(*) from node where name = 'old'`:                          2,
+		`select count(*) from activity`:                                         200 * 14,
+		`select count(*) from correspondent`:                                    395,
+		`select count(*) from usage_window`:                                     1500,
+		`select count(*) from usage_window where subject % 2 = 0`:               1500,
+		`select count(*) from recipient`:                                        2,
+		`select count(*) from history_walk where next_at > began_at`:            0,
+		`select count(*) from correspondent where current_date - seen_on = 395`: 1,
+	} {
+		if got := count(t, db, sql); got != want {
+			t.Errorf("%s: %d, want %d", sql, got, want)
+		}
+	}
+}
+
+// A node does all that by itself.
+func TestRetentionRuns(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	past(t, db, 500, 40, "g = 1")
+	start(t, calmConfig(db), func(q *Queue) { q.forgets.every = 5 * time.Millisecond })
+	eventually(t, "the history is gone", func() bool { return left(t, db) == "1 messages, 1 attempts" })
+}
+
+// A batch takes as long as is good for the others.
+func TestRetentionPace(t *testing.T) {
+	t.Parallel()
+	r := &retention{rows: forgetLeast}
+	for _, c := range []struct {
+		took, pause time.Duration
+		rows        int
+	}{{time.Millisecond, forgetShort, 200}, {20 * time.Millisecond, 60 * time.Millisecond, 400}, {100 * time.Millisecond, 300 * time.Millisecond, 400},
+		{time.Second, 3 * time.Second, 200}, {time.Second, 3 * time.Second, 100}, {time.Second, 3 * time.Second, 100}} {
+		if r.pace(c.took); r.rest != c.pause || r.rows != c.rows {
+			t.Errorf("after %v: %d rows and a rest of %v, want %d and %v", c.took, r.rows, r.rest, c.rows, c.pause)
+		}
+	}
+	r.rows = forgetMost
+	if r.pace(time.Millisecond); r.rows != forgetMost {
+		t.Errorf("%d rows", r.rows)
+	}
+}
+
+// After a batch all nodes rest, not only the one that did it.
+func TestHistoryRestsForAll(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	past(t, db, 1000, 40, "false")
+	one, other := newRetention(New(calmConfig(db))), newRetention(New(calmConfig(db)))
+	one.rest = time.Hour
+	conn := working(t, db)
+	for i, want := range []time.Duration{time.Hour, 0} {
+		pause, err := []*retention{one, other}[i].history(ctxOf(t), conn)
+		if err != nil || pause != want {
+			t.Errorf("node %d is to pause for %v, want %v; %v", i, pause, want, err)
+		}
+	}
+	if got := left(t, db); got != "900 messages, 900 attempts" {
+		t.Errorf("%s are left", got)
+	}
+}
