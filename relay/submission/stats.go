@@ -6,6 +6,7 @@ import "sync/atomic"
 type counters struct {
 	sessions           atomic.Int64
 	refusedConnections atomic.Int64
+	refusedByAddress   atomic.Int64
 	acceptErrors       atomic.Int64
 	handshakeFailures  atomic.Int64
 	authSucceeded      atomic.Int64
@@ -24,6 +25,7 @@ type Stats struct {
 	Open               int   // sessions now
 	Sessions           int64 // ever
 	RefusedConnections int64 // over a connection limit
+	RefusedByAddress   int64 // of them, over the limit of one address
 	AcceptErrors       int64
 	HandshakeFailures  int64
 	AuthSucceeded      int64
@@ -36,7 +38,9 @@ type Stats struct {
 	Violations         int64 // injection and smuggling attempts, and octets sent out of turn
 	Panics             int64 // sessions that ended by a defect of ours
 	Memory             int64 // octets of bodies in memory
+	MemoryLimit        int64
 	TempFiles          int64 // octets of bodies in temporary files
+	TempFilesLimit     int64
 }
 
 // Stats returns the counts of now.
@@ -49,6 +53,7 @@ func (s *Server) Stats() Stats {
 		Open:               open,
 		Sessions:           c.sessions.Load(),
 		RefusedConnections: c.refusedConnections.Load(),
+		RefusedByAddress:   c.refusedByAddress.Load(),
 		AcceptErrors:       c.acceptErrors.Load(),
 		HandshakeFailures:  c.handshakeFailures.Load(),
 		AuthSucceeded:      c.authSucceeded.Load(),
@@ -61,6 +66,8 @@ func (s *Server) Stats() Stats {
 		Violations:         c.violations.Load(),
 		Panics:             c.panics.Load(),
 		Memory:             s.spool.memory.used.Load(),
+		MemoryLimit:        s.spool.memory.limit,
 		TempFiles:          s.spool.files.used.Load(),
+		TempFilesLimit:     s.spool.files.limit,
 	}
 }
