@@ -34,6 +34,7 @@ type config struct {
 	Queue      queueConfig      `toml:"queue"`
 	Delivery   deliveryConfig   `toml:"delivery"`
 	Log        logConfig        `toml:"log"`
+	Admin      adminConfig      `toml:"admin"`
 }
 
 type databaseConfig struct {
@@ -122,7 +123,8 @@ func defaultConfig() config {
 			Connections: 20, Memory: 64 << 20,
 			IdleTime: duration(10 * time.Second), MessagesPerConn: 1000, MXPort: 25,
 		},
-		Log: logConfig{Format: "text", Level: "info"},
+		Log:   logConfig{Format: "text", Level: "info"},
+		Admin: adminConfig{Address: "127.0.0.1:5878"},
 	}
 }
 
@@ -174,7 +176,7 @@ func readConfig(path string) (config, error) {
 		return cfg, fmt.Errorf("configuration %s: %w", path, explainTOML(err))
 	}
 	dir := filepath.Dir(path)
-	for _, p := range []*string{&cfg.TLS.Certificate, &cfg.TLS.Key, &cfg.Database.Private, &cfg.SecretKeyFile, &cfg.Submission.SpoolDir} {
+	for _, p := range []*string{&cfg.TLS.Certificate, &cfg.TLS.Key, &cfg.Database.Private, &cfg.SecretKeyFile, &cfg.Submission.SpoolDir, &cfg.Admin.TokenFile} {
 		if *p != "" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(dir, *p)
 		}
@@ -217,6 +219,9 @@ func (c *config) validate() error {
 	}
 	if c.TLS.SelfSigned && c.TLS.Certificate != "" {
 		return errors.New("tls: set either self_signed or certificate and key, not both")
+	}
+	if err := c.Admin.validate(); err != nil {
+		return err
 	}
 	if c.Queue.Gate != "local" && c.Queue.Gate != "strict" {
 		return fmt.Errorf("queue: gate must be \"local\" or \"strict\", not %q", c.Queue.Gate)

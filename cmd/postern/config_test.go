@@ -75,6 +75,10 @@ func TestConfigErrorsSayWhere(t *testing.T) {
 		{"too few connections", "[database]\nmax_connections = 1\n", "at least 2"},
 		{"port", "[delivery]\nmx_port = 70000\n", "at most 65535"},
 		{"no data rate", "[submission]\nmin_data_rate = \"0\"\n", "submission.min_data_rate must be more than 0"},
+		{"admin address", "[admin]\naddress = \"5878\"\n", `address "5878" must be host:port`},
+		{"admin socket", "[admin]\naddress = \"unix:\"\n", "must name a file"},
+		{"admin for all without a token", "[admin]\naddress = \"0.0.0.0:5878\"\n", "other machines reach 0.0.0.0:5878: set token_file"},
+		{"admin for all by default", "[admin]\naddress = \":5878\"\n", "set token_file"},
 		{"log level", "[log]\nlevel = \"loud\"\n", "debug, info, warn or error"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -99,6 +103,22 @@ func TestConfigPathsAreRelativeToTheFile(t *testing.T) {
 	}
 	if cfg.TLS.Key != "/k.pem" {
 		t.Errorf("key %s", cfg.TLS.Key)
+	}
+}
+
+func TestAdminAddresses(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{
+		"address = \"\"", "address = \"localhost:5878\"", "address = \"[::1]:5878\"", "address = \"127.0.0.2:0\"",
+		"address = \"unix:/run/postern/admin.sock\"", "address = \"0.0.0.0:5878\"\ntoken_file = \"token\"",
+	} {
+		cfg, err := readConfig(writeConfig(t, "[admin]\n"+text+"\n"))
+		if err != nil {
+			t.Errorf("%s: %v", text, err)
+		}
+		if cfg.Admin.TokenFile != "" && !filepath.IsAbs(cfg.Admin.TokenFile) {
+			t.Errorf("token_file %q is not taken from the folder of the file", cfg.Admin.TokenFile)
+		}
 	}
 }
 

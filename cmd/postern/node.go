@@ -34,7 +34,7 @@ type node struct {
 	hostname string
 	name     string
 
-	pools     []*pgxpool.Pool
+	pools     []namedPool
 	listeners []submission.Listener
 
 	queue   *queue.Queue
@@ -45,6 +45,9 @@ type node struct {
 	verifier *auth.Authenticator // nil with --only delivery, as the next two
 	watch    *auth.Watch
 	sessions *policy.Sessions
+
+	metrics *metrics // nil without an admin address, as the next
+	admin   *adminPages
 
 	stopNotices context.CancelFunc
 	notices     sync.WaitGroup
@@ -63,6 +66,7 @@ func (a *app) buildNode(ctx context.Context, cfg config, url, only string, log *
 	if n.name = cfg.Node; n.name == "" {
 		n.name = n.hostname
 	}
+	n.observe()
 	var certs *submission.Certificates
 	if only != "delivery" {
 		if certs, err = n.certificates(); err != nil {
@@ -95,6 +99,9 @@ func (a *app) buildNode(ctx context.Context, cfg config, url, only string, log *
 		if err := n.buildSubmission(ctx, url, certs); err != nil {
 			return nil, err
 		}
+	}
+	if n.admin, err = n.buildAdmin(ctx, url, certs); err != nil {
+		return nil, err
 	}
 	ok = true
 	return n, nil
@@ -180,7 +187,7 @@ func listenReason(err error) error {
 func (n *node) pool(ctx context.Context, url, name string, maxConns int, change func(*pgxpool.Config)) (*pgxpool.Pool, error) {
 	p, err := openPool(ctx, url, name, maxConns, change)
 	if err == nil {
-		n.pools = append(n.pools, p)
+		n.pools = append(n.pools, namedPool{name, p})
 	}
 	return p, err
 }
@@ -208,6 +215,7 @@ func (n *node) buildQueue(ctx context.Context, url string) error {
 		Lifetime: time.Duration(q.Lifetime), DelayNotice: time.Duration(q.DelayNotice), History: time.Duration(q.History),
 		StrictGate: q.Gate == "strict", NoNotify: !q.Notify,
 		Near:     n.nearLimit(workPool),
+		Observer: n.metrics.queueObserver(),
 		HoldMade: n.held(workPool, n.mail.Hold), HoldEnded: n.held(workPool, n.mail.Released),
 	})
 	return nil
@@ -321,6 +329,9 @@ func (n *node) buildSubmission(ctx context.Context, url string, certs *submissio
 func (n *node) start(ctx context.Context) error {
 	startCtx, cancel := context.WithTimeout(ctx, drainTime)
 	defer cancel()
+	if err := n.admin.start(startCtx); err != nil {
+		return err
+	}
 	if err := n.queue.Start(startCtx); err != nil {
 		return fmt.Errorf("start the queue: %w", err)
 	}
@@ -378,6 +389,7 @@ func awaitGroup(ctx context.Context, wg *sync.WaitGroup) error {
 
 // close lets go of what buildNode opened.
 func (n *node) close() {
+	n.admin.close()
 	for _, l := range n.listeners {
 		_ = l.Net.Close()
 	}

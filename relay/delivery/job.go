@@ -215,5 +215,6 @@ func (e *Engine) logAttempt(m *queue.Message, rcpt *queue.Recipient, o *queue.Ou
 		Err:               err,
 		Age:               o.At.Sub(m.AcceptedAt),
 		NotAnAttempt:      o.NotAnAttempt,
+		OutcomeUnknown:    o.Unknown,
 	})
 }

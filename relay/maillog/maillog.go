@@ -107,6 +107,8 @@ type HoldEvent struct {
 	User       string // canonical account name
 	Credential string // its number, when the hold is of what came by it alone
 	Reason     string // why it was made
+
+	ByBreaker bool // for observers, not logged
 }
 
 // Hold logs that the mail of a user is held from now on.
@@ -186,8 +188,9 @@ type AttemptEnd struct {
 	Err               error // trouble without a reply
 
 	// For observers, not logged.
-	Age          time.Duration // since the message was accepted
-	NotAnAttempt bool          // no server was asked: there is no route
+	Age            time.Duration // since the message was accepted
+	NotAnAttempt   bool          // no server was asked: there is no route
+	OutcomeUnknown bool          // this attempt may have delivered
 }
 
 // Attempt logs the end of an attempt.
