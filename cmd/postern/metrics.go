@@ -106,9 +106,9 @@ var submissionReadings = []admin.Reading[submission.Stats]{
 	{Name: "postern_session_panics_total", Help: "Sessions that ended by a defect of Postern.", Counter: true,
 		Value: of(func(s submission.Stats) int64 { return s.Panics })},
 	{Name: "postern_spool_memory_bytes", Help: "Octets of message bodies in memory.", Value: of(func(s submission.Stats) int64 { return s.Memory })},
-	{Name: "postern_spool_memory_limit_bytes", Help: "The most that they may be, [submission] memory.", Value: of(func(s submission.Stats) int64 { return s.MemoryLimit })},
+	{Name: "postern_spool_memory_limit_bytes", Help: "The most that message bodies in memory may take, [submission] memory.", Value: of(func(s submission.Stats) int64 { return s.MemoryLimit })},
 	{Name: "postern_spool_files_bytes", Help: "Octets of message bodies in temporary files.", Value: of(func(s submission.Stats) int64 { return s.TempFiles })},
-	{Name: "postern_spool_files_limit_bytes", Help: "The most that they may be, [submission] spool.", Value: of(func(s submission.Stats) int64 { return s.TempFilesLimit })},
+	{Name: "postern_spool_files_limit_bytes", Help: "The most that message bodies in temporary files may take, [submission] spool.", Value: of(func(s submission.Stats) int64 { return s.TempFilesLimit })},
 }
 
 var authReadings = []admin.Reading[auth.Stats]{
@@ -132,25 +132,25 @@ var authReadings = []admin.Reading[auth.Stats]{
 
 var deliveryReadings = []admin.Reading[delivery.Stats]{
 	{Name: "postern_delivery_messages", Help: "Messages that the delivery holds in memory.", Value: of(func(s delivery.Stats) int { return s.Messages })},
-	{Name: "postern_delivery_memory_bytes", Help: "Octets that they take.", Value: of(func(s delivery.Stats) int64 { return s.Memory })},
-	{Name: "postern_delivery_memory_limit_bytes", Help: "The most that they may take, [delivery] memory.", Value: of(func(s delivery.Stats) int64 { return s.MemoryLimit })},
+	{Name: "postern_delivery_memory_bytes", Help: "Octets of the messages that the delivery holds in memory.", Value: of(func(s delivery.Stats) int64 { return s.Memory })},
+	{Name: "postern_delivery_memory_limit_bytes", Help: "The most that the messages in memory for delivery may take, [delivery] memory.", Value: of(func(s delivery.Stats) int64 { return s.MemoryLimit })},
 	{Name: "postern_delivery_panics_total", Help: "Attempts that ended by a defect of Postern.", Counter: true, Value: of(func(s delivery.Stats) int64 { return s.Panics })},
 }
 
 var loadReadings = []admin.Reading[delivery.Load]{
 	{Name: "postern_destinations", Help: "Destinations with work, or remembered for their trouble, by class.", Value: of(func(l delivery.Load) int { return l.Destinations })},
-	{Name: "postern_destinations_suspended", Help: "Of them, those that are left alone for now after trouble.", Value: of(func(l delivery.Load) int { return l.Suspended })},
+	{Name: "postern_destinations_suspended", Help: "Destinations that are left alone for now after trouble, by class.", Value: of(func(l delivery.Load) int { return l.Suspended })},
 	{Name: "postern_delivery_waiting", Help: "Messages that wait for a connection to their destination, by class.", Value: of(func(l delivery.Load) int { return l.Waiting })},
 	{Name: "postern_delivery_connections", Help: "Connections to destinations, open or being made, by class.", Value: of(func(l delivery.Load) int { return l.Connections })},
 }
 
 var poolReadings = []admin.Reading[*pgxpool.Stat]{
 	{Name: "postern_database_connections", Help: "Connections of a pool, open or being made.", Value: of((*pgxpool.Stat).TotalConns)},
-	{Name: "postern_database_connections_used", Help: "Of them, those in use.", Value: of((*pgxpool.Stat).AcquiredConns)},
+	{Name: "postern_database_connections_used", Help: "Connections of a pool that are in use.", Value: of((*pgxpool.Stat).AcquiredConns)},
 	{Name: "postern_database_connections_limit", Help: "The most that a pool may open.", Value: of((*pgxpool.Stat).MaxConns)},
 	{Name: "postern_database_acquires_total", Help: "Times that a connection was taken from a pool.", Counter: true, Value: of((*pgxpool.Stat).AcquireCount)},
-	{Name: "postern_database_waits_total", Help: "Of them, those that had to wait because none was free.", Counter: true, Value: of((*pgxpool.Stat).EmptyAcquireCount)},
-	{Name: "postern_database_wait_seconds_total", Help: "Seconds of that waiting, all together.", Counter: true,
+	{Name: "postern_database_waits_total", Help: "Times that a connection had to be waited for because none of the pool was free.", Counter: true, Value: of((*pgxpool.Stat).EmptyAcquireCount)},
+	{Name: "postern_database_wait_seconds_total", Help: "Seconds of waiting for connections of a pool, all together.", Counter: true,
 		Value: func(s *pgxpool.Stat) float64 { return s.EmptyAcquireWaitTime().Seconds() }},
-	{Name: "postern_database_acquires_given_up_total", Help: "Times that whoever waited for a connection gave up.", Counter: true, Value: of((*pgxpool.Stat).CanceledAcquireCount)},
+	{Name: "postern_database_acquires_given_up_total", Help: "Times that whoever waited for a connection of a pool gave up.", Counter: true, Value: of((*pgxpool.Stat).CanceledAcquireCount)},
 }
