@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	overviewEvery  = 15 * time.Second       // the queue is read at most so often,
+	overviewEvery  = 5 * time.Second        // the queue is read at most so often,
 	overviewShare  = 50                     // and at most for a fiftieth of the time
 	overviewTime   = 20 * time.Second       // it is given up after so long
 	overviewRetry  = 5 * time.Second        // and tried again then
