@@ -328,12 +328,11 @@ func TestMetricsOf(t *testing.T) {
 	t.Parallel()
 	for expr, want := range map[string]string{
 		`sum by (le, a) (rate(x_bucket{a="b) c", d=~"$"}[5m])) / on (instance) y > bool 0.5 and z == 1e9`: "x_bucket y z",
-		`histogram_quantile(0.99, sum by (le) (rate(x[5m])))`:                                           "x",
-		`min(a) - time() < 3 * 86400 or b`:                                                              "a b",
+		`histogram_quantile(0.99, sum by (le) (rate(x[5m])))`:                                             "x",
+		`min(a) - time() < 3 * 86400 or b`:                                                                "a b",
 	} {
 		if got := strings.Join(metricsOf(t, expr), " "); got != want {
 			t.Errorf("%s: %q, want %q", expr, got, want)
 		}
 	}
 }
-
