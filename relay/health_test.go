@@ -86,6 +86,25 @@ func TestPagesWithoutDatabase(t *testing.T) {
 	})
 }
 
+// TestHalvesHavePages has a node of each half tell what it has.
+func TestHalvesHavePages(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t, false)
+	for _, half := range []struct{ only, has, lacks string }{
+		{"submission", "postern_certificate_expiry_timestamp_seconds", "postern_delivery_connections"},
+		{"delivery", "postern_delivery_connections", "postern_sessions_open"},
+	} {
+		addr := r.Node(rig.NodeConfig{Name: half.only, Only: half.only}).Admin()
+		awaitPage(t, addr, "/readyz", half.only, func(status int, body string) bool {
+			return status == http.StatusOK && strings.Contains(body, `"certificates"`) == (half.only == "submission")
+		})
+		status, body, _, err := get(t.Context(), addr, "/metrics")
+		if err != nil || status != http.StatusOK || !strings.Contains(body, half.has) || strings.Contains(body, half.lacks) {
+			t.Errorf("%s: status %d, %v; it must have %s and not %s: %s", half.only, status, err, half.has, half.lacks, body)
+		}
+	}
+}
+
 // TestScrapesHoldNoMail has many read the pages, and some who never finish reading,
 // while mail flows: all of it is accepted and delivered. Then the node drains, and its
 // page says so until the last delivery is done.

@@ -105,6 +105,27 @@ func TestMetrics(t *testing.T) {
 	t.Run("check metrics", func(t *testing.T) { promtool(t, page, "check", "metrics") })
 	t.Run("dashboard", func(t *testing.T) { dashboardHasData(t, page, names) })
 	t.Run("alerts", func(t *testing.T) { alertsAreKnown(t, names) })
+	t.Run("commands", func(t *testing.T) { commandsWork(t, node) })
+}
+
+// commandsWork runs the commands of docs/metrics.md as they stand there, but for the
+// address, in the folder above.
+func commandsWork(t *testing.T, node *rig.Node) {
+	ran := 0
+	for _, block := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(read(t, "../docs/metrics.md"), -1) {
+		for line := range strings.Lines(block[1]) {
+			words := strings.Fields(strings.ReplaceAll(line, "127.0.0.1:5878", node.Admin()))
+			cmd := peers.Require(t, words[0]).Command(t.Context(), words[1:]...)
+			cmd.Dir = ".."
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Errorf("%s: %v\n%.2000s", strings.TrimSpace(line), err, out)
+			}
+			ran++
+		}
+	}
+	if ran < 6 {
+		t.Errorf("only %d commands were found", ran)
+	}
 }
 
 // TestAlertRules has promtool judge the rules, run their tests and read the example.
