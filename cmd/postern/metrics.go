@@ -62,6 +62,8 @@ func (n *node) registerParts() {
 	admin.Register(r, nil, n.queue.Stats, admin.QueueStats())
 	if n.server != nil {
 		admin.Register(r, nil, n.server.Stats, submissionReadings)
+		admin.Register(r, prometheus.Labels{"reason": "address"}, func() int64 { return n.server.Stats().RefusedByAddress }, refusedReadings)
+		admin.Register(r, prometheus.Labels{"reason": "server"}, func() int64 { return n.server.Stats().RefusedConnections }, refusedReadings)
 		admin.Register(r, nil, n.verifier.Stats, authReadings)
 		dir := n.cfg.Submission.SpoolDir
 		if dir == "" {
@@ -91,10 +93,6 @@ func of[T any, N int | int32 | int64](value func(T) N) func(T) float64 {
 var submissionReadings = []admin.Reading[submission.Stats]{
 	{Name: "postern_sessions_open", Help: "Sessions of clients now.", Value: of(func(s submission.Stats) int { return s.Open })},
 	{Name: "postern_sessions_total", Help: "Sessions that were opened.", Counter: true, Value: of(func(s submission.Stats) int64 { return s.Sessions })},
-	{Name: "postern_sessions_refused_total", Help: "Connections that were turned away because there were too many, in all or from one address.", Counter: true,
-		Value: of(func(s submission.Stats) int64 { return s.RefusedConnections })},
-	{Name: "postern_sessions_refused_by_address_total", Help: "Of the connections that were turned away, those for the limit of one address.", Counter: true,
-		Value: of(func(s submission.Stats) int64 { return s.RefusedByAddress })},
 	{Name: "postern_sessions_revoked_total", Help: "Sessions that were ended because their credential works no more.", Counter: true,
 		Value: of(func(s submission.Stats) int64 { return s.Revoked })},
 	{Name: "postern_accept_errors_total", Help: "Connections that could not be taken, for want of file descriptors or memory.", Counter: true,
@@ -109,6 +107,10 @@ var submissionReadings = []admin.Reading[submission.Stats]{
 	{Name: "postern_spool_memory_limit_bytes", Help: "The most that message bodies in memory may take, [submission] memory.", Value: of(func(s submission.Stats) int64 { return s.MemoryLimit })},
 	{Name: "postern_spool_files_bytes", Help: "Octets of message bodies in temporary files.", Value: of(func(s submission.Stats) int64 { return s.TempFiles })},
 	{Name: "postern_spool_files_limit_bytes", Help: "The most that message bodies in temporary files may take, [submission] spool.", Value: of(func(s submission.Stats) int64 { return s.TempFilesLimit })},
+}
+
+var refusedReadings = []admin.Reading[int64]{
+	{Name: "postern_sessions_refused_total", Help: "Connections that were turned away because there were too many, from one address or in all.", Counter: true, Value: number[int64]},
 }
 
 var authReadings = []admin.Reading[auth.Stats]{

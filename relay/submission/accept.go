@@ -49,10 +49,7 @@ func (s *Server) accept(l *listener) {
 func (s *Server) welcome(l *listener, conn net.Conn) {
 	p := peerOf(conn.RemoteAddr())
 	if full := s.peers.enter(p); full != noCrowd {
-		s.counts.refusedConnections.Add(1)
-		if full == fullNetwork {
-			s.counts.refusedByAddress.Add(1)
-		}
+		s.counts.refused(full)
 		s.turnAway(l, conn)
 		return
 	}
