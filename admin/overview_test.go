@@ -43,7 +43,10 @@ var sample = queue.Overview{
 }
 
 func TestOverviewMetrics(t *testing.T) {
-	t.Parallel()
+	synctest.Test(t, overviewMetrics)
+}
+
+func overviewMetrics(t *testing.T) {
 	r := prometheus.NewRegistry()
 	o := NewOverview(r, func(context.Context) (queue.Overview, error) { return sample, nil }, nil)
 	defer o.Close()

@@ -131,7 +131,9 @@ func TestScrapesHoldNoMail(t *testing.T) {
 		readers.Go(func() {
 			for ctx.Err() == nil {
 				for _, path := range []string{"/metrics", "/readyz"} {
-					if status, _, _, err := get(ctx, addr, path); ctx.Err() == nil && (err != nil || status >= 500 && path == "/readyz") {
+					// 503 is an answer: a machine that is busy enough has a slow database.
+					status, _, _, err := get(ctx, addr, path)
+					if ctx.Err() == nil && (err != nil || status != http.StatusOK && status != http.StatusServiceUnavailable) {
 						t.Errorf("%s: %d, %v", path, status, err)
 					}
 				}

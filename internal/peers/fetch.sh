@@ -1,7 +1,7 @@
 #!/bin/sh
-# Unpacks the foreign mail programs that the tests talk to into .cache/peers of
-# this checkout. Nothing is installed: packages are downloaded, opened with
-# dpkg-deb -x, and run from there. Root is not needed.
+# Unpacks the foreign programs that the tests use, mail programs and promtool, into
+# .cache/peers of this checkout. Nothing is installed: packages are downloaded,
+# opened with dpkg-deb -x, and run from there. Root is not needed.
 #
 #   .cache/peers/root         the unpacked Debian packages
 #   .cache/peers/node         Nodemailer
