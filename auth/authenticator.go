@@ -58,6 +58,8 @@ type Authenticator struct {
 	outdated chan outdatedPassword
 	decoy    phc
 	macs     atomic.Int64 // secrets compared
+	hits     atomic.Int64 // logins that the caches answered
+	misses   atomic.Int64 // and those that took the whole way
 	noSecret secretHash   // the decoy of secrets
 
 	key       []byte                      // of fingerprints; lives as long as the process
@@ -187,7 +189,11 @@ func (a *Authenticator) Verify(ctx context.Context, name, password string, peer 
 		return Identity{}, err
 	}
 	acct, ok, err := a.remembered(ctx, try)
-	if !ok && err == nil {
+	switch {
+	case ok:
+		a.hits.Add(1)
+	case err == nil:
+		a.misses.Add(1)
 		acct, err = a.checked(ctx, try)
 	}
 	if err != nil {

@@ -245,8 +245,11 @@ func TestA7GateBoundsHashing(t *testing.T) {
 				busy++
 			}
 		}
-		if busy != clients-permits {
-			t.Errorf("%d heard ErrBusy", busy)
+		if busy != clients-permits || g.refused.Load() != int64(busy) {
+			t.Errorf("%d heard ErrBusy, %d were counted", busy, g.refused.Load())
+		}
+		if waited := time.Duration(g.waited.Load()); waited != queue*2*time.Second {
+			t.Errorf("a wait of %v was counted, want that of %d for 2 s each", waited, queue)
 		}
 		if err := g.do(func() {}); err != nil {
 			t.Errorf("permits were lost: %v", err)

@@ -15,6 +15,8 @@ type gate struct {
 	patience time.Duration
 	done     atomic.Int64 // hashes computed
 	garbage  atomic.Int64 // of them, those whose memory may not have been collected
+	waited   atomic.Int64 // nanoseconds of waiting for a permit, all together
+	refused  atomic.Int64 // that got none
 }
 
 func newGate(permits, queue int, patience time.Duration) *gate {
@@ -51,15 +53,21 @@ func (g *gate) enter() error {
 	select {
 	case g.waiting <- struct{}{}:
 	default:
+		g.refused.Add(1)
 		return ErrBusy
 	}
-	defer func() { <-g.waiting }()
+	began := time.Now()
+	defer func() {
+		g.waited.Add(int64(time.Since(began)))
+		<-g.waiting
+	}()
 	timeout := time.NewTimer(g.patience)
 	defer timeout.Stop()
 	select {
 	case g.permits <- struct{}{}:
 		return nil
 	case <-timeout.C:
+		g.refused.Add(1)
 		return ErrBusy
 	}
 }

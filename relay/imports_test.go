@@ -37,7 +37,7 @@ var arrows = map[string]string{
 	"relay/delivery":    "relay/smtp relay/queue relay/maillog relay/route",
 	"relay/bounce":      "relay/smtp relay/message relay/queue relay/maillog",
 	"relay/dkim":        "",
-	"admin":             "relay/queue",
+	"admin":             "relay/smtp relay/queue relay/maillog",
 	"migrations":        "",
 
 	"cmd/postern":   "*",

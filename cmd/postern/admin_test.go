@@ -80,6 +80,8 @@ address = "127.0.0.1:%d"
 tls = "implicit"
 [tls]
 self_signed = true
+[admin]
+address = "127.0.0.1:0"
 `, unusedPort(t), unusedPort(t)))
 	next := smtptest.Start(t, smtptest.Config{})
 	next.On(smtptest.PhaseRcpt, greylist)

@@ -36,6 +36,7 @@ type config struct {
 	Delivery   deliveryConfig   `toml:"delivery"`
 	Retention  retentionConfig  `toml:"retention"`
 	Log        logConfig        `toml:"log"`
+	Admin      adminConfig      `toml:"admin"`
 }
 
 type databaseConfig struct {
@@ -134,6 +135,7 @@ func defaultConfig() config {
 		},
 		Retention: defaultRetention(),
 		Log:       logConfig{Format: "text", Level: "info"},
+		Admin:     adminConfig{Address: "127.0.0.1:5878"},
 	}
 }
 
@@ -185,7 +187,7 @@ func readConfig(path string) (config, error) {
 		return cfg, fmt.Errorf("configuration %s: %w", path, explainTOML(err))
 	}
 	dir := filepath.Dir(path)
-	paths := []*string{&cfg.TLS.Certificate, &cfg.TLS.Key, &cfg.Database.Private, &cfg.SecretKeyFile, &cfg.Submission.SpoolDir}
+	paths := []*string{&cfg.TLS.Certificate, &cfg.TLS.Key, &cfg.Database.Private, &cfg.SecretKeyFile, &cfg.Submission.SpoolDir, &cfg.Admin.TokenFile}
 	for i := range cfg.TLS.Pairs {
 		paths = append(paths, &cfg.TLS.Pairs[i].Certificate, &cfg.TLS.Pairs[i].Key)
 	}
@@ -228,6 +230,9 @@ func (c *config) validate() error {
 		return errors.New("database: set either url or private, not both")
 	}
 	if err := c.validateTLS(); err != nil {
+		return err
+	}
+	if err := c.Admin.validate(); err != nil {
 		return err
 	}
 	if c.Queue.Gate != "local" && c.Queue.Gate != "strict" {

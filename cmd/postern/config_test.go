@@ -142,6 +142,10 @@ func TestConfigErrorsSayWhere(t *testing.T) {
 		{"too short a history", "[queue]\nhistory = \"59m\"\n", "queue.history must be at least 1h"},
 		{"too short an audit", "[retention]\naudit = \"0s\"\n", "retention.audit must be at least 1d"},
 		{"correspondents", "[retention]\ncorrespondents = \"23h\"\n", "retention.correspondents must be at least 1d"},
+		{"admin address", "[admin]\naddress = \"5878\"\n", `address "5878" must be host:port`},
+		{"admin socket", "[admin]\naddress = \"unix:\"\n", "must name a file"},
+		{"admin for all without a token", "[admin]\naddress = \"0.0.0.0:5878\"\n", "other machines reach 0.0.0.0:5878: set token_file"},
+		{"admin for all by default", "[admin]\naddress = \":5878\"\n", "set token_file"},
 		{"log level", "[log]\nlevel = \"loud\"\n", "debug, info, warn or error"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -166,6 +170,22 @@ func TestConfigPathsAreRelativeToTheFile(t *testing.T) {
 	}
 	if cfg.TLS.Key != "/k.pem" {
 		t.Errorf("key %s", cfg.TLS.Key)
+	}
+}
+
+func TestAdminAddresses(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{
+		"address = \"\"", "address = \"localhost:5878\"", "address = \"[::1]:5878\"", "address = \"127.0.0.2:0\"",
+		"address = \"unix:/run/postern/admin.sock\"", "address = \"0.0.0.0:5878\"\ntoken_file = \"token\"",
+	} {
+		cfg, err := readConfig(writeConfig(t, "[admin]\n"+text+"\n"))
+		if err != nil {
+			t.Errorf("%s: %v", text, err)
+		}
+		if cfg.Admin.TokenFile != "" && !filepath.IsAbs(cfg.Admin.TokenFile) {
+			t.Errorf("token_file %q is not taken from the folder of the file", cfg.Admin.TokenFile)
+		}
 	}
 }
 

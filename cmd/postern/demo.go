@@ -212,6 +212,8 @@ certificate = "cert.pem"
 key = "key.pem"
 [log]
 level = "warn"
+[admin]
+address = ""
 `, d.config, d.ports[0], d.ports[1], d.postgres)
 }
 

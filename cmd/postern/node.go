@@ -35,7 +35,7 @@ type node struct {
 	hostname string
 	name     string
 
-	pools     []*pgxpool.Pool
+	pools     []namedPool
 	listeners []submission.Listener
 
 	certs  *certificate.Set    // nil with --only delivery
@@ -49,6 +49,9 @@ type node struct {
 	verifier *auth.Authenticator // nil with --only delivery, as the next two
 	watch    *auth.Watch
 	sessions *policy.Sessions
+
+	metrics *metrics // nil without an admin address, as the next
+	admin   *adminPages
 
 	stopNotices context.CancelFunc
 	notices     sync.WaitGroup
@@ -67,6 +70,7 @@ func (a *app) buildNode(ctx context.Context, cfg config, url, only string, log *
 	if n.name = cfg.Node; n.name == "" {
 		n.name = n.hostname
 	}
+	n.observe()
 	if only != "delivery" {
 		if n.certs, err = n.certificates(); err != nil {
 			return nil, err
@@ -101,6 +105,9 @@ func (a *app) buildNode(ctx context.Context, cfg config, url, only string, log *
 		if err := n.buildSubmission(ctx, url); err != nil {
 			return nil, err
 		}
+	}
+	if n.admin, err = n.buildAdmin(ctx, url); err != nil {
+		return nil, err
 	}
 	ok = true
 	return n, nil
@@ -204,7 +211,7 @@ func listenReason(err error) error {
 func (n *node) pool(ctx context.Context, url, name string, maxConns int, change func(*pgxpool.Config)) (*pgxpool.Pool, error) {
 	p, err := openPool(ctx, url, name, maxConns, change)
 	if err == nil {
-		n.pools = append(n.pools, p)
+		n.pools = append(n.pools, namedPool{name, p})
 	}
 	return p, err
 }
@@ -233,6 +240,7 @@ func (n *node) buildQueue(ctx context.Context, url string) error {
 		Recipients: time.Duration(n.cfg.Retention.Correspondents),
 		StrictGate: q.Gate == "strict", NoNotify: !q.Notify,
 		Near:     n.nearLimit(workPool),
+		Observer: n.metrics.queueObserver(),
 		HoldMade: n.held(workPool, n.mail.Hold), HoldEnded: n.held(workPool, n.mail.Released),
 	})
 	return nil
@@ -346,6 +354,9 @@ func (n *node) buildSubmission(ctx context.Context, url string) error {
 func (n *node) start(ctx context.Context) error {
 	startCtx, cancel := context.WithTimeout(ctx, drainTime)
 	defer cancel()
+	if err := n.admin.start(startCtx); err != nil {
+		return err
+	}
 	if err := n.queue.Start(startCtx); err != nil {
 		return fmt.Errorf("start the queue: %w", err)
 	}
@@ -408,6 +419,7 @@ func awaitGroup(ctx context.Context, wg *sync.WaitGroup) error {
 
 // close lets go of what buildNode opened.
 func (n *node) close() {
+	n.admin.close()
 	for _, l := range n.listeners {
 		_ = l.Net.Close()
 	}

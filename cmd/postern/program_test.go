@@ -66,6 +66,8 @@ certificate = "cert.pem"
 key = "key.pem"
 [log]
 format = "json"
+[admin]
+address = "127.0.0.1:0"
 `
 	if err := os.WriteFile(s.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)

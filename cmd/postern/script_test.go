@@ -58,6 +58,7 @@ func TestConfigFileHasEveryDefault(t *testing.T) {
 		{"queue", got.Queue, want.Queue},
 		{"delivery", got.Delivery, want.Delivery},
 		{"log", got.Log, want.Log},
+		{"admin", got.Admin, want.Admin},
 		{"database.max_connections", got.Database.MaxConnections, want.Database.MaxConnections},
 	} {
 		if pair.got != pair.want {

@@ -140,7 +140,7 @@ func (n *node) run(ctx context.Context) error {
 		n.close()
 		return err
 	}
-	n.log.Info("postern is ready", "version", versionString(), "hostname", n.hostname, "node", n.name, "listeners", n.addresses())
+	n.log.Info("postern is ready", "version", versionString(), "hostname", n.hostname, "node", n.name, "listeners", n.addresses(), "admin", n.admin.addr())
 
 	serveErr := make(chan error, 1)
 	if n.server != nil {
@@ -156,6 +156,7 @@ func (n *node) run(ctx context.Context) error {
 }
 
 func (n *node) stop() error {
+	n.admin.drain()
 	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
 	defer n.close()

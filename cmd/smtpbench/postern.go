@@ -105,6 +105,8 @@ key = %q
 [submission]
 message_size = "200MiB"
 spool_dir = %q
+[admin]
+address = "127.0.0.1:0"
 `, port, l.certFile, l.keyFile, p.dir)
 	if err := os.WriteFile(p.config(), []byte(text), 0o600); err != nil {
 		return 0, err

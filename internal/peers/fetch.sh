@@ -1,7 +1,7 @@
 #!/bin/sh
-# Unpacks the foreign mail programs that the tests talk to into .cache/peers of
-# this checkout. Nothing is installed: packages are downloaded, opened with
-# dpkg-deb -x, and run from there. Root is not needed.
+# Unpacks the foreign programs that the tests use, mail programs and promtool, into
+# .cache/peers of this checkout. Nothing is installed: packages are downloaded,
+# opened with dpkg-deb -x, and run from there. Root is not needed.
 #
 #   .cache/peers/root         the unpacked Debian packages
 #   .cache/peers/node         Nodemailer
@@ -11,7 +11,7 @@
 # Exit status: 0 complete, 3 no package manager here, 1 the fetch broke.
 set -eu
 
-edition=2 # raise it when this script unpacks the same packages differently
+edition=3 # raise it when this script unpacks the same packages differently
 nodemailer=10.6.0
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -37,8 +37,12 @@ have python3 || clients="$clients python3"
 have npm || clients="$clients nodejs node-nodemailer"
 postfix="postfix libsasl2-2 libsasl2-modules libsasl2-modules-db sasl2-bin"
 exim="exim4-daemon-light"
+# Taken without what they need: promtool is one static program, the rest of its
+# package and all that it depends on is a web page.
+alone=
+have promtool || alone=prometheus
 
-wish="edition $edition; $clients; $postfix; $exim; nodemailer $nodemailer"
+wish="edition $edition; $clients; $postfix; $exim; $alone; nodemailer $nodemailer"
 if [ -f "$cache/stamp" ] && [ "$(cat "$cache/stamp")" = "$wish" ]; then
 	exit 0
 fi
@@ -78,6 +82,8 @@ download() {
 	: >"$new/names"
 	# shellcheck disable=SC2086 # lists of words
 	missing $clients && missing $postfix && missing $exim || return 1
+	# shellcheck disable=SC2086
+	[ -z "$alone" ] || printf '%s\n' $alone >>"$new/names"
 	sort -u "$new/names" >"$new/wanted"
 	# shellcheck disable=SC2046
 	(cd "$new/debs" && apt download $(cat "$new/wanted"))
@@ -101,7 +107,8 @@ fi
 for deb in "$new"/debs/*.deb; do
 	dpkg-deb -x "$deb" "$new/root"
 done
-(cd "$new/root/usr/share" && rm -rf doc doc-base man info locale lintian bug)
+rm -f "$new/root/usr/bin/prometheus" # 120 MB, of which only promtool beside it is used
+(cd "$new/root/usr/share" && rm -rf prometheus doc doc-base man info locale lintian bug)
 find "$new/root" -type f -perm /6000 -exec chmod ug-s {} +
 
 # Debian's Node.js loads parts of itself from this folder. It is told to find it

@@ -41,7 +41,7 @@ type run struct {
 	ended chan struct{} // closed when the process has ended; err is set
 	err   error
 
-	starttls, implicit string
+	starttls, implicit, admin string
 }
 
 // NodeConfig says how a node differs from the others.
@@ -68,6 +68,8 @@ certificate = "%[3]s"
 key = "%[4]s"
 [log]
 format = "json"
+[admin]
+address = "127.0.0.1:0"
 %[5]s`
 
 // Node writes a node's configuration and starts it. It is ended with the test,
@@ -150,10 +152,12 @@ func (n *Node) follow(life *run, stderr io.Reader, watch *exec.Cmd) {
 func (l *run) learn(line []byte) {
 	var ready struct {
 		Listeners []string `json:"listeners"`
+		Admin     string   `json:"admin"`
 	}
 	if json.Unmarshal(line, &ready) != nil {
 		return
 	}
+	l.admin = ready.Admin
 	for _, listener := range ready.Listeners {
 		switch addr, kind, _ := strings.Cut(listener, " "); kind {
 		case "starttls":
@@ -206,6 +210,13 @@ func (n *Node) Addr(implicit bool) (string, error) {
 		return life.implicit, nil
 	}
 	return life.starttls, nil
+}
+
+// Admin is the address of the node's health and metrics now, which must be up.
+func (n *Node) Admin() string {
+	n.t.Helper()
+	n.Ready()
+	return n.life().admin
 }
 
 // Kill ends the node by SIGKILL and returns when it has ended.

@@ -12,7 +12,8 @@ type Status struct {
 	Names    []string // all names of the certificate
 	Source   string   // "file PATH", "acme AUTHORITY" or "self-signed"
 	Issuer   string   // who has signed it
-	NotAfter time.Time
+
+	NotBefore, NotAfter time.Time
 	// StandIn says that clients get a self-signed certificate because none has been
 	// issued yet.
 	StandIn bool
@@ -57,6 +58,7 @@ func statusOf(cert *tls.Certificate, t trouble) Status {
 	if len(s.Names) > 0 {
 		s.Name = s.Names[0]
 	}
-	s.Issuer, s.NotAfter = cert.Leaf.Issuer.CommonName, cert.Leaf.NotAfter
+	s.Issuer = cert.Leaf.Issuer.CommonName
+	s.NotBefore, s.NotAfter = cert.Leaf.NotBefore, cert.Leaf.NotAfter
 	return s
 }

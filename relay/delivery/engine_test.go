@@ -217,6 +217,9 @@ func TestSlowDestination(t *testing.T) {
 	if e.Reserve(1) {
 		t.Error("mail is taken that would be turned away")
 	}
+	if s := e.Stats(); s.Upstream != (Load{Destinations: 1, Waiting: 9, Connections: 2}) || s.MX != (Load{}) || s.Messages < 11 || s.Memory <= 0 || s.Memory > s.MemoryLimit {
+		t.Errorf("stats %+v", s)
+	}
 	for i := range 50 {
 		d := message(t, "b@fast.test")
 		e.Take(d)
@@ -259,6 +262,9 @@ func TestUnreachable(t *testing.T) {
 		e.Take(d)
 	}
 	q.waitEnded(t, 40)
+	if s := e.Stats(); s.Upstream.Suspended != 1 {
+		t.Errorf("stats %+v, want one destination that is left alone", s)
+	}
 	for _, d := range all {
 		o := q.outcome(t, d, 0)
 		if o.Result != queue.Deferred || o.Unknown || o.NotAnAttempt || o.RetryIn < 59*time.Minute {

@@ -213,5 +213,8 @@ func (e *Engine) logAttempt(m *queue.Message, rcpt *queue.Recipient, o *queue.Ou
 		RetryIn:           o.RetryIn,
 		PossibleDuplicate: rcpt.PossibleDuplicate || o.Unknown,
 		Err:               err,
+		Age:               o.At.Sub(m.AcceptedAt),
+		NotAnAttempt:      o.NotAnAttempt,
+		OutcomeUnknown:    o.Unknown,
 	})
 }

@@ -11,7 +11,8 @@ import (
 
 // Logger writes mail events. Its methods may be called from several goroutines.
 type Logger struct {
-	log *slog.Logger
+	log  *slog.Logger
+	told Observer
 }
 
 // New returns a Logger that writes to log, or nowhere when log is nil.
@@ -38,6 +39,7 @@ type Accept struct {
 
 // Accepted logs that a message is in the queue.
 func (l *Logger) Accepted(a Accept) {
+	tell(l.told.Accepted, a)
 	e := l.begin(slog.LevelInfo)
 	if e == nil {
 		return
@@ -65,6 +67,7 @@ type HeldEvent struct {
 
 // Held logs that an accepted message is held.
 func (l *Logger) Held(h HeldEvent) {
+	tell(l.told.Held, h)
 	e := l.begin(slog.LevelInfo)
 	if e == nil {
 		return
@@ -86,6 +89,7 @@ type LimitEvent struct {
 
 // LimitNear logs that four fifths of a limit are used.
 func (l *Logger) LimitNear(n LimitEvent) {
+	tell(l.told.LimitNear, n)
 	e := l.begin(slog.LevelInfo)
 	if e == nil {
 		return
@@ -103,13 +107,21 @@ type HoldEvent struct {
 	User       string // canonical account name
 	Credential string // its number, when the hold is of what came by it alone
 	Reason     string // why it was made
+
+	ByBreaker bool // for observers, not logged
 }
 
 // Hold logs that the mail of a user is held from now on.
-func (l *Logger) Hold(h HoldEvent) { l.hold("hold", h) }
+func (l *Logger) Hold(h HoldEvent) {
+	tell(l.told.Hold, h)
+	l.hold("hold", h)
+}
 
 // Released logs that a hold was ended.
-func (l *Logger) Released(h HoldEvent) { l.hold("released", h) }
+func (l *Logger) Released(h HoldEvent) {
+	tell(l.told.Released, h)
+	l.hold("released", h)
+}
 
 func (l *Logger) hold(name string, h HoldEvent) {
 	e := l.begin(slog.LevelInfo)
@@ -137,6 +149,7 @@ type Refusal struct {
 
 // Refused logs a refusal.
 func (l *Logger) Refused(r Refusal) {
+	tell(l.told.Refused, r)
 	level := slog.LevelInfo
 	if r.Err != nil {
 		level = slog.LevelWarn
@@ -173,10 +186,16 @@ type AttemptEnd struct {
 	RetryIn           time.Duration // deferred: the wait before the next attempt
 	PossibleDuplicate bool
 	Err               error // trouble without a reply
+
+	// For observers, not logged.
+	Age            time.Duration // since the message was accepted
+	NotAnAttempt   bool          // no server was asked: there is no route
+	OutcomeUnknown bool          // this attempt may have delivered
 }
 
 // Attempt logs the end of an attempt.
 func (l *Logger) Attempt(a AttemptEnd) {
+	tell(l.told.Attempt, a)
 	e := l.begin(slog.LevelInfo)
 	if e == nil {
 		return
@@ -221,6 +240,7 @@ type NoticeEvent struct {
 
 // Notice logs a notice, or that a due one is not sent.
 func (l *Logger) Notice(n NoticeEvent) {
+	tell(l.told.Notice, n)
 	e := l.begin(slog.LevelInfo)
 	if e == nil {
 		return
@@ -253,6 +273,7 @@ type AuthEvent struct {
 
 // Auth logs the end of an AUTH exchange.
 func (l *Logger) Auth(a AuthEvent) {
+	tell(l.told.Auth, a)
 	level := slog.LevelInfo
 	if a.Err != nil {
 		level = slog.LevelWarn
@@ -290,7 +311,10 @@ type Session struct {
 func (l *Logger) SessionOpen(s Session) { l.session("session_open", s) }
 
 // SessionClosed logs that a connection ended.
-func (l *Logger) SessionClosed(s Session) { l.session("session_closed", s) }
+func (l *Logger) SessionClosed(s Session) {
+	tell(l.told.SessionClosed, s)
+	l.session("session_closed", s)
+}
 
 func (l *Logger) session(name string, s Session) {
 	e := l.begin(slog.LevelDebug)

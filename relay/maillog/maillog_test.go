@@ -322,6 +322,42 @@ func TestClean(t *testing.T) {
 	}
 }
 
+// An observer is told of each event once, as it is, whatever the log writes.
+func TestObserver(t *testing.T) {
+	t.Parallel()
+	var got []any
+	quiet, out := recorder(slog.LevelError)
+	l := quiet.Observed(Observer{
+		Accepted: func(e Accept) { got = append(got, e) }, Held: func(e HeldEvent) { got = append(got, e) },
+		Refused: func(e Refusal) { got = append(got, e) }, Attempt: func(e AttemptEnd) { got = append(got, e) },
+		Notice: func(e NoticeEvent) { got = append(got, e) }, Auth: func(e AuthEvent) { got = append(got, e) },
+		SessionClosed: func(e Session) { got = append(got, e) }, LimitNear: func(e LimitEvent) { got = append(got, e) },
+		Hold: func(e HoldEvent) { got = append(got, e) }, Released: func(e HoldEvent) { got = append(got, e) },
+	})
+	attempt := AttemptEnd{ID: "4", Recipient: bob, Reply: later, Age: time.Minute, OutcomeUnknown: true}
+	want := []any{Accept{ID: "1", Sender: alice}, HeldEvent{ID: "2"}, Refusal{ID: "3", Reply: later}, attempt,
+		NoticeEvent{ID: "5"}, AuthEvent{User: "6"}, Session{User: "7"}, LimitEvent{User: "8"}, HoldEvent{User: "9", ByBreaker: true}, HoldEvent{User: "10"}}
+	for _, logger := range []*Logger{l, quiet, New(nil), New(nil).Observed(Observer{})} { // the others tell nobody
+		logger.SessionOpen(Session{})
+		logger.Accepted(want[0].(Accept))
+		logger.Held(want[1].(HeldEvent))
+		logger.Refused(want[2].(Refusal))
+		logger.Attempt(want[3].(AttemptEnd))
+		logger.Notice(want[4].(NoticeEvent))
+		logger.Auth(want[5].(AuthEvent))
+		logger.SessionClosed(want[6].(Session))
+		logger.LimitNear(want[7].(LimitEvent))
+		logger.Hold(want[8].(HoldEvent))
+		logger.Released(want[9].(HoldEvent))
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("told %+v, want %+v", got, want)
+	}
+	if out.Len() > 0 {
+		t.Errorf("logged %s", out)
+	}
+}
+
 func BenchmarkAccepted(b *testing.B) {
 	l := New(slog.New(slog.NewJSONHandler(io.Discard, nil)))
 	a := Accept{ID: "0199e0c4-0000-7000-8000-000000000001", User: "alice", Sender: alice, Recipients: 1, Size: 5000, MessageID: "<a@b>", Client: client, Hello: "laptop", TLS: "TLS1.3"}

@@ -140,22 +140,7 @@ func (p *postgresCPU) total() time.Duration {
 func BenchmarkClaimBacklog(b *testing.B) {
 	db := pgtest.New(b)
 	q := start(b, calmConfig(db))
-	for _, sql := range []string{
-		`insert into message (id, user_id, credential_id, sender_local, sender_domain, size, body_type, utf8, ret, envid, header_id, accepted_at,
-			client_addr, client_hello, listener, tls, node, recipients)
-			select ('018f0000-0000-7000-8000-' || lpad(to_hex(g), 12, '0'))::uuid, 1, 1, 'a', 'example.com', 1, '', false, '', '', '', now(), '', '', '', '', 'a', 1
-			from generate_series(1, 1000000) g`,
-		`insert into body select id, 0, 'x' from message`,
-		`insert into recipient (message_id, n, next_attempt_at, expires_at, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
-			select ('018f0000-0000-7000-8000-' || lpad(to_hex(g), 12, '0'))::uuid, 0,
-				case when g % 10 = 0 then now() - interval '1 hour' * random() else now() + interval '4 hours' * random() + interval '1 hour' end,
-				now() + interval '5 days', 3, 0,
-				case when g % 10 = 0 then 'busy.example' else 'd' || g % 50000 || '.example' end, 'x', 'x', '', ''
-			from generate_series(1, 1000000) g`,
-		`analyze recipient`,
-	} {
-		exec(b, db, sql)
-	}
+	fillMillion(b, db)
 	busy := []string{"busy.example"}
 	var longest time.Duration
 	claimed := 0
@@ -177,4 +162,39 @@ func BenchmarkClaimBacklog(b *testing.B) {
 	}
 	b.ReportMetric(float64(longest.Microseconds())/1000, "longest-ms")
 	b.ReportMetric(float64(claimed)/float64(b.N), "claimed/op")
+}
+
+// fillMillion makes a million deferred recipients, a hundred thousand of them due for
+// busy.example.
+func fillMillion(b *testing.B, db *pgtest.DB) {
+	for _, sql := range []string{
+		`insert into message (id, user_id, credential_id, sender_local, sender_domain, size, body_type, utf8, ret, envid, header_id, accepted_at,
+			client_addr, client_hello, listener, tls, node, recipients)
+			select ('018f0000-0000-7000-8000-' || lpad(to_hex(g), 12, '0'))::uuid, 1, 1, 'a', 'example.com', 1, '', false, '', '', '', now(), '', '', '', '', 'a', 1
+			from generate_series(1, 1000000) g`,
+		`insert into body select id, 0, 'x' from message`,
+		`insert into recipient (message_id, n, next_attempt_at, expires_at, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
+			select ('018f0000-0000-7000-8000-' || lpad(to_hex(g), 12, '0'))::uuid, 0,
+				case when g % 10 = 0 then now() - interval '1 hour' * random() else now() + interval '4 hours' * random() + interval '1 hour' end,
+				now() + interval '5 days', 3, 0,
+				case when g % 10 = 0 then 'busy.example' else 'd' || g % 50000 || '.example' end, 'x', 'x', '', ''
+			from generate_series(1, 1000000) g`,
+		`analyze recipient`,
+	} {
+		exec(b, db, sql)
+	}
+}
+
+// BenchmarkOverview reads what the metrics show of a queue of a million recipients, which
+// a scrape does at most once in a while.
+func BenchmarkOverview(b *testing.B) {
+	db := pgtest.New(b)
+	fillMillion(b, db)
+	r := NewReader(db.Pool)
+	for b.Loop() {
+		o, err := r.Overview(ctxOf(b))
+		if err != nil || len(o.Shares) == 0 {
+			b.Fatal(o, err)
+		}
+	}
 }

@@ -296,7 +296,7 @@ func (b *breaker) judge(ctx context.Context, users []int64) error {
 		if reason == "" {
 			continue
 		}
-		if _, err := NewAdmin(b.q.cfg.WorkPool).As("breaker").HoldUser(ctx, a.User, 0, reason); err != nil {
+		if _, err := NewAdmin(b.q.cfg.WorkPool).As(ByBreaker).HoldUser(ctx, a.User, 0, reason); err != nil {
 			return fmt.Errorf("breaker: %w", err)
 		}
 	}

@@ -86,12 +86,16 @@ func (q *Queue) Claim(ctx context.Context, want ClaimRequest) ([]*Delivery, erro
 	defer c.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
+	began := time.Now()
 	conn, err := c.s.get(ctx)
 	if err != nil {
+		q.claimed(nil, began, err)
 		return nil, fmt.Errorf("claim: %w", err)
 	}
 	deliveries, err := c.claim(ctx, conn, want, epoch)
-	if err = c.s.end(err); err != nil {
+	err = c.s.end(err)
+	q.claimed(deliveries, began, err)
+	if err != nil {
 		c.giveBack(deliveries)
 		q.epochs.suspectIfDown(err)
 		return nil, fmt.Errorf("claim: %w", err)

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -25,6 +26,8 @@ type commits struct {
 	large chan *job
 	voids *voids
 	done  sync.WaitGroup
+
+	doubted atomic.Int64 // messages in resolve
 }
 
 func newCommits(q *Queue) *commits {
@@ -143,6 +146,16 @@ func (c *committer) commit(jobs []*job) {
 
 // attempt runs the transaction of the group once.
 func (c *committer) attempt(jobs []*job, again bool) error {
+	work, began := WorkEnqueue, time.Now()
+	if c.limit == 1 {
+		work = WorkLarge
+	}
+	err := c.transact(jobs, again)
+	c.q.committed(work, len(jobs), began, err)
+	return err
+}
+
+func (c *committer) transact(jobs []*job, again bool) error {
 	// Not the context of any session: a commit is never cancelled.
 	ctx, cancel := context.WithDeadline(context.Background(), earliest(jobs))
 	defer cancel()
@@ -172,6 +185,9 @@ func (c *committer) attempt(jobs []*job, again bool) error {
 // the rerun writes something of its own in any case, its commit waits behind the
 // first one's place in the log, for the standbys too.
 func (c *committer) resolve(jobs []*job, cause error) {
+	doubted := int64(len(jobs))
+	c.q.commits.doubted.Add(doubted)
+	defer func() { c.q.commits.doubted.Add(-doubted) }()
 	for wait := 25 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
 		c.s.drop()
 		jobs = c.giveUp(jobs, cause)
@@ -190,6 +206,8 @@ func (c *committer) resolve(jobs []*job, cause error) {
 				c.void(jobs[0], err)
 				return
 			}
+			c.q.commits.doubted.Add(-doubted) // the parts count themselves
+			doubted = 0
 			c.resolve(jobs[:len(jobs)/2], err)
 			c.resolve(jobs[len(jobs)/2:], err)
 			return

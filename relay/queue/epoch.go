@@ -25,6 +25,7 @@ type epochs struct {
 	current atomic.Pointer[lease] // nil: none
 	trouble atomic.Pointer[error] // why the database is not answering, nil when it is
 	hurry   chan struct{}         // asks for a heartbeat now
+	lost    atomic.Int64          // epochs
 	mu      sync.Mutex            // guards s: the heartbeat and the farewell
 }
 
@@ -115,6 +116,7 @@ func (e *epochs) step(ctx context.Context, lost int64) int64 {
 		return 0
 	}
 	l := e.current.Swap(nil)
+	e.lost.Add(1)
 	e.q.log.Error("queue: this node lost its epoch and stops delivering under it", "epoch", l.epoch)
 	return e.replace(ctx, l.epoch)
 }

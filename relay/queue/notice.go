@@ -271,6 +271,13 @@ func (ns *notices) commit(ctx context.Context, n *Notice, j *job, send bool) err
 }
 
 func (ns *notices) attempt(ctx context.Context, n *Notice, j *job, send bool) error {
+	began := time.Now()
+	err := ns.transact(ctx, n, j, send)
+	ns.q.committed(WorkNotice, 1, began, err)
+	return err
+}
+
+func (ns *notices) transact(ctx context.Context, n *Notice, j *job, send bool) error {
 	conn, err := ns.s.get(ctx)
 	if err != nil {
 		return err

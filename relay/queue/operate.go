@@ -167,6 +167,9 @@ func (a *Admin) audit(ctx context.Context, db DB, action, object string, detail 
 	return nil
 }
 
+// ByBreaker is who makes the holds of the breaker.
+const ByBreaker = "breaker"
+
 // UserHold says that mail of a user, or of one credential, waits for an admin.
 type UserHold struct {
 	UserID       int64     `json:"user_id"`

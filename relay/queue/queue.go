@@ -34,6 +34,7 @@ type Config struct {
 	Near      func(NearLimit) // told by one node of a limit that is nearly used up; nil for nobody
 	HoldMade  func(UserHold)  // told by every node of a hold, within 5 s; nil for nobody
 	HoldEnded func(UserHold)
+	Observer  Observer // told of commits and claims
 
 	StrictGate bool // mark rows before the final dot
 	NoNotify   bool // do without LISTEN and NOTIFY (poolers)

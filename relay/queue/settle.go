@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -34,6 +35,8 @@ type settles struct {
 	last chan struct{} // closed when nothing more will come
 	done sync.WaitGroup
 	cols endings
+
+	fenced atomic.Int64 // outcomes
 }
 
 func newSettles(q *Queue) *settles {
@@ -292,6 +295,13 @@ k as (select m.message_id, m.n, m.epoch, m.result, m.at, m.started_at, m.code, m
 
 // attempt writes a group once: one round trip, one transaction.
 func (s *settles) attempt(group []ending, again bool) error {
+	began := time.Now()
+	err := s.transact(group, again)
+	s.q.committed(WorkSettle, len(group), began, err)
+	return err
+}
+
+func (s *settles) transact(group []ending, again bool) error {
 	// Like a commit of mail it is not cancelled by anybody.
 	ctx, cancel := context.WithTimeout(context.Background(), s.q.cfg.Budget)
 	defer cancel()
@@ -339,6 +349,7 @@ func (s *settles) attempt(group []ending, again bool) error {
 		}
 		return fmt.Errorf("settle: %w", err)
 	}
+	s.fenced.Add(int64(len(fenced)))
 	for _, key := range fenced {
 		s.q.log.Warn("queue: fenced: an outcome came after its epoch had lost the recipient", "id", *key.id, "rcpt", *key.n)
 	}

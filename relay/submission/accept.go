@@ -48,8 +48,8 @@ func (s *Server) accept(l *listener) {
 // welcome opens a session for conn, or says why not and closes it.
 func (s *Server) welcome(l *listener, conn net.Conn) {
 	p := peerOf(conn.RemoteAddr())
-	if !s.peers.enter(p) {
-		s.counts.refusedConnections.Add(1)
+	if full := s.peers.enter(p); full != noCrowd {
+		s.counts.refused(full)
 		s.turnAway(l, conn)
 		return
 	}
@@ -111,16 +111,28 @@ func newPeers(max, perNetwork int) *peers {
 	return &peers{max: max, perNetwork: perNetwork, by: make(map[netip.Prefix]int)}
 }
 
+// crowd is which limit kept a connection out.
+type crowd int
+
+const (
+	noCrowd crowd = iota
+	fullServer
+	fullNetwork
+)
+
 // enter counts a connection in unless that would be too many.
-func (c *peers) enter(p peer) bool {
+func (c *peers) enter(p peer) crowd {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.total >= c.max || c.by[p.network] >= c.perNetwork {
-		return false
+	switch {
+	case c.total >= c.max:
+		return fullServer
+	case c.by[p.network] >= c.perNetwork:
+		return fullNetwork
 	}
 	c.total++
 	c.by[p.network]++
-	return true
+	return noCrowd
 }
 
 func (c *peers) leave(p peer) {

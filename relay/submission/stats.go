@@ -4,26 +4,36 @@ import "sync/atomic"
 
 // counters are what the server counts from its start on.
 type counters struct {
-	sessions           atomic.Int64
-	refusedConnections atomic.Int64
-	acceptErrors       atomic.Int64
-	handshakeFailures  atomic.Int64
-	authSucceeded      atomic.Int64
-	authFailed         atomic.Int64
-	refusedSessions    atomic.Int64
-	revoked            atomic.Int64
-	accepted           atomic.Int64
-	refusedMessages    atomic.Int64
-	refusedRecipients  atomic.Int64
-	violations         atomic.Int64
-	panics             atomic.Int64
+	sessions          atomic.Int64
+	refusedByServer   atomic.Int64 // connections, over the limit of all
+	refusedByAddress  atomic.Int64
+	acceptErrors      atomic.Int64
+	handshakeFailures atomic.Int64
+	authSucceeded     atomic.Int64
+	authFailed        atomic.Int64
+	refusedSessions   atomic.Int64
+	revoked           atomic.Int64
+	accepted          atomic.Int64
+	refusedMessages   atomic.Int64
+	refusedRecipients atomic.Int64
+	violations        atomic.Int64
+	panics            atomic.Int64
+}
+
+func (c *counters) refused(full crowd) {
+	if full == fullNetwork {
+		c.refusedByAddress.Add(1)
+		return
+	}
+	c.refusedByServer.Add(1)
 }
 
 // Stats is a moment's view of a Server, for metrics.
 type Stats struct {
 	Open               int   // sessions now
 	Sessions           int64 // ever
-	RefusedConnections int64 // over a connection limit
+	RefusedConnections int64 // over the limit of connections in all
+	RefusedByAddress   int64 // over the limit of one address
 	AcceptErrors       int64
 	HandshakeFailures  int64
 	AuthSucceeded      int64
@@ -36,7 +46,9 @@ type Stats struct {
 	Violations         int64 // injection and smuggling attempts, and octets sent out of turn
 	Panics             int64 // sessions that ended by a defect of ours
 	Memory             int64 // octets of bodies in memory
+	MemoryLimit        int64
 	TempFiles          int64 // octets of bodies in temporary files
+	TempFilesLimit     int64
 }
 
 // Stats returns the counts of now.
@@ -48,7 +60,8 @@ func (s *Server) Stats() Stats {
 	return Stats{
 		Open:               open,
 		Sessions:           c.sessions.Load(),
-		RefusedConnections: c.refusedConnections.Load(),
+		RefusedConnections: c.refusedByServer.Load(),
+		RefusedByAddress:   c.refusedByAddress.Load(),
 		AcceptErrors:       c.acceptErrors.Load(),
 		HandshakeFailures:  c.handshakeFailures.Load(),
 		AuthSucceeded:      c.authSucceeded.Load(),
@@ -61,6 +74,8 @@ func (s *Server) Stats() Stats {
 		Violations:         c.violations.Load(),
 		Panics:             c.panics.Load(),
 		Memory:             s.spool.memory.used.Load(),
+		MemoryLimit:        s.spool.memory.limit,
 		TempFiles:          s.spool.files.used.Load(),
+		TempFilesLimit:     s.spool.files.limit,
 	}
 }

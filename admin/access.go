@@ -1,0 +1,72 @@
+package admin
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"strings"
+)
+
+// minToken is the least that a token has, in characters.
+const minToken = 16
+
+// ReadToken reads the token from a file; white space around it does not count.
+func ReadToken(file string) (string, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return "", fmt.Errorf("admin token: %w", err)
+	}
+	token := strings.TrimSpace(string(text))
+	if len(token) < minToken || strings.ContainsAny(token, " \t\r\n") {
+		return "", fmt.Errorf("admin token: %s must hold one word of at least %d characters; make one with: openssl rand -hex 32", file, minToken)
+	}
+	return token, nil
+}
+
+// knows reports that a request may see everything.
+func (s *Server) knows(r *http.Request) bool {
+	if s.cfg.Token == "" {
+		return true
+	}
+	scheme, given, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	// Sums are compared, so that the time tells nothing of the length either.
+	a, b := sha256.Sum256([]byte(given)), sha256.Sum256([]byte(s.cfg.Token))
+	return strings.EqualFold(scheme, "Bearer") && subtle.ConstantTimeCompare(a[:], b[:]) == 1
+}
+
+// guarded shows a page to those who know the token.
+func (s *Server) guarded(page http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !s.knows(r) {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="postern"`)
+			writeText(w, http.StatusUnauthorized, "the token of [admin] token_file is needed: Authorization: Bearer TOKEN\n")
+			return
+		}
+		page.ServeHTTP(w, r)
+	})
+}
+
+// safe keeps a defect of one page from the others and from the client, and pages from
+// being kept by anybody on the way.
+func (s *Server) safe(pages http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Cache-Control", "no-store")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		defer func() {
+			p := recover()
+			if p == nil {
+				return
+			}
+			if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
+				panic(p) // net/http's own way to drop a connection; it says nothing
+			}
+			s.cfg.Log.Error("admin: panic", "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+			writeText(w, http.StatusInternalServerError, "internal error\n")
+		}()
+		pages.ServeHTTP(w, r)
+	})
+}

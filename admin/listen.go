@@ -1,0 +1,96 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// socketMode lets the group of the relay's user read the pages over a unix socket.
+const socketMode = 0o660
+
+// unixPrefix marks the address of a unix socket.
+const unixPrefix = "unix:"
+
+// CheckAddress says what is wrong with an address: "host:port", or "unix:" and a path.
+func CheckAddress(address string) error {
+	if path, ok := strings.CutPrefix(address, unixPrefix); ok {
+		if path == "" {
+			return errors.New(`address "unix:" must name a file: "unix:/run/postern/admin.sock"`)
+		}
+		return nil
+	}
+	if _, port, err := net.SplitHostPort(address); err != nil || port == "" {
+		return fmt.Errorf(`address %q must be host:port, "unix:" and a path, or ""`, address)
+	}
+	return nil
+}
+
+// IsLocal reports that only this machine can reach an address.
+func IsLocal(address string) bool {
+	if strings.HasPrefix(address, unixPrefix) {
+		return true
+	}
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.Unmap().IsLoopback()
+}
+
+// listen opens the address. One that is in use is syscall.EADDRINUSE.
+func listen(ctx context.Context, address string) (net.Listener, error) {
+	var open net.ListenConfig
+	path, ok := strings.CutPrefix(address, unixPrefix)
+	if !ok {
+		return open.Listen(ctx, "tcp", address)
+	}
+	if err := clearSocket(ctx, path); err != nil {
+		return nil, err
+	}
+	ln, err := open.Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	// Until here nobody but us could connect: that takes the right to write.
+	if err := os.Chmod(path, socketMode); err != nil {
+		_ = ln.Close()
+		return nil, err
+	}
+	return ln, nil
+}
+
+// clearSocket removes the socket of a process that was killed. One that somebody
+// listens on is in use, and another kind of file is not ours to remove.
+func clearSocket(ctx context.Context, path string) error {
+	st, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if st.Mode().Type() != fs.ModeSocket {
+		return fmt.Errorf("%s is there already and is no socket", path)
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	var dial net.Dialer
+	conn, err := dial.DialContext(ctx, "unix", path)
+	if err == nil {
+		_ = conn.Close()
+		return fmt.Errorf("%s: %w", path, syscall.EADDRINUSE)
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return err
+	}
+	return os.Remove(path)
+}

@@ -1,0 +1,247 @@
+package admin
+
+import (
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"postern/relay/maillog"
+	"postern/relay/smtp"
+)
+
+// latencyBuckets reach from a delivery at once to the days that a queue waits, in seconds.
+var latencyBuckets = []float64{0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 4 * 3600, 24 * 3600, 5 * 24 * 3600}
+
+// attemptBuckets are for one conversation with a server, in seconds.
+var attemptBuckets = []float64{0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300}
+
+// MailObserver counts what maillog tells. Nothing that somebody else can choose becomes
+// a label: what is not one of the known words is "other".
+func MailObserver(to prometheus.Registerer) maillog.Observer {
+	sessions, sent := newSessionCounts(to), newDeliveryCounts(to)
+	held := newHoldCounts(to)
+	return maillog.Observer{
+		Accepted: sessions.accept, Refused: sessions.refuse, Auth: sessions.login, SessionClosed: sessions.end,
+		Attempt: sent.attempt, Notice: sent.notice,
+		Held: held.message, LimitNear: held.limitNear, Hold: held.made, Released: held.released,
+	}
+}
+
+// word is value if it is one of the known words, else "other".
+func word(value string, known map[string]bool) string {
+	if known[value] {
+		return value
+	}
+	return "other"
+}
+
+func words(list string) map[string]bool {
+	known := make(map[string]bool)
+	for _, w := range strings.Fields(list) {
+		known[w] = true
+	}
+	return known
+}
+
+var (
+	mechanisms = words("PLAIN LOGIN")
+	refusals   = words("credentials busy unavailable malformed cancelled sessions")
+	stages     = words("ehlo starttls auth mail rcpt data body dot")
+	rules      = words("sender header size recipients limit messages sessions")
+	kinds      = words("failure delay success")
+	endings    = words("quit timeout shutdown revoked disconnect disconnect_in_data connection_lost write_failed handshake_failed" +
+		" endless_line early_data message_data_not_finished injection http panic")
+)
+
+// subjects are what an enhanced code is about (RFC 3463 section 3).
+var subjects = [...]string{"other", "address", "mailbox", "system", "network", "protocol", "content", "policy"}
+
+// refusalReason is the policy's word for a refusal, or what its code is about.
+func refusalReason(r maillog.Refusal) string {
+	if rule, _, _ := strings.Cut(r.Rule, " "); rules[rule] {
+		return rule
+	}
+	if n := r.Reply.Enhanced.Subject; n > 0 && n < len(subjects) {
+		return subjects[n]
+	}
+	return "other"
+}
+
+// refusalClass says whether the client may come again.
+func refusalClass(r smtp.Reply) string {
+	switch {
+	case r.IsTemporary():
+		return "temporary"
+	case r.IsPermanent():
+		return "permanent"
+	}
+	return "none" // the client was gone
+}
+
+// sessionCounts are of what clients do.
+type sessionCounts struct {
+	messages, recipients, octets prometheus.Counter
+	refused, logins, ended       *prometheus.CounterVec
+}
+
+func newSessionCounts(to prometheus.Registerer) *sessionCounts {
+	c := &sessionCounts{
+		messages:   newCounter("postern_messages_accepted_total", "Messages that were committed to the queue and answered 250."),
+		recipients: newCounter("postern_recipients_accepted_total", "Recipients of the accepted messages."),
+		octets:     newCounter("postern_accepted_bytes_total", "Octets of the accepted messages, as stored."),
+		refused: newCounters("postern_refusals_total", "Commands and messages that were answered 4yz or 5yz, by the stage of the session, whether the client may try again, and why.",
+			"stage", "class", "reason"),
+		logins: newCounters("postern_auth_total", "AUTH exchanges that ended, by mechanism and result.", "mechanism", "result"),
+		ended:  newCounters("postern_sessions_closed_total", "Sessions that ended, by why.", "reason"),
+	}
+	to.MustRegister(c.messages, c.recipients, c.octets, c.refused, c.logins, c.ended)
+	for m := range mechanisms {
+		c.logins.WithLabelValues(m, "ok")
+		c.logins.WithLabelValues(m, "credentials")
+	}
+	c.ended.WithLabelValues("quit")
+	c.refused.WithLabelValues("rcpt", "permanent", "policy")
+	return c
+}
+
+func (c *sessionCounts) accept(a maillog.Accept) {
+	c.messages.Inc()
+	c.recipients.Add(float64(a.Recipients))
+	c.octets.Add(float64(a.Size))
+}
+
+func (c *sessionCounts) refuse(r maillog.Refusal) {
+	c.refused.WithLabelValues(word(string(r.Stage), stages), refusalClass(r.Reply), refusalReason(r)).Inc()
+}
+
+func (c *sessionCounts) login(a maillog.AuthEvent) {
+	result := "ok"
+	if !a.OK {
+		result = word(a.Reason, refusals)
+	}
+	c.logins.WithLabelValues(word(strings.ToUpper(a.Mechanism), mechanisms), result).Inc()
+}
+
+func (c *sessionCounts) end(s maillog.Session) {
+	c.ended.WithLabelValues(word(strings.ReplaceAll(s.Reason, " ", "_"), endings)).Inc()
+}
+
+// The classes of destinations.
+const (
+	viaUpstream = "upstream"
+	viaMX       = "mx"
+)
+
+// deliveryCounts are of what servers say. What every delivery counts is found without
+// a look-up.
+type deliveryCounts struct {
+	attempts   *prometheus.CounterVec
+	byOutcome  map[outcomeKey]prometheus.Counter
+	noRoute    prometheus.Counter
+	latency    map[string]prometheus.Observer // by class
+	took       map[string]prometheus.Observer
+	duplicates prometheus.Counter
+	notices    *prometheus.CounterVec
+}
+
+type outcomeKey struct{ outcome, via string }
+
+func newDeliveryCounts(to prometheus.Registerer) *deliveryCounts {
+	latency := newHistograms("postern_delivery_latency_seconds", "Seconds from the acceptance of a message to the delivery to a recipient, by class of destination.", latencyBuckets, "via")
+	took := newHistograms("postern_attempt_seconds", "Seconds that a delivery attempt took over its connection, by class of destination; an attempt that found none is 0.", attemptBuckets, "via")
+	c := &deliveryCounts{
+		attempts:   newCounters("postern_attempts_total", "Delivery attempts for one recipient that ended, by outcome and class of destination.", "outcome", "via"),
+		noRoute:    newCounter("postern_unroutable_total", "Recipients that were put off because no route to them was known: no attempts."),
+		duplicates: newCounter("postern_possible_duplicates_total", "Attempts that ended after the final dot without a complete reply: the next one may deliver a second copy."),
+		notices:    newCounters("postern_notices_total", "Notices to senders that were due, by kind and whether one was sent.", "kind", "sent"),
+		byOutcome:  make(map[outcomeKey]prometheus.Counter), latency: make(map[string]prometheus.Observer), took: make(map[string]prometheus.Observer),
+	}
+	to.MustRegister(latency, took, c.attempts, c.noRoute, c.duplicates, c.notices)
+	for _, via := range []string{viaUpstream, viaMX} {
+		c.latency[via], c.took[via] = latency.WithLabelValues(via), took.WithLabelValues(via)
+		for _, outcome := range []string{"delivered", "deferred", "failed"} {
+			c.byOutcome[outcomeKey{outcome, via}] = c.attempts.WithLabelValues(outcome, via)
+		}
+	}
+	for kind := range kinds {
+		c.notices.WithLabelValues(kind, "yes")
+	}
+	return c
+}
+
+func (c *deliveryCounts) attempt(a maillog.AttemptEnd) {
+	if a.NotAnAttempt {
+		c.noRoute.Inc()
+		return
+	}
+	key := outcomeKey{"deferred", viaUpstream} // as in the log, an unknown result is a deferral
+	if a.Result == "delivered" || a.Result == "failed" {
+		key.outcome = a.Result
+	}
+	if a.Upstream == viaMX { // no upstream may have this name
+		key.via = viaMX
+	}
+	c.byOutcome[key].Inc()
+	c.took[key.via].Observe(seconds(a.Elapsed))
+	if a.OutcomeUnknown {
+		c.duplicates.Inc()
+	}
+	if key.outcome == "delivered" {
+		c.latency[key.via].Observe(seconds(a.Age))
+	}
+}
+
+func (c *deliveryCounts) notice(n maillog.NoticeEvent) {
+	sent := "yes"
+	if n.Suppressed != "" {
+		sent = "no"
+	}
+	c.notices.WithLabelValues(word(n.Kind, kinds), sent).Inc()
+}
+
+// holdCounts are of limits and of holds.
+type holdCounts struct {
+	messages, near, ended prometheus.Counter
+	begun                 *prometheus.CounterVec
+}
+
+func newHoldCounts(to prometheus.Registerer) *holdCounts {
+	c := &holdCounts{
+		messages: newCounter("postern_messages_held_total", "Accepted messages that wait for an admin because of a hold."),
+		near:     newCounter("postern_limits_near_total", "Times that four fifths of somebody's limit were used up."),
+		begun:    newCounters("postern_holds_begun_total", "Holds on the mail of a user or credential that began, as every node sees them, by who made them.", "by"),
+		ended:    newCounter("postern_holds_ended_total", "Holds that ended, as every node sees them."),
+	}
+	to.MustRegister(c.messages, c.near, c.begun, c.ended)
+	c.begun.WithLabelValues("breaker")
+	c.begun.WithLabelValues("admin")
+	return c
+}
+
+func (c *holdCounts) message(maillog.HeldEvent)    { c.messages.Inc() }
+func (c *holdCounts) limitNear(maillog.LimitEvent) { c.near.Inc() }
+func (c *holdCounts) released(maillog.HoldEvent)   { c.ended.Inc() }
+
+func (c *holdCounts) made(h maillog.HoldEvent) {
+	by := "admin"
+	if h.ByBreaker {
+		by = "breaker"
+	}
+	c.begun.WithLabelValues(by).Inc()
+}
+
+// seconds is d as metrics have it, never below 0: clocks differ.
+func seconds(d time.Duration) float64 { return max(0, d.Seconds()) }
+
+func newCounter(name, help string) prometheus.Counter {
+	return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+}
+
+func newCounters(name, help string, labels ...string) *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+}
+
+func newHistograms(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
+	return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, labels)
+}

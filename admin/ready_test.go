@@ -1,0 +1,152 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// However often it is asked, a check is asked once a second; one that hangs costs the
+// page its patience, and is not asked again until it has answered.
+func TestReadinessIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var quick, slow atomic.Int32
+		release := make(chan struct{})
+		r := newReadiness([]Check{
+			{"quick", func(context.Context) Finding { quick.Add(1); return Finding{State: OK} }},
+			{"slow", func(context.Context) Finding {
+				if slow.Add(1) == 1 {
+					<-release
+				}
+				return Finding{State: OK, Detail: "late"}
+			}},
+		})
+		began := time.Now()
+		first := r.report(t.Context())
+		if took := time.Since(began); took != checkTime || first.Ready || first.Checks[1].State != Failed || first.Checks[0].State != OK {
+			t.Fatalf("after %v: %+v", took, first)
+		}
+		for range 100 {
+			r.report(t.Context())
+		}
+		if quick.Load() != 1 {
+			t.Errorf("asked %d times within a second", quick.Load())
+		}
+		time.Sleep(checkAge)
+		if r.report(t.Context()).Ready || slow.Load() != 1 {
+			t.Errorf("the check that hangs was asked %d times", slow.Load())
+		}
+		close(release)
+		time.Sleep(time.Hour)
+		if now := r.report(t.Context()); !now.Ready || slow.Load() != 2 {
+			t.Errorf("an answer of an hour ago was taken, or none: asked %d times, %+v", slow.Load(), now)
+		}
+		r.wait()
+	})
+}
+
+// A client that goes away does not make the node unready for the next.
+func TestReadinessOutlivesItsClient(t *testing.T) {
+	t.Parallel()
+	r := newReadiness([]Check{{"one", func(ctx context.Context) Finding {
+		if ctx.Err() != nil {
+			return Finding{State: Failed}
+		}
+		return Finding{State: OK}
+	}}})
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if found := r.report(gone); !found.Ready {
+		t.Errorf("%+v", found)
+	}
+}
+
+func TestCertificateCheck(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	day := 24 * time.Hour
+	cert := func(age, left time.Duration) Certificate {
+		return Certificate{Name: "relay.test", NotBefore: now.Add(-age), NotAfter: now.Add(left)}
+	}
+	failing := func(c Certificate) Certificate {
+		c.FailingSince, c.Error = now.Add(-time.Hour), "the CA is down"
+		return c
+	}
+	for _, tc := range []struct {
+		name  string
+		list  []Certificate
+		state State
+		says  string
+	}{
+		{"none at all", nil, Failed, "no certificate"},
+		{"none yet", []Certificate{{Name: "relay.test", Error: "the CA is down"}}, Failed, "the CA is down"},
+		{"fresh", []Certificate{cert(day, 89*day)}, OK, "valid until 2030-03-31"},
+		{"expired", []Certificate{cert(90*day, -time.Second)}, Failed, "expired at"},
+		{"at its last second", []Certificate{cert(90*day, 0)}, Failed, "expired at"},
+		{"within the hour", []Certificate{cert(90*day, 59*time.Minute)}, Failed, "within the hour"},
+		{"within a week", []Certificate{cert(84*day, 6*day)}, Warning, "expires at"},
+		{"a week and more", []Certificate{cert(82*day, 8*day)}, OK, ""},
+		{"of six days, young", []Certificate{cert(day, 5*day)}, OK, ""},
+		{"of six days, old", []Certificate{cert(5*day, day)}, Warning, ""},
+		{"not yet valid", []Certificate{cert(-time.Minute, 89*day)}, Failed, "not valid before"},
+		{"a CA that fails", []Certificate{failing(cert(60*day, 30*day))}, Warning, "the CA is down; the certificate is valid until"},
+		{"a CA that fails too long", []Certificate{failing(cert(90*day, -day))}, Failed, "expired at"},
+		{"the worst counts", []Certificate{cert(day, 89*day), cert(84*day, 6*day), cert(90*day, -day), cert(day, 89*day)}, Failed, "expired"},
+	} {
+		check := CertificateCheck(func() []Certificate { return tc.list }, func() time.Time { return now })
+		f := check.Run(t.Context())
+		if f.State != tc.state || !strings.Contains(f.Detail, tc.says) || (f.State != OK) != (f.Advice != "") {
+			t.Errorf("%s: %+v", tc.name, f)
+		}
+	}
+}
+
+func TestOtherChecks(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	free, err := FreeSpace(dir)
+	if err != nil || free <= 0 {
+		t.Fatalf("%d, %v", free, err)
+	}
+	broken := errors.New("connection refused")
+	for _, tc := range []struct {
+		name  string
+		check Check
+		state State
+		says  string
+	}{
+		{"database", DatabaseCheck(func(context.Context) error { return nil }), OK, "answers"},
+		{"database away", DatabaseCheck(func(context.Context) error { return broken }), Failed, "connection refused"},
+		{"epoch", EpochCheck(func() error { return nil }), OK, ""},
+		{"no epoch", EpochCheck(func() error { return broken }), Failed, "connection refused"},
+		{"takes mail", DrainCheck(func() bool { return false }), OK, ""},
+		{"drains", DrainCheck(func() bool { return true }), Failed, "stopping"},
+		{"room", RoomCheck(dir, 1), OK, dir},
+		{"little room", RoomCheck(dir, free/2), Warning, dir},
+		{"no room", RoomCheck(dir, 2*free), Failed, "less than one message"},
+		{"no folder", RoomCheck(filepath.Join(dir, "gone"), 1), Failed, "no such file"},
+		{"the system's folder", RoomCheck("", 1), OK, os.TempDir()},
+	} {
+		if f := tc.check.Run(t.Context()); f.State != tc.state || !strings.Contains(f.Detail, tc.says) || (f.State == OK) != (f.Advice == "") {
+			t.Errorf("%s: %+v", tc.name, f)
+		}
+	}
+}
+
+// A database that hangs is given up before the page's patience ends, so that the
+// page can say so.
+func TestDatabaseCheckHasADeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newReadiness([]Check{DatabaseCheck(func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })})
+		if c := r.report(t.Context()).Checks[0]; c.State != Failed || !strings.Contains(c.Detail, "deadline exceeded") {
+			t.Errorf("%+v", c)
+		}
+		r.wait()
+	})
+}

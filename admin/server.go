@@ -1,0 +1,170 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/net/netutil"
+)
+
+// Bounds of what a client can make the server spend.
+const (
+	maxConnections = 64
+	maxScrapes     = 4 // at once
+	maxHeader      = 16 << 10
+	readTime       = 10 * time.Second
+	writeTime      = time.Minute // of the longest page; it bounds pprof's profiles too
+	idleTime       = 2 * time.Minute
+)
+
+// addressRetry is how often an address is tried again that another process has.
+const addressRetry = 2 * time.Second
+
+// Config configures a Server.
+type Config struct {
+	Address  string // see CheckAddress
+	Token    string // that /metrics and /debug/pprof, and the details of /readyz, ask for; "": nothing
+	Pprof    bool
+	Registry *prometheus.Registry // of /metrics
+	Checks   []Check              // of /readyz
+	Log      *slog.Logger
+}
+
+// Server serves the pages.
+type Server struct {
+	cfg   Config
+	http  *http.Server
+	ready *readiness
+
+	stop    context.CancelFunc // ends the wait for the address
+	running sync.WaitGroup
+	mu      sync.Mutex
+	addr    string
+}
+
+// New makes a Server; Start opens it.
+func New(cfg Config) *Server {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{cfg: cfg, ready: newReadiness(cfg.Checks), stop: func() {}}
+	s.http = &http.Server{
+		Handler:     s.handler(),
+		ReadTimeout: readTime, ReadHeaderTimeout: readTime, WriteTimeout: writeTime, IdleTimeout: idleTime,
+		MaxHeaderBytes: maxHeader,
+		ErrorLog:       slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
+	}
+	return s
+}
+
+func (s *Server) handler() http.Handler {
+	pages := http.NewServeMux()
+	// "GET" stands for HEAD as well; other methods are answered 405.
+	pages.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { writeText(w, http.StatusOK, "ok\n") })
+	pages.HandleFunc("GET /readyz", s.readyz)
+	if s.cfg.Registry != nil {
+		pages.Handle("GET /metrics", s.guarded(promhttp.HandlerFor(s.cfg.Registry, promhttp.HandlerOpts{
+			ErrorLog:            slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelWarn),
+			ErrorHandling:       promhttp.ContinueOnError,
+			MaxRequestsInFlight: maxScrapes,
+			Timeout:             readTime,
+		})))
+	}
+	if s.cfg.Pprof {
+		for path, page := range map[string]http.HandlerFunc{
+			"/debug/pprof/": pprof.Index, "/debug/pprof/cmdline": pprof.Cmdline,
+			"/debug/pprof/profile": pprof.Profile, "/debug/pprof/trace": pprof.Trace,
+		} {
+			pages.Handle("GET "+path, s.guarded(page))
+		}
+	}
+	return s.safe(pages)
+}
+
+func writeText(w http.ResponseWriter, status int, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(status)
+	_, _ = w.Write([]byte(text)) // a client that is gone misses nothing
+}
+
+// Start opens the address and serves in the background. An address that another
+// process has is tried until it is free: a node that comes while its predecessor
+// drains must accept mail, not fail for this page. ctx bounds only the start.
+func (s *Server) Start(ctx context.Context) error {
+	ln, err := listen(ctx, s.cfg.Address)
+	if err != nil && !errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("admin: cannot listen on %s: %w", s.cfg.Address, err)
+	}
+	waiting, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	if err == nil {
+		s.serve(ln)
+		return nil
+	}
+	s.cfg.Log.Warn("admin: the address is in use, health and metrics wait until it is free; give each node on a machine an [admin] address of its own", "address", s.cfg.Address)
+	s.running.Go(func() { s.await(waiting) })
+	return nil
+}
+
+func (s *Server) await(ctx context.Context) {
+	tick := time.NewTicker(addressRetry)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		ln, err := listen(ctx, s.cfg.Address)
+		switch {
+		case err == nil:
+			s.cfg.Log.Info("admin: the address is free, health and metrics are served", "address", s.cfg.Address)
+			s.serve(ln)
+			return
+		case !errors.Is(err, syscall.EADDRINUSE) && ctx.Err() == nil:
+			s.cfg.Log.Error("admin: health and metrics are not served", "address", s.cfg.Address, "error", err)
+			return
+		}
+	}
+}
+
+func (s *Server) serve(ln net.Listener) {
+	s.mu.Lock()
+	s.addr = ln.Addr().String()
+	s.mu.Unlock()
+	s.running.Go(func() {
+		if err := s.http.Serve(netutil.LimitListener(ln, maxConnections)); !errors.Is(err, http.ErrServerClosed) {
+			s.cfg.Log.Error("admin: health and metrics are no longer served", "error", err)
+		}
+	})
+}
+
+// Addr is where the server listens, "" while it does not.
+func (s *Server) Addr() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.addr
+}
+
+// Shutdown ends the server and what it has begun. Requests in work are answered
+// until ctx ends.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.stop()
+	err := s.http.Shutdown(ctx)
+	if err != nil {
+		_ = s.http.Close()
+	}
+	s.running.Wait()
+	s.ready.wait()
+	return err
+}

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postern/admin"
+	"postern/relay/queue"
+)
+
+type adminConfig struct {
+	Address   string `toml:"address"`
+	TokenFile string `toml:"token_file"`
+	Pprof     bool   `toml:"pprof"`
+}
+
+func (c *adminConfig) validate() error {
+	if c.Address == "" {
+		return nil
+	}
+	if err := admin.CheckAddress(c.Address); err != nil {
+		return fmt.Errorf("admin: %w", err)
+	}
+	if !admin.IsLocal(c.Address) && c.TokenFile == "" {
+		return fmt.Errorf("admin: other machines reach %s: set token_file, or use a loopback address or a unix socket", c.Address)
+	}
+	return nil
+}
+
+// adminPool is the connections of the admin pages: /readyz must not wait for the
+// reading of a large queue.
+const adminPool = 2
+
+// namedPool is a pool with the name that it has in the database and in the metrics.
+type namedPool struct {
+	name string
+	*pgxpool.Pool
+}
+
+// adminPages is the node's health and metrics over HTTP. A nil one is off.
+type adminPages struct {
+	server   *admin.Server
+	overview *admin.Overview
+	draining atomic.Bool
+}
+
+// buildAdmin is nil without an address.
+func (n *node) buildAdmin(ctx context.Context, url string) (*adminPages, error) {
+	c := n.cfg.Admin
+	if n.metrics == nil {
+		return nil, nil
+	}
+	token := ""
+	if c.TokenFile != "" {
+		var err error
+		if token, err = admin.ReadToken(c.TokenFile); err != nil {
+			return nil, err
+		}
+	}
+	pool, err := n.pool(ctx, url, "admin", adminPool, nil)
+	if err != nil {
+		return nil, err
+	}
+	reader := queue.NewReader(pool)
+	p := &adminPages{}
+	checks := []admin.Check{
+		admin.DatabaseCheck(reader.Ping),
+		admin.EpochCheck(func() error { return cause(n.queue.Available()) }),
+		admin.DrainCheck(p.draining.Load),
+	}
+	if n.certs != nil {
+		admin.RegisterCertificates(n.metrics.registry, n.certificateList)
+		checks = append(checks, admin.CertificateCheck(n.certificateList, time.Now),
+			admin.RoomCheck(n.cfg.Submission.SpoolDir, int64(n.cfg.Submission.MessageSize)))
+	}
+	n.registerParts()
+	n.metrics.registerDraining(&p.draining)
+	p.overview = admin.NewOverview(n.metrics.registry, reader.Overview, n.log)
+	p.server = admin.New(admin.Config{
+		Address: c.Address, Token: token, Pprof: c.Pprof,
+		Registry: n.metrics.registry, Checks: checks, Log: n.log,
+	})
+	return p, nil
+}
+
+// cause is why the queue refuses, for an admin and not for a client.
+func cause(err error) error {
+	var refusal *queue.Error
+	if errors.As(err, &refusal) && refusal.Err != nil {
+		return refusal.Err
+	}
+	return err
+}
+
+// certificateList tells of the certificates that the listeners show. One that only
+// stands in for what the authority has not issued is none.
+func (n *node) certificateList() []admin.Certificate {
+	all := n.certs.Status()
+	list := make([]admin.Certificate, len(all))
+	for i, s := range all {
+		list[i] = admin.Certificate{Name: s.Name, FailingSince: s.FailingSince, Error: s.Error}
+		if !s.StandIn {
+			list[i].NotBefore, list[i].NotAfter = s.NotBefore, s.NotAfter
+		}
+	}
+	return list
+}
+
+func (p *adminPages) start(ctx context.Context) error {
+	if p == nil {
+		return nil
+	}
+	return p.server.Start(ctx)
+}
+
+// addr is where the pages are, "" for nowhere.
+func (p *adminPages) addr() string {
+	if p == nil {
+		return ""
+	}
+	return p.server.Addr()
+}
+
+// drain makes /readyz say that the node is stopping.
+func (p *adminPages) drain() {
+	if p != nil {
+		p.draining.Store(true)
+	}
+}
+
+// adminTime is what the pages may take to end.
+const adminTime = 2 * time.Second
+
+// close ends the pages, the last of all: until then they tell how the drain goes.
+func (p *adminPages) close() {
+	if p == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), adminTime)
+	defer cancel()
+	_ = p.server.Shutdown(ctx) // a request that was cut off is no trouble of the relay
+	p.overview.Close()
+}

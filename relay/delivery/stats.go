@@ -1,0 +1,44 @@
+package delivery
+
+import "time"
+
+// Stats is a moment's view of an Engine, for metrics.
+type Stats struct {
+	Upstream, MX Load  // by what kind the destination is
+	Messages     int   // held in memory
+	Memory       int64 // octets that they take
+	MemoryLimit  int64
+	Panics       int64 // attempts that ended by a defect of ours
+}
+
+// Load is what destinations of one kind have to do.
+type Load struct {
+	Destinations int // with work, or remembered for their trouble
+	Suspended    int // of them, left alone for now after trouble
+	Waiting      int // messages that wait for a connection
+	Connections  int // open or being made
+}
+
+// Stats returns the counts of now.
+func (e *Engine) Stats() Stats {
+	s := Stats{MemoryLimit: e.load.maxOctets, Panics: e.panics.Load()}
+	e.load.mu.Lock()
+	s.Messages, s.Memory = e.load.messages, e.load.octets
+	e.load.mu.Unlock()
+	now := time.Now()
+	for _, d := range e.all() {
+		of := &s.Upstream
+		if d.domain != "" {
+			of = &s.MX
+		}
+		d.mu.Lock()
+		of.Destinations++
+		of.Waiting += d.waiting.len()
+		of.Connections += d.workers
+		if d.suspended(now) {
+			of.Suspended++
+		}
+		d.mu.Unlock()
+	}
+	return s
+}

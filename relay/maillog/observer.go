@@ -1,0 +1,27 @@
+package maillog
+
+// Observer is told of events, whatever level the log has: for counting them. A nil
+// func is told nothing. They are called by whoever logs, often many at once, and must
+// neither block nor keep what they are given.
+type Observer struct {
+	Accepted      func(Accept)
+	Held          func(HeldEvent)
+	Refused       func(Refusal)
+	Attempt       func(AttemptEnd)
+	Notice        func(NoticeEvent)
+	Auth          func(AuthEvent)
+	SessionClosed func(Session)
+	LimitNear     func(LimitEvent)
+	Hold          func(HoldEvent)
+	Released      func(HoldEvent)
+}
+
+// Observed returns a Logger that writes the same and tells o as well.
+func (l *Logger) Observed(o Observer) *Logger { return &Logger{log: l.log, told: o} }
+
+// tell calls f unless nobody listens.
+func tell[E any](f func(E), event E) {
+	if f != nil {
+		f(event)
+	}
+}

@@ -1,0 +1,105 @@
+package queue
+
+import (
+	"time"
+)
+
+// Observer is told what the queue writes and takes, for metrics. A nil func is told
+// nothing. They are called between two statements: they must not block.
+type Observer struct {
+	Commit func(Commit)
+	Claim  func(Claim)
+}
+
+// Work is what a commit is of.
+type Work string
+
+const (
+	WorkEnqueue Work = "enqueue"       // a group of accepted messages
+	WorkLarge   Work = "enqueue_large" // one accepted message with a large body
+	WorkNotice  Work = "notice"        // a notice to a sender
+	WorkSettle  Work = "settle"        // a group of outcomes
+)
+
+// Commit is one transaction of the queue, from its first octet to its answer.
+type Commit struct {
+	Work  Work
+	Items int // messages, or outcomes
+	Took  time.Duration
+	Fate  Fate
+}
+
+// Fate is what is known of a transaction when it has ended.
+type Fate string
+
+const (
+	Committed Fate = "committed"
+	Undone    Fate = "failed"  // nothing of it is there
+	InDoubt   Fate = "unknown" // it may be there; it is asked again
+)
+
+// Claim is one claim of due recipients.
+type Claim struct {
+	Messages, Recipients int
+	Took                 time.Duration
+	Err                  error
+}
+
+// committed tells of a transaction that began at a time of this process.
+func (q *Queue) committed(work Work, items int, began time.Time, err error) {
+	tell := q.cfg.Observer.Commit
+	if tell == nil {
+		return
+	}
+	fate := Committed
+	if err != nil {
+		fate = Undone
+		if certaintyOf(err) == uncertain {
+			fate = InDoubt
+		}
+	}
+	tell(Commit{Work: work, Items: items, Took: time.Since(began), Fate: fate})
+}
+
+func (q *Queue) claimed(list []*Delivery, began time.Time, err error) {
+	tell := q.cfg.Observer.Claim
+	if tell == nil {
+		return
+	}
+	c := Claim{Messages: len(list), Took: time.Since(began), Err: err}
+	for _, d := range list {
+		c.Recipients += len(d.Recipients)
+	}
+	tell(c)
+}
+
+// Stats is a moment's view of this node's side of the queue, for metrics.
+type Stats struct {
+	Epoch      int64         // that this node lives in and trusts, 0 when there is none
+	LeaseLeft  time.Duration // for which it is trusted without another heartbeat
+	Down       bool          // the database does not answer
+	EpochsLost int64         // ever
+	InDoubt    int64         // messages whose commit is being asked about
+	Voiding    int           // messages that were refused and may be there, and are to go
+	InHand     int           // messages that this process has in hand
+	Unsettled  int           // outcomes that wait to be written
+	Fenced     int64         // outcomes that came after their epoch had lost the recipient, ever
+}
+
+// Stats returns the counts of now.
+func (q *Queue) Stats() Stats {
+	s := Stats{
+		Epoch: q.epochs.valid(), Down: q.epochs.down() != nil, EpochsLost: q.epochs.lost.Load(),
+		InDoubt: q.commits.doubted.Load(), Unsettled: len(q.settles.in), Fenced: q.settles.fenced.Load(),
+	}
+	if l := q.epochs.current.Load(); l != nil {
+		s.LeaseLeft = max(0, q.cfg.Trust-(q.clock.Now()-l.sent))
+	}
+	q.held.mu.Lock()
+	s.InHand = len(q.held.rows)
+	q.held.mu.Unlock()
+	q.commits.voids.mu.Lock()
+	s.Voiding = len(q.commits.voids.list)
+	q.commits.voids.mu.Unlock()
+	return s
+}

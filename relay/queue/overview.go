@@ -1,0 +1,87 @@
+package queue
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Reader reads the state of the whole queue, of all nodes, and can change nothing: each
+// of its transactions is read only.
+type Reader struct{ pool *pgxpool.Pool }
+
+// NewReader makes a Reader on a pool of its own, so that it waits for nobody's work.
+func NewReader(pool *pgxpool.Pool) *Reader { return &Reader{pool} }
+
+// Ping asks whether the database answers.
+func (r *Reader) Ping(ctx context.Context) error {
+	if err := r.pool.Ping(ctx); err != nil {
+		return fmt.Errorf("ask the database: %w", err)
+	}
+	return nil
+}
+
+// AgeSteps are the ages, since acceptance, at which an Overview parts recipients.
+func AgeSteps() []time.Duration { return append([]time.Duration(nil), ageSteps...) }
+
+// States are the states of a live recipient.
+func States() []State {
+	return []State{StateWaiting, StateOwned, StateHeld, StateFailed, StateDelivered}
+}
+
+// Overview is the queue in numbers that do not grow with it.
+type Overview struct {
+	Shares  []Share
+	Overdue time.Duration // since the first recipient fell due that nobody has taken
+	Nodes   int           // that live
+	Holds   int           // of users and of credentials
+	Took    time.Duration // to read it
+}
+
+// Share is the live recipients in one state and of one step of age.
+type Share struct {
+	State      State
+	Step       int // the recipients are younger than AgeSteps[Step]; len(AgeSteps) is older than all
+	Recipients int64
+	Oldest     time.Duration // since acceptance, by the database's clock
+}
+
+// The parts of an overview. The shares read every live recipient once, and nothing
+// else of them but two times and a state: see docs/metrics.md for what that costs.
+const (
+	sqlOverviewSettings = `select set_config('max_parallel_workers_per_gather', '0', true), set_config('jit', 'off', true), set_config('statement_timeout', '30s', true)`
+
+	sqlOverviewShares = `
+select ` + sqlState + ` as st, width_bucket(now() - r.accepted_at, $1::interval[]) as step, count(*), greatest(now() - min(r.accepted_at), interval '0')
+from recipient r group by 1, 2`
+
+	sqlOverviewRest = `
+select coalesce(greatest(now() - (select min(next_attempt_at) from recipient
+		where owner is null and held_at is null and state = 'queued' and next_attempt_at <= now()), interval '0'), interval '0'),
+	(select count(*) from node where reaped_at is null and superseded_at is null and expires_at > clock_timestamp()),
+	(select count(*) from hold)`
+)
+
+// Overview reads the whole queue, in one snapshot.
+func (r *Reader) Overview(ctx context.Context) (Overview, error) {
+	var o Overview
+	began := time.Now()
+	err := pgx.BeginTxFunc(ctx, r.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		batch := &pgx.Batch{}
+		batch.Queue(sqlOverviewSettings)
+		batch.Queue(sqlOverviewShares, ageSteps).Query(func(rows pgx.Rows) (err error) {
+			o.Shares, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Share])
+			return err
+		})
+		batch.Queue(sqlOverviewRest).QueryRow(func(row pgx.Row) error { return row.Scan(&o.Overdue, &o.Nodes, &o.Holds) })
+		return tx.SendBatch(ctx, batch).Close()
+	})
+	if err != nil {
+		return Overview{}, fmt.Errorf("overview of the queue: %w", err)
+	}
+	o.Took = time.Since(began)
+	return o, nil
+}
