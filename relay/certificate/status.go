@@ -8,10 +8,10 @@ import (
 // Status is what is known of one certificate. It is a copy; times that are not known
 // are zero.
 type Status struct {
-	Name     string   // the first name of the certificate, or the one that is ordered
-	Names    []string // all names of the certificate
-	Source   string   // "file PATH", "acme AUTHORITY" or "self-signed"
-	Issuer   string   // who has signed it
+	Name   string   // the first name of the certificate, or the one that is ordered
+	Names  []string // all names of the certificate
+	Source string   // "file PATH", "acme AUTHORITY" or "self-signed"
+	Issuer string   // who has signed it
 
 	NotBefore, NotAfter time.Time
 	// StandIn says that clients get a self-signed certificate because none has been
