@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"postern/relay/maillog"
 	"postern/relay/smtp"
@@ -14,7 +16,7 @@ import (
 // Server is the listeners and their sessions.
 type Server struct {
 	cfg       Config
-	limits    Limits
+	settings  atomic.Pointer[settings]
 	log       *slog.Logger
 	mail      *maillog.Logger
 	listeners []*listener
@@ -37,7 +39,9 @@ type Server struct {
 // listener is a Listener with what the server adds to it.
 type listener struct {
 	Listener
-	tls *tls.Config
+	tls      *tls.Config
+	settings atomic.Pointer[listenerSettings]
+	strays   strays
 }
 
 // New makes a Server. Connections are taken once Serve is called.
@@ -45,24 +49,28 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, limits: cfg.Limits.withDefaults(), sessions: make(map[*session]struct{})}
+	s := &Server{cfg: cfg, sessions: make(map[*session]struct{})}
+	limits := cfg.Limits.withDefaults()
+	s.settings.Store(&settings{limits: limits, hideClient: cfg.HideClient})
 	if s.log = cfg.System; s.log == nil {
 		s.log = slog.Default()
 	}
 	if s.mail = cfg.Log; s.mail == nil {
 		s.mail = maillog.New(nil)
 	}
-	s.spool = newSpool(s.limits, cfg.TempDir)
-	s.peers = newPeers(s.limits.Connections, s.limits.ConnectionsPerAddress)
+	s.spool = newSpool(limits, cfg.TempDir)
+	s.peers = newPeers(limits.Connections, limits.ConnectionsPerAddress)
 	s.draining, s.drain = context.WithCancel(context.Background())
 	s.cutting, s.cut = context.WithCancel(context.Background())
 	s.logins = newLogins(s)
-	permits := make(chan struct{}, s.limits.Handshakes)
+	permits := make(chan struct{}, limits.Handshakes)
 	for _, l := range cfg.Listeners {
 		if l.Name == "" {
 			l.Name = l.Net.Addr().String()
 		}
-		s.listeners = append(s.listeners, &listener{Listener: l, tls: limitSigning(cfg.Certificates.serverConfig(), permits)})
+		open := &listener{Listener: l, tls: limitSigning(cfg.Certificates.serverConfig(), permits)}
+		open.settings.Store(l.settings())
+		s.listeners = append(s.listeners, open)
 	}
 	return s, nil
 }
@@ -128,8 +136,8 @@ func (s *Server) Shutdown(ctx context.Context) error {
 }
 
 // open begins a session in a goroutine of its own, unless the server is going down.
-func (s *Server) open(l *listener, conn net.Conn, peer peer) bool {
-	x := newSession(s, l, conn, peer)
+func (s *Server) open(a arrival) bool {
+	x := newSession(s, a)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.draining.Err() != nil {
@@ -144,7 +152,7 @@ func (s *Server) open(l *listener, conn net.Conn, peer peer) bool {
 }
 
 func (s *Server) closed(x *session) {
-	s.peers.leave(x.peer)
+	s.peers.leave(x.counted)
 	s.logins.leave(x)
 	if x.release != nil {
 		x.release()
@@ -156,8 +164,8 @@ func (s *Server) closed(x *session) {
 
 // secure runs the server's side of a TLS handshake. The connection is closed on
 // failure (RFC 3207 section 4.1 leaves no way back to a clear session).
-func (s *Server) secure(l *listener, conn net.Conn) (*tls.Conn, error) {
-	ctx, cancel := context.WithTimeout(s.draining, s.limits.Handshake)
+func (s *Server) secure(l *listener, conn net.Conn, patience time.Duration) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(s.draining, patience)
 	defer cancel()
 	secured := tls.Server(conn, l.tls)
 	if err := secured.HandshakeContext(ctx); err != nil {

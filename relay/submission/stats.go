@@ -6,6 +6,7 @@ import "sync/atomic"
 type counters struct {
 	sessions           atomic.Int64
 	refusedConnections atomic.Int64
+	proxyRefused       atomic.Int64
 	acceptErrors       atomic.Int64
 	handshakeFailures  atomic.Int64
 	authSucceeded      atomic.Int64
@@ -24,6 +25,7 @@ type Stats struct {
 	Open               int   // sessions now
 	Sessions           int64 // ever
 	RefusedConnections int64 // over a connection limit
+	ProxyRefused       int64 // to a PROXY listener: from no load balancer of it, or without a good header
 	AcceptErrors       int64
 	HandshakeFailures  int64
 	AuthSucceeded      int64
@@ -49,6 +51,7 @@ func (s *Server) Stats() Stats {
 		Open:               open,
 		Sessions:           c.sessions.Load(),
 		RefusedConnections: c.refusedConnections.Load(),
+		ProxyRefused:       c.proxyRefused.Load(),
 		AcceptErrors:       c.acceptErrors.Load(),
 		HandshakeFailures:  c.handshakeFailures.Load(),
 		AuthSucceeded:      c.authSucceeded.Load(),
