@@ -72,10 +72,13 @@ func readProxyLine(r io.Reader, start []byte) (netip.AddrPort, error) {
 		return netip.AddrPort{}, errProxyHeader
 	}
 	client, err := proxyEndpoint(field[1], field[2], field[4])
-	if err == nil {
-		_, err = proxyEndpoint(field[1], field[3], field[5])
+	if err != nil {
+		return netip.AddrPort{}, err
 	}
-	return client, err
+	if _, err := proxyEndpoint(field[1], field[3], field[5]); err != nil {
+		return netip.AddrPort{}, err
+	}
+	return client, nil
 }
 
 // proxyEndpoint reads an address and a port of version 1.

@@ -60,6 +60,7 @@ func TestProxyHeader(t *testing.T) {
 		"1: a name":                       {"PROXY TCP4 localhost 10.0.0.1 40000 587\r\n", ""},
 		"1: a zone":                       {"PROXY TCP6 fe80::1%eth0 fe80::2 40000 587\r\n", ""},
 		"1: the other family":             {"PROXY TCP4 2001:db8::7 10.0.0.1 40000 587\r\n", ""},
+		"1: a bad destination":            {"PROXY TCP4 192.0.2.7 here 40000 587\r\n", ""},
 		"1: octal":                        {"PROXY TCP4 192.0.2.007 10.0.0.1 40000 587\r\n", ""},
 		"1: port too large":               {"PROXY TCP4 192.0.2.7 10.0.0.1 65536 587\r\n", ""},
 		"1: port with a sign":             {"PROXY TCP4 192.0.2.7 10.0.0.1 +4000 587\r\n", ""},
@@ -92,6 +93,9 @@ func TestProxyHeader(t *testing.T) {
 				in = strings.NewReader(tc.header)
 			}
 			client, err := readProxyHeader(in)
+			if err != nil && client.IsValid() {
+				t.Errorf("an error, and the client %v", client)
+			}
 			got := client.String()
 			switch {
 			case err != nil:
