@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -75,6 +76,11 @@ func TestConfigErrorsSayWhere(t *testing.T) {
 		{"too few connections", "[database]\nmax_connections = 1\n", "at least 2"},
 		{"port", "[delivery]\nmx_port = 70000\n", "at most 65535"},
 		{"no data rate", "[submission]\nmin_data_rate = \"0\"\n", "submission.min_data_rate must be more than 0"},
+		{"drain time", "drain_time = \"0s\"\n", "drain_time must be at least 1s"},
+		{"a socket without a name", "[[listener]]\naddress = \"systemd:\"\ntls = \"starttls\"\n", "needs the name of a socket"},
+		{"a socket twice", "[[listener]]\naddress = \"systemd:a\"\ntls = \"starttls\"\n[[listener]]\naddress = \"systemd:a\"\ntls = \"implicit\"\n", "listener 2: there is one at systemd:a already"},
+		{"no network", "[[listener]]\naddress = \":587\"\ntls = \"starttls\"\nproxy_protocol = [\"10.0.0.0/8\", \"balancer\"]\n", `listener 1: proxy_protocol: "balancer" is no network`},
+		{"everybody", "[[listener]]\naddress = \":587\"\ntls = \"starttls\"\nproxy_protocol = [\"::/0\"]\n", "is everybody"},
 		{"log level", "[log]\nlevel = \"loud\"\n", "debug, info, warn or error"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -123,5 +129,17 @@ func TestUnits(t *testing.T) {
 		if got, err := parseDuration(text); err == nil {
 			t.Errorf("duration %q taken as %v", text, time.Duration(got))
 		}
+	}
+}
+
+func TestProxyNetworks(t *testing.T) {
+	t.Parallel()
+	l := listenerConfig{ProxyProtocol: []string{"10.1.2.3/8", "192.0.2.7", "2001:db8::/32", "::ffff:198.51.100.0/120"}}
+	list, err := l.proxies()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(list); got != "[10.0.0.0/8 192.0.2.7/32 2001:db8::/32 198.51.100.0/24]" {
+		t.Errorf("networks %s", got)
 	}
 }

@@ -44,11 +44,12 @@ func newDrainer(total time.Duration, cut <-chan struct{}) *drainer {
 
 // end stops one part and returns why not all of its work ended by itself.
 func (d *drainer) end(p drainPart) error {
-	ctx, cancel := context.WithCancel(context.Background())
+	left := d.left(p)
+	ctx, cancel := context.WithTimeout(context.Background(), left)
 	defer cancel()
 	done := make(chan error, 1)
 	go func() { done <- p.stop(ctx) }()
-	timer := time.NewTimer(d.left(p))
+	timer := time.NewTimer(left)
 	defer timer.Stop()
 	for {
 		select {
@@ -56,7 +57,7 @@ func (d *drainer) end(p drainPart) error {
 			return wrapStop(p, err)
 		case <-d.cut:
 			d.cut, d.short = nil, true
-			d.began, d.total = time.Now(), cutTime
+			d.began, d.total = time.Now(), min(cutTime, time.Until(d.began.Add(d.total)))
 			timer.Reset(d.left(p))
 		case <-timer.C:
 			cancel()

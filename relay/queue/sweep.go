@@ -285,7 +285,7 @@ func (s *sweeps) retention(ctx context.Context, conn *pgx.Conn) error {
 	}
 	for range 50 {
 		var count int
-		if err := conn.QueryRow(ctx, sqlForget, firstID(now.Add(-s.q.cfg.History)), sweepRows).Scan(&count); err != nil {
+		if err := conn.QueryRow(ctx, sqlForget, firstID(now.Add(-s.q.times.Load().History)), sweepRows).Scan(&count); err != nil {
 			return fmt.Errorf("forget: %w", err)
 		}
 		if count < sweepRows {

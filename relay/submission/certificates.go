@@ -1,6 +1,7 @@
 package submission
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -92,6 +93,26 @@ func SelfSigned(names ...string) (*Certificates, error) {
 		return nil, fmt.Errorf("self-signed certificate: %w", err)
 	}
 	return &Certificates{current: &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}}, nil
+}
+
+// Reload reads the files now, whether they seem to have changed or not. What cannot be
+// used leaves the certificate before in place.
+func (c *Certificates) Reload(context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.certFile == "" {
+		return nil
+	}
+	at, err := c.stamp()
+	if err != nil {
+		return fmt.Errorf("reload certificate: %w", err)
+	}
+	next, err := c.load()
+	if err != nil {
+		return fmt.Errorf("reload certificate: %w", err)
+	}
+	c.current, c.loaded, c.failed, c.checked = next, at, stamp{}, time.Now()
+	return nil
 }
 
 // Leaf returns the certificate that is shown now.
