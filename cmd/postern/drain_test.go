@@ -84,6 +84,30 @@ func TestDrainShares(t *testing.T) {
 	}
 }
 
+// TestPulse: a loop that stands still is told, a database that is away is no reason.
+func TestPulse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := new(pulse)
+		alive := func(want bool, heartbeat, dispatcher time.Duration, answers bool) {
+			t.Helper()
+			if err := p.judge(heartbeat, dispatcher, answers); (err == nil) != want {
+				t.Errorf("judged %v, want alive: %t", err, want)
+			}
+		}
+		alive(true, 5*time.Second, 10*time.Second, true)
+		alive(false, time.Minute, 0, true)
+		alive(false, 0, 3*time.Minute, true)
+		for range 60 { // ten minutes without the database
+			alive(true, 10*time.Second, 10*time.Minute, false)
+			time.Sleep(10 * time.Second)
+		}
+		alive(true, time.Second, 10*time.Minute, true) // it is back, and the dispatcher goes on
+		alive(false, time.Minute, 0, false)
+		time.Sleep(dispatcherTurn + time.Second)
+		alive(false, time.Second, 12*time.Minute, true)
+	})
+}
+
 // TestDrainRest: what comes last has the time that is left, and not more.
 func TestDrainRest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

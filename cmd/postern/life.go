@@ -113,20 +113,31 @@ type pulse struct {
 // the sessions' lock does.
 func (p *pulse) of(n *node) func() error {
 	return func() error {
-		if turn := n.queue.Turned(); turn > heartbeatTurn {
-			return fmt.Errorf("the heartbeat's loop has not come round for %v", turn.Round(time.Second))
+		var dispatcher time.Duration
+		if n.engine != nil {
+			dispatcher = n.engine.Turned()
 		}
-		if n.queue.Available() != nil {
-			p.away = time.Now()
-		}
-		if n.engine != nil && time.Since(p.away) > dispatcherTurn {
-			if turn := n.engine.Turned(); turn > dispatcherTurn {
-				return fmt.Errorf("deliveries have not been dispatched for %v", turn.Round(time.Second))
-			}
+		if err := p.judge(n.queue.Turned(), dispatcher, n.queue.Available() == nil); err != nil {
+			return err
 		}
 		if n.server != nil {
 			n.server.Stats()
 		}
 		return nil
 	}
+}
+
+// judge says what hangs by how long ago two loops came round. The dispatcher may wait
+// for the database, the heartbeat's loop never does for long.
+func (p *pulse) judge(heartbeat, dispatcher time.Duration, answers bool) error {
+	if !answers {
+		p.away = time.Now()
+	}
+	switch {
+	case heartbeat > heartbeatTurn:
+		return fmt.Errorf("the heartbeat's loop has not come round for %v", heartbeat.Round(time.Second))
+	case dispatcher > dispatcherTurn && time.Since(p.away) > dispatcherTurn:
+		return fmt.Errorf("deliveries have not been dispatched for %v", dispatcher.Round(time.Second))
+	}
+	return nil
 }
