@@ -265,7 +265,7 @@ func (l *listenerConfig) check() (port string, err error) {
 	if _, err := l.proxies(); err != nil {
 		return "", err
 	}
-	if name, handed := strings.CutPrefix(l.Address, handedOver); handed {
+	if name, handed := l.socket(); handed {
 		if name == "" {
 			return "", fmt.Errorf("address %q needs the name of a socket, as in %ssubmission", l.Address, handedOver)
 		}
@@ -275,6 +275,12 @@ func (l *listenerConfig) check() (port string, err error) {
 		return "", fmt.Errorf("address %q must be host:port, or %sNAME", l.Address, handedOver)
 	}
 	return port, nil
+}
+
+// socket is the name of the sockets that are handed over for this listener, if its
+// address says that they are.
+func (l *listenerConfig) socket() (name string, handed bool) {
+	return strings.CutPrefix(l.Address, handedOver)
 }
 
 // proxies are the networks of ProxyProtocol. One address stands for itself.

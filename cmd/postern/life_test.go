@@ -452,3 +452,17 @@ func TestSocketsThatDoNotFit(t *testing.T) {
 		t.Errorf("UDP: %v", err)
 	}
 }
+
+// TestLifeCyclePage: the configuration that docs/life-cycle.md shows is one.
+func TestLifeCyclePage(t *testing.T) {
+	t.Parallel()
+	blocks := codeBlocks(t, "../../docs/life-cycle.md", "toml")
+	if len(blocks) == 0 {
+		t.Fatal("the page shows no configuration")
+	}
+	for _, block := range blocks {
+		if _, err := readConfig(writeConfig(t, block)); err != nil {
+			t.Errorf("%v:\n%s", err, block)
+		}
+	}
+}

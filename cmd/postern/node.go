@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -177,7 +176,7 @@ func (n *node) listen(opened map[string]net.Listener, none bool) error {
 }
 
 func openListener(l *listenerConfig, opened map[string]net.Listener, handed *sockets) ([]net.Listener, error) {
-	if name, ok := strings.CutPrefix(l.Address, handedOver); ok {
+	if name, ok := l.socket(); ok {
 		return handed.take(name)
 	}
 	ln := opened[l.Address]

@@ -40,7 +40,7 @@ func (a *app) settingsOf(name string) (settings, error) {
 	s := settings{UserName: name, Ports: []clientPort{}}
 	for _, l := range cfg.Listeners {
 		_, port, _ := net.SplitHostPort(l.Address)
-		if strings.HasPrefix(l.Address, handedOver) { // the socket unit has it; these are the usual ones
+		if _, handed := l.socket(); handed { // the socket unit has it; these are the usual ones
 			port = map[string]string{"starttls": "587", "implicit": "465"}[l.TLS]
 		}
 		n, _ := net.LookupPort("tcp", port)
