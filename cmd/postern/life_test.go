@@ -307,7 +307,7 @@ func TestHandedOver(t *testing.T) {
 		return strings.Replace(text, "127.0.0.1:0", "systemd:submissions", 1)
 	})
 	var files []*os.File
-	var address string
+	var addresses []string
 	for range 2 {
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -319,26 +319,27 @@ func TestHandedOver(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer f.Close()
-		if files = append(files, f); address == "" {
-			address = ln.Addr().String()
-		}
+		files, addresses = append(files, f), append(addresses, ln.Addr().String())
 	}
 	env := []string{"LISTEN_FDNAMES=submission:submissions"}
 	d := s.serveWith(t, files, env)
-	if want := fmt.Sprintf("127.0.0.1:%d", s.starttls); address != want {
-		t.Fatalf("it listens on %s, not on what it was given, %s", want, address)
+	for i, port := range []int{s.starttls, s.implicit} {
+		if got := fmt.Sprintf("127.0.0.1:%d", port); got != addresses[i] {
+			t.Fatalf("it listens on %s, not on what it was given, %s", got, addresses[i])
+		}
 	}
 
 	stop := make(chan struct{})
 	var clients sync.WaitGroup
 	served := make(chan error, 1000)
-	for range 4 {
+	for i := range 4 {
+		implicit := i%2 == 1
 		clients.Go(func() {
 			for {
 				select {
 				case <-stop:
 					return
-				case served <- greeted(address):
+				case served <- greeted(addresses[i%2], implicit):
 				}
 			}
 		})
@@ -372,12 +373,15 @@ func TestHandedOver(t *testing.T) {
 }
 
 // greeted connects and wants to be served, or asked to come back by the node that ends.
-func greeted(address string) error {
+func greeted(address string, implicit bool) error {
 	conn, err := net.Dial("tcp", address)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
+	if implicit {
+		conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true})
+	}
 	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		return err
 	}

@@ -27,7 +27,7 @@ func (s *Server) accept(l *listener) {
 			s.welcome(l, conn)
 			continue
 		}
-		if s.draining.Err() != nil {
+		if s.closing.Err() != nil {
 			return
 		}
 		if errors.Is(err, net.ErrClosed) {
@@ -41,7 +41,7 @@ func (s *Server) accept(l *listener) {
 		wait = min(max(2*wait, firstBackoff), lastBackoff)
 		select {
 		case <-time.After(wait):
-		case <-s.draining.Done():
+		case <-s.closing.Done():
 			return
 		}
 	}
@@ -63,14 +63,10 @@ func (s *Server) welcome(l *listener, conn net.Conn) {
 		s.turnAway(l, conn)
 		return
 	}
-	if !s.open(a) {
-		s.peers.leave(a.counted)
-		s.sayAndClose(l, conn, replyShutdown)
-		return
-	}
 	if !a.proxied {
 		s.counts.sessions.Add(1)
 	}
+	s.open(a)
 }
 
 // arrival is a connection that was accepted.

@@ -26,14 +26,17 @@ type Server struct {
 	counts    counters
 	spent     spent
 
-	draining context.Context // ends when Shutdown begins
+	closing  context.Context // ends when Shutdown begins: no listener is accepted from
+	close    context.CancelFunc
+	draining context.Context // ends next, when every accepted connection is a session
 	drain    context.CancelFunc
 	cutting  context.Context // ends when Shutdown has no more patience
 	cut      context.CancelFunc
 
 	mu       sync.Mutex
 	sessions map[*session]struct{}
-	running  sync.WaitGroup // accept loops, sessions and refusals
+	loops    sync.WaitGroup // accept loops
+	running  sync.WaitGroup // sessions
 }
 
 // listener is a Listener with what the server adds to it.
@@ -60,6 +63,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.spool = newSpool(limits, cfg.TempDir)
 	s.peers = newPeers(limits.Connections, limits.ConnectionsPerAddress)
+	s.closing, s.close = context.WithCancel(context.Background())
 	s.draining, s.drain = context.WithCancel(context.Background())
 	s.cutting, s.cut = context.WithCancel(context.Background())
 	s.logins = newLogins(s)
@@ -78,21 +82,16 @@ func New(cfg Config) (*Server, error) {
 // Serve takes connections on all listeners until Shutdown, and then returns nil.
 // It is called once. Trouble of a listener is waited out, never fatal.
 func (s *Server) Serve() error {
-	var loops sync.WaitGroup
 	s.mu.Lock()
-	if s.draining.Err() != nil {
+	if s.closing.Err() != nil {
 		s.mu.Unlock()
 		return nil
 	}
-	s.running.Add(len(s.listeners))
-	s.mu.Unlock()
 	for _, l := range s.listeners {
-		loops.Go(func() {
-			defer s.running.Done()
-			s.accept(l)
-		})
+		s.loops.Go(func() { s.accept(l) })
 	}
-	loops.Wait()
+	s.mu.Unlock()
+	s.loops.Wait()
 	return nil
 }
 
@@ -103,14 +102,18 @@ func (s *Server) Serve() error {
 // is ctx's when sessions had to be cut.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
+	s.close()
+	s.mu.Unlock()
+	for _, l := range s.listeners {
+		_ = l.Net.Close() // nothing is to be saved of a listener
+	}
+	s.loops.Wait() // what was accepted is a session by now, and will hear 421
+	s.mu.Lock()
 	s.drain()
 	for x := range s.sessions {
 		x.wire.interrupt(false)
 	}
 	s.mu.Unlock()
-	for _, l := range s.listeners {
-		_ = l.Net.Close() // nothing is to be saved of a listener
-	}
 
 	done := make(chan struct{})
 	go func() {
@@ -135,20 +138,16 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// open begins a session in a goroutine of its own, unless the server is going down.
-func (s *Server) open(a arrival) bool {
+// open begins a session in a goroutine of its own.
+func (s *Server) open(a arrival) {
 	x := newSession(s, a)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.draining.Err() != nil {
-		return false
-	}
 	s.sessions[x] = struct{}{}
 	s.running.Go(func() {
 		defer s.closed(x)
 		x.run()
 	})
-	return true
 }
 
 func (s *Server) closed(x *session) {
@@ -165,8 +164,9 @@ func (s *Server) closed(x *session) {
 // secure runs the server's side of a TLS handshake. The connection is closed on
 // failure (RFC 3207 section 4.1 leaves no way back to a clear session).
 func (s *Server) secure(l *listener, conn net.Conn, patience time.Duration) (*tls.Conn, error) {
-	ctx, cancel := context.WithTimeout(s.draining, patience)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
+	defer context.AfterFunc(s.draining, func() { time.AfterFunc(handshakeGrace, cancel) })()
 	secured := tls.Server(conn, l.tls)
 	if err := secured.HandshakeContext(ctx); err != nil {
 		_ = conn.Close()
@@ -174,6 +174,10 @@ func (s *Server) secure(l *listener, conn net.Conn, patience time.Duration) (*tl
 	}
 	return secured, nil
 }
+
+// handshakeGrace is what a shutdown leaves to a handshake that is under way, for the
+// client to hear 421 and not to wonder about TLS.
+const handshakeGrace = time.Second
 
 // Replies that belong to the connection and not to a command.
 var (
