@@ -70,8 +70,8 @@ func (n *node) reload(ctx context.Context) {
 	running := n.cfg
 	running.Listeners = slices.Clone(n.cfg.Listeners)
 	applied, restart := adopt(&running, next)
-	if err := n.apply(running); err != nil {
-		n.log.Error("the configuration is not reloaded, nothing has changed", "error", err)
+	if err := n.apply(running); err != nil { // a defect: what can be wrong was checked before
+		n.log.Error("the configuration is applied in part: restart the node", "error", err)
 		return
 	}
 	n.log.Info("configuration reloaded", "applied", strings.Join(applied, ", "), "needs_restart", strings.Join(restart, ", "))
