@@ -1,3 +1,4 @@
+-- Runs with: 0005
 -- What the nodes share of certificates that an ACME authority issues: see
 -- relay/certificate.
 

@@ -1,3 +1,4 @@
+-- Runs with: 0005
 -- What is kept, and how its deletion finds it: docs/retention.md.
 
 -- Where the deletion of old history is, for all nodes: whoever has the row's lock does

@@ -12,7 +12,8 @@ import (
 )
 
 // ErrNewer means that the database holds a migration that this program does
-// not carry: a newer program has migrated it, and this one must not touch it.
+// not carry and cannot run with: a newer program has migrated it, and this one must
+// not touch it.
 var ErrNewer = errors.New("the database was migrated by a newer version of this program")
 
 // ErrChanged means that a migration's text is no longer the one that the
@@ -33,12 +34,18 @@ create table if not exists schema_migration (
 	applied_at timestamptz not null default now()
 )`
 
+// addOldest makes room for what a migration says of older programs. Databases that were
+// made before it said so have null there: they run with none.
+const addOldest = `alter table schema_migration add column if not exists oldest integer check (oldest between 1 and version)`
+
 // Status compares a database with the migrations that this program carries.
 type Status struct {
 	Applied []Applied   // what the database has, in order
 	Pending []Migration // what Apply would run, in order
-	Unknown []Applied   // of Applied, what this program does not carry
+	Unknown []Applied   // of Applied, what this program does not carry; see Ahead
 	Changed []Applied   // of Applied, what has another text in this program
+
+	newest int // version that this program carries
 }
 
 // Applied is one row of schema_migration.
@@ -47,6 +54,7 @@ type Applied struct {
 	Name     string
 	Checksum string
 	At       time.Time
+	Oldest   int // the version that a program must know to run on this database
 }
 
 // String is the name of the file that was applied, without its extension.
@@ -54,11 +62,20 @@ func (a Applied) String() string {
 	return Migration{Version: a.Version, Name: a.Name}.String()
 }
 
+// Ahead says that the database is of a newer version of this program, and that this
+// one may run on it.
+func (s Status) Ahead() bool { return len(s.Unknown) > 0 && s.Err() == nil }
+
 // Err is nil when this program may use the database or bring it up to date:
 // pending migrations are no error here. Else it wraps ErrNewer or ErrChanged.
 func (s Status) Err() error {
-	if len(s.Unknown) > 0 {
-		return fmt.Errorf("%w: it has %s, which this one does not know", ErrNewer, names(s.Unknown))
+	for _, row := range s.Unknown {
+		if row.Oldest > s.newest {
+			return fmt.Errorf("%w: it has %s, which this one does not know and cannot run with", ErrNewer, names(s.Unknown))
+		}
+	}
+	if len(s.Unknown) > 0 && len(s.Pending) > 0 {
+		return fmt.Errorf("%w: it has %s but not %s", ErrNewer, names(s.Unknown), s.Pending[0])
 	}
 	if len(s.Changed) > 0 {
 		return fmt.Errorf("%w: %s", ErrChanged, names(s.Changed))
@@ -141,12 +158,15 @@ func run(ctx context.Context, tx pgx.Tx, m Migration) error {
 	if _, err := tx.Exec(ctx, createTable); err != nil {
 		return fmt.Errorf("create schema_migration: %w", err)
 	}
+	if _, err := tx.Exec(ctx, addOldest); err != nil {
+		return fmt.Errorf("change schema_migration: %w", err)
+	}
 	if _, err := tx.Exec(ctx, m.sql); err != nil {
 		return fmt.Errorf("%s.sql%s: %w", m, line(m.sql, err), err)
 	}
 	_, err := tx.Exec(ctx,
-		`insert into schema_migration (version, name, checksum) values ($1, $2, $3)`,
-		m.Version, m.Name, m.Checksum)
+		`insert into schema_migration (version, name, checksum, oldest) values ($1, $2, $3, $4)`,
+		m.Version, m.Name, m.Checksum, m.Oldest)
 	if err != nil {
 		return fmt.Errorf("record %s: %w", m, err)
 	}
@@ -186,8 +206,10 @@ func readApplied(ctx context.Context, db querier) ([]Applied, error) {
 	if err != nil || !exists {
 		return nil, err
 	}
-	rows, err := db.Query(ctx,
-		`select version, name, checksum, applied_at from schema_migration order by version`)
+	// The column is not there yet in a database of an earlier version.
+	rows, err := db.Query(ctx, `
+select version, name, checksum, applied_at, coalesce((to_jsonb(m) ->> 'oldest')::integer, version)
+from schema_migration m order by version`)
 	if err != nil {
 		return nil, err
 	}
@@ -201,6 +223,7 @@ func compare(set []Migration, applied []Applied) Status {
 		have[row.Version] = row
 	}
 	for _, m := range set {
+		status.newest = max(status.newest, m.Version)
 		row, ok := have[m.Version]
 		switch {
 		case !ok:

@@ -8,9 +8,15 @@
 // applied whole or not at all, and never twice. Any number of nodes may call
 // Apply at once: each step is taken under an advisory lock.
 //
+// Programs of two versions may run on one database during an upgrade. The first line
+// of a file may say "-- Runs with: 0007": a program whose newest migration is 0007, or
+// a later one, runs correctly on a database that has this file, beside programs that
+// know it. Without the line it runs with no older program. What a file says is kept in
+// the row that records it, for programs that do not have the file.
+//
 // It fails, and changes nothing more, when an applied file has since been
-// changed and when the database knows a migration that this program does not,
-// which means that a newer program has been here.
+// changed and when the database knows a migration that this program does not
+// and may not run with, which means that a newer program has been here.
 package migrations
 
 import (
@@ -26,11 +32,15 @@ import (
 //go:embed *.sql
 var files embed.FS
 
+// runsWith is the first line of a file that runs with older programs.
+var runsWith = regexp.MustCompile(`^-- Runs with: ([0-9]{4})\n`)
+
 // Migration is one file.
 type Migration struct {
 	Version  int    // the number in front of the file's name, from 1
 	Name     string // the file's name without number and extension
 	Checksum string // SHA-256 of the file, in hexadecimal
+	Oldest   int    // the version that a program must know to run on a database that has this one
 	sql      string
 }
 
@@ -42,7 +52,12 @@ func (m Migration) String() string {
 // All returns the migrations that this program carries, in the order in which
 // they are applied.
 func All() ([]Migration, error) {
-	return load(files)
+	set, err := load(files)
+	if err != nil {
+		return nil, err
+	}
+	next, err := load(nextFiles)
+	return append(set, next...), err
 }
 
 // Fingerprint changes with the text of any migration. Databases of equal
@@ -95,11 +110,19 @@ func parse(folder fs.FS, name string) (Migration, error) {
 	if err != nil {
 		return Migration{}, fmt.Errorf("read migration %s: %w", name, err)
 	}
+	oldest := version
+	if line := runsWith.FindSubmatch(text); line != nil {
+		oldest, _ = strconv.Atoi(string(line[1])) // four digits
+	}
+	if oldest < 1 || oldest > version {
+		return Migration{}, fmt.Errorf("migration %s says that it runs with %04d", name, oldest)
+	}
 	sum := sha256.Sum256(text)
 	return Migration{
 		Version:  version,
 		Name:     part[2],
 		Checksum: hex.EncodeToString(sum[:]),
+		Oldest:   oldest,
 		sql:      string(text),
 	}, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"strings"
 	"sync"
@@ -56,6 +57,8 @@ func TestLoad(t *testing.T) {
 			[]string{"0001_a", "0002_b_b", "0010_c"}, ""},
 		{"no number", map[string]string{"queue.sql": ""}, nil, "NNNN_name.sql"},
 		{"number 0", map[string]string{"0000_a.sql": ""}, nil, "start at 0001"},
+		{"runs with a later one", map[string]string{"0002_a.sql": "-- Runs with: 0003\n"}, nil, "0002_a.sql says that it runs with 0003"},
+		{"runs with none", map[string]string{"0002_a.sql": "-- Runs with: 0000\n"}, nil, "0002_a.sql says that it runs with 0000"},
 		{"number twice", map[string]string{"0001_a.sql": "", "0001_b.sql": ""}, nil, "same number"},
 	}
 	for _, test := range tests {
@@ -303,5 +306,73 @@ func TestCheckOfAnUntouchedDatabase(t *testing.T) {
 	}
 	if lines := schema(t, conn); len(lines) > 0 {
 		t.Errorf("checking made %q", lines)
+	}
+}
+
+// TestOlderProgram: a program runs on a database that a newer one has migrated if every
+// file that it does not know says so, and then changes nothing there.
+func TestOlderProgram(t *testing.T) {
+	t.Parallel()
+	a := map[string]string{"0001_a.sql": "create table a ()", "0002_b.sql": "create table b ()"}
+	for name, tc := range map[string]struct {
+		more map[string]string // of the newer program
+		runs bool
+	}{
+		"nothing is said":        {map[string]string{"0003_c.sql": "create table c ()"}, false},
+		"with its version":       {map[string]string{"0003_c.sql": "-- Runs with: 0002\ncreate table c ()"}, true},
+		"with an earlier one":    {map[string]string{"0003_c.sql": "-- Runs with: 0001\ncreate table c ()"}, true},
+		"only with a later one":  {map[string]string{"0003_c.sql": "-- Runs with: 0003\ncreate table c ()"}, false},
+		"two that do":            {map[string]string{"0003_c.sql": "-- Runs with: 0002\ncreate table c ()", "0004_d.sql": "-- Runs with: 0001\ncreate table d ()"}, true},
+		"one of two does not":    {map[string]string{"0003_c.sql": "-- Runs with: 0002\ncreate table c ()", "0004_d.sql": "-- Runs with: 0003\ncreate table d ()"}, false},
+		"not in the first line":  {map[string]string{"0003_c.sql": "\n-- Runs with: 0002\ncreate table c ()"}, false},
+		"not in so many letters": {map[string]string{"0003_c.sql": "-- runs with: 2\ncreate table c ()"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			conn := connect(t, pgtest.Empty(t))
+			newer := maps.Clone(a)
+			maps.Copy(newer, tc.more)
+			if err := migrations.ApplySet(t.Context(), conn, set(t, newer), nil); err != nil {
+				t.Fatal(err)
+			}
+			older := set(t, a)
+			status, err := migrations.CheckSet(t.Context(), conn, older)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if status.Ahead() != tc.runs || (status.Err() == nil) != tc.runs || !tc.runs && !errors.Is(status.Err(), migrations.ErrNewer) {
+				t.Errorf("ahead: %t, %v; runs: %t", status.Ahead(), status.Err(), tc.runs)
+			}
+			log := func(line string) { t.Errorf("the older program did something: %s", line) }
+			if err := migrations.ApplySet(t.Context(), conn, older, log); (err == nil) != tc.runs {
+				t.Errorf("apply: %v; runs: %t", err, tc.runs)
+			}
+		})
+	}
+}
+
+// TestDatabaseBeforeTheRule: a database that was made before migrations said what they
+// run with is read, and migrated, as it is.
+func TestDatabaseBeforeTheRule(t *testing.T) {
+	t.Parallel()
+	conn := connect(t, pgtest.Empty(t))
+	files := map[string]string{"0001_a.sql": "create table a ()", "0002_b.sql": "-- Runs with: 0001\ncreate table b ()"}
+	if err := migrations.ApplySet(t.Context(), conn, set(t, files), nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Exec(t.Context(), "alter table schema_migration drop column oldest"); err != nil {
+		t.Fatal(err)
+	}
+	status, err := migrations.CheckSet(t.Context(), conn, set(t, map[string]string{"0001_a.sql": files["0001_a.sql"]}))
+	if err != nil || !errors.Is(status.Err(), migrations.ErrNewer) {
+		t.Errorf("what was not said counts: %v, %v", status.Err(), err)
+	}
+	files["0003_c.sql"] = "-- Runs with: 0002\ncreate table c ()"
+	if err := migrations.ApplySet(t.Context(), conn, set(t, files), nil); err != nil {
+		t.Fatal(err)
+	}
+	status, err = migrations.CheckSet(t.Context(), conn, set(t, map[string]string{"0001_a.sql": files["0001_a.sql"], "0002_b.sql": files["0002_b.sql"]}))
+	if err != nil || !status.Ahead() {
+		t.Errorf("ahead: %t, %v, %v", status.Ahead(), status.Err(), err)
 	}
 }

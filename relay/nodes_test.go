@@ -81,12 +81,12 @@ type pair struct {
 const heldConnections = 5
 
 // newPair has as many deliveries of node a at the step as it has connections; the
-// rest of its mail is in its memory.
-func newPair(t *testing.T, step string) *pair {
+// rest of its mail is in its memory. drain is its drain_time.
+func newPair(t *testing.T, step, drain string) *pair {
 	t.Helper()
 	p := &pair{rig: rig.New(t, false), sink: rig.NewSink(t, "", 0)}
 	p.rig.RouteTo(p.sink, heldConnections)
-	p.a, p.b = p.rig.Node(rig.NodeConfig{Name: "a"}), p.rig.Node(rig.NodeConfig{Name: "b"})
+	p.a, p.b = p.rig.Node(rig.NodeConfig{Name: "a", Drain: drain}), p.rig.Node(rig.NodeConfig{Name: "b"})
 	p.release = p.sink.Hold(step, "a.test")
 	p.load = newLoad(t, p.rig, p.a)
 	p.load.Each = 10
@@ -105,7 +105,7 @@ func newPair(t *testing.T, step string) *pair {
 // testKilledNode kills a node whose upstream has messages for which it has said
 // nothing yet: the other node delivers all of them, those a second time and flagged.
 func testKilledNode(t *testing.T) {
-	p := newPair(t, rig.BeforeReply)
+	p := newPair(t, rig.BeforeReply, "")
 	before := len(p.sink.Received())
 	p.a.Kill()
 	killed := time.Now()
@@ -127,7 +127,7 @@ func testKilledNode(t *testing.T) {
 // testStoppedNode stops a node for a minute just before it would send messages:
 // it must find out by itself that others have them by now.
 func testStoppedNode(t *testing.T) {
-	p := newPair(t, rig.BeforeData)
+	p := newPair(t, rig.BeforeData, "")
 	dead := p.rig.Epoch("a")
 	p.a.Pause()
 	minute := time.After(time.Minute)

@@ -224,3 +224,11 @@ func readRoots(path string) (*x509.CertPool, error) {
 	}
 	return pool, nil
 }
+
+// closeKeeper ends what gets certificates, if anything does.
+func (n *node) closeKeeper(ctx context.Context) error {
+	if n.keeper == nil {
+		return nil
+	}
+	return n.keeper.Close(ctx)
+}

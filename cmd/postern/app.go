@@ -28,7 +28,8 @@ type app struct {
 	configPath  string
 	databaseURL string
 
-	opened map[string]net.Listener // what the demo listens on already, by address
+	signals signals                 // that serve listens to
+	opened  map[string]net.Listener // what the demo listens on already, by address
 
 	started bool // a command's own code began: errors are failures, not wrong use
 }

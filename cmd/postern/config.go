@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -22,6 +23,9 @@ import (
 type config struct {
 	Hostname string `toml:"hostname"`
 	Node     string `toml:"node"`
+
+	// DrainTime is how long a stop may take.
+	DrainTime duration `toml:"drain_time"`
 
 	// SecretKeyFile holds the key that seals upstream passwords and private keys.
 	SecretKeyFile string `toml:"secret_key_file"`
@@ -49,6 +53,8 @@ type listenerConfig struct {
 	Address         string `toml:"address"`
 	TLS             string `toml:"tls"`
 	NormalizeBareLF bool   `toml:"normalize_bare_lf"`
+	// ProxyProtocol are the networks of the load balancers in front of it.
+	ProxyProtocol []string `toml:"proxy_protocol"`
 }
 
 type tlsConfig struct {
@@ -112,8 +118,9 @@ type logConfig struct {
 // defaultConfig is the configuration of an empty file.
 func defaultConfig() config {
 	return config{
-		Database: databaseConfig{MaxConnections: 8},
-		ACME:     defaultACME(),
+		DrainTime: duration(30 * time.Second),
+		Database:  databaseConfig{MaxConnections: 8},
+		ACME:      defaultACME(),
 		Submission: submissionConfig{
 			Connections: 2000, ConnectionsPerAddress: 100,
 			Commands: 10000, BadCommands: 10, AuthFailures: 3,
@@ -226,6 +233,9 @@ func (c *config) validate() error {
 	if err := c.validateListeners(); err != nil {
 		return err
 	}
+	if time.Duration(c.DrainTime) < minDrainTime {
+		return fmt.Errorf("drain_time must be at least %v", minDrainTime)
+	}
 	if c.Database.URL != "" && c.Database.Private != "" {
 		return errors.New("database: set either url or private, not both")
 	}
@@ -273,9 +283,9 @@ func (c *config) validateTLS() error {
 func (c *config) validateListeners() error {
 	taken := map[string]bool{}
 	for i, l := range c.Listeners {
-		_, port, err := net.SplitHostPort(l.Address)
+		port, err := l.check()
 		if err != nil {
-			return fmt.Errorf("listener %d: address %q must be host:port", i+1, l.Address)
+			return fmt.Errorf("listener %d: %w", i+1, err)
 		}
 		if taken[l.Address] && port != "0" {
 			return fmt.Errorf("listener %d: there is one at %s already", i+1, l.Address)
@@ -286,6 +296,51 @@ func (c *config) validateListeners() error {
 		}
 	}
 	return nil
+}
+
+// check returns the port of a listener's address, "" for a socket that is handed over.
+func (l *listenerConfig) check() (port string, err error) {
+	if _, err := l.proxies(); err != nil {
+		return "", err
+	}
+	if name, handed := l.socket(); handed {
+		if name == "" {
+			return "", fmt.Errorf("address %q needs the name of a socket, as in %ssubmission", l.Address, handedOver)
+		}
+		return "", nil
+	}
+	if _, port, err = net.SplitHostPort(l.Address); err != nil {
+		return "", fmt.Errorf("address %q must be host:port, or %sNAME", l.Address, handedOver)
+	}
+	return port, nil
+}
+
+// socket is the name of the sockets that are handed over for this listener, if its
+// address says that they are.
+func (l *listenerConfig) socket() (name string, handed bool) {
+	return strings.CutPrefix(l.Address, handedOver)
+}
+
+// proxies are the networks of ProxyProtocol. One address stands for itself.
+func (l *listenerConfig) proxies() ([]netip.Prefix, error) {
+	var list []netip.Prefix
+	for _, text := range l.ProxyProtocol {
+		p, err := netip.ParsePrefix(text)
+		if addr, addrErr := netip.ParseAddr(text); addrErr == nil {
+			p, err = netip.PrefixFrom(addr, addr.BitLen()), nil
+		}
+		if p.Addr().Is4In6() && p.Bits() >= 96 {
+			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+		}
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("proxy_protocol: %q is no network, as 10.0.0.0/8 is one", text)
+		case p.Bits() == 0:
+			return nil, fmt.Errorf("proxy_protocol: %q is everybody, and everybody could say to be anybody; name the load balancers", text)
+		}
+		list = append(list, p.Masked())
+	}
+	return list, nil
 }
 
 func (c *config) validateNumbers() error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -146,6 +147,11 @@ func TestConfigErrorsSayWhere(t *testing.T) {
 		{"admin socket", "[admin]\naddress = \"unix:\"\n", "must name a file"},
 		{"admin for all without a token", "[admin]\naddress = \"0.0.0.0:5878\"\n", "other machines reach 0.0.0.0:5878: set token_file"},
 		{"admin for all by default", "[admin]\naddress = \":5878\"\n", "set token_file"},
+		{"drain time", "drain_time = \"0s\"\n", "drain_time must be at least 1s"},
+		{"a socket without a name", "[[listener]]\naddress = \"systemd:\"\ntls = \"starttls\"\n", "needs the name of a socket"},
+		{"a socket twice", "[[listener]]\naddress = \"systemd:a\"\ntls = \"starttls\"\n[[listener]]\naddress = \"systemd:a\"\ntls = \"implicit\"\n", "listener 2: there is one at systemd:a already"},
+		{"no network", "[[listener]]\naddress = \":587\"\ntls = \"starttls\"\nproxy_protocol = [\"10.0.0.0/8\", \"balancer\"]\n", `listener 1: proxy_protocol: "balancer" is no network`},
+		{"everybody", "[[listener]]\naddress = \":587\"\ntls = \"starttls\"\nproxy_protocol = [\"::/0\"]\n", "is everybody"},
 		{"log level", "[log]\nlevel = \"loud\"\n", "debug, info, warn or error"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -210,5 +216,17 @@ func TestUnits(t *testing.T) {
 		if got, err := parseDuration(text); err == nil {
 			t.Errorf("duration %q taken as %v", text, time.Duration(got))
 		}
+	}
+}
+
+func TestProxyNetworks(t *testing.T) {
+	t.Parallel()
+	l := listenerConfig{ProxyProtocol: []string{"10.1.2.3/8", "192.0.2.7", "2001:db8::/32", "::ffff:198.51.100.0/120"}}
+	list, err := l.proxies()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(list); got != "[10.0.0.0/8 192.0.2.7/32 2001:db8::/32 198.51.100.0/24]" {
+		t.Errorf("networks %s", got)
 	}
 }

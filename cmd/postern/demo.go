@@ -254,7 +254,7 @@ func (d *demo) run(ctx context.Context, url string, once bool) error {
 	serveCtx, stop := context.WithCancel(ctx)
 	defer stop()
 	served := make(chan error, 1)
-	go func() { served <- n.run(serveCtx) }()
+	go func() { served <- n.run(serveCtx, signals{}) }()
 
 	err = d.showOne(ctx, url)
 	if err == nil && !once {

@@ -64,6 +64,7 @@ func (n *node) registerParts() {
 		admin.Register(r, nil, n.server.Stats, submissionReadings)
 		admin.Register(r, prometheus.Labels{"reason": "address"}, func() int64 { return n.server.Stats().RefusedByAddress }, refusedReadings)
 		admin.Register(r, prometheus.Labels{"reason": "server"}, func() int64 { return n.server.Stats().RefusedConnections }, refusedReadings)
+		admin.Register(r, prometheus.Labels{"reason": "proxy"}, func() int64 { return n.server.Stats().RefusedByProxy }, refusedReadings)
 		admin.Register(r, nil, n.verifier.Stats, authReadings)
 		dir := n.cfg.Submission.SpoolDir
 		if dir == "" {
@@ -110,7 +111,7 @@ var submissionReadings = []admin.Reading[submission.Stats]{
 }
 
 var refusedReadings = []admin.Reading[int64]{
-	{Name: "postern_sessions_refused_total", Help: "Connections that were turned away because there were too many, from one address or in all.", Counter: true, Value: number[int64]},
+	{Name: "postern_sessions_refused_total", Help: "Connections that were turned away because there were too many, from one address or in all, or at a listener with proxy_protocol without a good header from a load balancer of it.", Counter: true, Value: number[int64]},
 }
 
 var authReadings = []admin.Reading[auth.Stats]{

@@ -18,7 +18,8 @@ func (a *app) migrateCmd() *cobra.Command {
 		Short: "bring the database's schema up to date",
 		Long: `Applies the migrations that the database lacks, each in a transaction of its
 own, under a lock: it is safe to run on several nodes at once. Migrations only go
-forward, and a running server of the version before keeps working.
+forward. Servers of the version before keep working where the release notes say so:
+migrate first, then restart the nodes one after another (docs/life-cycle.md).
 
 With --check nothing is changed: the exit status is 0 when the schema is current
 and 1 when it is not.`,
@@ -54,25 +55,35 @@ func (a *app) applyMigrations(ctx context.Context, conn *pgx.Conn) error {
 }
 
 func (a *app) checkSchema(ctx context.Context, conn *pgx.Conn) error {
-	if err := requireSchema(ctx, conn); err != nil {
+	status, err := usableSchema(ctx, conn)
+	if err != nil {
 		return err
 	}
-	_, err := fmt.Fprintln(a.stdout, "the schema is current")
+	if status.Ahead() {
+		_, err = fmt.Fprintln(a.stdout, "the schema is newer than this program, which may run on it")
+		return err
+	}
+	_, err = fmt.Fprintln(a.stdout, "the schema is current")
 	return err
 }
 
-// requireSchema returns an error that says what to do unless the schema is the
-// one that this binary was built for.
+// requireSchema returns an error that says what to do unless the schema is one that
+// this binary runs on: its own, or a newer one whose migrations say so.
 func requireSchema(ctx context.Context, conn *pgx.Conn) error {
+	_, err := usableSchema(ctx, conn)
+	return err
+}
+
+func usableSchema(ctx context.Context, conn *pgx.Conn) (migrations.Status, error) {
 	status, err := migrations.Check(ctx, conn)
 	if err != nil {
-		return fmt.Errorf("read the schema's version: %w", err)
+		return status, fmt.Errorf("read the schema's version: %w", err)
 	}
 	if err := status.Err(); err != nil {
-		return err
+		return status, err
 	}
 	if len(status.Pending) > 0 {
-		return errors.New("the database's schema is older than this program: run 'postern migrate'")
+		return status, errors.New("the database's schema is older than this program: run 'postern migrate'")
 	}
-	return nil
+	return status, nil
 }

@@ -27,6 +27,9 @@ import (
 	"postern/relay/submission"
 )
 
+// startTime bounds how long the queue may take to begin.
+const startTime = 30 * time.Second
+
 // node is one running relay: everything that serve wires together.
 type node struct {
 	cfg      config
@@ -35,8 +38,9 @@ type node struct {
 	hostname string
 	name     string
 
-	pools     []namedPool
-	listeners []submission.Listener
+	pools        []namedPool
+	listeners    []submission.Listener
+	listenerFrom []int // which of cfg.Listeners each is, for one may have several sockets
 
 	certs  *certificate.Set    // nil with --only delivery
 	keeper *certificate.Keeper // nil without [acme]
@@ -50,8 +54,11 @@ type node struct {
 	watch    *auth.Watch
 	sessions *policy.Sessions
 
-	metrics *metrics // nil without an admin address, as the next
-	admin   *adminPages
+	metrics            *metrics // nil without an admin address, as the next
+	admin              *adminPages
+	supervisor         *supervisor
+	readAgain          func() (cfg config, found bool, err error) // the configuration, for a reload
+	reloadCertificates func(context.Context) error                // nil with --only delivery
 
 	stopNotices context.CancelFunc
 	notices     sync.WaitGroup
@@ -62,7 +69,8 @@ type node struct {
 // buildNode opens what the node needs, in the order in which a wrong set-up is
 // easiest to explain, and starts nothing yet.
 func (a *app) buildNode(ctx context.Context, cfg config, url, only string, log *slog.Logger) (*node, error) {
-	n := &node{cfg: cfg, log: log, mail: maillog.New(log), stopNotices: func() {}, stopLogins: func() {}}
+	n := &node{cfg: cfg, log: log, mail: maillog.New(log), stopNotices: func() {}, stopLogins: func() {},
+		supervisor: a.supervisor(log), readAgain: a.loadConfig}
 	var err error
 	if n.hostname, err = cfg.hostname(); err != nil {
 		return nil, err
@@ -75,7 +83,9 @@ func (a *app) buildNode(ctx context.Context, cfg config, url, only string, log *
 		if n.certs, err = n.certificates(); err != nil {
 			return nil, err
 		}
+		n.reloadCertificates = n.certs.Reload
 	}
+	n.supervisor.status("waiting for the database")
 	if err := n.checkDatabase(ctx, url, cfg.Database.Private != ""); err != nil {
 		return nil, err
 	}
@@ -85,10 +95,8 @@ func (a *app) buildNode(ctx context.Context, cfg config, url, only string, log *
 			n.close()
 		}
 	}()
-	if only != "delivery" {
-		if err := n.listen(a.opened); err != nil {
-			return nil, err
-		}
+	if err := n.listen(a.opened, only == "delivery"); err != nil {
+		return nil, err
 	}
 	if err := n.buildQueue(ctx, url); err != nil {
 		return nil, err
@@ -171,21 +179,44 @@ func (a *app) buildCertificates(ctx context.Context, n *node, url string) error 
 	return nil
 }
 
-// listen opens the listeners, but for those that are open.
-func (n *node) listen(opened map[string]net.Listener) error {
-	for _, l := range n.cfg.Listeners {
-		ln := opened[l.Address]
-		if ln == nil {
-			var err error
-			if ln, err = net.Listen("tcp", l.Address); err != nil {
-				return fmt.Errorf("cannot listen on %s: %w", l.Address, listenReason(err))
-			}
-		}
-		n.listeners = append(n.listeners, submission.Listener{
-			Net: ln, TLS: submission.TLSMode(l.TLS), NormalizeBareLF: l.NormalizeBareLF,
-		})
+// listen opens the listeners, but for those that are open or were handed over. With
+// none it only looks that none was handed over.
+func (n *node) listen(opened map[string]net.Listener, none bool) error {
+	handed, err := takeSockets()
+	if err != nil {
+		return err
 	}
-	return nil
+	defer handed.close()
+	if none {
+		return handed.left()
+	}
+	for i := range n.cfg.Listeners {
+		l := &n.cfg.Listeners[i]
+		list, err := openListener(l, opened, handed)
+		if err != nil {
+			return err
+		}
+		for _, ln := range list {
+			open := submission.Listener{Net: ln, TLS: submission.TLSMode(l.TLS)}
+			n.setListener(&open, l)
+			n.listeners, n.listenerFrom = append(n.listeners, open), append(n.listenerFrom, i)
+		}
+	}
+	return handed.left()
+}
+
+func openListener(l *listenerConfig, opened map[string]net.Listener, handed *sockets) ([]net.Listener, error) {
+	if name, ok := l.socket(); ok {
+		return handed.take(name)
+	}
+	ln := opened[l.Address]
+	if ln == nil {
+		var err error
+		if ln, err = net.Listen("tcp", l.Address); err != nil {
+			return nil, fmt.Errorf("cannot listen on %s: %w", l.Address, listenReason(err))
+		}
+	}
+	return []net.Listener{ln}, nil
 }
 
 // listenReason is the system's word for it, with what to do about the usual ones.
@@ -335,13 +366,7 @@ func (n *node) buildSubmission(ctx context.Context, url string) error {
 		Hostname: n.hostname, Listeners: n.listeners, Certificates: n.certs,
 		Verifier: n.verifier, Current: n.verifier, Sessions: n.sessions,
 		Queue: n.queue, Log: n.mail, System: n.log, TempDir: s.SpoolDir, HideClient: !s.ShowClientAddress,
-		Limits: submission.Limits{
-			Connections: n.connections(), ConnectionsPerAddress: s.ConnectionsPerAddress,
-			Commands: s.Commands, BadCommands: s.BadCommands, FailedAuths: s.AuthFailures,
-			Recipients: s.Recipients, MessageSize: int64(s.MessageSize), HeaderSize: int(s.HeaderSize),
-			Session: time.Duration(s.SessionTime), Idle: time.Duration(s.IdleTime),
-			DataRate: int64(s.MinDataRate), Memory: int64(s.Memory), TempFiles: int64(s.Spool),
-		},
+		Limits: n.submissionLimits(),
 	}
 	if n.engine != nil {
 		cfg.Handoff = n.engine
@@ -350,9 +375,20 @@ func (n *node) buildSubmission(ctx context.Context, url string) error {
 	return err
 }
 
+func (n *node) submissionLimits() submission.Limits {
+	s := n.cfg.Submission
+	return submission.Limits{
+		Connections: n.connections(), ConnectionsPerAddress: s.ConnectionsPerAddress,
+		Commands: s.Commands, BadCommands: s.BadCommands, FailedAuths: s.AuthFailures,
+		Recipients: s.Recipients, MessageSize: int64(s.MessageSize), HeaderSize: int(s.HeaderSize),
+		Session: time.Duration(s.SessionTime), Idle: time.Duration(s.IdleTime),
+		DataRate: int64(s.MinDataRate), Memory: int64(s.Memory), TempFiles: int64(s.Spool),
+	}
+}
+
 // start begins the work of all parts but the listeners.
 func (n *node) start(ctx context.Context) error {
-	startCtx, cancel := context.WithTimeout(ctx, drainTime)
+	startCtx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
 	if err := n.admin.start(startCtx); err != nil {
 		return err

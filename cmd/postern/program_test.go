@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,9 +25,9 @@ import (
 // patience bounds each wait for a program, also on a machine with other things to do.
 const patience = 2 * time.Minute
 
-// lifeline is the descriptor by which a program that a test started notices that
-// the test's process is gone, even by SIGKILL.
-const lifeline = 3
+// firstFile is the descriptor of the first file that a program is given. The last one
+// is the lifeline, by which it notices that the test's process is gone, even by SIGKILL.
+const firstFile = 3
 
 // A site is one installation: a folder with a configuration, and the environment
 // that commands run in.
@@ -112,9 +114,9 @@ func (s *site) must(t *testing.T, stdin string, args ...string) (stdout string) 
 // A daemon is a program that stays up until its test ends.
 type daemon struct {
 	stdout, stderr watched
+	process        *os.Process
 	ended          chan struct{} // closed when it has ended
 	err            error         // how; read after ended
-	process        *os.Process
 	killed         bool // by the test, so that its end is no failure
 }
 
@@ -129,14 +131,25 @@ func (d *daemon) kill() {
 // with status 0.
 func (s *site) start(t *testing.T, args ...string) *daemon {
 	t.Helper()
+	return s.startWith(t, nil, nil, args...)
+}
+
+// startWith is start with sockets that are handed over, and more of an environment.
+func (s *site) startWith(t *testing.T, sockets []*os.File, env []string, args ...string) *daemon {
+	t.Helper()
 	ours, theirs, err := lifelinePipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	d := &daemon{ended: make(chan struct{})}
 	cmd := s.command(context.Background(), args...)
-	cmd.Env = append(cmd.Env, "POSTERN_TEST_LIFELINE=1")
-	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.Env = append(append(cmd.Env, env...), "POSTERN_TEST_LIFELINE="+strconv.Itoa(firstFile+len(sockets)))
+	cmd.ExtraFiles = append(slices.Clone(sockets), theirs)
+	if len(sockets) > 0 { // sockets are for the process that LISTEN_PID names
+		shell := exec.Command("/bin/sh", append([]string{"-c", `LISTEN_PID=$$ exec "$@"`, "sh"}, cmd.Args...)...)
+		cmd.Path, cmd.Args = shell.Path, shell.Args
+		cmd.Env = append(cmd.Env, "LISTEN_FDS="+strconv.Itoa(len(sockets)))
+	}
 	cmd.Stdout, cmd.Stderr = &d.stdout, &d.stderr
 	err = cmd.Start()
 	_ = theirs.Close() // the process has its own
@@ -175,11 +188,12 @@ func lifelinePipe() (ours, theirs *os.File, err error) {
 // endWithParent ends this process when the one that started it has gone. It is
 // for the program's side of start.
 func endWithParent() {
-	if os.Getenv("POSTERN_TEST_LIFELINE") != "1" {
+	lifeline, err := strconv.Atoi(os.Getenv("POSTERN_TEST_LIFELINE"))
+	if err != nil {
 		return
 	}
 	syscall.CloseOnExec(lifeline)
-	pipe := os.NewFile(lifeline, "lifeline")
+	pipe := os.NewFile(uintptr(lifeline), "lifeline")
 	go func() {
 		_, _ = pipe.Read(make([]byte, 1)) // nothing is ever written
 		os.Exit(exitFailed)
@@ -241,7 +255,13 @@ func (w *watched) String() string {
 // serve starts the relay and waits until it listens.
 func (s *site) serve(t *testing.T) *daemon {
 	t.Helper()
-	d := s.start(t, "serve")
+	return s.serveWith(t, nil, nil)
+}
+
+// serveWith is serve with sockets that are handed over, and more of an environment.
+func (s *site) serveWith(t *testing.T, sockets []*os.File, env []string) *daemon {
+	t.Helper()
+	d := s.startWith(t, sockets, env, "serve")
 	line := d.await(t, &d.stderr, `(?m)^.*"msg":"postern is ready".*$`)[0]
 	var ready struct{ Listeners []string }
 	if err := json.Unmarshal([]byte(line), &ready); err != nil {

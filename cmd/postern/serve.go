@@ -4,20 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime/pprof"
 	"slices"
-	"time"
 
 	"github.com/spf13/cobra"
 )
-
-// drainTime is how long a server that was asked to stop may take: sessions end,
-// deliveries finish or are handed back, and the lease is given up.
-const drainTime = 30 * time.Second
 
 // serveHalves are the values of --only.
 var serveHalves = []string{"submission", "delivery"}
@@ -28,7 +22,8 @@ func (a *app) serveCmd() *cobra.Command {
 		Use:   "serve",
 		Short: "run the relay",
 		Long: `Runs the relay until SIGTERM or SIGINT, then drains: sessions hear 421, mail in
-work is finished or handed back to the queue, and the process ends within 30 s.
+work is finished or handed back to the queue, and the process ends within drain_time
+(30 s). A second signal cuts that short. SIGHUP reads the configuration again.
 
 --only submission accepts mail and leaves it to other nodes to deliver;
 --only delivery delivers and listens on nothing. Several nodes, each with a name
@@ -75,9 +70,12 @@ func (a *app) serve(ctx context.Context, only string) error {
 		return usagef("no configuration: give --config FILE, or put postern.toml here or into /etc/postern")
 	}
 	if only != "delivery" && len(cfg.Listeners) == 0 {
-		return usagef("the configuration has no [[listener]]; 'serve --only delivery' needs none")
+		return usageError{errNoListeners.Error()}
 	}
 	log := newLogger(a.stderr, cfg.Log)
+	asked, stop := listenSignals()
+	defer stop()
+	a.signals = asked
 	if cfg.Database.Private != "" {
 		return a.serveWithPrivate(ctx, cfg, only, log)
 	}
@@ -88,10 +86,13 @@ func (a *app) serve(ctx context.Context, only string) error {
 
 func (a *app) serveOn(ctx context.Context, cfg config, url, only string, log *slog.Logger) error {
 	n, err := a.buildNode(ctx, cfg, url, only, log)
+	if err != nil && ctx.Err() != nil {
+		return nil // it was asked to stop before it was ready
+	}
 	if err != nil {
 		return err
 	}
-	return n.run(ctx)
+	return n.run(ctx, a.signals)
 }
 
 // serveWithPrivate runs the database server as well. When that ends by itself, so
@@ -120,70 +121,4 @@ func (a *app) serveWithPrivate(ctx context.Context, cfg config, only string, log
 		return ended
 	}
 	return err
-}
-
-// newLogger makes the one logger of the process.
-func newLogger(w io.Writer, cfg logConfig) *slog.Logger {
-	var level slog.Level
-	_ = level.UnmarshalText([]byte(cfg.Level)) // validated with the configuration
-	opt := &slog.HandlerOptions{Level: level}
-	if cfg.Format == "json" {
-		return slog.New(slog.NewJSONHandler(w, opt))
-	}
-	return slog.New(slog.NewTextHandler(w, opt))
-}
-
-// run starts the parts, waits for the end of ctx and stops them in the order in
-// which mail flows: what is accepted is delivered or handed back.
-func (n *node) run(ctx context.Context) error {
-	if err := n.start(ctx); err != nil {
-		n.close()
-		return err
-	}
-	n.log.Info("postern is ready", "version", versionString(), "hostname", n.hostname, "node", n.name, "listeners", n.addresses(), "admin", n.admin.addr())
-
-	serveErr := make(chan error, 1)
-	if n.server != nil {
-		go func() { serveErr <- n.server.Serve() }()
-	}
-	var err error
-	select {
-	case <-ctx.Done():
-		n.log.Info("postern is stopping")
-	case err = <-serveErr:
-	}
-	return errors.Join(err, n.stop())
-}
-
-func (n *node) stop() error {
-	n.admin.drain()
-	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
-	defer cancel()
-	defer n.close()
-	var errs []error
-	part := func(name string, share time.Duration, stop func(context.Context) error) {
-		ctx, cancel := context.WithTimeout(ctx, share)
-		defer cancel()
-		if err := stop(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("stop %s: %w", name, err))
-		}
-	}
-	if n.server != nil {
-		part("submission", drainTime/3, n.server.Shutdown)
-	}
-	if n.keeper != nil {
-		part("certificates", drainTime/6, n.keeper.Close)
-	}
-	part("notices", drainTime/6, n.stopBouncer)
-	part("logins", drainTime/6, n.endLogins)
-	if n.engine != nil {
-		part("delivery", drainTime/3, n.engine.Shutdown)
-	}
-	part("queue", drainTime/3, n.queue.Close)
-	for _, err := range errs {
-		// What was cut off is in the queue and goes out later: no failure of this process.
-		n.log.Warn("not all work ended in time", "error", err)
-	}
-	n.log.Info("postern has stopped")
-	return nil
 }

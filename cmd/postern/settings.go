@@ -40,6 +40,9 @@ func (a *app) settingsOf(name string) (settings, error) {
 	s := settings{UserName: name, Ports: []clientPort{}}
 	for _, l := range cfg.Listeners {
 		_, port, _ := net.SplitHostPort(l.Address)
+		if _, handed := l.socket(); handed { // the socket unit has it; these are the usual ones
+			port = map[string]string{"starttls": "587", "implicit": "465"}[l.TLS]
+		}
 		n, _ := net.LookupPort("tcp", port)
 		if p := (clientPort{n, l.TLS}); n > 0 && !slices.Contains(s.Ports, p) {
 			s.Ports = append(s.Ports, p)

@@ -31,7 +31,7 @@ if ! have apt-get || ! have dpkg-deb; then
 fi
 
 # The two mail servers conflict as packages, so each is resolved by itself.
-clients="swaks libnet-ssleay-perl msmtp libnss-wrapper"
+clients="swaks libnet-ssleay-perl msmtp libnss-wrapper haproxy"
 have curl || clients="$clients curl"
 have python3 || clients="$clients python3"
 have npm || clients="$clients nodejs node-nodemailer"

@@ -12,33 +12,45 @@ import (
 	"testing"
 )
 
-// shared is what all tests of a process use: the binary, made once, and its folder.
+// shared is what all tests of a process use: the binaries, each made once, and their
+// folder.
 var shared struct {
-	build sync.Once
+	mu    sync.Mutex
 	dir   string
-	err   error
+	built map[string]error // by tags
 }
+
+// nextTag makes of this tree the version after it, see migrations/next_build.go.
+const nextTag = "postern_next"
 
 // atOnce is how many tests of the rig run at once at least.
 const atOnce = 4
 
 // binary returns the path of the relay's binary, built under the race detector
 // when the tests are.
-func binary(t testing.TB) string {
+func binary(t testing.TB, tags string) string {
 	t.Helper()
-	shared.build.Do(func() {
-		if shared.dir, shared.err = os.MkdirTemp("", "postern-rig-"); shared.err == nil {
-			shared.err = build(filepath.Join(shared.dir, "postern"))
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	if shared.dir == "" {
+		dir, err := os.MkdirTemp("", "postern-rig-")
+		if err != nil {
+			t.Fatal(err)
 		}
-	})
-	if shared.err != nil {
-		t.Fatal(shared.err)
+		shared.dir, shared.built = dir, map[string]error{}
 	}
-	return filepath.Join(shared.dir, "postern")
+	path := filepath.Join(shared.dir, "postern"+tags)
+	if _, done := shared.built[tags]; !done {
+		shared.built[tags] = build(path, tags)
+	}
+	if err := shared.built[tags]; err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
-func build(path string) error {
-	args := []string{"build", "-buildvcs=false", "-o", path}
+func build(path, tags string) error {
+	args := []string{"build", "-buildvcs=false", "-tags", tags, "-o", path}
 	if raceEnabled {
 		args = append(args, "-race")
 	}

@@ -25,6 +25,7 @@ type Node struct {
 
 	t      testing.TB
 	binary string
+	file   string // its configuration
 	args   []string
 	env    []string
 	log    *os.File
@@ -49,11 +50,13 @@ type NodeConfig struct {
 	Name     string
 	Only     string // "submission" or "delivery"
 	Database string // where it finds the database; "": directly
+	Drain    string // its drain_time; "": the default
 	Extra    string // more of the configuration, whole tables
 }
 
 const nodeConfig = `hostname = "%[1]s.test"
 node = "%[1]s"
+drain_time = "%[6]s"
 [database]
 url = "%[2]s"
 max_connections = 8
@@ -77,7 +80,7 @@ address = "127.0.0.1:0"
 func (r *Rig) Node(cfg NodeConfig) *Node {
 	r.t.Helper()
 	file := filepath.Join(r.dir, cfg.Name+".toml")
-	text := fmt.Sprintf(nodeConfig, cfg.Name, cmp.Or(cfg.Database, r.url), r.cert, r.key, cfg.Extra)
+	text := fmt.Sprintf(nodeConfig, cfg.Name, cmp.Or(cfg.Database, r.url), r.cert, r.key, cfg.Extra, cmp.Or(cfg.Drain, "30s"))
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		r.t.Fatal(err)
 	}
@@ -85,7 +88,7 @@ func (r *Rig) Node(cfg NodeConfig) *Node {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	n := &Node{Name: cfg.Name, t: r.t, binary: r.binary, log: log, args: []string{"serve", "--config", file},
+	n := &Node{Name: cfg.Name, t: r.t, binary: r.binary, log: log, file: file, args: []string{"serve", "--config", file},
 		env: []string{"PATH=" + os.Getenv("PATH"), "HOME=" + r.dir, "TMPDIR=" + r.dir}}
 	if cfg.Only != "" {
 		n.args = append(n.args, "--only", cfg.Only)
@@ -290,6 +293,15 @@ func (n *Node) Terminate() {
 		n.t.Errorf("node %s ended with %v\n%s", n.Name, life.err, n.tail())
 	}
 }
+
+// Ask asks the node to stop by SIGTERM and does not wait for it.
+func (n *Node) Ask() { n.t.Helper(); n.signal(syscall.SIGTERM) }
+
+// Become makes the next life of the node one of another version of the relay.
+func (n *Node) Become(r *Rig) { n.binary = r.binary }
+
+// ConfigFile is the node's configuration, for commands.
+func (n *Node) ConfigFile() string { return n.file }
 
 // Said counts the lines of the node's log that have a text in them.
 func (n *Node) Said(text string) int {

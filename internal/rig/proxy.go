@@ -70,6 +70,9 @@ func (p *Proxy) Lose(way Way, span time.Duration) {
 	p.losing.Store(0)
 }
 
+// Hang drops what is said in one way until the test ends: a database that hangs.
+func (p *Proxy) Hang(way Way) { p.losing.Store(int32(way)) }
+
 // cut closes all connections, for good at the end.
 func (p *Proxy) cut(last bool) {
 	p.mu.Lock()

@@ -53,7 +53,7 @@ type Rig struct {
 // of its own, to be killed. Both kinds are durable.
 func New(t testing.TB, own bool) *Rig {
 	t.Helper()
-	r := &Rig{t: t, dir: t.TempDir(), binary: binary(t)}
+	r := &Rig{t: t, dir: t.TempDir(), binary: binary(t, "")}
 	r.certificates()
 	if own {
 		r.pgDir = pgtest.Dir(t)
@@ -94,22 +94,44 @@ func (r *Rig) RouteTo(s *Sink, connections int) {
 	r.Postern("", "route", "add", "--via", "sink")
 }
 
+// Next is the installation with the programs of the version after this one: the same
+// database and folder, for nodes and commands of that version.
+func (r *Rig) Next() *Rig {
+	r.t.Helper()
+	return &Rig{t: r.t, dir: r.dir, binary: binary(r.t, nextTag), url: r.url, cert: r.cert, key: r.key, tls: r.tls, pool: r.pool}
+}
+
+// Refused runs a command of the relay that must fail, and returns what it complained.
+func (r *Rig) Refused(args ...string) string {
+	r.t.Helper()
+	out, complaint, err := r.command("", args...)
+	if err == nil {
+		r.t.Fatalf("postern %s succeeded: %s", strings.Join(args, " "), out)
+	}
+	return complaint
+}
+
 // Postern runs a command of the relay to its end and returns what it printed.
 func (r *Rig) Postern(stdin string, args ...string) string {
 	r.t.Helper()
+	out, complaint, err := r.command(stdin, args...)
+	if err != nil {
+		r.t.Fatalf("postern %s: %v: %s", strings.Join(args, " "), err, complaint)
+	}
+	return out
+}
+
+func (r *Rig) command(stdin string, args ...string) (stdout, complaint string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, r.binary, args...)
 	cmd.Env = append(os.Environ(), "POSTERN_DATABASE_URL="+r.url)
 	cmd.Dir = r.dir
 	cmd.Stdin = strings.NewReader(stdin)
-	var complaint bytes.Buffer
-	cmd.Stderr = &complaint
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
 	out, err := cmd.Output()
-	if err != nil {
-		r.t.Fatalf("postern %s: %v: %s", strings.Join(args, " "), err, &complaint)
-	}
-	return string(out)
+	return string(out), stderr.String(), err
 }
 
 // Count returns the number that a query gives.

@@ -65,7 +65,7 @@ func (e *Engine) destination(w *way) *destination {
 		d.limit = d.most
 	} else {
 		d.backlog = max(1, e.cfg.Messages/10)
-		d.most = e.cfg.MXConnections
+		d.most = e.bounds.Load().MXConnections
 		d.limit = min(mxBegin, d.most)
 	}
 	e.destinations[w.key] = d
@@ -76,7 +76,7 @@ func (e *Engine) connectionsFor(u *route.Upstream) int {
 	if u.MaxConnections > 0 {
 		return u.MaxConnections
 	}
-	return e.cfg.Connections
+	return e.bounds.Load().Connections
 }
 
 // forget removes destinations that have nothing to do and nothing to remember.
@@ -251,7 +251,7 @@ func (d *destination) next(w *worker) *job {
 	d.idle = append(d.idle, w)
 	d.mu.Unlock()
 
-	w.timer.Reset(d.e.cfg.IdleTime)
+	w.timer.Reset(d.e.bounds.Load().IdleTime)
 	select {
 	case j := <-w.jobs:
 		w.timer.Stop()

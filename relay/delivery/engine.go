@@ -125,6 +125,7 @@ func fill[T int | int64 | time.Duration](v *T, def T) {
 type Engine struct {
 	cfg    Config
 	dialer *dialer
+	bounds atomic.Pointer[Bounds]
 	load   load          // what is held in memory
 	slots  chan struct{} // one for each connection
 
@@ -143,6 +144,7 @@ type Engine struct {
 	asked      uint64       // the queue's Asked at the last claim; the claim loop's own
 	fullAt     atomic.Int64 // when an upstream last had no room, Unix nanoseconds
 	panics     atomic.Int64
+	turned     atomic.Int64 // when the dispatcher last came round, Unix nanoseconds
 
 	mu           sync.Mutex
 	destinations map[string]*destination
@@ -160,6 +162,8 @@ func New(cfg Config) *Engine {
 		destinations: map[string]*destination{},
 		active:       map[*worker]struct{}{},
 	}
+	e.bounds.Store(&Bounds{cfg.Connections, cfg.MXConnections, cfg.PerConnection, cfg.IdleTime, cfg.Memory})
+	e.turned.Store(time.Now().UnixNano())
 	e.dialer = newDialer(&e.cfg)
 	e.work, e.endWork = context.WithCancel(context.Background())
 	e.hard, e.cut = context.WithCancel(context.Background())

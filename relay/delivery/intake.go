@@ -116,6 +116,7 @@ func (e *Engine) dispatchLoop() {
 	defer forget.Stop()
 	var spare []*queue.Delivery
 	for {
+		e.turned.Store(time.Now().UnixNano())
 		select {
 		case <-e.work.Done():
 			return
@@ -127,6 +128,7 @@ func (e *Engine) dispatchLoop() {
 		for i, d := range list {
 			e.dispatch(d)
 			list[i] = nil
+			e.turned.Store(time.Now().UnixNano())
 		}
 		spare = list[:0]
 	}

@@ -13,6 +13,22 @@ type load struct {
 	octets   int64
 }
 
+// resize sets how many octets have room. What is held stays.
+func (l *load) resize(octets int64) {
+	l.mu.Lock()
+	l.maxOctets = octets
+	l.mu.Unlock()
+	l.freed()
+}
+
+// freed wakes who waits for room.
+func (l *load) freed() {
+	select {
+	case l.room <- struct{}{}:
+	default:
+	}
+}
+
 // fits reports whether one more message of so many octets has room.
 func (l *load) fits(octets int64) bool {
 	l.mu.Lock()
@@ -49,8 +65,5 @@ func (l *load) sub(octets int64) {
 	l.messages--
 	l.octets -= octets
 	l.mu.Unlock()
-	select {
-	case l.room <- struct{}{}:
-	default:
-	}
+	l.freed()
 }

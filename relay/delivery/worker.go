@@ -98,7 +98,7 @@ func (w *worker) serve() {
 			j = w.do(j)
 		}
 		w.job = nil
-		if w.conn != nil && w.conn.sent >= w.d.e.cfg.PerConnection {
+		if w.conn != nil && w.conn.sent >= w.d.e.bounds.Load().PerConnection {
 			w.hangUp()
 		}
 	}

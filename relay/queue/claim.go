@@ -299,7 +299,7 @@ func (c *claims) deliveries(ctx context.Context, conn *pgx.Conn, rows []claimedR
 		c.q.held.add(row.id, 1)
 		if row.r.Expires <= 0 {
 			c.q.settles.put(ending{Outcome: Outcome{Message: row.id, N: row.r.N, Recipient: row.r.Address, Epoch: epoch,
-				Result: Failed, Reply: expiredReply(c.q.cfg.Lifetime), At: now}, expired: true})
+				Result: Failed, Reply: expiredReply(c.q.times.Load().Lifetime), At: now}, expired: true})
 			continue
 		}
 		if len(list) == 0 || list[len(list)-1].Message.ID != row.id {

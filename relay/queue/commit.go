@@ -575,7 +575,7 @@ func (g *group) queryAndCommit(ctx context.Context, conn *pgx.Conn, q *Queue, jo
 func (g *group) statement(q *Queue, jobs []*job, again bool, v *verdict) (sql string, args, results []any) {
 	g.charges.fill(jobs)
 	var unused *string
-	args = []any{jobs[0].epoch, q.cfg.Node, q.cfg.Lifetime,
+	args = []any{jobs[0].epoch, q.cfg.Node, q.times.Load().Lifetime,
 		g.id, g.user, g.credential, g.local, g.domain, g.size, g.bodyType, g.utf8, g.ret, g.envid, g.headerID, g.acceptedAt,
 		g.addr, g.hello, g.listener, g.tls, g.recipients,
 		g.bodyID, g.bodyN, pgtype.FlatArray[[]byte](g.chunk),

@@ -27,6 +27,7 @@ type epochs struct {
 	hurry   chan struct{}         // asks for a heartbeat now
 	lost    atomic.Int64          // epochs
 	mu      sync.Mutex            // guards s: the heartbeat and the farewell
+	turned  atomic.Int64          // when the heartbeat's loop last came round, by the boot clock
 }
 
 // sqlTakeEpoch starts an epoch and supersedes the older ones of the same name. They
@@ -80,6 +81,7 @@ func (e *epochs) valid() int64 {
 func (e *epochs) run(ctx context.Context) {
 	lost := int64(0) // the epoch that was lost, until there is a new one
 	for {
+		e.turned.Store(int64(e.q.clock.Now()))
 		wait := e.q.cfg.Heartbeat
 		if e.down() != nil {
 			wait = min(wait, 500*time.Millisecond)
@@ -250,6 +252,12 @@ func (e *epochs) down() error {
 
 // Valid reports that epoch is this node's and still trusted.
 func (q *Queue) Valid(epoch int64) bool { return epoch != 0 && q.epochs.valid() == epoch }
+
+// Turned is how long ago the loop of the heartbeat came round: seconds in a process that
+// is alive, whether the database answers or not.
+func (q *Queue) Turned() time.Duration {
+	return q.clock.Now() - time.Duration(q.epochs.turned.Load())
+}
 
 // Epoch is the epoch that this node lives in and trusts, 0 when there is none.
 func (q *Queue) Epoch() int64 { return q.epochs.valid() }

@@ -2,6 +2,7 @@ package queue
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -45,6 +46,7 @@ type Queue struct {
 	cfg   Config
 	log   *slog.Logger
 	clock clock
+	times atomic.Pointer[Times] // cfg's, until they are changed
 
 	epochs  *epochs
 	commits *commits
@@ -105,6 +107,7 @@ func (c Config) withDefaults() Config {
 func New(cfg Config) *Queue {
 	q := &Queue{cfg: cfg.withDefaults(), clock: bootClock{}, held: newHeld(), stopped: make(chan struct{})}
 	q.log = q.cfg.Log
+	q.times.Store(&Times{q.cfg.Lifetime, q.cfg.DelayNotice, q.cfg.History})
 	q.epochs = &epochs{q: q, s: newSession(cfg.WorkPool, tuneWork), hurry: make(chan struct{}, 1)}
 	q.commits = newCommits(q)
 	q.settles = newSettles(q)
@@ -112,6 +115,7 @@ func New(cfg Config) *Queue {
 	q.claims = newClaims(q)
 	q.notices = &notices{q: q, s: newSession(cfg.EnqueuePool, tuneCommit)}
 	q.signals = newSignals(q)
+	q.epochs.turned.Store(int64(q.clock.Now()))
 	q.sweeps = newSweeps(q)
 	q.turns = newTurns(q)
 	q.forgets = newRetention(q)
@@ -151,7 +155,9 @@ func (q *Queue) enter() bool {
 
 // Close flushes what is settled, hands back what this node still owns, ends the
 // epoch and stops. Deliveries must have ended before. ctx bounds it: a database that
-// does not answer leaves the rows to the reaper of another node.
+// does not answer leaves the rows to the reaper of another node. Commits that are still
+// pending when half of the time is over are left to the database, so that what became
+// of other mail is written at least.
 func (q *Queue) Close(ctx context.Context) error {
 	q.entry.Lock()
 	if q.closing {
@@ -165,11 +171,11 @@ func (q *Queue) Close(ctx context.Context) error {
 	}
 	defer close(q.stopped)
 	defer q.stop()
-	if !waitFor(ctx, &q.inflight) {
-		return fmt.Errorf("close queue: commits are still pending: %w", ctx.Err())
+	pending := !q.awaitCommits(ctx)
+	if !pending { // else somebody may still submit
+		q.commits.stop()
+		q.notices.close()
 	}
-	q.commits.stop()
-	q.notices.close()
 	// A statement that hangs is nobody's to cancel: after ctx its rows are the reaper's.
 	giveUp := context.AfterFunc(ctx, q.stop)
 	close(q.settles.last)
@@ -184,10 +190,27 @@ func (q *Queue) Close(ctx context.Context) error {
 	if err == nil {
 		err = q.epochs.end(ctx)
 	}
+	if err == nil && pending {
+		err = errPending
+	}
 	if err != nil {
 		return fmt.Errorf("close queue: %w", err)
 	}
 	return nil
+}
+
+// errPending says that commits were under way when the queue had to close. Their
+// clients have not heard 250, and another node delivers what comes of them.
+var errPending = errors.New("commits are still pending")
+
+// awaitCommits waits for half of ctx's time until nothing is being submitted.
+func (q *Queue) awaitCommits(ctx context.Context) bool {
+	if end, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Until(end)/2)
+		defer cancel()
+	}
+	return waitFor(ctx, &q.inflight)
 }
 
 // waitFor waits for wg, and reports false when ctx ends before.

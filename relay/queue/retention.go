@@ -119,7 +119,7 @@ func (r *retention) history(ctx context.Context, conn *pgx.Conn) (time.Duration,
 	if err := conn.QueryRow(ctx, `select now()`).Scan(&now); err != nil {
 		return 0, fmt.Errorf("forget history: %w", err)
 	}
-	before := now.Add(-r.q.cfg.History)
+	before := now.Add(-r.q.times.Load().History)
 	begin := time.Now()
 	var more bool
 	var gone int

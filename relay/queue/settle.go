@@ -337,7 +337,7 @@ func (s *settles) transact(group []ending, again bool) error {
 	}
 	rest := &endings{}
 	if c := rest.fill(group, false); c.len() > 0 {
-		batch.Queue(undelivered, append(c.args(), s.q.cfg.Node, s.q.cfg.DelayNotice)...).Query(collect)
+		batch.Queue(undelivered, append(c.args(), s.q.cfg.Node, s.q.times.Load().DelayNotice)...).Query(collect)
 	}
 	err = conn.SendBatch(ctx, batch).Close()
 	if hook := s.q.faults.afterSettle; hook != nil && err == nil {

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"postern/relay/smtp"
 )
 
 // Waits after a failed accept: out of descriptors (EMFILE, ENFILE) or of memory,
@@ -25,7 +27,7 @@ func (s *Server) accept(l *listener) {
 			s.welcome(l, conn)
 			continue
 		}
-		if s.draining.Err() != nil {
+		if s.closing.Err() != nil {
 			return
 		}
 		if errors.Is(err, net.ErrClosed) {
@@ -39,7 +41,7 @@ func (s *Server) accept(l *listener) {
 		wait = min(max(2*wait, firstBackoff), lastBackoff)
 		select {
 		case <-time.After(wait):
-		case <-s.draining.Done():
+		case <-s.closing.Done():
 			return
 		}
 	}
@@ -47,23 +49,42 @@ func (s *Server) accept(l *listener) {
 
 // welcome opens a session for conn, or says why not and closes it.
 func (s *Server) welcome(l *listener, conn net.Conn) {
-	p := peerOf(conn.RemoteAddr())
-	if full := s.peers.enter(p); full != noCrowd {
+	a := arrival{listener: l, conn: conn, peer: peerOf(conn.RemoteAddr())}
+	if set := l.settings.Load(); len(set.proxies) > 0 {
+		if a.proxied = true; !set.isProxy(a.peer.addr.Addr()) {
+			s.refuseStray(a)
+			return
+		}
+	} else {
+		a.counted = tally{network: a.peer.network, named: true}
+	}
+	if full := s.peers.enter(a.counted); full != noCrowd {
 		s.counts.refused(full)
 		s.turnAway(l, conn)
 		return
 	}
-	s.counts.sessions.Add(1)
-	if !s.open(l, conn, p) {
-		s.peers.leave(p)
-		_ = conn.Close()
+	if !a.proxied {
+		s.counts.sessions.Add(1)
 	}
+	s.open(a)
 }
 
-// turnAway tells a client that there are too many. On a TLS listener it could not
-// read that and a handshake would cost more than a session, so it hears nothing.
+// arrival is a connection that was accepted.
+type arrival struct {
+	listener *listener
+	conn     net.Conn
+	peer     peer
+	counted  tally
+	proxied  bool // peer is a load balancer, which says first for whom it connects
+}
+
+// turnAway tells a client that there are too many.
+func (s *Server) turnAway(l *listener, conn net.Conn) { s.sayAndClose(l, conn, replyTooMany) }
+
+// sayAndClose is for a client that gets no session. On a TLS listener it could not
+// read the reply and a handshake would cost more than a session, so it hears nothing.
 // The short reply fits the socket's buffer, so that the write does not wait.
-func (s *Server) turnAway(l *listener, conn net.Conn) {
+func (s *Server) sayAndClose(l *listener, conn net.Conn, r smtp.Reply) {
 	defer conn.Close()
 	if l.TLS == Implicit {
 		return
@@ -71,7 +92,7 @@ func (s *Server) turnAway(l *listener, conn net.Conn) {
 	if conn.SetWriteDeadline(time.Now().Add(100*time.Millisecond)) != nil {
 		return
 	}
-	_, _ = conn.Write(replyTooMany.Append(nil)) // it is closed either way
+	_, _ = conn.Write(r.Append(nil)) // it is closed either way
 }
 
 // peer is where a connection comes from. network is what is counted together: an
@@ -88,8 +109,13 @@ func peerOf(a net.Addr) peer {
 	} else if parsed, err := netip.ParseAddrPort(a.String()); err == nil {
 		p.addr = parsed
 	}
-	ip := p.addr.Addr().Unmap().WithZone("")
-	p.addr = netip.AddrPortFrom(ip, p.addr.Port())
+	return peerAt(p.addr)
+}
+
+func peerAt(addr netip.AddrPort) peer {
+	var p peer
+	ip := addr.Addr().Unmap().WithZone("")
+	p.addr = netip.AddrPortFrom(ip, addr.Port())
 	bits := 32
 	if ip.Is6() {
 		bits = 64
@@ -120,26 +146,56 @@ const (
 	fullNetwork
 )
 
+// tally is what a connection is counted for: in all, and once it is known who the
+// client is, for its network.
+type tally struct {
+	network netip.Prefix
+	named   bool
+}
+
+// resize sets the limits. Who is in stays.
+func (c *peers) resize(max, perNetwork int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.max, c.perNetwork = max, perNetwork
+}
+
 // enter counts a connection in unless that would be too many.
-func (c *peers) enter(p peer) crowd {
+func (c *peers) enter(t tally) crowd {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
 	case c.total >= c.max:
 		return fullServer
-	case c.by[p.network] >= c.perNetwork:
+	case t.named && c.by[t.network] >= c.perNetwork:
 		return fullNetwork
 	}
 	c.total++
-	c.by[p.network]++
+	if t.named {
+		c.by[t.network]++
+	}
 	return noCrowd
 }
 
-func (c *peers) leave(p peer) {
+// enterNetwork counts a connection for its network that is counted in all already.
+func (c *peers) enterNetwork(network netip.Prefix) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.by[network] >= c.perNetwork {
+		return false
+	}
+	c.by[network]++
+	return true
+}
+
+func (c *peers) leave(t tally) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.total--
-	if c.by[p.network]--; c.by[p.network] == 0 {
-		delete(c.by, p.network)
+	if !t.named {
+		return
+	}
+	if c.by[t.network]--; c.by[t.network] == 0 {
+		delete(c.by, t.network)
 	}
 }

@@ -52,7 +52,7 @@ func BenchmarkSessionClear(b *testing.B) {
 	ts := startServer(b)
 	ts.queue.discard = true
 	conn := &scripted{text: []byte(strings.Repeat(group+message, 64))}
-	s := newSession(ts.Server, ts.listeners[0], conn, peer{})
+	s := newSession(ts.Server, arrival{listener: ts.listeners[0], conn: conn})
 	s.secured, s.hello, s.esmtp = "TLS1.3 TLS_AES_128_GCM_SHA256", "client.test", true
 	id, _ := ts.verifier.Verify(b.Context(), "alice@example.com", "secret", auth.Peer{Addr: s.peer.addr.Addr()})
 	s.identity = &id
@@ -80,7 +80,7 @@ func TestIdleSession(t *testing.T) {
 	before := heap()
 	sessions := make([]*session, n)
 	for i := range sessions {
-		sessions[i] = newSession(ts.Server, ts.listeners[0], &scripted{text: []byte("EHLO client.test\r\n")}, peer{})
+		sessions[i] = newSession(ts.Server, arrival{listener: ts.listeners[0], conn: &scripted{text: []byte("EHLO client.test\r\n")}})
 		sessions[i].next()
 	}
 	each := (heap() - before) / n

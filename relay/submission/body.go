@@ -30,8 +30,14 @@ type spool struct {
 
 func newSpool(l Limits, dir string) *spool {
 	sp := &spool{memoryBody: l.MemoryBody, dir: dir}
-	sp.memory.limit, sp.files.limit = l.Memory, l.TempFiles
+	sp.resize(&l)
 	return sp
+}
+
+// resize sets the budgets. What is taken stays taken.
+func (sp *spool) resize(l *Limits) {
+	sp.memory.limit.Store(l.Memory)
+	sp.files.limit.Store(l.TempFiles)
 }
 
 // room reports whether a message of the declared size (0: unknown) may find room.

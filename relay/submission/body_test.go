@@ -113,7 +113,7 @@ func TestBodyBudgets(t *testing.T) {
 		t.Errorf("%d octets are charged after the refusal, want those of one body", used)
 	}
 	b.Drop()
-	sp.memory.limit = 4 << 20
+	sp.memory.limit.Store(4 << 20)
 	if _, err = sp.read(bytes.NewReader(text(4 << 20))); !errors.As(err, &refusal) || refusal.Reply.Code != 452 {
 		t.Errorf("over the file budget: %v", err)
 	}
@@ -178,7 +178,8 @@ func TestBodyDropTooOften(t *testing.T) {
 // TestBudgetConcurrently: many at once never take more than there is.
 func TestBudgetConcurrently(t *testing.T) {
 	t.Parallel()
-	b := budget{limit: 100}
+	var b budget
+	b.limit.Store(100)
 	var all sync.WaitGroup
 	for range 8 {
 		all.Go(func() {

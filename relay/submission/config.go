@@ -33,6 +33,10 @@ type Listener struct {
 	// NormalizeBareLF takes a bare LF in message data for an end of line, for old
 	// devices. It is never an end of the data.
 	NormalizeBareLF bool
+	// Proxies are the networks of the load balancers in front of this listener. Each
+	// connection from them begins with a PROXY protocol header, and no other is taken.
+	// None: clients connect directly.
+	Proxies []netip.Prefix
 }
 
 // Queue is where accepted messages go; relay/queue's Queue fits.

@@ -23,7 +23,7 @@ func (s *session) data(args string) smtp.Reply {
 	id := queue.NewID()
 	s.wire.reply(smtp.Intermediate(354, "End data with <CR><LF>.<CR><LF>"))
 	now := time.Now()
-	in := &input{r: s.reader.Data(smtp.DataOptions{NormalizeBareLF: s.listener.NormalizeBareLF}), max: s.maxSize()}
+	in := &input{r: s.reader.Data(smtp.DataOptions{NormalizeBareLF: s.normalize}), max: s.maxSize()}
 	s.wire.rate, s.wire.idle = &pace{start: now}, false
 	body, facts, err := s.receive(in, id, now)
 	s.wire.rate = nil
@@ -90,9 +90,9 @@ func (s *session) receive(in *input, id queue.ID, now time.Time) (*body, *messag
 func (s *session) spoolMessage(in *input, id queue.ID, now time.Time) (*body, *message.Facts, error) {
 	opt := message.Options{
 		ID: id.String(), Hostname: s.server.cfg.Hostname, Now: now,
-		Hello: s.hello, Client: s.peer.addr.Addr(), HideClient: s.server.cfg.HideClient,
+		Hello: s.hello, Client: s.peer.addr.Addr(), HideClient: s.hideClient,
 		TLS: s.secured, Authenticated: true, UTF8: s.tx.mail.UTF8,
-		MaxHeader: s.server.limits.HeaderSize,
+		MaxHeader: s.limits.HeaderSize,
 	}
 	if len(s.tx.rcpts) == 1 {
 		opt.For = s.tx.rcpts[0].Address
@@ -123,7 +123,7 @@ func (s *session) commit(id queue.ID, now time.Time, b *body, facts *message.Fac
 	if s.wire.isRevoked() { // the last look: what comes later comes after the message
 		return s.refuseMessage(id, &smtp.Error{Reply: replyRevoked})
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), s.server.limits.Commit)
+	ctx, cancel := context.WithTimeout(context.Background(), s.limits.Commit)
 	delivery, err := s.server.cfg.Queue.Enqueue(ctx, m, tx.rcpts, b, owned)
 	cancel()
 	if over := (*queue.OverLimit)(nil); errors.As(err, &over) {

@@ -17,6 +17,13 @@
 // A session ends when its credential works no more, as soon as Recheck has found
 // that: no command that comes later is run, and no message is handed to the queue.
 //
+// A listener with Proxies serves load balancers only: each connection begins with a
+// PROXY header, nothing else is taken, and where no client is named there is no AUTH.
+// Reconfigure changes limits for the sessions that begin after it.
+//
+// At a shutdown the listeners end first: every connection that was accepted is a
+// session, and hears 421 in its place.
+//
 // It does not choose routes, deliver, write bounces or touch the database itself.
 // Trouble of the verifier or the queue is answered 4yz; its cause goes to the log.
 package submission

@@ -55,9 +55,9 @@ func (s *session) capabilities() string {
 // maxSize is how large a message may be for this client, as far as it is known.
 func (s *session) maxSize() int64 {
 	if s.identity == nil {
-		return s.server.limits.MessageSize
+		return s.limits.MessageSize
 	}
-	return policy.MaxSize(*s.identity, s.server.limits.MessageSize)
+	return policy.MaxSize(*s.identity, s.limits.MessageSize)
 }
 
 // isHello is lenient: many clients do not know a proper name of their host, and

@@ -26,6 +26,9 @@ func (s *session) auth(args string) smtp.Reply {
 		return smtp.Permanent(503, 5, 1, "Already authenticated")
 	case args == "":
 		return smtp.Permanent(501, 5, 4, "AUTH needs a mechanism")
+	case s.unnamed:
+		// Nobody could say whom to throttle, or whether a credential's networks have it.
+		return smtp.Temporary(454, 7, 0, "The load balancer does not say who you are")
 	}
 	mech, initial, given := strings.Cut(args, " ")
 	mech = strings.ToUpper(mech)

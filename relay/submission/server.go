@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"postern/relay/maillog"
 	"postern/relay/smtp"
@@ -14,7 +16,7 @@ import (
 // Server is the listeners and their sessions.
 type Server struct {
 	cfg       Config
-	limits    Limits
+	settings  atomic.Pointer[settings]
 	log       *slog.Logger
 	mail      *maillog.Logger
 	listeners []*listener
@@ -24,20 +26,25 @@ type Server struct {
 	counts    counters
 	spent     spent
 
-	draining context.Context // ends when Shutdown begins
+	closing  context.Context // ends when Shutdown begins: no listener is accepted from
+	close    context.CancelFunc
+	draining context.Context // ends next, when every accepted connection is a session
 	drain    context.CancelFunc
 	cutting  context.Context // ends when Shutdown has no more patience
 	cut      context.CancelFunc
 
 	mu       sync.Mutex
 	sessions map[*session]struct{}
-	running  sync.WaitGroup // accept loops, sessions and refusals
+	loops    sync.WaitGroup // accept loops
+	running  sync.WaitGroup // sessions
 }
 
 // listener is a Listener with what the server adds to it.
 type listener struct {
 	Listener
-	tls *tls.Config
+	tls      *tls.Config
+	settings atomic.Pointer[listenerSettings]
+	strays   strays
 }
 
 // New makes a Server. Connections are taken once Serve is called.
@@ -45,24 +52,29 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, limits: cfg.Limits.withDefaults(), sessions: make(map[*session]struct{})}
+	s := &Server{cfg: cfg, sessions: make(map[*session]struct{})}
+	limits := cfg.Limits.withDefaults()
+	s.settings.Store(&settings{limits: limits, hideClient: cfg.HideClient})
 	if s.log = cfg.System; s.log == nil {
 		s.log = slog.Default()
 	}
 	if s.mail = cfg.Log; s.mail == nil {
 		s.mail = maillog.New(nil)
 	}
-	s.spool = newSpool(s.limits, cfg.TempDir)
-	s.peers = newPeers(s.limits.Connections, s.limits.ConnectionsPerAddress)
+	s.spool = newSpool(limits, cfg.TempDir)
+	s.peers = newPeers(limits.Connections, limits.ConnectionsPerAddress)
+	s.closing, s.close = context.WithCancel(context.Background())
 	s.draining, s.drain = context.WithCancel(context.Background())
 	s.cutting, s.cut = context.WithCancel(context.Background())
 	s.logins = newLogins(s)
-	permits := make(chan struct{}, s.limits.Handshakes)
+	permits := make(chan struct{}, limits.Handshakes)
 	for _, l := range cfg.Listeners {
 		if l.Name == "" {
 			l.Name = l.Net.Addr().String()
 		}
-		s.listeners = append(s.listeners, &listener{Listener: l, tls: limitSigning(serverTLS(cfg.Certificates), permits)})
+		open := &listener{Listener: l, tls: limitSigning(serverTLS(cfg.Certificates), permits)}
+		open.settings.Store(l.settings())
+		s.listeners = append(s.listeners, open)
 	}
 	return s, nil
 }
@@ -70,21 +82,16 @@ func New(cfg Config) (*Server, error) {
 // Serve takes connections on all listeners until Shutdown, and then returns nil.
 // It is called once. Trouble of a listener is waited out, never fatal.
 func (s *Server) Serve() error {
-	var loops sync.WaitGroup
 	s.mu.Lock()
-	if s.draining.Err() != nil {
+	if s.closing.Err() != nil {
 		s.mu.Unlock()
 		return nil
 	}
-	s.running.Add(len(s.listeners))
-	s.mu.Unlock()
 	for _, l := range s.listeners {
-		loops.Go(func() {
-			defer s.running.Done()
-			s.accept(l)
-		})
+		s.loops.Go(func() { s.accept(l) })
 	}
-	loops.Wait()
+	s.mu.Unlock()
+	s.loops.Wait()
 	return nil
 }
 
@@ -95,14 +102,18 @@ func (s *Server) Serve() error {
 // is ctx's when sessions had to be cut.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
+	s.close()
+	s.mu.Unlock()
+	for _, l := range s.listeners {
+		_ = l.Net.Close() // nothing is to be saved of a listener
+	}
+	s.loops.Wait() // what was accepted is a session by now, and will hear 421
+	s.mu.Lock()
 	s.drain()
 	for x := range s.sessions {
 		x.wire.interrupt(false)
 	}
 	s.mu.Unlock()
-	for _, l := range s.listeners {
-		_ = l.Net.Close() // nothing is to be saved of a listener
-	}
 
 	done := make(chan struct{})
 	go func() {
@@ -127,24 +138,20 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// open begins a session in a goroutine of its own, unless the server is going down.
-func (s *Server) open(l *listener, conn net.Conn, peer peer) bool {
-	x := newSession(s, l, conn, peer)
+// open begins a session in a goroutine of its own.
+func (s *Server) open(a arrival) {
+	x := newSession(s, a)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.draining.Err() != nil {
-		return false
-	}
 	s.sessions[x] = struct{}{}
 	s.running.Go(func() {
 		defer s.closed(x)
 		x.run()
 	})
-	return true
 }
 
 func (s *Server) closed(x *session) {
-	s.peers.leave(x.peer)
+	s.peers.leave(x.counted)
 	s.logins.leave(x)
 	if x.release != nil {
 		x.release()
@@ -156,9 +163,10 @@ func (s *Server) closed(x *session) {
 
 // secure runs the server's side of a TLS handshake. The connection is closed on
 // failure (RFC 3207 section 4.1 leaves no way back to a clear session).
-func (s *Server) secure(l *listener, conn net.Conn) (*tls.Conn, error) {
-	ctx, cancel := context.WithTimeout(s.draining, s.limits.Handshake)
+func (s *Server) secure(l *listener, conn net.Conn, patience time.Duration) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
+	defer context.AfterFunc(s.draining, func() { time.AfterFunc(handshakeGrace, cancel) })()
 	secured := tls.Server(conn, l.tls)
 	if err := secured.HandshakeContext(ctx); err != nil {
 		_ = conn.Close()
@@ -166,6 +174,10 @@ func (s *Server) secure(l *listener, conn net.Conn) (*tls.Conn, error) {
 	}
 	return secured, nil
 }
+
+// handshakeGrace is what a shutdown leaves to a handshake that is under way, for the
+// client to hear 421 and not to wonder about TLS.
+const handshakeGrace = time.Second
 
 // Replies that belong to the connection and not to a command.
 var (

@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
-	"net"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -28,6 +27,14 @@ type session struct {
 	wire     *wire
 	reader   *smtp.Reader
 	started  time.Time
+
+	limits     *Limits // of the moment when the session began, as the next two
+	hideClient bool
+	normalize  bool // Listener.NormalizeBareLF
+
+	counted tally
+	proxied bool // a PROXY header comes first
+	unnamed bool // a load balancer's, and nobody knows for whom: there is no AUTH, and it is in no figure
 
 	secured  string // TLS facts, "" in clear
 	hello    string // what the client calls itself, "" before EHLO or HELO
@@ -58,19 +65,29 @@ type transaction struct {
 	refused int
 }
 
-func newSession(s *Server, l *listener, conn net.Conn, p peer) *session {
+func newSession(s *Server, a arrival) *session {
 	now := time.Now()
-	w := &wire{raw: conn, conn: conn, limits: &s.limits, end: now.Add(s.limits.Session)}
-	return &session{server: s, listener: l, peer: p, wire: w, reader: smtp.NewReader(w), started: now, first: true}
+	set := s.settings.Load()
+	w := &wire{raw: a.conn, conn: a.conn, limits: &set.limits, end: now.Add(set.limits.Session)}
+	return &session{
+		server: s, listener: a.listener, peer: a.peer, counted: a.counted, proxied: a.proxied, unnamed: a.proxied,
+		wire: w, reader: smtp.NewReader(w), started: now, first: true,
+		limits: &set.limits, hideClient: set.hideClient, normalize: a.listener.settings.Load().normalizeBareLF,
+	}
 }
 
 // run holds the session from the first octet to the last.
 func (s *session) run() {
 	defer s.close()
+	if s.proxied && !s.introduce() {
+		return
+	}
 	if s.listener.TLS == Implicit && !s.handshake() {
 		return
 	}
-	s.server.mail.SessionOpen(s.event())
+	if !s.unnamed {
+		s.server.mail.SessionOpen(s.event())
+	}
 	// The greeting has no enhanced code (RFC 2034 section 4).
 	s.wire.reply(smtp.Reply{Code: 220, Text: s.server.cfg.Hostname + " ESMTP Postern"})
 	for s.ended == "" {
@@ -238,7 +255,7 @@ func (s *session) misbehaved(err error) {
 
 // exhausted says which limit the session has used up.
 func (s *session) exhausted() string {
-	l := &s.server.limits
+	l := s.limits
 	switch {
 	case s.failures >= l.FailedAuths:
 		return "failed authentications"
@@ -264,8 +281,8 @@ func (s *session) line() ([]byte, error) {
 
 // await sets how long the next line may take, and whether a shutdown ends the wait.
 func (s *session) await(idle bool) {
-	until := time.Now().Add(s.server.limits.Idle)
-	if login := s.started.Add(s.server.limits.Login); s.identity == nil && login.Before(until) {
+	until := time.Now().Add(s.limits.Idle)
+	if login := s.started.Add(s.limits.Login); s.identity == nil && login.Before(until) {
 		until = login
 	}
 	s.wire.until, s.wire.idle = until, idle
@@ -328,6 +345,9 @@ func (s *session) close() {
 		_ = s.wire.conn.Close() // says close_notify and closes raw
 	}
 	_ = s.wire.raw.Close()
+	if s.unnamed {
+		return
+	}
 	e := s.event()
 	e.Elapsed, e.Reason, e.Messages = time.Since(s.started), s.ended, s.messages
 	s.server.mail.SessionClosed(e)

@@ -34,7 +34,7 @@ func (s *session) startTLS(args string) smtp.Reply {
 // handshake secures the connection. Nothing that was learnt in clear is kept
 // (RFC 3207 section 4.2). When it fails the session ends without a word.
 func (s *session) handshake() bool {
-	conn, err := s.server.secure(s.listener, s.wire.raw)
+	conn, err := s.server.secure(s.listener, s.wire.raw, s.limits.Handshake)
 	if err != nil {
 		s.server.counts.handshakeFailures.Add(1)
 		s.server.log.Debug("TLS handshake failed", "client", s.peer.addr.String(), "listener", s.listener.Name, "error", err)

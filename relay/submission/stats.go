@@ -7,6 +7,7 @@ type counters struct {
 	sessions          atomic.Int64
 	refusedByServer   atomic.Int64 // connections, over the limit of all
 	refusedByAddress  atomic.Int64
+	refusedByProxy    atomic.Int64
 	acceptErrors      atomic.Int64
 	handshakeFailures atomic.Int64
 	authSucceeded     atomic.Int64
@@ -34,6 +35,7 @@ type Stats struct {
 	Sessions           int64 // ever
 	RefusedConnections int64 // over the limit of connections in all
 	RefusedByAddress   int64 // over the limit of one address
+	RefusedByProxy     int64 // of a PROXY listener: from no load balancer of it, or without a good header
 	AcceptErrors       int64
 	HandshakeFailures  int64
 	AuthSucceeded      int64
@@ -62,6 +64,7 @@ func (s *Server) Stats() Stats {
 		Sessions:           c.sessions.Load(),
 		RefusedConnections: c.refusedByServer.Load(),
 		RefusedByAddress:   c.refusedByAddress.Load(),
+		RefusedByProxy:     c.refusedByProxy.Load(),
 		AcceptErrors:       c.acceptErrors.Load(),
 		HandshakeFailures:  c.handshakeFailures.Load(),
 		AuthSucceeded:      c.authSucceeded.Load(),
@@ -74,8 +77,8 @@ func (s *Server) Stats() Stats {
 		Violations:         c.violations.Load(),
 		Panics:             c.panics.Load(),
 		Memory:             s.spool.memory.used.Load(),
-		MemoryLimit:        s.spool.memory.limit,
+		MemoryLimit:        s.spool.memory.limit.Load(),
 		TempFiles:          s.spool.files.used.Load(),
-		TempFilesLimit:     s.spool.files.limit,
+		TempFilesLimit:     s.spool.files.limit.Load(),
 	}
 }

@@ -51,7 +51,7 @@ func (s *session) needMail() smtp.Reply {
 
 // judgeMail returns the reply that refuses a transaction, or none.
 func (s *session) judgeMail(tx *transaction) (r smtp.Reply, rule string, cause error) {
-	if v := policy.Size(*s.identity, tx.mail.Size, s.server.limits.MessageSize); !v.Allowed {
+	if v := policy.Size(*s.identity, tx.mail.Size, s.limits.MessageSize); !v.Allowed {
 		return v.Reply, v.Rule, nil
 	}
 	v := policy.Sender(*s.identity, tx.mail.From)
@@ -99,7 +99,7 @@ func (s *session) rcptTo(args string) smtp.Reply {
 	if _, twice := tx.known[key]; twice {
 		return smtp.OK(250, 1, 5, "Ok") // one copy for each recipient
 	}
-	if v := policy.Recipients(*s.identity, len(tx.rcpts)+1, s.server.limits.Recipients); !v.Allowed {
+	if v := policy.Recipients(*s.identity, len(tx.rcpts)+1, s.limits.Recipients); !v.Allowed {
 		// Nothing is wrong with the address, and the client may have sent many more in
 		// one group before it hears this: it does not count towards RefusedRecipients.
 		return s.refuseRcpt(to, v.Reply, v.Rule)

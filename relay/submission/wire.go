@@ -100,6 +100,15 @@ func (w *wire) arm() error {
 	return w.raw.SetDeadline(due)
 }
 
+// disarm takes the deadline of the wait that is over from the connection, for what is
+// read past the wire: a handshake, which a shutdown ends by its own means.
+func (w *wire) disarm() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.armed = time.Time{}
+	_ = w.raw.SetDeadline(time.Time{}) // a failure means that the connection is gone
+}
+
 // interrupted is why a wait was ended from outside, nil if it was not.
 func (w *wire) interrupted() error {
 	w.mu.Lock()

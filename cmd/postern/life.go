@@ -1,0 +1,144 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// run starts the parts and keeps them until the end of ctx. Then it stops them in the
+// order in which mail flows: what is accepted is delivered or handed back.
+func (n *node) run(ctx context.Context, asked signals) error {
+	n.supervisor.status("starting")
+	if err := n.start(ctx); err != nil {
+		n.close()
+		if ctx.Err() != nil {
+			return nil // it was asked to stop before it was ready
+		}
+		return err
+	}
+	serveErr := make(chan error, 1)
+	if n.server != nil {
+		go func() { serveErr <- n.server.Serve() }()
+	}
+	watchCtx, endWatch := context.WithCancel(context.Background())
+	defer endWatch()
+	go n.supervisor.watchdog(watchCtx, new(pulse).of(n))
+	n.log.Info("postern is ready", "version", versionString(), "hostname", n.hostname, "node", n.name, "listeners", n.addresses(), "admin", n.admin.addr())
+	n.supervisor.ready(n.summary())
+
+	err := n.serveUntil(ctx, asked, serveErr)
+	n.log.Info("postern is stopping")
+	endWatch() // what follows is bounded by itself
+	n.stop(asked.cut)
+	return err
+}
+
+func (n *node) serveUntil(ctx context.Context, asked signals, serveErr <-chan error) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-serveErr:
+			return err
+		case <-asked.reload:
+			n.reload(ctx)
+		}
+	}
+}
+
+// summary is what the service manager shows of a node that is ready.
+func (n *node) summary() string {
+	if n.server == nil {
+		return "delivering"
+	}
+	return "listening on " + strings.Join(n.addresses(), ", ")
+}
+
+// minDrainTime is the shortest time in which a stop can be orderly.
+const minDrainTime = time.Second
+
+// afterDrain is what the process may need for its end beyond the drain: a private
+// database server is stopped behind it.
+const afterDrain = 10 * time.Second
+
+// stop drains the node. It is over within drain_time.
+func (n *node) stop(cut <-chan struct{}) {
+	n.admin.drain()
+	total := time.Duration(n.cfg.DrainTime)
+	n.supervisor.stopping(total + afterDrain)
+	d := newDrainer(total, cut)
+	clean := true
+	for _, p := range n.parts() {
+		n.supervisor.status("draining: " + p.name)
+		if err := d.end(p); err != nil {
+			// What was cut off is in the queue and goes out later: no failure of this process.
+			n.log.Warn("not all work ended in time", "error", err)
+			clean = false
+		}
+	}
+	d.rest(n.close)
+	n.log.Info("postern has stopped", "clean", clean)
+}
+
+// parts are what has to stop, in order, with the shares of the drain's time; see
+// docs/life-cycle.md.
+func (n *node) parts() []drainPart {
+	var list []drainPart
+	if n.server != nil {
+		list = append(list, drainPart{name: "submission", until: 0.40, stop: n.server.Shutdown})
+	}
+	list = append(list, drainPart{name: "notices and logins", until: 0.50, stop: func(ctx context.Context) error {
+		return errors.Join(n.stopBouncer(ctx), n.endLogins(ctx), n.closeKeeper(ctx))
+	}})
+	if n.engine != nil {
+		list = append(list, drainPart{name: "delivery", until: 0.75, stop: n.engine.Shutdown})
+	}
+	return append(list, drainPart{name: "queue", until: 0.95, stop: n.queue.Close, writes: true})
+}
+
+// What a process that is alive does at least once in so long.
+const (
+	heartbeatTurn  = 45 * time.Second // the heartbeat's loop, whether the database answers or not
+	dispatcherTurn = 2 * time.Minute  // the dispatcher, while the database answers
+)
+
+// pulse tells a node that is alive from one that hangs.
+type pulse struct {
+	away time.Time // when the database last did not answer
+}
+
+// of is the question whether n is alive. It is asked by one goroutine, and hangs when
+// the sessions' lock does.
+func (p *pulse) of(n *node) func() error {
+	return func() error {
+		var dispatcher time.Duration
+		if n.engine != nil {
+			dispatcher = n.engine.Turned()
+		}
+		if err := p.judge(n.queue.Turned(), dispatcher, n.queue.Available() == nil); err != nil {
+			return err
+		}
+		if n.server != nil {
+			n.server.Stats()
+		}
+		return nil
+	}
+}
+
+// judge says what hangs by how long ago two loops came round. The dispatcher may wait
+// for the database, the heartbeat's loop never does for long.
+func (p *pulse) judge(heartbeat, dispatcher time.Duration, answers bool) error {
+	if !answers {
+		p.away = time.Now()
+	}
+	switch {
+	case heartbeat > heartbeatTurn:
+		return fmt.Errorf("the heartbeat's loop has not come round for %v", heartbeat.Round(time.Second))
+	case dispatcher > dispatcherTurn && time.Since(p.away) > dispatcherTurn:
+		return fmt.Errorf("deliveries have not been dispatched for %v", dispatcher.Round(time.Second))
+	}
+	return nil
+}
