@@ -99,15 +99,16 @@ func (in *inspection) privileges(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if len(missing) > 0 {
-		in.r.add("db.privileges", "privileges", "%s lacks %s", in.conn.Config().User, few(missing))
-	}
+	var role string
 	var super bool
-	if err := in.conn.QueryRow(ctx, `select rolsuper from pg_roles where rolname = current_user`).Scan(&super); err != nil {
+	if err := in.conn.QueryRow(ctx, `select rolname, rolsuper from pg_roles where rolname = current_user`).Scan(&role, &super); err != nil {
 		return err
 	}
+	if len(missing) > 0 {
+		in.r.add("db.privileges", "privileges", "%s lacks %s", role, few(missing))
+	}
 	if super && in.c.cfg.Database.Private == "" {
-		in.r.add("db.superuser", "privileges", "%s is a superuser", in.conn.Config().User)
+		in.r.add("db.superuser", "privileges", "%s is a superuser", role)
 	}
 	return nil
 }

@@ -36,10 +36,17 @@ func (c *checkup) lookAtPorts(ctx context.Context, r *report) {
 // port tries to listen, which disturbs nobody who does already.
 func (c *checkup) port(ctx context.Context, r *report, l listenerConfig) {
 	ln, err := net.Listen("tcp", l.Address)
-	switch {
-	case err == nil:
+	if err == nil {
 		_ = ln.Close()
 		r.add("port.free", "listener", "%s is free: no server runs there", l.Address)
+		return
+	}
+	c.notFree(ctx, r, l, err)
+}
+
+// notFree says why nobody could listen there.
+func (c *checkup) notFree(ctx context.Context, r *report, l listenerConfig, err error) {
+	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		if !c.answers(ctx, r, l) {
 			r.add("port.foreign", "listener", "%s is in use, and does not answer as a mail server", l.Address)

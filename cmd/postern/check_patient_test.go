@@ -1,0 +1,291 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/foxcpp/go-mockdns"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postern/auth"
+	"postern/internal/pgtest"
+	"postern/internal/smtptest"
+	"postern/relay/route"
+)
+
+// A patient is an installation in good health that faults are planted in.
+type patient struct {
+	c     *checkup
+	dir   string // of postern.toml, cert.pem, key.pem and secret.key
+	ca    *smtptest.CA
+	zones map[string]mockdns.Zone // by whole name
+	pool  *pgxpool.Pool           // nil without a database
+}
+
+const (
+	patientName    = "relay.test"
+	patientAddress = "198.51.100.7"
+	patientPTR     = "7.100.51.198.in-addr.arpa."
+)
+
+// newPatient has no database; see admit.
+func newPatient(t *testing.T) *patient {
+	t.Helper()
+	p := &patient{dir: t.TempDir(), ca: smtptest.NewCA(t), zones: healthyZones()}
+	p.ca.Leaf(t, patientName).WriteFiles(t, p.dir)
+	const text = `hostname = "relay.test"
+secret_key_file = "secret.key"
+[[listener]]
+address = "127.0.0.1:0"
+tls = "starttls"
+[tls]
+certificate = "cert.pem"
+key = "key.pem"
+[submission]
+spool = "64MiB"
+`
+	p.write(t, "postern.toml", text)
+	p.write(t, "secret.key", strings.Repeat("k", route.KeySize))
+	a := &app{env: map[string]string{}, configPath: filepath.Join(p.dir, "postern.toml")}
+	p.treat(a.newCheckup(checkOptions{}))
+	return p
+}
+
+// treat gives a new check the patient's surroundings.
+func (p *patient) treat(c *checkup) {
+	c.dns, c.roots, c.limit = &mockdns.Resolver{Zones: p.zones}, p.ca.Pool(), patience
+	p.c = c
+}
+
+func healthyZones() map[string]mockdns.Zone {
+	return map[string]mockdns.Zone{
+		"relay.test.":         {A: []string{patientAddress}},
+		patientPTR:            {PTR: []string{"relay.test."}},
+		"example.com.":        {TXT: []string{"v=spf1 ip4:198.51.100.0/24 -all"}, MX: []net.MX{{Host: "mx.example.com.", Pref: 10}}},
+		"_dmarc.example.com.": {TXT: []string{"v=DMARC1; p=none"}},
+	}
+}
+
+func (p *patient) write(t *testing.T, name, text string) (path string) {
+	t.Helper()
+	path = filepath.Join(p.dir, name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// admit gives the patient a database of its own with a user and a route to MX.
+func (p *patient) admit(t *testing.T) {
+	t.Helper()
+	db := pgtest.New(t)
+	p.c.cfg.Database.URL, p.pool = db.URL, db.Pool
+	_, err := auth.NewStore(db.Pool).AddUser(t.Context(), auth.NewUser{Name: "alice@example.com", Password: "a good password"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.route(t, route.Rule{})
+}
+
+// admitted is admit in the form that find takes.
+func admitted(t *testing.T, p *patient) {
+	t.Helper()
+	p.admit(t)
+}
+
+// waitSQL asks until the answer is true.
+func (p *patient) waitSQL(t *testing.T, question string) {
+	t.Helper()
+	deadline := time.After(patience)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		var yes bool
+		if err := p.pool.QueryRow(t.Context(), question).Scan(&yes); err != nil {
+			t.Fatal(err)
+		}
+		if yes {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("never true: %s", question)
+		}
+	}
+}
+
+func (p *patient) routes(t *testing.T) *route.Store {
+	t.Helper()
+	sealer, err := p.c.app.sealer(p.c.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return route.NewStore(p.pool, sealer)
+}
+
+// route adds a rule in the place of one with the same match.
+func (p *patient) route(t *testing.T, rule route.Rule) {
+	t.Helper()
+	if _, _, err := p.routes(t).ReplaceRoute(t.Context(), rule); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// upstream adds one and sends all mail there.
+func (p *patient) upstream(t *testing.T, up route.Upstream) {
+	t.Helper()
+	up.Name = "out"
+	if err := p.routes(t).AddUpstream(t.Context(), up); err != nil {
+		t.Fatal(err)
+	}
+	p.route(t, route.Rule{Upstreams: []string{"out"}})
+}
+
+func (p *patient) sql(t *testing.T, statement string, args ...any) {
+	t.Helper()
+	if _, err := p.pool.Exec(t.Context(), statement, args...); err != nil {
+		t.Fatalf("%s: %v", statement, err)
+	}
+}
+
+// look runs the check of some areas.
+func (p *patient) look(ctx context.Context, only ...string) []finding {
+	p.c.opts.only = only
+	return p.c.run(ctx)
+}
+
+// fault is something wrong, and the finding that has to tell it.
+type fault struct {
+	id    string
+	text  string // is in the finding
+	plant func(t *testing.T, p *patient)
+}
+
+// find plants each fault in a patient of its own and looks for its finding.
+func find(t *testing.T, faults []fault, only string, healthy func(*testing.T, *patient)) {
+	t.Helper()
+	t.Run("healthy", func(t *testing.T) {
+		t.Parallel()
+		p := newPatient(t)
+		healthy(t, p)
+		for _, f := range p.look(t.Context(), only) {
+			// The tests' database is fast and not durable, and many tests share it.
+			if (f.Status == statusWarning || f.Status == statusFailed) && f.ID != "db.durability" && f.ID != "db.connections-tight" && f.ID != "db.slow" {
+				t.Errorf("found in good health: %+v", f)
+			}
+		}
+	})
+	for _, fault := range faults {
+		t.Run(fault.id+" "+fault.text, func(t *testing.T) {
+			t.Parallel()
+			p := newPatient(t)
+			healthy(t, p)
+			fault.plant(t, p)
+			wantFinding(t, p.look(t.Context(), only), fault.id, fault.text)
+		})
+	}
+}
+
+// wantFinding looks for a finding with a text, and that it says what to do.
+func wantFinding(t *testing.T, found []finding, id, text string) {
+	t.Helper()
+	k, known := kinds()[id]
+	if !known {
+		t.Fatalf("%s is no kind of finding", id)
+	}
+	for _, f := range found {
+		if f.ID != id || !strings.Contains(f.Text, text) {
+			continue
+		}
+		if f.Status != k.status || f.Subject == "" {
+			t.Errorf("%+v", f)
+		}
+		if needs := f.Status == statusWarning || f.Status == statusFailed; needs && f.Todo == "" {
+			t.Errorf("nothing says what to do: %+v", f)
+		}
+		return
+	}
+	t.Errorf("no %s with %q among\n%s", id, text, told(found))
+}
+
+func told(found []finding) string {
+	var b strings.Builder
+	for _, f := range found {
+		fmt.Fprintf(&b, "%-8s %-20s %s: %s\n", f.Status, f.ID, f.Subject, f.Text)
+	}
+	return b.String()
+}
+
+// wantNone looks that a finding is not there.
+func wantNone(t *testing.T, found []finding, id string) {
+	t.Helper()
+	if slices.ContainsFunc(found, func(f finding) bool { return f.ID == id }) {
+		t.Errorf("%s is among\n%s", id, told(found))
+	}
+}
+
+// connection is one more to a database, closed with the test.
+func connection(t *testing.T, url string) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		_ = conn.Close(ctx)
+	})
+	return conn
+}
+
+// greeter answers each connection on a port of 127.0.0.1 with a line, and closes.
+func greeter(t *testing.T, line string) (address string) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = conn.Write([]byte(line))
+			_ = conn.Close()
+		}
+	}()
+	t.Cleanup(func() {
+		_ = ln.Close()
+		<-done
+	})
+	return ln.Addr().String()
+}
+
+// closedPort is an address where nobody listens.
+func closedPort(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+// later makes the check's clock differ.
+func later(d time.Duration) func(*testing.T, *patient) {
+	return func(_ *testing.T, p *patient) { p.c.now = func() time.Time { return time.Now().Add(d) } }
+}
