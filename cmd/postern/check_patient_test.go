@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"os"
@@ -63,6 +64,16 @@ spool = "64MiB"
 func (p *patient) treat(c *checkup) {
 	c.dns, c.roots, c.limit = &mockdns.Resolver{Zones: p.zones}, p.ca.Pool(), patience
 	p.c = c
+}
+
+// served is the patient's certificate for a server.
+func (p *patient) served(t *testing.T) *tls.Config {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(filepath.Join(p.dir, "cert.pem"), filepath.Join(p.dir, "key.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}}
 }
 
 func healthyZones() map[string]mockdns.Zone {
