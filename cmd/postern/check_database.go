@@ -187,21 +187,27 @@ func (in *inspection) replicas(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	judgeReplicas(in.r, standbys, seen, hidden)
+	return nil
+}
+
+// judgeReplicas compares synchronous_standby_names with the replicas that are in step
+// and those whose state this role may not see.
+func judgeReplicas(r *report, standbys string, seen, hidden int) {
 	wanted := 1
 	if m := standbyCount.FindStringSubmatch(standbys); m != nil {
 		wanted, _ = strconv.Atoi(m[1])
 	}
 	switch {
 	case standbys == "":
-		in.r.add("db.replica-none", "replica", "synchronous_standby_names is empty")
+		r.add("db.replica-none", "replica", "synchronous_standby_names is empty")
+	case seen >= wanted:
+		r.add("db.replica", "replica", "%d in step, %d needed", seen, wanted)
 	case hidden > 0:
-		in.r.skip("replica", "the role may not see the state of replicas (grant it pg_read_all_stats)")
-	case seen < wanted:
-		in.r.add("db.replica-missing", "replica", "%d of %d in synchronous_standby_names = %q", seen, wanted, standbys)
+		r.skip("replica", "the role may not see the state of replicas (grant it pg_read_all_stats)")
 	default:
-		in.r.add("db.replica", "replica", "%d in step, %d needed", seen, wanted)
+		r.add("db.replica-missing", "replica", "%d of %d in synchronous_standby_names = %q", seen, wanted, standbys)
 	}
-	return nil
 }
 
 func (in *inspection) protection(context.Context) error {

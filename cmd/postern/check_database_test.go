@@ -43,6 +43,7 @@ func databaseFaults() []fault {
 		{"db.clock-drift", "behind", later(3 * time.Second)},
 		{"db.clock-drift", "ahead", later(-3 * time.Second)},
 		{"db.clock-wrong", "behind", later(time.Hour)},
+		{"db.error", "nodes", sql(`alter table node drop column superseded_at cascade`)},
 		{"node.ok", "1 alive: other.test", livingNode("other.test")},
 		{"node.taken", `"relay.test" is alive`, livingNode(patientName)},
 		{"node.twice", `"relay.test" was taken over`, takenOver},
@@ -51,6 +52,9 @@ func databaseFaults() []fault {
 		{"db.wraparound", "transactions since", bound(func(b *bounds) { b.frozen = 0 })},
 		{"db.room-low", "free", bound(func(b *bounds) { b.low = 1 << 60 })},
 		{"db.room-none", "free", bound(func(b *bounds) { b.none = 1 << 60 })},
+		{"db.connections", "20 allowed, and this node may open 28", func(t *testing.T, p *patient) {
+			p.sql(t, "alter database "+p.pool.Config().ConnConfig.Database+" connection limit 20")
+		}},
 		{"db.connections-tight", "nodes", crowd},
 	}
 }
@@ -118,34 +122,13 @@ func crowd(t *testing.T, p *patient) {
 	p.sql(t, `insert into node (name, expires_at) select 'node' || n, clock_timestamp() + interval '1 hour' from generate_series(1, 200) n`)
 }
 
-// A server that is set up to lose mail, to hold it up and to grow.
-func TestCheckFindsABadServer(t *testing.T) {
-	t.Parallel()
-	server := pgtest.Server(t, pgserver.Config{Settings: map[string]string{
-		"fsync": "off", "synchronous_commit": "off", "synchronous_standby_names": "ANY 2 (a, b, c)",
-		"autovacuum": "off", "max_connections": "20", "statement_timeout": "30s",
-	}})
-	p := newPatient(t)
-	db := pgtest.On(t, server)
-	p.c.cfg.Database.URL, p.pool = db.URL, db.Pool
-	p.sql(t, `select pg_create_physical_replication_slot('gone', true)`)
-	found := p.look(t.Context(), "database")
-	wantFinding(t, found, "db.durability", "fsync is off: set it to on")
-	wantFinding(t, found, "db.durability", "synchronous_commit is off")
-	wantFinding(t, found, "db.replica-missing", "0 of 2")
-	wantFinding(t, found, "db.autovacuum", "autovacuum is off")
-	wantFinding(t, found, "db.connections", "17 allowed, and this node may open 28")
-	wantFinding(t, found, "db.timeouts", "statement_timeout is 30000 ms")
-	wantFinding(t, found, "db.slot", "gone")
-	p.sql(t, `select pg_drop_replication_slot('gone')`)
-}
-
-// A server as pgserver makes it for one machine has nothing that is to be mended.
-func TestCheckLikesADurableServer(t *testing.T) {
+// A server as pgserver makes it for one machine has nothing that is to be mended, until
+// it is set up to lose mail, to hold it up and to grow.
+func TestCheckJudgesTheServer(t *testing.T) {
 	t.Parallel()
 	p := newPatient(t)
 	db := pgtest.On(t, pgtest.Server(t, pgserver.Config{}))
-	p.c.cfg.Database.URL = db.URL
+	p.c.cfg.Database.URL, p.pool = db.URL, db.Pool
 	found := p.look(t.Context(), "database")
 	wantFinding(t, found, "db.durable", "keeps what it commits")
 	for _, f := range found {
@@ -153,6 +136,22 @@ func TestCheckLikesADurableServer(t *testing.T) {
 			t.Errorf("%+v", f)
 		}
 	}
+	p.sql(t, `select pg_create_physical_replication_slot('gone', true)`)
+	for _, setting := range []string{"fsync = off", "synchronous_commit = off", "synchronous_standby_names = 'ANY 2 (a, b, c)'",
+		"autovacuum = off", "statement_timeout = '30s'"} {
+		p.sql(t, "alter system set "+setting)
+	}
+	p.sql(t, `select pg_reload_conf()`)
+	p.pool.Reset()
+	p.waitSQL(t, `select current_setting('fsync') = 'off' and current_setting('statement_timeout') = '30s'`)
+	found = p.again().look(t.Context(), "database")
+	wantFinding(t, found, "db.durability", "fsync is off: set it to on")
+	wantFinding(t, found, "db.durability", "synchronous_commit is off")
+	wantFinding(t, found, "db.replica-missing", "0 of 2")
+	wantFinding(t, found, "db.autovacuum", "autovacuum is off")
+	wantFinding(t, found, "db.timeouts", "statement_timeout is 30000 ms")
+	wantFinding(t, found, "db.slot", "gone")
+	p.sql(t, `select pg_drop_replication_slot('gone')`)
 }
 
 func TestCheckJudgesTheWayToTheDatabase(t *testing.T) {
@@ -175,5 +174,22 @@ func TestCheckJudgesTheWayToTheDatabase(t *testing.T) {
 		case len(found) > 0:
 			t.Errorf("%+v: %+v", test, found)
 		}
+	}
+}
+
+func TestCheckJudgesReplicas(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		standbys     string
+		seen, hidden int
+		want         string
+	}{
+		{"", 0, 0, "db.replica-none"}, {"standby1", 1, 0, "db.replica"}, {"*", 0, 0, "db.replica-missing"},
+		{"FIRST 1 (a, b)", 1, 0, "db.replica"}, {"ANY 2 (a, b, c)", 1, 0, "db.replica-missing"}, {"any 2 (a, b, c)", 2, 1, "db.replica"},
+		{"2 (a, b)", 1, 0, "db.replica-missing"}, {"standby1", 0, 1, "check.skipped"},
+	} {
+		r := &report{}
+		judgeReplicas(r, test.standbys, test.seen, test.hidden)
+		wantFinding(t, r.close(), test.want, "")
 	}
 }

@@ -76,6 +76,14 @@ func (p *patient) served(t *testing.T) *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}}
 }
 
+// again is the patient for another look: a check is made once.
+func (p *patient) again() *patient {
+	before := p.c
+	p.treat(before.app.newCheckup(before.opts))
+	p.c.cfg = before.cfg
+	return p
+}
+
 func healthyZones() map[string]mockdns.Zone {
 	return map[string]mockdns.Zone{
 		"relay.test.":         {A: []string{patientAddress}},

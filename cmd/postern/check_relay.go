@@ -100,7 +100,11 @@ func (k *knock) run(ctx context.Context) error {
 	if net.ParseIP(host) != nil {
 		k.name = hostname
 	}
-	t, greeting, err := dialTalk(ctx, k.door.address, k.door.tls, k.name)
+	address, err := k.c.resolved(ctx, k.door.address)
+	if err != nil {
+		return err
+	}
+	t, greeting, err := dialTalk(ctx, address, k.door.tls, k.name)
 	if err != nil {
 		return err
 	}
@@ -118,6 +122,22 @@ func (k *knock) run(ctx context.Context) error {
 		}
 	}
 	return k.secured(t, offers)
+}
+
+// resolved looks the host of an address up as deliveries do.
+func (c *checkup) resolved(ctx context.Context, address string) (string, error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil || net.ParseIP(host) != nil {
+		return address, err
+	}
+	addrs, err := c.hostAddresses(ctx, host)
+	if err != nil {
+		return "", err
+	}
+	if len(addrs) == 0 {
+		return "", fmt.Errorf("%s has no address", host)
+	}
+	return net.JoinHostPort(addrs[0].String(), port), nil
 }
 
 // clear is what is tried before TLS; it returns what is offered under it, nil when
