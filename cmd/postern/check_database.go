@@ -36,26 +36,15 @@ var databaseKinds = []kind{
 		"set sslmode=verify-full and sslrootcert in the URL"},
 	{"db.slow", statusWarning, "The way to the database takes long, and each accepted message waits for it several times.",
 		"put the relay and its database into one place"},
-	{"db.connections", statusFailed, "The database allows fewer connections than one node opens.",
-		"raise max_connections of the database, or the limit of the role or the database; or lower [database] max_connections"},
-	{"db.connections-tight", statusWarning, "The database allows fewer connections than all nodes and the other clients may open together.",
-		"raise max_connections of the database, or lower [database] max_connections of the nodes"},
 	{"db.schema", statusOK, "The schema is that of this program.", ""},
 	{"db.schema-old", statusFailed, "The schema is older than this program, or not there.", "run 'postern migrate'"},
 	{"db.schema-new", statusFailed, "A newer program has migrated the database.", "install the newer version here"},
 	{"db.schema-changed", statusFailed, "The schema was made by a changed migration, so nobody can say what it is.",
 		"restore the program that migrated the database, or restore the database from a backup"},
-	{"db.privileges", statusFailed, "The role may not do what the server does.",
-		"let the role own the tables, or grant it what is missing; and run 'postern migrate' as the owner"},
 	{"db.clock", statusOK, "The clocks of this machine and the database agree.", ""},
 	{"db.clock-drift", statusWarning, "The clocks of this machine and the database differ.", "run a time service (chrony, systemd-timesyncd) on both"},
 	{"db.clock-wrong", statusFailed, "The clocks of this machine and the database differ so much that expiries and traces are wrong.",
 		"set the wrong one, and run a time service (chrony, systemd-timesyncd) on both"},
-	{"node.ok", statusOK, "The nodes that live on the database.", ""},
-	{"node.taken", statusFailed, "A node with this one's name lives elsewhere: the one that starts later stops the other.",
-		"set another node (or hostname) in one of the two configurations"},
-	{"node.twice", statusWarning, "A process took over the name of this node while the one before still lived.",
-		"after a crash this is as it should be; if both run, set another node in one of the two configurations"},
 }
 
 // Bounds of what the database is asked.
@@ -286,3 +275,20 @@ func (in *inspection) schema(ctx context.Context) error {
 
 // insufficientPrivilege is the SQLSTATE of what a role may not do.
 const insufficientPrivilege = "42501"
+
+// bounds say from where on something is told.
+type bounds struct {
+	server      int           // the oldest version
+	trip        time.Duration // to the database and back
+	transaction time.Duration // that is open
+	deadRows    int64
+	frozen      int64 // transactions since
+	low, none   int64 // octets of room for the database
+}
+
+func defaultBounds() bounds {
+	return bounds{
+		server: 13_00_00, trip: 10 * time.Millisecond,
+		transaction: 15 * time.Minute, deadRows: 500_000, frozen: 1_000_000_000, low: 5 << 30, none: 256 << 20,
+	}
+}

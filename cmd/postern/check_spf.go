@@ -1,13 +1,10 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"maps"
 	"net"
 	"net/netip"
-	"slices"
 	"strings"
 
 	"blitiri.com.ar/go/spf"
@@ -34,32 +31,6 @@ var spfKinds = []kind{
 
 // mostDomains is how many sender domains are looked at.
 const mostDomains = 20
-
-// senderDomains are the domains that enabled users may send as, those of most users
-// first. What lies below a domain (*@*.b) cannot be known.
-func (v *mailView) senderDomains() []string {
-	count := map[string]int{}
-	for _, u := range v.users {
-		if !u.Enabled {
-			continue
-		}
-		patterns := u.Senders
-		if len(patterns) == 0 {
-			patterns = []string{u.Name}
-		}
-		seen := map[string]bool{}
-		for _, p := range patterns {
-			_, domain, has := strings.Cut(p, "@")
-			if has && !strings.HasPrefix(domain, "*") && !strings.HasPrefix(domain, "[") && !seen[domain] {
-				seen[domain] = true
-				count[domain]++
-			}
-		}
-	}
-	return slices.SortedFunc(maps.Keys(count), func(a, b string) int {
-		return cmp.Or(count[b]-count[a], strings.Compare(a, b))
-	})
-}
 
 func (c *checkup) lookAtSenderDomains(ctx context.Context, r *report) {
 	v, err := c.view(ctx)
