@@ -82,10 +82,11 @@ func (c *checkup) configFile(r *report) {
 		return
 	}
 	u, err := url.Parse(cfg.Database.URL)
-	if err != nil || u.User == nil {
-		return
+	has := strings.Contains(cfg.Database.URL, "password=")
+	if err == nil && u.User != nil && !has {
+		_, has = u.User.Password()
 	}
-	if _, has := u.User.Password(); has {
+	if has {
 		r.add("config.readable", "configuration", "mode %04o of %s", info.Mode().Perm(), path)
 	}
 }

@@ -52,6 +52,7 @@ func configFaults() []fault {
 		{"config.ok", "every key", nothing},
 		{"config.invalid", `line 1: unknown key "hostnme"`, reread("hostnme = \"relay.test\"\n", 0o600)},
 		{"config.readable", "mode 0644", reread("[database]\nurl = \"postgres://u:secret@127.0.0.1:1/x\"\n", 0o644)},
+		{"config.readable", "mode 0604", reread("[database]\nurl = \"host=127.0.0.1 password=secret\"\n", 0o604)},
 		{"config.hostname", "localhost", setting(func(c *config) { c.Hostname = "localhost" })},
 		{"config.hostname", "printer.local", setting(func(c *config) { c.Hostname = "printer.local" })},
 		{"config.private-mx", "allow_private_mx", setting(func(c *config) { c.Delivery.AllowPrivateMX = true })},

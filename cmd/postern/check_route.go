@@ -29,9 +29,9 @@ func (c *checkup) lookAtRoutes(ctx context.Context, r *report) {
 	if len(v.rules) == 0 {
 		r.add("route.none", "routes", "none")
 	} else if !slices.ContainsFunc(v.rules, isDefault) {
-		r.add("route.no-default", "routes", "%d rules, none of them for all mail", len(v.rules))
+		r.add("route.no-default", "routes", "%d rules, none for all mail", len(v.rules))
 	} else {
-		r.add("route.ok", "routes", "%d rules", len(v.rules))
+		r.add("route.ok", "routes", "%d in all", len(v.rules))
 	}
 	known, used := map[string]bool{}, map[string]bool{}
 	for _, a := range v.accounts {

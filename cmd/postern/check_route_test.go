@@ -42,9 +42,9 @@ func TestCheckFindsFaultsOfTheAccounts(t *testing.T) {
 
 func routeFaults() []fault {
 	return []fault{
-		{"route.ok", "1 rules", nothing},
+		{"route.ok", "1 in all", nothing},
 		{"route.none", "none", sql(`delete from route`)},
-		{"route.no-default", "1 rules", sql(`update route set sender_domain = 'example.com'`)},
+		{"route.no-default", "1 rules, none", sql(`update route set sender_domain = 'example.com'`)},
 		{"route.gone", `names "out"`, func(t *testing.T, p *patient) {
 			p.upstream(t, route.Upstream{Host: "127.0.0.1", Port: 25, TLS: route.TLSNone})
 			p.sql(t, `alter table route_upstream drop constraint route_upstream_upstream_fkey`)

@@ -313,8 +313,12 @@ func (c *config) hostname() (string, error) {
 // redactURL removes the password from a database URL for messages.
 func redactURL(raw string) string {
 	u, err := url.Parse(raw)
-	if err != nil {
+	if err != nil || u.Scheme == "" { // the form host=... password=... is not taken apart
 		return "the database URL"
+	}
+	if query := u.Query(); query.Has("password") {
+		query.Set("password", "xxxxx")
+		u.RawQuery = query.Encode()
 	}
 	return u.Redacted()
 }
