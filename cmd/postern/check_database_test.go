@@ -53,6 +53,7 @@ func databaseFaults() []fault {
 		{"db.room-low", "free", bound(func(b *bounds) { b.low = 1 << 60 })},
 		{"db.room-none", "free", bound(func(b *bounds) { b.none = 1 << 60 })},
 		{"db.connections", "20 allowed, and this node may open 28", func(t *testing.T, p *patient) {
+			p.admit(t)
 			p.sql(t, "alter database "+p.pool.Config().ConnConfig.Database+" connection limit 20")
 		}},
 		{"db.connections-tight", "nodes", crowd},
@@ -61,7 +62,8 @@ func databaseFaults() []fault {
 
 func TestCheckFindsFaultsOfTheDatabase(t *testing.T) {
 	t.Parallel()
-	find(t, databaseFaults(), "database", admitted)
+	db := pgtest.New(t) // of those that change nothing
+	find(t, databaseFaults(), "database", func(_ *testing.T, p *patient) { p.c.cfg.Database.URL = db.URL })
 }
 
 // lesserRole lets the check be a role that may read only.
@@ -99,6 +101,7 @@ func takenOver(t *testing.T, p *patient) {
 }
 
 func openTransaction(t *testing.T, p *patient) {
+	p.admit(t)
 	p.c.bounds.transaction = 0
 	tx, err := connection(t, p.c.cfg.Database.URL).BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
 	if err != nil {
@@ -111,7 +114,6 @@ func openTransaction(t *testing.T, p *patient) {
 
 func deletedRows(t *testing.T, p *patient) {
 	p.c.bounds.deadRows = 20
-	p.sql(t, `delete from app_user`)
 	p.sql(t, `insert into app_user (name) select 'user' || n from generate_series(1, 50) n`)
 	p.sql(t, `delete from app_user`)
 	p.pool.Reset() // what a connection knows of rows it tells at its end

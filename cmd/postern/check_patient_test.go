@@ -28,7 +28,8 @@ type patient struct {
 	dir   string // of postern.toml, cert.pem, key.pem and secret.key
 	ca    *smtptest.CA
 	zones map[string]mockdns.Zone // by whole name
-	pool  *pgxpool.Pool           // nil without a database
+	view  *mailView               // nil: as the database says
+	pool  *pgxpool.Pool           // nil without a database of its own
 }
 
 const (
@@ -37,7 +38,7 @@ const (
 	patientPTR     = "7.100.51.198.in-addr.arpa."
 )
 
-// newPatient has no database; see admit.
+// newPatient has no database; see admit and viewed.
 func newPatient(t *testing.T) *patient {
 	t.Helper()
 	p := &patient{dir: t.TempDir(), ca: smtptest.NewCA(t), zones: healthyZones()}
@@ -102,22 +103,34 @@ func (p *patient) write(t *testing.T, name, text string) (path string) {
 	return path
 }
 
-// admit gives the patient a database of its own with a user and a route to MX.
+// admit gives the patient a database of its own.
 func (p *patient) admit(t *testing.T) {
 	t.Helper()
 	db := pgtest.New(t)
 	p.c.cfg.Database.URL, p.pool = db.URL, db.Pool
-	_, err := auth.NewStore(db.Pool).AddUser(t.Context(), auth.NewUser{Name: "alice@example.com", Password: "a good password"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.route(t, route.Rule{})
 }
 
-// admitted is admit in the form that find takes.
-func admitted(t *testing.T, p *patient) {
-	t.Helper()
-	p.admit(t)
+// viewed gives the patient what a database would say: a user who sends to MX.
+func viewed(_ *testing.T, p *patient) {
+	p.view = &mailView{
+		users: []auth.User{{ID: 1, Name: "alice@example.com", Enabled: true, Credentials: 1}},
+		rules: []route.Rule{{ID: 1}},
+	}
+}
+
+// withUser adds one who can log in.
+func withUser(name string, senders ...string) func(*testing.T, *patient) {
+	return func(_ *testing.T, p *patient) {
+		p.view.users = append(p.view.users, auth.User{ID: int64(len(p.view.users) + 1), Name: name, Enabled: true, Credentials: 1, Senders: senders})
+	}
+}
+
+// upstream adds one and sends all mail there.
+func (p *patient) upstream(up route.Upstream) {
+	up.Name = "out"
+	p.view.upstreams = append(p.view.upstreams, up)
+	p.view.accounts = append(p.view.accounts, route.Account{Name: up.Name})
+	p.view.rules = []route.Rule{{ID: 1, Upstreams: []string{up.Name}}}
 }
 
 // waitSQL asks until the answer is true.
@@ -142,35 +155,12 @@ func (p *patient) waitSQL(t *testing.T, question string) {
 	}
 }
 
-func (p *patient) routes(t *testing.T) *route.Store {
-	t.Helper()
-	sealer, err := p.c.app.sealer(p.c.cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return route.NewStore(p.pool, sealer)
-}
-
-// route adds a rule in the place of one with the same match.
-func (p *patient) route(t *testing.T, rule route.Rule) {
-	t.Helper()
-	if _, _, err := p.routes(t).ReplaceRoute(t.Context(), rule); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// upstream adds one and sends all mail there.
-func (p *patient) upstream(t *testing.T, up route.Upstream) {
-	t.Helper()
-	up.Name = "out"
-	if err := p.routes(t).AddUpstream(t.Context(), up); err != nil {
-		t.Fatal(err)
-	}
-	p.route(t, route.Rule{Upstreams: []string{"out"}})
-}
-
+// sql changes a database, which is the patient's own from then on.
 func (p *patient) sql(t *testing.T, statement string, args ...any) {
 	t.Helper()
+	if p.pool == nil {
+		p.admit(t)
+	}
 	if _, err := p.pool.Exec(t.Context(), statement, args...); err != nil {
 		t.Fatalf("%s: %v", statement, err)
 	}
@@ -179,6 +169,9 @@ func (p *patient) sql(t *testing.T, statement string, args ...any) {
 // look runs the check of some areas.
 func (p *patient) look(ctx context.Context, only ...string) []finding {
 	p.c.opts.only = only
+	if p.view != nil {
+		_, _ = p.c.mail.get(ctx, func() (*mailView, error) { return p.view, nil })
+	}
 	return p.c.run(ctx)
 }
 

@@ -142,7 +142,7 @@ func TestCheckOfARunningServer(t *testing.T) {
 func TestCheckEndsInTime(t *testing.T) {
 	t.Parallel()
 	p := newPatient(t)
-	p.admit(t)
+	viewed(t, p)
 	hang := &hangingResolver{checkResolver: p.c.dns}
 	released := make(chan struct{})
 	hang.release = released

@@ -3,6 +3,7 @@ package main
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,57 +15,45 @@ import (
 	"postern/relay/route"
 )
 
+// seen changes what the database says.
+func seen(change func(v *mailView)) func(*testing.T, *patient) {
+	return func(_ *testing.T, p *patient) { change(p.view) }
+}
+
 func accountFaults() []fault {
 	return []fault{
 		{"account.ok", "1 of 1 users", nothing},
-		{"account.none", "no user", sql(`delete from app_user`)},
-		{"account.nobody", "1 users", sql(`update app_user set enabled = false`)},
-		{"account.nobody", "1 users", sql(`update credential set revoked_at = now()`)},
-		{"account.no-login", "bob@example.com", sql(`insert into app_user (name) values ('bob@example.com')`)},
-		{"account.no-sender", "scanner", addUser("scanner")},
-	}
-}
-
-func addUser(name string, senders ...string) func(*testing.T, *patient) {
-	return func(t *testing.T, p *patient) {
-		t.Helper()
-		_, err := auth.NewStore(p.pool).AddUser(t.Context(), auth.NewUser{Name: name, Password: "a good password", Senders: senders})
-		if err != nil {
-			t.Fatal(err)
-		}
+		{"account.ok", "others were not looked at", seen(func(v *mailView) { v.more = true })},
+		{"account.none", "no user", seen(func(v *mailView) { v.users = nil })},
+		{"account.nobody", "1 users", seen(func(v *mailView) { v.users[0].Enabled = false })},
+		{"account.nobody", "1 users", seen(func(v *mailView) { v.users[0].Credentials = 0 })},
+		{"account.no-login", "bob@example.com", seen(func(v *mailView) {
+			v.users = append(v.users, auth.User{ID: 2, Name: "bob@example.com", Enabled: true})
+		})},
+		{"account.no-sender", "scanner", withUser("scanner")},
 	}
 }
 
 func TestCheckFindsFaultsOfTheAccounts(t *testing.T) {
 	t.Parallel()
-	find(t, accountFaults(), "account", admitted)
+	find(t, accountFaults(), "account", viewed)
 }
 
 func routeFaults() []fault {
 	return []fault{
 		{"route.ok", "1 in all", nothing},
-		{"route.none", "none", sql(`delete from route`)},
-		{"route.no-default", "1 rules, none", sql(`update route set sender_domain = 'example.com'`)},
-		{"route.gone", `names "out"`, func(t *testing.T, p *patient) {
-			p.upstream(t, route.Upstream{Host: "127.0.0.1", Port: 25, TLS: route.TLSNone})
-			p.sql(t, `alter table route_upstream drop constraint route_upstream_upstream_fkey`)
-			p.sql(t, `delete from upstream`)
-		}},
-		{"route.user-gone", "route", func(t *testing.T, p *patient) { p.route(t, route.Rule{UserID: 4711}) }},
-		{"route.unused", "upstream out", func(t *testing.T, p *patient) {
-			p.upstream(t, route.Upstream{Host: "127.0.0.1", Port: 25, TLS: route.TLSNone})
-			p.route(t, route.Rule{})
-		}},
-		{"route.sealed", "does not open its password", func(t *testing.T, p *patient) {
-			p.upstream(t, route.Upstream{Host: "127.0.0.1", Port: 25, TLS: route.TLSRequire, Username: "u", Password: "p"})
-			p.write(t, "secret.key", string(slices.Repeat([]byte("x"), route.KeySize)))
-		}},
+		{"route.none", "none", seen(func(v *mailView) { v.rules = nil })},
+		{"route.no-default", "1 rules, none", seen(func(v *mailView) { v.rules[0].SenderDomain = "example.com" })},
+		{"route.gone", `route 1 names "out"`, seen(func(v *mailView) { v.rules[0].Upstreams = []string{"out"} })},
+		{"route.user-gone", "route 2", seen(func(v *mailView) { v.rules = append(v.rules, route.Rule{ID: 2, UserID: 4711}) })},
+		{"route.unused", "upstream out", seen(func(v *mailView) { v.accounts = []route.Account{{Name: "out"}} })},
+		{"route.sealed", "does not open its password", seen(func(v *mailView) { v.sealed = []string{"out"} })},
 	}
 }
 
 func TestCheckFindsFaultsOfTheRoutes(t *testing.T) {
 	t.Parallel()
-	find(t, routeFaults(), "route", admitted)
+	find(t, routeFaults(), "route", viewed)
 }
 
 // smarthost starts a server with an account and sends all mail there.
@@ -78,7 +67,7 @@ func smarthost(change func(*smtptest.Config, *route.Upstream)) func(*testing.T, 
 		if up.Port == 0 {
 			up.Port = server.Port()
 		}
-		p.upstream(t, up)
+		p.upstream(up)
 		t.Cleanup(func() {
 			if n := server.Reached(smtptest.PhaseMail); n > 0 {
 				t.Errorf("the check began %d transactions", n)
@@ -96,7 +85,7 @@ func upstreamFaults() []fault {
 		{"upstream.lookup", "nowhere.test", smarthost(func(_ *smtptest.Config, up *route.Upstream) { up.Host = "nowhere.test" })},
 		{"upstream.unreachable", "refused", func(t *testing.T, p *patient) {
 			at := netip.MustParseAddrPort(closedPort(t))
-			p.upstream(t, route.Upstream{Host: "127.0.0.1", Port: int(at.Port()), TLS: route.TLSNone})
+			p.upstream(route.Upstream{Host: "127.0.0.1", Port: int(at.Port()), TLS: route.TLSNone})
 		}},
 		{"upstream.tls", "unknown authority", smarthost(func(cfg *smtptest.Config, up *route.Upstream) { up.CA = "" })},
 		{"upstream.tls", "expired", func(t *testing.T, p *patient) {
@@ -118,14 +107,14 @@ func upstreamFaults() []fault {
 		})},
 		{"upstream.self", "is a listener of this server", func(t *testing.T, p *patient) {
 			p.c.cfg.Listeners[0].Address = "0.0.0.0:2587"
-			p.upstream(t, route.Upstream{Host: "127.0.0.1", Port: 2587, TLS: route.TLSNone})
+			p.upstream(route.Upstream{Host: "127.0.0.1", Port: 2587, TLS: route.TLSNone})
 		}},
 	}
 }
 
 func TestCheckFindsFaultsOfTheUpstreams(t *testing.T) {
 	t.Parallel()
-	find(t, upstreamFaults(), "upstream", admitted)
+	find(t, upstreamFaults(), "upstream", viewed)
 }
 
 // What is in clear is no fault on this machine, where all tests are.
@@ -151,21 +140,41 @@ func TestCheckJudgesUpstreamsInClear(t *testing.T) {
 	}
 }
 
-// The key and the passwords are read by the check and changed by nobody.
-func TestCheckTriesEachUpstream(t *testing.T) {
+// What the check says about accounts, routes and upstreams is what the database holds.
+func TestCheckReadsTheDatabase(t *testing.T) {
 	t.Parallel()
 	p := newPatient(t)
 	p.admit(t)
-	servers := map[string]*smtptest.Server{}
-	for _, name := range []string{"a", "b", "c"} {
-		servers[name] = smtptest.Start(t, smtptest.Config{TLS: p.ca.ServerConfig(t, "127.0.0.1"), Implicit: true})
-		up := route.Upstream{Name: name, Host: "127.0.0.1", Port: servers[name].Port(), TLS: route.TLSImplicit, CA: string(p.ca.PEM())}
-		if err := p.routes(t).AddUpstream(t.Context(), up); err != nil {
+	sealer, err := p.c.app.sealer(p.c.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	routes, servers := route.NewStore(p.pool, sealer), map[string]*smtptest.Server{}
+	for _, name := range []string{"c", "a", "b"} {
+		servers[name] = smtptest.Start(t, smtptest.Config{TLS: p.ca.ServerConfig(t, "127.0.0.1"), Implicit: true, Users: map[string]string{"relay": "right"}})
+		up := route.Upstream{Name: name, Host: "127.0.0.1", Port: servers[name].Port(), TLS: route.TLSImplicit, CA: string(p.ca.PEM()),
+			Username: "relay", Password: "right"}
+		if err := routes.AddUpstream(t.Context(), up); err != nil {
 			t.Fatal(err)
 		}
 	}
+	if _, err := routes.AddRoute(t.Context(), route.Rule{Upstreams: []string{"a"}}); err != nil {
+		t.Fatal(err)
+	}
+	users := auth.NewStore(p.pool)
+	for _, n := range []auth.NewUser{{Name: "alice@example.com", Password: "a good password"}, {Name: "bob", Senders: []string{"*@example.com"}}} {
+		if _, err := users.AddUser(t.Context(), n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	found := p.look(t.Context(), "account", "route", "upstream", "spf")
+	wantFinding(t, found, "account.ok", "1 of 2 users")
+	wantFinding(t, found, "account.no-login", "bob")
+	wantFinding(t, found, "route.ok", "1 in all")
+	wantFinding(t, found, "route.unused", "upstream b")
+	wantFinding(t, found, "spf.upstream", "v=spf1")
 	var order []string
-	for _, f := range p.look(t.Context(), "upstream") {
+	for _, f := range found {
 		if f.ID == "upstream.ok" {
 			order = append(order, f.Subject)
 		}
@@ -178,4 +187,6 @@ func TestCheckTriesEachUpstream(t *testing.T) {
 			t.Errorf("%s: %d connections, %d with QUIT", name, s.Conns(), s.Reached(smtptest.PhaseQuit))
 		}
 	}
+	p.write(t, "secret.key", strings.Repeat("x", route.KeySize))
+	wantFinding(t, p.again().look(t.Context(), "route"), "route.sealed", "does not open its password")
 }
