@@ -72,7 +72,7 @@ func (in *inspection) living(ctx context.Context) ([]string, error) {
 func (c *checkup) runsHere(ctx context.Context) bool {
 	hostname, _ := c.cfg.hostname()
 	for _, l := range c.cfg.Listeners {
-		t, greeting, err := dialTalk(ctx, reachable(l.Address), l.TLS, hostname)
+		t, greeting, err := dialTalk(ctx, doorOf(l), hostname)
 		if err != nil {
 			continue
 		}

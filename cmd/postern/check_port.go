@@ -63,7 +63,7 @@ func (c *checkup) notFree(ctx context.Context, r *report, l listenerConfig, err 
 // answers says who greets at the address, if somebody does.
 func (c *checkup) answers(ctx context.Context, r *report, l listenerConfig) bool {
 	hostname, _ := c.cfg.hostname()
-	t, greeting, err := dialTalk(ctx, reachable(l.Address), l.TLS, hostname)
+	t, greeting, err := dialTalk(ctx, doorOf(l), hostname)
 	if err != nil {
 		return false
 	}
@@ -78,19 +78,4 @@ func (c *checkup) answers(ctx context.Context, r *report, l listenerConfig) bool
 		r.add("port.ours", "listener", "%s answers: %s", l.Address, greeting)
 	}
 	return true
-}
-
-// reachable is where on this machine a listener's address can be had.
-func reachable(address string) string {
-	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return address
-	}
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		host = "127.0.0.1"
-		if ip != nil && ip.To4() == nil {
-			host = "::1"
-		}
-	}
-	return net.JoinHostPort(host, port)
 }

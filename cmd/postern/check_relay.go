@@ -34,13 +34,6 @@ var relayKinds = []kind{
 		"see the findings about the certificate, and whether clients use a name that it has"},
 }
 
-// door is what an outsider may knock at.
-type door struct {
-	address string // to connect to
-	tls     string // of the listener; "" for one that is not known
-	ours    bool   // its certificate is in the configuration's files
-}
-
 // doors are the listeners, or what --connect names in their place.
 func (c *checkup) doors() (list []door) {
 	if len(c.opts.connect) > 0 {
@@ -50,7 +43,7 @@ func (c *checkup) doors() (list []door) {
 		return list
 	}
 	for _, l := range c.cfg.Listeners {
-		list = append(list, door{reachable(l.Address), l.TLS, true})
+		list = append(list, doorOf(l))
 	}
 	return list
 }
@@ -100,11 +93,11 @@ func (k *knock) run(ctx context.Context) error {
 	if net.ParseIP(host) != nil {
 		k.name = hostname
 	}
-	address, err := k.c.resolved(ctx, k.door.address)
-	if err != nil {
+	to := k.door
+	if to.address, err = k.c.resolved(ctx, to.address); err != nil {
 		return err
 	}
-	t, greeting, err := dialTalk(ctx, address, k.door.tls, k.name)
+	t, greeting, err := dialTalk(ctx, to, k.name)
 	if err != nil {
 		return err
 	}

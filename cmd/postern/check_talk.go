@@ -25,18 +25,43 @@ const (
 	greetingTime = 3 * time.Second  // without a greeting by then, TLS is tried
 )
 
-// dialTalk connects to address and reads the greeting. tlsMode is that of a listener,
-// or "" for one that is not known: then a server that says nothing is taken for one
-// that waits for TLS.
-func dialTalk(ctx context.Context, address, tlsMode, name string) (t *talk, greeting smtp.Reply, err error) {
-	if tlsMode == "implicit" {
-		return dialTLS(ctx, address, name)
+// door is where a client connects.
+type door struct {
+	address string
+	tls     string // of the listener; "" for one that is not known
+	ours    bool   // its certificate is in the configuration's files
+}
+
+// doorOf is a listener of the configuration.
+func doorOf(l listenerConfig) door { return door{reachable(l.Address), l.TLS, true} }
+
+// reachable is where on this machine a listener's address can be had.
+func reachable(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return address
 	}
-	t, err = connectTalk(ctx, address)
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+		if ip != nil && ip.To4() == nil {
+			host = "::1"
+		}
+	}
+	return net.JoinHostPort(host, port)
+}
+
+// dialTalk connects and reads the greeting. name is who is expected there. Where the
+// kind of TLS is not known, a server that says nothing is taken for one that waits for
+// a handshake.
+func dialTalk(ctx context.Context, to door, name string) (t *talk, greeting smtp.Reply, err error) {
+	if to.tls == "implicit" {
+		return dialTLS(ctx, to, name)
+	}
+	t, err = connectTalk(ctx, to)
 	if err != nil {
 		return nil, greeting, err
 	}
-	if tlsMode == "" {
+	if to.tls == "" {
 		_ = t.conn.SetReadDeadline(time.Now().Add(greetingTime))
 	}
 	greeting, err = t.hear()
@@ -45,14 +70,14 @@ func dialTalk(ctx context.Context, address, tlsMode, name string) (t *talk, gree
 	}
 	_ = t.conn.Close()
 	var netErr net.Error
-	if tlsMode == "" && errors.As(err, &netErr) && netErr.Timeout() && ctx.Err() == nil {
-		return dialTLS(ctx, address, name)
+	if to.tls == "" && errors.As(err, &netErr) && netErr.Timeout() && ctx.Err() == nil {
+		return dialTLS(ctx, to, name)
 	}
 	return nil, greeting, err
 }
 
-func dialTLS(ctx context.Context, address, name string) (t *talk, greeting smtp.Reply, err error) {
-	if t, err = connectTalk(ctx, address); err != nil {
+func dialTLS(ctx context.Context, to door, name string) (t *talk, greeting smtp.Reply, err error) {
+	if t, err = connectTalk(ctx, to); err != nil {
 		return nil, greeting, err
 	}
 	if err = t.secure(ctx, name); err == nil {
@@ -65,9 +90,9 @@ func dialTLS(ctx context.Context, address, name string) (t *talk, greeting smtp.
 	return t, greeting, nil
 }
 
-func connectTalk(ctx context.Context, address string) (*talk, error) {
+func connectTalk(ctx context.Context, to door) (*talk, error) {
 	dialer := net.Dialer{Timeout: talkTime / 3}
-	conn, err := dialer.DialContext(ctx, "tcp", address)
+	conn, err := dialer.DialContext(ctx, "tcp", to.address)
 	if err != nil {
 		return nil, err
 	}
