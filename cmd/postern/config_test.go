@@ -125,19 +125,3 @@ func TestUnits(t *testing.T) {
 		}
 	}
 }
-
-// Whatever form the URL has, its password is not shown.
-func TestRedactedURL(t *testing.T) {
-	t.Parallel()
-	for raw, want := range map[string]string{
-		"postgres://u:secret@127.0.0.1/x":                   "postgres://u:xxxxx@127.0.0.1/x",
-		"postgres:///x?host=/run&user=u&password=secret":    "postgres:///x?host=%2Frun&password=xxxxx&user=u",
-		"host=127.0.0.1 user=u password=secret dbname=x":    "the database URL",
-		"postgres://u:secret@127.0.0.1:port/x":              "the database URL",
-		"postgres://postern@/postgres?host=%2Ftmp%2Fsocket": "postgres://postern@/postgres?host=%2Ftmp%2Fsocket",
-	} {
-		if got := redactURL(raw); got != want {
-			t.Errorf("%s becomes %s, want %s", raw, got, want)
-		}
-	}
-}
