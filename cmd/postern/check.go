@@ -67,6 +67,7 @@ func (a *app) newCheckup(opts checkOptions) *checkup {
 		if a.databaseURL != "" {
 			c.cfg.Database.URL = a.databaseURL
 		}
+		c.cfg.SecretKeyFile = a.env["POSTERN_SECRET_KEY_FILE"]
 	}
 	c.dns = resolver(c.cfg.Delivery.DNSServer)
 	return c

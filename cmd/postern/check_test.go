@@ -29,16 +29,9 @@ func findingsPage() string {
 	var b strings.Builder
 	b.WriteString("| finding | status | what it means | what to do |\n|---|---|---|---|\n")
 	for _, k := range kindList() {
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", k.id, k.status, k.means, sentence(k.todo))
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", k.id, k.status, k.means, k.todo)
 	}
 	return b.String()
-}
-
-func sentence(s string) string {
-	if s == "" {
-		return ""
-	}
-	return strings.ToUpper(s[:1]) + s[1:] + "."
 }
 
 func TestCheckPageHasEveryFinding(t *testing.T) {
