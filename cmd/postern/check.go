@@ -2,258 +2,192 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"errors"
+	"crypto/x509"
 	"fmt"
-	"maps"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
-	"syscall"
+	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
-	"postern/relay/queue"
-	"postern/relay/route"
+	"postern/relay/smtp"
 )
 
-// finding is one line of what 'postern check' says.
-type finding struct {
-	Subject string `json:"subject"`
-	Status  string `json:"status"` // ok, warning or failed
-	Text    string `json:"text"`   // what was found and, unless ok, what to do
+// checkOptions are what the flags of 'postern check' say.
+type checkOptions struct {
+	only      []string
+	offline   bool
+	addresses []netip.Addr // that mail leaves from; empty: those of the hostname
+	mx        []string     // domains whose mail hosts are tried
+	connect   []string     // host:port to try as an outsider, in the place of our listeners
 }
 
-// checkup collects findings.
+// checkup is one run of the check. Its areas only read what is here, and each writes
+// a report of its own.
 type checkup struct {
-	app      *app
-	cfg      config
-	findings []finding
+	app   *app
+	opts  checkOptions
+	cfg   config
+	found bool  // there is a configuration file
+	bad   error // it cannot be used; cfg has the defaults
+
+	now    func() time.Time
+	dns    checkResolver
+	roots  *x509.CertPool // of certificates; nil: the system's
+	limit  time.Duration  // of the whole check
+	bounds bounds
+
+	database   future[string] // its URL
+	mail       future[*mailView]
+	over       chan struct{}  // closed when all areas are done
+	background sync.WaitGroup // what ends then
+}
+
+// checkResolver asks DNS; *net.Resolver is one.
+type checkResolver interface {
+	LookupTXT(ctx context.Context, name string) ([]string, error)
+	LookupMX(ctx context.Context, name string) ([]*net.MX, error)
+	LookupIPAddr(ctx context.Context, host string) ([]net.IPAddr, error)
+	LookupAddr(ctx context.Context, addr string) (names []string, err error)
+}
+
+// checkTime bounds the whole check.
+const checkTime = time.Minute
+
+func (a *app) newCheckup(opts checkOptions) *checkup {
+	c := &checkup{app: a, opts: opts, now: time.Now, limit: checkTime, bounds: defaultBounds()}
+	c.cfg, c.found, c.bad = a.loadConfig()
+	if c.bad != nil {
+		// What does not need the file is looked at all the same.
+		c.cfg = defaultConfig()
+		c.cfg.Database.URL = a.env["POSTERN_DATABASE_URL"]
+		if a.databaseURL != "" {
+			c.cfg.Database.URL = a.databaseURL
+		}
+		c.cfg.SecretKeyFile = a.env["POSTERN_SECRET_KEY_FILE"]
+	}
+	c.dns = resolver(c.cfg.Delivery.DNSServer)
+	return c
 }
 
 func (a *app) checkCmd() *cobra.Command {
+	var opts checkOptions
+	var addresses []string
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "tell what is wrong with this set-up",
-		Long: `Looks at the configuration, the certificate, the listeners' addresses, the
-database with its durability settings and schema, the routes and the upstreams.
-The exit status is 1 when something failed. Nothing is changed, and a running
-server is not disturbed; a private database that is not up is started for the time.`,
+		Long: `Looks at the configuration, the certificates, the listeners' addresses, the
+database, the accounts, the routes, the upstreams with their accounts, and DNS, and
+tries as an outsider whether this server is an open relay. Each finding that is not
+ok comes with what to do; its name stands in brackets, and docs/check.md explains all
+of them. Run it as the user that the server runs as.
+
+The exit status is 1 when something failed. Nothing is changed, no mail is sent, and
+a running server is not disturbed; a private database that is not up is started for
+the time. It ends within a minute or so.
+
+The areas are ` + areaNames() + `.`,
+		Example: `  postern check
+  postern check --only database,upstream
+  postern check --address 198.51.100.7 --mx example.net`,
 		Args: noArguments,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c := &checkup{app: a}
-			c.run(cmd.Context())
-			if asJSON {
-				if err := printJSON(a.stdout, c.findings); err != nil {
-					return err
-				}
-			} else if err := c.print(); err != nil {
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if opts.addresses, err = parseAddresses(addresses); err != nil {
 				return err
 			}
-			for _, f := range c.findings {
-				if f.Status == "failed" {
-					return errors.New("the check failed")
-				}
+			if err := opts.validate(); err != nil {
+				return err
 			}
-			return nil
+			return a.check(cmd.Context(), opts, asJSON)
 		},
 	}
+	cmd.Flags().StringSliceVar(&opts.only, "only", nil, "look at these `areas` only, with commas between them")
+	cmd.Flags().BoolVar(&opts.offline, "offline", false, "ask neither DNS nor upstreams")
+	cmd.Flags().StringSliceVar(&addresses, "address", nil, "an `IP` address that mail leaves from; default: those of the hostname")
+	cmd.Flags().StringSliceVar(&opts.mx, "mx", nil, "try the mail hosts of this `domain`, without sending mail")
+	cmd.Flags().StringSliceVar(&opts.connect, "connect", nil, "try this `host:port` as an outsider, in the place of the listeners")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	_ = cmd.RegisterFlagCompletionFunc("only", cobra.FixedCompletions(areaList(), cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
-func (c *checkup) ok(subject, format string, args ...any) {
-	c.findings = append(c.findings, finding{subject, "ok", fmt.Sprintf(format, args...)})
+func parseAddresses(texts []string) (list []netip.Addr, err error) {
+	for _, text := range texts {
+		addr, err := netip.ParseAddr(text)
+		if err != nil {
+			return nil, usagef("--address: %q is no IP address", text)
+		}
+		list = append(list, addr.Unmap())
+	}
+	return list, nil
 }
 
-func (c *checkup) warn(subject, format string, args ...any) {
-	c.findings = append(c.findings, finding{subject, "warning", fmt.Sprintf(format, args...)})
-}
-
-func (c *checkup) fail(subject, format string, args ...any) {
-	c.findings = append(c.findings, finding{subject, "failed", oneLine(fmt.Sprintf(format, args...))})
-}
-
-func (c *checkup) print() error {
-	t := table{head: []string{"", "SUBJECT", "FINDING"}}
-	for _, f := range c.findings {
-		t.add(f.Status, f.Subject, f.Text)
-	}
-	return t.print(c.app.stdout)
-}
-
-func (c *checkup) run(ctx context.Context) {
-	cfg, found, err := c.app.loadConfig()
-	if err != nil {
-		c.fail("configuration", "%v", err)
-		return
-	}
-	c.cfg = cfg
-	if !found {
-		c.warn("configuration", "no file: 'postern serve' needs one, see configs/postern.toml")
-	} else {
-		c.ok("configuration", "every key is known")
-	}
-	if len(cfg.Listeners) > 0 {
-		c.certificate()
-		c.listeners()
-	} else if found {
-		c.warn("listeners", "there is no [[listener]]: only 'postern serve --only delivery' starts so")
-	}
-	err = c.app.withDatabaseOf(ctx, cfg, func(ctx context.Context, url string) error {
-		c.database(ctx, url)
-		return nil
-	})
-	if err != nil {
-		c.fail("database", "%v", err)
-	}
-}
-
-func (c *checkup) certificate() {
-	t := c.cfg.TLS
-	if t.SelfSigned {
-		c.warn("certificate", "self-signed: clients will not trust it; set certificate and key in [tls]")
-		return
-	}
-	if t.Certificate == "" && c.cfg.ACME.on() {
-		c.ok("certificate", "by ACME: 'postern certificate list' tells of it")
-		return
-	}
-	if t.Certificate == "" {
-		c.fail("certificate", "none: set certificate and key in [tls]")
-		return
-	}
-	pair, err := tls.LoadX509KeyPair(t.Certificate, t.Key)
-	if err != nil {
-		c.fail("certificate", "%v", err)
-		return
-	}
-	hostname, err := c.cfg.hostname()
-	if err != nil {
-		c.fail("certificate", "%v", err)
-		return
-	}
-	left := time.Until(pair.Leaf.NotAfter)
-	switch {
-	case left <= 0:
-		c.fail("certificate", "%s expired on %s: renew it; a running server takes the new file by itself", t.Certificate, localTime(pair.Leaf.NotAfter))
-	case pair.Leaf.VerifyHostname(hostname) != nil:
-		c.warn("certificate", "it is for %s and not for the hostname %s: clients that use that name will refuse it", strings.Join(pair.Leaf.DNSNames, ", "), hostname)
-	case left < 14*24*time.Hour:
-		c.warn("certificate", "it expires on %s: renew it", localTime(pair.Leaf.NotAfter))
-	default:
-		c.ok("certificate", "for %s, until %s", hostname, localTime(pair.Leaf.NotAfter))
-	}
-}
-
-func (c *checkup) listeners() {
-	for _, l := range c.cfg.Listeners {
-		ln, err := net.Listen("tcp", l.Address)
-		switch {
-		case err == nil:
-			_ = ln.Close()
-			c.ok("listener", "%s is free", l.Address)
-		case errors.Is(err, syscall.EADDRINUSE):
-			c.warn("listener", "%s is in use: by the running server, or by another program that must go", l.Address)
-		default:
-			c.fail("listener", "cannot listen on %s: %v", l.Address, listenReason(err))
+func (o *checkOptions) validate() error {
+	for _, name := range o.only {
+		if !slices.Contains(areaList(), name) {
+			return usagef("--only: there is no area %q; the areas are %s", name, areaNames())
 		}
 	}
+	for _, domain := range o.mx {
+		if !smtp.ValidDomain(domain) {
+			return usagef("--mx: %q is no domain name", domain)
+		}
+	}
+	for _, at := range o.connect {
+		if host, port, err := net.SplitHostPort(at); err != nil || host == "" || port == "" {
+			return usagef("--connect: %q is not host:port", at)
+		}
+	}
+	return nil
 }
 
-func (c *checkup) database(ctx context.Context, url string) {
-	conn, err := connect(ctx, url)
-	if err != nil {
-		c.fail("database", "%v", err)
-		return
+func (a *app) check(ctx context.Context, opts checkOptions, asJSON bool) error {
+	findings := a.newCheckup(opts).run(ctx)
+	if asJSON {
+		if err := printJSON(a.stdout, findings); err != nil {
+			return err
+		}
+	} else if err := a.printFindings(findings); err != nil {
+		return err
 	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	c.ok("database", "%s answers", redactURL(url))
-	c.durability(ctx, conn)
-	if err := requireSchema(ctx, conn); err != nil {
-		c.fail("schema", "%v", err)
-		return
-	}
-	c.ok("schema", "current")
-	pool, err := openPool(ctx, url, "check", 1, nil)
-	if err != nil {
-		c.fail("database", "%v", err)
-		return
-	}
-	defer pool.Close()
-	c.routes(ctx, pool)
-}
-
-func (c *checkup) durability(ctx context.Context, conn *pgx.Conn) {
-	findings, err := queue.CheckServer(ctx, conn)
-	if err != nil {
-		c.fail("durability", "%v", err)
-		return
-	}
+	failed := 0
 	for _, f := range findings {
-		c.fail("durability", "%s is %s: %s", f.Setting, f.Value, f.Advice)
+		if f.Status == statusFailed {
+			failed++
+		}
 	}
-	if len(findings) == 0 {
-		c.ok("durability", "the database keeps what it commits")
+	if failed > 0 {
+		return fmt.Errorf("the check failed: %d of %d findings", failed, len(findings))
 	}
+	return nil
 }
 
-func (c *checkup) routes(ctx context.Context, pool *pgxpool.Pool) {
-	sealer, keyErr := c.app.presentSealer(c.cfg)
-	store := route.NewStore(pool, sealer)
-	rules, err := store.ListRoutes(ctx)
-	if err != nil {
-		c.fail("route", "%v", err)
-		return
-	}
-	if len(rules) == 0 {
-		c.fail("route", "none: mail waits until one is added with 'postern route add'")
-		return
-	}
-	c.ok("route", "mail has a way; 'postern route list' shows it")
-	upstreams, err := store.ListUpstreams(ctx)
-	if err != nil {
-		c.fail("upstream", "%v", err)
-		return
-	}
-	for _, u := range upstreams {
-		c.upstream(ctx, u)
-	}
-	c.passwords(ctx, store, keyErr)
-}
-
-// passwords looks whether the key of this node opens what is sealed in the database.
-func (c *checkup) passwords(ctx context.Context, store *route.Store, keyErr error) {
-	bad, err := store.Unusable(ctx)
-	if err != nil {
-		c.fail("upstream", "%v", err)
-		return
-	}
-	for _, name := range slices.Sorted(maps.Keys(bad)) {
-		if keyErr != nil {
-			c.fail("upstream", "%s: its password cannot be opened: %v", name, keyErr)
+// printFindings writes what is to be done under what was found: beside it the lines
+// would be too long for a terminal.
+func (a *app) printFindings(findings []finding) error {
+	t := table{head: []string{"", "SUBJECT", "FINDING"}}
+	for _, f := range findings {
+		if f.Status == statusOK {
+			t.add(string(f.Status), f.Subject, f.Text)
 			continue
 		}
-		c.fail("upstream", "%s: the key %s does not open its password: copy the key of the node where the upstream was added, or add it again here",
-			name, c.app.secretKeyPath(c.cfg))
+		t.add(string(f.Status), f.Subject, f.Text+" ["+f.ID+"]")
+		if f.Todo != "" {
+			t.add("", "", "to do: "+f.Todo)
+		}
 	}
+	return t.print(a.stdout)
 }
 
-// upstream only opens a connection: whether the account is good shows at the
-// first delivery.
-func (c *checkup) upstream(ctx context.Context, u route.Account) {
-	ctx, cancel := context.WithTimeout(ctx, connectLimit)
-	defer cancel()
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(u.Host, fmt.Sprint(u.Port)))
-	if err != nil {
-		c.warn("upstream", "%s does not answer: %v", u.Name, err)
-		return
+// few lists the first few of many.
+func few(list []string) string {
+	const most = 5
+	if len(list) <= most {
+		return strings.Join(list, ", ")
 	}
-	_ = conn.Close()
-	c.ok("upstream", "%s accepts connections at %s; TLS and its account are tried at the first delivery", u.Name, conn.RemoteAddr())
+	return fmt.Sprintf("%s and %d more", strings.Join(list[:most], ", "), len(list)-most)
 }

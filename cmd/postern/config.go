@@ -153,15 +153,7 @@ var defaultConfigPaths = []string{"postern.toml", "/etc/postern/postern.toml"}
 // exists. found is false when there is none, and then the defaults are returned.
 func (a *app) loadConfig() (cfg config, found bool, err error) {
 	cfg = defaultConfig()
-	path := a.configPath
-	if path == "" {
-		for _, p := range defaultConfigPaths {
-			if _, err := os.Stat(p); err == nil {
-				path = p
-				break
-			}
-		}
-	}
+	path := a.configFile()
 	if path != "" {
 		if cfg, err = readConfig(path); err != nil {
 			return cfg, false, err
@@ -177,6 +169,20 @@ func (a *app) loadConfig() (cfg config, found bool, err error) {
 		cfg.SecretKeyFile = f
 	}
 	return cfg, path != "", nil
+}
+
+// configFile is the file that --config names or the first default that exists, "" if
+// none does.
+func (a *app) configFile() string {
+	if a.configPath != "" {
+		return a.configPath
+	}
+	for _, p := range defaultConfigPaths {
+		if _, err := os.Stat(p); err == nil {
+			return p
+		}
+	}
+	return ""
 }
 
 // readConfig parses path strictly: a key that is not known is an error. Relative
@@ -399,8 +405,12 @@ func (c *config) hostname() (string, error) {
 // redactURL removes the password from a database URL for messages.
 func redactURL(raw string) string {
 	u, err := url.Parse(raw)
-	if err != nil {
+	if err != nil || u.Scheme == "" { // the form host=... password=... is not taken apart
 		return "the database URL"
+	}
+	if query := u.Query(); query.Has("password") {
+		query.Set("password", "xxxxx")
+		u.RawQuery = query.Encode()
 	}
 	return u.Redacted()
 }

@@ -117,7 +117,7 @@ type daemon struct {
 	process        *os.Process
 	ended          chan struct{} // closed when it has ended
 	err            error         // how; read after ended
-	killed         bool // by the test, so that its end is no failure
+	killed         bool          // by the test, so that its end is no failure
 }
 
 // kill ends it as a crash does.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -148,6 +149,22 @@ func (s *Store) Unusable(ctx context.Context) (map[string]error, error) {
 		}
 	}
 	return bad, nil
+}
+
+// Upstreams returns the accounts with their passwords, by name; those whose password
+// this Store cannot open are left out, as Unusable says.
+func (s *Store) Upstreams(ctx context.Context) ([]Upstream, error) {
+	snap, err := s.snapshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var list []Upstream
+	for _, name := range slices.Sorted(maps.Keys(snap.upstreams)) {
+		if e := snap.upstreams[name]; e.err == nil {
+			list = append(list, e.upstream)
+		}
+	}
+	return list, nil
 }
 
 const removeUpstream = `delete from upstream where name = $1`

@@ -125,6 +125,15 @@ func TestUnusable(t *testing.T) {
 		if c.want > 0 && !errors.Is(bad["provider"], seal.ErrSeal) {
 			t.Errorf("%s: %v", name, bad["provider"])
 		}
+		usable, err := NewStore(db.Pool, c.sealer).Upstreams(ctx)
+		if err != nil || len(usable) != 2-c.want {
+			t.Errorf("%s: %+v, %v", name, usable, err)
+		}
+		for _, u := range usable {
+			if u.Name == "provider" && u.Password != account().Password {
+				t.Errorf("%s: the password is %q", name, u.Password)
+			}
+		}
 	}
 }
 

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net/netip"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"postern/relay/seal"
+)
+
+var configKinds = []kind{
+	{"config.ok", statusOK, "The configuration file can be used: every key in it is known.", ""},
+	{"config.invalid", statusFailed, "The configuration file cannot be read, or has a key or a value that is not known.",
+		"mend what it says; configs/postern.toml has every key with its default"},
+	{"config.missing", statusWarning, "There is no configuration file.",
+		"write one, 'postern serve' needs it; configs/postern.toml has every key with its default"},
+	{"config.readable", statusWarning, "Every user of this machine may read the file, and the password of the database is in it.",
+		"chmod 640 the file and give it to the server's group"},
+	{"config.hostname", statusWarning, "The hostname is no name that others can look up.",
+		"set hostname to the public DNS name of this server: it is the name in EHLO, which many servers look up"},
+	{"config.private-mx", statusWarning, "Mail may be delivered to private addresses: whoever chooses a recipient's domain reaches hosts of the own network.",
+		"remove allow_private_mx, it is for tests"},
+	{"config.mx-port", statusWarning, "Mail goes to another port of mail hosts than 25.", "remove mx_port, it is for tests"},
+	{"config.message-size", statusWarning, "Messages of an ordinary size are refused.",
+		"set message_size to 10MB or more, unless that is what is wanted"},
+	{"config.header-size", statusWarning, "Header sections of an ordinary size are refused.", "set header_size to 64KiB or more"},
+	{"config.spool-size", statusWarning, "The largest message that is allowed does not fit into the room for temporary files, so it is never accepted.",
+		"set spool to several times message_size"},
+	{"config.lifetime", statusWarning, "Delivery is given up earlier than RFC 5321 section 4.5.4.1 advises.",
+		"set lifetime to 4d or 5d: servers of recipients are sometimes down over a weekend"},
+	{"config.delay-notice", statusWarning, "Senders are told of a delay only when delivery has been given up.",
+		"set delay_notice to less than lifetime"},
+	{"config.files", statusInfo, "The limit of open files allows fewer connections than configured, if the server has the limit of this shell.",
+		"raise it for the server (ulimit -n, LimitNOFILE), or lower connections"},
+	{"spool.ok", statusOK, "Temporary files can be written, and there is room for them.", ""},
+	{"spool.unusable", statusFailed, "Temporary files cannot be written, so no message over 1 MiB is accepted.",
+		"make spool_dir a folder that the server's user may write to"},
+	{"spool.full", statusFailed, "There is less room for temporary files than the largest message needs.",
+		"free room, or set spool_dir to a larger file system"},
+	{"spool.small", statusWarning, "There is less room for temporary files than spool promises.",
+		"free room, set spool_dir to a larger file system, or lower spool"},
+	{"key.ok", statusOK, "The key that seals upstream passwords can be used.", ""},
+	{"key.none", statusInfo, "There is no key yet that seals upstream passwords; it is made when the first one is added.", ""},
+	{"key.readable", statusFailed, "Others may read or change the key that seals upstream passwords, so it is not used.",
+		"chmod 600 it, and give it to the server's user"},
+	{"key.unusable", statusFailed, "The key that seals upstream passwords cannot be used.",
+		"copy it again from another node or from a backup; without it, add the upstreams that have a password again"},
+}
+
+func (c *checkup) lookAtConfig(_ context.Context, r *report) {
+	switch {
+	case c.bad != nil:
+		r.add("config.invalid", "configuration", "%v", c.bad)
+	case !c.found:
+		r.add("config.missing", "configuration", "no file")
+	default:
+		r.add("config.ok", "configuration", "every key is known")
+	}
+	if c.bad == nil {
+		c.configFile(r)
+		c.hostnameForm(r)
+		c.dangerousValues(r)
+		c.spool(r)
+	}
+	c.secretKey(r)
+}
+
+// configFile looks at who may read a password in it.
+func (c *checkup) configFile(r *report) {
+	path := c.app.configFile()
+	info, err := os.Stat(path)
+	if path == "" || err != nil || info.Mode().Perm()&0o004 == 0 {
+		return
+	}
+	cfg, err := readConfig(path) // without what the environment puts in its place
+	if err != nil {
+		return
+	}
+	u, err := url.Parse(cfg.Database.URL)
+	has := strings.Contains(cfg.Database.URL, "password=")
+	if err == nil && u.User != nil && !has {
+		_, has = u.User.Password()
+	}
+	if has {
+		r.add("config.readable", "configuration", "mode %04o of %s", info.Mode().Perm(), path)
+	}
+}
+
+// hostnameForm looks whether the name can be one that others know; DNS is another area.
+func (c *checkup) hostnameForm(r *report) {
+	name, err := c.cfg.hostname()
+	if err != nil {
+		r.add("config.hostname", "hostname", "%v", err)
+		return
+	}
+	_, err = netip.ParseAddr(name)
+	lower := strings.ToLower(name)
+	if err == nil || !strings.Contains(name, ".") || strings.HasSuffix(lower, ".local") ||
+		strings.HasSuffix(lower, ".localdomain") || strings.HasSuffix(lower, ".internal") {
+		r.add("config.hostname", "hostname", "%s", name)
+	}
+}
+
+func (c *checkup) dangerousValues(r *report) {
+	s, q, d := c.cfg.Submission, c.cfg.Queue, c.cfg.Delivery
+	if d.AllowPrivateMX {
+		r.add("config.private-mx", "configuration", "delivery.allow_private_mx is true")
+	}
+	if d.MXPort != 25 {
+		r.add("config.mx-port", "configuration", "delivery.mx_port is %d", d.MXPort)
+	}
+	if s.MessageSize < 1<<20 {
+		r.add("config.message-size", "configuration", "submission.message_size is %s", octets(int64(s.MessageSize)))
+	}
+	if s.HeaderSize < 16<<10 {
+		r.add("config.header-size", "configuration", "submission.header_size is %s", octets(int64(s.HeaderSize)))
+	}
+	if s.Spool < s.MessageSize {
+		r.add("config.spool-size", "configuration", "submission.spool is %s, message_size %s", octets(int64(s.Spool)), octets(int64(s.MessageSize)))
+	}
+	if time.Duration(q.Lifetime) < 48*time.Hour {
+		r.add("config.lifetime", "configuration", "queue.lifetime is %s", time.Duration(q.Lifetime))
+	}
+	if q.DelayNotice >= q.Lifetime {
+		r.add("config.delay-notice", "configuration", "queue.delay_notice is %s, lifetime %s", time.Duration(q.DelayNotice), time.Duration(q.Lifetime))
+	}
+	if most := clientDescriptors(); len(c.cfg.Listeners) > 0 && most > 0 && most < s.Connections {
+		r.add("config.files", "configuration", "room for %d connections of %d", most, s.Connections)
+	}
+}
+
+// spool makes a temporary file as the server does, which nobody else sees for long.
+func (c *checkup) spool(r *report) {
+	if len(c.cfg.Listeners) == 0 {
+		return // nothing is accepted here
+	}
+	s := c.cfg.Submission
+	dir := s.SpoolDir
+	if dir == "" {
+		dir = os.TempDir()
+	}
+	f, err := os.CreateTemp(dir, "postern-check-*")
+	if err != nil {
+		r.add("spool.unusable", "spool", "%v", err)
+		return
+	}
+	_ = os.Remove(f.Name())
+	_ = f.Close()
+	free, err := freeRoom(dir)
+	switch {
+	case err != nil:
+		r.add("spool.unusable", "spool", "cannot tell the room in %s: %v", dir, err)
+	case free < int64(s.MessageSize):
+		r.add("spool.full", "spool", "%s free in %s, and a message may have %s", octets(free), dir, octets(int64(s.MessageSize)))
+	case free < int64(s.Spool):
+		r.add("spool.small", "spool", "%s free in %s, and spool is %s", octets(free), dir, octets(int64(s.Spool)))
+	default:
+		r.add("spool.ok", "spool", "%s free in %s", octets(free), dir)
+	}
+}
+
+// secretKey looks at the key, and makes none.
+func (c *checkup) secretKey(r *report) {
+	path := c.app.secretKeyPath(c.cfg)
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		r.add("key.none", "secret key", "%s is not there", path)
+	case err != nil:
+		r.add("key.unusable", "secret key", "%v", err)
+	case info.Mode().Perm()&0o077 != 0:
+		r.add("key.readable", "secret key", "%s has mode %04o", path, info.Mode().Perm())
+	default:
+		if _, err := seal.LoadOrCreateKey(path); err != nil {
+			r.add("key.unusable", "secret key", "%v", err)
+			return
+		}
+		r.add("key.ok", "secret key", "%s", path)
+	}
+}

@@ -1,0 +1,294 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"regexp"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"postern/migrations"
+	"postern/relay/queue"
+)
+
+var databaseKinds = []kind{
+	{"db.ok", statusOK, "The database answers.", ""},
+	{"db.none", statusFailed, "No database is configured.", "set [database] url in the configuration file, or POSTERN_DATABASE_URL"},
+	{"db.unreachable", statusFailed, "The database cannot be used.",
+		"look whether it runs, whether its port can be reached from here, and whether the URL has the right user, password and name"},
+	{"db.error", statusFailed, "The database did not answer a question.", "see to what it says; the server's log may say more"},
+	{"db.version", statusFailed, "The database server is too old.", "upgrade it to PostgreSQL 13 or newer"},
+	{"db.durable", statusOK, "The database keeps what it commits.", ""},
+	{"db.durability", statusFailed, "The database may lose accepted mail.", "change the setting as it says, in postgresql.conf or with ALTER SYSTEM, and reload or restart the database"},
+	{"db.replica", statusOK, "Commits wait for a synchronous replica, and there is one.", ""},
+	{"db.replica-missing", statusFailed, "Commits wait for a synchronous replica that is not there, so nothing is accepted.",
+		"bring the replica back, or lower synchronous_standby_names"},
+	{"db.replica-none", statusInfo, "There is no synchronous replica: what only the database server's disk holds is lost with it.", ""},
+	{"db.clear", statusFailed, "Mail and passwords go to a remote database in clear.",
+		"add sslmode=verify-full and sslrootcert to the URL, and ssl = on to the database"},
+	{"db.unverified", statusWarning, "The certificate of a remote database is not verified, so it may be another server.",
+		"set sslmode=verify-full and sslrootcert in the URL"},
+	{"db.slow", statusWarning, "The way to the database takes long, and each accepted message waits for it several times.",
+		"put the relay and its database into one place"},
+	{"db.schema", statusOK, "The schema is that of this program.", ""},
+	{"db.schema-old", statusFailed, "The schema is older than this program, or not there.", "run 'postern migrate'"},
+	{"db.schema-new", statusFailed, "A newer program has migrated the database.", "install the newer version here"},
+	{"db.schema-changed", statusFailed, "The schema was made by a changed migration, so nobody can say what it is.",
+		"restore the program that migrated the database, or restore the database from a backup"},
+	{"db.clock", statusOK, "The clocks of this machine and the database agree.", ""},
+	{"db.clock-drift", statusWarning, "The clocks of this machine and the database differ.", "run a time service (chrony, systemd-timesyncd) on both"},
+	{"db.clock-wrong", statusFailed, "The clocks of this machine and the database differ so much that expiries and traces are wrong.",
+		"set the wrong one, and run a time service (chrony, systemd-timesyncd) on both"},
+}
+
+// Bounds of what the database is asked.
+const (
+	questionTime = 5 * time.Second
+	clockDrift   = time.Second
+	clockWrong   = 10 * time.Second
+)
+
+// databaseURL is the database of the configuration; a private one is started for the
+// time of the check.
+func (c *checkup) databaseURL(ctx context.Context) (string, error) {
+	return c.database.get(ctx, func() (string, error) {
+		type result struct {
+			url string
+			err error
+		}
+		opened := make(chan result, 2)
+		c.background.Go(func() {
+			err := c.app.withDatabaseOf(ctx, c.cfg, func(_ context.Context, url string) error {
+				opened <- result{url: url}
+				<-c.over
+				return nil
+			})
+			opened <- result{err: err}
+		})
+		first := <-opened
+		return first.url, first.err
+	})
+}
+
+// inspection is a look at one database over one connection.
+type inspection struct {
+	c    *checkup
+	r    *report
+	conn *pgx.Conn
+}
+
+func (c *checkup) lookAtDatabase(ctx context.Context, r *report) {
+	url, err := c.databaseURL(ctx)
+	var usage usageError
+	if errors.As(err, &usage) {
+		r.add("db.none", "database", "%v", err)
+		return
+	}
+	if err != nil {
+		r.add("db.unreachable", "database", "%v", err)
+		return
+	}
+	conn, err := connect(ctx, url)
+	if err != nil {
+		r.add("db.unreachable", "database", "%v", err)
+		return
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	in := &inspection{c, r, conn}
+	for _, question := range []struct {
+		about string
+		ask   func(context.Context) error
+	}{
+		{"version", func(ctx context.Context) error { return in.server(ctx, url) }},
+		{"settings", in.durability}, {"replicas", in.replicas}, {"TLS", in.protection},
+		{"clock", in.clock}, {"connections", in.connections}, {"privileges", in.privileges},
+		{"schema", in.schema}, {"nodes", in.nodes},
+		{"autovacuum", in.autovacuum}, {"transactions", in.transactions},
+		{"tables", in.deadRows}, {"limits", in.timeouts}, {"disk", in.disk},
+	} {
+		limited, cancel := context.WithTimeout(ctx, questionTime)
+		err := question.ask(limited)
+		cancel()
+		if err != nil {
+			r.add("db.error", "database", "%s: %s", question.about, connectReason(err))
+		}
+		if conn.IsClosed() {
+			return
+		}
+	}
+}
+
+// server also measures the way to it.
+func (in *inspection) server(ctx context.Context, url string) error {
+	var version int
+	if err := in.conn.QueryRow(ctx, `select current_setting('server_version_num')::int`).Scan(&version); err != nil {
+		return err
+	}
+	trip := time.Hour
+	for range 5 {
+		start := time.Now()
+		if err := in.conn.Ping(ctx); err != nil {
+			return err
+		}
+		trip = min(trip, time.Since(start))
+	}
+	in.r.add("db.ok", "database", "%s answers in %s: PostgreSQL %d.%d", redactURL(url), trip.Round(10*time.Microsecond), version/10000, version%10000)
+	if version < in.c.bounds.server {
+		in.r.add("db.version", "database", "PostgreSQL %d.%d", version/10000, version%10000)
+	}
+	if trip > in.c.bounds.trip {
+		in.r.add("db.slow", "database", "the shortest of five answers took %s", trip.Round(100*time.Microsecond))
+	}
+	return nil
+}
+
+func (in *inspection) durability(ctx context.Context) error {
+	findings, err := queue.CheckServer(ctx, in.conn)
+	if err != nil {
+		return err
+	}
+	for _, f := range findings {
+		in.r.add("db.durability", "durability", "%s is %s: %s", f.Setting, f.Value, f.Advice)
+	}
+	if len(findings) == 0 {
+		in.r.add("db.durable", "durability", "the database keeps what it commits")
+	}
+	return nil
+}
+
+// standbyCount is the number in synchronous_standby_names, "ANY 2 (a, b, c)".
+var standbyCount = regexp.MustCompile(`(?i)^\s*(?:first|any)?\s*(\d+)\s*\(`)
+
+// replicas: who may not see the state of others sees none.
+func (in *inspection) replicas(ctx context.Context) error {
+	var standbys string
+	var seen, hidden int
+	err := in.conn.QueryRow(ctx, `
+		select current_setting('synchronous_standby_names'),
+			(select count(*) from pg_stat_replication where sync_state in ('sync', 'quorum')),
+			(select count(*) from pg_stat_replication where sync_state is null)`).Scan(&standbys, &seen, &hidden)
+	if err != nil {
+		return err
+	}
+	judgeReplicas(in.r, standbys, seen, hidden)
+	return nil
+}
+
+// judgeReplicas compares synchronous_standby_names with the replicas that are in step
+// and those whose state this role may not see.
+func judgeReplicas(r *report, standbys string, seen, hidden int) {
+	wanted := 1
+	if m := standbyCount.FindStringSubmatch(standbys); m != nil {
+		wanted, _ = strconv.Atoi(m[1])
+	}
+	switch {
+	case standbys == "":
+		r.add("db.replica-none", "replica", "synchronous_standby_names is empty")
+	case seen >= wanted:
+		r.add("db.replica", "replica", "%d in step, %d needed", seen, wanted)
+	case hidden > 0:
+		r.skip("replica", "the role may not see the state of replicas (grant it pg_read_all_stats)")
+	default:
+		r.add("db.replica-missing", "replica", "%d of %d in synchronous_standby_names = %q", seen, wanted, standbys)
+	}
+}
+
+func (in *inspection) protection(context.Context) error {
+	conn := in.conn.PgConn().Conn()
+	_, secured := conn.(*tls.Conn)
+	cfg := in.conn.Config().TLSConfig
+	verified := secured && cfg != nil && (!cfg.InsecureSkipVerify || cfg.VerifyPeerCertificate != nil)
+	judgeProtection(in.r, conn.RemoteAddr(), secured, verified)
+	return nil
+}
+
+// judgeProtection looks at the way to a database that is not on this machine.
+func judgeProtection(r *report, to net.Addr, secured, verified bool) {
+	tcp, isTCP := to.(*net.TCPAddr)
+	switch {
+	case !isTCP || tcp.IP.IsLoopback():
+	case !secured:
+		r.add("db.clear", "database", "no TLS with %s", tcp.IP)
+	case !verified:
+		r.add("db.unverified", "database", "TLS with %s, whoever that is", tcp.IP)
+	}
+}
+
+// clock compares with the middle of the shortest of some questions.
+func (in *inspection) clock(ctx context.Context) error {
+	best, skew := time.Hour, time.Duration(0)
+	for range 3 {
+		var theirs time.Time
+		sent := in.c.now()
+		if err := in.conn.QueryRow(ctx, `select clock_timestamp()`).Scan(&theirs); err != nil {
+			return err
+		}
+		if trip := in.c.now().Sub(sent); trip < best {
+			best, skew = trip, theirs.Sub(sent.Add(trip/2))
+		}
+	}
+	off := skew.Abs() - best/2
+	id, text := "db.clock", "in step with the database"
+	switch {
+	case off > clockWrong:
+		id = "db.clock-wrong"
+	case off > clockDrift:
+		id = "db.clock-drift"
+	}
+	if id != "db.clock" {
+		text = fmt.Sprintf("the database's clock is %s ahead", skew.Round(time.Millisecond))
+		if skew < 0 {
+			text = fmt.Sprintf("the database's clock is %s behind", (-skew).Round(time.Millisecond))
+		}
+	}
+	in.r.add(id, "clock", "%s", text)
+	return nil
+}
+
+func (in *inspection) schema(ctx context.Context) error {
+	status, err := migrations.Check(ctx, in.conn)
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == insufficientPrivilege {
+		return nil // told by privileges
+	}
+	if err != nil {
+		return err
+	}
+	switch err := status.Err(); {
+	case errors.Is(err, migrations.ErrNewer):
+		in.r.add("db.schema-new", "schema", "%v", err)
+	case err != nil:
+		in.r.add("db.schema-changed", "schema", "%v", err)
+	case len(status.Pending) > 0:
+		in.r.add("db.schema-old", "schema", "it lacks %d of %d migrations", len(status.Pending), len(status.Pending)+len(status.Applied))
+	default:
+		in.r.add("db.schema", "schema", "current, %s", status.Applied[len(status.Applied)-1])
+	}
+	return nil
+}
+
+// insufficientPrivilege is the SQLSTATE of what a role may not do.
+const insufficientPrivilege = "42501"
+
+// bounds say from where on something is told.
+type bounds struct {
+	server      int           // the oldest version
+	trip        time.Duration // to the database and back
+	transaction time.Duration // that is open
+	deadRows    int64
+	frozen      int64 // transactions since
+	low, none   int64 // octets of room for the database
+}
+
+func defaultBounds() bounds {
+	return bounds{
+		server: 13_00_00, trip: 10 * time.Millisecond,
+		transaction: 15 * time.Minute, deadRows: 500_000, frozen: 1_000_000_000, low: 5 << 30, none: 256 << 20,
+	}
+}

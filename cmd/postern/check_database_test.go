@@ -1,0 +1,197 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"net"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"postern/internal/pgserver"
+	"postern/internal/pgtest"
+)
+
+func sql(statement string, args ...any) func(*testing.T, *patient) {
+	return func(t *testing.T, p *patient) { p.sql(t, statement, args...) }
+}
+
+func bound(change func(*bounds)) func(*testing.T, *patient) {
+	return func(_ *testing.T, p *patient) { change(&p.c.bounds) }
+}
+
+func databaseFaults() []fault {
+	return []fault{
+		{"db.ok", "PostgreSQL", nothing},
+		{"db.replica-none", "is empty", nothing},
+		{"db.superuser", "is a superuser", nothing},
+		{"db.clock", "in step", nothing},
+		{"db.schema", "current", nothing},
+		{"db.room", "free for the database", nothing},
+		{"db.none", "--database-url", setting(func(c *config) { c.Database.URL = "" })},
+		{"db.unreachable", "refused", func(t *testing.T, p *patient) { p.c.cfg.Database.URL = "postgres://" + closedPort(t) + "/x" }},
+		{"db.unreachable", "malformed", setting(func(c *config) { c.Database.URL = "mysql:nonsense" })},
+		{"db.version", "PostgreSQL", bound(func(b *bounds) { b.server = 990000 })},
+		{"db.slow", "the shortest of five", bound(func(b *bounds) { b.trip = 0 })},
+		{"db.schema-old", "it lacks", func(t *testing.T, p *patient) { p.c.cfg.Database.URL = pgtest.Empty(t).URL }},
+		{"db.schema-new", "9999_future", sql(`insert into schema_migration (version, name, checksum) values (9999, 'future', '')`)},
+		{"db.schema-changed", "0001_queue", sql(`update schema_migration set checksum = 'other' where version = 1`)},
+		{"db.privileges", "lacks", lesserRole},
+		{"db.clock-drift", "behind", later(3 * time.Second)},
+		{"db.clock-drift", "ahead", later(-3 * time.Second)},
+		{"db.clock-wrong", "behind", later(time.Hour)},
+		{"db.error", "nodes", sql(`alter table node drop column superseded_at cascade`)},
+		{"node.ok", "1 alive: other.test", livingNode("other.test")},
+		{"node.taken", `"relay.test" is alive`, livingNode(patientName)},
+		{"node.twice", `"relay.test" was taken over`, takenOver},
+		{"db.old-transaction", "process", openTransaction},
+		{"db.dead-rows", "app_user", deletedRows},
+		{"db.wraparound", "transactions since", bound(func(b *bounds) { b.frozen = 0 })},
+		{"db.room-low", "free", bound(func(b *bounds) { b.low = 1 << 60 })},
+		{"db.room-none", "free", bound(func(b *bounds) { b.none = 1 << 60 })},
+		{"db.connections", "20 allowed, and this node may open 28", func(t *testing.T, p *patient) {
+			p.admit(t)
+			p.sql(t, "alter database "+p.pool.Config().ConnConfig.Database+" connection limit 20")
+		}},
+		{"db.connections-tight", "nodes", crowd},
+	}
+}
+
+func TestCheckFindsFaultsOfTheDatabase(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t) // of those that change nothing
+	find(t, databaseFaults(), "database", func(_ *testing.T, p *patient) { p.c.cfg.Database.URL = db.URL })
+}
+
+// lesserRole lets the check be a role that may read only.
+func lesserRole(t *testing.T, p *patient) {
+	name := "reader_" + strings.ToLower(rand.Text()[:12])
+	p.sql(t, "create role "+name)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if _, err := p.pool.Exec(ctx, "drop owned by "+name+"; drop role "+name); err != nil {
+			t.Error(err)
+		}
+	})
+	p.sql(t, "grant select on all tables in schema public to "+name)
+	u, err := url.Parse(p.c.cfg.Database.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	query := u.Query()
+	query.Set("options", "-crole="+name)
+	u.RawQuery = query.Encode()
+	p.c.cfg.Database.URL = u.String()
+}
+
+// livingNode is what a node leaves in the database.
+func livingNode(name string) func(*testing.T, *patient) {
+	return sql(`insert into node (name, expires_at) values ($1, clock_timestamp() + interval '1 hour')`, name)
+}
+
+// takenOver is what two processes of one name leave, of which this machine runs one.
+func takenOver(t *testing.T, p *patient) {
+	listening(sayingHello(patientName))(t, p)
+	p.sql(t, `insert into node (name, expires_at, superseded_at) values ($1, clock_timestamp() + interval '20 seconds', clock_timestamp())`, patientName)
+	livingNode(patientName)(t, p)
+}
+
+func openTransaction(t *testing.T, p *patient) {
+	p.admit(t)
+	p.c.bounds.transaction = 0
+	tx, err := connection(t, p.c.cfg.Database.URL).BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `select txid_current()`); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func deletedRows(t *testing.T, p *patient) {
+	p.c.bounds.deadRows = 20
+	p.sql(t, `insert into app_user (name) select 'user' || n from generate_series(1, 50) n`)
+	p.sql(t, `delete from app_user`)
+	p.pool.Reset() // what a connection knows of rows it tells at its end
+	p.waitSQL(t, `select coalesce(max(n_dead_tup), 0) > 20 from pg_stat_user_tables where relname = 'app_user'`)
+}
+
+func crowd(t *testing.T, p *patient) {
+	p.sql(t, `insert into node (name, expires_at) select 'node' || n, clock_timestamp() + interval '1 hour' from generate_series(1, 200) n`)
+}
+
+// A server as pgserver makes it for one machine has nothing that is to be mended, until
+// it is set up to lose mail, to hold it up and to grow.
+func TestCheckJudgesTheServer(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	db := pgtest.On(t, pgtest.Server(t, pgserver.Config{}))
+	p.c.cfg.Database.URL, p.pool = db.URL, db.Pool
+	found := p.look(t.Context(), "database")
+	wantFinding(t, found, "db.durable", "keeps what it commits")
+	for _, f := range found {
+		if f.Status == statusFailed || f.Status == statusWarning {
+			t.Errorf("%+v", f)
+		}
+	}
+	p.sql(t, `select pg_create_physical_replication_slot('gone', true)`)
+	for _, setting := range []string{"fsync = off", "synchronous_commit = off", "synchronous_standby_names = 'ANY 2 (a, b, c)'",
+		"autovacuum = off", "statement_timeout = '30s'"} {
+		p.sql(t, "alter system set "+setting)
+	}
+	p.sql(t, `select pg_reload_conf()`)
+	p.pool.Reset()
+	p.waitSQL(t, `select current_setting('fsync') = 'off' and current_setting('statement_timeout') = '30s'`)
+	found = p.again().look(t.Context(), "database")
+	wantFinding(t, found, "db.durability", "fsync is off: set it to on")
+	wantFinding(t, found, "db.durability", "synchronous_commit is off")
+	wantFinding(t, found, "db.replica-missing", "0 of 2")
+	wantFinding(t, found, "db.autovacuum", "autovacuum is off")
+	wantFinding(t, found, "db.timeouts", "statement_timeout is 30000 ms")
+	wantFinding(t, found, "db.slot", "gone")
+	p.sql(t, `select pg_drop_replication_slot('gone')`)
+}
+
+func TestCheckJudgesTheWayToTheDatabase(t *testing.T) {
+	t.Parallel()
+	remote, local := &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1)}, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}
+	for _, test := range []struct {
+		to                net.Addr
+		secured, verified bool
+		want              string
+	}{
+		{remote, false, false, "db.clear"}, {remote, true, false, "db.unverified"}, {remote, true, true, ""},
+		{local, false, false, ""}, {&net.UnixAddr{Name: "/run/x"}, false, false, ""},
+	} {
+		r := &report{}
+		judgeProtection(r, test.to, test.secured, test.verified)
+		found := r.close()
+		switch {
+		case test.want != "":
+			wantFinding(t, found, test.want, "192.0.2.1")
+		case len(found) > 0:
+			t.Errorf("%+v: %+v", test, found)
+		}
+	}
+}
+
+func TestCheckJudgesReplicas(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		standbys     string
+		seen, hidden int
+		want         string
+	}{
+		{"", 0, 0, "db.replica-none"}, {"standby1", 1, 0, "db.replica"}, {"*", 0, 0, "db.replica-missing"},
+		{"FIRST 1 (a, b)", 1, 0, "db.replica"}, {"ANY 2 (a, b, c)", 1, 0, "db.replica-missing"}, {"any 2 (a, b, c)", 2, 1, "db.replica"},
+		{"2 (a, b)", 1, 0, "db.replica-missing"}, {"standby1", 0, 1, "check.skipped"},
+	} {
+		r := &report{}
+		judgeReplicas(r, test.standbys, test.seen, test.hidden)
+		wantFinding(t, r.close(), test.want, "")
+	}
+}

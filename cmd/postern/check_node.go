@@ -1,0 +1,85 @@
+package main
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+var nodeKinds = []kind{
+	{"node.ok", statusOK, "The nodes that live on the database.", ""},
+	{"node.taken", statusFailed, "A node with this one's name lives elsewhere: the one that starts later stops the other.",
+		"set another node (or hostname) in one of the two configurations"},
+	{"node.twice", statusWarning, "A process took over the name of this node while the one before still lived.",
+		"after a crash this is as it should be; if both run, set another node in one of the two configurations"},
+}
+
+// nodes looks for another process with this node's name. Which one is ours is told by
+// the listeners: where nothing of ours answers, a living node of the name is elsewhere.
+func (in *inspection) nodes(ctx context.Context) error {
+	living, err := in.living(ctx)
+	if err != nil {
+		return err
+	}
+	if len(living) > 0 {
+		in.r.add("node.ok", "nodes", "%d alive: %s", len(living), few(living))
+	}
+	own := in.c.cfg.Node
+	if own == "" {
+		if own, err = in.c.cfg.hostname(); err != nil {
+			return nil // told elsewhere
+		}
+	}
+	for _, name := range living {
+		if name == own && len(in.c.cfg.Listeners) > 0 && !in.c.runsHere(ctx) {
+			in.r.add("node.taken", "nodes", "%q is alive, and no server of this configuration runs on this machine", own)
+			return nil
+		}
+	}
+	if len(living) == 0 {
+		return nil
+	}
+	var taken *time.Time
+	err = in.conn.QueryRow(ctx, `
+		select max(superseded_at) from node
+		where name = $1 and superseded_at > clock_timestamp() - interval '10 minutes'
+			and superseded_at < expires_at and beat_at > superseded_at - interval '10 seconds'`, own).Scan(&taken)
+	if err == nil && taken != nil {
+		in.r.add("node.twice", "nodes", "%q was taken over at %s", own, localTime(*taken))
+	}
+	return err
+}
+
+// living are the names of the nodes whose lease holds. Without a schema there are none.
+func (in *inspection) living(ctx context.Context) ([]string, error) {
+	var exists bool
+	err := in.conn.QueryRow(ctx, `select coalesce(has_table_privilege(to_regclass('node'), 'SELECT'), false)`).Scan(&exists)
+	if err != nil || !exists {
+		return nil, err
+	}
+	rows, err := in.conn.Query(ctx, `
+		select name from node
+		where superseded_at is null and reaped_at is null and expires_at > clock_timestamp() order by name`)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}
+
+// runsHere reports that one of the configured listeners is a Postern of this hostname.
+func (c *checkup) runsHere(ctx context.Context) bool {
+	hostname, _ := c.cfg.hostname()
+	for _, l := range c.cfg.Listeners {
+		t, greeting, err := dialTalk(ctx, doorOf(l), hostname)
+		if err != nil {
+			continue
+		}
+		t.quit()
+		if strings.EqualFold(greeting.Text, hostname+" ESMTP Postern") {
+			return true
+		}
+	}
+	return false
+}

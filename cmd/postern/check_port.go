@@ -1,0 +1,81 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strings"
+	"syscall"
+)
+
+var portKinds = []kind{
+	{"port.free", statusOK, "Nothing listens at the address, and the server may.", ""},
+	{"port.ours", statusOK, "A Postern of this hostname answers at the address.", ""},
+	{"port.other", statusFailed, "A Postern of another hostname has the address.", "stop it, or give one of them another address"},
+	{"port.foreign", statusFailed, "Another program has the address.",
+		"find it with 'ss -ltnp', and stop it or choose another address in [[listener]]"},
+	{"port.privileged", statusWarning, "This user may not listen on ports below 1024.",
+		"run the server as the systemd unit does, with CAP_NET_BIND_SERVICE, or with its sockets from systemd"},
+	{"port.unusable", statusFailed, "The server cannot listen at the address.", "set the address in [[listener]] to one of this machine, or 0.0.0.0"},
+	{"port.none", statusWarning, "There is no [[listener]], so only 'postern serve --only delivery' starts.",
+		"add a [[listener]] unless this node shall only deliver"},
+}
+
+func (c *checkup) lookAtPorts(ctx context.Context, r *report) {
+	if len(c.cfg.Listeners) == 0 {
+		if c.found {
+			r.add("port.none", "listener", "none")
+		}
+		return
+	}
+	r.each(ctx, len(c.cfg.Listeners), func(ctx context.Context, i int, r *report) {
+		c.port(ctx, r, c.cfg.Listeners[i])
+	})
+}
+
+// port tries to listen, which disturbs nobody who does already.
+func (c *checkup) port(ctx context.Context, r *report, l listenerConfig) {
+	ln, err := net.Listen("tcp", l.Address)
+	if err == nil {
+		_ = ln.Close()
+		r.add("port.free", "listener", "%s is free: no server runs there", l.Address)
+		return
+	}
+	c.notFree(ctx, r, l, err)
+}
+
+// notFree says why nobody could listen there.
+func (c *checkup) notFree(ctx context.Context, r *report, l listenerConfig, err error) {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		if !c.answers(ctx, r, l) {
+			r.add("port.foreign", "listener", "%s is in use, and does not answer as a mail server", l.Address)
+		}
+	case errors.Is(err, syscall.EACCES):
+		if !c.answers(ctx, r, l) {
+			r.add("port.privileged", "listener", "%s: %v", l.Address, listenReason(err))
+		}
+	default:
+		r.add("port.unusable", "listener", "%s: %v", l.Address, listenReason(err))
+	}
+}
+
+// answers says who greets at the address, if somebody does.
+func (c *checkup) answers(ctx context.Context, r *report, l listenerConfig) bool {
+	hostname, _ := c.cfg.hostname()
+	t, greeting, err := dialTalk(ctx, doorOf(l), hostname)
+	if err != nil {
+		return false
+	}
+	defer t.quit()
+	name, isPostern := strings.CutSuffix(greeting.Text, " ESMTP Postern")
+	switch {
+	case !isPostern:
+		r.add("port.foreign", "listener", "%s is in use by a server that says: %s", l.Address, greeting)
+	case !strings.EqualFold(name, hostname):
+		r.add("port.other", "listener", "%s is in use by %s", l.Address, name)
+	default:
+		r.add("port.ours", "listener", "%s answers: %s", l.Address, greeting)
+	}
+	return true
+}

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"postern/internal/smtptest"
+)
+
+// tight is a server that behaves as an outsider wants it.
+func tight(t *testing.T, p *patient) smtptest.Config {
+	return smtptest.Config{
+		TLS: p.served(t), AuthOnly: true, Users: map[string]string{"alice": "secret"},
+		Hooks: map[smtptest.Phase]smtptest.Hook{smtptest.PhaseMail: smtptest.Always(smtptest.Reply("530 5.7.0 Authentication required"))},
+	}
+}
+
+// standsAt starts a server at the patient's listener.
+func standsAt(change func(t *testing.T, p *patient, cfg *smtptest.Config)) func(*testing.T, *patient) {
+	return func(t *testing.T, p *patient) {
+		cfg := tight(t, p)
+		change(t, p, &cfg)
+		server := smtptest.Start(t, cfg)
+		p.c.cfg.Listeners[0].Address = server.Addr()
+		t.Cleanup(func() {
+			if n := server.Reached(smtptest.PhaseData); n > 0 {
+				t.Errorf("DATA was said %d times", n)
+			}
+			if n := server.Reached(smtptest.PhaseAuth); n > 1 {
+				t.Errorf("%d passwords were tried", n)
+			}
+		})
+	}
+}
+
+func hook(phase smtptest.Phase, replies ...string) func(*testing.T, *patient, *smtptest.Config) {
+	return func(_ *testing.T, _ *patient, cfg *smtptest.Config) {
+		cfg.Hooks[phase] = smtptest.Always(smtptest.Reply(replies...))
+	}
+}
+
+func relayFaults() []fault {
+	return []fault{
+		{"relay.closed", "mail needs AUTH", nothing},
+		{"relay.closed", "mail needs AUTH", func(t *testing.T, p *patient) { // implicit
+			standsAt(func(_ *testing.T, _ *patient, cfg *smtptest.Config) { cfg.Implicit = true })(t, p)
+			p.c.cfg.Listeners[0].TLS = "implicit"
+		}},
+		{"relay.down", "refused", func(t *testing.T, p *patient) { p.c.cfg.Listeners[0].Address = closedPort(t) }},
+		{"relay.talk", "554 not now", standsAt(hook(smtptest.PhaseBanner, "554 not now"))},
+		{"relay.talk", "", listening(func(t *testing.T, _ *patient) string { return greeter(t, "+OK POP3\r\n") })},
+		{"relay.open", "in clear: MAIL: 250", standsAt(func(_ *testing.T, _ *patient, cfg *smtptest.Config) { cfg.Hooks, cfg.Users = nil, nil })},
+		{"relay.open", "under TLS: MAIL: 250", standsAt(func(_ *testing.T, _ *patient, cfg *smtptest.Config) {
+			cfg.Hooks[smtptest.PhaseMail] = func(s smtptest.Session) smtptest.Action {
+				if s.TLS {
+					return smtptest.Reply("250 2.1.0 ok")
+				}
+				return smtptest.Reply("530 5.7.0 Must issue a STARTTLS command first")
+			}
+		})},
+		{"relay.mail", "RCPT: 550 5.7.1 no", standsAt(func(_ *testing.T, _ *patient, cfg *smtptest.Config) {
+			cfg.Hooks[smtptest.PhaseMail] = smtptest.Always(smtptest.Reply("250 2.1.0 ok"))
+			cfg.Hooks[smtptest.PhaseRcpt] = smtptest.Always(smtptest.Reply("550 5.7.1 no"))
+		})},
+		{"relay.auth-clear", "AUTH PLAIN LOGIN", standsAt(func(_ *testing.T, _ *patient, cfg *smtptest.Config) { cfg.AuthOnly = false })},
+		{"relay.no-tls", "it offers", standsAt(func(_ *testing.T, _ *patient, cfg *smtptest.Config) { cfg.TLS = nil })},
+		{"relay.no-tls", "454 4.7.0 no", standsAt(hook(smtptest.PhaseStartTLS, "454 4.7.0 no"))},
+		{"relay.no-auth", "it offers", standsAt(func(_ *testing.T, _ *patient, cfg *smtptest.Config) { cfg.Users = nil })},
+		{"relay.any-password", "235", standsAt(hook(smtptest.PhaseAuth, "235 2.7.0 welcome"))},
+		{"relay.certificate", "for other.test", standsAt(func(t *testing.T, p *patient, cfg *smtptest.Config) { cfg.TLS = p.ca.ServerConfig(t, "other.test") })},
+		{"relay.untrusted", "not relay.test", func(t *testing.T, p *patient) {
+			standsAt(func(t *testing.T, p *patient, cfg *smtptest.Config) { cfg.TLS = p.ca.ServerConfig(t, "other.test") })(t, p)
+			p.c.opts.connect = []string{p.c.cfg.Listeners[0].Address}
+		}},
+	}
+}
+
+func TestCheckFindsAnOpenRelay(t *testing.T) {
+	t.Parallel()
+	find(t, relayFaults(), "relay", standsAt(func(*testing.T, *patient, *smtptest.Config) {}))
+}
+
+// A listener whose mode is not known is given time to greet before TLS is tried.
+func TestCheckFindsOutHowToConnect(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	cfg := tight(t, p)
+	cfg.Implicit = true
+	p.c.opts.connect = []string{smtptest.Start(t, cfg).Addr()}
+	found := p.look(t.Context(), "relay")
+	wantFinding(t, found, "relay.closed", "mail needs AUTH")
+}
+
+// A real server in good health: everything is found, nothing is wrong with it, and it
+// has heard of one failed login and no more.
+func TestCheckOfARunningServer(t *testing.T) {
+	t.Parallel()
+	s := installSite(t)
+	s.must(t, "", "route", "add", "--via", "mx")
+	d := s.serve(t)
+	text, err := os.ReadFile(s.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ports := strings.Replace(string(text), "127.0.0.1:0", net.JoinHostPort("127.0.0.1", strconv.Itoa(s.starttls)), 1)
+	ports = strings.Replace(ports, "127.0.0.1:0", net.JoinHostPort("127.0.0.1", strconv.Itoa(s.implicit)), 1)
+	if err := os.WriteFile(s.config, []byte(ports), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := &app{env: envMap(s.env), configPath: s.config}
+	c := a.newCheckup(checkOptions{offline: true})
+	found := c.run(t.Context())
+	for _, f := range found {
+		// What the tests' database, certificate and machine are.
+		expected := []string{"db.durability", "db.connections-tight", "db.slow", "db.room-low", "spool.small", "tls.private", "tls.name"}
+		if (f.Status == statusFailed || f.Status == statusWarning || f.Status == statusSkipped) && !slices.Contains(expected, f.ID) {
+			t.Errorf("%+v", f)
+		}
+	}
+	count := map[string]int{}
+	for _, f := range found {
+		count[f.ID]++
+	}
+	for id, want := range map[string]int{"port.ours": 2, "relay.closed": 2, "node.ok": 1, "account.ok": 1, "route.ok": 1} {
+		if count[id] != want {
+			t.Errorf("%d of %s, want %d", count[id], id, want)
+		}
+	}
+	d.await(t, &d.stderr, `"user":"postern-check-`)
+	if n := strings.Count(d.stderr.String(), `"reason":"credentials"`); n != 1 {
+		t.Errorf("%d failed logins\n%s", n, told(found))
+	}
+}
+
+// The same fault in many places: one that never answers keeps nothing of the others
+// back, and the check ends.
+func TestCheckEndsInTime(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	viewed(t, p)
+	hang := &hangingResolver{checkResolver: p.c.dns}
+	released := make(chan struct{})
+	hang.release = released
+	defer close(released)
+	p.c.dns, p.c.limit = hang, time.Second
+	found := p.look(t.Context(), "config", "dns", "account")
+	wantFinding(t, found, "check.unfinished", "not done after 1s")
+	wantFinding(t, found, "config.ok", "every key")
+	if hang.asked.Load() == 0 {
+		t.Error("nothing was asked")
+	}
+}
+
+// hangingResolver does not even look at its context.
+type hangingResolver struct {
+	checkResolver
+	release <-chan struct{}
+	asked   atomic.Int64
+}
+
+func (h *hangingResolver) LookupIPAddr(context.Context, string) ([]net.IPAddr, error) {
+	h.asked.Add(1)
+	<-h.release
+	return nil, context.DeadlineExceeded
+}

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+
+	"github.com/jackc/pgx/v5"
+)
+
+var roleKinds = []kind{
+	{"db.connections", statusFailed, "The database allows fewer connections than one node opens.",
+		"raise max_connections of the database, or the limit of the role or the database; or lower [database] max_connections"},
+	{"db.connections-tight", statusWarning, "The database allows fewer connections than all nodes and the other clients may open together.",
+		"raise max_connections of the database, or lower [database] max_connections of the nodes"},
+	{"db.privileges", statusFailed, "The role may not do what the server does.",
+		"let the role own the tables, or grant it what is missing; and run 'postern migrate' as the owner"},
+	{"db.superuser", statusInfo, "The role is a superuser, which the server does not need.", ""},
+	{"db.timeouts", statusWarning, "The database ends statements or connections of the server after a time.",
+		"set it to 0 for the role: alter role NAME set SETTING = 0"},
+}
+
+// nodeConnections is how many connections one node may open: those of the pools,
+// which are configured, and those of the queue, of what is noted of logins, and of
+// routes.
+func (c *checkup) nodeConnections() int { return c.cfg.Database.MaxConnections + 16 + 3 + 1 }
+
+func (in *inspection) connections(ctx context.Context) error {
+	var most, others, nodes int
+	// What is not known (reserved_connections before PostgreSQL 16) is null.
+	err := in.conn.QueryRow(ctx, `
+		select least(
+				current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+					- coalesce(current_setting('reserved_connections', true)::int, 0),
+				nullif(r.rolconnlimit, -1), nullif(d.datconnlimit, -1)),
+			(select count(*) from pg_stat_activity where backend_type = 'client backend'
+				and (datname is distinct from current_database() or application_name not like 'postern%') and pid <> pg_backend_pid())
+		from pg_roles r, pg_database d where r.rolname = current_user and d.datname = current_database()`).Scan(&most, &others)
+	if err != nil {
+		return err
+	}
+	living, err := in.living(ctx)
+	if err != nil {
+		return err
+	}
+	nodes = max(1, len(living))
+	need := in.c.nodeConnections()
+	switch {
+	case most < need:
+		in.r.add("db.connections", "connections", "%d allowed, and this node may open %d", most, need)
+	case most < need*nodes+others:
+		in.r.add("db.connections-tight", "connections", "%d allowed; %d nodes of %d each and %d others make %d", most, nodes, need, others, need*nodes+others)
+	}
+	return nil
+}
+
+// ours names the tables of the schema: those with the owner of the queue's.
+const ours = `
+	select c.oid, c.relname from pg_class c join pg_class q on q.oid = to_regclass('recipient')
+	where c.relnamespace = q.relnamespace and c.relowner = q.relowner and c.relkind in ('r', 'p')`
+
+func (in *inspection) privileges(ctx context.Context) error {
+	rows, err := in.conn.Query(ctx, `
+		select p.privilege || ' on ' || c.relname from (`+ours+`) c
+		cross join unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE']) p(privilege)
+		where not has_table_privilege(c.oid, p.privilege)
+			and (p.privilege <> 'TRUNCATE' or c.relname like 'large\_body\__')
+		order by c.relname, p.privilege`)
+	if err != nil {
+		return err
+	}
+	missing, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return err
+	}
+	var role string
+	var super bool
+	if err := in.conn.QueryRow(ctx, `select rolname, rolsuper from pg_roles where rolname = current_user`).Scan(&role, &super); err != nil {
+		return err
+	}
+	if len(missing) > 0 {
+		in.r.add("db.privileges", "privileges", "%s lacks %s", role, few(missing))
+	}
+	if super && in.c.cfg.Database.Private == "" {
+		in.r.add("db.superuser", "privileges", "%s is a superuser", role)
+	}
+	return nil
+}
+
+func (in *inspection) timeouts(ctx context.Context) error {
+	rows, err := in.conn.Query(ctx, `
+		select name || ' is ' || setting || ' ' || unit from pg_settings
+		where name in ('statement_timeout', 'transaction_timeout', 'idle_session_timeout', 'lock_timeout')
+			and setting::bigint between 1 and 59999 order by name`)
+	if err != nil {
+		return err
+	}
+	set, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err == nil && len(set) > 0 {
+		in.r.add("db.timeouts", "database", "%s", few(set))
+	}
+	return err
+}

@@ -1,0 +1,132 @@
+package delivery
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/netip"
+	"time"
+
+	"postern/relay/route"
+	"postern/relay/smtp"
+)
+
+// Stages of a Probe beside those of the conversation.
+const (
+	StageLookup smtp.Stage = "lookup" // DNS
+	StageLoop   smtp.Stage = "loop"   // it is this server itself
+)
+
+// Prober begins conversations as deliveries do, up to where mail would be sent, and
+// ends them with QUIT. It sends no mail. Of a Config it uses what concerns dialling:
+// DNS, Hello, Self, Timeouts, ConnectTime, LookupTime, MXPort and AllowPrivateMX. It
+// is safe for concurrent use.
+type Prober struct{ d *dialer }
+
+// Probe is how far a conversation came.
+type Probe struct {
+	Host    string // that was talked to, as far as one was
+	Addr    netip.AddrPort
+	TLS     string    // facts, "" in clear
+	Expires time.Time // of the certificate that was shown; zero in clear
+
+	// Err is why no mail could be sent, nil when it could; Stage says where that
+	// was, and Reply what the server said if it refused.
+	Err   error
+	Stage smtp.Stage
+	Reply smtp.Reply
+	// Permanent says that mail would fail and not wait.
+	Permanent bool
+}
+
+// NewProber makes a Prober.
+func NewProber(cfg Config) *Prober {
+	cfg = cfg.withDefaults()
+	return &Prober{newDialer(&cfg)}
+}
+
+// Upstream converses with an upstream: TLS as configured, and its account.
+func (p *Prober) Upstream(ctx context.Context, up *route.Upstream) Probe {
+	c, t := p.d.openUpstream(ctx, up)
+	return p.finish(ctx, c, t)
+}
+
+// MX converses with each mail host of a domain, or tells why there is none: one Probe
+// then. The hosts are in the order of their preference.
+func (p *Prober) MX(ctx context.Context, domain string) []Probe {
+	hosts, t := p.d.exchangers(ctx, domain)
+	if t != nil {
+		return []Probe{p.finish(ctx, nil, t)}
+	}
+	probes := make([]Probe, len(hosts))
+	done := make(chan struct{})
+	for i := range hosts {
+		go func() {
+			c, t := p.d.openMX(ctx, domain, hosts[i:i+1])
+			probes[i] = p.finish(ctx, c, t)
+			if probes[i].Host == "" {
+				probes[i].Host = hosts[i].host
+			}
+			done <- struct{}{}
+		}()
+	}
+	for range hosts {
+		<-done
+	}
+	return probes
+}
+
+// finish ends a conversation and says what it was.
+func (p *Prober) finish(ctx context.Context, c *conn, t *trouble) Probe {
+	if t != nil {
+		probe := Probe{Host: t.host, Addr: t.addr, TLS: t.tls, Err: t.err, Stage: t.stage(), Permanent: t.permanent}
+		var stage *smtp.StageError
+		if errors.As(t.err, &stage) {
+			probe.Reply = stage.Reply
+		}
+		if probe.Err == nil {
+			probe.Err = errors.New(t.reply.Text)
+		}
+		return probe
+	}
+	probe := Probe{Host: c.host, Addr: c.addr, TLS: c.tls}
+	if state := c.client.TLS(); state != nil {
+		probe.Expires = firstEnd(state)
+	}
+	if err := c.client.Quit(ctx); err != nil {
+		_ = c.client.Close() // it was to be closed anyway
+	}
+	return probe
+}
+
+// firstEnd is when the certificate that was shown ends.
+func firstEnd(state *tls.ConnectionState) time.Time {
+	if len(state.PeerCertificates) == 0 {
+		return time.Time{}
+	}
+	return state.PeerCertificates[0].NotAfter
+}
+
+// stage says where the trouble was.
+func (t *trouble) stage() smtp.Stage {
+	var stage *smtp.StageError
+	var dns *net.DNSError
+	switch {
+	case errors.As(t.err, &stage):
+		return stage.Stage
+	case errors.Is(t.err, errNoMechanism):
+		return smtp.StageAuth
+	case errors.As(t.err, &dns):
+		return StageLookup
+	}
+	switch e := t.reply.Enhanced; [2]int{e.Subject, e.Detail} {
+	case [2]int{7, 4}, [2]int{7, 5}:
+		return smtp.StageTLS
+	case [2]int{4, 3}, [2]int{1, 2}, [2]int{1, 10}:
+		return StageLookup
+	case [2]int{4, 6}:
+		return StageLoop
+	}
+	return smtp.StageConnect
+}
