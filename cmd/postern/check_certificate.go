@@ -15,9 +15,9 @@ import (
 
 var certificateKinds = []kind{
 	{"tls.ok", statusOK, "The certificate and its key go together, it is good now, and clients can verify it.", ""},
-	{"tls.none", statusFailed, "There are listeners and no certificate.", "set certificate and key in [tls]"},
+	{"tls.none", statusFailed, "There are listeners and no certificate.", "set certificate and key in [tls], or names in [acme]"},
 	{"tls.self-signed", statusWarning, "A self-signed certificate is made at each start; no client can trust it.",
-		"set certificate and key in [tls] before clients use this server"},
+		"set certificate and key in [tls], or names in [acme], before clients use this server"},
 	{"tls.unreadable", statusFailed, "A file of the certificate or its key cannot be read, or holds neither.",
 		"mend the path in [tls], or let the server's user read the file; both are PEM"},
 	{"tls.mismatch", statusFailed, "The key is not that of the certificate.", "put the files together that were made together, and reload"},
@@ -45,10 +45,13 @@ func (c *checkup) certificateFiles() (list []certificateFiles) {
 	if c.cfg.TLS.Certificate != "" {
 		list = append(list, certificateFiles{c.cfg.TLS.Certificate, c.cfg.TLS.Key})
 	}
+	for _, pair := range c.cfg.TLS.Pairs {
+		list = append(list, certificateFiles{pair.Certificate, pair.Key})
+	}
 	return list
 }
 
-func (c *checkup) lookAtCertificates(_ context.Context, r *report) {
+func (c *checkup) lookAtCertificates(ctx context.Context, r *report) {
 	files := c.certificateFiles()
 	switch {
 	case len(c.cfg.Listeners) == 0:
@@ -56,7 +59,7 @@ func (c *checkup) lookAtCertificates(_ context.Context, r *report) {
 	case c.cfg.TLS.SelfSigned:
 		r.add("tls.self-signed", "certificate", "made at each start")
 		return
-	case len(files) == 0:
+	case len(files) == 0 && !c.cfg.ACME.on():
 		r.add("tls.none", "certificate", "the configuration names none")
 		return
 	}
@@ -66,8 +69,11 @@ func (c *checkup) lookAtCertificates(_ context.Context, r *report) {
 			leaves = append(leaves, chain[0])
 		}
 	}
+	if c.cfg.ACME.on() {
+		c.acme(ctx, r)
+	}
 	hostname, err := c.cfg.hostname()
-	if err != nil || len(leaves) == 0 {
+	if err != nil || c.cfg.ACME.covers(hostname) || len(leaves) == 0 && !c.cfg.ACME.on() {
 		return
 	}
 	if !slices.ContainsFunc(leaves, func(leaf *x509.Certificate) bool { return leaf.VerifyHostname(hostname) == nil }) {
@@ -75,6 +81,7 @@ func (c *checkup) lookAtCertificates(_ context.Context, r *report) {
 		for _, leaf := range leaves {
 			all = append(all, leaf.DNSNames...)
 		}
+		all = append(all, c.cfg.ACME.Names...)
 		r.add("tls.name", "certificate", "it is for %s and not for the hostname %s", orDash(few(all)), hostname)
 	}
 }

@@ -87,6 +87,7 @@ func (c *checkup) lookAtDNS(ctx context.Context, r *report) {
 	default:
 		r.add("dns.hostname", "dns", "%s is at %s", hostname, few(addressTexts(addrs)))
 	}
+	c.acmeNames(ctx, r)
 	if v, err := c.view(ctx); err == nil && len(v.rules) > 0 && !v.byMX("") && len(c.opts.addresses) == 0 {
 		r.add("dns.ptr-unused", "dns", "not looked at")
 		return

@@ -206,7 +206,8 @@ func (k *knock) certificate(shown []*x509.Certificate) {
 	if k.c.cfg.TLS.SelfSigned && k.door.ours {
 		return
 	}
-	if files := k.c.certificateFiles(); k.door.ours && len(files) > 0 {
+	// With ACME the files are not all that may be shown.
+	if files := k.c.certificateFiles(); k.door.ours && len(files) > 0 && !k.c.cfg.ACME.on() {
 		for _, f := range files {
 			chain, err := readChain(f.certificate)
 			if err != nil || bytes.Equal(chain[0].Raw, shown[0].Raw) {

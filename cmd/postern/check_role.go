@@ -19,9 +19,15 @@ var roleKinds = []kind{
 }
 
 // nodeConnections is how many connections one node may open: those of the pools,
-// which are configured, and those of the queue, of what is noted of logins, and of
-// routes.
-func (c *checkup) nodeConnections() int { return c.cfg.Database.MaxConnections + 16 + 3 + 1 }
+// which are configured, and those of the queue, of what is noted of logins, of routes,
+// and of certificates by ACME.
+func (c *checkup) nodeConnections() int {
+	n := c.cfg.Database.MaxConnections + 16 + 3 + 1
+	if c.cfg.ACME.on() {
+		n += 3
+	}
+	return n
+}
 
 func (in *inspection) connections(ctx context.Context) error {
 	var most, others, nodes int

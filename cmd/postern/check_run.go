@@ -63,7 +63,7 @@ var kinds = sync.OnceValue(func() map[string]kind {
 
 // kindList is in the order of the areas.
 func kindList() []kind {
-	return slices.Concat(configKinds, certificateKinds, portKinds, databaseKinds, roleKinds, nodeKinds, vacuumKinds, roomKinds,
+	return slices.Concat(configKinds, certificateKinds, acmeKinds, portKinds, databaseKinds, roleKinds, nodeKinds, vacuumKinds, roomKinds,
 		accountKinds, routeKinds,
 		upstreamKinds, dnsKinds, spfKinds, mxKinds, relayKinds, checkKinds)
 }

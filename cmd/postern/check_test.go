@@ -163,9 +163,10 @@ func TestCheckFindsEveryKind(t *testing.T) {
 		"db.durable": "TestCheckJudgesTheServer", "db.durability": "TestCheckJudgesTheServer", "db.replica-missing": "TestCheckJudgesTheServer",
 		"db.autovacuum": "TestCheckJudgesTheServer", "db.timeouts": "TestCheckJudgesTheServer", "db.slot": "TestCheckJudgesTheServer", "db.clear": "TestCheckJudgesTheWayToTheDatabase", "db.unverified": "TestCheckJudgesTheWayToTheDatabase",
 		"db.replica": "TestCheckJudgesReplicas", "upstream.clear": "TestCheckJudgesUpstreamsInClear",
+		"acme.no-address":  "TestCheckFindsNamesThatCannotBeValidated",
 		"check.unfinished": "TestCheckEndsInTime", "check.skipped": "TestCheckSaysWhatItCannotLookAt",
 	}
-	for _, f := range slices.Concat(configFaults(), certificateFaults(), portFaults(), databaseFaults(), accountFaults(), routeFaults(),
+	for _, f := range slices.Concat(configFaults(), certificateFaults(), acmeFaults(), portFaults(), databaseFaults(), accountFaults(), routeFaults(),
 		upstreamFaults(), dnsFaults(), spfFaults(), mxFaults(), relayFaults()) {
 		planted[f.id] = "a table"
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/auth"
+	"postern/relay/certificate"
 	"postern/relay/route"
 	"postern/relay/seal"
 )
@@ -24,6 +25,8 @@ type mailView struct {
 	upstreams []route.Upstream // that can be used
 	sealed    []string         // those that cannot
 	keyErr    error
+	// certificates is what nodes have told of those by ACME
+	certificates []certificate.Record
 }
 
 // Bounds of what is read.
@@ -73,6 +76,9 @@ func (c *checkup) readView(ctx context.Context, pool *pgxpool.Pool) (*mailView, 
 		return nil, err
 	}
 	if v.upstreams, err = store.Upstreams(ctx); err != nil {
+		return nil, err
+	}
+	if v.certificates, err = certificate.List(ctx, pool); err != nil {
 		return nil, err
 	}
 	bad, err := store.Unusable(ctx)

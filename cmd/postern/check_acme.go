@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net"
+	"slices"
+	"strings"
+	"syscall"
+
+	"postern/relay/certificate"
+)
+
+var acmeKinds = []kind{
+	{"acme.ok", statusOK, "The authority has issued the certificate, and it is good.", ""},
+	{"acme.waiting", statusWarning, "No node has ordered the certificate yet; clients get a self-signed one.", "start the server, and look at its log"},
+	{"acme.failing", statusFailed, "The authority does not issue the certificate; clients get a self-signed one.",
+		"see to what the authority says; docs/certificates.md has the usual causes"},
+	{"acme.renewal", statusWarning, "The certificate is good, and its renewal fails.",
+		"see to what the authority says before the certificate ends; docs/certificates.md has the usual causes"},
+	{"acme.expired", statusFailed, "The certificate has expired.", "see to what the authority says, then 'postern certificate renew NAME'"},
+	{"acme.file", statusFailed, "A file that [acme] names cannot be used, so the server does not start.",
+		"mend the path, let the server's user read the file, and chmod 600 a key"},
+	{"acme.port", statusFailed, "The server cannot listen where the authority validates.",
+		"stop what listens there, or set another address in [acme] and have the authority's port forwarded to it"},
+	{"acme.no-address", statusFailed, "A name has no address, so the authority cannot validate it.",
+		"add A and AAAA records with the address of this server, or use challenge = \"dns-01\""},
+}
+
+// acme looks at what the nodes tell each other of the certificates they order.
+func (c *checkup) acme(ctx context.Context, r *report) {
+	c.acmeFiles(r)
+	c.acmePort(ctx, r)
+	v, err := c.view(ctx)
+	if err != nil {
+		r.skip("acme", "%v", err)
+		return
+	}
+	for _, name := range c.cfg.ACME.Names {
+		i := slices.IndexFunc(v.certificates, func(rec certificate.Record) bool { return strings.EqualFold(rec.Name, name) })
+		if i < 0 {
+			r.add("acme.waiting", "acme "+name, "nothing is known of it")
+			continue
+		}
+		c.acmeRecord(r, v.certificates[i])
+	}
+}
+
+func (c *checkup) acmeRecord(r *report, rec certificate.Record) {
+	subject := "acme " + rec.Name
+	why := ""
+	if rec.Failures > 0 {
+		why = "; failing since " + localTime(rec.FailingSince) + ": " + rec.LastError
+	}
+	switch rec.State(c.now()) {
+	case "waiting":
+		r.add("acme.waiting", subject, "not ordered yet")
+	case "failing":
+		r.add("acme.failing", subject, "no certificate%s", why)
+	case "expired":
+		r.add("acme.expired", subject, "on %s%s", localTime(rec.NotAfter), why)
+	case "renewal failing":
+		r.add("acme.renewal", subject, "good until %s%s", localTime(rec.NotAfter), why)
+	default:
+		r.add("acme.ok", subject, "by %s, until %s", orDash(rec.Issuer), localTime(rec.NotAfter))
+	}
+}
+
+// acmeFiles reads what the server would read at its start.
+func (c *checkup) acmeFiles(r *report) {
+	a := c.cfg.ACME
+	_, err := readRoots(a.DirectoryCA)
+	if err != nil {
+		r.add("acme.file", "acme", "directory_ca: %v", err)
+	}
+	if _, err = readKeyFile(a.EABKeyFile); err != nil {
+		r.add("acme.file", "acme", "eab_key_file: %v", err)
+	}
+	if certificate.Challenge(a.Challenge) != certificate.DNS01 {
+		return
+	}
+	if _, err = a.RFC2136.provider(); err != nil {
+		r.add("acme.file", "acme", "%v", err)
+	}
+}
+
+// acmePort: where a server of ours runs, it is this one that has the port.
+func (c *checkup) acmePort(ctx context.Context, r *report) {
+	a := c.cfg.ACME
+	if certificate.Challenge(a.Challenge) == certificate.DNS01 {
+		return
+	}
+	ln, err := net.Listen("tcp", challengeAddress(a))
+	if err == nil {
+		_ = ln.Close()
+		return
+	}
+	if (errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EACCES)) && c.runsHere(ctx) {
+		return
+	}
+	r.add("acme.port", "acme", "%s: %v", challengeAddress(a), listenReason(err))
+}
+
+// acmeNames looks whether the authority can find the names that it connects to.
+func (c *checkup) acmeNames(ctx context.Context, r *report) {
+	a := c.cfg.ACME
+	if certificate.Challenge(a.Challenge) == certificate.DNS01 {
+		return
+	}
+	r.each(ctx, len(a.Names), func(ctx context.Context, i int, r *report) {
+		addrs, err := c.hostAddresses(ctx, a.Names[i])
+		if err == nil && len(addrs) == 0 {
+			r.add("acme.no-address", "acme "+a.Names[i], "not in DNS")
+		}
+	})
+}
+
+// covers says whether one of the names is hostname, or a wildcard above it.
+func (c *acmeConfig) covers(hostname string) bool {
+	_, above, _ := strings.Cut(hostname, ".")
+	return slices.ContainsFunc(c.Names, func(name string) bool {
+		return strings.EqualFold(name, hostname) || strings.EqualFold(name, "*."+above)
+	})
+}
