@@ -38,6 +38,7 @@ var databaseKinds = []kind{
 		"put the relay and its database into one place"},
 	{"db.schema", statusOK, "The schema is that of this program.", ""},
 	{"db.schema-old", statusFailed, "The schema is older than this program, or not there.", "run 'postern migrate'"},
+	{"db.schema-ahead", statusInfo, "A newer program has migrated the database, and this one may run on it.", ""},
 	{"db.schema-new", statusFailed, "A newer program has migrated the database.", "install the newer version here"},
 	{"db.schema-changed", statusFailed, "The schema was made by a changed migration, so nobody can say what it is.",
 		"restore the program that migrated the database, or restore the database from a backup"},
@@ -267,6 +268,8 @@ func (in *inspection) schema(ctx context.Context) error {
 		in.r.add("db.schema-changed", "schema", "%v", err)
 	case len(status.Pending) > 0:
 		in.r.add("db.schema-old", "schema", "it lacks %d of %d migrations", len(status.Pending), len(status.Pending)+len(status.Applied))
+	case status.Ahead():
+		in.r.add("db.schema-ahead", "schema", "it has %s", status.Unknown[len(status.Unknown)-1])
 	default:
 		in.r.add("db.schema", "schema", "current, %s", status.Applied[len(status.Applied)-1])
 	}

@@ -38,6 +38,7 @@ func databaseFaults() []fault {
 		{"db.slow", "the shortest of five", bound(func(b *bounds) { b.trip = 0 })},
 		{"db.schema-old", "it lacks", func(t *testing.T, p *patient) { p.c.cfg.Database.URL = pgtest.Empty(t).URL }},
 		{"db.schema-new", "9999_future", sql(`insert into schema_migration (version, name, checksum) values (9999, 'future', '')`)},
+		{"db.schema-ahead", "9999_future", sql(`insert into schema_migration (version, name, checksum, oldest) values (9999, 'future', '', 1)`)},
 		{"db.schema-changed", "0001_queue", sql(`update schema_migration set checksum = 'other' where version = 1`)},
 		{"db.privileges", "lacks", lesserRole},
 		{"db.clock-drift", "behind", later(3 * time.Second)},

@@ -219,6 +219,14 @@ func TestCheckKnowsPrivilegedPorts(t *testing.T) {
 	wantFinding(t, r.close(), "port.ours", "answers") // it runs as another user
 }
 
+// The tests' machine may have a server at the usual port.
+func TestCheckKnowsSocketsOfTheServiceManager(t *testing.T) {
+	t.Parallel()
+	r := &report{}
+	newPatient(t).c.handed(r, listenerConfig{Address: handedOver + "submission", TLS: "starttls"}, false)
+	wantFinding(t, r.close(), "port.handed", "nothing answers at 127.0.0.1:587")
+}
+
 // Whatever form the URL has, its password is not shown.
 func TestRedactedURL(t *testing.T) {
 	t.Parallel()

@@ -17,6 +17,7 @@ var portKinds = []kind{
 	{"port.privileged", statusWarning, "This user may not listen on ports below 1024.",
 		"run the server as the systemd unit does, with CAP_NET_BIND_SERVICE, or with its sockets from systemd"},
 	{"port.unusable", statusFailed, "The server cannot listen at the address.", "set the address in [[listener]] to one of this machine, or 0.0.0.0"},
+	{"port.handed", statusInfo, "The service manager opens the listener's socket, and nothing answers at the usual address.", ""},
 	{"port.none", statusWarning, "There is no [[listener]], so only 'postern serve --only delivery' starts.",
 		"add a [[listener]] unless this node shall only deliver"},
 }
@@ -35,6 +36,10 @@ func (c *checkup) lookAtPorts(ctx context.Context, r *report) {
 
 // port tries to listen, which disturbs nobody who does already.
 func (c *checkup) port(ctx context.Context, r *report, l listenerConfig) {
+	if _, handed := l.socket(); handed {
+		c.handed(r, l, c.answers(ctx, r, l))
+		return
+	}
 	ln, err := net.Listen("tcp", l.Address)
 	if err == nil {
 		_ = ln.Close()
@@ -42,6 +47,13 @@ func (c *checkup) port(ctx context.Context, r *report, l listenerConfig) {
 		return
 	}
 	c.notFree(ctx, r, l, err)
+}
+
+// handed is a listener whose socket the service manager opens.
+func (c *checkup) handed(r *report, l listenerConfig, answered bool) {
+	if !answered {
+		r.add("port.handed", "listener", "%s: nothing answers at %s", l.Address, doorOf(l).address)
+	}
 }
 
 // notFree says why nobody could listen there.

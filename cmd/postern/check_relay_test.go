@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"net"
 	"os"
@@ -169,4 +170,43 @@ func (h *hangingResolver) LookupIPAddr(context.Context, string) ([]net.IPAddr, e
 	h.asked.Add(1)
 	<-h.release
 	return nil, context.DeadlineExceeded
+}
+
+// Who connects to a listener behind a load balancer says for whom, also the check.
+func TestCheckSpeaksThePROXYProtocol(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		listener listenerConfig
+		want     door
+	}{
+		{listenerConfig{Address: "0.0.0.0:587", TLS: "starttls"}, door{"127.0.0.1:587", "starttls", true, false}},
+		{listenerConfig{Address: "0.0.0.0:587", TLS: "starttls", ProxyProtocol: []string{"10.0.0.0/8"}}, door{"127.0.0.1:587", "starttls", true, false}},
+		{listenerConfig{Address: "0.0.0.0:465", TLS: "implicit", ProxyProtocol: []string{"10.0.0.0/8", "127.0.0.1"}}, door{"127.0.0.1:465", "implicit", true, true}},
+		{listenerConfig{Address: "10.1.1.1:465", TLS: "implicit", ProxyProtocol: []string{"10.0.0.0/8"}}, door{"10.1.1.1:465", "implicit", true, true}},
+		{listenerConfig{Address: handedOver + "submissions", TLS: "implicit"}, door{"127.0.0.1:465", "implicit", true, false}},
+	} {
+		if got := doorOf(test.listener); got != test.want {
+			t.Errorf("%+v: %+v", test.listener, got)
+		}
+	}
+	heard := make(chan string, 1)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		conn, err := ln.Accept()
+		if err != nil {
+			heard <- err.Error()
+			return
+		}
+		defer conn.Close()
+		line, _ := bufio.NewReader(conn).ReadString('\n')
+		heard <- line
+	}()
+	_, _, _ = dialTalk(t.Context(), door{address: ln.Addr().String(), tls: "starttls", proxied: true}, patientName)
+	if got := <-heard; got != "PROXY UNKNOWN\r\n" {
+		t.Errorf("heard %q", got)
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -30,10 +31,25 @@ type door struct {
 	address string
 	tls     string // of the listener; "" for one that is not known
 	ours    bool   // its certificate is in the configuration's files
+	proxied bool   // it wants a PROXY header from this machine
 }
 
-// doorOf is a listener of the configuration.
-func doorOf(l listenerConfig) door { return door{reachable(l.Address), l.TLS, true} }
+// doorOf is a listener of the configuration. Where the service manager opens its socket,
+// the address is in the socket unit; it is taken for the usual one.
+func doorOf(l listenerConfig) door {
+	d := door{address: reachable(l.Address), tls: l.TLS, ours: true}
+	if _, handed := l.socket(); handed {
+		d.address = net.JoinHostPort("127.0.0.1", map[string]string{"starttls": "587", "implicit": "465"}[l.TLS])
+	}
+	host, _, _ := net.SplitHostPort(d.address)
+	own, err := netip.ParseAddr(host)
+	proxies, _ := l.proxies() // validated with the configuration
+	for _, network := range proxies {
+		// Who connects to an address of this machine comes from that address.
+		d.proxied = d.proxied || err == nil && network.Contains(own.Unmap())
+	}
+	return d
+}
 
 // reachable is where on this machine a listener's address can be had.
 func reachable(address string) string {
@@ -97,7 +113,13 @@ func connectTalk(ctx context.Context, to door) (*talk, error) {
 		return nil, err
 	}
 	t := &talk{conn: conn, r: smtp.NewReader(conn)}
-	return t, conn.SetDeadline(t.until(ctx))
+	if err := conn.SetDeadline(t.until(ctx)); err != nil {
+		return t, err
+	}
+	if to.proxied { // and we are nobody's proxy
+		_, err = conn.Write([]byte("PROXY UNKNOWN\r\n"))
+	}
+	return t, err
 }
 
 // until is the end of a conversation that begins now.

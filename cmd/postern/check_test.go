@@ -160,7 +160,7 @@ func TestCheckFindsEveryKind(t *testing.T) {
 	t.Parallel()
 	planted := map[string]string{
 		"config.missing": "TestCheckWithoutAConfiguration", "port.privileged": "TestCheckKnowsPrivilegedPorts",
-		"db.durable": "TestCheckJudgesTheServer", "db.durability": "TestCheckJudgesTheServer", "db.replica-missing": "TestCheckJudgesTheServer",
+		"port.handed": "TestCheckKnowsSocketsOfTheServiceManager", "db.durable": "TestCheckJudgesTheServer", "db.durability": "TestCheckJudgesTheServer", "db.replica-missing": "TestCheckJudgesTheServer",
 		"db.autovacuum": "TestCheckJudgesTheServer", "db.timeouts": "TestCheckJudgesTheServer", "db.slot": "TestCheckJudgesTheServer", "db.clear": "TestCheckJudgesTheWayToTheDatabase", "db.unverified": "TestCheckJudgesTheWayToTheDatabase",
 		"db.replica": "TestCheckJudgesReplicas", "upstream.clear": "TestCheckJudgesUpstreamsInClear",
 		"acme.no-address":  "TestCheckFindsNamesThatCannotBeValidated",
