@@ -28,12 +28,7 @@ func (c *certificates) Describe(ch chan<- *prometheus.Desc) {
 }
 
 func (c *certificates) Collect(ch chan<- prometheus.Metric) {
-	seen := make(map[string]bool)
-	for _, cert := range c.list() {
-		if seen[cert.Name] || len(seen) == maxCertificates {
-			continue // a registry refuses the whole page for one series that is there twice
-		}
-		seen[cert.Name] = true
+	for _, cert := range byName(c.list()) {
 		gauge := func(desc *prometheus.Desc, value float64) {
 			ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, cert.Name)
 		}
@@ -48,4 +43,28 @@ func (c *certificates) Collect(ch chan<- prometheus.Metric) {
 		gauge(c.failing, truth(since > 0))
 		gauge(c.failed, since)
 	}
+}
+
+// byName has one certificate for each name, for a registry refuses the whole page for a
+// series that is there twice. Of several for one name, of two kinds of keys for example,
+// the first to expire and the longest trouble count.
+func byName(list []Certificate) []Certificate {
+	var named []Certificate
+	at := make(map[string]int)
+	for _, c := range list {
+		i, known := at[c.Name]
+		switch {
+		case known:
+			if c.NotAfter.Before(named[i].NotAfter) {
+				named[i].NotAfter = c.NotAfter
+			}
+			if since := named[i].FailingSince; since.IsZero() || !c.FailingSince.IsZero() && c.FailingSince.Before(since) {
+				named[i].FailingSince = c.FailingSince
+			}
+		case len(named) < maxCertificates:
+			at[c.Name] = len(named)
+			named = append(named, c)
+		}
+	}
+	return named
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -103,7 +104,7 @@ func (n *node) certificateList() []admin.Certificate {
 	all := n.certs.Status()
 	list := make([]admin.Certificate, len(all))
 	for i, s := range all {
-		list[i] = admin.Certificate{Name: s.Name, FailingSince: s.FailingSince, Error: s.Error}
+		list[i] = admin.Certificate{Name: cmp.Or(s.Name, s.Source), FailingSince: s.FailingSince, Error: s.Error}
 		if !s.StandIn {
 			list[i].NotBefore, list[i].NotAfter = s.NotBefore, s.NotAfter
 		}
