@@ -5,7 +5,8 @@ ARGS ?=
 FUZZTIME ?= 60s
 TESTTIME ?= 20m
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
-LDFLAGS := $(if $(VERSION),-X main.version=$(VERSION))
+COMMIT := $(shell git rev-parse HEAD 2>/dev/null)
+LDFLAGS := $(if $(VERSION),-X main.version=$(VERSION)) $(if $(COMMIT),-X main.commit=$(COMMIT))
 
 .PHONY: help
 help: ## print the targets
@@ -22,6 +23,20 @@ build: ## build bin/postern and bin/smtpbench
 .PHONY: man
 man: build ## write the manual pages into bin/man
 	@bin/postern man bin/man
+
+.PHONY: deb
+deb: ## build a package for Debian and Ubuntu in bin; GOARCH=arm64 for another machine
+	@VERSION='$(VERSION)' COMMIT='$(COMMIT)' sh internal/deb/build.sh bin
+
+.PHONY: image
+image: ## build the container image postern, where there is an engine
+	@command -v docker >/dev/null || { echo "docker is missing: 'make image' needs it, and a running engine" >&2; exit 1; }
+	@docker version >/dev/null 2>&1 || { echo "no container engine answers to docker: start one, or see 'docker version'" >&2; exit 1; }
+	docker build --build-arg VERSION='$(VERSION)' --build-arg COMMIT='$(COMMIT)' -t postern .
+
+.PHONY: sbom
+sbom: build ## write what the program consists of into bin: sbom.cdx.json (CycloneDX) and LICENSES
+	@go run ./internal/tools/sbom -version '$(VERSION)' -out bin bin/postern
 
 .PHONY: test
 test: lint postgres cc peers ## everything that CI runs: lint, then all tests under the race detector
