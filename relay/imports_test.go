@@ -50,7 +50,9 @@ var arrows = map[string]string{
 	"internal/capture":      "relay/smtp",
 	"internal/peers":        "",
 	"internal/rig":          "internal/pgserver internal/pgtest internal/smtptest",
-	"internal/deb":          "internal/capture internal/peers", // tests only
+	"internal/machine":      "",
+	"internal/deb":          "",
+	"internal/image":        "",
 	"internal/tools/gotest": "",
 	"internal/tools/sbom":   "",
 }

@@ -10,11 +10,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
-)
 
-// patience bounds each program that a test runs, also on a machine with other things to do.
-const patience = 5 * time.Minute
+	"postern/internal/machine"
+)
 
 // stamp is the time in the packages that the tests build.
 const stamp = "SOURCE_DATE_EPOCH=1790000000"
@@ -22,7 +20,7 @@ const stamp = "SOURCE_DATE_EPOCH=1790000000"
 // run runs a program to its end and returns what it wrote to standard output.
 func run(t *testing.T, env []string, name string, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), machine.Patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), env...)
@@ -51,9 +49,7 @@ var built struct {
 }
 
 func TestMain(m *testing.M) {
-	if os.Getenv(insideEnv) != "" {
-		os.Exit(inside())
-	}
+	machine.Inside(map[string]func() error{"install": live})
 	code := m.Run()
 	if built.dir != "" {
 		_ = os.RemoveAll(built.dir)

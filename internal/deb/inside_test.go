@@ -12,42 +12,33 @@ import (
 	"time"
 
 	"postern/internal/capture"
+	"postern/internal/machine"
 )
 
-// inside is TestInstall's machine: it lives through the package's life and returns
-// the exit status.
-func inside() int {
+// live is TestInstall's life, on a machine of its own.
+func live() error {
 	docs, err := os.ReadFile("../../docs/packages.md")
 	if err != nil {
-		fmt.Println(err)
-		return 1
+		return err
+	}
+	older, err1 := os.ReadFile(os.Getenv("OLDER"))
+	newer, err2 := os.ReadFile(os.Getenv("NEWER"))
+	if err := errors.Join(err1, err2); err != nil {
+		return err
 	}
 	l := life{older: "/tmp/older.deb", newer: "/tmp/newer.deb", mail: make(chan capture.Message, 1)}
-	var debs [2][]byte
-	for i, name := range []string{"OLDER", "NEWER"} {
-		if debs[i], err = os.ReadFile(os.Getenv(name)); err != nil {
-			fmt.Println(err)
-			return 1
-		}
+	if l.machine, err = machine.Enter(); err != nil {
+		return err
 	}
-	if l.machine, err = newMachine(os.Getenv(insideEnv)); err != nil {
-		fmt.Println(err)
-		return 1
+	if err := errors.Join(os.WriteFile(l.older, older, 0o644), os.WriteFile(l.newer, newer, 0o644)); err != nil {
+		return err
 	}
-	if err := errors.Join(os.WriteFile(l.older, debs[0], 0o644), os.WriteFile(l.newer, debs[1], 0o644)); err != nil {
-		fmt.Println(err)
-		return 1
-	}
-	if err := l.live(string(docs)); err != nil {
-		fmt.Println(err)
-		return 1
-	}
-	return 0
+	return l.live(string(docs))
 }
 
 // life is what happens to the package.
 type life struct {
-	machine      *machine
+	machine      *machine.Machine
 	older, newer string // packages
 	service      *service
 	mail         chan capture.Message
@@ -83,31 +74,23 @@ func (l *life) live(docs string) error {
 	return nil
 }
 
-// database starts PostgreSQL as Debian has it: a socket in /run/postgresql, on which
-// an account of the machine is the role of its name.
+// database starts PostgreSQL and lets the commands of the page run without sudo.
 func (l *life) database() error {
-	_, err := sh(`
-for dir in /usr/lib/postgresql/*/bin /usr/bin; do [ -x "$dir/initdb" ] && bin=$dir; done
-getent passwd postgres >/dev/null || useradd --system postgres
-install -d -o postgres /run/postgresql /tmp/pg
-cd /tmp
-runuser -u postgres -- "$bin/initdb" -D /tmp/pg/data --auth=peer --encoding=UTF8 --locale=C
-runuser -u postgres -- "$bin/pg_ctl" -D /tmp/pg/data -w -t 120 -l /tmp/pg/log -o "-c listen_addresses= -c unix_socket_directories=/run/postgresql" start
-for name in createuser createdb; do
-	[ -e /usr/bin/$name ] || { mkdir -p /usr/local/bin; ln -s "$bin/$name" /usr/local/bin/$name; }
-done
-mkdir -p /usr/local/bin
-printf '%s\n' '#!/bin/sh' '[ "$1" = -u ] || exec "$@"' 'user=$2; shift 2; exec runuser -u "$user" -- "$@"' >/usr/local/bin/sudo
-chmod 755 /usr/local/bin/sudo
+	if err := machine.Postgres(); err != nil {
+		return err
+	}
+	_, err := machine.Shell(`
+printf '%s\n' '#!/bin/sh' '[ "$1" = -u ] || exec "$@"' 'user=$2; shift 2; exec runuser -u "$user" -- "$@"' >/tmp/bin/sudo
+chmod 755 /tmp/bin/sudo
 `)
 	return err
 }
 
 func (l *life) install() error {
-	if out, err := sh("dpkg --install " + l.older); err != nil {
+	if out, err := machine.Shell("dpkg --install " + l.older); err != nil {
 		return fmt.Errorf("%w\n%s", err, out)
 	}
-	_, err := sh(`
+	_, err := machine.Shell(`
 eq() { [ "$1" = "$2" ] || { echo "$3 is $1, want $2"; exit 1; }; }
 eq "$(stat -c '%U %G %a' /var/lib/postern)" "postern postern 700" /var/lib/postern
 eq "$(stat -c '%U %G %a' /var/lib/postern/spool)" "postern postern 700" spool
@@ -120,7 +103,7 @@ dpkg --verify postern
 		return err
 	}
 	// It says what is missing.
-	out, err := sh("cd /; ! sudo -u postern postern check")
+	out, err := machine.Shell("cd /; ! sudo -u postern postern check")
 	if err != nil || !regexp.MustCompile(`(?m)^failed\b.*\bcertificate\b`).MatchString(out) {
 		return fmt.Errorf("postern check of a new installation: %v\n%s", err, out)
 	}
@@ -153,7 +136,7 @@ func (l *life) setUp(docs string) error {
 			script.WriteString(line)
 		}
 	}
-	out, err := sh(script.String())
+	out, err := machine.Shell(script.String())
 	if err != nil {
 		return err
 	}
@@ -202,14 +185,14 @@ func (l *life) send() error {
 			return fmt.Errorf("what arrived is %q", m.Data)
 		}
 		return nil
-	case <-time.After(patience):
+	case <-time.After(machine.Patience):
 		return fmt.Errorf("the message does not arrive:\n%s", &l.service.said)
 	}
 }
 
 // update installs a newer version over the running one, which goes on, and restarts.
 func (l *life) update() error {
-	if _, err := sh("dpkg --install " + l.newer + "; dpkg-query --show postern | grep -q 1.3.0"); err != nil {
+	if _, err := machine.Shell("dpkg --install " + l.newer + "; dpkg-query --show postern | grep -q 1.3.0"); err != nil {
 		return err
 	}
 	if err := l.send(); err != nil {
@@ -226,7 +209,7 @@ func (l *life) update() error {
 }
 
 func (l *life) remove() error {
-	_, err := sh(`
+	_, err := machine.Shell(`
 dpkg --remove postern
 [ ! -e /usr/bin/postern ] && [ ! -e /usr/lib/systemd/system/postern.service ]
 [ -f /etc/postern/postern.toml ] && [ -d /var/lib/postern/spool ]
@@ -236,10 +219,10 @@ dpkg --remove postern
 
 // purge takes the rest but the account.
 func (l *life) purge() error {
-	if _, err := sh("dpkg --purge postern; getent passwd postern; ! passwd --status postern | grep -q ' P '"); err != nil {
+	if _, err := machine.Shell("dpkg --purge postern; getent passwd postern; ! passwd --status postern | grep -q ' P '"); err != nil {
 		return err
 	}
-	left, err := l.machine.left()
+	left, err := l.machine.Left()
 	if err != nil || len(left) > 0 {
 		return fmt.Errorf("left are %v\n%s", err, strings.Join(left, "\n"))
 	}
@@ -248,7 +231,7 @@ func (l *life) purge() error {
 
 // keepDatabase purges where a private database is: mail may be in it.
 func (l *life) keepDatabase() error {
-	if _, err := sh("dpkg --install " + l.older); err != nil {
+	if _, err := machine.Shell("dpkg --install " + l.older); err != nil {
 		return err
 	}
 	const mark = "/var/lib/postern/db/data/PG_VERSION"
@@ -256,7 +239,7 @@ func (l *life) keepDatabase() error {
 		os.WriteFile("/var/lib/postern/secret.key", []byte("key"), 0o600)); err != nil {
 		return err
 	}
-	out, err := sh("dpkg --purge postern; [ -f " + mark + " ]; [ -f /var/lib/postern/secret.key ]; [ ! -d /var/lib/postern/spool ]; [ ! -e /etc/postern ]")
+	out, err := machine.Shell("dpkg --purge postern; [ -f " + mark + " ]; [ -f /var/lib/postern/secret.key ]; [ ! -d /var/lib/postern/spool ]; [ ! -e /etc/postern ]")
 	if err != nil || !strings.Contains(out, "rm -rf /var/lib/postern") {
 		return fmt.Errorf("%v\n%s", err, out)
 	}

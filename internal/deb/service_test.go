@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"postern/internal/machine"
 )
 
 // A unit is a service file: of each key all values.
@@ -74,8 +76,8 @@ func startService(path string) (*service, error) {
 		return s, nil
 	case err := <-s.done:
 		return nil, fmt.Errorf("the service ended before it was ready: %w\n%s", err, &s.said)
-	case <-time.After(patience):
-		return nil, fmt.Errorf("the service is not ready after %s", patience)
+	case <-time.After(machine.Patience):
+		return nil, fmt.Errorf("the service is not ready after %s", machine.Patience)
 	}
 }
 
@@ -101,7 +103,7 @@ func (s *service) stop() error {
 	select {
 	case err := <-s.done:
 		return err
-	case <-time.After(patience):
+	case <-time.After(machine.Patience):
 		return fmt.Errorf("the service does not end:\n%s", &s.said)
 	}
 }

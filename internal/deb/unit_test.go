@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"postern/internal/machine"
 	"postern/internal/peers"
 )
 
@@ -76,7 +77,7 @@ func unitFiles(t *testing.T) map[string]string {
 // analyze returns what systemd-analyze says, to either output.
 func analyze(t *testing.T, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), machine.Patience)
 	defer cancel()
 	cmd := peers.Require(t, "systemd-analyze").Command(ctx, args...)
 	var out bytes.Buffer
