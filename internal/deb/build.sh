@@ -48,6 +48,7 @@ fi
 out=${1:-bin}
 
 goarch=${GOARCH:-$(go env GOARCH)}
+unset GOARCH # what runs here is for here
 case $goarch in
 amd64 | arm64 | riscv64 | s390x) arch=$goarch ;;
 arm) arch=armhf ;;
@@ -117,6 +118,6 @@ find "$root" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 
 mkdir -p "$out"
 file=$out/postern_${version}_$arch.deb
-dpkg-deb --root-owner-group -Zxz --build "$root" "$work/deb" >/dev/null
+dpkg-deb --root-owner-group "-Z${COMPRESSION:-xz}" --build "$root" "$work/deb" >/dev/null
 mv "$work/deb" "$file"
 echo "$file"

@@ -75,7 +75,7 @@ func pack(t *testing.T) string {
 
 func build(t *testing.T, dir string) string {
 	t.Helper()
-	out := run(t, []string{stamp, "VERSION=v1.2.0", "COMMIT=0123456789abcdef0123456789abcdef01234567"}, "sh", "build.sh", dir)
+	out := run(t, []string{stamp, "COMPRESSION=gzip", "VERSION=v1.2.0", "COMMIT=0123456789abcdef0123456789abcdef01234567"}, "sh", "build.sh", dir)
 	return strings.TrimSpace(out)
 }
 

@@ -29,7 +29,7 @@ import (
 )
 
 // Patience bounds each wait for a program, also on a machine with other things to do.
-const Patience = 5 * time.Minute
+const Patience = 2 * time.Minute
 
 const (
 	lifeEnv = "POSTERN_TEST_MACHINE"     // what happens on the machine
@@ -47,7 +47,7 @@ func Run(t *testing.T, life string, env ...string) string {
 		t.Fatal(err)
 	}
 	defer ours.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*Patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, os.Args[0])
 	cmd.Env = append(append(os.Environ(), env...), lifeEnv+"="+life, dirEnv+"="+t.TempDir())
