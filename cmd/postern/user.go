@@ -31,7 +31,7 @@ type addedUser struct {
 
 func (a *app) userAddCmd() *cobra.Command {
 	var (
-		senders       []string
+		senders   []string
 		password  passwordSource
 		ifMissing bool
 		asJSON    bool

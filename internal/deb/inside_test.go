@@ -26,7 +26,7 @@ func live() error {
 	if err := errors.Join(err1, err2); err != nil {
 		return err
 	}
-	l := life{older: "/tmp/older.deb", newer: "/tmp/newer.deb", mail: make(chan capture.Message, 1)}
+	l := life{older: "/run/older.deb", newer: "/run/newer.deb", mail: make(chan capture.Message, 1)}
 	if l.machine, err = machine.Enter(); err != nil {
 		return err
 	}
@@ -80,8 +80,8 @@ func (l *life) database() error {
 		return err
 	}
 	_, err := machine.Shell(`
-printf '%s\n' '#!/bin/sh' '[ "$1" = -u ] || exec "$@"' 'user=$2; shift 2; exec runuser -u "$user" -- "$@"' >/tmp/bin/sudo
-chmod 755 /tmp/bin/sudo
+printf '%s\n' '#!/bin/sh' '[ "$1" = -u ] || exec "$@"' 'user=$2; shift 2; exec runuser -u "$user" -- "$@"' >/run/bin/sudo
+chmod 755 /run/bin/sudo
 `)
 	return err
 }

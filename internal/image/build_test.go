@@ -57,7 +57,7 @@ func begin(i instruction) (*stage, error) {
 	case strings.HasPrefix(i.Args[0], "golang:"):
 		s.root = "/"
 	case i.Args[0] == "scratch":
-		s.root = "/tmp/image"
+		s.root = "/run/image"
 		return s, os.Mkdir(s.root, 0o755)
 	default:
 		return nil, fmt.Errorf("what is in %s?", i.Args[0])

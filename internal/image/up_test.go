@@ -39,14 +39,15 @@ func up() error {
 	if err := json.Unmarshal(text, &f); err != nil {
 		return err
 	}
-	context, err := filepath.Abs("../..")
+	checkout, err := os.Open("../..") // wherever it is, the machine reaches it by this
 	if err != nil {
 		return err
 	}
+	context := fmt.Sprintf("/proc/1/fd/%d", checkout.Fd())
 	if _, err := machine.Enter(); err != nil {
 		return err
 	}
-	e := engine{project: f.Compose, box: "/tmp/box", mail: make(chan capture.Message, 1)}
+	e := engine{project: f.Compose, box: "/run/box", mail: make(chan capture.Message, 1)}
 	for _, step := range []struct {
 		name string
 		do   func() error
@@ -80,9 +81,9 @@ func (e *engine) surroundings() error {
 	if err := machine.Postgres(); err != nil {
 		return err
 	}
-	_, err := machine.Shell(fmt.Sprintf(`cd /tmp
-runuser -u postgres -- /tmp/bin/psql -q -c "create role \"%[1]s\" superuser login password '%[2]s'"
-runuser -u postgres -- /tmp/bin/createdb --owner='%[1]s' '%[3]s'`,
+	_, err := machine.Shell(fmt.Sprintf(`cd /
+runuser -u postgres -- /run/bin/psql -q -c "create role \"%[1]s\" superuser login password '%[2]s'"
+runuser -u postgres -- /run/bin/createdb --owner='%[1]s' '%[3]s'`,
 		postgres.Environment["POSTGRES_USER"], postgres.Environment["POSTGRES_PASSWORD"], postgres.Environment["POSTGRES_DB"]))
 	if err != nil {
 		return err
@@ -103,7 +104,7 @@ func (e *engine) container() error {
 		return err
 	}
 	volume := s.Volumes[0].Target
-	state := "/tmp/volume" // a new volume has what the image has there
+	state := "/run/volume" // a new volume has what the image has there
 	if out, err := exec.Command("cp", "-a", e.image.root+volume, state).CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}

@@ -6,8 +6,9 @@
 // [Inside], which the test's TestMain calls, lives the life that the test has named: it
 // reads what it needs from the outside, and [Enter] then mounts an overlay on / and
 // changes the root to it. The machine has no network but its loopback, no systemd that
-// runs, an empty /tmp and /run, and nothing of Postern. With its first process the kernel
-// ends all others on it, and the files are gone with the mount. It takes root.
+// runs, an empty /run for what the test needs, and nothing of Postern. With its first
+// process the kernel ends all others on it, and the files are gone with the mount. It
+// takes root.
 package machine
 
 import (
@@ -132,7 +133,6 @@ func mountAll(dir, root string) error {
 		{"overlay", root, "overlay", "lowerdir=/,upperdir=" + dir + "/written,workdir=" + dir + "/work"},
 		{"proc", root + "/proc", "proc", ""},
 		{"/dev", root + "/dev", "bind", ""},
-		{"tmpfs", root + "/tmp", "tmpfs", "mode=1777"},
 		{"tmpfs", root + "/run", "tmpfs", "mode=755"},
 	} {
 		var flags uintptr
@@ -190,14 +190,14 @@ func gone(e fs.DirEntry, path string) bool {
 	return e.Type()&fs.ModeCharDevice != 0 && strings.Contains(path, "postern")
 }
 
-// Shell runs commands, with those in /tmp/bin before the system's; the first that fails
+// Shell runs commands, with those in /run/bin before the system's; the first that fails
 // ends them. The error has what they said.
 func Shell(script string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/bin/sh", "-euc", script)
 	cmd.Env = []string{
-		"PATH=/tmp/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive",
+		"PATH=/run/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive",
 	}
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -211,15 +211,15 @@ func Shell(script string) (string, error) {
 // 5432 of the loopback, which wants a password.
 func Postgres() error {
 	_, err := Shell(`
-mkdir -p /tmp/bin
+mkdir -p /run/bin
 for dir in /usr/bin /usr/lib/postgresql/*/bin; do [ -x "$dir/initdb" ] && bin=$dir; done
 getent passwd postgres >/dev/null || useradd --system postgres
-install -d -o postgres /run/postgresql /tmp/pg
-cd /tmp
-runuser -u postgres -- "$bin/initdb" -D /tmp/pg/data --auth-local=peer --auth-host=scram-sha-256 --encoding=UTF8 --locale=C
-runuser -u postgres -- "$bin/pg_ctl" -D /tmp/pg/data -w -t 120 -l /tmp/pg/log \
+install -d -o postgres /run/postgresql /run/pg
+cd /
+runuser -u postgres -- "$bin/initdb" -D /run/pg/data --auth-local=peer --auth-host=scram-sha-256 --encoding=UTF8 --locale=C
+runuser -u postgres -- "$bin/pg_ctl" -D /run/pg/data -w -t 120 -l /run/pg/log \
 	-o "-c listen_addresses=127.0.0.1 -c unix_socket_directories=/run/postgresql" start
-for name in createuser createdb psql; do ln -s "$bin/$name" /tmp/bin/$name; done
+for name in createuser createdb psql; do ln -s "$bin/$name" /run/bin/$name; done
 `)
 	return err
 }
