@@ -45,6 +45,10 @@ type life struct {
 	password     string
 }
 
+// dpkg is as an admin runs it, but for the manual's index and for what a crash of the
+// machine would cost: both take their time.
+const dpkg = "dpkg --no-triggers --force-unsafe-io "
+
 const serviceFile = "/usr/lib/systemd/system/postern.service"
 
 func (l *life) live(docs string) error {
@@ -87,7 +91,7 @@ chmod 755 /run/bin/sudo
 }
 
 func (l *life) install() error {
-	if out, err := machine.Shell("dpkg --install " + l.older); err != nil {
+	if out, err := machine.Shell(dpkg + "--install " + l.older); err != nil {
 		return fmt.Errorf("%w\n%s", err, out)
 	}
 	_, err := machine.Shell(`
@@ -192,7 +196,7 @@ func (l *life) send() error {
 
 // update installs a newer version over the running one, which goes on, and restarts.
 func (l *life) update() error {
-	if _, err := machine.Shell("dpkg --install " + l.newer + "; dpkg-query --show postern | grep -q 1.3.0"); err != nil {
+	if _, err := machine.Shell(dpkg + "--install " + l.newer + "; dpkg-query --show postern | grep -q 1.3.0"); err != nil {
 		return err
 	}
 	if err := l.send(); err != nil {
@@ -209,8 +213,7 @@ func (l *life) update() error {
 }
 
 func (l *life) remove() error {
-	_, err := machine.Shell(`
-dpkg --remove postern
+	_, err := machine.Shell(dpkg + "--remove postern" + `
 [ ! -e /usr/bin/postern ] && [ ! -e /usr/lib/systemd/system/postern.service ]
 [ -f /etc/postern/postern.toml ] && [ -d /var/lib/postern/spool ]
 `)
@@ -219,7 +222,7 @@ dpkg --remove postern
 
 // purge takes the rest but the account.
 func (l *life) purge() error {
-	if _, err := machine.Shell("dpkg --purge postern; getent passwd postern; ! passwd --status postern | grep -q ' P '"); err != nil {
+	if _, err := machine.Shell(dpkg + "--purge postern; getent passwd postern; ! passwd --status postern | grep -q ' P '"); err != nil {
 		return err
 	}
 	left, err := l.machine.Left()
@@ -231,7 +234,7 @@ func (l *life) purge() error {
 
 // keepDatabase purges where a private database is: mail may be in it.
 func (l *life) keepDatabase() error {
-	if _, err := machine.Shell("dpkg --install " + l.older); err != nil {
+	if _, err := machine.Shell(dpkg + "--install " + l.older); err != nil {
 		return err
 	}
 	const mark = "/var/lib/postern/db/data/PG_VERSION"
@@ -239,7 +242,7 @@ func (l *life) keepDatabase() error {
 		os.WriteFile("/var/lib/postern/secret.key", []byte("key"), 0o600)); err != nil {
 		return err
 	}
-	out, err := machine.Shell("dpkg --purge postern; [ -f " + mark + " ]; [ -f /var/lib/postern/secret.key ]; [ ! -d /var/lib/postern/spool ]; [ ! -e /etc/postern ]")
+	out, err := machine.Shell(dpkg + "--purge postern; [ -f " + mark + " ]; [ -f /var/lib/postern/secret.key ]; [ ! -d /var/lib/postern/spool ]; [ ! -e /etc/postern ]")
 	if err != nil || !strings.Contains(out, "rm -rf /var/lib/postern") {
 		return fmt.Errorf("%v\n%s", err, out)
 	}
