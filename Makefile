@@ -48,6 +48,7 @@ lint: ## check the format, vet, staticcheck
 	if [ -n "$$unformatted" ]; then echo "not formatted; run gofmt -w:"; echo "$$unformatted"; exit 1; fi
 	@go vet ./...
 	@go tool staticcheck ./...
+	@go -C internal/tools/containers vet . # a module of its own
 
 .PHONY: bench
 bench: postgres peers build ## measure the relay, and Postfix beside it when it can be had; ARGS are smtpbench's

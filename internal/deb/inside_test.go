@@ -67,6 +67,7 @@ func (l *life) live(docs string) error {
 		{"remove", l.remove},
 		{"purge", l.purge},
 		{"purge beside a private database", l.keepDatabase},
+		{"update under systemd", l.updateUnderSystemd},
 	} {
 		began := time.Now()
 		if err := step.do(); err != nil {
@@ -245,6 +246,56 @@ func (l *life) keepDatabase() error {
 	out, err := machine.Shell(dpkg + "--purge postern; [ -f " + mark + " ]; [ -f /var/lib/postern/secret.key ]; [ ! -d /var/lib/postern/spool ]; [ ! -e /etc/postern ]")
 	if err != nil || !strings.Contains(out, "rm -rf /var/lib/postern") {
 		return fmt.Errorf("%v\n%s", err, out)
+	}
+	return nil
+}
+
+// updateUnderSystemd installs and updates where systemd runs, or seems to: what is asked
+// of it is written down. A node that runs is restarted when the new version can start.
+func (l *life) updateUnderSystemd() error {
+	out, err := machine.Shell(`
+mkdir -p /run/systemd/system
+for name in systemctl deb-systemd-invoke; do
+	printf '#!/bin/sh\necho %s "$@" >>/run/asked\n' $name >/run/bin/$name
+	chmod 755 /run/bin/$name
+done
+asked() { cat /run/asked; : >/run/asked; echo "-- $1"; }
+` + dpkg + `--install ` + l.older + `
+asked "first installation"
+` + dpkg + `--install ` + l.newer + `
+asked "update"
+cd /
+runuser -u postgres -- psql -q -d postern -c 'delete from schema_migration where version = (select max(version) from schema_migration)'
+` + dpkg + `--install ` + l.older + ` 2>&1 | grep '^postern: '
+asked "update without its schema"
+` + dpkg + `--remove postern
+asked "removal"
+`)
+	if err != nil {
+		return err
+	}
+	var asked []string
+	for line := range strings.Lines(out) {
+		if regexp.MustCompile(`^(systemctl|deb-systemd-invoke|--|postern:) `).MatchString(line) {
+			asked = append(asked, strings.TrimSpace(line))
+		}
+	}
+	const want = `systemctl --system daemon-reload
+-- first installation
+systemctl --system daemon-reload
+systemctl --quiet is-active postern.service
+deb-systemd-invoke try-restart postern.service
+-- update
+postern: the version before is still running. To go over to this one:
+postern:   sudo -u postern postern migrate && sudo systemctl restart postern
+systemctl --system daemon-reload
+systemctl --quiet is-active postern.service
+-- update without its schema
+deb-systemd-invoke stop postern-submission.socket postern-submissions.socket postern.service
+systemctl --system daemon-reload
+-- removal`
+	if got := strings.Join(asked, "\n"); got != want {
+		return fmt.Errorf("what was asked of systemd:\n%s", got)
 	}
 	return nil
 }
