@@ -122,6 +122,8 @@ func classify(s string) string {
 		{"BSD-3-Clause", []string{"Redistribution and use in source and binary forms", "Neither the name"}},
 		{"BSD-3-Clause", []string{"Redistribution and use in source and binary forms", "used to endorse or promote"}},
 		{"BSD-2-Clause", []string{"Redistribution and use in source and binary forms"}},
+		{"CC0-1.0", []string{"CC0 1.0 Universal"}},
+		{"CC0-1.0", []string{"Affirmer", "overtly, fully, permanently, irrevocably and unconditionally waives"}},
 		{"ISC", []string{"Permission to use, copy, modify, and", "for any purpose with or without fee is hereby granted"}},
 		{"MIT", []string{"Permission is hereby granted, free of charge", "The above copyright notice"}},
 	} {
