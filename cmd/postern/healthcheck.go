@@ -36,7 +36,7 @@ not or does not answer within 5 s. It is for container engines and scripts;
 				if err != nil {
 					return err
 				}
-				if address = cfg.adminAddress(); address == "" {
+				if address = cfg.Admin.Address; address == "" {
 					return errors.New("[admin] address is empty in the configuration: the server answers no questions")
 				}
 			}
@@ -96,6 +96,3 @@ func dialable(address string) (network, where string) {
 	}
 	return "tcp", net.JoinHostPort(host, port)
 }
-
-// adminAddress is where the server answers.
-func (c *config) adminAddress() string { return "127.0.0.1:5878" }

@@ -6,7 +6,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -62,6 +64,36 @@ func healthcheck(t *testing.T, address string) (code int, said string) {
 	var out bytes.Buffer
 	code = run(t.Context(), []string{"healthcheck", "--address", address}, nil, strings.NewReader(""), &out, &out)
 	return code, out.String()
+}
+
+// A server that runs is asked where its configuration says.
+func TestHealthcheckOfServer(t *testing.T) {
+	t.Parallel()
+	s := installSite(t)
+	text, err := os.ReadFile(s.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(t.TempDir(), "admin.sock")
+	with := func(address string) {
+		t.Helper()
+		at := regexp.MustCompile(`(?m)^\[admin\]\n.*\n`).ReplaceAllString(string(text), "")
+		if err := os.WriteFile(s.config, []byte(at+"[admin]\naddress = \""+address+"\"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	with("unix:" + socket)
+	if _, said, err := s.postern(t, "", "healthcheck"); err == nil || !strings.Contains(said, "does not answer at "+socket) {
+		t.Errorf("no server: %v, %s", err, said)
+	}
+	s.serve(t)
+	if said := s.must(t, "", "healthcheck"); said != "ready\n" {
+		t.Errorf("a server that is ready: %s", said)
+	}
+	with("")
+	if _, said, err := s.postern(t, "", "healthcheck"); err == nil || !strings.Contains(said, "[admin] address is empty") {
+		t.Errorf("no address: %v, %s", err, said)
+	}
 }
 
 func TestDialable(t *testing.T) {

@@ -58,7 +58,7 @@ func up() error {
 		}},
 		{"start what is not ours", e.surroundings},
 		{"make the container", e.container},
-		{"up", func() error { return e.serve(nil) }},
+		{"up", func() error { return e.serve(e.healthy) }},
 		{"up again", func() error { return e.serve(e.send) }},
 	} {
 		began := time.Now()
@@ -225,14 +225,24 @@ func (e *engine) serve(meanwhile func() error) error {
 		fmt.Fprintln(&said, lines.Text())
 		if !ready && strings.Contains(lines.Text(), "postern is ready") {
 			ready = true
-			if meanwhile != nil {
-				failed = meanwhile()
-			}
+			failed = meanwhile()
 			_ = cmd.Process.Signal(syscall.SIGTERM)
 		}
 	}
 	if err := errors.Join(failed, cmd.Wait()); err != nil || !ready {
 		return fmt.Errorf("ready %v: %w\n%s", ready, err, &said)
+	}
+	return nil
+}
+
+// healthy asks as the engine does, in the container.
+func (e *engine) healthy() error {
+	cmd, err := e.command(e.project.Services["postern"], e.image.health)
+	if err != nil {
+		return err
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("health: %w: %s", err, out)
 	}
 	return nil
 }
