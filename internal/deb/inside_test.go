@@ -61,9 +61,13 @@ func (l *life) live(docs string) error {
 		{"set up", func() error { return l.setUp(docs) }},
 		{"start", l.start},
 		{"send", l.send},
+		{"reload", func() error { return l.service.reload() }},
 		{"update", l.update},
 		{"send after the update", l.send},
 		{"stop", func() error { return l.service.stop() }},
+		{"start with sockets", l.startWithSockets},
+		{"send by a socket", l.send},
+		{"stop again", func() error { return l.service.stop() }},
 		{"remove", l.remove},
 		{"purge", l.purge},
 		{"purge beside a private database", l.keepDatabase},
@@ -161,6 +165,19 @@ func (l *life) start() (err error) {
 	return err
 }
 
+// startWithSockets lets the ports be systemd's, as the package's socket units say.
+func (l *life) startWithSockets() (err error) {
+	if _, err := machine.Shell(`
+sed -i 's|^address = ":587"$|address = "systemd:submission"|; s|^address = ":465"$|address = "systemd:submissions"|' /etc/postern/postern.toml
+grep -q systemd:submissions /etc/postern/postern.toml
+`); err != nil {
+		return err
+	}
+	const folder = "/usr/lib/systemd/system/postern-"
+	l.service, err = startService(serviceFile, folder+"submission.socket", folder+"submissions.socket")
+	return err
+}
+
 // send submits a message as a mail client does and waits until it is through.
 func (l *life) send() error {
 	client, err := smtp.Dial("127.0.0.1:587")
@@ -191,7 +208,7 @@ func (l *life) send() error {
 		}
 		return nil
 	case <-time.After(machine.Patience):
-		return fmt.Errorf("the message does not arrive:\n%s", &l.service.said)
+		return errors.New("the message does not arrive")
 	}
 }
 

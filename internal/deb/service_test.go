@@ -4,11 +4,12 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
-	"io"
+	"net"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -48,10 +49,15 @@ type service struct {
 	cmd  *exec.Cmd
 	said strings.Builder
 	done chan error
+	told chan string // by sd_notify(3)
 }
 
-// startService starts a unit and returns when the log says that it is ready.
-func startService(path string) (*service, error) {
+// watchdogTime is what this init asks for in place of the unit's WatchdogSec.
+const watchdogTime = 2 * time.Second
+
+// startService starts a unit of Type=notify and returns when it says that it is ready.
+// With socket units it gets their sockets, and no capability to open ports itself.
+func startService(path string, sockets ...string) (*service, error) {
 	u, err := readUnit(path)
 	if err != nil {
 		return nil, err
@@ -60,6 +66,17 @@ func startService(path string) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
+	if u.one("Type") != "notify" || u.one("WatchdogSec") == "" {
+		return nil, errors.New("the unit is not what this init knows")
+	}
+	s := &service{cmd: cmd, done: make(chan error, 1), told: make(chan string, 100)}
+	if err := s.listen("/run/notify"); err != nil {
+		return nil, err
+	}
+	if err := handOver(cmd, sockets); err != nil {
+		return nil, err
+	}
+	cmd.Env = append(cmd.Env, "NOTIFY_SOCKET=/run/notify", fmt.Sprintf("WATCHDOG_USEC=%d", watchdogTime.Microseconds()))
 	logs, err := cmd.StderrPipe()
 	if err != nil {
 		return nil, err
@@ -68,31 +85,91 @@ func startService(path string) (*service, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	s := &service{cmd: cmd, done: make(chan error, 1)}
-	ready := make(chan struct{})
-	go s.follow(logs, ready)
-	select {
-	case <-ready:
-		return s, nil
-	case err := <-s.done:
-		return nil, fmt.Errorf("the service ended before it was ready: %w\n%s", err, &s.said)
-	case <-time.After(machine.Patience):
-		return nil, fmt.Errorf("the service is not ready after %s", machine.Patience)
+	go func() {
+		for lines := bufio.NewScanner(logs); lines.Scan(); {
+			fmt.Fprintln(&s.said, lines.Text())
+		}
+		s.done <- cmd.Wait()
+	}()
+	return s, errors.Join(s.await("READY=1"), s.await("WATCHDOG=1"))
+}
+
+// handOver opens what socket units say and passes it to the process as
+// sd_listen_fds(3) has it.
+func handOver(cmd *exec.Cmd, sockets []string) error {
+	if len(sockets) == 0 {
+		return nil
+	}
+	var names []string
+	for _, path := range sockets {
+		u, err := readUnit(path)
+		if err != nil {
+			return err
+		}
+		ln, err := net.Listen("tcp", ":"+u.one("ListenStream"))
+		if err != nil {
+			return err
+		}
+		f, err := ln.(*net.TCPListener).File()
+		if err != nil {
+			return err
+		}
+		_ = ln.Close() // the process has the file
+		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
+		names = append(names, u.one("FileDescriptorName"))
+	}
+	cmd.SysProcAttr.AmbientCaps = nil
+	cmd.Env = append(cmd.Env, fmt.Sprintf("LISTEN_FDS=%d", len(names)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
+	cmd.Args = append([]string{"sh", "-c", `LISTEN_PID=$$ exec "$@"`, "sh"}, cmd.Args...)
+	cmd.Path = "/bin/sh"
+	return nil
+}
+
+// listen hears what the service tells its init.
+func (s *service) listen(path string) error {
+	_ = os.Remove(path) // of the service before
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return err
+	}
+	go func() {
+		for text := make([]byte, 4096); ; {
+			n, err := conn.Read(text)
+			if err != nil {
+				return
+			}
+			select {
+			case s.told <- string(text[:n]):
+			default: // nobody has waited for long; a service must not either
+			}
+		}
+	}()
+	return os.Chmod(path, 0o666)
+}
+
+// await waits until the service tells a state.
+func (s *service) await(state string) error {
+	deadline := time.After(machine.Patience)
+	for {
+		select {
+		case text := <-s.told:
+			if slices.Contains(strings.Split(text, "\n"), state) {
+				return nil
+			}
+		case err := <-s.done:
+			return fmt.Errorf("the service ended before %s: %v\n%s", state, err, &s.said)
+		case <-deadline:
+			return fmt.Errorf("the service does not say %s", state)
+		}
 	}
 }
 
-func (s *service) follow(logs io.Reader, ready chan<- struct{}) {
-	for lines := bufio.NewScanner(logs); lines.Scan(); {
-		fmt.Fprintln(&s.said, lines.Text())
-		if strings.Contains(lines.Text(), "postern is ready") {
-			close(ready)
-		}
+// reload does what ExecReload says.
+func (s *service) reload() error {
+	if err := s.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		return err
 	}
-	err := s.cmd.Wait()
-	if err == nil && !strings.Contains(s.said.String(), "postern is ready") {
-		err = errors.New("status 0")
-	}
-	s.done <- err
+	return errors.Join(s.await("RELOADING=1"), s.await("READY=1"))
 }
 
 // stop asks the service to end, as systemd does.
@@ -100,11 +177,18 @@ func (s *service) stop() error {
 	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		return err
 	}
-	select {
-	case err := <-s.done:
+	if err := s.await("STOPPING=1"); err != nil {
 		return err
-	case <-time.After(machine.Patience):
-		return fmt.Errorf("the service does not end:\n%s", &s.said)
+	}
+	deadline := time.After(machine.Patience)
+	for {
+		select {
+		case <-s.told:
+		case err := <-s.done:
+			return err
+		case <-deadline:
+			return errors.New("the service does not end")
+		}
 	}
 }
 
