@@ -5,7 +5,8 @@ ARGS ?=
 FUZZTIME ?= 60s
 TESTTIME ?= 20m
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
-LDFLAGS := $(if $(VERSION),-X main.version=$(VERSION))
+COMMIT := $(shell git rev-parse HEAD 2>/dev/null)
+LDFLAGS := $(if $(VERSION),-X main.version=$(VERSION)) $(if $(COMMIT),-X main.commit=$(COMMIT))
 
 .PHONY: help
 help: ## print the targets
@@ -23,6 +24,20 @@ build: ## build bin/postern and bin/smtpbench
 man: build ## write the manual pages into bin/man
 	@bin/postern man bin/man
 
+.PHONY: deb
+deb: ## build a package for Debian and Ubuntu in bin; GOARCH=arm64 for another machine
+	@VERSION='$(VERSION)' COMMIT='$(COMMIT)' sh internal/deb/build.sh bin
+
+.PHONY: image
+image: ## build the container image postern, where there is an engine
+	@command -v docker >/dev/null || { echo "docker is missing: 'make image' needs it, and a running engine" >&2; exit 1; }
+	@docker version >/dev/null 2>&1 || { echo "no container engine answers to docker: start one, or see 'docker version'" >&2; exit 1; }
+	docker build --build-arg VERSION='$(VERSION)' --build-arg COMMIT='$(COMMIT)' -t postern .
+
+.PHONY: sbom
+sbom: build ## write what the program consists of into bin: sbom.cdx.json (CycloneDX) and LICENSES
+	@go run ./internal/tools/sbom -version '$(VERSION)' -out bin bin/postern
+
 .PHONY: test
 test: lint postgres cc peers ## everything that CI runs: lint, then all tests under the race detector
 	@go run ./internal/tools/gotest -race -shuffle=on -count=1 -timeout $(TESTTIME) ./...
@@ -33,6 +48,7 @@ lint: ## check the format, vet, staticcheck
 	if [ -n "$$unformatted" ]; then echo "not formatted; run gofmt -w:"; echo "$$unformatted"; exit 1; fi
 	@go vet ./...
 	@go tool staticcheck ./...
+	@go -C internal/tools/containers vet . # a module of its own
 
 .PHONY: bench
 bench: postgres peers build ## measure the relay, and Postfix beside it when it can be had; ARGS are smtpbench's

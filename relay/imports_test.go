@@ -50,7 +50,11 @@ var arrows = map[string]string{
 	"internal/capture":      "relay/smtp",
 	"internal/peers":        "",
 	"internal/rig":          "internal/pgserver internal/pgtest internal/smtptest",
+	"internal/machine":      "",
+	"internal/deb":          "",
+	"internal/image":        "",
 	"internal/tools/gotest": "",
+	"internal/tools/sbom":   "",
 }
 
 // never says what a package must not import from elsewhere, so that it stays

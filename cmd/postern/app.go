@@ -84,7 +84,7 @@ the manual pages.`,
 	root.PersistentFlags().StringVar(&a.configPath, "config", "", "configuration `file` (default ./postern.toml, then /etc/postern/postern.toml)")
 	root.PersistentFlags().StringVar(&a.databaseURL, "database-url", "", "PostgreSQL `URL`; wins over POSTERN_DATABASE_URL and the config file")
 	root.AddCommand(
-		a.serveCmd(), a.demoCmd(), a.checkCmd(), a.migrateCmd(), a.versionCmd(),
+		a.serveCmd(), a.demoCmd(), a.checkCmd(), a.healthcheckCmd(), a.migrateCmd(), a.versionCmd(),
 		a.userCmd(), a.credentialCmd(), a.senderCmd(), a.limitCmd(), a.explainCmd(), a.breakerCmd(), a.auditCmd(),
 		a.upstreamCmd(), a.routeCmd(), a.queueCmd(), a.traceCmd(), a.certificateCmd(), a.completionCmd(), a.manCmd(),
 	)

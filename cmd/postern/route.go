@@ -21,7 +21,7 @@ func (a *app) routeCmd() *cobra.Command {
 
 func (a *app) routeAddCmd() *cobra.Command {
 	var via string
-	var replace bool
+	var replace, ifMissing bool
 	cmd := &cobra.Command{
 		Use:   "add --via UPSTREAM|mx",
 		Short: "set the default route",
@@ -44,18 +44,26 @@ deferred at its next attempt ('postern queue retry --upstream NAME' makes it soo
 				rule.Upstreams = []string{via}
 			}
 			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
-				return a.addRoute(ctx, pool, rule, replace)
+				err := a.addRoute(ctx, pool, rule, replace)
+				if ifMissing && errors.Is(err, errRouteExists) {
+					_, err = fmt.Fprintln(a.stdout, "there is a default route already; nothing is changed")
+				}
+				return err
 			})
 		},
 	}
 	cmd.Flags().StringVar(&via, "via", "", "name of the `upstream`, or mx")
 	cmd.Flags().BoolVar(&replace, "replace", false, "take the place of the default route, if there is one")
+	cmd.Flags().BoolVar(&ifMissing, "if-missing", false, ifMissingUsage)
+	cmd.MarkFlagsMutuallyExclusive("replace", "if-missing")
 	_ = cmd.MarkFlagRequired("via")
 	return cmd
 }
 
 // noRoute begins the last reply of recipients that wait for a route.
 const noRoute = "451 4.4.4 no route"
+
+var errRouteExists = errors.New("there is a default route already: see 'postern route list', put this one in its place with --replace")
 
 func (a *app) addRoute(ctx context.Context, pool *pgxpool.Pool, rule route.Rule, replace bool) error {
 	routes := route.NewStore(pool, nil).As(a.actor())
@@ -67,7 +75,7 @@ func (a *app) addRoute(ctx context.Context, pool *pgxpool.Pool, rule route.Rule,
 		id, err = routes.AddRoute(ctx, rule)
 	}
 	if errors.Is(err, route.ErrExists) {
-		return errors.New("there is a default route already: see 'postern route list', put this one in its place with --replace")
+		return errRouteExists
 	}
 	if err != nil {
 		return err

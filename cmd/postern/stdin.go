@@ -33,7 +33,7 @@ func readSecret(r io.Reader) (string, error) {
 func checkSecret(s string) (string, error) {
 	switch {
 	case s == "":
-		return "", usagef("standard input holds no password: pipe one line in")
+		return "", usagef("there is no password to read: one line must hold it")
 	case len(s) > maxSecret:
 		return "", usagef("the password is longer than %d octets", maxSecret)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -30,10 +31,11 @@ var defaultPorts = map[route.TLSMode]int{
 
 func (a *app) upstreamAddCmd() *cobra.Command {
 	var (
-		u             route.Upstream
-		host, mode    string
-		caFile        string
-		passwordStdin bool
+		u          route.Upstream
+		host, mode string
+		caFile     string
+		from       passwordSource
+		ifMissing  bool
 	)
 	cmd := &cobra.Command{
 		Use:   "add NAME",
@@ -46,7 +48,7 @@ func (a *app) upstreamAddCmd() *cobra.Command {
   require        STARTTLS with a verified certificate, or the mail waits
   implicit       TLS from the start with a verified certificate, or the mail waits
 
-An account (--username with --password-stdin) needs require or implicit. Its
+An account (--username with a password) needs require or implicit. Its
 password is sealed with the key in secret_key_file before it is stored.`,
 		Example: `  postern upstream add out --host smtp.example.net:587 --tls require
   postern upstream add ses --host smtp.example.com --tls implicit --username AKIA1 --password-stdin <secret.txt`,
@@ -56,8 +58,8 @@ password is sealed with the key in secret_key_file before it is stored.`,
 			if err := splitHost(host, &u); err != nil {
 				return err
 			}
-			if (u.Username != "") != passwordStdin {
-				return usagef("--username and --password-stdin go together")
+			if (u.Username != "") != from.given() {
+				return usagef("--username and --password-stdin or --password-file go together")
 			}
 			if caFile != "" {
 				pem, err := os.ReadFile(caFile)
@@ -66,23 +68,28 @@ password is sealed with the key in secret_key_file before it is stored.`,
 				}
 				u.CA = string(pem)
 			}
-			if passwordStdin {
-				secret, err := readSecret(a.stdin)
+			if from.given() {
+				secret, err := from.read(a.stdin)
 				if err != nil {
 					return err
 				}
 				u.Password = secret
 			}
-			return a.addUpstream(cmd.Context(), u)
+			err := a.addUpstream(cmd.Context(), u)
+			if ifMissing && errors.Is(err, route.ErrExists) {
+				return a.thereAlready("upstream", u.Name)
+			}
+			return err
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&host, "host", "", "`HOST[:PORT]` (default port 465 for implicit, 587 for require, else 25)")
 	f.StringVar(&mode, "tls", string(route.TLSRequire), "none, opportunistic, require or implicit")
 	f.StringVar(&u.Username, "username", "", "account name at the smarthost")
-	f.BoolVar(&passwordStdin, "password-stdin", false, "read the account's password from standard input")
+	from.flags(cmd)
 	f.StringVar(&caFile, "ca-file", "", "PEM `file` of the authorities to trust instead of the system's")
 	f.IntVar(&u.MaxConnections, "connections", 0, "connections at once from each node (default: delivery.connections)")
+	f.BoolVar(&ifMissing, "if-missing", false, ifMissingUsage)
 	_ = cmd.MarkFlagRequired("host")
 	return cmd
 }

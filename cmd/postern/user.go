@@ -31,17 +31,18 @@ type addedUser struct {
 
 func (a *app) userAddCmd() *cobra.Command {
 	var (
-		senders       []string
-		passwordStdin bool
-		asJSON        bool
-		files         profiles
+		senders   []string
+		password  passwordSource
+		ifMissing bool
+		asJSON    bool
+		files     profiles
 	)
 	cmd := &cobra.Command{
 		Use:   "add NAME",
 		Short: "add a user",
 		Long: `Adds a user, who may log in at once, and prints the settings for a mail client.
-NAME is what the client logs in with, normally an address. Without --password-stdin a
-password is generated and shown once.
+NAME is what the client logs in with, normally an address. Unless its password is
+given one is generated and shown once.
 
 --sender says which addresses the user may send as: an address, *@domain for all
 of a domain, *@*.domain for all of its subdomains, '<>' for the null sender of
@@ -64,7 +65,7 @@ bounces. Without it, NAME alone, which then must be an address.
 			if err := files.check(client); err != nil {
 				return err
 			}
-			password, shown, err := a.newPassword(passwordStdin)
+			secret, shown, err := a.newPassword(password)
 			if err != nil {
 				return err
 			}
@@ -74,7 +75,10 @@ bounces. Without it, NAME alone, which then must be an address.
 					return err
 				}
 				defer made.drop()
-				u, err := users.AddUser(ctx, auth.NewUser{Name: name, Password: password, Senders: senders})
+				u, err := users.AddUser(ctx, auth.NewUser{Name: name, Password: secret, Senders: senders})
+				if ifMissing && errors.Is(err, auth.ErrExists) {
+					return a.thereAlready("user", name)
+				}
 				if err != nil {
 					return err
 				}
@@ -90,7 +94,8 @@ bounces. Without it, NAME alone, which then must be an address.
 	}
 	f := cmd.Flags()
 	f.StringArrayVar(&senders, "sender", nil, "`PATTERN` of addresses to send as; may be repeated")
-	f.BoolVar(&passwordStdin, "password-stdin", false, "read the password from standard input")
+	password.flags(cmd)
+	f.BoolVar(&ifMissing, "if-missing", false, ifMissingUsage)
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	files.flags(cmd)
 	return cmd
@@ -121,12 +126,12 @@ func newUserName(name string, senders []string) (string, error) {
 const shortPassword = 8
 
 // newPassword reads a password or makes one; shown is what must be printed.
-func (a *app) newPassword(stdin bool) (password, shown string, err error) {
-	if !stdin {
+func (a *app) newPassword(from passwordSource) (password, shown string, err error) {
+	if !from.given() {
 		password = auth.GeneratePassword()
 		return password, password, nil
 	}
-	password, err = readSecret(a.stdin)
+	password, err = from.read(a.stdin)
 	if err == nil && utf8.RuneCountInString(password) < shortPassword {
 		fmt.Fprintf(a.stderr, "warning: the password has fewer than %d characters: it will be guessed\n", shortPassword)
 	}
@@ -343,16 +348,16 @@ func (a *app) printUser(u auth.User, shown shownUser) error {
 }
 
 func (a *app) userPasswdCmd() *cobra.Command {
-	var passwordStdin bool
+	var from passwordSource
 	cmd := &cobra.Command{
 		Use:   "passwd NAME",
 		Short: "change a user's password",
-		Long: `Changes the password. Without --password-stdin one is generated and shown once.
+		Long: `Changes the password. Unless it is given one is generated and shown once.
 The old password stops working on every node within 2 seconds, and sessions that
 logged in with it end.`,
 		Args: one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			password, shown, err := a.newPassword(passwordStdin)
+			password, shown, err := a.newPassword(from)
 			if err != nil {
 				return err
 			}
@@ -365,7 +370,7 @@ logged in with it end.`,
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&passwordStdin, "password-stdin", false, "read the password from standard input")
+	from.flags(cmd)
 	return cmd
 }
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Unpacks the foreign programs that the tests use, mail programs and promtool, into
+# Unpacks the foreign programs that the tests use, mail programs and others, into
 # .cache/peers of this checkout. Nothing is installed: packages are downloaded,
 # opened with dpkg-deb -x, and run from there. Root is not needed.
 #
@@ -35,6 +35,7 @@ clients="swaks libnet-ssleay-perl msmtp libnss-wrapper haproxy"
 have curl || clients="$clients curl"
 have python3 || clients="$clients python3"
 have npm || clients="$clients nodejs node-nodemailer"
+have systemd-analyze || clients="$clients systemd"
 postfix="postfix libsasl2-2 libsasl2-modules libsasl2-modules-db sasl2-bin"
 exim="exim4-daemon-light"
 # Taken without what they need: promtool is one static program, the rest of its

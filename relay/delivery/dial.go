@@ -122,7 +122,8 @@ func (d *dialer) openUpstream(ctx context.Context, up *route.Upstream) (*conn, *
 			err:   fmt.Errorf("upstream %s: credentials with TLS mode %q", up.Name, up.TLS),
 		}
 	}
-	x := exchanger{host: strings.TrimSuffix(up.Host, ".")}
+	// One label is the name of a container or of a machine near by: no public name is so short.
+	x := exchanger{host: strings.TrimSuffix(up.Host, "."), local: !strings.Contains(up.Host, ".")}
 	if addr, err := netip.ParseAddr(up.Host); err == nil {
 		x.literal = addr.Unmap()
 	}

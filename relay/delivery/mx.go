@@ -26,6 +26,15 @@ type exchanger struct {
 	host       string // without its final dot
 	preference uint16
 	literal    netip.Addr // set instead for an address literal
+	local      bool       // a word that this machine knows: its hosts file, its search list
+}
+
+// query is the name to look up. All of DNS is meant, and not what a search list makes of it.
+func (x exchanger) query() string {
+	if x.local {
+		return x.host
+	}
+	return x.host + "."
 }
 
 // exchangers lists the mail hosts of a domain in the order in which they are to be
@@ -100,7 +109,7 @@ func (d *dialer) addresses(ctx context.Context, x exchanger) ([]netip.Addr, erro
 	}
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.LookupTime)
 	defer cancel()
-	found, err := d.cfg.DNS.LookupIPAddr(ctx, x.host+".")
+	found, err := d.cfg.DNS.LookupIPAddr(ctx, x.query())
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 
 	"postern/internal/smtptest"
 	"postern/relay/queue"
+	"postern/relay/route"
 	"postern/relay/smtp"
 )
 
@@ -310,4 +311,30 @@ func (s stalledDNS) LookupMX(ctx context.Context, name string) ([]*net.MX, error
 func (s stalledDNS) LookupIPAddr(ctx context.Context, host string) ([]net.IPAddr, error) {
 	<-ctx.Done()
 	return nil, &net.DNSError{Err: "i/o timeout", Name: host, IsTimeout: true}
+}
+
+// An upstream of one label is looked up as the machine knows it, in its hosts file and by
+// its search list; a longer name, and one with a final dot, is a name of DNS.
+func TestUpstreamQuery(t *testing.T) {
+	t.Parallel()
+	for host, want := range map[string]string{"mailpit": "mailpit", "mailpit.": "mailpit.", "smtp.example.net": "smtp.example.net."} {
+		dns := &askedDNS{}
+		d := &dialer{cfg: &Config{DNS: dns, LookupTime: time.Minute}}
+		if _, trouble := d.openUpstream(t.Context(), &route.Upstream{Name: "out", Host: host, Port: 25, TLS: route.TLSNone}); trouble == nil {
+			t.Errorf("%s: no trouble", host)
+		}
+		if dns.host != want {
+			t.Errorf("%s is looked up as %q, want %q", host, dns.host, want)
+		}
+	}
+}
+
+type askedDNS struct {
+	stalledDNS
+	host string
+}
+
+func (a *askedDNS) LookupIPAddr(_ context.Context, host string) ([]net.IPAddr, error) {
+	a.host = host
+	return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
 }

@@ -16,6 +16,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"golang.org/x/crypto/chacha20poly1305"
 )
@@ -114,6 +115,9 @@ func createKey(path string) error {
 	rand.Read(key)
 	_, err = f.Write(key)
 	if err == nil {
+		err = giveToOwner(f, dir)
+	}
+	if err == nil {
 		err = f.Sync()
 	}
 	if closed := f.Close(); err == nil {
@@ -126,6 +130,23 @@ func createKey(path string) error {
 		return err
 	}
 	return syncDir(dir)
+}
+
+// giveToOwner gives a file that root makes to the folder's owner: a command of root's must
+// not leave a key that the server, which has an account of its own, cannot read.
+func giveToOwner(f *os.File, dir string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return nil
+	}
+	return f.Chown(int(owner.Uid), int(owner.Gid))
 }
 
 func syncDir(dir string) error {

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"bytes"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// The exit status is the server's answer, over TCP and over a socket.
+func TestHealthcheck(t *testing.T) {
+	t.Parallel()
+	status, body := http.StatusOK, "{}"
+	page := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/readyz" || r.Method != http.MethodGet {
+			status = http.StatusNotFound
+		}
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, body)
+	})
+	tcp := httptest.NewServer(page)
+	defer tcp.Close()
+	socket := filepath.Join(t.TempDir(), "admin.sock")
+	ln, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	local := httptest.NewUnstartedServer(page)
+	local.Listener = ln
+	local.Start()
+	defer local.Close()
+
+	addresses := []string{strings.TrimPrefix(tcp.URL, "http://"), "unix:" + socket}
+	for _, address := range addresses {
+		if code, said := healthcheck(t, address); code != exitDone || said != "ready\n" {
+			t.Errorf("%s: %d, %s", address, code, said)
+		}
+	}
+	status, body = http.StatusServiceUnavailable, "{\n \"database\": \"away\x1b\"}"
+	for _, address := range addresses {
+		code, said := healthcheck(t, address)
+		if code != exitFailed || !strings.Contains(said, `not ready (503 Service Unavailable): { "database": "away`) || strings.Contains(said, "\x1b") {
+			t.Errorf("%s: %d, %s", address, code, said)
+		}
+	}
+	status = http.StatusFound // whoever it is, it is no Postern
+	if code, said := healthcheck(t, addresses[0]); code != exitFailed {
+		t.Errorf("a redirection: %d, %s", code, said)
+	}
+	tcp.Close()
+	if code, said := healthcheck(t, addresses[0]); code != exitFailed || !strings.Contains(said, "does not answer") {
+		t.Errorf("nobody there: %d, %s", code, said)
+	}
+}
+
+func healthcheck(t *testing.T, address string) (code int, said string) {
+	t.Helper()
+	var out bytes.Buffer
+	code = run(t.Context(), []string{"healthcheck", "--address", address}, nil, strings.NewReader(""), &out, &out)
+	return code, out.String()
+}
+
+// A server that runs is asked where its configuration says.
+func TestHealthcheckOfServer(t *testing.T) {
+	t.Parallel()
+	s := installSite(t)
+	text, err := os.ReadFile(s.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(t.TempDir(), "admin.sock")
+	with := func(address string) {
+		t.Helper()
+		at := regexp.MustCompile(`(?m)^\[admin\]\n.*\n`).ReplaceAllString(string(text), "")
+		if err := os.WriteFile(s.config, []byte(at+"[admin]\naddress = \""+address+"\"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	with("unix:" + socket)
+	if _, said, err := s.postern(t, "", "healthcheck"); err == nil || !strings.Contains(said, "does not answer at "+socket) {
+		t.Errorf("no server: %v, %s", err, said)
+	}
+	s.serve(t)
+	if said := s.must(t, "", "healthcheck"); said != "ready\n" {
+		t.Errorf("a server that is ready: %s", said)
+	}
+	with("")
+	if _, said, err := s.postern(t, "", "healthcheck"); err == nil || !strings.Contains(said, "[admin] address is empty") {
+		t.Errorf("no address: %v, %s", err, said)
+	}
+}
+
+func TestDialable(t *testing.T) {
+	t.Parallel()
+	for address, want := range map[string]string{
+		"127.0.0.1:5878": "tcp 127.0.0.1:5878", "0.0.0.0:5878": "tcp localhost:5878", "[::]:5878": "tcp localhost:5878",
+		":5878": "tcp localhost:5878", "unix:/run/postern/admin.sock": "unix /run/postern/admin.sock",
+	} {
+		if network, where := dialable(address); network+" "+where != want {
+			t.Errorf("%s is reached at %s %s, want %s", address, network, where, want)
+		}
+	}
+}

@@ -1,0 +1,12 @@
+package main
+
+import "fmt"
+
+// ifMissingUsage is of the flag that lets a set-up run again and again.
+const ifMissingUsage = "change nothing, and succeed, when there is one already"
+
+// thereAlready says that --if-missing found what it would have added.
+func (a *app) thereAlready(what, name string) error {
+	_, err := fmt.Fprintf(a.stdout, "there is %s %s already; nothing is changed\n", what, printable(name))
+	return err
+}
