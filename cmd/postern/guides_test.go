@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -132,28 +131,41 @@ func TestOperateGuide(t *testing.T) {
 		`journalctl -u postern -o cat | jq -c 'select(.msg == "refused" and .user == "alice@example.com")'`: "it needs systemd's journal",
 	}
 	g.mayFail["postern check"] = "DNS knows nothing of this machine"
-	r := &restoreDrill{guide: g}
+	r := &restoreDrill{guide: g, open: make(chan struct{})}
 	g.next.On(smtptest.PhaseRcpt, r.answer)
 	g.send(t, []string{"alice@example.com", "a good password", "alice@example.com", "to", "late@example.net"})
+	r.submit(t, "hand@example.net")
+	g.next.WaitPhase(t, smtptest.PhaseRcpt, 2)
 
 	g.after["pg_dump --format=custom --file=postern.dump postern"] = func(string) {
-		r.open.Store(true)
+		close(r.open)
 		g.must(t, "postern queue retry --all")
-		g.next.WaitMessages(t, 1)
+		g.next.WaitMessages(t, 2)
 		stop() // every node
 	}
 	g.after["export POSTERN_DATABASE_URL='postgres:///restored?host=/run/postgresql'"] = func(string) {
+		// The backup is an hour old.
+		g.must(t, `psql -q restored -c "update message set accepted_at = accepted_at - interval '1 hour';
+			update recipient set accepted_at = accepted_at - interval '1 hour';
+			update node set beat_at = beat_at - interval '1 hour', expires_at = expires_at - interval '1 hour'"`)
 		g.useDatabase(t, "restored")
 		stop = g.serveUntil(t)
-		g.must(t, g.here(`printf 'From: alice@example.com\n\nx\n' | curl -sS --url smtps://relay.example.com:465 --user 'alice@example.com:a good password' `+
-			`--mail-from alice@example.com --mail-rcpt new@example.net --crlf --upload-file -`))
-		g.must(t, `psql -q restored -c "update message set accepted_at = accepted_at - interval '1 hour' where id in (select message_id from recipient where local = 'late');
-			update recipient set accepted_at = accepted_at - interval '1 hour' where local = 'late'"`)
+		r.submit(t, "new@example.net")
+	}
+	g.after["postern queue list --state sending"] = func(said string) {
+		for end := time.Now().Add(patience); strings.Contains(said, "hand@example.net"); time.Sleep(100 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("nobody takes over what was in hand:\n%s", said)
+			}
+			said = g.must(t, "postern queue list --state sending")
+		}
 	}
 	g.after["postern route add --via out"] = func(said string) {
 		r.neverAgain(t)
-		if !strings.Contains(said, "late@example.net") {
-			t.Errorf("what the backup brought is not held:\n%s", said)
+		for _, to := range []string{"late@example.net", "hand@example.net"} {
+			if !strings.Contains(said, to) {
+				t.Errorf("%s, which the backup brought, is not held:\n%s", to, said)
+			}
 		}
 	}
 	g.after["postern user disable alice@example.com --reason 'sends spam'"] = func(string) {
@@ -165,27 +177,42 @@ func TestOperateGuide(t *testing.T) {
 	stop()
 }
 
-// restoreDrill is a smarthost that defers mail to late@example.net until it is open.
+// restoreDrill is a smarthost that until it is open defers mail to late@example.net and
+// does not answer about hand@example.net.
 type restoreDrill struct {
 	*guide
-	open atomic.Bool
+	open chan struct{}
 }
 
 func (r *restoreDrill) answer(s smtptest.Session) smtptest.Action {
-	if !r.open.Load() && strings.Contains(s.Command, "late@example.net") {
-		return smtptest.Reply("451 4.2.0 Greylisted, come back later")
+	if strings.Contains(s.Command, "hand@example.net") {
+		return smtptest.Then(smtptest.StallUntil(r.open), smtptest.Normal())
+	}
+	select {
+	case <-r.open:
+	default:
+		if strings.Contains(s.Command, "late@example.net") {
+			return smtptest.Reply("451 4.2.0 Greylisted, come back later")
+		}
 	}
 	return smtptest.Normal()
 }
 
-// neverAgain waits until new mail has gone out, and sees that the old has not.
+// submit hands a message in, and does not wait for what becomes of it.
+func (r *restoreDrill) submit(t *testing.T, to string) {
+	t.Helper()
+	r.must(t, r.here(`printf 'From: alice@example.com\n\nx\n' | curl -sS --url smtps://relay.example.com:465 `+
+		`--user 'alice@example.com:a good password' --mail-from alice@example.com --crlf --upload-file - --mail-rcpt `+to))
+}
+
+// neverAgain waits until new mail has gone out, and sees that nothing else has twice.
 func (r *restoreDrill) neverAgain(t *testing.T) {
 	t.Helper()
 	count := map[string]int{}
-	for _, m := range r.next.WaitMessages(t, 2) {
+	for _, m := range r.next.WaitMessages(t, 3) {
 		count[m.To()[0]]++
 	}
-	if count["new@example.net"] != 1 || count["late@example.net"] != 1 {
+	if count["new@example.net"] != 1 || count["late@example.net"] != 1 || count["hand@example.net"] != 1 {
 		t.Errorf("arrived: %v", count)
 	}
 }
