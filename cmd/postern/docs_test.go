@@ -409,3 +409,37 @@ func TestDocsReplies(t *testing.T) {
 		}
 	}
 }
+
+// followed says for each page with commands which test runs them, or why none does.
+var followed = map[string]string{
+	"README.md":         "TestReadmeSetUp",
+	"docs/admin.md":     "TestAdminSessions",
+	"docs/benchmark.md": "no: it measures for minutes, and tells how to measure other servers; cmd/smtpbench has tests",
+	"docs/clients.md":   "TestClientsGuide",
+	"docs/install.md":   "TestInstallGuide",
+	"docs/operate.md":   "TestOperateGuide",
+}
+
+// No page has commands that nobody has thought of running.
+func TestDocsAreFollowed(t *testing.T) {
+	t.Parallel()
+	exist := testsOfTheTree(t)
+	pages := map[string]bool{}
+	for _, file := range documents(t) {
+		page := strings.TrimPrefix(file, "../../")
+		if !slices.ContainsFunc(blocksOf(t, file), func(b block) bool { return b.language == "sh" || b.language == "console" }) {
+			continue
+		}
+		pages[page] = true
+		if by := followed[page]; by == "" {
+			t.Errorf("%s has commands: run them in a test, and name it in this table", page)
+		} else if !strings.HasPrefix(by, "no: ") && !exist[by] {
+			t.Errorf("%s is to be followed by %s, which does not exist", page, by)
+		}
+	}
+	for page := range followed {
+		if !pages[page] {
+			t.Errorf("%s has no commands", page)
+		}
+	}
+}
