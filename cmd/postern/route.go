@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
@@ -95,6 +96,12 @@ func (a *app) retryRouteless(ctx context.Context, pool *pgxpool.Pool) error {
 	n, err := q.Retry(ctx, waits, true)
 	if err != nil || n == 0 { // an audit row only for what is done
 		return err
+	}
+	// A node that does not know of the route yet would let it wait for another minute.
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(route.TableAge):
 	}
 	if n, err = q.Retry(ctx, waits, false); err != nil {
 		return err

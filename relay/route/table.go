@@ -2,6 +2,7 @@ package route
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -32,10 +33,13 @@ type Table struct {
 // loadTimeout bounds one reading of the rules.
 const loadTimeout = 3 * time.Second
 
-// NewTable makes a Table that notices a change within age (0: 2 s).
+// TableAge is how soon a node goes by a route that was changed.
+const TableAge = 2 * time.Second
+
+// NewTable makes a Table that notices a change within age (0: TableAge).
 func NewTable(store *Store, age time.Duration) *Table {
 	if age <= 0 {
-		age = 2 * time.Second
+		age = TableAge
 	}
 	return &Table{load: store.snapshot, age: age, now: time.Now}
 }
@@ -44,6 +48,17 @@ func NewTable(store *Store, age time.Duration) *Table {
 // none does, or why no table could be read.
 func (t *Table) Resolve(ctx context.Context, userID int64, sender, recipient smtp.Address) (Decision, error) {
 	s, err := t.fresh(ctx)
+	if err != nil {
+		return Decision{}, err
+	}
+	d, err := s.resolve(userID, sender, recipient)
+	if !errors.Is(err, ErrNoRoute) || t.now().Before(s.until) {
+		return d, err
+	}
+	// Who finds no route waits a minute, so an old snapshot must not be the reason.
+	t.loading.Lock()
+	s, err = t.refresh(ctx)
+	t.loading.Unlock()
 	if err != nil {
 		return Decision{}, err
 	}

@@ -51,6 +51,34 @@ func TestTableAge(t *testing.T) {
 	})
 }
 
+// TestTableMiss has somebody ask an old snapshot without a route while the route is being
+// read: who finds none waits for the reading.
+func TestTableMiss(t *testing.T) {
+	t.Parallel()
+	start := time.Now()
+	looks := make(chan struct{}, 10) // at the clock
+	table := &Table{age: time.Second, now: func() time.Time { looks <- struct{}{}; return start.Add(time.Hour) }}
+	table.current.Store(&snapshot{until: start})
+	table.loading.Lock() // another caller reads
+	told := make(chan error, 1)
+	go func() {
+		_, err := table.Resolve(context.Background(), 1, smtp.Address{}, smtp.Address{})
+		told <- err
+	}()
+	<-looks // is it old?
+	select {
+	case err := <-told:
+		t.Fatalf("an old snapshot says: %v", err)
+	case <-looks: // found nothing: is it old still?
+	}
+	table.current.Store(&snapshot{rules: []Rule{{ID: 1}}})
+	table.next = start.Add(2 * time.Hour)
+	table.loading.Unlock()
+	if err := <-told; err != nil {
+		t.Error(err)
+	}
+}
+
 // TestTableTrouble has the database go away: the last snapshot stays, and is asked
 // for again only now and then.
 func TestTableTrouble(t *testing.T) {
