@@ -418,6 +418,11 @@ var followed = map[string]string{
 	"docs/clients.md":   "TestClientsGuide",
 	"docs/install.md":   "TestInstallGuide",
 	"docs/operate.md":   "TestOperateGuide",
+
+	"docs/certificates.md": "TestCertificatesPage",
+	"docs/check.md":        "TestCheckPageCommandsRun",
+	"docs/metrics.md":      "TestMetrics",
+	"docs/packages.md":     "TestInstall",
 }
 
 // No page has commands that nobody has thought of running.
@@ -442,4 +447,74 @@ func TestDocsAreFollowed(t *testing.T) {
 			t.Errorf("%s has no commands", page)
 		}
 	}
+}
+
+// Every link within the documents leads to a file that is there, and to a heading in it.
+func TestDocsLinks(t *testing.T) {
+	t.Parallel()
+	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	found := 0
+	for _, file := range documents(t) {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range link.FindAllStringSubmatch(withoutBlocks(string(text)), -1) {
+			if strings.Contains(m[1], "://") || strings.HasPrefix(m[1], "mailto:") {
+				continue
+			}
+			found++
+			name, heading, _ := strings.Cut(m[1], "#")
+			target := file
+			if name != "" {
+				target = filepath.Join(filepath.Dir(file), name)
+			}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s: %s leads nowhere", file, m[1])
+				continue
+			}
+			if heading != "" && !slices.Contains(headings(t, target), heading) {
+				t.Errorf("%s: there is no heading %q in %s", file, heading, target)
+			}
+		}
+	}
+	if found < 60 {
+		t.Errorf("only %d links were found", found)
+	}
+}
+
+// withoutBlocks is Markdown without its fenced blocks.
+func withoutBlocks(text string) string {
+	var out strings.Builder
+	inside := false
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "```") {
+			inside = !inside
+			continue
+		}
+		if !inside {
+			out.WriteString(line)
+		}
+	}
+	return out.String()
+}
+
+// headings are the anchors of a Markdown file, as the forges make them.
+func headings(t *testing.T, file string) []string {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var anchors []string
+	for line := range strings.Lines(withoutBlocks(string(text))) {
+		title, ok := strings.CutPrefix(strings.TrimLeft(line, "#"), " ")
+		if !ok || !strings.HasPrefix(line, "#") {
+			continue
+		}
+		title = strings.ToLower(strings.TrimSpace(title))
+		title = regexp.MustCompile(`[^\p{L}\p{N} _-]`).ReplaceAllString(title, "")
+		anchors = append(anchors, strings.ReplaceAll(title, " ", "-"))
+	}
+	return anchors
 }

@@ -24,6 +24,7 @@ type guide struct {
 	adminShell
 	root     string // what the page calls /
 	socket   string // folder of PostgreSQL's
+	admin    int    // port of health and metrics
 	ca       string // PEM file of the authority that everybody here trusts
 	next     *smtptest.Server
 	replaced []string // pairs, for strings.NewReplacer
@@ -58,9 +59,11 @@ func newGuide(t *testing.T) *guide {
 	}
 	g.write(t, "password.txt", smarthostPassword+"\n")
 	starttls, implicit := unusedPort(t), unusedPort(t)
+	g.admin = unusedPort(t)
 	g.replaced = []string{
 		"smtp.example.net:587", g.next.Addr(),
 		`":587"`, fmt.Sprintf(`"127.0.0.1:%d"`, starttls), `":465"`, fmt.Sprintf(`"127.0.0.1:%d"`, implicit),
+		"127.0.0.1:5878", fmt.Sprintf("127.0.0.1:%d", g.admin),
 		"587", fmt.Sprint(starttls), "465", fmt.Sprint(implicit),
 		"relay.example.com", "localhost",
 		"/run/postgresql", g.socket, "/etc/ssl/certs/ca-certificates.crt", g.ca,
@@ -203,7 +206,11 @@ func (g *guide) put(t *testing.T, b block) {
 	if !filepath.IsAbs(name) {
 		name = filepath.Join(g.dir, name)
 	}
-	if err := os.WriteFile(name, []byte(g.here(b.text)), 0o600); err != nil {
+	text := g.here(b.text)
+	if strings.HasSuffix(name, "postern.toml") { // many machines are made up at once
+		text += fmt.Sprintf("[admin]\naddress = \"127.0.0.1:%d\"\n", g.admin)
+	}
+	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
