@@ -358,6 +358,7 @@ func (b *backlog) operators() {
 	timed("queue list --domain", func() (any, error) { l, err := a.List(ctx, Filter{Domain: "d7.example"}); return len(l), err })
 	timed("queue shape", func() (any, error) { l, err := a.Shape(ctx, 20); return len(l), err })
 	timed("counts of a user", func() (any, error) { l, err := a.Counts(ctx, 1); return l, err })
+	timed("overview for metrics", func() (any, error) { o, err := NewReader(b.full.Pool).Overview(ctx); return len(o.Shares), err })
 	timed("queue hold --user", func() (any, error) { return a.HoldUser(ctx, 2, 0, "test") })
 	exec(b.t, b.full, `update recipient set notice_at = now() where held_at is not null`)
 	b.cost("notices beside held mail", 50, sqlClaimNotices, 10, 1)
