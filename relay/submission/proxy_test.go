@@ -267,8 +267,8 @@ func TestProxyLimits(t *testing.T) {
 		t.Errorf("counted are %v", ts.peers.by)
 	}
 	ts.peers.mu.Unlock()
-	if n := ts.Stats().RefusedConnections; n != 2 {
-		t.Errorf("%d refused connections, want 2", n)
+	if st := ts.Stats(); st.RefusedByAddress != 1 || st.RefusedConnections != 1 {
+		t.Errorf("refused by address %d and in all %d, want 1 and 1", st.RefusedByAddress, st.RefusedConnections)
 	}
 }
 
