@@ -8,9 +8,13 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"io"
 	"math/big"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -204,6 +208,40 @@ func portFaults() []fault {
 func TestCheckFindsFaultsOfThePorts(t *testing.T) {
 	t.Parallel()
 	find(t, portFaults(), "port", nothing)
+}
+
+// answeringReady is a server at the address of [admin].
+func answeringReady(code int, text string) func(*testing.T, *patient) {
+	return func(t *testing.T, p *patient) {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(code)
+			_, _ = io.WriteString(w, text)
+		}))
+		t.Cleanup(server.Close)
+		p.c.cfg.Admin.Address = strings.TrimPrefix(server.URL, "http://")
+	}
+}
+
+func adminFaults() []fault {
+	return []fault{
+		{"admin.ready", "is ready", answeringReady(200, `{"ready":true}`)},
+		{"admin.idle", "nothing answers", func(t *testing.T, p *patient) { p.c.cfg.Admin.Address = closedPort(t) }},
+		{"admin.idle", "nothing answers", func(_ *testing.T, p *patient) { p.c.cfg.Admin.Address = "unix:" + filepath.Join(p.dir, "admin.sock") }},
+		{"admin.unready", `"epoch"`, answeringReady(503, `{"ready":false,"checks":[{"name":"epoch"}]}`)},
+		{"admin.foreign", "404", answeringReady(404, "not found")},
+		{"admin.foreign", "503", answeringReady(503, "Bad gateway")},
+		{"admin.foreign", "malformed", func(t *testing.T, p *patient) { p.c.cfg.Admin.Address = greeter(t, "220 mail.test ESMTP\r\n") }},
+		{"admin.token", "at least 16 characters", func(t *testing.T, p *patient) {
+			p.write(t, "token", "short")
+			p.c.cfg.Admin = adminConfig{Address: closedPort(t), TokenFile: filepath.Join(p.dir, "token")}
+		}},
+		{"admin.off", "is empty", setting(func(c *config) { c.Admin.Address = "" })},
+	}
+}
+
+func TestCheckFindsFaultsOfHealth(t *testing.T) {
+	t.Parallel()
+	find(t, adminFaults(), "admin", nothing)
 }
 
 // Root may listen anywhere, so the refusal is made up.

@@ -22,6 +22,7 @@ func areas() []area {
 		{"config", false, (*checkup).lookAtConfig},
 		{"certificate", false, (*checkup).lookAtCertificates},
 		{"port", false, (*checkup).lookAtPorts},
+		{"admin", false, (*checkup).lookAtAdmin},
 		{"database", false, (*checkup).lookAtDatabase},
 		{"account", false, (*checkup).lookAtAccounts},
 		{"route", false, (*checkup).lookAtRoutes},
@@ -63,7 +64,7 @@ var kinds = sync.OnceValue(func() map[string]kind {
 
 // kindList is in the order of the areas.
 func kindList() []kind {
-	return slices.Concat(configKinds, certificateKinds, acmeKinds, portKinds, databaseKinds, roleKinds, nodeKinds, vacuumKinds, roomKinds,
+	return slices.Concat(configKinds, certificateKinds, acmeKinds, portKinds, adminKinds, databaseKinds, roleKinds, nodeKinds, vacuumKinds, roomKinds,
 		accountKinds, routeKinds,
 		upstreamKinds, dnsKinds, spfKinds, mxKinds, relayKinds, checkKinds)
 }

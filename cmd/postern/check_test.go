@@ -166,7 +166,7 @@ func TestCheckFindsEveryKind(t *testing.T) {
 		"acme.no-address":  "TestCheckFindsNamesThatCannotBeValidated",
 		"check.unfinished": "TestCheckEndsInTime", "check.skipped": "TestCheckSaysWhatItCannotLookAt",
 	}
-	for _, f := range slices.Concat(configFaults(), certificateFaults(), acmeFaults(), portFaults(), databaseFaults(), accountFaults(), routeFaults(),
+	for _, f := range slices.Concat(configFaults(), certificateFaults(), acmeFaults(), portFaults(), adminFaults(), databaseFaults(), accountFaults(), routeFaults(),
 		upstreamFaults(), dnsFaults(), spfFaults(), mxFaults(), relayFaults()) {
 		planted[f.id] = "a table"
 	}

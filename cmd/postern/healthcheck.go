@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -77,9 +79,29 @@ func askReady(ctx context.Context, address string) error {
 		return fmt.Errorf("the server's answer: %w", err)
 	}
 	if answer.StatusCode != http.StatusOK {
-		return fmt.Errorf("not ready (%s): %s", answer.Status, printable(oneLine(string(text))))
+		return &unreadyError{answer.StatusCode, printable(oneLine(string(text)))}
 	}
 	return nil
+}
+
+// unreadyError is an answer to /readyz that is not 200.
+type unreadyError struct {
+	code int
+	text string
+}
+
+func (e *unreadyError) Error() string {
+	return fmt.Sprintf("not ready (%d %s): %s", e.code, http.StatusText(e.code), e.text)
+}
+
+// isOurs tells a server that is not ready from a program that has no /readyz.
+func (e *unreadyError) isOurs() bool {
+	return e.code == http.StatusServiceUnavailable && strings.HasPrefix(e.text, "{")
+}
+
+// isRefused reports that nobody listens there.
+func isRefused(err error) bool {
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist)
 }
 
 // dialable is where a server that listens on address can be reached on this machine.

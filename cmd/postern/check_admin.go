@@ -1,0 +1,46 @@
+package main
+
+import (
+	"context"
+	"errors"
+
+	"postern/admin"
+)
+
+var adminKinds = []kind{
+	{"admin.ready", statusOK, "The running server says that it is ready.", ""},
+	{"admin.idle", statusOK, "Nothing answers at the address of [admin]: no server runs.", ""},
+	{"admin.unready", statusWarning, "The running server says that it is not ready, and what it lacks.",
+		"mend what it names; load balancers send it no clients until then"},
+	{"admin.foreign", statusWarning, "Something else answers at the address of [admin], so health and metrics are not served.",
+		"stop it, or give [admin] another address"},
+	{"admin.token", statusFailed, "The token of [admin] cannot be used, so the server does not start.",
+		"write one word of 16 or more characters into token_file, readable for the server's user"},
+	{"admin.off", statusInfo, "Health and metrics are served nowhere.", ""},
+}
+
+// lookAtAdmin asks a running server how it is.
+func (c *checkup) lookAtAdmin(ctx context.Context, r *report) {
+	a := c.cfg.Admin
+	if a.Address == "" {
+		r.add("admin.off", "admin", "[admin] address is empty")
+		return
+	}
+	if a.TokenFile != "" {
+		if _, err := admin.ReadToken(a.TokenFile); err != nil {
+			r.add("admin.token", "admin", "%v", err)
+		}
+	}
+	err := askReady(ctx, a.Address)
+	var unready *unreadyError
+	switch {
+	case err == nil:
+		r.add("admin.ready", "admin", "the server at %s is ready", a.Address)
+	case errors.As(err, &unready) && unready.isOurs():
+		r.add("admin.unready", "admin", "%v", err)
+	case isRefused(err):
+		r.add("admin.idle", "admin", "nothing answers at %s", a.Address)
+	default:
+		r.add("admin.foreign", "admin", "%v", err)
+	}
+}
