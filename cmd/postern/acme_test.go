@@ -6,6 +6,8 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -60,15 +62,21 @@ level = "debug"
 		}
 		n := &acmeNode{site: &s, name: name}
 		n.daemon = s.serve(t)
-		line := n.await(t, &n.stderr, `(?m)^.*"msg":"the authority's validations are answered".*$`)[0]
-		var said struct{ Address string }
-		if err := json.Unmarshal([]byte(line), &said); err != nil {
-			t.Fatal(err)
-		}
-		n.validation = said.Address
+		n.validation = n.validates(t)
 		nodes = append(nodes, n)
 	}
 	return nodes, hold
+}
+
+// validates is where the node answers the authority.
+func (n *acmeNode) validates(t *testing.T) string {
+	t.Helper()
+	line := n.await(t, &n.stderr, `(?m)^.*"msg":"the authority's validations are answered".*$`)[0]
+	var said struct{ Address string }
+	if err := json.Unmarshal([]byte(line), &said); err != nil {
+		t.Fatal(err)
+	}
+	return said.Address
 }
 
 // query asks the site's database.
@@ -186,6 +194,74 @@ func TestACMEHolderKilled(t *testing.T) {
 	if n := len(ca.Orders()); n != 2 {
 		t.Errorf("%d orders, want the one that was cut off and one more", n)
 	}
+}
+
+// TestACMEFailureIsSeen: while no certificate can be had the listeners serve, and health
+// and metrics say so; when the authority is back they say that as well.
+func TestACMEFailureIsSeen(t *testing.T) {
+	t.Parallel()
+	ca := acmetest.New(t, acmetest.Options{})
+	ca.Down()
+	s := installSite(t)
+	text := fmt.Sprintf(`hostname = "relay.test"
+[[listener]]
+address = "127.0.0.1:0"
+tls = "starttls"
+[[listener]]
+address = "127.0.0.1:0"
+tls = "implicit"
+[acme]
+names = ["relay.test"]
+email = "admin@relay.test"
+agree = true
+directory = %q
+directory_ca = %q
+http_address = "127.0.0.1:0"
+[admin]
+address = "127.0.0.1:0"
+[log]
+format = "json"
+`, ca.URL, ca.WriteRoots(t, s.dir))
+	if err := os.WriteFile(s.config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := &acmeNode{site: s, daemon: s.serve(t)}
+	base := "http://" + n.await(t, &n.stderr, `"msg":"postern is ready".*"admin":"([^"]+)"`)[1]
+	n.await(t, &n.stderr, `"failing_since"`)
+	if conn, err := tls.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", s.implicit), &tls.Config{InsecureSkipVerify: true}); err != nil {
+		t.Errorf("while the authority is down: %v", err)
+	} else {
+		_ = conn.Close()
+	}
+	page(t, base+"/readyz", http.StatusServiceUnavailable, "relay.test: there is no certificate: ")
+	page(t, base+"/metrics", http.StatusOK, `postern_certificate_renewal_failing{name="relay.test"} 1`)
+
+	validation := n.validates(t)
+	ca.HTTP.To(func() string { return validation })
+	ca.Up(t)
+	s.must(t, "", "certificate", "renew", "relay.test")
+	n.shows(t, ca.Issued(t))
+	page(t, base+"/readyz", http.StatusOK, "relay.test: valid until ")
+	page(t, base+"/metrics", http.StatusOK, `postern_certificate_renewal_failing{name="relay.test"} 0`)
+}
+
+// page waits for a page with this status that has this text.
+func page(t *testing.T, url string, status int, text string) {
+	t.Helper()
+	var last string
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		answer, err := http.Get(url)
+		if err != nil {
+			last = err.Error()
+			continue
+		}
+		body, err := io.ReadAll(answer.Body)
+		_ = answer.Body.Close()
+		if last = answer.Status + "\n" + string(body); err == nil && answer.StatusCode == status && strings.Contains(string(body), text) {
+			return
+		}
+	}
+	t.Fatalf("%s has no %d with %q:\n%s", url, status, text, last)
 }
 
 // TestCertificatesPage types the sessions of docs/certificates.md, and reads its
