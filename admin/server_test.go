@@ -12,35 +12,17 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
+	"postern/internal/logtest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const token = "0123456789abcdef0123"
-
-// lines collects a log.
-type lines struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
 
 // open starts a server that ends with the test, on a loopback address when it has none.
 func open(t *testing.T, cfg Config) *Server {
@@ -177,7 +159,7 @@ func TestReadToken(t *testing.T) {
 
 func TestPanicStaysInThePage(t *testing.T) {
 	t.Parallel()
-	log := &lines{}
+	log := &logtest.Lines{}
 	r := registry()
 	Register(r, nil, func() int { panic("secret") }, []Reading[int]{{Name: "test_panics", Help: "Never.", Value: func(int) float64 { return 1 }}})
 	s := New(Config{Registry: r, Checks: []Check{{"one", func(context.Context) Finding { panic("broken check") }}}, Log: slog.New(slog.NewTextHandler(log, nil))})
@@ -280,7 +262,7 @@ func TestAddressInUse(t *testing.T) {
 		if !strings.HasPrefix(address, unixPrefix) {
 			address = first.Addr()
 		}
-		log := &lines{}
+		log := &logtest.Lines{}
 		second := open(t, Config{Address: address, Registry: registry(), Log: slog.New(slog.NewTextHandler(log, nil))})
 		if second.Addr() != "" || !strings.Contains(log.String(), "is in use") {
 			t.Fatalf("two servers at %s; log %s", address, log)

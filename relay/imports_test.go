@@ -47,6 +47,7 @@ var arrows = map[string]string{
 	"internal/pgtest":       "internal/pgserver migrations",
 	"internal/smtptest":     "relay/smtp",
 	"internal/acmetest":     "",
+	"internal/logtest":      "",
 	"internal/capture":      "relay/smtp",
 	"internal/peers":        "",
 	"internal/rig":          "internal/pgserver internal/pgtest internal/smtptest",

@@ -36,9 +36,17 @@ func startACMENodes(t *testing.T, ca *acmetest.CA, names ...string) (nodes []*ac
 	roots := ca.WriteRoots(t, first.dir)
 	hold = ca.HoldAt("/order-plz")
 	for _, name := range names {
-		s := *first
-		s.config = filepath.Join(s.dir, name+".toml")
-		text := fmt.Sprintf(`hostname = "relay.test"
+		nodes = append(nodes, startACMENode(t, first, ca.URL, roots, name))
+	}
+	return nodes, hold
+}
+
+// startACMENode starts one process of a site that orders at the directory.
+func startACMENode(t *testing.T, first *site, directory, roots, name string) *acmeNode {
+	t.Helper()
+	s := *first
+	s.config = filepath.Join(s.dir, name+".toml")
+	text := fmt.Sprintf(`hostname = "relay.test"
 node = %q
 [[listener]]
 address = "127.0.0.1:0"
@@ -53,19 +61,19 @@ agree = true
 directory = %q
 directory_ca = %q
 http_address = "127.0.0.1:0"
+[admin]
+address = "127.0.0.1:0"
 [log]
 format = "json"
 level = "debug"
-`, name, ca.URL, roots)
-		if err := os.WriteFile(s.config, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		n := &acmeNode{site: &s, name: name}
-		n.daemon = s.serve(t)
-		n.validation = n.validates(t)
-		nodes = append(nodes, n)
+`, name, directory, roots)
+	if err := os.WriteFile(s.config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
 	}
-	return nodes, hold
+	n := &acmeNode{site: &s, name: name}
+	n.daemon = s.serve(t)
+	n.validation = n.validates(t)
+	return n
 }
 
 // validates is where the node answers the authority.
@@ -202,33 +210,11 @@ func TestACMEFailureIsSeen(t *testing.T) {
 	t.Parallel()
 	ca := acmetest.New(t, acmetest.Options{})
 	ca.Down()
-	s := installSite(t)
-	text := fmt.Sprintf(`hostname = "relay.test"
-[[listener]]
-address = "127.0.0.1:0"
-tls = "starttls"
-[[listener]]
-address = "127.0.0.1:0"
-tls = "implicit"
-[acme]
-names = ["relay.test"]
-email = "admin@relay.test"
-agree = true
-directory = %q
-directory_ca = %q
-http_address = "127.0.0.1:0"
-[admin]
-address = "127.0.0.1:0"
-[log]
-format = "json"
-`, ca.URL, ca.WriteRoots(t, s.dir))
-	if err := os.WriteFile(s.config, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	n := &acmeNode{site: s, daemon: s.serve(t)}
+	first := installSite(t)
+	n := startACMENode(t, first, ca.URL, ca.WriteRoots(t, first.dir), "one")
 	base := "http://" + n.await(t, &n.stderr, `"msg":"postern is ready".*"admin":"([^"]+)"`)[1]
 	n.await(t, &n.stderr, `"failing_since"`)
-	if conn, err := tls.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", s.implicit), &tls.Config{InsecureSkipVerify: true}); err != nil {
+	if conn, err := tls.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", n.implicit), &tls.Config{InsecureSkipVerify: true}); err != nil {
 		t.Errorf("while the authority is down: %v", err)
 	} else {
 		_ = conn.Close()
@@ -236,10 +222,9 @@ format = "json"
 	page(t, base+"/readyz", http.StatusServiceUnavailable, "relay.test: there is no certificate: ")
 	page(t, base+"/metrics", http.StatusOK, `postern_certificate_renewal_failing{name="relay.test"} 1`)
 
-	validation := n.validates(t)
-	ca.HTTP.To(func() string { return validation })
+	ca.HTTP.To(func() string { return n.validation })
 	ca.Up(t)
-	s.must(t, "", "certificate", "renew", "relay.test")
+	n.must(t, "", "certificate", "renew", "relay.test")
 	n.shows(t, ca.Issued(t))
 	page(t, base+"/readyz", http.StatusOK, "relay.test: valid until ")
 	page(t, base+"/metrics", http.StatusOK, `postern_certificate_renewal_failing{name="relay.test"} 0`)

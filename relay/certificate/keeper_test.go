@@ -7,7 +7,6 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -17,6 +16,7 @@ import (
 	"time"
 
 	"postern/internal/acmetest"
+	"postern/internal/logtest"
 	"postern/internal/pgtest"
 )
 
@@ -96,35 +96,13 @@ func (c *fakeClock) next() time.Duration {
 	return least
 }
 
-// lines collects a log.
-type lines struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
-
-func (l *lines) logger() *slog.Logger {
-	return slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug}))
-}
-
 // node is a keeper with a listener that shows its certificates.
 type node struct {
 	*Keeper
 	t    *testing.T
 	set  *Set
 	addr string
-	log  *lines
+	log  *logtest.Lines
 }
 
 // host is the name that the test orders for, and no other: certmagic remembers in the
@@ -134,11 +112,11 @@ func host(t *testing.T) string { return strings.ToLower(t.Name()) + ".test" }
 // startNode makes a node whose validations come to it alone.
 func startNode(t *testing.T, db *pgtest.DB, ca *acmetest.CA, change ...func(*ACME)) *node {
 	t.Helper()
-	n := &node{t: t, log: &lines{}}
+	n := &node{t: t, log: &logtest.Lines{}}
 	cfg := ACME{
 		Names: []string{host(t)}, Email: "admin@mail.test", Directory: ca.URL, Roots: ca.Roots(),
 		Challenge: HTTP01, HTTPAddress: "127.0.0.1:0", TLSALPNAddress: "127.0.0.1:0",
-		Node: "one", Pool: db.Pool, Sealer: newSealer(t, 1), Log: n.log.logger(), lookEvery: 50 * time.Millisecond,
+		Node: "one", Pool: db.Pool, Sealer: newSealer(t, 1), Log: n.log.Logger(), lookEvery: 50 * time.Millisecond,
 	}
 	for _, c := range change {
 		c(&cfg)

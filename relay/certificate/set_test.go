@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"postern/internal/logtest"
 	"postern/internal/smtptest"
 )
 
@@ -30,11 +31,11 @@ func leafOf(t *testing.T, s *Set) *x509.Certificate {
 // TestFilesReload replaces the files while they are in use.
 func TestFilesReload(t *testing.T) {
 	t.Parallel()
-	dir, log := t.TempDir(), &lines{}
+	dir, log := t.TempDir(), &logtest.Lines{}
 	ca := smtptest.NewCA(t)
 	ca.Leaf(t, "one.test").WriteFiles(t, dir)
 	pair := Pair{filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")}
-	set, err := Open(Config{Hostname: "one.test", Pairs: []Pair{pair}, Log: log.logger()})
+	set, err := Open(Config{Hostname: "one.test", Pairs: []Pair{pair}, Log: log.Logger()})
 	must(t, err)
 	set.files[0].every = 0
 	at := time.Now().Add(-time.Hour)

@@ -57,7 +57,7 @@ func TestA25Exchanges(t *testing.T) {
 			}
 			c.cmd(250, "NOOP")
 			c.cmd(235, "AUTH PLAIN "+plain("alice@example.com", "secret"))
-			if ts.log.count(b64("secret")) != 0 || ts.log.count(`"secret"`) != 0 {
+			if ts.log.Count(b64("secret")) != 0 || ts.log.Count(`"secret"`) != 0 {
 				t.Error("a secret is in the log")
 			}
 		})
@@ -72,7 +72,7 @@ func TestFailedAuthNamesTheUser(t *testing.T) {
 		c := ts.dialTLS(t)
 		c.cmd(250, "EHLO client.test")
 		c.cmd(535, "AUTH PLAIN "+plain(name, "wrong"))
-		if ts.log.count(`"user":"`+name+`"`) != 1 {
+		if ts.log.Count(`"user":"`+name+`"`) != 1 {
 			t.Errorf("%s is not in the log: %s", name, ts.log)
 		}
 	}
@@ -113,7 +113,7 @@ func TestA25Panic(t *testing.T) {
 	c.expect(421)
 	c.expectClosed()
 	waitFor(t, "two panics", func() bool { return ts.Stats().Panics == 2 })
-	if ts.log.count("injected") != 2 {
+	if ts.log.Count("injected") != 2 {
 		t.Error("a panic is not in the log")
 	}
 }
@@ -262,7 +262,7 @@ func TestMessage(t *testing.T) {
 		strings.Contains(m.Body, "eve@") || !strings.HasSuffix(m.Body, "\r\n\r\nGrüße\r\n.dot\r\n") {
 		t.Errorf("body: %q", m.Body)
 	}
-	if ts.log.count(`"msg":"accepted"`) != 1 || ts.log.count(id) != 1 {
+	if ts.log.Count(`"msg":"accepted"`) != 1 || ts.log.Count(id) != 1 {
 		t.Errorf("log: %s", ts.log)
 	}
 }

@@ -215,11 +215,11 @@ func TestProxyNamesTheClient(t *testing.T) {
 		}
 	}
 	for _, text := range []string{`"client":"192.0.2.7:40000"`, `"client":"[2001:db8::7]:40000"`} {
-		if ts.log.count(text) == 0 {
+		if ts.log.Count(text) == 0 {
 			t.Errorf("the log has no %s:\n%s", text, ts.log)
 		}
 	}
-	if ts.log.count("127.0.0.1") > 0 {
+	if ts.log.Count("127.0.0.1") > 0 {
 		t.Errorf("the log has the balancer's address:\n%s", ts.log)
 	}
 	if st := ts.Stats(); st.Sessions != 2 || st.RefusedByProxy != 0 {
@@ -285,7 +285,7 @@ func TestProxyFromElsewhere(t *testing.T) {
 		}
 	}
 	waitFor(t, "three are counted", func() bool { return ts.Stats().RefusedByProxy == 3 })
-	if n := ts.log.count("not in its proxy_protocol"); n != 1 {
+	if n := ts.log.Count("not in its proxy_protocol"); n != 1 {
 		t.Errorf("%d lines in the log, want 1 in a minute:\n%s", n, ts.log)
 	}
 	if st := ts.Stats(); st.Sessions != 0 {
@@ -347,7 +347,7 @@ func TestProxySecondHeader(t *testing.T) {
 	c.cmd(500, strings.TrimSuffix(forged, "\r\n"))
 	c.cmd(250, "EHLO client.test")
 	c.cmd(235, "AUTH PLAIN "+plain("alice@example.com", "secret"))
-	if ts.log.count("203.0.113.66") > 0 || ts.log.count("192.0.2.7") == 0 {
+	if ts.log.Count("203.0.113.66") > 0 || ts.log.Count("192.0.2.7") == 0 {
 		t.Errorf("the second header counts:\n%s", ts.log)
 	}
 
@@ -395,7 +395,7 @@ func TestProxyHealthCheck(t *testing.T) {
 	if st := ts.Stats(); st.Sessions != 0 || st.Open != 4 || st.RefusedByProxy != 0 {
 		t.Errorf("stats %+v", st)
 	}
-	if ts.log.count("session_open") > 0 {
+	if ts.log.Count("session_open") > 0 {
 		t.Errorf("health checks are in the log:\n%s", ts.log)
 	}
 }

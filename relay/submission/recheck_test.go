@@ -130,7 +130,7 @@ func TestRecheckIdle(t *testing.T) {
 		t.Errorf("%d lookups for one user, credential and address", n)
 	}
 	waitFor(t, "the sessions are gone", func() bool { return ts.Stats().Open == 2 })
-	if n := ts.Stats().Revoked; n != 3 || ts.log.count(`"reason":"revoked"`) != 3 {
+	if n := ts.Stats().Revoked; n != 3 || ts.log.Count(`"reason":"revoked"`) != 3 {
 		t.Errorf("%d revoked sessions were counted, want 3; log %s", n, ts.log)
 	}
 	ts.Recheck(nil, true)
@@ -264,8 +264,8 @@ func TestRecheckTrouble(t *testing.T) {
 	}
 	c.cmd(250, "NOOP")
 	c.expectRevoked()
-	waitFor(t, "the end of the trouble is logged", func() bool { return ts.log.count("sessions are checked again") > 0 })
-	if ts.log.count("cannot be checked again") != 1 || ts.log.count("sessions are checked again") != 1 {
+	waitFor(t, "the end of the trouble is logged", func() bool { return ts.log.Count("sessions are checked again") > 0 })
+	if ts.log.Count("cannot be checked again") != 1 || ts.log.Count("sessions are checked again") != 1 {
 		t.Errorf("trouble is not logged once: %s", ts.log)
 	}
 }
@@ -592,7 +592,7 @@ func TestSessionsAtOnce(t *testing.T) {
 	second.cmd(221, "QUIT")
 	ts.gone(t, sessions, 2)
 	if st := ts.Stats(); st.RefusedSessions != 5 || st.AuthFailed != 0 || st.AuthSucceeded != 2 ||
-		ts.log.count(`"reason":"sessions","rule":"sessions user"`) != 5 || ts.log.count("internal detail") != 1 {
+		ts.log.Count(`"reason":"sessions","rule":"sessions user"`) != 5 || ts.log.Count("internal detail") != 1 {
 		t.Errorf("%+v, log %s", st, ts.log)
 	}
 

@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"postern/internal/logtest"
 	"postern/relay/maillog"
 )
 
@@ -33,7 +34,7 @@ type testServer struct {
 	queue    *fakeQueue
 	verifier *fakeVerifier
 	handoff  *fakeHandoff
-	log      *logBuffer
+	log      *logtest.Lines
 	clear    net.Listener // STARTTLS
 	implicit net.Listener
 	served   chan error
@@ -71,7 +72,7 @@ var testCertificates = sync.OnceValue(func() *shown {
 func startServer(t testing.TB, change ...func(*Config)) *testServer {
 	t.Helper()
 	ts := &testServer{
-		t: t, queue: &fakeQueue{}, verifier: &fakeVerifier{}, handoff: &fakeHandoff{}, log: &logBuffer{},
+		t: t, queue: &fakeQueue{}, verifier: &fakeVerifier{}, handoff: &fakeHandoff{}, log: &logtest.Lines{},
 		clear: listen(t), implicit: listen(t), served: make(chan error, 1),
 	}
 	cfg := Config{
@@ -81,7 +82,7 @@ func startServer(t testing.TB, change ...func(*Config)) *testServer {
 			{Net: ts.implicit, TLS: Implicit, Name: "submissions"},
 		},
 		Certificates: testCertificates(), Verifier: ts.verifier, Queue: ts.queue, Handoff: ts.handoff,
-		Log: maillog.New(ts.log.logger()), System: ts.log.logger(), TempDir: t.TempDir(),
+		Log: maillog.New(ts.log.Logger()), System: ts.log.Logger(), TempDir: t.TempDir(),
 	}
 	for _, c := range change {
 		c(&cfg)

@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"postern/internal/logtest"
 	"postern/relay/maillog"
 )
 
@@ -66,7 +67,7 @@ func onFakeTime(t *testing.T, l Limits, test func(ts *timed)) {
 	certs, dir := testCertificates(), t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		ts := &timed{t: t, clear: newPipeListener(), tls: newPipeListener(), queue: &fakeQueue{}}
-		var log logBuffer
+		var log logtest.Lines
 		var err error
 		ts.Server, err = New(Config{
 			Hostname: "relay.test",
@@ -74,7 +75,7 @@ func onFakeTime(t *testing.T, l Limits, test func(ts *timed)) {
 				{Net: ts.clear, TLS: STARTTLS}, {Net: ts.tls, TLS: Implicit},
 			},
 			Certificates: certs, Verifier: &fakeVerifier{}, Queue: ts.queue, Limits: l,
-			Log: maillog.New(log.logger()), System: log.logger(), TempDir: dir,
+			Log: maillog.New(log.Logger()), System: log.Logger(), TempDir: dir,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -308,10 +309,10 @@ func TestA10AcceptBackoff(t *testing.T) {
 	certs := testCertificates()
 	synctest.Test(t, func(t *testing.T) {
 		l := &faultyListener{pipeListener: newPipeListener(), failUntil: time.Now().Add(10 * time.Second), err: errors.New("too many open files")}
-		var log logBuffer
+		var log logtest.Lines
 		s, err := New(Config{
 			Hostname: "relay.test", Listeners: []Listener{{Net: l, TLS: STARTTLS, Name: "submission"}}, Certificates: certs,
-			Verifier: &fakeVerifier{}, Queue: &fakeQueue{}, System: log.logger(),
+			Verifier: &fakeVerifier{}, Queue: &fakeQueue{}, System: log.Logger(),
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -322,7 +323,7 @@ func TestA10AcceptBackoff(t *testing.T) {
 		if n := s.Stats().AcceptErrors; n < 10 || n > 20 {
 			t.Errorf("accept was tried %d times in 10 s", n)
 		}
-		if n := log.count("accept failed"); n != 1 {
+		if n := log.Count("accept failed"); n != 1 {
 			t.Errorf("the trouble was logged %d times", n)
 		}
 		started := time.Now()

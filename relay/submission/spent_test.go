@@ -74,10 +74,10 @@ func TestOverLimit(t *testing.T) {
 					t.Errorf("reply %q", text)
 				}
 			}
-			if n := ts.log.count(`"rule":"` + tt.rule + `"`); n != 2 {
+			if n := ts.log.Count(`"rule":"` + tt.rule + `"`); n != 2 {
 				t.Errorf("the log has the rule %d times: %s", n, ts.log.String())
 			}
-			if ts.log.count(`"level":"WARN"`) != 0 {
+			if ts.log.Count(`"level":"WARN"`) != 0 {
 				t.Errorf("a limit is no trouble of ours: %s", ts.log.String())
 			}
 			if tt.still != "" {

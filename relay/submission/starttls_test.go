@@ -124,7 +124,7 @@ func TestA4AuthInClear(t *testing.T) {
 	if n := ts.verifier.calls.Load(); n != 0 {
 		t.Errorf("the verifier was asked %d times", n)
 	}
-	if ts.log.count(secret) != 0 || ts.log.count("YWxpY2U") != 0 {
+	if ts.log.Count(secret) != 0 || ts.log.Count("YWxpY2U") != 0 {
 		t.Error("a secret is in the log")
 	}
 }
