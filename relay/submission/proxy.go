@@ -113,6 +113,9 @@ func readProxyBlock(r io.Reader) (netip.AddrPort, error) {
 		return netip.AddrPort{}, fmt.Errorf("%w: version and command %#x", errProxyHeader, head[0])
 	}
 	var client netip.AddrPort
+	if head[0] == local { // the family and the block are to be ignored
+		return client, nil
+	}
 	addresses := 0 // octets
 	switch head[1] {
 	case 0x00: // AF_UNSPEC: the block is to be ignored
@@ -133,7 +136,7 @@ func readProxyBlock(r io.Reader) (netip.AddrPort, error) {
 	if size < addresses || !wellFormedTLVs(block[addresses:]) {
 		return netip.AddrPort{}, fmt.Errorf("%w: cut short", errProxyHeader)
 	}
-	if head[0] == local || !client.IsValid() {
+	if !client.IsValid() {
 		return netip.AddrPort{}, nil
 	}
 	return namedClient(client.Addr(), client.Port())

@@ -47,6 +47,8 @@ func TestProxyHeader(t *testing.T) {
 		"2: IPv4 in IPv6":               {block(0x21, 0x21, mapped), client4},
 		"2: local":                      {block(0x20, 0x00, ""), nobody},
 		"2: local, but with an address": {block(0x20, 0x11, tcp4), nobody},
+		"2: local, of another family":   {block(0x20, 0x12, "whatever"), nobody},
+		"2: local, cut short":           {block(0x20, 0x11, tcp4[:4]), nobody},
 		"2: no family":                  {block(0x21, 0x00, "whatever"), nobody},
 		"2: unix":                       {block(0x21, 0x31, strings.Repeat("/", 216)), nobody},
 		"2: additions":                  {block(0x21, 0x11, tcp4+"\x04\x00\x00"+"\x02\x00\x09localhost"), client4},
