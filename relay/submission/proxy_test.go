@@ -402,6 +402,28 @@ func TestProxyHealthCheck(t *testing.T) {
 	}
 }
 
+// TestProxyHealthCheckOfTLS: a balancer that looks whether the TLS port is open is no
+// client whose handshake failed.
+func TestProxyHealthCheckOfTLS(t *testing.T) {
+	t.Parallel()
+	ts := startServer(t, behind)
+	for i, header := range []string{block(0x20, 0x00, ""), line4} {
+		conn, err := net.Dial("tcp", ts.implicit.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = io.WriteString(conn, header)
+		if err := errors.Join(err, conn.Close()); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, "the handshake failed", func() bool { return ts.log.Count("TLS handshake failed") == i+1 })
+		waitFor(t, "it is over", func() bool { return ts.Stats().Open == 0 })
+		if n := ts.Stats().HandshakeFailures; n != int64(i) {
+			t.Errorf("%d handshakes of clients failed, want %d", n, i)
+		}
+	}
+}
+
 // TestProxyHeaderTime: who sends no whole header has five seconds, and a shutdown does
 // not wait for it.
 func TestProxyHeaderTime(t *testing.T) {

@@ -36,7 +36,9 @@ func (s *session) startTLS(args string) smtp.Reply {
 func (s *session) handshake() bool {
 	conn, err := s.server.secure(s.listener, s.wire.raw, s.limits.Handshake)
 	if err != nil {
-		s.server.counts.handshakeFailures.Add(1)
+		if !s.unnamed { // a balancer may only look whether the port is open
+			s.server.counts.handshakeFailures.Add(1)
+		}
 		s.server.log.Debug("TLS handshake failed", "client", s.peer.addr.String(), "listener", s.listener.Name, "error", err)
 		s.end("handshake failed")
 		return false
