@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// checkEvery is how often a handshake looks whether the files have changed.
+// checkEvery is how often a handshake, or who asks for the status, looks whether the
+// files have changed.
 const checkEvery = 2 * time.Second
 
 // Pair names the PEM files of a certificate with its chain and of its key.
@@ -58,11 +59,16 @@ func loadFiles(pair Pair, log *slog.Logger) (*files, error) {
 func (f *files) shown() *tls.Certificate {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.look()
+	return f.current
+}
+
+// look reads the files again if they have changed. The caller has the lock.
+func (f *files) look() {
 	if time.Since(f.checked) >= f.every {
 		f.checked = time.Now()
 		_ = f.refresh(false) // logged there, and told by status
 	}
-	return f.current
 }
 
 // reload reads the files now, changed or not.
@@ -127,9 +133,12 @@ func (f *files) stamp() (stamp, error) {
 	return at, nil
 }
 
+// status looks as a handshake does: while it says that a certificate has expired, none
+// may come.
 func (f *files) status() Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.look()
 	s := statusOf(f.current, f.trouble)
 	s.Source = "file " + f.Certificate
 	return s

@@ -91,6 +91,23 @@ func TestFilesReload(t *testing.T) {
 	}
 }
 
+// TestStatusReadsFiles: what is told of files is of those that are there now, without
+// a handshake before: a node that is not ready gets none.
+func TestStatusReadsFiles(t *testing.T) {
+	t.Parallel()
+	dir, ca := t.TempDir(), smtptest.NewCA(t)
+	certFile, keyFile := ca.Leaf(t, "one.test").WriteFiles(t, dir)
+	set, err := Open(Config{Pairs: []Pair{{certFile, keyFile}}})
+	must(t, err)
+	set.files[0].every = 0
+	ca.Leaf(t, "two.test").WriteFiles(t, dir)
+	later := time.Now().Add(time.Minute) // file systems may keep time too coarsely for a test
+	must(t, os.Chtimes(certFile, later, later))
+	if s := set.Status()[0]; s.Name != "two.test" {
+		t.Errorf("status: %+v", s)
+	}
+}
+
 // TestReloadNow: Reload does not wait for the next look, nor for the time of the files.
 func TestReloadNow(t *testing.T) {
 	t.Parallel()
