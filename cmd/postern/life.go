@@ -44,7 +44,7 @@ func (n *node) serveUntil(ctx context.Context, asked signals, serveErr <-chan er
 		case err := <-serveErr:
 			return err
 		case <-asked.reload:
-			n.reload(ctx)
+			n.reload()
 		}
 	}
 }

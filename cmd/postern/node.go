@@ -58,7 +58,7 @@ type node struct {
 	admin              *adminPages
 	supervisor         *supervisor
 	readAgain          func() (cfg config, found bool, err error) // the configuration, for a reload
-	reloadCertificates func(context.Context) error                // nil with --only delivery
+	reloadCertificates func() error                               // nil with --only delivery
 
 	stopNotices context.CancelFunc
 	notices     sync.WaitGroup

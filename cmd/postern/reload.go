@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"reflect"
 	"slices"
@@ -49,19 +48,14 @@ var reloadable = map[string]bool{
 	"log.level":  true,
 }
 
-// reloadTime bounds a reload: files are read, nobody is asked over the network.
-const reloadTime = 30 * time.Second
-
 // reload reads the configuration again and applies what can be. When anything is wrong
-// with it, nothing changes.
-func (n *node) reload(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, reloadTime)
-	defer cancel()
+// with it, nothing changes. Files are read, nobody is asked over the network.
+func (n *node) reload() {
 	n.supervisor.reloading()
 	defer func() { n.supervisor.ready(n.summary()) }()
 	next, err := n.reread()
 	if err == nil && n.reloadCertificates != nil {
-		err = n.reloadCertificates(ctx)
+		err = n.reloadCertificates()
 	}
 	if err != nil {
 		n.log.Error("the configuration is not reloaded, nothing has changed", "error", oneLine(err.Error()))

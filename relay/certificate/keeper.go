@@ -159,20 +159,16 @@ func (k *Keeper) kept(name string) kept {
 	return *k.names[name]
 }
 
-// Reload reads what is stored now, and lets what is due be done.
-func (k *Keeper) Reload(ctx context.Context) error {
-	var errs []error
+// LookNow lets each name be looked after now: what is stored is shown, and what is due
+// is done. It does not wait for that, nor for a database that is away.
+func (k *Keeper) LookNow() {
 	for _, name := range k.cfg.Names {
-		if err := k.adopt(ctx, name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
 		k.update(name, func(kept *kept) { kept.hold = time.Time{} })
 		select {
 		case k.wake[name] <- struct{}{}:
 		default: // it is awake
 		}
 	}
-	return errors.Join(errs...)
 }
 
 // Status tells of each name.

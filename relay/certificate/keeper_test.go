@@ -534,14 +534,14 @@ func TestAnotherAuthority(t *testing.T) {
 
 	other.Up(t)
 	other.HTTP.To(n.ChallengeAddress)
-	must(t, n.set.Reload(t.Context()))
+	must(t, n.set.Reload())
 	known, err := AskRenewal(t.Context(), db.Pool, host(t), "root") // it need not wait
 	if !known || err != nil {
 		t.Fatal(known, err)
 	}
-	must(t, n.set.Reload(t.Context()))
+	must(t, n.set.Reload())
 	second := n.trusted(host(t), other.Issued(t), nil)
-	must(t, n.set.Reload(t.Context()))
+	must(t, n.adopt(t.Context(), host(t)))
 	if leaf, err := n.handshake(host(t), other.Issued(t)); err != nil || !leaf.Equal(second) {
 		t.Errorf("it went back to the one before: %v", err)
 	}
@@ -558,9 +558,7 @@ func TestDatabaseAway(t *testing.T) {
 	if _, err := n.handshake(host(t), ca.Issued(t)); err != nil {
 		t.Errorf("without a database: %v", err)
 	}
-	if err := n.set.Reload(t.Context()); err == nil || !strings.Contains(err.Error(), "closed pool") {
-		t.Errorf("Reload: %v", err)
-	}
+	must(t, n.set.Reload()) // files can be read again, and all else of a configuration
 }
 
 func TestTLSALPN01(t *testing.T) {
@@ -675,6 +673,20 @@ func TestAskedRenewal(t *testing.T) {
 			t.Errorf("status: %+v", s)
 		}
 	}
+}
+
+// TestAskedRenewalAtOnce: a reload does not wait for the next look.
+func TestAskedRenewalAtOnce(t *testing.T) {
+	t.Parallel()
+	db, ca, clock := pgtest.New(t), acmetest.New(t, acmetest.Options{}), newFakeClock()
+	n := startNode(t, db, ca, func(c *ACME) { c.Clock = clock })
+	clock.idle(t, 1)
+	first := n.trusted(host(t), ca.Issued(t), nil)
+	if known, err := AskRenewal(t.Context(), db.Pool, host(t), "root"); !known || err != nil {
+		t.Fatal(known, err)
+	}
+	must(t, n.set.Reload())
+	n.trusted(host(t), ca.Issued(t), first) // the clock stands still
 }
 
 // TestAccountBinding: an authority that wants an account of its own gets told of it.

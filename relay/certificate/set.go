@@ -1,7 +1,6 @@
 package certificate
 
 import (
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -124,15 +123,16 @@ func names(cert *tls.Certificate) []string {
 	return cert.Leaf.DNSNames
 }
 
-// Reload reads the files and what is in the database now, for an admin who has
-// changed them. What cannot be read is an error, and stays as it was.
-func (s *Set) Reload(ctx context.Context) error {
+// Reload reads the files now, for an admin who has changed them. Those that cannot be
+// used are an error, and stay as they were. The keeper is told to look, and not waited
+// for.
+func (s *Set) Reload() error {
 	var errs []error
 	for _, f := range s.files {
 		errs = append(errs, f.reload())
 	}
 	if k := s.keeper.Load(); k != nil {
-		errs = append(errs, k.Reload(ctx))
+		k.LookNow()
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("reload certificates: %w", err)

@@ -72,14 +72,14 @@ func TestFilesReload(t *testing.T) {
 	want("two.test")
 	want("two.test")
 	bad(1)
-	if err := set.Reload(t.Context()); err == nil || !strings.Contains(err.Error(), pair.Certificate) {
+	if err := set.Reload(); err == nil || !strings.Contains(err.Error(), pair.Certificate) {
 		t.Errorf("Reload of a bad key: %v", err)
 	}
 	must(t, os.Remove(pair.Key))
 	want("two.test")
 	want("two.test")
 	bad(2)
-	if err := set.Reload(t.Context()); !errors.Is(err, fs.ErrNotExist) {
+	if err := set.Reload(); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Reload of a missing key: %v", err)
 	}
 
@@ -120,7 +120,7 @@ func TestReloadNow(t *testing.T) {
 	if leaf := leafOf(t, set); leaf.DNSNames[0] != "one.test" {
 		t.Errorf("before: %v", leaf.DNSNames)
 	}
-	must(t, set.Reload(t.Context()))
+	must(t, set.Reload())
 	if leaf := leafOf(t, set); leaf.DNSNames[0] != "two.test" {
 		t.Errorf("after: %v", leaf.DNSNames)
 	}
