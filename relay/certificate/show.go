@@ -44,16 +44,14 @@ func (k *Keeper) adopt(ctx context.Context, name string) error {
 	return nil
 }
 
+// load reads a certificate with its key in one statement: another node may renew it now.
 func (k *Keeper) load(ctx context.Context, authority, name string) (*tls.Certificate, error) {
-	chain, err := k.storage.Load(ctx, certmagic.StorageKeys.SiteCert(authority, name))
+	chain, key := certmagic.StorageKeys.SiteCert(authority, name), certmagic.StorageKeys.SitePrivateKey(authority, name)
+	values, err := k.storage.get(ctx, chain, key)
 	if err != nil {
 		return nil, err
 	}
-	key, err := k.storage.Load(ctx, certmagic.StorageKeys.SitePrivateKey(authority, name))
-	if err != nil {
-		return nil, err
-	}
-	cert, err := tls.X509KeyPair(chain, key)
+	cert, err := tls.X509KeyPair(values[chain], values[key])
 	if err != nil {
 		return nil, fmt.Errorf("certificate for %s of %s: %w", name, authority, err)
 	}

@@ -113,24 +113,37 @@ func (s *Storage) put(ctx context.Context, values map[string][]byte) error {
 	return nil
 }
 
-const loadValue = `select value from certificate_store where key = $1`
+const loadValues = `select key, value from certificate_store where key = any($1)`
 
 // Load implements certmagic.Storage.
 func (s *Storage) Load(ctx context.Context, key string) ([]byte, error) {
+	values, err := s.get(ctx, key)
+	return values[key], err
+}
+
+// get loads values that belong together as they were at one time.
+func (s *Storage) get(ctx context.Context, keys ...string) (map[string][]byte, error) {
 	ctx, cancel := call(ctx)
 	defer cancel()
+	values := map[string][]byte{}
+	rows, _ := s.pool.Query(ctx, loadValues, keys)
+	var key string
 	var sealed []byte
-	if err := s.pool.QueryRow(ctx, loadValue, key).Scan(&sealed); err != nil {
-		if errors.Is(err, pgx.ErrNoRows) {
-			err = fs.ErrNotExist
+	_, err := pgx.ForEachRow(rows, []any{&key, &sealed}, func() error {
+		value, err := s.sealer.Open(sealedFor(key), sealed)
+		if err != nil {
+			return fmt.Errorf("%w: secret_key_file must be the same on all nodes", err)
 		}
-		return nil, fmt.Errorf("load %s: %w", key, cause(ctx, err))
+		values[key] = value
+		return nil
+	})
+	if err == nil && len(values) < len(keys) {
+		err = fs.ErrNotExist
 	}
-	value, err := s.sealer.Open(sealedFor(key), sealed)
 	if err != nil {
-		return nil, fmt.Errorf("load %s: %w: secret_key_file must be the same on all nodes", key, err)
+		return nil, fmt.Errorf("load %s: %w", strings.Join(keys, ", "), cause(ctx, err))
 	}
-	return value, nil
+	return values, nil
 }
 
 const deleteValues = `

@@ -14,9 +14,11 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/internal/pgtest"
+	"postern/internal/smtptest"
 	"postern/relay/seal"
 )
 
@@ -53,7 +55,7 @@ func TestStatements(t *testing.T) {
 	must(t, err)
 	defer conn.Release()
 	for name, sql := range map[string]string{
-		"putValues": putValues, "loadValue": loadValue, "deleteValues": deleteValues, "heldLocks": heldLocks,
+		"putValues": putValues, "loadValues": loadValues, "deleteValues": deleteValues, "heldLocks": heldLocks,
 		"listKeys": listKeys, "statKey": statKey, "takeLock": takeLock, "renewLock": renewLock, "giveLock": giveLock,
 		"readRecord": readRecord, "recordFailure": recordFailure, "recordSuccess": recordSuccess, "listRecords": listRecords, "askRenewal": askRenewal, "deleteLocks": deleteLocks, "deleteStates": deleteStates,
 	} {
@@ -364,6 +366,30 @@ func TestWhole(t *testing.T) {
 	if got := stored(); got != "- 2 3" {
 		t.Errorf("after Delete: %s", got)
 	}
+}
+
+// TestLoadWhileRenewed: a node that starts while another renews reads no key beside
+// another's certificate.
+func TestLoadWhileRenewed(t *testing.T) {
+	t.Parallel()
+	db, ca := pgtest.New(t), smtptest.NewCA(t)
+	other := newStorage(t, db, "other")
+	const base = "certificates/ca/mail.test/mail.test"
+	renew := func() {
+		ctx, end := withScope(t.Context())
+		defer end(nil)
+		leaf := ca.Leaf(t, "mail.test")
+		must(t, errors.Join(other.Store(ctx, base+".key", leaf.KeyPEM), other.Store(ctx, base+".crt", leaf.CertPEM), other.Store(ctx, base+".json", []byte("{}"))))
+	}
+	renew()
+	cfg := db.Pool.Config()
+	cfg.PrepareConn = func(context.Context, *pgx.Conn) (bool, error) { renew(); return true, nil } // before each statement
+	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	must(t, err)
+	defer pool.Close()
+	k := &Keeper{storage: NewStorage(pool, newSealer(t, 1), "one", slog.New(slog.DiscardHandler))}
+	_, err = k.load(t.Context(), "ca", "mail.test")
+	must(t, err)
 }
 
 // TestStorageAway: trouble with the database is an error in time, and no ErrNotExist,
