@@ -271,6 +271,9 @@ func TestRedactedURL(t *testing.T) {
 	for raw, want := range map[string]string{
 		"postgres://u:secret@127.0.0.1/x":                   "postgres://u:xxxxx@127.0.0.1/x",
 		"postgres:///x?host=/run&user=u&password=secret":    "postgres:///x?host=%2Frun&password=xxxxx&user=u",
+		"postgres://u@h/x?sslkey=k&sslpassword=secret":      "postgres://u@h/x?sslkey=k&sslpassword=xxxxx",
+		"postgres://u@h/x?password=se;cret":                 "the database URL",
+		"postgres://u@h/x?password=secret%":                 "the database URL",
 		"host=127.0.0.1 user=u password=secret dbname=x":    "the database URL",
 		"postgres://u:secret@127.0.0.1:port/x":              "the database URL",
 		"postgres://postern@/postgres?host=%2Ftmp%2Fsocket": "postgres://postern@/postgres?host=%2Ftmp%2Fsocket",

@@ -402,15 +402,21 @@ func (c *config) hostname() (string, error) {
 	return name, nil
 }
 
-// redactURL removes the password from a database URL for messages.
+// redactURL removes the passwords from a database URL for messages.
 func redactURL(raw string) string {
 	u, err := url.Parse(raw)
 	if err != nil || u.Scheme == "" { // the form host=... password=... is not taken apart
 		return "the database URL"
 	}
-	if query := u.Query(); query.Has("password") {
-		query.Set("password", "xxxxx")
-		u.RawQuery = query.Encode()
+	query, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return "the database URL" // who knows what is a password there
+	}
+	for _, key := range []string{"password", "sslpassword"} {
+		if query.Has(key) {
+			query.Set(key, "xxxxx")
+			u.RawQuery = query.Encode()
+		}
 	}
 	return u.Redacted()
 }
