@@ -94,14 +94,15 @@ func (c Certificate) judge(now time.Time) Finding {
 	return Finding{State: OK, Detail: fmt.Sprintf("%s: valid until %s", c.Name, until)}
 }
 
-// RoomCheck asks whether dir takes a temporary file of the size of the largest message,
-// and warns when it takes fewer than ten of them.
-func RoomCheck(dir string, message int64) Check {
+// RoomCheck asks whether dir takes a temporary file of the size of the largest message
+// that is taken now, and warns when it takes fewer than ten of them.
+func RoomCheck(dir string, largest func() int64) Check {
 	if dir == "" {
 		dir = os.TempDir()
 	}
 	return Check{"spool", func(context.Context) Finding {
 		const advice = "make room there, or set another [submission] spool_dir; large messages are answered 452 until then"
+		message := largest()
 		free, err := FreeSpace(dir)
 		if err == nil {
 			err = unix.Access(dir, unix.W_OK|unix.X_OK)

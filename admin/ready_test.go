@@ -115,6 +115,7 @@ func TestOtherChecks(t *testing.T) {
 		t.Fatalf("%d, %v", free, err)
 	}
 	broken := errors.New("connection refused")
+	octets := func(n int64) func() int64 { return func() int64 { return n } }
 	for _, tc := range []struct {
 		name  string
 		check Check
@@ -127,11 +128,11 @@ func TestOtherChecks(t *testing.T) {
 		{"no epoch", EpochCheck(func() error { return broken }), Failed, "connection refused"},
 		{"takes mail", DrainCheck(func() bool { return false }), OK, ""},
 		{"drains", DrainCheck(func() bool { return true }), Failed, "stopping"},
-		{"room", RoomCheck(dir, 1), OK, dir},
-		{"little room", RoomCheck(dir, free/2), Warning, dir},
-		{"no room", RoomCheck(dir, 2*free), Failed, "less than one message"},
-		{"no folder", RoomCheck(filepath.Join(dir, "gone"), 1), Failed, "no such file"},
-		{"the system's folder", RoomCheck("", 1), OK, os.TempDir()},
+		{"room", RoomCheck(dir, octets(1)), OK, dir},
+		{"little room", RoomCheck(dir, octets(free/2)), Warning, dir},
+		{"no room", RoomCheck(dir, octets(2*free)), Failed, "less than one message"},
+		{"no folder", RoomCheck(filepath.Join(dir, "gone"), octets(1)), Failed, "no such file"},
+		{"the system's folder", RoomCheck("", octets(1)), OK, os.TempDir()},
 	} {
 		if f := tc.check.Run(t.Context()); f.State != tc.state || !strings.Contains(f.Detail, tc.says) || (f.State == OK) != (f.Advice == "") {
 			t.Errorf("%s: %+v", tc.name, f)

@@ -41,6 +41,9 @@ func TestReconfigure(t *testing.T) {
 		t.Errorf("queued: %+v", m)
 	}
 	later.cmd(552, "MAIL FROM:<alice@example.com> SIZE=3000")
+	if n := ts.Stats().MessageSize; n != 2000 {
+		t.Errorf("a message may have %d octets, want 2000", n)
+	}
 }
 
 // TestReconfigureSharedBounds: what bounds all sessions together holds at once.

@@ -51,6 +51,7 @@ type Stats struct {
 	MemoryLimit        int64
 	TempFiles          int64 // octets of bodies in temporary files
 	TempFilesLimit     int64
+	MessageSize        int64 // of the largest that a new session may bring
 }
 
 // Stats returns the counts of now.
@@ -80,5 +81,6 @@ func (s *Server) Stats() Stats {
 		MemoryLimit:        s.spool.memory.limit.Load(),
 		TempFiles:          s.spool.files.used.Load(),
 		TempFilesLimit:     s.spool.files.limit.Load(),
+		MessageSize:        s.settings.Load().limits.MessageSize,
 	}
 }
