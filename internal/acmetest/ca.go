@@ -91,7 +91,11 @@ func New(t testing.TB, opt Options) *CA {
 	}
 	quiet := log.New(io.Discard, "", 0)
 	store := db.NewMemoryStore()
-	c.issuing = ca.New(quiet, store, opt.OCSP, "ecdsa", 0, 1, map[string]ca.Profile{
+	keys := "ecdsa"
+	if opt.OCSP != "" {
+		keys = "rsa" // Pebble gives no other out, and answers are signed with one
+	}
+	c.issuing = ca.New(quiet, store, opt.OCSP, keys, 0, 1, map[string]ca.Profile{
 		"default": {Description: "for tests", ValidityPeriod: uint64(opt.Validity / time.Second)},
 	})
 	validation := va.New(quiet, c.HTTP.port(), c.TLSALPN.port(), false, c.DNS.Addr(), store)

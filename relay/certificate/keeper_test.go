@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -611,6 +612,35 @@ func TestOCSP(t *testing.T) {
 		if leaf := n.trusted(host(t), ca.Issued(t), nil); len(leaf.OCSPServer) != 1 {
 			t.Errorf("%s: the certificate names the responders %q", name, leaf.OCSPServer)
 		}
+	}
+}
+
+// TestRevoked: what the authority has revoked is ordered anew, by one of the nodes.
+func TestRevoked(t *testing.T) {
+	t.Parallel()
+	responder := httptest.NewUnstartedServer(nil)
+	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{OCSP: "http://" + responder.Listener.Addr().String()})
+	var once sync.Once
+	var bad *big.Int // the first that it is asked about
+	asked := make(chan struct{})
+	responder.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ca.ServeOCSP(w, r, func(serial *big.Int) bool {
+			once.Do(func() { bad = serial; close(asked) })
+			return bad.Cmp(serial) == 0
+		})
+	})
+	responder.Start()
+	defer responder.Close()
+	nodes := []*node{startNode(t, db, ca), startNode(t, db, ca, func(c *ACME) { c.Node = "two" })}
+	await(t, asked)
+	for _, n := range nodes {
+		leaf := n.trusted(host(t), ca.Issued(t), nil)
+		if leaf.SerialNumber.Cmp(bad) == 0 {
+			n.trusted(host(t), ca.Issued(t), leaf)
+		}
+	}
+	if n := len(ca.Orders()); n != 2 {
+		t.Errorf("%d orders, want 2", n)
 	}
 }
 

@@ -117,12 +117,10 @@ func (k *Keeper) onEvent(ctx context.Context, event string, data map[string]any)
 	name, _ := data["identifier"].(string)
 	switch event {
 	case "cert_obtaining":
-		record, err := k.storage.record(ctx, k.authority, name)
 		forced, _ := data["forced"].(bool)
-		if err == nil && (record.NextAttempt.After(k.clock.Now()) || forced && record.RenewAsked.IsZero()) {
-			err = errNotDue // another node's attempt came before
+		if err := k.due(ctx, name, forced); err != nil {
+			return certmagic.ErrNoRetry{Err: err} // there is a next pass
 		}
-		return err
 	case "cert_failed":
 		failure, _ := data["error"].(error)
 		if failure == nil || ctx.Err() != nil {
@@ -131,6 +129,22 @@ func (k *Keeper) onEvent(ctx context.Context, event string, data map[string]any)
 		return k.tell(ctx, name, failure)
 	case "cert_obtained":
 		k.obtained(ctx, name)
+	}
+	return nil
+}
+
+// due keeps from an attempt that another node's came before. One that is forced, since
+// an admin has asked or the certificate is revoked, is for the certificate that this
+// node has seen, and not for what has taken its place.
+func (k *Keeper) due(ctx context.Context, name string, forced bool) error {
+	record, err := k.storage.record(ctx, k.authority, name)
+	if err != nil {
+		return err
+	}
+	seen := k.kept(name).cert
+	replaced := seen == nil || seen.Leaf.SerialNumber.Text(16) != record.Serial
+	if record.NextAttempt.After(k.clock.Now()) || forced && record.RenewAsked.IsZero() && replaced {
+		return errNotDue
 	}
 	return nil
 }
