@@ -24,6 +24,14 @@ var ErrChanged = errors.New("a migration was changed after it was applied")
 // are counted for each database, and this number means nothing elsewhere.
 const lockKey int64 = 0x706f737465726e // "postern"
 
+// A file waits for a table that somebody uses for lockWait: who comes behind waits for
+// the table as well, and while nodes run that is mail. Then the file is begun again
+// after lockPause, in which those behind go ahead.
+const (
+	lockWait  = 3 * time.Second
+	lockPause = time.Second
+)
+
 // schema_migration has one row for each applied file; it is read by its key
 // alone.
 const createTable = `
@@ -113,24 +121,46 @@ func Apply(ctx context.Context, conn *pgx.Conn, log func(string)) error {
 }
 
 func apply(ctx context.Context, conn *pgx.Conn, set []Migration, log func(string)) error {
+	if log == nil {
+		log = func(string) {}
+	}
+	waiting := false
 	for {
 		done, err := step(ctx, conn, set)
-		if err != nil {
+		switch {
+		case inTheWay(err):
+			if !waiting {
+				log("waiting for a table that another session uses, as a backup does; pg_stat_activity shows it")
+			}
+			waiting = true
+			select {
+			case <-time.After(lockPause):
+			case <-ctx.Done():
+				return fmt.Errorf("migrate: %w", err)
+			}
+		case err != nil:
 			return fmt.Errorf("migrate: %w", err)
-		}
-		if done == nil {
+		case done == nil:
 			return nil
-		}
-		if log != nil {
+		default:
 			log("applied migration " + done.String())
+			waiting = false
 		}
 	}
+}
+
+// inTheWay reports that a statement failed because others hold a lock that it needs:
+// lock_not_available, deadlock_detected.
+func inTheWay(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && (pgErr.Code == "55P03" || pgErr.Code == "40P01")
 }
 
 // step applies the first pending migration and returns it, or nil when there
 // is none. The lock lasts as long as the transaction, so it also holds behind a
 // pooler that lends connections by transaction, and what is pending is only
-// known once it is held.
+// known once it is held. Other migrations are waited for, sessions that use a table
+// only for lockWait.
 func step(ctx context.Context, conn *pgx.Conn, set []Migration) (*Migration, error) {
 	var done *Migration
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
@@ -146,6 +176,9 @@ func step(ctx context.Context, conn *pgx.Conn, set []Migration) (*Migration, err
 		}
 		if len(status.Pending) == 0 {
 			return nil
+		}
+		if _, err := tx.Exec(ctx, `select set_config('lock_timeout', $1, true)`, fmt.Sprint(lockWait.Milliseconds())); err != nil {
+			return fmt.Errorf("set lock_timeout: %w", err)
 		}
 		done = &status.Pending[0]
 		return run(ctx, tx, *done)

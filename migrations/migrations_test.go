@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
@@ -245,6 +246,53 @@ func TestFailedFileLeavesNothing(t *testing.T) {
 	mended := append(broken[:1:1], set(t, map[string]string{"0002_bad.sql": "create table bad (id integer)"})...)
 	if err := migrations.ApplySet(t.Context(), conn, mended, nil); err != nil {
 		t.Errorf("after mending a file that was never applied: %v", err)
+	}
+}
+
+// TestTableInUse: a file that waits for a table does not keep others from it for long,
+// and is applied once the table is free.
+func TestTableInUse(t *testing.T) {
+	t.Parallel()
+	db := pgtest.Empty(t)
+	conn, backup, mail := connect(t, db), connect(t, db), connect(t, db)
+	first := map[string]string{"0001_a.sql": "create table a (n integer)"}
+	if err := migrations.ApplySet(t.Context(), conn, set(t, first), nil); err != nil {
+		t.Fatal(err)
+	}
+	reading, err := backup.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := reading.Exec(t.Context(), "lock table a in access share mode"); err != nil {
+		t.Fatal(err)
+	}
+	first["0002_b.sql"] = "alter table a add m integer"
+	lines, ended := make(chan string, 10), make(chan error, 1)
+	program := set(t, first)
+	go func() {
+		ended <- migrations.ApplySet(t.Context(), conn, program, func(line string) { lines <- line })
+	}()
+	select {
+	case line := <-lines:
+		if !strings.Contains(line, "waiting for a table") {
+			t.Errorf("it says %q", line)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("it waits, and says nothing")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if _, err := mail.Exec(ctx, "insert into a values (1)"); err != nil {
+		t.Errorf("a session behind the migration: %v", err)
+	}
+	if err := reading.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if line := <-lines; !strings.Contains(line, "0002_b") {
+		t.Errorf("then it says %q", line)
 	}
 }
 
