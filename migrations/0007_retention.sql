@@ -11,13 +11,13 @@ create table history_walk (
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 insert into history_walk default values;
 
--- Retention of the breaker's hours.
-create index activity_hour on activity (hour);
-
 -- When the user wrote to the address last, to a month: an address that is old is new
 -- again. Retention finds it by that.
 alter table correspondent add seen_on date not null default current_date;
 create index correspondent_seen on correspondent (seen_on);
+
+-- Retention of the breaker's hours.
+create index activity_hour on activity (hour);
 
 -- Retention, and "audit --since".
 create index audit_at on audit (at);

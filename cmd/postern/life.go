@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -91,12 +92,23 @@ func (n *node) parts() []drainPart {
 		list = append(list, drainPart{name: "submission", until: 0.40, stop: n.server.Shutdown})
 	}
 	list = append(list, drainPart{name: "notices and logins", until: 0.50, stop: func(ctx context.Context) error {
-		return errors.Join(n.stopBouncer(ctx), n.endLogins(ctx), n.closeKeeper(ctx))
+		return together(ctx, n.stopBouncer, n.endLogins, n.closeKeeper)
 	}})
 	if n.engine != nil {
 		list = append(list, drainPart{name: "delivery", until: 0.75, stop: n.engine.Shutdown})
 	}
 	return append(list, drainPart{name: "queue", until: 0.95, stop: n.queue.Close, writes: true})
+}
+
+// together stops parts that do not need each other at the same time.
+func together(ctx context.Context, stops ...func(context.Context) error) error {
+	errs := make([]error, len(stops))
+	var wg sync.WaitGroup
+	for i, stop := range stops {
+		wg.Go(func() { errs[i] = stop(ctx) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // What a process that is alive does at least once in so long.

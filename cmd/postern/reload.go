@@ -58,7 +58,7 @@ func (n *node) reload() {
 		err = n.reloadCertificates()
 	}
 	if err != nil {
-		n.log.Error("the configuration is not reloaded, nothing has changed", "error", oneLine(err.Error()))
+		n.log.Error("the configuration is not reloaded, the node runs on as before", "error", oneLine(err.Error()))
 		return
 	}
 	running := n.cfg

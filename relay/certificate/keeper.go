@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -121,16 +122,28 @@ func (k *Keeper) Close(ctx context.Context) error {
 // lookAfter looks after one name until ctx ends.
 func (k *Keeper) lookAfter(ctx context.Context, name string) {
 	for {
-		k.pass(ctx, name)
-		if name == k.cfg.Names[0] {
-			k.tidy(ctx)
-		}
+		k.work(ctx, name)
 		select {
 		case <-ctx.Done():
 			return
 		case <-k.wake[name]:
 		case <-k.clock.After(k.pause(name)):
 		}
+	}
+}
+
+// work is one round for name. A panic, which may come from what an authority or a DNS
+// server sent, costs the round and not the process.
+func (k *Keeper) work(ctx context.Context, name string) {
+	defer func() {
+		if p := recover(); p != nil {
+			k.log.Error("looking after a certificate panicked", "name", name, "panic", p, "stack", string(debug.Stack()))
+			k.unknown(name, fmt.Errorf("a defect: %v", p))
+		}
+	}()
+	k.pass(ctx, name)
+	if name == k.cfg.Names[0] {
+		k.tidy(ctx)
 	}
 }
 

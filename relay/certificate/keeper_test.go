@@ -593,6 +593,28 @@ func TestDNS01(t *testing.T) {
 	}
 }
 
+// TestDefect: a panic costs a round for one name, and is told.
+func TestDefect(t *testing.T) {
+	t.Parallel()
+	var log logtest.Lines
+	k, err := NewKeeper(ACME{
+		Names: []string{host(t)}, Email: "admin@mail.test", Directory: "https://127.0.0.1:1/dir", Challenge: HTTP01, HTTPAddress: "127.0.0.1:0",
+		Node: "one", Pool: pgtest.New(t).Pool, Sealer: newSealer(t, 1), Log: log.Logger(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close(t.Context())
+	k.storage = nil
+	k.work(t.Context(), host(t))
+	if got := k.Status()[0]; !strings.HasPrefix(got.Error, "a defect: ") || got.FailingSince.IsZero() || got.NextAttempt.IsZero() {
+		t.Errorf("status %+v", got)
+	}
+	if log.Count("looking after a certificate panicked") != 1 || log.Count("keeper_test.go") == 0 {
+		t.Errorf("logged:\n%s", log.String())
+	}
+}
+
 // TestOCSP: a responder that is away or never answers keeps no certificate from use.
 func TestOCSP(t *testing.T) {
 	t.Parallel()
