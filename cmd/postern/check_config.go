@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"postern/admin"
 	"postern/relay/seal"
 )
 
@@ -140,10 +141,7 @@ func (c *checkup) spool(r *report) {
 		return // nothing is accepted here
 	}
 	s := c.cfg.Submission
-	dir := s.SpoolDir
-	if dir == "" {
-		dir = os.TempDir()
-	}
+	dir := s.spoolDir()
 	f, err := os.CreateTemp(dir, "postern-check-*")
 	if err != nil {
 		r.add("spool.unusable", "spool", "%v", err)
@@ -151,7 +149,7 @@ func (c *checkup) spool(r *report) {
 	}
 	_ = os.Remove(f.Name())
 	_ = f.Close()
-	free, err := freeRoom(dir)
+	free, err := admin.FreeSpace(dir)
 	switch {
 	case err != nil:
 		r.add("spool.unusable", "spool", "cannot tell the room in %s: %v", dir, err)
