@@ -200,6 +200,7 @@ func portFaults() []fault {
 		{"port.other", "in use by mail.test", listening(sayingHello("mail.test"))},
 		{"port.foreign", "fake.test ESMTP smtptest", listening(func(t *testing.T, _ *patient) string { return smtptest.Start(t, smtptest.Config{}).Addr() })},
 		{"port.foreign", "does not answer as a mail server", listening(func(t *testing.T, _ *patient) string { return greeter(t, "+OK POP3\r\n") })},
+		{"port.balanced", "not in its proxy_protocol", balanced},
 		{"port.unusable", "192.0.2.1:5587", setting(func(c *config) { c.Listeners[0].Address = "192.0.2.1:5587" })},
 		{"port.none", "none", setting(func(c *config) { c.Listeners = nil })},
 	}
