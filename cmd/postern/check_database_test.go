@@ -126,7 +126,25 @@ func takenOver(t *testing.T, p *patient) {
 func openTransaction(t *testing.T, p *patient) {
 	p.admit(t)
 	p.c.bounds.transaction = 0
-	tx, err := connection(t, p.c.cfg.Database.URL).BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	begin(t, p.c.cfg.Database.URL)
+}
+
+// A transaction in another database of the server keeps no row of ours.
+func TestCheckLooksAtItsOwnDatabase(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	p.admit(t)
+	p.c.bounds.transaction = 0
+	begin(t, pgtest.New(t).URL)
+	found := p.look(t.Context(), "database")
+	wantFinding(t, found, "db.ok", "")
+	wantNone(t, found, "db.old-transaction")
+}
+
+// begin opens a transaction that lasts as long as the test.
+func begin(t *testing.T, url string) {
+	t.Helper()
+	tx, err := connection(t, url).BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
 	if err != nil {
 		t.Fatal(err)
 	}
