@@ -231,7 +231,7 @@ func adminFaults() []fault {
 		{"admin.unready", `"epoch"`, answeringReady(503, `{"ready":false,"checks":[{"name":"epoch"}]}`)},
 		{"admin.foreign", "404", answeringReady(404, "not found")},
 		{"admin.foreign", "503", answeringReady(503, "Bad gateway")},
-		{"admin.foreign", "malformed", func(t *testing.T, p *patient) { p.c.cfg.Admin.Address = greeter(t, "220 mail.test ESMTP\r\n") }},
+		{"admin.foreign", "the server does not answer at", func(t *testing.T, p *patient) { p.c.cfg.Admin.Address = greeter(t, "220 mail.test ESMTP\r\n") }},
 		{"admin.token", "at least 16 characters", func(t *testing.T, p *patient) {
 			p.write(t, "token", "short")
 			p.c.cfg.Admin = adminConfig{Address: closedPort(t), TokenFile: filepath.Join(p.dir, "token")}
