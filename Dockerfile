@@ -32,7 +32,7 @@ COPY --from=build /out /
 COPY --from=build --chown=10001:10001 /state /var/lib/postern
 USER 10001:10001
 WORKDIR /var/lib/postern
-# The key that seals upstream passwords: keep /var/lib/postern on a volume.
+# The key that seals secrets in the database: keep /var/lib/postern on a volume.
 ENV POSTERN_SECRET_KEY_FILE=/var/lib/postern/secret.key
 EXPOSE 587 465
 # SIGTERM drains: give it longer than drain_time before the engine kills.

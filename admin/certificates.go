@@ -1,6 +1,10 @@
 package admin
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
 
 // maxCertificates bounds the series, should a file have many names.
 const maxCertificates = 100
@@ -52,6 +56,7 @@ func byName(list []Certificate) []Certificate {
 	var named []Certificate
 	at := make(map[string]int)
 	for _, c := range list {
+		c.Name = strings.ToValidUTF8(c.Name, "\uFFFD") // the subject of an old certificate may be in Latin-1
 		i, known := at[c.Name]
 		switch {
 		case known:

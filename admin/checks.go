@@ -3,7 +3,7 @@ package admin
 import (
 	"context"
 	"fmt"
-	"os"
+	"math"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -97,9 +97,6 @@ func (c Certificate) judge(now time.Time) Finding {
 // RoomCheck asks whether dir takes a temporary file of the size of the largest message
 // that is taken now, and warns when it takes fewer than ten of them.
 func RoomCheck(dir string, largest func() int64) Check {
-	if dir == "" {
-		dir = os.TempDir()
-	}
 	return Check{"spool", func(context.Context) Finding {
 		const advice = "make room there, or set another [submission] spool_dir; large messages are answered 452 until then"
 		message := largest()
@@ -119,11 +116,15 @@ func RoomCheck(dir string, largest func() int64) Check {
 	}}
 }
 
-// FreeSpace returns the octets that may still be written into a folder.
+// FreeSpace returns the octets that others than root may still write into a folder.
 func FreeSpace(dir string) (int64, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
 		return 0, fmt.Errorf("ask for room: %w", err)
 	}
-	return int64(st.Bavail) * st.Bsize, nil
+	// The types differ between machines, and some file systems have no end.
+	if free := float64(st.Bavail) * float64(st.Bsize); free < math.MaxInt64 {
+		return int64(free), nil
+	}
+	return math.MaxInt64, nil
 }

@@ -47,8 +47,8 @@ func words(list string) map[string]bool {
 var (
 	mechanisms = words("PLAIN LOGIN")
 	refusals   = words("credentials busy unavailable malformed cancelled sessions")
-	stages     = words("ehlo starttls auth mail rcpt data body dot")
-	rules      = words("sender header size recipients limit messages sessions")
+	stages     = words("mail rcpt body dot")
+	rules      = words("sender header size recipients limit")
 	kinds      = words("failure delay success")
 	endings    = words("quit timeout shutdown revoked disconnect disconnect_in_data connection_lost write_failed handshake_failed" +
 		" endless_line early_data message_data_not_finished injection http panic")
@@ -90,7 +90,7 @@ func newSessionCounts(to prometheus.Registerer) *sessionCounts {
 		messages:   newCounter("postern_messages_accepted_total", "Messages that were committed to the queue and answered 250."),
 		recipients: newCounter("postern_recipients_accepted_total", "Recipients of the accepted messages."),
 		octets:     newCounter("postern_accepted_bytes_total", "Octets of the accepted messages, as stored."),
-		refused: newCounters("postern_refusals_total", "Commands and messages that were answered 4yz or 5yz, by the stage of the session, whether the client may try again, and why.",
+		refused: newCounters("postern_refusals_total", "MAIL, RCPT and messages that were answered 4yz or 5yz, by the stage of the session, whether the client may try again, and why.",
 			"stage", "class", "reason"),
 		logins: newCounters("postern_auth_total", "AUTH exchanges that ended, by mechanism and result.", "mechanism", "result"),
 		ended:  newCounters("postern_sessions_closed_total", "Sessions that ended, by why.", "reason"),

@@ -2,6 +2,9 @@ package admin
 
 import (
 	"context"
+	"maps"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -85,6 +88,35 @@ func TestEverySeriesThereCanBe(t *testing.T) {
 	}
 	if n := count(t, r); n > 300 {
 		t.Errorf("%d series", n)
+	}
+}
+
+// The page has every word that a label can be, and no others.
+func TestDocumentedWords(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	reasons := maps.Clone(rules)
+	for _, subject := range subjects[1:] {
+		reasons[subject] = true
+	}
+	logins := maps.Clone(refusals)
+	logins["ok"] = true
+	for row, want := range map[string]map[string]bool{
+		"`stage` of a refusal": stages, "`reason` of a refusal": reasons, "`reason` of a session's end": endings,
+		"`mechanism`": mechanisms, "`result` of a login": logins, "`kind`, `sent` of a notice": words("failure delay success yes no"),
+	} {
+		_, values, found := strings.Cut(string(page), "\n| "+row+" | ")
+		values, _, _ = strings.Cut(values, "\n")
+		said := make(map[string]bool)
+		for _, m := range regexp.MustCompile("`(\\w+)`").FindAllStringSubmatch(values, -1) {
+			said[m[1]] = true
+		}
+		if !found || !maps.Equal(said, want) {
+			t.Errorf("docs/metrics.md has %v for %s, want %v", said, row, want)
+		}
 	}
 }
 

@@ -1,10 +1,6 @@
 package admin
 
-import (
-	"fmt"
-
-	"github.com/prometheus/client_golang/prometheus"
-)
+import "github.com/prometheus/client_golang/prometheus"
 
 // Reading is one number of a part of the node that keeps its own counts.
 type Reading[T any] struct {
@@ -23,7 +19,7 @@ func Register[T any](to prometheus.Registerer, labels prometheus.Labels, read fu
 	to.MustRegister(r)
 }
 
-// readings is a prometheus.Collector.
+// readings is a prometheus.Collector. The registry recovers what panics in one.
 type readings[T any] struct {
 	read  func() T
 	list  []Reading[T]
@@ -37,12 +33,6 @@ func (r *readings[T]) Describe(ch chan<- *prometheus.Desc) {
 }
 
 func (r *readings[T]) Collect(ch chan<- prometheus.Metric) {
-	defer func() {
-		// It runs in a goroutine of the registry, whose panic would end the relay.
-		if p := recover(); p != nil {
-			ch <- prometheus.NewInvalidMetric(r.descs[0], fmt.Errorf("panic: %v", p))
-		}
-	}()
 	now := r.read()
 	for i, one := range r.list {
 		kind := prometheus.GaugeValue

@@ -9,9 +9,10 @@ import (
 )
 
 // Run does what an Authenticator does beside its answers, until ctx ends: it shares
-// failures with the other nodes, writes down who logged in and whence, hashes
-// outdated passwords anew, and deletes what was kept long enough. It returns when all of that is written or given up.
-// Without it an Authenticator answers just as well, by what this process alone has seen.
+// failures with the other nodes, writes down who logged in and whence, hashes outdated
+// passwords anew, and deletes what was kept long enough. It returns when all of that is
+// written or given up. Without it an Authenticator answers just as well, by what this
+// process alone has seen.
 func (a *Authenticator) Run(ctx context.Context) {
 	if a.store == nil {
 		return

@@ -77,7 +77,7 @@ func (n *node) buildAdmin(ctx context.Context, url string) (*adminPages, error) 
 	if n.certs != nil {
 		admin.RegisterCertificates(n.metrics.registry, n.certificateList)
 		checks = append(checks, admin.CertificateCheck(n.certificateList, time.Now),
-			admin.RoomCheck(n.cfg.Submission.SpoolDir, func() int64 { return n.server.Stats().MessageSize }))
+			admin.RoomCheck(n.cfg.Submission.spoolDir(), func() int64 { return n.server.Stats().MessageSize }))
 	}
 	n.registerParts()
 	n.metrics.registerDraining(&p.draining)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"postern/admin"
 	"postern/relay/seal"
 )
 
@@ -44,12 +45,12 @@ var configKinds = []kind{
 		"free room, or set spool_dir to a larger file system"},
 	{"spool.small", statusWarning, "There is less room for temporary files than spool promises.",
 		"free room, set spool_dir to a larger file system, or lower spool"},
-	{"key.ok", statusOK, "The key that seals upstream passwords can be used.", ""},
-	{"key.none", statusInfo, "There is no key yet that seals upstream passwords; it is made when the first one is added.", ""},
-	{"key.readable", statusFailed, "Others may read or change the key that seals upstream passwords, so it is not used.",
+	{"key.ok", statusOK, "The key that seals upstream passwords and the keys of certificates by ACME can be used.", ""},
+	{"key.none", statusInfo, "There is no key yet that seals upstream passwords and the keys of certificates by ACME; it is made when it is first needed.", ""},
+	{"key.readable", statusFailed, "Others may read or change the key that seals upstream passwords and the keys of certificates by ACME, so it is not used.",
 		"chmod 600 it, and give it to the server's user"},
-	{"key.unusable", statusFailed, "The key that seals upstream passwords cannot be used.",
-		"copy it again from another node or from a backup; without it, add the upstreams that have a password again"},
+	{"key.unusable", statusFailed, "The key that seals upstream passwords and the keys of certificates by ACME cannot be used.",
+		"copy it again from another node or from a backup; docs/certificates.md says how to go on without it"},
 }
 
 func (c *checkup) lookAtConfig(_ context.Context, r *report) {
@@ -140,10 +141,7 @@ func (c *checkup) spool(r *report) {
 		return // nothing is accepted here
 	}
 	s := c.cfg.Submission
-	dir := s.SpoolDir
-	if dir == "" {
-		dir = os.TempDir()
-	}
+	dir := s.spoolDir()
 	f, err := os.CreateTemp(dir, "postern-check-*")
 	if err != nil {
 		r.add("spool.unusable", "spool", "%v", err)
@@ -151,7 +149,7 @@ func (c *checkup) spool(r *report) {
 	}
 	_ = os.Remove(f.Name())
 	_ = f.Close()
-	free, err := freeRoom(dir)
+	free, err := admin.FreeSpace(dir)
 	switch {
 	case err != nil:
 		r.add("spool.unusable", "spool", "cannot tell the room in %s: %v", dir, err)

@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"fmt"
 	"net"
 	"net/url"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -53,7 +55,7 @@ func databaseFaults() []fault {
 		{"db.wraparound", "transactions since", bound(func(b *bounds) { b.frozen = 0 })},
 		{"db.room-low", "free", bound(func(b *bounds) { b.low = 1 << 60 })},
 		{"db.room-none", "free", bound(func(b *bounds) { b.none = 1 << 60 })},
-		{"db.connections", "20 allowed, and this node may open 28", func(t *testing.T, p *patient) {
+		{"db.connections", "20 allowed, and this node may open 31", func(t *testing.T, p *patient) {
 			p.admit(t)
 			p.sql(t, "alter database "+p.pool.Config().ConnConfig.Database+" connection limit 20")
 		}},
@@ -65,6 +67,26 @@ func TestCheckFindsFaultsOfTheDatabase(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t) // of those that change nothing
 	find(t, databaseFaults(), "database", func(_ *testing.T, p *patient) { p.c.cfg.Database.URL = db.URL })
+}
+
+// The page and the check count a node's connections alike.
+func TestNodeConnections(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/postgres.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &checkup{cfg: defaultConfig()}
+	all := c.nodeConnections()
+	want := fmt.Sprintf("A node takes up to %d connections and those of `[database] max_connections`, %d with the defaults, and three more with `[acme]`",
+		all-c.cfg.Database.MaxConnections, all)
+	if !strings.Contains(string(page), want) {
+		t.Errorf("docs/postgres.md does not say: %s", want)
+	}
+	c.cfg.ACME.Names = []string{"relay.test"}
+	if n := c.nodeConnections(); n != all+3 {
+		t.Errorf("%d with [acme]", n)
+	}
 }
 
 // lesserRole lets the check be a role that may read only.
@@ -104,7 +126,25 @@ func takenOver(t *testing.T, p *patient) {
 func openTransaction(t *testing.T, p *patient) {
 	p.admit(t)
 	p.c.bounds.transaction = 0
-	tx, err := connection(t, p.c.cfg.Database.URL).BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	begin(t, p.c.cfg.Database.URL)
+}
+
+// A transaction in another database of the server keeps no row of ours.
+func TestCheckLooksAtItsOwnDatabase(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	p.admit(t)
+	p.c.bounds.transaction = 0
+	begin(t, pgtest.New(t).URL)
+	found := p.look(t.Context(), "database")
+	wantFinding(t, found, "db.ok", "")
+	wantNone(t, found, "db.old-transaction")
+}
+
+// begin opens a transaction that lasts as long as the test.
+func begin(t *testing.T, url string) {
+	t.Helper()
+	tx, err := connection(t, url).BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
 	if err != nil {
 		t.Fatal(err)
 	}

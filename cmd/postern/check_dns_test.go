@@ -91,6 +91,24 @@ func TestCheckFindsFaultsOfSenderDomains(t *testing.T) {
 	find(t, spfFaults(), "spf", viewed)
 }
 
+// A domain without a record is told once, however many addresses mail leaves from.
+func TestCheckTellsAMissingRecordOnce(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	viewed(t, p)
+	p.zones["example.com."] = mockdns.Zone{A: []string{patientAddress}}
+	p.c.opts.addresses = []netip.Addr{netip.MustParseAddr(patientAddress), netip.MustParseAddr("2001:db8::7")}
+	told := 0
+	for _, f := range p.look(t.Context(), "spf") {
+		if f.ID == "spf.none" {
+			told++
+		}
+	}
+	if told != 1 {
+		t.Errorf("told %d times", told)
+	}
+}
+
 // hosted gives there.test one mail host at an address.
 func hosted(address string) func(*testing.T, *patient) {
 	return func(_ *testing.T, p *patient) {

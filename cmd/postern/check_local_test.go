@@ -200,6 +200,7 @@ func portFaults() []fault {
 		{"port.other", "in use by mail.test", listening(sayingHello("mail.test"))},
 		{"port.foreign", "fake.test ESMTP smtptest", listening(func(t *testing.T, _ *patient) string { return smtptest.Start(t, smtptest.Config{}).Addr() })},
 		{"port.foreign", "does not answer as a mail server", listening(func(t *testing.T, _ *patient) string { return greeter(t, "+OK POP3\r\n") })},
+		{"port.balanced", "not in its proxy_protocol", balanced},
 		{"port.unusable", "192.0.2.1:5587", setting(func(c *config) { c.Listeners[0].Address = "192.0.2.1:5587" })},
 		{"port.none", "none", setting(func(c *config) { c.Listeners = nil })},
 	}
@@ -230,7 +231,7 @@ func adminFaults() []fault {
 		{"admin.unready", `"epoch"`, answeringReady(503, `{"ready":false,"checks":[{"name":"epoch"}]}`)},
 		{"admin.foreign", "404", answeringReady(404, "not found")},
 		{"admin.foreign", "503", answeringReady(503, "Bad gateway")},
-		{"admin.foreign", "malformed", func(t *testing.T, p *patient) { p.c.cfg.Admin.Address = greeter(t, "220 mail.test ESMTP\r\n") }},
+		{"admin.foreign", "the server does not answer at", func(t *testing.T, p *patient) { p.c.cfg.Admin.Address = greeter(t, "220 mail.test ESMTP\r\n") }},
 		{"admin.token", "at least 16 characters", func(t *testing.T, p *patient) {
 			p.write(t, "token", "short")
 			p.c.cfg.Admin = adminConfig{Address: closedPort(t), TokenFile: filepath.Join(p.dir, "token")}

@@ -17,6 +17,7 @@ var portKinds = []kind{
 	{"port.privileged", statusWarning, "This user may not listen on ports below 1024.",
 		"run the server as the systemd unit does, with CAP_NET_BIND_SERVICE, or with its sockets from systemd"},
 	{"port.unusable", statusFailed, "The server cannot listen at the address.", "set the address in [[listener]] to one of this machine, or 0.0.0.0"},
+	{"port.balanced", statusInfo, "Something listens at the address of a listener that hears load balancers only, so who it is cannot be asked from here.", ""},
 	{"port.handed", statusInfo, "The service manager opens the listener's socket, and nothing answers at the usual address.", ""},
 	{"port.none", statusWarning, "There is no [[listener]], so only 'postern serve --only delivery' starts.",
 		"add a [[listener]] unless this node shall only deliver"},
@@ -74,8 +75,16 @@ func (c *checkup) notFree(ctx context.Context, r *report, l listenerConfig, err 
 
 // answers says who greets at the address, if somebody does.
 func (c *checkup) answers(ctx context.Context, r *report, l listenerConfig) bool {
+	d := doorOf(l)
+	if d.deaf {
+		if !d.open(ctx) {
+			return false
+		}
+		r.add("port.balanced", "listener", "%s is in use; this machine is not in its proxy_protocol", l.Address)
+		return true
+	}
 	hostname, _ := c.cfg.hostname()
-	t, greeting, err := dialTalk(ctx, doorOf(l), hostname)
+	t, greeting, err := dialTalk(ctx, d, hostname)
 	if err != nil {
 		return false
 	}

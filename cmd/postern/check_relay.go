@@ -17,6 +17,8 @@ import (
 var relayKinds = []kind{
 	{"relay.closed", statusOK, "The listener refuses mail without AUTH, and offers AUTH only under TLS.", ""},
 	{"relay.down", statusSkipped, "Nothing answers at the listener's address.", "start the server and check again"},
+	{"relay.balanced", statusSkipped, "The listener hears its load balancers only, so it cannot be looked at from here.",
+		"knock at the load balancer, from outside: postern check --only relay --connect HOST:PORT"},
 	{"relay.talk", statusFailed, "The listener does not talk as a mail server does.", "look at the server's log, and whether it is the listener's port and tls"},
 	{"relay.open", statusFailed, "The listener takes mail for others from anybody: it is an open relay.",
 		"stop it now, or close the port; a Postern never does this, so find out what listens there"},
@@ -55,6 +57,10 @@ func (c *checkup) lookFromOutside(ctx context.Context, r *report) {
 		ctx, cancel := context.WithTimeout(ctx, 2*talkTime)
 		defer cancel()
 		k := &knock{c: c, r: r, door: doors[i], guessed: guessed}
+		if k.door.deaf {
+			r.add("relay.balanced", k.subject(), "this machine is not in its proxy_protocol")
+			return
+		}
 		switch err := k.run(ctx); {
 		case errors.Is(err, syscall.ECONNREFUSED):
 			r.add("relay.down", k.subject(), "connection refused")

@@ -55,6 +55,7 @@ func relayFaults() []fault {
 			p.c.cfg.Listeners[0].TLS = "implicit"
 		}},
 		{"relay.down", "refused", func(t *testing.T, p *patient) { p.c.cfg.Listeners[0].Address = closedPort(t) }},
+		{"relay.balanced", "not in its proxy_protocol", balanced},
 		{"relay.talk", "554 not now", standsAt(hook(smtptest.PhaseBanner, "554 not now"))},
 		{"relay.talk", "", listening(func(t *testing.T, _ *patient) string { return greeter(t, "+OK POP3\r\n") })},
 		{"relay.open", "in clear: MAIL: 250", standsAt(func(_ *testing.T, _ *patient, cfg *smtptest.Config) { cfg.Hooks, cfg.Users = nil, nil })},
@@ -179,11 +180,11 @@ func TestCheckSpeaksThePROXYProtocol(t *testing.T) {
 		listener listenerConfig
 		want     door
 	}{
-		{listenerConfig{Address: "0.0.0.0:587", TLS: "starttls"}, door{"127.0.0.1:587", "starttls", true, false}},
-		{listenerConfig{Address: "0.0.0.0:587", TLS: "starttls", ProxyProtocol: []string{"10.0.0.0/8"}}, door{"127.0.0.1:587", "starttls", true, false}},
-		{listenerConfig{Address: "0.0.0.0:465", TLS: "implicit", ProxyProtocol: []string{"10.0.0.0/8", "127.0.0.1"}}, door{"127.0.0.1:465", "implicit", true, true}},
-		{listenerConfig{Address: "10.1.1.1:465", TLS: "implicit", ProxyProtocol: []string{"10.0.0.0/8"}}, door{"10.1.1.1:465", "implicit", true, true}},
-		{listenerConfig{Address: handedOver + "submissions", TLS: "implicit"}, door{"127.0.0.1:465", "implicit", true, false}},
+		{listenerConfig{Address: "0.0.0.0:587", TLS: "starttls"}, door{"127.0.0.1:587", "starttls", true, false, false}},
+		{listenerConfig{Address: "0.0.0.0:587", TLS: "starttls", ProxyProtocol: []string{"10.0.0.0/8"}}, door{"127.0.0.1:587", "starttls", true, false, true}},
+		{listenerConfig{Address: "0.0.0.0:465", TLS: "implicit", ProxyProtocol: []string{"10.0.0.0/8", "127.0.0.1"}}, door{"127.0.0.1:465", "implicit", true, true, false}},
+		{listenerConfig{Address: "10.1.1.1:465", TLS: "implicit", ProxyProtocol: []string{"10.0.0.0/8"}}, door{"10.1.1.1:465", "implicit", true, true, false}},
+		{listenerConfig{Address: handedOver + "submissions", TLS: "implicit"}, door{"127.0.0.1:465", "implicit", true, false, false}},
 	} {
 		if got := doorOf(test.listener); got != test.want {
 			t.Errorf("%+v: %+v", test.listener, got)
@@ -208,5 +209,26 @@ func TestCheckSpeaksThePROXYProtocol(t *testing.T) {
 	_, _, _ = dialTalk(t.Context(), door{address: ln.Addr().String(), tls: "starttls", proxied: true}, patientName)
 	if got := <-heard; got != "PROXY UNKNOWN\r\n" {
 		t.Errorf("heard %q", got)
+	}
+}
+
+// balanced has a listener that closes whoever is no load balancer without a word.
+func balanced(t *testing.T, p *patient) {
+	l := &p.c.cfg.Listeners[0]
+	l.Address, l.ProxyProtocol = greeter(t, ""), []string{"10.0.0.0/8"}
+}
+
+// A server behind a load balancer is in good health though it does not talk to the check.
+func TestCheckOfAListenerForLoadBalancers(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	livingNode(patientName)(t, p)
+	balanced(t, p)
+	found := p.look(t.Context(), "port", "database", "relay")
+	wantFinding(t, found, "node.ok", patientName)
+	for _, f := range found {
+		if area, _, _ := strings.Cut(f.ID, "."); f.Status == statusFailed && area != "db" {
+			t.Errorf("%+v", f)
+		}
 	}
 }

@@ -18,11 +18,14 @@ var roleKinds = []kind{
 		"set it to 0 for the role: alter role NAME set SETTING = 0"},
 }
 
-// nodeConnections is how many connections one node may open: those of the pools,
-// which are configured, and those of the queue, of what is noted of logins, of routes,
+// nodeConnections is how many connections one node may open: those that are configured,
+// and those of the queue, of what is noted of logins, of routes, of health and metrics,
 // and of certificates by ACME.
 func (c *checkup) nodeConnections() int {
-	n := c.cfg.Database.MaxConnections + 16 + 3 + 1
+	n := c.cfg.Database.MaxConnections + 17 + 3 + 1
+	if c.cfg.Admin.Address != "" {
+		n += adminPool
+	}
 	if c.cfg.ACME.on() {
 		n += 3
 	}

@@ -4,29 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"net"
-	"syscall"
 
 	"github.com/jackc/pgx/v5"
+
+	"postern/admin"
 )
 
 var roomKinds = []kind{
 	{"db.room", statusOK, "There is room on the disk of the database.", ""},
 	{"db.room-low", statusWarning, "The disk of the database is nearly full.", "free room, or give it a larger disk"},
 	{"db.room-none", statusFailed, "The disk of the database is full: soon nothing is accepted.", "free room, or give it a larger disk"},
-}
-
-// freeRoom is how many octets others than root may still write below dir.
-func freeRoom(dir string) (int64, error) {
-	var fs syscall.Statfs_t
-	if err := syscall.Statfs(dir, &fs); err != nil {
-		return 0, err
-	}
-	if free := float64(fs.Bavail) * float64(fs.Bsize); free < math.MaxInt64 {
-		return int64(free), nil
-	}
-	return math.MaxInt64, nil
 }
 
 // octets prints a size for people.
@@ -56,7 +44,7 @@ func (in *inspection) disk(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	free, err := freeRoom(dir)
+	free, err := admin.FreeSpace(dir)
 	if err != nil {
 		return nil // a container's path, or one that this user may not reach
 	}

@@ -64,7 +64,9 @@ func (c *checkup) lookAtSenderDomains(ctx context.Context, r *report) {
 func (c *checkup) senderDomain(ctx context.Context, r *report, v *mailView, domain string, addrs []netip.Addr) {
 	if v.byMX(domain) {
 		for _, addr := range addrs {
-			c.spf(ctx, r, domain, addr)
+			if c.spf(ctx, r, domain, addr) == spf.None {
+				break // and so for all of them
+			}
 		}
 	} else {
 		r.add("spf.upstream", "domain "+domain, "%s", c.spfRecord(ctx, domain))
@@ -74,7 +76,7 @@ func (c *checkup) senderDomain(ctx context.Context, r *report, v *mailView, doma
 }
 
 // spf judges as a receiving server does, with the resolver of deliveries.
-func (c *checkup) spf(ctx context.Context, r *report, domain string, addr netip.Addr) {
+func (c *checkup) spf(ctx context.Context, r *report, domain string, addr netip.Addr) spf.Result {
 	subject := "domain " + domain
 	hostname, _ := c.cfg.hostname()
 	result, err := spf.CheckHostWithSender(net.IP(addr.AsSlice()), hostname, "postmaster@"+domain,
@@ -91,6 +93,7 @@ func (c *checkup) spf(ctx context.Context, r *report, domain string, addr netip.
 	default:
 		r.add("spf.unknown", subject, "%v", err)
 	}
+	return result
 }
 
 // spfResolver asks for whole names only: what an SPF record says is never meant below

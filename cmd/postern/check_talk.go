@@ -32,6 +32,7 @@ type door struct {
 	tls     string // of the listener; "" for one that is not known
 	ours    bool   // its certificate is in the configuration's files
 	proxied bool   // it wants a PROXY header from this machine
+	deaf    bool   // it hears its load balancers only, of which this machine is none
 }
 
 // doorOf is a listener of the configuration. Where the service manager opens its socket,
@@ -48,7 +49,17 @@ func doorOf(l listenerConfig) door {
 		// Who connects to an address of this machine comes from that address.
 		d.proxied = d.proxied || err == nil && network.Contains(own.Unmap())
 	}
+	d.deaf = len(proxies) > 0 && !d.proxied
 	return d
+}
+
+// open says whether somebody takes connections there.
+func (d door) open(ctx context.Context) bool {
+	t, err := connectTalk(ctx, d)
+	if t != nil {
+		_ = t.conn.Close()
+	}
+	return err == nil
 }
 
 // reachable is where on this machine a listener's address can be had.

@@ -38,13 +38,13 @@ func (in *inspection) autovacuum(ctx context.Context) error {
 	return nil
 }
 
-// transactions looks for what holds vacuum back. Of other roles' sessions only who may
-// read all statistics sees when they began.
+// transactions looks for what holds vacuum back: those of other databases do not. Of
+// other roles' sessions only who may read all statistics sees when they began.
 func (in *inspection) transactions(ctx context.Context) error {
 	rows, err := in.conn.Query(ctx, `
 		select 'process ' || pid || ' (' || coalesce(usename, '?') || ', ' || coalesce(nullif(application_name, ''), 'no name') || ') since ', xact_start
 		from pg_stat_activity
-		where backend_type = 'client backend' and pid <> pg_backend_pid() and (backend_xid is not null or backend_xmin is not null)
+		where backend_type = 'client backend' and datname = current_database() and pid <> pg_backend_pid() and (backend_xid is not null or backend_xmin is not null)
 			and xact_start < clock_timestamp() - $1::interval
 		union all
 		select 'prepared transaction ' || gid || ' since ', prepared from pg_prepared_xacts

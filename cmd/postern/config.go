@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -87,6 +88,9 @@ type submissionConfig struct {
 	SpoolDir              string   `toml:"spool_dir"`
 	ShowClientAddress     bool     `toml:"show_client_address"`
 }
+
+// spoolDir is where temporary files are.
+func (c *submissionConfig) spoolDir() string { return cmp.Or(c.SpoolDir, os.TempDir()) }
 
 type authConfig struct {
 	Permits int `toml:"permits"`

@@ -79,6 +79,17 @@ func build(t *testing.T, dir string) string {
 	return strings.TrimSpace(out)
 }
 
+// TestMachines compiles the program for machines whose words are of other sizes; it takes
+// a minute or two for each, and so runs only when POSTERN_LONG is set.
+func TestMachines(t *testing.T) {
+	if os.Getenv("POSTERN_LONG") == "" {
+		return // every run compiles for its own machine
+	}
+	for _, arch := range []string{"386", "arm", "arm64"} {
+		run(t, []string{"CGO_ENABLED=0", "GOOS=linux", "GOARCH=" + arch}, "go", "build", "-o", filepath.Join(t.TempDir(), "postern"), "postern/cmd/postern")
+	}
+}
+
 // A Debian version sorts as the releases do.
 func TestVersion(t *testing.T) {
 	t.Parallel()

@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"sync"
 	"testing"
 	"time"
 
@@ -47,6 +48,26 @@ func TestRebound(t *testing.T) {
 	d.mu.Unlock()
 	close(release)
 	q.waitEnded(t, 5)
+}
+
+// TestReboundWhileCounted has scrapes come while reloads change the memory.
+func TestReboundWhileCounted(t *testing.T) {
+	t.Parallel()
+	e := startEngine(t, newFakeQueue(), Config{Routes: routes{}})
+	const rounds = 1000
+	var reloads sync.WaitGroup
+	reloads.Go(func() {
+		for i := range rounds {
+			e.Rebound(Bounds{Memory: int64(i + 1)})
+		}
+	})
+	for range rounds {
+		e.Stats()
+	}
+	reloads.Wait()
+	if limit := e.Stats().MemoryLimit; limit != rounds {
+		t.Errorf("the metrics have a limit of %d octets", limit)
+	}
 }
 
 // reaches waits until so many conversations have come to MAIL.

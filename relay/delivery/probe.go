@@ -53,7 +53,8 @@ func (p *Prober) Upstream(ctx context.Context, up *route.Upstream) Probe {
 }
 
 // MX converses with each mail host of a domain, or tells why there is none: one Probe
-// then. The hosts are in the order of their preference.
+// then. The hosts are in the order of their preference, up to this server itself if it
+// is one of them: deliveries go no further.
 func (p *Prober) MX(ctx context.Context, domain string) []Probe {
 	hosts, t := p.d.exchangers(ctx, domain)
 	if t != nil {
@@ -73,6 +74,11 @@ func (p *Prober) MX(ctx context.Context, domain string) []Probe {
 	}
 	for range hosts {
 		<-done
+	}
+	for i := 1; i < len(probes); i++ {
+		if probes[i].Stage == StageLoop {
+			return probes[:i]
+		}
 	}
 	return probes
 }

@@ -99,6 +99,17 @@ func TestProbeOfMailHosts(t *testing.T) {
 			t.Errorf("%+v, want %+v", probes[i], want)
 		}
 	}
+	// This server, by its address: what stands behind it is not tried, and only as the
+	// first one it is at fault.
+	self := proberFor(dns, func(c *Config) {
+		c.MXPort, c.Self = server.Port(), []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("127.0.0.9"), uint16(server.Port()))}
+	})
+	if p := self.MX(t.Context(), "there.test"); len(p) != 1 || p[0].Err != nil {
+		t.Errorf("before this server: %+v", p)
+	}
+	if p := self.MX(t.Context(), "closed.there.test"); len(p) != 1 || p[0].Stage != StageLoop {
+		t.Errorf("this server alone: %+v", p)
+	}
 	for _, domain := range []string{"null.test", "unknown.test"} {
 		p := prober.MX(t.Context(), domain)
 		if len(p) != 1 || !p[0].Permanent || p[0].Stage != StageLookup {

@@ -21,9 +21,9 @@ type Load struct {
 
 // Stats returns the counts of now.
 func (e *Engine) Stats() Stats {
-	s := Stats{MemoryLimit: e.load.maxOctets, Panics: e.panics.Load()}
+	s := Stats{Panics: e.panics.Load()}
 	e.load.mu.Lock()
-	s.Messages, s.Memory = e.load.messages, e.load.octets
+	s.Messages, s.Memory, s.MemoryLimit = e.load.messages, e.load.octets, e.load.maxOctets
 	e.load.mu.Unlock()
 	now := time.Now()
 	for _, d := range e.all() {

@@ -6,7 +6,7 @@ import "time"
 type Times struct {
 	Lifetime    time.Duration // of messages accepted from then on
 	DelayNotice time.Duration // from the next deferral of a recipient on
-	History     time.Duration // from the next sweep on
+	History     time.Duration // from the next batch of the retention on
 }
 
 // SetTimes changes the spans that are not zero.
