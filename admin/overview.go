@@ -172,10 +172,11 @@ func (o *Overview) refresh(reading chan struct{}) {
 	defer close(reading)
 	ctx, cancel := context.WithTimeout(o.ctx, overviewTime)
 	defer cancel()
+	began := time.Now()
 	found, err := o.guardedRead(ctx)
 	wait := max(overviewEvery, overviewShare*found.Took)
 	if err != nil {
-		wait = overviewRetry
+		wait = max(overviewRetry, time.Since(began)) // the database worked for nothing at most half of the time
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -36,7 +36,7 @@ func (c *checkup) lookAtAdmin(ctx context.Context, r *report) {
 	switch {
 	case err == nil:
 		r.add("admin.ready", "admin", "the server at %s is ready", a.Address)
-	case errors.As(err, &unready) && unready.isOurs():
+	case errors.As(err, &unready) && unready.ours:
 		r.add("admin.unready", "admin", "%v", err)
 	case isRefused(err):
 		r.add("admin.idle", "admin", "nothing answers at %s", a.Address)

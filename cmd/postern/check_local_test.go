@@ -229,6 +229,7 @@ func adminFaults() []fault {
 		{"admin.idle", "nothing answers", func(t *testing.T, p *patient) { p.c.cfg.Admin.Address = closedPort(t) }},
 		{"admin.idle", "nothing answers", func(_ *testing.T, p *patient) { p.c.cfg.Admin.Address = "unix:" + filepath.Join(p.dir, "admin.sock") }},
 		{"admin.unready", `"epoch"`, answeringReady(503, `{"ready":false,"checks":[{"name":"epoch"}]}`)},
+		{"admin.foreign", "200", answeringReady(200, "ok")},
 		{"admin.foreign", "404", answeringReady(404, "not found")},
 		{"admin.foreign", "503", answeringReady(503, "Bad gateway")},
 		{"admin.foreign", "the server does not answer at", func(t *testing.T, p *patient) { p.c.cfg.Admin.Address = greeter(t, "220 mail.test ESMTP\r\n") }},

@@ -124,13 +124,14 @@ func connectTalk(ctx context.Context, to door) (*talk, error) {
 		return nil, err
 	}
 	t := &talk{conn: conn, r: smtp.NewReader(conn)}
-	if err := conn.SetDeadline(t.until(ctx)); err != nil {
-		return t, err
-	}
-	if to.proxied { // and we are nobody's proxy
+	if err = conn.SetDeadline(t.until(ctx)); err == nil && to.proxied { // and we are nobody's proxy
 		_, err = conn.Write([]byte("PROXY UNKNOWN\r\n"))
 	}
-	return t, err
+	if err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return t, nil
 }
 
 // until is the end of a conversation that begins now.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -78,25 +79,24 @@ func askReady(ctx context.Context, address string) error {
 	if err != nil {
 		return fmt.Errorf("the server's answer: %w", err)
 	}
-	if answer.StatusCode != http.StatusOK {
-		return &unreadyError{answer.StatusCode, printable(oneLine(string(text)))}
+	var said struct{ Ready bool }
+	ours := json.Unmarshal(text, &said) == nil
+	if answer.StatusCode != http.StatusOK || !ours || !said.Ready {
+		return &unreadyError{answer.StatusCode, ours, printable(oneLine(string(text)))}
 	}
 	return nil
 }
 
-// unreadyError is an answer to /readyz that is not 200.
+// unreadyError is an answer to /readyz of a server that is not ready, or of one that is
+// not ours.
 type unreadyError struct {
 	code int
+	ours bool
 	text string
 }
 
 func (e *unreadyError) Error() string {
 	return fmt.Sprintf("not ready (%d %s): %s", e.code, http.StatusText(e.code), e.text)
-}
-
-// isOurs tells a server that is not ready from a program that has no /readyz.
-func (e *unreadyError) isOurs() bool {
-	return e.code == http.StatusServiceUnavailable && strings.HasPrefix(e.text, "{")
 }
 
 // isRefused reports that nobody listens there.

@@ -16,7 +16,7 @@ import (
 // The exit status is the server's answer, over TCP and over a socket.
 func TestHealthcheck(t *testing.T) {
 	t.Parallel()
-	status, body := http.StatusOK, "{}"
+	status, body := http.StatusOK, `{"ready":true}`
 	page := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/readyz" || r.Method != http.MethodGet {
 			status = http.StatusNotFound
