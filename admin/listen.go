@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -31,6 +32,16 @@ func CheckAddress(address string) error {
 		return fmt.Errorf(`address %q must be host:port, "unix:" and a path, or ""`, address)
 	}
 	return nil
+}
+
+// AddressFrom is an address whose path, of a unix socket, is taken from dir if it is
+// relative.
+func AddressFrom(dir, address string) string {
+	path, ok := strings.CutPrefix(address, unixPrefix)
+	if !ok || path == "" || filepath.IsAbs(path) {
+		return address
+	}
+	return unixPrefix + filepath.Join(dir, path)
 }
 
 // IsLocal reports that only this machine can reach an address.

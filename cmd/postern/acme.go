@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"unicode"
 
 	"postern/relay/certificate"
 	"postern/relay/smtp"
@@ -67,8 +68,11 @@ func (c *acmeConfig) validate() error {
 	}
 	for _, name := range c.Names {
 		host, wildcard := strings.CutPrefix(name, "*.")
+		if strings.ContainsFunc(host, func(r rune) bool { return r > unicode.MaxASCII }) {
+			return fmt.Errorf("acme: names: %q must be written in ASCII, as xn--…", name)
+		}
 		if !smtp.ValidDomain(host) || !strings.Contains(host, ".") {
-			return fmt.Errorf("acme: names: %q is no name that an authority gives a certificate for", name)
+			return fmt.Errorf("acme: names: %q is no name that an authority gives a certificate for; write a host's public DNS name", name)
 		}
 		if wildcard && c.Challenge != string(certificate.DNS01) {
 			return fmt.Errorf("acme: names: %q needs challenge = \"dns-01\"", name)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -9,12 +10,14 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"strings"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
 
+	"postern/admin"
 	"postern/relay/smtp"
 )
 
@@ -193,15 +196,17 @@ func (a *app) configFile() string {
 // paths in the file are taken from the folder of the file.
 func readConfig(path string) (config, error) {
 	cfg := defaultConfig()
-	f, err := os.Open(path)
+	text, err := os.ReadFile(path)
 	if err != nil {
 		return cfg, fmt.Errorf("configuration: %w", err)
 	}
-	defer f.Close()
-	dec := toml.NewDecoder(f)
+	dec := toml.NewDecoder(bytes.NewReader(text))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&cfg); err != nil {
 		return cfg, fmt.Errorf("configuration %s: %w", path, explainTOML(err))
+	}
+	if err := bareSpan(text); err != nil {
+		return cfg, fmt.Errorf("configuration %s: %w", path, err)
 	}
 	dir := filepath.Dir(path)
 	paths := []*string{&cfg.TLS.Certificate, &cfg.TLS.Key, &cfg.Database.Private, &cfg.SecretKeyFile, &cfg.Submission.SpoolDir, &cfg.Admin.TokenFile}
@@ -213,10 +218,46 @@ func readConfig(path string) (config, error) {
 			*p = filepath.Join(dir, *p)
 		}
 	}
+	cfg.Admin.Address = admin.AddressFrom(dir, cfg.Admin.Address)
 	if err := cfg.validate(); err != nil {
 		return cfg, fmt.Errorf("configuration %s: %w", path, err)
 	}
 	return cfg, nil
+}
+
+// wanted says what a key of a type is written as, for values of another one.
+var wanted = map[string]string{
+	"[]string": `a list, as ["a", "b"]`, "string": "text in quotes", "bool": "true or false", "int": "a number without quotes",
+}
+
+// bareSpan refuses spans of time that are numbers: the decoder takes them for
+// nanoseconds, and who wrote them meant seconds or days.
+func bareSpan(text []byte) error {
+	var sections map[string]any
+	if err := toml.Unmarshal(text, &sections); err != nil {
+		return err
+	}
+	return bareSpanIn(reflect.TypeFor[config](), sections, "")
+}
+
+func bareSpanIn(section reflect.Type, values map[string]any, prefix string) error {
+	for f := range section.Fields() {
+		key := f.Tag.Get("toml")
+		switch value := values[key].(type) {
+		case int64:
+			if f.Type == reflect.TypeFor[duration]() {
+				return fmt.Errorf("%s%s: %d is no duration: write it with a unit, as \"%[3]ds\" or \"%[3]dd\"", prefix, key, value)
+			}
+		case map[string]any:
+			if f.Type.Kind() != reflect.Struct {
+				continue
+			}
+			if err := bareSpanIn(f.Type, value, prefix+key+"."); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // explainTOML turns the parser's errors into one line that says where.
@@ -230,7 +271,11 @@ func explainTOML(err error) error {
 	var decode *toml.DecodeError
 	if errors.As(err, &decode) {
 		row, col := decode.Position()
-		return fmt.Errorf("line %d, column %d: %s", row, col, strings.TrimPrefix(decode.Error(), "toml: "))
+		text := strings.TrimPrefix(decode.Error(), "toml: ")
+		if _, typ, mismatch := strings.Cut(text, " of type "); mismatch && wanted[typ] != "" {
+			text = fmt.Sprintf("%s must be %s", strings.Join(decode.Key(), "."), wanted[typ])
+		}
+		return fmt.Errorf("line %d, column %d: %s", row, col, text)
 	}
 	return err
 }

@@ -137,6 +137,14 @@ func TestConfigErrorsSayWhere(t *testing.T) {
 		{"zero", "[submission]\nrecipients = 0\n", "submission.recipients must be more than 0"},
 		{"size", "[submission]\nmessage_size = \"25 elephants\"\n", "is no size"},
 		{"duration", "[queue]\nlifetime = \"soon\"\n", "is no duration"},
+		{"a bare duration", "[queue]\nlifetime = 5\n", `queue.lifetime: 5 is no duration: write it with a unit, as "5s" or "5d"`},
+		{"a bare duration on top", "drain_time = 30000000000\n", "drain_time: 30000000000 is no duration"},
+		{"a bare duration in a table", "submission.idle_time = 300\n", "submission.idle_time: 300 is no duration"},
+		{"no list", "[[listener]]\naddress = \":587\"\ntls = \"starttls\"\nproxy_protocol = \"10.0.0.0/8\"\n", `line 4, column 18: listener.proxy_protocol must be a list, as ["a", "b"]`},
+		{"no truth", "[admin]\npprof = \"yes\"\n", "line 2, column 9: admin.pprof must be true or false"},
+		{"no text", "[acme]\nemail = 5\n", "line 2, column 9: acme.email must be text in quotes"},
+		{"no number", "[submission]\nrecipients = \"50\"\n", "line 2, column 14: submission.recipients must be a number without quotes"},
+		{"ACME for a name beyond ASCII", acmeText("names = [\"bücher.example.com\"]\n"), "must be written in ASCII"},
 		{"too few connections", "[database]\nmax_connections = 1\n", "at least 2"},
 		{"port", "[delivery]\nmx_port = 70000\n", "at most 65535"},
 		{"no data rate", "[submission]\nmin_data_rate = \"0\"\n", "submission.min_data_rate must be more than 0"},
@@ -166,13 +174,16 @@ func TestConfigErrorsSayWhere(t *testing.T) {
 
 func TestConfigPathsAreRelativeToTheFile(t *testing.T) {
 	t.Parallel()
-	path := writeConfig(t, "[tls]\ncertificate = \"c.pem\"\nkey = \"/k.pem\"\n")
+	path := writeConfig(t, "[tls]\ncertificate = \"c.pem\"\nkey = \"/k.pem\"\n[admin]\naddress = \"unix:admin.sock\"\n")
 	cfg, err := readConfig(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if want := filepath.Join(filepath.Dir(path), "c.pem"); cfg.TLS.Certificate != want {
 		t.Errorf("certificate %s, want %s", cfg.TLS.Certificate, want)
+	}
+	if want := "unix:" + filepath.Join(filepath.Dir(path), "admin.sock"); cfg.Admin.Address != want {
+		t.Errorf("admin at %s, want %s", cfg.Admin.Address, want)
 	}
 	if cfg.TLS.Key != "/k.pem" {
 		t.Errorf("key %s", cfg.TLS.Key)
