@@ -89,7 +89,7 @@ func (c *checkup) lookAtDNS(ctx context.Context, r *report) {
 	}
 	c.acmeNames(ctx, r)
 	if v, err := c.view(ctx); err == nil && len(v.rules) > 0 && !v.byMX("") && len(c.opts.addresses) == 0 {
-		r.add("dns.ptr-unused", "dns", "not looked at")
+		r.add("dns.ptr-unused", "dns", "PTR is not looked at: all mail leaves by upstreams")
 		return
 	}
 	sending, err := c.sendingAddresses(ctx)

@@ -18,14 +18,14 @@ var upstreamKinds = []kind{
 	{"upstream.unreachable", statusFailed, "No connection to the upstream.",
 		"look at its host and port, and whether a firewall here or at the hosting company stops it"},
 	{"upstream.tls", statusFailed, "TLS with the upstream is not as configured, so no mail goes there.",
-		"add it again with the name that its certificate has, with --ca-file for an authority of your own, or with the --tls that it offers"},
+		"add it under another name, with the host that its certificate has, --ca-file for an authority of your own, or the --tls that it offers; then 'postern route add --replace'"},
 	{"upstream.account", statusFailed, "The upstream does not take the account.",
-		"ask its operator for the account, then remove the upstream and add it again with the right --username and password"},
+		"ask its operator for the account; add the upstream under another name, with the right --username and password, then 'postern route add --replace'"},
 	{"upstream.refuses", statusFailed, "The upstream refuses to talk to this server, or not in a way that is understood.",
 		"what it says is for its operator to explain; it may not know this address"},
 	{"upstream.self", statusFailed, "The upstream is this server itself, so mail would go round.", "mend its --host, or remove the route to it"},
 	{"upstream.clear", statusWarning, "Mail goes to the upstream without verified TLS, so others on the way may read or take it.",
-		"add it again with --tls require or implicit"},
+		"add it under another name with --tls require or implicit, then 'postern route add --replace'"},
 	{"upstream.expiring", statusWarning, "The certificate of the upstream expires in a few days; then mail waits.", "tell its operator"},
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"postern/admin"
 )
 
 const (
@@ -79,12 +82,37 @@ func askReady(ctx context.Context, address string) error {
 	if err != nil {
 		return fmt.Errorf("the server's answer: %w", err)
 	}
-	var said struct{ Ready bool }
+	var said readiness
 	ours := json.Unmarshal(text, &said) == nil
 	if answer.StatusCode != http.StatusOK || !ours || !said.Ready {
-		return &unreadyError{answer.StatusCode, ours, printable(oneLine(string(text)))}
+		return &unreadyError{answer.StatusCode, ours, printable(cmp.Or(said.failed(), oneLine(string(text))))}
 	}
 	return nil
+}
+
+// readiness is what a server of ours answers.
+type readiness struct {
+	Ready  bool
+	Checks []struct{ Name, State, Detail, Advice string }
+}
+
+// failed is what keeps the server from being ready. With a token it tells names only.
+func (r *readiness) failed() string {
+	var list []string
+	for _, c := range r.Checks {
+		if c.State != string(admin.Failed) {
+			continue
+		}
+		text := c.Name
+		if c.Detail != "" {
+			text += ": " + c.Detail
+		}
+		if c.Advice != "" {
+			text += "; " + c.Advice
+		}
+		list = append(list, text)
+	}
+	return oneLine(strings.Join(list, " | "))
 }
 
 // unreadyError is an answer to /readyz of a server that is not ready, or of one that is

@@ -49,6 +49,11 @@ func TestHealthcheck(t *testing.T) {
 			t.Errorf("%s: %d, %s", address, code, said)
 		}
 	}
+	body = `{"ready": false, "checks": [{"name": "spool", "state": "ok", "detail": "room"}, {"name": "database", "state": "failed", "detail": "away", "advice": "start it"},
+		{"name": "epoch", "state": "failed"}]}` // with a token there is no more
+	if code, said := healthcheck(t, addresses[0]); code != exitFailed || !strings.Contains(said, "not ready (503 Service Unavailable): database: away; start it | epoch\n") {
+		t.Errorf("%d, %s", code, said)
+	}
 	status = http.StatusFound // whoever it is, it is no Postern
 	if code, said := healthcheck(t, addresses[0]); code != exitFailed {
 		t.Errorf("a redirection: %d, %s", code, said)

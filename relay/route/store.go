@@ -183,7 +183,7 @@ func (s *Store) RemoveUpstream(ctx context.Context, name string) error {
 	})
 	switch {
 	case sqlState(err) == foreignKeyViolation:
-		return refuse(ErrInvalid, "upstream %q is used by a route; remove that route first", name)
+		return refuse(ErrInvalid, "upstream %q is used by a route; move the route to another one first, with 'postern route add --replace', or remove it", name)
 	case err != nil && !errors.Is(err, ErrNotFound):
 		return fmt.Errorf("remove upstream: %w", err)
 	}
