@@ -89,6 +89,8 @@ the manual pages.`,
 		a.upstreamCmd(), a.routeCmd(), a.queueCmd(), a.traceCmd(), a.certificateCmd(), a.completionCmd(), a.manCmd(),
 	)
 	root.CompletionOptions.DisableDefaultCmd = true // ours is a noun as the others
+	root.Version = versionString()
+	root.SetVersionTemplate("postern {{.Version}}\n")
 	root.SetFlagErrorFunc(flagError)
 	strictHelp(root)
 	a.complete(root)

@@ -48,7 +48,7 @@ func loadFiles(pair Pair, log *slog.Logger) (*files, error) {
 		return nil, fmt.Errorf("load certificate: %w", err)
 	}
 	if f.current, err = f.load(); err != nil {
-		return nil, fmt.Errorf("load certificate: %w", err)
+		return nil, fmt.Errorf("load certificate: %s and %s: %w", f.Certificate, f.Key, err)
 	}
 	f.loaded, f.checked = at, time.Now()
 	f.trouble.success(f.checked)

@@ -40,7 +40,7 @@ var TSIGAlgorithms = []string{"hmac-sha224", "hmac-sha256", "hmac-sha384", "hmac
 func ValidTSIGSecret(secret string) error {
 	key, err := base64.StdEncoding.DecodeString(secret)
 	if err != nil {
-		return errors.New("it is not base64")
+		return errors.New("it is not base64: of what tsig-keygen prints, the file has the word behind secret only, without quotes")
 	}
 	if len(key) < 16 {
 		return fmt.Errorf("its %d octets are too few: a key of tsig-keygen has 32", len(key))
