@@ -136,6 +136,9 @@ func databaseURLError() error {
 func connectReason(err error) string {
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
+		if strings.HasPrefix(pg.Message, "Peer authentication failed") {
+			return pg.Message + ": it is for that account of this machine only; run this with sudo -u"
+		}
 		return pg.Message
 	}
 	lines := strings.Split(strings.TrimSpace(err.Error()), "\n")

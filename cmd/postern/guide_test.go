@@ -42,7 +42,7 @@ func newGuide(t *testing.T) *guide {
 	t.Helper()
 	g := &guide{root: t.TempDir(), elsewhere: map[string]string{}, instead: map[string]func(){}, after: map[string]func(string){}, mayFail: map[string]string{}}
 	g.dir = filepath.Join(g.root, "etc/postern") // so that its postern.toml is found
-	for _, dir := range []string{g.dir, filepath.Join(g.root, "bin"), filepath.Join(g.root, "var/lib/postern")} {
+	for _, dir := range []string{g.dir, filepath.Join(g.root, "bin"), filepath.Join(g.root, "var/lib/postern/spool")} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
