@@ -86,7 +86,7 @@ func (s Status) Err() error {
 		return fmt.Errorf("%w: it has %s but not %s", ErrNewer, names(s.Unknown), s.Pending[0])
 	}
 	if len(s.Changed) > 0 {
-		return fmt.Errorf("%w: %s", ErrChanged, names(s.Changed))
+		return fmt.Errorf("%w: %s; run the version that applied it, or restore the database from a backup", ErrChanged, names(s.Changed))
 	}
 	return nil
 }
