@@ -14,7 +14,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"golang.org/x/net/netutil"
 )
 
 // Bounds of what a client can make the server spend.
@@ -45,6 +44,7 @@ type Server struct {
 	cfg   Config
 	http  *http.Server
 	ready *readiness
+	conns *connections
 
 	stop    context.CancelFunc // ends the wait for the address
 	running sync.WaitGroup
@@ -57,9 +57,10 @@ func New(cfg Config) *Server {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{cfg: cfg, ready: newReadiness(cfg.Checks), stop: func() {}}
+	s := &Server{cfg: cfg, ready: newReadiness(cfg.Checks), conns: newConnections(maxConnections), stop: func() {}}
 	s.http = &http.Server{
-		Handler:     s.handler(),
+		Handler:     s.conns.serving(s.handler()),
+		ConnContext: s.conns.context,
 		ReadTimeout: readTime, ReadHeaderTimeout: readTime, WriteTimeout: writeTime, IdleTimeout: idleTime,
 		MaxHeaderBytes: maxHeader,
 		ErrorLog:       slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
@@ -143,7 +144,7 @@ func (s *Server) serve(ln net.Listener) {
 	s.addr = ln.Addr().String()
 	s.mu.Unlock()
 	s.running.Go(func() {
-		if err := s.http.Serve(netutil.LimitListener(ln, maxConnections)); !errors.Is(err, http.ErrServerClosed) {
+		if err := s.http.Serve(s.conns.bound(ln)); !errors.Is(err, http.ErrServerClosed) {
 			s.cfg.Log.Error("admin: health and metrics are no longer served", "error", err)
 		}
 	})
