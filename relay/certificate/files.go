@@ -128,6 +128,11 @@ func (f *files) stamp() (stamp, error) {
 			file.at.size = -1
 			return at, err
 		}
+		if !info.Mode().IsRegular() {
+			// To open a pipe would wait for whoever writes into it, and all handshakes with us.
+			file.at.size = -1
+			return at, fmt.Errorf("%s is no regular file", file.name)
+		}
 		*file.at = fileStamp{info.Size(), info.ModTime()}
 	}
 	return at, nil

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -82,6 +83,13 @@ func TestFilesReload(t *testing.T) {
 	if err := set.Reload(); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Reload of a missing key: %v", err)
 	}
+
+	must(t, syscall.Mkfifo(pair.Key, 0o600)) // nobody writes into it
+	want("two.test")
+	if err := set.Reload(); err == nil || !strings.Contains(err.Error(), "regular") {
+		t.Errorf("Reload of a pipe: %v", err)
+	}
+	must(t, os.Remove(pair.Key))
 
 	ca.Leaf(t, "three.test").WriteFiles(t, dir)
 	age()
