@@ -14,7 +14,6 @@ import (
 
 	"github.com/caddyserver/certmagic"
 	"github.com/mholt/acmez/v3"
-	"golang.org/x/net/netutil"
 )
 
 // validationTime bounds one connection of an authority that validates.
@@ -74,7 +73,7 @@ func respondHTTP(ln net.Listener, issuer *certmagic.ACMEIssuer, names []string) 
 	return &responder{
 		listener: ln,
 		serve: func() error {
-			err := server.Serve(netutil.LimitListener(ln, validations))
+			err := server.Serve(newCrowd(ln, validations))
 			if errors.Is(err, http.ErrServerClosed) {
 				return nil
 			}
@@ -105,7 +104,7 @@ func respondTLSALPN(ln net.Listener, config *certmagic.Config, names []string) *
 		},
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	limited := netutil.LimitListener(ln, validations)
+	limited := newCrowd(ln, validations)
 	return &responder{
 		listener: ln,
 		serve: func() error {

@@ -562,6 +562,34 @@ func TestDatabaseAway(t *testing.T) {
 	must(t, n.set.Reload()) // files can be read again, and all else of a configuration
 }
 
+// TestCrowd: who holds all connections of the standing port does not keep the
+// authority from validating.
+func TestCrowd(t *testing.T) {
+	t.Parallel()
+	for _, challenge := range []Challenge{HTTP01, TLSALPN01} {
+		t.Run(strings.ReplaceAll(string(challenge), "-", ""), func(t *testing.T) {
+			t.Parallel()
+			db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
+			name := strings.ReplaceAll(host(t), "/", "-")
+			hold := ca.HoldAt("/order-plz")
+			n := startNode(t, db, ca, func(c *ACME) { c.Names, c.Challenge = []string{name}, challenge })
+			await(t, hold.Arrived)
+			dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 9)}}
+			for range 2 * validations {
+				conn, err := dialer.DialContext(t.Context(), "tcp", n.ChallengeAddress())
+				must(t, err)
+				t.Cleanup(func() { _ = conn.Close() })
+			}
+			begin := time.Now()
+			hold.Release()
+			n.trusted(name, ca.Issued(t), nil)
+			if took := time.Since(begin); took >= validationTime {
+				t.Errorf("the crowd kept the authority waiting for %s", took)
+			}
+		})
+	}
+}
+
 func TestTLSALPN01(t *testing.T) {
 	t.Parallel()
 	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
