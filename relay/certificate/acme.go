@@ -138,11 +138,13 @@ func (k *Keeper) build() {
 	var cache *certmagic.Cache
 	k.config, cache = k.fresh()
 	cache.Stop()
+	log := k.config.Logger
+	k.config.Logger = quietLogger(k.log)
 	template := certmagic.ACMEIssuer{
 		CA: k.cfg.Directory, Email: k.cfg.Email, Agreed: true, TrustedRoots: k.cfg.Roots,
 		DisableHTTPChallenge:    k.cfg.Challenge != HTTP01,
 		DisableTLSALPNChallenge: k.cfg.Challenge != TLSALPN01,
-		Logger:                  k.config.Logger,
+		Logger:                  log,
 	}
 	switch k.cfg.Challenge {
 	case HTTP01:
@@ -151,7 +153,7 @@ func (k *Keeper) build() {
 		template.ListenHost, template.AltTLSALPNPort = split(k.cfg.TLSALPNAddress)
 	case DNS01:
 		solver := &certmagic.DNS01Solver{}
-		solver.DNSProvider, solver.TTL, solver.Logger = k.cfg.DNS, time.Minute, k.config.Logger
+		solver.DNSProvider, solver.TTL, solver.Logger = k.cfg.DNS, time.Minute, log
 		if k.cfg.DNS.Resolver != "" {
 			solver.Resolvers = []string{k.cfg.DNS.Resolver}
 		}

@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mholt/acmez/v3"
+
 	"postern/internal/acmetest"
 	"postern/internal/logtest"
 	"postern/internal/pgtest"
@@ -587,6 +589,24 @@ func TestCrowd(t *testing.T) {
 				t.Errorf("the crowd kept the authority waiting for %s", took)
 			}
 		})
+	}
+}
+
+// TestStrangersAreQuiet: who knocks at the port of the validations fills no log.
+func TestStrangersAreQuiet(t *testing.T) {
+	t.Parallel()
+	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
+	n := startNode(t, db, ca, func(c *ACME) { c.Challenge = TLSALPN01 })
+	n.trusted(host(t), ca.Issued(t), nil)
+	if _, err := tls.Dial("tcp", n.ChallengeAddress(), &tls.Config{
+		ServerName: host(t), NextProtos: []string{acmez.ACMETLS1Protocol}, InsecureSkipVerify: true}); err == nil {
+		t.Error("a stranger got a certificate")
+	}
+	n.awaitLog("tls-alpn challenge")
+	for line := range strings.Lines(n.log.String()) {
+		if strings.Contains(line, "tls-alpn challenge") && !strings.Contains(line, `"level":"DEBUG"`) {
+			t.Error(line)
+		}
 	}
 }
 

@@ -29,7 +29,7 @@ func (k *Keeper) tidy(ctx context.Context) {
 	ctx, end := withScope(ctx)
 	defer end(nil)
 	err := certmagic.CleanStorage(ctx, k.storage, certmagic.CleanStorageOptions{
-		Logger: k.config.Logger, InstanceID: k.cfg.Node, Interval: tidyEvery / 2,
+		Logger: zapLogger(k.log), InstanceID: k.cfg.Node, Interval: tidyEvery / 2,
 		OCSPStaples: true, ExpiredCerts: true, ExpiredCertGracePeriod: keepExpired,
 	})
 	if err == nil {

@@ -18,14 +18,22 @@ func zapLogger(log *slog.Logger) *zap.Logger {
 	return zap.New(&slogCore{log: log})
 }
 
+// quietLogger is zapLogger for what strangers can cause as often as they like.
+func quietLogger(log *slog.Logger) *zap.Logger {
+	return zap.New(&slogCore{log: log, quiet: true})
+}
+
 // slogCore is a zapcore.Core that writes to a slog.Logger.
 type slogCore struct {
 	log    *slog.Logger
+	quiet  bool // all of it is for debugging
 	fields []zapcore.Field
 }
 
-func slogLevel(level zapcore.Level) slog.Level {
+func (c *slogCore) slogLevel(level zapcore.Level) slog.Level {
 	switch {
+	case c.quiet:
+		return slog.LevelDebug
 	case level >= zapcore.ErrorLevel:
 		return slog.LevelWarn
 	case level >= zapcore.WarnLevel:
@@ -36,12 +44,12 @@ func slogLevel(level zapcore.Level) slog.Level {
 
 // Enabled implements zapcore.LevelEnabler.
 func (c *slogCore) Enabled(level zapcore.Level) bool {
-	return c.log.Enabled(context.Background(), slogLevel(level))
+	return c.log.Enabled(context.Background(), c.slogLevel(level))
 }
 
 // With implements zapcore.Core.
 func (c *slogCore) With(fields []zapcore.Field) zapcore.Core {
-	return &slogCore{log: c.log, fields: slices.Concat(c.fields, fields)}
+	return &slogCore{log: c.log, quiet: c.quiet, fields: slices.Concat(c.fields, fields)}
 }
 
 // Check implements zapcore.Core.
@@ -58,7 +66,7 @@ func (c *slogCore) Write(entry zapcore.Entry, fields []zapcore.Field) error {
 	for _, field := range slices.Concat(c.fields, fields) {
 		field.AddTo(encoded)
 	}
-	record := slog.NewRecord(entry.Time, slogLevel(entry.Level), "acme: "+entry.Message, 0)
+	record := slog.NewRecord(entry.Time, c.slogLevel(entry.Level), "acme: "+entry.Message, 0)
 	if entry.LoggerName != "" {
 		record.AddAttrs(slog.String("part", strings.TrimPrefix(entry.LoggerName, ".")))
 	}
