@@ -610,6 +610,23 @@ func TestStrangersAreQuiet(t *testing.T) {
 	}
 }
 
+// TestWrongClock: a failure that a node told of whose clock is a year ahead keeps the
+// others from nothing.
+func TestWrongClock(t *testing.T) {
+	t.Parallel()
+	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
+	ahead := newFakeClock()
+	ahead.advance(365 * 24 * time.Hour)
+	ca.Down()
+	startNode(t, db, ca, func(c *ACME) { c.Clock = ahead })
+	ahead.idle(t, 1)
+	if r := records(t, db)[host(t)]; r.Failures != 1 || time.Until(r.NextAttempt) < 360*24*time.Hour {
+		t.Fatalf("record: %+v", r)
+	}
+	ca.Up(t)
+	startNode(t, db, ca, func(c *ACME) { c.Node = "two" }).trusted(host(t), ca.Issued(t), nil)
+}
+
 func TestTLSALPN01(t *testing.T) {
 	t.Parallel()
 	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})

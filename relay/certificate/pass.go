@@ -35,7 +35,7 @@ func (k *Keeper) pass(ctx context.Context, name string) {
 		}
 		return
 	}
-	if record.NextAttempt.After(k.clock.Now()) {
+	if k.early(record) {
 		k.wait(ctx, name, record)
 		return
 	}
@@ -55,6 +55,13 @@ func (k *Keeper) pass(ctx context.Context, name string) {
 	default:
 		k.succeeded(ctx, name)
 	}
+}
+
+// early reports that the next attempt is not due yet. One that is further off than any
+// delay is from a node whose clock is wrong: it must not keep the others from renewing.
+func (k *Keeper) early(record Record) bool {
+	left := record.NextAttempt.Sub(k.clock.Now())
+	return left > 0 && left <= delay(len(delays))
 }
 
 // stopping reports that the node stops: what was given up for that is no failure.
@@ -143,7 +150,7 @@ func (k *Keeper) due(ctx context.Context, name string, forced bool) error {
 	}
 	seen := k.kept(name).cert
 	replaced := seen == nil || seen.Leaf.SerialNumber.Text(16) != record.Serial
-	if record.NextAttempt.After(k.clock.Now()) || forced && record.RenewAsked.IsZero() && replaced {
+	if k.early(record) || forced && record.RenewAsked.IsZero() && replaced {
 		return errNotDue
 	}
 	return nil
@@ -189,7 +196,7 @@ func (k *Keeper) failed(ctx context.Context, name string, err error) {
 	now := k.clock.Now()
 	record, readErr := k.storage.record(context.WithoutCancel(ctx), k.authority, name)
 	k.update(name, func(kept *kept) {
-		if readErr == nil && record.NextAttempt.After(now) { // an attempt that all nodes know of
+		if readErr == nil && k.early(record) { // an attempt that all nodes know of
 			kept.failures, kept.hold = 0, time.Time{}
 			kept.trouble.last, kept.trouble.since, kept.trouble.next = errors.New(record.LastError), record.FailingSince, record.NextAttempt
 			return
