@@ -45,7 +45,7 @@ func (n *node) serveUntil(ctx context.Context, asked signals, serveErr <-chan er
 		case err := <-serveErr:
 			return err
 		case <-asked.reload:
-			n.reload()
+			n.reload(ctx)
 		}
 	}
 }

@@ -282,6 +282,29 @@ func TestSecondSignal(t *testing.T) {
 	}
 }
 
+// TestStopInReload: a configuration that cannot be read to its end keeps the node from
+// no stop. A pipe stands for a file system that hangs.
+func TestStopInReload(t *testing.T) {
+	t.Parallel()
+	s, m := installSite(t), newManager(t)
+	d := s.serveWith(t, nil, m.env)
+	if err := os.Remove(s.config); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(s.config, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.signal(t, syscall.SIGHUP)
+	m.hear("STATUS=reloading the configuration")
+	d.signal(t, syscall.SIGTERM)
+	select {
+	case <-d.ended:
+	case <-time.After(patience):
+		t.Fatal("it reloads still")
+	}
+	d.await(t, &d.stderr, "the configuration is not reloaded, the node runs on as before")
+}
+
 // pgtestCount asks the site's database.
 func pgtestCount(t *testing.T, s *site, sql string) (n int) {
 	t.Helper()

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"reflect"
 	"slices"
 	"strings"
@@ -48,14 +50,19 @@ var reloadable = map[string]bool{
 	"log.level":  true,
 }
 
+// reloadTime bounds a reload, for the file system may hang.
+const reloadTime = 30 * time.Second
+
 // reload reads the configuration again and applies what can be. When anything is wrong
 // with it, nothing changes. Files are read, nobody is asked over the network.
-func (n *node) reload() {
+func (n *node) reload(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, reloadTime)
+	defer cancel()
 	n.supervisor.reloading()
 	defer func() { n.supervisor.ready(n.summary()) }()
-	next, err := n.reread()
+	next, err := inTime(ctx, n.reread)
 	if err == nil && n.reloadCertificates != nil {
-		err = n.reloadCertificates()
+		_, err = inTime(ctx, func() (struct{}, error) { return struct{}{}, n.reloadCertificates() })
 	}
 	if err != nil {
 		n.log.Error("the configuration is not reloaded, the node runs on as before", "error", oneLine(err.Error()))
@@ -69,6 +76,27 @@ func (n *node) reload() {
 		return
 	}
 	n.log.Info("configuration reloaded", "applied", strings.Join(applied, ", "), "needs_restart", strings.Join(restart, ", "))
+}
+
+// inTime is what do returns, or an error when ctx ends before: a file system that hangs
+// must keep the node neither at its reload nor from its drain.
+func inTime[T any](ctx context.Context, do func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		value, err := do()
+		done <- result{value, err}
+	}()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-ctx.Done():
+		var none T
+		return none, fmt.Errorf("its files are not read to the end: %w", context.Cause(ctx))
+	}
 }
 
 var errNoListeners = errors.New("the configuration has no [[listener]]; 'serve --only delivery' needs none")
