@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -625,6 +626,15 @@ func TestWrongClock(t *testing.T) {
 	}
 	ca.Up(t)
 	startNode(t, db, ca, func(c *ACME) { c.Node = "two" }).trusted(host(t), ca.Issued(t), nil)
+}
+
+// TestPlain: what an authority says is one line, and no page.
+func TestPlain(t *testing.T) {
+	t.Parallel()
+	got := plain(errors.New("HTTP 503:\n <html>" + strings.Repeat("\n<p>away</p>", 1<<18)))
+	if !strings.HasPrefix(got, "HTTP 503: <html> <p>") || len(got) > 2100 || strings.Contains(got, "\n") {
+		t.Errorf("%d octets: %.100q", len(got), got)
+	}
 }
 
 func TestTLSALPN01(t *testing.T) {

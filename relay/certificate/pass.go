@@ -182,8 +182,8 @@ func (k *Keeper) tell(ctx context.Context, name string, failure error) error {
 	return k.storage.failed(ctx, record)
 }
 
-// plain is an authority's error in one line.
-func plain(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
+// plain is an authority's error in one line of a bounded length: it may be a whole page.
+func plain(err error) string { return storable(strings.Join(strings.Fields(err.Error()), " ")) }
 
 // unknown is when the database does not tell whether an attempt is due.
 func (k *Keeper) unknown(name string, err error) {

@@ -71,7 +71,11 @@ func (c *slogCore) Write(entry zapcore.Entry, fields []zapcore.Field) error {
 		record.AddAttrs(slog.String("part", strings.TrimPrefix(entry.LoggerName, ".")))
 	}
 	for _, key := range slices.Sorted(maps.Keys(encoded.Fields)) {
-		record.AddAttrs(slog.Any(key, encoded.Fields[key]))
+		value := encoded.Fields[key]
+		if text, ok := value.(string); ok {
+			value = storable(text) // an authority's answer may be of any length
+		}
+		record.AddAttrs(slog.Any(key, value))
 	}
 	return c.log.Handler().Handle(context.Background(), record)
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -21,6 +22,7 @@ func TestZapLog(t *testing.T) {
 	named.Warn("a step", zap.Duration("in", time.Second), zap.Strings("names", []string{"a", "b"}))
 	named.Error("could not", zap.Error(errors.New("refused")), zap.Int("attempt", 2))
 	log.Error("of no part", zap.Any("storage", &Storage{node: "one"}))
+	log.Error("a page", zap.Error(errors.New(strings.Repeat("x", 1<<20))))
 	if err := log.Sync(); err != nil {
 		t.Error(err)
 	}
@@ -28,6 +30,7 @@ func TestZapLog(t *testing.T) {
 		{"level": "INFO", "msg": "acme: a step", "part": "obtain", "identifier": "mail.test", "in": float64(time.Second), "names": []any{"a", "b"}},
 		{"level": "WARN", "msg": "acme: could not", "part": "obtain", "identifier": "mail.test", "error": "refused", "attempt": float64(2)},
 		{"level": "WARN", "msg": "acme: of no part", "storage": "postgres"},
+		{"level": "WARN", "msg": "acme: a page", "error": strings.Repeat("x", 2000) + " …"},
 	}
 	lines := json.NewDecoder(&out)
 	for _, w := range want {
