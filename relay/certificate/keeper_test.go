@@ -628,6 +628,28 @@ func TestWrongClock(t *testing.T) {
 	startNode(t, db, ca, func(c *ACME) { c.Node = "two" }).trusted(host(t), ca.Issued(t), nil)
 }
 
+// TestClockApart: a node whose clock says that a new certificate has long expired does
+// not order one after the other. It shows what others have got.
+func TestClockApart(t *testing.T) {
+	t.Parallel()
+	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
+	first := startNode(t, db, ca).trusted(host(t), ca.Issued(t), nil)
+	for _, off := range []time.Duration{365 * 24 * time.Hour, -2 * time.Hour} {
+		log := &logtest.Lines{}
+		k, err := NewKeeper(ACME{
+			Names: []string{host(t)}, Email: "admin@mail.test", Directory: ca.URL, Roots: ca.Roots(), Challenge: HTTP01,
+			HTTPAddress: "127.0.0.1:0", Node: "two", Pool: db.Pool, Sealer: newSealer(t, 1), Log: log.Logger(),
+		})
+		must(t, err)
+		k.storage.now = func() time.Time { return time.Now().Add(off) }
+		k.pass(t.Context(), host(t))
+		if s := k.statusOf(host(t)); !strings.Contains(s.Error, "clocks") || s.StandIn || !k.kept(host(t)).cert.Leaf.Equal(first) {
+			t.Errorf("off by %s: %+v\n%s", off, s, log)
+		}
+		must(t, k.Close(t.Context()))
+	}
+}
+
 // TestPlain: what an authority says is one line, and no page.
 func TestPlain(t *testing.T) {
 	t.Parallel()

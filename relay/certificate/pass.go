@@ -43,6 +43,13 @@ func (k *Keeper) pass(ctx context.Context, name string) {
 		_ = k.adopt(ctx, name) // there is an error to tell already
 		return
 	}
+	if err := k.storage.clock(ctx); err != nil {
+		_ = k.adopt(ctx, name) // there is an error to tell already
+		if !stopping(ctx) {
+			k.unknown(name, err)
+		}
+		return
+	}
 	err = k.manage(ctx, name, record)
 	switch {
 	case stopping(ctx):

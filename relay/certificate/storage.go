@@ -30,6 +30,7 @@ type Storage struct {
 
 	lease, renewEvery, pollEvery time.Duration
 	loose                        *scope // locks that were taken in no scope
+	now                          func() time.Time
 }
 
 var (
@@ -43,7 +44,7 @@ func NewStorage(pool *pgxpool.Pool, sealer *seal.Sealer, node string, log *slog.
 	return &Storage{
 		pool: pool, sealer: sealer, node: node, log: log,
 		lease: 30 * time.Second, renewEvery: 10 * time.Second, pollEvery: time.Second,
-		loose: newScope(func(error) {}),
+		loose: newScope(func(error) {}), now: time.Now,
 	}
 }
 
@@ -53,6 +54,29 @@ func (s *Storage) String() string { return "postgres" }
 // call bounds a call to the database.
 func call(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, callTime, fmt.Errorf("the database did not answer in %s", callTime))
+}
+
+// clockApart is how far the clocks of this machine and the database may be apart.
+const clockApart = time.Hour
+
+const askClock = `select clock_timestamp()`
+
+// clock is an error when this machine's clock is too far from the database's to judge
+// whether a certificate must be renewed.
+func (s *Storage) clock(ctx context.Context) error {
+	ctx, cancel := call(ctx)
+	defer cancel()
+	var theirs time.Time
+	before := s.now()
+	if err := s.pool.QueryRow(ctx, askClock).Scan(&theirs); err != nil {
+		return fmt.Errorf("ask for the database's time: %w", cause(ctx, err))
+	}
+	after := s.now()
+	if theirs.Add(clockApart).Before(before) || theirs.Add(-clockApart).After(after) {
+		return fmt.Errorf("the clocks of this machine (%s) and the database (%s) differ, so nothing is ordered: set the wrong one",
+			after.UTC().Format(time.RFC3339), theirs.UTC().Format(time.RFC3339))
+	}
+	return nil
 }
 
 // sealedFor is the place for which the value of key is sealed.

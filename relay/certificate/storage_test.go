@@ -57,7 +57,7 @@ func TestStatements(t *testing.T) {
 	for name, sql := range map[string]string{
 		"putValues": putValues, "loadValues": loadValues, "deleteValues": deleteValues, "heldLocks": heldLocks,
 		"listKeys": listKeys, "statKey": statKey, "takeLock": takeLock, "renewLock": renewLock, "giveLock": giveLock,
-		"readRecord": readRecord, "recordFailure": recordFailure, "recordSuccess": recordSuccess, "listRecords": listRecords, "askRenewal": askRenewal, "deleteLocks": deleteLocks, "deleteStates": deleteStates,
+		"readRecord": readRecord, "recordFailure": recordFailure, "recordSuccess": recordSuccess, "listRecords": listRecords, "askRenewal": askRenewal, "askClock": askClock, "deleteLocks": deleteLocks, "deleteStates": deleteStates,
 	} {
 		if _, err := conn.Conn().Prepare(t.Context(), name, sql); err != nil {
 			t.Errorf("%s: %v", name, err)
