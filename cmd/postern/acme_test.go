@@ -249,6 +249,27 @@ func page(t *testing.T, url string, status int, text string) {
 	t.Fatalf("%s has no %d with %q:\n%s", url, status, text, last)
 }
 
+// TestACMEAnotherKey: a node that cannot open what the others have sealed ends before it
+// has an epoch, whose end the others would wait for.
+func TestACMEAnotherKey(t *testing.T) {
+	t.Parallel()
+	s := installSite(t)
+	s.edit(t, func(text string) string {
+		return text + "[acme]\nnames = [\"relay.test\"]\nemail = \"admin@relay.test\"\nagree = true\n" +
+			"directory = \"https://127.0.0.1:1/dir\"\nhttp_address = \"127.0.0.1:0\"\n"
+	})
+	var rows int
+	s.query(t, `with x as (insert into certificate_store (key, value, size)
+		values ('certificates/127.0.0.1-1-dir/relay.test/relay.test.crt', 'sealed elsewhere', 16) returning 1) select count(*) from x`, &rows)
+	_, complaint, err := s.postern(t, "", "serve")
+	if err == nil || !strings.HasSuffix(complaint, "secret_key_file must be the same on all nodes\n") {
+		t.Errorf("%v: %s", err, complaint)
+	}
+	if s.query(t, `select count(*) from node`, &rows); rows != 0 {
+		t.Errorf("it left %d epochs", rows)
+	}
+}
+
 // TestCertificatesPage types the sessions of docs/certificates.md, and reads its
 // configurations.
 func TestCertificatesPage(t *testing.T) {

@@ -393,13 +393,13 @@ func (n *node) start(ctx context.Context) error {
 	if err := n.admin.start(startCtx); err != nil {
 		return err
 	}
-	if err := n.queue.Start(startCtx); err != nil {
-		return fmt.Errorf("start the queue: %w", err)
-	}
-	if n.keeper != nil {
+	if n.keeper != nil { // before there is an epoch: with another secret key it goes no further
 		if err := n.keeper.Start(startCtx); err != nil {
 			return err
 		}
+	}
+	if err := n.queue.Start(startCtx); err != nil {
+		return fmt.Errorf("start the queue: %w", err)
 	}
 	if n.verifier != nil {
 		n.startLogins()
