@@ -31,6 +31,7 @@ type Storage struct {
 	lease, renewEvery, pollEvery time.Duration
 	loose                        *scope // locks that were taken in no scope
 	now                          func() time.Time
+	answers                      *answers
 }
 
 var (
@@ -44,7 +45,7 @@ func NewStorage(pool *pgxpool.Pool, sealer *seal.Sealer, node string, log *slog.
 	return &Storage{
 		pool: pool, sealer: sealer, node: node, log: log,
 		lease: 30 * time.Second, renewEvery: 10 * time.Second, pollEvery: time.Second,
-		loose: newScope(func(error) {}), now: time.Now,
+		loose: newScope(func(error) {}), now: time.Now, answers: newAnswers(),
 	}
 }
 
@@ -128,6 +129,9 @@ func (s *Storage) put(ctx context.Context, values map[string][]byte) error {
 	ctx, cancel := call(ctx)
 	defer cancel()
 	tag, err := s.pool.Exec(ctx, putValues, keys, sealed, sizes, locks, tokens)
+	for _, key := range keys {
+		s.answers.forget(key)
+	}
 	if err != nil {
 		return cause(ctx, err)
 	}
@@ -141,6 +145,13 @@ const loadValues = `select key, value from certificate_store where key = any($1)
 
 // Load implements certmagic.Storage.
 func (s *Storage) Load(ctx context.Context, key string) ([]byte, error) {
+	if isAnswer(key) {
+		return s.answers.load(ctx, key, s.load)
+	}
+	return s.load(ctx, key)
+}
+
+func (s *Storage) load(ctx context.Context, key string) ([]byte, error) {
 	values, err := s.get(ctx, key)
 	return values[key], err
 }
@@ -194,6 +205,7 @@ func (s *Storage) Delete(ctx context.Context, key string) error {
 	ctx, cancel := call(ctx)
 	defer cancel()
 	tag, err := s.pool.Exec(ctx, deleteValues, key, locks, tokens)
+	s.answers.forget(key)
 	if err == nil && tag.RowsAffected() == 0 && len(locks) > 0 {
 		// Nothing there, or nothing held any more?
 		var held int
