@@ -176,6 +176,9 @@ func (s *session) introduce() bool {
 		s.end("shutdown")
 		s.server.sayAndClose(s.listener, s.wire.raw, replyShutdown)
 		return false
+	case errors.Is(err, io.EOF): // it only looked whether the port is open
+		s.end("no PROXY header")
+		return false
 	case err != nil:
 		s.end("no PROXY header")
 		s.server.counts.refusedByProxy.Add(1)

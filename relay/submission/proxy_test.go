@@ -315,6 +315,25 @@ func TestProxyHeaderMissing(t *testing.T) {
 	}
 }
 
+// TestProxyPortChecked: a balancer that only looks whether the port is open is no news.
+// One that breaks off in its header is.
+func TestProxyPortChecked(t *testing.T) {
+	t.Parallel()
+	ts := startServer(t, behind)
+	for range 3 {
+		c := ts.through(t, "")
+		waitFor(t, "it is in", func() bool { return ts.Stats().Open == 1 })
+		_ = c.conn.Close()
+		waitFor(t, "it is gone", func() bool { return ts.Stats().Open == 0 })
+	}
+	if st := ts.Stats(); st.RefusedByProxy != 0 || ts.log.Count("without a good PROXY header") != 0 {
+		t.Errorf("stats %+v, log:\n%s", st, ts.log)
+	}
+	c := ts.through(t, line4[:8])
+	_ = c.conn.Close()
+	waitFor(t, "it is counted", func() bool { return ts.Stats().RefusedByProxy == 1 })
+}
+
 // TestProxyInPieces: a header may come octet by octet, and SMTP behind it at once.
 func TestProxyInPieces(t *testing.T) {
 	t.Parallel()
