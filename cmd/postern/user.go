@@ -77,7 +77,13 @@ bounces. Without it, NAME alone, which then must be an address.
 				defer made.drop()
 				u, err := users.AddUser(ctx, auth.NewUser{Name: name, Password: secret, Senders: senders})
 				if ifMissing && errors.Is(err, auth.ErrExists) {
-					return a.thereAlready("user", name)
+					if !asJSON {
+						return a.thereAlready("user", name)
+					}
+					if u, err = users.User(ctx, name); err == nil {
+						err = printJSON(a.stdout, addedUser{userJSON(u, ""), client})
+					}
+					return err
 				}
 				if err != nil {
 					return err
