@@ -287,13 +287,15 @@ func (d *destination) leave() bool {
 }
 
 // connected counts a conversation that was begun: whatever the trouble was, it is over.
+// Until then w counts as one for which a job waits, which it is about to take: no
+// other is to connect for that.
 func (d *destination) connected(w *worker) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	w.live = true
-	d.live++
 	d.failures, d.retryAt = 0, time.Time{}
 	d.hire()
+	w.live = true
+	d.live++
 }
 
 // disconnected counts the end of a conversation.

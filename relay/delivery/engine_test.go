@@ -630,3 +630,21 @@ func (failingReader) ReadAt([]byte, int64) (int, error) { return 0, errors.New("
 type panickingReader struct{}
 
 func (panickingReader) ReadAt([]byte, int64) (int, error) { panic("a test's") }
+
+// TestOneConnectionForOneMessage: whoever has just connected takes the message that
+// waits, so nobody else connects for it.
+func TestOneConnectionForOneMessage(t *testing.T) {
+	t.Parallel()
+	e := startEngine(t, newFakeQueue(), Config{})
+	defer stop(t, e)
+	d := &destination{e: e, limit: 5, most: 5, workers: 1}
+	d.waiting.push(&job{})
+	w := newWorker(d)
+	defer w.cancel()
+	d.connected(w)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.workers != 1 || d.live != 1 {
+		t.Errorf("%d workers, %d of them connected, want 1 and 1", d.workers, d.live)
+	}
+}
