@@ -89,7 +89,7 @@ func NewKeeper(cfg ACME) (*Keeper, error) {
 		k.names[name], k.wake[name] = &kept{}, make(chan struct{}, 1)
 	}
 	var err error
-	if k.standIn, err = selfSign(cfg.Names...); err != nil {
+	if k.standIn, err = SelfSign(cfg.Names...); err != nil {
 		return nil, err
 	}
 	if err := k.respond(); err != nil {

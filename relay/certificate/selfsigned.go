@@ -13,9 +13,9 @@ import (
 	"time"
 )
 
-// selfSign makes a certificate for names (DNS names and IP addresses) that is kept
-// in memory only: no client can know it beforehand.
-func selfSign(names ...string) (*tls.Certificate, error) {
+// SelfSign makes a certificate for names (DNS names and IP addresses) that lasts a year.
+// It is an authority of its own, so that a client can be told to trust it.
+func SelfSign(names ...string) (*tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("self-signed certificate: %w", err)
@@ -29,8 +29,9 @@ func selfSign(names ...string) (*tls.Certificate, error) {
 		Subject:      pkix.Name{CommonName: "Postern, self-signed"},
 		NotBefore:    time.Now().Add(-time.Hour),
 		NotAfter:     time.Now().AddDate(1, 0, 0),
-		KeyUsage:     x509.KeyUsageDigitalSignature,
+		KeyUsage:     x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		IsCA:         true, BasicConstraintsValid: true,
 	}
 	for _, name := range names {
 		if ip := net.ParseIP(name); ip != nil {

@@ -42,7 +42,7 @@ func Open(cfg Config) (*Set, error) {
 	}
 	if cfg.SelfSigned {
 		var err error
-		if s.self, err = selfSign(cfg.Hostname); err != nil {
+		if s.self, err = SelfSign(cfg.Hostname); err != nil {
 			return nil, err
 		}
 	}

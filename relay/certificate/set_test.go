@@ -201,7 +201,7 @@ func TestOpenMissing(t *testing.T) {
 
 func TestSelfSigned(t *testing.T) {
 	t.Parallel()
-	cert, err := selfSign("relay.test", "127.0.0.1")
+	cert, err := SelfSign("relay.test", "127.0.0.1")
 	must(t, err)
 	if cert.Leaf.VerifyHostname("relay.test") != nil || cert.Leaf.VerifyHostname("127.0.0.1") != nil {
 		t.Errorf("the certificate is for %v %v", cert.Leaf.DNSNames, cert.Leaf.IPAddresses)
