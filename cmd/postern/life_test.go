@@ -320,6 +320,21 @@ func pgtestCount(t *testing.T, s *site, sql string) (n int) {
 	return n
 }
 
+// socketToHand is a listening socket as a service manager has it, until the test ends.
+func socketToHand(t *testing.T) (f *os.File, address string) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ln.Close() })
+	if f, err = ln.(*net.TCPListener).File(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	return f, ln.Addr().String()
+}
+
 // TestHandedOver restarts a node whose sockets somebody else holds, as systemd does:
 // who connects meanwhile is served, by the node before or by the one after.
 func TestHandedOver(t *testing.T) {
@@ -332,17 +347,8 @@ func TestHandedOver(t *testing.T) {
 	var files []*os.File
 	var addresses []string
 	for range 2 {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer ln.Close()
-		f, err := ln.(*net.TCPListener).File()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		files, addresses = append(files, f), append(addresses, ln.Addr().String())
+		f, address := socketToHand(t)
+		files, addresses = append(files, f), append(addresses, address)
 	}
 	env := []string{"LISTEN_FDNAMES=submission:submissions"}
 	d := s.serveWith(t, files, env)
@@ -427,16 +433,7 @@ func TestSocketsThatDoNotFit(t *testing.T) {
 		t.Helper()
 		var files []*os.File
 		for _, name := range names {
-			ln, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer ln.Close()
-			f, err := ln.(*net.TCPListener).File()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer f.Close()
+			f, _ := socketToHand(t)
 			fd, err := syscall.Dup(int(f.Fd()))
 			if err != nil {
 				t.Fatal(err)

@@ -52,32 +52,26 @@ const dpkg = "dpkg --no-triggers --force-unsafe-io "
 const serviceFile = "/usr/lib/systemd/system/postern.service"
 
 func (l *life) live(docs string) error {
-	for _, step := range []struct {
-		name string
-		do   func() error
-	}{
-		{"database", l.database},
-		{"install", l.install},
-		{"set up", func() error { return l.setUp(docs) }},
-		{"start", l.start},
-		{"send", l.send},
-		{"reload", func() error { return l.service.reload() }},
-		{"update", l.update},
-		{"send after the update", l.send},
-		{"stop", func() error { return l.service.stop() }},
-		{"start with sockets", l.startWithSockets},
-		{"send by a socket", l.send},
-		{"stop again", func() error { return l.service.stop() }},
-		{"remove", l.remove},
-		{"purge", l.purge},
-		{"purge beside a private database", l.keepDatabase},
-		{"update under systemd", l.updateUnderSystemd},
-	} {
-		began := time.Now()
-		if err := step.do(); err != nil {
-			return fmt.Errorf("%s: %w", step.name, err)
-		}
-		fmt.Printf("%s: done in %s\n", step.name, time.Since(began).Round(time.Millisecond))
+	err := machine.Steps([]machine.Step{
+		{Name: "database", Do: l.database},
+		{Name: "install", Do: l.install},
+		{Name: "set up", Do: func() error { return l.setUp(docs) }},
+		{Name: "start", Do: l.start},
+		{Name: "send", Do: l.send},
+		{Name: "reload", Do: func() error { return l.service.reload() }},
+		{Name: "update", Do: l.update},
+		{Name: "send after the update", Do: l.send},
+		{Name: "stop", Do: func() error { return l.service.stop() }},
+		{Name: "start with sockets", Do: l.startWithSockets},
+		{Name: "send by a socket", Do: l.send},
+		{Name: "stop again", Do: func() error { return l.service.stop() }},
+		{Name: "remove", Do: l.remove},
+		{Name: "purge", Do: l.purge},
+		{Name: "purge beside a private database", Do: l.keepDatabase},
+		{Name: "update under systemd", Do: l.updateUnderSystemd},
+	})
+	if err != nil {
+		return err
 	}
 	fmt.Println("nothing is left")
 	return nil

@@ -48,24 +48,18 @@ func up() error {
 		return err
 	}
 	e := engine{project: f.Compose, box: "/run/box", mail: make(chan capture.Message, 1)}
-	for _, step := range []struct {
-		name string
-		do   func() error
-	}{
-		{"build", func() (err error) {
+	err = machine.Steps([]machine.Step{
+		{Name: "build", Do: func() (err error) {
 			e.image, err = built(f.Dockerfile, context, map[string]string{"VERSION": "v1.2.0"})
 			return err
 		}},
-		{"start what is not ours", e.surroundings},
-		{"make the container", e.container},
-		{"up", func() error { return e.serve(e.healthy) }},
-		{"up again", func() error { return e.serve(e.send) }},
-	} {
-		began := time.Now()
-		if err := step.do(); err != nil {
-			return fmt.Errorf("%s: %w", step.name, err)
-		}
-		fmt.Printf("%s: done in %s\n", step.name, time.Since(began).Round(time.Millisecond))
+		{Name: "start what is not ours", Do: e.surroundings},
+		{Name: "make the container", Do: e.container},
+		{Name: "up", Do: func() error { return e.serve(e.healthy) }},
+		{Name: "up again", Do: func() error { return e.serve(e.send) }},
+	})
+	if err != nil {
+		return err
 	}
 	fmt.Println("it is up")
 	return nil

@@ -223,3 +223,22 @@ for name in createuser createdb psql; do ln -s "$bin/$name" /run/bin/$name; done
 `)
 	return err
 }
+
+// Step is a part of what is done in a machine.
+type Step struct {
+	Name string
+	Do   func() error
+}
+
+// Steps does one after the other, and says how long each took. It ends with the first
+// that fails.
+func Steps(steps []Step) error {
+	for _, step := range steps {
+		began := time.Now()
+		if err := step.Do(); err != nil {
+			return fmt.Errorf("%s: %w", step.Name, err)
+		}
+		fmt.Printf("%s: done in %s\n", step.Name, time.Since(began).Round(time.Millisecond))
+	}
+	return nil
+}
