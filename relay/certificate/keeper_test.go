@@ -240,7 +240,7 @@ func TestFirstIssue(t *testing.T) {
 	if err != nil || leaf.Subject.CommonName != "Postern, self-signed" {
 		t.Fatalf("before the first is issued: %v, %v", leaf, err)
 	}
-	if s := n.status(host(t)); !s.StandIn || s.Valid(time.Now()) {
+	if s := n.status(host(t)); !s.StandIn || valid(s) {
 		t.Errorf("status of a stand-in: %+v", s)
 	}
 	if !strings.Contains(n.log.String(), "no certificate yet") {
@@ -256,7 +256,7 @@ func TestFirstIssue(t *testing.T) {
 		t.Errorf("without SNI: %v, %v", leaf.DNSNames, err)
 	}
 	s := n.awaitStatus(host(t), "valid", func(s Status) bool { return !s.LastSuccess.IsZero() })
-	if s.StandIn || s.Error != "" || !s.Valid(time.Now()) || !strings.Contains(s.Issuer, "Pebble") || !strings.HasPrefix(s.Source, "acme 127.0.0.1") {
+	if s.StandIn || s.Error != "" || !valid(s) || !strings.Contains(s.Issuer, "Pebble") || !strings.HasPrefix(s.Source, "acme 127.0.0.1") {
 		t.Errorf("status: %+v", s)
 	}
 	if got := len(ca.Orders()); got != 2 {
@@ -411,7 +411,7 @@ func TestOutage(t *testing.T) {
 	for _, n := range []*node{one, two} {
 		s := n.status(host(t))
 		if s.Error == "" || s.FailingSince.Before(down) || s.FailingSince.After(down.Add(15*time.Minute)) ||
-			!s.NextAttempt.After(clock.Now()) || s.StandIn || !s.Valid(time.Now()) {
+			!s.NextAttempt.After(clock.Now()) || s.StandIn || !valid(s) {
 			t.Errorf("status in the outage: %+v", s)
 		}
 	}

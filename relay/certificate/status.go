@@ -24,11 +24,6 @@ type Status struct {
 	NextAttempt  time.Time // while failing
 }
 
-// Valid reports whether clients that trust the issuer can use it at this time.
-func (s Status) Valid(now time.Time) bool {
-	return !s.StandIn && now.Before(s.NotAfter)
-}
-
 // trouble is the memory of attempts.
 type trouble struct {
 	last        error
