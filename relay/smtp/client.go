@@ -138,6 +138,10 @@ type Result struct {
 	// MAIL, RCPT or DATA, or the reply to the final dot. A zero Reply means that
 	// Err kept it from being known.
 	Replies []Reply
+	// Stages says for each of Replies which command it answered: StageHello for a
+	// reply made up because EHLO's answer lacks what is needed, StageMail, StageRcpt,
+	// StageData, StageDot; for a 421 or another last word, where it was said.
+	Stages []Stage
 	// Err is trouble with the connection: a *StageError. The connection is closed.
 	// When the server said 421 at any point, that is its Reply, and it is also
 	// that of every recipient which had none yet.

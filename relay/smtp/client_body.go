@@ -89,7 +89,7 @@ func (s *sending) end() error {
 	if reply.IsIntermediate() {
 		return s.c.outOfStep(s.ctx, StageDot, reply)
 	}
-	s.answer(reply)
+	s.answer(StageDot, reply)
 	return nil
 }
 

@@ -94,7 +94,7 @@ func (s *sending) hearGroup(group []int) error {
 			// refusals heard so far may have been meant for others.
 			for _, i := range s.steps {
 				if i >= 0 {
-					s.replies[i] = Reply{}
+					s.replies[i], s.stages[i] = Reply{}, ""
 				}
 			}
 			return s.c.outOfStep(s.ctx, stageOf(step), reply)
@@ -129,7 +129,7 @@ func (s *sending) take(step int, reply Reply) bool {
 		// RFC 5321 section 4.1.1.4 knows no other go-ahead than 354.
 		s.begun = reply.Code == 354
 		if negative {
-			s.answer(reply)
+			s.answer(StageData, reply)
 		}
 		return s.begun || negative
 	case !negative && !reply.IsPositive():
@@ -140,11 +140,11 @@ func (s *sending) take(step int, reply Reply) bool {
 	case step == stepMail:
 		s.c.open = reply.IsPositive()
 		if s.refused = negative; negative {
-			s.answer(reply)
+			s.answer(StageMail, reply)
 		}
 	case s.refused: // of no meaning after MAIL was
 	case negative:
-		s.replies[step] = reply
+		s.replies[step], s.stages[step] = reply, StageRcpt
 	default:
 		s.accepted++
 	}

@@ -14,12 +14,12 @@ func (s *sending) fit() {
 		mail.Size = 0
 	} else if mail.Size = s.tx.Size; limit > 0 && mail.Size > limit {
 		// RFC 1870 section 6.1: there is no use in trying.
-		s.answer(Permanent(552, 3, 4, "Message of "+strconv.FormatInt(mail.Size, 10)+
+		s.answer(StageHello, Permanent(552, 3, 4, "Message of "+strconv.FormatInt(mail.Size, 10)+
 			" octets is over the limit of the next server, "+strconv.FormatInt(limit, 10)))
 	}
 	if !s.c.offers("8BITMIME") {
 		if mail.Body == Body8BitMIME { // RFC 6152 section 3: convert, or return it
-			s.answer(Permanent(554, 6, 3, "Next server does not offer 8BITMIME, which this message needs"))
+			s.answer(StageHello, Permanent(554, 6, 3, "Next server does not offer 8BITMIME, which this message needs"))
 		}
 		mail.Body = ""
 	}
@@ -40,7 +40,7 @@ func (s *sending) fitUTF8() {
 	mail := &s.tx.Mail
 	s.utf8 = mail.UTF8 || mail.From.NeedsUTF8()
 	if s.utf8 && !offered {
-		s.answer(refusal)
+		s.answer(StageHello, refusal)
 	}
 	for i := range s.tx.Rcpts {
 		if !s.tx.Rcpts[i].To.NeedsUTF8() {
@@ -49,7 +49,7 @@ func (s *sending) fitUTF8() {
 		if offered {
 			s.utf8 = true
 		} else if s.replies[i].IsZero() {
-			s.replies[i] = refusal
+			s.replies[i], s.stages[i] = refusal, StageHello
 		}
 	}
 	mail.UTF8 = s.utf8

@@ -21,7 +21,7 @@ func (c *Client) Send(ctx context.Context, tx Transaction) Result {
 	if len(tx.Rcpts) == 0 {
 		return Result{}
 	}
-	s := sending{c: c, ctx: ctx, tx: tx, replies: make([]Reply, len(tx.Rcpts))}
+	s := sending{c: c, ctx: ctx, tx: tx, replies: make([]Reply, len(tx.Rcpts)), stages: make([]Stage, len(tx.Rcpts))}
 	if c.closed || !c.ready {
 		return s.result(&StageError{Stage: StageMail, Err: net.ErrClosed})
 	}
@@ -40,6 +40,7 @@ type sending struct {
 	ctx     context.Context
 	tx      Transaction
 	replies []Reply
+	stages  []Stage // of replies
 	*outbox
 
 	utf8     bool // MAIL has SMTPUTF8
@@ -94,16 +95,16 @@ func (s *sending) run() error {
 // has no answer yet.
 func (s *sending) result(err error) Result {
 	if stage, ok := errors.AsType[*StageError](err); ok && !stage.Reply.IsZero() {
-		s.answer(stage.Reply)
+		s.answer(stage.Stage, stage.Reply)
 	}
-	return Result{Replies: s.replies, Err: err, DotSent: s.dotSent, DSN: s.c.offers("DSN")}
+	return Result{Replies: s.replies, Stages: s.stages, Err: err, DotSent: s.dotSent, DSN: s.c.offers("DSN")}
 }
 
 // answer gives reply to every recipient that has none yet.
-func (s *sending) answer(reply Reply) {
+func (s *sending) answer(stage Stage, reply Reply) {
 	for i := range s.replies {
 		if s.replies[i].IsZero() {
-			s.replies[i] = reply
+			s.replies[i], s.stages[i] = reply, stage
 		}
 	}
 }

@@ -62,6 +62,28 @@ func (s script) want() (codes [2]int, alive bool) {
 	return codes, last != 421
 }
 
+// stages says which command each of the codes answered.
+func (s script) stages() []Stage {
+	last := StageDot
+	switch {
+	case s.mail != 250:
+		return []Stage{StageMail, StageMail}
+	case s.rcpts[0] == 421:
+		return []Stage{StageRcpt, StageRcpt}
+	case s.rcpts[1] == 421:
+		last = StageRcpt
+	case s.data != 354:
+		last = StageData
+	}
+	stages := []Stage{last, last}
+	for i, code := range s.rcpts {
+		if code != 250 {
+			stages[i] = StageRcpt
+		}
+	}
+	return stages
+}
+
 // hooks makes a server play the script at the transactions whose sender is "play".
 func (s script) hooks() map[smtptest.Phase]smtptest.Hook {
 	say := func(code int) smtptest.Action {
@@ -137,6 +159,9 @@ func play(t *testing.T, s script, extensions []string) {
 	want, alive := s.want()
 	if got := codes(res); !cmp.Equal(got, want[:]) {
 		t.Errorf("%+v: codes %v, want %v (err %v)", s, got, want, res.Err)
+	}
+	if want := s.stages(); !cmp.Equal(res.Stages, want) {
+		t.Errorf("%+v: stages %v, want %v", s, res.Stages, want)
 	}
 	if c.Usable() != alive || (res.Err == nil) != alive {
 		t.Errorf("%+v: usable %v, err %v, want alive %v", s, c.Usable(), res.Err, alive)
