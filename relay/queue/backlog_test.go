@@ -279,6 +279,9 @@ func (b *backlog) forgetting(messages int) {
 		var done sync.WaitGroup
 		done.Go(func() { b.forget(ctx, r) })
 		l := b.round(b.emptyQ, messages)
+		if before > 0 {
+			eventually(b.t, "some history is deleted", func() bool { return old() < before })
+		}
 		cancel()
 		done.Wait()
 		with = append(with, l)

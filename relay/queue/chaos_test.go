@@ -5,7 +5,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"postern/internal/pgtest"
 )
@@ -19,19 +18,12 @@ func TestBackendsKilled(t *testing.T) {
 	const sessions, each = 8, 40
 	var accepted, refused sync.Map
 	var ended atomic.Int64
-	stop := make(chan struct{})
+	next := make(chan struct{}, 1) // a message came to its end: so a kill follows progress, however slow it is
 	var killer, wg sync.WaitGroup
 	killer.Go(func() {
-		tick := time.NewTicker(20 * time.Millisecond)
-		defer tick.Stop()
-		for {
-			select {
-			case <-stop:
-				return
-			case <-tick.C:
-				count(t, db, `select count(*) from (select pg_terminate_backend(pid) from pg_stat_activity
-					where datname = current_database() and pid <> pg_backend_pid() and query ~ 'unnest|node' order by random() limit 1) x`)
-			}
+		for range next {
+			count(t, db, `select count(*) from (select pg_terminate_backend(pid) from pg_stat_activity
+				where datname = current_database() and pid <> pg_backend_pid() and query ~ 'unnest|node' order by random() limit 1) x`)
 		}
 	})
 	for i := range sessions {
@@ -39,6 +31,10 @@ func TestBackendsKilled(t *testing.T) {
 			for n := range each {
 				m := message()
 				d, err := q.Enqueue(ctxOf(t), m, rcpts(fmt.Sprintf("x@d%d.example", i), "y@example.net"), NewBody([]byte("x")), n%4 > 0)
+				select {
+				case next <- struct{}{}:
+				default:
+				}
 				if err != nil {
 					refused.Store(m.ID, err)
 					continue
@@ -52,7 +48,7 @@ func TestBackendsKilled(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	close(stop)
+	close(next)
 	killer.Wait()
 	eventually(t, "the waiting mail is claimed and everything ends", func() bool {
 		got, err := q.Claim(ctxOf(t), all)

@@ -95,7 +95,7 @@ func TestClaimOnce(t *testing.T) {
 	}
 	for _, q := range []*Queue{a, b} {
 		wg.Go(func() {
-			for end := time.Now().Add(30 * time.Second); total() < messages && time.Now().Before(end); {
+			for end := time.Now().Add(patience); total() < messages && time.Now().Before(end); {
 				got, err := q.Claim(ctxOf(t), ClaimRequest{Messages: 7, PerDestination: 5})
 				if err != nil {
 					t.Error(err)

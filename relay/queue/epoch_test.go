@@ -7,8 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"postern/internal/pgtest"
 )
 
@@ -21,21 +19,29 @@ func (c *fakeClock) add(d time.Duration) { c.now.Add(int64(d)) }
 
 func withClock(c clock) func(*Queue) { return func(q *Queue) { q.clock = c } }
 
-// freeze makes a queue's heartbeats go unheard, as SIGSTOP does: what it still
-// does by itself goes on.
-func freeze(q *Queue) {
-	q.epochs.mu.Lock()
+// die has an epoch fall silent until its lease is over, and b, whose clock c is, find
+// that out and take its rows back.
+func die(t *testing.T, db *pgtest.DB, epoch int64, b *Queue, c *fakeClock) {
+	t.Helper()
+	exec(t, db, `update node set expires_at = expires_at - interval '1 hour' where epoch = $1`, epoch)
+	conn := working(t, db)
+	for range 2 {
+		if err := b.sweeps.reap(ctxOf(t), conn); err != nil {
+			t.Fatal(err)
+		}
+		c.add(b.cfg.ReapAfter) // of silence
+	}
+	if n := count(t, db, `select count(*) from node where epoch = $1 and reaped_at is not null`, epoch); n != 1 {
+		t.Fatal("a silent epoch whose lease is over lives on")
+	}
 }
-
-func thaw(q *Queue) { q.epochs.mu.Unlock() }
 
 // Trust ends by a clock that counts suspended time, whatever the wall clock says (F17, F19).
 func TestTrustEnds(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	c := &fakeClock{}
-	cfg := calmConfig(db)
-	cfg.Heartbeat = time.Hour
+	cfg := handConfig(db, "a")
 	q := start(t, cfg, withClock(c))
 	_, d := put(t, q, true, "a@example.net")
 	c.add(cfg.withDefaults().Trust - time.Nanosecond)
@@ -66,13 +72,14 @@ func TestTrustEnds(t *testing.T) {
 func TestReapAndFence(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	cfg := testConfig(db)
-	a := start(t, cfg)
-	cfg.Node = "b"
-	b := start(t, cfg)
+	clockA, clockB := &fakeClock{}, &fakeClock{}
+	a, b := start(t, handConfig(db, "a"), withClock(clockA)), start(t, handConfig(db, "b"), withClock(clockB))
 	m, d := put(t, a, true, "x@example.net", "y@example.net")
-	freeze(a)
-	becomes(t, db, m.ID, "0 queued duplicate;1 queued duplicate")
+	die(t, db, d.Epoch, b, clockB)
+	if got := rows(t, db, m.ID); got != "0 queued duplicate;1 queued duplicate" {
+		t.Fatalf("after the reap: %q", got)
+	}
+	clockA.add(a.cfg.Trust) // it slept meanwhile
 	if got := history(t, db, m.ID); got != "0 unknown duplicate;1 unknown duplicate" {
 		t.Fatalf("history after the reap: %q", got)
 	}
@@ -96,7 +103,7 @@ func TestReapAndFence(t *testing.T) {
 	if n := count(t, db, `select count(*) from attempt where message_id = $1 and possible_duplicate and not fenced and result = 'delivered'`, m.ID); n != 2 {
 		t.Fatal("the second deliveries are not flagged")
 	}
-	thaw(a)
+	a.epochs.lookNow()
 	eventually(t, "the node that was dead has a new epoch", func() bool { return a.Available() == nil })
 	if a.Valid(d.Epoch) {
 		t.Fatal("the dead epoch is valid again")
@@ -108,34 +115,28 @@ func TestReapAndFence(t *testing.T) {
 func TestReapFlagsWhatMayBeSent(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	cfg := testConfig(db)
+	cfg := handConfig(db, "a")
 	cfg.StrictGate = true
-	a := start(t, cfg)
-	cfg.Node = "b"
-	start(t, cfg)
+	clock := &fakeClock{}
+	a, b := start(t, cfg), start(t, handConfig(db, "b"), withClock(clock))
 	m, d := put(t, a, true, "x@example.net", "y@example.net")
 	if err := a.Gate(ctxOf(t), d, []int{1}); err != nil {
 		t.Fatal(err)
 	}
-	freeze(a)
-	defer thaw(a)
-	becomes(t, db, m.ID, "0 queued;1 queued duplicate")
+	die(t, db, d.Epoch, b, clock)
+	if got := rows(t, db, m.ID); got != "0 queued;1 queued duplicate" {
+		t.Fatalf("after the reap: %q", got)
+	}
 }
 
 // A jump of the database's clock kills nobody who still beats (F18).
 func TestClockJumpKillsNobody(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	cfg := calmConfig(db)
-	cfg.Heartbeat = time.Hour // beats and sweeps by hand
 	c := &fakeClock{}
-	q := start(t, cfg, withClock(c))
-	other := start(t, func() Config { o := cfg; o.Node = "b"; return o }(), withClock(c))
+	q, other := start(t, handConfig(db, "a"), withClock(c)), start(t, handConfig(db, "b"), withClock(c))
 	exec(t, db, `update node set expires_at = expires_at - interval '1 hour', beat_at = beat_at - interval '1 hour'`)
-	conn, err := q.sweeps.s.get(ctxOf(t))
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := working(t, db)
 	if err := q.sweeps.bury(ctxOf(t), conn); err != nil {
 		t.Fatal(err)
 	}
@@ -160,15 +161,10 @@ func TestClockJumpKillsNobody(t *testing.T) {
 func TestSilenceCountsDuringTheLease(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	cfg := calmConfig(db)
-	cfg.Heartbeat = time.Hour // sweeps by hand
 	c := &fakeClock{}
-	q := start(t, cfg, withClock(c))
-	start(t, func() Config { o := cfg; o.Node = "b"; return o }(), withClock(c))
-	conn, err := q.sweeps.s.get(ctxOf(t))
-	if err != nil {
-		t.Fatal(err)
-	}
+	q := start(t, handConfig(db, "a"), withClock(c))
+	start(t, handConfig(db, "b"), withClock(c))
+	conn := working(t, db)
 	dead := func() int {
 		t.Helper()
 		if err := q.sweeps.bury(ctxOf(t), conn); err != nil {
@@ -194,12 +190,19 @@ func TestSilenceCountsDuringTheLease(t *testing.T) {
 func TestSameNameTwice(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	cfg := testConfig(db)
-	older := start(t, cfg)
+	clock := &fakeClock{}
+	older := start(t, handConfig(db, "a"))
 	m, d := put(t, older, true, "x@example.net")
-	newer := start(t, cfg)
+	newer := start(t, handConfig(db, "a"), withClock(clock))
+	older.epochs.lookNow()
 	eventually(t, "the older process stops", func() bool { return older.Available() != nil && !older.Valid(d.Epoch) })
-	becomes(t, db, m.ID, "0 queued duplicate")
+	if got := rows(t, db, m.ID); got != "0 queued owned" {
+		t.Fatalf("before its lease is over: %q", got)
+	}
+	die(t, db, d.Epoch, newer, clock)
+	if got := rows(t, db, m.ID); got != "0 queued duplicate" {
+		t.Fatalf("after the reap: %q", got)
+	}
 	if newer.Available() != nil {
 		t.Fatalf("the newer process: %v", newer.Available())
 	}
@@ -213,26 +216,26 @@ func TestSameNameTwice(t *testing.T) {
 func TestLostClaimComesBack(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	q := start(t, testConfig(db))
+	q := start(t, handConfig(db, "a"))
+	conn := working(t, db)
+	sweep := func() {
+		t.Helper()
+		fresh := newSweeps(q)
+		for range 2 {
+			if err := fresh.leftovers(ctxOf(t), conn); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	m, _ := put(t, q, false, "x@example.net")
 	got := claimAll(t, q, all)
 	q.held.remove(m.ID, len(got[0].Recipients))
-	becomes(t, db, m.ID, "0 queued")
-	kept, d := put(t, q, true, "y@example.net")
-	for range 3 {
-		conn, err := pgx.Connect(ctxOf(t), db.URL)
-		if err != nil {
-			t.Fatal(err)
-		}
-		fresh := newSweeps(q)
-		if err := fresh.leftovers(ctxOf(t), conn); err != nil {
-			t.Fatal(err)
-		}
-		if err := fresh.leftovers(ctxOf(t), conn); err != nil {
-			t.Fatal(err)
-		}
-		_ = conn.Close(ctxOf(t))
+	sweep()
+	if got := rows(t, db, m.ID); got != "0 queued" {
+		t.Fatalf("after two sweeps: %q", got)
 	}
+	kept, d := put(t, q, true, "y@example.net")
+	sweep()
 	if got := rows(t, db, kept.ID); got != "0 queued owned" {
 		t.Fatalf("what is held was released: %q", got)
 	}
@@ -247,9 +250,7 @@ func TestEnqueueIsFenced(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			db := pgtest.New(t)
-			cfg := calmConfig(db)
-			cfg.Heartbeat = time.Hour
-			q := start(t, cfg)
+			q := start(t, handConfig(db, "a"))
 			exec(t, db, `update node set reaped_at = now()`)
 			m := message()
 			_, err := q.Enqueue(context.Background(), m, rcpts("a@example.net"), NewBody(make([]byte, size)), true)
@@ -271,9 +272,7 @@ func TestEnqueueIsFenced(t *testing.T) {
 func TestBrokenConnectionIsNoOutage(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	cfg := calmConfig(db)
-	cfg.Heartbeat = time.Hour
-	q := start(t, cfg)
+	q := start(t, handConfig(db, "a"))
 	put(t, q, false, "a@example.net") // every committer has come to life
 	exec(t, db, `select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()`)
 	for range 10 { // over the broken connections and then over new ones

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -46,7 +47,7 @@ func terminate(c *pgx.Conn) error {
 		return err
 	}
 	defer killer.Close(context.Background())
-	_, err = killer.Exec(context.Background(), `select pg_terminate_backend($1, 5000)`, pid)
+	_, err = killer.Exec(context.Background(), `select pg_terminate_backend($1, 60000)`, pid)
 	return err
 }
 
@@ -233,6 +234,25 @@ func TestUnconfirmedClaimIsGivenBack(t *testing.T) {
 	eventually(t, "nothing is held", func() bool { return !q.held.has(m.ID) && !q.held.has(failed.ID) })
 }
 
+// awaitStandbyWaits returns when commits wait for their standby: the server follows a
+// change of its settings when it comes to it.
+func awaitStandbyWaits(t *testing.T, db *pgtest.DB) {
+	t.Helper()
+	const probe = `select pg_logical_emit_message(true, 'probe', '')` // a commit that changes nothing
+	ctx, cancel := context.WithCancel(ctxOf(t))
+	var probing sync.WaitGroup
+	probing.Go(func() {
+		for ctx.Err() == nil {
+			_, _ = db.Pool.Exec(ctx, probe) // the last one is cancelled
+		}
+	})
+	defer probing.Wait()
+	defer cancel()
+	eventually(t, "commits wait for the standby", func() bool {
+		return count(t, db, `select count(*) from pg_stat_activity where wait_event = 'SyncRep' and query = $1`, probe) > 0
+	})
+}
+
 // pg_cancel_backend on a commit that waits for its standby makes the server answer
 // success with a warning. That must never be a 250.
 func TestCancelledStandbyWait(t *testing.T) {
@@ -240,11 +260,12 @@ func TestCancelledStandbyWait(t *testing.T) {
 	server := pgtest.Server(t, pgserver.Config{Settings: map[string]string{"max_connections": "60"}})
 	db := pgtest.On(t, server)
 	cfg := calmConfig(db)
-	cfg.Budget = 2 * time.Second
+	cfg.Budget = 5 * time.Second
 	q := start(t, cfg)
 	put(t, q, true, "warm@example.net")
 	exec(t, db, `alter system set synchronous_standby_names = 'nobody'`)
 	exec(t, db, `select pg_reload_conf()`)
+	awaitStandbyWaits(t, db)
 	m := message()
 	result := make(chan error, 1)
 	go func() {
@@ -296,8 +317,7 @@ func TestServerKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = again.Stop() })
-	// A pool does not look at connections that it has just used.
-	eventually(t, "the test's own connections are new", func() bool { return db.Pool.Ping(ctxOf(t)) == nil })
+	db.Pool.Reset() // it does not look at connections that it has just used
 	becomes(t, db, m.ID, "")
 	eventually(t, "the queue is back", func() bool { return q.Available() == nil })
 	put(t, q, true, "b@example.net")
@@ -314,7 +334,7 @@ func TestIdleConnectionIsLookedAt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	exec(t, db, `select pg_terminate_backend($1, 5000)`, conn.PgConn().PID())
+	exec(t, db, `select pg_terminate_backend($1, 60000)`, conn.PgConn().PID())
 	s.used = time.Now().Add(-time.Minute)
 	again, err := s.get(ctxOf(t))
 	if err != nil || again == conn {
@@ -326,17 +346,25 @@ func TestIdleConnectionIsLookedAt(t *testing.T) {
 }
 
 // deafConn is a connection to the server that breaks once behind a COMMIT: the server
-// has carried it out, and nobody hears of it.
+// has carried it out, as its answer says, and nobody hears that.
 type deafConn struct {
 	net.Conn
-	once *atomic.Bool
+	once *atomic.Bool // of all connections
+	deaf *atomic.Bool // this one
 }
 
 func (c deafConn) Write(p []byte) (int, error) {
-	n, err := c.Conn.Write(p)
 	if bytes.Contains(p, []byte("commit\x00")) && c.once.CompareAndSwap(false, true) {
-		time.Sleep(200 * time.Millisecond) // the server is at work
+		c.deaf.Store(true)
+	}
+	return c.Conn.Write(p)
+}
+
+func (c deafConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 && c.deaf.Load() {
 		_ = c.Close()
+		return c.Conn.Read(p)
 	}
 	return n, err
 }
@@ -351,7 +379,7 @@ func TestLostAnswerToCommit(t *testing.T) {
 	dial := pool.ConnConfig.DialFunc
 	pool.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := dial(ctx, network, addr)
-		return deafConn{conn, &once}, err
+		return deafConn{conn, &once, new(atomic.Bool)}, err
 	}
 	deaf, err := pgxpool.NewWithConfig(ctxOf(t), pool)
 	if err != nil {

@@ -187,7 +187,7 @@ func (m *model) check(rt *rapid.T) {
 		}
 	}
 	var got string
-	for end := time.Now().Add(10 * time.Second); ; {
+	for end := time.Now().Add(patience); ; {
 		if err := m.db.Pool.QueryRow(ctxOf(m.t), `select coalesce(string_agg(message_id || '/' || n || ' ' ||
 			case when state <> 'queued' then state when owner is null then 'waiting' else 'owned' end, ';'), '') from recipient`).Scan(&got); err != nil {
 			rt.Fatal(err)

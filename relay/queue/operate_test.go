@@ -162,6 +162,7 @@ func TestHoldCatchesUp(t *testing.T) {
 	if _, err := NewAdmin(db.Pool).Release(ctxOf(t), Filter{IDs: []ID{d.Message.ID}}, false); err != nil {
 		t.Fatal(err)
 	}
+	still(q)
 	if err := newBreaker(q).reload(ctxOf(t)); err != nil || held() != 0 {
 		t.Errorf("%d are held after the release, %v", held(), err)
 	}
@@ -230,6 +231,7 @@ func TestCredentialHoldEnds(t *testing.T) {
 	if _, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody([]byte("x")), true); err != nil {
 		t.Fatal(err)
 	}
+	still(q)
 	for _, h := range [][2]int64{{1, 0}, {1, 8}, {1, 9}, {2, 9}} {
 		exec(t, db, `insert into hold (user_id, credential_id, reason, made_by, made_at) values ($1, $2, 'x', 'y', now() - interval '1 hour')`, h[0], h[1])
 	}
@@ -259,6 +261,7 @@ func TestMailOfAnEarlierVersion(t *testing.T) {
 	}
 	q.Release(d, []int{0}, time.Hour)
 	becomes(t, db, m.ID, "0 queued")
+	still(q) // it would catch up with the holds too
 	exec(t, db, `update recipient set user_id = -1`)
 	for user, want := range map[int64]int{1: 1, 2: 0} {
 		if n, err := a.Hold(ctxOf(t), Filter{UserID: user}, true); err != nil || n != want {

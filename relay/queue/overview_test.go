@@ -1,7 +1,6 @@
 package queue
 
 import (
-	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -165,9 +164,7 @@ func TestStats(t *testing.T) {
 		s := q.Stats()
 		return s.EpochsLost == 1 && s.Fenced == 1 && s.InHand == 0
 	})
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	if err := q.Close(ctx); err != nil {
+	if err := q.Close(ctxOf(t)); err != nil {
 		t.Fatal(err)
 	}
 	if s := q.Stats(); s.Epoch != 0 || s.LeaseLeft != 0 {

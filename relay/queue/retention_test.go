@@ -163,13 +163,14 @@ func TestForgetOthers(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	q := start(t, calmConfig(db))
-	r, conn := newRetention(q), working(t, db)
 	held, _ := put(t, q, true, "a@example.net") // by credential 9, owned: it may come back
 	exec(t, db, `update message set credential_id = 9 where id = $1`, held.ID)
 	waits, d := put(t, q, true, "b@example.net") // by credential 8: nothing of it is held
 	exec(t, db, `update message set credential_id = 8 where id = $1`, waits.ID)
 	q.Release(d, []int{0}, time.Hour)
 	becomes(t, db, waits.ID, "0 queued")
+	still(q) // its own rounds would skip rows of this one, and hold what a hold catches up with
+	r, conn := newRetention(q), working(t, db)
 	for _, sql := range []string{
 		`insert into hold (user_id, credential_id, reason, made_by, made_at)
 			select u, c, '', '', now() - interval '1 hour' from (values (1, 0), (1, 7), (1, 8), (1, 9), (2, 9)) h(u, c)`,
@@ -181,6 +182,8 @@ func TestForgetOthers(t *testing.T) {
 	} {
 		exec(t, db, sql)
 	}
+	const walk = `select history_walk::text from history_walk`
+	was := read(t, db, walk)
 	for range 5 {
 		if err := r.others(ctxOf(t), conn); err != nil {
 			t.Fatal(err)
@@ -195,12 +198,14 @@ func TestForgetOthers(t *testing.T) {
 		`select count(*) from usage_window`:                                     1500,
 		`select count(*) from usage_window where subject % 2 = 0`:               1500,
 		`select count(*) from recipient`:                                        2,
-		`select count(*) from history_walk where next_at > began_at`:            0,
 		`select count(*) from correspondent where current_date - seen_on = 395`: 1,
 	} {
 		if got := count(t, db, sql); got != want {
 			t.Errorf("%s: %d, want %d", sql, got, want)
 		}
+	}
+	if is := read(t, db, walk); is != was {
+		t.Error("the walk over the history has moved")
 	}
 }
 
