@@ -54,8 +54,8 @@ lint: ## check the format, vet, staticcheck
 bench: postgres peers build ## measure the relay, and Postfix beside it when it can be had; ARGS are smtpbench's
 	@bin/smtpbench compare $(ARGS)
 
-.PHONY: soak
-soak: postgres peers ## the long tests, an hour or more: as test, with POSTERN_LONG=1
+.PHONY: full
+full: postgres peers ## the long tests, an hour or more: as test, with POSTERN_LONG=1
 	@POSTERN_LONG=1 go run ./internal/tools/gotest -shuffle=on -count=1 -timeout 4h ./...
 
 .PHONY: fuzz

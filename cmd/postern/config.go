@@ -145,7 +145,7 @@ func defaultConfig() config {
 		},
 		Delivery: deliveryConfig{
 			Connections: 20, Memory: 64 << 20,
-			IdleTime: duration(10 * time.Second), MessagesPerConn: 1000, MXPort: 25,
+			IdleTime: duration(8 * time.Second), MessagesPerConn: 1000, MXPort: 25,
 		},
 		Retention: defaultRetention(),
 		Log:       logConfig{Format: "text", Level: "info"},

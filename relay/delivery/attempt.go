@@ -13,10 +13,11 @@ import (
 func (w *worker) attempt(j *job) *job {
 	started := time.Now()
 	res := w.send(j)
-	reused := w.conn.sent > 0
+	used := w.conn.kept || w.conn.sent > 0
 	w.conn.sent++
 	facts := w.facts(j, started, time.Now())
 	inText := w.inText.Swap(false)
+	from := w.conn
 	if res.Err != nil {
 		w.dropConn()
 	}
@@ -30,13 +31,11 @@ func (w *worker) attempt(j *job) *job {
 		w.giveBack(j, facts, res, bodyWait)
 	case res.Err != nil && !res.DotSent && w.ctx.Err() != nil:
 		w.giveBack(j, facts, res, 0) // Shutdown
-	case reused && j.again < maxAgain && !inText && !res.DotSent && unheard(res):
-		// The server had ended the idle connection before it heard of this message.
-		j.again++
-		w.job = nil
-		w.d.putBack(j)
+	case used && !inText && !res.DotSent && unheard(res):
+		// The server had ended the connection before it heard of this message.
+		return w.afresh(j)
 	default:
-		return w.conclude(j, facts, res)
+		return w.conclude(j, &transaction{res, facts, from, used})
 	}
 	return nil
 }
@@ -64,44 +63,80 @@ func (w *worker) send(j *job) smtp.Result {
 	})
 }
 
-// unheard reports that the server took no notice of the transaction: the
-// connection was closed, or 421 said (RFC 5321 section 3.8), in place of a reply
-// to MAIL.
+// unheard reports that the server took no notice of the transaction: in place of a
+// reply to MAIL the connection was closed or the server took its leave, by 421
+// (RFC 5321 section 3.8) or by 451 4.4.2, as some do when a connection was idle.
 func unheard(res smtp.Result) bool {
 	var stage *smtp.StageError
-	if !errors.As(res.Err, &stage) || stage.Stage != smtp.StageMail {
-		return false
+	if errors.As(res.Err, &stage) {
+		return stage.Stage == smtp.StageMail && (isLeave(stage.Reply) || stage.Reply.IsZero() && !isTimeout(stage.Err))
 	}
-	return stage.Reply.Code == 421 || stage.Reply.IsZero() && !isTimeout(stage.Err)
+	return len(res.Stages) > 0 && res.Stages[0] == smtp.StageMail && isLeave(res.Replies[0])
 }
 
-// conclude classifies what the server said and settles it.
-func (w *worker) conclude(j *job, facts queue.Outcome, res smtp.Result) *job {
+func isLeave(r smtp.Reply) bool {
+	return r.Code == 421 || r.Code == 451 && r.Enhanced.Subject == 4 && r.Enhanced.Detail == 2
+}
+
+// afresh goes on with a job whose connection was found ended: immediately, and on a
+// new one, for the others of its age may have ended too. Where none can be had the
+// job waits with the others.
+func (w *worker) afresh(j *job) *job {
+	w.hangUp()
+	need, _ := w.d.need()
+	var t *trouble
+	if need.wait <= 0 && !w.d.e.closing.Load() {
+		if t = w.open(need); t == nil {
+			return j
+		}
+	}
+	w.job = nil
+	w.d.putBack(j)
+	if t != nil {
+		w.d.connectFailed(t, need.failures)
+	}
+	return nil
+}
+
+// conclude classifies what the server said and settles it, as far as the attempt is over.
+func (w *worker) conclude(j *job, t *transaction) *job {
 	e := w.d.e
-	outcomes := classify(facts, j.rcpts, res, w.retryIn(j))
-	if res.Err != nil {
-		w.d.brokeOff(&trouble{reply: troubleReply(res), err: res.Err, host: facts.RemoteMTA, addr: facts.RemoteIP, tls: facts.TLS})
+	outcomes := classify(t.facts, j.rcpts, t.res, w.retryIn(j))
+	if t.res.Err != nil {
+		w.d.brokeOff(&trouble{reply: troubleReply(t.res), err: t.res.Err, host: t.facts.RemoteMTA, addr: t.facts.RemoteIP, tls: t.facts.TLS})
 	} else {
 		w.d.succeeded()
 	}
 	if rest := tooMany(j.rcpts, outcomes); len(rest) > 0 {
-		return w.sendRest(j, outcomes, rest)
+		w.settleBut(j, outcomes, rest)
+		return j
+	}
+	if rest := t.elsewhere(j, outcomes); len(rest) > 0 {
+		outcomes = w.settleBut(j, outcomes, rest)
+		if w.nextHost(j, t) {
+			return j
+		}
+		if t.mayBeginAnew(j) {
+			j.again = true
+			return w.afresh(j)
+		}
 	}
 	w.job = nil // from here on it is not for abandon to settle
-	e.settle(j, j.rcpts, outcomes, res.Err)
+	e.settle(j, j.rcpts, outcomes, t.res.Err)
 	e.end(j)
 	return nil
 }
 
-// sendRest settles all recipients but rest, for whom the server wanted another
-// transaction (RFC 5321 section 4.5.3.1.10), and returns the job for them. There is
-// progress: some were delivered.
-func (w *worker) sendRest(j *job, outcomes []queue.Outcome, rest []queue.Recipient) *job {
+// settleBut settles all recipients of a job but rest, which stays its job, and returns
+// the outcomes of rest.
+func (w *worker) settleBut(j *job, outcomes []queue.Outcome, rest []queue.Recipient) []queue.Outcome {
+	kept := make([]queue.Outcome, 0, len(rest))
 	settled := make([]queue.Outcome, 0, len(outcomes)-len(rest))
 	of := make([]queue.Recipient, 0, cap(settled))
 	next := 0
 	for i := range outcomes {
 		if next < len(rest) && rest[next].N == j.rcpts[i].N {
+			kept = append(kept, outcomes[i])
 			next++
 			continue
 		}
@@ -110,7 +145,7 @@ func (w *worker) sendRest(j *job, outcomes []queue.Outcome, rest []queue.Recipie
 	}
 	j.rcpts = rest
 	w.d.e.settle(j, of, settled, nil)
-	return j
+	return kept
 }
 
 // giveBack releases a job whose dot was not sent for a reason of ours. Recipients

@@ -20,6 +20,12 @@ const troubleLimit = 5
 // growPause is how long after trouble a destination gets no further connection.
 const growPause = 10 * time.Second
 
+// recently is how long a destination is known as one that works after its last word.
+const recently = time.Minute
+
+// idleLook is how often an idle worker looks whether its connection is still there.
+const idleLook = time.Second
+
 // turnedAwayWait is when a job comes back for which a destination had no room.
 const turnedAwayWait = 10 * time.Second
 
@@ -28,6 +34,7 @@ const turnedAwayWait = 10 * time.Second
 // done one.
 type destination struct {
 	e       *Engine
+	key     string // of its way
 	via     string // the upstream's name, or "mx"
 	domain  string // mx: the domain's key; "" for an upstream
 	backlog int    // jobs that may wait
@@ -43,11 +50,18 @@ type destination struct {
 	limit    int       // connections at once, now: 1 to most
 	credit   int       // successes since limit changed
 	growAt   time.Time // limit does not grow before
+	proven   int       // limit when a transaction last ended
 
-	failures int       // times in a row that no conversation could be had
-	broken   int       // conversations in a row that broke off
-	retryAt  time.Time // not before; zero without failures
-	trouble  *trouble  // the last
+	// In trouble the destination pauses first, if it worked recently, and then is
+	// suspended. While it pauses its jobs wait in the line; a suspended one has none.
+	failures    int       // times in a row that no conversation could be had
+	suspensions int       // of them, those that were followed by a suspension
+	pauses      int       // since the last transaction
+	broken      int       // conversations in a row that broke off
+	retryAt     time.Time // not before; zero without failures
+	trouble     *trouble  // the last
+	talkedAt    time.Time // when a conversation last began or a transaction last ended
+	owes        bool      // mail may wait in the queue for its suspension to end
 }
 
 // destination finds or makes the destination of a way. Only the dispatcher calls it.
@@ -57,7 +71,8 @@ func (e *Engine) destination(w *way) *destination {
 	if d := e.destinations[w.key]; d != nil {
 		return d
 	}
-	d := &destination{e: e, via: "mx", domain: w.domain, upstream: w.upstream}
+	// A new one may owe for another node, or for the time before a restart.
+	d := &destination{e: e, key: w.key, via: "mx", domain: w.domain, upstream: w.upstream, owes: true}
 	if w.upstream != nil {
 		d.via = w.upstream.Name
 		d.backlog = max(1, e.cfg.Messages*9/10) // it may well be the only one
@@ -68,6 +83,7 @@ func (e *Engine) destination(w *way) *destination {
 		d.most = e.bounds.Load().MXConnections
 		d.limit = min(mxBegin, d.most)
 	}
+	d.proven = d.limit
 	e.destinations[w.key] = d
 	return d
 }
@@ -96,8 +112,11 @@ func (d *destination) isEmpty(now time.Time) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	// One in trouble is remembered until it might have been tried once more.
-	remember := d.retryAt.Add(2 * step(d.e.cfg.Backoff, d.failures))
-	return d.workers == 0 && d.waiting.len() == 0 && (d.failures == 0 || now.After(remember))
+	remember := d.talkedAt.Add(recently)
+	if d.failures > 0 {
+		remember = d.retryAt.Add(2 * step(d.e.cfg.Backoff, d.suspensions))
+	}
+	return d.workers == 0 && d.waiting.len() == 0 && now.After(remember)
 }
 
 // isBusy reports that more work is not wanted.
@@ -109,7 +128,7 @@ func (d *destination) isBusy(now time.Time) bool {
 
 // suspended reports that the destination is left alone. mu is held.
 func (d *destination) suspended(now time.Time) bool {
-	return d.failures > 0 && d.live == 0 && now.Before(d.retryAt)
+	return d.suspensions > 0 && d.live == 0 && now.Before(d.retryAt)
 }
 
 // add gives the destination a job. Only the dispatcher calls it.
@@ -117,7 +136,7 @@ func (d *destination) add(j *job, up *route.Upstream) {
 	d.mu.Lock()
 	d.update(up)
 	switch {
-	case d.failures > 0 && d.suspended(time.Now()):
+	case d.suspensions > 0 && d.suspended(time.Now()):
 		t := d.trouble
 		d.mu.Unlock()
 		d.giveUp([]*job{j}, t)
@@ -166,8 +185,8 @@ func (d *destination) update(up *route.Upstream) {
 	if *up != *d.upstream {
 		d.version++
 		d.most = d.e.connectionsFor(up)
-		d.limit = d.most
-		d.failures, d.broken, d.retryAt = 0, 0, time.Time{}
+		d.limit, d.proven = d.most, d.most
+		d.failures, d.suspensions, d.broken, d.retryAt = 0, 0, 0, time.Time{}
 	}
 	d.upstream = up
 }
@@ -196,7 +215,8 @@ func (d *destination) hire() {
 type need struct {
 	upstream *route.Upstream
 	version  int
-	failures int // for connectFailed
+	failures int           // for connectFailed
+	wait     time.Duration // before it is tried: the destination pauses
 }
 
 // need returns how to reach the destination, and whether one more connection is
@@ -205,7 +225,11 @@ func (d *destination) need() (need, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	wanted := d.waiting.len() > 0 && d.workers <= d.allowed() && !d.e.closing.Load()
-	return need{d.upstream, d.version, d.failures}, wanted
+	n := need{upstream: d.upstream, version: d.version, failures: d.failures}
+	if d.failures > 0 && d.live == 0 {
+		n.wait = time.Until(d.retryAt)
+	}
+	return n, wanted
 }
 
 func (d *destination) currentVersion() int {
@@ -251,13 +275,8 @@ func (d *destination) next(w *worker) *job {
 	d.idle = append(d.idle, w)
 	d.mu.Unlock()
 
-	w.timer.Reset(d.e.bounds.Load().IdleTime)
-	select {
-	case j := <-w.jobs:
-		w.timer.Stop()
+	if j := w.idle(d.e.bounds.Load().IdleTime); j != nil {
 		return j
-	case <-w.timer.C:
-	case <-d.e.work.Done():
 	}
 	return d.wake(w)
 }
@@ -292,7 +311,12 @@ func (d *destination) leave() bool {
 func (d *destination) connected(w *worker) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.failures, d.retryAt = 0, time.Time{}
+	d.failures, d.suspensions, d.retryAt = 0, 0, time.Time{}
+	d.talkedAt = time.Now()
+	if d.owes {
+		d.owes = false
+		d.e.cfg.Queue.Recovered(d.key)
+	}
 	d.hire()
 	w.live = true
 	d.live++
@@ -318,15 +342,16 @@ func (d *destination) retire(w *worker) {
 func (d *destination) succeeded() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.broken = 0
-	if d.limit >= d.most {
-		return
+	d.broken, d.pauses = 0, 0
+	d.talkedAt = time.Now()
+	if d.limit < d.most {
+		if d.credit++; d.credit >= d.limit && d.talkedAt.After(d.growAt) {
+			d.credit = 0
+			d.limit++
+			d.hire()
+		}
 	}
-	if d.credit++; d.credit >= d.limit && time.Now().After(d.growAt) {
-		d.credit = 0
-		d.limit++
-		d.hire()
-	}
+	d.proven = d.limit
 }
 
 // shrink halves the connections that a destination in trouble may have. mu is held.
@@ -351,7 +376,7 @@ func (d *destination) brokeOff(t *trouble) {
 		d.mu.Unlock()
 		return
 	}
-	victims := d.suspend(t)
+	victims := d.leaveAlone(t)
 	d.mu.Unlock()
 	d.giveUp(victims, t)
 }
@@ -374,15 +399,42 @@ func (d *destination) connectFailed(t *trouble, since int) {
 			d.giveIdle(d.waiting.pop())
 		}
 	case d.failures == since:
-		victims = d.suspend(t)
+		victims = d.leaveAlone(t)
 	}
 	d.mu.Unlock()
 	d.giveUp(victims, t)
 }
 
+// leaveAlone pauses or suspends the destination and returns the jobs that do not wait
+// for its return. mu is held.
+func (d *destination) leaveAlone(t *trouble) []*job {
+	works := d.pauses > 0 || time.Since(d.talkedAt) < recently
+	if works && d.suspensions == 0 && d.pauses < len(d.e.cfg.Pauses) && !t.reply.IsPermanent() {
+		d.pause(t)
+		return nil
+	}
+	return d.suspend(t)
+}
+
+// pause leaves a destination alone that worked a moment ago and is most likely being
+// restarted: what waits for it stays in the line, and no attempt counts. Afterwards
+// it gets the connections back that it bore. mu is held.
+func (d *destination) pause(t *trouble) {
+	wait := d.e.cfg.Pauses[d.pauses]
+	d.pauses++
+	d.failures++
+	d.broken = 0
+	d.retryAt = time.Now().Add(wait)
+	d.trouble = t
+	d.limit, d.growAt = d.proven, time.Time{}
+	d.e.cfg.Log.Info("destination pauses", "via", d.via, "domain", d.domain,
+		"for", wait, "reply", t.reply.String(), "error", t.err)
+}
+
 // suspend leaves the destination alone for a while and returns what waits. mu is held.
 func (d *destination) suspend(t *trouble) []*job {
-	wait := step(d.e.cfg.Backoff, d.failures)
+	wait := step(d.e.cfg.Backoff, d.suspensions)
+	d.suspensions++
 	d.failures++
 	d.broken = 0
 	d.retryAt = time.Now().Add(wait)
@@ -398,6 +450,7 @@ func (d *destination) suspend(t *trouble) []*job {
 func (d *destination) giveUp(jobs []*job, t *trouble) {
 	d.mu.Lock()
 	away := time.Until(d.retryAt)
+	d.owes = d.owes || len(jobs) > 0 && !t.permanent
 	d.mu.Unlock()
 	for _, j := range jobs {
 		outcomes := make([]queue.Outcome, len(j.rcpts))

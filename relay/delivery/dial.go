@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
-	"strings"
 	"syscall"
 
 	"postern/relay/route"
@@ -41,6 +40,9 @@ type conn struct {
 	tls     string // facts, "" in clear
 	version int    // of the upstream's settings
 	sent    int    // transactions
+	kept    bool   // it was idle for a time
+	onward  bool   // a message came here from another host of the destination
+	walk    walk   // that led here
 }
 
 // target is one address to try.
@@ -53,104 +55,11 @@ type target struct {
 // open begins a conversation with an upstream or, where up is nil, with a mail
 // host of domain.
 func (d *dialer) open(ctx context.Context, domain string, up *route.Upstream) (*conn, *trouble) {
-	if up != nil {
-		return d.openUpstream(ctx, up)
-	}
-	hosts, t := d.exchangers(ctx, domain)
+	w, t := d.walkTo(ctx, domain, up)
 	if t != nil {
 		return nil, t
 	}
-	return d.openMX(ctx, domain, hosts)
-}
-
-// openMX tries the hosts of a domain in turn.
-func (d *dialer) openMX(ctx context.Context, domain string, hosts []exchanger) (*conn, *trouble) {
-	var worst *trouble
-	dials := 0
-	for i, x := range hosts {
-		addrs, err := d.addresses(ctx, x)
-		if t := d.nowhere(domain, x, addrs, err); t != nil {
-			if t.outranks(worst) {
-				worst = t
-			}
-			continue
-		}
-		if d.anySelf(addrs, d.cfg.MXPort) {
-			// What follows is not better than this server itself.
-			if i == 0 || worst == nil || worst.permanent {
-				return nil, loop(domain)
-			}
-			return nil, worst
-		}
-		for _, addr := range addrs {
-			if dials++; dials > maxDials {
-				return nil, worst
-			}
-			c, t := d.try(ctx, target{host: x.host, addr: netip.AddrPortFrom(addr, uint16(d.cfg.MXPort))})
-			if t == nil {
-				return c, nil
-			}
-			if t.outranks(worst) {
-				worst = t
-			}
-			if ctx.Err() != nil {
-				return nil, worst
-			}
-		}
-	}
-	return nil, worst
-}
-
-// nowhere is the trouble of a host without addresses.
-func (d *dialer) nowhere(domain string, x exchanger, addrs []netip.Addr, err error) *trouble {
-	switch {
-	case err != nil && !notFound(err):
-		return lookupTrouble(x.host, err)
-	case len(addrs) > 0:
-		return nil
-	case x.host == domain:
-		return failure(smtp.Permanent(550, 1, 2, "domain "+domain+" does not exist or has no mail host"), err)
-	}
-	return failure(smtp.Permanent(550, 4, 4, "the mail hosts of "+domain+" have no address"), err)
-}
-
-// openUpstream tries the addresses of an upstream in turn.
-func (d *dialer) openUpstream(ctx context.Context, up *route.Upstream) (*conn, *trouble) {
-	if up.Username != "" && !up.Verified() {
-		return nil, &trouble{
-			reply: smtp.Temporary(451, 7, 4, "upstream "+up.Name+" has credentials but no verified TLS"),
-			err:   fmt.Errorf("upstream %s: credentials with TLS mode %q", up.Name, up.TLS),
-		}
-	}
-	// One label is the name of a container or of a machine near by: no public name is so short.
-	x := exchanger{host: strings.TrimSuffix(up.Host, "."), local: !strings.Contains(up.Host, ".")}
-	if addr, err := netip.ParseAddr(up.Host); err == nil {
-		x.literal = addr.Unmap()
-	}
-	addrs, err := d.addresses(ctx, x)
-	if err != nil || len(addrs) == 0 {
-		return nil, lookupTrouble(x.host, err) // also NXDOMAIN: an administrator mends it
-	}
-	if d.anySelf(addrs, up.Port) {
-		return nil, &trouble{
-			reply: smtp.Temporary(451, 4, 6, "upstream "+up.Name+" is this server itself"),
-			err:   fmt.Errorf("upstream %s: %s is a listener of this server", up.Name, addrs[0]),
-		}
-	}
-	var worst *trouble
-	for _, addr := range addrs {
-		c, t := d.try(ctx, target{host: x.host, addr: netip.AddrPortFrom(addr, uint16(up.Port)), upstream: up})
-		if t == nil {
-			return c, nil
-		}
-		if t.outranks(worst) {
-			worst = t
-		}
-		if ctx.Err() != nil {
-			break
-		}
-	}
-	return nil, worst
+	return w.next(ctx)
 }
 
 // anySelf reports that one of the addresses with that port is a listener of this
@@ -232,15 +141,23 @@ func (d *dialer) begin(ctx context.Context, c *conn, to target, policy tlsPolicy
 	if err := c.client.Greet(ctx); err != nil {
 		return conversationTrouble(c, to, err), false
 	}
-	if t, handshake := policy.secure(ctx, c, to); t != nil {
-		return t, handshake
+	if t, handshake = policy.secure(ctx, c, to); t == nil {
+		t = d.logIn(ctx, c, to)
 	}
+	if t != nil {
+		t.greeted = true
+	}
+	return t, handshake
+}
+
+// logIn authenticates with an upstream that wants it.
+func (d *dialer) logIn(ctx context.Context, c *conn, to target) *trouble {
 	if up := to.upstream; up != nil && up.Username != "" {
 		if err := authenticate(ctx, c.client, up); err != nil {
-			return authTrouble(c, to, err), false
+			return authTrouble(c, to, err)
 		}
 	}
-	return nil, false
+	return nil
 }
 
 func (d *dialer) dial(ctx context.Context, to target) (net.Conn, error) {

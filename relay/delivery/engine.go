@@ -35,6 +35,9 @@ type Ledger interface {
 	Gate(ctx context.Context, d *queue.Delivery, ns []int) error
 	Settle(outcomes ...queue.Outcome)
 	Release(d *queue.Delivery, ns []int, wait time.Duration)
+	// Recovered says that a destination can be had again: mail that its suspension
+	// deferred is due. way is queue.Way.
+	Recovered(way string)
 }
 
 // Resolver asks DNS; *net.Resolver is one. Names are given with their final dot.
@@ -62,7 +65,7 @@ type Config struct {
 	MaxOpen        int           // at once to all destinations: 500
 	PerConnection  int           // messages over one connection: 1,000
 	PerTransaction int           // recipients in one transaction: 100
-	IdleTime       time.Duration // how long an unused connection is kept: 10 s
+	IdleTime       time.Duration // how long an unused connection is kept: 8 s, since Amazon SES ends it after 10
 	Timeouts       smtp.Timeouts // of the conversation; zero fields: RFC 5321 section 4.5.3.2
 	ConnectTime    time.Duration // for one TCP connect: 30 s
 	LookupTime     time.Duration // for one DNS question: 20 s
@@ -79,7 +82,8 @@ type Config struct {
 	AllowLiterals  bool // deliver to user@[192.0.2.1]
 
 	Schedule []time.Duration // waits after each attempt; the last repeats. The default is defaultSchedule.
-	Backoff  []time.Duration // how long a destination in trouble is left alone. The default is defaultBackoff.
+	Pauses   []time.Duration // how long a destination that worked recently is left alone first. The default is defaultPauses.
+	Backoff  []time.Duration // and how long after those. The default is defaultBackoff.
 	NoClaim  bool            // only what Take brings
 }
 
@@ -97,6 +101,9 @@ func (c Config) withDefaults() Config {
 	if c.Schedule == nil {
 		c.Schedule = defaultSchedule
 	}
+	if c.Pauses == nil {
+		c.Pauses = defaultPauses
+	}
 	if c.Backoff == nil {
 		c.Backoff = defaultBackoff
 	}
@@ -105,7 +112,7 @@ func (c Config) withDefaults() Config {
 	fill(&c.MaxOpen, 500)
 	fill(&c.PerConnection, 1000)
 	fill(&c.PerTransaction, 100)
-	fill(&c.IdleTime, 10*time.Second)
+	fill(&c.IdleTime, 8*time.Second)
 	fill(&c.ConnectTime, 30*time.Second)
 	fill(&c.LookupTime, 20*time.Second)
 	fill(&c.Messages, 10_000)

@@ -77,11 +77,9 @@ func TestClaims(t *testing.T) {
 	}
 }
 
-// countOpen counts the connections that e has open, and returns how many there were
-// at most. The server is no witness: it learns of a close some time after it.
-func countOpen(e *Engine) (peak *atomic.Int64) {
-	var open atomic.Int64
-	peak = new(atomic.Int64)
+// countOpen counts the connections that e has open, now and at most. The server is no witness: it learns of a close some time after it.
+func countOpen(e *Engine) (open, peak *atomic.Int64) {
+	open, peak = new(atomic.Int64), new(atomic.Int64)
 	dial := e.dialer.connect
 	e.dialer.connect = func(ctx context.Context, to target) (net.Conn, error) {
 		conn, err := dial(ctx, to)
@@ -93,7 +91,7 @@ func countOpen(e *Engine) (peak *atomic.Int64) {
 		}
 		return &counted{TCPConn: conn.(*net.TCPConn), closed: sync.OnceFunc(func() { open.Add(-1) })}, nil
 	}
-	return peak
+	return open, peak
 }
 
 // counted is a connection that says when it is closed.
@@ -114,7 +112,7 @@ func TestReuse(t *testing.T) {
 	up := upstreamAt(server)
 	up.MaxConnections = 3
 	e := newEngine(q, Config{Routes: routes{def: up}, PerConnection: 100})
-	peak := countOpen(e)
+	_, peak := countOpen(e)
 	e.Start()
 	t.Cleanup(func() { stop(t, e) })
 	const n = 250

@@ -35,14 +35,15 @@ type rowKey struct {
 type fakeQueue struct {
 	gate func(d *queue.Delivery, ns []int) error // nil: allowed
 
-	mu       sync.Mutex
-	changed  chan struct{}
-	outcomes map[rowKey][]queue.Outcome
-	released map[rowKey][]time.Duration
-	due      []*queue.Delivery
-	requests []queue.ClaimRequest
-	ended    int
-	asked    atomic.Uint64
+	mu        sync.Mutex
+	changed   chan struct{}
+	outcomes  map[rowKey][]queue.Outcome
+	released  map[rowKey][]time.Duration
+	due       []*queue.Delivery
+	requests  []queue.ClaimRequest
+	ended     int
+	recovered []string
+	asked     atomic.Uint64
 }
 
 func newFakeQueue() *fakeQueue {
@@ -115,6 +116,31 @@ func (q *fakeQueue) Release(d *queue.Delivery, ns []int, wait time.Duration) {
 		q.ended++
 	}
 	q.signal()
+}
+
+// Recovered records the ways.
+func (q *fakeQueue) Recovered(way string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.recovered = append(q.recovered, way)
+	q.signal()
+}
+
+// takeRecovered returns the ways of which the engine said that they are back, once.
+func (q *fakeQueue) takeRecovered() []string {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	list := q.recovered
+	q.recovered = nil
+	return list
+}
+
+// hasEnded reports whether anything has become of the first recipient of d.
+func (q *fakeQueue) hasEnded(d *queue.Delivery) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	key := rowKey{d.Message.ID, 0}
+	return len(q.outcomes[key])+len(q.released[key]) > 0
 }
 
 func (q *fakeQueue) offer(list ...*queue.Delivery) {

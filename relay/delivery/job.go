@@ -23,17 +23,14 @@ type parcel struct {
 type job struct {
 	*parcel
 	rcpts []queue.Recipient
-	// again counts how often the job was begun anew at once, without an attempt
-	// being counted: the connection was gone before the server heard of it.
-	again int
+	// again says that the job was begun anew, without an attempt being counted, after a
+	// conversation that broke off in the middle of it.
+	again bool
 }
-
-// maxAgain bounds job.again.
-const maxAgain = 3
 
 // way is where some recipients of a delivery go.
 type way struct {
-	key      string // "mx " + domain, or "upstream " + name
+	key      string // queue.Way
 	domain   string // mx: the domain's key
 	upstream *route.Upstream
 	rcpts    []queue.Recipient
@@ -143,10 +140,10 @@ func (e *Engine) resolve(d *queue.Delivery, rcpt *queue.Recipient) (way, error) 
 		return way{}, err
 	}
 	if u := decision.Upstream; u != nil {
-		return way{key: "upstream " + u.Name, upstream: u}, nil
+		return way{key: queue.Way(u.Name, ""), upstream: u}, nil
 	}
 	domain := rcpt.Address.DomainKey()
-	return way{key: "mx " + domain, domain: domain}, nil
+	return way{key: queue.Way(viaMX, domain), domain: domain}, nil
 }
 
 // routeWait is when a recipient without a way is looked at again.

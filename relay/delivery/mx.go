@@ -16,9 +16,8 @@ import (
 // Bounds of what a domain's DNS can make us do for one conversation. More hosts
 // than these are never of use; RFC 5321 section 5.1 asks for two at least.
 const (
-	maxHosts     = 8  // looked up
-	maxAddresses = 5  // of one host
-	maxDials     = 10 // in all
+	maxHosts     = 8 // looked up
+	maxAddresses = 5 // of one host
 )
 
 // exchanger is one mail host of a domain.

@@ -320,7 +320,7 @@ func TestUpstreamQuery(t *testing.T) {
 	for host, want := range map[string]string{"mailpit": "mailpit", "mailpit.": "mailpit.", "smtp.example.net": "smtp.example.net."} {
 		dns := &askedDNS{}
 		d := &dialer{cfg: &Config{DNS: dns, LookupTime: time.Minute}}
-		if _, trouble := d.openUpstream(t.Context(), &route.Upstream{Name: "out", Host: host, Port: 25, TLS: route.TLSNone}); trouble == nil {
+		if _, trouble := d.open(t.Context(), "", &route.Upstream{Name: "out", Host: host, Port: 25, TLS: route.TLSNone}); trouble == nil {
 			t.Errorf("%s: no trouble", host)
 		}
 		if dns.host != want {

@@ -48,7 +48,7 @@ func NewProber(cfg Config) *Prober {
 
 // Upstream converses with an upstream: TLS as configured, and its account.
 func (p *Prober) Upstream(ctx context.Context, up *route.Upstream) Probe {
-	c, t := p.d.openUpstream(ctx, up)
+	c, t := p.d.open(ctx, "", up)
 	return p.finish(ctx, c, t)
 }
 
@@ -56,15 +56,17 @@ func (p *Prober) Upstream(ctx context.Context, up *route.Upstream) Probe {
 // then. The hosts are in the order of their preference, up to this server itself if it
 // is one of them: deliveries go no further.
 func (p *Prober) MX(ctx context.Context, domain string) []Probe {
-	hosts, t := p.d.exchangers(ctx, domain)
+	all, t := p.d.walkTo(ctx, domain, nil)
 	if t != nil {
 		return []Probe{p.finish(ctx, nil, t)}
 	}
+	hosts := all.hosts
 	probes := make([]Probe, len(hosts))
 	done := make(chan struct{})
 	for i := range hosts {
 		go func() {
-			c, t := p.d.openMX(ctx, domain, hosts[i:i+1])
+			one := all.only(i)
+			c, t := one.next(ctx)
 			probes[i] = p.finish(ctx, c, t)
 			if probes[i].Host == "" {
 				probes[i].Host = hosts[i].host

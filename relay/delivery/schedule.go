@@ -21,8 +21,17 @@ var defaultSchedule = []time.Duration{
 	4 * time.Hour,
 }
 
-// defaultBackoff is how long a destination is left alone after the first, second,
-// … time in a row that no conversation with it could be had; the last repeats.
+// defaultPauses is how long a destination that worked recently is left alone after
+// the first, second, … time that no conversation with it could be had: a server that is
+// restarted is back within seconds. Then defaultBackoff follows.
+var defaultPauses = []time.Duration{
+	1 * time.Second,
+	2 * time.Second,
+	4 * time.Second,
+}
+
+// defaultBackoff is how long a destination is suspended the first, second, … time in
+// a row; the last repeats.
 var defaultBackoff = []time.Duration{
 	30 * time.Second,
 	1 * time.Minute,

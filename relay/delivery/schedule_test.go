@@ -157,7 +157,7 @@ func TestIdle(t *testing.T) {
 		for _, step := range []struct {
 			after time.Duration
 			dials int64
-		}{{0, 1}, {9 * time.Second, 1}, {9 * time.Second, 1}, {11 * time.Second, 2}} {
+		}{{0, 1}, {7 * time.Second, 1}, {7 * time.Second, 1}, {9 * time.Second, 2}} {
 			time.Sleep(step.after)
 			e.Take(message(t, "a@one.test"))
 			synctest.Wait()
@@ -170,6 +170,11 @@ func TestIdle(t *testing.T) {
 		if n := server.Reached(smtptest.PhaseQuit); n != 2 {
 			t.Errorf("%d QUITs, want 2", n)
 		}
+		if n := len(e.all()); n != 1 {
+			t.Errorf("%d destinations are known as working, want 1", n)
+		}
+		time.Sleep(recently)
+		synctest.Wait()
 		if n := len(e.all()); n != 0 {
 			t.Errorf("%d destinations are remembered", n)
 		}

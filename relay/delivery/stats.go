@@ -32,7 +32,9 @@ func (e *Engine) Stats() Stats {
 			of = &s.MX
 		}
 		d.mu.Lock()
-		of.Destinations++
+		if d.workers > 0 || d.waiting.len() > 0 || d.failures > 0 {
+			of.Destinations++
+		}
 		of.Waiting += d.waiting.len()
 		of.Connections += d.workers
 		if d.suspended(now) {

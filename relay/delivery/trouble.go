@@ -17,6 +17,7 @@ type trouble struct {
 	host      string     // the host that was talked to, "" if none
 	addr      netip.AddrPort
 	tls       string
+	greeted   bool // EHLO was answered
 }
 
 // outcome is what t means for one recipient, whose destination is left alone for
@@ -33,6 +34,7 @@ func (t *trouble) outcome(d *destination, j *job, rcpt *queue.Recipient, away ti
 		o.Result = queue.Failed
 		return o
 	}
+	o.Suspended = true
 	o.RetryIn = max(away, retryWait(d.e.cfg.Schedule, rcpt.Attempts, j.Message.ID))
 	return o
 }
@@ -40,5 +42,5 @@ func (t *trouble) outcome(d *destination, j *job, rcpt *queue.Recipient, away ti
 // outranks reports that t says more than other about why a destination cannot be
 // had: a server's word is worth more than silence.
 func (t *trouble) outranks(other *trouble) bool {
-	return other == nil || other.permanent && !t.permanent || t.addr.IsValid() && !other.addr.IsValid()
+	return other == nil || other.permanent || !t.permanent && t.addr.IsValid() && !other.addr.IsValid()
 }

@@ -98,7 +98,7 @@ func (w *worker) serve() {
 			j = w.do(j)
 		}
 		w.job = nil
-		if w.conn != nil && w.conn.sent >= w.d.e.bounds.Load().PerConnection {
+		if w.conn != nil && (w.conn.onward || w.conn.sent >= w.d.e.bounds.Load().PerConnection) {
 			w.hangUp()
 		}
 	}
@@ -108,18 +108,63 @@ func (w *worker) serve() {
 // meanwhile: those that wait are done by whoever can first.
 func (w *worker) connect() bool {
 	need, wanted := w.d.need()
+	for ; wanted && need.wait > 0; need, wanted = w.d.need() {
+		if !w.rest(need.wait) {
+			return false
+		}
+	}
 	if !wanted {
 		return false
 	}
-	c, t := w.d.e.dialer.open(w.ctx, w.d.domain, need.upstream)
-	if t != nil {
+	if t := w.open(need); t != nil {
 		w.d.connectFailed(t, need.failures)
 		return false
+	}
+	return true
+}
+
+// open begins a conversation.
+func (w *worker) open(need need) *trouble {
+	c, t := w.d.e.dialer.open(w.ctx, w.d.domain, need.upstream)
+	if t != nil {
+		return t
 	}
 	c.version = need.version
 	w.conn = c
 	w.d.connected(w)
-	return true
+	return nil
+}
+
+// rest waits, and reports false when no new work is to be begun any more.
+func (w *worker) rest(wait time.Duration) bool {
+	w.timer.Reset(wait)
+	select {
+	case <-w.timer.C:
+		return true
+	case <-w.d.e.work.Done():
+		w.timer.Stop()
+		return false
+	}
+}
+
+// idle waits for a job. It returns nil after most, or when the server has ended the
+// connection: nobody has to find that out with a message in hand.
+func (w *worker) idle(most time.Duration) *job {
+	w.conn.kept = true
+	until := time.Now().Add(most)
+	for left := most; left > 0 && w.conn.client.Usable(); left = time.Until(until) {
+		w.timer.Reset(min(left, idleLook))
+		select {
+		case j := <-w.jobs:
+			w.timer.Stop()
+			return j
+		case <-w.timer.C:
+		case <-w.d.e.work.Done():
+			w.timer.Stop()
+			return nil
+		}
+	}
+	return nil
 }
 
 // abandon settles the job that a panic interrupted.

@@ -250,7 +250,7 @@ sibling as materialized (
 ranked as (
 	select message_id, n, row_number() over (partition by domain_key order by message_id, n) as nth
 	from (select message_id, n, domain_key from pick union select message_id, n, domain_key from sibling) u)
-update recipient r set owner = $5, dot_possible = not $6
+update recipient r set owner = $5, dot_possible = not $6, waits_for = null
 from ranked
 where r.message_id = ranked.message_id and r.n = ranked.n and ranked.nth <= $2 and coalesce(r.owner, 0) = 0
 returning r.message_id, r.n, r.domain_key, r.local, r.domain, r.notify, r.orcpt_type, r.orcpt, r.attempts, r.possible_duplicate,

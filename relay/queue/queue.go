@@ -60,7 +60,9 @@ type Queue struct {
 	forgets *retention
 	breaker *breaker
 	held    *held
-	faults  faults
+
+	recovered recovered
+	faults    faults
 
 	entry    sync.RWMutex // guards closing against a submission that enters
 	closing  bool
@@ -120,6 +122,7 @@ func New(cfg Config) *Queue {
 	q.turns = newTurns(q)
 	q.forgets = newRetention(q)
 	q.breaker = newBreaker(q)
+	q.recovered = recovered{ways: make(map[string]bool), grown: make(chan struct{}, 1)}
 	return q
 }
 
@@ -133,7 +136,7 @@ func (q *Queue) Start(ctx context.Context) error {
 	q.stop = stop
 	q.commits.start()
 	q.settles.done.Go(func() { q.settles.run(background) })
-	for _, run := range []func(context.Context){q.epochs.run, q.commits.voids.run, q.sweeps.run, q.turns.run, q.forgets.run, q.breaker.run, q.signals.listen, q.signals.notify} {
+	for _, run := range []func(context.Context){q.epochs.run, q.commits.voids.run, q.sweeps.run, q.turns.run, q.forgets.run, q.breaker.run, q.signals.listen, q.signals.notify, q.wakeRecovered} {
 		q.loops.Go(func() { run(background) })
 	}
 	if q.cfg.StrictGate {

@@ -142,6 +142,9 @@ type Outcome struct {
 	Unknown bool
 	// DSNPassed says that the next hop took the NOTIFY duties over.
 	DSNPassed bool
+	// Suspended says that a Deferred recipient waits only because its destination is left
+	// alone after trouble: it is due when the destination has Recovered.
+	Suspended bool
 	// NotAnAttempt records nothing in the history and counts no attempt: the
 	// recipient goes back to waiting (no route, destination busy).
 	NotAnAttempt bool

@@ -1,0 +1,274 @@
+package delivery
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"postern/internal/smtptest"
+	"postern/relay/queue"
+	"postern/relay/smtp"
+)
+
+// TestP14KeptConnectionsAreDead: a server is restarted while many connections to it are
+// kept. What comes then goes out over new ones, and nothing is deferred.
+func TestP14KeptConnectionsAreDead(t *testing.T) {
+	t.Parallel()
+	const kept, burst = 20, 60
+	for name, end := range map[string]smtptest.Action{"closed": smtptest.Close(), "reset": smtptest.Reset()} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var restarted atomic.Bool
+			gathered := make(chan struct{})
+			server := smtptest.Start(t, smtptest.Config{Hooks: map[smtptest.Phase]smtptest.Hook{
+				smtptest.PhaseMail: func(s smtptest.Session) smtptest.Action {
+					if s.Messages > 0 && s.Conn <= kept && restarted.Load() {
+						return end // as a server does that is gone when MAIL arrives
+					}
+					return smtptest.Action{}
+				},
+				smtptest.PhaseDot: func(smtptest.Session) smtptest.Action {
+					return smtptest.Then(smtptest.StallUntil(gathered), smtptest.Normal())
+				},
+			}})
+			q := newFakeQueue()
+			up := upstreamAt(server)
+			up.MaxConnections = kept
+			e := startEngine(t, q, Config{Routes: routes{def: up}, IdleTime: time.Hour})
+			for range kept {
+				e.Take(message(t, "a@one.test"))
+			}
+			server.WaitPhase(t, smtptest.PhaseDot, kept)
+			close(gathered)
+			q.waitEnded(t, kept)
+			restarted.Store(true)
+			var sent []*queue.Delivery
+			for range burst {
+				d := message(t, "b@one.test")
+				sent = append(sent, d)
+				e.Take(d)
+			}
+			q.waitEnded(t, kept+burst)
+			for _, d := range sent {
+				if o := q.outcome(t, d, 0); o.Result != queue.Delivered {
+					t.Fatalf("outcome %+v", o)
+				}
+			}
+		})
+	}
+}
+
+// TestR7Goodbye: a goodbye that crosses our MAIL on a kept connection says nothing about
+// the message; on a new one it does.
+func TestR7Goodbye(t *testing.T) {
+	t.Parallel()
+	for _, goodbye := range []string{"421 4.4.2 idle too long", "421 closing", "451 4.4.2 timeout exceeded"} {
+		for _, used := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, used %v", goodbye, used), func(t *testing.T) {
+				t.Parallel()
+				server := smtptest.Start(t, smtptest.Config{Hooks: map[smtptest.Phase]smtptest.Hook{
+					smtptest.PhaseMail: func(s smtptest.Session) smtptest.Action {
+						if (s.Messages > 0) == used && (used || s.Conn == 1) {
+							return smtptest.Reply(goodbye)
+						}
+						return smtptest.Action{}
+					}}})
+				q := newFakeQueue()
+				e := startEngine(t, q, Config{Routes: routes{def: upstreamAt(server)}})
+				want := queue.Deferred
+				if used {
+					want = queue.Delivered
+				}
+				for i := range 2 {
+					d := message(t, "a@one.test")
+					e.Take(d)
+					q.waitEnded(t, i+1)
+					if o := q.outcome(t, d, 0); o.Result != want {
+						t.Errorf("message %d: %+v, want %s", i, o, want)
+					}
+					if !used {
+						return
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestR3IdleWithoutMail: a connection that was made for a job which another one took
+// is kept although it has carried nothing, and what it ends with costs nobody an attempt.
+func TestR3IdleWithoutMail(t *testing.T) {
+	t.Parallel()
+	w := &worker{conn: &conn{}}
+	for _, res := range []smtp.Result{
+		{Err: &smtp.StageError{Stage: smtp.StageMail, Err: net.ErrClosed}},
+		{Err: &smtp.StageError{Stage: smtp.StageMail, Reply: smtp.Temporary(421, 4, 2, "idle")}},
+	} {
+		if !unheard(res) {
+			t.Errorf("%+v is a word about the message", res)
+		}
+	}
+	if w.conn.kept {
+		t.Fatal("a new connection counts as kept")
+	}
+	server := smtptest.New(smtptest.Config{})
+	defer server.Close()
+	ours, theirs := net.Pipe()
+	go server.ServeConn(theirs)
+	e := newEngine(newFakeQueue(), Config{Routes: routes{}})
+	w = newWorker(&destination{e: e})
+	w.conn = &conn{client: smtp.NewClient(ours, smtp.ClientConfig{Hello: "relay.test"})}
+	defer w.conn.client.Close()
+	if err := w.conn.client.Greet(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.jobs <- &job{}
+	if w.idle(time.Hour) == nil || !w.conn.kept {
+		t.Error("a connection that waited for a job does not count as kept")
+	}
+}
+
+// TestR3IdleWorkerHangsUp: a worker notices without a message that its server is gone.
+func TestR3IdleWorkerHangsUp(t *testing.T) {
+	t.Parallel()
+	gone := make(chan struct{})
+	server := smtptest.Start(t, smtptest.Config{Hooks: map[smtptest.Phase]smtptest.Hook{
+		smtptest.PhaseDot: smtptest.Always(smtptest.Then(smtptest.Normal(), smtptest.StallUntil(gone), smtptest.Close()))}})
+	q := newFakeQueue()
+	e := newEngine(q, Config{Routes: routes{def: upstreamAt(server)}, IdleTime: time.Hour})
+	open, _ := countOpen(e)
+	e.Start()
+	t.Cleanup(func() { stop(t, e) })
+	e.Take(message(t, "a@one.test"))
+	q.waitEnded(t, 1)
+	close(gone)
+	server.WaitIdle(t)
+	for end := time.Now().Add(patience); open.Load() > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the connection is kept although its server has closed it")
+		}
+	}
+}
+
+// TestR2Restart: a destination that worked a moment ago and refuses connections for some
+// seconds costs nobody an attempt; afterwards it has its connections back.
+func TestR2Restart(t *testing.T) {
+	t.Parallel()
+	for _, away := range []time.Duration{0, 500 * time.Millisecond, 2 * time.Second, 6 * time.Second} {
+		t.Run(away.String(), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				server := smtptest.New(smtptest.Config{})
+				defer server.Close()
+				q := newFakeQueue()
+				e := newEngine(q, Config{Routes: routes{def: piped}, NoClaim: true, IdleTime: 100 * time.Millisecond})
+				down, _ := pipes(e, server)
+				e.Start()
+				defer stop(t, e)
+				e.Take(message(t, "a@one.test"))
+				time.Sleep(time.Second) // delivered, and the connection has gone
+				down.Store(true)
+				began := time.Now()
+				var sent []*queue.Delivery
+				for time.Since(began) < away || len(sent) < 10 {
+					d := message(t, "a@one.test")
+					sent = append(sent, d)
+					e.Take(d)
+					time.Sleep(50 * time.Millisecond)
+				}
+				down.Store(false)
+				time.Sleep(5 * time.Second)
+				synctest.Wait()
+				for i, d := range sent {
+					if o := q.outcome(t, d, 0); o.Result != queue.Delivered {
+						t.Fatalf("message %d: %+v", i, o)
+					}
+				}
+				if limit := e.destinations[queue.Way("sink", "")].limit; limit != piped.MaxConnections {
+					t.Errorf("%d connections are allowed afterwards, want %d", limit, piped.MaxConnections)
+				}
+			})
+		})
+	}
+}
+
+// TestR2Suspension: what stays away is suspended after the pauses; what waits then is
+// marked as waiting for it, and the queue hears when it is back.
+func TestR2Suspension(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := smtptest.New(smtptest.Config{})
+		defer server.Close()
+		q := newFakeQueue()
+		e := newEngine(q, Config{Routes: routes{def: piped}, NoClaim: true, IdleTime: time.Second})
+		down, dials := pipes(e, server)
+		e.Start()
+		defer stop(t, e)
+		e.Take(message(t, "a@one.test"))
+		time.Sleep(2 * time.Second)
+		if got := q.takeRecovered(); len(got) != 1 {
+			t.Errorf("recovered: %q, want the new destination, for the time before a restart", got)
+		}
+		down.Store(true)
+		d := message(t, "a@one.test")
+		e.Take(d)
+		time.Sleep(6 * time.Second)
+		synctest.Wait()
+		if n := dials.Load(); n != 4 {
+			t.Fatalf("%d dials after 6 s, want one before and at 0, 1 and 3 s", n)
+		}
+		if q.hasEnded(d) {
+			t.Fatal("the message does not wait in the line")
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if o := q.outcome(t, d, 0); o.Result != queue.Deferred || !o.Suspended {
+			t.Errorf("outcome %+v, want one that waits for the destination", o)
+		}
+		down.Store(false)
+		time.Sleep(40 * time.Second)
+		e.Take(message(t, "a@one.test"))
+		synctest.Wait()
+		if got := q.takeRecovered(); len(got) != 1 || got[0] != queue.Way("sink", "") {
+			t.Errorf("recovered: %q", got)
+		}
+	})
+}
+
+// TestR2NeverWorked: a destination that has not worked recently gets no pauses.
+func TestR2NeverWorked(t *testing.T) {
+	t.Parallel()
+	d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{}}), limit: 5, proven: 5}
+	refused := &trouble{reply: smtp.Temporary(451, 4, 1, "refused"), err: syscall.ECONNREFUSED}
+	d.connectFailed(refused, 0)
+	if d.suspensions != 1 || d.pauses != 0 {
+		t.Errorf("%d suspensions, %d pauses", d.suspensions, d.pauses)
+	}
+	d.connected(&worker{})
+	d.disconnected(&worker{live: true})
+	d.connectFailed(&trouble{reply: smtp.Permanent(535, 7, 8, "bad password"), err: errors.New("auth")}, 0)
+	if d.suspensions != 1 || d.pauses != 0 {
+		t.Errorf("after a refusal: %d suspensions, %d pauses", d.suspensions, d.pauses)
+	}
+}
+
+// TestR2Flapping: a server that greets and then breaks off every conversation is
+// suspended all the same.
+func TestR2Flapping(t *testing.T) {
+	t.Parallel()
+	d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{}}), limit: 5, proven: 5}
+	for range (len(defaultPauses) + 1) * troubleLimit {
+		w := &worker{}
+		d.connected(w)
+		d.disconnected(w)
+		d.brokeOff(&trouble{reply: smtp.Temporary(451, 4, 2, "lost"), err: net.ErrClosed})
+	}
+	if d.suspensions != 1 {
+		t.Errorf("%d suspensions after %d pauses", d.suspensions, d.pauses)
+	}
+}

@@ -1,0 +1,100 @@
+package delivery
+
+import (
+	"errors"
+
+	"postern/relay/queue"
+	"postern/relay/smtp"
+)
+
+// transaction is one that has ended.
+type transaction struct {
+	res   smtp.Result
+	facts queue.Outcome // what its outcomes have in common
+	conn  *conn         // that it was sent over; closed if res has an error
+	used  bool          // conn had carried mail, or waited for it, before
+}
+
+// lost reports that the connection broke before the final dot was sent, or that the
+// server took its leave. Silence is not meant: it would most likely be met again.
+func (t *transaction) lost() bool {
+	var stage *smtp.StageError
+	return !t.res.DotSent && errors.As(t.res.Err, &stage) && !isTimeout(stage.Err) && !errors.Is(stage.Err, smtp.ErrOutOfStep) &&
+		(stage.Reply.IsZero() || stage.Reply.Code == 421)
+}
+
+// mayBeginAnew reports that the message may be sent once more on a new connection
+// without an attempt being counted: a server that is restarted in the middle of a
+// transaction is back within seconds. Its 421 on a new connection is a refusal.
+func (t *transaction) mayBeginAnew(j *job) bool {
+	var stage *smtp.StageError
+	return !j.again && t.lost() && errors.As(t.res.Err, &stage) && (t.used || stage.Reply.IsZero())
+}
+
+// onward is the way to the hosts that come next. Other addresses of the same host are
+// of use only where the connection was lost.
+func (t *transaction) onward() walk {
+	next := t.conn.walk
+	if !t.conn.onward {
+		next = next.again()
+	}
+	if !t.lost() {
+		next.addrs = nil
+	}
+	return next
+}
+
+// elsewhere lists the recipients for whom another host of the destination may do in
+// the same attempt what this one did not (RFC 5321 section 5.1), or a new connection.
+func (t *transaction) elsewhere(j *job, outcomes []queue.Outcome) []queue.Recipient {
+	if next := t.onward(); !next.hasNext() && !t.mayBeginAnew(j) {
+		return nil
+	}
+	var rest []queue.Recipient
+	for i := range outcomes {
+		if outcomes[i].Result != queue.Delivered && t.goesOn(i) {
+			rest = append(rest, j.rcpts[i])
+		}
+	}
+	return rest
+}
+
+// goesOn reports that another host may be asked about recipient i: who was put off at
+// MAIL, RCPT or DATA, had no reply there, or has a need that this host lacks. Not who
+// was refused for good, and not whose final dot was sent: the message may be there.
+func (t *transaction) goesOn(i int) bool {
+	reply, stage := t.res.Replies[i], t.res.Stages[i]
+	switch {
+	case !complete(reply):
+		return !t.res.DotSent
+	case stage == smtp.StageDot:
+		return false
+	case stage == smtp.StageHello:
+		return true
+	case stage == smtp.StageRcpt && t.conn.walk.upstream != nil:
+		return reply.Code == 421 // else the word of all its hosts
+	}
+	return reply.IsTemporary()
+}
+
+// nextHost goes on to the next host of the destination with what is left of a job, and
+// reports whether one could be had.
+func (w *worker) nextHost(j *job, t *transaction) bool {
+	next := t.onward()
+	if !next.hasNext() || w.d.e.closing.Load() {
+		return false
+	}
+	w.hangUp()
+	c, trouble := next.next(w.ctx)
+	if c == nil {
+		if trouble != nil {
+			w.d.e.cfg.Log.Info("no other host can be had", "id", j.Message.ID, "after", t.conn.host, "reply", trouble.reply.String(), "error", trouble.err)
+		}
+		return false
+	}
+	c.version, c.onward = t.conn.version, true
+	w.conn = c
+	w.d.connected(w)
+	w.d.e.cfg.Log.Info("the next host is tried", "id", j.Message.ID, "after", t.conn.host, "host", c.host)
+	return true
+}

@@ -1,0 +1,179 @@
+package delivery
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"postern/relay/route"
+	"postern/relay/smtp"
+)
+
+// Bounds of one attempt. RFC 5321 section 5.1 has a client try the other hosts of a
+// destination; these keep a destination with many of them from taking for ever.
+const (
+	maxTries    = 5                // addresses that are dialled
+	maxSessions = 3                // conversations that come past EHLO
+	attemptTime = 10 * time.Minute // no further host is begun with after it
+)
+
+// walk goes through the hosts of a destination, in their order, one address after
+// the other. It is a value: a copy goes on from the same place. A connection keeps
+// the walk that led to it, and a message for which its host is the wrong one now goes
+// on from there.
+type walk struct {
+	d        *dialer
+	domain   string          // mx: the domain's key
+	upstream *route.Upstream // nil for mx
+	host     exchanger       // the last one looked up
+	addrs    []netip.Addr    // further ones of host
+	hosts    []exchanger     // that come after host
+
+	tries    int
+	sessions int
+	until    time.Time
+}
+
+// walkTo begins a walk to an upstream or, where up is nil, to the mail hosts of domain.
+func (d *dialer) walkTo(ctx context.Context, domain string, up *route.Upstream) (walk, *trouble) {
+	w := walk{d: d, domain: domain, upstream: up, until: time.Now().Add(attemptTime)}
+	if up != nil {
+		w.hosts = []exchanger{hostOf(up)}
+		return w, w.unsafe()
+	}
+	var t *trouble
+	w.hosts, t = d.exchangers(ctx, domain)
+	return w, t
+}
+
+// hostOf is the one host of an upstream.
+func hostOf(up *route.Upstream) exchanger {
+	// One label is the name of a container or of a machine near by: no public name is so short.
+	x := exchanger{host: strings.TrimSuffix(up.Host, "."), local: !strings.Contains(up.Host, ".")}
+	if addr, err := netip.ParseAddr(up.Host); err == nil {
+		x.literal = addr.Unmap()
+	}
+	return x
+}
+
+// unsafe is the trouble of an upstream whose credentials would go out unprotected.
+func (w *walk) unsafe() *trouble {
+	up := w.upstream
+	if up.Username == "" || up.Verified() {
+		return nil
+	}
+	return &trouble{
+		reply: smtp.Temporary(451, 7, 4, "upstream "+up.Name+" has credentials but no verified TLS"),
+		err:   fmt.Errorf("upstream %s: credentials with TLS mode %q", up.Name, up.TLS),
+	}
+}
+
+// again is the walk of a message whose attempt begins on the connection that the walk
+// has led to: that one counts, what was tried for it before does not.
+func (w walk) again() walk {
+	w.tries, w.sessions, w.until = 1, 1, time.Now().Add(attemptTime)
+	return w
+}
+
+// hasNext reports that there is somewhere to go.
+func (w *walk) hasNext() bool { return (len(w.addrs) > 0 || len(w.hosts) > 0) && !w.exhausted() }
+
+func (w *walk) exhausted() bool {
+	return w.tries >= maxTries || w.sessions >= maxSessions || !time.Now().Before(w.until)
+}
+
+// next begins a conversation with the next address where one can be had. The trouble
+// is the one that says most of those on the way, nil if there was nowhere to go.
+func (w *walk) next(ctx context.Context) (*conn, *trouble) {
+	ctx, cancel := context.WithDeadline(ctx, w.until)
+	defer cancel()
+	var worst *trouble
+	for w.hasNext() && (worst == nil || ctx.Err() == nil) {
+		var c *conn
+		var t *trouble
+		if len(w.addrs) > 0 {
+			c, t = w.try(ctx)
+		} else {
+			t = w.lookUp(ctx)
+		}
+		if c != nil {
+			return c, nil
+		}
+		if t != nil && t.outranks(worst) {
+			worst = t
+		}
+	}
+	return nil, worst
+}
+
+// try begins a conversation with the next address of the host.
+func (w *walk) try(ctx context.Context) (*conn, *trouble) {
+	to := target{host: w.host.host, addr: netip.AddrPortFrom(w.addrs[0], uint16(w.port())), upstream: w.upstream}
+	w.addrs = w.addrs[1:]
+	w.tries++
+	c, t := w.d.try(ctx, to)
+	if t != nil {
+		if t.greeted {
+			w.sessions++
+		}
+		return nil, t
+	}
+	w.sessions++
+	c.walk = *w
+	return c, nil
+}
+
+// lookUp takes the next host and finds its addresses.
+func (w *walk) lookUp(ctx context.Context) *trouble {
+	w.host, w.hosts = w.hosts[0], w.hosts[1:]
+	addrs, err := w.d.addresses(ctx, w.host)
+	if t := w.nowhere(addrs, err); t != nil {
+		return t
+	}
+	if w.d.anySelf(addrs, w.port()) {
+		w.hosts = nil // hosts of the same or worse preference would loop (RFC 5321 section 5.1)
+		return w.loop()
+	}
+	w.addrs = addrs
+	return nil
+}
+
+func (w *walk) port() int {
+	if w.upstream != nil {
+		return w.upstream.Port
+	}
+	return w.d.cfg.MXPort
+}
+
+// nowhere is the trouble of a host without addresses.
+func (w *walk) nowhere(addrs []netip.Addr, err error) *trouble {
+	switch {
+	case len(addrs) > 0:
+		return nil
+	case w.upstream != nil, err != nil && !notFound(err):
+		return lookupTrouble(w.host.host, err) // an upstream's NXDOMAIN too: an administrator mends it
+	case w.host.host == w.domain:
+		return failure(smtp.Permanent(550, 1, 2, "domain "+w.domain+" does not exist or has no mail host"), err)
+	}
+	return failure(smtp.Permanent(550, 4, 4, "the mail hosts of "+w.domain+" have no address"), err)
+}
+
+// loop is the trouble of a host that is this server.
+func (w *walk) loop() *trouble {
+	if w.upstream != nil {
+		return &trouble{
+			reply: smtp.Temporary(451, 4, 6, "upstream "+w.upstream.Name+" is this server itself"),
+			err:   fmt.Errorf("upstream %s: %s is a listener of this server", w.upstream.Name, w.host.host),
+		}
+	}
+	return loop(w.domain)
+}
+
+// only leaves the walk one of its hosts.
+func (w walk) only(i int) walk {
+	w.hosts = slices.Clone(w.hosts[i : i+1])
+	return w
+}

@@ -1,0 +1,69 @@
+package queue
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"postern/internal/pgtest"
+)
+
+// TestR2Recovered: what waits only for its destination is due when that is back, and
+// nothing else is.
+func TestR2Recovered(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	_, d := put(t, q, true, "a@one.example", "b@one.example", "c@two.example", "d@three.example")
+	for n, o := range []struct {
+		upstream  string
+		suspended bool
+	}{{"mx", true}, {"mx", false}, {"mx", true}, {"out", true}} {
+		end := outcome(d, n, Deferred)
+		end.Upstream, end.Suspended, end.RetryIn = o.upstream, o.suspended, time.Hour
+		q.Settle(end)
+	}
+	becomes(t, db, d.Message.ID, "0 queued;1 queued;2 queued;3 queued")
+	q.Recovered(Way("mx", "one.example"))
+	q.Recovered(Way("out", ""))
+	eventually(t, "the rows of both ways are due", func() bool {
+		return count(t, db, `select count(*) from recipient where next_attempt_at <= now() and waits_for is null and n in (0, 3)`) == 2
+	})
+	if n := count(t, db, `select count(*) from recipient where next_attempt_at <= now()`); n != 2 {
+		t.Errorf("%d rows are due, want 2", n)
+	}
+	if n := count(t, db, `select count(*) from recipient where waits_for = 'mx two.example' and n = 2`); n != 1 {
+		t.Error("the row of the other destination does not wait for it any more")
+	}
+	claimed := claimAll(t, q, ClaimRequest{Messages: 10, PerDestination: 10})
+	if len(claimed) != 1 || len(claimed[0].Recipients) != 2 {
+		t.Errorf("claimed %+v, want recipients 0 and 3", claimed)
+	}
+}
+
+// A claim ends the wait: the row is being tried.
+func TestR2ClaimEndsTheWait(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	_, d := put(t, q, true, "a@one.example")
+	end := outcome(d, 0, Deferred)
+	end.Upstream, end.Suspended, end.RetryIn = "mx", true, 0
+	q.Settle(end)
+	claimAll(t, q, ClaimRequest{Messages: 10, PerDestination: 10})
+	if n := count(t, db, `select count(*) from recipient where waits_for is null`); n != 1 {
+		t.Error("a claimed row still waits for its destination")
+	}
+}
+
+// The rows of a way are found by their index, however many there are of others.
+func TestR2RecoveredPlan(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	exec(t, db, loadBacklog, 1, 2000, backlogDomains)
+	exec(t, db, `vacuum analyze`)
+	plan := genericPlan(t, db, sqlRecovered)
+	if !strings.Contains(plan, "recipient_waits") || strings.Contains(plan, "Seq Scan") {
+		t.Errorf("plan:\n%s", plan)
+	}
+}
