@@ -190,6 +190,16 @@ func (q *fakeQueue) outcome(t testing.TB, d *queue.Delivery, n int) queue.Outcom
 	return q.outcomes[key][0]
 }
 
+// results returns all outcomes.
+func (q *fakeQueue) results() (list []queue.Outcome) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, of := range q.outcomes {
+		list = append(list, of...)
+	}
+	return list
+}
+
 // releases returns how often each recipient was released.
 func (q *fakeQueue) releases() map[rowKey][]time.Duration {
 	q.mu.Lock()

@@ -1,0 +1,112 @@
+package relay_test
+
+import (
+	"crypto/tls"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"testing"
+	"time"
+
+	"postern/internal/rig"
+	"postern/internal/smtptest"
+)
+
+// restarted is an upstream that is killed and started again, at one address.
+type restarted struct {
+	cfg    smtptest.Config
+	server *smtptest.Server
+}
+
+// startUpstream takes its time at MAIL, so that many connections are busy and none of
+// them awaits the reply to a final dot for long: what is lost there is in doubt.
+func startUpstream(t *testing.T, tlsConfig *tls.Config) *restarted {
+	t.Helper()
+	u := &restarted{cfg: smtptest.Config{
+		TLS: tlsConfig, DiscardBodies: true,
+		Hooks: map[smtptest.Phase]smtptest.Hook{
+			smtptest.PhaseMail: smtptest.Always(smtptest.Then(smtptest.Delay(60*time.Millisecond), smtptest.Normal()))},
+	}}
+	u.server = smtptest.Start(t, u.cfg)
+	u.cfg.Addr = u.server.Addr()
+	return u
+}
+
+// restart kills the upstream and starts it again after a time.
+func (u *restarted) restart(t *testing.T, away time.Duration) {
+	t.Helper()
+	u.server.Close()
+	time.Sleep(away)
+	u.server = smtptest.Start(t, u.cfg)
+}
+
+// TestR2UpstreamRestarts kills an upstream again and again under a load, and starts it
+// after at most two seconds. No attempt is counted for it, but for messages whose final
+// dot it had: those are in doubt. With POSTERN_LONG=1 it is 50 restarts at 20 and at 200
+// messages a second, in clear and under TLS, and no message may wait longer than 5 s.
+func TestR2UpstreamRestarts(t *testing.T) {
+	t.Parallel()
+	ca := smtptest.NewCA(t)
+	long := os.Getenv("POSTERN_LONG") == "1"
+	for name, secure := range map[string]*tls.Config{"clear": nil, "TLS": ca.ServerConfig(t, "127.0.0.1")} {
+		rates, restarts, away := []int{200}, 4, []time.Duration{0}
+		if long {
+			rates, restarts, away = []int{20, 200}, 50, []time.Duration{0, 500 * time.Millisecond, 2 * time.Second}
+		}
+		for _, rate := range rates {
+			t.Run(fmt.Sprintf("%s, %d messages/s", name, rate), func(t *testing.T) {
+				if !long {
+					t.Parallel()
+				}
+				survive(t, startUpstream(t, secure), rate, restarts, away)
+			})
+		}
+	}
+}
+
+func survive(t *testing.T, u *restarted, rate, restarts int, away []time.Duration) {
+	t.Helper()
+	r := rig.New(t, false)
+	r.Postern("", "upstream", "add", "sink", "--host", u.cfg.Addr, "--tls", "opportunistic", "--connections", "20")
+	r.Postern("", "route", "add", "--via", "sink")
+	node := r.Node(rig.NodeConfig{Name: "solo"})
+	load := newLoad(t, r, node)
+	load.Conns, load.Pace = 20, 20*time.Second/time.Duration(rate)
+	load.Shape = func(random *rand.Rand) rig.Shape {
+		return rig.Shape{From: rig.User, To: []string{fmt.Sprintf("rcpt%d@dest.test", random.IntN(1000))}, Size: 2 << 10}
+	}
+	load.Start()
+	for i := range restarts {
+		// What the last kill interrupted has gone out by then.
+		u.server.WaitMessages(t, 50)
+		<-moment()
+		u.restart(t, away[i%len(away)])
+	}
+	u.server.WaitMessages(t, 50)
+	load.Stop()
+	count := func(what, sql string) int {
+		n, err := r.Count(t.Context(), sql)
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		return n
+	}
+	for end := time.Now().Add(rig.Patience); count("left", `select count(*) from recipient where not possible_duplicate`) > 0; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("mail that is not in doubt is left in the queue")
+		}
+	}
+	doubt := count("in doubt", `select count(*) from attempt where outcome_unknown`)
+	deferred := count("deferred", `select count(*) from attempt where result <> 'delivered' and not outcome_unknown`)
+	delivered := count("delivered", `select count(*) from attempt where result = 'delivered'`)
+	waited := count("waited", `select ceil(extract(epoch from max(a.at - m.accepted_at)) * 1000) from attempt a join message m on m.id = a.message_id
+		where a.result = 'delivered' and not exists (select from attempt d where d.message_id = a.message_id and d.outcome_unknown)`)
+	t.Logf("%d restarts, %d accepted, %d delivered, %d deferred, %d in doubt at the dot, longest wait %d ms", restarts,
+		load.Ledger.Accepted(), delivered, deferred, doubt, waited)
+	if deferred != 0 || delivered+doubt < load.Ledger.Accepted() {
+		t.Errorf("%d attempts were counted for restarts; %d of %d delivered", deferred, delivered, load.Ledger.Accepted())
+	}
+	if os.Getenv("POSTERN_LONG") == "1" && waited > 5000 {
+		t.Errorf("a message waited %d ms", waited)
+	}
+}
