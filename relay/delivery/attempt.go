@@ -64,12 +64,12 @@ func (w *worker) send(j *job) smtp.Result {
 }
 
 // unheard reports that the server took no notice of the transaction: in place of a
-// reply to MAIL the connection was closed or the server took its leave, by 421
-// (RFC 5321 section 3.8) or by 451 4.4.2, as some do when a connection was idle.
+// reply to MAIL the connection was closed, nothing came at all, or the server took its
+// leave, by 421 (RFC 5321 section 3.8) or by 451 4.4.2, as some do when a connection was idle.
 func unheard(res smtp.Result) bool {
 	var stage *smtp.StageError
 	if errors.As(res.Err, &stage) {
-		return stage.Stage == smtp.StageMail && (isLeave(stage.Reply) || stage.Reply.IsZero() && !isTimeout(stage.Err))
+		return stage.Stage == smtp.StageMail && (isLeave(stage.Reply) || stage.Reply.IsZero())
 	}
 	return len(res.Stages) > 0 && res.Stages[0] == smtp.StageMail && isLeave(res.Replies[0])
 }

@@ -136,7 +136,7 @@ func (d *destination) add(j *job, up *route.Upstream) {
 	d.mu.Lock()
 	d.update(up)
 	switch {
-	case d.suspensions > 0 && d.suspended(time.Now()):
+	case d.suspended(time.Now()):
 		t := d.trouble
 		d.mu.Unlock()
 		d.giveUp([]*job{j}, t)
@@ -241,13 +241,16 @@ func (d *destination) currentVersion() int {
 // putBack puts a job that was not begun in front of the line.
 func (d *destination) putBack(j *job) {
 	d.mu.Lock()
-	closing := d.e.closing.Load()
-	if !closing {
+	closing, suspended, t := d.e.closing.Load(), d.suspended(time.Now()), d.trouble
+	if !closing && !suspended {
 		d.waiting.pushFront(j)
 	}
 	d.mu.Unlock()
-	if closing {
+	switch {
+	case closing:
 		d.e.release(j, 0)
+	case suspended:
+		d.giveUp([]*job{j}, t)
 	}
 }
 

@@ -15,7 +15,8 @@ import (
 	"postern/relay/route"
 )
 
-// impatient is a server that ends connections which were idle for a time.
+// impatient is a server that ends connections which were idle for a time after a
+// message. It has patience with all else, so that a slow machine changes nothing.
 type impatient struct {
 	idle time.Duration
 	end  func(*net.TCPConn)
@@ -27,7 +28,6 @@ func (s impatient) serve(conn *net.TCPConn) {
 	say("220 impatient.test")
 	in, data := bufio.NewReader(conn), false
 	for {
-		_ = conn.SetReadDeadline(time.Now().Add(s.idle))
 		line, err := in.ReadString('\n')
 		if err != nil {
 			s.end(conn)
@@ -37,6 +37,7 @@ func (s impatient) serve(conn *net.TCPConn) {
 		case data && word == ".":
 			data = false
 			say("250 2.0.0 taken")
+			_ = conn.SetReadDeadline(time.Now().Add(s.idle))
 		case data:
 		case word == "DATA":
 			data = true
@@ -45,6 +46,7 @@ func (s impatient) serve(conn *net.TCPConn) {
 			say("221 bye")
 			return
 		default:
+			_ = conn.SetReadDeadline(time.Time{})
 			say("250 ok")
 		}
 	}
