@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"postern/internal/rig"
+	"postern/internal/smtptest"
 )
 
 // TestEndToEnd accounts for a mixed load without faults: small and large messages
@@ -17,19 +18,19 @@ func TestEndToEnd(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t, false)
 	sink := rig.NewSink(t, "", 0)
-	dns := rig.NewDNS(t)
-	here, nobody := [4]byte{127, 0, 0, 1}, [4]byte{127, 0, 0, 9}
+	dns := &smtptest.Resolver{}
+	const here, nobody = "127.0.0.1", "127.0.0.9"
 	dns.AddHost("mx.test", here)
 	dns.AddHost("down.test", nobody)
 	dns.AddHost("implicit.test", here) // no MX: the domain itself (RFC 5321 section 5.1)
 	dns.AddMX("plain.test", 10, "mx.test")
 	dns.AddMX("backup.test", 10, "down.test")
 	dns.AddMX("backup.test", 20, "mx.test")
-	dns.AddMX("null.test", 0, "") // RFC 7505
+	dns.AddMX("null.test", 0, ".") // RFC 7505
 	dns.AddMX(rig.Domain, 10, "mx.test")
 	r.Postern("", "route", "add", "--via", "mx")
 	node := r.Node(rig.NodeConfig{Name: "solo", Extra: fmt.Sprintf(
-		"[delivery]\nmx_port = %d\nallow_private_mx = true\ndns_server = %q\n", sink.Port(), dns.Addr())})
+		"[delivery]\nmx_port = %d\nallow_private_mx = true\ndns_server = %q\n", sink.Port(), dns.ServeDNS(t))})
 
 	load := newLoad(t, r, node)
 	load.Each, load.Pace, load.Shape = 25, 0, mixedMail

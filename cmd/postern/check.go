@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"postern/relay/delivery"
 	"postern/relay/smtp"
 )
 
@@ -48,9 +49,8 @@ type checkup struct {
 
 // checkResolver asks DNS; *net.Resolver is one.
 type checkResolver interface {
+	delivery.Resolver
 	LookupTXT(ctx context.Context, name string) ([]string, error)
-	LookupMX(ctx context.Context, name string) ([]*net.MX, error)
-	LookupIPAddr(ctx context.Context, host string) ([]net.IPAddr, error)
 	LookupAddr(ctx context.Context, addr string) (names []string, err error)
 }
 

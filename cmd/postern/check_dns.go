@@ -2,11 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
-	"net"
 	"net/netip"
 	"strings"
 	"time"
+
+	"postern/relay/delivery"
 )
 
 var dnsKinds = []kind{
@@ -29,24 +29,13 @@ var dnsKinds = []kind{
 // questionsTime bounds what is asked of DNS about one thing.
 const questionsTime = 15 * time.Second
 
-// isNotFound reports that DNS answers, and has nothing of the kind.
-func isNotFound(err error) bool {
-	var dns *net.DNSError
-	return errors.As(err, &dns) && dns.IsNotFound && !dns.IsTemporary && !dns.IsTimeout
-}
-
 // hostAddresses looks a name up; none is no error.
 func (c *checkup) hostAddresses(ctx context.Context, host string) (list []netip.Addr, err error) {
 	ctx, cancel := context.WithTimeout(ctx, questionsTime)
 	defer cancel()
-	found, err := c.dns.LookupIPAddr(ctx, strings.TrimSuffix(host, ".")+".")
-	if isNotFound(err) {
+	list, err = delivery.Addresses(ctx, c.dns, absolute(host))
+	if delivery.IsNotFound(err) {
 		return nil, nil
-	}
-	for _, a := range found {
-		if addr, ok := netip.AddrFromSlice(a.IP); ok {
-			list = append(list, addr.Unmap())
-		}
 	}
 	return list, err
 }
@@ -116,7 +105,7 @@ func (c *checkup) reverse(ctx context.Context, r *report, hostname string, addr 
 	defer cancel()
 	list, err := c.dns.LookupAddr(ctx, addr.String())
 	switch {
-	case isNotFound(err), err == nil && len(list) == 0:
+	case delivery.IsNotFound(err), err == nil && len(list) == 0:
 		r.add("dns.ptr-none", "address "+addr.String(), "no PTR record")
 		return
 	case err != nil:

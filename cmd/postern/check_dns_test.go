@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -40,6 +41,58 @@ func dnsFaults() []fault {
 			p.zones["mail.test."] = mockdns.Zone{A: []string{patientAddress}}
 		}},
 		{"dns.ptr-unused", "not looked at: all mail leaves by upstreams", allByUpstream},
+	}
+}
+
+// halfDeaf gives no answer to one question about a name, and knows nothing else of it.
+type halfDeaf struct {
+	checkResolver
+	kind, name string
+}
+
+var dnsRefused = &net.DNSError{Err: "server misbehaving", Server: "127.0.0.1:53"}
+
+func (h halfDeaf) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
+	switch {
+	case host != h.name:
+		return h.checkResolver.LookupNetIP(ctx, network, host)
+	case network == h.kind:
+		return nil, dnsRefused
+	}
+	return nil, &net.DNSError{Err: "no such host", Server: "127.0.0.1:53", IsNotFound: true}
+}
+
+func (h halfDeaf) LookupTXT(ctx context.Context, name string) ([]string, error) {
+	if h.kind == "TXT" && name == h.name {
+		return nil, dnsRefused
+	}
+	return h.checkResolver.LookupTXT(ctx, name)
+}
+
+// TestP04CheckJudgesOneByOne: what no server says is not told as a fault of the name.
+func TestP04CheckJudgesOneByOne(t *testing.T) {
+	t.Parallel()
+	for _, family := range []string{"ip4", "ip6"} {
+		p := newPatient(t)
+		viewed(t, p)
+		p.c.dns = halfDeaf{p.c.dns, family, "relay.test."}
+		found := p.look(t.Context(), "dns")
+		wantFinding(t, found, "dns.resolver", "asked for relay.test")
+		wantNone(t, found, "dns.hostname-none")
+		if !resolver("").PreferGo {
+			t.Error("the C library is asked")
+		}
+	}
+	p := newPatient(t)
+	viewed(t, p)
+	p.zones["example.com."] = mockdns.Zone{TXT: []string{"v=spf1 a:host.example.com -all"}, MX: []net.MX{{Host: "mx.example.com."}}}
+	for _, deaf := range []halfDeaf{{p.c.dns, "TXT", "example.com."}, {p.c.dns, "ip4", "host.example.com."}} {
+		p.c.dns = deaf
+		found := p.look(t.Context(), "spf")
+		wantFinding(t, found, "spf.unknown", "misbehaving")
+		wantNone(t, found, "spf.broken")
+		p = p.again()
+		viewed(t, p)
 	}
 }
 
@@ -132,6 +185,10 @@ func mxFaults() []fault {
 	return []fault{
 		{"mx.ok", "mx.there.test (127.0.0.1) answers, in clear", served(smtptest.Config{})},
 		{"mx.null", "RFC 7505", mail(mailedTo("."))},
+		{"mx.null", "RFC 7505", func(_ *testing.T, p *patient) {
+			p.zones["there.test."] = mockdns.Zone{MX: []net.MX{{Host: "."}, {Host: "."}}}
+		}},
+		{"mx.address", `"192.0.2.1."`, mail(mailedTo("192.0.2.1."))},
 		{"mx.null", "no such host", func(_ *testing.T, p *patient) { delete(p.zones, "there.test.") }},
 		{"mx.lookup", "misbehaving", mail(mockdns.Zone{Err: dnsDown})},
 		{"mx.address", "private or special address", func(t *testing.T, p *patient) {

@@ -13,7 +13,7 @@ var mxKinds = []kind{
 	{"mx.null", statusFailed, "The domain takes no mail, or there is none of that name: mail to it fails.", "ask the recipients for another address"},
 	{"mx.lookup", statusFailed, "DNS gives no answer about the domain, so mail to it waits.",
 		"look at the resolver of this machine; if others are found, the domain's name servers are at fault"},
-	{"mx.address", statusFailed, "A mail host of the domain has no address, or a private one, so mail does not go there.",
+	{"mx.address", statusFailed, "A mail host of the domain has no address or a private one, or its MX records name no host, so mail does not go there.",
 		"tell the domain's postmaster; inside the own network, use an upstream with a route for the recipient domain"},
 	{"mx.unreachable", statusWarning, "A mail host of the domain cannot be reached.",
 		"when no host of any domain can be, port 25 is closed at your hosting company: ask it to open the port, or use an upstream"},

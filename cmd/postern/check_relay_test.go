@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -167,7 +168,7 @@ type hangingResolver struct {
 	asked   atomic.Int64
 }
 
-func (h *hangingResolver) LookupIPAddr(context.Context, string) ([]net.IPAddr, error) {
+func (h *hangingResolver) LookupNetIP(context.Context, string, string) ([]netip.Addr, error) {
 	h.asked.Add(1)
 	<-h.release
 	return nil, context.DeadlineExceeded

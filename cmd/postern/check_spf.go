@@ -9,6 +9,8 @@ import (
 
 	"blitiri.com.ar/go/spf"
 	"golang.org/x/net/publicsuffix"
+
+	"postern/relay/delivery"
 )
 
 var spfKinds = []kind{
@@ -103,19 +105,41 @@ type spfResolver struct{ dns checkResolver }
 func absolute(name string) string { return strings.TrimSuffix(name, ".") + "." }
 
 func (s spfResolver) LookupTXT(ctx context.Context, name string) ([]string, error) {
-	return s.dns.LookupTXT(ctx, absolute(name))
+	list, err := s.dns.LookupTXT(ctx, absolute(name))
+	return list, undecided(err)
 }
 
 func (s spfResolver) LookupMX(ctx context.Context, name string) ([]*net.MX, error) {
-	return s.dns.LookupMX(ctx, absolute(name))
+	list, err := s.dns.LookupMX(ctx, absolute(name))
+	return list, undecided(err)
 }
 
 func (s spfResolver) LookupIPAddr(ctx context.Context, host string) ([]net.IPAddr, error) {
-	return s.dns.LookupIPAddr(ctx, absolute(host))
+	addrs, err := delivery.Addresses(ctx, s.dns, absolute(host))
+	list := make([]net.IPAddr, len(addrs))
+	for i, a := range addrs {
+		list[i] = net.IPAddr{IP: a.AsSlice(), Zone: a.Zone()}
+	}
+	return list, undecided(err)
 }
 
 func (s spfResolver) LookupAddr(ctx context.Context, addr string) ([]string, error) {
-	return s.dns.LookupAddr(ctx, addr)
+	list, err := s.dns.LookupAddr(ctx, addr)
+	return list, undecided(err)
+}
+
+// undecided marks an error that says nothing about a name as temporary. The library
+// takes others, such as that of REFUSED, for a defect of the record.
+func undecided(err error) error {
+	if err == nil || delivery.IsNotFound(err) {
+		return err
+	}
+	said := net.DNSError{Err: err.Error(), UnwrapErr: err}
+	if dns, ok := errors.AsType[*net.DNSError](err); ok {
+		said = *dns
+	}
+	said.IsNotFound, said.IsTemporary = false, true
+	return &said
 }
 
 // spfRecord says which record there is.
@@ -138,7 +162,7 @@ func (c *checkup) records(ctx context.Context, name, version string) (list []str
 			list = append(list, text)
 		}
 	}
-	if isNotFound(err) {
+	if delivery.IsNotFound(err) {
 		err = nil
 	}
 	return list, err
@@ -171,10 +195,10 @@ func (c *checkup) takesMail(ctx context.Context, r *report, domain string) {
 	mx, err := c.dns.LookupMX(ctx, absolute(domain))
 	var dns *net.DNSError
 	switch {
-	case len(mx) == 1 && strings.Trim(mx[0].Host, ".") == "":
+	case delivery.IsNullMX(mx):
 		r.add("sender.no-mail", subject, "it has the null MX (RFC 7505)")
 	case len(mx) > 0:
-	case err != nil && !isNotFound(err) && errors.As(err, &dns):
+	case err != nil && !delivery.IsNotFound(err) && errors.As(err, &dns):
 		r.add("spf.unknown", subject, "MX: %v", err)
 	default:
 		if addrs, err := c.hostAddresses(ctx, domain); err == nil && len(addrs) == 0 {

@@ -319,10 +319,11 @@ func (n *node) lookAtRoutes(ctx context.Context, store *route.Store) error {
 	return err
 }
 
-// resolver asks server, or the system's when it is empty.
+// resolver asks server, or those that the system names when it is empty; never by the
+// C library, for the sake of delivery.Resolver.
 func resolver(server string) *net.Resolver {
 	if server == "" {
-		return net.DefaultResolver
+		return &net.Resolver{PreferGo: true}
 	}
 	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 		var d net.Dialer

@@ -40,18 +40,11 @@ type Ledger interface {
 	Recovered(way string)
 }
 
-// Resolver asks DNS; *net.Resolver is one. Names are given with their final dot.
-// Errors are *net.DNSError.
-type Resolver interface {
-	LookupMX(ctx context.Context, name string) ([]*net.MX, error)
-	LookupIPAddr(ctx context.Context, host string) ([]net.IPAddr, error)
-}
-
 // Config configures an Engine. Zero values take the defaults named.
 type Config struct {
 	Queue  Queue
 	Routes route.Resolver
-	DNS    Resolver     // net.DefaultResolver
+	DNS    Resolver     // net.Resolver, without the C library
 	Log    *slog.Logger // for trouble of the engine itself
 	Events *maillog.Logger
 
@@ -90,7 +83,7 @@ type Config struct {
 // withDefaults fills what is zero.
 func (c Config) withDefaults() Config {
 	if c.DNS == nil {
-		c.DNS = net.DefaultResolver
+		c.DNS = &net.Resolver{PreferGo: true}
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

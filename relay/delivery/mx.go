@@ -3,7 +3,6 @@ package delivery
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -43,27 +42,59 @@ func (d *dialer) exchangers(ctx context.Context, domain string) ([]exchanger, *t
 	if strings.HasPrefix(domain, "[") {
 		return d.literal(domain)
 	}
+	if !isHost(domain) {
+		return nil, failure(smtp.Permanent(550, 1, 2, smtp.Excerpt(domain)+" is not the name of a domain"), nil)
+	}
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.LookupTime)
 	defer cancel()
 	records, err := d.cfg.DNS.LookupMX(ctx, domain+".")
 	switch {
-	case len(records) > 0: // with an error, those are the valid ones
-	case notFound(err):
+	case len(records) > 0: // with an error, those that net.Resolver takes for names
+	case IsNotFound(err):
 		return []exchanger{{host: domain}}, nil
+	case isUnnamed(err):
+		return nil, hostless(domain, nil)
 	default:
 		return nil, lookupTrouble(domain, err)
 	}
-	if len(records) == 1 && strings.Trim(records[0].Host, ".") == "" {
+	if IsNullMX(records) {
 		return nil, failure(smtp.Permanent(556, 1, 10, "domain "+domain+" takes no mail (null MX, RFC 7505)"), nil)
 	}
 	list := make([]exchanger, 0, len(records))
 	for _, mx := range records {
-		if host := strings.TrimSuffix(mx.Host, "."); host != "" {
+		if host := strings.TrimSuffix(mx.Host, "."); isHost(host) {
 			list = append(list, exchanger{host: host, preference: mx.Pref})
 		}
 	}
+	if len(list) == 0 {
+		return nil, hostless(domain, records)
+	}
 	order(list)
 	return d.beforeSelf(domain, list)
+}
+
+// IsNullMX reports the MX records of a domain that takes no mail (RFC 7505 section 3):
+// only ".", be it twice. Beside a real host it says nothing.
+func IsNullMX(records []*net.MX) bool {
+	return len(records) > 0 && !slices.ContainsFunc(records, func(mx *net.MX) bool { return strings.Trim(mx.Host, ".") != "" })
+}
+
+// isUnnamed reports the error beside MX records, of which net.Resolver returns only
+// those whose hosts have names that can be; it has no type and no mark.
+func isUnnamed(err error) bool {
+	var dns *net.DNSError
+	return errors.As(err, &dns) && dns.Err == "DNS response contained records which contain invalid names"
+}
+
+// hostless is the failure of a domain whose MX records name no host, but addresses
+// (RFC 5321 section 5.1 wants a domain name there) or what can be no name. Nobody can
+// send it mail until they are mended, so the sender hears of it now.
+func hostless(domain string, records []*net.MX) *trouble {
+	text := "no MX record of " + domain + " names a host"
+	if len(records) > 0 {
+		text += ": " + smtp.Excerpt(records[0].Host)
+	}
+	return failure(smtp.Permanent(550, 4, 4, text), nil)
 }
 
 // order sorts by preference and shuffles equals, to spread the load.
@@ -108,17 +139,8 @@ func (d *dialer) addresses(ctx context.Context, x exchanger) ([]netip.Addr, erro
 	}
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.LookupTime)
 	defer cancel()
-	found, err := d.cfg.DNS.LookupIPAddr(ctx, x.query())
-	if err != nil {
-		return nil, err
-	}
-	list := make([]netip.Addr, 0, len(found))
-	for _, a := range found {
-		if addr, ok := netip.AddrFromSlice(a.IP); ok {
-			list = append(list, addr.Unmap().WithZone(a.Zone))
-		}
-	}
-	return interleave(list, maxAddresses), nil
+	list, err := Addresses(ctx, d.cfg.DNS, x.query())
+	return interleave(list, maxAddresses), err
 }
 
 // interleave takes addresses of both families by turns, the first one's family
@@ -142,23 +164,6 @@ func interleave(list []netip.Addr, most int) []netip.Addr {
 		}
 	}
 	return mixed[:min(len(mixed), most)]
-}
-
-// notFound reports that a name, or the kind of record that was asked for, does not
-// exist. Anything else (SERVFAIL, a timeout) says nothing about the name.
-func notFound(err error) bool {
-	var dns *net.DNSError
-	return errors.As(err, &dns) && dns.IsNotFound && !dns.IsTemporary && !dns.IsTimeout
-}
-
-func lookupTrouble(name string, err error) *trouble {
-	if err == nil {
-		err = errors.New("no records and no error")
-	}
-	return &trouble{
-		reply: smtp.Temporary(451, 4, 3, "DNS gives no answer about "+name+" now"),
-		err:   fmt.Errorf("look up %s: %w", name, err),
-	}
 }
 
 // failure is trouble for good.

@@ -153,7 +153,7 @@ func (w *walk) nowhere(addrs []netip.Addr, err error) *trouble {
 	switch {
 	case len(addrs) > 0:
 		return nil
-	case w.upstream != nil, err != nil && !notFound(err):
+	case w.upstream != nil, err != nil && !IsNotFound(err):
 		return lookupTrouble(w.host.host, err) // an upstream's NXDOMAIN too: an administrator mends it
 	case w.host.host == w.domain:
 		return failure(smtp.Permanent(550, 1, 2, "domain "+w.domain+" does not exist or has no mail host"), err)

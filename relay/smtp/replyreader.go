@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -84,6 +85,18 @@ func ReadReply(r *Reader, lim ReplyLimits) (Reply, error) {
 
 func malformed(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrMalformedReply, fmt.Sprintf(format, args...))
+}
+
+// excerptSize is how much of what a peer said is quoted, in octets.
+const excerptSize = 80
+
+// Excerpt quotes the beginning of what a peer said, for a text that is stored, logged
+// and shown: in quotes, with escapes for whatever is not printable.
+func Excerpt[T string | []byte](said T) string {
+	if len(said) > excerptSize {
+		return strconv.Quote(string(said[:excerptSize])) + "…"
+	}
+	return strconv.Quote(string(said))
 }
 
 // replyLine reads one line of a reply. Unlike Line it does not look for the true
