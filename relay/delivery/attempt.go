@@ -59,6 +59,7 @@ func (w *worker) send(j *job) smtp.Result {
 		Rcpts:     w.rcpts,
 		Body:      &w.body,
 		Size:      j.size,
+		EightBit:  m.EightBit,
 		BeforeDot: w.beforeDot,
 	})
 }

@@ -45,7 +45,7 @@ type Prepared struct {
 	buf   *[]byte
 }
 
-// Facts are what the header section said.
+// Facts are what the header section said, and of what octets the message is.
 type Facts struct {
 	// MessageID is the message's identifier, the client's or the one added. It is
 	// valid UTF-8 without controls, at most 255 octets, and for finding the message
@@ -53,6 +53,11 @@ type Facts struct {
 	MessageID string
 	Fields    int // fields of the client, the removed ones included
 	Received  int // Received fields before ours
+
+	// UTF8 says that the header section, as it goes on, has UTF-8 beyond ASCII (RFC 6532).
+	// EightBit says that the message has octets beyond ASCII; of what is behind the header
+	// section it is known when Read has given io.EOF.
+	UTF8, EightBit bool
 
 	// The mailboxes of the fields that say whose the message is. From has at least
 	// one; Sender has one if there is such a field. A message can be resent more
@@ -85,6 +90,10 @@ func Prepare(r io.Reader, opt Options) (*Prepared, error) {
 		blank = crlf
 	}
 	p.parts = [4][]byte{p.head(&s, opt), s.buf[:s.kept], blank, s.buf[s.pos:s.filled]}
+	p.UTF8 = hasUTF8(p.parts[0]) || hasUTF8(p.parts[1])
+	for _, part := range p.parts {
+		p.EightBit = p.EightBit || hasEightBit(part)
+	}
 	return p, nil
 }
 
@@ -125,7 +134,9 @@ func (p *Prepared) Read(b []byte) (int, error) {
 	if p.end != nil {
 		return 0, p.end
 	}
-	return p.src.Read(b)
+	n, err := p.src.Read(b)
+	p.EightBit = p.EightBit || hasEightBit(b[:n])
+	return n, err
 }
 
 // release gives the buffer back once nothing points into it any more.

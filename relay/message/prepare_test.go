@@ -125,7 +125,7 @@ func TestPrepareFacts(t *testing.T) {
 		{"Resent-From: a@b\nResent-Sender: c@d\nResent-From: e@f\nMessage-ID: <x@y>\nfRoM: g@h\n",
 			Facts{MessageID: "<x@y>", Fields: 5, From: at("g@h"), ResentFrom: at("a@b e@f"), ResentSender: at("c@d")}},
 		{"From: a@b\nMessage-ID:\n <folded@id>\n\n", Facts{MessageID: "<folded@id>", Fields: 2, From: at("a@b")}},
-		{"From: a@b\nMessage-ID: <a\x00\xffb>\n\n", Facts{MessageID: "<ab>", Fields: 2, From: at("a@b")}},
+		{"From: a@b\nMessage-ID: <a\x00\xffb>\n\n", Facts{MessageID: "<ab>", Fields: 2, EightBit: true, From: at("a@b")}},
 		{"From: a@b\nMessage-ID: " + strings.Repeat("x", 900) + "\n\n", Facts{MessageID: strings.Repeat("x", 255), Fields: 2, From: at("a@b")}},
 		{"From:\n a@b\n\n", Facts{MessageID: "<" + options.ID + "@relay.test>", Fields: 1, From: at("a@b")}},
 	}
@@ -136,6 +136,44 @@ func TestPrepareFacts(t *testing.T) {
 		}
 		if diff := cmp.Diff(tt.want, p.Facts); diff != "" {
 			t.Errorf("%.40q: %s", tt.in, diff)
+		}
+	}
+}
+
+// TestP01FactsOfTheText: what is said of octets is said of the message as it goes on.
+func TestP01FactsOfTheText(t *testing.T) {
+	t.Parallel()
+	const from, long = "From: a@b\n", 3 * firstBuffer
+	tests := []struct {
+		name, in       string
+		utf8, eightBit bool
+	}{
+		{"ASCII", from + "Subject: =?utf-8?q?=C3=A4?=\n\ntext\n", false, false},
+		{"header", from + "Subject: \u00e4\n\ntext\n", true, true},
+		{"the last octets of a header", from + "Subject: xxxxxxx\u20ac\n", true, true},
+		{"header in Latin-1", from + "Subject: M\xfcller\n\ntext\n", false, true},
+		{"header in Latin-1 and UTF-8", from + "Subject: \xfc \u00e4\n\ntext\n", true, true},
+		{"body", from + "\ntext \u00e4\n", false, true},
+		{"the last octet of a body", from + "\ntext\n\xe4", false, true},
+		{"far behind the header", from + "\n" + strings.Repeat("0123456789\n", long) + "\xff\n" + strings.Repeat("x\n", long), false, true},
+		{"a long ASCII body", from + "\n" + strings.Repeat("0123456789\n", long), false, false},
+		{"in a field that is removed", from + "Bcc: \u00e4 <c@d>\n\ntext\n", false, false},
+		{"in a line that is no field", from + "\u00e4\ntext\n", false, true},
+	}
+	for _, tt := range tests {
+		p, err := Prepare(strings.NewReader(lines(tt.in)), options)
+		if err != nil {
+			t.Fatalf("%s: %v", tt.name, err)
+		}
+		out, err := io.ReadAll(p)
+		if err != nil {
+			t.Fatalf("%s: %v", tt.name, err)
+		}
+		if p.UTF8 != tt.utf8 || p.EightBit != tt.eightBit {
+			t.Errorf("%s: UTF8 %v, EightBit %v, want %v and %v", tt.name, p.UTF8, p.EightBit, tt.utf8, tt.eightBit)
+		}
+		if is := strings.IndexFunc(string(out), func(r rune) bool { return r >= 0x80 }) >= 0; is != p.EightBit {
+			t.Errorf("%s: the octets say %v", tt.name, is)
 		}
 	}
 }

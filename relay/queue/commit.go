@@ -321,7 +321,7 @@ with fence as materialized (select epoch from node where epoch = $1 and reaped_a
 	sqlTouch = `
 with fence as (update node set touched = touched + 1 where epoch = $1)`
 
-	sqlCharges = `$36::smallint[], $37::bigint[], $38::smallint[], $39::integer[], $40::integer[], $41::integer[], $42::bigint[], $43::bigint[]`
+	sqlCharges = `$37::smallint[], $38::bigint[], $39::smallint[], $40::integer[], $41::integer[], $42::integer[], $43::bigint[], $44::bigint[]`
 
 	sqlNotOver = `u.id not in (select v.id from verdict v where v.refused)`
 
@@ -332,7 +332,7 @@ with fence as (update node set touched = touched + 1 where epoch = $1)`
 	sqlInsertMessages = `h as materialized (select u.id from unnest($4::uuid[], $5::bigint[], $6::bigint[]) u(id, user_id, credential_id)
 	where exists (select from hold) and exists (select from hold where hold.user_id = u.user_id and hold.credential_id in (0, u.credential_id))),
 m as (insert into message (id, user_id, credential_id, sender_local, sender_domain, size, body_type,
-		utf8, ret, envid, header_id, accepted_at, client_addr, client_hello, listener, tls, recipients, rule, node, usage)
+		utf8, ret, envid, header_id, accepted_at, client_addr, client_hello, listener, tls, recipients, rule, eight_bit, node, usage)
 	select u.*, $2, `
 
 	sqlPlain   = `''` + sqlFromMessages
@@ -341,9 +341,9 @@ m as (insert into message (id, user_id, credential_id, sender_local, sender_doma
 	sqlFromMessages = `
 	from unnest($4::uuid[], $5::bigint[], $6::bigint[], $7::text[], $8::text[], $9::bigint[], $10::text[],
 		$11::boolean[], $12::text[], $13::text[], $14::text[], $15::timestamptz[], $16::text[], $17::text[], $18::text[],
-		$19::text[], $20::int[], $34::text[])
+		$19::text[], $20::int[], $34::text[], $36::boolean[])
 		u(id, user_id, credential_id, sender_local, sender_domain, size, body_type, utf8, ret, envid, header_id, accepted_at,
-			client_addr, client_hello, listener, tls, recipients, rule)`
+			client_addr, client_hello, listener, tls, recipients, rule, eight_bit)`
 
 	sqlInsertRecipients = `insert into recipient (message_id, n, dot_possible, tell, notify, domain_key, local, domain,
 		orcpt_type, orcpt, user_id, owner, expires_at)
@@ -455,7 +455,7 @@ type group struct {
 	id                           [][16]byte
 	user, credential, size       []int64
 	local, domain, bodyType, ret []string
-	utf8                         []bool
+	utf8, eightBit               []bool
 	envid, headerID, addr, hello []string
 	listener, tls                []string
 	acceptedAt                   []time.Time
@@ -480,7 +480,7 @@ func (g *group) reset() {
 	clear(g.chunk)
 	*g = group{
 		id: g.id[:0], user: g.user[:0], credential: g.credential[:0], size: g.size[:0],
-		local: g.local[:0], domain: g.domain[:0], bodyType: g.bodyType[:0], ret: g.ret[:0], utf8: g.utf8[:0],
+		local: g.local[:0], domain: g.domain[:0], bodyType: g.bodyType[:0], ret: g.ret[:0], utf8: g.utf8[:0], eightBit: g.eightBit[:0],
 		envid: g.envid[:0], headerID: g.headerID[:0], addr: g.addr[:0], hello: g.hello[:0],
 		listener: g.listener[:0], tls: g.tls[:0], acceptedAt: g.acceptedAt[:0], recipients: g.recipients[:0], rule: g.rule[:0], charges: g.charges,
 		bodyID: g.bodyID[:0], bodyN: g.bodyN[:0], chunk: g.chunk[:0], buf: g.buf[:0],
@@ -500,7 +500,8 @@ func (g *group) add(j *job, strict bool) {
 	}
 	g.id, g.user, g.credential = append(g.id, m.ID), append(g.user, m.UserID), append(g.credential, m.CredentialID)
 	g.local, g.domain = append(g.local, m.Sender.Local), append(g.domain, m.Sender.Domain)
-	g.size, g.bodyType, g.utf8 = append(g.size, m.Size), append(g.bodyType, string(m.BodyType)), append(g.utf8, m.UTF8)
+	g.size, g.bodyType = append(g.size, m.Size), append(g.bodyType, string(m.BodyType))
+	g.utf8, g.eightBit = append(g.utf8, m.UTF8), append(g.eightBit, m.EightBit)
 	g.ret, g.envid = append(g.ret, string(m.Ret)), append(g.envid, storable(m.EnvID))
 	g.headerID, g.acceptedAt = append(g.headerID, storable(m.MessageID)), append(g.acceptedAt, m.AcceptedAt)
 	g.addr, g.hello = append(g.addr, addr), append(g.hello, storable(m.ClientHello))
@@ -579,7 +580,7 @@ func (g *group) statement(q *Queue, jobs []*job, again bool, v *verdict) (sql st
 		g.id, g.user, g.credential, g.local, g.domain, g.size, g.bodyType, g.utf8, g.ret, g.envid, g.headerID, g.acceptedAt,
 		g.addr, g.hello, g.listener, g.tls, g.recipients,
 		g.bodyID, g.bodyN, pgtype.FlatArray[[]byte](g.chunk),
-		g.rID, g.rN, g.dot, g.tell, g.notify, g.key, g.rLocal, g.rDomain, g.rType, g.orcpt, g.rule, g.rUser}
+		g.rID, g.rN, g.dot, g.tell, g.notify, g.key, g.rLocal, g.rDomain, g.rType, g.orcpt, g.rule, g.rUser, g.eightBit}
 	results = []any{&v.inserted, &unused, &v.held}
 	sql = sqlEnqueue
 	if again {

@@ -14,7 +14,7 @@ import (
 
 // sqlMessages reads envelopes.
 const sqlMessages = `
-select m.id, m.user_id, m.credential_id, m.sender_local, m.sender_domain, m.size, m.body_type, m.utf8, m.ret, m.envid, m.header_id,
+select m.id, m.user_id, m.credential_id, m.sender_local, m.sender_domain, m.size, m.body_type, m.utf8, m.eight_bit, m.ret, m.envid, m.header_id,
 	m.accepted_at, m.client_addr, m.client_hello, m.listener, m.tls
 from unnest($1::uuid[]) w(id) join message m on m.id = w.id`
 
@@ -30,7 +30,7 @@ type loaded struct {
 func scanMessage(row pgx.CollectableRow) (Message, error) {
 	var m Message
 	var bodyType, ret, addr string
-	err := row.Scan(&m.ID, &m.UserID, &m.CredentialID, &m.Sender.Local, &m.Sender.Domain, &m.Size, &bodyType, &m.UTF8, &ret,
+	err := row.Scan(&m.ID, &m.UserID, &m.CredentialID, &m.Sender.Local, &m.Sender.Domain, &m.Size, &bodyType, &m.UTF8, &m.EightBit, &ret,
 		&m.EnvID, &m.MessageID, &m.AcceptedAt, &addr, &m.ClientHello, &m.Listener, &m.TLS)
 	m.BodyType, m.Ret = smtp.BodyType(bodyType), smtp.Return(ret)
 	if addr != "" {

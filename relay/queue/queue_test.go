@@ -86,6 +86,29 @@ func TestWaitingIsClaimed(t *testing.T) {
 	}
 }
 
+// TestP01NeedsAreKept: what a message needs comes back as it was stored, whoever takes it.
+func TestP01NeedsAreKept(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	for _, change := range []func(*Message){
+		func(*Message) {},
+		func(m *Message) { m.UTF8 = true },
+		func(m *Message) { m.EightBit = true },
+		func(m *Message) { m.EightBit, m.BodyType = true, smtp.Body8BitMIME },
+	} {
+		want := message()
+		change(&want)
+		if _, err := q.Enqueue(ctxOf(t), want, rcpts("bob@example.net"), NewBody([]byte("x")), false); err != nil {
+			t.Fatal(err)
+		}
+		got := claimAll(t, q, all)[0].Message
+		if got.UTF8 != want.UTF8 || got.EightBit != want.EightBit || got.BodyType != want.BodyType {
+			t.Errorf("stored %+v, got %+v", want, got)
+		}
+	}
+}
+
 func TestDeferFailExpire(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)

@@ -103,6 +103,7 @@ pick as materialized (select a.message_id, a.n, a.at, a.epoch from old join atte
 looked as (select count(*) as n, (select count(*) from pick) = $4 as again from seen),
 a as (delete from attempt a using pick p where a.message_id = p.message_id and a.n = p.n and a.at = p.at and a.epoch = p.epoch),
 m as (delete from message m using old, looked where m.id = old.id and not looked.again),
+t as (delete from notice t using old, looked where t.message_id = old.id and not looked.again),
 step as (update history_walk h set
 		past = case when looked.again then at.past
 			when looked.n < $2 and at.began_at < clock_timestamp() - interval '1 hour' then '00000000-0000-0000-0000-000000000000'

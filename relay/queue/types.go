@@ -35,19 +35,25 @@ type Message struct {
 	CredentialID int64
 	Sender       smtp.Address // the null path for notices
 	Size         int64        // octets of the body
-	BodyType     smtp.BodyType
-	UTF8         bool // SMTPUTF8 was asked for
-	Ret          smtp.Return
-	EnvID        string
-	MessageID    string // the Message-ID field, with angle brackets
-	AcceptedAt   time.Time
-	ClientAddr   netip.Addr // zero for notices
-	ClientHello  string
-	Listener     string
-	TLS          string   // "TLS1.3 TLS_AES_128_GCM_SHA256", "" in clear
-	Rule         string   // the policy rule that allowed it
-	NewNetwork   bool     // it came from a network that is new for the user
-	Charges      []Charge // limits that it counts against; none for notices
+
+	// What the message needs of a next hop follows from its text and its envelope; what
+	// the client declared beyond that is not kept. A recipient whose address
+	// NeedsUTF8 needs SMTPUTF8 besides.
+	UTF8     bool          // SMTPUTF8: of the sender's address, or of a header section that was declared so
+	BodyType smtp.BodyType // Body8BitMIME: EightBit, and declared so; else "". Of mail that version 0007 accepted, as declared
+	EightBit bool          // the text has octets beyond ASCII
+
+	Ret         smtp.Return
+	EnvID       string
+	MessageID   string // the Message-ID field, with angle brackets
+	AcceptedAt  time.Time
+	ClientAddr  netip.Addr // zero for notices
+	ClientHello string
+	Listener    string
+	TLS         string   // "TLS1.3 TLS_AES_128_GCM_SHA256", "" in clear
+	Rule        string   // the policy rule that allowed it
+	NewNetwork  bool     // it came from a network that is new for the user
+	Charges     []Charge // limits that it counts against; none for notices
 }
 
 // ChargeKind is what a Charge counts.

@@ -122,10 +122,14 @@ type SASL interface {
 
 // Transaction is one message for some recipients of one destination.
 type Transaction struct {
-	Mail  MailCommand
-	Rcpts []RcptCommand
-	Body  io.Reader // the message, CRLF lines, not dot-stuffed
-	Size  int64     // octets of Body, for SIZE=
+	// Mail has the envelope and the needs of the message: Body8BitMIME and UTF8 say
+	// that a server without 8BITMIME or SMTPUTF8 cannot have it. What addresses need is
+	// seen in them.
+	Mail     MailCommand
+	Rcpts    []RcptCommand
+	Body     io.Reader // the message, CRLF lines, not dot-stuffed
+	Size     int64     // octets of Body, for SIZE=
+	EightBit bool      // Body has octets beyond ASCII; BODY=8BITMIME is said where it is offered
 	// BeforeDot is called when all but the final dot is written (or buffered) and
 	// at least one recipient was accepted. An error keeps the dot from being sent
 	// and closes the connection.

@@ -3,7 +3,6 @@ package smtp
 import (
 	"strconv"
 	"strings"
-	"unicode/utf8"
 )
 
 // fit answers for the server where it cannot take the message as it is, and leaves
@@ -17,12 +16,7 @@ func (s *sending) fit() {
 		s.answer(StageHello, Permanent(552, 3, 4, "Message of "+strconv.FormatInt(mail.Size, 10)+
 			" octets is over the limit of the next server, "+strconv.FormatInt(limit, 10)))
 	}
-	if !s.c.offers("8BITMIME") {
-		if mail.Body == Body8BitMIME { // RFC 6152 section 3: convert, or return it
-			s.answer(StageHello, Permanent(554, 6, 3, "Next server does not offer 8BITMIME, which this message needs"))
-		}
-		mail.Body = ""
-	}
+	s.fitBody()
 	if !s.c.offers("DSN") {
 		mail.Ret, mail.EnvID = "", ""
 	}
@@ -32,14 +26,33 @@ func (s *sending) fit() {
 	s.fitUTF8()
 }
 
-// fitUTF8 finds out who needs SMTPUTF8 (RFC 6531 section 3.2): everybody, when the
-// message or its sender does, else the recipients whose addresses do.
+// fitBody says BODY=8BITMIME of text that has octets beyond ASCII, and BODY of nothing
+// else. Where it is not offered, only text that was declared cannot go: it is to be
+// converted or returned (RFC 6152 section 3). Other such text goes as it always did.
+func (s *sending) fitBody() {
+	mail := &s.tx.Mail
+	switch {
+	case !s.c.offers("8BITMIME"):
+		if mail.Body == Body8BitMIME {
+			s.answer(StageHello, Permanent(554, 6, 3, "Next server does not offer 8BITMIME, which this message needs"))
+		}
+		mail.Body = ""
+	case s.tx.EightBit:
+		mail.Body = Body8BitMIME
+	case mail.Body != Body8BitMIME:
+		mail.Body = ""
+	}
+}
+
+// fitUTF8 finds out who needs SMTPUTF8 (RFC 6531 sections 3.2 and 3.4): everybody, when
+// the message or its sender does, else the recipients whose addresses do. It is said for
+// nobody else.
 func (s *sending) fitUTF8() {
 	offered := s.c.offers("SMTPUTF8")
 	refusal := Permanent(553, 6, 7, "Next server does not offer SMTPUTF8, which this address or message needs")
 	mail := &s.tx.Mail
-	s.utf8 = mail.UTF8 || mail.From.NeedsUTF8()
-	if s.utf8 && !offered {
+	mail.UTF8 = mail.UTF8 || mail.From.NeedsUTF8()
+	if mail.UTF8 && !offered {
 		s.answer(StageHello, refusal)
 	}
 	for i := range s.tx.Rcpts {
@@ -47,14 +60,10 @@ func (s *sending) fitUTF8() {
 			continue
 		}
 		if offered {
-			s.utf8 = true
+			mail.UTF8 = true
 		} else if s.replies[i].IsZero() {
 			s.replies[i], s.stages[i] = refusal, StageHello
 		}
-	}
-	mail.UTF8 = s.utf8
-	if !s.utf8 {
-		mail.From = asciiDomain(mail.From)
 	}
 }
 
@@ -79,20 +88,5 @@ func (s *sending) rcpt(i int) RcptCommand {
 	if !s.c.offers("DSN") {
 		r.Notify, r.ORcptType, r.ORcpt = 0, "", ""
 	}
-	if !s.utf8 {
-		r.To = asciiDomain(r.To)
-	}
 	return r
-}
-
-// asciiDomain writes a domain of U-labels in A-labels, so that the address can go
-// without SMTPUTF8.
-func asciiDomain(a Address) Address {
-	for i := range len(a.Domain) {
-		if a.Domain[i] >= utf8.RuneSelf {
-			a.Domain = a.DomainKey()
-			break
-		}
-	}
-	return a
 }

@@ -13,7 +13,8 @@ import (
 // we have authenticated (RFC 4954 section 5). What the server cannot take is
 // answered for it, without a word on the wire, by a made-up reply: 552 5.3.4 for a
 // message over its SIZE, 554 5.6.3 for 8BITMIME (by MailCommand.Body), 553 5.6.7
-// for SMTPUTF8, this only for the recipients that need it unless the message does.
+// for SMTPUTF8, this only for the recipients that need it unless the message
+// (MailCommand.UTF8) or its sender does.
 //
 // The number of octets that Body gives must be Size, unless Size is 0: a message
 // that was cut short is never ended by a dot.
@@ -43,7 +44,6 @@ type sending struct {
 	stages  []Stage // of replies
 	*outbox
 
-	utf8     bool // MAIL has SMTPUTF8
 	refused  bool // MAIL was
 	accepted int  // recipients accepted
 	begun    bool // DATA was answered by 354

@@ -511,6 +511,67 @@ func TestClientParameters(t *testing.T) {
 	}
 }
 
+// TestP01SaysOnlyWhatIsNeeded: BODY and SMTPUTF8 follow from the text and the addresses of
+// this transaction, and what has no need of them goes anywhere.
+func TestP01SaysOnlyWhatIsNeeded(t *testing.T) {
+	t.Parallel()
+	none, all := []string{}, []string{"8BITMIME", "SMTPUTF8", "DSN"}
+	eight := func(tx *Transaction) { tx.EightBit = true }
+	declared := func(tx *Transaction) { tx.EightBit, tx.Mail.Body = true, Body8BitMIME }
+	orcpt := func(tx *Transaction) { tx.Rcpts[0].ORcptType, tx.Rcpts[0].ORcpt = "utf-8", "ü@b.test" }
+	idn := func(tx *Transaction) { tx.Rcpts[0].To.Domain = "bücher.test" }
+	tests := []struct {
+		name       string
+		extensions []string
+		change     func(*Transaction)
+		mail, rcpt string // of the first recipient
+	}{
+		{"ASCII, all offered", all, func(*Transaction) {}, "FROM:<a@a.test>", "TO:<r0@b.test>"},
+		{"ASCII declared 7BIT", all, func(tx *Transaction) { tx.Mail.Body = Body7Bit }, "FROM:<a@a.test>", "TO:<r0@b.test>"},
+		{"8-bit, all offered", all, eight, "FROM:<a@a.test> BODY=8BITMIME", "TO:<r0@b.test>"},
+		{"8-bit declared 7BIT", all, func(tx *Transaction) { tx.EightBit, tx.Mail.Body = true, Body7Bit }, "FROM:<a@a.test> BODY=8BITMIME", "TO:<r0@b.test>"},
+		{"8-bit declared", all, declared, "FROM:<a@a.test> BODY=8BITMIME", "TO:<r0@b.test>"},
+		{"8-bit, nothing offered", none, eight, "FROM:<a@a.test>", "TO:<r0@b.test>"},
+		{"original recipient in UTF-8", all, orcpt, "FROM:<a@a.test>", `TO:<r0@b.test> ORCPT=utf-8;\x{FC}@b.test`},
+		{"original recipient in UTF-8, DSN only", []string{"DSN"}, orcpt, "FROM:<a@a.test>", `TO:<r0@b.test> ORCPT=utf-8;\x{FC}@b.test`},
+		{"IDN, all offered", all, idn, "FROM:<a@a.test>", "TO:<r0@xn--bcher-kva.test>"},
+		{"IDN, nothing offered", none, idn, "FROM:<a@a.test>", "TO:<r0@xn--bcher-kva.test>"},
+		{"IDN beside a UTF-8 local part", all, func(tx *Transaction) { idn(tx); tx.Rcpts[1].To.Local = "ü" }, "FROM:<a@a.test> SMTPUTF8", "TO:<r0@xn--bcher-kva.test>"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			s := smtptest.Start(t, smtptest.Config{Extensions: test.extensions})
+			tx := transaction(2)
+			test.change(&tx)
+			tx.Size = 0
+			res := connect(t, s).Send(t.Context(), tx)
+			if res.Err != nil || !res.Replies[0].IsPositive() || !res.Replies[1].IsPositive() {
+				t.Fatalf("got %+v", res)
+			}
+			got := s.WaitMessages(t, 1)[0]
+			if got.Mail != test.mail || got.Rcpts[0] != test.rcpt {
+				t.Errorf("MAIL %s\nRCPT %s, want\nMAIL %s\nRCPT %s", got.Mail, got.Rcpts[0], test.mail, test.rcpt)
+			}
+		})
+	}
+}
+
+// TestP13OnlyWhoNeedsItFails: a UTF-8 local part beside an IDN and an ASCII recipient.
+func TestP13OnlyWhoNeedsItFails(t *testing.T) {
+	t.Parallel()
+	s := smtptest.Start(t, smtptest.Config{Extensions: []string{}})
+	tx := transaction(3)
+	tx.Rcpts[0].To.Local, tx.Rcpts[1].To.Domain = "ü", "bücher.test"
+	res := connect(t, s).Send(t.Context(), tx)
+	if got := codes(res); res.Err != nil || !cmp.Equal(got, []int{553, 250, 250}) {
+		t.Fatalf("got %v (%v)", got, res.Err)
+	}
+	if got := s.WaitMessages(t, 1)[0]; got.Mail != "FROM:<a@a.test>" || !cmp.Equal(got.To(), []string{"r1@xn--bcher-kva.test", "r2@b.test"}) {
+		t.Errorf("arrived as MAIL %s to %q", got.Mail, got.To())
+	}
+}
+
 // TestClientAuthParameter: AUTH= is said only where we have authenticated.
 func TestClientAuthParameter(t *testing.T) {
 	t.Parallel()

@@ -249,7 +249,7 @@ func TestMessage(t *testing.T) {
 	id := strings.TrimPrefix(c.expect(250), "2.0.0 Ok: queued as ")
 	m := ts.queue.all()[0]
 	if m.ID.String() != id || m.UserID != 7 || m.CredentialID != 9 || m.Sender.String() != "alice@example.com" ||
-		m.BodyType != smtp.Body8BitMIME || !m.UTF8 || m.Ret != smtp.ReturnHeaders || m.EnvID != "a+b" ||
+		m.BodyType != smtp.Body8BitMIME || !m.EightBit || m.UTF8 || m.Ret != smtp.ReturnHeaders || m.EnvID != "a+b" ||
 		m.MessageID != "<1@client.test>" || m.ClientHello != "client.test" || m.Listener != "submissions" ||
 		m.ClientAddr.String() != "127.0.0.1" || m.AcceptedAt.IsZero() || !strings.HasPrefix(m.TLS, "TLS1.3 TLS_") {
 		t.Errorf("message: %+v", m.Message)
@@ -264,6 +264,50 @@ func TestMessage(t *testing.T) {
 	}
 	if ts.log.Count(`"msg":"accepted"`) != 1 || ts.log.Count(id) != 1 {
 		t.Errorf("log: %s", ts.log)
+	}
+}
+
+// TestP01NeedsFollowFromTheText: what is stored of a declaration is what the text and
+// the envelope bear out.
+func TestP01NeedsFollowFromTheText(t *testing.T) {
+	t.Parallel()
+	type needs struct {
+		UTF8, EightBit bool
+		BodyType       smtp.BodyType
+	}
+	const ascii, body, header, latin1 = "Subject: x\r\n\r\ntext\r\n", "Subject: x\r\n\r\nGr\u00fc\u00dfe\r\n", "Subject: Gr\u00fc\u00dfe\r\n\r\ntext\r\n", "Subject: Gr\xfc\xdfe\r\n\r\n\xfc\r\n"
+	both := needs{true, true, smtp.Body8BitMIME}
+	ts := startAs(t, []string{"alice@example.com", "älice@example.com"}, nil)
+	c := ts.login(t)
+	for i, tt := range []struct {
+		mail, rcpt, text string
+		want             needs
+	}{
+		{"<alice@example.com>", "<bob@example.net>", ascii, needs{}},
+		{"<alice@example.com> BODY=8BITMIME SMTPUTF8", "<bob@example.net>", ascii, needs{}},
+		{"<alice@example.com> BODY=7BIT", "<bob@example.net>", ascii, needs{}},
+		{"<alice@example.com> SMTPUTF8", "<bob@b\u00fccher.example>", ascii, needs{}},
+		{"<alice@example.com> BODY=8BITMIME SMTPUTF8", "<bob@example.net>", body, needs{false, true, smtp.Body8BitMIME}},
+		{"<alice@example.com> BODY=7BIT SMTPUTF8", "<bob@example.net>", body, needs{false, true, ""}},
+		{"<alice@example.com>", "<bob@example.net>", body, needs{false, true, ""}},
+		{"<alice@example.com> BODY=8BITMIME SMTPUTF8", "<bob@example.net>", header, both},
+		{"<alice@example.com>", "<bob@example.net>", header, needs{false, true, ""}},
+		{"<alice@example.com> BODY=8BITMIME SMTPUTF8", "<bob@example.net>", latin1, needs{false, true, smtp.Body8BitMIME}},
+		{"<\u00e4lice@example.com> SMTPUTF8", "<bob@example.net>", ascii, needs{true, false, ""}},
+	} {
+		c.cmd(250, "MAIL FROM:"+tt.mail)
+		c.cmd(250, "RCPT TO:"+tt.rcpt)
+		c.cmd(354, "DATA")
+		c.send("From: alice@example.com\r\n" + tt.text + ".\r\n")
+		c.expect(250)
+		m := ts.queue.all()[i]
+		if got := (needs{m.UTF8, m.EightBit, m.BodyType}); got != tt.want {
+			t.Errorf("%s to %s, %q: %+v, want %+v", tt.mail, tt.rcpt, tt.text, got, tt.want)
+		}
+		// The name of the protocol says how it came, not what it needs (RFC 6531 section 3.7.3).
+		if declared := strings.Contains(m.Body, " with UTF8SMTPSA "); declared != strings.Contains(tt.mail, "SMTPUTF8") {
+			t.Errorf("%s: received by %.200q", tt.mail, m.Body)
+		}
 	}
 }
 

@@ -152,15 +152,22 @@ func (s *session) commit(id queue.ID, now time.Time, b *body, facts *message.Fac
 	return smtp.Reply{}
 }
 
+// message is what is stored of the envelope. Many clients declare whatever is offered, so a
+// declaration is a need only where the text bears it out (RFC 6531 section 3.4).
 func (s *session) message(id queue.ID, now time.Time, b *body, facts *message.Facts) queue.Message {
 	mail := &s.tx.mail
-	return queue.Message{
+	m := queue.Message{
 		ID: id, UserID: s.identity.UserID, CredentialID: s.identity.CredentialID,
-		Sender: mail.From, Size: b.Size(), BodyType: mail.Body, UTF8: mail.UTF8,
-		Ret: mail.Ret, EnvID: mail.EnvID, MessageID: facts.MessageID, AcceptedAt: now,
+		Sender: mail.From, Size: b.Size(), EightBit: facts.EightBit,
+		UTF8: mail.UTF8 && facts.UTF8 || mail.From.NeedsUTF8(),
+		Ret:  mail.Ret, EnvID: mail.EnvID, MessageID: facts.MessageID, AcceptedAt: now,
 		ClientAddr: s.peer.addr.Addr(), ClientHello: s.hello, Listener: s.listener.Name, TLS: s.secured,
 		Rule: s.tx.rule, NewNetwork: s.identity.NewNetwork, Charges: Charges(*s.identity),
 	}
+	if facts.EightBit && mail.Body == smtp.Body8BitMIME {
+		m.BodyType = mail.Body
+	}
+	return m
 }
 
 // ruled is a refusal by the policy, with the rule that made it.

@@ -1,0 +1,140 @@
+package main
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"net"
+	netsmtp "net/smtp"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"postern/internal/peers"
+	"postern/internal/smtptest"
+)
+
+const asciiMail = "From: Alice <alice@example.com>\r\nTo: bob@example.net\r\nSubject: plain\r\nMessage-ID: <plain@example.com>\r\n\r\nA line.\r\n"
+
+// useServer routes all mail to a fake server, under TLS and with an account there.
+func (s *site) useServer(t *testing.T, extensions ...string) *smtptest.Server {
+	t.Helper()
+	ca := smtptest.NewCA(t)
+	next := smtptest.Start(t, smtptest.Config{
+		Extensions: append([]string{}, extensions...), TLS: ca.ServerConfig(t, "127.0.0.1"),
+		Users: map[string]string{"relay": "secret"}, AuthOnly: true,
+	})
+	file := filepath.Join(s.dir, "upstream.pem")
+	if err := os.WriteFile(file, ca.PEM(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.must(t, "secret", "upstream", "add", "out", "--host", next.Addr(), "--tls", "require", "--ca-file", file,
+		"--username", "relay", "--password-stdin")
+	s.must(t, "", "route", "add", "--via", "out")
+	return next
+}
+
+// asGoDoes is a message by Go's own client, which declares all that it is offered.
+func (s *site) asGoDoes(t *testing.T, text string, to ...string) {
+	t.Helper()
+	certificate, err := os.ReadFile(filepath.Join(s.dir, "cert.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(certificate)
+	c, err := netsmtp.Dial(net.JoinHostPort("127.0.0.1", strconv.Itoa(s.starttls)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	steps := []func() error{
+		func() error { return c.StartTLS(&tls.Config{ServerName: "127.0.0.1", RootCAs: pool}) },
+		func() error { return c.Auth(netsmtp.PlainAuth("", s.account.name, s.account.password, "127.0.0.1")) },
+		func() error { return c.Mail(s.account.name) },
+	}
+	for _, address := range to {
+		steps = append(steps, func() error { return c.Rcpt(address) })
+	}
+	steps = append(steps, func() error {
+		w, err := c.Data()
+		if err != nil {
+			return err
+		}
+		if _, err := w.Write([]byte(text)); err != nil {
+			return err
+		}
+		return w.Close()
+	}, c.Quit)
+	for i, step := range steps {
+		if err := step(); err != nil {
+			t.Fatalf("step %d: %v", i, err)
+		}
+	}
+}
+
+// P01: what a client declares of plain ASCII is no need. One upstream offers what Amazon
+// SES does, the other one has no 8BITMIME either.
+func TestP01ForeignClients(t *testing.T) {
+	t.Parallel()
+	for name, extensions := range map[string][]string{"8BITMIME only": {"8BITMIME"}, "nothing": nil} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := installSite(t)
+			next := s.useServer(t, extensions...)
+			s.serve(t)
+			s.asGoDoes(t, asciiMail, "bob@example.net")
+			if m := arrivedPlain(t, next, 1); !strings.Contains(string(m.Data), " with UTF8SMTPSA ") {
+				t.Errorf("Go's client declared nothing:\n%s", m.Data)
+			}
+			mail := mailFile(t, asciiMail)
+			for i, client := range []string{peers.Smtplib, peers.Nodemailer} {
+				send(t, client, s.settings(peers.StartTLS, mail, "bob@example.net"))
+				arrivedPlain(t, next, 2+i)
+			}
+			if n := len(next.Transactions()); n != 3 { // no notice
+				t.Errorf("%d messages came", n)
+			}
+		})
+	}
+}
+
+// arrivedPlain is the nth message at next, which has to be asciiMail to bob@example.net
+// without any declaration.
+func arrivedPlain(t *testing.T, next *smtptest.Server, n int) smtptest.Message {
+	t.Helper()
+	m := next.WaitMessages(t, n)[n-1]
+	if m.Mail != "FROM:<alice@example.com>" || !slices.Equal(m.Rcpts, []string{"TO:<bob@example.net>"}) {
+		t.Errorf("MAIL %s RCPT %q", m.Mail, m.Rcpts)
+	}
+	if !strings.HasSuffix(strings.TrimRight(string(m.Data), "\r\n"), "\r\n\r\nA line.") {
+		t.Errorf("arrived as %q", m.Data)
+	}
+	return m
+}
+
+// P13: the recipient in an IDN goes in A-labels, and only the one whose local part needs
+// UTF-8 fails.
+func TestP13IDNRecipients(t *testing.T) {
+	t.Parallel()
+	s := installSite(t)
+	next := s.useServer(t)
+	s.serve(t)
+	s.asGoDoes(t, asciiMail, "bob@bücher.example", "carol@example.net", "jürgen@example.net")
+	m := next.WaitMessages(t, 1)
+	if m[0].Mail != "FROM:<alice@example.com>" || !slices.Equal(m[0].To(), []string{"bob@xn--bcher-kva.example", "carol@example.net"}) {
+		t.Errorf("arrived as MAIL %s to %q", m[0].Mail, m[0].To())
+	}
+	received, _ := splitReceived(string(m[0].Data))
+	id := strings.Fields(received[strings.Index(received, " id "):])[1]
+	h := s.finished(t, id)
+	for to, want := range map[string]string{
+		"bob@xn--bcher-kva.example": "delivered 250 ", "carol@example.net": "delivered 250 ", "jürgen@example.net": "failed 553 5.6.7 ",
+	} {
+		if got := results(h, to); len(got) == 0 || !strings.HasPrefix(got[0], want) {
+			t.Errorf("<%s>: %q, want %s", to, got, want)
+		}
+	}
+}
