@@ -455,15 +455,11 @@ func TestProxyHeaderTime(t *testing.T) {
 	}
 	c := ts.through(t, line4[:20])
 	waitFor(t, "it is a session", func() bool { return ts.Stats().Open == 1 })
-	started = time.Now()
 	if err := <-ts.shutdownIn(patience); err != nil {
 		t.Error(err)
 	}
-	c.expect(421)
+	c.expect(421) // which is said to nobody whose time is over
 	c.expectClosed()
-	if took := time.Since(started); took > proxyTime-time.Second {
-		t.Errorf("the shutdown waited %v for a header", took)
-	}
 }
 
 // peerVerifier knows nobody, and tells from where they came.

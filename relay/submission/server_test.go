@@ -25,7 +25,7 @@ import (
 )
 
 // patience bounds every wait of a test. None is as long when the code is right.
-const patience = 20 * time.Second
+const patience = 3 * time.Minute
 
 // testServer is a server on loopback with fakes behind it.
 type testServer struct {
@@ -264,7 +264,7 @@ func waitFor(t testing.TB, what string, ok func() bool) {
 	defer tick.Stop()
 	for !ok() {
 		if time.Now().After(deadline) {
-			t.Fatalf("still not: %s", what)
+			t.Fatalf("still not after %v: %s", patience, what)
 		}
 		<-tick.C
 	}

@@ -30,10 +30,11 @@ func (ts *testServer) shutdownIn(d time.Duration) <-chan error {
 }
 
 // TestShutdownIdle: sessions between transactions hear 421 at once, wherever they
-// are, and no new ones are taken.
+// are, and no new ones are taken. What was waited for would be cut, for nothing ends
+// by itself.
 func TestShutdownIdle(t *testing.T) {
 	t.Parallel()
-	ts := startServer(t)
+	ts := startServer(t, func(cfg *Config) { cfg.Limits.Handshake = time.Hour })
 	greeted := ts.dial(t)
 	secured := ts.login(t)
 	inAuth := ts.dialTLS(t)
@@ -46,7 +47,6 @@ func TestShutdownIdle(t *testing.T) {
 	defer handshaking.Close()
 	waitFor(t, "four sessions", func() bool { return ts.Stats().Open == 4 })
 
-	started := time.Now()
 	done := ts.shutdownIn(patience)
 	for _, c := range []*client{greeted, secured, inAuth} {
 		c.expect(421)
@@ -54,9 +54,6 @@ func TestShutdownIdle(t *testing.T) {
 	}
 	if err := <-done; err != nil {
 		t.Error(err)
-	}
-	if d := time.Since(started); d > 5*time.Second {
-		t.Errorf("idle sessions held the shutdown up for %v", d)
 	}
 	if conn, err := net.Dial("tcp", ts.clear.Addr().String()); err == nil {
 		conn.Close()

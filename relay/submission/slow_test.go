@@ -22,6 +22,7 @@ import (
 type pipeListener struct {
 	conns  chan net.Conn
 	closed chan struct{}
+	once   sync.Once
 }
 
 func newPipeListener() *pipeListener {
@@ -38,7 +39,7 @@ func (l *pipeListener) Accept() (net.Conn, error) {
 }
 
 func (l *pipeListener) Close() error {
-	close(l.closed)
+	l.once.Do(func() { close(l.closed) })
 	return nil
 }
 
@@ -58,26 +59,30 @@ type timed struct {
 	queue *fakeQueue
 	*Server
 	clients sync.WaitGroup // what runs beside the test
+	log     logtest.Lines
+	panics  int64 // expected
 }
 
 // onFakeTime runs test against a server whose clock is synctest's. The server is
 // shut down at the end; what it leaves running fails the bubble.
-func onFakeTime(t *testing.T, l Limits, test func(ts *timed)) {
+func onFakeTime(t *testing.T, change func(*Config), test func(ts *timed)) {
 	t.Helper()
 	certs, dir := testCertificates(), t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		ts := &timed{t: t, clear: newPipeListener(), tls: newPipeListener(), queue: &fakeQueue{}}
-		var log logtest.Lines
-		var err error
-		ts.Server, err = New(Config{
+		cfg := Config{
 			Hostname: "relay.test",
 			Listeners: []Listener{
 				{Net: ts.clear, TLS: STARTTLS}, {Net: ts.tls, TLS: Implicit},
 			},
-			Certificates: certs, Verifier: &fakeVerifier{}, Queue: ts.queue, Limits: l,
-			Log: maillog.New(log.Logger()), System: log.Logger(), TempDir: dir,
-		})
-		if err != nil {
+			Certificates: certs, Verifier: &fakeVerifier{}, Queue: ts.queue,
+			Log: maillog.New(ts.log.Logger()), System: ts.log.Logger(), TempDir: dir,
+		}
+		if change != nil {
+			change(&cfg)
+		}
+		var err error
+		if ts.Server, err = New(cfg); err != nil {
 			t.Fatal(err)
 		}
 		ts.clients.Go(func() { ts.Serve() })
@@ -88,7 +93,7 @@ func onFakeTime(t *testing.T, l Limits, test func(ts *timed)) {
 			t.Errorf("shutdown: %v", err)
 		}
 		ts.clients.Wait()
-		if st := ts.Stats(); st.Panics != 0 || st.Memory != 0 || st.TempFiles != 0 {
+		if st := ts.Stats(); st.Panics != ts.panics || st.Memory != 0 || st.TempFiles != 0 {
 			t.Errorf("left at the end: %+v", st)
 		}
 	})
@@ -157,7 +162,7 @@ func wantAbout(t *testing.T, what string, got, want time.Duration) {
 
 // TestA9Command sends a command one octet each 10 s: the line has 5 minutes.
 func TestA9Command(t *testing.T) {
-	onFakeTime(t, Limits{}, func(ts *timed) {
+	onFakeTime(t, nil, func(ts *timed) {
 		c := ts.login()
 		ts.drip(c, strings.Repeat("NOOP", 1000), 10*time.Second)
 		wantAbout(ts.t, "a slow command", c.ends(421), 5*time.Minute)
@@ -166,7 +171,7 @@ func TestA9Command(t *testing.T) {
 
 // TestA9Login: what never authenticates has 5 minutes, however busy it looks.
 func TestA9Login(t *testing.T) {
-	onFakeTime(t, Limits{}, func(ts *timed) {
+	onFakeTime(t, nil, func(ts *timed) {
 		c := ts.connect()
 		ts.drip(c, strings.Repeat("NOOP\r\n", 1000), 2*time.Second)
 		wantAbout(ts.t, "a session without AUTH", c.ends(421), 5*time.Minute)
@@ -175,7 +180,7 @@ func TestA9Login(t *testing.T) {
 
 // TestA9Session: a session is over after 2 hours, though it is used.
 func TestA9Session(t *testing.T) {
-	onFakeTime(t, Limits{}, func(ts *timed) {
+	onFakeTime(t, nil, func(ts *timed) {
 		c := ts.login()
 		ts.drip(c, strings.Repeat("NOOP\r\n", 1000), 10*time.Second)
 		wantAbout(ts.t, "a long session", c.ends(421), 2*time.Hour)
@@ -185,7 +190,7 @@ func TestA9Session(t *testing.T) {
 // TestA9Data sends a message at one octet each second: a minute's grace, and then
 // the pace is not kept. Nothing is queued, and nothing of the body is run.
 func TestA9Data(t *testing.T) {
-	onFakeTime(t, Limits{}, func(ts *timed) {
+	onFakeTime(t, nil, func(ts *timed) {
 		c := ts.login()
 		c.envelope()
 		ts.drip(c, strings.Repeat("MAIL FROM:<alice@example.com>\r\n", 100), time.Second)
@@ -198,7 +203,7 @@ func TestA9Data(t *testing.T) {
 
 // TestA9DataSteady: a sender that keeps the pace is not cut, however long it takes.
 func TestA9DataSteady(t *testing.T) {
-	onFakeTime(t, Limits{}, func(ts *timed) {
+	onFakeTime(t, nil, func(ts *timed) {
 		c := ts.login()
 		c.envelope()
 		c.send("From: alice@example.com\r\nSubject: slow\r\n\r\n")
@@ -215,7 +220,7 @@ func TestA9DataSteady(t *testing.T) {
 
 // TestA9DataStall sends much and then nothing: the next octets have 3 minutes.
 func TestA9DataStall(t *testing.T) {
-	onFakeTime(t, Limits{}, func(ts *timed) {
+	onFakeTime(t, nil, func(ts *timed) {
 		c := ts.login()
 		c.envelope()
 		c.send("Subject: stall\r\n\r\n" + strings.Repeat(strings.Repeat("x", 998)+"\r\n", 500))
@@ -228,7 +233,7 @@ func TestA9DataStall(t *testing.T) {
 
 // TestA9Handshake stops in the middle of the ClientHello, on both kinds of listener.
 func TestA9Handshake(t *testing.T) {
-	onFakeTime(t, Limits{}, func(ts *timed) {
+	onFakeTime(t, nil, func(ts *timed) {
 		conn := ts.tls.dial()
 		started := time.Now()
 		conn.Write([]byte{22, 3, 1, 2, 0, 1})
@@ -246,7 +251,7 @@ func TestA9Handshake(t *testing.T) {
 
 // TestA9NeverReads pipelines commands and takes no reply.
 func TestA9NeverReads(t *testing.T) {
-	onFakeTime(t, Limits{}, func(ts *timed) {
+	onFakeTime(t, nil, func(ts *timed) {
 		conn := ts.clear.dial()
 		started := time.Now()
 		one := make([]byte, 1)
