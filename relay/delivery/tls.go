@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,17 +33,29 @@ func policyOf(to target) tlsPolicy {
 	return tlsPolicy{to.upstream.TLS, verified(to.host, to.upstream.CA)}
 }
 
-// unverified takes any certificate and any version that Go still speaks: the other
-// choice is no TLS at all (RFC 7435).
+// unverified takes any certificate, and any version and cipher suite that Go still
+// speaks: the other choice is no TLS at all (RFC 7435). Go prefers the good ones.
 func unverified(host string) *tls.Config {
 	return &tls.Config{
 		ServerName:         sniName(host),
 		InsecureSkipVerify: true,
 		MinVersion:         tls.VersionTLS10,
+		CipherSuites:       everySuite(),
 		// Microsoft's hosts end a session right after the handshake when tickets
 		// are asked for over TLS 1.3 (golang/go#70232).
 		SessionTicketsDisabled: true,
 	}
+}
+
+// everySuite lists the suites of TLS 1.2 and before. Those with RSA key exchange, 3DES
+// or RC4 are offered only where they are named.
+func everySuite() []uint16 {
+	all := slices.Concat(tls.CipherSuites(), tls.InsecureCipherSuites())
+	ids := make([]uint16, len(all))
+	for i, suite := range all {
+		ids[i] = suite.ID
+	}
+	return ids
 }
 
 // verified demands a certificate for host from the authorities of ca, or from the
