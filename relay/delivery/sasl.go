@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,16 +16,56 @@ import (
 var errNoMechanism = errors.New("the server offers neither AUTH PLAIN nor AUTH LOGIN")
 
 // authenticate proves the upstream account. The connection is verified TLS: open
-// sees to that.
+// sees to that. Where the server refuses one mechanism it is given the other that it
+// offers, over the same connection.
 func authenticate(ctx context.Context, c *smtp.Client, up *route.Upstream) error {
 	offered := c.AuthMechanisms()
-	switch {
-	case slices.Contains(offered, sasl.Plain):
-		return c.Auth(ctx, sasl.NewPlainClient("", up.Username, up.Password))
-	case slices.Contains(offered, sasl.Login):
-		return c.Auth(ctx, &login{answers: []string{up.Username, up.Password}})
+	var refusal error
+	for _, mechanism := range []struct {
+		name string
+		smtp.SASL
+	}{
+		{sasl.Plain, sasl.NewPlainClient("", up.Username, up.Password)},
+		{sasl.Login, &login{answers: []string{up.Username, up.Password}}},
+	} {
+		if !slices.Contains(offered, mechanism.name) {
+			continue
+		}
+		err := c.Auth(ctx, mechanism.SASL)
+		if refusal != nil && !isReply(err) {
+			err = refusal // it says more than a connection that was lost afterwards
+		}
+		if refusal = err; !refusesMechanism(err) {
+			return err
+		}
 	}
-	return errNoMechanism
+	return cmp.Or(refusal, errNoMechanism)
+}
+
+// refusesMechanism reports a refusal of the mechanism (RFC 4954 sections 4 and 6): one
+// that the server does not know after all, or that is too weak for this account. It is
+// none of the account or its password, as 535 is, which another mechanism would only
+// repeat; 534 5.7.9 and 5.7.14 are, by which Gmail asks for an application's password
+// or a login by browser. 538 asks for TLS, which there is, and 530 for anything else
+// but AUTH.
+func refusesMechanism(err error) bool {
+	var stage *smtp.StageError
+	if !errors.As(err, &stage) {
+		return false
+	}
+	switch e := stage.Reply.Enhanced; stage.Reply.Code {
+	case 504:
+		return true
+	case 534:
+		return e.Subject != 7 || e.Detail != 9 && e.Detail != 14
+	}
+	return false
+}
+
+// isReply reports an outcome that the server itself has told.
+func isReply(err error) bool {
+	var stage *smtp.StageError
+	return err == nil || errors.As(err, &stage) && !stage.Reply.IsZero()
 }
 
 // login is the client of LOGIN, which answers whatever is asked by the user name

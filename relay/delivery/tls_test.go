@@ -204,6 +204,71 @@ func TestAuth(t *testing.T) {
 	}
 }
 
+// TestP10OtherMechanism: a mechanism that is refused is no refusal of the account, and
+// the other one that is offered is tried over the same connection. After 535, and
+// whatever else speaks of the account, there is no second try.
+func TestP10OtherMechanism(t *testing.T) {
+	t.Parallel()
+	ca := smtptest.NewCA(t)
+	const both, onlyPlain = "250 AUTH LOGIN PLAIN", "250 AUTH PLAIN"
+	tests := []struct {
+		offer        string
+		plain, login string // what is said to it; "" for the truth
+		tried        int
+		reply        string // of the deferral; "" when it is delivered
+	}{
+		{both, "504 5.5.4 unknown mechanism", "", 2, ""},
+		{both, "504 not here", "", 2, ""},
+		{both, "534 5.7.1 too weak", "", 2, ""},
+		{both, "534 no", "", 2, ""},
+		{both, "534 5.5.9 odd", "", 2, ""},
+		{both, "", "504 5.5.4 unknown mechanism", 1, ""},
+		{both, "504 5.5.4 first", "504 5.5.4 second", 2, "504 5.5.4 second"},
+		{both, "504 5.5.4 first", "535 5.7.8 wrong", 2, "535 5.7.8 wrong"},
+		{both, "504 5.5.4 first", "-", 2, "504 5.5.4 first"},
+		{onlyPlain, "504 5.5.4 unknown mechanism", "", 1, "504 5.5.4 unknown mechanism"},
+		{both, "535 5.7.8 wrong", "", 1, "535 5.7.8 wrong"},
+		{both, "535 5.7.139 disabled", "", 1, "535 5.7.139 disabled"},
+		{both, "534 5.7.9 application password required", "", 1, "534 5.7.9 application password required"},
+		{both, "534 5.7.14 log in by browser", "", 1, "534 5.7.14 log in by browser"},
+		{both, "530 5.7.0 STARTTLS first", "", 1, "530 5.7.0 STARTTLS first"},
+		{both, "538 5.7.11 encryption required", "", 1, "538 5.7.11 encryption required"},
+		{both, "454 4.7.0 not now", "", 1, "454 4.7.0 not now"},
+		{both, "501 5.5.2 no", "", 1, "501 5.5.2 no"},
+	}
+	for _, test := range tests {
+		t.Run(test.plain+" "+test.login, func(t *testing.T) {
+			t.Parallel()
+			server := smtptest.Start(t, smtptest.Config{TLS: ca.ServerConfig(t, "127.0.0.1"), Users: map[string]string{"relay": "secret"},
+				Hooks: map[smtptest.Phase]smtptest.Hook{
+					smtptest.PhaseHello: smtptest.Always(smtptest.Reply("250-fake.test", "250-STARTTLS", test.offer)),
+					smtptest.PhaseAuth: func(s smtptest.Session) smtptest.Action {
+						said := test.login
+						if strings.HasPrefix(s.Command, "AUTH PLAIN") {
+							said = test.plain
+						}
+						switch said {
+						case "":
+							return smtptest.Normal()
+						case "-":
+							return smtptest.Close()
+						}
+						return smtptest.Reply(said)
+					},
+				}})
+			up := upstreamAt(server)
+			up.TLS, up.CA, up.Username, up.Password = route.TLSRequire, string(ca.PEM()), "relay", "secret"
+			o := sendVia(t, up, Config{})
+			if test.reply == "" && o.Result != queue.Delivered || test.reply != "" && (o.Result != queue.Deferred || o.Reply.String() != test.reply) {
+				t.Errorf("%s %v, want %q", o.Result, o.Reply, test.reply)
+			}
+			if tried := server.Reached(smtptest.PhaseAuth); tried != test.tried || server.Conns() != 1 {
+				t.Errorf("%d tries over %d connections, want %d over one", tried, server.Conns(), test.tried)
+			}
+		})
+	}
+}
+
 // TestNoCredentialsInClear has an account without verified TLS, which the store
 // refuses and the attempt refuses again.
 func TestNoCredentialsInClear(t *testing.T) {
