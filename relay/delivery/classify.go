@@ -15,8 +15,12 @@ import (
 // A complete 2yz to the final dot is delivered, a complete 5yz failed, a complete
 // 4yz deferred, whatever its enhanced code claims. All else is deferred, and once
 // the dot was sent also unknown: the next attempt may make a second copy.
+//
+// A refusal in the middle of the message is no reply, and may be meant for another
+// command. Where the last attempt ended with the same one it is believed.
 func classify(facts queue.Outcome, rcpts []queue.Recipient, res smtp.Result, retryIn func(int) time.Duration) []queue.Outcome {
 	outcomes := make([]queue.Outcome, len(rcpts))
+	interruption := interruptionIn(res)
 	for i := range rcpts {
 		o := &outcomes[i]
 		*o = facts
@@ -25,18 +29,34 @@ func classify(facts queue.Outcome, rcpts []queue.Recipient, res smtp.Result, ret
 			o.Reply = res.Replies[i]
 		}
 		o.Result = judge(o.Reply, res.DotSent, facts.Upstream != viaMX)
-		switch {
-		case o.Result == queue.Delivered:
-			o.DSNPassed = res.DSN
-		case o.Result == queue.Deferred:
-			if !complete(o.Reply) || o.Reply.IsPositive() {
-				o.Unknown = res.DotSent
-				o.Reply = troubleReply(res)
+		if o.Result == queue.Deferred && (!complete(o.Reply) || o.Reply.IsPositive()) {
+			o.Unknown = res.DotSent
+			o.Reply = troubleReply(res)
+			if !interruption.IsZero() && interruption.Code == rcpts[i].LastCode {
+				o.Result = judge(interruption, false, facts.Upstream != viaMX)
 			}
+		}
+		switch o.Result {
+		case queue.Delivered:
+			o.DSNPassed = res.DSN
+		case queue.Deferred:
 			o.RetryIn = retryIn(rcpts[i].Attempts)
 		}
 	}
 	return outcomes
+}
+
+// interruptionIn is the refusal of a message that the server gave in the middle of it,
+// as some do when it becomes too large for them, and the zero Reply if there was none.
+// Codes that do not speak of mail (RFC 5321 section 4.2.1, x5z) may answer lines of the
+// message, by a server that takes them for commands.
+func interruptionIn(res smtp.Result) smtp.Reply {
+	var stage *smtp.StageError
+	var said *smtp.OutOfStepError
+	if errors.As(res.Err, &stage) && stage.Stage == smtp.StageBody && errors.As(stage.Err, &said) && said.Said.Code/10 == 55 {
+		return said.Said
+	}
+	return smtp.Reply{}
 }
 
 // viaMX is Outcome.Upstream of what goes to MX.
@@ -118,6 +138,10 @@ func troubleReply(res smtp.Result) smtp.Reply {
 	if complete(stage.Reply) && !stage.Reply.IsPositive() {
 		return stage.Reply
 	}
+	if said := interruptionIn(res); !said.IsZero() {
+		said.Text += " (said in the middle of the message)"
+		return said
+	}
 	where := inWords[stage.Stage]
 	if res.DotSent {
 		where = inWords[smtp.StageDot]
@@ -125,10 +149,9 @@ func troubleReply(res smtp.Result) smtp.Reply {
 	if isTimeout(stage.Err) {
 		return smtp.Temporary(451, 4, 2, "no answer in time "+where)
 	}
-	if errors.Is(stage.Err, smtp.ErrOutOfStep) {
-		// No verdict, but what an admin wants to read: many servers say here what is
-		// wrong with the message, and close.
-		return smtp.Temporary(451, 4, 2, "conversation lost "+where+", "+stage.Err.Error())
+	if errors.Is(stage.Err, smtp.ErrOutOfStep) || errors.Is(stage.Err, smtp.ErrMalformedReply) {
+		// No verdict, but what an admin wants to read.
+		return smtp.Temporary(451, 5, 0, "conversation lost "+where+", "+stage.Err.Error())
 	}
 	return smtp.Temporary(451, 4, 2, "conversation lost "+where)
 }

@@ -23,6 +23,7 @@ func TestClassify(t *testing.T) {
 	closing := smtp.Temporary(421, 3, 2, "closing")
 	broken := func(stage smtp.Stage, err error) error { return &smtp.StageError{Stage: stage, Err: err} }
 	said := func(stage smtp.Stage, r smtp.Reply) error { return &smtp.StageError{Stage: stage, Reply: r} }
+	tooBig := smtp.Permanent(552, 3, 4, "too big")
 	lost := smtp.Temporary(451, 4, 2, "conversation lost at the end of the message; it may have been delivered")
 
 	type want struct {
@@ -54,8 +55,12 @@ func TestClassify(t *testing.T) {
 			want{queue.Deferred, smtp.Temporary(451, 3, 0, "the attempt ended without a reply"), true}},
 		{"closed in the text", "mx", smtp.Result{Replies: []smtp.Reply{{}}, Err: broken(smtp.StageBody, io.EOF)},
 			want{queue.Deferred, smtp.Temporary(451, 4, 2, "conversation lost while the message was being sent"), false}},
-		{"a word of its own in the text", "mx", smtp.Result{Replies: []smtp.Reply{{}}, Err: broken(smtp.StageBody, fmt.Errorf("%w: it said %q", smtp.ErrOutOfStep, "552 5.3.4 too big"))},
-			want{queue.Deferred, smtp.Temporary(451, 4, 2, `conversation lost while the message was being sent, server is out of step: it said "552 5.3.4 too big"`), false}},
+		{"a word of its own in the text", "mx", smtp.Result{Replies: []smtp.Reply{{}}, Err: broken(smtp.StageBody, &smtp.OutOfStepError{Said: smtp.OK(250, 0, 0, "hello")})},
+			want{queue.Deferred, smtp.Temporary(451, 5, 0, `conversation lost while the message was being sent, server is out of step: it said "250 2.0.0 hello"`), false}},
+		{"a refusal in the text", "mx", smtp.Result{Replies: []smtp.Reply{{}}, Err: broken(smtp.StageBody, &smtp.OutOfStepError{Said: tooBig})},
+			want{queue.Deferred, smtp.Permanent(552, 3, 4, "too big (said in the middle of the message)"), false}},
+		{"malformed reply to MAIL", "mx", smtp.Result{Replies: []smtp.Reply{{}}, Err: broken(smtp.StageMail, fmt.Errorf("%w: no reply code: %q", smtp.ErrMalformedReply, "<html>"))},
+			want{queue.Deferred, smtp.Temporary(451, 5, 0, `conversation lost after MAIL, malformed reply: no reply code: "<html>"`), false}},
 		{"2yz without a dot is nothing", "mx", smtp.Result{Replies: []smtp.Reply{ok}, Err: broken(smtp.StageData, io.EOF)},
 			want{queue.Deferred, smtp.Temporary(451, 4, 2, "conversation lost after DATA"), false}},
 		{"an error of another kind", "mx", smtp.Result{Replies: []smtp.Reply{{}}, Err: errors.New("odd")},

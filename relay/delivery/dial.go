@@ -192,6 +192,6 @@ func connectTrouble(to target, err error) *trouble {
 func conversationTrouble(c *conn, to target, err error) *trouble {
 	return &trouble{
 		reply: troubleReply(smtp.Result{Err: err}), err: fmt.Errorf("talk to %s: %w", to.host, err),
-		host: to.host, addr: to.addr, tls: c.tls,
+		host: to.host, addr: to.addr, tls: c.tls, closed: isClosed(to, err),
 	}
 }

@@ -137,10 +137,16 @@ func hosts(t *testing.T, n int) (list []*smtptest.Server, port int) {
 // deliver sends one message to MX and returns its outcome.
 func deliver(t *testing.T, cfg Config, rcpt string) queue.Outcome {
 	t.Helper()
+	cfg.Routes = routes{}
+	return attempt(t, cfg, message(t, rcpt))
+}
+
+// attempt sends a message to its one recipient and returns the outcome.
+func attempt(t *testing.T, cfg Config, d *queue.Delivery) queue.Outcome {
+	t.Helper()
 	q := newFakeQueue()
-	cfg.Routes, cfg.AllowPrivateMX = routes{}, true
+	cfg.AllowPrivateMX = true
 	e := startEngine(t, q, cfg)
-	d := message(t, rcpt)
 	e.Take(d)
 	q.waitEnded(t, 1)
 	o := q.outcome(t, d, 0)

@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"errors"
 	"net/netip"
 	"time"
 
@@ -18,10 +19,11 @@ type trouble struct {
 	addr      netip.AddrPort
 	tls       string
 	greeted   bool // EHLO was answered
+	closed    bool // the host says that it takes no mail, ever (RFC 7504)
 }
 
 // outcome is what t means for one recipient, whose destination is left alone for
-// away.
+// away. Where every host of a domain takes no mail, and said so before, it fails.
 func (t *trouble) outcome(d *destination, j *job, rcpt *queue.Recipient, away time.Duration) queue.Outcome {
 	now := time.Now()
 	o := queue.Outcome{
@@ -29,6 +31,10 @@ func (t *trouble) outcome(d *destination, j *job, rcpt *queue.Recipient, away ti
 		Result: queue.Deferred, Reply: t.reply,
 		RemoteMTA: t.host, RemoteIP: t.addr, TLS: t.tls, Upstream: d.via,
 		StartedAt: now, At: now,
+	}
+	if t.closed && rcpt.LastCode == codeClosed {
+		o.Result, o.Reply = queue.Failed, smtp.Permanent(556, 3, 2, "mail host "+t.host+" takes no mail: "+smtp.Excerpt(t.reply.String()))
+		return o
 	}
 	if t.permanent {
 		o.Result = queue.Failed
@@ -40,7 +46,30 @@ func (t *trouble) outcome(d *destination, j *job, rcpt *queue.Recipient, away ti
 }
 
 // outranks reports that t says more than other about why a destination cannot be
-// had: a server's word is worth more than silence.
+// had: a server's word is worth more than silence, and a host that may yet take mail
+// more than one that never does.
 func (t *trouble) outranks(other *trouble) bool {
-	return other == nil || other.permanent || !t.permanent && t.addr.IsValid() && !other.addr.IsValid()
+	return other == nil || other.permanent || t.rank() > other.rank()
+}
+
+func (t *trouble) rank() int {
+	switch {
+	case t.permanent:
+		return 0
+	case t.closed:
+		return 1
+	case !t.addr.IsValid():
+		return 2
+	}
+	return 3
+}
+
+// codeClosed is the greeting of a host that takes no mail (RFC 7504 section 3).
+const codeClosed = 521
+
+// isClosed reports such a greeting of a mail host. That of an upstream is for its
+// admin to mend.
+func isClosed(to target, err error) bool {
+	var stage *smtp.StageError
+	return to.upstream == nil && errors.As(err, &stage) && stage.Stage == smtp.StageGreeting && stage.Reply.Code == codeClosed
 }

@@ -254,7 +254,7 @@ update recipient r set owner = $5, dot_possible = not $6, waits_for = null
 from ranked
 where r.message_id = ranked.message_id and r.n = ranked.n and ranked.nth <= $2 and coalesce(r.owner, 0) = 0
 returning r.message_id, r.n, r.domain_key, r.local, r.domain, r.notify, r.orcpt_type, r.orcpt, r.attempts, r.possible_duplicate,
-	r.delay_noticed, extract(epoch from r.expires_at - now())::float8`
+	r.delay_noticed, extract(epoch from r.expires_at - now())::float8, r.reply_code`
 
 type claimedRow struct {
 	id  ID
@@ -277,7 +277,7 @@ func (c *claims) take(ctx context.Context, conn *pgx.Conn, want ClaimRequest, do
 		var left float64
 		r := &c.r
 		err := row.Scan(&c.id, &r.N, &c.key, &r.Address.Local, &r.Address.Domain, &notify, &r.ORcptType, &r.ORcpt, &r.Attempts,
-			&r.PossibleDuplicate, &r.DelayNoticed, &left)
+			&r.PossibleDuplicate, &r.DelayNoticed, &left, &r.LastCode)
 		r.Notify, r.Expires = smtp.Notify(notify), time.Duration(left*float64(time.Second))
 		return c, err
 	})

@@ -173,8 +173,8 @@ func TestWaitForDue(t *testing.T) {
 			t.Fatal(err)
 		}
 		if len(got) == 1 {
-			if got[0].Recipients[0].Attempts != 1 {
-				t.Fatalf("attempts %d", got[0].Recipients[0].Attempts)
+			if r := got[0].Recipients[0]; r.Attempts != 1 || r.LastCode != o.Reply.Code {
+				t.Fatalf("%d attempts, the last ended with %d", r.Attempts, r.LastCode)
 			}
 			return
 		}

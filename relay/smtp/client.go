@@ -114,6 +114,16 @@ func (e *StageError) Unwrap() error { return e.Err }
 // said cannot be matched to commands, so none of it is believed.
 var ErrOutOfStep = errors.New("server is out of step")
 
+// OutOfStepError is ErrOutOfStep with what was said. Many servers say so what is wrong
+// with a message that they do not want to read to its end, and close.
+type OutOfStepError struct{ Said Reply }
+
+func (e *OutOfStepError) Error() string {
+	return ErrOutOfStep.Error() + ": it said " + Excerpt(e.Said.String())
+}
+
+func (e *OutOfStepError) Unwrap() error { return ErrOutOfStep }
+
 // SASL is one client side exchange; go-sasl's Client fits.
 type SASL interface {
 	Start() (mech string, initial []byte, err error)

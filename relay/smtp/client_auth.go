@@ -67,7 +67,7 @@ func authCommand(name string, initial []byte) (line string, later []byte) {
 func answer(mech SASL, challenge string, initial []byte) ([]byte, error) {
 	decoded, err := base64.StdEncoding.DecodeString(challenge)
 	if err != nil {
-		return nil, fmt.Errorf("challenge: %w", err)
+		return nil, malformed("challenge is not base64", challenge)
 	}
 	if initial != nil && len(decoded) == 0 {
 		return initial, nil

@@ -63,7 +63,7 @@ func (s *sending) bodyTrouble(err error) error {
 // isSaid reports an error that tells what a server said.
 func isSaid(err error) bool {
 	stage, ok := errors.AsType[*StageError](err)
-	return ok && (!stage.Reply.IsZero() || errors.Is(stage.Err, ErrOutOfStep))
+	return ok && (!stage.Reply.IsZero() || errors.Is(stage.Err, ErrOutOfStep) || errors.Is(stage.Err, ErrMalformedReply))
 }
 
 // end sends the final dot and hears what became of the message. A server that has

@@ -118,7 +118,7 @@ func (c *Client) refused(ctx context.Context, stage Stage, reply Reply) error {
 
 // outOfStep closes the connection because of a reply that answers nothing.
 func (c *Client) outOfStep(ctx context.Context, stage Stage, reply Reply) error {
-	return c.trouble(ctx, stage, fmt.Errorf("%w: it said %q", ErrOutOfStep, reply.String()))
+	return c.trouble(ctx, stage, &OutOfStepError{Said: reply})
 }
 
 // interjection hears what the server said without being asked: 421, or trouble.

@@ -259,7 +259,7 @@ func TestClientAuthCancelled(t *testing.T) {
 		action smtptest.Action
 		want   string
 	}{
-		{"challenge is not base64", smtptest.Reply("334 ***"), "illegal base64"},
+		{"challenge is not base64", smtptest.Reply("334 ***"), `malformed reply: challenge is not base64: "***"`},
 		{"unexpected challenge", smtptest.Reply("334 "), "unexpected server challenge"},
 	}
 	for _, test := range tests {

@@ -207,7 +207,7 @@ func TestA28LastWords(t *testing.T) {
 		{"552 5.3.4 too big", "retry, trouble at body", "552 5.3.4 too big"},
 		{"250 2.0.0 thanks", "retry, trouble at body", "250 2.0.0 thanks"},
 		{"421 4.3.2 bye", "deferred 421, 421 at body", "421 4.3.2 bye"},
-		{"nonsense", "retry, trouble at body", ""},
+		{"nonsense", "retry, trouble at body", `no reply code: "nonsense"`},
 	}
 	for _, test := range tests {
 		t.Run(test.said, func(t *testing.T) {

@@ -13,7 +13,8 @@ import (
 
 // ErrMalformedReply is the cause of every error of ReadReply that is not one of
 // the connection: what came is no reply of RFC 5321 section 4.2. It is no verdict
-// of the server, and what follows on the connection cannot be trusted.
+// of the server, and what follows on the connection cannot be trusted. The error
+// quotes the beginning of what came (Excerpt).
 var ErrMalformedReply = errors.New("malformed reply")
 
 // ReplyLimits bound one reply; zero fields take the defaults.
@@ -49,7 +50,7 @@ func ReadReply(r *Reader, lim ReplyLimits) (Reply, error) {
 	var text strings.Builder
 	for lines, left := 0, lim.Bytes; ; lines++ {
 		if lines == lim.Lines {
-			return Reply{}, malformed("more than %d lines", lim.Lines)
+			return Reply{}, malformed(fmt.Sprintf("more than %d lines", lim.Lines), text.String())
 		}
 		line, err := replyLine(r, min(left, largeBuffer))
 		if err != nil {
@@ -69,7 +70,7 @@ func ReadReply(r *Reader, lim ReplyLimits) (Reply, error) {
 			text.WriteByte('\n')
 		}
 		if code != reply.Code {
-			return Reply{}, malformed("code changes from %d to %d", reply.Code, code)
+			return Reply{}, malformed(fmt.Sprintf("code changes from %d", reply.Code), line)
 		}
 		enhanced, rest := takeEnhanced(code, rest)
 		if reply.Enhanced.IsZero() {
@@ -83,12 +84,12 @@ func ReadReply(r *Reader, lim ReplyLimits) (Reply, error) {
 	}
 }
 
-func malformed(format string, args ...any) error {
-	return fmt.Errorf("%w: %s", ErrMalformedReply, fmt.Sprintf(format, args...))
+func malformed[T string | []byte](why string, said T) error {
+	return fmt.Errorf("%w: %s: %s", ErrMalformedReply, why, Excerpt(said))
 }
 
 // excerptSize is how much of what a peer said is quoted, in octets.
-const excerptSize = 80
+const excerptSize = 200
 
 // Excerpt quotes the beginning of what a peer said, for a text that is stored, logged
 // and shown: in quotes, with escapes for whatever is not printable.
@@ -117,7 +118,7 @@ func replyLine(r *Reader, limit int) ([]byte, error) {
 			return window[:n], nil
 		}
 		if len(window) >= limit {
-			return nil, malformed("too long")
+			return nil, malformed("too long", window)
 		}
 		if err := r.fill(); err != nil {
 			if err == io.EOF && len(window) > 0 {
@@ -136,7 +137,7 @@ func replyLineEnd(b []byte) (int, error) {
 	case cr < 0 && lf < 0, lf < 0 && cr == len(b)-1:
 		return -1, nil
 	case cr < 0 || lf != cr+1:
-		return 0, malformed("line end is not CRLF")
+		return 0, malformed("line end is not CRLF", b[:bytes.IndexAny(b, "\r\n")])
 	}
 	return cr, nil
 }
@@ -145,7 +146,7 @@ func replyLineEnd(b []byte) (int, error) {
 // follow, else a space or nothing.
 func splitReplyLine(line []byte) (code int, text []byte, last bool, err error) {
 	if len(line) < 3 || line[0] < '2' || line[0] > '5' || !isDigit(line[1]) || !isDigit(line[2]) {
-		return 0, nil, false, malformed("no reply code")
+		return 0, nil, false, malformed("no reply code", line)
 	}
 	code = int(line[0]-'0')*100 + int(line[1]-'0')*10 + int(line[2]-'0')
 	if len(line) == 3 {
@@ -157,7 +158,7 @@ func splitReplyLine(line []byte) (code int, text []byte, last bool, err error) {
 	case '-':
 		return code, line[4:], false, nil
 	}
-	return 0, nil, false, malformed("no space or hyphen behind the code")
+	return 0, nil, false, malformed("no space or hyphen behind the code", line)
 }
 
 // takeEnhanced parses an enhanced code (RFC 3463 section 2, "class.subject.detail")
