@@ -108,7 +108,7 @@ func (w *worker) conclude(j *job, t *transaction) *job {
 	} else {
 		w.d.succeeded()
 	}
-	if rest := tooMany(j.rcpts, outcomes); len(rest) > 0 {
+	if rest := t.further(j, outcomes); len(rest) > 0 {
 		w.settleBut(j, outcomes, rest)
 		return j
 	}
@@ -157,7 +157,7 @@ func (w *worker) giveBack(j *job, facts queue.Outcome, res smtp.Result, wait tim
 	var refused, free []queue.Recipient
 	said := smtp.Result{}
 	for i := range j.rcpts {
-		if i < len(res.Replies) && (res.Replies[i].IsTemporary() || res.Replies[i].IsPermanent()) {
+		if i < len(res.Replies) && (res.Replies[i].IsTemporary() || res.Replies[i].IsPermanent()) && !res.Withheld(i) {
 			refused = append(refused, j.rcpts[i])
 			said.Replies = append(said.Replies, res.Replies[i])
 		} else {

@@ -3,6 +3,8 @@ package delivery
 import (
 	"errors"
 	"net"
+	"slices"
+	"strings"
 	"time"
 
 	"postern/relay/queue"
@@ -29,6 +31,9 @@ func classify(facts queue.Outcome, rcpts []queue.Recipient, res smtp.Result, ret
 			o.Reply = res.Replies[i]
 		}
 		o.Result = judge(o.Reply, res.DotSent, facts.Upstream != viaMX)
+		if o.Result == queue.Failed && isTooMany(res, i) {
+			o.Result = queue.Deferred
+		}
 		if o.Result == queue.Deferred && (!complete(o.Reply) || o.Reply.IsPositive()) {
 			o.Unknown = res.DotSent
 			o.Reply = troubleReply(res)
@@ -67,7 +72,7 @@ func judge(r smtp.Reply, dotSent, upstream bool) queue.Result {
 	switch {
 	case r.IsPositive() && dotSent:
 		return queue.Delivered
-	case !r.IsPermanent(), isTooMany(r):
+	case !r.IsPermanent(), r.Code == 552 && saysTooMany(r): // RFC 5321 section 4.5.3.1.10
 		return queue.Deferred
 	case upstream && aboutOurAccount(r):
 		return queue.Deferred
@@ -89,25 +94,51 @@ func aboutOurAccount(r smtp.Reply) bool {
 	return false
 }
 
-// isTooMany reports the reply by which a server wants the recipient in another
-// transaction; 552 is its old form (RFC 5321 section 4.5.3.1.10).
-func isTooMany(r smtp.Reply) bool {
-	many := r.Enhanced.Subject == 5 && r.Enhanced.Detail == 3
-	return r.Code == 452 && (many || r.Enhanced.IsZero()) || r.Code == 552 && many
+// saysTooMany reports the enhanced code of "too many recipients" (RFC 3463 X.5.3).
+func saysTooMany(r smtp.Reply) bool { return r.Enhanced.Subject == 5 && r.Enhanced.Detail == 3 }
+
+// isTooMany reports that the server wants recipient i in another transaction. Servers
+// word that in many ways: by 452, or by 552 as of old (RFC 5321 section 4.5.3.1.10), by
+// any code with X.5.3, in words. It can only be meant where it has accepted others
+// before; there a bare 552 is "too many" rather than a full mailbox, which will be the
+// first in its transaction sooner or later.
+func isTooMany(res smtp.Result, i int) bool {
+	if i >= len(res.Stages) || res.Stages[i] != smtp.StageRcpt || !slices.ContainsFunc(res.Stages[:i], isAccepted) {
+		return false
+	}
+	r := res.Replies[i]
+	bare := r.Enhanced.IsZero() && (r.Code == 452 || r.Code == 552)
+	return bare || saysTooMany(r) || strings.HasPrefix(strings.ToLower(r.Text), "too many recipients")
 }
 
-// tooMany lists the recipients that were one too many in a transaction that
-// delivered to others.
-func tooMany(rcpts []queue.Recipient, outcomes []queue.Outcome) []queue.Recipient {
-	delivered := false
-	var rest []queue.Recipient
+// isAccepted reports the stage of the reply to a recipient that was accepted: what was
+// said later is its reply then.
+func isAccepted(stage smtp.Stage) bool { return stage == smtp.StageData || stage == smtp.StageDot }
+
+// further lists the recipients that get another transaction immediately, over the same
+// connection: those that were one too many where others were delivered, and those that
+// the server's limits kept out of this one. There is progress: they are fewer than they
+// were. Where everybody was put off, the next host may do better with all of them.
+func (t *transaction) further(j *job, outcomes []queue.Outcome) []queue.Recipient {
+	delivered, putOff := false, false
 	for i := range outcomes {
-		delivered = delivered || outcomes[i].Result == queue.Delivered
-		if isTooMany(outcomes[i].Reply) {
-			rest = append(rest, rcpts[i])
+		if outcomes[i].Result == queue.Delivered {
+			delivered = true
+		} else if !t.res.Withheld(i) && t.goesOn(i) {
+			putOff = true
 		}
 	}
-	if !delivered {
+	next := t.onward()
+	if t.res.Err != nil || !delivered && putOff && next.hasNext() {
+		return nil
+	}
+	var rest []queue.Recipient
+	for i := range outcomes {
+		if t.res.Withheld(i) || delivered && isTooMany(t.res, i) {
+			rest = append(rest, j.rcpts[i])
+		}
+	}
+	if len(rest) == len(outcomes) {
 		return nil
 	}
 	return rest

@@ -101,6 +101,7 @@ func TestClassifyEachRecipient(t *testing.T) {
 	rcpts := []queue.Recipient{{N: 0}, {N: 1}, {N: 2}, {N: 3}}
 	res := smtp.Result{
 		Replies: []smtp.Reply{smtp.Permanent(550, 1, 1, "no"), smtp.OK(250, 0, 0, "ok"), smtp.Temporary(450, 2, 0, "grey"), smtp.Temporary(452, 5, 3, "many")},
+		Stages:  []smtp.Stage{smtp.StageRcpt, smtp.StageDot, smtp.StageRcpt, smtp.StageRcpt},
 		DotSent: true, DSN: true,
 	}
 	outcomes := classify(queue.Outcome{Upstream: "mx"}, rcpts, res, func(int) time.Duration { return time.Minute })
@@ -114,12 +115,74 @@ func TestClassifyEachRecipient(t *testing.T) {
 	if diff := cmp.Diff([]queue.Result{queue.Failed, queue.Delivered, queue.Deferred, queue.Deferred}, results); diff != "" {
 		t.Error(diff)
 	}
-	if rest := tooMany(rcpts, outcomes); len(rest) != 1 || rest[0].N != 3 {
+	tx, j := &transaction{res: res, conn: &conn{}}, &job{rcpts: rcpts}
+	if rest := tx.further(j, outcomes); len(rest) != 1 || rest[0].N != 3 {
 		t.Errorf("for another transaction: %v, want recipient 3", rest)
 	}
 	outcomes[1].Result = queue.Deferred
-	if rest := tooMany(rcpts, outcomes); rest != nil {
+	if rest := tx.further(j, outcomes); rest != nil {
 		t.Errorf("without progress another transaction is begun for %v", rest)
+	}
+}
+
+// TestP07TooMany walks the wordings of a limit on recipients, and what only looks like one.
+func TestP07TooMany(t *testing.T) {
+	t.Parallel()
+	said := func(code int, enhanced string, text string) smtp.Reply {
+		r := smtp.Reply{Code: code, Text: text}
+		if enhanced != "" {
+			_, _ = fmt.Sscanf(enhanced, "%d.%d.%d", &r.Enhanced.Class, &r.Enhanced.Subject, &r.Enhanced.Detail)
+		}
+		return r
+	}
+	const again, failed, deferred = "again", "failed", "deferred"
+	tests := []struct {
+		reply        smtp.Reply
+		after, first string // what it means behind an accepted recipient, and as the first
+	}{
+		{said(452, "4.5.3", "Too many recipients"), again, deferred},
+		{said(452, "", "too many recipients"), again, deferred},
+		{said(452, "", "enough"), again, deferred},
+		{said(552, "5.5.3", "Maximum limit of 2 recipients reached"), again, deferred},
+		{said(552, "", "too much mail data"), again, failed},
+		{said(550, "5.5.3", "Too many recipients"), again, failed},
+		{said(554, "5.5.3", "limit"), again, failed},
+		{said(451, "4.5.3", "wait"), again, deferred},
+		{said(450, "4.5.3", "wait"), again, deferred},
+		{said(550, "", "Too many recipients"), again, failed},
+		{said(554, "5.7.1", "too many recipients for you"), again, failed},
+		{said(451, "", "too many recipients"), again, deferred},
+		{said(552, "5.2.2", "mailbox full"), failed, failed},
+		{said(552, "5.3.4", "too big"), failed, failed},
+		{said(452, "4.2.2", "mailbox full"), deferred, deferred},
+		{said(452, "4.3.1", "out of space"), deferred, deferred},
+		{said(450, "", "greylisted"), deferred, deferred},
+		{said(550, "5.1.1", "<too many recipients@one.test> unknown"), failed, failed},
+		{said(550, "", "no"), failed, failed},
+	}
+	retry := func(int) time.Duration { return time.Minute }
+	for _, test := range tests {
+		t.Run(test.reply.String(), func(t *testing.T) {
+			t.Parallel()
+			ok := smtp.OK(250, 0, 0, "ok")
+			for i, want := range []string{test.after, test.first} {
+				res := smtp.Result{Replies: []smtp.Reply{ok, test.reply}, Stages: []smtp.Stage{smtp.StageDot, smtp.StageRcpt}, DotSent: true}
+				if i == 1 {
+					res.Replies, res.Stages = []smtp.Reply{test.reply, ok}, []smtp.Stage{smtp.StageRcpt, smtp.StageDot}
+				}
+				j := &job{rcpts: []queue.Recipient{{N: 0}, {N: 1}}}
+				outcomes := classify(queue.Outcome{Upstream: "mx"}, j.rcpts, res, retry)
+				got := string(outcomes[1-i].Result)
+				if rest := (&transaction{res: res, conn: &conn{}}).further(j, outcomes); len(rest) == 1 && rest[0].N == 1-i {
+					got = again
+				} else if rest != nil {
+					t.Errorf("again: %v", rest)
+				}
+				if got != want {
+					t.Errorf("at %d: %s, want %s", 1-i, got, want)
+				}
+			}
+		})
 	}
 }
 

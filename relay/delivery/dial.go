@@ -45,6 +45,12 @@ type conn struct {
 	walk    walk   // that led here
 }
 
+// takes reports that the server's limits (RFC 9422) have room on this connection for a
+// transaction of j.
+func (c *conn) takes(j *job) bool {
+	return !c.client.Exhausted() && c.client.Admits(j.rcpts[0].Address)
+}
+
 // target is one address to try.
 type target struct {
 	host     string

@@ -358,10 +358,13 @@ func TestSplitsRecipients(t *testing.T) {
 	dropped(t, d)
 }
 
-// TestTooManyRecipients has a server that takes two recipients in a transaction.
-func TestTooManyRecipients(t *testing.T) {
+// TestP07TooManyRecipients has a server that takes two recipients in a transaction.
+func TestP07TooManyRecipients(t *testing.T) {
 	t.Parallel()
-	for _, refusal := range []string{"452 4.5.3 too many recipients", "452 too many recipients", "552 5.5.3 too many recipients"} {
+	for _, refusal := range []string{
+		"452 4.5.3 too many recipients", "452 too many recipients", "552 5.5.3 too many recipients", "552 enough", "550 5.5.3 no more",
+		"554 5.5.3 no more", "450 4.5.3 no more", "451 4.5.3 no more", "550 Too many recipients",
+	} {
 		t.Run(refusal, func(t *testing.T) {
 			t.Parallel()
 			server := smtptest.Start(t, smtptest.Config{})
@@ -388,6 +391,36 @@ func TestTooManyRecipients(t *testing.T) {
 				t.Errorf("%d connections, want 1", n)
 			}
 		})
+	}
+}
+
+// TestP07FullMailbox: by a bare 552 a server may mean a mailbox; that one fails in the end,
+// and the others are not held up by it.
+func TestP07FullMailbox(t *testing.T) {
+	t.Parallel()
+	server := smtptest.Start(t, smtptest.Config{})
+	server.On(smtptest.PhaseRcpt, func(s smtptest.Session) smtptest.Action {
+		if strings.Contains(s.Command, "full") {
+			return smtptest.Reply("552 mailbox full")
+		}
+		return smtptest.Action{}
+	})
+	q := newFakeQueue()
+	e := startEngine(t, q, Config{Routes: routes{def: upstreamAt(server)}})
+	d := message(t, "full0@one.test", "r1@one.test", "full2@one.test", "full3@one.test", "r4@one.test")
+	e.Take(d)
+	q.waitEnded(t, 5)
+	for n, r := range d.Recipients {
+		want := queue.Delivered
+		if strings.HasPrefix(r.Address.Local, "full") {
+			want = queue.Failed
+		}
+		if o := q.outcome(t, d, n); o.Result != want {
+			t.Errorf("%s: %s %v, want %s", r.Address, o.Result, o.Reply, want)
+		}
+	}
+	if n := server.Reached(smtptest.PhaseMail); n != 2 {
+		t.Errorf("%d transactions, want 2", n)
 	}
 }
 

@@ -98,7 +98,7 @@ func (w *worker) serve() {
 			j = w.do(j)
 		}
 		w.job = nil
-		if w.conn != nil && (w.conn.onward || w.conn.sent >= w.d.e.bounds.Load().PerConnection) {
+		if w.conn != nil && (w.conn.onward || w.conn.client.Exhausted() || w.conn.sent >= w.d.e.bounds.Load().PerConnection) {
 			w.hangUp()
 		}
 	}
@@ -194,7 +194,7 @@ func (w *worker) do(j *job) *job {
 		w.job = nil
 		w.d.e.release(j, 0)
 		return nil
-	case w.conn == nil || w.conn.version != w.d.currentVersion():
+	case w.conn == nil || w.conn.version != w.d.currentVersion() || !w.conn.takes(j):
 		w.job = nil
 		w.d.putBack(j)
 		w.hangUp()

@@ -65,6 +65,9 @@ type Client struct {
 	peek peeker
 
 	extensions    map[string]string // parameters by keyword
+	limits        limits
+	mails         int                 // MAIL commands said
+	domains       map[string]struct{} // of recipients that were named, where they are limited
 	tls           *tls.ConnectionState
 	line          []byte // scratch for command lines
 	ready         bool   // EHLO or HELO was answered
@@ -153,7 +156,7 @@ type Result struct {
 	// Err kept it from being known.
 	Replies []Reply
 	// Stages says for each of Replies which command it answered: StageHello for a
-	// reply made up because EHLO's answer lacks what is needed, StageMail, StageRcpt,
+	// reply made up because of EHLO's answer (see also Withheld), StageMail, StageRcpt,
 	// StageData, StageDot; for a 421 or another last word, where it was said.
 	Stages []Stage
 	// Err is trouble with the connection: a *StageError. The connection is closed.
@@ -227,6 +230,7 @@ func (c *Client) hello(ctx context.Context) error {
 	if extended {
 		c.extensions = parseExtensions(reply.Text)
 	}
+	c.limits = parseLimits(c.extensions["LIMITS"])
 	c.ready = true
 	return nil
 }

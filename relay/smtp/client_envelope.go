@@ -46,7 +46,7 @@ func (s *sending) plan() []int {
 	}
 	steps = append(steps, stepMail)
 	for i := range s.replies {
-		if s.replies[i].IsZero() {
+		if s.isOpen(i) {
 			steps = append(steps, i)
 		}
 	}
@@ -68,6 +68,7 @@ func (s *sending) sayGroup(group []int) error {
 		case stepReset:
 			lines = append(lines, "RSET"...)
 		case stepMail:
+			s.c.mails++
 			lines = s.tx.Mail.Append(lines)
 		case stepData:
 			lines = append(lines, "DATA"...)

@@ -24,6 +24,7 @@ func (s *sending) fit() {
 		mail.Auth = ""
 	}
 	s.fitUTF8()
+	s.fitLimits()
 }
 
 // fitBody says BODY=8BITMIME of text that has octets beyond ASCII, and BODY of nothing

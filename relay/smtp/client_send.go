@@ -97,13 +97,19 @@ func (s *sending) result(err error) Result {
 	if stage, ok := errors.AsType[*StageError](err); ok && !stage.Reply.IsZero() {
 		s.answer(stage.Stage, stage.Reply)
 	}
+	for i := range s.replies {
+		if s.replies[i].IsZero() && s.stages[i] == StageHello {
+			s.replies[i] = Temporary(452, 5, 3, "Next server takes no more recipients in this transaction (LIMITS)")
+		}
+	}
 	return Result{Replies: s.replies, Stages: s.stages, Err: err, DotSent: s.dotSent, DSN: s.c.offers("DSN")}
 }
 
-// answer gives reply to every recipient that has none yet.
+// answer gives reply to every recipient that has none yet. To those that are withheld
+// only a reply to MAIL speaks.
 func (s *sending) answer(stage Stage, reply Reply) {
 	for i := range s.replies {
-		if s.replies[i].IsZero() {
+		if s.isOpen(i) || s.replies[i].IsZero() && stage == StageMail {
 			s.replies[i], s.stages[i] = reply, stage
 		}
 	}
@@ -111,7 +117,7 @@ func (s *sending) answer(stage Stage, reply Reply) {
 
 func (s *sending) answered() bool {
 	for i := range s.replies {
-		if s.replies[i].IsZero() {
+		if s.isOpen(i) {
 			return false
 		}
 	}
