@@ -18,8 +18,8 @@ import (
 // 4yz deferred, whatever its enhanced code claims. All else is deferred, and once
 // the dot was sent also unknown: the next attempt may make a second copy.
 //
-// A refusal in the middle of the message is no reply, and may be meant for another
-// command. Where the last attempt ended with the same one it is believed.
+// A refusal in the middle of the message answers no command of ours. It is believed
+// when the attempt before ended with the same one.
 func classify(facts queue.Outcome, rcpts []queue.Recipient, res smtp.Result, retryIn func(int) time.Duration) []queue.Outcome {
 	outcomes := make([]queue.Outcome, len(rcpts))
 	interruption := interruptionIn(res)

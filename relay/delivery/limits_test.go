@@ -123,8 +123,7 @@ func TestP06MailMax(t *testing.T) {
 	}
 }
 
-// What a server says of the message, or of its sender, is said to all; what it says of
-// those that were named is not said to the others.
+// A refusal at MAIL is for all recipients; later ones are only for those that were named.
 func TestP06Refusals(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -192,7 +191,7 @@ func TestP06NextHost(t *testing.T) {
 	}
 }
 
-// Who was not named comes back untouched when the dot is withheld.
+// Recipients that were not named come back untouched when the dot is withheld.
 func TestP06Gate(t *testing.T) {
 	t.Parallel()
 	server := limited(t, "RCPTMAX=1", many, 1, many)

@@ -256,7 +256,7 @@ func useUpDescriptors(t *testing.T) {
 	}
 }
 
-// What this machine found out without a name server is nobody's word about a name.
+// A machine's own finding, without a name server, says nothing about a name.
 func TestP04IsNotFound(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -309,7 +309,7 @@ func TestIsHost(t *testing.T) {
 	}
 }
 
-// TestImpossibleMX: what can be no host is no MX, and a domain that has nothing else fails.
+// TestImpossibleMX: an MX that cannot be a host is ignored, and a domain with no other fails.
 func TestImpossibleMX(t *testing.T) {
 	t.Parallel()
 	server := smtptest.Start(t, smtptest.Config{Addr: "127.0.0.2:0"})

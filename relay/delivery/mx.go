@@ -87,8 +87,8 @@ func isUnnamed(err error) bool {
 }
 
 // hostless is the failure of a domain whose MX records name no host, but addresses
-// (RFC 5321 section 5.1 wants a domain name there) or what can be no name. Nobody can
-// send it mail until they are mended, so the sender hears of it now.
+// (RFC 5321 section 5.1 wants a domain name there) or impossible names. Nobody can send
+// it mail until they are mended, so the sender hears of it now.
 func hostless(domain string, records []*net.MX) *trouble {
 	text := "no MX record of " + domain + " names a host"
 	if len(records) > 0 {

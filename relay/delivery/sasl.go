@@ -42,12 +42,12 @@ func authenticate(ctx context.Context, c *smtp.Client, up *route.Upstream) error
 	return cmp.Or(refusal, errNoMechanism)
 }
 
-// refusesMechanism reports a refusal of the mechanism (RFC 4954 sections 4 and 6): one
-// that the server does not know after all, or that is too weak for this account. It is
-// none of the account or its password, as 535 is, which another mechanism would only
-// repeat; 534 5.7.9 and 5.7.14 are, by which Gmail asks for an application's password
-// or a login by browser. 538 asks for TLS, which there is, and 530 for anything else
-// but AUTH.
+// refusesMechanism reports a refusal of the mechanism (RFC 4954 sections 4 and 6): the
+// server does not know it after all, or it is too weak for this account. A refusal of
+// the account or its password does not count, for another mechanism would only repeat
+// it: 535, and 534 5.7.9 and 5.7.14, by which Gmail asks for an application's password
+// or a login by browser. 538 asks for TLS, which is there, and 530 for a command before
+// AUTH.
 func refusesMechanism(err error) bool {
 	var stage *smtp.StageError
 	if !errors.As(err, &stage) {

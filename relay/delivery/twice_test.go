@@ -18,7 +18,7 @@ func after(t *testing.T, code int) *queue.Delivery {
 }
 
 // Test521Twice: a host that takes no mail (RFC 7504) may be a mistake the first time,
-// and is none of the message's business while another host of the domain may do.
+// and does not matter while another host of the domain may take it.
 func Test521Twice(t *testing.T) {
 	t.Parallel()
 	const closed = "521 5.3.2 this host takes no mail"
@@ -125,8 +125,8 @@ func Test552TwiceNextHost(t *testing.T) {
 	}
 }
 
-// TestMalformedReplies: what a server says that is no reply is in the text that admins
-// read, wherever it was said, in quotes and not as long as it was.
+// TestMalformedReplies: a malformed reply is in the text that admins read, wherever it
+// was said, in quotes and shortened.
 func TestMalformedReplies(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("é\x00\"\u202e", 20_000)
