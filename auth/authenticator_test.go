@@ -301,10 +301,10 @@ func TestA7DisconnectStormFreesNothing(t *testing.T) {
 // permits. What is held at once is what one hash allocates, 19 MiB and at most a fifth
 // more with all that is around it, for each permit: TestA7GateBoundsHashing shows that
 // there are no more, and TestA7HeapOfHashes that they leave no garbage. What is added
-// is for a thousand sessions.
+// is for a thousand sessions, of which those that find no place to wait are refused.
 func TestA7MemoryOfAStorm(t *testing.T) {
 	const permits = 2
-	a := newAuthenticator(fakeUsers{"alice": withPassword(1, "pw")}, defaultCost, Config{Permits: permits, Patience: 500 * time.Millisecond})
+	a := newAuthenticator(fakeUsers{"alice": withPassword(1, "pw")}, defaultCost, Config{Permits: permits, Queue: 16, Patience: time.Hour})
 	runtime.GC()
 	var before, now runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -399,7 +399,7 @@ func BenchmarkVerifyWarm(b *testing.B) {
 // at once, and a fifth of it.
 func TestA7HeapOfHashes(t *testing.T) { // alone, for others use the heap too
 	const permits, hashes = 2, 24
-	g := newGate(permits, hashes, time.Minute)
+	g := newGate(permits, hashes, time.Hour)
 	h := decoy(defaultCost)
 	heap := func() uint64 {
 		sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}

@@ -2,6 +2,7 @@ package auth
 
 import (
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -14,9 +15,11 @@ type gate struct {
 	waiting  chan struct{}
 	patience time.Duration
 	done     atomic.Int64 // hashes computed
-	garbage  atomic.Int64 // of them, those whose memory may not have been collected
 	waited   atomic.Int64 // nanoseconds of waiting for a permit, all together
 	refused  atomic.Int64 // that got none
+
+	garbage    atomic.Int64 // hashes whose memory may not have been collected
+	collecting sync.Mutex
 }
 
 func newGate(permits, queue int, patience time.Duration) *gate {
@@ -33,15 +36,23 @@ func (g *gate) do(work func()) error {
 		return err
 	}
 	defer func() { <-g.permits }()
-	// What a hash has used is garbage of 19 MiB, and left alone the heap grows to twice
-	// its size before that is collected. Collecting takes a tenth of a hash's time.
-	if g.garbage.Swap(0) > 0 {
-		runtime.GC()
-	}
+	g.collect()
 	g.done.Add(1)
 	work()
 	g.garbage.Add(1)
 	return nil
+}
+
+// collect frees what hashes have used: it is garbage of 19 MiB each, and left alone the
+// heap grows to twice its size before that is collected. Collecting takes a tenth of a
+// hash's time. Nobody begins to hash before it is over: what two have left and a third
+// takes would be one too many.
+func (g *gate) collect() {
+	g.collecting.Lock()
+	defer g.collecting.Unlock()
+	if g.garbage.Swap(0) > 0 {
+		runtime.GC()
+	}
 }
 
 func (g *gate) enter() error {

@@ -32,6 +32,22 @@ func (s *Store) pool() *pgxpool.Pool { return s.db.(*pgxpool.Pool) }
 // at is a client at an address.
 func at(addr netip.Addr) Peer { return Peer{Addr: addr, TLS: "TLSv1.3"} }
 
+// patience bounds what a test waits for, on a machine with other things to do.
+const patience = 3 * time.Minute
+
+// eventually polls what other goroutines bring about.
+func eventually(t testing.TB, what string, f func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(patience); time.Now().Before(end); <-tick.C {
+		if f() {
+			return
+		}
+	}
+	t.Fatalf("did not come about within %v: %s", patience, what)
+}
+
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
@@ -135,7 +151,7 @@ func TestStoreChangesActOnAWarmCache(t *testing.T) {
 	must(t, err)
 	announced := func() {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		ctx, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
 		n, err := conn.Conn().WaitForNotification(ctx)
 		must(t, err)

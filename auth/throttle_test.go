@@ -1,7 +1,6 @@
 package auth
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -251,28 +250,25 @@ func TestCacheIsBounded(t *testing.T) {
 // and against no account.
 func TestA5EmptyPassword(t *testing.T) {
 	t.Parallel()
-	a := newAuthenticator(fakeUsers{"alice": withPassword(1, "pw")}, defaultCost, Config{})
-	busy, began := 0, time.Now()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-	defer cancel()
-	var all sync.WaitGroup
-	var mu sync.Mutex
-	for range 500 {
-		all.Go(func() {
-			if _, err := a.Verify(ctx, "alice", "", at(home)); errors.Is(err, ErrBusy) {
-				mu.Lock()
-				busy++
-				mu.Unlock()
-			}
-		})
-	}
-	all.Wait()
-	if busy < 300 {
-		t.Errorf("only %d of 500 were held back, in %v", busy, time.Since(began))
-	}
-	a.throttle.mu.Lock()
-	defer a.throttle.mu.Unlock()
-	if c := a.throttle.counts[keyOf(byAccount, netip.Prefix{}, "alice")]; c != nil {
-		t.Errorf("the account has %d failures", c.failures)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		a := newAuthenticator(fakeUsers{"alice": withPassword(1, "pw")}, defaultCost, Config{})
+		var all sync.WaitGroup
+		var busy atomic.Int64
+		for range 500 {
+			all.Go(func() {
+				if _, err := a.Verify(t.Context(), "alice", "", at(home)); errors.Is(err, ErrBusy) {
+					busy.Add(1)
+				}
+			})
+		}
+		all.Wait()
+		if n := busy.Load(); n < 300 {
+			t.Errorf("only %d of 500 were held back", n)
+		}
+		a.throttle.mu.Lock()
+		defer a.throttle.mu.Unlock()
+		if c := a.throttle.counts[keyOf(byAccount, netip.Prefix{}, "alice")]; c != nil {
+			t.Errorf("the account has %d failures", c.failures)
+		}
+	})
 }
