@@ -53,7 +53,7 @@ func BenchmarkSessionClear(b *testing.B) {
 	ts.queue.discard = true
 	conn := &scripted{text: []byte(strings.Repeat(group+message, 64))}
 	s := newSession(ts.Server, arrival{listener: ts.listeners[0], conn: conn})
-	s.secured, s.hello, s.esmtp = "TLS1.3 TLS_AES_128_GCM_SHA256", "client.test", true
+	s.secured, s.greeted, s.hello, s.esmtp = "TLS1.3 TLS_AES_128_GCM_SHA256", true, "client.test", true
 	id, _ := ts.verifier.Verify(b.Context(), "alice@example.com", "secret", auth.Peer{Addr: s.peer.addr.Addr()})
 	s.identity = &id
 	b.ReportAllocs()

@@ -13,10 +13,8 @@ import (
 
 // ehlo is EHLO (RFC 5321 section 4.1.1.1). It also ends a transaction (4.1.4).
 func (s *session) ehlo(args string) smtp.Reply {
-	if !isHello(args) {
-		return smtp.Permanent(501, 5, 4, "EHLO needs the name of your host")
-	}
-	s.hello, s.esmtp, s.tx, s.putOff = args, true, nil, false
+	s.greet(args)
+	s.esmtp = true
 	// No enhanced codes here (RFC 2034 section 4).
 	return smtp.Reply{Code: 250, Text: s.capabilities()}
 }
@@ -24,10 +22,8 @@ func (s *session) ehlo(args string) smtp.Reply {
 // helo is HELO. Without EHLO there is neither AUTH nor STARTTLS, so mail needs
 // EHLO as well.
 func (s *session) helo(args string) smtp.Reply {
-	if !isHello(args) {
-		return smtp.Permanent(501, 5, 4, "HELO needs the name of your host")
-	}
-	s.hello, s.esmtp, s.tx, s.putOff = args, false, nil, false
+	s.greet(args)
+	s.esmtp = false
 	return smtp.Reply{Code: 250, Text: s.server.cfg.Hostname}
 }
 
@@ -60,12 +56,38 @@ func (s *session) maxSize() int64 {
 	return policy.MaxSize(*s.identity, s.limits.MessageSize)
 }
 
-// isHello is lenient: many clients do not know a proper name of their host, and
-// RFC 6409 section 4.2 wants them served. What is not fit for a Received field is
-// left out of it; what is no text at all is refused.
-func isHello(name string) bool {
-	return name != "" && len(name) <= 255 && utf8.ValidString(name) &&
-		!strings.ContainsFunc(name, func(r rune) bool { return unicode.IsControl(r) || unicode.IsSpace(r) })
+// greet notes what the client calls itself. No name is refused: submission clients
+// often do not know a proper one (RFC 6409 section 4.2), devices send none at all, and
+// computers are named in whatever charset their system has. Nothing is decided by it.
+func (s *session) greet(name string) {
+	s.greeted, s.hello, s.tx, s.putOff = true, printableHello(name), nil, false
+}
+
+// maxHello bounds the client's name in octets, as domains are.
+const maxHello = 255
+
+// printableHello is a name as logs and traces show it: at most maxHello octets of UTF-8
+// on one line. Octets that are not UTF-8 are written as \xNN, characters that cannot be
+// printed as \u{NNNN}. Received has its own, stricter rule: see package message.
+func printableHello(name string) string {
+	isText := utf8.ValidString(name)
+	var b strings.Builder
+	for len(name) > 0 {
+		r, n := utf8.DecodeRuneInString(name)
+		piece := name[:n]
+		switch {
+		case !isText && name[0] >= utf8.RuneSelf:
+			n, piece = 1, fmt.Sprintf(`\x%02x`, name[0])
+		case !unicode.IsPrint(r):
+			piece = fmt.Sprintf(`\u{%x}`, r)
+		}
+		if b.Len()+len(piece) > maxHello {
+			break
+		}
+		b.WriteString(piece)
+		name = name[n:]
+	}
+	return b.String()
 }
 
 // vrfy is VRFY, which tells nothing (RFC 5321 section 7.3).

@@ -56,7 +56,7 @@ func (c *scripted) SetWriteDeadline(time.Time) error { return nil }
 func runRaw(t testing.TB, ts *testServer, text []byte, step int) (said string, queued int) {
 	var out bytes.Buffer
 	s := newSession(ts.Server, arrival{listener: ts.listeners[0], conn: &scripted{text: text, once: true, step: step, out: &out}})
-	s.secured, s.hello, s.esmtp = "TLS1.3 TLS_AES_128_GCM_SHA256", "client.test", true
+	s.secured, s.greeted, s.hello, s.esmtp = "TLS1.3 TLS_AES_128_GCM_SHA256", true, "client.test", true
 	id, err := ts.verifier.Verify(t.Context(), "alice@example.com", "secret", auth.Peer{Addr: s.peer.addr.Addr()})
 	if err != nil {
 		t.Fatal(err)

@@ -37,7 +37,8 @@ type session struct {
 	unnamed bool // a load balancer's, and nobody knows for whom: there is no AUTH, and it is in no figure
 
 	secured  string // TLS facts, "" in clear
-	hello    string // what the client calls itself, "" before EHLO or HELO
+	greeted  bool   // by EHLO or HELO
+	hello    string // what the client calls itself, "" when it says nothing
 	esmtp    bool   // it was EHLO
 	identity *auth.Identity
 	tx       *transaction // nil outside a mail transaction

@@ -45,7 +45,7 @@ func (s *session) handshake() bool {
 	}
 	s.wire.conn = conn
 	s.reader = smtp.NewReader(s.wire)
-	s.hello, s.esmtp, s.identity, s.tx = "", false, nil, nil
+	s.greeted, s.hello, s.esmtp, s.identity, s.tx = false, "", false, nil, nil
 	state := conn.ConnectionState()
 	s.secured = tlsFacts(&state)
 	return true

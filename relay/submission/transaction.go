@@ -15,7 +15,7 @@ import (
 // there is no room or no database for.
 func (s *session) mailFrom(args string) smtp.Reply {
 	switch {
-	case s.hello == "":
+	case !s.greeted:
 		return smtp.Permanent(503, 5, 1, "Send EHLO first")
 	case s.tx != nil:
 		return smtp.Permanent(503, 5, 1, "Sender already given, RSET or finish first")
