@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -57,6 +58,8 @@ type listenerConfig struct {
 	Address         string `toml:"address"`
 	TLS             string `toml:"tls"`
 	NormalizeBareLF bool   `toml:"normalize_bare_lf"`
+	// Tolerate names what clients may do against the grammar: see tolerable.
+	Tolerate []string `toml:"tolerate"`
 	// ProxyProtocol are the networks of the load balancers in front of it.
 	ProxyProtocol []string `toml:"proxy_protocol"`
 }
@@ -353,8 +356,17 @@ func (c *config) validateListeners() error {
 	return nil
 }
 
+// tolerable is what a listener can tolerate. "brackets": addresses in MAIL and RCPT
+// without angle brackets.
+var tolerable = []string{"brackets"}
+
 // check returns the port of a listener's address, "" for a socket that is handed over.
 func (l *listenerConfig) check() (port string, err error) {
+	for _, word := range l.Tolerate {
+		if !slices.Contains(tolerable, word) {
+			return "", fmt.Errorf("tolerate: %q is not known; write %q", word, tolerable)
+		}
+	}
 	if _, err := l.proxies(); err != nil {
 		return "", err
 	}

@@ -159,6 +159,8 @@ func TestConfigErrorsSayWhere(t *testing.T) {
 		{"a socket without a name", "[[listener]]\naddress = \"systemd:\"\ntls = \"starttls\"\n", "needs the name of a socket"},
 		{"a socket twice", "[[listener]]\naddress = \"systemd:a\"\ntls = \"starttls\"\n[[listener]]\naddress = \"systemd:a\"\ntls = \"implicit\"\n", "listener 2: there is one at systemd:a already"},
 		{"no network", "[[listener]]\naddress = \":587\"\ntls = \"starttls\"\nproxy_protocol = [\"10.0.0.0/8\", \"balancer\"]\n", `listener 1: proxy_protocol: "balancer" is no network`},
+		{"unknown tolerance", "[[listener]]\naddress = \":587\"\ntls = \"starttls\"\ntolerate = [\"brackets\", \"Brackets\"]\n", `listener 1: tolerate: "Brackets" is not known; write ["brackets"]`},
+		{"tolerance, no list", "[[listener]]\naddress = \":587\"\ntls = \"starttls\"\ntolerate = \"brackets\"\n", `listener.tolerate must be a list, as ["a", "b"]`},
 		{"everybody", "[[listener]]\naddress = \":587\"\ntls = \"starttls\"\nproxy_protocol = [\"::/0\"]\n", "is everybody"},
 		{"log level", "[log]\nlevel = \"loud\"\n", "debug, info, warn or error"},
 	} {

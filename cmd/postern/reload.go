@@ -20,6 +20,7 @@ var reloadable = map[string]bool{
 	"drain_time": true,
 
 	"listener.normalize_bare_lf": true,
+	"listener.tolerate":          true,
 	"listener.proxy_protocol":    true,
 
 	"submission.connections":             true,
@@ -146,6 +147,7 @@ func (n *node) apply(cfg config) error {
 // setListener takes over what a reload can change of a listener.
 func (n *node) setListener(l *submission.Listener, cfg *listenerConfig) {
 	l.NormalizeBareLF = cfg.NormalizeBareLF
+	l.TolerateBrackets = slices.Contains(cfg.Tolerate, "brackets")
 	l.Proxies, _ = cfg.proxies() // validated with the configuration
 }
 

@@ -172,10 +172,10 @@ func cutPath(args, keyword string) (path, rest string, err error) {
 		return "", "", badSyntax(keyword)
 	}
 	s := strings.TrimLeft(args[len(keyword):], " ")
-	if !strings.HasPrefix(s, "<") {
-		return "", "", badSyntax(keyword)
+	if s != "" && s[0] != '<' {
+		return "", "", badParam("Put the address in angle brackets, " + keyword + "<user@example.com>")
 	}
-	end := closingBracket(s)
+	end := endOfPath(s, '>')
 	if end < 0 {
 		return "", "", badSyntax(keyword)
 	}
@@ -186,12 +186,29 @@ func cutPath(args, keyword string) (path, rest string, err error) {
 	return path, rest, nil
 }
 
+// Bracketed returns the arguments of MAIL or RCPT with angle brackets around a path
+// that has none, as some devices send it against RFC 5321 section 4.1.1.2:
+// "FROM:a@b SIZE=1" becomes "FROM:<a@b> SIZE=1". The path ends at the first space
+// outside quotes. All other arguments are returned as they are.
+func Bracketed(args string) string {
+	keyword, path, ok := strings.Cut(args, ":")
+	path = strings.TrimLeft(path, " ")
+	if !ok || path == "" || path[0] == '<' {
+		return args
+	}
+	end := endOfPath(path, ' ')
+	if end < 0 {
+		end = len(path)
+	}
+	return keyword + ":<" + path[:end] + ">" + path[end:]
+}
+
 func badSyntax(keyword string) error {
 	return badParam("Syntax: " + keyword + "<address> [parameters]")
 }
 
-// closingBracket returns where the first ">" outside quotes is, or -1.
-func closingBracket(s string) int {
+// endOfPath returns where the first end outside quotes is, or -1.
+func endOfPath(s string, end byte) int {
 	quoted := false
 	for i := 0; i < len(s); i++ {
 		switch c := s[i]; {
@@ -199,7 +216,7 @@ func closingBracket(s string) int {
 			quoted = !quoted
 		case c == '\\' && quoted:
 			i++
-		case c == '>' && !quoted:
+		case c == end && !quoted:
 			return i
 		}
 	}

@@ -79,6 +79,38 @@ func TestParseMail(t *testing.T) {
 	}
 }
 
+func TestBracketed(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"FROM:a@b":                 "FROM:<a@b>",
+		"to: a@b":                  "to:<a@b>",
+		"FROM:a@b SIZE=1 BODY=x":   "FROM:<a@b> SIZE=1 BODY=x",
+		`TO:"a b"@c NOTIFY=NEVER`:  `TO:<"a b"@c> NOTIFY=NEVER`,
+		`TO:"a\" b"@c NOTIFY=x`:    `TO:<"a\" b"@c> NOTIFY=x`,
+		"TO:postmaster":            "TO:<postmaster>",
+		"FROM:<a@b> SIZE=1":        "FROM:<a@b> SIZE=1",
+		"FROM: <a@b>":              "FROM: <a@b>",
+		"FROM:":                    "FROM:",
+		"FROM: ":                   "FROM: ",
+		"FROM":                     "FROM",
+		"":                         "",
+		"FROM:a@[IPv6:::1] SIZE=1": "FROM:<a@[IPv6:::1]> SIZE=1",
+	} {
+		if got := Bracketed(in); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+	// What is no address is none with brackets around it either.
+	for _, in := range []string{"a@b>", "a@b> SIZE=1", "Alice <a@b>", "a@b <c@d>", "a@b c@d", `"a`, `"a b`, "a@b\t", ">", "a@b<c@d>", `a"b c"@d>`} {
+		if m, err := ParseMail(Bracketed("FROM:" + in)); err == nil {
+			t.Errorf("%q is taken for %+v", in, m)
+		}
+		if r, err := ParseRcpt(Bracketed("TO:"+in), false); err == nil {
+			t.Errorf("%q is taken for %+v", in, r)
+		}
+	}
+}
+
 func TestParseMailRefuses(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{

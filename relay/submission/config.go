@@ -33,6 +33,9 @@ type Listener struct {
 	// NormalizeBareLF takes a bare LF in message data for an end of line, for old
 	// devices. It is never an end of the data.
 	NormalizeBareLF bool
+	// TolerateBrackets takes MAIL FROM:a@b and RCPT TO:a@b, without the angle brackets
+	// that RFC 5321 section 4.1.1.2 wants.
+	TolerateBrackets bool
 	// Proxies are the networks of the load balancers in front of this listener. Each
 	// connection from them begins with a PROXY protocol header, and no other is taken.
 	// None: clients connect directly.

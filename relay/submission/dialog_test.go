@@ -52,7 +52,7 @@ func dialogLimits(cfg *Config) {
 		Commands: 60, BadCommands: 5, FailedAuths: 2, RefusedRecipients: 4,
 		Recipients: 3, MessageSize: 8000, HeaderSize: 2000,
 	}
-	cfg.Listeners[0].NormalizeBareLF = true
+	cfg.Listeners[0].NormalizeBareLF, cfg.Listeners[0].TolerateBrackets = true, true
 }
 
 func dialFor(t *testing.T, ts *testServer, kind string) net.Conn {

@@ -31,6 +31,7 @@ type session struct {
 	limits     *Limits // of the moment when the session began, as the next two
 	hideClient bool
 	normalize  bool // Listener.NormalizeBareLF
+	brackets   bool // Listener.TolerateBrackets
 
 	counted tally
 	proxied bool // a PROXY header comes first
@@ -69,11 +70,12 @@ type transaction struct {
 func newSession(s *Server, a arrival) *session {
 	now := time.Now()
 	set := s.settings.Load()
+	own := a.listener.settings.Load()
 	w := &wire{raw: a.conn, conn: a.conn, limits: &set.limits, end: now.Add(set.limits.Session)}
 	return &session{
 		server: s, listener: a.listener, peer: a.peer, counted: a.counted, proxied: a.proxied, unnamed: a.proxied,
 		wire: w, reader: smtp.NewReader(w), started: now, first: true,
-		limits: &set.limits, hideClient: set.hideClient, normalize: a.listener.settings.Load().normalizeBareLF,
+		limits: &set.limits, hideClient: set.hideClient, normalize: own.normalizeBareLF, brackets: own.tolerateBrackets,
 	}
 }
 

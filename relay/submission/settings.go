@@ -14,8 +14,9 @@ type settings struct {
 
 // listenerSettings is what Reconfigure can change of one listener.
 type listenerSettings struct {
-	normalizeBareLF bool
-	proxies         []netip.Prefix
+	normalizeBareLF  bool
+	tolerateBrackets bool
+	proxies          []netip.Prefix
 }
 
 func (s *listenerSettings) isProxy(a netip.Addr) bool {
@@ -23,11 +24,11 @@ func (s *listenerSettings) isProxy(a netip.Addr) bool {
 }
 
 func (l *Listener) settings() *listenerSettings {
-	return &listenerSettings{normalizeBareLF: l.NormalizeBareLF, proxies: l.Proxies}
+	return &listenerSettings{normalizeBareLF: l.NormalizeBareLF, tolerateBrackets: l.TolerateBrackets, proxies: l.Proxies}
 }
 
 // Reconfigure takes over Limits (but for Handshakes), HideClient and, of each
-// listener, NormalizeBareLF and Proxies, for sessions that begin from now on; what
+// listener, NormalizeBareLF, TolerateBrackets and Proxies, for sessions that begin from now on; what
 // bounds all sessions together holds at once, and takes nothing from those that have
 // it. The rest of cfg is not looked at, but the listeners must be those of New, in
 // their order.

@@ -23,9 +23,12 @@ func TestReconfigure(t *testing.T) {
 	open := ts.login(t)
 	ts.reconfigure(t, func(cfg *Config) {
 		cfg.Limits.Recipients, cfg.Limits.MessageSize, cfg.HideClient = 1, 2000, true
-		cfg.Listeners[1].NormalizeBareLF = true
+		cfg.Listeners[1].NormalizeBareLF, cfg.Listeners[1].TolerateBrackets = true, true
 	})
 	later := ts.login(t)
+	open.cmd(501, "MAIL FROM:alice@example.com")
+	later.cmd(250, "MAIL FROM:alice@example.com")
+	later.cmd(250, "RSET")
 	for _, c := range []*client{open, later} {
 		c.cmd(250, "MAIL FROM:<alice@example.com>")
 		c.cmd(250, "RCPT TO:<bob@example.net>")

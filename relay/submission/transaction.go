@@ -21,7 +21,7 @@ func (s *session) mailFrom(args string) smtp.Reply {
 		return smtp.Permanent(503, 5, 1, "Sender already given, RSET or finish first")
 	}
 	s.putOff = false
-	mail, err := smtp.ParseMail(args)
+	mail, err := smtp.ParseMail(s.path(args))
 	if err != nil {
 		return s.refuse(smtp.StageMail, smtp.Address{}, syntaxError(err), "", nil)
 	}
@@ -89,7 +89,7 @@ func (s *session) rcptTo(args string) smtp.Reply {
 		return s.needMail()
 	}
 	tx := s.tx
-	rcpt, err := smtp.ParseRcpt(args, tx.mail.UTF8)
+	rcpt, err := smtp.ParseRcpt(s.path(args), tx.mail.UTF8)
 	if err != nil {
 		s.refused++
 		return s.refuseRcpt(smtp.Address{}, syntaxError(err), "")
@@ -117,6 +117,15 @@ func (s *session) rcptTo(args string) smtp.Reply {
 	})
 	s.commands-- // bounded by the limit of recipients
 	return smtp.OK(250, 1, 5, "Ok")
+}
+
+// path is the arguments of MAIL or RCPT as the grammar has them, where the listener
+// tolerates others.
+func (s *session) path(args string) string {
+	if s.brackets {
+		return smtp.Bracketed(args)
+	}
+	return args
 }
 
 // qualify gives "postmaster" without a domain ours (RFC 5321 section 4.1.1.3).
