@@ -57,6 +57,7 @@ type adminShell struct {
 	dir     string
 	env     []string
 	address string
+	next    *smtptest.Server
 }
 
 func newAdminShell(t *testing.T) *adminShell {
@@ -83,9 +84,9 @@ self_signed = true
 [admin]
 address = "127.0.0.1:0"
 `, unusedPort(t), unusedPort(t)))
-	next := smtptest.Start(t, smtptest.Config{})
-	next.On(smtptest.PhaseRcpt, greylist)
-	s.must(t, "postern upstream add out --host "+next.Addr()+" --tls none && postern route add --via out")
+	s.next = smtptest.Start(t, smtptest.Config{})
+	s.next.On(smtptest.PhaseRcpt, greylist)
+	s.must(t, "postern upstream add out --host "+s.next.Addr()+" --tls none && postern route add --via out")
 	s.serve(t)
 	return s
 }

@@ -124,7 +124,7 @@ func parseQuestion(user, credential, from, octets string, to []string) (q questi
 	}
 	known := map[smtp.Address]bool{}
 	for _, s := range to {
-		address, err := smtp.ParseAddress(s)
+		address, err := smtp.ParseRecipient(s)
 		if err != nil {
 			return q, usagef("--to: %q is no address: %v", s, err)
 		}

@@ -101,7 +101,7 @@ func (s *selection) addresses(f *queue.Filter) error {
 			*to = text
 			continue
 		}
-		a, err := smtp.ParseAddress(strings.TrimSuffix(strings.TrimPrefix(text, "<"), ">"))
+		a, err := smtp.ParseRecipient(strings.TrimSuffix(strings.TrimPrefix(text, "<"), ">"))
 		if err != nil {
 			return usagef("--%s: %q: %v", name, text, err)
 		}

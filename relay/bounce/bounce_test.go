@@ -224,6 +224,19 @@ func TestNoticeFields(t *testing.T) {
 	}
 }
 
+// A local part that is no Dot-string is quoted where the grammar wants it, and what the
+// sender wrote in ORCPT stays.
+func TestNoticeOfDottedRecipient(t *testing.T) {
+	t.Parallel()
+	c := tellOne(t, notice(queue.NoticeFailure, func(n *queue.Notice) {
+		n.Recipients[0].Address.Local, n.Recipients[0].ORcpt = "foo..bar", "foo..bar@example.net"
+	}))
+	r := parse(t, c.body).recipient[0]
+	if r.Get("Final-Recipient") != `rfc822; "foo..bar"@example.net` || r.Get("Original-Recipient") != "rfc822; foo..bar@example.net" {
+		t.Errorf("%v", r)
+	}
+}
+
 func TestNoticeReturnsMessageOrHeaders(t *testing.T) {
 	t.Parallel()
 	big := &memory{Reader: bytes.NewReader(make([]byte, 50<<20))}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"postern/relay/smtp"
 )
 
 // ErrNotFound says that neither the queue nor its history knows the message.
@@ -263,6 +265,9 @@ order by id desc limit $3`
 // brackets), or with an address as sender or recipient.
 func (a *Admin) Find(ctx context.Context, what string, limit int) ([]ID, error) {
 	header, address := what, strings.ToLower(strings.Trim(what, "<>"))
+	if a, err := smtp.ParseRecipient(address); err == nil {
+		address = a.Local + "@" + a.Domain // as stored, without the quotes of the wire
+	}
 	if !strings.HasPrefix(header, "<") {
 		header = "<" + header + ">"
 	}

@@ -174,6 +174,11 @@ func TestShapeAndFind(t *testing.T) {
 	q := start(t, calmConfig(db))
 	a := NewAdmin(db.Pool)
 	first, _ := put(t, q, true, "a@example.net", "b@example.net", "A@example.org")
+	dotted := message()
+	dotted.MessageID, dotted.Sender = "<dots@example.com>", address("carol@example.com")
+	if _, err := q.Enqueue(ctxOf(t), dotted, []Recipient{{Address: smtp.Address{Local: "foo..Bar", Domain: "example.org"}}}, NewBody([]byte("x")), false); err != nil {
+		t.Fatal(err)
+	}
 	second, d := put(t, q, true, "c@example.net")
 	shape, err := a.Shape(ctxOf(t), 10)
 	if err != nil || len(shape) != 2 || shape[0].Domain != "example.net" || shape[0].Total != 3 || shape[0].Ages[0] != 3 || len(shape[0].Ages) != 6 {
@@ -193,6 +198,7 @@ func TestShapeAndFind(t *testing.T) {
 	}
 	for what, want := range map[string][]ID{
 		"<m@example.com>": {second.ID, first.ID}, "m@example.com": {second.ID, first.ID},
+		"foo..bar@example.org": {dotted.ID}, `"foo..bar"@example.org`: {dotted.ID}, `<"foo..bar"@Example.org>`: {dotted.ID},
 		"c@example.net": {second.ID}, "a@EXAMPLE.org": {first.ID}, "<alice@example.com>": {second.ID, first.ID}, "": nil, "<>": nil, "nobody@example.net": nil,
 	} {
 		got, err := a.Find(ctxOf(t), what, 10)

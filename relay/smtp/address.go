@@ -90,14 +90,23 @@ var (
 
 // ParseAddress parses a mailbox without angle brackets, "local@domain".
 // UTF-8 is allowed. Errors say what is wrong in words fit for a user.
-func ParseAddress(s string) (Address, error) {
+func ParseAddress(s string) (Address, error) { return parseAddress(s, checkDotString) }
+
+// ParseRecipient is ParseAddress for an address that mail goes to. It also takes dots
+// anywhere in an unquoted local part, "foo..bar@docomo.example", against RFC 5321 section
+// 4.1.2: providers gave such addresses out. It is the same Address as
+// "\"foo..bar\"@docomo.example", and is written like that.
+func ParseRecipient(s string) (Address, error) { return parseAddress(s, checkAtoms) }
+
+// parseAddress parses a mailbox whose local part, when it is not quoted, passes check.
+func parseAddress(s string, check func(local string) error) (Address, error) {
 	switch {
 	case s == "":
 		return Address{}, errAddressEmpty
 	case len(s) > maxMailbox:
 		return Address{}, errAddressLong
 	}
-	local, rest, err := cutLocal(s)
+	local, rest, err := cutLocal(s, check)
 	if err != nil {
 		return Address{}, err
 	}
@@ -122,7 +131,7 @@ func ParseAddress(s string) (Address, error) {
 }
 
 // cutLocal takes the local part, without its quoting, off s.
-func cutLocal(s string) (local, rest string, err error) {
+func cutLocal(s string, check func(local string) error) (local, rest string, err error) {
 	if s[0] == '"' {
 		return cutQuoted(s)
 	}
@@ -130,16 +139,21 @@ func cutLocal(s string) (local, rest string, err error) {
 	if at < 0 {
 		return "", "", errNoDomain
 	}
-	return s[:at], s[at:], checkDotString(s[:at])
+	return s[:at], s[at:], check(s[:at])
 }
 
 // checkDotString checks the Dot-string of RFC 5321 section 4.1.2.
 func checkDotString(s string) error {
+	if s != "" && (s[0] == '.' || s[len(s)-1] == '.' || strings.Contains(s, "..")) {
+		return errLocalDot
+	}
+	return checkAtoms(s)
+}
+
+// checkAtoms checks the octets of a Dot-string, wherever its dots are.
+func checkAtoms(s string) error {
 	if s == "" {
 		return errLocalEmpty
-	}
-	if s[0] == '.' || s[len(s)-1] == '.' || strings.Contains(s, "..") {
-		return errLocalDot
 	}
 	for _, r := range s {
 		if r != '.' && !isAtext(r) {

@@ -148,6 +148,56 @@ func TestParseAddressRefuses(t *testing.T) {
 	}
 }
 
+// Old addresses of Japanese providers have dots where no Dot-string has them. Mail to
+// them is taken and the local part is quoted on the wire; nobody sends as one unquoted.
+func TestParseRecipient(t *testing.T) {
+	t.Parallel()
+	for in, out := range map[string]string{
+		"foo..bar@docomo.example":       `"foo..bar"@docomo.example`,
+		"foo.@docomo.example":           `"foo."@docomo.example`,
+		".foo@docomo.example":           `".foo"@docomo.example`,
+		"...@docomo.example":            `"..."@docomo.example`,
+		`"foo..bar"@docomo.example`:     `"foo..bar"@docomo.example`,
+		"a..-_b+.@docomo.example":       `"a..-_b+."@docomo.example`,
+		"é..x@docomo.example":           `"é..x"@docomo.example`,
+		"foo.bar@docomo.example":        "foo.bar@docomo.example",
+		`"foo.bar"@docomo.example`:      "foo.bar@docomo.example",
+		"foo..bar@bücher.example":       `"foo..bar"@xn--bcher-kva.example`,
+		strings.Repeat(".", 128) + "@b": `"` + strings.Repeat(".", 128) + `"@b`,
+	} {
+		a, err := ParseRecipient(in)
+		if err != nil || a.String() != out {
+			t.Errorf("%q: %q, %v; want %q", in, a, err, out)
+			continue
+		}
+		checkAddress(t, a)
+		quoted, err := ParseRecipient(out)
+		if err != nil || quoted.Local != a.Local {
+			t.Errorf("%q and %q are %+v and %+v, %v", in, out, a, quoted, err)
+		}
+		r, err := ParseRcpt("TO:<"+in+"> ORCPT=rfc822;foo..bar@docomo.example", true)
+		if err != nil || r.To != a || !strings.HasPrefix(string(r.Append(nil)), "RCPT TO:<"+out+">") || r.ORcpt != "foo..bar@docomo.example" {
+			t.Errorf("RCPT: %+v, %v", r, err)
+		}
+		if r, err := ParseRcpt("TO:<@relay.example:"+in+">", true); err != nil || r.To != a {
+			t.Errorf("RCPT by a route: %+v, %v", r, err)
+		}
+		_, err = ParseMail("FROM:<" + in + "> SMTPUTF8")
+		if dotty := in[0] != '"' && checkDotString(in[:strings.IndexByte(in, '@')]) == errLocalDot; (err != nil) != dotty {
+			t.Errorf("MAIL with %q: %v", in, err)
+		}
+	}
+	for in, want := range map[string]error{
+		"@b": errLocalEmpty, "a..b": errNoDomain, "a..b@": errNoDomain, "a..b@c..d": errDomainEmpty, "a.. b@c": errLocalOctet,
+		"a..b@c@d": errSecondAt, strings.Repeat(".", 129) + "@b": errLocalLong, `"a"..b@c`: errNoDomain, "a..<@b": errLocalOctet,
+		strings.Repeat(".", 128) + "@" + strings.Repeat("a.", 61) + "a": nil, strings.Repeat(".", 128) + "@" + strings.Repeat("a.", 61) + "aA": errAddressLong,
+	} {
+		if a, err := ParseRecipient(in); err != want {
+			t.Errorf("%q: %+v, %v; want %v", in, a, err, want)
+		}
+	}
+}
+
 // CVE-2025-61725: a long domain literal took seconds elsewhere.
 func TestA8LongDomainLiteral(t *testing.T) {
 	t.Parallel()
@@ -252,6 +302,9 @@ func FuzzPath(f *testing.F) {
 		path, rest, err := cutPath("TO:<"+s+"> X=1", "TO:")
 		if err == nil && "<"+path+">"+rest != "<"+s+"> X=1" {
 			t.Fatalf("%q was cut into %q and %q", s, path, rest)
+		}
+		if a, err := ParseRecipient(s); err == nil {
+			checkAddress(t, a)
 		}
 		r, err := ParseRcpt("TO:<"+s+">", true)
 		if err == nil && r.To.Domain != "" {

@@ -107,7 +107,7 @@ func ParseMail(args string) (MailCommand, error) {
 		return m, err
 	}
 	if path != "" {
-		if m.From, err = parsePath(path); err != nil {
+		if m.From, err = parsePath(path, ParseAddress); err != nil {
 			return m, badPath(Permanent(501, 1, 7, "Bad sender address: "+err.Error()))
 		}
 	}
@@ -138,7 +138,7 @@ func ParseRcpt(args string, utf8 bool) (RcptCommand, error) {
 	}
 	if strings.EqualFold(path, "postmaster") {
 		r.To = Address{Local: path}
-	} else if r.To, err = parsePath(path); err != nil {
+	} else if r.To, err = parsePath(path, ParseRecipient); err != nil {
 		return r, badPath(Permanent(501, 1, 3, "Bad recipient address: "+err.Error()))
 	}
 	if !utf8 && !isASCII(path) {
@@ -223,9 +223,9 @@ func endOfPath(s string, end byte) int {
 	return -1
 }
 
-// parsePath parses a mailbox with, perhaps, a source route before it, which is
+// parsePath parses a mailbox, by parse, with perhaps a source route before it, which is
 // checked and ignored (RFC 5321 section 4.1.1.3 and appendix C).
-func parsePath(s string) (Address, error) {
+func parsePath(s string, parse func(mailbox string) (Address, error)) (Address, error) {
 	for first := true; strings.HasPrefix(s, "@"); first = false {
 		end := strings.IndexAny(s, ",:")
 		if strings.HasPrefix(s, "@[") {
@@ -242,13 +242,13 @@ func parsePath(s string) (Address, error) {
 		separator := s[end]
 		s = s[end+1:]
 		if separator == ':' {
-			return ParseAddress(s)
+			return parse(s)
 		}
 		if separator != ',' || !strings.HasPrefix(s, "@") {
 			return Address{}, errRoute
 		}
 	}
-	return ParseAddress(s)
+	return parse(s)
 }
 
 var errRoute = errors.New("source route is not valid")
