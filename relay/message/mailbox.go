@@ -26,7 +26,7 @@ const (
 	faultPair     = fault("has both \\ and @ in quoted names; remove one of them")
 	faultOctets   = fault("has text in an unknown charset; write it in UTF-8 or as an encoded word")
 	faultEmpty    = fault("has an empty place in its list; remove the comma")
-	faultNoDomain = fault("has text without an address; write Name <user@example.com>")
+	faultNoDomain = fault("has text without an address; write Name <user@example.com>, and quotes around a name with a comma")
 	faultText     = fault("has text around an address that can be read in two ways; write \"Name\" <user@example.com>")
 	faultBrackets = fault("has something else than one plain address in < >; write Name <user@example.com>")
 	faultRoute    = fault("has a source route; write the address alone")
@@ -45,23 +45,45 @@ const (
 //
 //   - of the obsolete forms only dots in unquoted display names are taken;
 //   - an addr-spec is written without spaces and comments in it, and has one @;
-//   - comments have neither addresses nor quotes in them;
+//   - comments have no quotes in them, and no address but the one that they stand beside;
 //   - quoted names that have an @ have no quoted pairs;
-//   - quotes and comments are not folded where one of the field has an address's marks;
+//   - where quotes or comments are folded, no reader who takes the fold for their end
+//     finds an address in them, and none of the field changes for that reader;
 //   - what begins or ends as an encoded word is one, and stands alone.
+//
+// Names may be what the grammar's are not, as long as everybody finds the same
+// address: [App] Name <a@b>, and a@b <a@b> with one address twice.
 //
 // Octets beyond ASCII may stand in names and comments in any charset, as long as no
 // special character could be the second octet of one of theirs. It reads each octet
-// once.
+// once or, of addresses, twice.
 type addressList struct {
-	in    []byte
-	pos   int
-	utf8  bool // in addresses too
-	out   []smtp.Address
-	sawAt bool // in a quoted string
-	pair  bool // in a quoted string
-	fold  bool // in a quoted string or a comment: some readers take it for their end
-	marks bool // of addresses and lists, in a quoted string or a comment
+	in     []byte
+	pos    int
+	utf8   bool // in addresses too
+	out    []smtp.Address
+	claim  smtp.Address // the one in comments of the entry that is read
+	sawAt  bool         // in a quoted string
+	pair   bool         // in a quoted string
+	square bool         // brackets in a name: Python takes what is before them for an address
+	folds  folds
+}
+
+// folds is what matters once a quoted string or a comment is folded. Python's
+// email.utils takes the carriage return for its end and reads on, a quoted string's
+// closing quote then opens one: of what follows it sees what was hidden, and the other
+// way round. An address in brackets without quotes it sees whole or not at all.
+type folds struct {
+	any    bool
+	quoted bool // in a quoted string
+	marks  bool // what makes an address is in a quoted string or a folded comment
+	odd    bool // an address is without brackets, quoted, or written twice
+	colon  bool // in a quoted string: it makes a group, which may be of other mailboxes
+}
+
+// mislead reports that another reading of a list of n mailboxes may have another address.
+func (f folds) mislead(n int) bool {
+	return f.any && (f.marks || f.odd) || f.quoted && f.colon && n > 1
 }
 
 // appendMailboxes appends the mailboxes in value, those in groups included. The
@@ -86,7 +108,9 @@ func appendMailboxes(dst []smtp.Address, value []byte, utf8 bool) ([]smtp.Addres
 	switch {
 	case p.sawAt && p.pair:
 		return dst, faultPair
-	case p.fold && p.marks:
+	case p.sawAt && p.square:
+		return dst, faultText
+	case p.folds.mislead(len(p.out) - len(dst)):
 		return dst, faultFold
 	}
 	return p.out, nil
@@ -105,7 +129,7 @@ func (p *addressList) entry(inGroup bool) error {
 	case c == '@' && words.runs == 0:
 		return faultRoute
 	case c == '@' && words.runs == 1 && words.tight:
-		err = p.addrSpec(words.start)
+		err = p.bare(words.start)
 	case c == ':' && words.runs > 0 && !inGroup:
 		p.pos++
 		err = p.group()
@@ -124,6 +148,9 @@ func (p *addressList) entry(inGroup bool) error {
 	if err := p.space(); err != nil {
 		return err
 	}
+	if err := p.settle(); err != nil {
+		return err
+	}
 	switch c := p.peek(); {
 	case c == 0 && p.pos < len(p.in):
 		return faultControl
@@ -133,6 +160,42 @@ func (p *addressList) entry(inGroup bool) error {
 		return faultGroup
 	}
 	return p.unexpected()
+}
+
+// bare reads an address without brackets. When one in brackets follows, it was the
+// name, and all of it: Python takes words behind an address for a part of its domain.
+func (p *addressList) bare(start int) error {
+	p.folds.odd = true
+	if err := p.addrSpec(start); err != nil {
+		return err
+	}
+	if err := p.space(); err != nil || p.peek() != '<' {
+		return err
+	}
+	last := len(p.out) - 1
+	named := p.out[last]
+	p.out = p.out[:last]
+	if err := p.angle(); err != nil {
+		return err
+	}
+	if !same(named, p.out[last]) {
+		return faultText
+	}
+	return nil
+}
+
+// settle compares the address in an entry's comments with its own.
+func (p *addressList) settle() error {
+	if !p.claim.IsNull() && (len(p.out) == 0 || !same(p.claim, p.out[len(p.out)-1])) {
+		return faultTempting
+	}
+	p.claim = smtp.Address{}
+	return nil
+}
+
+// same compares addresses as the policy does.
+func same(a, b smtp.Address) bool {
+	return is([]byte(a.Local), b.Local) && a.DomainKey() == b.DomainKey()
 }
 
 // peek is the next octet, 0 at the end.
@@ -193,7 +256,7 @@ func (p *addressList) phrase() (w phrase, err error) {
 			w.tight = false
 			continue
 		}
-		if c != '"' && c != '.' && c < utf8.RuneSelf && !isAtext(c) {
+		if c != '"' && c != '.' && c != '[' && c < utf8.RuneSelf && !isAtext(c) {
 			return w, p.endOfRun(w)
 		}
 		if !w.tight {
@@ -203,6 +266,8 @@ func (p *addressList) phrase() (w phrase, err error) {
 		switch {
 		case c == '"':
 			err = p.quoted()
+		case c == '[':
+			err = p.bracketed()
 		case c >= utf8.RuneSelf:
 			err = p.high()
 		default:
@@ -213,6 +278,33 @@ func (p *addressList) phrase() (w phrase, err error) {
 		}
 	}
 	return w, p.endOfRun(w)
+}
+
+// bracketed passes over words of a name in square brackets, which some readers take
+// for a domain literal: they hold nothing that would be a part of an address elsewhere.
+func (p *addressList) bracketed() error {
+	p.square = true
+	p.pos++
+	for p.pos < len(p.in) {
+		var err error
+		switch c := p.in[p.pos]; {
+		case c == ']':
+			p.pos++
+			return nil
+		case isSpace(c):
+			err = p.blank()
+		case c >= utf8.RuneSelf:
+			err = p.high()
+		case c == '.' || c == ':' || isAtext(c):
+			p.pos++
+		default:
+			err = p.unexpected()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return faultText
 }
 
 // endOfRun refuses a run that some readers take for an encoded word (RFC 2047 section 2)
@@ -267,6 +359,7 @@ func (p *addressList) blank() error {
 
 // comment passes over a comment with those in it.
 func (p *addressList) comment() error {
+	start, at, fold, marks := p.pos, false, false, false
 	for depth := 0; p.pos < len(p.in); {
 		c, err := p.text()
 		if err != nil {
@@ -277,16 +370,24 @@ func (p *addressList) comment() error {
 			depth++
 		case ')':
 			depth--
-		case '@', '<', '>', '"':
+		case '@':
+			at = true
+		case '<', '>', '"':
 			return faultTempting
 		case '\\':
 			if c := p.in[p.pos-1]; strings.IndexByte(`@<>"`, c) >= 0 {
 				return faultTempting
 			}
 		case ',', ':', ';':
-			p.marks = true
+			marks = true
+		case '\r':
+			p.folds.any, fold = true, true
 		}
 		if depth == 0 {
+			p.folds.marks = p.folds.marks || fold && marks
+			if at {
+				return p.onlyAddress(p.in[start+1 : p.pos-1])
+			}
 			return nil
 		}
 		if depth > maxNesting {
@@ -294,6 +395,19 @@ func (p *addressList) comment() error {
 		}
 	}
 	return faultComment
+}
+
+// onlyAddress notes the address that is all of a comment.
+func (p *addressList) onlyAddress(text []byte) error {
+	a, err := smtp.ParseAddress(string(bytes.Trim(text, " ")))
+	if err != nil || !p.utf8 && !isASCII(text) {
+		return faultTempting
+	}
+	if !p.claim.IsNull() && !same(a, p.claim) {
+		return faultTempting
+	}
+	p.claim, p.folds.marks = a, true
+	return nil
 }
 
 // quoted passes over a quoted string.
@@ -307,14 +421,20 @@ func (p *addressList) quoted() error {
 		switch c {
 		case '"':
 			return nil
-		case '@':
-			p.sawAt, p.marks = true, true
-		case '<', '>', ',', ':', ';':
-			p.marks = true
+		case '\r':
+			p.folds.any, p.folds.quoted = true, true
+			continue
 		case '\\':
 			p.pair = true
-			p.sawAt = p.sawAt || p.in[p.pos-1] == '@'
-			p.marks = p.marks || strings.IndexByte("@<>,:;", p.in[p.pos-1]) >= 0
+			c = p.in[p.pos-1]
+		}
+		switch c {
+		case '@':
+			p.sawAt, p.folds.marks = true, true
+		case '<', '>':
+			p.folds.marks = true
+		case ':':
+			p.folds.colon = true
 		}
 	}
 	return faultQuote
@@ -327,7 +447,6 @@ func (p *addressList) text() (byte, error) {
 	c := p.in[p.pos]
 	switch {
 	case isSpace(c):
-		p.fold = p.fold || c == '\r'
 		return c, p.blank()
 	case c >= utf8.RuneSelf:
 		return c, p.high()
@@ -371,6 +490,7 @@ func (p *addressList) angle() error {
 	case '@':
 		return faultRoute
 	case '"':
+		p.folds.odd = true
 		if err := p.quoted(); err != nil {
 			return err
 		}
