@@ -58,6 +58,10 @@ bench: postgres peers build ## measure the relay, and Postfix beside it when it 
 full: postgres peers ## the long tests, an hour or more: as test, with POSTERN_LONG=1
 	@POSTERN_LONG=1 go run ./internal/tools/gotest -shuffle=on -count=1 -timeout 4h ./...
 
+.PHONY: failover
+failover: postgres ## twenty failovers to a synchronous standby, and what each costs: ten minutes
+	@POSTERN_FAILOVER=1 go test -v -parallel=1 -run='^TestR1(Silent|Killed)Primary$$' -count=1 -timeout 1h ./relay
+
 .PHONY: fuzz
 fuzz: postgres ## fuzz every target for FUZZTIME (60s)
 	@sh internal/tools/fuzz.sh $(FUZZTIME)

@@ -43,6 +43,7 @@ var arrows = map[string]string{
 	"cmd/postern":   "*",
 	"cmd/smtpbench": "relay/smtp internal/peers internal/pgserver",
 
+	"internal/pg":           "",
 	"internal/pgserver":     "",
 	"internal/pgtest":       "internal/pgserver migrations",
 	"internal/smtptest":     "relay/smtp",

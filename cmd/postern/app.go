@@ -28,8 +28,9 @@ type app struct {
 	configPath  string
 	databaseURL string
 
-	signals signals                 // that serve listens to
-	opened  map[string]net.Listener // what the demo listens on already, by address
+	database connector
+	signals  signals                 // that serve listens to
+	opened   map[string]net.Listener // what the demo listens on already, by address
 
 	started bool // a command's own code began: errors are failures, not wrong use
 }

@@ -95,7 +95,7 @@ func (c *checkup) lookAtDatabase(ctx context.Context, r *report) {
 		r.add("db.unreachable", "database", "%v", err)
 		return
 	}
-	conn, err := connect(ctx, url)
+	conn, err := c.app.database.connect(ctx, url)
 	if err != nil {
 		r.add("db.unreachable", "database", "%v", err)
 		return

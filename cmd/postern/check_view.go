@@ -45,7 +45,7 @@ func (c *checkup) view(ctx context.Context) (*mailView, error) {
 		}
 		ctx, cancel := context.WithTimeout(ctx, viewTime)
 		defer cancel()
-		conn, err := connect(ctx, url)
+		conn, err := c.app.database.connect(ctx, url)
 		if err != nil {
 			return nil, err
 		}
@@ -54,7 +54,7 @@ func (c *checkup) view(ctx context.Context) (*mailView, error) {
 		if err != nil {
 			return nil, err
 		}
-		pool, err := openPool(ctx, url, "check", 1, nil)
+		pool, err := c.app.database.openPool(ctx, url, "check", 1, nil)
 		if err != nil {
 			return nil, err
 		}

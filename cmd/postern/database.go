@@ -1,17 +1,20 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"postern/internal/pg"
 	"postern/internal/pgserver"
 )
 
@@ -112,19 +115,106 @@ func runningDatabase(ctx context.Context, dir string, inUse error) (url string, 
 	}
 }
 
+// connector makes all connections of this process to PostgreSQL.
+type connector struct {
+	pg.Dialer
+	look time.Duration // instead of watchEvery
+}
+
 // connect opens one connection, with an error that says where and why not.
-func connect(ctx context.Context, url string) (*pgx.Conn, error) {
+func (c *connector) connect(ctx context.Context, url string) (*pgx.Conn, error) {
 	cfg, err := pgx.ParseConfig(url)
 	if err != nil {
 		return nil, databaseURLError()
 	}
+	c.Use(cfg)
 	ctx, cancel := context.WithTimeout(ctx, connectLimit)
 	defer cancel()
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("cannot use the database at %s: %s", redactURL(url), connectReason(err))
+		return nil, &connectError{url, err}
 	}
 	return conn, nil
+}
+
+// connectError says where no connection could be made, and why.
+type connectError struct {
+	url string
+	err error
+}
+
+func (e *connectError) Error() string {
+	return fmt.Sprintf("cannot use the database at %s: %s", redactURL(e.url), connectReason(e.err))
+}
+
+func (e *connectError) Unwrap() error { return e.err }
+
+const (
+	// watchEvery is how often a command looks whether the database is still there.
+	watchEvery = 10 * time.Second
+	// watchTries is how many looks in a row must get no answer until it is not.
+	watchTries = 3
+)
+
+// sqlServer tells one life of a server from others.
+const sqlServer = `select pg_postmaster_start_time()`
+
+// watched calls do with a connection and looks beside it, over others, whether that
+// connection's server is still there: a server whose processes stand still, or another one
+// in its place, ends what do waits for. A node has its heartbeat for that.
+func (c *connector) watched(ctx context.Context, url string, do func(conn *pgx.Conn) error) error {
+	conn, err := c.connect(ctx, url)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	limited, cancel := context.WithTimeout(ctx, connectLimit)
+	defer cancel()
+	var server time.Time
+	if err := conn.QueryRow(limited, sqlServer).Scan(&server); err != nil {
+		return fmt.Errorf("ask the database who it is: %w", err)
+	}
+	watching, stop := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	defer watch.Wait()
+	defer stop()
+	watch.Go(func() { c.watch(watching, url, server) })
+	return do(conn)
+}
+
+// watch abandons all connections when server is gone.
+func (c *connector) watch(ctx context.Context, url string, server time.Time) {
+	tick := time.NewTicker(cmp.Or(c.look, watchEvery))
+	defer tick.Stop()
+	for tries := 0; tries < watchTries; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		switch now, err := c.lookAgain(ctx, url); {
+		case err != nil:
+			tries++
+		case now.Equal(server):
+			tries = 0
+		default:
+			tries = watchTries
+		}
+	}
+	c.Abandon(time.Now())
+}
+
+// lookAgain asks which server answers now, over a new connection.
+func (c *connector) lookAgain(ctx context.Context, url string) (server time.Time, err error) {
+	ctx, cancel := context.WithTimeout(ctx, connectLimit)
+	defer cancel()
+	conn, err := c.connect(ctx, url)
+	if err != nil {
+		return server, err
+	}
+	defer conn.Close(ctx)
+	err = conn.QueryRow(ctx, sqlServer).Scan(&server)
+	return server, err
 }
 
 // databaseURLError does not repeat the URL: it may hold a password.
@@ -146,7 +236,7 @@ func connectReason(err error) string {
 }
 
 // openPool opens a pool whose connections are named for pg_stat_activity.
-func openPool(ctx context.Context, url, name string, maxConns int, change func(*pgxpool.Config)) (*pgxpool.Pool, error) {
+func (c *connector) openPool(ctx context.Context, url, name string, maxConns int, change func(*pgxpool.Config)) (*pgxpool.Pool, error) {
 	cfg, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		return nil, databaseURLError()
@@ -155,8 +245,9 @@ func openPool(ctx context.Context, url, name string, maxConns int, change func(*
 	cfg.MaxConnLifetime = 5 * time.Minute
 	cfg.MaxConnLifetimeJitter = time.Minute
 	cfg.HealthCheckPeriod = 15 * time.Second
-	cfg.ConnConfig.ConnectTimeout = 5 * time.Second
+	cfg.PingTimeout = 2 * time.Second
 	cfg.ConnConfig.RuntimeParams["application_name"] = "postern " + name
+	c.UsePool(cfg)
 	if change != nil {
 		change(cfg)
 	}
@@ -166,20 +257,18 @@ func openPool(ctx context.Context, url, name string, maxConns int, change func(*
 // withPool runs a command's work on a small pool over a current schema.
 func (a *app) withPool(ctx context.Context, do func(ctx context.Context, pool *pgxpool.Pool) error) error {
 	return a.withDatabase(ctx, func(ctx context.Context, url string) error {
-		conn, err := connect(ctx, url)
-		if err != nil {
-			return err
-		}
-		err = requireSchema(ctx, conn)
-		_ = conn.Close(context.WithoutCancel(ctx))
-		if err != nil {
-			return err
-		}
-		pool, err := openPool(ctx, url, "command", 2, nil)
-		if err != nil {
-			return err
-		}
-		defer pool.Close()
-		return do(ctx, pool)
+		return a.database.watched(ctx, url, func(conn *pgx.Conn) error {
+			err := requireSchema(ctx, conn)
+			_ = conn.Close(context.WithoutCancel(ctx))
+			if err != nil {
+				return err
+			}
+			pool, err := a.database.openPool(ctx, url, "command", 2, nil)
+			if err != nil {
+				return err
+			}
+			defer pool.Close()
+			return do(ctx, pool)
+		})
 	})
 }

@@ -133,7 +133,7 @@ func (d *demo) take(m capture.Message) {
 
 // prepare makes the schema, the user, the upstream, the route and the files.
 func (d *demo) prepare(ctx context.Context, url string, sink *net.TCPAddr) error {
-	conn, err := connect(ctx, url)
+	conn, err := d.app.database.connect(ctx, url)
 	if err != nil {
 		return err
 	}
@@ -145,7 +145,7 @@ func (d *demo) prepare(ctx context.Context, url string, sink *net.TCPAddr) error
 	if err != nil {
 		return err
 	}
-	pool, err := openPool(ctx, url, "demo", 2, nil)
+	pool, err := d.app.database.openPool(ctx, url, "demo", 2, nil)
 	if err != nil {
 		return err
 	}

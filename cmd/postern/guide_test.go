@@ -92,7 +92,7 @@ func (g *guide) database(t *testing.T) {
 		{"postgres", "alter role postern rename to bootstrap"},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
-		conn, err := connect(ctx, fmt.Sprintf("postgres:///postgres?host=%s&user=%s", g.socket, step.as))
+		conn, err := new(connector).connect(ctx, fmt.Sprintf("postgres:///postgres?host=%s&user=%s", g.socket, step.as))
 		if err == nil {
 			_, err = conn.Exec(ctx, step.do)
 			_ = conn.Close(ctx)

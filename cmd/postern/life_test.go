@@ -309,7 +309,7 @@ func TestStopInReload(t *testing.T) {
 func pgtestCount(t *testing.T, s *site, sql string) (n int) {
 	t.Helper()
 	url := strings.TrimPrefix(s.env[0], "POSTERN_DATABASE_URL=")
-	conn, err := connect(t.Context(), url)
+	conn, err := new(connector).connect(t.Context(), url)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,15 +26,12 @@ and 1 when it is not.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withDatabase(cmd.Context(), func(ctx context.Context, url string) error {
-				conn, err := connect(ctx, url)
-				if err != nil {
-					return err
-				}
-				defer conn.Close(context.WithoutCancel(ctx))
-				if check {
-					return a.checkSchema(ctx, conn)
-				}
-				return a.applyMigrations(ctx, conn)
+				return a.database.watched(ctx, url, func(conn *pgx.Conn) error {
+					if check {
+						return a.checkSchema(ctx, conn)
+					}
+					return a.applyMigrations(ctx, conn)
+				})
 			})
 		},
 	}

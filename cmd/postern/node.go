@@ -27,7 +27,7 @@ import (
 	"postern/relay/submission"
 )
 
-// startTime bounds how long the queue may take to begin.
+// startTime bounds how long each thing may take that the start asks of the database.
 const startTime = 30 * time.Second
 
 // node is one running relay: everything that serve wires together.
@@ -38,6 +38,7 @@ type node struct {
 	hostname string
 	name     string
 
+	database     *connector
 	pools        []namedPool
 	listeners    []submission.Listener
 	listenerFrom []int // which of cfg.Listeners each is, for one may have several sockets
@@ -69,7 +70,7 @@ type node struct {
 // buildNode opens what the node needs, in the order in which a wrong set-up is
 // easiest to explain, and starts nothing yet.
 func (a *app) buildNode(ctx context.Context, cfg config, url, only string, log *slog.Logger) (*node, error) {
-	n := &node{cfg: cfg, log: log, mail: maillog.New(log), stopNotices: func() {}, stopLogins: func() {},
+	n := &node{cfg: cfg, log: log, database: &a.database, mail: maillog.New(log), stopNotices: func() {}, stopLogins: func() {},
 		supervisor: a.supervisor(log), readAgain: a.loadConfig}
 	var err error
 	if n.hostname, err = cfg.hostname(); err != nil {
@@ -124,7 +125,7 @@ func (a *app) buildNode(ctx context.Context, cfg config, url, only string, log *
 // checkDatabase makes sure that the database answers, has this binary's schema and
 // keeps what it commits. A private database is migrated on the way.
 func (n *node) checkDatabase(ctx context.Context, url string, private bool) error {
-	conn, err := connect(ctx, url)
+	conn, err := n.database.connect(ctx, url)
 	if err != nil {
 		return err
 	}
@@ -134,6 +135,8 @@ func (n *node) checkDatabase(ctx context.Context, url string, private bool) erro
 			return err
 		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
 	if err := requireSchema(ctx, conn); err != nil {
 		return err
 	}
@@ -240,7 +243,7 @@ func listenReason(err error) error {
 
 // pool opens a pool that the node closes at its end.
 func (n *node) pool(ctx context.Context, url, name string, maxConns int, change func(*pgxpool.Config)) (*pgxpool.Pool, error) {
-	p, err := openPool(ctx, url, name, maxConns, change)
+	p, err := n.database.openPool(ctx, url, name, maxConns, change)
 	if err == nil {
 		n.pools = append(n.pools, namedPool{name, p})
 	}
@@ -252,6 +255,15 @@ func (n *node) pool(ctx context.Context, url, name string, maxConns int, change 
 func (n *node) shares() (work, login int) {
 	login = max(1, n.cfg.Database.MaxConnections/2)
 	return max(1, n.cfg.Database.MaxConnections-login), login
+}
+
+// moved lets go of the connections that were begun before another database server
+// answered: nothing comes over them any more.
+func (n *node) moved(before time.Time) {
+	for _, p := range n.pools {
+		p.Reset()
+	}
+	n.database.Abandon(before)
 }
 
 func (n *node) buildQueue(ctx context.Context, url string) error {
@@ -270,6 +282,7 @@ func (n *node) buildQueue(ctx context.Context, url string) error {
 		Lifetime: time.Duration(q.Lifetime), DelayNotice: time.Duration(q.DelayNotice), History: time.Duration(q.History),
 		Recipients: time.Duration(n.cfg.Retention.Correspondents),
 		StrictGate: q.Gate == "strict", NoNotify: !q.Notify,
+		Moved:    n.moved,
 		Near:     n.nearLimit(workPool),
 		Observer: n.metrics.queueObserver(),
 		HoldMade: n.held(workPool, n.mail.Hold), HoldEnded: n.held(workPool, n.mail.Released),
@@ -305,6 +318,8 @@ func (a *app) buildDelivery(ctx context.Context, n *node, url string) error {
 
 // lookAtRoutes says at the start what will keep mail waiting.
 func (n *node) lookAtRoutes(ctx context.Context, store *route.Store) error {
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
 	rules, err := store.ListRoutes(ctx)
 	if err != nil {
 		return err

@@ -357,7 +357,7 @@ func octetsText(n int64) string {
 // traceWhenDone prints the trace of a message as soon as nothing is left to be done
 // for it, or what there is when ctx ends.
 func (a *app) traceWhenDone(ctx context.Context, url string, id queue.ID) error {
-	pool, err := openPool(ctx, url, "trace", 1, nil)
+	pool, err := a.database.openPool(ctx, url, "trace", 1, nil)
 	if err != nil {
 		return err
 	}

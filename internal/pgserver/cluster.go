@@ -98,6 +98,7 @@ func syncFolder(dir string) error {
 // many commits, rows that live for a moment. docs/postgres.md says why.
 func defaults() map[string]string {
 	return map[string]string{
+		"listen_addresses":                "", // tests of failovers listen on loopback
 		"max_connections":                 "100",
 		"shared_buffers":                  "128MB",
 		"wal_buffers":                     "64MB",
@@ -141,7 +142,6 @@ func writeSettings(config Config, socket socket, owner account) error {
 		maps.Copy(settings, unsafeDefaults())
 	}
 	maps.Copy(settings, config.Settings)
-	settings["listen_addresses"] = ""
 	settings["unix_socket_directories"] = socket.dir
 	settings["unix_socket_permissions"] = "0700"
 	settings["logging_collector"] = "off"

@@ -37,6 +37,7 @@ while read -r word; do
 	esac
 done
 if [ -n "$pid" ]; then
+	kill -s CONT "$pid" 2>/dev/null
 	kill -s "$1" "$pid" 2>/dev/null
 	tries=600
 	while kill -0 "$pid" 2>/dev/null && [ $tries -gt 0 ]; do

@@ -20,8 +20,12 @@ type pidFile struct {
 	status string
 }
 
-// ready is the status of a server that accepts connections.
-const ready = "ready"
+// The statuses of a server that accepts connections: of one that writes, and of a
+// standby, which only tests make of a folder.
+const (
+	ready   = "ready"
+	standby = "standby"
+)
 
 // readPIDFile returns zero values for what is not there, or not yet.
 func readPIDFile(data string) pidFile {

@@ -195,6 +195,15 @@ func (s *Server) Kill() error {
 	return nil
 }
 
+// Pause stops the server and all its processes where they are, as a machine that
+// hangs: connections stay open and say nothing. Kill ends it.
+func (s *Server) Pause() {
+	s.signal(syscall.SIGSTOP) // first, so that it makes no more children
+	for _, child := range children(s.PID()) {
+		_ = syscall.Kill(child.pid, syscall.SIGSTOP)
+	}
+}
+
 // signal is not sent to a process that was waited for: the number may be
 // another's by now. os.Process knows.
 func (s *Server) signal(sig syscall.Signal) {
@@ -290,7 +299,7 @@ func (s *Server) abort() {
 // its pid file.
 func (s *Server) awaitReady(ctx context.Context) error {
 	for {
-		if note := readPIDFile(s.data()); note.pid == s.PID() && note.status == ready {
+		if note := readPIDFile(s.data()); note.pid == s.PID() && (note.status == ready || note.status == standby) {
 			return nil
 		}
 		select {
