@@ -54,7 +54,6 @@ type Rig struct {
 func New(t testing.TB, own bool) *Rig {
 	t.Helper()
 	r := &Rig{t: t, dir: t.TempDir(), binary: binary(t, "")}
-	r.certificates()
 	if own {
 		r.pgDir = pgtest.Dir(t)
 		r.StartPostgres()
@@ -62,15 +61,22 @@ func New(t testing.TB, own bool) *Rig {
 	} else {
 		r.url = newDatabase(t)
 	}
-	pool, err := pgxpool.New(t.Context(), r.url)
+	r.begin()
+	return r
+}
+
+// begin migrates the database and adds User.
+func (r *Rig) begin() {
+	r.t.Helper()
+	r.certificates()
+	pool, err := pgxpool.New(r.t.Context(), r.url)
 	if err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
-	t.Cleanup(pool.Close)
+	r.t.Cleanup(pool.Close)
 	r.pool = pool
 	r.Postern("", "migrate")
 	r.AddUser(User)
-	return r
 }
 
 func (r *Rig) certificates() {

@@ -28,6 +28,40 @@ type epochs struct {
 	lost    atomic.Int64          // epochs
 	mu      sync.Mutex            // guards s: the heartbeat and the farewell
 	turned  atomic.Int64          // when the heartbeat's loop last came round, by the boot clock
+	server  time.Time             // the start of the server that last answered a heartbeat
+	found   time.Time             // of the one that s is connected to
+}
+
+// beatTime is what a heartbeat may take before it is tried over another connection: a
+// server whose processes stand still is only found out by that.
+const beatTime = 2 * time.Second
+
+// sqlServer tells one life of a server from others.
+const sqlServer = `select pg_postmaster_start_time()`
+
+func newEpochs(q *Queue) *epochs {
+	e := &epochs{q: q, s: newSession(q.cfg.WorkPool, tuneWork), hurry: make(chan struct{}, 1)}
+	e.s.onConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, sqlServer).Scan(&e.found)
+	}
+	return e
+}
+
+// answered notes which server an answer came from. What was begun with another one has no
+// answer to hope for: its connections may stay open for ever and say nothing.
+func (e *epochs) answered() {
+	if e.found.Equal(e.server) {
+		return
+	}
+	first := e.server.IsZero()
+	e.server = e.found
+	if first {
+		return
+	}
+	e.q.log.Warn("queue: another database server answers, connections to the former are closed")
+	if e.q.cfg.Moved != nil {
+		e.q.cfg.Moved(e.s.begun)
+	}
 }
 
 // sqlTakeEpoch starts an epoch and supersedes the older ones of the same name. They
@@ -63,6 +97,7 @@ func (e *epochs) take(ctx context.Context) error {
 		e.s.drop()
 		return fmt.Errorf("take epoch: %w", err)
 	}
+	e.answered()
 	e.current.Store(&lease{epoch: epoch, sent: sent})
 	return nil
 }
@@ -101,17 +136,16 @@ func (e *epochs) run(ctx context.Context) {
 
 // step beats once, or tries to replace a lost epoch; it returns the epoch that is lost.
 func (e *epochs) step(ctx context.Context, lost int64) int64 {
-	ctx, cancel := context.WithTimeout(ctx, max(e.q.cfg.Trust/2, time.Second))
-	defer cancel()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if lost != 0 {
 		return e.replace(ctx, lost)
 	}
-	err := e.beat(ctx)
+	patience := max(e.q.cfg.Trust/2, time.Second)
+	err := e.beat(ctx, min(beatTime, patience))
 	var connect *connectError
 	if isDown(err) && !errors.As(err, &connect) && !errors.Is(err, errEpochLost) {
-		err = e.beat(ctx) // over a new connection: the old one may be from before a restart
+		err = e.beat(ctx, patience) // over a new connection: the old one may be from before a restart
 	}
 	if !errors.Is(err, errEpochLost) {
 		e.report(err)
@@ -128,6 +162,8 @@ var errRival = errors.New("another process runs under the node name")
 
 // replace takes a new epoch unless another living process uses this node's name.
 func (e *epochs) replace(ctx context.Context, lost int64) int64 {
+	ctx, cancel := context.WithTimeout(ctx, max(e.q.cfg.Trust/2, time.Second))
+	defer cancel()
 	conn, err := e.s.get(ctx)
 	rival := false
 	if err == nil {
@@ -148,18 +184,23 @@ func (e *epochs) replace(ctx context.Context, lost int64) int64 {
 	return 0
 }
 
-func (e *epochs) beat(ctx context.Context) error {
+// beat renews the lease. The connection is made first if there is none; then the database
+// has so long to answer.
+func (e *epochs) beat(ctx context.Context, patience time.Duration) error {
 	l := e.current.Load()
 	sent := e.q.clock.Now()
 	conn, err := e.s.get(ctx)
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	tag, err := conn.Exec(ctx, sqlHeartbeat, l.epoch, e.q.cfg.Lease)
 	if err = e.s.end(err); err != nil {
 		e.s.drop()
 		return fmt.Errorf("heartbeat: %w", err)
 	}
+	e.answered()
 	if tag.RowsAffected() == 0 {
 		return errEpochLost
 	}

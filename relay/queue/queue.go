@@ -32,6 +32,10 @@ type Config struct {
 	Recipients  time.Duration // 365 days: how long the breaker knows whom users wrote to
 	Budget      time.Duration // 60 s: how long the fate of a commit may stay unknown
 
+	// Moved is told that another database server answers than before, and that what was
+	// begun with connections older than a moment is best ended. It must not block.
+	Moved func(before time.Time)
+
 	Near      func(NearLimit) // told by one node of a limit that is nearly used up; nil for nobody
 	HoldMade  func(UserHold)  // told by every node of a hold, within 5 s; nil for nobody
 	HoldEnded func(UserHold)
@@ -110,7 +114,7 @@ func New(cfg Config) *Queue {
 	q := &Queue{cfg: cfg.withDefaults(), clock: bootClock{}, held: newHeld(), stopped: make(chan struct{})}
 	q.log = q.cfg.Log
 	q.times.Store(&Times{q.cfg.Lifetime, q.cfg.DelayNotice, q.cfg.History})
-	q.epochs = &epochs{q: q, s: newSession(cfg.WorkPool, tuneWork), hurry: make(chan struct{}, 1)}
+	q.epochs = newEpochs(q)
 	q.commits = newCommits(q)
 	q.settles = newSettles(q)
 	q.gates = &gates{q: q, s: newSession(cfg.WorkPool, tuneWork), asks: make(chan *gateAsk, 256)}

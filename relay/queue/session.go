@@ -14,8 +14,9 @@ import (
 )
 
 const (
-	connectTimeout = 10 * time.Second
-	idleCheck      = time.Second // after so long without use a connection is looked at
+	connectTimeout = 10 * time.Second // with all servers of the URL, at least
+	idleCheck      = time.Second      // after so long without use a connection is looked at
+	pingTime       = 2 * time.Second  // then it must answer, or another one is made
 )
 
 // session is one connection of this package's own, made again when it broke. It
@@ -30,6 +31,7 @@ type session struct {
 	tune   string
 	conn   *pgx.Conn
 	used   time.Time // last
+	begun  time.Time // when conn was
 	warned atomic.Bool
 	// onConnect, when set, prepares a new connection further.
 	onConnect func(context.Context, *pgx.Conn) error
@@ -60,7 +62,7 @@ const durably = `set_config('synchronous_commit', case current_setting('synchron
 // it, and what is sent into it would be in doubt for a minute instead of refused at once.
 func (s *session) get(ctx context.Context) (*pgx.Conn, error) {
 	if s.conn != nil && time.Since(s.used) > idleCheck {
-		ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+		ctx, cancel := context.WithTimeout(ctx, pingTime)
 		if s.conn.Ping(ctx) != nil {
 			s.drop()
 		}
@@ -71,13 +73,15 @@ func (s *session) get(ctx context.Context) (*pgx.Conn, error) {
 		s.warned.Store(false)
 		return s.conn, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	hosts := time.Duration(1 + len(s.pool.ConnConfig.Fallbacks))
+	ctx, cancel := context.WithTimeout(ctx, max(connectTimeout, hosts*s.pool.ConnConfig.ConnectTimeout))
 	defer cancel()
+	begun := time.Now()
 	conn, err := s.connect(ctx)
 	if err != nil {
 		return nil, &connectError{err}
 	}
-	s.conn = conn
+	s.conn, s.begun = conn, begun
 	s.warned.Store(false)
 	return conn, nil
 }

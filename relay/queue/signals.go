@@ -130,7 +130,10 @@ func (s *signals) hear(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := conn.Exec(ctx, "listen "+channel); err != nil {
+	if err := bounded(ctx, func(ctx context.Context) error {
+		_, err := conn.Exec(ctx, "listen "+channel)
+		return err
+	}); err != nil {
 		return err
 	}
 	s.q.wake()
@@ -145,11 +148,18 @@ func (s *signals) hear(ctx context.Context) error {
 			}
 			s.q.wake()
 		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && !conn.IsClosed():
-			if err := conn.Ping(ctx); err != nil {
+			if err := bounded(ctx, conn.Ping); err != nil {
 				return err
 			}
 		default:
 			return err
 		}
 	}
+}
+
+// bounded asks the database something that takes no time.
+func bounded(ctx context.Context, ask func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	return ask(ctx)
 }
