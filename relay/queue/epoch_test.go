@@ -212,7 +212,8 @@ func TestSameNameTwice(t *testing.T) {
 	eventually(t, "the older process goes on when the newer has ended", func() bool { return older.Available() == nil })
 }
 
-// An answer to a claim that was lost leaves rows that nobody holds: they come back.
+// An answer to a claim that was lost leaves rows that nobody holds: they come back. The
+// database cannot tell them from rows whose delivery it has forgotten.
 func TestLostClaimComesBack(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
@@ -231,7 +232,7 @@ func TestLostClaimComesBack(t *testing.T) {
 	got := claimAll(t, q, all)
 	q.held.remove(m.ID, len(got[0].Recipients))
 	sweep()
-	if got := rows(t, db, m.ID); got != "0 queued" {
+	if got := rows(t, db, m.ID); got != "0 queued duplicate" {
 		t.Fatalf("after two sweeps: %q", got)
 	}
 	kept, d := put(t, q, true, "y@example.net")
@@ -241,6 +242,53 @@ func TestLostClaimComesBack(t *testing.T) {
 	}
 	q.Settle(outcome(d, 0, Delivered))
 	becomes(t, db, kept.ID, "")
+}
+
+// TestR6LostOutcomeIsFlagged: after a failover that lost the end of an attempt, the row is
+// owned by an epoch that has nothing in hand. The second copy is flagged.
+func TestR6LostOutcomeIsFlagged(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, handConfig(db, "a"))
+	m, _ := put(t, q, true, "x@example.net")
+	q.held.remove(m.ID, 1) // it was delivered, and the database has forgotten it
+	conn, sweep := working(t, db), newSweeps(q)
+	for range 2 {
+		if err := sweep.leftovers(ctxOf(t), conn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := rows(t, db, m.ID); got != "0 queued duplicate" {
+		t.Errorf("rows %q", got)
+	}
+	if got := history(t, db, m.ID); got != "0 unknown duplicate" {
+		t.Errorf("history %q", got)
+	}
+	got := claimAll(t, q, all)
+	if !got[0].Recipients[0].PossibleDuplicate {
+		t.Error("the next attempt is not flagged")
+	}
+	q.Settle(outcome(got[0], 0, Delivered))
+	becomes(t, db, m.ID, "")
+}
+
+// TestR6LostClaimIsFlagged: after a failover that lost a claim the row waits, while its
+// message is delivered. The outcome is fenced, and the second copy is flagged.
+func TestR6LostClaimIsFlagged(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	for result, want := range map[Result]string{Delivered: "0 queued duplicate", Deferred: "0 queued"} {
+		m, _ := put(t, q, false, "x@example.net")
+		got := claimAll(t, q, all)
+		exec(t, db, `update recipient set owner = null, dot_possible = false where message_id = $1`, m.ID)
+		q.Settle(outcome(got[0], 0, result))
+		eventually(t, "the outcome is written", func() bool { return !q.held.has(m.ID) })
+		if got := rows(t, db, m.ID); got != want {
+			t.Errorf("%s: rows %q, want %q", result, got, want)
+		}
+		exec(t, db, `delete from recipient`)
+	}
 }
 
 // The heartbeat is not the sender's: an epoch whose row is gone refuses to store.
@@ -280,5 +328,40 @@ func TestBrokenConnectionIsNoOutage(t *testing.T) {
 		if err := q.Available(); err != nil {
 			t.Fatalf("refused for a broken connection: %v", err)
 		}
+	}
+}
+
+// TestR1MovedToAnotherServer: when another server answers the heartbeat than before, the
+// node is told from when on its connections are good. The same server over a new
+// connection is no news.
+func TestR1MovedToAnotherServer(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	cfg := handConfig(db, "a")
+	moved := make(chan time.Time, 2)
+	cfg.Moved = func(before time.Time) { moved <- before }
+	q := start(t, cfg)
+	again := func(change func()) (begun time.Time) {
+		q.epochs.mu.Lock()
+		was := q.epochs.s.begun
+		q.epochs.s.drop()
+		change()
+		q.epochs.mu.Unlock()
+		q.epochs.lookNow()
+		eventually(t, "a heartbeat over a new connection", func() bool {
+			q.epochs.mu.Lock()
+			defer q.epochs.mu.Unlock()
+			begun = q.epochs.s.begun
+			return !begun.Equal(was)
+		})
+		return begun
+	}
+	again(func() {})
+	begun := again(func() { q.epochs.server = q.epochs.server.Add(-time.Hour) })
+	if got := <-moved; !got.Equal(begun) {
+		t.Errorf("connections are good from %v on, the heartbeat's was begun at %v", got, begun)
+	}
+	if len(moved) > 0 {
+		t.Error("told twice")
 	}
 }

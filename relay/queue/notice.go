@@ -314,6 +314,10 @@ func (ns *notices) markTold(ctx context.Context, tx pgx.Tx, n *Notice, text stri
 	return nil
 }
 
+// sqlDisown lets a recipient wait that was born owned in this transaction.
+const sqlDisown = `
+update recipient set owner = null, held_at = held_since(message_id, held_at) where message_id = $1 and owner is not distinct from $2`
+
 // insert inserts the notice message; its recipient is born waiting.
 func (ns *notices) insert(ctx context.Context, conn *pgx.Conn, j *job) error {
 	var g group
@@ -324,7 +328,7 @@ func (ns *notices) insert(ctx context.Context, conn *pgx.Conn, j *job) error {
 	if err := g.exec(ctx, conn, ns.q, []*job{j}, false); err != nil {
 		return err
 	}
-	_, err := conn.Exec(ctx, sqlDisown, [][16]byte{j.m.ID}, j.epoch)
+	_, err := conn.Exec(ctx, sqlDisown, j.m.ID, j.epoch)
 	return err
 }
 

@@ -350,11 +350,33 @@ func (s *settles) transact(group []ending, again bool) error {
 		}
 		return fmt.Errorf("settle: %w", err)
 	}
+	s.tellFenced(ctx, conn, fenced)
+	return nil
+}
+
+// sqlFlagFenced flags the rows that wait, or are owned again, although their fenced outcomes
+// say that they were or may have been delivered. Most rows are flagged by whatever ended
+// their ownership; not those whose claim a failover has lost. Should this not be written,
+// the history still says so.
+const sqlFlagFenced = `
+update recipient r set possible_duplicate = true from unnest($1::uuid[], $2::int[]) f(message_id, n)
+where r.message_id = f.message_id and r.n = f.n and r.state = 'queued' and not r.possible_duplicate
+	and exists (select from attempt a where a.message_id = f.message_id and a.n = f.n and a.fenced and a.possible_duplicate)`
+
+// tellFenced logs outcomes that changed no row and flags the rows that there are.
+func (s *settles) tellFenced(ctx context.Context, conn *pgx.Conn, fenced []fencedKey) {
+	if len(fenced) == 0 {
+		return
+	}
 	s.fenced.Add(int64(len(fenced)))
-	for _, key := range fenced {
+	ids, ns := make([][16]byte, len(fenced)), make([]int32, len(fenced))
+	for i, key := range fenced {
+		ids[i], ns[i] = *key.id, int32(*key.n)
 		s.q.log.Warn("queue: fenced: an outcome came after its epoch had lost the recipient", "id", *key.id, "rcpt", *key.n)
 	}
-	return nil
+	if _, err := conn.Exec(ctx, sqlFlagFenced, ids, ns); s.s.end(err) != nil {
+		s.q.log.Warn("queue: recipients that may have been delivered are not flagged", "recipients", len(fenced), "error", err)
+	}
 }
 
 func keysOf(group []ending) []any {

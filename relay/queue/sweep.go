@@ -78,23 +78,44 @@ select epoch, name, beat_at, expires_at + $1::interval < clock_timestamp() from 
 // beat_at first, and then nothing happens here, or changes no row any more.
 const sqlKill = `update node set reaped_at = clock_timestamp() where epoch = $1 and beat_at = $2 and reaped_at is null`
 
-// sqlReap takes back the rows of dead epochs. What its owner may have sent is flagged.
-const sqlReap = `
-with dead as materialized (
-	select r.message_id, r.n, r.owner, r.dot_possible, r.state, r.local, r.domain
-	from recipient r where r.owner = any(array(select epoch from node where reaped_at is not null)) limit $1
-	for update skip locked),
+// sqlLost selects rows, with a condition behind it, that are to be taken from an owner who
+// does not give them back himself.
+const sqlLost = `
+with lost as materialized (
+	select r.message_id, r.n, r.owner, r.dot_possible and r.state = 'queued' as sent, r.state, r.local, r.domain
+	from recipient r where `
+
+// sqlTakeBack takes the rows of lost back. Those that their owner may have sent are flagged,
+// and their history says so.
+const sqlTakeBack = `),
 back as (update recipient r set owner = null, dot_possible = false, held_at = held_since(r.message_id, r.held_at),
-		possible_duplicate = r.possible_duplicate or (d.dot_possible and d.state = 'queued'),
-		next_attempt_at = case when d.state = 'queued' then greatest(r.next_attempt_at, now()) else r.next_attempt_at end
-	from dead d where r.message_id = d.message_id and r.n = d.n),
+		possible_duplicate = r.possible_duplicate or l.sent,
+		next_attempt_at = case when l.state = 'queued' then greatest(r.next_attempt_at, now()) else r.next_attempt_at end
+	from lost l where r.message_id = l.message_id and r.n = l.n),
 h as (insert into attempt (message_id, n, at, epoch, result, local, domain, node, reply_text, outcome_unknown, possible_duplicate)
-	select d.message_id, d.n, now(), d.owner, 'unknown', d.local, d.domain, coalesce(node.name, ''),
-		case when d.dot_possible then 'The node that had this recipient is gone, it may have delivered'
-			else 'The node that had this recipient is gone before it delivered' end, d.dot_possible, d.dot_possible
-	from dead d left join node on node.epoch = d.owner where d.state = 'queued'
+	select l.message_id, l.n, now(), l.owner, 'unknown', l.local, l.domain, coalesce(node.name, ''), `
+
+// sqlReap takes back the rows of dead epochs.
+const sqlReap = sqlLost + `r.owner = any(array(select epoch from node where reaped_at is not null)) limit $1
+	for update skip locked` + sqlTakeBack + `
+		case when l.sent then 'The node that had this recipient is gone, it may have delivered'
+			else 'The node that had this recipient is gone before it delivered' end, l.sent, l.sent
+	from lost l left join node on node.epoch = l.owner where l.state = 'queued'
 	on conflict do nothing)
-select (select count(*) from dead), ` + durably
+select (select count(*) from lost), ` + durably
+
+// sqlLeftovers takes back the rows of messages that an epoch has and nobody in its node
+// knows of. Those that may have been sent were sent, if the database has forgotten how that
+// ended: as after a failover that lost its last moments.
+const sqlLeftovers = sqlLost + `r.message_id = any($1::uuid[]) and r.owner is not distinct from $2 for update` + sqlUnknown
+
+// sqlHandBack takes back at most $2 rows of an epoch that ends.
+const sqlHandBack = sqlLost + `r.owner = $1 limit $2 for update` + sqlUnknown
+
+const sqlUnknown = sqlTakeBack + `'The node had lost this recipient from its hands, it may have delivered', true, true
+	from lost l left join node on node.epoch = l.owner where l.sent
+	on conflict do nothing)
+select (select count(*) from lost), ` + durably
 
 // reap buries silent epochs and takes their rows back.
 func (s *sweeps) reap(ctx context.Context, conn *pgx.Conn) error {
@@ -161,14 +182,9 @@ func (s *sweeps) bury(ctx context.Context, conn *pgx.Conn) error {
 // sqlOwned lists messages with rows of one epoch.
 const sqlOwned = `select distinct message_id from recipient where owner = $1`
 
-// sqlDisown releases the rows of a message that an epoch has.
-const sqlDisown = `
-update recipient set owner = null, dot_possible = false, held_at = held_since(message_id, held_at), next_attempt_at = greatest(next_attempt_at, now())
-where message_id = any($1::uuid[]) and owner is not distinct from $2`
-
 // leftovers releases rows of our own epoch that nobody here knows of: the answer to
-// a claim was lost after its commit. They are released when two rounds met them, since
-// an answer may be on its way.
+// a claim was lost after its commit, or the database has lost how an attempt ended. They
+// are released when two rounds met them, since an answer may be on its way.
 func (s *sweeps) leftovers(ctx context.Context, conn *pgx.Conn) error {
 	epoch := s.q.epochs.valid()
 	if epoch == 0 {
@@ -205,12 +221,13 @@ func (s *sweeps) leftovers(ctx context.Context, conn *pgx.Conn) error {
 	if len(lost) == 0 {
 		return nil
 	}
-	tag, err := conn.Exec(ctx, sqlDisown, lost, epoch)
-	if err != nil {
+	var count int
+	var unused *string
+	if err := conn.QueryRow(ctx, sqlLeftovers, lost, epoch).Scan(&count, &unused); err != nil {
 		return fmt.Errorf("release leftovers: %w", err)
 	}
-	if tag.RowsAffected() > 0 {
-		s.q.log.Warn("queue: released recipients whose claim was lost", "recipients", tag.RowsAffected())
+	if count > 0 {
+		s.q.log.Warn("queue: released recipients that nobody had in hand", "recipients", count)
 		s.q.announce()
 	}
 	return nil
@@ -241,14 +258,6 @@ func (s *sweeps) orphans(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// sqlHandBack releases all rows of an epoch.
-const sqlHandBack = `
-with mine as materialized (select message_id, n from recipient where owner = $1 limit $2 for update),
-back as (update recipient r set owner = null, dot_possible = false, held_at = held_since(r.message_id, r.held_at),
-		next_attempt_at = greatest(r.next_attempt_at, now())
-	from mine where r.message_id = mine.message_id and r.n = mine.n)
-select count(*) from mine`
-
 // handBack releases what this node still owns at its end.
 func (s *sweeps) handBack(ctx context.Context) error {
 	l := s.q.epochs.current.Load()
@@ -262,7 +271,8 @@ func (s *sweeps) handBack(ctx context.Context) error {
 	defer s.s.close()
 	for {
 		var count int
-		if err := conn.QueryRow(ctx, sqlHandBack, l.epoch, reapRows).Scan(&count); err != nil {
+		var unused *string
+		if err := conn.QueryRow(ctx, sqlHandBack, l.epoch, reapRows).Scan(&count, &unused); err != nil {
 			return fmt.Errorf("hand back: %w", err)
 		}
 		if count > 0 {

@@ -143,7 +143,7 @@ func TestCloseWithPendingCommit(t *testing.T) {
 	if got := history(t, db, sent.ID); got != "0 delivered" {
 		t.Errorf("history of what was delivered: %q", got)
 	}
-	if got := rows(t, db, waits.ID); got != "0 queued" {
+	if got := rows(t, db, waits.ID); got != "0 queued duplicate" { // nobody has said that it was not sent
 		t.Errorf("rows of what was not: %q", got)
 	}
 	if n := count(t, db, `select count(*) from node where reaped_at is null`); n != 0 {
