@@ -66,12 +66,13 @@ func rows(t *testing.T, db *pgtest.DB) (n int) {
 // waitRows waits until the background work has left n rows.
 func waitRows(t *testing.T, db *pgtest.DB, n int) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	const patience = 3 * time.Minute
+	deadline := time.Now().Add(patience)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for got := rows(t, db); got != n; got = rows(t, db) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%d sessions are counted, want %d", got, n)
+			t.Fatalf("%d sessions are counted after %v, want %d", got, patience, n)
 		}
 		<-tick.C
 	}

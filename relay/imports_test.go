@@ -49,6 +49,7 @@ var arrows = map[string]string{
 	"internal/smtptest":     "relay/smtp",
 	"internal/acmetest":     "",
 	"internal/logtest":      "",
+	"internal/leaktest":     "",
 	"internal/capture":      "relay/smtp",
 	"internal/peers":        "",
 	"internal/rig":          "internal/pgserver internal/pgtest internal/smtptest",

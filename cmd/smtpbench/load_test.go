@@ -18,6 +18,8 @@ import (
 
 	"github.com/emersion/go-sasl"
 	"github.com/emersion/go-smtp"
+
+	"postern/internal/peers"
 )
 
 // A relay is a submission server of foreign make that hands each message to the
@@ -124,7 +126,7 @@ func (s *relaySession) Data(r io.Reader) error {
 // bench runs smtpbench load, with its sink, against a relay.
 func bench(t *testing.T, implicit bool, spoil func(int64, *mail) error, flags ...string) (r result, status int) {
 	t.Helper()
-	port, err := freePort()
+	port, err := peers.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -186,11 +188,7 @@ func TestLoadSeesWrongs(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			port, err := freePort()
-			if err != nil {
-				t.Fatal(err)
-			}
-			at, err := newExchange("127.0.0.1:" + itoa(port))
+			at, err := newExchange("127.0.0.1:0")
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"postern/internal/peers"
 	"postern/internal/pgserver"
 )
 
@@ -90,7 +90,7 @@ func (p *posternRelay) launch(ctx context.Context, l *lab, config relayConfig) (
 // configure makes the schema, the account, the route and the configuration, and
 // returns the port that the relay will listen on.
 func (p *posternRelay) configure(ctx context.Context, l *lab) (int, error) {
-	port, err := freePort()
+	port, err := peers.FreePort()
 	if err != nil {
 		return 0, err
 	}
@@ -207,14 +207,4 @@ func (p *posternRelay) lastWords() string {
 		return ""
 	}
 	return string(text[max(0, len(text)-2000):])
-}
-
-// freePort is a port on 127.0.0.1 that was free a moment ago.
-func freePort() (int, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, fmt.Errorf("find a free port: %w", err)
-	}
-	port := listener.Addr().(*net.TCPAddr).Port
-	return port, listener.Close()
 }

@@ -61,7 +61,7 @@ func (c Cache) runBalancer(ctx context.Context, version int, targets []int) (*Ba
 	send := map[int]string{1: "send-proxy", 2: "send-proxy-v2"}[version]
 	text := haproxyConfig
 	for i, target := range targets {
-		port, err := freePort()
+		port, err := FreePort()
 		if err != nil {
 			b.Close()
 			return nil, err

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -17,7 +18,7 @@ import (
 
 const (
 	startTimeout = 60 * time.Second
-	stopTimeout  = 10 * time.Second
+	stopTimeout  = 60 * time.Second
 	pollInterval = 10 * time.Millisecond
 )
 
@@ -176,14 +177,25 @@ func readAll(files ...string) string {
 	return text.String()
 }
 
-// freePort is a port on 127.0.0.1 that was free a moment ago.
-func freePort() (int, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, fmt.Errorf("find a free port: %w", err)
+// FreePort is a port on 127.0.0.1 that was free a moment ago. It is not one of those that
+// the kernel gives away by itself, so nobody has it by the time that it is used.
+func FreePort() (int, error) {
+	const lowest, tries = 12_000, 100
+	highest := 32_768
+	if low, _, ok := strings.Cut(readAll("/proc/sys/net/ipv4/ip_local_port_range"), "\t"); ok {
+		highest, _ = strconv.Atoi(low)
 	}
-	port := listener.Addr().(*net.TCPAddr).Port
-	return port, listener.Close()
+	for range tries {
+		port := 0 // where all ports are given away
+		if highest > lowest {
+			port = lowest + rand.IntN(highest-lowest)
+		}
+		listener, err := net.Listen("tcp", loopback(port))
+		if err == nil {
+			return listener.Addr().(*net.TCPAddr).Port, listener.Close()
+		}
+	}
+	return 0, fmt.Errorf("%d ports were tried, and none is free", tries)
 }
 
 func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }

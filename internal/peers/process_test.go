@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -17,7 +18,7 @@ const orphanOutput = "PEERS_TEST_ORPHAN_OUTPUT"
 
 func TestMain(m *testing.M) {
 	if output := os.Getenv(orphanOutput); output != "" {
-		if _, err := startProcess([]string{"/bin/sh", "-c", "echo started; exec sleep 60"}, os.Environ(), output, 0); err != nil {
+		if _, err := startProcess([]string{"/bin/sh", "-c", "echo started; exec sleep 600"}, os.Environ(), output, 0); err != nil {
 			panic(err)
 		}
 		select {}
@@ -54,7 +55,7 @@ func TestServerEndsWhenWeAreKilled(t *testing.T) {
 	}
 	output := <-opened
 	defer func() { _ = output.Close() }()
-	if err := output.SetReadDeadline(time.Now().Add(60 * time.Second)); err != nil {
+	if err := output.SetReadDeadline(time.Now().Add(3 * time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	lines := bufio.NewReader(output)
@@ -72,21 +73,20 @@ func TestServerEndsWhenWeAreKilled(t *testing.T) {
 
 func TestStopMayBeRepeated(t *testing.T) {
 	t.Parallel()
-	p, err := startProcess([]string{"/bin/sh", "-c", "exec sleep 60"}, os.Environ(), filepath.Join(t.TempDir(), "output"), 0)
+	p, err := startProcess([]string{"/bin/sh", "-c", "exec sleep 600"}, os.Environ(), filepath.Join(t.TempDir(), "output"), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	begun := time.Now()
 	p.stop()
 	p.stop()
-	if took := time.Since(begun); took >= stopTimeout {
-		t.Errorf("it did not obey but was killed, after %s", took)
+	if state := p.cmd.ProcessState; !state.Exited() {
+		t.Errorf("it did not obey but was killed: %s", state)
 	}
 }
 
 func TestReadyFailsWhenTheServerEnds(t *testing.T) {
 	t.Parallel()
-	port, err := freePort()
+	port, err := FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,11 +95,7 @@ func TestReadyFailsWhenTheServerEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.stop()
-	begun := time.Now()
-	if err := p.ready(t.Context(), loopback(port), false); err == nil {
-		t.Fatal("nobody listens, but it is ready")
-	}
-	if took := time.Since(begun); took >= startTimeout {
-		t.Errorf("noticed by the timeout only, after %s", took)
+	if err := p.ready(t.Context(), loopback(port), false); err == nil || !strings.Contains(err.Error(), "ended at once") {
+		t.Errorf("nobody listens, and it says %v", err)
 	}
 }

@@ -107,10 +107,10 @@ func (r *Relay) prepare(config RelayConfig, spec *postfixSpec) (err error) {
 		}
 		r.CAFile = spec.identity.caFile
 	}
-	if r.SubmissionPort, err = freePort(); err != nil {
+	if r.SubmissionPort, err = FreePort(); err != nil {
 		return err
 	}
-	if r.ImplicitPort, err = freePort(); err != nil {
+	if r.ImplicitPort, err = FreePort(); err != nil {
 		return err
 	}
 	spec.ports, spec.implicit = []int{r.SubmissionPort, r.ImplicitPort}, r.ImplicitPort

@@ -29,7 +29,7 @@ func StartSatellite(t testing.TB, main map[string]string) *Satellite {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) }) // a leftover in the temporary folder does no harm
 	s := &Satellite{}
-	if s.port, err = freePort(); err != nil {
+	if s.port, err = FreePort(); err != nil {
 		t.Fatal(err)
 	}
 	identity, err := makeCertificate(dir)

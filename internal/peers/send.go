@@ -50,7 +50,7 @@ type Settings struct {
 	Message   string   // file of the mail; lines may end in LF or CRLF
 }
 
-const sendTimeout = 90 * time.Second
+const sendTimeout = 3 * time.Minute
 
 //go:embed send_smtplib.py
 var smtplibScript string

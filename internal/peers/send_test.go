@@ -62,7 +62,7 @@ func startTLSCapture(t *testing.T, implicit bool) (capture *Capture, caFile stri
 
 func next(t *testing.T, c *Capture) Message {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	m, err := c.Next(ctx)
 	if err != nil {

@@ -70,7 +70,7 @@ func newUpstream(program string, config UpstreamConfig) (*Upstream, certificate,
 		identity, err = makeCertificate(u.dir)
 	}
 	if err == nil {
-		u.Port, err = freePort()
+		u.Port, err = FreePort()
 	}
 	if err != nil {
 		u.Close()

@@ -16,7 +16,7 @@ var upstreams = map[string]func(testing.TB, UpstreamConfig) *Upstream{
 
 func arrival(t *testing.T, u *Upstream) Message {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	m, err := u.Next(ctx)
 	if err != nil {

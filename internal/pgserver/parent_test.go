@@ -128,9 +128,7 @@ func TestRunningFindsAnotherProcessesServer(t *testing.T) {
 	}
 	_ = conn.Close(t.Context())
 	kill(t, cmd, syscall.SIGKILL)
-	if url, ok := pgserver.Running(dir); ok {
-		t.Errorf("with its parent gone, %s is running", url)
-	}
+	awaitGone(t, dir)
 	await(t, "the server to end", func() bool { return !running(pid) })
 }
 
@@ -210,14 +208,24 @@ func await(t *testing.T, what string, done func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(time.Minute)
+	deadline := time.After(patience)
 	for !done() {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			t.Fatalf("waited a minute for %s", what)
+			t.Fatalf("waited %v for %s", patience, what)
 		}
 	}
+}
+
+// awaitGone waits until no server is found in the folder: a process that this one is
+// just starting has the lock of a stopped one for a moment.
+func awaitGone(t *testing.T, dir string) {
+	t.Helper()
+	await(t, "nobody to be found in "+dir, func() bool {
+		_, ok := pgserver.Running(dir)
+		return !ok
+	})
 }
 
 // running is false for a zombie, which a container without an init never reaps.

@@ -3,6 +3,7 @@ package pgserver_test
 import (
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -35,9 +36,7 @@ func TestRunningFindsTheServerOfAFolder(t *testing.T) {
 	if err := s.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	if _, ok := pgserver.Running(dir); ok {
-		t.Error("found after it was stopped")
-	}
+	awaitGone(t, dir)
 }
 
 // A lock that goes within a moment, as that of a stopped server does which a process
@@ -48,15 +47,35 @@ func TestStartWaitsForALockThatGoes(t *testing.T) {
 	if err := start(t, config).Stop(); err != nil {
 		t.Fatal(err)
 	}
-	lock, err := os.OpenFile(filepath.Join(config.Dir, "lock"), os.O_RDWR, 0)
+	path := filepath.Join(config.Dir, "lock")
+	lock, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		t.Fatal(err)
 	}
-	defer time.AfterFunc(100*time.Millisecond, func() { _ = lock.Close() }).Stop()
+	// It goes when the start has opened the file, and so has found it locked.
+	var going sync.WaitGroup
+	going.Go(func() {
+		for opened(path) < 2 && t.Context().Err() == nil {
+			time.Sleep(time.Millisecond)
+		}
+		_ = lock.Close()
+	})
+	defer going.Wait()
 	if err := start(t, config).Stop(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// opened counts how often this process has a file open.
+func opened(path string) (n int) {
+	links, _ := filepath.Glob("/proc/self/fd/*")
+	for _, link := range links {
+		if to, _ := os.Readlink(link); to == path {
+			n++
+		}
+	}
+	return n
 }

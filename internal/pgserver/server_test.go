@@ -17,9 +17,12 @@ import (
 	"postern/internal/pgtest"
 )
 
+// patience bounds what a test waits for, on a machine with other things to do.
+const patience = 3 * time.Minute
+
 func start(t *testing.T, config pgserver.Config) *pgserver.Server {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	server, err := pgserver.Start(ctx, config)
 	if err != nil {

@@ -39,7 +39,7 @@ import (
 type Dialog struct {
 	TLS     *tls.Config       // for STARTTLS; nil: TLS 1.2 or later, nothing verified
 	Vars    map[string]string // values of ${name}
-	Timeout time.Duration     // for each step; 0: 10 s
+	Timeout time.Duration     // for each step; 0: 3 min
 }
 
 // RunDialog plays file over conn with the defaults of Dialog, and closes conn at
@@ -221,7 +221,7 @@ type player struct {
 
 func newPlayer(d Dialog, conn net.Conn) *player {
 	if d.Timeout == 0 {
-		d.Timeout = 10 * time.Second
+		d.Timeout = patience
 	}
 	if d.TLS == nil {
 		d.TLS = &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: true}

@@ -221,7 +221,7 @@ func locked(s *Server, f func() int) int {
 }
 
 // patience is how long a Wait method waits before it fails the test.
-const patience = 20 * time.Second
+const patience = 3 * time.Minute
 
 // WaitMessages waits until the server keeps n messages or more, and returns them.
 func (s *Server) WaitMessages(t testing.TB, n int) []Message {

@@ -23,7 +23,7 @@ import (
 )
 
 // patience bounds every wait of a test. None is as long when the code is right.
-const patience = 90 * time.Second
+const patience = 3 * time.Minute
 
 func newSealer(t testing.TB, fill byte) *seal.Sealer {
 	t.Helper()

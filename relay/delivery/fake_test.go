@@ -11,18 +11,17 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
+	"postern/internal/leaktest"
 	"postern/internal/smtptest"
 	"postern/relay/queue"
 	"postern/relay/route"
 	"postern/relay/smtp"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // patience is how long a test waits for what must come.
-const patience = 20 * time.Second
+const patience = 3 * time.Minute
 
 // rowKey names a recipient row.
 type rowKey struct {

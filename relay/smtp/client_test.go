@@ -16,15 +16,15 @@ import (
 	"postern/internal/smtptest"
 )
 
-// impatient are timeouts for tests in which a server may not answer: short for
-// whom they are meant, long enough for a machine under load.
-func impatient() Timeouts {
-	return Timeouts{Greeting: 20 * time.Second, Command: 20 * time.Second, DataInit: 20 * time.Second,
-		DataBlock: 20 * time.Second, DataDone: 20 * time.Second, TLS: 20 * time.Second, Quit: 20 * time.Second}
+// patient are timeouts for tests on a machine with other things to do; one that wants a
+// timeout sets it.
+func patient() Timeouts {
+	const long = 3 * time.Minute
+	return Timeouts{Greeting: long, Command: long, DataInit: long, DataBlock: long, DataDone: long, TLS: long, Quit: long}
 }
 
 func testConfig() ClientConfig {
-	return ClientConfig{Hello: "client.test", Timeouts: impatient()}
+	return ClientConfig{Hello: "client.test", Timeouts: patient()}
 }
 
 func dialServer(t testing.TB, s *smtptest.Server) net.Conn {

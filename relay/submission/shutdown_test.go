@@ -9,13 +9,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"postern/auth"
+	"postern/internal/leaktest"
 	"postern/relay/queue"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // shutdownIn begins a shutdown that has so long, and returns its result.
 func (ts *testServer) shutdownIn(d time.Duration) <-chan error {
