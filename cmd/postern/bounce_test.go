@@ -8,6 +8,7 @@ import (
 	"io"
 	"mime"
 	"mime/multipart"
+	"mime/quotedprintable"
 	"net/mail"
 	"net/textproto"
 	"regexp"
@@ -24,6 +25,7 @@ type reading struct {
 	Header     map[string]string // some fields of the message
 	ReportType string
 	Parts      []string // media types
+	Text       string   // the first part
 	Message    map[string]string
 	Recipients []map[string]string // the groups of fields of the report
 	Returned   string              // the third part
@@ -54,7 +56,11 @@ func readByGo(t *testing.T, data []byte) (b reading) {
 		if err != nil {
 			t.Fatalf("%v:\n%s", err, data)
 		}
-		text, err := io.ReadAll(part)
+		var octets io.Reader = part
+		if part.Header.Get("Content-Transfer-Encoding") == "quoted-printable" {
+			octets = quotedprintable.NewReader(part)
+		}
+		text, err := io.ReadAll(octets)
 		if err != nil {
 			t.Fatalf("%v:\n%s", err, data)
 		}
@@ -64,6 +70,8 @@ func readByGo(t *testing.T, data []byte) (b reading) {
 		}
 		b.Parts = append(b.Parts, kind)
 		switch len(b.Parts) {
+		case 1:
+			b.Text = string(text)
 		case 2:
 			b.report(t, text)
 		case 3:
@@ -117,13 +125,16 @@ wanted = sys.argv[1].split(",")
 def some(fields):
     return {k.lower(): " ".join(str(v).split()) for k, v in fields.items() if k.lower() in wanted}
 parts = list(m.iter_parts())
+def returned(part):
+    content = part.get_content()
+    return content if isinstance(content, str) else content.as_bytes().decode()
 groups = parts[1].get_payload()
 defects = [repr(d) for p in m.walk() for d in p.defects]
 defects += [name + ": " + repr(d) for p in m.walk() for name, v in p.items() for d in getattr(v, "defects", [])]
 json.dump({
     "Header": some(m), "ReportType": m.get_param("report-type"), "Parts": [p.get_content_type() for p in parts],
     "Message": some(groups[0]), "Recipients": [some(g) for g in groups[1:] if len(g)],
-    "Returned": parts[2].get_content().as_bytes().decode() if len(parts) > 2 else "", "Defects": defects,
+    "Text": parts[0].get_content(), "Returned": returned(parts[2]), "Defects": defects,
 }, sys.stdout)
 `
 
@@ -144,15 +155,32 @@ func readByPython(t *testing.T, data []byte) (b reading) {
 	return b
 }
 
-// checkBounce wants m to be the notice to the sender of message id that its one
-// recipient has no mailbox, and to be traceable itself.
-func checkBounce(t *testing.T, s *site, m peers.Message, id, recipient string) {
+// A wantedNotice is what a notice has to say of its one recipient.
+type wantedNotice struct {
+	recipient string // with its type
+	status    string
+	reply     string
+	kind      string // of the third part
+	returned  string // the end of it
+}
+
+// noSuch is that the upstream has no mailbox for an address.
+func noSuch(address, kind, returned string) wantedNotice {
+	return wantedNotice{"rfc822; " + address, "5.1.1", noMailbox, kind, returned}
+}
+
+// checkBounce wants m to be the notice to the sender of message id, and to be traceable
+// itself.
+func checkBounce(t *testing.T, s *site, m peers.Message, id string, want wantedNotice) {
 	t.Helper()
 	if m.From != "" || !slices.Equal(m.To, []string{s.account.name}) {
 		t.Errorf("the notice arrived from <%s> to %q", m.From, m.To)
 	}
 	for reader, b := range map[string]reading{"Go": readByGo(t, m.Data), "Python": readByPython(t, m.Data)} {
-		t.Run(reader+" reads the notice", func(t *testing.T) { b.check(t, recipient) })
+		t.Run(reader+" reads the notice", func(t *testing.T) { b.check(t, want) })
+	}
+	if i := bytes.IndexFunc(m.Data, func(r rune) bool { return r >= 0x80 }); i >= 0 {
+		t.Errorf("the notice is not ASCII at %d:\n%s", i, m.Data)
 	}
 	if !bytes.Contains(m.Data, []byte(id)) {
 		t.Errorf("the notice does not name the message %s:\n%s", id, m.Data)
@@ -167,11 +195,11 @@ func checkBounce(t *testing.T, s *site, m peers.Message, id, recipient string) {
 	}
 }
 
-func (b reading) check(t *testing.T, recipient string) {
+func (b reading) check(t *testing.T, want wantedNotice) {
 	if len(b.Defects) > 0 {
 		t.Errorf("defects: %q", b.Defects)
 	}
-	if b.ReportType != "delivery-status" || !slices.Equal(b.Parts, []string{"text/plain", "message/delivery-status", "message/rfc822"}) {
+	if b.ReportType != "delivery-status" || !slices.Equal(b.Parts, []string{"text/plain", "message/delivery-status", want.kind}) {
 		t.Errorf("%s report of %q", b.ReportType, b.Parts)
 	}
 	if len(b.Recipients) != 1 {
@@ -186,7 +214,7 @@ func (b reading) check(t *testing.T, recipient string) {
 		}},
 		{b.Message, map[string]string{"reporting-mta": "dns; relay.test"}},
 		{b.Recipients[0], map[string]string{
-			"final-recipient": "rfc822; " + recipient, "action": "failed", "status": "5.1.1",
+			"final-recipient": want.recipient, "action": "failed", "status": want.status,
 			"remote-mta": "dns; 127.0.0.1",
 		}},
 	} {
@@ -196,7 +224,7 @@ func (b reading) check(t *testing.T, recipient string) {
 			}
 		}
 	}
-	if diagnostic := b.Recipients[0]["diagnostic-code"]; !says(diagnostic, "smtp; "+noMailbox) {
+	if diagnostic := b.Recipients[0]["diagnostic-code"]; !says(diagnostic, "smtp; "+want.reply) {
 		t.Errorf("diagnostic-code: %q", diagnostic)
 	}
 	if to, err := mail.ParseAddress(b.Header["to"]); err != nil || to.Address != "alice@example.com" {
@@ -207,7 +235,10 @@ func (b reading) check(t *testing.T, recipient string) {
 			t.Errorf("date %q: %v", date, err)
 		}
 	}
-	if !strings.Contains(b.Returned, "Message-ID: <plain@example.com>") || !strings.Contains(b.Returned, "Zwölf Boxkämpfer") {
+	if returned := strings.Join(strings.Fields(b.Returned), " "); !strings.Contains(returned, "Message-ID: <plain@example.com>") || !strings.HasSuffix(returned, want.returned) {
 		t.Errorf("the message is not returned: %q", b.Returned)
+	}
+	if _, reply, _ := strings.Cut(want.reply, want.status+" "); !strings.Contains(strings.Join(strings.Fields(b.Text), " "), reply) {
+		t.Errorf("people read %q", b.Text)
 	}
 }

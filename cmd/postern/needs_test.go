@@ -7,6 +7,7 @@ import (
 	netsmtp "net/smtp"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -115,19 +116,19 @@ func arrivedPlain(t *testing.T, next *smtptest.Server, n int) smtptest.Message {
 	return m
 }
 
-// P13: the recipient in an IDN goes in A-labels, and only the one whose local part needs
-// UTF-8 fails.
+// P13, P02: the recipient in an IDN goes in A-labels, and only the one whose local part
+// needs UTF-8 fails. Its sender is told, by a way that has no SMTPUTF8 and no 8BITMIME.
 func TestP13IDNRecipients(t *testing.T) {
 	t.Parallel()
 	s := installSite(t)
 	next := s.useServer(t)
 	s.serve(t)
 	s.asGoDoes(t, asciiMail, "bob@bücher.example", "carol@example.net", "jürgen@example.net")
-	m := next.WaitMessages(t, 1)
-	if m[0].Mail != "FROM:<alice@example.com>" || !slices.Equal(m[0].To(), []string{"bob@xn--bcher-kva.example", "carol@example.net"}) {
-		t.Errorf("arrived as MAIL %s to %q", m[0].Mail, m[0].To())
+	mail, notice := mailAndNotice(t, next)
+	if mail.Mail != "FROM:<alice@example.com>" || !slices.Equal(mail.To(), []string{"bob@xn--bcher-kva.example", "carol@example.net"}) {
+		t.Errorf("arrived as MAIL %s to %q", mail.Mail, mail.To())
 	}
-	received, _ := splitReceived(string(m[0].Data))
+	received, _ := splitReceived(string(mail.Data))
 	id := strings.Fields(received[strings.Index(received, " id "):])[1]
 	h := s.finished(t, id)
 	for to, want := range map[string]string{
@@ -137,4 +138,71 @@ func TestP13IDNRecipients(t *testing.T) {
 			t.Errorf("<%s>: %q, want %s", to, got, want)
 		}
 	}
+	checkBounce(t, s, notice, id, wantedNotice{`utf-8; j\x{FC}rgen@example.net`, "5.6.7",
+		"553 5.6.7 Next server does not offer SMTPUTF8, which this address or message needs", "message/rfc822", "A line."})
+}
+
+// mailAndNotice are the two messages that come, in whatever order. The notice has to come
+// without a declaration.
+func mailAndNotice(t *testing.T, next *smtptest.Server) (mail smtptest.Message, notice peers.Message) {
+	t.Helper()
+	list := next.WaitMessages(t, 2)
+	if list[0].From() == "" {
+		slices.Reverse(list)
+	}
+	if n := list[1]; n.Mail != "FROM:<>" {
+		t.Errorf("the notice arrived as MAIL %s", n.Mail)
+	}
+	return list[0], peers.Message{From: list[1].From(), To: list[1].To(), Data: list[1].Data}
+}
+
+// P03: one recipient of mail that is not ASCII fails, and the way back has no 8BITMIME.
+func TestP03OctetsAndTheWayBack(t *testing.T) {
+	t.Parallel()
+	const fields = "From: Alice <alice@example.com>\r\nMessage-ID: <plain@example.com>\r\n"
+	latin1 := fields + "Subject: Gr\xfc\xdfe\r\n\r\nGr\xfc\xdfe\r\n"
+	labelled := fields + "Content-Type: text/plain; charset=iso-8859-1\r\nContent-Transfer-Encoding: 8bit\r\n\r\nGr\xfc\xdfe\r\n"
+	inUTF8 := fields + "Subject: Grüße\r\n\r\nGrüße\r\n"
+	gone := func(c smtptest.Session) smtptest.Action {
+		if strings.Contains(c.Command, "gone@") {
+			return smtptest.Reply(noMailbox)
+		}
+		return smtptest.Normal()
+	}
+	for name, tt := range map[string]struct{ text, returned string }{
+		"Latin-1": {latin1, ""}, "Latin-1, labelled": {labelled, "Content-Transfer-Encoding: 8bit"}, "UTF-8": {inUTF8, "Subject: Grüße"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := installSite(t)
+			next := s.useServer(t)
+			next.On(smtptest.PhaseRcpt, gone)
+			s.serve(t)
+			id := send(t, peers.Smtplib, s.settings(peers.StartTLS, mailFile(t, tt.text), "bob@example.net", "gone@example.net"))
+			mail, notice := mailAndNotice(t, next)
+			if _, text := splitReceived(string(mail.Data)); mail.Mail != "FROM:<alice@example.com>" || !strings.HasSuffix(text, tt.text[len(fields):]) {
+				t.Errorf("arrived as MAIL %s\n%q", mail.Mail, text)
+			}
+			checkBounce(t, s, notice, id, noSuch("gone@example.net", "text/rfc822-headers", tt.returned))
+		})
+	}
+}
+
+// P03: a text that was declared as 8BITMIME cannot go where that is not offered (RFC 6152
+// section 3); the sender hears of it.
+func TestP03DeclaredOctets(t *testing.T) {
+	t.Parallel()
+	s := installSite(t)
+	next := s.useServer(t)
+	s.serve(t)
+	text := strings.Replace(asciiMail, "A line.", "Zwölf Boxkämpfer", 1)
+	s.asGoDoes(t, text, "bob@example.net")
+	m := next.WaitMessages(t, 1)[0]
+	b := readByGo(t, m.Data)
+	id := regexp.MustCompile(`Queue id of the message: (\S+)`).FindStringSubmatch(b.Text)
+	if m.Mail != "FROM:<>" || id == nil {
+		t.Fatalf("arrived as MAIL %s\n%s", m.Mail, m.Data)
+	}
+	checkBounce(t, s, peers.Message{To: m.To(), Data: m.Data}, id[1], wantedNotice{"rfc822; bob@example.net", "5.6.3",
+		"554 5.6.3 Next server does not offer 8BITMIME, which this message needs", "text/rfc822-headers", "<plain@example.com>"})
 }

@@ -168,7 +168,7 @@ func hasResult(result string) func(*queue.History) bool {
 // upstreamRefuses: a refused recipient is tried once, and the sender gets one
 // notice through the same upstream.
 func upstreamRefuses(t *testing.T, s *site, up *peers.Upstream) {
-	id := s.submit(t, "gone@example.net")
+	id := send(t, peers.Curl, s.settings(peers.Implicit, mailFile(t, asciiMail), "gone@example.net"))
 	m := arrival(t, up)
 	h := s.finished(t, id)
 	if got := results(h, "gone@example.net"); len(got) != 2 || !says(got[0], "failed "+noMailbox) || !strings.HasPrefix(got[1], "noticed") {
@@ -177,7 +177,7 @@ func upstreamRefuses(t *testing.T, s *site, up *peers.Upstream) {
 	if n := up.Asked("gone@example.net"); n != 1 {
 		t.Errorf("RCPT came %d times", n)
 	}
-	checkBounce(t, s, m, id, "gone@example.net")
+	checkBounce(t, s, m, id, noSuch("gone@example.net", "message/rfc822", "A line."))
 }
 
 // upstreamMixed: in one transaction one recipient is taken, one deferred, one
@@ -192,7 +192,7 @@ func upstreamMixed(t *testing.T, s *site, up *peers.Upstream) {
 		t.Errorf("taken for %q", first.To)
 	}
 	sameMail(t, first, id, plainMail)
-	checkBounce(t, s, second, id, "lost@example.net")
+	checkBounce(t, s, second, id, noSuch("lost@example.net", "text/rfc822-headers", "Content-Transfer-Encoding: 8bit"))
 
 	h := s.traceUntil(t, id, "left with one recipient", func(h *queue.History) bool { return len(h.Live) == 1 })
 	if live := h.Live[0]; live.Recipient != "later@example.net" || live.State != queue.StateWaiting {

@@ -140,11 +140,9 @@ func (b *Bouncer) tell(ctx context.Context, n *queue.Notice) error {
 	m := queue.Message{
 		ID: r.id, Size: int64(len(body)), AcceptedAt: r.now,
 		MessageID: "<" + r.id.String() + "@" + b.cfg.Hostname + ">",
-		UTF8:      r.utf8(),
+		UTF8:      n.Message.Sender.NeedsUTF8(),
+		EightBit:  !isASCII(body),
 		Listener:  "notice",
-	}
-	if !isASCII(string(body)) {
-		m.BodyType = smtp.Body8BitMIME
 	}
 	// NOTIFY=NEVER: nobody is to be told about a notice (RFC 3461 section 6.2).
 	rcpt := queue.Recipient{Address: n.Message.Sender, Notify: smtp.NotifyNever}
@@ -170,7 +168,9 @@ func (b *Bouncer) skip(ctx context.Context, n *queue.Notice, why string) error {
 }
 
 // original returns what of the message goes into the notice. RET says it for a
-// failure (RFC 3461 section 4.3); other notices carry the header section only.
+// failure (RFC 3461 section 4.3); other notices carry the header section only, and so do
+// those of a message that not every way back takes: message/rfc822 cannot be encoded
+// (RFC 2046 section 5.2.1).
 func original(n *queue.Notice) (octets []byte, full bool, err error) {
 	whole := n.Kind == queue.NoticeFailure && n.Message.Ret != smtp.ReturnHeaders &&
 		n.Body != nil && n.Body.Size() <= maxReturned
@@ -180,6 +180,9 @@ func original(n *queue.Notice) (octets []byte, full bool, err error) {
 	octets = make([]byte, n.Body.Size())
 	if _, err := n.Body.ReadAt(octets, 0); err != nil && !errors.Is(err, io.EOF) {
 		return nil, false, err
+	}
+	if !sevenBit(octets) {
+		return n.Headers, false, nil
 	}
 	return octets, true, nil
 }

@@ -8,8 +8,10 @@ import (
 	"io"
 	"mime"
 	"mime/multipart"
+	"mime/quotedprintable"
 	"net/mail"
 	"net/textproto"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -132,11 +134,15 @@ func parse(t *testing.T, body []byte) parsed {
 		if err != nil {
 			t.Fatalf("next part: %v\n%s", err, body)
 		}
-		b, err := io.ReadAll(part)
+		var octets io.Reader = part
+		if part.Header.Get("Content-Transfer-Encoding") == "quoted-printable" {
+			octets = quotedprintable.NewReader(part)
+		}
+		b, err := io.ReadAll(octets)
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.types = append(p.types, strings.SplitN(part.Header.Get("Content-Type"), ";", 2)[0])
+		p.types = append(p.types, part.Header.Get("Content-Type"))
 		p.parts = append(p.parts, string(b))
 	}
 	if want := "message/" + params["report-type"]; len(p.types) < 2 || p.types[1] != want {
@@ -170,7 +176,12 @@ func tellOne(t *testing.T, n *queue.Notice) committed {
 	if m, ok := n.Body.(*memory); ok && m.drops != 1 {
 		t.Errorf("the body was dropped %d times", m.drops)
 	}
-	return q.enqueued[0]
+	c := q.enqueued[0]
+	needs := n.Message.Sender.NeedsUTF8() // and nothing else does
+	if c.msg.BodyType != "" || c.msg.UTF8 != needs || c.msg.EightBit != needs || !isASCII(c.body) != needs {
+		t.Errorf("a notice to %s needs %+v", n.Message.Sender, c.msg)
+	}
+	return c
 }
 
 func TestNoticeFields(t *testing.T) {
@@ -305,22 +316,81 @@ func TestA18HostileDiagnostic(t *testing.T) {
 	}
 }
 
-func TestInternationalizedNotice(t *testing.T) {
+// P02: a notice is ASCII, whoever it is about: RFC 6533 section 3 has a form of UTF-8
+// addresses for that.
+func TestP02NoticeAboutUTF8(t *testing.T) {
 	t.Parallel()
-	c := tellOne(t, notice(queue.NoticeFailure, func(n *queue.Notice) {
-		n.Recipients[0].Address = smtp.Address{Local: "jürgen", Domain: "example.net"}
-		n.Message.UTF8 = true
-		n.Body = &memory{Reader: bytes.NewReader([]byte("Subject: hällo\r\n\r\ntext\r\n"))}
-	}))
-	p := parse(t, c.body)
-	if p.types[1] != "message/global-delivery-status" || p.types[2] != "message/global" {
-		t.Errorf("parts %v", p.types)
+	for _, sender := range []string{"alice", "älice"} {
+		c := tellOne(t, notice(queue.NoticeFailure, func(n *queue.Notice) {
+			n.Message.Sender.Local, n.Message.UTF8 = sender, true
+			n.Recipients[0].Address = smtp.Address{Local: "jürgen+x", Domain: "bücher.example"}
+			n.Recipients[0].ORcptType, n.Recipients[0].ORcpt = "utf-8", "jörg@example.net"
+			n.Recipients[0].Reply = smtp.Permanent(550, 1, 1, "用户不存在 \u202eno\u009b")
+			n.Body = &memory{Reader: bytes.NewReader([]byte("Subject: hällo\r\n\r\ntext\r\n"))}
+			n.Headers = []byte("Subject: hällo\r\n")
+		}))
+		p := parse(t, c.body)
+		if want := []string{"text/plain; charset=utf-8", "message/delivery-status", "text/rfc822-headers; charset=utf-8"}; !slices.Equal(p.types, want) {
+			t.Errorf("parts %q", p.types)
+		}
+		for field, want := range map[string]string{
+			"Final-Recipient": `utf-8; j\x{FC}rgen\x{2B}x@b\x{FC}cher.example`, "Original-Recipient": `utf-8; j\x{F6}rg@example.net`,
+			"Diagnostic-Code": "smtp; 550 5.1.1 ????? ?no?",
+		} {
+			if got := p.recipient[0].Get(field); got != want {
+				t.Errorf("%s: %q, want %q", field, got, want)
+			}
+		}
+		if !strings.Contains(p.parts[0], "<jürgen+x@bücher.example>\r\n    mx.example.net said: 550 5.1.1 用户不存在 ?no?\r\n") {
+			t.Errorf("people read\n%s", p.parts[0])
+		}
+		if p.parts[2] != "Subject: hällo\r\n" {
+			t.Errorf("returned is %q", p.parts[2])
+		}
+		if to := p.header.Get("To"); to != "<"+sender+"@example.com>" {
+			t.Errorf("To: %q", to)
+		}
 	}
-	if got := p.recipient[0].Get("Final-Recipient"); got != "utf-8; jürgen@example.net" {
-		t.Errorf("Final-Recipient %q", got)
-	}
-	if !c.msg.UTF8 || c.msg.BodyType != smtp.Body8BitMIME {
-		t.Errorf("message %+v", c.msg)
+}
+
+// P03: of a message that not every way back takes, the header section is returned, and
+// encoded where it needs to be.
+func TestP03NoticeAboutOctets(t *testing.T) {
+	t.Parallel()
+	const plain = "From: alice@example.com\r\nSubject: hello\r\n"
+	long := "X-Long: " + strings.Repeat("x", 1200) + "\r\n"
+	for _, tt := range []struct {
+		name, header, body string
+		kind               string // of the third part
+	}{
+		{"ASCII", plain, "text\r\n", "message/rfc822"},
+		{"ASCII without an end of line", plain, "text", "message/rfc822"},
+		{"Latin-1 text", plain, "Gr\xfc\xdfe\r\n", "text/rfc822-headers"},
+		{"UTF-8 text", plain, "Grüße\r\n", "text/rfc822-headers"},
+		{"a long line", plain, strings.Repeat("x", 999) + "\r\n", "text/rfc822-headers"},
+		{"the longest line", plain, strings.Repeat("x", 998) + "\r\n", "message/rfc822"},
+		{"Latin-1 header", plain + "X-Name: M\xfcller\r\n", "text\r\n", "text/rfc822-headers"},
+		{"UTF-8 header", plain + "X-Name: Müller\r\n", "text\r\n", "text/rfc822-headers; charset=utf-8"},
+		{"a long line in the header", plain + long, "text\r\n", "text/rfc822-headers"},
+	} {
+		for _, declared := range []smtp.BodyType{"", smtp.Body8BitMIME} {
+			c := tellOne(t, notice(queue.NoticeFailure, func(n *queue.Notice) {
+				n.Message.BodyType, n.Message.EightBit = declared, !isASCII(tt.header+tt.body)
+				n.Headers = []byte(tt.header)
+				n.Body = &memory{Reader: bytes.NewReader([]byte(tt.header + "\r\n" + tt.body))}
+			}))
+			p := parse(t, c.body)
+			if p.types[2] != tt.kind {
+				t.Errorf("%s: returned as %s", tt.name, p.types[2])
+			}
+			want := tt.header
+			if tt.kind == "message/rfc822" {
+				want += "\r\n" + strings.TrimSuffix(tt.body, "\r\n") + "\r\n"
+			}
+			if p.parts[2] != want {
+				t.Errorf("%s: returned is %.200q, want %.200q", tt.name, p.parts[2], want)
+			}
+		}
 	}
 }
 

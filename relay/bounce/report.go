@@ -3,8 +3,10 @@ package bounce
 import (
 	"bytes"
 	"fmt"
+	"mime/quotedprintable"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"postern/relay/queue"
@@ -14,6 +16,9 @@ import (
 // maxReturned bounds the part of the original message that a notice carries, in
 // octets. A longer message is returned as its header section, whatever RET says.
 const maxReturned = 64 << 10
+
+// maxLine bounds a line of a notice, in octets without its CRLF.
+const maxLine = 998
 
 // maxField bounds one field of the report, in octets, before folding.
 const maxField = 900
@@ -28,21 +33,11 @@ type report struct {
 	full     bool   // original is the whole message
 }
 
-// utf8 reports that the notice needs RFC 6533's types and SMTPUTF8.
-func (r *report) utf8() bool {
-	if r.notice.Message.Sender.NeedsUTF8() {
-		return true
-	}
-	for _, rcpt := range r.notice.Recipients {
-		if rcpt.Address.NeedsUTF8() || !isASCII(rcpt.ORcpt) {
-			return true
-		}
-	}
-	return false
-}
-
 // bytes returns the notice as a message: RFC 6522's multipart/report with RFC
 // 3464's delivery-status.
+//
+// Its body is ASCII, whatever it is about, so that it goes by every way back. RFC 6533's
+// types for UTF-8 would need one with SMTPUTF8, and most senders have none.
 func (r *report) bytes() []byte {
 	var b bytes.Buffer
 	boundary := "=_report_" + strings.ReplaceAll(r.id.String(), "-", "")
@@ -63,7 +58,7 @@ func (r *report) header(b *bytes.Buffer, boundary string) {
 	m := r.notice.Message
 	field(b, "Date", r.now.Format(time.RFC1123Z))
 	field(b, "From", "Mail Delivery System <MAILER-DAEMON@"+r.hostname+">")
-	line(b, "To", "<"+m.Sender.String()+">")
+	line(b, "To", "<"+m.Sender.String()+">") // nothing else of a notice may be UTF-8
 	field(b, "Subject", subjects[r.notice.Kind])
 	field(b, "Message-ID", "<"+r.id.String()+"@"+r.hostname+">")
 	if m.MessageID != "" && isASCII(m.MessageID) {
@@ -71,18 +66,7 @@ func (r *report) header(b *bytes.Buffer, boundary string) {
 	}
 	field(b, "Auto-Submitted", "auto-replied") // RFC 3834 section 5
 	field(b, "MIME-Version", "1.0")
-	b.WriteString("Content-Type: multipart/report; report-type=" + r.reportType() + ";\r\n boundary=\"" + boundary + "\"\r\n")
-	if !isASCII(string(r.original)) || r.utf8() {
-		field(b, "Content-Transfer-Encoding", "8bit")
-	}
-	b.WriteString("\r\n")
-}
-
-func (r *report) reportType() string {
-	if r.utf8() {
-		return "global-delivery-status" // RFC 6533 section 3
-	}
-	return "delivery-status"
+	b.WriteString("Content-Type: multipart/report; report-type=delivery-status;\r\n boundary=\"" + boundary + "\"\r\n\r\n")
 }
 
 var subjects = map[queue.NoticeKind]string{
@@ -98,42 +82,55 @@ var introductions = map[queue.NoticeKind]string{
 	queue.NoticeSuccess: "Your message was accepted for the recipients below by a server that does\r\nnot report deliveries. You may hear nothing more about it.",
 }
 
+// explanation writes the part for people.
 func (r *report) explanation(b *bytes.Buffer) {
-	if r.utf8() {
-		b.WriteString("Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n\r\n")
-	} else {
-		b.WriteString("Content-Type: text/plain; charset=us-ascii\r\n\r\n")
-	}
-	fmt.Fprintf(b, "This is the mail system at %s.\r\n\r\n%s\r\n\r\n", r.hostname, introductions[r.notice.Kind])
+	var text bytes.Buffer
+	fmt.Fprintf(&text, "This is the mail system at %s.\r\n\r\n%s\r\n\r\n", r.hostname, introductions[r.notice.Kind])
 	for _, rcpt := range r.notice.Recipients {
-		fmt.Fprintf(b, "<%s>\r\n", rcpt.Address)
+		fmt.Fprintf(&text, "<%s>\r\n", rcpt.Address)
 		said := "the relay says"
 		if rcpt.RemoteMTA != "" {
-			said = r.text(rcpt.RemoteMTA) + " said"
+			said = clean(rcpt.RemoteMTA) + " said"
 		}
-		for _, said := range wrap(said+": "+r.text(rcpt.Reply.String()), 72) {
-			fmt.Fprintf(b, "    %s\r\n", said)
+		for _, said := range wrap(said+": "+clean(rcpt.Reply.String()), 72) {
+			fmt.Fprintf(&text, "    %s\r\n", said)
 		}
 		if r.notice.Kind == queue.NoticeDelay && !rcpt.WillRetryTo.IsZero() {
-			fmt.Fprintf(b, "    It will be tried until %s.\r\n", rcpt.WillRetryTo.Format(time.RFC1123Z))
+			fmt.Fprintf(&text, "    It will be tried until %s.\r\n", rcpt.WillRetryTo.Format(time.RFC1123Z))
 		}
-		b.WriteString("\r\n")
+		text.WriteString("\r\n")
 	}
-	fmt.Fprintf(b, "Queue id of the message: %s\r\n", r.notice.Message.ID)
+	fmt.Fprintf(&text, "Queue id of the message: %s\r\n", r.notice.Message.ID)
+	charset := "us-ascii"
+	if !isASCII(text.Bytes()) {
+		charset = "utf-8"
+	}
+	part(b, "text/plain; charset="+charset, text.Bytes())
+}
+
+// part writes the fields and the octets of a body part, encoded where the way back may
+// not take them as they are.
+func part(b *bytes.Buffer, contentType string, octets []byte) {
+	b.WriteString("Content-Type: " + contentType + "\r\n")
+	if sevenBit(octets) {
+		b.WriteString("\r\n")
+		b.Write(octets)
+		return
+	}
+	b.WriteString("Content-Transfer-Encoding: quoted-printable\r\n\r\n")
+	w := quotedprintable.NewWriter(b) // a bytes.Buffer takes all
+	_, _ = w.Write(octets)
+	_ = w.Close()
 }
 
 // status writes the machine-readable part: one group for the message, one for
 // each recipient (RFC 3464 section 2).
 func (r *report) status(b *bytes.Buffer) {
-	if r.utf8() {
-		b.WriteString("Content-Type: message/global-delivery-status\r\nContent-Transfer-Encoding: 8bit\r\n\r\n")
-	} else {
-		b.WriteString("Content-Type: message/delivery-status\r\n\r\n")
-	}
+	b.WriteString("Content-Type: message/delivery-status\r\n\r\n")
 	m := r.notice.Message
 	field(b, "Reporting-MTA", "dns; "+r.hostname)
 	if m.EnvID != "" {
-		line(b, "Original-Envelope-Id", r.text(m.EnvID))
+		line(b, "Original-Envelope-Id", ascii(m.EnvID))
 	}
 	field(b, "Arrival-Date", m.AcceptedAt.UTC().Format(time.RFC1123Z))
 	for _, rcpt := range r.notice.Recipients {
@@ -150,18 +147,18 @@ var actions = map[queue.NoticeKind]string{
 
 func (r *report) recipient(b *bytes.Buffer, rcpt queue.NoticeRecipient) {
 	if rcpt.ORcpt != "" {
-		line(b, "Original-Recipient", rcpt.ORcptType+"; "+r.text(rcpt.ORcpt))
+		line(b, "Original-Recipient", typed(rcpt.ORcptType, rcpt.ORcpt))
 	}
 	kind := "rfc822"
 	if rcpt.Address.NeedsUTF8() {
 		kind = "utf-8"
 	}
-	line(b, "Final-Recipient", kind+"; "+rcpt.Address.String())
+	line(b, "Final-Recipient", typed(kind, rcpt.Address.String()))
 	field(b, "Action", actions[r.notice.Kind])
 	field(b, "Status", status(r.notice.Kind, rcpt.Reply))
 	if rcpt.RemoteMTA != "" {
-		field(b, "Remote-MTA", "dns; "+r.text(rcpt.RemoteMTA))
-		field(b, "Diagnostic-Code", "smtp; "+r.text(rcpt.Reply.String()))
+		field(b, "Remote-MTA", "dns; "+ascii(rcpt.RemoteMTA))
+		field(b, "Diagnostic-Code", "smtp; "+ascii(rcpt.Reply.String()))
 	}
 	if !rcpt.LastAttempt.IsZero() {
 		field(b, "Last-Attempt-Date", rcpt.LastAttempt.UTC().Format(time.RFC1123Z))
@@ -169,6 +166,14 @@ func (r *report) recipient(b *bytes.Buffer, rcpt queue.NoticeRecipient) {
 	if r.notice.Kind == queue.NoticeDelay && !rcpt.WillRetryTo.IsZero() {
 		field(b, "Will-Retry-Until", rcpt.WillRetryTo.UTC().Format(time.RFC1123Z))
 	}
+}
+
+// typed is an address with its type, in the form for ASCII (RFC 6533 section 3).
+func typed(kind, address string) string {
+	if kind == "utf-8" {
+		return kind + "; " + smtp.UTF8Addr(address)
+	}
+	return kind + "; " + ascii(address)
 }
 
 // status is the enhanced code of the reply where its class fits the action, and
@@ -187,36 +192,38 @@ func status(kind queue.NoticeKind, reply smtp.Reply) string {
 
 // returned writes the message itself or its header section.
 func (r *report) returned(b *bytes.Buffer) {
-	eight := !isASCII(string(r.original))
 	kind := "text/rfc822-headers"
 	switch {
-	case r.full && eight && r.notice.Message.UTF8:
-		kind = "message/global"
 	case r.full:
 		kind = "message/rfc822"
-	case eight && r.notice.Message.UTF8:
-		kind = "message/global-headers"
+	case !isASCII(r.original) && utf8.Valid(r.original):
+		kind += "; charset=utf-8"
 	}
-	b.WriteString("Content-Type: " + kind + "\r\n")
-	if eight {
-		b.WriteString("Content-Transfer-Encoding: 8bit\r\n")
-	}
-	b.WriteString("\r\n")
-	b.Write(r.original)
+	part(b, kind, r.original)
 	if !bytes.HasSuffix(r.original, []byte("\r\n")) {
 		b.WriteString("\r\n")
 	}
 }
 
-// text makes what a peer said fit for a field of this notice: one line, bounded,
-// ASCII unless the notice is an internationalized one.
-func (r *report) text(s string) string {
-	eightBit := r.utf8()
+// sevenBit reports that octets can go as they are by every way: ASCII, in lines of no
+// more than RFC 5321 section 4.5.3.1.6 has every server take.
+func sevenBit(octets []byte) bool {
+	for line := range bytes.Lines(octets) {
+		if len(bytes.TrimRight(line, "\r\n")) > maxLine || !isASCII(line) {
+			return false
+		}
+	}
+	return true
+}
+
+// clean makes what a peer said fit for people: one line, bounded, without what could
+// drive a terminal or turn the writing round.
+func clean(s string) string {
 	s = strings.Map(func(c rune) rune {
 		switch {
 		case c < 0x20 || c == 0x7f:
 			return ' '
-		case c >= 0x80 && (!eightBit || c == utf8.RuneError || c < 0xa0):
+		case c == utf8.RuneError || c >= utf8.RuneSelf && !unicode.IsPrint(c):
 			return '?'
 		}
 		return c
@@ -229,6 +236,16 @@ func (r *report) text(s string) string {
 		s = s[:cut]
 	}
 	return s
+}
+
+// ascii makes what a peer said fit for a field of the report.
+func ascii(s string) string {
+	return strings.Map(func(c rune) rune {
+		if c >= utf8.RuneSelf {
+			return '?'
+		}
+		return c
+	}, clean(s))
 }
 
 // field writes one header field, folded at spaces so that lines stay near 76
@@ -269,9 +286,9 @@ func wrap(s string, width int) []string {
 	return append(lines, line)
 }
 
-func isASCII(s string) bool {
-	for i := 0; i < len(s); i++ {
-		if s[i] >= 0x80 {
+func isASCII[T string | []byte](s T) bool {
+	for i := range len(s) {
+		if s[i] >= utf8.RuneSelf {
 			return false
 		}
 	}

@@ -51,6 +51,10 @@ func decodeXtext(s string) (string, error) {
 	return string(b), nil
 }
 
+// UTF8Addr writes an address of the type "utf-8" in utf-8-addr-xtext (RFC 6533 section
+// 3), for what has to be ASCII.
+func UTF8Addr(address string) string { return string(appendUTF8Addr(nil, address)) }
+
 // appendUTF8Addr appends s as utf-8-addr-xtext (RFC 6533 section 3), which is
 // ASCII: "\x{HEX}" stands for what xtext or the parameter cannot hold.
 func appendUTF8Addr(dst []byte, s string) []byte {
