@@ -23,7 +23,7 @@ func MailObserver(to prometheus.Registerer) maillog.Observer {
 	held := newHoldCounts(to)
 	return maillog.Observer{
 		Accepted: sessions.accept, Refused: sessions.refuse, Auth: sessions.login, SessionClosed: sessions.end,
-		Attempt: sent.attempt, Notice: sent.notice,
+		Attempt: sent.attempt, Notice: sent.notice, NoticeLost: sent.lost,
 		Held: held.message, LimitNear: held.limitNear, Hold: held.made, Released: held.released,
 	}
 }
@@ -50,6 +50,7 @@ var (
 	stages     = words("mail rcpt body dot")
 	rules      = words("sender header size recipients limit")
 	kinds      = words("failure delay success")
+	losses     = words("failed expired cancelled")
 	endings    = words("quit timeout shutdown revoked disconnect disconnect_in_data connection_lost write_failed handshake_failed" +
 		" endless_line early_data message_data_not_finished injection http panic")
 )
@@ -143,6 +144,7 @@ type deliveryCounts struct {
 	took       map[string]prometheus.Observer
 	duplicates prometheus.Counter
 	notices    *prometheus.CounterVec
+	losses     *prometheus.CounterVec
 }
 
 type outcomeKey struct{ outcome, via string }
@@ -155,9 +157,10 @@ func newDeliveryCounts(to prometheus.Registerer) *deliveryCounts {
 		noRoute:    newCounter("postern_unroutable_total", "Recipients that were put off because no route to them was known: no attempts."),
 		duplicates: newCounter("postern_possible_duplicates_total", "Attempts that ended after the final dot without a complete reply: the next one may deliver a second copy."),
 		notices:    newCounters("postern_notices_total", "Notices to senders that were due, by kind and whether one was sent.", "kind", "sent"),
+		losses:     newCounters("postern_notices_lost_total", "Notices to senders that ended without having been delivered, by why: nobody was told what became of their mail.", "reason"),
 		byOutcome:  make(map[outcomeKey]prometheus.Counter), latency: make(map[string]prometheus.Observer), took: make(map[string]prometheus.Observer),
 	}
-	to.MustRegister(latency, took, c.attempts, c.noRoute, c.duplicates, c.notices)
+	to.MustRegister(latency, took, c.attempts, c.noRoute, c.duplicates, c.notices, c.losses)
 	for _, via := range []string{viaUpstream, viaMX} {
 		c.latency[via], c.took[via] = latency.WithLabelValues(via), took.WithLabelValues(via)
 		for _, outcome := range []string{"delivered", "deferred", "failed"} {
@@ -166,6 +169,9 @@ func newDeliveryCounts(to prometheus.Registerer) *deliveryCounts {
 	}
 	for kind := range kinds {
 		c.notices.WithLabelValues(kind, "yes")
+	}
+	for loss := range losses {
+		c.losses.WithLabelValues(loss)
 	}
 	return c
 }
@@ -198,6 +204,10 @@ func (c *deliveryCounts) notice(n maillog.NoticeEvent) {
 		sent = "no"
 	}
 	c.notices.WithLabelValues(word(n.Kind, kinds), sent).Inc()
+}
+
+func (c *deliveryCounts) lost(n maillog.LostNoticeEvent) {
+	c.losses.WithLabelValues(word(n.Reason, losses)).Inc()
 }
 
 // holdCounts are of limits and of holds.

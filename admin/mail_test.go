@@ -27,6 +27,7 @@ func feed(o maillog.Observer, text string) {
 	}
 	o.Attempt(maillog.AttemptEnd{ID: text, Recipient: to, Result: text, Upstream: text, RemoteMTA: text, TLS: text, Elapsed: time.Second, Age: time.Minute})
 	o.Notice(maillog.NoticeEvent{ID: text, About: text, Kind: text, To: to, Suppressed: text})
+	o.NoticeLost(maillog.LostNoticeEvent{ID: text, About: text, Kind: text, To: to, Reply: smtp.Permanent(550, 1, 1, text), Reason: text})
 	o.Auth(maillog.AuthEvent{User: text, Mechanism: text, Listener: text, TLS: text, Reason: text, Rule: text})
 	o.SessionClosed(maillog.Session{Listener: text, Hello: text, TLS: text, User: text, Reason: text})
 	o.LimitNear(maillog.LimitEvent{User: text, Credential: text, Limit: text})
@@ -107,6 +108,7 @@ func TestDocumentedWords(t *testing.T) {
 	for row, want := range map[string]map[string]bool{
 		"`stage` of a refusal": stages, "`reason` of a refusal": reasons, "`reason` of a session's end": endings,
 		"`mechanism`": mechanisms, "`result` of a login": logins, "`kind`, `sent` of a notice": words("failure delay success yes no"),
+		"`reason` of a lost notice": losses,
 	} {
 		_, values, found := strings.Cut(string(page), "\n| "+row+" | ")
 		values, _, _ = strings.Cut(values, "\n")
@@ -142,6 +144,7 @@ func TestMailObserver(t *testing.T) {
 	o.Attempt(maillog.AttemptEnd{Result: "deferred", NotAnAttempt: true})
 	o.Notice(maillog.NoticeEvent{Kind: "failure"})
 	o.Notice(maillog.NoticeEvent{Kind: "failure", Suppressed: "null sender"})
+	o.NoticeLost(maillog.LostNoticeEvent{Reason: "failed"})
 	o.LimitNear(maillog.LimitEvent{})
 	o.Hold(maillog.HoldEvent{ByBreaker: true})
 	o.Hold(maillog.HoldEvent{})
@@ -159,6 +162,7 @@ func TestMailObserver(t *testing.T) {
 		`postern_delivery_latency_seconds_sum{via="mx"} 2`, `postern_delivery_latency_seconds_count{via="upstream"} 1`,
 		`postern_delivery_latency_seconds_sum{via="upstream"} 0`, `postern_attempt_seconds_bucket{via="mx",le="0.05"} 2`,
 		`postern_notices_total{kind="failure",sent="yes"} 1`, `postern_notices_total{kind="failure",sent="no"} 1`,
+		`postern_notices_lost_total{reason="failed"} 1`, `postern_notices_lost_total{reason="cancelled"} 0`,
 		"postern_limits_near_total 1", `postern_holds_begun_total{by="breaker"} 1`, `postern_holds_begun_total{by="admin"} 1`, "postern_holds_ended_total 1",
 	} {
 		if !strings.Contains(page, want+"\n") {

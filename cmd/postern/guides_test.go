@@ -129,6 +129,7 @@ func TestOperateGuide(t *testing.T) {
 	stop := g.serveUntil(t)
 	g.elsewhere = map[string]string{
 		`journalctl -u postern -o cat | jq -c 'select(.msg == "refused" and .user == "alice@example.com")'`:                         "it needs systemd's journal",
+		`journalctl -u postern -o cat --since -7d | jq -c 'select(.msg == "notice_lost") | [.about, .recipient, .reason, .reply]'`:  "it needs systemd's journal",
 		`journalctl -u postern -o cat --since yesterday | jq -c 'select(.msg == "failed" and .code >= 550) | [.recipient, .reply]'`: "it needs systemd's journal",
 	}
 	g.mayFail["postern check"] = "DNS knows nothing of this machine"

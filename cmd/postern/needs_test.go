@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"net"
+	"net/http"
 	netsmtp "net/smtp"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"postern/internal/peers"
@@ -205,4 +207,56 @@ func TestP03DeclaredOctets(t *testing.T) {
 	}
 	checkBounce(t, s, peers.Message{To: m.To(), Data: m.Data}, id[1], wantedNotice{"rfc822; bob@example.net", "5.6.3",
 		"554 5.6.3 Next server does not offer 8BITMIME, which this message needs", "text/rfc822-headers", "<plain@example.com>"})
+}
+
+// P03: the way back refuses the notice. That is a warning in the log, a count, and a line in
+// the traces of the notice and of the mail. One that an operator cancels while no node
+// runs is told by the next that does.
+func TestP03LostNotice(t *testing.T) {
+	t.Parallel()
+	s := installSite(t)
+	next := s.useServer(t)
+	const notHere, later = "550 5.7.1 No bounces here", "451 4.7.1 No bounces now"
+	answer := notHere
+	var mu sync.Mutex
+	next.On(smtptest.PhaseRcpt, func(c smtptest.Session) smtptest.Action {
+		mu.Lock()
+		defer mu.Unlock()
+		if c.Mail == "FROM:<>" {
+			return smtptest.Reply(answer)
+		}
+		return smtptest.Reply(noMailbox)
+	})
+	d := s.serve(t)
+	mail := mailFile(t, asciiMail)
+	id := send(t, peers.Smtplib, s.settings(peers.StartTLS, mail, "gone@example.net"))
+	lost := d.await(t, &d.stderr, `"level":"WARN","msg":"notice_lost","id":"([^"]+)","about":"`+id+
+		`","kind":"failure","recipient":"alice@example.com","code":550,"reply":"`+notHere+`","reason":"failed"`)[1]
+	admin := "http://" + d.await(t, &d.stderr, `"msg":"postern is ready".*"admin":"([^"]+)"`)[1]
+	page(t, admin+"/metrics", http.StatusOK, `postern_notices_lost_total{reason="failed"} 1`)
+	for of, want := range map[string]string{
+		id:   "The failure notice " + lost + " was lost (failed: " + notHere + "): <alice@example.com> has not been told.\n",
+		lost: "This notice was lost (failed): <alice@example.com> has not been told what became of message " + id + ".\n",
+	} {
+		if out := s.must(t, "", "trace", of); !strings.Contains(out, want) {
+			t.Errorf("the trace of %s lacks %q:\n%s", of, want, out)
+		}
+	}
+
+	mu.Lock()
+	answer = later
+	mu.Unlock()
+	id = send(t, peers.Smtplib, s.settings(peers.StartTLS, mail, "gone@example.net"))
+	notice := d.await(t, &d.stderr, `"msg":"bounced","id":"([^"]+)","about":"`+id)[1]
+	s.traceUntil(t, notice, "deferred", hasResult("deferred"))
+	d.signal(t, os.Interrupt)
+	<-d.ended
+	if out := s.must(t, "", "queue", "cancel", notice); !strings.Contains(out, "1 ") {
+		t.Errorf("cancel said %s", out)
+	}
+	d = s.serve(t)
+	d.await(t, &d.stderr, `"msg":"notice_lost","id":"`+notice+`","about":"`+id+`",.*"code":451,"reply":"`+later+`","reason":"cancelled"`)
+	if n := strings.Count(d.stderr.String(), "notice_lost"); n != 1 {
+		t.Errorf("told %d times", n)
+	}
 }

@@ -187,7 +187,9 @@ type messageView struct {
 
 type traceView struct {
 	showView
-	Attempts []attemptView `json:"attempts"`
+	Attempts []attemptView     `json:"attempts"`
+	Notice   *queue.NoticeEnd  `json:"notice,omitempty"`  // the message is one
+	Notices  []queue.NoticeEnd `json:"notices,omitempty"` // about the message
 }
 
 type attemptView struct {
@@ -200,7 +202,7 @@ func (s *story) show() showView {
 }
 
 func (s *story) trace() traceView {
-	v := traceView{s.show(), []attemptView{}}
+	v := traceView{showView: s.show(), Attempts: []attemptView{}, Notice: s.Notice, Notices: s.Notices}
 	for _, at := range s.Attempts {
 		view := attemptView{Attempt: at}
 		if at.StartedAt != nil {
@@ -233,6 +235,9 @@ func (a *app) printStory(s *story) error {
 	if m.VoidedAt != nil {
 		t.add("refused", localTime(*m.VoidedAt)+": the client was told 451 after all; it is not delivered")
 	}
+	if s.Notice != nil {
+		t.add("notice", string(s.Notice.Kind)+", about "+s.Notice.About.String())
+	}
 	if err := t.print(a.stdout); err != nil {
 		return err
 	}
@@ -242,6 +247,7 @@ func (a *app) printStory(s *story) error {
 			return err
 		}
 	}
+	a.printLosses(s)
 	if s.Done() {
 		fmt.Fprintln(a.stdout, "\nNothing is left to be done.")
 		return nil
@@ -252,6 +258,20 @@ func (a *app) printStory(s *story) error {
 	}
 	a.printWhyHeld(s)
 	return nil
+}
+
+// printLosses says which senders were not told, in the trace of the notice and in that of
+// the mail that it was about.
+func (a *app) printLosses(s *story) {
+	if n := s.Notice; n != nil && n.Lost != "" {
+		fmt.Fprintf(a.stdout, "\nThis notice was lost (%s): <%s> has not been told what became of message %s.\n", n.Lost, printable(n.To), n.About)
+	}
+	for _, n := range s.Notices {
+		if n.Lost != "" {
+			fmt.Fprintf(a.stdout, "\nThe %s notice %s was lost (%s%s): <%s> has not been told.\n",
+				n.Kind, n.ID, n.Lost, printable(colon(n.Reply)), printable(n.To))
+		}
+	}
 }
 
 // printWhyHeld says which holds are the reason why mail waits, and what ends them.

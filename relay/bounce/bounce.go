@@ -20,6 +20,7 @@ type Queue interface {
 	ClaimNotices(ctx context.Context, messages int) ([]*queue.Notice, error)
 	EnqueueNotice(ctx context.Context, n *queue.Notice, m queue.Message, rcpt queue.Recipient, body []byte) error
 	ReleaseNotice(n *queue.Notice, wait time.Duration)
+	TellLost(ctx context.Context, tell func(queue.LostNotice)) error
 }
 
 // Config configures a Bouncer.
@@ -84,7 +85,8 @@ func (b *Bouncer) Run(ctx context.Context) {
 	}
 }
 
-// round claims one batch and works through it. It returns how many it claimed.
+// round claims one batch and works through it, and logs the notices that were lost. It
+// returns how many it claimed.
 func (b *Bouncer) round(ctx context.Context) (int, error) {
 	if ctx.Err() != nil {
 		return 0, ctx.Err()
@@ -102,7 +104,13 @@ func (b *Bouncer) round(ctx context.Context) (int, error) {
 		}
 		b.work(context.WithoutCancel(ctx), n)
 	}
-	return len(notices), nil
+	return len(notices), b.cfg.Queue.TellLost(ctx, b.lost)
+}
+
+func (b *Bouncer) lost(n queue.LostNotice) {
+	b.cfg.Mail.NoticeLost(maillog.LostNoticeEvent{
+		ID: n.ID.String(), About: n.About.String(), Kind: string(n.Kind), To: n.To, Reply: n.Reply, Reason: string(n.Loss),
+	})
 }
 
 // work brings one notice to its end or gives it back. A panic costs this notice an

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"postern/relay/maillog"
 	"postern/relay/queue"
 	"postern/relay/smtp"
 )
@@ -25,6 +26,7 @@ type fakeQueue struct {
 	due      []*queue.Notice
 	enqueued []committed
 	released []*queue.Notice
+	lost     []queue.LostNotice
 	err      error
 	panics   bool
 }
@@ -55,6 +57,14 @@ func (f *fakeQueue) EnqueueNotice(_ context.Context, n *queue.Notice, m queue.Me
 
 func (f *fakeQueue) ReleaseNotice(n *queue.Notice, _ time.Duration) {
 	f.released = append(f.released, n)
+}
+
+func (f *fakeQueue) TellLost(_ context.Context, tell func(queue.LostNotice)) error {
+	for _, n := range f.lost {
+		tell(n)
+	}
+	f.lost = nil
+	return nil
 }
 
 // memory is a Body in memory that counts its Drops.
@@ -446,5 +456,26 @@ func TestTroubleReleasesTheNotice(t *testing.T) {
 	}
 	if len(q.released) != 1 || q.released[0] != n {
 		t.Fatalf("released %v", q.released)
+	}
+}
+
+// P03: a notice that is lost is an event, whether or not others are due.
+func TestP03LostNoticeIsLogged(t *testing.T) {
+	t.Parallel()
+	lost := queue.LostNotice{
+		ID: queue.NewID(), About: queue.NewID(), Kind: queue.NoticeDelay, Loss: queue.LossExpired,
+		To: smtp.Address{Local: "alice", Domain: "example.com"}, Reply: smtp.Temporary(450, 2, 1, "later"),
+	}
+	var got []maillog.LostNoticeEvent
+	log := maillog.New(nil).Observed(maillog.Observer{NoticeLost: func(e maillog.LostNoticeEvent) { got = append(got, e) }})
+	b := New(Config{Queue: &fakeQueue{lost: []queue.LostNotice{lost}}, Hostname: "relay.test", Mail: log})
+	for range 2 {
+		if _, err := b.round(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := maillog.LostNoticeEvent{ID: lost.ID.String(), About: lost.About.String(), Kind: "delay", To: lost.To, Reply: lost.Reply, Reason: "expired"}
+	if len(got) != 1 || got[0] != want {
+		t.Errorf("logged %+v, want %+v", got, want)
 	}
 }

@@ -6,5 +6,6 @@
 // neither lose a notice nor send a second one. Nobody is told about mail from the null
 // sender, and a notice itself has the null sender and NOTIFY=NEVER.
 //
-// Trouble with the queue delays a notice and never drops it.
+// Trouble with the queue delays a notice and never drops it. One that cannot be
+// delivered in the end is logged and counted: nobody else would hear of it.
 package bounce

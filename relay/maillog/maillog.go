@@ -258,6 +258,33 @@ func (l *Logger) Notice(n NoticeEvent) {
 	e.end(name)
 }
 
+// LostNoticeEvent is a notice that ended without having been delivered: somebody's mail had a
+// fate of which its sender was not told. Event "notice_lost".
+type LostNoticeEvent struct {
+	ID     string // queue id of the notice
+	About  string // queue id of the message that it was about
+	Kind   string // failure, delay or success
+	To     smtp.Address
+	Reply  smtp.Reply // the last that the notice got; zero when it got none
+	Reason string     // "failed", "expired", "cancelled"
+}
+
+// NoticeLost logs that a notice was lost.
+func (l *Logger) NoticeLost(n LostNoticeEvent) {
+	tell(l.told.NoticeLost, n)
+	e := l.begin(slog.LevelWarn)
+	if e == nil {
+		return
+	}
+	e.text("id", n.ID)
+	e.text("about", n.About)
+	e.text("kind", n.Kind)
+	e.path("recipient", n.To)
+	e.reply(n.Reply)
+	e.text("reason", n.Reason)
+	e.end("notice_lost")
+}
+
 // AuthEvent is the end of an AUTH exchange. Event "auth".
 type AuthEvent struct {
 	User      string // canonical when OK, otherwise as it was typed; "" when unknown

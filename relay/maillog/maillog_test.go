@@ -82,6 +82,12 @@ var events = []struct {
 	},
 	{
 		func(l *Logger) {
+			l.NoticeLost(LostNoticeEvent{ID: "id2", About: "id1", Kind: "failure", To: alice, Reply: later, Reason: "expired"})
+		},
+		`{"level":"WARN","msg":"notice_lost","id":"id2","about":"id1","kind":"failure","recipient":"alice@example.com","code":450,"reply":"450 4.2.1 try later","reason":"expired"}`,
+	},
+	{
+		func(l *Logger) {
 			l.Auth(AuthEvent{User: "alice", Client: client, Listener: "submission", Mechanism: "PLAIN", TLS: "TLS1.3", OK: true})
 		},
 		`{"level":"INFO","msg":"auth","user":"alice","client":"192.0.2.7:50000","listener":"submission","mechanism":"PLAIN","tls":"TLS1.3","ok":true}`,

@@ -9,6 +9,7 @@ type Observer struct {
 	Refused       func(Refusal)
 	Attempt       func(AttemptEnd)
 	Notice        func(NoticeEvent)
+	NoticeLost    func(LostNoticeEvent)
 	Auth          func(AuthEvent)
 	SessionClosed func(Session)
 	LimitNear     func(LimitEvent)

@@ -162,11 +162,24 @@ type Attempt struct {
 	Fenced            bool       `json:"fenced,omitempty"`
 }
 
+// NoticeEnd is a notice and, when it was lost, how.
+type NoticeEnd struct {
+	ID     ID         `json:"id"`
+	About  ID         `json:"about"` // the message that it is about
+	Kind   NoticeKind `json:"kind"`
+	Lost   Loss       `json:"lost,omitempty"` // "": it waits, or was delivered
+	LostAt *time.Time `json:"lost_at,omitempty"`
+	To     string     `json:"to,omitempty"`    // when it was lost
+	Reply  string     `json:"reply,omitempty"` // when it was lost: the last that it got
+}
+
 // History is everything that the database knows of a message.
 type History struct {
-	Message  Accepted  `json:"message"`
-	Live     []Entry   `json:"live"`
-	Attempts []Attempt `json:"attempts"`
+	Message  Accepted    `json:"message"`
+	Live     []Entry     `json:"live"`
+	Attempts []Attempt   `json:"attempts"`
+	Notice   *NoticeEnd  `json:"notice,omitempty"`  // the message is one
+	Notices  []NoticeEnd `json:"notices,omitempty"` // about the message
 }
 
 // Done reports that nothing is left to be done for the message.
@@ -182,6 +195,13 @@ select n, at, started_at, result, local, domain, reply_code, reply_enhanced, rep
 	node, epoch, outcome_unknown, possible_duplicate, dsn_passed, fenced
 from attempt where message_id = $1 order by at, n`
 
+// sqlNotices is the notice $1, and those about the message $1.
+const sqlNotices = `
+select t.message_id, t.about, t.kind, coalesce(t.lost, ''), t.lost_at, coalesce(last.local, ''), coalesce(last.domain, ''),
+	coalesce(last.reply_code, 0), coalesce(last.reply_enhanced, ''), coalesce(last.reply_text, '')
+from notice t` + sqlLastTry + `
+where t.message_id = $1 or t.about = $1 order by t.message_id`
+
 // Trace tells what became of a message; ErrNotFound if it is not known (any more).
 func (a *Admin) Trace(ctx context.Context, id ID) (*History, error) {
 	var h *History
@@ -196,12 +216,32 @@ func (a *Admin) Trace(ctx context.Context, id ID) (*History, error) {
 		if err != nil {
 			return fmt.Errorf("trace: %w", err)
 		}
-		return nil
+		return h.findNotices(ctx, tx)
 	})
 	return h, err
 }
 
-// Show is Trace without the attempts.
+// findNotices adds what is known of the message as a notice, and of those about it.
+func (h *History) findNotices(ctx context.Context, tx pgx.Tx) error {
+	rows, err := tx.Query(ctx, sqlNotices, h.Message.ID)
+	if err != nil {
+		return fmt.Errorf("trace: notices: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, scanNoticeEnd)
+	if err != nil {
+		return fmt.Errorf("trace: notices: %w", err)
+	}
+	for _, n := range list {
+		if n.ID == h.Message.ID {
+			h.Notice = &n
+			continue
+		}
+		h.Notices = append(h.Notices, n)
+	}
+	return nil
+}
+
+// Show is Trace without the attempts and the notices.
 func (a *Admin) Show(ctx context.Context, id ID) (*History, error) {
 	var h *History
 	err := a.atOnce(ctx, func(tx pgx.Tx) (err error) {
@@ -246,6 +286,17 @@ func scanAttempt(row pgx.CollectableRow) (Attempt, error) {
 		&t.RemoteMTA, &t.RemoteAddr, &t.TLS, &t.Upstream, &t.Node, &t.Epoch, &t.OutcomeUnknown, &t.PossibleDuplicate, &t.DSNPassed, &t.Fenced)
 	t.Recipient, t.Reply = rcpt.String(), reply.String()
 	return t, err
+}
+
+func scanNoticeEnd(row pgx.CollectableRow) (NoticeEnd, error) {
+	var n NoticeEnd
+	var to addressColumns
+	var reply replyColumns
+	err := row.Scan(&n.ID, &n.About, &n.Kind, &n.Lost, &n.LostAt, &to.local, &to.domain, &reply.code, &reply.enhanced, &reply.text)
+	if n.Lost != "" {
+		n.To, n.Reply = to.String(), reply.String()
+	}
+	return n, err
 }
 
 // sqlFind finds messages by the Message-ID field $1, or by an address $2 of the

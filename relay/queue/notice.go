@@ -192,7 +192,8 @@ func headersOf(head []byte) []byte {
 	return head
 }
 
-// sqlTold marks rows as told: what is finished goes, a delayed row waits on.
+// sqlTold marks rows as told, by the notice $6 if there is one: what is finished goes, a
+// delayed row waits on.
 const sqlTold = `
 with o as materialized (select message_id, n from recipient
 	where message_id = $1 and n = any($2::int[]) and owner is not distinct from $3 for update),
@@ -203,6 +204,7 @@ h as (insert into attempt (message_id, n, at, epoch, result, local, domain, node
 	select r.message_id, r.n, clock_timestamp(), $3, 'noticed', r.local, r.domain, $4, $5
 	from o join recipient r on r.message_id = o.message_id and r.n = o.n
 	on conflict do nothing),
+t as (insert into notice (message_id, about, kind) select $6, $1, $7 where $6::uuid is not null),
 b as (delete from body where message_id = $1 and exists (select from gone)
 	and (select count(*) from gone) = (select count(*) from recipient r where r.message_id = $1))
 select (select count(*) from o), ` + durably
@@ -284,7 +286,7 @@ func (ns *notices) transact(ctx context.Context, n *Notice, j *job, send bool) e
 	}
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		if !send {
-			return ns.markTold(ctx, tx, n, "no notice wanted")
+			return ns.markTold(ctx, tx, n, nil)
 		}
 		var there bool
 		var unused *string
@@ -294,7 +296,7 @@ func (ns *notices) transact(ctx context.Context, n *Notice, j *job, send bool) e
 		if err := ns.insert(ctx, conn, j); err != nil {
 			return err
 		}
-		return ns.markTold(ctx, tx, n, string(n.Kind)+" notice "+j.m.ID.String())
+		return ns.markTold(ctx, tx, n, &j.m.ID)
 	})
 	if hook := ns.q.faults.afterCommit; hook != nil && err == nil {
 		err = hook(conn)
@@ -302,10 +304,15 @@ func (ns *notices) transact(ctx context.Context, n *Notice, j *job, send bool) e
 	return ns.s.end(err)
 }
 
-func (ns *notices) markTold(ctx context.Context, tx pgx.Tx, n *Notice, text string) error {
+// markTold ends the recipients of n, of which by tells, or nothing.
+func (ns *notices) markTold(ctx context.Context, tx pgx.Tx, n *Notice, by *ID) error {
+	text := "no notice wanted"
+	if by != nil {
+		text = string(n.Kind) + " notice " + by.String()
+	}
 	var told int
 	var unused *string
-	if err := tx.QueryRow(ctx, sqlTold, n.Message.ID, rowsOf(n), n.Epoch, ns.q.cfg.Node, text).Scan(&told, &unused); err != nil {
+	if err := tx.QueryRow(ctx, sqlTold, n.Message.ID, rowsOf(n), n.Epoch, ns.q.cfg.Node, text, by, string(n.Kind)).Scan(&told, &unused); err != nil {
 		return fmt.Errorf("mark told: %w", err)
 	}
 	if told != len(n.Recipients) {

@@ -67,6 +67,7 @@ b as (delete from body using (
 		select g.message_id from (select message_id, count(*) as rows from gone group by message_id) g
 		where g.rows = (select count(*) from recipient r where r.message_id = g.message_id)) as last
 	where body.message_id = last.message_id),
+lost as (update notice t set lost = 'cancelled', lost_at = now() from gone where t.message_id = gone.message_id and t.lost is null),
 ` + sqlNoted
 )
 

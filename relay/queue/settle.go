@@ -246,7 +246,8 @@ kept as (update recipient r set state = 'delivered', owner = null, dot_possible 
 k as (select * from gone union all select * from kept),` + sqlEnd
 
 // sqlUndelivered ends the other attempts: back to waiting, or failed when the server
-// said so or the lifetime is over; a failure that nobody wants to hear of goes at once.
+// said so or the lifetime is over; a failure that nobody wants to hear of goes at once,
+// but when it is that of a notice an admin is told (TellLost).
 // What was no attempt leaves its reason in the row, for the queue's listing to show, and
 // nothing in the history.
 const (
@@ -264,6 +265,9 @@ mine as materialized (
 gone as (delete from recipient r using mine m
 	where r.message_id = m.message_id and r.n = m.n and m.fails and m.tell & 1 = 0
 	returning r.message_id, r.n),
+lost as (update notice t set lost = case when m.late or m.result = 'expired' then 'expired' else 'failed' end, lost_at = now()
+	from mine m
+	where t.message_id = m.message_id and m.fails and m.tell & 1 = 0 and t.lost is null),
 back as (update recipient r set owner = null, dot_possible = false, next_attempt_at = now() + m.retry_in,
 		held_at = held_since(r.message_id, r.held_at),
 		reply_code = case when m.code > 0 then m.code else r.reply_code end,

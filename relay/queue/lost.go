@@ -1,0 +1,90 @@
+package queue
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"postern/relay/smtp"
+)
+
+// Loss is how a notice ended without having been delivered. Its sender is the null path,
+// so nobody is sent a notice about it: an admin has to hear of it.
+type Loss string
+
+const (
+	LossFailed    Loss = "failed"    // it was refused for good
+	LossExpired   Loss = "expired"   // its lifetime is over
+	LossCancelled Loss = "cancelled" // an operator threw it away
+)
+
+// LostNotice is a notice that was lost: somebody's mail had a fate of which its sender has
+// not been told.
+type LostNotice struct {
+	ID    ID // of the notice
+	About ID // the message that it was about
+	Kind  NoticeKind
+	Loss  Loss
+	To    smtp.Address
+	Reply smtp.Reply // the last that it got; zero when it got none
+}
+
+// sqlLastTry is whom a notice t was for, and the last that a server or, if none did, the
+// queue said of it.
+const sqlLastTry = `
+left join lateral (select a.local, a.domain, a.reply_code, a.reply_enhanced, a.reply_text from attempt a
+	where a.message_id = t.message_id and not a.fenced order by a.reply_code > 0 and a.result <> 'expired' desc, a.reply_code > 0 desc, a.at desc limit 1) last on true`
+
+// sqlLostNotices takes at most $1 losses that nobody was told of, and is not told by two.
+const sqlLostNotices = `
+select t.message_id, t.about, t.kind, t.lost, coalesce(last.local, ''), coalesce(last.domain, ''),
+	coalesce(last.reply_code, 0), coalesce(last.reply_enhanced, ''), coalesce(last.reply_text, '')
+from (select message_id, about, kind, lost, lost_at from notice
+	where lost is not null and told_at is null order by lost_at limit $1 for update skip locked) t` + sqlLastTry + `
+order by t.lost_at`
+
+const sqlLostNoticesTold = `update notice set told_at = now() where message_id = any($1::uuid[])`
+
+const lostAtOnce = 100
+
+// TellLost hands over the notices that were lost, whatever process noted that, and of
+// which nobody was told. When it fails, or the process dies, they are told again.
+func (q *Queue) TellLost(ctx context.Context, tell func(LostNotice)) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for more := true; more; {
+		err := pgx.BeginFunc(ctx, q.cfg.WorkPool, func(tx pgx.Tx) error {
+			rows, err := tx.Query(ctx, sqlLostNotices, lostAtOnce)
+			if err != nil {
+				return err
+			}
+			list, err := pgx.CollectRows(rows, scanLost)
+			if more = len(list) == lostAtOnce; err != nil || len(list) == 0 {
+				return err
+			}
+			ids := make([][16]byte, len(list))
+			for i, lost := range list {
+				tell(lost)
+				ids[i] = lost.ID
+			}
+			_, err = tx.Exec(ctx, sqlLostNoticesTold, ids)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("tell of lost notices: %w", err)
+		}
+	}
+	return nil
+}
+
+func scanLost(row pgx.CollectableRow) (LostNotice, error) {
+	var n LostNotice
+	var reply replyColumns
+	err := row.Scan(&n.ID, &n.About, &n.Kind, &n.Loss, &n.To.Local, &n.To.Domain, &reply.code, &reply.enhanced, &reply.text)
+	if reply.code > 0 {
+		n.Reply = smtp.Reply{Code: reply.code, Enhanced: parseEnhanced(reply.enhanced), Text: reply.text}
+	}
+	return n, err
+}
