@@ -199,7 +199,7 @@ from attempt where message_id = $1 order by at, n`
 const sqlNotices = `
 select t.message_id, t.about, t.kind, coalesce(t.lost, ''), t.lost_at, coalesce(last.local, ''), coalesce(last.domain, ''),
 	coalesce(last.reply_code, 0), coalesce(last.reply_enhanced, ''), coalesce(last.reply_text, '')
-from notice t` + sqlLastTry + `
+from notice t` + lastTry + `
 where t.message_id = $1 or t.about = $1 order by t.message_id`
 
 // Trace tells what became of a message; ErrNotFound if it is not known (any more).

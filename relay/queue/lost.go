@@ -31,18 +31,18 @@ type LostNotice struct {
 	Reply smtp.Reply // the last that it got; zero when it got none
 }
 
-// sqlLastTry is whom a notice t was for, and the last that a server or, if none did, the
+// lastTry is whom a notice t was for, and the last that a server or, if none did, the
 // queue said of it.
-const sqlLastTry = `
+const lastTry = `
 left join lateral (select a.local, a.domain, a.reply_code, a.reply_enhanced, a.reply_text from attempt a
-	where a.message_id = t.message_id and not a.fenced order by a.reply_code > 0 and a.result <> 'expired' desc, a.reply_code > 0 desc, a.at desc limit 1) last on true`
+	where a.message_id = t.message_id and not a.fenced order by a.upstream || a.remote_mta <> '' desc, a.reply_code > 0 desc, a.at desc limit 1) last on true`
 
 // sqlLostNotices takes at most $1 losses that nobody was told of, and is not told by two.
 const sqlLostNotices = `
 select t.message_id, t.about, t.kind, t.lost, coalesce(last.local, ''), coalesce(last.domain, ''),
 	coalesce(last.reply_code, 0), coalesce(last.reply_enhanced, ''), coalesce(last.reply_text, '')
 from (select message_id, about, kind, lost, lost_at from notice
-	where lost is not null and told_at is null order by lost_at limit $1 for update skip locked) t` + sqlLastTry + `
+	where lost is not null and told_at is null order by lost_at limit $1 for update skip locked) t` + lastTry + `
 order by t.lost_at`
 
 const sqlLostNoticesTold = `update notice set told_at = now() where message_id = any($1::uuid[])`

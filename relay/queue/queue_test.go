@@ -150,6 +150,9 @@ func TestDeferredTooLate(t *testing.T) {
 	m, d := put(t, q, true, "a@example.net")
 	q.Settle(outcome(d, 0, Deferred))
 	becomes(t, db, m.ID, "0 failed")
+	if got := history(t, db, m.ID); got != "0 expired" { // and not that it waits
+		t.Errorf("history %q", got)
+	}
 }
 
 // Nobody is told when nobody wants to be.

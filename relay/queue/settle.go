@@ -295,7 +295,7 @@ kept as (update recipient r set owner = null, dot_possible = false,
 		remote_mta = case m.result when 'expired' then r.remote_mta else m.mta end
 	from mine m
 	where r.message_id = m.message_id and r.n = m.n and not m.released and not (m.fails and m.tell & 1 = 0)),
-k as (select m.message_id, m.n, m.epoch, m.result, m.at, m.started_at, m.code, m.enhanced, m.text, m.mta, m.addr, m.tls, m.upstream,
+k as (select m.message_id, m.n, m.epoch, case when m.late then 'expired' else m.result end as result, m.at, m.started_at, m.code, m.enhanced, m.text, m.mta, m.addr, m.tls, m.upstream,
 	m.outcome_unknown, m.dsn_passed, m.retry_in, m.released, m.local, m.domain, m.suspended, m.duplicate from mine m),` + sqlEnd
 
 // attempt writes a group once: one round trip, one transaction.
