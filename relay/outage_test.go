@@ -8,8 +8,10 @@ import (
 	"postern/internal/rig"
 )
 
-// backIn is how soon after the database the relay works again.
-const backIn = 5 * time.Second
+// backIn is how soon after the database the relay works again on a machine with much to
+// do: it is a hundred times as long as on one without, and shorter than the minute that a
+// statement or a commit in doubt may take.
+const backIn = 50 * time.Second
 
 // TestPostgresAway takes the database away from clients that are connected. They
 // hear temporary replies only, and are served soon after it is back.
@@ -22,7 +24,7 @@ func TestPostgresAway(t *testing.T) {
 		r.AddUser(user)
 	}
 	node := r.Node(rig.NodeConfig{Name: "solo"})
-	took := serve(t, r, node, rig.User) // also warms up what a later measurement needs
+	want(t, try(r, node, rig.User)) // also warms up what a later measurement needs
 	away := map[string]func(){"stopped": r.StopPostgres, "killed": func() { r.KillPostgres(true) }}
 	for _, how := range []string{"stopped", "killed"} {
 		outage(t, r, node, how, away[how])
@@ -33,8 +35,8 @@ func TestPostgresAway(t *testing.T) {
 		}
 		waited := time.Since(back)
 		t.Logf("%s: served again %.2f s after the database", how, waited.Seconds())
-		if limit := backIn + 5*took; waited > limit {
-			t.Errorf("%s: served again %v after the database, want %v at most", how, waited, limit)
+		if waited > backIn {
+			t.Errorf("%s: served again %v after the database, want %v at most", how, waited, backIn)
 		}
 	}
 	r.Drain()
@@ -117,14 +119,7 @@ func submit(c *rig.Client, from string) error {
 	return c.Say("dot", 250, "From: "+from+"\r\n\r\ntext\r\n.")
 }
 
-// serve logs a user in, submits a message and says how long that took.
-func serve(t *testing.T, r *rig.Rig, node *rig.Node, user string) time.Duration {
-	t.Helper()
-	began := time.Now()
-	want(t, try(r, node, user))
-	return time.Since(began)
-}
-
+// try logs a user in and submits a message.
 func try(r *rig.Rig, node *rig.Node, user string) error {
 	c, err := r.Dial(node, true)
 	if err != nil {

@@ -67,7 +67,7 @@ func (r *Rig) Drain() {
 
 // left describes what is still in the queue.
 func (r *Rig) left() string {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
 	defer cancel()
 	var text string
 	err := r.pool.QueryRow(ctx, `

@@ -50,7 +50,7 @@ type NodeConfig struct {
 	Name     string
 	Only     string // "submission" or "delivery"
 	Database string // where it finds the database; "": directly
-	Drain    string // its drain_time; "": the default
+	Drain    string // its drain_time; "": long enough for what is under way on a busy machine
 	Extra    string // more of the configuration, whole tables
 }
 
@@ -80,7 +80,7 @@ address = "127.0.0.1:0"
 func (r *Rig) Node(cfg NodeConfig) *Node {
 	r.t.Helper()
 	file := filepath.Join(r.dir, cfg.Name+".toml")
-	text := fmt.Sprintf(nodeConfig, cfg.Name, cmp.Or(cfg.Database, r.url), r.cert, r.key, cfg.Extra, cmp.Or(cfg.Drain, "30s"))
+	text := fmt.Sprintf(nodeConfig, cfg.Name, cmp.Or(cfg.Database, r.url), r.cert, r.key, cfg.Extra, cmp.Or(cfg.Drain, "2m"))
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		r.t.Fatal(err)
 	}

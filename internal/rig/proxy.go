@@ -62,10 +62,17 @@ func (p *Proxy) URL() string { return p.url }
 // Lost is how many octets were dropped.
 func (p *Proxy) Lost() int64 { return p.lost.Load() }
 
-// Lose drops what is said in one way for a while; then it cuts all connections.
+// Lose drops what is said in one way for a while, and until something was lost; then it
+// cuts all connections.
 func (p *Proxy) Lose(way Way, span time.Duration) {
+	before := p.Lost()
 	p.losing.Store(int32(way))
-	<-time.After(span)
+	for end := time.Now().Add(Patience); ; {
+		<-time.After(span)
+		if p.Lost() > before || time.Now().After(end) {
+			break
+		}
+	}
 	p.cut(false)
 	p.losing.Store(0)
 }

@@ -24,7 +24,7 @@ import (
 )
 
 // Patience is how long the rig waits for what must come: long, for a busy machine.
-const Patience = 3 * time.Minute
+const Patience = 5 * time.Minute
 
 // The account that Rig adds. It may send as anybody in Domain.
 const (
