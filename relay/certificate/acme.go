@@ -52,8 +52,9 @@ type ACME struct {
 	Log    *slog.Logger // nil: nowhere
 	Clock  Clock        // nil: the system's
 
-	lookEvery   time.Duration // 0: lookEvery
-	renewWindow float64       // the part of its time in which a certificate is renewed, when the authority does not say; 0: a third
+	lookEvery      time.Duration // 0: lookEvery
+	renewWindow    float64       // the part of its time in which a certificate is renewed, when the authority does not say; 0: a third
+	validationTime time.Duration // 0: validationTime
 }
 
 // NewKeeper opens the port on which the authority's validations are answered, and
@@ -73,6 +74,9 @@ func NewKeeper(cfg ACME) (*Keeper, error) {
 	}
 	if cfg.lookEvery == 0 {
 		cfg.lookEvery = lookEvery
+	}
+	if cfg.validationTime == 0 {
+		cfg.validationTime = validationTime
 	}
 	names := slices.Clone(cfg.Names)
 	for i := range names {
@@ -117,9 +121,9 @@ func (k *Keeper) respond() error {
 	*address = ln.Addr().String() // certmagic opens it for itself unless it is open
 	k.build()
 	if k.cfg.Challenge == HTTP01 {
-		k.responder = respondHTTP(ln, k.issuer, k.cfg.Names)
+		k.responder = respondHTTP(ln, k.issuer, k.cfg)
 	} else {
-		k.responder = respondTLSALPN(ln, k.config, k.cfg.Names)
+		k.responder = respondTLSALPN(ln, k.config, k.cfg)
 	}
 	return nil
 }

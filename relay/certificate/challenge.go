@@ -58,15 +58,15 @@ func (r *responder) stop() {
 }
 
 // respondHTTP answers HTTP-01 (RFC 8555 section 8.3) for our names, and nothing else.
-func respondHTTP(ln net.Listener, issuer *certmagic.ACMEIssuer, names []string) *responder {
+func respondHTTP(ln net.Listener, issuer *certmagic.ACMEIssuer, cfg ACME) *responder {
 	server := &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if !ourHost(r.Host, names) || !issuer.HandleHTTPChallenge(w, r) {
+			if !ourHost(r.Host, cfg.Names) || !issuer.HandleHTTPChallenge(w, r) {
 				http.NotFound(w, r)
 			}
 		}),
-		ReadHeaderTimeout: validationTime, ReadTimeout: validationTime,
-		WriteTimeout: 2 * validationTime, IdleTimeout: validationTime,
+		ReadHeaderTimeout: cfg.validationTime, ReadTimeout: cfg.validationTime,
+		WriteTimeout: 2 * cfg.validationTime, IdleTimeout: cfg.validationTime,
 		MaxHeaderBytes: 8 << 10,
 		ErrorLog:       slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug), // what strangers send
 	}
@@ -92,12 +92,12 @@ func ourHost(host string, names []string) bool {
 }
 
 // respondTLSALPN answers TLS-ALPN-01 (RFC 8737): a handshake is all there is.
-func respondTLSALPN(ln net.Listener, config *certmagic.Config, names []string) *responder {
+func respondTLSALPN(ln net.Listener, config *certmagic.Config, cfg ACME) *responder {
 	conf := &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		NextProtos: []string{acmez.ACMETLS1Protocol},
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-			if !ourHost(hello.ServerName, names) || !slices.Equal(hello.SupportedProtos, []string{acmez.ACMETLS1Protocol}) {
+			if !ourHost(hello.ServerName, cfg.Names) || !slices.Equal(hello.SupportedProtos, []string{acmez.ACMETLS1Protocol}) {
 				return nil, errors.New("only validations are answered here")
 			}
 			return config.GetCertificate(hello)
@@ -119,16 +119,16 @@ func respondTLSALPN(ln net.Listener, config *certmagic.Config, names []string) *
 					time.Sleep(10 * time.Millisecond)
 					continue
 				}
-				go validateTLS(ctx, conn, conf)
+				go validateTLS(ctx, conn, conf, cfg.validationTime)
 			}
 		},
 		close: func() { cancel(); _ = ln.Close() },
 	}
 }
 
-func validateTLS(ctx context.Context, conn net.Conn, conf *tls.Config) {
+func validateTLS(ctx context.Context, conn net.Conn, conf *tls.Config, within time.Duration) {
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(ctx, validationTime)
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	_ = tls.Server(conn, conf).HandshakeContext(ctx) // the authority tells what was wrong with it
 }

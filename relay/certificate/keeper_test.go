@@ -321,12 +321,12 @@ func TestOneOrder(t *testing.T) {
 	}
 }
 
-// TestRenewal: a certificate that lives for seconds is replaced before its end, and
-// every handshake meanwhile gets a valid one.
+// TestRenewal: a certificate that is due in seconds is replaced, and every handshake
+// meanwhile gets a valid one.
 func TestRenewal(t *testing.T) {
 	t.Parallel()
-	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{Validity: 40 * time.Second})
-	n := startNode(t, db, ca, func(c *ACME) { c.renewWindow = 0.8 })
+	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{Validity: 2 * patience})
+	n := startNode(t, db, ca, func(c *ACME) { c.renewWindow = 0.98 })
 	roots := ca.Issued(t)
 	first := n.trusted(host(t), roots, nil)
 	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
@@ -565,8 +565,8 @@ func TestDatabaseAway(t *testing.T) {
 	must(t, n.set.Reload()) // files can be read again, and all else of a configuration
 }
 
-// TestCrowd: who holds all connections of the standing port does not keep the
-// authority from validating.
+// TestCrowd: who holds all connections of the standing port, for as long as it likes,
+// does not keep the authority from validating.
 func TestCrowd(t *testing.T) {
 	t.Parallel()
 	for _, challenge := range []Challenge{HTTP01, TLSALPN01} {
@@ -575,7 +575,7 @@ func TestCrowd(t *testing.T) {
 			db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
 			name := strings.ReplaceAll(host(t), "/", "-")
 			hold := ca.HoldAt("/order-plz")
-			n := startNode(t, db, ca, func(c *ACME) { c.Names, c.Challenge = []string{name}, challenge })
+			n := startNode(t, db, ca, func(c *ACME) { c.Names, c.Challenge, c.validationTime = []string{name}, challenge, time.Hour })
 			await(t, hold.Arrived)
 			dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 9)}}
 			for range 2 * validations {
@@ -583,12 +583,8 @@ func TestCrowd(t *testing.T) {
 				must(t, err)
 				t.Cleanup(func() { _ = conn.Close() })
 			}
-			begin := time.Now()
 			hold.Release()
 			n.trusted(name, ca.Issued(t), nil)
-			if took := time.Since(begin); took >= validationTime {
-				t.Errorf("the crowd kept the authority waiting for %s", took)
-			}
 		})
 	}
 }

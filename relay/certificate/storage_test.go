@@ -242,7 +242,8 @@ func TestTakeover(t *testing.T) {
 	one, two := newStorage(t, db, "one"), newStorage(t, db, "two")
 	first, end := withScope(t.Context())
 	defer end(nil)
-	must(t, one.Lock(first, "name")) // its next renewal is seconds away
+	one.lease, one.renewEvery = time.Hour, time.Hour // unless the test ends it
+	must(t, one.Lock(first, "name"))
 	must(t, one.Store(first, "value", []byte("one")))
 	must(t, one.Store(first, "other", []byte("one")))
 
@@ -318,6 +319,7 @@ func TestWhole(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	s := newStorage(t, db, "one")
+	s.lease, s.renewEvery = time.Hour, time.Hour
 	ctx, end := withScope(t.Context())
 	defer end(nil)
 	must(t, s.Lock(ctx, "name"))
