@@ -49,6 +49,7 @@ var (
 	refusals   = words("credentials busy unavailable malformed cancelled sessions")
 	stages     = words("mail rcpt body dot")
 	rules      = words("sender header size recipients limit")
+	preambles  = words("bom mbox")
 	kinds      = words("failure delay success")
 	losses     = words("failed expired cancelled")
 	endings    = words("quit timeout shutdown revoked disconnect disconnect_in_data connection_lost write_failed handshake_failed" +
@@ -84,6 +85,7 @@ func refusalClass(r smtp.Reply) string {
 type sessionCounts struct {
 	messages, recipients, octets prometheus.Counter
 	refused, logins, ended       *prometheus.CounterVec
+	removed                      *prometheus.CounterVec
 }
 
 func newSessionCounts(to prometheus.Registerer) *sessionCounts {
@@ -93,10 +95,14 @@ func newSessionCounts(to prometheus.Registerer) *sessionCounts {
 		octets:     newCounter("postern_accepted_bytes_total", "Octets of the accepted messages, as stored."),
 		refused: newCounters("postern_refusals_total", "MAIL, RCPT and messages that were answered 4yz or 5yz, by the stage of the session, whether the client may try again, and why.",
 			"stage", "class", "reason"),
-		logins: newCounters("postern_auth_total", "AUTH exchanges that ended, by mechanism and result.", "mechanism", "result"),
-		ended:  newCounters("postern_sessions_closed_total", "Sessions that ended, by why.", "reason"),
+		logins:  newCounters("postern_auth_total", "AUTH exchanges that ended, by mechanism and result.", "mechanism", "result"),
+		ended:   newCounters("postern_sessions_closed_total", "Sessions that ended, by why.", "reason"),
+		removed: newCounters("postern_preambles_removed_total", "Accepted messages before whose header something stood that was removed, by what it was.", "what"),
 	}
-	to.MustRegister(c.messages, c.recipients, c.octets, c.refused, c.logins, c.ended)
+	to.MustRegister(c.messages, c.recipients, c.octets, c.refused, c.logins, c.ended, c.removed)
+	for what := range preambles {
+		c.removed.WithLabelValues(what)
+	}
 	for m := range mechanisms {
 		c.logins.WithLabelValues(m, "ok")
 		c.logins.WithLabelValues(m, "credentials")
@@ -110,6 +116,9 @@ func (c *sessionCounts) accept(a maillog.Accept) {
 	c.messages.Inc()
 	c.recipients.Add(float64(a.Recipients))
 	c.octets.Add(float64(a.Size))
+	for what := range strings.FieldsSeq(a.Removed) {
+		c.removed.WithLabelValues(word(what, preambles)).Inc()
+	}
 }
 
 func (c *sessionCounts) refuse(r maillog.Refusal) {

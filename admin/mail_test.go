@@ -20,7 +20,7 @@ import (
 // feed tells an observer of each kind of event, with text wherever text can be.
 func feed(o maillog.Observer, text string) {
 	to := smtp.Address{Local: text, Domain: text}
-	o.Accepted(maillog.Accept{ID: text, User: text, Sender: to, Recipients: 2, Size: 100, MessageID: text, Hello: text, TLS: text, Rule: text})
+	o.Accepted(maillog.Accept{ID: text, User: text, Sender: to, Recipients: 2, Size: 100, MessageID: text, Hello: text, TLS: text, Rule: text, Removed: text})
 	o.Held(maillog.HeldEvent{ID: text, User: text, Sender: to})
 	for _, reply := range []smtp.Reply{{}, smtp.Temporary(451, 3, 0, text), smtp.Permanent(550, 99, 99, text), {Code: 999, Text: text}} {
 		o.Refused(maillog.Refusal{ID: text, User: text, Sender: to, Recipient: to, Stage: smtp.Stage(text), Reply: reply, Rule: text})
@@ -107,6 +107,7 @@ func TestDocumentedWords(t *testing.T) {
 	logins["ok"] = true
 	for row, want := range map[string]map[string]bool{
 		"`stage` of a refusal": stages, "`reason` of a refusal": reasons, "`reason` of a session's end": endings,
+		"`what` was removed": preambles,
 		"`mechanism`": mechanisms, "`result` of a login": logins, "`kind`, `sent` of a notice": words("failure delay success yes no"),
 		"`reason` of a lost notice": losses,
 	} {
@@ -127,7 +128,7 @@ func TestMailObserver(t *testing.T) {
 	r := prometheus.NewRegistry()
 	o := MailObserver(r)
 	o.Accepted(maillog.Accept{Recipients: 3, Size: 1000})
-	o.Accepted(maillog.Accept{Recipients: 1, Size: 24})
+	o.Accepted(maillog.Accept{Recipients: 1, Size: 24, Removed: "bom mbox"})
 	o.Held(maillog.HeldEvent{})
 	o.Refused(maillog.Refusal{Stage: smtp.StageMail, Reply: smtp.Permanent(550, 7, 1, "no"), Rule: "sender none"})
 	o.Refused(maillog.Refusal{Stage: smtp.StageDot, Reply: smtp.Temporary(452, 7, 1, "later"), Rule: "limit messages 100/h user"})
@@ -151,7 +152,8 @@ func TestMailObserver(t *testing.T) {
 	o.Released(maillog.HoldEvent{})
 	page := text(t, r)
 	for _, want := range []string{
-		"postern_messages_accepted_total 2", "postern_recipients_accepted_total 4", "postern_accepted_bytes_total 1024", "postern_messages_held_total 1",
+		"postern_messages_accepted_total 2", "postern_recipients_accepted_total 4", "postern_accepted_bytes_total 1024",
+		`postern_preambles_removed_total{what="bom"} 1`, `postern_preambles_removed_total{what="mbox"} 1`, "postern_messages_held_total 1",
 		`postern_refusals_total{class="permanent",reason="sender",stage="mail"} 1`, `postern_refusals_total{class="temporary",reason="limit",stage="dot"} 1`,
 		`postern_refusals_total{class="temporary",reason="system",stage="dot"} 1`, `postern_refusals_total{class="none",reason="other",stage="body"} 1`,
 		`postern_auth_total{mechanism="PLAIN",result="ok"} 1`, `postern_auth_total{mechanism="LOGIN",result="credentials"} 1`,

@@ -35,6 +35,7 @@ type Accept struct {
 	Hello      string
 	TLS        string // "" in clear
 	Rule       string // the policy rule that allowed the sender
+	Removed    string // what stood before the header and was removed: "bom", "mbox" or both
 }
 
 // Accepted logs that a message is in the queue.
@@ -53,6 +54,7 @@ func (l *Logger) Accepted(a Accept) {
 	e.text("hello", a.Hello)
 	e.text("tls", a.TLS)
 	e.text("rule", a.Rule)
+	e.text("removed", a.Removed)
 	e.end("accepted")
 }
 

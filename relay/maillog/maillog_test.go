@@ -36,9 +36,9 @@ var events = []struct {
 }{
 	{
 		func(l *Logger) {
-			l.Accepted(Accept{ID: "id1", User: "alice", Sender: alice, Recipients: 2, Size: 100, MessageID: "<m@x>", Client: client, Hello: "laptop", TLS: "TLS1.3", Rule: "sender *@example.com"})
+			l.Accepted(Accept{ID: "id1", User: "alice", Sender: alice, Recipients: 2, Size: 100, MessageID: "<m@x>", Client: client, Hello: "laptop", TLS: "TLS1.3", Rule: "sender *@example.com", Removed: "bom mbox"})
 		},
-		`{"level":"INFO","msg":"accepted","id":"id1","user":"alice","sender":"alice@example.com","recipients":2,"size":100,"message_id":"<m@x>","client":"192.0.2.7:50000","hello":"laptop","tls":"TLS1.3","rule":"sender *@example.com"}`,
+		`{"level":"INFO","msg":"accepted","id":"id1","user":"alice","sender":"alice@example.com","recipients":2,"size":100,"message_id":"<m@x>","client":"192.0.2.7:50000","hello":"laptop","tls":"TLS1.3","rule":"sender *@example.com","removed":"bom mbox"}`,
 	},
 	{
 		func(l *Logger) { l.Accepted(Accept{ID: "id1"}) },

@@ -54,6 +54,9 @@ type Facts struct {
 	Fields    int // fields of the client, the removed ones included
 	Received  int // Received fields before ours
 
+	// What stood before the header section and was removed.
+	ByteOrderMark, MboxLine bool
+
 	// UTF8 says that the header section, as it goes on, has UTF-8 beyond ASCII (RFC 6532).
 	// EightBit says that the message has octets beyond ASCII; of what is behind the header
 	// section it is known when Read has given io.EOF.

@@ -89,6 +89,54 @@ func TestPrepareRepairs(t *testing.T) {
 	}
 }
 
+// What stands before the header is removed when it is a byte order mark or an mbox
+// file's line, and only there.
+func TestPreamble(t *testing.T) {
+	t.Parallel()
+	const have = "Date: x\r\nMessage-ID: <1@a>\r\nFrom: a@b\r\nBcc: c@d\r\n\r\n"
+	const want = "Date: x\r\nMessage-ID: <1@a>\r\nFrom: a@b\r\n\r\n"
+	const body = "\ufeff\r\nFrom x\r\n>From y\r\n"
+	for preamble, facts := range map[string]Facts{
+		"":                                       {},
+		"\ufeff":                                 {ByteOrderMark: true},
+		"From a@b Thu Jan  1 00:00:00 1970\r\n":  {MboxLine: true},
+		">From a@b Thu Jan  1 00:00:00 1970\r\n": {MboxLine: true},
+		"From \r\n":                              {MboxLine: true},
+		"From a@b Thu Jan  1 00:00:00 1970 remote from x: y\xff\r\n": {MboxLine: true},
+		"\ufeffFrom - Thu Jan  1 00:00:00 1970\r\n":                  {ByteOrderMark: true, MboxLine: true},
+	} {
+		facts.MessageID, facts.Fields, facts.From, facts.EightBit = "<1@a>", 4, at("a@b"), true
+		for _, r := range []io.Reader{
+			strings.NewReader(preamble + have + body),
+			iotest.OneByteReader(strings.NewReader(preamble + have + body)),
+		} {
+			p, err := Prepare(r, options)
+			if err != nil {
+				t.Fatalf("%q: %v", preamble, err)
+			}
+			got, err := io.ReadAll(p)
+			if err != nil || string(got) != received+want+body {
+				t.Errorf("%q: %q, %v", preamble, got, err)
+			}
+			if diff := cmp.Diff(facts, p.Facts); diff != "" {
+				t.Errorf("%q: %s", preamble, diff)
+			}
+		}
+	}
+}
+
+// A byte order mark that is removed makes no message one of UTF-8.
+func TestPreambleNeedsNothing(t *testing.T) {
+	t.Parallel()
+	p, err := Prepare(strings.NewReader("\ufeffFrom: a@b\r\n\r\nx\r\n"), options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAll(p); err != nil || p.UTF8 || p.EightBit {
+		t.Errorf("UTF8 %v, EightBit %v, %v", p.UTF8, p.EightBit, err)
+	}
+}
+
 func TestPrepareOnlyCRLFEndsALine(t *testing.T) {
 	t.Parallel()
 	in := "From: a@b\r\nDate: x\r\nMessage-ID: <1@a>\nBcc: y\rBcc: z\r\n\n\r\n\r\nbody"

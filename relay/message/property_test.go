@@ -59,7 +59,8 @@ func TestPrepareChangesNothingElse(t *testing.T) {
 		}
 		want = received + want
 
-		var r io.Reader = strings.NewReader(strings.Join(fields, "") + body)
+		preamble := rapid.SampledFrom([]string{"", "", "\ufeff", "From a@b Mon\r\n", "\ufeff>From x\r\n"}).Draw(t, "preamble")
+		var r io.Reader = strings.NewReader(preamble + strings.Join(fields, "") + body)
 		if rapid.Bool().Draw(t, "halves") {
 			r = iotest.HalfReader(r)
 		}

@@ -49,6 +49,9 @@ type identity struct {
 // scan reads up to the end of the header section.
 func (s *scanner) scan() error {
 	s.identities = s.room[:0]
+	if err := s.preamble(); err != nil {
+		return err
+	}
 	for {
 		line, err := s.line()
 		if err != nil {
@@ -87,6 +90,36 @@ func (s *scanner) scan() error {
 		return s.srcErr
 	}
 	return s.readIdentities()
+}
+
+// preamble passes over what some programs put before the header: a byte order mark, and
+// the line that begins a message in an mbox file. They are removed here, once, and
+// nowhere else.
+func (s *scanner) preamble() error {
+	line, err := s.line()
+	if err != nil {
+		return err
+	}
+	if bytes.HasPrefix(line, byteOrderMark) {
+		s.pos += len(byteOrderMark)
+		line = line[len(byteOrderMark):]
+		s.facts.ByteOrderMark = true
+	}
+	if isMboxLine(line) {
+		s.pos += len(line)
+		s.facts.MboxLine = true
+	}
+	return nil
+}
+
+var byteOrderMark = []byte("\uFEFF")
+
+// isMboxLine reports "From " or ">From " at the beginning of a line that is no field.
+func isMboxLine(line []byte) bool {
+	if name, _ := fieldName(line); name != nil {
+		return false // white space before the colon: for field to judge
+	}
+	return bytes.HasPrefix(bytes.TrimPrefix(line, []byte(">")), []byte("From "))
 }
 
 // take goes past the line, which stays unless its field is removed.

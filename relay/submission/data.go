@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"time"
 
 	"postern/policy"
@@ -148,8 +149,21 @@ func (s *session) commit(id queue.ID, now time.Time, b *body, facts *message.Fac
 	s.server.mail.Accepted(maillog.Accept{
 		ID: id.String(), User: s.user(), Sender: m.Sender, Recipients: len(tx.rcpts), Size: m.Size,
 		MessageID: m.MessageID, Client: s.peer.addr, Hello: s.hello, TLS: s.secured, Rule: tx.rule,
+		Removed: removed(facts),
 	})
 	return smtp.Reply{}
+}
+
+// removed says in the log's words what was taken off before the header.
+func removed(f *message.Facts) string {
+	var words []string
+	if f.ByteOrderMark {
+		words = append(words, "bom")
+	}
+	if f.MboxLine {
+		words = append(words, "mbox")
+	}
+	return strings.Join(words, " ")
 }
 
 // message is what is stored of the envelope. Many clients declare whatever is offered, so a

@@ -92,6 +92,32 @@ func TestA16Identity(t *testing.T) {
 	}
 }
 
+// A program that writes an mbox file's line or a byte order mark before its message: it is
+// removed, and the log says so.
+func TestRemovedPreamble(t *testing.T) {
+	t.Parallel()
+	ts := startServer(t)
+	c := ts.login(t)
+	for _, tt := range []struct{ preamble, logged string }{
+		{"\ufeff", `"removed":"bom"}`},
+		{">From alice@example.com Mon Jan  5 10:00:00 2026\r\n", `"removed":"mbox"}`},
+		{"\ufeffFrom alice@example.com Mon Jan  5 10:00:00 2026\r\n", `"removed":"bom mbox"}`},
+		{"", ""},
+	} {
+		logged := len(ts.log.String())
+		c.envelope()
+		c.send(tt.preamble + smallMessage + ".\r\n")
+		c.expect(250)
+		messages := ts.queue.all()
+		if body := messages[len(messages)-1].Body; !strings.HasSuffix(body, smallMessage) || strings.Contains(body, "Mon Jan") || strings.Contains(body, "\ufeff") {
+			t.Errorf("%q: body %q", tt.preamble, body)
+		}
+		if line := ts.log.String()[logged:]; !strings.Contains(line, tt.logged) || tt.logged == "" && strings.Contains(line, "removed") {
+			t.Errorf("%q: %s", tt.preamble, line)
+		}
+	}
+}
+
 func itoa(code int) string {
 	return string([]byte{byte('0' + code/100), byte('0' + code/10%10), byte('0' + code%10)})
 }
