@@ -19,6 +19,7 @@ type account struct {
 	expires      time.Time
 	networks     []netip.Prefix // empty: any
 	senders      []string
+	resend       []string // of senders
 	limits       []Limit
 	stay         stay // of the network that was asked for
 }
@@ -52,7 +53,7 @@ func (a account) admits(peer netip.Addr, now time.Time) bool {
 func (a account) identity() Identity {
 	return Identity{
 		UserID: a.id, CredentialID: a.credentialID, Name: a.name,
-		Senders: a.senders, Limits: a.limits, Expires: a.expires,
+		Senders: a.senders, Resend: a.resend, Limits: a.limits, Expires: a.expires,
 	}
 }
 
@@ -71,6 +72,7 @@ const (
 		select coalesce(u.id, 0), coalesce(u.version, 0), coalesce(u.name, ''), coalesce(u.enabled, false),
 		       coalesce(c.id, 0), coalesce(c.hash, ''), c.expires_at, coalesce(c.allowed_networks, '{}'),
 		       array(select p.pattern from sender_pattern p where p.user_id = u.id order by p.pattern),
+		       nullif(array(select p.pattern from sender_pattern p where p.user_id = u.id and p.resend order by p.pattern), '{}'),
 		       array(select concat_ws(' ', l.kind, l.window_s, l.max,
 		                 case when l.credential_id is not null then 'credential' when l.user_id is not null then 'user' else 'default' end)
 		             from limit_rule l
@@ -112,7 +114,7 @@ func (s *Store) scanAccount(ctx context.Context, sql string, args ...any) (accou
 	var expires, since, last *time.Time
 	var limits []string
 	err := s.db.QueryRow(ctx, sql, args...).Scan(&a.id, &a.version, &a.name, &a.enabled,
-		&a.credentialID, &a.hash, &expires, &a.networks, &a.senders, &limits, &since, &last)
+		&a.credentialID, &a.hash, &expires, &a.networks, &a.senders, &a.resend, &limits, &since, &last)
 	if err != nil {
 		return account{}, err
 	}

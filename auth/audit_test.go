@@ -24,6 +24,7 @@ func TestEveryChangeIsAudited(t *testing.T) {
 	must(t, s.SetEnabled(ctx, "alice", true, ""))
 	must(t, s.AddSender(ctx, "alice", "a@b"))
 	must(t, s.RemoveSender(ctx, "alice", "a@b"))
+	must(t, s.SetResend(ctx, "alice", "c@d", true))
 	c, secret, err := s.AddCredential(ctx, "alice", NewCredential{Label: "crm", Networks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}})
 	must(t, err)
 	must(t, s.SetLimits(ctx, LimitTarget{Default: true}, []Limit{{Kind: LimitSize, Max: 5}}))
@@ -66,7 +67,7 @@ func TestEveryChangeIsAudited(t *testing.T) {
 	must(t, err)
 	want := []string{
 		"root: user add alice", "root: user passwd alice", "root: user disable alice", "root: user enable alice",
-		"root: sender allow alice", "root: sender deny alice", "root: credential add alice", "root: limit set defaults",
+		"root: sender allow alice", "root: sender deny alice", "root: sender allow alice", "root: credential add alice", "root: limit set defaults",
 		"root: limit set alice", "root: limit reset alice", "root: limit set alice", "root: credential revoke alice",
 		"root: user import bob", "root: user remove alice",
 	}

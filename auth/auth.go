@@ -35,6 +35,7 @@ type Identity struct {
 	CredentialID int64
 	Name         string    // canonical
 	Senders      []string  // patterns of addresses this user may send as
+	Resend       []string  // those of Senders by which the user may also resend others' mail
 	Expires      time.Time // of the credential; zero: never
 	Limits       []Limit   // all that are set for this user, by whichever source
 	// NewNetwork says that the client's /24 or /48 is new to the user: a day ago, no

@@ -62,6 +62,7 @@ type ImportUser struct {
 	Password string // in clear, or "" when there is a Hash
 	Hash     string // bcrypt, or argon2id in PHC form
 	Senders  []string
+	Resend   []string // those of Senders by which the user may also resend others' mail
 }
 
 const (
@@ -71,12 +72,12 @@ const (
 )
 
 // importColumns are the columns of a file, in any order.
-var importColumns = []string{"name", "password", "hash", "senders"}
+var importColumns = []string{"name", "password", "hash", "senders", "resend"}
 
 // ParseImport reads users from CSV (RFC 4180). Its first line names the columns name,
-// password, hash and senders, of which only name must be there; each user has a password
-// or a hash, or neither and then no way to log in yet. Patterns of senders are
-// separated by spaces. The error is ErrImport, or an ImportError when the columns are
+// password, hash, senders and resend, of which only name must be there; each user has a
+// password or a hash, or neither and then no way to log in yet. Patterns of senders are
+// separated by spaces; those in resend need not be in senders too. The error is ErrImport, or an ImportError when the columns are
 // named well: then the users of the other lines come with it.
 func ParseImport(r io.Reader) ([]ImportUser, error) {
 	p := importParser{csv: csv.NewReader(withoutBOM(r)), lines: map[string]int{}}
@@ -175,6 +176,9 @@ func (p *importParser) user(record []string, line int) error {
 	if u.Senders, err = canonicalPatterns(strings.Fields(field["senders"])); err != nil {
 		return fmt.Errorf("senders: %w", err)
 	}
+	if err := u.addResend(strings.Fields(field["resend"])); err != nil {
+		return fmt.Errorf("resend: %w", err)
+	}
 	if len(u.Senders) == 0 && !strings.Contains(u.Name, "@") {
 		return fmt.Errorf("%s is no address: name in senders what the user may send as", u.Name)
 	}
@@ -182,6 +186,21 @@ func (p *importParser) user(record []string, line int) error {
 		return err
 	}
 	p.users = append(p.users, u)
+	return nil
+}
+
+// addResend adds patterns by which the user may also resend others' mail.
+func (u *ImportUser) addResend(patterns []string) error {
+	for _, p := range patterns {
+		canonical, err := resendPattern(p)
+		if err != nil {
+			return err
+		}
+		u.Resend = append(u.Resend, canonical)
+		if !slices.Contains(u.Senders, canonical) {
+			u.Senders = append(u.Senders, canonical)
+		}
+	}
 	return nil
 }
 
@@ -297,9 +316,10 @@ func importNames(users []ImportUser) []string {
 func (s *Store) insertUsers(ctx context.Context, tx pgx.Tx, users []ImportUser, hashes []string) error {
 	names := importNames(users)
 	var owners, patterns []string
+	var resend []bool
 	for _, u := range users {
 		for _, pattern := range u.Senders {
-			owners, patterns = append(owners, u.Name), append(patterns, pattern)
+			owners, patterns, resend = append(owners, u.Name), append(patterns, pattern), append(resend, slices.Contains(u.Resend, pattern))
 		}
 	}
 	var b pgx.Batch
@@ -309,9 +329,9 @@ func (s *Store) insertUsers(ctx context.Context, tx pgx.Tx, users []ImportUser, 
 		select u.id, 'password', n.hash from unnest($1::text[], $2::text[]) n(name, hash)
 		join app_user u on u.name = n.name where n.hash <> ''`, names, hashes)
 	b.Queue(`
-		insert into sender_pattern (user_id, pattern)
-		select u.id, n.pattern from unnest($1::text[], $2::text[]) n(name, pattern)
-		join app_user u on u.name = n.name on conflict do nothing`, owners, patterns)
+		insert into sender_pattern (user_id, pattern, resend)
+		select u.id, n.pattern, n.resend from unnest($1::text[], $2::text[], $3::boolean[]) n(name, pattern, resend)
+		join app_user u on u.name = n.name on conflict do nothing`, owners, patterns, resend)
 	b.Queue(`
 		insert into audit (actor, action, object, detail)
 		select $2, 'user import', unnest($1::text[]), '{}'`, names, s.actor)

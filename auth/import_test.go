@@ -3,6 +3,7 @@ package auth
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -29,6 +30,14 @@ func TestParseImport(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
+	got, err = ParseImport(strings.NewReader("name,senders,resend\nx,a@b C@d,c@D *@e\ny,,z@b\n"))
+	want = []ImportUser{
+		{Line: 2, Name: "x", Senders: []string{"a@b", "c@d", "*@e"}, Resend: []string{"c@d", "*@e"}},
+		{Line: 3, Name: "y", Senders: []string{"z@b"}, Resend: []string{"z@b"}},
+	}
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Error(diff, err)
+	}
 	if got, err := ParseImport(strings.NewReader("senders,name\na@b,x\n")); err != nil || len(got) != 1 || got[0].Name != "x" {
 		t.Errorf("other columns: %+v, %v", got, err)
 	}
@@ -53,6 +62,8 @@ func TestParseImportNamesTheLine(t *testing.T) {
 		{head + "a@b,pw,,nothing\n", "line 2: senders: not a valid sender pattern"},
 		{head + "word,pw,,\n", "line 2: word is no address: name in senders"},
 		{head + "a@b,\"pw,,\n", "line"},
+		{"name,resend\na@b,<>\n", "line 2: resend: not a valid sender pattern"},
+		{"name,resend\na@b,nothing\n", "line 2: resend: not a valid sender pattern"},
 	} {
 		users, err := ParseImport(strings.NewReader(tt.file))
 		if !errors.Is(err, ErrImport) || !strings.Contains(err.Error(), tt.want) || len(users) > 1 {
@@ -107,7 +118,7 @@ func TestStoreImport(t *testing.T) {
 	must(t, err)
 	bc, err := bcrypt.GenerateFromPassword([]byte("pw1"), bcrypt.MinCost)
 	must(t, err)
-	users := []ImportUser{{Name: "user0", Password: "pw0", Senders: []string{"a@b", "c@d"}}, {Name: "user1", Hash: string(bc)}, {Name: "user2"}}
+	users := []ImportUser{{Name: "user0", Password: "pw0", Senders: []string{"a@b", "c@d"}, Resend: []string{"c@d"}}, {Name: "user1", Hash: string(bc)}, {Name: "user2"}}
 	for i := 3; i < 2*importBatch; i++ {
 		users = append(users, ImportUser{Name: fmt.Sprint("user", i)})
 	}
@@ -130,7 +141,7 @@ func TestStoreImport(t *testing.T) {
 	a := newAuthenticator(s, cheap, Config{})
 	for i, password := range []string{"pw0", "pw1"} {
 		id, err := a.Verify(ctx, users[i].Name, password, at(ip(i)))
-		if err != nil || len(id.Senders) != len(users[i].Senders) {
+		if err != nil || len(id.Senders) != len(users[i].Senders) || !slices.Equal(id.Resend, users[i].Resend) {
 			t.Errorf("%s: %+v, %v", users[i].Name, id, err)
 		}
 	}

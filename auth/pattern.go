@@ -52,6 +52,15 @@ func CanonicalPattern(pattern string) (string, error) {
 	return canonical, nil
 }
 
+// resendPattern is CanonicalPattern for one by which others' mail is resent: what is in
+// Resent-From is a mailbox.
+func resendPattern(pattern string) (string, error) {
+	if pattern == NullSender {
+		return "", fmt.Errorf("%w: %q is for MAIL alone, nobody resends mail as that", ErrPattern, pattern)
+	}
+	return CanonicalPattern(pattern)
+}
+
 // checkPatternLocal takes "*" or an unquoted local part.
 func checkPatternLocal(local string) error {
 	if local == "*" {

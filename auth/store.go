@@ -30,6 +30,7 @@ type User struct {
 	Credentials    int       // that work: neither revoked nor expired, the password with them
 	LastUsedAt     time.Time // of any credential; zero: never
 	Senders        []string  // canonical patterns, sorted; empty: the user's own name
+	Resend         []string  // those of Senders by which the user may also resend others' mail
 	CreatedAt      time.Time
 	UpdatedAt      time.Time
 }
@@ -128,7 +129,8 @@ const (
 	selectUsers = `
 		select u.id, u.name, u.enabled, u.disabled_reason, u.no_limit_defaults, u.created_at, u.updated_at,
 		       c.password, c.live, c.used_at,
-		       array(select p.pattern from sender_pattern p where p.user_id = u.id order by p.pattern)
+		       array(select p.pattern from sender_pattern p where p.user_id = u.id order by p.pattern),
+		       nullif(array(select p.pattern from sender_pattern p where p.user_id = u.id and p.resend order by p.pattern), '{}')
 		from app_user u
 		cross join lateral (
 			select coalesce(bool_or(c.kind = 'password' and c.revoked_at is null), false) as password,
@@ -148,7 +150,7 @@ func (s *Store) query(ctx context.Context, sql string, args ...any) ([]User, err
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (u User, err error) {
 		var used *time.Time
 		err = row.Scan(&u.ID, &u.Name, &u.Enabled, &u.DisabledReason, &u.NoDefaults, &u.CreatedAt, &u.UpdatedAt,
-			&u.HasPassword, &u.Credentials, &used, &u.Senders)
+			&u.HasPassword, &u.Credentials, &used, &u.Senders, &u.Resend)
 		u.LastUsedAt = timeOf(used)
 		return u, err
 	})
@@ -202,6 +204,22 @@ func (s *Store) AddSender(ctx context.Context, name, pattern string) error {
 	d := deed{action: "sender allow", detail: map[string]any{"pattern": pattern}}
 	return s.change(ctx, name, d, func(ctx context.Context, tx pgx.Tx, id int64) error {
 		return insertSenders(ctx, tx, id, []string{pattern})
+	})
+}
+
+// SetResend is AddSender that also says whether the user may resend what is another's as
+// what pattern says. The error is ErrPattern for the null sender, or as AddSender's.
+func (s *Store) SetResend(ctx context.Context, name, pattern string, on bool) error {
+	pattern, err := resendPattern(pattern)
+	if err != nil {
+		return err
+	}
+	d := deed{action: "sender allow", detail: map[string]any{"pattern": pattern, "resend": on}}
+	return s.change(ctx, name, d, func(ctx context.Context, tx pgx.Tx, id int64) error {
+		_, err := tx.Exec(ctx, `
+			insert into sender_pattern (user_id, pattern, resend) values ($1, $2, $3)
+			on conflict (user_id, pattern) do update set resend = excluded.resend`, id, pattern, on)
+		return err
 	})
 }
 

@@ -189,6 +189,46 @@ func TestStoreChangesActOnAWarmCache(t *testing.T) {
 	}
 }
 
+// The option to resend is a pattern's: it goes to whoever logs in, and on and off again.
+func TestSetResend(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s := testStore(t)
+	_, err := s.AddUser(ctx, NewUser{Name: "alice", Password: "pw", Senders: []string{"a@b", "c@d"}})
+	must(t, err)
+	for _, tt := range []struct {
+		pattern         string
+		on              bool
+		senders, resend []string
+	}{
+		{"a@b", false, []string{"a@b", "c@d"}, nil},
+		{"A@b", true, []string{"a@b", "c@d"}, []string{"a@b"}},
+		{"*@E.example", true, []string{"*@e.example", "a@b", "c@d"}, []string{"*@e.example", "a@b"}},
+		{"a@b", false, []string{"*@e.example", "a@b", "c@d"}, []string{"*@e.example"}},
+		{"a@b", false, []string{"*@e.example", "a@b", "c@d"}, []string{"*@e.example"}},
+	} {
+		must(t, s.SetResend(ctx, "ALICE", tt.pattern, tt.on))
+		must(t, s.AddSender(ctx, "alice", tt.pattern)) // leaves the option as it is
+		u, err := s.User(ctx, "alice")
+		must(t, err)
+		id, err := newAuthenticator(s, cheap, Config{}).Verify(ctx, "alice", "pw", at(ip(1)))
+		must(t, err)
+		for who, got := range map[string][2][]string{"user": {u.Senders, u.Resend}, "identity": {id.Senders, id.Resend}} {
+			if diff := cmp.Diff([2][]string{tt.senders, tt.resend}, got); diff != "" {
+				t.Errorf("%+v: %s: %s", tt, who, diff)
+			}
+		}
+	}
+	for _, on := range []bool{true, false} {
+		if err := s.SetResend(ctx, "alice", NullSender, on); !errors.Is(err, ErrPattern) {
+			t.Errorf("the null sender: %v", err)
+		}
+	}
+	if err := s.SetResend(ctx, "bob", "a@b", true); !errors.Is(err, ErrNotFound) {
+		t.Errorf("nobody: %v", err)
+	}
+}
+
 func TestStoreExpiryAndNetworks(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()

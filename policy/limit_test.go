@@ -261,6 +261,48 @@ func TestHeader(t *testing.T) {
 	}
 }
 
+// Redirecting: who resent a message last by a pattern with the option may pass on what
+// is another's; nobody else, and as nobody else.
+func TestHeaderResend(t *testing.T) {
+	t.Parallel()
+	id := auth.Identity{Name: "alice", Senders: []string{"*@own.example", "a@office.example"}, Resend: []string{"a@office.example"}}
+	at := func(list ...string) (addrs []smtp.Address) {
+		for _, s := range list {
+			local, domain, _ := strings.Cut(s, "@")
+			addrs = append(addrs, smtp.Address{Local: local, Domain: domain})
+		}
+		return addrs
+	}
+	office, own, victim := at("A@OFFICE.example"), at("a@own.example"), at("b@victim.example")
+	for name, tt := range map[string]struct {
+		h    HeaderIdentity
+		rule string
+		text string // of the refusal, a part
+	}{
+		"another's":                  {HeaderIdentity{From: victim, Sender: victim, ResentFrom: office, Redirector: office}, "resend a@office.example", ""},
+		"another's, resent before":   {HeaderIdentity{From: victim, ResentFrom: append(office, victim...), ResentSender: victim, Redirector: office}, "resend a@office.example", ""},
+		"one's own":                  {HeaderIdentity{From: own, ResentFrom: office, Redirector: office}, "header", ""},
+		"by another's Resent-Sender": {HeaderIdentity{From: victim, ResentFrom: office, ResentSender: victim, Redirector: append(office, victim...)}, "header From", "write the From field as"},
+		"one without the option":     {HeaderIdentity{From: victim, ResentFrom: append(office, own...), ResentSender: office, Redirector: append(office, own[0], office[0])}, "header From", "resend mail of <b@victim.example>"},
+		"a pattern without":          {HeaderIdentity{From: victim, ResentFrom: own, Redirector: own}, "header From", "resend mail of <b@victim.example>"},
+		"as another":                 {HeaderIdentity{From: office, ResentFrom: victim, Redirector: victim}, "header Resent-From", "write the Resent-From field as"},
+		"not clear by whom":          {HeaderIdentity{From: victim, ResentFrom: office}, "header From", "write the From field as"},
+		"not resent":                 {HeaderIdentity{From: victim}, "header From", "write the From field as"},
+	} {
+		v := Header(id, tt.h)
+		if v.Rule != tt.rule || v.Allowed != (tt.text == "") || !strings.Contains(v.Reply.Text, tt.text) {
+			t.Errorf("%s: %+v", name, v)
+		}
+	}
+	// The name alone is no pattern with an option, and the envelope is judged as always.
+	if v := Header(auth.Identity{Name: "a@own.example"}, HeaderIdentity{From: victim, ResentFrom: own, Redirector: own}); v.Allowed {
+		t.Errorf("by the name: %+v", v)
+	}
+	if v := Sender(id, victim[0]); v.Allowed {
+		t.Errorf("in MAIL: %+v", v)
+	}
+}
+
 func TestNullSender(t *testing.T) {
 	t.Parallel()
 	if v := Sender(auth.Identity{Name: "a@b", Senders: []string{"a@b", "<>"}}, smtp.Address{}); !v.Allowed || v.Rule != "sender <>" {

@@ -39,39 +39,95 @@ func nullSender(id auth.Identity) Verdict {
 // fields.
 type HeaderIdentity struct {
 	From, Sender, ResentFrom, ResentSender []smtp.Address
+	// Redirector is who resent the message last: all mailboxes of the Resent-From and
+	// Resent-Sender that belong to it (RFC 5322 section 3.6.6), where that is clear.
+	Redirector []smtp.Address
 }
 
+// RuleHeader is the rule by which a header is allowed that is the user's own in all.
+const RuleHeader = "header"
+
 // Header judges the fields that tell the recipient whose a message is. Each of
-// their mailboxes must be one that Sender would allow.
+// their mailboxes must be one that Sender would allow; but whoever may resend as each
+// mailbox of Redirector may pass on what is another's.
 func Header(id auth.Identity, h HeaderIdentity) Verdict {
+	v := ownHeader(id, h)
+	if v.Allowed {
+		return v
+	}
+	if pattern, ok := mayResend(id, h.Redirector); ok {
+		return allow("resend " + pattern)
+	}
+	return v
+}
+
+// mayResend finds the pattern by which id may resend as the first of these mailboxes;
+// there must be one for each.
+func mayResend(id auth.Identity, redirector []smtp.Address) (pattern string, ok bool) {
+	for i, a := range redirector {
+		p, found := find(id.Resend, a)
+		if !found {
+			return "", false
+		}
+		if i == 0 {
+			pattern = p
+		}
+	}
+	return pattern, pattern != ""
+}
+
+// ownHeader judges a message as the user's own.
+func ownHeader(id auth.Identity, h HeaderIdentity) Verdict {
 	for _, field := range [...]struct {
 		name  string
 		addrs []smtp.Address
 	}{{"From", h.From}, {"Sender", h.Sender}, {"Resent-From", h.ResentFrom}, {"Resent-Sender", h.ResentSender}} {
 		for _, a := range field.addrs {
 			if _, ok := mayWrite(id, a); !ok {
-				return refuse("header "+field.name, smtp.Permanent(550, 7, 1,
-					refusedAddress(id, a, "write the "+field.name+" field as")))
+				what := "write the " + field.name + " field as"
+				if len(h.Redirector) > 0 && isOwn(id, h.Redirector) {
+					what = "resend mail of"
+				}
+				return refuse("header "+field.name, smtp.Permanent(550, 7, 1, refusedAddress(id, a, what)))
 			}
 		}
 	}
-	return allow("header")
+	return allow(RuleHeader)
+}
+
+// isOwn reports that id may write all of these.
+func isOwn(id auth.Identity, list []smtp.Address) bool {
+	for _, a := range list {
+		if _, ok := mayWrite(id, a); !ok {
+			return false
+		}
+	}
+	return true
 }
 
 // mayWrite finds the pattern by which id may write an address.
 func mayWrite(id auth.Identity, a smtp.Address) (pattern string, ok bool) {
-	local, domain := lowerASCII(a.Local), a.DomainKey()
-	addresses := 0
+	if pattern, ok = find(id.Senders, a); ok {
+		return pattern, true
+	}
 	for _, pattern := range id.Senders {
+		if pattern != auth.NullSender {
+			return "", false
+		}
+	}
+	if strings.HasPrefix(id.Name, "*") { // a name is no wildcard
+		return "", false
+	}
+	return find([]string{id.Name}, a)
+}
+
+// find finds the first pattern that an address matches.
+func find(patterns []string, a smtp.Address) (pattern string, ok bool) {
+	local, domain := lowerASCII(a.Local), a.DomainKey()
+	for _, pattern := range patterns {
 		if matches(pattern, local, domain) {
 			return pattern, true
 		}
-		if pattern != auth.NullSender {
-			addresses++
-		}
-	}
-	if addresses == 0 && !strings.HasPrefix(id.Name, "*") && matches(id.Name, local, domain) { // a name is no wildcard
-		return id.Name, true
 	}
 	return "", false
 }

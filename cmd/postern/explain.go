@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,8 @@ type question struct {
 	user       string
 	credential int64 // 0: none in particular
 	from       smtp.Address
+	headerFrom smtp.Address   // null: from
+	resentFrom smtp.Address   // null: it is not resent
 	to         []smtp.Address // each but once
 	size       int64
 }
@@ -56,6 +59,7 @@ type explainWay struct {
 func (a *app) explainCmd() *cobra.Command {
 	var (
 		user, credential, from, octets string
+		headerFrom, resentFrom         string
 		to                             []string
 		asJSON                         bool
 	)
@@ -67,7 +71,8 @@ send as that address, what is left of each limit, whether it would be held, and 
 way it would go. Nothing is sent and nothing is counted. The exit status is 0 when it
 would be accepted and 1 when it would not.
 
-The header's From field is taken to be --from; '<>' is the null sender of bounces. With
+The header's From field is taken to be --from, unless --header-from says another;
+--resent-from asks about mail that is redirected. '<>' is the null sender of bounces. With
 --credential the limits of that credential are looked at too. The server's own limits
 are those of the configuration that is read here.`,
 		Example: `  postern explain --user alice@example.com --from sales@example.com --to bob@example.net
@@ -76,6 +81,9 @@ are those of the configuration that is read here.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			q, err := parseQuestion(user, credential, from, octets, to)
 			if err != nil {
+				return err
+			}
+			if err := q.header(headerFrom, resentFrom); err != nil {
 				return err
 			}
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
@@ -99,6 +107,8 @@ are those of the configuration that is read here.`,
 	f.StringVar(&user, "user", "", "`name` of the user who sends")
 	f.StringVar(&credential, "credential", "", "`ID` of the credential by which it comes")
 	f.StringVar(&from, "from", "", "`address` of the sender")
+	f.StringVar(&headerFrom, "header-from", "", "`address` in the From field, when it is not --from")
+	f.StringVar(&resentFrom, "resent-from", "", "`address` in the Resent-From field of a redirected message")
 	f.StringArrayVar(&to, "to", nil, "`address` of a recipient; may be repeated")
 	f.StringVar(&octets, "size", "10KB", "`size` of the message")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
@@ -138,6 +148,35 @@ func parseQuestion(user, credential, from, octets string, to []string) (q questi
 	}
 	q.size = int64(n)
 	return q, nil
+}
+
+// header takes over the addresses in the fields of the header, "" for none.
+func (q *question) header(from, resentFrom string) error {
+	for _, f := range []struct {
+		flag, text string
+		to         *smtp.Address
+	}{{"header-from", from, &q.headerFrom}, {"resent-from", resentFrom, &q.resentFrom}} {
+		if f.text == "" {
+			continue
+		}
+		var err error
+		if *f.to, err = smtp.ParseAddress(f.text); err != nil {
+			return usagef("--%s: %q is no address: %v", f.flag, f.text, err)
+		}
+	}
+	return nil
+}
+
+// identity is whose the header would say that the message is; nobody's for a bounce.
+func (q question) identity() (h policy.HeaderIdentity) {
+	if from := cmp.Or(q.headerFrom, q.from); !from.IsNull() {
+		h.From = []smtp.Address{from}
+	}
+	if !q.resentFrom.IsNull() {
+		h.ResentFrom = []smtp.Address{q.resentFrom}
+		h.Redirector = h.ResentFrom
+	}
+	return h
 }
 
 // explain asks, in the order of a session, everything that judges a message.
@@ -222,8 +261,8 @@ func (e *explanation) envelope(id auth.Identity, q question, server submissionCo
 	e.step("size", policy.Size(id, q.size, int64(server.MessageSize)))
 	e.step("MAIL FROM", policy.Sender(id, q.from))
 	e.step("RCPT TO", policy.Recipients(id, len(q.to), server.Recipients))
-	if !q.from.IsNull() {
-		e.step("header", policy.Header(id, policy.HeaderIdentity{From: []smtp.Address{q.from}}))
+	if h := q.identity(); len(h.From)+len(h.ResentFrom) > 0 {
+		e.step("header", policy.Header(id, h))
 	}
 }
 

@@ -25,6 +25,7 @@ columns, in any order:
   hash      of the password: bcrypt, or argon2id in PHC form; it is made anew at the
             next login when it costs less than those made here
   senders   patterns as for 'user add --sender', separated by spaces
+  resend    more of them, with the option of 'sender allow --resend'
 
 Every line is checked before anything is changed, and what is wrong is told by line,
 the first twenty of them.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -13,10 +14,30 @@ import (
 
 func (a *app) senderCmd() *cobra.Command {
 	return noun("sender", "which addresses a user may send as",
-		a.senderChangeCmd("allow", "let a user send as more addresses", (*auth.Store).AddSender),
+		a.senderAllowCmd(),
 		a.senderChangeCmd("deny", "take addresses away that a user may send as", (*auth.Store).RemoveSender),
 		a.senderListCmd())
 }
+
+// senderAllowCmd is the change that has an option.
+func (a *app) senderAllowCmd() (cmd *cobra.Command) {
+	var resend bool
+	cmd = a.senderChangeCmd("allow", "let a user send as more addresses",
+		func(store *auth.Store, ctx context.Context, name, pattern string) error {
+			if !cmd.Flags().Changed("resend") {
+				return store.AddSender(ctx, name, pattern)
+			}
+			return store.SetResend(ctx, name, pattern, resend)
+		})
+	cmd.Flags().BoolVar(&resend, "resend", false, "also redirect others' mail as these addresses; --resend=false ends that")
+	cmd.Long += "\n\n" + resendHelp
+	cmd.Example += "\n  postern sender allow office@example.com office@example.com --resend"
+	return cmd
+}
+
+const resendHelp = `With --resend the user may also redirect mail as these addresses: a message whose first
+Resent-From (and Resent-Sender) they match may be another's in From and Sender. Patterns
+that are there already get the option, or lose it with --resend=false.`
 
 const patternsHelp = `A pattern is an address, *@domain for all of a domain, *@*.domain for all of its
 subdomains, or '<>' for the null sender of bounces. The patterns hold for MAIL FROM and
@@ -62,11 +83,33 @@ func (a *app) senderChangeCmd(verb, short string, do func(*auth.Store, context.C
 				if err != nil {
 					return err
 				}
-				_, err = fmt.Fprintf(a.stdout, "user %s may send as %s\n", printable(u.Name), printable(sendersText(u)))
-				return err
+				fmt.Fprintf(a.stdout, "user %s may send as %s\n", printable(u.Name), printable(sendersText(u)))
+				if verb == "allow" && len(u.Resend) > 0 {
+					fmt.Fprintf(a.stdout, "and may resend others' mail as %s\n", printable(strings.Join(u.Resend, ", ")))
+				}
+				return nil
 			})
 		},
 	}
+}
+
+// senderView is a pattern as it is listed.
+type senderView struct {
+	Pattern string `json:"pattern"`
+	From    string `json:"from"` // where it comes from
+	Resend  bool   `json:"resend"`
+}
+
+func senderViews(u auth.User) []senderView {
+	views := []senderView{}
+	for _, p := range effectiveSenders(u) {
+		v := senderView{Pattern: p, From: "set", Resend: slices.Contains(u.Resend, p)}
+		if !slices.Contains(u.Senders, p) {
+			v.From = "the user's name"
+		}
+		views = append(views, v)
+	}
+	return views
 }
 
 func (a *app) senderListCmd() *cobra.Command {
@@ -82,17 +125,17 @@ func (a *app) senderListCmd() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				senders := effectiveSenders(u)
+				senders := senderViews(u)
 				if asJSON {
 					return printJSON(a.stdout, senders)
 				}
-				t := table{head: []string{"PATTERN", "FROM"}}
-				for _, p := range senders {
-					from := "set"
-					if !slices.Contains(u.Senders, p) {
-						from = "the user's name"
+				t := table{head: []string{"PATTERN", "FROM", "RESEND"}}
+				for _, s := range senders {
+					resend := "-"
+					if s.Resend {
+						resend = "yes"
 					}
-					t.add(p, from)
+					t.add(s.Pattern, s.From, resend)
 				}
 				return t.print(a.stdout)
 			})

@@ -160,6 +160,7 @@ type userView struct {
 	HasPassword    bool       `json:"has_password"`
 	Credentials    int        `json:"credentials"` // that work, the password with them
 	Senders        []string   `json:"senders"`
+	Resend         []string   `json:"resend,omitempty"` // those by which others' mail may be resent
 	NoDefaults     bool       `json:"no_default_limits,omitempty"`
 	LastUsedAt     *time.Time `json:"last_used_at"`
 	CreatedAt      time.Time  `json:"created_at"`
@@ -169,7 +170,7 @@ type userView struct {
 func userJSON(u auth.User, shown string) userView {
 	return userView{
 		Name: u.Name, Enabled: u.Enabled, DisabledReason: u.DisabledReason, HasPassword: u.HasPassword, Credentials: u.Credentials,
-		Senders: effectiveSenders(u), NoDefaults: u.NoDefaults, LastUsedAt: jsonTime(u.LastUsedAt), CreatedAt: u.CreatedAt, Password: shown,
+		Senders: effectiveSenders(u), Resend: u.Resend, NoDefaults: u.NoDefaults, LastUsedAt: jsonTime(u.LastUsedAt), CreatedAt: u.CreatedAt, Password: shown,
 	}
 }
 

@@ -72,6 +72,7 @@ func (s *scanner) readIdentities() error {
 		// RFC 6409 section 8 knows no repair of that: nobody but the author can say it.
 		return ambiguous("The message has no From field; write one with your address")
 	}
+	var last redirector
 	for _, i := range s.identities {
 		of := s.facts.mailboxes(i.field)
 		before := len(*of)
@@ -86,7 +87,11 @@ func (s *scanner) readIdentities() error {
 			return ambiguous("The " + fields[i.field].name + " field has more than one address; write one")
 		}
 		*of = list
+		if i.set > 0 {
+			last.add(i, list[before:])
+		}
 	}
+	s.facts.Redirector = last.mailboxes()
 	return nil
 }
 

@@ -66,6 +66,9 @@ type Facts struct {
 	// one; Sender has one if there is such a field. A message can be resent more
 	// than once.
 	From, Sender, ResentFrom, ResentSender []smtp.Address
+	// Redirector is who resent the message last (RFC 5322 section 3.6.6), from the
+	// Resent-From and Resent-Sender that stand first; empty where that is not clear.
+	Redirector []smtp.Address
 }
 
 // buffers holds header buffers. One that had to grow is not kept.

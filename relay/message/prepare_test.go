@@ -171,7 +171,7 @@ func TestPrepareFacts(t *testing.T) {
 		{"From: a@b, c@d\nSender: e@f\nReceived: 1\nReceived: 2\n\tmore\nDate: d\nMessage-ID: <x@y>\n\nFrom: z@z\n",
 			Facts{MessageID: "<x@y>", Fields: 6, From: at("a@b c@d"), Sender: at("e@f"), Received: 2}},
 		{"Resent-From: a@b\nResent-Sender: c@d\nResent-From: e@f\nMessage-ID: <x@y>\nfRoM: g@h\n",
-			Facts{MessageID: "<x@y>", Fields: 5, From: at("g@h"), ResentFrom: at("a@b e@f"), ResentSender: at("c@d")}},
+			Facts{MessageID: "<x@y>", Fields: 5, From: at("g@h"), ResentFrom: at("a@b e@f"), ResentSender: at("c@d"), Redirector: at("a@b c@d")}},
 		{"From: a@b\nMessage-ID:\n <folded@id>\n\n", Facts{MessageID: "<folded@id>", Fields: 2, From: at("a@b")}},
 		{"From: a@b\nMessage-ID: <a\x00\xffb>\n\n", Facts{MessageID: "<ab>", Fields: 2, EightBit: true, From: at("a@b")}},
 		{"From: a@b\nMessage-ID: " + strings.Repeat("x", 900) + "\n\n", Facts{MessageID: strings.Repeat("x", 255), Fields: 2, From: at("a@b")}},

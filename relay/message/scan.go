@@ -38,11 +38,13 @@ type scanner struct {
 	identities []identity
 	room       [4]identity
 	inIdentity bool
+	resent     resentSets
 }
 
 // identity is a field that says whose the message is; buf[start:end] is its body.
 type identity struct {
 	field      known
+	set        int // of Resent fields, 0 for none
 	start, end int
 }
 
@@ -144,6 +146,7 @@ func (s *scanner) field(name, value []byte, size int) error {
 		return ambiguous("A header field has white space between its name and the colon; remove it")
 	}
 	f := lookUp(name)
+	set := s.resent.of(name, f)
 	if f == 0 {
 		return nil
 	}
@@ -157,7 +160,7 @@ func (s *scanner) field(name, value []byte, size int) error {
 			return refusal(smtp.Permanent(554, 4, 6, fmt.Sprintf("The message has passed more than %d servers: mail loop", MaxReceived)))
 		}
 	case fieldFrom, fieldSender, fieldResentFrom, fieldResentSender:
-		s.identities = append(s.identities, identity{field: f, start: s.kept + size - len(value)})
+		s.identities = append(s.identities, identity{field: f, set: set, start: s.kept + size - len(value)})
 		s.inIdentity = true
 	case fieldMessageID:
 		s.inID = true

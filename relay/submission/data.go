@@ -103,10 +103,14 @@ func (s *session) spoolMessage(in *input, id queue.ID, now time.Time) (*body, *m
 		return nil, nil, err
 	}
 	f := &prepared.Facts
-	if v := policy.Header(*s.identity, policy.HeaderIdentity{
-		From: f.From, Sender: f.Sender, ResentFrom: f.ResentFrom, ResentSender: f.ResentSender,
-	}); !v.Allowed {
+	v := policy.Header(*s.identity, policy.HeaderIdentity{
+		From: f.From, Sender: f.Sender, ResentFrom: f.ResentFrom, ResentSender: f.ResentSender, Redirector: f.Redirector,
+	})
+	if !v.Allowed {
 		return nil, nil, refusedBy(v)
+	}
+	if v.Rule != policy.RuleHeader {
+		s.tx.rule += ", " + v.Rule // why it may be another's
 	}
 	b, err := s.server.spool.read(prepared)
 	if err != nil {

@@ -92,6 +92,50 @@ func TestA16Identity(t *testing.T) {
 	}
 }
 
+// Redirecting: with the option, whoever resends may pass on another's message as it is.
+// The trace says why.
+func TestRedirect(t *testing.T) {
+	t.Parallel()
+	ts := startServer(t)
+	ts.verifier.verify = func(context.Context, string, string) (auth.Identity, error) {
+		return auth.Identity{UserID: 7, CredentialID: 9, Name: "alice@example.com",
+			Senders: []string{"a@own.example", "office@own.example"}, Resend: []string{"office@own.example"}}, nil
+	}
+	c := ts.login(t)
+	const theirs = "From: b@victim.example\r\nSender: c@victim.example\r\nDKIM-Signature: v=1\r\nMessage-ID: <1@x>\r\nDate: x"
+	for _, tt := range []struct{ name, mail, header, want, rule string }{
+		{"another's", "<a@own.example>", "Resent-From: office@own.example\r\nResent-Date: y\r\n" + theirs, "250 2.0.0", "sender a@own.example, resend office@own.example"},
+		{"one's own", "<a@own.example>", "Resent-From: a@own.example\r\nFrom: office@own.example", "250 2.0.0", "sender a@own.example"},
+		{"without the option", "<a@own.example>", "Resent-From: a@own.example\r\n" + theirs, "550 5.7.1", "header From"},
+		{"not first", "<a@own.example>", "Resent-From: b@victim.example\r\nReceived: x\r\nResent-From: office@own.example\r\n" + theirs, "550 5.7.1", "header From"},
+		{"not resent", "<office@own.example>", theirs, "550 5.7.1", "header From"},
+		{"another envelope", "<b@victim.example>", "", "550 5.7.1", "sender none"},
+		{"another's, in two ways", "<a@own.example>", "Resent-From: office@own.example\r\nFrom: b@victim.example <c@victim.example>", "554 5.6.0", ""},
+	} {
+		logged := len(ts.log.String())
+		c.send("MAIL FROM:" + tt.mail + "\r\n")
+		code, text, err := c.reply()
+		if tt.header != "" {
+			c.cmd(250, "RCPT TO:<bob@example.net>")
+			c.cmd(354, "DATA")
+			c.send(tt.header + "\r\n\r\ntext\r\n.\r\n")
+			code, text, err = c.reply()
+		}
+		if err != nil || !strings.HasPrefix(itoa(code)+" "+text, tt.want+" ") {
+			t.Errorf("%s: %d %s, %v; want %s", tt.name, code, text, err, tt.want)
+		}
+		if line := ts.log.String()[logged:]; tt.rule != "" && !strings.Contains(line, `"rule":"`+tt.rule+`"`) {
+			t.Errorf("%s: the log lacks the rule: %s", tt.name, line)
+		}
+		if messages := ts.queue.all(); code == 250 && (messages[len(messages)-1].Rule != tt.rule || !strings.HasSuffix(messages[len(messages)-1].Body, tt.header[strings.LastIndex(tt.header, "From:"):]+"\r\n\r\ntext\r\n")) {
+			t.Errorf("%s: queued %+v", tt.name, messages[len(messages)-1])
+		}
+	}
+	if n := ts.queue.len(); n != 2 {
+		t.Errorf("%d messages are queued", n)
+	}
+}
+
 // A program that writes an mbox file's line or a byte order mark before its message: it is
 // removed, and the log says so.
 func TestRemovedPreamble(t *testing.T) {
