@@ -141,12 +141,12 @@ func (s *adminShell) serve(t *testing.T) {
 	cmd := s.command(t, "exec postern serve")
 	cmd.Stderr = &said
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = 40 * time.Second
+	cmd.WaitDelay = patience
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Wait() })
-	for end := time.After(time.Minute); s.address == ""; {
+	for end := time.After(patience); s.address == ""; {
 		text, more := said.look()
 		if m := readyLine.FindStringSubmatch(text); m != nil {
 			s.address = m[1]
@@ -240,7 +240,7 @@ func (s *adminShell) send(t *testing.T, words []string) {
 			t.Fatalf("step %d: %v", i, err)
 		}
 	}
-	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		trace := s.must(t, "postern trace "+to[len(to)-1])
 		if strings.Count(trace, " delivered ")+strings.Count(trace, " deferred ") == len(to) {
 			return

@@ -13,6 +13,7 @@ import (
 // TestMain lets the test binary be the program: scripts call "postern", and other
 // tests start it as a process of its own by its environment.
 func TestMain(m *testing.M) {
+	completionTime = patience
 	if os.Getenv("POSTERN_TEST_AS_PROGRAM") == "1" {
 		endWithParent()
 		lowerDescriptors()

@@ -23,7 +23,7 @@ import (
 )
 
 // patience bounds each wait for a program, also on a machine with other things to do.
-const patience = 2 * time.Minute
+const patience = 3 * time.Minute
 
 // firstFile is the descriptor of the first file that a program is given. The last one
 // is the lifeline, by which it notices that the test's process is gone, even by SIGKILL.
@@ -216,7 +216,7 @@ func (d *daemon) await(t *testing.T, output *watched, pattern string) []string {
 		case <-d.ended:
 			t.Fatalf("the program ended (%v) before it said %q:\n%s%s", d.err, pattern, &d.stdout, &d.stderr)
 		case <-deadline:
-			t.Fatalf("the program did not say %q:\n%s%s", pattern, &d.stdout, &d.stderr)
+			t.Fatalf("the program did not say %q within %v:\n%s%s", pattern, patience, &d.stdout, &d.stderr)
 		}
 	}
 }
@@ -329,7 +329,7 @@ func (s *site) traceUntil(t *testing.T, id, what string, wanted func(*queue.Hist
 		select {
 		case <-tick.C:
 		case <-deadline:
-			t.Fatalf("message %s is not %s: %+v", id, what, h)
+			t.Fatalf("message %s is not %s after %v: %+v", id, what, patience, h)
 		}
 	}
 }

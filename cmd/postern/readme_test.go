@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"postern/internal/pgtest"
 )
@@ -89,7 +88,7 @@ func TestReadmeSetUp(t *testing.T) {
 // to stop and wants status 0.
 func serveUntilReady(t *testing.T, dir string, env []string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	cmd := programAs(ctx, dir, env, "serve", "--config", "postern.toml")
 	logs, err := cmd.StderrPipe()

@@ -23,7 +23,7 @@ func scriptMail(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 3 {
 		ts.Fatalf("usage: mail USER CREDENTIAL RECIPIENT...")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	pool, err := pgxpool.New(ctx, ts.Getenv("POSTERN_DATABASE_URL"))
 	ts.Check(err)

@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -59,7 +58,7 @@ func TestChangesAreAnnounced(t *testing.T) {
 	if _, err := conn.Exec(t.Context(), "listen "+auth.Channel); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	for _, tt := range []struct {
 		payload string

@@ -138,9 +138,16 @@ func (s *service) listen(path string) error {
 			if err != nil {
 				return
 			}
-			select {
-			case s.told <- string(text[:n]):
-			default: // nobody has waited for long; a service must not either
+			for sent := false; !sent; {
+				select {
+				case s.told <- string(text[:n]):
+					sent = true
+				default: // nobody has waited for long: a service must not either, and the news counts
+					select {
+					case <-s.told:
+					default:
+					}
+				}
 			}
 		}
 	}()

@@ -210,7 +210,7 @@ func (e *engine) serve(meanwhile func() error) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	watchdog := time.AfterFunc(machine.Patience, func() { _ = cmd.Process.Kill() })
+	watchdog := time.AfterFunc(2*machine.Patience, func() { _ = cmd.Process.Kill() })
 	defer watchdog.Stop()
 	var said bytes.Buffer
 	var failed error
@@ -229,16 +229,21 @@ func (e *engine) serve(meanwhile func() error) error {
 	return nil
 }
 
-// healthy asks as the engine does, in the container.
+// healthy asks as the engine does, in the container, and again until it is.
 func (e *engine) healthy() error {
-	cmd, err := e.command(e.project.Services["postern"], e.image.health)
-	if err != nil {
-		return err
+	for end := time.Now().Add(machine.Patience / 2); ; {
+		cmd, err := e.command(e.project.Services["postern"], e.image.health)
+		if err != nil {
+			return err
+		}
+		out, err := cmd.CombinedOutput()
+		if err == nil {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("health: %w: %s", err, out)
+		}
 	}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("health: %w: %s", err, out)
-	}
-	return nil
 }
 
 // send submits a message with the account that the files make.

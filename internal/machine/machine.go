@@ -30,7 +30,7 @@ import (
 )
 
 // Patience bounds each wait for a program, also on a machine with other things to do.
-const Patience = 2 * time.Minute
+const Patience = 5 * time.Minute
 
 const (
 	lifeEnv = "POSTERN_TEST_MACHINE"     // what happens on the machine
