@@ -345,6 +345,37 @@ func TestIdleConnectionIsLookedAt(t *testing.T) {
 	}
 }
 
+// TestR4EncodeErrorIsNotSent: in a query mode that does not know the types of parameters the
+// statement is never sent, so nothing is in doubt, and the client need not wait.
+func TestR4EncodeErrorIsNotSent(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol} {
+		t.Run(mode.String(), func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t)
+			pool := db.Pool.Config()
+			pool.ConnConfig.DefaultQueryExecMode = mode
+			untyped, err := pgxpool.NewWithConfig(ctxOf(t), pool)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer untyped.Close()
+			cfg := calmConfig(db)
+			cfg.EnqueuePool, cfg.Budget = untyped, time.Hour
+			q := start(t, cfg)
+			m := message()
+			_, err = q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody([]byte("x")), true)
+			var refused *Error
+			if !errors.As(err, &refused) || refused.Reply.Code != 451 {
+				t.Fatalf("want 451, got %v", err)
+			}
+			if n := q.commits.voids.pending() + count(t, db, `select count(*) from message`); n > 0 || q.held.has(m.ID) {
+				t.Errorf("something is left of a message that was never sent")
+			}
+		})
+	}
+}
+
 // deafConn is a connection to the server that breaks once behind a COMMIT: the server
 // has carried it out, as its answer says, and nobody hears that.
 type deafConn struct {

@@ -30,8 +30,10 @@ type session struct {
 	pool   *pgxpool.Config
 	tune   string
 	conn   *pgx.Conn
-	used   time.Time // last
-	begun  time.Time // when conn was
+	used   time.Time    // last
+	begun  time.Time    // when conn was
+	wrote  atomic.Int64 // octets, over all connections
+	mark   int64        // wrote, when conn was last taken
 	warned atomic.Bool
 	// onConnect, when set, prepares a new connection further.
 	onConnect func(context.Context, *pgx.Conn) error
@@ -70,7 +72,7 @@ func (s *session) get(ctx context.Context) (*pgx.Conn, error) {
 	}
 	s.used = time.Now()
 	if s.conn != nil && !s.conn.IsClosed() {
-		s.warned.Store(false)
+		s.take()
 		return s.conn, nil
 	}
 	hosts := time.Duration(1 + len(s.pool.ConnConfig.Fallbacks))
@@ -82,8 +84,14 @@ func (s *session) get(ctx context.Context) (*pgx.Conn, error) {
 		return nil, &connectError{err}
 	}
 	s.conn, s.begun = conn, begun
-	s.warned.Store(false)
+	s.take()
 	return conn, nil
+}
+
+// take begins a use of the connection.
+func (s *session) take() {
+	s.warned.Store(false)
+	s.mark = s.wrote.Load()
 }
 
 func (s *session) connect(ctx context.Context) (*pgx.Conn, error) {
@@ -93,7 +101,7 @@ func (s *session) connect(ctx context.Context) (*pgx.Conn, error) {
 			return nil, err
 		}
 	}
-	withoutCancel(cfg)
+	withoutCancel(cfg, &s.wrote)
 	before := cfg.OnNotice
 	cfg.OnNotice = func(c *pgconn.PgConn, n *pgconn.Notice) {
 		if isReplicationWarning(n) {
@@ -131,6 +139,9 @@ func isReplicationWarning(n *pgconn.Notice) bool {
 // confirmed. A connection after trouble is not used again.
 func (s *session) end(err error) error {
 	s.used = time.Now()
+	if err != nil && s.wrote.Load() == s.mark {
+		err = &unsentError{err}
+	}
 	if err == nil && s.warned.Load() {
 		err = errNotReplicated
 	}
@@ -175,14 +186,15 @@ func ConfigureEnqueuePool(cfg *pgxpool.Config) {
 				return err
 			}
 		}
-		withoutCancel(cc)
+		withoutCancel(cc, new(atomic.Int64))
 		return nil
 	}
 }
 
-// withoutCancel lets one connection be made with cfg, and no cancel request after it.
-func withoutCancel(cfg *pgx.ConnConfig) {
-	dial := &connectOnly{dial: cfg.DialFunc}
+// withoutCancel lets one connection be made with cfg, and no cancel request after it. What
+// is written to it is counted.
+func withoutCancel(cfg *pgx.ConnConfig, wrote *atomic.Int64) {
+	dial := &connectOnly{dial: cfg.DialFunc, wrote: wrote}
 	cfg.DialFunc = dial.Dial
 	after := cfg.AfterConnect
 	cfg.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
@@ -198,6 +210,7 @@ func withoutCancel(cfg *pgx.ConnConfig) {
 // dial of a pgx connection is the one for a cancel request.
 type connectOnly struct {
 	dial      pgconn.DialFunc
+	wrote     *atomic.Int64
 	connected atomic.Bool
 }
 
@@ -207,7 +220,22 @@ func (c *connectOnly) Dial(ctx context.Context, network, addr string) (net.Conn,
 	if c.connected.Load() {
 		return nil, errNoCancel
 	}
-	return c.dial(ctx, network, addr)
+	conn, err := c.dial(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	return countingConn{conn, c.wrote}, nil
+}
+
+// countingConn counts before it writes: what is not counted, nobody has seen.
+type countingConn struct {
+	net.Conn
+	wrote *atomic.Int64
+}
+
+func (c countingConn) Write(p []byte) (int, error) {
+	c.wrote.Add(int64(len(p)))
+	return c.Conn.Write(p)
 }
 
 // isDown reports trouble that is the server's and not the statement's.

@@ -165,7 +165,8 @@ func TestCertainty(t *testing.T) {
 		{pg("57014"), uncertain}, {pg("08007"), uncertain}, {pg("40003"), uncertain}, {fatal, uncertain},
 		{errNotReplicated, uncertain}, {errors.New("read: connection reset"), uncertain}, {context.DeadlineExceeded, uncertain},
 		{&connectError{errors.New("refused")}, notSent}, {&connectError{fatal}, notSent}, {errEpochLost, notSent},
-		{&bodyError{errors.New("disk")}, rejected},
+		{&bodyError{errors.New("disk")}, rejected}, {&unsentError{&bodyError{errors.New("disk")}}, rejected},
+		{&unsentError{errors.New("failed to encode args[3]")}, notSent},
 	} {
 		if got := certaintyOf(fmt.Errorf("insert: %w", c.err)); got != c.want {
 			t.Errorf("%v: %v, want %v", c.err, got, c.want)

@@ -58,6 +58,13 @@ type connectError struct{ err error }
 func (e *connectError) Error() string { return "connect: " + e.err.Error() }
 func (e *connectError) Unwrap() error { return e.err }
 
+// unsentError is trouble before the first octet was written: with an argument that cannot
+// be encoded, as in a query mode that does not know the types of parameters.
+type unsentError struct{ err error }
+
+func (e *unsentError) Error() string { return e.err.Error() }
+func (e *unsentError) Unwrap() error { return e.err }
+
 // bodyError is a body that could not be read: trouble of one message alone.
 type bodyError struct{ err error }
 
@@ -68,16 +75,17 @@ func (e *bodyError) Unwrap() error { return e.err }
 // come while a commit waits for its standby. So are the cancellations, for the same
 // reason, and the codes by which a server or a proxy says that it does not know.
 func certaintyOf(err error) certainty {
+	var body *bodyError
+	if errors.Is(err, pgx.ErrTxCommitRollback) || errors.As(err, &body) {
+		return rejected
+	}
 	var connect *connectError
-	if errors.As(err, &connect) || errors.Is(err, errEpochLost) {
+	var unsent *unsentError
+	if errors.As(err, &connect) || errors.As(err, &unsent) || errors.Is(err, errEpochLost) {
 		return notSent
 	}
 	if errors.Is(err, errNotReplicated) {
 		return uncertain
-	}
-	var body *bodyError
-	if errors.Is(err, pgx.ErrTxCommitRollback) || errors.As(err, &body) {
-		return rejected
 	}
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
