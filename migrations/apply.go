@@ -164,6 +164,10 @@ func inTheWay(err error) bool {
 func step(ctx context.Context, conn *pgx.Conn, set []Migration) (*Migration, error) {
 	var done *Migration
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		// Behind a pooler the connection may have limits of somebody else's.
+		if _, err := tx.Exec(ctx, `select set_config('statement_timeout', '0', true), set_config('lock_timeout', '0', true)`); err != nil {
+			return fmt.Errorf("set timeouts: %w", err)
+		}
 		if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock($1)`, lockKey); err != nil {
 			return fmt.Errorf("wait for other migrations: %w", err)
 		}

@@ -36,6 +36,11 @@ var databaseKinds = []kind{
 		"set sslmode=verify-full and sslrootcert in the URL"},
 	{"db.slow", statusWarning, "The way to the database takes long, and each accepted message waits for it several times.",
 		"put the relay and its database into one place"},
+	{"db.query-mode", statusFailed, "The URL sets a query mode in which no node can send its statements.",
+		"remove default_query_exec_mode from the URL, or set it to cache_describe behind a pooler that lends connections by transaction"},
+	{"db.pooler", statusInfo, "A pooler lends connections of the database by the transaction, which works.", ""},
+	{"db.pooler-statements", statusFailed, "A pooler lends connections of the database by the transaction or statement, and loses what a node relies on, so mail would get stuck.",
+		"set pool_mode = session there, or pool_mode = transaction and add default_query_exec_mode=cache_describe to the URL"},
 	{"db.schema", statusOK, "The schema is that of this program.", ""},
 	{"db.schema-old", statusFailed, "The schema is older than this program, or not there.", "run 'postern migrate'"},
 	{"db.schema-ahead", statusInfo, "A newer program has migrated the database, and this one may run on it.", ""},
@@ -107,7 +112,7 @@ func (c *checkup) lookAtDatabase(ctx context.Context, r *report) {
 		ask   func(context.Context) error
 	}{
 		{"version", func(ctx context.Context) error { return in.server(ctx, url) }},
-		{"settings", in.durability}, {"replicas", in.replicas}, {"TLS", in.protection},
+		{"pooler", in.pooling(url)}, {"settings", in.durability}, {"replicas", in.replicas}, {"TLS", in.protection},
 		{"clock", in.clock}, {"connections", in.connections}, {"privileges", in.privileges},
 		{"schema", in.schema}, {"nodes", in.nodes},
 		{"autovacuum", in.autovacuum}, {"transactions", in.transactions},

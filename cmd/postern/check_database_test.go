@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	mathrand "math/rand/v2"
 	"net"
 	"net/url"
 	"os"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"postern/internal/peers"
 	"postern/internal/pgserver"
 	"postern/internal/pgtest"
 )
@@ -60,6 +62,37 @@ func databaseFaults() []fault {
 			p.sql(t, "alter database "+p.pool.Config().ConnConfig.Database+" connection limit 20")
 		}},
 		{"db.connections-tight", "nodes", crowd},
+		{"db.query-mode", "default_query_exec_mode=exec", mode("exec")},
+		{"db.query-mode", "default_query_exec_mode=simple_protocol", mode("simple_protocol")},
+		{"db.pooler-statements", "42P05", behindPooler("transaction", "cache_statement")},
+		{"db.pooler-statements", "default_query_exec_mode=describe_exec", behindPooler("transaction", "describe_exec")},
+		{"db.pooler", "two connections shared one", behindPooler("transaction", "cache_describe")},
+		{"db.pooler-statements", "statement pooling mode", behindPooler("statement", "cache_describe")},
+	}
+}
+
+// mode sets the query mode of the patient's URL.
+func mode(name string) func(*testing.T, *patient) {
+	return func(t *testing.T, p *patient) {
+		u, err := url.Parse(p.c.cfg.Database.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		query := u.Query()
+		query.Set("default_query_exec_mode", name)
+		u.RawQuery = query.Encode()
+		p.c.cfg.Database.URL = u.String()
+	}
+}
+
+// behindPooler gives the patient a database behind a PgBouncer.
+func behindPooler(lends, mode string) func(*testing.T, *patient) {
+	return func(t *testing.T, p *patient) {
+		host := fmt.Sprintf("127.%d.%d.%d", 1+mathrand.N(250), mathrand.N(250), 1+mathrand.N(250))
+		pgtest.Server(t, pgserver.Config{Unsafe: true, Settings: map[string]string{"listen_addresses": host}})
+		pooler := peers.StartPooler(t, peers.PoolerConfig{Mode: lends, Host: host, User: "postern", Servers: 20})
+		p.c.cfg.Database.URL = fmt.Sprintf("postgres://postern@127.0.0.1:%d/postgres?sslmode=disable&default_query_exec_mode=%s",
+			pooler.Port, mode)
 	}
 }
 

@@ -54,7 +54,7 @@ func (c *checkup) view(ctx context.Context) (*mailView, error) {
 		if err != nil {
 			return nil, err
 		}
-		pool, err := c.app.database.openPool(ctx, url, "check", 1, nil)
+		pool, err := c.app.database.openPool(ctx, url, "check", 1, prepareNothing)
 		if err != nil {
 			return nil, err
 		}

@@ -114,7 +114,7 @@ func (a *app) withRunningPool(ctx context.Context, do func(pool *pgxpool.Pool) e
 	if url == "" {
 		return nil
 	}
-	pool, err := a.database.openPool(ctx, url, "completion", 1, nil)
+	pool, err := a.database.openPool(ctx, url, "completion", 1, prepareNothing)
 	if err != nil {
 		return err
 	}

@@ -121,12 +121,14 @@ type connector struct {
 	look time.Duration // instead of watchEvery
 }
 
-// connect opens one connection, with an error that says where and why not.
+// connect opens one connection, with an error that says where and why not. It prepares
+// nothing by name, so it works behind every pooler.
 func (c *connector) connect(ctx context.Context, url string) (*pgx.Conn, error) {
 	cfg, err := pgx.ParseConfig(url)
 	if err != nil {
 		return nil, databaseURLError()
 	}
+	cfg.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 	c.Use(cfg)
 	ctx, cancel := context.WithTimeout(ctx, connectLimit)
 	defer cancel()
@@ -254,6 +256,11 @@ func (c *connector) openPool(ctx context.Context, url, name string, maxConns int
 	return pgxpool.NewWithConfig(ctx, cfg)
 }
 
+// prepareNothing is for pools of commands, as connect is.
+func prepareNothing(cfg *pgxpool.Config) {
+	cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
+}
+
 // withPool runs a command's work on a small pool over a current schema.
 func (a *app) withPool(ctx context.Context, do func(ctx context.Context, pool *pgxpool.Pool) error) error {
 	return a.withDatabase(ctx, func(ctx context.Context, url string) error {
@@ -263,7 +270,7 @@ func (a *app) withPool(ctx context.Context, do func(ctx context.Context, pool *p
 			if err != nil {
 				return err
 			}
-			pool, err := a.database.openPool(ctx, url, "command", 2, nil)
+			pool, err := a.database.openPool(ctx, url, "command", 2, prepareNothing)
 			if err != nil {
 				return err
 			}

@@ -39,6 +39,7 @@ type node struct {
 	name     string
 
 	database     *connector
+	shared       bool // a pooler lends connections of the database by the transaction
 	pools        []namedPool
 	listeners    []submission.Listener
 	listenerFrom []int // which of cfg.Listeners each is, for one may have several sockets
@@ -140,8 +141,28 @@ func (n *node) checkDatabase(ctx context.Context, url string, private bool) erro
 	if err := requireSchema(ctx, conn); err != nil {
 		return err
 	}
+	if !private {
+		if err := n.checkPooler(ctx, url); err != nil {
+			return err
+		}
+	}
 	return n.warnDurability(ctx, conn)
 }
+
+// checkPooler refuses what would accept mail and get stuck with it.
+func (n *node) checkPooler(ctx context.Context, url string) error {
+	p, err := n.database.lookForPooler(ctx, url)
+	if err != nil {
+		return err
+	}
+	if n.shared = p.shares; n.shared && n.cfg.Queue.Notify {
+		n.log.Warn("a pooler lends connections of the database by the transaction: notifications do not come through, and polling does without them")
+	}
+	return p.refusal()
+}
+
+// notify says whether notifications of the database can be heard.
+func (n *node) notify() bool { return n.cfg.Queue.Notify && !n.shared }
 
 func (n *node) warnDurability(ctx context.Context, conn *pgx.Conn) error {
 	findings, err := queue.CheckServer(ctx, conn)
@@ -281,7 +302,7 @@ func (n *node) buildQueue(ctx context.Context, url string) error {
 		EnqueuePool: enqueuePool, WorkPool: workPool, Node: n.name, Log: n.log,
 		Lifetime: time.Duration(q.Lifetime), DelayNotice: time.Duration(q.DelayNotice), History: time.Duration(q.History),
 		Recipients: time.Duration(n.cfg.Retention.Correspondents),
-		StrictGate: q.Gate == "strict", NoNotify: !q.Notify,
+		StrictGate: q.Gate == "strict", NoNotify: !n.notify(),
 		Moved:    n.moved,
 		Near:     n.nearLimit(workPool),
 		Observer: n.metrics.queueObserver(),
@@ -375,7 +396,7 @@ func (n *node) buildSubmission(ctx context.Context, url string) error {
 		return err
 	}
 	n.verifier = auth.NewAuthenticator(auth.NewStore(pool), auth.Config{Permits: n.cfg.Auth.Permits, Audit: time.Duration(n.cfg.Retention.Audit), Log: n.log})
-	n.watch = auth.NewWatch(background, n.log, n.cfg.Queue.Notify)
+	n.watch = auth.NewWatch(background, n.log, n.notify())
 	n.sessions = policy.NewSessions(background, n.queue.Epoch, n.log)
 	s := n.cfg.Submission
 	cfg := submission.Config{

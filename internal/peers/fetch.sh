@@ -11,7 +11,7 @@
 # Exit status: 0 complete, 3 no package manager here, 1 the fetch broke.
 set -eu
 
-edition=3 # raise it when this script unpacks the same packages differently
+edition=4 # raise it when this script unpacks the same packages differently
 nodemailer=10.6.0
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -31,7 +31,7 @@ if ! have apt-get || ! have dpkg-deb; then
 fi
 
 # The two mail servers conflict as packages, so each is resolved by itself.
-clients="swaks libnet-ssleay-perl msmtp libnss-wrapper haproxy"
+clients="swaks libnet-ssleay-perl msmtp libnss-wrapper haproxy pgbouncer"
 have curl || clients="$clients curl"
 have python3 || clients="$clients python3"
 have npm || clients="$clients nodejs node-nodemailer"

@@ -55,6 +55,16 @@ func NewPair(t testing.TB) (*Rig, *Pair) {
 	return r, p
 }
 
+// NewTCP is New on a server of its own that listens over TCP at host.
+func NewTCP(t testing.TB) (r *Rig, host string) {
+	t.Helper()
+	m := newMember()
+	m.start(t, "")
+	r = &Rig{t: t, dir: t.TempDir(), binary: binary(t, ""), url: m.url()}
+	r.begin()
+	return r, m.address
+}
+
 // Pause stops the primary where it is: it says nothing, and its connections stay open.
 func (p *Pair) Pause() { p.primary.server.Pause() }
 
