@@ -4,6 +4,8 @@
 ARGS ?=
 FUZZTIME ?= 60s
 TESTTIME ?= 20m
+N ?= 10
+PKG ?= ./...
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
 COMMIT := $(shell git rev-parse HEAD 2>/dev/null)
 LDFLAGS := $(if $(VERSION),-X main.version=$(VERSION)) $(if $(COMMIT),-X main.commit=$(COMMIT))
@@ -57,6 +59,10 @@ bench: postgres peers build ## measure the relay, and Postfix beside it when it 
 .PHONY: full
 full: postgres peers ## the long tests, an hour or more: as test, with POSTERN_LONG=1
 	@POSTERN_LONG=1 go run ./internal/tools/gotest -shuffle=on -count=1 -timeout 4h ./...
+
+.PHONY: steady
+steady: postgres cc peers ## each package's tests N times (10) beside busy loops, and which were red; PKG=./relay/queue for one
+	@go run ./internal/tools/steady -n $(N) $(PKG)
 
 .PHONY: failover
 failover: postgres ## twenty failovers to a synchronous standby, and what each costs: ten minutes

@@ -52,6 +52,7 @@ type Authenticator struct {
 	log      *slog.Logger
 	timeout  time.Duration
 	audit    time.Duration // how long it is kept
+	last     time.Duration // what the last round of Run may take
 	gate     *gate
 	throttle *throttle
 	notes    *notes
@@ -135,7 +136,7 @@ func newAuthenticator(u users, cost Cost, cfg Config) *Authenticator {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	a := &Authenticator{
-		users: u, log: cfg.Log, timeout: cfg.Timeout, audit: cfg.Audit,
+		users: u, log: cfg.Log, timeout: cfg.Timeout, audit: cfg.Audit, last: time.Second,
 		gate:      newGate(cfg.Permits, cfg.Queue, cfg.Patience),
 		throttle:  newThrottle(),
 		notes:     newNotes(),

@@ -17,8 +17,8 @@ func (a *Authenticator) Run(ctx context.Context) {
 	if a.store == nil {
 		return
 	}
-	share := &sharing{store: a.store, throttle: a.throttle, trouble: trouble{what: "sharing of failed logins", log: a.log}}
-	write := &writing{store: a.store, notes: a.notes, trouble: trouble{what: "writing of last logins", log: a.log}}
+	share := &sharing{store: a.store, throttle: a.throttle, last: a.last, trouble: trouble{what: "sharing of failed logins", log: a.log}}
+	write := &writing{store: a.store, notes: a.notes, last: a.last, trouble: trouble{what: "writing of last logins", log: a.log}}
 	retain := &retention{store: a.store, audit: a.audit, trouble: trouble{what: "deletion of old audit and networks", log: a.log}}
 	var all sync.WaitGroup
 	all.Go(func() { share.run(ctx) })
@@ -43,8 +43,8 @@ func every(ctx context.Context, interval time.Duration, do func()) {
 }
 
 // atLast is for the last round, when ctx has ended.
-func atLast(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+func atLast(ctx context.Context, within time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), within)
 }
 
 // trouble logs that something stopped working, and that it works again, once each.

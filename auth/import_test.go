@@ -138,7 +138,7 @@ func TestStoreImport(t *testing.T) {
 	if n, err := s.Import(ctx, users, false); err != nil || n != len(users) || count() != len(users)+1 {
 		t.Errorf("%d, %v, %d users", n, err, count())
 	}
-	a := newAuthenticator(s, cheap, Config{})
+	a := newAuthenticator(s, cheap, patient)
 	for i, password := range []string{"pw0", "pw1"} {
 		id, err := a.Verify(ctx, users[i].Name, password, at(ip(i)))
 		if err != nil || len(id.Senders) != len(users[i].Senders) || !slices.Equal(id.Resend, users[i].Resend) {

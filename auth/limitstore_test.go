@@ -27,7 +27,7 @@ func TestStoreLimits(t *testing.T) {
 	must(t, s.SetLimits(ctx, one, []Limit{limit(LimitBytes, time.Hour, 1<<40, "")}))
 	must(t, s.SetLimits(ctx, everybody, []Limit{limit(LimitMessages, time.Hour, 50, "")})) // in place of both
 
-	a := newAuthenticator(s, cheap, Config{})
+	a := newAuthenticator(s, cheap, patient)
 	under := func(password string, want ...Limit) {
 		t.Helper()
 		a.Forget(nil, true)

@@ -93,13 +93,14 @@ func (n *notes) giveBack(uses map[int64]Use, homes map[dwelling]struct{}) {
 type writing struct {
 	store   *Store
 	notes   *notes
+	last    time.Duration // what is left is written within it
 	trouble trouble
 }
 
 // run writes until ctx ends, and then what is left.
 func (w *writing) run(ctx context.Context) {
 	every(ctx, writeEvery, func() { w.trouble.heard(w.round(ctx)) })
-	ctx, cancel := atLast(ctx)
+	ctx, cancel := atLast(ctx, w.last)
 	defer cancel()
 	w.trouble.heard(w.round(ctx))
 }

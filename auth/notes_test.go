@@ -2,7 +2,6 @@ package auth
 
 import (
 	"context"
-	"log/slog"
 	"testing"
 	"time"
 
@@ -20,7 +19,7 @@ func TestLastUse(t *testing.T) {
 	if !c.LastUse.At.IsZero() || c.LastUse.Addr.IsValid() {
 		t.Errorf("never used: %+v", c.LastUse)
 	}
-	a := NewAuthenticator(s, Config{})
+	a := NewAuthenticator(s, patient)
 	w := &writing{store: s, notes: a.notes}
 	login := func(peer Peer) Use {
 		t.Helper()
@@ -105,7 +104,8 @@ func TestRunWritesTheRest(t *testing.T) {
 	s := testStore(t)
 	_, err := s.AddUser(t.Context(), NewUser{Name: "alice", Password: "pw"})
 	must(t, err)
-	a := NewAuthenticator(s, Config{Log: slog.New(slog.DiscardHandler)})
+	a := NewAuthenticator(s, patient)
+	a.last = patience
 	_, err = a.Verify(t.Context(), "alice", "pw", at(home))
 	must(t, err)
 	a.throttle.failed(originOf(home, "bob"), time.Now())
@@ -132,7 +132,7 @@ func TestRehashAtLogin(t *testing.T) {
 		s := testStore(t)
 		_, err := s.Import(ctx, []ImportUser{{Name: "alice", Hash: hash}}, false)
 		must(t, err)
-		a := NewAuthenticator(s, Config{})
+		a := NewAuthenticator(s, patient)
 		if _, err := a.Verify(ctx, "alice", "wrong", at(home)); err != ErrCredentials {
 			t.Fatalf("err = %v", err)
 		}

@@ -135,7 +135,7 @@ func TestStoreSecrets(t *testing.T) {
 	}
 	_, plain, err := s.AddCredential(ctx, "alice", NewCredential{})
 	must(t, err)
-	a := newAuthenticator(s, cheap, Config{})
+	a := newAuthenticator(s, cheap, patient)
 	verify := func(what, name, secret string, from netip.Addr, want error) Identity {
 		t.Helper()
 		a.Forget(nil, true)
@@ -218,7 +218,7 @@ func TestCurrent(t *testing.T) {
 	must(t, err)
 	c, secret, err := s.AddCredential(ctx, "alice", NewCredential{Networks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}})
 	must(t, err)
-	a := newAuthenticator(s, cheap, Config{})
+	a := newAuthenticator(s, cheap, patient)
 	id, err := a.Verify(ctx, "alice", secret, at(home))
 	must(t, err)
 	current := func(what string, from netip.Addr, want error) Identity {

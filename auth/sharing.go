@@ -27,6 +27,7 @@ const (
 type sharing struct {
 	store    *Store
 	throttle *throttle
+	last     time.Duration // what is left is told within it
 	trouble  trouble
 	pulled   time.Time // when the last pull began; zero: never
 	expired  time.Time
@@ -35,7 +36,7 @@ type sharing struct {
 // run shares until ctx ends, and then tells the others what is left.
 func (s *sharing) run(ctx context.Context) {
 	every(ctx, shareEvery, func() { s.trouble.heard(s.round(ctx)) })
-	ctx, cancel := atLast(ctx)
+	ctx, cancel := atLast(ctx, s.last)
 	defer cancel()
 	s.trouble.heard(s.push(ctx))
 }

@@ -20,7 +20,7 @@ import (
 // node is an Authenticator with its background work. It has no less patience with a
 // slow machine than the test.
 func node(t *testing.T, s *Store) *Authenticator {
-	a := NewAuthenticator(s, Config{Patience: patience, Timeout: patience})
+	a := NewAuthenticator(s, patient)
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { a.Run(ctx) })
@@ -349,7 +349,7 @@ func TestA5DatabaseAwayCountsNothing(t *testing.T) {
 	s := NewStore(db.Pool)
 	s.cost = cheap
 	_, secret := withSecret(1)
-	a := NewAuthenticator(s, Config{})
+	a := NewAuthenticator(s, patient)
 	db.Pool.Close()
 	for i := range 100 {
 		for _, password := range []string{"guess", secret} {
@@ -373,7 +373,7 @@ func TestHomeIsKnownToAllNodes(t *testing.T) {
 		_, err := s.AddUser(ctx, NewUser{Name: name, Password: "pw"})
 		must(t, err)
 	}
-	one := NewAuthenticator(s, Config{})
+	one := NewAuthenticator(s, patient)
 	id, err := one.Verify(ctx, "alice", "pw", at(home))
 	must(t, err)
 	if !id.NewNetwork {
@@ -382,7 +382,7 @@ func TestHomeIsKnownToAllNodes(t *testing.T) {
 	must(t, (&writing{store: s, notes: one.notes}).round(ctx))
 
 	locked := func() *Authenticator {
-		a := NewAuthenticator(s, Config{Timeout: patience})
+		a := NewAuthenticator(s, patient)
 		for range 200 { // locks the account, the address and the network
 			a.throttle.failed(originOf(ip(1), "alice"), time.Now())
 			a.throttle.failed(originOf(home, ""), time.Now())
@@ -418,7 +418,7 @@ func TestHomeIsKnownToAllNodes(t *testing.T) {
 	if _, err := locked().Verify(ctx, "alice", "pw", at(home)); !errors.Is(err, ErrBusy) {
 		t.Errorf("a month later: %v", err)
 	}
-	three := NewAuthenticator(s, Config{})
+	three := NewAuthenticator(s, patient)
 	if id, err = three.Verify(ctx, "alice", "pw", at(home)); err != nil || !id.NewNetwork {
 		t.Errorf("a month later, without a lock: %+v, %v", id, err)
 	}

@@ -35,6 +35,9 @@ func at(addr netip.Addr) Peer { return Peer{Addr: addr, TLS: "TLSv1.3"} }
 // patience bounds what a test waits for, on a machine with other things to do.
 const patience = 3 * time.Minute
 
+// patient waits for the database and for a permit as long as a test does.
+var patient = Config{Patience: patience, Timeout: patience}
+
 // eventually polls what other goroutines bring about.
 func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
@@ -134,7 +137,7 @@ func TestStoreChangesActOnAWarmCache(t *testing.T) {
 	s := testStore(t)
 	_, err := s.AddUser(ctx, NewUser{Name: "alice", Password: "old"})
 	must(t, err)
-	a := newAuthenticator(s, cheap, Config{})
+	a := newAuthenticator(s, cheap, patient)
 	try := func(password string, want error) Identity {
 		t.Helper()
 		a.Forget(nil, true) // as a notification or five seconds would
@@ -211,7 +214,7 @@ func TestSetResend(t *testing.T) {
 		must(t, s.AddSender(ctx, "alice", tt.pattern)) // leaves the option as it is
 		u, err := s.User(ctx, "alice")
 		must(t, err)
-		id, err := newAuthenticator(s, cheap, Config{}).Verify(ctx, "alice", "pw", at(ip(1)))
+		id, err := newAuthenticator(s, cheap, patient).Verify(ctx, "alice", "pw", at(ip(1)))
 		must(t, err)
 		for who, got := range map[string][2][]string{"user": {u.Senders, u.Resend}, "identity": {id.Senders, id.Resend}} {
 			if diff := cmp.Diff([2][]string{tt.senders, tt.resend}, got); diff != "" {
@@ -235,7 +238,7 @@ func TestStoreExpiryAndNetworks(t *testing.T) {
 	s := testStore(t)
 	_, err := s.AddUser(ctx, NewUser{Name: "alice", Password: "pw"})
 	must(t, err)
-	a := newAuthenticator(s, cheap, Config{})
+	a := newAuthenticator(s, cheap, patient)
 	tests := []struct {
 		set  string
 		peer string
@@ -264,7 +267,7 @@ func TestStoreExpiryAndNetworks(t *testing.T) {
 func TestStoreHostileNames(t *testing.T) {
 	t.Parallel()
 	s := testStore(t)
-	a := newAuthenticator(s, cheap, Config{})
+	a := newAuthenticator(s, cheap, patient)
 	for _, name := range []string{"' or 1=1--", "a\x00b", "\xff\xfe", strings.Repeat("x", 1<<20), "$1", "';drop table app_user;--"} {
 		if _, err := a.Verify(context.Background(), name, "pw", at(home)); !errors.Is(err, ErrCredentials) {
 			t.Errorf("%.20q: err = %v, want ErrCredentials", name, err)
@@ -277,7 +280,7 @@ func TestStoreClosedPoolIsUnavailable(t *testing.T) {
 	s := testStore(t)
 	_, err := s.AddUser(context.Background(), NewUser{Name: "alice", Password: "pw"})
 	must(t, err)
-	a := newAuthenticator(s, cheap, Config{})
+	a := newAuthenticator(s, cheap, patient)
 	s.pool().Close()
 	for _, password := range []string{"pw", "wrong"} {
 		_, err := a.Verify(context.Background(), "alice", password, at(home))

@@ -77,7 +77,7 @@ type failure struct {
 // compareTimes fails when the median times of interleaved failures of each kind
 // differ by more than max(2 ms, 3 %). The cache is warm with a login that is right.
 func compareTimes(t *testing.T, s *Store, rounds int, right words, kinds []failure) {
-	a := NewAuthenticator(s, Config{})
+	a := NewAuthenticator(s, patient)
 	times := make([][]time.Duration, len(kinds))
 	for range rounds {
 		if _, err := a.Verify(t.Context(), right.name, right.password, at(home)); err != nil {

@@ -204,7 +204,7 @@ func TestWatchWithoutListen(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	s := testStore(t)
 	addUsers(t, s, 1)
-	a := NewAuthenticator(s, Config{})
+	a := NewAuthenticator(s, patient)
 	_, err := a.Verify(ctx, "user0", "pw", at(home))
 	must(t, err)
 	w := NewWatch(s.pool(), slog.New(slog.DiscardHandler), false)

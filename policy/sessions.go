@@ -34,6 +34,7 @@ type Sessions struct {
 	pool  *pgxpool.Pool
 	epoch func() int64
 	log   *slog.Logger
+	calls time.Duration // what a call of the database may take
 	kick  chan struct{} // there is something to delete
 
 	mu   sync.Mutex
@@ -48,7 +49,7 @@ type openSession struct{ user, credential int64 }
 // NewSessions returns Sessions that count in the database of pool. epoch returns this
 // node's epoch, 0 while it has none; it costs nothing. Run has to be running.
 func NewSessions(pool *pgxpool.Pool, epoch func() int64, log *slog.Logger) *Sessions {
-	return &Sessions{pool: pool, epoch: epoch, log: log, kick: make(chan struct{}, 1), open: make(map[int64]openSession)}
+	return &Sessions{pool: pool, epoch: epoch, log: log, calls: sessionsTimeout, kick: make(chan struct{}, 1), open: make(map[int64]openSession)}
 }
 
 // lockSessions is the first key of the advisory locks of users whose sessions are
@@ -300,7 +301,7 @@ func (s *Sessions) relist(ctx context.Context, epoch int64) error {
 }
 
 func (s *Sessions) send(ctx context.Context, batch *pgx.Batch) error {
-	ctx, cancel := context.WithTimeout(ctx, sessionsTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.calls)
 	defer cancel()
 	return s.pool.SendBatch(ctx, batch).Close()
 }

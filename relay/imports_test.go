@@ -58,6 +58,7 @@ var arrows = map[string]string{
 	"internal/image":        "",
 	"internal/tools/gotest": "",
 	"internal/tools/sbom":   "",
+	"internal/tools/steady": "",
 }
 
 // never says what a package must not import from elsewhere, so that it stays
