@@ -19,7 +19,7 @@ func TestR1CommandEndsWithItsServer(t *testing.T) {
 	server := pgtest.Server(t, pgserver.Config{})
 	t.Cleanup(func() { _ = server.Kill() })
 	c := connector{look: 10 * time.Millisecond}
-	err := c.watched(t.Context(), server.URL()+"&connect_timeout=1", func(conn *pgx.Conn) error {
+	err := c.watched(t.Context(), server.URL()+"&connect_timeout=5", func(conn *pgx.Conn) error {
 		server.Pause()
 		_, err := conn.Exec(t.Context(), `select $1::int`, 1)
 		return err
