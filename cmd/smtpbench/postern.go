@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	startTime = time.Minute
+	startTime = 3 * time.Minute
 	stopTime  = 45 * time.Second // postern gives itself 30 s
 )
 

@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	startTimeout = 60 * time.Second
+	startTimeout = 3 * time.Minute
 	stopTimeout  = 60 * time.Second
 	pollInterval = 10 * time.Millisecond
 )

@@ -4,9 +4,9 @@ import base64, json, smtplib, ssl, sys
 s = json.load(sys.stdin)
 context = ssl.create_default_context(cafile=s["CAFile"])
 if s["TLS"] == "implicit":
-    server = smtplib.SMTP_SSL(s["Host"], s["Port"], "client.example", timeout=60, context=context)
+    server = smtplib.SMTP_SSL(s["Host"], s["Port"], "client.example", timeout=150, context=context)
 else:
-    server = smtplib.SMTP(s["Host"], s["Port"], "client.example", timeout=60)
+    server = smtplib.SMTP(s["Host"], s["Port"], "client.example", timeout=150)
 with server:
     server.set_debuglevel(1)
     if s["TLS"] == "starttls":
