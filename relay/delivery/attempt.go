@@ -154,19 +154,19 @@ func (w *worker) settleBut(j *job, outcomes []queue.Outcome, rest []queue.Recipi
 func (w *worker) giveBack(j *job, facts queue.Outcome, res smtp.Result, wait time.Duration) {
 	w.job = nil
 	e := w.d.e
-	var refused, free []queue.Recipient
-	said := smtp.Result{}
-	for i := range j.rcpts {
-		if i < len(res.Replies) && (res.Replies[i].IsTemporary() || res.Replies[i].IsPermanent()) && !res.Withheld(i) {
-			refused = append(refused, j.rcpts[i])
-			said.Replies = append(said.Replies, res.Replies[i])
+	var refused []queue.Recipient
+	var settled []queue.Outcome
+	var free []int
+	for i, o := range classify(facts, j.rcpts, res, w.retryIn(j)) {
+		if said := res.Replies[i]; (said.IsTemporary() || said.IsPermanent()) && !res.Withheld(i) {
+			refused, settled = append(refused, j.rcpts[i]), append(settled, o)
 		} else {
-			free = append(free, j.rcpts[i])
+			free = append(free, o.N)
 		}
 	}
-	e.settle(j, refused, classify(facts, refused, said, w.retryIn(j)), nil)
+	e.settle(j, refused, settled, nil)
 	if len(free) > 0 {
-		e.cfg.Queue.Release(j.Delivery, numbers(free), wait)
+		e.cfg.Queue.Release(j.Delivery, free, wait)
 	}
 	e.end(j)
 }

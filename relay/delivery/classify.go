@@ -3,7 +3,6 @@ package delivery
 import (
 	"errors"
 	"net"
-	"slices"
 	"strings"
 	"time"
 
@@ -103,7 +102,7 @@ func saysTooMany(r smtp.Reply) bool { return r.Enhanced.Subject == 5 && r.Enhanc
 // before; there a bare 552 is "too many" rather than a full mailbox, which will be the
 // first in its transaction sooner or later.
 func isTooMany(res smtp.Result, i int) bool {
-	if i >= len(res.Stages) || res.Stages[i] != smtp.StageRcpt || !slices.ContainsFunc(res.Stages[:i], isAccepted) {
+	if i >= len(res.Stages) || res.Stages[i] != smtp.StageRcpt || !acceptedBefore(res, i) {
 		return false
 	}
 	r := res.Replies[i]
@@ -111,9 +110,22 @@ func isTooMany(res smtp.Result, i int) bool {
 	return bare || saysTooMany(r) || strings.HasPrefix(strings.ToLower(r.Text), "too many recipients")
 }
 
-// isAccepted reports the stage of the reply to a recipient that was accepted: what was
-// said later is its reply then.
-func isAccepted(stage smtp.Stage) bool { return stage == smtp.StageData || stage == smtp.StageDot }
+// acceptedBefore reports that the server accepted a recipient before recipient i, which
+// has a reply of its own. What was said to an accepted one came later: the reply to DATA
+// or to the dot, the last word of a conversation that was broken off, or nothing.
+func acceptedBefore(res smtp.Result, i int) bool {
+	for n := range i {
+		switch res.Stages[n] {
+		case smtp.StageData, smtp.StageDot, "":
+			return true
+		case smtp.StageRcpt:
+			if res.Replies[n].Code == 421 {
+				return true
+			}
+		}
+	}
+	return false
+}
 
 // further lists the recipients that get another transaction immediately, over the same
 // connection: those that were one too many where others were delivered, and those that

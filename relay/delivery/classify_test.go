@@ -186,6 +186,28 @@ func TestP07TooMany(t *testing.T) {
 	}
 }
 
+// TestP07TooManyOfALostTransaction: what was meant for another transaction is not final
+// because this one comes to no end.
+func TestP07TooManyOfALostTransaction(t *testing.T) {
+	t.Parallel()
+	many := smtp.Permanent(550, 5, 3, "no more")
+	closing := smtp.Temporary(421, 3, 2, "closing")
+	for name, res := range map[string]smtp.Result{
+		"after the dot": {Replies: []smtp.Reply{{}, many}, Stages: []smtp.Stage{"", smtp.StageRcpt}, DotSent: true, Err: &smtp.StageError{Stage: smtp.StageDot, Err: io.EOF}},
+		"in the text":   {Replies: []smtp.Reply{{}, many}, Stages: []smtp.Stage{"", smtp.StageRcpt}, Err: &smtp.StageError{Stage: smtp.StageBody, Err: io.EOF}},
+		"421 at RCPT":   {Replies: []smtp.Reply{closing, many}, Stages: []smtp.Stage{smtp.StageRcpt, smtp.StageRcpt}, Err: &smtp.StageError{Stage: smtp.StageRcpt, Reply: closing}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			rcpts := []queue.Recipient{{N: 0}, {N: 1}}
+			o := classify(queue.Outcome{Upstream: "mx"}, rcpts, res, func(int) time.Duration { return time.Minute })[1]
+			if o.Result != queue.Deferred || o.Reply != many || o.RetryIn == 0 {
+				t.Errorf("outcome %+v, want deferred", o)
+			}
+		})
+	}
+}
+
 func TestRetryWait(t *testing.T) {
 	t.Parallel()
 	id := queue.NewID()

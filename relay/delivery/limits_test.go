@@ -207,3 +207,26 @@ func TestP06Gate(t *testing.T) {
 		}
 	}
 }
+
+// A limit that is told at RCPT is not final when the dot is withheld either.
+func TestP07Gate(t *testing.T) {
+	t.Parallel()
+	server := smtptest.Start(t, smtptest.Config{})
+	server.On(smtptest.PhaseRcpt, func(s smtptest.Session) smtptest.Action {
+		return []smtptest.Action{{}, smtptest.Reply("550 5.5.3 no more"), smtptest.Reply("550 5.1.1 unknown")}[s.Rcpt]
+	})
+	q := newFakeQueue()
+	q.gate = func(*queue.Delivery, []int) error { return errors.New("the epoch is over") }
+	e := startEngine(t, q, Config{Routes: routes{def: upstreamAt(server)}})
+	d := message(t, "r0@one.test", "r1@one.test", "r2@one.test")
+	e.Take(d)
+	q.waitEnded(t, 3)
+	if released := q.releases()[rowKey{d.Message.ID, 0}]; len(released) != 1 {
+		t.Errorf("the accepted recipient was released %d times", len(released))
+	}
+	for n, want := range map[int]queue.Result{1: queue.Deferred, 2: queue.Failed} {
+		if o := q.outcome(t, d, n); o.Result != want {
+			t.Errorf("recipient %d: %+v, want %s", n, o, want)
+		}
+	}
+}
