@@ -138,10 +138,13 @@ func (e *epochs) run(ctx context.Context) {
 func (e *epochs) step(ctx context.Context, lost int64) int64 {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	patience := max(e.q.cfg.Trust/2, time.Second)
+	// The database's URL says how long each of its servers may take, and may say hours.
+	ctx, cancel := context.WithTimeout(ctx, 3*patience)
+	defer cancel()
 	if lost != 0 {
 		return e.replace(ctx, lost)
 	}
-	patience := max(e.q.cfg.Trust/2, time.Second)
 	err := e.beat(ctx, min(beatTime, patience))
 	var connect *connectError
 	if isDown(err) && !errors.As(err, &connect) && !errors.Is(err, errEpochLost) {

@@ -44,7 +44,7 @@ func TestSetTimes(t *testing.T) {
 }
 
 // TestTurnedWithoutDatabase: the heartbeat's loop comes round however long the database
-// says nothing, for a process is not to be ended for that.
+// says nothing and its URL lets a connection take, for a process is not to be ended for that.
 func TestTurnedWithoutDatabase(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
@@ -78,7 +78,7 @@ func TestTurnedWithoutDatabase(t *testing.T) {
 func poolOf(t *testing.T, db *pgtest.DB, dial func(ctx context.Context, network, addr string) (net.Conn, error)) *pgxpool.Pool {
 	t.Helper()
 	cfg := db.Pool.Config()
-	cfg.ConnConfig.DialFunc = dial
+	cfg.ConnConfig.DialFunc, cfg.ConnConfig.ConnectTimeout = dial, time.Hour
 	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
