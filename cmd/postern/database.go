@@ -154,7 +154,7 @@ func (e *connectError) Unwrap() error { return e.err }
 const (
 	// watchEvery is how often a command looks whether the database is still there.
 	watchEvery = 10 * time.Second
-	// watchTries is how many looks in a row must get no answer until it is not.
+	// watchTries is how many looks in a row must get no answer until it counts as gone.
 	watchTries = 3
 )
 
@@ -174,7 +174,7 @@ func (c *connector) watched(ctx context.Context, url string, do func(conn *pgx.C
 	defer cancel()
 	var server time.Time
 	if err := conn.QueryRow(limited, sqlServer).Scan(&server); err != nil {
-		return fmt.Errorf("ask the database who it is: %w", err)
+		return fmt.Errorf("ask the database when it started: %w", err)
 	}
 	watching, stop := context.WithCancel(ctx)
 	var watch sync.WaitGroup
@@ -194,7 +194,10 @@ func (c *connector) watch(ctx context.Context, url string, server time.Time) {
 			return
 		case <-tick.C:
 		}
+		var refusal *pgconn.PgError
 		switch now, err := c.lookAgain(ctx, url); {
+		case errors.As(err, &refusal): // an answer, as of a server that has no room for one more
+			tries = 0
 		case err != nil:
 			tries++
 		case now.Equal(server):

@@ -42,3 +42,21 @@ func TestR1CommandGoesOn(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestR1CommandGoesOnWithoutMoreConnections: a server that takes no further connection has
+// answered, and goes on with what it has begun.
+func TestR1CommandGoesOnWithoutMoreConnections(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Server(t, pgserver.Config{})
+	c := connector{look: 10 * time.Millisecond}
+	err := c.watched(t.Context(), server.URL(), func(conn *pgx.Conn) error {
+		if _, err := conn.Exec(t.Context(), `alter role current_user nologin`); err != nil {
+			return err
+		}
+		_, err := conn.Exec(t.Context(), `select pg_sleep($1)`, 1)
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
