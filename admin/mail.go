@@ -97,7 +97,7 @@ func newSessionCounts(to prometheus.Registerer) *sessionCounts {
 			"stage", "class", "reason"),
 		logins:  newCounters("postern_auth_total", "AUTH exchanges that ended, by mechanism and result.", "mechanism", "result"),
 		ended:   newCounters("postern_sessions_closed_total", "Sessions that ended, by why.", "reason"),
-		removed: newCounters("postern_preambles_removed_total", "Accepted messages before whose header something stood that was removed, by what it was.", "what"),
+		removed: newCounters("postern_preambles_removed_total", "Accepted messages from which something before the header was removed, by what it was.", "what"),
 	}
 	to.MustRegister(c.messages, c.recipients, c.octets, c.refused, c.logins, c.ended, c.removed)
 	for what := range preambles {
@@ -166,7 +166,7 @@ func newDeliveryCounts(to prometheus.Registerer) *deliveryCounts {
 		noRoute:    newCounter("postern_unroutable_total", "Recipients that were put off because no route to them was known: no attempts."),
 		duplicates: newCounter("postern_possible_duplicates_total", "Attempts that ended after the final dot without a complete reply: the next one may deliver a second copy."),
 		notices:    newCounters("postern_notices_total", "Notices to senders that were due, by kind and whether one was sent.", "kind", "sent"),
-		losses:     newCounters("postern_notices_lost_total", "Notices to senders that ended without having been delivered, by why: nobody was told what became of their mail.", "reason"),
+		losses:     newCounters("postern_notices_lost_total", "Notices to senders that ended undelivered, by reason.", "reason"),
 		byOutcome:  make(map[outcomeKey]prometheus.Counter), latency: make(map[string]prometheus.Observer), took: make(map[string]prometheus.Observer),
 	}
 	to.MustRegister(latency, took, c.attempts, c.noRoute, c.duplicates, c.notices, c.losses)

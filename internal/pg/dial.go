@@ -38,7 +38,7 @@ const (
 )
 
 // ErrAbandoned is what is read from a connection that Abandon has ended.
-var ErrAbandoned = errors.New("the database server of this connection answers no longer")
+var ErrAbandoned = errors.New("the database server of this connection no longer answers")
 
 // Dialer makes connections and knows those that are open. Its zero value is ready; it is
 // safe for concurrent use.
@@ -79,8 +79,8 @@ func (d *Dialer) UsePool(cfg *pgxpool.Config) {
 	}
 }
 
-// Abandon ends every connection that was begun before a moment: whoever waits for an
-// answer has ErrAbandoned immediately.
+// Abandon ends every connection that was begun before a moment: each wait for an answer
+// ends immediately with ErrAbandoned.
 func (d *Dialer) Abandon(before time.Time) {
 	d.mu.Lock()
 	var list []*conn

@@ -9,7 +9,7 @@ import (
 )
 
 // attempt sends one job over the open connection, settles it and returns what is
-// to be sent at once after it, if anything.
+// to be sent immediately after it, if anything.
 func (w *worker) attempt(j *job) *job {
 	started := time.Now()
 	res := w.send(j)
@@ -79,9 +79,9 @@ func isLeave(r smtp.Reply) bool {
 	return r.Code == 421 || r.Code == 451 && r.Enhanced.Subject == 4 && r.Enhanced.Detail == 2
 }
 
-// afresh goes on with a job whose connection was found ended: immediately, and on a
-// new one, for the others of its age may have ended too. Where none can be had the
-// job waits with the others.
+// afresh goes on immediately with a job whose connection had ended, over a new one: other
+// kept connections may have ended too. If no connection can be made the job waits in the
+// line.
 func (w *worker) afresh(j *job) *job {
 	w.hangUp()
 	need, _ := w.d.need()

@@ -77,7 +77,8 @@ func TestClaims(t *testing.T) {
 	}
 }
 
-// countOpen counts the connections that e has open, now and at most. The server is no witness: it learns of a close some time after it.
+// countOpen counts the connections that e has open, now and at most. The server cannot say
+// it: it learns of a close some time later.
 func countOpen(e *Engine) (open, peak *atomic.Int64) {
 	open, peak = new(atomic.Int64), new(atomic.Int64)
 	dial := e.dialer.connect

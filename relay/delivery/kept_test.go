@@ -104,7 +104,6 @@ func TestR7Goodbye(t *testing.T) {
 // is kept although it has carried nothing, and what it ends with costs nobody an attempt.
 func TestR3IdleWithoutMail(t *testing.T) {
 	t.Parallel()
-	w := &worker{conn: &conn{}}
 	for _, res := range []smtp.Result{
 		{Err: &smtp.StageError{Stage: smtp.StageMail, Err: net.ErrClosed}},
 		{Err: &smtp.StageError{Stage: smtp.StageMail, Reply: smtp.Temporary(421, 4, 2, "idle")}},
@@ -113,19 +112,19 @@ func TestR3IdleWithoutMail(t *testing.T) {
 			t.Errorf("%+v is a word about the message", res)
 		}
 	}
-	if w.conn.kept {
-		t.Fatal("a new connection counts as kept")
-	}
 	server := smtptest.New(smtptest.Config{})
 	defer server.Close()
 	ours, theirs := net.Pipe()
 	go server.ServeConn(theirs)
 	e := newEngine(newFakeQueue(), Config{Routes: routes{}})
-	w = newWorker(&destination{e: e})
+	w := newWorker(&destination{e: e})
 	w.conn = &conn{client: smtp.NewClient(ours, smtp.ClientConfig{Hello: "relay.test"})}
 	defer w.conn.client.Close()
 	if err := w.conn.client.Greet(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	if w.conn.kept {
+		t.Fatal("a new connection counts as kept")
 	}
 	w.jobs <- &job{}
 	if w.idle(time.Hour) == nil || !w.conn.kept {

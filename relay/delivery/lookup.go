@@ -73,13 +73,13 @@ func hasNone(err error) bool {
 // maxAliases bounds a chain of aliases; real ones have two or three.
 const maxAliases = 8
 
-// errAliases is the trouble of a name whose aliases come to no end.
-var errAliases = errors.New("its aliases (CNAME) lead in a circle")
+// errAliases is the trouble of a name whose aliases never end.
+var errAliases = errors.New("aliases (CNAME) lead in a circle")
 
 // aliasTrouble follows the aliases of a name that seems to have no address. Where they
 // lead in a circle some name servers say NOERROR, with the circle and nothing else in
 // their answer, which net.Resolver cannot tell from "no such record". A circle is a
-// mistake in a zone that is being worked on, and no word about the name.
+// mistake in a zone that is being worked on, and says nothing about the name.
 func aliasTrouble(ctx context.Context, dns Resolver, name string) error {
 	for range maxAliases {
 		target, err := dns.LookupCNAME(ctx, name)
@@ -131,7 +131,7 @@ func isNoLetter(r rune) bool {
 func lookupTrouble(name string, err error) *trouble {
 	text := "DNS gives no answer about " + name + " now"
 	if errors.Is(err, errAliases) {
-		text = "of " + name + " DNS says only that " + errAliases.Error()
+		text = "in DNS the " + errAliases.Error() + " for " + name
 	}
 	return &trouble{reply: smtp.Temporary(451, 4, 3, text), err: fmt.Errorf("look up %s: %w", name, err)}
 }

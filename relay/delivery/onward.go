@@ -59,9 +59,10 @@ func (t *transaction) elsewhere(j *job, outcomes []queue.Outcome) []queue.Recipi
 	return rest
 }
 
-// goesOn reports that another host may be asked about recipient i: who was put off at
-// MAIL, RCPT or DATA, had no reply there, or has a need that this host lacks. Not who
-// was refused for good, and not whose final dot was sent: the message may be there.
+// goesOn reports that another host may be asked about recipient i: this one put it off at
+// MAIL, RCPT or DATA, gave no reply there, or lacks what it needs. A recipient that was
+// refused for good does not go on, and none does after the final dot: the message may be
+// there.
 func (t *transaction) goesOn(i int) bool {
 	reply, stage := t.res.Replies[i], t.res.Stages[i]
 	switch {
@@ -72,7 +73,7 @@ func (t *transaction) goesOn(i int) bool {
 	case stage == smtp.StageHello:
 		return true
 	case stage == smtp.StageRcpt && t.conn.walk.upstream != nil:
-		return reply.Code == 421 // else the word of all its hosts
+		return reply.Code == 421 // any other reply stands for all hosts of the upstream
 	}
 	return reply.IsTemporary()
 }

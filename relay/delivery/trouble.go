@@ -23,7 +23,7 @@ type trouble struct {
 }
 
 // outcome is what t means for one recipient, whose destination is left alone for
-// away. Where every host of a domain takes no mail, and said so before, it fails.
+// away. It fails if no host of the domain takes mail and they said so the last time too.
 func (t *trouble) outcome(d *destination, j *job, rcpt *queue.Recipient, away time.Duration) queue.Outcome {
 	now := time.Now()
 	o := queue.Outcome{

@@ -72,7 +72,7 @@ func (w *walk) unsafe() *trouble {
 }
 
 // again is the walk of a message whose attempt begins on the connection that the walk
-// has led to: that one counts, what was tried for it before does not.
+// has led to: only that connection counts, not what was tried before it.
 func (w walk) again() walk {
 	w.tries, w.sessions, w.until = 1, 1, time.Now().Add(attemptTime)
 	return w

@@ -186,7 +186,7 @@ func (w *worker) abandon() {
 	w.d.e.end(j)
 }
 
-// do does one job and returns one that is to be done at once after it: what is
+// do does one job and returns one that is to be done immediately after it: what is
 // left of it. The connection is gone when it broke or is out of date.
 func (w *worker) do(j *job) *job {
 	switch {

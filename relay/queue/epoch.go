@@ -47,8 +47,8 @@ func newEpochs(q *Queue) *epochs {
 	return e
 }
 
-// answered notes which server an answer came from. What was begun with another one has no
-// answer to hope for: its connections may stay open for ever and say nothing.
+// answered notes which server an answer came from. Nothing that was begun with another one
+// will be answered any more, though its connections may stay open for ever.
 func (e *epochs) answered() {
 	if e.found.Equal(e.server) {
 		return

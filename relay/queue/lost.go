@@ -31,13 +31,14 @@ type LostNotice struct {
 	Reply smtp.Reply // the last that it got; zero when it got none
 }
 
-// lastTry is whom a notice t was for, and the last that a server or, if none did, the
-// queue said of it.
+// lastTry finds the recipient of a notice t and the last reply to it: a server's or, if
+// there was none, the queue's own.
 const lastTry = `
 left join lateral (select a.local, a.domain, a.reply_code, a.reply_enhanced, a.reply_text from attempt a
 	where a.message_id = t.message_id and not a.fenced order by a.upstream || a.remote_mta <> '' desc, a.reply_code > 0 desc, a.at desc limit 1) last on true`
 
-// sqlLostNotices takes at most $1 losses that nobody was told of, and is not told by two.
+// sqlLostNotices takes at most $1 losses of which nobody has been told. Two nodes take
+// different ones.
 const sqlLostNotices = `
 select t.message_id, t.about, t.kind, t.lost, coalesce(last.local, ''), coalesce(last.domain, ''),
 	coalesce(last.reply_code, 0), coalesce(last.reply_enhanced, ''), coalesce(last.reply_text, '')
@@ -49,8 +50,8 @@ const sqlLostNoticesTold = `update notice set told_at = now() where message_id =
 
 const lostAtOnce = 100
 
-// TellLost hands over the notices that were lost, whatever process noted that, and of
-// which nobody was told. When it fails, or the process dies, they are told again.
+// TellLost hands over the lost notices of which nobody has been told, whichever process
+// noted the loss. When it fails, or the process dies, they are told again.
 func (q *Queue) TellLost(ctx context.Context, tell func(LostNotice)) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()

@@ -32,8 +32,8 @@ type Config struct {
 	Recipients  time.Duration // 365 days: how long the breaker knows whom users wrote to
 	Budget      time.Duration // 60 s: how long the fate of a commit may stay unknown
 
-	// Moved is told that another database server answers than before, and that what was
-	// begun with connections older than a moment is best ended. It must not block.
+	// Moved is called when another database server answers than before: connections that
+	// were begun before that moment should be closed. It must not block.
 	Moved func(before time.Time)
 
 	Near      func(NearLimit) // told by one node of a limit that is nearly used up; nil for nobody

@@ -24,8 +24,8 @@ func Way(upstream, domainKey string) string {
 	return "upstream " + upstream
 }
 
-// Recovered makes mail due whose attempts were deferred as Suspended for a way that can
-// be had again. It does not wait; while the database is away it is tried again.
+// Recovered makes mail due that was deferred as Suspended for a way which works again. It
+// does not wait; while the database is away it is tried again.
 func (q *Queue) Recovered(way string) {
 	r := &q.recovered
 	r.mu.Lock()

@@ -246,8 +246,8 @@ kept as (update recipient r set state = 'delivered', owner = null, dot_possible 
 k as (select * from gone union all select * from kept),` + sqlEnd
 
 // sqlUndelivered ends the other attempts: back to waiting, or failed when the server
-// said so or the lifetime is over; a failure that nobody wants to hear of goes at once,
-// but when it is that of a notice an admin is told (TellLost).
+// said so or the lifetime is over; a row whose failure nobody wants to hear of is deleted
+// immediately. When a notice failed an admin is told (TellLost).
 // What was no attempt leaves its reason in the row, for the queue's listing to show, and
 // nothing in the history.
 const (

@@ -78,8 +78,8 @@ select epoch, name, beat_at, expires_at + $1::interval < clock_timestamp() from 
 // beat_at first, and then nothing happens here, or changes no row any more.
 const sqlKill = `update node set reaped_at = clock_timestamp() where epoch = $1 and beat_at = $2 and reaped_at is null`
 
-// sqlLost selects rows, with a condition behind it, that are to be taken from an owner who
-// does not give them back himself.
+// sqlLost selects rows, by a condition that is appended, that are to be taken from an owner
+// which does not give them back itself.
 const sqlLost = `
 with lost as materialized (
 	select r.message_id, r.n, r.owner, r.dot_possible and r.state = 'queued' as sent, r.state, r.local, r.domain
@@ -104,15 +104,15 @@ const sqlReap = sqlLost + `r.owner = any(array(select epoch from node where reap
 	on conflict do nothing)
 select (select count(*) from lost), ` + durably
 
-// sqlLeftovers takes back the rows of messages that an epoch has and nobody in its node
-// knows of. Those that may have been sent were sent, if the database has forgotten how that
-// ended: as after a failover that lost its last moments.
+// sqlLeftovers takes back rows of messages that an epoch owns but its node does not know
+// of. Those that may have been sent were sent if the database has forgotten how that
+// ended, as after a failover that lost the last moments.
 const sqlLeftovers = sqlLost + `r.message_id = any($1::uuid[]) and r.owner is not distinct from $2 for update` + sqlUnknown
 
 // sqlHandBack takes back at most $2 rows of an epoch that ends.
 const sqlHandBack = sqlLost + `r.owner = $1 limit $2 for update` + sqlUnknown
 
-const sqlUnknown = sqlTakeBack + `'The node had lost this recipient from its hands, it may have delivered', true, true
+const sqlUnknown = sqlTakeBack + `'The node had lost track of this recipient, it may have delivered', true, true
 	from lost l left join node on node.epoch = l.owner where l.sent
 	on conflict do nothing)
 select (select count(*) from lost), ` + durably
