@@ -88,9 +88,7 @@ func (w *worker) nextHost(j *job, t *transaction) bool {
 	w.hangUp()
 	c, trouble := next.next(w.ctx)
 	if c == nil {
-		if trouble != nil {
-			w.d.e.cfg.Log.Info("no other host can be had", "id", j.Message.ID, "after", t.conn.host, "reply", trouble.reply.String(), "error", trouble.err)
-		}
+		w.d.e.cfg.Log.Info("no other host can be had", "id", j.Message.ID, "after", t.conn.host, "reply", trouble.reply.String(), "error", trouble.err)
 		return false
 	}
 	c.version, c.onward = t.conn.version, true

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"testing"
 	"testing/synctest"
@@ -183,6 +184,16 @@ func TestP05Bounds(t *testing.T) {
 			}
 		})
 	})
+}
+
+// A walk whose time ended before anything was dialled has trouble to tell.
+func TestP05NoTimeLeft(t *testing.T) {
+	t.Parallel()
+	cfg := Config{DNS: &smtptest.Resolver{}}
+	w := walk{d: newDialer(&cfg), addrs: make([]netip.Addr, 1), until: time.Now().Add(-time.Second)}
+	if c, trouble := w.next(t.Context()); c != nil || trouble == nil || !trouble.reply.IsTemporary() {
+		t.Errorf("%+v, %+v", c, trouble)
+	}
 }
 
 // TestP05OnlyTheRest: the recipients that a host puts off go on, those that it took or

@@ -19,7 +19,7 @@ type trouble struct {
 	addr      netip.AddrPort
 	tls       string
 	greeted   bool // EHLO was answered
-	closed    bool // the host says that it takes no mail, ever (RFC 7504)
+	closed    bool // the host says that it takes no mail, ever (RFC 7504), and so do all others
 }
 
 // outcome is what t means for one recipient, whose destination is left alone for

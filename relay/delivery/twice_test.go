@@ -69,6 +69,19 @@ func Test521Twice(t *testing.T) {
 	})
 }
 
+// A host that was not asked, since five addresses are enough for one attempt, may take mail.
+func Test521OfSomeHosts(t *testing.T) {
+	t.Parallel()
+	servers, cfg := mxHosts(t, maxTries+1)
+	cfg.Routes = routes{}
+	for _, s := range servers[:maxTries] {
+		s.On(smtptest.PhaseBanner, reply("521 5.3.2 this host takes no mail"))
+	}
+	if o := attempt(t, cfg, after(t, 521)); o.Result != queue.Deferred {
+		t.Errorf("%s %v", o.Result, o.Reply)
+	}
+}
+
 // Test552Twice: a server that refuses the message in the middle of it and hangs up is
 // believed the second time, unless it speaks of our account or of commands.
 func Test552Twice(t *testing.T) {

@@ -86,7 +86,7 @@ func (w *walk) exhausted() bool {
 }
 
 // next begins a conversation with the next address where one can be had. The trouble
-// is the one that says most of those on the way, nil if there was nowhere to go.
+// is the one that says most of those on the way.
 func (w *walk) next(ctx context.Context) (*conn, *trouble) {
 	ctx, cancel := context.WithDeadline(ctx, w.until)
 	defer cancel()
@@ -105,6 +105,12 @@ func (w *walk) next(ctx context.Context) (*conn, *trouble) {
 		if t != nil && t.outranks(worst) {
 			worst = t
 		}
+	}
+	if worst == nil { // as when this process stood still for minutes
+		return nil, &trouble{reply: smtp.Temporary(451, 4, 1, "the time for this attempt is over"), err: context.DeadlineExceeded}
+	}
+	if len(w.addrs) > 0 || len(w.hosts) > 0 {
+		worst.closed = false // as far as they were asked
 	}
 	return nil, worst
 }
