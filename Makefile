@@ -3,7 +3,7 @@
 
 ARGS ?=
 FUZZTIME ?= 60s
-TESTTIME ?= 2h
+TESTTIME ?= 1h
 N ?= 10
 PKG ?= ./...
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
