@@ -72,6 +72,17 @@ func BenchmarkSessionClear(b *testing.B) {
 	s.wire.out = nil
 }
 
+// BenchmarkRecheckThousand has 1,000 idle sessions of 100 users told that their access
+// was withdrawn.
+func BenchmarkRecheckThousand(b *testing.B) {
+	for b.Loop() {
+		b.StopTimer()
+		ts, _, clients := manySessions(b, 100, 10)
+		b.StartTimer()
+		ts.revokeAll(b, clients)
+	}
+}
+
 // TestIdleSession: what a session that waits costs, TLS apart.
 func TestIdleSession(t *testing.T) {
 	// Not parallel: it looks at the heap of the process.
