@@ -26,9 +26,11 @@ import (
 )
 
 const (
-	// HostTime is how long one of the servers in a URL may take until a connection to it
+	// HostTime is how long one of several servers in a URL may take until a connection to it
 	// can be used, unless the URL has a connect_timeout. The next one is asked after it.
 	HostTime = 3 * time.Second
+	// onlyTime is the same for the only server: there is no other to ask.
+	onlyTime = 10 * time.Second
 	// unheard is how long what was sent may stay unacknowledged. It is longer than a
 	// server whose disk hangs for a while keeps its window shut: that looks the same.
 	unheard = 20 * time.Second
@@ -49,9 +51,7 @@ type Dialer struct {
 
 // Use makes the one connection of cfg one of this dialer's.
 func (d *Dialer) Use(cfg *pgx.ConnConfig) {
-	if cfg.ConnectTimeout <= 0 {
-		cfg.ConnectTimeout = HostTime
-	}
+	setConnectTime(cfg)
 	one := &connection{dialer: d}
 	cfg.DialFunc = one.dial
 	after := cfg.AfterConnect
@@ -66,9 +66,7 @@ func (d *Dialer) Use(cfg *pgx.ConnConfig) {
 
 // UsePool is Use for each connection of a pool.
 func (d *Dialer) UsePool(cfg *pgxpool.Config) {
-	if cfg.ConnConfig.ConnectTimeout <= 0 {
-		cfg.ConnConfig.ConnectTimeout = HostTime
-	}
+	setConnectTime(cfg.ConnConfig)
 	before := cfg.BeforeConnect
 	cfg.BeforeConnect = func(ctx context.Context, one *pgx.ConnConfig) error {
 		d.Use(one)
@@ -76,6 +74,17 @@ func (d *Dialer) UsePool(cfg *pgxpool.Config) {
 			return before(ctx, one)
 		}
 		return nil
+	}
+}
+
+// setConnectTime bounds how long a connection may take to be made where the URL does not.
+func setConnectTime(cfg *pgx.ConnConfig) {
+	switch {
+	case cfg.ConnectTimeout > 0:
+	case len(cfg.Fallbacks) > 0:
+		cfg.ConnectTimeout = HostTime
+	default:
+		cfg.ConnectTimeout = onlyTime
 	}
 }
 

@@ -72,7 +72,12 @@ func unheard(res smtp.Result) bool {
 	if errors.As(res.Err, &stage) {
 		return stage.Stage == smtp.StageMail && (isLeave(stage.Reply) || stage.Reply.IsZero())
 	}
-	return len(res.Stages) > 0 && res.Stages[0] == smtp.StageMail && isLeave(res.Replies[0])
+	for i, stage := range res.Stages {
+		if stage == smtp.StageMail {
+			return isLeave(res.Replies[i])
+		}
+	}
+	return false
 }
 
 func isLeave(r smtp.Reply) bool {
@@ -103,6 +108,7 @@ func (w *worker) afresh(j *job) *job {
 func (w *worker) conclude(j *job, t *transaction) *job {
 	e := w.d.e
 	outcomes := classify(t.facts, j.rcpts, t.res, w.retryIn(j))
+	t.spareWithheld(outcomes)
 	if t.res.Err != nil {
 		w.d.brokeOff(&trouble{reply: troubleReply(t.res), err: t.res.Err, host: t.facts.RemoteMTA, addr: t.facts.RemoteIP, tls: t.facts.TLS})
 	} else {
@@ -114,18 +120,43 @@ func (w *worker) conclude(j *job, t *transaction) *job {
 	}
 	if rest := t.elsewhere(j, outcomes); len(rest) > 0 {
 		outcomes = w.settleBut(j, outcomes, rest)
-		if w.nextHost(j, t) {
+		next, trouble := w.nextHost(j, t)
+		if next {
 			return j
 		}
 		if t.mayBeginAnew(j) {
 			j.again = true
 			return w.afresh(j)
 		}
+		if trouble != nil && !trouble.permanent {
+			w.waitForOthers(j, outcomes, trouble)
+		}
 	}
 	w.job = nil // from here on it is not for abandon to settle
 	e.settle(j, j.rcpts, outcomes, t.res.Err)
 	e.end(j)
 	return nil
+}
+
+// waitForOthers lets those wait whose need this host lacks and for whom another host, which
+// cannot be had now, may do. A size that is too large is not such a need: no host of a
+// destination takes more than another as a rule.
+func (w *worker) waitForOthers(j *job, outcomes []queue.Outcome, t *trouble) {
+	for i := range outcomes {
+		if o := &outcomes[i]; o.Result == queue.Failed && o.Reply.Enhanced.Subject == 6 {
+			o.Result, o.Reply, o.RetryIn = queue.Deferred, t.reply, w.retryIn(j)(j.rcpts[i].Attempts)
+		}
+	}
+}
+
+// spareWithheld counts no attempt for recipients that the server was never told of, for
+// they are over its limit.
+func (t *transaction) spareWithheld(outcomes []queue.Outcome) {
+	for i := range outcomes {
+		if t.res.Withheld(i) && outcomes[i].Result == queue.Deferred {
+			outcomes[i].NotAnAttempt, outcomes[i].RetryIn = true, turnedAwayWait
+		}
+	}
 }
 
 // settleBut settles all recipients of a job but rest, which stays its job, and returns

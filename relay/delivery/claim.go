@@ -50,6 +50,11 @@ func (e *Engine) claim() (int, error) {
 			d.tryAgain()
 		}
 	}
+	for _, way := range e.cfg.Queue.Back() {
+		if d := e.known(way); d != nil {
+			d.tryAgain()
+		}
+	}
 	ctx, cancel := context.WithTimeout(e.work, claimTime)
 	defer cancel()
 	list, err := e.cfg.Queue.Claim(ctx, queue.ClaimRequest{

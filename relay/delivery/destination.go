@@ -186,7 +186,8 @@ func (d *destination) update(up *route.Upstream) {
 		d.version++
 		d.most = d.e.connectionsFor(up)
 		d.limit, d.proven = d.most, d.most
-		d.failures, d.suspensions, d.broken, d.retryAt = 0, 0, 0, time.Time{}
+		d.failures, d.suspensions, d.pauses, d.broken, d.retryAt = 0, 0, 0, 0, time.Time{}
+		d.talkedAt = time.Time{} // that was another server, perhaps
 	}
 	d.upstream = up
 }
@@ -463,6 +464,13 @@ func (d *destination) giveUp(jobs []*job, t *trouble) {
 		d.e.settle(j, j.rcpts, outcomes, t.err)
 		d.e.end(j)
 	}
+}
+
+// known returns the destination of a way, nil if there is none.
+func (e *Engine) known(way string) *destination {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.destinations[way]
 }
 
 // tryAgain ends the wait of a destination in trouble: somebody says that it is mended.

@@ -27,6 +27,8 @@ type Source interface {
 	Wait(ctx context.Context) error
 	// Asked grows when an operator asks for mail to be tried now.
 	Asked() uint64
+	// Back returns the ways that other nodes have found to be back since the last call.
+	Back() []string
 	Claim(ctx context.Context, want queue.ClaimRequest) ([]*queue.Delivery, error)
 }
 

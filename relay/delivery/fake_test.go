@@ -42,6 +42,7 @@ type fakeQueue struct {
 	requests  []queue.ClaimRequest
 	ended     int
 	recovered []string
+	back      []string
 	asked     atomic.Uint64
 }
 
@@ -76,6 +77,14 @@ func (q *fakeQueue) Wait(ctx context.Context) error {
 }
 
 func (q *fakeQueue) Asked() uint64 { return q.asked.Load() }
+
+func (q *fakeQueue) Back() []string {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	list := q.back
+	q.back = nil
+	return list
+}
 
 func (q *fakeQueue) Claim(_ context.Context, want queue.ClaimRequest) ([]*queue.Delivery, error) {
 	q.mu.Lock()

@@ -271,3 +271,57 @@ func TestR2Flapping(t *testing.T) {
 		t.Errorf("%d suspensions after %d pauses", d.suspensions, d.pauses)
 	}
 }
+
+// TestR7GoodbyeToTheRest: the goodbye is recognised although another recipient was
+// answered without a word to the server.
+func TestR7GoodbyeToTheRest(t *testing.T) {
+	t.Parallel()
+	if !unheard(smtp.Result{
+		Replies: []smtp.Reply{smtp.Permanent(553, 6, 7, "needs SMTPUTF8"), smtp.Temporary(451, 4, 2, "idle")},
+		Stages:  []smtp.Stage{smtp.StageHello, smtp.StageMail},
+	}) {
+		t.Error("a goodbye to MAIL counts as the server's word about the message")
+	}
+}
+
+// TestR2BackElsewhere: what another node has found to be back is not spared any longer.
+func TestR2BackElsewhere(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := smtptest.New(smtptest.Config{})
+		defer server.Close()
+		q := newFakeQueue()
+		e := newEngine(q, Config{Routes: routes{def: piped}})
+		down, _ := pipes(e, server)
+		down.Store(true)
+		e.Start()
+		defer stop(t, e)
+		e.Take(message(t, "a@one.test"))
+		synctest.Wait()
+		down.Store(false)
+		d := message(t, "a@one.test")
+		q.mu.Lock()
+		q.back = []string{queue.Way("sink", "")}
+		q.mu.Unlock()
+		q.offer(d)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if o := q.outcome(t, d, 0); o.Result != queue.Delivered {
+			t.Errorf("outcome %+v", o)
+		}
+	})
+}
+
+// TestR2AnotherServer: an upstream that was changed inherits neither pauses nor the name
+// of one that works.
+func TestR2AnotherServer(t *testing.T) {
+	t.Parallel()
+	e := newEngine(newFakeQueue(), Config{Routes: routes{def: piped}})
+	other := *piped
+	other.Host = "192.0.2.2"
+	d := &destination{e: e, upstream: piped, pauses: 2, failures: 2, talkedAt: time.Now()}
+	d.update(&other)
+	if d.pauses != 0 || d.failures != 0 || !d.talkedAt.IsZero() {
+		t.Errorf("%+v", d)
+	}
+}

@@ -230,3 +230,24 @@ func TestP07Gate(t *testing.T) {
 		}
 	}
 }
+
+// TestP06LostBeforeTheRest: recipients beyond the server's limit, of whom it has not
+// heard, are charged no attempt when the connection is lost with those before them.
+func TestP06LostBeforeTheRest(t *testing.T) {
+	t.Parallel()
+	server := smtptest.Start(t, smtptest.Config{
+		Extensions: []string{"LIMITS RCPTMAX=1"},
+		Hooks:      map[smtptest.Phase]smtptest.Hook{smtptest.PhaseDot: smtptest.Always(smtptest.Close())},
+	})
+	q := newFakeQueue()
+	e := startEngine(t, q, Config{Routes: routes{def: upstreamAt(server)}})
+	d := message(t, "a@one.test", "b@one.test")
+	e.Take(d)
+	q.waitEnded(t, 2)
+	if o := q.outcome(t, d, 0); !o.Unknown || o.NotAnAttempt {
+		t.Errorf("the recipient whose dot was sent: %+v", o)
+	}
+	if o := q.outcome(t, d, 1); o.Result != queue.Deferred || !o.NotAnAttempt || o.Unknown {
+		t.Errorf("the recipient that was never named: %+v", o)
+	}
+}

@@ -79,21 +79,21 @@ func (t *transaction) goesOn(i int) bool {
 }
 
 // nextHost goes on to the next host of the destination with what is left of a job, and
-// reports whether one could be had.
-func (w *worker) nextHost(j *job, t *transaction) bool {
+// reports whether one could be had; the trouble is why not, nil if there is none.
+func (w *worker) nextHost(j *job, t *transaction) (bool, *trouble) {
 	next := t.onward()
 	if !next.hasNext() || w.d.e.closing.Load() {
-		return false
+		return false, nil
 	}
 	w.hangUp()
 	c, trouble := next.next(w.ctx)
 	if c == nil {
 		w.d.e.cfg.Log.Info("no other host can be had", "id", j.Message.ID, "after", t.conn.host, "reply", trouble.reply.String(), "error", trouble.err)
-		return false
+		return false, trouble
 	}
 	c.version, c.onward = t.conn.version, true
 	w.conn = c
 	w.d.connected(w)
 	w.d.e.cfg.Log.Info("the next host is tried", "id", j.Message.ID, "after", t.conn.host, "host", c.host)
-	return true
+	return true, nil
 }

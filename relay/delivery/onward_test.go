@@ -362,3 +362,26 @@ func TestP05GoesOn(t *testing.T) {
 		t.Error("silence counts as a lost connection")
 	}
 }
+
+// TestP05LacksAndNotThere: a lack is not final while another host that may not lack it
+// cannot be had.
+func TestP05LacksAndNotThere(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		first := smtptest.New(smtptest.Config{Extensions: []string{"PIPELINING"}})
+		defer first.Close()
+		q := newFakeQueue()
+		e := pipedMX(q, Config{}, first, nil)
+		e.Start()
+		defer stop(t, e)
+		d := message(t, "ü@one.test", "a@one.test")
+		e.Take(d)
+		synctest.Wait()
+		if o := q.outcome(t, d, 0); o.Result != queue.Deferred || o.RetryIn <= 0 {
+			t.Errorf("the recipient that needs another host: %+v", o)
+		}
+		if o := q.outcome(t, d, 1); o.Result != queue.Delivered {
+			t.Errorf("the other one: %+v", o)
+		}
+	})
+}

@@ -12,6 +12,7 @@ import (
 const (
 	recoveredRows  = 1000                   // rows that one statement makes due
 	recoveredPause = 100 * time.Millisecond // destinations that come back together are asked for together
+	recoveredAgain = 10 * time.Second       // outcomes that were on their way are in the table by then
 	recoveredKeys  = 10_000                 // destinations remembered; the mail of others comes by its schedule
 )
 
@@ -39,11 +40,32 @@ func (q *Queue) Recovered(way string) {
 	}
 }
 
-// recovered holds the ways of which Recovered was told.
+// Back returns the ways, as Way writes them, that other nodes have found to be back since
+// the last call. Without NOTIFY none are heard of.
+func (q *Queue) Back() []string {
+	r := &q.recovered
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	list := r.back
+	r.back = nil
+	return list
+}
+
+// recovered holds the ways of which Recovered was told, and those that others told of.
 type recovered struct {
 	mu    sync.Mutex
 	ways  map[string]bool
+	back  []string
 	grown chan struct{} // capacity 1
+}
+
+// hear notes that another node, or this one, has found a way to be back.
+func (r *recovered) hear(way string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.back) < recoveredKeys {
+		r.back = append(r.back, way)
+	}
 }
 
 func (r *recovered) take() []string {
@@ -54,34 +76,34 @@ func (r *recovered) take() []string {
 	return list
 }
 
-// wakeRecovered works until ctx ends.
+// wakeRecovered works until ctx ends. Each way is looked for twice: an outcome that
+// defers mail for it may still be on its way to the table at the first look.
 func (q *Queue) wakeRecovered(ctx context.Context) {
-	var ways []string // that failed before
+	var first, second []string
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
 	for {
-		wait := recoveredPause
-		if len(ways) > 0 {
-			wait = q.cfg.Poll
-		} else {
-			select {
-			case <-ctx.Done():
-				return
-			case <-q.recovered.grown:
-			}
-		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(wait):
+		case <-q.recovered.grown:
+			timer.Reset(recoveredPause)
+			continue
+		case <-timer.C:
 		}
-		ways = append(ways, q.recovered.take()...)
-		if err := q.makeDue(ctx, ways); err != nil {
+		first = append(first, q.recovered.take()...)
+		if err := q.makeDue(ctx, append(first, second...)); err != nil {
 			if ctx.Err() == nil && !q.epochs.suspectIfDown(err) {
 				q.log.Warn("queue: mail for destinations that are back waits a little longer", "error", err)
 			}
-			ways = ways[:min(len(ways), recoveredKeys)]
+			first = first[:min(len(first), recoveredKeys)]
+			timer.Reset(q.cfg.Poll)
 			continue
 		}
-		ways = nil
+		first, second = nil, first
+		if len(second) > 0 {
+			timer.Reset(recoveredAgain)
+		}
 	}
 }
 
@@ -96,8 +118,8 @@ update recipient r set next_attempt_at = now(), waits_for = null
 from due where r.message_id = due.message_id and r.n = due.n`
 
 func (q *Queue) makeDue(ctx context.Context, ways []string) error {
-	for {
-		n, err := q.makeSomeDue(ctx, ways)
+	for tell := !q.cfg.NoNotify; ; tell = false {
+		n, err := q.makeSomeDue(ctx, ways, tell)
 		if err != nil {
 			return err
 		}
@@ -110,8 +132,13 @@ func (q *Queue) makeDue(ctx context.Context, ways []string) error {
 	}
 }
 
-// makeSomeDue uses the connection of the claims, between two of them.
-func (q *Queue) makeSomeDue(ctx context.Context, ways []string) (int64, error) {
+// sqlTellBack tells the other nodes which ways are back: they need not spare them.
+const sqlTellBack = `select pg_notify('` + channel + `', '` + payloadBack + `' || way) from unnest($1::text[]) way
+	where exists (select from recipient where waits_for is not null and waits_for = way and owner is null)`
+
+// makeSomeDue uses the connection of the claims, between two of them. The others are told
+// first, so that they do not take what is due while they still spare its destination.
+func (q *Queue) makeSomeDue(ctx context.Context, ways []string, tell bool) (int64, error) {
 	c := q.claims
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -120,6 +147,11 @@ func (q *Queue) makeSomeDue(ctx context.Context, ways []string) (int64, error) {
 	conn, err := c.s.get(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("make due: %w", err)
+	}
+	if tell {
+		if _, err := conn.Exec(ctx, sqlTellBack, ways); err != nil {
+			return 0, fmt.Errorf("make due: %w", c.s.end(err))
+		}
 	}
 	tag, err := conn.Exec(ctx, sqlRecovered, ways, recoveredRows)
 	if err = c.s.end(err); err != nil {

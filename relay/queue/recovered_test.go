@@ -67,3 +67,40 @@ func TestR2RecoveredPlan(t *testing.T) {
 		t.Errorf("plan:\n%s", plan)
 	}
 }
+
+// Another node hears which way is back, and only of one for which mail waits; an outcome
+// that was on its way at the first look is found by the second.
+func TestR2RecoveredIsTold(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	a := start(t, calmConfig(db))
+	cfg := calmConfig(db)
+	cfg.Node = "b"
+	b := start(t, cfg)
+	_, d := put(t, a, true, "x@one.example", "y@one.example")
+	suspend := func(n int) {
+		end := outcome(d, n, Deferred)
+		end.Upstream, end.Suspended, end.RetryIn = "out", true, time.Hour
+		a.Settle(end)
+	}
+	suspend(0)
+	eventually(t, "the first waits", func() bool {
+		return count(t, db, `select count(*) from recipient where waits_for = 'upstream out'`) == 1
+	})
+	a.Recovered(Way("nobody", ""))
+	a.Recovered(Way("out", ""))
+	var heard []string
+	eventually(t, "the other node hears of it", func() bool {
+		heard = append(heard, b.Back()...)
+		return len(heard) > 0
+	})
+	suspend(1)
+	eventually(t, "both are due", func() bool {
+		return count(t, db, `select count(*) from recipient where waits_for is null and next_attempt_at <= now()`) == 2
+	})
+	for _, way := range append(heard, b.Back()...) {
+		if way != Way("out", "") {
+			t.Errorf("heard that %q is back", way)
+		}
+	}
+}

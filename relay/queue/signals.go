@@ -3,14 +3,16 @@ package queue
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 )
 
 // channel is the notification channel: "there is work to claim". The payload is
-// empty, or payloadAsked when an operator asked for it.
+// empty, payloadAsked when an operator asked for it, or payloadBack and a way that is back.
 const (
 	channel      = "postern_queue"
 	payloadAsked = "asked"
+	payloadBack  = "back "
 )
 
 // signals wakes the claims of this node and of others. A notification is a hint:
@@ -143,7 +145,9 @@ func (s *signals) hear(ctx context.Context) error {
 		cancel()
 		switch {
 		case err == nil:
-			if n.Payload == payloadAsked {
+			if way, back := strings.CutPrefix(n.Payload, payloadBack); back {
+				s.q.recovered.hear(way)
+			} else if n.Payload == payloadAsked {
 				s.q.asked.Add(1)
 			}
 			s.q.wake()
