@@ -6,7 +6,8 @@
 // Usage: steady [-n runs] [-busy loops] [-timeout time] [package...]
 //
 // Each package runs by itself, all of them before any runs again. Exit status: 0 all
-// were green, 1 some were not, 2 used wrongly. An interrupt ends it, with what is known.
+// were green, 1 some were not or it was interrupted, which ends it with what is known so
+// far, 2 used wrongly.
 package main
 
 import (
@@ -59,7 +60,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (status i
 	busy(*loops)
 	red := p.run(ctx, stdout)
 	red.print(stdout)
-	if len(red) > 0 {
+	if ctx.Err() != nil {
+		fmt.Fprintln(stdout, "and it was interrupted")
+	}
+	if len(red) > 0 || ctx.Err() != nil {
 		return 1
 	}
 	return 0
@@ -119,7 +123,9 @@ func (p plan) run(ctx context.Context, out io.Writer) tally {
 // once runs one package, prints what its red tests said and returns those.
 func (p plan) once(ctx context.Context, pkg string, out io.Writer) []test {
 	cmd := exec.CommandContext(ctx, "go", "test", "-json", "-race", "-shuffle=on", "-count=1", "-timeout", p.timeout.String(), pkg)
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	// An interrupt is for the tests as well, which the go command would leave behind.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
 	cmd.Dir, cmd.Stderr = p.dir, out
 	events, err := cmd.StdoutPipe()
 	if err == nil {
