@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"time"
 
+	"postern/internal/owned"
 	"postern/internal/peers"
 	"postern/internal/pgserver"
 )
@@ -38,8 +39,8 @@ type lab struct {
 }
 
 // newLab makes the folder inside parent, the certificate and the sink. Where the
-// user that runs PostgreSQL for root may not enter parent, the folder is in
-// /var/tmp.
+// user that runs PostgreSQL for root may not enter parent, or another user may put
+// something else in its place, the folder is in /var/tmp.
 func newLab(parent string) (*lab, error) {
 	parent, err := filepath.Abs(parent)
 	if err != nil {
@@ -48,7 +49,7 @@ func newLab(parent string) (*lab, error) {
 	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return nil, fmt.Errorf("make a folder for the servers: %w", err)
 	}
-	if pgserver.Reachable(filepath.Join(parent, "smtpbench")) != nil {
+	if _, err := owned.Path(parent); err != nil || pgserver.Reachable(filepath.Join(parent, "smtpbench")) != nil {
 		parent = "/var/tmp"
 	}
 	l := &lab{}

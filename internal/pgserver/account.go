@@ -51,12 +51,31 @@ func (a account) attributes() *syscall.SysProcAttr {
 	return attributes
 }
 
-// take makes a file or folder this user's.
-func (a account) take(name string) error {
+// give makes an open file this user's.
+func (a account) give(f *os.File) error {
 	if !a.other {
 		return nil
 	}
-	return os.Lchown(name, a.uid, a.gid)
+	return f.Chown(a.uid, a.gid)
+}
+
+// folder makes a folder in root that is this user's and closed to others, or takes the one
+// that is there, which nobody but this process's user can have put there.
+func (a account) folder(root *os.Root, name string) error {
+	if err := root.Mkdir(name, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	info, err := root.Lstat(name)
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("%s: not a folder", filepath.Join(root.Name(), name))
+	}
+	if !a.other {
+		return nil
+	}
+	return root.Lchown(name, a.uid, a.gid)
 }
 
 // canReach says why the user cannot enter a folder, if so: a folder above it,

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"postern/internal/owned"
 )
 
 // settingsName is the file of this package's settings inside the cluster.
@@ -19,12 +21,8 @@ const settingsName = "postern.conf"
 
 // clusterVersion is the major release that made the cluster, 0 when there is
 // none yet.
-func clusterVersion(data string) int {
-	text, err := os.ReadFile(filepath.Join(data, "PG_VERSION"))
-	if err != nil {
-		return 0
-	}
-	version, err := strconv.Atoi(strings.TrimSpace(string(text)))
+func clusterVersion(folder *os.Root, owner account) int {
+	version, err := strconv.Atoi(strings.TrimSpace(readNote(folder, "data/PG_VERSION", owner)))
 	if err != nil {
 		return 0
 	}
@@ -33,25 +31,29 @@ func clusterVersion(data string) int {
 
 // initCluster makes the cluster when there is none. It is made aside and then
 // renamed, so that an interrupted one is never taken for whole.
-func initCluster(ctx context.Context, programs programs, config Config, owner account) error {
-	data := filepath.Join(config.Dir, "data")
-	if _, err := os.Stat(data); !errors.Is(err, os.ErrNotExist) {
+func (s *Server) initCluster(ctx context.Context, programs programs) error {
+	if info, err := s.folder.Lstat("data"); err == nil && !info.IsDir() {
+		return fmt.Errorf("%s: not a folder", s.data())
+	} else if !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	unfinished := data + ".new"
-	if err := os.RemoveAll(unfinished); err != nil {
+	const unfinished = "data.new"
+	if err := s.folder.RemoveAll(unfinished); err != nil {
 		return err
 	}
-	if err := runInitdb(ctx, programs, config, owner, unfinished); err != nil {
+	if err := s.owner.folder(s.folder, unfinished); err != nil {
 		return err
 	}
-	if err := includeSettings(unfinished); err != nil {
+	if err := runInitdb(ctx, programs, s.config, s.owner, filepath.Join(s.config.Dir, unfinished)); err != nil {
+		return err
+	}
+	if err := includeSettings(s.folder, unfinished, s.owner); err != nil {
 		return fmt.Errorf("configure the new cluster: %w", err)
 	}
-	if err := os.Rename(unfinished, data); err != nil {
+	if err := s.folder.Rename(unfinished, "data"); err != nil {
 		return err
 	}
-	return syncFolder(config.Dir)
+	return syncFolder(s.folder)
 }
 
 // runInitdb makes a cluster in UTF-8 whose order of text is that of its bytes,
@@ -77,8 +79,8 @@ func lastLine(out []byte) string {
 	return lines[len(lines)-1]
 }
 
-func includeSettings(data string) error {
-	main, err := os.OpenFile(filepath.Join(data, "postgresql.conf"), os.O_WRONLY|os.O_APPEND, 0)
+func includeSettings(folder *os.Root, data string, owner account) error {
+	main, err := owned.OpenFile(folder, data+"/postgresql.conf", os.O_WRONLY|os.O_APPEND, 0, owner.uid)
 	if err != nil {
 		return err
 	}
@@ -86,12 +88,12 @@ func includeSettings(data string) error {
 	return errors.Join(err, main.Sync(), main.Close())
 }
 
-func syncFolder(dir string) error {
-	folder, err := os.Open(dir)
+func syncFolder(folder *os.Root) error {
+	dir, err := folder.Open(".")
 	if err != nil {
 		return err
 	}
-	return errors.Join(folder.Sync(), folder.Close())
+	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // defaults suit a small server whose work is a mail queue: short transactions,
@@ -114,6 +116,7 @@ func defaults() map[string]string {
 		"synchronous_commit":              "on",
 		"log_line_prefix":                 "%m [%p] ",
 		"log_checkpoints":                 "off",
+		"log_parameter_max_length":        "0", // mail and hashes, should somebody log statements
 		"log_timezone":                    "UTC",
 		"timezone":                        "UTC",
 	}
@@ -135,14 +138,15 @@ func unsafeDefaults() map[string]string {
 	}
 }
 
-// writeSettings writes the settings that this start of the server has.
-func writeSettings(config Config, socket socket, owner account) error {
+// writeSettings writes the settings that this start of the server has. The file lies in
+// the folder of the server's user, who can put links there: none is followed.
+func (s *Server) writeSettings() error {
 	settings := defaults()
-	if config.Unsafe {
+	if s.config.Unsafe {
 		maps.Copy(settings, unsafeDefaults())
 	}
-	maps.Copy(settings, config.Settings)
-	settings["unix_socket_directories"] = socket.dir
+	maps.Copy(settings, s.config.Settings)
+	settings["unix_socket_directories"] = s.socket.dir
 	settings["unix_socket_permissions"] = "0700"
 	settings["logging_collector"] = "off"
 
@@ -155,11 +159,7 @@ func writeSettings(config Config, socket socket, owner account) error {
 		}
 		fmt.Fprintf(&text, "%s = '%s'\n", name, strings.ReplaceAll(value, "'", "''"))
 	}
-	file := filepath.Join(config.Dir, "data", settingsName)
-	if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
-		return err
-	}
-	return owner.take(file)
+	return owned.Replace(s.folder, "data/"+settingsName, []byte(text.String()), s.owner.give)
 }
 
 // environment keeps the caller's PG* variables and locale from the server.

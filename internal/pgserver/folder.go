@@ -6,12 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"postern/internal/owned"
 )
 
 // ErrInUse means that another process runs a server on the folder.
@@ -22,20 +26,41 @@ const (
 	logName  = "postgres.log"
 )
 
-// claimFolder makes the folder when it is missing and takes it for this
-// process. The kernel gives it back when the returned file is closed, which the
-// end of the process does too.
-func claimFolder(ctx context.Context, dir string, owner account) (*os.File, error) {
-	if err := owner.canReach(filepath.Dir(dir)); err != nil {
+// openFolder opens the folder. It is the user's of this process, below folders in which
+// nobody else can put another one in its place. Earlier releases gave it to the server's
+// user: that is taken back by claimFolder.
+func openFolder(dir string, owner account) (*os.Root, error) {
+	return owned.Open(dir, owner.uid)
+}
+
+// makeFolder makes the folder when it is missing, and opens it.
+func makeFolder(dir string, owner account) (*os.Root, error) {
+	above, err := owned.Path(filepath.Dir(dir))
+	if err != nil {
 		return nil, err
 	}
+	if err := owner.canReach(above); err != nil {
+		return nil, err
+	}
+	dir = filepath.Join(above, filepath.Base(dir))
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, err
 	}
-	if err := checkContents(dir); err != nil {
+	folder, err := openFolder(dir, owner)
+	if err != nil {
 		return nil, err
 	}
-	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
+	if err := checkContents(folder); err != nil {
+		folder.Close()
+		return nil, err
+	}
+	return folder, nil
+}
+
+// claimFolder takes the folder for this process. The kernel gives it back when the
+// returned file is closed, which the end of the process does too.
+func claimFolder(ctx context.Context, folder *os.Root, owner account) (*os.File, error) {
+	lock, err := owned.OpenFile(folder, lockName, os.O_RDWR|os.O_CREATE, 0o600, owner.uid)
 	if err != nil {
 		return nil, err
 	}
@@ -43,20 +68,35 @@ func claimFolder(ctx context.Context, dir string, owner account) (*os.File, erro
 		lock.Close()
 		return nil, err
 	}
-	if err := errors.Join(owner.take(dir), os.Chmod(dir, 0o700)); err != nil {
+	if err := closeFolder(folder, owner); err != nil {
 		lock.Close()
 		return nil, err
 	}
 	return lock, nil
 }
 
-// checkContents refuses a folder that is somebody else's, such as a home
-// directory given by mistake: its owner and mode would be changed.
-func checkContents(dir string) error {
-	if _, err := os.Lstat(filepath.Join(dir, lockName)); err == nil {
+// closeFolder keeps others out of the folder. The server's user may pass through it to
+// what is its own, and may not put anything there: root would open it.
+func closeFolder(folder *os.Root, owner account) error {
+	dir, err := folder.Open(".")
+	if err != nil {
+		return err
+	}
+	mode := os.FileMode(0o700)
+	if owner.other {
+		mode = 0o711
+		err = dir.Chown(os.Geteuid(), os.Getegid())
+	}
+	return errors.Join(err, dir.Chmod(mode), dir.Close())
+}
+
+// checkContents refuses a folder that is for something else, such as a home directory
+// given by mistake: its mode would be changed.
+func checkContents(folder *os.Root) error {
+	if _, err := folder.Lstat(lockName); err == nil {
 		return nil
 	}
-	entries, err := os.ReadDir(dir)
+	entries, err := fs.ReadDir(folder.FS(), ".")
 	if err != nil {
 		return err
 	}
@@ -109,37 +149,21 @@ func inUse(lock *os.File) error {
 // maxLog is the size at which an old log is put aside when the server starts.
 const maxLog = 16 << 20
 
-func openLog(dir string, owner account) (*os.File, error) {
-	name := filepath.Join(dir, logName)
-	if info, err := os.Stat(name); err == nil && info.Size() > maxLog {
-		if err := os.Rename(name, name+".old"); err != nil {
+// openLog opens what the server writes to; it is given the open file.
+func openLog(folder *os.Root, owner account) (*os.File, error) {
+	if info, err := folder.Lstat(logName); err == nil && info.Size() > maxLog {
+		if err := folder.Rename(logName, logName+".old"); err != nil {
 			return nil, err
 		}
 	}
-	log, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := owner.take(name); err != nil {
-		log.Close()
-		return nil, err
-	}
-	return log, nil
+	return owned.OpenFile(folder, logName, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600, owner.uid)
 }
 
 // whatItSaid adds the server's own last complaint, from offset on, to an error
 // of its start.
-func whatItSaid(dir string, offset int64, err error) error {
-	log, openErr := os.Open(filepath.Join(dir, logName))
-	if openErr != nil {
-		return err
-	}
-	defer log.Close()
-	if _, seekErr := log.Seek(offset, io.SeekStart); seekErr != nil {
-		return err
-	}
+func whatItSaid(log *os.File, offset int64, err error) error {
 	var complaint string
-	for lines := bufio.NewScanner(log); lines.Scan(); {
+	for lines := bufio.NewScanner(io.NewSectionReader(log, offset, math.MaxInt64-offset)); lines.Scan(); {
 		if line := lines.Text(); strings.Contains(line, "FATAL:") || strings.Contains(line, "PANIC:") {
 			complaint = line
 		}

@@ -5,11 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
+
+	"postern/internal/owned"
 )
 
 // pidFile is what a postmaster notes in its data folder about itself: lines 1,
@@ -27,13 +30,27 @@ const (
 	standby = "standby"
 )
 
-// readPIDFile returns zero values for what is not there, or not yet.
-func readPIDFile(data string) pidFile {
-	text, err := os.ReadFile(filepath.Join(data, "postmaster.pid"))
+// pidFileName is its path in the server's folder.
+const pidFileName = "data/postmaster.pid"
+
+// readNote returns the beginning of a file that the server's user writes, "" when there
+// is none.
+func readNote(folder *os.Root, name string, owner account) string {
+	f, err := owned.OpenFile(folder, name, os.O_RDONLY, 0, owner.uid)
 	if err != nil {
-		return pidFile{}
+		return ""
 	}
-	lines := strings.Split(string(text), "\n")
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, 4096))
+	if err != nil {
+		return ""
+	}
+	return string(text)
+}
+
+// readPIDFile returns zero values for what is not there, or not yet.
+func readPIDFile(folder *os.Root, owner account) pidFile {
+	lines := strings.Split(readNote(folder, pidFileName, owner), "\n")
 	pid, err := strconv.Atoi(strings.TrimSpace(lines[0]))
 	if err != nil {
 		return pidFile{}
@@ -51,14 +68,14 @@ func readPIDFile(data string) pidFile {
 // guard is stopping it. It is told to stop here too, in case the guard was
 // killed. A pid file that nobody is behind is removed, because PostgreSQL
 // would believe it when another process has got the number since.
-func awaitOrphan(ctx context.Context, data string) error {
-	pid := readPIDFile(data).pid
+func awaitOrphan(ctx context.Context, folder *os.Root, owner account) error {
+	pid := readPIDFile(folder, owner).pid
 	if pid == 0 {
 		return nil
 	}
 	orphan := processAt(pid)
-	if !orphan.worksIn(data) {
-		err := os.Remove(filepath.Join(data, "postmaster.pid"))
+	if !orphan.isPostgres() || !orphan.worksIn(filepath.Join(folder.Name(), "data")) {
+		err := folder.Remove(pidFileName)
 		if errors.Is(err, os.ErrNotExist) {
 			return nil
 		}
@@ -95,6 +112,13 @@ func (p process) worksIn(dir string) bool {
 	return err == nil && cwd == dir && p.alive()
 }
 
+// isPostgres tells a server's process from an admin's shell that stands in its folder, to
+// which a number in a file of the server's user may lead.
+func (p process) isPostgres() bool {
+	program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", p.pid))
+	return err == nil && filepath.Base(strings.TrimSuffix(program, " (deleted)")) == "postgres"
+}
+
 // alive is false for a zombie: its work is done, and where nobody reaps it, as
 // in a container without an init, it stays for ever.
 func (p process) alive() bool {
@@ -126,11 +150,7 @@ func killOrphans(data string) error {
 		if err != nil {
 			continue
 		}
-		program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-		if err != nil || filepath.Base(program) != "postgres" {
-			continue // an admin's shell may stand in the folder too
-		}
-		if orphan := processAt(pid); orphan.worksIn(data) {
+		if orphan := processAt(pid); orphan.isPostgres() && orphan.worksIn(data) {
 			if err := orphan.kill(); err != nil {
 				return err
 			}

@@ -3,17 +3,30 @@ package pgserver
 import (
 	"errors"
 	"os"
-	"path/filepath"
 	"syscall"
+
+	"postern/internal/owned"
 )
 
 // Running returns the URL of the server that another process runs in dir, and
 // whether there is one that is ready. Nothing is started or changed.
+//
+// In a folder that is not ours there is none for us: its owner would hear what the
+// server is told.
 func Running(dir string) (databaseURL string, ok bool) {
-	if !held(filepath.Join(dir, lockName)) {
+	owner, err := serverAccount()
+	if err != nil {
 		return "", false
 	}
-	note := readPIDFile(filepath.Join(dir, "data"))
+	folder, err := openFolder(dir, owner)
+	if err != nil {
+		return "", false
+	}
+	defer folder.Close()
+	if !held(folder, owner) {
+		return "", false
+	}
+	note := readPIDFile(folder, owner)
 	if note.status != ready {
 		return "", false
 	}
@@ -22,8 +35,8 @@ func Running(dir string) (databaseURL string, ok bool) {
 
 // held reports that another process has the lock. A shared lock is asked for, so
 // that two who look at the same moment do not see each other.
-func held(name string) bool {
-	f, err := os.Open(name)
+func held(folder *os.Root, owner account) bool {
+	f, err := owned.OpenFile(folder, lockName, os.O_RDONLY, 0, owner.uid)
 	if err != nil {
 		return false
 	}

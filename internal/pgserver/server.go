@@ -53,6 +53,7 @@ type Config struct {
 type Server struct {
 	config Config
 	owner  account
+	folder *os.Root
 	socket socket
 	lock   *os.File
 	guard  *guard
@@ -92,7 +93,12 @@ func start(ctx context.Context, config Config) (_ *Server, err error) {
 	if s.owner, err = serverAccount(); err != nil {
 		return nil, err
 	}
-	if s.lock, err = claimFolder(ctx, config.Dir, s.owner); err != nil {
+	if s.folder, err = makeFolder(config.Dir, s.owner); err != nil {
+		return nil, err
+	}
+	s.config.Dir = s.folder.Name() // without the links of its path
+	if s.lock, err = claimFolder(ctx, s.folder, s.owner); err != nil {
+		s.folder.Close()
 		return nil, err
 	}
 	defer func() {
@@ -100,10 +106,10 @@ func start(ctx context.Context, config Config) (_ *Server, err error) {
 			s.free()
 		}
 	}()
-	if s.guard, err = startGuard(config); err != nil {
+	if s.guard, err = startGuard(s.config); err != nil {
 		return nil, err
 	}
-	programs, err := everywhere().find(clusterVersion(s.data()))
+	programs, err := everywhere().find(clusterVersion(s.folder, s.owner))
 	if err != nil {
 		return nil, err
 	}
@@ -118,20 +124,20 @@ func start(ctx context.Context, config Config) (_ *Server, err error) {
 
 // prepare brings the folder to where the server can be started on it.
 func (s *Server) prepare(ctx context.Context, programs programs) error {
-	if err := awaitOrphan(ctx, s.data()); err != nil {
+	if err := awaitOrphan(ctx, s.folder, s.owner); err != nil {
 		return err
 	}
-	if err := initCluster(ctx, programs, s.config, s.owner); err != nil {
+	if err := s.initCluster(ctx, programs); err != nil {
 		return err
 	}
 	var err error
-	if s.socket, err = newSocket(s.config.Dir, s.owner); err != nil {
+	if s.socket, err = newSocket(s.folder, s.owner); err != nil {
 		return err
 	}
 	if err := s.guard.remove(s.socket); err != nil {
 		return err
 	}
-	return writeSettings(s.config, s.socket, s.owner)
+	return s.writeSettings()
 }
 
 func (s *Server) data() string { return filepath.Join(s.config.Dir, "data") }
@@ -221,6 +227,7 @@ func (s *Server) free() {
 			s.guard.dismiss()
 		}
 		_ = s.lock.Close()
+		_ = s.folder.Close()
 	})
 }
 
@@ -253,7 +260,7 @@ func (s *Server) launch(ctx context.Context, programs programs) error {
 }
 
 func (s *Server) launchOnce(ctx context.Context, programs programs) error {
-	log, err := openLog(s.config.Dir, s.owner)
+	log, err := openLog(s.folder, s.owner)
 	if err != nil {
 		return err
 	}
@@ -278,7 +285,7 @@ func (s *Server) launchOnce(ctx context.Context, programs programs) error {
 	}
 	if err := s.awaitReady(ctx); err != nil {
 		s.abort()
-		return whatItSaid(s.config.Dir, said, err)
+		return whatItSaid(log, said, err)
 	}
 	return nil
 }
@@ -299,7 +306,7 @@ func (s *Server) abort() {
 // its pid file.
 func (s *Server) awaitReady(ctx context.Context) error {
 	for {
-		if note := readPIDFile(s.data()); note.pid == s.PID() && (note.status == ready || note.status == standby) {
+		if note := readPIDFile(s.folder, s.owner); note.pid == s.PID() && (note.status == ready || note.status == standby) {
 			return nil
 		}
 		select {

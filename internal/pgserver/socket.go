@@ -22,22 +22,23 @@ const maxSocketPath = 107
 
 // newSocket makes the folder, inside the server's own unless that makes the
 // path too long for a socket. PostgreSQL splits the setting at commas.
-func newSocket(dir string, owner account) (socket, error) {
-	s := socket{dir: filepath.Join(dir, "socket")}
-	if len(filepath.Join(s.dir, socketFile)) > maxSocketPath || strings.ContainsAny(s.dir, `,"`) {
-		short, err := os.MkdirTemp("/tmp", "postern-pg-")
-		if err != nil {
-			return socket{}, err
-		}
-		s = socket{dir: short, away: true}
-	} else if err := os.MkdirAll(s.dir, 0o700); err != nil {
+func newSocket(folder *os.Root, owner account) (socket, error) {
+	s := socket{dir: filepath.Join(folder.Name(), "socket")}
+	if len(filepath.Join(s.dir, socketFile)) <= maxSocketPath && !strings.ContainsAny(s.dir, `,"`) {
+		return s, owner.folder(folder, "socket")
+	}
+	short, err := os.MkdirTemp("/tmp", "postern-pg-") // below a sticky one nobody else can move it
+	if err != nil {
 		return socket{}, err
 	}
-	if err := owner.take(s.dir); err != nil {
+	s = socket{dir: short, away: true}
+	if owner.other {
+		err = os.Lchown(short, owner.uid, owner.gid)
+	}
+	if err != nil {
 		s.remove()
-		return socket{}, err
 	}
-	return s, nil
+	return s, err
 }
 
 func (s socket) remove() {
