@@ -1,6 +1,7 @@
 // Package peers runs the mail programs that other people wrote, so that the
 // tests speak to them and not only to ourselves: the clients swaks, msmtp, curl,
-// Python's smtplib and Nodemailer, and the servers Postfix and Exim.
+// Python's smtplib and Nodemailer, and the servers Postfix and Exim. Beside them are the
+// shells that admins have, with their completion: see [StartShell].
 //
 // fetch.sh unpacks them into .cache/peers of the checkout; nothing is installed
 // and no service of the machine is touched. A server runs in a temporary folder

@@ -39,9 +39,10 @@ have systemd-analyze || clients="$clients systemd"
 postfix="postfix libsasl2-2 libsasl2-modules libsasl2-modules-db sasl2-bin"
 exim="exim4-daemon-light"
 # Taken without what they need: promtool is one static program, the rest of its
-# package and all that it depends on is a web page.
-alone=
-have promtool || alone=prometheus
+# package and all that it depends on is a web page. What the shells need beside these two
+# libraries every machine has; fish asks for a reader of manuals as well.
+alone="bash-completion zsh zsh-common fish fish-common libcap2 libpcre2-32-0"
+have promtool || alone="$alone prometheus"
 
 wish="edition $edition; $clients; $postfix; $exim; $alone; nodemailer $nodemailer"
 if [ -f "$cache/stamp" ] && [ "$(cat "$cache/stamp")" = "$wish" ]; then
@@ -84,7 +85,7 @@ download() {
 	# shellcheck disable=SC2086 # lists of words
 	missing $clients && missing $postfix && missing $exim || return 1
 	# shellcheck disable=SC2086
-	[ -z "$alone" ] || printf '%s\n' $alone >>"$new/names"
+	printf '%s\n' $alone >>"$new/names"
 	sort -u "$new/names" >"$new/wanted"
 	# shellcheck disable=SC2046
 	(cd "$new/debs" && apt download $(cat "$new/wanted"))
