@@ -5,18 +5,23 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
-	"os"
+	"net/netip"
 	"runtime/debug"
+	"slices"
 	"strings"
+
+	"postern/internal/owned"
 )
 
 // minToken is the least that a token has, in characters.
 const minToken = 16
 
-// ReadToken reads the token from a file; white space around it does not count.
-func ReadToken(file string) (string, error) {
-	text, err := os.ReadFile(file)
+// ReadToken reads the token from a file; white space around it does not count. A file that
+// everybody may change is refused; one that everybody may read is told to exposed.
+func ReadToken(file string, exposed func(error)) (string, error) {
+	text, err := owned.ReadSecret(file, exposed)
 	if err != nil {
 		return "", fmt.Errorf("admin token: %w", err)
 	}
@@ -48,6 +53,36 @@ func (s *Server) guarded(page http.Handler) http.Handler {
 		}
 		page.ServeHTTP(w, r)
 	})
+}
+
+// meant refuses requests for a name that is not this server's: a web page that somebody
+// on this machine looks at can have its own name lead here (DNS rebinding), and would read
+// what is answered. It is for pages that ask for no token, which such a page has not got.
+// An address cannot be led elsewhere, and a client without a Host field is no browser.
+func (s *Server) meant(pages http.Handler) http.Handler {
+	if s.cfg.Token != "" || strings.HasPrefix(s.cfg.Address, unixPrefix) {
+		return pages
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !s.isOurs(r.Host) {
+			writeText(w, http.StatusMisdirectedRequest, "this server does not go by that name: use localhost or an address, or add the name to hosts in [admin]\n")
+			return
+		}
+		pages.ServeHTTP(w, r)
+	})
+}
+
+// isOurs judges a Host field: a name or an address, perhaps with a port.
+func (s *Server) isOurs(host string) bool {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	host = strings.Trim(host, "[]")
+	if _, err := netip.ParseAddr(host); err == nil || host == "" {
+		return true
+	}
+	same := func(name string) bool { return strings.EqualFold(name, strings.TrimSuffix(host, ".")) }
+	return same("localhost") || slices.ContainsFunc(s.cfg.Hosts, same)
 }
 
 // safe keeps a defect of one page from the others and from the client, and pages from

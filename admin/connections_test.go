@@ -35,12 +35,12 @@ func TestIdleConnectionsGiveWay(t *testing.T) {
 		return Finding{State: OK}
 	}}}})
 	inWork := dial(t, s)
-	if _, err := io.WriteString(inWork, "GET /readyz HTTP/1.1\r\nHost: node.test\r\n\r\n"); err != nil {
+	if _, err := io.WriteString(inWork, "GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
 	<-asked
 	// Silent, in the middle of a request, and idle behind one.
-	for _, start := range []string{"", "GET /healthz HT", "GET /healthz HTTP/1.1\r\nHost: node.test\r\n\r\n"} {
+	for _, start := range []string{"", "GET /healthz HT", "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"} {
 		for range maxConnections {
 			if _, err := io.WriteString(dial(t, s), start); err != nil {
 				t.Fatal(err)

@@ -64,7 +64,14 @@ func listen(ctx context.Context, address string) (net.Listener, error) {
 	if !ok {
 		return open.Listen(ctx, "tcp", address)
 	}
-	if err := clearSocket(ctx, path); err != nil {
+	// In a folder that others may write to, a link may come into the place of the socket:
+	// none that leads out of it is followed.
+	dir, err := os.OpenRoot(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	if err := clearSocket(ctx, dir, path); err != nil {
 		return nil, err
 	}
 	ln, err := open.Listen(ctx, "unix", path)
@@ -72,7 +79,7 @@ func listen(ctx context.Context, address string) (net.Listener, error) {
 		return nil, err
 	}
 	// Until here nobody but us could connect: that takes the right to write.
-	if err := os.Chmod(path, socketMode); err != nil {
+	if err := dir.Chmod(filepath.Base(path), socketMode); err != nil {
 		_ = ln.Close()
 		return nil, err
 	}
@@ -81,8 +88,8 @@ func listen(ctx context.Context, address string) (net.Listener, error) {
 
 // clearSocket removes the socket of a process that was killed. One that somebody
 // listens on is in use, and another kind of file is not ours to remove.
-func clearSocket(ctx context.Context, path string) error {
-	st, err := os.Lstat(path)
+func clearSocket(ctx context.Context, dir *os.Root, path string) error {
+	st, err := dir.Lstat(filepath.Base(path))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -103,5 +110,5 @@ func clearSocket(ctx context.Context, path string) error {
 	if !errors.Is(err, syscall.ECONNREFUSED) {
 		return err
 	}
-	return os.Remove(path)
+	return dir.Remove(filepath.Base(path))
 }

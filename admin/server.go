@@ -31,8 +31,9 @@ const addressRetry = 2 * time.Second
 
 // Config configures a Server.
 type Config struct {
-	Address  string // see CheckAddress
-	Token    string // that /metrics and /debug/pprof, and the details of /readyz, ask for; "": nothing
+	Address  string   // see CheckAddress
+	Hosts    []string // names that requests may be for beside localhost and addresses, where there is no token
+	Token    string   // that /metrics and /debug/pprof, and the details of /readyz, ask for; "": nothing
 	Pprof    bool
 	Registry *prometheus.Registry // of /metrics
 	Checks   []Check              // of /readyz
@@ -89,7 +90,7 @@ func (s *Server) handler() http.Handler {
 			pages.Handle("GET "+path, s.guarded(page))
 		}
 	}
-	return s.safe(pages)
+	return s.safe(s.meant(pages))
 }
 
 func writeText(w http.ResponseWriter, status int, text string) {

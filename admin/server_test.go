@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -151,13 +152,73 @@ func TestReadToken(t *testing.T) {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		got, err := ReadToken(file)
+		got, err := ReadToken(file, nil)
 		if (err == nil) != good || good && got != token {
 			t.Errorf("%q: %q, %v", text, got, err)
 		}
 	}
-	if _, err := ReadToken(file + "x"); err == nil {
+	if _, err := ReadToken(file+"x", nil); err == nil {
 		t.Error("a file that is not there has a token")
+	}
+}
+
+// A token that everybody may change is none; one that everybody may read is told.
+func TestL2TokenOfEverybody(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(file, []byte(token), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for mode, want := range map[os.FileMode]string{0o666: "refused", 0o622: "refused", 0o644: "told", 0o640: ""} {
+		if err := os.Chmod(file, mode); err != nil {
+			t.Fatal(err)
+		}
+		got, said := "", ""
+		_, err := ReadToken(file, func(err error) { got, said = "told", err.Error() })
+		if err != nil {
+			got, said = "refused", err.Error()
+		}
+		if got != want || want != "" && !strings.Contains(said, file+": mode 0"+strconv.FormatInt(int64(mode), 8)+" lets everybody") {
+			t.Errorf("mode %o: %q by %q, want %q", mode, got, said, want)
+		}
+	}
+}
+
+// A web page elsewhere whose name was made to lead here is answered nothing.
+func TestL2HostsOfOthers(t *testing.T) {
+	t.Parallel()
+	s := open(t, Config{Registry: registry(), Checks: []Check{well("one")}, Pprof: true, Hosts: []string{"Relay.example.com"}})
+	_, port, err := net.SplitHostPort(s.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	askFor := func(s *Server, host, page string) (status int, body string) {
+		r := must(http.NewRequest("GET", "http://"+s.Addr()+page, nil))
+		r.Host = host
+		w := &memory{head: http.Header{}}
+		s.http.Handler.ServeHTTP(w, r)
+		return w.status, w.body.String()
+	}
+	for _, host := range []string{"", "localhost", "LocalHost:" + port, "localhost.", "127.0.0.1", "127.0.0.1:" + port, "[::1]:" + port, "[::1]", "192.0.2.7:1",
+		"relay.example.com", "relay.example.com.:" + port} {
+		if status, body := askFor(s, host, "/metrics"); status != 0 && status != 200 || !strings.Contains(body, "test_seven 7\n") {
+			t.Errorf("for %q: %d %q", host, status, body)
+		}
+	}
+	for _, host := range []string{"evil.example", "evil.example:" + port, "localhost.evil.example", "127.0.0.1.evil.example", "xlocalhost", "127.1", "0x7f.1"} {
+		for _, page := range []string{"/metrics", "/healthz", "/readyz", "/debug/pprof/"} {
+			if status, body := askFor(s, host, page); status != http.StatusMisdirectedRequest || strings.Contains(body, host) {
+				t.Errorf("%s for %q: %d %q", page, host, status, body)
+			}
+		}
+	}
+	// Where the page has a token to ask for, or is a file, names say nothing.
+	asking := open(t, Config{Registry: registry(), Token: token})
+	if status, body := askFor(asking, "evil.example", "/metrics"); status != 401 || strings.Contains(body, "test_seven") {
+		t.Errorf("with a token, none given: %d %q", status, body)
+	}
+	if status, _ := askFor(asking, "balancer.example", "/healthz"); status != 200 {
+		t.Errorf("/healthz with a token: %d", status)
 	}
 }
 

@@ -8,12 +8,12 @@ import (
 	"fmt"
 	"net"
 	"net/url"
-	"os"
 	"reflect"
 	"slices"
 	"strings"
 	"unicode"
 
+	"postern/internal/owned"
 	"postern/relay/certificate"
 	"postern/relay/smtp"
 )
@@ -194,19 +194,13 @@ func (c *rfc2136Config) provider() (*certificate.RFC2136, error) {
 	}, nil
 }
 
-// readKeyFile reads a line from a file that not everybody may read.
+// readKeyFile reads a key from a file, "" without a path. One that everybody may read is
+// refused: nothing but this program needs it.
 func readKeyFile(path string) (string, error) {
 	if path == "" {
 		return "", nil
 	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return "", err
-	}
-	if mode := info.Mode().Perm(); mode&0o007 != 0 {
-		return "", fmt.Errorf("%s: mode %04o lets everybody read or change it; chmod 600 it", path, mode)
-	}
-	text, err := os.ReadFile(path)
+	text, err := owned.ReadSecret(path, nil)
 	if err != nil {
 		return "", err
 	}
@@ -218,7 +212,7 @@ func readRoots(path string) (*x509.CertPool, error) {
 	if path == "" {
 		return nil, nil
 	}
-	text, err := os.ReadFile(path)
+	text, err := owned.Read(path)
 	if err != nil {
 		return nil, err
 	}

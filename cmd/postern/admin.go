@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -12,12 +13,15 @@ import (
 
 	"postern/admin"
 	"postern/relay/queue"
+	"postern/relay/smtp"
 )
 
 type adminConfig struct {
 	Address   string `toml:"address"`
 	TokenFile string `toml:"token_file"`
-	Pprof     bool   `toml:"pprof"`
+	// Hosts are further names that requests may be for, where there is no token.
+	Hosts []string `toml:"hosts"`
+	Pprof bool     `toml:"pprof"`
 }
 
 func (c *adminConfig) validate() error {
@@ -26,6 +30,11 @@ func (c *adminConfig) validate() error {
 	}
 	if err := admin.CheckAddress(c.Address); err != nil {
 		return fmt.Errorf("admin: %w", err)
+	}
+	for _, name := range c.Hosts {
+		if !smtp.ValidDomain(name) {
+			return fmt.Errorf("admin: hosts: %q is no name of a host", name)
+		}
 	}
 	if !admin.IsLocal(c.Address) && c.TokenFile == "" {
 		return fmt.Errorf("admin: other machines reach %s: set token_file, or use a loopback address or a unix socket", c.Address)
@@ -59,7 +68,7 @@ func (n *node) buildAdmin(ctx context.Context, url string) (*adminPages, error) 
 	token := ""
 	if c.TokenFile != "" {
 		var err error
-		if token, err = admin.ReadToken(c.TokenFile); err != nil {
+		if token, err = admin.ReadToken(c.TokenFile, n.exposed); err != nil {
 			return nil, err
 		}
 	}
@@ -83,7 +92,7 @@ func (n *node) buildAdmin(ctx context.Context, url string) (*adminPages, error) 
 	n.metrics.registerDraining(&p.draining)
 	p.overview = admin.NewOverview(n.metrics.registry, reader.Overview, n.log)
 	p.server = admin.New(admin.Config{
-		Address: c.Address, Token: token, Pprof: c.Pprof,
+		Address: c.Address, Hosts: append(slices.Clone(c.Hosts), n.hostname), Token: token, Pprof: c.Pprof,
 		Registry: n.metrics.registry, Checks: checks, Log: n.log,
 	})
 	return p, nil

@@ -83,7 +83,7 @@ the manual pages.`,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.PersistentFlags().StringVar(&a.configPath, "config", "", "configuration `file` (default ./postern.toml, then /etc/postern/postern.toml)")
-	root.PersistentFlags().StringVar(&a.databaseURL, "database-url", "", "PostgreSQL `URL`; wins over POSTERN_DATABASE_URL and the config file")
+	root.PersistentFlags().StringVar(&a.databaseURL, "database-url", "", "PostgreSQL `URL`, without a password; wins over POSTERN_DATABASE_URL and the config file")
 	root.AddCommand(
 		a.serveCmd(), a.demoCmd(), a.checkCmd(), a.healthcheckCmd(), a.migrateCmd(), a.versionCmd(),
 		a.userCmd(), a.credentialCmd(), a.senderCmd(), a.limitCmd(), a.explainCmd(), a.breakerCmd(), a.auditCmd(),
@@ -123,6 +123,10 @@ func (a *app) markStart(cmd *cobra.Command) {
 	if run := cmd.RunE; run != nil {
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
 			a.started = true
+			if hasPassword(a.databaseURL) {
+				a.warn(errors.New("every user of this machine can read the password in --database-url, from the list of processes: " +
+					"put the URL into POSTERN_DATABASE_URL or the configuration, or leave the password to ~/.pgpass"))
+			}
 			return run(cmd, args)
 		}
 	}
@@ -162,6 +166,9 @@ func envMap(environ []string) map[string]string {
 	}
 	return m
 }
+
+// warn says on the error output what does not keep a command from its work.
+func (a *app) warn(err error) { fmt.Fprintf(a.stderr, "warning: %s\n", oneLine(err.Error())) }
 
 func oneLine(s string) string {
 	return strings.Join(strings.Fields(s), " ")

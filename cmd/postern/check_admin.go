@@ -15,7 +15,8 @@ var adminKinds = []kind{
 	{"admin.foreign", statusWarning, "Something else answers at the address of [admin], so health and metrics are not served.",
 		"stop it, or give [admin] another address"},
 	{"admin.token", statusFailed, "The token of [admin] cannot be used, so the server does not start.",
-		"write one word of 16 or more characters into token_file, readable for the server's user"},
+		"write one word of 16 or more characters into token_file, readable for the server's user, which not everybody may change"},
+	{"admin.token-readable", statusWarning, "Every user of this machine may read the token of [admin].", "chmod 640 the file and give it to the server's group"},
 	{"admin.off", statusInfo, "Health and metrics are served nowhere.", ""},
 }
 
@@ -27,7 +28,8 @@ func (c *checkup) lookAtAdmin(ctx context.Context, r *report) {
 		return
 	}
 	if a.TokenFile != "" {
-		if _, err := admin.ReadToken(a.TokenFile); err != nil {
+		exposed := func(err error) { r.add("admin.token-readable", "admin", "%v", err) }
+		if _, err := admin.ReadToken(a.TokenFile, exposed); err != nil {
 			r.add("admin.token", "admin", "%v", err)
 		}
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/rsa"
-	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -11,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"postern/relay/certificate"
 )
 
 var certificateKinds = []kind{
@@ -18,8 +19,8 @@ var certificateKinds = []kind{
 	{"tls.none", statusFailed, "There are listeners and no certificate.", "set certificate and key in [tls], or names in [acme]"},
 	{"tls.self-signed", statusWarning, "A self-signed certificate is made at each start; no client can trust it.",
 		"set certificate and key in [tls], or names in [acme], before clients use this server"},
-	{"tls.unreadable", statusFailed, "A file of the certificate or its key cannot be read, or holds neither.",
-		"mend the path in [tls], or let the server's user read the file; both are PEM"},
+	{"tls.unreadable", statusFailed, "A file of the certificate or its key cannot be read, or holds neither, or everybody may change the key.",
+		"mend the path in [tls], or let the server's user, and nobody else, read the file; both are PEM"},
 	{"tls.mismatch", statusFailed, "The key is not that of the certificate.", "put the files together that were made together, and reload"},
 	{"tls.key-readable", statusFailed, "Every user of this machine may read the private key.",
 		"chmod 640 the key and give it to the server's group; if others may have read it, have it replaced"},
@@ -88,14 +89,14 @@ func (c *checkup) lookAtCertificates(ctx context.Context, r *report) {
 
 // certificatePair looks at one pair and returns its chain, nil when it cannot be used.
 func (c *checkup) certificatePair(r *report, f certificateFiles) []*x509.Certificate {
-	c.keyMode(r, f)
 	chain, err := readChain(f.certificate)
 	if err != nil {
 		r.add("tls.unreadable", "certificate", "%v", err)
 		return nil
 	}
-	if _, err := tls.LoadX509KeyPair(f.certificate, f.key); err != nil {
-		if _, unreadable := os.ReadFile(f.key); unreadable == nil && strings.Contains(err.Error(), "does not match") {
+	exposed := func(err error) { r.add("tls.key-readable", "certificate", "%v", err) }
+	if _, err := (certificate.Pair{Certificate: f.certificate, Key: f.key}).Load(exposed); err != nil {
+		if strings.Contains(err.Error(), "does not match") {
 			r.add("tls.mismatch", "certificate", "%s and %s: %v", f.certificate, f.key, err)
 		} else {
 			r.add("tls.unreadable", "certificate", "%v", err)
@@ -106,13 +107,6 @@ func (c *checkup) certificatePair(r *report, f certificateFiles) []*x509.Certifi
 		r.add("tls.ok", "certificate", "%s is for %s, until %s", f.certificate, orDash(few(chain[0].DNSNames)), localTime(chain[0].NotAfter))
 	}
 	return chain
-}
-
-func (c *checkup) keyMode(r *report, f certificateFiles) {
-	info, err := os.Stat(f.key)
-	if err == nil && info.Mode().Perm()&0o007 != 0 {
-		r.add("tls.key-readable", "certificate", "%s has mode %04o", f.key, info.Mode().Perm())
-	}
 }
 
 // certificateTime says whether the leaf is good for some time from now on.

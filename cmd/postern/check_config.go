@@ -5,22 +5,22 @@ import (
 	"errors"
 	"io/fs"
 	"net/netip"
-	"net/url"
 	"os"
 	"strings"
 	"time"
 
 	"postern/admin"
+	"postern/internal/owned"
 	"postern/relay/seal"
 )
 
 var configKinds = []kind{
 	{"config.ok", statusOK, "The configuration file can be used: every key in it is known.", ""},
-	{"config.invalid", statusFailed, "The configuration file cannot be read, or has a key or a value that is not known.",
+	{"config.invalid", statusFailed, "The configuration file cannot be read, everybody may change it, or it has a key or a value that is not known.",
 		"mend what it says; configs/postern.toml has every key with its default"},
 	{"config.missing", statusWarning, "There is no configuration file.",
 		"write one, 'postern serve' needs it; configs/postern.toml has every key with its default"},
-	{"config.readable", statusWarning, "Every user of this machine may read the file, and the password of the database is in it.",
+	{"config.readable", statusWarning, "Every user of this machine may read the password of the database, or the key that stands for it: it is in the configuration, or in a file that the database's URL leads to.",
 		"chmod 640 the file and give it to the server's group"},
 	{"config.hostname", statusWarning, "The hostname is no name that others can look up.",
 		"set hostname to the public DNS name of this server: it is the name in EHLO, which many servers look up"},
@@ -71,24 +71,10 @@ func (c *checkup) lookAtConfig(_ context.Context, r *report) {
 	c.secretKey(r)
 }
 
-// configFile looks at who may read a password in it.
+// configFile looks at who may read the secrets of the database.
 func (c *checkup) configFile(r *report) {
-	path := c.app.configFile()
-	info, err := os.Stat(path)
-	if path == "" || err != nil || info.Mode().Perm()&0o004 == 0 {
-		return
-	}
-	cfg, err := readConfig(path) // without what the environment puts in its place
-	if err != nil {
-		return
-	}
-	u, err := url.Parse(cfg.Database.URL)
-	has := strings.Contains(cfg.Database.URL, "password=")
-	if err == nil && u.User != nil && !has {
-		_, has = u.User.Password()
-	}
-	if has {
-		r.add("config.readable", "configuration", "mode %04o of %s", info.Mode().Perm(), path)
+	for _, err := range c.app.exposedDatabase(c.cfg.Database.URL) {
+		r.add("config.readable", "configuration", "%v", err)
 	}
 }
 
@@ -165,19 +151,18 @@ func (c *checkup) spool(r *report) {
 // secretKey looks at the key, and makes none.
 func (c *checkup) secretKey(r *report) {
 	path := c.app.secretKeyPath(c.cfg)
-	info, err := os.Stat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		r.add("key.none", "secret key", "%s is not there", path)
+		return
+	}
+	_, err := seal.LoadOrCreateKey(path)
+	var fault *owned.Fault
+	switch {
+	case errors.As(err, &fault):
+		r.add("key.readable", "secret key", "%v", err)
 	case err != nil:
 		r.add("key.unusable", "secret key", "%v", err)
-	case info.Mode().Perm()&0o077 != 0:
-		r.add("key.readable", "secret key", "%s has mode %04o", path, info.Mode().Perm())
 	default:
-		if _, err := seal.LoadOrCreateKey(path); err != nil {
-			r.add("key.unusable", "secret key", "%v", err)
-			return
-		}
 		r.add("key.ok", "secret key", "%s", path)
 	}
 }

@@ -55,8 +55,6 @@ func configFaults() []fault {
 	return []fault{
 		{"config.ok", "every key", nothing},
 		{"config.invalid", `line 1: unknown key "hostnme"`, reread("hostnme = \"relay.test\"\n", 0o600)},
-		{"config.readable", "mode 0644", reread("[database]\nurl = \"postgres://u:secret@127.0.0.1:1/x\"\n", 0o644)},
-		{"config.readable", "mode 0604", reread("[database]\nurl = \"host=127.0.0.1 password=secret\"\n", 0o604)},
 		{"config.hostname", "localhost", setting(func(c *config) { c.Hostname = "localhost" })},
 		{"config.hostname", "printer.local", setting(func(c *config) { c.Hostname = "printer.local" })},
 		{"config.private-mx", "allow_private_mx", setting(func(c *config) { c.Delivery.AllowPrivateMX = true })},
@@ -74,7 +72,6 @@ func configFaults() []fault {
 		{"spool.small", "spool is", setting(func(c *config) { c.Submission.Spool = 1 << 60 })},
 		{"key.ok", "secret.key", nothing},
 		{"key.none", "is not there", func(_ *testing.T, p *patient) { p.c.cfg.SecretKeyFile = filepath.Join(p.dir, "none") }},
-		{"key.readable", "mode 0644", chmod("secret.key", 0o644)},
 		{"key.unusable", "not a key of 32 octets", func(t *testing.T, p *patient) { p.write(t, "secret.key", "short") }},
 	}
 }
@@ -158,7 +155,6 @@ func certificateFaults() []fault {
 		{"tls.unreadable", "holds no certificate", func(_ *testing.T, p *patient) { p.c.cfg.TLS.Certificate = p.c.cfg.TLS.Key }},
 		{"tls.unreadable", "gone.key", setting(func(c *config) { c.TLS.Key = "gone.key" })},
 		{"tls.mismatch", "does not match", func(t *testing.T, p *patient) { p.write(t, "key.pem", string(p.ca.Leaf(t, patientName).KeyPEM)) }},
-		{"tls.key-readable", "mode 0644", chmod("key.pem", 0o644)},
 		{"tls.expired", "expired on", between(-2*time.Hour, -time.Hour)},
 		{"tls.not-yet", "good from", between(time.Hour, 20*time.Hour)},
 		{"tls.expiring", "expires on", between(-20*time.Hour, 2*time.Hour)},

@@ -167,7 +167,7 @@ func TestCheckFindsEveryKind(t *testing.T) {
 		"check.unfinished": "TestCheckEndsInTime", "check.skipped": "TestCheckSaysWhatItCannotLookAt",
 	}
 	for _, f := range slices.Concat(configFaults(), certificateFaults(), acmeFaults(), portFaults(), adminFaults(), databaseFaults(), accountFaults(), routeFaults(),
-		upstreamFaults(), dnsFaults(), spfFaults(), mxFaults(), relayFaults()) {
+		upstreamFaults(), dnsFaults(), spfFaults(), mxFaults(), relayFaults(), openSecrets()["config"], openSecrets()["certificate"], openSecrets()["admin"]) {
 		planted[f.id] = "a table"
 	}
 	for _, k := range kindList() {

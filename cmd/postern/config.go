@@ -13,12 +13,14 @@ import (
 	"reflect"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
 
 	"postern/admin"
+	"postern/internal/owned"
 	"postern/relay/smtp"
 )
 
@@ -165,6 +167,9 @@ func (a *app) loadConfig() (cfg config, found bool, err error) {
 	cfg = defaultConfig()
 	path := a.configFile()
 	if path != "" {
+		if err := a.knownFolder(path); err != nil {
+			return cfg, false, err
+		}
 		if cfg, err = readConfig(path); err != nil {
 			return cfg, false, err
 		}
@@ -195,11 +200,28 @@ func (a *app) configFile() string {
 	return ""
 }
 
+// knownFolder refuses a file that was found in the folder where the command stands and
+// that another user put there, who would choose the database and the files that are
+// used. Behind sudo, that user's own is meant.
+func (a *app) knownFolder(path string) error {
+	if a.configPath != "" || path != defaultConfigPaths[0] {
+		return nil
+	}
+	var also []int
+	if id, err := strconv.Atoi(a.env["SUDO_UID"]); err == nil && os.Geteuid() == 0 {
+		also = append(also, id)
+	}
+	if err := owned.Mine(path, also...); err != nil {
+		return fmt.Errorf("configuration: %w: name it with --config if it is what you mean", err)
+	}
+	return nil
+}
+
 // readConfig parses path strictly: a key that is not known is an error. Relative
 // paths in the file are taken from the folder of the file.
 func readConfig(path string) (config, error) {
 	cfg := defaultConfig()
-	text, err := os.ReadFile(path)
+	text, err := owned.Read(path)
 	if err != nil {
 		return cfg, fmt.Errorf("configuration: %w", err)
 	}

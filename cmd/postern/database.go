@@ -69,7 +69,7 @@ func startPrivate(ctx context.Context, dir string) (*pgserver.Server, error) {
 
 // tellWait says on the error output why nothing happens.
 func tellWait(dir string) {
-	fmt.Fprintf(os.Stderr, "postern: waiting for the process that uses the private database in %s\n", dir)
+	fmt.Fprintf(os.Stderr, "postern: waiting for the process that uses the private database in %s\n", printable(dir))
 }
 
 // awaitPrivate starts the server in dir for a process that stays up. A command that

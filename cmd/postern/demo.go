@@ -3,10 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -50,7 +48,12 @@ submitted over STARTTLS with AUTH; its way is printed.
 Then it stays up for a mail client to try; --once ends after the delivery.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			err := a.demo(cmd.Context(), dir, once)
+			f, err := findDemoFolders(dir, cmd.Flags().Changed("dir"))
+			if err != nil {
+				return err
+			}
+			defer f.remove()
+			err = a.demo(cmd.Context(), f, once)
 			if err != nil && cmd.Context().Err() != nil {
 				return errors.New("interrupted")
 			}
@@ -58,35 +61,29 @@ Then it stays up for a mail client to try; --once ends after the delivery.`,
 		},
 	}
 	cmd.Flags().BoolVar(&once, "once", false, "end after the delivery")
-	cmd.Flags().StringVar(&dir, "dir", ".demo", "`folder` for the demo's files")
+	cmd.Flags().StringVar(&dir, "dir", ".demo", "`folder` for the demo's files, below folders of yours or of root's")
 	return cmd
 }
 
 // demo is one run of the demo.
 type demo struct {
-	app      *app
-	dir      string
-	postgres string // the database's folder
+	app *app
+	demoFolders
 	config   string
 	password string
 	arrived  chan capture.Message
 	ports    [2]string // starttls, implicit
 }
 
-func (a *app) demo(ctx context.Context, dir string, once bool) error {
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return err
+func (a *app) demo(ctx context.Context, folders demoFolders, once bool) error {
+	d := &demo{app: a, demoFolders: folders, config: filepath.Join(folders.dir, "postern.toml"), arrived: make(chan capture.Message, 64)}
+	if d.why != nil {
+		d.say("The demo's files are in %s until it ends: %v", d.made, d.why)
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	d := &demo{app: a, dir: dir, config: filepath.Join(dir, "postern.toml"), arrived: make(chan capture.Message, 64)}
-	d.postgres = postgresFolder(dir)
 	d.say("Starting a private PostgreSQL server in %s ...", d.postgres)
-	server, err := awaitPrivate(ctx, d.postgres)
+	server, err := d.database(ctx)
 	if errors.Is(err, pgserver.ErrInUse) {
-		return fmt.Errorf("a demo is up in %s already: stop it, or give another folder with --dir", dir)
+		return fmt.Errorf("a demo is up in %s already: stop it, or give another folder with --dir", d.dir)
 	}
 	if err != nil {
 		return err
@@ -105,18 +102,6 @@ func (a *app) demo(ctx context.Context, dir string, once bool) error {
 		return err
 	}
 	return d.run(ctx, server.URL(), once)
-}
-
-// postgresFolder is inside the demo's own folder, unless the user that runs
-// PostgreSQL for root may not enter that: then it is one beside other programs' data, the
-// same for each run.
-func postgresFolder(dir string) string {
-	inside := filepath.Join(dir, "postgres")
-	if pgserver.Reachable(inside) == nil {
-		return inside
-	}
-	sum := sha256.Sum256([]byte(dir))
-	return filepath.Join("/var/tmp", "postern-demo-"+hex.EncodeToString(sum[:6]))
 }
 
 func (d *demo) say(format string, args ...any) {

@@ -3,11 +3,12 @@ package main
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"postern/internal/owned"
 )
 
 // manCmd writes the manual; it is for those who package the program.
@@ -22,7 +23,12 @@ func (a *app) manCmd() *cobra.Command {
 			if err := os.MkdirAll(args[0], 0o755); err != nil {
 				return err
 			}
-			n, err := writeManual(cmd.Root(), args[0])
+			dir, err := os.OpenRoot(args[0])
+			if err != nil {
+				return err
+			}
+			defer dir.Close()
+			n, err := writeManual(cmd.Root(), dir)
 			if err == nil {
 				_, err = fmt.Fprintf(a.stdout, "wrote %s into %s\n", count(n, "page"), args[0])
 			}
@@ -31,12 +37,14 @@ func (a *app) manCmd() *cobra.Command {
 	}
 }
 
-// writeManual writes the pages of a command and of all below it.
-func writeManual(cmd *cobra.Command, dir string) (pages int, err error) {
+// writeManual writes the pages of a command and of all below it. A page takes the place of
+// what has its name: a link is not followed.
+func writeManual(cmd *cobra.Command, dir *os.Root) (pages int, err error) {
 	if cmd.Hidden || cmd.Name() == "help" {
 		return 0, nil
 	}
-	if err := os.WriteFile(filepath.Join(dir, manName(cmd)+".1"), []byte(manPage(cmd)), 0o644); err != nil {
+	page := func(f *os.File) error { return f.Chmod(0o644) }
+	if err := owned.Replace(dir, manName(cmd)+".1", []byte(manPage(cmd)), page); err != nil {
 		return 0, err
 	}
 	pages = 1

@@ -10,14 +10,29 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Every command that people see has a page, whose requests are those of man(7).
-func TestManual(t *testing.T) {
+// Every command that people see has a page, whose requests are those of man(7), and that
+// takes the place of a link instead of following it.
+func TestL2Manual(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	root := (&app{}).root()
-	n, err := writeManual(root, dir)
+	aim := filepath.Join(t.TempDir(), "aim")
+	for name, file := range map[string]string{"postern.1": aim, "postern-serve.1": "postern-user.1"} {
+		if err := os.Symlink(file, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	folder, err := os.OpenRoot(dir)
 	if err != nil {
 		t.Fatal(err)
+	}
+	defer folder.Close()
+	root := (&app{}).root()
+	n, err := writeManual(root, folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(aim); err == nil {
+		t.Error("a link was followed")
 	}
 	requests := regexp.MustCompile(`^\.(TH|SH|B|PP|TP|nf|fi)\s`)
 	seen := 0

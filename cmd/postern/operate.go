@@ -130,6 +130,11 @@ func (a *app) operateCmd(op operation, cmd *cobra.Command) *cobra.Command {
 		if !wholeUser && cmd.Flags().Changed("reason") {
 			return usagef("--reason belongs to the hold of a user: '%s --user U', without other filters", cmd.CommandPath())
 		}
+		if flag := cmd.Flags().Lookup("reason"); flag != nil {
+			if err := checkReason(flag.Value.String()); err != nil {
+				return err
+			}
+		}
 		return a.withQueue(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, q *queue.Admin) error {
 			if err := chosen.resolve(ctx, pool, &f); err != nil {
 				return err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -61,7 +62,7 @@ func TestConfigFileHasEveryDefault(t *testing.T) {
 		{"admin", got.Admin, want.Admin},
 		{"database.max_connections", got.Database.MaxConnections, want.Database.MaxConnections},
 	} {
-		if pair.got != pair.want {
+		if fmt.Sprint(pair.got) != fmt.Sprint(pair.want) {
 			t.Errorf("%s: the file says %+v, the default is %+v", pair.name, pair.got, pair.want)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime/pprof"
 	"slices"
+	"syscall"
 
 	"github.com/spf13/cobra"
 )
@@ -51,7 +52,7 @@ func startProfile(path string) (stop func(), err error) {
 	if path == "" {
 		return func() {}, nil
 	}
-	f, err := os.Create(path)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("--cpuprofile: %w", err)
 	}
@@ -91,6 +92,9 @@ func (a *app) serveOn(ctx context.Context, cfg config, url, only string, log *sl
 	}
 	if err != nil {
 		return err
+	}
+	for _, err := range a.exposedDatabase(url) {
+		n.exposed(err)
 	}
 	return n.run(ctx, a.signals)
 }

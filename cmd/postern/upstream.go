@@ -69,7 +69,7 @@ password is sealed with the key in secret_key_file before it is stored.`,
 				u.CA = string(pem)
 			}
 			if from.given() {
-				secret, err := from.read(a.stdin)
+				secret, err := from.read(a.stdin, a.warn)
 				if err != nil {
 					return err
 				}

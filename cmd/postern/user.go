@@ -137,7 +137,7 @@ func (a *app) newPassword(from passwordSource) (password, shown string, err erro
 		password = auth.GeneratePassword()
 		return password, password, nil
 	}
-	password, err = from.read(a.stdin)
+	password, err = from.read(a.stdin, a.warn)
 	if err == nil && utf8.RuneCountInString(password) < shortPassword {
 		fmt.Fprintf(a.stderr, "warning: the password has fewer than %d characters: it will be guessed\n", shortPassword)
 	}
@@ -392,6 +392,9 @@ cancelled; enabling the user again does not release it. Of a user who is disable
 already only the reason is changed, when another is given.`,
 		Args: one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkReason(reason); err != nil {
+				return err
+			}
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
 				return a.disableUser(ctx, users, args[0], reason)
 			})

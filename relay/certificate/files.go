@@ -8,6 +8,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"postern/internal/owned"
 )
 
 // checkEvery is how often a handshake, or who asks for the status, looks whether the
@@ -109,7 +111,23 @@ func (f *files) refresh(unchanged bool) error {
 }
 
 func (f *files) load() (*tls.Certificate, error) {
-	cert, err := tls.LoadX509KeyPair(f.Certificate, f.Key)
+	return f.Load(func(err error) {
+		f.log.Warn("the key of a certificate is open to others", "error", err)
+	})
+}
+
+// Load reads the files. A key that everybody may change is refused; one that everybody
+// may read is told to exposed.
+func (p Pair) Load(exposed func(error)) (*tls.Certificate, error) {
+	chain, err := os.ReadFile(p.Certificate)
+	if err != nil {
+		return nil, err
+	}
+	key, err := owned.ReadSecret(p.Key, exposed)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := tls.X509KeyPair(chain, key)
 	if err == nil && cert.Leaf == nil {
 		err = errors.New("no certificate in it")
 	}

@@ -12,13 +12,14 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
 
 	"golang.org/x/crypto/chacha20poly1305"
+
+	"postern/internal/owned"
 )
 
 // KeySize is the length of a sealing key in octets.
@@ -63,8 +64,8 @@ func (s *Sealer) Open(place string, sealed []byte) ([]byte, error) {
 
 // LoadOrCreateKey reads the sealing key from path, or makes one there, readable
 // by its owner alone and on the disk before it is used: a key lost in a crash
-// would take all that was sealed with it along. A file that others may read is
-// refused.
+// would take all that was sealed with it along. A file that everybody may read or change
+// is refused.
 func LoadOrCreateKey(path string) ([]byte, error) {
 	key, err := loadKey(path)
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -77,22 +78,7 @@ func LoadOrCreateKey(path string) ([]byte, error) {
 }
 
 func loadKey(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("read key: %w", err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("read key: %w", err)
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("key %s: not a regular file", path)
-	}
-	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return nil, fmt.Errorf("key %s: mode %04o lets others read or change it; chmod 600 it", path, mode)
-	}
-	key, err := io.ReadAll(io.LimitReader(f, KeySize+1))
+	key, err := owned.ReadSecret(path, nil)
 	if err != nil {
 		return nil, fmt.Errorf("read key: %w", err)
 	}
@@ -103,14 +89,21 @@ func loadKey(path string) ([]byte, error) {
 }
 
 // createKey writes a key beside path and links it there, so that path either has
-// a whole key or does not exist. It fails with fs.ErrExist if path exists.
+// a whole key or does not exist. It fails with fs.ErrExist if path exists. The folder may
+// be another account's than this process's: it is opened once, and no link in it is
+// followed.
 func createKey(path string) error {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, ".key-*") // mode 0600, O_EXCL
+	dir, err := os.OpenRoot(filepath.Dir(path))
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name())
+	defer dir.Close()
+	beside := ".key-" + rand.Text()
+	f, err := dir.OpenFile(beside, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer dir.Remove(beside)
 	key := make([]byte, KeySize)
 	rand.Read(key)
 	_, err = f.Write(key)
@@ -126,7 +119,7 @@ func createKey(path string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.Link(f.Name(), path); err != nil {
+	if err := dir.Link(beside, filepath.Base(path)); err != nil {
 		return err
 	}
 	return syncDir(dir)
@@ -134,11 +127,11 @@ func createKey(path string) error {
 
 // giveToOwner gives a file that root makes to the folder's owner: a command of root's must
 // not leave a key that the server, which has an account of its own, cannot read.
-func giveToOwner(f *os.File, dir string) error {
+func giveToOwner(f *os.File, dir *os.Root) error {
 	if os.Geteuid() != 0 {
 		return nil
 	}
-	info, err := os.Stat(dir)
+	info, err := dir.Stat(".")
 	if err != nil {
 		return err
 	}
@@ -149,8 +142,8 @@ func giveToOwner(f *os.File, dir string) error {
 	return f.Chown(int(owner.Uid), int(owner.Gid))
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
+func syncDir(dir *os.Root) error {
+	d, err := dir.Open(".")
 	if err != nil {
 		return err
 	}

@@ -121,13 +121,16 @@ func TestBadKeys(t *testing.T) {
 		return path
 	}
 	tests := map[string]struct{ path, says string }{
-		"group may read":  {write("group", KeySize, 0o640), "chmod 600"},
-		"others may":      {write("world", KeySize, 0o604), "chmod 600"},
-		"group may write": {write("writable", KeySize, 0o620), "chmod 600"},
-		"too short":       {write("short", KeySize-1, 0o600), "not a key"},
-		"too long":        {write("long", KeySize+1, 0o600), "not a key"},
-		"a folder":        {dir, "not a regular file"},
-		"no such folder":  {filepath.Join(dir, "no", "key"), "create key"},
+		"all may read":   {write("world", KeySize, 0o604), "mode 0604 lets everybody read it; chmod 600 it"},
+		"all may write":  {write("writable", KeySize, 0o602), "mode 0602 lets everybody change it; chmod 600 it"},
+		"too short":      {write("short", KeySize-1, 0o600), "not a key"},
+		"too long":       {write("long", KeySize+1, 0o600), "not a key"},
+		"a folder":       {dir, "not a regular file"},
+		"no such folder": {filepath.Join(dir, "no", "key"), "create key"},
+	}
+	// As Kubernetes mounts a secret for a pod with an fsGroup.
+	if _, err := LoadOrCreateKey(write("group", KeySize, 0o440)); err != nil {
+		t.Errorf("a group may read it: %v", err)
 	}
 	for name, test := range tests {
 		if key, err := LoadOrCreateKey(test.path); err == nil || !strings.Contains(err.Error(), test.says) {
