@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
@@ -93,11 +95,54 @@ func (a *app) completer(values ask, once bool) cobra.CompletionFunc {
 			found, err = values(ctx, pool, prefix)
 			return err
 		})
-		found = slices.DeleteFunc(found, func(v string) bool {
-			value, _, _ := strings.Cut(v, "\t")
-			return !strings.HasPrefix(value, prefix) || slices.Contains(args, value)
-		})
-		return found, cobra.ShellCompDirectiveNoFileComp
+		return offered(found, args, prefix), cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// offered are the candidates that begin with prefix and are not among the arguments yet.
+// What a shell reads as more than a word is left out: the shell puts it into the line
+// unquoted, and cobra's scripts evaluate the line at the next TAB.
+func offered(found, args []string, prefix string) (list []string) {
+	for _, candidate := range found {
+		value, about, described := strings.Cut(candidate, "\t")
+		if !strings.HasPrefix(value, prefix) || slices.Contains(args, value) || !isWord(value) {
+			continue
+		}
+		if described {
+			value += "\t" + strings.Map(harmless, about)
+		}
+		list = append(list, value)
+	}
+	return list
+}
+
+// isWord reports that text is the same in a shell's line, in every shell.
+func isWord(text string) bool {
+	return text != "" && strings.IndexFunc(text, func(r rune) bool { return !wordRune(r) }) < 0
+}
+
+func wordRune(r rune) bool {
+	return 'A' <= r && r <= 'Z' || 'a' <= r && r <= 'z' || '0' <= r && r <= '9' || strings.ContainsRune("@%+=:,./_-", r)
+}
+
+// harmless keeps letters, in any script, and what may stand in a word.
+func harmless(r rune) rune {
+	if r == ' ' || wordRune(r) || unicode.IsLetter(r) {
+		return r
+	}
+	return '?'
+}
+
+// warnOfNames says of users' names which the completion leaves out.
+func (a *app) warnOfNames(names ...string) {
+	var odd []string
+	for _, name := range names {
+		if !isWord(name) {
+			odd = append(odd, name)
+		}
+	}
+	if len(odd) > 0 {
+		a.warn(fmt.Errorf("quote %s in commands; completion does not offer it: to a shell, characters other than A-Z a-z 0-9 @ %% + = : , . / _ - may mean something", few(odd)))
 	}
 }
 

@@ -91,7 +91,7 @@ func (a *app) readImport(path string) (list []auth.ImportUser, wrong *auth.Impor
 	case err != nil:
 		return nil, nil, fmt.Errorf("%w; nothing is changed", err)
 	}
-	a.warnOfPasswords(list)
+	a.warnOfUsers(list)
 	return list, nil, nil
 }
 
@@ -106,7 +106,12 @@ func (a *app) refuseImport(wrong *auth.ImportError) error {
 	return fmt.Errorf("%w: %s; nothing is changed", auth.ErrImport, count(len(wrong.Lines), "error"))
 }
 
-func (a *app) warnOfPasswords(list []auth.ImportUser) {
+func (a *app) warnOfUsers(list []auth.ImportUser) {
+	names := make([]string, 0, len(list))
+	for _, u := range list {
+		names = append(names, u.Name)
+	}
+	a.warnOfNames(names...)
 	short, none := 0, 0
 	for _, u := range list {
 		switch {

@@ -58,6 +58,7 @@ bounces. Without it, NAME alone, which then must be an address.
 			if err != nil {
 				return err
 			}
+			a.warnOfNames(name)
 			client, err := a.settingsOf(name)
 			if err != nil {
 				return err
