@@ -41,6 +41,8 @@ var databaseKinds = []kind{
 	{"db.pooler", statusInfo, "A pooler lends connections of the database by the transaction, which works.", ""},
 	{"db.pooler-statements", statusFailed, "A pooler lends connections of the database by the transaction or statement, and loses what a node relies on, so mail would get stuck.",
 		"set pool_mode = session there, or pool_mode = transaction and add default_query_exec_mode=cache_describe to the URL"},
+	{"db.logs-values", statusWarning, "PostgreSQL writes values of statements into its log: mail, and hashes of passwords.",
+		"set log_parameter_max_length and log_parameter_max_length_on_error to 0, in postgresql.conf or with ALTER SYSTEM, and reload: statements are logged on, without their values"},
 	{"db.schema", statusOK, "The schema is that of this program.", ""},
 	{"db.schema-old", statusFailed, "The schema is older than this program, or not there.", "run 'postern migrate'"},
 	{"db.schema-ahead", statusInfo, "A newer program has migrated the database, and this one may run on it.", ""},
@@ -112,7 +114,7 @@ func (c *checkup) lookAtDatabase(ctx context.Context, r *report) {
 		ask   func(context.Context) error
 	}{
 		{"version", func(ctx context.Context) error { return in.server(ctx, url) }},
-		{"pooler", in.pooling(url)}, {"settings", in.durability}, {"replicas", in.replicas}, {"TLS", in.protection},
+		{"pooler", in.pooling(url)}, {"settings", in.durability}, {"log", in.statementsLogged}, {"replicas", in.replicas}, {"TLS", in.protection},
 		{"clock", in.clock}, {"connections", in.connections}, {"privileges", in.privileges},
 		{"schema", in.schema}, {"nodes", in.nodes},
 		{"autovacuum", in.autovacuum}, {"transactions", in.transactions},

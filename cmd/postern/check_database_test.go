@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"maps"
 	mathrand "math/rand/v2"
 	"net"
 	"net/url"
@@ -27,6 +28,45 @@ func bound(change func(*bounds)) func(*testing.T, *patient) {
 	return func(_ *testing.T, p *patient) { change(&p.c.bounds) }
 }
 
+// loggingValues is how many set a server to find out what goes on.
+func loggingValues(t *testing.T, p *patient) {
+	p.admit(t)
+	for _, setting := range []string{"log_statement = 'all'", "log_parameter_max_length = -1"} {
+		p.sql(t, "alter database "+p.pool.Config().ConnConfig.Database+" set "+setting)
+	}
+}
+
+// The tests' server has it off; without that, and with what is off by default, values
+// would be logged.
+func TestL2CheckFindsLoggedValues(t *testing.T) {
+	t.Parallel()
+	quiet := map[string]string{
+		"log_statement": "none", "log_min_duration_statement": "-1", "log_min_duration_sample": "-1", "log_transaction_sample_rate": "0",
+		"log_parameter_max_length": "-1", "log_parameter_max_length_on_error": "0",
+	}
+	for _, test := range []struct{ name, value, want string }{
+		{"log_statement", "none", ""}, {"log_statement", "ddl", ""},
+		{"log_statement", "mod", "log_statement is mod, and log_parameter_max_length is -1"},
+		{"log_min_duration_statement", "250", "log_min_duration_statement is 250, and log_parameter_max_length is -1"},
+		{"log_min_duration_sample", "0", "log_min_duration_sample is 0, and"},
+		{"log_transaction_sample_rate", "0.1", "log_transaction_sample_rate is 0.1, and"},
+		{"log_parameter_max_length_on_error", "64", "log_parameter_max_length_on_error is 64"},
+	} {
+		settings := maps.Clone(quiet)
+		settings[test.name] = test.value
+		if got := loggedValues(settings); !strings.HasPrefix(got, test.want) || test.want == "" && got != "" {
+			t.Errorf("%s = %s: %q, want %q", test.name, test.value, got, test.want)
+		}
+		settings["log_parameter_max_length"] = "0"
+		if got := loggedValues(settings); got != "" && test.name != "log_parameter_max_length_on_error" {
+			t.Errorf("%s = %s without values: %q", test.name, test.value, got)
+		}
+	}
+	p := newPatient(t)
+	loggingValues(t, p)
+	wantFinding(t, p.look(t.Context(), "database"), "db.logs-values", "log_statement is all")
+}
+
 func databaseFaults() []fault {
 	return []fault{
 		{"db.ok", "PostgreSQL", nothing},
@@ -34,6 +74,7 @@ func databaseFaults() []fault {
 		{"db.superuser", "is a superuser", nothing},
 		{"db.clock", "in step", nothing},
 		{"db.schema", "current", nothing},
+		{"db.logs-values", "log_statement is all, and log_parameter_max_length is -1", loggingValues},
 		{"db.room", "free for the database", nothing},
 		{"db.none", "--database-url", setting(func(c *config) { c.Database.URL = "" })},
 		{"db.unreachable", "refused", func(t *testing.T, p *patient) { p.c.cfg.Database.URL = "postgres://" + closedPort(t) + "/x" }},

@@ -1,40 +1,46 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 )
 
-// printJSON writes v as indented JSON with a final newline. What could steer a
-// terminal is escaped.
+// printJSON writes v as indented JSON with a final newline.
 func printJSON(w io.Writer, v any) error {
-	var text bytes.Buffer
-	enc := json.NewEncoder(&text)
+	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
 	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil {
-		return err
-	}
-	var safe strings.Builder
-	for _, r := range text.String() {
-		if r != '\n' && steers(r) {
-			fmt.Fprintf(&safe, "\\u%04x", r)
-		} else {
-			safe.WriteRune(r)
-		}
-	}
-	_, err := io.WriteString(w, safe.String())
-	return err
+	return enc.Encode(v)
 }
 
-// table prints rows in aligned columns under a head. Cells are made printable:
-// what came from the network must not steer a terminal.
+// screen is where a command writes for people and programs. Much of that came from the
+// network: what could steer a terminal, or hide in it, is escaped, whoever prints it.
+// Lines and columns are the command's own.
+type screen struct{ io.Writer }
+
+// Write implements io.Writer. A character that was cut off is escaped as octets.
+func (s screen) Write(text []byte) (int, error) {
+	if !slices.ContainsFunc(text, func(c byte) bool { return c > '~' || c < ' ' && c != '\n' && c != '\t' }) {
+		return s.Writer.Write(text)
+	}
+	safe := escape(string(text), "\n\t")
+	if _, err := io.WriteString(s.Writer, safe); err != nil {
+		return 0, err
+	}
+	return len(text), nil
+}
+
+// table prints rows in aligned columns under a head. Cells are made printable, lest what
+// came from the network makes rows and columns.
 type table struct {
 	head []string
 	rows [][]string
@@ -54,26 +60,41 @@ func (t *table) print(w io.Writer) error {
 	return tw.Flush()
 }
 
-// printable replaces control characters and the marks that reorder text.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if steers(r) {
-			return '\ufffd'
+// printable is text on one line whose characters can all be seen.
+func printable(s string) string { return escape(s, "") }
+
+// escape writes what steers a terminal or cannot be seen as JSON does, "\u200b"; except is
+// left as it is.
+func escape(s, except string) string {
+	steering := func(r rune) bool { return r == utf8.RuneError || steers(r) && !strings.ContainsRune(except, r) }
+	if strings.IndexFunc(s, steering) < 0 {
+		return s
+	}
+	var safe strings.Builder
+	for i, r := range s {
+		switch {
+		case !steering(r):
+			safe.WriteRune(r)
+		case r > 0xffff:
+			first, second := utf16.EncodeRune(r)
+			fmt.Fprintf(&safe, `\u%04x\u%04x`, first, second)
+		case r == utf8.RuneError && !strings.HasPrefix(s[i:], "\ufffd"):
+			fmt.Fprintf(&safe, `\x%02x`, s[i])
+		case r == utf8.RuneError:
+			safe.WriteRune(r)
+		default:
+			fmt.Fprintf(&safe, `\u%04x`, r)
 		}
-		return r
-	}, s)
+	}
+	return safe.String()
 }
 
-// steers reports control characters, line separators and marks that reorder text.
+// steers reports what a terminal obeys, what reorders text, and what takes no room, so
+// that two texts look the same which are not: controls, separators of lines, and all that
+// Unicode has for formatting or lets a terminal leave out.
 func steers(r rune) bool {
-	switch {
-	case r < 0x20, r >= 0x7f && r < 0xa0,
-		r == 0x2028, r == 0x2029,
-		r == 0x061c, r >= 0x200e && r <= 0x200f,
-		r >= 0x202a && r <= 0x202e, r >= 0x2066 && r <= 0x2069:
-		return true
-	}
-	return false
+	return r < 0x20 || r >= 0x7f && unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp,
+		unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
 }
 
 // localTime prints a time for people; "-" for none.
