@@ -137,6 +137,27 @@ func behindPooler(lends, mode string) func(*testing.T, *patient) {
 	}
 }
 
+// What nodes set for each of their connections is no fault of the role's, though a pooler
+// passes it on.
+func TestCheckTakesSettingsOfThePool(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	behindPooler("transaction", "cache_describe")(t, p)
+	conn, err := pgx.Connect(t.Context(), p.c.cfg.Database.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	if _, err := conn.Exec(t.Context(), `set lock_timeout = '15s'`); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range p.look(t.Context(), "database") {
+		if f.ID == "db.timeouts" {
+			t.Errorf("%+v", f)
+		}
+	}
+}
+
 func TestCheckFindsFaultsOfTheDatabase(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t) // of those that change nothing
