@@ -17,6 +17,8 @@ import (
 var relayKinds = []kind{
 	{"relay.closed", statusOK, "The listener refuses mail without AUTH, and offers AUTH only under TLS.", ""},
 	{"relay.down", statusSkipped, "Nothing answers at the listener's address.", "start the server and check again"},
+	{"relay.unreachable", statusFailed, "Nothing answers at the address of --connect.",
+		"look whether the server runs, and whether a firewall lets its port through"},
 	{"relay.balanced", statusSkipped, "The listener hears its load balancers only, so it cannot be looked at from here.",
 		"knock at the load balancer, from outside: postern check --only relay --connect HOST:PORT"},
 	{"relay.talk", statusFailed, "The listener does not talk as a mail server does.", "look at the server's log, and whether it is the listener's port and tls"},
@@ -63,7 +65,11 @@ func (c *checkup) lookFromOutside(ctx context.Context, r *report) {
 		}
 		switch err := k.run(ctx); {
 		case errors.Is(err, syscall.ECONNREFUSED):
-			r.add("relay.down", k.subject(), "connection refused")
+			id := "relay.down"
+			if len(c.opts.connect) > 0 {
+				id = "relay.unreachable"
+			}
+			r.add(id, k.subject(), "connection refused")
 		case err != nil:
 			r.add("relay.talk", k.subject(), "%v", err)
 		case !k.told:

@@ -56,6 +56,7 @@ func relayFaults() []fault {
 			p.c.cfg.Listeners[0].TLS = "implicit"
 		}},
 		{"relay.down", "refused", func(t *testing.T, p *patient) { p.c.cfg.Listeners[0].Address = closedPort(t) }},
+		{"relay.unreachable", "refused", func(t *testing.T, p *patient) { p.c.opts.connect = []string{closedPort(t)} }},
 		{"relay.balanced", "not in its proxy_protocol", balanced},
 		{"relay.talk", "554 not now", standsAt(hook(smtptest.PhaseBanner, "554 not now"))},
 		{"relay.talk", "", listening(func(t *testing.T, _ *patient) string { return greeter(t, "+OK POP3\r\n") })},
