@@ -24,7 +24,7 @@ var configKinds = []kind{
 		"chmod 640 the file and give it to the server's group"},
 	{"config.hostname", statusWarning, "The hostname is no name that others can look up.",
 		"set hostname to the public DNS name of this server: it is the name in EHLO, which many servers look up"},
-	{"config.private-mx", statusWarning, "Mail may be delivered to private addresses: whoever chooses a recipient's domain reaches hosts of the own network.",
+	{"config.private-mx", statusWarning, "Mail may be delivered to private addresses: whoever chooses a recipient's domain reaches hosts of your own network.",
 		"remove allow_private_mx, it is for tests"},
 	{"config.mx-port", statusWarning, "Mail goes to another port of mail hosts than 25.", "remove mx_port, it is for tests"},
 	{"config.message-size", statusWarning, "Messages of an ordinary size are refused.",
@@ -67,8 +67,8 @@ func (c *checkup) lookAtConfig(_ context.Context, r *report) {
 		c.hostnameForm(r)
 		c.dangerousValues(r)
 		c.spool(r)
+		c.secretKey(r)
 	}
-	c.secretKey(r)
 }
 
 // configFile looks at who may read the secrets of the database.

@@ -19,7 +19,7 @@ import (
 
 var databaseKinds = []kind{
 	{"db.ok", statusOK, "The database answers.", ""},
-	{"db.none", statusFailed, "No database is configured.", "set [database] url in the configuration file, or POSTERN_DATABASE_URL"},
+	{"db.none", statusFailed, "No database is configured.", "set [database] url or private in the configuration file, or POSTERN_DATABASE_URL"},
 	{"db.unreachable", statusFailed, "The database cannot be used.",
 		"look whether it runs, whether its port can be reached from here, and whether the URL has the right user, password and name"},
 	{"db.error", statusFailed, "The database did not answer a question.", "see to what it says; the server's log may say more"},

@@ -14,12 +14,13 @@ var mxKinds = []kind{
 	{"mx.lookup", statusFailed, "DNS gives no answer about the domain, so mail to it waits.",
 		"look at the resolver of this machine; if others are found, the domain's name servers are at fault"},
 	{"mx.address", statusFailed, "A mail host of the domain has no address or a private one, or its MX records name no host, so mail does not go there.",
-		"tell the domain's postmaster; inside the own network, use an upstream with a route for the recipient domain"},
+		"tell the domain's postmaster; hosts of your own network are reached by an upstream only"},
 	{"mx.unreachable", statusWarning, "A mail host of the domain cannot be reached.",
 		"when no host of any domain can be, port 25 is closed at your hosting company: ask it to open the port, or use an upstream"},
 	{"mx.refuses", statusWarning, "A mail host of the domain refuses to talk to this server.",
 		"what it says may name a block list with this server's address, and how to get off it"},
-	{"mx.self", statusFailed, "This server is a mail host of the domain, so mail to it would go round.", "add a route for the recipient domain to where its mailboxes are"},
+	{"mx.self", statusFailed, "This server is a mail host of the domain, so mail to it would go round.",
+		"take this server out of the domain's MX records, or send by an upstream that knows where its mailboxes are"},
 }
 
 // mxTime bounds what is asked about one domain.

@@ -34,7 +34,7 @@ func (a *app) withDatabase(ctx context.Context, do func(ctx context.Context, url
 func (a *app) withDatabaseOf(ctx context.Context, cfg config, do func(ctx context.Context, url string) error) error {
 	if cfg.Database.Private == "" {
 		if cfg.Database.URL == "" {
-			return usagef("no database: give --database-url, set POSTERN_DATABASE_URL, or set [database] url in the configuration file")
+			return usagef("no database: give --database-url, set POSTERN_DATABASE_URL, or set [database] url or private in the configuration file")
 		}
 		return do(ctx, cfg.Database.URL)
 	}
@@ -224,7 +224,7 @@ func (c *connector) lookAgain(ctx context.Context, url string) (server time.Time
 
 // databaseURLError does not repeat the URL: it may hold a password.
 func databaseURLError() error {
-	return errors.New("the database URL is malformed: write postgres://user:password@host:port/name")
+	return errors.New("the database URL is malformed, or has an option that is not known: write postgres://user:password@host:port/name")
 }
 
 // connectReason is the part of pgx's many lines that a person needs.
