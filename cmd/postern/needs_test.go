@@ -235,7 +235,7 @@ func TestP03LostNotice(t *testing.T) {
 	admin := "http://" + d.await(t, &d.stderr, `"msg":"postern is ready".*"admin":"([^"]+)"`)[1]
 	page(t, admin+"/metrics", http.StatusOK, `postern_notices_lost_total{reason="failed"} 1`)
 	for of, want := range map[string]string{
-		id:   "The failure notice " + lost + " was lost (failed: " + notHere + "): <alice@example.com> has not been told.\n",
+		id:   "The failure notice " + lost + " was lost (failed: " + notHere + "): <alice@example.com> has not been told.\n\nNothing waits any more; docs/operate.md says",
 		lost: "This notice was lost (failed): <alice@example.com> has not been told what became of message " + id + ".\n",
 	} {
 		if out := s.must(t, "", "trace", of); !strings.Contains(out, want) {

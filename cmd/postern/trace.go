@@ -126,7 +126,7 @@ func (a *app) printSummaries(list []queue.Summary, more bool, limit int) error {
 	}
 	fmt.Fprintln(a.stdout, "\nSeveral messages match: 'postern trace ID' tells of one.")
 	if more {
-		fmt.Fprintf(a.stdout, "There are more than these %d: --limit shows more.\n", limit)
+		fmt.Fprintf(a.stdout, "There are more than %d: --limit shows more.\n", limit)
 	}
 	return nil
 }
@@ -247,8 +247,12 @@ func (a *app) printStory(s *story) error {
 			return err
 		}
 	}
-	a.printLosses(s)
-	if s.Done() {
+	lost := a.printLosses(s)
+	switch {
+	case s.Done() && lost:
+		fmt.Fprintln(a.stdout, "\nNothing waits any more; docs/operate.md says what to do when a sender was not told.")
+		return nil
+	case s.Done():
 		fmt.Fprintln(a.stdout, "\nNothing is left to be done.")
 		return nil
 	}
@@ -261,17 +265,20 @@ func (a *app) printStory(s *story) error {
 }
 
 // printLosses says which senders were not told, in the trace of the notice and in that of
-// the mail that it was about.
-func (a *app) printLosses(s *story) {
+// the mail that it was about, and whether there are any.
+func (a *app) printLosses(s *story) (lost bool) {
 	if n := s.Notice; n != nil && n.Lost != "" {
+		lost = true
 		fmt.Fprintf(a.stdout, "\nThis notice was lost (%s): <%s> has not been told what became of message %s.\n", n.Lost, printable(n.To), n.About)
 	}
 	for _, n := range s.Notices {
 		if n.Lost != "" {
+			lost = true
 			fmt.Fprintf(a.stdout, "\nThe %s notice %s was lost (%s%s): <%s> has not been told.\n",
 				n.Kind, n.ID, n.Lost, printable(colon(n.Reply)), printable(n.To))
 		}
 	}
+	return lost
 }
 
 // printWhyHeld says which holds are the reason why mail waits, and what ends them.
