@@ -117,7 +117,7 @@ func (a *app) senderListCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list USER",
 		Short: "list what a user may send as",
-		Long:  "Lists the patterns of the user, or its name when it may send as that alone.\n\n" + patternsHelp,
+		Long:  "Lists the patterns of the user, or its name when it may send as that alone: ORIGIN tells\nwhich of the two it is.\n\n" + patternsHelp,
 		Args:  one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
@@ -129,7 +129,7 @@ func (a *app) senderListCmd() *cobra.Command {
 				if asJSON {
 					return printJSON(a.stdout, senders)
 				}
-				t := table{head: []string{"PATTERN", "FROM", "RESEND"}}
+				t := table{head: []string{"PATTERN", "ORIGIN", "RESEND"}}
 				for _, s := range senders {
 					resend := "-"
 					if s.Resend {
