@@ -156,7 +156,7 @@ func (n *node) checkPooler(ctx context.Context, url string) error {
 		return err
 	}
 	if n.shared = p.shares; n.shared && n.cfg.Queue.Notify {
-		n.log.Warn("a pooler lends connections of the database by the transaction: notifications do not come through, and polling does without them")
+		n.log.Warn("a pooler lends connections of the database by the transaction: notifications do not come through, so the node polls")
 	}
 	return p.refusal()
 }

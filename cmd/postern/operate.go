@@ -32,7 +32,8 @@ func (a *app) queueRetryCmd() *cobra.Command {
 		Long: `Makes waiting recipients due: those of the messages, those that all filters choose,
 or with --all those of the whole queue. A running server takes them up at once;
 without one they are tried when it starts. Held mail stays held, and mail that is
-being sent is left alone.`,
+being sent is left alone. It is an attempt like any other: when it fails, the next one
+is later than it would have been.`,
 		Example: `  postern queue retry --domain example.net
   postern queue retry --reply '451 4.7' --older-than 1h --dry-run`,
 	})
