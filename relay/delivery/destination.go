@@ -315,6 +315,9 @@ func (d *destination) leave() bool {
 func (d *destination) connected(w *worker) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.failures > 0 {
+		d.e.cfg.Log.Info("destination works again", "via", d.via, "domain", d.domain)
+	}
 	d.failures, d.suspensions, d.retryAt = 0, 0, time.Time{}
 	d.talkedAt = time.Now()
 	if d.owes {
