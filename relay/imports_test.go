@@ -34,7 +34,7 @@ var arrows = map[string]string{
 	"relay/seal":        "internal/owned",
 	"relay/certificate": "relay/seal internal/owned",
 	"relay/route":       "relay/smtp relay/seal",
-	"relay/delivery":    "relay/smtp relay/queue relay/maillog relay/route",
+	"relay/delivery":    "relay/smtp relay/queue relay/maillog relay/route internal/share",
 	"relay/bounce":      "relay/smtp relay/message relay/queue relay/maillog",
 	"relay/dkim":        "",
 	"admin":             "relay/smtp relay/queue relay/maillog internal/owned",
@@ -45,6 +45,7 @@ var arrows = map[string]string{
 
 	"internal/pg":           "",
 	"internal/owned":        "",
+	"internal/share":        "",
 	"internal/pgserver":     "internal/owned",
 	"internal/pgtest":       "internal/pgserver migrations",
 	"internal/smtptest":     "relay/smtp",

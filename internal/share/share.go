@@ -63,6 +63,13 @@ func (p *Pool) Take(amount int64, holders ...any) bool {
 	return true
 }
 
+// Add takes amount whatever the rule says: what is there must be counted.
+func (p *Pool) Add(amount int64, holders ...any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.add(amount, holders)
+}
+
 // Fits reports whether Take would take it now. It is a question and holds nothing.
 func (p *Pool) Fits(amount int64, holders ...any) bool {
 	p.mu.Lock()
@@ -93,7 +100,7 @@ func (p *Pool) Wait(ctx context.Context, amount int64, holders ...any) error {
 	case <-a.granted: // meanwhile
 		p.give(amount, holders)
 	default:
-		p.leave(holders[0], at)
+		p.drop(holders[0], at)
 	}
 	return ctx.Err()
 }
@@ -103,6 +110,45 @@ func (p *Pool) Give(amount int64, holders ...any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.give(amount, holders)
+}
+
+// Join counts what was taken for one more holder, or does not: one that becomes known
+// only then. The holder gives it back by Leave.
+func (p *Pool) Join(amount int64, holder any) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.within(amount, holder, p.size-p.used) {
+		return false
+	}
+	p.held[holder] += amount
+	return true
+}
+
+// Leave takes Join back.
+func (p *Pool) Leave(amount int64, holder any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lower(amount, holder)
+	p.serve()
+}
+
+// Full reports that a holder holds something and would get no more.
+func (p *Pool) Full(holder any) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.within(1, holder, p.size-p.used-1)
+}
+
+// Filled lists the holders that would not get amount more.
+func (p *Pool) Filled(amount int64) (list []any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for h := range p.held {
+		if !p.within(amount, h, p.size-p.used-amount) {
+			list = append(list, h)
+		}
+	}
+	return list
 }
 
 // Resize changes the size. What is held stays held, even beyond it.
@@ -141,11 +187,24 @@ func (p *Pool) fits(amount int64, holders []any) bool {
 		return false
 	}
 	for _, h := range holders {
-		if held := p.held[h]; held > 0 && float64(held+amount) > math.Ceil(p.part*float64(free)) {
+		if !p.within(amount, h, free) {
 			return false
 		}
 	}
 	return true
+}
+
+// within is the rule for one holder, who is to have amount more while free is left.
+func (p *Pool) within(amount int64, holder any, free int64) bool {
+	held := p.held[holder]
+	return held == 0 || float64(held+amount) <= math.Ceil(p.part*float64(free))
+}
+
+// lower counts amount out for a holder.
+func (p *Pool) lower(amount int64, holder any) {
+	if p.held[holder] -= amount; p.held[holder] <= 0 {
+		delete(p.held, holder)
+	}
 }
 
 func (p *Pool) add(amount int64, holders []any) {
@@ -158,9 +217,7 @@ func (p *Pool) add(amount int64, holders []any) {
 func (p *Pool) give(amount int64, holders []any) {
 	p.used -= amount
 	for _, h := range holders {
-		if p.held[h] -= amount; p.held[h] <= 0 {
-			delete(p.held, h)
-		}
+		p.lower(amount, h)
 	}
 	p.serve()
 }
@@ -180,7 +237,7 @@ func (p *Pool) serve() {
 		a := at.Value.(*ask)
 		p.add(a.amount, a.holders)
 		close(a.granted)
-		p.leave(l.holder, at)
+		p.drop(l.holder, at)
 	}
 }
 
@@ -205,9 +262,9 @@ func (p *Pool) queue(a *ask) *list.Element {
 	return turn.Value.(*line).asks.PushBack(a)
 }
 
-// leave takes an ask out of the line of a holder, and the line out of the turns when it
+// drop takes an ask out of the line of a holder, and the line out of the turns when it
 // was the last.
-func (p *Pool) leave(holder any, at *list.Element) {
+func (p *Pool) drop(holder any, at *list.Element) {
 	turn := p.lines[holder]
 	l := turn.Value.(*line)
 	l.asks.Remove(at)

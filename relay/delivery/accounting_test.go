@@ -151,8 +151,8 @@ func (s *scene) check(t *testing.T, e *Engine) {
 			checkOutcome(t, outcomes[0], copies)
 		}
 	}
-	if e.load.messages != 0 || e.load.octets != 0 || e.panics.Load() != 0 {
-		t.Errorf("left: %d messages, %d octets; %d panics", e.load.messages, e.load.octets, e.panics.Load())
+	if held := e.Stats(); held.Messages != 0 || held.Memory != 0 || held.Panics != 0 {
+		t.Errorf("left: %+v", held)
 	}
 }
 

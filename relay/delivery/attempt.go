@@ -29,9 +29,9 @@ func (w *worker) attempt(j *job) *job {
 	case res.Err != nil && !res.DotSent && w.body.err != nil:
 		w.d.e.cfg.Log.Error("stored message cannot be read", "id", j.Message.ID, "error", w.body.err)
 		w.giveBack(j, facts, res, bodyWait)
-	case res.Err != nil && !res.DotSent && w.ctx.Err() != nil:
+	case res.Err != nil && !res.DotSent && w.d.e.closing.Load() && w.ctx.Err() != nil:
 		w.giveBack(j, facts, res, 0) // Shutdown
-	case used && !inText && !res.DotSent && unheard(res):
+	case used && !inText && !res.DotSent && w.ctx.Err() == nil && unheard(res):
 		// The server had ended the connection before it heard of this message.
 		return w.afresh(j)
 	default:
@@ -51,6 +51,8 @@ func (w *worker) send(j *job) smtp.Result {
 			To: r.Address, Notify: r.Notify, ORcptType: r.ORcptType, ORcpt: r.ORcpt,
 		})
 	}
+	w.talking.Store(true)
+	defer w.talking.Store(false)
 	m := &j.Message
 	return w.conn.client.Send(w.ctx, smtp.Transaction{
 		Mail: smtp.MailCommand{

@@ -29,11 +29,11 @@ func TestRebound(t *testing.T) {
 	if n := server.PeakConns(); n != 3 {
 		t.Errorf("%d connections at once, want 3", n)
 	}
-	if e.Reserve(2000) {
+	if e.Reserve(1, 2000) {
 		t.Error("there is room for more than the memory")
 	}
 	e.Rebound(Bounds{Memory: 1 << 20})
-	if !e.Reserve(2000) {
+	if !e.Reserve(1, 2000) {
 		t.Error("there is no room although the memory grew")
 	}
 	if b := *e.bounds.Load(); b.Connections != 3 || b.PerConnection != 1000 {

@@ -61,6 +61,7 @@ func (e *Engine) claim() (int, error) {
 		Messages:       min(room, claimBatch),
 		PerDestination: claimPerDomain,
 		Busy:           e.busy(),
+		BusyUsers:      e.load.filled(),
 	})
 	for _, d := range list { // also beside an error: what came is ours to end
 		e.Take(d)
@@ -72,8 +73,8 @@ func (e *Engine) claim() (int, error) {
 // claim.
 func (e *Engine) awaitRoom() (int, bool) {
 	for {
-		if room := e.load.free(); room > 0 && (room >= claimBatch || room >= e.cfg.Messages/10) {
-			return room, true
+		if room, _ := e.load.free(); room > 0 && (room >= claimBatch || room >= int64(e.cfg.Messages/10)) {
+			return int(room), true
 		}
 		select {
 		case <-e.load.room:

@@ -33,11 +33,11 @@ const turnedAwayWait = 10 * time.Second
 // connections. Every connection is a worker, which takes the next job when it has
 // done one.
 type destination struct {
-	e       *Engine
-	key     string // of its way
-	via     string // the upstream's name, or "mx"
-	domain  string // mx: the domain's key; "" for an upstream
-	backlog int    // jobs that may wait
+	e      *Engine
+	key    string  // of its way
+	via    string  // the upstream's name, or "mx"
+	domain string  // mx: the domain's key; "" for an upstream
+	part   float64 // its line may come to this part of the free room
 
 	mu       sync.Mutex
 	upstream *route.Upstream // as the last job brought it; nil for mx
@@ -75,11 +75,11 @@ func (e *Engine) destination(w *way) *destination {
 	d := &destination{e: e, key: w.key, via: "mx", domain: w.domain, upstream: w.upstream, owes: true}
 	if w.upstream != nil {
 		d.via = w.upstream.Name
-		d.backlog = max(1, e.cfg.Messages*9/10) // it may well be the only one
+		d.part = 9 // it may well be the only one
 		d.most = e.connectionsFor(w.upstream)
 		d.limit = d.most
 	} else {
-		d.backlog = max(1, e.cfg.Messages/10)
+		d.part = 1. / 9
 		d.most = e.bounds.Load().MXConnections
 		d.limit = min(mxBegin, d.most)
 	}
@@ -123,7 +123,18 @@ func (d *destination) isEmpty(now time.Time) bool {
 func (d *destination) isBusy(now time.Time) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.suspended(now) || d.waiting.len() >= (d.backlog+1)/2
+	return d.suspended(now) || d.full(2)
+}
+
+// full reports that the line has come to its part of the free room, or to the nth of it:
+// however many destinations take nothing, there is room for another. mu is held.
+func (d *destination) full(nth float64) bool {
+	if d.waiting.len() == 0 {
+		return false
+	}
+	messages, octets := d.e.load.free()
+	part := d.part / nth
+	return float64(d.waiting.len()) >= part*float64(messages) || float64(d.waiting.octets) >= part*float64(octets)
 }
 
 // suspended reports that the destination is left alone. mu is held.
@@ -142,7 +153,7 @@ func (d *destination) add(j *job, up *route.Upstream) {
 		d.giveUp([]*job{j}, t)
 		return
 	case d.giveIdle(j):
-	case d.waiting.len() >= d.backlog:
+	case d.full(1):
 		d.mu.Unlock()
 		d.turnAway()
 		d.e.release(j, turnedAwayWait)
@@ -309,6 +320,26 @@ func (d *destination) leave() bool {
 	return true
 }
 
+// depart is leave for a worker whose conversation was cut off: another one may follow.
+func (d *destination) depart() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.workers--
+	if !d.e.closing.Load() {
+		d.hire()
+	}
+}
+
+// claimant is the user whose message waits first.
+func (d *destination) claimant() userOf {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if j := d.waiting.first(); j != nil {
+		return userOf(j.Message.UserID)
+	}
+	return 0
+}
+
 // connected counts a conversation that was begun: whatever the trouble was, it is over.
 // Until then w counts as one for which a job waits, which it is about to take: no
 // other is to connect for that.
@@ -397,6 +428,13 @@ func (d *destination) connectFailed(t *trouble, since int) {
 	switch {
 	case t.permanent:
 		victims = d.waiting.drain()
+	case t.crowded:
+		crowd := d.waiting.drain()
+		d.mu.Unlock()
+		for _, j := range crowd {
+			d.e.release(j, turnedAwayWait)
+		}
+		return
 	case d.e.closing.Load():
 	case d.live > 0:
 		// It talks to others: there were only too many of us.
@@ -496,4 +534,4 @@ func (e *Engine) quitContext() (context.Context, context.CancelFunc) {
 }
 
 // crowded reports that connections are scarce: none is kept idle then.
-func (e *Engine) crowded() bool { return len(e.slots) == cap(e.slots) }
+func (e *Engine) crowded() bool { return e.slots.Pressed() }

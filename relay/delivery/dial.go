@@ -7,8 +7,10 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 
+	"postern/internal/share"
 	"postern/relay/route"
 	"postern/relay/smtp"
 )
@@ -19,6 +21,7 @@ type dialer struct {
 	free    net.Dialer // to upstreams
 	guarded net.Dialer // to MX
 	connect func(context.Context, target) (net.Conn, error)
+	slots   *share.Pool // connections; nil for probes
 }
 
 func newDialer(cfg *Config) *dialer {
@@ -43,6 +46,7 @@ type conn struct {
 	kept    bool   // it was idle for a time
 	onward  bool   // a message came here from another host of the destination
 	walk    walk   // that led here
+	leave   func() // gives back its part of the address
 }
 
 // takes reports that the server's limits (RFC 9422) have room on this connection for a
@@ -56,12 +60,14 @@ type target struct {
 	host     string
 	addr     netip.AddrPort
 	upstream *route.Upstream // nil for mx
+	progress *atomic.Uint64  // see smtp.ClientConfig
 }
 
 // open begins a conversation with an upstream or, where up is nil, with a mail
 // host of domain.
-func (d *dialer) open(ctx context.Context, domain string, up *route.Upstream) (*conn, *trouble) {
+func (d *dialer) open(ctx context.Context, domain string, up *route.Upstream, progress *atomic.Uint64) (*conn, *trouble) {
 	w, t := d.walkTo(ctx, domain, up)
+	w.progress = progress
 	if t != nil {
 		return nil, t
 	}
@@ -133,7 +139,7 @@ func (d *dialer) converse(ctx context.Context, to target, policy tlsPolicy) (c *
 		c.tls = policy.facts(&state)
 		netConn = secured
 	}
-	c.client = smtp.NewClient(netConn, smtp.ClientConfig{Hello: d.cfg.Hello, Timeouts: d.cfg.Timeouts})
+	c.client = smtp.NewClient(netConn, smtp.ClientConfig{Hello: d.cfg.Hello, Timeouts: d.cfg.Timeouts, Progress: to.progress})
 	t, handshake = d.begin(ctx, c, to, policy)
 	if t != nil {
 		c.client.Close()

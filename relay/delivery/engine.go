@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"postern/internal/share"
 	"postern/relay/maillog"
 	"postern/relay/queue"
 	"postern/relay/route"
@@ -128,8 +129,8 @@ type Engine struct {
 	cfg    Config
 	dialer *dialer
 	bounds atomic.Pointer[Bounds]
-	load   load          // what is held in memory
-	slots  chan struct{} // one for each connection
+	load   load        // what is held in memory
+	slots  *share.Pool // connections, by user, destination and address
 
 	// work ends when no new work is begun, hard when conversations are cut off.
 	work     context.Context
@@ -158,8 +159,8 @@ func New(cfg Config) *Engine {
 	cfg = cfg.withDefaults()
 	e := &Engine{
 		cfg:          cfg,
-		load:         load{maxMessages: cfg.Messages, maxOctets: cfg.Memory, room: make(chan struct{}, 1)},
-		slots:        make(chan struct{}, cfg.MaxOpen),
+		load:         newLoad(cfg.Messages, cfg.Memory),
+		slots:        share.New(int64(cfg.MaxOpen), slotPart),
 		intake:       intake{wake: make(chan struct{}, 1)},
 		destinations: map[string]*destination{},
 		active:       map[*worker]struct{}{},
@@ -167,6 +168,7 @@ func New(cfg Config) *Engine {
 	e.bounds.Store(&Bounds{cfg.Connections, cfg.MXConnections, cfg.PerConnection, cfg.IdleTime, cfg.Memory})
 	e.turned.Store(time.Now().UnixNano())
 	e.dialer = newDialer(&e.cfg)
+	e.dialer.slots = e.slots
 	e.work, e.endWork = context.WithCancel(context.Background())
 	e.hard, e.cut = context.WithCancel(context.Background())
 	return e
@@ -175,6 +177,7 @@ func New(cfg Config) *Engine {
 // Start begins the work.
 func (e *Engine) Start() {
 	e.loops.Go(e.dispatchLoop)
+	e.loops.Go(e.yieldLoop)
 	if !e.cfg.NoClaim {
 		e.loops.Go(e.claimLoop)
 	}
@@ -230,7 +233,7 @@ func (e *Engine) interruptEarly() {
 	defer e.mu.Unlock()
 	for w := range e.active {
 		if !w.inText.Load() {
-			w.cancel()
+			w.cancel(nil)
 		}
 	}
 }

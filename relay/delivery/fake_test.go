@@ -311,8 +311,8 @@ func stop(t testing.TB, e *Engine) {
 	if err := e.Shutdown(ctx); err != nil {
 		t.Errorf("shutdown: %v", err)
 	}
-	if messages, octets := e.load.messages, e.load.octets; messages != 0 || octets != 0 {
-		t.Errorf("after shutdown %d messages with %d octets are still counted", messages, octets)
+	if held := e.Stats(); held.Messages != 0 || held.Memory != 0 {
+		t.Errorf("after shutdown %d messages with %d octets are still counted", held.Messages, held.Memory)
 	}
 	if n := e.panics.Load(); n != 0 {
 		t.Errorf("%d panics", n)
@@ -323,7 +323,7 @@ func stop(t testing.TB, e *Engine) {
 				d.workers, d.live, d.waiting.len(), len(d.idle))
 		}
 	}
-	if n := len(e.slots); n != 0 {
+	if n, _ := e.slots.Use(); n != 0 {
 		t.Errorf("after shutdown %d connections are still counted", n)
 	}
 }

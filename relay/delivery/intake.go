@@ -51,21 +51,21 @@ func (in *intake) close() []*queue.Delivery {
 	return list
 }
 
-// Reserve reports whether a message of size octets may be born owned and handed
+// Reserve reports whether a message of a user and of size octets may be born owned and handed
 // over by Take once it is committed. It is a question and holds nothing, so a
 // commit that fails needs no word; sessions that ask at the same moment may
 // together exceed the bounds by one message each.
-func (e *Engine) Reserve(size int64) bool {
+func (e *Engine) Reserve(user, size int64) bool {
 	if e.closing.Load() || time.Since(time.Unix(0, e.fullAt.Load())) < crowdedPause {
 		return false
 	}
-	return e.load.fits(e.weight(size))
+	return e.load.fits(userOf(user), e.weight(size))
 }
 
 // Take takes a committed delivery over, with its reference to the body. It never
 // blocks.
 func (e *Engine) Take(d *queue.Delivery) {
-	e.load.add(e.weightOf(d))
+	e.load.add(userOf(d.Message.UserID), e.weightOf(d))
 	if !e.intake.put(d) {
 		e.handBack(d)
 	}
@@ -84,12 +84,22 @@ func (e *Engine) weight(size int64) int64 {
 // destination and a connection's goroutine of its own.
 const (
 	recipientWeight = 256
-	jobWeight       = 4 << 10
+	jobWeight       = 12 << 10
 )
+
+// recipientsWeigh is what recipients count for, with their strings: an ORCPT may have
+// five hundred octets. The first is part of its message.
+func recipientsWeigh(rcpts []queue.Recipient) (octets int64) {
+	for i := 1; i < len(rcpts); i++ {
+		r := &rcpts[i]
+		octets += recipientWeight + int64(len(r.Address.Local)+len(r.Address.Domain)+len(r.ORcpt))
+	}
+	return octets
+}
 
 // weightOf is what a delivery counts for that was not split into jobs yet.
 func (e *Engine) weightOf(d *queue.Delivery) int64 {
-	return e.weight(d.Body.Size()) + recipientWeight*int64(max(0, len(d.Recipients)-1))
+	return e.weight(d.Body.Size()) + recipientsWeigh(d.Recipients)
 }
 
 // handBack releases a whole delivery that was never split into jobs.
@@ -97,7 +107,7 @@ func (e *Engine) handBack(d *queue.Delivery) {
 	weight := e.weightOf(d)
 	e.cfg.Queue.Release(d, numbers(d.Recipients), 0)
 	d.Body.Drop()
-	e.load.sub(weight)
+	e.load.sub(userOf(d.Message.UserID), weight)
 }
 
 func (e *Engine) releaseIntake() {

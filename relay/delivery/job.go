@@ -14,6 +14,7 @@ import (
 type parcel struct {
 	*queue.Delivery
 	size   int64
+	octets int64        // of its body, as far as they are in memory
 	weight int64        // what it counts for in load
 	jobs   atomic.Int32 // that have not ended
 }
@@ -22,7 +23,8 @@ type parcel struct {
 // It holds the body by one reference until it ends.
 type job struct {
 	*parcel
-	rcpts []queue.Recipient
+	rcpts  []queue.Recipient
+	octets int64 // its part of the memory, the whole body
 	// again says that the job was begun anew, without an attempt being counted, after a
 	// conversation that broke off in the middle of it.
 	again bool
@@ -43,19 +45,19 @@ func (e *Engine) dispatch(d *queue.Delivery) {
 		return
 	}
 	ways := e.split(d)
-	p := &parcel{Delivery: d, size: d.Body.Size(), weight: e.weightOf(d)}
+	p := &parcel{Delivery: d, size: d.Body.Size(), octets: e.weight(d.Body.Size()), weight: e.weightOf(d)}
 	jobs := 0
 	for i := range ways {
 		jobs += (len(ways[i].rcpts) + e.cfg.PerTransaction - 1) / e.cfg.PerTransaction
 	}
 	if jobs == 0 {
 		d.Body.Drop()
-		e.load.sub(p.weight)
+		e.load.sub(userOf(d.Message.UserID), p.weight)
 		return
 	}
 	if more := jobWeight * int64(jobs-1); more > 0 {
 		p.weight += more
-		e.load.grow(more)
+		e.load.grow(userOf(d.Message.UserID), more)
 	}
 	p.jobs.Store(int32(jobs))
 	for range jobs - 1 {
@@ -71,7 +73,7 @@ func (e *Engine) assign(p *parcel, w *way) {
 	dest := e.destination(w)
 	for rest := w.rcpts; len(rest) > 0; {
 		n := min(len(rest), e.cfg.PerTransaction)
-		dest.add(&job{parcel: p, rcpts: rest[:n:n]}, w.upstream)
+		dest.add(&job{parcel: p, rcpts: rest[:n:n], octets: p.octets + recipientsWeigh(rest[:n])}, w.upstream)
 		rest = rest[n:]
 	}
 }
@@ -191,7 +193,7 @@ func (e *Engine) release(j *job, wait time.Duration) {
 func (e *Engine) end(j *job) {
 	j.Body.Drop()
 	if j.jobs.Add(-1) == 0 {
-		e.load.sub(j.weight)
+		e.load.sub(userOf(j.Message.UserID), j.weight)
 	}
 }
 

@@ -5,6 +5,8 @@ type line struct {
 	front []*job // in reverse
 	back  []*job
 	head  int // of back
+
+	octets int64 // that the jobs weigh
 }
 
 func (l *line) len() int { return len(l.front) + len(l.back) - l.head }
@@ -16,9 +18,24 @@ func (l *line) push(j *job) {
 		l.back, l.head = l.back[:n], 0
 	}
 	l.back = append(l.back, j)
+	l.octets += j.octets
 }
 
-func (l *line) pushFront(j *job) { l.front = append(l.front, j) }
+func (l *line) pushFront(j *job) {
+	l.front = append(l.front, j)
+	l.octets += j.octets
+}
+
+// first is what pop would return.
+func (l *line) first() *job {
+	switch {
+	case len(l.front) > 0:
+		return l.front[len(l.front)-1]
+	case l.head < len(l.back):
+		return l.back[l.head]
+	}
+	return nil
+}
 
 // pop returns nil when the line is empty.
 func (l *line) pop() *job {
@@ -26,6 +43,7 @@ func (l *line) pop() *job {
 		j := l.front[n-1]
 		l.front[n-1] = nil
 		l.front = l.front[:n-1]
+		l.octets -= j.octets
 		return j
 	}
 	if l.head == len(l.back) {
@@ -37,6 +55,7 @@ func (l *line) pop() *job {
 	if l.head == len(l.back) {
 		l.back, l.head = l.back[:0], 0
 	}
+	l.octets -= j.octets
 	return j
 }
 

@@ -1,23 +1,24 @@
 package delivery
 
-import "sync"
+import "postern/internal/share"
 
-// load counts what the engine holds, in messages and in octets of memory.
+// loadPart is the part of the free room that one user may come to: alone it has two thirds.
+const loadPart = 2
+
+// load is the room for what the engine holds, in messages and in octets of memory.
 type load struct {
-	maxMessages int
-	maxOctets   int64
-	room        chan struct{} // signalled when something was freed
+	messages *share.Pool
+	octets   *share.Pool
+	room     chan struct{} // signalled when something was freed
+}
 
-	mu       sync.Mutex
-	messages int
-	octets   int64
+func newLoad(messages int, octets int64) load {
+	return load{share.New(int64(messages), loadPart), share.New(octets, loadPart), make(chan struct{}, 1)}
 }
 
 // resize sets how many octets have room. What is held stays.
 func (l *load) resize(octets int64) {
-	l.mu.Lock()
-	l.maxOctets = octets
-	l.mu.Unlock()
+	l.octets.Resize(octets)
 	l.freed()
 }
 
@@ -30,40 +31,44 @@ func (l *load) freed() {
 }
 
 // fits reports whether one more message of so many octets has room.
-func (l *load) fits(octets int64) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.messages < l.maxMessages && (l.octets+octets <= l.maxOctets || l.messages == 0)
-}
-
-// free returns how many more messages have room; 0 when memory is used up.
-func (l *load) free() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.octets >= l.maxOctets {
-		return 0
+func (l *load) fits(user userOf, octets int64) bool {
+	if !l.messages.Fits(1, user) {
+		return false
 	}
-	return max(0, l.maxMessages-l.messages)
+	used, _ := l.octets.Use()
+	return used == 0 || l.octets.Fits(octets, user)
 }
 
-func (l *load) add(octets int64) {
-	l.mu.Lock()
-	l.messages++
-	l.octets += octets
-	l.mu.Unlock()
+// free returns how many more messages and octets have room; none when either is used up.
+func (l *load) free() (messages, octets int64) {
+	used, size := l.messages.Use()
+	usedOctets, sizeOctets := l.octets.Use()
+	messages, octets = size-used, sizeOctets-usedOctets
+	if messages <= 0 || octets <= 0 {
+		return 0, 0
+	}
+	return messages, octets
+}
+
+func (l *load) add(user userOf, octets int64) {
+	l.messages.Add(1, user)
+	l.octets.Add(octets, user)
 }
 
 // grow counts more octets for a message that is there.
-func (l *load) grow(octets int64) {
-	l.mu.Lock()
-	l.octets += octets
-	l.mu.Unlock()
+func (l *load) grow(user userOf, octets int64) { l.octets.Add(octets, user) }
+
+func (l *load) sub(user userOf, octets int64) {
+	l.messages.Give(1, user)
+	l.octets.Give(octets, user)
+	l.freed()
 }
 
-func (l *load) sub(octets int64) {
-	l.mu.Lock()
-	l.messages--
-	l.octets -= octets
-	l.mu.Unlock()
-	l.freed()
+// filled lists the users that have their whole share of either.
+func (l *load) filled() (users []int64) {
+	_, octets := l.octets.Use()
+	for _, h := range append(l.messages.Filled(1), l.octets.Filled(octets/100)...) {
+		users = append(users, int64(h.(userOf)))
+	}
+	return users
 }

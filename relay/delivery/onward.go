@@ -82,10 +82,12 @@ func (t *transaction) goesOn(i int) bool {
 // reports whether one could be had; the trouble is why not, nil if there is none.
 func (w *worker) nextHost(j *job, t *transaction) (bool, *trouble) {
 	next := t.onward()
-	if !next.hasNext() || w.d.e.closing.Load() {
+	if !next.hasNext() || w.ctx.Err() != nil {
 		return false, nil
 	}
 	w.hangUp()
+	w.talking.Store(true)
+	defer w.talking.Store(false)
 	c, trouble := next.next(w.ctx)
 	if c == nil {
 		w.d.e.cfg.Log.Info("no other host can be had", "id", j.Message.ID, "after", t.conn.host, "reply", trouble.reply.String(), "error", trouble.err)

@@ -48,7 +48,7 @@ func NewProber(cfg Config) *Prober {
 
 // Upstream converses with an upstream: TLS as configured, and its account.
 func (p *Prober) Upstream(ctx context.Context, up *route.Upstream) Probe {
-	c, t := p.d.open(ctx, "", up)
+	c, t := p.d.open(ctx, "", up, nil)
 	return p.finish(ctx, c, t)
 }
 

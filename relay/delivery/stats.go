@@ -22,9 +22,9 @@ type Load struct {
 // Stats returns the counts of now.
 func (e *Engine) Stats() Stats {
 	s := Stats{Panics: e.panics.Load()}
-	e.load.mu.Lock()
-	s.Messages, s.Memory, s.MemoryLimit = e.load.messages, e.load.octets, e.load.maxOctets
-	e.load.mu.Unlock()
+	messages, _ := e.load.messages.Use()
+	s.Messages = int(messages)
+	s.Memory, s.MemoryLimit = e.load.octets.Use()
 	now := time.Now()
 	for _, d := range e.all() {
 		of := &s.Upstream

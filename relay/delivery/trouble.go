@@ -20,6 +20,7 @@ type trouble struct {
 	tls       string
 	greeted   bool // EHLO was answered
 	closed    bool // the host says that it takes no mail, ever (RFC 7504), and so do all others
+	crowded   bool // it is ours: the address has all the connections that it may
 }
 
 // outcome is what t means for one recipient, whose destination is left alone for

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"postern/relay/route"
@@ -26,6 +27,7 @@ const (
 // on from there.
 type walk struct {
 	d        *dialer
+	progress *atomic.Uint64  // of the worker; nil for probes
 	domain   string          // mx: the domain's key
 	upstream *route.Upstream // nil for mx
 	host     exchanger       // the last one looked up
@@ -117,11 +119,15 @@ func (w *walk) next(ctx context.Context) (*conn, *trouble) {
 
 // try begins a conversation with the next address of the host.
 func (w *walk) try(ctx context.Context) (*conn, *trouble) {
-	to := target{host: w.host.host, addr: netip.AddrPortFrom(w.addrs[0], uint16(w.port())), upstream: w.upstream}
+	to := target{host: w.host.host, addr: netip.AddrPortFrom(w.addrs[0], uint16(w.port())), upstream: w.upstream, progress: w.progress}
 	w.addrs = w.addrs[1:]
+	if !w.d.enter(to) {
+		return nil, crowdedTrouble(to)
+	}
 	w.tries++
 	c, t := w.d.try(ctx, to)
 	if t != nil {
+		w.d.leave(to)
 		if t.greeted {
 			w.sessions++
 		}
@@ -129,6 +135,7 @@ func (w *walk) try(ctx context.Context) (*conn, *trouble) {
 	}
 	w.sessions++
 	c.walk = *w
+	c.leave = func() { w.d.leave(to) }
 	return c, nil
 }
 

@@ -22,12 +22,17 @@ const (
 // after another in its own goroutine.
 type worker struct {
 	d      *destination
-	ctx    context.Context // ends the conversation at once
-	cancel context.CancelFunc
+	ctx    context.Context // ends the conversation at once, and with it the worker
+	cancel context.CancelCauseFunc
 	jobs   chan *job // gives an idle worker its next job
 	timer  *time.Timer
 	conn   *conn
 	live   bool // counted in the destination's live; guarded by its mu
+
+	user     userOf        // in whose name it has its slot
+	talking  atomic.Bool   // the server is at work, and no final dot was sent
+	progress atomic.Uint64 // of the conversation, see smtp.ClientConfig
+	silence  silence
 
 	job    *job        // being done
 	inText atomic.Bool // the message's text is being sent
@@ -40,7 +45,7 @@ type worker struct {
 
 func newWorker(d *destination) *worker {
 	w := &worker{d: d, jobs: make(chan *job, 1)}
-	w.ctx, w.cancel = context.WithCancel(d.e.hard)
+	w.ctx, w.cancel = context.WithCancelCause(d.e.hard)
 	w.beforeDot = w.askGate
 	w.timer = time.NewTimer(time.Hour)
 	w.timer.Stop()
@@ -52,28 +57,23 @@ func (w *worker) run() {
 	e := w.d.e
 	e.enter(w)
 	defer e.exit(w)
-	defer w.cancel()
-	if !w.awaitSlot() {
+	defer w.cancel(nil)
+	w.user = w.d.claimant()
+	if e.slots.Wait(e.work, 1, w.user, w.d.key) != nil {
 		w.d.leave() // while closing nothing waits for it
 		return
 	}
-	defer func() { <-e.slots }()
+	defer e.slots.Give(1, w.user, w.d.key)
 	for {
 		w.serve()
 		w.hangUp()
+		if w.ctx.Err() != nil {
+			w.d.depart()
+			return
+		}
 		if w.d.leave() {
 			return
 		}
-	}
-}
-
-// awaitSlot waits until one more connection may be open.
-func (w *worker) awaitSlot() bool {
-	select {
-	case w.d.e.slots <- struct{}{}:
-		return true
-	case <-w.d.e.work.Done():
-		return false
 	}
 }
 
@@ -125,7 +125,9 @@ func (w *worker) connect() bool {
 
 // open begins a conversation.
 func (w *worker) open(need need) *trouble {
-	c, t := w.d.e.dialer.open(w.ctx, w.d.domain, need.upstream)
+	w.talking.Store(true)
+	defer w.talking.Store(false)
+	c, t := w.d.e.dialer.open(w.ctx, w.d.domain, need.upstream, &w.progress)
 	if t != nil {
 		return t
 	}
@@ -152,7 +154,7 @@ func (w *worker) rest(wait time.Duration) bool {
 func (w *worker) idle(most time.Duration) *job {
 	w.conn.kept = true
 	until := time.Now().Add(most)
-	for left := most; left > 0 && w.conn.client.Usable(); left = time.Until(until) {
+	for left := most; left > 0 && w.conn.client.Usable() && !w.d.e.crowded(); left = time.Until(until) {
 		w.timer.Reset(min(left, idleLook))
 		select {
 		case j := <-w.jobs:
@@ -220,12 +222,14 @@ func (w *worker) dropConn() {
 		return
 	}
 	_ = w.conn.client.Close() // it has served its purpose
+	w.conn.leave()
 	w.conn = nil
 	w.d.disconnected(w)
 }
 
 // askGate is called when all but the final dot was written.
 func (w *worker) askGate() error {
+	w.talking.Store(false) // from here on nobody else knows what became of the message
 	w.gate = w.d.e.cfg.Queue.Gate(w.ctx, w.job.Delivery, numbers(w.job.rcpts))
 	return w.gate
 }

@@ -228,7 +228,8 @@ func (c *claims) forget(domains []string, rows []claimedRow, want ClaimRequest) 
 }
 
 // sqlClaim takes rows of domains $1, at most $2 of each and of about $3 messages,
-// then at most $7 siblings of the same messages that are due and not of the busy domains $4.
+// not of the busy users $8, then at most $7 siblings of the same messages that are due and
+// not of the busy domains $4.
 //
 // Statistics may say that nothing is due when a million rows are: they fell due since.
 // So nothing is said in a way that lets the index of what is due be read for one domain (the
@@ -238,7 +239,7 @@ with pick as materialized (
 	select p.message_id, p.n, p.domain_key from unnest($1::text[]) d(domain_key) cross join lateral (
 		select r.message_id, r.n, r.domain_key from recipient r
 		where r.domain_key = d.domain_key and (r.domain_key, r.next_attempt_at) <= (d.domain_key, now())
-			and r.owner is null and r.held_at is null and r.state = 'queued'
+			and r.owner is null and r.held_at is null and r.state = 'queued' and r.user_id <> all($8::bigint[])
 		order by r.next_attempt_at, r.message_id limit $2
 		for update skip locked) p
 	limit $3),
@@ -267,7 +268,11 @@ func (c *claims) take(ctx context.Context, conn *pgx.Conn, want ClaimRequest, do
 	if busy == nil {
 		busy = []string{}
 	}
-	result, err := conn.Query(ctx, sqlClaim, domains, max(want.PerDestination, 1), want.Messages, busy, epoch, c.q.cfg.StrictGate, claimSibling)
+	users := want.BusyUsers
+	if users == nil {
+		users = []int64{}
+	}
+	result, err := conn.Query(ctx, sqlClaim, domains, max(want.PerDestination, 1), want.Messages, busy, epoch, c.q.cfg.StrictGate, claimSibling, users)
 	if err != nil {
 		return nil, err
 	}

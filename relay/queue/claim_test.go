@@ -230,3 +230,26 @@ func TestClaimSkipsHeld(t *testing.T) {
 	exec(t, db, `update recipient set held_at = null, next_attempt_at = now()`)
 	claimAll(t, q, all)
 }
+
+// TestH1BusyUsers: a claim leaves the mail of users alone who have their whole share of
+// a node's memory, and takes that of others to the same domain.
+func TestH1BusyUsers(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	for _, user := range []int64{1, 2, 1} {
+		m := message()
+		m.UserID = user
+		if _, err := q.Enqueue(ctxOf(t), m, rcpts("a@one.example"), NewBody([]byte("Subject: x\r\n\r\nbody\r\n")), false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "all wait", func() bool { return count(t, db, `select count(*) from recipient where owner is null`) == 3 })
+	got := claimAll(t, q, ClaimRequest{Messages: 10, PerDestination: 10, BusyUsers: []int64{1}})
+	if len(got) != 1 || got[0].Message.UserID != 2 {
+		t.Fatalf("claimed %d, want the one of user 2", len(got))
+	}
+	if got := claimAll(t, q, ClaimRequest{Messages: 10, PerDestination: 10}); len(got) != 2 {
+		t.Errorf("claimed %d when nobody is busy, want 2", len(got))
+	}
+}

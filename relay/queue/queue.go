@@ -240,4 +240,5 @@ type ClaimRequest struct {
 	Messages       int      // at most so many deliveries
 	PerDestination int      // at most so many recipients of one domain
 	Busy           []string // domain keys that are not wanted now
+	BusyUsers      []int64  // users whose mail is not wanted now
 }

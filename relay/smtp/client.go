@@ -9,6 +9,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -46,6 +47,9 @@ type ClientConfig struct {
 	Timeouts      Timeouts
 	MaxReplyLines int
 	MaxReplyBytes int
+	// Progress, unless nil, grows with each complete reply that is heard and with each
+	// block of a message that the server takes: one that stands still is a silent server.
+	Progress *atomic.Uint64
 }
 
 // Client speaks to one server over one connection. It is not safe for concurrent
@@ -262,6 +266,13 @@ func parseExtensions(text string) map[string]string {
 func (c *Client) Extension(keyword string) (params string, ok bool) {
 	params, ok = c.extensions[strings.ToUpper(keyword)]
 	return params, ok
+}
+
+// moved says that the server did something.
+func (c *Client) moved() {
+	if c.cfg.Progress != nil {
+		c.cfg.Progress.Add(1)
+	}
 }
 
 func (c *Client) offers(keyword string) bool {

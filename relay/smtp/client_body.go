@@ -130,6 +130,7 @@ func (w *blockWriter) Write(p []byte) (int, error) {
 		if err != nil {
 			return done, err
 		}
+		w.c.moved()
 	}
 	return done, nil
 }

@@ -87,6 +87,7 @@ func (c *Client) hear(ctx context.Context, stage Stage, patience time.Duration) 
 	if err != nil {
 		return Reply{}, c.trouble(ctx, stage, err)
 	}
+	c.moved()
 	if reply.Code == codeClosing {
 		_ = c.Close()
 		return Reply{}, &StageError{Stage: stage, Reply: reply}

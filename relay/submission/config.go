@@ -54,7 +54,7 @@ type Queue interface {
 type Handoff interface {
 	// Reserve asks whether a message of size octets would be taken. It holds
 	// nothing: a commit that fails needs no word.
-	Reserve(size int64) bool
+	Reserve(user, size int64) bool
 	Take(d *queue.Delivery)
 }
 

@@ -124,7 +124,7 @@ func (s *session) spoolMessage(in *input, id queue.ID, now time.Time) (*body, *m
 func (s *session) commit(id queue.ID, now time.Time, b *body, facts *message.Facts) smtp.Reply {
 	m := s.message(id, now, b, facts)
 	tx, handoff := s.tx, s.server.cfg.Handoff
-	owned := handoff != nil && handoff.Reserve(b.Size())
+	owned := handoff != nil && handoff.Reserve(s.identity.UserID, b.Size())
 	if s.wire.isRevoked() { // the last look: what comes later comes after the message
 		return s.refuseMessage(id, &smtp.Error{Reply: replyRevoked})
 	}

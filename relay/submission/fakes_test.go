@@ -118,7 +118,7 @@ type fakeHandoff struct {
 	taken []*queue.Delivery
 }
 
-func (h *fakeHandoff) Reserve(int64) bool {
+func (h *fakeHandoff) Reserve(int64, int64) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return len(h.taken) < h.room

@@ -1,0 +1,91 @@
+package delivery
+
+import (
+	"errors"
+	"net/netip"
+	"time"
+
+	"postern/relay/smtp"
+)
+
+// slotPart is the part of the free connections that one user, destination or address
+// may come to: alone it has two thirds of all.
+const slotPart = 2
+
+// Silent conversations give way while others wait for a connection.
+const (
+	silenceLook = time.Second
+	silenceMost = 3 // looks without progress
+)
+
+// userOf is a user as a holder of connections; 0 are the notices of the relay.
+type userOf int64
+
+// networkOf is the holder that an address is: itself, or the /64 of one site (IPv6).
+func networkOf(addr netip.Addr) netip.Prefix {
+	bits := 32
+	if addr = addr.Unmap(); addr.Is6() {
+		bits = 64
+	}
+	network, _ := addr.WithZone("").Prefix(bits) // the zero Prefix for no address
+	return network
+}
+
+// enter takes a part of the connections for the address of an MX. An upstream's address
+// was chosen by an administrator and is bounded by its own number of connections.
+func (d *dialer) enter(to target) bool {
+	return d.slots == nil || to.upstream != nil || d.slots.Join(1, networkOf(to.addr.Addr()))
+}
+
+func (d *dialer) leave(to target) {
+	if d.slots != nil && to.upstream == nil {
+		d.slots.Leave(1, networkOf(to.addr.Addr()))
+	}
+}
+
+// crowdedTrouble is that of an address which has all the connections that it may.
+func crowdedTrouble(to target) *trouble {
+	return &trouble{
+		reply: smtp.Temporary(451, 4, 5, "mail host "+to.host+" has all the connections that one address may have"),
+		err:   errCrowded, crowded: true,
+	}
+}
+
+var errCrowded = errors.New("too many connections to one address")
+
+// errYield is the cause for which a conversation was cut off.
+var errYield = errors.New("it was silent while others waited for a connection")
+
+// silence is what the yield loop, and nobody else, remembers of a worker.
+type silence struct {
+	progress uint64
+	looks    int
+}
+
+// yieldLoop looks each second who is silent, and while connections are short cuts those
+// off whose user has its whole share: their mail is deferred, and a silent
+// server is asked again later.
+func (e *Engine) yieldLoop() {
+	tick := time.NewTicker(silenceLook)
+	defer tick.Stop()
+	for {
+		select {
+		case <-e.work.Done():
+			return
+		case <-tick.C:
+		}
+		pressed := e.slots.Pressed()
+		e.mu.Lock()
+		for w := range e.active {
+			if now := w.progress.Load(); now != w.silence.progress || !w.talking.Load() {
+				w.silence = silence{progress: now}
+				continue
+			}
+			w.silence.looks++
+			if pressed && w.silence.looks >= silenceMost && e.slots.Full(w.user) {
+				w.cancel(errYield)
+			}
+		}
+		e.mu.Unlock()
+	}
+}
