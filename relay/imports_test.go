@@ -30,7 +30,7 @@ var arrows = map[string]string{
 	"relay/message":     "relay/smtp",
 	"relay/maillog":     "relay/smtp",
 	"relay/queue":       "relay/smtp",
-	"relay/submission":  "relay/smtp relay/message relay/maillog auth policy relay/queue",
+	"relay/submission":  "relay/smtp relay/message relay/maillog auth policy relay/queue internal/share",
 	"relay/seal":        "internal/owned",
 	"relay/certificate": "relay/seal internal/owned",
 	"relay/route":       "relay/smtp relay/seal",

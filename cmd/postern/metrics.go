@@ -92,6 +92,8 @@ var submissionReadings = []admin.Reading[submission.Stats]{
 	{Name: "postern_sessions_total", Help: "Sessions that were opened.", Counter: true, Value: of(func(s submission.Stats) int64 { return s.Sessions })},
 	{Name: "postern_sessions_revoked_total", Help: "Sessions that were ended because their credential works no more.", Counter: true,
 		Value: of(func(s submission.Stats) int64 { return s.Revoked })},
+	{Name: "postern_sessions_gave_way_total", Help: "Sessions that were ended while others had no room: clients that had not logged in, and messages that crawled.", Counter: true,
+		Value: of(func(s submission.Stats) int64 { return s.Expelled })},
 	{Name: "postern_accept_errors_total", Help: "Connections that could not be taken, for want of file descriptors or memory.", Counter: true,
 		Value: of(func(s submission.Stats) int64 { return s.AcceptErrors })},
 	{Name: "postern_tls_handshake_failures_total", Help: "TLS handshakes with clients that failed.", Counter: true,

@@ -132,11 +132,11 @@ func (p *Pool) Leave(amount int64, holder any) {
 	p.serve()
 }
 
-// Full reports that a holder holds something and would get no more.
-func (p *Pool) Full(holder any) bool {
+// Full reports that a holder holds something and would not get amount more.
+func (p *Pool) Full(amount int64, holder any) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return !p.within(1, holder, p.size-p.used-1)
+	return !p.within(amount, holder, p.size-p.used-amount)
 }
 
 // Filled lists the holders that would not get amount more.

@@ -82,7 +82,7 @@ func (e *Engine) yieldLoop() {
 				continue
 			}
 			w.silence.looks++
-			if pressed && w.silence.looks >= silenceMost && e.slots.Full(w.user) {
+			if pressed && w.silence.looks >= silenceMost && e.slots.Full(1, w.user) {
 				w.cancel(errYield)
 			}
 		}

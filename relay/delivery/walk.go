@@ -124,10 +124,15 @@ func (w *walk) try(ctx context.Context) (*conn, *trouble) {
 	if !w.d.enter(to) {
 		return nil, crowdedTrouble(to)
 	}
+	var c *conn
+	defer func() { // also after a panic
+		if c == nil {
+			w.d.leave(to)
+		}
+	}()
 	w.tries++
-	c, t := w.d.try(ctx, to)
-	if t != nil {
-		w.d.leave(to)
+	var t *trouble
+	if c, t = w.d.try(ctx, to); t != nil {
 		if t.greeted {
 			w.sessions++
 		}

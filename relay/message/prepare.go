@@ -31,6 +31,14 @@ type Options struct {
 	For           smtp.Address // the recipient when there is exactly one
 
 	MaxHeader int // octets of the header section; 0: DefaultMaxHeader
+	Memory    Memory
+}
+
+// Memory is asked before a header section takes more than the first 16 KiB. Take's
+// error refuses the message; Give gives back what was taken.
+type Memory interface {
+	Take(octets int64) error
+	Give(octets int64)
 }
 
 // Prepared is a message on its way from the client to the spool. Read gives the
@@ -43,6 +51,8 @@ type Prepared struct {
 	src   io.Reader
 	end   error // of src, when it ended while the header section was read
 	buf   *[]byte
+	taken int64 // of memory
+	from  Memory
 }
 
 // Facts are what the header section said, and of what octets the message is.
@@ -84,9 +94,11 @@ func Prepare(r io.Reader, opt Options) (*Prepared, error) {
 	if opt.MaxHeader <= 0 {
 		opt.MaxHeader = DefaultMaxHeader
 	}
-	p := &Prepared{src: r, buf: buffers.Get().(*[]byte)}
-	s := scanner{src: r, buf: *p.buf, max: opt.MaxHeader, utf8: opt.UTF8, facts: &p.Facts}
-	if err := s.scan(); err != nil {
+	p := &Prepared{src: r, buf: buffers.Get().(*[]byte), from: opt.Memory}
+	s := scanner{src: r, buf: *p.buf, max: opt.MaxHeader, utf8: opt.UTF8, facts: &p.Facts, memory: opt.Memory}
+	err := s.scan()
+	p.taken = s.taken
+	if err != nil {
 		p.release()
 		return nil, err
 	}
@@ -150,5 +162,8 @@ func (p *Prepared) release() {
 	if p.buf != nil {
 		buffers.Put(p.buf)
 		p.buf = nil
+		if p.taken > 0 {
+			p.from.Give(p.taken)
+		}
 	}
 }

@@ -20,6 +20,8 @@ type scanner struct {
 	srcErr error // of src, io.EOF included
 	buf    []byte
 	max    int
+	memory Memory // nil: unbounded
+	taken  int64  // of it
 
 	kept   int // end of the lines that stay
 	pos    int // start of the line looked at
@@ -226,20 +228,39 @@ func (s *scanner) line() ([]byte, error) {
 		if s.filled-s.pos > s.max || s.pos > s.max {
 			return nil, errHeaderSize()
 		}
-		s.fill()
+		if err := s.fill(); err != nil {
+			return nil, err
+		}
 	}
 }
 
-// fill reads once, into a buffer twice as large when there is no room.
-func (s *scanner) fill() {
+// fill reads once, into a buffer twice as large when there is no room. The error is that
+// of the memory that it asks for.
+func (s *scanner) fill() error {
 	if s.filled == len(s.buf) {
-		grown := make([]byte, 2*len(s.buf))
-		copy(grown, s.buf[:s.filled])
-		s.buf = grown
+		if err := s.grow(2 * len(s.buf)); err != nil {
+			return err
+		}
 	}
 	n, err := s.src.Read(s.buf[s.filled:])
 	s.filled += n
 	s.srcErr = err
+	return nil
+}
+
+// grow makes the buffer larger. The old one counts until both are given back: it is
+// there until the collector comes.
+func (s *scanner) grow(size int) error {
+	if s.memory != nil {
+		if err := s.memory.Take(int64(size)); err != nil {
+			return err
+		}
+		s.taken += int64(size)
+	}
+	grown := make([]byte, size)
+	copy(grown, s.buf[:s.filled])
+	s.buf = grown
+	return nil
 }
 
 // fieldName splits a line that begins a field into the name, with white space

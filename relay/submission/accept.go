@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"postern/internal/share"
 	"postern/relay/smtp"
 )
 
@@ -124,17 +125,23 @@ func peerAt(addr netip.AddrPort) peer {
 	return p
 }
 
-// peers counts connections, in all and by network.
+// peers counts connections, in all and by network. Of the places a tenth is kept for
+// networks from which somebody has logged in.
 type peers struct {
+	places *share.Pool // by network
+
 	mu         sync.Mutex
-	max        int
 	perNetwork int
-	total      int
-	by         map[netip.Prefix]int
+	known      map[netip.Prefix]time.Time // when somebody last logged in from there
 }
 
+const (
+	knownNetworks = 10_000         // that are remembered
+	knownTime     = 24 * time.Hour // after the last login
+)
+
 func newPeers(max, perNetwork int) *peers {
-	return &peers{max: max, perNetwork: perNetwork, by: make(map[netip.Prefix]int)}
+	return &peers{places: share.New(int64(max), sharePart), perNetwork: perNetwork, known: make(map[netip.Prefix]time.Time)}
 }
 
 // crowd is which limit kept a connection out.
@@ -155,47 +162,84 @@ type tally struct {
 
 // resize sets the limits. Who is in stays.
 func (c *peers) resize(max, perNetwork int) {
+	c.places.Resize(int64(max))
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.max, c.perNetwork = max, perNetwork
+	c.perNetwork = perNetwork
 }
 
 // enter counts a connection in unless that would be too many.
 func (c *peers) enter(t tally) crowd {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch {
-	case c.total >= c.max:
+	if !t.named {
+		// A balancer's own address has no share: its clients have theirs.
+		if c.places.Take(1) {
+			return noCrowd
+		}
 		return fullServer
-	case t.named && c.by[t.network] >= c.perNetwork:
+	}
+	if full := c.crowded(t.network, 0); full != noCrowd {
+		return full
+	}
+	if !c.places.Take(1, t.network) {
+		return fullServer
+	}
+	return noCrowd
+}
+
+// crowded says which limit keeps a connection of a network out, but for its share. counted
+// is 1 when it is counted in all already.
+func (c *peers) crowded(network netip.Prefix, counted int64) crowd {
+	c.mu.Lock()
+	perNetwork := int64(c.perNetwork)
+	c.mu.Unlock()
+	if c.places.Held(network) >= perNetwork {
 		return fullNetwork
 	}
-	c.total++
-	if t.named {
-		c.by[t.network]++
+	if used, size := c.places.Use(); used-counted >= size-size/10 && !c.knows(network) {
+		return fullServer
 	}
 	return noCrowd
 }
 
 // enterNetwork counts a connection for its network that is counted in all already.
-func (c *peers) enterNetwork(network netip.Prefix) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.by[network] >= c.perNetwork {
-		return false
+func (c *peers) enterNetwork(network netip.Prefix) crowd {
+	if full := c.crowded(network, 1); full != noCrowd {
+		return full
 	}
-	c.by[network]++
-	return true
+	if !c.places.Join(1, network) {
+		return fullNetwork
+	}
+	return noCrowd
 }
 
 func (c *peers) leave(t tally) {
+	c.places.Give(1)
+	if t.named {
+		c.places.Leave(1, t.network)
+	}
+}
+
+// pressed reports that there is little room left.
+func (c *peers) pressed() bool { return c.places.Pressed() }
+
+// know remembers that somebody has logged in from a network.
+func (c *peers) know(network netip.Prefix) {
+	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.total--
-	if !t.named {
-		return
+	if _, known := c.known[network]; !known && len(c.known) >= knownNetworks {
+		for other := range c.known { // any will do: there are many
+			delete(c.known, other)
+			break
+		}
 	}
-	if c.by[t.network]--; c.by[t.network] == 0 {
-		delete(c.by, t.network)
-	}
+	c.known[network] = now
+}
+
+// knows reports that somebody has logged in from a network within a day.
+func (c *peers) knows(network netip.Prefix) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	at, known := c.known[network]
+	return known && time.Since(at) < knownTime
 }

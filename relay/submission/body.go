@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"postern/internal/share"
 	"postern/relay/smtp"
 )
 
@@ -19,33 +20,32 @@ var chunkSizes = [...]int{8 << 10, 64 << 10, 256 << 10}
 var errFull = &smtp.Error{Reply: smtp.Temporary(452, 3, 1, "Insufficient system storage, try again later")}
 
 // spool makes bodies: in memory up to memoryBody octets, beyond it in a file that
-// has no name any more. Both kinds are charged to a budget that all sessions share.
+// has no name any more. Both kinds are charged, before they are there, to what all
+// sessions share by user and network.
 type spool struct {
-	memory     budget
-	files      budget
+	memory     *share.Pool
+	files      *share.Pool
 	memoryBody int64
 	dir        string
 	pools      [len(chunkSizes)]sync.Pool
 }
 
 func newSpool(l Limits, dir string) *spool {
-	sp := &spool{memoryBody: l.MemoryBody, dir: dir}
-	sp.resize(&l)
-	return sp
+	return &spool{memoryBody: l.MemoryBody, dir: dir, memory: share.New(l.Memory, sharePart), files: share.New(l.TempFiles, sharePart)}
 }
 
 // resize sets the budgets. What is taken stays taken.
 func (sp *spool) resize(l *Limits) {
-	sp.memory.limit.Store(l.Memory)
-	sp.files.limit.Store(l.TempFiles)
+	sp.memory.Resize(l.Memory)
+	sp.files.Resize(l.TempFiles)
 }
 
 // room reports whether a message of the declared size (0: unknown) may find room.
-func (sp *spool) room(size int64) bool {
+func (sp *spool) room(size int64, who holders) bool {
 	if size > sp.memoryBody {
-		return !sp.files.full(size)
+		return sp.files.Fits(size, who...)
 	}
-	return !sp.memory.full(max(size, int64(chunkSizes[0])))
+	return sp.memory.Fits(max(size, int64(chunkSizes[0])), who...)
 }
 
 // chunk is a piece of memory; len(buf) octets of it are used.
@@ -55,9 +55,9 @@ type chunk struct {
 }
 
 // chunk takes a piece of the class from the budget, or returns nil.
-func (sp *spool) chunk(class int) *chunk {
+func (sp *spool) chunk(class int, who holders) *chunk {
 	size := chunkSizes[class]
-	if !sp.memory.take(int64(size)) {
+	if !sp.memory.Take(int64(size), who...) {
 		return nil
 	}
 	if c, ok := sp.pools[class].Get().(*chunk); ok {
@@ -66,9 +66,9 @@ func (sp *spool) chunk(class int) *chunk {
 	return &chunk{buf: make([]byte, 0, size), class: class}
 }
 
-func (sp *spool) free(c *chunk) {
+func (sp *spool) free(c *chunk, of holders) {
 	c.buf = c.buf[:0]
-	sp.memory.give(int64(cap(c.buf)))
+	sp.memory.Give(int64(cap(c.buf)), of...)
 	sp.pools[c.class].Put(c)
 }
 
@@ -76,6 +76,7 @@ func (sp *spool) free(c *chunk) {
 type body struct {
 	refs   atomic.Int64
 	spool  *spool
+	owners holders
 	size   int64
 	chunks []*chunk // in memory: all full but the last; in a file: the write buffer
 	inline [6]*chunk
@@ -85,8 +86,8 @@ type body struct {
 
 // read makes a body of what r gives until io.EOF. An *smtp.Error says that there
 // was no room; other errors are r's. r may be left unread then.
-func (sp *spool) read(r io.Reader) (*body, error) {
-	b := &body{spool: sp}
+func (sp *spool) read(r io.Reader, who holders) (*body, error) {
+	b := &body{spool: sp, owners: who}
 	b.chunks = b.inline[:0]
 	b.refs.Store(1)
 	if err := b.readFrom(r); err != nil {
@@ -135,7 +136,7 @@ func (b *body) tail() (*chunk, error) {
 		c := b.chunks[0]
 		return c, b.writeOut(c)
 	}
-	c := b.spool.chunk(class)
+	c := b.spool.chunk(class, b.owners)
 	if c == nil {
 		return nil, errFull
 	}
@@ -162,7 +163,7 @@ func (b *body) spill() error {
 	}
 	last := len(b.chunks) - 1
 	for _, c := range b.chunks[:last] {
-		b.spool.free(c)
+		b.spool.free(c, b.owners)
 	}
 	b.chunks[0] = b.chunks[last]
 	b.chunks = b.chunks[:1]
@@ -172,7 +173,7 @@ func (b *body) spill() error {
 // writeOut appends c to the file and empties it.
 func (b *body) writeOut(c *chunk) error {
 	n := int64(len(c.buf))
-	if !b.spool.files.take(n) {
+	if !b.spool.files.Take(n, b.owners...) {
 		return errFull
 	}
 	b.onDisk += n
@@ -229,11 +230,11 @@ func (b *body) Drop() {
 		panic("submission: body dropped more often than held")
 	}
 	for _, c := range b.chunks {
-		b.spool.free(c)
+		b.spool.free(c, b.owners)
 	}
 	b.chunks = nil
 	if b.file != nil {
 		b.file.Close()
-		b.spool.files.give(b.onDisk)
+		b.spool.files.Give(b.onDisk, b.owners...)
 	}
 }

@@ -38,7 +38,7 @@ func TestBodySizes(t *testing.T) {
 	const k = 1 << 10
 	for _, n := range []int{0, 1, 8*k - 1, 8 * k, 8*k + 1, 72 * k, 72*k + 1, 328 * k, 840 * k, 840*k + 1, 1096 * k, 1 << 20, 1<<20 + 1, 3<<20 + 17} {
 		want := text(n)
-		b, err := sp.read(iotest.DataErrReader(bytes.NewReader(want)))
+		b, err := sp.read(iotest.DataErrReader(bytes.NewReader(want)), nil)
 		if err != nil {
 			t.Fatalf("%d octets: %v", n, err)
 		}
@@ -67,9 +67,7 @@ func TestBodySizes(t *testing.T) {
 		readers.Wait()
 		b.Drop()
 	}
-	if sp.memory.used.Load() != 0 || sp.files.used.Load() != 0 {
-		t.Errorf("budgets at the end: %d and %d", sp.memory.used.Load(), sp.files.used.Load())
-	}
+	nothingHeld(t, sp)
 }
 
 // TestBodyReadAt asks at and beyond the ends.
@@ -77,7 +75,7 @@ func TestBodyReadAt(t *testing.T) {
 	t.Parallel()
 	sp := testSpool(t, Limits{})
 	for _, n := range []int{100, 2 << 20} {
-		b, err := sp.read(bytes.NewReader(text(n)))
+		b, err := sp.read(bytes.NewReader(text(n)), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -99,7 +97,7 @@ func TestBodyReadAt(t *testing.T) {
 func TestBodyBudgets(t *testing.T) {
 	t.Parallel()
 	sp := testSpool(t, Limits{Memory: 600 << 10, TempFiles: 3 << 20})
-	small := func() (*body, error) { return sp.read(bytes.NewReader(text(300 << 10))) } // charged 328 KiB
+	small := func() (*body, error) { return sp.read(bytes.NewReader(text(300<<10)), nil) } // charged 328 KiB
 	b, err := small()
 	if err != nil {
 		t.Fatal(err)
@@ -109,17 +107,15 @@ func TestBodyBudgets(t *testing.T) {
 	if !errors.As(err, &refusal) || refusal.Reply.Code != 452 {
 		t.Errorf("over the memory budget: %v", err)
 	}
-	if used := sp.memory.used.Load(); used != 328<<10 {
+	if used, _ := sp.memory.Use(); used != 328<<10 {
 		t.Errorf("%d octets are charged after the refusal, want those of one body", used)
 	}
 	b.Drop()
-	sp.memory.limit.Store(4 << 20)
-	if _, err = sp.read(bytes.NewReader(text(4 << 20))); !errors.As(err, &refusal) || refusal.Reply.Code != 452 {
+	sp.memory.Resize(4 << 20)
+	if _, err = sp.read(bytes.NewReader(text(4<<20)), nil); !errors.As(err, &refusal) || refusal.Reply.Code != 452 {
 		t.Errorf("over the file budget: %v", err)
 	}
-	if sp.memory.used.Load() != 0 || sp.files.used.Load() != 0 {
-		t.Errorf("budgets at the end: %d and %d", sp.memory.used.Load(), sp.files.used.Load())
-	}
+	nothingHeld(t, sp)
 }
 
 // TestBodyFailures: errors of the source come through, those of the file system are
@@ -129,27 +125,25 @@ func TestBodyFailures(t *testing.T) {
 	sp := testSpool(t, Limits{})
 	broken := errors.New("connection lost")
 	for _, n := range []int{0, 100, 2 << 20} {
-		_, err := sp.read(io.MultiReader(bytes.NewReader(text(n)), iotest.ErrReader(broken)))
+		_, err := sp.read(io.MultiReader(bytes.NewReader(text(n)), iotest.ErrReader(broken)), nil)
 		if err != broken {
 			t.Errorf("after %d octets: %v", n, err)
 		}
 	}
 	sp.dir = "/nonexistent"
-	_, err := sp.read(bytes.NewReader(text(2 << 20)))
+	_, err := sp.read(bytes.NewReader(text(2<<20)), nil)
 	var refusal *smtp.Error
 	if !errors.As(err, &refusal) || refusal.Reply.Code != 452 || !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no folder for files: %v", err)
 	}
-	if sp.memory.used.Load() != 0 || sp.files.used.Load() != 0 {
-		t.Errorf("budgets at the end: %d and %d", sp.memory.used.Load(), sp.files.used.Load())
-	}
+	nothingHeld(t, sp)
 }
 
 // TestBodyFileHasNoName: a crash leaves no file behind.
 func TestBodyFileHasNoName(t *testing.T) {
 	t.Parallel()
 	sp := testSpool(t, Limits{})
-	b, err := sp.read(bytes.NewReader(text(2 << 20)))
+	b, err := sp.read(bytes.NewReader(text(2<<20)), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +156,7 @@ func TestBodyFileHasNoName(t *testing.T) {
 
 func TestBodyDropTooOften(t *testing.T) {
 	t.Parallel()
-	b, err := testSpool(t, Limits{}).read(bytes.NewReader(text(10)))
+	b, err := testSpool(t, Limits{}).read(bytes.NewReader(text(10)), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,26 +169,11 @@ func TestBodyDropTooOften(t *testing.T) {
 	b.Drop()
 }
 
-// TestBudgetConcurrently: many at once never take more than there is.
-func TestBudgetConcurrently(t *testing.T) {
-	t.Parallel()
-	var b budget
-	b.limit.Store(100)
-	var all sync.WaitGroup
-	for range 8 {
-		all.Go(func() {
-			for range 10_000 {
-				if b.take(30) {
-					if b.used.Load() > 100+7*30 { // the others may be looking
-						t.Error("over the limit")
-					}
-					b.give(30)
-				}
-			}
-		})
-	}
-	all.Wait()
-	if b.used.Load() != 0 {
-		t.Errorf("%d left", b.used.Load())
+func nothingHeld(t *testing.T, sp *spool) {
+	t.Helper()
+	memory, _ := sp.memory.Use()
+	files, _ := sp.files.Use()
+	if memory != 0 || files != 0 {
+		t.Errorf("held at the end: %d in memory and %d in files", memory, files)
 	}
 }

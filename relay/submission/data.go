@@ -20,14 +20,16 @@ func (s *session) data(args string) smtp.Reply {
 	if r := s.dataRefusal(args); !r.IsZero() {
 		return s.refuseData(r)
 	}
-	defer func() { s.tx = nil }()
+	defer s.endTransaction()
 	id := queue.NewID()
 	s.wire.reply(smtp.Intermediate(354, "End data with <CR><LF>.<CR><LF>"))
 	now := time.Now()
 	in := &input{r: s.reader.Data(smtp.DataOptions{NormalizeBareLF: s.normalize}), max: s.maxSize()}
-	s.wire.rate, s.wire.idle = &pace{start: now}, false
+	s.wire.rate, s.wire.idle = newPace(now, s.limits), false
+	s.wire.inData.Store(true)
 	body, facts, err := s.receive(in, id, now)
 	s.wire.rate = nil
+	s.wire.inData.Store(false)
 	if in.lost() {
 		s.dataLost(id, in.err)
 		return smtp.Reply{}
@@ -93,7 +95,7 @@ func (s *session) spoolMessage(in *input, id queue.ID, now time.Time) (*body, *m
 		ID: id.String(), Hostname: s.server.cfg.Hostname, Now: now,
 		Hello: s.hello, Client: s.peer.addr.Addr(), HideClient: s.hideClient,
 		TLS: s.secured, Authenticated: true, UTF8: s.tx.mail.UTF8,
-		MaxHeader: s.limits.HeaderSize,
+		MaxHeader: s.limits.HeaderSize, Memory: (*headerMemory)(s),
 	}
 	if len(s.tx.rcpts) == 1 {
 		opt.For = s.tx.rcpts[0].Address
@@ -112,7 +114,7 @@ func (s *session) spoolMessage(in *input, id queue.ID, now time.Time) (*body, *m
 	if v.Rule != policy.RuleHeader {
 		s.tx.rule += ", " + v.Rule // why it may be another's
 	}
-	b, err := s.server.spool.read(prepared)
+	b, err := s.server.spool.read(prepared, s.holders)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -232,6 +234,9 @@ func (s *session) dataLost(id queue.ID, err error) {
 	switch {
 	case errors.Is(err, errShutdown):
 		r = replyShutdown
+	case errors.Is(err, errExpelled):
+		s.server.counts.expelled.Add(1)
+		r = replyBusy
 	case errors.Is(err, errTooLarge):
 		r = errTooLarge.Reply
 	case !isTimeout(err):

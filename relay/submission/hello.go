@@ -60,7 +60,8 @@ func (s *session) maxSize() int64 {
 // often do not know a proper one (RFC 6409 section 4.2), devices send none at all, and
 // computers are named in whatever charset their system has. Nothing is decided by it.
 func (s *session) greet(name string) {
-	s.greeted, s.hello, s.tx, s.putOff = true, printableHello(name), nil, false
+	s.endTransaction()
+	s.greeted, s.hello, s.putOff = true, printableHello(name), false
 }
 
 // maxHello bounds the client's name in octets, as domains are.

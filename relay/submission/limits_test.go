@@ -290,7 +290,7 @@ func TestA8MemoryBudget(t *testing.T) {
 // TestA8RoomAtMail: without room MAIL is refused already, and taken again later.
 func TestA8RoomAtMail(t *testing.T) {
 	t.Parallel()
-	ts := startServer(t, func(cfg *Config) { cfg.Limits.Memory = 100 << 10 })
+	ts := startServer(t, func(cfg *Config) { cfg.Limits.Memory = 200 << 10 })
 	ts.handoff.room = 100
 	c := ts.login(t)
 	c.envelope()

@@ -76,6 +76,10 @@ func (s *session) admit(id auth.Identity, mark uint64) error {
 		s.release = leave
 	}
 	s.identity = &id
+	s.holders = holders{userOf(id.UserID), s.peer.network}
+	s.sharing.Store(&s.holders)
+	s.wire.known.Store(true)
+	s.server.peers.know(s.peer.network)
 	s.server.logins.enter(s, access{id.UserID, id.CredentialID, s.peer.addr.Addr()}, mark, id.Expires)
 	return nil
 }

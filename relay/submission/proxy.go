@@ -193,8 +193,8 @@ func (s *session) introduce() bool {
 		return true
 	}
 	p := peerAt(client)
-	if !s.server.peers.enterNetwork(p.network) {
-		s.server.counts.refused(fullNetwork)
+	if full := s.server.peers.enterNetwork(p.network); full != noCrowd {
+		s.server.counts.refused(full)
 		s.server.turnAway(s.listener, s.wire.raw)
 		s.end("too many connections")
 		return false

@@ -246,7 +246,7 @@ func TestProxyVerifierSeesTheClient(t *testing.T) {
 // TestProxyLimits: connections are counted for clients, not for the balancer.
 func TestProxyLimits(t *testing.T) {
 	t.Parallel()
-	ts := startServer(t, behind, func(cfg *Config) { cfg.Limits.Connections, cfg.Limits.ConnectionsPerAddress = 5, 2 })
+	ts := startServer(t, behind, func(cfg *Config) { cfg.Limits.Connections, cfg.Limits.ConnectionsPerAddress = 8, 2 })
 	header := func(ip string) string { return "PROXY TCP4 " + ip + " 10.0.0.1 40000 587\r\n" }
 	for _, ip := range []string{"192.0.2.1", "192.0.2.1", "192.0.2.2"} {
 		ts.through(t, header(ip)).expect(220)
@@ -255,20 +255,20 @@ func TestProxyLimits(t *testing.T) {
 	over.expect(421)
 	over.expectClosed()
 	waitFor(t, "three sessions", func() bool { return ts.Stats().Open == 3 })
-	ts.through(t, header("192.0.2.3")).expect(220)
+	for _, ip := range []string{"192.0.2.3", "192.0.2.5", "192.0.2.6", "192.0.2.7"} {
+		ts.through(t, header(ip)).expect(220)
+	}
 	// One that says nothing yet is one of all as well.
 	silent := ts.through(t, "")
-	waitFor(t, "five sessions", func() bool { return ts.Stats().Open == 5 })
+	waitFor(t, "eight sessions", func() bool { return ts.Stats().Open == 8 })
 	ts.through(t, "").expect(421)
 	silent.send(header("192.0.2.4"))
 	silent.expect(220)
 	silent.cmd(221, "QUIT")
-	waitFor(t, "a place is free", func() bool { return ts.Stats().Open == 4 })
-	ts.peers.mu.Lock()
-	if len(ts.peers.by) != 3 {
-		t.Errorf("counted are %v", ts.peers.by)
+	waitFor(t, "a place is free", func() bool { return ts.Stats().Open == 7 })
+	if used, _ := ts.peers.places.Use(); used != 7 {
+		t.Errorf("%d places are taken, want 7", used)
 	}
-	ts.peers.mu.Unlock()
 	if st := ts.Stats(); st.RefusedByAddress != 1 || st.RefusedConnections != 1 {
 		t.Errorf("refused by address %d and in all %d, want 1 and 1", st.RefusedByAddress, st.RefusedConnections)
 	}

@@ -90,6 +90,7 @@ func (s *Server) Serve() error {
 	for _, l := range s.listeners {
 		s.loops.Go(func() { s.accept(l) })
 	}
+	s.running.Go(s.stressLoop)
 	s.mu.Unlock()
 	s.loops.Wait()
 	return nil
@@ -184,6 +185,7 @@ var (
 	replyShutdown = smtp.Temporary(421, 3, 2, "Service is shutting down")
 	replyRevoked  = smtp.Temporary(421, 7, 0, "Your access has been withdrawn, closing connection")
 	replyTimeout  = smtp.Temporary(421, 4, 2, "Timeout, closing connection")
+	replyBusy     = smtp.Temporary(421, 3, 2, "Too busy, closing connection, try again later")
 	replyTooMany  = smtp.Temporary(421, 7, 0, "Too many connections, try again later")
 	replyFault    = smtp.Temporary(421, 3, 0, "Internal error, try again later")
 )

@@ -42,7 +42,10 @@ type session struct {
 	hello    string // what the client calls itself, "" when it says nothing
 	esmtp    bool   // it was EHLO
 	identity *auth.Identity
-	tx       *transaction // nil outside a mail transaction
+	tx       *transaction            // nil outside a mail transaction
+	holders  holders                 // in whose name it holds memory; nil before AUTH
+	sharing  atomic.Pointer[holders] // the same, for the stress loop
+	slow     slowness                // the stress loop's own
 
 	renewed atomic.Pointer[auth.Identity] // for the next transaction; nil: nothing new
 	group   *group                        // of logins, which guards it; nil before AUTH
@@ -65,6 +68,8 @@ type transaction struct {
 	rcpts   []queue.Recipient
 	known   map[smtp.Address]struct{} // rcpts by domain key, for finding one named twice
 	refused int
+	takes   int64 // octets of memory, about
+	held    int64 // of them, those that are charged
 }
 
 func newSession(s *Server, a arrival) *session {
@@ -90,6 +95,9 @@ func (s *session) run() {
 	}
 	if !s.unnamed {
 		s.server.mail.SessionOpen(s.event())
+	}
+	if s.server.peers.knows(s.peer.network) {
+		s.wire.known.Store(true)
 	}
 	// The greeting has no enhanced code (RFC 2034 section 4).
 	s.wire.reply(smtp.Reply{Code: 220, Text: s.server.cfg.Hostname + " ESMTP Postern"})
@@ -300,6 +308,9 @@ func (s *session) lineFailed(err error) {
 		s.leave("shutdown", replyShutdown)
 	case errors.Is(err, errRevoked):
 		s.leave("revoked", replyRevoked)
+	case errors.Is(err, errExpelled):
+		s.server.counts.expelled.Add(1)
+		s.leave("gave way", replyBusy)
 	case isTimeout(err):
 		s.leave("timeout", replyTimeout)
 	case errors.Is(err, smtp.ErrLineEndless):
@@ -348,6 +359,7 @@ func (s *session) close() {
 		_ = s.wire.conn.Close() // says close_notify and closes raw
 	}
 	_ = s.wire.raw.Close()
+	s.endTransaction()
 	if s.unnamed {
 		return
 	}

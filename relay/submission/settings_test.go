@@ -78,9 +78,8 @@ func TestReconfigureProxies(t *testing.T) {
 	ts.reconfigure(t, func(*Config) {})
 	ts.dial(t).cmd(221, "QUIT")
 	waitFor(t, "the places are given back", func() bool {
-		ts.peers.mu.Lock()
-		defer ts.peers.mu.Unlock()
-		return ts.peers.total == 1 && len(ts.peers.by) == 1
+		used, _ := ts.peers.places.Use()
+		return used == 1
 	})
 }
 

@@ -224,7 +224,7 @@ func TestWireInterrupt(t *testing.T) {
 func TestConnectionLimits(t *testing.T) {
 	t.Parallel()
 	ts := startServer(t, func(cfg *Config) {
-		cfg.Limits.Connections, cfg.Limits.ConnectionsPerAddress = 3, 2
+		cfg.Limits.Connections, cfg.Limits.ConnectionsPerAddress = 6, 2
 	})
 	first, second := ts.dial(t), ts.dial(t)
 	third, err := net.Dial("tcp", ts.clear.Addr().String())
@@ -239,11 +239,16 @@ func TestConnectionLimits(t *testing.T) {
 	}
 	other := dialFrom(t, ts, "127.0.0.2")
 	other.expect(220)
-	dialFrom(t, ts, "127.0.0.3").expect(421) // three in all
+	for _, ip := range []string{"127.0.0.3", "127.0.0.4", "127.0.0.5"} {
+		dialFrom(t, ts, ip).expect(220)
+	}
+	dialFrom(t, ts, "127.0.0.6").expect(421) // six in all
 
 	first.cmd(221, "QUIT")
-	waitFor(t, "a place is free", func() bool { return ts.Stats().Open == 2 })
-	ts.dial(t).cmd(221, "QUIT")
+	waitFor(t, "a place is free", func() bool { return ts.Stats().Open == 5 })
+	last := dialFrom(t, ts, "127.0.0.6")
+	last.expect(220)
+	last.cmd(221, "QUIT")
 	second.cmd(221, "QUIT")
 	if s := ts.Stats(); s.RefusedConnections != 1 || s.RefusedByAddress != 2 {
 		t.Errorf("%d refused connections were counted in all and %d by address; want 1 and 2", s.RefusedConnections, s.RefusedByAddress)

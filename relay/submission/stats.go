@@ -14,6 +14,7 @@ type counters struct {
 	authFailed        atomic.Int64
 	refusedSessions   atomic.Int64
 	revoked           atomic.Int64
+	expelled          atomic.Int64
 	accepted          atomic.Int64
 	refusedMessages   atomic.Int64
 	refusedRecipients atomic.Int64
@@ -42,12 +43,13 @@ type Stats struct {
 	AuthFailed         int64
 	RefusedSessions    int64 // right passwords, but too many sessions at once
 	Revoked            int64 // sessions ended because their credential worked no more
+	Expelled           int64 // sessions that gave way while others had no room
 	Accepted           int64 // messages answered 250
 	RefusedMessages    int64 // messages refused after their data was read
 	RefusedRecipients  int64
 	Violations         int64 // injection and smuggling attempts, and octets sent out of turn
 	Panics             int64 // sessions that ended by a defect of ours
-	Memory             int64 // octets of bodies in memory
+	Memory             int64 // octets of messages in memory: bodies, long headers, long envelopes
 	MemoryLimit        int64
 	TempFiles          int64 // octets of bodies in temporary files
 	TempFilesLimit     int64
@@ -59,6 +61,8 @@ func (s *Server) Stats() Stats {
 	s.mu.Lock()
 	open := len(s.sessions)
 	s.mu.Unlock()
+	memory, memoryLimit := s.spool.memory.Use()
+	files, filesLimit := s.spool.files.Use()
 	c := &s.counts
 	return Stats{
 		Open:               open,
@@ -72,15 +76,16 @@ func (s *Server) Stats() Stats {
 		AuthFailed:         c.authFailed.Load(),
 		RefusedSessions:    c.refusedSessions.Load(),
 		Revoked:            c.revoked.Load(),
+		Expelled:           c.expelled.Load(),
 		Accepted:           c.accepted.Load(),
 		RefusedMessages:    c.refusedMessages.Load(),
 		RefusedRecipients:  c.refusedRecipients.Load(),
 		Violations:         c.violations.Load(),
 		Panics:             c.panics.Load(),
-		Memory:             s.spool.memory.used.Load(),
-		MemoryLimit:        s.spool.memory.limit.Load(),
-		TempFiles:          s.spool.files.used.Load(),
-		TempFilesLimit:     s.spool.files.limit.Load(),
+		Memory:             memory,
+		MemoryLimit:        memoryLimit,
+		TempFiles:          files,
+		TempFilesLimit:     filesLimit,
 		MessageSize:        s.settings.Load().limits.MessageSize,
 	}
 }

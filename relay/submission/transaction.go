@@ -32,7 +32,7 @@ func (s *session) mailFrom(args string) smtp.Reply {
 	if r, rule, cause := s.judgeMail(tx); !r.IsZero() {
 		s.putOff = r.IsTemporary()
 		s.tx = tx // for the log
-		defer func() { s.tx = nil }()
+		defer s.endTransaction()
 		return s.refuse(smtp.StageMail, smtp.Address{}, r, rule, cause)
 	}
 	s.tx = tx
@@ -71,7 +71,7 @@ func (s *session) judgeMail(tx *transaction) (r smtp.Reply, rule string, cause e
 	if err := s.server.cfg.Queue.Available(); err != nil {
 		return queueRefusal(err), "", err
 	}
-	if !s.server.spool.room(tx.mail.Size) {
+	if !s.server.spool.room(tx.mail.Size, s.holders) {
 		return errFull.Reply, "", errFull
 	}
 	return smtp.Reply{}, "", nil
@@ -107,6 +107,9 @@ func (s *session) rcptTo(args string) smtp.Reply {
 	if v := s.overLimit(queue.ChargeRecipients, int64(len(tx.rcpts)+1)); !v.Allowed {
 		return s.refuseRcpt(to, v.Reply, v.Rule)
 	}
+	if !s.hold(recipientTakes(to, &rcpt)) {
+		return s.refuseRcpt(to, errFull.Reply, "")
+	}
 	if tx.known == nil {
 		tx.known = make(map[smtp.Address]struct{})
 	}
@@ -141,7 +144,8 @@ func (s *session) rset(args string) smtp.Reply {
 	if args != "" {
 		return smtp.Permanent(501, 5, 4, "RSET takes no arguments")
 	}
-	s.tx, s.putOff = nil, false
+	s.endTransaction()
+	s.putOff = false
 	return smtp.OK(250, 0, 0, "Ok")
 }
 

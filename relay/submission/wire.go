@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"postern/relay/smtp"
@@ -15,6 +16,8 @@ var (
 	errShutdown = errors.New("server is shutting down")
 	// errRevoked ends a wait because the client's credential works no more.
 	errRevoked = errors.New("credential is revoked")
+	// errExpelled ends a wait because others have no room.
+	errExpelled = errors.New("others wait for room")
 )
 
 // wire is a connection as its session sees it: replies are collected and leave in
@@ -33,27 +36,39 @@ type wire struct {
 	rate  *pace     // set while message data is read, instead of until
 	idle  bool      // a shutdown or a revocation may end this wait at once
 
+	known    atomic.Bool   // the client has logged in, or its network has
+	inData   atomic.Bool   // message data is awaited
+	received atomic.Uint64 // octets of all message data
+
 	mu         sync.Mutex
 	drain, cut bool
 	revoked    bool
+	expelled   bool
 	left       bool // the last reply is sent: a revocation has nothing to add
 	waiting    bool // idle, as of the wait under way
 	armed      time.Time
 }
 
-// pace measures message data against the minimum rate.
+// pace measures message data against the minimum rate. What comes faster is credit, but
+// for no longer than a silence may last: nobody sends much at first to be slow for hours.
 type pace struct {
-	start  time.Time
-	octets int64
+	due    time.Time // when the data read so far no longer keeps the pace
+	octets int64     // since due was moved
 }
 
-// deadline is when the data read so far no longer keeps the pace.
+func newPace(now time.Time, l *Limits) *pace { return &pace{due: now.Add(l.DataGrace)} }
+
+// deadline is until when the next octets must come.
 func (p *pace) deadline(now time.Time, l *Limits) time.Time {
-	due := p.start.Add(l.DataGrace + time.Duration(p.octets/l.DataRate)*time.Second)
-	if patience := now.Add(l.DataRead); patience.Before(due) {
+	p.due = p.due.Add(time.Duration(float64(p.octets) / float64(l.DataRate) * float64(time.Second)))
+	p.octets = 0
+	if most := now.Add(max(l.DataRead, l.DataGrace)); most.Before(p.due) {
+		p.due = most
+	}
+	if patience := now.Add(l.DataRead); patience.Before(p.due) {
 		return patience
 	}
-	return due
+	return p.due
 }
 
 // Read implements io.Reader for smtp.Reader, which calls it only when what it has
@@ -68,6 +83,7 @@ func (w *wire) Read(p []byte) (int, error) {
 	n, err := w.conn.Read(p)
 	if w.rate != nil {
 		w.rate.octets += int64(n)
+		w.received.Add(uint64(n))
 	}
 	if err != nil && isTimeout(err) {
 		if why := w.interrupted(); why != nil {
@@ -121,6 +137,8 @@ func (w *wire) why() error {
 	switch {
 	case w.cut || w.drain && w.waiting:
 		return errShutdown
+	case w.expelled && !w.left:
+		return errExpelled
 	case w.revoked && w.waiting && !w.left:
 		return errRevoked
 	}
@@ -135,6 +153,16 @@ func (w *wire) revoke() {
 		return
 	}
 	if w.revoked = true; w.waiting && !w.left {
+		w.wake()
+	}
+}
+
+// expel ends the wait of now: others have no room.
+func (w *wire) expel() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.expelled && !w.left {
+		w.expelled = true
 		w.wake()
 	}
 }
