@@ -103,8 +103,8 @@ func above(name string, info fs.FileInfo, _ bool) error {
 	if err := isFolder(name, info); err != nil {
 		return err
 	}
-	if err := owner(name, info, nil); err != nil {
-		return err
+	if id := ownerOf(info); id != 0 && id != os.Geteuid() {
+		return notOurs(name, id)
 	}
 	if info.Mode()&fs.ModeSticky != 0 {
 		return nil
@@ -119,9 +119,13 @@ func trusted(name string, info fs.FileInfo, accounts []int) error {
 	}
 	id := ownerOf(info)
 	if id != os.Geteuid() && !slices.Contains(accounts, id) {
-		return &Fault{name, fmt.Sprintf("it belongs to %s and not to %s: use another folder, or run this as the user that it belongs to", userName(id), userName(os.Geteuid()))}
+		return notOurs(name, id)
 	}
 	return unshared(name, info)
+}
+
+func notOurs(name string, owner int) error {
+	return &Fault{name, fmt.Sprintf("it belongs to %s and not to %s: run this as the user that it belongs to, or use another folder", userName(owner), userName(os.Geteuid()))}
 }
 
 func isFolder(name string, info fs.FileInfo) error {
