@@ -147,8 +147,13 @@ func (s *scanner) field(name, value []byte, size int) error {
 	if last := name[len(name)-1]; last == ' ' || last == '\t' {
 		return ambiguous("A header field has white space between its name and the colon; remove it")
 	}
-	f := lookUp(name)
-	set := s.resent.of(name, f)
+	f, set := lookUp(name), 0
+	switch f {
+	case fieldBcc, fieldResentBcc, fieldReturnPath:
+		s.drop = true // and no reader sees it between two others
+	default:
+		set = s.resent.of(name, f)
+	}
 	if f == 0 {
 		return nil
 	}
@@ -167,8 +172,6 @@ func (s *scanner) field(name, value []byte, size int) error {
 	case fieldMessageID:
 		s.inID = true
 		s.id = appendID(s.id, value)
-	case fieldBcc, fieldResentBcc, fieldReturnPath:
-		s.drop = true
 	}
 	return nil
 }
