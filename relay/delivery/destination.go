@@ -351,10 +351,6 @@ func (d *destination) connected(w *worker) {
 	}
 	d.failures, d.suspensions, d.retryAt = 0, 0, time.Time{}
 	d.talkedAt = time.Now()
-	if d.owes {
-		d.owes = false
-		d.e.cfg.Queue.Recovered(d.key)
-	}
 	d.hire()
 	w.live = true
 	d.live++
@@ -376,12 +372,18 @@ func (d *destination) retire(w *worker) {
 }
 
 // succeeded lets the destination have another connection once all that it has
-// succeeded.
+// succeeded. Only now does the mail come back that its suspension deferred: behind a
+// server that greets and then drops every conversation it would be tried in vain, all of
+// it, each time that the suspension ends.
 func (d *destination) succeeded() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.broken, d.pauses = 0, 0
 	d.talkedAt = time.Now()
+	if d.owes {
+		d.owes = false
+		d.e.cfg.Queue.Recovered(d.key)
+	}
 	if d.limit < d.most {
 		if d.credit++; d.credit >= d.limit && d.talkedAt.After(d.growAt) {
 			d.credit = 0

@@ -325,3 +325,31 @@ func TestR2AnotherServer(t *testing.T) {
 		t.Errorf("%+v", d)
 	}
 }
+
+// TestR2FlappingWakesNobody: mail that a suspension deferred stays with its schedule while
+// the server only greets, and is due as soon as a transaction comes to its end.
+func TestR2FlappingWakesNobody(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := smtptest.New(smtptest.Config{Hooks: map[smtptest.Phase]smtptest.Hook{smtptest.PhaseMail: smtptest.Always(smtptest.Close())}})
+		defer server.Close()
+		q := newFakeQueue()
+		e := newEngine(q, Config{Routes: routes{def: piped}, NoClaim: true})
+		_, dials := pipes(e, server)
+		e.Start()
+		defer stop(t, e)
+		for range 20 {
+			e.Take(message(t, "a@one.test"))
+			time.Sleep(time.Minute)
+		}
+		if got := q.takeRecovered(); len(got) > 0 || dials.Load() < 20 {
+			t.Errorf("recovered: %q after %d dials", got, dials.Load())
+		}
+		server.On(smtptest.PhaseMail, smtptest.Always(smtptest.Reply("451 4.3.0 busy")))
+		e.Take(message(t, "a@one.test"))
+		time.Sleep(time.Minute)
+		if got := q.takeRecovered(); len(got) != 1 {
+			t.Errorf("recovered: %q", got)
+		}
+	})
+}
