@@ -187,6 +187,13 @@ func (d *destination) giveIdle(j *job) bool {
 	return true
 }
 
+// useIdle gives idle workers what waits and nobody else would come for. mu is held.
+func (d *destination) useIdle() {
+	for d.waiting.len() > 0 && len(d.idle) > 0 {
+		d.giveIdle(d.waiting.pop())
+	}
+}
+
 // update takes over the upstream's settings when they changed; a mended account
 // is tried at once. mu is held.
 func (d *destination) update(up *route.Upstream) {
@@ -317,6 +324,7 @@ func (d *destination) leave() bool {
 		return false
 	}
 	d.workers--
+	d.useIdle()
 	return true
 }
 
@@ -442,9 +450,7 @@ func (d *destination) connectFailed(t *trouble, since int) {
 		// It talks to others: there were only too many of us.
 		d.limit = max(1, min(d.limit-1, d.live))
 		d.growAt = time.Now().Add(growPause)
-		for d.waiting.len() > 0 && len(d.idle) > 0 {
-			d.giveIdle(d.waiting.pop())
-		}
+		d.useIdle()
 	case d.failures == since:
 		victims = d.leaveAlone(t)
 	}

@@ -353,3 +353,24 @@ func TestR2FlappingWakesNobody(t *testing.T) {
 		}
 	})
 }
+
+// TestPutBackForIdle: a job that is put back by a worker which may not connect again goes
+// to one that is idle, and does not wait for the end of its idle time.
+func TestPutBackForIdle(t *testing.T) {
+	t.Parallel()
+	d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{}}), backlog: 10, workers: 2, live: 1, limit: 1}
+	idle, j := newWorker(d), &job{}
+	d.idle = []*worker{idle}
+	d.putBack(j)
+	if !d.leave() {
+		t.Fatal("the worker stays")
+	}
+	select {
+	case got := <-idle.jobs:
+		if got != j || d.waiting.len() != 0 {
+			t.Errorf("the idle worker has %v, %d wait", got, d.waiting.len())
+		}
+	default:
+		t.Error("the idle worker has nothing to do")
+	}
+}
