@@ -13,6 +13,7 @@ import (
 func (w *worker) attempt(j *job) *job {
 	started := time.Now()
 	res := w.send(j)
+	w.dotSent = res.DotSent
 	used := w.conn.kept || w.conn.sent > 0
 	w.conn.sent++
 	facts := w.facts(j, started, time.Now())
@@ -42,7 +43,7 @@ func (w *worker) attempt(j *job) *job {
 
 // send runs the transaction.
 func (w *worker) send(j *job) smtp.Result {
-	w.gate = nil
+	w.gate, w.dotSent = nil, false
 	w.body = bodyReader{from: j.Body, size: j.size, begun: &w.inText}
 	w.rcpts = w.rcpts[:0]
 	for i := range j.rcpts {
@@ -177,7 +178,7 @@ func (w *worker) settleBut(j *job, outcomes []queue.Outcome, rest []queue.Recipi
 		settled = append(settled, outcomes[i])
 		of = append(of, j.rcpts[i])
 	}
-	j.rcpts = rest
+	j.rcpts, w.dotSent = rest, false
 	w.d.e.settle(j, of, settled, nil)
 	return kept
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"runtime"
@@ -11,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -513,6 +515,71 @@ func TestPanic(t *testing.T) {
 	dropped(t, bad)
 	dropped(t, good)
 }
+
+// TestPanicWhileConnecting: a defect that a host provokes before there is a conversation
+// suspends its destination. Otherwise it would be tried again without a pause.
+func TestPanicWhileConnecting(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		q := newFakeQueue()
+		e := newEngine(q, Config{Routes: routes{def: piped}, NoClaim: true})
+		e.dialer.connect = func(context.Context, target) (net.Conn, error) {
+			if e.panics.Load() > 100 {
+				return nil, errors.New("enough")
+			}
+			panic("a test's")
+		}
+		e.Start()
+		d := message(t, "a@one.test")
+		e.Take(d)
+		synctest.Wait()
+		if o := q.outcome(t, d, 0); o.Result != queue.Deferred || !o.Suspended || o.Reply.Text != errDefect.Error() {
+			t.Errorf("outcome %+v", o)
+		}
+		if n := e.panics.Swap(0); n != 1 {
+			t.Errorf("%d panics", n)
+		}
+		stop(t, e)
+		dropped(t, d)
+	})
+}
+
+// TestPanicAfterDot: what a panic interrupts behind the final dot may have been delivered.
+func TestPanicAfterDot(t *testing.T) {
+	t.Parallel()
+	for phase, unknown := range map[smtptest.Phase]bool{smtptest.PhaseDot: true, smtptest.PhaseData: false} {
+		server := smtptest.New(smtptest.Config{Hooks: map[smtptest.Phase]smtptest.Hook{phase: smtptest.Always(smtptest.Close())}})
+		defer server.Close()
+		q := newFakeQueue()
+		e := newEngine(q, Config{Routes: routes{}, Log: slog.New(panickingHandler{slog.DiscardHandler})})
+		ours, theirs := net.Pipe()
+		go server.ServeConn(theirs)
+		w := newWorker(&destination{e: e, via: viaMX, broken: troubleLimit})
+		w.conn = &conn{client: smtp.NewClient(ours, smtp.ClientConfig{Hello: "relay.test"})}
+		if err := w.conn.client.Greet(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		d := message(t, "a@one.test")
+		w.job = &job{parcel: &parcel{Delivery: d, size: d.Body.Size()}, rcpts: d.Recipients}
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("no panic")
+				}
+				w.abandon()
+			}()
+			w.attempt(w.job) // says that the destination is suspended
+		}()
+		if o := q.outcome(t, d, 0); o.Result != queue.Deferred || o.Unknown != unknown {
+			t.Errorf("at %s: outcome %+v", phase, o)
+		}
+		dropped(t, d)
+	}
+}
+
+type panickingHandler struct{ slog.Handler }
+
+func (panickingHandler) Enabled(context.Context, slog.Level) bool { panic("a test's") }
 
 func TestNoRoute(t *testing.T) {
 	t.Parallel()

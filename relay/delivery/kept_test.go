@@ -358,7 +358,7 @@ func TestR2FlappingWakesNobody(t *testing.T) {
 // to one that is idle, and does not wait for the end of its idle time.
 func TestPutBackForIdle(t *testing.T) {
 	t.Parallel()
-	d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{}}), backlog: 10, workers: 2, live: 1, limit: 1}
+	d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{}}), workers: 2, live: 1, limit: 1}
 	idle, j := newWorker(d), &job{}
 	d.idle = []*worker{idle}
 	d.putBack(j)

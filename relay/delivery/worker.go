@@ -34,11 +34,12 @@ type worker struct {
 	progress atomic.Uint64 // of the conversation, see smtp.ClientConfig
 	silence  silence
 
-	job    *job        // being done
-	inText atomic.Bool // the message's text is being sent
-	body   bodyReader
-	rcpts  []smtp.RcptCommand
-	gate   error // what the queue's Gate said
+	job     *job        // being done
+	inText  atomic.Bool // the message's text is being sent
+	dotSent bool        // the final dot was, for all recipients of job that are not settled
+	body    bodyReader
+	rcpts   []smtp.RcptCommand
+	gate    error // what the queue's Gate said
 
 	beforeDot func() error // the method value, made once
 }
@@ -169,18 +170,26 @@ func (w *worker) idle(most time.Duration) *job {
 	return nil
 }
 
-// abandon settles the job that a panic interrupted.
+var errDefect = errors.New("defect of the relay")
+
+// abandon settles the job that a panic interrupted. Where there was no conversation
+// yet the destination is one that cannot be had: it would be tried again immediately,
+// and for ever.
 func (w *worker) abandon() {
-	j := w.job
+	j, connecting := w.job, w.job == nil && w.conn == nil
 	w.job = nil
 	w.dropConn()
+	if connecting {
+		need, _ := w.d.need()
+		w.d.connectFailed(&trouble{reply: smtp.Temporary(451, 3, 0, errDefect.Error()), err: errDefect}, need.failures)
+	}
 	if j == nil {
 		return
 	}
 	res := smtp.Result{
 		Replies: make([]smtp.Reply, len(j.rcpts)),
-		Err:     errors.New("defect of the relay"),
-		DotSent: w.inText.Load(),
+		Err:     errDefect,
+		DotSent: w.inText.Load() || w.dotSent,
 	}
 	w.inText.Store(false)
 	now := time.Now()
