@@ -76,33 +76,50 @@ func (r *recovered) take() []string {
 	return list
 }
 
+// look is a second one for mail that waits for ways.
+type look struct {
+	ways []string
+	at   time.Time
+}
+
 // wakeRecovered works until ctx ends. Each way is looked for twice: an outcome that
 // defers mail for it may still be on its way to the table at the first look.
 func (q *Queue) wakeRecovered(ctx context.Context) {
-	var first, second []string
+	var first []string
+	var second []look // the earliest first
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
-	for {
+	for soon := false; ; { // whether the timer is set for a first look, which more ways do not put off
 		select {
 		case <-ctx.Done():
 			return
 		case <-q.recovered.grown:
-			timer.Reset(recoveredPause)
+			if !soon {
+				soon = true
+				timer.Reset(recoveredPause)
+			}
 			continue
 		case <-timer.C:
 		}
+		now, n := time.Now(), 0
 		first = append(first, q.recovered.take()...)
-		if err := q.makeDue(ctx, append(first, second...)); err != nil {
+		ways := slices.Clone(first)
+		for ; n < len(second) && !second[n].at.After(now); n++ {
+			ways = append(ways, second[n].ways...)
+		}
+		if err := q.makeDue(ctx, ways); err != nil {
 			if ctx.Err() == nil && !q.epochs.suspectIfDown(err) {
 				q.log.Warn("queue: mail for destinations that are back waits a little longer", "error", err)
 			}
-			first = first[:min(len(first), recoveredKeys)]
+			first, soon = first[:min(len(first), recoveredKeys)], true
 			timer.Reset(q.cfg.Poll)
 			continue
 		}
-		first, second = nil, first
-		if len(second) > 0 {
-			timer.Reset(recoveredAgain)
+		if second = second[n:]; len(first) > 0 {
+			second = append(second, look{first, now.Add(recoveredAgain)})
+		}
+		if first, soon = nil, false; len(second) > 0 {
+			timer.Reset(time.Until(second[0].at))
 		}
 	}
 }

@@ -1,7 +1,9 @@
 package queue
 
 import (
+	"context"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -102,5 +104,36 @@ func TestR2RecoveredIsTold(t *testing.T) {
 		if way != Way("out", "") {
 			t.Errorf("heard that %q is back", way)
 		}
+	}
+}
+
+// Destinations that are met one after the other, as by a node that sends to many domains,
+// do not put off what waits for one of them.
+func TestR2RecoveredIsNotPutOff(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	_, d := put(t, q, true, "a@one.example")
+	end := outcome(d, 0, Deferred)
+	end.Upstream, end.Suspended, end.RetryIn = "out", true, time.Hour
+	q.Settle(end)
+	becomes(t, db, d.Message.ID, "0 queued")
+	q.Recovered(Way("out", ""))
+	ctx, cancel := context.WithTimeout(ctxOf(t), 30*time.Second)
+	defer cancel()
+	var news sync.WaitGroup
+	defer news.Wait()
+	defer cancel()
+	news.Go(func() {
+		for ctx.Err() == nil {
+			q.Recovered(Way("mx", "one.example"))
+			time.Sleep(recoveredPause / 50)
+		}
+	})
+	for count(t, db, `select count(*) from recipient where waits_for is null`) == 0 {
+		if ctx.Err() != nil {
+			t.Fatal("the row still waits, for as long as there was news of other destinations")
+		}
+		time.Sleep(recoveredPause)
 	}
 }
