@@ -555,7 +555,7 @@ func TestPanicAfterDot(t *testing.T) {
 		ours, theirs := net.Pipe()
 		go server.ServeConn(theirs)
 		w := newWorker(&destination{e: e, via: viaMX, broken: troubleLimit})
-		w.conn = &conn{client: smtp.NewClient(ours, smtp.ClientConfig{Hello: "relay.test"})}
+		w.conn = &conn{client: smtp.NewClient(ours, smtp.ClientConfig{Hello: "relay.test"}), leave: func() {}}
 		if err := w.conn.client.Greet(t.Context()); err != nil {
 			t.Fatal(err)
 		}
