@@ -31,8 +31,24 @@ type stepError struct {
 
 func (e *stepError) Error() string { return fmt.Sprintf("%s: %d %s", e.step, e.code, e.text) }
 
+// Proxied is the part of a node's configuration (NodeConfig.Extra) that DialFrom needs.
+const Proxied = `
+[[listener]]
+address = "127.0.0.1:0"
+tls = "implicit"
+proxy_protocol = ["127.0.0.0/8"]
+`
+
 // Dial connects to a node, over implicit TLS or STARTTLS, and says EHLO.
-func (r *Rig) Dial(n *Node, implicit bool) (*Client, error) {
+func (r *Rig) Dial(n *Node, implicit bool) (*Client, error) { return r.dial(n, implicit, "") }
+
+// DialFrom connects to a node as a load balancer does for a client of this IPv4 address,
+// over implicit TLS, and says EHLO.
+func (r *Rig) DialFrom(n *Node, client string) (*Client, error) {
+	return r.dial(n, true, "PROXY TCP4 "+client+" 192.0.2.1 40000 465\r\n")
+}
+
+func (r *Rig) dial(n *Node, implicit bool, header string) (*Client, error) {
 	addr, err := n.Addr(implicit)
 	if err != nil {
 		return nil, err
@@ -42,7 +58,11 @@ func (r *Rig) Dial(n *Node, implicit bool) (*Client, error) {
 		return nil, fmt.Errorf("connect: %w", bare(err))
 	}
 	c := &Client{conn: conn}
-	if err := c.begin(r.tls, implicit); err != nil {
+	err = c.Write(header)
+	if err == nil {
+		err = c.begin(r.tls, implicit)
+	}
+	if err != nil {
 		c.Close()
 		return nil, err
 	}

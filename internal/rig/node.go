@@ -165,7 +165,7 @@ func (l *run) learn(line []byte) {
 		switch addr, kind, _ := strings.Cut(listener, " "); kind {
 		case "starttls":
 			l.starttls = addr
-		case "implicit":
+		case "implicit": // the last, see Proxied
 			l.implicit = addr
 		}
 	}
