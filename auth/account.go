@@ -138,15 +138,16 @@ func parseLimits(rows []string) ([]Limit, error) {
 	return limits, nil
 }
 
-// stay reads whether the user of this name has logged in from a network within 30 days.
-func (s *Store) stay(ctx context.Context, q question) (stay, error) {
-	var since, last *time.Time
-	err := s.db.QueryRow(ctx, `
-		select k.first_at, k.last_at from (select $1::text as name) asked
-		left join app_user u on u.name = asked.name
-		left join known_network k on k.user_id = u.id and k.network = $2::cidr and k.last_at > now() - interval '30 days'`,
-		q.name, cidrOf(q.wide)).Scan(&since, &last)
-	return stay{timeOf(since), timeOf(last)}, err
+const selectStanding = `
+	select coalesce(bool_or(k.network = $2), false), coalesce(bool_or(k.network = $3), false)
+	from known_network k
+	where k.user_id = (select u.id from app_user u where u.name = $1)
+	  and k.network = any(array[$2::cidr, $3::cidr]) and k.last_at > now() - interval '30 days'`
+
+// standing reads from where the user of this name has logged in within 30 days.
+func (s *Store) standing(ctx context.Context, name string, from origin) (known standing, err error) {
+	err = s.db.QueryRow(ctx, selectStanding, name, cidrOf(from.narrow), cidrOf(from.wide)).Scan(&known.address, &known.network)
+	return known, err
 }
 
 // cidrOf is a network, or null for none.

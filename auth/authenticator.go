@@ -3,6 +3,7 @@ package auth
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -17,7 +18,7 @@ import (
 // Config configures an Authenticator; zero values take the defaults named.
 type Config struct {
 	Permits  int           // hashes computed at once: GOMAXPROCS; each takes 19 MiB
-	Queue    int           // hashes that may wait for a permit: 64
+	Queue    int           // hashes that may wait for a permit, and as many of known addresses: 64
 	Patience time.Duration // how long one waits before ErrBusy: 2 s
 	Timeout  time.Duration // of a database lookup: 5 s
 	Audit    time.Duration // how long what admins did is remembered: 365 days
@@ -36,7 +37,7 @@ const (
 type users interface {
 	account(ctx context.Context, q question) (account, error)
 	current(ctx context.Context, userID, credentialID int64) (account, error)
-	stay(ctx context.Context, q question) (stay, error)
+	standing(ctx context.Context, name string, from origin) (standing, error)
 }
 
 // Authenticator verifies names and passwords.
@@ -55,6 +56,7 @@ type Authenticator struct {
 	last     time.Duration // what the last round of Run may take
 	gate     *gate
 	throttle *throttle
+	longest  time.Duration // after which a contested attempt is answered: maxWait
 	notes    *notes
 	outdated chan outdatedPassword
 	decoy    phc
@@ -66,10 +68,11 @@ type Authenticator struct {
 	key       []byte                      // of fingerprints; lives as long as the process
 	accounts  *cache[credential, account] // those that succeeded
 	successes *cache[fingerprint, struct{}]
-	homes     *cache[key, stay] // by origin.pair; as of the last login there, or as read
-	strangers *cache[key, struct{}]
-	lookups   singleflight.Group // refreshes, by credential
-	hashes    singleflight.Group // by fingerprint
+	homes     *cache[key, stay]     // by origin.pair; as of the last login there
+	addresses *cache[key, struct{}] // that are noted, by origin.own of the address
+	standings *cache[key, standing] // as read, by the same
+	lookups   singleflight.Group    // refreshes, by credential
+	hashes    singleflight.Group    // by fingerprint, and whether it is known
 }
 
 // credential is what an account is remembered by.
@@ -84,24 +87,28 @@ type attempt struct {
 	password string // as it is compared
 	from     origin
 	pair     key // of from
+	address  key // the account's own count there
 	peer     Peer
+	known    bool // to be judged because the account is known there: see contested
 }
 
-// newAttempt reads what a client gave. A name or password that can be nobody's is
-// ErrCredentials.
-func newAttempt(name, password string, peer Peer) (attempt, error) {
+// newAttempt reads what a client gave. A name or password that can be nobody's makes an
+// attempt without a name: it says nothing about any user.
+func newAttempt(name, password string, peer Peer) attempt {
 	canonical, err := CanonicalName(name)
-	try := attempt{
-		credential: credential{name: canonical},
-		from:       originOf(peer.Addr, canonical), peer: peer,
-	}
 	if err != nil || password == "" || len(password) > maxPassword {
-		return try, ErrCredentials
+		return attempt{from: originOf(peer.Addr, ""), peer: peer}
 	}
-	try.password, try.pair = preparePassword(password), try.from.pair()
+	try := attempt{
+		credential: credential{name: canonical}, password: preparePassword(password),
+		from: originOf(peer.Addr, canonical), peer: peer,
+	}
+	try.pair, try.address = try.from.pair(), try.from.own(ownAddress)
 	try.id, _, _ = parseSecret(try.password)
-	return try, nil
+	return try
 }
+
+func (try attempt) nobodys() bool { return try.name == "" }
 
 func (try attempt) secret() bool { return try.id != 0 }
 
@@ -139,6 +146,7 @@ func newAuthenticator(u users, cost Cost, cfg Config) *Authenticator {
 		users: u, log: cfg.Log, timeout: cfg.Timeout, audit: cfg.Audit, last: time.Second,
 		gate:      newGate(cfg.Permits, cfg.Queue, cfg.Patience),
 		throttle:  newThrottle(),
+		longest:   maxWait,
 		notes:     newNotes(),
 		outdated:  make(chan outdatedPassword, rehashQueue),
 		decoy:     decoy(cost),
@@ -147,7 +155,8 @@ func newAuthenticator(u users, cost Cost, cfg Config) *Authenticator {
 		accounts:  newCache[credential, account](cacheMax, successTTL),
 		successes: newCache[fingerprint, struct{}](cacheMax, successTTL),
 		homes:     newCache[key, stay](throttleMax, homeEvery),
-		strangers: newCache[key, struct{}](throttleMax, strangerTTL),
+		addresses: newCache[key, struct{}](throttleMax, homeEvery),
+		standings: newCache[key, standing](throttleMax, standingTTL),
 	}
 	rand.Read(a.key)
 	return a
@@ -178,17 +187,7 @@ func (a *Authenticator) Current(ctx context.Context, userID, credentialID int64,
 // Verify implements Verifier. It may wait some seconds: for a throttled source, a
 // lookup and a permit.
 func (a *Authenticator) Verify(ctx context.Context, name, password string, peer Peer) (Identity, error) {
-	try, err := newAttempt(name, password, peer)
-	if err != nil {
-		// Says nothing about any user, so it costs no hash; but it is a failure of the
-		// networks, and waits as others do.
-		try.from.account = ""
-		if err := a.delay(ctx, try.from, false); err != nil {
-			return Identity{}, err
-		}
-		a.throttle.failed(try.from, time.Now())
-		return Identity{}, err
-	}
+	try := newAttempt(name, password, peer)
 	acct, ok, err := a.remembered(ctx, try)
 	switch {
 	case ok:
@@ -203,10 +202,28 @@ func (a *Authenticator) Verify(ctx context.Context, name, password string, peer 
 	return a.welcome(acct, try, time.Now()), nil
 }
 
-// checked is the whole way to an account, the same for every failure.
+// checked is the whole way to an account, the same for every failure: judged
+// immediately, as nearly always, or contested.
 func (a *Authenticator) checked(ctx context.Context, try attempt) (account, error) {
-	if err := a.wait(ctx, try); err != nil {
-		return account{}, err
+	began := time.Now()
+	public := a.throttle.join(try.from.keys(), try.from, began)
+	defer func() { a.throttle.leave(public, time.Now()) }()
+	waits := public
+	if public.isGranted() {
+		acct, err := a.judged(ctx, try, public.judges)
+		if !errors.Is(err, ErrBusy) {
+			return acct, err
+		}
+		waits = nil
+	}
+	return a.contested(ctx, try, waits, began.Add(a.longest))
+}
+
+// judged compares the password, once. A failure is counted by what judges it.
+func (a *Authenticator) judged(ctx context.Context, try attempt, judges []key) (account, error) {
+	if try.nobodys() { // costs no lookup and no hash, but waits as others do and counts
+		a.throttle.failed(judges, time.Now())
+		return account{}, ErrCredentials
 	}
 	era, asked := a.accounts.eraNow(), time.Now()
 	acct, err := a.lookup(ctx, try)
@@ -220,7 +237,7 @@ func (a *Authenticator) checked(ctx context.Context, try attempt) (account, erro
 	}
 	now := time.Now()
 	if !matched || !acct.admits(try.peer.Addr, now) {
-		a.throttle.failed(try.from, now)
+		a.throttle.failed(judges, now)
 		return account{}, ErrCredentials
 	}
 	if !a.accounts.putOf(era, try.credential, acct, asked) {
@@ -286,34 +303,6 @@ func (a *Authenticator) refresh(ctx context.Context, try attempt) (account, erro
 	return acct, err
 }
 
-// wait holds back an attempt whose source has failed too often. Nothing is held
-// meanwhile.
-func (a *Authenticator) wait(ctx context.Context, try attempt) error {
-	atHome, err := a.atHome(ctx, try)
-	if err != nil {
-		return err
-	}
-	return a.delay(ctx, try.from, atHome)
-}
-
-func (a *Authenticator) delay(ctx context.Context, from origin, atHome bool) error {
-	d, ok := a.throttle.reserve(from, atHome, time.Now())
-	if !ok {
-		return fmt.Errorf("%w: too many failures", ErrBusy)
-	}
-	if d <= 0 {
-		return nil
-	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
-	}
-}
-
 // lookup reads an account. A client that goes away does not cancel it, for that
 // would cost the pool a connection; its own deadline ends it.
 func (a *Authenticator) lookup(ctx context.Context, try attempt) (account, error) {
@@ -334,9 +323,10 @@ func (a *Authenticator) compare(ctx context.Context, acct account, try attempt, 
 		a.macs.Add(1)
 		return h.matches(try.password) && acct.hash != "", nil
 	}
-	result := a.hashes.DoChan(string(print[:]), func() (any, error) {
+	// An account that is known does not share the wait of strangers.
+	result := a.hashes.DoChan(fmt.Sprintf("%x %t", print, try.known), func() (any, error) {
 		matched := false
-		err := a.gate.do(func() { matched = h.matches(try.password) })
+		err := a.gate.do(asker{try.from.narrow, try.known}, func() { matched = h.matches(try.password) })
 		return matched, err
 	})
 	select {

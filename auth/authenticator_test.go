@@ -40,7 +40,9 @@ func (f fakeUsers) current(_ context.Context, user, credential int64) (account, 
 	return account{}, nil
 }
 
-func (f fakeUsers) stay(context.Context, question) (stay, error) { return stay{}, nil }
+func (f fakeUsers) standing(context.Context, string, origin) (standing, error) {
+	return standing{}, nil
+}
 
 // usersFunc is a lookup that a test controls.
 type usersFunc func(ctx context.Context, q question) (account, error)
@@ -49,9 +51,9 @@ func (f usersFunc) account(ctx context.Context, q question) (account, error) { r
 
 func (f usersFunc) current(context.Context, int64, int64) (account, error) { return account{}, nil }
 
-func (f usersFunc) stay(ctx context.Context, q question) (stay, error) {
-	_, err := f(ctx, q)
-	return stay{}, err
+func (f usersFunc) standing(ctx context.Context, name string, _ origin) (standing, error) {
+	_, err := f(ctx, question{name: name})
+	return standing{}, err
 }
 
 func withPassword(id int64, password string) account {
@@ -213,6 +215,9 @@ func (h *held) work() {
 	h.running.Add(-1)
 }
 
+// stranger is one of many addresses.
+func stranger(i int) asker { return asker{address: netip.PrefixFrom(ip(i), 32)} }
+
 // A7: never more hashes at once than permits, never more waiting than the queue
 // holds, and no waiting beyond the patience.
 func TestA7GateBoundsHashing(t *testing.T) {
@@ -222,8 +227,8 @@ func TestA7GateBoundsHashing(t *testing.T) {
 		g := newGate(permits, queue, 2*time.Second)
 		h := &held{begun: make(chan struct{}, clients), end: make(chan struct{})}
 		results := make(chan error, clients)
-		for range clients {
-			go func() { results <- g.do(h.work) }()
+		for i := range clients {
+			go func() { results <- g.do(stranger(i), h.work) }()
 		}
 		synctest.Wait()
 		if n := len(results); n != clients-permits-queue {
@@ -251,7 +256,7 @@ func TestA7GateBoundsHashing(t *testing.T) {
 		if waited := time.Duration(g.waited.Load()); waited != queue*2*time.Second {
 			t.Errorf("a wait of %v was counted, want that of %d for 2 s each", waited, queue)
 		}
-		if err := g.do(func() {}); err != nil {
+		if err := g.do(stranger(0), func() {}); err != nil {
 			t.Errorf("permits were lost: %v", err)
 		}
 	})
@@ -265,7 +270,7 @@ func TestA7DisconnectStormFreesNothing(t *testing.T) {
 		a := newAuthenticator(fakeUsers{}, cheap, Config{Permits: permits})
 		h := &held{begun: make(chan struct{}, permits), end: make(chan struct{})}
 		for range permits { // the permits are taken by hashes under way
-			go a.gate.do(h.work)
+			go a.gate.do(stranger(0), h.work)
 		}
 		synctest.Wait()
 		var sessions sync.WaitGroup
@@ -284,14 +289,14 @@ func TestA7DisconnectStormFreesNothing(t *testing.T) {
 		if n := a.gate.done.Load(); n != permits {
 			t.Errorf("%d hashes began while %d permits were taken", n, permits)
 		}
-		if n := len(a.gate.waiting); n > 64 {
+		if n := a.gate.waiting(); n > 64 {
 			t.Errorf("%d wait", n)
 		}
 		close(h.end)
 		synctest.Wait()
 		time.Sleep(2 * time.Second) // whoever still waits gives up or is done
 		synctest.Wait()
-		if n := len(a.gate.permits) + len(a.gate.waiting); n != 0 {
+		if n := len(a.gate.permits) + a.gate.waiting(); n != 0 {
 			t.Errorf("%d permits or places were lost", n)
 		}
 	})
@@ -341,7 +346,7 @@ func TestSamePasswordIsHashedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAuthenticator(fakeUsers{"app": withPassword(1, "pw")}, cheap, Config{Permits: 1})
 		h := &held{begun: make(chan struct{}, 1), end: make(chan struct{})}
-		go a.gate.do(h.work) // the only permit: everybody has to wait
+		go a.gate.do(stranger(0), h.work) // the only permit: everybody has to wait
 		synctest.Wait()
 		var sessions sync.WaitGroup
 		for range 500 {
@@ -409,8 +414,8 @@ func TestA7HeapOfHashes(t *testing.T) { // alone, for others use the heap too
 	runtime.GC()
 	before, peak := heap(), uint64(0)
 	done := make(chan error, hashes)
-	for range hashes {
-		go func() { done <- g.do(func() { h.matches("wrong") }) }()
+	for i := range hashes {
+		go func() { done <- g.do(stranger(i), func() { h.matches("wrong") }) }()
 	}
 	for finished := 0; finished < hashes; {
 		select {

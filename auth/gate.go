@@ -1,84 +1,133 @@
 package auth
 
 import (
+	"context"
+	"net/netip"
 	"runtime"
-	"sync"
 	"sync/atomic"
 	"time"
+
+	"postern/internal/share"
 )
 
 // gate bounds how many password hashes are computed at once, and with it their
 // memory, how many wait for that, and for how long. A permit belongs to the
 // goroutine that hashes: a client that goes away frees nothing.
+//
+// Strangers have their turn address by address, and one address takes at most two thirds
+// of the places to wait. They do not reach the permits before their turn, and there is
+// one more turn than permits. So a known address waits for the hashes under way, not for
+// those that strangers still want.
 type gate struct {
 	permits  chan struct{}
-	waiting  chan struct{}
+	turns    *share.Pool // of strangers, that may ask for a permit
+	strange  *share.Pool // places to wait
+	known    *share.Pool // and those of known addresses
 	patience time.Duration
 	done     atomic.Int64 // hashes computed
+	garbage  atomic.Int64 // of them, those whose memory may not have been collected
 	waited   atomic.Int64 // nanoseconds of waiting for a permit, all together
 	refused  atomic.Int64 // that got none
-
-	garbage    atomic.Int64 // hashes whose memory may not have been collected
-	collecting sync.Mutex
 }
+
+// waitPart is how much of what is free of the places to wait one address may take.
+const waitPart = 2
 
 func newGate(permits, queue int, patience time.Duration) *gate {
 	return &gate{
-		permits:  make(chan struct{}, permits),
-		waiting:  make(chan struct{}, queue),
+		permits: make(chan struct{}, permits),
+		// The last turn is for an address that has none; all others may be of one address.
+		turns:    share.New(int64(permits)+1, float64(permits)),
+		strange:  share.New(int64(queue), waitPart),
+		known:    share.New(int64(queue), waitPart),
 		patience: patience,
 	}
 }
 
+// asker is for whom a hash is computed.
+type asker struct {
+	address netip.Prefix
+	known   bool // the account is known there
+}
+
 // do runs work with a permit, or returns ErrBusy.
-func (g *gate) do(work func()) error {
-	if err := g.enter(); err != nil {
+func (g *gate) do(who asker, work func()) error {
+	if err := g.enter(who); err != nil {
 		return err
 	}
-	defer func() { <-g.permits }()
-	g.collect()
+	defer g.leave(who)
+	// What a hash has used is garbage of 19 MiB, and left alone the heap grows to twice
+	// its size before that is collected. Collecting takes a tenth of a hash's time.
+	if g.garbage.Swap(0) > 0 {
+		runtime.GC()
+	}
 	g.done.Add(1)
 	work()
 	g.garbage.Add(1)
 	return nil
 }
 
-// collect frees what hashes have used: it is garbage of 19 MiB each, and left alone the
-// heap grows to twice its size before that is collected. Collecting takes a tenth of a
-// hash's time. Nobody begins to hash before it is over: what two have left and a third
-// takes would be one too many.
-func (g *gate) collect() {
-	g.collecting.Lock()
-	defer g.collecting.Unlock()
-	if g.garbage.Swap(0) > 0 {
-		runtime.GC()
-	}
-}
-
-func (g *gate) enter() error {
-	select {
-	case g.permits <- struct{}{}:
+func (g *gate) enter(who asker) error {
+	if g.enterNow(who) {
 		return nil
-	default:
 	}
-	select {
-	case g.waiting <- struct{}{}:
-	default:
+	places := g.strange
+	if who.known {
+		places = g.known
+	}
+	if !places.Take(1, who.address) {
 		g.refused.Add(1)
 		return ErrBusy
 	}
 	began := time.Now()
 	defer func() {
 		g.waited.Add(int64(time.Since(began)))
-		<-g.waiting
+		places.Give(1, who.address)
 	}()
-	timeout := time.NewTimer(g.patience)
-	defer timeout.Stop()
-	select {
-	case g.permits <- struct{}{}:
-		return nil
-	case <-timeout.C:
+	ctx, cancel := context.WithTimeout(context.Background(), g.patience)
+	defer cancel()
+	if !who.known && g.turns.Wait(ctx, 1, who.address) != nil {
 		g.refused.Add(1)
 		return ErrBusy
 	}
+	select {
+	case g.permits <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		g.endTurn(who)
+		g.refused.Add(1)
+		return ErrBusy
+	}
+}
+
+// enterNow takes a permit that is free.
+func (g *gate) enterNow(who asker) bool {
+	if !who.known && !g.turns.Take(1, who.address) {
+		return false
+	}
+	select {
+	case g.permits <- struct{}{}:
+		return true
+	default:
+		g.endTurn(who)
+		return false
+	}
+}
+
+func (g *gate) leave(who asker) {
+	<-g.permits
+	g.endTurn(who)
+}
+
+func (g *gate) endTurn(who asker) {
+	if !who.known {
+		g.turns.Give(1, who.address)
+	}
+}
+
+// waiting is how many wait for a permit.
+func (g *gate) waiting() int {
+	strange, _ := g.strange.Use()
+	known, _ := g.known.Use()
+	return int(strange + known)
 }

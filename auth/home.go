@@ -7,37 +7,43 @@ import (
 )
 
 const (
-	// That a user is at home in a network is written down once in so long, and then
-	// learned again.
+	// That a user is known from an address or a network is written down once in so long,
+	// and then learned again.
 	homeEvery = 24 * time.Hour
 	// A network stays new for a day, so that a thief who logs in for each message is
 	// as new with the second.
 	newFor = 24 * time.Hour
-	// That a user is not at home in a network is remembered for so long.
-	strangerTTL = 5 * time.Second
+	// Whether a user is known from an address is remembered for so long.
+	standingTTL = 5 * time.Second
 )
 
-// atHome says whether the user has logged in from the network within 30 days. It matters,
-// and costs a query, only when an attempt would have to wait.
-func (a *Authenticator) atHome(ctx context.Context, try attempt) (bool, error) {
-	now := time.Now()
-	if _, _, ok := a.homes.get(try.pair, now); ok {
-		return true, nil
+// standing is from where an account is known: it has logged in from there within 30
+// days. The zero value is that of an account that does not exist.
+type standing struct {
+	address bool // the very address: the /32 or /64
+	network bool // the /24 or /48
+}
+
+// knownFrom is asked of attempts that would have to wait, whoever they are of.
+func (a *Authenticator) knownFrom(ctx context.Context, try attempt) (standing, error) {
+	if try.nobodys() {
+		return standing{}, nil
 	}
-	if _, _, ok := a.strangers.get(try.pair, now); ok || !a.throttle.late(try.from, now) {
-		return false, nil
+	now := time.Now()
+	if _, _, ok := a.addresses.get(try.address, now); ok {
+		return standing{address: true, network: true}, nil
+	}
+	if known, _, ok := a.standings.get(try.address, now); ok {
+		return known, nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.timeout)
 	defer cancel()
-	h, err := a.users.stay(ctx, try.question())
+	known, err := a.users.standing(ctx, try.name, try.from)
 	if err != nil {
-		return false, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return standing{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	if h.last.IsZero() {
-		a.strangers.put(try.pair, struct{}{}, now)
-		return false, nil
-	}
-	return true, nil
+	a.standings.put(try.address, known, now)
+	return known, nil
 }
 
 // welcome notes a login and says who it is.
@@ -52,6 +58,10 @@ func (a *Authenticator) welcome(acct account, try attempt, now time.Time) Identi
 			a.notes.atHome(dwelling{acct.id, try.from.wide})
 		}
 		a.homes.put(try.pair, h, h.last)
+	}
+	if _, _, here := a.addresses.get(try.address, now); !here {
+		a.notes.atHome(dwelling{acct.id, try.from.narrow})
+		a.addresses.put(try.address, struct{}{}, now)
 	}
 	a.notes.used(acct.credentialID, Use{At: now, Addr: try.peer.Addr, TLS: try.peer.TLS})
 	id := acct.identity()

@@ -19,10 +19,12 @@ const (
 	// A credential in constant use is written down once in so long, unless it is used
 	// from elsewhere.
 	useEvery = time.Minute
+	// So many addresses of a user are known, the last ones.
+	addressesKept = 64
 )
 
 // notes are logins that are not written down yet: the last use of each credential and
-// the networks where users are at home. It holds so many; what comes then is left out.
+// the addresses and networks where users are at home. It holds so many; what comes then is left out.
 type notes struct {
 	mu      sync.Mutex
 	uses    map[int64]Use // by credential
@@ -30,7 +32,7 @@ type notes struct {
 	written *cache[int64, Use] // that need not be written again soon
 }
 
-// dwelling is a user's wide network.
+// dwelling is a user's address (narrow) or network (wide).
 type dwelling struct {
 	user    int64
 	network netip.Prefix
@@ -55,7 +57,7 @@ func (n *notes) used(credential int64, u Use) {
 	}
 }
 
-// atHome notes that a user logged in from a network.
+// atHome notes that a user logged in from an address or network.
 func (n *notes) atHome(d dwelling) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -159,27 +161,39 @@ func (s *Store) writeUses(ctx context.Context, ids []int64, uses map[int64]Use) 
 		from used u where c.id = u.id`, ids, at, addrs, facts)
 }
 
-// writeHomes writes networks where users are at home. What a user has not come back
-// to for 30 days is deleted first, so that such a network is new again.
+const (
+	// Addresses are told from networks by their length.
+	forgetHomes = `
+		with surplus as materialized (
+			select k.user_id, k.network from known_network k
+			where k.user_id = any($1::bigint[]) and k.last_at < clock_timestamp() - interval '30 days'
+			union
+			select u.id, o.network from unnest($1::bigint[]) u(id) cross join lateral (
+				select k.network from known_network k where k.user_id = u.id and masklen(k.network) in (32, 64)
+				order by k.last_at desc, k.network offset $2) o)
+		delete from known_network where (user_id, network) in (
+			select k.user_id, k.network from known_network k join surplus using (user_id, network)
+			order by k.user_id, k.network for update of k)`
+	addHomes = `
+		insert into known_network (user_id, network)
+		select n.user_id, n.network from unnest($1::bigint[], $2::cidr[]) with ordinality n(user_id, network, nth)
+		where exists (select from app_user u where u.id = n.user_id) order by n.nth
+		on conflict (user_id, network) do update set last_at = clock_timestamp()`
+)
+
+// writeHomes writes addresses and networks where users are at home. What a user has not
+// come back to for 30 days is deleted first, so that such a network is new again, and
+// what is more than the addresses that are kept.
 func (s *Store) writeHomes(ctx context.Context, homes []dwelling) error {
 	users, networks := make([]int64, len(homes)), make([]netip.Prefix, len(homes))
 	for i, d := range homes {
 		users[i], networks[i] = d.user, d.network
 	}
 	return s.relaxed(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `
-			delete from known_network where (user_id, network) in (
-				select k.user_id, k.network from known_network k
-				where k.user_id = any($1::bigint[]) and k.last_at < clock_timestamp() - interval '30 days'
-				order by k.user_id, k.network for update)`, users)
-		if err != nil {
+		if _, err := tx.Exec(ctx, forgetHomes, users, addressesKept); err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, `
-			insert into known_network (user_id, network)
-			select n.user_id, n.network from unnest($1::bigint[], $2::cidr[]) with ordinality n(user_id, network, nth)
-			where exists (select from app_user u where u.id = n.user_id) order by n.nth
-			on conflict (user_id, network) do update set last_at = clock_timestamp()`, users, networks)
+		_, err := tx.Exec(ctx, addHomes, users, networks)
 		return err
 	})
 }

@@ -108,7 +108,7 @@ func TestRunWritesTheRest(t *testing.T) {
 	a.last = patience
 	_, err = a.Verify(t.Context(), "alice", "pw", at(home))
 	must(t, err)
-	a.throttle.failed(originOf(home, "bob"), time.Now())
+	a.throttle.fails(originOf(home, "bob"), time.Now())
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	a.Run(ended)

@@ -17,6 +17,8 @@ func TestStoreListUsesTheIndex(t *testing.T) {
 	must(t, err)
 	_, err = s.db.Exec(ctx, `insert into limit_rule (user_id, kind, max) select id, 'size', 1 from app_user`)
 	must(t, err)
+	_, err = s.db.Exec(ctx, `insert into known_network (user_id, network) select id, n from app_user, unnest('{192.0.2.0/24,192.0.2.1/32}'::cidr[]) n`)
+	must(t, err)
 	_, err = s.db.Exec(ctx, `analyze app_user, credential, sender_pattern, limit_rule, known_network`)
 	must(t, err)
 	const page = 50
@@ -28,9 +30,18 @@ func TestStoreListUsesTheIndex(t *testing.T) {
 	plan = explain(t, s, accountByPassword, "u77@example.com", 0, "192.0.2.0/24")
 	if !plan.uses("app_user_name") || !plan.uses("limit_rule_match") || !plan.uses("credential_live_password") ||
 		slices.ContainsFunc(plan, func(n planNode) bool {
-			return n.Type == "Seq Scan" && n.Relation != "sender_pattern" && n.Relation != "known_network"
+			return n.Type == "Seq Scan" && n.Relation != "sender_pattern"
 		}) {
 		t.Error(plan)
+	}
+	for sql, args := range map[string][]any{
+		selectStanding: {"u77@example.com", "192.0.2.1/32", "192.0.2.0/24"},
+		forgetHomes:    {[]int64{7, 77}, addressesKept},
+	} {
+		plan = explain(t, s, sql, args...)
+		if !plan.uses("known_network_pkey") || slices.ContainsFunc(plan, func(n planNode) bool { return n.Type == "Seq Scan" }) {
+			t.Error(sql, plan)
+		}
 	}
 	// And Watch.
 	plan = explain(t, s, watchUsers, nil, 15.0, watchMax)

@@ -40,7 +40,7 @@ func (a *Authenticator) rehash(ctx context.Context) {
 
 func (a *Authenticator) rehashOne(ctx context.Context, o outdatedPassword) {
 	hash := ""
-	if err := a.gate.do(func() { hash = hashPassword(o.password, a.decoy.cost) }); err != nil {
+	if err := a.gate.do(asker{}, func() { hash = hashPassword(o.password, a.decoy.cost) }); err != nil {
 		return // busy: at another login
 	}
 	if err := a.store.replaceHash(ctx, o.credential, o.hash, hash); err != nil && ctx.Err() == nil {

@@ -73,12 +73,17 @@ func (g guessing) slowed(nodes ...*Authenticator) bool {
 // heldBack is what a login would have to wait for now, "" if for nothing.
 func heldBack(t *testing.T, a *Authenticator, name string, from netip.Addr) string {
 	t.Helper()
-	try, err := newAttempt(name, "pw", at(from))
+	try := newAttempt(name, "pw", at(from))
+	known, err := a.knownFrom(t.Context(), try)
 	must(t, err)
-	atHome, err := a.atHome(t.Context(), try)
-	must(t, err)
-	if wait, ok := a.throttle.reserve(try.from, atHome, time.Now()); wait > 0 || !ok {
-		return fmt.Sprintf("is to wait %v, or refused: %v; at home: %v", wait, !ok, atHome)
+	judges := try.from.keys()
+	if known.address {
+		judges = []key{try.address}
+	} else if known.network {
+		judges = []key{try.from.own(ownNetwork)}
+	}
+	if wait := a.throttle.waits(judges, time.Now()); wait > 0 {
+		return fmt.Sprintf("is to wait %v; known: %+v", wait, known)
 	}
 	return ""
 }
@@ -174,36 +179,46 @@ func TestSharingAddsUp(t *testing.T) {
 	one, two := sharings(t)
 	from := originOf(home, "alice")
 	for range 3 {
-		one.throttle.failed(from, time.Now())
-		two.throttle.failed(from, time.Now())
+		one.throttle.fails(from, time.Now())
+		two.throttle.fails(from, time.Now())
 	}
 	must(t, one.round(t.Context()))
 	must(t, two.round(t.Context()))
 	for range 3 {
-		two.throttle.failed(from, time.Now())
+		two.throttle.fails(from, time.Now())
 		must(t, one.round(t.Context())) // reads the same rows again
 	}
 	must(t, two.round(t.Context()))
 	must(t, one.round(t.Context()))
+	own := from.own(ownAddress)
+	one.throttle.failed([]key{own}, time.Now())
+	two.throttle.failed([]key{own, own}, time.Now())
+	share := func() {
+		must(t, one.round(t.Context()))
+		must(t, two.round(t.Context()))
+		must(t, one.round(t.Context()))
+	}
+	share()
+	if a, b := one.count(own), two.count(own); a != 3 || b != 3 {
+		t.Errorf("the account's own: %d and %d failures, want 3", a, b)
+	}
 	for _, k := range from.keys() {
 		if a, b := one.count(k), two.count(k); a != 9 || b != 9 {
 			t.Errorf("class %d: %d and %d failures, want 9", k[0], a, b)
 		}
 	}
-	if wait, _ := one.throttle.reserve(originOf(ip(1), "bob"), false, time.Now()); wait != 0 {
+	if wait := one.throttle.waits(originOf(ip(1), "bob").keys(), time.Now()); wait != 0 {
 		t.Errorf("others wait %s", wait)
 	}
-	// A success on one node clears the pair, and that alone, on both.
+	// A success on one node clears the account's own count, and that alone, on both.
 	one.throttle.succeeded(from, time.Now())
-	must(t, one.round(t.Context()))
-	must(t, two.round(t.Context()))
-	for i, k := range from.keys() {
-		want := 9
-		if i == 3 {
-			want = 0
-		}
-		if a, b := one.count(k), two.count(k); a != want || b != want {
-			t.Errorf("after a success, class %d: %d and %d failures, want %d", k[0], a, b, want)
+	share()
+	if a, b := one.count(own), two.count(own); a != 0 || b != 0 {
+		t.Errorf("after a success: %d and %d failures", a, b)
+	}
+	for _, k := range from.keys() {
+		if a, b := one.count(k), two.count(k); a != 9 || b != 9 {
+			t.Errorf("after a success, class %d: %d and %d failures, want 9", k[0], a, b)
 		}
 	}
 	// And a node that has just started knows all of it.
@@ -219,7 +234,7 @@ func TestSharedFailuresAreHalved(t *testing.T) {
 	one, two := sharings(t)
 	from := originOf(home, "alice")
 	for range 41 {
-		one.throttle.failed(from, time.Now())
+		one.throttle.fails(from, time.Now())
 	}
 	must(t, one.round(t.Context()))
 	_, err := one.store.db.Exec(t.Context(), `update auth_failure set since = since - interval '21 minutes'`)
@@ -228,7 +243,7 @@ func TestSharedFailuresAreHalved(t *testing.T) {
 	if n := two.count(from.pair()); n != 10 {
 		t.Errorf("%d after two half-lives, want 10", n)
 	}
-	two.throttle.failed(from, time.Now())
+	two.throttle.fails(from, time.Now())
 	must(t, two.round(t.Context()))
 	var n int
 	var age float64
@@ -247,7 +262,7 @@ func TestFailuresExpire(t *testing.T) {
 	t.Parallel()
 	one, _ := sharings(t)
 	for i := range 100 {
-		one.throttle.failed(originOf(ip(i), fmt.Sprint("nobody", i)), time.Now())
+		one.throttle.fails(originOf(ip(i), fmt.Sprint("nobody", i)), time.Now())
 	}
 	must(t, one.round(t.Context()))
 	rows := func() (n int) {
@@ -282,7 +297,7 @@ func TestSharingOutlivesTheDatabase(t *testing.T) {
 	away.pool().Close()
 	one.store = away
 	for range 7 {
-		one.throttle.failed(from, time.Now())
+		one.throttle.fails(from, time.Now())
 		one.trouble.heard(one.round(t.Context()))
 	}
 	if s := out.String(); strings.Count(s, "\n") != 1 || !strings.Contains(s, "WARN") {
@@ -305,14 +320,16 @@ func TestGiveBackKeepsTheOrder(t *testing.T) {
 	th := newThrottle()
 	now := time.Now()
 	from := originOf(home, "alice")
-	th.failed(from, now)
+	own := from.own(ownAddress)
+	judges := append(from.keys(), own)
+	th.failed(judges, now)
 	reports := th.take(100)
 	th.succeeded(from, now)
-	th.failed(from, now)
+	th.failed(judges, now)
 	th.giveBack(reports)
 	for _, r := range th.take(100) {
 		want := report{r.key, false, 2}
-		if r.key == from.pair() {
+		if r.key == own {
 			want = report{r.key, true, 1}
 		}
 		if r != want {
@@ -327,17 +344,18 @@ func TestMergeKeepsTheOrder(t *testing.T) {
 	th := newThrottle()
 	now := time.Now()
 	from := originOf(home, "alice")
-	th.failed(from, now)
+	own := []key{from.own(ownAddress)}
+	th.failed(own, now)
 	th.take(100)
 	th.succeeded(from, now)
-	th.merge([]total{{from.pair(), 50, 0}}, now)
-	if wait, _ := th.reserve(from, true, now); wait != 0 {
+	th.merge([]total{{own[0], 50, 0}}, now)
+	if wait := th.waits(own, now); wait != 0 {
 		t.Errorf("waits %s", wait)
 	}
 	th.take(100)
-	th.failed(from, now)
-	th.merge([]total{{from.pair(), 50, 0}}, now)
-	if n := th.counts[from.pair()].failures; n != 51 {
+	th.failed(own, now)
+	th.merge([]total{{own[0], 50, 0}}, now)
+	if n := th.counts[own[0]].failures; n != 51 {
 		t.Errorf("%d failures, want those of others and ours", n)
 	}
 }
@@ -363,9 +381,25 @@ func TestA5DatabaseAwayCountsNothing(t *testing.T) {
 	}
 }
 
-// A network where the user has logged in passes the locks on a node that has never
-// seen it, and only for that user.
-func TestHomeIsKnownToAllNodes(t *testing.T) {
+// locked is a node on which no public count lets anybody through for an hour.
+func locked(s *Store, answered time.Duration, froms ...origin) *Authenticator {
+	a := NewAuthenticator(s, patient)
+	a.longest = answered
+	for _, from := range froms {
+		for range 2 * wideAllowance {
+			a.throttle.fails(from, time.Now())
+		}
+		for _, k := range from.keys() {
+			a.throttle.counts[k].next = time.Now().Add(time.Hour)
+		}
+	}
+	return a
+}
+
+// M1: an address, or a network, where the user has logged in passes the locks on a node
+// that has never seen it, and only for that user; an address is judged by a count of its
+// own.
+func TestM1HomeIsKnownToAllNodes(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	s := testStore(t)
@@ -381,51 +415,74 @@ func TestHomeIsKnownToAllNodes(t *testing.T) {
 	}
 	must(t, (&writing{store: s, notes: one.notes}).round(ctx))
 
-	locked := func() *Authenticator {
-		a := NewAuthenticator(s, patient)
-		for range 200 { // locks the account, the address and the network
-			a.throttle.failed(originOf(ip(1), "alice"), time.Now())
-			a.throttle.failed(originOf(home, ""), time.Now())
-		}
-		for range 2 { // and uses up the places to wait
-			a.throttle.reserve(originOf(home, "alice"), false, time.Now())
-		}
-		return a
-	}
-	two := locked()
-	if _, err := two.Verify(ctx, "bob", "pw", at(home)); !errors.Is(err, ErrBusy) {
-		t.Errorf("another user there: %v", err)
-	}
-	if _, err := two.Verify(ctx, "alice", "pw", at(ip(2))); !errors.Is(err, ErrBusy) {
-		t.Errorf("elsewhere: %v", err)
-	}
 	neighbour := netip.MustParseAddr("192.0.2.200")
-	held := heldBack(t, two, "alice", neighbour)
-	id, err = two.Verify(ctx, "alice", "pw", at(neighbour))
-	if err != nil || held != "" {
-		t.Errorf("at home: %v; the user %s", err, held)
+	everywhere := []origin{originOf(home, "alice"), originOf(neighbour, "alice"), originOf(home, "bob"), originOf(ip(2), "alice")}
+	refused := func(what, name string, from netip.Addr) {
+		t.Helper()
+		if _, err := locked(s, 10*time.Millisecond, everywhere...).Verify(ctx, name, "pw", at(from)); !errors.Is(err, ErrBusy) {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
-	if !id.NewNetwork {
-		t.Error("a network is new for a day")
+	refused("another user there", "bob", home)
+	refused("elsewhere", "alice", ip(2))
+	two := locked(s, patience, everywhere...)
+	stranger := []key{originOf(home, "alice").own(ownNetwork)}
+	two.throttle.failed(slices.Repeat(stranger, 50), time.Now()) // the neighbours guess
+	if id, err = two.Verify(ctx, "alice", "pw", at(home)); err != nil || !id.NewNetwork {
+		t.Errorf("at home: %+v, %v; a network is new for a day", id, err)
+	}
+	if held := heldBack(t, two, "alice", neighbour); held == "" {
+		t.Error("a new address in the network is not judged by what failed in the network")
+	}
+	if _, err = locked(s, patience, everywhere...).Verify(ctx, "alice", "pw", at(neighbour)); err != nil {
+		t.Errorf("at a new address at home: %v", err)
 	}
 	_, err = s.db.Exec(ctx, `update known_network set first_at = first_at - interval '25 hours'`)
 	must(t, err)
-	if id, err = locked().Verify(ctx, "alice", "pw", at(home)); err != nil || id.NewNetwork {
+	if id, err = locked(s, patience, everywhere...).Verify(ctx, "alice", "pw", at(home)); err != nil || id.NewNetwork {
 		t.Errorf("a day later: %+v, %v", id, err)
 	}
 	_, err = s.db.Exec(ctx, `update known_network set last_at = now() - interval '31 days'`)
 	must(t, err)
-	if _, err := locked().Verify(ctx, "alice", "pw", at(home)); !errors.Is(err, ErrBusy) {
-		t.Errorf("a month later: %v", err)
-	}
+	refused("a month later", "alice", home)
 	three := NewAuthenticator(s, patient)
 	if id, err = three.Verify(ctx, "alice", "pw", at(home)); err != nil || !id.NewNetwork {
 		t.Errorf("a month later, without a lock: %+v, %v", id, err)
 	}
 	must(t, (&writing{store: s, notes: three.notes}).round(ctx))
 	var since float64
-	must(t, s.db.QueryRow(ctx, `select extract(epoch from now() - first_at) from known_network`).Scan(&since))
+	must(t, s.db.QueryRow(ctx, `select max(extract(epoch from now() - first_at)) from known_network`).Scan(&since))
 	if since > 60 {
 		t.Errorf("after a month's gap it is known for %.0f s", since)
+	}
+}
+
+// The last addresses of a user are known, and no more than so many; networks are not
+// counted among them.
+func TestM1AddressesKept(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s := testStore(t)
+	u, err := s.AddUser(ctx, NewUser{Name: "alice", Password: "pw"})
+	must(t, err)
+	for i := range addressesKept + 20 {
+		n := newNotes()
+		for _, from := range []origin{originOf(ip(i), ""), originOf(netip.MustParseAddr(fmt.Sprintf("2001:db8:%x::1", i)), "")} {
+			n.atHome(dwelling{u.ID, from.narrow})
+			n.atHome(dwelling{u.ID, from.wide})
+		}
+		must(t, (&writing{store: s, notes: n}).round(ctx))
+	}
+	var addresses, networks int
+	must(t, s.db.QueryRow(ctx, `
+		select count(*) filter (where masklen(network) in (32, 64)), count(*) filter (where masklen(network) in (24, 48))
+		from known_network`).Scan(&addresses, &networks))
+	if addresses != addressesKept+2 || networks != 2*(addressesKept+20) { // two came with the last
+		t.Errorf("%d addresses and %d networks are known", addresses, networks)
+	}
+	for i, want := range map[int]standing{addressesKept + 19: {true, true}, 0: {false, true}, 1000: {}} {
+		if known, err := s.standing(ctx, "alice", originOf(ip(i), "alice")); err != nil || known != want {
+			t.Errorf("%s: %+v, %v; want %+v", ip(i), known, err, want)
+		}
 	}
 }

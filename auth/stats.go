@@ -20,7 +20,7 @@ type Stats struct {
 // Stats returns the counts of now.
 func (a *Authenticator) Stats() Stats {
 	return Stats{
-		Permits: cap(a.gate.permits), Hashing: len(a.gate.permits), Waiting: len(a.gate.waiting),
+		Permits: cap(a.gate.permits), Hashing: len(a.gate.permits), Waiting: a.gate.waiting(),
 		Hashes: a.gate.done.Load(), Secrets: a.macs.Load(),
 		Waited: time.Duration(a.gate.waited.Load()), Busy: a.gate.refused.Load(),
 		CacheHits: a.hits.Load(), CacheMisses: a.misses.Load(),

@@ -11,18 +11,24 @@ import (
 
 // throttle slows guessing down. It counts failures of a client's network, narrow (/32
 // or /64) and wide (/24 or /48), of an account, and of an account from a wide network;
-// each count beyond its allowance puts a growing distance between attempts. It judges
-// by this process's memory, which holds what all nodes counted as of half a second ago:
-// take and merge are the two sides of that, see sharing.
+// each count beyond its allowance puts a growing distance between the attempts that it
+// judges. These counts are public: nothing that only a right password brings about
+// changes them, so that nobody learns from them which accounts exist. Two more are the
+// account's own, for what is judged because the account is known there: see contested.
 //
-// A success clears only the count of that account from that network: who has one
-// good password must not be able to buy guesses at others. An account that lately
-// succeeded from a network is judged by that count alone, so that nobody can lock a
-// user out by guessing from elsewhere.
+// It judges by this process's memory, which holds what all nodes counted as of half a
+// second ago: take and merge are the two sides of that, see sharing. Attempts that have
+// to wait stand in line, see place.
+//
+// A success clears only the account's own count at that address: who has one good
+// password must not be able to buy guesses at others.
 type throttle struct {
 	mu     sync.Mutex
 	counts map[key]*count
 	dirty  map[key]struct{} // counts that hold what was not shared yet
+	line   []*place         // that wait, in the order in which they are served
+	timer  *time.Timer      // of the next service; nil: never needed yet
+	due    time.Time        // when it fires
 }
 
 // key names what is counted: a class and a hash, for names are typed by strangers and
@@ -35,6 +41,8 @@ const (
 	byWide
 	byAccount
 	byPair
+	ownAddress // of an account, from a narrow network that it is known from
+	ownNetwork // and from a wide one
 )
 
 // origin is where an attempt comes from, and as whom: what its failure is blamed on.
@@ -66,7 +74,15 @@ func keyOf(class byte, network netip.Prefix, account string) key {
 // pair is the account from the wide network.
 func (o origin) pair() key { return keyOf(byPair, o.wide, o.account) }
 
-// keys are all that an attempt is counted by.
+// own names the account's own counts.
+func (o origin) own(class byte) key {
+	if class == ownAddress {
+		return keyOf(class, o.narrow, o.account)
+	}
+	return keyOf(class, o.wide, o.account)
+}
+
+// keys are the public counts of an attempt.
 func (o origin) keys() []key {
 	keys := []key{keyOf(byNarrow, o.narrow, ""), keyOf(byWide, o.wide, "")}
 	if o.account != "" {
@@ -88,7 +104,7 @@ const (
 	halfLife      = 10 * time.Minute
 	firstDistance = 250 * time.Millisecond
 	maxDistance   = 4 * time.Second
-	maxWait       = 5 * time.Second // an attempt that had to wait longer is refused
+	maxWait       = 5 * time.Second // an attempt that had to wait longer is refused, see contested
 )
 
 // Failures without any delay.
@@ -103,13 +119,7 @@ func newThrottle() *throttle {
 	return &throttle{counts: make(map[key]*count), dirty: make(map[key]struct{})}
 }
 
-// late says that an attempt from there would have to wait.
-func (t *throttle) late(o origin, now time.Time) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.waitFor(o.keys(), now) > 0
-}
-
+// waitFor is how long none of the counts lets an attempt through.
 func (t *throttle) waitFor(judges []key, now time.Time) (wait time.Duration) {
 	for _, k := range judges {
 		if c := t.counts[k]; c != nil {
@@ -119,35 +129,21 @@ func (t *throttle) waitFor(judges []key, now time.Time) (wait time.Duration) {
 	return wait
 }
 
-// reserve takes the next place for an attempt and says how long to wait for it;
-// ok is false when that is too long, and then no place is taken. atHome says that the
-// account has lately succeeded from the network.
-func (t *throttle) reserve(o origin, atHome bool, now time.Time) (wait time.Duration, ok bool) {
-	judges := o.keys()
-	if atHome {
-		judges = []key{o.pair()}
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if wait = t.waitFor(judges, now); wait > maxWait {
-		return 0, false
-	}
+// pass lets an attempt through: the next has to keep its distance.
+func (t *throttle) pass(judges []key, now time.Time) {
 	for _, k := range judges {
 		if c := t.counts[k]; c != nil {
 			c.decay(now)
-			if d := k.distance(c.failures); d > 0 {
-				c.next = now.Add(wait + d)
-			}
+			c.delay(k, now)
 		}
 	}
-	return wait, true
 }
 
 // failed counts a failure.
-func (t *throttle) failed(o origin, now time.Time) {
+func (t *throttle) failed(judges []key, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, k := range o.keys() {
+	for _, k := range judges {
 		c := t.counts[k]
 		if c == nil {
 			c = t.add(k, now)
@@ -160,11 +156,11 @@ func (t *throttle) failed(o origin, now time.Time) {
 	}
 }
 
-// succeeded clears what the account has failed from the network.
+// succeeded clears what was failed as the account from its own address.
 func (t *throttle) succeeded(o origin, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	k := o.pair()
+	k := o.own(ownAddress)
 	if c := t.counts[k]; c != nil && c.failures > 0 {
 		*c = count{since: now, cleared: true}
 		t.dirty[k] = struct{}{}
@@ -246,6 +242,7 @@ func (t *throttle) merge(totals []total, now time.Time) {
 			c.next = time.Time{}
 		}
 	}
+	t.serve(now)
 }
 
 func (t *throttle) add(k key, now time.Time) *count {
@@ -284,7 +281,7 @@ func (c *count) decay(now time.Time) {
 	}
 }
 
-// delay puts the next attempt off after a failure.
+// delay puts the next attempt off.
 func (c *count) delay(k key, now time.Time) {
 	if next := now.Add(k.distance(c.failures)); next.After(c.next) {
 		c.next = next

@@ -105,62 +105,91 @@ func TestA5TheUserGetsInDuringAnAttack(t *testing.T) {
 	})
 }
 
+// waits is how long an attempt would have to wait if it were alone.
+func (t *throttle) waits(judges []key, now time.Time) time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return max(0, t.waitFor(judges, now))
+}
+
+// fails counts a failure by the public counts.
+func (t *throttle) fails(o origin, now time.Time) { t.failed(o.keys(), now) }
+
 // A5: a good password buys no guesses at other accounts.
 func TestA5SuccessDoesNotClearTheNetwork(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1e9, 0)
 	th := newThrottle()
 	for i := range 2 * narrowAllowance {
-		th.failed(originOf(home, fmt.Sprint("user", i)), now)
+		th.fails(originOf(home, fmt.Sprint("user", i)), now)
 		th.succeeded(originOf(home, "mallory"), now)
 	}
-	if wait, _ := th.reserve(originOf(home, "victim"), false, now); wait == 0 {
+	if th.waits(originOf(home, "victim").keys(), now) == 0 {
 		t.Error("no wait after many failures")
 	}
-	if wait, _ := th.reserve(originOf(ip(1), "victim"), false, now); wait != 0 {
+	if wait := th.waits(originOf(ip(1), "victim").keys(), now); wait != 0 {
 		t.Errorf("another network waits %s", wait)
 	}
 }
 
-// Nor does being at home allow guessing without limit.
-func TestThrottleLimitsAPairAtHome(t *testing.T) {
+// Nor does being known allow guessing without limit; and a success, which clears the
+// account's own count, changes nothing that others can tell.
+func TestThrottleLimitsWhoIsKnown(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1e9, 0)
 	th := newThrottle()
 	from := originOf(home, "alice")
+	own := []key{from.own(ownAddress)}
 	for range pairAllowance + 1 {
-		if wait, ok := th.reserve(from, true, now); wait != 0 || !ok {
+		if wait := th.waits(own, now); wait != 0 {
 			t.Fatalf("waits %s within the allowance", wait)
 		}
-		th.failed(from, now)
+		th.failed(own, now)
+		th.fails(from, now)
 	}
-	if wait, _ := th.reserve(from, true, now); wait == 0 {
+	if th.waits(own, now) == 0 {
 		t.Error("no wait beyond the allowance")
 	}
+	before := th.waits(from.keys(), now)
 	th.succeeded(from, now)
-	if wait, _ := th.reserve(from, true, now); wait != 0 {
-		t.Error("a success did not clear the pair")
+	if th.waits(own, now) != 0 {
+		t.Error("a success did not clear the account's own count")
+	}
+	if after := th.waits(from.keys(), now); after != before || before == 0 {
+		t.Errorf("M2: strangers waited %s, and %s after a success", before, after)
 	}
 }
 
 func TestThrottleForgets(t *testing.T) {
 	t.Parallel()
-	now := time.Unix(1e9, 0)
-	th := newThrottle()
-	from := originOf(home, "alice")
-	for range 1000 {
-		th.failed(from, now)
-	}
-	if wait, ok := th.reserve(from, false, now); wait != maxDistance || !ok {
-		t.Errorf("wait = %s, %v", wait, ok)
-	}
-	if _, ok := th.reserve(from, false, now); ok {
-		t.Error("a place beyond the longest wait was given")
-	}
-	now = now.Add(12 * halfLife)
-	if wait, ok := th.reserve(from, false, now); wait != 0 || !ok {
-		t.Errorf("after two hours: wait = %s, %v", wait, ok)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		th := newThrottle()
+		from := originOf(home, "alice")
+		for range 1000 {
+			th.fails(from, time.Now())
+		}
+		began := time.Now()
+		first, second := th.join(from.keys(), from, began), th.join(from.keys(), from, began)
+		select { // equals draw lots
+		case <-first.granted():
+		case <-second.granted():
+		}
+		if d := time.Since(began); d != maxDistance {
+			t.Errorf("the first waits %s", d)
+		}
+		<-first.granted()
+		<-second.granted()
+		if d := time.Since(began); d != 2*maxDistance {
+			t.Errorf("the second waits %s", d)
+		}
+		time.Sleep(12 * halfLife)
+		if p := th.join(from.keys(), from, time.Now()); !p.isGranted() {
+			t.Error("waits after two hours")
+		}
+		if len(th.line) != 0 {
+			t.Errorf("%d stand in line", len(th.line))
+		}
+	})
 }
 
 func TestThrottleIsBounded(t *testing.T) {
@@ -168,15 +197,15 @@ func TestThrottleIsBounded(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	th := newThrottle()
 	for range 1000 {
-		th.failed(originOf(ip(1), "alice"), now)
+		th.fails(originOf(ip(1), "alice"), now)
 	}
 	for i := range 2 * throttleMax {
-		th.failed(originOf(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), fmt.Sprint(i)), now)
+		th.fails(originOf(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), fmt.Sprint(i)), now)
 	}
 	if c, d := len(th.counts), len(th.dirty); c > throttleMax || d > c {
 		t.Errorf("%d counts, %d to be shared", c, d)
 	}
-	if wait, _ := th.reserve(originOf(ip(1), "x"), false, now); wait == 0 {
+	if th.waits(originOf(ip(1), "x").keys(), now) == 0 {
 		t.Error("the worst network was forgotten for the sake of single failures")
 	}
 }
@@ -194,9 +223,7 @@ func TestA26OneCountForAllSpellings(t *testing.T) {
 			}
 			continue // nobody's
 		}
-		try, err := newAttempt(name, "x", at(ip(i)))
-		must(t, err)
-		a.throttle.failed(try.from, time.Now())
+		a.throttle.fails(newAttempt(name, "x", at(ip(i))).from, time.Now())
 	}
 	accounts := 0
 	for k := range a.throttle.counts {

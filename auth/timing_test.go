@@ -93,17 +93,27 @@ func compareTimes(t *testing.T, s *Store, rounds int, right words, kinds []failu
 			}
 		}
 	}
-	var medians []time.Duration
-	report := ""
+	names := make([]string, len(kinds))
 	for i, k := range kinds {
+		names[i] = k.kind
+	}
+	compareMedians(t, names, times)
+}
+
+// compareMedians fails when the medians of times differ by more than max(2 ms, 3 %).
+func compareMedians(t *testing.T, names []string, times [][]time.Duration) {
+	t.Helper()
+	var medians []time.Duration
+	text := ""
+	for i, name := range names {
 		slices.Sort(times[i])
 		m := times[i][len(times[i])/2]
 		medians = append(medians, m)
-		report += fmt.Sprintf("%s %s; ", k.kind, m)
+		text += fmt.Sprintf("%s %s; ", name, m)
 	}
-	t.Log(report)
+	t.Log(text)
 	least, most := slices.Min(medians), slices.Max(medians)
 	if most-least > max(2*time.Millisecond, least*3/100) {
-		t.Errorf("medians differ by %s: %s", most-least, report)
+		t.Errorf("medians differ by %s: %s", most-least, text)
 	}
 }

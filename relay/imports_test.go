@@ -23,7 +23,7 @@ const module = "postern/"
 // and never import each other. A package that is not here, or an import that is
 // not here, is a decision to be made in this table.
 var arrows = map[string]string{
-	"auth":              "",
+	"auth":              "internal/share",
 	"policy":            "auth relay/smtp",
 	"relay":             "",
 	"relay/smtp":        "",

@@ -1,0 +1,88 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// contested is the way of an attempt that cannot be judged immediately: a public count
+// keeps it waiting, or no permit was free in time.
+//
+// What the client can tell of it depends on its address, on the name as typed and on
+// what was tried before, never on whether the account exists or is known there: the
+// attempt keeps its place among all others (public, nil when that is spent), is judged
+// when that has its turn, and every failure is answered at until, whenever it was found.
+// Beside that, unseen, goes the account's own way, which ends all of it when the
+// password is right.
+func (a *Authenticator) contested(ctx context.Context, try attempt, public *place, until time.Time) (account, error) {
+	beside, cancel := context.WithCancel(ctx)
+	defer cancel()
+	right := make(chan account, 1)
+	go func() {
+		if acct, ok := a.ownWay(beside, try); ok {
+			right <- acct
+		}
+	}()
+	end := time.NewTimer(time.Until(until))
+	defer end.Stop()
+	for {
+		select {
+		case acct := <-right:
+			return acct, nil
+		case <-public.granted():
+			acct, err := a.judged(ctx, try, public.judges)
+			if public = nil; errors.Is(err, ErrBusy) {
+				continue
+			}
+			if errors.Is(err, ErrCredentials) {
+				select {
+				case <-end.C:
+				case <-ctx.Done():
+				}
+			}
+			return acct, err
+		case <-end.C:
+			return account{}, fmt.Errorf("%w: too many failures", ErrBusy)
+		case <-ctx.Done():
+			return account{}, fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
+		}
+	}
+}
+
+// ownWay judges an attempt as soon as the account's own count allows, under a permit
+// that strangers do not wait for: the count of the account at its address when it is
+// known there, or in its network when only that is known. A generated secret needs
+// neither: it cannot be guessed, and costs no hash. Trouble is for the public way to
+// tell.
+func (a *Authenticator) ownWay(ctx context.Context, try attempt) (acct account, right bool) {
+	own := a.ownPlace(ctx, try)
+	defer func() { a.throttle.leave(own, time.Now()) }()
+	select {
+	case <-own.granted():
+		try.known = true
+		acct, err := a.judged(ctx, try, own.judges)
+		return acct, err == nil
+	case <-ctx.Done():
+		return account{}, false
+	}
+}
+
+// ownPlace is a place behind none but attempts as the same account from the same address,
+// or network; nil, which has no turn, when the account is not known there.
+func (a *Authenticator) ownPlace(ctx context.Context, try attempt) *place {
+	if try.secret() {
+		return open()
+	}
+	known, err := a.knownFrom(ctx, try)
+	switch {
+	case err != nil:
+		return nil
+	case known.address:
+		return a.throttle.join([]key{try.address}, try.from, time.Now())
+	case known.network:
+		return a.throttle.join([]key{try.from.own(ownNetwork)}, try.from, time.Now())
+	}
+	return nil
+}
