@@ -183,7 +183,7 @@ func (b *backlog) claims(state string) {
 	for i := range 50 {
 		domains = append(domains, "d"+strconv.Itoa(100+i*(backlogDomains/100))+".example")
 	}
-	b.cost("claim", 10_000, sqlClaim, domains, 20, 50, []string{}, 1, false, claimSibling)
+	b.cost("claim", 10_000, sqlClaim, domains, 20, 50, []string{}, 1, false, claimSibling, []int64{})
 }
 
 // claim accepts mail for any node to deliver, and says how long the claim took.
