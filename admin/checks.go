@@ -2,11 +2,14 @@ package admin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"postern/relay/queue"
 )
 
 // DatabaseCheck asks whether the database answers.
@@ -25,10 +28,20 @@ func DatabaseCheck(ping func(ctx context.Context) error) Check {
 // probably be stored and delivered now.
 func EpochCheck(available func() error) Check {
 	return Check{"epoch", func(context.Context) Finding {
-		if err := available(); err != nil {
+		if err := available(); err != nil && !errors.Is(err, queue.ErrFull) {
 			return Finding{Failed, err.Error(), "this node has no valid lease in the database: see its log, the database, and that no other process has its node name"}
 		}
 		return Finding{State: OK, Detail: "this node's lease is valid"}
+	}}
+}
+
+// DiskCheck fails while no mail is accepted because the disk of the database is full.
+func DiskCheck(available func() error) Check {
+	return Check{"disk", func(context.Context) Finding {
+		if errors.Is(available(), queue.ErrFull) {
+			return Finding{Failed, queue.ErrFull.Error(), "make room there; mail is answered 452 until then, and what was accepted is delivered"}
+		}
+		return Finding{State: OK, Detail: "mail finds room"}
 	}}
 }
 

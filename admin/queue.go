@@ -71,6 +71,8 @@ func QueueStats() []Reading[queue.Stats] {
 			Value: func(s queue.Stats) float64 { return float64(s.EpochsLost) }},
 		{Name: "postern_database_trouble", Help: "1 while the queue sees the database in trouble, else 0.",
 			Value: func(s queue.Stats) float64 { return truth(s.Down) }},
+		{Name: "postern_database_full", Help: "1 while no mail is accepted because the disk of the database is full, else 0.",
+			Value: func(s queue.Stats) float64 { return truth(s.Full) }},
 		{Name: "postern_commits_in_doubt", Help: "Messages whose commit has an unknown fate and is being asked about.",
 			Value: func(s queue.Stats) float64 { return float64(s.InDoubt) }},
 		{Name: "postern_messages_voiding", Help: "Messages that were refused, may be in the queue all the same, and are to go.",

@@ -3,12 +3,15 @@ package admin
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"postern/relay/queue"
 )
 
 // However often it is asked, a check is asked once a second; one that hangs costs the
@@ -124,6 +127,9 @@ func TestOtherChecks(t *testing.T) {
 		{"database", DatabaseCheck(func(context.Context) error { return nil }), OK, "answers"},
 		{"database away", DatabaseCheck(func(context.Context) error { return broken }), Failed, "connection refused"},
 		{"epoch", EpochCheck(func() error { return nil }), OK, ""},
+		{"an epoch and a full disk", EpochCheck(func() error { return fmt.Errorf("refused: %w", queue.ErrFull) }), OK, ""},
+		{"room on the disk", DiskCheck(func() error { return broken }), OK, ""},
+		{"a full disk", DiskCheck(func() error { return fmt.Errorf("refused: %w", queue.ErrFull) }), Failed, "full"},
 		{"no epoch", EpochCheck(func() error { return broken }), Failed, "connection refused"},
 		{"takes mail", DrainCheck(func() bool { return false }), OK, ""},
 		{"drains", DrainCheck(func() bool { return true }), Failed, "stopping"},

@@ -81,6 +81,7 @@ func (n *node) buildAdmin(ctx context.Context, url string) (*adminPages, error) 
 	checks := []admin.Check{
 		admin.DatabaseCheck(reader.Ping),
 		admin.EpochCheck(func() error { return cause(n.queue.Available()) }),
+		admin.DiskCheck(n.queue.Available),
 		admin.DrainCheck(p.draining.Load),
 	}
 	if n.certs != nil {

@@ -118,7 +118,7 @@ func (c *checkup) lookAtDatabase(ctx context.Context, r *report) {
 		{"clock", in.clock}, {"connections", in.connections}, {"privileges", in.privileges},
 		{"schema", in.schema}, {"nodes", in.nodes},
 		{"autovacuum", in.autovacuum}, {"transactions", in.transactions},
-		{"tables", in.deadRows}, {"limits", in.timeouts}, {"disk", in.disk},
+		{"tables", in.deadRows}, {"limits", in.timeouts}, {"disk", in.disk}, {"full", in.full},
 	} {
 		limited, cancel := context.WithTimeout(ctx, questionTime)
 		err := question.ask(limited)

@@ -97,6 +97,7 @@ func databaseFaults() []fault {
 		{"db.dead-rows", "app_user", deletedRows},
 		{"db.wraparound", "transactions since", bound(func(b *bounds) { b.frozen = 0 })},
 		{"db.room-low", "free", bound(func(b *bounds) { b.low = 1 << 60 })},
+		{"db.full", "since", sql(`update room set full_at = now()`)},
 		{"db.room-none", "free", bound(func(b *bounds) { b.none = 1 << 60 })},
 		{"db.connections", "20 allowed, and this node may open 31", func(t *testing.T, p *patient) {
 			p.admit(t)

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"postern/admin"
 )
@@ -14,6 +16,8 @@ import (
 var roomKinds = []kind{
 	{"db.room", statusOK, "There is room on the disk of the database.", ""},
 	{"db.room-low", statusWarning, "The disk of the database is nearly full.", "free room, or give it a larger disk"},
+	{"db.full", statusFailed, "The disk of the database is or was full, and no mail is accepted until the nodes find room.",
+		"free room, or give it a larger disk; nodes that run find it within a minute"},
 	{"db.room-none", statusFailed, "The disk of the database is full: soon nothing is accepted.", "free room, or give it a larger disk"},
 }
 
@@ -29,6 +33,23 @@ func octets(n int64) string {
 	}
 	return fmt.Sprintf("%d octets", n)
 }
+
+// full asks what the nodes have found; before the migration they have no place for it.
+func (in *inspection) full(ctx context.Context) error {
+	var since time.Time
+	err := in.conn.QueryRow(ctx, `select full_at from room where full_at is not null`).Scan(&since)
+	var pg *pgconn.PgError
+	switch {
+	case err == nil:
+		in.r.add("db.full", "disk", "since %s", since.UTC().Format(time.RFC3339))
+	case errors.Is(err, pgx.ErrNoRows), errors.As(err, &pg) && (pg.Code == undefinedTable || pg.Code == insufficientPrivilege):
+		return nil // told by schema or privileges
+	}
+	return err
+}
+
+// undefinedTable is the SQLSTATE of a table that is not there.
+const undefinedTable = "42P01"
 
 // disk can only be looked at where the database is on this machine, by who may know
 // where it is.

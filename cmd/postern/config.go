@@ -110,6 +110,7 @@ type queueConfig struct {
 	Lifetime    duration `toml:"lifetime"`
 	DelayNotice duration `toml:"delay_notice"`
 	History     duration `toml:"history"`
+	Reserve     size     `toml:"reserve"`
 }
 
 type deliveryConfig struct {
@@ -143,7 +144,7 @@ func defaultConfig() config {
 		},
 		Auth: authConfig{Permits: max(2, runtime.GOMAXPROCS(0))},
 		Queue: queueConfig{
-			Gate: "local", Notify: true,
+			Gate: "local", Notify: true, Reserve: 64 << 20,
 			Lifetime:    duration(5 * 24 * time.Hour),
 			DelayNotice: duration(4 * time.Hour),
 			History:     duration(30 * 24 * time.Hour),

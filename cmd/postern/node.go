@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"postern/admin"
 	"postern/auth"
 	"postern/migrations"
 	"postern/policy"
@@ -287,6 +288,16 @@ func (n *node) moved(before time.Time) {
 	n.database.Abandon(before)
 }
 
+// diskFree asks the disk of a private database, nil for others: a path that another server
+// names may be another one here.
+func (n *node) diskFree() func() (int64, error) {
+	dir := n.cfg.Database.Private
+	if dir == "" {
+		return nil
+	}
+	return func() (int64, error) { return admin.FreeSpace(dir) }
+}
+
 func (n *node) buildQueue(ctx context.Context, url string) error {
 	work, _ := n.shares()
 	enqueuePool, err := n.pool(ctx, url, "enqueue", 1, queue.ConfigureEnqueuePool)
@@ -304,6 +315,8 @@ func (n *node) buildQueue(ctx context.Context, url string) error {
 		Recipients: time.Duration(n.cfg.Retention.Correspondents),
 		StrictGate: q.Gate == "strict", NoNotify: !n.notify(),
 		Moved:    n.moved,
+		Reserve:  int64(q.Reserve),
+		DiskFree: n.diskFree(),
 		Near:     n.nearLimit(workPool),
 		Observer: n.metrics.queueObserver(),
 		HoldMade: n.held(workPool, n.mail.Hold), HoldEnded: n.held(workPool, n.mail.Released),

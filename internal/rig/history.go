@@ -40,7 +40,8 @@ func (r *Rig) History(ctx context.Context) ([]Attempt, error) {
 	return list, nil
 }
 
-// Drain waits until the queue is empty: no recipient and no body is left.
+// Drain waits until the queue is empty: no recipient and no body is left. The database may
+// be away for a while.
 func (r *Rig) Drain() {
 	r.t.Helper()
 	began := time.Now()
@@ -49,18 +50,16 @@ func (r *Rig) Drain() {
 	look := time.NewTicker(100 * time.Millisecond)
 	defer look.Stop()
 	for {
-		left, err := r.Count(ctx, `select (select count(*) from recipient) + (select count(*) from stored_body)`)
-		if err != nil {
-			r.t.Fatalf("drain: %v\n%s", err, r.left())
-		}
-		if left == 0 {
+		// A look at all bodies would keep their tables from being truncated.
+		left, err := r.Count(ctx, `select exists (select from recipient)::int + exists (select from stored_body)::int`)
+		if err == nil && left == 0 {
 			r.t.Logf("drained in %.1f s", time.Since(began).Seconds())
 			return
 		}
 		select {
 		case <-look.C:
 		case <-ctx.Done():
-			r.t.Fatalf("the queue is not empty %v after the last message: %d rows\n%s", Patience, left, r.left())
+			r.t.Fatalf("the queue is not empty %v after the last message: %v\n%s", Patience, err, r.left())
 		}
 	}
 }

@@ -101,11 +101,21 @@ func (l *Ledger) Accepted() int {
 
 // WaitAccepted returns when n messages were accepted, false if that takes too long.
 func (l *Ledger) WaitAccepted(n int) bool {
+	return l.wait(func() bool { return l.accepted >= n })
+}
+
+// WaitFailed returns when a step was answered with a code, false if that takes too long.
+func (l *Ledger) WaitFailed(step string, code int) bool {
+	return l.wait(func() bool { return l.lost[fmt.Sprintf("%s %d", step, code)] > 0 })
+}
+
+// wait waits for cond, which is asked under mu.
+func (l *Ledger) wait(cond func() bool) bool {
 	patience := time.NewTimer(Patience)
 	defer patience.Stop()
 	for {
 		l.mu.Lock()
-		enough, changed := l.accepted >= n, l.changed
+		enough, changed := cond(), l.changed
 		l.mu.Unlock()
 		if enough {
 			return true

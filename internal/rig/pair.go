@@ -65,6 +65,33 @@ func NewTCP(t testing.TB) (r *Rig, host string) {
 	return r, m.address
 }
 
+// NewSmallDisk is NewTCP on a disk of its own, of so many octets, which is mounted at dir. The
+// server's log of commits is small, for a small disk. Only root can have that.
+func NewSmallDisk(t testing.TB, size int64) (r *Rig, dir string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("mounting a small disk takes root")
+	}
+	dir = pgtest.Dir(t)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d,mode=0755", size)); err != nil {
+		t.Fatalf("mount a small disk: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	m := newMember()
+	m.server = pgtest.Server(t, pgserver.Config{Dir: filepath.Join(dir, "postgres"), Settings: map[string]string{
+		"listen_addresses": m.address, "max_wal_size": "64MB", "min_wal_size": "64MB", "shared_buffers": "32MB"}})
+	r = &Rig{t: t, dir: t.TempDir(), binary: binary(t, ""), url: m.url(), pgDir: filepath.Join(dir, "postgres"), postgres: m.server}
+	r.begin()
+	return r, dir
+}
+
 // Pause stops the primary where it is: it says nothing, and its connections stay open.
 func (p *Pair) Pause() { p.primary.server.Pause() }
 

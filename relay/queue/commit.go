@@ -108,7 +108,11 @@ func (c *committer) run() {
 				mine = append(mine, j)
 			}
 		}
-		if len(mine) > 0 {
+		switch {
+		case len(mine) == 0:
+		case c.q.room.full.Load(): // since they came
+			c.refuse(mine, ErrFull)
+		default:
 			c.commit(mine)
 		}
 	}

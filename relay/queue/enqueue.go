@@ -60,6 +60,9 @@ func (q *Queue) Enqueue(ctx context.Context, m Message, rcpts []Recipient, body 
 		}
 		return nil, refusal(errEpochLost)
 	}
+	if err := q.room.refuses(); err != nil {
+		return nil, refusal(err)
+	}
 	j := &job{m: m, rcpts: rcpts, body: body, epoch: epoch, parked: !owned,
 		until: time.Now().Add(q.cfg.Budget), done: make(chan error, 1)}
 	j.m.Size = body.Size()

@@ -269,6 +269,7 @@ func (e *epochs) lookNow() {
 // that could not be made is the database's; one that broke may only have been left
 // over from before a restart, so the heartbeat looks at once.
 func (e *epochs) suspect(err error) {
+	e.q.room.heard(err)
 	var connect *connectError
 	if errors.As(err, &connect) {
 		e.report(err)
@@ -307,13 +308,17 @@ func (q *Queue) Turned() time.Duration {
 func (q *Queue) Epoch() int64 { return q.epochs.valid() }
 
 // Available returns nil when mail can probably be stored now. It costs nothing and
-// is asked at MAIL, to refuse early what would be refused at the final dot.
+// is asked at MAIL, to refuse early what would be refused at the final dot. The error is
+// an ErrFull when there is only no room.
 func (q *Queue) Available() error {
 	if err := q.epochs.down(); err != nil {
 		return refusal(err)
 	}
 	if q.epochs.valid() == 0 {
 		return refusal(errEpochLost)
+	}
+	if err := q.room.refuses(); err != nil {
+		return refusal(err)
 	}
 	return nil
 }

@@ -275,6 +275,7 @@ func (ns *notices) commit(ctx context.Context, n *Notice, j *job, send bool) err
 func (ns *notices) attempt(ctx context.Context, n *Notice, j *job, send bool) error {
 	began := time.Now()
 	err := ns.transact(ctx, n, j, send)
+	ns.q.room.heard(err)
 	ns.q.committed(WorkNotice, 1, began, err)
 	return err
 }

@@ -78,6 +78,7 @@ type Stats struct {
 	Epoch      int64         // that this node lives in and trusts, 0 when there is none
 	LeaseLeft  time.Duration // for which it is trusted without another heartbeat
 	Down       bool          // the database does not answer
+	Full       bool          // nothing is accepted, for the disk of the database is full
 	EpochsLost int64         // ever
 	InDoubt    int64         // messages whose commit is being asked about
 	Voiding    int           // messages that were refused and may be there, and are to go
@@ -89,7 +90,7 @@ type Stats struct {
 // Stats returns the counts of now.
 func (q *Queue) Stats() Stats {
 	s := Stats{
-		Epoch: q.epochs.valid(), Down: q.epochs.down() != nil, EpochsLost: q.epochs.lost.Load(),
+		Epoch: q.epochs.valid(), Down: q.epochs.down() != nil, Full: q.room.refuses() != nil, EpochsLost: q.epochs.lost.Load(),
 		InDoubt: q.commits.doubted.Load(), Unsettled: len(q.settles.in), Fenced: q.settles.fenced.Load(),
 	}
 	if l := q.epochs.current.Load(); l != nil {

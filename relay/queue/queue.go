@@ -41,6 +41,13 @@ type Config struct {
 	HoldEnded func(UserHold)
 	Observer  Observer // told of commits and claims
 
+	// Reserve is how much of the database's disk, in octets, is kept for what has to be
+	// written when it is full; 0 keeps nothing.
+	Reserve int64
+	// DiskFree is how many octets are free there; nil where that cannot be asked. It is
+	// called for each message.
+	DiskFree func() (int64, error)
+
 	StrictGate bool // mark rows before the final dot
 	NoNotify   bool // do without LISTEN and NOTIFY (poolers)
 }
@@ -61,6 +68,7 @@ type Queue struct {
 	signals *signals
 	sweeps  *sweeps
 	turns   *turns
+	room    *room
 	forgets *retention
 	breaker *breaker
 	held    *held
@@ -124,6 +132,7 @@ func New(cfg Config) *Queue {
 	q.epochs.turned.Store(int64(q.clock.Now()))
 	q.sweeps = newSweeps(q)
 	q.turns = newTurns(q)
+	q.room = newRoom(q)
 	q.forgets = newRetention(q)
 	q.breaker = newBreaker(q)
 	q.recovered = recovered{ways: make(map[string]bool), grown: make(chan struct{}, 1)}
@@ -140,7 +149,7 @@ func (q *Queue) Start(ctx context.Context) error {
 	q.stop = stop
 	q.commits.start()
 	q.settles.done.Go(func() { q.settles.run(background) })
-	for _, run := range []func(context.Context){q.epochs.run, q.commits.voids.run, q.sweeps.run, q.turns.run, q.forgets.run, q.breaker.run, q.signals.listen, q.signals.notify, q.wakeRecovered} {
+	for _, run := range []func(context.Context){q.epochs.run, q.commits.voids.run, q.sweeps.run, q.turns.run, q.room.run, q.forgets.run, q.breaker.run, q.signals.listen, q.signals.notify, q.wakeRecovered} {
 		q.loops.Go(func() { run(background) })
 	}
 	if q.cfg.StrictGate {

@@ -8,11 +8,13 @@ import (
 )
 
 // channel is the notification channel: "there is work to claim". The payload is
-// empty, payloadAsked when an operator asked for it, or payloadBack and a way that is back.
+// empty, payloadAsked when an operator asked for it, payloadBack and a way that is back,
+// or payloadFull when a node has found the disk full.
 const (
 	channel      = "postern_queue"
 	payloadAsked = "asked"
 	payloadBack  = "back "
+	payloadFull  = "full"
 )
 
 // signals wakes the claims of this node and of others. A notification is a hint:
@@ -46,6 +48,17 @@ func (q *Queue) announce() {
 	select {
 	case q.signals.tell <- struct{}{}:
 	default:
+	}
+}
+
+// sqlNotifyFull is sent at once: the others have no time to lose.
+const sqlNotifyFull = `select pg_notify('` + channel + `', '` + payloadFull + `')`
+
+// announceFull tells the other nodes that the disk is full. Those that do not hear it look
+// at each heartbeat.
+func (q *Queue) announceFull(ctx context.Context) {
+	if !q.cfg.NoNotify {
+		_, _ = q.cfg.WorkPool.Exec(ctx, sqlNotifyFull)
 	}
 }
 
@@ -145,10 +158,13 @@ func (s *signals) hear(ctx context.Context) error {
 		cancel()
 		switch {
 		case err == nil:
-			if way, back := strings.CutPrefix(n.Payload, payloadBack); back {
+			switch way, back := strings.CutPrefix(n.Payload, payloadBack); {
+			case back:
 				s.q.recovered.hear(way)
-			} else if n.Payload == payloadAsked {
+			case n.Payload == payloadAsked:
 				s.q.asked.Add(1)
+			case n.Payload == payloadFull:
+				s.q.room.tell(true)
 			}
 			s.q.wake()
 		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && !conn.IsClosed():

@@ -29,6 +29,9 @@ func Trouble(err error) smtp.Reply {
 	}
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
+		if errors.Is(err, ErrFull) {
+			return storageFull
+		}
 		if errors.Is(err, errClosed) {
 			return smtp.Temporary(421, 3, 2, "Service is shutting down, try again later")
 		}
@@ -38,10 +41,12 @@ func Trouble(err error) smtp.Reply {
 	case pg.Code == "53300", pg.Code == "55P03", pg.Code == "57014":
 		return smtp.Temporary(451, 3, 2, "Message storage is busy, try again later")
 	case pg.Code == "54000", strings.HasPrefix(pg.Code, "53"):
-		return smtp.Temporary(452, 3, 1, "Message storage is full, try again later")
+		return storageFull
 	}
 	return smtp.Temporary(451, 3, 0, "Message storage is unavailable, try again later")
 }
+
+var storageFull = smtp.Temporary(452, 3, 1, "Message storage is full, try again later")
 
 // certainty says what an error of a transaction tells about its commit.
 type certainty int

@@ -73,6 +73,7 @@ func (v *voids) round(ctx context.Context) int {
 	var left []*job
 	for i, j := range list {
 		if err := v.void(ctx, j); err != nil {
+			v.q.room.heard(err)
 			v.q.log.Warn("queue: a void waits for the database", "id", j.m.ID, "error", err)
 			left = append(left, list[i:]...)
 			break

@@ -10,6 +10,7 @@ import (
 	"postern/auth"
 	"postern/policy"
 	"postern/relay/maillog"
+	"postern/relay/queue"
 	"postern/relay/smtp"
 )
 
@@ -43,8 +44,8 @@ func (s *session) auth(args string) smtp.Reply {
 		return badBase64
 	}
 	// A remembered password needs no database, but nothing could be accepted: who
-	// logs in now would only be refused at MAIL.
-	if err := s.server.cfg.Queue.Available(); err != nil {
+	// logs in now would only be refused at MAIL. That a disk is full MAIL says better.
+	if err := s.server.cfg.Queue.Available(); err != nil && !errors.Is(err, queue.ErrFull) {
 		return s.authEnded(mech, "", err)
 	}
 	mark := s.server.logins.mark()

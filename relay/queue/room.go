@@ -1,0 +1,280 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+)
+
+// ErrFull says that no mail is accepted because the disk of the database is full.
+var ErrFull = errors.New("the disk of the database is full")
+
+const (
+	roomFirst  = 20 * time.Second       // after the start, a reserve that is missing is made
+	roomAgain  = 30 * time.Second       // between two looks whether there is room again
+	roomNotice = 250 * time.Millisecond // for commits to fail, and other nodes to hear of it
+
+	reserveStep  = 1 << 20 // octets that are added to the reserve at a time
+	reservePause = 10 * time.Millisecond
+)
+
+// room keeps a part of the database's disk in reserve and gives it back when the disk is
+// full. No mail is accepted then, but what became of the mail that was can be written, and
+// so the queue drains and makes room. See docs/decisions/reserve.md.
+type room struct {
+	q     *Queue
+	want  int64 // octets of the reserve; 0 for none
+	first time.Time
+	again time.Duration
+	kick  chan struct{} // capacity 1: a statement found the disk full
+	doubt chan struct{} // capacity 1: the server may have died of it
+	had   time.Time     // the server that had a reserve when it was last looked at
+
+	full  atomic.Bool // as far as this node knows, for all nodes
+	tight atomic.Bool // too little is free where the disk can be asked
+}
+
+func newRoom(q *Queue) *room {
+	return &room{q: q, want: q.cfg.Reserve, first: time.Now().Add(roomFirst), again: roomAgain,
+		kick: make(chan struct{}, 1), doubt: make(chan struct{}, 1)}
+}
+
+// isFull reports that the server could not write for want of room.
+func isFull(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == "53100"
+}
+
+// heard is told of trouble. A full disk ends accepting immediately. A server whose log of
+// commits finds no room dies, and is back before anybody has said why.
+func (r *room) heard(err error) {
+	signal := r.doubt
+	switch c := class(err); {
+	case isFull(err):
+		r.tell(true)
+		signal = r.kick
+	case err == nil || c != "" && c != "57":
+		return
+	}
+	select {
+	case signal <- struct{}{}:
+	default:
+	}
+}
+
+// refuses is ErrFull while nothing is accepted. Where the disk can be asked that is before
+// it is full, when as much is free as is in reserve.
+func (r *room) refuses() error {
+	if r.full.Load() {
+		return ErrFull
+	}
+	if free, known := r.free(); known && free < r.want {
+		if !r.tight.Swap(true) {
+			r.q.log.Error("queue: the disk of the database is nearly full: no mail is accepted until there is room", "free", free)
+		}
+		return ErrFull
+	}
+	r.tight.Store(false)
+	return nil
+}
+
+// free is how much is free on the disk of the database, where it can be asked.
+func (r *room) free() (octets int64, known bool) {
+	if r.q.cfg.DiskFree == nil {
+		return 0, false
+	}
+	octets, err := r.q.cfg.DiskFree()
+	return octets, err == nil
+}
+
+// tell notes whether the disk is full, and logs it when that changes.
+func (r *room) tell(full bool) {
+	switch was := r.full.Swap(full); {
+	case full && !was:
+		r.q.log.Error("queue: no mail is accepted until there is room on the disk of the database")
+	case was && !full:
+		r.q.log.Info("queue: there is room on the disk of the database again")
+	}
+}
+
+// run gives the reserve back when it is needed, until that is done, and looks after it
+// otherwise.
+func (r *room) run(ctx context.Context) {
+	needed, wait := false, r.q.cfg.Heartbeat
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.kick:
+			needed = true
+		case <-r.doubt:
+		case <-time.After(wait):
+		}
+		do := r.look
+		if needed {
+			do = r.give
+		}
+		err := do(ctx)
+		needed, wait = needed && err != nil, r.q.cfg.Heartbeat
+		if err != nil && ctx.Err() == nil {
+			wait = min(wait, roomNotice)
+			if isFull(err) || !isDown(err) {
+				r.q.log.Warn("queue: the reserve is looked after later", "error", err)
+			}
+		}
+	}
+}
+
+// These change the one row of room in its place, which needs no room.
+const (
+	sqlRoom = `select full_at is not null, pg_relation_size('reserve'), pg_postmaster_start_time() from room`
+	sqlFull = `update room set full_at = coalesce(full_at, clock_timestamp()), tried_at = clock_timestamp(), trying = false`
+	// An earlier try that has not ended was the end of its server, or of its node.
+	sqlTryRoom = `update room set tried_at = clock_timestamp(), trying = true,
+	full_at = case when trying then coalesce(full_at, clock_timestamp()) else full_at end
+where tried_at < clock_timestamp() - $1::interval returning full_at is not null`
+	sqlHasRoom = `update room set full_at = null, trying = false`
+)
+
+// look learns how it stands for all nodes. A reserve that a crash or a restore took away is
+// made again; one that is there in part will do.
+func (r *room) look(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	var full bool
+	var size int64
+	var server time.Time
+	if err := r.q.cfg.WorkPool.QueryRow(ctx, sqlRoom).Scan(&full, &size, &server); err != nil {
+		return fmt.Errorf("look at the reserve: %w", err)
+	}
+	lacks := size < r.want/4
+	if lacks && server.Equal(r.had) && !full {
+		// It has crashed. Whatever of, its recovery had the room, and mail is not to have it.
+		r.had = time.Time{}
+		r.tell(true)
+		if _, err := r.q.cfg.WorkPool.Exec(ctx, sqlFull); err != nil {
+			return fmt.Errorf("note that the disk may be full: %w", err)
+		}
+		return r.tryAgain(ctx, size, 0)
+	}
+	if !lacks {
+		r.had = server
+	}
+	r.tell(full)
+	if full || lacks && time.Now().After(r.first) {
+		return r.tryAgain(ctx, size, r.again)
+	}
+	return nil
+}
+
+// give lets the reserve go. Other nodes that accept mail hear of it before, or find the
+// disk full themselves, so that it is not used up by what they accept.
+func (r *room) give(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	_, err := r.q.cfg.WorkPool.Exec(ctx, sqlFull)
+	if err != nil && !isFull(err) {
+		return fmt.Errorf("note that the disk is full: %w", err)
+	}
+	r.q.announceFull(ctx)
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(roomNotice):
+	}
+	if empty := r.empty(ctx); empty != nil || err == nil {
+		return empty
+	}
+	_, err = r.q.cfg.WorkPool.Exec(ctx, sqlFull)
+	return err
+}
+
+// sqlGiveBack gives all of the reserve back to the file system.
+const sqlGiveBack = `truncate reserve`
+
+func (r *room) empty(ctx context.Context) error {
+	err := pgx.BeginFunc(ctx, r.q.cfg.WorkPool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `set local lock_timeout = '5s'`); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, sqlGiveBack)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("give the reserve back: %w", err)
+	}
+	return nil
+}
+
+// tryAgain makes the reserve as large as it should be, or half of what there is room for if
+// that is not little; the other half is for mail. Then mail is accepted again. One node
+// tries at a time, so long after the last one.
+func (r *room) tryAgain(ctx context.Context, size int64, after time.Duration) error {
+	if free, known := r.free(); known && free < 2*r.want-size {
+		return nil
+	}
+	var full bool
+	err := r.q.cfg.WorkPool.QueryRow(ctx, sqlTryRoom, after).Scan(&full)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("try for room: %w", err)
+	}
+	r.tell(full)
+	got, err := r.fill(ctx, r.want)
+	if isFull(err) {
+		if err := r.empty(ctx); err != nil {
+			return err
+		}
+		if got < r.want/2 {
+			r.tell(true)
+			_, err := r.q.cfg.WorkPool.Exec(ctx, sqlFull)
+			return err
+		}
+		_, err = r.fill(ctx, got/2)
+	}
+	if err == nil {
+		_, err = r.q.cfg.WorkPool.Exec(ctx, sqlHasRoom)
+	}
+	if err != nil {
+		return err
+	}
+	r.tell(false)
+	return nil
+}
+
+// errUndone undoes what fills the reserve: the pages stay.
+var errUndone = errors.New("undone")
+
+// fill lets the reserve grow to a size, and returns which it has come to.
+func (r *room) fill(ctx context.Context, want int64) (size int64, err error) {
+	const octets = 15000 / 8
+	row := []any{pgtype.Bits{Bytes: make([]byte, octets), Len: 8 * octets, Valid: true}}
+	for {
+		if err := r.q.cfg.WorkPool.QueryRow(ctx, `select pg_relation_size('reserve')`).Scan(&size); err != nil || size >= want {
+			return size, err
+		}
+		err := pgx.BeginFunc(ctx, r.q.cfg.WorkPool, func(tx pgx.Tx) error {
+			rows := pgx.CopyFromSlice(reserveStep/octets, func(int) ([]any, error) { return row, nil })
+			if _, err := tx.CopyFrom(ctx, pgx.Identifier{"reserve"}, []string{"filler"}, rows); err != nil {
+				return err
+			}
+			return errUndone
+		})
+		if !errors.Is(err, errUndone) {
+			return size, fmt.Errorf("fill the reserve: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			return size, ctx.Err()
+		case <-time.After(reservePause):
+		}
+	}
+}

@@ -1,0 +1,179 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"postern/internal/pgserver"
+	"postern/internal/pgtest"
+)
+
+// roomyConfig is a node with a reserve, which the test looks after by hand.
+func roomyConfig(db *pgtest.DB, node string, reserve int64) (Config, func(*Queue)) {
+	cfg := handConfig(db, node)
+	cfg.Reserve = reserve
+	return cfg, func(q *Queue) { q.room.first, q.room.again = time.Time{}, 0 }
+}
+
+// full makes every insert into a table fail as on a full disk, when a condition holds.
+func full(t *testing.T, db *pgtest.DB, table, when string) {
+	t.Helper()
+	exec(t, db, fmt.Sprintf(`create or replace function full_%[1]s() returns trigger language plpgsql as $$ begin
+		if %[2]s then raise exception 'could not extend file' using errcode = '53100'; end if; return new; end $$`, table, when))
+	exec(t, db, fmt.Sprintf(`create or replace trigger full_disk before insert on %[1]s for each row execute function full_%[1]s()`, table))
+}
+
+func reserved(t *testing.T, db *pgtest.DB) int {
+	t.Helper()
+	return count(t, db, `select pg_relation_size('reserve')`)
+}
+
+func lookAtRoom(t *testing.T, queues ...*Queue) {
+	t.Helper()
+	for _, q := range queues {
+		if err := q.room.look(ctxOf(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// wantFull tries to enqueue, and MAIL.
+func wantFull(t *testing.T, q *Queue) {
+	t.Helper()
+	_, err := q.Enqueue(ctxOf(t), message(), rcpts("x@example.net"), NewBody([]byte("x")), true)
+	for _, err := range []error{err, q.Available()} {
+		var refused *Error
+		if !errors.As(err, &refused) || refused.Reply.Code != 452 {
+			t.Errorf("want 452, got %v", err)
+		}
+	}
+}
+
+// TestR5ReserveIsGivenBack: when a commit finds the disk full no node accepts, the reserve
+// goes to what has to be written, and is made anew when there is room.
+func TestR5ReserveIsGivenBack(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	const reserve = 3 << 20
+	cfg, byHand := roomyConfig(db, "a", reserve)
+	a := start(t, cfg, byHand)
+	cfg.Node = "b"
+	b := start(t, cfg, byHand)
+	lookAtRoom(t, a, b)
+	if n := reserved(t, db); n < reserve || n > reserve+2*reserveStep {
+		t.Fatalf("%d octets are in reserve, want %d", n, reserve)
+	}
+	if n := count(t, db, `select count(*) from reserve`); n != 0 {
+		t.Errorf("dumps would have %d rows of it", n)
+	}
+	m, d := put(t, a, true, "x@example.net")
+
+	full(t, db, "message", "true")
+	full(t, db, "reserve", "true")
+	wantFull(t, a)
+	eventually(t, "the reserve is given back", func() bool { return reserved(t, db) == 0 })
+	eventually(t, "the other node knows", func() bool { return errors.Is(b.Available(), ErrFull) }) // by NOTIFY
+	b.room.full.Store(false)
+	lookAtRoom(t, b)
+	wantFull(t, b)
+	a.Settle(outcome(d, 0, Delivered))
+	becomes(t, db, m.ID, "")
+
+	lookAtRoom(t, a, b) // still
+	wantFull(t, a)
+	full(t, db, "reserve", "false")
+	lookAtRoom(t, b, a)
+	full(t, db, "message", "false")
+	for _, q := range []*Queue{a, b} {
+		put(t, q, true, "x@example.net")
+	}
+	if n := reserved(t, db); n < reserve {
+		t.Errorf("%d octets are in reserve again, want %d", n, reserve)
+	}
+}
+
+// TestR5LittleRoomIsShared: where there is room for half of a reserve it and mail get half
+// of that each; with less there is no mail.
+func TestR5LittleRoomIsShared(t *testing.T) {
+	t.Parallel()
+	const reserve = 16 << 20
+	for _, test := range []struct{ room, want int }{{12 << 20, 6 << 20}, {4 << 20, 0}} {
+		db := pgtest.New(t)
+		cfg, byHand := roomyConfig(db, "a", reserve)
+		q := start(t, cfg, byHand)
+		exec(t, db, sqlFull)
+		full(t, db, "reserve", fmt.Sprintf("pg_relation_size('reserve') > %d", test.room))
+		exec(t, db, `update room set tried_at = 'epoch'`)
+		lookAtRoom(t, q)
+		got := reserved(t, db)
+		if d := got - test.want; d < -reserveStep || d > 2*reserveStep {
+			t.Errorf("with room for %d there are %d octets in reserve, want %d", test.room, got, test.want)
+		}
+		if test.want == 0 {
+			wantFull(t, q)
+		} else {
+			put(t, q, true, "x@example.net")
+		}
+	}
+}
+
+// TestR5FloorWhereTheDiskCanBeAsked: mail ends before the disk is full.
+func TestR5FloorWhereTheDiskCanBeAsked(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	var free atomic.Int64
+	cfg, byHand := roomyConfig(db, "a", 1<<20)
+	cfg.DiskFree = func() (int64, error) { return free.Load(), nil }
+	q := start(t, cfg, byHand)
+	free.Store(1<<20 - 1)
+	wantFull(t, q)
+	lookAtRoom(t, q)
+	if n := reserved(t, db); n > 0 {
+		t.Errorf("a reserve of %d octets is made where there is no room", n)
+	}
+	free.Store(math.MaxInt64 / 2)
+	put(t, q, true, "x@example.net")
+	lookAtRoom(t, q)
+	if n := reserved(t, db); n < 1<<20 {
+		t.Errorf("%d octets are in reserve", n)
+	}
+	q.cfg.DiskFree = func() (int64, error) { return 0, errors.New("gone") }
+	put(t, q, true, "x@example.net")
+}
+
+// TestR5CrashGivesTheReserveBack: a server that dies of a full disk finds the room for its
+// recovery, and the reserve is made again.
+func TestR5CrashGivesTheReserveBack(t *testing.T) {
+	t.Parallel()
+	dir := pgtest.Dir(t)
+	server := pgtest.Server(t, pgserver.Config{Dir: dir})
+	db := pgtest.On(t, server)
+	cfg, byHand := roomyConfig(db, "a", 2<<20)
+	q := start(t, cfg, byHand)
+	lookAtRoom(t, q)
+	if n := reserved(t, db); n < 2<<20 {
+		t.Fatalf("%d octets are in reserve", n)
+	}
+	exec(t, db, `checkpoint`)
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := pgserver.Start(ctxOf(t), pgserver.Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = again.Stop() })
+	eventually(t, "the test's own connections are new", func() bool { return db.Pool.Ping(context.Background()) == nil })
+	if n := reserved(t, db); n != 0 {
+		t.Errorf("%d octets are in reserve after the recovery", n)
+	}
+	lookAtRoom(t, q)
+	if n := reserved(t, db); n < 2<<20 {
+		t.Errorf("%d octets are in reserve again", n)
+	}
+}
