@@ -1,6 +1,6 @@
 # docker build --build-arg VERSION=$(git describe --tags --always) -t postern .
 # or "make image". docs/packages.md says how to run it.
-FROM --platform=$BUILDPLATFORM golang:1.26-bookworm AS build
+FROM --platform=$BUILDPLATFORM golang:1.26.8-bookworm AS build
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download

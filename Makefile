@@ -52,6 +52,20 @@ lint: ## check the format, vet, staticcheck
 	@go tool staticcheck ./...
 	@go -C internal/tools/containers vet . # a module of its own
 
+# A finding in code that is called fails it. The second line of each is for the tool
+# that is a module of its own.
+.PHONY: audit
+audit: ## look for known vulnerabilities in DB, a folder with a copy of Go's database of them; PKG=./relay/smtp for less
+ifdef DB
+	@go tool govulncheck -db 'file://$(abspath $(DB))' $(PKG)
+	@go tool govulncheck -C internal/tools/containers -db 'file://$(abspath $(DB))' .
+else
+	@go list -deps -test -f '{{with .Module}}{{.Path}} {{.Version}}{{end}}' ./... | sort -u
+	@go -C internal/tools/containers list -deps -f '{{with .Module}}{{.Path}} {{.Version}}{{end}}' . | sort -u
+	@go env GOVERSION
+	@echo "No database of vulnerabilities was asked: these are only the versions in use. Give a folder: make audit DB=FOLDER"
+endif
+
 .PHONY: bench
 bench: postgres peers build ## measure the relay, and Postfix beside it when it can be had; ARGS are smtpbench's
 	@bin/smtpbench compare $(ARGS)

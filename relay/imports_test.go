@@ -58,6 +58,7 @@ var arrows = map[string]string{
 	"internal/machine":      "",
 	"internal/deb":          "",
 	"internal/image":        "",
+	"internal/tools":        "",
 	"internal/tools/gotest": "",
 	"internal/tools/sbom":   "",
 	"internal/tools/steady": "",

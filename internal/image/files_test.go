@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -65,6 +66,9 @@ func readFiles(t *testing.T) []byte {
 	return out
 }
 
+// exact is an image of one release. PostgreSQL's have two numbers.
+var exact = regexp.MustCompile(`^(postgres:\d+\.\d+|[a-z/]+:v?\d+\.\d+\.\d+)(-[a-z]+)?(@sha256:[0-9a-f]{64})?$`)
+
 // What the files must say beyond what the parsers ask for.
 func TestFiles(t *testing.T) {
 	t.Parallel()
@@ -85,9 +89,15 @@ func TestFiles(t *testing.T) {
 	if last["HEALTHCHECK"] != "CMD /usr/bin/postern healthcheck" {
 		t.Errorf("the health check is %q", last["HEALTHCHECK"])
 	}
+	if base := f.Dockerfile[0].Args[0]; !exact.MatchString(base) {
+		t.Errorf("the image is built in %s, which may be another one tomorrow", base)
+	}
 	ours := 0
 	for name, s := range f.Compose.Services {
 		if s.Image != "postern" {
+			if !exact.MatchString(s.Image) {
+				t.Errorf("%s is %s, which may be another one tomorrow", name, s.Image)
+			}
 			continue
 		}
 		ours++
