@@ -174,9 +174,12 @@ with recursive w(message_id) as (
 	from w where w.message_id is not null)
 select message_id from w where exists (select from recipient r where r.message_id = w.message_id)`
 
-// sqlMoveBody moves one message's octets to where mail may wait for days.
+// sqlMoveBody moves one message's octets to where mail may wait for days. Two nodes may
+// move the same message, by different plans: its rows are locked in their order first, or
+// each could wait for a row of the other.
 const sqlMoveBody = `
-with gone as (delete from large_body where turn = $1 and message_id = $2 returning message_id, n, chunk)
+with mine as materialized (select n from large_body where turn = $1 and message_id = $2 order by n for update),
+gone as (delete from large_body l using mine where l.turn = $1 and l.message_id = $2 and l.n = mine.n returning l.message_id, l.n, l.chunk)
 insert into body (message_id, n, chunk) select message_id, n, chunk from gone`
 
 // move moves what still waits in u, each message in a transaction of its own.

@@ -247,6 +247,52 @@ func TestTurnsDoNotDeadlock(t *testing.T) {
 	clearing.Wait()
 }
 
+// Two nodes that move one message lock its rows in the same order, whatever the order of
+// the rows in the table is and whichever plan each of them has.
+func TestTurnsMoveInOneOrder(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db), quiet)
+	m, d := put(t, q, true, "a@example.net")
+	q.Settle(outcome(d, 0, Deferred))
+	becomes(t, db, m.ID, "0 queued")
+	exec(t, db, `delete from body where message_id = $1`, m.ID)
+	exec(t, db, `insert into large_body (message_id, n, turn, chunk) select $1, n, 0, '' from generate_series(2, 0, -1) n`, m.ID)
+	hold, err := db.Pool.Begin(ctxOf(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := hold.Exec(ctxOf(t), `select from large_body where message_id = $1 and n = 1 for update`, m.ID); err != nil {
+		t.Fatal(err)
+	}
+	var moving sync.WaitGroup
+	for _, other := range []string{"enable_indexscan", "enable_bitmapscan"} {
+		turns := tidier(t, q)
+		conn, err := turns.s.get(ctxOf(t))
+		if err == nil {
+			_, err = conn.Exec(ctxOf(t), `set `+other+` = off`)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		moving.Go(func() {
+			if err := turns.move(ctxOf(t), conn, &turn{}); err != nil {
+				t.Errorf("without %s: %v", other, err)
+			}
+		})
+	}
+	eventually(t, "both wait", func() bool {
+		return count(t, db, `select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`) == 2
+	})
+	if err := hold.Rollback(ctxOf(t)); err != nil {
+		t.Fatal(err)
+	}
+	moving.Wait()
+	if n := count(t, db, `select count(*) from body where message_id = $1`, m.ID); n != 3 {
+		t.Errorf("%d rows were moved", n)
+	}
+}
+
 // A body that cannot be moved, on a full disk for one, keeps nothing else from being
 // cleared, which would give room.
 func TestTurnThatIsStuck(t *testing.T) {

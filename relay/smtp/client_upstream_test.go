@@ -6,6 +6,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"postern/internal/smtptest"
 )
@@ -50,8 +51,9 @@ func fate(reply Reply, dotSent bool) string {
 }
 
 // converse has a whole conversation with a server and says how it ended and whether
-// the connection could be used for more.
-func converse(t *testing.T, s *smtptest.Server) (how string, usable bool) {
+// the connection could be used for more. What a server does after its last reply may come
+// any time later: where it is to make the connection unusable, converse waits for it.
+func converse(t *testing.T, s *smtptest.Server, wantUsable bool) (how string, usable bool) {
 	t.Helper()
 	conn, err := net.Dial("tcp", s.Addr())
 	if err != nil { // a server that resets at once may be faster than our side of connect
@@ -64,7 +66,11 @@ func converse(t *testing.T, s *smtptest.Server) (how string, usable bool) {
 	}
 	res := c.Send(t.Context(), transaction(2))
 	checkStorable(t, res.Replies)
-	return ending(nil, &res), c.Usable()
+	usable = c.Usable()
+	for end := time.Now().Add(time.Minute); usable && !wantUsable && time.Now().Before(end); usable = c.Usable() {
+		time.Sleep(time.Millisecond)
+	}
+	return ending(nil, &res), usable
 }
 
 // checkStorable: what a server said must fit into a column of type text.
@@ -138,7 +144,7 @@ func TestA28BrokenReplies(t *testing.T) {
 				t.Parallel()
 				s := smtptest.Start(t, smtptest.Config{})
 				s.On(at.phase, smtptest.Once(action))
-				how, usable := converse(t, s)
+				how, usable := converse(t, s, false)
 				want := "retry, trouble at " + at.stage
 				switch at.phase {
 				case smtptest.PhaseBanner, smtptest.PhaseHello:
@@ -337,7 +343,7 @@ func TestA28Verdicts(t *testing.T) {
 			t.Parallel()
 			s := smtptest.Start(t, smtptest.Config{})
 			s.On(test.phase, test.hook)
-			how, usable := converse(t, s)
+			how, usable := converse(t, s, test.usable)
 			if test.want == "" {
 				// What a server says while the message is written may come before or
 				// behind the dot; either way it is 421 or trouble, never a delivery.
