@@ -12,6 +12,9 @@ import (
 // to be sent immediately after it, if anything.
 func (w *worker) attempt(j *job) *job {
 	started := time.Now()
+	if j.begun.IsZero() {
+		j.begun = started
+	}
 	res := w.send(j)
 	w.dotSent = res.DotSent
 	used := w.conn.kept || w.conn.sent > 0
@@ -36,7 +39,7 @@ func (w *worker) attempt(j *job) *job {
 		// The server had ended the connection before it heard of this message.
 		return w.afresh(j)
 	default:
-		return w.conclude(j, &transaction{res, facts, from, used})
+		return w.conclude(j, &transaction{res, facts, from, used, j.begun})
 	}
 	return nil
 }
@@ -89,7 +92,7 @@ func isLeave(r smtp.Reply) bool {
 
 // afresh goes on immediately with a job whose connection had ended, over a new one: other
 // kept connections may have ended too. If no connection can be made the job waits in the
-// line.
+// line, once.
 func (w *worker) afresh(j *job) *job {
 	w.hangUp()
 	need, _ := w.d.need()
@@ -100,6 +103,12 @@ func (w *worker) afresh(j *job) *job {
 		}
 	}
 	w.job = nil
+	if t != nil && j.returned && !t.crowded {
+		w.d.connectFailed(t, need.failures)
+		w.d.giveUp([]*job{j}, t)
+		return nil
+	}
+	j.returned, j.begun = j.returned || t != nil, time.Time{}
 	w.d.putBack(j)
 	if t != nil {
 		w.d.connectFailed(t, need.failures)
@@ -113,9 +122,9 @@ func (w *worker) conclude(j *job, t *transaction) *job {
 	outcomes := classify(t.facts, j.rcpts, t.res, w.retryIn(j))
 	t.spareWithheld(outcomes)
 	if t.res.Err != nil {
-		w.d.brokeOff(&trouble{reply: troubleReply(t.res), err: t.res.Err, host: t.facts.RemoteMTA, addr: t.facts.RemoteIP, tls: t.facts.TLS})
+		w.d.brokeOff(&trouble{reply: troubleReply(t.res), err: t.res.Err, host: t.facts.RemoteMTA, addr: t.facts.RemoteIP, tls: t.facts.TLS}, j.user())
 	} else {
-		w.d.succeeded()
+		w.d.succeeded(j.user())
 	}
 	if rest := t.further(j, outcomes); len(rest) > 0 {
 		w.settleBut(j, outcomes, rest)

@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -54,14 +55,25 @@ type destination struct {
 
 	// In trouble the destination pauses first, if it worked recently, and then is
 	// suspended. While it pauses its jobs wait in the line; a suspended one has none.
-	failures    int       // times in a row that no conversation could be had
-	suspensions int       // of them, those that were followed by a suspension
-	pauses      int       // since the last transaction
-	broken      int       // conversations in a row that broke off
+	failures    int      // times in a row that no conversation could be had
+	suspensions int      // of them, those that were followed by a suspension
+	pauses      int      // since the last transaction
+	broken      int      // conversations in a row that broke off
+	breakers    []userOf // whose messages those carried, the first two
+	apart       apart
 	retryAt     time.Time // not before; zero without failures
 	trouble     *trouble  // the last
 	talkedAt    time.Time // when a conversation last began or a transaction last ended
 	owes        bool      // mail may wait in the queue for its suspension to end
+}
+
+// apart is a user whose messages alone broke off conversations. Something in them may be
+// why, so their mail is left alone for a while and that of others is not.
+type apart struct {
+	user    userOf
+	rows    int // of broken conversations
+	until   time.Time
+	trouble *trouble
 }
 
 // destination finds or makes the destination of a way. Only the dispatcher calls it.
@@ -116,7 +128,7 @@ func (d *destination) isEmpty(now time.Time) bool {
 	if d.failures > 0 {
 		remember = d.retryAt.Add(2 * step(d.e.cfg.Backoff, d.suspensions))
 	}
-	return d.workers == 0 && d.waiting.len() == 0 && now.After(remember)
+	return d.workers == 0 && d.waiting.len() == 0 && now.After(remember) && now.After(d.apart.until)
 }
 
 // isBusy reports that more work is not wanted.
@@ -142,13 +154,25 @@ func (d *destination) suspended(now time.Time) bool {
 	return d.suspensions > 0 && d.live == 0 && now.Before(d.retryAt)
 }
 
+// hindrance is why j is not to be sent now, nil if it may. mu is held.
+func (d *destination) hindrance(j *job) *trouble {
+	now := time.Now()
+	switch a := &d.apart; {
+	case d.suspended(now):
+		return d.trouble
+	case a.trouble != nil && a.user == j.user() && now.Before(a.until):
+		return a.trouble
+	}
+	return nil
+}
+
 // add gives the destination a job. Only the dispatcher calls it.
 func (d *destination) add(j *job, up *route.Upstream) {
 	d.mu.Lock()
 	d.update(up)
+	t := d.hindrance(j)
 	switch {
-	case d.suspended(time.Now()):
-		t := d.trouble
+	case t != nil:
 		d.mu.Unlock()
 		d.giveUp([]*job{j}, t)
 		return
@@ -205,6 +229,7 @@ func (d *destination) update(up *route.Upstream) {
 		d.most = d.e.connectionsFor(up)
 		d.limit, d.proven = d.most, d.most
 		d.failures, d.suspensions, d.pauses, d.broken, d.retryAt = 0, 0, 0, 0, time.Time{}
+		d.apart = apart{}
 		d.talkedAt = time.Time{} // that was another server, perhaps
 	}
 	d.upstream = up
@@ -260,15 +285,15 @@ func (d *destination) currentVersion() int {
 // putBack puts a job that was not begun in front of the line.
 func (d *destination) putBack(j *job) {
 	d.mu.Lock()
-	closing, suspended, t := d.e.closing.Load(), d.suspended(time.Now()), d.trouble
-	if !closing && !suspended {
+	closing, t := d.e.closing.Load(), d.hindrance(j)
+	if !closing && t == nil {
 		d.waiting.pushFront(j)
 	}
 	d.mu.Unlock()
 	switch {
 	case closing:
 		d.e.release(j, 0)
-	case suspended:
+	case t != nil:
 		d.giveUp([]*job{j}, t)
 	}
 }
@@ -343,7 +368,7 @@ func (d *destination) claimant() userOf {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if j := d.waiting.first(); j != nil {
-		return userOf(j.Message.UserID)
+		return j.user()
 	}
 	return 0
 }
@@ -383,10 +408,13 @@ func (d *destination) retire(w *worker) {
 // succeeded. Only now does the mail come back that its suspension deferred: behind a
 // server that greets and then drops every conversation it would be tried in vain, all of
 // it, each time that the suspension ends.
-func (d *destination) succeeded() {
+func (d *destination) succeeded(user userOf) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.broken, d.pauses = 0, 0
+	if d.apart.user == user {
+		d.apart = apart{}
+	}
 	d.talkedAt = time.Now()
 	if d.owes {
 		d.owes = false
@@ -409,24 +437,57 @@ func (d *destination) shrink() {
 	d.growAt = time.Now().Add(growPause)
 }
 
-// brokeOff counts a conversation that ended half-way. Enough of them in a row are
-// as good as an unreachable destination.
+// brokeOff counts a conversation that ended half-way while it carried a message of user.
+// Enough of them in a row are as good as an unreachable destination, if they carried
+// messages of several users: one user's may be to blame themselves.
 //
 // Each costs one connection at once, and as many successes as there are
 // connections bring one back: a server that drops one conversation in fifty still
 // gets all that it may have, one that drops every second soon has one.
-func (d *destination) brokeOff(t *trouble) {
+func (d *destination) brokeOff(t *trouble, user userOf) {
 	d.mu.Lock()
 	d.limit = max(1, d.limit-1)
 	d.credit = 0
+	if d.broken == 0 {
+		d.breakers = d.breakers[:0]
+	}
+	if len(d.breakers) < 2 && !slices.Contains(d.breakers, user) {
+		d.breakers = append(d.breakers, user)
+	}
 	d.broken++
 	if d.broken < troubleLimit || d.live > 0 {
 		d.mu.Unlock()
 		return
 	}
-	victims := d.leaveAlone(t)
+	var victims []*job
+	if len(d.breakers) > 1 {
+		victims = d.leaveAlone(t)
+	} else {
+		victims = d.setApart(t, user)
+	}
 	d.mu.Unlock()
 	d.giveUp(victims, t)
+}
+
+// setApart leaves user alone and returns the jobs that this concerns. After the first row
+// of broken conversations it does nothing: a new connection will show whether the server
+// is there at all. mu is held.
+func (d *destination) setApart(t *trouble, user userOf) []*job {
+	if d.apart.user != user {
+		d.apart = apart{user: user}
+	}
+	a := &d.apart
+	a.rows++
+	d.broken = 0
+	if a.rows == 1 {
+		return nil
+	}
+	t.ofUser = true
+	wait := step(d.e.cfg.Backoff, a.rows-2)
+	a.until, a.trouble = time.Now().Add(wait), t
+	d.e.cfg.Log.Warn("destination suspended for one user", "via", d.via, "domain", d.domain,
+		"user_id", int64(user), "for", wait, "reply", t.reply.String(), "error", t.err)
+	return d.waiting.drainOf(user)
 }
 
 // connectFailed decides about what waits, after a conversation could not be begun.
@@ -503,7 +564,10 @@ func (d *destination) suspend(t *trouble) []*job {
 func (d *destination) giveUp(jobs []*job, t *trouble) {
 	d.mu.Lock()
 	away := time.Until(d.retryAt)
-	d.owes = d.owes || len(jobs) > 0 && !t.permanent
+	if t.ofUser {
+		away = time.Until(d.apart.until)
+	}
+	d.owes = d.owes || len(jobs) > 0 && !t.permanent && !t.ofUser
 	d.mu.Unlock()
 	for _, j := range jobs {
 		outcomes := make([]queue.Outcome, len(j.rcpts))
@@ -526,7 +590,7 @@ func (e *Engine) known(way string) *destination {
 func (d *destination) tryAgain() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.retryAt = time.Time{}
+	d.retryAt, d.apart.until = time.Time{}, time.Time{}
 }
 
 // drain takes all waiting jobs.

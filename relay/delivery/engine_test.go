@@ -554,7 +554,7 @@ func TestPanicAfterDot(t *testing.T) {
 		e := newEngine(q, Config{Routes: routes{}, Log: slog.New(panickingHandler{slog.DiscardHandler})})
 		ours, theirs := net.Pipe()
 		go server.ServeConn(theirs)
-		w := newWorker(&destination{e: e, via: viaMX, broken: troubleLimit})
+		w := newWorker(&destination{e: e, via: viaMX, broken: troubleLimit, apart: apart{user: 1, rows: 1}})
 		w.conn = &conn{client: smtp.NewClient(ours, smtp.ClientConfig{Hello: "relay.test"}), leave: func() {}}
 		if err := w.conn.client.Greet(t.Context()); err != nil {
 			t.Fatal(err)

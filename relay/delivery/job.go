@@ -28,7 +28,13 @@ type job struct {
 	// again says that the job was begun anew, without an attempt being counted, after a
 	// conversation that broke off in the middle of it.
 	again bool
+	// returned says that it was put back once since neither a kept connection nor a new one
+	// took it: the second time it is an attempt.
+	returned bool
+	begun    time.Time // the attempt, zero before
 }
+
+func (p *parcel) user() userOf { return userOf(p.Message.UserID) }
 
 // way is where some recipients of a delivery go.
 type way struct {
@@ -52,12 +58,12 @@ func (e *Engine) dispatch(d *queue.Delivery) {
 	}
 	if jobs == 0 {
 		d.Body.Drop()
-		e.load.sub(userOf(d.Message.UserID), p.weight)
+		e.load.sub(p.user(), p.weight)
 		return
 	}
 	if more := jobWeight * int64(jobs-1); more > 0 {
 		p.weight += more
-		e.load.grow(userOf(d.Message.UserID), more)
+		e.load.grow(p.user(), more)
 	}
 	p.jobs.Store(int32(jobs))
 	for range jobs - 1 {
@@ -193,7 +199,7 @@ func (e *Engine) release(j *job, wait time.Duration) {
 func (e *Engine) end(j *job) {
 	j.Body.Drop()
 	if j.jobs.Add(-1) == 0 {
-		e.load.sub(userOf(j.Message.UserID), j.weight)
+		e.load.sub(j.user(), j.weight)
 	}
 }
 

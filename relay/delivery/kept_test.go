@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -97,6 +98,31 @@ func TestR7Goodbye(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestP14NoNewConnection: a job that finds its kept connection ended and gets no new one
+// goes back to the line once. The second time it is an attempt, and counts.
+func TestP14NoNewConnection(t *testing.T) {
+	t.Parallel()
+	q := newFakeQueue()
+	e := newEngine(q, Config{Routes: routes{def: piped}})
+	e.dialer.connect = func(context.Context, target) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
+	d := &destination{e: e, via: piped.Name, upstream: piped, limit: 5, live: 1} // others are served
+	m := message(t, "a@one.test")
+	j := &job{parcel: &parcel{Delivery: m}, rcpts: m.Recipients}
+	j.jobs.Store(1)
+	for n := range 2 {
+		w := newWorker(d)
+		if next := w.afresh(j); next != nil {
+			t.Fatal("a connection was made")
+		}
+		if waits := d.waiting.pop() == j; waits != (n == 0) || q.hasEnded(m) == waits {
+			t.Fatalf("time %d: the job waits: %v", n+1, waits)
+		}
+	}
+	if o := q.outcome(t, m, 0); o.Result != queue.Deferred || o.NotAnAttempt {
+		t.Errorf("outcome %+v", o)
 	}
 }
 
@@ -261,11 +287,11 @@ func TestR2NeverWorked(t *testing.T) {
 func TestR2Flapping(t *testing.T) {
 	t.Parallel()
 	d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{}}), limit: 5, proven: 5}
-	for range (len(defaultPauses) + 1) * troubleLimit {
+	for i := range (len(defaultPauses) + 1) * troubleLimit {
 		w := &worker{}
 		d.connected(w)
 		d.disconnected(w)
-		d.brokeOff(&trouble{reply: smtp.Temporary(451, 4, 2, "lost"), err: net.ErrClosed})
+		d.brokeOff(&trouble{reply: smtp.Temporary(451, 4, 2, "lost"), err: net.ErrClosed}, userOf(i%2))
 	}
 	if d.suspensions != 1 {
 		t.Errorf("%d suspensions after %d pauses", d.suspensions, d.pauses)
@@ -338,8 +364,8 @@ func TestR2FlappingWakesNobody(t *testing.T) {
 		_, dials := pipes(e, server)
 		e.Start()
 		defer stop(t, e)
-		for range 20 {
-			e.Take(message(t, "a@one.test"))
+		for i := range 20 {
+			e.Take(by(int64(i%2), message(t, "a@one.test")))
 			time.Sleep(time.Minute)
 		}
 		if got := q.takeRecovered(); len(got) > 0 || dials.Load() < 20 {

@@ -59,6 +59,19 @@ func (l *line) pop() *job {
 	return j
 }
 
+// drainOf takes out the jobs of one user.
+func (l *line) drainOf(user userOf) []*job {
+	var list []*job
+	for _, j := range l.drain() {
+		if j.user() == user {
+			list = append(list, j)
+		} else {
+			l.push(j)
+		}
+	}
+	return list
+}
+
 // drain empties the line and returns what was in it.
 func (l *line) drain() []*job {
 	var list []*job

@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"errors"
+	"time"
 
 	"postern/relay/queue"
 	"postern/relay/smtp"
@@ -13,6 +14,7 @@ type transaction struct {
 	facts queue.Outcome // what its outcomes have in common
 	conn  *conn         // that it was sent over; closed if res has an error
 	used  bool          // conn had carried mail, or waited for it, before
+	begun time.Time     // when the attempt did
 }
 
 // lost reports that the connection broke before the final dot was sent, or that the
@@ -36,7 +38,7 @@ func (t *transaction) mayBeginAnew(j *job) bool {
 func (t *transaction) onward() walk {
 	next := t.conn.walk
 	if !t.conn.onward {
-		next = next.again()
+		next = next.again(t.begun)
 	}
 	if !t.lost() {
 		next.addrs = nil

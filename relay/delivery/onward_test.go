@@ -186,6 +186,32 @@ func TestP05Bounds(t *testing.T) {
 	})
 }
 
+// TestP05TimeOfAnAttempt: the ten minutes of an attempt run from its beginning, not from
+// the end of its first transaction.
+func TestP05TimeOfAnAttempt(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		servers := []*smtptest.Server{smtptest.New(smtptest.Config{}), smtptest.New(smtptest.Config{}), smtptest.New(smtptest.Config{})}
+		for i, phase := range []smtptest.Phase{smtptest.PhaseMail, smtptest.PhaseBanner} { // five minutes each
+			servers[i].On(phase, smtptest.Always(smtptest.Stall()))
+		}
+		for _, s := range servers {
+			defer s.Close()
+		}
+		q := newFakeQueue()
+		e := pipedMX(q, Config{}, servers...)
+		e.Start()
+		defer stop(t, e)
+		d := message(t, "a@one.test")
+		e.Take(d)
+		time.Sleep(12 * time.Minute)
+		synctest.Wait()
+		if o := q.outcome(t, d, 0); o.Result != queue.Deferred || servers[2].Reached(smtptest.PhaseConnect) != 0 {
+			t.Errorf("outcome %+v, the third host was dialled %d times after ten minutes", o, servers[2].Reached(smtptest.PhaseConnect))
+		}
+	})
+}
+
 // A walk whose time ended before anything was dialled has trouble to tell.
 func TestP05NoTimeLeft(t *testing.T) {
 	t.Parallel()

@@ -126,9 +126,9 @@ func TestOccasionalTroubleKeepsTheConnections(t *testing.T) {
 	least := d.limit
 	for i := range 5000 {
 		if i%50 == 0 {
-			d.brokeOff(&trouble{})
+			d.brokeOff(&trouble{}, 1)
 		} else {
-			d.succeeded()
+			d.succeeded(1)
 		}
 		least = min(least, d.limit)
 	}
@@ -136,7 +136,7 @@ func TestOccasionalTroubleKeepsTheConnections(t *testing.T) {
 		t.Errorf("went down to %d connections of 20", least)
 	}
 	for range 30 {
-		d.brokeOff(&trouble{})
+		d.brokeOff(&trouble{}, 1)
 	}
 	if d.limit != 1 {
 		t.Errorf("%d connections to a server that drops every conversation", d.limit)

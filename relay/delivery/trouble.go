@@ -21,6 +21,7 @@ type trouble struct {
 	greeted   bool // EHLO was answered
 	closed    bool // the host says that it takes no mail, ever (RFC 7504), and so do all others
 	crowded   bool // it is ours: the address has all the connections that it may
+	ofUser    bool // conversations that carried one user's messages broke off, and no others
 }
 
 // outcome is what t means for one recipient, whose destination is left alone for
@@ -41,7 +42,7 @@ func (t *trouble) outcome(d *destination, j *job, rcpt *queue.Recipient, away ti
 		o.Result = queue.Failed
 		return o
 	}
-	o.Suspended = true
+	o.Suspended = !t.ofUser
 	o.RetryIn = max(away, retryWait(d.e.cfg.Schedule, rcpt.Attempts, j.Message.ID))
 	return o
 }

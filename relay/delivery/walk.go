@@ -73,10 +73,10 @@ func (w *walk) unsafe() *trouble {
 	}
 }
 
-// again is the walk of a message whose attempt begins on the connection that the walk
-// has led to: only that connection counts, not what was tried before it.
-func (w walk) again() walk {
-	w.tries, w.sessions, w.until = 1, 1, time.Now().Add(attemptTime)
+// again is the walk of a message whose attempt began on the connection that the walk has
+// led to: only that connection counts, not what was tried before it.
+func (w walk) again(begun time.Time) walk {
+	w.tries, w.sessions, w.until = 1, 1, begun.Add(attemptTime)
 	return w
 }
 
