@@ -99,7 +99,9 @@ func (s *Server) safe(pages http.Handler) http.Handler {
 			if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 				panic(p) // net/http's own way to drop a connection; it says nothing
 			}
-			s.cfg.Log.Error("admin: panic", "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+			if s.lines.Allow("admin: panic", netip.AddrPort{}) {
+				s.cfg.Log.Error("admin: panic", "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+			}
 			writeText(w, http.StatusInternalServerError, "internal error\n")
 		}()
 		pages.ServeHTTP(w, r)

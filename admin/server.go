@@ -8,12 +8,16 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"net/netip"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"postern/relay/maillog"
 )
 
 // Bounds of what a client can make the server spend.
@@ -46,6 +50,7 @@ type Server struct {
 	http  *http.Server
 	ready *readiness
 	conns *connections
+	lines *maillog.Logger // bounds what clients can make it log
 
 	stop    context.CancelFunc // ends the wait for the address
 	running sync.WaitGroup
@@ -58,7 +63,7 @@ func New(cfg Config) *Server {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{cfg: cfg, ready: newReadiness(cfg.Checks), conns: newConnections(maxConnections), stop: func() {}}
+	s := &Server{cfg: cfg, ready: newReadiness(cfg.Checks), conns: newConnections(maxConnections), lines: maillog.New(cfg.Log), stop: func() {}}
 	s.http = &http.Server{
 		Handler:     s.conns.serving(s.handler()),
 		ConnContext: s.conns.context,
@@ -76,7 +81,7 @@ func (s *Server) handler() http.Handler {
 	pages.HandleFunc("GET /readyz", s.readyz)
 	if s.cfg.Registry != nil {
 		pages.Handle("GET /metrics", s.guarded(promhttp.HandlerFor(s.cfg.Registry, promhttp.HandlerOpts{
-			ErrorLog:            slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelWarn),
+			ErrorLog:            scrapeErrors{s},
 			ErrorHandling:       promhttp.ContinueOnError,
 			MaxRequestsInFlight: maxScrapes,
 			Timeout:             readTime,
@@ -91,6 +96,16 @@ func (s *Server) handler() http.Handler {
 		}
 	}
 	return s.safe(s.meant(pages))
+}
+
+// scrapeErrors logs trouble with a scrape, which any client can make by going away.
+type scrapeErrors struct{ s *Server }
+
+// Println implements promhttp.Logger.
+func (e scrapeErrors) Println(v ...any) {
+	if e.s.lines.Allow("admin: trouble with a scrape", netip.AddrPort{}) {
+		e.s.cfg.Log.Warn("admin: trouble with a scrape", "error", strings.TrimSpace(fmt.Sprintln(v...)))
+	}
 }
 
 func writeText(w http.ResponseWriter, status int, text string) {
@@ -168,5 +183,6 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 	s.running.Wait()
 	s.ready.wait()
+	s.lines.Flush()
 	return err
 }

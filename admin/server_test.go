@@ -243,6 +243,24 @@ func TestPanicStaysInThePage(t *testing.T) {
 	}
 }
 
+// TestM6Scrapes: whoever makes scrapes fail does not fill the log.
+func TestM6Scrapes(t *testing.T) {
+	t.Parallel()
+	log := &logtest.Lines{}
+	r := registry()
+	Register(r, nil, func() int { panic("secret") }, []Reading[int]{{Name: "test_panics", Help: "Never.", Value: func(int) float64 { return 1 }}})
+	server := open(t, Config{Registry: r, Log: log.Logger()})
+	for range 50 {
+		if status, _, _ := ask(t, server, "GET", "/metrics", ""); status != 200 {
+			t.Errorf("/metrics: %d", status)
+		}
+	}
+	server.lines.Flush()
+	if lines, counts := log.Count(`"error":"error gathering`), log.Count(`"more":`); lines == 0 || lines > counts {
+		t.Errorf("%d lines and %d counts of 50 failures:\n%s", lines, counts, log)
+	}
+}
+
 func must[T any](v T, err error) T {
 	if err != nil {
 		panic(err)

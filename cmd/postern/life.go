@@ -81,6 +81,7 @@ func (n *node) stop(cut <-chan struct{}) {
 		}
 	}
 	d.rest(n.close)
+	n.mail.Flush()
 	n.log.Info("postern has stopped", "clean", clean)
 }
 

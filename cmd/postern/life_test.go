@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"fmt"
+	"io"
 	"net"
 	"net/textproto"
 	"os"
@@ -280,6 +281,26 @@ func TestSecondSignal(t *testing.T) {
 	if n := pgtestCount(t, s, `select count(*) from node where reaped_at is null`); n != 0 {
 		t.Errorf("%d epochs are alive: the lease was not given up", n)
 	}
+}
+
+// TestM6LastCounts: a stop writes how many lines were left out.
+func TestM6LastCounts(t *testing.T) {
+	t.Parallel()
+	s := installSite(t)
+	d := s.serve(t)
+	const tries = 5
+	for range tries {
+		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", s.starttls))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(conn, "GET / HTTP/1.1\r\n")
+		_, _ = io.Copy(io.Discard, conn) // until it is closed
+		_ = conn.Close()
+	}
+	d.signal(t, syscall.SIGTERM)
+	d.await(t, &d.stderr, `"msg":"repeated","what":"protocol violation: HTTP request","network":"127.0.0.1/32","more":\d+}`)
+	d.await(t, &d.stderr, "postern has stopped")
 }
 
 // TestStopInReload: a configuration that cannot be read to its end keeps the node from

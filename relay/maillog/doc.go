@@ -9,4 +9,7 @@
 // logged: bounded to 512 octets, with control characters, bidirectional controls,
 // line separators and invalid UTF-8 made visible, so that no line can be split,
 // forged or used to drive a terminal.
+//
+// Events that a peer can cause at will are bounded for each network and user, and the
+// rest is counted (repeats.go). Those about accepted messages never are.
 package maillog

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"time"
 
 	"postern/relay/smtp"
@@ -11,8 +12,9 @@ import (
 
 // Logger writes mail events. Its methods may be called from several goroutines.
 type Logger struct {
-	log  *slog.Logger
-	told Observer
+	log     *slog.Logger
+	told    Observer
+	repeats *repeats
 }
 
 // New returns a Logger that writes to log, or nowhere when log is nil.
@@ -20,7 +22,7 @@ func New(log *slog.Logger) *Logger {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Logger{log: log}
+	return &Logger{log: log, repeats: &repeats{log: log}}
 }
 
 // Accept is a message that was committed to the queue. Event "accepted".
@@ -149,9 +151,12 @@ type Refusal struct {
 	Err       error  // the cause when the trouble is ours: the line becomes a warning
 }
 
-// Refused logs a refusal.
+// Refused logs a refusal. Of many a minute for one user it logs the first.
 func (l *Logger) Refused(r Refusal) {
 	tell(l.told.Refused, r)
+	if !l.repeats.allow(repeat{kind: "refused " + string(r.Stage), user: r.User}, userLines) {
+		return
+	}
 	level := slog.LevelInfo
 	if r.Err != nil {
 		level = slog.LevelWarn
@@ -300,9 +305,13 @@ type AuthEvent struct {
 	Err       error  // the cause when the trouble is ours: the line becomes a warning
 }
 
-// Auth logs the end of an AUTH exchange.
+// Auth logs the end of an AUTH exchange. Of many a minute for one user or network it logs
+// the first.
 func (l *Logger) Auth(a AuthEvent) {
 	tell(l.told.Auth, a)
+	if !l.repeats.allow(a.repeat()) {
+		return
+	}
 	level := slog.LevelInfo
 	if a.Err != nil {
 		level = slog.LevelWarn
@@ -321,6 +330,19 @@ func (l *Logger) Auth(a AuthEvent) {
 	e.text("rule", a.Rule)
 	e.err(a.Err)
 	e.end("auth")
+}
+
+// repeat is what an exchange is counted with, and how many lines that has. The name that
+// was tried does not matter: a stranger can try any.
+func (a *AuthEvent) repeat() (key repeat, lines int) {
+	if a.OK || a.Reason == "sessions" {
+		return repeat{kind: strings.TrimSpace("auth " + a.Reason), user: a.User}, userLines
+	}
+	lines = strangerLines
+	if a.Reason == "credentials" {
+		lines = guessLines
+	}
+	return repeat{kind: "auth " + a.Reason, network: networkOf(a.Client.Addr())}, lines
 }
 
 // Session is a client's connection. Events "session_open" and "session_closed", at
@@ -362,10 +384,12 @@ func (l *Logger) session(name string, s Session) {
 	e.end(name)
 }
 
+func (l *Logger) begin(level slog.Level) *event { return begin(l.log, level) }
+
 // begin returns nil when nobody listens at that level.
-func (l *Logger) begin(level slog.Level) *event {
-	if !l.log.Enabled(context.Background(), level) {
+func begin(log *slog.Logger, level slog.Level) *event {
+	if !log.Enabled(context.Background(), level) {
 		return nil
 	}
-	return &event{log: l.log, level: level}
+	return &event{log: log, level: level}
 }

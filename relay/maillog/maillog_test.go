@@ -138,6 +138,14 @@ var events = []struct {
 		},
 		`{"level":"DEBUG","msg":"session_closed","client":"192.0.2.7:50000","listener":"s","hello":"h","tls":"t","user":"u","messages":4,"elapsed_ms":1000,"reason":"quit"}`,
 	},
+	{
+		func(l *Logger) { l.repeats.tell(repeat{kind: "auth busy", network: networkOf(client.Addr())}, 3) },
+		`{"level":"INFO","msg":"repeated","what":"auth busy","network":"192.0.2.7/32","more":3}`,
+	},
+	{
+		func(l *Logger) { l.repeats.tell(repeat{kind: "refused rcpt", user: "alice"}, 3) },
+		`{"level":"INFO","msg":"repeated","what":"refused rcpt","user":"alice","more":3}`,
+	},
 }
 
 // recorder logs JSON lines without the time.

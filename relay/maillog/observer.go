@@ -18,7 +18,9 @@ type Observer struct {
 }
 
 // Observed returns a Logger that writes the same and tells o as well.
-func (l *Logger) Observed(o Observer) *Logger { return &Logger{log: l.log, told: o} }
+func (l *Logger) Observed(o Observer) *Logger {
+	return &Logger{log: l.log, told: o, repeats: l.repeats}
+}
 
 // tell calls f unless nobody listens.
 func tell[E any](f func(E), event E) {

@@ -35,8 +35,8 @@ func (s *Server) accept(l *listener) {
 			s.log.Error("listener is closed", "listener", l.Name, "error", err)
 			return
 		}
-		if wait == 0 {
-			s.log.Warn("accept failed, waiting", "listener", l.Name, "error", err) // once for each spell of trouble
+		if s.mail.Allow("accept failed", netip.AddrPort{}) {
+			s.log.Warn("accept failed, waiting", "listener", l.Name, "error", err)
 		}
 		s.counts.acceptErrors.Add(1)
 		wait = min(max(2*wait, firstBackoff), lastBackoff)

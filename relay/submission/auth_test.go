@@ -113,8 +113,8 @@ func TestA25Panic(t *testing.T) {
 	c.expect(421)
 	c.expectClosed()
 	waitFor(t, "two panics", func() bool { return ts.Stats().Panics == 2 })
-	if ts.log.Count("injected") != 2 {
-		t.Error("a panic is not in the log")
+	if n := ts.log.Count("injected"); n != 1 {
+		t.Errorf("%d panics are in the log, want the first of a minute", n)
 	}
 }
 

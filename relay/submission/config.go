@@ -103,7 +103,7 @@ type Limits struct {
 	Handshakes            int // TLS handshakes computed at once: the number of processors
 
 	Commands          int // since the greeting or the last accepted message, accepted RCPTs apart: 1,000
-	BadCommands       int // unknown, malformed or out of order, in a session: 20
+	BadCommands       int // unknown, malformed or out of order, and as many AUTH put off, in a session: 20
 	FailedAuths       int // in a session: 3
 	RefusedRecipients int // in a session, those beyond Recipients apart: 100
 

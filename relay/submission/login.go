@@ -29,6 +29,7 @@ func (s *session) auth(args string) smtp.Reply {
 		return smtp.Permanent(501, 5, 4, "AUTH needs a mechanism")
 	case s.unnamed:
 		// Nobody could say whom to throttle, or whether a credential's networks have it.
+		s.waits++
 		return smtp.Temporary(454, 7, 0, "The load balancer does not say who you are")
 	}
 	mech, initial, given := strings.Cut(args, " ")
@@ -159,6 +160,8 @@ func (s *session) authEnded(mech, user string, err error) smtp.Reply {
 	case r.Code == 535:
 		s.failures++
 		s.server.counts.authFailed.Add(1)
+	case r.IsTemporary():
+		s.waits++
 	}
 	return r
 }

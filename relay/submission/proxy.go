@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -182,10 +181,10 @@ func (s *session) introduce() bool {
 	case err != nil:
 		s.end("no PROXY header")
 		s.server.counts.refusedByProxy.Add(1)
-		s.listener.strays.tell(func(more int) {
+		if s.server.mail.Allow("no good PROXY header", s.peer.addr) {
 			s.server.log.Warn("a load balancer's connection without a good PROXY header",
-				"balancer", s.peer.addr.String(), "listener", s.listener.Name, "error", err, "more", more)
-		})
+				"balancer", s.peer.addr.String(), "listener", s.listener.Name, "error", err)
+		}
 		return false
 	}
 	s.wire.disarm()
@@ -209,29 +208,8 @@ func (s *session) introduce() bool {
 func (s *Server) refuseStray(a arrival) {
 	_ = a.conn.Close()
 	s.counts.refusedByProxy.Add(1)
-	a.listener.strays.tell(func(more int) {
+	if s.mail.Allow("not in proxy_protocol", a.peer.addr) {
 		s.log.Warn("a connection to a PROXY listener from an address that is not in its proxy_protocol",
-			"client", a.peer.addr.String(), "listener", a.listener.Name, "more", more)
-	})
-}
-
-// strays keeps those who knock at a PROXY listener from filling the log.
-type strays struct {
-	mu   sync.Mutex
-	told time.Time
-	more int // since then
-}
-
-// tell calls say at most once a minute, with how many were not told of before.
-func (s *strays) tell(say func(more int)) {
-	s.mu.Lock()
-	if time.Since(s.told) < time.Minute {
-		s.more++
-		s.mu.Unlock()
-		return
+			"client", a.peer.addr.String(), "listener", a.listener.Name)
 	}
-	more := s.more
-	s.told, s.more = time.Now(), 0
-	s.mu.Unlock()
-	say(more)
 }

@@ -44,7 +44,6 @@ type listener struct {
 	Listener
 	tls      *tls.Config
 	settings atomic.Pointer[listenerSettings]
-	strays   strays
 }
 
 // New makes a Server. Connections are taken once Serve is called.

@@ -55,6 +55,7 @@ type session struct {
 	bad      int
 	putOff   bool // the last MAIL was refused for now
 	failures int  // of AUTH
+	waits    int  // AUTH that was put off
 	refused  int  // recipients, for what they were
 	messages int  // accepted
 	first    bool
@@ -270,6 +271,8 @@ func (s *session) exhausted() string {
 	switch {
 	case s.failures >= l.FailedAuths:
 		return "failed authentications"
+	case s.waits >= l.BadCommands:
+		return "attempts to authenticate"
 	case s.bad >= l.BadCommands:
 		return "bad commands"
 	case s.refused >= l.RefusedRecipients:
@@ -343,6 +346,9 @@ func (s *session) end(why string) {
 // violation counts and logs what no honest client does.
 func (s *session) violation(what string) {
 	s.server.counts.violations.Add(1)
+	if !s.server.mail.Allow("protocol violation: "+what, s.peer.addr) {
+		return
+	}
 	s.server.log.Warn("protocol violation", "what", what, "client", s.peer.addr.String(), "listener", s.listener.Name)
 }
 
@@ -350,7 +356,9 @@ func (s *session) violation(what string) {
 func (s *session) close() {
 	if p := recover(); p != nil {
 		s.server.counts.panics.Add(1)
-		s.server.log.Error("session panicked", "client", s.peer.addr.String(), "panic", p, "stack", string(debug.Stack()))
+		if s.server.mail.Allow("session panicked", s.peer.addr) {
+			s.server.log.Error("session panicked", "client", s.peer.addr.String(), "panic", p, "stack", string(debug.Stack()))
+		}
 		s.end("panic")
 		s.wire.out = replyFault.Append(s.wire.out[:0])
 		_ = s.wire.flush() // the connection is closed in any case

@@ -1,7 +1,9 @@
 package submission
 
 import (
+	"context"
 	"crypto/tls"
+	"log/slog"
 
 	"postern/relay/smtp"
 )
@@ -39,7 +41,9 @@ func (s *session) handshake() bool {
 		if !s.unnamed { // a balancer may only look whether the port is open
 			s.server.counts.handshakeFailures.Add(1)
 		}
-		s.server.log.Debug("TLS handshake failed", "client", s.peer.addr.String(), "listener", s.listener.Name, "error", err)
+		if s.server.log.Enabled(context.Background(), slog.LevelDebug) && s.server.mail.Allow("TLS handshake failed", s.peer.addr) {
+			s.server.log.Debug("TLS handshake failed", "client", s.peer.addr.String(), "listener", s.listener.Name, "error", err)
+		}
 		s.end("handshake failed")
 		return false
 	}
