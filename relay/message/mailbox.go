@@ -19,24 +19,29 @@ type fault string
 func (f fault) Error() string { return string(f) }
 
 const (
-	faultControl  = fault("has a control character; remove it")
-	faultComment  = fault("has a comment that is not closed or too deep; remove it")
-	faultTempting = fault("has a comment with an address or a quote in it; remove it")
-	faultQuote    = fault("has a quote that is not closed; close it")
-	faultPair     = fault("has both \\ and @ in quoted names; remove one of them")
-	faultOctets   = fault("has text in an unknown charset; write it in UTF-8 or as an encoded word")
-	faultEmpty    = fault("has an empty place in its list; remove the comma")
-	faultNoDomain = fault("has text without an address; write Name <user@example.com>, and quotes around a name with a comma")
-	faultText     = fault("has text around an address that can be read in two ways; write \"Name\" <user@example.com>")
-	faultBrackets = fault("has something else than one plain address in < >; write Name <user@example.com>")
-	faultRoute    = fault("has a source route; write the address alone")
-	faultGroup    = fault("has a group that is not closed or within another; write a plain list of addresses")
-	faultEncoded  = fault("has an encoded word in an address; only names can be encoded")
-	faultWord     = fault("has something that is no whole encoded word; write it anew")
-	faultFold     = fault("is folded within quotes or a comment; fold it between words, or write it on one line")
-	faultUTF8     = fault("has an address that is not ASCII; send it with SMTPUTF8 or write the domain in A-labels")
-	faultAt       = fault("has an address with a second @; use another one")
-	faultMany     = fault("has too many addresses; write fewer")
+	faultControl        = fault("has a control character; remove it")
+	faultComment        = fault("has a comment that is not closed or too deep; remove it")
+	faultTempting       = fault("has a comment with an address or a quote in it; remove it")
+	faultQuote          = fault("has a quote that is not closed; close it")
+	faultPair           = fault("has both \\ and @ in quoted names; remove one of them")
+	faultOctets         = fault("has text in an unknown charset; write it in UTF-8 or as an encoded word")
+	faultEmpty          = fault("has an empty place in its list; remove the comma")
+	faultNoDomain       = fault("has text without an address; write Name <user@example.com>, and quotes around a name with a comma")
+	faultText           = fault("has text around an address that can be read in two ways; write \"Name\" <user@example.com>")
+	faultBrackets       = fault("has something else than one plain address in < >; write Name <user@example.com>")
+	faultRoute          = fault("has a source route; write the address alone")
+	faultGroup          = fault("has a group that is not closed or within another; write a plain list of addresses")
+	faultEncoded        = fault("has an encoded word in an address; only names can be encoded")
+	faultEncodedList    = fault("has an encoded name that is a list of addresses; remove the @ or the commas and brackets from it")
+	faultEncodedControl = fault("has an encoded word with a control character; remove it")
+	faultCharset        = fault("has an encoded word in an unusual charset; write it in UTF-8")
+	faultWord           = fault("has something that is no whole encoded word; write it anew")
+	faultFold           = fault("is folded within quotes or a comment; fold it between words, or write it on one line")
+	faultUTF8           = fault("has an address that is not ASCII; send it with SMTPUTF8 or write the domain in A-labels")
+	faultAt             = fault("has an address with a second @; use another one")
+	faultTouching       = fault("has a comment in a comment beside an address; put a space between them")
+	faultLine           = fault("has a line of more than 998 octets; fold it")
+	faultMany           = fault("has too many addresses; write fewer")
 )
 
 // addressList reads the body of an address field: the address-list of RFC 5322
@@ -49,7 +54,8 @@ const (
 //   - quoted names that have an @ have no quoted pairs;
 //   - where quotes or comments are folded, no reader who takes the fold for their end
 //     finds an address in them, and none of the field changes for that reader;
-//   - what begins or ends as an encoded word is one, and stands alone.
+//   - what begins or ends as an encoded word is one, and stands alone;
+//   - no encoded word holds a control or a list of addresses (encodedFault).
 //
 // Names may be what the grammar's are not, as long as everybody finds the same
 // address: [App] Name <a@b>, and a@b <a@b> with one address twice.
@@ -112,6 +118,9 @@ func appendMailboxes(dst []smtp.Address, value []byte, utf8 bool) ([]smtp.Addres
 		return dst, faultText
 	case p.folds.mislead(len(p.out) - len(dst)):
 		return dst, faultFold
+	}
+	if err := encodedFault(p.in, p.sawAt); err != nil {
+		return dst, err
 	}
 	return p.out, nil
 }
@@ -359,7 +368,7 @@ func (p *addressList) blank() error {
 
 // comment passes over a comment with those in it.
 func (p *addressList) comment() error {
-	start, at, fold, marks := p.pos, false, false, false
+	start, at, fold, marks, nested := p.pos, false, false, false, false
 	for depth := 0; p.pos < len(p.in); {
 		c, err := p.text()
 		if err != nil {
@@ -368,6 +377,7 @@ func (p *addressList) comment() error {
 		switch c {
 		case '(':
 			depth++
+			nested = depth > 1
 		case ')':
 			depth--
 		case '@':
@@ -385,6 +395,9 @@ func (p *addressList) comment() error {
 		}
 		if depth == 0 {
 			p.folds.marks = p.folds.marks || fold && marks
+			if nested && (!p.parts(start-1) || !p.parts(p.pos)) {
+				return faultTouching
+			}
 			if at {
 				return p.onlyAddress(p.in[start+1 : p.pos-1])
 			}
@@ -395,6 +408,13 @@ func (p *addressList) comment() error {
 		}
 	}
 	return faultComment
+}
+
+// parts reports that the octet at i parts a comment from what is beyond, also for a reader
+// who takes the first closing parenthesis for the end of the comment: the rest would join
+// an address.
+func (p *addressList) parts(i int) bool {
+	return i < 0 || i >= len(p.in) || isSpace(p.in[i]) || strings.IndexByte("<>,:;", p.in[i]) >= 0
 }
 
 // onlyAddress notes the address that is all of a comment.

@@ -139,14 +139,21 @@ func TestPreambleNeedsNothing(t *testing.T) {
 
 func TestPrepareOnlyCRLFEndsALine(t *testing.T) {
 	t.Parallel()
-	in := "From: a@b\r\nDate: x\r\nMessage-ID: <1@a>\nBcc: y\rBcc: z\r\n\n\r\n\r\nbody"
+	for _, end := range []string{"\r", "\n", "\n\r", "\r\r\n"} {
+		in := "From: a@b\r\nMessage-ID: <1@a>" + end + "Bcc: y\r\n\r\nbody"
+		_, err := Prepare(strings.NewReader(in), options)
+		if err == nil || !strings.Contains(err.Error(), "The Message-ID field has a control character") {
+			t.Errorf("%q: %v", end, err)
+		}
+	}
+	in := "From: a@b\r\nDate: x\r\nMessage-ID: <1@a>\r\n\n\r\n\r\nbody"
 	p, err := Prepare(strings.NewReader(in), options)
 	if err != nil {
 		t.Fatal(err)
 	}
 	got, _ := io.ReadAll(p)
 	// "\n\r\n" is a line that is no field, so an empty line goes before it.
-	want := received + "From: a@b\r\nDate: x\r\nMessage-ID: <1@a>\nBcc: y\rBcc: z\r\n\r\n\n\r\n\r\nbody"
+	want := received + "From: a@b\r\nDate: x\r\nMessage-ID: <1@a>\r\n\r\n\n\r\n\r\nbody"
 	if diff := cmp.Diff(want, string(got)); diff != "" {
 		t.Error(diff)
 	}
@@ -173,7 +180,7 @@ func TestPrepareFacts(t *testing.T) {
 		{"Resent-From: a@b\nResent-Sender: c@d\nResent-From: e@f\nMessage-ID: <x@y>\nfRoM: g@h\n",
 			Facts{MessageID: "<x@y>", Fields: 5, From: at("g@h"), ResentFrom: at("a@b e@f"), ResentSender: at("c@d"), Redirector: at("a@b c@d")}},
 		{"From: a@b\nMessage-ID:\n <folded@id>\n\n", Facts{MessageID: "<folded@id>", Fields: 2, From: at("a@b")}},
-		{"From: a@b\nMessage-ID: <a\x00\xffb>\n\n", Facts{MessageID: "<ab>", Fields: 2, EightBit: true, From: at("a@b")}},
+		{"From: a@b\nMessage-ID: <a\xffb>\n\n", Facts{MessageID: "<ab>", Fields: 2, EightBit: true, From: at("a@b")}},
 		{"From: a@b\nMessage-ID: " + strings.Repeat("x", 900) + "\n\n", Facts{MessageID: strings.Repeat("x", 255), Fields: 2, From: at("a@b")}},
 		{"From:\n a@b\n\n", Facts{MessageID: "<" + options.ID + "@relay.test>", Fields: 1, From: at("a@b")}},
 	}

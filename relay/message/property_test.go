@@ -38,7 +38,7 @@ func TestPrepareChangesNothingElse(t *testing.T) {
 		for i, f := range fields {
 			name, _, _ := strings.Cut(strings.ToLower(f), ":")
 			counts[name]++
-			refused = refused || name == "y " || strings.Contains(f, "\r\n \r\n") && i < len(fields)-1
+			refused = refused || name == "y " || strings.ContainsAny(f, "\x00\x7f") || strings.Contains(f, "\r\n \r\n") && i < len(fields)-1
 			if name != "bcc" && name != "resent-bcc" && name != "return-path" {
 				want += f
 			}

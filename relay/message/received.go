@@ -74,7 +74,7 @@ func protocol(opt Options) string {
 // showable says whether the for clause can hold an address: UTF-8 only in a
 // message that was sent as such.
 func showable(a smtp.Address, utf8 bool) bool {
-	if a.IsNull() || len(a.Local)+len(a.Domain) > 500 {
+	if a.IsNull() || len(a.String()) > 500 {
 		return false
 	}
 	for _, part := range [...]string{a.Local, a.Domain} {

@@ -32,6 +32,7 @@ type scanner struct {
 	noField bool // the section was ended by a line that is no field
 
 	facts *Facts
+	name  []byte // of the field looked at, for a refusal
 	seen  uint32 // bits by known
 	id    []byte // the first Message-ID's value as far as it was seen
 	inID  bool
@@ -83,6 +84,9 @@ func (s *scanner) scan() error {
 		if s.noField {
 			break
 		}
+		if err := s.lineFault(line); err != nil {
+			return err
+		}
 		s.take(line)
 		if s.pos > s.max {
 			return errHeaderSize()
@@ -126,6 +130,11 @@ func isMboxLine(line []byte) bool {
 	return bytes.HasPrefix(bytes.TrimPrefix(line, []byte(">")), []byte("From "))
 }
 
+const (
+	maxLine = 998 // octets before CRLF
+	maxName = 60  // of a field's name in a reply
+)
+
 // take goes past the line, which stays unless its field is removed.
 func (s *scanner) take(line []byte) {
 	if !s.drop {
@@ -138,6 +147,7 @@ func (s *scanner) take(line []byte) {
 func (s *scanner) field(name, value []byte, size int) error {
 	s.closeIdentity()
 	s.drop, s.inID = false, false
+	s.name = append(s.name[:0], name[:min(len(name), maxName)]...)
 	if s.facts.Fields++; s.facts.Fields > MaxFields {
 		return refusal(smtp.Permanent(554, 6, 0, fmt.Sprintf("The message has more than %d header fields", MaxFields)))
 	}
@@ -172,6 +182,20 @@ func (s *scanner) field(name, value []byte, size int) error {
 	case fieldMessageID:
 		s.inID = true
 		s.id = appendID(s.id, value)
+	}
+	return nil
+}
+
+// lineFault refuses a line of a field with a control, at which some readers begin another
+// line, and a line of an identity that a server behind us may break anywhere (RFC 5322
+// section 2.1.1). Of other fields long lines are as common as in bodies, and pass.
+func (s *scanner) lineFault(line []byte) error {
+	text := bytes.TrimSuffix(line, crlf)
+	switch {
+	case hasControl(text):
+		return ambiguous("The " + string(s.name) + " field " + faultControl.Error())
+	case s.inIdentity && len(text) > maxLine:
+		return ambiguous("The " + string(s.name) + " field " + faultLine.Error())
 	}
 	return nil
 }
