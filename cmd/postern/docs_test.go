@@ -419,6 +419,7 @@ var followed = map[string]string{
 	"docs/install.md":   "TestInstallGuide",
 	"docs/operate.md":   "TestOperateGuide",
 
+	"docs/upstreams.md":    "TestUpstreamsPage",
 	"docs/certificates.md": "TestCertificatesPage",
 	"docs/check.md":        "TestCheckPageCommandsRun",
 	"docs/metrics.md":      "TestMetrics",

@@ -1,0 +1,34 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+// docs/upstreams.md: each provider is the guide's smarthost, whatever its name.
+func TestUpstreamsPage(t *testing.T) {
+	t.Parallel()
+	g := newGuide(t)
+	for _, provider := range []string{
+		"smtp.provider.example:587", "smtp.office365.com:587", "example-com.mail.protection.outlook.com:25",
+		"smtp-relay.gmail.com:587", "smtp.gmail.com:587", "email-smtp.eu-central-1.amazonaws.com:587",
+	} {
+		g.replaced = append([]string{provider, g.next.Addr()}, g.replaced...)
+	}
+	g.replaced = append(g.replaced, "AKIAIOSFODNN7EXAMPLE", "relay@example.com")
+	g.installed(t)
+	g.must(t, "echo 'a good password' | postern user add alice@example.com --password-stdin")
+	g.serve(t)
+	g.after["postern explain --user alice@example.com --from alice@example.com --to bob@example.net"] = func(said string) {
+		if !strings.Contains(said, "provider") {
+			t.Errorf("the way is not named:\n%s", said)
+		}
+	}
+	g.after[`printf 'From: alice@example.com\nTo: bob@example.net\nSubject: Hello\n\nHello.\n' |`] = func(string) {
+		g.next.WaitMessages(t, 1)
+	}
+	g.follow(t, "../../docs/upstreams.md")
+	if said := g.must(t, "postern check --only upstream"); strings.Count(said, "answers") != 8 {
+		t.Errorf("not every upstream of the page answers:\n%s", said)
+	}
+}
