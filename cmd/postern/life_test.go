@@ -90,6 +90,7 @@ func (d *daemon) signal(t *testing.T, sig os.Signal) {
 	if err := d.process.Signal(sig); err != nil {
 		t.Fatal(err)
 	}
+	d.stopping = d.stopping || sig == syscall.SIGTERM || sig == os.Interrupt
 }
 
 // TestReload: what can be changed is, sessions keep what they had, and what is wrong

@@ -118,6 +118,7 @@ type daemon struct {
 	ended          chan struct{} // closed when it has ended
 	err            error         // how; read after ended
 	killed         bool          // by the test, so that its end is no failure
+	stopping       bool          // a signal asked for its end; a second one would kill it
 }
 
 // kill ends it as a crash does.
@@ -163,7 +164,9 @@ func (s *site) startWith(t *testing.T, sockets []*os.File, env []string, args ..
 	}()
 	t.Cleanup(func() {
 		defer ours.Close()
-		_ = cmd.Process.Signal(os.Interrupt) // it may have ended
+		if !d.stopping {
+			_ = cmd.Process.Signal(os.Interrupt) // it may have ended
+		}
 		select {
 		case <-d.ended:
 		case <-time.After(patience):
