@@ -40,20 +40,27 @@ proxy_protocol = ["127.0.0.0/8"]
 `
 
 // Dial connects to a node, over implicit TLS or STARTTLS, and says EHLO.
-func (r *Rig) Dial(n *Node, implicit bool) (*Client, error) { return r.dial(n, implicit, "") }
+func (r *Rig) Dial(n *Node, implicit bool) (*Client, error) { return r.dial(n, implicit, "", "") }
+
+// DialAt is Dial over implicit TLS from a loopback address.
+func (r *Rig) DialAt(n *Node, from string) (*Client, error) { return r.dial(n, true, from, "") }
 
 // DialFrom connects to a node as a load balancer does for a client of this IPv4 address,
 // over implicit TLS, and says EHLO.
 func (r *Rig) DialFrom(n *Node, client string) (*Client, error) {
-	return r.dial(n, true, "PROXY TCP4 "+client+" 192.0.2.1 40000 465\r\n")
+	return r.dial(n, true, "", "PROXY TCP4 "+client+" 192.0.2.1 40000 465\r\n")
 }
 
-func (r *Rig) dial(n *Node, implicit bool, header string) (*Client, error) {
+func (r *Rig) dial(n *Node, implicit bool, from, header string) (*Client, error) {
 	addr, err := n.Addr(implicit)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := net.DialTimeout("tcp", addr, stepTime)
+	dialer := net.Dialer{Timeout: stepTime}
+	if from != "" {
+		dialer.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from)}
+	}
+	conn, err := dialer.Dial("tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", bare(err))
 	}

@@ -18,6 +18,7 @@ type Load struct {
 	Rig    *Rig
 	Ledger *Ledger
 	Nodes  []*Node // each client has one of them
+	Name   string  // of the account; "": User
 	Conns  int     // clients at once
 	Each   int     // messages of each client; 0: until the load is stopped
 	Pace   time.Duration
@@ -94,7 +95,7 @@ func (w *worker) session() error {
 		return err
 	}
 	defer c.Close()
-	if err := c.Login(User, Password); err != nil {
+	if err := c.Login(cmp.Or(w.load.Name, User), Password); err != nil {
 		return err
 	}
 	for n := 1 + w.random.IntN(12); n > 0 && w.ctx.Err() == nil && !w.finished(); n-- {

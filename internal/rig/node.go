@@ -313,6 +313,45 @@ func (n *Node) Said(text string) int {
 	return bytes.Count(log, []byte(text))
 }
 
+// LogSize is how many octets the node has logged.
+func (n *Node) LogSize() int64 {
+	n.t.Helper()
+	info, err := n.log.Stat()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return info.Size()
+}
+
+// Memory is what the node's process holds now, in octets, and the most that it has held
+// since the last call (VmRSS and VmHWM of proc(5)).
+func (n *Node) Memory() (now, peak int64) {
+	n.t.Helper()
+	proc := fmt.Sprintf("/proc/%d/", n.life().cmd.Process.Pid)
+	status, err := os.ReadFile(proc + "status")
+	if err == nil {
+		err = os.WriteFile(proc+"clear_refs", []byte("5"), 0)
+	}
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		kib := int64(0)
+		switch name, rest, _ := strings.Cut(line, ":"); name {
+		case "VmRSS":
+			_, err = fmt.Sscan(rest, &kib)
+			now = kib << 10
+		case "VmHWM":
+			_, err = fmt.Sscan(rest, &kib)
+			peak = kib << 10
+		}
+		if err != nil {
+			n.t.Fatal(err)
+		}
+	}
+	return now, peak
+}
+
 // close ends the node with the test and judges its log.
 func (n *Node) close() {
 	life := n.life()
