@@ -124,14 +124,28 @@ func isHost(name string) bool {
 	return len(name) <= 253 && strings.Trim(labels[len(labels)-1], "0123456789") != ""
 }
 
+// errOutsideDNS is the trouble of a name that is never looked up.
+var errOutsideDNS = errors.New("names below .onion and .invalid are not looked up")
+
+// isOutsideDNS reports a special-use name that DNS is not asked about: .onion is for Tor
+// only, and the question would tell others of it (RFC 7686 section 2); nothing below
+// .invalid exists, whatever a resolver says (RFC 6761 section 6.4).
+func isOutsideDNS(name string) bool {
+	last := name[strings.LastIndexByte(name, '.')+1:]
+	return strings.EqualFold(last, "onion") || strings.EqualFold(last, "invalid")
+}
+
 func isNoLetter(r rune) bool {
 	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_'
 }
 
 func lookupTrouble(name string, err error) *trouble {
 	text := "DNS gives no answer about " + name + " now"
-	if errors.Is(err, errAliases) {
+	switch {
+	case errors.Is(err, errAliases):
 		text = "in DNS the " + errAliases.Error() + " for " + name
+	case errors.Is(err, errOutsideDNS):
+		text = name + ": " + errOutsideDNS.Error()
 	}
 	return &trouble{reply: smtp.Temporary(451, 4, 3, text), err: fmt.Errorf("look up %s: %w", name, err)}
 }

@@ -45,6 +45,9 @@ func (d *dialer) exchangers(ctx context.Context, domain string) ([]exchanger, *t
 	if !isHost(domain) {
 		return nil, failure(smtp.Permanent(550, 1, 2, smtp.Excerpt(domain)+" is not the name of a domain"), nil)
 	}
+	if isOutsideDNS(domain) {
+		return nil, failure(smtp.Permanent(550, 1, 2, "domain "+domain+" is not in the DNS and has no mail host"), errOutsideDNS)
+	}
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.LookupTime)
 	defer cancel()
 	records, err := d.cfg.DNS.LookupMX(ctx, domain+".")
@@ -62,7 +65,7 @@ func (d *dialer) exchangers(ctx context.Context, domain string) ([]exchanger, *t
 	}
 	list := make([]exchanger, 0, len(records))
 	for _, mx := range records {
-		if host := strings.TrimSuffix(mx.Host, "."); isHost(host) {
+		if host := strings.TrimSuffix(mx.Host, "."); isHost(host) && !isOutsideDNS(host) {
 			list = append(list, exchanger{host: host, preference: mx.Pref})
 		}
 	}
@@ -136,6 +139,9 @@ func (d *dialer) literal(domain string) ([]exchanger, *trouble) {
 func (d *dialer) addresses(ctx context.Context, x exchanger) ([]netip.Addr, error) {
 	if x.literal.IsValid() {
 		return []netip.Addr{x.literal}, nil
+	}
+	if isOutsideDNS(x.host) {
+		return nil, errOutsideDNS
 	}
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.LookupTime)
 	defer cancel()

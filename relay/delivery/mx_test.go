@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -341,4 +342,59 @@ type askedDNS struct {
 func (a *askedDNS) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
 	a.asked <- host
 	return a.Resolver.LookupNetIP(ctx, network, host)
+}
+
+// strictResolver fails the test when it is asked about anything but the names that it has.
+type strictResolver struct {
+	*smtptest.Resolver
+	t *testing.T
+}
+
+func (r strictResolver) check(name string) {
+	if isOutsideDNS(strings.TrimSuffix(name, ".")) {
+		r.t.Errorf("DNS is asked about %s", name)
+	}
+}
+
+func (r strictResolver) LookupMX(ctx context.Context, name string) ([]*net.MX, error) {
+	r.check(name)
+	return r.Resolver.LookupMX(ctx, name)
+}
+
+func (r strictResolver) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
+	r.check(host)
+	return r.Resolver.LookupNetIP(ctx, network, host)
+}
+
+// TestRFC7686SpecialUse: names below .onion and .invalid never reach the DNS, be they a
+// domain, an MX or an upstream. Mail to them fails immediately, unless a route sends it to
+// an upstream; that of an upstream waits for its admin.
+func TestRFC7686SpecialUse(t *testing.T) {
+	t.Parallel()
+	server, dns := smtptest.Start(t, smtptest.Config{}), &smtptest.Resolver{}
+	dns.AddMX("half.test", 10, "abc.onion.")
+	dns.AddMX("whole.test", 10, "ABC.Onion.")
+	dns.AddMX("whole.test", 20, "mx.whole.test.")
+	dns.AddHost("mx.whole.test", server.Host())
+	cfg := Config{DNS: strictResolver{dns, t}, MXPort: server.Port(), AllowPrivateMX: true}
+	onion := &route.Upstream{Name: "tor", Host: "smtp.abc.onion", Port: 25, TLS: route.TLSNone}
+	for _, test := range []struct {
+		to     string
+		via    *route.Upstream
+		result queue.Result
+		reply  string
+	}{
+		{"a@abc.onion", nil, queue.Failed, "550 5.1.2 "},
+		{"a@x.ABC.Onion", nil, queue.Failed, "550 5.1.2 "},
+		{"a@one.invalid", nil, queue.Failed, "550 5.1.2 "},
+		{"a@half.test", nil, queue.Failed, "550 5.4.4 "},
+		{"a@whole.test", nil, queue.Delivered, "250 "},
+		{"a@abc.onion", upstreamAt(server), queue.Delivered, "250 "},
+		{"a@one.test", onion, queue.Deferred, "451 4.4.3 smtp.abc.onion: names below .onion"},
+	} {
+		cfg.Routes = routes{def: test.via}
+		if o := attempt(t, cfg, message(t, test.to)); o.Result != test.result || !strings.HasPrefix(o.Reply.String(), test.reply) {
+			t.Errorf("%s: %s %v, want %s %s", test.to, o.Result, o.Reply, test.result, test.reply)
+		}
+	}
 }
