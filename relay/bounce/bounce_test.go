@@ -363,6 +363,27 @@ func TestP02NoticeAboutUTF8(t *testing.T) {
 	}
 }
 
+// TestRFC6533LongAddresses: an address that utf-8-addr-xtext makes longer than a line may be
+// is folded before an escape, and unfolds to what it was.
+func TestRFC6533LongAddresses(t *testing.T) {
+	t.Parallel()
+	local := "ü" + strings.Repeat("+", 126)
+	for _, domain := range []string{strings.Repeat("ü", 30) + "." + strings.Repeat("ü", 30) + ".example", "example.net"} {
+		address := smtp.Address{Local: local, Domain: domain}
+		orcpt := strings.Repeat("+=ü", 160) + "@example.net"
+		c := tellOne(t, notice(queue.NoticeFailure, func(n *queue.Notice) {
+			n.Recipients[0].Address, n.Recipients[0].ORcptType, n.Recipients[0].ORcpt = address, "utf-8", orcpt
+		}))
+		r := parse(t, c.body).recipient[0] // which looks at the lengths of lines
+		for field, want := range map[string]string{"Final-Recipient": address.String(), "Original-Recipient": orcpt} {
+			kind, got, _ := strings.Cut(r.Get(field), "; ")
+			if got = strings.ReplaceAll(got, " ", ""); kind != "utf-8" || got != smtp.UTF8Addr(want) {
+				t.Errorf("%s of %d octets: %q", field, len(want), got)
+			}
+		}
+	}
+}
+
 // P03: of a message that not every way back takes, the header section is returned, and
 // encoded where it needs to be.
 func TestP03NoticeAboutOctets(t *testing.T) {

@@ -262,9 +262,19 @@ func field(b *bytes.Buffer, name, value string) {
 }
 
 // line writes one field whose white space matters (addresses, identifiers), so it
-// is not folded.
+// is not folded where it need not be. An address in utf-8-addr-xtext may be longer than a
+// line; such an address has no spaces, and one before an escape is no part of it.
 func line(b *bytes.Buffer, name, value string) {
-	b.WriteString(name + ": " + value + "\r\n")
+	text := name + ": " + value
+	for len(text) > maxLine {
+		cut := strings.LastIndexByte(text[:maxLine], '\\')
+		if cut <= 1 {
+			cut = maxLine
+		}
+		b.WriteString(text[:cut] + "\r\n")
+		text = " " + text[cut:]
+	}
+	b.WriteString(text + "\r\n")
 }
 
 // wrap breaks s at spaces into lines of about width octets; a longer word stays

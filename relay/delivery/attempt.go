@@ -122,7 +122,8 @@ func (w *worker) conclude(j *job, t *transaction) *job {
 	outcomes := classify(t.facts, j.rcpts, t.res, w.retryIn(j))
 	t.spareWithheld(outcomes)
 	if t.res.Err != nil {
-		w.d.brokeOff(&trouble{reply: troubleReply(t.res), err: t.res.Err, host: t.facts.RemoteMTA, addr: t.facts.RemoteIP, tls: t.facts.TLS}, j.user())
+		reply, ours := troubleReply(t.res)
+		w.d.brokeOff(&trouble{reply: reply, said: !ours, err: t.res.Err, host: t.facts.RemoteMTA, addr: t.facts.RemoteIP, tls: t.facts.TLS}, j.user())
 	} else {
 		w.d.succeeded(j.user())
 	}
@@ -156,7 +157,8 @@ func (w *worker) conclude(j *job, t *transaction) *job {
 func (w *worker) waitForOthers(j *job, outcomes []queue.Outcome, t *trouble) {
 	for i := range outcomes {
 		if o := &outcomes[i]; o.Result == queue.Failed && o.Reply.Enhanced.Subject == 6 {
-			o.Result, o.Reply, o.RetryIn = queue.Deferred, t.reply, w.retryIn(j)(j.rcpts[i].Attempts)
+			o.Result, o.RetryIn = queue.Deferred, w.retryIn(j)(j.rcpts[i].Attempts)
+			o.Reply, o.Ours, o.RemoteMTA, o.RemoteIP, o.TLS = t.reply, !t.said, t.host, t.addr, t.tls
 		}
 	}
 }

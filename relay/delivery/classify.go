@@ -28,6 +28,7 @@ func classify(facts queue.Outcome, rcpts []queue.Recipient, res smtp.Result, ret
 		o.N, o.Recipient = rcpts[i].N, rcpts[i].Address
 		if i < len(res.Replies) {
 			o.Reply = res.Replies[i]
+			o.Ours = i < len(res.Stages) && res.Stages[i] == smtp.StageHello // it never heard of this recipient
 		}
 		o.Result = judge(o.Reply, res.DotSent, facts.Upstream != viaMX)
 		if o.Result == queue.Failed && isTooMany(res, i) {
@@ -35,7 +36,7 @@ func classify(facts queue.Outcome, rcpts []queue.Recipient, res smtp.Result, ret
 		}
 		if o.Result == queue.Deferred && (!complete(o.Reply) || o.Reply.IsPositive()) {
 			o.Unknown = res.DotSent
-			o.Reply = troubleReply(res)
+			o.Reply, o.Ours = troubleReply(res)
 			if !interruption.IsZero() && interruption.Code == rcpts[i].LastCode {
 				o.Result = judge(interruption, false, facts.Upstream != viaMX)
 			}
@@ -171,32 +172,32 @@ var inWords = map[smtp.Stage]string{
 }
 
 // troubleReply is the reply of a recipient for whom the server gave none: what it
-// said about the conversation, or a 451 made up for the trouble (RFC 5321 section
+// said about the conversation, or a 451 of ours for the trouble (RFC 5321 section
 // 4.2.5 has a client treat a lost connection as a 451).
-func troubleReply(res smtp.Result) smtp.Reply {
+func troubleReply(res smtp.Result) (r smtp.Reply, ours bool) {
 	var stage *smtp.StageError
 	if !errors.As(res.Err, &stage) {
-		return smtp.Temporary(451, 3, 0, "the attempt ended without a reply")
+		return smtp.Temporary(451, 3, 0, "the attempt ended without a reply"), true
 	}
 	if complete(stage.Reply) && !stage.Reply.IsPositive() {
-		return stage.Reply
+		return stage.Reply, false
 	}
 	if said := interruptionIn(res); !said.IsZero() {
 		said.Text += " (said in the middle of the message)"
-		return said
+		return said, false
 	}
 	where := inWords[stage.Stage]
 	if res.DotSent {
 		where = inWords[smtp.StageDot]
 	}
 	if isTimeout(stage.Err) {
-		return smtp.Temporary(451, 4, 2, "no answer in time "+where)
+		return smtp.Temporary(451, 4, 2, "no answer in time "+where), true
 	}
 	if errors.Is(stage.Err, smtp.ErrOutOfStep) || errors.Is(stage.Err, smtp.ErrMalformedReply) {
 		// No verdict, but what an admin wants to read.
-		return smtp.Temporary(451, 5, 0, "conversation lost "+where+", "+stage.Err.Error())
+		return smtp.Temporary(451, 5, 0, "conversation lost "+where+", "+stage.Err.Error()), true
 	}
-	return smtp.Temporary(451, 4, 2, "conversation lost "+where)
+	return smtp.Temporary(451, 4, 2, "conversation lost "+where), true
 }
 
 func isTimeout(err error) bool {

@@ -202,8 +202,9 @@ func connectTrouble(to target, err error) *trouble {
 
 // conversationTrouble is what a server said, or did not say, before transactions.
 func conversationTrouble(c *conn, to target, err error) *trouble {
+	reply, ours := troubleReply(smtp.Result{Err: err})
 	return &trouble{
-		reply: troubleReply(smtp.Result{Err: err}), err: fmt.Errorf("talk to %s: %w", to.host, err),
+		reply: reply, said: !ours, err: fmt.Errorf("talk to %s: %w", to.host, err),
 		host: to.host, addr: to.addr, tls: c.tls, closed: isClosed(to, err),
 	}
 }

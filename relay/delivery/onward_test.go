@@ -403,11 +403,49 @@ func TestP05LacksAndNotThere(t *testing.T) {
 		d := message(t, "ü@one.test", "a@one.test")
 		e.Take(d)
 		synctest.Wait()
-		if o := q.outcome(t, d, 0); o.Result != queue.Deferred || o.RetryIn <= 0 {
+		if o := q.outcome(t, d, 0); o.Result != queue.Deferred || o.RetryIn <= 0 || o.RemoteMTA != "" { // nobody was talked to
 			t.Errorf("the recipient that needs another host: %+v", o)
 		}
 		if o := q.outcome(t, d, 1); o.Result != queue.Delivered {
 			t.Errorf("the other one: %+v", o)
 		}
 	})
+}
+
+// TestRFC3464OurWords: a reply that no server gave is told as ours, whichever host it is
+// about, and what a server said is told as its own.
+func TestRFC3464OurWords(t *testing.T) {
+	t.Parallel()
+	closed := smtptest.Always(smtptest.Close())
+	for _, test := range []struct {
+		name string
+		at   smtptest.Phase
+		hook smtptest.Hook
+		to   string
+		ours bool
+	}{
+		{"needs SMTPUTF8", smtptest.PhaseConnect, nil, "ü@one.test", true},
+		{"greeting closed", smtptest.PhaseBanner, closed, "a@one.test", true},
+		{"greeting 554", smtptest.PhaseBanner, reply("554 5.3.2 no"), "a@one.test", false},
+		{"MAIL closed", smtptest.PhaseMail, closed, "a@one.test", true},
+		{"MAIL 421", smtptest.PhaseMail, reply("421 4.3.2 no"), "a@one.test", false},
+		{"RCPT 550", smtptest.PhaseRcpt, reply("550 5.1.1 no"), "a@one.test", false},
+		{"dot closed", smtptest.PhaseDot, closed, "a@one.test", true},
+		{"dot 451", smtptest.PhaseDot, reply("451 4.3.0 no"), "a@one.test", false},
+		{"greeting not SMTP", smtptest.PhaseBanner, smtptest.Always(smtptest.Raw("HTTP/1.1 400 Bad Request\r\n")), "a@one.test", true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			server := smtptest.Start(t, smtptest.Config{Extensions: []string{"PIPELINING"}})
+			if test.hook != nil {
+				server.On(test.at, test.hook)
+			}
+			dns := &smtptest.Resolver{}
+			dns.AddMX("one.test", 10, "mx1.one.test.")
+			dns.AddHost("mx1.one.test", server.Host())
+			if o := deliver(t, Config{DNS: dns, MXPort: server.Port()}, test.to); o.Ours != test.ours || o.RemoteMTA != "mx1.one.test" {
+				t.Errorf("%+v, want ours: %v", o, test.ours)
+			}
+		})
+	}
 }

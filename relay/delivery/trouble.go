@@ -13,6 +13,7 @@ import (
 // destination and all that waits for it.
 type trouble struct {
 	reply     smtp.Reply // the server's, or one made up
+	said      bool       // it is the server's
 	permanent bool       // the recipients fail: there is no such domain, or it takes no mail
 	err       error      // the cause, for the log
 	host      string     // the host that was talked to, "" if none
@@ -30,12 +31,12 @@ func (t *trouble) outcome(d *destination, j *job, rcpt *queue.Recipient, away ti
 	now := time.Now()
 	o := queue.Outcome{
 		Message: j.Message.ID, N: rcpt.N, Recipient: rcpt.Address, Epoch: j.Epoch,
-		Result: queue.Deferred, Reply: t.reply,
+		Result: queue.Deferred, Reply: t.reply, Ours: !t.said,
 		RemoteMTA: t.host, RemoteIP: t.addr, TLS: t.tls, Upstream: d.via,
 		StartedAt: now, At: now,
 	}
 	if t.closed && rcpt.LastCode == codeClosed {
-		o.Result, o.Reply = queue.Failed, smtp.Permanent(556, 3, 2, "mail host "+t.host+" takes no mail: "+smtp.Excerpt(t.reply.String()))
+		o.Result, o.Ours, o.Reply = queue.Failed, true, smtp.Permanent(556, 3, 2, "mail host "+t.host+" takes no mail: "+smtp.Excerpt(t.reply.String()))
 		return o
 	}
 	if t.permanent {

@@ -99,6 +99,40 @@ func TestNoticeNotWanted(t *testing.T) {
 	}
 }
 
+// TestRFC3464OurWords: a notice names the host that said a reply. What the relay says
+// itself, of a host's silence or of a lifetime that is over, is not put into its mouth; the
+// history has the host of each attempt.
+func TestRFC3464OurWords(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	m, d := put(t, q, true, "said@example.net", "ours@example.net", "late@example.net", "expired@example.net")
+	exec(t, db, `update recipient set expires_at = now() where message_id = $1 and n = 2`, m.ID)
+	ours, late, waits := outcome(d, 1, Failed), outcome(d, 2, Deferred), outcome(d, 3, Deferred)
+	ours.Ours, waits.RetryIn = true, time.Hour
+	q.Settle(outcome(d, 0, Failed), ours, late, waits)
+	becomes(t, db, m.ID, "0 failed;1 failed;2 failed;3 queued")
+	exec(t, db, `update recipient set expires_at = now(), next_attempt_at = now() where message_id = $1 and n = 3`, m.ID)
+	eventually(t, "the last one expires", func() bool {
+		if _, err := q.Claim(ctxOf(t), all); err != nil {
+			t.Fatal(err)
+		}
+		return count(t, db, `select count(*) from recipient where state = 'failed'`) == 4
+	})
+	const host = "mx.example.net"
+	got := dueNotices(t, q, 1)[0].Recipients
+	for i, want := range []struct{ host, text string }{
+		{host, "no such user"}, {"", "no such user"}, {"", "last reply: 450 4.2.1 later (said by " + host + ")"}, {"", "last reply: 450 4.2.1 later (said by " + host + ")"},
+	} {
+		if r := got[i]; r.RemoteMTA != want.host || !strings.HasSuffix(r.Reply.Text, want.text) {
+			t.Errorf("recipient %d: %+v, want %+v", i, r, want)
+		}
+	}
+	if n := count(t, db, `select count(*) from attempt where message_id = $1 and remote_mta = $2`, m.ID, host); n != 4 {
+		t.Errorf("%d attempts name the host, want 4", n)
+	}
+}
+
 // A delay is told once, when its time has come, and the recipient waits on.
 func TestDelayNotice(t *testing.T) {
 	t.Parallel()

@@ -186,9 +186,9 @@ func (s *settles) finish(group []ending) {
 const sqlOutcomes = `
 with o as materialized (select * from unnest($1::uuid[], $2::int[], $3::bigint[], $4::text[], $5::timestamptz[], $6::timestamptz[],
 	$7::int[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::boolean[], $15::boolean[],
-	$16::interval[], $17::boolean[], $18::text[], $19::text[], $20::boolean[])
+	$16::interval[], $17::boolean[], $18::text[], $19::text[], $20::text[], $21::boolean[])
 	as o(message_id, n, epoch, result, at, started_at, code, enhanced, text, mta, addr, tls, upstream, outcome_unknown, dsn_passed,
-		retry_in, released, local, domain, suspended)`
+		retry_in, released, local, domain, waits_for, ours)`
 
 // sqlEndings takes a group as it is, sqlEndingsAgain without what an earlier attempt has
 // recorded: those rows may be claimed again by now, by the same epoch.
@@ -212,7 +212,7 @@ const sqlEnd = `
 h as (insert into attempt (message_id, n, at, epoch, result, started_at, local, domain, reply_code, reply_enhanced, reply_text,
 		remote_mta, remote_addr, tls, upstream, node, outcome_unknown, possible_duplicate, dsn_passed, fenced)
 	select e.message_id, e.n, e.at, e.epoch, e.result, e.started_at, e.local, e.domain, e.code, e.enhanced, e.text,
-		e.mta, e.addr, e.tls, e.upstream, $21, e.outcome_unknown, e.duplicate, e.dsn_passed, e.fenced
+		e.mta, e.addr, e.tls, e.upstream, $22, e.outcome_unknown, e.duplicate, e.dsn_passed, e.fenced
 	from (select k.*, false as fenced from k
 		union all
 		select o.*, o.outcome_unknown or o.result = 'delivered', true from o
@@ -278,25 +278,27 @@ back as (update recipient r set owner = null, dot_possible = false, next_attempt
 kept as (update recipient r set owner = null, dot_possible = false,
 		state = case when m.fails then 'failed' else 'queued' end,
 		held_at = case when not m.fails then held_since(r.message_id, r.held_at) end, last_upstream = m.upstream,
-		waits_for = case when m.suspended and not m.fails then case m.upstream when 'mx' then 'mx ' || r.domain_key else 'upstream ' || m.upstream end end,
+		waits_for = case when not m.fails then nullif(m.waits_for, '') end,
 		possible_duplicate = r.possible_duplicate or m.outcome_unknown,
 		attempts = r.attempts + case m.result when 'expired' then 0 else 1 end,
 		next_attempt_at = least(now() + m.retry_in, r.expires_at),
 		notice_at = case when m.fails then now()
 			when r.delay_noticed or r.tell & 2 = 0 then r.notice_at
-			else coalesce(r.notice_at, r.accepted_at + $22::interval) end,
+			else coalesce(r.notice_at, r.accepted_at + $23::interval) end,
 		last_attempt_at = case m.result when 'expired' then r.last_attempt_at else m.at end,
 		reply_code = case when m.late then 451 else m.code end,
 		reply_enhanced = case when m.late then '4.4.7' else m.enhanced end,
-		reply_text = case when m.late then 'Delivery time expired, last reply: ' || m.code || ' ' || m.enhanced || ' ' || m.text
+		reply_text = case when m.late then 'Delivery time expired, last reply: ' || m.code || ' ' || m.enhanced || ' ' || m.text ||
+				case when m.mta <> '' and not m.ours then ' (said by ' || m.mta || ')' else '' end
 			when m.result = 'expired' and r.reply_code > 0
-				then m.text || ', last reply: ' || r.reply_code || ' ' || r.reply_enhanced || ' ' || r.reply_text
+				then m.text || ', last reply: ' || r.reply_code || ' ' || r.reply_enhanced || ' ' || r.reply_text ||
+				case when r.remote_mta <> '' then ' (said by ' || r.remote_mta || ')' else '' end
 			else m.text end,
-		remote_mta = case m.result when 'expired' then r.remote_mta else m.mta end
+		remote_mta = case when m.ours or m.late or m.result = 'expired' then '' else m.mta end
 	from mine m
 	where r.message_id = m.message_id and r.n = m.n and not m.released and not (m.fails and m.tell & 1 = 0)),
 k as (select m.message_id, m.n, m.epoch, case when m.late then 'expired' else m.result end as result, m.at, m.started_at, m.code, m.enhanced, m.text, m.mta, m.addr, m.tls, m.upstream,
-	m.outcome_unknown, m.dsn_passed, m.retry_in, m.released, m.local, m.domain, m.suspended, m.duplicate from mine m),` + sqlEnd
+	m.outcome_unknown, m.dsn_passed, m.retry_in, m.released, m.local, m.domain, m.waits_for, m.ours, m.duplicate from mine m),` + sqlEnd
 
 // attempt writes a group once: one round trip, one transaction.
 func (s *settles) attempt(group []ending, again bool) error {
@@ -402,9 +404,9 @@ type endings struct {
 	n, code                                     []int32
 	epoch                                       []int64
 	result, enhanced, text, mta, addr, tls, via []string
-	local, domain                               []string
+	local, domain, waits                        []string
 	at, started                                 []time.Time
-	unknown, passed, released, suspended        []bool
+	unknown, passed, released, ours             []bool
 	retry                                       []time.Duration
 }
 
@@ -413,7 +415,7 @@ func (c *endings) len() int { return len(c.id) }
 // fill takes the endings of a group that are deliveries, or those that are not.
 func (c *endings) fill(group []ending, delivered bool) *endings {
 	*c = endings{id: c.id[:0], n: c.n[:0], code: c.code[:0], epoch: c.epoch[:0], result: c.result[:0], enhanced: c.enhanced[:0],
-		text: c.text[:0], mta: c.mta[:0], addr: c.addr[:0], tls: c.tls[:0], via: c.via[:0], local: c.local[:0], domain: c.domain[:0], suspended: c.suspended[:0],
+		text: c.text[:0], mta: c.mta[:0], addr: c.addr[:0], tls: c.tls[:0], via: c.via[:0], local: c.local[:0], domain: c.domain[:0], waits: c.waits[:0], ours: c.ours[:0],
 		at: c.at[:0], started: c.started[:0], unknown: c.unknown[:0], passed: c.passed[:0], released: c.released[:0], retry: c.retry[:0]}
 	for i := range group {
 		e := &group[i]
@@ -447,13 +449,17 @@ func (c *endings) add(e *ending) {
 	c.tls, c.via = append(c.tls, storable(e.TLS)), append(c.via, storable(e.Upstream))
 	c.unknown, c.passed = append(c.unknown, e.Unknown), append(c.passed, e.DSNPassed)
 	c.retry, c.released = append(c.retry, max(e.RetryIn, 0)), append(c.released, e.release)
-	c.suspended = append(c.suspended, e.Suspended)
+	waits := ""
+	if e.Suspended {
+		waits = Way(e.Upstream, e.Recipient.DomainKey())
+	}
+	c.waits, c.ours = append(c.waits, storable(waits)), append(c.ours, e.Ours)
 	c.local, c.domain = append(c.local, storable(e.Recipient.Local)), append(c.domain, storable(e.Recipient.Domain))
 }
 
 func (c *endings) args() []any {
 	return []any{c.id, c.n, c.epoch, c.result, c.at, c.started, c.code, c.enhanced, c.text, c.mta, c.addr, c.tls, c.via,
-		c.unknown, c.passed, pgtype.FlatArray[time.Duration](c.retry), c.released, c.local, c.domain, c.suspended}
+		c.unknown, c.passed, pgtype.FlatArray[time.Duration](c.retry), c.released, c.local, c.domain, c.waits, c.ours}
 }
 
 // expiredReply is what a recipient fails with when its lifetime ended while it

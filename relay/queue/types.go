@@ -136,7 +136,8 @@ type Outcome struct {
 	Epoch     int64
 	Result    Result
 	Reply     smtp.Reply // the server's, or one made up for trouble without a reply
-	RemoteMTA string     // the host that said it (RFC 3464 Remote-MTA), "" if none did
+	RemoteMTA string     // the host that said it (RFC 3464 Remote-MTA) unless it is Ours, "" if none was talked to
+	Ours      bool       // Reply is made up, of what RemoteMTA did or lacks
 	RemoteIP  netip.AddrPort
 	TLS       string // TLS facts of the attempt, "" in clear
 	Upstream  string // name of the upstream, or "mx"
@@ -184,7 +185,7 @@ type NoticeRecipient struct {
 	ORcptType   string
 	ORcpt       string
 	Reply       smtp.Reply
-	RemoteMTA   string
+	RemoteMTA   string // that said Reply; "" if the relay did
 	LastAttempt time.Time
 	WillRetryTo time.Time // delay notices: when the lifetime ends
 }
