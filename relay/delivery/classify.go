@@ -37,7 +37,7 @@ func classify(facts queue.Outcome, rcpts []queue.Recipient, res smtp.Result, ret
 		if o.Result == queue.Deferred && (!complete(o.Reply) || o.Reply.IsPositive()) {
 			o.Unknown = res.DotSent
 			o.Reply, o.Ours = troubleReply(res)
-			if !interruption.IsZero() && interruption.Code == rcpts[i].LastCode {
+			if !interruption.IsZero() && interruption.Code == rcpts[i].LastCode && rcpts[i].LastMidText {
 				o.Result = judge(interruption, false, facts.Upstream != viaMX)
 			}
 		}
@@ -183,7 +183,7 @@ func troubleReply(res smtp.Result) (r smtp.Reply, ours bool) {
 		return stage.Reply, false
 	}
 	if said := interruptionIn(res); !said.IsZero() {
-		said.Text += " (said in the middle of the message)"
+		said.Text += queue.MidText
 		return said, false
 	}
 	where := inWords[stage.Stage]

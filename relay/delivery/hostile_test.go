@@ -269,7 +269,7 @@ func (f *fray) message(t *testing.T) *queue.Delivery {
 	d.Message.Sender = address(t, d.Message.ID.String()+"@sender.test") // for check to know it again
 	d.Message.UserID = int64(f.draw(3))
 	for i := range d.Recipients {
-		d.Recipients[i].LastCode = []int{0, 521, 552, 554}[f.draw(4)]
+		d.Recipients[i].LastCode, d.Recipients[i].LastMidText = []int{0, 521, 552, 554}[f.draw(4)], f.draw(2) == 0
 	}
 	if f.draw(30) == 0 {
 		d.Body.(*fakeBody).ReaderAt = brokenBody{f, d.Body.(*fakeBody).ReaderAt}

@@ -14,6 +14,7 @@ func after(t *testing.T, code int) *queue.Delivery {
 	t.Helper()
 	d := message(t, "user@one.test")
 	d.Recipients[0].Attempts, d.Recipients[0].LastCode = min(code, 1), code
+	d.Recipients[0].LastMidText = code/10 == 55
 	return d
 }
 
@@ -121,6 +122,23 @@ func Test552Twice(t *testing.T) {
 					t.Errorf("%s %v, want %s %s", o.Result, o.Reply, test.result, test.reply)
 				}
 			})
+		}
+	}
+}
+
+// Test552NotTwice: the same code as the answer to a command, or as a greeting, is not the
+// same refusal.
+func Test552NotTwice(t *testing.T) {
+	t.Parallel()
+	for _, said := range []string{"552 5.3.4 too big", "554 5.7.1 spam"} {
+		servers, cfg := mxHosts(t, 1)
+		servers[0].On(smtptest.PhaseBody, smtptest.Always(smtptest.Then(smtptest.Reply(said), smtptest.Close())))
+		cfg.Routes = routes{}
+		d := after(t, 0)
+		d.Recipients[0].Attempts, d.Recipients[0].LastCode = 1, map[byte]int{'2': 552, '4': 554}[said[2]]
+		d.Body = newBody(strings.Repeat("x\r\n", 5<<20))
+		if o := attempt(t, cfg, d); o.Result != queue.Deferred {
+			t.Errorf("%s %v", o.Result, o.Reply)
 		}
 	}
 }

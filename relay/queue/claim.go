@@ -255,7 +255,12 @@ update recipient r set owner = $5, dot_possible = not $6, waits_for = null
 from ranked
 where r.message_id = ranked.message_id and r.n = ranked.n and ranked.nth <= $2 and coalesce(r.owner, 0) = 0
 returning r.message_id, r.n, r.domain_key, r.local, r.domain, r.notify, r.orcpt_type, r.orcpt, r.attempts, r.possible_duplicate,
-	r.delay_noticed, extract(epoch from r.expires_at - now())::float8, r.reply_code`
+	r.delay_noticed, extract(epoch from r.expires_at - now())::float8, r.reply_code,
+	r.reply_text like '%` + MidText + `'`
+
+// MidText ends the text of an Outcome's Reply that the server gave in the middle of the
+// message's text, and not to a command.
+const MidText = " (said in the middle of the message)"
 
 type claimedRow struct {
 	id  ID
@@ -282,7 +287,7 @@ func (c *claims) take(ctx context.Context, conn *pgx.Conn, want ClaimRequest, do
 		var left float64
 		r := &c.r
 		err := row.Scan(&c.id, &r.N, &c.key, &r.Address.Local, &r.Address.Domain, &notify, &r.ORcptType, &r.ORcpt, &r.Attempts,
-			&r.PossibleDuplicate, &r.DelayNoticed, &left, &r.LastCode)
+			&r.PossibleDuplicate, &r.DelayNoticed, &left, &r.LastCode, &r.LastMidText)
 		r.Notify, r.Expires = smtp.Notify(notify), time.Duration(left*float64(time.Second))
 		return c, err
 	})

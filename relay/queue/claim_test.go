@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"postern/internal/pgtest"
+	"postern/relay/smtp"
 )
 
 // A destination gets no more than its share, and a large one does not hide the small.
@@ -251,5 +252,24 @@ func TestH1BusyUsers(t *testing.T) {
 	}
 	if got := claimAll(t, q, ClaimRequest{Messages: 10, PerDestination: 10}); len(got) != 2 {
 		t.Errorf("claimed %d when nobody is busy, want 2", len(got))
+	}
+}
+
+// A refusal in the middle of the message is known as that at the next attempt: its code
+// alone may have been the answer to a command.
+func TestLastMidText(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	m, d := put(t, q, true, "a@example.net", "b@example.net")
+	mid, plain := outcome(d, 0, Deferred), outcome(d, 1, Deferred)
+	mid.Reply, plain.Reply = smtp.Permanent(552, 3, 4, "100% too big"+MidText), smtp.Permanent(552, 5, 3, "too many")
+	q.Settle(mid, plain)
+	becomes(t, db, m.ID, "0 queued;1 queued")
+	exec(t, db, `update recipient set next_attempt_at = now()`)
+	for _, r := range claimAll(t, q, all)[0].Recipients {
+		if r.LastCode != 552 || r.LastMidText != (r.N == 0) {
+			t.Errorf("%+v", r)
+		}
 	}
 }

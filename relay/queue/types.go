@@ -102,6 +102,7 @@ type Recipient struct {
 	ORcpt             string
 	Attempts          int  // attempts finished before this one
 	LastCode          int  // code of the reply that the last of them ended with; 0 before the first
+	LastMidText       bool // that reply was MidText
 	PossibleDuplicate bool // an earlier attempt may have delivered
 	DelayNoticed      bool
 	Expires           time.Duration // time left of its lifetime at the claim; ≤ 0 is over
