@@ -16,6 +16,7 @@ import (
 
 	"postern/internal/pg"
 	"postern/internal/pgserver"
+	"postern/relay/queue"
 )
 
 // connectLimit bounds how long a command waits for the database to answer.
@@ -134,22 +135,22 @@ func (c *connector) connect(ctx context.Context, url string) (*pgx.Conn, error) 
 	defer cancel()
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return nil, &connectError{url, err}
+		return nil, &unreachableError{url, err}
 	}
 	return conn, nil
 }
 
-// connectError says where no connection could be made, and why.
-type connectError struct {
+// unreachableError says where no connection could be made, and why.
+type unreachableError struct {
 	url string
 	err error
 }
 
-func (e *connectError) Error() string {
+func (e *unreachableError) Error() string {
 	return fmt.Sprintf("cannot use the database at %s: %s", redactURL(e.url), connectReason(e.err))
 }
 
-func (e *connectError) Unwrap() error { return e.err }
+func (e *unreachableError) Unwrap() error { return e.err }
 
 const (
 	// watchEvery is how often a command looks whether the database is still there.
@@ -157,9 +158,6 @@ const (
 	// watchTries is how many looks in a row must get no answer until it counts as gone.
 	watchTries = 3
 )
-
-// sqlServer tells one life of a server from others.
-const sqlServer = `select pg_postmaster_start_time()`
 
 // watched calls do with a connection and looks beside it, over others, whether that
 // connection's server is still there: a server whose processes stand still, or another one
@@ -172,8 +170,8 @@ func (c *connector) watched(ctx context.Context, url string, do func(conn *pgx.C
 	defer conn.Close(context.WithoutCancel(ctx))
 	limited, cancel := context.WithTimeout(ctx, connectLimit)
 	defer cancel()
-	var server time.Time
-	if err := conn.QueryRow(limited, sqlServer).Scan(&server); err != nil {
+	server, err := queue.ServerStart(limited, conn)
+	if err != nil {
 		return fmt.Errorf("ask the database when it started: %w", err)
 	}
 	watching, stop := context.WithCancel(ctx)
@@ -218,8 +216,7 @@ func (c *connector) lookAgain(ctx context.Context, url string) (server time.Time
 		return server, err
 	}
 	defer conn.Close(ctx)
-	err = conn.QueryRow(ctx, sqlServer).Scan(&server)
-	return server, err
+	return queue.ServerStart(ctx, conn)
 }
 
 // databaseURLError does not repeat the URL: it may hold a password.

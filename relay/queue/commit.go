@@ -19,11 +19,6 @@ const (
 	largeCommitters = 4
 )
 
-const (
-	slowCommit = time.Second      // after so long the heartbeat looks whether the server is there
-	tryTime    = 20 * time.Second // after so long a commit counts as in doubt and is asked after
-)
-
 // commits is the accepting half: the committers, and the voider behind them.
 type commits struct {
 	q     *Queue
@@ -173,7 +168,7 @@ func (c *committer) transact(jobs []*job, again bool) error {
 		return err
 	}
 	// It may wait for the disk, or for a server that will never answer.
-	slow := time.AfterFunc(slowCommit, c.q.epochs.lookNow)
+	slow := time.AfterFunc(c.q.waits.slowCommit, c.q.epochs.lookNow)
 	defer slow.Stop()
 	if hook := c.q.faults.beforeCommit; hook != nil {
 		if err := hook(conn); err != nil {
@@ -553,7 +548,7 @@ func (g *group) addBody(j *job) error {
 }
 
 func (g *group) exec(ctx context.Context, conn *pgx.Conn, q *Queue, jobs []*job, again bool) error {
-	ctx, cancel := context.WithTimeout(ctx, tryTime)
+	ctx, cancel := context.WithTimeout(ctx, q.waits.try)
 	defer cancel()
 	inserted, err := g.query(ctx, conn, q, jobs, again)
 	if err == nil && inserted == 0 && !again && !slices.ContainsFunc(jobs, func(j *job) bool { return j.over != nil }) {
@@ -580,7 +575,7 @@ func (g *group) queryAndCommit(ctx context.Context, conn *pgx.Conn, q *Queue, jo
 	batch := &pgx.Batch{}
 	batch.Queue(sql, args...).QueryRow(func(row pgx.Row) error { return row.Scan(results...) })
 	batch.Queue("commit")
-	ctx, cancel := context.WithTimeout(ctx, tryTime)
+	ctx, cancel := context.WithTimeout(ctx, q.waits.try)
 	defer cancel()
 	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
 		return 0, fmt.Errorf("insert and commit: %w", err)

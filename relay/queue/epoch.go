@@ -32,17 +32,20 @@ type epochs struct {
 	found   time.Time             // of the one that s is connected to
 }
 
-// beatTime is what a heartbeat may take before it is tried over another connection: a
-// server whose processes stand still is only found out by that.
-const beatTime = 2 * time.Second
-
 // sqlServer tells one life of a server from others.
 const sqlServer = `select pg_postmaster_start_time()`
 
+// ServerStart asks when the server of conn started: that tells it from one in its place.
+func ServerStart(ctx context.Context, conn *pgx.Conn) (start time.Time, err error) {
+	err = conn.QueryRow(ctx, sqlServer).Scan(&start)
+	return start, err
+}
+
 func newEpochs(q *Queue) *epochs {
 	e := &epochs{q: q, s: newSession(q.cfg.WorkPool, tuneWork), hurry: make(chan struct{}, 1)}
-	e.s.onConnect = func(ctx context.Context, conn *pgx.Conn) error {
-		return conn.QueryRow(ctx, sqlServer).Scan(&e.found)
+	e.s.onConnect = func(ctx context.Context, conn *pgx.Conn) (err error) {
+		e.found, err = ServerStart(ctx, conn)
+		return err
 	}
 	return e
 }
@@ -145,7 +148,7 @@ func (e *epochs) step(ctx context.Context, lost int64) int64 {
 	if lost != 0 {
 		return e.replace(ctx, lost)
 	}
-	err := e.beat(ctx, min(beatTime, patience))
+	err := e.beat(ctx, min(e.q.waits.beat, patience))
 	var connect *connectError
 	if isDown(err) && !errors.As(err, &connect) && !errors.Is(err, errEpochLost) {
 		err = e.beat(ctx, patience) // over a new connection: the old one may be from before a restart

@@ -75,6 +75,7 @@ type Queue struct {
 
 	recovered recovered
 	faults    faults
+	waits     waits
 
 	entry    sync.RWMutex // guards closing against a submission that enters
 	closing  bool
@@ -83,6 +84,15 @@ type Queue struct {
 	stop     context.CancelFunc
 	stopped  chan struct{} // closed when the background work ends
 	loops    sync.WaitGroup
+}
+
+// waits is how long an answer of the database is waited for, which tests shorten.
+type waits struct {
+	slowCommit time.Duration // 1 s: then the heartbeat looks whether the server is there
+	try        time.Duration // 20 s: then a commit counts as in doubt and is asked after
+	// 2 s: then a heartbeat is tried over another connection. A server whose processes stand
+	// still is only found out by that.
+	beat time.Duration
 }
 
 // faults are places where tests make the database fail; nil does nothing.
@@ -120,6 +130,7 @@ func (c Config) withDefaults() Config {
 // connections of their own, at most seventeen, outside the pools' limits.
 func New(cfg Config) *Queue {
 	q := &Queue{cfg: cfg.withDefaults(), clock: bootClock{}, held: newHeld(), stopped: make(chan struct{})}
+	q.waits = waits{slowCommit: time.Second, try: 20 * time.Second, beat: 2 * time.Second}
 	q.log = q.cfg.Log
 	q.times.Store(&Times{q.cfg.Lifetime, q.cfg.DelayNotice, q.cfg.History})
 	q.epochs = newEpochs(q)
