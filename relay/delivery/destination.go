@@ -154,27 +154,27 @@ func (d *destination) suspended(now time.Time) bool {
 	return d.suspensions > 0 && d.live == 0 && now.Before(d.retryAt)
 }
 
-// hindrance is why j is not to be sent now, nil if it may. mu is held.
-func (d *destination) hindrance(j *job) *trouble {
+// hindrance is why j is not to be sent before until, nil if it may be. mu is held.
+func (d *destination) hindrance(j *job) (t *trouble, until time.Time) {
 	now := time.Now()
 	switch a := &d.apart; {
 	case d.suspended(now):
-		return d.trouble
+		return d.trouble, d.retryAt
 	case a.trouble != nil && a.user == j.user() && now.Before(a.until):
-		return a.trouble
+		return a.trouble, a.until
 	}
-	return nil
+	return nil, now
 }
 
 // add gives the destination a job. Only the dispatcher calls it.
 func (d *destination) add(j *job, up *route.Upstream) {
 	d.mu.Lock()
 	d.update(up)
-	t := d.hindrance(j)
+	t, until := d.hindrance(j)
 	switch {
 	case t != nil:
 		d.mu.Unlock()
-		d.giveUp([]*job{j}, t)
+		d.putOff(j, t, until)
 		return
 	case d.giveIdle(j):
 	case d.full(1):
@@ -285,7 +285,8 @@ func (d *destination) currentVersion() int {
 // putBack puts a job that was not begun in front of the line.
 func (d *destination) putBack(j *job) {
 	d.mu.Lock()
-	closing, t := d.e.closing.Load(), d.hindrance(j)
+	closing := d.e.closing.Load()
+	t, until := d.hindrance(j)
 	if !closing && t == nil {
 		d.waiting.pushFront(j)
 	}
@@ -294,7 +295,7 @@ func (d *destination) putBack(j *job) {
 	case closing:
 		d.e.release(j, 0)
 	case t != nil:
-		d.giveUp([]*job{j}, t)
+		d.putOff(j, t, until)
 	}
 }
 
@@ -557,6 +558,20 @@ func (d *destination) suspend(t *trouble) []*job {
 	d.e.cfg.Log.Warn("destination suspended", "via", d.via, "domain", d.domain,
 		"for", wait, "reply", t.reply.String(), "error", t.err)
 	return d.waiting.drain()
+}
+
+// putOff lets a job wait whose destination is left alone until then. That is not an
+// attempt: nothing was tried for it.
+func (d *destination) putOff(j *job, t *trouble, until time.Time) {
+	d.mu.Lock()
+	d.owes = d.owes || !t.ofUser
+	d.mu.Unlock()
+	outcomes := make([]queue.Outcome, len(j.rcpts))
+	for i := range j.rcpts {
+		outcomes[i] = t.waiting(d, j, &j.rcpts[i], until)
+	}
+	d.e.settle(j, j.rcpts, outcomes, t.err)
+	d.e.end(j)
 }
 
 // giveUp settles jobs by the destination's trouble: deferred until it is over at

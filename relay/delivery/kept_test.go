@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -261,6 +262,38 @@ func TestR2Suspension(t *testing.T) {
 		synctest.Wait()
 		if got := q.takeRecovered(); len(got) != 1 || got[0] != queue.Way("sink", "") {
 			t.Errorf("recovered: %q", got)
+		}
+	})
+}
+
+// TestR2NothingWasTried: what comes while its destination is suspended was not tried: it
+// counts no attempt and says what it waits for.
+func TestR2NothingWasTried(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := smtptest.New(smtptest.Config{})
+		defer server.Close()
+		q := newFakeQueue()
+		e := newEngine(q, Config{Routes: routes{def: piped}, NoClaim: true})
+		down, dials := pipes(e, server)
+		down.Store(true)
+		e.Start()
+		defer stop(t, e)
+		for n, want := range []queue.Outcome{
+			{Reply: smtp.Temporary(451, 4, 1, "upstream sink"), Suspended: true},
+			{Reply: smtp.Temporary(451, 4, 1, "waits for upstream sink, left alone until 00:00:30 UTC after \"451 4.4.1 upstream sink"), Suspended: true, NotAnAttempt: true},
+		} {
+			d := message(t, "a@one.test")
+			d.Message.AcceptedAt = time.Now().Add(-time.Hour)
+			e.Take(d)
+			synctest.Wait()
+			o := q.outcome(t, d, 0)
+			if o.NotAnAttempt != want.NotAnAttempt || o.Suspended != want.Suspended || !strings.HasPrefix(o.Reply.String(), want.Reply.String()) || dials.Load() != 1 {
+				t.Errorf("message %d: %+v after %d dials", n+1, o, dials.Load())
+			}
+			if want.NotAnAttempt && (o.RetryIn < 50*time.Minute || o.RetryIn > 70*time.Minute) {
+				t.Errorf("mail of an hour is looked at again after %v, want the step of the schedule for its age", o.RetryIn)
+			}
 		}
 	})
 }

@@ -48,6 +48,14 @@ func step(table []time.Duration, n int) time.Duration {
 	return table[min(max(n, 0), len(table)-1)]
 }
 
+// stepAt is how far mail of that age has come in a table of waits.
+func stepAt(table []time.Duration, age time.Duration) (n int) {
+	for ; n < len(table)-1 && age > table[n]; n++ {
+		age -= table[n]
+	}
+	return n
+}
+
 // retryWait is the wait before the next attempt, attempts being those finished
 // before the one that has just ended. It varies by a tenth up or down with the
 // message, so that what failed together does not come back together; recipients

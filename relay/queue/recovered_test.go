@@ -43,6 +43,31 @@ func TestR2Recovered(t *testing.T) {
 	}
 }
 
+// TestR2NothingWasTried: mail that came while its destination was left alone waits for it
+// without an attempt and without a line in the history. Its delay notice comes at its time
+// all the same, and it does not outlive its lifetime.
+func TestR2NothingWasTried(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	m, d := put(t, q, true, "a@one.example")
+	end := outcome(d, 0, Deferred)
+	end.Upstream, end.Suspended, end.NotAnAttempt, end.RetryIn = "mx", true, true, 1000*time.Hour
+	q.Settle(end)
+	becomes(t, db, m.ID, "0 queued")
+	if n := count(t, db, `select count(*) from recipient where attempts = 0 and last_attempt_at is null and reply_text = 'later'
+		and waits_for = 'mx one.example' and notice_at > now() + interval '3 hours' and next_attempt_at = expires_at`); n != 1 {
+		t.Error("the row is not as it should be")
+	}
+	if got := history(t, db, m.ID); got != "" {
+		t.Errorf("history %q", got)
+	}
+	q.Recovered(Way("mx", "one.example"))
+	if got := claimAll(t, q, all); got[0].Recipients[0].Attempts != 0 {
+		t.Errorf("claimed %+v", got[0].Recipients)
+	}
+}
+
 // A claim ends the wait: the row is being tried.
 func TestR2ClaimEndsTheWait(t *testing.T) {
 	t.Parallel()

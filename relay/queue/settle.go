@@ -248,8 +248,8 @@ k as (select * from gone union all select * from kept),` + sqlEnd
 // sqlUndelivered ends the other attempts: back to waiting, or failed when the server
 // said so or the lifetime is over; a row whose failure nobody wants to hear of is deleted
 // immediately. When a notice failed an admin is told (TellLost).
-// What was no attempt leaves its reason in the row, for the queue's listing to show, and
-// nothing in the history.
+// What was no attempt leaves its reason in the row, for the queue's listing and a delay
+// notice to show, and nothing in the history.
 const (
 	sqlUndelivered      = sqlEndings + sqlUndeliver
 	sqlUndeliveredAgain = sqlEndingsAgain + sqlUndeliver
@@ -268,7 +268,10 @@ gone as (delete from recipient r using mine m
 lost as (update notice t set lost = case when m.late or m.result = 'expired' then 'expired' else 'failed' end, lost_at = now()
 	from mine m
 	where t.message_id = m.message_id and m.fails and m.tell & 1 = 0 and t.lost is null),
-back as (update recipient r set owner = null, dot_possible = false, next_attempt_at = now() + m.retry_in,
+back as (update recipient r set owner = null, dot_possible = false, next_attempt_at = least(now() + m.retry_in, r.expires_at),
+		waits_for = nullif(m.waits_for, ''),
+		notice_at = case when m.code = 0 or r.delay_noticed or r.tell & 2 = 0 then r.notice_at
+			else coalesce(r.notice_at, r.accepted_at + $23::interval) end,
 		held_at = held_since(r.message_id, r.held_at),
 		reply_code = case when m.code > 0 then m.code else r.reply_code end,
 		reply_enhanced = case when m.code > 0 then m.enhanced else r.reply_enhanced end,

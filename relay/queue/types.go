@@ -155,7 +155,7 @@ type Outcome struct {
 	// alone after trouble: it is due when the destination has Recovered.
 	Suspended bool
 	// NotAnAttempt records nothing in the history and counts no attempt: the
-	// recipient goes back to waiting (no route, destination busy).
+	// recipient goes back to waiting (no route, destination busy or left alone).
 	NotAnAttempt bool
 }
 
