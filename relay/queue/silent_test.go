@@ -3,6 +3,7 @@ package queue
 import (
 	"bytes"
 	"context"
+	"errors"
 	"net"
 	"sync/atomic"
 	"testing"
@@ -91,7 +92,11 @@ func TestSlowCommitIsLookedAfter(t *testing.T) {
 	q := start(t, handConfig(db, "a"), func(q *Queue) {
 		q.waits.slowCommit = time.Millisecond
 		q.faults.beforeCommit = func(*pgx.Conn) error {
-			eventually(t, "a heartbeat beside the commit", func() bool { return q.epochs.current.Load().sent != before })
+			for end := time.Now().Add(patience); q.epochs.current.Load().sent == before; time.Sleep(5 * time.Millisecond) {
+				if time.Now().After(end) {
+					return errors.New("no heartbeat beside the commit")
+				}
+			}
 			return nil
 		}
 	})
