@@ -51,12 +51,11 @@ func (t *trouble) outcome(d *destination, j *job, rcpt *queue.Recipient, away ti
 // waiting is what t means for a recipient that comes while its destination is left alone.
 func (t *trouble) waiting(d *destination, j *job, rcpt *queue.Recipient, until time.Time) queue.Outcome {
 	now := time.Now()
-	e := t.reply.Enhanced
 	text := "waits for " + d.key + ", left alone until " + until.UTC().Format(time.TimeOnly) + " UTC after " + smtp.Excerpt(t.reply.String())
 	schedule := d.e.cfg.Schedule
 	return queue.Outcome{
 		Message: j.Message.ID, N: rcpt.N, Recipient: rcpt.Address, Epoch: j.Epoch,
-		Result: queue.Deferred, Reply: smtp.Temporary(451, e.Subject, e.Detail, text), Ours: true, Upstream: d.via,
+		Result: queue.Deferred, Reply: smtp.Temporary(451, 4, 1, text), Ours: true, Upstream: d.via,
 		StartedAt: now, At: now, NotAnAttempt: true, Suspended: !t.ofUser,
 		RetryIn: max(until.Sub(now), retryWait(schedule, stepAt(schedule, now.Sub(j.Message.AcceptedAt)), j.Message.ID)),
 	}
