@@ -44,6 +44,9 @@ in [retention] of the configuration.`,
 			}
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
 				list, err := users.Audit(ctx, f)
+				if err == nil && len(list) == 0 {
+					err = concernsSomebody(ctx, users, f.User)
+				}
 				if err != nil {
 					return err
 				}
@@ -65,6 +68,20 @@ in [retention] of the configuration.`,
 	fl.IntVar(&f.Limit, "limit", 100, "print at most `N` lines")
 	fl.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+// concernsSomebody fails when the name is no user's and was none's, as far back as the
+// audit goes.
+func concernsSomebody(ctx context.Context, users *accounts, name string) error {
+	if name == "" {
+		return nil
+	}
+	past, err := users.Audit(ctx, auth.DeedFilter{User: name, Limit: 1})
+	if err != nil || len(past) > 0 {
+		return err
+	}
+	_, _, err = userNamed(ctx, users.pool, name)
+	return err
 }
 
 // numbered finds a user that the queue knew by number only.

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/auth"
+	"postern/relay/queue"
 )
 
 // names are user names by id, for what the queue knows by id only.
@@ -40,4 +43,18 @@ func userNamed(ctx context.Context, pool *pgxpool.Pool, name string) (id int64, 
 		return 0, "", fmt.Errorf("no user is named %q: see 'postern user list'", name)
 	}
 	return u.ID, canonical, err
+}
+
+// upstreamNamed finds an upstream. One that was removed is known for as long as mail is in
+// the queue that was last tried by it.
+func upstreamNamed(ctx context.Context, pool *pgxpool.Pool, name string) error {
+	there, err := upstreamsOrMX(ctx, pool, "")
+	if err != nil || slices.Contains(there, name) {
+		return err
+	}
+	left, err := queue.NewAdmin(pool).List(ctx, queue.Filter{Upstream: name, Limit: 1})
+	if err != nil || len(left) > 0 {
+		return err
+	}
+	return fmt.Errorf("no upstream is named %q; there are %s", name, strings.Join(there, ", "))
 }

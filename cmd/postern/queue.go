@@ -20,7 +20,7 @@ import (
 func (a *app) queueCmd() *cobra.Command {
 	return noun("queue", "mail that waits or is being sent",
 		a.queueListCmd(), a.queueShowCmd(), a.queueShapeCmd(), a.queueRetryCmd(), a.queueHoldCmd(), a.queueReleaseCmd(),
-		a.queueCancelCmd(), a.queueHoldsCmd())
+		a.queueCancelCmd(), a.queueHoldsCmd(), a.queueLostCmd())
 }
 
 // withQueue runs a command's work on the queue in the name of who called it.

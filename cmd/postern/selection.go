@@ -125,7 +125,12 @@ func (s *selection) resolve(ctx context.Context, pool *pgxpool.Pool, f *queue.Fi
 		}
 	}
 	if f.CredentialID != 0 {
-		_, err = auth.NewStore(pool).Credential(ctx, f.CredentialID)
+		if _, err = auth.NewStore(pool).Credential(ctx, f.CredentialID); err != nil {
+			return err
+		}
 	}
-	return err
+	if f.Upstream != "" {
+		return upstreamNamed(ctx, pool, f.Upstream)
+	}
+	return nil
 }

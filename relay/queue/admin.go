@@ -135,7 +135,7 @@ type Accepted struct {
 	ClientHello  string     `json:"client_hello,omitempty"`
 	Listener     string     `json:"listener,omitempty"`
 	TLS          string     `json:"tls,omitempty"`
-	Rule         string     `json:"rule,omitempty"`  // of the policy, that allowed the sender
+	Rule         string     `json:"rule,omitempty"`  // of the policy, that allowed the sender; and what was removed before the header
 	Usage        string     `json:"usage,omitempty"` // of its limits, with this message
 	Node         string     `json:"node"`
 	VoidedAt     *time.Time `json:"voided_at,omitempty"` // refused after all
@@ -241,6 +241,27 @@ func (h *History) findNotices(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
+// sqlLostList is the newest losses, told or not.
+const sqlLostList = `
+select t.message_id, t.about, t.kind, t.lost, t.lost_at, coalesce(last.local, ''), coalesce(last.domain, ''),
+	coalesce(last.reply_code, 0), coalesce(last.reply_enhanced, ''), coalesce(last.reply_text, '')
+from (select message_id, about, kind, lost, lost_at from notice where lost is not null order by lost_at desc, message_id limit $1) t` + lastTry + `
+order by t.lost_at desc, t.message_id`
+
+// Lost lists the notices that were lost, the latest loss first, for as long as the history
+// has them.
+func (a *Admin) Lost(ctx context.Context, limit int) ([]NoticeEnd, error) {
+	rows, err := a.db.Query(ctx, sqlLostList, limit)
+	if err != nil {
+		return nil, fmt.Errorf("list lost notices: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, scanNoticeEnd)
+	if err != nil {
+		return nil, fmt.Errorf("list lost notices: %w", err)
+	}
+	return list, nil
+}
+
 // Show is Trace without the attempts and the notices.
 func (a *Admin) Show(ctx context.Context, id ID) (*History, error) {
 	var h *History
@@ -299,30 +320,32 @@ func scanNoticeEnd(row pgx.CollectableRow) (NoticeEnd, error) {
 	return n, err
 }
 
-// sqlFind finds messages by the Message-ID field $1, or by an address $2 of the
-// sender or of a recipient, the newest first.
+// sqlFind finds messages by the Message-ID field $1, or by the spellings $2 of an address
+// of the sender or of a recipient, the newest first. Each spelling is looked for by itself,
+// for which an index has the newest first.
 const sqlFind = `
 select id from (
 	(select id from message where header_id = $1 and $1 <> '' order by id desc limit $3)
 	union
-	(select id from message where lower(sender_local || '@' || sender_domain) = $2 and $2 <> '' order by id desc limit $3)
-	union
-	(select message_id from attempt where lower(local || '@' || domain) = $2 and $2 <> '' order by message_id desc limit $3)
-	union
-	(select message_id from recipient where lower(local || '@' || domain) = $2 and $2 <> '' order by message_id desc limit $3)) found
+	select found.id from (select lower(f) as address from unnest($2::text[]) f) x cross join lateral (
+		(select id from message where lower(sender_local || '@' || sender_domain) = x.address order by id desc limit $3)
+		union
+		(select message_id from attempt where lower(local || '@' || domain) = x.address order by message_id desc limit $3)
+		union
+		(select message_id from recipient where lower(local || '@' || domain) = x.address order by message_id desc limit $3)) found) found
 order by id desc limit $3`
 
 // Find returns the newest messages with a Message-ID field (with or without its
 // brackets), or with an address as sender or recipient.
 func (a *Admin) Find(ctx context.Context, what string, limit int) ([]ID, error) {
-	header, address := what, strings.ToLower(strings.Trim(what, "<>"))
+	header, address := what, strings.Trim(what, "<>")
 	if a, err := smtp.ParseRecipient(address); err == nil {
 		address = a.Local + "@" + a.Domain // as stored, without the quotes of the wire
 	}
 	if !strings.HasPrefix(header, "<") {
 		header = "<" + header + ">"
 	}
-	rows, err := a.db.Query(ctx, sqlFind, header, address, limit)
+	rows, err := a.db.Query(ctx, sqlFind, header, spellings(address), limit)
 	if err != nil {
 		return nil, fmt.Errorf("find message: %w", err)
 	}

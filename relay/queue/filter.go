@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"postern/relay/smtp"
 )
 
 // Filter chooses recipients; zero fields choose all.
@@ -36,8 +38,8 @@ const sqlMatches = `($1::uuid[] is null or r.message_id = any($1)) and ($2 = '' 
 	and ($2 <> 'held' or r.held_at is not null) and ($2 <> 'waiting' or r.held_at is null and r.owner is null and r.state = 'queued')
 	and ($3 = 0 or r.user_id in ($3, -1) and (r.user_id = $3 or (select o.user_id from message o where o.id = r.message_id) = $3))
 	and ($4 = 0 or (select o.credential_id from message o where o.id = r.message_id) = $4)
-	and ($5 = '' or (select lower(o.sender_local || '@' || o.sender_domain) from message o where o.id = r.message_id) = $5)
-	and ($6 = '' or lower(r.local || '@' || r.domain) = $6)
+	and ($5::text[] is null or (select lower(o.sender_local || '@' || o.sender_domain) from message o where o.id = r.message_id) = any(array(select lower(f) from unnest($5) f)))
+	and ($6::text[] is null or lower(r.local || '@' || r.domain) = any(array(select lower(f) from unnest($6) f)))
 	and ($7 = '' or r.domain_key = $7) and ($8 = '' or r.last_upstream = $8) and r.accepted_at <= now() - $9::interval
 	and ($10 = '' or starts_with(` + sqlReply + `, $10))`
 
@@ -49,11 +51,27 @@ func (f *Filter) args() []any {
 	for _, id := range f.IDs {
 		ids = append(ids, id)
 	}
-	sender := strings.ToLower(f.Sender)
-	if sender == "<>" {
-		sender = "@" // both parts are empty
+	return []any{ids, string(f.State), f.UserID, f.CredentialID, spellings(f.Sender), spellings(f.Recipient), f.Domain, f.Upstream, max(f.OlderThan, 0), f.Reply}
+}
+
+// spellings are the ways in which the tables may have an address, whose local part is not
+// quoted; "<>" is the null sender, and "" none. Their case is for the database to change,
+// which changes it in its columns: what is beyond ASCII there depends on its locale.
+func spellings(address string) []string {
+	switch at := strings.LastIndexByte(address, '@'); {
+	case address == "":
+		return nil
+	case address == "<>":
+		return []string{"@"} // both parts are empty
+	case at < 0:
+		return []string{address}
+	default:
+		var list []string
+		for _, domain := range smtp.DomainSpellings(address[at+1:]) {
+			list = append(list, address[:at+1]+domain)
+		}
+		return list
 	}
-	return []any{ids, string(f.State), f.UserID, f.CredentialID, sender, strings.ToLower(f.Recipient), f.Domain, f.Upstream, max(f.OlderThan, 0), f.Reply}
 }
 
 // String says what is chosen, for the audit.

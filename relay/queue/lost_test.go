@@ -110,6 +110,10 @@ func TestP03LostNoticeIsTold(t *testing.T) {
 				t.Errorf("told again: %+v", again)
 			}
 			traced(t, db, about, d.Message.ID, tt.want)
+			list, err := NewAdmin(db.Pool).Lost(ctxOf(t), 9)
+			if err != nil || (len(list) == 1) != (tt.want != nil) || len(list) == 1 && (list[0].About != about || list[0].Lost != tt.want.Loss) {
+				t.Errorf("listed %+v, %v", list, err)
+			}
 		})
 	}
 }

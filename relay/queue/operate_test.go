@@ -285,3 +285,39 @@ func TestMailOfAnEarlierVersion(t *testing.T) {
 		exec(t, db, `delete from hold`)
 	}
 }
+
+// An address in a domain that is not ASCII is found as it came, in A-labels, as it is shown,
+// and in U-labels, whichever of them the client wrote.
+func TestFindInEverySpelling(t *testing.T) {
+	t.Parallel()
+	for _, written := range []string{"Bücher.example", "xn--BCHER-kva.example"} {
+		db := pgtest.New(t)
+		q := start(t, calmConfig(db))
+		a := NewAdmin(db.Pool)
+		m := message()
+		m.Sender = address("Alice@" + written)
+		d, err := q.Enqueue(ctxOf(t), m, rcpts("Bob@"+written, "carol@example.net"), NewBody([]byte("x")), true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, typed := range []string{"bücher.example", "Bücher.Example", "xn--bcher-kva.example", "XN--bcher-kva.Example"} {
+			for _, f := range []Filter{{Recipient: "bob@" + typed}, {Sender: "alice@" + typed}} {
+				if list, err := a.List(ctxOf(t), f); err != nil || len(list) == 0 {
+					t.Errorf("%s, written %s: %+v, %v", f.String(), written, list, err)
+				}
+			}
+		}
+		q.Settle(outcome(d, 0, Delivered), outcome(d, 1, Delivered))
+		becomes(t, db, m.ID, "")
+		for _, typed := range []string{"bücher.example", "Bücher.Example", "xn--bcher-kva.example", "XN--bcher-kva.Example"} {
+			for _, what := range []string{"bob@" + typed, "<Alice@" + typed + ">"} {
+				if ids, err := a.Find(ctxOf(t), what, 9); err != nil || !slices.Equal(ids, []ID{m.ID}) {
+					t.Errorf("%s, written %s: %v, %v", what, written, ids, err)
+				}
+			}
+		}
+		if list, err := a.List(ctxOf(t), Filter{Recipient: "bob@buecher.example"}); err != nil || len(list) != 0 {
+			t.Errorf("%+v, %v", list, err)
+		}
+	}
+}

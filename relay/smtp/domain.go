@@ -26,6 +26,23 @@ func ValidDomain(s string) bool {
 	return err == nil
 }
 
+// DomainSpellings returns the domain as it is written and, when they differ from that, in
+// A-labels and in U-labels (RFC 5890 section 2.3.2.1). What is no domain has itself only.
+func DomainSpellings(s string) []string {
+	list := []string{s}
+	ascii, err := domainASCII(s)
+	if err != nil || strings.HasPrefix(s, "[") {
+		return list
+	}
+	if ascii != s {
+		list = append(list, ascii)
+	}
+	if unicode, err := idnaProfile.ToUnicode(ascii); err == nil && unicode != ascii && unicode != s {
+		list = append(list, unicode)
+	}
+	return list
+}
+
 // idnaProfile maps as UTS 46 does for a lookup. What is valid in ASCII is for
 // checkHostname to say.
 var idnaProfile = idna.New(
