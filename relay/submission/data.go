@@ -184,6 +184,9 @@ func (s *session) message(id queue.ID, now time.Time, b *body, facts *message.Fa
 		ClientAddr: s.peer.addr.Addr(), ClientHello: s.hello, Listener: s.listener.Name, TLS: s.secured,
 		Rule: s.tx.rule, NewNetwork: s.identity.NewNetwork, Charges: Charges(*s.identity),
 	}
+	if what := removed(facts); what != "" {
+		m.Rule += "; removed " + what // for the trace, as the log has it
+	}
 	if facts.EightBit && mail.Body == smtp.Body8BitMIME {
 		m.BodyType = mail.Body
 	}

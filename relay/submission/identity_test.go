@@ -137,7 +137,7 @@ func TestRedirect(t *testing.T) {
 }
 
 // A program that writes an mbox file's line or a byte order mark before its message: it is
-// removed, and the log says so.
+// removed, and the log and the trace say so.
 func TestRemovedPreamble(t *testing.T) {
 	t.Parallel()
 	ts := startServer(t)
@@ -155,6 +155,13 @@ func TestRemovedPreamble(t *testing.T) {
 		messages := ts.queue.all()
 		if body := messages[len(messages)-1].Body; !strings.HasSuffix(body, smallMessage) || strings.Contains(body, "Mon Jan") || strings.Contains(body, "\ufeff") {
 			t.Errorf("%q: body %q", tt.preamble, body)
+		}
+		var traced string
+		if tt.logged != "" {
+			traced = "; removed " + strings.Trim(strings.TrimPrefix(tt.logged, `"removed":`), `"}`)
+		}
+		if rule := messages[len(messages)-1].Rule; !strings.HasSuffix(rule, traced) || traced == "" && strings.Contains(rule, "removed") {
+			t.Errorf("%q: the rule is %q", tt.preamble, rule)
 		}
 		if line := ts.log.String()[logged:]; !strings.Contains(line, tt.logged) || tt.logged == "" && strings.Contains(line, "removed") {
 			t.Errorf("%q: %s", tt.preamble, line)
