@@ -236,6 +236,8 @@ func (k *knock) certificate(shown []*x509.Certificate) {
 	_, err := shown[0].Verify(x509.VerifyOptions{Roots: k.c.roots, Intermediates: between, CurrentTime: k.c.now(), DNSName: k.name})
 	if err != nil {
 		k.tell("relay.untrusted", "%v", err)
+	} else if weak := weakness(shown[0]); weak != "" {
+		k.tell("relay.untrusted", "%s", weak)
 	}
 }
 

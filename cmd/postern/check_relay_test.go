@@ -3,6 +3,8 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
+	"crypto/rsa"
 	"net"
 	"net/netip"
 	"os"
@@ -81,6 +83,16 @@ func relayFaults() []fault {
 		{"relay.certificate", "for other.test", standsAt(func(t *testing.T, p *patient, cfg *smtptest.Config) { cfg.TLS = p.ca.ServerConfig(t, "other.test") })},
 		{"relay.untrusted", "not relay.test", func(t *testing.T, p *patient) {
 			standsAt(func(t *testing.T, p *patient, cfg *smtptest.Config) { cfg.TLS = p.ca.ServerConfig(t, "other.test") })(t, p)
+			p.c.opts.connect = []string{p.c.cfg.Listeners[0].Address}
+		}},
+		{"relay.untrusted", "an RSA key of less than 2048 bits", func(t *testing.T, p *patient) {
+			standsAt(func(t *testing.T, p *patient, cfg *smtptest.Config) {
+				key, err := rsa.GenerateKey(rand.Reader, 1024)
+				if err != nil {
+					t.Fatal(err)
+				}
+				cfg.TLS = p.ca.LeafOf(t, key, patientName).ServerConfig()
+			})(t, p)
 			p.c.opts.connect = []string{p.c.cfg.Listeners[0].Address}
 		}},
 	}

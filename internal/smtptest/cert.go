@@ -1,6 +1,7 @@
 package smtptest
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -19,7 +20,7 @@ import (
 // CA is a certificate authority of one test.
 type CA struct {
 	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
+	key  crypto.Signer
 	der  []byte
 }
 
@@ -31,9 +32,11 @@ type Leaf struct {
 }
 
 // NewCA makes an authority with a key of its own (ECDSA P-256).
-func NewCA(t testing.TB) *CA {
+func NewCA(t testing.TB) *CA { return NewCAOf(t, newKey(t)) }
+
+// NewCAOf is NewCA with a key, to have one that is weak.
+func NewCAOf(t testing.TB, key crypto.Signer) *CA {
 	t.Helper()
-	key := newKey(t)
 	template := &x509.Certificate{
 		SerialNumber:          newSerial(t),
 		Subject:               pkix.Name{CommonName: "smtptest CA"},
@@ -43,7 +46,7 @@ func NewCA(t testing.TB) *CA {
 		BasicConstraintsValid: true,
 		KeyUsage:              x509.KeyUsageCertSign,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,6 +79,17 @@ func (ca *CA) Leaf(t testing.TB, names ...string) Leaf {
 // has expired or is not good yet.
 func (ca *CA) LeafBetween(t testing.TB, from, until time.Time, names ...string) Leaf {
 	t.Helper()
+	return ca.leaf(t, newKey(t), from, until, names...)
+}
+
+// LeafOf is Leaf with a key, to have one that is weak.
+func (ca *CA) LeafOf(t testing.TB, key crypto.Signer, names ...string) Leaf {
+	t.Helper()
+	return ca.leaf(t, key, time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour), names...)
+}
+
+func (ca *CA) leaf(t testing.TB, key crypto.Signer, from, until time.Time, names ...string) Leaf {
+	t.Helper()
 	template := &x509.Certificate{
 		SerialNumber: newSerial(t),
 		Subject:      pkix.Name{CommonName: "smtptest"},
@@ -91,8 +105,7 @@ func (ca *CA) LeafBetween(t testing.TB, from, until time.Time, names ...string) 
 			template.DNSNames = append(template.DNSNames, name)
 		}
 	}
-	key := newKey(t)
-	der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, &key.PublicKey, ca.key)
+	der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, key.Public(), ca.key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +142,7 @@ func (l Leaf) WriteFiles(t testing.TB, dir string) (certFile, keyFile string) {
 	return certFile, keyFile
 }
 
-func newLeaf(t testing.TB, der []byte, key *ecdsa.PrivateKey) Leaf {
+func newLeaf(t testing.TB, der []byte, key crypto.Signer) Leaf {
 	t.Helper()
 	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {

@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"context"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -61,13 +62,34 @@ func everySuite() []uint16 {
 // verified demands a certificate for host from the authorities of ca, or from the
 // system's when ca is empty.
 func verified(host, ca string) *tls.Config {
-	cfg := &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12, SessionTicketsDisabled: true}
+	cfg := &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12, SessionTicketsDisabled: true, VerifyConnection: strongKeys}
 	if ca != "" {
 		// A CA that does not parse leaves an empty pool, which verifies nothing.
 		cfg.RootCAs = x509.NewCertPool()
 		cfg.RootCAs.AppendCertsFromPEM([]byte(ca))
 	}
 	return cfg
+}
+
+// minRSA is the shortest modulus that is trusted, in bits (NIST SP 800-131A section 3). Go's
+// crypto/tls verifies from 1,024 on.
+const minRSA = 2048
+
+var errWeakKey = errors.New("a certificate of its chain has an RSA key of less than 2048 bits")
+
+// strongKeys refuses a verified peer when each way to an authority goes by a key that others
+// may have found out: the certificate's own, or one that signed.
+func strongKeys(state tls.ConnectionState) error {
+	weak := func(c *x509.Certificate) bool {
+		key, is := c.PublicKey.(*rsa.PublicKey)
+		return is && key.N.BitLen() < minRSA
+	}
+	for _, chain := range state.VerifiedChains {
+		if !slices.ContainsFunc(chain, weak) {
+			return nil
+		}
+	}
+	return errWeakKey
 }
 
 // sniName is the name to ask for; address literals have none.
@@ -144,6 +166,8 @@ func tlsTrouble(to target, err error) *trouble {
 		invalid   x509.CertificateInvalidError
 	)
 	switch {
+	case errors.Is(err, errWeakKey):
+		why = errWeakKey.Error()
 	case errors.As(err, &name):
 		why = "its certificate is for another name"
 	case errors.As(err, &authority):

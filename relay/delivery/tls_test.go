@@ -1,6 +1,8 @@
 package delivery
 
 import (
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"strings"
 	"testing"
@@ -88,6 +90,52 @@ func TestTLSModes(t *testing.T) {
 			}
 			if m := server.Messages(); len(m) != 1 || m[0].TLS != (test.want != inClear) {
 				t.Errorf("messages %+v", m)
+			}
+		})
+	}
+}
+
+// TestL2WeakCertificate: where a certificate is demanded, one with an RSA key that can be
+// computed is none, nor is one that such a key signed. Where any is taken, they are too.
+func TestL2WeakCertificate(t *testing.T) {
+	t.Parallel()
+	key := func(bits int) *rsa.PrivateKey {
+		key, err := rsa.GenerateKey(rand.Reader, bits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return key
+	}
+	weak, strong := key(1024), key(2048)
+	ca, weakCA := smtptest.NewCA(t), smtptest.NewCAOf(t, weak)
+	for _, test := range []struct {
+		name string
+		leaf smtptest.Leaf
+		ca   *smtptest.CA
+		mode route.TLSMode
+		ok   bool
+	}{
+		{"1024 bits", ca.LeafOf(t, weak, "127.0.0.1"), ca, route.TLSRequire, false},
+		{"1024 bits, implicit", ca.LeafOf(t, weak, "127.0.0.1"), ca, route.TLSImplicit, false},
+		{"2047 bits", ca.LeafOf(t, key(2047), "127.0.0.1"), ca, route.TLSRequire, false},
+		{"2048 bits", ca.LeafOf(t, strong, "127.0.0.1"), ca, route.TLSRequire, true},
+		{"signed with 1024 bits", weakCA.Leaf(t, "127.0.0.1"), weakCA, route.TLSRequire, false},
+		{"opportunistic", ca.LeafOf(t, weak, "127.0.0.1"), ca, route.TLSOpportunistic, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			server := smtptest.Start(t, smtptest.Config{TLS: test.leaf.ServerConfig(), Implicit: test.mode == route.TLSImplicit})
+			up := upstreamAt(server)
+			up.TLS = test.mode
+			if up.Verified() {
+				up.CA = string(test.ca.PEM())
+			}
+			o := sendVia(t, up, Config{})
+			if test.ok && (o.Result != queue.Delivered || o.TLS == "") {
+				t.Errorf("%s %v TLS %q", o.Result, o.Reply, o.TLS)
+			}
+			if !test.ok && (o.Result != queue.Deferred || !strings.Contains(o.Reply.Text, "RSA key of less than 2048 bits") || server.Reached(smtptest.PhaseMail) > 0) {
+				t.Errorf("%s %v after %d MAIL", o.Result, o.Reply, server.Reached(smtptest.PhaseMail))
 			}
 		})
 	}
