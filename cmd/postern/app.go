@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -28,9 +29,10 @@ type app struct {
 	configPath  string
 	databaseURL string
 
-	database connector
-	signals  signals                 // that serve listens to
-	opened   map[string]net.Listener // what the demo listens on already, by address
+	database       connector
+	completionTime time.Duration           // that a shell waits for one at most
+	signals        signals                 // that serve listens to
+	opened         map[string]net.Listener // what the demo listens on already, by address
 
 	started bool // a command's own code began: errors are failures, not wrong use
 }
@@ -79,7 +81,7 @@ in that order. Exit status: 0 done, 1 failed, 2 used wrongly. 'postern man DIR' 
 the manual pages.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
+		Args:          unknownCommand,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.PersistentFlags().StringVar(&a.configPath, "config", "", "configuration `file` (default ./postern.toml, then /etc/postern/postern.toml)")
@@ -97,6 +99,17 @@ the manual pages.`,
 	a.complete(root)
 	a.markStart(root)
 	return root
+}
+
+func unknownCommand(root *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	var names []string
+	for _, cmd := range root.Commands() {
+		names = append(names, cmd.Name())
+	}
+	return usagef("unknown command %q for %q%s", args[0], root.Name(), didYouMean(args[0], names))
 }
 
 // strictHelp makes 'help' fail for a command that is none.
@@ -148,7 +161,7 @@ func noun(use, short string, verbs ...*cobra.Command) *cobra.Command {
 				names = append(names, v.Name())
 			}
 			if len(args) > 0 {
-				return usagef("unknown verb %q for '%s': use %s", args[0], cmd.CommandPath(), strings.Join(names, ", "))
+				return usagef("unknown verb %q for '%s'%s: use %s", args[0], cmd.CommandPath(), didYouMean(args[0], names), strings.Join(names, ", "))
 			}
 			return usagef("'%s' needs a verb: %s", cmd.CommandPath(), strings.Join(names, ", "))
 		},

@@ -132,6 +132,9 @@ func (o *checkOptions) validate() error {
 			return usagef("--only: there is no area %q; the areas are %s", name, areaNames())
 		}
 	}
+	if err := o.together(); err != nil {
+		return err
+	}
 	for _, domain := range o.mx {
 		if !smtp.ValidDomain(domain) {
 			return usagef("--mx: %q is no domain name", domain)
@@ -140,6 +143,40 @@ func (o *checkOptions) validate() error {
 	for _, at := range o.connect {
 		if host, port, err := net.SplitHostPort(at); err != nil || host == "" || port == "" {
 			return usagef("--connect: %q is not host:port", at)
+		}
+	}
+	return nil
+}
+
+// together refuses flags that leave an area nothing to look at, and those that no area
+// looks at: the check would succeed without having done what was asked for.
+func (o *checkOptions) together() error {
+	for _, a := range areas() {
+		switch {
+		case !slices.Contains(o.only, a.name):
+		case a.online && o.offline:
+			return usagef("--only %s asks others, which --offline forbids: leave one of them out", a.name)
+		case a.name == "mx" && len(o.mx) == 0:
+			return usagef("--only mx needs --mx DOMAIN: it tries the mail hosts of that domain")
+		}
+	}
+	for _, f := range []struct {
+		flag   string
+		given  bool
+		areas  []string
+		online bool
+	}{
+		{"mx", len(o.mx) > 0, []string{"mx"}, true},
+		{"address", len(o.addresses) > 0, []string{"dns", "spf"}, true},
+		{"connect", len(o.connect) > 0, []string{"relay"}, false},
+	} {
+		looks := func(name string) bool { return slices.Contains(f.areas, name) }
+		switch {
+		case !f.given:
+		case f.online && o.offline:
+			return usagef("--%s asks others, which --offline forbids: leave one of them out", f.flag)
+		case len(o.only) > 0 && !slices.ContainsFunc(o.only, looks):
+			return usagef("--%s is for %s, which --only leaves out", f.flag, strings.Join(f.areas, " and "))
 		}
 	}
 	return nil

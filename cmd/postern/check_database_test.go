@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -135,6 +136,32 @@ func behindPooler(lends, mode string) func(*testing.T, *patient) {
 		pooler := peers.StartPooler(t, peers.PoolerConfig{Mode: lends, Host: host, User: "postern", Servers: 20})
 		p.c.cfg.Database.URL = fmt.Sprintf("postgres://postern@127.0.0.1:%d/postgres?sslmode=disable&default_query_exec_mode=%s",
 			pooler.Port, mode)
+	}
+}
+
+// What the check prepares on a pooler's connections to the server is gone with it.
+func TestCheckLeavesNoStatements(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	behindPooler("transaction", "cache_statement")(t, p)
+	if found := p.look(t.Context(), "database"); !slices.ContainsFunc(found, func(f finding) bool { return f.ID == "db.pooler-statements" }) {
+		t.Fatal(told(found))
+	}
+	// Transactions at the same time are on different ones, as many as there are.
+	for range poolerRounds {
+		conn, err := p.c.app.database.connect(t.Context(), p.c.cfg.Database.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close(t.Context())
+		tx, err := conn.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var left int
+		if err := tx.QueryRow(t.Context(), `select count(*) from pg_prepared_statements where name like 'postern%'`).Scan(&left); err != nil || left > 0 {
+			t.Errorf("%d statements are left, %v", left, err)
+		}
 	}
 }
 

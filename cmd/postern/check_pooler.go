@@ -74,12 +74,15 @@ func shares(ctx context.Context, pair [2]*pgx.Conn) (bool, error) {
 
 // loseStatements is how a pair of connections that share fails with prepared statements:
 // one is there already (42P05), or not any more (26000).
-func loseStatements(ctx context.Context, pair [2]*pgx.Conn) error {
+func loseStatements(ctx context.Context, pair [2]*pgx.Conn) (lost error) {
 	name := "postern_check_" + rand.Text()[:10]
+	made := 0
+	defer func() { forget(ctx, pair, name, made) }()
 	for _, conn := range pair {
 		if _, err := conn.Prepare(ctx, name, `select 1`); err != nil {
 			return err
 		}
+		made++
 	}
 	for range poolerRounds {
 		for _, conn := range pair {
@@ -89,6 +92,22 @@ func loseStatements(ctx context.Context, pair [2]*pgx.Conn) error {
 		}
 	}
 	return nil
+}
+
+// forget takes a statement off the server's connections on which it was made, as far as
+// the pooler lends those again. Where it keeps statements for its clients, it has one of
+// its own for them, which is for the pooler to close.
+func forget(ctx context.Context, pair [2]*pgx.Conn, name string, made int) {
+	for range poolerRounds {
+		for _, conn := range pair {
+			if made == 0 {
+				return
+			}
+			if _, err := conn.PgConn().Exec(ctx, `deallocate `+pgx.Identifier{name}.Sanitize()).ReadAll(); err == nil {
+				made--
+			}
+		}
+	}
 }
 
 // refuseTransactions is what a pooler says that lends connections by the statement.

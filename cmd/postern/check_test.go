@@ -273,6 +273,14 @@ func TestCheckIsUsedWrongly(t *testing.T) {
 		{"--address relay.test", "is no IP address"},
 		{"--mx -x-", "is no domain name"},
 		{"--connect relay.test", "is not host:port"},
+		{"--only mx", "--only mx needs --mx DOMAIN"},
+		{"--only config,mx", "--only mx needs --mx DOMAIN"},
+		{"--only upstream --offline", "--only upstream asks others, which --offline forbids"},
+		{"--only dns --offline", "--only dns asks others, which --offline forbids"},
+		{"--mx example.net --offline", "--mx asks others, which --offline forbids"},
+		{"--mx example.net --only dns", "--mx is for mx, which --only leaves out"},
+		{"--address 192.0.2.1 --only mx --mx example.net", "--address is for dns and spf, which --only leaves out"},
+		{"--connect relay.test:25 --only config", "--connect is for relay, which --only leaves out"},
 	} {
 		var stdout, stderr bytes.Buffer
 		status := run(t.Context(), append([]string{"check"}, strings.Fields(test.args)...), nil, strings.NewReader(""), &stdout, &stderr)

@@ -36,9 +36,8 @@ func (a *app) completionCmd() *cobra.Command {
 			func(root *cobra.Command) error { return root.GenFishCompletion(a.stdout, true) }))
 }
 
-// completionTime is short, for a shell that waits for a completion stands still. A test
-// has more of it.
-var completionTime = 2 * time.Second
+// completionTime is short, for a shell that waits for a completion stands still.
+const completionTime = 2 * time.Second
 
 const completionMost = 100
 
@@ -88,7 +87,7 @@ func (a *app) completer(values ask, once bool) cobra.CompletionFunc {
 		if once && len(args) > 0 {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
+		ctx, cancel := context.WithTimeout(cmd.Context(), a.completionTime)
 		defer cancel()
 		var found []string
 		_ = a.withRunningPool(ctx, func(pool *pgxpool.Pool) (err error) {

@@ -292,7 +292,8 @@ func explainTOML(err error) error {
 	if errors.As(err, &strict) && len(strict.Errors) > 0 {
 		first := strict.Errors[0]
 		row, _ := first.Position()
-		return fmt.Errorf("line %d: unknown key %q", row, strings.Join(first.Key(), "."))
+		key := strings.Join(first.Key(), ".")
+		return fmt.Errorf("line %d: unknown key %q%s", row, key, configMeant(key))
 	}
 	var decode *toml.DecodeError
 	if errors.As(err, &decode) {

@@ -102,8 +102,13 @@ func TestACMEConfig(t *testing.T) {
 func TestConfigErrorsSayWhere(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct{ name, text, want string }{
-		{"unknown key", "hostname = \"x\"\nhostnme = \"y\"\n", `line 2: unknown key "hostnme"`},
+		{"unknown key", "hostname = \"x\"\nhostnme = \"y\"\n", `line 2: unknown key "hostnme", did you mean hostname?`},
 		{"unknown key in a table", "[tls]\ncert = \"y\"\n", `line 2: unknown key "tls.cert"`},
+		{"unknown key like another", "[submission]\nconections = 5\n", `line 2: unknown key "submission.conections", did you mean submission.connections?`},
+		{"unknown section", "[submision]\nconnections = 5\n", `unknown key "submision", did you mean submission?`},
+		{"key in no section", "mx_port = 25\n", `unknown key "mx_port", did you mean delivery.mx_port?`},
+		{"key in the wrong section", "[queue]\nidle_time = \"5s\"\n", `unknown key "queue.idle_time", did you mean submission.idle_time or delivery.idle_time?`},
+		{"key in a list", "[[listener]]\naddres = \":587\"\n", `unknown key "listener.addres", did you mean listener.address?`},
 		{"a hostname that is none", "hostname = \"bad host\"\n", `hostname: "bad host" is no domain name`},
 		{"one address twice", "[[listener]]\naddress = \":587\"\ntls = \"starttls\"\n[[listener]]\naddress = \":587\"\ntls = \"implicit\"\n",
 			"listener 2: there is one at :587 already"},

@@ -20,6 +20,9 @@ func main() {
 // run is the whole program. It returns the exit status: 0 done, 1 failed, 2 used
 // wrongly. The end of ctx asks a server to drain and stop.
 func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	a := &app{env: envMap(environ), stdin: stdin, stdout: screen{stdout}, stderr: screen{stderr}}
-	return a.execute(ctx, args)
+	return newApp(environ, stdin, stdout, stderr).execute(ctx, args)
+}
+
+func newApp(environ []string, stdin io.Reader, stdout, stderr io.Writer) *app {
+	return &app{env: envMap(environ), stdin: stdin, stdout: screen{stdout}, stderr: screen{stderr}, completionTime: completionTime}
 }

@@ -13,7 +13,6 @@ import (
 // TestMain lets the test binary be the program: scripts call "postern", and other
 // tests start it as a process of its own by its environment.
 func TestMain(m *testing.M) {
-	completionTime = patience
 	if os.Getenv("POSTERN_TEST_AS_PROGRAM") == "1" {
 		endWithParent()
 		lowerDescriptors()
@@ -25,5 +24,7 @@ func TestMain(m *testing.M) {
 func program() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	return run(ctx, os.Args[1:], os.Environ(), os.Stdin, os.Stdout, os.Stderr)
+	a := newApp(os.Environ(), os.Stdin, os.Stdout, os.Stderr)
+	a.completionTime = patience
+	return a.execute(ctx, os.Args[1:])
 }

@@ -21,7 +21,10 @@ func flagError(cmd *cobra.Command, err error) error {
 	)
 	switch {
 	case errors.As(err, &unknown):
-		return usagef("'%s' has no flag %s", cmd.CommandPath(), flagName(unknown.GetSpecifiedName(), unknown.GetSpecifiedShortnames()))
+		var names []string
+		cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, "--"+f.Name) })
+		name := flagName(unknown.GetSpecifiedName(), unknown.GetSpecifiedShortnames())
+		return usagef("'%s' has no flag %s%s", cmd.CommandPath(), name, didYouMean(name, names))
 	case errors.As(err, &bare):
 		return usagef("%s needs a value", flagName(bare.GetSpecifiedName(), bare.GetSpecifiedShortnames()))
 	case errors.As(err, &invalid):

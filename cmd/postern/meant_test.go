@@ -1,0 +1,19 @@
+package main
+
+import "testing"
+
+func TestDidYouMean(t *testing.T) {
+	t.Parallel()
+	names := []string{"check", "queue", "lost", "list", "at"}
+	for typed, want := range map[string]string{
+		"chekc": ", did you mean check?", "ueue": ", did you mean queue?", "lits": ", did you mean list?", "lsot": ", did you mean lost?",
+		"cheque": "", "x": "", "it": ", did you mean at?", "weather": "", "": "",
+	} {
+		if got := didYouMean(typed, names); got != want {
+			t.Errorf("%q: %q, want %q", typed, got, want)
+		}
+	}
+	if got := configMeant("weather"); got != "" {
+		t.Errorf("a key like none: %q", got)
+	}
+}
