@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"log/slog"
 	"maps"
 	mathrand "math/rand/v2"
 	"net"
@@ -214,6 +215,12 @@ func TestNodeConnections(t *testing.T) {
 
 // lesserRole lets the check be a role that may read only.
 func lesserRole(t *testing.T, p *patient) {
+	as(t, p, "select on all tables in schema public")
+}
+
+// as gives the patient another role, with what a grant names, and returns its name.
+func as(t *testing.T, p *patient, grants ...string) (role string) {
+	t.Helper()
 	name := "reader_" + strings.ToLower(rand.Text()[:12])
 	p.sql(t, "create role "+name)
 	t.Cleanup(func() {
@@ -223,7 +230,9 @@ func lesserRole(t *testing.T, p *patient) {
 			t.Error(err)
 		}
 	})
-	p.sql(t, "grant select on all tables in schema public to "+name)
+	for _, grant := range grants {
+		p.sql(t, "grant "+grant+" to "+name)
+	}
 	u, err := url.Parse(p.c.cfg.Database.URL)
 	if err != nil {
 		t.Fatal(err)
@@ -232,6 +241,52 @@ func lesserRole(t *testing.T, p *patient) {
 	query.Set("options", "-crole="+name)
 	u.RawQuery = query.Encode()
 	p.c.cfg.Database.URL = u.String()
+	return name
+}
+
+// A role that could not write down what becomes of mail: the check says what it lacks, and
+// a node does not start and says which GRANTs are missing. With these it starts.
+func TestL2RoleWithoutPrivileges(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	p.admit(t)
+	all := "select, insert, update, delete on all tables in schema public"
+	role := as(t, p, all, "truncate on large_body_0, large_body_1, large_body_2, large_body_3, reserve", "usage on sequence certificate_lock_token")
+	require := func() error {
+		conn, err := p.c.app.database.connect(t.Context(), p.c.cfg.Database.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close(t.Context())
+		return requirePrivileges(t.Context(), conn)
+	}
+	p.sql(t, "revoke insert, update, delete on schema_migration from "+role)
+	if err := require(); err != nil {
+		t.Errorf("nothing is missing: %v", err)
+	}
+	for _, test := range []struct{ revoked, says string }{
+		{"insert on attempt", "grant INSERT on attempt to " + role},
+		{"update, delete on recipient", "grant UPDATE, DELETE on recipient to " + role},
+		{"truncate on large_body_2", "grant TRUNCATE on large_body_2 to " + role},
+		{"usage on sequence certificate_lock_token", "grant USAGE on sequence certificate_lock_token to " + role},
+		{"select on schema_migration", "grant SELECT on schema_migration to " + role},
+	} {
+		p.sql(t, "revoke "+test.revoked+" from "+role)
+		err := require()
+		if err == nil || !strings.HasSuffix(err.Error(), "run as the owner of the tables: "+test.says) {
+			t.Errorf("without %s: %v", test.revoked, err)
+		}
+		p.sql(t, test.says)
+		if err := require(); err != nil {
+			t.Errorf("after %s: %v", test.says, err)
+		}
+	}
+	p.sql(t, "revoke insert on attempt from "+role)
+	wantFinding(t, p.look(t.Context(), "database"), "db.privileges", role+" lacks INSERT on attempt")
+	log := slog.New(slog.DiscardHandler)
+	if _, err := p.c.app.buildNode(t.Context(), p.c.cfg, p.c.cfg.Database.URL, "delivery", log); err == nil || !strings.Contains(err.Error(), "grant INSERT on attempt to "+role) {
+		t.Errorf("a node: %v", err)
+	}
 }
 
 // livingNode is what a node leaves in the database.

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -66,27 +68,56 @@ const ours = `
 	select c.oid, c.relname from pg_class c join pg_class q on q.oid = to_regclass('recipient')
 	where c.relnamespace = q.relnamespace and c.relowner = q.relowner and c.relkind in ('r', 'p')`
 
-func (in *inspection) privileges(ctx context.Context) error {
-	rows, err := in.conn.Query(ctx, `
-		select p.privilege || ' on ' || c.relname from (`+ours+`) c
-		cross join unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE']) p(privilege)
+// sqlLacking is the role, and what it lacks of the schema as a GRANT names it. The schema's
+// version is for the owner to write. A sequence of a column needs no privilege.
+const sqlLacking = `
+	with lacking as (
+		select c.relname, string_agg(p.privilege, ', ' order by p.n) || ' on ' || quote_ident(c.relname) as what from (` + ours + `) c
+		cross join unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE']) with ordinality p(privilege, n)
 		where not has_table_privilege(c.oid, p.privilege)
 			and (p.privilege <> 'TRUNCATE' or c.relname like 'large\_body\__' or c.relname = 'reserve')
-		order by c.relname, p.privilege`)
+			and (p.privilege = 'SELECT' or c.relname <> 'schema_migration')
+		group by c.relname
+		union all
+		select s.relname, 'USAGE on sequence ' || quote_ident(s.relname) from pg_class s join pg_class q on q.oid = to_regclass('recipient')
+		where s.relnamespace = q.relnamespace and s.relowner = q.relowner
+			and case when s.relkind = 'S' then not has_sequence_privilege(s.oid, 'USAGE') else false end -- of others it is an error
+			and not exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = s.oid and d.deptype in ('a', 'i')))
+	select quote_ident(current_user), array(select what from lacking order by relname)`
+
+// lacking says what the role of a connection lacks of what a node does.
+func lacking(ctx context.Context, conn *pgx.Conn) (role string, what []string, err error) {
+	err = conn.QueryRow(ctx, sqlLacking).Scan(&role, &what)
+	return role, what, err
+}
+
+// requirePrivileges refuses a role that would accept mail and could not write down what
+// becomes of it.
+func requirePrivileges(ctx context.Context, conn *pgx.Conn) error {
+	role, what, err := lacking(ctx, conn)
+	if err != nil {
+		return fmt.Errorf("read the privileges of the database's role: %w", err)
+	}
+	if len(what) == 0 {
+		return nil
+	}
+	for i := range what {
+		what[i] = "grant " + what[i] + " to " + role
+	}
+	return fmt.Errorf("the database's role %s may not do all that a node does; run as the owner of the tables: %s", role, strings.Join(what, "; "))
+}
+
+func (in *inspection) privileges(ctx context.Context) error {
+	role, what, err := lacking(ctx, in.conn)
 	if err != nil {
 		return err
 	}
-	missing, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return err
+	if len(what) > 0 {
+		in.r.add("db.privileges", "privileges", "%s lacks %s", role, few(what))
 	}
-	var role string
 	var super bool
-	if err := in.conn.QueryRow(ctx, `select rolname, rolsuper from pg_roles where rolname = current_user`).Scan(&role, &super); err != nil {
+	if err := in.conn.QueryRow(ctx, `select rolsuper from pg_roles where rolname = current_user`).Scan(&super); err != nil {
 		return err
-	}
-	if len(missing) > 0 {
-		in.r.add("db.privileges", "privileges", "%s lacks %s", role, few(missing))
 	}
 	if super && in.c.cfg.Database.Private == "" {
 		in.r.add("db.superuser", "privileges", "%s is a superuser", role)

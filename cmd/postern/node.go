@@ -143,6 +143,9 @@ func (n *node) checkDatabase(ctx context.Context, url string, private bool) erro
 		return err
 	}
 	if !private {
+		if err := requirePrivileges(ctx, conn); err != nil {
+			return err
+		}
 		if err := n.checkPooler(ctx, url); err != nil {
 			return err
 		}
