@@ -419,11 +419,13 @@ var followed = map[string]string{
 	"docs/install.md":   "TestInstallGuide",
 	"docs/operate.md":   "TestOperateGuide",
 
-	"docs/upstreams.md":    "TestUpstreamsPage",
 	"docs/certificates.md": "TestCertificatesPage",
 	"docs/check.md":        "TestCheckPageCommandsRun",
 	"docs/metrics.md":      "TestMetrics",
 	"docs/packages.md":     "TestInstall",
+
+	"docs/coming-from-postfix-or-exim.md": "TestComingFromPage",
+	"docs/upstreams.md":                   "TestUpstreamsPage",
 }
 
 // No page has commands that nobody has thought of running.

@@ -32,3 +32,22 @@ func TestUpstreamsPage(t *testing.T) {
 		t.Errorf("not every upstream of the page answers:\n%s", said)
 	}
 }
+
+// docs/coming-from-postfix-or-exim.md: the users of the old server keep password and senders.
+func TestComingFromPage(t *testing.T) {
+	t.Parallel()
+	g := newGuide(t)
+	g.installed(t)
+	g.serve(t)
+	g.after["while read -r address logins; do"] = func(said string) {
+		for _, pattern := range []string{"sales@example.com", "bob@example.com", "*@shop.example.com"} {
+			if !strings.Contains(said, "\n"+pattern+" ") {
+				t.Errorf("bob has no pattern %s:\n%s", pattern, said)
+			}
+		}
+	}
+	g.after[`printf 'From: alice@example.com\nTo: bob@example.net\nSubject: Hello\n\nHello.\n' |`] = func(string) {
+		g.next.WaitMessages(t, 1)
+	}
+	g.follow(t, "../../docs/coming-from-postfix-or-exim.md")
+}
