@@ -1,0 +1,58 @@
+package panics
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+)
+
+// A loop that panics (M8) goes on after a pause, and the log has the stack.
+func TestM8Keep(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		g := New(slog.New(slog.NewTextHandler(&log, nil)))
+		rounds := 0
+		g.Keep(t.Context(), "a loop", func() {
+			if rounds++; rounds < 3 {
+				panic("a bad row")
+			}
+		})
+		if rounds != 3 || g.Caught() != 2 {
+			t.Errorf("%d rounds, %d panics", rounds, g.Caught())
+		}
+		if text := log.String(); !strings.Contains(text, "a loop") || !strings.Contains(text, "panics_test.go") {
+			t.Errorf("the log says %s", text)
+		}
+	})
+}
+
+func TestM8KeepEnds(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	var none *Guard
+	none.Keep(ctx, "a loop", func() {
+		cancel()
+		panic("at the end")
+	})
+	if none.Caught() != 0 {
+		t.Error("nobody counts")
+	}
+}
+
+func TestM8Try(t *testing.T) {
+	t.Parallel()
+	g := New(slog.New(slog.DiscardHandler))
+	var caught *Error
+	if err := g.Try("a thing", func() error { panic(7) }); !errors.As(err, &caught) || caught.Value != 7 {
+		t.Errorf("a panic: %v", err)
+	}
+	trouble := errors.New("trouble")
+	if err := g.Try("a thing", func() error { return trouble }); !errors.Is(err, trouble) || g.Caught() != 1 {
+		t.Errorf("an error: %v", err)
+	}
+}
