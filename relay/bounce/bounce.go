@@ -186,7 +186,9 @@ func original(n *queue.Notice) (octets []byte, full bool, err error) {
 		return n.Headers, false, nil
 	}
 	octets = make([]byte, n.Body.Size())
-	if _, err := n.Body.ReadAt(octets, 0); err != nil && !errors.Is(err, io.EOF) {
+	if _, err := n.Body.ReadAt(octets, 0); errors.Is(err, queue.ErrDamaged) {
+		return n.Headers, false, nil
+	} else if err != nil && !errors.Is(err, io.EOF) {
 		return nil, false, err
 	}
 	if !sevenBit(octets) {

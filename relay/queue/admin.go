@@ -63,6 +63,7 @@ type Entry struct {
 	NextAttemptAt     time.Time  `json:"next_attempt_at"`
 	ExpiresAt         time.Time  `json:"expires_at"`
 	HeldAt            *time.Time `json:"held_at,omitempty"`
+	SetAside          string     `json:"set_aside,omitempty"` // why the queue itself holds it: its rows are bad
 	Attempts          int        `json:"attempts"`
 	LastAttemptAt     *time.Time `json:"last_attempt_at,omitempty"`
 	LastReply         string     `json:"last_reply,omitempty"`
@@ -74,15 +75,15 @@ type Entry struct {
 }
 
 // sqlState is the word for the state of row r.
-const sqlState = `case when r.state <> 'queued' then r.state when r.owner is not null then 'sending'
-	when r.held_at is not null then 'held' else 'waiting' end`
+const sqlState = `case when r.held_at is not null then 'held' when r.state <> 'queued' then r.state when r.owner is not null then 'sending'
+	else 'waiting' end`
 
 const sqlEntries = `
 select r.message_id, r.n, ` + sqlState + ` as st,
-	m.sender_local, m.sender_domain, r.local, r.domain, m.size, r.accepted_at, r.next_attempt_at, r.expires_at, r.held_at,
-	r.attempts, r.last_attempt_at, r.reply_code, r.reply_enhanced, r.reply_text, r.remote_mta, coalesce(r.owner, 0),
-	coalesce(node.name, ''), r.possible_duplicate, m.user_id, m.credential_id, r.last_upstream
-from recipient r join message m on m.id = r.message_id left join node on node.epoch = r.owner`
+	coalesce(m.sender_local, ''), coalesce(m.sender_domain, ''), r.local, r.domain, coalesce(m.size, 0), sane_time(r.accepted_at),
+	sane_time(r.next_attempt_at), sane_time(r.expires_at), sane_time(r.held_at), coalesce(r.set_aside, ''), r.attempts, sane_time(r.last_attempt_at), r.reply_code, r.reply_enhanced, r.reply_text, r.remote_mta, coalesce(r.owner, 0),
+	coalesce(node.name, ''), r.possible_duplicate, coalesce(m.user_id, 0), coalesce(m.credential_id, 0), r.last_upstream
+from recipient r left join message m on m.id = r.message_id left join node on node.epoch = r.owner`
 
 // sqlList lists in order of acceptance.
 const sqlList = sqlEntries + ` where ` + sqlMatches + ` and (r.message_id, r.n) > ($12, $13) order by r.message_id, r.n limit $11`
@@ -114,7 +115,7 @@ func scanEntry(row pgx.CollectableRow) (Entry, error) {
 	var sender, rcpt addressColumns
 	var reply replyColumns
 	err := row.Scan(&e.ID, &e.N, &e.State, &sender.local, &sender.domain, &rcpt.local, &rcpt.domain, &e.Size, &e.AcceptedAt,
-		&e.NextAttemptAt, &e.ExpiresAt, &e.HeldAt, &e.Attempts, &e.LastAttemptAt, &reply.code, &reply.enhanced, &reply.text,
+		&e.NextAttemptAt, &e.ExpiresAt, &e.HeldAt, &e.SetAside, &e.Attempts, &e.LastAttemptAt, &reply.code, &reply.enhanced, &reply.text,
 		&e.RemoteMTA, &e.Owner, &e.Node, &e.PossibleDuplicate, &e.UserID, &e.CredentialID, &e.Upstream)
 	e.Sender, e.Recipient, e.LastReply = sender.String(), rcpt.String(), reply.String()
 	return e, err
@@ -186,8 +187,8 @@ type History struct {
 func (h *History) Done() bool { return len(h.Live) == 0 }
 
 const sqlAccepted = `
-select id, user_id, credential_id, sender_local, sender_domain, size, recipients, header_id, envid, accepted_at, client_addr,
-	client_hello, listener, tls, rule, usage, node, voided_at
+select id, user_id, credential_id, sender_local, sender_domain, size, recipients, header_id, envid, sane_time(accepted_at), client_addr,
+	client_hello, listener, tls, rule, usage, node, sane_time(voided_at)
 from message where id = $1`
 
 const sqlAttempts = `
@@ -288,14 +289,15 @@ func show(ctx context.Context, tx pgx.Tx, id ID) (*History, error) {
 	m := &h.Message
 	err := tx.QueryRow(ctx, sqlAccepted, id).Scan(&m.ID, &m.UserID, &m.CredentialID, &sender.local, &sender.domain, &m.Size,
 		&m.Recipients, &m.MessageID, &m.EnvID, &m.AcceptedAt, &m.ClientAddr, &m.ClientHello, &m.Listener, &m.TLS, &m.Rule, &m.Usage, &m.Node, &m.VoidedAt)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, ErrNotFound
-	}
-	if err != nil {
+	unknown := errors.Is(err, pgx.ErrNoRows)
+	if err != nil && !unknown {
 		return nil, fmt.Errorf("show message: %w", err)
 	}
-	m.Sender = sender.String()
+	m.ID, m.Sender = id, sender.String()
 	h.Live, err = entries(ctx, tx, sqlShow, id)
+	if err == nil && unknown && h.Done() { // a recipient may have lost its message
+		return nil, ErrNotFound
+	}
 	return &h, err
 }
 
@@ -375,7 +377,7 @@ type Summary struct {
 
 // sqlSummaries keeps the order of the ids.
 const sqlSummaries = `
-select m.id, m.user_id, m.sender_local, m.sender_domain, coalesce(one.local, ''), coalesce(one.domain, ''), m.recipients, m.accepted_at,
+select m.id, m.user_id, m.sender_local, m.sender_domain, coalesce(one.local, ''), coalesce(one.domain, ''), m.recipients, sane_time(m.accepted_at),
 	m.voided_at is not null, past.delivered, past.failed, past.cancelled, live.waiting, live.sending, live.held
 from unnest($1::uuid[]) with ordinality w(id, nth) join message m on m.id = w.id
 left join lateral (select local, domain from (

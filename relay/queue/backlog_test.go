@@ -245,10 +245,12 @@ func (b *backlog) cost(name string, most int64, sql string, args ...any) {
 
 // chores costs what nodes do by the clock.
 func (b *backlog) chores() {
-	b.cost("living epochs", 100, sqlLiving, time.Second)
+	b.cost("living epochs", 100, sqlLiving, time.Second, time.Second)
 	b.cost("reap", 1000, sqlReap, reapRows)
 	b.cost("leftovers", 1000, sqlOwned, 1)
 	b.cost("notices", 1000, sqlClaimNotices, 10, 1)
+	b.cost("never due", 20, sqlNeverDue)
+	b.cost("never told", 20, sqlNeverTold)
 	b.cost("orphans", 20*sweepRows, sqlBodies, ID{}, sweepRows)
 	exec(b.t, b.full, `update history_walk set past = default, next_at = now()`)
 	b.cost("forget history, nothing", 10_000, sqlForget, firstID(time.Now().Add(-50*365*24*time.Hour)), forgetMost, time.Now(), forgetAttempts, time.Second, time.Second)

@@ -49,6 +49,8 @@ type storedBody struct {
 	size int64
 	refs atomic.Int32
 
+	damaged atomic.Bool // found out by a reader
+
 	mu   sync.Mutex
 	have int // first row of the window in data, -1 for none
 	data []byte
@@ -84,11 +86,16 @@ func (b *storedBody) ReadAt(p []byte, off int64) (int, error) {
 			return done, io.EOF
 		}
 		if err := b.fetch(int(at/window) * windowRows); err != nil {
+			if ofTheRow(err) {
+				b.damaged.Store(true)
+				err = fmt.Errorf("%w: %w", ErrDamaged, err)
+			}
 			return done, err
 		}
 		skip := int(at % window)
 		if skip >= len(b.data) {
-			return done, io.ErrUnexpectedEOF
+			b.damaged.Store(true)
+			return done, fmt.Errorf("%w: %w", ErrDamaged, io.ErrUnexpectedEOF)
 		}
 		done += copy(p[done:], b.data[skip:])
 	}

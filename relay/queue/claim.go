@@ -92,7 +92,11 @@ func (q *Queue) Claim(ctx context.Context, want ClaimRequest) ([]*Delivery, erro
 		q.claimed(nil, began, err)
 		return nil, fmt.Errorf("claim: %w", err)
 	}
-	deliveries, err := c.claim(ctx, conn, want, epoch)
+	var deliveries []*Delivery
+	err = c.s.panicked(q.cfg.Guard.Try("queue: claiming", func() (err error) {
+		deliveries, err = c.claim(ctx, conn, want, epoch)
+		return err
+	}))
 	err = c.s.end(err)
 	q.claimed(deliveries, began, err)
 	if err != nil {
@@ -111,11 +115,28 @@ func (c *claims) claim(ctx context.Context, conn *pgx.Conn, want ClaimRequest, e
 	if len(domains) == 0 {
 		return nil, nil
 	}
-	rows, err := c.take(ctx, conn, want, domains, epoch)
-	if err != nil {
+	var rows []claimedRow
+	var again []string
+	err := halved(domains, func(some []string) error {
+		if len(rows) >= want.Messages {
+			return nil
+		}
+		more, err := c.take(ctx, conn, want, some, epoch)
+		rows = append(rows, more...)
+		return err
+	}, func(domain string, err error) {
+		more, moved := c.takeAround(ctx, conn, want, domain, epoch)
+		if rows = append(rows, more...); moved {
+			again = append(again, domain)
+			return
+		}
+		c.q.log.Error("queue: mail for a domain waits, the database fails at its rows", "domain", domain, "error", err)
+	})
+	if err != nil && len(rows) == 0 {
 		return nil, err
 	}
 	c.forget(domains, rows, want)
+	c.remember(again)
 	return c.deliveries(ctx, conn, rows, epoch)
 }
 
@@ -130,7 +151,7 @@ with seen as materialized (
 last as (select * from seen order by next_attempt_at desc, domain_key desc limit 1)
 select coalesce(array_agg(distinct domain_key), '{}'), (select next_attempt_at from last), (select domain_key from last), count(*), now(),
 	case when count(*) < $3 then (select extract(epoch from min(next_attempt_at) - now())::float8 from recipient
-		where owner is null and held_at is null and state = 'queued' and next_attempt_at > now()) end
+		where owner is null and held_at is null and state = 'queued' and next_attempt_at > now() and next_attempt_at < now() + interval '1 year') end
 from seen`
 
 // lookOn looks as far as one claim has the time for.
@@ -164,12 +185,7 @@ func (c *claims) look(ctx context.Context, conn *pgx.Conn) error {
 	if err := conn.QueryRow(ctx, sqlLook, c.cursor, c.after, dueRows).Scan(&domains, &last, &after, &count, &now, &next); err != nil {
 		return fmt.Errorf("look: %w", err)
 	}
-	for _, domain := range domains {
-		if !c.isDue[domain] {
-			c.isDue[domain] = true
-			c.due = append(c.due, domain)
-		}
-	}
+	c.remember(domains)
 	c.behind = count == dueRows
 	if !c.behind {
 		c.cursor, c.after = now.Add(-dueOverlap), ""
@@ -186,6 +202,16 @@ func (c *claims) look(ctx context.Context, conn *pgx.Conn) error {
 		c.next.at = time.Now().Add(time.Duration(*next * float64(time.Second)))
 	}
 	return nil
+}
+
+// remember notes that domains have something due.
+func (c *claims) remember(domains []string) {
+	for _, domain := range domains {
+		if !c.isDue[domain] {
+			c.isDue[domain] = true
+			c.due = append(c.due, domain)
+		}
+	}
 }
 
 // choose takes the domains whose turn it is and puts them at the end of the line.
@@ -255,7 +281,7 @@ update recipient r set owner = $5, dot_possible = not $6, waits_for = null
 from ranked
 where r.message_id = ranked.message_id and r.n = ranked.n and ranked.nth <= $2 and coalesce(r.owner, 0) = 0
 returning r.message_id, r.n, r.domain_key, r.local, r.domain, r.notify, r.orcpt_type, r.orcpt, r.attempts, r.possible_duplicate,
-	r.delay_noticed, extract(epoch from r.expires_at - now())::float8, r.reply_code,
+	r.delay_noticed, case when r.expires_at = sane_time(r.expires_at) then extract(epoch from r.expires_at - now())::float8 end, r.reply_code,
 	r.reply_text like '%` + MidText + `'`
 
 // MidText ends the text of an Outcome's Reply that the server gave in the middle of the
@@ -266,6 +292,36 @@ type claimedRow struct {
 	id  ID
 	key string
 	r   Recipient
+	bad string // why it cannot be sent
+}
+
+// sqlFirstDue names the row that a claim of one domain would take first, of none of the users $2.
+const sqlFirstDue = `
+select r.message_id, r.n from recipient r
+where r.domain_key = $1 and (r.domain_key, r.next_attempt_at) <= ($1, now())
+	and r.owner is null and r.held_at is null and r.state = 'queued' and r.user_id <> all($2::bigint[])
+order by r.next_attempt_at, r.message_id limit 1`
+
+// takeAround takes what it can of a domain of which a row makes the claim fail: those before
+// it, or none, when it is the first and is set aside. It reports whether either was done.
+func (c *claims) takeAround(ctx context.Context, conn *pgx.Conn, want ClaimRequest, domain string, epoch int64) ([]claimedRow, bool) {
+	for want.alone = true; ; want.PerDestination /= 2 {
+		rows, err := c.take(ctx, conn, want, []string{domain}, epoch)
+		switch {
+		case !ofTheRow(err):
+			return rows, err == nil
+		case want.PerDestination > 1:
+			continue
+		}
+		var id ID
+		var n int
+		if conn.QueryRow(ctx, sqlFirstDue, domain, append([]int64{}, want.BusyUsers...)).Scan(&id, &n) != nil {
+			return nil, false
+		}
+		c.q.held.add(id, 1)
+		c.q.setAside(id, n, 0, ofRows(err))
+		return nil, true
+	}
 }
 
 func (c *claims) take(ctx context.Context, conn *pgx.Conn, want ClaimRequest, domains []string, epoch int64) ([]claimedRow, error) {
@@ -277,18 +333,28 @@ func (c *claims) take(ctx context.Context, conn *pgx.Conn, want ClaimRequest, do
 	if users == nil {
 		users = []int64{}
 	}
-	result, err := conn.Query(ctx, sqlClaim, domains, max(want.PerDestination, 1), want.Messages, busy, epoch, c.q.cfg.StrictGate, claimSibling, users)
+	siblings := claimSibling
+	if want.alone {
+		siblings = 0
+	}
+	result, err := conn.Query(ctx, sqlClaim, domains, max(want.PerDestination, 1), want.Messages, busy, epoch, c.q.cfg.StrictGate, siblings, users)
 	if err != nil {
 		return nil, err
 	}
 	return pgx.CollectRows(result, func(row pgx.CollectableRow) (claimedRow, error) {
 		var c claimedRow
 		var notify int16
-		var left float64
+		var left *float64
 		r := &c.r
 		err := row.Scan(&c.id, &r.N, &c.key, &r.Address.Local, &r.Address.Domain, &notify, &r.ORcptType, &r.ORcpt, &r.Attempts,
 			&r.PossibleDuplicate, &r.DelayNoticed, &left, &r.LastCode, &r.LastMidText)
-		r.Notify, r.Expires = smtp.Notify(notify), time.Duration(left*float64(time.Second))
+		r.Notify = smtp.Notify(notify)
+		switch c.bad = faultOf(r.Address, r.ORcptType, r.ORcpt); {
+		case left == nil:
+			c.bad = "the end of its lifetime is no time"
+		default:
+			r.Expires = spanOf(*left)
+		}
 		return c, err
 	})
 }
@@ -307,6 +373,10 @@ func (c *claims) deliveries(ctx context.Context, conn *pgx.Conn, rows []claimedR
 	for i := range rows {
 		row := &rows[i]
 		c.q.held.add(row.id, 1)
+		if row.bad != "" {
+			c.q.setAside(row.id, row.r.N, epoch, row.bad)
+			continue
+		}
 		if row.r.Expires <= 0 {
 			c.q.settles.put(ending{Outcome: Outcome{Message: row.id, N: row.r.N, Recipient: row.r.Address, Epoch: epoch,
 				Result: Failed, Reply: expiredReply(c.q.times.Load().Lifetime), At: now}, expired: true})
@@ -318,17 +388,18 @@ func (c *claims) deliveries(ctx context.Context, conn *pgx.Conn, rows []claimedR
 		d := list[len(list)-1]
 		d.Recipients = append(d.Recipients, row.r)
 	}
-	found, err := loadMessages(ctx, conn, c.q.cfg.WorkPool, ids(list))
+	found, err := c.q.load(ctx, conn, ids(list))
 	if err != nil {
 		c.giveBack(list)
 		return nil, err
 	}
 	complete := list[:0]
 	for _, d := range list {
-		m, ok := found[d.Message.ID]
-		if !ok {
-			c.q.log.Error("queue: a recipient has no message or body; it is left alone for an hour", "id", d.Message.ID)
-			c.release(d, time.Hour)
+		m := found[d.Message.ID]
+		if why := m.fault(); why != "" {
+			for i := range d.Recipients {
+				c.q.setAside(d.Message.ID, d.Recipients[i].N, epoch, why)
+			}
 			continue
 		}
 		d.Message, d.Body = m.Message, m.body

@@ -38,7 +38,7 @@ func (c *commits) start() {
 	run := func(n int, jobs chan *job, limit int) {
 		for range n {
 			w := &committer{q: c.q, jobs: jobs, limit: limit, voids: c.voids, s: newSession(c.q.cfg.EnqueuePool, tuneCommit)}
-			c.done.Go(w.run)
+			c.done.Go(func() { c.q.cfg.Guard.Keep(context.Background(), "queue: the committer", w.run) })
 		}
 	}
 	run(smallCommitters, c.small, groupMessages)
@@ -135,7 +135,7 @@ func (c *committer) commit(jobs []*job) {
 				c.commit(part)
 			}
 			return
-		case sure == rejected && ofTheRow(err) && len(jobs) > 1:
+		case sure != uncertain && ofTheRow(err) && len(jobs) > 1:
 			c.commit(jobs[:len(jobs)/2])
 			c.commit(jobs[len(jobs)/2:])
 			return
@@ -154,7 +154,7 @@ func (c *committer) attempt(jobs []*job, again bool) error {
 	if c.limit == 1 {
 		work = WorkLarge
 	}
-	err := c.transact(jobs, again)
+	err := c.s.panicked(c.q.cfg.Guard.Try("queue: committing mail", func() error { return c.transact(jobs, again) }))
 	c.q.committed(work, len(jobs), began, err)
 	return err
 }
@@ -265,7 +265,8 @@ func (c *committer) accept(jobs []*job) {
 			j.done <- j.over
 			continue
 		}
-		c.q.breaker.accepted(j)
+		// Its client waits, whatever the breaker makes of it.
+		_ = c.q.cfg.Guard.Try("queue: counting mail", func() error { c.q.breaker.accepted(j); return nil })
 		j.done <- nil
 	}
 }

@@ -40,7 +40,7 @@ const sqlMatches = `($1::uuid[] is null or r.message_id = any($1)) and ($2 = '' 
 	and ($4 = 0 or (select o.credential_id from message o where o.id = r.message_id) = $4)
 	and ($5::text[] is null or (select lower(o.sender_local || '@' || o.sender_domain) from message o where o.id = r.message_id) = any(array(select lower(f) from unnest($5) f)))
 	and ($6::text[] is null or lower(r.local || '@' || r.domain) = any(array(select lower(f) from unnest($6) f)))
-	and ($7 = '' or r.domain_key = $7) and ($8 = '' or r.last_upstream = $8) and r.accepted_at <= now() - $9::interval
+	and ($7 = '' or r.domain_key = $7) and ($8 = '' or r.last_upstream = $8) and sane_time(r.accepted_at) <= now() - $9::interval
 	and ($10 = '' or starts_with(` + sqlReply + `, $10))`
 
 // sqlReply is the last reply of row r as people read it.
@@ -129,11 +129,11 @@ with top as materialized (select domain_key, count(*) as n from recipient group 
 select domain_key, count(*), count(*) filter (where held_at is not null),
 	array[count(*) filter (where step = 0), count(*) filter (where step = 1), count(*) filter (where step = 2),
 		count(*) filter (where step = 3), count(*) filter (where step = 4), count(*) filter (where step = 5)],
-	sum(size)::bigint, extract(epoch from max(age))::bigint, coalesce((max(reply collate "C"))[2], '')
-from (select r.domain_key, r.held_at, now() - r.accepted_at as age, m.size,
-		width_bucket(now() - r.accepted_at, $2::interval[]) as step,
+	coalesce(sum(size), 0)::bigint, extract(epoch from max(age))::bigint, coalesce((max(reply collate "C"))[2], '')
+from (select r.domain_key, r.held_at, now() - sane_time(r.accepted_at) as age, m.size,
+		width_bucket(now() - sane_time(r.accepted_at), $2::interval[]) as step,
 		case when r.reply_code > 0 then array[coalesce(to_char(r.last_attempt_at at time zone 'utc', 'YYYYMMDDHH24MISSUS'), ''), ` + sqlReply + `] end as reply
-	from recipient r join message m on m.id = r.message_id where r.domain_key in (select top.domain_key from top)) x
+	from recipient r left join message m on m.id = r.message_id where r.domain_key in (select top.domain_key from top)) x
 group by domain_key order by count(*) desc, domain_key limit $1`
 
 // Shape returns the destinations with the most live recipients.

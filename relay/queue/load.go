@@ -3,7 +3,9 @@ package queue
 import (
 	"context"
 	"fmt"
+	"math"
 	"net/netip"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
@@ -15,78 +17,106 @@ import (
 // sqlMessages reads envelopes.
 const sqlMessages = `
 select m.id, m.user_id, m.credential_id, m.sender_local, m.sender_domain, m.size, m.body_type, m.utf8, m.eight_bit, m.ret, m.envid, m.header_id,
-	m.accepted_at, m.client_addr, m.client_hello, m.listener, m.tls
+	case when m.accepted_at = sane_time(m.accepted_at) then m.accepted_at end, m.client_addr, m.client_hello, m.listener, m.tls
 from unnest($1::uuid[]) w(id) join message m on m.id = w.id`
 
 // sqlSmallBodies reads whole bodies, their rows in any order.
 const sqlSmallBodies = `
 select b.message_id, b.n, b.chunk from unnest($1::uuid[]) w(id) join body b on b.message_id = w.id`
 
+// loaded is a message as it is stored, see fault.
 type loaded struct {
 	Message
 	body Body
+	bad  string // why it cannot be read
 }
 
 func scanMessage(row pgx.CollectableRow) (Message, error) {
 	var m Message
 	var bodyType, ret, addr string
+	var accepted *time.Time
 	err := row.Scan(&m.ID, &m.UserID, &m.CredentialID, &m.Sender.Local, &m.Sender.Domain, &m.Size, &bodyType, &m.UTF8, &m.EightBit, &ret,
-		&m.EnvID, &m.MessageID, &m.AcceptedAt, &addr, &m.ClientHello, &m.Listener, &m.TLS)
+		&m.EnvID, &m.MessageID, &accepted, &addr, &m.ClientHello, &m.Listener, &m.TLS)
 	m.BodyType, m.Ret = smtp.BodyType(bodyType), smtp.Return(ret)
+	if accepted != nil {
+		m.AcceptedAt = *accepted
+	}
 	if addr != "" {
 		m.ClientAddr, _ = netip.ParseAddr(addr)
 	}
 	return m, err
 }
 
-// sqlStored says which of the bodies are stored.
-const sqlStored = `select w.id from unnest($1::uuid[]) w(id) where exists (select from stored_body b where b.message_id = w.id)`
+// sqlStored says of which bodies the last row is stored: they have been stored whole.
+const sqlStored = `
+select w.id from unnest($1::uuid[], $2::int[], $3::int[]) w(id, last, octets)
+where exists (select from stored_body b where b.message_id = w.id and b.n = w.last and octet_length(b.chunk) = w.octets)`
 
-// loadMessages reads the messages of ids and their bodies: up to a window's size at
-// once into memory, larger ones as a Body that reads on demand. A message whose body is not
-// stored is left out.
-func loadMessages(ctx context.Context, conn *pgx.Conn, pool *pgxpool.Pool, ids [][16]byte) (map[ID]loaded, error) {
-	found := make(map[ID]loaded, len(ids))
-	if len(ids) == 0 {
-		return found, nil
-	}
-	rows, err := conn.Query(ctx, sqlMessages, ids)
+// load reads the messages of ids, which name each once. What is wrong with one is for its
+// fault to tell.
+func (q *Queue) load(ctx context.Context, conn *pgx.Conn, ids [][16]byte) (map[ID]*loaded, error) {
+	found := make(map[ID]*loaded, len(ids))
+	err := halved(ids, func(some [][16]byte) error {
+		return q.cfg.Guard.Try("reading messages", func() error { return loadMessages(ctx, conn, q.cfg.WorkPool, some, found) })
+	}, func(id [16]byte, err error) {
+		found[id] = &loaded{bad: ofRows(err)}
+	})
 	if err != nil {
-		return nil, fmt.Errorf("load messages: %w", err)
-	}
-	messages, err := pgx.CollectRows(rows, scanMessage)
-	if err != nil {
-		return nil, fmt.Errorf("load messages: %w", err)
-	}
-	var small, large [][16]byte
-	for _, m := range messages {
-		found[m.ID] = loaded{Message: m}
-		if m.Size <= window {
-			small = append(small, m.ID)
-		} else {
-			large = append(large, m.ID)
-		}
-	}
-	if err := loadSmall(ctx, conn, small, found); err != nil {
 		return nil, err
 	}
-	if err := findLarge(ctx, conn, pool, large, found); err != nil {
-		return nil, err
-	}
-	for id, m := range found {
-		if m.body == nil {
-			delete(found, id)
+	for _, id := range ids {
+		if found[id] == nil {
+			found[id] = &loaded{bad: "there is no message of its id"}
 		}
 	}
 	return found, nil
 }
 
+// loadMessages reads the messages of ids and their bodies into found: up to a window's size
+// at once into memory, larger ones as a Body that reads on demand.
+func loadMessages(ctx context.Context, conn *pgx.Conn, pool *pgxpool.Pool, ids [][16]byte, found map[ID]*loaded) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	rows, err := conn.Query(ctx, sqlMessages, ids)
+	if err != nil {
+		return fmt.Errorf("load messages: %w", err)
+	}
+	messages, err := pgx.CollectRows(rows, scanMessage)
+	if err != nil {
+		return fmt.Errorf("load messages: %w", err)
+	}
+	var small, large [][16]byte
+	for _, m := range messages {
+		found[m.ID] = &loaded{Message: m}
+		switch {
+		case m.Size < 0 || m.Size > mostStored:
+		case m.Size <= window:
+			small = append(small, m.ID)
+		default:
+			large = append(large, m.ID)
+		}
+	}
+	if err := loadSmall(ctx, conn, small, found); err != nil {
+		return err
+	}
+	return findLarge(ctx, conn, pool, large, found)
+}
+
+// mostStored is more than a message may ever have.
+const mostStored = int64(chunkSize) * math.MaxInt32
+
 // findLarge gives those that are stored a Body.
-func findLarge(ctx context.Context, conn *pgx.Conn, pool *pgxpool.Pool, large [][16]byte, found map[ID]loaded) error {
+func findLarge(ctx context.Context, conn *pgx.Conn, pool *pgxpool.Pool, large [][16]byte, found map[ID]*loaded) error {
 	if len(large) == 0 {
 		return nil
 	}
-	rows, err := conn.Query(ctx, sqlStored, large)
+	last, octets := make([]int32, len(large)), make([]int32, len(large))
+	for i, id := range large {
+		end := found[id].Size - 1
+		last[i], octets[i] = int32(end/chunkSize), int32(end%chunkSize)+1
+	}
+	rows, err := conn.Query(ctx, sqlStored, large, last, octets)
 	if err != nil {
 		return fmt.Errorf("find bodies: %w", err)
 	}
@@ -95,14 +125,12 @@ func findLarge(ctx context.Context, conn *pgx.Conn, pool *pgxpool.Pool, large []
 		return fmt.Errorf("find bodies: %w", err)
 	}
 	for _, id := range stored {
-		m := found[id]
-		m.body = newStoredBody(pool, id, m.Size)
-		found[id] = m
+		found[id].body = newStoredBody(pool, id, found[id].Size)
 	}
 	return nil
 }
 
-func loadSmall(ctx context.Context, conn *pgx.Conn, small [][16]byte, found map[ID]loaded) error {
+func loadSmall(ctx context.Context, conn *pgx.Conn, small [][16]byte, found map[ID]*loaded) error {
 	if len(small) == 0 {
 		return nil
 	}
@@ -118,7 +146,7 @@ func loadSmall(ctx context.Context, conn *pgx.Conn, small [][16]byte, found map[
 		if data[id] == nil {
 			data[id] = make([]byte, found[id].Size)
 		}
-		if at := n * chunkSize; at <= len(data[id]) {
+		if at := n * chunkSize; at >= 0 && at <= len(data[id]) {
 			stored[id] += int64(copy(data[id][at:], chunk))
 		}
 		return nil
@@ -129,7 +157,6 @@ func loadSmall(ctx context.Context, conn *pgx.Conn, small [][16]byte, found map[
 	for id, b := range data {
 		if m := found[id]; stored[id] == m.Size {
 			m.body = NewBody(b)
-			found[id] = m
 		}
 	}
 	return nil

@@ -24,18 +24,24 @@ const noticeHeaders = 64 << 10
 const sqlClaimNotices = `
 with pick as materialized (
 	select message_id, state from recipient
-	where notice_at is not null and owner is null and notice_at <= now() and (state <> 'queued' or held_at is null)
+	where notice_at is not null and owner is null and notice_at <= now() and held_at is null
 	order by notice_at limit $1
 	for update skip locked),
 rows as materialized (
 	select r.message_id, r.n from (select distinct message_id, state from pick) p
 		join recipient r on r.message_id = p.message_id and r.state = p.state
-	where coalesce(r.owner, 0) = 0 and r.notice_at <= now() and (r.state <> 'queued' or r.held_at is null)
+	where coalesce(r.owner, 0) = 0 and r.notice_at <= now() and r.held_at is null
 	for update of r skip locked)
 update recipient r set owner = $2, dot_possible = false
 from rows where r.message_id = rows.message_id and r.n = rows.n and coalesce(r.owner, 0) = 0
 returning r.message_id, r.state, r.n, r.local, r.domain, r.orcpt_type, r.orcpt, r.reply_code, r.reply_enhanced, r.reply_text,
-	r.remote_mta, r.last_attempt_at, r.expires_at, r.accepted_at`
+	r.remote_mta, sane_time(r.last_attempt_at), sane_time(r.expires_at), sane_time(r.accepted_at)`
+
+// sqlFirstNotice names the rows that sqlClaimNotices would begin with.
+const sqlFirstNotice = `
+select message_id, n from recipient
+where notice_at is not null and owner is null and notice_at <= now() and held_at is null
+order by notice_at limit 1`
 
 type noticeRow struct {
 	id    ID
@@ -59,7 +65,11 @@ func (q *Queue) ClaimNotices(ctx context.Context, messages int) ([]*Notice, erro
 	if err != nil {
 		return nil, fmt.Errorf("claim notices: %w", err)
 	}
-	notices, err := q.takeNotices(ctx, conn, messages, epoch)
+	var notices []*Notice
+	err = c.s.panicked(q.cfg.Guard.Try("queue: claiming notices", func() (err error) {
+		notices, err = q.takeNotices(ctx, conn, messages, epoch)
+		return err
+	}))
 	if err = c.s.end(err); err != nil {
 		for _, n := range notices {
 			q.ReleaseNotice(n, time.Second)
@@ -71,11 +81,7 @@ func (q *Queue) ClaimNotices(ctx context.Context, messages int) ([]*Notice, erro
 }
 
 func (q *Queue) takeNotices(ctx context.Context, conn *pgx.Conn, messages int, epoch int64) ([]*Notice, error) {
-	result, err := conn.Query(ctx, sqlClaimNotices, messages, epoch)
-	if err != nil {
-		return nil, err
-	}
-	rows, err := pgx.CollectRows(result, scanNotice)
+	rows, err := q.takeNoticeRows(ctx, conn, messages, epoch)
 	if err != nil {
 		return nil, err
 	}
@@ -101,6 +107,28 @@ func (q *Queue) takeNotices(ctx context.Context, conn *pgx.Conn, messages int, e
 		n.Recipients = append(n.Recipients, row.r)
 	}
 	return q.fillNotices(ctx, conn, list, wanted)
+}
+
+// takeNoticeRows claims rows. One that makes the claim fail is set aside once it is the first.
+func (q *Queue) takeNoticeRows(ctx context.Context, conn *pgx.Conn, messages int, epoch int64) ([]noticeRow, error) {
+	for ; ; messages /= 2 {
+		result, _ := conn.Query(ctx, sqlClaimNotices, messages, epoch) // CollectRows has its error
+		rows, err := pgx.CollectRows(result, scanNotice)
+		switch {
+		case !ofTheRow(err):
+			return rows, err
+		case messages > 1:
+			continue
+		}
+		var id ID
+		var n int
+		if lost := conn.QueryRow(ctx, sqlFirstNotice).Scan(&id, &n); lost != nil {
+			return nil, err
+		}
+		q.held.add(id, 1)
+		q.setAside(id, n, 0, ofRows(err))
+		return nil, nil
+	}
 }
 
 func noticeKind(state string) NoticeKind {
@@ -140,7 +168,7 @@ func parseEnhanced(s string) smtp.EnhancedCode {
 
 // fillNotices adds the messages and what is stored of their bodies.
 func (q *Queue) fillNotices(ctx context.Context, conn *pgx.Conn, list []*Notice, wanted [][16]byte) ([]*Notice, error) {
-	found, err := loadMessages(ctx, conn, q.cfg.WorkPool, slices.Compact(wanted))
+	found, err := q.load(ctx, conn, slices.Compact(wanted))
 	if err != nil {
 		for _, n := range list {
 			q.ReleaseNotice(n, time.Second)
@@ -149,14 +177,17 @@ func (q *Queue) fillNotices(ctx context.Context, conn *pgx.Conn, list []*Notice,
 	}
 	complete := list[:0]
 	for _, n := range list {
-		m, ok := found[n.Message.ID]
-		if !ok {
-			q.log.Error("queue: a recipient has no message or body; its notice is left alone for an hour", "id", n.Message.ID)
-			q.ReleaseNotice(n, time.Hour)
+		m := found[n.Message.ID]
+		if why := m.envelopeFault(); why != "" {
+			for _, r := range n.Recipients {
+				q.setAside(n.Message.ID, r.N, n.Epoch, why)
+			}
 			continue
 		}
 		n.Message, n.Body = m.Message, m.body
-		if err := n.readHeaders(ctx, conn); err != nil {
+		if err := n.readHeaders(ctx, conn); ofTheRow(err) || errors.Is(err, ErrDamaged) {
+			n.Body = nil // what is left of the text is for nobody
+		} else if err != nil {
 			q.log.Warn("queue: a notice waits, its message cannot be read", "id", n.Message.ID, "error", err)
 			q.ReleaseNotice(n, time.Minute)
 			continue
@@ -167,6 +198,9 @@ func (q *Queue) fillNotices(ctx context.Context, conn *pgx.Conn, list []*Notice,
 }
 
 func (n *Notice) readHeaders(ctx context.Context, conn *pgx.Conn) error {
+	if n.Body == nil {
+		return nil
+	}
 	if stored, ok := n.Body.(*storedBody); ok {
 		// A claim's connection is in hand: the first rows need not come from the pool.
 		if err := stored.load(ctx, conn, 0); err != nil {
@@ -274,7 +308,7 @@ func (ns *notices) commit(ctx context.Context, n *Notice, j *job, send bool) err
 
 func (ns *notices) attempt(ctx context.Context, n *Notice, j *job, send bool) error {
 	began := time.Now()
-	err := ns.transact(ctx, n, j, send)
+	err := ns.s.panicked(ns.q.cfg.Guard.Try("queue: committing a notice", func() error { return ns.transact(ctx, n, j, send) }))
 	ns.q.room.heard(err)
 	ns.q.committed(WorkNotice, 1, began, err)
 	return err

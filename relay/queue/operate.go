@@ -27,14 +27,14 @@ type verb struct {
 const (
 	sqlChosen = `
 with w as materialized (select r.message_id, r.n, r.local, r.domain from recipient r
-	where ` + sqlMatches + ` and r.owner is null and r.state = 'queued' and `
+	where ` + sqlMatches + ` and r.owner is null and (r.state = 'queued' or r.held_at is not null) and `
 	sqlLocked = ` limit $11 for update of r skip locked), `
 	sqlNoted  = `h as (insert into attempt (message_id, n, at, epoch, result, local, domain, reply_text)
 	select message_id, n, clock_timestamp(), 0, $12, local, domain, 'by ' || $13 from w on conflict do nothing)
 select count(*) from w`
 	sqlCounted = `
 select count(*) from recipient r
-where ` + sqlMatches + ` and r.owner is null and r.state = 'queued' and `
+where ` + sqlMatches + ` and r.owner is null and (r.state = 'queued' or r.held_at is not null) and `
 
 	retryable  = `r.held_at is null and r.next_attempt_at > now()`
 	holdable   = `r.held_at is null`
@@ -57,7 +57,7 @@ back as (update recipient r set held_at = now() from w where r.message_id = w.me
 ` + sqlNoted
 
 	sqlRelease = sqlChosen + releasable + sqlLocked + `
-back as (update recipient r set held_at = null, next_attempt_at = now() from w where r.message_id = w.message_id and r.n = w.n),
+back as (update recipient r set held_at = null, set_aside = null, next_attempt_at = now() from w where r.message_id = w.message_id and r.n = w.n),
 ` + sqlNoted
 
 	// The body goes with the last row, as when it is delivered.
@@ -181,7 +181,7 @@ type UserHold struct {
 }
 
 // sqlHolds lists the holds.
-const sqlHolds = `select user_id, credential_id, reason, made_by, made_at from hold order by made_at, user_id, credential_id`
+const sqlHolds = `select user_id, credential_id, reason, made_by, sane_time(made_at) from hold order by made_at, user_id, credential_id`
 
 // UserHolds lists the holds, the oldest first.
 func (a *Admin) UserHolds(ctx context.Context) ([]UserHold, error) {

@@ -38,6 +38,7 @@ type Overview struct {
 	Overdue time.Duration // since the first recipient fell due that nobody has taken
 	Nodes   int           // that live
 	Holds   int           // of users and of credentials
+	Aside   int64         // recipients that the queue has set aside: their rows are bad
 	Took    time.Duration // to read it
 }
 
@@ -55,14 +56,14 @@ const (
 	sqlOverviewSettings = `select set_config('max_parallel_workers_per_gather', '0', true), set_config('jit', 'off', true), set_config('statement_timeout', '30s', true)`
 
 	sqlOverviewShares = `
-select ` + sqlState + ` as st, width_bucket(now() - r.accepted_at, $1::interval[]) as step, count(*), greatest(now() - min(r.accepted_at), interval '0')
+select ` + sqlState + ` as st, width_bucket(now() - sane_time(r.accepted_at), $1::interval[]) as step, count(*), greatest(now() - min(sane_time(r.accepted_at)), interval '0')
 from recipient r group by 1, 2`
 
 	sqlOverviewRest = `
 select coalesce(greatest(now() - (select min(next_attempt_at) from recipient
-		where owner is null and held_at is null and state = 'queued' and next_attempt_at <= now()), interval '0'), interval '0'),
+		where owner is null and held_at is null and state = 'queued' and next_attempt_at <= now() and next_attempt_at > 'epoch'), interval '0'), interval '0'),
 	(select count(*) from node where reaped_at is null and superseded_at is null and expires_at > clock_timestamp()),
-	(select count(*) from hold)`
+	(select count(*) from hold), (select count(*) from recipient where held_at is not null and set_aside is not null)`
 )
 
 // Overview reads the whole queue, in one snapshot.
@@ -76,7 +77,7 @@ func (r *Reader) Overview(ctx context.Context) (Overview, error) {
 			o.Shares, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Share])
 			return err
 		})
-		batch.Queue(sqlOverviewRest).QueryRow(func(row pgx.Row) error { return row.Scan(&o.Overdue, &o.Nodes, &o.Holds) })
+		batch.Queue(sqlOverviewRest).QueryRow(func(row pgx.Row) error { return row.Scan(&o.Overdue, &o.Nodes, &o.Holds, &o.Aside) })
 		return tx.SendBatch(ctx, batch).Close()
 	})
 	if err != nil {

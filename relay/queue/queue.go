@@ -11,6 +11,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postern/internal/panics"
 )
 
 // Config configures a Queue; zero durations take the defaults named.
@@ -39,7 +41,8 @@ type Config struct {
 	Near      func(NearLimit) // told by one node of a limit that is nearly used up; nil for nobody
 	HoldMade  func(UserHold)  // told by every node of a hold, within 5 s; nil for nobody
 	HoldEnded func(UserHold)
-	Observer  Observer // told of commits and claims
+	Observer  Observer      // told of commits and claims
+	Guard     *panics.Guard // keeps what panics from ending the process; may be nil
 
 	// Reserve is how much of the database's disk, in octets, is kept for what has to be
 	// written when it is full; 0 keeps nothing.
@@ -159,14 +162,23 @@ func (q *Queue) Start(ctx context.Context) error {
 	background, stop := context.WithCancel(context.Background())
 	q.stop = stop
 	q.commits.start()
-	q.settles.done.Go(func() { q.settles.run(background) })
-	for _, run := range []func(context.Context){q.epochs.run, q.commits.voids.run, q.sweeps.run, q.turns.run, q.room.run, q.forgets.run, q.breaker.run, q.signals.listen, q.signals.notify, q.wakeRecovered} {
-		q.loops.Go(func() { run(background) })
+	q.settles.done.Go(q.kept(background, "settling", q.settles.run))
+	for what, run := range map[string]func(context.Context){
+		"the heartbeat": q.epochs.run, "voiding": q.commits.voids.run, "the sweep": q.sweeps.run, "large bodies": q.turns.run,
+		"the reserve": q.room.run, "retention": q.forgets.run, "the breaker": q.breaker.run, "listening": q.signals.listen,
+		"notifying": q.signals.notify, "recovered destinations": q.wakeRecovered,
+	} {
+		q.loops.Go(q.kept(background, what, run))
 	}
 	if q.cfg.StrictGate {
-		q.loops.Go(func() { q.gates.run(background) })
+		q.loops.Go(q.kept(background, "the gate", q.gates.run))
 	}
 	return nil
+}
+
+// kept is a loop that a panic does not end.
+func (q *Queue) kept(ctx context.Context, what string, run func(context.Context)) func() {
+	return func() { q.cfg.Guard.Keep(ctx, "queue: "+what, func() { run(ctx) }) }
 }
 
 // enter admits a submission unless the queue is closing.
@@ -261,4 +273,6 @@ type ClaimRequest struct {
 	PerDestination int      // at most so many recipients of one domain
 	Busy           []string // domain keys that are not wanted now
 	BusyUsers      []int64  // users whose mail is not wanted now
+
+	alone bool // without other recipients of the same messages
 }

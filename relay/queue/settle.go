@@ -23,8 +23,10 @@ const (
 // ending is what is to become of one row that we own.
 type ending struct {
 	Outcome
-	release bool // not an attempt: back to waiting
-	expired bool // its lifetime ended while it waited
+	release bool   // not an attempt: back to waiting
+	expired bool   // its lifetime ended while it waited
+	bared   bool   // its texts were left out
+	aside   string // why the row is set aside; of a release
 }
 
 // settles writes the ends of rows in groups, in order, until they are written.
@@ -55,9 +57,15 @@ func (q *Queue) Settle(outcomes ...Outcome) {
 	}
 }
 
-// Release gives recipients back without an attempt, due again after the wait.
+// Release gives recipients back without an attempt, due again after the wait. When a reader
+// has found the body damaged, they are set aside.
 func (q *Queue) Release(d *Delivery, ns []int, wait time.Duration) {
+	body, ok := d.Body.(*storedBody)
 	for _, n := range ns {
+		if ok && body.damaged.Load() {
+			q.setAside(d.Message.ID, n, d.Epoch, "octets of its text are missing")
+			continue
+		}
 		q.settles.put(ending{Outcome: Outcome{Message: d.Message.ID, N: n, Epoch: d.Epoch, RetryIn: wait}, release: true})
 	}
 }
@@ -123,14 +131,15 @@ func (s *settles) write(ctx context.Context, group []ending, again bool) {
 		if certaintyOf(err) == uncertain {
 			again, group = true, s.leaveReleases(group)
 		}
-		if class(err) == "22" || class(err) == "23" {
+		if ofTheRow(err) {
 			if len(group) > 1 {
 				s.write(ctx, group[:len(group)/2], again)
 				s.write(ctx, group[len(group)/2:], again)
 				return
 			}
-			s.q.log.Error("queue: an outcome cannot be written as it is, its texts are left out", "id", group[0].Message, "error", err)
-			group[0].Outcome = bare(group[0].Outcome)
+			if !s.yield(&group[0], err) {
+				return
+			}
 		}
 		if isDown(err) {
 			s.q.epochs.suspect(err)
@@ -163,6 +172,24 @@ func (s *settles) leaveReleases(group []ending) []ending {
 	return left
 }
 
+// yield makes of an outcome that cannot be written one that asks less of its row, and
+// reports false when there is none.
+func (s *settles) yield(e *ending, err error) bool {
+	switch {
+	case e.aside == "" && !e.bared:
+		s.q.log.Error("queue: an outcome cannot be written as it is, its texts are left out", "id", e.Message, "rcpt", e.N, "error", err)
+		e.Outcome, e.bared = bare(e.Outcome), true
+	case e.aside == "":
+		e.aside = fmt.Sprintf("its outcome (%s, %d) cannot be written: %v", e.Result, e.Reply.Code, err)
+		e.Unknown, e.release = e.Unknown || e.Result == Delivered, true
+	default:
+		s.q.log.Error("queue: a recipient cannot be set aside, its row cannot be written", "id", e.Message, "rcpt", e.N, "why", e.aside, "error", err)
+		s.q.held.remove(e.Message, 1)
+		return false
+	}
+	return true
+}
+
 // bare is an outcome without anything that a peer said but its codes.
 func bare(o Outcome) Outcome {
 	o.Reply.Text, o.RemoteMTA, o.TLS, o.Upstream = "", "", "", ""
@@ -174,6 +201,10 @@ func (s *settles) finish(group []ending) {
 	due, notices := false, false
 	for i := range group {
 		s.q.held.remove(group[i].Message, 1)
+		if e := &group[i]; e.aside != "" {
+			s.q.log.Error("queue: a recipient is set aside, its mail waits for an admin", "id", e.Message, "rcpt", e.N, "why", e.aside)
+			continue
+		}
 		due = due || group[i].release && group[i].RetryIn <= 0
 		notices = notices || group[i].Result == Failed
 	}
@@ -306,7 +337,8 @@ k as (select m.message_id, m.n, m.epoch, case when m.late then 'expired' else m.
 // attempt writes a group once: one round trip, one transaction.
 func (s *settles) attempt(group []ending, again bool) error {
 	began := time.Now()
-	err := s.transact(group, again)
+	err := s.q.cfg.Guard.Try("queue: writing outcomes", func() error { return s.transact(group, again) })
+	err = s.s.panicked(err)
 	s.q.committed(WorkSettle, len(group), began, err)
 	return err
 }
@@ -348,6 +380,11 @@ func (s *settles) transact(group []ending, again bool) error {
 	rest := &endings{}
 	if c := rest.fill(group, false); c.len() > 0 {
 		batch.Queue(undelivered, append(c.args(), s.q.cfg.Node, s.q.times.Load().DelayNotice)...).Query(collect)
+	}
+	for i := range group {
+		if e := &group[i]; e.aside != "" {
+			batch.Queue(sqlSetAside, e.Message, e.N, e.Epoch, storable(e.aside), s.q.cfg.Node, e.Unknown, s.q.times.Load().Lifetime)
+		}
 	}
 	err = conn.SendBatch(ctx, batch).Close()
 	if hook := s.q.faults.afterSettle; hook != nil && err == nil {
@@ -422,7 +459,7 @@ func (c *endings) fill(group []ending, delivered bool) *endings {
 		at: c.at[:0], started: c.started[:0], unknown: c.unknown[:0], passed: c.passed[:0], released: c.released[:0], retry: c.retry[:0]}
 	for i := range group {
 		e := &group[i]
-		if (e.Result == Delivered && !e.release) == delivered {
+		if e.aside == "" && (e.Result == Delivered && !e.release) == delivered {
 			c.add(e)
 		}
 	}

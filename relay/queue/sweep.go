@@ -29,7 +29,7 @@ type sweeps struct {
 }
 
 type beatSeen struct {
-	beat  time.Time // the database's word for its last heartbeat
+	beat  string // the database's word for its last heartbeat, which may be no time
 	since time.Duration
 }
 
@@ -65,18 +65,20 @@ func (s *sweeps) round(ctx context.Context) error {
 	err = errors.Join(s.reap(ctx, conn), s.leftovers(ctx, conn))
 	if err == nil && time.Now().After(s.slow) {
 		s.slow = time.Now().Add(sweepEvery)
-		err = s.orphans(ctx, conn)
+		err = errors.Join(s.orphans(ctx, conn), s.timeless(ctx, conn))
 	}
 	return s.s.end(err)
 }
 
-// sqlLiving lists the living epochs, and says whose lease ended long enough ago.
+// sqlLiving lists the living epochs, and says whose lease ended long enough ago, and whose
+// ends later than any that a heartbeat takes now: its row is bad, or the clock was set back.
 const sqlLiving = `
-select epoch, name, beat_at, expires_at + $1::interval < clock_timestamp() from node where reaped_at is null`
+select epoch, name, beat_at::text, expires_at + $1::interval < clock_timestamp(), expires_at > clock_timestamp() + $2::interval
+from node where reaped_at is null`
 
 // sqlKill is the death of an epoch: the heartbeat that races with it either moves
 // beat_at first, and then nothing happens here, or changes no row any more.
-const sqlKill = `update node set reaped_at = clock_timestamp() where epoch = $1 and beat_at = $2 and reaped_at is null`
+const sqlKill = `update node set reaped_at = clock_timestamp() where epoch = $1 and beat_at::text = $2 and reaped_at is null`
 
 // sqlLost selects rows, by a condition that is appended, that are to be taken from an owner
 // which does not give them back itself.
@@ -95,9 +97,14 @@ back as (update recipient r set owner = null, dot_possible = false, held_at = he
 h as (insert into attempt (message_id, n, at, epoch, result, local, domain, node, reply_text, outcome_unknown, possible_duplicate)
 	select l.message_id, l.n, now(), l.owner, 'unknown', l.local, l.domain, coalesce(node.name, ''), `
 
-// sqlReap takes back the rows of dead epochs.
-const sqlReap = sqlLost + `r.owner = any(array(select epoch from node where reaped_at is not null)) limit $1
-	for update skip locked` + sqlTakeBack + `
+// sqlReap takes back the rows of dead epochs, sqlReapOne one of them.
+const (
+	sqlReap = sqlLost + `r.owner = any(array(select epoch from node where reaped_at is not null)) limit $1
+	for update skip locked` + sqlBack
+	sqlReapOne = sqlLost + `r.message_id = $1 and r.n = $2 and r.owner = $3 for update skip locked` + sqlBack
+)
+
+const sqlBack = sqlTakeBack + `
 		case when l.sent then 'The node that had this recipient is gone, it may have delivered'
 			else 'The node that had this recipient is gone before it delivered' end, l.sent, l.sent
 	from lost l left join node on node.epoch = l.owner where l.state = 'queued'
@@ -125,7 +132,11 @@ func (s *sweeps) reap(ctx context.Context, conn *pgx.Conn) error {
 	for {
 		var count int
 		var unused *string
-		if err := conn.QueryRow(ctx, sqlReap, reapRows).Scan(&count, &unused); err != nil {
+		err := conn.QueryRow(ctx, sqlReap, reapRows).Scan(&count, &unused)
+		if ofTheRow(err) {
+			count, err = s.reapEach(ctx, conn)
+		}
+		if err != nil {
 			return fmt.Errorf("reap rows: %w", err)
 		}
 		if count > 0 {
@@ -138,19 +149,49 @@ func (s *sweeps) reap(ctx context.Context, conn *pgx.Conn) error {
 	}
 }
 
+// sqlDead names rows of dead epochs.
+const sqlDead = `
+select message_id, n, owner from recipient where owner = any(array(select epoch from node where reaped_at is not null)) limit $1`
+
+// reapEach takes rows of dead epochs back one by one. Those whose row makes it fail are set aside.
+func (s *sweeps) reapEach(ctx context.Context, conn *pgx.Conn) (count int, err error) {
+	type row struct {
+		ID    ID
+		N     int
+		Owner int64
+	}
+	rows, _ := conn.Query(ctx, sqlDead, reapRows) // CollectRows has its error
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[row])
+	for _, r := range list {
+		var one int
+		var unused *string
+		err := conn.QueryRow(ctx, sqlReapOne, r.ID, r.N, r.Owner).Scan(&one, &unused)
+		switch {
+		case ofTheRow(err):
+			s.q.held.add(r.ID, 1)
+			s.q.setAside(r.ID, r.N, r.Owner, ofRows(err))
+		case err != nil:
+			return count, err
+		}
+		count += one
+	}
+	return count, err
+}
+
 // bury ends the epochs whose lease is over and from which nothing was heard for
 // ReapAfter. The silence is counted while the lease still runs, so that the mail of
 // a dead node does not wait for the one after the other.
 func (s *sweeps) bury(ctx context.Context, conn *pgx.Conn) error {
-	rows, err := conn.Query(ctx, sqlLiving, s.q.cfg.ReapAfter)
+	rows, err := conn.Query(ctx, sqlLiving, s.q.cfg.ReapAfter, s.q.cfg.Lease+s.q.cfg.ReapAfter)
 	if err != nil {
 		return err
 	}
 	type living struct {
 		Epoch int64
 		Name  string
-		Beat  time.Time
+		Beat  string
 		Over  bool // its lease, for long enough
+		Never bool // its lease would end too late
 	}
 	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[living])
 	if err != nil {
@@ -160,12 +201,16 @@ func (s *sweeps) bury(ctx context.Context, conn *pgx.Conn) error {
 	s.seen = make(map[int64]beatSeen, len(list))
 	for _, e := range list {
 		was, ok := known[e.Epoch]
-		if !ok || !was.beat.Equal(e.Beat) {
+		if !ok || was.beat != e.Beat {
 			was = beatSeen{e.Beat, s.q.clock.Now()}
 		}
 		s.seen[e.Epoch] = was
 		// The database's clock may have jumped: a living node would have beaten since.
-		if !e.Over || s.q.clock.Now()-was.since < s.q.cfg.ReapAfter {
+		silence := s.q.cfg.ReapAfter
+		if e.Never {
+			silence += s.q.cfg.Lease // the silence is all that tells
+		}
+		if !e.Over && !e.Never || s.q.clock.Now()-was.since < silence {
 			continue
 		}
 		tag, err := conn.Exec(ctx, sqlKill, e.Epoch, e.Beat)
@@ -179,8 +224,11 @@ func (s *sweeps) bury(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// sqlOwned lists messages with rows of one epoch.
-const sqlOwned = `select distinct message_id from recipient where owner = $1`
+// sqlOwned lists messages with rows of one epoch, sqlOwnedOf its rows of one message.
+const (
+	sqlOwned   = `select distinct message_id from recipient where owner = $1`
+	sqlOwnedOf = `select n from recipient where message_id = $1 and owner = $2`
+)
 
 // leftovers releases rows of our own epoch that nobody here knows of: the answer to
 // a claim was lost after its commit, or the database has lost how an attempt ended. They
@@ -221,9 +269,22 @@ func (s *sweeps) leftovers(ctx context.Context, conn *pgx.Conn) error {
 	if len(lost) == 0 {
 		return nil
 	}
-	var count int
-	var unused *string
-	if err := conn.QueryRow(ctx, sqlLeftovers, lost, epoch).Scan(&count, &unused); err != nil {
+	count := 0
+	err = halved(lost, func(some [][16]byte) error {
+		var n int
+		var unused *string
+		err := conn.QueryRow(ctx, sqlLeftovers, some, epoch).Scan(&n, &unused)
+		count += n
+		return err
+	}, func(id [16]byte, err error) {
+		ns, _ := conn.Query(ctx, sqlOwnedOf, id, epoch) // without an answer the next round asks again
+		list, _ := pgx.CollectRows(ns, pgx.RowTo[int])
+		for _, n := range list {
+			s.q.held.add(id, 1)
+			s.q.setAside(id, n, epoch, ofRows(err))
+		}
+	})
+	if err != nil {
 		return fmt.Errorf("release leftovers: %w", err)
 	}
 	if count > 0 {
@@ -254,6 +315,32 @@ func (s *sweeps) orphans(ctx context.Context, conn *pgx.Conn) error {
 	s.bodies = ID{}
 	if count > 0 {
 		s.bodies, _ = uuid.Parse(*last)
+	}
+	return nil
+}
+
+// sqlNeverDue makes rows due that no claim would find: their time lies before all calendars
+// or in no year that comes. The same for notices.
+const (
+	sqlNeverDue = `
+update recipient set next_attempt_at = now()
+where owner is null and held_at is null and state = 'queued' and (next_attempt_at < '0001-01-02 00:00+00' or next_attempt_at > now() + interval '1 year')`
+	sqlNeverTold = `
+update recipient set notice_at = now()
+where owner is null and held_at is null and notice_at is not null and notice_at > now() + interval '1 year'`
+)
+
+// timeless mends times that would keep mail for ever: it is due.
+func (s *sweeps) timeless(ctx context.Context, conn *pgx.Conn) error {
+	for _, sql := range []string{sqlNeverDue, sqlNeverTold} {
+		tag, err := conn.Exec(ctx, sql)
+		if err != nil {
+			return fmt.Errorf("mend times: %w", err)
+		}
+		if n := tag.RowsAffected(); n > 0 {
+			s.q.log.Warn("queue: recipients waited for a time that never comes, they are due now", "recipients", n)
+			s.q.announce()
+		}
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"postern/internal/panics"
 	"postern/relay/smtp"
 )
 
@@ -129,12 +130,18 @@ func class(err error) string {
 	return ""
 }
 
-// ofTheRow reports trouble with what a statement was given, not with the server:
-// the neighbours in its group need not share it.
+// ofTheRow reports trouble with what a statement was given or met, not with the server: the
+// neighbours in its group need not share it. XX001 and XX002 are pages of a table or an index
+// that are damaged.
 func ofTheRow(err error) bool {
 	var body *bodyError
-	c := class(err)
-	return c == "22" || c == "23" || errors.As(err, &body)
+	var pg *pgconn.PgError
+	var panicked *panics.Error
+	switch c := class(err); {
+	case c == "22", c == "23", errors.As(err, &body), errors.As(err, &panicked):
+		return true
+	}
+	return errors.As(err, &pg) && (pg.Code == "XX001" || pg.Code == "XX002")
 }
 
 // worthAnother reports a conflict that a second try may not meet.

@@ -180,7 +180,7 @@ select message_id from w where exists (select from recipient r where r.message_i
 const sqlMoveBody = `
 with mine as materialized (select n from large_body where turn = $1 and message_id = $2 order by n for update),
 gone as (delete from large_body l using mine where l.turn = $1 and l.message_id = $2 and l.n = mine.n returning l.message_id, l.n, l.chunk)
-insert into body (message_id, n, chunk) select message_id, n, chunk from gone`
+insert into body (message_id, n, chunk) select message_id, n, chunk from gone where n >= 0`
 
 // move moves what still waits in u, each message in a transaction of its own.
 func (t *turns) move(ctx context.Context, conn *pgx.Conn, u *turn) error {

@@ -1,0 +1,124 @@
+package queue
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"time"
+
+	"postern/internal/panics"
+	"postern/relay/smtp"
+)
+
+// Mail whose rows are bad cannot be sent: a size below 0, a time that is infinite, a body of
+// which octets are missing, an envelope with control characters. The schema keeps programs
+// from writing such rows; a hand, a repair or a damaged disk may do it all the same. They are
+// set aside: held, with the reason in the row, until a person has looked. A fault of ours
+// bounces nobody's mail, and keeps nobody else's waiting.
+
+// ErrDamaged says that a stored body is not whole.
+var ErrDamaged = errors.New("the stored message is damaged")
+
+// sqlSetAside holds recipient $2 of message $1, of which its owner $3 (0: nobody) can make
+// nothing. Times that the schema would refuse are mended, or this could not be written.
+const sqlSetAside = `
+with bad as materialized (select message_id, n, local, domain from recipient
+	where message_id = $1 and n = $2 and coalesce(owner, 0) = $3 and held_at is null for update),
+back as (update recipient r set owner = null, dot_possible = false, held_at = now(), set_aside = $4,
+		possible_duplicate = r.possible_duplicate or $6, attempts = greatest(r.attempts, 0),
+		accepted_at = case when r.accepted_at = sane_time(r.accepted_at) then r.accepted_at else now() end,
+		expires_at = case when r.expires_at = sane_time(r.expires_at) then r.expires_at else now() + $7::interval end,
+		next_attempt_at = now(), notice_at = case when r.notice_at = sane_time(r.notice_at) then r.notice_at else now() end,
+		last_attempt_at = case when r.last_attempt_at = sane_time(r.last_attempt_at) then r.last_attempt_at end
+	from bad where r.message_id = bad.message_id and r.n = bad.n),
+h as (insert into attempt (message_id, n, at, epoch, result, local, domain, node, reply_text, possible_duplicate)
+	select message_id, n, clock_timestamp(), $3, 'hold', local, domain, $5, 'set aside: ' || $4, $6 from bad on conflict do nothing)
+select (select count(*) from bad), ` + durably
+
+// setAside has a recipient of a message set aside that epoch owns, or nobody when it is 0.
+// Somebody has the row in hand: that ends with it.
+func (q *Queue) setAside(id ID, n int, epoch int64, why string) {
+	q.settles.put(ending{Outcome: Outcome{Message: id, N: n, Epoch: epoch}, release: true, aside: why})
+}
+
+// panicked makes of a panic in a use of s an error of that use. The connection is at no
+// known place then.
+func (s *session) panicked(err error) error {
+	if caught := (*panics.Error)(nil); errors.As(err, &caught) {
+		err = s.end(err)
+		s.drop()
+	}
+	return err
+}
+
+// ofRows says why rows cannot be used.
+func ofRows(err error) string { return fmt.Sprintf("the database fails at its rows: %v", err) }
+
+// halved does work on a list. When that fails by a fault of what is in the list, its halves
+// are tried, until each bad one is alone and goes to bad.
+func halved[T any](list []T, do func([]T) error, bad func(T, error)) error {
+	err := do(list)
+	switch {
+	case len(list) == 0 || !ofTheRow(err):
+		return err
+	case len(list) == 1:
+		bad(list[0], err)
+		return nil
+	}
+	half := len(list) / 2
+	if err := halved(list[:half], do, bad); err != nil {
+		return err
+	}
+	return halved(list[half:], do, bad)
+}
+
+// fault says why a message cannot be sent, "" when it can.
+func (m *loaded) fault() string {
+	if why := m.envelopeFault(); why != "" || m.body != nil {
+		return why
+	}
+	return "octets of its text are missing"
+}
+
+// envelopeFault says why there is nobody to tell of a message, "" when there is.
+func (m *loaded) envelopeFault() string {
+	switch {
+	case m.bad != "":
+		return m.bad
+	case m.Size < 0:
+		return fmt.Sprintf("its size is %d", m.Size)
+	case m.AcceptedAt.IsZero():
+		return "its time of acceptance is no time"
+	case m.BodyType != "" && m.BodyType != smtp.Body7Bit && m.BodyType != smtp.Body8BitMIME:
+		return "its body type is unknown"
+	case m.Ret != "" && m.Ret != smtp.ReturnFull && m.Ret != smtp.ReturnHeaders:
+		return "its RET is unknown"
+	case hasControls(m.Sender.Local, m.Sender.Domain, m.EnvID) || m.Sender.Domain == "" && m.Sender.Local != "":
+		return "its envelope is no envelope"
+	}
+	return ""
+}
+
+// faultOf says why a recipient cannot be sent to, "" when it can.
+func faultOf(a smtp.Address, orcptType, orcpt string) string {
+	if a.Domain == "" || hasControls(a.Local, a.Domain, orcptType, orcpt) {
+		return "its address is no address"
+	}
+	return ""
+}
+
+func hasControls(texts ...string) bool {
+	for _, s := range texts {
+		if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+			return true
+		}
+	}
+	return false
+}
+
+// spanOf is seconds as the database counts them.
+func spanOf(seconds float64) time.Duration {
+	const most = float64(math.MaxInt64 / int64(time.Second))
+	return time.Duration(min(max(seconds, -most), most) * float64(time.Second))
+}
