@@ -44,7 +44,7 @@ type Overview struct {
 }
 
 type overviewDescs struct {
-	up, recipients, oldest, overdue, nodes, holds, took *prometheus.Desc
+	up, recipients, oldest, overdue, nodes, holds, aside, took *prometheus.Desc
 }
 
 // NewOverview makes and registers an Overview. Its Close must be called.
@@ -62,6 +62,7 @@ func NewOverview(to prometheus.Registerer, read ReadOverview, log *slog.Logger) 
 		overdue:    desc("postern_queue_overdue_seconds", "Seconds since the first recipient fell due that no node has taken yet; 0 when there is none."),
 		nodes:      desc("postern_nodes", "Nodes that live, by the database."),
 		holds:      desc("postern_holds", "Holds on users and credentials."),
+		aside:      desc("postern_queue_set_aside", "Recipients that are held because their rows are bad: docs/operate.md says what to do."),
 		took:       desc("postern_queue_read_seconds", "Seconds that the last reading of the queue took."),
 	}}
 	o.ctx, o.cancel = context.WithCancel(context.Background())
@@ -83,7 +84,7 @@ func (o *Overview) Close() {
 // Describe implements prometheus.Collector.
 func (o *Overview) Describe(ch chan<- *prometheus.Desc) {
 	d := o.descs
-	for _, desc := range []*prometheus.Desc{d.up, d.recipients, d.oldest, d.overdue, d.nodes, d.holds, d.took} {
+	for _, desc := range []*prometheus.Desc{d.up, d.recipients, d.oldest, d.overdue, d.nodes, d.holds, d.aside, d.took} {
 		ch <- desc
 	}
 }
@@ -111,6 +112,7 @@ func (o *Overview) Collect(ch chan<- prometheus.Metric) {
 	gauge(o.descs.overdue, last.Overdue.Seconds())
 	gauge(o.descs.nodes, float64(last.Nodes))
 	gauge(o.descs.holds, float64(last.Holds))
+	gauge(o.descs.aside, float64(last.Aside))
 	gauge(o.descs.took, last.Took.Seconds())
 }
 

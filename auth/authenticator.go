@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/singleflight"
+
+	"postern/internal/panics"
 )
 
 // Config configures an Authenticator; zero values take the defaults named.
@@ -23,6 +25,7 @@ type Config struct {
 	Timeout  time.Duration // of a database lookup: 5 s
 	Audit    time.Duration // how long what admins did is remembered: 365 days
 	Log      *slog.Logger  // troubles of ours; nil: nowhere
+	Guard    *panics.Guard // keeps what panics from ending the process; may be nil
 }
 
 const (
@@ -51,6 +54,7 @@ type Authenticator struct {
 	users    users
 	store    *Store // nil in tests without a database: nothing is shared or written
 	log      *slog.Logger
+	guard    *panics.Guard
 	timeout  time.Duration
 	audit    time.Duration // how long it is kept
 	last     time.Duration // what the last round of Run may take
@@ -143,7 +147,7 @@ func newAuthenticator(u users, cost Cost, cfg Config) *Authenticator {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	a := &Authenticator{
-		users: u, log: cfg.Log, timeout: cfg.Timeout, audit: cfg.Audit, last: time.Second,
+		users: u, log: cfg.Log, guard: cfg.Guard, timeout: cfg.Timeout, audit: cfg.Audit, last: time.Second,
 		gate:      newGate(cfg.Permits, cfg.Queue, cfg.Patience),
 		throttle:  newThrottle(),
 		longest:   maxWait,

@@ -21,10 +21,11 @@ func (a *Authenticator) Run(ctx context.Context) {
 	write := &writing{store: a.store, notes: a.notes, last: a.last, trouble: trouble{what: "writing of last logins", log: a.log}}
 	retain := &retention{store: a.store, audit: a.audit, trouble: trouble{what: "deletion of old audit and networks", log: a.log}}
 	var all sync.WaitGroup
-	all.Go(func() { share.run(ctx) })
-	all.Go(func() { write.run(ctx) })
-	all.Go(func() { a.rehash(ctx) })
-	all.Go(func() { retain.run(ctx) })
+	for what, run := range map[string]func(context.Context){
+		"sharing of failures": share.run, "last logins": write.run, "rehashing": a.rehash, "retention": retain.run,
+	} {
+		all.Go(func() { a.guard.Keep(ctx, "auth: "+what, func() { run(ctx) }) })
+	}
 	all.Wait()
 }
 

@@ -21,9 +21,12 @@ func (a *Authenticator) contested(ctx context.Context, try attempt, public *plac
 	defer cancel()
 	right := make(chan account, 1)
 	go func() {
-		if acct, ok := a.ownWay(beside, try); ok {
-			right <- acct
-		}
+		_ = a.guard.Try("auth: a login", func() error { // the public way goes on
+			if acct, ok := a.ownWay(beside, try); ok {
+				right <- acct
+			}
+			return nil
+		})
 	}()
 	end := time.NewTimer(time.Until(until))
 	defer end.Stop()

@@ -140,7 +140,7 @@ func (a *app) keeper(ctx context.Context, n *node, databaseURL string) (*certifi
 	c := n.cfg.ACME
 	cfg := certificate.ACME{
 		Names: c.Names, Email: c.Email, Directory: c.Directory, Challenge: certificate.Challenge(c.Challenge),
-		HTTPAddress: c.HTTPAddress, TLSALPNAddress: c.TLSALPNAddress, EABKeyID: c.EABKeyID, Node: n.name, Log: n.log,
+		HTTPAddress: c.HTTPAddress, TLSALPNAddress: c.TLSALPNAddress, EABKeyID: c.EABKeyID, Node: n.name, Log: n.log, Guard: n.guard,
 	}
 	var err error
 	if cfg.Sealer, err = a.sealer(n.cfg); err != nil {

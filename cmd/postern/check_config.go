@@ -36,7 +36,7 @@ var configKinds = []kind{
 		"set lifetime to 4d or 5d: servers of recipients are sometimes down over a weekend"},
 	{"config.delay-notice", statusWarning, "Senders are told of a delay only when delivery has been given up.",
 		"set delay_notice to less than lifetime"},
-	{"config.files", statusInfo, "The limit of open files allows fewer connections than configured, if the server has the limit of this shell.",
+	{"config.files", statusInfo, "The limit of open files allows fewer connections than configured, of clients, to destinations or to the database, if the server has the limit of this shell.",
 		"raise it for the server (ulimit -n, LimitNOFILE), or lower connections"},
 	{"spool.ok", statusOK, "Temporary files can be written, and there is room for them.", ""},
 	{"spool.unusable", statusFailed, "Temporary files cannot be written, so no message over 1 MiB is accepted.",
@@ -116,8 +116,8 @@ func (c *checkup) dangerousValues(r *report) {
 	if q.DelayNotice >= q.Lifetime {
 		r.add("config.delay-notice", "configuration", "queue.delay_notice is %s, lifetime %s", time.Duration(q.DelayNotice), time.Duration(q.Lifetime))
 	}
-	if most := clientDescriptors(); len(c.cfg.Listeners) > 0 && most > 0 && most < s.Connections {
-		r.add("config.files", "configuration", "room for %d connections of %d", most, s.Connections)
+	if cuts := c.cfg.cuts(c.cfg.fit(openLimit())); cuts != "" {
+		r.add("config.files", "configuration", "room for %s", cuts)
 	}
 }
 

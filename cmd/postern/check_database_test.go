@@ -99,6 +99,8 @@ func databaseFaults() []fault {
 		{"db.dead-rows", "app_user", deletedRows},
 		{"db.wraparound", "transactions since", bound(func(b *bounds) { b.frozen = 0 })},
 		{"db.room-low", "free", bound(func(b *bounds) { b.low = 1 << 60 })},
+		{"queue.set-aside", "its size is -1", sql(`insert into recipient (message_id, n, expires_at, held_at, set_aside, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
+			values (gen_random_uuid(), 0, now(), now(), 'its size is -1', 0, 0, 'x', 'a', 'x', '', '')`)},
 		{"db.full", "since", sql(`update room set full_at = now()`)},
 		{"db.room-none", "free", bound(func(b *bounds) { b.none = 1 << 60 })},
 		{"db.connections", "20 allowed, and this node may open 31", func(t *testing.T, p *patient) {

@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 var nodeKinds = []kind{
@@ -14,7 +16,38 @@ var nodeKinds = []kind{
 		"set another node (or hostname) in one of the two configurations"},
 	{"node.twice", statusWarning, "A process took over the name of this node while the one before still lived.",
 		"after a crash this is as it should be; if both run, set another node in one of the two configurations"},
+	{"queue.set-aside", statusFailed, "Mail is held because its rows in the database are bad: it cannot be sent, and is not lost.",
+		"find out what damaged them; then 'postern queue show ID', and 'queue release ID' or 'queue cancel ID'"},
 }
+
+// setAside asks for mail of which the nodes could make nothing; before the migration there is
+// no place for it.
+func (in *inspection) setAside(ctx context.Context) error {
+	rows, err := in.conn.Query(ctx, `
+		select message_id::text || ' ' || set_aside, count(*) over ()
+		from recipient where held_at is not null and set_aside is not null order by held_at limit 3`)
+	if err != nil {
+		return err
+	}
+	var first string
+	var total int
+	var list []string
+	_, err = pgx.ForEachRow(rows, []any{&first, &total}, func() error {
+		list = append(list, first)
+		return nil
+	})
+	var pg *pgconn.PgError
+	switch {
+	case errors.As(err, &pg) && (pg.Code == undefinedTable || pg.Code == undefinedColumn || pg.Code == insufficientPrivilege):
+		return nil // told by schema or privileges
+	case len(list) > 0:
+		in.r.add("queue.set-aside", "queue", "%d: %s", total, strings.Join(list, "; "))
+	}
+	return err
+}
+
+// undefinedColumn is the SQLSTATE of a column that is not there.
+const undefinedColumn = "42703"
 
 // nodes looks for another process with this node's name. Which one is ours is told by
 // the listeners: where nothing of ours answers, a living node of the name is elsewhere.

@@ -1,38 +1,90 @@
 package main
 
-import "syscall"
+import (
+	"fmt"
+	"strings"
+	"syscall"
+)
 
-// Descriptors that are not for clients: ownDescriptors of the process itself
-// (listeners, log, database), and beyond them a quarter of what it may open, for
-// deliveries and the temporary files of messages.
-const ownDescriptors = 64
+const (
+	// ownDescriptors are those of the process itself: listeners, log, and the database with
+	// plainDatabase connections in its pools.
+	ownDescriptors = 64
+	plainDatabase  = 8
+	// openDeliveries is how many connections to destinations there are without want, as
+	// relay/delivery has it. Each takes two descriptors: its lookups ask for A and AAAA
+	// concurrently.
+	openDeliveries = 500
+)
 
-// clientDescriptors is how many connections of clients the process may have open
-// without taking from its own work what that needs, or 0 when it cannot be told.
-// The runtime has raised the soft limit to the hard one already.
-func clientDescriptors() int {
+// descriptors is what a process may have open of each kind.
+type descriptors struct {
+	connections int // of clients
+	deliveries  int // to destinations
+	files       int // temporary ones, of messages; 0: any number
+	database    int // connections of the pools
+}
+
+// fit makes what is configured fit into a limit of open files, 0 for one that cannot be told.
+// A server without a descriptor left can neither deliver nor reach its database.
+func (c *config) fit(limit uint64) descriptors {
+	want := c.wanted()
+	if limit == 0 {
+		return want
+	}
+	all := int(min(limit, 1<<30)) // RLIM_INFINITY
+	d := descriptors{database: min(want.database, max(2, all/8))}
+	own := ownDescriptors + max(0, d.database-plainDatabase)
+	// A quarter is for deliveries and files, whatever clients do.
+	d.connections = min(want.connections, max(1, all-all/4-own))
+	left := all - own - d.connections
+	d.deliveries = min(want.deliveries, max(1, left/3))
+	d.files = max(1, left-2*d.deliveries)
+	return d
+}
+
+// wanted is what is configured.
+func (c *config) wanted() descriptors {
+	d := descriptors{deliveries: openDeliveries, database: c.Database.MaxConnections}
+	if len(c.Listeners) > 0 {
+		d.connections = c.Submission.Connections
+	}
+	return d
+}
+
+// cuts says what a limit of open files takes from what is configured, "" for nothing.
+func (c *config) cuts(d descriptors) string {
+	want := c.wanted()
+	var list []string
+	for _, of := range []struct {
+		what      string
+		has, want int
+	}{{"connections", d.connections, want.connections}, {"deliveries", d.deliveries, want.deliveries}, {"connections of the database", d.database, want.database}} {
+		if of.has < of.want {
+			list = append(list, fmt.Sprintf("%d %s of %d", of.has, of.what, of.want))
+		}
+	}
+	return strings.Join(list, ", ")
+}
+
+// openLimit is how many files the process may have open, 0 when that cannot be told. The
+// runtime has raised the soft limit to the hard one already.
+func openLimit() uint64 {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		return 0
 	}
-	return clientShare(uint64(limit.Cur))
+	return uint64(limit.Cur)
 }
 
-func clientShare(descriptors uint64) int {
-	descriptors = min(descriptors, 1<<30) // RLIM_INFINITY
-	return max(1, int(descriptors)-int(descriptors/4)-ownDescriptors)
-}
-
-// connections is how many clients may be connected at once: as configured, or what
-// the limit of open files leaves to them. A server without a descriptor left can
-// neither deliver nor reach its database.
-func (n *node) connections() int {
-	want := n.cfg.Submission.Connections
-	most := clientDescriptors()
-	if most == 0 || want <= most {
-		return want
+// descriptors are those that this node may have open. It logs what was cut, once.
+func (n *node) descriptors() descriptors {
+	d := n.cfg.fit(openLimit())
+	if cuts := n.cfg.cuts(d); cuts != n.cuts {
+		if n.cuts = cuts; cuts != "" {
+			n.log.Warn("fewer connections than configured: the limit of open files is too low (ulimit -n, LimitNOFILE)",
+				"cut", cuts, "connections", d.connections, "deliveries", d.deliveries, "files", d.files, "database", d.database)
+		}
 	}
-	n.log.Warn("fewer connections than configured: the limit of open files is too low (ulimit -n, LimitNOFILE)",
-		"configured", want, "connections", most)
-	return most
+	return d
 }

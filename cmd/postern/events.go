@@ -20,12 +20,15 @@ func (n *node) nearLimit(pool *pgxpool.Pool) func(queue.NearLimit) {
 		e := maillog.LimitEvent{Limit: string(limit.Kind) + " " + policy.FormatLimit(limit), Used: near.Used}
 		// Whoever commits mail must not wait for the name.
 		go func() {
-			if near.Scope == queue.ChargeCredential {
-				e.Credential = strconv.FormatInt(near.Subject, 10)
-			} else {
-				e.User = userName(pool, near.Subject)
-			}
-			n.mail.LimitNear(e)
+			_ = n.guard.Try("a limit that is near", func() error {
+				if near.Scope == queue.ChargeCredential {
+					e.Credential = strconv.FormatInt(near.Subject, 10)
+				} else {
+					e.User = userName(pool, near.Subject)
+				}
+				n.mail.LimitNear(e)
+				return nil
+			})
 		}()
 	}
 }

@@ -26,7 +26,7 @@ func (n *node) run(ctx context.Context, asked signals) error {
 	}
 	watchCtx, endWatch := context.WithCancel(context.Background())
 	defer endWatch()
-	go n.supervisor.watchdog(watchCtx, new(pulse).of(n))
+	go n.guard.Keep(watchCtx, "the watchdog", func() { n.supervisor.watchdog(watchCtx, new(pulse).of(n)) })
 	n.log.Info("postern is ready", "version", versionString(), "hostname", n.hostname, "node", n.name, "listeners", n.addresses(), "admin", n.admin.addr())
 	n.supervisor.ready(n.summary())
 
@@ -45,7 +45,7 @@ func (n *node) serveUntil(ctx context.Context, asked signals, serveErr <-chan er
 		case err := <-serveErr:
 			return err
 		case <-asked.reload:
-			n.reload(ctx)
+			_ = n.guard.Try("a reload", func() error { n.reload(ctx); return nil })
 		}
 	}
 }

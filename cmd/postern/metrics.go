@@ -59,6 +59,9 @@ func (m *metrics) registerDraining(draining *atomic.Bool) {
 func (n *node) registerParts() {
 	r := n.metrics.registry
 	admin.Register(r, nil, n.queue.Stats, admin.QueueStats())
+	admin.Register(r, nil, n.guard.Caught, []admin.Reading[int64]{
+		{Name: "postern_panics_total", Help: "Defects of Postern that were met outside of sessions and attempts, and survived.", Counter: true, Value: number[int64]},
+	})
 	if n.server != nil {
 		admin.Register(r, nil, n.server.Stats, submissionReadings)
 		admin.Register(r, prometheus.Labels{"reason": "address"}, func() int64 { return n.server.Stats().RefusedByAddress }, refusedReadings)

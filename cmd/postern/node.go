@@ -17,6 +17,7 @@ import (
 
 	"postern/admin"
 	"postern/auth"
+	"postern/internal/panics"
 	"postern/migrations"
 	"postern/policy"
 	"postern/relay/bounce"
@@ -35,6 +36,8 @@ const startTime = 30 * time.Second
 type node struct {
 	cfg      config
 	log      *slog.Logger
+	guard    *panics.Guard
+	cuts     string // what the limit of open files has taken
 	mail     *maillog.Logger
 	hostname string
 	name     string
@@ -72,7 +75,7 @@ type node struct {
 // buildNode opens what the node needs, in the order in which a wrong set-up is
 // easiest to explain, and starts nothing yet.
 func (a *app) buildNode(ctx context.Context, cfg config, url, only string, log *slog.Logger) (*node, error) {
-	n := &node{cfg: cfg, log: log, database: &a.database, mail: maillog.New(log), stopNotices: func() {}, stopLogins: func() {},
+	n := &node{cfg: cfg, log: log, guard: panics.New(log), database: &a.database, mail: maillog.New(log), stopNotices: func() {}, stopLogins: func() {},
 		supervisor: a.supervisor(log), readAgain: a.loadConfig}
 	var err error
 	if n.hostname, err = cfg.hostname(); err != nil {
@@ -278,8 +281,9 @@ func (n *node) pool(ctx context.Context, url, name string, maxConns int, change 
 // shares splits the pooled connections: checking passwords must go on while
 // deliveries storm. The queue's commits and settles have connections of their own.
 func (n *node) shares() (work, login int) {
-	login = max(1, n.cfg.Database.MaxConnections/2)
-	return max(1, n.cfg.Database.MaxConnections-login), login
+	all := n.descriptors().database
+	login = max(1, all/2)
+	return max(1, all-login), login
 }
 
 // moved lets go of the connections that were begun before another database server
@@ -313,7 +317,7 @@ func (n *node) buildQueue(ctx context.Context, url string) error {
 	}
 	q := n.cfg.Queue
 	n.queue = queue.New(queue.Config{
-		EnqueuePool: enqueuePool, WorkPool: workPool, Node: n.name, Log: n.log,
+		EnqueuePool: enqueuePool, WorkPool: workPool, Node: n.name, Log: n.log, Guard: n.guard,
 		Lifetime: time.Duration(q.Lifetime), DelayNotice: time.Duration(q.DelayNotice), History: time.Duration(q.History),
 		Recipients: time.Duration(n.cfg.Retention.Correspondents),
 		StrictGate: q.Gate == "strict", NoNotify: !n.notify(),
@@ -344,9 +348,9 @@ func (a *app) buildDelivery(ctx context.Context, n *node, url string) error {
 	d := n.cfg.Delivery
 	n.engine = delivery.New(delivery.Config{
 		Queue: n.queue, Routes: route.NewTable(store, 0), DNS: resolver(d.DNSServer),
-		Log: n.log, Events: n.mail, Hello: n.hostname, Self: n.ownAddresses(),
+		Log: n.log, Guard: n.guard, Events: n.mail, Hello: n.hostname, Self: n.ownAddresses(),
 		Connections: d.Connections, MXConnections: d.Connections, PerConnection: d.MessagesPerConn,
-		IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
+		MaxOpen: n.descriptors().deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
 		MXPort: d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
 	})
 	n.bouncer = bounce.New(bounce.Config{Queue: n.queue, Hostname: n.hostname, Mail: n.mail, Log: n.log})
@@ -411,14 +415,14 @@ func (n *node) buildSubmission(ctx context.Context, url string) error {
 	if err != nil {
 		return err
 	}
-	n.verifier = auth.NewAuthenticator(auth.NewStore(pool), auth.Config{Permits: n.cfg.Auth.Permits, Audit: time.Duration(n.cfg.Retention.Audit), Log: n.log})
+	n.verifier = auth.NewAuthenticator(auth.NewStore(pool), auth.Config{Permits: n.cfg.Auth.Permits, Audit: time.Duration(n.cfg.Retention.Audit), Log: n.log, Guard: n.guard})
 	n.watch = auth.NewWatch(background, n.log, n.notify())
 	n.sessions = policy.NewSessions(background, n.queue.Epoch, n.log)
 	s := n.cfg.Submission
 	cfg := submission.Config{
 		Hostname: n.hostname, Listeners: n.listeners, Certificates: n.certs,
 		Verifier: n.verifier, Current: n.verifier, Sessions: n.sessions,
-		Queue: n.queue, Log: n.mail, System: n.log, TempDir: s.SpoolDir, HideClient: !s.ShowClientAddress,
+		Queue: n.queue, Log: n.mail, System: n.log, Guard: n.guard, TempDir: s.SpoolDir, HideClient: !s.ShowClientAddress,
 		Limits: n.submissionLimits(),
 	}
 	if n.engine != nil {
@@ -429,9 +433,9 @@ func (n *node) buildSubmission(ctx context.Context, url string) error {
 }
 
 func (n *node) submissionLimits() submission.Limits {
-	s := n.cfg.Submission
+	s, open := n.cfg.Submission, n.descriptors()
 	return submission.Limits{
-		Connections: n.connections(), ConnectionsPerAddress: s.ConnectionsPerAddress,
+		Connections: open.connections, Files: open.files, ConnectionsPerAddress: s.ConnectionsPerAddress,
 		Commands: s.Commands, BadCommands: s.BadCommands, FailedAuths: s.AuthFailures,
 		Recipients: s.Recipients, MessageSize: int64(s.MessageSize), HeaderSize: int(s.HeaderSize),
 		Session: time.Duration(s.SessionTime), Idle: time.Duration(s.IdleTime),
@@ -461,7 +465,7 @@ func (n *node) start(ctx context.Context) error {
 		n.engine.Start()
 		noticeCtx, stop := context.WithCancel(context.Background())
 		n.stopNotices = stop
-		n.notices.Go(func() { n.bouncer.Run(noticeCtx) })
+		n.notices.Go(func() { n.guard.Keep(noticeCtx, "notices", func() { n.bouncer.Run(noticeCtx) }) })
 	}
 	return nil
 }
@@ -472,11 +476,13 @@ func (n *node) startLogins() {
 	ctx, stop := context.WithCancel(context.Background())
 	n.stopLogins = stop
 	n.logins.Go(func() { n.verifier.Run(ctx) })
-	n.logins.Go(func() { n.sessions.Run(ctx) })
+	n.logins.Go(func() { n.guard.Keep(ctx, "limits of sessions", func() { n.sessions.Run(ctx) }) })
 	n.logins.Go(func() {
-		n.watch.Run(ctx, func(users []int64, all bool) {
-			n.verifier.Forget(users, all)
-			n.server.Recheck(users, all)
+		n.guard.Keep(ctx, "changes of users", func() {
+			n.watch.Run(ctx, func(users []int64, all bool) {
+				n.verifier.Forget(users, all)
+				n.server.Recheck(users, all)
+			})
 		})
 	})
 }

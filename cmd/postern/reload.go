@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"postern/internal/panics"
 	"postern/relay/delivery"
 	"postern/relay/queue"
 	"postern/relay/submission"
@@ -88,8 +89,12 @@ func inTime[T any](ctx context.Context, do func() (T, error)) (T, error) {
 	}
 	done := make(chan result, 1)
 	go func() {
-		value, err := do()
-		done <- result{value, err}
+		var r result
+		r.err = (*panics.Guard)(nil).Try("reading files", func() (err error) {
+			r.value, err = do()
+			return err
+		})
+		done <- r
 	}()
 	select {
 	case r := <-done:

@@ -285,7 +285,11 @@ func (a *app) printLosses(s *story) (lost bool) {
 func (a *app) printWhyHeld(s *story) {
 	held := 0
 	for _, e := range s.Live {
-		if e.State == queue.StateHeld {
+		switch {
+		case e.SetAside != "":
+			fmt.Fprintf(a.stdout, "\nThe mail for %s cannot be sent: %s.\n'postern queue release %s' tries again, 'queue cancel' throws it away.\n",
+				printable(e.Recipient), printable(e.SetAside), s.Message.ID)
+		case e.State == queue.StateHeld:
 			held++
 		}
 	}

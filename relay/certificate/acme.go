@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/mholt/acmez/v3/acme"
 
+	"postern/internal/panics"
 	"postern/relay/seal"
 )
 
@@ -49,8 +50,9 @@ type ACME struct {
 	Node   string // this node, for people who look at locks
 	Pool   *pgxpool.Pool
 	Sealer *seal.Sealer
-	Log    *slog.Logger // nil: nowhere
-	Clock  Clock        // nil: the system's
+	Log    *slog.Logger  // nil: nowhere
+	Guard  *panics.Guard // keeps what panics from ending the process; may be nil
+	Clock  Clock         // nil: the system's
 
 	lookEvery      time.Duration // 0: lookEvery
 	renewWindow    float64       // the part of its time in which a certificate is renewed, when the authority does not say; 0: a third
@@ -86,7 +88,7 @@ func NewKeeper(cfg ACME) (*Keeper, error) {
 	cfg.Names = slices.Compact(names)
 	k := &Keeper{
 		cfg: cfg, log: cfg.Log, clock: cfg.Clock,
-		storage: NewStorage(cfg.Pool, cfg.Sealer, cfg.Node, cfg.Log),
+		storage: NewStorage(cfg.Pool, cfg.Sealer, cfg.Node, cfg.Log).guarded(cfg.Guard),
 		names:   map[string]*kept{}, wake: map[string]chan struct{}{},
 	}
 	for _, name := range cfg.Names {

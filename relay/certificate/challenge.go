@@ -119,7 +119,12 @@ func respondTLSALPN(ln net.Listener, config *certmagic.Config, cfg ACME) *respon
 					time.Sleep(10 * time.Millisecond)
 					continue
 				}
-				go validateTLS(ctx, conn, conf, cfg.validationTime)
+				go func() {
+					_ = cfg.Guard.Try("certificate: a validation", func() error {
+						validateTLS(ctx, conn, conf, cfg.validationTime)
+						return nil
+					})
+				}()
 			}
 		},
 		close: func() { cancel(); _ = ln.Close() },

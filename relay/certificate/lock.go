@@ -93,7 +93,7 @@ func (s *Storage) keep(ctx context.Context, sc *scope, name string, l *lease, se
 		case <-tick.C:
 		}
 		now := time.Now()
-		err := s.renew(ctx, name, l.token)
+		err := s.guard.Try("certificate: a lease", func() error { return s.renew(ctx, name, l.token) })
 		switch {
 		case ctx.Err() != nil:
 			return

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"postern/internal/panics"
 	"postern/relay/seal"
 )
 
@@ -27,6 +28,7 @@ type Storage struct {
 	sealer *seal.Sealer
 	node   string // whose locks these are, for people who look
 	log    *slog.Logger
+	guard  *panics.Guard
 
 	lease, renewEvery, pollEvery time.Duration
 	loose                        *scope // locks that were taken in no scope
@@ -47,6 +49,11 @@ func NewStorage(pool *pgxpool.Pool, sealer *seal.Sealer, node string, log *slog.
 		lease: 30 * time.Second, renewEvery: 10 * time.Second, pollEvery: time.Second,
 		loose: newScope(func(error) {}), now: time.Now, answers: newAnswers(),
 	}
+}
+
+func (s *Storage) guarded(by *panics.Guard) *Storage {
+	s.guard = by
+	return s
 }
 
 // String keeps the pool and the key out of certmagic's log.

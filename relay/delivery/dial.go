@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"syscall"
 
@@ -183,6 +184,9 @@ func (d *dialer) dial(ctx context.Context, to target) (net.Conn, error) {
 // the recipient must not learn from it which ports of which hosts are open.
 func connectTrouble(to target, err error) *trouble {
 	err = fmt.Errorf("connect to %s: %w", to.host, err)
+	if isOurs(err) {
+		return &trouble{reply: smtp.Temporary(451, 3, 2, "this server has no room for another connection now"), err: err, crowded: true}
+	}
 	if to.upstream == nil {
 		if errors.Is(err, errSpecial) {
 			return failure(smtp.Permanent(550, 4, 4, "mail host "+to.host+" has a private or special address"), err)
@@ -198,6 +202,17 @@ func connectTrouble(to target, err error) *trouble {
 	}
 	text := "upstream " + to.upstream.Name + " at " + net.JoinHostPort(to.host, strconv.Itoa(to.upstream.Port)) + ": " + why
 	return &trouble{reply: smtp.Temporary(451, 4, 1, text), err: err}
+}
+
+// isOurs reports that the machine had no descriptor or memory for a connection or a
+// question. net.DNSError keeps only the text of that.
+func isOurs(err error) bool {
+	for _, want := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM} {
+		if dns := (*net.DNSError)(nil); errors.Is(err, want) || errors.As(err, &dns) && strings.HasSuffix(dns.Err, want.Error()) {
+			return true
+		}
+	}
+	return false
 }
 
 // conversationTrouble is what a server said, or did not say, before transactions.

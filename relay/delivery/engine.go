@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"postern/internal/panics"
 	"postern/internal/share"
 	"postern/relay/maillog"
 	"postern/relay/queue"
@@ -47,8 +48,9 @@ type Ledger interface {
 type Config struct {
 	Queue  Queue
 	Routes route.Resolver
-	DNS    Resolver     // net.Resolver, without the C library
-	Log    *slog.Logger // for trouble of the engine itself
+	DNS    Resolver      // net.Resolver, without the C library
+	Log    *slog.Logger  // for trouble of the engine itself
+	Guard  *panics.Guard // keeps what panics from ending the process; may be nil
 	Events *maillog.Logger
 
 	Hello string // this node's host name: EHLO, and to find loops
@@ -176,10 +178,13 @@ func New(cfg Config) *Engine {
 
 // Start begins the work.
 func (e *Engine) Start() {
-	e.loops.Go(e.dispatchLoop)
-	e.loops.Go(e.yieldLoop)
+	keep := func(what string, loop func()) {
+		e.loops.Go(func() { e.cfg.Guard.Keep(e.work, "delivery: "+what, loop) })
+	}
+	keep("giving out work", e.dispatchLoop)
+	keep("silent peers", e.yieldLoop)
 	if !e.cfg.NoClaim {
-		e.loops.Go(e.claimLoop)
+		keep("claiming", e.claimLoop)
 	}
 }
 

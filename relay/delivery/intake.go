@@ -67,7 +67,7 @@ func (e *Engine) Reserve(user, size int64) bool {
 func (e *Engine) Take(d *queue.Delivery) {
 	e.load.add(userOf(d.Message.UserID), e.weightOf(d))
 	if !e.intake.put(d) {
-		e.handBack(d)
+		e.handBack(d, 0)
 	}
 }
 
@@ -102,17 +102,17 @@ func (e *Engine) weightOf(d *queue.Delivery) int64 {
 	return e.weight(d.Body.Size()) + recipientsWeigh(d.Recipients)
 }
 
-// handBack releases a whole delivery that was never split into jobs.
-func (e *Engine) handBack(d *queue.Delivery) {
+// handBack releases a whole delivery that was never split into jobs, due after wait.
+func (e *Engine) handBack(d *queue.Delivery, wait time.Duration) {
 	weight := e.weightOf(d)
-	e.cfg.Queue.Release(d, numbers(d.Recipients), 0)
+	e.cfg.Queue.Release(d, numbers(d.Recipients), wait)
 	d.Body.Drop()
 	e.load.sub(userOf(d.Message.UserID), weight)
 }
 
 func (e *Engine) releaseIntake() {
 	for _, d := range e.intake.close() {
-		e.handBack(d)
+		e.handBack(d, 0)
 	}
 }
 

@@ -47,10 +47,14 @@ type way struct {
 // dispatch splits a delivery into jobs and gives them to their destinations.
 func (e *Engine) dispatch(d *queue.Delivery) {
 	if e.closing.Load() {
-		e.handBack(d)
+		e.handBack(d, 0)
 		return
 	}
-	ways := e.split(d)
+	var ways []way
+	if e.cfg.Guard.Try("delivery: routing", func() error { ways = e.split(d); return nil }) != nil {
+		e.handBack(d, bodyWait)
+		return
+	}
 	p := &parcel{Delivery: d, size: d.Body.Size(), octets: e.weight(d.Body.Size()), weight: e.weightOf(d)}
 	jobs := 0
 	for i := range ways {

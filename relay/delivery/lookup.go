@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strings"
 
+	"postern/internal/panics"
 	"postern/relay/smtp"
 )
 
@@ -42,11 +43,18 @@ func Addresses(ctx context.Context, dns Resolver, host string) ([]netip.Addr, er
 	}
 	asked := make(chan answer, 1)
 	go func() {
-		list, err := dns.LookupNetIP(ctx, "ip6", host)
-		asked <- answer{list, err}
+		var six answer
+		six.err = (*panics.Guard)(nil).Try("a lookup", func() (err error) {
+			six.list, err = dns.LookupNetIP(ctx, "ip6", host)
+			return err
+		})
+		asked <- six
 	}()
 	list, err := dns.LookupNetIP(ctx, "ip4", host)
 	six := <-asked
+	if defect := (*panics.Error)(nil); errors.As(six.err, &defect) {
+		panic(defect) // the caller has somebody to recover it
+	}
 	switch {
 	case len(six.list) > 0 && hasWay(six.list[0]):
 		return append(six.list, list...), nil
@@ -147,5 +155,5 @@ func lookupTrouble(name string, err error) *trouble {
 	case errors.Is(err, errOutsideDNS):
 		text = name + ": " + errOutsideDNS.Error()
 	}
-	return &trouble{reply: smtp.Temporary(451, 4, 3, text), err: fmt.Errorf("look up %s: %w", name, err)}
+	return &trouble{reply: smtp.Temporary(451, 4, 3, text), err: fmt.Errorf("look up %s: %w", name, err), crowded: isOurs(err)}
 }

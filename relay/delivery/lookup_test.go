@@ -223,12 +223,16 @@ func TestP04Descriptors(t *testing.T) {
 	cfg := Config{Hello: "relay.test"}.withDefaults()
 	d := newDialer(&cfg)
 	useUpDescriptors(t)
-	if _, trouble := d.exchangers(t.Context(), "one.test"); trouble == nil || trouble.permanent {
+	if _, trouble := d.exchangers(t.Context(), "one.test"); trouble == nil || trouble.permanent || !trouble.crowded {
 		t.Errorf("MX: %+v", trouble)
+	}
+	// TestL2Descriptors: nor is a connection that cannot be begun the destination's fault.
+	if _, trouble := d.try(t.Context(), target{host: "mx.one.test", addr: netip.MustParseAddrPort("192.0.2.1:25")}); trouble == nil || !trouble.crowded {
+		t.Errorf("connection: %+v", trouble)
 	}
 	for _, implicit := range []string{"one.test", "mx.one.test"} {
 		w := walk{d: d, domain: "one.test", hosts: []exchanger{{host: implicit}}, until: time.Now().Add(time.Hour)}
-		if _, trouble := w.next(t.Context()); trouble == nil || trouble.permanent {
+		if _, trouble := w.next(t.Context()); trouble == nil || trouble.permanent || !trouble.crowded {
 			t.Errorf("%s: %+v", implicit, trouble)
 		}
 	}

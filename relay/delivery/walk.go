@@ -104,6 +104,9 @@ func (w *walk) next(ctx context.Context) (*conn, *trouble) {
 		if c != nil {
 			return c, nil
 		}
+		if t != nil && isOurs(t.err) {
+			return nil, t // says nothing of this host, nor of others
+		}
 		if t != nil && t.outranks(worst) {
 			worst = t
 		}

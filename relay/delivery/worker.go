@@ -221,7 +221,8 @@ func (w *worker) hangUp() {
 	}
 	ctx, cancel := w.d.e.quitContext()
 	defer cancel()
-	_ = w.conn.client.Quit(ctx) // nothing depends on its reply
+	// Nothing depends on its reply.
+	_ = w.d.e.cfg.Guard.Try("delivery: QUIT", func() error { return w.conn.client.Quit(ctx) })
 	w.dropConn()
 }
 

@@ -24,26 +24,29 @@ var errFull = &smtp.Error{Reply: smtp.Temporary(452, 3, 1, "Insufficient system 
 // sessions share by user and network.
 type spool struct {
 	memory     *share.Pool
-	files      *share.Pool
+	files      *share.Pool // octets
+	handles    *share.Pool // files that are open
 	memoryBody int64
 	dir        string
 	pools      [len(chunkSizes)]sync.Pool
 }
 
 func newSpool(l Limits, dir string) *spool {
-	return &spool{memoryBody: l.MemoryBody, dir: dir, memory: share.New(l.Memory, sharePart), files: share.New(l.TempFiles, sharePart)}
+	return &spool{memoryBody: l.MemoryBody, dir: dir, memory: share.New(l.Memory, sharePart), files: share.New(l.TempFiles, sharePart),
+		handles: share.New(int64(l.Files), sharePart)}
 }
 
 // resize sets the budgets. What is taken stays taken.
 func (sp *spool) resize(l *Limits) {
 	sp.memory.Resize(l.Memory)
 	sp.files.Resize(l.TempFiles)
+	sp.handles.Resize(int64(l.Files))
 }
 
 // room reports whether a message of the declared size (0: unknown) may find room.
 func (sp *spool) room(size int64, who holders) bool {
 	if size > sp.memoryBody {
-		return sp.files.Fits(size, who...)
+		return sp.files.Fits(size, who...) && sp.handles.Fits(1, who...)
 	}
 	return sp.memory.Fits(max(size, int64(chunkSizes[0])), who...)
 }
@@ -146,13 +149,18 @@ func (b *body) tail() (*chunk, error) {
 
 // spill moves what is in memory to a file and keeps the largest chunk as buffer.
 func (b *body) spill() error {
-	f, err := os.CreateTemp(b.spool.dir, "postern-body-*")
-	if err != nil {
-		return storageError(err)
+	if !b.spool.handles.Take(1, b.owners...) {
+		return errFull
 	}
-	// Unlinked at once: a crash leaves nothing behind, and nobody else opens it.
-	if err := os.Remove(f.Name()); err != nil {
-		f.Close()
+	f, err := os.CreateTemp(b.spool.dir, "postern-body-*")
+	if err == nil {
+		// Unlinked at once: a crash leaves nothing behind, and nobody else opens it.
+		if err = os.Remove(f.Name()); err != nil {
+			f.Close()
+		}
+	}
+	if err != nil {
+		b.spool.handles.Give(1, b.owners...)
 		return storageError(err)
 	}
 	b.file = f
@@ -235,6 +243,7 @@ func (b *body) Drop() {
 	b.chunks = nil
 	if b.file != nil {
 		b.file.Close()
+		b.spool.handles.Give(1, b.owners...)
 		b.spool.files.Give(b.onDisk, b.owners...)
 	}
 }

@@ -118,6 +118,47 @@ func TestBodyBudgets(t *testing.T) {
 	nothingHeld(t, sp)
 }
 
+// TestL2DescriptorsSpool: no more files are open than the process has descriptors for, and
+// no user holds all of them.
+func TestL2DescriptorsSpool(t *testing.T) {
+	t.Parallel()
+	sp := testSpool(t, Limits{MemoryBody: 64 << 10, Files: 2})
+	var held []*body
+	for range 2 {
+		b, err := sp.read(bytes.NewReader(text(100<<10)), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, b)
+	}
+	var refusal *smtp.Error
+	if _, err := sp.read(bytes.NewReader(text(100<<10)), nil); !errors.As(err, &refusal) || refusal.Reply.Code != 452 {
+		t.Errorf("a third file: %v", err)
+	}
+	if sp.room(100<<10, nil) {
+		t.Error("MAIL promises room for a third file")
+	}
+	if b, err := sp.read(bytes.NewReader(text(5<<10)), nil); err != nil {
+		t.Errorf("a small message needs no file: %v", err)
+	} else {
+		b.Drop()
+	}
+	for _, b := range held {
+		b.Drop()
+	}
+	if used, _ := sp.handles.Use(); used != 0 {
+		t.Errorf("%d files are charged after all are gone", used)
+	}
+	sp.dir = "/nowhere"
+	if _, err := sp.read(bytes.NewReader(text(100<<10)), nil); err == nil {
+		t.Error("no file can be made there")
+	}
+	if used, _ := sp.handles.Use(); used != 0 {
+		t.Errorf("%d files are charged that were never made", used)
+	}
+	nothingHeld(t, sp)
+}
+
 // TestBodyFailures: errors of the source come through, those of the file system are
 // temporary, and nothing is kept.
 func TestBodyFailures(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"postern/auth"
+	"postern/internal/panics"
 	"postern/policy"
 	"postern/relay/maillog"
 	"postern/relay/queue"
@@ -90,6 +91,7 @@ type Config struct {
 	Handoff      Handoff         // nil: messages are born waiting for a claim
 	Log          *maillog.Logger // mail events; nil: nowhere
 	System       *slog.Logger    // trouble that belongs to no message; nil: slog.Default()
+	Guard        *panics.Guard   // keeps what panics from ending the process; may be nil
 	Limits       Limits
 	TempDir      string // for bodies beyond Limits.MemoryBody; "": the system's
 	HideClient   bool   // leave the client's name and address out of Received
@@ -124,6 +126,7 @@ type Limits struct {
 	MemoryBody int64 // octets of a body kept in memory, beyond it a file: 1 MiB
 	Memory     int64 // octets of all bodies in memory: 256 MiB
 	TempFiles  int64 // octets of all bodies in temporary files: 4 GiB
+	Files      int   // such files at once: 1 million
 }
 
 // withDefaults returns l with zero values replaced by the defaults.
@@ -150,6 +153,7 @@ func (l Limits) withDefaults() Limits {
 	def(&l.MemoryBody, 1<<20)
 	def(&l.Memory, 256<<20)
 	def(&l.TempFiles, 4<<30)
+	def(&l.Files, 1e6)
 	return l
 }
 

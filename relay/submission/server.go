@@ -87,9 +87,9 @@ func (s *Server) Serve() error {
 		return nil
 	}
 	for _, l := range s.listeners {
-		s.loops.Go(func() { s.accept(l) })
+		s.loops.Go(func() { s.cfg.Guard.Keep(s.closing, "submission: accepting", func() { s.accept(l) }) })
 	}
-	s.running.Go(s.stressLoop)
+	s.running.Go(func() { s.cfg.Guard.Keep(s.draining, "submission: want of room", s.stressLoop) })
 	s.mu.Unlock()
 	s.loops.Wait()
 	return nil
