@@ -41,10 +41,11 @@ func TestOneUserSuspendsNobodyElse(t *testing.T) {
 				take := func(user int64, rcpt string) queue.Outcome {
 					d := by(user, message(t, rcpt))
 					e.Take(d)
+					time.Sleep(defaultPauses[len(defaultPauses)-1])
 					synctest.Wait()
 					return q.outcome(t, d, 0)
 				}
-				for range 2 * troubleLimit {
+				for range (len(defaultPauses) + 2) * troubleLimit {
 					if o := take(1, bad); o.Result != queue.Deferred || o.Suspended {
 						t.Fatalf("outcome %+v", o)
 					}
@@ -56,7 +57,7 @@ func TestOneUserSuspendsNobodyElse(t *testing.T) {
 				if o := take(2, "good@one.test"); o.Result != queue.Delivered {
 					t.Errorf("another user: %+v", o)
 				}
-				time.Sleep(defaultBackoff[0] + time.Second)
+				time.Sleep(defaultBackoff[2])
 				for range 2 {
 					if o := take(1, "good@one.test"); o.Result != queue.Delivered {
 						t.Errorf("the user, later: %+v", o)

@@ -86,13 +86,17 @@ func unheard(res smtp.Result) bool {
 	return false
 }
 
+// returnTime is for how long a job may meet kept connections that have ended, each after
+// the other, and get no new one: a restart takes less.
+const returnTime = 10 * time.Second
+
 func isLeave(r smtp.Reply) bool {
 	return r.Code == 421 || r.Code == 451 && r.Enhanced.Subject == 4 && r.Enhanced.Detail == 2
 }
 
 // afresh goes on immediately with a job whose connection had ended, over a new one: other
 // kept connections may have ended too. If no connection can be made the job waits in the
-// line, once.
+// line, where it may find another one that has ended. After returnTime it is an attempt.
 func (w *worker) afresh(j *job) *job {
 	w.hangUp()
 	need, _ := w.d.need()
@@ -103,12 +107,17 @@ func (w *worker) afresh(j *job) *job {
 		}
 	}
 	w.job = nil
-	if t != nil && j.returned && !t.crowded {
-		w.d.connectFailed(t, need.failures)
-		w.d.giveUp([]*job{j}, t)
-		return nil
+	if t != nil && !t.crowded {
+		if !j.returned.IsZero() && time.Since(j.returned) > returnTime {
+			w.d.connectFailed(t, need.failures)
+			w.d.giveUp([]*job{j}, t)
+			return nil
+		}
+		if j.returned.IsZero() {
+			j.returned = time.Now()
+		}
 	}
-	j.returned, j.begun = j.returned || t != nil, time.Time{}
+	j.begun = time.Time{}
 	w.d.putBack(j)
 	if t != nil {
 		w.d.connectFailed(t, need.failures)

@@ -440,7 +440,8 @@ func (d *destination) shrink() {
 
 // brokeOff counts a conversation that ended half-way while it carried a message of user.
 // Enough of them in a row are as good as an unreachable destination, if they carried
-// messages of several users: one user's may be to blame themselves.
+// messages of several users: one user's may be to blame themselves. A pause comes first in
+// either case: a restart breaks off all conversations, and they may be of one user.
 //
 // Each costs one connection at once, and as many successes as there are
 // connections bring one back: a server that drops one conversation in fifty still
@@ -461,7 +462,7 @@ func (d *destination) brokeOff(t *trouble, user userOf) {
 		return
 	}
 	var victims []*job
-	if len(d.breakers) > 1 {
+	if len(d.breakers) > 1 || d.mayPause(t) {
 		victims = d.leaveAlone(t)
 	} else {
 		victims = d.setApart(t, user)
@@ -523,12 +524,18 @@ func (d *destination) connectFailed(t *trouble, since int) {
 // leaveAlone pauses or suspends the destination and returns the jobs that do not wait
 // for its return. mu is held.
 func (d *destination) leaveAlone(t *trouble) []*job {
-	works := d.pauses > 0 || time.Since(d.talkedAt) < recently
-	if works && d.suspensions == 0 && d.pauses < len(d.e.cfg.Pauses) && !t.reply.IsPermanent() {
+	if d.mayPause(t) {
 		d.pause(t)
 		return nil
 	}
 	return d.suspend(t)
+}
+
+// mayPause reports that the destination worked a moment ago, or has only paused since. mu
+// is held.
+func (d *destination) mayPause(t *trouble) bool {
+	works := d.pauses > 0 || time.Since(d.talkedAt) < recently
+	return works && d.suspensions == 0 && d.pauses < len(d.e.cfg.Pauses) && !t.reply.IsPermanent()
 }
 
 // pause leaves a destination alone that worked a moment ago and is most likely being

@@ -28,9 +28,9 @@ type job struct {
 	// again says that the job was begun anew, without an attempt being counted, after a
 	// conversation that broke off in the middle of it.
 	again bool
-	// returned says that it was put back once since neither a kept connection nor a new one
-	// took it: the second time it is an attempt.
-	returned bool
+	// returned is when it was first put back since neither a kept connection nor a new one
+	// took it, zero before.
+	returned time.Time
 	begun    time.Time // the attempt, zero before
 }
 

@@ -102,28 +102,55 @@ func TestR7Goodbye(t *testing.T) {
 	}
 }
 
-// TestP14NoNewConnection: a job that finds its kept connection ended and gets no new one
-// goes back to the line once. The second time it is an attempt, and counts.
+// TestP14NoNewConnection: a job that finds kept connections ended, one after the other, and
+// gets no new one goes back to the line, for as long as a restart takes. Later it is an
+// attempt, and counts.
 func TestP14NoNewConnection(t *testing.T) {
 	t.Parallel()
-	q := newFakeQueue()
-	e := newEngine(q, Config{Routes: routes{def: piped}})
-	e.dialer.connect = func(context.Context, target) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
-	d := &destination{e: e, via: piped.Name, upstream: piped, limit: 5, live: 1} // others are served
-	m := message(t, "a@one.test")
-	j := &job{parcel: &parcel{Delivery: m}, rcpts: m.Recipients}
-	j.jobs.Store(1)
-	for n := range 2 {
-		w := newWorker(d)
-		if next := w.afresh(j); next != nil {
-			t.Fatal("a connection was made")
+	synctest.Test(t, func(t *testing.T) {
+		q := newFakeQueue()
+		e := newEngine(q, Config{Routes: routes{def: piped}})
+		e.dialer.connect = func(context.Context, target) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
+		d := &destination{e: e, via: piped.Name, upstream: piped, limit: 5, live: 1} // others are served
+		m := message(t, "a@one.test")
+		j := &job{parcel: &parcel{Delivery: m}, rcpts: m.Recipients}
+		j.jobs.Store(1)
+		const kept = 20
+		for n := range kept + 1 {
+			w := newWorker(d)
+			if next := w.afresh(j); next != nil {
+				t.Fatal("a connection was made")
+			}
+			if waits := d.waiting.pop() == j; waits != (n < kept) || q.hasEnded(m) == waits {
+				t.Fatalf("time %d: the job waits: %v", n+1, waits)
+			}
+			if n == kept-1 {
+				time.Sleep(returnTime + time.Second)
+			}
 		}
-		if waits := d.waiting.pop() == j; waits != (n == 0) || q.hasEnded(m) == waits {
-			t.Fatalf("time %d: the job waits: %v", n+1, waits)
+		if o := q.outcome(t, m, 0); o.Result != queue.Deferred || o.NotAnAttempt {
+			t.Errorf("outcome %+v", o)
 		}
+	})
+}
+
+// TestR2OneUsersMail: a restart that breaks off conversations which are all of one user is
+// a restart: the destination pauses, and that user waits no longer than others.
+func TestR2OneUsersMail(t *testing.T) {
+	t.Parallel()
+	d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{}}), limit: 20}
+	d.succeeded(1)
+	for range 4 * troubleLimit {
+		d.brokeOff(&trouble{}, 1)
 	}
-	if o := q.outcome(t, m, 0); o.Result != queue.Deferred || o.NotAnAttempt {
-		t.Errorf("outcome %+v", o)
+	if d.apart.trouble != nil || d.suspensions > 0 || d.pauses == 0 {
+		t.Errorf("%+v", d)
+	}
+	for range 2 * troubleLimit {
+		d.brokeOff(&trouble{}, 1)
+	}
+	if d.apart.trouble == nil || d.suspensions > 0 {
+		t.Errorf("after the pauses %+v", d)
 	}
 }
 
