@@ -18,7 +18,7 @@ import (
 const noticeHeaders = 64 << 10
 
 // sqlClaimNotices takes rows whose notice is due, and the siblings for which the
-// same is due, so that one notice tells of all of them. A delay notice of a row whose
+// same is due or gathered, so that one notice tells of all of them. A delay notice of a row whose
 // lifetime is over is left to the failure. As in sqlClaim, coalesce keeps the siblings from
 // being looked for among all that is due.
 const sqlClaimNotices = `
@@ -30,7 +30,7 @@ with pick as materialized (
 rows as materialized (
 	select r.message_id, r.n from (select distinct message_id, state from pick) p
 		join recipient r on r.message_id = p.message_id and r.state = p.state
-	where coalesce(r.owner, 0) = 0 and r.notice_at <= now() and r.held_at is null
+	where coalesce(r.owner, 0) = 0 and r.held_at is null and (r.state <> 'queued' or r.notice_at <= now())
 	for update of r skip locked)
 update recipient r set owner = $2, dot_possible = false
 from rows where r.message_id = rows.message_id and r.n = rows.n and coalesce(r.owner, 0) = 0
@@ -175,7 +175,7 @@ func (q *Queue) fillNotices(ctx context.Context, conn *pgx.Conn, list []*Notice,
 		}
 		return nil, err
 	}
-	complete := list[:0]
+	sound := list[:0]
 	for _, n := range list {
 		m := found[n.Message.ID]
 		if why := m.envelopeFault(); why != "" {
@@ -185,6 +185,21 @@ func (q *Queue) fillNotices(ctx context.Context, conn *pgx.Conn, list []*Notice,
 			continue
 		}
 		n.Message, n.Body = m.Message, m.body
+		sound = append(sound, n)
+	}
+	waits, err := q.tooSoon(ctx, conn, sound)
+	if err != nil {
+		for _, n := range sound {
+			q.ReleaseNotice(n, time.Second)
+		}
+		return nil, err
+	}
+	complete := sound[:0]
+	for i, n := range sound {
+		if waits[i] > 0 {
+			q.ReleaseNotice(n, waits[i])
+			continue
+		}
 		if err := n.readHeaders(ctx, conn); ofTheRow(err) || errors.Is(err, ErrDamaged) {
 			n.Body = nil // what is left of the text is for nobody
 		} else if err != nil {
@@ -195,6 +210,52 @@ func (q *Queue) fillNotices(ctx context.Context, conn *pgx.Conn, list []*Notice,
 		complete = append(complete, n)
 	}
 	return complete, nil
+}
+
+const (
+	againAnHour = 100              // notices of a user that tell of a message again
+	againLater  = 10 * time.Minute // is how long those beyond wait
+)
+
+// sqlToldBefore says of each message $1 that has had a notice of kind $2 how many they
+// were, the last of them, whether recipients of it are under way, and how many notices
+// user $3 has had since the id $4 that told of a message again.
+const sqlToldBefore = `
+select o.i, count(*), max(t.message_id::text)::uuid, exists (select from recipient r where r.message_id = o.about and r.state = 'queued'),
+	(select count(*) from notice u where u.user_id = o.user_id and u.again and u.message_id >= $4::uuid)
+from unnest($1::uuid[], $2::text[], $3::bigint[]) with ordinality o(about, kind, user_id, i)
+	join notice t on t.about = o.about and t.kind = o.kind
+group by o.i, o.about, o.user_id`
+
+// tooSoon says how long each notice has to wait, 0 for not at all. The first of its kind
+// about a message does not, nor does the last, when no recipient is under way. Between
+// them each waits twice as long as the one before, so that a lifetime of 5 days has room
+// for 14; and all those of a user are bounded.
+func (q *Queue) tooSoon(ctx context.Context, conn *pgx.Conn, list []*Notice) ([]time.Duration, error) {
+	about, kinds, users := make([][16]byte, len(list)), make([]string, len(list)), make([]int64, len(list))
+	for i, n := range list {
+		about[i], kinds[i], users[i] = n.Message.ID, string(n.Kind), n.Message.UserID
+	}
+	now := time.Now()
+	rows, err := conn.Query(ctx, sqlToldBefore, about, kinds, users, firstID(now.Add(-time.Hour)))
+	if err != nil {
+		return nil, err
+	}
+	waits := make([]time.Duration, len(list))
+	var i, told, again int
+	var last ID
+	var goesOn bool
+	_, err = pgx.ForEachRow(rows, []any{&i, &told, &last, &goesOn, &again}, func() error {
+		list[i-1].again = true
+		if goesOn {
+			waits[i-1] = time.Unix(last.Time().UnixTime()).Add(q.cfg.Gather << min(told-1, 20)).Sub(now)
+			if again >= againAnHour {
+				waits[i-1] = max(waits[i-1], againLater)
+			}
+		}
+		return nil
+	})
+	return waits, err
 }
 
 func (n *Notice) readHeaders(ctx context.Context, conn *pgx.Conn) error {
@@ -238,7 +299,7 @@ h as (insert into attempt (message_id, n, at, epoch, result, local, domain, node
 	select r.message_id, r.n, clock_timestamp(), $3, 'noticed', r.local, r.domain, $4, $5
 	from o join recipient r on r.message_id = o.message_id and r.n = o.n
 	on conflict do nothing),
-t as (insert into notice (message_id, about, kind) select $6, $1, $7 where $6::uuid is not null),
+t as (insert into notice (message_id, about, kind, user_id, again) select $6, $1, $7, $8, $9 where $6::uuid is not null),
 b as (delete from body where message_id = $1 and exists (select from gone)
 	and (select count(*) from gone) = (select count(*) from recipient r where r.message_id = $1))
 select (select count(*) from o), ` + durably
@@ -347,7 +408,8 @@ func (ns *notices) markTold(ctx context.Context, tx pgx.Tx, n *Notice, by *ID) e
 	}
 	var told int
 	var unused *string
-	if err := tx.QueryRow(ctx, sqlTold, n.Message.ID, rowsOf(n), n.Epoch, ns.q.cfg.Node, text, by, string(n.Kind)).Scan(&told, &unused); err != nil {
+	if err := tx.QueryRow(ctx, sqlTold, n.Message.ID, rowsOf(n), n.Epoch, ns.q.cfg.Node, text, by, string(n.Kind),
+		n.Message.UserID, n.again).Scan(&told, &unused); err != nil {
 		return fmt.Errorf("mark told: %w", err)
 	}
 	if told != len(n.Recipients) {

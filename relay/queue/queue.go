@@ -30,6 +30,7 @@ type Config struct {
 
 	Lifetime    time.Duration // 5 days: then a recipient fails
 	DelayNotice time.Duration // 4 h
+	Gather      time.Duration // 30 s: how long what is told of a message is gathered while it is under way
 	History     time.Duration // 30 days after a message's end
 	Recipients  time.Duration // 365 days: how long the breaker knows whom users wrote to
 	Budget      time.Duration // 60 s: how long the fate of a commit may stay unknown
@@ -117,6 +118,7 @@ func (c Config) withDefaults() Config {
 	set(&c.Poll, 2*time.Second)
 	set(&c.Lifetime, 5*24*time.Hour)
 	set(&c.DelayNotice, 4*time.Hour)
+	set(&c.Gather, 30*time.Second)
 	set(&c.History, 30*24*time.Hour)
 	set(&c.Recipients, 365*24*time.Hour)
 	set(&c.Budget, time.Minute)

@@ -259,7 +259,8 @@ select h.message_id, h.n, ` + durably + ` from h where h.fenced
 union all select null, null, ` + durably
 
 // sqlDelivered ends rows that were delivered: the row goes, or stays to be told
-// of when its sender asked for that and the next hop does not see to it.
+// of when its sender asked for that and the next hop does not see to it. While others of
+// the message are under way, what is to be told is gathered for a while.
 const (
 	sqlDelivered      = sqlEndings + sqlDeliver
 	sqlDeliveredAgain = sqlEndingsAgain + sqlDeliver
@@ -269,7 +270,9 @@ const sqlDeliver = `
 gone as (delete from recipient r using o
 	where r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'queued' and (r.tell & 4 = 0 or o.dsn_passed)
 	returning o.*, r.possible_duplicate as duplicate),
-kept as (update recipient r set state = 'delivered', owner = null, dot_possible = false, notice_at = now(), attempts = attempts + 1,
+kept as (update recipient r set state = 'delivered', owner = null, dot_possible = false, attempts = attempts + 1,
+		notice_at = now() + case when exists (select from recipient s where s.message_id = r.message_id and s.n <> r.n and s.state = 'queued')
+			then $23::interval else '0' end,
 		last_attempt_at = o.at, reply_code = o.code, reply_enhanced = o.enhanced, reply_text = o.text, remote_mta = o.mta
 	from o
 	where r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'queued' and r.tell & 4 <> 0 and not o.dsn_passed
@@ -293,6 +296,9 @@ mine as materialized (
 		not o.released and o.result = 'deferred' and r.expires_at <= now() as late
 	from o join recipient r on r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'queued'
 	for update of r),
+-- The messages of which recipients go on: more may fail soon, to be told by one notice.
+goes_on as materialized (select f.message_id from (select message_id, count(*) as ends from mine where fails group by message_id) f
+	where f.ends < (select count(*) from recipient r where r.message_id = f.message_id and r.state = 'queued')),
 gone as (delete from recipient r using mine m
 	where r.message_id = m.message_id and r.n = m.n and m.fails and m.tell & 1 = 0
 	returning r.message_id, r.n),
@@ -316,7 +322,7 @@ kept as (update recipient r set owner = null, dot_possible = false,
 		possible_duplicate = r.possible_duplicate or m.outcome_unknown,
 		attempts = r.attempts + case m.result when 'expired' then 0 else 1 end,
 		next_attempt_at = least(now() + m.retry_in, r.expires_at),
-		notice_at = case when m.fails then now()
+		notice_at = case when m.fails then now() + case when m.message_id in (select message_id from goes_on) then $24::interval else '0' end
 			when r.delay_noticed or r.tell & 2 = 0 then r.notice_at
 			else coalesce(r.notice_at, r.accepted_at + $23::interval) end,
 		last_attempt_at = case m.result when 'expired' then r.last_attempt_at else m.at end,
@@ -375,11 +381,11 @@ func (s *settles) transact(group []ending, again bool) error {
 		return err
 	}
 	if c := s.cols.fill(group, true); c.len() > 0 {
-		batch.Queue(delivered, append(c.args(), s.q.cfg.Node)...).Query(collect)
+		batch.Queue(delivered, append(c.args(), s.q.cfg.Node, s.q.cfg.Gather)...).Query(collect)
 	}
 	rest := &endings{}
 	if c := rest.fill(group, false); c.len() > 0 {
-		batch.Queue(undelivered, append(c.args(), s.q.cfg.Node, s.q.times.Load().DelayNotice)...).Query(collect)
+		batch.Queue(undelivered, append(c.args(), s.q.cfg.Node, s.q.times.Load().DelayNotice, s.q.cfg.Gather)...).Query(collect)
 	}
 	for i := range group {
 		if e := &group[i]; e.aside != "" {

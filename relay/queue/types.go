@@ -177,6 +177,8 @@ type Notice struct {
 	Headers    []byte // the header section of the message, bounded
 	Body       Body   // the whole message when it is still stored, else nil
 	Epoch      int64
+
+	again bool // the message has had a notice of this kind
 }
 
 // NoticeRecipient is one recipient in a Notice.

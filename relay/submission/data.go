@@ -48,6 +48,10 @@ func (s *session) dataRefusal(args string) smtp.Reply {
 		return smtp.Permanent(501, 5, 4, "DATA takes no arguments")
 	case s.tx == nil:
 		return s.needMail()
+	case len(s.tx.rcpts) == 0 && s.tx.putOff:
+		// A client that pipelines said DATA before it heard of the refusals: if it gave up
+		// here, it would give up those who may be taken later as well.
+		return smtp.Temporary(451, 5, 1, "No recipient was taken, some were refused for now; try again later")
 	case len(s.tx.rcpts) == 0 && s.tx.refused > 0:
 		return smtp.Permanent(554, 5, 1, "No valid recipients")
 	case len(s.tx.rcpts) == 0:

@@ -69,6 +69,7 @@ type transaction struct {
 	rcpts   []queue.Recipient
 	known   map[smtp.Address]struct{} // rcpts by domain key, for finding one named twice
 	refused int
+	putOff  bool  // a recipient was refused for now
 	takes   int64 // octets of memory, about
 	held    int64 // of them, those that are charged
 }

@@ -194,3 +194,38 @@ func TestSpentIsBounded(t *testing.T) {
 		t.Errorf("%d entries, counted as %d", len(sp.by), sp.n.Load())
 	}
 }
+
+// TestL2AllPutOff: a client that pipelines and has said DATA hears that its recipients were
+// refused for now, when one was. When none was, the message is refused for good.
+func TestL2AllPutOff(t *testing.T) {
+	t.Parallel()
+	ts := startAs(t, nil, someLimits)
+	ts.queue.refuse = func(n int, m queue.Message) error {
+		over := &queue.OverLimit{Charge: m.Charges[2], Used: 49, Amount: 1, RetryAt: time.Now().Add(time.Hour)}
+		return &smtp.Error{Reply: smtp.Temporary(452, 7, 1, "x"), Err: over}
+	}
+	c := ts.login(t)
+	const mail, data = "MAIL FROM:<alice@example.com>\r\n", "DATA\r\n"
+	c.send(mail + "RCPT TO:<bad address>\r\n" + data)
+	for _, code := range []int{250, 501, 554} {
+		c.expect(code)
+	}
+	c.cmd(250, "RSET")
+	c.envelope() // from here on recipients are over the limit
+	c.send(smallMessage + ".\r\n")
+	c.expect(452)
+	for _, rcpts := range []string{"RCPT TO:<b@example.net>\r\nRCPT TO:<c@example.net>\r\n", "RCPT TO:<b@example.net>\r\nRCPT TO:<bad address>\r\n"} {
+		c.send(mail + rcpts + data)
+		c.expect(250)
+		c.expect(452)
+		if code, text, err := c.reply(); code != 452 && code != 501 {
+			t.Errorf("the second RCPT: %d %s, %v", code, text, err)
+		}
+		c.expect(451)
+		c.cmd(250, "RSET")
+	}
+	c.send(mail + "RCPT TO:<bad address>\r\n" + data) // nothing is left of the transaction before
+	for _, code := range []int{250, 501, 554} {
+		c.expect(code)
+	}
+}

@@ -151,6 +151,7 @@ func (s *session) rset(args string) smtp.Reply {
 
 func (s *session) refuseRcpt(to smtp.Address, r smtp.Reply, rule string) smtp.Reply {
 	s.tx.refused++
+	s.tx.putOff = s.tx.putOff || r.IsTemporary()
 	s.server.counts.refusedRecipients.Add(1)
 	return s.refuse(smtp.StageRcpt, to, r, rule, nil)
 }
