@@ -25,7 +25,7 @@ func startUpstream(t *testing.T, tlsConfig *tls.Config) *restarted {
 	u := &restarted{cfg: smtptest.Config{
 		TLS: tlsConfig, DiscardBodies: true,
 		Hooks: map[smtptest.Phase]smtptest.Hook{
-			smtptest.PhaseMail: smtptest.Always(smtptest.Then(smtptest.Delay(60*time.Millisecond), smtptest.Normal()))},
+			smtptest.PhaseMail: smtptest.Always(smtptest.Then(smtptest.Delay(40*time.Millisecond), smtptest.Normal()))},
 	}}
 	u.server = smtptest.Start(t, u.cfg)
 	u.cfg.Addr = u.server.Addr()
@@ -76,14 +76,6 @@ func survive(t *testing.T, u *restarted, rate, restarts int, away []time.Duratio
 		return rig.Shape{From: rig.User, To: []string{fmt.Sprintf("rcpt%d@dest.test", random.IntN(1000))}, Size: 2 << 10}
 	}
 	load.Start()
-	for i := range restarts {
-		// What the last kill interrupted has gone out by then.
-		u.server.WaitMessages(t, 50)
-		<-moment()
-		u.restart(t, away[i%len(away)])
-	}
-	u.server.WaitMessages(t, 50)
-	load.Stop()
 	count := func(what, sql string) int {
 		n, err := r.Count(t.Context(), sql)
 		if err != nil {
@@ -91,11 +83,24 @@ func survive(t *testing.T, u *restarted, rate, restarts int, away []time.Duratio
 		}
 		return n
 	}
-	for end := time.Now().Add(rig.Patience); count("left", `select count(*) from recipient where not possible_duplicate`) > 0; time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("mail that is not in doubt is left in the queue")
+	// none waits until none of the mail is left.
+	none := func(left string) {
+		for end := time.Now().Add(rig.Patience); count("left", left) > 0; time.Sleep(50 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("mail that is not in doubt is left in the queue")
+			}
 		}
 	}
+	for i := range restarts {
+		// What the last kill interrupted has gone out by then, and what came meanwhile.
+		u.server.WaitMessages(t, 50)
+		none(`select count(*) from recipient where not possible_duplicate and accepted_at < now() - interval '1 s'`)
+		<-moment()
+		u.restart(t, away[i%len(away)])
+	}
+	u.server.WaitMessages(t, 50)
+	load.Stop()
+	none(`select count(*) from recipient where not possible_duplicate`)
 	doubt := count("in doubt", `select count(*) from attempt where outcome_unknown`)
 	deferred := count("deferred", `select count(*) from attempt where result <> 'delivered' and not outcome_unknown`)
 	delivered := count("delivered", `select count(*) from attempt where result = 'delivered'`)
