@@ -141,7 +141,7 @@ func TestP13IDNRecipients(t *testing.T) {
 		}
 	}
 	checkBounce(t, s, notice, id, wantedNotice{`utf-8; j\x{FC}rgen@example.net`, "5.6.7",
-		"553 5.6.7 Next server does not offer SMTPUTF8, which this address or message needs", "message/rfc822", "A line."})
+		"553 5.6.7 Next server does not offer SMTPUTF8, which this address or message needs", "message/rfc822", "A line.", true})
 }
 
 // mailAndNotice are the two messages that come, in whatever order. The notice has to come
@@ -206,7 +206,7 @@ func TestP03DeclaredOctets(t *testing.T) {
 		t.Fatalf("arrived as MAIL %s\n%s", m.Mail, m.Data)
 	}
 	checkBounce(t, s, peers.Message{To: m.To(), Data: m.Data}, id[1], wantedNotice{"rfc822; bob@example.net", "5.6.3",
-		"554 5.6.3 Next server does not offer 8BITMIME, which this message needs", "text/rfc822-headers", "<plain@example.com>"})
+		"554 5.6.3 Next server does not offer 8BITMIME, which this message needs", "text/rfc822-headers", "<plain@example.com>", true})
 }
 
 // P03: the way back refuses the notice. That is a warning in the log, a count, and a line in
