@@ -139,7 +139,8 @@ const (
 	sqlTryRoom = `update room set tried_at = clock_timestamp(), trying = true,
 	full_at = case when trying then coalesce(full_at, clock_timestamp()) else full_at end
 where tried_at < clock_timestamp() - $1::interval returning full_at is not null`
-	sqlHasRoom = `update room set full_at = null, trying = false`
+	sqlHasRoom   = `update room set full_at = null, trying = false`
+	sqlLeaveRoom = `update room set trying = false`
 )
 
 // look learns how it stands for all nodes. A reserve that a crash or a restore took away is
@@ -155,12 +156,12 @@ func (r *room) look(ctx context.Context) error {
 	}
 	lacks := size < r.want/4
 	if lacks && server.Equal(r.had) && !full {
-		// It has crashed. Whatever of, its recovery had the room, and mail is not to have it.
-		r.had = time.Time{}
+		// It has crashed. Whatever the cause, its recovery used the room, which mail must not take.
 		r.tell(true)
 		if _, err := r.q.cfg.WorkPool.Exec(ctx, sqlFull); err != nil {
 			return fmt.Errorf("note that the disk may be full: %w", err)
 		}
+		r.had = time.Time{}
 		return r.tryAgain(ctx, size, 0)
 	}
 	if !lacks {
@@ -178,6 +179,7 @@ func (r *room) look(ctx context.Context) error {
 func (r *room) give(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
+	r.tell(true) // a look that began before the disk was full may have said otherwise
 	_, err := r.q.cfg.WorkPool.Exec(ctx, sqlFull)
 	if err != nil && !isFull(err) {
 		return fmt.Errorf("note that the disk is full: %w", err)
@@ -243,11 +245,16 @@ func (r *room) tryAgain(ctx context.Context, size int64, after time.Duration) er
 	if err == nil {
 		_, err = r.q.cfg.WorkPool.Exec(ctx, sqlHasRoom)
 	}
-	if err != nil {
-		return err
+	switch {
+	case err == nil:
+		r.tell(false)
+	case ctx.Err() != nil: // this node is stopped, or the reserve is large: nothing has died of the try
+		_ = bounded(context.WithoutCancel(ctx), func(ctx context.Context) error {
+			_, err := r.q.cfg.WorkPool.Exec(ctx, sqlLeaveRoom)
+			return err
+		})
 	}
-	r.tell(false)
-	return nil
+	return err
 }
 
 // errUndone undoes what fills the reserve: the pages stay.

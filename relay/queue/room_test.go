@@ -128,7 +128,12 @@ func TestR5FloorWhereTheDiskCanBeAsked(t *testing.T) {
 	db := pgtest.New(t)
 	var free atomic.Int64
 	cfg, byHand := roomyConfig(db, "a", 1<<20)
-	cfg.DiskFree = func() (int64, error) { return free.Load(), nil }
+	cfg.DiskFree = func() (octets int64, err error) {
+		if octets = free.Load(); octets < 0 {
+			err = errors.New("gone")
+		}
+		return octets, err
+	}
 	q := start(t, cfg, byHand)
 	free.Store(1<<20 - 1)
 	wantFull(t, q)
@@ -142,7 +147,7 @@ func TestR5FloorWhereTheDiskCanBeAsked(t *testing.T) {
 	if n := reserved(t, db); n < 1<<20 {
 		t.Errorf("%d octets are in reserve", n)
 	}
-	q.cfg.DiskFree = func() (int64, error) { return 0, errors.New("gone") }
+	free.Store(-1)
 	put(t, q, true, "x@example.net")
 }
 
@@ -168,6 +173,7 @@ func TestR5CrashGivesTheReserveBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = again.Stop() })
+	db.Pool.Reset()
 	eventually(t, "the test's own connections are new", func() bool { return db.Pool.Ping(context.Background()) == nil })
 	if n := reserved(t, db); n != 0 {
 		t.Errorf("%d octets are in reserve after the recovery", n)
@@ -175,5 +181,62 @@ func TestR5CrashGivesTheReserveBack(t *testing.T) {
 	lookAtRoom(t, q)
 	if n := reserved(t, db); n < 2<<20 {
 		t.Errorf("%d octets are in reserve again", n)
+	}
+}
+
+// TestR5LostReserve: a reserve that is gone while its server lives was emptied by a
+// recovery. No mail is accepted until it is there again, even if that cannot be written down
+// immediately.
+func TestR5LostReserve(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	cfg, byHand := roomyConfig(db, "a", 1<<20)
+	q := start(t, cfg, byHand, func(q *Queue) { q.room.again = time.Hour })
+	lookAtRoom(t, q, q) // the second finds what the first has made
+	full(t, db, "reserve", "true")
+	exec(t, db, `truncate reserve`)
+	exec(t, db, `create function away() returns trigger language plpgsql as $$ begin raise exception 'away' using errcode = '57P03'; end $$`)
+	exec(t, db, `create trigger away before update on room for each row execute function away()`)
+	if err := q.room.look(ctxOf(t)); err == nil {
+		t.Fatal("the row was written")
+	}
+	wantFull(t, q)
+	exec(t, db, `drop trigger away on room`)
+	lookAtRoom(t, q)
+	wantFull(t, q)
+	if n := count(t, db, `select count(*) from room where full_at is not null`); n != 1 {
+		t.Error("other nodes do not know")
+	}
+}
+
+// TestR5TryThatIsLeft: a node that is stopped while it fills the reserve has not found the
+// disk full.
+func TestR5TryThatIsLeft(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	cfg, byHand := roomyConfig(db, "a", 1<<20)
+	q := start(t, cfg, byHand)
+	hold, err := db.Pool.Begin(ctxOf(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := hold.Exec(ctxOf(t), `lock table reserve in share mode`); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(ctxOf(t))
+	looked := make(chan error, 1)
+	go func() { looked <- q.room.look(ctx) }()
+	eventually(t, "the reserve is being filled", func() bool {
+		return count(t, db, `select count(*) from pg_locks where relation = 'reserve'::regclass and not granted`) == 1
+	})
+	stop()
+	if err := <-looked; err == nil {
+		t.Error("the reserve was filled beside the lock")
+	}
+	if err := hold.Rollback(ctxOf(t)); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, db, `select count(*) from room where trying or full_at is not null`); n != 0 {
+		t.Error("the next node takes it for a full disk")
 	}
 }
