@@ -295,12 +295,14 @@ type claimedRow struct {
 	bad string // why it cannot be sent
 }
 
-// sqlFirstDue names the row that a claim of one domain would take first, of none of the users $2.
+// sqlFirstDue names the row that a claim of one domain would take first, of none of the users
+// $2. Like a claim it passes over rows that others have locked: they are not what failed.
 const sqlFirstDue = `
 select r.message_id, r.n from recipient r
 where r.domain_key = $1 and (r.domain_key, r.next_attempt_at) <= ($1, now())
 	and r.owner is null and r.held_at is null and r.state = 'queued' and r.user_id <> all($2::bigint[])
-order by r.next_attempt_at, r.message_id limit 1`
+order by r.next_attempt_at, r.message_id limit 1
+for update skip locked`
 
 // takeAround takes what it can of a domain of which a row makes the claim fail: those before
 // it, or none, when it is the first and is set aside. It reports whether either was done.
