@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"context"
 	"errors"
 	"io"
 	"slices"
@@ -216,25 +217,83 @@ func TestM8LockedRow(t *testing.T) {
 	settled(t, q)
 	exec(t, db, `update recipient set next_attempt_at = next_attempt_at - interval '1 minute' where message_id = $1`, good.ID)
 	damage(t, db, bad.ID)
+	besideLocked(t, db, q, good.ID, bad.ID, func() (int, error) {
+		list, err := q.Claim(ctxOf(t), ClaimRequest{Messages: 10, PerDestination: 10})
+		return len(list), err
+	})
+}
+
+// TestM8LockedNotice is TestM8LockedRow for notices.
+func TestM8LockedNotice(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, handConfig(db, "a"))
+	var ids []ID
+	for range 2 {
+		m, d := put(t, q, true, "a@example.net")
+		ids = append(ids, m.ID)
+		q.Settle(outcome(d, 0, Failed))
+	}
+	settled(t, q)
+	exec(t, db, `update recipient set notice_at = notice_at - interval '1 minute' where message_id = $1`, ids[0])
+	damage(t, db, ids[1])
+	besideLocked(t, db, q, ids[0], ids[1], func() (int, error) {
+		list, err := q.ClaimNotices(ctxOf(t), 10)
+		return len(list), err
+	})
+}
+
+// besideLocked has a claim find nothing but a bad row, for another one is locked meanwhile.
+func besideLocked(t *testing.T, db *pgtest.DB, q *Queue, good, bad ID, claim func() (int, error)) {
+	t.Helper()
 	locked, err := db.Pool.Begin(ctxOf(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := locked.Exec(ctxOf(t), `select from recipient where message_id = $1 for update`, good.ID); err != nil {
+	if _, err := locked.Exec(ctxOf(t), `select from recipient where message_id = $1 for update`, good); err != nil {
 		t.Fatal(err)
 	}
-	list, err := q.Claim(ctxOf(t), ClaimRequest{Messages: 10, PerDestination: 10})
-	if err != nil || len(list) != 0 {
-		t.Errorf("claimed %d, %v", len(list), err)
+	if n, err := claim(); err != nil || n != 0 {
+		t.Errorf("claimed %d, %v", n, err)
 	}
 	if err := locked.Rollback(ctxOf(t)); err != nil {
 		t.Fatal(err)
 	}
 	settled(t, q)
-	for id, want := range map[ID]int{good.ID: 0, bad.ID: 1} {
+	for id, want := range map[ID]int{good: 0, bad: 1} {
 		if n := count(t, db, `select count(*) from recipient where set_aside is not null and message_id = $1`, id); n != want {
 			t.Errorf("%d recipients of %s are set aside, want %d", n, id, want)
 		}
+	}
+}
+
+// A void that the database refuses, or in which we panic (M8), is tried again, and keeps no
+// other waiting.
+func TestM8Voids(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	cfg := handConfig(db, "a")
+	cfg.Guard = panics.New(cfg.Log)
+	q := start(t, cfg)
+	v := newVoids(q)
+	t.Cleanup(v.s.close)
+	for range 2 {
+		v.add(&job{m: message(), epoch: q.Epoch()})
+	}
+	bad := v.list[0].m.ID
+	exec(t, db, `alter table message add constraint no_bad check (id <> '`+bad.String()+`')`)
+	if n := v.round(struct{ context.Context }{}); n != 2 || cfg.Guard.Caught() != 2 {
+		t.Errorf("%d are left after %d panics", n, cfg.Guard.Caught())
+	}
+	if n := v.round(ctxOf(t)); n != 1 || v.list[0].m.ID != bad {
+		t.Errorf("%d are left", n)
+	}
+	exec(t, db, `alter table message drop constraint no_bad`)
+	if n := v.round(ctxOf(t)); n != 0 {
+		t.Errorf("%d are left", n)
+	}
+	if n := count(t, db, `select count(*) from message where voided_at is not null`); n != 2 {
+		t.Errorf("%d are voided", n)
 	}
 }
 
@@ -259,7 +318,9 @@ func TestM8FailingOutcome(t *testing.T) {
 	if n := count(t, db, `select count(*) from recipient`); n != 1 {
 		t.Errorf("%d rows, want the bad one", n)
 	}
-	eventually(t, "the log says so, after the row", func() bool { return log.Count("is set aside") == 1 })
+	if log.Count("is set aside") != 1 {
+		t.Errorf("the log says %s", log)
+	}
 }
 
 // A panic while outcomes are written, or mail is committed (M8), costs nothing but a try.

@@ -37,11 +37,12 @@ from rows where r.message_id = rows.message_id and r.n = rows.n and coalesce(r.o
 returning r.message_id, r.state, r.n, r.local, r.domain, r.orcpt_type, r.orcpt, r.reply_code, r.reply_enhanced, r.reply_text,
 	r.remote_mta, sane_time(r.last_attempt_at), sane_time(r.expires_at), sane_time(r.accepted_at)`
 
-// sqlFirstNotice names the rows that sqlClaimNotices would begin with.
+// sqlFirstNotice names the row that sqlClaimNotices would begin with: none that is locked.
 const sqlFirstNotice = `
 select message_id, n from recipient
 where notice_at is not null and owner is null and notice_at <= now() and held_at is null
-order by notice_at limit 1`
+order by notice_at limit 1
+for update skip locked`
 
 type noticeRow struct {
 	id    ID
@@ -197,7 +198,7 @@ func (q *Queue) fillNotices(ctx context.Context, conn *pgx.Conn, list []*Notice,
 	complete := sound[:0]
 	for i, n := range sound {
 		if waits[i] > 0 {
-			q.ReleaseNotice(n, waits[i])
+			q.ReleaseNotice(n, min(waits[i], againLater)) // its last recipient may be delivered meanwhile
 			continue
 		}
 		if err := n.readHeaders(ctx, conn); ofTheRow(err) || errors.Is(err, ErrDamaged) {
@@ -214,7 +215,7 @@ func (q *Queue) fillNotices(ctx context.Context, conn *pgx.Conn, list []*Notice,
 
 const (
 	againAnHour = 100              // notices of a user that tell of a message again
-	againLater  = 10 * time.Minute // is how long those beyond wait
+	againLater  = 10 * time.Minute // is how long those beyond wait, and what waits longer is looked at again
 )
 
 // sqlToldBefore says of each message $1 that has had a notice of kind $2 how many they

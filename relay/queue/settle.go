@@ -197,16 +197,20 @@ func bare(o Outcome) Outcome {
 }
 
 func (s *settles) finish(group []ending) {
-	s.q.breaker.ended(group)
+	// What is written is over, whatever the breaker makes of it.
+	_ = s.q.cfg.Guard.Try("queue: counting outcomes", func() error { s.q.breaker.ended(group); return nil })
 	due, notices := false, false
 	for i := range group {
-		s.q.held.remove(group[i].Message, 1)
-		if e := &group[i]; e.aside != "" {
+		e := &group[i]
+		switch {
+		case e.aside != "":
 			s.q.log.Error("queue: a recipient is set aside, its mail waits for an admin", "id", e.Message, "rcpt", e.N, "why", e.aside)
-			continue
+		case e.release:
+			due = due || e.RetryIn <= 0
+		default:
+			notices = notices || e.Result == Failed
 		}
-		due = due || group[i].release && group[i].RetryIn <= 0
-		notices = notices || group[i].Result == Failed
+		s.q.held.remove(e.Message, 1)
 	}
 	if due || notices {
 		s.q.announce()

@@ -72,13 +72,18 @@ func (v *voids) round(ctx context.Context) int {
 	v.mu.Unlock()
 	var left []*job
 	for i, j := range list {
-		if err := v.void(ctx, j); err != nil {
-			v.q.room.heard(err)
-			v.q.log.Warn("queue: a void waits for the database", "id", j.m.ID, "error", err)
+		err := v.s.panicked(v.q.cfg.Guard.Try("queue: voiding", func() error { return v.void(ctx, j) }))
+		if err == nil {
+			v.q.held.remove(j.m.ID, len(j.rcpts))
+			continue
+		}
+		v.q.room.heard(err)
+		v.q.log.Warn("queue: a void waits for the database", "id", j.m.ID, "error", err)
+		if !ofTheRow(err) {
 			left = append(left, list[i:]...)
 			break
 		}
-		v.q.held.remove(j.m.ID, len(j.rcpts))
+		left = append(left, j) // the others need not wait for it
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
