@@ -8,8 +8,8 @@ import (
 )
 
 // connections bounds those that are open at once. When there are too many, the one
-// that has waited longest for its client's next request is closed: whoever holds
-// connections open must not keep the next look at this node's health away.
+// that has waited longest for its client's next request is closed: a client
+// that holds connections open must not prevent the next look at this node's health.
 type connections struct {
 	max int
 

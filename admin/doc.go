@@ -2,7 +2,7 @@
 // and, when asked for, /debug/pprof. docs/metrics.md has the pages and every metric.
 //
 // It promises: it changes nothing; a page is answered within seconds whatever the
-// database does, and costs the database at most one query in a while; whoever reads a
+// database does, and costs the database at most one query in a while; a reader of a
 // page waits for no mail and keeps no mail waiting; how many series there are does not
 // depend on what clients and servers say, for no user, address or domain is a label.
 //

@@ -113,7 +113,7 @@ func (r *readiness) report(ctx context.Context) report {
 	if time.Since(r.at) < checkAge {
 		return r.last
 	}
-	// Not the client's: whoever goes away must not spoil the answer for the next.
+	// Not the client's context: a client that goes away must not spoil the next one's answer.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTime)
 	defer cancel()
 	for i := range r.checks {

@@ -256,7 +256,7 @@ func (a *Authenticator) judged(ctx context.Context, try attempt, judges []key) (
 }
 
 // unchanged makes sure that an account is still as it was read, for something changed
-// while the password was compared. Whoever is caught by that may try again.
+// while the password was compared. A client that meets that may try again.
 func (a *Authenticator) unchanged(ctx context.Context, acct account, try attempt) error {
 	now, err := a.lookup(ctx, try)
 	if err == nil && (now.id != acct.id || now.version != acct.version) {

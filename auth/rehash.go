@@ -3,7 +3,8 @@ package auth
 import "context"
 
 // rehashQueue bounds how many passwords wait to be hashed anew, and so how many are
-// held in memory. Who finds no place has another try at the next login.
+// held in memory. A password that finds no place has another try at the
+// next login.
 const rehashQueue = 64
 
 // outdatedPassword is a password that has just matched a hash that is cheap to guess,

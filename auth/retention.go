@@ -18,7 +18,7 @@ const (
 )
 
 // retention deletes what is kept for a time only, see docs/retention.md. Nodes that do
-// so at once pass by what the other has in hand.
+// so concurrently skip the rows that another has locked.
 type retention struct {
 	store   *Store
 	audit   time.Duration

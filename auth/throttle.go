@@ -20,8 +20,8 @@ import (
 // second ago: take and merge are the two sides of that, see sharing. Attempts that have
 // to wait stand in line, see place.
 //
-// A success clears only the account's own count at that address: who has one good
-// password must not be able to buy guesses at others.
+// A success clears only the account's own count at that address: the owner of
+// one good password must not be able to buy guesses at others.
 type throttle struct {
 	mu     sync.Mutex
 	counts map[key]*count

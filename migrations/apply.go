@@ -24,8 +24,8 @@ var ErrChanged = errors.New("a migration was changed after it was applied")
 // are counted for each database, and this number means nothing elsewhere.
 const lockKey int64 = 0x706f737465726e // "postern"
 
-// A file waits for a table that somebody uses for lockWait: who comes behind waits for
-// the table as well, and while nodes run that is mail. Then the file is begun again
+// A file waits for a table that somebody uses for lockWait: statements behind it wait
+// for the table as well, and while nodes run that is mail. Then the file is begun again
 // after lockPause, in which those behind go ahead.
 const (
 	lockWait  = 3 * time.Second

@@ -123,7 +123,7 @@ func (a *app) printCertificates(list []certificate.Record) error {
 	return nil
 }
 
-// certificatesLike are the names for completion; who asks picks those with the prefix.
+// certificatesLike are the names for completion; the caller picks those with the prefix.
 func certificatesLike(ctx context.Context, pool *pgxpool.Pool, _ string) (names []string, err error) {
 	list, err := certificate.List(ctx, pool)
 	for _, r := range list {

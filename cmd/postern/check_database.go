@@ -173,7 +173,7 @@ func (in *inspection) durability(ctx context.Context) error {
 // standbyCount is the number in synchronous_standby_names, "ANY 2 (a, b, c)".
 var standbyCount = regexp.MustCompile(`(?i)^\s*(?:first|any)?\s*(\d+)\s*\(`)
 
-// replicas: who may not see the state of others sees none.
+// replicas looks at the standbys. A role that may not see the state of others sees none.
 func (in *inspection) replicas(ctx context.Context) error {
 	var standbys string
 	var seen, hidden int

@@ -51,8 +51,7 @@ func (in *inspection) full(ctx context.Context) error {
 // undefinedTable is the SQLSTATE of a table that is not there.
 const undefinedTable = "42P01"
 
-// disk can only be looked at where the database is on this machine, by who may know
-// where it is.
+// disk looks only where the database is on this machine, and its role may know the folder.
 func (in *inspection) disk(ctx context.Context) error {
 	if tcp, is := in.conn.PgConn().Conn().RemoteAddr().(*net.TCPAddr); is && !tcp.IP.IsLoopback() {
 		return nil

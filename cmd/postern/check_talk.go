@@ -46,7 +46,7 @@ func doorOf(l listenerConfig) door {
 	own, err := netip.ParseAddr(host)
 	proxies, _ := l.proxies() // validated with the configuration
 	for _, network := range proxies {
-		// Who connects to an address of this machine comes from that address.
+		// A connection to an address of this machine comes from that address.
 		d.proxied = d.proxied || err == nil && network.Contains(own.Unmap())
 	}
 	d.deaf = len(proxies) > 0 && !d.proxied

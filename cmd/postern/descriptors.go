@@ -11,8 +11,8 @@ const (
 	// plainDatabase connections in its pools.
 	ownDescriptors = 64
 	plainDatabase  = 8
-	// openDeliveries is how many connections to destinations there are without want, as
-	// relay/delivery has it. Each takes two descriptors: its lookups ask for A and AAAA
+	// openDeliveries is how many connections to destinations there may be when descriptors
+	// are plenty, the default of relay/delivery. Each takes two descriptors: its lookups ask for A and AAAA
 	// concurrently.
 	openDeliveries = 500
 )
@@ -25,7 +25,7 @@ type descriptors struct {
 	database    int // connections of the pools
 }
 
-// fit makes what is configured fit into a limit of open files, 0 for one that cannot be told.
+// fit reduces what is configured to a limit of open files, 0 for an unknown one.
 // A server without a descriptor left can neither deliver nor reach its database.
 func (c *config) fit(limit uint64) descriptors {
 	want := c.wanted()
@@ -67,7 +67,7 @@ func (c *config) cuts(d descriptors) string {
 	return strings.Join(list, ", ")
 }
 
-// openLimit is how many files the process may have open, 0 when that cannot be told. The
+// openLimit is how many files the process may have open, 0 when that is unknown. The
 // runtime has raised the soft limit to the hard one already.
 func openLimit() uint64 {
 	var limit syscall.Rlimit

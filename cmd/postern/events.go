@@ -18,7 +18,7 @@ func (n *node) nearLimit(pool *pgxpool.Pool) func(queue.NearLimit) {
 	return func(near queue.NearLimit) {
 		limit := submission.LimitOf(near.Charge)
 		e := maillog.LimitEvent{Limit: string(limit.Kind) + " " + policy.FormatLimit(limit), Used: near.Used}
-		// Whoever commits mail must not wait for the name.
+		// A commit of mail must not wait for the name.
 		go func() {
 			_ = n.guard.Try("a limit that is near", func() error {
 				if near.Scope == queue.ChargeCredential {

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// didYouMean is a hint at the name that resembles what was typed most, "" when none does.
+// didYouMean suggests the name most like the typed one, "" when none is close.
 func didYouMean(typed string, names []string) string {
 	best, least := "", min(2, (len(typed)+2)/3)+1
 	for _, name := range names {
@@ -20,7 +20,7 @@ func didYouMean(typed string, names []string) string {
 	return fmt.Sprintf(", did you mean %s?", best)
 }
 
-// distance is how many octets have to be put in, taken out or changed to make b of a
+// distance is how many octets must be inserted, deleted or changed to turn a into b
 // (Levenshtein).
 func distance(a, b string) int {
 	row := make([]int, len(b)+1)

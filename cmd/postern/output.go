@@ -23,7 +23,7 @@ func printJSON(w io.Writer, v any) error {
 }
 
 // screen is where a command writes for people and programs. Much of that came from the
-// network: what could steer a terminal, or hide in it, is escaped, whoever prints it.
+// network: what could steer a terminal, or hide in it, is escaped, whichever command prints it.
 // Lines and columns are the command's own.
 type screen struct{ io.Writer }
 

@@ -1,5 +1,5 @@
 // Package panics keeps a defect from ending the process. A row, a reply or a file that
-// nobody thought of would otherwise stop every node that meets it, again after every
+// nobody foresaw would otherwise stop every node that meets it, again after every
 // restart.
 package panics
 

@@ -1,7 +1,7 @@
 // Package share gives out what there is only so much of, so that nobody holds all of it.
 //
 // Job: a Pool counts what is held, in all and by each holder: a user, an address, a
-// destination. Whoever asks names all that it holds for.
+// destination. A caller names all holders that it takes for.
 //
 // Invariant: a holder gets more only while it then holds at most Part times what is
 // still free; a holder of nothing needs no more than that there is room. So one holder

@@ -19,7 +19,7 @@ const answerAge = 100 * time.Millisecond
 // answers are those to validations that the storage had a moment ago.
 type answers struct {
 	age  time.Duration
-	turn chan struct{} // whoever has it in hand may ask the database
+	turn chan struct{} // its holder may ask the database
 
 	mu sync.Mutex
 	by map[string]answer

@@ -8,8 +8,8 @@ import (
 )
 
 // crowd is a listener with a bound on its connections. One more closes one that is
-// there: the oldest of the address that has the most. Whoever holds connections open
-// must not keep the authority from validating, and so certificates from being renewed.
+// there: the oldest of the address that has the most. A client that holds
+// connections open must not keep the authority from validating, and so prevent renewals.
 type crowd struct {
 	net.Listener
 	most int

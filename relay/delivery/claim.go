@@ -85,7 +85,7 @@ func (e *Engine) awaitRoom() (int, bool) {
 }
 
 // awaitWork returns when a claim may find work. Rows that are due but whose
-// domain is busy make Wait return at once, hence the pause.
+// domain is busy make Wait return immediately, hence the pause.
 func (e *Engine) awaitWork() {
 	e.pause(claimPause)
 	if err := e.cfg.Queue.Wait(e.work); err != nil && e.work.Err() == nil {

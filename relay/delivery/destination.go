@@ -219,7 +219,7 @@ func (d *destination) useIdle() {
 }
 
 // update takes over the upstream's settings when they changed; a mended account
-// is tried at once. mu is held.
+// is tried immediately. mu is held.
 func (d *destination) update(up *route.Upstream) {
 	if up == d.upstream {
 		return
@@ -443,7 +443,7 @@ func (d *destination) shrink() {
 // messages of several users: one user's may be to blame themselves. A pause comes first in
 // either case: a restart breaks off all conversations, and they may be of one user.
 //
-// Each costs one connection at once, and as many successes as there are
+// Each costs one connection immediately, and as many successes as there are
 // connections bring one back: a server that drops one conversation in fifty still
 // gets all that it may have, one that drops every second soon has one.
 func (d *destination) brokeOff(t *trouble, user userOf) {
@@ -493,7 +493,7 @@ func (d *destination) setApart(t *trouble, user userOf) []*job {
 }
 
 // connectFailed decides about what waits, after a conversation could not be begun.
-// since is what failures was before: several connections that were tried at once
+// since is what failures was before: several connections that were tried concurrently
 // and failed together are one failure.
 func (d *destination) connectFailed(t *trouble, since int) {
 	var victims []*job

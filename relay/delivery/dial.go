@@ -180,8 +180,8 @@ func (d *dialer) dial(ctx context.Context, to target) (net.Conn, error) {
 	return d.guarded.DialContext(ctx, "tcp", to.addr.String())
 }
 
-// connectTrouble says of an MX only that it could not be had: whoever may choose
-// the recipient must not learn from it which ports of which hosts are open.
+// connectTrouble says of an MX only that it could not be had: a user who
+// chooses the recipient must not learn from it which ports of which hosts are open.
 func connectTrouble(to target, err error) *trouble {
 	err = fmt.Errorf("connect to %s: %w", to.host, err)
 	if isOurs(err) {

@@ -22,7 +22,7 @@ const (
 // after another in its own goroutine.
 type worker struct {
 	d      *destination
-	ctx    context.Context // ends the conversation at once, and with it the worker
+	ctx    context.Context // ends the conversation immediately, and with it the worker
 	cancel context.CancelCauseFunc
 	jobs   chan *job // gives an idle worker its next job
 	timer  *time.Timer

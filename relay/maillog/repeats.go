@@ -19,15 +19,15 @@ const (
 	maxRepeats = 1000
 )
 
-// repeat is what is counted together: a kind of line, and who caused it. A kind is
-// chosen by us. The zero network and user are all others.
+// repeat is the key by which lines are counted together: their kind, which we choose, and
+// the network or user that caused them. Without either it counts all others.
 type repeat struct {
 	kind    string
 	network netip.Prefix
 	user    string
 }
 
-// tally is how often something came in this minute, and how many lines it may have.
+// tally counts the lines of a key in this minute, written or not, and those that it may have.
 type tally struct{ came, lines int }
 
 // repeats bounds the lines that peers can cause at will.

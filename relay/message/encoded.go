@@ -14,9 +14,9 @@ import (
 var encodedWord = regexp.MustCompile(`(?s)=\?([^?]*)\?([bBqQ])\?(.*?)\?=`)
 
 // encodedFault looks at the encoded words of an address field as a reader does who decodes
-// first and looks for addresses then: what is refused as it is must not come in that way.
-// An @ in a name is not refused, encoded or quoted, but beside what makes a list it is. at
-// says that there is one in quotes.
+// first and looks for addresses then: text that is refused raw is refused encoded. An @ in
+// a name is allowed, encoded or quoted, but not beside characters that make a list. at says
+// that there is one in quotes.
 func encodedFault(value []byte, at bool) error {
 	if !bytes.Contains(value, []byte("=?")) {
 		return nil
@@ -102,7 +102,7 @@ func decodeQ(text []byte) []byte {
 }
 
 // shiftless is what is ASCII in ISO-2022: the text outside of its shifts. A sequence that
-// shifts is ESC, octets below 0, and one more.
+// shifts is ESC, octets below '0' (0x30), and one more.
 func shiftless(text []byte) []byte {
 	const escape, shiftOut, shiftIn = 0x1B, 0x0E, 0x0F
 	out, shifted := make([]byte, 0, len(text)), false

@@ -20,8 +20,7 @@ import (
 // ErrDamaged says that a stored body is not whole.
 var ErrDamaged = errors.New("the stored message is damaged")
 
-// sqlSetAside holds recipient $2 of message $1, of which its owner $3 (0: nobody) can make
-// nothing. Times that the schema would refuse are mended, or this could not be written.
+// sqlSetAside holds recipient $2 of message $1, which its owner $3 (0: nobody) cannot use. Times that the schema would refuse are mended, or this could not be written.
 const sqlSetAside = `
 with bad as materialized (select message_id, n, local, domain from recipient
 	where message_id = $1 and n = $2 and coalesce(owner, 0) = $3 and held_at is null for update),
@@ -37,13 +36,13 @@ h as (insert into attempt (message_id, n, at, epoch, result, local, domain, node
 select (select count(*) from bad), ` + durably
 
 // setAside has a recipient of a message set aside that epoch owns, or nobody when it is 0.
-// Somebody has the row in hand: that ends with it.
+// The caller has counted the row as held; settling it ends that.
 func (q *Queue) setAside(id ID, n int, epoch int64, why string) {
 	q.settles.put(ending{Outcome: Outcome{Message: id, N: n, Epoch: epoch}, release: true, aside: why})
 }
 
-// panicked makes of a panic in a use of s an error of that use. The connection is at no
-// known place then.
+// panicked makes of a panic in a use of s an error of that use. The connection is in an
+// unknown state then.
 func (s *session) panicked(err error) error {
 	if caught := (*panics.Error)(nil); errors.As(err, &caught) {
 		err = s.end(err)

@@ -172,7 +172,7 @@ func (c *claims) look(ctx context.Context, conn *pgx.Conn) error {
 	if len(c.due) >= dueDomains {
 		return nil
 	}
-	// A walk over very many rows comes to its end first, or who is last would wait for ever.
+	// A walk over very many rows comes to its end first, or the last rows would wait for ever.
 	if !c.behind && time.Now().After(c.resync) {
 		c.cursor, c.after, c.resync = time.Time{}, "", time.Now().Add(dueResync)
 	}

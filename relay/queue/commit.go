@@ -130,7 +130,7 @@ func (c *committer) commit(jobs []*job) {
 			c.resolve(jobs, err)
 			return
 		case isLocked(err) && len(parts) > 1:
-			// The row of somebody's limit is in somebody's hand: the others do not wait for it.
+			// Another transaction holds one user's limit row; commit the other users' messages without it.
 			for _, part := range parts {
 				c.commit(part)
 			}

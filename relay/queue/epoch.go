@@ -261,7 +261,7 @@ func troubleText(err error) string {
 	return "queue: the database is not answering"
 }
 
-// lookNow makes the next heartbeat come at once.
+// lookNow makes the next heartbeat come immediately.
 func (e *epochs) lookNow() {
 	select {
 	case e.hurry <- struct{}{}:
@@ -271,7 +271,7 @@ func (e *epochs) lookNow() {
 
 // suspect is report for trouble that another connection than the heartbeat's had. One
 // that could not be made is the database's; one that broke may only have been left
-// over from before a restart, so the heartbeat looks at once.
+// over from before a restart, so the heartbeat looks immediately.
 func (e *epochs) suspect(err error) {
 	e.q.room.heard(err)
 	var connect *connectError

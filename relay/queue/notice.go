@@ -457,7 +457,7 @@ func (q *Queue) ReleaseNotice(n *Notice, wait time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	if _, err := q.cfg.WorkPool.Exec(ctx, sqlReleaseNotice, n.Message.ID, rowsOf(n), n.Epoch, max(wait, 0)); err != nil {
-		q.log.Warn("queue: a notice could not be given back at once", "id", n.Message.ID, "error", err)
+		q.log.Warn("queue: a notice could not be given back immediately", "id", n.Message.ID, "error", err)
 	}
 	q.held.remove(n.Message.ID, len(n.Recipients))
 }

@@ -34,7 +34,7 @@ type room struct {
 	again time.Duration
 	kick  chan struct{} // capacity 1: a statement found the disk full
 	doubt chan struct{} // capacity 1: the server may have died of it
-	had   time.Time     // the server that had a reserve when it was last looked at
+	had   time.Time     // the start of the server that had a reserve at the last look; zero for none
 
 	full  atomic.Bool // as far as this node knows, for all nodes
 	tight atomic.Bool // too little is free where the disk can be asked
@@ -52,7 +52,7 @@ func isFull(err error) bool {
 }
 
 // heard is told of trouble. A full disk ends accepting immediately. A server whose log of
-// commits finds no room dies, and is back before anybody has said why.
+// commits finds no room dies, and is back before it could say why.
 func (r *room) heard(err error) {
 	signal := r.doubt
 	switch c := class(err); {

@@ -51,7 +51,7 @@ func (q *Queue) announce() {
 	}
 }
 
-// sqlNotifyFull is sent at once: the others have no time to lose.
+// sqlNotifyFull is sent immediately: the others have no time to lose.
 const sqlNotifyFull = `select pg_notify('` + channel + `', '` + payloadFull + `')`
 
 // announceFull tells the other nodes that the disk is full. Those that do not hear it look

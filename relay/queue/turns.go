@@ -16,8 +16,8 @@ const turnPause = 100 * time.Millisecond // between two rounds
 //
 // Nothing depends on who writes where: a table is looked through and truncated under
 // a lock that keeps writers and readers out, so what is committed into it before is
-// seen, and what comes later finds it empty. The lock is never waited for, and who has
-// it waits for no other.
+// seen, and what comes later finds it empty. The lock is never waited for, and its
+// holder waits for no other.
 type turns struct {
 	q     *Queue
 	s     *session

@@ -109,7 +109,7 @@ type Recipient struct {
 }
 
 // Delivery is one message with those recipients that this node owns under Epoch.
-// Whoever holds it must end every recipient by Settle or Release, and Drop the
+// Its holder must end every recipient by Settle or Release, and Drop the
 // Body once; of one that is Held there is nothing to end.
 type Delivery struct {
 	Message    Message

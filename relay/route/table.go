@@ -55,7 +55,7 @@ func (t *Table) Resolve(ctx context.Context, userID int64, sender, recipient smt
 	if !errors.Is(err, ErrNoRoute) || t.now().Before(s.until) {
 		return d, err
 	}
-	// Who finds no route waits a minute, so an old snapshot must not be the reason.
+	// Mail without a route waits a minute, so an old snapshot must not be the reason.
 	t.loading.Lock()
 	s, err = t.refresh(ctx)
 	t.loading.Unlock()

@@ -4,7 +4,7 @@
 //
 // Every sealed value is bound to its place, a text that its owner chooses: moved
 // to another row it does not open. The key is made when it is first needed and is
-// the same on all nodes of one database; who loses it has lost what it sealed.
+// the same on all nodes of one database; without it, what it sealed is lost.
 package seal
 
 import (

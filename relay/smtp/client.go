@@ -319,7 +319,7 @@ func (c *Client) Quit(ctx context.Context) error {
 	return nil
 }
 
-// Close closes the connection at once.
+// Close closes the connection immediately.
 func (c *Client) Close() error {
 	if c.closed {
 		return nil

@@ -12,7 +12,7 @@ import (
 )
 
 // Waits after a failed accept: out of descriptors (EMFILE, ENFILE) or of memory,
-// trying again at once would spin.
+// trying again immediately would spin.
 const (
 	firstBackoff = 5 * time.Millisecond
 	lastBackoff  = time.Second
@@ -160,7 +160,7 @@ type tally struct {
 	named   bool
 }
 
-// resize sets the limits. Who is in stays.
+// resize sets the limits. Connections that are open stay.
 func (c *peers) resize(max, perNetwork int) {
 	c.places.Resize(int64(max))
 	c.mu.Lock()

@@ -154,7 +154,7 @@ func (b *body) spill() error {
 	}
 	f, err := os.CreateTemp(b.spool.dir, "postern-body-*")
 	if err == nil {
-		// Unlinked at once: a crash leaves nothing behind, and nobody else opens it.
+		// Unlinked immediately: a crash leaves nothing behind, and nobody else opens it.
 		if err = os.Remove(f.Name()); err != nil {
 			f.Close()
 		}

@@ -66,8 +66,8 @@ type Current interface {
 	Current(ctx context.Context, userID, credentialID int64, peer netip.Addr) (auth.Identity, error)
 }
 
-// Sessions bounds the sessions that a user has at once; policy's Sessions fits. Who may
-// not enter gets a Verdict with a temporary reply; leave, which does not block, is
+// Sessions bounds the sessions that a user has at once; policy's Sessions fits. A user who
+// may not enter gets a Verdict with a temporary reply; leave, which does not block, is
 // called once for each that did. An error says nothing about the user.
 type Sessions interface {
 	Enter(ctx context.Context, id auth.Identity) (leave func(), v policy.Verdict, err error)

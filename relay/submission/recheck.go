@@ -240,7 +240,7 @@ func (l *logins) ask(a access) (id auth.Identity, err error) {
 }
 
 // asked ends a lookup. After trouble all that is due waits for a moment, so that a
-// database in trouble is not asked for each session in turn; who failed is last then.
+// database in trouble is not asked for each session in turn; the user whose lookup failed is last then.
 func (l *logins) asked(g *group, trouble error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
