@@ -7,7 +7,7 @@ import (
 	"sync"
 )
 
-// connections bounds those that are open at once. When there are too many, the one
+// connections bounds those that are open concurrently. When there are too many, the one
 // that has waited longest for its client's next request is closed: a client
 // that holds connections open must not prevent the next look at this node's health.
 type connections struct {

@@ -10,7 +10,7 @@ import (
 	"postern/relay/smtp"
 )
 
-// latencyBuckets reach from a delivery at once to the days that a queue waits, in seconds.
+// latencyBuckets reach from an immediate delivery to the days that a queue waits, in seconds.
 var latencyBuckets = []float64{0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 4 * 3600, 24 * 3600, 5 * 24 * 3600}
 
 // attemptBuckets are for one conversation with a server, in seconds.

@@ -92,7 +92,7 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(append(body, '\n'))
 }
 
-// readiness asks the checks, all at once, and remembers the answers for a moment.
+// readiness asks the checks, all concurrently, and remembers the answers for a moment.
 type readiness struct {
 	checks  []Check
 	asked   []chan Finding // a check that has not answered is not asked again

@@ -19,7 +19,7 @@ import (
 
 // Config configures an Authenticator; zero values take the defaults named.
 type Config struct {
-	Permits  int           // hashes computed at once: GOMAXPROCS; each takes 19 MiB
+	Permits  int           // hashes computed concurrently: GOMAXPROCS; each takes 19 MiB
 	Queue    int           // hashes that may wait for a permit, and as many of known addresses: 64
 	Patience time.Duration // how long one waits before ErrBusy: 2 s
 	Timeout  time.Duration // of a database lookup: 5 s

@@ -26,7 +26,7 @@ var (
 )
 
 // Channel is where Store notifies that a user changed; the payload is the user's
-// id, or 0 for everybody. Listening makes a change act at once, polling within a second.
+// id, or 0 for everybody. Listening makes a change act immediately, polling within a second.
 const Channel = "postern_auth"
 
 // storeTimeout bounds each call of Store.

@@ -10,7 +10,7 @@ import (
 	"postern/internal/share"
 )
 
-// gate bounds how many password hashes are computed at once, and with it their
+// gate bounds how many password hashes are computed concurrently, and with it their
 // memory, how many wait for that, and for how long. A permit belongs to the
 // goroutine that hashes: a client that goes away frees nothing.
 //

@@ -11,7 +11,7 @@ import (
 
 const (
 	retainEvery = time.Hour
-	retainFirst = 5 * time.Second // within it the first round begins, not on all nodes at once
+	retainFirst = 5 * time.Second // within it the first round begins, not on all nodes together
 	retainBatch = 1000
 	retainPause = 100 * time.Millisecond // between two batches
 	networkKept = 30 * 24 * time.Hour    // after it a network is new again, see writeHomes

@@ -4,7 +4,7 @@ import "time"
 
 // Stats is a moment's view of an Authenticator, for metrics.
 type Stats struct {
-	Permits     int           // hashes that may be computed at once
+	Permits     int           // hashes that may be computed concurrently
 	Hashing     int           // computed now
 	Waiting     int           // that wait for a permit
 	Hashes      int64         // computed, ever

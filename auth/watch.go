@@ -16,12 +16,12 @@ const (
 	watchEvery = time.Second
 	// How long a change is looked for after it was made.
 	watchWindow = 15 * time.Second
-	// So many changed users at once are taken for everybody.
+	// So many changed users in one look are taken for everybody.
 	watchMax = 1000
 )
 
 // Watch tells a node which users changed. It finds every change within a second by
-// asking the database, and at once where the database can notify.
+// asking the database, and immediately where the database can notify.
 //
 // A change is never missed: it is looked for until 15 s after it was made and, when its
 // transaction takes longer than that, until that has ended. While the database is away

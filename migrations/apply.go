@@ -110,7 +110,7 @@ func Check(ctx context.Context, conn *pgx.Conn) (Status, error) {
 }
 
 // Apply brings the database up to this program's schema and tells log, which
-// may be nil, of each file that it applied. When several call it at once, each
+// may be nil, of each file that it applied. When several call it concurrently, each
 // file is applied by one of them and all return when the last one is done.
 func Apply(ctx context.Context, conn *pgx.Conn, log func(string)) error {
 	set, err := All()
@@ -190,7 +190,7 @@ func step(ctx context.Context, conn *pgx.Conn, set []Migration) (*Migration, err
 	return done, err
 }
 
-// run executes a file, many statements at once, and records it.
+// run executes a file, many statements in one request, and records it.
 func run(ctx context.Context, tx pgx.Tx, m Migration) error {
 	if _, err := tx.Exec(ctx, createTable); err != nil {
 		return fmt.Errorf("create schema_migration: %w", err)

@@ -34,7 +34,7 @@ type Config struct {
 }
 
 const (
-	batch      = 64               // notices claimed at once
+	batch      = 64               // notices in one claim
 	retryAfter = 30 * time.Second // wait after trouble with one notice
 	afterPanic = time.Hour        // wait after a defect of ours
 	workLimit  = time.Minute      // for one claim or one notice

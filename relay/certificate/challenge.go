@@ -19,7 +19,7 @@ import (
 // validationTime bounds one connection of an authority that validates.
 const validationTime = 10 * time.Second
 
-// validations is how many of them are answered at once; an authority needs a few.
+// validations is how many of them are answered concurrently; an authority needs a few.
 const validations = 64
 
 // responder answers an authority's validations on a standing port. Behind a balancer

@@ -82,7 +82,7 @@ func (f *files) reload() error {
 }
 
 // refresh reads changed files. Files that do not work are left alone until they
-// change or can be used: a certificate and its key are seldom replaced at once.
+// change or can be used: a certificate and its key are seldom replaced in one moment.
 func (f *files) refresh(unchanged bool) error {
 	at, err := f.stamp()
 	if err == nil && at == f.loaded && !unchanged {

@@ -103,7 +103,7 @@ where (select count(*) from held) = cardinality($4::text[])
 on conflict (key) do update set value = excluded.value, size = excluded.size, modified_at = clock_timestamp()`
 
 // Store implements certmagic.Storage. In a scope, the three parts of a certificate
-// are kept until they are together, and then written at once; and nothing is written
+// are kept until they are together, and then written together; and nothing is written
 // when a lock of the scope is lost: ErrLeaseLost.
 func (s *Storage) Store(ctx context.Context, key string, value []byte) error {
 	sc, values := scopeOf(ctx), map[string][]byte{key: value}

@@ -4,8 +4,8 @@ import "time"
 
 // Bounds are the limits of Config that may change while the engine runs.
 type Bounds struct {
-	Connections   int           // at once to one upstream that sets no number of its own
-	MXConnections int           // at once to one MX domain
+	Connections   int           // to one upstream that sets no number of its own
+	MXConnections int           // to one MX domain
 	PerConnection int           // messages over one connection
 	IdleTime      time.Duration // how long an unused connection is kept
 	Memory        int64         // octets of what is held

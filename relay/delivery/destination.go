@@ -10,7 +10,7 @@ import (
 	"postern/relay/route"
 )
 
-// mxBegin is how many connections at once an MX domain is given before it has
+// mxBegin is how many concurrent connections an MX domain is given before it has
 // shown that it bears more.
 const mxBegin = 5
 
@@ -47,8 +47,8 @@ type destination struct {
 	idle     []*worker // with an open connection; the last to come is the first to go
 	workers  int       // connections open or being made
 	live     int       // of them, with a conversation
-	most     int       // connections at once, bound
-	limit    int       // connections at once, now: 1 to most
+	most     int       // concurrent connections, bound
+	limit    int       // concurrent connections, now: 1 to most
 	credit   int       // successes since limit changed
 	growAt   time.Time // limit does not grow before
 	proven   int       // limit when a transaction last ended

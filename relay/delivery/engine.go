@@ -58,9 +58,9 @@ type Config struct {
 	// (0.0.0.0, ::) stands for every address of the machine.
 	Self []netip.AddrPort
 
-	Connections    int           // at once to one upstream that sets no number of its own: 20
-	MXConnections  int           // at once to one MX domain: 20; it begins with 5
-	MaxOpen        int           // at once to all destinations: 500
+	Connections    int           // concurrent, to one upstream that sets no number of its own: 20
+	MXConnections  int           // concurrent, to one MX domain: 20; it begins with 5
+	MaxOpen        int           // concurrent connections to all destinations: 500
 	PerConnection  int           // messages over one connection: 1,000
 	PerTransaction int           // recipients in one transaction: 100
 	IdleTime       time.Duration // how long an unused connection is kept: 8 s, since Amazon SES ends it after 10
@@ -68,7 +68,7 @@ type Config struct {
 	ConnectTime    time.Duration // for one TCP connect: 30 s
 	LookupTime     time.Duration // for one DNS question: 20 s
 
-	// Messages and Memory bound what is held at once: bodies, and what many
+	// Messages and Memory bound what is held at a time: bodies, and what many
 	// recipients and destinations of one message take. Bodies larger than InMemory
 	// octets live in files or in the database and count for nothing.
 	Messages int   // 10,000

@@ -22,7 +22,7 @@ func (l *load) resize(octets int64) {
 	l.freed()
 }
 
-// freed wakes who waits for room.
+// freed wakes the claim loop, which waits for room.
 func (l *load) freed() {
 	select {
 	case l.room <- struct{}{}:

@@ -1,7 +1,7 @@
 package maillog
 
 // Observer is told of events, whatever level the log has: for counting them. A nil
-// func is told nothing. They are called by whoever logs, often many at once, and must
+// func is told nothing. They are called by the goroutine that logs, often concurrently, and must
 // neither block nor keep what they are given.
 type Observer struct {
 	Accepted      func(Accept)

@@ -247,7 +247,7 @@ func (b *breaker) keep(sent breakerSent, ends breakerEnds) {
 }
 
 // sqlActivity adds to the hour's counts and returns the users that have some. Two
-// nodes that note the same new recipient at once may both count it. That a recipient was
+// nodes that note the same new recipient concurrently may both count it. That a recipient was
 // written to again is noted once a month.
 const sqlActivity = `
 with sent as materialized (select u.user_id, substr(sha256(convert_to(lower(u.recipient), 'UTF8')), 1, 16) as recipient, u.new_net

@@ -73,7 +73,7 @@ func (q *Queue) load(ctx context.Context, conn *pgx.Conn, ids [][16]byte) (map[I
 }
 
 // loadMessages reads the messages of ids and their bodies into found: up to a window's size
-// at once into memory, larger ones as a Body that reads on demand.
+// whole into memory, larger ones as a Body that reads on demand.
 func loadMessages(ctx context.Context, conn *pgx.Conn, pool *pgxpool.Pool, ids [][16]byte, found map[ID]*loaded) error {
 	if len(ids) == 0 {
 		return nil

@@ -12,7 +12,7 @@ import (
 
 const (
 	retentionEvery = time.Minute
-	retentionFirst = 5 * time.Second // within it the first round begins, not on all nodes at once
+	retentionFirst = 5 * time.Second // within it the first round begins, not on all nodes together
 	epochMemory    = "1 hour"        // how long a dead epoch is remembered: longer than any commit in flight
 
 	forgetLeast    = 100 // messages that one batch looks at

@@ -61,7 +61,7 @@ const durably = `set_config('synchronous_commit', case current_setting('synchron
 // get returns the connection, making it if there is none. Errors are *connectError.
 //
 // One that was idle is looked at first: a server that went away meanwhile has closed
-// it, and what is sent into it would be in doubt for a minute instead of refused at once.
+// it, and what is sent into it would be in doubt for a minute instead of refused immediately.
 func (s *session) get(ctx context.Context) (*pgx.Conn, error) {
 	if s.conn != nil && time.Since(s.used) > idleCheck {
 		ctx, cancel := context.WithTimeout(ctx, pingTime)

@@ -127,7 +127,7 @@ func (s *signals) listen(ctx context.Context) {
 		if err := s.hear(ctx); ctx.Err() == nil {
 			s.q.log.Warn("queue: listening is interrupted, polling goes on", "error", err)
 			s.s.drop()
-			s.q.epochs.lookNow() // a database that is away is known at once
+			s.q.epochs.lookNow() // a database that is away is known immediately
 			select {
 			case <-ctx.Done():
 			case <-time.After(s.q.cfg.Poll):

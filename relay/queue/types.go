@@ -18,7 +18,7 @@ func NewID() ID { return uuid.Must(uuid.NewV7()) }
 
 // Body holds the octets of one message as they will be delivered: CRLF lines, not
 // dot-stuffed. It may live in memory, in an unlinked file or in the database.
-// ReadAt may be called from several goroutines at once. A Body starts with one
+// ReadAt may be called by several goroutines concurrently. A Body starts with one
 // reference; the last Drop frees what it holds.
 type Body interface {
 	io.ReaderAt

@@ -30,7 +30,7 @@ type Upstream struct {
 	Username       string // "" for none
 	Password       string // opened; "" for none
 	CA             string // PEM of the authorities to trust instead of the system's; "" for those
-	MaxConnections int    // at once for each node; 0: the default
+	MaxConnections int    // concurrent ones of each node; 0: the default
 }
 
 // Decision is where a recipient goes: to an upstream or, when it is nil, to MX.

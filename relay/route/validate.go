@@ -10,7 +10,7 @@ import (
 	"postern/relay/smtp"
 )
 
-// MaxConnections is the most connections at once that an upstream may be given.
+// MaxConnections is the most concurrent connections that an upstream may be given.
 const MaxConnections = 1000
 
 var (

@@ -74,7 +74,7 @@ func LoadOrCreateKey(path string) ([]byte, error) {
 	if err := createKey(path); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("create key: %w", err)
 	}
-	return loadKey(path) // of two processes that make it at once, one's key stands
+	return loadKey(path) // of two processes that make it concurrently, one's key stands
 }
 
 func loadKey(path string) ([]byte, error) {

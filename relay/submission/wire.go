@@ -34,7 +34,7 @@ type wire struct {
 	dead  error     // of a write: the client takes no more replies
 	until time.Time // for the line that is awaited
 	rate  *pace     // set while message data is read, instead of until
-	idle  bool      // a shutdown or a revocation may end this wait at once
+	idle  bool      // a shutdown or a revocation may end this wait immediately
 
 	known    atomic.Bool   // the client has logged in, or its network has
 	inData   atomic.Bool   // message data is awaited
