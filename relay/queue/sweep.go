@@ -34,12 +34,11 @@ type beatSeen struct {
 }
 
 func newSweeps(q *Queue) *sweeps {
-	return &sweeps{q: q, s: newSession(q.cfg.WorkPool, tuneWork), seen: make(map[int64]beatSeen)}
+	return &sweeps{q: q, s: newSession(q.cfg.WorkPool, tuneWork), seen: make(map[int64]beatSeen), slow: time.Now().Add(sweepEvery)}
 }
 
 func (s *sweeps) run(ctx context.Context) {
 	defer s.s.close()
-	s.slow = time.Now().Add(sweepEvery)
 	for {
 		select {
 		case <-ctx.Done():
