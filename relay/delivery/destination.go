@@ -47,6 +47,7 @@ type destination struct {
 	idle     []*worker // with an open connection; the last to come is the first to go
 	workers  int       // connections open or being made
 	live     int       // of them, with a conversation
+	seeking  []*worker // those that wait for a place among all connections
 	most     int       // concurrent connections, bound
 	limit    int       // concurrent connections, now: 1 to most
 	credit   int       // successes since limit changed
@@ -185,6 +186,7 @@ func (d *destination) add(j *job, up *route.Upstream) {
 	default:
 		d.waiting.push(j)
 		d.hire()
+		d.makeWay(j.user())
 	}
 	d.mu.Unlock()
 }
@@ -364,14 +366,49 @@ func (d *destination) depart() {
 	}
 }
 
-// claimant is the user whose message waits first.
-func (d *destination) claimant() userOf {
+// seek gives w the user in whose name it waits for a place, until anew is called.
+func (d *destination) seek(w *worker, anew context.CancelFunc) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if j := d.waiting.first(); j != nil {
-		return j.user()
+	w.user, w.anew = d.claimant(), anew
+	d.seeking = append(d.seeking, w)
+}
+
+// sought is the end of that.
+func (d *destination) sought(w *worker) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.seeking = slices.DeleteFunc(d.seeking, func(other *worker) bool { return other == w })
+}
+
+// claimant is the user in whose name the next place is wanted: of those whose messages wait,
+// the first who has not a whole share of the places. mu is held.
+func (d *destination) claimant() userOf {
+	first := d.waiting.first()
+	if first == nil {
+		return 0
 	}
-	return 0
+	last, full := first.user(), d.e.slots.Full(1, first.user())
+	j := d.waiting.find(func(j *job) bool {
+		if j.user() != last {
+			last, full = j.user(), d.e.slots.Full(1, j.user())
+		}
+		return !full
+	})
+	if j == nil {
+		j = first
+	}
+	return j.user()
+}
+
+// makeWay sees to it that not all workers wait in the names of users who have a whole
+// share, for as long as those like, when a message of another user waits as well. mu is
+// held.
+func (d *destination) makeWay(user userOf) {
+	mayHave := func(w *worker) bool { return !d.e.slots.Full(1, w.user) }
+	if n := len(d.seeking); n > 0 && !d.e.slots.Full(1, user) && !slices.ContainsFunc(d.seeking, mayHave) {
+		d.seeking[n-1].anew()
+	}
 }
 
 // connected counts a conversation that was begun: whatever the trouble was, it is over.

@@ -1,5 +1,7 @@
 package delivery
 
+import "slices"
+
 // line is a queue of jobs that also takes some back at its front.
 type line struct {
 	front []*job // in reverse
@@ -33,6 +35,19 @@ func (l *line) first() *job {
 		return l.front[len(l.front)-1]
 	case l.head < len(l.back):
 		return l.back[l.head]
+	}
+	return nil
+}
+
+// find returns the first job that is wanted, nil if none is.
+func (l *line) find(wanted func(*job) bool) *job {
+	for _, j := range slices.Backward(l.front) {
+		if wanted(j) {
+			return j
+		}
+	}
+	if i := slices.IndexFunc(l.back[l.head:], wanted); i >= 0 {
+		return l.back[l.head+i]
 	}
 	return nil
 }

@@ -125,6 +125,57 @@ func TestH1SlowIsNotSilent(t *testing.T) {
 	})
 }
 
+// TestH1SharedDestination: a user who holds a whole share of the connections for as long as
+// their servers like keeps nobody from a destination that they write to as well, though
+// their messages came there first.
+func TestH1SharedDestination(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		good := smtptest.New(smtptest.Config{})
+		defer good.Close()
+		q := newFakeQueue()
+		e := crowd(q, 0, nil, good)
+		const whole = 340
+		e.slots.Add(whole, userOf(1), "silent after the dot")
+		e.Start()
+		defer stop(t, e)
+		var waits []*queue.Delivery
+		for range 2 * mxBegin {
+			waits = append(waits, by(1, message(t, "a@healthy.test")))
+			e.Take(waits[len(waits)-1])
+		}
+		synctest.Wait()
+		if n := len(q.results()); n != 0 {
+			t.Fatalf("%d messages of a user with a whole share are delivered", n)
+		}
+		for user := range int64(3) {
+			d := by(2+user, message(t, "a@healthy.test"))
+			e.Take(d)
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if !q.hasEnded(d) {
+				t.Fatalf("user %d waits behind another's share", 2+user)
+			}
+			time.Sleep(time.Minute) // until no connection is kept
+			waits = append(waits, by(1, message(t, "a@healthy.test")))
+			e.Take(waits[len(waits)-1])
+			synctest.Wait()
+		}
+		e.slots.Give(whole, userOf(1), "silent after the dot")
+		time.Sleep(time.Second)
+		synctest.Wait()
+		for i, d := range waits {
+			if !q.hasEnded(d) {
+				t.Errorf("message %d still waits", i)
+			}
+		}
+		time.Sleep(time.Minute)
+		if used, _ := e.slots.Use(); used != 0 {
+			t.Errorf("%d connections are counted", used)
+		}
+	})
+}
+
 // TestH1OneAddress: however many domains one address has, it gets no more than its share
 // of the connections, and what is too much for it is no attempt.
 func TestH1OneAddress(t *testing.T) {

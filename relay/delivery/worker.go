@@ -29,9 +29,10 @@ type worker struct {
 	conn   *conn
 	live   bool // counted in the destination's live; guarded by its mu
 
-	user     userOf        // in whose name it has its slot
-	talking  atomic.Bool   // the server is at work, and no final dot was sent
-	progress atomic.Uint64 // of the conversation, see smtp.ClientConfig
+	user     userOf             // in whose name it has its slot, or waits for one
+	anew     context.CancelFunc // while it waits: it is to ask for whom; guarded by the destination's mu
+	talking  atomic.Bool        // the server is at work, and no final dot was sent
+	progress atomic.Uint64      // of the conversation, see smtp.ClientConfig
 	silence  silence
 
 	job     *job        // being done
@@ -59,8 +60,7 @@ func (w *worker) run() {
 	e.enter(w)
 	defer e.exit(w)
 	defer w.cancel(nil)
-	w.user = w.d.claimant()
-	if e.slots.Wait(e.work, 1, w.user, w.d.key) != nil {
+	if !w.takePlace() {
 		w.d.leave() // while closing nothing waits for it
 		return
 	}
@@ -74,6 +74,21 @@ func (w *worker) run() {
 		}
 		if w.d.leave() {
 			return
+		}
+	}
+}
+
+// takePlace waits for a place among all connections, and reports false while closing.
+func (w *worker) takePlace() bool {
+	e := w.d.e
+	for {
+		ctx, anew := context.WithCancel(e.work)
+		w.d.seek(w, anew)
+		err := e.slots.Wait(ctx, 1, w.user, w.d.key)
+		w.d.sought(w)
+		anew()
+		if err == nil || e.work.Err() != nil {
+			return err == nil
 		}
 	}
 }
