@@ -17,13 +17,33 @@ var encodedWord = regexp.MustCompile(`(?s)=\?([^?]*)\?([bBqQ])\?(.*?)\?=`)
 // first and looks for addresses then: text that is refused raw is refused encoded. An @ in
 // a name is allowed, encoded or quoted, but not beside characters that make a list. at says
 // that there is one in quotes.
+//
+// Some readers unfold by taking the white space away, or undo quoted pairs first. They may
+// see words that others do not.
 func encodedFault(value []byte, at bool) error {
-	if !bytes.Contains(value, []byte("=?")) {
+	if bytes.IndexByte(value, '?') < 0 {
 		return nil
 	}
-	marks := false
-	for _, word := range encodedWord.FindAllSubmatch(bytes.ReplaceAll(value, crlf, nil), -1) {
-		text, known := wordText(string(word[1]), word[2][0]|0x20 == 'b', word[3])
+	if err := wordsFault(bytes.ReplaceAll(value, crlf, nil), at); err != nil {
+		return err
+	}
+	return wordsFault(without(value, " \t\r\n\\"), at)
+}
+
+func wordsFault(value []byte, at bool) error {
+	marks, open := false, false
+	for _, word := range encodedWord.FindAllSubmatch(value, -1) {
+		if open || bytes.Contains(word[3], []byte("=?")) {
+			return faultWord // some readers join them, or begin at the inner one
+		}
+		decoded := decodeQ(word[3])
+		if word[2][0]|0x20 == 'b' {
+			var ok bool
+			if decoded, open, ok = decodeBase64(word[3]); !ok {
+				return faultWord
+			}
+		}
+		text, known := asciiOf(string(word[1]), decoded)
 		switch {
 		case !known:
 			return faultCharset
@@ -39,17 +59,16 @@ func encodedFault(value []byte, at bool) error {
 	return nil
 }
 
-// wordText decodes the text of an encoded word as far as it is ASCII, and leaves other
-// octets as they are. A charset in which ASCII may not be ASCII is not known: any address
-// could be in it.
-func wordText(charset string, isBase64 bool, text []byte) (decoded []byte, known bool) {
-	if isBase64 {
-		decoded = decodeBase64(text)
-	} else {
-		decoded = decodeQ(text)
-	}
+// asciiCharsets are those in which what looks like ASCII is ASCII, by their beginnings, in
+// small letters, without x-, hyphens and underscores. Among the code pages are some of EBCDIC.
+const asciiCharsets = "utf8 usascii ascii ansi latin windows cp125 cp437 cp737 cp775 cp85 cp86 cp874 cp932 cp936 cp949 cp950 " +
+	"ibm437 ibm85 ibm86 koi8 mac tis620 viscii unknown gb big5 shiftjis sjis mskanji euc ksc"
+
+// asciiOf is what a text has of ASCII, with other octets as they are. A charset in which
+// ASCII may not be ASCII is not known: any address could be in it.
+func asciiOf(charset string, text []byte) (ascii []byte, known bool) {
 	charset, _, _ = strings.Cut(strings.ToLower(charset), "*") // a language (RFC 2231 section 5)
-	charset = strings.NewReplacer("-", "", "_", "").Replace(charset)
+	charset = strings.TrimPrefix(strings.NewReplacer("-", "", "_", "").Replace(charset), "x")
 	is := func(prefixes string) bool {
 		for p := range strings.FieldsSeq(prefixes) {
 			if strings.HasPrefix(charset, p) {
@@ -59,28 +78,41 @@ func wordText(charset string, isBase64 bool, text []byte) (decoded []byte, known
 		return false
 	}
 	switch {
-	case is("iso2022"):
-		return shiftless(decoded), true
-	case is("iso8859"):
-		return bytes.ReplaceAll(decoded, []byte{0x85}, []byte("\u0085")), true // NEL
-	case is("utf8 usascii ascii ansi latin windows cp125 cp8 cp9 ibm8 koi8 mac xmac tis620 viscii unknown8bit " +
-		"gb big5 shiftjis sjis xsjis mskanji euc ksc"):
-		return decoded, true
+	case is("iso2022jp"):
+		return outside(text, "\x1b$@ \x1b$B \x1b$A \x1b$(C \x1b$(D \x1b(I", "\x1b(B \x1b(J"), true
+	case is("iso2022kr"):
+		return outside(text, "\x0e", "\x0f \x1b$)C"), true
+	case is("iso8859 latin"):
+		return bytes.ReplaceAll(text, []byte{0x85}, []byte{'\n'}), true // NEL
+	case is("utf8"):
+		return bytes.ToValidUTF8(text, []byte{'?'}), true
 	}
-	return nil, false
+	return text, is(asciiCharsets)
 }
 
-// decodeBase64 passes over what is not base64, as readers do.
-func decodeBase64(text []byte) []byte {
-	clean := bytes.Map(func(r rune) rune {
-		if r < utf8.RuneSelf && (isAlphanumeric(byte(r)) || r == '+' || r == '/') {
-			return r
+// decodeBase64 takes nothing that readers pass over in different ways. open says that
+// octets are left for a word that some readers join to this one.
+func decodeBase64(text []byte) (decoded []byte, open, ok bool) {
+	text = without(text, " \t")
+	body := bytes.TrimRight(text, "=")
+	for _, c := range body {
+		if !isAlphanumeric(c) && c != '+' && c != '/' {
+			return nil, false, false
 		}
-		return -1
+	}
+	out := make([]byte, base64.RawStdEncoding.DecodedLen(len(body)))
+	n, _ := base64.RawStdEncoding.Decode(out, body) // as much as can be decoded
+	return out[:n], len(body)%4 != 0 && len(body) == len(text), true
+}
+
+// without returns text without some characters.
+func without(text []byte, chars string) []byte {
+	return bytes.Map(func(r rune) rune {
+		if strings.ContainsRune(chars, r) {
+			return -1
+		}
+		return r
 	}, text)
-	out := make([]byte, base64.RawStdEncoding.DecodedLen(len(clean)))
-	n, _ := base64.RawStdEncoding.Decode(out, clean) // as much as can be decoded
-	return out[:n]
 }
 
 func isAlphanumeric(c byte) bool {
@@ -101,24 +133,29 @@ func decodeQ(text []byte) []byte {
 	return out
 }
 
-// shiftless is what is ASCII in ISO-2022: the text outside of its shifts. A sequence that
-// shifts is ESC, octets below '0' (0x30), and one more.
-func shiftless(text []byte) []byte {
-	const escape, shiftOut, shiftIn = 0x1B, 0x0E, 0x0F
-	out, shifted := make([]byte, 0, len(text)), false
-	for i := 0; i < len(text); i++ {
-		switch c := text[i]; {
-		case c == escape && i+2 < len(text):
-			shifted = text[i+1] == '$' && text[i+2] != ')' // which waits for the shift out
-			for i++; i+1 < len(text) && text[i] < '0'; i++ {
+// outside is the text outside of what is shifted, and controls wherever they are, escape
+// sequences other than those that begin and end shifts among them.
+func outside(text []byte, begin, end string) []byte {
+	sequence := func(at []byte, list string) int {
+		for s := range strings.FieldsSeq(list) {
+			if bytes.HasPrefix(at, []byte(s)) {
+				return len(s)
 			}
-		case c == shiftOut:
-			shifted = true
-		case c == shiftIn:
-			shifted = false
-		case !shifted:
+		}
+		return 0
+	}
+	out, shifted := make([]byte, 0, len(text)), false
+	for i := 0; i < len(text); {
+		begins, ends := sequence(text[i:], begin), sequence(text[i:], end)
+		if begins+ends > 0 {
+			shifted = begins > 0
+			i += begins + ends
+			continue
+		}
+		if c := text[i]; !shifted || c <= ' ' || c > '~' {
 			out = append(out, c)
 		}
+		i++
 	}
 	return out
 }

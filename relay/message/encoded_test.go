@@ -58,6 +58,24 @@ func TestL1Encoded(t *testing.T) {
 		{"=?gbk?q?b=40victim=2C?= <a@own>", list},
 		{b64("iso-2022-jp", "\x1b$B$\"\x1b(Bb@victim,") + " <a@own>", list},
 
+		{"=?cp875?q?=A5=7C=A5=6B?= <a@own>", charset},
+		{"=?ibm871?q?=A5=AC=A5=6B?= <a@own>", charset},
+		{b64("iso-2022-cn", "\x1b$*Hb@victim,") + " <a@own>", charset},
+		{b64("iso-2022-jp", "\x1b$zb@victim,") + " <a@own>", control}, // no shift
+		{b64("iso-2022-jp", "\x0eb@victim,\x0f") + " <a@own>", control},
+		{b64("iso-2022-jp", "\x1b$B\r\nBcc: x") + " <a@own>", control},
+		{b64("iso-2022-kr", "\x1b$)Cb@victim,") + " <a@own>", list},
+		{"=?iso-8859-1?q?=E9=85?= <a@own>", control}, // like the beginning of a character in UTF-8
+		{"=?latin1?q?=85?= <a@own>", control},
+		{"=?utf-8?q?=FF=E2=80=A8?= <a@own>", control},
+		{"\"=?utf-8?q?=?utf-8?b?YkB2aWN0aW0s?=\" <a@own>", "whole encoded word"}, // Go takes the inner one
+		{"=?utf-8?B?QQ==YkB2aWN0aW0s?= <a@own>", "whole encoded word"},           // JavaMail reads on
+		{"=?utf-8?B?L-L-YkB2aWN0aW0s?= <a@own>", "whole encoded word"},           // Node takes - for +
+		{"=?utf-8?B?YkB?= =?utf-8?B?2aWN0aW0s?= <a@own>", "whole encoded word"},  // and joins words
+		{"\"=\\?utf-8?q?b=40victim=2C?=\" <a@own>", list},
+		{"\"=?utf-8?q?a?\\=40victim=2Cb?=\" <a@own>", list},
+		{"\"=\r\n ?utf-8?q?b=40victim=2C?=\" <a@own>", list},
+
 		{"=?utf-7?q?b+AEA-victim+ACw-?= <a@own>", charset},
 		{"=?utf-16?b?AGIAQAB2?= <a@own>", charset},
 		{"=?cp037?q?=82=7C=A5=6B?= <a@own>", charset},
@@ -83,6 +101,12 @@ func TestL1Encoded(t *testing.T) {
 		{b64("Shift_JIS", "\x8eR\x93c\x81@\x91\xbe\x98Y") + " <a@own>", ""},
 		{b64("EUC-JP", "\xbb\xb3\xc5\xc4") + " <a@own>", ""},
 		{"=?unknown-8bit?q?x=C4?= <a@own>", ""},
+		{"=?X-UNKNOWN?q?M=FCller?= <a@own>", ""},
+		{"=?cp437?q?M=81ller?= <a@own>", ""},
+		{b64("x-gbk", "\xc0\xee") + " <a@own>", ""},
+		{b64("iso-2022-jp", "\x1b(I@,<\x1b(B") + " <a@own>", ""}, // half-width, of Outlook
+		{"=?utf-8?b?w6Q?= <a@own>", ""},
+		{b64("utf-8", "\u00e4") + "\r\n " + b64("utf-8", "\u00f6\u00fc") + " <a@own>", ""},
 		{"=?UTF-8?Q??= <a@own>", ""},
 		{"=?utf-8?b?w6Q=?= <a@own>", ""},
 		{"\"=?utf-8?Q?M=C3=BCller=2C?= x\" <a@own>", ""},
