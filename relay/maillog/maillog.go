@@ -154,7 +154,7 @@ type Refusal struct {
 // Refused logs a refusal. Of many a minute for one user it logs the first.
 func (l *Logger) Refused(r Refusal) {
 	tell(l.told.Refused, r)
-	if !l.repeats.allow(repeat{kind: "refused " + string(r.Stage), user: r.User}, userLines) {
+	if !l.repeats.allow(repeat{kind: "refused " + string(r.Stage), user: r.User}, users) {
 		return
 	}
 	level := slog.LevelInfo
@@ -332,17 +332,17 @@ func (l *Logger) Auth(a AuthEvent) {
 	e.end("auth")
 }
 
-// repeat is what an exchange is counted with, and how many lines that has. The name that
-// was tried does not matter: a stranger can try any.
-func (a *AuthEvent) repeat() (key repeat, lines int) {
+// repeat is what an exchange is counted with. The name that was tried does not matter: a
+// stranger can try any.
+func (a *AuthEvent) repeat() (repeat, class) {
 	if a.OK || a.Reason == "sessions" {
-		return repeat{kind: strings.TrimSpace("auth " + a.Reason), user: a.User}, userLines
+		return repeat{kind: strings.TrimSpace("auth " + a.Reason), user: a.User}, users
 	}
-	lines = strangerLines
+	of := strangers
 	if a.Reason == "credentials" {
-		lines = guessLines
+		of = guesses
 	}
-	return repeat{kind: "auth " + a.Reason, network: networkOf(a.Client.Addr())}, lines
+	return repeat{kind: "auth " + a.Reason, network: networkOf(a.Client.Addr())}, of
 }
 
 // Session is a client's connection. Events "session_open" and "session_closed", at

@@ -7,16 +7,22 @@ import (
 	"time"
 )
 
-// How many lines a minute a peer can cause by doing the same again and again. The others
-// are counted, and at the end of the minute one line "repeated" tells how many they were.
-const (
-	strangerLines = 1   // of a kind, for a network
-	guessLines    = 10  // wrong passwords, for a network: admins look for the names tried
-	userLines     = 100 // of a kind, for a user who has logged in
+// class is what bounds the lines that peers can cause by doing the same again and again.
+// Those beyond are counted, and at the end of the minute one line "repeated" tells how many
+// they were. Each class has its own peers told apart: what costs a stranger nothing hides
+// no guesses, and no stranger hides users.
+type class struct {
+	lines int // a minute, of a kind, for a network or user
+	apart int // networks or users, and kinds, that are told apart in a minute; those beyond are counted together
+}
 
-	// maxRepeats bounds the networks and kinds that are told apart in a minute, and the
-	// users and kinds. Those beyond are counted together.
-	maxRepeats = 1000
+var (
+	strangers = class{lines: 1, apart: 1000}
+	// guesses are wrong passwords: admins look for the names tried. A network has fewer that
+	// are judged, but for its first.
+	guesses = class{lines: 20, apart: 500}
+	// users have logged in: there are as many as the admin made.
+	users = class{lines: 100, apart: 20_000}
 )
 
 // repeat is the key by which lines are counted together: their kind, which we choose, and
@@ -27,59 +33,51 @@ type repeat struct {
 	user    string
 }
 
-// tally counts the lines of a key in this minute, written or not, and those that it may have.
-type tally struct{ came, lines int }
-
 // repeats bounds the lines that peers can cause at will.
 type repeats struct {
 	log *slog.Logger
 
-	mu        sync.Mutex
-	strangers map[repeat]tally
-	users     map[repeat]tally
-	timer     *time.Timer // of the end of the minute; nil: nothing is counted
+	mu    sync.Mutex
+	came  map[class]map[repeat]int // in this minute
+	timer *time.Timer              // of its end; nil: nothing is counted
 }
 
 // Allow reports whether a line may be written about what client did, for lines that have
 // no function here. kind names what is counted together.
 func (l *Logger) Allow(kind string, client netip.AddrPort) bool {
-	return l.repeats.allow(repeat{kind: kind, network: networkOf(client.Addr())}, strangerLines)
+	return l.repeats.allow(repeat{kind: kind, network: networkOf(client.Addr())}, strangers)
 }
 
 // Flush writes how many lines were left out. It is for the end of the process; until then
 // that is written a minute after the first of them.
 func (l *Logger) Flush() { l.repeats.flush() }
 
-func (r *repeats) allow(key repeat, lines int) bool {
+func (r *repeats) allow(key repeat, of class) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.timer == nil {
-		r.strangers, r.users = make(map[repeat]tally), make(map[repeat]tally)
+		r.came = map[class]map[repeat]int{strangers: {}, guesses: {}, users: {}}
 		r.timer = time.AfterFunc(time.Minute, r.flush)
 	}
-	counted := r.strangers
-	if key.user != "" {
-		counted = r.users
-	}
-	if _, known := counted[key]; !known && len(counted) >= maxRepeats {
+	came := r.came[of]
+	if _, known := came[key]; !known && len(came) >= of.apart {
 		key = repeat{kind: key.kind}
 	}
-	t := tally{counted[key].came + 1, lines}
-	counted[key] = t
-	return t.came <= lines
+	came[key]++
+	return came[key] <= of.lines
 }
 
 func (r *repeats) flush() {
 	r.mu.Lock()
-	strangers, users := r.strangers, r.users
+	all := r.came
 	if r.timer != nil {
 		r.timer.Stop()
 	}
-	r.strangers, r.users, r.timer = nil, nil, nil
+	r.came, r.timer = nil, nil
 	r.mu.Unlock()
-	for _, counted := range []map[repeat]tally{strangers, users} {
-		for key, t := range counted {
-			r.tell(key, t.came-t.lines)
+	for of, came := range all {
+		for key, n := range came {
+			r.tell(key, n-of.lines)
 		}
 	}
 }

@@ -34,8 +34,8 @@ func TestM6Repeats(t *testing.T) {
 			}
 		}
 		for text, want := range map[string]int{
-			`"reason":"malformed"`: strangerLines, `"reason":"credentials"`: guessLines, `"ok":true`: userLines,
-			`"stage":"rcpt"`: userLines, `"stage":"dot"`: userLines, `"accepted"`: tries, `"repeated"`: 0,
+			`"reason":"malformed"`: strangers.lines, `"reason":"credentials"`: guesses.lines, `"ok":true`: users.lines,
+			`"stage":"rcpt"`: users.lines, `"stage":"dot"`: users.lines, `"accepted"`: tries, `"repeated"`: 0,
 		} {
 			if got := out.Count(text); got != want {
 				t.Errorf("%d lines with %s, want %d", got, text, want)
@@ -45,7 +45,7 @@ func TestM6Repeats(t *testing.T) {
 		synctest.Wait()
 		for _, want := range []string{
 			`"what":"auth malformed","network":"192.0.2.7/32","more":999}`,
-			`"what":"auth credentials","network":"2001:db8::/64","more":1990}`,
+			`"what":"auth credentials","network":"2001:db8::/64","more":1980}`,
 			`"what":"auth","user":"alice","more":900}`, `"what":"refused rcpt","user":"alice","more":900}`,
 			`"what":"refused dot","user":"bob","more":900}`, `"what":"other","network":"192.0.2.7/32","more":999}`,
 		} {
@@ -72,20 +72,48 @@ func TestM6RepeatsOfMany(t *testing.T) {
 	t.Parallel()
 	l, out := recorder(slog.LevelInfo)
 	addr := netip.MustParseAddr("10.0.0.0")
-	for range 5 * maxRepeats {
+	for range 5 * strangers.apart {
 		l.Auth(AuthEvent{Client: netip.AddrPortFrom(addr, 1), Reason: "busy"})
 		addr = addr.Next()
 	}
-	if n := len(l.repeats.strangers); n != maxRepeats+1 {
-		t.Errorf("%d are told apart, want %d and the others", n, maxRepeats)
+	if n := len(l.repeats.came[strangers]); n != strangers.apart+1 {
+		t.Errorf("%d are told apart, want %d and the others", n, strangers.apart)
 	}
 	l.Refused(Refusal{User: "alice", Stage: "rcpt", Reply: later})
 	l.Flush()
-	if n := strings.Count(out.String(), `"msg":"auth"`); n != maxRepeats+1 {
-		t.Errorf("%d lines, want %d", n, maxRepeats+1)
+	if n := strings.Count(out.String(), `"msg":"auth"`); n != strangers.apart+1 {
+		t.Errorf("%d lines, want %d", n, strangers.apart+1)
 	}
-	if !strings.HasSuffix(out.String(), fmt.Sprintf("{\"level\":\"INFO\",\"msg\":\"repeated\",\"what\":\"auth busy\",\"more\":%d}\n", 4*maxRepeats-1)) ||
+	if !strings.HasSuffix(out.String(), fmt.Sprintf("{\"level\":\"INFO\",\"msg\":\"repeated\",\"what\":\"auth busy\",\"more\":%d}\n", 4*strangers.apart-1)) ||
 		!strings.Contains(out.String(), `"user":"alice"`) {
 		t.Errorf("at the end %.2000s", out.String()[max(0, out.Len()-2000):])
+	}
+}
+
+// TestM6NobodyIsHidden: whoever causes other lines from many networks hides no guesses from
+// another one, a network is not hidden by its own guesses at the pace that is judged, and
+// however many users log in in a minute, each has a line.
+func TestM6NobodyIsHidden(t *testing.T) {
+	t.Parallel()
+	l, out := recorder(slog.LevelInfo)
+	addr := netip.MustParseAddr("10.0.0.0")
+	for range 5 * strangers.apart {
+		addr = addr.Next()
+		l.Auth(AuthEvent{Client: netip.AddrPortFrom(addr, 1), Reason: "malformed"})
+		l.Auth(AuthEvent{Client: netip.AddrPortFrom(addr, 1), Reason: "busy"})
+	}
+	const perMinute = 15 // auth: the longest distance is 4 s
+	for n := range perMinute {
+		l.Auth(AuthEvent{User: fmt.Sprintf("victim%d", n), Client: remote, Reason: "credentials"})
+	}
+	const many = 5000
+	for n := range many {
+		l.Auth(AuthEvent{User: fmt.Sprintf("user%d", n), Client: client, OK: true})
+	}
+	if n := strings.Count(out.String(), `"user":"victim`); n != perMinute {
+		t.Errorf("%d of %d guesses have a line", n, perMinute)
+	}
+	if n := strings.Count(out.String(), `"user":"user`); n != many {
+		t.Errorf("%d of %d users have a line", n, many)
 	}
 }

@@ -115,7 +115,7 @@ func TestM6Log(t *testing.T) {
 			ts.verifier.verify = verify(auth.ErrUnavailable)
 			again(greeted(ts), 454, "AUTH PLAIN "+plain(long, "x"))
 		}},
-		"wrong passwords": {12_000, tries - 10, nil, func(t *testing.T, ts *testServer) {
+		"wrong passwords": {20_000, tries - 20, nil, func(t *testing.T, ts *testServer) {
 			again(greeted(ts), 535, "AUTH PLAIN "+plain(long, "x"))
 		}},
 		"refused MAIL": {120_000, tries - 100, nil, func(t *testing.T, ts *testServer) {
