@@ -349,6 +349,25 @@ func TestM8Panics(t *testing.T) {
 	}
 }
 
+// A panic behind the statement that releases rows (M8) leaves nothing to try again: whether
+// they were released is not known.
+func TestM8PanicAfterRelease(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	cfg := handConfig(db, "a")
+	cfg.Guard = panics.New(cfg.Log)
+	q := start(t, cfg)
+	_, d := put(t, q, true, "a@example.net", "b@example.net")
+	q.faults.afterSettle = once(func(*pgx.Conn) error { panic("a defect") })
+	q.Release(d, []int{0, 1}, 0)
+	settled(t, q)
+	q.Settle(outcome(d, 0, Delivered)) // still written, though fenced
+	settled(t, q)
+	if n := cfg.Guard.Caught(); n != 1 {
+		t.Errorf("%d panics", n)
+	}
+}
+
 // Times at which no claim would look (M8) are mended by the sweep.
 func TestM8NeverDue(t *testing.T) {
 	t.Parallel()

@@ -135,10 +135,11 @@ func (r *room) run(ctx context.Context) {
 const (
 	sqlRoom = `select full_at is not null, pg_relation_size('reserve'), pg_postmaster_start_time() from room`
 	sqlFull = `update room set full_at = coalesce(full_at, clock_timestamp()), tried_at = clock_timestamp(), trying = false`
-	// An earlier try that has not ended was the end of its server, or of its node.
+	// An earlier try that has not ended was the end of its server, or of its node. One in the
+	// future was made before the clock was set back.
 	sqlTryRoom = `update room set tried_at = clock_timestamp(), trying = true,
 	full_at = case when trying then coalesce(full_at, clock_timestamp()) else full_at end
-where tried_at < clock_timestamp() - $1::interval returning full_at is not null`
+where tried_at not between clock_timestamp() - $1::interval and clock_timestamp() + interval '1 minute' returning full_at is not null`
 	sqlHasRoom   = `update room set full_at = null, trying = false`
 	sqlLeaveRoom = `update room set trying = false`
 )

@@ -244,3 +244,19 @@ func TestR5TryThatIsLeft(t *testing.T) {
 		t.Error("the next node takes it for a full disk")
 	}
 }
+
+// TestR5ClockSetBack: a try that was noted while the clock was wrong keeps no node from
+// finding out that there is room.
+func TestR5ClockSetBack(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	cfg, byHand := roomyConfig(db, "a", 1<<20)
+	q := start(t, cfg, byHand)
+	q.room.again = roomAgain
+	exec(t, db, sqlFull)
+	exec(t, db, `update room set tried_at = now() + interval '1 day'`)
+	lookAtRoom(t, q)
+	if err := q.Available(); err != nil {
+		t.Error(err)
+	}
+}

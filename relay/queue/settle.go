@@ -131,7 +131,7 @@ func (s *settles) write(ctx context.Context, group []ending, again bool) {
 		if certaintyOf(err) == uncertain {
 			again, group = true, s.leaveReleases(group)
 		}
-		if ofTheRow(err) {
+		if ofTheRow(err) && len(group) > 0 {
 			if len(group) > 1 {
 				s.write(ctx, group[:len(group)/2], again)
 				s.write(ctx, group[len(group)/2:], again)
