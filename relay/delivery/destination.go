@@ -18,8 +18,13 @@ const mxBegin = 5
 // destination is left alone, as it is when it cannot be reached.
 const troubleLimit = 5
 
-// growPause is how long after trouble a destination gets no further connection.
-const growPause = 10 * time.Second
+const (
+	// growPause is how long after trouble a destination gets no further connection.
+	growPause = 10 * time.Second
+	// refusedPause is growPause after a connection that could not be had beside others,
+	// without a word of the host: it restarts more likely than it has enough of them.
+	refusedPause = time.Second
+)
 
 // recently is how long a destination is known as one that works after its last word.
 const recently = time.Minute
@@ -549,7 +554,11 @@ func (d *destination) connectFailed(t *trouble, since int) {
 	case d.live > 0:
 		// It talks to others: there were only too many of us.
 		d.limit = max(1, min(d.limit-1, d.live))
-		d.growAt = time.Now().Add(growPause)
+		pause := refusedPause
+		if t.said {
+			pause = growPause
+		}
+		d.growAt = time.Now().Add(pause)
 		d.useIdle()
 	case d.failures == since:
 		victims = d.leaveAlone(t)

@@ -460,3 +460,23 @@ func TestPutBackForIdle(t *testing.T) {
 		t.Error("the idle worker has nothing to do")
 	}
 }
+
+// TestR2RefusedBesideOthers: a connection refused by a host that restarts, while others
+// still count as open, does not keep the destination on one connection for long. A host
+// that says it has enough of them is believed.
+func TestR2RefusedBesideOthers(t *testing.T) {
+	t.Parallel()
+	for said, want := range map[bool]int{false: 20, true: 1} {
+		synctest.Test(t, func(t *testing.T) {
+			d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{}}), limit: 20, most: 20, live: 1}
+			d.connectFailed(&trouble{reply: smtp.Temporary(421, 4, 1, "x"), said: said}, 0)
+			time.Sleep(2 * refusedPause)
+			for range 20 * 20 {
+				d.succeeded(1)
+			}
+			if d.limit != want {
+				t.Errorf("said %t: %d connections, want %d", said, d.limit, want)
+			}
+		})
+	}
+}
