@@ -3,6 +3,7 @@ package message
 import (
 	"bytes"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"regexp"
 	"strings"
@@ -163,6 +164,13 @@ func outside(text []byte, begin, end string) []byte {
 // hasControl reports a control character other than a tab, or a line separator of Unicode.
 // Octets that are not UTF-8 are of another charset.
 func hasControl(text []byte) bool {
+	const each = 0x0101010101010101
+	for ; len(text) >= 8; text = text[8:] { // every octet of every header comes by here
+		v := binary.NativeEndian.Uint64(text)
+		if (v|(v-' '*each)|(v+each))&(0x80*each) != 0 {
+			break // one of the eight is not printable ASCII
+		}
+	}
 	for _, c := range text {
 		if c < ' ' && c != '\t' || c == 0x7F {
 			return true

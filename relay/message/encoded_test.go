@@ -219,3 +219,17 @@ func TestL1LongLines(t *testing.T) {
 		}
 	}
 }
+
+// TestL1ControlAnywhere: each octet is judged alike wherever it stands in a line.
+func TestL1ControlAnywhere(t *testing.T) {
+	t.Parallel()
+	for c := range 256 {
+		want := c < ' ' && c != '\t' || c == 0x7F
+		for at := range 20 {
+			text := []byte("printable ASCII, ~~~")
+			if text[at] = byte(c); hasControl(text) != want {
+				t.Errorf("%q: %t", text, !want)
+			}
+		}
+	}
+}

@@ -32,7 +32,8 @@ type scanner struct {
 	noField bool // the section was ended by a line that is no field
 
 	facts *Facts
-	name  []byte // of the field looked at, for a refusal
+	name  [maxName]byte // of the field looked at, for a refusal: the first named octets of it
+	named int
 	seen  uint32 // bits by known
 	id    []byte // the first Message-ID's value as far as it was seen
 	inID  bool
@@ -147,7 +148,7 @@ func (s *scanner) take(line []byte) {
 func (s *scanner) field(name, value []byte, size int) error {
 	s.closeIdentity()
 	s.drop, s.inID = false, false
-	s.name = append(s.name[:0], name[:min(len(name), maxName)]...)
+	s.named = copy(s.name[:], name)
 	if s.facts.Fields++; s.facts.Fields > MaxFields {
 		return refusal(smtp.Permanent(554, 6, 0, fmt.Sprintf("The message has more than %d header fields", MaxFields)))
 	}
@@ -191,13 +192,16 @@ func (s *scanner) field(name, value []byte, size int) error {
 // section 2.1.1). Of other fields long lines are as common as in bodies, and pass.
 func (s *scanner) lineFault(line []byte) error {
 	text := bytes.TrimSuffix(line, crlf)
+	var wrong fault
 	switch {
 	case hasControl(text):
-		return ambiguous("The " + string(s.name) + " field " + faultControl.Error())
+		wrong = faultControl
 	case s.inIdentity && len(text) > maxLine:
-		return ambiguous("The " + string(s.name) + " field " + faultLine.Error())
+		wrong = faultLine
+	default:
+		return nil
 	}
-	return nil
+	return ambiguous("The " + string(s.name[:s.named]) + " field " + wrong.Error())
 }
 
 // closeIdentity notes where the field ends that was looked at, if it is an identity.
