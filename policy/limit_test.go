@@ -144,7 +144,7 @@ func TestWindowsBoundOneMessage(t *testing.T) {
 		t.Errorf("size: %+v", v)
 	}
 	if v := Recipients(id, 4, 100); v.Allowed || v.Rule != "recipients 3/m credential" ||
-		v.Reply.String() != "452 4.5.3 Limit of 3 recipients in 1m: a message can have no more, and the others must wait; send them 1 min after these, not at once" {
+		v.Reply.String() != "452 4.5.3 Limit of 3 recipients in 1m: a message can have no more, and the others must wait; send them 1 min after these, not together" {
 		t.Errorf("recipients: %+v", v)
 	}
 	if v := Recipients(id, 3, 100); !v.Allowed {

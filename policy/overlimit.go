@@ -51,7 +51,7 @@ func limitText(l auth.Limit) string {
 // tooMany is why a message may have no more recipients: l is a limit over time, in
 // whose window the others do not fit either, so that another message at once is no help.
 func tooMany(l auth.Limit) string {
-	return fmt.Sprintf("%s: a message can have no more, and the others must wait; send them %s after these, not at once", limitText(l), wait(l.Window))
+	return fmt.Sprintf("%s: a message can have no more, and the others must wait; send them %s after these, not together", limitText(l), wait(l.Window))
 }
 
 // Messages refuses a user whose messages are limited to none.

@@ -173,7 +173,7 @@ func tooManySessions(l auth.Limit, used int64) Verdict {
 	}
 	// RFC 4954 section 6 has 454 4.7.0 for what is no verdict about the password.
 	return refuse("sessions "+string(l.Source), smtp.Temporary(454, 7, 0,
-		fmt.Sprintf("Too many sessions at once %s: %d are open, at most %d are allowed; close one or try again later", by, used, l.Max)))
+		fmt.Sprintf("Too many sessions %s: %d are open, at most %d are allowed; close one or try again later", by, used, l.Max)))
 }
 
 func (s *Sessions) opened(row int64, o openSession) (leave func()) {

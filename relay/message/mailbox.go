@@ -35,7 +35,7 @@ const (
 	faultEncodedList    = fault("has an encoded name that is a list of addresses; remove the @ or the commas and brackets from it")
 	faultEncodedControl = fault("has an encoded word with a control character; remove it")
 	faultCharset        = fault("has an encoded word in an unusual charset; write it in UTF-8")
-	faultWord           = fault("has something that is no whole encoded word; write it anew")
+	faultWord           = fault("has something that is not a complete encoded word; rewrite it")
 	faultFold           = fault("is folded within quotes or a comment; fold it between words, or write it on one line")
 	faultUTF8           = fault("has an address that is not ASCII; send it with SMTPUTF8 or write the domain in A-labels")
 	faultAt             = fault("has an address with a second @; use another one")

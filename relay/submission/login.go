@@ -63,7 +63,7 @@ func (s *session) auth(args string) smtp.Reply {
 // tooMany refuses a login because of the sessions that are open.
 type tooMany struct{ policy.Verdict }
 
-func (e *tooMany) Error() string { return "too many sessions at once" }
+func (e *tooMany) Error() string { return "too many sessions" }
 
 // admit makes id the session's if it may have one more, and known to Recheck.
 func (s *session) admit(id auth.Identity, mark uint64) error {

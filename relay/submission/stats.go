@@ -41,7 +41,7 @@ type Stats struct {
 	HandshakeFailures  int64
 	AuthSucceeded      int64
 	AuthFailed         int64
-	RefusedSessions    int64 // right passwords, but too many sessions at once
+	RefusedSessions    int64 // right passwords, but too many sessions
 	Revoked            int64 // sessions ended because their credential worked no more
 	Expelled           int64 // sessions that gave way while others had no room
 	Accepted           int64 // messages answered 250
