@@ -28,7 +28,7 @@ var arrows = map[string]string{
 	"relay":             "",
 	"relay/smtp":        "",
 	"relay/message":     "relay/smtp",
-	"relay/maillog":     "relay/smtp",
+	"relay/maillog":     "relay/smtp internal/share",
 	"relay/queue":       "relay/smtp internal/panics",
 	"relay/submission":  "relay/smtp relay/message relay/maillog auth policy relay/queue internal/share internal/panics",
 	"relay/seal":        "internal/owned",

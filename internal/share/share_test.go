@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"net/netip"
 	"testing"
 	"testing/synctest"
 )
@@ -162,5 +163,19 @@ func TestNobodyTakesAll(t *testing.T) {
 	}
 	if used, _ := p.Use(); used != 0 || len(p.held) != 0 {
 		t.Errorf("%d used by %d holders at the end", used, len(p.held))
+	}
+}
+
+func TestNetwork(t *testing.T) {
+	t.Parallel()
+	for ip, want := range map[string]string{
+		"192.0.2.7": "192.0.2.7/32", "::ffff:192.0.2.7": "192.0.2.7/32", "2001:db8::1:2": "2001:db8::/64", "fe80::1%eth0": "fe80::/64",
+	} {
+		if got := Network(netip.MustParseAddr(ip)).String(); got != want {
+			t.Errorf("%s: %s, want %s", ip, got, want)
+		}
+	}
+	if Network(netip.Addr{}).IsValid() {
+		t.Error("no address has a network")
 	}
 }

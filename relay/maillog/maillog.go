@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"postern/internal/share"
 	"postern/relay/smtp"
 )
 
@@ -342,7 +343,7 @@ func (a *AuthEvent) repeat() (repeat, class) {
 	if a.Reason == "credentials" {
 		of = guesses
 	}
-	return repeat{kind: "auth " + a.Reason, network: networkOf(a.Client.Addr())}, of
+	return repeat{kind: "auth " + a.Reason, network: share.Network(a.Client.Addr())}, of
 }
 
 // Session is a client's connection. Events "session_open" and "session_closed", at

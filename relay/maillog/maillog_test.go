@@ -18,6 +18,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"postern/internal/share"
 	"postern/relay/smtp"
 )
 
@@ -139,7 +140,7 @@ var events = []struct {
 		`{"level":"DEBUG","msg":"session_closed","client":"192.0.2.7:50000","listener":"s","hello":"h","tls":"t","user":"u","messages":4,"elapsed_ms":1000,"reason":"quit"}`,
 	},
 	{
-		func(l *Logger) { l.repeats.tell(repeat{kind: "auth busy", network: networkOf(client.Addr())}, 3) },
+		func(l *Logger) { l.repeats.tell(repeat{kind: "auth busy", network: share.Network(client.Addr())}, 3) },
 		`{"level":"INFO","msg":"repeated","what":"auth busy","network":"192.0.2.7/32","more":3}`,
 	},
 	{

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"postern/internal/share"
 )
 
 // class is what bounds the lines that peers can cause by doing the same again and again.
@@ -45,7 +47,7 @@ type repeats struct {
 // Allow reports whether a line may be written about what client did, for lines that have
 // no function here. kind names what is counted together.
 func (l *Logger) Allow(kind string, client netip.AddrPort) bool {
-	return l.repeats.allow(repeat{kind: kind, network: networkOf(client.Addr())}, strangers)
+	return l.repeats.allow(repeat{kind: kind, network: share.Network(client.Addr())}, strangers)
 }
 
 // Flush writes how many lines were left out. It is for the end of the process; until then
@@ -98,15 +100,4 @@ func (r *repeats) tell(key repeat, more int) {
 	}
 	e.add(slog.Int("more", more))
 	e.end("repeated")
-}
-
-// networkOf is an IPv4 address, or the /64 that one IPv6 subscriber has.
-func networkOf(ip netip.Addr) netip.Prefix {
-	ip = ip.Unmap().WithZone("")
-	bits := 32
-	if ip.Is6() {
-		bits = 64
-	}
-	network, _ := ip.Prefix(bits) // the zero Prefix for no address at all
-	return network
 }

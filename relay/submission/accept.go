@@ -96,8 +96,7 @@ func (s *Server) sayAndClose(l *listener, conn net.Conn, r smtp.Reply) {
 	_, _ = conn.Write(r.Append(nil)) // it is closed either way
 }
 
-// peer is where a connection comes from. network is what is counted together: an
-// IPv4 address, or the /64 that one IPv6 subscriber has.
+// peer is where a connection comes from. network is what is counted together.
 type peer struct {
 	addr    netip.AddrPort
 	network netip.Prefix
@@ -114,15 +113,8 @@ func peerOf(a net.Addr) peer {
 }
 
 func peerAt(addr netip.AddrPort) peer {
-	var p peer
 	ip := addr.Addr().Unmap().WithZone("")
-	p.addr = netip.AddrPortFrom(ip, addr.Port())
-	bits := 32
-	if ip.Is6() {
-		bits = 64
-	}
-	p.network, _ = ip.Prefix(bits) // the zero Prefix for no address at all
-	return p
+	return peer{addr: netip.AddrPortFrom(ip, addr.Port()), network: share.Network(ip)}
 }
 
 // peers counts connections, in all and by network. Of the places a tenth is kept for
