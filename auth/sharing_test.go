@@ -198,14 +198,16 @@ func TestSharingAddsUp(t *testing.T) {
 		must(t, two.round(t.Context()))
 		must(t, one.round(t.Context()))
 	}
-	share()
-	if a, b := one.count(own), two.count(own); a != 3 || b != 3 {
-		t.Errorf("the account's own: %d and %d failures, want 3", a, b)
-	}
-	for _, k := range from.keys() {
-		if a, b := one.count(k), two.count(k); a != 9 || b != 9 {
-			t.Errorf("class %d: %d and %d failures, want 9", k[0], a, b)
+	both := func(when string, k key, want int) {
+		t.Helper()
+		if a, b := one.count(k), two.count(k); a != want || b != want {
+			t.Errorf("%s, class %d: %d and %d failures, want %d", when, k[0], a, b, want)
 		}
+	}
+	share()
+	both("shared", own, 3)
+	for _, k := range from.keys() {
+		both("shared", k, 9)
 	}
 	if wait := one.throttle.waits(originOf(ip(1), "bob").keys(), time.Now()); wait != 0 {
 		t.Errorf("others wait %s", wait)
@@ -213,13 +215,9 @@ func TestSharingAddsUp(t *testing.T) {
 	// A success on one node clears the account's own count, and that alone, on both.
 	one.throttle.succeeded(from, time.Now())
 	share()
-	if a, b := one.count(own), two.count(own); a != 0 || b != 0 {
-		t.Errorf("after a success: %d and %d failures", a, b)
-	}
+	both("after a success", own, 0)
 	for _, k := range from.keys() {
-		if a, b := one.count(k), two.count(k); a != 9 || b != 9 {
-			t.Errorf("after a success, class %d: %d and %d failures, want 9", k[0], a, b)
-		}
+		both("after a success", k, 9)
 	}
 	// And a node that has just started knows all of it.
 	three := &sharing{store: one.store, throttle: newThrottle()}

@@ -77,15 +77,8 @@ func (f *fair) send(i int, to *turn) error {
 	if err := c.Login(honest, rig.Password); err != nil {
 		return err
 	}
-	for _, step := range []struct {
-		name, line string
-		code       int
-	}{
-		{"MAIL", "MAIL FROM:<" + honest + ">", 250}, {"RCPT", "RCPT TO:<" + f.to + ">", 250}, {"DATA", "DATA", 354},
-	} {
-		if err := c.Say(step.name, step.code, step.line); err != nil {
-			return err
-		}
+	if err := openDataTo(c, honest, f.to); err != nil {
+		return err
 	}
 	text := "X-Load-Id: " + to.id + "\r\nFrom: <" + honest + ">\r\n\r\n" + strings.Repeat(strings.Repeat("x", 62)+"\r\n", f.size/64)
 	if err := c.Write(text); err != nil {
@@ -172,7 +165,7 @@ func (s *assault) under(t *testing.T, clients int, client func(ctx context.Conte
 }
 
 // watched are the metrics that an assault looks at.
-var watched = []string{"postern_spool_memory_bytes", "postern_spool_files_bytes", "postern_sessions_open",
+var watched = []string{memoryBudget, filesBudget, "postern_sessions_open",
 	"postern_sessions_gave_way_total", "go_goroutines", "go_memstats_heap_inuse_bytes", "go_memstats_stack_inuse_bytes"}
 
 var gauge = regexp.MustCompile(`(?m)^([a-z_]+) ([0-9.e+]+)$`)
@@ -221,22 +214,16 @@ func (s *assault) session(users int, do func(c *rig.Client) error) func(ctx cont
 
 // beginBody begins a message and sends so many octets of its text.
 func beginBody(size int) func(c *rig.Client) error {
-	text := "From: <" + hostile[0] + ">\r\n\r\n" + strings.Repeat(strings.Repeat("x", 62)+"\r\n", size/64)
+	return begin("From: <" + hostile[0] + ">\r\n\r\n" + strings.Repeat(strings.Repeat("x", 62)+"\r\n", size/64))
+}
+
+// begin begins a message with text.
+func begin(text string) func(c *rig.Client) error {
 	return func(c *rig.Client) error {
 		if err := openData(c, hostile[0]); err != nil {
 			return err
 		}
 		return c.Write(text)
-	}
-}
-
-// wantGrowth wants a process to hold little more than it did at peace: the budget of 32 MiB
-// twice, for what is collected late, and the rest for 200 sessions and the hashes of their
-// passwords.
-func wantGrowth(t *testing.T, growth int64) {
-	t.Helper()
-	if growth > 160<<20 {
-		t.Errorf("the process grew by %d MiB", growth>>20)
 	}
 }
 
@@ -247,39 +234,45 @@ spool = "64MiB"
 connections_per_address = 1000
 `
 
+// hoard is an attack on a budget: sessions that hold what they can.
+type hoard struct {
+	sessions, users int
+	do              func(c *rig.Client) error // before it crawls
+	fair            int                       // octets of a message of the user who suffers
+	budget          string                    // a metric
+	least, most     float64                   // that it has to come to
+}
+
+// run wants the attack to come near to what the budget allows, and not beyond it, and the
+// process to hold little more than it did at peace: the budget of 32 MiB twice, for what
+// is collected late, and the rest for 200 sessions and the hashes of their passwords.
+func (h hoard) run(t *testing.T) {
+	s := newAssault(t, smallBudgets, h.fair)
+	var turns []turn
+	growth := s.under(t, h.sessions, s.session(h.users, h.do), func() { turns = s.fair.turns(assaultTime) })
+	judge(t, fmt.Sprintf("beside %d sessions", h.sessions), turns)
+	if n := s.most[h.budget]; n < h.least || n > h.most {
+		t.Errorf("%s came to %.0f, want between %.0f and %.0f", h.budget, n, h.least, h.most)
+	}
+	if growth > 160<<20 {
+		t.Errorf("the process grew by %d MiB", growth>>20)
+	}
+}
+
+const memoryBudget, filesBudget = "postern_spool_memory_bytes", "postern_spool_files_bytes"
+
 // TestH3WholeNode: 165 sessions of one user that send much of a body and then crawl keep
 // nobody else from the memory, or the temporary files, for messages.
 func TestH3WholeNode(t *testing.T) {
 	if os.Getenv("POSTERN_LONG") == "" {
 		return // see above
 	}
-	for _, test := range []struct {
-		name        string
-		users       int
-		body, fair  int
-		budget      string
-		most, least float64
-	}{
-		{"memory", 1, 830_000, 20_000, "postern_spool_memory_bytes", 32 << 20, 16 << 20},
-		{"memory of three users", 3, 830_000, 20_000, "postern_spool_memory_bytes", 32 << 20, 24 << 20},
-		{"files", 1, 3_000_000, 1_500_000, "postern_spool_files_bytes", 64 << 20, 32 << 20},
+	for name, test := range map[string]hoard{
+		"memory":                {165, 1, beginBody(830_000), 20_000, memoryBudget, 16 << 20, 32 << 20},
+		"memory of three users": {165, 3, beginBody(830_000), 20_000, memoryBudget, 24 << 20, 32 << 20},
+		"files":                 {165, 1, beginBody(3_000_000), 1_500_000, filesBudget, 32 << 20, 64 << 20},
 	} {
-		t.Run(test.name, func(t *testing.T) {
-			s := newAssault(t, smallBudgets, test.fair)
-			var turns []turn
-			growth := s.under(t, 165, s.session(test.users, beginBody(test.body)), func() { turns = s.fair.turns(assaultTime) })
-			judge(t, "beside 165 sessions that crawl", turns)
-			s.wantBudget(t, test.budget, test.least, test.most)
-			wantGrowth(t, growth)
-		})
-	}
-}
-
-// wantBudget wants an attack to have come near to what a budget allows, and not beyond it.
-func (s *assault) wantBudget(t *testing.T, name string, least, most float64) {
-	t.Helper()
-	if n := s.most[name]; n < least || n > most {
-		t.Errorf("%s came to %.0f, want between %.0f and %.0f", name, n, least, most)
+		t.Run(name, test.run)
 	}
 }
 
@@ -289,18 +282,8 @@ func TestM3WholeNode(t *testing.T) {
 	if os.Getenv("POSTERN_LONG") == "" {
 		return // see above
 	}
-	s := newAssault(t, smallBudgets, 20_000)
 	header := "From: <" + hostile[0] + ">\r\n" + strings.Repeat("X: "+strings.Repeat("x", 900)+"\r\n", 250<<10/905)
-	var turns []turn
-	growth := s.under(t, 200, s.session(1, func(c *rig.Client) error {
-		if err := openData(c, hostile[0]); err != nil {
-			return err
-		}
-		return c.Write(header)
-	}), func() { turns = s.fair.turns(assaultTime) })
-	judge(t, "beside 200 sessions within a header", turns)
-	s.wantBudget(t, "postern_spool_memory_bytes", 16<<20, 32<<20)
-	wantGrowth(t, growth)
+	hoard{200, 1, begin(header), 20_000, memoryBudget, 16 << 20, 32 << 20}.run(t)
 }
 
 // TestM7WholeNode: 200 sessions with a thousand recipients with long ORCPT each hold no
@@ -309,11 +292,9 @@ func TestM7WholeNode(t *testing.T) {
 	if os.Getenv("POSTERN_LONG") == "" {
 		return // see above
 	}
-	s := newAssault(t, smallBudgets, 20_000)
 	const group = 50
 	orcpt := strings.Repeat("o", 480)
-	var turns []turn
-	growth := s.under(t, 200, s.session(1, func(c *rig.Client) error {
+	hoard{200, 1, func(c *rig.Client) error {
 		if err := c.Say("MAIL", 250, "MAIL FROM:<"+hostile[0]+">"); err != nil {
 			return err
 		}
@@ -332,10 +313,7 @@ func TestM7WholeNode(t *testing.T) {
 			}
 		}
 		return nil
-	}), func() { turns = s.fair.turns(assaultTime) })
-	judge(t, "beside 200 sessions with long envelopes", turns)
-	s.wantBudget(t, "postern_spool_memory_bytes", 16<<20, 32<<20)
-	wantGrowth(t, growth)
+	}, 20_000, memoryBudget, 16 << 20, 32 << 20}.run(t)
 }
 
 // TestM4WholeNode: 2,000 silent connections from 20 addresses, which come again when they

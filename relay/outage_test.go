@@ -96,13 +96,15 @@ func wantTemporary(t *testing.T, what string, err error) {
 }
 
 // openData begins a message.
-func openData(c *rig.Client, from string) error {
+func openData(c *rig.Client, from string) error { return openDataTo(c, from, "rcpt@dest.test") }
+
+func openDataTo(c *rig.Client, from, to string) error {
 	for _, step := range []struct {
 		name, line string
 		code       int
 	}{
 		{"MAIL", "MAIL FROM:<" + from + ">", 250},
-		{"RCPT", "RCPT TO:<rcpt@dest.test>", 250},
+		{"RCPT", "RCPT TO:<" + to + ">", 250},
 		{"DATA", "DATA", 354},
 	} {
 		if err := c.Say(step.name, step.code, step.line); err != nil {

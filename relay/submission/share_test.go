@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"postern/auth"
-	"postern/relay/smtp"
 )
 
 // TestH3ShareOfMemory: many sessions of one user that hold what they can leave room for
@@ -277,14 +276,5 @@ func TestM4SilentGiveWay(t *testing.T) {
 	logged.cmd(250, "NOOP")
 	if n := ts.Stats().Expelled; n != 6 {
 		t.Errorf("%d gave way, want 6", n)
-	}
-}
-
-// TestM7WeightOfCommand: the weight of a recipient holds its longest ORCPT.
-func TestM7WeightOfCommand(t *testing.T) {
-	t.Parallel()
-	to := smtp.Address{Local: "l", Domain: "d"}
-	if n := recipientTakes(to, &smtp.RcptCommand{To: to, ORcpt: strings.Repeat("o", 500)}); n < 900 {
-		t.Errorf("%d octets", n)
 	}
 }
