@@ -70,7 +70,7 @@ in [retention] of the configuration.`,
 	return cmd
 }
 
-// concernsSomebody fails when the name is no user's and was none's, as far back as the
+// concernsSomebody fails when the name is not a user's and never was, as far back as the
 // audit goes.
 func concernsSomebody(ctx context.Context, users *accounts, name string) error {
 	if name == "" {

@@ -99,7 +99,7 @@ func repliesOfTheSources(t *testing.T) map[string]string {
 type replySource struct {
 	fset      *token.FileSet
 	all       []*ast.FuncDecl
-	functions map[string]*ast.FuncDecl // those that are no methods
+	functions map[string]*ast.FuncDecl // those that are not methods
 	values    map[string]ast.Expr      // of constants and variables of the package
 	makers    map[string]string        // functions that make a reply of their only parameter: its codes
 }

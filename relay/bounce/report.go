@@ -263,7 +263,7 @@ func field(b *bytes.Buffer, name, value string) {
 
 // line writes one field whose white space matters (addresses, identifiers), so it
 // is not folded where it need not be. An address in utf-8-addr-xtext may be longer than a
-// line; such an address has no spaces, and one before an escape is no part of it.
+// line; such an address has no spaces, and a space before an escape is not part of it.
 func line(b *bytes.Buffer, name, value string) {
 	text := name + ": " + value
 	for len(text) > maxLine {

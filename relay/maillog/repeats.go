@@ -11,8 +11,8 @@ import (
 
 // class is what bounds the lines that peers can cause by doing the same again and again.
 // Those beyond are counted, and at the end of the minute one line "repeated" tells how many
-// they were. Each class has its own peers told apart: what costs a stranger nothing hides
-// no guesses, and no stranger hides users.
+// they were. Each class tells its own peers apart: lines that cost a stranger nothing do
+// not hide guesses, and strangers do not hide users.
 type class struct {
 	lines int // a minute, of a kind, for a network or user
 	apart int // networks or users, and kinds, that are told apart in a minute; those beyond are counted together

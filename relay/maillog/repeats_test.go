@@ -66,8 +66,8 @@ func TestM6Repeats(t *testing.T) {
 	})
 }
 
-// TestM6RepeatsOfMany: whoever comes from many networks has their lines together, and
-// takes none from users.
+// TestM6RepeatsOfMany: the lines of many networks are counted together, and take none from
+// users.
 func TestM6RepeatsOfMany(t *testing.T) {
 	t.Parallel()
 	l, out := recorder(slog.LevelInfo)
@@ -90,7 +90,7 @@ func TestM6RepeatsOfMany(t *testing.T) {
 	}
 }
 
-// TestM6NobodyIsHidden: whoever causes other lines from many networks hides no guesses from
+// TestM6NobodyIsHidden: other lines from many networks do not hide guesses from
 // another one, a network is not hidden by its own guesses at the pace that is judged, and
 // however many users log in in a minute, each has a line.
 func TestM6NobodyIsHidden(t *testing.T) {

@@ -27,7 +27,8 @@ func ValidDomain(s string) bool {
 }
 
 // DomainSpellings returns the domain as it is written and, when they differ from that, in
-// A-labels and in U-labels (RFC 5890 section 2.3.2.1). What is no domain has itself only.
+// A-labels and in U-labels (RFC 5890 section 2.3.2.1). A string that is not a
+// domain has itself only.
 func DomainSpellings(s string) []string {
 	list := []string{s}
 	ascii, err := domainASCII(s)

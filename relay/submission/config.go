@@ -66,7 +66,7 @@ type Current interface {
 	Current(ctx context.Context, userID, credentialID int64, peer netip.Addr) (auth.Identity, error)
 }
 
-// Sessions bounds the sessions that a user has at once; policy's Sessions fits. A user who
+// Sessions bounds the concurrent sessions of a user; policy's Sessions fits. A user who
 // may not enter gets a Verdict with a temporary reply; leave, which does not block, is
 // called once for each that did. An error says nothing about the user.
 type Sessions interface {
@@ -126,7 +126,7 @@ type Limits struct {
 	MemoryBody int64 // octets of a body kept in memory, beyond it a file: 1 MiB
 	Memory     int64 // octets of all bodies in memory: 256 MiB
 	TempFiles  int64 // octets of all bodies in temporary files: 4 GiB
-	Files      int   // such files at once: 1 million
+	Files      int   // such files, open at a time: 1 million
 }
 
 // withDefaults returns l with zero values replaced by the defaults.

@@ -104,7 +104,7 @@ func TestH3SlowData(t *testing.T) {
 	}
 }
 
-// TestH3Credit: what came fast at first is no licence to be slow for long.
+// TestH3Credit: a message that came fast at first may not be slow for long.
 func TestH3Credit(t *testing.T) {
 	t.Parallel()
 	l := Limits{}.withDefaults()

@@ -49,7 +49,7 @@ type wire struct {
 	armed      time.Time
 }
 
-// pace measures message data against the minimum rate. What comes faster is credit, but
+// pace measures message data against the minimum rate. Data that comes faster is credit, but
 // for no longer than a silence may last: nobody sends much at first to be slow for hours.
 type pace struct {
 	due    time.Time // when the data read so far no longer keeps the pace
