@@ -77,15 +77,7 @@ memory = "8MiB"
 // awaitReserve waits until the node has its reserve.
 func awaitReserve(t *testing.T, r *rig.Rig, size int) {
 	t.Helper()
-	for {
-		n, err := r.Count(t.Context(), `select pg_relation_size('reserve')`)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if n >= size {
-			return
-		}
-	}
+	await(t, "the reserve is made", func() bool { return count(t, r, `select pg_relation_size('reserve')`) >= size })
 }
 
 // fillDisk writes a file until nothing is free.

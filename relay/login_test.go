@@ -107,11 +107,7 @@ func TestM1RightLoginsBesideGuessers(t *testing.T) {
 		}
 	}
 	await(t, "all are known from "+address, func() bool { // a node has a second for it when it ends
-		n, err := r.Count(t.Context(), `select count(*) from known_network where network = '192.0.2.10/32'`)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n == users
+		return count(t, r, `select count(*) from known_network where network = '192.0.2.10/32'`) == users
 	})
 	restart()
 	all := func(t *testing.T, from string, password func(i int) string) {

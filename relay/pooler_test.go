@@ -7,7 +7,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -60,18 +59,9 @@ func TestR4SessionPooler(t *testing.T) {
 	node := deliver(t, r, url)
 	node.Start()
 	node.Ready()
-	for end := time.Now().Add(rig.Patience); ; {
-		n, err := r.Count(t.Context(), `select count(*) from pg_stat_activity where query = 'listen postern_queue'`)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if n > 0 {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatal("the node does not listen")
-		}
-	}
+	await(t, "the node listens", func() bool {
+		return count(t, r, `select count(*) from pg_stat_activity where query = 'listen postern_queue'`) > 0
+	})
 	if n := node.Said("a pooler lends connections"); n > 0 {
 		t.Error("the node sees what is not so")
 	}

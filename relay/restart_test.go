@@ -76,20 +76,8 @@ func survive(t *testing.T, u *restarted, rate, restarts int, away []time.Duratio
 		return rig.Shape{From: rig.User, To: []string{fmt.Sprintf("rcpt%d@dest.test", random.IntN(1000))}, Size: 2 << 10}
 	}
 	load.Start()
-	count := func(what, sql string) int {
-		n, err := r.Count(t.Context(), sql)
-		if err != nil {
-			t.Fatalf("%s: %v", what, err)
-		}
-		return n
-	}
-	// none waits until none of the mail is left.
 	none := func(left string) {
-		for end := time.Now().Add(rig.Patience); count("left", left) > 0; time.Sleep(50 * time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatal("mail that is not in doubt is left in the queue")
-			}
-		}
+		await(t, "no mail is left that is not in doubt", func() bool { return count(t, r, left) == 0 })
 	}
 	for i := range restarts {
 		// What the last kill interrupted has gone out by then, and what came meanwhile.
@@ -101,10 +89,10 @@ func survive(t *testing.T, u *restarted, rate, restarts int, away []time.Duratio
 	u.server.WaitMessages(t, 50)
 	load.Stop()
 	none(`select count(*) from recipient where not possible_duplicate`)
-	doubt := count("in doubt", `select count(*) from attempt where outcome_unknown`)
-	deferred := count("deferred", `select count(*) from attempt where result <> 'delivered' and not outcome_unknown`)
-	delivered := count("delivered", `select count(*) from attempt where result = 'delivered'`)
-	waited := count("waited", `select ceil(extract(epoch from max(a.at - m.accepted_at)) * 1000) from attempt a join message m on m.id = a.message_id
+	doubt := count(t, r, `select count(*) from attempt where outcome_unknown`)
+	deferred := count(t, r, `select count(*) from attempt where result <> 'delivered' and not outcome_unknown`)
+	delivered := count(t, r, `select count(*) from attempt where result = 'delivered'`)
+	waited := count(t, r, `select ceil(extract(epoch from max(a.at - m.accepted_at)) * 1000) from attempt a join message m on m.id = a.message_id
 		where a.result = 'delivered' and not exists (select from attempt d where d.message_id = a.message_id and d.outcome_unknown)`)
 	t.Logf("%d restarts, %d accepted, %d delivered, %d deferred, %d in doubt at the dot, longest wait %d ms", restarts,
 		load.Ledger.Accepted(), delivered, deferred, doubt, waited)

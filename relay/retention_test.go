@@ -27,34 +27,36 @@ select count(*) from c`
 func TestRetentionOfNodes(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t, false)
-	count := func(sql string) int {
-		t.Helper()
-		n, err := r.Count(t.Context(), sql)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
-	count(old)
+	count(t, r, old)
 	const keep = "[queue]\nhistory = \"1h\"\n[retention]\naudit = \"2d\"\ncorrespondents = \"10d\"\n"
 	a, b := r.Node(rig.NodeConfig{Name: "a", Extra: keep}), r.Node(rig.NodeConfig{Name: "b", Extra: keep})
 	a.Ready()
 	b.Ready()
 	const messages = `select count(*) from message`
-	await(t, "some history is deleted", func() bool { return count(messages) < 5000 })
+	await(t, "some history is deleted", func() bool { return count(t, r, messages) < 5000 })
 	a.Kill()
-	left := count(messages)
+	left := count(t, r, messages)
 	a.Start()
 	await(t, "all is deleted that may be", func() bool {
-		return count(messages) == 100 && count(`select count(*) from audit where action = 'test'`) == 47 && count(`select count(*) from correspondent`) == 40
+		return count(t, r, messages) == 100 && count(t, r, `select count(*) from audit where action = 'test'`) == 47 && count(t, r, `select count(*) from correspondent`) == 40
 	})
 	t.Logf("%d messages were left when a node was killed", left)
-	if n := count(`select count(*) from message m join attempt a on a.message_id = m.id join recipient r on r.message_id = m.id`); n != 100 {
+	if n := count(t, r, `select count(*) from message m join attempt a on a.message_id = m.id join recipient r on r.message_id = m.id`); n != 100 {
 		t.Errorf("%d held messages have their history, want all 100", n)
 	}
-	if n := count(`select count(*) from attempt`); n != 100 {
+	if n := count(t, r, `select count(*) from attempt`); n != 100 {
 		t.Errorf("%d attempts are left", n)
 	}
+}
+
+// count is the number that a query gives.
+func count(t *testing.T, r *rig.Rig, sql string) int {
+	t.Helper()
+	n, err := r.Count(t.Context(), sql)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // await polls what nodes bring about.
