@@ -35,10 +35,13 @@ h as (insert into attempt (message_id, n, at, epoch, result, local, domain, node
 	select message_id, n, clock_timestamp(), $3, 'hold', local, domain, $5, 'set aside: ' || $4, $6 from bad on conflict do nothing)
 select (select count(*) from bad), ` + durably
 
-// setAside has a recipient of a message set aside that epoch owns, or nobody when it is 0.
-// The caller has counted the row as held; settling it ends that.
+// textMissing is why mail is set aside whose body is not whole.
+const textMissing = "octets of its text are missing"
+
+// setAside has a recipient of a message set aside that epoch owns, or nobody when it is 0,
+// and that nobody has in hand.
 func (q *Queue) setAside(id ID, n int, epoch int64, why string) {
-	q.settles.put(ending{Outcome: Outcome{Message: id, N: n, Epoch: epoch}, release: true, aside: why})
+	q.end(ending{Outcome: Outcome{Message: id, N: n, Epoch: epoch}, release: true, aside: why})
 }
 
 // panicked makes of a panic in a use of s an error of that use. The connection is in an
@@ -77,7 +80,7 @@ func (m *loaded) fault() string {
 	if why := m.envelopeFault(); why != "" || m.body != nil {
 		return why
 	}
-	return "octets of its text are missing"
+	return textMissing
 }
 
 // envelopeFault says why there is nobody to tell of a message, "" when there is.

@@ -6,10 +6,12 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/internal/logtest"
 	"postern/internal/panics"
@@ -348,6 +350,71 @@ func TestM8Panics(t *testing.T) {
 		t.Errorf("%d rows, %d panics", n, cfg.Guard.Caught())
 	}
 }
+
+// A panic while what was claimed is made into deliveries or notices (M8) leaves no row in
+// hand: the sweep takes it back, and it is claimed again.
+func TestM8PanicAfterClaim(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	pool := db.Pool.Config()
+	pool.ConnConfig.Tracer = &panicOnce{at: sqlToldBefore}
+	cfg := handConfig(db, "a")
+	var err error
+	if cfg.WorkPool, err = pgxpool.NewWithConfig(ctxOf(t), pool); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cfg.WorkPool.Close)
+	q := start(t, cfg)
+	conn, sweep := working(t, db), newSweeps(q)
+	takenBack := func(err error) {
+		t.Helper()
+		if caught := (*panics.Error)(nil); !errors.As(err, &caught) {
+			t.Fatalf("no panic: %v", err)
+		}
+		for range 2 {
+			if err := sweep.leftovers(ctxOf(t), conn); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	_, failed := put(t, q, true, "failed@example.net")
+	q.Settle(outcome(failed, 0, Failed))
+	settled(t, q)
+	_, err = q.ClaimNotices(ctxOf(t), 10)
+	takenBack(err)
+	if list, err := q.ClaimNotices(ctxOf(t), 10); err != nil || len(list) != 1 {
+		t.Errorf("%d notices, %v", len(list), err)
+	} else {
+		q.ReleaseNotice(list[0], time.Hour)
+	}
+
+	put(t, q, false, "a@example.net")
+	late, _ := put(t, q, false, "late@example.net")
+	exec(t, db, `update recipient set expires_at = now() where message_id = $1`, late.ID)
+	settled(t, q)
+	times := q.times.Swap(nil) // which the reply about the late one needs
+	_, err = q.Claim(ctxOf(t), all)
+	q.times.Store(times)
+	takenBack(err)
+	if got := deliverAll(t, q); !slices.Equal(got, []string{"a@example.net"}) {
+		t.Errorf("claimed %q", got)
+	}
+}
+
+// panicOnce panics when a statement is sent for the first time.
+type panicOnce struct {
+	at   string
+	done atomic.Bool
+}
+
+func (p *panicOnce) TraceQueryStart(ctx context.Context, _ *pgx.Conn, query pgx.TraceQueryStartData) context.Context {
+	if query.SQL == p.at && !p.done.Swap(true) {
+		panic("a defect")
+	}
+	return ctx
+}
+
+func (p *panicOnce) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
 
 // A panic behind the statement that releases rows (M8) leaves nothing to try again: whether
 // they were released is not known.

@@ -100,9 +100,12 @@ func (q *Queue) Claim(ctx context.Context, want ClaimRequest) ([]*Delivery, erro
 	err = c.s.end(err)
 	q.claimed(deliveries, began, err)
 	if err != nil {
-		c.giveBack(deliveries)
+		q.giveBack(deliveries)
 		q.epochs.suspectIfDown(err)
 		return nil, fmt.Errorf("claim: %w", err)
+	}
+	for _, d := range deliveries {
+		q.held.add(d.Message.ID, len(d.Recipients))
 	}
 	return deliveries, nil
 }
@@ -320,7 +323,6 @@ func (c *claims) takeAround(ctx context.Context, conn *pgx.Conn, want ClaimReque
 		if conn.QueryRow(ctx, sqlFirstDue, domain, append([]int64{}, want.BusyUsers...)).Scan(&id, &n) != nil {
 			return nil, false
 		}
-		c.q.held.add(id, 1)
 		c.q.setAside(id, n, 0, ofRows(err))
 		return nil, true
 	}
@@ -362,7 +364,8 @@ func (c *claims) take(ctx context.Context, conn *pgx.Conn, want ClaimRequest, do
 }
 
 // deliveries joins rows to deliveries in the order of their ids, which is that of
-// their acceptance. Expired recipients become failures here.
+// their acceptance. Expired recipients become failures here. What is in the list is in
+// nobody's hand yet: should this panic, the sweep takes it back.
 func (c *claims) deliveries(ctx context.Context, conn *pgx.Conn, rows []claimedRow, epoch int64) ([]*Delivery, error) {
 	slices.SortFunc(rows, func(a, b claimedRow) int {
 		if d := slices.Compare(a.id[:], b.id[:]); d != 0 {
@@ -374,13 +377,12 @@ func (c *claims) deliveries(ctx context.Context, conn *pgx.Conn, rows []claimedR
 	now := time.Now()
 	for i := range rows {
 		row := &rows[i]
-		c.q.held.add(row.id, 1)
 		if row.bad != "" {
 			c.q.setAside(row.id, row.r.N, epoch, row.bad)
 			continue
 		}
 		if row.r.Expires <= 0 {
-			c.q.settles.put(ending{Outcome: Outcome{Message: row.id, N: row.r.N, Recipient: row.r.Address, Epoch: epoch,
+			c.q.end(ending{Outcome: Outcome{Message: row.id, N: row.r.N, Recipient: row.r.Address, Epoch: epoch,
 				Result: Failed, Reply: expiredReply(c.q.times.Load().Lifetime), At: now}, expired: true})
 			continue
 		}
@@ -392,7 +394,7 @@ func (c *claims) deliveries(ctx context.Context, conn *pgx.Conn, rows []claimedR
 	}
 	found, err := c.q.load(ctx, conn, ids(list))
 	if err != nil {
-		c.giveBack(list)
+		c.q.giveBack(list)
 		return nil, err
 	}
 	complete := list[:0]
@@ -410,18 +412,13 @@ func (c *claims) deliveries(ctx context.Context, conn *pgx.Conn, rows []claimedR
 	return complete, nil
 }
 
-func (c *claims) giveBack(list []*Delivery) {
+// giveBack releases what was claimed and could not be handed over.
+func (q *Queue) giveBack(list []*Delivery) {
 	for _, d := range list {
-		c.release(d, time.Second)
+		for i := range d.Recipients {
+			q.end(ending{Outcome: Outcome{Message: d.Message.ID, N: d.Recipients[i].N, Epoch: d.Epoch, RetryIn: time.Second}, release: true})
+		}
 	}
-}
-
-func (c *claims) release(d *Delivery, wait time.Duration) {
-	ns := make([]int, len(d.Recipients))
-	for i := range d.Recipients {
-		ns[i] = d.Recipients[i].N
-	}
-	c.q.Release(d, ns, wait)
 }
 
 func ids(list []*Delivery) [][16]byte {

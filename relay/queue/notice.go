@@ -73,10 +73,13 @@ func (q *Queue) ClaimNotices(ctx context.Context, messages int) ([]*Notice, erro
 	}))
 	if err = c.s.end(err); err != nil {
 		for _, n := range notices {
-			q.ReleaseNotice(n, time.Second)
+			q.giveNoticeBack(n, time.Second)
 		}
 		q.epochs.suspectIfDown(err)
 		return nil, fmt.Errorf("claim notices: %w", err)
+	}
+	for _, n := range notices {
+		q.held.add(n.Message.ID, len(n.Recipients))
 	}
 	return notices, nil
 }
@@ -98,7 +101,6 @@ func (q *Queue) takeNotices(ctx context.Context, conn *pgx.Conn, messages int, e
 	var list []*Notice
 	var wanted [][16]byte
 	for _, row := range rows {
-		q.held.add(row.id, 1)
 		kind := noticeKind(row.state)
 		if len(list) == 0 || list[len(list)-1].Message.ID != row.id || list[len(list)-1].Kind != kind {
 			list = append(list, &Notice{Message: Message{ID: row.id}, Kind: kind, Epoch: epoch})
@@ -126,7 +128,6 @@ func (q *Queue) takeNoticeRows(ctx context.Context, conn *pgx.Conn, messages int
 		if lost := conn.QueryRow(ctx, sqlFirstNotice).Scan(&id, &n); lost != nil {
 			return nil, err
 		}
-		q.held.add(id, 1)
 		q.setAside(id, n, 0, ofRows(err))
 		return nil, nil
 	}
@@ -167,12 +168,13 @@ func parseEnhanced(s string) smtp.EnhancedCode {
 	return e
 }
 
-// fillNotices adds the messages and what is stored of their bodies.
+// fillNotices adds the messages and what is stored of their bodies. As in deliveries, the
+// notices are in nobody's hand yet.
 func (q *Queue) fillNotices(ctx context.Context, conn *pgx.Conn, list []*Notice, wanted [][16]byte) ([]*Notice, error) {
 	found, err := q.load(ctx, conn, slices.Compact(wanted))
 	if err != nil {
 		for _, n := range list {
-			q.ReleaseNotice(n, time.Second)
+			q.giveNoticeBack(n, time.Second)
 		}
 		return nil, err
 	}
@@ -191,21 +193,21 @@ func (q *Queue) fillNotices(ctx context.Context, conn *pgx.Conn, list []*Notice,
 	waits, err := q.tooSoon(ctx, conn, sound)
 	if err != nil {
 		for _, n := range sound {
-			q.ReleaseNotice(n, time.Second)
+			q.giveNoticeBack(n, time.Second)
 		}
 		return nil, err
 	}
 	complete := sound[:0]
 	for i, n := range sound {
 		if waits[i] > 0 {
-			q.ReleaseNotice(n, min(waits[i], againLater)) // its last recipient may be delivered meanwhile
+			q.giveNoticeBack(n, min(waits[i], againLater)) // its last recipient may be delivered meanwhile
 			continue
 		}
 		if err := n.readHeaders(ctx, conn); ofTheRow(err) || errors.Is(err, ErrDamaged) {
 			n.Body = nil // what is left of the text is for nobody
 		} else if err != nil {
 			q.log.Warn("queue: a notice waits, its message cannot be read", "id", n.Message.ID, "error", err)
-			q.ReleaseNotice(n, time.Minute)
+			q.giveNoticeBack(n, time.Minute)
 			continue
 		}
 		complete = append(complete, n)
@@ -454,10 +456,15 @@ where message_id = $1 and n = any($2::int[]) and owner is not distinct from $3 a
 // ReleaseNotice gives a notice back, due again after the wait. If the database does
 // not take it, the sweep does.
 func (q *Queue) ReleaseNotice(n *Notice, wait time.Duration) {
+	q.giveNoticeBack(n, wait)
+	q.held.remove(n.Message.ID, len(n.Recipients))
+}
+
+// giveNoticeBack is ReleaseNotice for one that nobody has in hand yet.
+func (q *Queue) giveNoticeBack(n *Notice, wait time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	if _, err := q.cfg.WorkPool.Exec(ctx, sqlReleaseNotice, n.Message.ID, rowsOf(n), n.Epoch, max(wait, 0)); err != nil {
 		q.log.Warn("queue: a notice could not be given back immediately", "id", n.Message.ID, "error", err)
 	}
-	q.held.remove(n.Message.ID, len(n.Recipients))
 }

@@ -62,12 +62,18 @@ func (q *Queue) Settle(outcomes ...Outcome) {
 func (q *Queue) Release(d *Delivery, ns []int, wait time.Duration) {
 	body, ok := d.Body.(*storedBody)
 	for _, n := range ns {
+		e := ending{Outcome: Outcome{Message: d.Message.ID, N: n, Epoch: d.Epoch, RetryIn: wait}, release: true}
 		if ok && body.damaged.Load() {
-			q.setAside(d.Message.ID, n, d.Epoch, "octets of its text are missing")
-			continue
+			e.aside = textMissing
 		}
-		q.settles.put(ending{Outcome: Outcome{Message: d.Message.ID, N: n, Epoch: d.Epoch, RetryIn: wait}, release: true})
+		q.settles.put(e)
 	}
+}
+
+// end has a row ended that was claimed and that nobody has in hand yet.
+func (q *Queue) end(e ending) {
+	q.held.add(e.Message, 1)
+	q.settles.put(e)
 }
 
 // park gives up the rows of a message that was committed for any node to deliver.

@@ -167,7 +167,6 @@ func (s *sweeps) reapEach(ctx context.Context, conn *pgx.Conn) (count int, err e
 		err := conn.QueryRow(ctx, sqlReapOne, r.ID, r.N, r.Owner).Scan(&one, &unused)
 		switch {
 		case ofTheRow(err):
-			s.q.held.add(r.ID, 1)
 			s.q.setAside(r.ID, r.N, r.Owner, ofRows(err))
 		case err != nil:
 			return count, err
@@ -279,7 +278,6 @@ func (s *sweeps) leftovers(ctx context.Context, conn *pgx.Conn) error {
 		ns, _ := conn.Query(ctx, sqlOwnedOf, id, epoch) // without an answer the next round asks again
 		list, _ := pgx.CollectRows(ns, pgx.RowTo[int])
 		for _, n := range list {
-			s.q.held.add(id, 1)
 			s.q.setAside(id, n, epoch, ofRows(err))
 		}
 	})
