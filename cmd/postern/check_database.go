@@ -286,6 +286,14 @@ func (in *inspection) schema(ctx context.Context) error {
 // insufficientPrivilege is the SQLSTATE of what a role may not do.
 const insufficientPrivilege = "42501"
 
+// toldElsewhere reports that a question is about what the role may not see, or what is not
+// there before a migration: privileges or schema tells of that.
+func toldElsewhere(err error) bool {
+	const undefinedTable, undefinedColumn = "42P01", "42703"
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && (pg.Code == insufficientPrivilege || pg.Code == undefinedTable || pg.Code == undefinedColumn)
+}
+
 // bounds say from where on something is told.
 type bounds struct {
 	server      int           // the oldest version

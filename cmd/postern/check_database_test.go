@@ -142,7 +142,31 @@ func behindPooler(lends, mode string) func(*testing.T, *patient) {
 	}
 }
 
-// What the check prepares on a pooler's connections to the server is gone with it.
+// The schema's finding tells of an older schema, and nothing else takes it for trouble.
+func TestCheckBeforeTheMigration(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(t *testing.T, p *patient){
+		"no schema": func(t *testing.T, p *patient) { p.c.cfg.Database.URL = pgtest.Empty(t).URL },
+		"an older one": func(t *testing.T, p *patient) {
+			p.sql(t, `alter table recipient drop column set_aside; drop table room`)
+		},
+		"another owner": func(t *testing.T, p *patient) { as(t, p) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPatient(t)
+			p.admit(t)
+			change(t, p)
+			for _, f := range p.look(t.Context(), "database") {
+				if f.ID == "db.error" {
+					t.Errorf("%+v", f)
+				}
+			}
+		})
+	}
+}
+
+// The check leaves none of its prepared statements on a pooler's connections to the server.
 func TestCheckLeavesNoStatements(t *testing.T) {
 	t.Parallel()
 	p := newPatient(t)
@@ -168,8 +192,8 @@ func TestCheckLeavesNoStatements(t *testing.T) {
 	}
 }
 
-// What nodes set for each of their connections is no fault of the role's, though a pooler
-// passes it on.
+// The role is not blamed for what nodes set for each of their connections, though a pooler
+// passes that on.
 func TestCheckTakesSettingsOfThePool(t *testing.T) {
 	t.Parallel()
 	p := newPatient(t)

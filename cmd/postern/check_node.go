@@ -2,12 +2,10 @@ package main
 
 import (
 	"context"
-	"errors"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 var nodeKinds = []kind{
@@ -23,31 +21,24 @@ var nodeKinds = []kind{
 // setAside asks for mail of which the nodes could make nothing; before the migration there is
 // no place for it.
 func (in *inspection) setAside(ctx context.Context) error {
-	rows, err := in.conn.Query(ctx, `
+	rows, _ := in.conn.Query(ctx, `
 		select message_id::text || ' ' || set_aside, count(*) over ()
-		from recipient where held_at is not null and set_aside is not null order by held_at limit 3`)
-	if err != nil {
-		return err
-	}
+		from recipient where held_at is not null and set_aside is not null order by held_at limit 3`) // ForEachRow has its error
 	var first string
 	var total int
 	var list []string
-	_, err = pgx.ForEachRow(rows, []any{&first, &total}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&first, &total}, func() error {
 		list = append(list, first)
 		return nil
 	})
-	var pg *pgconn.PgError
 	switch {
-	case errors.As(err, &pg) && (pg.Code == undefinedTable || pg.Code == undefinedColumn || pg.Code == insufficientPrivilege):
-		return nil // told by schema or privileges
+	case toldElsewhere(err):
+		return nil
 	case len(list) > 0:
 		in.r.add("queue.set-aside", "queue", "%d: %s", total, strings.Join(list, "; "))
 	}
 	return err
 }
-
-// undefinedColumn is the SQLSTATE of a column that is not there.
-const undefinedColumn = "42703"
 
 // nodes looks for another process with this node's name. Which one is ours is told by
 // the listeners: where nothing of ours answers, a living node of the name is elsewhere.

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"postern/admin"
 )
@@ -38,18 +37,14 @@ func octets(n int64) string {
 func (in *inspection) full(ctx context.Context) error {
 	var since time.Time
 	err := in.conn.QueryRow(ctx, `select full_at from room where full_at is not null`).Scan(&since)
-	var pg *pgconn.PgError
 	switch {
 	case err == nil:
 		in.r.add("db.full", "disk", "since %s", since.UTC().Format(time.RFC3339))
-	case errors.Is(err, pgx.ErrNoRows), errors.As(err, &pg) && (pg.Code == undefinedTable || pg.Code == insufficientPrivilege):
-		return nil // told by schema or privileges
+	case errors.Is(err, pgx.ErrNoRows), toldElsewhere(err):
+		return nil
 	}
 	return err
 }
-
-// undefinedTable is the SQLSTATE of a table that is not there.
-const undefinedTable = "42P01"
 
 // disk looks only where the database is on this machine, and its role may know the folder.
 func (in *inspection) disk(ctx context.Context) error {
