@@ -10,7 +10,7 @@ import (
 // contested is the way of an attempt that cannot be judged immediately: a public count
 // keeps it waiting, or no permit was free in time.
 //
-// What the client can tell of it depends on its address, on the name as typed and on
+// All that the client can tell of it depends on its address, on the name as typed and on
 // what was tried before, never on whether the account exists or is known there: the
 // attempt keeps its place among all others (public, nil when that is spent), is judged
 // when that has its turn, and every failure is answered at until, whenever it was found.

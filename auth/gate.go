@@ -56,8 +56,8 @@ func (g *gate) do(who asker, work func()) error {
 		return err
 	}
 	defer g.leave(who)
-	// What a hash has used is garbage of 19 MiB, and left alone the heap grows to twice
-	// its size before that is collected. Collecting takes a tenth of a hash's time.
+	// A hash leaves 19 MiB of garbage, and the runtime would let the heap grow to twice its
+	// size before it collects that. Collecting takes a tenth of a hash's time.
 	if g.garbage.Swap(0) > 0 {
 		runtime.GC()
 	}

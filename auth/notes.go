@@ -181,9 +181,9 @@ const (
 		on conflict (user_id, network) do update set last_at = clock_timestamp()`
 )
 
-// writeHomes writes addresses and networks where users are at home. What a user has not
-// come back to for 30 days is deleted first, so that such a network is new again, and
-// what is more than the addresses that are kept.
+// writeHomes writes addresses and networks where users are at home. First it deletes
+// those that a user has not come back to for 30 days, so that such a network is new again,
+// and the addresses beyond those that are kept.
 func (s *Store) writeHomes(ctx context.Context, homes []dwelling) error {
 	users, networks := make([]int64, len(homes)), make([]netip.Prefix, len(homes))
 	for i, d := range homes {

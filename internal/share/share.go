@@ -6,7 +6,7 @@
 // Invariant: a holder gets more only while it then holds at most Part times what is
 // still free; a holder of nothing needs no more than that there is room. So one holder
 // alone comes to Part/(1+Part) of the pool, k of them to Part/(1+k·Part) each, and 1/(1+k·Part)
-// stays free for the next. What is held is never taken away; as others come, a large
+// stays free for the next. Nothing that is held is taken away; as others come, a large
 // holder gets no more until it has given back.
 //
 // Those that wait are served by turns, one holder after the other, each in the order
@@ -151,7 +151,7 @@ func (p *Pool) Filled(amount int64) (list []any) {
 	return list
 }
 
-// Resize changes the size. What is held stays held, even beyond it.
+// Resize changes the size. All that is held stays held, even beyond it.
 func (p *Pool) Resize(size int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
