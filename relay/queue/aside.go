@@ -20,7 +20,8 @@ import (
 // ErrDamaged says that a stored body is not whole.
 var ErrDamaged = errors.New("the stored message is damaged")
 
-// sqlSetAside holds recipient $2 of message $1, which its owner $3 (0: nobody) cannot use. Times that the schema would refuse are mended, or this could not be written.
+// sqlSetAside holds recipient $2 of message $1, which its owner $3 (0: nobody) cannot use.
+// Times that the schema would refuse are mended, or this could not be written.
 const sqlSetAside = `
 with bad as materialized (select message_id, n, local, domain from recipient
 	where message_id = $1 and n = $2 and coalesce(owner, 0) = $3 and held_at is null for update),
@@ -91,13 +92,13 @@ func (m *loaded) envelopeFault() string {
 	case m.Size < 0:
 		return fmt.Sprintf("its size is %d", m.Size)
 	case m.AcceptedAt.IsZero():
-		return "its time of acceptance is no time"
+		return "its time of acceptance is not a time"
 	case m.BodyType != "" && m.BodyType != smtp.Body7Bit && m.BodyType != smtp.Body8BitMIME:
 		return "its body type is unknown"
 	case m.Ret != "" && m.Ret != smtp.ReturnFull && m.Ret != smtp.ReturnHeaders:
 		return "its RET is unknown"
 	case hasControls(m.Sender.Local, m.Sender.Domain, m.EnvID) || m.Sender.Domain == "" && m.Sender.Local != "":
-		return "its envelope is no envelope"
+		return "its envelope is not valid"
 	}
 	return ""
 }
@@ -105,7 +106,7 @@ func (m *loaded) envelopeFault() string {
 // faultOf says why a recipient cannot be sent to, "" when it can.
 func faultOf(a smtp.Address, orcptType, orcpt string) string {
 	if a.Domain == "" || hasControls(a.Local, a.Domain, orcptType, orcpt) {
-		return "its address is no address"
+		return "its address is not valid"
 	}
 	return ""
 }

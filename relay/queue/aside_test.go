@@ -67,7 +67,7 @@ var badRows = map[string]struct{ sql, why string }{
 	"a row of text below 0":     {`update body set n = -1 where message_id = $1`, "octets of its text"},
 	"no text":                   {`delete from body where message_id = $1`, "octets of its text"},
 	"half a text":               {`update body set chunk = substr(chunk, 1, 5) where message_id = $1`, "octets of its text"},
-	"no message":                {`delete from message where id = $1`, "no message"},
+	"no message":                {`delete from message where id = $1`, "no message has its id"},
 	"accepted never":            {`update message set accepted_at = 'infinity' where id = $1`, "time of acceptance"},
 	"accepted before all":       {`update message set accepted_at = '-infinity' where id = $1`, "time of acceptance"},
 	"lives for ever":            {`update recipient set expires_at = 'infinity' where message_id = $1`, "lifetime"},
@@ -151,7 +151,7 @@ func lookAtBad(t *testing.T, db *pgtest.DB, id ID, why string) {
 	}
 }
 
-// What was mended by the act of setting it aside goes when it is released (M8).
+// A row that was mended by the act of setting it aside goes when it is released (M8).
 func TestM8Released(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
@@ -503,7 +503,7 @@ func TestM8Beat(t *testing.T) {
 	}
 }
 
-// A notice whose message has lost its text is told without it; one whose sender is none is
+// A notice whose message has lost its text is told without it; one whose sender is not valid is
 // set aside (M8).
 func TestM8Notices(t *testing.T) {
 	t.Parallel()

@@ -329,14 +329,7 @@ func (c *claims) takeAround(ctx context.Context, conn *pgx.Conn, want ClaimReque
 }
 
 func (c *claims) take(ctx context.Context, conn *pgx.Conn, want ClaimRequest, domains []string, epoch int64) ([]claimedRow, error) {
-	busy := want.Busy
-	if busy == nil {
-		busy = []string{}
-	}
-	users := want.BusyUsers
-	if users == nil {
-		users = []int64{}
-	}
+	busy, users := append([]string{}, want.Busy...), append([]int64{}, want.BusyUsers...) // not null
 	siblings := claimSibling
 	if want.alone {
 		siblings = 0
@@ -355,7 +348,7 @@ func (c *claims) take(ctx context.Context, conn *pgx.Conn, want ClaimRequest, do
 		r.Notify = smtp.Notify(notify)
 		switch c.bad = faultOf(r.Address, r.ORcptType, r.ORcpt); {
 		case left == nil:
-			c.bad = "the end of its lifetime is no time"
+			c.bad = "the end of its lifetime is not a time"
 		default:
 			r.Expires = spanOf(*left)
 		}

@@ -77,7 +77,7 @@ with older as (
 insert into node (name, expires_at) values ($1, clock_timestamp() + $2::interval) returning epoch`
 
 // sqlRival finds a later living process of the same name than epoch $2. A lease that ends in
-// an hour is none: no process has written it.
+// an hour does not count: no process has written it.
 const sqlRival = `
 select exists (select from node where name = $1 and epoch > $2
 	and superseded_at is null and reaped_at is null and expires_at > clock_timestamp() and expires_at < clock_timestamp() + interval '1 hour')`

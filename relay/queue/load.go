@@ -52,8 +52,8 @@ const sqlStored = `
 select w.id from unnest($1::uuid[], $2::int[], $3::int[]) w(id, last, octets)
 where exists (select from stored_body b where b.message_id = w.id and b.n = w.last and octet_length(b.chunk) = w.octets)`
 
-// load reads the messages of ids, which name each once. What is wrong with one is for its
-// fault to tell.
+// load reads the messages of ids, which name each once. The fault of each
+// tells what is wrong with it.
 func (q *Queue) load(ctx context.Context, conn *pgx.Conn, ids [][16]byte) (map[ID]*loaded, error) {
 	found := make(map[ID]*loaded, len(ids))
 	err := halved(ids, func(some [][16]byte) error {
@@ -66,7 +66,7 @@ func (q *Queue) load(ctx context.Context, conn *pgx.Conn, ids [][16]byte) (map[I
 	}
 	for _, id := range ids {
 		if found[id] == nil {
-			found[id] = &loaded{bad: "there is no message of its id"}
+			found[id] = &loaded{bad: "no message has its id"}
 		}
 	}
 	return found, nil

@@ -23,10 +23,7 @@ const noticeHeaders = 64 << 10
 // being looked for among all that is due.
 const sqlClaimNotices = `
 with pick as materialized (
-	select message_id, state from recipient
-	where notice_at is not null and owner is null and notice_at <= now() and held_at is null
-	order by notice_at limit $1
-	for update skip locked),
+	select message_id, state ` + firstNotices + `),
 rows as materialized (
 	select r.message_id, r.n from (select distinct message_id, state from pick) p
 		join recipient r on r.message_id = p.message_id and r.state = p.state
@@ -37,12 +34,14 @@ from rows where r.message_id = rows.message_id and r.n = rows.n and coalesce(r.o
 returning r.message_id, r.state, r.n, r.local, r.domain, r.orcpt_type, r.orcpt, r.reply_code, r.reply_enhanced, r.reply_text,
 	r.remote_mta, sane_time(r.last_attempt_at), sane_time(r.expires_at), sane_time(r.accepted_at)`
 
-// sqlFirstNotice names the row that sqlClaimNotices would begin with: none that is locked.
-const sqlFirstNotice = `
-select message_id, n from recipient
-where notice_at is not null and owner is null and notice_at <= now() and held_at is null
-order by notice_at limit 1
-for update skip locked`
+// sqlFirstNotice names the row that sqlClaimNotices would begin with, for $1 = 1.
+const sqlFirstNotice = `select message_id, n ` + firstNotices
+
+// firstNotices are the first $1 rows whose notice is due and that nobody has locked.
+const firstNotices = `from recipient
+	where notice_at is not null and owner is null and notice_at <= now() and held_at is null
+	order by notice_at limit $1
+	for update skip locked`
 
 type noticeRow struct {
 	id    ID
@@ -125,7 +124,7 @@ func (q *Queue) takeNoticeRows(ctx context.Context, conn *pgx.Conn, messages int
 		}
 		var id ID
 		var n int
-		if lost := conn.QueryRow(ctx, sqlFirstNotice).Scan(&id, &n); lost != nil {
+		if lost := conn.QueryRow(ctx, sqlFirstNotice, 1).Scan(&id, &n); lost != nil {
 			return nil, err
 		}
 		q.setAside(id, n, 0, ofRows(err))

@@ -99,8 +99,8 @@ func TestNoticeNotWanted(t *testing.T) {
 	}
 }
 
-// TestRFC3464OurWords: a notice names the host that said a reply. What the relay says
-// itself, of a host's silence or of a lifetime that is over, is not put into its mouth; the
+// TestRFC3464OurWords: a notice names the host that said a reply. The words of the relay
+// itself, of a host's silence or of a lifetime that is over, are not put into its mouth; the
 // history has the host of each attempt.
 func TestRFC3464OurWords(t *testing.T) {
 	t.Parallel()

@@ -203,7 +203,7 @@ func bare(o Outcome) Outcome {
 }
 
 func (s *settles) finish(group []ending) {
-	// What is written is over, whatever the breaker makes of it.
+	// Written outcomes are over, whatever the breaker makes of them.
 	_ = s.q.cfg.Guard.Try("queue: counting outcomes", func() error { s.q.breaker.ended(group); return nil })
 	due, notices := false, false
 	for i := range group {
@@ -292,7 +292,7 @@ k as (select * from gone union all select * from kept),` + sqlEnd
 // sqlUndelivered ends the other attempts: back to waiting, or failed when the server
 // said so or the lifetime is over; a row whose failure nobody wants to hear of is deleted
 // immediately. When a notice failed an admin is told (TellLost).
-// What was no attempt leaves its reason in the row, for the queue's listing and a delay
+// An outcome that was not an attempt leaves its reason in the row, for the queue's listing and a delay
 // notice to show, and nothing in the history.
 const (
 	sqlUndelivered      = sqlEndings + sqlUndeliver
