@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"postern/internal/share"
 	"postern/internal/smtptest"
 	"postern/relay/queue"
 	"postern/relay/route"
@@ -352,7 +353,7 @@ func (f *fray) check(t *testing.T, e *Engine) {
 		t.Errorf("%d connections are still counted", n)
 	}
 	for addr := range f.at {
-		if n := e.slots.Held(networkOf(netip.MustParseAddr(addr))); n != 0 {
+		if n := e.slots.Held(share.Network(netip.MustParseAddr(addr))); n != 0 {
 			t.Errorf("%d connections are still counted for %s", n, addr)
 		}
 	}

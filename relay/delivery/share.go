@@ -2,9 +2,9 @@ package delivery
 
 import (
 	"errors"
-	"net/netip"
 	"time"
 
+	"postern/internal/share"
 	"postern/relay/smtp"
 )
 
@@ -21,25 +21,15 @@ const (
 // userOf is a user as a holder of connections; 0 are the notices of the relay.
 type userOf int64
 
-// networkOf is the holder that an address is: itself, or the /64 of one site (IPv6).
-func networkOf(addr netip.Addr) netip.Prefix {
-	bits := 32
-	if addr = addr.Unmap(); addr.Is6() {
-		bits = 64
-	}
-	network, _ := addr.WithZone("").Prefix(bits) // the zero Prefix for no address
-	return network
-}
-
 // enter takes a part of the connections for the address of an MX. An upstream's address
 // was chosen by an administrator and is bounded by its own number of connections.
 func (d *dialer) enter(to target) bool {
-	return d.slots == nil || to.upstream != nil || d.slots.Join(1, networkOf(to.addr.Addr()))
+	return d.slots == nil || to.upstream != nil || d.slots.Join(1, share.Network(to.addr.Addr()))
 }
 
 func (d *dialer) leave(to target) {
 	if d.slots != nil && to.upstream == nil {
-		d.slots.Leave(1, networkOf(to.addr.Addr()))
+		d.slots.Leave(1, share.Network(to.addr.Addr()))
 	}
 }
 
