@@ -177,7 +177,7 @@ func TestH1SharedDestination(t *testing.T) {
 }
 
 // TestH1OneAddress: however many domains one address has, it gets no more than its share
-// of the connections, and what is too much for it is no attempt.
+// of the connections, and what it has no room for is not counted as an attempt.
 func TestH1OneAddress(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
