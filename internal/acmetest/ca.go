@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"io"
@@ -20,6 +21,7 @@ import (
 	"time"
 
 	"github.com/letsencrypt/pebble/v2/ca"
+	"github.com/letsencrypt/pebble/v2/core"
 	"github.com/letsencrypt/pebble/v2/db"
 	"github.com/letsencrypt/pebble/v2/va"
 	"github.com/letsencrypt/pebble/v2/wfe"
@@ -40,6 +42,7 @@ type CA struct {
 	roots   *x509.CertPool // of its own HTTPS
 	rootPEM []byte
 	issuing *ca.CAImpl
+	store   *db.MemoryStore
 	handler http.Handler
 	tls     *tls.Config
 	addr    string
@@ -51,6 +54,7 @@ type CA struct {
 	orders []Order
 	hold   *Hold
 	renew  bool
+	forget bool
 }
 
 // Order is a new order that was accepted.
@@ -85,26 +89,25 @@ var setUp = sync.OnceFunc(func() {
 func New(t testing.TB, opt Options) *CA {
 	t.Helper()
 	setUp()
-	c := &CA{HTTP: newFront(t), TLSALPN: newFront(t), DNS: NewDNS(t)}
+	c := &CA{HTTP: newFront(t), TLSALPN: newFront(t), DNS: NewDNS(t), store: db.NewMemoryStore()}
 	if opt.Validity == 0 {
 		opt.Validity = 90 * 24 * time.Hour
 	}
 	quiet := log.New(io.Discard, "", 0)
-	store := db.NewMemoryStore()
 	keys := "ecdsa"
 	if opt.OCSP != "" {
 		keys = "rsa" // Pebble gives no other out, and answers are signed with one
 	}
-	c.issuing = ca.New(quiet, store, opt.OCSP, keys, 0, 1, map[string]ca.Profile{
+	c.issuing = ca.New(quiet, c.store, opt.OCSP, keys, 0, 1, map[string]ca.Profile{
 		"default": {Description: "for tests", ValidityPeriod: uint64(opt.Validity / time.Second)},
 	})
-	validation := va.New(quiet, c.HTTP.port(), c.TLSALPN.port(), false, c.DNS.Addr(), store)
+	validation := va.New(quiet, c.HTTP.port(), c.TLSALPN.port(), false, c.DNS.Addr(), c.store)
 	for id, key := range opt.Accounts {
-		if err := store.AddExternalAccountKeyByID(id, key); err != nil {
+		if err := c.store.AddExternalAccountKeyByID(id, key); err != nil {
 			t.Fatal(err)
 		}
 	}
-	front := wfe.New(quiet, store, validation, c.issuing, []string{"acme.test"}, false, opt.Accounts != nil, 1, 1)
+	front := wfe.New(quiet, c.store, validation, c.issuing, []string{"acme.test"}, false, opt.Accounts != nil, 1, 1)
 	c.handler = front.Handler()
 
 	own := httptest.NewUnstartedServer(nil)
@@ -172,6 +175,14 @@ func (c *CA) RenewNow(on bool) {
 	c.renew = on
 }
 
+// Forget lets it refuse each order that names a certificate to be replaced, as one that
+// has lost its list of them does.
+func (c *CA) Forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.forget = true
+}
+
 // Orders are those that were accepted.
 func (c *CA) Orders() []Order {
 	c.mu.Lock()
@@ -204,7 +215,7 @@ func (c *CA) Issued(t testing.TB) *x509.CertPool {
 
 func (c *CA) serve(w http.ResponseWriter, r *http.Request) {
 	c.mu.Lock()
-	hold, renew := c.hold, c.renew
+	hold, renew, forget := c.hold, c.renew, c.forget
 	c.mu.Unlock()
 	if hold != nil && strings.HasPrefix(r.URL.Path, hold.Path) {
 		select {
@@ -231,13 +242,39 @@ func (c *CA) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	r.Body = io.NopCloser(bytes.NewReader(body))
+	order := orderIn(body)
+	if forget && order.Replaces != "" {
+		w.Header().Set("Content-Type", "application/problem+json")
+		w.WriteHeader(http.StatusInternalServerError)
+		_, _ = io.WriteString(w, `{"type":"urn:ietf:params:acme:error:serverInternal","detail":"no order for the given certificate"}`)
+		return
+	}
+	c.know(order.Replaces)
 	seen := &statusWriter{ResponseWriter: w}
 	c.handler.ServeHTTP(seen, r)
 	if seen.status == http.StatusCreated {
 		c.mu.Lock()
-		c.orders = append(c.orders, orderIn(body))
+		c.orders = append(c.orders, order)
 		c.mu.Unlock()
 	}
+}
+
+// know lets Pebble find the certificate that an order replaces. It keeps them by their
+// serial number without the leading zero that DER puts before some, one in 256.
+func (c *CA) know(replaces string) {
+	_, encoded, _ := strings.Cut(replaces, ".")
+	serial, err := base64.RawURLEncoding.DecodeString(encoded)
+	if err != nil || len(serial) < 2 || serial[0] != 0 {
+		return
+	}
+	original, err := c.store.GetOrderByIssuedSerial(hex.EncodeToString(serial[1:]))
+	if err != nil {
+		return
+	}
+	_ = c.store.AddOrderByIssuedSerial(&core.Order{ // fails without a certificate only
+		Order: original.Order, AccountID: original.AccountID,
+		CertificateObject: &core.Certificate{ID: hex.EncodeToString(serial)},
+	})
 }
 
 type statusWriter struct {

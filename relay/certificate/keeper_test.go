@@ -371,6 +371,29 @@ func TestRenewalInformation(t *testing.T) {
 	}
 }
 
+// TestForgottenCertificate: an authority that refuses each order that names the
+// certificate to be replaced still renews it, at the second attempt.
+func TestForgottenCertificate(t *testing.T) {
+	t.Parallel()
+	db, ca, clock := pgtest.New(t), acmetest.New(t, acmetest.Options{}), newFakeClock()
+	n := startNode(t, db, ca, func(c *ACME) { c.Clock, c.lookEvery = clock, 10*time.Minute })
+	clock.idle(t, 1)
+	first := n.trusted(host(t), ca.Issued(t), nil)
+	ca.Forget()
+	ca.RenewNow(true)
+	if known, err := AskRenewal(t.Context(), db.Pool, host(t), "root"); !known || err != nil {
+		t.Fatal(known, err)
+	}
+	for at := time.Duration(0); at < 15*time.Minute; {
+		at += clock.next()
+		clock.idle(t, 1)
+	}
+	n.trusted(host(t), ca.Issued(t), first)
+	if orders := ca.Orders(); len(orders) < 2 || orders[1].Replaces != "" {
+		t.Errorf("orders: %+v", orders)
+	}
+}
+
 // TestOutage: the authority is away for an hour when the certificate must be renewed.
 // Handshakes go on, the status tells since when, both nodes together wait longer
 // and longer, and afterwards it is renewed by one order.

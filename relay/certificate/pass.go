@@ -92,6 +92,11 @@ func (k *Keeper) wait(ctx context.Context, name string, record Record) {
 	}
 }
 
+// namesNone is the attempt at which certmagic's order does not name the certificate that
+// it replaces: an authority that does not know that one any more may refuse each order
+// that does, and every second attempt after a failure is without.
+const namesNone = 2
+
 // manage lets certmagic do all that is due for name, and makes one attempt of each.
 // Its cache is new each time: what is stored is looked at, not what was remembered.
 func (k *Keeper) manage(ctx context.Context, name string, record Record) error {
@@ -99,6 +104,9 @@ func (k *Keeper) manage(ctx context.Context, name string, record Record) error {
 	defer end(nil)
 	config, cache := k.fresh()
 	defer cache.Stop()
+	if record.Failures%2 == 1 {
+		ctx = context.WithValue(ctx, certmagic.AttemptsCtxKey, new(namesNone))
+	}
 	err := config.ManageSync(ctx, []string{name})
 	cert := newest(cache, name)
 	if err == nil && !record.RenewAsked.IsZero() && cert != nil && cert.Leaf.SerialNumber.Text(16) == record.Serial {
