@@ -9,7 +9,7 @@ import (
 )
 
 // TestRollingUpgrade moves a load from nodes of this version to nodes of the next, on
-// one database, as docs/life-cycle.md says: migrate, then the nodes one after another.
+// one database, as docs/operate.md says: migrate, then the nodes one after another.
 // The next version is this tree with one more migration.
 func TestRollingUpgrade(t *testing.T) {
 	t.Parallel()

@@ -17,11 +17,11 @@ import (
 	"postern/internal/smtptest"
 )
 
-// TestAdminSessions types the sessions of docs/admin.md, as they stand there, against
+// TestAdminSessions types the sessions of docs/accounts.md, as they stand there, against
 // a server that runs, and compares what is printed.
 func TestAdminSessions(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("../../docs/admin.md")
+	text, err := os.ReadFile("../../docs/accounts.md")
 	if err != nil {
 		t.Fatal(err)
 	}

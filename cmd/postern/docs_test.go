@@ -413,7 +413,7 @@ func TestDocsReplies(t *testing.T) {
 // followed says for each page with commands which test runs them, or why none does.
 var followed = map[string]string{
 	"README.md":         "TestReadmeSetUp",
-	"docs/admin.md":     "TestAdminSessions",
+	"docs/accounts.md":  "TestAdminSessions",
 	"docs/benchmark.md": "no: it measures for minutes, and tells how to measure other servers; cmd/smtpbench has tests",
 	"docs/clients.md":   "TestClientsGuide",
 	"docs/install.md":   "TestInstallGuide",

@@ -157,7 +157,7 @@ func (g *guide) follow(t *testing.T, page string) {
 			g.put(t, b)
 		}
 		if b.language == "console" {
-			t.Fatalf("%s:%d: a guide's sessions are sh blocks; admin.md has the others", page, b.line)
+			t.Fatalf("%s:%d: a guide's sessions are sh blocks; accounts.md has the others", page, b.line)
 		}
 		if b.language != "sh" {
 			continue

@@ -86,7 +86,7 @@ func (n *node) stop(cut <-chan struct{}) {
 }
 
 // parts are what has to stop, in order, with the shares of the drain's time; see
-// docs/life-cycle.md.
+// docs/operate.md.
 func (n *node) parts() []drainPart {
 	var list []drainPart
 	if n.server != nil {

@@ -499,10 +499,10 @@ func TestSocketsThatDoNotFit(t *testing.T) {
 	}
 }
 
-// TestLifeCyclePage: the configuration that docs/life-cycle.md shows is one.
+// TestLifeCyclePage: the configuration that docs/operate.md shows is one.
 func TestLifeCyclePage(t *testing.T) {
 	t.Parallel()
-	blocks := codeBlocks(t, "../../docs/life-cycle.md", "toml")
+	blocks := codeBlocks(t, "../../docs/operate.md", "toml")
 	if len(blocks) == 0 {
 		t.Fatal("the page shows no configuration")
 	}

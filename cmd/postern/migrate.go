@@ -19,7 +19,7 @@ func (a *app) migrateCmd() *cobra.Command {
 		Long: `Applies the migrations that the database lacks, each in a transaction of its
 own, under a lock: it is safe to run on several nodes at once. Migrations only go
 forward. Servers of the version before keep working where the release notes say so:
-migrate first, then restart the nodes one after another (docs/life-cycle.md).
+migrate first, then restart the nodes one after another (docs/operate.md).
 
 With --check nothing is changed: the exit status is 0 when the schema is current
 and 1 when it is not.`,

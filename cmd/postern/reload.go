@@ -15,7 +15,7 @@ import (
 	"postern/relay/submission"
 )
 
-// reloadable are the keys that a reload applies; docs/life-cycle.md says from when on
+// reloadable are the keys that a reload applies; docs/operate.md says from when on
 // each acts. All others need a restart.
 var reloadable = map[string]bool{
 	"drain_time": true,

@@ -30,11 +30,11 @@ func allKeys() map[string]bool {
 	return keys
 }
 
-// TestReloadableKeysAreDocumented: the table of docs/life-cycle.md has what a reload
+// TestReloadableKeysAreDocumented: the table of docs/operate.md has what a reload
 // applies, and nothing else.
 func TestReloadableKeysAreDocumented(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("../../docs/life-cycle.md")
+	text, err := os.ReadFile("../../docs/operate.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,12 +50,12 @@ func TestReloadableKeysAreDocumented(t *testing.T) {
 			t.Errorf("%s is no key", key)
 		}
 		if !slices.Contains(listed, key) {
-			t.Errorf("docs/life-cycle.md does not say from when on %s acts", key)
+			t.Errorf("docs/operate.md does not say from when on %s acts", key)
 		}
 	}
 	for _, key := range listed {
 		if !reloadable[key] {
-			t.Errorf("docs/life-cycle.md lists %s, which needs a restart", key)
+			t.Errorf("docs/operate.md lists %s, which needs a restart", key)
 		}
 	}
 }
