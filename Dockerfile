@@ -1,5 +1,5 @@
 # docker build --build-arg VERSION=$(git describe --tags --always) -t postern .
-# or "make image". docs/packages.md says how to run it.
+# or "make image". docs/install.md says how to run it.
 FROM --platform=$BUILDPLATFORM golang:1.26.8-bookworm AS build
 WORKDIR /src
 COPY go.mod go.sum ./

@@ -416,13 +416,12 @@ var followed = map[string]string{
 	"docs/accounts.md":  "TestAdminSessions",
 	"docs/benchmark.md": "no: it measures for minutes, and tells how to measure other servers; cmd/smtpbench has tests",
 	"docs/clients.md":   "TestClientsGuide",
-	"docs/install.md":   "TestInstallGuide",
+	"docs/install.md":   "TestInstallGuide", // and TestInstall, with the package
 	"docs/operate.md":   "TestOperateGuide",
 
 	"docs/certificates.md": "TestCertificatesPage",
 	"docs/check.md":        "TestCheckPageCommandsRun",
 	"docs/metrics.md":      "TestMetrics",
-	"docs/packages.md":     "TestInstall",
 
 	"docs/coming-from-postfix-or-exim.md": "TestComingFromPage",
 	"docs/upstreams.md":                   "TestUpstreamsPage",

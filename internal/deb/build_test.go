@@ -159,7 +159,7 @@ func TestContents(t *testing.T) {
 		"/usr/share/fish/vendor_completions.d/postern.fish",
 		"/usr/share/doc/postern/copyright", "/usr/share/doc/postern/changelog.gz",
 		"/usr/share/doc/postern/sbom.cdx.json", "/usr/share/doc/postern/LICENSES.gz",
-		"/usr/share/doc/postern/docs/packages.md", "/usr/share/doc/postern/examples/postern.toml",
+		"/usr/share/doc/postern/docs/install.md", "/usr/share/doc/postern/examples/postern.toml",
 	} {
 		if !slices.Contains(paths, path) {
 			t.Errorf("%s is missing", path)

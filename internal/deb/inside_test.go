@@ -17,7 +17,7 @@ import (
 
 // live is TestInstall's life, on a machine of its own.
 func live() error {
-	docs, err := os.ReadFile("../../docs/packages.md")
+	docs, err := os.ReadFile("../../docs/install.md")
 	if err != nil {
 		return err
 	}
@@ -113,42 +113,37 @@ dpkg --verify postern
 	return nil
 }
 
-// setUp runs the commands of docs/packages.md, with a capturing upstream in place of
-// the example's.
+// setUp runs the commands of docs/install.md from the empty database to the check, with
+// a capturing upstream in place of the example's.
 func (l *life) setUp(docs string) error {
 	sink, err := capture.Listen("127.0.0.1:2525", func(m capture.Message) { l.mail <- m })
 	if err != nil {
 		return err
 	}
 	_ = sink // ends with the machine
-	_, block, _ := strings.Cut(docs, "\n```sh\nsudo -u postgres createuser")
-	block, _, ok := strings.Cut("sudo -u postgres createuser"+block, "\n```")
+	_, docs, _ = strings.Cut(docs, "\n## The database\n")
+	docs, _, ok := strings.Cut(docs, "\n```sh\nsudo systemctl enable --now postern\n")
 	if !ok {
-		return errors.New("docs/packages.md: the commands are not where they were")
+		return errors.New("docs/install.md: the commands are not where they were")
 	}
-	var script strings.Builder
-	script.WriteString("cd /\nsed -i 's|^#certificate = .*|self_signed = true|' /etc/postern/postern.toml\n")
-	for line := range strings.Lines(block) {
-		switch {
-		case strings.HasPrefix(line, "sudo systemctl "): // the next step is in its place
-		case strings.HasSuffix(line, " postern check\n"): // a machine without a network has faults
-			script.WriteString(strings.TrimSpace(line) + " || [ $? = 1 ]\n")
-		case strings.Contains(line, "--host smtp.example.net:587 --tls require"):
-			script.WriteString(strings.Replace(line, "--host smtp.example.net:587 --tls require", "--host 127.0.0.1:2525 --tls none", 1))
-		default:
-			script.WriteString(line)
-		}
+	script := "cd /\nsed -i 's|^#certificate = .*|self_signed = true|' /etc/postern/postern.toml\n"
+	for _, block := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(docs, -1) {
+		script += block[1]
 	}
-	out, err := machine.Shell(script.String())
+	script = strings.NewReplacer(
+		"--host smtp.example.net:587 --tls require \\\n    --username relay@example.com --password-stdin <password.txt", "--host 127.0.0.1:2525 --tls none",
+		" postern check\n", " postern check || [ $? = 1 ]\n", // a machine without a network has faults
+	).Replace(script)
+	out, err := machine.Shell(script)
 	if err != nil {
 		return err
 	}
 	if !regexp.MustCompile(`(?m)^ok\b.*\bdurab`).MatchString(out) {
 		return fmt.Errorf("postern check does not see the database:\n%s", out)
 	}
-	m := regexp.MustCompile(`(?m)^password:? +(\S+)$`).FindStringSubmatch(out)
+	m := regexp.MustCompile(`(?m)^echo '(.+)' \| .*user add alice@example.com`).FindStringSubmatch(script)
 	if m == nil {
-		return fmt.Errorf("no password in\n%s", out)
+		return fmt.Errorf("no password in\n%s", script)
 	}
 	l.password = m[1]
 	return nil

@@ -11,7 +11,7 @@ import (
 )
 
 // The life of the package on a machine: installed, set up by the commands of
-// docs/packages.md, started as the unit says by a plain init, a message sent through
+// docs/install.md, started as the unit says by a plain init, a message sent through
 // it, updated, removed and purged, and then nothing is left.
 func TestInstall(t *testing.T) {
 	t.Parallel()
