@@ -41,8 +41,10 @@ func TestReloadableKeysAreDocumented(t *testing.T) {
 	_, table, _ := strings.Cut(string(text), "| key | from when on |")
 	table, _, _ = strings.Cut(table, "\n\n")
 	var listed []string
-	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z_.]+)` \\| .+ \\|$").FindAllStringSubmatch(table, -1) {
-		listed = append(listed, m[1])
+	for _, row := range regexp.MustCompile("(?m)^\\| (`.+`) \\| .+ \\|$").FindAllStringSubmatch(table, -1) {
+		for _, m := range regexp.MustCompile("`([a-z_.]+)`").FindAllStringSubmatch(row[1], -1) {
+			listed = append(listed, m[1])
+		}
 	}
 	known := allKeys()
 	for key := range reloadable {
