@@ -6,7 +6,8 @@
 //	message     header surgery on bytes
 //	maillog     one typed function for each mail event
 //	queue       the durable queue in Postgres
-//	certificate what the listeners show, from files or an ACME authority
+//	certificate what the listeners show in a handshake
+//	acme        certificates from an authority, shared by all nodes
 //	submission  the listeners on 587 and 465
 //	seal        secrets that the database must not tell
 //	route       upstream accounts and routing rules

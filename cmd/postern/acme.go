@@ -14,7 +14,7 @@ import (
 	"unicode"
 
 	"postern/internal/owned"
-	"postern/relay/certificate"
+	"postern/relay/acme"
 	"postern/relay/smtp"
 )
 
@@ -44,7 +44,7 @@ type rfc2136Config struct {
 
 func defaultACME() acmeConfig {
 	return acmeConfig{
-		Directory: certificate.LetsEncrypt, Challenge: string(certificate.HTTP01),
+		Directory: acme.LetsEncrypt, Challenge: string(acme.HTTP01),
 		HTTPAddress: ":80", TLSALPNAddress: ":443",
 		RFC2136: rfc2136Config{KeyAlgorithm: "hmac-sha256"},
 	}
@@ -74,7 +74,7 @@ func (c *acmeConfig) validate() error {
 		if !smtp.ValidDomain(host) || !strings.Contains(host, ".") {
 			return fmt.Errorf("acme: names: %q is no name that an authority gives a certificate for; write a host's public DNS name", name)
 		}
-		if wildcard && c.Challenge != string(certificate.DNS01) {
+		if wildcard && c.Challenge != string(acme.DNS01) {
 			return fmt.Errorf("acme: names: %q needs challenge = \"dns-01\"", name)
 		}
 	}
@@ -96,15 +96,15 @@ func (c *acmeConfig) validate() error {
 
 func (c *acmeConfig) validateChallenge() error {
 	unset := defaultACME().RFC2136
-	if c.Challenge != string(certificate.DNS01) && c.RFC2136 != unset {
+	if c.Challenge != string(acme.DNS01) && c.RFC2136 != unset {
 		return errors.New("acme: [acme.rfc2136] is for challenge = \"dns-01\"")
 	}
-	switch certificate.Challenge(c.Challenge) {
-	case certificate.HTTP01:
+	switch acme.Challenge(c.Challenge) {
+	case acme.HTTP01:
 		return validatePort("acme: http_address", c.HTTPAddress)
-	case certificate.TLSALPN01:
+	case acme.TLSALPN01:
 		return validatePort("acme: tls_alpn_address", c.TLSALPNAddress)
-	case certificate.DNS01:
+	case acme.DNS01:
 		return c.RFC2136.validate()
 	}
 	return fmt.Errorf("acme: challenge must be \"http-01\", \"tls-alpn-01\" or \"dns-01\", not %q", c.Challenge)
@@ -121,8 +121,8 @@ func (c *rfc2136Config) validate() error {
 	switch {
 	case c.Server == "" || c.KeyName == "" || c.KeyFile == "":
 		return errors.New("acme: challenge = \"dns-01\" needs server, key_name and key_file in [acme.rfc2136]")
-	case !slices.Contains(certificate.TSIGAlgorithms, c.KeyAlgorithm):
-		return fmt.Errorf("acme.rfc2136: key_algorithm must be one of %s, not %q", strings.Join(certificate.TSIGAlgorithms, ", "), c.KeyAlgorithm)
+	case !slices.Contains(acme.TSIGAlgorithms, c.KeyAlgorithm):
+		return fmt.Errorf("acme.rfc2136: key_algorithm must be one of %s, not %q", strings.Join(acme.TSIGAlgorithms, ", "), c.KeyAlgorithm)
 	case c.Zone != "" && !smtp.ValidDomain(strings.TrimSuffix(c.Zone, ".")):
 		return fmt.Errorf("acme.rfc2136: zone %q is no domain name", c.Zone)
 	}
@@ -136,10 +136,10 @@ func (c *rfc2136Config) validate() error {
 }
 
 // keeper makes what gets certificates, and opens the port of its validations.
-func (a *app) keeper(ctx context.Context, n *node, databaseURL string) (*certificate.Keeper, error) {
+func (a *app) keeper(ctx context.Context, n *node, databaseURL string) (*acme.Keeper, error) {
 	c := n.cfg.ACME
-	cfg := certificate.ACME{
-		Names: c.Names, Email: c.Email, Directory: c.Directory, Challenge: certificate.Challenge(c.Challenge),
+	cfg := acme.Config{
+		Names: c.Names, Email: c.Email, Directory: c.Directory, Challenge: acme.Challenge(c.Challenge),
 		HTTPAddress: c.HTTPAddress, TLSALPNAddress: c.TLSALPNAddress, EABKeyID: c.EABKeyID, Node: n.name, Log: n.log, Guard: n.guard,
 	}
 	var err error
@@ -156,7 +156,7 @@ func (a *app) keeper(ctx context.Context, n *node, databaseURL string) (*certifi
 	if _, err := base64.RawURLEncoding.DecodeString(cfg.EABKey); err != nil {
 		return nil, fmt.Errorf("acme: eab_key_file: %s holds no key in base64url", c.EABKeyFile)
 	}
-	if cfg.Challenge == certificate.DNS01 {
+	if cfg.Challenge == acme.DNS01 {
 		if cfg.DNS, err = c.RFC2136.provider(); err != nil {
 			return nil, err
 		}
@@ -164,7 +164,7 @@ func (a *app) keeper(ctx context.Context, n *node, databaseURL string) (*certifi
 	if cfg.Pool, err = n.pool(ctx, databaseURL, "certificates", 3, nil); err != nil {
 		return nil, err
 	}
-	k, err := certificate.NewKeeper(cfg)
+	k, err := acme.NewKeeper(cfg)
 	if err != nil {
 		if op := (*net.OpError)(nil); errors.As(err, &op) {
 			return nil, fmt.Errorf("acme: cannot listen on %s for the authority's validations: %w", challengeAddress(c), listenReason(err))
@@ -175,21 +175,21 @@ func (a *app) keeper(ctx context.Context, n *node, databaseURL string) (*certifi
 }
 
 func challengeAddress(c acmeConfig) string {
-	if c.Challenge == string(certificate.TLSALPN01) {
+	if c.Challenge == string(acme.TLSALPN01) {
 		return c.TLSALPNAddress
 	}
 	return c.HTTPAddress
 }
 
-func (c *rfc2136Config) provider() (*certificate.RFC2136, error) {
+func (c *rfc2136Config) provider() (*acme.RFC2136, error) {
 	secret, err := readKeyFile(c.KeyFile)
 	if err != nil {
 		return nil, fmt.Errorf("acme.rfc2136: key_file: %w", err)
 	}
-	if err := certificate.ValidTSIGSecret(secret); err != nil {
+	if err := acme.ValidTSIGSecret(secret); err != nil {
 		return nil, fmt.Errorf("acme.rfc2136: key_file: %s: %w", c.KeyFile, err)
 	}
-	return &certificate.RFC2136{
+	return &acme.RFC2136{
 		Server: c.Server, Zone: c.Zone, KeyName: c.KeyName, KeyAlgorithm: c.KeyAlgorithm, KeySecret: secret, Resolver: c.Resolver,
 	}, nil
 }

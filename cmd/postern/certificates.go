@@ -9,7 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
-	"postern/relay/certificate"
+	"postern/relay/acme"
 )
 
 func (a *app) certificateCmd() *cobra.Command {
@@ -27,7 +27,7 @@ the authority.`,
 		Args: one("NAME", "the NAME of a certificate; 'postern certificate list' shows them"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
-				known, err := certificate.AskRenewal(ctx, pool, args[0], a.actor())
+				known, err := acme.AskRenewal(ctx, pool, args[0], a.actor())
 				if err != nil {
 					return err
 				}
@@ -71,7 +71,7 @@ at that one.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
-				list, err := certificate.List(ctx, pool)
+				list, err := acme.List(ctx, pool)
 				if err != nil {
 					return err
 				}
@@ -86,7 +86,7 @@ at that one.`,
 	return cmd
 }
 
-func certificateLines(list []certificate.Record) []certificateLine {
+func certificateLines(list []acme.Record) []certificateLine {
 	lines := make([]certificateLine, 0, len(list))
 	for _, r := range list {
 		lines = append(lines, certificateLine{
@@ -106,7 +106,7 @@ func timeOrNil(t time.Time) *time.Time {
 	return &t
 }
 
-func (a *app) printCertificates(list []certificate.Record) error {
+func (a *app) printCertificates(list []acme.Record) error {
 	t := table{head: []string{"NAME", "SOURCE", "STATE", "UNTIL"}}
 	for _, r := range list {
 		t.add(r.Name, r.Authority, r.State(time.Now()), localTime(r.NotAfter))
@@ -125,7 +125,7 @@ func (a *app) printCertificates(list []certificate.Record) error {
 
 // certificatesLike are the names for completion; the caller picks those with the prefix.
 func certificatesLike(ctx context.Context, pool *pgxpool.Pool, _ string) (names []string, err error) {
-	list, err := certificate.List(ctx, pool)
+	list, err := acme.List(ctx, pool)
 	for _, r := range list {
 		names = append(names, r.Name)
 	}

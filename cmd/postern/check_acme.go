@@ -8,7 +8,7 @@ import (
 	"strings"
 	"syscall"
 
-	"postern/relay/certificate"
+	"postern/relay/acme"
 )
 
 var acmeKinds = []kind{
@@ -37,7 +37,7 @@ func (c *checkup) acme(ctx context.Context, r *report) {
 		return
 	}
 	for _, name := range c.cfg.ACME.Names {
-		i := slices.IndexFunc(v.certificates, func(rec certificate.Record) bool { return strings.EqualFold(rec.Name, name) })
+		i := slices.IndexFunc(v.certificates, func(rec acme.Record) bool { return strings.EqualFold(rec.Name, name) })
 		if i < 0 {
 			r.add("acme.waiting", "acme "+name, "nothing is known of it")
 			continue
@@ -46,7 +46,7 @@ func (c *checkup) acme(ctx context.Context, r *report) {
 	}
 }
 
-func (c *checkup) acmeRecord(r *report, rec certificate.Record) {
+func (c *checkup) acmeRecord(r *report, rec acme.Record) {
 	subject := "acme " + rec.Name
 	why := ""
 	if rec.Failures > 0 {
@@ -76,7 +76,7 @@ func (c *checkup) acmeFiles(r *report) {
 	if _, err = readKeyFile(a.EABKeyFile); err != nil {
 		r.add("acme.file", "acme", "eab_key_file: %v", err)
 	}
-	if certificate.Challenge(a.Challenge) != certificate.DNS01 {
+	if acme.Challenge(a.Challenge) != acme.DNS01 {
 		return
 	}
 	if _, err = a.RFC2136.provider(); err != nil {
@@ -87,7 +87,7 @@ func (c *checkup) acmeFiles(r *report) {
 // acmePort: where a server of ours runs, it is this one that has the port.
 func (c *checkup) acmePort(ctx context.Context, r *report) {
 	a := c.cfg.ACME
-	if certificate.Challenge(a.Challenge) == certificate.DNS01 {
+	if acme.Challenge(a.Challenge) == acme.DNS01 {
 		return
 	}
 	ln, err := net.Listen("tcp", challengeAddress(a))
@@ -104,7 +104,7 @@ func (c *checkup) acmePort(ctx context.Context, r *report) {
 // acmeNames looks whether the authority can find the names that it connects to.
 func (c *checkup) acmeNames(ctx context.Context, r *report) {
 	a := c.cfg.ACME
-	if certificate.Challenge(a.Challenge) == certificate.DNS01 {
+	if acme.Challenge(a.Challenge) == acme.DNS01 {
 		return
 	}
 	r.each(ctx, len(a.Names), func(ctx context.Context, i int, r *report) {

@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"postern/internal/smtptest"
-	"postern/relay/certificate"
+	"postern/relay/acme"
 )
 
 // ordering gives the patient a certificate by ACME in the place of that in files.
@@ -13,15 +13,15 @@ func ordering(_ *testing.T, p *patient) {
 	p.c.cfg.TLS = tlsConfig{}
 	p.c.cfg.ACME = defaultACME()
 	p.c.cfg.ACME.Names, p.c.cfg.ACME.HTTPAddress = []string{patientName}, "127.0.0.1:0"
-	p.view = &mailView{certificates: []certificate.Record{{
+	p.view = &mailView{certificates: []acme.Record{{
 		Name: patientName, Issuer: "Test CA", NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}}}
 }
 
-func recorded(change func(*certificate.Record)) func(*testing.T, *patient) {
+func recorded(change func(*acme.Record)) func(*testing.T, *patient) {
 	return func(_ *testing.T, p *patient) { change(&p.view.certificates[0]) }
 }
 
-func failing(r *certificate.Record) {
+func failing(r *acme.Record) {
 	r.Failures, r.FailingSince, r.LastError = 3, time.Now().Add(-time.Hour), "no valid A records"
 }
 
@@ -29,13 +29,13 @@ func acmeFaults() []fault {
 	return []fault{
 		{"acme.ok", "by Test CA", nothing},
 		{"acme.waiting", "nothing is known", seen(func(v *mailView) { v.certificates = nil })},
-		{"acme.failing", "no valid A records", recorded(func(r *certificate.Record) { failing(r); r.NotAfter = time.Time{} })},
+		{"acme.failing", "no valid A records", recorded(func(r *acme.Record) { failing(r); r.NotAfter = time.Time{} })},
 		{"acme.renewal", "no valid A records", recorded(failing)},
 		{"acme.expired", "on 20", later(2 * time.Hour)},
 		{"acme.file", "directory_ca", setting(func(c *config) { c.ACME.DirectoryCA = "/nowhere/ca.pem" })},
 		{"acme.file", "eab_key_file", setting(func(c *config) { c.ACME.EABKeyFile = "/nowhere/eab" })},
 		{"acme.file", "key_file", setting(func(c *config) {
-			c.ACME.Challenge, c.ACME.RFC2136.KeyFile = string(certificate.DNS01), "/nowhere/tsig"
+			c.ACME.Challenge, c.ACME.RFC2136.KeyFile = string(acme.DNS01), "/nowhere/tsig"
 		})},
 		{"acme.port", "in use", func(t *testing.T, p *patient) { p.c.cfg.ACME.HTTPAddress = smtptest.Start(t, smtptest.Config{}).Addr() }},
 		{"tls.name", "it is for other.test and not for the hostname", setting(func(c *config) { c.ACME.Names = []string{"other.test"} })},

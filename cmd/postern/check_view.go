@@ -11,7 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/auth"
-	"postern/relay/certificate"
+	"postern/relay/acme"
 	"postern/relay/route"
 	"postern/relay/seal"
 )
@@ -26,7 +26,7 @@ type mailView struct {
 	sealed    []string         // those that cannot
 	keyErr    error
 	// certificates is what nodes have told of those by ACME
-	certificates []certificate.Record
+	certificates []acme.Record
 }
 
 // Bounds of what is read.
@@ -78,7 +78,7 @@ func (c *checkup) readView(ctx context.Context, pool *pgxpool.Pool) (*mailView, 
 	if v.upstreams, err = store.Upstreams(ctx); err != nil {
 		return nil, err
 	}
-	if v.certificates, err = certificate.List(ctx, pool); err != nil {
+	if v.certificates, err = acme.List(ctx, pool); err != nil {
 		return nil, err
 	}
 	bad, err := store.Unusable(ctx)

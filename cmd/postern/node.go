@@ -20,6 +20,7 @@ import (
 	"postern/internal/panics"
 	"postern/migrations"
 	"postern/policy"
+	"postern/relay/acme"
 	"postern/relay/bounce"
 	"postern/relay/certificate"
 	"postern/relay/delivery"
@@ -48,8 +49,8 @@ type node struct {
 	listeners    []submission.Listener
 	listenerFrom []int // which of cfg.Listeners each is, for one may have several sockets
 
-	certs  *certificate.Set    // nil with --only delivery
-	keeper *certificate.Keeper // nil without [acme]
+	certs  *certificate.Set // nil with --only delivery
+	keeper *acme.Keeper     // nil without [acme]
 
 	queue   *queue.Queue
 	server  *submission.Server // nil with --only delivery

@@ -30,7 +30,7 @@ type files struct {
 	loaded  stamp // of the files that current came from
 	failed  stamp // of files that could not be used, to say so once
 	checked time.Time
-	trouble trouble
+	trouble Trouble
 }
 
 // stamp tells two states of the files apart.
@@ -53,7 +53,7 @@ func loadFiles(pair Pair, log *slog.Logger) (*files, error) {
 		return nil, fmt.Errorf("load certificate: %s and %s: %w", f.Certificate, f.Key, err)
 	}
 	f.loaded, f.checked = at, time.Now()
-	f.trouble.success(f.checked)
+	f.trouble.Success(f.checked)
 	return f, nil
 }
 
@@ -86,7 +86,7 @@ func (f *files) reload() error {
 func (f *files) refresh(unchanged bool) error {
 	at, err := f.stamp()
 	if err == nil && at == f.loaded && !unchanged {
-		f.trouble.success(f.checked)
+		f.trouble.Success(f.checked)
 		return nil
 	}
 	var next *tls.Certificate
@@ -98,12 +98,12 @@ func (f *files) refresh(unchanged bool) error {
 			f.log.Error("certificate not usable, keeping the one before", "certificate", f.Certificate, "key", f.Key, "error", err)
 			f.failed = at
 		}
-		f.trouble.failure(f.checked, err, f.checked.Add(f.every))
+		f.trouble.Failure(f.checked, err, f.checked.Add(f.every))
 		return fmt.Errorf("certificate %s: %w", f.Certificate, err)
 	}
 	changed := at != f.loaded
 	f.current, f.loaded, f.failed = next, at, stamp{}
-	f.trouble.success(f.checked)
+	f.trouble.Success(f.checked)
 	if changed {
 		f.log.Info("certificate loaded", "certificate", f.Certificate)
 	}
@@ -162,7 +162,7 @@ func (f *files) status() Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.look()
-	s := statusOf(f.current, f.trouble)
+	s := f.trouble.Status(f.current)
 	s.Source = "file " + f.Certificate
 	return s
 }

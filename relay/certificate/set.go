@@ -18,6 +18,13 @@ type Config struct {
 	Log        *slog.Logger // nil: nowhere
 }
 
+// Keeper is what gets certificates and renews them.
+type Keeper interface {
+	Shown() []*tls.Certificate // in the order of preference; from memory
+	Status() []Status
+	LookNow() // for an admin, who does not wait for it
+}
+
 // Set is the certificates of a node's listeners. It is safe for concurrent use.
 type Set struct {
 	hostname string
@@ -50,7 +57,7 @@ func Open(cfg Config) (*Set, error) {
 }
 
 // Use adds a keeper's certificates. Files go before them where both have a name.
-func (s *Set) Use(k *Keeper) { s.keeper.Store(k) }
+func (s *Set) Use(k Keeper) { s.keeper.Store(&k) }
 
 // GetCertificate is for tls.Config. The order is: the name asked for, the hostname,
 // any; among those, one that the client can use and that is no stand-in.
@@ -74,7 +81,7 @@ func (s *Set) all() []*tls.Certificate {
 		list = append(list, f.shown())
 	}
 	if k := s.keeper.Load(); k != nil {
-		list = append(list, k.shown()...)
+		list = append(list, (*k).Shown()...)
 	}
 	if s.self != nil {
 		list = append(list, s.self)
@@ -132,7 +139,7 @@ func (s *Set) Reload() error {
 		errs = append(errs, f.reload())
 	}
 	if k := s.keeper.Load(); k != nil {
-		k.LookNow()
+		(*k).LookNow()
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("reload certificates: %w", err)
@@ -147,10 +154,10 @@ func (s *Set) Status() []Status {
 		list = append(list, f.status())
 	}
 	if k := s.keeper.Load(); k != nil {
-		list = append(list, k.Status()...)
+		list = append(list, (*k).Status()...)
 	}
 	if s.self != nil {
-		status := statusOf(s.self, trouble{})
+		status := Trouble{}.Status(s.self)
 		status.Source = "self-signed"
 		list = append(list, status)
 	}

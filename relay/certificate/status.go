@@ -24,27 +24,29 @@ type Status struct {
 	NextAttempt  time.Time // while failing
 }
 
-// trouble is the memory of attempts.
-type trouble struct {
-	last        error
-	since       time.Time
-	next        time.Time
-	succeededAt time.Time
+// Trouble remembers how it went to load a certificate, or to get it.
+type Trouble struct {
+	Last        error // nil: the last time it worked
+	Since, Next time.Time
+	succeeded   time.Time
 }
 
-func (t *trouble) success(now time.Time) { *t = trouble{succeededAt: now} }
+// Success ends the trouble.
+func (t *Trouble) Success(now time.Time) { *t = Trouble{succeeded: now} }
 
-func (t *trouble) failure(now time.Time, err error, next time.Time) {
-	if t.last == nil {
-		t.since = now
+// Failure begins the trouble, or prolongs it until next, when it is tried again.
+func (t *Trouble) Failure(now time.Time, err error, next time.Time) {
+	if t.Last == nil {
+		t.Since = now
 	}
-	t.last, t.next = err, next
+	t.Last, t.Next = err, next
 }
 
-func statusOf(cert *tls.Certificate, t trouble) Status {
-	s := Status{FailingSince: t.since, LastSuccess: t.succeededAt, NextAttempt: t.next}
-	if t.last != nil {
-		s.Error = t.last.Error()
+// Status is that of cert, which may be nil.
+func (t Trouble) Status(cert *tls.Certificate) Status {
+	s := Status{FailingSince: t.Since, LastSuccess: t.succeeded, NextAttempt: t.Next}
+	if t.Last != nil {
+		s.Error = t.Last.Error()
 	}
 	if cert == nil {
 		return s

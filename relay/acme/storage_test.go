@@ -1,4 +1,4 @@
-package certificate
+package acme
 
 import (
 	"bytes"
@@ -19,6 +19,7 @@ import (
 
 	"postern/internal/pgtest"
 	"postern/internal/smtptest"
+	"postern/relay/certificate"
 	"postern/relay/seal"
 )
 
@@ -34,9 +35,9 @@ func newSealer(t testing.TB, fill byte) *seal.Sealer {
 	return s
 }
 
-func newStorage(t testing.TB, db *pgtest.DB, node string) *Storage {
+func testStorage(t testing.TB, db *pgtest.DB, node string) *storage {
 	t.Helper()
-	s := NewStorage(db.Pool, newSealer(t, 1), node, slog.New(slog.DiscardHandler))
+	s := newStorage(Config{Pool: db.Pool, Sealer: newSealer(t, 1), Node: node, Log: slog.New(slog.DiscardHandler)})
 	s.pollEvery = 20 * time.Millisecond
 	return s
 }
@@ -47,6 +48,9 @@ func must(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
+
+// valid reports whether a client that trusts the issuer could use it now.
+func valid(s certificate.Status) bool { return !s.StandIn && time.Now().Before(s.NotAfter) }
 
 func TestStatements(t *testing.T) {
 	t.Parallel()
@@ -68,7 +72,7 @@ func TestStatements(t *testing.T) {
 // TestStorage is the contract of certmagic.Storage.
 func TestStorage(t *testing.T) {
 	t.Parallel()
-	ctx, s := t.Context(), newStorage(t, pgtest.New(t), "one")
+	ctx, s := t.Context(), testStorage(t, pgtest.New(t), "one")
 	for key, value := range map[string]string{
 		"a": "1", "a/b": "22", "a/b/c": "333", "a/d/e": "4444", "ab/c": "5", "a%/x": "6", "Z": "",
 	} {
@@ -131,7 +135,7 @@ func TestStorage(t *testing.T) {
 func TestSealed(t *testing.T) {
 	t.Parallel()
 	ctx, db := t.Context(), pgtest.New(t)
-	s := newStorage(t, db, "one")
+	s := testStorage(t, db, "one")
 	must(t, s.Store(ctx, "acme/key", []byte("-----BEGIN EC PRIVATE KEY-----")))
 	var raw []byte
 	must(t, db.Pool.QueryRow(ctx, "select value from certificate_store").Scan(&raw))
@@ -143,7 +147,7 @@ func TestSealed(t *testing.T) {
 	if value, err := s.Load(ctx, "moved"); !errors.Is(err, seal.ErrSeal) || value != nil {
 		t.Errorf("a moved value: %q, %v", value, err)
 	}
-	other := NewStorage(db.Pool, newSealer(t, 2), "two", slog.New(slog.DiscardHandler))
+	other := newStorage(Config{Pool: db.Pool, Sealer: newSealer(t, 2), Node: "two", Log: slog.New(slog.DiscardHandler)})
 	if _, err := other.Load(ctx, "acme/key"); !errors.Is(err, seal.ErrSeal) || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "secret_key_file") {
 		t.Errorf("with another key: %v", err)
 	}
@@ -163,7 +167,7 @@ func TestLock(t *testing.T) {
 	}
 	var group sync.WaitGroup
 	for _, node := range []string{"one", "two", "three"} {
-		s := newStorage(t, db, node)
+		s := testStorage(t, db, node)
 		for range 3 {
 			group.Go(func() {
 				ctx, end := withScope(t.Context())
@@ -194,7 +198,7 @@ func TestLock(t *testing.T) {
 func TestTryLock(t *testing.T) {
 	t.Parallel()
 	ctx, db := t.Context(), pgtest.New(t)
-	one, two := newStorage(t, db, "one"), newStorage(t, db, "two")
+	one, two := testStorage(t, db, "one"), testStorage(t, db, "two")
 	if taken, err := one.TryLock(ctx, "name"); !taken || err != nil {
 		t.Fatal(taken, err)
 	}
@@ -220,7 +224,7 @@ func TestTryLock(t *testing.T) {
 	if err := two.Unlock(ctx, "name"); err == nil {
 		t.Error("a lock can be given back twice")
 	}
-	if err := two.RenewLockLease(ctx, "name", time.Second); !errors.Is(err, ErrLeaseLost) {
+	if err := two.RenewLockLease(ctx, "name", time.Second); !errors.Is(err, errLeaseLost) {
 		t.Errorf("renewing what is not held: %v", err)
 	}
 }
@@ -239,7 +243,7 @@ func expire(t testing.TB, pool *pgxpool.Pool, name string) {
 func TestTakeover(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	one, two := newStorage(t, db, "one"), newStorage(t, db, "two")
+	one, two := testStorage(t, db, "one"), testStorage(t, db, "two")
 	first, end := withScope(t.Context())
 	defer end(nil)
 	one.lease, one.renewEvery = time.Hour, time.Hour // unless the test ends it
@@ -248,7 +252,7 @@ func TestTakeover(t *testing.T) {
 	must(t, one.Store(first, "other", []byte("one")))
 
 	expire(t, db.Pool, "name")
-	if err := one.Store(first, "value", []byte("late")); !errors.Is(err, ErrLeaseLost) {
+	if err := one.Store(first, "value", []byte("late")); !errors.Is(err, errLeaseLost) {
 		t.Errorf("Store after the lease: %v", err)
 	}
 	second, end2 := withScope(t.Context())
@@ -256,16 +260,16 @@ func TestTakeover(t *testing.T) {
 	must(t, two.Lock(second, "name"))
 	must(t, two.Store(second, "value", []byte("two")))
 
-	if err := one.Store(first, "value", []byte("late")); !errors.Is(err, ErrLeaseLost) {
+	if err := one.Store(first, "value", []byte("late")); !errors.Is(err, errLeaseLost) {
 		t.Errorf("Store after the takeover: %v", err)
 	}
-	if err := one.Delete(first, "value"); !errors.Is(err, ErrLeaseLost) {
+	if err := one.Delete(first, "value"); !errors.Is(err, errLeaseLost) {
 		t.Errorf("Delete after the takeover: %v", err)
 	}
-	if err := one.failed(first, Record{Name: "name", FailingSince: time.Now(), NextAttempt: time.Now()}); !errors.Is(err, ErrLeaseLost) {
+	if err := one.failed(first, Record{Name: "name", FailingSince: time.Now(), NextAttempt: time.Now()}); !errors.Is(err, errLeaseLost) {
 		t.Errorf("a failure after the takeover: %v", err)
 	}
-	if err := one.RenewLockLease(first, "name", time.Minute); !errors.Is(err, ErrLeaseLost) {
+	if err := one.RenewLockLease(first, "name", time.Minute); !errors.Is(err, errLeaseLost) {
 		t.Errorf("renewal after the takeover: %v", err)
 	}
 	if err := one.Unlock(first, "name"); err != nil {
@@ -283,7 +287,7 @@ func TestTakeover(t *testing.T) {
 func TestLeaseIsKept(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	s := newStorage(t, db, "one")
+	s := testStorage(t, db, "one")
 	s.renewEvery = 10 * time.Millisecond
 	ctx, end := withScope(t.Context())
 	defer end(nil)
@@ -303,7 +307,7 @@ func TestLeaseIsKept(t *testing.T) {
 	case <-time.After(patience):
 		t.Fatal("the work goes on without its lock")
 	}
-	if why := context.Cause(ctx); !errors.Is(why, ErrLeaseLost) {
+	if why := context.Cause(ctx); !errors.Is(why, errLeaseLost) {
 		t.Errorf("the work ended by %v", why)
 	}
 	must(t, s.Unlock(ctx, "name"))
@@ -318,7 +322,7 @@ func TestLeaseIsKept(t *testing.T) {
 func TestWhole(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	s := newStorage(t, db, "one")
+	s := testStorage(t, db, "one")
 	s.lease, s.renewEvery = time.Hour, time.Hour
 	ctx, end := withScope(t.Context())
 	defer end(nil)
@@ -354,7 +358,7 @@ func TestWhole(t *testing.T) {
 		t.Errorf("stored: %s", got)
 	}
 	expire(t, db.Pool, "name")
-	if err := store("4"); !errors.Is(err, ErrLeaseLost) {
+	if err := store("4"); !errors.Is(err, errLeaseLost) {
 		t.Errorf("without the lock: %v", err)
 	}
 	// What certmagic does when the third part fails.
@@ -375,7 +379,7 @@ func TestWhole(t *testing.T) {
 func TestLoadWhileRenewed(t *testing.T) {
 	t.Parallel()
 	db, ca := pgtest.New(t), smtptest.NewCA(t)
-	other := newStorage(t, db, "other")
+	other := testStorage(t, db, "other")
 	const base = "certificates/ca/mail.test/mail.test"
 	renew := func() {
 		ctx, end := withScope(t.Context())
@@ -389,7 +393,7 @@ func TestLoadWhileRenewed(t *testing.T) {
 	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
 	must(t, err)
 	defer pool.Close()
-	k := &Keeper{storage: NewStorage(pool, newSealer(t, 1), "one", slog.New(slog.DiscardHandler))}
+	k := &Keeper{storage: newStorage(Config{Pool: pool, Sealer: newSealer(t, 1), Node: "one", Log: slog.New(slog.DiscardHandler)})}
 	_, err = k.load(t.Context(), "ca", "mail.test")
 	must(t, err)
 }
@@ -407,7 +411,7 @@ func TestStorageAway(t *testing.T) {
 	held, err := pool.Acquire(t.Context()) // nothing answers
 	must(t, err)
 	defer held.Release()
-	s := newStorage(t, db, "one")
+	s := testStorage(t, db, "one")
 	s.pool = pool
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()

@@ -1,4 +1,4 @@
-package certificate
+package acme
 
 import (
 	"crypto/x509"
@@ -17,6 +17,7 @@ import (
 	"github.com/mholt/acmez/v3/acme"
 
 	"postern/internal/panics"
+	"postern/relay/certificate"
 	"postern/relay/seal"
 )
 
@@ -33,8 +34,8 @@ const (
 // LetsEncrypt is the directory of the default authority.
 const LetsEncrypt = certmagic.LetsEncryptProductionCA
 
-// ACME says how certificates are got.
-type ACME struct {
+// Config says how certificates are got.
+type Config struct {
 	Names     []string       // each gets a certificate of its own; a wildcard needs DNS01
 	Email     string         // of the account; required
 	Directory string         // URL; "": LetsEncrypt
@@ -52,8 +53,8 @@ type ACME struct {
 	Sealer *seal.Sealer
 	Log    *slog.Logger  // nil: nowhere
 	Guard  *panics.Guard // keeps what panics from ending the process; may be nil
-	Clock  Clock         // nil: the system's
 
+	clock          clock         // nil: the system's
 	lookEvery      time.Duration // 0: lookEvery
 	renewWindow    float64       // the part of its time in which a certificate is renewed, when the authority does not say; 0: a third
 	validationTime time.Duration // 0: validationTime
@@ -61,15 +62,15 @@ type ACME struct {
 
 // NewKeeper opens the port on which the authority's validations are answered, and
 // does nothing yet.
-func NewKeeper(cfg ACME) (*Keeper, error) {
+func NewKeeper(cfg Config) (*Keeper, error) {
 	if cfg.Email == "" || len(cfg.Names) == 0 {
 		return nil, errors.New("certificate: names and an email address are required")
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	if cfg.Clock == nil {
-		cfg.Clock = systemClock{}
+	if cfg.clock == nil {
+		cfg.clock = systemClock{}
 	}
 	if cfg.Directory == "" {
 		cfg.Directory = LetsEncrypt
@@ -87,15 +88,15 @@ func NewKeeper(cfg ACME) (*Keeper, error) {
 	slices.Sort(names)
 	cfg.Names = slices.Compact(names)
 	k := &Keeper{
-		cfg: cfg, log: cfg.Log, clock: cfg.Clock,
-		storage: NewStorage(cfg.Pool, cfg.Sealer, cfg.Node, cfg.Log).guarded(cfg.Guard),
+		cfg: cfg, log: cfg.Log, clock: cfg.clock,
+		storage: newStorage(cfg),
 		names:   map[string]*kept{}, wake: map[string]chan struct{}{},
 	}
 	for _, name := range cfg.Names {
 		k.names[name], k.wake[name] = &kept{}, make(chan struct{}, 1)
 	}
 	var err error
-	if k.standIn, err = SelfSign(cfg.Names...); err != nil {
+	if k.standIn, err = certificate.SelfSign(cfg.Names...); err != nil {
 		return nil, err
 	}
 	if err := k.respond(); err != nil {
@@ -206,6 +207,6 @@ func split(address string) (host string, port int) {
 }
 
 // String hides what must not come into a log.
-func (a ACME) String() string {
+func (a Config) String() string {
 	return fmt.Sprintf("acme %s %s %v", a.Directory, a.Challenge, a.Names)
 }

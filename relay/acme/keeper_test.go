@@ -1,4 +1,4 @@
-package certificate
+package acme
 
 import (
 	"bytes"
@@ -22,6 +22,7 @@ import (
 	"postern/internal/acmetest"
 	"postern/internal/logtest"
 	"postern/internal/pgtest"
+	"postern/relay/certificate"
 )
 
 // fakeClock stands still until the test moves it.
@@ -104,7 +105,7 @@ func (c *fakeClock) next() time.Duration {
 type node struct {
 	*Keeper
 	t    *testing.T
-	set  *Set
+	set  *certificate.Set
 	addr string
 	log  *logtest.Lines
 }
@@ -114,10 +115,10 @@ type node struct {
 func host(t *testing.T) string { return strings.ToLower(t.Name()) + ".test" }
 
 // startNode makes a node whose validations come to it alone.
-func startNode(t *testing.T, db *pgtest.DB, ca *acmetest.CA, change ...func(*ACME)) *node {
+func startNode(t *testing.T, db *pgtest.DB, ca *acmetest.CA, change ...func(*Config)) *node {
 	t.Helper()
 	n := &node{t: t, log: &logtest.Lines{}}
-	cfg := ACME{
+	cfg := Config{
 		Names: []string{host(t)}, Email: "admin@mail.test", Directory: ca.URL, Roots: ca.Roots(),
 		Challenge: HTTP01, HTTPAddress: "127.0.0.1:0", TLSALPNAddress: "127.0.0.1:0",
 		Node: "one", Pool: db.Pool, Sealer: newSealer(t, 1), Log: n.log.Logger(), lookEvery: 50 * time.Millisecond,
@@ -132,7 +133,7 @@ func startNode(t *testing.T, db *pgtest.DB, ca *acmetest.CA, change ...func(*ACM
 	n.storage.pollEvery = 20 * time.Millisecond
 	ca.HTTP.To(n.ChallengeAddress)
 	ca.TLSALPN.To(n.ChallengeAddress)
-	if n.set, err = Open(Config{Hostname: host(t)}); err != nil {
+	if n.set, err = certificate.Open(certificate.Config{Hostname: host(t)}); err != nil {
 		t.Fatal(err)
 	}
 	n.set.Use(n.Keeper)
@@ -195,7 +196,7 @@ func (n *node) trusted(name string, roots *x509.CertPool, not *x509.Certificate)
 	return nil
 }
 
-func (n *node) status(name string) Status {
+func (n *node) status(name string) certificate.Status {
 	n.t.Helper()
 	for _, s := range n.set.Status() {
 		if s.Name == name {
@@ -203,10 +204,10 @@ func (n *node) status(name string) Status {
 		}
 	}
 	n.t.Fatalf("no status of %s", name)
-	return Status{}
+	return certificate.Status{}
 }
 
-func (n *node) awaitStatus(name, what string, ok func(Status) bool) Status {
+func (n *node) awaitStatus(name, what string, ok func(certificate.Status) bool) certificate.Status {
 	n.t.Helper()
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if s := n.status(name); ok(s) {
@@ -214,7 +215,7 @@ func (n *node) awaitStatus(name, what string, ok func(Status) bool) Status {
 		}
 	}
 	n.t.Fatalf("%s: not %s: %+v", name, what, n.status(name))
-	return Status{}
+	return certificate.Status{}
 }
 
 func records(t *testing.T, db *pgtest.DB) map[string]Record {
@@ -234,7 +235,7 @@ func TestFirstIssue(t *testing.T) {
 	t.Parallel()
 	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
 	hold := ca.HoldAt("/order-plz")
-	n := startNode(t, db, ca, func(c *ACME) { c.Names = []string{"other." + host(t), strings.ToUpper(host(t))} })
+	n := startNode(t, db, ca, func(c *Config) { c.Names = []string{"other." + host(t), strings.ToUpper(host(t))} })
 	await(t, hold.Arrived)
 	leaf, err := n.handshake(host(t), nil)
 	if err != nil || leaf.Subject.CommonName != "Postern, self-signed" {
@@ -255,7 +256,7 @@ func TestFirstIssue(t *testing.T) {
 	if err != nil || leaf.DNSNames[0] != host(t) {
 		t.Errorf("without SNI: %v, %v", leaf.DNSNames, err)
 	}
-	s := n.awaitStatus(host(t), "valid", func(s Status) bool { return !s.LastSuccess.IsZero() })
+	s := n.awaitStatus(host(t), "valid", func(s certificate.Status) bool { return !s.LastSuccess.IsZero() })
 	if s.StandIn || s.Error != "" || !valid(s) || !strings.Contains(s.Issuer, "Pebble") || !strings.HasPrefix(s.Source, "acme 127.0.0.1") {
 		t.Errorf("status: %+v", s)
 	}
@@ -308,7 +309,7 @@ func TestOneOrder(t *testing.T) {
 	hold := ca.HoldAt("/order-plz")
 	var nodes []*node
 	for i := range 3 {
-		nodes = append(nodes, startNode(t, db, ca, func(c *ACME) { c.Node = fmt.Sprint("node", i) }))
+		nodes = append(nodes, startNode(t, db, ca, func(c *Config) { c.Node = fmt.Sprint("node", i) }))
 	}
 	await(t, hold.Arrived)
 	hold.Release()
@@ -326,7 +327,7 @@ func TestOneOrder(t *testing.T) {
 func TestRenewal(t *testing.T) {
 	t.Parallel()
 	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{Validity: 2 * patience})
-	n := startNode(t, db, ca, func(c *ACME) { c.renewWindow = 0.98 })
+	n := startNode(t, db, ca, func(c *Config) { c.renewWindow = 0.98 })
 	roots := ca.Issued(t)
 	first := n.trusted(host(t), roots, nil)
 	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
@@ -352,7 +353,7 @@ func TestRenewalInformation(t *testing.T) {
 	t.Parallel()
 	db, ca, clock := pgtest.New(t), acmetest.New(t, acmetest.Options{}), newFakeClock()
 	ca.RenewNow(true)
-	n := startNode(t, db, ca, func(c *ACME) { c.Clock = clock })
+	n := startNode(t, db, ca, func(c *Config) { c.clock = clock })
 	clock.idle(t, 1)
 	first := n.trusted(host(t), ca.Issued(t), nil)
 	ca.RenewNow(false)
@@ -376,7 +377,7 @@ func TestRenewalInformation(t *testing.T) {
 func TestForgottenCertificate(t *testing.T) {
 	t.Parallel()
 	db, ca, clock := pgtest.New(t), acmetest.New(t, acmetest.Options{}), newFakeClock()
-	n := startNode(t, db, ca, func(c *ACME) { c.Clock, c.lookEvery = clock, 10*time.Minute })
+	n := startNode(t, db, ca, func(c *Config) { c.clock, c.lookEvery = clock, 10*time.Minute })
 	clock.idle(t, 1)
 	first := n.trusted(host(t), ca.Issued(t), nil)
 	ca.Forget()
@@ -400,8 +401,8 @@ func TestForgottenCertificate(t *testing.T) {
 func TestOutage(t *testing.T) {
 	t.Parallel()
 	db, ca, clock := pgtest.New(t), acmetest.New(t, acmetest.Options{}), newFakeClock()
-	config := func(name string) func(*ACME) {
-		return func(c *ACME) { c.Clock, c.Node, c.lookEvery = clock, name, 10*time.Minute }
+	config := func(name string) func(*Config) {
+		return func(c *Config) { c.clock, c.Node, c.lookEvery = clock, name, 10*time.Minute }
 	}
 	ca.RenewNow(true) // the first one is due at the next look
 	hold := ca.HoldAt("/order-plz")
@@ -477,7 +478,7 @@ func TestNotStored(t *testing.T) {
 	if _, err := db.Pool.Exec(t.Context(), "alter table certificate_store add constraint full_disk check (key not like 'certificates/%')"); err != nil {
 		t.Fatal(err)
 	}
-	n := startNode(t, db, ca, func(c *ACME) { c.Clock, c.lookEvery = clock, 10*time.Minute })
+	n := startNode(t, db, ca, func(c *Config) { c.clock, c.lookEvery = clock, 10*time.Minute })
 	clock.idle(t, 1)
 	for at := time.Duration(0); at < 45*time.Second; {
 		at += clock.next()
@@ -505,8 +506,8 @@ func TestFirstIssueFails(t *testing.T) {
 	t.Parallel()
 	db, ca, clock := pgtest.New(t), acmetest.New(t, acmetest.Options{}), newFakeClock()
 	ca.Down()
-	config := func(name string) func(*ACME) {
-		return func(c *ACME) { c.Clock, c.Node, c.lookEvery = clock, name, 10*time.Minute }
+	config := func(name string) func(*Config) {
+		return func(c *Config) { c.clock, c.Node, c.lookEvery = clock, name, 10*time.Minute }
 	}
 	one, two := startNode(t, db, ca, config("one")), startNode(t, db, ca, config("two"))
 	clock.idle(t, 2)
@@ -541,7 +542,7 @@ func TestRestartInOutage(t *testing.T) {
 	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
 	first := startNode(t, db, ca).trusted(host(t), ca.Issued(t), nil)
 	ca.Down()
-	n := startNode(t, db, ca, func(c *ACME) { c.Node = "two" })
+	n := startNode(t, db, ca, func(c *Config) { c.Node = "two" })
 	if leaf, err := n.handshake(host(t), ca.Issued(t)); err != nil || !leaf.Equal(first) {
 		t.Errorf("its first handshake: %v", err)
 	}
@@ -553,11 +554,11 @@ func TestAnotherAuthority(t *testing.T) {
 	db, ca, other := pgtest.New(t), acmetest.New(t, acmetest.Options{}), acmetest.New(t, acmetest.Options{})
 	first := startNode(t, db, ca).trusted(host(t), ca.Issued(t), nil)
 	other.Down()
-	n := startNode(t, db, other, func(c *ACME) { c.Node = "two" })
+	n := startNode(t, db, other, func(c *Config) { c.Node = "two" })
 	if leaf, err := n.handshake(host(t), ca.Issued(t)); err != nil || !leaf.Equal(first) {
 		t.Errorf("with a new authority that is away: %v", err)
 	}
-	n.awaitStatus(host(t), "failing", func(s Status) bool { return s.Error != "" && !s.StandIn })
+	n.awaitStatus(host(t), "failing", func(s certificate.Status) bool { return s.Error != "" && !s.StandIn })
 
 	other.Up(t)
 	other.HTTP.To(n.ChallengeAddress)
@@ -581,7 +582,7 @@ func TestDatabaseAway(t *testing.T) {
 	n := startNode(t, db, ca)
 	n.trusted(host(t), ca.Issued(t), nil)
 	db.Pool.Close()
-	n.awaitStatus(host(t), "failing", func(s Status) bool { return strings.Contains(s.Error, "closed pool") })
+	n.awaitStatus(host(t), "failing", func(s certificate.Status) bool { return strings.Contains(s.Error, "closed pool") })
 	if _, err := n.handshake(host(t), ca.Issued(t)); err != nil {
 		t.Errorf("without a database: %v", err)
 	}
@@ -598,7 +599,7 @@ func TestCrowd(t *testing.T) {
 			db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
 			name := strings.ReplaceAll(host(t), "/", "-")
 			hold := ca.HoldAt("/order-plz")
-			n := startNode(t, db, ca, func(c *ACME) { c.Names, c.Challenge, c.validationTime = []string{name}, challenge, time.Hour })
+			n := startNode(t, db, ca, func(c *Config) { c.Names, c.Challenge, c.validationTime = []string{name}, challenge, time.Hour })
 			await(t, hold.Arrived)
 			dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 9)}}
 			for range 2 * validations {
@@ -616,7 +617,7 @@ func TestCrowd(t *testing.T) {
 func TestStrangersAreQuiet(t *testing.T) {
 	t.Parallel()
 	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
-	n := startNode(t, db, ca, func(c *ACME) { c.Challenge = TLSALPN01 })
+	n := startNode(t, db, ca, func(c *Config) { c.Challenge = TLSALPN01 })
 	n.trusted(host(t), ca.Issued(t), nil)
 	if _, err := tls.Dial("tcp", n.ChallengeAddress(), &tls.Config{
 		ServerName: host(t), NextProtos: []string{acmez.ACMETLS1Protocol}, InsecureSkipVerify: true}); err == nil {
@@ -638,13 +639,13 @@ func TestWrongClock(t *testing.T) {
 	ahead := newFakeClock()
 	ahead.advance(365 * 24 * time.Hour)
 	ca.Down()
-	startNode(t, db, ca, func(c *ACME) { c.Clock = ahead })
+	startNode(t, db, ca, func(c *Config) { c.clock = ahead })
 	ahead.idle(t, 1)
 	if r := records(t, db)[host(t)]; r.Failures != 1 || time.Until(r.NextAttempt) < 360*24*time.Hour {
 		t.Fatalf("record: %+v", r)
 	}
 	ca.Up(t)
-	startNode(t, db, ca, func(c *ACME) { c.Node = "two" }).trusted(host(t), ca.Issued(t), nil)
+	startNode(t, db, ca, func(c *Config) { c.Node = "two" }).trusted(host(t), ca.Issued(t), nil)
 }
 
 // TestClockApart: a node whose clock says that a new certificate has long expired does
@@ -655,7 +656,7 @@ func TestClockApart(t *testing.T) {
 	first := startNode(t, db, ca).trusted(host(t), ca.Issued(t), nil)
 	for _, off := range []time.Duration{365 * 24 * time.Hour, -2 * time.Hour} {
 		log := &logtest.Lines{}
-		k, err := NewKeeper(ACME{
+		k, err := NewKeeper(Config{
 			Names: []string{host(t)}, Email: "admin@mail.test", Directory: ca.URL, Roots: ca.Roots(), Challenge: HTTP01,
 			HTTPAddress: "127.0.0.1:0", Node: "two", Pool: db.Pool, Sealer: newSealer(t, 1), Log: log.Logger(),
 		})
@@ -681,7 +682,7 @@ func TestPlain(t *testing.T) {
 func TestTLSALPN01(t *testing.T) {
 	t.Parallel()
 	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
-	n := startNode(t, db, ca, func(c *ACME) { c.Challenge = TLSALPN01 })
+	n := startNode(t, db, ca, func(c *Config) { c.Challenge = TLSALPN01 })
 	n.trusted(host(t), ca.Issued(t), nil)
 	if _, err := tls.Dial("tcp", n.ChallengeAddress(), &tls.Config{ServerName: host(t), InsecureSkipVerify: true}); err == nil {
 		t.Error("the port of the validations serves a client")
@@ -691,7 +692,7 @@ func TestTLSALPN01(t *testing.T) {
 func TestDNS01(t *testing.T) {
 	t.Parallel()
 	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
-	n := startNode(t, db, ca, func(c *ACME) {
+	n := startNode(t, db, ca, func(c *Config) {
 		c.Challenge, c.Names = DNS01, []string{host(t), "*.relay." + host(t)}
 		c.DNS = provider(ca.DNS)
 	})
@@ -713,7 +714,7 @@ func TestDNS01(t *testing.T) {
 func TestDefect(t *testing.T) {
 	t.Parallel()
 	var log logtest.Lines
-	k, err := NewKeeper(ACME{
+	k, err := NewKeeper(Config{
 		Names: []string{host(t)}, Email: "admin@mail.test", Directory: "https://127.0.0.1:1/dir", Challenge: HTTP01, HTTPAddress: "127.0.0.1:0",
 		Node: "one", Pool: pgtest.New(t).Pool, Sealer: newSealer(t, 1), Log: log.Logger(),
 	})
@@ -769,7 +770,7 @@ func TestRevoked(t *testing.T) {
 	})
 	responder.Start()
 	defer responder.Close()
-	nodes := []*node{startNode(t, db, ca), startNode(t, db, ca, func(c *ACME) { c.Node = "two" })}
+	nodes := []*node{startNode(t, db, ca), startNode(t, db, ca, func(c *Config) { c.Node = "two" })}
 	await(t, asked)
 	for _, n := range nodes {
 		leaf := n.trusted(host(t), ca.Issued(t), nil)
@@ -788,7 +789,7 @@ func TestAnotherKey(t *testing.T) {
 	t.Parallel()
 	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
 	startNode(t, db, ca).trusted(host(t), ca.Issued(t), nil)
-	k, err := NewKeeper(ACME{
+	k, err := NewKeeper(Config{
 		Names: []string{host(t)}, Email: "admin@mail.test", Directory: ca.URL, Roots: ca.Roots(),
 		Challenge: HTTP01, HTTPAddress: "127.0.0.1:0", Node: "two", Pool: db.Pool, Sealer: newSealer(t, 2),
 	})
@@ -807,8 +808,8 @@ func TestAnotherKey(t *testing.T) {
 func TestAskedRenewal(t *testing.T) {
 	t.Parallel()
 	db, ca, clock := pgtest.New(t), acmetest.New(t, acmetest.Options{}), newFakeClock()
-	config := func(name string) func(*ACME) {
-		return func(c *ACME) { c.Clock, c.Node = clock, name }
+	config := func(name string) func(*Config) {
+		return func(c *Config) { c.clock, c.Node = clock, name }
 	}
 	one, two := startNode(t, db, ca, config("one")), startNode(t, db, ca, config("two"))
 	clock.idle(t, 2)
@@ -847,7 +848,7 @@ func TestAskedRenewal(t *testing.T) {
 func TestAskedRenewalAtOnce(t *testing.T) {
 	t.Parallel()
 	db, ca, clock := pgtest.New(t), acmetest.New(t, acmetest.Options{}), newFakeClock()
-	n := startNode(t, db, ca, func(c *ACME) { c.Clock = clock })
+	n := startNode(t, db, ca, func(c *Config) { c.clock = clock })
 	clock.idle(t, 1)
 	first := n.trusted(host(t), ca.Issued(t), nil)
 	if known, err := AskRenewal(t.Context(), db.Pool, host(t), "root"); !known || err != nil {
@@ -862,7 +863,7 @@ func TestAccountBinding(t *testing.T) {
 	t.Parallel()
 	const key = "cG9zdGVybi1wb3N0ZXJuLXBvc3Rlcm4tcG9zdGVybiE"
 	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{Accounts: map[string]string{"kid": key}})
-	n := startNode(t, db, ca, func(c *ACME) { c.EABKeyID, c.EABKey = "kid", key })
+	n := startNode(t, db, ca, func(c *Config) { c.EABKeyID, c.EABKey = "kid", key })
 	n.trusted(host(t), ca.Issued(t), nil)
 }
 
@@ -873,7 +874,7 @@ func TestPortTaken(t *testing.T) {
 	must(t, err)
 	defer ln.Close()
 	for _, challenge := range []Challenge{HTTP01, TLSALPN01} {
-		_, err = NewKeeper(ACME{Names: []string{host(t)}, Email: "a@mail.test", Challenge: challenge,
+		_, err = NewKeeper(Config{Names: []string{host(t)}, Email: "a@mail.test", Challenge: challenge,
 			HTTPAddress: ln.Addr().String(), TLSALPNAddress: ln.Addr().String(), Sealer: newSealer(t, 1)})
 		if err == nil || !strings.Contains(err.Error(), ln.Addr().String()) || !strings.Contains(err.Error(), string(challenge)) {
 			t.Errorf("%s: %v", challenge, err)

@@ -1,4 +1,4 @@
-package certificate
+package acme
 
 import (
 	"crypto/x509"
@@ -17,7 +17,7 @@ import (
 func TestTidy(t *testing.T) {
 	t.Parallel()
 	db, ca, clock := pgtest.New(t), acmetest.New(t, acmetest.Options{}), newFakeClock()
-	n := startNode(t, db, ca, func(c *ACME) { c.Clock, c.lookEvery = clock, 10*time.Minute })
+	n := startNode(t, db, ca, func(c *Config) { c.clock, c.lookEvery = clock, 10*time.Minute })
 	clock.idle(t, 1)
 	n.trusted(host(t), ca.Issued(t), nil)
 

@@ -1,4 +1,4 @@
-package certificate
+package acme
 
 import (
 	"context"
@@ -10,9 +10,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// ErrLeaseLost says that a lock was taken over, or may have been: its lease could not
+// errLeaseLost says that a lock was taken over, or may have been: its lease could not
 // be renewed in time.
-var ErrLeaseLost = errors.New("the lock of this certificate was lost")
+var errLeaseLost = errors.New("the lock of this certificate was lost")
 
 // lease is a lock that this process has.
 type lease struct {
@@ -35,7 +35,7 @@ const renewLock = `update certificate_lock set expires_at = clock_timestamp() + 
 const giveLock = `delete from certificate_lock where name = $1 and token = $2`
 
 // Lock implements certmagic.Locker. It asks every second: what it waits for takes long.
-func (s *Storage) Lock(ctx context.Context, name string) error {
+func (s *storage) Lock(ctx context.Context, name string) error {
 	for {
 		taken, err := s.TryLock(ctx, name)
 		if err != nil || taken {
@@ -51,7 +51,7 @@ func (s *Storage) Lock(ctx context.Context, name string) error {
 }
 
 // TryLock implements certmagic.TryLocker.
-func (s *Storage) TryLock(ctx context.Context, name string) (bool, error) {
+func (s *storage) TryLock(ctx context.Context, name string) (bool, error) {
 	sent := time.Now()
 	bounded, cancel := call(ctx)
 	defer cancel()
@@ -74,7 +74,7 @@ func (s *Storage) TryLock(ctx context.Context, name string) (bool, error) {
 }
 
 // scope is where ctx's locks are kept.
-func (s *Storage) scope(ctx context.Context) *scope {
+func (s *storage) scope(ctx context.Context) *scope {
 	if sc := scopeOf(ctx); sc != nil {
 		return sc
 	}
@@ -82,7 +82,7 @@ func (s *Storage) scope(ctx context.Context) *scope {
 }
 
 // keep renews a lease until it is given back or lost. sent is when the last success was asked for.
-func (s *Storage) keep(ctx context.Context, sc *scope, name string, l *lease, sent time.Time) {
+func (s *storage) keep(ctx context.Context, sc *scope, name string, l *lease, sent time.Time) {
 	defer close(l.ended)
 	tick := time.NewTicker(s.renewEvery)
 	defer tick.Stop()
@@ -99,15 +99,15 @@ func (s *Storage) keep(ctx context.Context, sc *scope, name string, l *lease, se
 			return
 		case err == nil:
 			sent = now
-		case errors.Is(err, ErrLeaseLost), time.Since(sent) > s.lease:
+		case errors.Is(err, errLeaseLost), time.Since(sent) > s.lease:
 			s.log.Warn("certificate lock lost; its work is given up", "lock", name, "error", err)
-			sc.lost(ErrLeaseLost)
+			sc.lost(errLeaseLost)
 			return
 		}
 	}
 }
 
-func (s *Storage) renew(ctx context.Context, name string, token int64) error {
+func (s *storage) renew(ctx context.Context, name string, token int64) error {
 	ctx, cancel := call(ctx)
 	defer cancel()
 	tag, err := s.pool.Exec(ctx, renewLock, name, token, s.lease)
@@ -115,7 +115,7 @@ func (s *Storage) renew(ctx context.Context, name string, token int64) error {
 		return fmt.Errorf("renew lock %s: %w", name, cause(ctx, err))
 	}
 	if tag.RowsAffected() == 0 {
-		return ErrLeaseLost
+		return errLeaseLost
 	}
 	return nil
 }
@@ -123,19 +123,19 @@ func (s *Storage) renew(ctx context.Context, name string, token int64) error {
 // RenewLockLease implements certmagic.LockLeaseRenewer. Leases are renewed anyway while
 // the lock is held, and stay short whatever is asked for: what a dead holder leaves
 // behind must not keep the others waiting.
-func (s *Storage) RenewLockLease(ctx context.Context, name string, _ time.Duration) error {
+func (s *storage) RenewLockLease(ctx context.Context, name string, _ time.Duration) error {
 	sc := s.scope(ctx)
 	sc.mu.Lock()
 	l := sc.leases[name]
 	sc.mu.Unlock()
 	if l == nil {
-		return fmt.Errorf("renew lock %s: %w", name, ErrLeaseLost)
+		return fmt.Errorf("renew lock %s: %w", name, errLeaseLost)
 	}
 	return s.renew(ctx, name, l.token)
 }
 
 // Unlock implements certmagic.Locker. A lock that was lost is another's, and left alone.
-func (s *Storage) Unlock(ctx context.Context, name string) error {
+func (s *storage) Unlock(ctx context.Context, name string) error {
 	sc := s.scope(ctx)
 	sc.mu.Lock()
 	l := sc.leases[name]

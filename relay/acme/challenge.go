@@ -1,4 +1,4 @@
-package certificate
+package acme
 
 import (
 	"context"
@@ -58,7 +58,7 @@ func (r *responder) stop() {
 }
 
 // respondHTTP answers HTTP-01 (RFC 8555 section 8.3) for our names, and nothing else.
-func respondHTTP(ln net.Listener, issuer *certmagic.ACMEIssuer, cfg ACME) *responder {
+func respondHTTP(ln net.Listener, issuer *certmagic.ACMEIssuer, cfg Config) *responder {
 	server := &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if !ourHost(r.Host, cfg.Names) || !issuer.HandleHTTPChallenge(w, r) {
@@ -92,7 +92,7 @@ func ourHost(host string, names []string) bool {
 }
 
 // respondTLSALPN answers TLS-ALPN-01 (RFC 8737): a handshake is all there is.
-func respondTLSALPN(ln net.Listener, config *certmagic.Config, cfg ACME) *responder {
+func respondTLSALPN(ln net.Listener, config *certmagic.Config, cfg Config) *responder {
 	conf := &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		NextProtos: []string{acmez.ACMETLS1Protocol},

@@ -1,4 +1,4 @@
-package certificate
+package acme
 
 import (
 	"context"
@@ -75,8 +75,8 @@ func (k *Keeper) show(name string, cert *tls.Certificate) {
 	}
 }
 
-// shown are the certificates of all names, the stand-in last when one lacks.
-func (k *Keeper) shown() []*tls.Certificate {
+// Shown are the certificates of all names, the stand-in last when one lacks.
+func (k *Keeper) Shown() []*tls.Certificate {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	list := make([]*tls.Certificate, 0, len(k.cfg.Names)+1)

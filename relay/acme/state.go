@@ -1,4 +1,4 @@
-package certificate
+package acme
 
 import (
 	"context"
@@ -63,7 +63,7 @@ func scanRecord(row pgx.CollectableRow) (Record, error) {
 const readRecord = `select ` + columns + ` from certificate_state where authority = $1 and name = $2`
 
 // record reads what is known of a name; nothing is known of one that is new.
-func (s *Storage) record(ctx context.Context, authority, name string) (Record, error) {
+func (s *storage) record(ctx context.Context, authority, name string) (Record, error) {
 	ctx, cancel := call(ctx)
 	defer cancel()
 	rows, _ := s.pool.Query(ctx, readRecord, authority, name)
@@ -89,13 +89,13 @@ on conflict (authority, name) do update set node = excluded.node, failures = c.f
 	last_error = excluded.last_error, next_attempt_at = excluded.next_attempt_at`
 
 // failed tells all nodes of a failed attempt, by who holds the name's lock.
-func (s *Storage) failed(ctx context.Context, r Record) error {
+func (s *storage) failed(ctx context.Context, r Record) error {
 	locks, tokens := fence(ctx)
 	ctx, cancel := call(context.WithoutCancel(ctx))
 	defer cancel()
 	tag, err := s.pool.Exec(ctx, recordFailure, r.Authority, r.Name, s.node, r.FailingSince, storable(r.LastError), r.NextAttempt, locks, tokens)
 	if err == nil && tag.RowsAffected() == 0 {
-		err = ErrLeaseLost
+		err = errLeaseLost
 	}
 	if err != nil {
 		return fmt.Errorf("record a failure: %w", cause(ctx, err))
@@ -114,7 +114,7 @@ on conflict (authority, name) do update set node = excluded.node, issuer = exclu
 where (c.failures > 0 or c.serial <> excluded.serial) and (c.not_before is null or c.not_before <= excluded.not_before)`
 
 // succeeded tells all nodes that the certificate is in order. Most times they know.
-func (s *Storage) succeeded(ctx context.Context, authority, name string, leaf *x509.Certificate, now time.Time) error {
+func (s *storage) succeeded(ctx context.Context, authority, name string, leaf *x509.Certificate, now time.Time) error {
 	ctx, cancel := call(ctx)
 	defer cancel()
 	_, err := s.pool.Exec(ctx, recordSuccess, authority, name, s.node, storable(leaf.Issuer.CommonName),

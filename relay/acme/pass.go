@@ -1,4 +1,4 @@
-package certificate
+package acme
 
 import (
 	"context"
@@ -39,7 +39,7 @@ func (k *Keeper) pass(ctx context.Context, name string) {
 		k.wait(ctx, name, record)
 		return
 	}
-	if kept := k.kept(name); kept.hold.After(k.clock.Now()) && !record.RenewedAt.After(kept.trouble.since) {
+	if kept := k.kept(name); kept.hold.After(k.clock.Now()) && !record.RenewedAt.After(kept.trouble.Since) {
 		_ = k.adopt(ctx, name) // there is an error to tell already
 		return
 	}
@@ -84,8 +84,8 @@ func (k *Keeper) wait(ctx context.Context, name string, record Record) {
 		return
 	}
 	k.update(name, func(kept *kept) {
-		kept.trouble.failure(record.FailingSince, errors.New(record.LastError), record.NextAttempt)
-		kept.trouble.since = record.FailingSince
+		kept.trouble.Failure(record.FailingSince, errors.New(record.LastError), record.NextAttempt)
+		kept.trouble.Since = record.FailingSince
 	})
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		k.log.Warn("the certificate in the database cannot be read", "name", name, "error", err)
@@ -117,7 +117,7 @@ func (k *Keeper) manage(ctx context.Context, name string, record Record) error {
 	if cert != nil {
 		k.show(name, cert)
 	}
-	if lost := context.Cause(ctx); errors.Is(lost, ErrLeaseLost) && err != nil {
+	if lost := context.Cause(ctx); errors.Is(lost, errLeaseLost) && err != nil {
 		return lost
 	}
 	return err
@@ -203,7 +203,7 @@ func plain(err error) string { return storable(strings.Join(strings.Fields(err.E
 // unknown is when the database does not tell whether an attempt is due.
 func (k *Keeper) unknown(name string, err error) {
 	now := k.clock.Now()
-	k.update(name, func(kept *kept) { kept.trouble.failure(now, err, now.Add(time.Minute)) })
+	k.update(name, func(kept *kept) { kept.trouble.Failure(now, err, now.Add(time.Minute)) })
 	k.log.Warn("certificate not looked after", "name", name, "error", err)
 }
 
@@ -213,12 +213,12 @@ func (k *Keeper) failed(ctx context.Context, name string, err error) {
 	k.update(name, func(kept *kept) {
 		if readErr == nil && k.early(record) { // an attempt that all nodes know of
 			kept.failures, kept.hold = 0, time.Time{}
-			kept.trouble.last, kept.trouble.since, kept.trouble.next = errors.New(record.LastError), record.FailingSince, record.NextAttempt
+			kept.trouble.Last, kept.trouble.Since, kept.trouble.Next = errors.New(record.LastError), record.FailingSince, record.NextAttempt
 			return
 		}
 		kept.failures++
 		kept.hold = now.Add(delay(kept.failures))
-		kept.trouble.failure(now, errors.New(plain(err)), kept.hold)
+		kept.trouble.Failure(now, errors.New(plain(err)), kept.hold)
 	})
 	status := k.statusOf(name)
 	k.log.Error("certificate not issued", "name", name, "authority", k.authority, "error", status.Error,
@@ -230,9 +230,9 @@ func (k *Keeper) succeeded(ctx context.Context, name string) {
 	var cert *tls.Certificate
 	var failing bool
 	k.update(name, func(kept *kept) {
-		failing = kept.trouble.last != nil
+		failing = kept.trouble.Last != nil
 		kept.failures, kept.hold, cert = 0, time.Time{}, kept.cert
-		kept.trouble.success(now)
+		kept.trouble.Success(now)
 	})
 	if failing {
 		k.log.Info("certificate in order again", "name", name, "authority", k.authority)

@@ -1,4 +1,4 @@
-package certificate
+package acme
 
 import (
 	"context"
@@ -21,9 +21,9 @@ import (
 // callTime bounds each call to the database.
 const callTime = 10 * time.Second
 
-// Storage is certmagic's storage in Postgres. Keys are paths; values are sealed, and
+// storage is certmagic's storage in Postgres. Keys are paths; values are sealed, and
 // bound to their keys.
-type Storage struct {
+type storage struct {
 	pool   *pgxpool.Pool
 	sealer *seal.Sealer
 	node   string // whose locks these are, for people who look
@@ -37,27 +37,21 @@ type Storage struct {
 }
 
 var (
-	_ certmagic.Storage          = (*Storage)(nil)
-	_ certmagic.TryLocker        = (*Storage)(nil)
-	_ certmagic.LockLeaseRenewer = (*Storage)(nil)
+	_ certmagic.Storage          = (*storage)(nil)
+	_ certmagic.TryLocker        = (*storage)(nil)
+	_ certmagic.LockLeaseRenewer = (*storage)(nil)
 )
 
-// NewStorage makes a Storage. node names the holder of its locks.
-func NewStorage(pool *pgxpool.Pool, sealer *seal.Sealer, node string, log *slog.Logger) *Storage {
-	return &Storage{
-		pool: pool, sealer: sealer, node: node, log: log,
+func newStorage(cfg Config) *storage {
+	return &storage{
+		pool: cfg.Pool, sealer: cfg.Sealer, node: cfg.Node, log: cfg.Log, guard: cfg.Guard,
 		lease: 30 * time.Second, renewEvery: 10 * time.Second, pollEvery: time.Second,
 		loose: newScope(func(error) {}), now: time.Now, answers: newAnswers(),
 	}
 }
 
-func (s *Storage) guarded(by *panics.Guard) *Storage {
-	s.guard = by
-	return s
-}
-
 // String keeps the pool and the key out of certmagic's log.
-func (s *Storage) String() string { return "postgres" }
+func (s *storage) String() string { return "postgres" }
 
 // call bounds a call to the database.
 func call(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -71,7 +65,7 @@ const askClock = `select clock_timestamp()`
 
 // clock is an error when this machine's clock is too far from the database's to judge
 // whether a certificate must be renewed.
-func (s *Storage) clock(ctx context.Context) error {
+func (s *storage) clock(ctx context.Context) error {
 	ctx, cancel := call(ctx)
 	defer cancel()
 	var theirs time.Time
@@ -104,8 +98,8 @@ on conflict (key) do update set value = excluded.value, size = excluded.size, mo
 
 // Store implements certmagic.Storage. In a scope, the three parts of a certificate
 // are kept until they are together, and then written together; and nothing is written
-// when a lock of the scope is lost: ErrLeaseLost.
-func (s *Storage) Store(ctx context.Context, key string, value []byte) error {
+// when a lock of the scope is lost: errLeaseLost.
+func (s *storage) Store(ctx context.Context, key string, value []byte) error {
 	sc, values := scopeOf(ctx), map[string][]byte{key: value}
 	if sc != nil {
 		values = sc.gather(key, value)
@@ -122,7 +116,7 @@ func (s *Storage) Store(ctx context.Context, key string, value []byte) error {
 	return nil
 }
 
-func (s *Storage) put(ctx context.Context, values map[string][]byte) error {
+func (s *storage) put(ctx context.Context, values map[string][]byte) error {
 	var keys []string
 	for key := range values {
 		keys = append(keys, key)
@@ -143,7 +137,7 @@ func (s *Storage) put(ctx context.Context, values map[string][]byte) error {
 		return cause(ctx, err)
 	}
 	if tag.RowsAffected() != int64(len(keys)) {
-		return ErrLeaseLost
+		return errLeaseLost
 	}
 	return nil
 }
@@ -151,20 +145,20 @@ func (s *Storage) put(ctx context.Context, values map[string][]byte) error {
 const loadValues = `select key, value from certificate_store where key = any($1)`
 
 // Load implements certmagic.Storage.
-func (s *Storage) Load(ctx context.Context, key string) ([]byte, error) {
+func (s *storage) Load(ctx context.Context, key string) ([]byte, error) {
 	if isAnswer(key) {
 		return s.answers.load(ctx, key, s.load)
 	}
 	return s.load(ctx, key)
 }
 
-func (s *Storage) load(ctx context.Context, key string) ([]byte, error) {
+func (s *storage) load(ctx context.Context, key string) ([]byte, error) {
 	values, err := s.get(ctx, key)
 	return values[key], err
 }
 
 // get loads values that belong together as they were at one time.
-func (s *Storage) get(ctx context.Context, keys ...string) (map[string][]byte, error) {
+func (s *storage) get(ctx context.Context, keys ...string) (map[string][]byte, error) {
 	ctx, cancel := call(ctx)
 	defer cancel()
 	values := map[string][]byte{}
@@ -203,7 +197,7 @@ where l.expires_at > clock_timestamp()`
 
 // Delete implements certmagic.Storage. A lost lock deletes nothing: what is there may
 // be the next holder's.
-func (s *Storage) Delete(ctx context.Context, key string) error {
+func (s *storage) Delete(ctx context.Context, key string) error {
 	sc := scopeOf(ctx)
 	if sc != nil && sc.forget(key) {
 		return nil
@@ -217,7 +211,7 @@ func (s *Storage) Delete(ctx context.Context, key string) error {
 		// Nothing there, or nothing held any more?
 		var held int
 		if err = s.pool.QueryRow(ctx, heldLocks, locks, tokens).Scan(&held); err == nil && held != len(locks) {
-			err = ErrLeaseLost
+			err = errLeaseLost
 		}
 	}
 	if err != nil {
@@ -227,7 +221,7 @@ func (s *Storage) Delete(ctx context.Context, key string) error {
 }
 
 // Exists implements certmagic.Storage: false also when the database does not answer.
-func (s *Storage) Exists(ctx context.Context, key string) bool {
+func (s *storage) Exists(ctx context.Context, key string) bool {
 	_, err := s.Stat(ctx, key)
 	return err == nil
 }
@@ -236,7 +230,7 @@ const listKeys = `select key from certificate_store where starts_with(key, $1) o
 
 // List implements certmagic.Storage: the files and folders in path, and with
 // recursive all below them.
-func (s *Storage) List(ctx context.Context, path string, recursive bool) ([]string, error) {
+func (s *storage) List(ctx context.Context, path string, recursive bool) ([]string, error) {
 	ctx, cancel := call(ctx)
 	defer cancel()
 	prefix := ""
@@ -279,7 +273,7 @@ select key, size, modified_at from certificate_store
 where key = $1 or starts_with(key, $1 || '/') order by key <> $1, key limit 1`
 
 // Stat implements certmagic.Storage.
-func (s *Storage) Stat(ctx context.Context, key string) (certmagic.KeyInfo, error) {
+func (s *storage) Stat(ctx context.Context, key string) (certmagic.KeyInfo, error) {
 	ctx, cancel := call(ctx)
 	defer cancel()
 	var found string

@@ -1,4 +1,4 @@
-package certificate
+package acme
 
 import (
 	"errors"
@@ -15,7 +15,7 @@ func TestAnswers(t *testing.T) {
 	t.Parallel()
 	const key = "acme/ca.test/challenge_tokens/mail.test.json"
 	db := pgtest.New(t)
-	one, two := newStorage(t, db, "one"), newStorage(t, db, "two")
+	one, two := testStorage(t, db, "one"), testStorage(t, db, "two")
 	one.answers.age = time.Hour
 	ctx := t.Context()
 	want := func(text string) {

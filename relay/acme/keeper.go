@@ -1,4 +1,4 @@
-package certificate
+package acme
 
 import (
 	"context"
@@ -11,6 +11,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"postern/relay/certificate"
 
 	"github.com/caddyserver/certmagic"
 )
@@ -25,8 +27,8 @@ const (
 	passTime = 8 * time.Minute
 )
 
-// Clock is the time by which attempts are made.
-type Clock interface {
+// clock is the time by which attempts are made.
+type clock interface {
 	Now() time.Time
 	After(d time.Duration) <-chan time.Time
 }
@@ -39,10 +41,10 @@ func (systemClock) After(d time.Duration) <-chan time.Time { return time.After(d
 // Keeper gets certificates from an ACME authority, renews them, and shares them with
 // the other nodes. It is safe for concurrent use.
 type Keeper struct {
-	cfg       ACME
+	cfg       Config
 	log       *slog.Logger
-	clock     Clock
-	storage   *Storage
+	clock     clock
+	storage   *storage
 	issuer    *certmagic.ACMEIssuer
 	config    *certmagic.Config // for answering validations; passes have their own
 	authority string
@@ -61,7 +63,7 @@ type Keeper struct {
 // kept is what is known of one name.
 type kept struct {
 	cert    *tls.Certificate // nil: none yet
-	trouble trouble
+	trouble certificate.Trouble
 	// Attempts in a row that have failed without the other nodes' being told, as when
 	// what was issued could not be stored, and until when this node makes none.
 	failures int
@@ -154,8 +156,8 @@ func (k *Keeper) pause(name string) time.Duration {
 	if kept.cert == nil {
 		pause = min(pause, lookWithout)
 	}
-	if kept.trouble.last != nil {
-		pause = min(pause, max(kept.trouble.next.Sub(k.clock.Now()), 0))
+	if kept.trouble.Last != nil {
+		pause = min(pause, max(kept.trouble.Next.Sub(k.clock.Now()), 0))
 	}
 	return pause
 }
@@ -185,21 +187,21 @@ func (k *Keeper) LookNow() {
 }
 
 // Status tells of each name.
-func (k *Keeper) Status() []Status {
-	list := make([]Status, 0, len(k.cfg.Names))
+func (k *Keeper) Status() []certificate.Status {
+	list := make([]certificate.Status, 0, len(k.cfg.Names))
 	for _, name := range k.cfg.Names {
 		list = append(list, k.statusOf(name))
 	}
 	return slices.Clip(list)
 }
 
-func (k *Keeper) statusOf(name string) Status {
+func (k *Keeper) statusOf(name string) certificate.Status {
 	kept := k.kept(name)
 	cert := kept.cert
 	if cert == nil {
 		cert = k.standIn
 	}
-	s := statusOf(cert, kept.trouble)
+	s := kept.trouble.Status(cert)
 	s.Name, s.Source, s.StandIn = name, "acme "+k.authority, kept.cert == nil
 	if s.StandIn {
 		s.Names = []string{name}

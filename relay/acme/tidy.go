@@ -1,4 +1,4 @@
-package certificate
+package acme
 
 import (
 	"context"
@@ -49,7 +49,7 @@ delete from certificate_state
 where coalesce(not_after, failing_since) < clock_timestamp() - $1::interval
 	and coalesce(next_attempt_at, '-infinity') < clock_timestamp() - interval '1 day'`
 
-func (s *Storage) forget(ctx context.Context) error {
+func (s *storage) forget(ctx context.Context) error {
 	ctx, cancel := call(ctx)
 	defer cancel()
 	if _, err := s.pool.Exec(ctx, deleteLocks); err != nil {

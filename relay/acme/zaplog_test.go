@@ -1,4 +1,4 @@
-package certificate
+package acme
 
 import (
 	"bytes"
@@ -21,7 +21,7 @@ func TestZapLog(t *testing.T) {
 	named.Info("below the level")
 	named.Warn("a step", zap.Duration("in", time.Second), zap.Strings("names", []string{"a", "b"}))
 	named.Error("could not", zap.Error(errors.New("refused")), zap.Int("attempt", 2))
-	log.Error("of no part", zap.Any("storage", &Storage{node: "one"}))
+	log.Error("of no part", zap.Any("storage", &storage{node: "one"}))
 	log.Error("a page", zap.Error(errors.New(strings.Repeat("x", 1<<20))))
 	if err := log.Sync(); err != nil {
 		t.Error(err)
