@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -13,40 +14,67 @@ import (
 	"testing"
 )
 
-// docs/replies.md has every reply that the sources can give, and no other: its codes, and
-// its text as far as it is written out.
+// docs/replies.md has every reply that the sources can give, and no other: its codes, and its
+// text as far as it is written out there. What the page cuts short with … stands for one reply,
+// or for as many as it says in parentheses, and for none that another text explains better.
 func TestRepliesPage(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("../../docs/replies.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	explained := map[string]bool{} // each text in the first cell of a row: whether a reply is it
+	family := map[string]int{} // each text in the first cell of a row: how many replies it is or stands for
 	for _, row := range regexp.MustCompile("(?m)^\\| (`.*?) \\| ").FindAllStringSubmatch(string(page), -1) {
-		for _, span := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(row[1], -1) {
-			explained[span[1]] = false
+		for _, span := range regexp.MustCompile("`([^`]+)`(?: \\((\\d+)\\))?").FindAllStringSubmatch(row[1], -1) {
+			if _, twice := family[span[1]]; twice {
+				t.Errorf("docs/replies.md explains %q twice", span[1])
+			}
+			family[span[1]], _ = strconv.Atoi(cmp.Or(span[2], "1"))
 		}
 	}
 	replies := repliesOfTheSources(t)
-	for reply, at := range replies {
-		found := false
-		for text := range explained {
+	whole, short := map[string]bool{}, map[string][]string{} // texts and replies that fit; what a text cut short stands for
+	for reply := range replies {
+		for text := range family {
 			if hasPieces(text, reply) {
-				explained[text], found = true, true
+				whole[text], whole[reply] = true, true
 			}
 		}
-		if !found {
+	}
+	for reply, at := range replies {
+		if whole[reply] {
+			continue
+		}
+		text := standsFor(reply, family, whole)
+		if text == "" {
 			t.Errorf("%s: docs/replies.md does not explain %q", at, reply)
 		}
+		short[text] = append(short[text], reply)
 	}
-	for text, is := range explained {
-		if !is {
+	for text, many := range family {
+		switch got := short[text]; {
+		case whole[text] && many != 1:
+			t.Errorf("docs/replies.md has %q of %d replies, and it is one", text, many)
+		case !whole[text] && len(got) == 0:
 			t.Errorf("docs/replies.md explains %q, which nothing says", text)
+		case !whole[text] && len(got) != many:
+			t.Errorf("docs/replies.md has %q of %d replies, and it stands for %d: %q", text, many, len(got), got)
 		}
 	}
 	if len(replies) < 100 {
 		t.Errorf("only %d replies were found", len(replies))
 	}
+}
+
+// standsFor is the text, cut short, that stands for a reply: the longest, as "451 4.7.5 …" is
+// what is left beside "451 4.7.5 …: TLS …".
+func standsFor(reply string, family map[string]int, whole map[string]bool) (best string) {
+	for text := range family {
+		if !whole[text] && len(text) > len(best) && strings.Contains(text, "…") && hasPieces(reply, text) {
+			best = text
+		}
+	}
+	return best
 }
 
 // hasPieces reports whether text has the pieces of a reply, between which is anything, in order.
