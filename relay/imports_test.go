@@ -29,7 +29,7 @@ var arrows = map[string]string{
 	"relay/smtp":        "",
 	"relay/message":     "relay/smtp",
 	"relay/maillog":     "relay/smtp internal/share",
-	"relay/queue":       "relay/smtp internal/panics",
+	"relay/queue":       "relay/smtp internal/panics internal/pg",
 	"relay/submission":  "relay/smtp relay/message relay/maillog auth policy relay/queue internal/share internal/panics",
 	"relay/seal":        "internal/owned",
 	"relay/certificate": "internal/owned",
@@ -44,7 +44,7 @@ var arrows = map[string]string{
 	"cmd/postern":   "*",
 	"cmd/smtpbench": "relay/smtp internal/owned internal/peers internal/pgserver",
 
-	"internal/pg":           "",
+	"internal/pg":           "internal/panics",
 	"internal/owned":        "",
 	"internal/share":        "",
 	"internal/panics":       "",

@@ -18,6 +18,7 @@ import (
 	"postern/admin"
 	"postern/auth"
 	"postern/internal/panics"
+	"postern/internal/pg"
 	"postern/migrations"
 	"postern/policy"
 	"postern/relay/acme"
@@ -308,7 +309,7 @@ func (n *node) diskFree() func() (int64, error) {
 
 func (n *node) buildQueue(ctx context.Context, url string) error {
 	work, _ := n.shares()
-	enqueuePool, err := n.pool(ctx, url, "enqueue", 1, queue.ConfigureEnqueuePool)
+	enqueuePool, err := n.pool(ctx, url, "enqueue", 1, pg.WithoutCancel)
 	if err != nil {
 		return err
 	}

@@ -1,5 +1,7 @@
-// Package pg makes this program's connections to PostgreSQL: all of them, so that none
-// waits for ever for a server that says nothing.
+// Package pg is what this program knows of PostgreSQL as such: how its connections are made,
+// all of them, so that none waits for ever for a server that says nothing; a connection of
+// one's own for what has to be durable; what an error tells about a transaction; and which
+// text a column takes.
 //
 // There are two kinds of silence. When a machine or the way to it is gone, what we send is
 // not acknowledged: the kernel ends such a connection (TCP_USER_TIMEOUT, keepalive). When
@@ -7,7 +9,7 @@
 // nothing but a question to the server shows it. The queue's heartbeat asks; when another
 // server answers it, Abandon ends all that still waits for the former.
 //
-// It knows nothing of what is said over a connection.
+// It knows none of the tables.
 package pg
 
 import (

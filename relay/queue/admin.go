@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"postern/internal/pg"
 	"postern/relay/smtp"
 )
 
@@ -36,7 +37,7 @@ type DB interface {
 func NewAdmin(db DB) *Admin { return &Admin{db: db, actor: "unknown"} }
 
 // As says who acts, for the audit and the history.
-func (a *Admin) As(actor string) *Admin { return &Admin{a.db, storable(actor)} }
+func (a *Admin) As(actor string) *Admin { return &Admin{a.db, pg.Storable(actor)} }
 
 // State is a recipient's state in words for people (docs/queue-states.md).
 type State string

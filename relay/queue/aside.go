@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"postern/internal/panics"
+	"postern/internal/pg"
 	"postern/relay/smtp"
 )
 
@@ -45,16 +45,6 @@ func (q *Queue) setAside(id ID, n int, epoch int64, why string) {
 	q.end(ending{Outcome: Outcome{Message: id, N: n, Epoch: epoch}, release: true, aside: why})
 }
 
-// panicked makes of a panic in a use of s an error of that use. The connection is in an
-// unknown state then.
-func (s *session) panicked(err error) error {
-	if caught := (*panics.Error)(nil); errors.As(err, &caught) {
-		err = s.end(err)
-		s.drop()
-	}
-	return err
-}
-
 // ofRows says why rows cannot be used.
 func ofRows(err error) string { return fmt.Sprintf("the database fails at its rows: %v", err) }
 
@@ -63,7 +53,7 @@ func ofRows(err error) string { return fmt.Sprintf("the database fails at its ro
 func halved[T any](list []T, do func([]T) error, bad func(T, error)) error {
 	err := do(list)
 	switch {
-	case len(list) == 0 || !ofTheRow(err):
+	case len(list) == 0 || !pg.OfTheRow(err):
 		return err
 	case len(list) == 1:
 		bad(list[0], err)

@@ -15,6 +15,7 @@ import (
 
 	"postern/internal/logtest"
 	"postern/internal/panics"
+	"postern/internal/pg"
 	"postern/internal/pgtest"
 	"postern/relay/smtp"
 )
@@ -278,7 +279,7 @@ func TestM8Voids(t *testing.T) {
 	cfg.Guard = panics.New(cfg.Log)
 	q := start(t, cfg)
 	v := newVoids(q)
-	t.Cleanup(v.s.close)
+	t.Cleanup(v.s.Close)
 	for range 2 {
 		v.add(&job{m: message(), epoch: q.Epoch()})
 	}
@@ -597,7 +598,7 @@ func TestM8Checks(t *testing.T) {
 		`update recipient set next_attempt_at = 'infinity'`, `update recipient set notice_at = 'infinity'`, `update recipient set held_at = 'infinity'`,
 		`update node set beat_at = 'infinity'`, `update node set expires_at = 'infinity'`, `update room set tried_at = 'infinity'`,
 	} {
-		if _, err := db.Pool.Exec(ctxOf(t), sql); class(err) != "23" {
+		if _, err := db.Pool.Exec(ctxOf(t), sql); pg.Class(err) != "23" {
 			t.Errorf("%s: %v", sql, err)
 		}
 	}

@@ -299,7 +299,7 @@ func (b *backlog) forgetting(messages int) {
 
 // forget is what retention.run does while there is something to be deleted.
 func (b *backlog) forget(ctx context.Context, r *retention) {
-	defer r.s.close()
+	defer r.s.Close()
 	for ctx.Err() == nil {
 		pause, err := r.round(ctx)
 		if err != nil && ctx.Err() == nil {

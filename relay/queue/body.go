@@ -11,6 +11,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postern/internal/pg"
 )
 
 const (
@@ -86,7 +88,7 @@ func (b *storedBody) ReadAt(p []byte, off int64) (int, error) {
 			return done, io.EOF
 		}
 		if err := b.fetch(int(at/window) * windowRows); err != nil {
-			if ofTheRow(err) {
+			if pg.OfTheRow(err) {
 				b.damaged.Store(true)
 				err = fmt.Errorf("%w: %w", ErrDamaged, err)
 			}

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"postern/internal/pg"
 )
 
 // Breaker says which signs of a stolen account put a user on hold. A zero value
@@ -102,7 +104,7 @@ func (b *breaker) accepted(j *job) {
 			return
 		}
 		b.sent.users = append(b.sent.users, j.m.UserID)
-		b.sent.to = append(b.sent.to, storable(j.rcpts[i].Address.String()))
+		b.sent.to = append(b.sent.to, pg.Storable(j.rcpts[i].Address.String()))
 		b.sent.newNetwork = append(b.sent.newNetwork, j.m.NewNetwork)
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"postern/internal/pg"
 	"postern/relay/smtp"
 )
 
@@ -33,7 +34,7 @@ const (
 // own index range. docs/decisions/queue-claim.md has the figures.
 type claims struct {
 	q *Queue
-	s *session
+	s *pg.Dedicated
 
 	mu     sync.Mutex // one claim at a time; guards what follows and s
 	due    []string   // domains in turn
@@ -50,13 +51,13 @@ type claims struct {
 }
 
 func newClaims(q *Queue) *claims {
-	return &claims{q: q, s: newSession(q.cfg.WorkPool, tuneWork), isDue: make(map[string]bool)}
+	return &claims{q: q, s: pg.NewDedicated(q.cfg.WorkPool, pg.TuneWork), isDue: make(map[string]bool)}
 }
 
 func (c *claims) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.s.close()
+	c.s.Close()
 }
 
 // nextDue is how long Wait may sleep.
@@ -87,17 +88,17 @@ func (q *Queue) Claim(ctx context.Context, want ClaimRequest) ([]*Delivery, erro
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	began := time.Now()
-	conn, err := c.s.get(ctx)
+	conn, err := c.s.Get(ctx)
 	if err != nil {
 		q.claimed(nil, began, err)
 		return nil, fmt.Errorf("claim: %w", err)
 	}
 	var deliveries []*Delivery
-	err = c.s.panicked(q.cfg.Guard.Try("queue: claiming", func() (err error) {
+	err = c.s.Panicked(q.cfg.Guard.Try("queue: claiming", func() (err error) {
 		deliveries, err = c.claim(ctx, conn, want, epoch)
 		return err
 	}))
-	err = c.s.end(err)
+	err = c.s.End(err)
 	q.claimed(deliveries, began, err)
 	if err != nil {
 		q.giveBack(deliveries)
@@ -313,7 +314,7 @@ func (c *claims) takeAround(ctx context.Context, conn *pgx.Conn, want ClaimReque
 	for want.alone = true; ; want.PerDestination /= 2 {
 		rows, err := c.take(ctx, conn, want, []string{domain}, epoch)
 		switch {
-		case !ofTheRow(err):
+		case !pg.OfTheRow(err):
 			return rows, err == nil
 		case want.PerDestination > 1:
 			continue

@@ -11,6 +11,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
+
+	"postern/internal/pg"
 )
 
 // Committers of each kind: while one waits for its commit, the next gathers.
@@ -37,7 +39,7 @@ func newCommits(q *Queue) *commits {
 func (c *commits) start() {
 	run := func(n int, jobs chan *job, limit int) {
 		for range n {
-			w := &committer{q: c.q, jobs: jobs, limit: limit, voids: c.voids, s: newSession(c.q.cfg.EnqueuePool, tuneCommit)}
+			w := &committer{q: c.q, jobs: jobs, limit: limit, voids: c.voids, s: pg.NewDedicated(c.q.cfg.EnqueuePool, pg.TuneCommit)}
 			c.done.Go(func() { c.q.cfg.Guard.Keep(context.Background(), "queue: the committer", w.run) })
 		}
 	}
@@ -85,12 +87,12 @@ type committer struct {
 	jobs  chan *job
 	limit int
 	voids *voids
-	s     *session
+	s     *pg.Dedicated
 	group group
 }
 
 func (c *committer) run() {
-	defer c.s.close()
+	defer c.s.Close()
 	for first := range c.jobs {
 		var size int64
 		jobs := gather(first, c.jobs, c.limit, func(j *job) bool {
@@ -124,8 +126,8 @@ func (c *committer) commit(jobs []*job) {
 			return
 		}
 		parts := bySubject(jobs)
-		switch sure := certaintyOf(err); {
-		case sure == uncertain, isTaken(err):
+		switch sure := pg.CertaintyOf(err); {
+		case sure == pg.Uncertain, isTaken(err):
 			c.q.log.Warn("queue: the fate of a commit is unknown, asking again", "messages", len(jobs), "error", err)
 			c.resolve(jobs, err)
 			return
@@ -135,11 +137,11 @@ func (c *committer) commit(jobs []*job) {
 				c.commit(part)
 			}
 			return
-		case sure != uncertain && ofTheRow(err) && len(jobs) > 1:
+		case sure != pg.Uncertain && pg.OfTheRow(err) && len(jobs) > 1:
 			c.commit(jobs[:len(jobs)/2])
 			c.commit(jobs[len(jobs)/2:])
 			return
-		case sure == notSent && try == 1, worthAnother(err) && try < 3:
+		case sure == pg.NotSent && try == 1, worthAnother(err) && try < 3:
 			continue
 		}
 		c.q.epochs.suspectIfDown(err)
@@ -154,7 +156,7 @@ func (c *committer) attempt(jobs []*job, again bool) error {
 	if c.limit == 1 {
 		work = WorkLarge
 	}
-	err := c.s.panicked(c.q.cfg.Guard.Try("queue: committing mail", func() error { return c.transact(jobs, again) }))
+	err := c.s.Panicked(c.q.cfg.Guard.Try("queue: committing mail", func() error { return c.transact(jobs, again) }))
 	c.q.committed(work, len(jobs), began, err)
 	return err
 }
@@ -163,7 +165,7 @@ func (c *committer) transact(jobs []*job, again bool) error {
 	// Not the context of any session: a commit is never cancelled.
 	ctx, cancel := context.WithDeadline(context.Background(), earliest(jobs))
 	defer cancel()
-	conn, err := c.s.get(ctx)
+	conn, err := c.s.Get(ctx)
 	if err != nil {
 		return err
 	}
@@ -183,7 +185,7 @@ func (c *committer) transact(jobs []*job, again bool) error {
 	if hook := c.q.faults.afterCommit; hook != nil && err == nil {
 		err = hook(conn)
 	}
-	return c.s.end(err)
+	return c.s.End(err)
 }
 
 // resolve runs the insert of a group whose commit is in doubt again, under the same
@@ -196,7 +198,7 @@ func (c *committer) resolve(jobs []*job, cause error) {
 	c.q.commits.doubted.Add(doubted)
 	defer func() { c.q.commits.doubted.Add(-doubted) }()
 	for wait := 25 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
-		c.s.drop()
+		c.s.Drop()
 		jobs = c.giveUp(jobs, cause)
 		if len(jobs) == 0 {
 			return
@@ -208,7 +210,7 @@ func (c *committer) resolve(jobs []*job, cause error) {
 			c.accept(jobs)
 			c.tellNear()
 			return
-		case certaintyOf(err) == rejected && ofTheRow(err):
+		case pg.CertaintyOf(err) == pg.Rejected && pg.OfTheRow(err):
 			if len(jobs) == 1 {
 				c.void(jobs[0], err)
 				return
@@ -510,18 +512,18 @@ func (g *group) add(j *job, strict bool) {
 	g.local, g.domain = append(g.local, m.Sender.Local), append(g.domain, m.Sender.Domain)
 	g.size, g.bodyType = append(g.size, m.Size), append(g.bodyType, string(m.BodyType))
 	g.utf8, g.eightBit = append(g.utf8, m.UTF8), append(g.eightBit, m.EightBit)
-	g.ret, g.envid = append(g.ret, string(m.Ret)), append(g.envid, storable(m.EnvID))
-	g.headerID, g.acceptedAt = append(g.headerID, storable(m.MessageID)), append(g.acceptedAt, m.AcceptedAt)
-	g.addr, g.hello = append(g.addr, addr), append(g.hello, storable(m.ClientHello))
-	g.listener, g.tls = append(g.listener, storable(m.Listener)), append(g.tls, storable(m.TLS))
-	g.recipients, g.rule = append(g.recipients, int32(len(j.rcpts))), append(g.rule, storable(m.Rule))
+	g.ret, g.envid = append(g.ret, string(m.Ret)), append(g.envid, pg.Storable(m.EnvID))
+	g.headerID, g.acceptedAt = append(g.headerID, pg.Storable(m.MessageID)), append(g.acceptedAt, m.AcceptedAt)
+	g.addr, g.hello = append(g.addr, addr), append(g.hello, pg.Storable(m.ClientHello))
+	g.listener, g.tls = append(g.listener, pg.Storable(m.Listener)), append(g.tls, pg.Storable(m.TLS))
+	g.recipients, g.rule = append(g.recipients, int32(len(j.rcpts))), append(g.rule, pg.Storable(m.Rule))
 	for i := range j.rcpts {
 		r := &j.rcpts[i]
 		g.rID, g.rN, g.rUser = append(g.rID, m.ID), append(g.rN, int32(r.N)), append(g.rUser, m.UserID)
 		g.dot = append(g.dot, !j.parked && !strict)
 		g.tell, g.notify = append(g.tell, tells(m.Sender, r.Notify)), append(g.notify, int16(r.Notify))
 		g.key, g.rLocal, g.rDomain = append(g.key, r.Address.DomainKey()), append(g.rLocal, r.Address.Local), append(g.rDomain, r.Address.Domain)
-		g.rType, g.orcpt = append(g.rType, storable(r.ORcptType)), append(g.orcpt, storable(r.ORcpt))
+		g.rType, g.orcpt = append(g.rType, pg.Storable(r.ORcptType)), append(g.orcpt, pg.Storable(r.ORcpt))
 	}
 }
 
@@ -537,7 +539,7 @@ func (g *group) addBody(j *job) error {
 	data := g.buf[at:]
 	if size > 0 {
 		if err := readBody(j.body, data, 0); err != nil {
-			return &bodyError{err}
+			return &pg.RowError{Err: err}
 		}
 	}
 	for n := int32(0); n == 0 || len(data) > 0; n++ {

@@ -9,6 +9,8 @@ import (
 	"sync"
 
 	"github.com/jackc/pgx/v5"
+
+	"postern/internal/pg"
 )
 
 // sqlCopyBody takes what copyRows says.
@@ -31,7 +33,7 @@ func copyBody(ctx context.Context, conn *pgx.Conn, id ID, body Body) error {
 	_, err := conn.PgConn().CopyFrom(ctx, src, sqlCopyBody)
 	src.stop()
 	if src.err != nil {
-		return &bodyError{src.err}
+		return &pg.RowError{Err: src.err}
 	}
 	if err != nil {
 		return fmt.Errorf("copy body: %w", err)

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"postern/internal/pg"
 )
 
 // lease is what this node knows of its epoch.
@@ -21,7 +23,7 @@ type lease struct {
 // still to be trusted, and takes a new one when it was lost.
 type epochs struct {
 	q       *Queue
-	s       *session
+	s       *pg.Dedicated
 	current atomic.Pointer[lease] // nil: none
 	trouble atomic.Pointer[error] // why the database is not answering, nil when it is
 	hurry   chan struct{}         // asks for a heartbeat now
@@ -42,8 +44,8 @@ func ServerStart(ctx context.Context, conn *pgx.Conn) (start time.Time, err erro
 }
 
 func newEpochs(q *Queue) *epochs {
-	e := &epochs{q: q, s: newSession(q.cfg.WorkPool, tuneWork), hurry: make(chan struct{}, 1)}
-	e.s.onConnect = func(ctx context.Context, conn *pgx.Conn) (err error) {
+	e := &epochs{q: q, s: pg.NewDedicated(q.cfg.WorkPool, pg.TuneWork), hurry: make(chan struct{}, 1)}
+	e.s.OnConnect = func(ctx context.Context, conn *pgx.Conn) (err error) {
 		e.found, err = ServerStart(ctx, conn)
 		return err
 	}
@@ -63,7 +65,7 @@ func (e *epochs) answered() {
 	}
 	e.q.log.Warn("queue: another database server answers, connections to the former are closed")
 	if e.q.cfg.Moved != nil {
-		e.q.cfg.Moved(e.s.begun)
+		e.q.cfg.Moved(e.s.Begun)
 	}
 }
 
@@ -91,14 +93,14 @@ const sqlEndEpoch = `update node set reaped_at = clock_timestamp() where epoch =
 
 func (e *epochs) take(ctx context.Context) error {
 	sent := e.q.clock.Now()
-	conn, err := e.s.get(ctx)
+	conn, err := e.s.Get(ctx)
 	if err != nil {
 		return err
 	}
 	var epoch int64
 	err = conn.QueryRow(ctx, sqlTakeEpoch, e.q.cfg.Node, e.q.cfg.Lease).Scan(&epoch)
-	if err = e.s.end(err); err != nil {
-		e.s.drop()
+	if err = e.s.End(err); err != nil {
+		e.s.Drop()
 		return fmt.Errorf("take epoch: %w", err)
 	}
 	e.answered()
@@ -150,8 +152,8 @@ func (e *epochs) step(ctx context.Context, lost int64) int64 {
 		return e.replace(ctx, lost)
 	}
 	err := e.beat(ctx, min(e.q.waits.beat, patience))
-	var connect *connectError
-	if isDown(err) && !errors.As(err, &connect) && !errors.Is(err, errEpochLost) {
+	var connect *pg.ConnectError
+	if pg.IsDown(err) && !errors.As(err, &connect) && !errors.Is(err, errEpochLost) {
 		err = e.beat(ctx, patience) // over a new connection: the old one may be from before a restart
 	}
 	if !errors.Is(err, errEpochLost) {
@@ -171,10 +173,10 @@ var errRival = errors.New("another process runs under the node name")
 func (e *epochs) replace(ctx context.Context, lost int64) int64 {
 	ctx, cancel := context.WithTimeout(ctx, max(e.q.cfg.Trust/2, time.Second))
 	defer cancel()
-	conn, err := e.s.get(ctx)
+	conn, err := e.s.Get(ctx)
 	rival := false
 	if err == nil {
-		err = e.s.end(conn.QueryRow(ctx, sqlRival, e.q.cfg.Node, lost).Scan(&rival))
+		err = e.s.End(conn.QueryRow(ctx, sqlRival, e.q.cfg.Node, lost).Scan(&rival))
 	}
 	if err == nil && rival {
 		err = fmt.Errorf("%w %q", errRival, e.q.cfg.Node)
@@ -196,15 +198,15 @@ func (e *epochs) replace(ctx context.Context, lost int64) int64 {
 func (e *epochs) beat(ctx context.Context, patience time.Duration) error {
 	l := e.current.Load()
 	sent := e.q.clock.Now()
-	conn, err := e.s.get(ctx)
+	conn, err := e.s.Get(ctx)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	tag, err := conn.Exec(ctx, sqlHeartbeat, l.epoch, e.q.cfg.Lease)
-	if err = e.s.end(err); err != nil {
-		e.s.drop()
+	if err = e.s.End(err); err != nil {
+		e.s.Drop()
 		return fmt.Errorf("heartbeat: %w", err)
 	}
 	e.answered()
@@ -223,12 +225,12 @@ func (e *epochs) end(ctx context.Context) error {
 	if l == nil {
 		return nil
 	}
-	conn, err := e.s.get(ctx)
+	conn, err := e.s.Get(ctx)
 	if err == nil {
 		_, err = conn.Exec(ctx, sqlEndEpoch, l.epoch)
-		err = e.s.end(err)
+		err = e.s.End(err)
 	}
-	e.s.close()
+	e.s.Close()
 	return err
 }
 
@@ -274,7 +276,7 @@ func (e *epochs) lookNow() {
 // over from before a restart, so the heartbeat looks immediately.
 func (e *epochs) suspect(err error) {
 	e.q.room.heard(err)
-	var connect *connectError
+	var connect *pg.ConnectError
 	if errors.As(err, &connect) {
 		e.report(err)
 		return
@@ -285,7 +287,7 @@ func (e *epochs) suspect(err error) {
 // suspectIfDown is suspect for trouble that may be the statement's own, and says
 // whether it was not.
 func (e *epochs) suspectIfDown(err error) bool {
-	down := isDown(err)
+	down := pg.IsDown(err)
 	if down {
 		e.suspect(err)
 	}
@@ -348,7 +350,7 @@ func (q *Queue) Gate(ctx context.Context, d *Delivery, ns []int) error {
 // gates marks rows before their final dot, many in one statement (strict gate).
 type gates struct {
 	q    *Queue
-	s    *session
+	s    *pg.Dedicated
 	asks chan *gateAsk
 }
 
@@ -386,7 +388,7 @@ func (g *gates) mark(ctx context.Context, d *Delivery, ns []int) error {
 }
 
 func (g *gates) run(ctx context.Context) {
-	defer g.s.close()
+	defer g.s.Close()
 	for {
 		select {
 		case <-ctx.Done():
@@ -425,7 +427,7 @@ func (g *gates) write(ctx context.Context, asks []*gateAsk) (map[gateKey]int, er
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	conn, err := g.s.get(ctx)
+	conn, err := g.s.Get(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -440,5 +442,5 @@ func (g *gates) write(ctx context.Context, asks []*gateAsk) (map[gateKey]int, er
 			return nil
 		})
 	}
-	return found, g.s.end(err)
+	return found, g.s.End(err)
 }

@@ -343,15 +343,15 @@ func TestR1MovedToAnotherServer(t *testing.T) {
 	q := start(t, cfg)
 	again := func(change func()) (begun time.Time) {
 		q.epochs.mu.Lock()
-		was := q.epochs.s.begun
-		q.epochs.s.drop()
+		was := q.epochs.s.Begun
+		q.epochs.s.Drop()
 		change()
 		q.epochs.mu.Unlock()
 		q.epochs.lookNow()
 		eventually(t, "a heartbeat over a new connection", func() bool {
 			q.epochs.mu.Lock()
 			defer q.epochs.mu.Unlock()
-			begun = q.epochs.s.begun
+			begun = q.epochs.s.Begun
 			return !begun.Equal(was)
 		})
 		return begun

@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/internal/logtest"
+	"postern/internal/pg"
 	"postern/internal/pgserver"
 	"postern/internal/pgtest"
 )
@@ -36,7 +37,9 @@ func once(f func(*pgx.Conn) error) func(*pgx.Conn) error {
 }
 
 func cut(c *pgx.Conn) error {
-	closeNow(c)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel() // without a farewell
+	_ = c.Close(ctx)
 	return errCut
 }
 
@@ -223,10 +226,10 @@ func TestUnconfirmedClaimIsGivenBack(t *testing.T) {
 	becomes(t, db, failed.ID, "0 failed")
 	exec(t, db, `create function warn() returns trigger language plpgsql as $$ begin raise warning 'not confirmed'; return new; end $$`)
 	exec(t, db, `create trigger warn before update on recipient for each row when (new.owner is not null) execute function warn()`)
-	if list, err := q.Claim(ctxOf(t), all); !errors.Is(err, errNotReplicated) || list != nil {
+	if list, err := q.Claim(ctxOf(t), all); !errors.Is(err, pg.ErrNotReplicated) || list != nil {
 		t.Fatalf("claimed %d messages, %v", len(list), err)
 	}
-	if list, err := q.ClaimNotices(ctxOf(t), 10); !errors.Is(err, errNotReplicated) || list != nil {
+	if list, err := q.ClaimNotices(ctxOf(t), 10); !errors.Is(err, pg.ErrNotReplicated) || list != nil {
 		t.Fatalf("claimed %d notices, %v", len(list), err)
 	}
 	becomes(t, db, m.ID, "0 queued")
@@ -321,28 +324,6 @@ func TestServerKilled(t *testing.T) {
 	becomes(t, db, m.ID, "")
 	eventually(t, "the queue is back", func() bool { return q.Available() == nil })
 	put(t, q, true, "b@example.net")
-}
-
-// A connection that the server closed while nobody used it puts no message in doubt:
-// it is refused, or stored over another one, at once.
-func TestIdleConnectionIsLookedAt(t *testing.T) {
-	t.Parallel()
-	db := pgtest.New(t)
-	s := newSession(db.Pool, tuneCommit)
-	defer s.close()
-	conn, err := s.get(ctxOf(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	exec(t, db, `select pg_terminate_backend($1, 60000)`, conn.PgConn().PID())
-	s.used = time.Now().Add(-time.Minute)
-	again, err := s.get(ctxOf(t))
-	if err != nil || again == conn {
-		t.Fatalf("the same connection, %v", err)
-	}
-	if err := again.Ping(ctxOf(t)); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // TestR4EncodeErrorIsNotSent: in a query mode that does not know the types of parameters the

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"postern/internal/pg"
 	"postern/relay/smtp"
 )
 
@@ -61,16 +62,16 @@ func (q *Queue) ClaimNotices(ctx context.Context, messages int) ([]*Notice, erro
 	defer c.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	conn, err := c.s.get(ctx)
+	conn, err := c.s.Get(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("claim notices: %w", err)
 	}
 	var notices []*Notice
-	err = c.s.panicked(q.cfg.Guard.Try("queue: claiming notices", func() (err error) {
+	err = c.s.Panicked(q.cfg.Guard.Try("queue: claiming notices", func() (err error) {
 		notices, err = q.takeNotices(ctx, conn, messages, epoch)
 		return err
 	}))
-	if err = c.s.end(err); err != nil {
+	if err = c.s.End(err); err != nil {
 		for _, n := range notices {
 			q.giveNoticeBack(n, time.Second)
 		}
@@ -117,7 +118,7 @@ func (q *Queue) takeNoticeRows(ctx context.Context, conn *pgx.Conn, messages int
 		result, _ := conn.Query(ctx, sqlClaimNotices, messages, epoch) // CollectRows has its error
 		rows, err := pgx.CollectRows(result, scanNotice)
 		switch {
-		case !ofTheRow(err):
+		case !pg.OfTheRow(err):
 			return rows, err
 		case messages > 1:
 			continue
@@ -202,7 +203,7 @@ func (q *Queue) fillNotices(ctx context.Context, conn *pgx.Conn, list []*Notice,
 			q.giveNoticeBack(n, min(waits[i], againLater)) // its last recipient may be delivered meanwhile
 			continue
 		}
-		if err := n.readHeaders(ctx, conn); ofTheRow(err) || errors.Is(err, ErrDamaged) {
+		if err := n.readHeaders(ctx, conn); pg.OfTheRow(err) || errors.Is(err, ErrDamaged) {
 			n.Body = nil // what is left of the text is for nobody
 		} else if err != nil {
 			q.log.Warn("queue: a notice waits, its message cannot be read", "id", n.Message.ID, "error", err)
@@ -343,13 +344,13 @@ func (q *Queue) EnqueueNotice(ctx context.Context, n *Notice, m Message, rcpt Re
 type notices struct {
 	q  *Queue
 	mu sync.Mutex
-	s  *session
+	s  *pg.Dedicated
 }
 
 func (ns *notices) close() {
 	ns.mu.Lock()
 	defer ns.mu.Unlock()
-	ns.s.close()
+	ns.s.Close()
 }
 
 // commit tries until the notice is committed or surely is not. A commit in doubt is
@@ -362,23 +363,23 @@ func (ns *notices) commit(ctx context.Context, n *Notice, j *job, send bool) err
 		if err == nil {
 			return nil
 		}
-		if try == 3 || ctx.Err() != nil || errors.Is(err, errEpochLost) || certaintyOf(err) == rejected && !worthAnother(err) {
+		if try == 3 || ctx.Err() != nil || errors.Is(err, errEpochLost) || pg.CertaintyOf(err) == pg.Rejected && !worthAnother(err) {
 			return err
 		}
-		ns.s.drop()
+		ns.s.Drop()
 	}
 }
 
 func (ns *notices) attempt(ctx context.Context, n *Notice, j *job, send bool) error {
 	began := time.Now()
-	err := ns.s.panicked(ns.q.cfg.Guard.Try("queue: committing a notice", func() error { return ns.transact(ctx, n, j, send) }))
+	err := ns.s.Panicked(ns.q.cfg.Guard.Try("queue: committing a notice", func() error { return ns.transact(ctx, n, j, send) }))
 	ns.q.room.heard(err)
 	ns.q.committed(WorkNotice, 1, began, err)
 	return err
 }
 
 func (ns *notices) transact(ctx context.Context, n *Notice, j *job, send bool) error {
-	conn, err := ns.s.get(ctx)
+	conn, err := ns.s.Get(ctx)
 	if err != nil {
 		return err
 	}
@@ -399,7 +400,7 @@ func (ns *notices) transact(ctx context.Context, n *Notice, j *job, send bool) e
 	if hook := ns.q.faults.afterCommit; hook != nil && err == nil {
 		err = hook(conn)
 	}
-	return ns.s.end(err)
+	return ns.s.End(err)
 }
 
 // markTold ends the recipients of n, of which by tells, or nothing.

@@ -2,6 +2,8 @@ package queue
 
 import (
 	"time"
+
+	"postern/internal/pg"
 )
 
 // Observer is told what the queue writes and takes, for metrics. A nil func is told
@@ -54,7 +56,7 @@ func (q *Queue) committed(work Work, items int, began time.Time, err error) {
 	fate := Committed
 	if err != nil {
 		fate = Undone
-		if certaintyOf(err) == uncertain {
+		if pg.CertaintyOf(err) == pg.Uncertain {
 			fate = InDoubt
 		}
 	}

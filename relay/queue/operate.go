@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"postern/internal/pg"
 )
 
 // operateRows bounds what one statement of an operator changes, and locks.
@@ -203,10 +205,10 @@ const sqlMakeHold = `insert into hold (user_id, credential_id, reason, made_by) 
 // and what is to come. It says how many recipients were waiting.
 func (a *Admin) HoldUser(ctx context.Context, user, credential int64, reason string) (held int, err error) {
 	err = pgx.BeginFunc(ctx, a.db, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, sqlMakeHold, user, credential, storable(reason), a.actor); err != nil {
+		if _, err := tx.Exec(ctx, sqlMakeHold, user, credential, pg.Storable(reason), a.actor); err != nil {
 			return fmt.Errorf("hold user: %w", err)
 		}
-		v := verb{name: "hold", count: sqlHoldCount, do: sqlHold, detail: map[string]any{"user_hold": "made", "reason": storable(reason)}}
+		v := verb{name: "hold", count: sqlHoldCount, do: sqlHold, detail: map[string]any{"user_hold": "made", "reason": pg.Storable(reason)}}
 		f := Filter{UserID: user, CredentialID: credential}
 		if f.UserName, err = userName(ctx, tx, user); err != nil {
 			return err

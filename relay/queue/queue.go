@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/internal/panics"
+	"postern/internal/pg"
 )
 
 // Config configures a Queue; zero durations take the defaults named.
@@ -141,9 +142,9 @@ func New(cfg Config) *Queue {
 	q.epochs = newEpochs(q)
 	q.commits = newCommits(q)
 	q.settles = newSettles(q)
-	q.gates = &gates{q: q, s: newSession(cfg.WorkPool, tuneWork), asks: make(chan *gateAsk, 256)}
+	q.gates = &gates{q: q, s: pg.NewDedicated(cfg.WorkPool, pg.TuneWork), asks: make(chan *gateAsk, 256)}
 	q.claims = newClaims(q)
-	q.notices = &notices{q: q, s: newSession(cfg.EnqueuePool, tuneCommit)}
+	q.notices = &notices{q: q, s: pg.NewDedicated(cfg.EnqueuePool, pg.TuneCommit)}
 	q.signals = newSignals(q)
 	q.epochs.turned.Store(int64(q.clock.Now()))
 	q.sweeps = newSweeps(q)

@@ -161,17 +161,17 @@ func (q *Queue) makeSomeDue(ctx context.Context, ways []string, tell bool) (int6
 	defer c.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	conn, err := c.s.get(ctx)
+	conn, err := c.s.Get(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("make due: %w", err)
 	}
 	if tell {
 		if _, err := conn.Exec(ctx, sqlTellBack, ways); err != nil {
-			return 0, fmt.Errorf("make due: %w", c.s.end(err))
+			return 0, fmt.Errorf("make due: %w", c.s.End(err))
 		}
 	}
 	tag, err := conn.Exec(ctx, sqlRecovered, ways, recoveredRows)
-	if err = c.s.end(err); err != nil {
+	if err = c.s.End(err); err != nil {
 		return 0, fmt.Errorf("make due: %w", err)
 	}
 	return tag.RowsAffected(), nil

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"postern/internal/pg"
 )
 
 const (
@@ -30,7 +32,7 @@ const (
 // them, see docs/retention.md. Any number of nodes may be at it.
 type retention struct {
 	q     *Queue
-	s     *session
+	s     *pg.Dedicated
 	every time.Duration
 	rows  int           // messages that the next batch looks at
 	rest  time.Duration // after it, for all nodes
@@ -39,11 +41,11 @@ type retention struct {
 }
 
 func newRetention(q *Queue) *retention {
-	return &retention{q: q, s: newSession(q.cfg.WorkPool, tuneWork), every: retentionEvery, rows: forgetLeast, rest: forgetShort}
+	return &retention{q: q, s: pg.NewDedicated(q.cfg.WorkPool, pg.TuneWork), every: retentionEvery, rows: forgetLeast, rest: forgetShort}
 }
 
 func (r *retention) run(ctx context.Context) {
-	defer r.s.close()
+	defer r.s.Close()
 	wait := rand.N(min(r.every, retentionFirst))
 	for {
 		select {
@@ -53,7 +55,7 @@ func (r *retention) run(ctx context.Context) {
 		}
 		pause, err := r.round(ctx)
 		if err != nil && ctx.Err() == nil {
-			r.s.drop()
+			r.s.Drop()
 			r.rows = forgetLeast
 			if !r.q.epochs.suspectIfDown(err) {
 				r.q.log.Warn("queue: old history is deleted later", "error", err)
@@ -61,7 +63,7 @@ func (r *retention) run(ctx context.Context) {
 		}
 		if wait = pause; pause == 0 {
 			wait = r.every
-			r.s.close()
+			r.s.Close()
 		}
 	}
 }
@@ -71,7 +73,7 @@ func (r *retention) run(ctx context.Context) {
 func (r *retention) round(ctx context.Context) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	conn, err := r.s.get(ctx)
+	conn, err := r.s.Get(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -80,7 +82,7 @@ func (r *retention) round(ctx context.Context) (time.Duration, error) {
 		r.small = now.Add(r.every)
 		err = errors.Join(err, r.others(ctx, conn))
 	}
-	return pause, r.s.end(err)
+	return pause, r.s.End(err)
 }
 
 // sqlForget looks at the next $2 messages that are older than $1, the first id that is

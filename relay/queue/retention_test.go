@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"postern/internal/pg"
 	"postern/internal/pgtest"
 )
 
@@ -129,14 +130,14 @@ func TestHistoryOfSeveralNodes(t *testing.T) {
 		r := newRetention(New(cfg))
 		r.every = 10 * time.Millisecond
 		all.Go(func() {
-			defer r.s.close()
+			defer r.s.Close()
 			for ctx.Err() == nil {
 				r.rows = forgetLeast // many batches
 				if _, err := r.round(ctx); err != nil && ctx.Err() == nil {
-					if class(err) == "40" {
+					if pg.Class(err) == "40" {
 						t.Errorf("nodes are in each other's way: %v", err)
 					}
-					r.s.drop()
+					r.s.Drop()
 				}
 			}
 		})

@@ -8,8 +8,9 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
+
+	"postern/internal/pg"
 )
 
 // ErrFull says that no mail is accepted because the disk of the database is full.
@@ -46,16 +47,13 @@ func newRoom(q *Queue) *room {
 }
 
 // isFull reports that the server could not write for want of room.
-func isFull(err error) bool {
-	var pg *pgconn.PgError
-	return errors.As(err, &pg) && pg.Code == "53100"
-}
+func isFull(err error) bool { return pg.Code(err) == "53100" }
 
 // heard is told of trouble. A full disk ends accepting immediately. A server whose log of
 // commits finds no room dies, and is back before it could say why.
 func (r *room) heard(err error) {
 	signal := r.doubt
-	switch c := class(err); {
+	switch c := pg.Class(err); {
 	case isFull(err):
 		r.tell(true)
 		signal = r.kick
@@ -124,7 +122,7 @@ func (r *room) run(ctx context.Context) {
 		needed, wait = needed && err != nil, r.q.cfg.Heartbeat
 		if err != nil && ctx.Err() == nil {
 			wait = min(wait, roomNotice)
-			if isFull(err) || !isDown(err) {
+			if isFull(err) || !pg.IsDown(err) {
 				r.q.log.Warn("queue: the reserve is looked after later", "error", err)
 			}
 		}

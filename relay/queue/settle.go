@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"postern/internal/pg"
 	"postern/relay/smtp"
 )
 
@@ -32,7 +33,7 @@ type ending struct {
 // settles writes the ends of rows in groups, in order, until they are written.
 type settles struct {
 	q    *Queue
-	s    *session
+	s    *pg.Dedicated
 	in   chan ending
 	last chan struct{} // closed when nothing more will come
 	done sync.WaitGroup
@@ -42,7 +43,7 @@ type settles struct {
 }
 
 func newSettles(q *Queue) *settles {
-	return &settles{q: q, s: newSession(q.cfg.WorkPool, tuneWork), in: make(chan ending, settleQueue), last: make(chan struct{})}
+	return &settles{q: q, s: pg.NewDedicated(q.cfg.WorkPool, pg.TuneWork), in: make(chan ending, settleQueue), last: make(chan struct{})}
 }
 
 // Settle hands over outcomes; they are written in batches, fenced by their epoch,
@@ -106,7 +107,7 @@ func (s *settles) put(e ending) {
 
 // run writes until ctx ends, or until what had come before last was closed is written.
 func (s *settles) run(ctx context.Context) {
-	defer s.s.close()
+	defer s.s.Close()
 	for {
 		select {
 		case <-ctx.Done():
@@ -134,10 +135,10 @@ func (s *settles) write(ctx context.Context, group []ending, again bool) {
 			s.finish(group)
 			return
 		}
-		if certaintyOf(err) == uncertain {
+		if pg.CertaintyOf(err) == pg.Uncertain {
 			again, group = true, s.leaveReleases(group)
 		}
-		if ofTheRow(err) && len(group) > 0 {
+		if pg.OfTheRow(err) && len(group) > 0 {
 			if len(group) > 1 {
 				s.write(ctx, group[:len(group)/2], again)
 				s.write(ctx, group[len(group)/2:], again)
@@ -147,7 +148,7 @@ func (s *settles) write(ctx context.Context, group []ending, again bool) {
 				return
 			}
 		}
-		if isDown(err) {
+		if pg.IsDown(err) {
 			s.q.epochs.suspect(err)
 		} else {
 			s.q.log.Warn("queue: settling is tried again", "outcomes", len(group), "error", err)
@@ -354,7 +355,7 @@ k as (select m.message_id, m.n, m.epoch, case when m.late then 'expired' else m.
 func (s *settles) attempt(group []ending, again bool) error {
 	began := time.Now()
 	err := s.q.cfg.Guard.Try("queue: writing outcomes", func() error { return s.transact(group, again) })
-	err = s.s.panicked(err)
+	err = s.s.Panicked(err)
 	s.q.committed(WorkSettle, len(group), began, err)
 	return err
 }
@@ -363,7 +364,7 @@ func (s *settles) transact(group []ending, again bool) error {
 	// Like a commit of mail it is not cancelled by anybody.
 	ctx, cancel := context.WithTimeout(context.Background(), s.q.cfg.Budget)
 	defer cancel()
-	conn, err := s.s.get(ctx)
+	conn, err := s.s.Get(ctx)
 	if err != nil {
 		return err
 	}
@@ -399,16 +400,16 @@ func (s *settles) transact(group []ending, again bool) error {
 	}
 	for i := range group {
 		if e := &group[i]; e.aside != "" {
-			batch.Queue(sqlSetAside, e.Message, e.N, e.Epoch, storable(e.aside), s.q.cfg.Node, e.Unknown, s.q.times.Load().Lifetime)
+			batch.Queue(sqlSetAside, e.Message, e.N, e.Epoch, pg.Storable(e.aside), s.q.cfg.Node, e.Unknown, s.q.times.Load().Lifetime)
 		}
 	}
 	err = conn.SendBatch(ctx, batch).Close()
 	if hook := s.q.faults.afterSettle; hook != nil && err == nil {
 		err = hook(conn)
 	}
-	if err = s.s.end(err); err != nil {
-		if !errors.Is(err, errNotReplicated) && certaintyOf(err) == uncertain {
-			s.s.drop()
+	if err = s.s.End(err); err != nil {
+		if !errors.Is(err, pg.ErrNotReplicated) && pg.CertaintyOf(err) == pg.Uncertain {
+			s.s.Drop()
 		}
 		return fmt.Errorf("settle: %w", err)
 	}
@@ -436,7 +437,7 @@ func (s *settles) tellFenced(ctx context.Context, conn *pgx.Conn, fenced []fence
 		ids[i], ns[i] = *key.id, int32(*key.n)
 		s.q.log.Warn("queue: fenced: an outcome came after its epoch had lost the recipient", "id", *key.id, "rcpt", *key.n)
 	}
-	if _, err := conn.Exec(ctx, sqlFlagFenced, ids, ns); s.s.end(err) != nil {
+	if _, err := conn.Exec(ctx, sqlFlagFenced, ids, ns); s.s.End(err) != nil {
 		s.q.log.Warn("queue: recipients that may have been delivered are not flagged", "recipients", len(fenced), "error", err)
 	}
 }
@@ -500,17 +501,17 @@ func (c *endings) add(e *ending) {
 	}
 	c.id, c.n, c.epoch, c.result = append(c.id, e.Message), append(c.n, int32(e.N)), append(c.epoch, e.Epoch), append(c.result, result)
 	c.at, c.started = append(c.at, e.At), append(c.started, started)
-	c.code, c.enhanced, c.text = append(c.code, int32(e.Reply.Code)), append(c.enhanced, e.Reply.Enhanced.String()), append(c.text, storable(e.Reply.Text))
-	c.mta, c.addr = append(c.mta, storable(e.RemoteMTA)), append(c.addr, addr)
-	c.tls, c.via = append(c.tls, storable(e.TLS)), append(c.via, storable(e.Upstream))
+	c.code, c.enhanced, c.text = append(c.code, int32(e.Reply.Code)), append(c.enhanced, e.Reply.Enhanced.String()), append(c.text, pg.Storable(e.Reply.Text))
+	c.mta, c.addr = append(c.mta, pg.Storable(e.RemoteMTA)), append(c.addr, addr)
+	c.tls, c.via = append(c.tls, pg.Storable(e.TLS)), append(c.via, pg.Storable(e.Upstream))
 	c.unknown, c.passed = append(c.unknown, e.Unknown), append(c.passed, e.DSNPassed)
 	c.retry, c.released = append(c.retry, max(e.RetryIn, 0)), append(c.released, e.release)
 	waits := ""
 	if e.Suspended {
 		waits = Way(e.Upstream, e.Recipient.DomainKey())
 	}
-	c.waits, c.ours = append(c.waits, storable(waits)), append(c.ours, e.Ours)
-	c.local, c.domain = append(c.local, storable(e.Recipient.Local)), append(c.domain, storable(e.Recipient.Domain))
+	c.waits, c.ours = append(c.waits, pg.Storable(waits)), append(c.ours, e.Ours)
+	c.local, c.domain = append(c.local, pg.Storable(e.Recipient.Local)), append(c.domain, pg.Storable(e.Recipient.Domain))
 }
 
 func (c *endings) args() []any {

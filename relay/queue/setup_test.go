@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"postern/internal/pg"
 	"postern/internal/pgtest"
 	"postern/relay/smtp"
 )
@@ -161,7 +162,7 @@ func working(t testing.TB, db *pgtest.DB) *pgx.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close(context.Background()) })
-	if _, err := conn.Exec(ctxOf(t), tuneWork, pgx.QueryExecModeSimpleProtocol); err != nil {
+	if _, err := conn.Exec(ctxOf(t), pg.TuneWork, pgx.QueryExecModeSimpleProtocol); err != nil {
 		t.Fatal(err)
 	}
 	return conn

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"strings"
 	"time"
+
+	"postern/internal/pg"
 )
 
 // channel is the notification channel: "there is work to claim". The payload is
@@ -21,14 +23,14 @@ const (
 // polling is the truth.
 type signals struct {
 	q     *Queue
-	s     *session // of the listener
-	say   *session
+	s     *pg.Dedicated // of the listener
+	say   *pg.Dedicated
 	woken chan struct{} // capacity 1
 	tell  chan struct{} // capacity 1
 }
 
 func newSignals(q *Queue) *signals {
-	s := &signals{q: q, s: newSession(q.cfg.WorkPool, tuneWork), say: newSession(q.cfg.WorkPool, tuneWork),
+	s := &signals{q: q, s: pg.NewDedicated(q.cfg.WorkPool, pg.TuneWork), say: pg.NewDedicated(q.cfg.WorkPool, pg.TuneWork),
 		woken: make(chan struct{}, 1), tell: make(chan struct{}, 1)}
 	return s
 }
@@ -90,7 +92,7 @@ const sqlNotify = `select pg_notify('` + channel + `', '')`
 
 // notify sends the announcements, coalesced.
 func (s *signals) notify(ctx context.Context) {
-	defer s.say.close()
+	defer s.say.Close()
 	for {
 		select {
 		case <-ctx.Done():
@@ -100,12 +102,12 @@ func (s *signals) notify(ctx context.Context) {
 		if s.q.cfg.NoNotify {
 			continue
 		}
-		if conn, err := s.say.get(ctx); err == nil {
+		if conn, err := s.say.Get(ctx); err == nil {
 			brief, cancel := context.WithTimeout(ctx, 5*time.Second)
 			_, err = conn.Exec(brief, sqlNotify)
 			cancel()
-			if s.say.end(err) != nil {
-				s.say.drop()
+			if s.say.End(err) != nil {
+				s.say.Drop()
 			}
 		}
 		select {
@@ -122,11 +124,11 @@ func (s *signals) listen(ctx context.Context) {
 	if s.q.cfg.NoNotify {
 		return
 	}
-	defer s.s.close()
+	defer s.s.Close()
 	for ctx.Err() == nil {
 		if err := s.hear(ctx); ctx.Err() == nil {
 			s.q.log.Warn("queue: listening is interrupted, polling goes on", "error", err)
-			s.s.drop()
+			s.s.Drop()
 			s.q.epochs.lookNow() // a database that is away is known immediately
 			select {
 			case <-ctx.Done():
@@ -141,7 +143,7 @@ const checkListener = 30 * time.Second
 
 // hear listens until something breaks, and returns what.
 func (s *signals) hear(ctx context.Context) error {
-	conn, err := s.s.get(ctx)
+	conn, err := s.s.Get(ctx)
 	if err != nil {
 		return err
 	}
@@ -179,7 +181,7 @@ func (s *signals) hear(ctx context.Context) error {
 
 // bounded asks the database something that takes no time.
 func bounded(ctx context.Context, ask func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	return ask(ctx)
 }

@@ -114,9 +114,9 @@ func TestSilentHeartbeat(t *testing.T) {
 	q := start(t, cfg, func(q *Queue) { q.waits.beat = time.Millisecond })
 	e := q.epochs
 	e.mu.Lock()
-	conn, err := e.s.get(ctxOf(t))
+	conn, err := e.s.Get(ctxOf(t))
 	if err == nil {
-		conn.PgConn().Conn().(countingConn).Conn.(*mutable).mute.Store(true)
+		conn.PgConn().Conn().(interface{ NetConn() net.Conn }).NetConn().(*mutable).mute.Store(true)
 	}
 	e.mu.Unlock()
 	if err != nil {

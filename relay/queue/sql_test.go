@@ -18,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"postern/internal/pg"
 	"postern/internal/pgserver"
 	"postern/internal/pgtest"
 	"postern/relay/smtp"
@@ -94,7 +95,7 @@ func TestPlansUseKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close(context.Background())
-	if _, err := conn.Exec(ctxOf(t), tuneWork, pgx.QueryExecModeSimpleProtocol); err != nil {
+	if _, err := conn.Exec(ctxOf(t), pg.TuneWork, pgx.QueryExecModeSimpleProtocol); err != nil {
 		t.Fatal(err)
 	}
 	all := statements(t)
@@ -129,14 +130,14 @@ func TestTrouble(t *testing.T) {
 		err  error
 		want string
 	}{
-		{pg("08006"), "451 4.3.0"}, {pg("08007"), "451 4.3.0"}, {pg("57P01"), "451 4.3.0"}, {pg("57P02"), "451 4.3.0"},
-		{pg("57P03"), "451 4.3.0"}, {pg("25006"), "451 4.3.0"}, {pg("40001"), "451 4.3.0"}, {pg("40P01"), "451 4.3.0"},
-		{pg("23505"), "451 4.3.0"}, {pg("22021"), "451 4.3.0"}, {pg("22P05"), "451 4.3.0"}, {pg("22001"), "451 4.3.0"},
-		{pg("42P01"), "451 4.3.0"}, {pg("3D000"), "451 4.3.0"}, {pg("XX001"), "451 4.3.0"}, {pg("XX002"), "451 4.3.0"}, {pg("58030"), "451 4.3.0"},
-		{pg("53100"), "452 4.3.1"}, {pg("53200"), "452 4.3.1"}, {pg("54000"), "452 4.3.1"},
-		{pg("53300"), "451 4.3.2"}, {pg("55P03"), "451 4.3.2"}, {pg("57014"), "451 4.3.2"},
+		{pgError("08006"), "451 4.3.0"}, {pgError("08007"), "451 4.3.0"}, {pgError("57P01"), "451 4.3.0"}, {pgError("57P02"), "451 4.3.0"},
+		{pgError("57P03"), "451 4.3.0"}, {pgError("25006"), "451 4.3.0"}, {pgError("40001"), "451 4.3.0"}, {pgError("40P01"), "451 4.3.0"},
+		{pgError("23505"), "451 4.3.0"}, {pgError("22021"), "451 4.3.0"}, {pgError("22P05"), "451 4.3.0"}, {pgError("22001"), "451 4.3.0"},
+		{pgError("42P01"), "451 4.3.0"}, {pgError("3D000"), "451 4.3.0"}, {pgError("XX001"), "451 4.3.0"}, {pgError("XX002"), "451 4.3.0"}, {pgError("58030"), "451 4.3.0"},
+		{pgError("53100"), "452 4.3.1"}, {pgError("53200"), "452 4.3.1"}, {pgError("54000"), "452 4.3.1"},
+		{pgError("53300"), "451 4.3.2"}, {pgError("55P03"), "451 4.3.2"}, {pgError("57014"), "451 4.3.2"},
 		{errors.New("unexpected EOF"), "451 4.3.0"}, {context.DeadlineExceeded, "451 4.3.0"}, {errEpochLost, "451 4.3.0"},
-		{errClosed, "421 4.3.2"}, {fmt.Errorf("wrapped: %w", pg("53100")), "452 4.3.1"},
+		{errClosed, "421 4.3.2"}, {fmt.Errorf("wrapped: %w", pgError("53100")), "452 4.3.1"},
 	} {
 		reply := Trouble(c.err)
 		if got := fmt.Sprintf("%d %s", reply.Code, reply.Enhanced); got != c.want {
@@ -146,44 +147,13 @@ func TestTrouble(t *testing.T) {
 			t.Errorf("%v: %s", c.err, reply)
 		}
 	}
+	if got := pg.CertaintyOf(fmt.Errorf("insert: %w", errEpochLost)); got != pg.NotSent {
+		t.Errorf("an epoch that is lost: %v", got)
+	}
 }
 
-func pg(code string) *pgconn.PgError {
+func pgError(code string) *pgconn.PgError {
 	return &pgconn.PgError{Severity: "FEHLER", SeverityUnlocalized: "ERROR", Code: code}
-}
-
-// What an error says about the commit: in doubt, uncertain.
-func TestCertainty(t *testing.T) {
-	t.Parallel()
-	fatal := pg("57P01")
-	fatal.SeverityUnlocalized = "FATAL"
-	for _, c := range []struct {
-		err  error
-		want certainty
-	}{
-		{pg("23505"), rejected}, {pg("53100"), rejected}, {pg("40001"), rejected}, {pgx.ErrTxCommitRollback, rejected},
-		{pg("57014"), uncertain}, {pg("08007"), uncertain}, {pg("40003"), uncertain}, {fatal, uncertain},
-		{errNotReplicated, uncertain}, {errors.New("read: connection reset"), uncertain}, {context.DeadlineExceeded, uncertain},
-		{&connectError{errors.New("refused")}, notSent}, {&connectError{fatal}, notSent}, {errEpochLost, notSent},
-		{&bodyError{errors.New("disk")}, rejected}, {&unsentError{&bodyError{errors.New("disk")}}, rejected},
-		{&unsentError{errors.New("failed to encode args[3]")}, notSent},
-	} {
-		if got := certaintyOf(fmt.Errorf("insert: %w", c.err)); got != c.want {
-			t.Errorf("%v: %v, want %v", c.err, got, c.want)
-		}
-	}
-}
-
-func TestStorable(t *testing.T) {
-	t.Parallel()
-	for in, want := range map[string]string{"": "", "plain": "plain", "é": "é", "a\x00b": "a\uFFFDb", "\xff": "\uFFFD", "\xed\xa0\x80": "\uFFFD"} {
-		if got := storable(in); got != want {
-			t.Errorf("%q: %q, want %q", in, got, want)
-		}
-	}
-	if got := storable(strings.Repeat("é", maxStoredText)); len(got) > maxStoredText+3 {
-		t.Errorf("%d octets", len(got))
-	}
 }
 
 func TestCheckServer(t *testing.T) {
@@ -351,22 +321,6 @@ func TestParseEnhanced(t *testing.T) {
 	for s, want := range map[string]smtp.EnhancedCode{"5.1.1": {Class: 5, Subject: 1, Detail: 1}, "": {}, "x": {}} {
 		if got := parseEnhanced(s); got != want {
 			t.Errorf("%q: %v", s, got)
-		}
-	}
-}
-
-// Trouble with one message is not taken for trouble with the database.
-func TestIsDown(t *testing.T) {
-	t.Parallel()
-	for _, c := range []struct {
-		err  error
-		want bool
-	}{
-		{&connectError{errors.New("refused")}, true}, {errors.New("unexpected EOF"), true}, {pg("25006"), true}, {pg("53100"), true}, {pg("57P01"), true},
-		{&bodyError{errors.New("disk")}, false}, {pg("22021"), false}, {pg("23505"), false}, {pg("40001"), false}, {pg("55P03"), false},
-	} {
-		if got := isDown(fmt.Errorf("insert: %w", c.err)); got != c.want {
-			t.Errorf("%v: %v", c.err, got)
 		}
 	}
 }

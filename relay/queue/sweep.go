@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"postern/internal/pg"
 )
 
 const (
@@ -20,7 +22,7 @@ const (
 // sweeps puts right what a crash or a lost answer left behind.
 type sweeps struct {
 	q *Queue
-	s *session
+	s *pg.Dedicated
 
 	seen     map[int64]beatSeen // of other epochs, to be sure that they are silent
 	suspects map[ID]bool        // rows of ours that nobody held at the last round
@@ -34,11 +36,11 @@ type beatSeen struct {
 }
 
 func newSweeps(q *Queue) *sweeps {
-	return &sweeps{q: q, s: newSession(q.cfg.WorkPool, tuneWork), seen: make(map[int64]beatSeen), slow: time.Now().Add(sweepEvery)}
+	return &sweeps{q: q, s: pg.NewDedicated(q.cfg.WorkPool, pg.TuneWork), seen: make(map[int64]beatSeen), slow: time.Now().Add(sweepEvery)}
 }
 
 func (s *sweeps) run(ctx context.Context) {
-	defer s.s.close()
+	defer s.s.Close()
 	for {
 		select {
 		case <-ctx.Done():
@@ -46,7 +48,7 @@ func (s *sweeps) run(ctx context.Context) {
 		case <-time.After(s.q.cfg.Heartbeat):
 		}
 		if err := s.round(ctx); err != nil && ctx.Err() == nil {
-			s.s.drop()
+			s.s.Drop()
 			if !s.q.epochs.suspectIfDown(err) {
 				s.q.log.Warn("queue: sweeping is tried again", "error", err)
 			}
@@ -57,7 +59,7 @@ func (s *sweeps) run(ctx context.Context) {
 func (s *sweeps) round(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	conn, err := s.s.get(ctx)
+	conn, err := s.s.Get(ctx)
 	if err != nil {
 		return err
 	}
@@ -66,7 +68,7 @@ func (s *sweeps) round(ctx context.Context) error {
 		s.slow = time.Now().Add(sweepEvery)
 		err = errors.Join(s.orphans(ctx, conn), s.timeless(ctx, conn))
 	}
-	return s.s.end(err)
+	return s.s.End(err)
 }
 
 // sqlLiving lists the living epochs, and says whose lease ended long enough ago, and whose
@@ -132,7 +134,7 @@ func (s *sweeps) reap(ctx context.Context, conn *pgx.Conn) error {
 		var count int
 		var unused *string
 		err := conn.QueryRow(ctx, sqlReap, reapRows).Scan(&count, &unused)
-		if ofTheRow(err) {
+		if pg.OfTheRow(err) {
 			count, err = s.reapEach(ctx, conn)
 		}
 		if err != nil {
@@ -166,7 +168,7 @@ func (s *sweeps) reapEach(ctx context.Context, conn *pgx.Conn) (count int, err e
 		var unused *string
 		err := conn.QueryRow(ctx, sqlReapOne, r.ID, r.N, r.Owner).Scan(&one, &unused)
 		switch {
-		case ofTheRow(err):
+		case pg.OfTheRow(err):
 			s.q.setAside(r.ID, r.N, r.Owner, ofRows(err))
 		case err != nil:
 			return count, err
@@ -348,11 +350,11 @@ func (s *sweeps) handBack(ctx context.Context) error {
 	if l == nil {
 		return nil
 	}
-	conn, err := s.s.get(ctx)
+	conn, err := s.s.Get(ctx)
 	if err != nil {
 		return fmt.Errorf("hand back: %w", err)
 	}
-	defer s.s.close()
+	defer s.s.Close()
 	for {
 		var count int
 		var unused *string

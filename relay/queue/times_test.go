@@ -61,7 +61,7 @@ func TestTurnedWithoutDatabase(t *testing.T) {
 	q := start(t, cfg)
 	away.Store(true)
 	q.epochs.mu.Lock()
-	q.epochs.s.drop()
+	q.epochs.s.Drop()
 	q.epochs.mu.Unlock()
 	eventually(t, "it notices", func() bool { return q.Available() != nil })
 	for range 3 {

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"postern/internal/pg"
 )
 
 const turnPause = 100 * time.Millisecond // between two rounds
@@ -20,7 +22,7 @@ const turnPause = 100 * time.Millisecond // between two rounds
 // holder waits for no other.
 type turns struct {
 	q     *Queue
-	s     *session
+	s     *pg.Dedicated
 	grown chan struct{} // capacity 1: a large message was committed, and others may be finished by now
 	every time.Duration // the round that needs no message
 	bytes int64         // 64 MiB: a table with so much is followed by the next
@@ -28,7 +30,7 @@ type turns struct {
 }
 
 func newTurns(q *Queue) *turns {
-	return &turns{q: q, s: newSession(q.cfg.WorkPool, tuneWork), grown: make(chan struct{}, 1),
+	return &turns{q: q, s: pg.NewDedicated(q.cfg.WorkPool, pg.TuneWork), grown: make(chan struct{}, 1),
 		every: q.cfg.Heartbeat, bytes: 64 << 20, age: time.Minute}
 }
 
@@ -41,7 +43,7 @@ func (t *turns) grow() {
 }
 
 func (t *turns) run(ctx context.Context) {
-	defer t.s.close()
+	defer t.s.Close()
 	for {
 		select {
 		case <-ctx.Done():
@@ -55,7 +57,7 @@ func (t *turns) run(ctx context.Context) {
 		case <-time.After(t.every):
 		}
 		if err := t.round(ctx); err != nil && ctx.Err() == nil {
-			t.s.drop()
+			t.s.Drop()
 			if !t.q.epochs.suspectIfDown(err) {
 				t.q.log.Warn("queue: large bodies are cleared later", "error", err)
 			}
@@ -78,11 +80,11 @@ select turn, writing, clock_timestamp() - changed_at, pg_relation_size(('large_b
 func (t *turns) round(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	conn, err := t.s.get(ctx)
+	conn, err := t.s.Get(ctx)
 	if err != nil {
 		return err
 	}
-	return t.s.end(t.tidy(ctx, conn))
+	return t.s.End(t.tidy(ctx, conn))
 }
 
 func (t *turns) tidy(ctx context.Context, conn *pgx.Conn) error {

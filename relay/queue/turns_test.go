@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"postern/internal/pg"
 	"postern/internal/pgtest"
 )
 
@@ -19,7 +20,7 @@ import (
 func tidier(t *testing.T, q *Queue) *turns {
 	t.Helper()
 	turns := newTurns(q)
-	t.Cleanup(turns.s.close)
+	t.Cleanup(turns.s.Close)
 	return turns
 }
 
@@ -211,11 +212,11 @@ func TestTurnsUnderLoad(t *testing.T) {
 	stop()
 	tidying.Wait()
 	sweep := newSweeps(q)
-	conn, err := sweep.s.get(ctxOf(t))
+	conn, err := sweep.s.Get(ctxOf(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer sweep.s.close()
+	defer sweep.s.Close()
 	if err := sweep.orphans(ctxOf(t), conn); err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +234,7 @@ func TestTurnsDoNotDeadlock(t *testing.T) {
 	for n := range 2 {
 		turns := tidier(t, q)
 		clearing.Go(func() {
-			conn, err := turns.s.get(ctxOf(t))
+			conn, err := turns.s.Get(ctxOf(t))
 			for range 100 {
 				if err == nil {
 					err = turns.clear(ctxOf(t), conn, &turn{Turn: int16(n), Size: 1})
@@ -268,7 +269,7 @@ func TestTurnsMoveInOneOrder(t *testing.T) {
 	var moving sync.WaitGroup
 	for _, other := range []string{"enable_indexscan", "enable_bitmapscan"} {
 		turns := tidier(t, q)
-		conn, err := turns.s.get(ctxOf(t))
+		conn, err := turns.s.Get(ctxOf(t))
 		if err == nil {
 			_, err = conn.Exec(ctxOf(t), `set `+other+` = off`)
 		}
@@ -314,7 +315,7 @@ func TestTurnThatIsStuck(t *testing.T) {
 		m, d := putLarge(t, q, randomBody(smallBody+1))
 		q.Settle(outcome(d, 0, Delivered))
 		becomes(t, db, m.ID, "")
-		if err := turns.round(ctxOf(t)); class(err) != "53" {
+		if err := turns.round(ctxOf(t)); pg.Class(err) != "53" {
 			t.Fatalf("the round says %v", err)
 		}
 	}

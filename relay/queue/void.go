@@ -7,20 +7,22 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"postern/internal/pg"
 )
 
 // voids takes back messages whose commit is in doubt and whose client was told
 // 451. Their rows, if there are any, are ours until that is done: nobody sends them.
 type voids struct {
 	q    *Queue
-	s    *session
+	s    *pg.Dedicated
 	mu   sync.Mutex
 	list []*job
 	kick chan struct{}
 }
 
 func newVoids(q *Queue) *voids {
-	return &voids{q: q, s: newSession(q.cfg.EnqueuePool, tuneWork), kick: make(chan struct{}, 1)}
+	return &voids{q: q, s: pg.NewDedicated(q.cfg.EnqueuePool, pg.TuneWork), kick: make(chan struct{}, 1)}
 }
 
 // add takes j, whose rows stay held until they are gone.
@@ -42,7 +44,7 @@ func (v *voids) pending() int {
 
 // run voids until ctx ends; what is left then is logged.
 func (v *voids) run(ctx context.Context) {
-	defer v.s.close()
+	defer v.s.Close()
 	for {
 		wait := time.Hour
 		if v.round(ctx) > 0 {
@@ -72,14 +74,14 @@ func (v *voids) round(ctx context.Context) int {
 	v.mu.Unlock()
 	var left []*job
 	for i, j := range list {
-		err := v.s.panicked(v.q.cfg.Guard.Try("queue: voiding", func() error { return v.void(ctx, j) }))
+		err := v.s.Panicked(v.q.cfg.Guard.Try("queue: voiding", func() error { return v.void(ctx, j) }))
 		if err == nil {
 			v.q.held.remove(j.m.ID, len(j.rcpts))
 			continue
 		}
 		v.q.room.heard(err)
 		v.q.log.Warn("queue: a void waits for the database", "id", j.m.ID, "error", err)
-		if !ofTheRow(err) {
+		if !pg.OfTheRow(err) {
 			left = append(left, list[i:]...)
 			break
 		}
@@ -113,7 +115,7 @@ const sqlTaken = `select count(*) from recipient where message_id = $1`
 func (v *voids) void(ctx context.Context, j *job) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	conn, err := v.s.get(ctx)
+	conn, err := v.s.Get(ctx)
 	if err != nil {
 		return err
 	}
@@ -129,7 +131,7 @@ func (v *voids) void(ctx context.Context, j *job) error {
 		}
 		return tx.QueryRow(ctx, sqlTaken, m.ID).Scan(&taken)
 	})
-	if err = v.s.end(err); err != nil {
+	if err = v.s.End(err); err != nil {
 		return err
 	}
 	if taken > 0 {

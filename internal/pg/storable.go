@@ -1,4 +1,4 @@
-package queue
+package pg
 
 import (
 	"strings"
@@ -8,10 +8,10 @@ import (
 // maxStoredText bounds one text of a peer in the history, in octets.
 const maxStoredText = 8 << 10
 
-// storable makes the text of a peer fit for a text column: valid UTF-8, no NUL,
+// Storable makes the text of a peer fit for a text column: valid UTF-8, no NUL,
 // bounded. An outcome that cannot be written would be an attempt that is repeated
 // for ever, so this is the last line of defence and cannot fail.
-func storable(s string) string {
+func Storable(s string) string {
 	if len(s) > maxStoredText {
 		s = strings.ToValidUTF8(s[:maxStoredText], "") + "…"
 	}

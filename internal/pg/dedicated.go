@@ -1,4 +1,4 @@
-package queue
+package pg
 
 import (
 	"context"
@@ -11,6 +11,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postern/internal/panics"
 )
 
 const (
@@ -19,93 +21,91 @@ const (
 	pingTime       = 2 * time.Second  // then it must answer, or another one is made
 )
 
-// session is one connection of this package's own, made again when it broke. It
+// Dedicated is one connection of its user's own, made again when it broke. It
 // is used by one goroutine.
 //
 // It differs from a pooled connection in two ways that durability needs. It never
 // sends a cancel request: pgx sends one when a context ends or a read fails, and a
 // commit that waits for its standby answers it with success. And it notices the
 // warning by which the server says that this has happened all the same.
-type session struct {
+type Dedicated struct {
 	pool   *pgxpool.Config
 	tune   string
 	conn   *pgx.Conn
 	used   time.Time    // last
-	begun  time.Time    // when conn was
 	wrote  atomic.Int64 // octets, over all connections
 	mark   int64        // wrote, when conn was last taken
 	warned atomic.Bool
-	// onConnect, when set, prepares a new connection further.
-	onConnect func(context.Context, *pgx.Conn) error
+	// Begun is when the present connection was begun to be made.
+	Begun time.Time
+	// OnConnect, when set, prepares a new connection further.
+	OnConnect func(context.Context, *pgx.Conn) error
 }
 
-// Settings of a session. The statements of this package find their rows by index
+// Settings of a dedicated connection. The queue's statements find their rows by index
 // whatever the statistics of a table that is empty now and full in a minute say,
 // and their plans are made once.
 const (
 	tunePlans = `set default_transaction_isolation = 'read committed'; set synchronous_commit = on; set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off;` +
 		` set jit = off; set plan_cache_mode = force_generic_plan; set idle_in_transaction_session_timeout = '60s';`
-	tuneWork   = tunePlans + ` set statement_timeout = '60s'; set lock_timeout = '15s'`
-	tuneCommit = tunePlans + ` set statement_timeout = 0; set lock_timeout = '15s'`
+	TuneWork   = tunePlans + ` set statement_timeout = '60s'; set lock_timeout = '15s'`
+	TuneCommit = tunePlans + ` set statement_timeout = 0; set lock_timeout = '15s'`
 )
 
-func newSession(pool *pgxpool.Pool, tune string) *session {
-	return &session{pool: pool.Config(), tune: tune}
+// NewDedicated makes one from the settings of a pool's connections; tune is TuneWork or
+// TuneCommit.
+func NewDedicated(pool *pgxpool.Pool, tune string) *Dedicated {
+	return &Dedicated{pool: pool.Config(), tune: tune}
 }
 
-// durably is the part of a statement's select list that makes its own commit wait
-// for durability, whatever the defaults of the role, the database or a pooler's
-// last client are. remote_apply is stronger and stays.
-const durably = `set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)`
-
-// get returns the connection, making it if there is none. Errors are *connectError.
+// Get returns the connection, making it if there is none. Errors are *ConnectError.
 //
 // One that was idle is looked at first: a server that went away meanwhile has closed
 // it, and what is sent into it would be in doubt for a minute instead of refused immediately.
-func (s *session) get(ctx context.Context) (*pgx.Conn, error) {
-	if s.conn != nil && time.Since(s.used) > idleCheck {
+func (d *Dedicated) Get(ctx context.Context) (*pgx.Conn, error) {
+	if d.conn != nil && time.Since(d.used) > idleCheck {
 		ctx, cancel := context.WithTimeout(ctx, pingTime)
-		if s.conn.Ping(ctx) != nil {
-			s.drop()
+		if d.conn.Ping(ctx) != nil {
+			d.Drop()
 		}
 		cancel()
 	}
-	s.used = time.Now()
-	if s.conn != nil && !s.conn.IsClosed() {
-		s.take()
-		return s.conn, nil
+	d.used = time.Now()
+	if d.conn != nil && !d.conn.IsClosed() {
+		d.take()
+		return d.conn, nil
 	}
-	hosts := time.Duration(1 + len(s.pool.ConnConfig.Fallbacks))
-	ctx, cancel := context.WithTimeout(ctx, max(connectTimeout, hosts*s.pool.ConnConfig.ConnectTimeout))
+	hosts := time.Duration(1 + len(d.pool.ConnConfig.Fallbacks))
+	ctx, cancel := context.WithTimeout(ctx, max(connectTimeout, hosts*d.pool.ConnConfig.ConnectTimeout))
 	defer cancel()
 	begun := time.Now()
-	conn, err := s.connect(ctx)
+	conn, err := d.connect(ctx)
 	if err != nil {
-		return nil, &connectError{err}
+		return nil, &ConnectError{err}
 	}
-	s.conn, s.begun = conn, begun
-	s.take()
+	d.conn, d.Begun = conn, begun
+	d.take()
 	return conn, nil
 }
 
 // take begins a use of the connection.
-func (s *session) take() {
-	s.warned.Store(false)
-	s.mark = s.wrote.Load()
+func (d *Dedicated) take() {
+	d.warned.Store(false)
+	d.mark = d.wrote.Load()
 }
 
-func (s *session) connect(ctx context.Context) (*pgx.Conn, error) {
-	cfg := s.pool.ConnConfig.Copy()
-	if s.pool.BeforeConnect != nil {
-		if err := s.pool.BeforeConnect(ctx, cfg); err != nil {
+func (d *Dedicated) connect(ctx context.Context) (*pgx.Conn, error) {
+	cfg := d.pool.ConnConfig.Copy()
+	if d.pool.BeforeConnect != nil {
+		if err := d.pool.BeforeConnect(ctx, cfg); err != nil {
 			return nil, err
 		}
 	}
-	withoutCancel(cfg, &s.wrote)
+	withoutCancel(cfg, &d.wrote)
 	before := cfg.OnNotice
 	cfg.OnNotice = func(c *pgconn.PgConn, n *pgconn.Notice) {
 		if isReplicationWarning(n) {
-			s.warned.Store(true)
+			d.warned.Store(true)
 		}
 		if before != nil {
 			before(c, n)
@@ -115,12 +115,12 @@ func (s *session) connect(ctx context.Context) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := conn.Exec(ctx, s.tune, pgx.QueryExecModeSimpleProtocol); err != nil {
+	if _, err := conn.Exec(ctx, d.tune, pgx.QueryExecModeSimpleProtocol); err != nil {
 		closeNow(conn)
 		return nil, fmt.Errorf("settings: %w", err)
 	}
-	if s.onConnect != nil {
-		if err := s.onConnect(ctx, conn); err != nil {
+	if d.OnConnect != nil {
+		if err := d.OnConnect(ctx, conn); err != nil {
 			closeNow(conn)
 			return nil, err
 		}
@@ -135,38 +135,48 @@ func isReplicationWarning(n *pgconn.Notice) bool {
 	return n.SeverityUnlocalized == "WARNING" && (n.Code == "01000" || n.Code == "57P01")
 }
 
-// end judges a finished use of the connection: err unless the commit was not
+// End judges a finished use of the connection: err unless the commit was not
 // confirmed. A connection after trouble is not used again.
-func (s *session) end(err error) error {
-	s.used = time.Now()
-	if err != nil && s.wrote.Load() == s.mark {
-		err = &unsentError{err}
+func (d *Dedicated) End(err error) error {
+	d.used = time.Now()
+	if err != nil && d.wrote.Load() == d.mark {
+		err = &UnsentError{err}
 	}
-	if err == nil && s.warned.Load() {
-		err = errNotReplicated
+	if err == nil && d.warned.Load() {
+		err = ErrNotReplicated
 	}
-	if err != nil && (poisoned(err) || errors.Is(err, errNotReplicated) || (s.conn != nil && s.conn.IsClosed())) {
-		s.drop()
+	if err != nil && (poisoned(err) || errors.Is(err, ErrNotReplicated) || (d.conn != nil && d.conn.IsClosed())) {
+		d.Drop()
 	}
 	return err
 }
 
-// drop closes the connection without a word to the server's other backends.
-func (s *session) drop() {
-	if s.conn != nil {
-		closeNow(s.conn)
-		s.conn = nil
+// Panicked makes of a panic in a use of d an error of that use. The connection is in an
+// unknown state then.
+func (d *Dedicated) Panicked(err error) error {
+	if caught := (*panics.Error)(nil); errors.As(err, &caught) {
+		err = d.End(err)
+		d.Drop()
+	}
+	return err
+}
+
+// Drop closes the connection without a word to the server's other backends.
+func (d *Dedicated) Drop() {
+	if d.conn != nil {
+		closeNow(d.conn)
+		d.conn = nil
 	}
 }
 
-// close ends the session in good order.
-func (s *session) close() {
-	if s.conn != nil && !s.conn.IsClosed() {
+// Close ends the connection in good order.
+func (d *Dedicated) Close() {
+	if d.conn != nil && !d.conn.IsClosed() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
-		_ = s.conn.Close(ctx)
+		_ = d.conn.Close(ctx)
 	}
-	s.conn = nil
+	d.conn = nil
 }
 
 func closeNow(conn *pgx.Conn) {
@@ -176,9 +186,9 @@ func closeNow(conn *pgx.Conn) {
 	_ = conn.Close(ctx)
 }
 
-// ConfigureEnqueuePool makes the connections of a pool ones that never send a cancel
-// request, see session.
-func ConfigureEnqueuePool(cfg *pgxpool.Config) {
+// WithoutCancel makes the connections of a pool ones that never send a cancel
+// request, see Dedicated.
+func WithoutCancel(cfg *pgxpool.Config) {
 	before := cfg.BeforeConnect
 	cfg.BeforeConnect = func(ctx context.Context, cc *pgx.ConnConfig) error {
 		if before != nil {
@@ -233,23 +243,10 @@ type countingConn struct {
 	wrote *atomic.Int64
 }
 
+// NetConn is what is counted.
+func (c countingConn) NetConn() net.Conn { return c.Conn }
+
 func (c countingConn) Write(p []byte) (int, error) {
 	c.wrote.Add(int64(len(p)))
 	return c.Conn.Write(p)
-}
-
-// isDown reports trouble that is the server's and not the statement's.
-func isDown(err error) bool {
-	if ofTheRow(err) {
-		return false
-	}
-	var connect *connectError
-	if errors.As(err, &connect) {
-		return true
-	}
-	switch class(err) {
-	case "", "08", "25", "3D", "42", "53", "57", "58", "XX":
-		return true
-	}
-	return false
 }
