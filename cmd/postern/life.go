@@ -98,7 +98,7 @@ func (n *node) parts() []drainPart {
 	if n.engine != nil {
 		list = append(list, drainPart{name: "delivery", until: 0.75, stop: n.engine.Shutdown})
 	}
-	return append(list, drainPart{name: "queue", until: 0.95, stop: n.queue.Close, writes: true})
+	return append(list, drainPart{name: "queue", until: 0.95, stop: n.closeQueue, writes: true})
 }
 
 // together stops parts that do not need each other at the same time.

@@ -27,6 +27,7 @@ import (
 	"postern/relay/delivery"
 	"postern/relay/maillog"
 	"postern/relay/queue"
+	"postern/relay/retention"
 	"postern/relay/route"
 	"postern/relay/submission"
 )
@@ -53,10 +54,11 @@ type node struct {
 	certs  *certificate.Set // nil with --only delivery
 	keeper *acme.Keeper     // nil without [acme]
 
-	queue   *queue.Queue
-	server  *submission.Server // nil with --only delivery
-	engine  *delivery.Engine   // nil with --only submission
-	bouncer *bounce.Bouncer    // nil with --only submission
+	queue     *queue.Queue
+	retention *retention.Retention
+	server    *submission.Server // nil with --only delivery
+	engine    *delivery.Engine   // nil with --only submission
+	bouncer   *bounce.Bouncer    // nil with --only submission
 
 	verifier *auth.Authenticator // nil with --only delivery, as the next two
 	watch    *auth.Watch
@@ -320,8 +322,7 @@ func (n *node) buildQueue(ctx context.Context, url string) error {
 	q := n.cfg.Queue
 	n.queue = queue.New(queue.Config{
 		EnqueuePool: enqueuePool, WorkPool: workPool, Node: n.name, Log: n.log, Guard: n.guard,
-		Lifetime: time.Duration(q.Lifetime), DelayNotice: time.Duration(q.DelayNotice), History: time.Duration(q.History),
-		Recipients: time.Duration(n.cfg.Retention.Correspondents),
+		Lifetime: time.Duration(q.Lifetime), DelayNotice: time.Duration(q.DelayNotice),
 		StrictGate: q.Gate == "strict", NoNotify: !n.notify(),
 		Moved:    n.moved,
 		Reserve:  int64(q.Reserve),
@@ -329,6 +330,10 @@ func (n *node) buildQueue(ctx context.Context, url string) error {
 		Near:     n.nearLimit(workPool),
 		Observer: n.metrics.queueObserver(),
 		HoldMade: n.held(workPool, n.mail.Hold), HoldEnded: n.held(workPool, n.mail.Released),
+	})
+	n.retention = retention.New(retention.Config{
+		Pool: workPool, Log: n.log, Guard: n.guard, Trouble: n.queue.Suspect,
+		History: time.Duration(q.History), Correspondents: time.Duration(n.cfg.Retention.Correspondents),
 	})
 	return nil
 }
@@ -460,6 +465,7 @@ func (n *node) start(ctx context.Context) error {
 	if err := n.queue.Start(startCtx); err != nil {
 		return fmt.Errorf("start the queue: %w", err)
 	}
+	n.retention.Start()
 	if n.verifier != nil {
 		n.startLogins()
 	}
@@ -498,6 +504,12 @@ func (n *node) stopBouncer(ctx context.Context) error {
 func (n *node) endLogins(ctx context.Context) error {
 	n.stopLogins()
 	return awaitGroup(ctx, &n.logins)
+}
+
+// closeQueue comes last: what became of mail is written down.
+func (n *node) closeQueue(ctx context.Context) error {
+	n.retention.Close()
+	return n.queue.Close(ctx)
 }
 
 func awaitGroup(ctx context.Context, wg *sync.WaitGroup) error {

@@ -129,8 +129,9 @@ func (n *node) apply(cfg config) error {
 		h.set.take(cfg.Log)
 	}
 	n.queue.SetTimes(queue.Times{
-		Lifetime: time.Duration(cfg.Queue.Lifetime), DelayNotice: time.Duration(cfg.Queue.DelayNotice), History: time.Duration(cfg.Queue.History),
+		Lifetime: time.Duration(cfg.Queue.Lifetime), DelayNotice: time.Duration(cfg.Queue.DelayNotice),
 	})
+	n.retention.SetHistory(time.Duration(cfg.Queue.History))
 	if n.engine != nil {
 		d := cfg.Delivery
 		n.engine.Rebound(delivery.Bounds{

@@ -3,7 +3,6 @@ package queue
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"slices"
@@ -32,41 +31,15 @@ type backlog struct {
 // backlogDomains is over how many destinations a backlog is spread.
 const backlogDomains = 10_000
 
-// loadBacklog inserts deferred mail as the queue would have left it: accepted in the
-// last day, tried some times, due in the next hours.
-const loadBacklog = `
-with new as materialized (select g, ('018f0000-0000-7000-8000-' || lpad(to_hex(g), 12, '0'))::uuid as id from generate_series($1::int, $2::int) g),
-m as (insert into message (id, user_id, credential_id, sender_local, sender_domain, size, body_type, utf8, ret, envid, header_id, accepted_at,
-		client_addr, client_hello, listener, tls, node, recipients)
-	select id, 1 + g % 10, 1, 'a' || g % 100, 'example.com', 1000, '', false, '', '', '<' || g || '@example.com>', now() - interval '1 day' * random(),
-		'192.0.2.1', 'client.example.com', '127.0.0.1:587', 'TLS1.3', 'a', 1 from new),
-b as (insert into body select id, 0, convert_to(repeat('0123456789', 100), 'UTF8') from new),
-a as (insert into attempt (message_id, n, at, epoch, result, local, domain, reply_code, reply_enhanced, reply_text, remote_mta, node)
-	select id, 0, now(), 1, 'deferred', 'r' || g, 'd' || g % $3::int || '.example', 451, '4.7.1', 'Greylisted, try again later', 'mx.example', 'a' from new)
-insert into recipient (message_id, n, attempts, accepted_at, next_attempt_at, expires_at, tell, notify, domain_key, local, domain, orcpt_type, orcpt,
-	last_attempt_at, reply_code, reply_enhanced, reply_text, remote_mta, notice_at, user_id)
-select id, 0, 3, now() - interval '1 day' * random(), now() + interval '1 hour' + interval '4 hours' * random(), now() + interval '5 days', 3, 0,
-	'd' || g % $3::int || '.example', 'r' || g, 'd' || g % $3::int || '.example', '', '', now(), 451, '4.7.1', 'Greylisted, try again later', 'mx.example',
-	now() + interval '4 hours', 1 + g % 10
-from new`
-
 func newBacklog(t *testing.T, rows int) *backlog {
 	server := pgtest.Server(t, pgserver.Config{})
 	b := &backlog{t: t, rows: rows, full: pgtest.On(t, server), empty: pgtest.On(t, server)}
 	const step = 10_000
 	begin := time.Now()
 	for from := 1; from <= rows; from += step {
-		exec(t, b.full, loadBacklog, from, min(from+step-1, rows), backlogDomains)
+		exec(t, b.full, pgtest.LoadBacklog, from, min(from+step-1, rows), backlogDomains)
 	}
 	t.Logf("loaded %d deferred recipients in %.0f s", rows, time.Since(begin).Seconds())
-	for _, sql := range []string{ // young, and so not to be deleted
-		`insert into activity (user_id, hour) select u, now() - h * interval '1 hour' from generate_series(1, $1::int / 100) u, generate_series(1, 100) h`,
-		`insert into correspondent (user_id, recipient) select g % 10, sha256(g::text::bytea) from generate_series(1, $1::int) g`,
-		`insert into usage_window (scope, subject, kind, window_s, at, n)
-			select 1, g, 1, 3600, array[floor(extract(epoch from now()) / 60)::bigint], array[1] from generate_series(1, $1::int) g`,
-	} {
-		exec(t, b.full, sql, max(10_000, rows/10))
-	}
 	exec(t, b.full, `vacuum analyze`)
 	b.fullQ, b.emptyQ = start(t, calmConfig(b.full)), start(t, calmConfig(b.empty))
 	b.conn = working(t, b.full)
@@ -88,7 +61,6 @@ func TestBacklog(t *testing.T) {
 	b.chores()
 	b.dueAtOnce()
 	b.newMail(messages)
-	b.forgetting(messages)
 	b.deadRows()
 	b.operators()
 }
@@ -214,33 +186,9 @@ func spread(d []time.Duration) string {
 	return fmt.Sprintf("p50 %.1f ms, p99 %.1f ms, max %.1f ms", ms(d[len(d)/2]), ms(d[len(d)*99/100]), ms(d[len(d)-1]))
 }
 
-// cost runs a statement, takes back what it did, and prints what it took.
 func (b *backlog) cost(name string, most int64, sql string, args ...any) {
 	b.t.Helper()
-	tx, err := b.conn.Begin(ctxOf(b.t))
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	defer tx.Rollback(context.Background())
-	var text []byte
-	if err := tx.QueryRow(ctxOf(b.t), `explain (analyze, buffers, format json) `+sql, args...).Scan(&text); err != nil {
-		b.t.Fatalf("%s: %v", name, err)
-	}
-	var top []struct {
-		Plan struct {
-			Hit  int64 `json:"Shared Hit Blocks"`
-			Read int64 `json:"Shared Read Blocks"`
-		}
-		Time float64 `json:"Execution Time"`
-	}
-	if err := json.Unmarshal(text, &top); err != nil {
-		b.t.Fatal(err)
-	}
-	pages := top[0].Plan.Hit + top[0].Plan.Read
-	b.t.Logf("%-24s %9.1f ms %9d pages", name, top[0].Time, pages)
-	if most > 0 && pages > most {
-		b.t.Errorf("%s reads %d pages, at most %d were expected", name, pages, most)
-	}
+	pgtest.Cost(b.t, b.conn, name, most, sql, args...)
 }
 
 // chores costs what nodes do by the clock.
@@ -252,65 +200,6 @@ func (b *backlog) chores() {
 	b.cost("never due", 20, sqlNeverDue)
 	b.cost("never told", 20, sqlNeverTold)
 	b.cost("orphans", 20*sweepRows, sqlBodies, ID{}, sweepRows)
-	exec(b.t, b.full, `update history_walk set past = default, next_at = now()`)
-	b.cost("forget history, nothing", 10_000, sqlForget, firstID(time.Now().Add(-50*365*24*time.Hour)), forgetMost, time.Now(), forgetAttempts, time.Second, time.Second)
-	exec(b.t, b.full, `update history_walk set past = default, next_at = now()`)
-	b.cost("forget history, all live", 30*forgetMost, sqlForget, firstID(time.Now()), forgetMost, time.Now(), forgetAttempts, time.Second, time.Second)
-	b.cost("forget nodes", 50, sqlForgetNodes)
-	b.cost("forget holds", 50, sqlForgetHolds)
-	b.cost("forget usage", 10*forgetRows, sqlForgetUsage, 0, 0, 0, 0, forgetRows)
-	b.cost("forget activity", 50, sqlForgetActivity, forgetRows)
-	b.cost("forget correspondents", 50, sqlForgetRecipients, forgetRows, 365*24*time.Hour)
-}
-
-// forgetting compares the life of new mail while old history is deleted with that while
-// it is not, in turns. The history is old and its mail is finished.
-func (b *backlog) forgetting(messages int) {
-	past(b.t, b.empty, b.rows/5, 60, "false")
-	old := func() int {
-		return count(b.t, b.empty, `select count(*) from message where accepted_at < now() - interval '30 days'`)
-	}
-	r := newRetention(b.emptyQ)
-	var with, without []life
-	deleted, busy := 0, time.Duration(0)
-	for range backlogRounds {
-		without = append(without, b.round(b.emptyQ, messages))
-		before := old()
-		exec(b.t, b.empty, `update history_walk set past = default, next_at = now()`)
-		ctx, cancel := context.WithCancel(ctxOf(b.t))
-		var done sync.WaitGroup
-		done.Go(func() { b.forget(ctx, r) })
-		l := b.round(b.emptyQ, messages)
-		if before > 0 {
-			eventually(b.t, "some history is deleted", func() bool { return old() < before })
-		}
-		cancel()
-		done.Wait()
-		with = append(with, l)
-		deleted += before - old()
-		busy += l.took
-	}
-	b.t.Logf("new mail while history is deleted, to when it is not: %s; %.0f messages/s were deleted, %d at once at last",
-		compared(with, without), float64(deleted)/busy.Seconds(), r.rows)
-	if deleted == 0 {
-		b.t.Error("no history was deleted")
-	}
-}
-
-// forget is what retention.run does while there is something to be deleted.
-func (b *backlog) forget(ctx context.Context, r *retention) {
-	defer r.s.Close()
-	for ctx.Err() == nil {
-		pause, err := r.round(ctx)
-		if err != nil && ctx.Err() == nil {
-			b.t.Error(err)
-			return
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(max(pause, time.Millisecond)):
-		}
-	}
 }
 
 // dueAtOnce lets all fall due at one moment.

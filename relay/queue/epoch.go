@@ -301,6 +301,10 @@ func (e *epochs) down() error {
 	return nil
 }
 
+// Suspect is told of trouble that somebody else had with this database. It reports whether
+// the database itself is in trouble, which is seen to and logged here.
+func (q *Queue) Suspect(err error) bool { return q.epochs.suspectIfDown(err) }
+
 // Valid reports that epoch is this node's and still trusted.
 func (q *Queue) Valid(epoch int64) bool { return epoch != 0 && q.epochs.valid() == epoch }
 

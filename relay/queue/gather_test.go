@@ -122,14 +122,14 @@ func TestL2NoticesOfOneMessage(t *testing.T) {
 				t.Error("what waits is looked at too late")
 			}
 		case 20: // the next one may come when Gather is over
-			exec(t, db, `update notice set message_id = $1`, firstID(time.Now().Add(-time.Hour)))
+			exec(t, db, `update notice set message_id = $1`, FirstID(time.Now().Add(-time.Hour)))
 		case 30: // and another one twice as long after that
-			exec(t, db, `update notice set message_id = $1 where not again`, firstID(time.Now().Add(-24*time.Hour)))
-			exec(t, db, `update notice set message_id = $1 where again`, firstID(time.Now().Add(-time.Hour)))
+			exec(t, db, `update notice set message_id = $1 where not again`, FirstID(time.Now().Add(-24*time.Hour)))
+			exec(t, db, `update notice set message_id = $1 where again`, FirstID(time.Now().Add(-time.Hour)))
 			due(t, db, d.Message.ID)
 			wants(t, "half of the time is over", told(t, q))
 		case 40:
-			exec(t, db, `update notice set message_id = $1 where again`, firstID(time.Now().Add(-2*time.Hour)))
+			exec(t, db, `update notice set message_id = $1 where again`, FirstID(time.Now().Add(-2*time.Hour)))
 		}
 	}
 	wants(t, "in all", got, 1, 21, 20, 18)
@@ -151,7 +151,7 @@ func TestL2NoticesOfOneUser(t *testing.T) {
 	fails(t, db, q, d, 0)
 	due(t, db, d.Message.ID)
 	wants(t, "the first", told(t, q), 1)
-	exec(t, db, `update notice set message_id = $1`, firstID(time.Now().Add(-24*time.Hour)))
+	exec(t, db, `update notice set message_id = $1`, FirstID(time.Now().Add(-24*time.Hour)))
 	for range againAnHour {
 		exec(t, db, `insert into notice (message_id, about, kind, user_id, again) values ($1, $1, 'failure', $2, true)`, NewID(), d.Message.UserID)
 	}

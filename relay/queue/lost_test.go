@@ -195,25 +195,3 @@ func TestP03LossInDoubt(t *testing.T) {
 		})
 	}
 }
-
-// What is forgotten of a notice's message is forgotten of the notice.
-func TestNoticesAreForgotten(t *testing.T) {
-	t.Parallel()
-	db := pgtest.New(t)
-	q := start(t, calmConfig(db))
-	_, d := failureNotice(t, q)
-	q.Settle(outcome(d, 0, Failed))
-	becomes(t, db, d.Message.ID, "")
-	still(q)
-	conn, err := db.Pool.Acquire(ctxOf(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Release()
-	q.SetTimes(Times{History: time.Nanosecond})
-	r := newRetention(q)
-	eventually(t, "the history is empty", func() bool { walk(t, db, r, conn.Conn()); return left(t, db) == "0 messages, 0 attempts" })
-	if n := count(t, db, `select count(*) from notice`); n != 0 {
-		t.Errorf("%d notices are left", n)
-	}
-}

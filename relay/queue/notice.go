@@ -240,7 +240,7 @@ func (q *Queue) tooSoon(ctx context.Context, conn *pgx.Conn, list []*Notice) ([]
 		about[i], kinds[i], users[i] = n.Message.ID, string(n.Kind), n.Message.UserID
 	}
 	now := time.Now()
-	rows, err := conn.Query(ctx, sqlToldBefore, about, kinds, users, firstID(now.Add(-time.Hour)))
+	rows, err := conn.Query(ctx, sqlToldBefore, about, kinds, users, FirstID(now.Add(-time.Hour)))
 	if err != nil {
 		return nil, err
 	}

@@ -227,34 +227,6 @@ func TestShapeHasTheLastReply(t *testing.T) {
 	}
 }
 
-// The hold of a revoked credential goes when it holds nothing; that of a user stays.
-func TestCredentialHoldEnds(t *testing.T) {
-	t.Parallel()
-	db := pgtest.New(t)
-	q := start(t, calmConfig(db))
-	m := message()
-	m.CredentialID = 9
-	if _, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody([]byte("x")), true); err != nil {
-		t.Fatal(err)
-	}
-	still(q)
-	for _, h := range [][2]int64{{1, 0}, {1, 8}, {1, 9}, {2, 9}} {
-		exec(t, db, `insert into hold (user_id, credential_id, reason, made_by, made_at) values ($1, $2, 'x', 'y', now() - interval '1 hour')`, h[0], h[1])
-	}
-	exec(t, db, `insert into hold (user_id, credential_id, reason, made_by) values (3, 3, 'just now', 'y')`)
-	if err := newRetention(q).others(ctxOf(t), working(t, db)); err != nil {
-		t.Fatal(err)
-	}
-	list, err := NewAdmin(db.Pool).UserHolds(ctxOf(t))
-	got := ""
-	for _, h := range list {
-		got += fmt.Sprintf("%d/%d ", h.UserID, h.CredentialID)
-	}
-	if err != nil || got != "1/0 1/9 3/3 " {
-		t.Errorf("holds %s, %v", got, err)
-	}
-}
-
 // Mail that was accepted by a version that did not note its user is found by its message.
 func TestMailOfAnEarlierVersion(t *testing.T) {
 	t.Parallel()

@@ -43,7 +43,7 @@ func TestClaimPlansOfOldStatistics(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			db := pgtest.New(t)
-			exec(t, db, loadBacklog, 1, 2000, backlogDomains)
+			exec(t, db, pgtest.LoadBacklog, 1, 2000, backlogDomains)
 			exec(t, db, before)
 			exec(t, db, `vacuum analyze`)
 			for _, c := range []struct{ sql, first string }{{sqlClaim, "recipient_domain"}, {sqlClaimNotices, "recipient_notice"}} {

@@ -32,8 +32,6 @@ type Config struct {
 	Lifetime    time.Duration // 5 days: then a recipient fails
 	DelayNotice time.Duration // 4 h
 	Gather      time.Duration // 30 s: how long what is told of a message is gathered while it is under way
-	History     time.Duration // 30 days after a message's end
-	Recipients  time.Duration // 365 days: how long the breaker knows whom users wrote to
 	Budget      time.Duration // 60 s: how long the fate of a commit may stay unknown
 
 	// Moved is called when another database server answers than before: connections that
@@ -74,7 +72,6 @@ type Queue struct {
 	sweeps  *sweeps
 	turns   *turns
 	room    *room
-	forgets *retention
 	breaker *breaker
 	held    *held
 
@@ -120,8 +117,6 @@ func (c Config) withDefaults() Config {
 	set(&c.Lifetime, 5*24*time.Hour)
 	set(&c.DelayNotice, 4*time.Hour)
 	set(&c.Gather, 30*time.Second)
-	set(&c.History, 30*24*time.Hour)
-	set(&c.Recipients, 365*24*time.Hour)
 	set(&c.Budget, time.Minute)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -138,7 +133,7 @@ func New(cfg Config) *Queue {
 	q := &Queue{cfg: cfg.withDefaults(), clock: bootClock{}, held: newHeld(), stopped: make(chan struct{})}
 	q.waits = waits{slowCommit: time.Second, try: 20 * time.Second, beat: 2 * time.Second}
 	q.log = q.cfg.Log
-	q.times.Store(&Times{q.cfg.Lifetime, q.cfg.DelayNotice, q.cfg.History})
+	q.times.Store(&Times{q.cfg.Lifetime, q.cfg.DelayNotice})
 	q.epochs = newEpochs(q)
 	q.commits = newCommits(q)
 	q.settles = newSettles(q)
@@ -150,7 +145,6 @@ func New(cfg Config) *Queue {
 	q.sweeps = newSweeps(q)
 	q.turns = newTurns(q)
 	q.room = newRoom(q)
-	q.forgets = newRetention(q)
 	q.breaker = newBreaker(q)
 	q.recovered = recovered{ways: make(map[string]bool), grown: make(chan struct{}, 1)}
 	return q
@@ -168,7 +162,7 @@ func (q *Queue) Start(ctx context.Context) error {
 	q.settles.done.Go(q.kept(background, "settling", q.settles.run))
 	for what, run := range map[string]func(context.Context){
 		"the heartbeat": q.epochs.run, "voiding": q.commits.voids.run, "the sweep": q.sweeps.run, "large bodies": q.turns.run,
-		"the reserve": q.room.run, "retention": q.forgets.run, "the breaker": q.breaker.run, "listening": q.signals.listen,
+		"the reserve": q.room.run, "the breaker": q.breaker.run, "listening": q.signals.listen,
 		"notifying": q.signals.notify, "recovered destinations": q.wakeRecovered,
 	} {
 		q.loops.Go(q.kept(background, what, run))

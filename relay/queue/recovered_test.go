@@ -87,7 +87,7 @@ func TestR2ClaimEndsTheWait(t *testing.T) {
 func TestR2RecoveredPlan(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	exec(t, db, loadBacklog, 1, 2000, backlogDomains)
+	exec(t, db, pgtest.LoadBacklog, 1, 2000, backlogDomains)
 	exec(t, db, `vacuum analyze`)
 	plan := genericPlan(t, db, sqlRecovered)
 	if !strings.Contains(plan, "recipient_waits") || strings.Contains(plan, "Seq Scan") {

@@ -4,13 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"go/ast"
-	"go/constant"
-	"go/importer"
-	"go/parser"
-	"go/token"
-	"go/types"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -31,58 +24,12 @@ var partial = map[string]bool{"sqlInsertMessages": true, "sqlInsertRecipients": 
 	"sqlFence": true, "sqlTouch": true, "sqlPlain": true, "sqlCharged": true, "sqlFromMessages": true, "sqlCommitted": true,
 	"sqlLost": true, "sqlTakeBack": true, "sqlUnknown": true, "sqlBack": true}
 
-// statements finds the text of every constant sql… of this package.
-func statements(t *testing.T) map[string]string {
-	t.Helper()
-	set := token.NewFileSet()
-	names, err := filepath.Glob("*.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var files []*ast.File
-	for _, name := range names {
-		if strings.HasSuffix(name, "_test.go") {
-			continue
-		}
-		file, err := parser.ParseFile(set, name, nil, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		files = append(files, file)
-	}
-	config := types.Config{Importer: importer.ForCompiler(set, "source", nil)}
-	pkg, err := config.Check("postern/relay/queue", set, files, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	found := make(map[string]string)
-	for _, name := range pkg.Scope().Names() {
-		c, ok := pkg.Scope().Lookup(name).(*types.Const)
-		if ok && strings.HasPrefix(name, "sql") && !partial[name] {
-			found[name] = constant.StringVal(c.Val())
-		}
-	}
-	return found
-}
+func statements(t *testing.T) map[string]string { return pgtest.Statements(t, partial) }
 
 // Every statement of the package is one that the schema understands.
 func TestStatementsPrepare(t *testing.T) {
 	t.Parallel()
-	db := pgtest.New(t)
-	conn, err := pgx.Connect(ctxOf(t), db.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.Background())
-	all := statements(t)
-	if len(all) < 30 {
-		t.Fatalf("found only %d statements", len(all))
-	}
-	for name, sql := range all {
-		if _, err := conn.Prepare(ctxOf(t), name, sql); err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
+	pgtest.Prepare(t, statements(t))
 }
 
 // The statements that run for each message or each claim find their rows by the

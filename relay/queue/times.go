@@ -6,7 +6,6 @@ import "time"
 type Times struct {
 	Lifetime    time.Duration // of messages accepted from then on
 	DelayNotice time.Duration // from the next deferral of a recipient on
-	History     time.Duration // from the next batch of the retention on
 }
 
 // SetTimes changes the spans that are not zero.
@@ -15,7 +14,7 @@ func (q *Queue) SetTimes(t Times) {
 	for _, d := range []struct {
 		to   *time.Duration
 		from time.Duration
-	}{{&now.Lifetime, t.Lifetime}, {&now.DelayNotice, t.DelayNotice}, {&now.History, t.History}} {
+	}{{&now.Lifetime, t.Lifetime}, {&now.DelayNotice, t.DelayNotice}} {
 		if d.from > 0 {
 			*d.to = d.from
 		}

@@ -38,8 +38,8 @@ func TestSetTimes(t *testing.T) {
 	if n := count(t, db, `select count(*) from recipient where notice_at = accepted_at + interval '20 minutes'`); n != 1 {
 		t.Error("the delay is not told of after the new span")
 	}
-	if got := *q.times.Load(); got.History != q.cfg.History {
-		t.Errorf("history %v, want what it was, %v", got.History, q.cfg.History)
+	if q.SetTimes(Times{DelayNotice: time.Hour}); q.times.Load().Lifetime != 3*time.Hour {
+		t.Errorf("lifetime %v, want what it was", q.times.Load().Lifetime)
 	}
 }
 

@@ -16,6 +16,17 @@ type ID = uuid.UUID
 // NewID mints an ID. Later IDs sort after earlier ones of the same node.
 func NewID() ID { return uuid.Must(uuid.NewV7()) }
 
+// FirstID is the least UUIDv7 of a moment (RFC 9562 section 5.7).
+func FirstID(t time.Time) ID {
+	var id ID
+	ms := t.UnixMilli()
+	for i := range 6 {
+		id[i] = byte(ms >> (8 * (5 - i)))
+	}
+	id[6], id[8] = 0x70, 0x80
+	return id
+}
+
 // Body holds the octets of one message as they will be delivered: CRLF lines, not
 // dot-stuffed. It may live in memory, in an unlinked file or in the database.
 // ReadAt may be called by several goroutines concurrently. A Body starts with one

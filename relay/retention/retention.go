@@ -1,15 +1,21 @@
-package queue
+package retention
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
+	"postern/internal/panics"
 	"postern/internal/pg"
+	"postern/relay/queue"
 )
 
 const (
@@ -28,24 +34,79 @@ const (
 	forgetTurns = 20   // statements of a kind in a round
 )
 
-// retention deletes what is kept for a time only, in small batches with pauses between
-// them, see docs/retention.md. Any number of nodes may be at it.
-type retention struct {
-	q     *Queue
-	s     *pg.Dedicated
+// Config configures a Retention; zero durations take the defaults named.
+type Config struct {
+	Pool  *pgxpool.Pool // the settings of its connection
+	Log   *slog.Logger
+	Guard *panics.Guard // keeps what panics from ending the process; may be nil
+
+	History        time.Duration // 30 days after a message's end
+	Correspondents time.Duration // 365 days: how long it is known whom users wrote to
+
+	// Trouble is told of errors and reports whether they are the database's, which others
+	// log; nil for nobody.
+	Trouble func(error) bool
+}
+
+// Retention deletes in small batches with pauses between them, over a connection of its own.
+// Any number of nodes may be at it.
+type Retention struct {
+	cfg  Config
+	log  *slog.Logger
+	kept atomic.Int64 // the span of history
+
+	conn  *pg.Dedicated
 	every time.Duration
 	rows  int           // messages that the next batch looks at
 	rest  time.Duration // after it, for all nodes
 	usage usageKey      // where the walk over the windows of limits is
 	small time.Time     // when the smaller tables are next
+
+	stop context.CancelFunc
+	loop sync.WaitGroup
 }
 
-func newRetention(q *Queue) *retention {
-	return &retention{q: q, s: pg.NewDedicated(q.cfg.WorkPool, pg.TuneWork), every: retentionEvery, rows: forgetLeast, rest: forgetShort}
+// New makes a Retention; Start begins its work.
+func New(cfg Config) *Retention {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Correspondents <= 0 {
+		cfg.Correspondents = 365 * 24 * time.Hour
+	}
+	if cfg.Trouble == nil {
+		cfg.Trouble = func(error) bool { return false }
+	}
+	r := &Retention{cfg: cfg, log: cfg.Log, conn: pg.NewDedicated(cfg.Pool, pg.TuneWork), every: retentionEvery, rows: forgetLeast, rest: forgetShort}
+	r.SetHistory(30 * 24 * time.Hour)
+	r.SetHistory(cfg.History)
+	return r
 }
 
-func (r *retention) run(ctx context.Context) {
-	defer r.s.Close()
+// SetHistory changes how long history is kept, from the next batch on; 0 changes nothing.
+func (r *Retention) SetHistory(span time.Duration) {
+	if span > 0 {
+		r.kept.Store(int64(span))
+	}
+}
+
+// Start begins the work.
+func (r *Retention) Start() {
+	ctx, stop := context.WithCancel(context.Background())
+	r.stop = stop
+	r.loop.Go(func() { r.cfg.Guard.Keep(ctx, "retention", func() { r.run(ctx) }) })
+}
+
+// Close ends the work. A batch that is under way is undone.
+func (r *Retention) Close() {
+	if r.stop != nil {
+		r.stop()
+		r.loop.Wait()
+	}
+}
+
+func (r *Retention) run(ctx context.Context) {
+	defer r.conn.Close()
 	wait := rand.N(min(r.every, retentionFirst))
 	for {
 		select {
@@ -55,25 +116,25 @@ func (r *retention) run(ctx context.Context) {
 		}
 		pause, err := r.round(ctx)
 		if err != nil && ctx.Err() == nil {
-			r.s.Drop()
+			r.conn.Drop()
 			r.rows = forgetLeast
-			if !r.q.epochs.suspectIfDown(err) {
-				r.q.log.Warn("queue: old history is deleted later", "error", err)
+			if !r.cfg.Trouble(err) {
+				r.log.Warn("retention: old history is deleted later", "error", err)
 			}
 		}
 		if wait = pause; pause == 0 {
 			wait = r.every
-			r.s.Close()
+			r.conn.Close()
 		}
 	}
 }
 
 // round deletes a batch of history and, if it is time, from the smaller tables. It says
 // how long to pause before the next batch, 0 if nothing is left to be done.
-func (r *retention) round(ctx context.Context) (time.Duration, error) {
+func (r *Retention) round(ctx context.Context) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	conn, err := r.s.Get(ctx)
+	conn, err := r.conn.Get(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -82,7 +143,7 @@ func (r *retention) round(ctx context.Context) (time.Duration, error) {
 		r.small = now.Add(r.every)
 		err = errors.Join(err, r.others(ctx, conn))
 	}
-	return pause, r.s.End(err)
+	return pause, r.conn.End(err)
 }
 
 // sqlForget looks at the next $2 messages that are older than $1, the first id that is
@@ -117,18 +178,18 @@ step as (update history_walk h set
 select looked.again or looked.n = $2, (select count(*) from old), set_config('synchronous_commit', 'off', true) from at, looked`
 
 // history deletes a batch of history, unless another node does or has done so just now.
-func (r *retention) history(ctx context.Context, conn *pgx.Conn) (time.Duration, error) {
+func (r *Retention) history(ctx context.Context, conn *pgx.Conn) (time.Duration, error) {
 	var now time.Time
 	if err := conn.QueryRow(ctx, `select now()`).Scan(&now); err != nil {
 		return 0, fmt.Errorf("forget history: %w", err)
 	}
-	before := now.Add(-r.q.times.Load().History)
+	before := now.Add(-time.Duration(r.kept.Load()))
 	begin := time.Now()
 	var more bool
 	var gone int
 	var unused *string
 	rest := r.rest
-	err := conn.QueryRow(ctx, sqlForget, firstID(before), r.rows, before, forgetAttempts, rest, r.every).Scan(&more, &gone, &unused)
+	err := conn.QueryRow(ctx, sqlForget, queue.FirstID(before), r.rows, before, forgetAttempts, rest, r.every).Scan(&more, &gone, &unused)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return 0, nil // another node is at it, or it is not yet time
 	}
@@ -136,7 +197,7 @@ func (r *retention) history(ctx context.Context, conn *pgx.Conn) (time.Duration,
 		return 0, fmt.Errorf("forget history: %w", err)
 	}
 	if gone > 0 {
-		r.q.log.Debug("queue: deleted history", "messages", gone, "before", before)
+		r.log.Debug("retention: deleted history", "messages", gone, "before", before)
 	}
 	if !more {
 		return 0, nil
@@ -146,7 +207,7 @@ func (r *retention) history(ctx context.Context, conn *pgx.Conn) (time.Duration,
 }
 
 // pace sets the size of the next batch and the pause after it by what the last one took.
-func (r *retention) pace(took time.Duration) {
+func (r *Retention) pace(took time.Duration) {
 	switch {
 	case took < forgetShort:
 		r.rows = min(2*r.rows, forgetMost)
@@ -184,7 +245,7 @@ delete from correspondent where (user_id, recipient) in (
 	order by seen_on limit $1 for update skip locked)`
 
 // others deletes from the tables that are small, or seldom have something to be deleted.
-func (r *retention) others(ctx context.Context, conn *pgx.Conn) error {
+func (r *Retention) others(ctx context.Context, conn *pgx.Conn) error {
 	for _, sql := range []string{sqlForgetNodes, sqlForgetHolds} {
 		if _, err := conn.Exec(ctx, sql); err != nil {
 			return fmt.Errorf("forget nodes and holds: %w", err)
@@ -196,7 +257,7 @@ func (r *retention) others(ctx context.Context, conn *pgx.Conn) error {
 	if err := forget(ctx, conn, sqlForgetActivity, forgetRows); err != nil {
 		return fmt.Errorf("forget activity: %w", err)
 	}
-	if err := forget(ctx, conn, sqlForgetRecipients, forgetRows, r.q.cfg.Recipients); err != nil {
+	if err := forget(ctx, conn, sqlForgetRecipients, forgetRows, r.cfg.Correspondents); err != nil {
 		return fmt.Errorf("forget correspondents: %w", err)
 	}
 	return nil
@@ -241,7 +302,7 @@ gone as (delete from usage_window where (scope, subject, kind, window_s) in (
 select scope, subject, kind, window_s from looked order by scope desc, subject desc, kind desc, window_s desc limit 1`
 
 // usages walks on over the windows of limits; at the end it begins anew.
-func (r *retention) usages(ctx context.Context, conn *pgx.Conn) error {
+func (r *Retention) usages(ctx context.Context, conn *pgx.Conn) error {
 	at := r.usage
 	r.usage = usageKey{}
 	err := conn.QueryRow(ctx, sqlForgetUsage, at.Scope, at.Subject, at.Kind, at.Window, forgetRows).
@@ -250,15 +311,4 @@ func (r *retention) usages(ctx context.Context, conn *pgx.Conn) error {
 		return fmt.Errorf("forget usage: %w", err)
 	}
 	return nil
-}
-
-// firstID is the least UUIDv7 of a moment (RFC 9562 section 5.7).
-func firstID(t time.Time) ID {
-	var id ID
-	ms := t.UnixMilli()
-	for i := range 6 {
-		id[i] = byte(ms >> (8 * (5 - i)))
-	}
-	id[6], id[8] = 0x70, 0x80
-	return id
 }

@@ -1,4 +1,4 @@
-package queue
+package retention
 
 import (
 	"context"
@@ -11,13 +11,16 @@ import (
 
 	"postern/internal/pg"
 	"postern/internal/pgtest"
+	"postern/internal/queuetest"
+	"postern/relay/queue"
+	"postern/relay/smtp"
 )
 
 // past fills the history with n messages that ended so many days ago, each with an
 // attempt. Those for which live holds (an SQL condition on g, from 1) are held still.
 func past(t *testing.T, db *pgtest.DB, n, days int, live string) {
 	t.Helper()
-	exec(t, db, fmt.Sprintf(`
+	queuetest.Exec(t, db, fmt.Sprintf(`
 with new as materialized (select g, (lpad(to_hex((extract(epoch from now() - interval '%[2]d days') * 1000)::bigint), 12, '0')
 		|| '70008000000000' || lpad(to_hex(g), 6, '0'))::uuid as id from generate_series(1, %[1]d) g),
 m as (insert into message (id, user_id, credential_id, sender_local, sender_domain, size, body_type, utf8, ret, envid, header_id, accepted_at,
@@ -29,11 +32,11 @@ select id, 0, now(), now(), 0, 0, 'x', 'x', 'x', '', '' from new where %[3]s`, n
 }
 
 // walk has every batch come at once, to the end.
-func walk(t *testing.T, db *pgtest.DB, r *retention, conn *pgx.Conn) (batches int) {
+func walk(t *testing.T, db *pgtest.DB, r *Retention, conn *pgx.Conn) (batches int) {
 	t.Helper()
 	for {
-		exec(t, db, `update history_walk set next_at = now()`)
-		more, err := r.history(ctxOf(t), conn)
+		queuetest.Exec(t, db, `update history_walk set next_at = now()`)
+		more, err := r.history(queuetest.Context(t), conn)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -45,14 +48,14 @@ func walk(t *testing.T, db *pgtest.DB, r *retention, conn *pgx.Conn) (batches in
 
 func left(t *testing.T, db *pgtest.DB) string {
 	t.Helper()
-	return fmt.Sprintf("%d messages, %d attempts", count(t, db, `select count(*) from message`), count(t, db, `select count(*) from attempt`))
+	return fmt.Sprintf("%d messages, %d attempts", queuetest.Count(t, db, `select count(*) from message`), queuetest.Count(t, db, `select count(*) from attempt`))
 }
 
 // Deletion walks past messages that cannot go yet, and comes back for them.
 func TestHistoryWalksPastHeldMail(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	r, conn := newRetention(New(calmConfig(db))), working(t, db)
+	r, conn := New(Config{Pool: db.Pool}), working(t, db)
 	past(t, db, 1000, 40, "g <= 300 or g = 1000") // the oldest are held: more than a batch looks at
 	past(t, db, 10, 29, "false")                  // young
 	if n := walk(t, db, r, conn); n < 3 {
@@ -61,17 +64,17 @@ func TestHistoryWalksPastHeldMail(t *testing.T) {
 	if got := left(t, db); got != "311 messages, 311 attempts" {
 		t.Fatalf("%s are left", got)
 	}
-	if n := count(t, db, `select count(*) from message m join attempt a on a.message_id = m.id join recipient r on r.message_id = m.id`); n != 301 {
+	if n := queuetest.Count(t, db, `select count(*) from message m join attempt a on a.message_id = m.id join recipient r on r.message_id = m.id`); n != 301 {
 		t.Fatalf("%d held messages have their history", n)
 	}
 
 	// What ends now can be traced for the whole time, from now.
-	a := NewAdmin(db.Pool)
-	if n, err := a.Cancel(ctxOf(t), Filter{}, false); err != nil || n != 301 {
+	a := queue.NewAdmin(db.Pool)
+	if n, err := a.Cancel(queuetest.Context(t), queue.Filter{}, false); err != nil || n != 301 {
 		t.Fatalf("cancelled %d, %v", n, err)
 	}
 	anHourLater := func() {
-		exec(t, db, `update history_walk set began_at = now() - interval '2 hours'`)
+		queuetest.Exec(t, db, `update history_walk set began_at = now() - interval '2 hours'`)
 		walk(t, db, r, conn) // comes to the end, and is to begin with the oldest
 		walk(t, db, r, conn)
 	}
@@ -79,7 +82,7 @@ func TestHistoryWalksPastHeldMail(t *testing.T) {
 	if got := left(t, db); got != "311 messages, 612 attempts" {
 		t.Fatalf("%s are left after the end", got)
 	}
-	exec(t, db, `update attempt set at = at - interval '31 days' where result = 'cancel'`)
+	queuetest.Exec(t, db, `update attempt set at = at - interval '31 days' where result = 'cancel'`)
 	walk(t, db, r, conn)
 	if got := left(t, db); got != "311 messages, 612 attempts" {
 		t.Fatalf("%s are left: within an hour it looked at the oldest again", got)
@@ -95,16 +98,16 @@ func TestHistoryWalksPastHeldMail(t *testing.T) {
 func TestHistoryInBoundedBatches(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	r, conn := newRetention(New(calmConfig(db))), working(t, db)
+	r, conn := New(Config{Pool: db.Pool}), working(t, db)
 	past(t, db, 3, 40, "false")
-	exec(t, db, `insert into attempt (message_id, n, at, epoch, result) select id, n, now() - interval '40 days', 2, 'deferred'
+	queuetest.Exec(t, db, `insert into attempt (message_id, n, at, epoch, result) select id, n, now() - interval '40 days', 2, 'deferred'
 		from (select id from message order by id limit 1) m, generate_series(1, $1::int) n`, 2*forgetAttempts)
-	exec(t, db, `delete from message where id = (select id from message order by id desc limit 1)`)
+	queuetest.Exec(t, db, `delete from message where id = (select id from message order by id desc limit 1)`)
 	for _, want := range []string{
 		fmt.Sprintf("2 messages, %d attempts", forgetAttempts+3), "2 messages, 3 attempts", "0 messages, 0 attempts", "0 messages, 0 attempts",
 	} {
-		exec(t, db, `update history_walk set next_at = now()`)
-		more, err := r.history(ctxOf(t), conn)
+		queuetest.Exec(t, db, `update history_walk set next_at = now()`)
+		more, err := r.history(queuetest.Context(t), conn)
 		if got := left(t, db); err != nil || got != want {
 			t.Fatalf("%s are left, want %s; %v", got, want, err)
 		}
@@ -120,34 +123,32 @@ func TestHistoryOfSeveralNodes(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	past(t, db, 6000, 40, "g % 50 = 0")
-	ctx, cancel := context.WithCancel(ctxOf(t))
+	ctx, cancel := context.WithCancel(queuetest.Context(t))
 	defer cancel()
 	var all sync.WaitGroup
 	var cut int
-	for i := range 3 {
-		cfg := calmConfig(db)
-		cfg.Node = fmt.Sprint("n", i)
-		r := newRetention(New(cfg))
+	for range 3 {
+		r := New(Config{Pool: db.Pool})
 		r.every = 10 * time.Millisecond
 		all.Go(func() {
-			defer r.s.Close()
+			defer r.conn.Close()
 			for ctx.Err() == nil {
 				r.rows = forgetLeast // many batches
 				if _, err := r.round(ctx); err != nil && ctx.Err() == nil {
 					if pg.Class(err) == "40" {
 						t.Errorf("nodes are in each other's way: %v", err)
 					}
-					r.s.Drop()
+					r.conn.Drop()
 				}
 			}
 		})
 	}
-	eventually(t, "the history is gone", func() bool {
+	queuetest.Eventually(t, "the history is gone", func() bool {
 		if cut < 10 {
-			cut += count(t, db, `select count(pg_terminate_backend(pid)) from pg_stat_activity
+			cut += queuetest.Count(t, db, `select count(pg_terminate_backend(pid)) from pg_stat_activity
 				where datname = current_database() and query like '%history_walk%' and pid <> pg_backend_pid() and state = 'active'`)
 		}
-		return count(t, db, `select count(*) from message`) <= 120
+		return queuetest.Count(t, db, `select count(*) from message`) <= 120
 	})
 	cancel()
 	all.Wait()
@@ -163,15 +164,14 @@ func TestHistoryOfSeveralNodes(t *testing.T) {
 func TestForgetOthers(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	q := start(t, calmConfig(db))
-	held, _ := put(t, q, true, "a@example.net") // by credential 9, owned: it may come back
-	exec(t, db, `update message set credential_id = 9 where id = $1`, held.ID)
-	waits, d := put(t, q, true, "b@example.net") // by credential 8: nothing of it is held
-	exec(t, db, `update message set credential_id = 8 where id = $1`, waits.ID)
-	q.Release(d, []int{0}, time.Hour)
-	becomes(t, db, waits.ID, "0 queued")
-	still(q) // its own rounds would skip rows of this one, and hold what a hold catches up with
-	r, conn := newRetention(q), working(t, db)
+	q := queuetest.Start(t, queuetest.Config(db))
+	held, waits := queuetest.Message(), queuetest.Message()
+	held.CredentialID = 9 // owned: it may come back
+	queuetest.Put(t, q, held, true, "a@example.net")
+	waits.CredentialID = 8 // nothing of it is held
+	queuetest.Put(t, q, waits, false, "b@example.net")
+	abandon(t, db, q, held.ID)
+	r, conn := New(Config{Pool: db.Pool}), working(t, db)
 	for _, sql := range []string{
 		`insert into hold (user_id, credential_id, reason, made_by, made_at)
 			select u, c, '', '', now() - interval '1 hour' from (values (1, 0), (1, 7), (1, 8), (1, 9), (2, 9)) h(u, c)`,
@@ -181,12 +181,12 @@ func TestForgetOthers(t *testing.T) {
 		`insert into usage_window (scope, subject, kind, window_s, at, n)
 			select 1, s, 1, 3600, array[floor(extract(epoch from now()) / 60)::bigint - case when s % 2 = 0 then 0 else 500 end], array[1] from generate_series(1, 3000) s`,
 	} {
-		exec(t, db, sql)
+		queuetest.Exec(t, db, sql)
 	}
 	const walk = `select history_walk::text from history_walk`
-	was := read(t, db, walk)
+	was := queuetest.Read(t, db, walk)
 	for range 5 {
-		if err := r.others(ctxOf(t), conn); err != nil {
+		if err := r.others(queuetest.Context(t), conn); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -201,11 +201,11 @@ func TestForgetOthers(t *testing.T) {
 		`select count(*) from recipient`:                                        2,
 		`select count(*) from correspondent where current_date - seen_on = 395`: 1,
 	} {
-		if got := count(t, db, sql); got != want {
+		if got := queuetest.Count(t, db, sql); got != want {
 			t.Errorf("%s: %d, want %d", sql, got, want)
 		}
 	}
-	if is := read(t, db, walk); is != was {
+	if is := queuetest.Read(t, db, walk); is != was {
 		t.Error("the walk over the history has moved")
 	}
 }
@@ -215,14 +215,17 @@ func TestRetentionRuns(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	past(t, db, 500, 40, "g = 1")
-	start(t, calmConfig(db), func(q *Queue) { q.forgets.every = 5 * time.Millisecond })
-	eventually(t, "the history is gone", func() bool { return left(t, db) == "1 messages, 1 attempts" })
+	r := New(Config{Pool: db.Pool})
+	r.every = 5 * time.Millisecond
+	r.Start()
+	t.Cleanup(r.Close)
+	queuetest.Eventually(t, "the history is gone", func() bool { return left(t, db) == "1 messages, 1 attempts" })
 }
 
 // A batch takes as long as is good for the others.
 func TestRetentionPace(t *testing.T) {
 	t.Parallel()
-	r := &retention{rows: forgetLeast}
+	r := &Retention{rows: forgetLeast}
 	for _, c := range []struct {
 		took, pause time.Duration
 		rows        int
@@ -243,11 +246,11 @@ func TestHistoryRestsForAll(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	past(t, db, 1000, 40, "false")
-	one, other := newRetention(New(calmConfig(db))), newRetention(New(calmConfig(db)))
+	one, other := New(Config{Pool: db.Pool}), New(Config{Pool: db.Pool})
 	one.rest = time.Hour
 	conn := working(t, db)
 	for i, want := range []time.Duration{time.Hour, 0} {
-		pause, err := []*retention{one, other}[i].history(ctxOf(t), conn)
+		pause, err := []*Retention{one, other}[i].history(queuetest.Context(t), conn)
 		if err != nil || pause != want {
 			t.Errorf("node %d is to pause for %v, want %v; %v", i, pause, want, err)
 		}
@@ -255,4 +258,90 @@ func TestHistoryRestsForAll(t *testing.T) {
 	if got := left(t, db); got != "900 messages, 900 attempts" {
 		t.Errorf("%s are left", got)
 	}
+}
+
+// The hold of a revoked credential goes when it holds nothing; that of a user stays.
+func TestCredentialHoldEnds(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := queuetest.Start(t, queuetest.Config(db))
+	m := queuetest.Message()
+	m.CredentialID = 9
+	queuetest.Put(t, q, m, true, "a@example.net")
+	abandon(t, db, q, m.ID)
+	for _, h := range [][2]int64{{1, 0}, {1, 8}, {1, 9}, {2, 9}} {
+		queuetest.Exec(t, db, `insert into hold (user_id, credential_id, reason, made_by, made_at) values ($1, $2, 'x', 'y', now() - interval '1 hour')`, h[0], h[1])
+	}
+	queuetest.Exec(t, db, `insert into hold (user_id, credential_id, reason, made_by) values (3, 3, 'just now', 'y')`)
+	if err := New(Config{Pool: db.Pool}).others(queuetest.Context(t), working(t, db)); err != nil {
+		t.Fatal(err)
+	}
+	list, err := queue.NewAdmin(db.Pool).UserHolds(queuetest.Context(t))
+	got := ""
+	for _, h := range list {
+		got += fmt.Sprintf("%d/%d ", h.UserID, h.CredentialID)
+	}
+	if err != nil || got != "1/0 1/9 3/3 " {
+		t.Errorf("holds %s, %v", got, err)
+	}
+}
+
+// What is forgotten of a notice's message is forgotten of the notice.
+func TestNoticesAreForgotten(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := queuetest.Start(t, queuetest.Config(db))
+	d := queuetest.Put(t, q, queuetest.Message(), true, "gone@example.net")
+	q.Settle(queuetest.Outcome(d, 0, queue.Failed))
+	var due []*queue.Notice
+	queuetest.Eventually(t, "a notice is due", func() (found bool) {
+		list, err := q.ClaimNotices(queuetest.Context(t), 1)
+		due = list
+		return err == nil && len(list) == 1
+	})
+	notice := queue.Message{ID: queue.NewID(), Sender: smtp.Address{}, AcceptedAt: time.Now()}
+	if err := q.EnqueueNotice(queuetest.Context(t), due[0], notice, queuetest.Recipients("alice@example.com")[0], []byte("Subject: x\r\n\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	queuetest.Eventually(t, "the notice is claimed", func() bool {
+		list, err := q.Claim(queuetest.Context(t), queue.ClaimRequest{Messages: 10, PerDestination: 10})
+		if err != nil || len(list) == 0 {
+			return false
+		}
+		q.Settle(queuetest.Outcome(list[0], 0, queue.Failed))
+		return true
+	})
+	queuetest.Becomes(t, db, notice.ID, "")
+	r, conn := New(Config{Pool: db.Pool, History: time.Nanosecond}), working(t, db)
+	queuetest.Eventually(t, "the history is empty", func() bool { walk(t, db, r, conn); return left(t, db) == "0 messages, 0 attempts" })
+	if n := queuetest.Count(t, db, `select count(*) from notice`); n != 0 {
+		t.Errorf("%d notices are left", n)
+	}
+}
+
+// working is a connection with the settings of the one that a Retention has.
+func working(t testing.TB, db *pgtest.DB) *pgx.Conn {
+	t.Helper()
+	d := pg.NewDedicated(db.Pool, pg.TuneWork)
+	t.Cleanup(d.Close)
+	conn, err := d.Get(queuetest.Context(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+// abandon ends q, which looks after holds itself, as if its end had left a message with its
+// owner.
+func abandon(t *testing.T, db *pgtest.DB, q *queue.Queue, id queue.ID) {
+	t.Helper()
+	if err := q.Close(queuetest.Context(t)); err != nil {
+		t.Fatal(err)
+	}
+	queuetest.Exec(t, db, `update recipient set owner = 1 where message_id = $1`, id)
+}
+
+func TestStatementsPrepare(t *testing.T) {
+	t.Parallel()
+	pgtest.Prepare(t, pgtest.Statements(t, nil))
 }
