@@ -6,6 +6,7 @@
 //	message     header surgery on bytes
 //	maillog     one typed function for each mail event
 //	queue       the durable queue in Postgres
+//	anomaly     holds a user whose mail looks like a thief's
 //	retention   what is kept, and for how long
 //	certificate what the listeners show in a handshake
 //	acme        certificates from an authority, shared by all nodes

@@ -30,6 +30,7 @@ var arrows = map[string]string{
 	"relay/message":     "relay/smtp",
 	"relay/maillog":     "relay/smtp internal/share",
 	"relay/queue":       "relay/smtp internal/panics internal/pg",
+	"relay/anomaly":     "relay/queue internal/panics internal/pg",
 	"relay/retention":   "relay/queue internal/panics internal/pg",
 	"relay/submission":  "relay/smtp relay/message relay/maillog auth policy relay/queue internal/share internal/panics",
 	"relay/seal":        "internal/owned",

@@ -9,7 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
-	"postern/relay/queue"
+	"postern/relay/anomaly"
 )
 
 func (a *app) breakerCmd() *cobra.Command {
@@ -32,8 +32,8 @@ func (a *app) breakerShowCmd() *cobra.Command {
 		Short: "show which signs are on",
 		Args:  noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withQueue(cmd.Context(), func(ctx context.Context, _ *pgxpool.Pool, q *queue.Admin) error {
-				b, err := q.Breaker(ctx)
+			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
+				b, err := anomaly.Read(ctx, pool)
 				if err != nil {
 					return err
 				}
@@ -48,7 +48,7 @@ func (a *app) breakerShowCmd() *cobra.Command {
 	return cmd
 }
 
-func breakerJSON(b queue.Breaker) breakerView {
+func breakerJSON(b anomaly.Signs) breakerView {
 	set := func(v float64) *float64 {
 		if v == 0 {
 			return nil
@@ -58,7 +58,7 @@ func breakerJSON(b queue.Breaker) breakerView {
 	return breakerView{b.MinRecipients, set(b.FirstTimeShare), set(b.RejectedShare), set(b.NewNetworkFactor)}
 }
 
-func (a *app) printBreaker(b queue.Breaker) error {
+func (a *app) printBreaker(b anomaly.Signs) error {
 	t := table{head: []string{"SIGN", "TRIPS AT", "OF"}}
 	row := func(name string, v float64, of string) {
 		at := "off"
@@ -128,23 +128,23 @@ type breakerFlags struct {
 }
 
 // changes checks the flags that were given; errors are of wrong use.
-func (f *breakerFlags) changes(given func(flag string) bool) (list []func(*queue.Breaker), err error) {
+func (f *breakerFlags) changes(given func(flag string) bool) (list []func(*anomaly.Signs), err error) {
 	if given("min-recipients") {
 		if f.least < 1 || f.least > 1_000_000 {
 			return nil, usagef("--min-recipients is between 1 and 1000000, not %d", f.least)
 		}
-		list = append(list, func(b *queue.Breaker) { b.MinRecipients = f.least })
+		list = append(list, func(b *anomaly.Signs) { b.MinRecipients = f.least })
 	}
 	const share, factor = "a share, more than 0 and at most 1", "a factor, 1 to 1000000"
 	for _, sign := range []struct {
 		flag, text  string
 		least, most float64
 		what        string
-		of          func(*queue.Breaker) *float64
+		of          func(*anomaly.Signs) *float64
 	}{
-		{"first-time-share", f.firstTime, 0, 1, share, func(b *queue.Breaker) *float64 { return &b.FirstTimeShare }},
-		{"rejected-share", f.rejected, 0, 1, share, func(b *queue.Breaker) *float64 { return &b.RejectedShare }},
-		{"new-network-factor", f.network, 1, 1e6, factor, func(b *queue.Breaker) *float64 { return &b.NewNetworkFactor }},
+		{"first-time-share", f.firstTime, 0, 1, share, func(b *anomaly.Signs) *float64 { return &b.FirstTimeShare }},
+		{"rejected-share", f.rejected, 0, 1, share, func(b *anomaly.Signs) *float64 { return &b.RejectedShare }},
+		{"new-network-factor", f.network, 1, 1e6, factor, func(b *anomaly.Signs) *float64 { return &b.NewNetworkFactor }},
 	} {
 		if !given(sign.flag) {
 			continue
@@ -153,7 +153,7 @@ func (f *breakerFlags) changes(given func(flag string) bool) (list []func(*queue
 		if !ok {
 			return nil, usagef("--%s is %s, or off; not %q", sign.flag, sign.what, sign.text)
 		}
-		list = append(list, func(b *queue.Breaker) { *sign.of(b) = v })
+		list = append(list, func(b *anomaly.Signs) { *sign.of(b) = v })
 	}
 	return list, nil
 }
@@ -167,18 +167,17 @@ func signValue(s string, least, most float64) (float64, bool) {
 	return v, err == nil && (v == 0 || v >= least && v > 0 && v <= most)
 }
 
-func (a *app) setBreaker(ctx context.Context, changes []func(*queue.Breaker)) error {
+func (a *app) setBreaker(ctx context.Context, changes []func(*anomaly.Signs)) error {
 	return a.withPool(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
-		var b queue.Breaker
+		var b anomaly.Signs
 		err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) (err error) {
-			q := queue.NewAdmin(tx).As(a.actor())
-			if b, err = q.Breaker(ctx); err != nil {
+			if b, err = anomaly.Read(ctx, tx); err != nil {
 				return err
 			}
 			for _, change := range changes {
 				change(&b)
 			}
-			return q.SetBreaker(ctx, b)
+			return anomaly.Set(ctx, tx, a.actor(), b)
 		})
 		if err != nil {
 			return fmt.Errorf("set the breaker: %w", err)

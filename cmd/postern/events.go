@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/policy"
+	"postern/relay/anomaly"
 	"postern/relay/maillog"
 	"postern/relay/queue"
 	"postern/relay/submission"
@@ -36,7 +37,7 @@ func (n *node) nearLimit(pool *pgxpool.Pool) func(queue.NearLimit) {
 // held logs the beginning or the end of a hold.
 func (n *node) held(pool *pgxpool.Pool, log func(maillog.HoldEvent)) func(queue.UserHold) {
 	return func(h queue.UserHold) {
-		e := maillog.HoldEvent{User: userName(pool, h.UserID), Reason: h.Reason, ByBreaker: h.MadeBy == queue.ByBreaker}
+		e := maillog.HoldEvent{User: userName(pool, h.UserID), Reason: h.Reason, ByBreaker: h.MadeBy == anomaly.By}
 		if h.CredentialID != 0 {
 			e.Credential = strconv.FormatInt(h.CredentialID, 10)
 		}

@@ -22,6 +22,7 @@ import (
 	"postern/migrations"
 	"postern/policy"
 	"postern/relay/acme"
+	"postern/relay/anomaly"
 	"postern/relay/bounce"
 	"postern/relay/certificate"
 	"postern/relay/delivery"
@@ -55,6 +56,7 @@ type node struct {
 	keeper *acme.Keeper     // nil without [acme]
 
 	queue     *queue.Queue
+	anomaly   *anomaly.Detector
 	retention *retention.Retention
 	server    *submission.Server // nil with --only delivery
 	engine    *delivery.Engine   // nil with --only submission
@@ -320,6 +322,8 @@ func (n *node) buildQueue(ctx context.Context, url string) error {
 		return err
 	}
 	q := n.cfg.Queue
+	suspect := func(err error) bool { return n.queue.Suspect(err) }
+	n.anomaly = anomaly.New(anomaly.Config{Pool: workPool, Log: n.log, Guard: n.guard, Trouble: suspect})
 	n.queue = queue.New(queue.Config{
 		EnqueuePool: enqueuePool, WorkPool: workPool, Node: n.name, Log: n.log, Guard: n.guard,
 		Lifetime: time.Duration(q.Lifetime), DelayNotice: time.Duration(q.DelayNotice),
@@ -329,10 +333,11 @@ func (n *node) buildQueue(ctx context.Context, url string) error {
 		DiskFree: n.diskFree(),
 		Near:     n.nearLimit(workPool),
 		Observer: n.metrics.queueObserver(),
+		Watcher:  n.anomaly,
 		HoldMade: n.held(workPool, n.mail.Hold), HoldEnded: n.held(workPool, n.mail.Released),
 	})
 	n.retention = retention.New(retention.Config{
-		Pool: workPool, Log: n.log, Guard: n.guard, Trouble: n.queue.Suspect,
+		Pool: workPool, Log: n.log, Guard: n.guard, Trouble: suspect,
 		History: time.Duration(q.History), Correspondents: time.Duration(n.cfg.Retention.Correspondents),
 	})
 	return nil
@@ -465,6 +470,7 @@ func (n *node) start(ctx context.Context) error {
 	if err := n.queue.Start(startCtx); err != nil {
 		return fmt.Errorf("start the queue: %w", err)
 	}
+	n.anomaly.Start()
 	n.retention.Start()
 	if n.verifier != nil {
 		n.startLogins()
@@ -508,6 +514,7 @@ func (n *node) endLogins(ctx context.Context) error {
 
 // closeQueue comes last: what became of mail is written down.
 func (n *node) closeQueue(ctx context.Context) error {
+	n.anomaly.Close()
 	n.retention.Close()
 	return n.queue.Close(ctx)
 }

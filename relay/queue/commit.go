@@ -267,8 +267,7 @@ func (c *committer) accept(jobs []*job) {
 			j.done <- j.over
 			continue
 		}
-		// Its client waits, whatever the breaker makes of it.
-		_ = c.q.cfg.Guard.Try("queue: counting mail", func() error { c.q.breaker.accepted(j); return nil })
+		c.q.accepted(j)
 		j.done <- nil
 	}
 }

@@ -13,6 +13,35 @@ type Observer struct {
 	Claim  func(Claim)
 }
 
+// Watcher is told of all mail that was committed and of the end of each attempt. It must not
+// block, and its panics are nobody's else.
+type Watcher interface {
+	Accepted(m *Message, rcpts []Recipient)
+	Ended(o *Outcome)
+}
+
+// accepted tells the watcher of a message, for whose commit its client waits.
+func (q *Queue) accepted(j *job) {
+	if q.cfg.Watcher != nil {
+		_ = q.cfg.Guard.Try("queue: counting mail", func() error { q.cfg.Watcher.Accepted(&j.m, j.rcpts); return nil })
+	}
+}
+
+// ended tells the watcher of outcomes, which are written.
+func (q *Queue) ended(group []ending) {
+	if q.cfg.Watcher == nil {
+		return
+	}
+	_ = q.cfg.Guard.Try("queue: counting outcomes", func() error {
+		for i := range group {
+			if e := &group[i]; !e.release && !e.expired {
+				q.cfg.Watcher.Ended(&e.Outcome)
+			}
+		}
+		return nil
+	})
+}
+
 // Work is what a commit is of.
 type Work string
 

@@ -119,7 +119,7 @@ func (a *Admin) operate(ctx context.Context, v verb, f Filter, dryRun bool) (int
 		}
 		return total, nil
 	}
-	if err := a.audit(ctx, a.db, "queue "+v.name, f.String(), v.detail); err != nil {
+	if err := a.Audit(ctx, "queue "+v.name, f.String(), v.detail); err != nil {
 		return 0, err
 	}
 	total, err := a.carryOut(ctx, v, f)
@@ -156,13 +156,14 @@ func (a *Admin) Hurry(ctx context.Context) {
 // sqlAudit records what an admin did.
 const sqlAudit = `insert into audit (actor, action, object, detail) values ($1, $2, $3, $4)`
 
-func (a *Admin) audit(ctx context.Context, db DB, action, object string, detail map[string]any) error {
+// Audit records that the admin did something to an object.
+func (a *Admin) Audit(ctx context.Context, action, object string, detail map[string]any) error {
 	if detail == nil {
 		detail = map[string]any{}
 	}
 	text, err := json.Marshal(detail)
 	if err == nil {
-		_, err = db.Exec(ctx, sqlAudit, a.actor, action, object, string(text))
+		_, err = a.db.Exec(ctx, sqlAudit, a.actor, action, object, string(text))
 	}
 	if err != nil {
 		return fmt.Errorf("audit: %w", err)
@@ -170,33 +171,8 @@ func (a *Admin) audit(ctx context.Context, db DB, action, object string, detail 
 	return nil
 }
 
-// ByBreaker is who makes the holds of the breaker.
-const ByBreaker = "breaker"
-
-// UserHold says that mail of a user, or of one credential, waits for an admin.
-type UserHold struct {
-	UserID       int64     `json:"user_id"`
-	CredentialID int64     `json:"credential_id,omitempty"` // 0: all mail of the user
-	Reason       string    `json:"reason"`
-	MadeBy       string    `json:"made_by"`
-	MadeAt       time.Time `json:"made_at"`
-}
-
-// sqlHolds lists the holds.
-const sqlHolds = `select user_id, credential_id, reason, made_by, sane_time(made_at) from hold order by made_at, user_id, credential_id`
-
 // UserHolds lists the holds, the oldest first.
-func (a *Admin) UserHolds(ctx context.Context) ([]UserHold, error) {
-	rows, err := a.db.Query(ctx, sqlHolds)
-	if err != nil {
-		return nil, fmt.Errorf("list holds: %w", err)
-	}
-	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[UserHold])
-	if err != nil {
-		return nil, fmt.Errorf("list holds: %w", err)
-	}
-	return list, nil
-}
+func (a *Admin) UserHolds(ctx context.Context) ([]UserHold, error) { return UserHolds(ctx, a.db) }
 
 // sqlMakeHold keeps the first reason.
 const sqlMakeHold = `insert into hold (user_id, credential_id, reason, made_by) values ($1, $2, $3, $4) on conflict do nothing`
@@ -285,7 +261,7 @@ func (a *Admin) endHolds(ctx context.Context, user int64, v verb) (n int, err er
 // secondLook is longer than nodes take to write the outcomes of attempts.
 const secondLook = 300 * time.Millisecond
 
-// sqlForgetUser deletes what the breaker knows of a user.
+// sqlForgetUser deletes what was counted of a user.
 const sqlForgetUser = `
 with past as (delete from activity where user_id = $1)
 delete from correspondent where user_id = $1`

@@ -163,7 +163,7 @@ func TestHoldCatchesUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	still(q)
-	if err := newBreaker(q).reload(ctxOf(t)); err != nil || held() != 0 {
+	if err := newHolds(q).look(ctxOf(t)); err != nil || held() != 0 {
 		t.Errorf("%d are held after the release, %v", held(), err)
 	}
 }

@@ -42,6 +42,7 @@ type Config struct {
 	HoldMade  func(UserHold)  // told by every node of a hold, within 5 s; nil for nobody
 	HoldEnded func(UserHold)
 	Observer  Observer      // told of commits and claims
+	Watcher   Watcher       // told of what users send and how it ends; nil for nobody
 	Guard     *panics.Guard // keeps what panics from ending the process; may be nil
 
 	// Reserve is how much of the database's disk, in octets, is kept for what has to be
@@ -72,7 +73,7 @@ type Queue struct {
 	sweeps  *sweeps
 	turns   *turns
 	room    *room
-	breaker *breaker
+	holds   *holds
 	held    *held
 
 	recovered recovered
@@ -145,7 +146,7 @@ func New(cfg Config) *Queue {
 	q.sweeps = newSweeps(q)
 	q.turns = newTurns(q)
 	q.room = newRoom(q)
-	q.breaker = newBreaker(q)
+	q.holds = newHolds(q)
 	q.recovered = recovered{ways: make(map[string]bool), grown: make(chan struct{}, 1)}
 	return q
 }
@@ -162,7 +163,7 @@ func (q *Queue) Start(ctx context.Context) error {
 	q.settles.done.Go(q.kept(background, "settling", q.settles.run))
 	for what, run := range map[string]func(context.Context){
 		"the heartbeat": q.epochs.run, "voiding": q.commits.voids.run, "the sweep": q.sweeps.run, "large bodies": q.turns.run,
-		"the reserve": q.room.run, "the breaker": q.breaker.run, "listening": q.signals.listen,
+		"the reserve": q.room.run, "holds": q.holds.run, "listening": q.signals.listen,
 		"notifying": q.signals.notify, "recovered destinations": q.wakeRecovered,
 	} {
 		q.loops.Go(q.kept(background, what, run))

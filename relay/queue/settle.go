@@ -204,8 +204,7 @@ func bare(o Outcome) Outcome {
 }
 
 func (s *settles) finish(group []ending) {
-	// Written outcomes are over, whatever the breaker makes of them.
-	_ = s.q.cfg.Guard.Try("queue: counting outcomes", func() error { s.q.breaker.ended(group); return nil })
+	s.q.ended(group)
 	due, notices := false, false
 	for i := range group {
 		e := &group[i]
