@@ -10,7 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"postern/relay/queue"
+	"postern/relay/queue/desk"
 )
 
 const (
@@ -21,8 +21,8 @@ const (
 	scrapePatience = 500 * time.Millisecond // a scrape waits so long for a reading, and then shows the last
 )
 
-// ReadOverview reads the whole queue; queue.Reader's Overview is one.
-type ReadOverview func(ctx context.Context) (queue.Overview, error)
+// ReadOverview reads the whole queue; desk.Reader's Overview is one.
+type ReadOverview func(ctx context.Context) (desk.Overview, error)
 
 // Overview collects the state of the whole queue. It is read when somebody scrapes, by
 // one goroutine at a time. While the database does not answer the queue has no series:
@@ -38,7 +38,7 @@ type Overview struct {
 	mu      sync.Mutex
 	reading chan struct{} // closed when the one under way ends; nil when none is
 	next    time.Time     // not to be read before
-	last    queue.Overview
+	last    desk.Overview
 	err     error
 	known   bool // there was a reading, with err or without
 }
@@ -103,7 +103,7 @@ func (o *Overview) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	recipients, oldest := sums(last)
-	for _, state := range queue.States() {
+	for _, state := range desk.States() {
 		for step, name := range ageNames {
 			gauge(o.descs.recipients, float64(recipients[stateStep{state, step}]), string(state), name)
 		}
@@ -117,12 +117,12 @@ func (o *Overview) Collect(ch chan<- prometheus.Metric) {
 }
 
 type stateStep struct {
-	state queue.State
+	state desk.State
 	step  int
 }
 
-func sums(o queue.Overview) (recipients map[stateStep]int64, oldest map[queue.State]time.Duration) {
-	recipients, oldest = make(map[stateStep]int64), make(map[queue.State]time.Duration)
+func sums(o desk.Overview) (recipients map[stateStep]int64, oldest map[desk.State]time.Duration) {
+	recipients, oldest = make(map[stateStep]int64), make(map[desk.State]time.Duration)
 	for _, s := range o.Shares {
 		recipients[stateStep{s.State, s.Step}] += s.Recipients
 		oldest[s.State] = max(oldest[s.State], s.Oldest)
@@ -134,7 +134,7 @@ func sums(o queue.Overview) (recipients map[stateStep]int64, oldest map[queue.St
 var ageNames = nameAges()
 
 func nameAges() (names []string) {
-	for _, d := range queue.AgeSteps() {
+	for _, d := range desk.AgeSteps() {
 		switch {
 		case d%(24*time.Hour) == 0:
 			names = append(names, strconv.Itoa(int(d/(24*time.Hour)))+"d")
@@ -149,7 +149,7 @@ func nameAges() (names []string) {
 
 // latest returns the last reading, begins one that is due, and waits a little for one
 // that is under way.
-func (o *Overview) latest() (last queue.Overview, known bool, err error) {
+func (o *Overview) latest() (last desk.Overview, known bool, err error) {
 	o.mu.Lock()
 	if o.reading == nil && !time.Now().Before(o.next) && o.ctx.Err() == nil {
 		o.reading = make(chan struct{})
@@ -189,10 +189,10 @@ func (o *Overview) refresh(reading chan struct{}) {
 }
 
 // guardedRead is read without its panics, which would end the relay.
-func (o *Overview) guardedRead(ctx context.Context) (found queue.Overview, err error) {
+func (o *Overview) guardedRead(ctx context.Context) (found desk.Overview, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			found, err = queue.Overview{}, fmt.Errorf("panic: %v", p)
+			found, err = desk.Overview{}, fmt.Errorf("panic: %v", p)
 		}
 	}()
 	return o.read(ctx)

@@ -14,7 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/expfmt"
 
-	"postern/relay/queue"
+	"postern/relay/queue/desk"
 )
 
 // text is the page of a registry.
@@ -33,11 +33,11 @@ func text(t *testing.T, r *prometheus.Registry) string {
 	return page.String()
 }
 
-var sample = queue.Overview{
-	Shares: []queue.Share{
-		{State: queue.StateWaiting, Step: 0, Recipients: 4, Oldest: time.Minute},
-		{State: queue.StateWaiting, Step: 5, Recipients: 2, Oldest: 50 * time.Hour},
-		{State: queue.StateHeld, Step: 1, Recipients: 1, Oldest: 10 * time.Minute},
+var sample = desk.Overview{
+	Shares: []desk.Share{
+		{State: desk.StateWaiting, Step: 0, Recipients: 4, Oldest: time.Minute},
+		{State: desk.StateWaiting, Step: 5, Recipients: 2, Oldest: 50 * time.Hour},
+		{State: desk.StateHeld, Step: 1, Recipients: 1, Oldest: 10 * time.Minute},
 	},
 	Overdue: 3 * time.Second, Nodes: 2, Holds: 1, Aside: 4, Took: 10 * time.Millisecond,
 }
@@ -48,7 +48,7 @@ func TestOverviewMetrics(t *testing.T) {
 
 func overviewMetrics(t *testing.T) {
 	r := prometheus.NewRegistry()
-	o := NewOverview(r, func(context.Context) (queue.Overview, error) { return sample, nil }, nil)
+	o := NewOverview(r, func(context.Context) (desk.Overview, error) { return sample, nil }, nil)
 	defer o.Close()
 	page := text(t, r)
 	for _, want := range []string{
@@ -73,7 +73,7 @@ func TestOverviewIsReadSeldom(t *testing.T) {
 		var reads atomic.Int32
 		took := 100 * time.Millisecond
 		r := prometheus.NewRegistry()
-		o := NewOverview(r, func(context.Context) (queue.Overview, error) {
+		o := NewOverview(r, func(context.Context) (desk.Overview, error) {
 			reads.Add(1)
 			time.Sleep(took)
 			now := sample
@@ -121,10 +121,10 @@ func TestOverviewOfAHangingDatabase(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hang := false
 		r := prometheus.NewRegistry()
-		o := NewOverview(r, func(ctx context.Context) (queue.Overview, error) {
+		o := NewOverview(r, func(ctx context.Context) (desk.Overview, error) {
 			if hang {
 				<-ctx.Done()
-				return queue.Overview{}, ctx.Err()
+				return desk.Overview{}, ctx.Err()
 			}
 			return sample, nil
 		}, nil)
@@ -157,10 +157,10 @@ func TestOverviewOfABrokenDatabase(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var reads atomic.Int32
 		r := prometheus.NewRegistry()
-		o := NewOverview(r, func(context.Context) (queue.Overview, error) {
+		o := NewOverview(r, func(context.Context) (desk.Overview, error) {
 			switch reads.Add(1) {
 			case 1:
-				return queue.Overview{}, errors.New("connection refused")
+				return desk.Overview{}, errors.New("connection refused")
 			case 2:
 				panic("a defect")
 			}
@@ -185,7 +185,7 @@ func TestOverviewOfABrokenDatabase(t *testing.T) {
 func TestOverviewCloses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := prometheus.NewRegistry()
-		o := NewOverview(r, func(ctx context.Context) (queue.Overview, error) { <-ctx.Done(); return queue.Overview{}, ctx.Err() }, nil)
+		o := NewOverview(r, func(ctx context.Context) (desk.Overview, error) { <-ctx.Done(); return desk.Overview{}, ctx.Err() }, nil)
 		text(t, r)
 		began := time.Now()
 		o.Close()

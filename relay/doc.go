@@ -5,7 +5,8 @@
 //	smtp        the wire, both ways
 //	message     header surgery on bytes
 //	maillog     one typed function for each mail event
-//	queue       the durable queue in Postgres
+//	queue       the durable queue in Postgres: accept, own, settle
+//	queue/desk  its tables for people: list, trace, hold, release, cancel
 //	anomaly     holds a user whose mail looks like a thief's
 //	retention   what is kept, and for how long
 //	certificate what the listeners show in a handshake

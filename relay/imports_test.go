@@ -30,7 +30,8 @@ var arrows = map[string]string{
 	"relay/message":     "relay/smtp",
 	"relay/maillog":     "relay/smtp internal/share",
 	"relay/queue":       "relay/smtp internal/panics internal/pg",
-	"relay/anomaly":     "relay/queue internal/panics internal/pg",
+	"relay/queue/desk":  "relay/queue relay/smtp internal/pg",
+	"relay/anomaly":     "relay/queue relay/queue/desk internal/panics internal/pg",
 	"relay/retention":   "relay/queue internal/panics internal/pg",
 	"relay/submission":  "relay/smtp relay/message relay/maillog auth policy relay/queue internal/share internal/panics",
 	"relay/seal":        "internal/owned",
@@ -40,7 +41,7 @@ var arrows = map[string]string{
 	"relay/delivery":    "relay/smtp relay/queue relay/maillog relay/route internal/share internal/panics",
 	"relay/bounce":      "relay/smtp relay/message relay/queue relay/maillog",
 	"relay/dkim":        "",
-	"admin":             "relay/smtp relay/queue relay/maillog internal/owned",
+	"admin":             "relay/smtp relay/queue relay/queue/desk relay/maillog internal/owned",
 	"migrations":        "",
 
 	"cmd/postern":   "*",

@@ -13,6 +13,7 @@ import (
 
 	"postern/admin"
 	"postern/relay/queue"
+	"postern/relay/queue/desk"
 	"postern/relay/smtp"
 )
 
@@ -76,7 +77,7 @@ func (n *node) buildAdmin(ctx context.Context, url string) (*adminPages, error) 
 	if err != nil {
 		return nil, err
 	}
-	reader := queue.NewReader(pool)
+	reader := desk.NewReader(pool)
 	p := &adminPages{}
 	checks := []admin.Check{
 		admin.DatabaseCheck(reader.Ping),

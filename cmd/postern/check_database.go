@@ -14,7 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"postern/migrations"
-	"postern/relay/queue"
+	"postern/relay/queue/desk"
 )
 
 var databaseKinds = []kind{
@@ -157,7 +157,7 @@ func (in *inspection) server(ctx context.Context, url string) error {
 }
 
 func (in *inspection) durability(ctx context.Context) error {
-	findings, err := queue.CheckServer(ctx, in.conn)
+	findings, err := desk.CheckServer(ctx, in.conn)
 	if err != nil {
 		return err
 	}

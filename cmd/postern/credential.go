@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/auth"
-	"postern/relay/queue"
+	"postern/relay/queue/desk"
 )
 
 func (a *app) credentialCmd() *cobra.Command {
@@ -263,7 +263,7 @@ func parseCredential(s string) (int64, error) {
 
 // revokeAll revokes credentials, all or none.
 func revokeAll(ctx context.Context, users *accounts, ids []int64) (list []revoked, err error) {
-	err = users.together(ctx, func(store *auth.Store, q *queue.Admin) (whose []int64, err error) {
+	err = users.together(ctx, func(store *auth.Store, q *desk.Admin) (whose []int64, err error) {
 		for _, id := range ids {
 			r, userID, err := revoke(ctx, store, q, id)
 			if err != nil {
@@ -280,7 +280,7 @@ func revokeAll(ctx context.Context, users *accounts, ids []int64) (list []revoke
 
 // revoke revokes a credential and holds what came by it. An admin may have let that
 // mail go since it was revoked: then it is not held again.
-func revoke(ctx context.Context, store *auth.Store, q *queue.Admin, id int64) (r revoked, userID int64, err error) {
+func revoke(ctx context.Context, store *auth.Store, q *desk.Admin, id int64) (r revoked, userID int64, err error) {
 	c, err := store.Credential(ctx, id)
 	if err != nil {
 		return r, 0, err
@@ -294,7 +294,7 @@ func revoke(ctx context.Context, store *auth.Store, q *queue.Admin, id int64) (r
 	if _, err = q.HoldUser(ctx, c.UserID, c.ID, holdReason("credential revoked", c.Label)); err != nil {
 		return r, 0, err
 	}
-	held, err := q.Release(ctx, queue.Filter{UserID: c.UserID, CredentialID: c.ID}, true)
+	held, err := q.Release(ctx, desk.Filter{UserID: c.UserID, CredentialID: c.ID}, true)
 	return revoked{credentialView: credentialJSON(c, ""), Held: held}, c.UserID, err
 }
 

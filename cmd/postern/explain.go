@@ -273,7 +273,7 @@ func (e *explanation) limits(ctx context.Context, users *accounts, id auth.Ident
 			e.Limits = append(e.Limits, v)
 		}
 	}
-	over, err := users.queue().TryCharge(ctx, submission.Charges(id), len(q.to), q.size)
+	over, err := queue.TryCharge(ctx, users.pool, submission.Charges(id), len(q.to), q.size)
 	switch {
 	case err != nil:
 		return err

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/relay/queue"
+	"postern/relay/queue/desk"
 )
 
 func (a *app) queueHoldsCmd() *cobra.Command {
@@ -23,7 +24,7 @@ mail itself. 'postern queue release --user U' ends the holds of a user and lets 
 mail go, 'postern queue cancel --user U' throws it away.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withQueue(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, q *queue.Admin) error {
+			return a.withQueue(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, q *desk.Admin) error {
 				list, err := q.UserHolds(ctx)
 				if err != nil {
 					return err
@@ -74,7 +75,7 @@ func (a *app) printHolds(list []queue.UserHold, who names) error {
 }
 
 // holdsOf are the holds of a user and of its credentials.
-func holdsOf(ctx context.Context, q *queue.Admin, userID int64) ([]queue.UserHold, error) {
+func holdsOf(ctx context.Context, q *desk.Admin, userID int64) ([]queue.UserHold, error) {
 	all, err := q.UserHolds(ctx)
 	return emptyList(slices.DeleteFunc(all, func(h queue.UserHold) bool { return h.UserID != userID })), err
 }

@@ -13,6 +13,7 @@ import (
 	"postern/auth"
 	"postern/policy"
 	"postern/relay/queue"
+	"postern/relay/queue/desk"
 	"postern/relay/submission"
 )
 
@@ -137,7 +138,7 @@ all nodes. --no-defaults frees a user of the limits of all users, --defaults end
 				return usagef("'%s' needs a limit: --messages, --recipients, --bytes, --size, --recipients-per-message or --sessions", cmd.CommandPath())
 			}
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
-				err := users.together(ctx, func(store *auth.Store, _ *queue.Admin) ([]int64, error) {
+				err := users.together(ctx, func(store *auth.Store, _ *desk.Admin) ([]int64, error) {
 					if len(limits) > 0 {
 						if err := store.SetLimits(ctx, target, limits); err != nil {
 							return nil, err
@@ -408,7 +409,7 @@ type usage struct {
 }
 
 func (u *accounts) usage(ctx context.Context, userID int64, credentials ...int64) (used usage, err error) {
-	if used.windows, err = u.queue().Usage(ctx, userID, credentials...); err != nil {
+	if used.windows, err = queue.ReadUsage(ctx, u.pool, userID, credentials...); err != nil {
 		return used, err
 	}
 	used.sessions, err = policy.OpenSessions(ctx, u.pool, userID)

@@ -7,7 +7,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
-	"postern/relay/queue"
+	"postern/relay/queue/desk"
 )
 
 func (a *app) queueLostCmd() *cobra.Command {
@@ -25,7 +25,7 @@ the sender would have read. They are known for as long as [queue] history says.`
 			if limit < 1 {
 				return usagef("--limit must be at least 1")
 			}
-			return a.withQueue(cmd.Context(), func(ctx context.Context, _ *pgxpool.Pool, q *queue.Admin) error {
+			return a.withQueue(cmd.Context(), func(ctx context.Context, _ *pgxpool.Pool, q *desk.Admin) error {
 				list, err := q.Lost(ctx, limit)
 				if err != nil {
 					return err
@@ -42,7 +42,7 @@ the sender would have read. They are known for as long as [queue] history says.`
 	return cmd
 }
 
-func (a *app) printLost(list []queue.NoticeEnd, limit int) error {
+func (a *app) printLost(list []desk.NoticeEnd, limit int) error {
 	t := table{head: []string{"LOST", "NOTICE", "KIND", "REASON", "TO", "ABOUT", "LAST REPLY"}}
 	for _, n := range list {
 		lost := "-"

@@ -11,7 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/auth"
-	"postern/relay/queue"
+	"postern/relay/queue/desk"
 )
 
 // names are user names by id, for what the queue knows by id only.
@@ -52,7 +52,7 @@ func upstreamNamed(ctx context.Context, pool *pgxpool.Pool, name string) error {
 	if err != nil || slices.Contains(there, name) {
 		return err
 	}
-	left, err := queue.NewAdmin(pool).List(ctx, queue.Filter{Upstream: name, Limit: 1})
+	left, err := desk.NewAdmin(pool).List(ctx, desk.Filter{Upstream: name, Limit: 1})
 	if err != nil || len(left) > 0 {
 		return err
 	}

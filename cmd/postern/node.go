@@ -28,6 +28,7 @@ import (
 	"postern/relay/delivery"
 	"postern/relay/maillog"
 	"postern/relay/queue"
+	"postern/relay/queue/desk"
 	"postern/relay/retention"
 	"postern/relay/route"
 	"postern/relay/submission"
@@ -178,7 +179,7 @@ func (n *node) checkPooler(ctx context.Context, url string) error {
 func (n *node) notify() bool { return n.cfg.Queue.Notify && !n.shared }
 
 func (n *node) warnDurability(ctx context.Context, conn *pgx.Conn) error {
-	findings, err := queue.CheckServer(ctx, conn)
+	findings, err := desk.CheckServer(ctx, conn)
 	if err != nil {
 		return fmt.Errorf("read the database's settings: %w", err)
 	}

@@ -8,25 +8,25 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
-	"postern/relay/queue"
+	"postern/relay/queue/desk"
 )
 
 // operation is one of the verbs that change recipients of the queue.
 type operation struct {
 	name string
-	do   func(*queue.Admin, context.Context, queue.Filter, bool) (int, error)
+	do   func(*desk.Admin, context.Context, desk.Filter, bool) (int, error)
 	what string // the recipients that it changes
 	done string // what they are afterwards
 	all  string // what --all chooses
 	busy bool   // it would concern what is being sent, too
 
 	// onUser is what the verb does to a whole user, nil for none.
-	onUser func(a *app, ctx context.Context, q *queue.Admin, w whole) error
+	onUser func(a *app, ctx context.Context, q *desk.Admin, w whole) error
 }
 
 func (a *app) queueRetryCmd() *cobra.Command {
 	return a.operateCmd(operation{
-		name: "retry", do: (*queue.Admin).Retry, what: "waiting recipient", done: "due now", all: "all waiting mail",
+		name: "retry", do: (*desk.Admin).Retry, what: "waiting recipient", done: "due now", all: "all waiting mail",
 	}, &cobra.Command{
 		Short: "try waiting mail now instead of at its next attempt",
 		Long: `Makes waiting recipients due: those of the messages, those that all filters choose,
@@ -42,8 +42,8 @@ is later than it would have been.`,
 func (a *app) queueHoldCmd() *cobra.Command {
 	var reason string
 	cmd := a.operateCmd(operation{
-		name: "hold", do: (*queue.Admin).Hold, what: "recipient", done: "held", all: "all waiting mail", busy: true,
-		onUser: func(a *app, ctx context.Context, q *queue.Admin, w whole) error { return a.holdUser(ctx, q, w, reason) },
+		name: "hold", do: (*desk.Admin).Hold, what: "recipient", done: "held", all: "all waiting mail", busy: true,
+		onUser: func(a *app, ctx context.Context, q *desk.Admin, w whole) error { return a.holdUser(ctx, q, w, reason) },
 	}, &cobra.Command{
 		Short: "keep mail, or all mail of a user, from being sent",
 		Long: `Holds waiting recipients: those of the messages, those that all filters choose, or
@@ -62,9 +62,9 @@ held, until 'postern queue release --user' or 'postern queue cancel --user'.`,
 
 func (a *app) queueReleaseCmd() *cobra.Command {
 	return a.operateCmd(operation{
-		name: "release", do: (*queue.Admin).Release, what: "held recipient", done: "released and due now", all: "all held mail",
-		onUser: func(a *app, ctx context.Context, q *queue.Admin, w whole) error {
-			return a.endHold(ctx, q, w, "released and due now", (*queue.Admin).Release, (*queue.Admin).ReleaseUser)
+		name: "release", do: (*desk.Admin).Release, what: "held recipient", done: "released and due now", all: "all held mail",
+		onUser: func(a *app, ctx context.Context, q *desk.Admin, w whole) error {
+			return a.endHold(ctx, q, w, "released and due now", (*desk.Admin).Release, (*desk.Admin).ReleaseUser)
 		},
 	}, &cobra.Command{
 		Short: "let held mail, or all mail of a user, go",
@@ -81,9 +81,9 @@ who is on hold are let go, and the hold goes on: what is deferred is held again.
 
 func (a *app) queueCancelCmd() *cobra.Command {
 	return a.operateCmd(operation{
-		name: "cancel", do: (*queue.Admin).Cancel, what: "recipient", done: "cancelled", all: "all waiting and held mail", busy: true,
-		onUser: func(a *app, ctx context.Context, q *queue.Admin, w whole) error {
-			return a.endHold(ctx, q, w, "cancelled", (*queue.Admin).Cancel, (*queue.Admin).CancelUser)
+		name: "cancel", do: (*desk.Admin).Cancel, what: "recipient", done: "cancelled", all: "all waiting and held mail", busy: true,
+		onUser: func(a *app, ctx context.Context, q *desk.Admin, w whole) error {
+			return a.endHold(ctx, q, w, "cancelled", (*desk.Admin).Cancel, (*desk.Admin).CancelUser)
 		},
 	}, &cobra.Command{
 		Short: "throw mail, or all held mail of a user, away",
@@ -136,7 +136,7 @@ func (a *app) operateCmd(op operation, cmd *cobra.Command) *cobra.Command {
 				return err
 			}
 		}
-		return a.withQueue(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, q *queue.Admin) error {
+		return a.withQueue(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, q *desk.Admin) error {
 			if err := chosen.resolve(ctx, pool, &f); err != nil {
 				return err
 			}
@@ -157,13 +157,13 @@ func (a *app) operateCmd(op operation, cmd *cobra.Command) *cobra.Command {
 }
 
 // operate changes recipients and says how many, and how many were in a node's hand.
-func (a *app) operate(ctx context.Context, q *queue.Admin, op operation, f queue.Filter, dryRun bool) error {
+func (a *app) operate(ctx context.Context, q *desk.Admin, op operation, f desk.Filter, dryRun bool) error {
 	n, err := op.do(q, ctx, f, dryRun)
 	if err != nil {
 		return err
 	}
 	said := changed(n, op.what, op.done, dryRun)
-	if op.busy && (f.State == "" || f.State == queue.StateOwned) {
+	if op.busy && (f.State == "" || f.State == desk.StateOwned) {
 		f.State = ""
 		busy, err := q.InHand(ctx, f)
 		if err != nil {
@@ -199,7 +199,7 @@ type whole struct {
 	dryRun bool
 }
 
-func (a *app) holdUser(ctx context.Context, q *queue.Admin, w whole, reason string) error {
+func (a *app) holdUser(ctx context.Context, q *desk.Admin, w whole, reason string) error {
 	holds, err := holdsOf(ctx, q, w.id)
 	if err != nil {
 		return err
@@ -214,7 +214,7 @@ func (a *app) holdUser(ctx context.Context, q *queue.Admin, w whole, reason stri
 		}
 	}
 	var n int
-	mine := queue.Filter{UserID: w.id, UserName: w.name}
+	mine := desk.Filter{UserID: w.id, UserName: w.name}
 	if w.dryRun {
 		n, err = q.Hold(ctx, mine, true)
 	} else {
@@ -236,15 +236,15 @@ func (a *app) holdUser(ctx context.Context, q *queue.Admin, w whole, reason stri
 }
 
 // endHold ends the holds of a user, and what is held is done: released or cancelled.
-func (a *app) endHold(ctx context.Context, q *queue.Admin, w whole, done string,
-	count func(*queue.Admin, context.Context, queue.Filter, bool) (int, error), end func(*queue.Admin, context.Context, int64) (int, error)) error {
+func (a *app) endHold(ctx context.Context, q *desk.Admin, w whole, done string,
+	count func(*desk.Admin, context.Context, desk.Filter, bool) (int, error), end func(*desk.Admin, context.Context, int64) (int, error)) error {
 	holds, err := holdsOf(ctx, q, w.id)
 	if err != nil {
 		return err
 	}
 	var n int
 	if w.dryRun {
-		n, err = count(q, ctx, queue.Filter{UserID: w.id, UserName: w.name, State: queue.StateHeld}, true)
+		n, err = count(q, ctx, desk.Filter{UserID: w.id, UserName: w.name, State: desk.StateHeld}, true)
 	} else {
 		n, err = end(q, ctx, w.id)
 	}

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"postern/internal/pgtest"
-	"postern/relay/queue"
+	"postern/relay/queue/desk"
 )
 
 // hidden are characters that steer a terminal, reorder text or take no room.
@@ -73,9 +73,9 @@ func TestL2TraceHidesNothing(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
 	a := &app{stdout: screen{&out}, stderr: screen{io.Discard}}
-	h := &queue.History{}
+	h := &desk.History{}
 	h.Message.MessageID, h.Message.Sender, h.Message.ClientHello, h.Message.Node = "<a"+hidden+"b@c>", "x"+hidden, "y"+hidden, "z"+hidden
-	h.Attempts = []queue.Attempt{{At: time.Now(), Recipient: "r" + hidden, Result: "deferred", RemoteMTA: "m" + hidden, Reply: "451 " + hidden, TLS: hidden}}
+	h.Attempts = []desk.Attempt{{At: time.Now(), Recipient: "r" + hidden, Result: "deferred", RemoteMTA: "m" + hidden, Reply: "451 " + hidden, TLS: hidden}}
 	if err := a.printStory(&story{History: h}); err != nil {
 		t.Fatal(err)
 	}

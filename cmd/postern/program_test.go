@@ -19,7 +19,7 @@ import (
 
 	"postern/internal/peers"
 	"postern/internal/pgtest"
-	"postern/relay/queue"
+	"postern/relay/queue/desk"
 )
 
 // patience bounds each wait for a program, also on a machine with other things to do.
@@ -306,9 +306,9 @@ func send(t *testing.T, client string, settings peers.Settings) (id string) {
 }
 
 // trace is what `postern trace ID --json` says.
-func (s *site) trace(t *testing.T, id string) queue.History {
+func (s *site) trace(t *testing.T, id string) desk.History {
 	t.Helper()
-	var h queue.History
+	var h desk.History
 	if err := json.Unmarshal([]byte(s.must(t, "", "trace", id, "--json")), &h); err != nil {
 		t.Fatal(err)
 	}
@@ -316,7 +316,7 @@ func (s *site) trace(t *testing.T, id string) queue.History {
 }
 
 // traceUntil asks for the trace until it is as wanted, or will never be.
-func (s *site) traceUntil(t *testing.T, id, what string, wanted func(*queue.History) bool) queue.History {
+func (s *site) traceUntil(t *testing.T, id, what string, wanted func(*desk.History) bool) desk.History {
 	t.Helper()
 	deadline := time.After(patience)
 	tick := time.NewTicker(100 * time.Millisecond)
@@ -338,13 +338,13 @@ func (s *site) traceUntil(t *testing.T, id, what string, wanted func(*queue.Hist
 }
 
 // finished is the trace once nothing is left to be done.
-func (s *site) finished(t *testing.T, id string) queue.History {
+func (s *site) finished(t *testing.T, id string) desk.History {
 	t.Helper()
-	return s.traceUntil(t, id, "finished", (*queue.History).Done)
+	return s.traceUntil(t, id, "finished", (*desk.History).Done)
 }
 
 // results are the attempts for one recipient, as in "deferred 451 4.2.0 Greylisted".
-func results(h queue.History, recipient string) []string {
+func results(h desk.History, recipient string) []string {
 	var list []string
 	for _, a := range h.Attempts {
 		if a.Recipient == recipient {
@@ -355,9 +355,9 @@ func results(h queue.History, recipient string) []string {
 }
 
 // waiting is what `postern queue list --json` says.
-func (s *site) waiting(t *testing.T) []queue.Entry {
+func (s *site) waiting(t *testing.T) []desk.Entry {
 	t.Helper()
-	var list []queue.Entry
+	var list []desk.Entry
 	if err := json.Unmarshal([]byte(s.must(t, "", "queue", "list", "--json")), &list); err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/relay/queue"
+	"postern/relay/queue/desk"
 )
 
 func (a *app) queueCmd() *cobra.Command {
@@ -24,9 +25,9 @@ func (a *app) queueCmd() *cobra.Command {
 }
 
 // withQueue runs a command's work on the queue in the name of who called it.
-func (a *app) withQueue(ctx context.Context, do func(ctx context.Context, pool *pgxpool.Pool, q *queue.Admin) error) error {
+func (a *app) withQueue(ctx context.Context, do func(ctx context.Context, pool *pgxpool.Pool, q *desk.Admin) error) error {
 	return a.withPool(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
-		return do(ctx, pool, queue.NewAdmin(pool).As(a.actor()))
+		return do(ctx, pool, desk.NewAdmin(pool).As(a.actor()))
 	})
 }
 
@@ -69,7 +70,7 @@ short.`,
 			if f.AfterID, f.AfterN, err = parseAfter(after); err != nil {
 				return err
 			}
-			return a.withQueue(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, q *queue.Admin) error {
+			return a.withQueue(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, q *desk.Admin) error {
 				if err := chosen.resolve(ctx, pool, &f); err != nil {
 					return err
 				}
@@ -103,7 +104,7 @@ func parseAfter(s string) (id queue.ID, n int, err error) {
 	return id, n, nil
 }
 
-func (a *app) listQueue(ctx context.Context, pool *pgxpool.Pool, q *queue.Admin, f queue.Filter, asJSON bool) error {
+func (a *app) listQueue(ctx context.Context, pool *pgxpool.Pool, q *desk.Admin, f desk.Filter, asJSON bool) error {
 	list, err := q.List(ctx, f)
 	if err != nil {
 		return err
@@ -127,11 +128,11 @@ func (a *app) listQueue(ctx context.Context, pool *pgxpool.Pool, q *queue.Admin,
 
 // entryView is a recipient as --json prints it.
 type entryView struct {
-	queue.Entry
+	desk.Entry
 	User string `json:"user,omitempty"` // its name
 }
 
-func entryViews(list []queue.Entry, who names) []entryView {
+func entryViews(list []desk.Entry, who names) []entryView {
 	views := make([]entryView, 0, len(list))
 	for _, e := range list {
 		views = append(views, entryView{e, who[e.UserID]})
@@ -139,7 +140,7 @@ func entryViews(list []queue.Entry, who names) []entryView {
 	return views
 }
 
-func namesOf(ctx context.Context, pool *pgxpool.Pool, list []queue.Entry) (names, error) {
+func namesOf(ctx context.Context, pool *pgxpool.Pool, list []desk.Entry) (names, error) {
 	var ids []int64
 	for _, e := range list {
 		ids = append(ids, e.UserID)
@@ -147,11 +148,11 @@ func namesOf(ctx context.Context, pool *pgxpool.Pool, list []queue.Entry) (names
 	return userNames(ctx, pool, ids...)
 }
 
-func (a *app) printEntries(list []queue.Entry, who names) error {
+func (a *app) printEntries(list []desk.Entry, who names) error {
 	t := table{head: []string{"ID", "STATE", "ACCEPTED", "USER", "SENDER", "RECIPIENT", "TRIES", "NEXT", "LAST REPLY"}}
 	for _, e := range list {
 		next := "-"
-		if e.State == queue.StateWaiting {
+		if e.State == desk.StateWaiting {
 			next = localTime(e.NextAttemptAt)
 		}
 		t.add(e.ID.String(), string(e.State), localTime(e.AcceptedAt), who.text(e.UserID), "<"+e.Sender+">", e.Recipient,
@@ -183,7 +184,7 @@ too.`,
 			if err != nil {
 				return err
 			}
-			return a.withQueue(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, q *queue.Admin) error {
+			return a.withQueue(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, q *desk.Admin) error {
 				h, err := q.Show(ctx, id)
 				if err != nil {
 					return unknownMessage(id, err)
@@ -204,7 +205,7 @@ too.`,
 }
 
 // allKnown finds ids that no message ever had: typing errors.
-func allKnown(ctx context.Context, q *queue.Admin, ids []queue.ID) error {
+func allKnown(ctx context.Context, q *desk.Admin, ids []queue.ID) error {
 	for _, id := range ids {
 		if _, err := q.Show(ctx, id); err != nil {
 			return unknownMessage(id, err)
@@ -213,10 +214,10 @@ func allKnown(ctx context.Context, q *queue.Admin, ids []queue.ID) error {
 	return nil
 }
 
-// unknownMessage says what queue.ErrNotFound means to a person. An id says when it was
+// unknownMessage says what desk.ErrNotFound means to a person. An id says when it was
 // made (RFC 9562 section 5.7).
 func unknownMessage(id queue.ID, err error) error {
-	if !errors.Is(err, queue.ErrNotFound) {
+	if !errors.Is(err, desk.ErrNotFound) {
 		return err
 	}
 	old := ""

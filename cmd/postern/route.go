@@ -11,7 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
-	"postern/relay/queue"
+	"postern/relay/queue/desk"
 	"postern/relay/route"
 )
 
@@ -91,8 +91,8 @@ func (a *app) addRoute(ctx context.Context, pool *pgxpool.Pool, rule route.Rule,
 
 // retryRouteless makes due what waits because no route was known.
 func (a *app) retryRouteless(ctx context.Context, pool *pgxpool.Pool) error {
-	q := queue.NewAdmin(pool).As(a.actor())
-	waits := queue.Filter{State: queue.StateWaiting, Reply: noRoute}
+	q := desk.NewAdmin(pool).As(a.actor())
+	waits := desk.Filter{State: desk.StateWaiting, Reply: noRoute}
 	n, err := q.Retry(ctx, waits, true)
 	if err != nil || n == 0 { // an audit row only for what is done
 		return err

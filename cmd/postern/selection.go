@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"postern/auth"
-	"postern/relay/queue"
+	"postern/relay/queue/desk"
 	"postern/relay/smtp"
 )
 
@@ -52,17 +52,17 @@ func (s *selection) any(except ...string) bool {
 	return false
 }
 
-var queueStates = []queue.State{queue.StateWaiting, queue.StateOwned, queue.StateHeld, queue.StateFailed, queue.StateDelivered}
+var queueStates = []desk.State{desk.StateWaiting, desk.StateOwned, desk.StateHeld, desk.StateFailed, desk.StateDelivered}
 
 // filter checks what needs no database; errors are of wrong use.
-func (s *selection) filter() (f queue.Filter, err error) {
+func (s *selection) filter() (f desk.Filter, err error) {
 	for _, flag := range selectionFlags {
 		// An empty one is a mistake in a script, and must not choose everything.
 		if s.flags.Changed(flag.name) && *s.given[flag.name] == "" {
 			return f, usagef("--%s is empty", flag.name)
 		}
 	}
-	f.State, f.Upstream, f.Reply = queue.State(*s.given["state"]), *s.given["upstream"], *s.given["reply"]
+	f.State, f.Upstream, f.Reply = desk.State(*s.given["state"]), *s.given["upstream"], *s.given["reply"]
 	if f.State != "" && !slices.Contains(queueStates, f.State) {
 		return f, usagef("--state is waiting, sending, held, failed or delivered, not %q", f.State)
 	}
@@ -94,7 +94,7 @@ func (s *selection) olderThan() (time.Duration, error) {
 	return time.Duration(d), nil
 }
 
-func (s *selection) addresses(f *queue.Filter) error {
+func (s *selection) addresses(f *desk.Filter) error {
 	for name, to := range map[string]*string{"sender": &f.Sender, "recipient": &f.Recipient} {
 		text := *s.given[name]
 		if text == "" || text == "<>" && name == "sender" {
@@ -118,7 +118,7 @@ func (s *selection) addresses(f *queue.Filter) error {
 }
 
 // resolve fills in what only the database knows.
-func (s *selection) resolve(ctx context.Context, pool *pgxpool.Pool, f *queue.Filter) (err error) {
+func (s *selection) resolve(ctx context.Context, pool *pgxpool.Pool, f *desk.Filter) (err error) {
 	if name := *s.given["user"]; name != "" {
 		if f.UserID, f.UserName, err = userNamed(ctx, pool, name); err != nil {
 			return err

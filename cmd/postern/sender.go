@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/auth"
-	"postern/relay/queue"
+	"postern/relay/queue/desk"
 )
 
 func (a *app) senderCmd() *cobra.Command {
@@ -71,7 +71,7 @@ func (a *app) senderChangeCmd(verb, short string, do func(*auth.Store, context.C
 			}
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
 				var u auth.User
-				err := users.together(ctx, func(store *auth.Store, _ *queue.Admin) (_ []int64, err error) {
+				err := users.together(ctx, func(store *auth.Store, _ *desk.Admin) (_ []int64, err error) {
 					for _, p := range args[1:] {
 						if err := do(store, ctx, args[0], p); err != nil {
 							return nil, err

@@ -7,7 +7,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
-	"postern/relay/queue"
+	"postern/relay/queue/desk"
 )
 
 func (a *app) queueShapeCmd() *cobra.Command {
@@ -25,7 +25,7 @@ stands at the left.`,
 			if limit < 1 {
 				return usagef("--limit must be at least 1")
 			}
-			return a.withQueue(cmd.Context(), func(ctx context.Context, _ *pgxpool.Pool, q *queue.Admin) error {
+			return a.withQueue(cmd.Context(), func(ctx context.Context, _ *pgxpool.Pool, q *desk.Admin) error {
 				list, err := q.Shape(ctx, limit)
 				if err != nil {
 					return err
@@ -42,7 +42,7 @@ stands at the left.`,
 	return cmd
 }
 
-func (a *app) printShape(list []queue.Shape) error {
+func (a *app) printShape(list []desk.Shape) error {
 	t := table{head: []string{"DOMAIN", "5m", "15m", "1h", "4h", "1d", "OLDER", "HELD", "TOTAL", "SIZE", "LAST REPLY"}}
 	number := func(n int64) string { return strconv.FormatInt(n, 10) }
 	for _, s := range list {

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/relay/queue"
+	"postern/relay/queue/desk"
 )
 
 func (a *app) traceCmd() *cobra.Command {
@@ -41,7 +42,7 @@ one message is told of whole; several are listed, the newest first.`,
 			if err != nil && !strings.Contains(args[0], "@") && !strings.HasPrefix(args[0], "<") {
 				return usagef("%q is no queue id, Message-ID or address", args[0])
 			}
-			return a.withQueue(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, q *queue.Admin) error {
+			return a.withQueue(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, q *desk.Admin) error {
 				if err == nil {
 					return a.trace(ctx, pool, q, id, asJSON)
 				}
@@ -55,7 +56,7 @@ one message is told of whole; several are listed, the newest first.`,
 }
 
 // trace tells of one message.
-func (a *app) trace(ctx context.Context, pool *pgxpool.Pool, q *queue.Admin, id queue.ID, asJSON bool) error {
+func (a *app) trace(ctx context.Context, pool *pgxpool.Pool, q *desk.Admin, id queue.ID, asJSON bool) error {
 	h, err := q.Trace(ctx, id)
 	if err != nil {
 		return unknownMessage(id, err)
@@ -71,7 +72,7 @@ func (a *app) trace(ctx context.Context, pool *pgxpool.Pool, q *queue.Admin, id 
 }
 
 // find traces the one message with a Message-ID or an address, or lists several.
-func (a *app) find(ctx context.Context, pool *pgxpool.Pool, q *queue.Admin, what string, limit int, asJSON bool) error {
+func (a *app) find(ctx context.Context, pool *pgxpool.Pool, q *desk.Admin, what string, limit int, asJSON bool) error {
 	ids, err := q.Find(ctx, what, limit+1) // one more, to know whether there are more
 	if err != nil {
 		return err
@@ -108,11 +109,11 @@ func (a *app) find(ctx context.Context, pool *pgxpool.Pool, q *queue.Admin, what
 
 // summaryView is one of several messages as --json prints it.
 type summaryView struct {
-	queue.Summary
+	desk.Summary
 	User string `json:"user,omitempty"` // its name
 }
 
-func (a *app) printSummaries(list []queue.Summary, more bool, limit int) error {
+func (a *app) printSummaries(list []desk.Summary, more bool, limit int) error {
 	t := table{head: []string{"ID", "ACCEPTED", "SENDER", "RECIPIENTS", "STATE"}}
 	for _, s := range list {
 		to := s.Recipient
@@ -132,7 +133,7 @@ func (a *app) printSummaries(list []queue.Summary, more bool, limit int) error {
 }
 
 // fateText says what became of a message's recipients: one word if it is the same for all.
-func fateText(s queue.Summary) string {
+func fateText(s desk.Summary) string {
 	if s.Voided {
 		return "refused after all"
 	}
@@ -153,12 +154,12 @@ func fateText(s queue.Summary) string {
 
 // story is a history with what people want to know besides.
 type story struct {
-	*queue.History
+	*desk.History
 	who   names
 	holds []queue.UserHold // that keep mail like this
 }
 
-func storyOf(ctx context.Context, pool *pgxpool.Pool, q *queue.Admin, h *queue.History) (*story, error) {
+func storyOf(ctx context.Context, pool *pgxpool.Pool, q *desk.Admin, h *desk.History) (*story, error) {
 	s := &story{History: h}
 	var err error
 	if s.who, err = userNames(ctx, pool, h.Message.UserID); err != nil || h.Done() {
@@ -181,19 +182,19 @@ type showView struct {
 }
 
 type messageView struct {
-	queue.Accepted
+	desk.Accepted
 	User string `json:"user,omitempty"` // its name
 }
 
 type traceView struct {
 	showView
-	Attempts []attemptView     `json:"attempts"`
-	Notice   *queue.NoticeEnd  `json:"notice,omitempty"`  // the message is one
-	Notices  []queue.NoticeEnd `json:"notices,omitempty"` // about the message
+	Attempts []attemptView    `json:"attempts"`
+	Notice   *desk.NoticeEnd  `json:"notice,omitempty"`  // the message is one
+	Notices  []desk.NoticeEnd `json:"notices,omitempty"` // about the message
 }
 
 type attemptView struct {
-	queue.Attempt
+	desk.Attempt
 	Duration *float64 `json:"duration_s,omitempty"` // from started_at to at
 }
 
@@ -289,7 +290,7 @@ func (a *app) printWhyHeld(s *story) {
 		case e.SetAside != "":
 			fmt.Fprintf(a.stdout, "\nThe mail for %s cannot be sent: %s.\n'postern queue release %s' tries again, 'queue cancel' throws it away.\n",
 				printable(e.Recipient), printable(e.SetAside), s.Message.ID)
-		case e.State == queue.StateHeld:
+		case e.State == desk.StateHeld:
 			held++
 		}
 	}
@@ -315,7 +316,7 @@ func colon(s string) string {
 	return ": " + s
 }
 
-func (a *app) printAttempts(list []queue.Attempt) error {
+func (a *app) printAttempts(list []desk.Attempt) error {
 	t := table{head: []string{"WHEN", "TOOK", "RECIPIENT", "RESULT", "VIA", "SERVER", "TLS", "NODE", "REPLY"}}
 	for _, at := range list {
 		result := at.Result
@@ -340,7 +341,7 @@ func (a *app) printAttempts(list []queue.Attempt) error {
 	return t.print(a.stdout)
 }
 
-// usageForm is one limit in queue.Accepted.Usage: "bytes 1200/1000000 in 86400s".
+// usageForm is one limit in desk.Accepted.Usage: "bytes 1200/1000000 in 86400s".
 var usageForm = regexp.MustCompile(`(messages|recipients|bytes) (\d+)/(\d+) in (\d+)s`)
 
 // usageText writes the windows and octets of a message's usage for people.
@@ -393,7 +394,7 @@ func (a *app) traceWhenDone(ctx context.Context, url string, id queue.ID) error 
 		return err
 	}
 	defer pool.Close()
-	q := queue.NewAdmin(pool)
+	q := desk.NewAdmin(pool)
 	for {
 		h, err := q.Trace(ctx, id)
 		if err != nil {
@@ -410,7 +411,7 @@ func (a *app) traceWhenDone(ctx context.Context, url string, id queue.ID) error 
 	}
 }
 
-func (a *app) printTrace(ctx context.Context, pool *pgxpool.Pool, q *queue.Admin, h *queue.History) error {
+func (a *app) printTrace(ctx context.Context, pool *pgxpool.Pool, q *desk.Admin, h *desk.History) error {
 	ctx, cancel := context.WithTimeout(ctx, connectLimit)
 	defer cancel()
 	story, err := storyOf(ctx, pool, q, h)

@@ -3,7 +3,7 @@ package main
 import (
 	"testing"
 
-	"postern/relay/queue"
+	"postern/relay/queue/desk"
 )
 
 func TestUsageText(t *testing.T) {
@@ -26,7 +26,7 @@ func TestUsageText(t *testing.T) {
 
 func TestFateText(t *testing.T) {
 	t.Parallel()
-	for want, s := range map[string]queue.Summary{
+	for want, s := range map[string]desk.Summary{
 		"-":                                {Recipients: 1},
 		"delivered":                        {Recipients: 2, Delivered: 2},
 		"1 delivered, 1 failed, 1 waiting": {Recipients: 3, Delivered: 1, Failed: 1, Waiting: 1},

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"postern/internal/peers"
-	"postern/relay/queue"
+	"postern/relay/queue/desk"
 )
 
 // What Postfix and Exim say to RCPT in these tests.
@@ -129,7 +129,7 @@ func upstreamDefers(t *testing.T, s *site, up *peers.Upstream) {
 	if got := results(h, "late@example.net"); len(got) != 1 || !says(got[0], "deferred "+greylisted) {
 		t.Errorf("%q", got)
 	}
-	if len(h.Live) != 1 || h.Live[0].State != queue.StateWaiting || !says(h.Live[0].LastReply, greylisted) {
+	if len(h.Live) != 1 || h.Live[0].State != desk.StateWaiting || !says(h.Live[0].LastReply, greylisted) {
 		t.Fatalf("live: %+v", h.Live)
 	}
 	if wait := h.Live[0].NextAttemptAt.Sub(*h.Live[0].LastAttemptAt); wait < 50*time.Second || wait > 4*time.Minute {
@@ -159,9 +159,9 @@ func says(got, want string) bool {
 
 var replyParts = regexp.MustCompile(`^(.*\d\.\d\.\d )(.*)$`)
 
-func hasResult(result string) func(*queue.History) bool {
-	return func(h *queue.History) bool {
-		return slices.ContainsFunc(h.Attempts, func(a queue.Attempt) bool { return a.Result == result })
+func hasResult(result string) func(*desk.History) bool {
+	return func(h *desk.History) bool {
+		return slices.ContainsFunc(h.Attempts, func(a desk.Attempt) bool { return a.Result == result })
 	}
 }
 
@@ -194,8 +194,8 @@ func upstreamMixed(t *testing.T, s *site, up *peers.Upstream) {
 	sameMail(t, first, id, plainMail)
 	checkBounce(t, s, second, id, noSuch("lost@example.net", "text/rfc822-headers", "Content-Transfer-Encoding: 8bit"))
 
-	h := s.traceUntil(t, id, "left with one recipient", func(h *queue.History) bool { return len(h.Live) == 1 })
-	if live := h.Live[0]; live.Recipient != "later@example.net" || live.State != queue.StateWaiting {
+	h := s.traceUntil(t, id, "left with one recipient", func(h *desk.History) bool { return len(h.Live) == 1 })
+	if live := h.Live[0]; live.Recipient != "later@example.net" || live.State != desk.StateWaiting {
 		t.Errorf("live: %+v", live)
 	}
 	s.must(t, "", "queue", "retry", id)
@@ -235,16 +235,16 @@ func upstreamMended(t *testing.T, up *peers.Upstream) {
 	wire = tapPort(t, up.Port)
 	s.dropUpstream(t)
 	s.useUpstream(t, wire, up.CAFile, account{upstreamAccount.name, "wrong"})
-	s.retryUntil(t, id, "told 535", func(h *queue.History) bool { return strings.Contains(lastReply(h), "535 ") })
+	s.retryUntil(t, id, "told 535", func(h *desk.History) bool { return strings.Contains(lastReply(h), "535 ") })
 	onlyTLS(t, wire)
-	if list := s.waiting(t); len(list) != 1 || list[0].State == queue.StateFailed {
+	if list := s.waiting(t); len(list) != 1 || list[0].State == desk.StateFailed {
 		t.Errorf("wrong password: %+v", list) // it must wait, and no notice be under way
 	}
 
 	wire = tapPort(t, up.Port)
 	s.dropUpstream(t)
 	s.useUpstream(t, wire, up.CAFile, upstreamAccount)
-	s.retryUntil(t, id, "finished", (*queue.History).Done)
+	s.retryUntil(t, id, "finished", (*desk.History).Done)
 	m := arrival(t, up) // the first that came: no notice did
 	if m.From != s.account.name || !slices.Equal(m.To, []string{"bob@example.net"}) {
 		t.Errorf("arrived from <%s> to %q", m.From, m.To)
@@ -258,7 +258,7 @@ func upstreamMended(t *testing.T, up *peers.Upstream) {
 	}
 }
 
-func lastReply(h *queue.History) string {
+func lastReply(h *desk.History) string {
 	for _, a := range slices.Backward(h.Attempts) {
 		if a.Result != "retry" {
 			return a.Reply
@@ -269,9 +269,9 @@ func lastReply(h *queue.History) string {
 
 // retryUntil makes the message due until its trace is as wanted: a node notices
 // within seconds that an upstream was changed, not at once.
-func (s *site) retryUntil(t *testing.T, id, what string, wanted func(*queue.History) bool) queue.History {
+func (s *site) retryUntil(t *testing.T, id, what string, wanted func(*desk.History) bool) desk.History {
 	t.Helper()
-	return s.traceUntil(t, id, what, func(h *queue.History) bool {
+	return s.traceUntil(t, id, what, func(h *desk.History) bool {
 		if wanted(h) {
 			return true
 		}

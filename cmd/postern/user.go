@@ -15,6 +15,7 @@ import (
 
 	"postern/auth"
 	"postern/relay/queue"
+	"postern/relay/queue/desk"
 )
 
 func (a *app) userCmd() *cobra.Command {
@@ -252,10 +253,10 @@ func (a *app) printUsers(list []auth.User, limit int) error {
 // shownUser is everything about a user that one look should tell.
 type shownUser struct {
 	userView
-	Logins   []credentialView    `json:"logins"`
-	Holds    []queue.UserHold    `json:"holds"`
-	Queue    map[queue.State]int `json:"queue"` // recipients
-	Settings settings            `json:"settings"`
+	Logins   []credentialView   `json:"logins"`
+	Holds    []queue.UserHold   `json:"holds"`
+	Queue    map[desk.State]int `json:"queue"` // recipients
+	Settings settings           `json:"settings"`
 }
 
 func (a *app) userShowCmd() *cobra.Command {
@@ -351,7 +352,7 @@ func (a *app) printUser(u auth.User, shown shownUser) error {
 	if err := a.printSettings(shown.Settings); err != nil {
 		return err
 	}
-	_, err := io.WriteString(a.stderr, heldMail(u.Name, shown.Queue[queue.StateHeld]))
+	_, err := io.WriteString(a.stderr, heldMail(u.Name, shown.Queue[desk.StateHeld]))
 	return err
 }
 
@@ -410,7 +411,7 @@ already only the reason is changed, when another is given.`,
 func (a *app) disableUser(ctx context.Context, users *accounts, name, reason string) error {
 	var before, u auth.User
 	held := 0
-	err := users.together(ctx, func(store *auth.Store, q *queue.Admin) (whose []int64, err error) {
+	err := users.together(ctx, func(store *auth.Store, q *desk.Admin) (whose []int64, err error) {
 		if before, err = store.User(ctx, name); err != nil {
 			return nil, err
 		}
@@ -426,7 +427,7 @@ func (a *app) disableUser(ctx context.Context, users *accounts, name, reason str
 		if _, err = q.HoldUser(ctx, u.ID, 0, holdReason("user disabled", reason)); err != nil {
 			return nil, err
 		}
-		held, err = q.Release(ctx, queue.Filter{UserID: u.ID}, true)
+		held, err = q.Release(ctx, desk.Filter{UserID: u.ID}, true)
 		return []int64{u.ID}, err
 	})
 	switch {
@@ -474,7 +475,7 @@ as well, until 'postern queue release --user' or 'postern queue cancel --user'.`
 
 // tellHeld says what of a user's mail is still held, and that new mail is.
 func (a *app) tellHeld(ctx context.Context, users *accounts, u auth.User) error {
-	held, err := users.queue().Release(ctx, queue.Filter{UserID: u.ID}, true)
+	held, err := users.queue().Release(ctx, desk.Filter{UserID: u.ID}, true)
 	if err != nil {
 		return err
 	}
@@ -521,14 +522,14 @@ func (a *app) removeUser(ctx context.Context, users *accounts, name string, canc
 		return err
 	}
 	cancelled := 0
-	err = users.together(ctx, func(store *auth.Store, q *queue.Admin) ([]int64, error) {
+	err = users.together(ctx, func(store *auth.Store, q *desk.Admin) ([]int64, error) {
 		// The removal comes first: it locks the user's row, and with it what could be
 		// changed about the user meanwhile.
 		if err := store.RemoveUser(ctx, u.Name); err != nil {
 			return nil, err
 		}
 		if cancelMail {
-			if cancelled, err = q.Cancel(ctx, queue.Filter{UserID: u.ID, UserName: u.Name}, false); err != nil {
+			if cancelled, err = q.Cancel(ctx, desk.Filter{UserID: u.ID, UserName: u.Name}, false); err != nil {
 				return nil, err
 			}
 		} else if err := nothingLeft(ctx, q, u); err != nil {
@@ -554,13 +555,13 @@ func (a *app) removeUser(ctx context.Context, users *accounts, name string, canc
 }
 
 // nothingLeft refuses while a user has mail in the queue.
-func nothingLeft(ctx context.Context, q *queue.Admin, u auth.User) error {
+func nothingLeft(ctx context.Context, q *desk.Admin, u auth.User) error {
 	counts, err := q.Counts(ctx, u.ID)
 	if err != nil {
 		return err
 	}
 	var parts []string
-	for _, s := range []queue.State{queue.StateWaiting, queue.StateOwned, queue.StateHeld} {
+	for _, s := range []desk.State{desk.StateWaiting, desk.StateOwned, desk.StateHeld} {
 		if n := counts[s]; n > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", n, s))
 		}

@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/auth"
-	"postern/relay/queue"
+	"postern/relay/queue/desk"
 )
 
 // accounts is what the commands about users work on.
@@ -23,7 +23,7 @@ type accounts struct {
 }
 
 // queue is the queue as these commands see it.
-func (u *accounts) queue() *queue.Admin { return queue.NewAdmin(u.pool).As(u.actor) }
+func (u *accounts) queue() *desk.Admin { return desk.NewAdmin(u.pool).As(u.actor) }
 
 func (a *app) withUsers(ctx context.Context, do func(ctx context.Context, users *accounts) error) error {
 	return a.withPool(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
@@ -44,10 +44,10 @@ func userError(err error) error {
 
 // together makes changes to a user and to its mail: all or none. The nodes hear of it
 // afterwards, for NOTIFY in a transaction makes all commits wait for each other.
-func (u *accounts) together(ctx context.Context, change func(users *auth.Store, q *queue.Admin) (whose []int64, err error)) error {
+func (u *accounts) together(ctx context.Context, change func(users *auth.Store, q *desk.Admin) (whose []int64, err error)) error {
 	var whose []int64
 	err := pgx.BeginFunc(ctx, u.pool, func(tx pgx.Tx) (err error) {
-		whose, err = change(auth.NewStore(tx).As(u.actor), queue.NewAdmin(tx).As(u.actor))
+		whose, err = change(auth.NewStore(tx).As(u.actor), desk.NewAdmin(tx).As(u.actor))
 		return err
 	})
 	if err != nil {

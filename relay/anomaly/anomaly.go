@@ -14,6 +14,7 @@ import (
 	"postern/internal/panics"
 	"postern/internal/pg"
 	"postern/relay/queue"
+	"postern/relay/queue/desk"
 )
 
 // By is who makes the holds.
@@ -268,7 +269,7 @@ func (d *Detector) judge(ctx context.Context, users []int64) error {
 		if reason == "" {
 			continue
 		}
-		if _, err := queue.NewAdmin(d.cfg.Pool).As(By).HoldUser(ctx, a.User, 0, reason); err != nil {
+		if _, err := desk.NewAdmin(d.cfg.Pool).As(By).HoldUser(ctx, a.User, 0, reason); err != nil {
 			return fmt.Errorf("anomaly: %w", err)
 		}
 	}
@@ -288,7 +289,7 @@ func (d *Detector) reload(ctx context.Context) error {
 const sqlBreaker = `select min_recipients, coalesce(first_time_share, 0), coalesce(rejected_share, 0), coalesce(new_network_factor, 0) from breaker`
 
 // Read returns which signs are on.
-func Read(ctx context.Context, db queue.DB) (Signs, error) {
+func Read(ctx context.Context, db desk.DB) (Signs, error) {
 	var s Signs
 	if err := db.QueryRow(ctx, sqlBreaker).Scan(&s.MinRecipients, &s.FirstTimeShare, &s.RejectedShare, &s.NewNetworkFactor); err != nil {
 		return s, fmt.Errorf("read the breaker: %w", err)
@@ -310,7 +311,7 @@ on conflict do nothing`
 
 // Set changes which signs are on, on behalf of actor; nodes follow within seconds. Turning
 // the share of first-time recipients on reads the whole history once.
-func Set(ctx context.Context, db queue.DB, actor string, s Signs) error {
+func Set(ctx context.Context, db desk.DB, actor string, s Signs) error {
 	return pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
 		was, err := Read(ctx, tx)
 		if err != nil {
@@ -324,6 +325,6 @@ func Set(ctx context.Context, db queue.DB, actor string, s Signs) error {
 				return fmt.Errorf("learn whom users write to: %w", err)
 			}
 		}
-		return queue.NewAdmin(tx).As(actor).Audit(ctx, "breaker set", "breaker", map[string]any{"was": was, "is": s})
+		return desk.NewAdmin(tx).As(actor).Audit(ctx, "breaker set", "breaker", map[string]any{"was": was, "is": s})
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"postern/internal/pgtest"
 	"postern/internal/queuetest"
 	"postern/relay/queue"
+	"postern/relay/queue/desk"
 )
 
 func TestBreakerJudges(t *testing.T) {
@@ -42,7 +43,7 @@ func TestBreakerTrips(t *testing.T) {
 	cfg := queuetest.Config(db)
 	cfg.Watcher = d
 	q := queuetest.Start(t, cfg)
-	a := queue.NewAdmin(db.Pool).As("root")
+	a := desk.NewAdmin(db.Pool).As("root")
 	send := func(to string) *queue.Delivery {
 		t.Helper()
 		return queuetest.Put(t, q, queuetest.Message(), true, to)

@@ -62,7 +62,7 @@ func TestBacklog(t *testing.T) {
 	b.dueAtOnce()
 	b.newMail(messages)
 	b.deadRows()
-	b.operators()
+	b.beside()
 }
 
 const backlogRounds = 5
@@ -235,32 +235,10 @@ func (b *backlog) deadRows() {
 	}
 }
 
-// operators costs what admins ask for.
-func (b *backlog) operators() {
-	timed := func(what string, f func() (any, error)) {
-		begin := time.Now()
-		n, err := f()
-		if err != nil {
-			b.t.Fatalf("%s: %v", what, err)
-		}
-		b.t.Logf("%-24s %9.1f ms: %v", what, float64(time.Since(begin).Microseconds())/1000, n)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute) // a million rows on a busy machine
-	defer cancel()
-	a := NewAdmin(b.full.Pool)
-	timed("queue list", func() (any, error) { l, err := a.List(ctx, Filter{}); return len(l), err })
-	timed("queue list --domain", func() (any, error) { l, err := a.List(ctx, Filter{Domain: "d7.example"}); return len(l), err })
-	timed("queue shape", func() (any, error) { l, err := a.Shape(ctx, 20); return len(l), err })
-	timed("counts of a user", func() (any, error) { l, err := a.Counts(ctx, 1); return l, err })
-	timed("overview for metrics", func() (any, error) { o, err := NewReader(b.full.Pool).Overview(ctx); return len(o.Shares), err })
-	timed("queue hold --user", func() (any, error) { return a.HoldUser(ctx, 2, 0, "test") })
-	exec(b.t, b.full, `update recipient set notice_at = now() where held_at is not null`)
+// beside costs what is done while a user is on hold.
+func (b *backlog) beside() {
+	exec(b.t, b.full, `insert into hold (user_id, reason, made_by) values (2, 'test', 'test')`)
+	exec(b.t, b.full, `update recipient set held_at = now(), notice_at = now() where user_id = 2`)
 	b.cost("notices beside held mail", 50, sqlClaimNotices, 10, 1)
 	b.cost("catch up with holds", int64(10*b.rows/10+1000), sqlCatchUpHolds, []int64{2})
-	b.cost("hold 5,000 of a user", 100*operateRows, sqlHold, append((&Filter{UserID: 3}).args(), operateRows, "hold", "test")...)
-	nobody := append((&Filter{UserID: 99}).args(), operateRows, "", "test")
-	b.cost("hold nothing of a user", 50, sqlHold, nobody...)
-	b.cost("release nothing of a user", 50, sqlRelease, nobody...)
-	timed("queue release --user", func() (any, error) { return a.ReleaseUser(ctx, 2) })
-	timed("queue retry --domain", func() (any, error) { return a.Retry(ctx, Filter{Domain: "d7.example"}, true) })
 }

@@ -184,17 +184,3 @@ func fillMillion(b *testing.B, db *pgtest.DB) {
 		exec(b, db, sql)
 	}
 }
-
-// BenchmarkOverview reads what the metrics show of a queue of a million recipients, which
-// a scrape does at most once in a while.
-func BenchmarkOverview(b *testing.B) {
-	db := pgtest.New(b)
-	fillMillion(b, db)
-	r := NewReader(db.Pool)
-	for b.Loop() {
-		o, err := r.Overview(ctxOf(b))
-		if err != nil || len(o.Shares) == 0 {
-			b.Fatal(o, err)
-		}
-	}
-}

@@ -356,17 +356,12 @@ func TestHoldEndsBeforeMailIsParked(t *testing.T) {
 	q := start(t, calmConfig(db), func(q *Queue) {
 		q.faults.beforeSettle = func(*pgx.Conn) error { <-settle; return nil }
 	})
-	a := NewAdmin(db.Pool)
-	if _, err := a.HoldUser(ctxOf(t), 1, 0, "test"); err != nil {
-		t.Fatal(err)
-	}
+	exec(t, db, `insert into hold (user_id, reason, made_by) values (1, 'test', '')`)
 	m, d := put(t, q, true, "a@example.net")
 	if !d.Held {
 		t.Fatal("it is not held")
 	}
-	if _, err := a.ReleaseUser(ctxOf(t), 1); err != nil {
-		t.Fatal(err)
-	}
+	exec(t, db, `delete from hold`)
 	close(settle)
 	becomes(t, db, m.ID, "0 queued")
 	if n := count(t, db, `select count(*) from recipient where held_at is not null`); n != 0 {

@@ -31,19 +31,15 @@ type LostNotice struct {
 	Reply smtp.Reply // the last that it got; zero when it got none
 }
 
-// lastTry finds the recipient of a notice t and the last reply to it: a server's or, if
-// there was none, the queue's own.
-const lastTry = `
-left join lateral (select a.local, a.domain, a.reply_code, a.reply_enhanced, a.reply_text from attempt a
-	where a.message_id = t.message_id and not a.fenced order by a.upstream || a.remote_mta <> '' desc, a.reply_code > 0 desc, a.at desc limit 1) last on true`
-
 // sqlLostNotices takes at most $1 losses of which nobody has been told. Two nodes take
 // different ones.
 const sqlLostNotices = `
 select t.message_id, t.about, t.kind, t.lost, coalesce(last.local, ''), coalesce(last.domain, ''),
 	coalesce(last.reply_code, 0), coalesce(last.reply_enhanced, ''), coalesce(last.reply_text, '')
 from (select message_id, about, kind, lost, lost_at from notice
-	where lost is not null and told_at is null order by lost_at limit $1 for update skip locked) t` + lastTry + `
+	where lost is not null and told_at is null order by lost_at limit $1 for update skip locked) t
+left join lateral (select a.local, a.domain, a.reply_code, a.reply_enhanced, a.reply_text from attempt a
+	where a.message_id = t.message_id and not a.fenced order by a.upstream || a.remote_mta <> '' desc, a.reply_code > 0 desc, a.at desc limit 1) last on true
 order by t.lost_at`
 
 const sqlLostNoticesTold = `update notice set told_at = now() where message_id = any($1::uuid[])`
@@ -82,10 +78,11 @@ func (q *Queue) TellLost(ctx context.Context, tell func(LostNotice)) error {
 
 func scanLost(row pgx.CollectableRow) (LostNotice, error) {
 	var n LostNotice
-	var reply replyColumns
-	err := row.Scan(&n.ID, &n.About, &n.Kind, &n.Loss, &n.To.Local, &n.To.Domain, &reply.code, &reply.enhanced, &reply.text)
-	if reply.code > 0 {
-		n.Reply = smtp.Reply{Code: reply.code, Enhanced: parseEnhanced(reply.enhanced), Text: reply.text}
+	var code int
+	var enhanced, text string
+	err := row.Scan(&n.ID, &n.About, &n.Kind, &n.Loss, &n.To.Local, &n.To.Domain, &code, &enhanced, &text)
+	if code > 0 {
+		n.Reply = smtp.Reply{Code: code, Enhanced: smtp.ParseEnhancedCode(enhanced), Text: text}
 	}
 	return n, err
 }

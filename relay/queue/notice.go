@@ -151,21 +151,12 @@ func scanNotice(row pgx.CollectableRow) (noticeRow, error) {
 	r := &n.r
 	err := row.Scan(&n.id, &n.state, &r.N, &r.Address.Local, &r.Address.Domain, &r.ORcptType, &r.ORcpt, &r.Reply.Code, &enhanced,
 		&r.Reply.Text, &r.RemoteMTA, &last, &r.WillRetryTo, &accepted)
-	r.Reply.Enhanced = parseEnhanced(enhanced)
+	r.Reply.Enhanced = smtp.ParseEnhancedCode(enhanced)
 	r.LastAttempt = accepted
 	if last != nil {
 		r.LastAttempt = *last
 	}
 	return n, err
-}
-
-// parseEnhanced reads what EnhancedCode.String wrote.
-func parseEnhanced(s string) smtp.EnhancedCode {
-	var e smtp.EnhancedCode
-	if n, err := fmt.Sscanf(s, "%d.%d.%d", &e.Class, &e.Subject, &e.Detail); n != 3 || err != nil {
-		return smtp.EnhancedCode{}
-	}
-	return e
 }
 
 // fillNotices adds the messages and what is stored of their bodies. As in deliveries, the

@@ -78,9 +78,7 @@ func TestWaitingIsClaimed(t *testing.T) {
 	if again, err := q.Claim(ctxOf(t), all); err != nil || len(again) != 0 {
 		t.Fatalf("claimed %d rows that are not due, %v", len(again), err)
 	}
-	if n, err := NewAdmin(db.Pool).Retry(ctxOf(t), Filter{IDs: []ID{m.ID}}, false); err != nil || n != 3 {
-		t.Fatalf("retry: %d, %v", n, err)
-	}
+	exec(t, db, `update recipient set next_attempt_at = now() where message_id = $1`, m.ID) // as an operator's retry does
 	if got := claimAll(t, q, all); len(got[0].Recipients) != 3 || got[0].Recipients[1].Attempts != 0 {
 		t.Fatalf("after retry: %+v", got[0].Recipients)
 	}

@@ -2,9 +2,7 @@ package queue
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
-	"strings"
 	"testing"
 	"time"
 
@@ -139,9 +137,9 @@ func count(t testing.TB, db *pgtest.DB, sql string, args ...any) int {
 	return n
 }
 
-func read(t testing.TB, db *pgtest.DB, sql string) (text string) {
+func read(t testing.TB, db *pgtest.DB, sql string, args ...any) (text string) {
 	t.Helper()
-	if err := db.Pool.QueryRow(ctxOf(t), sql).Scan(&text); err != nil {
+	if err := db.Pool.QueryRow(ctxOf(t), sql, args...).Scan(&text); err != nil {
 		t.Fatalf("%s: %v", sql, err)
 	}
 	return text
@@ -196,22 +194,8 @@ func becomes(t testing.TB, db *pgtest.DB, id ID, want string) {
 // history lists a message's attempts, "0 delivered;1 deferred fenced".
 func history(t testing.TB, db *pgtest.DB, id ID) string {
 	t.Helper()
-	h, err := NewAdmin(db.Pool).Trace(ctxOf(t), id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var list []string
-	for _, a := range h.Attempts {
-		s := fmt.Sprintf("%d %s", a.N, a.Result)
-		if a.PossibleDuplicate {
-			s += " duplicate"
-		}
-		if a.Fenced {
-			s += " fenced"
-		}
-		list = append(list, s)
-	}
-	return strings.Join(list, ";")
+	return read(t, db, `select coalesce(string_agg(n || ' ' || result || case when possible_duplicate then ' duplicate' else '' end
+		|| case when fenced then ' fenced' else '' end, ';' order by at, n), '') from attempt where message_id = $1`, id)
 }
 
 // claimAll claims until a claim finds rows.

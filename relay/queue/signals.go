@@ -84,8 +84,16 @@ func (q *Queue) Wait(ctx context.Context) error {
 // Without NOTIFY it hears nothing, and such mail waits out the trouble.
 func (q *Queue) Asked() uint64 { return q.asked.Load() }
 
-// sqlNotifyAsked is sent by Admin.Retry.
+// sqlNotifyAsked is heard as what an operator asked for.
 const sqlNotifyAsked = `select pg_notify('` + channel + `', '` + payloadAsked + `')`
+
+// Hurry tells running nodes that an operator asks them to look for work now. It is only a
+// hint: poolers may not carry it, and polling finds the rows.
+func Hurry(ctx context.Context, db querier) {
+	if rows, err := db.Query(ctx, sqlNotifyAsked); err == nil {
+		rows.Close()
+	}
+}
 
 // sqlNotify is sent at most 20 times a second by each node.
 const sqlNotify = `select pg_notify('` + channel + `', '')`

@@ -6,21 +6,17 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"postern/internal/pg"
-	"postern/internal/pgserver"
 	"postern/internal/pgtest"
-	"postern/relay/smtp"
 )
 
 // partial statements are parts of others.
 var partial = map[string]bool{"sqlInsertMessages": true, "sqlInsertRecipients": true, "sqlOutcomes": true, "sqlEndings": true, "sqlEndingsAgain": true,
-	"sqlDeliver": true, "sqlUndeliver": true, "sqlEnd": true, "sqlEntries": true,
-	"sqlState": true, "sqlMatches": true, "sqlReply": true, "sqlChosen": true, "sqlLocked": true, "sqlNoted": true, "sqlCounted": true, "sqlCharges": true, "sqlNotOver": true, "sqlVerdict": true, "sqlInsertBodies": true,
+	"sqlDeliver": true, "sqlUndeliver": true, "sqlEnd": true, "sqlCharges": true, "sqlNotOver": true, "sqlVerdict": true, "sqlInsertBodies": true,
 	"sqlFence": true, "sqlTouch": true, "sqlPlain": true, "sqlCharged": true, "sqlFromMessages": true, "sqlCommitted": true,
 	"sqlLost": true, "sqlTakeBack": true, "sqlUnknown": true, "sqlBack": true}
 
@@ -103,30 +99,6 @@ func pgError(code string) *pgconn.PgError {
 	return &pgconn.PgError{Severity: "FEHLER", SeverityUnlocalized: "ERROR", Code: code}
 }
 
-func TestCheckServer(t *testing.T) {
-	t.Parallel()
-	server := pgtest.Server(t, pgserver.Config{})
-	conn, err := pgx.Connect(ctxOf(t), server.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.Background())
-	if found, err := CheckServer(ctxOf(t), conn); err != nil || len(found) != 0 {
-		t.Fatalf("a durable server: %v, %v", found, err)
-	}
-	if _, err := conn.Exec(ctxOf(t), `set synchronous_commit = off; set default_transaction_read_only = on`, pgx.QueryExecModeSimpleProtocol); err != nil {
-		t.Fatal(err)
-	}
-	if found, err := CheckServer(ctxOf(t), conn); err != nil || len(found) != 2 {
-		t.Fatalf("a server that is not durable: %v, %v", found, err)
-	}
-	good := map[string]string{"fsync": "off", "full_page_writes": "off", "synchronous_commit": "local", "data_sync_retry": "on",
-		"server_encoding": "LATIN1", "default_transaction_read_only": "on", "default_transaction_isolation": "serializable"}
-	if got := judgeSettings(good, true); len(got) != 8 {
-		t.Fatalf("%d findings: %v", len(got), got)
-	}
-}
-
 // A database or role that defaults to synchronous_commit=off does not weaken a commit.
 func TestCommitIsDurableByItself(t *testing.T) {
 	t.Parallel()
@@ -154,91 +126,13 @@ func TestCommitIsDurableByItself(t *testing.T) {
 	}
 }
 
-func TestAdmin(t *testing.T) {
-	t.Parallel()
-	db := pgtest.New(t)
-	q := start(t, calmConfig(db))
-	a := NewAdmin(db.Pool)
-	m, d := put(t, q, true, "a@example.net", "b@example.org")
-	o := outcome(d, 0, Deferred)
-	o.RetryIn = time.Hour
-	q.Settle(o)
-	becomes(t, db, m.ID, "0 queued;1 queued owned")
-	for _, c := range []struct {
-		f    Filter
-		want int
-	}{{Filter{}, 2}, {Filter{Limit: 1}, 1}, {Filter{State: StateWaiting}, 1}, {Filter{State: StateOwned}, 1}, {Filter{State: StateHeld}, 0},
-		{Filter{Domain: "example.org"}, 1}, {Filter{State: StateFailed}, 0}} {
-		if got, err := a.List(ctxOf(t), c.f); err != nil || len(got) != c.want {
-			t.Errorf("%+v: %d entries, %v", c.f, len(got), err)
-		}
-	}
-	h, err := a.Trace(ctxOf(t), m.ID)
-	if err != nil || h.Done() || len(h.Live) != 2 || len(h.Attempts) != 1 {
-		t.Fatalf("trace %+v, %v", h, err)
-	}
-	e := h.Live[0]
-	if e.LastReply != "450 4.2.1 later" || e.Recipient != "a@example.net" || e.Sender != "alice@example.com" || e.State != StateWaiting || e.Attempts != 1 {
-		t.Fatalf("entry %+v", e)
-	}
-	if h.Live[1].Node != "a" || h.Message.Node != "a" || h.Message.Recipients != 2 {
-		t.Fatalf("trace %+v", h)
-	}
-	if got := h.Attempts[0]; got.Reply != "450 4.2.1 later" || got.RemoteMTA != "mx.example.net" || got.Node != "a" {
-		t.Fatalf("attempt %+v", got)
-	}
-	if _, err := a.Trace(ctxOf(t), NewID()); !errors.Is(err, ErrNotFound) {
-		t.Fatalf("trace of nothing: %v", err)
-	}
-	if ids, err := a.Find(ctxOf(t), "<m@example.com>", 5); err != nil || len(ids) != 1 || ids[0] != m.ID {
-		t.Fatalf("find: %v, %v", ids, err)
-	}
-	if n, err := a.Retry(ctxOf(t), Filter{}, false); err != nil || n != 1 {
-		t.Fatalf("retry all: %d, %v", n, err)
-	}
-	if got := history(t, db, m.ID); got != "0 deferred;0 retry" {
-		t.Fatalf("history %q", got)
-	}
-	claimAll(t, q, all)
-}
-
-// What kept mail from being tried at all is no attempt and stands in no history, but
-// whoever lists the queue reads it.
-func TestReasonOfNoAttempt(t *testing.T) {
-	t.Parallel()
-	db := pgtest.New(t)
-	q := start(t, calmConfig(db))
-	m, d := put(t, q, true, "a@example.net")
-	o := outcome(d, 0, Deferred)
-	o.NotAnAttempt, o.RetryIn, o.Reply = true, time.Hour, smtp.Temporary(451, 4, 4, "no route")
-	q.Settle(o)
-	becomes(t, db, m.ID, "0 queued")
-	h, err := NewAdmin(db.Pool).Trace(ctxOf(t), m.ID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if e := h.Live[0]; e.LastReply != "451 4.4.4 no route" || e.Attempts != 0 || len(h.Attempts) != 0 {
-		t.Fatalf("entry %+v, history %+v", e, h.Attempts)
-	}
-	if _, err := NewAdmin(db.Pool).Retry(ctxOf(t), Filter{IDs: []ID{m.ID}}, false); err != nil {
-		t.Fatal(err)
-	}
-	q.Release(claimAll(t, q, all)[0], []int{0}, time.Hour) // without a word
-	becomes(t, db, m.ID, "0 queued")
-	if list, err := NewAdmin(db.Pool).List(ctxOf(t), Filter{}); err != nil || list[0].LastReply != "451 4.4.4 no route" {
-		t.Fatalf("after a release: %+v, %v", list, err)
-	}
-}
-
 // What an operator asks for is heard by the nodes that listen.
 func TestAskedIsHeard(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	q := start(t, calmConfig(db))
 	eventually(t, "the node hears it", func() bool {
-		if _, err := NewAdmin(db.Pool).Retry(ctxOf(t), Filter{}, false); err != nil {
-			t.Fatal(err)
-		}
+		Hurry(ctxOf(t), db.Pool)
 		return q.Asked() > 0
 	})
 }
@@ -260,14 +154,5 @@ func TestSweepDeletesOrphans(t *testing.T) {
 	}
 	if n, m := count(t, db, `select count(*) from body`), count(t, db, `select count(*) from body where message_id = $1`, live.ID); n != 1 || m != 1 {
 		t.Errorf("%d bodies, %d of the live message", n, m)
-	}
-}
-
-func TestParseEnhanced(t *testing.T) {
-	t.Parallel()
-	for s, want := range map[string]smtp.EnhancedCode{"5.1.1": {Class: 5, Subject: 1, Detail: 1}, "": {}, "x": {}} {
-		if got := parseEnhanced(s); got != want {
-			t.Errorf("%q: %v", s, got)
-		}
 	}
 }

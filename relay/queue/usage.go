@@ -26,10 +26,10 @@ from usage_window x
 where (x.scope, x.subject) in (select 1::smallint, $1::bigint union all select 2::smallint, unnest($2::bigint[]))
 group by x.scope, x.subject, x.kind, x.window_s order by x.scope, x.subject, x.kind, x.window_s`
 
-// Usage returns what counts against the limits of a user and of credentials. A limit
+// ReadUsage returns what counts against the limits of a user and of credentials. A limit
 // against which nothing was ever charged is not in it.
-func (a *Admin) Usage(ctx context.Context, user int64, credentials ...int64) ([]Usage, error) {
-	rows, err := a.db.Query(ctx, sqlUsage, user, credentials)
+func ReadUsage(ctx context.Context, db querier, user int64, credentials ...int64) ([]Usage, error) {
+	rows, err := db.Query(ctx, sqlUsage, user, credentials)
 	if err != nil {
 		return nil, fmt.Errorf("read usage: %w", err)
 	}
@@ -51,11 +51,11 @@ select charge, used, retry_at from charge_usage(array[$1::uuid], false, $2::smal
 
 // TryCharge says which limit would refuse a message now: nil for none. It asks as
 // Enqueue does and takes the charge back.
-func (a *Admin) TryCharge(ctx context.Context, limits []Charge, recipients int, size int64) (*OverLimit, error) {
+func TryCharge(ctx context.Context, db batcher, limits []Charge, recipients int, size int64) (*OverLimit, error) {
 	if len(limits) == 0 {
 		return nil, nil
 	}
-	over, err := tryCharge(ctx, a.db, &job{m: Message{ID: NewID(), Size: size, Charges: limits}, rcpts: make([]Recipient, recipients)})
+	over, err := tryCharge(ctx, db, &job{m: Message{ID: NewID(), Size: size, Charges: limits}, rcpts: make([]Recipient, recipients)})
 	if err != nil {
 		return nil, fmt.Errorf("try the limits: %w", err)
 	}
@@ -95,28 +95,4 @@ func tryCharge(ctx context.Context, db batcher, j *job) (over *OverLimit, err er
 		return nil, fmt.Errorf("ask the limits: %w", err)
 	}
 	return over, nil
-}
-
-// sqlCounts counts a user's live recipients by their state.
-const sqlCounts = `
-select ` + sqlState + `, count(*) from recipient r
-where r.user_id in ($1, -1) and (r.user_id = $1 or (select o.user_id from message o where o.id = r.message_id) = $1) group by 1`
-
-// Counts says how many live recipients a user has in each state.
-func (a *Admin) Counts(ctx context.Context, user int64) (map[State]int, error) {
-	rows, err := a.db.Query(ctx, sqlCounts, user)
-	if err != nil {
-		return nil, fmt.Errorf("count mail: %w", err)
-	}
-	counts := make(map[State]int)
-	var state State
-	var n int
-	_, err = pgx.ForEachRow(rows, []any{&state, &n}, func() error {
-		counts[state] = n
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("count mail: %w", err)
-	}
-	return counts, nil
 }

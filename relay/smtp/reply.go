@@ -23,6 +23,15 @@ func (e EnhancedCode) String() string {
 	return strconv.Itoa(e.Class) + "." + strconv.Itoa(e.Subject) + "." + strconv.Itoa(e.Detail)
 }
 
+// ParseEnhancedCode reads what String wrote, the zero code from anything else.
+func ParseEnhancedCode(s string) EnhancedCode {
+	var e EnhancedCode
+	if n, err := fmt.Sscanf(s, "%d.%d.%d", &e.Class, &e.Subject, &e.Detail); n != 3 || err != nil {
+		return EnhancedCode{}
+	}
+	return e
+}
+
 // Reply is one complete SMTP reply (RFC 5321 section 4.2). It crosses every
 // boundary of the relay: what a client hears, what an upstream said, what is
 // stored as an outcome and what a notice quotes.

@@ -1,4 +1,4 @@
-package queue
+package desk
 
 import (
 	"context"
@@ -8,12 +8,13 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"postern/relay/queue"
 	"postern/relay/smtp"
 )
 
 // Filter chooses recipients; zero fields choose all.
 type Filter struct {
-	IDs          []ID // of messages
+	IDs          []queue.ID // of messages
 	State        State
 	UserID       int64
 	UserName     string // of UserID, for the audit only
@@ -25,8 +26,8 @@ type Filter struct {
 	Reply        string        // what the last reply begins with
 	OlderThan    time.Duration // since it was accepted
 
-	Limit   int // of List: 100 when 0
-	AfterID ID  // of List: after this recipient
+	Limit   int      // of List: 100 when 0
+	AfterID queue.ID // of List: after this recipient
 	AfterN  int
 }
 

@@ -1,12 +1,15 @@
-package queue
+package desk
 
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"postern/internal/pgtest"
+	"postern/internal/queuetest"
+	"postern/relay/queue"
 	"postern/relay/smtp"
 )
 
@@ -15,18 +18,19 @@ import (
 func TestOperate(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	q := start(t, calmConfig(db))
+	q := queuetest.Start(t, queuetest.Config(db))
 	a := NewAdmin(db.Pool).As("root")
-	m, d := put(t, q, true, "a@example.net", "b@example.net", "c@example.org")
+	m := queuetest.Message()
+	d := queuetest.Put(t, q, m, true, "a@example.net", "b@example.net", "c@example.org")
 	for _, n := range []int{0, 2} {
-		o := outcome(d, n, Deferred)
+		o := queuetest.Outcome(d, n, queue.Deferred)
 		o.RetryIn, o.Upstream = time.Hour, "out"
 		q.Settle(o)
 	}
-	becomes(t, db, m.ID, "0 queued;1 queued owned;2 queued")
+	queuetest.Becomes(t, db, m.ID, "0 queued;1 queued owned;2 queued")
 	state := func() string {
 		t.Helper()
-		list, err := a.List(ctxOf(t), Filter{})
+		list, err := a.List(queuetest.Context(t), Filter{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -40,10 +44,10 @@ func TestOperate(t *testing.T) {
 	verb := func(v func(*Admin, Filter, bool) (int, error), f Filter, dry bool) do {
 		return func(a *Admin) (int, error) { return v(a, f, dry) }
 	}
-	hold := func(a *Admin, f Filter, dry bool) (int, error) { return a.Hold(ctxOf(t), f, dry) }
-	release := func(a *Admin, f Filter, dry bool) (int, error) { return a.Release(ctxOf(t), f, dry) }
-	retry := func(a *Admin, f Filter, dry bool) (int, error) { return a.Retry(ctxOf(t), f, dry) }
-	cancel := func(a *Admin, f Filter, dry bool) (int, error) { return a.Cancel(ctxOf(t), f, dry) }
+	hold := func(a *Admin, f Filter, dry bool) (int, error) { return a.Hold(queuetest.Context(t), f, dry) }
+	release := func(a *Admin, f Filter, dry bool) (int, error) { return a.Release(queuetest.Context(t), f, dry) }
+	retry := func(a *Admin, f Filter, dry bool) (int, error) { return a.Retry(queuetest.Context(t), f, dry) }
+	cancel := func(a *Admin, f Filter, dry bool) (int, error) { return a.Cancel(queuetest.Context(t), f, dry) }
 	for i, step := range []struct {
 		do   do
 		n    int
@@ -59,35 +63,35 @@ func TestOperate(t *testing.T) {
 		{verb(hold, Filter{Reply: "450 4.2.1 la"}, true), 1, "0 held;1 sending;2 waiting;"},
 		{verb(cancel, Filter{OlderThan: time.Hour}, false), 0, "0 held;1 sending;2 waiting;"},
 		{verb(cancel, Filter{Domain: "example.org"}, false), 1, "0 held;1 sending;"},
-		{verb(cancel, Filter{IDs: []ID{NewID()}}, false), 0, "0 held;1 sending;"},
-		{verb(cancel, Filter{IDs: []ID{m.ID}}, false), 1, "1 sending;"},
+		{verb(cancel, Filter{IDs: []queue.ID{queue.NewID()}}, false), 0, "0 held;1 sending;"},
+		{verb(cancel, Filter{IDs: []queue.ID{m.ID}}, false), 1, "1 sending;"},
 	} {
 		n, err := step.do(a)
 		if err != nil || n != step.n || state() != step.want {
 			t.Fatalf("step %d: %d, %v, then %s", i, n, err, state())
 		}
 	}
-	if n, err := a.InHand(ctxOf(t), Filter{Sender: "alice@example.com"}); err != nil || n != 1 {
+	if n, err := a.InHand(queuetest.Context(t), Filter{Sender: "alice@example.com"}); err != nil || n != 1 {
 		t.Errorf("%d in hand, %v", n, err)
 	}
-	if n, err := a.InHand(ctxOf(t), Filter{Domain: "example.org"}); err != nil || n != 0 {
+	if n, err := a.InHand(queuetest.Context(t), Filter{Domain: "example.org"}); err != nil || n != 0 {
 		t.Errorf("%d in hand, %v", n, err)
 	}
-	if n := count(t, db, `select count(*) from body`); n != 1 {
+	if n := queuetest.Count(t, db, `select count(*) from body`); n != 1 {
 		t.Fatal("the body of a message that is being sent is gone")
 	}
-	q.Settle(outcome(d, 1, Delivered))
-	becomes(t, db, m.ID, "")
-	if n := count(t, db, `select count(*) from body`); n != 0 {
+	q.Settle(queuetest.Outcome(d, 1, queue.Delivered))
+	queuetest.Becomes(t, db, m.ID, "")
+	if n := queuetest.Count(t, db, `select count(*) from body`); n != 0 {
 		t.Fatal("a body is left")
 	}
 	if got := history(t, db, m.ID); got != "0 deferred;2 deferred;0 hold;2 cancel;0 cancel;1 delivered" {
 		t.Errorf("history %q", got)
 	}
-	if n := count(t, db, `select count(*) from audit where actor = 'root' and action = 'queue hold' and object = 'domain example.net'`); n != 1 {
+	if n := queuetest.Count(t, db, `select count(*) from audit where actor = 'root' and action = 'queue hold' and object = 'domain example.net'`); n != 1 {
 		t.Errorf("%d audit rows", n)
 	}
-	if n := count(t, db, `select count(*) from audit`); n != 7 {
+	if n := queuetest.Count(t, db, `select count(*) from audit`); n != 7 {
 		t.Errorf("%d audit rows, 7 verbs were no dry runs", n)
 	}
 }
@@ -95,98 +99,74 @@ func TestOperate(t *testing.T) {
 func TestUserHold(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	q := start(t, calmConfig(db))
+	q := queuetest.Start(t, queuetest.Config(db))
 	a := NewAdmin(db.Pool).As("root")
-	waiting := func(user int64) Message {
-		m := message()
+	waiting := func(user int64) queue.Message {
+		m := queuetest.Message()
 		m.UserID = user
-		d, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody([]byte("x")), true)
-		if err != nil || d == nil {
-			t.Fatalf("%v, %v", d, err)
-		}
-		o := outcome(d, 0, Deferred)
+		d := queuetest.Put(t, q, m, true, "a@example.net")
+		o := queuetest.Outcome(d, 0, queue.Deferred)
 		o.RetryIn = time.Hour
 		q.Settle(o)
-		becomes(t, db, m.ID, "0 queued")
+		queuetest.Becomes(t, db, m.ID, "0 queued")
 		return m
 	}
 	mine, other := waiting(1), waiting(2)
-	state := func(id ID) State {
-		list, err := a.List(ctxOf(t), Filter{IDs: []ID{id}})
+	state := func(id queue.ID) State {
+		list, err := a.List(queuetest.Context(t), Filter{IDs: []queue.ID{id}})
 		if err != nil || len(list) != 1 {
 			t.Fatalf("%v, %v", list, err)
 		}
 		return list[0].State
 	}
-	if n, err := a.HoldUser(ctxOf(t), 1, 0, "stolen"); err != nil || n != 1 || state(mine.ID) != StateHeld || state(other.ID) != StateWaiting {
+	if n, err := a.HoldUser(queuetest.Context(t), 1, 0, "stolen"); err != nil || n != 1 || state(mine.ID) != StateHeld || state(other.ID) != StateWaiting {
 		t.Fatalf("%d, %v, %s, %s", n, err, state(mine.ID), state(other.ID))
 	}
-	if list, err := a.UserHolds(ctxOf(t)); err != nil || len(list) != 1 || list[0].Reason != "stolen" || list[0].MadeBy != "root" {
+	if list, err := a.UserHolds(queuetest.Context(t)); err != nil || len(list) != 1 || list[0].Reason != "stolen" || list[0].MadeBy != "root" {
 		t.Fatalf("%+v, %v", list, err)
 	}
-	if n, err := a.ReleaseUser(ctxOf(t), 1); err != nil || n != 1 || state(mine.ID) != StateWaiting {
+	if n, err := a.ReleaseUser(queuetest.Context(t), 1); err != nil || n != 1 || state(mine.ID) != StateWaiting {
 		t.Fatalf("%d, %v, %s", n, err, state(mine.ID))
 	}
-	if _, err := a.HoldUser(ctxOf(t), 1, 0, "again"); err != nil {
+	if _, err := a.HoldUser(queuetest.Context(t), 1, 0, "again"); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := a.CancelUser(ctxOf(t), 1); err != nil || n != 1 || state(other.ID) != StateWaiting {
+	if n, err := a.CancelUser(queuetest.Context(t), 1); err != nil || n != 1 || state(other.ID) != StateWaiting {
 		t.Fatalf("%d, %v", n, err)
 	}
-	if list, err := a.UserHolds(ctxOf(t)); err != nil || len(list) != 0 {
+	if list, err := a.UserHolds(queuetest.Context(t)); err != nil || len(list) != 0 {
 		t.Fatalf("%+v, %v", list, err)
 	}
-	becomes(t, db, mine.ID, "")
-	if n := count(t, db, `select count(*) from audit where action = 'queue hold' and object = 'user 1' and detail->>'reason' = 'stolen'`); n != 1 {
+	queuetest.Becomes(t, db, mine.ID, "")
+	if n := queuetest.Count(t, db, `select count(*) from audit where action = 'queue hold' and object = 'user 1' and detail->>'reason' = 'stolen'`); n != 1 {
 		t.Errorf("%d audit rows of the first hold", n)
 	}
-	if n := count(t, db, `select count(*) from audit where detail->>'user_hold' = 'ended'`); n != 2 {
+	if n := queuetest.Count(t, db, `select count(*) from audit where detail->>'user_hold' = 'ended'`); n != 2 {
 		t.Errorf("%d audit rows of ends, want 2", n)
-	}
-}
-
-// A row that came back to waiting just when its user was put on hold is caught up with.
-func TestHoldCatchesUp(t *testing.T) {
-	t.Parallel()
-	db := pgtest.New(t)
-	q := start(t, calmConfig(db))
-	_, d := put(t, q, true, "a@example.net")
-	o := outcome(d, 0, Deferred)
-	o.RetryIn = time.Hour
-	q.Settle(o)
-	becomes(t, db, d.Message.ID, "0 queued")
-	exec(t, db, `insert into hold (user_id, reason, made_by, made_at) values (1, 'x', 'y', clock_timestamp() - interval '3 minutes')`)
-	held := func() int { return count(t, db, `select count(*) from recipient where held_at is not null`) }
-	eventually(t, "it is held", func() bool { return held() == 1 })
-	// An admin's word about one message stands.
-	if _, err := NewAdmin(db.Pool).Release(ctxOf(t), Filter{IDs: []ID{d.Message.ID}}, false); err != nil {
-		t.Fatal(err)
-	}
-	still(q)
-	if err := newHolds(q).look(ctxOf(t)); err != nil || held() != 0 {
-		t.Errorf("%d are held after the release, %v", held(), err)
 	}
 }
 
 func TestShapeAndFind(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	q := start(t, calmConfig(db))
+	q := queuetest.Start(t, queuetest.Config(db))
 	a := NewAdmin(db.Pool)
-	first, _ := put(t, q, true, "a@example.net", "b@example.net", "A@example.org")
-	dotted := message()
-	dotted.MessageID, dotted.Sender = "<dots@example.com>", address("carol@example.com")
-	if _, err := q.Enqueue(ctxOf(t), dotted, []Recipient{{Address: smtp.Address{Local: "foo..Bar", Domain: "example.org"}}}, NewBody([]byte("x")), false); err != nil {
+	first := queuetest.Message()
+	queuetest.Put(t, q, first, true, "a@example.net", "b@example.net", "A@example.org")
+	dotted := queuetest.Message()
+	dotted.MessageID, dotted.Sender = "<dots@example.com>", queuetest.Address("carol@example.com")
+	if _, err := q.Enqueue(queuetest.Context(t), dotted, []queue.Recipient{{Address: smtp.Address{Local: "foo..Bar", Domain: "example.org"}}}, queue.NewBody([]byte("x")), false); err != nil {
 		t.Fatal(err)
 	}
-	second, d := put(t, q, true, "c@example.net")
-	shape, err := a.Shape(ctxOf(t), 10)
+	second := queuetest.Message()
+	d := queuetest.Put(t, q, second, true, "c@example.net")
+	shape, err := a.Shape(queuetest.Context(t), 10)
 	if err != nil || len(shape) != 2 || shape[0].Domain != "example.net" || shape[0].Total != 3 || shape[0].Ages[0] != 3 || len(shape[0].Ages) != 6 {
 		t.Fatalf("%+v, %v", shape, err)
 	}
-	q.Settle(outcome(d, 0, Delivered))
-	becomes(t, db, second.ID, "")
-	list, err := a.Summaries(ctxOf(t), []ID{second.ID, NewID(), first.ID})
+	q.Settle(queuetest.Outcome(d, 0, queue.Delivered))
+	queuetest.Becomes(t, db, second.ID, "")
+	list, err := a.Summaries(queuetest.Context(t), []queue.ID{second.ID, queue.NewID(), first.ID})
 	if err != nil || len(list) != 2 {
 		t.Fatalf("%+v, %v", list, err)
 	}
@@ -196,12 +176,12 @@ func TestShapeAndFind(t *testing.T) {
 	if s := list[1]; s.ID != first.ID || s.Recipient != "a@example.net" || s.Recipients != 3 || s.Sending != 3 || s.Delivered != 0 || s.Sender != "alice@example.com" {
 		t.Errorf("%+v", s)
 	}
-	for what, want := range map[string][]ID{
+	for what, want := range map[string][]queue.ID{
 		"<m@example.com>": {second.ID, first.ID}, "m@example.com": {second.ID, first.ID},
 		"foo..bar@example.org": {dotted.ID}, `"foo..bar"@example.org`: {dotted.ID}, `<"foo..bar"@Example.org>`: {dotted.ID},
 		"c@example.net": {second.ID}, "a@EXAMPLE.org": {first.ID}, "<alice@example.com>": {second.ID, first.ID}, "": nil, "<>": nil, "nobody@example.net": nil,
 	} {
-		got, err := a.Find(ctxOf(t), what, 10)
+		got, err := a.Find(queuetest.Context(t), what, 10)
 		if err != nil || !slices.Equal(got, want) {
 			t.Errorf("%q: %v, %v; want %v", what, got, err, want)
 		}
@@ -212,16 +192,17 @@ func TestShapeAndFind(t *testing.T) {
 func TestShapeHasTheLastReply(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	q := start(t, calmConfig(db))
-	m, d := put(t, q, true, "a@example.net", "b@example.net", "c@example.net")
+	q := queuetest.Start(t, queuetest.Config(db))
+	m := queuetest.Message()
+	d := queuetest.Put(t, q, m, true, "a@example.net", "b@example.net", "c@example.net")
 	for n := range 2 {
-		o := outcome(d, n, Deferred)
+		o := queuetest.Outcome(d, n, queue.Deferred)
 		o.At, o.RetryIn = o.At.Add(time.Duration(n)*time.Second), time.Hour
 		o.Reply = []smtp.Reply{smtp.Temporary(451, 4, 0, "zzz earlier"), smtp.Temporary(421, 4, 0, "later")}[n]
 		q.Settle(o)
 	}
-	becomes(t, db, m.ID, "0 queued;1 queued;2 queued owned")
-	shape, err := NewAdmin(db.Pool).Shape(ctxOf(t), 10)
+	queuetest.Becomes(t, db, m.ID, "0 queued;1 queued;2 queued owned")
+	shape, err := NewAdmin(db.Pool).Shape(queuetest.Context(t), 10)
 	if err != nil || len(shape) != 1 || shape[0].LastErr != "421 4.4.0 later" {
 		t.Fatalf("%+v, %v", shape, err)
 	}
@@ -231,30 +212,23 @@ func TestShapeHasTheLastReply(t *testing.T) {
 func TestMailOfAnEarlierVersion(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	q := start(t, calmConfig(db))
+	q := queuetest.Start(t, queuetest.Config(db))
 	a := NewAdmin(db.Pool)
-	m, d := put(t, q, true, "a@example.net")
-	if n := count(t, db, `select user_id from recipient`); n != 1 {
+	m := queuetest.Message()
+	d := queuetest.Put(t, q, m, true, "a@example.net")
+	if n := queuetest.Count(t, db, `select user_id from recipient`); n != 1 {
 		t.Fatalf("user %d", n)
 	}
 	q.Release(d, []int{0}, time.Hour)
-	becomes(t, db, m.ID, "0 queued")
-	still(q) // it would catch up with the holds too
-	exec(t, db, `update recipient set user_id = -1`)
+	queuetest.Becomes(t, db, m.ID, "0 queued")
+	queuetest.Exec(t, db, `update recipient set user_id = -1`)
 	for user, want := range map[int64]int{1: 1, 2: 0} {
-		if n, err := a.Hold(ctxOf(t), Filter{UserID: user}, true); err != nil || n != want {
+		if n, err := a.Hold(queuetest.Context(t), Filter{UserID: user}, true); err != nil || n != want {
 			t.Errorf("user %d: %d recipients would be held, %v", user, n, err)
 		}
-		if counts, err := a.Counts(ctxOf(t), user); err != nil || counts[StateWaiting] != want {
+		if counts, err := a.Counts(queuetest.Context(t), user); err != nil || counts[StateWaiting] != want {
 			t.Errorf("user %d: %v, %v", user, counts, err)
 		}
-		exec(t, db, `insert into hold (user_id, reason, made_by) values ($1, '', '')`, user)
-		exec(t, db, sqlCatchUpHolds, []int64{user})
-		if n := count(t, db, `select count(*) from recipient where held_at is not null`); n != want {
-			t.Errorf("user %d: the hold caught up with %d recipients", user, n)
-		}
-		exec(t, db, `update recipient set held_at = null`)
-		exec(t, db, `delete from hold`)
 	}
 }
 
@@ -264,32 +238,47 @@ func TestFindInEverySpelling(t *testing.T) {
 	t.Parallel()
 	for _, written := range []string{"Bücher.example", "xn--BCHER-kva.example"} {
 		db := pgtest.New(t)
-		q := start(t, calmConfig(db))
+		q := queuetest.Start(t, queuetest.Config(db))
 		a := NewAdmin(db.Pool)
-		m := message()
-		m.Sender = address("Alice@" + written)
-		d, err := q.Enqueue(ctxOf(t), m, rcpts("Bob@"+written, "carol@example.net"), NewBody([]byte("x")), true)
-		if err != nil {
-			t.Fatal(err)
-		}
+		m := queuetest.Message()
+		m.Sender = queuetest.Address("Alice@" + written)
+		d := queuetest.Put(t, q, m, true, "Bob@"+written, "carol@example.net")
 		for _, typed := range []string{"bücher.example", "Bücher.Example", "xn--bcher-kva.example", "XN--bcher-kva.Example"} {
 			for _, f := range []Filter{{Recipient: "bob@" + typed}, {Sender: "alice@" + typed}} {
-				if list, err := a.List(ctxOf(t), f); err != nil || len(list) == 0 {
+				if list, err := a.List(queuetest.Context(t), f); err != nil || len(list) == 0 {
 					t.Errorf("%s, written %s: %+v, %v", f.String(), written, list, err)
 				}
 			}
 		}
-		q.Settle(outcome(d, 0, Delivered), outcome(d, 1, Delivered))
-		becomes(t, db, m.ID, "")
+		q.Settle(queuetest.Outcome(d, 0, queue.Delivered), queuetest.Outcome(d, 1, queue.Delivered))
+		queuetest.Becomes(t, db, m.ID, "")
 		for _, typed := range []string{"bücher.example", "Bücher.Example", "xn--bcher-kva.example", "XN--bcher-kva.Example"} {
 			for _, what := range []string{"bob@" + typed, "<Alice@" + typed + ">"} {
-				if ids, err := a.Find(ctxOf(t), what, 9); err != nil || !slices.Equal(ids, []ID{m.ID}) {
+				if ids, err := a.Find(queuetest.Context(t), what, 9); err != nil || !slices.Equal(ids, []queue.ID{m.ID}) {
 					t.Errorf("%s, written %s: %v, %v", what, written, ids, err)
 				}
 			}
 		}
-		if list, err := a.List(ctxOf(t), Filter{Recipient: "bob@buecher.example"}); err != nil || len(list) != 0 {
+		if list, err := a.List(queuetest.Context(t), Filter{Recipient: "bob@buecher.example"}); err != nil || len(list) != 0 {
 			t.Errorf("%+v, %v", list, err)
 		}
 	}
+}
+
+// history lists a message's attempts, "0 delivered;1 deferred fenced".
+func history(t testing.TB, db *pgtest.DB, id queue.ID) string {
+	t.Helper()
+	h, err := NewAdmin(db.Pool).Trace(queuetest.Context(t), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []string
+	for _, a := range h.Attempts {
+		s := fmt.Sprintf("%d %s", a.N, a.Result)
+		if a.Fenced {
+			s += " fenced"
+		}
+		list = append(list, s)
+	}
+	return strings.Join(list, ";")
 }

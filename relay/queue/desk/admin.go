@@ -1,4 +1,4 @@
-package queue
+package desk
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"postern/internal/pg"
+	"postern/relay/queue"
 	"postern/relay/smtp"
 )
 
@@ -52,7 +53,7 @@ const (
 
 // Entry is one live recipient with its message. Times are the database's.
 type Entry struct {
-	ID                ID         `json:"id"`
+	ID                queue.ID   `json:"id"`
 	N                 int        `json:"n"`
 	State             State      `json:"state"`
 	UserID            int64      `json:"user_id,omitempty"`       // 0 is a notice of the relay
@@ -99,7 +100,7 @@ func (a *Admin) List(ctx context.Context, f Filter) ([]Entry, error) {
 
 const sqlShow = sqlEntries + ` where r.message_id = $1 order by r.n`
 
-func entries(ctx context.Context, db querier, sql string, args ...any) ([]Entry, error) {
+func entries(ctx context.Context, db DB, sql string, args ...any) ([]Entry, error) {
 	rows, err := db.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, fmt.Errorf("list queue: %w", err)
@@ -124,7 +125,7 @@ func scanEntry(row pgx.CollectableRow) (Entry, error) {
 
 // Accepted is what is known of a message from its acceptance.
 type Accepted struct {
-	ID           ID         `json:"id"`
+	ID           queue.ID   `json:"id"`
 	UserID       int64      `json:"user_id,omitempty"`
 	CredentialID int64      `json:"credential_id,omitempty"`
 	Sender       string     `json:"sender"`
@@ -166,13 +167,13 @@ type Attempt struct {
 
 // NoticeEnd is a notice and, when it was lost, how.
 type NoticeEnd struct {
-	ID     ID         `json:"id"`
-	About  ID         `json:"about"` // the message that it is about
-	Kind   NoticeKind `json:"kind"`
-	Lost   Loss       `json:"lost,omitempty"` // "": it waits, or was delivered
-	LostAt *time.Time `json:"lost_at,omitempty"`
-	To     string     `json:"to,omitempty"`    // when it was lost
-	Reply  string     `json:"reply,omitempty"` // when it was lost: the last that it got
+	ID     queue.ID         `json:"id"`
+	About  queue.ID         `json:"about"` // the message that it is about
+	Kind   queue.NoticeKind `json:"kind"`
+	Lost   queue.Loss       `json:"lost,omitempty"` // "": it waits, or was delivered
+	LostAt *time.Time       `json:"lost_at,omitempty"`
+	To     string           `json:"to,omitempty"`    // when it was lost
+	Reply  string           `json:"reply,omitempty"` // when it was lost: the last that it got
 }
 
 // History is everything that the database knows of a message.
@@ -186,6 +187,12 @@ type History struct {
 
 // Done reports that nothing is left to be done for the message.
 func (h *History) Done() bool { return len(h.Live) == 0 }
+
+// lastTry finds the recipient of a notice t and the last reply to it: a server's or, if
+// there was none, the queue's own.
+const lastTry = `
+left join lateral (select a.local, a.domain, a.reply_code, a.reply_enhanced, a.reply_text from attempt a
+	where a.message_id = t.message_id and not a.fenced order by a.upstream || a.remote_mta <> '' desc, a.reply_code > 0 desc, a.at desc limit 1) last on true`
 
 const sqlAccepted = `
 select id, user_id, credential_id, sender_local, sender_domain, size, recipients, header_id, envid, sane_time(accepted_at), client_addr,
@@ -205,7 +212,7 @@ from notice t` + lastTry + `
 where t.message_id = $1 or t.about = $1 order by t.message_id`
 
 // Trace tells what became of a message; ErrNotFound if it is not known (any more).
-func (a *Admin) Trace(ctx context.Context, id ID) (*History, error) {
+func (a *Admin) Trace(ctx context.Context, id queue.ID) (*History, error) {
 	var h *History
 	err := a.atOnce(ctx, func(tx pgx.Tx) (err error) {
 		if h, err = show(ctx, tx, id); err != nil {
@@ -265,7 +272,7 @@ func (a *Admin) Lost(ctx context.Context, limit int) ([]NoticeEnd, error) {
 }
 
 // Show is Trace without the attempts and the notices.
-func (a *Admin) Show(ctx context.Context, id ID) (*History, error) {
+func (a *Admin) Show(ctx context.Context, id queue.ID) (*History, error) {
 	var h *History
 	err := a.atOnce(ctx, func(tx pgx.Tx) (err error) {
 		h, err = show(ctx, tx, id)
@@ -284,7 +291,7 @@ func (a *Admin) atOnce(ctx context.Context, read func(tx pgx.Tx) error) error {
 	})
 }
 
-func show(ctx context.Context, tx pgx.Tx, id ID) (*History, error) {
+func show(ctx context.Context, tx pgx.Tx, id queue.ID) (*History, error) {
 	var h History
 	var sender addressColumns
 	m := &h.Message
@@ -340,7 +347,7 @@ order by id desc limit $3`
 
 // Find returns the newest messages with a Message-ID field (with or without its
 // brackets), or with an address as sender or recipient.
-func (a *Admin) Find(ctx context.Context, what string, limit int) ([]ID, error) {
+func (a *Admin) Find(ctx context.Context, what string, limit int) ([]queue.ID, error) {
 	header, address := what, strings.Trim(what, "<>")
 	if a, err := smtp.ParseRecipient(address); err == nil {
 		address = a.Local + "@" + a.Domain // as stored, without the quotes of the wire
@@ -352,7 +359,7 @@ func (a *Admin) Find(ctx context.Context, what string, limit int) ([]ID, error) 
 	if err != nil {
 		return nil, fmt.Errorf("find message: %w", err)
 	}
-	list, err := pgx.CollectRows(rows, pgx.RowTo[ID])
+	list, err := pgx.CollectRows(rows, pgx.RowTo[queue.ID])
 	if err != nil {
 		return nil, fmt.Errorf("find message: %w", err)
 	}
@@ -361,7 +368,7 @@ func (a *Admin) Find(ctx context.Context, what string, limit int) ([]ID, error) 
 
 // Summary is a message and what became of its recipients, by their number.
 type Summary struct {
-	ID         ID        `json:"id"`
+	ID         queue.ID  `json:"id"`
 	UserID     int64     `json:"user_id,omitempty"`
 	Sender     string    `json:"sender"`
 	Recipient  string    `json:"recipient"` // the first of them
@@ -394,7 +401,7 @@ order by w.nth`
 
 // Summaries tells of each message in short, in the order of ids; those that are not
 // known are left out.
-func (a *Admin) Summaries(ctx context.Context, ids []ID) ([]Summary, error) {
+func (a *Admin) Summaries(ctx context.Context, ids []queue.ID) ([]Summary, error) {
 	rows, err := a.db.Query(ctx, sqlSummaries, (&Filter{IDs: ids}).args()[0])
 	if err != nil {
 		return nil, fmt.Errorf("summaries: %w", err)
@@ -413,4 +420,28 @@ func scanSummary(row pgx.CollectableRow) (Summary, error) {
 		&s.Voided, &s.Delivered, &s.Failed, &s.Cancelled, &s.Waiting, &s.Sending, &s.Held)
 	s.Sender, s.Recipient = sender.String(), rcpt.String()
 	return s, err
+}
+
+// sqlCounts counts a user's live recipients by their state.
+const sqlCounts = `
+select ` + sqlState + `, count(*) from recipient r
+where r.user_id in ($1, -1) and (r.user_id = $1 or (select o.user_id from message o where o.id = r.message_id) = $1) group by 1`
+
+// Counts says how many live recipients a user has in each state.
+func (a *Admin) Counts(ctx context.Context, user int64) (map[State]int, error) {
+	rows, err := a.db.Query(ctx, sqlCounts, user)
+	if err != nil {
+		return nil, fmt.Errorf("count mail: %w", err)
+	}
+	counts := make(map[State]int)
+	var state State
+	var n int
+	_, err = pgx.ForEachRow(rows, []any{&state, &n}, func() error {
+		counts[state] = n
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("count mail: %w", err)
+	}
+	return counts, nil
 }

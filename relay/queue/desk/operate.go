@@ -1,4 +1,4 @@
-package queue
+package desk
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"postern/internal/pg"
+	"postern/relay/queue"
 )
 
 // operateRows bounds what one statement of an operator changes, and locks.
@@ -149,7 +150,7 @@ func (a *Admin) carryOut(ctx context.Context, v verb, f Filter) (total int, err 
 // locks the whole database until the commit; call it afterwards.
 func (a *Admin) Hurry(ctx context.Context) {
 	if _, within := a.db.(pgx.Tx); !within {
-		_, _ = a.db.Exec(ctx, sqlNotifyAsked)
+		queue.Hurry(ctx, a.db)
 	}
 }
 
@@ -172,7 +173,9 @@ func (a *Admin) Audit(ctx context.Context, action, object string, detail map[str
 }
 
 // UserHolds lists the holds, the oldest first.
-func (a *Admin) UserHolds(ctx context.Context) ([]UserHold, error) { return UserHolds(ctx, a.db) }
+func (a *Admin) UserHolds(ctx context.Context) ([]queue.UserHold, error) {
+	return queue.UserHolds(ctx, a.db)
+}
 
 // sqlMakeHold keeps the first reason.
 const sqlMakeHold = `insert into hold (user_id, credential_id, reason, made_by) values ($1, $2, $3, $4) on conflict do nothing`

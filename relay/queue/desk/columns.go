@@ -1,4 +1,4 @@
-package queue
+package desk
 
 import "postern/relay/smtp"
 
@@ -20,5 +20,5 @@ func (r replyColumns) String() string {
 	if r.code == 0 {
 		return r.text
 	}
-	return smtp.Reply{Code: r.code, Enhanced: parseEnhanced(r.enhanced), Text: r.text}.String()
+	return smtp.Reply{Code: r.code, Enhanced: smtp.ParseEnhancedCode(r.enhanced), Text: r.text}.String()
 }

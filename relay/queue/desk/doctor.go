@@ -1,4 +1,4 @@
-package queue
+package desk
 
 import (
 	"context"

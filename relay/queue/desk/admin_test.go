@@ -1,0 +1,121 @@
+package desk
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"postern/internal/pgtest"
+	"postern/internal/queuetest"
+	"postern/relay/queue"
+	"postern/relay/smtp"
+)
+
+func TestAdmin(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := queuetest.Start(t, queuetest.Config(db))
+	a := NewAdmin(db.Pool)
+	m := queuetest.Message()
+	d := queuetest.Put(t, q, m, true, "a@example.net", "b@example.org")
+	o := queuetest.Outcome(d, 0, queue.Deferred)
+	o.RetryIn = time.Hour
+	q.Settle(o)
+	queuetest.Becomes(t, db, m.ID, "0 queued;1 queued owned")
+	for _, c := range []struct {
+		f    Filter
+		want int
+	}{{Filter{}, 2}, {Filter{Limit: 1}, 1}, {Filter{State: StateWaiting}, 1}, {Filter{State: StateOwned}, 1}, {Filter{State: StateHeld}, 0},
+		{Filter{Domain: "example.org"}, 1}, {Filter{State: StateFailed}, 0}} {
+		if got, err := a.List(queuetest.Context(t), c.f); err != nil || len(got) != c.want {
+			t.Errorf("%+v: %d entries, %v", c.f, len(got), err)
+		}
+	}
+	h, err := a.Trace(queuetest.Context(t), m.ID)
+	if err != nil || h.Done() || len(h.Live) != 2 || len(h.Attempts) != 1 {
+		t.Fatalf("trace %+v, %v", h, err)
+	}
+	e := h.Live[0]
+	if e.LastReply != "450 4.2.1 later" || e.Recipient != "a@example.net" || e.Sender != "alice@example.com" || e.State != StateWaiting || e.Attempts != 1 {
+		t.Fatalf("entry %+v", e)
+	}
+	if h.Live[1].Node != "a" || h.Message.Node != "a" || h.Message.Recipients != 2 {
+		t.Fatalf("trace %+v", h)
+	}
+	if got := h.Attempts[0]; got.Reply != "450 4.2.1 later" || got.RemoteMTA != "mx.example.net" || got.Node != "a" {
+		t.Fatalf("attempt %+v", got)
+	}
+	if _, err := a.Trace(queuetest.Context(t), queue.NewID()); !errors.Is(err, ErrNotFound) {
+		t.Fatalf("trace of nothing: %v", err)
+	}
+	if ids, err := a.Find(queuetest.Context(t), "<m@example.com>", 5); err != nil || len(ids) != 1 || ids[0] != m.ID {
+		t.Fatalf("find: %v, %v", ids, err)
+	}
+	if n, err := a.Retry(queuetest.Context(t), Filter{}, false); err != nil || n != 1 {
+		t.Fatalf("retry all: %d, %v", n, err)
+	}
+	if got := history(t, db, m.ID); got != "0 deferred;0 retry" {
+		t.Fatalf("history %q", got)
+	}
+	claimOne(t, q)
+}
+
+// What kept mail from being tried at all is no attempt and stands in no history, but
+// whoever lists the queue reads it.
+func TestReasonOfNoAttempt(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := queuetest.Start(t, queuetest.Config(db))
+	m := queuetest.Message()
+	d := queuetest.Put(t, q, m, true, "a@example.net")
+	o := queuetest.Outcome(d, 0, queue.Deferred)
+	o.NotAnAttempt, o.RetryIn, o.Reply = true, time.Hour, smtp.Temporary(451, 4, 4, "no route")
+	q.Settle(o)
+	queuetest.Becomes(t, db, m.ID, "0 queued")
+	h, err := NewAdmin(db.Pool).Trace(queuetest.Context(t), m.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := h.Live[0]; e.LastReply != "451 4.4.4 no route" || e.Attempts != 0 || len(h.Attempts) != 0 {
+		t.Fatalf("entry %+v, history %+v", e, h.Attempts)
+	}
+	if _, err := NewAdmin(db.Pool).Retry(queuetest.Context(t), Filter{IDs: []queue.ID{m.ID}}, false); err != nil {
+		t.Fatal(err)
+	}
+	q.Release(claimOne(t, q), []int{0}, time.Hour) // without a word
+	queuetest.Becomes(t, db, m.ID, "0 queued")
+	if list, err := NewAdmin(db.Pool).List(queuetest.Context(t), Filter{}); err != nil || list[0].LastReply != "451 4.4.4 no route" {
+		t.Fatalf("after a release: %+v, %v", list, err)
+	}
+}
+
+// claimOne claims until a claim finds a message.
+func claimOne(t *testing.T, q *queue.Queue) (d *queue.Delivery) {
+	t.Helper()
+	queuetest.Eventually(t, "a claim finds work", func() bool {
+		list, err := q.Claim(queuetest.Context(t), queue.ClaimRequest{Messages: 10, PerDestination: 10})
+		if err != nil || len(list) == 0 {
+			return false
+		}
+		d = list[0]
+		return true
+	})
+	return d
+}
+
+func TestStatementsPrepare(t *testing.T) {
+	t.Parallel()
+	parts := map[string]bool{"sqlEntries": true, "sqlState": true, "sqlMatches": true, "sqlReply": true, "sqlChosen": true, "sqlLocked": true, "sqlNoted": true, "sqlCounted": true}
+	pgtest.Prepare(t, pgtest.Statements(t, parts))
+}
+
+// Counts are of a user's recipients.
+func TestCounts(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := queuetest.Start(t, queuetest.Config(db))
+	queuetest.Put(t, q, queuetest.Message(), true, "a@example.net", "b@example.net")
+	if counts, err := NewAdmin(db.Pool).Counts(queuetest.Context(t), 1); err != nil || counts[StateOwned] != 2 || len(counts) != 1 {
+		t.Fatalf("%+v, %v", counts, err)
+	}
+}
