@@ -76,14 +76,15 @@ func Recipients(addresses ...string) []queue.Recipient {
 	return list
 }
 
-// Put enqueues m for addresses.
+// Put enqueues m for addresses. Its Delivery is nil unless it is owned and its user is not
+// on hold.
 func Put(t testing.TB, q *queue.Queue, m queue.Message, owned bool, addresses ...string) *queue.Delivery {
 	t.Helper()
-	d, err := q.Enqueue(Context(t), m, Recipients(addresses...), queue.NewBody([]byte("Subject: x\r\n\r\nbody\r\n")), owned)
+	accepted, err := q.Enqueue(Context(t), m, Recipients(addresses...), queue.NewBody([]byte("Subject: x\r\n\r\nbody\r\n")), owned)
 	if err != nil {
 		t.Fatalf("enqueue: %v", err)
 	}
-	return d
+	return accepted.Delivery
 }
 
 // Outcome is the end of an attempt for recipient n of d.

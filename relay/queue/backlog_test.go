@@ -119,7 +119,7 @@ func (b *backlog) round(q *Queue, messages int) life {
 		all.Go(func() {
 			for range left {
 				sent := time.Now()
-				d, err := q.Enqueue(context.Background(), message(), rcpts("bob@example.net"), body, true)
+				d, err := taken(q.Enqueue(context.Background(), message(), rcpts("bob@example.net"), body, true))
 				if err != nil {
 					b.t.Error(err)
 					return

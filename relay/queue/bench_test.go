@@ -46,7 +46,7 @@ func BenchmarkAcceptDeliver(b *testing.B) {
 						m.Charges = append(m.Charges, Charge{ChargeUser, user, kind, []time.Duration{time.Minute, time.Hour, 24 * time.Hour}[i], 1 << 40})
 					}
 				}
-				d, err := q.Enqueue(context.Background(), m, rcpts("bob@example.net"), body, true)
+				d, err := taken(q.Enqueue(context.Background(), m, rcpts("bob@example.net"), body, true))
 				if err != nil {
 					b.Error(err)
 					return

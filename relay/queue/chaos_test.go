@@ -30,7 +30,7 @@ func TestBackendsKilled(t *testing.T) {
 		wg.Go(func() {
 			for n := range each {
 				m := message()
-				d, err := q.Enqueue(ctxOf(t), m, rcpts(fmt.Sprintf("x@d%d.example", i), "y@example.net"), NewBody([]byte("x")), n%4 > 0)
+				d, err := taken(q.Enqueue(ctxOf(t), m, rcpts(fmt.Sprintf("x@d%d.example", i), "y@example.net"), NewBody([]byte("x")), n%4 > 0))
 				select {
 				case next <- struct{}{}:
 				default:

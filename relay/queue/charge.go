@@ -93,21 +93,21 @@ type verdict struct {
 	held     [][16]byte
 }
 
-// tell notes in each job what was decided about it.
-func (v *verdict) tell(jobs []*job, c *charges) {
+// results appends what was decided about each job.
+func (v *verdict) results(jobs []*job, c *charges, list []result) []result {
 	for _, j := range jobs {
-		j.held = slices.Contains(v.held, [16]byte(j.m.ID))
-		j.over = nil
-		i := slices.Index(v.refused, [16]byte(j.m.ID))
-		if i < 0 {
-			continue
+		r := result{held: slices.Contains(v.held, [16]byte(j.m.ID))}
+		if i := slices.Index(v.refused, [16]byte(j.m.ID)); i >= 0 {
+			n := v.charge[i] - 1
+			over := &OverLimit{Charge: *c.of[n], Used: v.used[i], Amount: c.sum[n]}
+			if v.retryAt[i] != nil {
+				over.RetryAt = *v.retryAt[i]
+			}
+			r.err = over
 		}
-		n := v.charge[i] - 1
-		j.over = &OverLimit{Charge: *c.of[n], Used: v.used[i], Amount: c.sum[n]}
-		if v.retryAt[i] != nil {
-			j.over.RetryAt = *v.retryAt[i]
-		}
+		list = append(list, r)
 	}
+	return list
 }
 
 // near lists the limits that are nearly used up.

@@ -24,7 +24,7 @@ func charged(t *testing.T, q *Queue, addresses []string, limits ...Charge) (*Del
 	t.Helper()
 	m := message()
 	m.Charges = limits
-	return q.Enqueue(ctxOf(t), m, rcpts(addresses...), NewBody([]byte("0123456789")), true)
+	return taken(q.Enqueue(ctxOf(t), m, rcpts(addresses...), NewBody([]byte("0123456789")), true))
 }
 
 // used is what counts in a user's window, as the table has it.
@@ -240,16 +240,17 @@ func TestHoldMeetsNewMail(t *testing.T) {
 			t.Parallel()
 			db := pgtest.New(t)
 			q := start(t, calmConfig(db))
-			enqueue := func(credential int64) (Message, *Delivery) {
+			enqueue := func(credential int64) (Message, Accepted) {
 				m := message()
 				m.CredentialID = credential
-				d, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net", "b@example.net"), NewBody([]byte("x")), true)
+				a, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net", "b@example.net"), NewBody([]byte("x")), true)
 				if err != nil {
 					t.Fatal(err)
 				}
-				return m, d
+				return m, a
 			}
-			before, d := enqueue(9)
+			before, first := enqueue(9)
+			d := first.Delivery
 			exec(t, db, `insert into hold (user_id, credential_id, reason, made_by) values (1, $1, 'test', 'test')`, credential)
 			q.Settle(outcome(d, 0, Delivered), outcome(d, 1, Deferred))
 			becomes(t, db, before.ID, "1 queued")
@@ -259,16 +260,16 @@ func TestHoldMeetsNewMail(t *testing.T) {
 			if held(before.ID) != 1 {
 				t.Error("what was in hand is not held")
 			}
-			m, d := enqueue(9)
-			if d == nil || !d.Held || d.Body != nil || len(d.Recipients) != 0 {
+			m, a := enqueue(9)
+			if !a.Held || a.Delivery != nil {
 				t.Fatal("handed to delivery")
 			}
 			becomes(t, db, m.ID, "0 queued;1 queued")
 			if held(m.ID) != 2 {
 				t.Error("new mail is not held")
 			}
-			if _, d := enqueue(10); d.Held != (credential == 0) {
-				t.Errorf("mail by another credential: %v", d)
+			if _, a := enqueue(10); a.Held != (credential == 0) {
+				t.Errorf("mail by another credential: %v", a)
 			}
 			exec(t, db, `update recipient set next_attempt_at = now()`)
 			if got, err := q.Claim(ctxOf(t), all); err != nil || slices.ContainsFunc(got, func(d *Delivery) bool { return d.Message.ID == m.ID }) {
@@ -357,8 +358,8 @@ func TestHoldEndsBeforeMailIsParked(t *testing.T) {
 		q.faults.beforeSettle = func(*pgx.Conn) error { <-settle; return nil }
 	})
 	exec(t, db, `insert into hold (user_id, reason, made_by) values (1, 'test', '')`)
-	m, d := put(t, q, true, "a@example.net")
-	if !d.Held {
+	m := message()
+	if a, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody([]byte("x")), true); err != nil || !a.Held {
 		t.Fatal("it is not held")
 	}
 	exec(t, db, `delete from hold`)

@@ -54,9 +54,9 @@ func (c *commits) stop() {
 	c.done.Wait()
 }
 
-// submit gives j to a committer and waits for its end: nil is durable. After an
-// error nothing of j is left, or it is being voided.
-func (c *commits) submit(j *job) error {
+// submit gives j to a committer and waits for its end. After an error nothing of j is left,
+// or it is being voided.
+func (c *commits) submit(j *job) result {
 	jobs := c.small
 	if j.body.Size() > smallBody {
 		jobs = c.large
@@ -67,15 +67,15 @@ func (c *commits) submit(j *job) error {
 	case jobs <- j:
 	case <-patience.C:
 		c.q.held.remove(j.m.ID, len(j.rcpts))
-		return context.DeadlineExceeded
+		return result{err: context.DeadlineExceeded}
 	}
 	select {
-	case err := <-j.done:
-		return err
+	case r := <-j.done:
+		return r
 	case <-patience.C:
 		if j.taken.CompareAndSwap(false, true) {
 			c.q.held.remove(j.m.ID, len(j.rcpts))
-			return context.DeadlineExceeded
+			return result{err: context.DeadlineExceeded}
 		}
 		return <-j.done
 	}
@@ -255,20 +255,20 @@ func (c *committer) giveUp(jobs []*job, cause error) []*job {
 func (c *committer) void(j *job, cause error) {
 	j.body = nil // its owner may drop it now
 	c.voids.add(j)
-	j.done <- fmt.Errorf("commit is unknown: %w", cause)
+	j.done <- result{err: fmt.Errorf("commit is unknown: %w", cause)}
 }
 
 // accept ends the jobs of a group that is committed: but for those over a limit,
 // which are not in it.
 func (c *committer) accept(jobs []*job) {
-	for _, j := range jobs {
-		if j.over != nil {
+	for i, j := range jobs {
+		r := c.group.results[i]
+		if r.err != nil {
 			c.q.held.remove(j.m.ID, len(j.rcpts))
-			j.done <- j.over
-			continue
+		} else {
+			c.q.accepted(j)
 		}
-		c.q.accepted(j)
-		j.done <- nil
+		j.done <- r
 	}
 }
 
@@ -284,7 +284,7 @@ func (c *committer) tellNear() {
 func (c *committer) refuse(jobs []*job, err error) {
 	for _, j := range jobs {
 		c.q.held.remove(j.m.ID, len(j.rcpts))
-		j.done <- err
+		j.done <- result{err: err}
 	}
 }
 
@@ -411,12 +411,13 @@ func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *job, aga
 	if again {
 		return c.insertLargeAgain(ctx, conn, j)
 	}
-	var err error
-	if j.over, err = tryCharge(ctx, conn, j); err != nil {
+	over, err := tryCharge(ctx, conn, j)
+	if err != nil {
 		_, _ = conn.Exec(ctx, "rollback") // what failed is still open
 		return err
 	}
-	if j.over != nil {
+	if over != nil {
+		g.results = append(g.results, result{err: over})
 		return nil
 	}
 	tx, err := conn.Begin(ctx)
@@ -429,7 +430,7 @@ func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *job, aga
 	}
 	inserted, err := g.queryAndCommit(ctx, conn, c.q, []*job{j})
 	c.q.turns.grow()
-	if err == nil && inserted == 0 && j.over == nil {
+	if err == nil && inserted == 0 && !g.refusedAny() {
 		return errEpochLost
 	}
 	return err
@@ -472,6 +473,7 @@ type group struct {
 	rule                         []string
 	charges                      charges
 	near                         []NearLimit // told when the group is committed
+	results                      []result    // of its jobs
 	bodyID                       [][16]byte
 	bodyN                        []int32
 	chunk                        [][]byte
@@ -491,7 +493,7 @@ func (g *group) reset() {
 		id: g.id[:0], user: g.user[:0], credential: g.credential[:0], size: g.size[:0],
 		local: g.local[:0], domain: g.domain[:0], bodyType: g.bodyType[:0], ret: g.ret[:0], utf8: g.utf8[:0], eightBit: g.eightBit[:0],
 		envid: g.envid[:0], headerID: g.headerID[:0], addr: g.addr[:0], hello: g.hello[:0],
-		listener: g.listener[:0], tls: g.tls[:0], acceptedAt: g.acceptedAt[:0], recipients: g.recipients[:0], rule: g.rule[:0], charges: g.charges,
+		listener: g.listener[:0], tls: g.tls[:0], acceptedAt: g.acceptedAt[:0], recipients: g.recipients[:0], rule: g.rule[:0], charges: g.charges, results: g.results[:0],
 		bodyID: g.bodyID[:0], bodyN: g.bodyN[:0], chunk: g.chunk[:0], buf: g.buf[:0],
 		rID: g.rID[:0], rN: g.rN[:0], rUser: g.rUser[:0], dot: g.dot[:0], tell: g.tell[:0], notify: g.notify[:0],
 		key: g.key[:0], rLocal: g.rLocal[:0], rDomain: g.rDomain[:0], rType: g.rType[:0], orcpt: g.orcpt[:0],
@@ -553,13 +555,18 @@ func (g *group) exec(ctx context.Context, conn *pgx.Conn, q *Queue, jobs []*job,
 	ctx, cancel := context.WithTimeout(ctx, q.waits.try)
 	defer cancel()
 	inserted, err := g.query(ctx, conn, q, jobs, again)
-	if err == nil && inserted == 0 && !again && !slices.ContainsFunc(jobs, func(j *job) bool { return j.over != nil }) {
+	if err == nil && inserted == 0 && !again && !g.refusedAny() {
 		return errEpochLost
 	}
 	return err
 }
 
-// query runs the statement for jobs, which were added, notes in them what was decided
+// refusedAny reports that a limit has refused a message of the group.
+func (g *group) refusedAny() bool {
+	return slices.ContainsFunc(g.results, func(r result) bool { return r.err != nil })
+}
+
+// query runs the statement for jobs, which were added, notes what was decided about them
 // and says how many messages it inserted.
 func (g *group) query(ctx context.Context, conn *pgx.Conn, q *Queue, jobs []*job, again bool) (int, error) {
 	var v verdict
@@ -612,7 +619,7 @@ func (g *group) statement(q *Queue, jobs []*job, again bool, v *verdict) (sql st
 
 // decided notes a verdict and returns how many messages were inserted.
 func (g *group) decided(jobs []*job, v *verdict) int {
-	v.tell(jobs, &g.charges)
+	g.results = v.results(jobs, &g.charges, g.results[:0])
 	g.near = v.near(&g.charges)
 	return v.inserted
 }

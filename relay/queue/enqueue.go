@@ -30,55 +30,62 @@ type job struct {
 	parked bool // to be released when it is committed
 	until  time.Time
 	taken  atomic.Bool // by a committer, or by its own patience
-	over   *OverLimit  // the limit that refused it
-	held   bool        // it was accepted for an admin to release
-	done   chan error  // buffered; nil after a durable commit
+	done   chan result // buffered
+}
+
+// result is what became of a job.
+type result struct {
+	held bool  // it was accepted for an admin to release
+	err  error // nil after a durable commit
+}
+
+// Accepted is what became of a message that is committed.
+type Accepted struct {
+	Delivery *Delivery // of the recipients that this node owns; nil when they wait for any node's claim
+	Held     bool      // they wait for an admin to release them: their user is on hold
 }
 
 // Enqueue commits m durably in a group with others. With owned the recipients are
 // born owned by this node and returned as a Delivery, whose Body is body with one
-// more reference; otherwise they wait for any node's claim and the Delivery is
-// nil. For mail of a user on hold the Delivery says Held and nothing else. A message that is over a limit is refused
-// with an *OverLimit in the *Error. ctx does not cancel a commit that has begun. An *Error has the reply for the client; after it
-// the message is not in the queue and never will be.
+// more reference, unless the user is on hold. A message that is over a limit is refused
+// with an *OverLimit in the *Error. ctx does not cancel a commit that has begun. An *Error
+// has the reply for the client; after it the message is not in the queue and never will be.
 //
 // One exception is documented in docs/queue-states.md: a commit whose fate stays
 // unknown for Config.Budget is refused and voided, and a crash of this process before
 // the void leaves it in the queue.
-func (q *Queue) Enqueue(ctx context.Context, m Message, rcpts []Recipient, body Body, owned bool) (*Delivery, error) {
+func (q *Queue) Enqueue(ctx context.Context, m Message, rcpts []Recipient, body Body, owned bool) (Accepted, error) {
 	if err := ctx.Err(); err != nil {
-		return nil, refusal(err)
+		return Accepted{}, refusal(err)
 	}
 	if !q.enter() {
-		return nil, refusal(errClosed)
+		return Accepted{}, refusal(errClosed)
 	}
 	defer q.inflight.Done()
 	epoch := q.epochs.valid()
 	if epoch == 0 {
 		if err := q.epochs.down(); err != nil {
-			return nil, refusal(err)
+			return Accepted{}, refusal(err)
 		}
-		return nil, refusal(errEpochLost)
+		return Accepted{}, refusal(errEpochLost)
 	}
 	if err := q.room.refuses(); err != nil {
-		return nil, refusal(err)
+		return Accepted{}, refusal(err)
 	}
 	j := &job{m: m, rcpts: rcpts, body: body, epoch: epoch, parked: !owned,
-		until: time.Now().Add(q.cfg.Budget), done: make(chan error, 1)}
+		until: time.Now().Add(q.cfg.Budget), done: make(chan result, 1)}
 	j.m.Size = body.Size()
 	q.held.add(m.ID, len(rcpts))
-	if err := q.commits.submit(j); err != nil {
-		return nil, refusal(err)
-	}
-	if !owned || j.held {
+	r := q.commits.submit(j)
+	switch {
+	case r.err != nil:
+		return Accepted{}, refusal(r.err)
+	case r.held || !owned:
 		q.settles.park(j)
-		if j.held {
-			return &Delivery{Message: j.m, Held: true}, nil
-		}
-		return nil, nil
+		return Accepted{Held: r.held}, nil
 	}
 	body.Hold()
-	return &Delivery{Message: j.m, Recipients: rcpts, Body: body, Epoch: epoch}, nil
+	return Accepted{Delivery: &Delivery{Message: j.m, Recipients: rcpts, Body: body, Epoch: epoch}}, nil
 }
 
 // tells says what the sender of m wants to hear about a recipient (RFC 3461

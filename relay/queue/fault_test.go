@@ -73,7 +73,7 @@ func TestEnqueueFaults(t *testing.T) {
 				db := pgtest.New(t)
 				q := start(t, calmConfig(db), func(q *Queue) { q.faults = fault })
 				m := message()
-				d, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net", "b@example.net"), body, true)
+				d, err := taken(q.Enqueue(ctxOf(t), m, rcpts("a@example.net", "b@example.net"), body, true))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -402,7 +402,7 @@ func TestLostAnswerToCommit(t *testing.T) {
 	cfg.EnqueuePool = deaf
 	q := start(t, cfg)
 	m := message()
-	d, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody(make([]byte, smallBody+1)), true)
+	d, err := taken(q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody(make([]byte, smallBody+1)), true))
 	if err != nil || d == nil || !once.Load() {
 		t.Fatalf("%v, %v; the answer was lost: %v", d, err, once.Load())
 	}

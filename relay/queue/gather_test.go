@@ -89,7 +89,7 @@ func TestL2NoticesGathered(t *testing.T) {
 	for i := range list {
 		list[i].Notify = smtp.NotifySuccess
 	}
-	d, err := q.Enqueue(ctxOf(t), message(), list, NewBody([]byte("Subject: x\r\n\r\n")), true)
+	d, err := taken(q.Enqueue(ctxOf(t), message(), list, NewBody([]byte("Subject: x\r\n\r\n")), true))
 	if err != nil {
 		t.Fatal(err)
 	}

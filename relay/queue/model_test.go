@@ -71,7 +71,7 @@ func (m *model) enqueue(rt *rapid.T) {
 			want[i].state = "owned"
 		}
 	}
-	d, err := m.q.Enqueue(ctxOf(m.t), msg, list, NewBody([]byte("x")), owned)
+	d, err := taken(m.q.Enqueue(ctxOf(m.t), msg, list, NewBody([]byte("x")), owned))
 	if err != nil {
 		rt.Fatalf("enqueue: %v", err)
 	}

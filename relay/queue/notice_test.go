@@ -208,7 +208,7 @@ func TestWhoIsTold(t *testing.T) {
 		m := message()
 		list := rcpts("a@example.net")
 		list[0].Notify = c.notify
-		d, err := q.Enqueue(ctxOf(t), m, list, NewBody([]byte("Subject: x\r\n\r\n")), true)
+		d, err := taken(q.Enqueue(ctxOf(t), m, list, NewBody([]byte("Subject: x\r\n\r\n")), true))
 		if err != nil {
 			t.Fatal(err)
 		}

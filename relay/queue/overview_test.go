@@ -57,7 +57,7 @@ func TestObserver(t *testing.T) {
 	})
 	_, d := put(t, q, true, "a@example.net")
 	q.Settle(outcome(d, 0, Delivered))
-	large, err := q.Enqueue(ctxOf(t), message(), rcpts("b@example.net"), NewBody([]byte(strings.Repeat("x", smallBody+1))), true)
+	large, err := taken(q.Enqueue(ctxOf(t), message(), rcpts("b@example.net"), NewBody([]byte(strings.Repeat("x", smallBody+1))), true))
 	if err != nil {
 		t.Fatal(err)
 	}

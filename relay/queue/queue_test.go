@@ -161,13 +161,13 @@ func TestSilentFailures(t *testing.T) {
 	m := message()
 	list := rcpts("a@example.net")
 	list[0].Notify = smtp.NotifyNever
-	d, err := q.Enqueue(ctxOf(t), m, list, NewBody([]byte("x")), true)
+	d, err := taken(q.Enqueue(ctxOf(t), m, list, NewBody([]byte("x")), true))
 	if err != nil {
 		t.Fatal(err)
 	}
 	null := message()
 	null.Sender = smtp.Address{}
-	e, err := q.Enqueue(ctxOf(t), null, rcpts("b@example.net"), NewBody(nil), true)
+	e, err := taken(q.Enqueue(ctxOf(t), null, rcpts("b@example.net"), NewBody(nil), true))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -85,11 +85,14 @@ func rcpts(addresses ...string) []Recipient {
 	return list
 }
 
+// taken is what the node has in hand of what Enqueue has accepted.
+func taken(a Accepted, err error) (*Delivery, error) { return a.Delivery, err }
+
 // put enqueues a message for addresses and returns it.
 func put(t testing.TB, q *Queue, owned bool, addresses ...string) (Message, *Delivery) {
 	t.Helper()
 	m := message()
-	d, err := q.Enqueue(ctxOf(t), m, rcpts(addresses...), NewBody([]byte("Subject: x\r\n\r\nbody\r\n")), owned)
+	d, err := taken(q.Enqueue(ctxOf(t), m, rcpts(addresses...), NewBody([]byte("Subject: x\r\n\r\nbody\r\n")), owned))
 	if err != nil {
 		t.Fatalf("enqueue: %v", err)
 	}

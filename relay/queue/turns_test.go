@@ -36,7 +36,7 @@ func randomBody(size int) []byte {
 func putLarge(t *testing.T, q *Queue, data []byte) (Message, *Delivery) {
 	t.Helper()
 	m := message()
-	d, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody(data), true)
+	d, err := taken(q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody(data), true))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,7 +184,7 @@ func TestTurnsUnderLoad(t *testing.T) {
 				mu.Lock()
 				want[m.ID] = data
 				mu.Unlock()
-				d, err := q.Enqueue(ctx, m, rcpts("a@example.net"), NewBody(data), true)
+				d, err := taken(q.Enqueue(ctx, m, rcpts("a@example.net"), NewBody(data), true))
 				if err != nil {
 					t.Errorf("enqueue: %v", err)
 					stop()

@@ -121,13 +121,12 @@ type Recipient struct {
 
 // Delivery is one message with those recipients that this node owns under Epoch.
 // Its holder must end every recipient by Settle or Release, and Drop the
-// Body once; of one that is Held there is nothing to end.
+// Body once.
 type Delivery struct {
 	Message    Message
 	Recipients []Recipient
 	Body       Body
 	Epoch      int64
-	Held       bool // there is nothing to deliver: it waits for an admin
 }
 
 // Result is what an attempt came to for one recipient.

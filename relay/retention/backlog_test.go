@@ -123,12 +123,12 @@ func round(t *testing.T, q *queue.Queue, messages int) time.Duration {
 	for range 20 {
 		all.Go(func() {
 			for range left {
-				d, err := q.Enqueue(context.Background(), queuetest.Message(), queuetest.Recipients("bob@example.net"), queue.NewBody(make([]byte, 5000)), true)
+				accepted, err := q.Enqueue(context.Background(), queuetest.Message(), queuetest.Recipients("bob@example.net"), queue.NewBody(make([]byte, 5000)), true)
 				if err != nil {
 					t.Error(err)
 					return
 				}
-				q.Settle(queuetest.Outcome(d, 0, queue.Delivered))
+				q.Settle(queuetest.Outcome(accepted.Delivery, 0, queue.Delivered))
 			}
 		})
 	}

@@ -45,7 +45,7 @@ type Listener struct {
 
 // Queue is where accepted messages go; relay/queue's Queue fits.
 type Queue interface {
-	Enqueue(ctx context.Context, m queue.Message, rcpts []queue.Recipient, body queue.Body, owned bool) (*queue.Delivery, error)
+	Enqueue(ctx context.Context, m queue.Message, rcpts []queue.Recipient, body queue.Body, owned bool) (queue.Accepted, error)
 	// Available is a cheap guess whether a commit would succeed now. It does no I/O.
 	Available() error
 }

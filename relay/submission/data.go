@@ -135,7 +135,7 @@ func (s *session) commit(id queue.ID, now time.Time, b *body, facts *message.Fac
 		return s.refuseMessage(id, &smtp.Error{Reply: replyRevoked})
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), s.limits.Commit)
-	delivery, err := s.server.cfg.Queue.Enqueue(ctx, m, tx.rcpts, b, owned)
+	accepted, err := s.server.cfg.Queue.Enqueue(ctx, m, tx.rcpts, b, owned)
 	cancel()
 	if over := (*queue.OverLimit)(nil); errors.As(err, &over) {
 		s.server.spent.note(over, time.Now())
@@ -147,11 +147,10 @@ func (s *session) commit(id queue.ID, now time.Time, b *body, facts *message.Fac
 	s.wire.reply(smtp.OK(250, 0, 0, "Ok: queued as "+id.String()))
 	// Committed: it is delivered even if the reply cannot be written.
 	switch {
-	case delivery == nil:
-	case delivery.Held:
+	case accepted.Held:
 		s.server.mail.Held(maillog.HeldEvent{ID: id.String(), User: s.user(), Sender: m.Sender, Recipients: len(tx.rcpts)})
-	default:
-		handoff.Take(delivery)
+	case accepted.Delivery != nil:
+		handoff.Take(accepted.Delivery)
 	}
 	s.messages++
 	s.commands = 0

@@ -35,9 +35,9 @@ func (q *fakeQueue) Available() error {
 	return q.available
 }
 
-func (q *fakeQueue) Enqueue(ctx context.Context, m queue.Message, rcpts []queue.Recipient, b queue.Body, owned bool) (*queue.Delivery, error) {
+func (q *fakeQueue) Enqueue(ctx context.Context, m queue.Message, rcpts []queue.Recipient, b queue.Body, owned bool) (queue.Accepted, error) {
 	if err := ctx.Err(); err != nil {
-		return nil, err
+		return queue.Accepted{}, err
 	}
 	q.mu.Lock()
 	n, refuse := q.calls, q.refuse
@@ -45,30 +45,30 @@ func (q *fakeQueue) Enqueue(ctx context.Context, m queue.Message, rcpts []queue.
 	q.mu.Unlock()
 	if refuse != nil {
 		if err := refuse(n, m); err != nil {
-			return nil, err
+			return queue.Accepted{}, err
 		}
 	}
 	if err := ctx.Err(); err != nil { // a commit that was cancelled under way
-		return nil, err
+		return queue.Accepted{}, err
 	}
 	if b.Size() != m.Size {
-		return nil, errors.New("fake queue: the size is not the body's")
+		return queue.Accepted{}, errors.New("fake queue: the size is not the body's")
 	}
 	var text []byte
 	if !q.discard {
 		var err error
 		if text, err = io.ReadAll(io.NewSectionReader(b, 0, b.Size())); err != nil || int64(len(text)) != b.Size() {
-			return nil, errors.Join(err, errors.New("fake queue: body not readable"))
+			return queue.Accepted{}, errors.Join(err, errors.New("fake queue: body not readable"))
 		}
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.messages = append(q.messages, stored{m, rcpts, string(text), owned})
 	if !owned {
-		return nil, nil
+		return queue.Accepted{}, nil
 	}
 	b.Hold()
-	return &queue.Delivery{Message: m, Recipients: rcpts, Body: b, Epoch: 1}, nil
+	return queue.Accepted{Delivery: &queue.Delivery{Message: m, Recipients: rcpts, Body: b, Epoch: 1}}, nil
 }
 
 func (q *fakeQueue) all() []stored {
