@@ -40,7 +40,12 @@ type Dedicated struct {
 	Begun time.Time
 	// OnConnect, when set, prepares a new connection further.
 	OnConnect func(context.Context, *pgx.Conn) error
+	// Faults, when set, are where tests make a use fail.
+	Faults *Faults
 }
+
+// Faults are called in Get and in an End without an error; nil does nothing.
+type Faults struct{ Before, After func(*pgx.Conn) error }
 
 // Settings of a dedicated connection. The queue's statements find their rows by index
 // whatever the statistics of a table that is empty now and full in a minute say,
@@ -72,8 +77,7 @@ func (d *Dedicated) Get(ctx context.Context) (*pgx.Conn, error) {
 	}
 	d.used = time.Now()
 	if d.conn != nil && !d.conn.IsClosed() {
-		d.take()
-		return d.conn, nil
+		return d.take()
 	}
 	hosts := time.Duration(1 + len(d.pool.ConnConfig.Fallbacks))
 	ctx, cancel := context.WithTimeout(ctx, max(connectTimeout, hosts*d.pool.ConnConfig.ConnectTimeout))
@@ -84,14 +88,19 @@ func (d *Dedicated) Get(ctx context.Context) (*pgx.Conn, error) {
 		return nil, &ConnectError{err}
 	}
 	d.conn, d.Begun = conn, begun
-	d.take()
-	return conn, nil
+	return d.take()
 }
 
 // take begins a use of the connection.
-func (d *Dedicated) take() {
+func (d *Dedicated) take() (*pgx.Conn, error) {
 	d.warned.Store(false)
 	d.mark = d.wrote.Load()
+	if d.Faults != nil && d.Faults.Before != nil {
+		if err := d.Faults.Before(d.conn); err != nil {
+			return nil, err
+		}
+	}
+	return d.conn, nil
 }
 
 func (d *Dedicated) connect(ctx context.Context) (*pgx.Conn, error) {
@@ -139,6 +148,9 @@ func isReplicationWarning(n *pgconn.Notice) bool {
 // confirmed. A connection after trouble is not used again.
 func (d *Dedicated) End(err error) error {
 	d.used = time.Now()
+	if err == nil && d.Faults != nil && d.Faults.After != nil {
+		err = d.Faults.After(d.conn)
+	}
 	if err != nil && d.wrote.Load() == d.mark {
 		err = &UnsentError{err}
 	}

@@ -323,7 +323,7 @@ func TestM8Panics(t *testing.T) {
 	cfg.Guard = panics.New(cfg.Log)
 	faults := []bool{true, true}
 	q := start(t, cfg, func(q *Queue) {
-		for i, hook := range []*func(*pgx.Conn) error{&q.faults.beforeCommit, &q.faults.beforeSettle} {
+		for i, hook := range []*func(*pgx.Conn) error{&q.faults.commit.Before, &q.faults.settle.Before} {
 			*hook = func(*pgx.Conn) error {
 				if faults[i] {
 					faults[i] = false
@@ -415,7 +415,7 @@ func TestM8PanicAfterRelease(t *testing.T) {
 	cfg.Guard = panics.New(cfg.Log)
 	q := start(t, cfg)
 	_, d := put(t, q, true, "a@example.net", "b@example.net")
-	q.faults.afterSettle = once(func(*pgx.Conn) error { panic("a defect") })
+	q.faults.settle.After = once(func(*pgx.Conn) error { panic("a defect") })
 	q.Release(d, []int{0, 1}, 0)
 	settled(t, q)
 	q.Settle(outcome(d, 0, Delivered))

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"postern/internal/pg"
 	"postern/internal/pgtest"
 )
 
@@ -153,8 +154,8 @@ func TestChargeAllOrNothing(t *testing.T) {
 func TestChargeOnce(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]faults{
-		"not persisted":       {beforeCommit: once(cut)},
-		"persisted but error": {afterCommit: once(cut)},
+		"not persisted":       {commit: pg.Faults{Before: once(cut)}},
+		"persisted but error": {commit: pg.Faults{After: once(cut)}},
 	} {
 		for _, size := range []int{10, 2 << 20} {
 			t.Run(fmt.Sprint(name, " ", size), func(t *testing.T) {
@@ -286,7 +287,7 @@ func TestChargeLocksAreShort(t *testing.T) {
 	db := pgtest.New(t)
 	reached, leave := make(chan bool, 1), make(chan bool)
 	slow := start(t, calmConfig(db), func(q *Queue) {
-		q.faults.afterCommit = func(*pgx.Conn) error {
+		q.faults.commit.After = func(*pgx.Conn) error {
 			reached <- true
 			<-leave
 			return nil
@@ -355,7 +356,7 @@ func TestHoldEndsBeforeMailIsParked(t *testing.T) {
 	db := pgtest.New(t)
 	settle := make(chan bool)
 	q := start(t, calmConfig(db), func(q *Queue) {
-		q.faults.beforeSettle = func(*pgx.Conn) error { <-settle; return nil }
+		q.faults.settle.Before = func(*pgx.Conn) error { <-settle; return nil }
 	})
 	exec(t, db, `insert into hold (user_id, reason, made_by) values (1, 'test', '')`)
 	m := message()

@@ -39,7 +39,7 @@ func newCommits(q *Queue) *commits {
 func (c *commits) start() {
 	run := func(n int, jobs chan *job, limit int) {
 		for range n {
-			w := &committer{q: c.q, jobs: jobs, limit: limit, voids: c.voids, s: pg.NewDedicated(c.q.cfg.EnqueuePool, pg.TuneCommit)}
+			w := &committer{q: c.q, jobs: jobs, limit: limit, voids: c.voids, s: dedicated(c.q.cfg.EnqueuePool, pg.TuneCommit, &c.q.faults.commit)}
 			c.done.Go(func() { c.q.cfg.Guard.Keep(context.Background(), "queue: the committer", w.run) })
 		}
 	}
@@ -172,18 +172,10 @@ func (c *committer) transact(jobs []*job, again bool) error {
 	// It may wait for the disk, or for a server that will never answer.
 	slow := time.AfterFunc(c.q.waits.slowCommit, c.q.epochs.lookNow)
 	defer slow.Stop()
-	if hook := c.q.faults.beforeCommit; hook != nil {
-		if err := hook(conn); err != nil {
-			return err
-		}
-	}
 	if c.limit == 1 {
 		err = c.insertLarge(ctx, conn, jobs[0], again)
 	} else {
 		err = c.insert(ctx, conn, jobs, again)
-	}
-	if hook := c.q.faults.afterCommit; hook != nil && err == nil {
-		err = hook(conn)
 	}
 	return c.s.End(err)
 }

@@ -60,12 +60,12 @@ func TestEnqueueFaults(t *testing.T) {
 	t.Parallel()
 	small, large := NewBody([]byte("small")), NewBody(make([]byte, 2<<20))
 	for name, fault := range map[string]faults{
-		"not persisted":         {beforeCommit: once(cut)},
-		"persisted but error":   {afterCommit: once(cut)},
-		"backend killed before": {beforeCommit: once(terminate)},
-		"rejected": {beforeCommit: once(func(*pgx.Conn) error {
+		"not persisted":         {commit: pg.Faults{Before: once(cut)}},
+		"persisted but error":   {commit: pg.Faults{After: once(cut)}},
+		"backend killed before": {commit: pg.Faults{Before: once(terminate)}},
+		"rejected": {commit: pg.Faults{Before: once(func(*pgx.Conn) error {
 			return &pgconn.PgError{SeverityUnlocalized: "ERROR", Code: "40001"}
-		})},
+		})}},
 	} {
 		for size, body := range map[string]Body{"small": small, "large": large} {
 			t.Run(name+" "+size, func(t *testing.T) {
@@ -93,7 +93,7 @@ func TestRerunDoesNotResurrect(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	q := start(t, calmConfig(db), func(q *Queue) {
-		q.faults.afterCommit = once(func(c *pgx.Conn) error {
+		q.faults.commit.After = once(func(c *pgx.Conn) error {
 			_, err := c.Exec(context.Background(), `delete from recipient; `, pgx.QueryExecModeSimpleProtocol)
 			if err != nil {
 				return err
@@ -115,7 +115,7 @@ func TestUnknownIsVoided(t *testing.T) {
 	cfg := calmConfig(db)
 	cfg.Budget = 300 * time.Millisecond
 	q := start(t, cfg, func(q *Queue) {
-		q.faults.afterCommit = func(c *pgx.Conn) error { return cut(c) }
+		q.faults.commit.After = func(c *pgx.Conn) error { return cut(c) }
 	})
 	m := message()
 	_, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody([]byte("x")), true)
@@ -140,9 +140,9 @@ func TestUnknownIsVoided(t *testing.T) {
 func TestSettleFaults(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]faults{
-		"not persisted":       {beforeSettle: once(cut)},
-		"persisted but error": {afterSettle: once(cut)},
-		"backend killed":      {beforeSettle: once(terminate)},
+		"not persisted":       {settle: pg.Faults{Before: once(cut)}},
+		"persisted but error": {settle: pg.Faults{After: once(cut)}},
+		"backend killed":      {settle: pg.Faults{Before: once(terminate)}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -186,7 +186,7 @@ func TestRepeatedSettleSparesNewClaim(t *testing.T) {
 			db := pgtest.New(t)
 			claimed := make(chan []*Delivery, 1)
 			q := start(t, calmConfig(db), func(q *Queue) {
-				q.faults.afterSettle = once(func(c *pgx.Conn) error {
+				q.faults.settle.After = once(func(c *pgx.Conn) error {
 					list, err := q.Claim(context.Background(), all)
 					claimed <- list
 					return errors.Join(err, cut(c))

@@ -5,6 +5,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"postern/internal/pg"
 	"postern/internal/pgtest"
 	"postern/relay/smtp"
 )
@@ -125,7 +126,7 @@ func TestP03LostNoticeIsToldAgain(t *testing.T) {
 // A loss whose commit was in doubt is one loss.
 func TestP03LossInDoubt(t *testing.T) {
 	t.Parallel()
-	for name, fault := range map[string]faults{"not persisted": {beforeSettle: once(cut)}, "persisted but error": {afterSettle: once(cut)}} {
+	for name, fault := range map[string]faults{"not persisted": {settle: pg.Faults{Before: once(cut)}}, "persisted but error": {settle: pg.Faults{After: once(cut)}}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			db := pgtest.New(t)

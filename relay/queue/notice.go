@@ -388,9 +388,6 @@ func (ns *notices) transact(ctx context.Context, n *Notice, j *job, send bool) e
 		}
 		return ns.markTold(ctx, tx, n, &j.m.ID)
 	})
-	if hook := ns.q.faults.afterCommit; hook != nil && err == nil {
-		err = hook(conn)
-	}
 	return ns.s.End(err)
 }
 

@@ -278,7 +278,7 @@ func TestNoticeCommitInDoubt(t *testing.T) {
 	db := pgtest.New(t)
 	q := start(t, calmConfig(db), func(q *Queue) {
 		skipped := false // the fault is for the notice, not for the mail before it
-		q.faults.afterCommit = func(c *pgx.Conn) error {
+		q.faults.commit.After = func(c *pgx.Conn) error {
 			if count(t, db, `select count(*) from message`) < 2 || skipped {
 				return nil
 			}

@@ -46,7 +46,7 @@ func TestObserver(t *testing.T) {
 	cfg.Observer = w.observer()
 	fail := make(chan error, 1)
 	q := start(t, cfg, func(q *Queue) {
-		q.faults.afterCommit = func(*pgx.Conn) error {
+		q.faults.commit.After = func(*pgx.Conn) error {
 			select {
 			case err := <-fail:
 				return err

@@ -9,7 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/internal/panics"
@@ -98,10 +97,15 @@ type waits struct {
 	beat time.Duration
 }
 
-// faults are places where tests make the database fail; nil does nothing.
-type faults struct {
-	beforeCommit, afterCommit func(*pgx.Conn) error
-	beforeSettle, afterSettle func(*pgx.Conn) error
+// faults are where tests make the database fail: at commits of mail and notices, and at
+// settles.
+type faults struct{ commit, settle pg.Faults }
+
+// dedicated makes a connection on which tests can make the database fail.
+func dedicated(pool *pgxpool.Pool, tune string, faults *pg.Faults) *pg.Dedicated {
+	d := pg.NewDedicated(pool, tune)
+	d.Faults = faults
+	return d
 }
 
 func (c Config) withDefaults() Config {
@@ -140,7 +144,7 @@ func New(cfg Config) *Queue {
 	q.settles = newSettles(q)
 	q.gates = &gates{q: q, s: pg.NewDedicated(cfg.WorkPool, pg.TuneWork), asks: make(chan *gateAsk, 256)}
 	q.claims = newClaims(q)
-	q.notices = &notices{q: q, s: pg.NewDedicated(cfg.EnqueuePool, pg.TuneCommit)}
+	q.notices = &notices{q: q, s: dedicated(cfg.EnqueuePool, pg.TuneCommit, &q.faults.commit)}
 	q.signals = newSignals(q)
 	q.epochs.turned.Store(int64(q.clock.Now()))
 	q.sweeps = newSweeps(q)

@@ -43,7 +43,7 @@ type settles struct {
 }
 
 func newSettles(q *Queue) *settles {
-	return &settles{q: q, s: pg.NewDedicated(q.cfg.WorkPool, pg.TuneWork), in: make(chan ending, settleQueue), last: make(chan struct{})}
+	return &settles{q: q, s: dedicated(q.cfg.WorkPool, pg.TuneWork, &q.faults.settle), in: make(chan ending, settleQueue), last: make(chan struct{})}
 }
 
 // Settle hands over outcomes; they are written in batches, fenced by their epoch,
@@ -367,11 +367,6 @@ func (s *settles) transact(group []ending, again bool) error {
 	if err != nil {
 		return err
 	}
-	if hook := s.q.faults.beforeSettle; hook != nil {
-		if err := hook(conn); err != nil {
-			return err
-		}
-	}
 	var fenced []fencedKey
 	batch := &pgx.Batch{}
 	delivered, undelivered := sqlDelivered, sqlUndelivered
@@ -403,9 +398,6 @@ func (s *settles) transact(group []ending, again bool) error {
 		}
 	}
 	err = conn.SendBatch(ctx, batch).Close()
-	if hook := s.q.faults.afterSettle; hook != nil && err == nil {
-		err = hook(conn)
-	}
 	if err = s.s.End(err); err != nil {
 		if !errors.Is(err, pg.ErrNotReplicated) && pg.CertaintyOf(err) == pg.Uncertain {
 			s.s.Drop()

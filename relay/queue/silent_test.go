@@ -91,7 +91,7 @@ func TestSlowCommitIsLookedAfter(t *testing.T) {
 	var before time.Duration
 	q := start(t, handConfig(db, "a"), func(q *Queue) {
 		q.waits.slowCommit = time.Millisecond
-		q.faults.beforeCommit = func(*pgx.Conn) error {
+		q.faults.commit.After = func(*pgx.Conn) error {
 			for end := time.Now().Add(patience); q.epochs.current.Load().sent == before; time.Sleep(5 * time.Millisecond) {
 				if time.Now().After(end) {
 					return errors.New("no heartbeat beside the commit")

@@ -111,7 +111,7 @@ func TestCloseWithPendingCommit(t *testing.T) {
 	var hang sync.Once
 	hung := false
 	q := New(calmConfig(db))
-	q.faults.beforeCommit = func(*pgx.Conn) error {
+	q.faults.commit.Before = func(*pgx.Conn) error {
 		if hung {
 			hang.Do(func() {
 				close(hangs)
