@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"slices"
 	"time"
+
+	"postern/internal/pg"
 )
 
 // chargeRow is a row of usage_window. Rows are locked in this order by all nodes.
@@ -26,16 +28,21 @@ func compareRows(a, b chargeRow) int {
 // function charge_usage takes (migrations/0005_accounts.sql).
 type charges struct {
 	rows []chargeRow // distinct, in order
-	of   []*Charge   // of each charge
-	msg  []int32     // of each charge: its message, from 1
-	row  []int32     // its row, from 1
-	sum  []int64     // what it adds
+
+	scope, kind []int16 // of each row
+	subject     []int64
+	window      []int32
+
+	of   []*Charge // of each charge
+	msg  []int32   // of each charge: its message, from 1
+	row  []int32   // its row, from 1
+	sum  []int64   // what it adds
 	most []int64
 }
 
 // fill collects the charges of a group, in the order of its messages.
 func (c *charges) fill(jobs []*job) {
-	*c = charges{rows: c.rows[:0], of: c.of[:0], msg: c.msg[:0], row: c.row[:0], sum: c.sum[:0], most: c.most[:0]}
+	*c = charges{rows: c.rows[:0], scope: c.scope[:0], kind: c.kind[:0], subject: c.subject[:0], window: c.window[:0], of: c.of[:0], msg: c.msg[:0], row: c.row[:0], sum: c.sum[:0], most: c.most[:0]}
 	for _, j := range jobs {
 		for i := range j.m.Charges {
 			c.rows = append(c.rows, j.m.Charges[i].row())
@@ -43,6 +50,10 @@ func (c *charges) fill(jobs []*job) {
 	}
 	slices.SortFunc(c.rows, compareRows)
 	c.rows = slices.Compact(c.rows)
+	for _, r := range c.rows {
+		c.scope, c.subject = append(c.scope, int16(r.scope)), append(c.subject, r.subject)
+		c.kind, c.window = append(c.kind, int16(r.kind)), append(c.window, r.window)
+	}
 	for n, j := range jobs {
 		for i := range j.m.Charges {
 			charge := &j.m.Charges[i]
@@ -64,14 +75,16 @@ func (c *Charge) amount(j *job) int64 {
 	return 1
 }
 
-// args are the arguments of charge_usage from scopes on.
-func (c *charges) args() []any {
-	scopes, kinds := make([]int16, len(c.rows)), make([]int16, len(c.rows))
-	subjects, windows := make([]int64, len(c.rows)), make([]int32, len(c.rows))
-	for i, r := range c.rows {
-		scopes[i], subjects[i], kinds[i], windows[i] = int16(r.scope), r.subject, int16(r.kind), r.window
-	}
-	return []any{scopes, subjects, kinds, windows, c.msg, c.row, c.sum, c.most}
+// arguments adds what charge_usage takes, from scopes on.
+func (c *charges) arguments(a *pg.Args) {
+	a.Add("limit_scope", c.scope)
+	a.Add("limit_subject", c.subject)
+	a.Add("limit_kind", c.kind)
+	a.Add("limit_window", c.window)
+	a.Add("charge_message", c.msg)
+	a.Add("charge_limit", c.row)
+	a.Add("charge_amount", c.sum)
+	a.Add("charge_most", c.most)
 }
 
 // NearLimit says that a user or a credential has come to four fifths of a limit. It is

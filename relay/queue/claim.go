@@ -144,19 +144,11 @@ func (c *claims) claim(ctx context.Context, conn *pgx.Conn, want ClaimRequest, e
 	return c.deliveries(ctx, conn, rows, epoch)
 }
 
-// sqlLook reads what has fallen due since a moment, and when the next row falls due if
-// that is all. (Else it is not asked: when a million rows were made due by hand, their
-// old places in the index are passed until vacuum has been there.)
-const sqlLook = `
-with seen as materialized (
-	select domain_key, next_attempt_at from recipient
-	where owner is null and held_at is null and state = 'queued' and (next_attempt_at, domain_key) > ($1, $2) and next_attempt_at <= now()
-	order by next_attempt_at, domain_key limit $3),
-last as (select * from seen order by next_attempt_at desc, domain_key desc limit 1)
-select coalesce(array_agg(distinct domain_key), '{}'), (select next_attempt_at from last), (select domain_key from last), count(*), now(),
-	case when count(*) < $3 then (select extract(epoch from min(next_attempt_at) - now())::float8 from recipient
-		where owner is null and held_at is null and state = 'queued' and next_attempt_at > now() and next_attempt_at < now() + interval '1 year') end
-from seen`
+var (
+	sqlLook     = texts.Bind("look", "cursor", "after", "rows")
+	sqlClaim    = texts.Bind("claim", "domains", "per_destination", "messages", "busy", "epoch", "strict", "siblings", "busy_users")
+	sqlFirstDue = texts.Bind("first_due", "domain", "busy_users")
+)
 
 // lookOn looks as far as one claim has the time for.
 func (c *claims) lookOn(ctx context.Context, conn *pgx.Conn) error {
@@ -257,37 +249,6 @@ func (c *claims) forget(domains []string, rows []claimedRow, want ClaimRequest) 
 	c.due = slices.DeleteFunc(c.due, func(domain string) bool { return drop[domain] })
 }
 
-// sqlClaim takes rows of domains $1, at most $2 of each and of about $3 messages,
-// not of the busy users $8, then at most $7 siblings of the same messages that are due and
-// not of the busy domains $4.
-//
-// Statistics may say that nothing is due when a million rows are: they fell due since.
-// So nothing is said in a way that lets the index of what is due be read for one domain (the
-// row comparison), or an index of what waits for rows whose key is known (coalesce).
-const sqlClaim = `
-with pick as materialized (
-	select p.message_id, p.n, p.domain_key from unnest($1::text[]) d(domain_key) cross join lateral (
-		select r.message_id, r.n, r.domain_key from recipient r
-		where r.domain_key = d.domain_key and (r.domain_key, r.next_attempt_at) <= (d.domain_key, now())
-			and r.owner is null and r.held_at is null and r.state = 'queued' and r.user_id <> all($8::bigint[])
-		order by r.next_attempt_at, r.message_id limit $2
-		for update skip locked) p
-	limit $3),
-sibling as materialized (
-	select r.message_id, r.n, r.domain_key from (select distinct message_id from pick) m join recipient r on r.message_id = m.message_id
-	where coalesce(r.owner, 0) = 0 and r.held_at is null and r.state = 'queued' and r.next_attempt_at <= now() and r.domain_key <> all($4::text[])
-	limit $7
-	for update of r skip locked),
-ranked as (
-	select message_id, n, row_number() over (partition by domain_key order by message_id, n) as nth
-	from (select message_id, n, domain_key from pick union select message_id, n, domain_key from sibling) u)
-update recipient r set owner = $5, dot_possible = not $6, waits_for = null
-from ranked
-where r.message_id = ranked.message_id and r.n = ranked.n and ranked.nth <= $2 and coalesce(r.owner, 0) = 0
-returning r.message_id, r.n, r.domain_key, r.local, r.domain, r.notify, r.orcpt_type, r.orcpt, r.attempts, r.possible_duplicate,
-	r.delay_noticed, case when r.expires_at = sane_time(r.expires_at) then extract(epoch from r.expires_at - now())::float8 end, r.reply_code,
-	r.reply_text like '%` + MidText + `'`
-
 // MidText ends the text of an Outcome's Reply that the server gave in the middle of the
 // message's text, and not to a command.
 const MidText = " (said in the middle of the message)"
@@ -298,15 +259,6 @@ type claimedRow struct {
 	r   Recipient
 	bad string // why it cannot be sent
 }
-
-// sqlFirstDue names the row that a claim of one domain would take first, of none of the users
-// $2. Like a claim it passes over rows that others have locked: they are not what failed.
-const sqlFirstDue = `
-select r.message_id, r.n from recipient r
-where r.domain_key = $1 and (r.domain_key, r.next_attempt_at) <= ($1, now())
-	and r.owner is null and r.held_at is null and r.state = 'queued' and r.user_id <> all($2::bigint[])
-order by r.next_attempt_at, r.message_id limit 1
-for update skip locked`
 
 // takeAround takes what it can of a domain of which a row makes the claim fail: those before
 // it, or none, when it is the first and is set aside. It reports whether either was done.

@@ -280,86 +280,10 @@ func (c *committer) refuse(jobs []*job, err error) {
 	}
 }
 
-// The statement of a group commit: one round trip, one implicit transaction.
-// sqlEnqueue inserts nothing if the epoch is dead. sqlEnqueueAgain is for a commit in
-// doubt: what exists is left alone (its rows may be finished and gone by now, so
-// they are inserted only with their message), and touching the node's row makes it
-// write even then.
-//
-// The limits come first: what is over one is in no table. Mail of a user on hold is born
-// owned like other mail, and held when it is released; what is returned of it keeps it
-// from delivery.
-const (
-	sqlEnqueue = sqlFence + `,
-` + sqlInsertMessages + sqlPlain + ` cross join fence returning id),
-b as (` + sqlInsertBodies + ` cross join fence),
-r as (` + sqlInsertRecipients + ` cross join fence)
-` + sqlCommitted
-
-	sqlEnqueueLimited = sqlFence + `,
-verdict as materialized (select v.* from fence cross join lateral charge_usage($4::uuid[], false, ` + sqlCharges + `) v),
-` + sqlInsertMessages + sqlCharged + ` cross join fence where ` + sqlNotOver + ` returning id),
-b as (` + sqlInsertBodies + ` cross join fence where ` + sqlNotOver + `),
-r as (` + sqlInsertRecipients + ` cross join fence where ` + sqlNotOver + `)
-` + sqlCommitted + sqlVerdict
-
-	sqlEnqueueAgain = sqlTouch + `,
-` + sqlInsertMessages + sqlPlain + ` on conflict (id) do nothing returning id),
-b as (` + sqlInsertBodies + ` join m on m.id = u.id),
-r as (` + sqlInsertRecipients + ` join m on m.id = u.id)
-` + sqlCommitted
-
-	sqlEnqueueLimitedAgain = sqlTouch + `,
-verdict as materialized (select v.* from charge_usage($4::uuid[], true, ` + sqlCharges + `) v),
-` + sqlInsertMessages + sqlCharged + ` where ` + sqlNotOver + ` on conflict (id) do nothing returning id),
-b as (` + sqlInsertBodies + ` join m on m.id = u.id),
-r as (` + sqlInsertRecipients + ` join m on m.id = u.id)
-` + sqlCommitted + sqlVerdict
-
-	sqlFence = `
-with fence as materialized (select epoch from node where epoch = $1 and reaped_at is null)`
-
-	sqlTouch = `
-with fence as (update node set touched = touched + 1 where epoch = $1)`
-
-	sqlCharges = `$37::smallint[], $38::bigint[], $39::smallint[], $40::integer[], $41::integer[], $42::integer[], $43::bigint[], $44::bigint[]`
-
-	sqlNotOver = `u.id not in (select v.id from verdict v where v.refused)`
-
-	sqlInsertBodies = `insert into body (message_id, n, chunk)
-	select u.* from unnest($21::uuid[], $22::int[], $23::bytea[]) u(id, n, chunk)`
-
-	// Nearly always nobody is on hold, and that is all that is looked at then.
-	sqlInsertMessages = `h as materialized (select u.id from unnest($4::uuid[], $5::bigint[], $6::bigint[]) u(id, user_id, credential_id)
-	where exists (select from hold) and exists (select from hold where hold.user_id = u.user_id and hold.credential_id in (0, u.credential_id))),
-m as (insert into message (id, user_id, credential_id, sender_local, sender_domain, size, body_type,
-		utf8, ret, envid, header_id, accepted_at, client_addr, client_hello, listener, tls, recipients, rule, eight_bit, node, usage)
-	select u.*, $2, `
-
-	sqlPlain   = `''` + sqlFromMessages
-	sqlCharged = `coalesce((select v.usage from verdict v where v.id = u.id), '')` + sqlFromMessages
-
-	sqlFromMessages = `
-	from unnest($4::uuid[], $5::bigint[], $6::bigint[], $7::text[], $8::text[], $9::bigint[], $10::text[],
-		$11::boolean[], $12::text[], $13::text[], $14::text[], $15::timestamptz[], $16::text[], $17::text[], $18::text[],
-		$19::text[], $20::int[], $34::text[], $36::boolean[])
-		u(id, user_id, credential_id, sender_local, sender_domain, size, body_type, utf8, ret, envid, header_id, accepted_at,
-			client_addr, client_hello, listener, tls, recipients, rule, eight_bit)`
-
-	sqlInsertRecipients = `insert into recipient (message_id, n, dot_possible, tell, notify, domain_key, local, domain,
-		orcpt_type, orcpt, user_id, owner, expires_at)
-	select u.*, $1, now() + $3::interval
-	from unnest($24::uuid[], $25::int[], $26::boolean[], $27::smallint[], $28::smallint[],
-		$29::text[], $30::text[], $31::text[], $32::text[], $33::text[], $35::bigint[])
-		u(id, n, dot_possible, tell, notify, domain_key, local, domain, orcpt_type, orcpt, user_id)`
-
-	sqlCommitted = `select (select count(*) from m), ` + durably + `,
-	case when exists (select from hold) then (select array_agg(h.id) from h) end`
-
-	sqlVerdict = `,
-	(select array_agg(v.id order by v.charge) from verdict v where v.refused), (select array_agg(v.charge order by v.charge) from verdict v where v.refused),
-	(select array_agg(v.used order by v.charge) from verdict v where v.refused), (select array_agg(v.retry_at order by v.charge) from verdict v where v.refused),
-	(select array_agg(v.charge order by v.charge) from verdict v where v.id is null), (select array_agg(v.used order by v.charge) from verdict v where v.id is null)`
+// The statements of a group commit, which take what group.arguments adds.
+var (
+	sqlEnqueue      = texts.Bind("enqueue", pg.Names(new(group).arguments)...)
+	sqlEnqueueAgain = texts.Bind("enqueue_again", pg.Names(new(group).arguments)...)
 )
 
 func (c *committer) insert(ctx context.Context, conn *pgx.Conn, jobs []*job, again bool) error {
@@ -452,8 +376,11 @@ func (c *committer) insertLargeAgain(ctx context.Context, conn *pgx.Conn, j *job
 	return nil
 }
 
-// group is the columns of one statement; its slices are used again.
+// group is what one statement takes, by columns; its slices are used again.
 type group struct {
+	epoch                        int64
+	node                         string
+	lifetime                     time.Duration
 	id                           [][16]byte
 	user, credential, size       []int64
 	local, domain, bodyType, ret []string
@@ -477,6 +404,52 @@ type group struct {
 	tell, notify                 []int16
 	key, rLocal, rDomain, rType  []string
 	orcpt                        []string
+	args                         pg.Args
+}
+
+// arguments adds the columns with their names in enqueue.sql.
+func (g *group) arguments(a *pg.Args) {
+	a.Add("epoch", g.epoch)
+	a.Add("node", g.node)
+	a.Add("lifetime", g.lifetime)
+
+	a.Add("id", g.id)
+	a.Add("user_id", g.user)
+	a.Add("credential_id", g.credential)
+	a.Add("sender_local", g.local)
+	a.Add("sender_domain", g.domain)
+	a.Add("size", g.size)
+	a.Add("body_type", g.bodyType)
+	a.Add("utf8", g.utf8)
+	a.Add("eight_bit", g.eightBit)
+	a.Add("ret", g.ret)
+	a.Add("envid", g.envid)
+	a.Add("header_id", g.headerID)
+	a.Add("accepted_at", g.acceptedAt)
+	a.Add("client_addr", g.addr)
+	a.Add("client_hello", g.hello)
+	a.Add("listener", g.listener)
+	a.Add("tls", g.tls)
+	a.Add("recipients", g.recipients)
+	a.Add("rule", g.rule)
+
+	a.Add("body_id", g.bodyID)
+	a.Add("body_n", g.bodyN)
+	a.Add("chunk", pgtype.FlatArray[[]byte](g.chunk))
+
+	a.Add("rcpt_id", g.rID)
+	a.Add("rcpt_n", g.rN)
+	a.Add("rcpt_user", g.rUser)
+	a.Add("dot_possible", g.dot)
+	a.Add("tell", g.tell)
+	a.Add("notify", g.notify)
+	a.Add("domain_key", g.key)
+	a.Add("local", g.rLocal)
+	a.Add("domain", g.rDomain)
+	a.Add("orcpt_type", g.rType)
+	a.Add("orcpt", g.orcpt)
+
+	g.charges.arguments(a)
 }
 
 func (g *group) reset() {
@@ -488,7 +461,7 @@ func (g *group) reset() {
 		listener: g.listener[:0], tls: g.tls[:0], acceptedAt: g.acceptedAt[:0], recipients: g.recipients[:0], rule: g.rule[:0], charges: g.charges, results: g.results[:0],
 		bodyID: g.bodyID[:0], bodyN: g.bodyN[:0], chunk: g.chunk[:0], buf: g.buf[:0],
 		rID: g.rID[:0], rN: g.rN[:0], rUser: g.rUser[:0], dot: g.dot[:0], tell: g.tell[:0], notify: g.notify[:0],
-		key: g.key[:0], rLocal: g.rLocal[:0], rDomain: g.rDomain[:0], rType: g.rType[:0], orcpt: g.orcpt[:0],
+		key: g.key[:0], rLocal: g.rLocal[:0], rDomain: g.rDomain[:0], rType: g.rType[:0], orcpt: g.orcpt[:0], args: g.args,
 	}
 	if cap(g.buf) > groupBytes/4 {
 		g.buf = nil
@@ -587,26 +560,15 @@ func (g *group) queryAndCommit(ctx context.Context, conn *pgx.Conn, q *Queue, jo
 // statement is what inserts jobs; its one row goes into v.
 func (g *group) statement(q *Queue, jobs []*job, again bool, v *verdict) (sql string, args, results []any) {
 	g.charges.fill(jobs)
-	var unused *string
-	args = []any{jobs[0].epoch, q.cfg.Node, q.times.Load().Lifetime,
-		g.id, g.user, g.credential, g.local, g.domain, g.size, g.bodyType, g.utf8, g.ret, g.envid, g.headerID, g.acceptedAt,
-		g.addr, g.hello, g.listener, g.tls, g.recipients,
-		g.bodyID, g.bodyN, pgtype.FlatArray[[]byte](g.chunk),
-		g.rID, g.rN, g.dot, g.tell, g.notify, g.key, g.rLocal, g.rDomain, g.rType, g.orcpt, g.rule, g.rUser, g.eightBit}
-	results = []any{&v.inserted, &unused, &v.held}
+	g.epoch, g.node, g.lifetime = jobs[0].epoch, q.cfg.Node, q.times.Load().Lifetime
+	g.args.Values = g.args.Values[:0]
+	g.arguments(&g.args)
 	sql = sqlEnqueue
 	if again {
 		sql = sqlEnqueueAgain
 	}
-	if len(g.charges.rows) > 0 {
-		args = append(args, g.charges.args()...)
-		results = append(results, &v.refused, &v.charge, &v.used, &v.retryAt, &v.nearRow, &v.nearUsed)
-		sql = sqlEnqueueLimited
-		if again {
-			sql = sqlEnqueueLimitedAgain
-		}
-	}
-	return sql, args, results
+	var unused *string
+	return sql, g.args.Values, []any{&v.inserted, &unused, &v.held, &v.refused, &v.charge, &v.used, &v.retryAt, &v.nearRow, &v.nearUsed}
 }
 
 // decided notes a verdict and returns how many messages were inserted.

@@ -34,8 +34,14 @@ type epochs struct {
 	found   time.Time             // of the one that s is connected to
 }
 
-// sqlServer tells one life of a server from others.
-const sqlServer = `select pg_postmaster_start_time()`
+var (
+	sqlServer    = texts.Bind("server_start")
+	sqlTakeEpoch = texts.Bind("take_epoch", "name", "lease")
+	sqlRival     = texts.Bind("rival", "name", "epoch")
+	sqlHeartbeat = texts.Bind("heartbeat", "epoch", "lease")
+	sqlEndEpoch  = texts.Bind("end_epoch", "epoch")
+	sqlGate      = texts.Bind("gate", "message_id", "n", "epoch")
+)
 
 // ServerStart asks when the server of conn started: that tells it from one in its place.
 func ServerStart(ctx context.Context, conn *pgx.Conn) (start time.Time, err error) {
@@ -68,28 +74,6 @@ func (e *epochs) answered() {
 		e.q.cfg.Moved(e.s.Begun)
 	}
 }
-
-// sqlTakeEpoch starts an epoch and supersedes the older ones of the same name. They
-// are not dead by that: a name proves nothing about who stopped, so their rows come
-// back when their lease has run out, which it will, since they beat no more.
-const sqlTakeEpoch = `
-with older as (
-	update node set superseded_at = clock_timestamp()
-	where name = $1 and superseded_at is null and reaped_at is null)
-insert into node (name, expires_at) values ($1, clock_timestamp() + $2::interval) returning epoch`
-
-// sqlRival finds a later living process of the same name than epoch $2. A lease that ends in
-// an hour does not count: no process has written it.
-const sqlRival = `
-select exists (select from node where name = $1 and epoch > $2
-	and superseded_at is null and reaped_at is null and expires_at > clock_timestamp() and expires_at < clock_timestamp() + interval '1 hour')`
-
-const sqlHeartbeat = `
-update node set beat_at = clock_timestamp(), expires_at = clock_timestamp() + $2::interval
-where epoch = $1 and superseded_at is null and reaped_at is null`
-
-// sqlEndEpoch is the death of an epoch by its own hand.
-const sqlEndEpoch = `update node set reaped_at = clock_timestamp() where epoch = $1 and reaped_at is null`
 
 func (e *epochs) take(ctx context.Context) error {
 	sent := e.q.clock.Now()
@@ -363,16 +347,6 @@ type gateAsk struct {
 	ns   []int
 	done chan error
 }
-
-// sqlGate marks rows as "the dot may have been sent" and says how many of each
-// message it found ours.
-const sqlGate = `
-with o as materialized (select * from unnest($1::uuid[], $2::int[], $3::bigint[]) as o(message_id, n, epoch)),
-marked as (
-	update recipient r set dot_possible = true from o
-	where r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'queued'
-	returning r.message_id, o.epoch)
-select m.message_id, m.epoch, count(*), ` + durably + ` from marked m group by 1, 2`
 
 func (g *gates) mark(ctx context.Context, d *Delivery, ns []int) error {
 	ask := &gateAsk{d: d, ns: ns, done: make(chan error, 1)}

@@ -223,132 +223,13 @@ func (s *settles) finish(group []ending) {
 	}
 }
 
-// The columns of a group, common to both statements.
-const sqlOutcomes = `
-with o as materialized (select * from unnest($1::uuid[], $2::int[], $3::bigint[], $4::text[], $5::timestamptz[], $6::timestamptz[],
-	$7::int[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::boolean[], $15::boolean[],
-	$16::interval[], $17::boolean[], $18::text[], $19::text[], $20::text[], $21::boolean[])
-	as o(message_id, n, epoch, result, at, started_at, code, enhanced, text, mta, addr, tls, upstream, outcome_unknown, dsn_passed,
-		retry_in, released, local, domain, waits_for, ours)`
-
-// sqlEndings takes a group as it is, sqlEndingsAgain without what an earlier attempt has
-// recorded: those rows may be claimed again by now, by the same epoch.
-const (
-	sqlEndings      = sqlOutcomes + `),`
-	sqlEndingsAgain = sqlOutcomes + `
-	where not exists (select from attempt a where a.message_id = o.message_id and a.n = o.n and a.at = o.at and a.epoch = o.epoch)),`
+// The statements of a group, which take what endings.arguments adds.
+var (
+	sqlDelivered    = texts.Bind("delivered", pg.Names(new(endings).delivered)...)
+	sqlUndelivered  = texts.Bind("undelivered", pg.Names(new(endings).undelivered)...)
+	sqlAwaitEndings = texts.Bind("await_outcomes", "message_id", "n")
+	sqlFlagFenced   = texts.Bind("flag_fenced", "message_id", "n")
 )
-
-// sqlAwaitEndings waits for an earlier attempt that is still under way, so that what
-// follows, a statement of its own, sees what it has recorded.
-const sqlAwaitEndings = `
-select count(*) from (select from unnest($1::uuid[], $2::int[]) o(message_id, n)
-	join recipient r on r.message_id = o.message_id and r.n = o.n for update of r) locked`
-
-// The end of both: history for every attempt, the body with the last row of its
-// message, and the keys of what was fenced off. An outcome that is written a second
-// time finds its history there and is not taken for fenced. ("not in" is hashed; a
-// join here would be a loop over all pairs.)
-const sqlEnd = `
-h as (insert into attempt (message_id, n, at, epoch, result, started_at, local, domain, reply_code, reply_enhanced, reply_text,
-		remote_mta, remote_addr, tls, upstream, node, outcome_unknown, possible_duplicate, dsn_passed, fenced)
-	select e.message_id, e.n, e.at, e.epoch, e.result, e.started_at, e.local, e.domain, e.code, e.enhanced, e.text,
-		e.mta, e.addr, e.tls, e.upstream, $22, e.outcome_unknown, e.duplicate, e.dsn_passed, e.fenced
-	from (select k.*, false as fenced from k
-		union all
-		select o.*, o.outcome_unknown or o.result = 'delivered', true from o
-		where (o.message_id, o.n) not in (select k.message_id, k.n from k)) e
-	where not e.released
-	on conflict do nothing
-	returning message_id, n, fenced),
-b as (delete from body using (
-		select g.message_id from (select message_id, count(*) as rows from gone group by message_id) g
-		where g.rows = (select count(*) from recipient r where r.message_id = g.message_id)) as last
-	where body.message_id = last.message_id)
-select h.message_id, h.n, ` + durably + ` from h where h.fenced
-union all select null, null, ` + durably
-
-// sqlDelivered ends rows that were delivered: the row goes, or stays to be told
-// of when its sender asked for that and the next hop does not see to it. While others of
-// the message are under way, what is to be told is gathered for a while.
-const (
-	sqlDelivered      = sqlEndings + sqlDeliver
-	sqlDeliveredAgain = sqlEndingsAgain + sqlDeliver
-)
-
-const sqlDeliver = `
-gone as (delete from recipient r using o
-	where r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'queued' and (r.tell & 4 = 0 or o.dsn_passed)
-	returning o.*, r.possible_duplicate as duplicate),
-kept as (update recipient r set state = 'delivered', owner = null, dot_possible = false, attempts = attempts + 1,
-		notice_at = now() + case when exists (select from recipient s where s.message_id = r.message_id and s.n <> r.n and s.state = 'queued')
-			then $23::interval else '0' end,
-		last_attempt_at = o.at, reply_code = o.code, reply_enhanced = o.enhanced, reply_text = o.text, remote_mta = o.mta
-	from o
-	where r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'queued' and r.tell & 4 <> 0 and not o.dsn_passed
-	returning o.*, r.possible_duplicate),
-k as (select * from gone union all select * from kept),` + sqlEnd
-
-// sqlUndelivered ends the other attempts: back to waiting, or failed when the server
-// said so or the lifetime is over; a row whose failure nobody wants to hear of is deleted
-// immediately. When a notice failed an admin is told (TellLost).
-// An outcome that was not an attempt leaves its reason in the row, for the queue's listing and a delay
-// notice to show, and nothing in the history.
-const (
-	sqlUndelivered      = sqlEndings + sqlUndeliver
-	sqlUndeliveredAgain = sqlEndingsAgain + sqlUndeliver
-)
-
-const sqlUndeliver = `
-mine as materialized (
-	select o.*, r.possible_duplicate as duplicate, r.tell,
-		not o.released and (o.result <> 'deferred' or r.expires_at <= now()) as fails,
-		not o.released and o.result = 'deferred' and r.expires_at <= now() as late
-	from o join recipient r on r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'queued'
-	for update of r),
--- The messages of which recipients go on: more may fail soon, to be told by one notice.
-goes_on as materialized (select f.message_id from (select message_id, count(*) as ends from mine where fails group by message_id) f
-	where f.ends < (select count(*) from recipient r where r.message_id = f.message_id and r.state = 'queued')),
-gone as (delete from recipient r using mine m
-	where r.message_id = m.message_id and r.n = m.n and m.fails and m.tell & 1 = 0
-	returning r.message_id, r.n),
-lost as (update notice t set lost = case when m.late or m.result = 'expired' then 'expired' else 'failed' end, lost_at = now()
-	from mine m
-	where t.message_id = m.message_id and m.fails and m.tell & 1 = 0 and t.lost is null),
-back as (update recipient r set owner = null, dot_possible = false, next_attempt_at = least(now() + m.retry_in, r.expires_at),
-		waits_for = nullif(m.waits_for, ''),
-		notice_at = case when m.code = 0 or r.delay_noticed or r.tell & 2 = 0 then r.notice_at
-			else coalesce(r.notice_at, r.accepted_at + $23::interval) end,
-		held_at = held_since(r.message_id, r.held_at),
-		reply_code = case when m.code > 0 then m.code else r.reply_code end,
-		reply_enhanced = case when m.code > 0 then m.enhanced else r.reply_enhanced end,
-		reply_text = case when m.code > 0 then m.text else r.reply_text end
-	from mine m
-	where r.message_id = m.message_id and r.n = m.n and m.released),
-kept as (update recipient r set owner = null, dot_possible = false,
-		state = case when m.fails then 'failed' else 'queued' end,
-		held_at = case when not m.fails then held_since(r.message_id, r.held_at) end, last_upstream = m.upstream,
-		waits_for = case when not m.fails then nullif(m.waits_for, '') end,
-		possible_duplicate = r.possible_duplicate or m.outcome_unknown,
-		attempts = r.attempts + case m.result when 'expired' then 0 else 1 end,
-		next_attempt_at = least(now() + m.retry_in, r.expires_at),
-		notice_at = case when m.fails then now() + case when m.message_id in (select message_id from goes_on) then $24::interval else '0' end
-			when r.delay_noticed or r.tell & 2 = 0 then r.notice_at
-			else coalesce(r.notice_at, r.accepted_at + $23::interval) end,
-		last_attempt_at = case m.result when 'expired' then r.last_attempt_at else m.at end,
-		reply_code = case when m.late then 451 else m.code end,
-		reply_enhanced = case when m.late then '4.4.7' else m.enhanced end,
-		reply_text = case when m.late then 'Delivery time expired, last reply: ' || m.code || ' ' || m.enhanced || ' ' || m.text ||
-				case when m.mta <> '' and not m.ours then ' (said by ' || m.mta || ')' else '' end
-			when m.result = 'expired' and r.reply_code > 0
-				then m.text || ', last reply: ' || r.reply_code || ' ' || r.reply_enhanced || ' ' || r.reply_text ||
-				case when r.remote_mta <> '' then ' (said by ' || r.remote_mta || ')' else '' end
-			else m.text end,
-		remote_mta = case when m.ours or m.late or m.result = 'expired' then '' else m.mta end
-	from mine m
-	where r.message_id = m.message_id and r.n = m.n and not m.released and not (m.fails and m.tell & 1 = 0)),
-k as (select m.message_id, m.n, m.epoch, case when m.late then 'expired' else m.result end as result, m.at, m.started_at, m.code, m.enhanced, m.text, m.mta, m.addr, m.tls, m.upstream,
-	m.outcome_unknown, m.dsn_passed, m.retry_in, m.released, m.local, m.domain, m.waits_for, m.ours, m.duplicate from mine m),` + sqlEnd
 
 // attempt writes a group once: one round trip, one transaction.
 func (s *settles) attempt(group []ending, again bool) error {
@@ -369,9 +250,7 @@ func (s *settles) transact(group []ending, again bool) error {
 	}
 	var fenced []fencedKey
 	batch := &pgx.Batch{}
-	delivered, undelivered := sqlDelivered, sqlUndelivered
 	if again {
-		delivered, undelivered = sqlDeliveredAgain, sqlUndeliveredAgain
 		batch.Queue(sqlAwaitEndings, keysOf(group)...)
 	}
 	collect := func(rows pgx.Rows) error {
@@ -385,12 +264,14 @@ func (s *settles) transact(group []ending, again bool) error {
 		})
 		return err
 	}
-	if c := s.cols.fill(group, true); c.len() > 0 {
-		batch.Queue(delivered, append(c.args(), s.q.cfg.Node, s.q.cfg.Gather)...).Query(collect)
+	if c := s.cols.fill(s.q, group, true, again); c.len() > 0 {
+		c.delivered(&c.args)
+		batch.Queue(sqlDelivered, c.args.Values...).Query(collect)
 	}
 	rest := &endings{}
-	if c := rest.fill(group, false); c.len() > 0 {
-		batch.Queue(undelivered, append(c.args(), s.q.cfg.Node, s.q.times.Load().DelayNotice, s.q.cfg.Gather)...).Query(collect)
+	if c := rest.fill(s.q, group, false, again); c.len() > 0 {
+		c.undelivered(&c.args)
+		batch.Queue(sqlUndelivered, c.args.Values...).Query(collect)
 	}
 	for i := range group {
 		if e := &group[i]; e.aside != "" {
@@ -407,15 +288,6 @@ func (s *settles) transact(group []ending, again bool) error {
 	s.tellFenced(ctx, conn, fenced)
 	return nil
 }
-
-// sqlFlagFenced flags the rows that wait, or are owned again, although their fenced outcomes
-// say that they were or may have been delivered. Most rows are flagged by whatever ended
-// their ownership; not those whose claim a failover has lost. Should this not be written,
-// the history still says so.
-const sqlFlagFenced = `
-update recipient r set possible_duplicate = true from unnest($1::uuid[], $2::int[]) f(message_id, n)
-where r.message_id = f.message_id and r.n = f.n and r.state = 'queued' and not r.possible_duplicate
-	and exists (select from attempt a where a.message_id = f.message_id and a.n = f.n and a.fenced and a.possible_duplicate)`
 
 // tellFenced logs outcomes that changed no row and flags the rows that there are.
 func (s *settles) tellFenced(ctx context.Context, conn *pgx.Conn, fenced []fencedKey) {
@@ -446,8 +318,12 @@ type fencedKey struct {
 	n  *int
 }
 
-// endings is the columns of one statement.
+// endings is what one statement takes, by columns.
 type endings struct {
+	again         bool
+	node          string
+	gather, delay time.Duration
+
 	id                                          [][16]byte
 	n, code                                     []int32
 	epoch                                       []int64
@@ -456,13 +332,14 @@ type endings struct {
 	at, started                                 []time.Time
 	unknown, passed, released, ours             []bool
 	retry                                       []time.Duration
+	args                                        pg.Args
 }
 
 func (c *endings) len() int { return len(c.id) }
 
 // fill takes the endings of a group that are deliveries, or those that are not.
-func (c *endings) fill(group []ending, delivered bool) *endings {
-	*c = endings{id: c.id[:0], n: c.n[:0], code: c.code[:0], epoch: c.epoch[:0], result: c.result[:0], enhanced: c.enhanced[:0],
+func (c *endings) fill(q *Queue, group []ending, delivered, again bool) *endings {
+	*c = endings{again: again, node: q.cfg.Node, gather: q.cfg.Gather, delay: q.times.Load().DelayNotice, args: pg.Args{Values: c.args.Values[:0]}, id: c.id[:0], n: c.n[:0], code: c.code[:0], epoch: c.epoch[:0], result: c.result[:0], enhanced: c.enhanced[:0],
 		text: c.text[:0], mta: c.mta[:0], addr: c.addr[:0], tls: c.tls[:0], via: c.via[:0], local: c.local[:0], domain: c.domain[:0], waits: c.waits[:0], ours: c.ours[:0],
 		at: c.at[:0], started: c.started[:0], unknown: c.unknown[:0], passed: c.passed[:0], released: c.released[:0], retry: c.retry[:0]}
 	for i := range group {
@@ -505,9 +382,39 @@ func (c *endings) add(e *ending) {
 	c.local, c.domain = append(c.local, pg.Storable(e.Recipient.Local)), append(c.domain, pg.Storable(e.Recipient.Domain))
 }
 
-func (c *endings) args() []any {
-	return []any{c.id, c.n, c.epoch, c.result, c.at, c.started, c.code, c.enhanced, c.text, c.mta, c.addr, c.tls, c.via,
-		c.unknown, c.passed, pgtype.FlatArray[time.Duration](c.retry), c.released, c.local, c.domain, c.waits, c.ours}
+// delivered adds the columns with their names in settle.sql.
+func (c *endings) delivered(a *pg.Args) {
+	a.Add("again", c.again)
+	a.Add("node", c.node)
+	a.Add("gather", c.gather)
+
+	a.Add("message_id", c.id)
+	a.Add("n", c.n)
+	a.Add("epoch", c.epoch)
+	a.Add("result", c.result)
+	a.Add("at", c.at)
+	a.Add("started_at", c.started)
+	a.Add("code", c.code)
+	a.Add("enhanced", c.enhanced)
+	a.Add("text", c.text)
+	a.Add("mta", c.mta)
+	a.Add("addr", c.addr)
+	a.Add("tls", c.tls)
+	a.Add("upstream", c.via)
+	a.Add("outcome_unknown", c.unknown)
+	a.Add("dsn_passed", c.passed)
+	a.Add("retry_in", pgtype.FlatArray[time.Duration](c.retry))
+	a.Add("released", c.released)
+	a.Add("local", c.local)
+	a.Add("domain", c.domain)
+	a.Add("waits_for", c.waits)
+	a.Add("ours", c.ours)
+}
+
+// undelivered is delivered for the other statement, which sets a delay notice besides.
+func (c *endings) undelivered(a *pg.Args) {
+	c.delivered(a)
+	a.Add("delay_notice", c.delay)
 }
 
 // expiredReply is what a recipient fails with when its lifetime ended while it

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 
@@ -15,12 +16,19 @@ import (
 )
 
 // partial statements are parts of others.
-var partial = map[string]bool{"sqlInsertMessages": true, "sqlInsertRecipients": true, "sqlOutcomes": true, "sqlEndings": true, "sqlEndingsAgain": true,
-	"sqlDeliver": true, "sqlUndeliver": true, "sqlEnd": true, "sqlCharges": true, "sqlNotOver": true, "sqlVerdict": true, "sqlInsertBodies": true,
-	"sqlFence": true, "sqlTouch": true, "sqlPlain": true, "sqlCharged": true, "sqlFromMessages": true, "sqlCommitted": true,
-	"sqlLost": true, "sqlTakeBack": true, "sqlUnknown": true, "sqlBack": true}
+var partial = map[string]bool{"sqlLost": true, "sqlTakeBack": true, "sqlUnknown": true, "sqlBack": true}
 
-func statements(t *testing.T) map[string]string { return pgtest.Statements(t, partial) }
+// statements are those of the .sql files, and the constants sql….
+func statements(t *testing.T) map[string]string {
+	t.Helper()
+	all, unused := texts.Bound()
+	if len(unused) > 0 {
+		t.Errorf("nobody runs the statements %q", unused)
+	}
+	list := pgtest.Statements(t, partial)
+	maps.Copy(list, all)
+	return list
+}
 
 // Every statement of the package is one that the schema understands.
 func TestStatementsPrepare(t *testing.T) {
@@ -42,7 +50,7 @@ func TestPlansUseKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := statements(t)
-	for _, name := range []string{"sqlDelivered", "sqlUndelivered", "sqlDeliveredAgain", "sqlUndeliveredAgain", "sqlAwaitEndings", "sqlGate", "sqlClaim", "sqlEnqueueAgain", "sqlEnqueueLimitedAgain", "sqlTold",
+	for _, name := range []string{"delivered", "undelivered", "await_outcomes", "gate", "claim", "enqueue", "enqueue_again", "sqlTold",
 		"sqlTurnWaits", "sqlMoveBody", "sqlChunks"} {
 		description, err := conn.Prepare(ctxOf(t), name, all[name])
 		if err != nil {
@@ -116,13 +124,21 @@ func TestCommitIsDurableByItself(t *testing.T) {
 	if err != nil || setting != "on" {
 		t.Fatalf("synchronous_commit is %q, %v", setting, err)
 	}
+	checked := 0
 	for name, sql := range statements(t) {
 		switch name {
-		case "sqlEnqueue", "sqlEnqueueAgain", "sqlEnqueueLimited", "sqlEnqueueLimitedAgain", "sqlDelivered", "sqlUndelivered", "sqlGate", "sqlReap", "sqlTold":
+		case "enqueue", "enqueue_again", "delivered", "undelivered", "gate", "sqlReap", "sqlTold":
+			checked++
 			if !strings.Contains(sql, durably) {
 				t.Errorf("%s does not see to its own durability", name)
 			}
 		}
+	}
+	if checked != 7 {
+		t.Errorf("%d statements were looked at", checked)
+	}
+	if !strings.Contains(sqlClaim, "like '%"+MidText+"'") {
+		t.Error("a claim looks for another text than MidText")
 	}
 }
 

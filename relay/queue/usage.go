@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"postern/internal/pg"
 )
 
 // Usage is what counts at the moment against limits of a kind and a window.
@@ -17,14 +19,7 @@ type Usage struct {
 	Used    int64
 }
 
-// sqlUsage reads what a charge would find (charge_usage in migrations/0005_accounts.sql).
-const sqlUsage = `
-select x.scope, x.subject, x.kind, x.window_s, coalesce(sum(u.n) filter (where u.at > b.bucket - 62), 0)::bigint
-from usage_window x
-	cross join lateral (select greatest(floor(extract(epoch from clock_timestamp()) * 60 / x.window_s)::bigint, x.at[cardinality(x.at)]) as bucket) b
-	left join lateral unnest(x.at, x.n) u(at, n) on true
-where (x.scope, x.subject) in (select 1::smallint, $1::bigint union all select 2::smallint, unnest($2::bigint[]))
-group by x.scope, x.subject, x.kind, x.window_s order by x.scope, x.subject, x.kind, x.window_s`
+var sqlUsage = texts.Bind("usage", "user_id", "credentials")
 
 // ReadUsage returns what counts against the limits of a user and of credentials. A limit
 // against which nothing was ever charged is not in it.
@@ -45,9 +40,7 @@ func ReadUsage(ctx context.Context, db querier, user int64, credentials ...int64
 	return list, nil
 }
 
-const sqlTryCharge = `
-select charge, used, retry_at from charge_usage(array[$1::uuid], false, $2::smallint[], $3::bigint[], $4::smallint[], $5::integer[],
-	$6::integer[], $7::integer[], $8::bigint[], $9::bigint[]) where refused`
+var sqlTryCharge = texts.Bind("try_charge", append([]string{"id"}, pg.Names(new(charges).arguments)...)...)
 
 // TryCharge says which limit would refuse a message now: nil for none. It asks as
 // Enqueue does and takes the charge back.
@@ -75,9 +68,11 @@ func tryCharge(ctx context.Context, db batcher, j *job) (over *OverLimit, err er
 	}
 	var c charges
 	c.fill([]*job{j})
+	args := pg.Args{Values: []any{j.m.ID}}
+	c.arguments(&args)
 	batch := &pgx.Batch{}
 	batch.Queue("begin")
-	batch.Queue(sqlTryCharge, append([]any{j.m.ID}, c.args()...)...).Query(func(rows pgx.Rows) error {
+	batch.Queue(sqlTryCharge, args.Values...).Query(func(rows pgx.Rows) error {
 		var charge int32
 		var used int64
 		var retryAt *time.Time

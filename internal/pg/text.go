@@ -1,0 +1,121 @@
+package pg
+
+import (
+	"fmt"
+	"io/fs"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Texts are the statements of .sql files. Each begins at a line "-- name: x" and has named
+// arguments, @x, so that it can be read, and run in psql, as it is.
+type Texts struct {
+	raw   map[string]string
+	bound map[string]string
+}
+
+var heading = regexp.MustCompile(`(?m)^-- name: ([a-z_]+)$`)
+
+// Load reads the .sql files of a folder that is embedded. It panics at one that it cannot read,
+// and at a name that two statements have.
+func Load(files fs.FS) *Texts {
+	t := &Texts{raw: make(map[string]string), bound: make(map[string]string)}
+	names, err := fs.Glob(files, "*.sql")
+	if err != nil || len(names) == 0 {
+		panic(fmt.Sprintf("no statements: %v", err))
+	}
+	for _, file := range names {
+		data, err := fs.ReadFile(files, file)
+		if err != nil {
+			panic(err)
+		}
+		text := string(data)
+		heads := heading.FindAllStringSubmatchIndex(text, -1)
+		for i, head := range heads {
+			end := len(text)
+			if i+1 < len(heads) {
+				end = heads[i+1][0]
+			}
+			name := text[head[2]:head[3]]
+			if _, twice := t.raw[name]; twice {
+				panic("two statements are named " + name)
+			}
+			t.raw[name] = strings.TrimSpace(text[head[1]:end])
+		}
+	}
+	return t
+}
+
+// Bind returns a statement for the database, in which its arguments are $1, $2 … in the order
+// of args. It panics unless the statement has exactly those.
+func (t *Texts) Bind(name string, args ...string) string {
+	text, known := t.raw[name]
+	if !known {
+		panic("no statement is named " + name)
+	}
+	used := make([]bool, len(args))
+	text = numbered(text, func(arg string) string {
+		n := slices.Index(args, arg)
+		if n < 0 {
+			panic(fmt.Sprintf("statement %s: @%s is not given", name, arg))
+		}
+		used[n] = true
+		return "$" + strconv.Itoa(n+1)
+	})
+	if n := slices.Index(used, false); n >= 0 {
+		panic(fmt.Sprintf("statement %s has no @%s", name, args[n]))
+	}
+	t.bound[name] = text
+	return text
+}
+
+// Bound returns what was bound, by the names, and which statements were not.
+func (t *Texts) Bound() (texts map[string]string, unused []string) {
+	for name := range t.raw {
+		if t.bound[name] == "" {
+			unused = append(unused, name)
+		}
+	}
+	return t.bound, unused
+}
+
+// token is what may not be looked into, or an argument.
+var token = regexp.MustCompile(`'[^']*'|--[^\n]*|@[a-z_][a-z0-9_]*`)
+
+// numbered replaces the arguments of a statement, and leaves its comments out.
+func numbered(text string, number func(arg string) string) string {
+	return token.ReplaceAllStringFunc(text, func(s string) string {
+		switch s[0] {
+		case '@':
+			return number(s[1:])
+		case '-':
+			return ""
+		}
+		return s
+	})
+}
+
+// Args are the arguments of a statement with their names, as Bind takes these: what adds them
+// is the one place that has their order.
+type Args struct {
+	Values []any
+	names  []string
+	naming bool
+}
+
+// Add appends an argument.
+func (a *Args) Add(name string, value any) {
+	a.Values = append(a.Values, value)
+	if a.naming {
+		a.names = append(a.names, name)
+	}
+}
+
+// Names are the names of the arguments that add appends.
+func Names(add func(*Args)) []string {
+	a := &Args{naming: true}
+	add(a)
+	return a.names
+}

@@ -1,0 +1,56 @@
+The statements of a claim (claim.go). docs/decisions/queue-claim.md has the figures.
+
+-- name: look
+-- Reads what has fallen due since a moment, and when the next row falls due if that is all.
+-- (Else it is not asked: when a million rows were made due by hand, their old places in the
+-- index are passed until vacuum has been there.)
+with seen as materialized (
+	select domain_key, next_attempt_at from recipient
+	where owner is null and held_at is null and state = 'queued' and (next_attempt_at, domain_key) > (@cursor, @after) and next_attempt_at <= now()
+	order by next_attempt_at, domain_key limit @rows),
+last as (select * from seen order by next_attempt_at desc, domain_key desc limit 1)
+select coalesce(array_agg(distinct domain_key), '{}'), (select next_attempt_at from last), (select domain_key from last), count(*), now(),
+	case when count(*) < @rows then (select extract(epoch from min(next_attempt_at) - now())::float8 from recipient
+		where owner is null and held_at is null and state = 'queued' and next_attempt_at > now() and next_attempt_at < now() + interval '1 year') end
+from seen
+
+-- name: claim
+-- Takes rows of @domains, at most @per_destination of each and of about @messages messages, not
+-- of @busy_users, then at most @siblings of the same messages that are due and not of @busy.
+--
+-- Statistics may say that nothing is due when a million rows are: they fell due since. So
+-- nothing is said in a way that lets the index of what is due be read for one domain (the row
+-- comparison), or an index of what waits for rows whose key is known (coalesce).
+--
+-- The last column is whether the reply was MidText.
+with pick as materialized (
+	select p.message_id, p.n, p.domain_key from unnest(@domains::text[]) d(domain_key) cross join lateral (
+		select r.message_id, r.n, r.domain_key from recipient r
+		where r.domain_key = d.domain_key and (r.domain_key, r.next_attempt_at) <= (d.domain_key, now())
+			and r.owner is null and r.held_at is null and r.state = 'queued' and r.user_id <> all(@busy_users::bigint[])
+		order by r.next_attempt_at, r.message_id limit @per_destination
+		for update skip locked) p
+	limit @messages),
+sibling as materialized (
+	select r.message_id, r.n, r.domain_key from (select distinct message_id from pick) m join recipient r on r.message_id = m.message_id
+	where coalesce(r.owner, 0) = 0 and r.held_at is null and r.state = 'queued' and r.next_attempt_at <= now() and r.domain_key <> all(@busy::text[])
+	limit @siblings
+	for update of r skip locked),
+ranked as (
+	select message_id, n, row_number() over (partition by domain_key order by message_id, n) as nth
+	from (select message_id, n, domain_key from pick union select message_id, n, domain_key from sibling) u)
+update recipient r set owner = @epoch, dot_possible = not @strict, waits_for = null
+from ranked
+where r.message_id = ranked.message_id and r.n = ranked.n and ranked.nth <= @per_destination and coalesce(r.owner, 0) = 0
+returning r.message_id, r.n, r.domain_key, r.local, r.domain, r.notify, r.orcpt_type, r.orcpt, r.attempts, r.possible_duplicate,
+	r.delay_noticed, case when r.expires_at = sane_time(r.expires_at) then extract(epoch from r.expires_at - now())::float8 end, r.reply_code,
+	r.reply_text like '% (said in the middle of the message)'
+
+-- name: first_due
+-- Names the row that a claim of one domain would take first. Like a claim it passes over rows
+-- that others have locked: they are not what failed.
+select r.message_id, r.n from recipient r
+where r.domain_key = @domain and (r.domain_key, r.next_attempt_at) <= (@domain, now())
+	and r.owner is null and r.held_at is null and r.state = 'queued' and r.user_id <> all(@busy_users::bigint[])
+order by r.next_attempt_at, r.message_id limit 1
+for update skip locked
