@@ -11,6 +11,8 @@ import (
 	"postern/relay/smtp"
 )
 
+var sqlSetAside = texts.Bind("set_aside", "message_id", "n", "owner", "reason", "node", "unknown", "lifetime")
+
 // Mail whose rows are bad cannot be sent: a size below 0, a time that is infinite, a body of
 // which octets are missing, an envelope with control characters. The schema keeps programs
 // from writing such rows; a hand, a repair or a damaged disk may do it all the same. They are
@@ -19,22 +21,6 @@ import (
 
 // ErrDamaged says that a stored body is not whole.
 var ErrDamaged = errors.New("the stored message is damaged")
-
-// sqlSetAside holds recipient $2 of message $1, which its owner $3 (0: nobody) cannot use.
-// Times that the schema would refuse are mended, or this could not be written.
-const sqlSetAside = `
-with bad as materialized (select message_id, n, local, domain from recipient
-	where message_id = $1 and n = $2 and coalesce(owner, 0) = $3 and held_at is null for update),
-back as (update recipient r set owner = null, dot_possible = false, held_at = now(), set_aside = $4,
-		possible_duplicate = r.possible_duplicate or $6, attempts = greatest(r.attempts, 0),
-		accepted_at = case when r.accepted_at = sane_time(r.accepted_at) then r.accepted_at else now() end,
-		expires_at = case when r.expires_at = sane_time(r.expires_at) then r.expires_at else now() + $7::interval end,
-		next_attempt_at = now(), notice_at = case when r.notice_at = sane_time(r.notice_at) then r.notice_at else now() end,
-		last_attempt_at = case when r.last_attempt_at = sane_time(r.last_attempt_at) then r.last_attempt_at end
-	from bad where r.message_id = bad.message_id and r.n = bad.n),
-h as (insert into attempt (message_id, n, at, epoch, result, local, domain, node, reply_text, possible_duplicate)
-	select message_id, n, clock_timestamp(), $3, 'hold', local, domain, $5, 'set aside: ' || $4, $6 from bad on conflict do nothing)
-select (select count(*) from bad), ` + durably
 
 // textMissing is why mail is set aside whose body is not whole.
 const textMissing = "octets of its text are missing"

@@ -1,4 +1,4 @@
-The statements of a claim (claim.go). docs/decisions/queue-claim.md has the figures.
+-- The statements of a claim (claim.go). docs/decisions/queue-claim.md has the figures.
 
 -- name: look
 -- Reads what has fallen due since a moment, and when the next row falls due if that is all.

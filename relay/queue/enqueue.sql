@@ -1,6 +1,6 @@
-The statements of a group commit: one round trip, one implicit transaction (commit.go).
-Each array has an element for each message, each row of a body, each recipient, or each
-charge of the group.
+-- The statements of a group commit: one round trip, one implicit transaction (commit.go).
+-- Each array has an element for each message, each row of a body, each recipient, or each
+-- charge of the group.
 
 -- name: enqueue
 -- Inserts nothing if the epoch is dead. The limits come first: what is over one is in no

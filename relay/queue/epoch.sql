@@ -1,4 +1,4 @@
-A node's epoch (epoch.go).
+-- A node's epoch (epoch.go).
 
 -- name: server_start
 -- Tells one life of a server from others.

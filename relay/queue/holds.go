@@ -8,6 +8,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+var sqlCatchUpHolds = texts.Bind("catch_up", "user_id")
+
 const (
 	holdsEvery = 5 * time.Second
 	catchUpFor = 20 * time.Second // from when this node has seen a hold first
@@ -88,15 +90,6 @@ func (h *holds) look(ctx context.Context) error {
 	}
 	return h.catchUp(ctx)
 }
-
-// sqlCatchUpHolds holds what came back to waiting while a hold was made: neither of the
-// two transactions saw the other. What an admin has released since stays so.
-const sqlCatchUpHolds = `
-update recipient r set held_at = now()
-from hold h
-where h.user_id = any($1::bigint[]) and r.user_id = any(array[h.user_id, -1]) and r.owner is null and r.held_at is null and r.state = 'queued'
-	and exists (select from message m where m.id = r.message_id and m.user_id = h.user_id and h.credential_id in (0, m.credential_id) offset 0)
-	and not exists (select from attempt a where a.message_id = r.message_id and a.n = r.n and a.result = 'release' and a.at > h.made_at)`
 
 // catchUp looks after young holds for longer than an outcome can be under way.
 func (h *holds) catchUp(ctx context.Context) error {

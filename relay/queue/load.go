@@ -14,15 +14,11 @@ import (
 	"postern/relay/smtp"
 )
 
-// sqlMessages reads envelopes.
-const sqlMessages = `
-select m.id, m.user_id, m.credential_id, m.sender_local, m.sender_domain, m.size, m.body_type, m.utf8, m.eight_bit, m.ret, m.envid, m.header_id,
-	case when m.accepted_at = sane_time(m.accepted_at) then m.accepted_at end, m.client_addr, m.client_hello, m.listener, m.tls
-from unnest($1::uuid[]) w(id) join message m on m.id = w.id`
-
-// sqlSmallBodies reads whole bodies, their rows in any order.
-const sqlSmallBodies = `
-select b.message_id, b.n, b.chunk from unnest($1::uuid[]) w(id) join body b on b.message_id = w.id`
+var (
+	sqlMessages    = texts.Bind("messages", "id")
+	sqlSmallBodies = texts.Bind("small_bodies", "id")
+	sqlStored      = texts.Bind("stored", "id", "last", "octets")
+)
 
 // loaded is a message as it is stored, see fault.
 type loaded struct {
@@ -46,11 +42,6 @@ func scanMessage(row pgx.CollectableRow) (Message, error) {
 	}
 	return m, err
 }
-
-// sqlStored says of which bodies the last row is stored: they have been stored whole.
-const sqlStored = `
-select w.id from unnest($1::uuid[], $2::int[], $3::int[]) w(id, last, octets)
-where exists (select from stored_body b where b.message_id = w.id and b.n = w.last and octet_length(b.chunk) = w.octets)`
 
 // load reads the messages of ids, which name each once. The fault of each
 // tells what is wrong with it.

@@ -10,6 +10,8 @@ import (
 	"postern/relay/smtp"
 )
 
+var sqlLostNotices = texts.Bind("lost_notices", "rows")
+
 // Loss is how a notice ended without having been delivered. Its sender is the null path,
 // so nobody is sent a notice about it: an admin has to hear of it.
 type Loss string
@@ -30,17 +32,6 @@ type LostNotice struct {
 	To    smtp.Address
 	Reply smtp.Reply // the last that it got; zero when it got none
 }
-
-// sqlLostNotices takes at most $1 losses of which nobody has been told. Two nodes take
-// different ones.
-const sqlLostNotices = `
-select t.message_id, t.about, t.kind, t.lost, coalesce(last.local, ''), coalesce(last.domain, ''),
-	coalesce(last.reply_code, 0), coalesce(last.reply_enhanced, ''), coalesce(last.reply_text, '')
-from (select message_id, about, kind, lost, lost_at from notice
-	where lost is not null and told_at is null order by lost_at limit $1 for update skip locked) t
-left join lateral (select a.local, a.domain, a.reply_code, a.reply_enhanced, a.reply_text from attempt a
-	where a.message_id = t.message_id and not a.fenced order by a.upstream || a.remote_mta <> '' desc, a.reply_code > 0 desc, a.at desc limit 1) last on true
-order by t.lost_at`
 
 const sqlLostNoticesTold = `update notice set told_at = now() where message_id = any($1::uuid[])`
 

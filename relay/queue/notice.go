@@ -15,34 +15,18 @@ import (
 	"postern/relay/smtp"
 )
 
+var (
+	sqlClaimNotices  = texts.Bind("claim_notices", "messages", "epoch")
+	sqlFirstNotice   = texts.Bind("first_notice", "rows")
+	sqlToldBefore    = texts.Bind("told_before", "about", "kind", "user_id", "since")
+	sqlTold          = texts.Bind("told", "message_id", "n", "epoch", "node", "text", "notice", "kind", "user_id", "again")
+	sqlNoticeExists  = texts.Bind("notice_exists", "notice", "epoch")
+	sqlDisown        = texts.Bind("disown", "message_id", "epoch")
+	sqlReleaseNotice = texts.Bind("release_notice", "message_id", "n", "epoch", "wait")
+)
+
 // noticeHeaders bounds the header section that a notice may quote.
 const noticeHeaders = 64 << 10
-
-// sqlClaimNotices takes rows whose notice is due, and the siblings for which the
-// same is due or gathered, so that one notice tells of all of them. A delay notice of a row whose
-// lifetime is over is left to the failure. As in sqlClaim, coalesce keeps the siblings from
-// being looked for among all that is due.
-const sqlClaimNotices = `
-with pick as materialized (
-	select message_id, state ` + firstNotices + `),
-rows as materialized (
-	select r.message_id, r.n from (select distinct message_id, state from pick) p
-		join recipient r on r.message_id = p.message_id and r.state = p.state
-	where coalesce(r.owner, 0) = 0 and r.held_at is null and (r.state <> 'queued' or r.notice_at <= now())
-	for update of r skip locked)
-update recipient r set owner = $2, dot_possible = false
-from rows where r.message_id = rows.message_id and r.n = rows.n and coalesce(r.owner, 0) = 0
-returning r.message_id, r.state, r.n, r.local, r.domain, r.orcpt_type, r.orcpt, r.reply_code, r.reply_enhanced, r.reply_text,
-	r.remote_mta, sane_time(r.last_attempt_at), sane_time(r.expires_at), sane_time(r.accepted_at)`
-
-// sqlFirstNotice names the row that sqlClaimNotices would begin with, for $1 = 1.
-const sqlFirstNotice = `select message_id, n ` + firstNotices
-
-// firstNotices are the first $1 rows whose notice is due and that nobody has locked.
-const firstNotices = `from recipient
-	where notice_at is not null and owner is null and notice_at <= now() and held_at is null
-	order by notice_at limit $1
-	for update skip locked`
 
 type noticeRow struct {
 	id    ID
@@ -211,16 +195,6 @@ const (
 	againLater  = 10 * time.Minute // is how long those beyond wait, and what waits longer is looked at again
 )
 
-// sqlToldBefore says of each message $1 that has had a notice of kind $2 how many they
-// were, the last of them, whether recipients of it are under way, and how many notices
-// user $3 has had since the id $4 that told of a message again.
-const sqlToldBefore = `
-select o.i, count(*), max(t.message_id::text)::uuid, exists (select from recipient r where r.message_id = o.about and r.state = 'queued'),
-	(select count(*) from notice u where u.user_id = o.user_id and u.again and u.message_id >= $4::uuid)
-from unnest($1::uuid[], $2::text[], $3::bigint[]) with ordinality o(about, kind, user_id, i)
-	join notice t on t.about = o.about and t.kind = o.kind
-group by o.i, o.about, o.user_id`
-
 // tooSoon says how long each notice has to wait, 0 for not at all. The first of its kind
 // about a message does not, nor does the last, when no recipient is under way. Between
 // them each waits twice as long as the one before, so that a lifetime of 5 days has room
@@ -280,29 +254,6 @@ func headersOf(head []byte) []byte {
 	}
 	return head
 }
-
-// sqlTold marks rows as told, by the notice $6 if there is one: what is finished goes, a
-// delayed row waits on.
-const sqlTold = `
-with o as materialized (select message_id, n from recipient
-	where message_id = $1 and n = any($2::int[]) and owner is not distinct from $3 for update),
-gone as (delete from recipient r using o where r.message_id = o.message_id and r.n = o.n and r.state <> 'queued' returning r.message_id, r.n),
-kept as (update recipient r set owner = null, notice_at = null, delay_noticed = true, held_at = held_since(r.message_id, r.held_at) from o
-	where r.message_id = o.message_id and r.n = o.n and r.state = 'queued'),
-h as (insert into attempt (message_id, n, at, epoch, result, local, domain, node, reply_text)
-	select r.message_id, r.n, clock_timestamp(), $3, 'noticed', r.local, r.domain, $4, $5
-	from o join recipient r on r.message_id = o.message_id and r.n = o.n
-	on conflict do nothing),
-t as (insert into notice (message_id, about, kind, user_id, again) select $6, $1, $7, $8, $9 where $6::uuid is not null),
-b as (delete from body where message_id = $1 and exists (select from gone)
-	and (select count(*) from gone) = (select count(*) from recipient r where r.message_id = $1))
-select (select count(*) from o), ` + durably
-
-// sqlNoticeExists tells that an earlier try to commit a notice has succeeded after all.
-// It writes something then, so that its own commit waits for the standbys behind that one's.
-const sqlNoticeExists = `
-with touch as (update node set touched = touched + 1 where epoch = $2 and exists (select from message where id = $1))
-select exists (select from message where id = $1), ` + durably
 
 // EnqueueNotice commits the notice message and marks its recipients as told, in
 // one transaction fenced by the epoch. A nil body marks them told without a
@@ -409,10 +360,6 @@ func (ns *notices) markTold(ctx context.Context, tx pgx.Tx, n *Notice, by *ID) e
 	return nil
 }
 
-// sqlDisown lets a recipient wait that was born owned in this transaction.
-const sqlDisown = `
-update recipient set owner = null, held_at = held_since(message_id, held_at) where message_id = $1 and owner is not distinct from $2`
-
 // insert inserts the notice message; its recipient is born waiting.
 func (ns *notices) insert(ctx context.Context, conn *pgx.Conn, j *job) error {
 	var g group
@@ -434,12 +381,6 @@ func rowsOf(n *Notice) []int32 {
 	}
 	return ns
 }
-
-// sqlReleaseNotice gives rows back whose notice could not be made.
-const sqlReleaseNotice = `
-update recipient set owner = null, notice_at = now() + $4::interval,
-	held_at = case when state = 'queued' then held_since(message_id, held_at) else held_at end
-where message_id = $1 and n = any($2::int[]) and owner is not distinct from $3 and notice_at is not null`
 
 // ReleaseNotice gives a notice back, due again after the wait. If the database does
 // not take it, the sweep does.

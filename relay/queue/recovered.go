@@ -9,6 +9,8 @@ import (
 	"time"
 )
 
+var sqlRecovered = texts.Bind("recovered", "ways", "rows")
+
 const (
 	recoveredRows  = 1000                   // rows that one statement makes due
 	recoveredPause = 100 * time.Millisecond // destinations that come back together are asked for together
@@ -123,16 +125,6 @@ func (q *Queue) wakeRecovered(ctx context.Context) {
 		}
 	}
 }
-
-// sqlRecovered makes a part of the rows due that wait for one of the ways.
-const sqlRecovered = `
-with due as materialized (
-	select message_id, n from recipient
-	where waits_for is not null and waits_for = any($1::text[]) and owner is null and held_at is null and state = 'queued' and next_attempt_at > now()
-	order by waits_for, next_attempt_at limit $2
-	for update skip locked)
-update recipient r set next_attempt_at = now(), waits_for = null
-from due where r.message_id = due.message_id and r.n = due.n`
 
 func (q *Queue) makeDue(ctx context.Context, ways []string) error {
 	for tell := !q.cfg.NoNotify; ; tell = false {

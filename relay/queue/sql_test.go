@@ -15,9 +15,6 @@ import (
 	"postern/internal/pgtest"
 )
 
-// partial statements are parts of others.
-var partial = map[string]bool{"sqlLost": true, "sqlTakeBack": true, "sqlUnknown": true, "sqlBack": true}
-
 // statements are those of the .sql files, and the constants sql….
 func statements(t *testing.T) map[string]string {
 	t.Helper()
@@ -25,7 +22,7 @@ func statements(t *testing.T) map[string]string {
 	if len(unused) > 0 {
 		t.Errorf("nobody runs the statements %q", unused)
 	}
-	list := pgtest.Statements(t, partial)
+	list := pgtest.Statements(t, nil)
 	maps.Copy(list, all)
 	return list
 }
@@ -50,8 +47,8 @@ func TestPlansUseKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := statements(t)
-	for _, name := range []string{"delivered", "undelivered", "await_outcomes", "gate", "claim", "enqueue", "enqueue_again", "sqlTold",
-		"sqlTurnWaits", "sqlMoveBody", "sqlChunks"} {
+	for _, name := range []string{"delivered", "undelivered", "await_outcomes", "gate", "claim", "enqueue", "enqueue_again", "told",
+		"turn_waits", "move_body", "sqlChunks"} {
 		description, err := conn.Prepare(ctxOf(t), name, all[name])
 		if err != nil {
 			t.Fatal(err)
@@ -107,6 +104,11 @@ func pgError(code string) *pgconn.PgError {
 	return &pgconn.PgError{Severity: "FEHLER", SeverityUnlocalized: "ERROR", Code: code}
 }
 
+// durably is the part of a statement's select list that makes its own commit wait for
+// durability, whatever the defaults of the role, the database or a pooler's last client are.
+// remote_apply is stronger and stays.
+const durably = `set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)`
+
 // A database or role that defaults to synchronous_commit=off does not weaken a commit.
 func TestCommitIsDurableByItself(t *testing.T) {
 	t.Parallel()
@@ -127,7 +129,7 @@ func TestCommitIsDurableByItself(t *testing.T) {
 	checked := 0
 	for name, sql := range statements(t) {
 		switch name {
-		case "enqueue", "enqueue_again", "delivered", "undelivered", "gate", "sqlReap", "sqlTold":
+		case "enqueue", "enqueue_again", "delivered", "undelivered", "gate", "reap", "told":
 			checked++
 			if !strings.Contains(sql, durably) {
 				t.Errorf("%s does not see to its own durability", name)

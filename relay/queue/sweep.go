@@ -13,6 +13,18 @@ import (
 	"postern/internal/pg"
 )
 
+var (
+	sqlLiving    = texts.Bind("living", "reap_after", "never")
+	sqlReap      = texts.Bind("reap", "rows")
+	sqlReapOne   = texts.Bind("reap_one", "message_id", "n", "epoch")
+	sqlLeftovers = texts.Bind("leftovers", "message_id", "epoch")
+	sqlHandBack  = texts.Bind("hand_back", "epoch", "rows")
+	sqlDead      = texts.Bind("dead", "rows")
+	sqlBodies    = texts.Bind("bodies", "after", "rows")
+	sqlNeverDue  = texts.Bind("never_due")
+	sqlNeverTold = texts.Bind("never_told")
+)
+
 const (
 	reapRows   = 1000 // rows that one statement takes back
 	sweepRows  = 2000 // messages whose body one statement looks at
@@ -71,60 +83,11 @@ func (s *sweeps) round(ctx context.Context) error {
 	return s.s.End(err)
 }
 
-// sqlLiving lists the living epochs, and says whose lease ended long enough ago, and whose
-// ends later than any that a heartbeat takes now: its row is bad, or the clock was set back.
-const sqlLiving = `
-select epoch, name, beat_at::text, expires_at + $1::interval < clock_timestamp(), expires_at > clock_timestamp() + $2::interval
-from node where reaped_at is null`
-
 // sqlKill is the death of an epoch: the heartbeat that races with it either moves
 // beat_at first, and then nothing happens here, or changes no row any more.
 const sqlKill = `update node set reaped_at = clock_timestamp() where epoch = $1 and beat_at::text = $2 and reaped_at is null`
 
-// sqlLost selects rows, by a condition that is appended, that are to be taken from an owner
-// which does not give them back itself.
-const sqlLost = `
-with lost as materialized (
-	select r.message_id, r.n, r.owner, r.dot_possible and r.state = 'queued' as sent, r.state, r.local, r.domain
-	from recipient r where `
-
-// sqlTakeBack takes the rows of lost back. Those that their owner may have sent are flagged,
-// and their history says so.
-const sqlTakeBack = `),
-back as (update recipient r set owner = null, dot_possible = false, held_at = held_since(r.message_id, r.held_at),
-		possible_duplicate = r.possible_duplicate or l.sent,
-		next_attempt_at = case when l.state = 'queued' then greatest(r.next_attempt_at, now()) else r.next_attempt_at end
-	from lost l where r.message_id = l.message_id and r.n = l.n),
-h as (insert into attempt (message_id, n, at, epoch, result, local, domain, node, reply_text, outcome_unknown, possible_duplicate)
-	select l.message_id, l.n, now(), l.owner, 'unknown', l.local, l.domain, coalesce(node.name, ''), `
-
 // sqlReap takes back the rows of dead epochs, sqlReapOne one of them.
-const (
-	sqlReap = sqlLost + `r.owner = any(array(select epoch from node where reaped_at is not null)) limit $1
-	for update skip locked` + sqlBack
-	sqlReapOne = sqlLost + `r.message_id = $1 and r.n = $2 and r.owner = $3 for update skip locked` + sqlBack
-)
-
-const sqlBack = sqlTakeBack + `
-		case when l.sent then 'The node that had this recipient is gone, it may have delivered'
-			else 'The node that had this recipient is gone before it delivered' end, l.sent, l.sent
-	from lost l left join node on node.epoch = l.owner where l.state = 'queued'
-	on conflict do nothing)
-select (select count(*) from lost), ` + durably
-
-// sqlLeftovers takes back rows of messages that an epoch owns but its node does not know
-// of. Those that may have been sent were sent if the database has forgotten how that
-// ended, as after a failover that lost the last moments.
-const sqlLeftovers = sqlLost + `r.message_id = any($1::uuid[]) and r.owner is not distinct from $2 for update` + sqlUnknown
-
-// sqlHandBack takes back at most $2 rows of an epoch that ends.
-const sqlHandBack = sqlLost + `r.owner = $1 limit $2 for update` + sqlUnknown
-
-const sqlUnknown = sqlTakeBack + `'The node had lost track of this recipient, it may have delivered', true, true
-	from lost l left join node on node.epoch = l.owner where l.sent
-	on conflict do nothing)
-select (select count(*) from lost), ` + durably
-
 // reap buries silent epochs and takes their rows back.
 func (s *sweeps) reap(ctx context.Context, conn *pgx.Conn) error {
 	if err := s.bury(ctx, conn); err != nil {
@@ -149,10 +112,6 @@ func (s *sweeps) reap(ctx context.Context, conn *pgx.Conn) error {
 		}
 	}
 }
-
-// sqlDead names rows of dead epochs.
-const sqlDead = `
-select message_id, n, owner from recipient where owner = any(array(select epoch from node where reaped_at is not null)) limit $1`
 
 // reapEach takes rows of dead epochs back one by one. Those whose row makes it fail are set aside.
 func (s *sweeps) reapEach(ctx context.Context, conn *pgx.Conn) (count int, err error) {
@@ -293,17 +252,6 @@ func (s *sweeps) leftovers(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// sqlBodies walks over the table body by key, from each message to the next: a large
-// one that moved here has a thousand rows.
-const sqlBodies = `
-with recursive w(message_id, i) as (
-	(select message_id, 1 from body where message_id > $1 order by message_id limit 1)
-	union all
-	select (select b.message_id from body b where b.message_id > w.message_id order by b.message_id limit 1), w.i + 1
-	from w where w.message_id is not null and w.i < $2),
-gone as (delete from body using w where body.message_id = w.message_id and not exists (select from recipient r where r.message_id = w.message_id))
-select count(message_id), max(message_id::text) from w`
-
 // orphans deletes bodies without rows, a part of them at each round.
 func (s *sweeps) orphans(ctx context.Context, conn *pgx.Conn) error {
 	var count int
@@ -320,15 +268,6 @@ func (s *sweeps) orphans(ctx context.Context, conn *pgx.Conn) error {
 
 // sqlNeverDue makes rows due that no claim would find: their time lies before all calendars
 // or in no year that comes. The same for notices.
-const (
-	sqlNeverDue = `
-update recipient set next_attempt_at = now()
-where owner is null and held_at is null and state = 'queued' and (next_attempt_at < '0001-01-02 00:00+00' or next_attempt_at > now() + interval '1 year')`
-	sqlNeverTold = `
-update recipient set notice_at = now()
-where owner is null and held_at is null and notice_at is not null and notice_at > now() + interval '1 year'`
-)
-
 // timeless mends times that would keep mail for ever: it is due.
 func (s *sweeps) timeless(ctx context.Context, conn *pgx.Conn) error {
 	for _, sql := range []string{sqlNeverDue, sqlNeverTold} {

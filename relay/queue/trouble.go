@@ -64,8 +64,3 @@ func refusal(err error) *Error {
 	}
 	return &Error{Reply: Trouble(err), Err: err}
 }
-
-// durably is the part of a statement's select list that makes its own commit wait
-// for durability, whatever the defaults of the role, the database or a pooler's
-// last client are. remote_apply is stronger and stays.
-const durably = `set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)`

@@ -11,6 +11,14 @@ import (
 	"postern/internal/pg"
 )
 
+var (
+	sqlTurns     = texts.Bind("turns")
+	sqlFirstTurn = texts.Bind("first_turn")
+	sqlNextTurn  = texts.Bind("next_turn", "turn", "next")
+	sqlTurnWaits = texts.Bind("turn_waits", "turn")
+	sqlMoveBody  = texts.Bind("move_body", "turn", "message_id")
+)
+
 const turnPause = 100 * time.Millisecond // between two rounds
 
 // turns empties the tables of large bodies. They are written one after the other;
@@ -72,10 +80,6 @@ type turn struct {
 	Age     time.Duration // since writing changed
 	Size    int64         // octets of its file
 }
-
-// sqlTurns lists the tables.
-const sqlTurns = `
-select turn, writing, clock_timestamp() - changed_at, pg_relation_size(('large_body_' || turn)::regclass) from large_turn order by turn`
 
 func (t *turns) round(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
@@ -140,17 +144,6 @@ func (t *turns) advance(ctx context.Context, conn *pgx.Conn, list []turn) error 
 	return nil
 }
 
-// sqlFirstTurn lets the first table be written to if none is.
-const sqlFirstTurn = `
-insert into large_turn (turn, writing) select n, n = 0 from generate_series(0, 3) n
-on conflict (turn) do update set writing = large_turn.turn = 0 where not exists (select from large_turn where writing)`
-
-// sqlNextTurn does nothing if another node was faster. (The one that is written to
-// goes first, for the index that allows only one.)
-const sqlNextTurn = `
-with was as (update large_turn set writing = false, changed_at = clock_timestamp() where turn = $1 and writing returning turn)
-update large_turn set writing = true, changed_at = clock_timestamp() where turn = $2 and not writing and exists (select from was)`
-
 // sqlClear truncates a table in which nothing waits.
 const sqlClear = `select clear_large_body($1)`
 
@@ -165,24 +158,6 @@ func (t *turns) clear(ctx context.Context, conn *pgx.Conn, u *turn) error {
 	}
 	return nil
 }
-
-// sqlTurnWaits lists the messages of one table that have recipients, stepping from
-// message to message: each has hundreds of rows.
-const sqlTurnWaits = `
-with recursive w(message_id) as (
-	(select message_id from large_body where turn = $1 order by message_id limit 1)
-	union all
-	select (select b.message_id from large_body b where b.turn = $1 and b.message_id > w.message_id order by b.message_id limit 1)
-	from w where w.message_id is not null)
-select message_id from w where exists (select from recipient r where r.message_id = w.message_id)`
-
-// sqlMoveBody moves one message's octets to where mail may wait for days. Two nodes may
-// move the same message, by different plans: its rows are locked in their order first, or
-// each could wait for a row of the other.
-const sqlMoveBody = `
-with mine as materialized (select n from large_body where turn = $1 and message_id = $2 order by n for update),
-gone as (delete from large_body l using mine where l.turn = $1 and l.message_id = $2 and l.n = mine.n returning l.message_id, l.n, l.chunk)
-insert into body (message_id, n, chunk) select message_id, n, chunk from gone where n >= 0`
 
 // move moves what still waits in u, each message in a transaction of its own.
 func (t *turns) move(ctx context.Context, conn *pgx.Conn, u *turn) error {

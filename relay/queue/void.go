@@ -11,6 +11,11 @@ import (
 	"postern/internal/pg"
 )
 
+var (
+	sqlVoidMessage = texts.Bind("void_message", "id", "user_id", "credential_id", "sender_local", "sender_domain", "size", "accepted_at", "node", "recipients")
+	sqlVoidRows    = texts.Bind("void_rows", "message_id", "epoch", "node")
+)
+
 // voids takes back messages whose commit is in doubt and whose client was told
 // 451. Their rows, if there are any, are ours until that is done: nobody sends them.
 type voids struct {
@@ -92,22 +97,6 @@ func (v *voids) round(ctx context.Context) int {
 	v.list = append(left, v.list...)
 	return len(v.list)
 }
-
-// sqlVoidMessage waits for a transaction that is still inserting this id, and takes
-// the id if there is none, so that a commit that comes later is refused by its key.
-const sqlVoidMessage = `
-insert into message (id, user_id, credential_id, sender_local, sender_domain, size, body_type, utf8, ret, envid, header_id,
-	accepted_at, client_addr, client_hello, listener, tls, node, recipients, voided_at)
-values ($1, $2, $3, $4, $5, $6, '', false, '', '', '', $7, '', '', '', '', $8, $9, clock_timestamp())
-on conflict (id) do update set voided_at = clock_timestamp()`
-
-// sqlVoidRows is a statement of its own: its snapshot is younger than the wait.
-const sqlVoidRows = `
-with gone as (delete from recipient where message_id = $1 and owner is not distinct from $2 returning message_id, n, local, domain),
-told as (insert into attempt (message_id, n, at, epoch, result, local, domain, node, reply_text)
-	select message_id, n, clock_timestamp(), $2, 'void', local, domain, $3, 'refused with 451: its commit was not known in time' from gone)
-delete from body b where b.message_id = $1
-	and not exists (select from recipient r where r.message_id = $1 and r.owner is distinct from $2)`
 
 // sqlTaken counts the rows that somebody else has by now.
 const sqlTaken = `select count(*) from recipient where message_id = $1`
