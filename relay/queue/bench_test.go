@@ -184,3 +184,42 @@ func fillMillion(b *testing.B, db *pgtest.DB) {
 		exec(b, db, sql)
 	}
 }
+
+// BenchmarkStatement is what it takes of this process to make the arguments of a group of
+// messages, and of their outcomes.
+func BenchmarkStatement(b *testing.B) {
+	for _, messages := range []int{1, 64} {
+		q := &Queue{cfg: Config{Node: "a"}}
+		q.times.Store(&Times{})
+		jobs := make([]*job, messages)
+		outcomes := make([]ending, messages)
+		for i := range jobs {
+			jobs[i] = &job{m: message(), rcpts: rcpts("bob@example.net")}
+			outcomes[i] = ending{Outcome: Outcome{Message: jobs[i].m.ID, Recipient: jobs[i].rcpts[0].Address, Result: Delivered}}
+		}
+		b.Run("enqueue "+strconv.Itoa(messages), func(b *testing.B) {
+			b.ReportAllocs()
+			var g group
+			for b.Loop() {
+				g.reset()
+				for _, j := range jobs {
+					g.add(j, false)
+				}
+				var v verdict
+				g.statement(q, jobs, false, &v)
+			}
+		})
+		b.Run("settle "+strconv.Itoa(messages), func(b *testing.B) {
+			b.ReportAllocs()
+			var c endings
+			for b.Loop() {
+				settleArguments(q, &c, outcomes)
+			}
+		})
+	}
+}
+
+func settleArguments(q *Queue, c *endings, group []ending) []any {
+	c.fill(q, group, true, false).delivered(&c.args)
+	return c.args.Values
+}
