@@ -325,6 +325,10 @@ func (n *node) buildQueue(ctx context.Context, url string) error {
 	q := n.cfg.Queue
 	suspect := func(err error) bool { return n.queue.Suspect(err) }
 	n.anomaly = anomaly.New(anomaly.Config{Pool: workPool, Log: n.log, Guard: n.guard, Trouble: suspect})
+	n.retention = retention.New(retention.Config{
+		Pool: workPool, Log: n.log, Guard: n.guard, Trouble: suspect,
+		History: time.Duration(q.History), Correspondents: time.Duration(n.cfg.Retention.Correspondents),
+	})
 	n.queue = queue.New(queue.Config{
 		EnqueuePool: enqueuePool, WorkPool: workPool, Node: n.name, Log: n.log, Guard: n.guard,
 		Lifetime: time.Duration(q.Lifetime), DelayNotice: time.Duration(q.DelayNotice),
@@ -334,12 +338,8 @@ func (n *node) buildQueue(ctx context.Context, url string) error {
 		DiskFree: n.diskFree(),
 		Near:     n.nearLimit(workPool),
 		Observer: n.metrics.queueObserver(),
-		Watcher:  n.anomaly,
+		Watcher:  n.anomaly, LargeStored: n.retention.LargeStored,
 		HoldMade: n.held(workPool, n.mail.Hold), HoldEnded: n.held(workPool, n.mail.Released),
-	})
-	n.retention = retention.New(retention.Config{
-		Pool: workPool, Log: n.log, Guard: n.guard, Trouble: suspect,
-		History: time.Duration(q.History), Correspondents: time.Duration(n.cfg.Retention.Correspondents),
 	})
 	return nil
 }

@@ -199,7 +199,6 @@ func (b *backlog) chores() {
 	b.cost("notices", 1000, sqlClaimNotices, 10, 1)
 	b.cost("never due", 20, sqlNeverDue)
 	b.cost("never told", 20, sqlNeverTold)
-	b.cost("orphans", 20*sweepRows, sqlBodies, ID{}, sweepRows)
 }
 
 // dueAtOnce lets all fall due at one moment.

@@ -439,14 +439,14 @@ func TestLimitRowLocked(t *testing.T) {
 func TestRefusedLargeIsNotStored(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	q := start(t, calmConfig(db), quiet)
+	q := start(t, calmConfig(db))
 	m := message()
 	m.Charges = []Charge{limitOf(ChargeBytes, 100, time.Hour)}
 	_, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody(make([]byte, smallBody+1)), true)
 	if over := isOver(err); over == nil || over.Amount != smallBody+1 || !over.RetryAt.IsZero() {
 		t.Errorf("%v: %+v", err, over)
 	}
-	if n := count(t, db, sqlTurnFiles); n != 0 {
+	if n := count(t, db, `select sum(pg_relation_size(('large_body_' || turn)::regclass)) from large_turn`); n != 0 {
 		t.Errorf("%d octets are stored", n)
 	}
 }

@@ -345,7 +345,7 @@ func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *job, aga
 		return err
 	}
 	inserted, err := g.queryAndCommit(ctx, conn, c.q, []*job{j})
-	c.q.turns.grow()
+	c.q.largeStored()
 	if err == nil && inserted == 0 && !g.refusedAny() {
 		return errEpochLost
 	}
@@ -372,7 +372,7 @@ func (c *committer) insertLargeAgain(ctx context.Context, conn *pgx.Conn, j *job
 	if err := tx.Commit(ctx); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
-	c.q.turns.grow()
+	c.q.largeStored()
 	return nil
 }
 

@@ -27,6 +27,12 @@ func (q *Queue) accepted(j *job) {
 	}
 }
 
+func (q *Queue) largeStored() {
+	if q.cfg.LargeStored != nil {
+		q.cfg.LargeStored()
+	}
+}
+
 // ended tells the watcher of outcomes, which are written.
 func (q *Queue) ended(group []ending) {
 	if q.cfg.Watcher == nil {

@@ -37,8 +37,10 @@ type Config struct {
 	// were begun before that moment should be closed. It must not block.
 	Moved func(before time.Time)
 
-	Near      func(NearLimit) // told by one node of a limit that is nearly used up; nil for nobody
-	HoldMade  func(UserHold)  // told by every node of a hold, within 5 s; nil for nobody
+	Near        func(NearLimit) // told by one node of a limit that is nearly used up; nil for nobody
+	LargeStored func()          // told after the commit of a large message; nil for nobody
+
+	HoldMade  func(UserHold) // told by every node of a hold, within 5 s; nil for nobody
 	HoldEnded func(UserHold)
 	Observer  Observer      // told of commits and claims
 	Watcher   Watcher       // told of what users send and how it ends; nil for nobody
@@ -70,7 +72,6 @@ type Queue struct {
 	notices *notices
 	signals *signals
 	sweeps  *sweeps
-	turns   *turns
 	room    *room
 	holds   *holds
 	held    *held
@@ -148,7 +149,6 @@ func New(cfg Config) *Queue {
 	q.signals = newSignals(q)
 	q.epochs.turned.Store(int64(q.clock.Now()))
 	q.sweeps = newSweeps(q)
-	q.turns = newTurns(q)
 	q.room = newRoom(q)
 	q.holds = newHolds(q)
 	q.recovered = recovered{ways: make(map[string]bool), grown: make(chan struct{}, 1)}
@@ -166,7 +166,7 @@ func (q *Queue) Start(ctx context.Context) error {
 	q.commits.start()
 	q.settles.done.Go(q.kept(background, "settling", q.settles.run))
 	for what, run := range map[string]func(context.Context){
-		"the heartbeat": q.epochs.run, "voiding": q.commits.voids.run, "the sweep": q.sweeps.run, "large bodies": q.turns.run,
+		"the heartbeat": q.epochs.run, "voiding": q.commits.voids.run, "the sweep": q.sweeps.run,
 		"the reserve": q.room.run, "holds": q.holds.run, "listening": q.signals.listen,
 		"notifying": q.signals.notify, "recovered destinations": q.wakeRecovered,
 	} {

@@ -47,8 +47,7 @@ func TestPlansUseKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := statements(t)
-	for _, name := range []string{"delivered", "undelivered", "await_outcomes", "gate", "claim", "enqueue", "enqueue_again", "told",
-		"turn_waits", "move_body", "sqlChunks"} {
+	for _, name := range []string{"delivered", "undelivered", "await_outcomes", "gate", "claim", "enqueue", "enqueue_again", "told", "sqlChunks"} {
 		description, err := conn.Prepare(ctxOf(t), name, all[name])
 		if err != nil {
 			t.Fatal(err)
@@ -153,24 +152,4 @@ func TestAskedIsHeard(t *testing.T) {
 		Hurry(ctxOf(t), db.Pool)
 		return q.Asked() > 0
 	})
-}
-
-// The sweep deletes bodies without rows, and nothing else.
-func TestSweepDeletesOrphans(t *testing.T) {
-	t.Parallel()
-	db := pgtest.New(t)
-	q := start(t, calmConfig(db))
-	live, _ := put(t, q, true, "a@example.net")
-	orphan, _ := put(t, q, true, "b@example.net")
-	exec(t, db, `delete from recipient where message_id = $1`, orphan.ID)
-	conn := working(t, db)
-	s := newSweeps(q)
-	for range 2 {
-		if err := s.orphans(ctxOf(t), conn); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if n, m := count(t, db, `select count(*) from body`), count(t, db, `select count(*) from body where message_id = $1`, live.ID); n != 1 || m != 1 {
-		t.Errorf("%d bodies, %d of the live message", n, m)
-	}
 }

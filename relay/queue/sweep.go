@@ -7,7 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"postern/internal/pg"
@@ -20,14 +19,12 @@ var (
 	sqlLeftovers = texts.Bind("leftovers", "message_id", "epoch")
 	sqlHandBack  = texts.Bind("hand_back", "epoch", "rows")
 	sqlDead      = texts.Bind("dead", "rows")
-	sqlBodies    = texts.Bind("bodies", "after", "rows")
 	sqlNeverDue  = texts.Bind("never_due")
 	sqlNeverTold = texts.Bind("never_told")
 )
 
 const (
 	reapRows   = 1000 // rows that one statement takes back
-	sweepRows  = 2000 // messages whose body one statement looks at
 	sweepEvery = time.Minute
 )
 
@@ -38,8 +35,7 @@ type sweeps struct {
 
 	seen     map[int64]beatSeen // of other epochs, to be sure that they are silent
 	suspects map[ID]bool        // rows of ours that nobody held at the last round
-	bodies   ID                 // where the walk over the bodies is
-	slow     time.Time          // when orphans are looked for next
+	slow     time.Time          // when times are looked at next
 }
 
 type beatSeen struct {
@@ -78,7 +74,7 @@ func (s *sweeps) round(ctx context.Context) error {
 	err = errors.Join(s.reap(ctx, conn), s.leftovers(ctx, conn))
 	if err == nil && time.Now().After(s.slow) {
 		s.slow = time.Now().Add(sweepEvery)
-		err = errors.Join(s.orphans(ctx, conn), s.timeless(ctx, conn))
+		err = s.timeless(ctx, conn)
 	}
 	return s.s.End(err)
 }
@@ -252,22 +248,6 @@ func (s *sweeps) leftovers(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// orphans deletes bodies without rows, a part of them at each round.
-func (s *sweeps) orphans(ctx context.Context, conn *pgx.Conn) error {
-	var count int
-	var last *string
-	if err := conn.QueryRow(ctx, sqlBodies, s.bodies, sweepRows).Scan(&count, &last); err != nil {
-		return fmt.Errorf("orphans: %w", err)
-	}
-	s.bodies = ID{}
-	if count > 0 {
-		s.bodies, _ = uuid.Parse(*last)
-	}
-	return nil
-}
-
-// sqlNeverDue makes rows due that no claim would find: their time lies before all calendars
-// or in no year that comes. The same for notices.
 // timeless mends times that would keep mail for ever: it is due.
 func (s *sweeps) timeless(ctx context.Context, conn *pgx.Conn) error {
 	for _, sql := range []string{sqlNeverDue, sqlNeverTold} {

@@ -78,17 +78,6 @@ select (select count(*) from lost), set_config('synchronous_commit', case curren
 -- Names rows of dead epochs.
 select message_id, n, owner from recipient where owner = any(array(select epoch from node where reaped_at is not null)) limit @rows
 
--- name: bodies
--- Walks over the table body by key, from each message to the next, since a large one that moved
--- here has a thousand rows, and deletes those without a recipient.
-with recursive w(message_id, i) as (
-	(select message_id, 1 from body where message_id > @after order by message_id limit 1)
-	union all
-	select (select b.message_id from body b where b.message_id > w.message_id order by b.message_id limit 1), w.i + 1
-	from w where w.message_id is not null and w.i < @rows),
-gone as (delete from body using w where body.message_id = w.message_id and not exists (select from recipient r where r.message_id = w.message_id))
-select count(message_id), max(message_id::text) from w
-
 -- name: never_due
 -- Makes rows due that no claim would find: their time lies before all calendars or in no year
 -- that comes.

@@ -47,6 +47,7 @@ func TestForgettingCosts(t *testing.T) {
 	cost("forget history, nothing", 10_000, sqlForget, queue.FirstID(time.Now().Add(-50*365*24*time.Hour)), forgetMost, time.Now(), forgetAttempts, time.Second, time.Second)
 	queuetest.Exec(t, db, `update history_walk set past = default, next_at = now()`)
 	cost("forget history, all live", 30*forgetMost, sqlForget, queue.FirstID(time.Now()), forgetMost, time.Now(), forgetAttempts, time.Second, time.Second)
+	cost("orphans", 20*orphanRows, sqlOrphans, queue.ID{}, orphanRows)
 	cost("forget nodes", 50, sqlForgetNodes)
 	cost("forget holds", 50, sqlForgetHolds)
 	cost("forget usage", 10*forgetRows, sqlForgetUsage, 0, 0, 0, 0, forgetRows)

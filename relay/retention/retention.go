@@ -36,7 +36,7 @@ const (
 
 // Config configures a Retention; zero durations take the defaults named.
 type Config struct {
-	Pool  *pgxpool.Pool // the settings of its connection
+	Pool  *pgxpool.Pool // the settings of its connections
 	Log   *slog.Logger
 	Guard *panics.Guard // keeps what panics from ending the process; may be nil
 
@@ -48,7 +48,7 @@ type Config struct {
 	Trouble func(error) bool
 }
 
-// Retention deletes in small batches with pauses between them, over a connection of its own.
+// Retention deletes in small batches with pauses between them, over connections of its own.
 // Any number of nodes may be at it.
 type Retention struct {
 	cfg  Config
@@ -61,6 +61,8 @@ type Retention struct {
 	rest  time.Duration // after it, for all nodes
 	usage usageKey      // where the walk over the windows of limits is
 	small time.Time     // when the smaller tables are next
+
+	bodies *bodies
 
 	stop context.CancelFunc
 	loop sync.WaitGroup
@@ -77,7 +79,7 @@ func New(cfg Config) *Retention {
 	if cfg.Trouble == nil {
 		cfg.Trouble = func(error) bool { return false }
 	}
-	r := &Retention{cfg: cfg, log: cfg.Log, conn: pg.NewDedicated(cfg.Pool, pg.TuneWork), every: retentionEvery, rows: forgetLeast, rest: forgetShort}
+	r := &Retention{cfg: cfg, log: cfg.Log, conn: pg.NewDedicated(cfg.Pool, pg.TuneWork), every: retentionEvery, rows: forgetLeast, rest: forgetShort, bodies: newBodies(cfg)}
 	r.SetHistory(30 * 24 * time.Hour)
 	r.SetHistory(cfg.History)
 	return r
@@ -95,6 +97,7 @@ func (r *Retention) Start() {
 	ctx, stop := context.WithCancel(context.Background())
 	r.stop = stop
 	r.loop.Go(func() { r.cfg.Guard.Keep(ctx, "retention", func() { r.run(ctx) }) })
+	r.loop.Go(func() { r.cfg.Guard.Keep(ctx, "retention: bodies", func() { r.bodies.run(ctx) }) })
 }
 
 // Close ends the work. A batch that is under way is undone.

@@ -1,15 +1,23 @@
-package queue
+package retention
 
 import (
 	"context"
+	"embed"
 	"errors"
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"postern/internal/pg"
+	"postern/relay/queue"
 )
+
+//go:embed *.sql
+var files embed.FS
+
+var texts = pg.Load(files)
 
 var (
 	sqlTurns     = texts.Bind("turns")
@@ -17,41 +25,55 @@ var (
 	sqlNextTurn  = texts.Bind("next_turn", "turn", "next")
 	sqlTurnWaits = texts.Bind("turn_waits", "turn")
 	sqlMoveBody  = texts.Bind("move_body", "turn", "message_id")
+	sqlClear     = texts.Bind("clear", "turn")
+	sqlOrphans   = texts.Bind("orphans", "after", "rows")
 )
 
-const turnPause = 100 * time.Millisecond // between two rounds
+const (
+	turnEvery = 5 * time.Second        // the round that needs no message
+	turnPause = 100 * time.Millisecond // between two rounds
 
-// turns empties the tables of large bodies. They are written one after the other;
+	orphanRows  = 2000 // messages whose body one statement looks at
+	orphanEvery = time.Minute
+)
+
+// bodies empties the tables of large bodies. They are written one after the other;
 // one in which no message has a recipient left is truncated, written to or not.
 //
 // Nothing depends on who writes where: a table is looked through and truncated under
 // a lock that keeps writers and readers out, so what is committed into it before is
 // seen, and what comes later finds it empty. The lock is never waited for, and its
 // holder waits for no other.
-type turns struct {
-	q     *Queue
-	s     *pg.Dedicated
+//
+// Of small bodies it deletes those that the end of their message has left: two nodes that
+// delete the last two rows of one message at the same moment both leave its body.
+type bodies struct {
+	cfg   Config
+	conn  *pg.Dedicated
 	grown chan struct{} // capacity 1: a large message was committed, and others may be finished by now
-	every time.Duration // the round that needs no message
+	every time.Duration
 	bytes int64         // 64 MiB: a table with so much is followed by the next
 	age   time.Duration // 1 min: or after so long, and as long again later what still waits in it moves
+
+	walk    queue.ID  // where the walk over the small bodies is
+	orphans time.Time // when it goes on
 }
 
-func newTurns(q *Queue) *turns {
-	return &turns{q: q, s: pg.NewDedicated(q.cfg.WorkPool, pg.TuneWork), grown: make(chan struct{}, 1),
-		every: q.cfg.Heartbeat, bytes: 64 << 20, age: time.Minute}
+func newBodies(cfg Config) *bodies {
+	return &bodies{cfg: cfg, conn: pg.NewDedicated(cfg.Pool, pg.TuneWork), grown: make(chan struct{}, 1),
+		every: turnEvery, bytes: 64 << 20, age: time.Minute, orphans: time.Now().Add(orphanEvery)}
 }
 
-// grow makes the next round come soon.
-func (t *turns) grow() {
+// LargeStored makes the next round of large bodies come soon: one was committed.
+func (r *Retention) LargeStored() {
 	select {
-	case t.grown <- struct{}{}:
+	case r.bodies.grown <- struct{}{}:
 	default:
 	}
 }
 
-func (t *turns) run(ctx context.Context) {
-	defer t.s.Close()
+func (t *bodies) run(ctx context.Context) {
+	defer t.conn.Close()
 	for {
 		select {
 		case <-ctx.Done():
@@ -65,9 +87,9 @@ func (t *turns) run(ctx context.Context) {
 		case <-time.After(t.every):
 		}
 		if err := t.round(ctx); err != nil && ctx.Err() == nil {
-			t.s.Drop()
-			if !t.q.epochs.suspectIfDown(err) {
-				t.q.log.Warn("queue: large bodies are cleared later", "error", err)
+			t.conn.Drop()
+			if !t.cfg.Trouble(err) {
+				t.cfg.Log.Warn("retention: bodies are cleared later", "error", err)
 			}
 		}
 	}
@@ -81,17 +103,22 @@ type turn struct {
 	Size    int64         // octets of its file
 }
 
-func (t *turns) round(ctx context.Context) error {
+func (t *bodies) round(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	conn, err := t.s.Get(ctx)
+	conn, err := t.conn.Get(ctx)
 	if err != nil {
 		return err
 	}
-	return t.s.End(t.tidy(ctx, conn))
+	err = t.tidy(ctx, conn)
+	if now := time.Now(); now.After(t.orphans) {
+		t.orphans = now.Add(orphanEvery)
+		err = errors.Join(err, t.sweep(ctx, conn))
+	}
+	return t.conn.End(err)
 }
 
-func (t *turns) tidy(ctx context.Context, conn *pgx.Conn) error {
+func (t *bodies) tidy(ctx context.Context, conn *pgx.Conn) error {
 	rows, err := conn.Query(ctx, sqlTurns)
 	if err != nil {
 		return fmt.Errorf("list turns: %w", err)
@@ -118,7 +145,7 @@ func (t *turns) tidy(ctx context.Context, conn *pgx.Conn) error {
 }
 
 // advance lets the next table that is empty be written to, if it is time.
-func (t *turns) advance(ctx context.Context, conn *pgx.Conn, list []turn) error {
+func (t *bodies) advance(ctx context.Context, conn *pgx.Conn, list []turn) error {
 	var writing, next *turn
 	for i := range list {
 		u := &list[i]
@@ -144,11 +171,8 @@ func (t *turns) advance(ctx context.Context, conn *pgx.Conn, list []turn) error 
 	return nil
 }
 
-// sqlClear truncates a table in which nothing waits.
-const sqlClear = `select clear_large_body($1)`
-
 // clear truncates u if nothing in it is waited for, and sets u.Size to 0 then.
-func (t *turns) clear(ctx context.Context, conn *pgx.Conn, u *turn) error {
+func (t *bodies) clear(ctx context.Context, conn *pgx.Conn, u *turn) error {
 	var cleared bool
 	if err := conn.QueryRow(ctx, sqlClear, u.Turn).Scan(&cleared); err != nil {
 		return fmt.Errorf("clear turn %d: %w", u.Turn, err)
@@ -160,12 +184,12 @@ func (t *turns) clear(ctx context.Context, conn *pgx.Conn, u *turn) error {
 }
 
 // move moves what still waits in u, each message in a transaction of its own.
-func (t *turns) move(ctx context.Context, conn *pgx.Conn, u *turn) error {
+func (t *bodies) move(ctx context.Context, conn *pgx.Conn, u *turn) error {
 	rows, err := conn.Query(ctx, sqlTurnWaits, u.Turn)
 	if err != nil {
 		return fmt.Errorf("list what waits in turn %d: %w", u.Turn, err)
 	}
-	waits, err := pgx.CollectRows(rows, pgx.RowTo[ID])
+	waits, err := pgx.CollectRows(rows, pgx.RowTo[queue.ID])
 	if err != nil {
 		return fmt.Errorf("list what waits in turn %d: %w", u.Turn, err)
 	}
@@ -179,4 +203,18 @@ func (t *turns) move(ctx context.Context, conn *pgx.Conn, u *turn) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// sweep deletes small bodies without recipients, a part of them at each call.
+func (t *bodies) sweep(ctx context.Context, conn *pgx.Conn) error {
+	var count int
+	var last *string
+	if err := conn.QueryRow(ctx, sqlOrphans, t.walk, orphanRows).Scan(&count, &last); err != nil {
+		return fmt.Errorf("orphans: %w", err)
+	}
+	t.walk = queue.ID{}
+	if count > 0 {
+		t.walk, _ = uuid.Parse(*last)
+	}
+	return nil
 }

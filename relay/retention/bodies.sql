@@ -1,4 +1,4 @@
--- The tables of large bodies (turns.go).
+-- Octets of messages that nobody waits for (bodies.go).
 
 -- name: turns
 -- Lists the tables.
@@ -32,3 +32,18 @@ select message_id from w where exists (select from recipient r where r.message_i
 with mine as materialized (select n from large_body where turn = @turn and message_id = @message_id order by n for update),
 gone as (delete from large_body l using mine where l.turn = @turn and l.message_id = @message_id and l.n = mine.n returning l.message_id, l.n, l.chunk)
 insert into body (message_id, n, chunk) select message_id, n, chunk from gone where n >= 0
+
+-- name: orphans
+-- Walks over the table body by key, from each message to the next, since a large one that moved
+-- here has a thousand rows, and deletes those without a recipient.
+with recursive w(message_id, i) as (
+	(select message_id, 1 from body where message_id > @after order by message_id limit 1)
+	union all
+	select (select b.message_id from body b where b.message_id > w.message_id order by b.message_id limit 1), w.i + 1
+	from w where w.message_id is not null and w.i < @rows),
+gone as (delete from body using w where body.message_id = w.message_id and not exists (select from recipient r where r.message_id = w.message_id))
+select count(message_id), max(message_id::text) from w
+
+-- name: clear
+-- Truncates a table in which nothing waits.
+select clear_large_body(@turn)
