@@ -75,16 +75,22 @@ func (c *Charge) amount(j *job) int64 {
 	return 1
 }
 
-// arguments adds what charge_usage takes, from scopes on.
+// arguments adds what charge_usage takes, from scopes on: null where there are no limits.
 func (c *charges) arguments(a *pg.Args) {
-	a.Add("limit_scope", c.scope)
-	a.Add("limit_subject", c.subject)
-	a.Add("limit_kind", c.kind)
-	a.Add("limit_window", c.window)
-	a.Add("charge_message", c.msg)
-	a.Add("charge_limit", c.row)
-	a.Add("charge_amount", c.sum)
-	a.Add("charge_most", c.most)
+	add := func(name string, list any) {
+		if len(c.rows) == 0 {
+			list = nil
+		}
+		a.Add(name, list)
+	}
+	add("limit_scope", c.scope)
+	add("limit_subject", c.subject)
+	add("limit_kind", c.kind)
+	add("limit_window", c.window)
+	add("charge_message", c.msg)
+	add("charge_limit", c.row)
+	add("charge_amount", c.sum)
+	add("charge_most", c.most)
 }
 
 // NearLimit says that a user or a credential has come to four fifths of a limit. It is

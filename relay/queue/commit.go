@@ -567,8 +567,11 @@ func (g *group) statement(q *Queue, jobs []*job, again bool, v *verdict) (sql st
 	if again {
 		sql = sqlEnqueueAgain
 	}
-	var unused *string
-	return sql, g.args.Values, []any{&v.inserted, &unused, &v.held, &v.refused, &v.charge, &v.used, &v.retryAt, &v.nearRow, &v.nearUsed}
+	results = []any{&v.inserted, nil, &v.held, nil, nil, nil, nil, nil, nil}
+	if len(g.charges.rows) > 0 {
+		results = append(results[:3], &v.refused, &v.charge, &v.used, &v.retryAt, &v.nearRow, &v.nearUsed)
+	}
+	return sql, g.args.Values, results
 }
 
 // decided notes a verdict and returns how many messages were inserted.

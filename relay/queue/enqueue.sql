@@ -46,12 +46,15 @@ r as (
 select (select count(*) from m),
 	set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true),
 	case when exists (select from hold) then (select array_agg(h.id) from h) end,
-	(select array_agg(v.id order by v.charge) from verdict v where v.refused),
-	(select array_agg(v.charge order by v.charge) from verdict v where v.refused),
-	(select array_agg(v.used order by v.charge) from verdict v where v.refused),
-	(select array_agg(v.retry_at order by v.charge) from verdict v where v.refused),
-	(select array_agg(v.charge order by v.charge) from verdict v where v.id is null),
-	(select array_agg(v.used order by v.charge) from verdict v where v.id is null)
+	x.refused, x.charge, x.used, x.retry_at, x.near, x.near_used
+from (
+	select array_agg(v.id order by v.charge) filter (where v.refused) as refused,
+		array_agg(v.charge order by v.charge) filter (where v.refused) as charge,
+		array_agg(v.used order by v.charge) filter (where v.refused) as used,
+		array_agg(v.retry_at order by v.charge) filter (where v.refused) as retry_at,
+		array_agg(v.charge order by v.charge) filter (where v.id is null) as near,
+		array_agg(v.used order by v.charge) filter (where v.id is null) as near_used
+	from verdict v) x
 
 -- name: enqueue_again
 -- For a commit in doubt: what exists is left alone (its rows may be finished and gone by now,
@@ -94,9 +97,12 @@ r as (
 select (select count(*) from m),
 	set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true),
 	case when exists (select from hold) then (select array_agg(h.id) from h) end,
-	(select array_agg(v.id order by v.charge) from verdict v where v.refused),
-	(select array_agg(v.charge order by v.charge) from verdict v where v.refused),
-	(select array_agg(v.used order by v.charge) from verdict v where v.refused),
-	(select array_agg(v.retry_at order by v.charge) from verdict v where v.refused),
-	(select array_agg(v.charge order by v.charge) from verdict v where v.id is null),
-	(select array_agg(v.used order by v.charge) from verdict v where v.id is null)
+	x.refused, x.charge, x.used, x.retry_at, x.near, x.near_used
+from (
+	select array_agg(v.id order by v.charge) filter (where v.refused) as refused,
+		array_agg(v.charge order by v.charge) filter (where v.refused) as charge,
+		array_agg(v.used order by v.charge) filter (where v.refused) as used,
+		array_agg(v.retry_at order by v.charge) filter (where v.refused) as retry_at,
+		array_agg(v.charge order by v.charge) filter (where v.id is null) as near,
+		array_agg(v.used order by v.charge) filter (where v.id is null) as near_used
+	from verdict v) x
