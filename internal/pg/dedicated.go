@@ -128,6 +128,7 @@ func (d *Dedicated) connect(ctx context.Context) (*pgx.Conn, error) {
 		closeNow(conn)
 		return nil, fmt.Errorf("settings: %w", err)
 	}
+	fastArrays(conn.TypeMap())
 	if d.OnConnect != nil {
 		if err := d.OnConnect(ctx, conn); err != nil {
 			closeNow(conn)
