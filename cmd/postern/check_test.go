@@ -159,7 +159,7 @@ func reported(n ast.Node) string {
 func TestCheckFindsEveryKind(t *testing.T) {
 	t.Parallel()
 	planted := map[string]string{
-		"config.missing": "TestCheckWithoutAConfiguration", "port.privileged": "TestCheckKnowsPrivilegedPorts",
+		"config.missing": "TestCheckWithoutAConfiguration", "key.denied": "TestCheckJudgesTheKey", "port.privileged": "TestCheckKnowsPrivilegedPorts",
 		"port.handed": "TestCheckKnowsSocketsOfTheServiceManager", "db.durable": "TestCheckJudgesTheServer", "db.durability": "TestCheckJudgesTheServer", "db.replica-missing": "TestCheckJudgesTheServer",
 		"db.autovacuum": "TestCheckJudgesTheServer", "db.timeouts": "TestCheckJudgesTheServer", "db.slot": "TestCheckJudgesTheServer", "db.clear": "TestCheckJudgesTheWayToTheDatabase", "db.unverified": "TestCheckJudgesTheWayToTheDatabase",
 		"db.replica": "TestCheckJudgesReplicas", "upstream.clear": "TestCheckJudgesUpstreamsInClear",

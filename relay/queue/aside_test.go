@@ -620,3 +620,35 @@ func TestHalved(t *testing.T) {
 		t.Errorf("trouble that is nobody's own: %v", err)
 	}
 }
+
+// The end of a user's hold throws away what it held, and not what is set aside: nobody has
+// looked at that yet. A filter that chooses it does.
+func TestM8CancelOfAUserLeavesWhatIsSetAside(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, handConfig(db, "a"))
+	a := NewAdmin(db.Pool).As("root")
+	bad, _ := put(t, q, false, "bad@example.net")
+	other, _ := put(t, q, false, "held@example.net")
+	settled(t, q)
+	becomes(t, db, bad.ID, "0 queued")
+	becomes(t, db, other.ID, "0 queued")
+	exec(t, db, `update recipient set held_at = now(), set_aside = 'its size is -1' where message_id = $1`, bad.ID)
+	user := bad.UserID
+	if _, err := a.HoldUser(ctxOf(t), user, 0, "stolen"); err != nil {
+		t.Fatal(err)
+	}
+	held := Filter{UserID: user, State: StateHeld}
+	if n, err := a.CancelHeld(ctxOf(t), held, true); err != nil || n != 1 {
+		t.Errorf("%d would be cancelled, %v", n, err)
+	}
+	if n, err := a.CancelUser(ctxOf(t), user); err != nil || n != 1 {
+		t.Errorf("%d are cancelled, %v", n, err)
+	}
+	if list, err := a.List(ctxOf(t), Filter{}); err != nil || len(list) != 1 || list[0].ID != bad.ID {
+		t.Errorf("left are %+v, %v", list, err)
+	}
+	if n, err := a.Cancel(ctxOf(t), held, false); err != nil || n != 1 {
+		t.Errorf("%d are cancelled when they are asked for, %v", n, err)
+	}
+}

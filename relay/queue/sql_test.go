@@ -28,7 +28,7 @@ var partial = map[string]bool{"sqlInsertMessages": true, "sqlInsertRecipients": 
 	"sqlDeliver": true, "sqlUndeliver": true, "sqlEnd": true, "sqlEntries": true,
 	"sqlState": true, "sqlMatches": true, "sqlReply": true, "sqlChosen": true, "sqlLocked": true, "sqlNoted": true, "sqlCounted": true, "sqlCharges": true, "sqlNotOver": true, "sqlVerdict": true, "sqlInsertBodies": true,
 	"sqlFence": true, "sqlTouch": true, "sqlPlain": true, "sqlCharged": true, "sqlFromMessages": true, "sqlCommitted": true,
-	"sqlLost": true, "sqlTakeBack": true, "sqlUnknown": true, "sqlBack": true}
+	"sqlLost": true, "sqlTakeBack": true, "sqlUnknown": true, "sqlBack": true, "sqlGone": true}
 
 // statements finds the text of every constant sql… of this package.
 func statements(t *testing.T) map[string]string {

@@ -60,8 +60,7 @@ func (s *Server) welcome(l *listener, conn net.Conn) {
 		a.counted = tally{network: a.peer.network, named: true}
 	}
 	if full := s.peers.enter(a.counted); full != noCrowd {
-		s.counts.refused(full)
-		s.turnAway(l, conn)
+		s.turnAway(l, conn, a.peer.addr, full)
 		return
 	}
 	if !a.proxied {
@@ -80,7 +79,14 @@ type arrival struct {
 }
 
 // turnAway tells a client that there are too many.
-func (s *Server) turnAway(l *listener, conn net.Conn) { s.sayAndClose(l, conn, replyTooMany) }
+func (s *Server) turnAway(l *listener, conn net.Conn, client netip.AddrPort, full crowd) {
+	s.counts.refused(full)
+	if s.mail.Allow("turned away", client) {
+		s.log.Warn("a client is turned away: there are too many connections",
+			"client", client.String(), "listener", l.Name, "of_its_network", full == fullNetwork)
+	}
+	s.sayAndClose(l, conn, replyTooMany)
+}
 
 // sayAndClose is for a client that gets no session. On a TLS listener it could not
 // read the reply and a handshake would cost more than a session, so it hears nothing.
