@@ -57,6 +57,7 @@ lint: ## check the format, vet, staticcheck
 .PHONY: audit
 audit: ## look for known vulnerabilities in DB, a folder with a copy of Go's database of them; PKG=./relay/smtp for less
 ifdef DB
+	@sh internal/tools/vulndb.sh '$(DB)'
 	@go tool govulncheck -db 'file://$(abspath $(DB))' $(PKG)
 	@go tool govulncheck -C internal/tools/containers -db 'file://$(abspath $(DB))' .
 else

@@ -3,7 +3,10 @@ package auth
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 const (
@@ -67,4 +70,25 @@ func (a *Authenticator) welcome(acct account, try attempt, now time.Time) Identi
 	id := acct.identity()
 	id.NewNetwork = now.Sub(h.since) < newFor
 	return id
+}
+
+// Addresses are told from networks by their length. Each is written once a day, so those of
+// two days have all from which somebody has logged in within one.
+const recentAddresses = `
+		select network from known_network
+		where last_at > clock_timestamp() - interval '2 days' and masklen(network) in (32, 64)
+		order by last_at desc limit $1`
+
+// RecentAddresses returns the IPv4 addresses (as /32) and IPv6 /64 from which users have
+// logged in within a day or two, at any node: the last ones, at most limit.
+func (s *Store) RecentAddresses(ctx context.Context, limit int) ([]netip.Prefix, error) {
+	rows, err := s.db.Query(ctx, recentAddresses, limit)
+	if err != nil {
+		return nil, fmt.Errorf("read known addresses: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowTo[netip.Prefix])
+	if err != nil {
+		return nil, fmt.Errorf("read known addresses: %w", err)
+	}
+	return list, nil
 }

@@ -2,6 +2,7 @@ package auth
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"testing"
 	"time"
@@ -84,4 +85,23 @@ func TestRetentionEndsAtOnce(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	(&retention{store: NewStore(pgx.Tx(nil))}).run(ctx)
+}
+
+// A node that starts learns the addresses of the last logins, and neither networks nor old ones.
+func TestRecentAddresses(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s := testStore(t)
+	_, err := s.AddUser(ctx, NewUser{Name: "alice@example.com"})
+	must(t, err)
+	_, err = s.db.Exec(ctx, `insert into known_network (user_id, network, last_at) select id, n.network::cidr, now() - n.age::interval
+		from app_user, (values ('192.0.2.1/32', '1 hour'), ('2001:db8:1:2::/64', '30 hours'), ('192.0.2.0/24', '1 hour'),
+			('2001:db8:1::/48', '1 hour'), ('192.0.2.9/32', '50 hours'), ('192.0.2.2/32', '2 hours')) n(network, age)`)
+	must(t, err)
+	for limit, want := range map[int]string{10: "[192.0.2.1/32 192.0.2.2/32 2001:db8:1:2::/64]", 1: "[192.0.2.1/32]"} {
+		list, err := s.RecentAddresses(ctx, limit)
+		if must(t, err); fmt.Sprint(list) != want {
+			t.Errorf("at most %d: %v, want %s", limit, list, want)
+		}
+	}
 }

@@ -33,7 +33,7 @@ type checkup struct {
 	opts  checkOptions
 	cfg   config
 	found bool  // there is a configuration file
-	bad   error // it cannot be used; cfg has the defaults
+	bad   error // it cannot be used, so nothing else is looked at
 
 	now    func() time.Time
 	dns    checkResolver
@@ -60,15 +60,6 @@ const checkTime = time.Minute
 func (a *app) newCheckup(opts checkOptions) *checkup {
 	c := &checkup{app: a, opts: opts, now: time.Now, limit: checkTime, bounds: defaultBounds()}
 	c.cfg, c.found, c.bad = a.loadConfig()
-	if c.bad != nil {
-		// What does not need the file is looked at all the same.
-		c.cfg = defaultConfig()
-		c.cfg.Database.URL = a.env["POSTERN_DATABASE_URL"]
-		if a.databaseURL != "" {
-			c.cfg.Database.URL = a.databaseURL
-		}
-		c.cfg.SecretKeyFile = a.env["POSTERN_SECRET_KEY_FILE"]
-	}
 	c.dns = resolver(c.cfg.Delivery.DNSServer)
 	return c
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rsa"
 	"crypto/x509"
@@ -146,10 +147,16 @@ func (c *checkup) certificateTrust(r *report, f certificateFiles, chain []*x509.
 		r.add("tls.usage", "certificate", "%s: %v", f.certificate, err)
 	case len(chain) == 1 && len(leaf.IssuingCertificateURL) > 0 && leaf.Issuer.String() != leaf.Subject.String():
 		r.add("tls.chain", "certificate", "%s: the certificate of %s is missing", f.certificate, leaf.Issuer)
+	case selfSigned(leaf):
+		r.add("tls.private", "certificate", "%s is self-signed: no authority vouches for it", f.certificate)
 	default:
 		r.add("tls.private", "certificate", "%s: %v", f.certificate, err)
 	}
 	return false
+}
+
+func selfSigned(leaf *x509.Certificate) bool {
+	return bytes.Equal(leaf.RawIssuer, leaf.RawSubject) && leaf.CheckSignature(leaf.SignatureAlgorithm, leaf.RawTBSCertificate, leaf.Signature) == nil
 }
 
 // weakness says what is outdated about a certificate, "" for nothing.

@@ -49,6 +49,10 @@ var configKinds = []kind{
 	{"key.none", statusInfo, "There is no key yet that seals upstream passwords and the keys of certificates by ACME; it is made when it is first needed.", ""},
 	{"key.readable", statusFailed, "Others may read or change the key that seals upstream passwords and the keys of certificates by ACME, so it is not used.",
 		"chmod 600 it, and give it to the server's user"},
+	{"key.denied", statusFailed, "The key that seals upstream passwords and the keys of certificates by ACME may not be read.",
+		"chown it to the server's user, and its folder, if it is only that one's; or run the check as that user"},
+	{"key.no-file", statusFailed, "What should be the key that seals upstream passwords and the keys of certificates by ACME is a folder, a pipe or a device.",
+		"set secret_key_file to the file that holds the key, or move this out of its way"},
 	{"key.unusable", statusFailed, "The key that seals upstream passwords and the keys of certificates by ACME cannot be used.",
 		"copy it again from another node or from a backup; docs/certificates.md says how to go on without it"},
 }
@@ -151,18 +155,29 @@ func (c *checkup) spool(r *report) {
 // secretKey looks at the key, and makes none.
 func (c *checkup) secretKey(r *report) {
 	path := c.app.secretKeyPath(c.cfg)
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		r.add("key.none", "secret key", "%s is not there", path)
 		return
+	case err == nil && !info.Mode().IsRegular():
+		r.add("key.no-file", "secret key", "%s is not a regular file", path)
+		return
 	}
-	_, err := seal.LoadOrCreateKey(path)
-	var fault *owned.Fault
+	if _, err = seal.LoadOrCreateKey(path); err != nil {
+		r.add(keyTrouble(err), "secret key", "%v", err)
+		return
+	}
+	r.add("key.ok", "secret key", "%s", path)
+}
+
+// keyTrouble is the finding about a key that cannot be used.
+func keyTrouble(err error) string {
 	switch {
-	case errors.As(err, &fault):
-		r.add("key.readable", "secret key", "%v", err)
-	case err != nil:
-		r.add("key.unusable", "secret key", "%v", err)
-	default:
-		r.add("key.ok", "secret key", "%s", path)
+	case errors.Is(err, fs.ErrPermission):
+		return "key.denied"
+	case owned.IsFault(err):
+		return "key.readable"
 	}
+	return "key.unusable"
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"postern/internal/pgserver"
 	"postern/migrations"
 	"postern/relay/queue/desk"
 )
@@ -20,6 +21,9 @@ import (
 var databaseKinds = []kind{
 	{"db.ok", statusOK, "The database answers.", ""},
 	{"db.none", statusFailed, "No database is configured.", "set [database] url or private in the configuration file, or POSTERN_DATABASE_URL"},
+	{"db.private-none", statusInfo, "There is no private database yet; it is made when it is first needed.", "start the server, or run 'postern migrate': either makes it"},
+	{"db.private", statusFailed, "The private database cannot be started.",
+		"see to what it says: its folder has to be of the server's user, mode 700, in folders that nobody else may change; postgres.log in it may say more"},
 	{"db.unreachable", statusFailed, "The database cannot be used.",
 		"look whether it runs, whether its port can be reached from here, and whether the URL has the right user, password and name"},
 	{"db.error", statusFailed, "The database did not answer a question.", "see to what it says; the server's log may say more"},
@@ -62,10 +66,21 @@ const (
 	clockWrong   = 10 * time.Second
 )
 
+// errNoPrivate says that a check would have to make the private database.
+var errNoPrivate = errors.New("there is no private database yet")
+
 // databaseURL is the database of the configuration; a private one is started for the
-// time of the check.
+// time of the check, and not made.
 func (c *checkup) databaseURL(ctx context.Context) (string, error) {
 	return c.database.get(ctx, func() (string, error) {
+		if dir := c.cfg.Database.Private; dir != "" {
+			switch made, err := pgserver.Made(dir); {
+			case err != nil:
+				return "", err
+			case !made:
+				return "", fmt.Errorf("%w in %s", errNoPrivate, dir)
+			}
+		}
 		type result struct {
 			url string
 			err error
@@ -93,13 +108,16 @@ type inspection struct {
 
 func (c *checkup) lookAtDatabase(ctx context.Context, r *report) {
 	url, err := c.databaseURL(ctx)
-	var usage usageError
-	if errors.As(err, &usage) {
-		r.add("db.none", "database", "%v", err)
-		return
-	}
 	if err != nil {
-		r.add("db.unreachable", "database", "%v", err)
+		var usage usageError
+		id := "db.private" // another is looked for when it is connected to
+		switch {
+		case errors.As(err, &usage):
+			id = "db.none"
+		case errors.Is(err, errNoPrivate):
+			id = "db.private-none"
+		}
+		r.add(id, "database", "%v", err)
 		return
 	}
 	conn, err := c.app.database.connect(ctx, url)

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -79,6 +80,14 @@ func databaseFaults() []fault {
 		{"db.logs-values", "log_statement is all, and log_parameter_max_length is -1", loggingValues},
 		{"db.room", "free for the database", nothing},
 		{"db.none", "--database-url", setting(func(c *config) { c.Database.URL = "" })},
+		{"db.private-none", "no private database yet", func(_ *testing.T, p *patient) { p.c.cfg.Database.Private = filepath.Join(p.dir, "db") }},
+		{"db.private", "mode 0777", func(t *testing.T, p *patient) {
+			p.c.cfg.Database.Private = filepath.Join(p.dir, "db")
+			if err := os.Mkdir(p.c.cfg.Database.Private, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			chmod("db", 0o777)(t, p)
+		}},
 		{"db.unreachable", "refused", func(t *testing.T, p *patient) { p.c.cfg.Database.URL = "postgres://" + closedPort(t) + "/x" }},
 		{"db.unreachable", "malformed", setting(func(c *config) { c.Database.URL = "mysql:nonsense" })},
 		{"db.version", "PostgreSQL", bound(func(b *bounds) { b.server = 990000 })},
@@ -438,5 +447,36 @@ func TestCheckJudgesReplicas(t *testing.T) {
 		r := &report{}
 		judgeReplicas(r, test.standbys, test.seen, test.hidden)
 		wantFinding(t, r.close(), test.want, "")
+	}
+}
+
+// A check makes no private database, in no area; a full disk is told where the nodes ask it.
+func TestCheckMakesNoPrivateDatabase(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	p.c.cfg.Database.Private = filepath.Join(p.dir, "db")
+	found := p.look(t.Context(), "database", "account", "route")
+	wantFinding(t, found, "db.private-none", "db")
+	wantFinding(t, found, "check.skipped", "no private database yet")
+	if _, err := os.Stat(p.c.cfg.Database.Private); !os.IsNotExist(err) {
+		t.Errorf("the folder is there: %v", err)
+	}
+}
+
+func TestCheckJudgesTheRoom(t *testing.T) {
+	t.Parallel()
+	b := bounds{none: 256, low: 1000}
+	for _, test := range []struct {
+		free, reserve int64
+		want          string
+	}{
+		{1000, 64, "db.room"}, {999, 64, "db.room-low"}, {255, 64, "db.room-none"}, {64, 64, "db.room-none"},
+		{63, 64, "db.full"}, {63, 0, "db.room-none"}, {500, 512, "db.full"},
+	} {
+		r := &report{}
+		judgeRoom(r, test.free, test.reserve, b)
+		if found := r.close(); len(found) != 1 || found[0].ID != test.want {
+			t.Errorf("%d free, %d in reserve: %v, want %s", test.free, test.reserve, found, test.want)
+		}
 	}
 }

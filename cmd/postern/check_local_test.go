@@ -8,7 +8,10 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -19,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"postern/internal/owned"
 	"postern/internal/smtptest"
 )
 
@@ -72,6 +76,7 @@ func configFaults() []fault {
 		{"spool.small", "spool is", setting(func(c *config) { c.Submission.Spool = 1 << 60 })},
 		{"key.ok", "secret.key", nothing},
 		{"key.none", "is not there", func(_ *testing.T, p *patient) { p.c.cfg.SecretKeyFile = filepath.Join(p.dir, "none") }},
+		{"key.no-file", "not a regular file", func(_ *testing.T, p *patient) { p.c.cfg.SecretKeyFile = p.dir }},
 		{"key.unusable", "not a key of 32 octets", func(t *testing.T, p *patient) { p.write(t, "secret.key", "short") }},
 	}
 }
@@ -92,6 +97,41 @@ func TestCheckWithoutAConfiguration(t *testing.T) {
 	if _, err := os.Stat(filepath.Dir(p.c.cfg.SecretKeyFile)); !os.IsNotExist(err) {
 		t.Errorf("the folder of the key was made: %v", err)
 	}
+}
+
+// A key that may not be read is given to the server's user; one that others may read is closed.
+func TestCheckJudgesTheKey(t *testing.T) {
+	t.Parallel()
+	for want, err := range map[string]error{
+		"key.denied":   fmt.Errorf("read key: %w", &fs.PathError{Op: "open", Path: "secret.key", Err: syscall.EACCES}),
+		"key.readable": fmt.Errorf("read key: %w", &owned.Fault{Path: "secret.key", Why: "mode 0644"}),
+		"key.unusable": errors.New("not a key of 32 octets"),
+	} {
+		if id := keyTrouble(err); id != want {
+			t.Errorf("%v: %s, want %s", err, id, want)
+		}
+	}
+}
+
+// selfIssued plants a certificate that nobody but itself signs.
+func selfIssued(t *testing.T, p *patient) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(3), Subject: pkix.Name{CommonName: patientName}, DNSNames: []string{patientName},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.write(t, "cert.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
+	p.write(t, "key.pem", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})))
 }
 
 // shown puts another certificate into the place of the patient's.
@@ -161,6 +201,7 @@ func certificateFaults() []fault {
 		{"tls.name", "it is for other.test and not for the hostname relay.test",
 			shown(func(t *testing.T, p *patient) smtptest.Leaf { return p.ca.Leaf(t, "other.test") })},
 		{"tls.private", "unknown authority", func(t *testing.T, p *patient) { p.c.roots = smtptest.NewCA(t).Pool() }},
+		{"tls.private", "is self-signed", selfIssued},
 		{"tls.chain", "test CA is missing", func(t *testing.T, p *patient) {
 			crafted(func(c *x509.Certificate) { c.IssuingCertificateURL = []string{"http://ca.test/ca.crt"} }, 2048)(t, p)
 			p.c.roots = p.ca.Pool()

@@ -12,11 +12,16 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
+
+	"postern/relay/delivery"
+	"postern/relay/smtp"
 )
 
 var relayKinds = []kind{
 	{"relay.closed", statusOK, "The listener refuses mail without AUTH, and offers AUTH only under TLS.", ""},
 	{"relay.down", statusSkipped, "Nothing answers at the listener's address.", "start the server and check again"},
+	{"relay.lookup", statusFailed, "The name in an address of a listener, or of --connect, cannot be looked up.",
+		"mend the name; a word without a dot has to be in this machine's /etc/hosts or search list"},
 	{"relay.unreachable", statusFailed, "Nothing answers at the address of --connect.",
 		"look whether the server runs, and whether a firewall lets its port through"},
 	{"relay.balanced", statusSkipped, "The listener hears its load balancers only, so it cannot be looked at from here.",
@@ -105,11 +110,17 @@ func (k *knock) run(ctx context.Context) error {
 	if net.ParseIP(host) != nil {
 		k.name = hostname
 	}
-	to := k.door
-	if to.address, err = k.c.resolved(ctx, to.address); err != nil {
-		return err
+	addresses, err := k.c.resolved(ctx, k.door.address)
+	if err != nil {
+		k.tell("relay.lookup", "%v", err)
+		return nil
 	}
-	t, greeting, err := dialTalk(ctx, to, k.name)
+	var t *talk
+	var greeting smtp.Reply
+	for to, rest := k.door, addresses; len(rest) > 0 && t == nil; rest = rest[1:] {
+		to.address = rest[0]
+		t, greeting, err = dialTalk(ctx, to, k.name)
+	}
 	if err != nil {
 		return err
 	}
@@ -129,20 +140,24 @@ func (k *knock) run(ctx context.Context) error {
 	return k.secured(t, offers)
 }
 
-// resolved looks the host of an address up as deliveries do.
-func (c *checkup) resolved(ctx context.Context, address string) (string, error) {
+// resolved looks the host of an address up as deliveries to an upstream do: a word may be
+// in this machine's hosts file or its search list.
+func (c *checkup) resolved(ctx context.Context, address string) (list []string, err error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil || net.ParseIP(host) != nil {
-		return address, err
+		return []string{address}, err
 	}
-	addrs, err := c.hostAddresses(ctx, host)
-	if err != nil {
-		return "", err
+	name := host
+	if strings.Contains(host, ".") {
+		name = absolute(host)
 	}
-	if len(addrs) == 0 {
-		return "", fmt.Errorf("%s has no address", host)
+	ctx, cancel := context.WithTimeout(ctx, questionsTime)
+	defer cancel()
+	addrs, err := delivery.Addresses(ctx, c.dns, name)
+	for _, addr := range addrs {
+		list = append(list, net.JoinHostPort(addr.String(), port))
 	}
-	return net.JoinHostPort(addrs[0].String(), port), nil
+	return list, err
 }
 
 // clear is what is tried before TLS; it returns what is offered under it, nil when

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/foxcpp/go-mockdns"
+
 	"postern/internal/smtptest"
 )
 
@@ -59,6 +61,12 @@ func relayFaults() []fault {
 		}},
 		{"relay.down", "refused", func(t *testing.T, p *patient) { p.c.cfg.Listeners[0].Address = closedPort(t) }},
 		{"relay.unreachable", "refused", func(t *testing.T, p *patient) { p.c.opts.connect = []string{closedPort(t)} }},
+		{"relay.lookup", "nowhere.test", func(_ *testing.T, p *patient) { p.c.opts.connect = []string{"nowhere.test:587"} }},
+		{"relay.unreachable", "refused", func(t *testing.T, p *patient) { // a word is for the hosts file, and all its addresses are tried
+			_, port, _ := net.SplitHostPort(closedPort(t))
+			p.zones["gate."] = mockdns.Zone{A: []string{"127.0.0.1"}, AAAA: []string{"::1"}}
+			p.c.opts.connect = []string{"gate:" + port}
+		}},
 		{"relay.balanced", "not in its proxy_protocol", balanced},
 		{"relay.talk", "554 not now", standsAt(hook(smtptest.PhaseBanner, "554 not now"))},
 		{"relay.talk", "", listening(func(t *testing.T, _ *patient) string { return greeter(t, "+OK POP3\r\n") })},

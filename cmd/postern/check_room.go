@@ -15,7 +15,7 @@ import (
 var roomKinds = []kind{
 	{"db.room", statusOK, "There is room on the disk of the database.", ""},
 	{"db.room-low", statusWarning, "The disk of the database is nearly full.", "free room, or give it a larger disk"},
-	{"db.full", statusFailed, "The disk of the database is or was full, and no mail is accepted until the nodes find room.",
+	{"db.full", statusFailed, "The disk of the database is or was full, or a private database's nearly, and no mail is accepted until the nodes find room.",
 		"free room, or give it a larger disk; nodes that run find it within a minute"},
 	{"db.room-none", statusFailed, "The disk of the database is full: soon nothing is accepted.", "free room, or give it a larger disk"},
 }
@@ -63,13 +63,25 @@ func (in *inspection) disk(ctx context.Context) error {
 	if err != nil {
 		return nil // a container's path, or one that this user may not reach
 	}
+	var reserve int64
+	if in.c.cfg.Database.Private != "" { // the only disk that nodes ask
+		reserve = int64(in.c.cfg.Queue.Reserve)
+	}
+	judgeRoom(in.r, free, reserve, in.c.bounds)
+	return nil
+}
+
+// judgeRoom looks at what is free. Below the reserve nodes accept nothing.
+func judgeRoom(r *report, free, reserve int64, b bounds) {
 	id := "db.room"
 	switch {
-	case free < in.c.bounds.none:
+	case free < reserve:
+		r.add("db.full", "disk", "%s free for the database, and below %s mail is refused", octets(free), octets(reserve))
+		return
+	case free < b.none:
 		id = "db.room-none"
-	case free < in.c.bounds.low:
+	case free < b.low:
 		id = "db.room-low"
 	}
-	in.r.add(id, "disk", "%s free for the database", octets(free))
-	return nil
+	r.add(id, "disk", "%s free for the database", octets(free))
 }

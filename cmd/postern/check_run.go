@@ -91,10 +91,12 @@ func (c *checkup) run(ctx context.Context) []finding {
 }
 
 // chosen are the areas to look at. The mail hosts of a domain are only tried when one
-// is named.
+// is named. A configuration that cannot be used is always told.
 func (c *checkup) chosen() (list []area) {
 	for _, a := range areas() {
 		switch {
+		case a.name == "config" && c.bad != nil:
+			list = append(list, a)
 		case len(c.opts.only) > 0 && !slices.Contains(c.opts.only, a.name):
 		case a.online && c.opts.offline:
 		case a.name == "mx" && len(c.opts.mx) == 0:
@@ -107,6 +109,10 @@ func (c *checkup) chosen() (list []area) {
 
 func (c *checkup) lookAt(ctx context.Context, a area) []finding {
 	r := &report{}
+	if c.bad != nil && a.name != "config" {
+		r.skip(a.name, "the configuration file cannot be used")
+		return r.close()
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

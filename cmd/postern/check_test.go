@@ -159,7 +159,7 @@ func reported(n ast.Node) string {
 func TestCheckFindsEveryKind(t *testing.T) {
 	t.Parallel()
 	planted := map[string]string{
-		"config.missing": "TestCheckWithoutAConfiguration", "port.privileged": "TestCheckKnowsPrivilegedPorts",
+		"config.missing": "TestCheckWithoutAConfiguration", "key.denied": "TestCheckJudgesTheKey", "port.privileged": "TestCheckKnowsPrivilegedPorts",
 		"port.handed": "TestCheckKnowsSocketsOfTheServiceManager", "db.durable": "TestCheckJudgesTheServer", "db.durability": "TestCheckJudgesTheServer", "db.replica-missing": "TestCheckJudgesTheServer",
 		"db.autovacuum": "TestCheckJudgesTheServer", "db.timeouts": "TestCheckJudgesTheServer", "db.slot": "TestCheckJudgesTheServer", "db.clear": "TestCheckJudgesTheWayToTheDatabase", "db.unverified": "TestCheckJudgesTheWayToTheDatabase",
 		"db.replica": "TestCheckJudgesReplicas", "upstream.clear": "TestCheckJudgesUpstreamsInClear",
@@ -286,6 +286,31 @@ func TestCheckIsUsedWrongly(t *testing.T) {
 		status := run(t.Context(), append([]string{"check"}, strings.Fields(test.args)...), nil, strings.NewReader(""), &stdout, &stderr)
 		if status != exitUsage || !strings.Contains(stderr.String(), test.want) {
 			t.Errorf("%s: status %d, %s", test.args, status, &stderr)
+		}
+	}
+}
+
+// A configuration that cannot be used is told whatever was asked for, and nothing is judged
+// without it.
+func TestCheckOfAnyAreaTellsABrokenConfiguration(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	path := p.write(t, "postern.toml", "hostnme = \"relay.test\"\n")
+	for _, area := range areaList() {
+		args := []string{"--config", path, "--database-url", "postgres://" + closedPort(t) + "/x", "check", "--json", "--only", area}
+		if area == "mx" {
+			args = append(args, "--mx", "example.net")
+		}
+		var stdout, stderr bytes.Buffer
+		status := run(t.Context(), args, nil, strings.NewReader(""), &stdout, &stderr)
+		var found []finding
+		if err := json.Unmarshal(stdout.Bytes(), &found); err != nil {
+			t.Fatal(err)
+		}
+		wantFinding(t, found, "config.invalid", path)
+		skipped := func(f finding) bool { return f.ID == "config.invalid" || f.ID == "check.skipped" }
+		if others := slices.DeleteFunc(found, skipped); status != exitFailed || len(others) > 0 {
+			t.Errorf("--only %s: status %d, and\n%s", area, status, told(others))
 		}
 	}
 }

@@ -24,7 +24,7 @@ var upstreamKinds = []kind{
 	{"upstream.refuses", statusFailed, "The upstream refuses to talk to this server, or not in a way that is understood.",
 		"what it says is for its operator to explain; it may not know this address"},
 	{"upstream.self", statusFailed, "The upstream is this server itself, so mail would go round.", "mend its --host, or remove the route to it"},
-	{"upstream.clear", statusWarning, "Mail goes to the upstream without verified TLS, so others on the way may read or take it.",
+	{"upstream.clear", statusWarning, "Mail goes to the upstream without verified TLS, so others on the way may read or take it. One on this machine's loopback is not told of.",
 		"add it under another name with --tls require or implicit, then 'postern route add --replace'"},
 	{"upstream.expiring", statusWarning, "The certificate of the upstream expires in a few days; then mail waits.", "tell its operator"},
 }

@@ -93,6 +93,9 @@ func awaitPrivate(ctx context.Context, dir string) (*pgserver.Server, error) {
 			server, err = startPrivate(ctx, dir)
 		}
 	}
+	if errors.Is(err, pgserver.ErrInUse) {
+		err = fmt.Errorf("%w: stop it, or give this node a folder of its own; nodes that share a database need one by [database] url", err)
+	}
 	return server, err
 }
 

@@ -304,6 +304,8 @@ func (a *app) explainWays(ctx context.Context, users *accounts, cfg config, e *e
 		way := explainWay{Recipient: to.String(), Via: "mx"}
 		d, err := routes.Resolve(ctx, id.UserID, q.from, to)
 		switch {
+		case errors.Is(err, route.ErrNoKey): // an error of the key itself has ended this before
+			way.Via, way.Trouble = "", "this machine has no key that opens the upstream's password"
 		case errors.Is(err, seal.ErrSeal):
 			way.Via, way.Trouble = "", "the key of this machine does not open the upstream's password: "+err.Error()
 		case err != nil:

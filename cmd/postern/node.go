@@ -428,7 +428,8 @@ func (n *node) buildSubmission(ctx context.Context, url string) error {
 	if err != nil {
 		return err
 	}
-	n.verifier = auth.NewAuthenticator(auth.NewStore(pool), auth.Config{Permits: n.cfg.Auth.Permits, Audit: time.Duration(n.cfg.Retention.Audit), Log: n.log, Guard: n.guard})
+	store := auth.NewStore(pool)
+	n.verifier = auth.NewAuthenticator(store, auth.Config{Permits: n.cfg.Auth.Permits, Audit: time.Duration(n.cfg.Retention.Audit), Log: n.log, Guard: n.guard})
 	n.watch = auth.NewWatch(background, n.log, n.notify())
 	n.sessions = policy.NewSessions(background, n.queue.Epoch, n.log)
 	s := n.cfg.Submission
@@ -437,6 +438,11 @@ func (n *node) buildSubmission(ctx context.Context, url string) error {
 		Verifier: n.verifier, Current: n.verifier, Sessions: n.sessions,
 		Queue: n.queue, Log: n.mail, System: n.log, Guard: n.guard, TempDir: s.SpoolDir, HideClient: !s.ShowClientAddress,
 		Limits: n.submissionLimits(),
+	}
+	limited, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	if cfg.Known, err = store.RecentAddresses(limited, submission.KnownNetworks); err != nil {
+		return err
 	}
 	if n.engine != nil {
 		cfg.Handoff = n.engine

@@ -83,7 +83,7 @@ func (a *app) queueCancelCmd() *cobra.Command {
 	return a.operateCmd(operation{
 		name: "cancel", do: (*desk.Admin).Cancel, what: "recipient", done: "cancelled", all: "all waiting and held mail", busy: true,
 		onUser: func(a *app, ctx context.Context, q *desk.Admin, w whole) error {
-			return a.endHold(ctx, q, w, "cancelled", (*desk.Admin).Cancel, (*desk.Admin).CancelUser)
+			return a.endHold(ctx, q, w, "cancelled", (*desk.Admin).CancelHeld, (*desk.Admin).CancelUser)
 		},
 	}, &cobra.Command{
 		Short: "throw mail, or all held mail of a user, away",
@@ -94,7 +94,8 @@ the envelope and says who did it.
 
 With --user alone the holds of the user and of its credentials end, whoever made
 them, and all its held mail is thrown away. Mail of the user that waits without
-being held stays: '--user U --state waiting' chooses that.`,
+being held stays: '--user U --state waiting' chooses that. So does mail that is set
+aside because its rows are bad: '--user U --state held' chooses all that is held.`,
 		Example: `  postern queue cancel --user mallory@example.com --dry-run
   postern queue cancel --sender bulk@example.com --state waiting
   postern queue cancel --all`,

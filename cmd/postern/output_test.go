@@ -84,3 +84,17 @@ func TestL2TraceHidesNothing(t *testing.T) {
 		t.Errorf("nothing shows what is there:\n%s", &out)
 	}
 }
+
+// Mail that is set aside says so in a listing: its last reply is not why it waits.
+func TestListingTellsWhatIsSetAside(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	a := &app{stdout: &out}
+	list := []desk.Entry{{State: desk.StateHeld, SetAside: "its size is -1", LastReply: "451 4.7.1 later"}, {State: desk.StateWaiting, LastReply: "452 4.3.1 full"}}
+	if err := a.printEntries(list, names{}); err != nil {
+		t.Fatal(err)
+	}
+	if text := out.String(); !strings.Contains(text, "set aside: its size is -1") || strings.Contains(text, "451") || !strings.Contains(text, "452 4.3.1 full") {
+		t.Error(text)
+	}
+}

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"postern/internal/pgserver"
@@ -26,4 +28,15 @@ func TestWaitForPrivateDatabase(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.await(t, &d.stderr, `postern is ready`)
+}
+
+// A private database that stays in use is an error that says what can be done.
+func TestPrivateDatabaseInUse(t *testing.T) {
+	t.Parallel()
+	folder := pgtest.Dir(t)
+	pgtest.Server(t, pgserver.Config{Dir: folder})
+	_, err := awaitPrivate(t.Context(), folder)
+	if !errors.Is(err, pgserver.ErrInUse) || !strings.Contains(err.Error(), "stop it, or give this node a folder of its own") {
+		t.Errorf("%v", err)
+	}
 }

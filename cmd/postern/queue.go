@@ -155,8 +155,12 @@ func (a *app) printEntries(list []desk.Entry, who names) error {
 		if e.State == desk.StateWaiting {
 			next = localTime(e.NextAttemptAt)
 		}
+		reply := e.LastReply
+		if e.SetAside != "" {
+			reply = "set aside: " + e.SetAside
+		}
 		t.add(e.ID.String(), string(e.State), localTime(e.AcceptedAt), who.text(e.UserID), "<"+e.Sender+">", e.Recipient,
-			strconv.Itoa(e.Attempts), next, orDash(shorten(e.LastReply, 80)))
+			strconv.Itoa(e.Attempts), next, orDash(shorten(reply, 80)))
 	}
 	return t.print(a.stdout)
 }

@@ -261,3 +261,45 @@ func TestL2ActorIsBounded(t *testing.T) {
 	shell(t, db, exitUsage, "queue", "hold", "--user", "alice@example.com", "--reason", long)
 	shell(t, db, exitDone, "user", "disable", "alice@example.com", "--reason", long[1:])
 }
+
+// A password that is piped to where none is read is not ignored: the account would have
+// another one. A pipe that nobody writes to is no password.
+func TestPasswdRefusesWhatItDoesNotRead(t *testing.T) {
+	t.Parallel()
+	file, err := os.Create(filepath.Join(t.TempDir(), "password"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	for name, in := range map[string]struct{ from, to *os.File }{"file": {file, file}, "pipe": {r, w}} {
+		passwd := func(args ...string) (status int, said string) {
+			var stderr bytes.Buffer
+			args = append([]string{"--database-url", "postgres://" + closedPort(t) + "/x", "user", "passwd", "alice@example.com"}, args...)
+			return run(t.Context(), args, nil, in.from, io.Discard, &stderr), stderr.String()
+		}
+		const refusal = "which is read with --password-stdin only"
+		if status, said := passwd(); status != exitFailed || strings.Contains(said, refusal) {
+			t.Errorf("%s with nothing in it: status %d, %s", name, status, said)
+		}
+		if _, err := in.to.WriteString("correct horse battery\n"); err != nil {
+			t.Fatal(err)
+		}
+		if in.from == file {
+			if _, err := file.Seek(0, io.SeekStart); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if status, said := passwd(); status != exitUsage || !strings.Contains(said, refusal) {
+			t.Errorf("%s: status %d, %s", name, status, said)
+		}
+		if status, said := passwd("--password-stdin"); status != exitFailed || strings.Contains(said, refusal) {
+			t.Errorf("%s with the flag: status %d, %s", name, status, said)
+		}
+	}
+}

@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 )
 
@@ -38,4 +40,26 @@ func checkSecret(s string) (string, error) {
 		return "", usagef("the password is longer than %d octets", maxSecret)
 	}
 	return s, nil
+}
+
+// waits reports that a pipe or a file has something to read. What comes later is not waited
+// for: a pipe may be open and nobody's, as under ssh or cron.
+func waits(r io.Reader) bool {
+	f, ok := r.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	switch info.Mode().Type() {
+	case 0:
+		at, err := f.Seek(0, io.SeekCurrent)
+		return err == nil && at < info.Size()
+	case fs.ModeNamedPipe, fs.ModeSocket:
+		n, err := unix.IoctlGetInt(int(f.Fd()), unix.TIOCINQ)
+		return err == nil && n > 0
+	}
+	return false
 }

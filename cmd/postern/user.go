@@ -366,6 +366,9 @@ The old password stops working on every node within 2 seconds, and sessions that
 logged in with it end.`,
 		Args: one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if !from.given() && waits(a.stdin) {
+				return usagef("there is something on standard input, which is read with --password-stdin only; leave it out (</dev/null) to have a password generated")
+			}
 			password, shown, err := a.newPassword(from)
 			if err != nil {
 				return err

@@ -3,6 +3,7 @@ package pgserver
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"syscall"
 
 	"postern/internal/owned"
@@ -31,6 +32,29 @@ func Running(dir string) (databaseURL string, ok bool) {
 		return "", false
 	}
 	return socketURL(note.socket, database), true
+}
+
+// Made reports whether dir holds a server's data, and why Start would refuse the folder,
+// or the one that it is to be made in. Nothing is started or changed.
+func Made(dir string) (bool, error) {
+	owner, err := serverAccount()
+	if err != nil {
+		return false, err
+	}
+	folder, err := openFolder(dir, owner)
+	if errors.Is(err, os.ErrNotExist) {
+		_, err := owned.Path(filepath.Dir(dir))
+		return false, err
+	}
+	if err != nil {
+		return false, err
+	}
+	defer folder.Close()
+	_, err = folder.Lstat("data")
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // held reports that another process has the lock. A shared lock is asked for, so

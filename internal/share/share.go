@@ -5,8 +5,9 @@
 //
 // Invariant: a holder gets more only while it then holds at most Part times what is
 // still free; a holder of nothing needs no more than that there is room. So one holder
-// alone comes to Part/(1+Part) of the pool, k of them to Part/(1+k·Part) each, and 1/(1+k·Part)
-// stays free for the next. Nothing that is held is taken away; as others come, a large
+// alone comes to Part/(1+Part) of the pool, k that grow together to Part/(1+k·Part) each, and
+// 1/(1+k·Part) stays free for the next; of those that come one after the other each leaves
+// 1/(1+Part) of what it found. Nothing that is held is taken away; as others come, a large
 // holder gets no more until it has given back.
 //
 // Those that wait are served by turns, one holder after the other, each in the order
@@ -53,10 +54,13 @@ func New(size int64, part float64) *Pool {
 
 // Take takes amount for all holders, which are comparable and not equal to each other,
 // or nothing. It does not pass those that wait in the name of the first holder.
-func (p *Pool) Take(amount int64, holders ...any) bool {
+func (p *Pool) Take(amount int64, holders ...any) bool { return p.TakeBut(0, amount, holders...) }
+
+// TakeBut is Take from a pool that is smaller by kept, which is for other holders.
+func (p *Pool) TakeBut(kept, amount int64, holders ...any) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.fits(amount, holders) {
+	if !p.fitsBut(kept, amount, holders) {
 		return false
 	}
 	p.add(amount, holders)
@@ -114,10 +118,13 @@ func (p *Pool) Give(amount int64, holders ...any) {
 
 // Join counts what was taken for one more holder, or does not: one that becomes known
 // only then. The holder gives it back by Leave.
-func (p *Pool) Join(amount int64, holder any) bool {
+func (p *Pool) Join(amount int64, holder any) bool { return p.JoinBut(0, amount, holder) }
+
+// JoinBut is Join in a pool that is smaller by kept, which is for other holders.
+func (p *Pool) JoinBut(kept, amount int64, holder any) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.within(amount, holder, p.size-p.used) {
+	if !p.within(amount, holder, p.size-kept-p.used) {
 		return false
 	}
 	p.held[holder] += amount
@@ -181,8 +188,10 @@ func (p *Pool) Pressed() bool {
 }
 
 // fits is the rule of the package.
-func (p *Pool) fits(amount int64, holders []any) bool {
-	free := p.size - p.used - amount
+func (p *Pool) fits(amount int64, holders []any) bool { return p.fitsBut(0, amount, holders) }
+
+func (p *Pool) fitsBut(kept, amount int64, holders []any) bool {
+	free := p.size - kept - p.used - amount
 	if free < 0 {
 		return false
 	}

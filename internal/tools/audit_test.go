@@ -2,6 +2,7 @@ package tools_test
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -97,12 +98,35 @@ func TestL2Audit(t *testing.T) {
 	if out, err := run(t, "make", "audit", "PKG=./relay/smtp", "DB="+database(t, "1.26.0")); err != nil {
 		t.Errorf("an advisory that does not: %v: %s", err, out)
 	}
-	if out, err := run(t, "make", "audit", "DB="+filepath.Join(t.TempDir(), "nothing")); err == nil {
-		t.Errorf("no database in the folder: %s", out)
-	}
 	out, err := run(t, "make", "audit")
 	if err != nil || !strings.Contains(out, "No database of vulnerabilities was asked") ||
 		!regexp.MustCompile(`(?m)^github.com/jackc/pgx/v5 v5`).MatchString(out) || !regexp.MustCompile(`(?m)^go1\.`).MatchString(out) {
 		t.Errorf("without a database: %v: %s", err, out)
+	}
+}
+
+// A folder that is not the database, or lacks a part of it, has no advisories for govulncheck
+// either: the audit must not be green by it.
+func TestL2AuditWantsTheDatabase(t *testing.T) {
+	t.Parallel()
+	folders := map[string]string{"nothing is there": filepath.Join(t.TempDir(), "nothing"), "of something else": "/etc"}
+	for _, part := range []string{"index/db.json", "index/modules.json", "ID"} {
+		dir := database(t, "1.26.0")
+		if err := os.RemoveAll(filepath.Join(dir, part)); err != nil {
+			t.Fatal(err)
+		}
+		folders["no "+part] = dir
+	}
+	empty := database(t, "1.26.0")
+	if err := os.WriteFile(filepath.Join(empty, "index/modules.json"), []byte("[]"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	folders["no modules"] = empty
+	for what, dir := range folders {
+		out, err := run(t, "make", "audit", "DB="+dir)
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() != 2 || !strings.Contains(out, dir+" is not a copy of Go's vulnerability database") {
+			t.Errorf("%s: %v: %s", what, err, out)
+		}
 	}
 }

@@ -169,6 +169,11 @@ func (w *worker) rest(wait time.Duration) bool {
 // connection: nobody has to find that out with a message in hand.
 func (w *worker) idle(most time.Duration) *job {
 	w.conn.kept = true
+	select {
+	case j := <-w.jobs:
+		return j // Send looks at the connection before it says anything
+	default:
+	}
 	until := time.Now().Add(most)
 	for left := most; left > 0 && w.conn.client.Usable() && !w.d.e.crowded(); left = time.Until(until) {
 		w.timer.Reset(min(left, idleLook))

@@ -72,13 +72,17 @@ func (r *room) refuses() error {
 	if r.full.Load() {
 		return ErrFull
 	}
-	if free, known := r.free(); known && free < r.want {
-		if !r.tight.Swap(true) {
-			r.q.log.Error("queue: the disk of the database is nearly full: no mail is accepted until there is room", "free", free)
-		}
+	free, known := r.free()
+	tight := known && free < r.want
+	switch was := r.tight.Swap(tight); {
+	case tight && !was:
+		r.q.log.Error("queue: the disk of the database is nearly full: no mail is accepted until there is room", "free", free)
+	case was && !tight:
+		r.q.log.Info("queue: the disk of the database has room again", "free", free)
+	}
+	if tight {
 		return ErrFull
 	}
-	r.tight.Store(false)
 	return nil
 }
 
@@ -145,6 +149,7 @@ where tried_at not between clock_timestamp() - $1::interval and clock_timestamp(
 // look learns how it stands for all nodes. A reserve that a crash or a restore took away is
 // made again; one that is there in part will do.
 func (r *room) look(ctx context.Context) error {
+	_ = r.refuses() // logs a change, also while nobody sends
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	var full bool

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"postern/internal/logtest"
 	"postern/internal/pgserver"
 	"postern/internal/pgtest"
 )
@@ -138,10 +139,17 @@ func TestR5FloorWhereTheDiskCanBeAsked(t *testing.T) {
 		}
 		return octets, err
 	}
+	said := &logtest.Lines{}
+	cfg.Log = said.Logger()
 	q := start(t, cfg, byHand)
 	free.Store(1<<20 - 1)
 	wantFull(t, q)
 	lookAtRoom(t, q)
+	free.Store(1 << 20)
+	lookAtRoom(t, q) // nobody sends, and the log has the end
+	if n, end := said.Count("is nearly full"), said.Count("has room again"); n != 1 || end != 1 {
+		t.Errorf("the log has %d beginnings and %d ends:\n%s", n, end, said)
+	}
 	if n := reserved(t, db); n > 0 {
 		t.Errorf("a reserve of %d octets is made where there is no room", n)
 	}

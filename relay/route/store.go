@@ -44,6 +44,10 @@ type Store struct {
 	actor  string
 }
 
+// ErrNoKey says that a password was not opened because there is no key that can be used;
+// whoever looked for the key has said why.
+var ErrNoKey = errors.New("its password is not opened: the key was not used, see above")
+
 // NewStore makes a Store. sealer may be nil where no upstream has a password:
 // adding one with a password is refused then, and one that has a password cannot
 // be used.

@@ -122,7 +122,11 @@ func TestUnusable(t *testing.T) {
 		if err != nil || len(bad) != c.want {
 			t.Errorf("%s: %v, %v", name, bad, err)
 		}
-		if c.want > 0 && !errors.Is(bad["provider"], seal.ErrSeal) {
+		want := seal.ErrSeal
+		if c.sealer == nil {
+			want = ErrNoKey
+		}
+		if c.want > 0 && !errors.Is(bad["provider"], want) {
 			t.Errorf("%s: %v", name, bad["provider"])
 		}
 		usable, err := NewStore(db.Pool, c.sealer).Upstreams(ctx)

@@ -10,7 +10,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"postern/relay/seal"
 	"postern/relay/smtp"
 )
 
@@ -191,7 +190,7 @@ func (s *Store) open(u Upstream, sealed []byte) *entry {
 		return &entry{upstream: u}
 	}
 	if s.sealer == nil {
-		return &entry{err: fmt.Errorf("upstream %q: %w", u.Name, seal.ErrSeal)}
+		return &entry{err: fmt.Errorf("upstream %q: %w", u.Name, ErrNoKey)}
 	}
 	password, err := s.sealer.Open(passwordOf(u.Name, u.Username), sealed)
 	if err != nil {

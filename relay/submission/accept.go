@@ -60,8 +60,7 @@ func (s *Server) welcome(l *listener, conn net.Conn) {
 		a.counted = tally{network: a.peer.network, named: true}
 	}
 	if full := s.peers.enter(a.counted); full != noCrowd {
-		s.counts.refused(full)
-		s.turnAway(l, conn)
+		s.turnAway(l, conn, a.peer.addr, full)
 		return
 	}
 	if !a.proxied {
@@ -80,7 +79,14 @@ type arrival struct {
 }
 
 // turnAway tells a client that there are too many.
-func (s *Server) turnAway(l *listener, conn net.Conn) { s.sayAndClose(l, conn, replyTooMany) }
+func (s *Server) turnAway(l *listener, conn net.Conn, client netip.AddrPort, full crowd) {
+	s.counts.refused(full)
+	if s.mail.Allow("turned away", client) {
+		s.log.Warn("a client is turned away: there are too many connections",
+			"client", client.String(), "listener", l.Name, "of_its_network", full == fullNetwork)
+	}
+	s.sayAndClose(l, conn, replyTooMany)
+}
 
 // sayAndClose is for a client that gets no session. On a TLS listener it could not
 // read the reply and a handshake would cost more than a session, so it hears nothing.
@@ -128,7 +134,8 @@ type peers struct {
 }
 
 const (
-	knownNetworks = 10_000         // that are remembered
+	// KnownNetworks is how many networks are remembered from which somebody has logged in.
+	KnownNetworks = 10_000
 	knownTime     = 24 * time.Hour // after the last login
 )
 
@@ -169,36 +176,42 @@ func (c *peers) enter(t tally) crowd {
 		}
 		return fullServer
 	}
-	if full := c.crowded(t.network, 0); full != noCrowd {
+	kept, full := c.crowded(t.network, 0)
+	if full != noCrowd {
 		return full
 	}
-	if !c.places.Take(1, t.network) {
+	if !c.places.TakeBut(kept, 1, t.network) {
 		return fullServer
 	}
 	return noCrowd
 }
 
-// crowded says which limit keeps a connection of a network out, but for its share. counted
-// is 1 when it is counted in all already.
-func (c *peers) crowded(network netip.Prefix, counted int64) crowd {
+// crowded says which limit keeps a connection of a network out, but for its share, and how
+// many places are kept for others. counted is 1 when it is counted in all already.
+func (c *peers) crowded(network netip.Prefix, counted int64) (kept int64, full crowd) {
 	c.mu.Lock()
 	perNetwork := int64(c.perNetwork)
 	c.mu.Unlock()
 	if c.places.Held(network) >= perNetwork {
-		return fullNetwork
+		return 0, fullNetwork
 	}
-	if used, size := c.places.Use(); used-counted >= size-size/10 && !c.knows(network) {
-		return fullServer
+	if c.knows(network) {
+		return 0, noCrowd
 	}
-	return noCrowd
+	used, size := c.places.Use()
+	if kept = size / 10; used-counted >= size-kept {
+		return kept, fullServer
+	}
+	return kept, noCrowd
 }
 
 // enterNetwork counts a connection for its network that is counted in all already.
 func (c *peers) enterNetwork(network netip.Prefix) crowd {
-	if full := c.crowded(network, 1); full != noCrowd {
+	kept, full := c.crowded(network, 1)
+	if full != noCrowd {
 		return full
 	}
-	if !c.places.Join(1, network) {
+	if !c.places.JoinBut(kept, 1, network) {
 		return fullNetwork
 	}
 	return noCrowd
@@ -219,7 +232,7 @@ func (c *peers) know(network netip.Prefix) {
 	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, known := c.known[network]; !known && len(c.known) >= knownNetworks {
+	if _, known := c.known[network]; !known && len(c.known) >= KnownNetworks {
 		for other := range c.known { // any will do: there are many
 			delete(c.known, other)
 			break

@@ -93,8 +93,9 @@ type Config struct {
 	System       *slog.Logger    // trouble that belongs to no message; nil: slog.Default()
 	Guard        *panics.Guard   // keeps what panics from ending the process; may be nil
 	Limits       Limits
-	TempDir      string // for bodies beyond Limits.MemoryBody; "": the system's
-	HideClient   bool   // leave the client's name and address out of Received
+	Known        []netip.Prefix // where somebody has logged in of late; at most KnownNetworks are remembered
+	TempDir      string         // for bodies beyond Limits.MemoryBody; "": the system's
+	HideClient   bool           // leave the client's name and address out of Received
 }
 
 // Limits bound what clients can make the server spend. Zero takes the default

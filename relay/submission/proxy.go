@@ -193,8 +193,7 @@ func (s *session) introduce() bool {
 	}
 	p := peerAt(client)
 	if full := s.server.peers.enterNetwork(p.network); full != noCrowd {
-		s.server.counts.refused(full)
-		s.server.turnAway(s.listener, s.wire.raw)
+		s.server.turnAway(s.listener, s.wire.raw, p.addr, full)
 		s.end("too many connections")
 		return false
 	}

@@ -86,7 +86,7 @@ func TestM6Log(t *testing.T) {
 				connect(t, ts, ts.implicit.Addr().String(), "no TLS at all")
 			}
 		}},
-		"refused connections": {0, 0, func(cfg *Config) { cfg.Limits.ConnectionsPerAddress = 1 }, func(t *testing.T, ts *testServer) {
+		"refused connections": {2000, tries - 1, func(cfg *Config) { cfg.Limits.ConnectionsPerAddress = 1 }, func(t *testing.T, ts *testServer) {
 			ts.dial(t)
 			for range tries {
 				connect(t, ts, ts.clear.Addr().String(), "")

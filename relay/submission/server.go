@@ -62,6 +62,9 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.spool = newSpool(limits, cfg.TempDir)
 	s.peers = newPeers(limits.Connections, limits.ConnectionsPerAddress)
+	for _, network := range cfg.Known {
+		s.peers.know(network)
+	}
 	s.closing, s.close = context.WithCancel(context.Background())
 	s.draining, s.drain = context.WithCancel(context.Background())
 	s.cutting, s.cut = context.WithCancel(context.Background())

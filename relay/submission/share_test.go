@@ -246,6 +246,50 @@ func TestM4Stress(t *testing.T) {
 	})
 }
 
+// TestM4StrangersOneAfterAnother: each address that fills its share leaves a third of what it
+// found, of the places that are for strangers, so that the fourth finds one.
+func TestM4StrangersOneAfterAnother(t *testing.T) {
+	t.Parallel()
+	c := newPeers(30, 100)
+	network := func(i int) netip.Prefix { return netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), 32) }
+	for i := range 3 {
+		for c.enter(tally{network(i), true}) == noCrowd {
+		}
+	}
+	if full := c.enter(tally{network(3), true}); full != noCrowd {
+		t.Errorf("no place for the fourth: %v", full)
+	}
+	// A client behind a load balancer is counted in all before it is known who it is.
+	behind := newPeers(30, 100)
+	join := func(i int) crowd {
+		if full := behind.enter(tally{}); full != noCrowd {
+			t.Fatalf("no place for a balancer's connection: %v", full)
+		}
+		full := behind.enterNetwork(network(i))
+		if full != noCrowd {
+			behind.leave(tally{})
+		}
+		return full
+	}
+	for i := range 3 {
+		for join(i) == noCrowd {
+		}
+	}
+	if full := join(3); full != noCrowd {
+		t.Errorf("no place for the fourth behind a balancer: %v", full)
+	}
+}
+
+// TestM4KnownFromTheStart: a restart does not make strangers of those who logged in before.
+func TestM4KnownFromTheStart(t *testing.T) {
+	t.Parallel()
+	home := netip.MustParsePrefix("192.0.2.1/32")
+	ts := startServer(t, func(cfg *Config) { cfg.Known = []netip.Prefix{home} })
+	if !ts.peers.knows(home) || ts.peers.knows(netip.MustParsePrefix("192.0.2.2/32")) {
+		t.Error("not the addresses that were given")
+	}
+}
+
 // TestM4SilentGiveWay: under pressure a client that has not logged in after ten seconds
 // goes; one that has stays.
 func TestM4SilentGiveWay(t *testing.T) {

@@ -43,13 +43,15 @@ where ` + sqlMatches + ` and r.owner is null and (r.state = 'queued' or r.held_a
 	holdable   = `r.held_at is null`
 	releasable = `r.held_at is not null`
 	cancelable = `true`
+	cancelHeld = `r.set_aside is null`
 )
 
 const (
-	sqlRetryCount   = sqlCounted + retryable
-	sqlHoldCount    = sqlCounted + holdable
-	sqlReleaseCount = sqlCounted + releasable
-	sqlCancelCount  = sqlCounted + cancelable
+	sqlRetryCount      = sqlCounted + retryable
+	sqlHoldCount       = sqlCounted + holdable
+	sqlReleaseCount    = sqlCounted + releasable
+	sqlCancelCount     = sqlCounted + cancelable
+	sqlCancelHeldCount = sqlCounted + cancelHeld
 
 	sqlRetry = sqlChosen + retryable + sqlLocked + `
 back as (update recipient r set next_attempt_at = now() from w where r.message_id = w.message_id and r.n = w.n),
@@ -63,8 +65,11 @@ back as (update recipient r set held_at = now() from w where r.message_id = w.me
 back as (update recipient r set held_at = null, set_aside = null, next_attempt_at = now() from w where r.message_id = w.message_id and r.n = w.n),
 ` + sqlNoted
 
+	sqlCancel     = sqlChosen + cancelable + sqlLocked + sqlGone
+	sqlCancelHeld = sqlChosen + cancelHeld + sqlLocked + sqlGone
+
 	// The body goes with the last row, as when it is delivered.
-	sqlCancel = sqlChosen + cancelable + sqlLocked + `
+	sqlGone = `
 gone as (delete from recipient r using w where r.message_id = w.message_id and r.n = w.n returning r.message_id),
 b as (delete from body using (
 		select g.message_id from (select message_id, count(*) as rows from gone group by message_id) g
@@ -108,6 +113,15 @@ func (a *Admin) Release(ctx context.Context, f Filter, dryRun bool) (int, error)
 // says how many.
 func (a *Admin) Cancel(ctx context.Context, f Filter, dryRun bool) (int, error) {
 	return a.operate(ctx, verb{name: "cancel", count: sqlCancelCount, do: sqlCancel}, f, dryRun)
+}
+
+// cancelHolds is Cancel for a whole user: what is set aside waits for somebody to look at
+// it, not for the end of a hold.
+var cancelHolds = verb{name: "cancel", count: sqlCancelHeldCount, do: sqlCancelHeld}
+
+// CancelHeld is Cancel, but for what is set aside.
+func (a *Admin) CancelHeld(ctx context.Context, f Filter, dryRun bool) (int, error) {
+	return a.operate(ctx, cancelHolds, f, dryRun)
 }
 
 // operate does v to what f chooses, a bounded number of rows in each transaction
@@ -225,10 +239,10 @@ func (a *Admin) ReleaseUser(ctx context.Context, user int64) (int, error) {
 	return n, err
 }
 
-// CancelUser ends all holds of a user and throws its held mail away. It says how many
-// recipients there were.
+// CancelUser ends all holds of a user and throws its held mail away, but for what is set
+// aside. It says how many recipients there were.
 func (a *Admin) CancelUser(ctx context.Context, user int64) (int, error) {
-	return a.endHolds(ctx, user, verb{name: "cancel", count: sqlCancelCount, do: sqlCancel})
+	return a.endHolds(ctx, user, cancelHolds)
 }
 
 // sqlIsHeld tells a hold of a user.

@@ -282,3 +282,35 @@ func history(t testing.TB, db *pgtest.DB, id queue.ID) string {
 	}
 	return strings.Join(list, ";")
 }
+
+// The end of a user's hold throws away what it held, and not what is set aside: nobody has
+// looked at that yet. A filter that chooses it does.
+func TestM8CancelOfAUserLeavesWhatIsSetAside(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := queuetest.Start(t, queuetest.Config(db))
+	a := NewAdmin(db.Pool).As("root")
+	ctx := queuetest.Context(t)
+	bad, other := queuetest.Message(), queuetest.Message()
+	for _, m := range []queue.Message{bad, other} {
+		queuetest.Put(t, q, m, false, "a@example.net")
+		queuetest.Becomes(t, db, m.ID, "0 queued")
+	}
+	queuetest.Exec(t, db, `update recipient set held_at = now(), set_aside = 'its size is -1' where message_id = $1`, bad.ID)
+	if _, err := a.HoldUser(ctx, bad.UserID, 0, "stolen"); err != nil {
+		t.Fatal(err)
+	}
+	held := Filter{UserID: bad.UserID, State: StateHeld}
+	if n, err := a.CancelHeld(ctx, held, true); err != nil || n != 1 {
+		t.Errorf("%d would be cancelled, %v", n, err)
+	}
+	if n, err := a.CancelUser(ctx, bad.UserID); err != nil || n != 1 {
+		t.Errorf("%d are cancelled, %v", n, err)
+	}
+	if list, err := a.List(ctx, Filter{}); err != nil || len(list) != 1 || list[0].ID != bad.ID {
+		t.Errorf("left are %+v, %v", list, err)
+	}
+	if n, err := a.Cancel(ctx, held, false); err != nil || n != 1 {
+		t.Errorf("%d are cancelled when they are asked for, %v", n, err)
+	}
+}
