@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -14,38 +13,7 @@ import (
 	"postern/admin"
 	"postern/relay/queue"
 	"postern/relay/queue/desk"
-	"postern/relay/smtp"
 )
-
-type adminConfig struct {
-	Address   string `toml:"address"`
-	TokenFile string `toml:"token_file"`
-	// Hosts are further names that requests may be for, where there is no token.
-	Hosts []string `toml:"hosts"`
-	Pprof bool     `toml:"pprof"`
-}
-
-func (c *adminConfig) validate() error {
-	if c.Address == "" {
-		return nil
-	}
-	if err := admin.CheckAddress(c.Address); err != nil {
-		return fmt.Errorf("admin: %w", err)
-	}
-	for _, name := range c.Hosts {
-		if !smtp.ValidDomain(name) {
-			return fmt.Errorf("admin: hosts: %q is no name of a host", name)
-		}
-	}
-	if !admin.IsLocal(c.Address) && c.TokenFile == "" {
-		return fmt.Errorf("admin: other machines reach %s: set token_file, or use a loopback address or a unix socket", c.Address)
-	}
-	return nil
-}
-
-// adminPool is the connections of the admin pages: /readyz must not wait for the
-// reading of a large queue.
-const adminPool = 2
 
 // namedPool is a pool with the name that it has in the database and in the metrics.
 type namedPool struct {
@@ -61,7 +29,7 @@ type adminPages struct {
 }
 
 // buildAdmin is nil without an address.
-func (n *node) buildAdmin(ctx context.Context, url string) (*adminPages, error) {
+func (n *node) buildAdmin(ctx context.Context) (*adminPages, error) {
 	c := n.cfg.Admin
 	if n.metrics == nil {
 		return nil, nil
@@ -73,7 +41,7 @@ func (n *node) buildAdmin(ctx context.Context, url string) (*adminPages, error) 
 			return nil, err
 		}
 	}
-	pool, err := n.pool(ctx, url, "admin", adminPool, nil)
+	pool, err := n.pool(ctx, "admin", adminPool, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"strings"
 	"time"
 
@@ -21,18 +20,13 @@ const (
 // app is what every command shares: the process's surroundings and the flags
 // that say which configuration and database to use.
 type app struct {
-	env    map[string]string
 	stdin  io.Reader
 	stdout io.Writer
 	stderr io.Writer
 
-	configPath  string
-	databaseURL string
-
+	source         source // of the configuration
 	database       connector
-	completionTime time.Duration           // that a shell waits for one at most
-	signals        signals                 // that serve listens to
-	opened         map[string]net.Listener // what the demo listens on already, by address
+	completionTime time.Duration // that a shell waits for one at most
 
 	started bool // a command's own code began: errors are failures, not wrong use
 }
@@ -84,8 +78,8 @@ the manual pages.`,
 		Args:          unknownCommand,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.PersistentFlags().StringVar(&a.configPath, "config", "", "configuration `file` (default ./postern.toml, then /etc/postern/postern.toml)")
-	root.PersistentFlags().StringVar(&a.databaseURL, "database-url", "", "PostgreSQL `URL`, without a password; wins over POSTERN_DATABASE_URL and the config file")
+	root.PersistentFlags().StringVar(&a.source.path, "config", "", "configuration `file` (default ./postern.toml, then /etc/postern/postern.toml)")
+	root.PersistentFlags().StringVar(&a.source.databaseURL, "database-url", "", "PostgreSQL `URL`, without a password; wins over POSTERN_DATABASE_URL and the config file")
 	root.AddCommand(
 		a.serveCmd(), a.demoCmd(), a.checkCmd(), a.healthcheckCmd(), a.migrateCmd(), a.versionCmd(),
 		a.userCmd(), a.credentialCmd(), a.senderCmd(), a.limitCmd(), a.explainCmd(), a.breakerCmd(), a.auditCmd(),
@@ -136,7 +130,7 @@ func (a *app) markStart(cmd *cobra.Command) {
 	if run := cmd.RunE; run != nil {
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
 			a.started = true
-			if hasPassword(a.databaseURL) {
+			if hasPassword(a.source.databaseURL) {
 				a.warn(errors.New("every user of this machine can read the password in --database-url, from the list of processes: " +
 					"put the URL into POSTERN_DATABASE_URL or the configuration, or leave the password to ~/.pgpass"))
 			}
@@ -182,10 +176,6 @@ func envMap(environ []string) map[string]string {
 
 // warn says on the error output what does not keep a command from its work.
 func (a *app) warn(err error) { fmt.Fprintf(a.stderr, "warning: %s\n", oneLine(err.Error())) }
-
-func oneLine(s string) string {
-	return strings.Join(strings.Fields(s), " ")
-}
 
 // one wants one argument: what is missing, and the word for one of it.
 func one(word, missing string) cobra.PositionalArgs {

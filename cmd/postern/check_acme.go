@@ -90,7 +90,7 @@ func (c *checkup) acmePort(ctx context.Context, r *report) {
 	if acme.Challenge(a.Challenge) == acme.DNS01 {
 		return
 	}
-	ln, err := net.Listen("tcp", challengeAddress(a))
+	ln, err := net.Listen("tcp", a.address())
 	if err == nil {
 		_ = ln.Close()
 		return
@@ -98,7 +98,7 @@ func (c *checkup) acmePort(ctx context.Context, r *report) {
 	if (errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EACCES)) && c.runsHere(ctx) {
 		return
 	}
-	r.add("acme.port", "acme", "%s: %v", challengeAddress(a), listenReason(err))
+	r.add("acme.port", "acme", "%s: %v", a.address(), listenReason(err))
 }
 
 // acmeNames looks whether the authority can find the names that it connects to.
@@ -112,13 +112,5 @@ func (c *checkup) acmeNames(ctx context.Context, r *report) {
 		if err == nil && len(addrs) == 0 {
 			r.add("acme.no-address", "acme "+a.Names[i], "not in DNS")
 		}
-	})
-}
-
-// covers says whether one of the names is hostname, or a wildcard above it.
-func (c *acmeConfig) covers(hostname string) bool {
-	_, above, _ := strings.Cut(hostname, ".")
-	return slices.ContainsFunc(c.Names, func(name string) bool {
-		return strings.EqualFold(name, hostname) || strings.EqualFold(name, "*."+above)
 	})
 }

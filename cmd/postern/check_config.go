@@ -73,7 +73,7 @@ func (c *checkup) lookAtConfig(_ context.Context, r *report) {
 
 // configFile looks at who may read the secrets of the database.
 func (c *checkup) configFile(r *report) {
-	for _, err := range c.app.exposedDatabase(c.cfg.Database.URL) {
+	for _, err := range c.source.exposedDatabase(c.cfg.Database.URL) {
 		r.add("config.readable", "configuration", "%v", err)
 	}
 }
@@ -150,7 +150,7 @@ func (c *checkup) spool(r *report) {
 
 // secretKey looks at the key, and makes none.
 func (c *checkup) secretKey(r *report) {
-	path := c.app.secretKeyPath(c.cfg)
+	path := c.source.secretKeyPath(c.cfg)
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		r.add("key.none", "secret key", "%s is not there", path)
 		return

@@ -72,7 +72,7 @@ func (c *checkup) databaseURL(ctx context.Context) (string, error) {
 		}
 		opened := make(chan result, 2)
 		c.background.Go(func() {
-			err := c.app.withDatabaseOf(ctx, c.cfg, func(_ context.Context, url string) error {
+			err := with(ctx, c.cfg.Database, func(_ context.Context, url string) error {
 				opened <- result{url: url}
 				<-c.over
 				return nil
@@ -93,8 +93,7 @@ type inspection struct {
 
 func (c *checkup) lookAtDatabase(ctx context.Context, r *report) {
 	url, err := c.databaseURL(ctx)
-	var usage usageError
-	if errors.As(err, &usage) {
+	if errors.Is(err, errNone) {
 		r.add("db.none", "database", "%v", err)
 		return
 	}
@@ -102,7 +101,7 @@ func (c *checkup) lookAtDatabase(ctx context.Context, r *report) {
 		r.add("db.unreachable", "database", "%v", err)
 		return
 	}
-	conn, err := c.app.database.connect(ctx, url)
+	conn, err := c.dialer.connect(ctx, url)
 	if err != nil {
 		r.add("db.unreachable", "database", "%v", err)
 		return

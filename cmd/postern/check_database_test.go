@@ -176,7 +176,7 @@ func TestCheckLeavesNoStatements(t *testing.T) {
 	}
 	// Transactions at the same time are on different ones, as many as there are.
 	for range poolerRounds {
-		conn, err := p.c.app.database.connect(t.Context(), p.c.cfg.Database.URL)
+		conn, err := p.c.dialer.connect(t.Context(), p.c.cfg.Database.URL)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -227,14 +227,14 @@ func TestNodeConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := &checkup{cfg: defaultConfig()}
-	all := c.nodeConnections()
+	all := c.cfg.nodeConnections()
 	want := fmt.Sprintf("A node takes up to %d connections and those of `[database] max_connections`, %d with the defaults, and three more with `[acme]`",
 		all-c.cfg.Database.MaxConnections, all)
 	if !strings.Contains(strings.Join(strings.Fields(string(page)), " "), want) {
 		t.Errorf("docs/postgres.md does not say: %s", want)
 	}
 	c.cfg.ACME.Names = []string{"relay.test"}
-	if n := c.nodeConnections(); n != all+3 {
+	if n := c.cfg.nodeConnections(); n != all+3 {
 		t.Errorf("%d with [acme]", n)
 	}
 }
@@ -279,7 +279,7 @@ func TestL2RoleWithoutPrivileges(t *testing.T) {
 	all := "select, insert, update, delete on all tables in schema public"
 	role := as(t, p, all, "truncate on large_body_0, large_body_1, large_body_2, large_body_3, reserve", "usage on sequence certificate_lock_token")
 	require := func() error {
-		conn, err := p.c.app.database.connect(t.Context(), p.c.cfg.Database.URL)
+		conn, err := p.c.dialer.connect(t.Context(), p.c.cfg.Database.URL)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -310,7 +310,8 @@ func TestL2RoleWithoutPrivileges(t *testing.T) {
 	p.sql(t, "revoke insert on attempt from "+role)
 	wantFinding(t, p.look(t.Context(), "database"), "db.privileges", role+" lacks INSERT on attempt")
 	log := slog.New(slog.DiscardHandler)
-	if _, err := p.c.app.buildNode(t.Context(), p.c.cfg, p.c.cfg.Database.URL, "delivery", log); err == nil || !strings.Contains(err.Error(), "grant INSERT on attempt to "+role) {
+	s := setup{cfg: p.c.cfg, url: p.c.cfg.Database.URL, only: "delivery", log: log, database: p.c.dialer}
+	if _, err := buildNode(t.Context(), s); err == nil || !strings.Contains(err.Error(), "grant INSERT on attempt to "+role) {
 		t.Errorf("a node: %v", err)
 	}
 }

@@ -42,12 +42,12 @@ func reread(text string, mode os.FileMode) func(*testing.T, *patient) {
 	return func(t *testing.T, p *patient) {
 		chmod("postern.toml", mode)(t, p)
 		if text == "" {
-			p.c.app.configPath = ""
+			p.c.source.path = ""
 			t.Chdir(t.TempDir())
 		} else {
 			p.write(t, "postern.toml", text)
 		}
-		p.treat(p.c.app.newCheckup(p.c.opts))
+		p.treat(newCheckup(p.c.source, p.c.dialer, p.c.opts))
 	}
 }
 

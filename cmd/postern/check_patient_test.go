@@ -59,8 +59,7 @@ spool = "64MiB"
 `
 	p.write(t, "postern.toml", text)
 	p.write(t, "secret.key", strings.Repeat("k", seal.KeySize))
-	a := &app{env: map[string]string{}, configPath: filepath.Join(p.dir, "postern.toml")}
-	p.treat(a.newCheckup(checkOptions{}))
+	p.treat(newCheckup(source{path: filepath.Join(p.dir, "postern.toml")}, new(connector), checkOptions{}))
 	return p
 }
 
@@ -84,7 +83,7 @@ func (p *patient) served(t *testing.T) *tls.Config {
 // again is the patient for another look: a check is made once.
 func (p *patient) again() *patient {
 	before := p.c
-	p.treat(before.app.newCheckup(before.opts))
+	p.treat(newCheckup(before.source, before.dialer, before.opts))
 	p.c.cfg = before.cfg
 	return p
 }

@@ -7,9 +7,6 @@ import (
 	"crypto/rsa"
 	"net"
 	"net/netip"
-	"os"
-	"slices"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -112,47 +109,6 @@ func TestCheckFindsOutHowToConnect(t *testing.T) {
 	p.c.opts.connect = []string{smtptest.Start(t, cfg).Addr()}
 	found := p.look(t.Context(), "relay")
 	wantFinding(t, found, "relay.closed", "mail needs AUTH")
-}
-
-// A real server in good health: everything is found, nothing is wrong with it, and it
-// has heard of one failed login and no more.
-func TestCheckOfARunningServer(t *testing.T) {
-	t.Parallel()
-	s := installSite(t)
-	s.must(t, "", "route", "add", "--via", "mx")
-	d := s.serve(t)
-	text, err := os.ReadFile(s.config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ports := strings.Replace(string(text), "127.0.0.1:0", net.JoinHostPort("127.0.0.1", strconv.Itoa(s.starttls)), 1)
-	ports = strings.Replace(ports, "127.0.0.1:0", net.JoinHostPort("127.0.0.1", strconv.Itoa(s.implicit)), 1)
-	if err := os.WriteFile(s.config, []byte(ports), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	a := &app{env: envMap(s.env), configPath: s.config}
-	c := a.newCheckup(checkOptions{offline: true})
-	found := c.run(t.Context())
-	for _, f := range found {
-		// What the tests' database, certificate and machine are.
-		expected := []string{"db.durability", "db.connections-tight", "db.slow", "db.room-low", "spool.small", "tls.private", "tls.name"}
-		if (f.Status == statusFailed || f.Status == statusWarning || f.Status == statusSkipped) && !slices.Contains(expected, f.ID) {
-			t.Errorf("%+v", f)
-		}
-	}
-	count := map[string]int{}
-	for _, f := range found {
-		count[f.ID]++
-	}
-	for id, want := range map[string]int{"port.ours": 2, "relay.closed": 2, "node.ok": 1, "account.ok": 1, "route.ok": 1} {
-		if count[id] != want {
-			t.Errorf("%d of %s, want %d", count[id], id, want)
-		}
-	}
-	d.await(t, &d.stderr, `"user":"postern-check-`)
-	if n := strings.Count(d.stderr.String(), `"reason":"credentials"`); n != 1 {
-		t.Errorf("%d failed logins\n%s", n, told(found))
-	}
 }
 
 // The same fault in many places: one that never answers keeps nothing of the others

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"time"
 
@@ -18,19 +17,6 @@ var roomKinds = []kind{
 	{"db.full", statusFailed, "The disk of the database is or was full, and no mail is accepted until the nodes find room.",
 		"free room, or give it a larger disk; nodes that run find it within a minute"},
 	{"db.room-none", statusFailed, "The disk of the database is full: soon nothing is accepted.", "free room, or give it a larger disk"},
-}
-
-// octets prints a size for people.
-func octets(n int64) string {
-	switch {
-	case n >= 1<<30:
-		return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
-	case n >= 1<<20:
-		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
-	case n >= 1<<10:
-		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
-	}
-	return fmt.Sprintf("%d octets", n)
 }
 
 // full asks what the nodes have found; before the migration they have no place for it.

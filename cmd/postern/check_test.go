@@ -1,23 +1,17 @@
 package main
 
 import (
-	"bytes"
-	"encoding/json"
 	"flag"
 	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"io"
-	"log"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
-
-	"github.com/foxcpp/go-mockdns"
 )
 
 var update = flag.Bool("update", false, "write the list of findings in docs/check.md anew")
@@ -52,7 +46,7 @@ func TestCheckPageHasEveryFinding(t *testing.T) {
 		return
 	}
 	if list != findingsPage() {
-		t.Errorf("%s differs from the program; go test ./cmd/postern -run TestCheckPage -update writes it anew", checkPage)
+		t.Errorf("%s differs from the program; go test ./cmd/postern/check -run TestCheckPage -update writes it anew", checkPage)
 	}
 }
 
@@ -77,7 +71,7 @@ func TestCheckKindsAreWhole(t *testing.T) {
 // What the code reports is in the list, and what is in the list is reported.
 func TestCheckReportsItsKindsOnly(t *testing.T) {
 	t.Parallel()
-	files, err := filepath.Glob("check*.go")
+	files, err := filepath.Glob("*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,101 +185,5 @@ func TestCheckSaysWhatItCannotLookAt(t *testing.T) {
 	}
 	if skipped != 4 {
 		t.Errorf("%d areas were skipped, want 4:\n%s", skipped, told(found))
-	}
-}
-
-// The commands of the page run as they stand there; some find things, none is wrong use.
-func TestCheckPageCommandsRun(t *testing.T) {
-	t.Parallel()
-	p := newPatient(t)
-	p.admit(t)
-	text, err := os.ReadFile(p.c.app.configPath)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.write(t, "postern.toml", fmt.Sprintf("%s[delivery]\ndns_server = %q\n", text, dnsServer(t, p.zones)))
-	ran := 0
-	for _, block := range codeBlocks(t, checkPage, "sh") {
-		for line := range strings.Lines(block) {
-			command, _, _ := strings.Cut(line, "#")
-			args := strings.Fields(command)
-			if len(args) < 2 || args[0] != "postern" || args[1] != "check" {
-				t.Fatalf("%q is not run by this test", line)
-			}
-			var stdout, stderr bytes.Buffer
-			status := run(t.Context(), append([]string{"--config", p.c.app.configPath, "--database-url", p.c.cfg.Database.URL}, args[1:]...),
-				nil, strings.NewReader(""), &stdout, &stderr)
-			if status == exitUsage || stdout.Len() == 0 || strings.Contains(stderr.String(), "see '") {
-				t.Errorf("%s: status %d\n%s%s", command, status, &stdout, &stderr)
-			}
-			ran++
-		}
-	}
-	if ran < 5 {
-		t.Errorf("%d commands ran", ran)
-	}
-}
-
-// dnsServer answers on a port of 127.0.0.1.
-func dnsServer(t *testing.T, zones map[string]mockdns.Zone) (address string) {
-	t.Helper()
-	server, err := mockdns.NewServerWithLogger(zones, log.New(io.Discard, "", 0), false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = server.Close() })
-	return server.LocalAddr().String()
-}
-
-func TestCheckOutput(t *testing.T) {
-	t.Parallel()
-	p := newPatient(t)
-	p.c.cfg.Database.URL = ""
-	if err := os.Chmod(filepath.Join(p.dir, "secret.key"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	args := []string{"--config", p.c.app.configPath, "check", "--only", "config"}
-	var stdout, stderr bytes.Buffer
-	if status := run(t.Context(), args, nil, strings.NewReader(""), &stdout, &stderr); status != exitFailed {
-		t.Errorf("status %d", status)
-	}
-	if !strings.Contains(stderr.String(), "the check failed: 1 of 3 findings") {
-		t.Error(stderr.String())
-	}
-	for _, want := range []string{"ok      configuration  every key", "[key.readable]\n", "                       to do: chmod 600 it"} {
-		if !strings.Contains(stdout.String(), want) {
-			t.Errorf("%q is not in\n%s", want, &stdout)
-		}
-	}
-	stdout.Reset()
-	run(t.Context(), append(args, "--json"), nil, strings.NewReader(""), &stdout, &stderr)
-	var list []finding
-	if err := json.Unmarshal(stdout.Bytes(), &list); err != nil || len(list) != 3 {
-		t.Fatalf("%v: %s", err, &stdout)
-	}
-	wantFinding(t, list, "key.readable", "mode 0644")
-}
-
-func TestCheckIsUsedWrongly(t *testing.T) {
-	t.Parallel()
-	for _, test := range []struct{ args, want string }{
-		{"--only dns,weather", `there is no area "weather"`},
-		{"--address relay.test", "is no IP address"},
-		{"--mx -x-", "is no domain name"},
-		{"--connect relay.test", "is not host:port"},
-		{"--only mx", "--only mx needs --mx DOMAIN"},
-		{"--only config,mx", "--only mx needs --mx DOMAIN"},
-		{"--only upstream --offline", "--only upstream asks others, which --offline forbids"},
-		{"--only dns --offline", "--only dns asks others, which --offline forbids"},
-		{"--mx example.net --offline", "--mx asks others, which --offline forbids"},
-		{"--mx example.net --only dns", "--mx is for mx, which --only leaves out"},
-		{"--address 192.0.2.1 --only mx --mx example.net", "--address is for dns and spf, which --only leaves out"},
-		{"--connect relay.test:25 --only config", "--connect is for relay, which --only leaves out"},
-	} {
-		var stdout, stderr bytes.Buffer
-		status := run(t.Context(), append([]string{"check"}, strings.Fields(test.args)...), nil, strings.NewReader(""), &stdout, &stderr)
-		if status != exitUsage || !strings.Contains(stderr.String(), test.want) {
-			t.Errorf("%s: status %d, %s", test.args, status, &stderr)
-		}
 	}
 }

@@ -45,7 +45,7 @@ func (c *checkup) view(ctx context.Context) (*mailView, error) {
 		}
 		ctx, cancel := context.WithTimeout(ctx, viewTime)
 		defer cancel()
-		conn, err := c.app.database.connect(ctx, url)
+		conn, err := c.dialer.connect(ctx, url)
 		if err != nil {
 			return nil, err
 		}
@@ -54,7 +54,7 @@ func (c *checkup) view(ctx context.Context) (*mailView, error) {
 		if err != nil {
 			return nil, err
 		}
-		pool, err := c.app.database.openPool(ctx, url, "check", 1, prepareNothing)
+		pool, err := c.dialer.openPool(ctx, url, "check", 1, prepareNothing)
 		if err != nil {
 			return nil, err
 		}
@@ -66,7 +66,7 @@ func (c *checkup) view(ctx context.Context) (*mailView, error) {
 func (c *checkup) readView(ctx context.Context, pool *pgxpool.Pool) (*mailView, error) {
 	v := &mailView{}
 	var sealer *seal.Sealer
-	sealer, v.keyErr = c.app.presentSealer(c.cfg)
+	sealer, v.keyErr = c.source.presentSealer(c.cfg)
 	store := route.NewStore(pool, sealer)
 	var err error
 	if v.rules, err = store.ListRoutes(ctx); err != nil {

@@ -147,7 +147,7 @@ func (a *app) warnOfNames(names ...string) {
 
 // withRunningPool is withPool for a database that is up: none is started.
 func (a *app) withRunningPool(ctx context.Context, do func(pool *pgxpool.Pool) error) error {
-	cfg, _, err := a.loadConfig()
+	cfg, _, err := a.source.load()
 	if err != nil {
 		return err
 	}

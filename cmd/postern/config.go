@@ -7,13 +7,11 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -159,65 +157,6 @@ func defaultConfig() config {
 	}
 }
 
-// defaultConfigPaths are tried in this order when --config is not given.
-var defaultConfigPaths = []string{"postern.toml", "/etc/postern/postern.toml"}
-
-// loadConfig reads the file that --config names or the first default that
-// exists. found is false when there is none, and then the defaults are returned.
-func (a *app) loadConfig() (cfg config, found bool, err error) {
-	cfg = defaultConfig()
-	path := a.configFile()
-	if path != "" {
-		if err := a.knownFolder(path); err != nil {
-			return cfg, false, err
-		}
-		if cfg, err = readConfig(path); err != nil {
-			return cfg, false, err
-		}
-	}
-	if u := a.env["POSTERN_DATABASE_URL"]; u != "" {
-		cfg.Database.URL, cfg.Database.Private = u, ""
-	}
-	if a.databaseURL != "" {
-		cfg.Database.URL, cfg.Database.Private = a.databaseURL, ""
-	}
-	if f := a.env["POSTERN_SECRET_KEY_FILE"]; f != "" {
-		cfg.SecretKeyFile = f
-	}
-	return cfg, path != "", nil
-}
-
-// configFile is the file that --config names or the first default that exists, "" if
-// none does.
-func (a *app) configFile() string {
-	if a.configPath != "" {
-		return a.configPath
-	}
-	for _, p := range defaultConfigPaths {
-		if _, err := os.Stat(p); err == nil {
-			return p
-		}
-	}
-	return ""
-}
-
-// knownFolder refuses a file that was found in the folder where the command stands and
-// that another user put there, who would choose the database and the files that are
-// used. Behind sudo, that user's own is meant.
-func (a *app) knownFolder(path string) error {
-	if a.configPath != "" || path != defaultConfigPaths[0] {
-		return nil
-	}
-	var also []int
-	if id, err := strconv.Atoi(a.env["SUDO_UID"]); err == nil && os.Geteuid() == 0 {
-		also = append(also, id)
-	}
-	if err := owned.Mine(path, also...); err != nil {
-		return fmt.Errorf("configuration: %w: name it with --config if it is what you mean", err)
-	}
-	return nil
-}
-
 // readConfig parses path strictly: a key that is not known is an error. Relative
 // paths in the file are taken from the folder of the file.
 func readConfig(path string) (config, error) {
@@ -342,6 +281,20 @@ func (c *config) validate() error {
 		return err
 	}
 	return c.validateNumbers()
+}
+
+// errNoListeners is why a node that accepts mail cannot run with a configuration.
+var errNoListeners = errors.New("the configuration has no [[listener]]; 'serve --only delivery' needs none")
+
+// submits returns what a node lacks that accepts mail, nil for nothing.
+func (c *config) submits() error {
+	switch {
+	case len(c.Listeners) == 0:
+		return errNoListeners
+	case c.TLS.Certificate == "" && len(c.TLS.Pairs) == 0 && !c.TLS.SelfSigned && !c.ACME.on():
+		return errors.New("the configuration has no certificate: set certificate and key in [tls], names in [acme], or self_signed = true to try things out")
+	}
+	return nil
 }
 
 func (c *config) validateTLS() error {
@@ -487,21 +440,9 @@ func (c *config) hostname() (string, error) {
 	return name, nil
 }
 
-// redactURL removes the passwords from a database URL for messages.
-func redactURL(raw string) string {
-	u, err := url.Parse(raw)
-	if err != nil || u.Scheme == "" { // the form host=... password=... is not taken apart
-		return "the database URL"
-	}
-	query, err := url.ParseQuery(u.RawQuery)
-	if err != nil {
-		return "the database URL" // who knows what is a password there
-	}
-	for _, key := range []string{"password", "sslpassword"} {
-		if query.Has(key) {
-			query.Set(key, "xxxxx")
-			u.RawQuery = query.Encode()
-		}
-	}
-	return u.Redacted()
-}
+// handedOver begins the address of a listener whose sockets the service manager has
+// opened (sd_listen_fds(3)): its FileDescriptorName follows.
+const handedOver = "systemd:"
+
+// minDrainTime is the shortest time in which a stop can be orderly.
+const minDrainTime = time.Second

@@ -72,7 +72,8 @@ type demo struct {
 	config   string
 	password string
 	arrived  chan capture.Message
-	ports    [2]string // starttls, implicit
+	ports    [2]string               // starttls, implicit
+	opened   map[string]net.Listener // by address
 }
 
 func (a *app) demo(ctx context.Context, folders demoFolders, once bool) error {
@@ -205,7 +206,7 @@ address = ""
 // listen opens the two ports, at once lest another demo takes them meanwhile:
 // those that are easy to remember, or others when they are taken.
 func (d *demo) listen() error {
-	d.app.opened = make(map[string]net.Listener)
+	d.opened = make(map[string]net.Listener)
 	for i, want := range [...]string{"5587", "5465"} {
 		ln, err := net.Listen("tcp", "127.0.0.1:"+want)
 		if err != nil {
@@ -213,7 +214,7 @@ func (d *demo) listen() error {
 				return err
 			}
 		}
-		d.app.opened[ln.Addr().String()] = ln
+		d.opened[ln.Addr().String()] = ln
 		d.ports[i] = strconv.Itoa(ln.Addr().(*net.TCPAddr).Port)
 	}
 	return nil
@@ -221,7 +222,7 @@ func (d *demo) listen() error {
 
 // closeListeners is for a demo that fails before its node has the listeners.
 func (d *demo) closeListeners() {
-	for _, ln := range d.app.opened {
+	for _, ln := range d.opened {
 		_ = ln.Close()
 	}
 }
@@ -232,7 +233,9 @@ func (d *demo) run(ctx context.Context, url string, once bool) error {
 	if err != nil {
 		return err
 	}
-	n, err := d.app.buildNode(ctx, cfg, url, "", newLogger(d.app.stderr, cfg.Log))
+	s := d.app.setup(cfg, newLogger(d.app.stderr, cfg.Log))
+	s.url, s.opened = url, d.opened
+	n, err := buildNode(ctx, s)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"postern/auth"
 	"postern/policy"
 	"postern/relay/anomaly"
 	"postern/relay/maillog"
@@ -50,7 +51,7 @@ func (n *node) held(pool *pgxpool.Pool, log func(maillog.HoldEvent)) func(queue.
 func userName(pool *pgxpool.Pool, id int64) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	if who, err := userNames(ctx, pool, id); err == nil && who[id] != "" {
+	if who, err := auth.NewStore(pool).Names(ctx, id); err == nil && who[id] != "" {
 		return who[id]
 	}
 	return strconv.FormatInt(id, 10)

@@ -181,7 +181,7 @@ func (q question) identity() (h policy.HeaderIdentity) {
 
 // explain asks, in the order of a session, everything that judges a message.
 func (a *app) explain(ctx context.Context, users *accounts, q question) (*explanation, error) {
-	cfg, _, err := a.loadConfig()
+	cfg, _, err := a.source.load()
 	if err != nil {
 		return nil, err
 	}
@@ -295,7 +295,7 @@ func (e *explanation) holds(ctx context.Context, users *accounts, id auth.Identi
 }
 
 func (a *app) explainWays(ctx context.Context, users *accounts, cfg config, e *explanation, id auth.Identity, q question) error {
-	sealer, err := a.presentSealer(cfg)
+	sealer, err := a.source.presentSealer(cfg)
 	if err != nil {
 		return err
 	}

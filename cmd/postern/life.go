@@ -27,7 +27,7 @@ func (n *node) run(ctx context.Context, asked signals) error {
 	watchCtx, endWatch := context.WithCancel(context.Background())
 	defer endWatch()
 	go n.guard.Keep(watchCtx, "the watchdog", func() { n.supervisor.watchdog(watchCtx, new(pulse).of(n)) })
-	n.log.Info("postern is ready", "version", versionString(), "hostname", n.hostname, "node", n.name, "listeners", n.addresses(), "admin", n.admin.addr())
+	n.log.Info("postern is ready", "version", n.version, "hostname", n.hostname, "node", n.name, "listeners", n.addresses(), "admin", n.admin.addr())
 	n.supervisor.ready(n.summary())
 
 	err := n.serveUntil(ctx, asked, serveErr)
@@ -57,9 +57,6 @@ func (n *node) summary() string {
 	}
 	return "listening on " + strings.Join(n.addresses(), ", ")
 }
-
-// minDrainTime is the shortest time in which a stop can be orderly.
-const minDrainTime = time.Second
 
 // afterDrain is what the process may need for its end beyond the drain: a private
 // database server is stopped behind it.

@@ -24,5 +24,5 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 }
 
 func newApp(environ []string, stdin io.Reader, stdout, stderr io.Writer) *app {
-	return &app{env: envMap(environ), stdin: stdin, stdout: screen{stdout}, stderr: screen{stderr}, completionTime: completionTime}
+	return &app{source: source{env: envMap(environ)}, stdin: stdin, stdout: screen{stdout}, stderr: screen{stderr}, completionTime: completionTime}
 }

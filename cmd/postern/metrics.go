@@ -31,7 +31,7 @@ func (n *node) observe() {
 	r := prometheus.NewRegistry()
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postern_build_info", Help: "1, with the version of Postern and of Go as labels."}, []string{"version", "go"})
-	build.WithLabelValues(versionString(), runtime.Version()).Set(1)
+	build.WithLabelValues(n.version, runtime.Version()).Set(1)
 	r.MustRegister(build)
 	n.metrics = &metrics{registry: r, queue: admin.QueueObserver(r)}
 	n.mail = maillog.New(n.log).Observed(admin.MailObserver(r))

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
@@ -62,25 +61,4 @@ func (a *app) checkSchema(ctx context.Context, conn *pgx.Conn) error {
 	}
 	_, err = fmt.Fprintln(a.stdout, "the schema is current")
 	return err
-}
-
-// requireSchema returns an error that says what to do unless the schema is one that
-// this binary runs on: its own, or a newer one whose migrations say so.
-func requireSchema(ctx context.Context, conn *pgx.Conn) error {
-	_, err := usableSchema(ctx, conn)
-	return err
-}
-
-func usableSchema(ctx context.Context, conn *pgx.Conn) (migrations.Status, error) {
-	status, err := migrations.Check(ctx, conn)
-	if err != nil {
-		return status, fmt.Errorf("read the schema's version: %w", err)
-	}
-	if err := status.Err(); err != nil {
-		return status, err
-	}
-	if len(status.Pending) > 0 {
-		return status, errors.New("the database's schema is older than this program: run 'postern migrate'")
-	}
-	return status, nil
 }

@@ -2,14 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -37,17 +34,27 @@ import (
 // startTime bounds how long each thing may take that the start asks of the database.
 const startTime = 30 * time.Second
 
+// setup is what a node is built from.
+type setup struct {
+	cfg      config
+	source   source // of the configuration, for a reload and the key
+	url      string // of the database
+	only     string // submission or delivery; "": both
+	version  string // of the program
+	log      *slog.Logger
+	database *connector
+	opened   map[string]net.Listener // what is listened on already, by address
+}
+
 // node is one running relay: everything that serve wires together.
 type node struct {
-	cfg      config
-	log      *slog.Logger
+	setup
 	guard    *panics.Guard
 	cuts     string // what the limit of open files has taken
 	mail     *maillog.Logger
 	hostname string
 	name     string
 
-	database     *connector
 	shared       bool // a pooler lends connections of the database by the transaction
 	pools        []namedPool
 	listeners    []submission.Listener
@@ -70,8 +77,7 @@ type node struct {
 	metrics            *metrics // nil without an admin address, as the next
 	admin              *adminPages
 	supervisor         *supervisor
-	readAgain          func() (cfg config, found bool, err error) // the configuration, for a reload
-	reloadCertificates func() error                               // nil with --only delivery
+	reloadCertificates func() error // nil with --only delivery
 
 	stopNotices context.CancelFunc
 	notices     sync.WaitGroup
@@ -81,25 +87,25 @@ type node struct {
 
 // buildNode opens what the node needs, in the order in which a wrong set-up is
 // easiest to explain, and starts nothing yet.
-func (a *app) buildNode(ctx context.Context, cfg config, url, only string, log *slog.Logger) (*node, error) {
-	n := &node{cfg: cfg, log: log, guard: panics.New(log), database: &a.database, mail: maillog.New(log), stopNotices: func() {}, stopLogins: func() {},
-		supervisor: a.supervisor(log), readAgain: a.loadConfig}
+func buildNode(ctx context.Context, s setup) (*node, error) {
+	n := &node{setup: s, guard: panics.New(s.log), mail: maillog.New(s.log), stopNotices: func() {}, stopLogins: func() {},
+		supervisor: newSupervisor(s.source.env["NOTIFY_SOCKET"], s.log)}
 	var err error
-	if n.hostname, err = cfg.hostname(); err != nil {
+	if n.hostname, err = n.cfg.hostname(); err != nil {
 		return nil, err
 	}
-	if n.name = cfg.Node; n.name == "" {
+	if n.name = n.cfg.Node; n.name == "" {
 		n.name = n.hostname
 	}
 	n.observe()
-	if only != "delivery" {
+	if s.only != "delivery" {
 		if n.certs, err = n.certificates(); err != nil {
 			return nil, err
 		}
 		n.reloadCertificates = n.certs.Reload
 	}
 	n.supervisor.status("waiting for the database")
-	if err := n.checkDatabase(ctx, url, cfg.Database.Private != ""); err != nil {
+	if err := n.checkDatabase(ctx); err != nil {
 		return nil, err
 	}
 	ok := false
@@ -108,26 +114,26 @@ func (a *app) buildNode(ctx context.Context, cfg config, url, only string, log *
 			n.close()
 		}
 	}()
-	if err := n.listen(a.opened, only == "delivery"); err != nil {
+	if err := n.listen(); err != nil {
 		return nil, err
 	}
-	if err := n.buildQueue(ctx, url); err != nil {
+	if err := n.buildQueue(ctx); err != nil {
 		return nil, err
 	}
-	if only != "submission" {
-		if err := a.buildDelivery(ctx, n, url); err != nil {
+	if s.only != "submission" {
+		if err := n.buildDelivery(ctx); err != nil {
 			return nil, err
 		}
 	}
-	if only != "delivery" {
-		if err := a.buildCertificates(ctx, n, url); err != nil {
+	if s.only != "delivery" {
+		if err := n.buildCertificates(ctx); err != nil {
 			return nil, err
 		}
-		if err := n.buildSubmission(ctx, url); err != nil {
+		if err := n.buildSubmission(ctx); err != nil {
 			return nil, err
 		}
 	}
-	if n.admin, err = n.buildAdmin(ctx, url); err != nil {
+	if n.admin, err = n.buildAdmin(ctx); err != nil {
 		return nil, err
 	}
 	ok = true
@@ -136,8 +142,9 @@ func (a *app) buildNode(ctx context.Context, cfg config, url, only string, log *
 
 // checkDatabase makes sure that the database answers, has this binary's schema and
 // keeps what it commits. A private database is migrated on the way.
-func (n *node) checkDatabase(ctx context.Context, url string, private bool) error {
-	conn, err := n.database.connect(ctx, url)
+func (n *node) checkDatabase(ctx context.Context) error {
+	private := n.cfg.Database.Private != ""
+	conn, err := n.database.connect(ctx, n.url)
 	if err != nil {
 		return err
 	}
@@ -156,7 +163,7 @@ func (n *node) checkDatabase(ctx context.Context, url string, private bool) erro
 		if err := requirePrivileges(ctx, conn); err != nil {
 			return err
 		}
-		if err := n.checkPooler(ctx, url); err != nil {
+		if err := n.checkPooler(ctx); err != nil {
 			return err
 		}
 	}
@@ -164,8 +171,8 @@ func (n *node) checkDatabase(ctx context.Context, url string, private bool) erro
 }
 
 // checkPooler refuses what would accept mail and get stuck with it.
-func (n *node) checkPooler(ctx context.Context, url string) error {
-	p, err := n.database.lookForPooler(ctx, url)
+func (n *node) checkPooler(ctx context.Context) error {
+	p, err := n.database.lookForPooler(ctx, n.url)
 	if err != nil {
 		return err
 	}
@@ -198,39 +205,36 @@ func (n *node) certificates() (*certificate.Set, error) {
 	for _, pair := range n.cfg.TLS.Pairs {
 		cfg.Pairs = append(cfg.Pairs, certificate.Pair(pair))
 	}
-	if len(cfg.Pairs) == 0 && !cfg.SelfSigned && !n.cfg.ACME.on() {
-		return nil, usagef("the configuration has no certificate: set certificate and key in [tls], names in [acme], or self_signed = true to try things out")
-	}
 	return certificate.Open(cfg)
 }
 
 // buildCertificates adds those of an ACME authority.
-func (a *app) buildCertificates(ctx context.Context, n *node, url string) error {
+func (n *node) buildCertificates(ctx context.Context) error {
 	if !n.cfg.ACME.on() {
 		return nil
 	}
 	var err error
-	if n.keeper, err = a.keeper(ctx, n, url); err != nil {
+	if n.keeper, err = n.newKeeper(ctx); err != nil {
 		return err
 	}
 	n.certs.Use(n.keeper)
 	return nil
 }
 
-// listen opens the listeners, but for those that are open or were handed over. With
-// none it only looks that none was handed over.
-func (n *node) listen(opened map[string]net.Listener, none bool) error {
+// listen opens the listeners, but for those that are open or were handed over. Where
+// only delivery runs it only looks that none was handed over.
+func (n *node) listen() error {
 	handed, err := takeSockets()
 	if err != nil {
 		return err
 	}
 	defer handed.close()
-	if none {
+	if n.only == "delivery" {
 		return handed.left()
 	}
 	for i := range n.cfg.Listeners {
 		l := &n.cfg.Listeners[i]
-		list, err := openListener(l, opened, handed)
+		list, err := openListener(l, n.opened, handed)
 		if err != nil {
 			return err
 		}
@@ -257,28 +261,9 @@ func openListener(l *listenerConfig, opened map[string]net.Listener, handed *soc
 	return []net.Listener{ln}, nil
 }
 
-// listenReason is the system's word for it, with what to do about the usual ones.
-func listenReason(err error) error {
-	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
-		return errors.New("the address is in use by another program")
-	case errors.Is(err, syscall.EACCES):
-		return errors.New("ports below 1024 need root or CAP_NET_BIND_SERVICE")
-	}
-	var op *net.OpError
-	if errors.As(err, &op) {
-		var sys *os.SyscallError
-		if errors.As(op.Err, &sys) {
-			return sys.Err
-		}
-		return op.Err
-	}
-	return err
-}
-
 // pool opens a pool that the node closes at its end.
-func (n *node) pool(ctx context.Context, url, name string, maxConns int, change func(*pgxpool.Config)) (*pgxpool.Pool, error) {
-	p, err := n.database.openPool(ctx, url, name, maxConns, change)
+func (n *node) pool(ctx context.Context, name string, maxConns int, change func(*pgxpool.Config)) (*pgxpool.Pool, error) {
+	p, err := n.database.openPool(ctx, n.url, name, maxConns, change)
 	if err == nil {
 		n.pools = append(n.pools, namedPool{name, p})
 	}
@@ -312,13 +297,13 @@ func (n *node) diskFree() func() (int64, error) {
 	return func() (int64, error) { return admin.FreeSpace(dir) }
 }
 
-func (n *node) buildQueue(ctx context.Context, url string) error {
+func (n *node) buildQueue(ctx context.Context) error {
 	work, _ := n.shares()
-	enqueuePool, err := n.pool(ctx, url, "enqueue", 1, pg.WithoutCancel)
+	enqueuePool, err := n.pool(ctx, "enqueue", 1, pg.WithoutCancel)
 	if err != nil {
 		return err
 	}
-	workPool, err := n.pool(ctx, url, "work", work, nil)
+	workPool, err := n.pool(ctx, "work", work, nil)
 	if err != nil {
 		return err
 	}
@@ -344,13 +329,13 @@ func (n *node) buildQueue(ctx context.Context, url string) error {
 	return nil
 }
 
-func (a *app) buildDelivery(ctx context.Context, n *node, url string) error {
-	sealer, err := a.sealer(n.cfg)
+func (n *node) buildDelivery(ctx context.Context) error {
+	sealer, err := n.source.sealer(n.cfg)
 	if err != nil {
 		// Only upstreams with a password need it; theirs is the mail that waits.
 		n.log.Warn("upstream passwords cannot be opened", "error", err)
 	}
-	pool, err := n.pool(ctx, url, "routes", 1, nil)
+	pool, err := n.pool(ctx, "routes", 1, nil)
 	if err != nil {
 		return err
 	}
@@ -388,18 +373,6 @@ func (n *node) lookAtRoutes(ctx context.Context, store *route.Store) error {
 	return err
 }
 
-// resolver asks server, or those that the system names when it is empty; never by the
-// C library, for the sake of delivery.Resolver.
-func resolver(server string) *net.Resolver {
-	if server == "" {
-		return &net.Resolver{PreferGo: true}
-	}
-	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, network, server)
-	}}
-}
-
 func (n *node) ownAddresses() []netip.AddrPort {
 	var own []netip.AddrPort
 	for _, l := range n.listeners {
@@ -418,13 +391,13 @@ func (n *node) addresses() []string {
 	return list
 }
 
-func (n *node) buildSubmission(ctx context.Context, url string) error {
+func (n *node) buildSubmission(ctx context.Context) error {
 	_, login := n.shares()
-	pool, err := n.pool(ctx, url, "auth", login, nil)
+	pool, err := n.pool(ctx, "auth", login, nil)
 	if err != nil {
 		return err
 	}
-	background, err := n.pool(ctx, url, "logins", 3, nil)
+	background, err := n.pool(ctx, "logins", 3, nil)
 	if err != nil {
 		return err
 	}
@@ -548,4 +521,9 @@ func (n *node) close() {
 	for _, p := range n.pools {
 		p.Close()
 	}
+}
+
+// exposed logs that everybody may read a secret of this node.
+func (n *node) exposed(err error) {
+	n.log.Warn("a secret is open to others", "error", err)
 }

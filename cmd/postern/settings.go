@@ -12,7 +12,6 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
-	"github.com/spf13/cobra"
 
 	"postern/relay/smtp"
 )
@@ -30,14 +29,10 @@ type clientPort struct {
 	TLS  string `json:"tls"` // starttls or implicit
 }
 
-// settingsOf are the settings for a user; without a listener in the configuration they
+// settingsOf are the settings for the user of a name; without a listener in the configuration they
 // have no ports.
-func (a *app) settingsOf(name string) (settings, error) {
-	cfg, _, err := a.loadConfig()
-	if err != nil {
-		return settings{}, err
-	}
-	s := settings{UserName: name, Ports: []clientPort{}}
+func settingsOf(cfg *config, name string) (s settings, err error) {
+	s = settings{UserName: name, Ports: []clientPort{}}
 	for _, l := range cfg.Listeners {
 		_, port, _ := net.SplitHostPort(l.Address)
 		if _, handed := l.socket(); handed { // the socket unit has it; these are the usual ones
@@ -54,22 +49,6 @@ func (a *app) settingsOf(name string) (settings, error) {
 	return s, err
 }
 
-func (a *app) printSettings(s settings) error {
-	if len(s.Ports) == 0 {
-		return nil
-	}
-	fmt.Fprintf(a.stdout, "\nfor the mail client:\n  server     %s\n", printable(s.Server))
-	for _, p := range s.Ports {
-		secured := "STARTTLS"
-		if p.TLS == "implicit" {
-			secured = "SSL/TLS"
-		}
-		fmt.Fprintf(a.stdout, "  port       %d with %s\n", p.Port, secured)
-	}
-	_, err := fmt.Fprintf(a.stdout, "  user name  %s\n", printable(s.UserName))
-	return err
-}
-
 // profiles says which files for mail clients are to be written.
 type profiles struct {
 	apple, mozilla string // files
@@ -77,45 +56,27 @@ type profiles struct {
 	force          bool   // over files that are there
 }
 
-func (p *profiles) flags(cmd *cobra.Command) {
-	f := cmd.Flags()
-	f.StringVar(&p.apple, "mobileconfig", "", "write a profile for Apple's clients to `FILE`")
-	f.StringVar(&p.mozilla, "autoconfig", "", "write a configuration for Mozilla's clients to `FILE`")
-	f.StringVar(&p.imap, "imap", "", "`HOST[:PORT]` of the incoming server, for these files")
-	f.BoolVar(&p.force, "force", false, "write these files over those that are there")
-}
-
-const profilesHelp = `--mobileconfig writes a configuration profile for iPhone and Mac, --autoconfig one in
-the format of Thunderbird's autoconfig. Neither has a password in it, and neither takes
-the place of a file that is there, but with --force. Both describe an account that
-fetches mail too: name its IMAP server with --imap (TLS on port 993). Without it Apple's
-file names this server in its place, and Mozilla's has no incoming server.`
-
 func (p *profiles) wanted() bool { return p.apple != "" || p.mozilla != "" }
 
-// check finds what is wrong before anything is changed.
+// check finds what is wrong with the flags, before anything is changed.
 func (p *profiles) check(s settings) error {
 	if !p.wanted() {
 		if p.imap != "" || p.force {
-			return usagef("--imap and --force are for --mobileconfig and --autoconfig")
+			return errors.New("--imap and --force are for --mobileconfig and --autoconfig")
 		}
 		return nil
 	}
 	if p.apple == "-" || p.mozilla == "-" {
-		return usagef("--mobileconfig and --autoconfig need a file, standard output is taken: write ./- if it has that name")
+		return errors.New("--mobileconfig and --autoconfig need a file, standard output is taken: write ./- if it has that name")
 	}
 	if p.apple != "" && p.mozilla != "" && filepath.Clean(p.apple) == filepath.Clean(p.mozilla) {
-		return usagef("--mobileconfig and --autoconfig need a file each")
+		return errors.New("--mobileconfig and --autoconfig need a file each")
 	}
 	if len(s.Ports) == 0 {
-		return usagef("the configuration has no [[listener]] with a port: there is nothing to tell a mail client")
+		return errors.New("the configuration has no [[listener]] with a port: there is nothing to tell a mail client")
 	}
-	if p.imap != "" {
-		if _, _, err := p.incoming(); err != nil {
-			return err
-		}
-	}
-	return nil
+	_, _, err := p.incoming()
+	return err
 }
 
 // incoming is the IMAP server; "" for none.
@@ -124,12 +85,12 @@ func (p *profiles) incoming() (host string, port int, err error) {
 	if h, digits, err := net.SplitHostPort(p.imap); err == nil {
 		n, err := strconv.Atoi(digits)
 		if err != nil || n < 1 || n > 65535 {
-			return "", 0, usagef("--imap: %q is no port", digits)
+			return "", 0, fmt.Errorf("--imap: %q is no port", digits)
 		}
 		host, port = h, n
 	}
 	if host != "" && !smtp.ValidDomain(host) && net.ParseIP(host) == nil {
-		return "", 0, usagef("--imap: %q is no name of a server", host)
+		return "", 0, fmt.Errorf("--imap: %q is no name of a server", host)
 	}
 	return host, port, nil
 }
@@ -158,23 +119,6 @@ func (p *profiles) files(s settings) (made pending, err error) {
 		}
 	}
 	return made, nil
-}
-
-// putProfiles puts the files that were made into their places.
-func (a *app) putProfiles(p *profiles, made pending) error {
-	if err := made.put(); err != nil {
-		return err
-	}
-	for _, file := range made {
-		fmt.Fprintf(a.stderr, "wrote %s\n", printable(file.path))
-	}
-	if p.apple != "" && p.imap == "" {
-		fmt.Fprintln(a.stderr, "warning: Apple has no profile without an incoming server: the profile names this one, which has no mail to fetch; name yours with --imap")
-	}
-	if p.mozilla != "" && p.imap == "" {
-		fmt.Fprintln(a.stderr, "warning: Mozilla's file has no incoming server, and a client may refuse it; name yours with --imap")
-	}
-	return nil
 }
 
 // best is the port that a client is told when it can be told but one: TLS from the

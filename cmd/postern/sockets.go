@@ -11,10 +11,6 @@ import (
 	"github.com/coreos/go-systemd/v22/activation"
 )
 
-// handedOver begins the address of a listener whose sockets the service manager has
-// opened (sd_listen_fds(3)): its FileDescriptorName follows.
-const handedOver = "systemd:"
-
 // sockets are those that the service manager has handed over, by name.
 type sockets struct {
 	byName map[string][]net.Listener

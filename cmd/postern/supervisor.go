@@ -19,8 +19,9 @@ type supervisor struct {
 	log    *slog.Logger
 }
 
-func (a *app) supervisor(log *slog.Logger) *supervisor {
-	s := &supervisor{socket: a.env["NOTIFY_SOCKET"], log: log}
+// newSupervisor is the one that listens at a socket, "" for none.
+func newSupervisor(socket string, log *slog.Logger) *supervisor {
+	s := &supervisor{socket: socket, log: log}
 	if s.socket == "" {
 		return s
 	}

@@ -114,14 +114,14 @@ func (a *app) addUpstream(ctx context.Context, u route.Upstream) error {
 	if err := u.Validate(); err != nil {
 		return usageError{err.Error()}
 	}
-	cfg, _, err := a.loadConfig()
+	cfg, _, err := a.source.load()
 	if err != nil {
 		return err
 	}
 	return a.withPool(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
 		var sealer *seal.Sealer
 		if u.Username != "" {
-			if sealer, err = a.sealer(cfg); err != nil {
+			if sealer, err = a.source.sealer(cfg); err != nil {
 				return err
 			}
 		}

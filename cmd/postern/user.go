@@ -65,7 +65,7 @@ bounces. Without it, NAME alone, which then must be an address.
 				return err
 			}
 			if err := files.check(client); err != nil {
-				return err
+				return usageError{err.Error()}
 			}
 			secret, shown, err := a.newPassword(password)
 			if err != nil {
@@ -105,7 +105,7 @@ bounces. Without it, NAME alone, which then must be an address.
 	password.flags(cmd)
 	f.BoolVar(&ifMissing, "if-missing", false, ifMissingUsage)
 	f.BoolVar(&asJSON, "json", false, "print JSON")
-	files.flags(cmd)
+	profileFlags(cmd, &files)
 	return cmd
 }
 
@@ -277,7 +277,7 @@ is used of them, 'postern explain' whether a message would be accepted.
 					return err
 				}
 				if err := files.check(shown.Settings); err != nil {
-					return err
+					return usageError{err.Error()}
 				}
 				made, err := files.files(shown.Settings)
 				if err != nil {
@@ -294,7 +294,7 @@ is used of them, 'postern explain' whether a message would be accepted.
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	files.flags(cmd)
+	profileFlags(cmd, &files)
 	return cmd
 }
 

@@ -83,7 +83,7 @@ func TestChangesAreAnnounced(t *testing.T) {
 func TestActor(t *testing.T) {
 	t.Parallel()
 	root := os.Geteuid() == 0
-	who := (&app{env: map[string]string{"SUDO_USER": "carol"}}).actor()
+	who := (&app{source: source{env: map[string]string{"SUDO_USER": "carol"}}}).actor()
 	if (who == "carol") != root {
 		t.Errorf("behind sudo, root %v: %s", root, who)
 	}

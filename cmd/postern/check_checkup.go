@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"postern/relay/delivery"
+	"postern/relay/smtp"
+)
+
+// checkOptions are what the flags of 'postern check' say.
+type checkOptions struct {
+	only      []string
+	offline   bool
+	addresses []netip.Addr // that mail leaves from; empty: those of the hostname
+	mx        []string     // domains whose mail hosts are tried
+	connect   []string     // host:port to try as an outsider, in the place of our listeners
+}
+
+// checkup is one run of the check. Its areas only read what is here, and each writes
+// a report of its own.
+type checkup struct {
+	source source
+	dialer *connector // of the database
+	opts   checkOptions
+	cfg    config
+	found  bool  // there is a configuration file
+	bad    error // it cannot be used; cfg has the defaults
+
+	now    func() time.Time
+	dns    checkResolver
+	roots  *x509.CertPool // of certificates; nil: the system's
+	limit  time.Duration  // of the whole check
+	bounds bounds
+
+	database   future[string] // its URL
+	mail       future[*mailView]
+	over       chan struct{}  // closed when all areas are done
+	background sync.WaitGroup // what ends then
+}
+
+// checkResolver asks DNS; *net.Resolver is one.
+type checkResolver interface {
+	delivery.Resolver
+	LookupTXT(ctx context.Context, name string) ([]string, error)
+	LookupAddr(ctx context.Context, addr string) (names []string, err error)
+}
+
+// checkTime bounds the whole check.
+const checkTime = time.Minute
+
+func newCheckup(from source, dialer *connector, opts checkOptions) *checkup {
+	c := &checkup{source: from, dialer: dialer, opts: opts, now: time.Now, limit: checkTime, bounds: defaultBounds()}
+	c.cfg, c.found, c.bad = from.load() // what does not need the file is looked at all the same
+	c.dns = resolver(c.cfg.Delivery.DNSServer)
+	return c
+}
+
+func (o *checkOptions) validate() error {
+	for _, name := range o.only {
+		if !slices.Contains(areaList(), name) {
+			return fmt.Errorf("--only: there is no area %q; the areas are %s", name, areaNames())
+		}
+	}
+	if err := o.together(); err != nil {
+		return err
+	}
+	for _, domain := range o.mx {
+		if !smtp.ValidDomain(domain) {
+			return fmt.Errorf("--mx: %q is no domain name", domain)
+		}
+	}
+	for _, at := range o.connect {
+		if host, port, err := net.SplitHostPort(at); err != nil || host == "" || port == "" {
+			return fmt.Errorf("--connect: %q is not host:port", at)
+		}
+	}
+	return nil
+}
+
+// together refuses flags that leave an area nothing to look at, and those that no area
+// looks at: the check would succeed without having done what was asked for.
+func (o *checkOptions) together() error {
+	for _, a := range areas() {
+		switch {
+		case !slices.Contains(o.only, a.name):
+		case a.online && o.offline:
+			return fmt.Errorf("--only %s asks others, which --offline forbids: leave one of them out", a.name)
+		case a.name == "mx" && len(o.mx) == 0:
+			return fmt.Errorf("--only mx needs --mx DOMAIN: it tries the mail hosts of that domain")
+		}
+	}
+	for _, f := range []struct {
+		flag   string
+		given  bool
+		areas  []string
+		online bool
+	}{
+		{"mx", len(o.mx) > 0, []string{"mx"}, true},
+		{"address", len(o.addresses) > 0, []string{"dns", "spf"}, true},
+		{"connect", len(o.connect) > 0, []string{"relay"}, false},
+	} {
+		looks := func(name string) bool { return slices.Contains(f.areas, name) }
+		switch {
+		case !f.given:
+		case f.online && o.offline:
+			return fmt.Errorf("--%s asks others, which --offline forbids: leave one of them out", f.flag)
+		case len(o.only) > 0 && !slices.ContainsFunc(o.only, looks):
+			return fmt.Errorf("--%s is for %s, which --only leaves out", f.flag, strings.Join(f.areas, " and "))
+		}
+	}
+	return nil
+}
+
+// few lists the first few of many.
+func few(list []string) string {
+	const most = 5
+	if len(list) <= most {
+		return strings.Join(list, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(list[:most], ", "), len(list)-most)
+}

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+)
+
+// settingsOf are the settings for a mail client of the user.
+func (a *app) settingsOf(name string) (settings, error) {
+	cfg, _, err := a.source.load()
+	if err != nil {
+		return settings{}, err
+	}
+	return settingsOf(&cfg, name)
+}
+
+func (a *app) printSettings(s settings) error {
+	if len(s.Ports) == 0 {
+		return nil
+	}
+	fmt.Fprintf(a.stdout, "\nfor the mail client:\n  server     %s\n", printable(s.Server))
+	for _, p := range s.Ports {
+		secured := "STARTTLS"
+		if p.TLS == "implicit" {
+			secured = "SSL/TLS"
+		}
+		fmt.Fprintf(a.stdout, "  port       %d with %s\n", p.Port, secured)
+	}
+	_, err := fmt.Fprintf(a.stdout, "  user name  %s\n", printable(s.UserName))
+	return err
+}
+
+// profileFlags are the flags of p.
+func profileFlags(cmd *cobra.Command, p *profiles) {
+	f := cmd.Flags()
+	f.StringVar(&p.apple, "mobileconfig", "", "write a profile for Apple's clients to `FILE`")
+	f.StringVar(&p.mozilla, "autoconfig", "", "write a configuration for Mozilla's clients to `FILE`")
+	f.StringVar(&p.imap, "imap", "", "`HOST[:PORT]` of the incoming server, for these files")
+	f.BoolVar(&p.force, "force", false, "write these files over those that are there")
+}
+
+const profilesHelp = `--mobileconfig writes a configuration profile for iPhone and Mac, --autoconfig one in
+the format of Thunderbird's autoconfig. Neither has a password in it, and neither takes
+the place of a file that is there, but with --force. Both describe an account that
+fetches mail too: name its IMAP server with --imap (TLS on port 993). Without it Apple's
+file names this server in its place, and Mozilla's has no incoming server.`
+
+// putProfiles puts the files that were made into their places.
+func (a *app) putProfiles(p *profiles, made pending) error {
+	if err := made.put(); err != nil {
+		return err
+	}
+	for _, file := range made {
+		fmt.Fprintf(a.stderr, "wrote %s\n", printable(file.path))
+	}
+	if p.apple != "" && p.imap == "" {
+		fmt.Fprintln(a.stderr, "warning: Apple has no profile without an incoming server: the profile names this one, which has no mail to fetch; name yours with --imap")
+	}
+	if p.mozilla != "" && p.imap == "" {
+		fmt.Fprintln(a.stderr, "warning: Mozilla's file has no incoming server, and a client may refuse it; name yours with --imap")
+	}
+	return nil
+}
