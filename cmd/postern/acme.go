@@ -8,6 +8,7 @@ import (
 	"net"
 	"strings"
 
+	"postern/cmd/postern/config"
 	"postern/relay/acme"
 )
 
@@ -19,13 +20,13 @@ func (n *node) newKeeper(ctx context.Context) (*acme.Keeper, error) {
 		HTTPAddress: c.HTTPAddress, TLSALPNAddress: c.TLSALPNAddress, EABKeyID: c.EABKeyID, Node: n.name, Log: n.log, Guard: n.guard,
 	}
 	var err error
-	if cfg.Sealer, err = n.source.sealer(n.cfg); err != nil {
+	if cfg.Sealer, err = n.source.Sealer(n.cfg); err != nil {
 		return nil, err // which names the key
 	}
-	if cfg.Roots, err = readRoots(c.DirectoryCA); err != nil {
+	if cfg.Roots, err = config.ReadRoots(c.DirectoryCA); err != nil {
 		return nil, fmt.Errorf("acme: directory_ca: %w", err)
 	}
-	if cfg.EABKey, err = readKeyFile(c.EABKeyFile); err != nil {
+	if cfg.EABKey, err = config.ReadKeyFile(c.EABKeyFile); err != nil {
 		return nil, fmt.Errorf("acme: eab_key_file: %w", err)
 	}
 	cfg.EABKey = strings.TrimRight(cfg.EABKey, "=")
@@ -33,7 +34,7 @@ func (n *node) newKeeper(ctx context.Context) (*acme.Keeper, error) {
 		return nil, fmt.Errorf("acme: eab_key_file: %s holds no key in base64url", c.EABKeyFile)
 	}
 	if cfg.Challenge == acme.DNS01 {
-		if cfg.DNS, err = c.RFC2136.provider(); err != nil {
+		if cfg.DNS, err = c.RFC2136.Provider(); err != nil {
 			return nil, err
 		}
 	}
@@ -43,7 +44,7 @@ func (n *node) newKeeper(ctx context.Context) (*acme.Keeper, error) {
 	k, err := acme.NewKeeper(cfg)
 	if err != nil {
 		if op := (*net.OpError)(nil); errors.As(err, &op) {
-			return nil, fmt.Errorf("acme: cannot listen on %s for the authority's validations: %w", c.address(), listenReason(err))
+			return nil, fmt.Errorf("acme: cannot listen on %s for the authority's validations: %w", c.Address(), config.ListenReason(err))
 		}
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/admin"
+	"postern/cmd/postern/config"
 	"postern/relay/queue"
 	"postern/relay/queue/desk"
 )
@@ -41,7 +42,7 @@ func (n *node) buildAdmin(ctx context.Context) (*adminPages, error) {
 			return nil, err
 		}
 	}
-	pool, err := n.pool(ctx, "admin", adminPool, nil)
+	pool, err := n.pool(ctx, "admin", config.AdminConnections, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +57,7 @@ func (n *node) buildAdmin(ctx context.Context) (*adminPages, error) {
 	if n.certs != nil {
 		admin.RegisterCertificates(n.metrics.registry, n.certificateList)
 		checks = append(checks, admin.CertificateCheck(n.certificateList, time.Now),
-			admin.RoomCheck(n.cfg.Submission.spoolDir(), func() int64 { return n.server.Stats().MessageSize }))
+			admin.RoomCheck(n.cfg.Submission.TempDir(), func() int64 { return n.server.Stats().MessageSize }))
 	}
 	n.registerParts()
 	n.metrics.registerDraining(&p.draining)

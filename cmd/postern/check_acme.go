@@ -8,6 +8,8 @@ import (
 	"strings"
 	"syscall"
 
+	"postern/cmd/postern/config"
+	"postern/cmd/postern/screen"
 	"postern/relay/acme"
 )
 
@@ -50,7 +52,7 @@ func (c *checkup) acmeRecord(r *report, rec acme.Record) {
 	subject := "acme " + rec.Name
 	why := ""
 	if rec.Failures > 0 {
-		why = "; failing since " + localTime(rec.FailingSince) + ": " + rec.LastError
+		why = "; failing since " + screen.LocalTime(rec.FailingSince) + ": " + rec.LastError
 	}
 	switch rec.State(c.now()) {
 	case "waiting":
@@ -58,28 +60,28 @@ func (c *checkup) acmeRecord(r *report, rec acme.Record) {
 	case "failing":
 		r.add("acme.failing", subject, "no certificate%s", why)
 	case "expired":
-		r.add("acme.expired", subject, "on %s%s", localTime(rec.NotAfter), why)
+		r.add("acme.expired", subject, "on %s%s", screen.LocalTime(rec.NotAfter), why)
 	case "renewal failing":
-		r.add("acme.renewal", subject, "good until %s%s", localTime(rec.NotAfter), why)
+		r.add("acme.renewal", subject, "good until %s%s", screen.LocalTime(rec.NotAfter), why)
 	default:
-		r.add("acme.ok", subject, "by %s, until %s", orDash(rec.Issuer), localTime(rec.NotAfter))
+		r.add("acme.ok", subject, "by %s, until %s", screen.OrDash(rec.Issuer), screen.LocalTime(rec.NotAfter))
 	}
 }
 
 // acmeFiles reads what the server would read at its start.
 func (c *checkup) acmeFiles(r *report) {
 	a := c.cfg.ACME
-	_, err := readRoots(a.DirectoryCA)
+	_, err := config.ReadRoots(a.DirectoryCA)
 	if err != nil {
 		r.add("acme.file", "acme", "directory_ca: %v", err)
 	}
-	if _, err = readKeyFile(a.EABKeyFile); err != nil {
+	if _, err = config.ReadKeyFile(a.EABKeyFile); err != nil {
 		r.add("acme.file", "acme", "eab_key_file: %v", err)
 	}
 	if acme.Challenge(a.Challenge) != acme.DNS01 {
 		return
 	}
-	if _, err = a.RFC2136.provider(); err != nil {
+	if _, err = a.RFC2136.Provider(); err != nil {
 		r.add("acme.file", "acme", "%v", err)
 	}
 }
@@ -90,7 +92,7 @@ func (c *checkup) acmePort(ctx context.Context, r *report) {
 	if acme.Challenge(a.Challenge) == acme.DNS01 {
 		return
 	}
-	ln, err := net.Listen("tcp", a.address())
+	ln, err := net.Listen("tcp", a.Address())
 	if err == nil {
 		_ = ln.Close()
 		return
@@ -98,7 +100,7 @@ func (c *checkup) acmePort(ctx context.Context, r *report) {
 	if (errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EACCES)) && c.runsHere(ctx) {
 		return
 	}
-	r.add("acme.port", "acme", "%s: %v", a.address(), listenReason(err))
+	r.add("acme.port", "acme", "%s: %v", a.Address(), config.ListenReason(err))
 }
 
 // acmeNames looks whether the authority can find the names that it connects to.

@@ -4,14 +4,15 @@ import (
 	"testing"
 	"time"
 
+	"postern/cmd/postern/config"
 	"postern/internal/smtptest"
 	"postern/relay/acme"
 )
 
 // ordering gives the patient a certificate by ACME in the place of that in files.
 func ordering(_ *testing.T, p *patient) {
-	p.c.cfg.TLS = tlsConfig{}
-	p.c.cfg.ACME = defaultACME()
+	p.c.cfg.TLS = config.TLS{}
+	p.c.cfg.ACME = config.DefaultACME()
 	p.c.cfg.ACME.Names, p.c.cfg.ACME.HTTPAddress = []string{patientName}, "127.0.0.1:0"
 	p.view = &mailView{certificates: []acme.Record{{
 		Name: patientName, Issuer: "Test CA", NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}}}
@@ -32,13 +33,13 @@ func acmeFaults() []fault {
 		{"acme.failing", "no valid A records", recorded(func(r *acme.Record) { failing(r); r.NotAfter = time.Time{} })},
 		{"acme.renewal", "no valid A records", recorded(failing)},
 		{"acme.expired", "on 20", later(2 * time.Hour)},
-		{"acme.file", "directory_ca", setting(func(c *config) { c.ACME.DirectoryCA = "/nowhere/ca.pem" })},
-		{"acme.file", "eab_key_file", setting(func(c *config) { c.ACME.EABKeyFile = "/nowhere/eab" })},
-		{"acme.file", "key_file", setting(func(c *config) {
+		{"acme.file", "directory_ca", setting(func(c *config.Config) { c.ACME.DirectoryCA = "/nowhere/ca.pem" })},
+		{"acme.file", "eab_key_file", setting(func(c *config.Config) { c.ACME.EABKeyFile = "/nowhere/eab" })},
+		{"acme.file", "key_file", setting(func(c *config.Config) {
 			c.ACME.Challenge, c.ACME.RFC2136.KeyFile = string(acme.DNS01), "/nowhere/tsig"
 		})},
 		{"acme.port", "in use", func(t *testing.T, p *patient) { p.c.cfg.ACME.HTTPAddress = smtptest.Start(t, smtptest.Config{}).Addr() }},
-		{"tls.name", "it is for other.test and not for the hostname", setting(func(c *config) { c.ACME.Names = []string{"other.test"} })},
+		{"tls.name", "it is for other.test and not for the hostname", setting(func(c *config.Config) { c.ACME.Names = []string{"other.test"} })},
 	}
 }
 
@@ -61,10 +62,10 @@ func TestCheckFindsNamesThatCannotBeValidated(t *testing.T) {
 // A wildcard is for the names one level below.
 func TestACMECovers(t *testing.T) {
 	t.Parallel()
-	c := acmeConfig{Names: []string{"a.example.com", "*.example.org"}}
+	c := config.ACME{Names: []string{"a.example.com", "*.example.org"}}
 	for name, want := range map[string]bool{"a.example.com": true, "A.example.COM": true, "b.example.com": false,
 		"x.example.org": true, "example.org": false, "y.x.example.org": false} {
-		if c.covers(name) != want {
+		if c.Covers(name) != want {
 			t.Errorf("%s: %v", name, !want)
 		}
 	}
@@ -76,7 +77,7 @@ func TestCheckLooksAtEachPair(t *testing.T) {
 	p := newPatient(t)
 	second := t.TempDir()
 	cert, key := p.ca.LeafBetween(t, time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour), "other.test").WriteFiles(t, second)
-	p.c.cfg.TLS.Pairs = []pairConfig{{Certificate: cert, Key: key}}
+	p.c.cfg.TLS.Pairs = []config.Pair{{Certificate: cert, Key: key}}
 	found := p.look(t.Context(), "certificate")
 	wantFinding(t, found, "tls.expired", cert)
 	wantFinding(t, found, "tls.ok", patientName)

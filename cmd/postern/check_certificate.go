@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"postern/cmd/postern/screen"
 	"postern/relay/certificate"
 )
 
@@ -60,7 +61,7 @@ func (c *checkup) lookAtCertificates(ctx context.Context, r *report) {
 	case c.cfg.TLS.SelfSigned:
 		r.add("tls.self-signed", "certificate", "made at each start")
 		return
-	case len(files) == 0 && !c.cfg.ACME.on():
+	case len(files) == 0 && !c.cfg.ACME.On():
 		r.add("tls.none", "certificate", "the configuration names none")
 		return
 	}
@@ -70,11 +71,11 @@ func (c *checkup) lookAtCertificates(ctx context.Context, r *report) {
 			leaves = append(leaves, chain[0])
 		}
 	}
-	if c.cfg.ACME.on() {
+	if c.cfg.ACME.On() {
 		c.acme(ctx, r)
 	}
-	hostname, err := c.cfg.hostname()
-	if err != nil || c.cfg.ACME.covers(hostname) || len(leaves) == 0 && !c.cfg.ACME.on() {
+	hostname, err := c.cfg.ServerName()
+	if err != nil || c.cfg.ACME.Covers(hostname) || len(leaves) == 0 && !c.cfg.ACME.On() {
 		return
 	}
 	if !slices.ContainsFunc(leaves, func(leaf *x509.Certificate) bool { return leaf.VerifyHostname(hostname) == nil }) {
@@ -83,7 +84,7 @@ func (c *checkup) lookAtCertificates(ctx context.Context, r *report) {
 			all = append(all, leaf.DNSNames...)
 		}
 		all = append(all, c.cfg.ACME.Names...)
-		r.add("tls.name", "certificate", "it is for %s and not for the hostname %s", orDash(few(all)), hostname)
+		r.add("tls.name", "certificate", "it is for %s and not for the hostname %s", screen.OrDash(few(all)), hostname)
 	}
 }
 
@@ -104,7 +105,7 @@ func (c *checkup) certificatePair(r *report, f certificateFiles) []*x509.Certifi
 		return nil
 	}
 	if c.certificateTime(r, f, chain[0]) && c.certificateTrust(r, f, chain) {
-		r.add("tls.ok", "certificate", "%s is for %s, until %s", f.certificate, orDash(few(chain[0].DNSNames)), localTime(chain[0].NotAfter))
+		r.add("tls.ok", "certificate", "%s is for %s, until %s", f.certificate, screen.OrDash(few(chain[0].DNSNames)), screen.LocalTime(chain[0].NotAfter))
 	}
 	return chain
 }
@@ -114,11 +115,11 @@ func (c *checkup) certificateTime(r *report, f certificateFiles, leaf *x509.Cert
 	left, life := leaf.NotAfter.Sub(c.now()), leaf.NotAfter.Sub(leaf.NotBefore)
 	switch {
 	case left <= 0:
-		r.add("tls.expired", "certificate", "%s expired on %s", f.certificate, localTime(leaf.NotAfter))
+		r.add("tls.expired", "certificate", "%s expired on %s", f.certificate, screen.LocalTime(leaf.NotAfter))
 	case leaf.NotBefore.After(c.now()):
-		r.add("tls.not-yet", "certificate", "%s is good from %s on", f.certificate, localTime(leaf.NotBefore))
+		r.add("tls.not-yet", "certificate", "%s is good from %s on", f.certificate, screen.LocalTime(leaf.NotBefore))
 	case left < min(14*24*time.Hour, life/4): // some live for days only
-		r.add("tls.expiring", "certificate", "%s expires on %s", f.certificate, localTime(leaf.NotAfter))
+		r.add("tls.expiring", "certificate", "%s expires on %s", f.certificate, screen.LocalTime(leaf.NotAfter))
 	default:
 		return true
 	}

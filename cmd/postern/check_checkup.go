@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"postern/cmd/postern/config"
 	"postern/relay/delivery"
 	"postern/relay/smtp"
 )
@@ -27,10 +28,10 @@ type checkOptions struct {
 // checkup is one run of the check. Its areas only read what is here, and each writes
 // a report of its own.
 type checkup struct {
-	source source
+	source config.Source
 	dialer *connector // of the database
 	opts   checkOptions
-	cfg    config
+	cfg    config.Config
 	found  bool  // there is a configuration file
 	bad    error // it cannot be used; cfg has the defaults
 
@@ -56,10 +57,10 @@ type checkResolver interface {
 // checkTime bounds the whole check.
 const checkTime = time.Minute
 
-func newCheckup(from source, dialer *connector, opts checkOptions) *checkup {
+func newCheckup(from config.Source, dialer *connector, opts checkOptions) *checkup {
 	c := &checkup{source: from, dialer: dialer, opts: opts, now: time.Now, limit: checkTime, bounds: defaultBounds()}
-	c.cfg, c.found, c.bad = from.load() // what does not need the file is looked at all the same
-	c.dns = resolver(c.cfg.Delivery.DNSServer)
+	c.cfg, c.found, c.bad = from.Load() // what does not need the file is looked at all the same
+	c.dns = config.Resolver(c.cfg.Delivery.DNSServer)
 	return c
 }
 

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"postern/admin"
+	"postern/cmd/postern/config"
+	"postern/cmd/postern/screen"
 	"postern/internal/owned"
 	"postern/relay/seal"
 )
@@ -73,14 +75,14 @@ func (c *checkup) lookAtConfig(_ context.Context, r *report) {
 
 // configFile looks at who may read the secrets of the database.
 func (c *checkup) configFile(r *report) {
-	for _, err := range c.source.exposedDatabase(c.cfg.Database.URL) {
+	for _, err := range c.source.Exposed(c.cfg.Database.URL) {
 		r.add("config.readable", "configuration", "%v", err)
 	}
 }
 
 // hostnameForm looks whether the name can be one that others know; DNS is another area.
 func (c *checkup) hostnameForm(r *report) {
-	name, err := c.cfg.hostname()
+	name, err := c.cfg.ServerName()
 	if err != nil {
 		r.add("config.hostname", "hostname", "%v", err)
 		return
@@ -102,13 +104,13 @@ func (c *checkup) dangerousValues(r *report) {
 		r.add("config.mx-port", "configuration", "delivery.mx_port is %d", d.MXPort)
 	}
 	if s.MessageSize < 1<<20 {
-		r.add("config.message-size", "configuration", "submission.message_size is %s", octets(int64(s.MessageSize)))
+		r.add("config.message-size", "configuration", "submission.message_size is %s", screen.Octets(int64(s.MessageSize)))
 	}
 	if s.HeaderSize < 16<<10 {
-		r.add("config.header-size", "configuration", "submission.header_size is %s", octets(int64(s.HeaderSize)))
+		r.add("config.header-size", "configuration", "submission.header_size is %s", screen.Octets(int64(s.HeaderSize)))
 	}
 	if s.Spool < s.MessageSize {
-		r.add("config.spool-size", "configuration", "submission.spool is %s, message_size %s", octets(int64(s.Spool)), octets(int64(s.MessageSize)))
+		r.add("config.spool-size", "configuration", "submission.spool is %s, message_size %s", screen.Octets(int64(s.Spool)), screen.Octets(int64(s.MessageSize)))
 	}
 	if time.Duration(q.Lifetime) < 48*time.Hour {
 		r.add("config.lifetime", "configuration", "queue.lifetime is %s", time.Duration(q.Lifetime))
@@ -116,7 +118,7 @@ func (c *checkup) dangerousValues(r *report) {
 	if q.DelayNotice >= q.Lifetime {
 		r.add("config.delay-notice", "configuration", "queue.delay_notice is %s, lifetime %s", time.Duration(q.DelayNotice), time.Duration(q.Lifetime))
 	}
-	if cuts := c.cfg.cuts(c.cfg.fit(openLimit())); cuts != "" {
+	if cuts := c.cfg.Cuts(c.cfg.Fit(config.OpenLimit())); cuts != "" {
 		r.add("config.files", "configuration", "room for %s", cuts)
 	}
 }
@@ -127,7 +129,7 @@ func (c *checkup) spool(r *report) {
 		return // nothing is accepted here
 	}
 	s := c.cfg.Submission
-	dir := s.spoolDir()
+	dir := s.TempDir()
 	f, err := os.CreateTemp(dir, "postern-check-*")
 	if err != nil {
 		r.add("spool.unusable", "spool", "%v", err)
@@ -140,17 +142,17 @@ func (c *checkup) spool(r *report) {
 	case err != nil:
 		r.add("spool.unusable", "spool", "cannot tell the room in %s: %v", dir, err)
 	case free < int64(s.MessageSize):
-		r.add("spool.full", "spool", "%s free in %s, and a message may have %s", octets(free), dir, octets(int64(s.MessageSize)))
+		r.add("spool.full", "spool", "%s free in %s, and a message may have %s", screen.Octets(free), dir, screen.Octets(int64(s.MessageSize)))
 	case free < int64(s.Spool):
-		r.add("spool.small", "spool", "%s free in %s, and spool is %s", octets(free), dir, octets(int64(s.Spool)))
+		r.add("spool.small", "spool", "%s free in %s, and spool is %s", screen.Octets(free), dir, screen.Octets(int64(s.Spool)))
 	default:
-		r.add("spool.ok", "spool", "%s free in %s", octets(free), dir)
+		r.add("spool.ok", "spool", "%s free in %s", screen.Octets(free), dir)
 	}
 }
 
 // secretKey looks at the key, and makes none.
 func (c *checkup) secretKey(r *report) {
-	path := c.source.secretKeyPath(c.cfg)
+	path := c.source.SecretKeyPath(c.cfg)
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		r.add("key.none", "secret key", "%s is not there", path)
 		return

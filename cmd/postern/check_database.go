@@ -62,7 +62,7 @@ const (
 	clockWrong   = 10 * time.Second
 )
 
-// databaseURL is the database of the configuration; a private one is started for the
+// config.DatabaseURL is the database of the configuration; a private one is started for the
 // time of the check.
 func (c *checkup) databaseURL(ctx context.Context) (string, error) {
 	return c.database.get(ctx, func() (string, error) {

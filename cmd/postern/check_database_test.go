@@ -17,6 +17,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"postern/cmd/postern/config"
 	"postern/internal/peers"
 	"postern/internal/pgserver"
 	"postern/internal/pgtest"
@@ -78,9 +79,9 @@ func databaseFaults() []fault {
 		{"db.schema", "current", nothing},
 		{"db.logs-values", "log_statement is all, and log_parameter_max_length is -1", loggingValues},
 		{"db.room", "free for the database", nothing},
-		{"db.none", "--database-url", setting(func(c *config) { c.Database.URL = "" })},
+		{"db.none", "--database-url", setting(func(c *config.Config) { c.Database.URL = "" })},
 		{"db.unreachable", "refused", func(t *testing.T, p *patient) { p.c.cfg.Database.URL = "postgres://" + closedPort(t) + "/x" }},
-		{"db.unreachable", "malformed", setting(func(c *config) { c.Database.URL = "mysql:nonsense" })},
+		{"db.unreachable", "malformed", setting(func(c *config.Config) { c.Database.URL = "mysql:nonsense" })},
 		{"db.version", "PostgreSQL", bound(func(b *bounds) { b.server = 990000 })},
 		{"db.slow", "the shortest of five", bound(func(b *bounds) { b.trip = 0 })},
 		{"db.schema-old", "it lacks", func(t *testing.T, p *patient) { p.c.cfg.Database.URL = pgtest.Empty(t).URL }},
@@ -226,15 +227,15 @@ func TestNodeConnections(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &checkup{cfg: defaultConfig()}
-	all := c.cfg.nodeConnections()
+	c := &checkup{cfg: config.Defaults()}
+	all := c.cfg.NodeConnections()
 	want := fmt.Sprintf("A node takes up to %d connections and those of `[database] max_connections`, %d with the defaults, and three more with `[acme]`",
 		all-c.cfg.Database.MaxConnections, all)
 	if !strings.Contains(strings.Join(strings.Fields(string(page)), " "), want) {
 		t.Errorf("docs/postgres.md does not say: %s", want)
 	}
 	c.cfg.ACME.Names = []string{"relay.test"}
-	if n := c.cfg.nodeConnections(); n != all+3 {
+	if n := c.cfg.NodeConnections(); n != all+3 {
 		t.Errorf("%d with [acme]", n)
 	}
 }

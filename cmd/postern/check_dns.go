@@ -46,7 +46,7 @@ func (c *checkup) sendingAddresses(ctx context.Context) ([]netip.Addr, error) {
 	if len(c.opts.addresses) > 0 {
 		return c.opts.addresses, nil
 	}
-	hostname, err := c.cfg.hostname()
+	hostname, err := c.cfg.ServerName()
 	if err != nil {
 		return nil, err
 	}
@@ -61,7 +61,7 @@ func (c *checkup) sendingAddresses(ctx context.Context) ([]netip.Addr, error) {
 }
 
 func (c *checkup) lookAtDNS(ctx context.Context, r *report) {
-	hostname, err := c.cfg.hostname()
+	hostname, err := c.cfg.ServerName()
 	if err != nil {
 		r.skip("dns", "%v", err)
 		return

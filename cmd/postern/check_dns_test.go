@@ -9,6 +9,7 @@ import (
 
 	"github.com/foxcpp/go-mockdns"
 
+	"postern/cmd/postern/config"
 	"postern/internal/smtptest"
 	"postern/relay/route"
 )
@@ -79,7 +80,7 @@ func TestP04CheckJudgesOneByOne(t *testing.T) {
 		found := p.look(t.Context(), "dns")
 		wantFinding(t, found, "dns.resolver", "asked for relay.test")
 		wantNone(t, found, "dns.hostname-none")
-		if !resolver("").PreferGo {
+		if !config.Resolver("").PreferGo {
 			t.Error("the C library is asked")
 		}
 	}

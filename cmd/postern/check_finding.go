@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"sync"
+
+	"postern/cmd/postern/screen"
 )
 
 // status is how a finding is meant.
@@ -50,7 +52,7 @@ func (r *report) add(id, subject, format string, args ...any) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.closed {
-		r.findings = append(r.findings, finding{id, k.status, subject, oneLine(fmt.Sprintf(format, args...)), k.todo})
+		r.findings = append(r.findings, finding{id, k.status, subject, screen.OneLine(fmt.Sprintf(format, args...)), k.todo})
 	}
 }
 

@@ -19,13 +19,14 @@ import (
 	"testing"
 	"time"
 
+	"postern/cmd/postern/config"
 	"postern/internal/smtptest"
 )
 
 func nothing(*testing.T, *patient) {}
 
 // setting plants a value.
-func setting(change func(*config)) func(*testing.T, *patient) {
+func setting(change func(*config.Config)) func(*testing.T, *patient) {
 	return func(_ *testing.T, p *patient) { change(&p.c.cfg) }
 }
 
@@ -42,7 +43,7 @@ func reread(text string, mode os.FileMode) func(*testing.T, *patient) {
 	return func(t *testing.T, p *patient) {
 		chmod("postern.toml", mode)(t, p)
 		if text == "" {
-			p.c.source.path = ""
+			p.c.source.Path = ""
 			t.Chdir(t.TempDir())
 		} else {
 			p.write(t, "postern.toml", text)
@@ -55,21 +56,21 @@ func configFaults() []fault {
 	return []fault{
 		{"config.ok", "every key", nothing},
 		{"config.invalid", `line 1: unknown key "hostnme"`, reread("hostnme = \"relay.test\"\n", 0o600)},
-		{"config.hostname", "localhost", setting(func(c *config) { c.Hostname = "localhost" })},
-		{"config.hostname", "printer.local", setting(func(c *config) { c.Hostname = "printer.local" })},
-		{"config.private-mx", "allow_private_mx", setting(func(c *config) { c.Delivery.AllowPrivateMX = true })},
-		{"config.mx-port", "2525", setting(func(c *config) { c.Delivery.MXPort = 2525 })},
-		{"config.message-size", "10.0 KiB", setting(func(c *config) { c.Submission.MessageSize = 10 << 10 })},
-		{"config.header-size", "1.0 KiB", setting(func(c *config) { c.Submission.HeaderSize = 1 << 10 })},
-		{"config.spool-size", "spool is 1.0 MiB", setting(func(c *config) { c.Submission.Spool = 1 << 20 })},
-		{"config.lifetime", "1h0m0s", setting(func(c *config) { c.Queue.Lifetime = duration(time.Hour) })},
-		{"config.delay-notice", "240h0m0s", setting(func(c *config) { c.Queue.DelayNotice = duration(240 * time.Hour) })},
-		{"config.files", "of 2000000000", setting(func(c *config) { c.Submission.Connections = 2_000_000_000 })},
+		{"config.hostname", "localhost", setting(func(c *config.Config) { c.Hostname = "localhost" })},
+		{"config.hostname", "printer.local", setting(func(c *config.Config) { c.Hostname = "printer.local" })},
+		{"config.private-mx", "allow_private_mx", setting(func(c *config.Config) { c.Delivery.AllowPrivateMX = true })},
+		{"config.mx-port", "2525", setting(func(c *config.Config) { c.Delivery.MXPort = 2525 })},
+		{"config.message-size", "10.0 KiB", setting(func(c *config.Config) { c.Submission.MessageSize = 10 << 10 })},
+		{"config.header-size", "1.0 KiB", setting(func(c *config.Config) { c.Submission.HeaderSize = 1 << 10 })},
+		{"config.spool-size", "spool is 1.0 MiB", setting(func(c *config.Config) { c.Submission.Spool = 1 << 20 })},
+		{"config.lifetime", "1h0m0s", setting(func(c *config.Config) { c.Queue.Lifetime = config.Duration(time.Hour) })},
+		{"config.delay-notice", "240h0m0s", setting(func(c *config.Config) { c.Queue.DelayNotice = config.Duration(240 * time.Hour) })},
+		{"config.files", "of 2000000000", setting(func(c *config.Config) { c.Submission.Connections = 2_000_000_000 })},
 		{"spool.ok", "free in", nothing},
-		{"spool.unusable", "no such file", setting(func(c *config) { c.Submission.SpoolDir = "/nowhere/at/all" })},
+		{"spool.unusable", "no such file", setting(func(c *config.Config) { c.Submission.SpoolDir = "/nowhere/at/all" })},
 		{"spool.unusable", "not a directory", func(_ *testing.T, p *patient) { p.c.cfg.Submission.SpoolDir = filepath.Join(p.dir, "key.pem") }},
-		{"spool.full", "a message may have", setting(func(c *config) { c.Submission.MessageSize, c.Submission.Spool = 1<<60, 1<<60 })},
-		{"spool.small", "spool is", setting(func(c *config) { c.Submission.Spool = 1 << 60 })},
+		{"spool.full", "a message may have", setting(func(c *config.Config) { c.Submission.MessageSize, c.Submission.Spool = 1<<60, 1<<60 })},
+		{"spool.small", "spool is", setting(func(c *config.Config) { c.Submission.Spool = 1 << 60 })},
 		{"key.ok", "secret.key", nothing},
 		{"key.none", "is not there", func(_ *testing.T, p *patient) { p.c.cfg.SecretKeyFile = filepath.Join(p.dir, "none") }},
 		{"key.unusable", "not a key of 32 octets", func(t *testing.T, p *patient) { p.write(t, "secret.key", "short") }},
@@ -149,11 +150,11 @@ func crafted(change func(template *x509.Certificate), bits int) func(*testing.T,
 func certificateFaults() []fault {
 	return []fault{
 		{"tls.ok", "is for relay.test", nothing},
-		{"tls.none", "names none", setting(func(c *config) { c.TLS.Certificate, c.TLS.Key = "", "" })},
-		{"tls.self-signed", "", setting(func(c *config) { c.TLS = tlsConfig{SelfSigned: true} })},
-		{"tls.unreadable", "gone.pem", setting(func(c *config) { c.TLS.Certificate = "gone.pem" })},
+		{"tls.none", "names none", setting(func(c *config.Config) { c.TLS.Certificate, c.TLS.Key = "", "" })},
+		{"tls.self-signed", "", setting(func(c *config.Config) { c.TLS = config.TLS{SelfSigned: true} })},
+		{"tls.unreadable", "gone.pem", setting(func(c *config.Config) { c.TLS.Certificate = "gone.pem" })},
 		{"tls.unreadable", "holds no certificate", func(_ *testing.T, p *patient) { p.c.cfg.TLS.Certificate = p.c.cfg.TLS.Key }},
-		{"tls.unreadable", "gone.key", setting(func(c *config) { c.TLS.Key = "gone.key" })},
+		{"tls.unreadable", "gone.key", setting(func(c *config.Config) { c.TLS.Key = "gone.key" })},
 		{"tls.mismatch", "does not match", func(t *testing.T, p *patient) { p.write(t, "key.pem", string(p.ca.Leaf(t, patientName).KeyPEM)) }},
 		{"tls.expired", "expired on", between(-2*time.Hour, -time.Hour)},
 		{"tls.not-yet", "good from", between(time.Hour, 20*time.Hour)},
@@ -197,8 +198,8 @@ func portFaults() []fault {
 		{"port.foreign", "fake.test ESMTP smtptest", listening(func(t *testing.T, _ *patient) string { return smtptest.Start(t, smtptest.Config{}).Addr() })},
 		{"port.foreign", "does not answer as a mail server", listening(func(t *testing.T, _ *patient) string { return greeter(t, "+OK POP3\r\n") })},
 		{"port.balanced", "not in its proxy_protocol", balanced},
-		{"port.unusable", "192.0.2.1:5587", setting(func(c *config) { c.Listeners[0].Address = "192.0.2.1:5587" })},
-		{"port.none", "none", setting(func(c *config) { c.Listeners = nil })},
+		{"port.unusable", "192.0.2.1:5587", setting(func(c *config.Config) { c.Listeners[0].Address = "192.0.2.1:5587" })},
+		{"port.none", "none", setting(func(c *config.Config) { c.Listeners = nil })},
 	}
 }
 
@@ -231,9 +232,9 @@ func adminFaults() []fault {
 		{"admin.foreign", "the server does not answer at", func(t *testing.T, p *patient) { p.c.cfg.Admin.Address = greeter(t, "220 mail.test ESMTP\r\n") }},
 		{"admin.token", "at least 16 characters", func(t *testing.T, p *patient) {
 			p.write(t, "token", "short")
-			p.c.cfg.Admin = adminConfig{Address: closedPort(t), TokenFile: filepath.Join(p.dir, "token")}
+			p.c.cfg.Admin = config.Admin{Address: closedPort(t), TokenFile: filepath.Join(p.dir, "token")}
 		}},
-		{"admin.off", "is empty", setting(func(c *config) { c.Admin.Address = "" })},
+		{"admin.off", "is empty", setting(func(c *config.Config) { c.Admin.Address = "" })},
 	}
 }
 
@@ -248,10 +249,10 @@ func TestCheckKnowsPrivilegedPorts(t *testing.T) {
 	p := newPatient(t)
 	refusal := os.NewSyscallError("bind", syscall.EACCES)
 	r := &report{}
-	p.c.notFree(t.Context(), r, listenerConfig{Address: closedPort(t), TLS: "starttls"}, refusal)
+	p.c.notFree(t.Context(), r, config.Listener{Address: closedPort(t), TLS: "starttls"}, refusal)
 	wantFinding(t, r.close(), "port.privileged", "CAP_NET_BIND_SERVICE")
 	r = &report{}
-	p.c.notFree(t.Context(), r, listenerConfig{Address: sayingHello(patientName)(t, p), TLS: "starttls"}, refusal)
+	p.c.notFree(t.Context(), r, config.Listener{Address: sayingHello(patientName)(t, p), TLS: "starttls"}, refusal)
 	wantFinding(t, r.close(), "port.ours", "answers") // it runs as another user
 }
 
@@ -259,7 +260,7 @@ func TestCheckKnowsPrivilegedPorts(t *testing.T) {
 func TestCheckKnowsSocketsOfTheServiceManager(t *testing.T) {
 	t.Parallel()
 	r := &report{}
-	newPatient(t).c.handed(r, listenerConfig{Address: handedOver + "submission", TLS: "starttls"}, false)
+	newPatient(t).c.handed(r, config.Listener{Address: config.HandedOver + "submission", TLS: "starttls"}, false)
 	wantFinding(t, r.close(), "port.handed", "nothing answers at 127.0.0.1:587")
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"postern/cmd/postern/screen"
 	"postern/relay/delivery"
 	"postern/relay/smtp"
 )
@@ -56,5 +57,5 @@ func (c *checkup) mailHost(r *report, domain string, p delivery.Probe) {
 	case p.Stage == smtp.StageConnect:
 		id = "mx.unreachable"
 	}
-	r.add(id, subject, "%s: %v", orDash(p.Host), p.Err)
+	r.add(id, subject, "%s: %v", screen.OrDash(p.Host), p.Err)
 }

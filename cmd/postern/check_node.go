@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"postern/cmd/postern/screen"
 )
 
 var nodeKinds = []kind{
@@ -52,7 +54,7 @@ func (in *inspection) nodes(ctx context.Context) error {
 	}
 	own := in.c.cfg.Node
 	if own == "" {
-		if own, err = in.c.cfg.hostname(); err != nil {
+		if own, err = in.c.cfg.ServerName(); err != nil {
 			return nil // told elsewhere
 		}
 	}
@@ -71,7 +73,7 @@ func (in *inspection) nodes(ctx context.Context) error {
 		where name = $1 and superseded_at > clock_timestamp() - interval '10 minutes'
 			and superseded_at < expires_at and beat_at > superseded_at - interval '10 seconds'`, own).Scan(&taken)
 	if err == nil && taken != nil {
-		in.r.add("node.twice", "nodes", "%q was taken over at %s", own, localTime(*taken))
+		in.r.add("node.twice", "nodes", "%q was taken over at %s", own, screen.LocalTime(*taken))
 	}
 	return err
 }
@@ -95,7 +97,7 @@ func (in *inspection) living(ctx context.Context) ([]string, error) {
 // runsHere reports that one of the configured listeners is a Postern of this hostname,
 // or somebody who hears load balancers only and is taken for one.
 func (c *checkup) runsHere(ctx context.Context) bool {
-	hostname, _ := c.cfg.hostname()
+	hostname, _ := c.cfg.ServerName()
 	for _, l := range c.cfg.Listeners {
 		d := doorOf(l)
 		if d.deaf && d.open(ctx) {

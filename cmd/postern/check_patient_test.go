@@ -18,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/auth"
+	"postern/cmd/postern/config"
 	"postern/internal/peers"
 	"postern/internal/pgtest"
 	"postern/internal/smtptest"
@@ -59,7 +60,7 @@ spool = "64MiB"
 `
 	p.write(t, "postern.toml", text)
 	p.write(t, "secret.key", strings.Repeat("k", seal.KeySize))
-	p.treat(newCheckup(source{path: filepath.Join(p.dir, "postern.toml")}, new(connector), checkOptions{}))
+	p.treat(newCheckup(config.Source{Path: filepath.Join(p.dir, "postern.toml")}, new(connector), checkOptions{}))
 	return p
 }
 

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+
+	"postern/cmd/postern/screen"
 )
 
 // pooling is the question of the check.
@@ -24,7 +26,7 @@ func judgePooler(r *report, p pooler) {
 	case errors.Is(err, errQueryMode):
 		r.add("db.query-mode", "database", "default_query_exec_mode=%s", p.modeName())
 	case err != nil && p.statements != nil:
-		r.add("db.pooler-statements", "database", "%s", oneLine(p.statements.Error()))
+		r.add("db.pooler-statements", "database", "%s", screen.OneLine(p.statements.Error()))
 	case err != nil:
 		r.add("db.pooler-statements", "database", "default_query_exec_mode=%s", p.modeName())
 	case p.shares:

@@ -6,6 +6,8 @@ import (
 	"net"
 	"strings"
 	"syscall"
+
+	"postern/cmd/postern/config"
 )
 
 var portKinds = []kind{
@@ -36,8 +38,8 @@ func (c *checkup) lookAtPorts(ctx context.Context, r *report) {
 }
 
 // port tries to listen, which disturbs nobody who does already.
-func (c *checkup) port(ctx context.Context, r *report, l listenerConfig) {
-	if _, handed := l.socket(); handed {
+func (c *checkup) port(ctx context.Context, r *report, l config.Listener) {
+	if _, handed := l.Socket(); handed {
 		c.handed(r, l, c.answers(ctx, r, l))
 		return
 	}
@@ -51,14 +53,14 @@ func (c *checkup) port(ctx context.Context, r *report, l listenerConfig) {
 }
 
 // handed is a listener whose socket the service manager opens.
-func (c *checkup) handed(r *report, l listenerConfig, answered bool) {
+func (c *checkup) handed(r *report, l config.Listener, answered bool) {
 	if !answered {
 		r.add("port.handed", "listener", "%s: nothing answers at %s", l.Address, doorOf(l).address)
 	}
 }
 
 // notFree says why nobody could listen there.
-func (c *checkup) notFree(ctx context.Context, r *report, l listenerConfig, err error) {
+func (c *checkup) notFree(ctx context.Context, r *report, l config.Listener, err error) {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		if !c.answers(ctx, r, l) {
@@ -66,15 +68,15 @@ func (c *checkup) notFree(ctx context.Context, r *report, l listenerConfig, err 
 		}
 	case errors.Is(err, syscall.EACCES):
 		if !c.answers(ctx, r, l) {
-			r.add("port.privileged", "listener", "%s: %v", l.Address, listenReason(err))
+			r.add("port.privileged", "listener", "%s: %v", l.Address, config.ListenReason(err))
 		}
 	default:
-		r.add("port.unusable", "listener", "%s: %v", l.Address, listenReason(err))
+		r.add("port.unusable", "listener", "%s: %v", l.Address, config.ListenReason(err))
 	}
 }
 
 // answers says who greets at the address, if somebody does.
-func (c *checkup) answers(ctx context.Context, r *report, l listenerConfig) bool {
+func (c *checkup) answers(ctx context.Context, r *report, l config.Listener) bool {
 	d := doorOf(l)
 	if d.deaf {
 		if !d.open(ctx) {
@@ -83,7 +85,7 @@ func (c *checkup) answers(ctx context.Context, r *report, l listenerConfig) bool
 		r.add("port.balanced", "listener", "%s is in use; this machine is not in its proxy_protocol", l.Address)
 		return true
 	}
-	hostname, _ := c.cfg.hostname()
+	hostname, _ := c.cfg.ServerName()
 	t, greeting, err := dialTalk(ctx, d, hostname)
 	if err != nil {
 		return false

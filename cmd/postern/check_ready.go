@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"postern/admin"
+	"postern/cmd/postern/screen"
 )
 
 const (
@@ -50,7 +51,7 @@ func askReady(ctx context.Context, address string) error {
 	var said readiness
 	ours := json.Unmarshal(text, &said) == nil
 	if answer.StatusCode != http.StatusOK || !ours || !said.Ready {
-		return &unreadyError{answer.StatusCode, ours, printable(cmp.Or(said.failed(), oneLine(string(text))))}
+		return &unreadyError{answer.StatusCode, ours, screen.Printable(cmp.Or(said.failed(), screen.OneLine(string(text))))}
 	}
 	return nil
 }
@@ -77,7 +78,7 @@ func (r *readiness) failed() string {
 		}
 		list = append(list, text)
 	}
-	return oneLine(strings.Join(list, " | "))
+	return screen.OneLine(strings.Join(list, " | "))
 }
 
 // unreadyError is an answer to /readyz of a server that is not ready, or of one that is

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
+
+	"postern/cmd/postern/screen"
 )
 
 var relayKinds = []kind{
@@ -100,7 +102,7 @@ func (k *knock) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	hostname, _ := k.c.cfg.hostname()
+	hostname, _ := k.c.cfg.ServerName()
 	k.name = host
 	if net.ParseIP(host) != nil {
 		k.name = hostname
@@ -155,7 +157,7 @@ func (k *knock) clear(ctx context.Context, t *talk, offers map[string]string) (m
 		return nil, err
 	}
 	if _, offered := offers["STARTTLS"]; !offered {
-		k.tell("relay.no-tls", "it offers %s", orDash(few(keywords(offers))))
+		k.tell("relay.no-tls", "it offers %s", screen.OrDash(few(keywords(offers))))
 		return nil, nil
 	}
 	reply, err := t.say("STARTTLS")
@@ -178,7 +180,7 @@ func (k *knock) secured(t *talk, offers map[string]string) error {
 		return err
 	}
 	if _, offered := offers["AUTH"]; !offered {
-		k.tell("relay.no-auth", "it offers %s", orDash(few(keywords(offers))))
+		k.tell("relay.no-auth", "it offers %s", screen.OrDash(few(keywords(offers))))
 		return nil
 	}
 	if k.guessed.Swap(true) {
@@ -219,14 +221,14 @@ func (k *knock) certificate(shown []*x509.Certificate) {
 		return
 	}
 	// With ACME the files are not all that may be shown.
-	if files := k.c.certificateFiles(); k.door.ours && len(files) > 0 && !k.c.cfg.ACME.on() {
+	if files := k.c.certificateFiles(); k.door.ours && len(files) > 0 && !k.c.cfg.ACME.On() {
 		for _, f := range files {
 			chain, err := readChain(f.certificate)
 			if err != nil || bytes.Equal(chain[0].Raw, shown[0].Raw) {
 				return // what is wrong with files is told elsewhere
 			}
 		}
-		k.tell("relay.certificate", "it shows one for %s, until %s", orDash(few(shown[0].DNSNames)), localTime(shown[0].NotAfter))
+		k.tell("relay.certificate", "it shows one for %s, until %s", screen.OrDash(few(shown[0].DNSNames)), screen.LocalTime(shown[0].NotAfter))
 		return
 	}
 	between := x509.NewCertPool()

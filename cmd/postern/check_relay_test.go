@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"postern/cmd/postern/config"
 	"postern/internal/smtptest"
 )
 
@@ -147,14 +148,14 @@ func (h *hangingResolver) LookupNetIP(context.Context, string, string) ([]netip.
 func TestCheckSpeaksThePROXYProtocol(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
-		listener listenerConfig
+		listener config.Listener
 		want     door
 	}{
-		{listenerConfig{Address: "0.0.0.0:587", TLS: "starttls"}, door{"127.0.0.1:587", "starttls", true, false, false}},
-		{listenerConfig{Address: "0.0.0.0:587", TLS: "starttls", ProxyProtocol: []string{"10.0.0.0/8"}}, door{"127.0.0.1:587", "starttls", true, false, true}},
-		{listenerConfig{Address: "0.0.0.0:465", TLS: "implicit", ProxyProtocol: []string{"10.0.0.0/8", "127.0.0.1"}}, door{"127.0.0.1:465", "implicit", true, true, false}},
-		{listenerConfig{Address: "10.1.1.1:465", TLS: "implicit", ProxyProtocol: []string{"10.0.0.0/8"}}, door{"10.1.1.1:465", "implicit", true, true, false}},
-		{listenerConfig{Address: handedOver + "submissions", TLS: "implicit"}, door{"127.0.0.1:465", "implicit", true, false, false}},
+		{config.Listener{Address: "0.0.0.0:587", TLS: "starttls"}, door{"127.0.0.1:587", "starttls", true, false, false}},
+		{config.Listener{Address: "0.0.0.0:587", TLS: "starttls", ProxyProtocol: []string{"10.0.0.0/8"}}, door{"127.0.0.1:587", "starttls", true, false, true}},
+		{config.Listener{Address: "0.0.0.0:465", TLS: "implicit", ProxyProtocol: []string{"10.0.0.0/8", "127.0.0.1"}}, door{"127.0.0.1:465", "implicit", true, true, false}},
+		{config.Listener{Address: "10.1.1.1:465", TLS: "implicit", ProxyProtocol: []string{"10.0.0.0/8"}}, door{"10.1.1.1:465", "implicit", true, true, false}},
+		{config.Listener{Address: config.HandedOver + "submissions", TLS: "implicit"}, door{"127.0.0.1:465", "implicit", true, false, false}},
 	} {
 		if got := doorOf(test.listener); got != test.want {
 			t.Errorf("%+v: %+v", test.listener, got)

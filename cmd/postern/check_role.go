@@ -37,7 +37,7 @@ func (in *inspection) connections(ctx context.Context) error {
 		return err
 	}
 	nodes = max(1, len(living))
-	need := in.c.cfg.nodeConnections()
+	need := in.c.cfg.NodeConnections()
 	switch {
 	case most < need:
 		in.r.add("db.connections", "connections", "%d allowed, and this node may open %d", most, need)

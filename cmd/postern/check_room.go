@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"postern/admin"
+	"postern/cmd/postern/screen"
 )
 
 var roomKinds = []kind{
@@ -56,6 +57,6 @@ func (in *inspection) disk(ctx context.Context) error {
 	case free < in.c.bounds.low:
 		id = "db.room-low"
 	}
-	in.r.add(id, "disk", "%s free for the database", octets(free))
+	in.r.add(id, "disk", "%s free for the database", screen.Octets(free))
 	return nil
 }

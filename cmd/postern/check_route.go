@@ -58,7 +58,7 @@ func (c *checkup) lookAtRoutes(ctx context.Context, r *report) {
 			r.add("route.sealed", "upstream "+name, "the password cannot be opened: %v", v.keyErr)
 			continue
 		}
-		r.add("route.sealed", "upstream "+name, "the key %s does not open its password", c.source.secretKeyPath(c.cfg))
+		r.add("route.sealed", "upstream "+name, "the key %s does not open its password", c.source.SecretKeyPath(c.cfg))
 	}
 }
 

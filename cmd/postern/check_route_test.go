@@ -146,7 +146,7 @@ func TestCheckReadsTheDatabase(t *testing.T) {
 	t.Parallel()
 	p := newPatient(t)
 	p.admit(t)
-	sealer, err := p.c.source.sealer(p.c.cfg)
+	sealer, err := p.c.source.Sealer(p.c.cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"postern/cmd/postern/config"
 )
 
 // exposing gives the database a URL that leads to a file which everybody may read.
@@ -21,7 +23,7 @@ func withToken(mode os.FileMode) func(*testing.T, *patient) {
 	return func(t *testing.T, p *patient) {
 		p.write(t, "token", strings.Repeat("t", 32))
 		chmod("token", mode)(t, p)
-		p.c.cfg.Admin = adminConfig{Address: closedPort(t), TokenFile: filepath.Join(p.dir, "token")}
+		p.c.cfg.Admin = config.Admin{Address: closedPort(t), TokenFile: filepath.Join(p.dir, "token")}
 	}
 }
 

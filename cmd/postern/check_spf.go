@@ -80,7 +80,7 @@ func (c *checkup) senderDomain(ctx context.Context, r *report, v *mailView, doma
 // spf judges as a receiving server does, with the resolver of deliveries.
 func (c *checkup) spf(ctx context.Context, r *report, domain string, addr netip.Addr) spf.Result {
 	subject := "domain " + domain
-	hostname, _ := c.cfg.hostname()
+	hostname, _ := c.cfg.ServerName()
 	result, err := spf.CheckHostWithSender(net.IP(addr.AsSlice()), hostname, "postmaster@"+domain,
 		spf.WithContext(ctx), spf.WithResolver(spfResolver{c.dns}))
 	switch result {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"postern/cmd/postern/config"
 	"postern/relay/smtp"
 )
 
@@ -37,14 +38,14 @@ type door struct {
 
 // doorOf is a listener of the configuration. Where the service manager opens its socket,
 // the address is in the socket unit; it is taken for the usual one.
-func doorOf(l listenerConfig) door {
+func doorOf(l config.Listener) door {
 	d := door{address: reachable(l.Address), tls: l.TLS, ours: true}
-	if _, handed := l.socket(); handed {
+	if _, handed := l.Socket(); handed {
 		d.address = net.JoinHostPort("127.0.0.1", map[string]string{"starttls": "587", "implicit": "465"}[l.TLS])
 	}
 	host, _, _ := net.SplitHostPort(d.address)
 	own, err := netip.ParseAddr(host)
-	proxies, _ := l.proxies() // validated with the configuration
+	proxies, _ := l.Proxies() // validated with the configuration
 	for _, network := range proxies {
 		// A connection to an address of this machine comes from that address.
 		d.proxied = d.proxied || err == nil && network.Contains(own.Unmap())

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"postern/cmd/postern/screen"
 	"postern/relay/delivery"
 	"postern/relay/route"
 	"postern/relay/smtp"
@@ -34,7 +35,7 @@ const upstreamTime = 20 * time.Second
 
 // prober converses as this node's deliveries do, but with less patience.
 func (c *checkup) prober() *delivery.Prober {
-	hostname, _ := c.cfg.hostname()
+	hostname, _ := c.cfg.ServerName()
 	d := c.cfg.Delivery
 	return delivery.NewProber(delivery.Config{
 		DNS: c.dns, Hello: hostname, Self: c.listenerAddresses(),
@@ -105,7 +106,7 @@ func (c *checkup) upstream(r *report, up route.Upstream, p delivery.Probe) {
 		r.add("upstream.clear", subject, "--tls %s", up.TLS)
 	}
 	if left := p.Expires.Sub(c.now()); up.Verified() && left < 7*24*time.Hour {
-		r.add("upstream.expiring", subject, "on %s", localTime(p.Expires))
+		r.add("upstream.expiring", subject, "on %s", screen.LocalTime(p.Expires))
 	}
 }
 

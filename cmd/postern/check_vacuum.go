@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"postern/cmd/postern/screen"
 )
 
 var vacuumKinds = []kind{
@@ -57,7 +59,7 @@ func (in *inspection) transactions(ctx context.Context) error {
 	var since time.Time
 	var open []string
 	if _, err := pgx.ForEachRow(rows, []any{&who, &since}, func() error {
-		open = append(open, who+localTime(since))
+		open = append(open, who+screen.LocalTime(since))
 		return nil
 	}); err != nil {
 		return err

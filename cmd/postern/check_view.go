@@ -66,7 +66,7 @@ func (c *checkup) view(ctx context.Context) (*mailView, error) {
 func (c *checkup) readView(ctx context.Context, pool *pgxpool.Pool) (*mailView, error) {
 	v := &mailView{}
 	var sealer *seal.Sealer
-	sealer, v.keyErr = c.source.presentSealer(c.cfg)
+	sealer, v.keyErr = c.source.PresentSealer(c.cfg)
 	store := route.NewStore(pool, sealer)
 	var err error
 	if v.rules, err = store.ListRoutes(ctx); err != nil {

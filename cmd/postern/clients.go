@@ -4,11 +4,13 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
+
+	"postern/cmd/postern/screen"
 )
 
 // settingsOf are the settings for a mail client of the user.
 func (a *app) settingsOf(name string) (settings, error) {
-	cfg, _, err := a.source.load()
+	cfg, _, err := a.source.Load()
 	if err != nil {
 		return settings{}, err
 	}
@@ -19,7 +21,7 @@ func (a *app) printSettings(s settings) error {
 	if len(s.Ports) == 0 {
 		return nil
 	}
-	fmt.Fprintf(a.stdout, "\nfor the mail client:\n  server     %s\n", printable(s.Server))
+	fmt.Fprintf(a.stdout, "\nfor the mail client:\n  server     %s\n", screen.Printable(s.Server))
 	for _, p := range s.Ports {
 		secured := "STARTTLS"
 		if p.TLS == "implicit" {
@@ -27,7 +29,7 @@ func (a *app) printSettings(s settings) error {
 		}
 		fmt.Fprintf(a.stdout, "  port       %d with %s\n", p.Port, secured)
 	}
-	_, err := fmt.Fprintf(a.stdout, "  user name  %s\n", printable(s.UserName))
+	_, err := fmt.Fprintf(a.stdout, "  user name  %s\n", screen.Printable(s.UserName))
 	return err
 }
 
@@ -52,7 +54,7 @@ func (a *app) putProfiles(p *profiles, made pending) error {
 		return err
 	}
 	for _, file := range made {
-		fmt.Fprintf(a.stderr, "wrote %s\n", printable(file.path))
+		fmt.Fprintf(a.stderr, "wrote %s\n", screen.Printable(file.path))
 	}
 	if p.apple != "" && p.imap == "" {
 		fmt.Fprintln(a.stderr, "warning: Apple has no profile without an incoming server: the profile names this one, which has no mail to fetch; name yours with --imap")

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/auth"
+	"postern/cmd/postern/screen"
 	"postern/internal/pgserver"
 	"postern/relay/route"
 )
@@ -147,7 +148,7 @@ func (a *app) warnOfNames(names ...string) {
 
 // withRunningPool is withPool for a database that is up: none is started.
 func (a *app) withRunningPool(ctx context.Context, do func(pool *pgxpool.Pool) error) error {
-	cfg, _, err := a.source.load()
+	cfg, _, err := a.source.Load()
 	if err != nil {
 		return err
 	}
@@ -193,7 +194,7 @@ func credentialValues(list []auth.Credential) (numbers []string) {
 		if c.Kind == auth.KindPassword {
 			label = "password"
 		}
-		numbers = append(numbers, strconv.FormatInt(c.ID, 10)+"\t"+oneLine(printable(c.User+" "+label)))
+		numbers = append(numbers, strconv.FormatInt(c.ID, 10)+"\t"+screen.OneLine(screen.Printable(c.User+" "+label)))
 	}
 	return numbers
 }

@@ -6,19 +6,21 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postern/cmd/postern/config"
 )
 
 // withDatabase finds the database and calls do with its URL. A private server
 // that is not running is started for the time of the call.
 func (a *app) withDatabase(ctx context.Context, do func(ctx context.Context, url string) error) error {
-	cfg, _, err := a.source.load()
+	cfg, _, err := a.source.Load()
 	if err != nil {
 		return err
 	}
 	return a.withDatabaseOf(ctx, cfg, do)
 }
 
-func (a *app) withDatabaseOf(ctx context.Context, cfg config, do func(ctx context.Context, url string) error) error {
+func (a *app) withDatabaseOf(ctx context.Context, cfg config.Config, do func(ctx context.Context, url string) error) error {
 	err := with(ctx, cfg.Database, do)
 	if errors.Is(err, errNone) {
 		return usageError{err.Error()}

@@ -20,6 +20,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/auth"
+	"postern/cmd/postern/config"
+	"postern/cmd/postern/screen"
 	"postern/internal/capture"
 	"postern/internal/pgserver"
 	"postern/migrations"
@@ -229,7 +231,7 @@ func (d *demo) closeListeners() {
 
 // run serves, sends the one message, shows its way, and stays unless once is set.
 func (d *demo) run(ctx context.Context, url string, once bool) error {
-	cfg, err := readConfig(d.config)
+	cfg, err := config.Read(d.config)
 	if err != nil {
 		return err
 	}
@@ -269,11 +271,11 @@ var receivedID = regexp.MustCompile(`(?s)^Received: .*? id ([0-9a-f-]{36})\s`)
 
 // sayArrived prints one line about a message that the capture server got.
 func (d *demo) sayArrived(m capture.Message) {
-	to := "<" + printable(m.To[0].String()) + ">"
+	to := "<" + screen.Printable(m.To[0].String()) + ">"
 	if more := len(m.To) - 1; more > 0 {
 		to = fmt.Sprintf("%s and %d more", to, more)
 	}
-	d.say("Captured from <%s> to %s", printable(m.From.String()), to)
+	d.say("Captured from <%s> to %s", screen.Printable(m.From.String()), to)
 	if id := receivedID.FindSubmatch(m.Data); id != nil {
 		d.say("  %s --config %s trace %s", invokedAs(), d.config, id[1])
 	}
@@ -305,7 +307,7 @@ func (d *demo) showOne(ctx context.Context, url string) error {
 	}
 	d.say("The capture server has it, from <%s> to <%s>:", got.From, got.To[0])
 	for line := range bytes.Lines(got.Data) {
-		d.say("  %s", printable(strings.ReplaceAll(strings.TrimRight(string(line), "\r\n"), "\t", "    ")))
+		d.say("  %s", screen.Printable(strings.ReplaceAll(strings.TrimRight(string(line), "\r\n"), "\t", "    ")))
 	}
 	id, err := queuedID(reply)
 	if err != nil {

@@ -1,12 +1,14 @@
 package main
 
+import "postern/cmd/postern/config"
+
 // descriptors are those that this node may have open. It logs what was cut, once.
-func (n *node) descriptors() descriptors {
-	d := n.cfg.fit(openLimit())
-	if cuts := n.cfg.cuts(d); cuts != n.cuts {
+func (n *node) descriptors() config.Descriptors {
+	d := n.cfg.Fit(config.OpenLimit())
+	if cuts := n.cfg.Cuts(d); cuts != n.cuts {
 		if n.cuts = cuts; cuts != "" {
 			n.log.Warn("fewer connections than configured: the limit of open files is too low (ulimit -n, LimitNOFILE)",
-				"cut", cuts, "connections", d.connections, "deliveries", d.deliveries, "files", d.files, "database", d.database)
+				"cut", cuts, "connections", d.Connections, "deliveries", d.Deliveries, "files", d.Files, "database", d.Database)
 		}
 	}
 	return d

@@ -12,6 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"postern/cmd/postern/config"
 )
 
 // A block is a fenced block of a Markdown file.
@@ -315,7 +317,7 @@ func takesConfig(t *testing.T, text string) error {
 	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, err := readConfig(name)
+	_, err := config.Read(name)
 	return err
 }
 

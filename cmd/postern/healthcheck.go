@@ -21,7 +21,7 @@ not or does not answer within 5 s. It is for container engines and scripts;
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if address == "" {
-				cfg, _, err := a.source.load()
+				cfg, _, err := a.source.Load()
 				if err != nil {
 					return err
 				}

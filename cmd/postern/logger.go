@@ -5,10 +5,12 @@ import (
 	"io"
 	"log/slog"
 	"sync/atomic"
+
+	"postern/cmd/postern/config"
 )
 
 // newLogger makes the one logger of the process.
-func newLogger(w io.Writer, cfg logConfig) *slog.Logger {
+func newLogger(w io.Writer, cfg config.Log) *slog.Logger {
 	h := &logHandler{set: new(logSettings)}
 	opt := &slog.HandlerOptions{Level: &h.set.level}
 	h.text, h.json = slog.NewTextHandler(w, opt), slog.NewJSONHandler(w, opt)
@@ -27,7 +29,7 @@ type logSettings struct {
 	asJSON atomic.Bool
 }
 
-func (s *logSettings) take(cfg logConfig) {
+func (s *logSettings) take(cfg config.Log) {
 	var level slog.Level
 	_ = level.UnmarshalText([]byte(cfg.Level)) // validated with the configuration
 	s.level.Set(level)

@@ -68,7 +68,7 @@ func (n *node) registerParts() {
 		admin.Register(r, prometheus.Labels{"reason": "server"}, func() int64 { return n.server.Stats().RefusedConnections }, refusedReadings)
 		admin.Register(r, prometheus.Labels{"reason": "proxy"}, func() int64 { return n.server.Stats().RefusedByProxy }, refusedReadings)
 		admin.Register(r, nil, n.verifier.Stats, authReadings)
-		dir := n.cfg.Submission.spoolDir()
+		dir := n.cfg.Submission.TempDir()
 		admin.Register(r, nil, func() int64 { free, _ := admin.FreeSpace(dir); return free }, []admin.Reading[int64]{
 			{Name: "postern_spool_free_bytes", Help: "Octets that may still be written into the folder for temporary files; 0 when it cannot be asked.", Value: number[int64]},
 		})

@@ -14,6 +14,7 @@ import (
 
 	"postern/admin"
 	"postern/auth"
+	"postern/cmd/postern/config"
 	"postern/internal/panics"
 	"postern/internal/pg"
 	"postern/migrations"
@@ -36,11 +37,11 @@ const startTime = 30 * time.Second
 
 // setup is what a node is built from.
 type setup struct {
-	cfg      config
-	source   source // of the configuration, for a reload and the key
-	url      string // of the database
-	only     string // submission or delivery; "": both
-	version  string // of the program
+	cfg      config.Config
+	source   config.Source // of the configuration, for a reload and the key
+	url      string        // of the database
+	only     string        // submission or delivery; "": both
+	version  string        // of the program
 	log      *slog.Logger
 	database *connector
 	opened   map[string]net.Listener // what is listened on already, by address
@@ -89,9 +90,9 @@ type node struct {
 // easiest to explain, and starts nothing yet.
 func buildNode(ctx context.Context, s setup) (*node, error) {
 	n := &node{setup: s, guard: panics.New(s.log), mail: maillog.New(s.log), stopNotices: func() {}, stopLogins: func() {},
-		supervisor: newSupervisor(s.source.env["NOTIFY_SOCKET"], s.log)}
+		supervisor: newSupervisor(s.source.Env["NOTIFY_SOCKET"], s.log)}
 	var err error
-	if n.hostname, err = n.cfg.hostname(); err != nil {
+	if n.hostname, err = n.cfg.ServerName(); err != nil {
 		return nil, err
 	}
 	if n.name = n.cfg.Node; n.name == "" {
@@ -210,7 +211,7 @@ func (n *node) certificates() (*certificate.Set, error) {
 
 // buildCertificates adds those of an ACME authority.
 func (n *node) buildCertificates(ctx context.Context) error {
-	if !n.cfg.ACME.on() {
+	if !n.cfg.ACME.On() {
 		return nil
 	}
 	var err error
@@ -247,15 +248,15 @@ func (n *node) listen() error {
 	return handed.left()
 }
 
-func openListener(l *listenerConfig, opened map[string]net.Listener, handed *sockets) ([]net.Listener, error) {
-	if name, ok := l.socket(); ok {
+func openListener(l *config.Listener, opened map[string]net.Listener, handed *sockets) ([]net.Listener, error) {
+	if name, ok := l.Socket(); ok {
 		return handed.take(name)
 	}
 	ln := opened[l.Address]
 	if ln == nil {
 		var err error
 		if ln, err = net.Listen("tcp", l.Address); err != nil {
-			return nil, fmt.Errorf("cannot listen on %s: %w", l.Address, listenReason(err))
+			return nil, fmt.Errorf("cannot listen on %s: %w", l.Address, config.ListenReason(err))
 		}
 	}
 	return []net.Listener{ln}, nil
@@ -273,7 +274,7 @@ func (n *node) pool(ctx context.Context, name string, maxConns int, change func(
 // shares splits the pooled connections: checking passwords must go on while
 // deliveries storm. The queue's commits and settles have connections of their own.
 func (n *node) shares() (work, login int) {
-	all := n.descriptors().database
+	all := n.descriptors().Database
 	login = max(1, all/2)
 	return max(1, all-login), login
 }
@@ -330,7 +331,7 @@ func (n *node) buildQueue(ctx context.Context) error {
 }
 
 func (n *node) buildDelivery(ctx context.Context) error {
-	sealer, err := n.source.sealer(n.cfg)
+	sealer, err := n.source.Sealer(n.cfg)
 	if err != nil {
 		// Only upstreams with a password need it; theirs is the mail that waits.
 		n.log.Warn("upstream passwords cannot be opened", "error", err)
@@ -345,10 +346,10 @@ func (n *node) buildDelivery(ctx context.Context) error {
 	}
 	d := n.cfg.Delivery
 	n.engine = delivery.New(delivery.Config{
-		Queue: n.queue, Routes: route.NewTable(store, 0), DNS: resolver(d.DNSServer),
+		Queue: n.queue, Routes: route.NewTable(store, 0), DNS: config.Resolver(d.DNSServer),
 		Log: n.log, Guard: n.guard, Events: n.mail, Hello: n.hostname, Self: n.ownAddresses(),
 		Connections: d.Connections, MXConnections: d.Connections, PerConnection: d.MessagesPerConn,
-		MaxOpen: n.descriptors().deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
+		MaxOpen: n.descriptors().Deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
 		MXPort: d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
 	})
 	n.bouncer = bounce.New(bounce.Config{Queue: n.queue, Hostname: n.hostname, Mail: n.mail, Log: n.log})
@@ -421,7 +422,7 @@ func (n *node) buildSubmission(ctx context.Context) error {
 func (n *node) submissionLimits() submission.Limits {
 	s, open := n.cfg.Submission, n.descriptors()
 	return submission.Limits{
-		Connections: open.connections, Files: open.files, ConnectionsPerAddress: s.ConnectionsPerAddress,
+		Connections: open.Connections, Files: open.Files, ConnectionsPerAddress: s.ConnectionsPerAddress,
 		Commands: s.Commands, BadCommands: s.BadCommands, FailedAuths: s.AuthFailures,
 		Recipients: s.Recipients, MessageSize: int64(s.MessageSize), HeaderSize: int(s.HeaderSize),
 		Session: time.Duration(s.SessionTime), Idle: time.Duration(s.IdleTime),

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
+
+	"postern/cmd/postern/screen"
 )
 
 // printJSON writes v as indented JSON with a final newline.
@@ -31,7 +33,7 @@ func (t *table) print(w io.Writer) error {
 	fmt.Fprintln(tw, strings.Join(t.head, "\t"))
 	for _, row := range t.rows {
 		for i := range row {
-			row[i] = printable(row[i])
+			row[i] = screen.Printable(row[i])
 		}
 		fmt.Fprintln(tw, strings.Join(row, "\t"))
 	}

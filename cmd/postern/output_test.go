@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"postern/cmd/postern/screen"
 	"postern/internal/pgtest"
 	"postern/relay/queue/desk"
 )
@@ -50,7 +51,7 @@ func TestL2NothingHiddenIsPrinted(t *testing.T) {
 func TestL2TraceHidesNothing(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	a := &app{stdout: screen{&out}, stderr: screen{io.Discard}}
+	a := &app{stdout: screen.Writer{Writer: &out}, stderr: screen.Writer{Writer: io.Discard}}
 	h := &desk.History{}
 	h.Message.MessageID, h.Message.Sender, h.Message.ClientHello, h.Message.Node = "<a"+hidden+"b@c>", "x"+hidden, "y"+hidden, "z"+hidden
 	h.Attempts = []desk.Attempt{{At: time.Now(), Recipient: "r" + hidden, Result: "deferred", RemoteMTA: "m" + hidden, Reply: "451 " + hidden, TLS: hidden}}
@@ -74,12 +75,12 @@ func TestL2Escape(t *testing.T) {
 		"replaced \ufffd":    "replaced \ufffd",
 		"grüße, 日本語, Ελλάδα": "grüße, 日本語, Ελλάδα",
 	} {
-		if got := printable(text); got != want {
+		if got := screen.Printable(text); got != want {
 			t.Errorf("%+q is printed as %+q, want %+q", text, got, want)
 		}
 	}
 	for _, r := range hidden {
-		if printable(string(r)) == string(r) {
+		if screen.Printable(string(r)) == string(r) {
 			t.Errorf("%+q is printed", r)
 		}
 	}

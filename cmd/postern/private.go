@@ -7,6 +7,8 @@ import (
 	"os"
 	"time"
 
+	"postern/cmd/postern/config"
+	"postern/cmd/postern/screen"
 	"postern/internal/pgserver"
 )
 
@@ -14,7 +16,7 @@ var errNone = errors.New("no database: give --database-url, set POSTERN_DATABASE
 
 // with calls do with the URL of the database that is configured. A private server that is
 // not running is started for the time of the call.
-func with(ctx context.Context, cfg databaseConfig, do func(ctx context.Context, url string) error) error {
+func with(ctx context.Context, cfg config.Database, do func(ctx context.Context, url string) error) error {
 	if cfg.Private == "" {
 		if cfg.URL == "" {
 			return errNone
@@ -52,7 +54,7 @@ func startPrivate(ctx context.Context, dir string) (*pgserver.Server, error) {
 
 // tellWait says on the error output why nothing happens.
 func tellWait(dir string) {
-	fmt.Fprintf(os.Stderr, "postern: waiting for the process that uses the private database in %s\n", printable(dir))
+	fmt.Fprintf(os.Stderr, "postern: waiting for the process that uses the private database in %s\n", screen.Printable(dir))
 }
 
 // awaitPrivate starts the server in dir for a process that stays up. A command that

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"postern/cmd/postern/config"
+	"postern/cmd/postern/screen"
 	"postern/internal/panics"
 	"postern/relay/delivery"
 	"postern/relay/queue"
@@ -29,12 +31,12 @@ func (n *node) reload(ctx context.Context) {
 		_, err = inTime(ctx, func() (struct{}, error) { return struct{}{}, n.reloadCertificates() })
 	}
 	if err != nil {
-		n.log.Error("the configuration is not reloaded, the node runs on as before", "error", oneLine(err.Error()))
+		n.log.Error("the configuration is not reloaded, the node runs on as before", "error", screen.OneLine(err.Error()))
 		return
 	}
 	running := n.cfg
 	running.Listeners = slices.Clone(n.cfg.Listeners)
-	applied, restart := adopt(&running, next)
+	applied, restart := config.Adopt(&running, next)
 	if err := n.apply(running); err != nil { // a defect: what can be wrong was checked before
 		n.log.Error("the configuration is applied in part: restart the node", "error", err)
 		return
@@ -68,22 +70,22 @@ func inTime[T any](ctx context.Context, do func() (T, error)) (T, error) {
 }
 
 // reread is the configuration as it is now, wholly checked.
-func (n *node) reread() (config, error) {
-	next, found, err := n.source.load()
+func (n *node) reread() (config.Config, error) {
+	next, found, err := n.source.Load()
 	switch {
 	case err != nil:
 		return next, err
 	case !found:
 		return next, errors.New("the configuration file is gone")
 	case n.server != nil && len(next.Listeners) == 0:
-		return next, errNoListeners
+		return next, config.ErrNoListeners
 	}
 	return next, nil
 }
 
 // apply makes cfg, which differs from the running one in reloadable keys only, the
 // running one.
-func (n *node) apply(cfg config) error {
+func (n *node) apply(cfg config.Config) error {
 	n.cfg = cfg
 	if h, ok := n.log.Handler().(*logHandler); ok {
 		h.set.take(cfg.Log)
@@ -111,8 +113,8 @@ func (n *node) apply(cfg config) error {
 }
 
 // setListener takes over what a reload can change of a listener.
-func (n *node) setListener(l *submission.Listener, cfg *listenerConfig) {
+func (n *node) setListener(l *submission.Listener, cfg *config.Listener) {
 	l.NormalizeBareLF = cfg.NormalizeBareLF
 	l.TolerateBrackets = slices.Contains(cfg.Tolerate, "brackets")
-	l.Proxies, _ = cfg.proxies() // validated with the configuration
+	l.Proxies, _ = cfg.Proxies() // validated with the configuration
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"postern/admin"
+	"postern/cmd/postern/config"
 	"postern/internal/owned"
 	"postern/internal/pgtest"
 	"postern/relay/certificate"
@@ -26,21 +27,21 @@ func TestH2OneRuleForSecrets(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "secret")
-	a := &app{source: source{env: map[string]string{}}, stderr: io.Discard}
+	a := &app{source: config.Source{Env: map[string]string{}}, stderr: io.Discard}
 	for name, use := range map[string]func(exposed func(error)) error{
-		"configuration": func(func(error)) error { _, err := readConfig(path); return err },
-		"sealing key":   func(func(error)) error { _, err := a.source.sealer(config{SecretKeyFile: path}); return err },
+		"configuration": func(func(error)) error { _, err := config.Read(path); return err },
+		"sealing key":   func(func(error)) error { _, err := a.source.Sealer(config.Config{SecretKeyFile: path}); return err },
 		"token":         func(told func(error)) error { _, err := admin.ReadToken(path, told); return err },
 		"password": func(told func(error)) error {
 			_, err := (&passwordSource{file: path}).read(nil, told)
 			return err
 		},
-		"EAB or TSIG key": func(func(error)) error { _, err := readKeyFile(path); return err },
+		"EAB or TSIG key": func(func(error)) error { _, err := config.ReadKeyFile(path); return err },
 		"certificate's key": func(told func(error)) error {
 			_, err := certificate.Pair{Certificate: filepath.Join(dir, "cert.pem"), Key: path}.Load(told)
 			return err
 		},
-		"authorities": func(func(error)) error { _, err := readRoots(path); return err },
+		"authorities": func(func(error)) error { _, err := config.ReadRoots(path); return err },
 	} {
 		for _, mode := range []os.FileMode{0o666, 0o646, 0o602} {
 			if err := errors.Join(os.WriteFile(path, make([]byte, seal.KeySize), 0o600), os.Chmod(path, mode)); err != nil {
@@ -201,7 +202,7 @@ func TestL2PasswordOnTheCommandLine(t *testing.T) {
 func TestL2ActorIsBounded(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{strings.Repeat("x", 70_000), strings.Repeat("ö", 40_000), "a\xffb"} {
-		who := (&app{source: source{env: map[string]string{"SUDO_USER": name}}}).actor()
+		who := (&app{source: config.Source{Env: map[string]string{"SUDO_USER": name}}}).actor()
 		if who == "" || len(who) > maxActor+len("…") || strings.ToValidUTF8(who, "") != who {
 			t.Errorf("%d octets: the actor is %.20q of %d", len(name), who, len(who))
 		}

@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"postern/cmd/postern/config"
 )
 
 // serveHalves are the values of --only.
@@ -63,7 +65,7 @@ func startProfile(path string) (stop func(), err error) {
 }
 
 func (a *app) serve(ctx context.Context, only string) error {
-	cfg, found, err := a.source.load()
+	cfg, found, err := a.source.Load()
 	if err != nil {
 		return err
 	}
@@ -71,7 +73,7 @@ func (a *app) serve(ctx context.Context, only string) error {
 		return usagef("no configuration: give --config FILE, or put postern.toml here or into /etc/postern")
 	}
 	if only != "delivery" {
-		if err := cfg.submits(); err != nil {
+		if err := cfg.Submits(); err != nil {
 			return usageError{err.Error()}
 		}
 	}
@@ -89,7 +91,7 @@ func (a *app) serve(ctx context.Context, only string) error {
 }
 
 // setup is that of a node in this process; it lacks the URL of the database.
-func (a *app) setup(cfg config, log *slog.Logger) setup {
+func (a *app) setup(cfg config.Config, log *slog.Logger) setup {
 	return setup{cfg: cfg, source: a.source, version: versionString(), log: log, database: &a.database}
 }
 
@@ -101,7 +103,7 @@ func (a *app) serveOn(ctx context.Context, s setup, asked signals) error {
 	if err != nil {
 		return err
 	}
-	for _, err := range a.source.exposedDatabase(s.url) {
+	for _, err := range a.source.Exposed(s.url) {
 		n.exposed(err)
 	}
 	return n.run(ctx, asked)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"postern/cmd/postern/config"
 	"postern/relay/smtp"
 )
 
@@ -31,11 +32,11 @@ type clientPort struct {
 
 // settingsOf are the settings for the user of a name; without a listener in the configuration they
 // have no ports.
-func settingsOf(cfg *config, name string) (s settings, err error) {
+func settingsOf(cfg *config.Config, name string) (s settings, err error) {
 	s = settings{UserName: name, Ports: []clientPort{}}
 	for _, l := range cfg.Listeners {
 		_, port, _ := net.SplitHostPort(l.Address)
-		if _, handed := l.socket(); handed { // the socket unit has it; these are the usual ones
+		if _, handed := l.Socket(); handed { // the socket unit has it; these are the usual ones
 			port = map[string]string{"starttls": "587", "implicit": "465"}[l.TLS]
 		}
 		n, _ := net.LookupPort("tcp", port)
@@ -44,7 +45,7 @@ func settingsOf(cfg *config, name string) (s settings, err error) {
 		}
 	}
 	if len(s.Ports) > 0 {
-		s.Server, err = cfg.hostname()
+		s.Server, err = cfg.ServerName()
 	}
 	return s, err
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/coreos/go-systemd/v22/activation"
+
+	"postern/cmd/postern/config"
 )
 
 // sockets are those that the service manager has handed over, by name.
@@ -61,10 +63,10 @@ func (s *sockets) take(name string) ([]net.Listener, error) {
 		s.taken[name] = true
 		return list, nil
 	case len(s.names) == 0:
-		return nil, fmt.Errorf("listener %s%s: no socket was handed over: start the socket unit and not only the service, or write host:port for the address", handedOver, name)
+		return nil, fmt.Errorf("listener %s%s: no socket was handed over: start the socket unit and not only the service, or write host:port for the address", config.HandedOver, name)
 	}
 	return nil, fmt.Errorf("listener %s%s: there is no socket of that name, but %s: set FileDescriptorName=%s in the socket unit",
-		handedOver, name, strings.Join(s.names, ", "), name)
+		config.HandedOver, name, strings.Join(s.names, ", "), name)
 }
 
 // left is an error when there are sockets that no listener took: clients would
@@ -82,7 +84,7 @@ func (s *sockets) left() error {
 		return nil
 	}
 	slices.Sort(list)
-	return fmt.Errorf("sockets were handed over that no [[listener]] takes by an address like %q: %s", handedOver+"NAME", strings.Join(list, ", "))
+	return fmt.Errorf("sockets were handed over that no [[listener]] takes by an address like %q: %s", config.HandedOver+"NAME", strings.Join(list, ", "))
 }
 
 // close closes what was not taken.

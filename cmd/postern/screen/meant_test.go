@@ -1,4 +1,4 @@
-package main
+package screen
 
 import "testing"
 
@@ -9,7 +9,7 @@ func TestDidYouMean(t *testing.T) {
 		"chekc": ", did you mean check?", "ueue": ", did you mean queue?", "lits": ", did you mean list?", "lsot": ", did you mean lost?",
 		"cheque": "", "x": "", "it": ", did you mean at?", "weather": "", "": "",
 	} {
-		if got := didYouMean(typed, names); got != want {
+		if got := DidYouMean(typed, names); got != want {
 			t.Errorf("%q: %q, want %q", typed, got, want)
 		}
 	}

@@ -1,9 +1,11 @@
-package main
+package config
 
 import (
 	"fmt"
 	"reflect"
 	"strings"
+
+	"postern/cmd/postern/screen"
 )
 
 // configNames are the sections and keys of a configuration with their path, as
@@ -22,10 +24,10 @@ func configNames(section reflect.Type, prefix string) (names []string) {
 	return names
 }
 
-// configMeant is didYouMean for a key: first by its own name, which may stand in a wrong
+// configMeant is screen.DidYouMean for a key: first by its own name, which may stand in a wrong
 // section.
 func configMeant(key string) string {
-	names := configNames(reflect.TypeFor[config](), "")
+	names := configNames(reflect.TypeFor[Config](), "")
 	last := key[strings.LastIndexByte(key, '.')+1:]
 	var elsewhere []string
 	for _, name := range names {
@@ -33,7 +35,7 @@ func configMeant(key string) string {
 			elsewhere = append(elsewhere, name)
 		}
 	}
-	if hint := didYouMean(key, names); hint != "" || len(elsewhere) == 0 {
+	if hint := screen.DidYouMean(key, names); hint != "" || len(elsewhere) == 0 {
 		return hint
 	}
 	return fmt.Sprintf(", did you mean %s?", strings.Join(elsewhere, " or "))

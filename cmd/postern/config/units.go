@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"fmt"
@@ -19,7 +19,7 @@ var sizeUnits = []struct {
 	{"kB", 1e3}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12}, {"B", 1},
 }
 
-func parseSize(s string) (size, error) {
+func ParseSize(s string) (size, error) {
 	digits, unit := strings.TrimSpace(s), int64(1)
 	for _, u := range sizeUnits {
 		if rest, ok := strings.CutSuffix(digits, u.suffix); ok {
@@ -36,31 +36,31 @@ func parseSize(s string) (size, error) {
 
 // UnmarshalText reads a size in the configuration file.
 func (s *size) UnmarshalText(text []byte) error {
-	v, err := parseSize(string(text))
+	v, err := ParseSize(string(text))
 	*s = v
 	return err
 }
 
-// duration is a span of time, written "90s", "15m", "4h" or "5d".
-type duration time.Duration
+// Duration is a span of time, written "90s", "15m", "4h" or "5d".
+type Duration time.Duration
 
-func parseDuration(s string) (duration, error) {
+func ParseDuration(s string) (Duration, error) {
 	if days, ok := strings.CutSuffix(s, "d"); ok {
 		n, err := strconv.ParseFloat(days, 64)
 		if err == nil && n >= 0 && n <= 36500 {
-			return duration(n * 24 * float64(time.Hour)), nil
+			return Duration(n * 24 * float64(time.Hour)), nil
 		}
 	}
 	d, err := time.ParseDuration(s)
 	if err != nil || d < 0 {
 		return 0, fmt.Errorf("%q is no duration: write a number with s, m, h or d", s)
 	}
-	return duration(d), nil
+	return Duration(d), nil
 }
 
 // UnmarshalText reads a duration in the configuration file.
-func (d *duration) UnmarshalText(text []byte) error {
-	v, err := parseDuration(string(text))
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := ParseDuration(string(text))
 	*d = v
 	return err
 }

@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"context"
@@ -8,8 +8,8 @@ import (
 	"syscall"
 )
 
-// listenReason is the system's word for it, with what to do about the usual ones.
-func listenReason(err error) error {
+// ListenReason is the system's word for it, with what to do about the usual ones.
+func ListenReason(err error) error {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return errors.New("the address is in use by another program")
@@ -27,9 +27,9 @@ func listenReason(err error) error {
 	return err
 }
 
-// resolver asks server, or those that the system names when it is empty; never by the
+// Resolver asks server, or those that the system names when it is empty; never by the
 // C library, for the sake of delivery.Resolver.
-func resolver(server string) *net.Resolver {
+func Resolver(server string) *net.Resolver {
 	if server == "" {
 		return &net.Resolver{PreferGo: true}
 	}

@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"fmt"
@@ -7,7 +7,7 @@ import (
 	"postern/relay/smtp"
 )
 
-type adminConfig struct {
+type Admin struct {
 	Address   string `toml:"address"`
 	TokenFile string `toml:"token_file"`
 	// Hosts are further names that requests may be for, where there is no token.
@@ -15,7 +15,7 @@ type adminConfig struct {
 	Pprof bool     `toml:"pprof"`
 }
 
-func (c *adminConfig) validate() error {
+func (c *Admin) validate() error {
 	if c.Address == "" {
 		return nil
 	}

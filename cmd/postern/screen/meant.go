@@ -1,9 +1,9 @@
-package main
+package screen
 
 import "fmt"
 
-// didYouMean suggests the name most like the typed one, "" when none is close.
-func didYouMean(typed string, names []string) string {
+// DidYouMean suggests the name most like the typed one, "" when none is close.
+func DidYouMean(typed string, names []string) string {
 	best, least := "", min(2, (len(typed)+2)/3)+1
 	for _, name := range names {
 		if d := distance(typed, name); d < least {

@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"os"
@@ -26,7 +26,7 @@ func allKeys() map[string]bool {
 			keys[key] = true
 		}
 	}
-	walk("", reflect.TypeFor[config]())
+	walk("", reflect.TypeFor[Config]())
 	return keys
 }
 
@@ -34,7 +34,7 @@ func allKeys() map[string]bool {
 // applies, and nothing else.
 func TestReloadableKeysAreDocumented(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("../../docs/operate.md")
+	text, err := os.ReadFile("../../../docs/operate.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,31 +66,31 @@ func TestReloadableKeysAreDocumented(t *testing.T) {
 // and the running configuration changes only by what is applied.
 func TestAdopt(t *testing.T) {
 	t.Parallel()
-	base := func() config {
-		cfg := defaultConfig()
-		cfg.Listeners = []listenerConfig{{Address: ":587", TLS: "starttls"}, {Address: ":465", TLS: "implicit"}}
+	base := func() Config {
+		cfg := Defaults()
+		cfg.Listeners = []Listener{{Address: ":587", TLS: "starttls"}, {Address: ":465", TLS: "implicit"}}
 		return cfg
 	}
 	seen := map[string]bool{}
-	var walk func(prefix string, of func(*config) reflect.Value)
-	walk = func(prefix string, of func(*config) reflect.Value) {
+	var walk func(prefix string, of func(*Config) reflect.Value)
+	walk = func(prefix string, of func(*Config) reflect.Value) {
 		cfg := base()
 		v := of(&cfg)
 		for i := range v.NumField() {
 			key := prefix + v.Type().Field(i).Tag.Get("toml")
-			field := func(cfg *config) reflect.Value { return of(cfg).Field(i) }
+			field := func(cfg *Config) reflect.Value { return of(cfg).Field(i) }
 			switch {
 			case v.Field(i).Kind() == reflect.Struct:
 				walk(key+".", field)
 			case key == "listener":
-				walk("listener.", func(cfg *config) reflect.Value { return reflect.ValueOf(&cfg.Listeners[1]).Elem() })
+				walk("listener.", func(cfg *Config) reflect.Value { return reflect.ValueOf(&cfg.Listeners[1]).Elem() })
 			default:
 				seen[key] = true
 				changeOne(t, key, base(), base(), field)
 			}
 		}
 	}
-	walk("", func(cfg *config) reflect.Value { return reflect.ValueOf(cfg).Elem() })
+	walk("", func(cfg *Config) reflect.Value { return reflect.ValueOf(cfg).Elem() })
 	for key := range reloadable {
 		if !seen[key] {
 			t.Errorf("%s was not tried", key)
@@ -99,7 +99,7 @@ func TestAdopt(t *testing.T) {
 }
 
 // changeOne changes the key in next and adopts it into running.
-func changeOne(t *testing.T, key string, running, next config, field func(*config) reflect.Value) {
+func changeOne(t *testing.T, key string, running, next Config, field func(*Config) reflect.Value) {
 	t.Helper()
 	before := running
 	before.Listeners = slices.Clone(running.Listeners)
@@ -119,7 +119,7 @@ func changeOne(t *testing.T, key string, running, next config, field func(*confi
 	if key == "listener.address" || key == "listener.tls" { // it is another listener then
 		name = "listener"
 	}
-	applied, restart := adopt(&running, next)
+	applied, restart := Adopt(&running, next)
 	want := next
 	if !reloadable[key] {
 		want = before
@@ -132,7 +132,7 @@ func changeOne(t *testing.T, key string, running, next config, field func(*confi
 		t.Errorf("%s: running is %+v", key, running)
 	}
 	// What needs a restart is named again, what was applied is not.
-	applied, restart = adopt(&running, next)
+	applied, restart = Adopt(&running, next)
 	if again := len(applied)+len(restart) > 0; again == reloadable[key] {
 		t.Errorf("%s: the next reload names %q and %q", key, applied, restart)
 	}
@@ -141,23 +141,23 @@ func changeOne(t *testing.T, key string, running, next config, field func(*confi
 // TestAdoptListeners: listeners are known by address and tls, in whatever order.
 func TestAdoptListeners(t *testing.T) {
 	t.Parallel()
-	a, b, c := listenerConfig{Address: ":587", TLS: "starttls"}, listenerConfig{Address: ":465", TLS: "implicit"}, listenerConfig{Address: ":2525", TLS: "starttls"}
+	a, b, c := Listener{Address: ":587", TLS: "starttls"}, Listener{Address: ":465", TLS: "implicit"}, Listener{Address: ":2525", TLS: "starttls"}
 	aProxied := a
 	aProxied.ProxyProtocol = []string{"10.0.0.0/8"}
 	for name, tc := range map[string]struct {
-		next, after []listenerConfig
+		next, after []Listener
 		says        string
 	}{
-		"another order":          {[]listenerConfig{b, a}, []listenerConfig{a, b}, ""},
-		"another order, changed": {[]listenerConfig{b, aProxied}, []listenerConfig{aProxied, b}, "listener.proxy_protocol"},
-		"one more":               {[]listenerConfig{a, b, c}, []listenerConfig{a, b}, "/listener"},
-		"one less, one changed":  {[]listenerConfig{aProxied}, []listenerConfig{aProxied, b}, "listener.proxy_protocol/listener"},
-		"one for another":        {[]listenerConfig{a, c}, []listenerConfig{a, b}, "/listener"},
-		"one of them twice":      {[]listenerConfig{a, a}, []listenerConfig{a, b}, "/listener"},
+		"another order":          {[]Listener{b, a}, []Listener{a, b}, ""},
+		"another order, changed": {[]Listener{b, aProxied}, []Listener{aProxied, b}, "listener.proxy_protocol"},
+		"one more":               {[]Listener{a, b, c}, []Listener{a, b}, "/listener"},
+		"one less, one changed":  {[]Listener{aProxied}, []Listener{aProxied, b}, "listener.proxy_protocol/listener"},
+		"one for another":        {[]Listener{a, c}, []Listener{a, b}, "/listener"},
+		"one of them twice":      {[]Listener{a, a}, []Listener{a, b}, "/listener"},
 	} {
-		running, next := defaultConfig(), defaultConfig()
-		running.Listeners, next.Listeners = []listenerConfig{a, b}, tc.next
-		applied, restart := adopt(&running, next)
+		running, next := Defaults(), Defaults()
+		running.Listeners, next.Listeners = []Listener{a, b}, tc.next
+		applied, restart := Adopt(&running, next)
 		says := strings.Join(applied, " ")
 		if len(restart) > 0 {
 			says += "/" + strings.Join(restart, " ")

@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"cmp"
@@ -19,33 +19,33 @@ import (
 // defaultConfigPaths are tried in this order when --config is not given.
 var defaultConfigPaths = []string{"postern.toml", "/etc/postern/postern.toml"}
 
-// source says where a process has its configuration from: a file, the environment and flags.
-type source struct {
-	path        string // of the file; "": the first default that exists
-	databaseURL string // wins over the environment, and that over the file
-	env         map[string]string
+// Source says where a process has its configuration from: a file, the environment and flags.
+type Source struct {
+	Path        string // of the file; "": the first default that exists
+	DatabaseURL string // wins over the environment, and that over the file
+	Env         map[string]string
 }
 
-// load reads the file. Without one, found is false and cfg has the defaults; so it has
+// Load reads the file. Without one, found is false and cfg has the defaults; so it has
 // when the file cannot be used.
-func (s *source) load() (cfg config, found bool, err error) {
+func (s *Source) Load() (cfg Config, found bool, err error) {
 	path := s.file()
 	if path != "" {
 		err = s.knownFolder(path)
 	}
 	if path != "" && err == nil {
-		cfg, err = readConfig(path)
+		cfg, err = Read(path)
 	}
 	if path == "" || err != nil {
-		cfg = defaultConfig()
+		cfg = Defaults()
 	}
-	if u := s.env["POSTERN_DATABASE_URL"]; u != "" {
+	if u := s.Env["POSTERN_DATABASE_URL"]; u != "" {
 		cfg.Database.URL, cfg.Database.Private = u, ""
 	}
-	if s.databaseURL != "" {
-		cfg.Database.URL, cfg.Database.Private = s.databaseURL, ""
+	if s.DatabaseURL != "" {
+		cfg.Database.URL, cfg.Database.Private = s.DatabaseURL, ""
 	}
-	if f := s.env["POSTERN_SECRET_KEY_FILE"]; f != "" {
+	if f := s.Env["POSTERN_SECRET_KEY_FILE"]; f != "" {
 		cfg.SecretKeyFile = f
 	}
 	return cfg, path != "" && err == nil, err
@@ -53,9 +53,9 @@ func (s *source) load() (cfg config, found bool, err error) {
 
 // file is the file that path names or the first default that exists, "" if
 // none does.
-func (s *source) file() string {
-	if s.path != "" {
-		return s.path
+func (s *Source) file() string {
+	if s.Path != "" {
+		return s.Path
 	}
 	for _, p := range defaultConfigPaths {
 		if _, err := os.Stat(p); err == nil {
@@ -68,12 +68,12 @@ func (s *source) file() string {
 // knownFolder refuses a file that was found in the folder where the command stands and
 // that another user put there, who would choose the database and the files that are
 // used. Behind sudo, that user's own is meant.
-func (s *source) knownFolder(path string) error {
-	if s.path != "" || path != defaultConfigPaths[0] {
+func (s *Source) knownFolder(path string) error {
+	if s.Path != "" || path != defaultConfigPaths[0] {
 		return nil
 	}
 	var also []int
-	if id, err := strconv.Atoi(s.env["SUDO_UID"]); err == nil && os.Geteuid() == 0 {
+	if id, err := strconv.Atoi(s.Env["SUDO_UID"]); err == nil && os.Geteuid() == 0 {
 		also = append(also, id)
 	}
 	if err := owned.Mine(path, also...); err != nil {
@@ -82,23 +82,23 @@ func (s *source) knownFolder(path string) error {
 	return nil
 }
 
-// secretKeyPath is where the key lies that seals upstream passwords and private keys.
-func (s *source) secretKeyPath(cfg config) string {
+// SecretKeyPath is where the key lies that seals upstream passwords and private keys.
+func (s *Source) SecretKeyPath(cfg Config) string {
 	if cfg.SecretKeyFile != "" {
 		return cfg.SecretKeyFile
 	}
-	if state := s.env["XDG_STATE_HOME"]; state != "" && os.Geteuid() != 0 {
+	if state := s.Env["XDG_STATE_HOME"]; state != "" && os.Geteuid() != 0 {
 		return filepath.Join(state, "postern", "secret.key")
 	}
-	if home := s.env["HOME"]; home != "" && os.Geteuid() != 0 {
+	if home := s.Env["HOME"]; home != "" && os.Geteuid() != 0 {
 		return filepath.Join(home, ".local", "state", "postern", "secret.key")
 	}
 	return "/var/lib/postern/secret.key"
 }
 
-// sealer opens the key, making it and its folder when they are not there yet.
-func (s *source) sealer(cfg config) (*seal.Sealer, error) {
-	path := s.secretKeyPath(cfg)
+// Sealer opens the key, making it and its folder when they are not there yet.
+func (s *Source) Sealer(cfg Config) (*seal.Sealer, error) {
+	path := s.SecretKeyPath(cfg)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("folder of the key (secret_key_file in the configuration says where): %w", err)
 	}
@@ -109,29 +109,29 @@ func (s *source) sealer(cfg config) (*seal.Sealer, error) {
 	return seal.New(key)
 }
 
-// presentSealer is sealer for those who only look: it makes no key. Without one it
+// PresentSealer is sealer for those who only look: it makes no key. Without one it
 // is nil, which opens no password.
-func (s *source) presentSealer(cfg config) (*seal.Sealer, error) {
-	if _, err := os.Stat(s.secretKeyPath(cfg)); errors.Is(err, fs.ErrNotExist) {
+func (s *Source) PresentSealer(cfg Config) (*seal.Sealer, error) {
+	if _, err := os.Stat(s.SecretKeyPath(cfg)); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	return s.sealer(cfg)
+	return s.Sealer(cfg)
 }
 
-// exposedDatabase finds which files with a secret of the database everybody may read: the
+// Exposed finds which files with a secret of the database everybody may read: the
 // configuration with a password in its URL, the file of passwords (.pgpass), and the key
 // of a client's certificate.
-func (s *source) exposedDatabase(databaseURL string) (open []error) {
+func (s *Source) Exposed(databaseURL string) (open []error) {
 	var files []string
 	if path := s.file(); path != "" {
 		// Without what the environment puts in its place.
-		if cfg, err := readConfig(path); err == nil && hasPassword(cfg.Database.URL) {
+		if cfg, err := Read(path); err == nil && HasPassword(cfg.Database.URL) {
 			files = append(files, path)
 		}
 	}
 	if databaseURL != "" {
-		files = append(files, cmp.Or(urlSetting(databaseURL, "passfile"), s.env["PGPASSFILE"], passfile()),
-			cmp.Or(urlSetting(databaseURL, "sslkey"), s.env["PGSSLKEY"]))
+		files = append(files, cmp.Or(urlSetting(databaseURL, "passfile"), s.Env["PGPASSFILE"], passfile()),
+			cmp.Or(urlSetting(databaseURL, "sslkey"), s.Env["PGSSLKEY"]))
 	}
 	for _, path := range files {
 		if path != "" {
@@ -153,8 +153,8 @@ func passfile() string {
 	return filepath.Join(u.HomeDir, ".pgpass")
 }
 
-// hasPassword reports that a database URL, of either form, has a password in it.
-func hasPassword(databaseURL string) bool {
+// HasPassword reports that a database URL, of either form, has a password in it.
+func HasPassword(databaseURL string) bool {
 	if strings.Contains(databaseURL, "password=") { // or sslpassword
 		return true
 	}

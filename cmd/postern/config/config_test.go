@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"fmt"
@@ -32,7 +32,7 @@ func configKeys(t *testing.T) []string {
 			keys = append(keys, tag)
 		}
 	}
-	walk(reflect.TypeFor[config]())
+	walk(reflect.TypeFor[Config]())
 	return keys
 }
 
@@ -81,7 +81,7 @@ func withKeys(text string, keys map[string]string, change string) string {
 func TestACMEConfig(t *testing.T) {
 	t.Parallel()
 	path := writeConfig(t, acmeText("challenge = \"dns-01\"\nnames = [\"mail.example.com\", \"*.example.com\"]\ndirectory_ca = \"ca.pem\"\n")+rfc2136Text(""))
-	cfg, err := readConfig(path)
+	cfg, err := Read(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,13 +89,13 @@ func TestACMEConfig(t *testing.T) {
 	if got := []string{cfg.ACME.DirectoryCA, cfg.ACME.RFC2136.KeyFile}; got[0] != filepath.Join(dir, "ca.pem") || got[1] != filepath.Join(dir, "tsig") {
 		t.Errorf("paths: %q", got)
 	}
-	cfg, err = readConfig("../../configs/postern.toml")
+	cfg, err = Read("../../../configs/postern.toml")
 	if err != nil {
 		t.Fatal(err)
 	}
 	cfg.ACME.Names = nil // empty and not there are the same
-	if !reflect.DeepEqual(cfg.ACME, defaultACME()) {
-		t.Errorf("[acme] in the file says %+v, the default is %+v", cfg.ACME, defaultACME())
+	if !reflect.DeepEqual(cfg.ACME, DefaultACME()) {
+		t.Errorf("[acme] in the file says %+v, the default is %+v", cfg.ACME, DefaultACME())
 	}
 }
 
@@ -171,7 +171,7 @@ func TestConfigErrorsSayWhere(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			_, err := readConfig(writeConfig(t, tc.text))
+			_, err := Read(writeConfig(t, tc.text))
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("error %v, want %q in it", err, tc.want)
 			}
@@ -182,7 +182,7 @@ func TestConfigErrorsSayWhere(t *testing.T) {
 func TestConfigPathsAreRelativeToTheFile(t *testing.T) {
 	t.Parallel()
 	path := writeConfig(t, "[tls]\ncertificate = \"c.pem\"\nkey = \"/k.pem\"\n[admin]\naddress = \"unix:admin.sock\"\n")
-	cfg, err := readConfig(path)
+	cfg, err := Read(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +203,7 @@ func TestAdminAddresses(t *testing.T) {
 		"address = \"\"", "address = \"localhost:5878\"", "address = \"[::1]:5878\"", "address = \"127.0.0.2:0\"",
 		"address = \"unix:/run/postern/admin.sock\"", "address = \"0.0.0.0:5878\"\ntoken_file = \"token\"",
 	} {
-		cfg, err := readConfig(writeConfig(t, "[admin]\n"+text+"\n"))
+		cfg, err := Read(writeConfig(t, "[admin]\n"+text+"\n"))
 		if err != nil {
 			t.Errorf("%s: %v", text, err)
 		}
@@ -216,22 +216,22 @@ func TestAdminAddresses(t *testing.T) {
 func TestUnits(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]size{"0": 0, "26214400": 26214400, "25MB": 25e6, "25MiB": 25 << 20, "1 GiB": 1 << 30, "500B": 500} {
-		if got, err := parseSize(text); err != nil || got != want {
+		if got, err := ParseSize(text); err != nil || got != want {
 			t.Errorf("size %q: %d, %v; want %d", text, got, err, want)
 		}
 	}
 	for _, text := range []string{"", "MiB", "-1", "1.5MB", "9223372036854775807KiB", "10 XB"} {
-		if got, err := parseSize(text); err == nil {
+		if got, err := ParseSize(text); err == nil {
 			t.Errorf("size %q taken as %d", text, got)
 		}
 	}
 	for text, want := range map[string]time.Duration{"90s": 90 * time.Second, "5d": 120 * time.Hour, "0.5d": 12 * time.Hour, "1h30m": 90 * time.Minute} {
-		if got, err := parseDuration(text); err != nil || time.Duration(got) != want {
+		if got, err := ParseDuration(text); err != nil || time.Duration(got) != want {
 			t.Errorf("duration %q: %v, %v; want %v", text, time.Duration(got), err, want)
 		}
 	}
 	for _, text := range []string{"", "5", "-1h", "-1d", "xd", "1e9d"} {
-		if got, err := parseDuration(text); err == nil {
+		if got, err := ParseDuration(text); err == nil {
 			t.Errorf("duration %q taken as %v", text, time.Duration(got))
 		}
 	}
@@ -239,8 +239,8 @@ func TestUnits(t *testing.T) {
 
 func TestProxyNetworks(t *testing.T) {
 	t.Parallel()
-	l := listenerConfig{ProxyProtocol: []string{"10.1.2.3/8", "192.0.2.7", "2001:db8::/32", "::ffff:198.51.100.0/120"}}
-	list, err := l.proxies()
+	l := Listener{ProxyProtocol: []string{"10.1.2.3/8", "192.0.2.7", "2001:db8::/32", "::ffff:198.51.100.0/120"}}
+	list, err := l.Proxies()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package main
+package screen
 
 import (
 	"fmt"
@@ -11,17 +11,17 @@ import (
 	"unicode/utf8"
 )
 
-func oneLine(s string) string {
+func OneLine(s string) string {
 	return strings.Join(strings.Fields(s), " ")
 }
 
-// screen is where a command writes for people and programs. Much of that came from the
+// Writer is where a command writes for people and programs. Much of that came from the
 // network: what could steer a terminal, or hide in it, is escaped, whichever command prints it.
 // Lines and columns are the command's own.
-type screen struct{ io.Writer }
+type Writer struct{ io.Writer }
 
 // Write implements io.Writer. A character that was cut off is escaped as octets.
-func (s screen) Write(text []byte) (int, error) {
+func (s Writer) Write(text []byte) (int, error) {
 	if !slices.ContainsFunc(text, func(c byte) bool { return c > '~' || c < ' ' && c != '\n' && c != '\t' }) {
 		return s.Writer.Write(text)
 	}
@@ -32,8 +32,8 @@ func (s screen) Write(text []byte) (int, error) {
 	return len(text), nil
 }
 
-// printable is text on one line whose characters can all be seen.
-func printable(s string) string { return escape(s, "") }
+// Printable is text on one line whose characters can all be seen.
+func Printable(s string) string { return escape(s, "") }
 
 // escape writes what steers a terminal or cannot be seen as JSON does, "\u200b"; except is
 // left as it is.
@@ -69,23 +69,23 @@ func steers(r rune) bool {
 		unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
 }
 
-// localTime prints a time for people; "-" for none.
-func localTime(t time.Time) string {
+// LocalTime prints a time for people; "-" for none.
+func LocalTime(t time.Time) string {
 	if t.IsZero() {
 		return "-"
 	}
 	return t.Local().Format("2006-01-02 15:04:05")
 }
 
-func orDash(s string) string {
+func OrDash(s string) string {
 	if s == "" {
 		return "-"
 	}
 	return s
 }
 
-// octets prints a size for people.
-func octets(n int64) string {
+// Octets prints a size for people.
+func Octets(n int64) string {
 	switch {
 	case n >= 1<<30:
 		return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))

@@ -1,26 +1,26 @@
-package main
+package config
 
 import (
 	"fmt"
 	"time"
 )
 
-// retentionConfig says how long is kept what is not mail: docs/retention.md.
-type retentionConfig struct {
-	Audit          duration `toml:"audit"`
-	Correspondents duration `toml:"correspondents"`
+// Retention says how long is kept what is not mail: docs/retention.md.
+type Retention struct {
+	Audit          Duration `toml:"audit"`
+	Correspondents Duration `toml:"correspondents"`
 }
 
-func defaultRetention() retentionConfig {
-	return retentionConfig{Audit: duration(365 * 24 * time.Hour), Correspondents: duration(365 * 24 * time.Hour)}
+func defaultRetention() Retention {
+	return Retention{Audit: Duration(365 * 24 * time.Hour), Correspondents: Duration(365 * 24 * time.Hour)}
 }
 
 // validateRetention refuses what would delete what is still in use. A commit in doubt
 // is looked up in the history for a minute, and an hour is of use to a person.
-func (c *config) validateRetention() error {
+func (c *Config) validateRetention() error {
 	for _, k := range []struct {
 		key     string
-		value   duration
+		value   Duration
 		atLeast time.Duration
 		text    string
 	}{

@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"bytes"
@@ -22,39 +22,39 @@ import (
 	"postern/relay/smtp"
 )
 
-// config is the configuration file: what belongs to one node. Everything that an
+// Config is the configuration file: what belongs to one node. Everything that an
 // admin changes while the relay runs lives in the database instead.
 // configs/postern.toml has every key with its default.
-type config struct {
+type Config struct {
 	Hostname string `toml:"hostname"`
 	Node     string `toml:"node"`
 
 	// DrainTime is how long a stop may take.
-	DrainTime duration `toml:"drain_time"`
+	DrainTime Duration `toml:"drain_time"`
 
 	// SecretKeyFile holds the key that seals upstream passwords and private keys.
 	SecretKeyFile string `toml:"secret_key_file"`
 
-	Database   databaseConfig   `toml:"database"`
-	Listeners  []listenerConfig `toml:"listener"`
-	TLS        tlsConfig        `toml:"tls"`
-	ACME       acmeConfig       `toml:"acme"`
-	Submission submissionConfig `toml:"submission"`
-	Auth       authConfig       `toml:"auth"`
-	Queue      queueConfig      `toml:"queue"`
-	Delivery   deliveryConfig   `toml:"delivery"`
-	Retention  retentionConfig  `toml:"retention"`
-	Log        logConfig        `toml:"log"`
-	Admin      adminConfig      `toml:"admin"`
+	Database   Database   `toml:"database"`
+	Listeners  []Listener `toml:"listener"`
+	TLS        TLS        `toml:"tls"`
+	ACME       ACME       `toml:"acme"`
+	Submission Submission `toml:"submission"`
+	Auth       Auth       `toml:"auth"`
+	Queue      Queue      `toml:"queue"`
+	Delivery   Delivery   `toml:"delivery"`
+	Retention  Retention  `toml:"retention"`
+	Log        Log        `toml:"log"`
+	Admin      Admin      `toml:"admin"`
 }
 
-type databaseConfig struct {
+type Database struct {
 	URL            string `toml:"url"`
 	Private        string `toml:"private"`
 	MaxConnections int    `toml:"max_connections"`
 }
 
-type listenerConfig struct {
+type Listener struct {
 	Address         string `toml:"address"`
 	TLS             string `toml:"tls"`
 	NormalizeBareLF bool   `toml:"normalize_bare_lf"`
@@ -64,20 +64,20 @@ type listenerConfig struct {
 	ProxyProtocol []string `toml:"proxy_protocol"`
 }
 
-type tlsConfig struct {
+type TLS struct {
 	Certificate string `toml:"certificate"`
 	Key         string `toml:"key"`
 	SelfSigned  bool   `toml:"self_signed"`
 	// Pairs are further ones, chosen by the name that a client asks for.
-	Pairs []pairConfig `toml:"pair"`
+	Pairs []Pair `toml:"pair"`
 }
 
-type pairConfig struct {
+type Pair struct {
 	Certificate string `toml:"certificate"`
 	Key         string `toml:"key"`
 }
 
-type submissionConfig struct {
+type Submission struct {
 	Connections           int      `toml:"connections"`
 	ConnectionsPerAddress int      `toml:"connections_per_address"`
 	Commands              int      `toml:"commands"`
@@ -86,8 +86,8 @@ type submissionConfig struct {
 	Recipients            int      `toml:"recipients"`
 	MessageSize           size     `toml:"message_size"`
 	HeaderSize            size     `toml:"header_size"`
-	SessionTime           duration `toml:"session_time"`
-	IdleTime              duration `toml:"idle_time"`
+	SessionTime           Duration `toml:"session_time"`
+	IdleTime              Duration `toml:"idle_time"`
 	MinDataRate           size     `toml:"min_data_rate"`
 	Memory                size     `toml:"memory"`
 	Spool                 size     `toml:"spool"`
@@ -95,72 +95,72 @@ type submissionConfig struct {
 	ShowClientAddress     bool     `toml:"show_client_address"`
 }
 
-// spoolDir is where temporary files are.
-func (c *submissionConfig) spoolDir() string { return cmp.Or(c.SpoolDir, os.TempDir()) }
+// TempDir is where temporary files are.
+func (c *Submission) TempDir() string { return cmp.Or(c.SpoolDir, os.TempDir()) }
 
-type authConfig struct {
+type Auth struct {
 	Permits int `toml:"permits"`
 }
 
-type queueConfig struct {
+type Queue struct {
 	Gate        string   `toml:"gate"`
 	Notify      bool     `toml:"notify"`
-	Lifetime    duration `toml:"lifetime"`
-	DelayNotice duration `toml:"delay_notice"`
-	History     duration `toml:"history"`
+	Lifetime    Duration `toml:"lifetime"`
+	DelayNotice Duration `toml:"delay_notice"`
+	History     Duration `toml:"history"`
 	Reserve     size     `toml:"reserve"`
 }
 
-type deliveryConfig struct {
+type Delivery struct {
 	Connections     int      `toml:"connections"`
 	Memory          size     `toml:"memory"`
-	IdleTime        duration `toml:"idle_time"`
+	IdleTime        Duration `toml:"idle_time"`
 	MessagesPerConn int      `toml:"messages_per_connection"`
 	MXPort          int      `toml:"mx_port"`
 	AllowPrivateMX  bool     `toml:"allow_private_mx"`
 	DNSServer       string   `toml:"dns_server"`
 }
 
-type logConfig struct {
+type Log struct {
 	Format string `toml:"format"`
 	Level  string `toml:"level"`
 }
 
-// defaultConfig is the configuration of an empty file.
-func defaultConfig() config {
-	return config{
-		DrainTime: duration(30 * time.Second),
-		Database:  databaseConfig{MaxConnections: 8},
-		ACME:      defaultACME(),
-		Submission: submissionConfig{
+// Defaults is the configuration of an empty file.
+func Defaults() Config {
+	return Config{
+		DrainTime: Duration(30 * time.Second),
+		Database:  Database{MaxConnections: 8},
+		ACME:      DefaultACME(),
+		Submission: Submission{
 			Connections: 2000, ConnectionsPerAddress: 100,
 			Commands: 10000, BadCommands: 10, AuthFailures: 3,
 			Recipients: 1000, MessageSize: 50 << 20, HeaderSize: 256 << 10,
-			SessionTime: duration(2 * time.Hour), IdleTime: duration(5 * time.Minute),
+			SessionTime: Duration(2 * time.Hour), IdleTime: Duration(5 * time.Minute),
 			MinDataRate: 500, Memory: 128 << 20, Spool: 4 << 30,
 			ShowClientAddress: true,
 		},
-		Auth: authConfig{Permits: max(2, runtime.GOMAXPROCS(0))},
-		Queue: queueConfig{
+		Auth: Auth{Permits: max(2, runtime.GOMAXPROCS(0))},
+		Queue: Queue{
 			Gate: "local", Notify: true, Reserve: 64 << 20,
-			Lifetime:    duration(5 * 24 * time.Hour),
-			DelayNotice: duration(4 * time.Hour),
-			History:     duration(30 * 24 * time.Hour),
+			Lifetime:    Duration(5 * 24 * time.Hour),
+			DelayNotice: Duration(4 * time.Hour),
+			History:     Duration(30 * 24 * time.Hour),
 		},
-		Delivery: deliveryConfig{
+		Delivery: Delivery{
 			Connections: 20, Memory: 64 << 20,
-			IdleTime: duration(8 * time.Second), MessagesPerConn: 1000, MXPort: 25,
+			IdleTime: Duration(8 * time.Second), MessagesPerConn: 1000, MXPort: 25,
 		},
 		Retention: defaultRetention(),
-		Log:       logConfig{Format: "text", Level: "info"},
-		Admin:     adminConfig{Address: "127.0.0.1:5878"},
+		Log:       Log{Format: "text", Level: "info"},
+		Admin:     Admin{Address: "127.0.0.1:5878"},
 	}
 }
 
-// readConfig parses path strictly: a key that is not known is an error. Relative
+// Read parses path strictly: a key that is not known is an error. Relative
 // paths in the file are taken from the folder of the file.
-func readConfig(path string) (config, error) {
-	cfg := defaultConfig()
+func Read(path string) (Config, error) {
+	cfg := Defaults()
 	text, err := owned.Read(path)
 	if err != nil {
 		return cfg, fmt.Errorf("configuration: %w", err)
@@ -202,7 +202,7 @@ func bareSpan(text []byte) error {
 	if err := toml.Unmarshal(text, &sections); err != nil {
 		return err
 	}
-	return bareSpanIn(reflect.TypeFor[config](), sections, "")
+	return bareSpanIn(reflect.TypeFor[Config](), sections, "")
 }
 
 func bareSpanIn(section reflect.Type, values map[string]any, prefix string) error {
@@ -210,7 +210,7 @@ func bareSpanIn(section reflect.Type, values map[string]any, prefix string) erro
 		key := f.Tag.Get("toml")
 		switch value := values[key].(type) {
 		case int64:
-			if f.Type == reflect.TypeFor[duration]() {
+			if f.Type == reflect.TypeFor[Duration]() {
 				return fmt.Errorf("%s%s: %d is no duration: write it with a unit, as \"%[3]ds\" or \"%[3]dd\"", prefix, key, value)
 			}
 		case map[string]any:
@@ -247,7 +247,7 @@ func explainTOML(err error) error {
 }
 
 // validate checks what can be checked without touching anything outside the file.
-func (c *config) validate() error {
+func (c *Config) validate() error {
 	if c.Hostname != "" && !smtp.ValidDomain(c.Hostname) {
 		return fmt.Errorf("hostname: %q is no domain name", c.Hostname)
 	}
@@ -283,21 +283,21 @@ func (c *config) validate() error {
 	return c.validateNumbers()
 }
 
-// errNoListeners is why a node that accepts mail cannot run with a configuration.
-var errNoListeners = errors.New("the configuration has no [[listener]]; 'serve --only delivery' needs none")
+// ErrNoListeners is why a node that accepts mail cannot run with a configuration.
+var ErrNoListeners = errors.New("the configuration has no [[listener]]; 'serve --only delivery' needs none")
 
-// submits returns what a node lacks that accepts mail, nil for nothing.
-func (c *config) submits() error {
+// Submits returns what a node lacks that accepts mail, nil for nothing.
+func (c *Config) Submits() error {
 	switch {
 	case len(c.Listeners) == 0:
-		return errNoListeners
-	case c.TLS.Certificate == "" && len(c.TLS.Pairs) == 0 && !c.TLS.SelfSigned && !c.ACME.on():
+		return ErrNoListeners
+	case c.TLS.Certificate == "" && len(c.TLS.Pairs) == 0 && !c.TLS.SelfSigned && !c.ACME.On():
 		return errors.New("the configuration has no certificate: set certificate and key in [tls], names in [acme], or self_signed = true to try things out")
 	}
 	return nil
 }
 
-func (c *config) validateTLS() error {
+func (c *Config) validateTLS() error {
 	if (c.TLS.Certificate == "") != (c.TLS.Key == "") {
 		return errors.New("tls: certificate and key go together")
 	}
@@ -309,13 +309,13 @@ func (c *config) validateTLS() error {
 	if c.TLS.SelfSigned && (c.TLS.Certificate != "" || len(c.TLS.Pairs) > 0) {
 		return errors.New("tls: set either self_signed or certificate and key, not both")
 	}
-	if c.TLS.SelfSigned && c.ACME.on() {
+	if c.TLS.SelfSigned && c.ACME.On() {
 		return errors.New("tls: set either self_signed or names in [acme], not both")
 	}
 	return c.ACME.validate()
 }
 
-func (c *config) validateListeners() error {
+func (c *Config) validateListeners() error {
 	taken := map[string]bool{}
 	for i, l := range c.Listeners {
 		port, err := l.check()
@@ -338,35 +338,35 @@ func (c *config) validateListeners() error {
 var tolerable = []string{"brackets"}
 
 // check returns the port of a listener's address, "" for a socket that is handed over.
-func (l *listenerConfig) check() (port string, err error) {
+func (l *Listener) check() (port string, err error) {
 	for _, word := range l.Tolerate {
 		if !slices.Contains(tolerable, word) {
 			return "", fmt.Errorf("tolerate: %q is not known; write %q", word, tolerable)
 		}
 	}
-	if _, err := l.proxies(); err != nil {
+	if _, err := l.Proxies(); err != nil {
 		return "", err
 	}
-	if name, handed := l.socket(); handed {
+	if name, handed := l.Socket(); handed {
 		if name == "" {
-			return "", fmt.Errorf("address %q needs the name of a socket, as in %ssubmission", l.Address, handedOver)
+			return "", fmt.Errorf("address %q needs the name of a socket, as in %ssubmission", l.Address, HandedOver)
 		}
 		return "", nil
 	}
 	if _, port, err = net.SplitHostPort(l.Address); err != nil {
-		return "", fmt.Errorf("address %q must be host:port, or %sNAME", l.Address, handedOver)
+		return "", fmt.Errorf("address %q must be host:port, or %sNAME", l.Address, HandedOver)
 	}
 	return port, nil
 }
 
-// socket is the name of the sockets that are handed over for this listener, if its
+// Socket is the name of the sockets that are handed over for this listener, if its
 // address says that they are.
-func (l *listenerConfig) socket() (name string, handed bool) {
-	return strings.CutPrefix(l.Address, handedOver)
+func (l *Listener) Socket() (name string, handed bool) {
+	return strings.CutPrefix(l.Address, HandedOver)
 }
 
-// proxies are the networks of ProxyProtocol. One address stands for itself.
-func (l *listenerConfig) proxies() ([]netip.Prefix, error) {
+// Proxies are the networks of ProxyProtocol. One address stands for itself.
+func (l *Listener) Proxies() ([]netip.Prefix, error) {
 	var list []netip.Prefix
 	for _, text := range l.ProxyProtocol {
 		p, err := netip.ParsePrefix(text)
@@ -387,7 +387,7 @@ func (l *listenerConfig) proxies() ([]netip.Prefix, error) {
 	return list, nil
 }
 
-func (c *config) validateNumbers() error {
+func (c *Config) validateNumbers() error {
 	for _, n := range []struct {
 		key   string
 		value int64
@@ -428,8 +428,8 @@ func (c *config) validateNumbers() error {
 	return nil
 }
 
-// hostname is the configured name, or the machine's.
-func (c *config) hostname() (string, error) {
+// ServerName is the configured name, or the machine's.
+func (c *Config) ServerName() (string, error) {
 	if c.Hostname != "" {
 		return c.Hostname, nil
 	}
@@ -440,9 +440,9 @@ func (c *config) hostname() (string, error) {
 	return name, nil
 }
 
-// handedOver begins the address of a listener whose sockets the service manager has
+// HandedOver begins the address of a listener whose sockets the service manager has
 // opened (sd_listen_fds(3)): its FileDescriptorName follows.
-const handedOver = "systemd:"
+const HandedOver = "systemd:"
 
 // minDrainTime is the shortest time in which a stop can be orderly.
 const minDrainTime = time.Second

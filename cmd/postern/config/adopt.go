@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"reflect"
@@ -42,9 +42,9 @@ var reloadable = map[string]bool{
 	"log.level":  true,
 }
 
-// adopt takes the reloadable keys of next into running, and names the keys that differ:
+// Adopt takes the reloadable keys of next into running, and names the keys that differ:
 // those that it took, and those that need a restart.
-func adopt(running *config, next config) (applied, restart []string) {
+func Adopt(running *Config, next Config) (applied, restart []string) {
 	a := adoption{}
 	a.table("", reflect.ValueOf(running).Elem(), reflect.ValueOf(&next).Elem())
 	return a.applied, a.restart
@@ -60,7 +60,7 @@ func (a *adoption) table(prefix string, have, want reflect.Value) {
 		case h.Kind() == reflect.Struct:
 			a.table(key+".", h, w)
 		case key == "listener":
-			a.listeners(h.Interface().([]listenerConfig), w.Interface().([]listenerConfig))
+			a.listeners(h.Interface().([]Listener), w.Interface().([]Listener))
 		default:
 			a.value(key, h, w)
 		}
@@ -88,7 +88,7 @@ func (a *adoption) note(list *[]string, key string) {
 
 // listeners compares those of equal address and tls. One that has no counterpart, or
 // an address that is there more often than before, needs a restart.
-func (a *adoption) listeners(have, want []listenerConfig) {
+func (a *adoption) listeners(have, want []Listener) {
 	type socket struct{ address, tls string }
 	left := map[socket][]int{}
 	for i, l := range have {

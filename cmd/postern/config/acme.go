@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"crypto/x509"
@@ -16,22 +16,22 @@ import (
 	"postern/relay/smtp"
 )
 
-// acmeConfig says how certificates are got from an authority; without names none are.
-type acmeConfig struct {
-	Names          []string      `toml:"names"`
-	Email          string        `toml:"email"`
-	Agree          bool          `toml:"agree"`
-	Directory      string        `toml:"directory"`
-	DirectoryCA    string        `toml:"directory_ca"`
-	Challenge      string        `toml:"challenge"`
-	HTTPAddress    string        `toml:"http_address"`
-	TLSALPNAddress string        `toml:"tls_alpn_address"`
-	EABKeyID       string        `toml:"eab_key_id"`
-	EABKeyFile     string        `toml:"eab_key_file"`
-	RFC2136        rfc2136Config `toml:"rfc2136"`
+// ACME says how certificates are got from an authority; without names none are.
+type ACME struct {
+	Names          []string `toml:"names"`
+	Email          string   `toml:"email"`
+	Agree          bool     `toml:"agree"`
+	Directory      string   `toml:"directory"`
+	DirectoryCA    string   `toml:"directory_ca"`
+	Challenge      string   `toml:"challenge"`
+	HTTPAddress    string   `toml:"http_address"`
+	TLSALPNAddress string   `toml:"tls_alpn_address"`
+	EABKeyID       string   `toml:"eab_key_id"`
+	EABKeyFile     string   `toml:"eab_key_file"`
+	RFC2136        RFC2136  `toml:"rfc2136"`
 }
 
-type rfc2136Config struct {
+type RFC2136 struct {
 	Server       string `toml:"server"`
 	Zone         string `toml:"zone"`
 	KeyName      string `toml:"key_name"`
@@ -40,26 +40,26 @@ type rfc2136Config struct {
 	Resolver     string `toml:"resolver"`
 }
 
-func defaultACME() acmeConfig {
-	return acmeConfig{
+func DefaultACME() ACME {
+	return ACME{
 		Directory: acme.LetsEncrypt, Challenge: string(acme.HTTP01),
 		HTTPAddress: ":80", TLSALPNAddress: ":443",
-		RFC2136: rfc2136Config{KeyAlgorithm: "hmac-sha256"},
+		RFC2136: RFC2136{KeyAlgorithm: "hmac-sha256"},
 	}
 }
 
-func (c *acmeConfig) on() bool { return len(c.Names) > 0 }
+func (c *ACME) On() bool { return len(c.Names) > 0 }
 
 // paths are those that are taken from the folder of the configuration file.
-func (c *acmeConfig) paths() []*string {
+func (c *ACME) paths() []*string {
 	return []*string{&c.DirectoryCA, &c.EABKeyFile, &c.RFC2136.KeyFile}
 }
 
-func (c *acmeConfig) validate() error {
-	if !c.on() {
+func (c *ACME) validate() error {
+	if !c.On() {
 		unset := *c
 		unset.Names = nil
-		if !reflect.DeepEqual(unset, defaultACME()) {
+		if !reflect.DeepEqual(unset, DefaultACME()) {
 			return errors.New("acme: names is empty, so no certificate would be ordered: name the hosts, or leave [acme] out")
 		}
 		return nil
@@ -92,8 +92,8 @@ func (c *acmeConfig) validate() error {
 	return c.validateChallenge()
 }
 
-func (c *acmeConfig) validateChallenge() error {
-	unset := defaultACME().RFC2136
+func (c *ACME) validateChallenge() error {
+	unset := DefaultACME().RFC2136
 	if c.Challenge != string(acme.DNS01) && c.RFC2136 != unset {
 		return errors.New("acme: [acme.rfc2136] is for challenge = \"dns-01\"")
 	}
@@ -115,7 +115,7 @@ func validatePort(key, address string) error {
 	return nil
 }
 
-func (c *rfc2136Config) validate() error {
+func (c *RFC2136) validate() error {
 	switch {
 	case c.Server == "" || c.KeyName == "" || c.KeyFile == "":
 		return errors.New("acme: challenge = \"dns-01\" needs server, key_name and key_file in [acme.rfc2136]")
@@ -133,16 +133,16 @@ func (c *rfc2136Config) validate() error {
 	return nil
 }
 
-// address is where the authority's validations are answered.
-func (c *acmeConfig) address() string {
+// Address is where the authority's validations are answered.
+func (c *ACME) Address() string {
 	if c.Challenge == string(acme.TLSALPN01) {
 		return c.TLSALPNAddress
 	}
 	return c.HTTPAddress
 }
 
-func (c *rfc2136Config) provider() (*acme.RFC2136, error) {
-	secret, err := readKeyFile(c.KeyFile)
+func (c *RFC2136) Provider() (*acme.RFC2136, error) {
+	secret, err := ReadKeyFile(c.KeyFile)
 	if err != nil {
 		return nil, fmt.Errorf("acme.rfc2136: key_file: %w", err)
 	}
@@ -154,9 +154,9 @@ func (c *rfc2136Config) provider() (*acme.RFC2136, error) {
 	}, nil
 }
 
-// readKeyFile reads a key from a file, "" without a path. One that everybody may read is
+// ReadKeyFile reads a key from a file, "" without a path. One that everybody may read is
 // refused: nothing but this program needs it.
-func readKeyFile(path string) (string, error) {
+func ReadKeyFile(path string) (string, error) {
 	if path == "" {
 		return "", nil
 	}
@@ -167,8 +167,8 @@ func readKeyFile(path string) (string, error) {
 	return strings.TrimSpace(string(text)), nil
 }
 
-// readRoots reads authorities' certificates; nil, the system's, without a path.
-func readRoots(path string) (*x509.CertPool, error) {
+// ReadRoots reads authorities' certificates; nil, the system's, without a path.
+func ReadRoots(path string) (*x509.CertPool, error) {
 	if path == "" {
 		return nil, nil
 	}
@@ -183,8 +183,8 @@ func readRoots(path string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// covers says whether one of the names is hostname, or a wildcard above it.
-func (c *acmeConfig) covers(hostname string) bool {
+// Covers says whether one of the names is hostname, or a wildcard above it.
+func (c *ACME) Covers(hostname string) bool {
 	_, above, _ := strings.Cut(hostname, ".")
 	return slices.ContainsFunc(c.Names, func(name string) bool {
 		return strings.EqualFold(name, hostname) || strings.EqualFold(name, "*."+above)

@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"fmt"
@@ -10,11 +10,11 @@ import (
 // defaults that it claims.
 func TestConfigFileHasEveryDefault(t *testing.T) {
 	t.Parallel()
-	got, err := readConfig("../../configs/postern.toml")
+	got, err := Read("../../../configs/postern.toml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := defaultConfig()
+	want := Defaults()
 	for _, pair := range []struct {
 		name      string
 		got, want any
@@ -35,7 +35,7 @@ func TestConfigFileHasEveryDefault(t *testing.T) {
 // Every key of the configuration has its line in the file that explains them.
 func TestConfigFileHasEveryKey(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("../../configs/postern.toml")
+	text, err := os.ReadFile("../../../configs/postern.toml")
 	if err != nil {
 		t.Fatal(err)
 	}
