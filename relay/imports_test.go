@@ -43,10 +43,12 @@ var arrows = map[string]string{
 	"admin":             "relay/smtp relay/queue relay/queue/desk relay/maillog internal/owned",
 	"migrations":        "",
 
-	"cmd/postern":        "*",
-	"cmd/postern/config": "cmd/postern/screen admin internal/owned relay/certificate relay/seal relay/smtp",
-	"cmd/postern/screen": "",
-	"cmd/smtpbench":      "internal/owned internal/peers internal/pgserver",
+	"cmd/postern":          "*",
+	"cmd/postern/config":   "cmd/postern/screen admin internal/owned relay/certificate relay/seal relay/smtp",
+	"cmd/postern/screen":   "",
+	"cmd/postern/database": "cmd/postern/config cmd/postern/screen internal/pg internal/pgserver migrations relay/queue",
+	"cmd/postern/handout":  "cmd/postern/config relay/smtp",
+	"cmd/smtpbench":        "internal/owned internal/peers internal/pgserver",
 
 	"internal/pg":           "internal/panics",
 	"internal/owned":        "",

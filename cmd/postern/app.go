@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/config"
+	"postern/cmd/postern/database"
 	"postern/cmd/postern/screen"
 )
 
@@ -28,7 +29,7 @@ type app struct {
 	stderr io.Writer
 
 	source         config.Source // of the configuration
-	database       connector
+	database       database.Connector
 	completionTime time.Duration // that a shell waits for one at most
 
 	started bool // a command's own code began: errors are failures, not wrong use

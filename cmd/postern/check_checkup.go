@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"postern/cmd/postern/config"
+	"postern/cmd/postern/database"
 	"postern/relay/delivery"
 	"postern/relay/smtp"
 )
@@ -29,7 +30,7 @@ type checkOptions struct {
 // a report of its own.
 type checkup struct {
 	source config.Source
-	dialer *connector // of the database
+	dialer *database.Connector // of the database
 	opts   checkOptions
 	cfg    config.Config
 	found  bool  // there is a configuration file
@@ -57,7 +58,7 @@ type checkResolver interface {
 // checkTime bounds the whole check.
 const checkTime = time.Minute
 
-func newCheckup(from config.Source, dialer *connector, opts checkOptions) *checkup {
+func newCheckup(from config.Source, dialer *database.Connector, opts checkOptions) *checkup {
 	c := &checkup{source: from, dialer: dialer, opts: opts, now: time.Now, limit: checkTime, bounds: defaultBounds()}
 	c.cfg, c.found, c.bad = from.Load() // what does not need the file is looked at all the same
 	c.dns = config.Resolver(c.cfg.Delivery.DNSServer)

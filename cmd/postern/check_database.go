@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"postern/cmd/postern/database"
 	"postern/migrations"
 	"postern/relay/queue/desk"
 )
@@ -72,7 +73,7 @@ func (c *checkup) databaseURL(ctx context.Context) (string, error) {
 		}
 		opened := make(chan result, 2)
 		c.background.Go(func() {
-			err := with(ctx, c.cfg.Database, func(_ context.Context, url string) error {
+			err := database.With(ctx, c.cfg.Database, func(_ context.Context, url string) error {
 				opened <- result{url: url}
 				<-c.over
 				return nil
@@ -93,7 +94,7 @@ type inspection struct {
 
 func (c *checkup) lookAtDatabase(ctx context.Context, r *report) {
 	url, err := c.databaseURL(ctx)
-	if errors.Is(err, errNone) {
+	if errors.Is(err, database.ErrNone) {
 		r.add("db.none", "database", "%v", err)
 		return
 	}
@@ -101,7 +102,7 @@ func (c *checkup) lookAtDatabase(ctx context.Context, r *report) {
 		r.add("db.unreachable", "database", "%v", err)
 		return
 	}
-	conn, err := c.dialer.connect(ctx, url)
+	conn, err := c.dialer.Connect(ctx, url)
 	if err != nil {
 		r.add("db.unreachable", "database", "%v", err)
 		return
@@ -123,7 +124,7 @@ func (c *checkup) lookAtDatabase(ctx context.Context, r *report) {
 		err := question.ask(limited)
 		cancel()
 		if err != nil {
-			r.add("db.error", "database", "%s: %s", question.about, connectReason(err))
+			r.add("db.error", "database", "%s: %s", question.about, database.Reason(err))
 		}
 		if conn.IsClosed() {
 			return
@@ -145,7 +146,7 @@ func (in *inspection) server(ctx context.Context, url string) error {
 		}
 		trip = min(trip, time.Since(start))
 	}
-	in.r.add("db.ok", "database", "%s answers in %s: PostgreSQL %d.%d", redactURL(url), trip.Round(10*time.Microsecond), version/10000, version%10000)
+	in.r.add("db.ok", "database", "%s answers in %s: PostgreSQL %d.%d", database.Redacted(url), trip.Round(10*time.Microsecond), version/10000, version%10000)
 	if version < in.c.bounds.server {
 		in.r.add("db.version", "database", "PostgreSQL %d.%d", version/10000, version%10000)
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"postern/cmd/postern/config"
+	"postern/cmd/postern/database"
 	"postern/internal/peers"
 	"postern/internal/pgserver"
 	"postern/internal/pgtest"
@@ -176,8 +177,8 @@ func TestCheckLeavesNoStatements(t *testing.T) {
 		t.Fatal(told(found))
 	}
 	// Transactions at the same time are on different ones, as many as there are.
-	for range poolerRounds {
-		conn, err := p.c.dialer.connect(t.Context(), p.c.cfg.Database.URL)
+	for range database.PoolerRounds {
+		conn, err := p.c.dialer.Connect(t.Context(), p.c.cfg.Database.URL)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -280,12 +281,12 @@ func TestL2RoleWithoutPrivileges(t *testing.T) {
 	all := "select, insert, update, delete on all tables in schema public"
 	role := as(t, p, all, "truncate on large_body_0, large_body_1, large_body_2, large_body_3, reserve", "usage on sequence certificate_lock_token")
 	require := func() error {
-		conn, err := p.c.dialer.connect(t.Context(), p.c.cfg.Database.URL)
+		conn, err := p.c.dialer.Connect(t.Context(), p.c.cfg.Database.URL)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer conn.Close(t.Context())
-		return requirePrivileges(t.Context(), conn)
+		return database.RequirePrivileges(t.Context(), conn)
 	}
 	p.sql(t, "revoke insert, update, delete on schema_migration from "+role)
 	if err := require(); err != nil {

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"postern/cmd/postern/config"
+	"postern/cmd/postern/database"
 	"postern/internal/smtptest"
 )
 
@@ -277,7 +278,7 @@ func TestRedactedURL(t *testing.T) {
 		"postgres://u:secret@127.0.0.1:port/x":              "the database URL",
 		"postgres://postern@/postgres?host=%2Ftmp%2Fsocket": "postgres://postern@/postgres?host=%2Ftmp%2Fsocket",
 	} {
-		if got := redactURL(raw); got != want {
+		if got := database.Redacted(raw); got != want {
 			t.Errorf("%s becomes %s, want %s", raw, got, want)
 		}
 	}

@@ -19,6 +19,7 @@ import (
 
 	"postern/auth"
 	"postern/cmd/postern/config"
+	"postern/cmd/postern/database"
 	"postern/internal/peers"
 	"postern/internal/pgtest"
 	"postern/internal/smtptest"
@@ -60,7 +61,7 @@ spool = "64MiB"
 `
 	p.write(t, "postern.toml", text)
 	p.write(t, "secret.key", strings.Repeat("k", seal.KeySize))
-	p.treat(newCheckup(config.Source{Path: filepath.Join(p.dir, "postern.toml")}, new(connector), checkOptions{}))
+	p.treat(newCheckup(config.Source{Path: filepath.Join(p.dir, "postern.toml")}, new(database.Connector), checkOptions{}))
 	return p
 }
 

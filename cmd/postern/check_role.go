@@ -4,6 +4,8 @@ import (
 	"context"
 
 	"github.com/jackc/pgx/v5"
+
+	"postern/cmd/postern/database"
 )
 
 var roleKinds = []kind{
@@ -48,7 +50,7 @@ func (in *inspection) connections(ctx context.Context) error {
 }
 
 func (in *inspection) privileges(ctx context.Context) error {
-	role, what, err := lacking(ctx, in.conn)
+	role, what, err := database.Lacking(ctx, in.conn)
 	if err != nil {
 		return err
 	}

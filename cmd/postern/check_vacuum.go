@@ -6,6 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"postern/cmd/postern/database"
 	"postern/cmd/postern/screen"
 )
 
@@ -81,7 +82,7 @@ func (in *inspection) transactions(ctx context.Context) error {
 func (in *inspection) deadRows(ctx context.Context) error {
 	rows, err := in.conn.Query(ctx, `
 		select s.relname || ' (' || s.n_dead_tup || ' deleted, ' || s.n_live_tup || ' others, ' || pg_size_pretty(pg_total_relation_size(c.oid)) || ')'
-		from pg_stat_user_tables s join (`+ours+`) c on c.oid = s.relid
+		from pg_stat_user_tables s join (`+database.SQLTables+`) c on c.oid = s.relid
 		where s.n_dead_tup > $1 and s.n_dead_tup > 4 * s.n_live_tup order by s.n_dead_tup desc`, in.c.bounds.deadRows)
 	if err != nil {
 		return err

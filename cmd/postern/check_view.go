@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/auth"
+	"postern/cmd/postern/database"
 	"postern/relay/acme"
 	"postern/relay/route"
 	"postern/relay/seal"
@@ -45,16 +46,16 @@ func (c *checkup) view(ctx context.Context) (*mailView, error) {
 		}
 		ctx, cancel := context.WithTimeout(ctx, viewTime)
 		defer cancel()
-		conn, err := c.dialer.connect(ctx, url)
+		conn, err := c.dialer.Connect(ctx, url)
 		if err != nil {
 			return nil, err
 		}
-		err = requireSchema(ctx, conn)
+		err = database.RequireSchema(ctx, conn)
 		_ = conn.Close(context.WithoutCancel(ctx))
 		if err != nil {
 			return nil, err
 		}
-		pool, err := c.dialer.openPool(ctx, url, "check", 1, prepareNothing)
+		pool, err := c.dialer.OpenPool(ctx, url, "check", 1, database.PrepareNothing)
 		if err != nil {
 			return nil, err
 		}

@@ -5,19 +5,20 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/handout"
 	"postern/cmd/postern/screen"
 )
 
-// settingsOf are the settings for a mail client of the user.
-func (a *app) settingsOf(name string) (settings, error) {
+// handout.For are the settings for a mail client of the user.
+func (a *app) settingsOf(name string) (handout.Settings, error) {
 	cfg, _, err := a.source.Load()
 	if err != nil {
-		return settings{}, err
+		return handout.Settings{}, err
 	}
-	return settingsOf(&cfg, name)
+	return handout.For(&cfg, name)
 }
 
-func (a *app) printSettings(s settings) error {
+func (a *app) printSettings(s handout.Settings) error {
 	if len(s.Ports) == 0 {
 		return nil
 	}
@@ -34,12 +35,12 @@ func (a *app) printSettings(s settings) error {
 }
 
 // profileFlags are the flags of p.
-func profileFlags(cmd *cobra.Command, p *profiles) {
+func profileFlags(cmd *cobra.Command, p *handout.Profiles) {
 	f := cmd.Flags()
-	f.StringVar(&p.apple, "mobileconfig", "", "write a profile for Apple's clients to `FILE`")
-	f.StringVar(&p.mozilla, "autoconfig", "", "write a configuration for Mozilla's clients to `FILE`")
-	f.StringVar(&p.imap, "imap", "", "`HOST[:PORT]` of the incoming server, for these files")
-	f.BoolVar(&p.force, "force", false, "write these files over those that are there")
+	f.StringVar(&p.Apple, "mobileconfig", "", "write a profile for Apple's clients to `FILE`")
+	f.StringVar(&p.Mozilla, "autoconfig", "", "write a configuration for Mozilla's clients to `FILE`")
+	f.StringVar(&p.IMAP, "imap", "", "`HOST[:PORT]` of the incoming server, for these files")
+	f.BoolVar(&p.Force, "force", false, "write these files over those that are there")
 }
 
 const profilesHelp = `--mobileconfig writes a configuration profile for iPhone and Mac, --autoconfig one in
@@ -49,17 +50,17 @@ fetches mail too: name its IMAP server with --imap (TLS on port 993). Without it
 file names this server in its place, and Mozilla's has no incoming server.`
 
 // putProfiles puts the files that were made into their places.
-func (a *app) putProfiles(p *profiles, made pending) error {
-	if err := made.put(); err != nil {
+func (a *app) putProfiles(p *handout.Profiles, made handout.Pending) error {
+	if err := made.Put(); err != nil {
 		return err
 	}
 	for _, file := range made {
-		fmt.Fprintf(a.stderr, "wrote %s\n", screen.Printable(file.path))
+		fmt.Fprintf(a.stderr, "wrote %s\n", screen.Printable(file.Path))
 	}
-	if p.apple != "" && p.imap == "" {
+	if p.Apple != "" && p.IMAP == "" {
 		fmt.Fprintln(a.stderr, "warning: Apple has no profile without an incoming server: the profile names this one, which has no mail to fetch; name yours with --imap")
 	}
-	if p.mozilla != "" && p.imap == "" {
+	if p.Mozilla != "" && p.IMAP == "" {
 		fmt.Fprintln(a.stderr, "warning: Mozilla's file has no incoming server, and a client may refuse it; name yours with --imap")
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/auth"
+	"postern/cmd/postern/database"
 	"postern/cmd/postern/screen"
 	"postern/internal/pgserver"
 	"postern/relay/route"
@@ -159,7 +160,7 @@ func (a *app) withRunningPool(ctx context.Context, do func(pool *pgxpool.Pool) e
 	if url == "" {
 		return nil
 	}
-	pool, err := a.database.openPool(ctx, url, "completion", 1, prepareNothing)
+	pool, err := a.database.OpenPool(ctx, url, "completion", 1, database.PrepareNothing)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/cmd/postern/config"
+	"postern/cmd/postern/database"
 )
 
 // withDatabase finds the database and calls do with its URL. A private server
@@ -21,8 +22,8 @@ func (a *app) withDatabase(ctx context.Context, do func(ctx context.Context, url
 }
 
 func (a *app) withDatabaseOf(ctx context.Context, cfg config.Config, do func(ctx context.Context, url string) error) error {
-	err := with(ctx, cfg.Database, do)
-	if errors.Is(err, errNone) {
+	err := database.With(ctx, cfg.Database, do)
+	if errors.Is(err, database.ErrNone) {
 		return usageError{err.Error()}
 	}
 	return err
@@ -31,13 +32,13 @@ func (a *app) withDatabaseOf(ctx context.Context, cfg config.Config, do func(ctx
 // withPool runs a command's work on a small pool over a current schema.
 func (a *app) withPool(ctx context.Context, do func(ctx context.Context, pool *pgxpool.Pool) error) error {
 	return a.withDatabase(ctx, func(ctx context.Context, url string) error {
-		return a.database.watched(ctx, url, func(conn *pgx.Conn) error {
-			err := requireSchema(ctx, conn)
+		return a.database.Watched(ctx, url, func(conn *pgx.Conn) error {
+			err := database.RequireSchema(ctx, conn)
 			_ = conn.Close(context.WithoutCancel(ctx))
 			if err != nil {
 				return err
 			}
-			pool, err := a.database.openPool(ctx, url, "command", 2, prepareNothing)
+			pool, err := a.database.OpenPool(ctx, url, "command", 2, database.PrepareNothing)
 			if err != nil {
 				return err
 			}

@@ -121,7 +121,7 @@ func (d *demo) take(m capture.Message) {
 
 // prepare makes the schema, the user, the upstream, the route and the files.
 func (d *demo) prepare(ctx context.Context, url string, sink *net.TCPAddr) error {
-	conn, err := d.app.database.connect(ctx, url)
+	conn, err := d.app.database.Connect(ctx, url)
 	if err != nil {
 		return err
 	}
@@ -133,7 +133,7 @@ func (d *demo) prepare(ctx context.Context, url string, sink *net.TCPAddr) error
 	if err != nil {
 		return err
 	}
-	pool, err := d.app.database.openPool(ctx, url, "demo", 2, nil)
+	pool, err := d.app.database.OpenPool(ctx, url, "demo", 2, nil)
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
+
+	"postern/cmd/postern/database"
 )
 
 // dialogue is a client of the site that says what a test wants.
@@ -331,7 +333,7 @@ func TestStopInReload(t *testing.T) {
 func pgtestCount(t *testing.T, s *site, sql string) (n int) {
 	t.Helper()
 	url := strings.TrimPrefix(s.env[0], "POSTERN_DATABASE_URL=")
-	conn, err := new(connector).connect(t.Context(), url)
+	conn, err := new(database.Connector).Connect(t.Context(), url)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/database"
 	"postern/migrations"
 )
 
@@ -25,7 +26,7 @@ and 1 when it is not.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withDatabase(cmd.Context(), func(ctx context.Context, url string) error {
-				return a.database.watched(ctx, url, func(conn *pgx.Conn) error {
+				return a.database.Watched(ctx, url, func(conn *pgx.Conn) error {
 					if check {
 						return a.checkSchema(ctx, conn)
 					}
@@ -51,7 +52,7 @@ func (a *app) applyMigrations(ctx context.Context, conn *pgx.Conn) error {
 }
 
 func (a *app) checkSchema(ctx context.Context, conn *pgx.Conn) error {
-	status, err := usableSchema(ctx, conn)
+	status, err := database.Schema(ctx, conn)
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"postern/admin"
 	"postern/auth"
 	"postern/cmd/postern/config"
+	"postern/cmd/postern/database"
 	"postern/internal/panics"
 	"postern/internal/pg"
 	"postern/migrations"
@@ -43,7 +44,7 @@ type setup struct {
 	only     string        // submission or delivery; "": both
 	version  string        // of the program
 	log      *slog.Logger
-	database *connector
+	database *database.Connector
 	opened   map[string]net.Listener // what is listened on already, by address
 }
 
@@ -145,7 +146,7 @@ func buildNode(ctx context.Context, s setup) (*node, error) {
 // keeps what it commits. A private database is migrated on the way.
 func (n *node) checkDatabase(ctx context.Context) error {
 	private := n.cfg.Database.Private != ""
-	conn, err := n.database.connect(ctx, n.url)
+	conn, err := n.database.Connect(ctx, n.url)
 	if err != nil {
 		return err
 	}
@@ -157,11 +158,11 @@ func (n *node) checkDatabase(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
-	if err := requireSchema(ctx, conn); err != nil {
+	if err := database.RequireSchema(ctx, conn); err != nil {
 		return err
 	}
 	if !private {
-		if err := requirePrivileges(ctx, conn); err != nil {
+		if err := database.RequirePrivileges(ctx, conn); err != nil {
 			return err
 		}
 		if err := n.checkPooler(ctx); err != nil {
@@ -173,14 +174,14 @@ func (n *node) checkDatabase(ctx context.Context) error {
 
 // checkPooler refuses what would accept mail and get stuck with it.
 func (n *node) checkPooler(ctx context.Context) error {
-	p, err := n.database.lookForPooler(ctx, n.url)
+	p, err := n.database.LookForPooler(ctx, n.url)
 	if err != nil {
 		return err
 	}
-	if n.shared = p.shares; n.shared && n.cfg.Queue.Notify {
+	if n.shared = p.Shares; n.shared && n.cfg.Queue.Notify {
 		n.log.Warn("a pooler lends connections of the database by the transaction: notifications do not come through, so the node polls")
 	}
-	return p.refusal()
+	return p.Refusal()
 }
 
 // notify says whether notifications of the database can be heard.
@@ -264,7 +265,7 @@ func openListener(l *config.Listener, opened map[string]net.Listener, handed *so
 
 // pool opens a pool that the node closes at its end.
 func (n *node) pool(ctx context.Context, name string, maxConns int, change func(*pgxpool.Config)) (*pgxpool.Pool, error) {
-	p, err := n.database.openPool(ctx, n.url, name, maxConns, change)
+	p, err := n.database.OpenPool(ctx, n.url, name, maxConns, change)
 	if err == nil {
 		n.pools = append(n.pools, namedPool{name, p})
 	}

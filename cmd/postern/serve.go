@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/config"
+	"postern/cmd/postern/database"
 )
 
 // serveHalves are the values of --only.
@@ -113,7 +114,7 @@ func (a *app) serveOn(ctx context.Context, s setup, asked signals) error {
 // does the relay, for whoever runs it to start both again.
 func (a *app) serveWithPrivate(ctx context.Context, s setup, asked signals) error {
 	folder := s.cfg.Database.Private
-	server, err := awaitPrivate(ctx, folder)
+	server, err := database.AwaitPrivate(ctx, folder)
 	if ctx.Err() != nil {
 		return nil
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/database"
 	"postern/cmd/postern/screen"
 	"postern/relay/queue"
 	"postern/relay/queue/desk"
@@ -390,7 +391,7 @@ func octetsText(n int64) string {
 // traceWhenDone prints the trace of a message as soon as nothing is left to be done
 // for it, or what there is when ctx ends.
 func (a *app) traceWhenDone(ctx context.Context, url string, id queue.ID) error {
-	pool, err := a.database.openPool(ctx, url, "trace", 1, nil)
+	pool, err := a.database.OpenPool(ctx, url, "trace", 1, nil)
 	if err != nil {
 		return err
 	}
@@ -413,7 +414,7 @@ func (a *app) traceWhenDone(ctx context.Context, url string, id queue.ID) error 
 }
 
 func (a *app) printTrace(ctx context.Context, pool *pgxpool.Pool, q *desk.Admin, h *desk.History) error {
-	ctx, cancel := context.WithTimeout(ctx, connectLimit)
+	ctx, cancel := context.WithTimeout(ctx, database.ConnectTime)
 	defer cancel()
 	story, err := storyOf(ctx, pool, q, h)
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/auth"
+	"postern/cmd/postern/handout"
 	"postern/cmd/postern/screen"
 	"postern/relay/queue"
 	"postern/relay/queue/desk"
@@ -28,7 +29,7 @@ func (a *app) userCmd() *cobra.Command {
 // addedUser says what the new user is and may be told.
 type addedUser struct {
 	userView
-	Settings settings `json:"settings"`
+	Settings handout.Settings `json:"settings"`
 }
 
 func (a *app) userAddCmd() *cobra.Command {
@@ -37,7 +38,7 @@ func (a *app) userAddCmd() *cobra.Command {
 		password  passwordSource
 		ifMissing bool
 		asJSON    bool
-		files     profiles
+		files     handout.Profiles
 	)
 	cmd := &cobra.Command{
 		Use:   "add NAME",
@@ -65,7 +66,7 @@ bounces. Without it, NAME alone, which then must be an address.
 			if err != nil {
 				return err
 			}
-			if err := files.check(client); err != nil {
+			if err := files.Check(client); err != nil {
 				return usageError{err.Error()}
 			}
 			secret, shown, err := a.newPassword(password)
@@ -73,11 +74,11 @@ bounces. Without it, NAME alone, which then must be an address.
 				return err
 			}
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
-				made, err := files.files(client)
+				made, err := files.Make(client)
 				if err != nil {
 					return err
 				}
-				defer made.drop()
+				defer made.Drop()
 				u, err := users.AddUser(ctx, auth.NewUser{Name: name, Password: secret, Senders: senders})
 				if ifMissing && errors.Is(err, auth.ErrExists) {
 					if !asJSON {
@@ -257,12 +258,12 @@ type shownUser struct {
 	Logins   []credentialView   `json:"logins"`
 	Holds    []queue.UserHold   `json:"holds"`
 	Queue    map[desk.State]int `json:"queue"` // recipients
-	Settings settings           `json:"settings"`
+	Settings handout.Settings   `json:"settings"`
 }
 
 func (a *app) userShowCmd() *cobra.Command {
 	var asJSON bool
-	var files profiles
+	var files handout.Profiles
 	cmd := &cobra.Command{
 		Use:   "show NAME",
 		Short: "show a user, its credentials and its mail in the queue",
@@ -277,14 +278,14 @@ is used of them, 'postern explain' whether a message would be accepted.
 				if err != nil {
 					return err
 				}
-				if err := files.check(shown.Settings); err != nil {
+				if err := files.Check(shown.Settings); err != nil {
 					return usageError{err.Error()}
 				}
-				made, err := files.files(shown.Settings)
+				made, err := files.Make(shown.Settings)
 				if err != nil {
 					return err
 				}
-				defer made.drop()
+				defer made.Drop()
 				if asJSON {
 					err = printJSON(a.stdout, shown)
 				} else {

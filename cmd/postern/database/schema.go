@@ -1,4 +1,4 @@
-package main
+package database
 
 import (
 	"context"
@@ -10,14 +10,14 @@ import (
 	"postern/migrations"
 )
 
-// requireSchema returns an error that says what to do unless the schema is one that
+// RequireSchema returns an error that says what to do unless the schema is one that
 // this binary runs on: its own, or a newer one whose migrations say so.
-func requireSchema(ctx context.Context, conn *pgx.Conn) error {
-	_, err := usableSchema(ctx, conn)
+func RequireSchema(ctx context.Context, conn *pgx.Conn) error {
+	_, err := Schema(ctx, conn)
 	return err
 }
 
-func usableSchema(ctx context.Context, conn *pgx.Conn) (migrations.Status, error) {
+func Schema(ctx context.Context, conn *pgx.Conn) (migrations.Status, error) {
 	status, err := migrations.Check(ctx, conn)
 	if err != nil {
 		return status, fmt.Errorf("read the schema's version: %w", err)

@@ -1,4 +1,4 @@
-package main
+package database
 
 import (
 	"cmp"
@@ -18,25 +18,25 @@ import (
 	"postern/relay/queue"
 )
 
-// connectLimit bounds how long a command waits for the database to answer.
-const connectLimit = 10 * time.Second
+// ConnectTime bounds how long a command waits for the database to answer.
+const ConnectTime = 10 * time.Second
 
-// connector makes all connections of this process to PostgreSQL.
-type connector struct {
+// Connector makes all connections of this process to PostgreSQL.
+type Connector struct {
 	pg.Dialer
 	look time.Duration // instead of watchEvery
 }
 
-// connect opens one connection, with an error that says where and why not. It prepares
+// Connect opens one connection, with an error that says where and why not. It prepares
 // nothing by name, so it works behind every pooler.
-func (c *connector) connect(ctx context.Context, url string) (*pgx.Conn, error) {
+func (c *Connector) Connect(ctx context.Context, url string) (*pgx.Conn, error) {
 	cfg, err := pgx.ParseConfig(url)
 	if err != nil {
 		return nil, databaseURLError()
 	}
 	cfg.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 	c.Use(cfg)
-	ctx, cancel := context.WithTimeout(ctx, connectLimit)
+	ctx, cancel := context.WithTimeout(ctx, ConnectTime)
 	defer cancel()
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
@@ -52,7 +52,7 @@ type unreachableError struct {
 }
 
 func (e *unreachableError) Error() string {
-	return fmt.Sprintf("cannot use the database at %s: %s", redactURL(e.url), connectReason(e.err))
+	return fmt.Sprintf("cannot use the database at %s: %s", Redacted(e.url), Reason(e.err))
 }
 
 func (e *unreachableError) Unwrap() error { return e.err }
@@ -64,16 +64,16 @@ const (
 	watchTries = 3
 )
 
-// watched calls do with a connection and looks beside it, over others, whether that
+// Watched calls do with a connection and looks beside it, over others, whether that
 // connection's server is still there: a server whose processes stand still, or another one
 // in its place, ends what do waits for. A node has its heartbeat for that.
-func (c *connector) watched(ctx context.Context, url string, do func(conn *pgx.Conn) error) error {
-	conn, err := c.connect(ctx, url)
+func (c *Connector) Watched(ctx context.Context, url string, do func(conn *pgx.Conn) error) error {
+	conn, err := c.Connect(ctx, url)
 	if err != nil {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	limited, cancel := context.WithTimeout(ctx, connectLimit)
+	limited, cancel := context.WithTimeout(ctx, ConnectTime)
 	defer cancel()
 	server, err := queue.ServerStart(limited, conn)
 	if err != nil {
@@ -88,7 +88,7 @@ func (c *connector) watched(ctx context.Context, url string, do func(conn *pgx.C
 }
 
 // watch abandons all connections when server is gone.
-func (c *connector) watch(ctx context.Context, url string, server time.Time) {
+func (c *Connector) watch(ctx context.Context, url string, server time.Time) {
 	tick := time.NewTicker(cmp.Or(c.look, watchEvery))
 	defer tick.Stop()
 	for tries := 0; tries < watchTries; {
@@ -113,10 +113,10 @@ func (c *connector) watch(ctx context.Context, url string, server time.Time) {
 }
 
 // lookAgain asks which server answers now, over a new connection.
-func (c *connector) lookAgain(ctx context.Context, url string) (server time.Time, err error) {
-	ctx, cancel := context.WithTimeout(ctx, connectLimit)
+func (c *Connector) lookAgain(ctx context.Context, url string) (server time.Time, err error) {
+	ctx, cancel := context.WithTimeout(ctx, ConnectTime)
 	defer cancel()
-	conn, err := c.connect(ctx, url)
+	conn, err := c.Connect(ctx, url)
 	if err != nil {
 		return server, err
 	}
@@ -129,8 +129,8 @@ func databaseURLError() error {
 	return errors.New("the database URL is malformed, or has an option that is not known: write postgres://user:password@host:port/name")
 }
 
-// connectReason is the part of pgx's many lines that a person needs.
-func connectReason(err error) string {
+// Reason is the part of pgx's many lines that a person needs.
+func Reason(err error) string {
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
 		if strings.HasPrefix(pg.Message, "Peer authentication failed") {
@@ -142,8 +142,8 @@ func connectReason(err error) string {
 	return strings.TrimSpace(lines[len(lines)-1])
 }
 
-// openPool opens a pool whose connections are named for pg_stat_activity.
-func (c *connector) openPool(ctx context.Context, url, name string, maxConns int, change func(*pgxpool.Config)) (*pgxpool.Pool, error) {
+// OpenPool opens a pool whose connections are named for pg_stat_activity.
+func (c *Connector) OpenPool(ctx context.Context, url, name string, maxConns int, change func(*pgxpool.Config)) (*pgxpool.Pool, error) {
 	cfg, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		return nil, databaseURLError()
@@ -161,13 +161,13 @@ func (c *connector) openPool(ctx context.Context, url, name string, maxConns int
 	return pgxpool.NewWithConfig(ctx, cfg)
 }
 
-// prepareNothing is for pools of commands, as connect is.
-func prepareNothing(cfg *pgxpool.Config) {
+// PrepareNothing is for pools of commands, as connect is.
+func PrepareNothing(cfg *pgxpool.Config) {
 	cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 }
 
-// redactURL removes the passwords from a database URL for messages.
-func redactURL(raw string) string {
+// Redacted removes the passwords from a database URL for messages.
+func Redacted(raw string) string {
 	u, err := url.Parse(raw)
 	if err != nil || u.Scheme == "" { // the form host=... password=... is not taken apart
 		return "the database URL"

@@ -1,4 +1,4 @@
-package main
+package handout
 
 import (
 	"bytes"
@@ -17,30 +17,30 @@ import (
 	"postern/relay/smtp"
 )
 
-// settings are what a mail client must be told to send mail here.
-type settings struct {
-	Server   string       `json:"server"`
-	Ports    []clientPort `json:"ports"`
-	UserName string       `json:"user_name"`
+// Settings are what a mail client must be told to send mail here.
+type Settings struct {
+	Server   string `json:"server"`
+	Ports    []Port `json:"ports"`
+	UserName string `json:"user_name"`
 }
 
-// clientPort is a port of a listener.
-type clientPort struct {
+// Port is a port of a listener.
+type Port struct {
 	Port int    `json:"port"`
 	TLS  string `json:"tls"` // starttls or implicit
 }
 
-// settingsOf are the settings for the user of a name; without a listener in the configuration they
+// For are the settings for the user of a name; without a listener in the configuration they
 // have no ports.
-func settingsOf(cfg *config.Config, name string) (s settings, err error) {
-	s = settings{UserName: name, Ports: []clientPort{}}
+func For(cfg *config.Config, name string) (s Settings, err error) {
+	s = Settings{UserName: name, Ports: []Port{}}
 	for _, l := range cfg.Listeners {
 		_, port, _ := net.SplitHostPort(l.Address)
 		if _, handed := l.Socket(); handed { // the socket unit has it; these are the usual ones
 			port = map[string]string{"starttls": "587", "implicit": "465"}[l.TLS]
 		}
 		n, _ := net.LookupPort("tcp", port)
-		if p := (clientPort{n, l.TLS}); n > 0 && !slices.Contains(s.Ports, p) {
+		if p := (Port{n, l.TLS}); n > 0 && !slices.Contains(s.Ports, p) {
 			s.Ports = append(s.Ports, p)
 		}
 	}
@@ -50,27 +50,27 @@ func settingsOf(cfg *config.Config, name string) (s settings, err error) {
 	return s, err
 }
 
-// profiles says which files for mail clients are to be written.
-type profiles struct {
-	apple, mozilla string // files
-	imap           string // HOST[:PORT] of the incoming server
-	force          bool   // over files that are there
+// Profiles says which files for mail clients are to be written.
+type Profiles struct {
+	Apple, Mozilla string // files
+	IMAP           string // HOST[:PORT] of the incoming server
+	Force          bool   // over files that are there
 }
 
-func (p *profiles) wanted() bool { return p.apple != "" || p.mozilla != "" }
+func (p *Profiles) wanted() bool { return p.Apple != "" || p.Mozilla != "" }
 
-// check finds what is wrong with the flags, before anything is changed.
-func (p *profiles) check(s settings) error {
+// Check finds what is wrong with the flags, before anything is changed.
+func (p *Profiles) Check(s Settings) error {
 	if !p.wanted() {
-		if p.imap != "" || p.force {
+		if p.IMAP != "" || p.Force {
 			return errors.New("--imap and --force are for --mobileconfig and --autoconfig")
 		}
 		return nil
 	}
-	if p.apple == "-" || p.mozilla == "-" {
+	if p.Apple == "-" || p.Mozilla == "-" {
 		return errors.New("--mobileconfig and --autoconfig need a file, standard output is taken: write ./- if it has that name")
 	}
-	if p.apple != "" && p.mozilla != "" && filepath.Clean(p.apple) == filepath.Clean(p.mozilla) {
+	if p.Apple != "" && p.Mozilla != "" && filepath.Clean(p.Apple) == filepath.Clean(p.Mozilla) {
 		return errors.New("--mobileconfig and --autoconfig need a file each")
 	}
 	if len(s.Ports) == 0 {
@@ -81,9 +81,9 @@ func (p *profiles) check(s settings) error {
 }
 
 // incoming is the IMAP server; "" for none.
-func (p *profiles) incoming() (host string, port int, err error) {
-	host, port = p.imap, 993
-	if h, digits, err := net.SplitHostPort(p.imap); err == nil {
+func (p *Profiles) incoming() (host string, port int, err error) {
+	host, port = p.IMAP, 993
+	if h, digits, err := net.SplitHostPort(p.IMAP); err == nil {
 		n, err := strconv.Atoi(digits)
 		if err != nil || n < 1 || n > 65535 {
 			return "", 0, fmt.Errorf("--imap: %q is no port", digits)
@@ -96,18 +96,18 @@ func (p *profiles) incoming() (host string, port int, err error) {
 	return host, port, nil
 }
 
-// files makes the files that are wanted, beside where they will be: what cannot be
+// Make makes the files that are wanted, beside where they will be: what cannot be
 // written is found before anything is changed.
-func (p *profiles) files(s settings) (made pending, err error) {
+func (p *Profiles) Make(s Settings) (made Pending, err error) {
 	defer func() {
 		if err != nil {
-			made.drop()
+			made.Drop()
 		}
 	}()
 	for _, file := range []struct {
 		path string
-		text func(settings) ([]byte, error)
-	}{{p.apple, p.mobileconfig}, {p.mozilla, p.autoconfig}} {
+		text func(Settings) ([]byte, error)
+	}{{p.Apple, p.mobileconfig}, {p.Mozilla, p.autoconfig}} {
 		if file.path == "" {
 			continue
 		}
@@ -115,7 +115,7 @@ func (p *profiles) files(s settings) (made pending, err error) {
 		if err != nil {
 			return made, err
 		}
-		if err := made.add(file.path, text, p.force); err != nil {
+		if err := made.add(file.path, text, p.Force); err != nil {
 			return made, err
 		}
 	}
@@ -124,7 +124,7 @@ func (p *profiles) files(s settings) (made pending, err error) {
 
 // best is the port that a client is told when it can be told but one: TLS from the
 // first octet is to be preferred (RFC 8314 section 3.3).
-func (s settings) best() clientPort {
+func (s Settings) best() Port {
 	for _, p := range s.Ports {
 		if p.TLS == "implicit" {
 			return p
@@ -136,7 +136,7 @@ func (s settings) best() clientPort {
 // mobileconfig is Apple's profile (Device Management, com.apple.mail.managed). Its
 // UUIDs follow from the server's and the user's name, so that installing it again
 // replaces it.
-func (p *profiles) mobileconfig(s settings) ([]byte, error) {
+func (p *Profiles) mobileconfig(s Settings) ([]byte, error) {
 	host, port, err := p.incoming()
 	if err != nil {
 		return nil, err
@@ -237,7 +237,7 @@ type clientServer struct {
 	UserName       string `xml:"username"`
 }
 
-func (p *profiles) autoconfig(s settings) ([]byte, error) {
+func (p *Profiles) autoconfig(s Settings) ([]byte, error) {
 	host, port, err := p.incoming()
 	if err != nil {
 		return nil, err

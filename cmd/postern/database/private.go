@@ -1,4 +1,4 @@
-package main
+package database
 
 import (
 	"context"
@@ -12,14 +12,14 @@ import (
 	"postern/internal/pgserver"
 )
 
-var errNone = errors.New("no database: give --database-url, set POSTERN_DATABASE_URL, or set [database] url or private in the configuration file")
+var ErrNone = errors.New("no database: give --database-url, set POSTERN_DATABASE_URL, or set [database] url or private in the configuration file")
 
-// with calls do with the URL of the database that is configured. A private server that is
+// With calls do with the URL of the database that is configured. A private server that is
 // not running is started for the time of the call.
-func with(ctx context.Context, cfg config.Database, do func(ctx context.Context, url string) error) error {
+func With(ctx context.Context, cfg config.Database, do func(ctx context.Context, url string) error) error {
 	if cfg.Private == "" {
 		if cfg.URL == "" {
-			return errNone
+			return ErrNone
 		}
 		return do(ctx, cfg.URL)
 	}
@@ -57,15 +57,15 @@ func tellWait(dir string) {
 	fmt.Fprintf(os.Stderr, "postern: waiting for the process that uses the private database in %s\n", screen.Printable(dir))
 }
 
-// awaitPrivate starts the server in dir for a process that stays up. A command that
+// AwaitPrivate starts the server in dir for a process that stays up. A command that
 // was started just before has the folder for a moment.
-func awaitPrivate(ctx context.Context, dir string) (*pgserver.Server, error) {
+func AwaitPrivate(ctx context.Context, dir string) (*pgserver.Server, error) {
 	_, told := pgserver.Running(dir)
 	if told {
 		tellWait(dir)
 	}
 	server, err := startPrivate(ctx, dir)
-	for until := time.Now().Add(connectLimit); errors.Is(err, pgserver.ErrInUse) && time.Now().Before(until); {
+	for until := time.Now().Add(ConnectTime); errors.Is(err, pgserver.ErrInUse) && time.Now().Before(until); {
 		if !told {
 			told = true
 			tellWait(dir)
@@ -82,7 +82,7 @@ func awaitPrivate(ctx context.Context, dir string) (*pgserver.Server, error) {
 
 // runningDatabase waits until the process that has dir runs a server that is ready.
 func runningDatabase(ctx context.Context, dir string, inUse error) (url string, stop func(), err error) {
-	ctx, cancel := context.WithTimeout(ctx, connectLimit)
+	ctx, cancel := context.WithTimeout(ctx, ConnectTime)
 	defer cancel()
 	for told := false; ; {
 		if url, ok := pgserver.Running(dir); ok {

@@ -1,4 +1,4 @@
-package main
+package handout
 
 import (
 	"errors"
@@ -8,14 +8,14 @@ import (
 	"strconv"
 )
 
-// pending are files that are written beside their places, until they are put there
+// Pending are files that are written beside their places, until they are put there
 // all together.
-type pending []pendingFile
+type Pending []pendingFile
 
-type pendingFile struct{ path, beside string }
+type pendingFile struct{ Path, beside string }
 
 // add writes a file beside path. With over it will take the place of one that is there.
-func (p *pending) add(path string, text []byte, over bool) error {
+func (p *Pending) add(path string, text []byte, over bool) error {
 	was, err := os.Lstat(path)
 	switch {
 	case err == nil && !was.Mode().IsRegular():
@@ -39,18 +39,18 @@ func (p *pending) add(path string, text []byte, over bool) error {
 	return errors.Join(err, f.Close())
 }
 
-// put puts the files into their places.
-func (p pending) put() error {
+// Put puts the files into their places.
+func (p Pending) Put() error {
 	for _, file := range p {
-		if err := os.Rename(file.beside, file.path); err != nil {
+		if err := os.Rename(file.beside, file.Path); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// drop removes what was not put.
-func (p pending) drop() {
+// Drop removes what was not put.
+func (p Pending) Drop() {
 	for _, file := range p {
 		_ = os.Remove(file.beside)
 	}

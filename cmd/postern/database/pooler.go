@@ -1,4 +1,4 @@
-package main
+package database
 
 import (
 	"context"
@@ -11,20 +11,20 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// pooler is what stands between this process and its database server, as far as that
+// Pooler is what stands between this process and its database server, as far as that
 // shows.
-type pooler struct {
+type Pooler struct {
 	mode       pgx.QueryExecMode // in which a node speaks
-	shares     bool              // a connection of ours has another one of the server's by the transaction
-	statements error             // why prepared statements get lost, or transactions, nil if they do not
+	Shares     bool              // a connection of ours has another one of the server's by the transaction
+	Statements error             // why prepared statements get lost, or transactions, nil if they do not
 }
 
-// poolerRounds is how often two connections are compared. One that is lent by the
+// PoolerRounds is how often two connections are compared. One that is lent by the
 // transaction is lent to both, or is not always the same, unless the pooler is very busy.
-const poolerRounds = 10
+const PoolerRounds = 10
 
-// lookForPooler compares two new connections.
-func (c *connector) lookForPooler(ctx context.Context, url string) (p pooler, err error) {
+// LookForPooler compares two new connections.
+func (c *Connector) LookForPooler(ctx context.Context, url string) (p Pooler, err error) {
 	cfg, err := pgx.ParseConfig(url)
 	if err != nil {
 		return p, databaseURLError()
@@ -32,30 +32,30 @@ func (c *connector) lookForPooler(ctx context.Context, url string) (p pooler, er
 	p.mode = cfg.DefaultQueryExecMode
 	var pair [2]*pgx.Conn
 	for i := range pair {
-		if pair[i], err = c.connect(ctx, url); err != nil {
+		if pair[i], err = c.Connect(ctx, url); err != nil {
 			return p, err
 		}
 		defer pair[i].Close(context.WithoutCancel(ctx))
 	}
-	if p.shares, err = shares(ctx, pair); err != nil {
+	if p.Shares, err = shares(ctx, pair); err != nil {
 		return p, fmt.Errorf("look for a pooler: %w", err)
 	}
-	if !p.shares {
+	if !p.Shares {
 		return p, nil
 	}
 	if p.mode == pgx.QueryExecModeCacheStatement {
-		p.statements = loseStatements(ctx, pair)
+		p.Statements = loseStatements(ctx, pair)
 	}
-	if p.statements == nil {
-		p.statements = refuseTransactions(ctx, pair[0])
+	if p.Statements == nil {
+		p.Statements = refuseTransactions(ctx, pair[0])
 	}
 	return p, nil
 }
 
-// shares says that the connections of a pair do not have one of the server's each.
+// Shares says that the connections of a pair do not have one of the server's each.
 func shares(ctx context.Context, pair [2]*pgx.Conn) (bool, error) {
 	var first [2]int
-	for range poolerRounds {
+	for range PoolerRounds {
 		for i, conn := range pair {
 			var pid int
 			if err := conn.QueryRow(ctx, `select pg_backend_pid()`).Scan(&pid); err != nil {
@@ -84,7 +84,7 @@ func loseStatements(ctx context.Context, pair [2]*pgx.Conn) (lost error) {
 		}
 		made++
 	}
-	for range poolerRounds {
+	for range PoolerRounds {
 		for _, conn := range pair {
 			if _, err := conn.Exec(ctx, name); err != nil {
 				return err
@@ -98,7 +98,7 @@ func loseStatements(ctx context.Context, pair [2]*pgx.Conn) (lost error) {
 // the pooler lends those again. Where it keeps statements for its clients, it has one of
 // its own for them, which is for the pooler to close.
 func forget(ctx context.Context, pair [2]*pgx.Conn, name string, made int) {
-	for range poolerRounds {
+	for range PoolerRounds {
 		for _, conn := range pair {
 			if made == 0 {
 				return
@@ -119,31 +119,31 @@ func refuseTransactions(ctx context.Context, conn *pgx.Conn) error {
 }
 
 var (
-	errQueryMode = errors.New("a node cannot send its statements in this query mode: remove default_query_exec_mode from the URL," +
+	ErrQueryMode = errors.New("a node cannot send its statements in this query mode: remove default_query_exec_mode from the URL," +
 		" or set it to cache_describe if a pooler lends connections by transaction")
 	errPoolerStatements = errors.New("a pooler in front of the database lends connections by transaction and loses prepared statements:" +
 		" let it lend them by session, or by transaction with default_query_exec_mode=cache_describe in the URL (docs/postgres.md)")
 )
 
-// refusal is why no node can run behind p: it would accept mail that it cannot deliver.
-func (p pooler) refusal() error {
+// Refusal is why no node can run behind p: it would accept mail that it cannot deliver.
+func (p Pooler) Refusal() error {
 	switch p.mode {
 	case pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol:
-		return fmt.Errorf("default_query_exec_mode: %w", errQueryMode)
+		return fmt.Errorf("default_query_exec_mode: %w", ErrQueryMode)
 	case pgx.QueryExecModeDescribeExec: // it prepares, and runs what was prepared in another transaction
-		if p.shares {
+		if p.Shares {
 			return errPoolerStatements
 		}
 	}
-	if p.statements == nil {
+	if p.Statements == nil {
 		return nil
 	}
 	var said *pgconn.PgError
-	if errors.As(p.statements, &said) {
+	if errors.As(p.Statements, &said) {
 		return fmt.Errorf("%w: %s (%s)", errPoolerStatements, said.Message, said.Code)
 	}
-	return fmt.Errorf("%w: %w", errPoolerStatements, p.statements)
+	return fmt.Errorf("%w: %w", errPoolerStatements, p.Statements)
 }
 
-// modeName is the query mode as a URL has it.
-func (p pooler) modeName() string { return strings.ReplaceAll(p.mode.String(), " ", "_") }
+// ModeName is the query mode as a URL has it.
+func (p Pooler) ModeName() string { return strings.ReplaceAll(p.mode.String(), " ", "_") }

@@ -1,4 +1,4 @@
-package main
+package database
 
 import (
 	"context"
@@ -8,8 +8,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// ours names the tables of the schema: those with the owner of the queue's.
-const ours = `
+// SQLTables names the tables of the schema: those with the owner of the queue's.
+const SQLTables = `
 	select c.oid, c.relname from pg_class c join pg_class q on q.oid = to_regclass('recipient')
 	where c.relnamespace = q.relnamespace and c.relowner = q.relowner and c.relkind in ('r', 'p')`
 
@@ -17,7 +17,7 @@ const ours = `
 // version is for the owner to write. A sequence of a column needs no privilege.
 const sqlLacking = `
 	with lacking as (
-		select c.relname, string_agg(p.privilege, ', ' order by p.n) || ' on ' || quote_ident(c.relname) as what from (` + ours + `) c
+		select c.relname, string_agg(p.privilege, ', ' order by p.n) || ' on ' || quote_ident(c.relname) as what from (` + SQLTables + `) c
 		cross join unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE']) with ordinality p(privilege, n)
 		where not has_table_privilege(c.oid, p.privilege)
 			and (p.privilege <> 'TRUNCATE' or c.relname like 'large\_body\__' or c.relname = 'reserve')
@@ -30,16 +30,16 @@ const sqlLacking = `
 			and not exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = s.oid and d.deptype in ('a', 'i')))
 	select quote_ident(current_user), array(select what from lacking order by relname)`
 
-// lacking says what the role of a connection lacks of what a node does.
-func lacking(ctx context.Context, conn *pgx.Conn) (role string, what []string, err error) {
+// Lacking says what the role of a connection lacks of what a node does.
+func Lacking(ctx context.Context, conn *pgx.Conn) (role string, what []string, err error) {
 	err = conn.QueryRow(ctx, sqlLacking).Scan(&role, &what)
 	return role, what, err
 }
 
-// requirePrivileges refuses a role that would accept mail and could not write down what
+// RequirePrivileges refuses a role that would accept mail and could not write down what
 // becomes of it.
-func requirePrivileges(ctx context.Context, conn *pgx.Conn) error {
-	role, what, err := lacking(ctx, conn)
+func RequirePrivileges(ctx context.Context, conn *pgx.Conn) error {
+	role, what, err := Lacking(ctx, conn)
 	if err != nil {
 		return fmt.Errorf("read the privileges of the database's role: %w", err)
 	}

@@ -1,4 +1,4 @@
-package main
+package database
 
 import (
 	"errors"
@@ -18,8 +18,8 @@ func TestR1CommandEndsWithItsServer(t *testing.T) {
 	t.Parallel()
 	server := pgtest.Server(t, pgserver.Config{})
 	t.Cleanup(func() { _ = server.Kill() })
-	c := connector{look: 10 * time.Millisecond}
-	err := c.watched(t.Context(), server.URL()+"&connect_timeout=5", func(conn *pgx.Conn) error {
+	c := Connector{look: 10 * time.Millisecond}
+	err := c.Watched(t.Context(), server.URL()+"&connect_timeout=5", func(conn *pgx.Conn) error {
 		server.Pause()
 		_, err := conn.Exec(t.Context(), `select $1::int`, 1)
 		return err
@@ -33,8 +33,8 @@ func TestR1CommandEndsWithItsServer(t *testing.T) {
 func TestR1CommandGoesOn(t *testing.T) {
 	t.Parallel()
 	db := pgtest.Empty(t)
-	c := connector{look: 10 * time.Millisecond}
-	err := c.watched(t.Context(), db.URL, func(conn *pgx.Conn) error {
+	c := Connector{look: 10 * time.Millisecond}
+	err := c.Watched(t.Context(), db.URL, func(conn *pgx.Conn) error {
 		_, err := conn.Exec(t.Context(), `select pg_sleep($1)`, 0.5)
 		return err
 	})
@@ -48,8 +48,8 @@ func TestR1CommandGoesOn(t *testing.T) {
 func TestR1CommandGoesOnWithoutMoreConnections(t *testing.T) {
 	t.Parallel()
 	server := pgtest.Server(t, pgserver.Config{})
-	c := connector{look: 10 * time.Millisecond}
-	err := c.watched(t.Context(), server.URL(), func(conn *pgx.Conn) error {
+	c := Connector{look: 10 * time.Millisecond}
+	err := c.Watched(t.Context(), server.URL(), func(conn *pgx.Conn) error {
 		if _, err := conn.Exec(t.Context(), `alter role current_user nologin`); err != nil {
 			return err
 		}
