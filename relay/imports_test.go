@@ -44,7 +44,8 @@ var arrows = map[string]string{
 	"migrations":        "",
 
 	"cmd/postern":          "*",
-	"cmd/postern/config":   "cmd/postern/screen admin internal/owned relay/certificate relay/seal relay/smtp",
+	"cmd/postern/config":   "cmd/postern/screen admin internal/owned relay/acme relay/seal relay/smtp",
+	"cmd/postern/check":    "cmd/postern/config cmd/postern/database cmd/postern/screen admin auth internal/owned migrations relay/acme relay/certificate relay/delivery relay/queue relay/route relay/seal relay/smtp",
 	"cmd/postern/screen":   "",
 	"cmd/postern/database": "cmd/postern/config cmd/postern/screen internal/pg internal/pgserver migrations relay/queue",
 	"cmd/postern/handout":  "cmd/postern/config relay/smtp",

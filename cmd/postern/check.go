@@ -6,10 +6,12 @@ import (
 	"net/netip"
 
 	"github.com/spf13/cobra"
+
+	"postern/cmd/postern/check"
 )
 
 func (a *app) checkCmd() *cobra.Command {
-	var opts checkOptions
+	var opts check.Options
 	var addresses []string
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -25,28 +27,28 @@ The exit status is 1 when something failed. Nothing is changed, no mail is sent,
 a running server is not disturbed; a private database that is not up is started for
 the time. It ends within a minute or so.
 
-The areas are ` + areaNames() + `.`,
+The areas are ` + check.AreaNames() + `.`,
 		Example: `  postern check
   postern check --only database,upstream
   postern check --address 198.51.100.7 --mx example.net`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if opts.addresses, err = parseAddresses(addresses); err != nil {
+			if opts.Addresses, err = parseAddresses(addresses); err != nil {
 				return err
 			}
-			if err := opts.validate(); err != nil {
+			if err := opts.Validate(); err != nil {
 				return usageError{err.Error()}
 			}
 			return a.check(cmd.Context(), opts, asJSON)
 		},
 	}
-	cmd.Flags().StringSliceVar(&opts.only, "only", nil, "look at these `areas` only, with commas between them")
-	cmd.Flags().BoolVar(&opts.offline, "offline", false, "ask neither DNS nor upstreams")
+	cmd.Flags().StringSliceVar(&opts.Only, "only", nil, "look at these `areas` only, with commas between them")
+	cmd.Flags().BoolVar(&opts.Offline, "offline", false, "ask neither DNS nor upstreams")
 	cmd.Flags().StringSliceVar(&addresses, "address", nil, "an `IP` address that mail leaves from; default: those of the hostname")
-	cmd.Flags().StringSliceVar(&opts.mx, "mx", nil, "try the mail hosts of this `domain`, without sending mail")
-	cmd.Flags().StringSliceVar(&opts.connect, "connect", nil, "try this `host:port` as an outsider, in the place of the listeners")
+	cmd.Flags().StringSliceVar(&opts.MX, "mx", nil, "try the mail hosts of this `domain`, without sending mail")
+	cmd.Flags().StringSliceVar(&opts.Connect, "connect", nil, "try this `host:port` as an outsider, in the place of the listeners")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	_ = cmd.RegisterFlagCompletionFunc("only", cobra.FixedCompletions(areaList(), cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("only", cobra.FixedCompletions(check.Areas(), cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
@@ -61,8 +63,8 @@ func parseAddresses(texts []string) (list []netip.Addr, err error) {
 	return list, nil
 }
 
-func (a *app) check(ctx context.Context, opts checkOptions, asJSON bool) error {
-	findings := newCheckup(a.source, &a.database, opts).run(ctx)
+func (a *app) check(ctx context.Context, opts check.Options, asJSON bool) error {
+	findings := check.Run(ctx, a.source, &a.database, opts)
 	if asJSON {
 		if err := printJSON(a.stdout, emptyList(findings)); err != nil {
 			return err
@@ -72,7 +74,7 @@ func (a *app) check(ctx context.Context, opts checkOptions, asJSON bool) error {
 	}
 	failed := 0
 	for _, f := range findings {
-		if f.Status == statusFailed {
+		if f.Status == check.Failed {
 			failed++
 		}
 	}
@@ -84,10 +86,10 @@ func (a *app) check(ctx context.Context, opts checkOptions, asJSON bool) error {
 
 // printFindings writes what is to be done under what was found: beside it the lines
 // would be too long for a terminal.
-func (a *app) printFindings(findings []finding) error {
+func (a *app) printFindings(findings []check.Finding) error {
 	t := table{head: []string{"", "SUBJECT", "FINDING"}}
 	for _, f := range findings {
-		if f.Status == statusOK {
+		if f.Status == check.OK {
 			t.add(string(f.Status), f.Subject, f.Text)
 			continue
 		}

@@ -143,7 +143,7 @@ func (a *app) warnOfNames(names ...string) {
 		}
 	}
 	if len(odd) > 0 {
-		a.warn(fmt.Errorf("quote %s in commands; completion does not offer it: to a shell, characters other than A-Z a-z 0-9 @ %% + = : , . / _ - may mean something", few(odd)))
+		a.warn(fmt.Errorf("quote %s in commands; completion does not offer it: to a shell, characters other than A-Z a-z 0-9 @ %% + = : , . / _ - may mean something", screen.Few(odd)))
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
+
+	"postern/cmd/postern/check"
 )
 
 // healthcheckCmd asks a running server, for container engines: their images may hold
@@ -29,7 +31,7 @@ not or does not answer within 5 s. It is for container engines and scripts;
 					return errors.New("[admin] address is empty in the configuration: the server answers no questions")
 				}
 			}
-			if err := askReady(cmd.Context(), address); err != nil {
+			if err := check.Ready(cmd.Context(), address); err != nil {
 				return err
 			}
 			_, err := fmt.Fprintln(a.stdout, "ready")

@@ -1,6 +1,11 @@
 package config
 
-import "testing"
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+)
 
 // TestL2DescriptorsFit: what may be open fits into the limit, and everybody has some.
 func TestL2DescriptorsFit(t *testing.T) {
@@ -37,5 +42,25 @@ func TestL2DescriptorsFit(t *testing.T) {
 		if cut := cfg.Cuts(got) != ""; cut != (test.limit > 0 && test.limit <= 1024) {
 			t.Errorf("%d: %q", test.limit, cfg.Cuts(got))
 		}
+	}
+}
+
+// The page and the check count a node's connections alike.
+func TestNodeConnections(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../../docs/postgres.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := Defaults()
+	all := c.NodeConnections()
+	want := fmt.Sprintf("A node takes up to %d connections and those of `[database] max_connections`, %d with the defaults, and three more with `[acme]`",
+		all-c.Database.MaxConnections, all)
+	if !strings.Contains(strings.Join(strings.Fields(string(page)), " "), want) {
+		t.Errorf("docs/postgres.md does not say: %s", want)
+	}
+	c.ACME.Names = []string{"relay.test"}
+	if n := c.NodeConnections(); n != all+3 {
+		t.Errorf("%d with [acme]", n)
 	}
 }

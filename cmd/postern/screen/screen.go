@@ -96,3 +96,12 @@ func Octets(n int64) string {
 	}
 	return fmt.Sprintf("%d octets", n)
 }
+
+// Few lists the first few of many.
+func Few(list []string) string {
+	const most = 5
+	if len(list) <= most {
+		return strings.Join(list, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(list[:most], ", "), len(list)-most)
+}
