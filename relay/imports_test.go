@@ -45,7 +45,8 @@ var arrows = map[string]string{
 
 	"cmd/postern":          "*",
 	"cmd/postern/config":   "cmd/postern/screen admin internal/owned relay/acme relay/seal relay/smtp",
-	"cmd/postern/check":    "cmd/postern/config cmd/postern/database cmd/postern/screen admin auth internal/owned migrations relay/acme relay/certificate relay/delivery relay/queue relay/route relay/seal relay/smtp",
+	"cmd/postern/check":    "cmd/postern/config cmd/postern/database cmd/postern/screen admin auth internal/owned migrations relay/acme relay/certificate relay/delivery relay/queue/desk relay/route relay/seal relay/smtp",
+	"cmd/postern/node":     "cmd/postern/config cmd/postern/database cmd/postern/screen admin auth internal/panics internal/pg migrations policy relay/acme relay/anomaly relay/bounce relay/certificate relay/delivery relay/maillog relay/queue relay/queue/desk relay/retention relay/route relay/submission",
 	"cmd/postern/screen":   "",
 	"cmd/postern/database": "cmd/postern/config cmd/postern/screen internal/pg internal/pgserver migrations relay/queue",
 	"cmd/postern/handout":  "cmd/postern/config relay/smtp",

@@ -21,6 +21,7 @@ import (
 
 	"postern/auth"
 	"postern/cmd/postern/config"
+	"postern/cmd/postern/node"
 	"postern/cmd/postern/screen"
 	"postern/internal/capture"
 	"postern/internal/pgserver"
@@ -235,16 +236,16 @@ func (d *demo) run(ctx context.Context, url string, once bool) error {
 	if err != nil {
 		return err
 	}
-	s := d.app.setup(cfg, newLogger(d.app.stderr, cfg.Log))
-	s.url, s.opened = url, d.opened
-	n, err := buildNode(ctx, s)
+	s := d.app.setup(cfg, node.NewLogger(d.app.stderr, cfg.Log))
+	s.URL, s.Opened = url, d.opened
+	n, err := node.Build(ctx, s)
 	if err != nil {
 		return err
 	}
 	serveCtx, stop := context.WithCancel(ctx)
 	defer stop()
 	served := make(chan error, 1)
-	go func() { served <- n.run(serveCtx, signals{}) }()
+	go func() { served <- n.Run(serveCtx, node.Signals{}) }()
 
 	err = d.showOne(ctx, url)
 	if err == nil && !once {

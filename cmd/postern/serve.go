@@ -15,6 +15,7 @@ import (
 
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/database"
+	"postern/cmd/postern/node"
 )
 
 // serveHalves are the values of --only.
@@ -78,42 +79,42 @@ func (a *app) serve(ctx context.Context, only string) error {
 			return usageError{err.Error()}
 		}
 	}
-	s := a.setup(cfg, newLogger(a.stderr, cfg.Log))
-	s.only = only
-	asked, stop := listenSignals()
+	s := a.setup(cfg, node.NewLogger(a.stderr, cfg.Log))
+	s.Only = only
+	asked, stop := node.ListenSignals()
 	defer stop()
 	if cfg.Database.Private != "" {
 		return a.serveWithPrivate(ctx, s, asked)
 	}
 	return a.withDatabaseOf(ctx, cfg, func(ctx context.Context, url string) error {
-		s.url = url
+		s.URL = url
 		return a.serveOn(ctx, s, asked)
 	})
 }
 
 // setup is that of a node in this process; it lacks the URL of the database.
-func (a *app) setup(cfg config.Config, log *slog.Logger) setup {
-	return setup{cfg: cfg, source: a.source, version: versionString(), log: log, database: &a.database}
+func (a *app) setup(cfg config.Config, log *slog.Logger) node.Setup {
+	return node.Setup{Config: cfg, Source: a.source, Version: versionString(), Log: log, Database: &a.database}
 }
 
-func (a *app) serveOn(ctx context.Context, s setup, asked signals) error {
-	n, err := buildNode(ctx, s)
+func (a *app) serveOn(ctx context.Context, s node.Setup, asked node.Signals) error {
+	n, err := node.Build(ctx, s)
 	if err != nil && ctx.Err() != nil {
 		return nil // it was asked to stop before it was ready
 	}
 	if err != nil {
 		return err
 	}
-	for _, err := range a.source.Exposed(s.url) {
-		n.exposed(err)
+	for _, err := range a.source.Exposed(s.URL) {
+		n.Exposed(err)
 	}
-	return n.run(ctx, asked)
+	return n.Run(ctx, asked)
 }
 
 // serveWithPrivate runs the database server as well. When that ends by itself, so
 // does the relay, for whoever runs it to start both again.
-func (a *app) serveWithPrivate(ctx context.Context, s setup, asked signals) error {
-	folder := s.cfg.Database.Private
+func (a *app) serveWithPrivate(ctx context.Context, s node.Setup, asked node.Signals) error {
+	folder := s.Config.Database.Private
 	server, err := database.AwaitPrivate(ctx, folder)
 	if ctx.Err() != nil {
 		return nil
@@ -132,7 +133,7 @@ func (a *app) serveWithPrivate(ctx context.Context, s setup, asked signals) erro
 		case <-ctx.Done():
 		}
 	}()
-	s.url = server.URL()
+	s.URL = server.URL()
 	err = a.serveOn(ctx, s, asked)
 	if context.Cause(ctx) == ended {
 		return ended

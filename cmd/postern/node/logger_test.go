@@ -1,4 +1,4 @@
-package main
+package node
 
 import (
 	"bytes"
@@ -12,7 +12,7 @@ import (
 func TestLoggerChanges(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	log := newLogger(&out, config.Log{Format: "text", Level: "warn"})
+	log := NewLogger(&out, config.Log{Format: "text", Level: "warn"})
 	derived := log.With("part", "queue").WithGroup("g")
 	set := log.Handler().(*logHandler).set
 	derived.Info("one")

@@ -1,4 +1,4 @@
-package main
+package node
 
 import (
 	"context"
@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// run starts the parts and keeps them until the end of ctx. Then it stops them in the
+// Run starts the parts and keeps them until the end of ctx. Then it stops them in the
 // order in which mail flows: what is accepted is delivered or handed back.
-func (n *node) run(ctx context.Context, asked signals) error {
+func (n *Node) Run(ctx context.Context, asked Signals) error {
 	n.supervisor.status("starting")
 	if err := n.start(ctx); err != nil {
 		n.close()
@@ -27,17 +27,17 @@ func (n *node) run(ctx context.Context, asked signals) error {
 	watchCtx, endWatch := context.WithCancel(context.Background())
 	defer endWatch()
 	go n.guard.Keep(watchCtx, "the watchdog", func() { n.supervisor.watchdog(watchCtx, new(pulse).of(n)) })
-	n.log.Info("postern is ready", "version", n.version, "hostname", n.hostname, "node", n.name, "listeners", n.addresses(), "admin", n.admin.addr())
+	n.Log.Info("postern is ready", "version", n.Version, "hostname", n.hostname, "node", n.name, "listeners", n.addresses(), "admin", n.admin.addr())
 	n.supervisor.ready(n.summary())
 
 	err := n.serveUntil(ctx, asked, serveErr)
-	n.log.Info("postern is stopping")
+	n.Log.Info("postern is stopping")
 	endWatch() // what follows is bounded by itself
 	n.stop(asked.cut)
 	return err
 }
 
-func (n *node) serveUntil(ctx context.Context, asked signals, serveErr <-chan error) error {
+func (n *Node) serveUntil(ctx context.Context, asked Signals, serveErr <-chan error) error {
 	for {
 		select {
 		case <-ctx.Done():
@@ -51,7 +51,7 @@ func (n *node) serveUntil(ctx context.Context, asked signals, serveErr <-chan er
 }
 
 // summary is what the service manager shows of a node that is ready.
-func (n *node) summary() string {
+func (n *Node) summary() string {
 	if n.server == nil {
 		return "delivering"
 	}
@@ -63,9 +63,9 @@ func (n *node) summary() string {
 const afterDrain = 10 * time.Second
 
 // stop drains the node. It is over within drain_time.
-func (n *node) stop(cut <-chan struct{}) {
+func (n *Node) stop(cut <-chan struct{}) {
 	n.admin.drain()
-	total := time.Duration(n.cfg.DrainTime)
+	total := time.Duration(n.Config.DrainTime)
 	n.supervisor.stopping(total + afterDrain)
 	d := newDrainer(total, cut)
 	clean := true
@@ -73,18 +73,18 @@ func (n *node) stop(cut <-chan struct{}) {
 		n.supervisor.status("draining: " + p.name)
 		if err := d.end(p); err != nil {
 			// What was cut off is in the queue and goes out later: no failure of this process.
-			n.log.Warn("not all work ended in time", "error", err)
+			n.Log.Warn("not all work ended in time", "error", err)
 			clean = false
 		}
 	}
 	d.rest(n.close)
 	n.mail.Flush()
-	n.log.Info("postern has stopped", "clean", clean)
+	n.Log.Info("postern has stopped", "clean", clean)
 }
 
 // parts are what has to stop, in order, with the shares of the drain's time; see
 // docs/operate.md.
-func (n *node) parts() []drainPart {
+func (n *Node) parts() []drainPart {
 	var list []drainPart
 	if n.server != nil {
 		list = append(list, drainPart{name: "submission", until: 0.40, stop: n.server.Shutdown})
@@ -122,7 +122,7 @@ type pulse struct {
 
 // of is the question whether n is alive. It is asked by one goroutine, and hangs when
 // the sessions' lock does.
-func (p *pulse) of(n *node) func() error {
+func (p *pulse) of(n *Node) func() error {
 	return func() error {
 		var dispatcher time.Duration
 		if n.engine != nil {

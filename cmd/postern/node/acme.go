@@ -1,4 +1,4 @@
-package main
+package node
 
 import (
 	"context"
@@ -13,14 +13,14 @@ import (
 )
 
 // newKeeper makes what gets certificates, and opens the port of its validations.
-func (n *node) newKeeper(ctx context.Context) (*acme.Keeper, error) {
-	c := n.cfg.ACME
+func (n *Node) newKeeper(ctx context.Context) (*acme.Keeper, error) {
+	c := n.Config.ACME
 	cfg := acme.Config{
 		Names: c.Names, Email: c.Email, Directory: c.Directory, Challenge: acme.Challenge(c.Challenge),
-		HTTPAddress: c.HTTPAddress, TLSALPNAddress: c.TLSALPNAddress, EABKeyID: c.EABKeyID, Node: n.name, Log: n.log, Guard: n.guard,
+		HTTPAddress: c.HTTPAddress, TLSALPNAddress: c.TLSALPNAddress, EABKeyID: c.EABKeyID, Node: n.name, Log: n.Log, Guard: n.guard,
 	}
 	var err error
-	if cfg.Sealer, err = n.source.Sealer(n.cfg); err != nil {
+	if cfg.Sealer, err = n.Source.Sealer(n.Config); err != nil {
 		return nil, err // which names the key
 	}
 	if cfg.Roots, err = config.ReadRoots(c.DirectoryCA); err != nil {
@@ -52,7 +52,7 @@ func (n *node) newKeeper(ctx context.Context) (*acme.Keeper, error) {
 }
 
 // closeKeeper ends what gets certificates, if anything does.
-func (n *node) closeKeeper(ctx context.Context) error {
+func (n *Node) closeKeeper(ctx context.Context) error {
 	if n.keeper == nil {
 		return nil
 	}

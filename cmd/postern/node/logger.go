@@ -1,4 +1,4 @@
-package main
+package node
 
 import (
 	"context"
@@ -9,8 +9,8 @@ import (
 	"postern/cmd/postern/config"
 )
 
-// newLogger makes the one logger of the process.
-func newLogger(w io.Writer, cfg config.Log) *slog.Logger {
+// NewLogger makes the one logger of the process.
+func NewLogger(w io.Writer, cfg config.Log) *slog.Logger {
 	h := &logHandler{set: new(logSettings)}
 	opt := &slog.HandlerOptions{Level: &h.set.level}
 	h.text, h.json = slog.NewTextHandler(w, opt), slog.NewJSONHandler(w, opt)

@@ -1,4 +1,4 @@
-package main
+package node
 
 import (
 	"os"
@@ -6,16 +6,16 @@ import (
 	"syscall"
 )
 
-// signals are what a server is told beside the end of its context. The zero value
+// Signals are what a server is told beside the end of its context. The zero value
 // hears nothing.
-type signals struct {
+type Signals struct {
 	reload <-chan os.Signal
 	cut    <-chan struct{} // closed when it was asked to stop for the second time
 }
 
-// listenSignals listens from now on, also while the server starts: a SIGHUP then is
+// ListenSignals listens from now on, also while the server starts: a SIGHUP then is
 // no reason to die.
-func listenSignals() (s signals, stop func()) {
+func ListenSignals() (s Signals, stop func()) {
 	reload := make(chan os.Signal, 1) // one that waits stands for all that came meanwhile
 	signal.Notify(reload, syscall.SIGHUP)
 	ends := make(chan os.Signal, 2)
@@ -31,7 +31,7 @@ func listenSignals() (s signals, stop func()) {
 		}
 		close(cut)
 	}()
-	return signals{reload, cut}, func() {
+	return Signals{reload, cut}, func() {
 		signal.Stop(reload)
 		signal.Stop(ends)
 		close(over)

@@ -1,4 +1,4 @@
-package main
+package node
 
 import (
 	"cmp"
@@ -30,15 +30,15 @@ type adminPages struct {
 }
 
 // buildAdmin is nil without an address.
-func (n *node) buildAdmin(ctx context.Context) (*adminPages, error) {
-	c := n.cfg.Admin
+func (n *Node) buildAdmin(ctx context.Context) (*adminPages, error) {
+	c := n.Config.Admin
 	if n.metrics == nil {
 		return nil, nil
 	}
 	token := ""
 	if c.TokenFile != "" {
 		var err error
-		if token, err = admin.ReadToken(c.TokenFile, n.exposed); err != nil {
+		if token, err = admin.ReadToken(c.TokenFile, n.Exposed); err != nil {
 			return nil, err
 		}
 	}
@@ -57,14 +57,14 @@ func (n *node) buildAdmin(ctx context.Context) (*adminPages, error) {
 	if n.certs != nil {
 		admin.RegisterCertificates(n.metrics.registry, n.certificateList)
 		checks = append(checks, admin.CertificateCheck(n.certificateList, time.Now),
-			admin.RoomCheck(n.cfg.Submission.TempDir(), func() int64 { return n.server.Stats().MessageSize }))
+			admin.RoomCheck(n.Config.Submission.TempDir(), func() int64 { return n.server.Stats().MessageSize }))
 	}
 	n.registerParts()
 	n.metrics.registerDraining(&p.draining)
-	p.overview = admin.NewOverview(n.metrics.registry, reader.Overview, n.log)
+	p.overview = admin.NewOverview(n.metrics.registry, reader.Overview, n.Log)
 	p.server = admin.New(admin.Config{
 		Address: c.Address, Hosts: append(slices.Clone(c.Hosts), n.hostname), Token: token, Pprof: c.Pprof,
-		Registry: n.metrics.registry, Checks: checks, Log: n.log,
+		Registry: n.metrics.registry, Checks: checks, Log: n.Log,
 	})
 	return p, nil
 }
@@ -80,7 +80,7 @@ func cause(err error) error {
 
 // certificateList tells of the certificates that the listeners show. One that only
 // stands in for what the authority has not issued is none.
-func (n *node) certificateList() []admin.Certificate {
+func (n *Node) certificateList() []admin.Certificate {
 	all := n.certs.Status()
 	list := make([]admin.Certificate, len(all))
 	for i, s := range all {

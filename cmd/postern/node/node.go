@@ -1,4 +1,4 @@
-package main
+package node
 
 import (
 	"context"
@@ -36,21 +36,21 @@ import (
 // startTime bounds how long each thing may take that the start asks of the database.
 const startTime = 30 * time.Second
 
-// setup is what a node is built from.
-type setup struct {
-	cfg      config.Config
-	source   config.Source // of the configuration, for a reload and the key
-	url      string        // of the database
-	only     string        // submission or delivery; "": both
-	version  string        // of the program
-	log      *slog.Logger
-	database *database.Connector
-	opened   map[string]net.Listener // what is listened on already, by address
+// Setup is what a node is built from.
+type Setup struct {
+	Config   config.Config
+	Source   config.Source // of the configuration, for a reload and the key
+	URL      string        // of the database
+	Only     string        // submission or delivery; "": both
+	Version  string        // of the program
+	Log      *slog.Logger
+	Database *database.Connector
+	Opened   map[string]net.Listener // what is listened on already, by address
 }
 
-// node is one running relay: everything that serve wires together.
-type node struct {
-	setup
+// Node is one running relay: everything that serve wires together.
+type Node struct {
+	Setup
 	guard    *panics.Guard
 	cuts     string // what the limit of open files has taken
 	mail     *maillog.Logger
@@ -87,20 +87,20 @@ type node struct {
 	logins      sync.WaitGroup
 }
 
-// buildNode opens what the node needs, in the order in which a wrong set-up is
+// Build opens what the node needs, in the order in which a wrong set-up is
 // easiest to explain, and starts nothing yet.
-func buildNode(ctx context.Context, s setup) (*node, error) {
-	n := &node{setup: s, guard: panics.New(s.log), mail: maillog.New(s.log), stopNotices: func() {}, stopLogins: func() {},
-		supervisor: newSupervisor(s.source.Env["NOTIFY_SOCKET"], s.log)}
+func Build(ctx context.Context, s Setup) (*Node, error) {
+	n := &Node{Setup: s, guard: panics.New(s.Log), mail: maillog.New(s.Log), stopNotices: func() {}, stopLogins: func() {},
+		supervisor: newSupervisor(s.Source.Env["NOTIFY_SOCKET"], s.Log)}
 	var err error
-	if n.hostname, err = n.cfg.ServerName(); err != nil {
+	if n.hostname, err = n.Config.ServerName(); err != nil {
 		return nil, err
 	}
-	if n.name = n.cfg.Node; n.name == "" {
+	if n.name = n.Config.Node; n.name == "" {
 		n.name = n.hostname
 	}
 	n.observe()
-	if s.only != "delivery" {
+	if s.Only != "delivery" {
 		if n.certs, err = n.certificates(); err != nil {
 			return nil, err
 		}
@@ -122,12 +122,12 @@ func buildNode(ctx context.Context, s setup) (*node, error) {
 	if err := n.buildQueue(ctx); err != nil {
 		return nil, err
 	}
-	if s.only != "submission" {
+	if s.Only != "submission" {
 		if err := n.buildDelivery(ctx); err != nil {
 			return nil, err
 		}
 	}
-	if s.only != "delivery" {
+	if s.Only != "delivery" {
 		if err := n.buildCertificates(ctx); err != nil {
 			return nil, err
 		}
@@ -144,15 +144,15 @@ func buildNode(ctx context.Context, s setup) (*node, error) {
 
 // checkDatabase makes sure that the database answers, has this binary's schema and
 // keeps what it commits. A private database is migrated on the way.
-func (n *node) checkDatabase(ctx context.Context) error {
-	private := n.cfg.Database.Private != ""
-	conn, err := n.database.Connect(ctx, n.url)
+func (n *Node) checkDatabase(ctx context.Context) error {
+	private := n.Config.Database.Private != ""
+	conn, err := n.Database.Connect(ctx, n.URL)
 	if err != nil {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	if private {
-		if err := migrations.Apply(ctx, conn, func(line string) { n.log.Info(line) }); err != nil {
+		if err := migrations.Apply(ctx, conn, func(line string) { n.Log.Info(line) }); err != nil {
 			return err
 		}
 	}
@@ -173,46 +173,46 @@ func (n *node) checkDatabase(ctx context.Context) error {
 }
 
 // checkPooler refuses what would accept mail and get stuck with it.
-func (n *node) checkPooler(ctx context.Context) error {
-	p, err := n.database.LookForPooler(ctx, n.url)
+func (n *Node) checkPooler(ctx context.Context) error {
+	p, err := n.Database.LookForPooler(ctx, n.URL)
 	if err != nil {
 		return err
 	}
-	if n.shared = p.Shares; n.shared && n.cfg.Queue.Notify {
-		n.log.Warn("a pooler lends connections of the database by the transaction: notifications do not come through, so the node polls")
+	if n.shared = p.Shares; n.shared && n.Config.Queue.Notify {
+		n.Log.Warn("a pooler lends connections of the database by the transaction: notifications do not come through, so the node polls")
 	}
 	return p.Refusal()
 }
 
 // notify says whether notifications of the database can be heard.
-func (n *node) notify() bool { return n.cfg.Queue.Notify && !n.shared }
+func (n *Node) notify() bool { return n.Config.Queue.Notify && !n.shared }
 
-func (n *node) warnDurability(ctx context.Context, conn *pgx.Conn) error {
+func (n *Node) warnDurability(ctx context.Context, conn *pgx.Conn) error {
 	findings, err := desk.CheckServer(ctx, conn)
 	if err != nil {
 		return fmt.Errorf("read the database's settings: %w", err)
 	}
 	for _, f := range findings {
-		n.log.Error("the database may lose accepted mail", "setting", f.Setting, "value", f.Value, "advice", f.Advice)
+		n.Log.Error("the database may lose accepted mail", "setting", f.Setting, "value", f.Value, "advice", f.Advice)
 	}
 	return nil
 }
 
 // certificates reads what is in files.
-func (n *node) certificates() (*certificate.Set, error) {
-	cfg := certificate.Config{Hostname: n.hostname, SelfSigned: n.cfg.TLS.SelfSigned, Log: n.log}
-	if n.cfg.TLS.Certificate != "" {
-		cfg.Pairs = append(cfg.Pairs, certificate.Pair{Certificate: n.cfg.TLS.Certificate, Key: n.cfg.TLS.Key})
+func (n *Node) certificates() (*certificate.Set, error) {
+	cfg := certificate.Config{Hostname: n.hostname, SelfSigned: n.Config.TLS.SelfSigned, Log: n.Log}
+	if n.Config.TLS.Certificate != "" {
+		cfg.Pairs = append(cfg.Pairs, certificate.Pair{Certificate: n.Config.TLS.Certificate, Key: n.Config.TLS.Key})
 	}
-	for _, pair := range n.cfg.TLS.Pairs {
+	for _, pair := range n.Config.TLS.Pairs {
 		cfg.Pairs = append(cfg.Pairs, certificate.Pair(pair))
 	}
 	return certificate.Open(cfg)
 }
 
 // buildCertificates adds those of an ACME authority.
-func (n *node) buildCertificates(ctx context.Context) error {
-	if !n.cfg.ACME.On() {
+func (n *Node) buildCertificates(ctx context.Context) error {
+	if !n.Config.ACME.On() {
 		return nil
 	}
 	var err error
@@ -225,18 +225,18 @@ func (n *node) buildCertificates(ctx context.Context) error {
 
 // listen opens the listeners, but for those that are open or were handed over. Where
 // only delivery runs it only looks that none was handed over.
-func (n *node) listen() error {
+func (n *Node) listen() error {
 	handed, err := takeSockets()
 	if err != nil {
 		return err
 	}
 	defer handed.close()
-	if n.only == "delivery" {
+	if n.Only == "delivery" {
 		return handed.left()
 	}
-	for i := range n.cfg.Listeners {
-		l := &n.cfg.Listeners[i]
-		list, err := openListener(l, n.opened, handed)
+	for i := range n.Config.Listeners {
+		l := &n.Config.Listeners[i]
+		list, err := openListener(l, n.Opened, handed)
 		if err != nil {
 			return err
 		}
@@ -264,8 +264,8 @@ func openListener(l *config.Listener, opened map[string]net.Listener, handed *so
 }
 
 // pool opens a pool that the node closes at its end.
-func (n *node) pool(ctx context.Context, name string, maxConns int, change func(*pgxpool.Config)) (*pgxpool.Pool, error) {
-	p, err := n.database.OpenPool(ctx, n.url, name, maxConns, change)
+func (n *Node) pool(ctx context.Context, name string, maxConns int, change func(*pgxpool.Config)) (*pgxpool.Pool, error) {
+	p, err := n.Database.OpenPool(ctx, n.URL, name, maxConns, change)
 	if err == nil {
 		n.pools = append(n.pools, namedPool{name, p})
 	}
@@ -274,7 +274,7 @@ func (n *node) pool(ctx context.Context, name string, maxConns int, change func(
 
 // shares splits the pooled connections: checking passwords must go on while
 // deliveries storm. The queue's commits and settles have connections of their own.
-func (n *node) shares() (work, login int) {
+func (n *Node) shares() (work, login int) {
 	all := n.descriptors().Database
 	login = max(1, all/2)
 	return max(1, all-login), login
@@ -282,24 +282,24 @@ func (n *node) shares() (work, login int) {
 
 // moved lets go of the connections that were begun before another database server
 // answered: nothing comes over them any more.
-func (n *node) moved(before time.Time) {
+func (n *Node) moved(before time.Time) {
 	for _, p := range n.pools {
 		p.Reset()
 	}
-	n.database.Abandon(before)
+	n.Database.Abandon(before)
 }
 
 // diskFree asks the disk of a private database, nil for others: a path that another server
 // names may be another one here.
-func (n *node) diskFree() func() (int64, error) {
-	dir := n.cfg.Database.Private
+func (n *Node) diskFree() func() (int64, error) {
+	dir := n.Config.Database.Private
 	if dir == "" {
 		return nil
 	}
 	return func() (int64, error) { return admin.FreeSpace(dir) }
 }
 
-func (n *node) buildQueue(ctx context.Context) error {
+func (n *Node) buildQueue(ctx context.Context) error {
 	work, _ := n.shares()
 	enqueuePool, err := n.pool(ctx, "enqueue", 1, pg.WithoutCancel)
 	if err != nil {
@@ -309,15 +309,15 @@ func (n *node) buildQueue(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	q := n.cfg.Queue
+	q := n.Config.Queue
 	suspect := func(err error) bool { return n.queue.Suspect(err) }
-	n.anomaly = anomaly.New(anomaly.Config{Pool: workPool, Log: n.log, Guard: n.guard, Trouble: suspect})
+	n.anomaly = anomaly.New(anomaly.Config{Pool: workPool, Log: n.Log, Guard: n.guard, Trouble: suspect})
 	n.retention = retention.New(retention.Config{
-		Pool: workPool, Log: n.log, Guard: n.guard, Trouble: suspect,
-		History: time.Duration(q.History), Correspondents: time.Duration(n.cfg.Retention.Correspondents),
+		Pool: workPool, Log: n.Log, Guard: n.guard, Trouble: suspect,
+		History: time.Duration(q.History), Correspondents: time.Duration(n.Config.Retention.Correspondents),
 	})
 	n.queue = queue.New(queue.Config{
-		EnqueuePool: enqueuePool, WorkPool: workPool, Node: n.name, Log: n.log, Guard: n.guard,
+		EnqueuePool: enqueuePool, WorkPool: workPool, Node: n.name, Log: n.Log, Guard: n.guard,
 		Lifetime: time.Duration(q.Lifetime), DelayNotice: time.Duration(q.DelayNotice),
 		StrictGate: q.Gate == "strict", NoNotify: !n.notify(),
 		Moved:    n.moved,
@@ -331,11 +331,11 @@ func (n *node) buildQueue(ctx context.Context) error {
 	return nil
 }
 
-func (n *node) buildDelivery(ctx context.Context) error {
-	sealer, err := n.source.Sealer(n.cfg)
+func (n *Node) buildDelivery(ctx context.Context) error {
+	sealer, err := n.Source.Sealer(n.Config)
 	if err != nil {
 		// Only upstreams with a password need it; theirs is the mail that waits.
-		n.log.Warn("upstream passwords cannot be opened", "error", err)
+		n.Log.Warn("upstream passwords cannot be opened", "error", err)
 	}
 	pool, err := n.pool(ctx, "routes", 1, nil)
 	if err != nil {
@@ -345,20 +345,20 @@ func (n *node) buildDelivery(ctx context.Context) error {
 	if err := n.lookAtRoutes(ctx, store); err != nil {
 		return err
 	}
-	d := n.cfg.Delivery
+	d := n.Config.Delivery
 	n.engine = delivery.New(delivery.Config{
 		Queue: n.queue, Routes: route.NewTable(store, 0), DNS: config.Resolver(d.DNSServer),
-		Log: n.log, Guard: n.guard, Events: n.mail, Hello: n.hostname, Self: n.ownAddresses(),
+		Log: n.Log, Guard: n.guard, Events: n.mail, Hello: n.hostname, Self: n.ownAddresses(),
 		Connections: d.Connections, MXConnections: d.Connections, PerConnection: d.MessagesPerConn,
 		MaxOpen: n.descriptors().Deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
 		MXPort: d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
 	})
-	n.bouncer = bounce.New(bounce.Config{Queue: n.queue, Hostname: n.hostname, Mail: n.mail, Log: n.log})
+	n.bouncer = bounce.New(bounce.Config{Queue: n.queue, Hostname: n.hostname, Mail: n.mail, Log: n.Log})
 	return nil
 }
 
 // lookAtRoutes says at the start what will keep mail waiting.
-func (n *node) lookAtRoutes(ctx context.Context, store *route.Store) error {
+func (n *Node) lookAtRoutes(ctx context.Context, store *route.Store) error {
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
 	rules, err := store.ListRoutes(ctx)
@@ -366,16 +366,16 @@ func (n *node) lookAtRoutes(ctx context.Context, store *route.Store) error {
 		return err
 	}
 	if len(rules) == 0 {
-		n.log.Warn("no route: mail waits until one is added with 'postern route add'")
+		n.Log.Warn("no route: mail waits until one is added with 'postern route add'")
 	}
 	bad, err := store.Unusable(ctx)
 	for _, err := range bad {
-		n.log.Error("mail for an upstream waits; see 'postern check'", "error", err)
+		n.Log.Error("mail for an upstream waits; see 'postern check'", "error", err)
 	}
 	return err
 }
 
-func (n *node) ownAddresses() []netip.AddrPort {
+func (n *Node) ownAddresses() []netip.AddrPort {
 	var own []netip.AddrPort
 	for _, l := range n.listeners {
 		if addr, ok := l.Net.Addr().(*net.TCPAddr); ok {
@@ -385,7 +385,7 @@ func (n *node) ownAddresses() []netip.AddrPort {
 	return own
 }
 
-func (n *node) addresses() []string {
+func (n *Node) addresses() []string {
 	var list []string
 	for _, l := range n.listeners {
 		list = append(list, l.Net.Addr().String()+" "+string(l.TLS))
@@ -393,7 +393,7 @@ func (n *node) addresses() []string {
 	return list
 }
 
-func (n *node) buildSubmission(ctx context.Context) error {
+func (n *Node) buildSubmission(ctx context.Context) error {
 	_, login := n.shares()
 	pool, err := n.pool(ctx, "auth", login, nil)
 	if err != nil {
@@ -403,14 +403,14 @@ func (n *node) buildSubmission(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.verifier = auth.NewAuthenticator(auth.NewStore(pool), auth.Config{Permits: n.cfg.Auth.Permits, Audit: time.Duration(n.cfg.Retention.Audit), Log: n.log, Guard: n.guard})
-	n.watch = auth.NewWatch(background, n.log, n.notify())
-	n.sessions = policy.NewSessions(background, n.queue.Epoch, n.log)
-	s := n.cfg.Submission
+	n.verifier = auth.NewAuthenticator(auth.NewStore(pool), auth.Config{Permits: n.Config.Auth.Permits, Audit: time.Duration(n.Config.Retention.Audit), Log: n.Log, Guard: n.guard})
+	n.watch = auth.NewWatch(background, n.Log, n.notify())
+	n.sessions = policy.NewSessions(background, n.queue.Epoch, n.Log)
+	s := n.Config.Submission
 	cfg := submission.Config{
 		Hostname: n.hostname, Listeners: n.listeners, Certificates: n.certs,
 		Verifier: n.verifier, Current: n.verifier, Sessions: n.sessions,
-		Queue: n.queue, Log: n.mail, System: n.log, Guard: n.guard, TempDir: s.SpoolDir, HideClient: !s.ShowClientAddress,
+		Queue: n.queue, Log: n.mail, System: n.Log, Guard: n.guard, TempDir: s.SpoolDir, HideClient: !s.ShowClientAddress,
 		Limits: n.submissionLimits(),
 	}
 	if n.engine != nil {
@@ -420,8 +420,8 @@ func (n *node) buildSubmission(ctx context.Context) error {
 	return err
 }
 
-func (n *node) submissionLimits() submission.Limits {
-	s, open := n.cfg.Submission, n.descriptors()
+func (n *Node) submissionLimits() submission.Limits {
+	s, open := n.Config.Submission, n.descriptors()
 	return submission.Limits{
 		Connections: open.Connections, Files: open.Files, ConnectionsPerAddress: s.ConnectionsPerAddress,
 		Commands: s.Commands, BadCommands: s.BadCommands, FailedAuths: s.AuthFailures,
@@ -432,7 +432,7 @@ func (n *node) submissionLimits() submission.Limits {
 }
 
 // start begins the work of all parts but the listeners.
-func (n *node) start(ctx context.Context) error {
+func (n *Node) start(ctx context.Context) error {
 	startCtx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
 	if err := n.admin.start(startCtx); err != nil {
@@ -462,7 +462,7 @@ func (n *node) start(ctx context.Context) error {
 
 // startLogins lets what an admin changes act at once: what was remembered of the user
 // is forgotten before the sessions ask what it may do now.
-func (n *node) startLogins() {
+func (n *Node) startLogins() {
 	ctx, stop := context.WithCancel(context.Background())
 	n.stopLogins = stop
 	n.logins.Go(func() { n.verifier.Run(ctx) })
@@ -477,19 +477,19 @@ func (n *node) startLogins() {
 	})
 }
 
-func (n *node) stopBouncer(ctx context.Context) error {
+func (n *Node) stopBouncer(ctx context.Context) error {
 	n.stopNotices()
 	return awaitGroup(ctx, &n.notices)
 }
 
 // endLogins comes after the sessions' end: what they did is written down.
-func (n *node) endLogins(ctx context.Context) error {
+func (n *Node) endLogins(ctx context.Context) error {
 	n.stopLogins()
 	return awaitGroup(ctx, &n.logins)
 }
 
 // closeQueue comes last: what became of mail is written down.
-func (n *node) closeQueue(ctx context.Context) error {
+func (n *Node) closeQueue(ctx context.Context) error {
 	n.anomaly.Close()
 	n.retention.Close()
 	return n.queue.Close(ctx)
@@ -509,8 +509,8 @@ func awaitGroup(ctx context.Context, wg *sync.WaitGroup) error {
 	}
 }
 
-// close lets go of what buildNode opened.
-func (n *node) close() {
+// close lets go of what Build opened.
+func (n *Node) close() {
 	n.admin.close()
 	for _, l := range n.listeners {
 		_ = l.Net.Close()
@@ -525,7 +525,7 @@ func (n *node) close() {
 	}
 }
 
-// exposed logs that everybody may read a secret of this node.
-func (n *node) exposed(err error) {
-	n.log.Warn("a secret is open to others", "error", err)
+// Exposed logs that everybody may read a secret of this node.
+func (n *Node) Exposed(err error) {
+	n.Log.Warn("a secret is open to others", "error", err)
 }

@@ -1,4 +1,4 @@
-package main
+package node
 
 import (
 	"context"
@@ -16,7 +16,7 @@ import (
 )
 
 // nearLimit logs that a limit is nearly used up.
-func (n *node) nearLimit(pool *pgxpool.Pool) func(queue.NearLimit) {
+func (n *Node) nearLimit(pool *pgxpool.Pool) func(queue.NearLimit) {
 	return func(near queue.NearLimit) {
 		limit := submission.LimitOf(near.Charge)
 		e := maillog.LimitEvent{Limit: string(limit.Kind) + " " + policy.FormatLimit(limit), Used: near.Used}
@@ -36,7 +36,7 @@ func (n *node) nearLimit(pool *pgxpool.Pool) func(queue.NearLimit) {
 }
 
 // held logs the beginning or the end of a hold.
-func (n *node) held(pool *pgxpool.Pool, log func(maillog.HoldEvent)) func(queue.UserHold) {
+func (n *Node) held(pool *pgxpool.Pool, log func(maillog.HoldEvent)) func(queue.UserHold) {
 	return func(h queue.UserHold) {
 		e := maillog.HoldEvent{User: userName(pool, h.UserID), Reason: h.Reason, ByBreaker: h.MadeBy == anomaly.By}
 		if h.CredentialID != 0 {

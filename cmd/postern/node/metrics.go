@@ -1,4 +1,4 @@
-package main
+package node
 
 import (
 	"runtime"
@@ -24,17 +24,17 @@ type metrics struct {
 
 // observe lets the metrics hear of mail and of the queue's work, unless nobody is to
 // see them. It comes before anything is built that tells them.
-func (n *node) observe() {
-	if n.cfg.Admin.Address == "" {
+func (n *Node) observe() {
+	if n.Config.Admin.Address == "" {
 		return
 	}
 	r := prometheus.NewRegistry()
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postern_build_info", Help: "1, with the version of Postern and of Go as labels."}, []string{"version", "go"})
-	build.WithLabelValues(n.version, runtime.Version()).Set(1)
+	build.WithLabelValues(n.Version, runtime.Version()).Set(1)
 	r.MustRegister(build)
 	n.metrics = &metrics{registry: r, queue: admin.QueueObserver(r)}
-	n.mail = maillog.New(n.log).Observed(admin.MailObserver(r))
+	n.mail = maillog.New(n.Log).Observed(admin.MailObserver(r))
 }
 
 func (m *metrics) queueObserver() queue.Observer {
@@ -56,7 +56,7 @@ func (m *metrics) registerDraining(draining *atomic.Bool) {
 }
 
 // registerParts adds what the parts of the node count themselves.
-func (n *node) registerParts() {
+func (n *Node) registerParts() {
 	r := n.metrics.registry
 	admin.Register(r, nil, n.queue.Stats, admin.QueueStats())
 	admin.Register(r, nil, n.guard.Caught, []admin.Reading[int64]{
@@ -68,7 +68,7 @@ func (n *node) registerParts() {
 		admin.Register(r, prometheus.Labels{"reason": "server"}, func() int64 { return n.server.Stats().RefusedConnections }, refusedReadings)
 		admin.Register(r, prometheus.Labels{"reason": "proxy"}, func() int64 { return n.server.Stats().RefusedByProxy }, refusedReadings)
 		admin.Register(r, nil, n.verifier.Stats, authReadings)
-		dir := n.cfg.Submission.TempDir()
+		dir := n.Config.Submission.TempDir()
 		admin.Register(r, nil, func() int64 { free, _ := admin.FreeSpace(dir); return free }, []admin.Reading[int64]{
 			{Name: "postern_spool_free_bytes", Help: "Octets that may still be written into the folder for temporary files; 0 when it cannot be asked.", Value: number[int64]},
 		})

@@ -1,4 +1,4 @@
-package main
+package node
 
 import (
 	"context"
@@ -21,7 +21,7 @@ const reloadTime = 30 * time.Second
 
 // reload reads the configuration again and applies what can be. When anything is wrong
 // with it, nothing changes. Files are read, nobody is asked over the network.
-func (n *node) reload(ctx context.Context) {
+func (n *Node) reload(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, reloadTime)
 	defer cancel()
 	n.supervisor.reloading()
@@ -31,17 +31,17 @@ func (n *node) reload(ctx context.Context) {
 		_, err = inTime(ctx, func() (struct{}, error) { return struct{}{}, n.reloadCertificates() })
 	}
 	if err != nil {
-		n.log.Error("the configuration is not reloaded, the node runs on as before", "error", screen.OneLine(err.Error()))
+		n.Log.Error("the configuration is not reloaded, the node runs on as before", "error", screen.OneLine(err.Error()))
 		return
 	}
-	running := n.cfg
-	running.Listeners = slices.Clone(n.cfg.Listeners)
+	running := n.Config
+	running.Listeners = slices.Clone(n.Config.Listeners)
 	applied, restart := config.Adopt(&running, next)
 	if err := n.apply(running); err != nil { // a defect: what can be wrong was checked before
-		n.log.Error("the configuration is applied in part: restart the node", "error", err)
+		n.Log.Error("the configuration is applied in part: restart the node", "error", err)
 		return
 	}
-	n.log.Info("configuration reloaded", "applied", strings.Join(applied, ", "), "needs_restart", strings.Join(restart, ", "))
+	n.Log.Info("configuration reloaded", "applied", strings.Join(applied, ", "), "needs_restart", strings.Join(restart, ", "))
 }
 
 // inTime is what do returns, or an error when ctx ends before: a file system that hangs
@@ -70,8 +70,8 @@ func inTime[T any](ctx context.Context, do func() (T, error)) (T, error) {
 }
 
 // reread is the configuration as it is now, wholly checked.
-func (n *node) reread() (config.Config, error) {
-	next, found, err := n.source.Load()
+func (n *Node) reread() (config.Config, error) {
+	next, found, err := n.Source.Load()
 	switch {
 	case err != nil:
 		return next, err
@@ -85,9 +85,9 @@ func (n *node) reread() (config.Config, error) {
 
 // apply makes cfg, which differs from the running one in reloadable keys only, the
 // running one.
-func (n *node) apply(cfg config.Config) error {
-	n.cfg = cfg
-	if h, ok := n.log.Handler().(*logHandler); ok {
+func (n *Node) apply(cfg config.Config) error {
+	n.Config = cfg
+	if h, ok := n.Log.Handler().(*logHandler); ok {
 		h.set.take(cfg.Log)
 	}
 	n.queue.SetTimes(queue.Times{
@@ -113,7 +113,7 @@ func (n *node) apply(cfg config.Config) error {
 }
 
 // setListener takes over what a reload can change of a listener.
-func (n *node) setListener(l *submission.Listener, cfg *config.Listener) {
+func (n *Node) setListener(l *submission.Listener, cfg *config.Listener) {
 	l.NormalizeBareLF = cfg.NormalizeBareLF
 	l.TolerateBrackets = slices.Contains(cfg.Tolerate, "brackets")
 	l.Proxies, _ = cfg.Proxies() // validated with the configuration

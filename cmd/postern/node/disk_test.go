@@ -1,4 +1,4 @@
-package main
+package node
 
 import "testing"
 
@@ -6,11 +6,11 @@ import "testing"
 // server names may be another disk here.
 func TestR5PrivateDiskIsAsked(t *testing.T) {
 	t.Parallel()
-	n := &node{}
+	n := &Node{}
 	if n.diskFree() != nil {
 		t.Error("the disk of a database elsewhere is asked")
 	}
-	n.cfg.Database.Private = t.TempDir()
+	n.Config.Database.Private = t.TempDir()
 	if free, err := n.diskFree()(); err != nil || free <= 0 {
 		t.Errorf("%d octets are free, %v", free, err)
 	}
