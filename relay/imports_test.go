@@ -39,13 +39,18 @@ var arrows = map[string]string{
 	"relay/acme":        "relay/certificate relay/seal internal/panics",
 	"relay/route":       "relay/smtp relay/seal",
 	"relay/delivery":    "relay/smtp relay/queue relay/maillog relay/route internal/share internal/panics",
-	"relay/bounce":      "relay/smtp relay/message relay/queue relay/maillog",
-	"relay/dkim":        "",
+	"relay/bounce":      "relay/smtp relay/queue relay/maillog",
 	"admin":             "relay/smtp relay/queue relay/queue/desk relay/maillog internal/owned",
 	"migrations":        "",
 
-	"cmd/postern":   "*",
-	"cmd/smtpbench": "relay/smtp internal/owned internal/peers internal/pgserver",
+	"cmd/postern":          "*",
+	"cmd/postern/config":   "cmd/postern/screen admin internal/owned relay/acme relay/seal relay/smtp",
+	"cmd/postern/check":    "cmd/postern/config cmd/postern/database cmd/postern/screen admin auth internal/owned migrations relay/acme relay/certificate relay/delivery relay/queue/desk relay/route relay/seal relay/smtp",
+	"cmd/postern/node":     "cmd/postern/config cmd/postern/database cmd/postern/screen admin auth internal/panics internal/pg migrations policy relay/acme relay/anomaly relay/bounce relay/certificate relay/delivery relay/maillog relay/queue relay/queue/desk relay/retention relay/route relay/submission",
+	"cmd/postern/screen":   "",
+	"cmd/postern/database": "cmd/postern/config cmd/postern/screen internal/pg internal/pgserver migrations relay/queue",
+	"cmd/postern/handout":  "cmd/postern/config relay/smtp",
+	"cmd/smtpbench":        "internal/owned internal/peers internal/pgserver",
 
 	"internal/pg":           "internal/panics",
 	"internal/owned":        "",
@@ -54,7 +59,7 @@ var arrows = map[string]string{
 	"internal/pgserver":     "internal/owned",
 	"internal/pgtest":       "internal/pgserver migrations",
 	"internal/queuetest":    "relay/queue relay/smtp internal/pgtest",
-	"internal/smtptest":     "relay/smtp",
+	"internal/smtptest":     "",
 	"internal/acmetest":     "",
 	"internal/logtest":      "",
 	"internal/leaktest":     "",
@@ -140,9 +145,16 @@ func packages(t *testing.T) []pkg {
 
 func TestArrows(t *testing.T) {
 	t.Parallel()
+	known := map[string]bool{}
 	for _, p := range packages(t) {
-		for _, problem := range wrongArrows(p) {
+		known[p.name()] = true
+		for _, problem := range slices.Concat(wrongArrows(p), unusedArrows(p)) {
 			t.Error(problem)
+		}
+	}
+	for name := range arrows {
+		if !known[name] {
+			t.Errorf("%s is in the table, and no package", name)
 		}
 	}
 }
@@ -166,6 +178,17 @@ func wrongArrows(p pkg) (problems []string) {
 	for _, to := range ours(slices.Concat(p.TestImports, p.XTestImports)) {
 		if to != p.name() && !strings.HasPrefix(to, tested) && !slices.Contains(strings.Fields(allowed), to) {
 			problems = append(problems, fmt.Sprintf("the tests of %s must not import %s", p.name(), to))
+		}
+	}
+	return problems
+}
+
+// unusedArrows are those that the table allows and nothing needs.
+func unusedArrows(p pkg) (problems []string) {
+	used := ours(slices.Concat(p.Imports, p.TestImports, p.XTestImports))
+	for to := range strings.FieldsSeq(strings.TrimPrefix(arrows[p.name()], "*")) {
+		if !slices.Contains(used, to) {
+			problems = append(problems, fmt.Sprintf("%s may import %s and does not", p.name(), to))
 		}
 	}
 	return problems
@@ -286,6 +309,7 @@ func TestTheRulesCanFail(t *testing.T) {
 			"the tests of relay/bounce must not import relay/delivery"},
 		{"test code in the product", pkg{ImportPath: module + "auth", Imports: []string{module + "internal/pgtest"}},
 			"auth must not import internal/pgtest"},
+		{"unused", pkg{ImportPath: module + "internal/pgserver"}, "internal/pgserver may import internal/owned and does not"},
 		{"unknown", pkg{ImportPath: module + "util"}, "util is not in the table of packages"},
 		{"leak", pkg{ImportPath: module + "relay/smtp", Imports: []string{"bufio", "log/slog"}},
 			"relay/smtp must not import log/slog"},
@@ -298,6 +322,9 @@ func TestTheRulesCanFail(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			got := slices.Concat(wrongArrows(test.pkg), leaks(test.pkg))
+			if test.name == "unused" {
+				got = unusedArrows(test.pkg)
+			}
 			if len(got) != 1 || got[0] != test.want {
 				t.Errorf("problems %q, want %q", got, test.want)
 			}

@@ -15,7 +15,7 @@ const maxActor = 256
 // one who called it.
 func (a *app) actor() string {
 	who := "uid " + strconv.Itoa(os.Getuid())
-	if name := a.env["SUDO_USER"]; name != "" && os.Geteuid() == 0 {
+	if name := a.source.Env["SUDO_USER"]; name != "" && os.Geteuid() == 0 {
 		who = name
 	} else if u, err := user.Current(); err == nil && u.Username != "" {
 		who = u.Username

@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"postern/cmd/postern/config"
+	"postern/cmd/postern/database"
+	"postern/cmd/postern/screen"
 )
 
 const (
@@ -21,18 +24,13 @@ const (
 // app is what every command shares: the process's surroundings and the flags
 // that say which configuration and database to use.
 type app struct {
-	env    map[string]string
 	stdin  io.Reader
 	stdout io.Writer
 	stderr io.Writer
 
-	configPath  string
-	databaseURL string
-
-	database       connector
-	completionTime time.Duration           // that a shell waits for one at most
-	signals        signals                 // that serve listens to
-	opened         map[string]net.Listener // what the demo listens on already, by address
+	source         config.Source // of the configuration
+	database       database.Connector
+	completionTime time.Duration // that a shell waits for one at most
 
 	started bool // a command's own code began: errors are failures, not wrong use
 }
@@ -59,7 +57,7 @@ func (a *app) execute(ctx context.Context, args []string) int {
 	if !a.started {
 		err = plainUse(cmd, err)
 	}
-	fmt.Fprintf(a.stderr, "postern: %s\n", oneLine(err.Error()))
+	fmt.Fprintf(a.stderr, "postern: %s\n", screen.OneLine(err.Error()))
 	var usage usageError
 	if !a.started || errors.As(err, &usage) {
 		fmt.Fprintf(a.stderr, "see '%s --help'\n", cmd.CommandPath())
@@ -84,8 +82,8 @@ the manual pages.`,
 		Args:          unknownCommand,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.PersistentFlags().StringVar(&a.configPath, "config", "", "configuration `file` (default ./postern.toml, then /etc/postern/postern.toml)")
-	root.PersistentFlags().StringVar(&a.databaseURL, "database-url", "", "PostgreSQL `URL`, without a password; wins over POSTERN_DATABASE_URL and the config file")
+	root.PersistentFlags().StringVar(&a.source.Path, "config", "", "configuration `file` (default ./postern.toml, then /etc/postern/postern.toml)")
+	root.PersistentFlags().StringVar(&a.source.DatabaseURL, "database-url", "", "PostgreSQL `URL`, without a password; wins over POSTERN_DATABASE_URL and the config file")
 	root.AddCommand(
 		a.serveCmd(), a.demoCmd(), a.checkCmd(), a.healthcheckCmd(), a.migrateCmd(), a.versionCmd(),
 		a.userCmd(), a.credentialCmd(), a.senderCmd(), a.limitCmd(), a.explainCmd(), a.breakerCmd(), a.auditCmd(),
@@ -109,7 +107,7 @@ func unknownCommand(root *cobra.Command, args []string) error {
 	for _, cmd := range root.Commands() {
 		names = append(names, cmd.Name())
 	}
-	return usagef("unknown command %q for %q%s", args[0], root.Name(), didYouMean(args[0], names))
+	return usagef("unknown command %q for %q%s", args[0], root.Name(), screen.DidYouMean(args[0], names))
 }
 
 // strictHelp makes 'help' fail for a command that is none.
@@ -136,7 +134,7 @@ func (a *app) markStart(cmd *cobra.Command) {
 	if run := cmd.RunE; run != nil {
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
 			a.started = true
-			if hasPassword(a.databaseURL) {
+			if config.HasPassword(a.source.DatabaseURL) {
 				a.warn(errors.New("every user of this machine can read the password in --database-url, from the list of processes: " +
 					"put the URL into POSTERN_DATABASE_URL or the configuration, or leave the password to ~/.pgpass"))
 			}
@@ -161,7 +159,7 @@ func noun(use, short string, verbs ...*cobra.Command) *cobra.Command {
 				names = append(names, v.Name())
 			}
 			if len(args) > 0 {
-				return usagef("unknown verb %q for '%s'%s: use %s", args[0], cmd.CommandPath(), didYouMean(args[0], names), strings.Join(names, ", "))
+				return usagef("unknown verb %q for '%s'%s: use %s", args[0], cmd.CommandPath(), screen.DidYouMean(args[0], names), strings.Join(names, ", "))
 			}
 			return usagef("'%s' needs a verb: %s", cmd.CommandPath(), strings.Join(names, ", "))
 		},
@@ -181,11 +179,7 @@ func envMap(environ []string) map[string]string {
 }
 
 // warn says on the error output what does not keep a command from its work.
-func (a *app) warn(err error) { fmt.Fprintf(a.stderr, "warning: %s\n", oneLine(err.Error())) }
-
-func oneLine(s string) string {
-	return strings.Join(strings.Fields(s), " ")
-}
+func (a *app) warn(err error) { fmt.Fprintf(a.stderr, "warning: %s\n", screen.OneLine(err.Error())) }
 
 // one wants one argument: what is missing, and the word for one of it.
 func one(word, missing string) cobra.PositionalArgs {

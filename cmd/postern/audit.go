@@ -15,6 +15,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/auth"
+	"postern/cmd/postern/config"
+	"postern/cmd/postern/screen"
 	"postern/policy"
 )
 
@@ -36,8 +38,8 @@ in [retention] of the configuration.`,
 				return usagef("--limit must be at least 1")
 			}
 			if since != "" {
-				d, err := parseDuration(since)
-				if err != nil || d < duration(time.Microsecond) {
+				d, err := config.ParseDuration(since)
+				if err != nil || d < config.Duration(time.Microsecond) {
 					return usagef("--since: %q is no span of time such as 7d or 2h", since)
 				}
 				f.Since = time.Duration(d)
@@ -112,7 +114,7 @@ func deedObject(object string, who names) string {
 func (a *app) printDeeds(list []auth.Deed, who names, limit int) error {
 	t := table{head: []string{"WHEN", "WHO", "WHAT", "TO", "DETAIL"}}
 	for _, d := range list {
-		t.add(localTime(d.At), d.Actor, d.Action, deedObject(d.Object, who), orDash(detailText(d.Detail)))
+		t.add(screen.LocalTime(d.At), d.Actor, d.Action, deedObject(d.Object, who), screen.OrDash(detailText(d.Detail)))
 	}
 	if err := t.print(a.stdout); err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/screen"
 	"postern/relay/acme"
 )
 
@@ -32,9 +33,9 @@ the authority.`,
 					return err
 				}
 				if !known {
-					return fmt.Errorf("no node has told of a certificate for %s by ACME; 'postern certificate list' shows those that there are", printable(args[0]))
+					return fmt.Errorf("no node has told of a certificate for %s by ACME; 'postern certificate list' shows those that there are", screen.Printable(args[0]))
 				}
-				fmt.Fprintf(a.stdout, "%s will be renewed by a running node within 10 minutes, or at once by a reload\n", printable(strings.ToLower(args[0])))
+				fmt.Fprintf(a.stdout, "%s will be renewed by a running node within 10 minutes, or at once by a reload\n", screen.Printable(strings.ToLower(args[0])))
 				return nil
 			})
 		},
@@ -109,15 +110,15 @@ func timeOrNil(t time.Time) *time.Time {
 func (a *app) printCertificates(list []acme.Record) error {
 	t := table{head: []string{"NAME", "SOURCE", "STATE", "UNTIL"}}
 	for _, r := range list {
-		t.add(r.Name, r.Authority, r.State(time.Now()), localTime(r.NotAfter))
+		t.add(r.Name, r.Authority, r.State(time.Now()), screen.LocalTime(r.NotAfter))
 	}
 	if err := t.print(a.stdout); err != nil {
 		return err
 	}
 	for _, r := range list {
 		if r.Failures > 0 {
-			fmt.Fprintf(a.stdout, "%s: no certificate since %s, tried again at %s: %s\n", printable(r.Name),
-				localTime(r.FailingSince), localTime(r.NextAttempt), printable(strings.TrimSpace(r.LastError)))
+			fmt.Fprintf(a.stdout, "%s: no certificate since %s, tried again at %s: %s\n", screen.Printable(r.Name),
+				screen.LocalTime(r.FailingSince), screen.LocalTime(r.NextAttempt), screen.Printable(strings.TrimSpace(r.LastError)))
 		}
 	}
 	return nil

@@ -13,6 +13,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/auth"
+	"postern/cmd/postern/database"
+	"postern/cmd/postern/screen"
 	"postern/internal/pgserver"
 	"postern/relay/route"
 )
@@ -141,13 +143,13 @@ func (a *app) warnOfNames(names ...string) {
 		}
 	}
 	if len(odd) > 0 {
-		a.warn(fmt.Errorf("quote %s in commands; completion does not offer it: to a shell, characters other than A-Z a-z 0-9 @ %% + = : , . / _ - may mean something", few(odd)))
+		a.warn(fmt.Errorf("quote %s in commands; completion does not offer it: to a shell, characters other than A-Z a-z 0-9 @ %% + = : , . / _ - may mean something", screen.Few(odd)))
 	}
 }
 
 // withRunningPool is withPool for a database that is up: none is started.
 func (a *app) withRunningPool(ctx context.Context, do func(pool *pgxpool.Pool) error) error {
-	cfg, _, err := a.loadConfig()
+	cfg, _, err := a.source.Load()
 	if err != nil {
 		return err
 	}
@@ -158,7 +160,7 @@ func (a *app) withRunningPool(ctx context.Context, do func(pool *pgxpool.Pool) e
 	if url == "" {
 		return nil
 	}
-	pool, err := a.database.openPool(ctx, url, "completion", 1, prepareNothing)
+	pool, err := a.database.OpenPool(ctx, url, "completion", 1, database.PrepareNothing)
 	if err != nil {
 		return err
 	}
@@ -193,7 +195,7 @@ func credentialValues(list []auth.Credential) (numbers []string) {
 		if c.Kind == auth.KindPassword {
 			label = "password"
 		}
-		numbers = append(numbers, strconv.FormatInt(c.ID, 10)+"\t"+oneLine(printable(c.User+" "+label)))
+		numbers = append(numbers, strconv.FormatInt(c.ID, 10)+"\t"+screen.OneLine(screen.Printable(c.User+" "+label)))
 	}
 	return numbers
 }

@@ -13,6 +13,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/auth"
+	"postern/cmd/postern/config"
+	"postern/cmd/postern/screen"
 	"postern/relay/queue/desk"
 )
 
@@ -74,8 +76,8 @@ func credentialState(c auth.Credential, now time.Time) string {
 func (a *app) printCredentials(list []credentialView) error {
 	t := table{head: []string{"ID", "KIND", "LABEL", "STATE", "EXPIRES", "NETWORKS", "LAST USE", "FROM"}}
 	for _, c := range list {
-		t.add(strconv.FormatInt(c.ID, 10), c.Kind, orDash(c.Label), c.State, localTime(orZero(c.ExpiresAt)),
-			orDash(strings.Join(c.Networks, " ")), localTime(orZero(c.LastUsedAt)), orDash(c.LastUsedAddr))
+		t.add(strconv.FormatInt(c.ID, 10), c.Kind, screen.OrDash(c.Label), c.State, screen.LocalTime(orZero(c.ExpiresAt)),
+			screen.OrDash(strings.Join(c.Networks, " ")), screen.LocalTime(orZero(c.LastUsedAt)), screen.OrDash(c.LastUsedAddr))
 	}
 	return t.print(a.stdout)
 }
@@ -123,7 +125,7 @@ revoked without the others. A password that a person chooses is set by 'user pas
 					return printJSON(a.stdout, credentialJSON(c, secret))
 				}
 				_, err = fmt.Fprintf(a.stdout, "added credential %d of %s\nuser name: %s\nsecret: %s\n(it is not shown again)\n",
-					c.ID, printable(c.User), printable(c.User), secret)
+					c.ID, screen.Printable(c.User), screen.Printable(c.User), secret)
 				return err
 			})
 		},
@@ -147,7 +149,7 @@ func parseExpiry(s string, now time.Time) (time.Time, error) {
 		t, err = time.Parse(time.RFC3339, s)
 	}
 	if err != nil {
-		d, notSpan := parseDuration(s)
+		d, notSpan := config.ParseDuration(s)
 		t, err = now.Add(time.Duration(d)), notSpan
 	}
 	switch {
@@ -305,7 +307,7 @@ func (a *app) printRevoked(list []revoked) error {
 			text += fmt.Sprintf("credential %d was revoked already\n", r.ID)
 			continue
 		}
-		text += fmt.Sprintf("revoked credential %d of %s\n", r.ID, printable(r.UserName)) + heldMail(r.UserName, r.Held)
+		text += fmt.Sprintf("revoked credential %d of %s\n", r.ID, screen.Printable(r.UserName)) + heldMail(r.UserName, r.Held)
 	}
 	_, err := io.WriteString(a.stdout, text)
 	return err

@@ -20,6 +20,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/auth"
+	"postern/cmd/postern/config"
+	"postern/cmd/postern/node"
+	"postern/cmd/postern/screen"
 	"postern/internal/capture"
 	"postern/internal/pgserver"
 	"postern/migrations"
@@ -72,7 +75,8 @@ type demo struct {
 	config   string
 	password string
 	arrived  chan capture.Message
-	ports    [2]string // starttls, implicit
+	ports    [2]string               // starttls, implicit
+	opened   map[string]net.Listener // by address
 }
 
 func (a *app) demo(ctx context.Context, folders demoFolders, once bool) error {
@@ -118,7 +122,7 @@ func (d *demo) take(m capture.Message) {
 
 // prepare makes the schema, the user, the upstream, the route and the files.
 func (d *demo) prepare(ctx context.Context, url string, sink *net.TCPAddr) error {
-	conn, err := d.app.database.connect(ctx, url)
+	conn, err := d.app.database.Connect(ctx, url)
 	if err != nil {
 		return err
 	}
@@ -130,7 +134,7 @@ func (d *demo) prepare(ctx context.Context, url string, sink *net.TCPAddr) error
 	if err != nil {
 		return err
 	}
-	pool, err := d.app.database.openPool(ctx, url, "demo", 2, nil)
+	pool, err := d.app.database.OpenPool(ctx, url, "demo", 2, nil)
 	if err != nil {
 		return err
 	}
@@ -205,7 +209,7 @@ address = ""
 // listen opens the two ports, at once lest another demo takes them meanwhile:
 // those that are easy to remember, or others when they are taken.
 func (d *demo) listen() error {
-	d.app.opened = make(map[string]net.Listener)
+	d.opened = make(map[string]net.Listener)
 	for i, want := range [...]string{"5587", "5465"} {
 		ln, err := net.Listen("tcp", "127.0.0.1:"+want)
 		if err != nil {
@@ -213,7 +217,7 @@ func (d *demo) listen() error {
 				return err
 			}
 		}
-		d.app.opened[ln.Addr().String()] = ln
+		d.opened[ln.Addr().String()] = ln
 		d.ports[i] = strconv.Itoa(ln.Addr().(*net.TCPAddr).Port)
 	}
 	return nil
@@ -221,25 +225,27 @@ func (d *demo) listen() error {
 
 // closeListeners is for a demo that fails before its node has the listeners.
 func (d *demo) closeListeners() {
-	for _, ln := range d.app.opened {
+	for _, ln := range d.opened {
 		_ = ln.Close()
 	}
 }
 
 // run serves, sends the one message, shows its way, and stays unless once is set.
 func (d *demo) run(ctx context.Context, url string, once bool) error {
-	cfg, err := readConfig(d.config)
+	cfg, err := config.Read(d.config)
 	if err != nil {
 		return err
 	}
-	n, err := d.app.buildNode(ctx, cfg, url, "", newLogger(d.app.stderr, cfg.Log))
+	s := d.app.setup(cfg, node.NewLogger(d.app.stderr, cfg.Log))
+	s.URL, s.Opened = url, d.opened
+	n, err := node.Build(ctx, s)
 	if err != nil {
 		return err
 	}
 	serveCtx, stop := context.WithCancel(ctx)
 	defer stop()
 	served := make(chan error, 1)
-	go func() { served <- n.run(serveCtx, signals{}) }()
+	go func() { served <- n.Run(serveCtx, node.Signals{}) }()
 
 	err = d.showOne(ctx, url)
 	if err == nil && !once {
@@ -266,11 +272,11 @@ var receivedID = regexp.MustCompile(`(?s)^Received: .*? id ([0-9a-f-]{36})\s`)
 
 // sayArrived prints one line about a message that the capture server got.
 func (d *demo) sayArrived(m capture.Message) {
-	to := "<" + printable(m.To[0].String()) + ">"
+	to := "<" + screen.Printable(m.To[0].String()) + ">"
 	if more := len(m.To) - 1; more > 0 {
 		to = fmt.Sprintf("%s and %d more", to, more)
 	}
-	d.say("Captured from <%s> to %s", printable(m.From.String()), to)
+	d.say("Captured from <%s> to %s", screen.Printable(m.From.String()), to)
 	if id := receivedID.FindSubmatch(m.Data); id != nil {
 		d.say("  %s --config %s trace %s", invokedAs(), d.config, id[1])
 	}
@@ -302,7 +308,7 @@ func (d *demo) showOne(ctx context.Context, url string) error {
 	}
 	d.say("The capture server has it, from <%s> to <%s>:", got.From, got.To[0])
 	for line := range bytes.Lines(got.Data) {
-		d.say("  %s", printable(strings.ReplaceAll(strings.TrimRight(string(line), "\r\n"), "\t", "    ")))
+		d.say("  %s", screen.Printable(strings.ReplaceAll(strings.TrimRight(string(line), "\r\n"), "\t", "    ")))
 	}
 	id, err := queuedID(reply)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"postern/cmd/postern/database"
 	"postern/internal/owned"
 	"postern/internal/pgserver"
 )
@@ -75,7 +76,7 @@ func (f *demoFolders) database(ctx context.Context) (*pgserver.Server, error) {
 	if f.made != "" {
 		return pgserver.Start(ctx, pgserver.Config{Dir: f.postgres, Temporary: true})
 	}
-	return awaitPrivate(ctx, f.postgres)
+	return database.AwaitPrivate(ctx, f.postgres)
 }
 
 // remove removes what was made.

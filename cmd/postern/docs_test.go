@@ -12,6 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"postern/cmd/postern/config"
 )
 
 // A block is a fenced block of a Markdown file.
@@ -298,11 +300,7 @@ func TestDocsConfig(t *testing.T) {
 				continue
 			}
 			found++
-			name := filepath.Join(t.TempDir(), "postern.toml")
-			if err := os.WriteFile(name, []byte(b.text), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := readConfig(name); err != nil {
+			if err := takesConfig(t, b.text); err != nil {
 				t.Errorf("%s:%d: %v", file, b.line, err)
 			}
 		}
@@ -310,6 +308,17 @@ func TestDocsConfig(t *testing.T) {
 	if found < 5 {
 		t.Errorf("only %d were found", found)
 	}
+}
+
+// takesConfig returns what is wrong with a configuration.
+func takesConfig(t *testing.T, text string) error {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "postern.toml")
+	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := config.Read(name)
+	return err
 }
 
 // A test that a document names exists.

@@ -12,6 +12,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/auth"
+	"postern/cmd/postern/config"
+	"postern/cmd/postern/screen"
 	"postern/policy"
 	"postern/relay/queue"
 	"postern/relay/route"
@@ -142,7 +144,7 @@ func parseQuestion(user, credential, from, octets string, to []string) (q questi
 			known[key], q.to = true, append(q.to, address)
 		}
 	}
-	n, err := parseSize(octets)
+	n, err := config.ParseSize(octets)
 	if err != nil {
 		return q, usagef("--size: %v", err)
 	}
@@ -181,7 +183,7 @@ func (q question) identity() (h policy.HeaderIdentity) {
 
 // explain asks, in the order of a session, everything that judges a message.
 func (a *app) explain(ctx context.Context, users *accounts, q question) (*explanation, error) {
-	cfg, _, err := a.loadConfig()
+	cfg, _, err := a.source.Load()
 	if err != nil {
 		return nil, err
 	}
@@ -257,7 +259,7 @@ func (e *explanation) login(ctx context.Context, users *accounts, u auth.User, c
 }
 
 // envelope asks the policy what a session asks it.
-func (e *explanation) envelope(id auth.Identity, q question, server submissionConfig) {
+func (e *explanation) envelope(id auth.Identity, q question, server config.Submission) {
 	e.step("size", policy.Size(id, q.size, int64(server.MessageSize)))
 	e.step("MAIL FROM", policy.Sender(id, q.from))
 	e.step("RCPT TO", policy.Recipients(id, len(q.to), server.Recipients))
@@ -289,13 +291,13 @@ func (e *explanation) holds(ctx context.Context, users *accounts, id auth.Identi
 	holds, err := holdsOf(ctx, users.queue(), id.UserID)
 	i := slices.IndexFunc(holds, func(h queue.UserHold) bool { return h.CredentialID == 0 || h.CredentialID == id.CredentialID })
 	if err == nil && i >= 0 {
-		e.Hold = orDash(holds[i].Reason)
+		e.Hold = screen.OrDash(holds[i].Reason)
 	}
 	return err
 }
 
-func (a *app) explainWays(ctx context.Context, users *accounts, cfg config, e *explanation, id auth.Identity, q question) error {
-	sealer, err := a.presentSealer(cfg)
+func (a *app) explainWays(ctx context.Context, users *accounts, cfg config.Config, e *explanation, id auth.Identity, q question) error {
+	sealer, err := a.source.PresentSealer(cfg)
 	if err != nil {
 		return err
 	}
@@ -357,7 +359,7 @@ func (a *app) printExplanation(e *explanation) error {
 	case !e.Accepted:
 		return nil
 	case e.Hold != "":
-		_, err := fmt.Fprintf(a.stdout, "\nIt would be accepted, and held: %s\n", printable(e.Hold))
+		_, err := fmt.Fprintf(a.stdout, "\nIt would be accepted, and held: %s\n", screen.Printable(e.Hold))
 		return err
 	}
 	_, err := fmt.Fprintln(a.stdout, "\nIt would be accepted.")

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"postern/cmd/postern/database"
 	"postern/internal/peers"
 	"postern/internal/pgserver"
 	"postern/internal/pgtest"
@@ -92,7 +93,7 @@ func (g *guide) database(t *testing.T) {
 		{"postgres", "alter role postern rename to bootstrap"},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
-		conn, err := new(connector).connect(ctx, fmt.Sprintf("postgres:///postgres?host=%s&user=%s", g.socket, step.as))
+		conn, err := new(database.Connector).Connect(ctx, fmt.Sprintf("postgres:///postgres?host=%s&user=%s", g.socket, step.as))
 		if err == nil {
 			_, err = conn.Exec(ctx, step.do)
 			_ = conn.Close(ctx)

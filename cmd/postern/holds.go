@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/screen"
 	"postern/relay/queue"
 	"postern/relay/queue/desk"
 )
@@ -69,7 +70,7 @@ func (a *app) printHolds(list []queue.UserHold, who names) error {
 		if h.CredentialID != 0 {
 			credential = strconv.FormatInt(h.CredentialID, 10)
 		}
-		t.add(who.text(h.UserID), credential, localTime(h.MadeAt), h.MadeBy, orDash(h.Reason))
+		t.add(who.text(h.UserID), credential, screen.LocalTime(h.MadeAt), h.MadeBy, screen.OrDash(h.Reason))
 	}
 	return t.print(a.stdout)
 }

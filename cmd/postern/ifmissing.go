@@ -1,12 +1,16 @@
 package main
 
-import "fmt"
+import (
+	"fmt"
+
+	"postern/cmd/postern/screen"
+)
 
 // ifMissingUsage is of the flag that lets a set-up run again and again.
 const ifMissingUsage = "change nothing, and succeed, when there is one already"
 
 // thereAlready says that --if-missing found what it would have added.
 func (a *app) thereAlready(what, name string) error {
-	_, err := fmt.Fprintf(a.stdout, "there is %s %s already; nothing is changed\n", what, printable(name))
+	_, err := fmt.Fprintf(a.stdout, "there is %s %s already; nothing is changed\n", what, screen.Printable(name))
 	return err
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/auth"
+	"postern/cmd/postern/screen"
 )
 
 func (a *app) userImportCmd() *cobra.Command {
@@ -101,7 +102,7 @@ func (a *app) refuseImport(wrong *auth.ImportError) error {
 		return nil
 	}
 	for _, l := range wrong.Lines {
-		fmt.Fprintln(a.stderr, oneLine(printable(l.Error())))
+		fmt.Fprintln(a.stderr, screen.OneLine(screen.Printable(l.Error())))
 	}
 	return fmt.Errorf("%w: %s; nothing is changed", auth.ErrImport, count(len(wrong.Lines), "error"))
 }

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
+
+	"postern/cmd/postern/database"
 )
 
 // dialogue is a client of the site that says what a test wants.
@@ -331,7 +333,7 @@ func TestStopInReload(t *testing.T) {
 func pgtestCount(t *testing.T, s *site, sql string) (n int) {
 	t.Helper()
 	url := strings.TrimPrefix(s.env[0], "POSTERN_DATABASE_URL=")
-	conn, err := new(connector).connect(t.Context(), url)
+	conn, err := new(database.Connector).Connect(t.Context(), url)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -447,58 +449,6 @@ func greeted(address string, implicit bool) error {
 	return nil
 }
 
-// TestSocketsThatDoNotFit: sockets without a listener and listeners without a socket
-// are errors that say what to do.
-func TestSocketsThatDoNotFit(t *testing.T) {
-	t.Parallel()
-	open := func(names ...string) *sockets {
-		t.Helper()
-		var files []*os.File
-		for _, name := range names {
-			f, _ := socketToHand(t)
-			fd, err := syscall.Dup(int(f.Fd()))
-			if err != nil {
-				t.Fatal(err)
-			}
-			files = append(files, os.NewFile(uintptr(fd), name))
-		}
-		s, err := openSockets(files)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(s.close)
-		return s
-	}
-	if _, err := open().take("submission"); err == nil || !strings.Contains(err.Error(), "start the socket unit") {
-		t.Errorf("no socket at all: %v", err)
-	}
-	two := open("submission", "submissions", "submission")
-	if _, err := two.take("smtp"); err == nil || !strings.Contains(err.Error(), "but submission, submissions: set FileDescriptorName=smtp") {
-		t.Errorf("another name: %v", err)
-	}
-	if list, err := two.take("submission"); err != nil || len(list) != 2 {
-		t.Errorf("two sockets of a name: %v, %v", list, err)
-	}
-	if err := two.left(); err == nil || !strings.Contains(err.Error(), `"systemd:NAME": submissions (127.0.0.1:`) {
-		t.Errorf("one that nobody takes: %v", err)
-	}
-	if err := open().left(); err != nil {
-		t.Error(err)
-	}
-	datagrams, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer datagrams.Close()
-	f, err := datagrams.(*net.UDPConn).File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := openSockets([]*os.File{f}); err == nil || !strings.Contains(err.Error(), "cannot be listened on") {
-		t.Errorf("UDP: %v", err)
-	}
-}
-
 // TestLifeCyclePage: the configuration that docs/operate.md shows is one.
 func TestLifeCyclePage(t *testing.T) {
 	t.Parallel()
@@ -507,7 +457,7 @@ func TestLifeCyclePage(t *testing.T) {
 		t.Fatal("the page shows no configuration")
 	}
 	for _, block := range blocks {
-		if _, err := readConfig(writeConfig(t, block)); err != nil {
+		if err := takesConfig(t, block); err != nil {
 			t.Errorf("%v:\n%s", err, block)
 		}
 	}

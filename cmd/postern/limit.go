@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/auth"
+	"postern/cmd/postern/screen"
 	"postern/policy"
 	"postern/relay/queue"
 	"postern/relay/queue/desk"
@@ -97,7 +98,7 @@ func targetText(t auth.LimitTarget) string {
 	case t.Credential != 0:
 		return "credential " + strconv.FormatInt(t.Credential, 10)
 	}
-	return "user " + printable(t.User)
+	return "user " + screen.Printable(t.User)
 }
 
 func (a *app) limitSetCmd() *cobra.Command {

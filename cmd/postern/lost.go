@@ -7,6 +7,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/screen"
 	"postern/relay/queue/desk"
 )
 
@@ -47,9 +48,9 @@ func (a *app) printLost(list []desk.NoticeEnd, limit int) error {
 	for _, n := range list {
 		lost := "-"
 		if n.LostAt != nil {
-			lost = localTime(*n.LostAt)
+			lost = screen.LocalTime(*n.LostAt)
 		}
-		t.add(lost, n.ID.String(), string(n.Kind), string(n.Lost), "<"+n.To+">", n.About.String(), orDash(shorten(n.Reply, 80)))
+		t.add(lost, n.ID.String(), string(n.Kind), string(n.Lost), "<"+n.To+">", n.About.String(), screen.OrDash(shorten(n.Reply, 80)))
 	}
 	if err := t.print(a.stdout); err != nil {
 		return err

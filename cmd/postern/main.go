@@ -8,6 +8,9 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"postern/cmd/postern/config"
+	"postern/cmd/postern/screen"
 )
 
 func main() {
@@ -24,5 +27,5 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 }
 
 func newApp(environ []string, stdin io.Reader, stdout, stderr io.Writer) *app {
-	return &app{env: envMap(environ), stdin: stdin, stdout: screen{stdout}, stderr: screen{stderr}, completionTime: completionTime}
+	return &app{source: config.Source{Env: envMap(environ)}, stdin: stdin, stdout: screen.Writer{Writer: stdout}, stderr: screen.Writer{Writer: stderr}, completionTime: completionTime}
 }

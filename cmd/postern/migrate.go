@@ -2,12 +2,12 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/database"
 	"postern/migrations"
 )
 
@@ -26,7 +26,7 @@ and 1 when it is not.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withDatabase(cmd.Context(), func(ctx context.Context, url string) error {
-				return a.database.watched(ctx, url, func(conn *pgx.Conn) error {
+				return a.database.Watched(ctx, url, func(conn *pgx.Conn) error {
 					if check {
 						return a.checkSchema(ctx, conn)
 					}
@@ -52,7 +52,7 @@ func (a *app) applyMigrations(ctx context.Context, conn *pgx.Conn) error {
 }
 
 func (a *app) checkSchema(ctx context.Context, conn *pgx.Conn) error {
-	status, err := usableSchema(ctx, conn)
+	status, err := database.Schema(ctx, conn)
 	if err != nil {
 		return err
 	}
@@ -62,25 +62,4 @@ func (a *app) checkSchema(ctx context.Context, conn *pgx.Conn) error {
 	}
 	_, err = fmt.Fprintln(a.stdout, "the schema is current")
 	return err
-}
-
-// requireSchema returns an error that says what to do unless the schema is one that
-// this binary runs on: its own, or a newer one whose migrations say so.
-func requireSchema(ctx context.Context, conn *pgx.Conn) error {
-	_, err := usableSchema(ctx, conn)
-	return err
-}
-
-func usableSchema(ctx context.Context, conn *pgx.Conn) (migrations.Status, error) {
-	status, err := migrations.Check(ctx, conn)
-	if err != nil {
-		return status, fmt.Errorf("read the schema's version: %w", err)
-	}
-	if err := status.Err(); err != nil {
-		return status, err
-	}
-	if len(status.Pending) > 0 {
-		return status, errors.New("the database's schema is older than this program: run 'postern migrate'")
-	}
-	return status, nil
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/screen"
 	"postern/relay/queue/desk"
 )
 
@@ -211,7 +212,7 @@ func (a *app) holdUser(ctx context.Context, q *desk.Admin, w whole, reason strin
 	}
 	for _, h := range holds {
 		if h.CredentialID == 0 {
-			state = fmt.Sprintf("is on hold already, since %s by %s%s", localTime(h.MadeAt), h.MadeBy, colon(h.Reason))
+			state = fmt.Sprintf("is on hold already, since %s by %s%s", screen.LocalTime(h.MadeAt), h.MadeBy, colon(h.Reason))
 		}
 	}
 	var n int
@@ -232,7 +233,7 @@ func (a *app) holdUser(ctx context.Context, q *desk.Admin, w whole, reason strin
 	if busy > 0 {
 		said += fmt.Sprintf("; %d being sent will be held if not delivered now", busy)
 	}
-	_, err = fmt.Fprintln(a.stdout, printable(said))
+	_, err = fmt.Fprintln(a.stdout, screen.Printable(said))
 	return err
 }
 
@@ -260,6 +261,6 @@ func (a *app) endHold(ctx context.Context, q *desk.Admin, w whole, done string,
 		state = "would no longer be on hold"
 	}
 	said := []string{w.name + " " + state, changed(n, "held recipient", done, w.dryRun)}
-	_, err = fmt.Fprintln(a.stdout, printable(strings.Join(said, "; ")))
+	_, err = fmt.Fprintln(a.stdout, screen.Printable(strings.Join(said, "; ")))
 	return err
 }

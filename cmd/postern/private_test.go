@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"postern/cmd/postern/database"
 	"postern/internal/pgserver"
 	"postern/internal/pgtest"
 )
@@ -35,7 +36,7 @@ func TestPrivateDatabaseInUse(t *testing.T) {
 	t.Parallel()
 	folder := pgtest.Dir(t)
 	pgtest.Server(t, pgserver.Config{Dir: folder})
-	_, err := awaitPrivate(t.Context(), folder)
+	_, err := database.AwaitPrivate(t.Context(), folder)
 	if !errors.Is(err, pgserver.ErrInUse) || !strings.Contains(err.Error(), "stop it, or give this node a folder of its own") {
 		t.Errorf("%v", err)
 	}

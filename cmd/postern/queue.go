@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/screen"
 	"postern/relay/queue"
 	"postern/relay/queue/desk"
 )
@@ -153,14 +154,14 @@ func (a *app) printEntries(list []desk.Entry, who names) error {
 	for _, e := range list {
 		next := "-"
 		if e.State == desk.StateWaiting {
-			next = localTime(e.NextAttemptAt)
+			next = screen.LocalTime(e.NextAttemptAt)
 		}
 		reply := e.LastReply
 		if e.SetAside != "" {
 			reply = "set aside: " + e.SetAside
 		}
-		t.add(e.ID.String(), string(e.State), localTime(e.AcceptedAt), who.text(e.UserID), "<"+e.Sender+">", e.Recipient,
-			strconv.Itoa(e.Attempts), next, orDash(shorten(reply, 80)))
+		t.add(e.ID.String(), string(e.State), screen.LocalTime(e.AcceptedAt), who.text(e.UserID), "<"+e.Sender+">", e.Recipient,
+			strconv.Itoa(e.Attempts), next, screen.OrDash(shorten(reply, 80)))
 	}
 	return t.print(a.stdout)
 }
@@ -226,7 +227,7 @@ func unknownMessage(id queue.ID, err error) error {
 	}
 	old := ""
 	if made := time.UnixMilli(int64(binary.BigEndian.Uint64(id[:8]) >> 16)); id.Version() == 7 && time.Since(made) > time.Hour {
-		old = "; its id is of " + localTime(made) + ", and history is deleted after the time of history in [queue]"
+		old = "; its id is of " + screen.LocalTime(made) + ", and history is deleted after the time of history in [queue]"
 	}
 	return fmt.Errorf("no message %s is in the queue or in its history%s", id, old)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"postern/auth"
+	"postern/cmd/postern/config"
 	"postern/relay/queue/desk"
 	"postern/relay/smtp"
 )
@@ -87,7 +88,7 @@ func (s *selection) olderThan() (time.Duration, error) {
 	if text == "" {
 		return 0, nil
 	}
-	d, err := parseDuration(text)
+	d, err := config.ParseDuration(text)
 	if err != nil || d == 0 {
 		return 0, usagef("--older-than: %q is no duration: write a number with s, m, h or d", text)
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/auth"
+	"postern/cmd/postern/screen"
 	"postern/relay/queue/desk"
 )
 
@@ -83,9 +84,9 @@ func (a *app) senderChangeCmd(verb, short string, do func(*auth.Store, context.C
 				if err != nil {
 					return err
 				}
-				fmt.Fprintf(a.stdout, "user %s may send as %s\n", printable(u.Name), printable(sendersText(u)))
+				fmt.Fprintf(a.stdout, "user %s may send as %s\n", screen.Printable(u.Name), screen.Printable(sendersText(u)))
 				if verb == "allow" && len(u.Resend) > 0 {
-					fmt.Fprintf(a.stdout, "and may resend others' mail as %s\n", printable(strings.Join(u.Resend, ", ")))
+					fmt.Fprintf(a.stdout, "and may resend others' mail as %s\n", screen.Printable(strings.Join(u.Resend, ", ")))
 				}
 				return nil
 			})

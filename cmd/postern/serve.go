@@ -12,6 +12,10 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"postern/cmd/postern/config"
+	"postern/cmd/postern/database"
+	"postern/cmd/postern/node"
 )
 
 // serveHalves are the values of --only.
@@ -63,46 +67,55 @@ func startProfile(path string) (stop func(), err error) {
 }
 
 func (a *app) serve(ctx context.Context, only string) error {
-	cfg, found, err := a.loadConfig()
+	cfg, found, err := a.source.Load()
 	if err != nil {
 		return err
 	}
 	if !found {
 		return usagef("no configuration: give --config FILE, or put postern.toml here or into /etc/postern")
 	}
-	if only != "delivery" && len(cfg.Listeners) == 0 {
-		return usageError{errNoListeners.Error()}
+	if only != "delivery" {
+		if err := cfg.Submits(); err != nil {
+			return usageError{err.Error()}
+		}
 	}
-	log := newLogger(a.stderr, cfg.Log)
-	asked, stop := listenSignals()
+	s := a.setup(cfg, node.NewLogger(a.stderr, cfg.Log))
+	s.Only = only
+	asked, stop := node.ListenSignals()
 	defer stop()
-	a.signals = asked
 	if cfg.Database.Private != "" {
-		return a.serveWithPrivate(ctx, cfg, only, log)
+		return a.serveWithPrivate(ctx, s, asked)
 	}
 	return a.withDatabaseOf(ctx, cfg, func(ctx context.Context, url string) error {
-		return a.serveOn(ctx, cfg, url, only, log)
+		s.URL = url
+		return a.serveOn(ctx, s, asked)
 	})
 }
 
-func (a *app) serveOn(ctx context.Context, cfg config, url, only string, log *slog.Logger) error {
-	n, err := a.buildNode(ctx, cfg, url, only, log)
+// setup is that of a node in this process; it lacks the URL of the database.
+func (a *app) setup(cfg config.Config, log *slog.Logger) node.Setup {
+	return node.Setup{Config: cfg, Source: a.source, Version: versionString(), Log: log, Database: &a.database}
+}
+
+func (a *app) serveOn(ctx context.Context, s node.Setup, asked node.Signals) error {
+	n, err := node.Build(ctx, s)
 	if err != nil && ctx.Err() != nil {
 		return nil // it was asked to stop before it was ready
 	}
 	if err != nil {
 		return err
 	}
-	for _, err := range a.exposedDatabase(url) {
-		n.exposed(err)
+	for _, err := range a.source.Exposed(s.URL) {
+		n.Exposed(err)
 	}
-	return n.run(ctx, a.signals)
+	return n.Run(ctx, asked)
 }
 
 // serveWithPrivate runs the database server as well. When that ends by itself, so
 // does the relay, for whoever runs it to start both again.
-func (a *app) serveWithPrivate(ctx context.Context, cfg config, only string, log *slog.Logger) error {
-	server, err := awaitPrivate(ctx, cfg.Database.Private)
+func (a *app) serveWithPrivate(ctx context.Context, s node.Setup, asked node.Signals) error {
+	folder := s.Config.Database.Private
+	server, err := database.AwaitPrivate(ctx, folder)
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -112,7 +125,7 @@ func (a *app) serveWithPrivate(ctx context.Context, cfg config, only string, log
 	defer func() { _ = server.Stop() }()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	ended := errors.New("the private database server ended; see " + filepath.Join(cfg.Database.Private, "postgres.log"))
+	ended := errors.New("the private database server ended; see " + filepath.Join(folder, "postgres.log"))
 	go func() {
 		select {
 		case <-server.Done():
@@ -120,7 +133,8 @@ func (a *app) serveWithPrivate(ctx context.Context, cfg config, only string, log
 		case <-ctx.Done():
 		}
 	}()
-	err = a.serveOn(ctx, cfg, server.URL(), only, log)
+	s.URL = server.URL()
+	err = a.serveOn(ctx, s, asked)
 	if context.Cause(ctx) == ended {
 		return ended
 	}

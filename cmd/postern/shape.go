@@ -7,6 +7,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/screen"
 	"postern/relay/queue/desk"
 )
 
@@ -50,7 +51,7 @@ func (a *app) printShape(list []desk.Shape) error {
 		for _, n := range s.Ages {
 			cells = append(cells, number(n))
 		}
-		t.add(append(cells, number(s.Held), number(s.Total), octetsText(s.Octets), orDash(shorten(s.LastErr, 60)))...)
+		t.add(append(cells, number(s.Held), number(s.Total), octetsText(s.Octets), screen.OrDash(shorten(s.LastErr, 60)))...)
 	}
 	return t.print(a.stdout)
 }

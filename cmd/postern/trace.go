@@ -12,6 +12,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/database"
+	"postern/cmd/postern/screen"
 	"postern/relay/queue"
 	"postern/relay/queue/desk"
 )
@@ -118,9 +120,9 @@ func (a *app) printSummaries(list []desk.Summary, more bool, limit int) error {
 	for _, s := range list {
 		to := s.Recipient
 		if s.Recipients > 1 {
-			to = fmt.Sprintf("%s and %d more", orDash(to), s.Recipients-1)
+			to = fmt.Sprintf("%s and %d more", screen.OrDash(to), s.Recipients-1)
 		}
-		t.add(s.ID.String(), localTime(s.AcceptedAt), "<"+s.Sender+">", orDash(to), fateText(s))
+		t.add(s.ID.String(), screen.LocalTime(s.AcceptedAt), "<"+s.Sender+">", screen.OrDash(to), fateText(s))
 	}
 	if err := t.print(a.stdout); err != nil {
 		return err
@@ -149,7 +151,7 @@ func fateText(s desk.Summary) string {
 			parts = append(parts, fmt.Sprintf("%d %s", p.n, p.what))
 		}
 	}
-	return orDash(strings.Join(parts, ", "))
+	return screen.OrDash(strings.Join(parts, ", "))
 }
 
 // story is a history with what people want to know besides.
@@ -218,15 +220,15 @@ func (s *story) trace() traceView {
 func (a *app) printStory(s *story) error {
 	m := s.Message
 	t := table{head: []string{"MESSAGE", m.ID.String()}}
-	t.add("accepted", localTime(m.AcceptedAt)+" by "+m.Node)
+	t.add("accepted", screen.LocalTime(m.AcceptedAt)+" by "+m.Node)
 	if m.UserID != 0 {
 		t.add("user", s.who.text(m.UserID))
 	}
 	t.add("from", "<"+m.Sender+">")
 	t.add("recipients", strconv.Itoa(m.Recipients))
 	t.add("size", strconv.FormatInt(m.Size, 10))
-	t.add("Message-ID", orDash(m.MessageID))
-	t.add("client", orDash(m.ClientAddr)+" "+orDash(m.ClientHello)+" "+orDash(m.TLS))
+	t.add("Message-ID", screen.OrDash(m.MessageID))
+	t.add("client", screen.OrDash(m.ClientAddr)+" "+screen.OrDash(m.ClientHello)+" "+screen.OrDash(m.TLS))
 	if m.Rule != "" {
 		t.add("rule", m.Rule)
 	}
@@ -234,7 +236,7 @@ func (a *app) printStory(s *story) error {
 		t.add("used", usageText(m.Usage))
 	}
 	if m.VoidedAt != nil {
-		t.add("refused", localTime(*m.VoidedAt)+": the client was told 451 after all; it is not delivered")
+		t.add("refused", screen.LocalTime(*m.VoidedAt)+": the client was told 451 after all; it is not delivered")
 	}
 	if s.Notice != nil {
 		t.add("notice", string(s.Notice.Kind)+", about "+s.Notice.About.String())
@@ -270,13 +272,13 @@ func (a *app) printStory(s *story) error {
 func (a *app) printLosses(s *story) (lost bool) {
 	if n := s.Notice; n != nil && n.Lost != "" {
 		lost = true
-		fmt.Fprintf(a.stdout, "\nThis notice was lost (%s): <%s> has not been told what became of message %s.\n", n.Lost, printable(n.To), n.About)
+		fmt.Fprintf(a.stdout, "\nThis notice was lost (%s): <%s> has not been told what became of message %s.\n", n.Lost, screen.Printable(n.To), n.About)
 	}
 	for _, n := range s.Notices {
 		if n.Lost != "" {
 			lost = true
 			fmt.Fprintf(a.stdout, "\nThe %s notice %s was lost (%s%s): <%s> has not been told.\n",
-				n.Kind, n.ID, n.Lost, printable(colon(n.Reply)), printable(n.To))
+				n.Kind, n.ID, n.Lost, screen.Printable(colon(n.Reply)), screen.Printable(n.To))
 		}
 	}
 	return lost
@@ -289,7 +291,7 @@ func (a *app) printWhyHeld(s *story) {
 		switch {
 		case e.SetAside != "":
 			fmt.Fprintf(a.stdout, "\nThe mail for %s cannot be sent: %s.\n'postern queue release %s' tries again, 'queue cancel' throws it away.\n",
-				printable(e.Recipient), printable(e.SetAside), s.Message.ID)
+				screen.Printable(e.Recipient), screen.Printable(e.SetAside), s.Message.ID)
 		case e.State == desk.StateHeld:
 			held++
 		}
@@ -301,7 +303,7 @@ func (a *app) printWhyHeld(s *story) {
 		}
 		user := s.who.text(h.UserID)
 		fmt.Fprintf(a.stdout, "\nIt is held because %s is on hold since %s, by %s%s.\n'postern queue release --user %s' lets all mail of the user go.\n",
-			what, localTime(h.MadeAt), printable(h.MadeBy), printable(colon(h.Reason)), printable(user))
+			what, screen.LocalTime(h.MadeAt), screen.Printable(h.MadeBy), screen.Printable(colon(h.Reason)), screen.Printable(user))
 	}
 	if held > 0 && len(s.holds) == 0 {
 		fmt.Fprintf(a.stdout, "\nIt is held by itself: 'postern queue release %s' lets it go.\n", s.Message.ID)
@@ -336,7 +338,7 @@ func (a *app) printAttempts(list []desk.Attempt) error {
 		if at.StartedAt != nil {
 			took = strconv.FormatFloat(at.At.Sub(*at.StartedAt).Seconds(), 'f', 2, 64) + "s"
 		}
-		t.add(localTime(at.At), took, at.Recipient, result, orDash(at.Upstream), orDash(server), orDash(at.TLS), orDash(at.Node), orDash(at.Reply))
+		t.add(screen.LocalTime(at.At), took, at.Recipient, result, screen.OrDash(at.Upstream), screen.OrDash(server), screen.OrDash(at.TLS), screen.OrDash(at.Node), screen.OrDash(at.Reply))
 	}
 	return t.print(a.stdout)
 }
@@ -389,7 +391,7 @@ func octetsText(n int64) string {
 // traceWhenDone prints the trace of a message as soon as nothing is left to be done
 // for it, or what there is when ctx ends.
 func (a *app) traceWhenDone(ctx context.Context, url string, id queue.ID) error {
-	pool, err := a.database.openPool(ctx, url, "trace", 1, nil)
+	pool, err := a.database.OpenPool(ctx, url, "trace", 1, nil)
 	if err != nil {
 		return err
 	}
@@ -412,7 +414,7 @@ func (a *app) traceWhenDone(ctx context.Context, url string, id queue.ID) error 
 }
 
 func (a *app) printTrace(ctx context.Context, pool *pgxpool.Pool, q *desk.Admin, h *desk.History) error {
-	ctx, cancel := context.WithTimeout(ctx, connectLimit)
+	ctx, cancel := context.WithTimeout(ctx, database.ConnectTime)
 	defer cancel()
 	story, err := storyOf(ctx, pool, q, h)
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/screen"
 	"postern/relay/route"
 	"postern/relay/seal"
 )
@@ -114,14 +115,14 @@ func (a *app) addUpstream(ctx context.Context, u route.Upstream) error {
 	if err := u.Validate(); err != nil {
 		return usageError{err.Error()}
 	}
-	cfg, _, err := a.loadConfig()
+	cfg, _, err := a.source.Load()
 	if err != nil {
 		return err
 	}
 	return a.withPool(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
 		var sealer *seal.Sealer
 		if u.Username != "" {
-			if sealer, err = a.sealer(cfg); err != nil {
+			if sealer, err = a.source.Sealer(cfg); err != nil {
 				return err
 			}
 		}
@@ -150,7 +151,7 @@ func (a *app) upstreamListCmd() *cobra.Command {
 				}
 				t := table{head: []string{"NAME", "HOST", "TLS", "ACCOUNT", "CONNECTIONS"}}
 				for _, u := range list {
-					t.add(u.Name, net.JoinHostPort(u.Host, strconv.Itoa(u.Port)), string(u.TLS), orDash(u.Username), orDefault(u.MaxConnections))
+					t.add(u.Name, net.JoinHostPort(u.Host, strconv.Itoa(u.Port)), string(u.TLS), screen.OrDash(u.Username), orDefault(u.MaxConnections))
 				}
 				return t.print(a.stdout)
 			})

@@ -6,6 +6,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"postern/cmd/postern/screen"
 )
 
 // flagError says what is wrong with a command's flags in the words of this program.
@@ -24,7 +26,7 @@ func flagError(cmd *cobra.Command, err error) error {
 		var names []string
 		cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, "--"+f.Name) })
 		name := flagName(unknown.GetSpecifiedName(), unknown.GetSpecifiedShortnames())
-		return usagef("'%s' has no flag %s%s", cmd.CommandPath(), name, didYouMean(name, names))
+		return usagef("'%s' has no flag %s%s", cmd.CommandPath(), name, screen.DidYouMean(name, names))
 	case errors.As(err, &bare):
 		return usagef("%s needs a value", flagName(bare.GetSpecifiedName(), bare.GetSpecifiedShortnames()))
 	case errors.As(err, &invalid):

@@ -14,6 +14,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/auth"
+	"postern/cmd/postern/handout"
+	"postern/cmd/postern/screen"
 	"postern/relay/queue"
 	"postern/relay/queue/desk"
 )
@@ -27,7 +29,7 @@ func (a *app) userCmd() *cobra.Command {
 // addedUser says what the new user is and may be told.
 type addedUser struct {
 	userView
-	Settings settings `json:"settings"`
+	Settings handout.Settings `json:"settings"`
 }
 
 func (a *app) userAddCmd() *cobra.Command {
@@ -36,7 +38,7 @@ func (a *app) userAddCmd() *cobra.Command {
 		password  passwordSource
 		ifMissing bool
 		asJSON    bool
-		files     profiles
+		files     handout.Profiles
 	)
 	cmd := &cobra.Command{
 		Use:   "add NAME",
@@ -64,19 +66,19 @@ bounces. Without it, NAME alone, which then must be an address.
 			if err != nil {
 				return err
 			}
-			if err := files.check(client); err != nil {
-				return err
+			if err := files.Check(client); err != nil {
+				return usageError{err.Error()}
 			}
 			secret, shown, err := a.newPassword(password)
 			if err != nil {
 				return err
 			}
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
-				made, err := files.files(client)
+				made, err := files.Make(client)
 				if err != nil {
 					return err
 				}
-				defer made.drop()
+				defer made.Drop()
 				u, err := users.AddUser(ctx, auth.NewUser{Name: name, Password: secret, Senders: senders})
 				if ifMissing && errors.Is(err, auth.ErrExists) {
 					if !asJSON {
@@ -105,7 +107,7 @@ bounces. Without it, NAME alone, which then must be an address.
 	password.flags(cmd)
 	f.BoolVar(&ifMissing, "if-missing", false, ifMissingUsage)
 	f.BoolVar(&asJSON, "json", false, "print JSON")
-	files.flags(cmd)
+	profileFlags(cmd, &files)
 	return cmd
 }
 
@@ -187,7 +189,7 @@ func effectiveSenders(u auth.User) []string {
 }
 
 func sendersText(u auth.User) string {
-	return orDash(strings.Join(effectiveSenders(u), ", "))
+	return screen.OrDash(strings.Join(effectiveSenders(u), ", "))
 }
 
 func userState(u auth.User) string {
@@ -239,7 +241,7 @@ func (a *app) userListCmd() *cobra.Command {
 func (a *app) printUsers(list []auth.User, limit int) error {
 	t := table{head: []string{"NAME", "STATE", "SENDERS", "CREDENTIALS", "LAST USE", "SINCE"}}
 	for _, u := range list {
-		t.add(u.Name, userState(u), shorten(sendersText(u), 60), strconv.Itoa(u.Credentials), localTime(u.LastUsedAt), localTime(u.CreatedAt))
+		t.add(u.Name, userState(u), shorten(sendersText(u), 60), strconv.Itoa(u.Credentials), screen.LocalTime(u.LastUsedAt), screen.LocalTime(u.CreatedAt))
 	}
 	if err := t.print(a.stdout); err != nil {
 		return err
@@ -256,12 +258,12 @@ type shownUser struct {
 	Logins   []credentialView   `json:"logins"`
 	Holds    []queue.UserHold   `json:"holds"`
 	Queue    map[desk.State]int `json:"queue"` // recipients
-	Settings settings           `json:"settings"`
+	Settings handout.Settings   `json:"settings"`
 }
 
 func (a *app) userShowCmd() *cobra.Command {
 	var asJSON bool
-	var files profiles
+	var files handout.Profiles
 	cmd := &cobra.Command{
 		Use:   "show NAME",
 		Short: "show a user, its credentials and its mail in the queue",
@@ -276,14 +278,14 @@ is used of them, 'postern explain' whether a message would be accepted.
 				if err != nil {
 					return err
 				}
-				if err := files.check(shown.Settings); err != nil {
-					return err
+				if err := files.Check(shown.Settings); err != nil {
+					return usageError{err.Error()}
 				}
-				made, err := files.files(shown.Settings)
+				made, err := files.Make(shown.Settings)
 				if err != nil {
 					return err
 				}
-				defer made.drop()
+				defer made.Drop()
 				if asJSON {
 					err = printJSON(a.stdout, shown)
 				} else {
@@ -294,7 +296,7 @@ is used of them, 'postern explain' whether a message would be accepted.
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	files.flags(cmd)
+	profileFlags(cmd, &files)
 	return cmd
 }
 
@@ -319,26 +321,26 @@ func (a *app) lookAtUser(ctx context.Context, users *accounts, name string) (u a
 }
 
 func (a *app) printUser(u auth.User, shown shownUser) error {
-	t := table{head: []string{"USER", printable(u.Name)}}
+	t := table{head: []string{"USER", screen.Printable(u.Name)}}
 	t.add("state", userState(u))
 	t.add("may send as", sendersText(u))
 	if u.NoDefaults {
 		t.add("limits", "free of the default ones")
 	}
-	t.add("since", localTime(u.CreatedAt))
+	t.add("since", screen.LocalTime(u.CreatedAt))
 	var mail []string
 	for _, s := range queueStates {
 		if n := shown.Queue[s]; n > 0 {
 			mail = append(mail, fmt.Sprintf("%s %s", count(n, "recipient"), s))
 		}
 	}
-	t.add("in the queue", orDash(strings.Join(mail, ", ")))
+	t.add("in the queue", screen.OrDash(strings.Join(mail, ", ")))
 	for _, h := range shown.Holds {
 		what := "all its mail"
 		if h.CredentialID != 0 {
 			what = fmt.Sprintf("mail by credential %d", h.CredentialID)
 		}
-		t.add("on hold", fmt.Sprintf("%s, since %s by %s: %s", what, localTime(h.MadeAt), h.MadeBy, orDash(h.Reason)))
+		t.add("on hold", fmt.Sprintf("%s, since %s by %s: %s", what, screen.LocalTime(h.MadeAt), h.MadeBy, screen.OrDash(h.Reason)))
 	}
 	if err := t.print(a.stdout); err != nil {
 		return err
@@ -377,7 +379,7 @@ logged in with it end.`,
 				if err := users.SetPassword(ctx, args[0], password); err != nil {
 					return err
 				}
-				fmt.Fprintf(a.stdout, "changed the password of %s\n", printable(args[0]))
+				fmt.Fprintf(a.stdout, "changed the password of %s\n", screen.Printable(args[0]))
 				return a.showPassword(shown)
 			})
 		},
@@ -437,11 +439,11 @@ func (a *app) disableUser(ctx context.Context, users *accounts, name, reason str
 	case err != nil:
 		return err
 	case before.Enabled:
-		_, err = fmt.Fprintf(a.stdout, "disabled user %s\n%s", printable(u.Name), heldMail(u.Name, held))
+		_, err = fmt.Fprintf(a.stdout, "disabled user %s\n%s", screen.Printable(u.Name), heldMail(u.Name, held))
 	case u.DisabledReason != before.DisabledReason:
-		_, err = fmt.Fprintf(a.stdout, "user %s was disabled already; the reason is changed\n", printable(u.Name))
+		_, err = fmt.Fprintf(a.stdout, "user %s was disabled already; the reason is changed\n", screen.Printable(u.Name))
 	default:
-		_, err = fmt.Fprintf(a.stdout, "user %s was disabled already\n", printable(u.Name))
+		_, err = fmt.Fprintf(a.stdout, "user %s was disabled already\n", screen.Printable(u.Name))
 	}
 	return err
 }
@@ -469,7 +471,7 @@ as well, until 'postern queue release --user' or 'postern queue cancel --user'.`
 				if err != nil {
 					return err
 				}
-				fmt.Fprintf(a.stdout, "enabled user %s\n", printable(u.Name))
+				fmt.Fprintf(a.stdout, "enabled user %s\n", screen.Printable(u.Name))
 				return a.tellHeld(ctx, users, u)
 			})
 		},
@@ -550,7 +552,7 @@ func (a *app) removeUser(ctx context.Context, users *accounts, name string, canc
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(a.stdout, "removed user %s\n", printable(u.Name))
+	fmt.Fprintf(a.stdout, "removed user %s\n", screen.Printable(u.Name))
 	if cancelled > 0 {
 		_, err = fmt.Fprintf(a.stdout, "threw away mail for %s\n", count(cancelled, "recipient"))
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"postern/auth"
+	"postern/cmd/postern/config"
 	"postern/internal/pgtest"
 )
 
@@ -83,7 +84,7 @@ func TestChangesAreAnnounced(t *testing.T) {
 func TestActor(t *testing.T) {
 	t.Parallel()
 	root := os.Geteuid() == 0
-	who := (&app{env: map[string]string{"SUDO_USER": "carol"}}).actor()
+	who := (&app{source: config.Source{Env: map[string]string{"SUDO_USER": "carol"}}}).actor()
 	if (who == "carol") != root {
 		t.Errorf("behind sudo, root %v: %s", root, who)
 	}

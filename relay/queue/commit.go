@@ -280,10 +280,12 @@ func (c *committer) refuse(jobs []*job, err error) {
 	}
 }
 
-// The statements of a group commit, which take what group.arguments adds.
+// The statements of a group commit. Where there are no limits nothing is to be paid for them:
+// the first has its text without them.
 var (
-	sqlEnqueue      = texts.Bind("enqueue", pg.Names(new(group).arguments)...)
-	sqlEnqueueAgain = texts.Bind("enqueue_again", pg.Names(new(group).arguments)...)
+	sqlEnqueue        = texts.Bind("enqueue", pg.Names(new(group).columns)...)
+	sqlEnqueueLimited = texts.Bind("enqueue_limited", pg.Names(new(group).arguments)...)
+	sqlEnqueueAgain   = texts.Bind("enqueue_again", pg.Names(new(group).arguments)...)
 )
 
 func (c *committer) insert(ctx context.Context, conn *pgx.Conn, jobs []*job, again bool) error {
@@ -407,8 +409,14 @@ type group struct {
 	args                         pg.Args
 }
 
-// arguments adds the columns with their names in enqueue.sql.
+// arguments adds the columns and what the messages are charged.
 func (g *group) arguments(a *pg.Args) {
+	g.columns(a)
+	g.charges.arguments(a)
+}
+
+// columns adds the columns with their names in enqueue.sql.
+func (g *group) columns(a *pg.Args) {
 	a.Add("epoch", g.epoch)
 	a.Add("node", g.node)
 	a.Add("lifetime", g.lifetime)
@@ -448,8 +456,6 @@ func (g *group) arguments(a *pg.Args) {
 	a.Add("domain", g.rDomain)
 	a.Add("orcpt_type", g.rType)
 	a.Add("orcpt", g.orcpt)
-
-	g.charges.arguments(a)
 }
 
 func (g *group) reset() {
@@ -562,16 +568,18 @@ func (g *group) statement(q *Queue, jobs []*job, again bool, v *verdict) (sql st
 	g.charges.fill(jobs)
 	g.epoch, g.node, g.lifetime = jobs[0].epoch, q.cfg.Node, q.times.Load().Lifetime
 	g.args.Values = g.args.Values[:0]
+	limited := len(g.charges.rows) > 0
+	results = []any{&v.inserted, nil, &v.held}
+	if !limited && !again {
+		g.columns(&g.args)
+		return sqlEnqueue, g.args.Values, results
+	}
 	g.arguments(&g.args)
-	sql = sqlEnqueue
+	results = append(results, &v.refused, &v.charge, &v.used, &v.retryAt, &v.nearRow, &v.nearUsed)
 	if again {
-		sql = sqlEnqueueAgain
+		return sqlEnqueueAgain, g.args.Values, results
 	}
-	results = []any{&v.inserted, nil, &v.held, nil, nil, nil, nil, nil, nil}
-	if len(g.charges.rows) > 0 {
-		results = append(results[:3], &v.refused, &v.charge, &v.used, &v.retryAt, &v.nearRow, &v.nearUsed)
-	}
-	return sql, g.args.Values, results
+	return sqlEnqueueLimited, g.args.Values, results
 }
 
 // decided notes a verdict and returns how many messages were inserted.

@@ -47,7 +47,7 @@ func TestPlansUseKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := statements(t)
-	for _, name := range []string{"delivered", "undelivered", "await_outcomes", "gate", "claim", "enqueue", "enqueue_again", "told", "sqlChunks"} {
+	for _, name := range []string{"delivered", "undelivered", "await_outcomes", "gate", "claim", "enqueue", "enqueue_limited", "enqueue_again", "told", "sqlChunks"} {
 		description, err := conn.Prepare(ctxOf(t), name, all[name])
 		if err != nil {
 			t.Fatal(err)
@@ -128,14 +128,14 @@ func TestCommitIsDurableByItself(t *testing.T) {
 	checked := 0
 	for name, sql := range statements(t) {
 		switch name {
-		case "enqueue", "enqueue_again", "delivered", "undelivered", "gate", "reap", "told":
+		case "enqueue", "enqueue_limited", "enqueue_again", "delivered", "undelivered", "gate", "reap", "told":
 			checked++
 			if !strings.Contains(sql, durably) {
 				t.Errorf("%s does not see to its own durability", name)
 			}
 		}
 	}
-	if checked != 7 {
+	if checked != 8 {
 		t.Errorf("%d statements were looked at", checked)
 	}
 	if !strings.Contains(sqlClaim, "like '%"+MidText+"'") {

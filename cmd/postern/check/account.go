@@ -1,0 +1,63 @@
+package check
+
+import (
+	"context"
+	"strings"
+
+	"postern/cmd/postern/screen"
+)
+
+var accountKinds = []kind{
+	{"account.ok", OK, "There are users who can log in and send.", ""},
+	{"account.none", Warning, "There is no user, so nobody can send mail.", "add one with 'postern user add'"},
+	{"account.nobody", Warning, "No user can log in: all are disabled, or have no credential that works.",
+		"see 'postern user list'; 'postern user enable', 'user passwd' and 'credential add' mend it"},
+	{"account.no-login", Warning, "An enabled user has no credential that works.",
+		"give one with 'postern user passwd' or 'credential add', or disable the user"},
+	{"account.no-sender", Warning, "An enabled user may send as nobody: the name is no address, and there is no sender pattern.",
+		"allow one with 'postern sender allow'"},
+}
+
+func (c *checkup) lookAtAccounts(ctx context.Context, r *report) {
+	v, err := c.view(ctx)
+	if err != nil {
+		r.skip("accounts", "%v", err)
+		return
+	}
+	var noLogin, noSender []string
+	able := 0
+	for _, u := range v.users {
+		switch {
+		case !u.Enabled:
+			continue
+		case u.Credentials == 0:
+			noLogin = append(noLogin, u.Name)
+		default:
+			able++
+		}
+		if len(u.Senders) == 0 && !strings.Contains(u.Name, "@") {
+			noSender = append(noSender, u.Name)
+		}
+	}
+	switch {
+	case len(v.users) == 0:
+		r.add("account.none", "accounts", "no user")
+	case able == 0 && !v.more:
+		r.add("account.nobody", "accounts", "%d users, and none can log in", len(v.users))
+	default:
+		r.add("account.ok", "accounts", "%d of %d users can log in%s", able, len(v.users), moreThan(v.more))
+	}
+	if able > 0 && len(noLogin) > 0 {
+		r.add("account.no-login", "accounts", "%s", screen.Few(noLogin))
+	}
+	if len(noSender) > 0 {
+		r.add("account.no-sender", "accounts", "%s", screen.Few(noSender))
+	}
+}
+
+func moreThan(more bool) string {
+	if more {
+		return "; others were not looked at"
+	}
+	return ""
+}

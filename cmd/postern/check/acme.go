@@ -1,0 +1,118 @@
+package check
+
+import (
+	"context"
+	"errors"
+	"net"
+	"slices"
+	"strings"
+	"syscall"
+
+	"postern/cmd/postern/config"
+	"postern/cmd/postern/screen"
+	"postern/relay/acme"
+)
+
+var acmeKinds = []kind{
+	{"acme.ok", OK, "The authority has issued the certificate, and it is good.", ""},
+	{"acme.waiting", Warning, "No node has ordered the certificate yet; clients get a self-signed one.", "start the server, and look at its log"},
+	{"acme.failing", Failed, "The authority does not issue the certificate; clients get a self-signed one.",
+		"see to what the authority says; docs/certificates.md has the usual causes"},
+	{"acme.renewal", Warning, "The certificate is good, and its renewal fails.",
+		"see to what the authority says before the certificate ends; docs/certificates.md has the usual causes"},
+	{"acme.expired", Failed, "The certificate has expired.", "see to what the authority says, then 'postern certificate renew NAME'"},
+	{"acme.file", Failed, "A file that [acme] names cannot be used, so the server does not start.",
+		"mend the path, let the server's user read the file, and chmod 600 a key"},
+	{"acme.port", Failed, "The server cannot listen where the authority validates.",
+		"stop what listens there, or set another address in [acme] and have the authority's port forwarded to it"},
+	{"acme.no-address", Failed, "A name has no address, so the authority cannot validate it.",
+		"add A and AAAA records with the address of this server, or use challenge = \"dns-01\""},
+}
+
+// acme looks at what the nodes tell each other of the certificates they order.
+func (c *checkup) acme(ctx context.Context, r *report) {
+	c.acmeFiles(r)
+	c.acmePort(ctx, r)
+	v, err := c.view(ctx)
+	if err != nil {
+		r.skip("acme", "%v", err)
+		return
+	}
+	for _, name := range c.cfg.ACME.Names {
+		i := slices.IndexFunc(v.certificates, func(rec acme.Record) bool { return strings.EqualFold(rec.Name, name) })
+		if i < 0 {
+			r.add("acme.waiting", "acme "+name, "nothing is known of it")
+			continue
+		}
+		c.acmeRecord(r, v.certificates[i])
+	}
+}
+
+func (c *checkup) acmeRecord(r *report, rec acme.Record) {
+	subject := "acme " + rec.Name
+	why := ""
+	if rec.Failures > 0 {
+		why = "; failing since " + screen.LocalTime(rec.FailingSince) + ": " + rec.LastError
+	}
+	switch rec.State(c.now()) {
+	case "waiting":
+		r.add("acme.waiting", subject, "not ordered yet")
+	case "failing":
+		r.add("acme.failing", subject, "no certificate%s", why)
+	case "expired":
+		r.add("acme.expired", subject, "on %s%s", screen.LocalTime(rec.NotAfter), why)
+	case "renewal failing":
+		r.add("acme.renewal", subject, "good until %s%s", screen.LocalTime(rec.NotAfter), why)
+	default:
+		r.add("acme.ok", subject, "by %s, until %s", screen.OrDash(rec.Issuer), screen.LocalTime(rec.NotAfter))
+	}
+}
+
+// acmeFiles reads what the server would read at its start.
+func (c *checkup) acmeFiles(r *report) {
+	a := c.cfg.ACME
+	_, err := config.ReadRoots(a.DirectoryCA)
+	if err != nil {
+		r.add("acme.file", "acme", "directory_ca: %v", err)
+	}
+	if _, err = config.ReadKeyFile(a.EABKeyFile); err != nil {
+		r.add("acme.file", "acme", "eab_key_file: %v", err)
+	}
+	if acme.Challenge(a.Challenge) != acme.DNS01 {
+		return
+	}
+	if _, err = a.RFC2136.Provider(); err != nil {
+		r.add("acme.file", "acme", "%v", err)
+	}
+}
+
+// acmePort: where a server of ours runs, it is this one that has the port.
+func (c *checkup) acmePort(ctx context.Context, r *report) {
+	a := c.cfg.ACME
+	if acme.Challenge(a.Challenge) == acme.DNS01 {
+		return
+	}
+	ln, err := net.Listen("tcp", a.Address())
+	if err == nil {
+		_ = ln.Close()
+		return
+	}
+	if (errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EACCES)) && c.runsHere(ctx) {
+		return
+	}
+	r.add("acme.port", "acme", "%s: %v", a.Address(), config.ListenReason(err))
+}
+
+// acmeNames looks whether the authority can find the names that it connects to.
+func (c *checkup) acmeNames(ctx context.Context, r *report) {
+	a := c.cfg.ACME
+	if acme.Challenge(a.Challenge) == acme.DNS01 {
+		return
+	}
+	r.each(ctx, len(a.Names), func(ctx context.Context, i int, r *report) {
+		addrs, err := c.hostAddresses(ctx, a.Names[i])
+		if err == nil && len(addrs) == 0 {
+			r.add("acme.no-address", "acme "+a.Names[i], "not in DNS")
+		}
+	})
+}

@@ -1,0 +1,48 @@
+package check
+
+import (
+	"context"
+	"errors"
+
+	"postern/admin"
+)
+
+var adminKinds = []kind{
+	{"admin.ready", OK, "The running server says that it is ready.", ""},
+	{"admin.idle", OK, "Nothing answers at the address of [admin]: no server runs.", ""},
+	{"admin.unready", Warning, "The running server says that it is not ready, and what it lacks.",
+		"mend what it names; load balancers send it no clients until then"},
+	{"admin.foreign", Warning, "Something else answers at the address of [admin], so health and metrics are not served.",
+		"stop it, or give [admin] another address"},
+	{"admin.token", Failed, "The token of [admin] cannot be used, so the server does not start.",
+		"write one word of 16 or more characters into token_file, readable for the server's user, which not everybody may change"},
+	{"admin.token-readable", Warning, "Every user of this machine may read the token of [admin].", "chmod 640 the file and give it to the server's group"},
+	{"admin.off", Info, "Health and metrics are served nowhere.", ""},
+}
+
+// lookAtAdmin asks a running server how it is.
+func (c *checkup) lookAtAdmin(ctx context.Context, r *report) {
+	a := c.cfg.Admin
+	if a.Address == "" {
+		r.add("admin.off", "admin", "[admin] address is empty")
+		return
+	}
+	if a.TokenFile != "" {
+		exposed := func(err error) { r.add("admin.token-readable", "admin", "%v", err) }
+		if _, err := admin.ReadToken(a.TokenFile, exposed); err != nil {
+			r.add("admin.token", "admin", "%v", err)
+		}
+	}
+	err := Ready(ctx, a.Address)
+	var unready *unreadyError
+	switch {
+	case err == nil:
+		r.add("admin.ready", "admin", "the server at %s is ready", a.Address)
+	case errors.As(err, &unready) && unready.ours:
+		r.add("admin.unready", "admin", "%v", err)
+	case isRefused(err):
+		r.add("admin.idle", "admin", "nothing answers at %s", a.Address)
+	default:
+		r.add("admin.foreign", "admin", "%v", err)
+	}
+}

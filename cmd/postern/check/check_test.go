@@ -1,0 +1,189 @@
+package check
+
+import (
+	"flag"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "write the list of findings in docs/check.md anew")
+
+const checkPage = "../../../docs/check.md"
+
+// findingsPage is the list of findings as docs/check.md has it.
+func findingsPage() string {
+	var b strings.Builder
+	b.WriteString("| finding | status | what it means | what to do |\n|---|---|---|---|\n")
+	for _, k := range kindList() {
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", k.id, k.status, k.means, k.todo)
+	}
+	return b.String()
+}
+
+func TestCheckPageHasEveryFinding(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile(checkPage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const mark = "A test holds this list equal to the program.\n\n"
+	before, list, ok := strings.Cut(string(text), mark)
+	if !ok {
+		t.Fatalf("%s has no line %q", checkPage, mark)
+	}
+	if *update {
+		if err := os.WriteFile(checkPage, []byte(before+mark+findingsPage()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if list != findingsPage() {
+		t.Errorf("%s differs from the program; go test ./cmd/postern/check -run TestCheckPage -update writes it anew", checkPage)
+	}
+}
+
+// Every kind has a name of its own area, a meaning, and something to do if it is bad.
+func TestCheckKindsAreWhole(t *testing.T) {
+	t.Parallel()
+	seen := map[string]bool{}
+	for _, k := range kindList() {
+		bad := k.status == Warning || k.status == Failed
+		switch {
+		case seen[k.id]:
+			t.Errorf("%s is there twice", k.id)
+		case !strings.HasSuffix(k.means, "."), strings.Contains(k.means+k.todo, "|"), strings.HasSuffix(k.todo, "."):
+			t.Errorf("%s: %q, %q", k.id, k.means, k.todo)
+		case bad && k.todo == "", k.status == OK && k.todo != "":
+			t.Errorf("%s is %s, to do %q", k.id, k.status, k.todo)
+		}
+		seen[k.id] = true
+	}
+}
+
+// What the code reports is in the list, and what is in the list is reported.
+func TestCheckReportsItsKindsOnly(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := map[string]bool{}
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lists := kindLiterals(file)
+		ast.Inspect(file, func(n ast.Node) bool {
+			if lists[n] {
+				return false
+			}
+			if lit, ok := n.(*ast.BasicLit); ok && lit.Kind == token.STRING {
+				text, _ := strconv.Unquote(lit.Value)
+				if _, known := kinds()[text]; known {
+					used[text] = true
+				}
+			}
+			if id := reported(n); id != "" {
+				if _, known := kinds()[id]; !known {
+					t.Errorf("%s reports %s, which is not in the list", name, id)
+				}
+			}
+			return true
+		})
+	}
+	for _, k := range kindList() {
+		if !used[k.id] {
+			t.Errorf("%s is in the list and never reported", k.id)
+		}
+	}
+}
+
+// kindLiterals are the lists of kinds in a file.
+func kindLiterals(file *ast.File) map[ast.Node]bool {
+	found := map[ast.Node]bool{}
+	ast.Inspect(file, func(n ast.Node) bool {
+		lit, ok := n.(*ast.CompositeLit)
+		if !ok {
+			return true
+		}
+		if array, ok := lit.Type.(*ast.ArrayType); ok {
+			if name, ok := array.Elt.(*ast.Ident); ok && name.Name == "kind" {
+				found[lit] = true
+			}
+		}
+		return true
+	})
+	return found
+}
+
+// reported is the literal name in x.add("name", …) or x.tell("name", …).
+func reported(n ast.Node) string {
+	call, ok := n.(*ast.CallExpr)
+	if !ok || len(call.Args) == 0 {
+		return ""
+	}
+	method, ok := call.Fun.(*ast.SelectorExpr)
+	if !ok || method.Sel.Name != "add" && method.Sel.Name != "tell" {
+		return ""
+	}
+	lit, ok := call.Args[0].(*ast.BasicLit)
+	if !ok || lit.Kind != token.STRING {
+		return ""
+	}
+	id, _ := strconv.Unquote(lit.Value)
+	if !strings.Contains(id, ".") {
+		return "" // a table's row
+	}
+	return id
+}
+
+// Each kind of finding is planted by one of the tables, or by the test that is named.
+func TestCheckFindsEveryKind(t *testing.T) {
+	t.Parallel()
+	planted := map[string]string{
+		"config.missing": "TestCheckWithoutAConfiguration", "key.denied": "TestCheckJudgesTheKey", "port.privileged": "TestCheckKnowsPrivilegedPorts",
+		"port.handed": "TestCheckKnowsSocketsOfTheServiceManager", "db.durable": "TestCheckJudgesTheServer", "db.durability": "TestCheckJudgesTheServer", "db.replica-missing": "TestCheckJudgesTheServer",
+		"db.autovacuum": "TestCheckJudgesTheServer", "db.timeouts": "TestCheckJudgesTheServer", "db.slot": "TestCheckJudgesTheServer", "db.clear": "TestCheckJudgesTheWayToTheDatabase", "db.unverified": "TestCheckJudgesTheWayToTheDatabase",
+		"db.replica": "TestCheckJudgesReplicas", "upstream.clear": "TestCheckJudgesUpstreamsInClear",
+		"acme.no-address":  "TestCheckFindsNamesThatCannotBeValidated",
+		"check.unfinished": "TestCheckEndsInTime", "check.skipped": "TestCheckSaysWhatItCannotLookAt",
+	}
+	for _, f := range slices.Concat(configFaults(), certificateFaults(), acmeFaults(), portFaults(), adminFaults(), databaseFaults(), accountFaults(), routeFaults(),
+		upstreamFaults(), dnsFaults(), spfFaults(), mxFaults(), relayFaults(), openSecrets()["config"], openSecrets()["certificate"], openSecrets()["admin"]) {
+		planted[f.id] = "a table"
+	}
+	for _, k := range kindList() {
+		if planted[k.id] == "" {
+			t.Errorf("no test plants %s", k.id)
+		}
+	}
+}
+
+func TestCheckSaysWhatItCannotLookAt(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	p.c.cfg.Database.URL = "postgres://" + closedPort(t) + "/x"
+	found := p.look(t.Context(), "database", "account", "route", "upstream", "spf")
+	wantFinding(t, found, "db.unreachable", "refused")
+	skipped := 0
+	for _, f := range found {
+		if f.ID == "check.skipped" {
+			skipped++
+		}
+	}
+	if skipped != 4 {
+		t.Errorf("%d areas were skipped, want 4:\n%s", skipped, told(found))
+	}
+}

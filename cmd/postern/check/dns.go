@@ -1,0 +1,135 @@
+package check
+
+import (
+	"context"
+	"net/netip"
+	"strings"
+	"time"
+
+	"postern/cmd/postern/screen"
+	"postern/relay/delivery"
+)
+
+var dnsKinds = []kind{
+	{"dns.resolver", Failed, "DNS does not answer, so mail cannot be delivered.",
+		"mend the resolver of this machine (/etc/resolv.conf), or set [delivery] dns_server"},
+	{"dns.hostname", OK, "The hostname has addresses.", ""},
+	{"dns.hostname-none", Failed, "The hostname is not in DNS: servers refuse mail from a host whose EHLO name does not exist.",
+		"add A and AAAA records for it, or set hostname to a name that is there"},
+	{"dns.address-unknown", Info, "It is not known which address mail leaves from: the hostname has only private ones.",
+		"say it with --address; behind a translating router it is the router's"},
+	{"dns.ptr", OK, "The address has a name in DNS that leads back to it.", ""},
+	{"dns.ptr-none", Failed, "The address has no name in DNS (PTR): large providers refuse mail from it.",
+		"have whoever gives out the address (the hosting company, the provider) set its reverse DNS to the hostname"},
+	{"dns.ptr-forward", Failed, "The name of the address (PTR) does not lead back to it: servers take that for forged.",
+		"add an A or AAAA record with the address to that name, or have the PTR set to the hostname"},
+	{"dns.ptr-other", Info, "The name of the address (PTR) is another than the hostname.", ""},
+	{"dns.ptr-unused", Info, "All mail leaves by upstreams, so the name of this server's address (PTR) matters to nobody.", ""},
+}
+
+// questionsTime bounds what is asked of DNS about one thing.
+const questionsTime = 15 * time.Second
+
+// hostAddresses looks a name up; none is no error.
+func (c *checkup) hostAddresses(ctx context.Context, host string) (list []netip.Addr, err error) {
+	ctx, cancel := context.WithTimeout(ctx, questionsTime)
+	defer cancel()
+	list, err = delivery.Addresses(ctx, c.dns, absolute(host))
+	if delivery.IsNotFound(err) {
+		return nil, nil
+	}
+	return list, err
+}
+
+// sendingAddresses are those that mail leaves from, as far as it is known: as the flag
+// says, or the public ones of the hostname.
+func (c *checkup) sendingAddresses(ctx context.Context) ([]netip.Addr, error) {
+	if len(c.opts.Addresses) > 0 {
+		return c.opts.Addresses, nil
+	}
+	hostname, err := c.cfg.ServerName()
+	if err != nil {
+		return nil, err
+	}
+	all, err := c.hostAddresses(ctx, hostname)
+	var public []netip.Addr
+	for _, addr := range all {
+		if addr.IsGlobalUnicast() && !addr.IsPrivate() {
+			public = append(public, addr)
+		}
+	}
+	return public, err
+}
+
+func (c *checkup) lookAtDNS(ctx context.Context, r *report) {
+	hostname, err := c.cfg.ServerName()
+	if err != nil {
+		r.skip("dns", "%v", err)
+		return
+	}
+	addrs, err := c.hostAddresses(ctx, hostname)
+	switch {
+	case err != nil:
+		r.add("dns.resolver", "dns", "asked for %s: %v", hostname, err)
+		return
+	case len(addrs) == 0:
+		r.add("dns.hostname-none", "dns", "%s has no address", hostname)
+	default:
+		r.add("dns.hostname", "dns", "%s is at %s", hostname, screen.Few(addressTexts(addrs)))
+	}
+	c.acmeNames(ctx, r)
+	if v, err := c.view(ctx); err == nil && len(v.rules) > 0 && !v.byMX("") && len(c.opts.Addresses) == 0 {
+		r.add("dns.ptr-unused", "dns", "PTR is not looked at: all mail leaves by upstreams")
+		return
+	}
+	sending, err := c.sendingAddresses(ctx)
+	if err == nil && len(sending) == 0 && len(addrs) > 0 {
+		r.add("dns.address-unknown", "dns", "%s is at %s", hostname, screen.Few(addressTexts(addrs)))
+	}
+	r.each(ctx, len(sending), func(ctx context.Context, i int, r *report) { c.reverse(ctx, r, hostname, sending[i]) })
+}
+
+func addressTexts(addrs []netip.Addr) (texts []string) {
+	for _, a := range addrs {
+		texts = append(texts, a.String())
+	}
+	return texts
+}
+
+// mostPTR is how many names of one address are looked up.
+const mostPTR = 5
+
+// reverse looks at the name of an address as receiving servers do: it counts when it
+// leads back to the address (RFC 8601 section 3 calls that iprev).
+func (c *checkup) reverse(ctx context.Context, r *report, hostname string, addr netip.Addr) {
+	ctx, cancel := context.WithTimeout(ctx, questionsTime)
+	defer cancel()
+	list, err := c.dns.LookupAddr(ctx, addr.String())
+	switch {
+	case delivery.IsNotFound(err), err == nil && len(list) == 0:
+		r.add("dns.ptr-none", "address "+addr.String(), "no PTR record")
+		return
+	case err != nil:
+		r.add("dns.resolver", "address "+addr.String(), "asked for its name: %v", err)
+		return
+	}
+	for _, name := range list[:min(len(list), mostPTR)] {
+		forward, err := c.hostAddresses(ctx, name)
+		if err != nil {
+			r.add("dns.resolver", "address "+addr.String(), "asked for %s: %v", name, err)
+			return
+		}
+		name = strings.TrimSuffix(name, ".")
+		for _, back := range forward {
+			if back != addr {
+				continue
+			}
+			r.add("dns.ptr", "address "+addr.String(), "its name is %s", name)
+			if !strings.EqualFold(name, hostname) {
+				r.add("dns.ptr-other", "address "+addr.String(), "%s, and the hostname is %s", name, hostname)
+			}
+			return
+		}
+	}
+	r.add("dns.ptr-forward", "address "+addr.String(), "its name is %s, which is not at %s", screen.Few(list), addr)
+}

@@ -1,0 +1,119 @@
+package check
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"postern/cmd/postern/screen"
+)
+
+// status is how a finding is meant.
+type status string
+
+const (
+	OK      status = "ok"
+	Info    status = "info"    // worth knowing
+	Skipped status = "skipped" // could not be looked at
+	Warning status = "warning" // works, but not as it should, or not for long
+	Failed  status = "failed"  // does not work, or is not safe
+)
+
+// Finding is one line of what 'postern check' says.
+type Finding struct {
+	ID      string `json:"id"` // of its kind, in docs/check.md
+	Status  status `json:"status"`
+	Subject string `json:"subject"` // what was looked at
+	Text    string `json:"text"`    // what was found
+	Todo    string `json:"todo,omitempty"`
+}
+
+// kind is what findings of one name have in common. The name is stable: monitoring
+// is built on it.
+type kind struct {
+	id     string
+	status status
+	means  string // one sentence, for docs/check.md
+	todo   string // one sentence; "" for what needs nothing
+}
+
+// report collects the findings of one area. It is safe for concurrent use, and takes
+// nothing more once it was closed.
+type report struct {
+	mu       sync.Mutex
+	findings []Finding
+	closed   bool
+}
+
+// add writes down a finding of a kind. The text comes from the network in part, so it
+// is put on one line.
+func (r *report) add(id, subject, format string, args ...any) {
+	k := kinds()[id]
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.closed {
+		r.findings = append(r.findings, Finding{id, k.status, subject, screen.OneLine(fmt.Sprintf(format, args...)), k.todo})
+	}
+}
+
+// close returns what was found so far.
+func (r *report) close() []Finding {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed = true
+	return r.findings
+}
+
+// atOnce is how many conversations of one area are held at once.
+const atOnce = 16
+
+// each looks at n things at once, each with a report of its own, and puts what was
+// found in their order. What is not done at the end of ctx is done no more.
+func (r *report) each(ctx context.Context, n int, look func(ctx context.Context, i int, r *report)) {
+	parts := make([]*report, n)
+	var wg sync.WaitGroup
+	places := make(chan struct{}, atOnce)
+	for i := range n {
+		parts[i] = &report{}
+		wg.Go(func() {
+			places <- struct{}{}
+			defer func() { <-places }()
+			look(ctx, i, parts[i])
+		})
+	}
+	wg.Wait()
+	for _, part := range parts {
+		found := part.close()
+		r.mu.Lock()
+		if !r.closed {
+			r.findings = append(r.findings, found...)
+		}
+		r.mu.Unlock()
+	}
+}
+
+// future is a value that is worked out once, when it is first asked for.
+type future[T any] struct {
+	once  sync.Once
+	done  chan struct{}
+	value T
+	err   error
+}
+
+// get returns what load gave, or why that did not come in time. All callers share the
+// context of the whole check.
+func (f *future[T]) get(ctx context.Context, load func() (T, error)) (value T, err error) {
+	f.once.Do(func() {
+		f.done = make(chan struct{})
+		go func() {
+			f.value, f.err = load()
+			close(f.done)
+		}()
+	})
+	select {
+	case <-f.done:
+		return f.value, f.err
+	case <-ctx.Done():
+		return value, ctx.Err()
+	}
+}

@@ -1,0 +1,116 @@
+package check
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"postern/cmd/postern/screen"
+)
+
+var nodeKinds = []kind{
+	{"node.ok", OK, "The nodes that live on the database.", ""},
+	{"node.taken", Failed, "A node with this one's name lives elsewhere: the one that starts later stops the other.",
+		"set another node (or hostname) in one of the two configurations"},
+	{"node.twice", Warning, "A process took over the name of this node while the one before still lived.",
+		"after a crash this is as it should be; if both run, set another node in one of the two configurations"},
+	{"queue.set-aside", Failed, "Mail is held because its rows in the database are bad: it cannot be sent, and is not lost.",
+		"find out what damaged them; then 'postern queue show ID', and 'queue release ID' or 'queue cancel ID'"},
+}
+
+// setAside asks for mail of which the nodes could make nothing; before the migration there is
+// no place for it.
+func (in *inspection) setAside(ctx context.Context) error {
+	rows, _ := in.conn.Query(ctx, `
+		select message_id::text || ' ' || set_aside, count(*) over ()
+		from recipient where held_at is not null and set_aside is not null order by held_at limit 3`) // ForEachRow has its error
+	var first string
+	var total int
+	var list []string
+	_, err := pgx.ForEachRow(rows, []any{&first, &total}, func() error {
+		list = append(list, first)
+		return nil
+	})
+	switch {
+	case toldElsewhere(err):
+		return nil
+	case len(list) > 0:
+		in.r.add("queue.set-aside", "queue", "%d: %s", total, strings.Join(list, "; "))
+	}
+	return err
+}
+
+// nodes looks for another process with this node's name. Which one is ours is told by
+// the listeners: where nothing of ours answers, a living node of the name is elsewhere.
+func (in *inspection) nodes(ctx context.Context) error {
+	living, err := in.living(ctx)
+	if err != nil {
+		return err
+	}
+	if len(living) > 0 {
+		in.r.add("node.ok", "nodes", "%d alive: %s", len(living), screen.Few(living))
+	}
+	own := in.c.cfg.Node
+	if own == "" {
+		if own, err = in.c.cfg.ServerName(); err != nil {
+			return nil // told elsewhere
+		}
+	}
+	for _, name := range living {
+		if name == own && len(in.c.cfg.Listeners) > 0 && !in.c.runsHere(ctx) {
+			in.r.add("node.taken", "nodes", "%q is alive, and no server of this configuration runs on this machine", own)
+			return nil
+		}
+	}
+	if len(living) == 0 {
+		return nil
+	}
+	var taken *time.Time
+	err = in.conn.QueryRow(ctx, `
+		select max(superseded_at) from node
+		where name = $1 and superseded_at > clock_timestamp() - interval '10 minutes'
+			and superseded_at < expires_at and beat_at > superseded_at - interval '10 seconds'`, own).Scan(&taken)
+	if err == nil && taken != nil {
+		in.r.add("node.twice", "nodes", "%q was taken over at %s", own, screen.LocalTime(*taken))
+	}
+	return err
+}
+
+// living are the names of the nodes whose lease holds. Without a schema there are none.
+func (in *inspection) living(ctx context.Context) ([]string, error) {
+	var exists bool
+	err := in.conn.QueryRow(ctx, `select coalesce(has_table_privilege(to_regclass('node'), 'SELECT'), false)`).Scan(&exists)
+	if err != nil || !exists {
+		return nil, err
+	}
+	rows, err := in.conn.Query(ctx, `
+		select name from node
+		where superseded_at is null and reaped_at is null and expires_at > clock_timestamp() order by name`)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}
+
+// runsHere reports that one of the configured listeners is a Postern of this hostname,
+// or somebody who hears load balancers only and is taken for one.
+func (c *checkup) runsHere(ctx context.Context) bool {
+	hostname, _ := c.cfg.ServerName()
+	for _, l := range c.cfg.Listeners {
+		d := doorOf(l)
+		if d.deaf && d.open(ctx) {
+			return true
+		}
+		t, greeting, err := dialTalk(ctx, d, hostname)
+		if err != nil {
+			continue
+		}
+		t.quit()
+		if strings.EqualFold(greeting.Text, hostname+" ESMTP Postern") {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,67 @@
+package check
+
+import (
+	"context"
+	"slices"
+
+	"postern/auth"
+	"postern/relay/route"
+)
+
+var routeKinds = []kind{
+	{"route.ok", OK, "Mail has a way; 'postern route list' shows it.", ""},
+	{"route.none", Failed, "There is no route, so accepted mail waits.", "add one with 'postern route add'"},
+	{"route.no-default", Warning, "There is no default route, so mail that no rule matches waits.",
+		"add one with 'postern route add --via', unless every sender and recipient has a rule"},
+	{"route.gone", Failed, "A route names an upstream that is not there.", "remove the route, or add the upstream"},
+	{"route.user-gone", Warning, "A route is for a user who is not there.", "remove it with 'postern route remove'"},
+	{"route.unused", Info, "No route names the upstream.", ""},
+	{"route.sealed", Failed, "This node's key does not open the password of an upstream.",
+		"copy the key of the node where the upstream was added, or add the upstream again here"},
+}
+
+func (c *checkup) lookAtRoutes(ctx context.Context, r *report) {
+	v, err := c.view(ctx)
+	if err != nil {
+		r.skip("routes", "%v", err)
+		return
+	}
+	if len(v.rules) == 0 {
+		r.add("route.none", "routes", "none")
+	} else if !slices.ContainsFunc(v.rules, isDefault) {
+		r.add("route.no-default", "routes", "%d rules, none for all mail", len(v.rules))
+	} else {
+		r.add("route.ok", "routes", "%d in all", len(v.rules))
+	}
+	known, used := map[string]bool{}, map[string]bool{}
+	for _, a := range v.accounts {
+		known[a.Name] = true
+	}
+	for _, rule := range v.rules {
+		for _, name := range rule.Upstreams {
+			used[name] = true
+			if !known[name] {
+				r.add("route.gone", "routes", "route %d names %q", rule.ID, name)
+			}
+		}
+		if rule.UserID != 0 && !v.more && !slices.ContainsFunc(v.users, func(u auth.User) bool { return u.ID == rule.UserID }) {
+			r.add("route.user-gone", "routes", "route %d", rule.ID)
+		}
+	}
+	for _, a := range v.accounts {
+		if !used[a.Name] {
+			r.add("route.unused", "routes", "upstream %s", a.Name)
+		}
+	}
+	for _, name := range v.sealed {
+		if v.keyErr != nil {
+			r.add("route.sealed", "upstream "+name, "the password cannot be opened: %v", v.keyErr)
+			continue
+		}
+		r.add("route.sealed", "upstream "+name, "the key %s does not open its password", c.source.SecretKeyPath(c.cfg))
+	}
+}
+
+func isDefault(r route.Rule) bool {
+	return r.UserID == 0 && r.SenderDomain == "" && r.RecipientDomain == ""
+}

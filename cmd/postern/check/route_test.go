@@ -1,0 +1,193 @@
+package check
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/foxcpp/go-mockdns"
+
+	"postern/auth"
+	"postern/internal/smtptest"
+	"postern/relay/delivery"
+	"postern/relay/route"
+	"postern/relay/seal"
+)
+
+// seen changes what the database says.
+func seen(change func(v *mailView)) func(*testing.T, *patient) {
+	return func(_ *testing.T, p *patient) { change(p.view) }
+}
+
+func accountFaults() []fault {
+	return []fault{
+		{"account.ok", "1 of 1 users", nothing},
+		{"account.ok", "others were not looked at", seen(func(v *mailView) { v.more = true })},
+		{"account.none", "no user", seen(func(v *mailView) { v.users = nil })},
+		{"account.nobody", "1 users", seen(func(v *mailView) { v.users[0].Enabled = false })},
+		{"account.nobody", "1 users", seen(func(v *mailView) { v.users[0].Credentials = 0 })},
+		{"account.no-login", "bob@example.com", seen(func(v *mailView) {
+			v.users = append(v.users, auth.User{ID: 2, Name: "bob@example.com", Enabled: true})
+		})},
+		{"account.no-sender", "scanner", withUser("scanner")},
+	}
+}
+
+func TestCheckFindsFaultsOfTheAccounts(t *testing.T) {
+	t.Parallel()
+	find(t, accountFaults(), "account", viewed)
+}
+
+func routeFaults() []fault {
+	return []fault{
+		{"route.ok", "1 in all", nothing},
+		{"route.none", "none", seen(func(v *mailView) { v.rules = nil })},
+		{"route.no-default", "1 rules, none", seen(func(v *mailView) { v.rules[0].SenderDomain = "example.com" })},
+		{"route.gone", `route 1 names "out"`, seen(func(v *mailView) { v.rules[0].Upstreams = []string{"out"} })},
+		{"route.user-gone", "route 2", seen(func(v *mailView) { v.rules = append(v.rules, route.Rule{ID: 2, UserID: 4711}) })},
+		{"route.unused", "upstream out", seen(func(v *mailView) { v.accounts = []route.Account{{Name: "out"}} })},
+		{"route.sealed", "does not open its password", seen(func(v *mailView) { v.sealed = []string{"out"} })},
+	}
+}
+
+func TestCheckFindsFaultsOfTheRoutes(t *testing.T) {
+	t.Parallel()
+	find(t, routeFaults(), "route", viewed)
+}
+
+// smarthost starts a server with an account and sends all mail there.
+func smarthost(change func(*smtptest.Config, *route.Upstream)) func(*testing.T, *patient) {
+	return func(t *testing.T, p *patient) {
+		t.Helper()
+		cfg := smtptest.Config{TLS: p.ca.ServerConfig(t, "127.0.0.1"), AuthOnly: true, Users: map[string]string{"relay": "right"}}
+		up := route.Upstream{Host: "127.0.0.1", TLS: route.TLSRequire, Username: "relay", Password: "right", CA: string(p.ca.PEM())}
+		change(&cfg, &up)
+		server := smtptest.Start(t, cfg)
+		if up.Port == 0 {
+			up.Port = server.Port()
+		}
+		p.upstream(up)
+		t.Cleanup(func() {
+			if n := server.Reached(smtptest.PhaseMail); n > 0 {
+				t.Errorf("the check began %d transactions", n)
+			}
+		})
+	}
+}
+
+func asIs(*smtptest.Config, *route.Upstream) {}
+
+func upstreamFaults() []fault {
+	return []fault{
+		{"upstream.ok", "it takes the account relay", smarthost(asIs)},
+		{"upstream.expiring", "on", smarthost(asIs)}, // it lives for a day
+		{"upstream.lookup", "nowhere.test", smarthost(func(_ *smtptest.Config, up *route.Upstream) { up.Host = "nowhere.test" })},
+		{"upstream.unreachable", "refused", func(t *testing.T, p *patient) {
+			at := netip.MustParseAddrPort(closedPort(t))
+			p.upstream(route.Upstream{Host: "127.0.0.1", Port: int(at.Port()), TLS: route.TLSNone})
+		}},
+		{"upstream.tls", "unknown authority", smarthost(func(cfg *smtptest.Config, up *route.Upstream) { up.CA = "" })},
+		{"upstream.tls", "expired", func(t *testing.T, p *patient) {
+			smarthost(func(cfg *smtptest.Config, _ *route.Upstream) {
+				cfg.TLS = p.ca.LeafBetween(t, time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour), "127.0.0.1").ServerConfig()
+			})(t, p)
+		}},
+		{"upstream.tls", "does not offer STARTTLS", smarthost(func(cfg *smtptest.Config, _ *route.Upstream) { cfg.TLS = nil })},
+		{"upstream.tls", "valid for other.test", func(t *testing.T, p *patient) {
+			p.zones["out.test."] = mockdns.Zone{A: []string{"127.0.0.1"}}
+			smarthost(func(cfg *smtptest.Config, up *route.Upstream) {
+				cfg.TLS, up.Host = p.ca.ServerConfig(t, "other.test"), "out.test"
+			})(t, p)
+		}},
+		{"upstream.account", "535", smarthost(func(_ *smtptest.Config, up *route.Upstream) { up.Password = "wrong" })},
+		{"upstream.account", "neither AUTH PLAIN nor AUTH LOGIN", smarthost(func(cfg *smtptest.Config, _ *route.Upstream) { cfg.Users = nil })},
+		{"upstream.refuses", "554 5.7.1 go away", smarthost(func(cfg *smtptest.Config, _ *route.Upstream) {
+			cfg.Hooks = map[smtptest.Phase]smtptest.Hook{smtptest.PhaseBanner: smtptest.Always(smtptest.Reply("554 5.7.1 go away"))}
+		})},
+		{"upstream.self", "is a listener of this server", func(t *testing.T, p *patient) {
+			p.c.cfg.Listeners[0].Address = "0.0.0.0:2587"
+			p.upstream(route.Upstream{Host: "127.0.0.1", Port: 2587, TLS: route.TLSNone})
+		}},
+	}
+}
+
+func TestCheckFindsFaultsOfTheUpstreams(t *testing.T) {
+	t.Parallel()
+	find(t, upstreamFaults(), "upstream", viewed)
+}
+
+// What is in clear is no fault on this machine, where all tests are.
+func TestCheckJudgesUpstreamsInClear(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	for _, test := range []struct {
+		mode route.TLSMode
+		at   string
+		want bool
+	}{
+		{route.TLSNone, "192.0.2.1:25", true}, {route.TLSOpportunistic, "192.0.2.1:25", true},
+		{route.TLSImplicit, "192.0.2.1:465", false}, {route.TLSNone, "127.0.0.1:25", false},
+	} {
+		r := &report{}
+		p.c.upstream(r, route.Upstream{Name: "out", TLS: test.mode}, delivery.Probe{Addr: netip.MustParseAddrPort(test.at), Expires: time.Now().AddDate(1, 0, 0)})
+		found := r.close()
+		if test.want {
+			wantFinding(t, found, "upstream.clear", string(test.mode))
+		} else {
+			wantNone(t, found, "upstream.clear")
+		}
+	}
+}
+
+// What the check says about accounts, routes and upstreams is what the database holds.
+func TestCheckReadsTheDatabase(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	p.admit(t)
+	sealer, err := p.c.source.Sealer(p.c.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	routes, servers := route.NewStore(p.pool, sealer), map[string]*smtptest.Server{}
+	for _, name := range []string{"c", "a", "b"} {
+		servers[name] = smtptest.Start(t, smtptest.Config{TLS: p.ca.ServerConfig(t, "127.0.0.1"), Implicit: true, Users: map[string]string{"relay": "right"}})
+		up := route.Upstream{Name: name, Host: "127.0.0.1", Port: servers[name].Port(), TLS: route.TLSImplicit, CA: string(p.ca.PEM()),
+			Username: "relay", Password: "right"}
+		if err := routes.AddUpstream(t.Context(), up); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := routes.AddRoute(t.Context(), route.Rule{Upstreams: []string{"a"}}); err != nil {
+		t.Fatal(err)
+	}
+	users := auth.NewStore(p.pool)
+	for _, n := range []auth.NewUser{{Name: "alice@example.com", Password: "a good password"}, {Name: "bob", Senders: []string{"*@example.com"}}} {
+		if _, err := users.AddUser(t.Context(), n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	found := p.look(t.Context(), "account", "route", "upstream", "spf")
+	wantFinding(t, found, "account.ok", "1 of 2 users")
+	wantFinding(t, found, "account.no-login", "bob")
+	wantFinding(t, found, "route.ok", "1 in all")
+	wantFinding(t, found, "route.unused", "upstream b")
+	wantFinding(t, found, "spf.upstream", "v=spf1")
+	var order []string
+	for _, f := range found {
+		if f.ID == "upstream.ok" {
+			order = append(order, f.Subject)
+		}
+	}
+	if want := []string{"upstream a", "upstream b", "upstream c"}; !slices.Equal(order, want) {
+		t.Errorf("%q, want %q", order, want)
+	}
+	for name, s := range servers {
+		if s.Conns() != 1 || s.Reached(smtptest.PhaseQuit) != 1 {
+			t.Errorf("%s: %d connections, %d with QUIT", name, s.Conns(), s.Reached(smtptest.PhaseQuit))
+		}
+	}
+	p.write(t, "secret.key", strings.Repeat("x", seal.KeySize))
+	wantFinding(t, p.again().look(t.Context(), "route"), "route.sealed", "does not open its password")
+}

@@ -1,0 +1,137 @@
+package check
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// area is a part of the check that --only can choose.
+type area struct {
+	name   string
+	online bool // asks others than this machine and its database
+	look   func(c *checkup, ctx context.Context, r *report)
+}
+
+// areas are all parts, in the order in which they are told.
+func areas() []area {
+	return []area{
+		{"config", false, (*checkup).lookAtConfig},
+		{"certificate", false, (*checkup).lookAtCertificates},
+		{"port", false, (*checkup).lookAtPorts},
+		{"admin", false, (*checkup).lookAtAdmin},
+		{"database", false, (*checkup).lookAtDatabase},
+		{"account", false, (*checkup).lookAtAccounts},
+		{"route", false, (*checkup).lookAtRoutes},
+		{"upstream", true, (*checkup).lookAtUpstreams},
+		{"dns", true, (*checkup).lookAtDNS},
+		{"spf", true, (*checkup).lookAtSenderDomains},
+		{"mx", true, (*checkup).lookAtMX},
+		{"relay", false, (*checkup).lookFromOutside},
+	}
+}
+
+func Areas() (names []string) {
+	for _, a := range areas() {
+		names = append(names, a.name)
+	}
+	return names
+}
+
+func AreaNames() string {
+	list := Areas()
+	return strings.Join(list[:len(list)-1], ", ") + " and " + list[len(list)-1]
+}
+
+// checkKinds are findings about the check itself.
+var checkKinds = []kind{
+	{"check.unfinished", Warning, "An area did not come to its end in time; what it found until then is told.",
+		"look at what it waits for, or run the area alone with --only"},
+	{"check.skipped", Skipped, "An area needs something that could not be had; another finding says what.", ""},
+}
+
+// kinds are all kinds of findings by name.
+var kinds = sync.OnceValue(func() map[string]kind {
+	all := map[string]kind{}
+	for _, k := range kindList() {
+		all[k.id] = k
+	}
+	return all
+})
+
+// kindList is in the order of the areas.
+func kindList() []kind {
+	return slices.Concat(configKinds, certificateKinds, acmeKinds, portKinds, adminKinds, databaseKinds, roleKinds, nodeKinds, vacuumKinds, roomKinds,
+		accountKinds, routeKinds,
+		upstreamKinds, dnsKinds, spfKinds, mxKinds, relayKinds, checkKinds)
+}
+
+// grace is what an area gets to say that its time is over.
+const grace = 3 * time.Second
+
+// Run looks at all that was asked for, at once, and returns what was found in the
+// order of the areas. An area that hangs or fails keeps nothing of the others back.
+func (c *checkup) run(ctx context.Context) []Finding {
+	ctx, cancel := context.WithTimeout(ctx, c.limit)
+	defer cancel()
+	c.over = make(chan struct{})
+	chosen := c.chosen()
+	found := make([][]Finding, len(chosen))
+	var wg sync.WaitGroup
+	for i, a := range chosen {
+		wg.Go(func() { found[i] = c.lookAt(ctx, a) })
+	}
+	wg.Wait()
+	close(c.over)
+	c.background.Wait()
+	return slices.Concat(found...)
+}
+
+// chosen are the areas to look at. The mail hosts of a domain are only tried when one
+// is named. A configuration that cannot be used is always told.
+func (c *checkup) chosen() (list []area) {
+	for _, a := range areas() {
+		switch {
+		case a.name == "config" && c.bad != nil:
+			list = append(list, a)
+		case len(c.opts.Only) > 0 && !slices.Contains(c.opts.Only, a.name):
+		case a.online && c.opts.Offline:
+		case a.name == "mx" && len(c.opts.MX) == 0:
+		default:
+			list = append(list, a)
+		}
+	}
+	return list
+}
+
+func (c *checkup) lookAt(ctx context.Context, a area) []Finding {
+	r := &report{}
+	if c.bad != nil && a.name != "config" {
+		r.skip(a.name, "the configuration file cannot be used")
+		return r.close()
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		a.look(c, ctx, r)
+	}()
+	select {
+	case <-done:
+		return r.close()
+	case <-ctx.Done():
+	}
+	select {
+	case <-done:
+	case <-time.After(grace):
+		r.add("check.unfinished", a.name, "not done after %s", c.limit)
+	}
+	return r.close()
+}
+
+// skip says that an area could not be looked at.
+func (r *report) skip(subject, format string, args ...any) {
+	r.add("check.skipped", subject, "not looked at: %s", fmt.Sprintf(format, args...))
+}

@@ -1,0 +1,209 @@
+package check
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+
+	"blitiri.com.ar/go/spf"
+	"golang.org/x/net/publicsuffix"
+
+	"postern/cmd/postern/screen"
+	"postern/relay/delivery"
+)
+
+var spfKinds = []kind{
+	{"spf.ok", OK, "The SPF record of a sender domain allows this server's address.", ""},
+	{"spf.none", Warning, "A sender domain has no SPF record, so its mail is easily taken for spam.",
+		"publish one, for instance: v=spf1 mx ip4:ADDRESS -all, with the address of this server"},
+	{"spf.fail", Failed, "The SPF record of a sender domain does not allow this server's address: its mail is refused or taken for spam.",
+		"add ip4:ADDRESS or ip6:ADDRESS of this server to the record"},
+	{"spf.broken", Failed, "The SPF record of a sender domain is wrong, so that it counts as none or as a refusal.",
+		"mend the record: there may be only one, and it may need ten DNS questions at most (RFC 7208 section 4.6.4)"},
+	{"spf.unknown", Warning, "DNS gave no answer about the SPF record of a sender domain.", "look at the domain's name servers"},
+	{"spf.upstream", Info, "Mail of a sender domain leaves by upstreams, so the SPF record has to allow those: their operator says with which include.", ""},
+	{"spf.no-address", Skipped, "It is not known which address mail leaves from, so that SPF could be looked at.", "say it with --address"},
+	{"spf.more", Info, "There are more sender domains than are looked at.", ""},
+	{"dmarc.ok", OK, "A sender domain has a DMARC record.", ""},
+	{"dmarc.none", Info, "A sender domain has no DMARC record; large providers want one of who sends much.", ""},
+	{"sender.no-mail", Warning, "A sender domain takes no mail: replies and bounces are lost, and many servers refuse mail from such a domain.",
+		"give it an MX record, or take its sender patterns away"},
+}
+
+// mostDomains is how many sender domains are looked at.
+const mostDomains = 20
+
+func (c *checkup) lookAtSenderDomains(ctx context.Context, r *report) {
+	v, err := c.view(ctx)
+	if err != nil {
+		r.skip("sender domains", "%v", err)
+		return
+	}
+	domains := v.senderDomains()
+	if len(domains) > mostDomains {
+		defer r.add("spf.more", "sender domains", "%d of %d were looked at", mostDomains, len(domains))
+		domains = domains[:mostDomains]
+	}
+	if len(domains) == 0 {
+		return
+	}
+	addrs, err := c.sendingAddresses(ctx)
+	if err != nil {
+		r.skip("sender domains", "%v", err)
+		return
+	}
+	if len(addrs) == 0 && v.byMX("") {
+		r.add("spf.no-address", "sender domains", "%s", screen.Few(domains))
+	}
+	r.each(ctx, len(domains), func(ctx context.Context, i int, r *report) {
+		ctx, cancel := context.WithTimeout(ctx, questionsTime)
+		defer cancel()
+		c.senderDomain(ctx, r, v, domains[i], addrs)
+	})
+}
+
+func (c *checkup) senderDomain(ctx context.Context, r *report, v *mailView, domain string, addrs []netip.Addr) {
+	if v.byMX(domain) {
+		for _, addr := range addrs {
+			if c.spf(ctx, r, domain, addr) == spf.None {
+				break // and so for all of them
+			}
+		}
+	} else {
+		r.add("spf.upstream", "domain "+domain, "%s", c.spfRecord(ctx, domain))
+	}
+	c.dmarc(ctx, r, domain)
+	c.takesMail(ctx, r, domain)
+}
+
+// spf judges as a receiving server does, with the resolver of deliveries.
+func (c *checkup) spf(ctx context.Context, r *report, domain string, addr netip.Addr) spf.Result {
+	subject := "domain " + domain
+	hostname, _ := c.cfg.ServerName()
+	result, err := spf.CheckHostWithSender(net.IP(addr.AsSlice()), hostname, "postmaster@"+domain,
+		spf.WithContext(ctx), spf.WithResolver(spfResolver{c.dns}))
+	switch result {
+	case spf.Pass:
+		r.add("spf.ok", subject, "%s may send its mail", addr)
+	case spf.None:
+		r.add("spf.none", subject, "no record (v=spf1)")
+	case spf.Fail, spf.SoftFail, spf.Neutral:
+		r.add("spf.fail", subject, "%s: %s (%v)", addr, result, err)
+	case spf.PermError:
+		r.add("spf.broken", subject, "%v", err)
+	default:
+		r.add("spf.unknown", subject, "%v", err)
+	}
+	return result
+}
+
+// spfResolver asks for whole names only: what an SPF record says is never meant below
+// this machine's search domains.
+type spfResolver struct{ dns resolver }
+
+func absolute(name string) string { return strings.TrimSuffix(name, ".") + "." }
+
+func (s spfResolver) LookupTXT(ctx context.Context, name string) ([]string, error) {
+	list, err := s.dns.LookupTXT(ctx, absolute(name))
+	return list, undecided(err)
+}
+
+func (s spfResolver) LookupMX(ctx context.Context, name string) ([]*net.MX, error) {
+	list, err := s.dns.LookupMX(ctx, absolute(name))
+	return list, undecided(err)
+}
+
+func (s spfResolver) LookupIPAddr(ctx context.Context, host string) ([]net.IPAddr, error) {
+	addrs, err := delivery.Addresses(ctx, s.dns, absolute(host))
+	list := make([]net.IPAddr, len(addrs))
+	for i, a := range addrs {
+		list[i] = net.IPAddr{IP: a.AsSlice(), Zone: a.Zone()}
+	}
+	return list, undecided(err)
+}
+
+func (s spfResolver) LookupAddr(ctx context.Context, addr string) ([]string, error) {
+	list, err := s.dns.LookupAddr(ctx, addr)
+	return list, undecided(err)
+}
+
+// undecided marks an error that says nothing about a name as temporary. The library
+// takes others, such as that of REFUSED, for a defect of the record.
+func undecided(err error) error {
+	if err == nil || delivery.IsNotFound(err) {
+		return err
+	}
+	said := net.DNSError{Err: err.Error(), UnwrapErr: err}
+	if dns, ok := errors.AsType[*net.DNSError](err); ok {
+		said = *dns
+	}
+	said.IsNotFound, said.IsTemporary = false, true
+	return &said
+}
+
+// spfRecord says which record there is.
+func (c *checkup) spfRecord(ctx context.Context, domain string) string {
+	records, err := c.records(ctx, domain, "v=spf1")
+	switch {
+	case err != nil:
+		return err.Error()
+	case len(records) == 0:
+		return "there is no record (v=spf1)"
+	}
+	return strings.Join(records, "; ")
+}
+
+// records are the TXT records of a name that begin with a version.
+func (c *checkup) records(ctx context.Context, name, version string) (list []string, err error) {
+	texts, err := c.dns.LookupTXT(ctx, absolute(name))
+	for _, text := range texts {
+		if len(text) >= len(version) && strings.EqualFold(text[:len(version)], version) {
+			list = append(list, text)
+		}
+	}
+	if delivery.IsNotFound(err) {
+		err = nil
+	}
+	return list, err
+}
+
+// dmarc looks at the domain and, when that has none, at the organization's (RFC 7489
+// section 6.6.3).
+func (c *checkup) dmarc(ctx context.Context, r *report, domain string) {
+	subject := "domain " + domain
+	asked := []string{domain}
+	if org, err := publicsuffix.EffectiveTLDPlusOne(domain); err == nil && org != domain {
+		asked = append(asked, org)
+	}
+	for _, name := range asked {
+		records, err := c.records(ctx, "_dmarc."+name, "v=DMARC1")
+		if err != nil {
+			r.add("spf.unknown", subject, "DMARC: %v", err)
+			return
+		}
+		if len(records) > 0 {
+			r.add("dmarc.ok", subject, "DMARC: %s", records[0])
+			return
+		}
+	}
+	r.add("dmarc.none", subject, "no record at _dmarc.%s", domain)
+}
+
+func (c *checkup) takesMail(ctx context.Context, r *report, domain string) {
+	subject := "domain " + domain
+	mx, err := c.dns.LookupMX(ctx, absolute(domain))
+	var dns *net.DNSError
+	switch {
+	case delivery.IsNullMX(mx):
+		r.add("sender.no-mail", subject, "it has the null MX (RFC 7505)")
+	case len(mx) > 0:
+	case err != nil && !delivery.IsNotFound(err) && errors.As(err, &dns):
+		r.add("spf.unknown", subject, "MX: %v", err)
+	default:
+		if addrs, err := c.hostAddresses(ctx, domain); err == nil && len(addrs) == 0 {
+			r.add("sender.no-mail", subject, "it has neither an MX record nor an address")
+		}
+	}
+}

@@ -1,0 +1,118 @@
+package check
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"postern/cmd/postern/screen"
+	"postern/relay/delivery"
+	"postern/relay/route"
+	"postern/relay/smtp"
+)
+
+var upstreamKinds = []kind{
+	{"upstream.ok", OK, "The upstream answers, TLS is as configured, and it takes the account if there is one. No mail was sent.", ""},
+	{"upstream.lookup", Failed, "The name of the upstream cannot be looked up.", "mend its --host, or the resolver of this machine"},
+	{"upstream.unreachable", Failed, "No connection to the upstream.",
+		"look at its host and port, and whether a firewall here or at the hosting company stops it"},
+	{"upstream.tls", Failed, "TLS with the upstream is not as configured, so no mail goes there.",
+		"add it under another name, with the host that its certificate has, --ca-file for an authority of your own, or the --tls that it offers; then 'postern route add --replace'"},
+	{"upstream.account", Failed, "The upstream does not take the account.",
+		"ask its operator for the account; add the upstream under another name, with the right --username and password, then 'postern route add --replace'"},
+	{"upstream.refuses", Failed, "The upstream refuses to talk to this server, or not in a way that is understood.",
+		"what it says is for its operator to explain; it may not know this address"},
+	{"upstream.self", Failed, "The upstream is this server itself, so mail would go round.", "mend its --host, or remove the route to it"},
+	{"upstream.clear", Warning, "Mail goes to the upstream without verified TLS, so others on the way may read or take it. One on this machine's loopback is not told of.",
+		"add it under another name with --tls require or implicit, then 'postern route add --replace'"},
+	{"upstream.expiring", Warning, "The certificate of the upstream expires in a few days; then mail waits.", "tell its operator"},
+}
+
+// upstreamTime bounds the conversation with one upstream or mail host.
+const upstreamTime = 20 * time.Second
+
+// prober converses as this node's deliveries do, but with less patience.
+func (c *checkup) prober() *delivery.Prober {
+	hostname, _ := c.cfg.ServerName()
+	d := c.cfg.Delivery
+	return delivery.NewProber(delivery.Config{
+		DNS: c.dns, Hello: hostname, Self: c.listenerAddresses(),
+		ConnectTime: upstreamTime / 2, LookupTime: upstreamTime / 2,
+		Timeouts: smtp.Timeouts{Greeting: upstreamTime / 2, Command: upstreamTime / 2, TLS: upstreamTime / 2},
+		MXPort:   d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
+	})
+}
+
+// listenerAddresses are those of the configuration that say an address.
+func (c *checkup) listenerAddresses() (list []netip.AddrPort) {
+	for _, l := range c.cfg.Listeners {
+		host, port, err := net.SplitHostPort(l.Address)
+		if err != nil {
+			continue
+		}
+		if host == "" {
+			host = "0.0.0.0"
+		}
+		if at, err := netip.ParseAddrPort(net.JoinHostPort(host, port)); err == nil && at.Port() != 0 {
+			list = append(list, at)
+		}
+	}
+	return list
+}
+
+func (c *checkup) lookAtUpstreams(ctx context.Context, r *report) {
+	v, err := c.view(ctx)
+	if err != nil {
+		r.skip("upstreams", "%v", err)
+		return
+	}
+	prober := c.prober()
+	r.each(ctx, len(v.upstreams), func(ctx context.Context, i int, r *report) {
+		ctx, cancel := context.WithTimeout(ctx, upstreamTime)
+		defer cancel()
+		up := v.upstreams[i]
+		c.upstream(r, up, prober.Upstream(ctx, &up))
+	})
+}
+
+func (c *checkup) upstream(r *report, up route.Upstream, p delivery.Probe) {
+	subject := "upstream " + up.Name
+	at := net.JoinHostPort(up.Host, strconv.Itoa(up.Port))
+	if p.Err != nil {
+		id := "upstream.refuses"
+		switch p.Stage {
+		case delivery.StageLookup:
+			id = "upstream.lookup"
+		case delivery.StageLoop:
+			id = "upstream.self"
+		case smtp.StageConnect:
+			id = "upstream.unreachable"
+		case smtp.StageTLS:
+			id = "upstream.tls"
+		case smtp.StageAuth:
+			id = "upstream.account"
+		}
+		r.add(id, subject, "%s: %v", at, p.Err)
+		return
+	}
+	account := "without an account"
+	if up.Username != "" {
+		account = "it takes the account " + up.Username
+	}
+	r.add("upstream.ok", subject, "%s (%s) answers, %s, %s", at, p.Addr.Addr(), orClear(p.TLS), account)
+	if !up.Verified() && !p.Addr.Addr().IsLoopback() {
+		r.add("upstream.clear", subject, "--tls %s", up.TLS)
+	}
+	if left := p.Expires.Sub(c.now()); up.Verified() && left < 7*24*time.Hour {
+		r.add("upstream.expiring", subject, "on %s", screen.LocalTime(p.Expires))
+	}
+}
+
+func orClear(tls string) string {
+	if tls == "" {
+		return "in clear"
+	}
+	return tls
+}

@@ -1,0 +1,138 @@
+package check
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postern/auth"
+	"postern/cmd/postern/database"
+	"postern/relay/acme"
+	"postern/relay/route"
+	"postern/relay/seal"
+)
+
+// mailView is what the database says about who may send and where mail goes.
+type mailView struct {
+	users     []auth.User
+	more      bool // there are more users than were read
+	rules     []route.Rule
+	accounts  []route.Account
+	upstreams []route.Upstream // that can be used
+	sealed    []string         // those that cannot
+	keyErr    error
+	// certificates is what nodes have told of those by ACME
+	certificates []acme.Record
+}
+
+// Bounds of what is read.
+const (
+	mostUsers = 20_000
+	usersPage = 1000
+	viewTime  = 20 * time.Second
+)
+
+// view reads what several areas look at, once.
+func (c *checkup) view(ctx context.Context) (*mailView, error) {
+	return c.mail.get(ctx, func() (*mailView, error) {
+		url, err := c.databaseURL(ctx)
+		if err != nil {
+			return nil, err
+		}
+		ctx, cancel := context.WithTimeout(ctx, viewTime)
+		defer cancel()
+		conn, err := c.dialer.Connect(ctx, url)
+		if err != nil {
+			return nil, err
+		}
+		err = database.RequireSchema(ctx, conn)
+		_ = conn.Close(context.WithoutCancel(ctx))
+		if err != nil {
+			return nil, err
+		}
+		pool, err := c.dialer.OpenPool(ctx, url, "check", 1, database.PrepareNothing)
+		if err != nil {
+			return nil, err
+		}
+		defer pool.Close()
+		return c.readView(ctx, pool)
+	})
+}
+
+func (c *checkup) readView(ctx context.Context, pool *pgxpool.Pool) (*mailView, error) {
+	v := &mailView{}
+	var sealer *seal.Sealer
+	sealer, v.keyErr = c.source.PresentSealer(c.cfg)
+	store := route.NewStore(pool, sealer)
+	var err error
+	if v.rules, err = store.ListRoutes(ctx); err != nil {
+		return nil, err
+	}
+	if v.accounts, err = store.ListUpstreams(ctx); err != nil {
+		return nil, err
+	}
+	if v.upstreams, err = store.Upstreams(ctx); err != nil {
+		return nil, err
+	}
+	if v.certificates, err = acme.List(ctx, pool); err != nil {
+		return nil, err
+	}
+	bad, err := store.Unusable(ctx)
+	if err != nil {
+		return nil, err
+	}
+	v.sealed = slices.Sorted(maps.Keys(bad))
+	users := auth.NewStore(pool)
+	for after := ""; len(v.users) < mostUsers; {
+		page, err := users.ListUsers(ctx, after, usersPage)
+		if err != nil {
+			return nil, err
+		}
+		v.users = append(v.users, page...)
+		if len(page) < usersPage {
+			return v, nil
+		}
+		after = page[len(page)-1].Name
+	}
+	v.more = true
+	return v, nil
+}
+
+// byMX says whether mail of a sender domain may go to the recipients' mail hosts; ""
+// asks whether any mail may.
+func (v *mailView) byMX(domain string) bool {
+	return slices.ContainsFunc(v.rules, func(r route.Rule) bool {
+		return r.MX() && (domain == "" || r.SenderDomain == "" || r.SenderDomain == domain)
+	})
+}
+
+// senderDomains are the domains that enabled users may send as, those of most users
+// first. What lies below a domain (*@*.b) cannot be known.
+func (v *mailView) senderDomains() []string {
+	count := map[string]int{}
+	for _, u := range v.users {
+		if !u.Enabled {
+			continue
+		}
+		patterns := u.Senders
+		if len(patterns) == 0 {
+			patterns = []string{u.Name}
+		}
+		seen := map[string]bool{}
+		for _, p := range patterns {
+			_, domain, has := strings.Cut(p, "@")
+			if has && !strings.HasPrefix(domain, "*") && !strings.HasPrefix(domain, "[") && !seen[domain] {
+				seen[domain] = true
+				count[domain]++
+			}
+		}
+	}
+	return slices.SortedFunc(maps.Keys(count), func(a, b string) int {
+		return cmp.Or(count[b]-count[a], strings.Compare(a, b))
+	})
+}

@@ -1,0 +1,448 @@
+package config
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"postern/admin"
+	"postern/internal/owned"
+	"postern/relay/smtp"
+)
+
+// Config is the configuration file: what belongs to one node. Everything that an
+// admin changes while the relay runs lives in the database instead.
+// configs/postern.toml has every key with its default.
+type Config struct {
+	Hostname string `toml:"hostname"`
+	Node     string `toml:"node"`
+
+	// DrainTime is how long a stop may take.
+	DrainTime Duration `toml:"drain_time"`
+
+	// SecretKeyFile holds the key that seals upstream passwords and private keys.
+	SecretKeyFile string `toml:"secret_key_file"`
+
+	Database   Database   `toml:"database"`
+	Listeners  []Listener `toml:"listener"`
+	TLS        TLS        `toml:"tls"`
+	ACME       ACME       `toml:"acme"`
+	Submission Submission `toml:"submission"`
+	Auth       Auth       `toml:"auth"`
+	Queue      Queue      `toml:"queue"`
+	Delivery   Delivery   `toml:"delivery"`
+	Retention  Retention  `toml:"retention"`
+	Log        Log        `toml:"log"`
+	Admin      Admin      `toml:"admin"`
+}
+
+type Database struct {
+	URL            string `toml:"url"`
+	Private        string `toml:"private"`
+	MaxConnections int    `toml:"max_connections"`
+}
+
+type Listener struct {
+	Address         string `toml:"address"`
+	TLS             string `toml:"tls"`
+	NormalizeBareLF bool   `toml:"normalize_bare_lf"`
+	// Tolerate names what clients may do against the grammar: see tolerable.
+	Tolerate []string `toml:"tolerate"`
+	// ProxyProtocol are the networks of the load balancers in front of it.
+	ProxyProtocol []string `toml:"proxy_protocol"`
+}
+
+type TLS struct {
+	Certificate string `toml:"certificate"`
+	Key         string `toml:"key"`
+	SelfSigned  bool   `toml:"self_signed"`
+	// Pairs are further ones, chosen by the name that a client asks for.
+	Pairs []Pair `toml:"pair"`
+}
+
+type Pair struct {
+	Certificate string `toml:"certificate"`
+	Key         string `toml:"key"`
+}
+
+type Submission struct {
+	Connections           int      `toml:"connections"`
+	ConnectionsPerAddress int      `toml:"connections_per_address"`
+	Commands              int      `toml:"commands"`
+	BadCommands           int      `toml:"bad_commands"`
+	AuthFailures          int      `toml:"auth_failures"`
+	Recipients            int      `toml:"recipients"`
+	MessageSize           size     `toml:"message_size"`
+	HeaderSize            size     `toml:"header_size"`
+	SessionTime           Duration `toml:"session_time"`
+	IdleTime              Duration `toml:"idle_time"`
+	MinDataRate           size     `toml:"min_data_rate"`
+	Memory                size     `toml:"memory"`
+	Spool                 size     `toml:"spool"`
+	SpoolDir              string   `toml:"spool_dir"`
+	ShowClientAddress     bool     `toml:"show_client_address"`
+}
+
+// TempDir is where temporary files are.
+func (c *Submission) TempDir() string { return cmp.Or(c.SpoolDir, os.TempDir()) }
+
+type Auth struct {
+	Permits int `toml:"permits"`
+}
+
+type Queue struct {
+	Gate        string   `toml:"gate"`
+	Notify      bool     `toml:"notify"`
+	Lifetime    Duration `toml:"lifetime"`
+	DelayNotice Duration `toml:"delay_notice"`
+	History     Duration `toml:"history"`
+	Reserve     size     `toml:"reserve"`
+}
+
+type Delivery struct {
+	Connections     int      `toml:"connections"`
+	Memory          size     `toml:"memory"`
+	IdleTime        Duration `toml:"idle_time"`
+	MessagesPerConn int      `toml:"messages_per_connection"`
+	MXPort          int      `toml:"mx_port"`
+	AllowPrivateMX  bool     `toml:"allow_private_mx"`
+	DNSServer       string   `toml:"dns_server"`
+}
+
+type Log struct {
+	Format string `toml:"format"`
+	Level  string `toml:"level"`
+}
+
+// Defaults is the configuration of an empty file.
+func Defaults() Config {
+	return Config{
+		DrainTime: Duration(30 * time.Second),
+		Database:  Database{MaxConnections: 8},
+		ACME:      DefaultACME(),
+		Submission: Submission{
+			Connections: 2000, ConnectionsPerAddress: 100,
+			Commands: 10000, BadCommands: 10, AuthFailures: 3,
+			Recipients: 1000, MessageSize: 50 << 20, HeaderSize: 256 << 10,
+			SessionTime: Duration(2 * time.Hour), IdleTime: Duration(5 * time.Minute),
+			MinDataRate: 500, Memory: 128 << 20, Spool: 4 << 30,
+			ShowClientAddress: true,
+		},
+		Auth: Auth{Permits: max(2, runtime.GOMAXPROCS(0))},
+		Queue: Queue{
+			Gate: "local", Notify: true, Reserve: 64 << 20,
+			Lifetime:    Duration(5 * 24 * time.Hour),
+			DelayNotice: Duration(4 * time.Hour),
+			History:     Duration(30 * 24 * time.Hour),
+		},
+		Delivery: Delivery{
+			Connections: 20, Memory: 64 << 20,
+			IdleTime: Duration(8 * time.Second), MessagesPerConn: 1000, MXPort: 25,
+		},
+		Retention: defaultRetention(),
+		Log:       Log{Format: "text", Level: "info"},
+		Admin:     Admin{Address: "127.0.0.1:5878"},
+	}
+}
+
+// Read parses path strictly: a key that is not known is an error. Relative
+// paths in the file are taken from the folder of the file.
+func Read(path string) (Config, error) {
+	cfg := Defaults()
+	text, err := owned.Read(path)
+	if err != nil {
+		return cfg, fmt.Errorf("configuration: %w", err)
+	}
+	dec := toml.NewDecoder(bytes.NewReader(text))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&cfg); err != nil {
+		return cfg, fmt.Errorf("configuration %s: %w", path, explainTOML(err))
+	}
+	if err := bareSpan(text); err != nil {
+		return cfg, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	dir := filepath.Dir(path)
+	paths := []*string{&cfg.TLS.Certificate, &cfg.TLS.Key, &cfg.Database.Private, &cfg.SecretKeyFile, &cfg.Submission.SpoolDir, &cfg.Admin.TokenFile}
+	for i := range cfg.TLS.Pairs {
+		paths = append(paths, &cfg.TLS.Pairs[i].Certificate, &cfg.TLS.Pairs[i].Key)
+	}
+	for _, p := range append(paths, cfg.ACME.paths()...) {
+		if *p != "" && !filepath.IsAbs(*p) {
+			*p = filepath.Join(dir, *p)
+		}
+	}
+	cfg.Admin.Address = admin.AddressFrom(dir, cfg.Admin.Address)
+	if err := cfg.validate(); err != nil {
+		return cfg, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	return cfg, nil
+}
+
+// wanted says what a key of a type is written as, for values of another one.
+var wanted = map[string]string{
+	"[]string": `a list, as ["a", "b"]`, "string": "text in quotes", "bool": "true or false", "int": "a number without quotes",
+}
+
+// bareSpan refuses spans of time that are numbers: the decoder takes them for
+// nanoseconds, and who wrote them meant seconds or days.
+func bareSpan(text []byte) error {
+	var sections map[string]any
+	if err := toml.Unmarshal(text, &sections); err != nil {
+		return err
+	}
+	return bareSpanIn(reflect.TypeFor[Config](), sections, "")
+}
+
+func bareSpanIn(section reflect.Type, values map[string]any, prefix string) error {
+	for f := range section.Fields() {
+		key := f.Tag.Get("toml")
+		switch value := values[key].(type) {
+		case int64:
+			if f.Type == reflect.TypeFor[Duration]() {
+				return fmt.Errorf("%s%s: %d is no duration: write it with a unit, as \"%[3]ds\" or \"%[3]dd\"", prefix, key, value)
+			}
+		case map[string]any:
+			if f.Type.Kind() != reflect.Struct {
+				continue
+			}
+			if err := bareSpanIn(f.Type, value, prefix+key+"."); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// explainTOML turns the parser's errors into one line that says where.
+func explainTOML(err error) error {
+	var strict *toml.StrictMissingError
+	if errors.As(err, &strict) && len(strict.Errors) > 0 {
+		first := strict.Errors[0]
+		row, _ := first.Position()
+		key := strings.Join(first.Key(), ".")
+		return fmt.Errorf("line %d: unknown key %q%s", row, key, configMeant(key))
+	}
+	var decode *toml.DecodeError
+	if errors.As(err, &decode) {
+		row, col := decode.Position()
+		text := strings.TrimPrefix(decode.Error(), "toml: ")
+		if _, typ, mismatch := strings.Cut(text, " of type "); mismatch && wanted[typ] != "" {
+			text = fmt.Sprintf("%s must be %s", strings.Join(decode.Key(), "."), wanted[typ])
+		}
+		return fmt.Errorf("line %d, column %d: %s", row, col, text)
+	}
+	return err
+}
+
+// validate checks what can be checked without touching anything outside the file.
+func (c *Config) validate() error {
+	if c.Hostname != "" && !smtp.ValidDomain(c.Hostname) {
+		return fmt.Errorf("hostname: %q is no domain name", c.Hostname)
+	}
+	if err := c.validateListeners(); err != nil {
+		return err
+	}
+	if time.Duration(c.DrainTime) < minDrainTime {
+		return fmt.Errorf("drain_time must be at least %v", minDrainTime)
+	}
+	if c.Database.URL != "" && c.Database.Private != "" {
+		return errors.New("database: set either url or private, not both")
+	}
+	if err := c.validateTLS(); err != nil {
+		return err
+	}
+	if err := c.Admin.validate(); err != nil {
+		return err
+	}
+	if c.Queue.Gate != "local" && c.Queue.Gate != "strict" {
+		return fmt.Errorf("queue: gate must be \"local\" or \"strict\", not %q", c.Queue.Gate)
+	}
+	if c.Log.Format != "text" && c.Log.Format != "json" {
+		return fmt.Errorf("log: format must be \"text\" or \"json\", not %q", c.Log.Format)
+	}
+	switch c.Log.Level {
+	case "debug", "info", "warn", "error":
+	default:
+		return fmt.Errorf("log: level must be debug, info, warn or error, not %q", c.Log.Level)
+	}
+	if err := c.validateRetention(); err != nil {
+		return err
+	}
+	return c.validateNumbers()
+}
+
+// ErrNoListeners is why a node that accepts mail cannot run with a configuration.
+var ErrNoListeners = errors.New("the configuration has no [[listener]]; 'serve --only delivery' needs none")
+
+// Submits returns what a node lacks that accepts mail, nil for nothing.
+func (c *Config) Submits() error {
+	switch {
+	case len(c.Listeners) == 0:
+		return ErrNoListeners
+	case c.TLS.Certificate == "" && len(c.TLS.Pairs) == 0 && !c.TLS.SelfSigned && !c.ACME.On():
+		return errors.New("the configuration has no certificate: set certificate and key in [tls], names in [acme], or self_signed = true to try things out")
+	}
+	return nil
+}
+
+func (c *Config) validateTLS() error {
+	if (c.TLS.Certificate == "") != (c.TLS.Key == "") {
+		return errors.New("tls: certificate and key go together")
+	}
+	for i, pair := range c.TLS.Pairs {
+		if pair.Certificate == "" || pair.Key == "" {
+			return fmt.Errorf("tls.pair %d: certificate and key go together", i+1)
+		}
+	}
+	if c.TLS.SelfSigned && (c.TLS.Certificate != "" || len(c.TLS.Pairs) > 0) {
+		return errors.New("tls: set either self_signed or certificate and key, not both")
+	}
+	if c.TLS.SelfSigned && c.ACME.On() {
+		return errors.New("tls: set either self_signed or names in [acme], not both")
+	}
+	return c.ACME.validate()
+}
+
+func (c *Config) validateListeners() error {
+	taken := map[string]bool{}
+	for i, l := range c.Listeners {
+		port, err := l.check()
+		if err != nil {
+			return fmt.Errorf("listener %d: %w", i+1, err)
+		}
+		if taken[l.Address] && port != "0" {
+			return fmt.Errorf("listener %d: there is one at %s already", i+1, l.Address)
+		}
+		taken[l.Address] = true
+		if l.TLS != "starttls" && l.TLS != "implicit" {
+			return fmt.Errorf("listener %s: tls must be \"starttls\" or \"implicit\", not %q", l.Address, l.TLS)
+		}
+	}
+	return nil
+}
+
+// tolerable is what a listener can tolerate. "brackets": addresses in MAIL and RCPT
+// without angle brackets.
+var tolerable = []string{"brackets"}
+
+// check returns the port of a listener's address, "" for a socket that is handed over.
+func (l *Listener) check() (port string, err error) {
+	for _, word := range l.Tolerate {
+		if !slices.Contains(tolerable, word) {
+			return "", fmt.Errorf("tolerate: %q is not known; write %q", word, tolerable)
+		}
+	}
+	if _, err := l.Proxies(); err != nil {
+		return "", err
+	}
+	if name, handed := l.Socket(); handed {
+		if name == "" {
+			return "", fmt.Errorf("address %q needs the name of a socket, as in %ssubmission", l.Address, HandedOver)
+		}
+		return "", nil
+	}
+	if _, port, err = net.SplitHostPort(l.Address); err != nil {
+		return "", fmt.Errorf("address %q must be host:port, or %sNAME", l.Address, HandedOver)
+	}
+	return port, nil
+}
+
+// Socket is the name of the sockets that are handed over for this listener, if its
+// address says that they are.
+func (l *Listener) Socket() (name string, handed bool) {
+	return strings.CutPrefix(l.Address, HandedOver)
+}
+
+// Proxies are the networks of ProxyProtocol. One address stands for itself.
+func (l *Listener) Proxies() ([]netip.Prefix, error) {
+	var list []netip.Prefix
+	for _, text := range l.ProxyProtocol {
+		p, err := netip.ParsePrefix(text)
+		if addr, addrErr := netip.ParseAddr(text); addrErr == nil {
+			p, err = netip.PrefixFrom(addr, addr.BitLen()), nil
+		}
+		if p.Addr().Is4In6() && p.Bits() >= 96 {
+			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+		}
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("proxy_protocol: %q is no network, as 10.0.0.0/8 is one", text)
+		case p.Bits() == 0:
+			return nil, fmt.Errorf("proxy_protocol: %q is everybody, and everybody could say to be anybody; name the load balancers", text)
+		}
+		list = append(list, p.Masked())
+	}
+	return list, nil
+}
+
+func (c *Config) validateNumbers() error {
+	for _, n := range []struct {
+		key   string
+		value int64
+	}{
+		{"database.max_connections", int64(c.Database.MaxConnections) - 1},
+		{"submission.connections", int64(c.Submission.Connections)},
+		{"submission.connections_per_address", int64(c.Submission.ConnectionsPerAddress)},
+		{"submission.commands", int64(c.Submission.Commands)},
+		{"submission.bad_commands", int64(c.Submission.BadCommands)},
+		{"submission.auth_failures", int64(c.Submission.AuthFailures)},
+		{"submission.recipients", int64(c.Submission.Recipients)},
+		{"submission.message_size", int64(c.Submission.MessageSize)},
+		{"submission.header_size", int64(c.Submission.HeaderSize)},
+		{"submission.session_time", int64(c.Submission.SessionTime)},
+		{"submission.idle_time", int64(c.Submission.IdleTime)},
+		{"submission.min_data_rate", int64(c.Submission.MinDataRate)},
+		{"delivery.idle_time", int64(c.Delivery.IdleTime)},
+		{"submission.memory", int64(c.Submission.Memory)},
+		{"submission.spool", int64(c.Submission.Spool)},
+		{"auth.permits", int64(c.Auth.Permits)},
+		{"queue.lifetime", int64(c.Queue.Lifetime)},
+		{"queue.delay_notice", int64(c.Queue.DelayNotice)},
+		{"delivery.connections", int64(c.Delivery.Connections)},
+		{"delivery.memory", int64(c.Delivery.Memory)},
+		{"delivery.messages_per_connection", int64(c.Delivery.MessagesPerConn)},
+		{"delivery.mx_port", int64(c.Delivery.MXPort)},
+	} {
+		if n.value <= 0 {
+			if n.key == "database.max_connections" {
+				return errors.New("database.max_connections must be at least 2")
+			}
+			return fmt.Errorf("%s must be more than 0", n.key)
+		}
+	}
+	if c.Delivery.MXPort > 65535 {
+		return fmt.Errorf("delivery.mx_port must be at most 65535, not %d", c.Delivery.MXPort)
+	}
+	return nil
+}
+
+// ServerName is the configured name, or the machine's.
+func (c *Config) ServerName() (string, error) {
+	if c.Hostname != "" {
+		return c.Hostname, nil
+	}
+	name, err := os.Hostname()
+	if err != nil || name == "" {
+		return "", errors.New("hostname: set it in the configuration file, the machine has none")
+	}
+	return name, nil
+}
+
+// HandedOver begins the address of a listener whose sockets the service manager has
+// opened (sd_listen_fds(3)): its FileDescriptorName follows.
+const HandedOver = "systemd:"
+
+// minDrainTime is the shortest time in which a stop can be orderly.
+const minDrainTime = time.Second

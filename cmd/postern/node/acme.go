@@ -1,0 +1,60 @@
+package node
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+
+	"postern/cmd/postern/config"
+	"postern/relay/acme"
+)
+
+// newKeeper makes what gets certificates, and opens the port of its validations.
+func (n *Node) newKeeper(ctx context.Context) (*acme.Keeper, error) {
+	c := n.Config.ACME
+	cfg := acme.Config{
+		Names: c.Names, Email: c.Email, Directory: c.Directory, Challenge: acme.Challenge(c.Challenge),
+		HTTPAddress: c.HTTPAddress, TLSALPNAddress: c.TLSALPNAddress, EABKeyID: c.EABKeyID, Node: n.name, Log: n.Log, Guard: n.guard,
+	}
+	var err error
+	if cfg.Sealer, err = n.Source.Sealer(n.Config); err != nil {
+		return nil, err // which names the key
+	}
+	if cfg.Roots, err = config.ReadRoots(c.DirectoryCA); err != nil {
+		return nil, fmt.Errorf("acme: directory_ca: %w", err)
+	}
+	if cfg.EABKey, err = config.ReadKeyFile(c.EABKeyFile); err != nil {
+		return nil, fmt.Errorf("acme: eab_key_file: %w", err)
+	}
+	cfg.EABKey = strings.TrimRight(cfg.EABKey, "=")
+	if _, err := base64.RawURLEncoding.DecodeString(cfg.EABKey); err != nil {
+		return nil, fmt.Errorf("acme: eab_key_file: %s holds no key in base64url", c.EABKeyFile)
+	}
+	if cfg.Challenge == acme.DNS01 {
+		if cfg.DNS, err = c.RFC2136.Provider(); err != nil {
+			return nil, err
+		}
+	}
+	if cfg.Pool, err = n.pool(ctx, "certificates", 3, nil); err != nil {
+		return nil, err
+	}
+	k, err := acme.NewKeeper(cfg)
+	if err != nil {
+		if op := (*net.OpError)(nil); errors.As(err, &op) {
+			return nil, fmt.Errorf("acme: cannot listen on %s for the authority's validations: %w", c.Address(), config.ListenReason(err))
+		}
+		return nil, err
+	}
+	return k, nil
+}
+
+// closeKeeper ends what gets certificates, if anything does.
+func (n *Node) closeKeeper(ctx context.Context) error {
+	if n.keeper == nil {
+		return nil
+	}
+	return n.keeper.Close(ctx)
+}

@@ -1,0 +1,160 @@
+package node
+
+import (
+	"runtime"
+	"sync/atomic"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"postern/admin"
+	"postern/auth"
+	"postern/relay/delivery"
+	"postern/relay/maillog"
+	"postern/relay/queue"
+	"postern/relay/submission"
+)
+
+// metrics is the registry of the node. docs/metrics.md has every metric.
+type metrics struct {
+	registry *prometheus.Registry
+	queue    queue.Observer
+}
+
+// observe lets the metrics hear of mail and of the queue's work, unless nobody is to
+// see them. It comes before anything is built that tells them.
+func (n *Node) observe() {
+	if n.Config.Admin.Address == "" {
+		return
+	}
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postern_build_info", Help: "1, with the version of Postern and of Go as labels."}, []string{"version", "go"})
+	build.WithLabelValues(n.Version, runtime.Version()).Set(1)
+	r.MustRegister(build)
+	n.metrics = &metrics{registry: r, queue: admin.QueueObserver(r)}
+	n.mail = maillog.New(n.Log).Observed(admin.MailObserver(r))
+}
+
+func (m *metrics) queueObserver() queue.Observer {
+	if m == nil {
+		return queue.Observer{}
+	}
+	return m.queue
+}
+
+func (m *metrics) registerDraining(draining *atomic.Bool) {
+	admin.Register(m.registry, nil, draining.Load, []admin.Reading[bool]{
+		{Name: "postern_draining", Help: "1 while the node is stopping, else 0.", Value: func(is bool) float64 {
+			if is {
+				return 1
+			}
+			return 0
+		}},
+	})
+}
+
+// registerParts adds what the parts of the node count themselves.
+func (n *Node) registerParts() {
+	r := n.metrics.registry
+	admin.Register(r, nil, n.queue.Stats, admin.QueueStats())
+	admin.Register(r, nil, n.guard.Caught, []admin.Reading[int64]{
+		{Name: "postern_panics_total", Help: "Defects of Postern that were met outside of sessions and attempts, and survived.", Counter: true, Value: number[int64]},
+	})
+	if n.server != nil {
+		admin.Register(r, nil, n.server.Stats, submissionReadings)
+		admin.Register(r, prometheus.Labels{"reason": "address"}, func() int64 { return n.server.Stats().RefusedByAddress }, refusedReadings)
+		admin.Register(r, prometheus.Labels{"reason": "server"}, func() int64 { return n.server.Stats().RefusedConnections }, refusedReadings)
+		admin.Register(r, prometheus.Labels{"reason": "proxy"}, func() int64 { return n.server.Stats().RefusedByProxy }, refusedReadings)
+		admin.Register(r, nil, n.verifier.Stats, authReadings)
+		dir := n.Config.Submission.TempDir()
+		admin.Register(r, nil, func() int64 { free, _ := admin.FreeSpace(dir); return free }, []admin.Reading[int64]{
+			{Name: "postern_spool_free_bytes", Help: "Octets that may still be written into the folder for temporary files; 0 when it cannot be asked.", Value: number[int64]},
+		})
+	}
+	if n.engine != nil {
+		admin.Register(r, nil, n.engine.Stats, deliveryReadings)
+		admin.Register(r, prometheus.Labels{"via": "upstream"}, func() delivery.Load { return n.engine.Stats().Upstream }, loadReadings)
+		admin.Register(r, prometheus.Labels{"via": "mx"}, func() delivery.Load { return n.engine.Stats().MX }, loadReadings)
+	}
+	for _, p := range n.pools {
+		admin.Register(r, prometheus.Labels{"pool": p.name}, p.Stat, poolReadings)
+	}
+}
+
+func number[N int | int32 | int64](n N) float64 { return float64(n) }
+
+// of reads one number of a part's stats.
+func of[T any, N int | int32 | int64](value func(T) N) func(T) float64 {
+	return func(t T) float64 { return float64(value(t)) }
+}
+
+var submissionReadings = []admin.Reading[submission.Stats]{
+	{Name: "postern_sessions_open", Help: "Sessions of clients now.", Value: of(func(s submission.Stats) int { return s.Open })},
+	{Name: "postern_sessions_total", Help: "Sessions that were opened.", Counter: true, Value: of(func(s submission.Stats) int64 { return s.Sessions })},
+	{Name: "postern_sessions_revoked_total", Help: "Sessions that were ended because their credential works no more.", Counter: true,
+		Value: of(func(s submission.Stats) int64 { return s.Revoked })},
+	{Name: "postern_sessions_gave_way_total", Help: "Sessions that were ended while others had no room: clients that had not logged in, and messages that crawled.", Counter: true,
+		Value: of(func(s submission.Stats) int64 { return s.Expelled })},
+	{Name: "postern_accept_errors_total", Help: "Connections that could not be taken, for want of file descriptors or memory.", Counter: true,
+		Value: of(func(s submission.Stats) int64 { return s.AcceptErrors })},
+	{Name: "postern_tls_handshake_failures_total", Help: "TLS handshakes with clients that failed.", Counter: true,
+		Value: of(func(s submission.Stats) int64 { return s.HandshakeFailures })},
+	{Name: "postern_protocol_violations_total", Help: "Attempts at injection and smuggling, and octets that came out of turn.", Counter: true,
+		Value: of(func(s submission.Stats) int64 { return s.Violations })},
+	{Name: "postern_session_panics_total", Help: "Sessions that ended by a defect of Postern.", Counter: true,
+		Value: of(func(s submission.Stats) int64 { return s.Panics })},
+	{Name: "postern_spool_memory_bytes", Help: "Octets of message bodies in memory.", Value: of(func(s submission.Stats) int64 { return s.Memory })},
+	{Name: "postern_spool_memory_limit_bytes", Help: "The most that message bodies in memory may take, [submission] memory.", Value: of(func(s submission.Stats) int64 { return s.MemoryLimit })},
+	{Name: "postern_spool_files_bytes", Help: "Octets of message bodies in temporary files.", Value: of(func(s submission.Stats) int64 { return s.TempFiles })},
+	{Name: "postern_spool_files_limit_bytes", Help: "The most that message bodies in temporary files may take, [submission] spool.", Value: of(func(s submission.Stats) int64 { return s.TempFilesLimit })},
+}
+
+var refusedReadings = []admin.Reading[int64]{
+	{Name: "postern_sessions_refused_total", Help: "Connections that were turned away because there were too many, from one address or in all, or at a listener with proxy_protocol without a good header from a load balancer of it.", Counter: true, Value: number[int64]},
+}
+
+var authReadings = []admin.Reading[auth.Stats]{
+	{Name: "postern_hash_permits", Help: "Password hashes that may be computed at once, [auth] permits.", Value: of(func(s auth.Stats) int { return s.Permits })},
+	{Name: "postern_hash_running", Help: "Password hashes that are computed now.", Value: of(func(s auth.Stats) int { return s.Hashing })},
+	{Name: "postern_hash_waiting", Help: "Password hashes that wait for a permit.", Value: of(func(s auth.Stats) int { return s.Waiting })},
+	{Name: "postern_hash_total", Help: "Password hashes computed.", Counter: true, Value: of(func(s auth.Stats) int64 { return s.Hashes })},
+	{Name: "postern_hash_wait_seconds_total", Help: "Seconds that password hashes have waited for permits, all together.", Counter: true,
+		Value: func(s auth.Stats) float64 { return s.Waited.Seconds() }},
+	{Name: "postern_hash_busy_total", Help: "Password hashes that got no permit in time; their logins were answered 454.", Counter: true,
+		Value: of(func(s auth.Stats) int64 { return s.Busy })},
+	{Name: "postern_secrets_compared_total", Help: "Generated secrets that were compared, which take no permit.", Counter: true,
+		Value: of(func(s auth.Stats) int64 { return s.Secrets })},
+	{Name: "postern_auth_cache_hits_total", Help: "Logins that were answered from what was verified before.", Counter: true,
+		Value: of(func(s auth.Stats) int64 { return s.CacheHits })},
+	{Name: "postern_auth_cache_misses_total", Help: "Logins that took a look-up and a hash.", Counter: true,
+		Value: of(func(s auth.Stats) int64 { return s.CacheMisses })},
+	{Name: "postern_auth_cache_entries", Help: "Verified passwords that are remembered.", Value: of(func(s auth.Stats) int { return s.Cached })},
+	{Name: "postern_auth_throttle_entries", Help: "Counts of failed logins that are held, of networks and accounts.", Value: of(func(s auth.Stats) int { return s.Throttled })},
+}
+
+var deliveryReadings = []admin.Reading[delivery.Stats]{
+	{Name: "postern_delivery_messages", Help: "Messages that the delivery holds in memory.", Value: of(func(s delivery.Stats) int { return s.Messages })},
+	{Name: "postern_delivery_memory_bytes", Help: "Octets of the messages that the delivery holds in memory.", Value: of(func(s delivery.Stats) int64 { return s.Memory })},
+	{Name: "postern_delivery_memory_limit_bytes", Help: "The most that the messages in memory for delivery may take, [delivery] memory.", Value: of(func(s delivery.Stats) int64 { return s.MemoryLimit })},
+	{Name: "postern_delivery_panics_total", Help: "Attempts that ended by a defect of Postern.", Counter: true, Value: of(func(s delivery.Stats) int64 { return s.Panics })},
+}
+
+var loadReadings = []admin.Reading[delivery.Load]{
+	{Name: "postern_destinations", Help: "Destinations with work, or remembered for their trouble, by class.", Value: of(func(l delivery.Load) int { return l.Destinations })},
+	{Name: "postern_destinations_suspended", Help: "Destinations that are left alone for now after trouble, by class.", Value: of(func(l delivery.Load) int { return l.Suspended })},
+	{Name: "postern_delivery_waiting", Help: "Messages that wait for a connection to their destination, by class.", Value: of(func(l delivery.Load) int { return l.Waiting })},
+	{Name: "postern_delivery_connections", Help: "Connections to destinations, open or being made, by class.", Value: of(func(l delivery.Load) int { return l.Connections })},
+}
+
+var poolReadings = []admin.Reading[*pgxpool.Stat]{
+	{Name: "postern_database_connections", Help: "Connections of a pool, open or being made.", Value: of((*pgxpool.Stat).TotalConns)},
+	{Name: "postern_database_connections_used", Help: "Connections of a pool that are in use.", Value: of((*pgxpool.Stat).AcquiredConns)},
+	{Name: "postern_database_connections_limit", Help: "The most that a pool may open.", Value: of((*pgxpool.Stat).MaxConns)},
+	{Name: "postern_database_acquires_total", Help: "Times that a connection was taken from a pool.", Counter: true, Value: of((*pgxpool.Stat).AcquireCount)},
+	{Name: "postern_database_waits_total", Help: "Times that a connection had to be waited for because none of the pool was free.", Counter: true, Value: of((*pgxpool.Stat).EmptyAcquireCount)},
+	{Name: "postern_database_wait_seconds_total", Help: "Seconds of waiting for connections of a pool, all together.", Counter: true,
+		Value: func(s *pgxpool.Stat) float64 { return s.EmptyAcquireWaitTime().Seconds() }},
+	{Name: "postern_database_acquires_given_up_total", Help: "Times that whoever waited for a connection of a pool gave up.", Counter: true, Value: of((*pgxpool.Stat).CanceledAcquireCount)},
+}

@@ -1,0 +1,120 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"postern/cmd/postern/config"
+	"postern/cmd/postern/screen"
+	"postern/internal/panics"
+	"postern/relay/delivery"
+	"postern/relay/queue"
+	"postern/relay/submission"
+)
+
+// reloadTime bounds a reload, for the file system may hang.
+const reloadTime = 30 * time.Second
+
+// reload reads the configuration again and applies what can be. When anything is wrong
+// with it, nothing changes. Files are read, nobody is asked over the network.
+func (n *Node) reload(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, reloadTime)
+	defer cancel()
+	n.supervisor.reloading()
+	defer func() { n.supervisor.ready(n.summary()) }()
+	next, err := inTime(ctx, n.reread)
+	if err == nil && n.reloadCertificates != nil {
+		_, err = inTime(ctx, func() (struct{}, error) { return struct{}{}, n.reloadCertificates() })
+	}
+	if err != nil {
+		n.Log.Error("the configuration is not reloaded, the node runs on as before", "error", screen.OneLine(err.Error()))
+		return
+	}
+	running := n.Config
+	running.Listeners = slices.Clone(n.Config.Listeners)
+	applied, restart := config.Adopt(&running, next)
+	if err := n.apply(running); err != nil { // a defect: what can be wrong was checked before
+		n.Log.Error("the configuration is applied in part: restart the node", "error", err)
+		return
+	}
+	n.Log.Info("configuration reloaded", "applied", strings.Join(applied, ", "), "needs_restart", strings.Join(restart, ", "))
+}
+
+// inTime is what do returns, or an error when ctx ends before: a file system that hangs
+// must keep the node neither at its reload nor from its drain.
+func inTime[T any](ctx context.Context, do func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		var r result
+		r.err = (*panics.Guard)(nil).Try("reading files", func() (err error) {
+			r.value, err = do()
+			return err
+		})
+		done <- r
+	}()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-ctx.Done():
+		var none T
+		return none, fmt.Errorf("its files are not read to the end: %w", context.Cause(ctx))
+	}
+}
+
+// reread is the configuration as it is now, wholly checked.
+func (n *Node) reread() (config.Config, error) {
+	next, found, err := n.Source.Load()
+	switch {
+	case err != nil:
+		return next, err
+	case !found:
+		return next, errors.New("the configuration file is gone")
+	case n.server != nil && len(next.Listeners) == 0:
+		return next, config.ErrNoListeners
+	}
+	return next, nil
+}
+
+// apply makes cfg, which differs from the running one in reloadable keys only, the
+// running one.
+func (n *Node) apply(cfg config.Config) error {
+	n.Config = cfg
+	if h, ok := n.Log.Handler().(*logHandler); ok {
+		h.set.take(cfg.Log)
+	}
+	n.queue.SetTimes(queue.Times{
+		Lifetime: time.Duration(cfg.Queue.Lifetime), DelayNotice: time.Duration(cfg.Queue.DelayNotice),
+	})
+	n.retention.SetHistory(time.Duration(cfg.Queue.History))
+	if n.engine != nil {
+		d := cfg.Delivery
+		n.engine.Rebound(delivery.Bounds{
+			Connections: d.Connections, MXConnections: d.Connections, PerConnection: d.MessagesPerConn,
+			IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
+		})
+	}
+	if n.server == nil {
+		return nil
+	}
+	for i, from := range n.listenerFrom {
+		n.setListener(&n.listeners[i], &cfg.Listeners[from])
+	}
+	return n.server.Reconfigure(submission.Config{
+		Listeners: n.listeners, Limits: n.submissionLimits(), HideClient: !cfg.Submission.ShowClientAddress,
+	})
+}
+
+// setListener takes over what a reload can change of a listener.
+func (n *Node) setListener(l *submission.Listener, cfg *config.Listener) {
+	l.NormalizeBareLF = cfg.NormalizeBareLF
+	l.TolerateBrackets = slices.Contains(cfg.Tolerate, "brackets")
+	l.Proxies, _ = cfg.Proxies() // validated with the configuration
+}
