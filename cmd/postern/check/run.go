@@ -34,6 +34,7 @@ func areas() []area {
 	}
 }
 
+// Areas are the names that --only takes.
 func Areas() (names []string) {
 	for _, a := range areas() {
 		names = append(names, a.name)
@@ -41,6 +42,7 @@ func Areas() (names []string) {
 	return names
 }
 
+// AreaNames is Areas in a sentence.
 func AreaNames() string {
 	list := Areas()
 	return strings.Join(list[:len(list)-1], ", ") + " and " + list[len(list)-1]
