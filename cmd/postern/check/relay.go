@@ -17,27 +17,26 @@ import (
 )
 
 var relayKinds = []kind{
-	{"relay.closed", OK, "The listener refuses mail without AUTH, and offers AUTH only under TLS.", ""},
+	{"relay.closed", OK, "", ""},
 	{"relay.down", Skipped, "Nothing answers at the listener's address.", "start the server and check again"},
-	{"relay.unreachable", Failed, "Nothing answers at the address of --connect.",
-		"look whether the server runs, and whether a firewall lets its port through"},
-	{"relay.balanced", Skipped, "The listener hears its load balancers only, so it cannot be looked at from here.",
-		"knock at the load balancer, from outside: postern check --only relay --connect HOST:PORT"},
-	{"relay.talk", Failed, "The listener does not talk as a mail server does.", "look at the server's log, and whether it is the listener's port and tls"},
+	{"relay.unreachable", Failed, "Nothing answers at the address of --connect.", "check that the server runs, and that firewalls let its port through"},
+	{"relay.balanced", Skipped, "The listener serves load balancers only, so it cannot be checked from here.",
+		"ask the load balancer from outside: postern check --only relay --connect HOST:PORT"},
+	{"relay.talk", Failed, "The listener does not speak SMTP.", "look at the server's log, and check the listener's port and tls"},
 	{"relay.open", Failed, "The listener takes mail for others from anybody: it is an open relay.",
-		"stop it now, or close the port; a Postern never does this, so find out what listens there"},
+		"stop it now, and find out what listens there: a Postern never does this"},
 	{"relay.mail", Failed, "The listener accepts MAIL without AUTH, though not the recipient that was tried.",
 		"find out what listens there: a Postern answers 530"},
 	{"relay.auth-clear", Failed, "The listener offers AUTH without TLS, so clients send passwords in clear.",
-		"find out what listens there, or what stands between: a Postern never does this"},
+		"find out what listens there or stands between: a Postern never does this"},
 	{"relay.no-tls", Failed, "The listener does not offer STARTTLS, so nobody can log in.",
-		"look for what takes it away between here and there: a firewall that inspects SMTP, or another program at the port"},
+		"look for a firewall that inspects SMTP, or another program at the port"},
 	{"relay.no-auth", Failed, "The listener offers no AUTH under TLS, so nobody can log in.", "find out what listens there"},
 	{"relay.any-password", Failed, "The listener accepts a password that was made up.", "stop it now; find out what listens there"},
-	{"relay.certificate", Warning, "The listener shows another certificate than the one that is configured.",
-		"look at the server's log for a certificate that it could not use, or for what else listens there"},
+	{"relay.certificate", Warning, "The listener shows another certificate than the configured one.",
+		"look at the server's log for why, or for another program at the port"},
 	{"relay.untrusted", Failed, "Clients cannot verify the certificate that is shown.",
-		"see the findings about the certificate, and whether clients use a name that it has"},
+		"see the findings about the certificate, and use a name that it has"},
 }
 
 // doors are the listeners, or what --connect names in their place.

@@ -50,9 +50,9 @@ func AreaNames() string {
 
 // checkKinds are findings about the check itself.
 var checkKinds = []kind{
-	{"check.unfinished", Warning, "An area did not come to its end in time; what it found until then is told.",
+	{"check.unfinished", Warning, "An area did not finish in time; its findings until then are shown.",
 		"look at what it waits for, or run the area alone with --only"},
-	{"check.skipped", Skipped, "An area needs something that could not be had; another finding says what.", ""},
+	{"check.skipped", Skipped, "An area needs something that another finding says is missing.", ""},
 }
 
 // kinds are all kinds of findings by name.
