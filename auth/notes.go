@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"postern/internal/pg"
+
 	"github.com/jackc/pgx/v5"
 )
 
@@ -144,7 +146,7 @@ func (s *Store) writeUses(ctx context.Context, ids []int64, uses map[int64]Use) 
 	at, addrs, facts := make([]time.Time, len(ids)), make([]*netip.Addr, len(ids)), make([]string, len(ids))
 	for i, id := range ids {
 		u := uses[id]
-		at[i], facts[i] = u.At, storable(u.TLS)
+		at[i], facts[i] = u.At, pg.Storable(u.TLS)
 		if u.Addr.IsValid() {
 			addr := u.Addr.Unmap().WithZone("")
 			addrs[i] = &addr

@@ -23,7 +23,8 @@ const module = "postern/"
 // and never import each other. A package that is not here, or an import that is
 // not here, is a decision to be made in this table.
 var arrows = map[string]string{
-	"auth":              "internal/share internal/panics",
+	"auth":              "auth/audit internal/pg internal/share internal/panics",
+	"auth/audit":        "internal/pg",
 	"policy":            "auth relay/smtp",
 	"relay":             "",
 	"relay/smtp":        "",
@@ -36,8 +37,8 @@ var arrows = map[string]string{
 	"relay/submission":  "relay/smtp relay/message relay/maillog auth policy relay/queue internal/share internal/panics",
 	"relay/seal":        "internal/owned",
 	"relay/certificate": "internal/owned",
-	"relay/acme":        "relay/certificate relay/seal internal/panics",
-	"relay/route":       "relay/smtp relay/seal",
+	"relay/acme":        "relay/certificate relay/seal auth/audit internal/pg internal/panics",
+	"relay/route":       "relay/smtp relay/seal auth/audit internal/pg",
 	"relay/delivery":    "relay/smtp relay/queue relay/maillog relay/route internal/share internal/panics",
 	"relay/bounce":      "relay/smtp relay/queue relay/maillog",
 	"admin":             "relay/smtp relay/queue relay/queue/desk relay/maillog internal/owned",
