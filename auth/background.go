@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"postern/auth/throttle"
 )
 
 // Run does what an Authenticator does beside its answers, until ctx ends: it shares
@@ -17,16 +19,31 @@ func (a *Authenticator) Run(ctx context.Context) {
 	if a.store == nil {
 		return
 	}
-	share := &sharing{store: a.store, throttle: a.throttle, last: a.last, trouble: trouble{what: "sharing of failed logins", log: a.log}}
-	write := &writing{store: a.store, notes: a.notes, last: a.last, trouble: trouble{what: "writing of last logins", log: a.log}}
+	share := func(ctx context.Context) error { return a.throttle.Share(ctx, a.store.db) }
+	tell := func(ctx context.Context) error { return a.throttle.Tell(ctx, a.store.db) }
+	write := &writing{a.store, a.notes}
 	retain := &retention{store: a.store, audit: a.audit, trouble: trouble{what: "deletion of old audit and networks", log: a.log}}
 	var all sync.WaitGroup
 	for what, run := range map[string]func(context.Context){
-		"sharing of failures": share.run, "last logins": write.run, "rehashing": a.rehash, "retention": retain.run,
+		"sharing of failures": func(ctx context.Context) { a.rounds(ctx, "sharing of failed logins", throttle.ShareEvery, share, tell) },
+		"last logins": func(ctx context.Context) {
+			a.rounds(ctx, "writing of last logins", writeEvery, write.round, write.round)
+		},
+		"rehashing": a.rehash,
+		"retention": retain.run,
 	} {
 		all.Go(func() { a.guard.Keep(ctx, "auth: "+what, func() { run(ctx) }) })
 	}
 	all.Wait()
+}
+
+// rounds does round again and again until ctx ends, and then once last, for what is left.
+func (a *Authenticator) rounds(ctx context.Context, what string, interval time.Duration, round, last func(context.Context) error) {
+	trouble := trouble{what: what, log: a.log}
+	every(ctx, interval, func() { trouble.heard(round(ctx)) })
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.last)
+	defer cancel()
+	trouble.heard(last(ctx))
 }
 
 // every calls do again and again until ctx ends.
@@ -41,11 +58,6 @@ func every(ctx context.Context, interval time.Duration, do func()) {
 			do()
 		}
 	}
-}
-
-// atLast is for the last round, when ctx has ended.
-func atLast(ctx context.Context, within time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), within)
 }
 
 // trouble logs that something stopped working, and that it works again, once each.

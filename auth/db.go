@@ -72,13 +72,6 @@ func (s *Store) inTx(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx
 	return nil
 }
 
-// relaxed is pg.Relaxed, bounded as each call is.
-func (s *Store) relaxed(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) error) error {
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
-	return pg.Relaxed(ctx, s.db, func(tx pgx.Tx) error { return fn(ctx, tx) })
-}
-
 // change runs fn for an existing user, whose row is locked and whose version is
 // raised, and records the deed, whose object is the user's name.
 func (s *Store) change(ctx context.Context, name string, d audit.Deed, fn func(ctx context.Context, tx pgx.Tx, id int64) error) error {

@@ -23,8 +23,9 @@ const module = "postern/"
 // and never import each other. A package that is not here, or an import that is
 // not here, is a decision to be made in this table.
 var arrows = map[string]string{
-	"auth":              "auth/audit internal/pg internal/share internal/panics",
+	"auth":              "auth/throttle auth/audit internal/pg internal/share internal/panics",
 	"auth/audit":        "internal/pg",
+	"auth/throttle":     "internal/pg",
 	"policy":            "auth relay/smtp",
 	"relay":             "",
 	"relay/smtp":        "",
