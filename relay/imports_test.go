@@ -38,11 +38,11 @@ var arrows = map[string]string{
 	"relay/submission":  "relay/smtp relay/message relay/maillog auth policy relay/queue internal/share internal/panics internal/await",
 	"relay/seal":        "internal/owned",
 	"relay/certificate": "internal/owned",
-	"relay/acme":        "relay/certificate relay/seal auth/audit internal/pg internal/panics internal/await",
+	"relay/acme":        "relay/certificate relay/seal auth/audit internal/pg internal/panics internal/await internal/crowd",
 	"relay/route":       "relay/smtp relay/seal auth/audit internal/pg",
 	"relay/delivery":    "relay/smtp relay/queue relay/maillog relay/route internal/share internal/panics internal/await",
 	"relay/bounce":      "relay/smtp relay/queue relay/maillog",
-	"admin":             "relay/smtp relay/queue relay/queue/desk relay/maillog internal/owned",
+	"admin":             "relay/smtp relay/queue relay/queue/desk relay/maillog internal/owned internal/crowd",
 	"migrations":        "",
 
 	"cmd/postern":          "*",
@@ -56,6 +56,7 @@ var arrows = map[string]string{
 
 	"internal/pg":           "internal/panics",
 	"internal/await":        "",
+	"internal/crowd":        "",
 	"internal/owned":        "",
 	"internal/share":        "",
 	"internal/panics":       "",
