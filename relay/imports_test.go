@@ -44,6 +44,8 @@ var arrows = map[string]string{
 	"relay/bounce":      "relay/smtp relay/queue relay/maillog",
 	"admin":             "relay/smtp relay/queue relay/queue/desk relay/maillog internal/owned internal/crowd internal/units",
 	"migrations":        "",
+	"configs/debian":    "",
+	"configs/image":     "",
 
 	"cmd/postern":          "*",
 	"cmd/postern/config":   "cmd/postern/screen admin internal/owned internal/units relay/acme relay/seal relay/smtp",
@@ -72,8 +74,6 @@ var arrows = map[string]string{
 	"internal/peers":        "",
 	"internal/rig":          "internal/pgserver internal/pgtest internal/smtptest",
 	"internal/machine":      "",
-	"internal/deb":          "",
-	"internal/image":        "",
 	"internal/tools":        "",
 	"internal/tools/gotest": "",
 	"internal/tools/sbom":   "",
