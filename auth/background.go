@@ -19,31 +19,39 @@ func (a *Authenticator) Run(ctx context.Context) {
 	if a.store == nil {
 		return
 	}
-	share := func(ctx context.Context) error { return a.throttle.Share(ctx, a.store.db) }
-	tell := func(ctx context.Context) error { return a.throttle.Tell(ctx, a.store.db) }
-	write := &writing{a.store, a.notes}
+	share := &rounds{what: "sharing of failed logins", every: throttle.ShareEvery,
+		do:   func(ctx context.Context) error { return a.throttle.Share(ctx, a.store.db) },
+		last: func(ctx context.Context) error { return a.throttle.Tell(ctx, a.store.db) },
+	}
+	w := &writing{a.store, a.notes}
+	write := &rounds{what: "writing of last logins", every: writeEvery, do: w.round, last: w.round}
 	retain := &retention{store: a.store, audit: a.audit, trouble: trouble{what: "deletion of old audit and networks", log: a.log}}
 	var all sync.WaitGroup
 	for what, run := range map[string]func(context.Context){
-		"sharing of failures": func(ctx context.Context) { a.rounds(ctx, "sharing of failed logins", throttle.ShareEvery, share, tell) },
-		"last logins": func(ctx context.Context) {
-			a.rounds(ctx, "writing of last logins", writeEvery, write.round, write.round)
-		},
-		"rehashing": a.rehash,
-		"retention": retain.run,
+		"sharing of failures": func(ctx context.Context) { a.run(ctx, share) },
+		"last logins":         func(ctx context.Context) { a.run(ctx, write) },
+		"rehashing":           a.rehash,
+		"retention":           retain.run,
 	} {
 		all.Go(func() { a.guard.Keep(ctx, "auth: "+what, func() { run(ctx) }) })
 	}
 	all.Wait()
 }
 
-// rounds does round again and again until ctx ends, and then once last, for what is left.
-func (a *Authenticator) rounds(ctx context.Context, what string, interval time.Duration, round, last func(context.Context) error) {
-	trouble := trouble{what: what, log: a.log}
-	every(ctx, interval, func() { trouble.heard(round(ctx)) })
+// rounds is work that is done again and again, and at the end once more for what is left.
+type rounds struct {
+	what     string // for the log
+	every    time.Duration
+	do, last func(context.Context) error
+}
+
+// run does the rounds until ctx ends, and then the last one.
+func (a *Authenticator) run(ctx context.Context, r *rounds) {
+	trouble := trouble{what: r.what, log: a.log}
+	every(ctx, r.every, func() { trouble.heard(r.do(ctx)) })
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.last)
 	defer cancel()
-	trouble.heard(last(ctx))
+	trouble.heard(r.last(ctx))
 }
 
 // every calls do again and again until ctx ends.
