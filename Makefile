@@ -28,7 +28,7 @@ man: build ## write the manual pages into bin/man
 
 .PHONY: deb
 deb: ## build a package for Debian and Ubuntu in bin; GOARCH=arm64 for another machine
-	@VERSION='$(VERSION)' COMMIT='$(COMMIT)' sh internal/deb/build.sh bin
+	@VERSION='$(VERSION)' COMMIT='$(COMMIT)' sh configs/debian/build.sh bin
 
 .PHONY: image
 image: ## build the container image postern, where there is an engine

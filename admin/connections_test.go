@@ -60,23 +60,3 @@ func TestIdleConnectionsGiveWay(t *testing.T) {
 		t.Errorf("the request in work: %s", resp.Status)
 	}
 }
-
-// TestNoRoom: when requests are in work on all connections, a further one is closed.
-func TestNoRoom(t *testing.T) {
-	t.Parallel()
-	c := newConnections(1)
-	mine, theirs := net.Pipe()
-	defer theirs.Close()
-	x := c.enter(mine)
-	c.serve(x, true)
-	if c.enter(theirs) != nil {
-		t.Error("one too many came in")
-	}
-	c.serve(x, false)
-	if c.enter(theirs) == nil {
-		t.Error("one that waits did not give way")
-	}
-	if len(c.open) != 1 {
-		t.Errorf("%d are open", len(c.open))
-	}
-}

@@ -4,12 +4,12 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"strconv"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"postern/internal/units"
 	"postern/relay/queue/desk"
 )
 
@@ -135,14 +135,7 @@ var ageNames = nameAges()
 
 func nameAges() (names []string) {
 	for _, d := range desk.AgeSteps() {
-		switch {
-		case d%(24*time.Hour) == 0:
-			names = append(names, strconv.Itoa(int(d/(24*time.Hour)))+"d")
-		case d%time.Hour == 0:
-			names = append(names, strconv.Itoa(int(d/time.Hour))+"h")
-		default:
-			names = append(names, strconv.Itoa(int(d/time.Minute))+"m")
-		}
+		names = append(names, units.FormatSpan(d))
 	}
 	return append(names, "older")
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"postern/internal/crowd"
 	"postern/relay/maillog"
 )
 
@@ -49,7 +50,6 @@ type Server struct {
 	cfg   Config
 	http  *http.Server
 	ready *readiness
-	conns *connections
 	lines *maillog.Logger // bounds what clients can make it log
 
 	stop    context.CancelFunc // ends the wait for the address
@@ -63,10 +63,10 @@ func New(cfg Config) *Server {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{cfg: cfg, ready: newReadiness(cfg.Checks), conns: newConnections(maxConnections), lines: maillog.New(cfg.Log), stop: func() {}}
+	s := &Server{cfg: cfg, ready: newReadiness(cfg.Checks), lines: maillog.New(cfg.Log), stop: func() {}}
 	s.http = &http.Server{
-		Handler:     s.conns.serving(s.handler()),
-		ConnContext: s.conns.context,
+		Handler:     serving(s.handler()),
+		ConnContext: withConnection,
 		ReadTimeout: readTime, ReadHeaderTimeout: readTime, WriteTimeout: writeTime, IdleTimeout: idleTime,
 		MaxHeaderBytes: maxHeader,
 		ErrorLog:       slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
@@ -160,7 +160,7 @@ func (s *Server) serve(ln net.Listener) {
 	s.addr = ln.Addr().String()
 	s.mu.Unlock()
 	s.running.Go(func() {
-		if err := s.http.Serve(s.conns.bound(ln)); !errors.Is(err, http.ErrServerClosed) {
+		if err := s.http.Serve(crowd.New(ln, maxConnections)); !errors.Is(err, http.ErrServerClosed) {
 			s.cfg.Log.Error("admin: health and metrics are no longer served", "error", err)
 		}
 	})

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/netip"
 	"time"
+
+	"postern/auth/throttle"
 )
 
 // account is what an authentication needs to know of a user and one credential. The
@@ -145,8 +147,8 @@ const selectStanding = `
 	  and k.network = any(array[$2::cidr, $3::cidr]) and k.last_at > now() - interval '30 days'`
 
 // standing reads from where the user of this name has logged in within 30 days.
-func (s *Store) standing(ctx context.Context, name string, from origin) (known standing, err error) {
-	err = s.db.QueryRow(ctx, selectStanding, name, cidrOf(from.narrow), cidrOf(from.wide)).Scan(&known.address, &known.network)
+func (s *Store) standing(ctx context.Context, name string, from throttle.Origin) (known standing, err error) {
+	err = s.db.QueryRow(ctx, selectStanding, name, cidrOf(from.Narrow), cidrOf(from.Wide)).Scan(&known.address, &known.network)
 	return known, err
 }
 

@@ -1,7 +1,8 @@
 // Package auth answers "who are you?": users, credentials and limits in Postgres,
-// password hashing, the SASL exchanges, and the throttling of failures over all nodes.
-// docs/accounts.md is what it promises to an admin. It knows nothing of mail: holds are
-// the queue's, and what a limit means is the policy's.
+// password hashing, the SASL exchanges, and the login, which auth/throttle slows down
+// after failures. auth/audit has what admins did, docs/accounts.md what all this promises
+// to an admin. It knows nothing of mail: holds are the queue's, and what a limit means is
+// the policy's.
 //
 // A wrong name, a wrong password, a disabled user and an expired or revoked credential
 // take one path, the same time and give the same ErrCredentials. Trouble with the

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/singleflight"
 
+	"postern/auth/throttle"
 	"postern/internal/panics"
 )
 
@@ -34,13 +35,15 @@ const (
 	// A password verified so long ago is hashed again.
 	successTTL = time.Minute
 	cacheMax   = 1 << 14 // accounts, and successes, remembered
+	// An attempt that would have to wait longer is refused, see contested.
+	maxWait = 5 * time.Second
 )
 
 // users is where accounts are read; Store is one.
 type users interface {
 	account(ctx context.Context, q question) (account, error)
 	current(ctx context.Context, userID, credentialID int64) (account, error)
-	standing(ctx context.Context, name string, from origin) (standing, error)
+	standing(ctx context.Context, name string, from throttle.Origin) (standing, error)
 }
 
 // Authenticator verifies names and passwords.
@@ -59,7 +62,7 @@ type Authenticator struct {
 	audit    time.Duration // how long it is kept
 	last     time.Duration // what the last round of Run may take
 	gate     *gate
-	throttle *throttle
+	throttle *throttle.Throttle
 	longest  time.Duration // after which a contested attempt is answered: maxWait
 	notes    *notes
 	outdated chan outdatedPassword
@@ -72,11 +75,11 @@ type Authenticator struct {
 	key       []byte                      // of fingerprints; lives as long as the process
 	accounts  *cache[credential, account] // those that succeeded
 	successes *cache[fingerprint, struct{}]
-	homes     *cache[key, stay]     // by origin.pair; as of the last login there
-	addresses *cache[key, struct{}] // that are noted, by origin.own of the address
-	standings *cache[key, standing] // as read, by the same
-	lookups   singleflight.Group    // refreshes, by credential
-	hashes    singleflight.Group    // by fingerprint, and whether it is known
+	homes     *cache[throttle.Key, stay]     // by Origin.Pair; as of the last login there
+	addresses *cache[throttle.Key, struct{}] // that are noted, by Origin.OwnAddress
+	standings *cache[throttle.Key, standing] // as read, by the same
+	lookups   singleflight.Group             // refreshes, by credential
+	hashes    singleflight.Group             // by fingerprint, and whether it is known
 }
 
 // credential is what an account is remembered by.
@@ -89,9 +92,9 @@ type credential struct {
 type attempt struct {
 	credential
 	password string // as it is compared
-	from     origin
-	pair     key // of from
-	address  key // the account's own count there
+	from     throttle.Origin
+	pair     throttle.Key // of from
+	address  throttle.Key // the account's own count there
 	peer     Peer
 	known    bool // to be judged because the account is known there: see contested
 }
@@ -101,13 +104,13 @@ type attempt struct {
 func newAttempt(name, password string, peer Peer) attempt {
 	canonical, err := CanonicalName(name)
 	if err != nil || password == "" || len(password) > maxPassword {
-		return attempt{from: originOf(peer.Addr, ""), peer: peer}
+		return attempt{from: throttle.OriginOf(peer.Addr, ""), peer: peer}
 	}
 	try := attempt{
 		credential: credential{name: canonical}, password: preparePassword(password),
-		from: originOf(peer.Addr, canonical), peer: peer,
+		from: throttle.OriginOf(peer.Addr, canonical), peer: peer,
 	}
-	try.pair, try.address = try.from.pair(), try.from.own(ownAddress)
+	try.pair, try.address = try.from.Pair(), try.from.OwnAddress()
 	try.id, _, _ = parseSecret(try.password)
 	return try
 }
@@ -116,7 +119,7 @@ func (try attempt) nobodys() bool { return try.name == "" }
 
 func (try attempt) secret() bool { return try.id != 0 }
 
-func (try attempt) question() question { return question{try.name, try.id, try.from.wide} }
+func (try attempt) question() question { return question{try.name, try.id, try.from.Wide} }
 
 var _ Verifier = (*Authenticator)(nil)
 
@@ -149,7 +152,7 @@ func newAuthenticator(u users, cost Cost, cfg Config) *Authenticator {
 	a := &Authenticator{
 		users: u, log: cfg.Log, guard: cfg.Guard, timeout: cfg.Timeout, audit: cfg.Audit, last: time.Second,
 		gate:      newGate(cfg.Permits, cfg.Queue, cfg.Patience),
-		throttle:  newThrottle(),
+		throttle:  throttle.New(),
 		longest:   maxWait,
 		notes:     newNotes(),
 		outdated:  make(chan outdatedPassword, rehashQueue),
@@ -158,9 +161,9 @@ func newAuthenticator(u users, cost Cost, cfg Config) *Authenticator {
 		key:       make([]byte, 32),
 		accounts:  newCache[credential, account](cacheMax, successTTL),
 		successes: newCache[fingerprint, struct{}](cacheMax, successTTL),
-		homes:     newCache[key, stay](throttleMax, homeEvery),
-		addresses: newCache[key, struct{}](throttleMax, homeEvery),
-		standings: newCache[key, standing](throttleMax, standingTTL),
+		homes:     newCache[throttle.Key, stay](networksMax, homeEvery),
+		addresses: newCache[throttle.Key, struct{}](networksMax, homeEvery),
+		standings: newCache[throttle.Key, standing](networksMax, standingTTL),
 	}
 	rand.Read(a.key)
 	return a
@@ -210,11 +213,11 @@ func (a *Authenticator) Verify(ctx context.Context, name, password string, peer 
 // immediately, as nearly always, or contested.
 func (a *Authenticator) checked(ctx context.Context, try attempt) (account, error) {
 	began := time.Now()
-	public := a.throttle.join(try.from.keys(), try.from, began)
-	defer func() { a.throttle.leave(public, time.Now()) }()
+	public := a.throttle.Join(try.from.Public(), try.from, began)
+	defer func() { a.throttle.Leave(public, time.Now()) }()
 	waits := public
-	if public.isGranted() {
-		acct, err := a.judged(ctx, try, public.judges)
+	if public.IsGranted() {
+		acct, err := a.judged(ctx, try, public.Judges)
 		if !errors.Is(err, ErrBusy) {
 			return acct, err
 		}
@@ -224,9 +227,9 @@ func (a *Authenticator) checked(ctx context.Context, try attempt) (account, erro
 }
 
 // judged compares the password, once. A failure is counted by what judges it.
-func (a *Authenticator) judged(ctx context.Context, try attempt, judges []key) (account, error) {
+func (a *Authenticator) judged(ctx context.Context, try attempt, judges []throttle.Key) (account, error) {
 	if try.nobodys() { // costs no lookup and no hash, but waits as others do and counts
-		a.throttle.failed(judges, time.Now())
+		a.throttle.Failed(judges, time.Now())
 		return account{}, ErrCredentials
 	}
 	era, asked := a.accounts.eraNow(), time.Now()
@@ -241,7 +244,7 @@ func (a *Authenticator) judged(ctx context.Context, try attempt, judges []key) (
 	}
 	now := time.Now()
 	if !matched || !acct.admits(try.peer.Addr, now) {
-		a.throttle.failed(judges, now)
+		a.throttle.Failed(judges, now)
 		return account{}, ErrCredentials
 	}
 	if !a.accounts.putOf(era, try.credential, acct, asked) {
@@ -250,7 +253,7 @@ func (a *Authenticator) judged(ctx context.Context, try attempt, judges []key) (
 		}
 	}
 	a.successes.put(print, struct{}{}, now)
-	a.throttle.succeeded(try.from, now)
+	a.throttle.Succeeded(try.from, now)
 	a.renew(acct, try)
 	return acct, nil
 }
@@ -330,7 +333,7 @@ func (a *Authenticator) compare(ctx context.Context, acct account, try attempt, 
 	// An account that is known does not share the wait of strangers.
 	result := a.hashes.DoChan(fmt.Sprintf("%x %t", print, try.known), func() (any, error) {
 		matched := false
-		err := a.gate.do(asker{try.from.narrow, try.known}, func() { matched = h.matches(try.password) })
+		err := a.gate.do(asker{try.from.Narrow, try.known}, func() { matched = h.matches(try.password) })
 		return matched, err
 	})
 	select {

@@ -16,6 +16,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"postern/auth/throttle"
+
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -40,7 +42,7 @@ func (f fakeUsers) current(_ context.Context, user, credential int64) (account, 
 	return account{}, nil
 }
 
-func (f fakeUsers) standing(context.Context, string, origin) (standing, error) {
+func (f fakeUsers) standing(context.Context, string, throttle.Origin) (standing, error) {
 	return standing{}, nil
 }
 
@@ -51,7 +53,7 @@ func (f usersFunc) account(ctx context.Context, q question) (account, error) { r
 
 func (f usersFunc) current(context.Context, int64, int64) (account, error) { return account{}, nil }
 
-func (f usersFunc) standing(ctx context.Context, name string, _ origin) (standing, error) {
+func (f usersFunc) standing(ctx context.Context, name string, _ throttle.Origin) (standing, error) {
 	_, err := f(ctx, question{name: name})
 	return standing{}, err
 }

@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"postern/auth/throttle"
 )
 
 // Run does what an Authenticator does beside its answers, until ctx ends: it shares
@@ -17,16 +19,39 @@ func (a *Authenticator) Run(ctx context.Context) {
 	if a.store == nil {
 		return
 	}
-	share := &sharing{store: a.store, throttle: a.throttle, last: a.last, trouble: trouble{what: "sharing of failed logins", log: a.log}}
-	write := &writing{store: a.store, notes: a.notes, last: a.last, trouble: trouble{what: "writing of last logins", log: a.log}}
+	share := &rounds{what: "sharing of failed logins", every: throttle.ShareEvery,
+		do:   func(ctx context.Context) error { return a.throttle.Share(ctx, a.store.db) },
+		last: func(ctx context.Context) error { return a.throttle.Tell(ctx, a.store.db) },
+	}
+	w := &writing{a.store, a.notes}
+	write := &rounds{what: "writing of last logins", every: writeEvery, do: w.round, last: w.round}
 	retain := &retention{store: a.store, audit: a.audit, trouble: trouble{what: "deletion of old audit and networks", log: a.log}}
 	var all sync.WaitGroup
 	for what, run := range map[string]func(context.Context){
-		"sharing of failures": share.run, "last logins": write.run, "rehashing": a.rehash, "retention": retain.run,
+		"sharing of failures": func(ctx context.Context) { a.run(ctx, share) },
+		"last logins":         func(ctx context.Context) { a.run(ctx, write) },
+		"rehashing":           a.rehash,
+		"retention":           retain.run,
 	} {
 		all.Go(func() { a.guard.Keep(ctx, "auth: "+what, func() { run(ctx) }) })
 	}
 	all.Wait()
+}
+
+// rounds is work that is done again and again, and at the end once more for what is left.
+type rounds struct {
+	what     string // for the log
+	every    time.Duration
+	do, last func(context.Context) error
+}
+
+// run does the rounds until ctx ends, and then the last one.
+func (a *Authenticator) run(ctx context.Context, r *rounds) {
+	trouble := trouble{what: r.what, log: a.log}
+	every(ctx, r.every, func() { trouble.heard(r.do(ctx)) })
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.last)
+	defer cancel()
+	trouble.heard(r.last(ctx))
 }
 
 // every calls do again and again until ctx ends.
@@ -41,11 +66,6 @@ func every(ctx context.Context, interval time.Duration, do func()) {
 			do()
 		}
 	}
-}
-
-// atLast is for the last round, when ctx has ended.
-func atLast(ctx context.Context, within time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), within)
 }
 
 // trouble logs that something stopped working, and that it works again, once each.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"postern/auth/throttle"
 )
 
 // contested is the way of an attempt that cannot be judged immediately: a public count
@@ -16,7 +18,7 @@ import (
 // when that has its turn, and every failure is answered at until, whenever it was found.
 // Beside that, unseen, goes the account's own way, which ends all of it when the
 // password is right.
-func (a *Authenticator) contested(ctx context.Context, try attempt, public *place, until time.Time) (account, error) {
+func (a *Authenticator) contested(ctx context.Context, try attempt, public *throttle.Place, until time.Time) (account, error) {
 	beside, cancel := context.WithCancel(ctx)
 	defer cancel()
 	right := make(chan account, 1)
@@ -34,8 +36,8 @@ func (a *Authenticator) contested(ctx context.Context, try attempt, public *plac
 		select {
 		case acct := <-right:
 			return acct, nil
-		case <-public.granted():
-			acct, err := a.judged(ctx, try, public.judges)
+		case <-public.Granted():
+			acct, err := a.judged(ctx, try, public.Judges)
 			if public = nil; errors.Is(err, ErrBusy) {
 				continue
 			}
@@ -61,11 +63,11 @@ func (a *Authenticator) contested(ctx context.Context, try attempt, public *plac
 // tell.
 func (a *Authenticator) ownWay(ctx context.Context, try attempt) (acct account, right bool) {
 	own := a.ownPlace(ctx, try)
-	defer func() { a.throttle.leave(own, time.Now()) }()
+	defer func() { a.throttle.Leave(own, time.Now()) }()
 	select {
-	case <-own.granted():
+	case <-own.Granted():
 		try.known = true
-		acct, err := a.judged(ctx, try, own.judges)
+		acct, err := a.judged(ctx, try, own.Judges)
 		return acct, err == nil
 	case <-ctx.Done():
 		return account{}, false
@@ -74,18 +76,18 @@ func (a *Authenticator) ownWay(ctx context.Context, try attempt) (acct account, 
 
 // ownPlace is a place behind none but attempts as the same account from the same address,
 // or network; nil, which has no turn, when the account is not known there.
-func (a *Authenticator) ownPlace(ctx context.Context, try attempt) *place {
+func (a *Authenticator) ownPlace(ctx context.Context, try attempt) *throttle.Place {
 	if try.secret() {
-		return open()
+		return throttle.Open()
 	}
 	known, err := a.knownFrom(ctx, try)
 	switch {
 	case err != nil:
 		return nil
 	case known.address:
-		return a.throttle.join([]key{try.address}, try.from, time.Now())
+		return a.throttle.Join([]throttle.Key{try.address}, try.from, time.Now())
 	case known.network:
-		return a.throttle.join([]key{try.from.own(ownNetwork)}, try.from, time.Now())
+		return a.throttle.Join([]throttle.Key{try.from.OwnNetwork()}, try.from, time.Now())
 	}
 	return nil
 }

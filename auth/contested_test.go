@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"postern/auth/throttle"
 )
 
 // at24 is an address in the /24 of home.
@@ -303,7 +305,7 @@ func TestM2OnePathInEveryState(t *testing.T) {
 // failAt counts failures.
 func failAt(a *Authenticator, n int, name string, from netip.Addr) {
 	for range n {
-		a.throttle.fails(originOf(from, name), time.Now())
+		fails(a.throttle, throttle.OriginOf(from, name), time.Now())
 	}
 }
 

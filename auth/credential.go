@@ -7,6 +7,9 @@ import (
 	"net/netip"
 	"time"
 
+	"postern/auth/audit"
+	"postern/internal/pg"
+
 	"github.com/jackc/pgx/v5"
 )
 
@@ -53,7 +56,7 @@ const maxLabel = 200
 
 // check returns the credential as it is stored.
 func (n NewCredential) check(now time.Time) (NewCredential, error) {
-	n.Label = storable(n.Label)
+	n.Label = pg.Storable(n.Label)
 	switch {
 	case len(n.Label) > maxLabel:
 		return n, fmt.Errorf("%w: the label is longer than %d octets", ErrNewCredential, maxLabel)
@@ -83,7 +86,7 @@ func (s *Store) AddCredential(ctx context.Context, user string, n NewCredential)
 	random := GeneratePassword()
 	detail := map[string]any{"label": n.Label}
 	var id int64
-	err = s.change(ctx, user, deed{action: "credential add", detail: detail}, func(ctx context.Context, tx pgx.Tx, userID int64) error {
+	err = s.change(ctx, user, audit.Deed{Action: "credential add", Detail: detail}, func(ctx context.Context, tx pgx.Tx, userID int64) error {
 		err := tx.QueryRow(ctx, `
 			insert into credential (user_id, kind, hash, label, expires_at, allowed_networks)
 			values ($1, 'secret', $2, $3, $4, $5) returning id`,
@@ -133,7 +136,7 @@ func (s *Store) RevokeCredential(ctx context.Context, id int64) (Credential, err
 	if err != nil || !c.RevokedAt.IsZero() {
 		return c, err
 	}
-	d := deed{action: "credential revoke", detail: map[string]any{"credential": id, "label": c.Label}}
+	d := audit.Deed{Action: "credential revoke", Detail: map[string]any{"credential": id, "label": c.Label}}
 	err = s.change(ctx, c.User, d, func(ctx context.Context, tx pgx.Tx, _ int64) error {
 		_, err := tx.Exec(ctx, `
 			update credential set revoked_at = now(), updated_at = now()

@@ -7,22 +7,10 @@ import (
 	"strconv"
 	"time"
 
+	"postern/auth/audit"
+	"postern/internal/pg"
+
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
-)
-
-// DB is a pool, or a transaction that the caller ends.
-type DB interface {
-	Begin(ctx context.Context) (pgx.Tx, error)
-	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
-}
-
-var (
-	_ DB = (*pgxpool.Pool)(nil)
-	_ DB = pgx.Tx(nil)
 )
 
 // Channel is where Store notifies that a user changed; the payload is the user's
@@ -37,20 +25,20 @@ const storeTimeout = 10 * time.Second
 // is then announced on Channel. On a transaction of the caller it is a part of that,
 // undone alone when it fails, and the caller announces it after the commit.
 type Store struct {
-	db    DB
+	db    pg.DB
 	cost  Cost
 	actor string
 }
 
 // NewStore returns a Store on a pool or a transaction. What it does is put down to
 // "postern" until As says who acts.
-func NewStore(db DB) *Store { return &Store{db: db, cost: defaultCost, actor: "postern"} }
+func NewStore(db pg.DB) *Store { return &Store{db: db, cost: defaultCost, actor: "postern"} }
 
 // As returns a Store whose changes the audit puts down to actor, the operating
 // system's user.
 func (s *Store) As(actor string) *Store {
 	as := *s
-	as.actor = storable(actor)
+	as.actor = pg.Storable(actor)
 	return &as
 }
 
@@ -84,48 +72,14 @@ func (s *Store) inTx(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx
 	return nil
 }
 
-// relaxed runs fn in a transaction whose commit waits for no disk: for what may be
-// lost with the server, which is never a decision of an admin.
-func (s *Store) relaxed(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) error) error {
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
-	return pgx.BeginFunc(ctx, s.db, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `set local synchronous_commit = off`); err != nil {
-			return err
-		}
-		return fn(ctx, tx)
-	})
-}
-
-// deed is a change as the audit tells it. detail never holds a secret.
-type deed struct {
-	action string
-	object string // the user's canonical name, or "defaults"
-	detail map[string]any
-}
-
-// record writes a deed down, in the transaction of the change.
-func (s *Store) record(ctx context.Context, tx pgx.Tx, d deed) error {
-	if d.detail == nil {
-		d.detail = map[string]any{}
-	}
-	_, err := tx.Exec(ctx, `
-		insert into audit (actor, action, object, detail) values ($1, $2, $3, $4)`,
-		s.actor, d.action, d.object, d.detail)
-	if err != nil {
-		return fmt.Errorf("audit: %w", err)
-	}
-	return nil
-}
-
 // change runs fn for an existing user, whose row is locked and whose version is
 // raised, and records the deed, whose object is the user's name.
-func (s *Store) change(ctx context.Context, name string, d deed, fn func(ctx context.Context, tx pgx.Tx, id int64) error) error {
+func (s *Store) change(ctx context.Context, name string, d audit.Deed, fn func(ctx context.Context, tx pgx.Tx, id int64) error) error {
 	name, err := CanonicalName(name)
 	if err != nil {
 		return err
 	}
-	d.object = name
+	d.Object = name
 	err = s.inTx(ctx, func(ctx context.Context, tx pgx.Tx) (id int64, err error) {
 		if id, err = touchUser(ctx, tx, name); err != nil {
 			return 0, err
@@ -133,7 +87,7 @@ func (s *Store) change(ctx context.Context, name string, d deed, fn func(ctx con
 		if err := fn(ctx, tx, id); err != nil {
 			return 0, err
 		}
-		return id, s.record(ctx, tx, d)
+		return id, audit.Record(ctx, tx, s.actor, d)
 	})
 	if err != nil {
 		return fmt.Errorf("user %s: %w", name, err)
@@ -164,8 +118,3 @@ type notFound string
 
 func (e notFound) Error() string        { return string(e) }
 func (e notFound) Is(target error) bool { return target == ErrNotFound }
-
-func isUniqueViolation(err error) bool {
-	var pg *pgconn.PgError
-	return errors.As(err, &pg) && pg.Code == "23505"
-}

@@ -16,6 +16,8 @@ const (
 	// A network stays new for a day, so that a thief who logs in for each message is
 	// as new with the second.
 	newFor = 24 * time.Hour
+	// So many networks and addresses of users are remembered.
+	networksMax = 1 << 16
 	// Whether a user is known from an address is remembered for so long.
 	standingTTL = 5 * time.Second
 )
@@ -58,12 +60,12 @@ func (a *Authenticator) welcome(acct account, try attempt, now time.Time) Identi
 		}
 		if now.Sub(h.last) >= homeEvery {
 			h.last = now
-			a.notes.atHome(dwelling{acct.id, try.from.wide})
+			a.notes.atHome(dwelling{acct.id, try.from.Wide})
 		}
 		a.homes.put(try.pair, h, h.last)
 	}
 	if _, _, here := a.addresses.get(try.address, now); !here {
-		a.notes.atHome(dwelling{acct.id, try.from.narrow})
+		a.notes.atHome(dwelling{acct.id, try.from.Narrow})
 		a.addresses.put(try.address, struct{}{}, now)
 	}
 	a.notes.used(acct.credentialID, Use{At: now, Addr: try.peer.Addr, TLS: try.peer.TLS})

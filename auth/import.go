@@ -13,6 +13,9 @@ import (
 	"strings"
 	"time"
 
+	"postern/auth/audit"
+	"postern/internal/pg"
+
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 )
@@ -249,7 +252,7 @@ func (s *Store) Import(ctx context.Context, users []ImportUser, dryRun bool) (ad
 		}
 		return nil
 	})
-	if isUniqueViolation(err) {
+	if pg.Code(err) == pg.UniqueViolation {
 		return 0, fmt.Errorf("import: a user was added meanwhile: %w", ErrExists)
 	}
 	if err != nil {
@@ -289,7 +292,7 @@ func (s *Store) Taken(ctx context.Context, users []ImportUser) ([]LineError, err
 	return taken, nil
 }
 
-func takenNames(ctx context.Context, db DB, users []ImportUser) (taken []LineError, err error) {
+func takenNames(ctx context.Context, db pg.DB, users []ImportUser) (taken []LineError, err error) {
 	rows, err := db.Query(ctx, `
 		select n.i from unnest($1::text[]) with ordinality n(name, i)
 		join app_user u on u.name = n.name order by n.i limit $2`, importNames(users), importErrors)
@@ -332,8 +335,12 @@ func (s *Store) insertUsers(ctx context.Context, tx pgx.Tx, users []ImportUser, 
 		insert into sender_pattern (user_id, pattern, resend)
 		select u.id, n.pattern, n.resend from unnest($1::text[], $2::text[], $3::boolean[]) n(name, pattern, resend)
 		join app_user u on u.name = n.name on conflict do nothing`, owners, patterns, resend)
-	b.Queue(`
-		insert into audit (actor, action, object, detail)
-		select $2, 'user import', unnest($1::text[]), '{}'`, names, s.actor)
-	return tx.SendBatch(ctx, &b).Close()
+	if err := tx.SendBatch(ctx, &b).Close(); err != nil {
+		return err
+	}
+	deeds := make([]audit.Deed, len(names))
+	for i, name := range names {
+		deeds[i] = audit.Deed{Action: "user import", Object: name}
+	}
+	return audit.Record(ctx, tx, s.actor, deeds...)
 }

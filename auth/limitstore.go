@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"postern/auth/audit"
+
 	"github.com/jackc/pgx/v5"
 )
 
@@ -40,7 +42,7 @@ func (s *Store) SetLimits(ctx context.Context, target LimitTarget, limits []Limi
 	for _, l := range limits {
 		kinds, words = append(kinds, string(l.Kind)), append(words, l.String())
 	}
-	d := deed{action: "limit set", detail: map[string]any{"limits": words}}
+	d := audit.Deed{Action: "limit set", Detail: map[string]any{"limits": words}}
 	return s.changeLimits(ctx, target, d, func(ctx context.Context, tx pgx.Tx, b bearer) error {
 		if err := deleteLimits(ctx, tx, b, kinds); err != nil {
 			return err
@@ -81,7 +83,7 @@ func (s *Store) ResetLimits(ctx context.Context, target LimitTarget, kinds ...Li
 		}
 		names = append(names, string(k))
 	}
-	d := deed{action: "limit reset", detail: map[string]any{"kinds": names}}
+	d := audit.Deed{Action: "limit reset", Detail: map[string]any{"kinds": names}}
 	return s.changeLimits(ctx, target, d, func(ctx context.Context, tx pgx.Tx, b bearer) error {
 		return deleteLimits(ctx, tx, b, names)
 	})
@@ -93,7 +95,7 @@ func (s *Store) SetNoDefaults(ctx context.Context, user string, on bool) error {
 	if on {
 		defaults = "off"
 	}
-	d := deed{action: "limit set", detail: map[string]any{"defaults": defaults}}
+	d := audit.Deed{Action: "limit set", Detail: map[string]any{"defaults": defaults}}
 	return s.change(ctx, user, d, func(ctx context.Context, tx pgx.Tx, id int64) error {
 		_, err := tx.Exec(ctx, `update app_user set no_limit_defaults = $2 where id = $1`, id, on)
 		return err
@@ -143,7 +145,7 @@ func (s *Store) bearerOf(ctx context.Context, target LimitTarget, source LimitSo
 
 // changeLimits runs fn for the target and records the deed. A change of the defaults
 // concerns everybody.
-func (s *Store) changeLimits(ctx context.Context, target LimitTarget, d deed, fn func(ctx context.Context, tx pgx.Tx, b bearer) error) error {
+func (s *Store) changeLimits(ctx context.Context, target LimitTarget, d audit.Deed, fn func(ctx context.Context, tx pgx.Tx, b bearer) error) error {
 	source, err := target.source()
 	if err != nil {
 		return err
@@ -157,15 +159,15 @@ func (s *Store) changeLimits(ctx context.Context, target LimitTarget, d deed, fn
 		if err != nil {
 			return err
 		}
-		name, d.detail["credential"] = c.User, c.ID
+		name, d.Detail["credential"] = c.User, c.ID
 	}
 	return s.change(ctx, name, d, func(ctx context.Context, tx pgx.Tx, id int64) error {
 		return fn(ctx, tx, bearer{id, target.Credential})
 	})
 }
 
-func (s *Store) changeDefaults(ctx context.Context, d deed, fn func(ctx context.Context, tx pgx.Tx, b bearer) error) error {
-	d.object = "defaults"
+func (s *Store) changeDefaults(ctx context.Context, d audit.Deed, fn func(ctx context.Context, tx pgx.Tx, b bearer) error) error {
+	d.Object = "defaults"
 	err := s.inTx(ctx, func(ctx context.Context, tx pgx.Tx) (int64, error) {
 		if err := touchEverybody(ctx, tx); err != nil {
 			return 0, err
@@ -173,7 +175,7 @@ func (s *Store) changeDefaults(ctx context.Context, d deed, fn func(ctx context.
 		if err := fn(ctx, tx, bearer{}); err != nil {
 			return 0, err
 		}
-		return 0, s.record(ctx, tx, d)
+		return 0, audit.Record(ctx, tx, s.actor, d)
 	})
 	if err != nil {
 		return fmt.Errorf("default limits: %w", err)

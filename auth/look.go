@@ -2,10 +2,8 @@ package auth
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strconv"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -64,52 +62,3 @@ func (s *Store) FindCredentials(ctx context.Context, prefix string, limit int) (
 
 const selectCredentialsByPrefix = selectCredentials + `
 	where c.revoked_at is null and starts_with(c.id::text, $1) order by c.id desc limit $2`
-
-// Deed is a row of the audit: what an admin did.
-type Deed struct {
-	ID     int64           `json:"id"`
-	At     time.Time       `json:"at"`
-	Actor  string          `json:"actor"` // the operating system's user
-	Action string          `json:"action"`
-	Object string          `json:"object"`
-	Detail json.RawMessage `json:"detail"`
-}
-
-// DeedFilter chooses deeds; zero fields choose all.
-type DeedFilter struct {
-	Since time.Duration // done within so long, to the microsecond
-	Actor string
-	User  string // what concerns the user of this name: its own deeds, and those about its mail
-	Limit int
-}
-
-const selectDeeds = `
-	select id, at, actor, action, object, detail from audit
-	where ($1 = interval '0' or at > now() - $1::interval) and ($2 = '' or actor = $2)
-	  and ($4 = '' or object = $4 or detail->>'user' = $4 or exists (
-		select from unnest(string_to_array(object, ', ')) part
-		where part = 'user ' || $4 or part = 'user ' || (select u.id from app_user u where u.name = $4)))
-	order by id desc limit $3`
-
-// Audit returns the latest deeds, the newest first. The error is ErrName, or of the
-// database.
-func (s *Store) Audit(ctx context.Context, f DeedFilter) ([]Deed, error) {
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
-	if f.User != "" {
-		name, err := CanonicalName(f.User)
-		if err != nil {
-			return nil, err
-		}
-		f.User = name
-	}
-	rows, err := s.db.Query(ctx, selectDeeds, f.Since, f.Actor, f.Limit, f.User)
-	if err != nil {
-		return nil, fmt.Errorf("read the audit: %w", err)
-	}
-	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Deed])
-	if err != nil {
-		return nil, fmt.Errorf("read the audit: %w", err)
-	}
-	return list, nil
-}

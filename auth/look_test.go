@@ -2,7 +2,6 @@ package auth
 
 import (
 	"testing"
-	"time"
 )
 
 func TestStoreIdentity(t *testing.T) {
@@ -28,33 +27,6 @@ func TestStoreIdentity(t *testing.T) {
 	for prefix, want := range map[string]int{"": 1, "x": 0, "-1": 0} {
 		if found, err := s.FindCredentials(ctx, prefix, 10); err != nil || len(found) != want {
 			t.Errorf("%q: %v, %v", prefix, found, err)
-		}
-	}
-}
-
-func TestStoreAudit(t *testing.T) {
-	t.Parallel()
-	s, ctx := testStore(t), t.Context()
-	_, err := s.As("root").AddUser(ctx, NewUser{Name: "alice@example.com"})
-	must(t, err)
-	must(t, s.As("bob").SetEnabled(ctx, "alice@example.com", false, "lost"))
-	for _, tt := range []struct {
-		f    DeedFilter
-		want string
-	}{
-		{DeedFilter{Limit: 10}, "bob user disable, root user add, "},
-		{DeedFilter{Limit: 1}, "bob user disable, "},
-		{DeedFilter{Limit: 10, Actor: "root", Since: time.Hour}, "root user add, "},
-		{DeedFilter{Limit: 10, Since: time.Microsecond}, ""},
-	} {
-		list, err := s.Audit(ctx, tt.f)
-		must(t, err)
-		got := ""
-		for _, d := range list {
-			got += d.Actor + " " + d.Action + ", "
-		}
-		if got != tt.want {
-			t.Errorf("%+v: %s", tt.f, got)
 		}
 	}
 }

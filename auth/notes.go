@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"postern/internal/pg"
+
 	"github.com/jackc/pgx/v5"
 )
 
@@ -91,20 +93,10 @@ func (n *notes) giveBack(uses map[int64]Use, homes map[dwelling]struct{}) {
 	}
 }
 
-// writing writes notes every few seconds.
+// writing writes notes down.
 type writing struct {
-	store   *Store
-	notes   *notes
-	last    time.Duration // what is left is written within it
-	trouble trouble
-}
-
-// run writes until ctx ends, and then what is left.
-func (w *writing) run(ctx context.Context) {
-	every(ctx, writeEvery, func() { w.trouble.heard(w.round(ctx)) })
-	ctx, cancel := atLast(ctx, w.last)
-	defer cancel()
-	w.trouble.heard(w.round(ctx))
+	store *Store
+	notes *notes
 }
 
 func (w *writing) round(ctx context.Context) error {
@@ -144,13 +136,13 @@ func (s *Store) writeUses(ctx context.Context, ids []int64, uses map[int64]Use) 
 	at, addrs, facts := make([]time.Time, len(ids)), make([]*netip.Addr, len(ids)), make([]string, len(ids))
 	for i, id := range ids {
 		u := uses[id]
-		at[i], facts[i] = u.At, storable(u.TLS)
+		at[i], facts[i] = u.At, pg.Storable(u.TLS)
 		if u.Addr.IsValid() {
 			addr := u.Addr.Unmap().WithZone("")
 			addrs[i] = &addr
 		}
 	}
-	return s.relaxedExec(ctx, `
+	const sql = `
 		with used as materialized (
 			select c.id, n.at, n.addr, n.tls
 			from unnest($1::bigint[], $2::timestamptz[], $3::inet[], $4::text[]) n(id, at, addr, tls)
@@ -158,7 +150,13 @@ func (s *Store) writeUses(ctx context.Context, ids []int64, uses map[int64]Use) 
 			where c.last_used_at is null or c.last_used_at < n.at
 			order by c.id for no key update of c)
 		update credential c set last_used_at = u.at, last_used_addr = u.addr, last_used_tls = u.tls
-		from used u where c.id = u.id`, ids, at, addrs, facts)
+		from used u where c.id = u.id`
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	return pg.Relaxed(ctx, s.db, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, sql, ids, at, addrs, facts)
+		return err
+	})
 }
 
 const (
@@ -189,7 +187,9 @@ func (s *Store) writeHomes(ctx context.Context, homes []dwelling) error {
 	for i, d := range homes {
 		users[i], networks[i] = d.user, d.network
 	}
-	return s.relaxed(ctx, func(ctx context.Context, tx pgx.Tx) error {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	return pg.Relaxed(ctx, s.db, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, forgetHomes, users, addressesKept); err != nil {
 			return err
 		}

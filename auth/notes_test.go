@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"postern/auth/throttle"
+
 	"golang.org/x/crypto/bcrypt"
 )
 
@@ -71,8 +73,8 @@ func TestLateNotes(t *testing.T) {
 		n := newNotes()
 		n.used(c.ID, Use{At: at, Addr: home})
 		n.used(c.ID+999, Use{At: at, Addr: home})
-		n.atHome(dwelling{c.UserID, originOf(home, "").wide})
-		n.atHome(dwelling{c.UserID + 999, originOf(home, "").wide})
+		n.atHome(dwelling{c.UserID, throttle.OriginOf(home, "").Wide})
+		n.atHome(dwelling{c.UserID + 999, throttle.OriginOf(home, "").Wide})
 		must(t, (&writing{store: s, notes: n}).round(ctx))
 	}
 	if c, err = s.Credential(ctx, c.ID); err != nil || !c.LastUse.At.Equal(now) {
@@ -85,7 +87,7 @@ func TestNotesAreBounded(t *testing.T) {
 	n := newNotes()
 	for i := range 2 * notesMax {
 		n.used(int64(i), Use{At: time.Now()})
-		n.atHome(dwelling{int64(i), originOf(home, "").wide})
+		n.atHome(dwelling{int64(i), throttle.OriginOf(home, "").Wide})
 	}
 	uses, homes := n.take()
 	if len(uses) != notesMax || len(homes) != notesMax {
@@ -108,7 +110,7 @@ func TestRunWritesTheRest(t *testing.T) {
 	a.last = patience
 	_, err = a.Verify(t.Context(), "alice", "pw", at(home))
 	must(t, err)
-	a.throttle.fails(originOf(home, "bob"), time.Now())
+	fails(a.throttle, throttle.OriginOf(home, "bob"), time.Now())
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	a.Run(ended)

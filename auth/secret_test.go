@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"postern/auth/throttle"
+
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -102,7 +104,7 @@ func TestA6OnePathForEveryWrongSecret(t *testing.T) {
 		{"elsewhere", secrets["elsewhere"]}, {"revoked", secrets["revoked"]}, {"broken", secrets["broken"]},
 		{"alice", secretOf(1<<62, GeneratePassword())},
 	} {
-		a.throttle = newThrottle()
+		a.throttle = throttle.New()
 		macs, reads := a.macs.Load(), lookups.Load()
 		id, err := a.Verify(t.Context(), try.name, try.secret, at(home))
 		if err != ErrCredentials || !cmp.Equal(id, Identity{}) {
@@ -139,7 +141,7 @@ func TestStoreSecrets(t *testing.T) {
 	verify := func(what, name, secret string, from netip.Addr, want error) Identity {
 		t.Helper()
 		a.Forget(nil, true)
-		a.throttle = newThrottle()
+		a.throttle = throttle.New()
 		id, err := a.Verify(ctx, name, secret, at(from))
 		if !errors.Is(err, want) {
 			t.Errorf("%s: err = %v, want %v", what, err, want)

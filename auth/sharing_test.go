@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"postern/auth/throttle"
 	"postern/internal/pgtest"
 )
 
@@ -61,12 +62,7 @@ func (g guessing) begin(ctx context.Context, t *testing.T, clients int, nodes ..
 // slowed says that the nodes have counted so much that the longest distance holds.
 func (g guessing) slowed(nodes ...*Authenticator) bool {
 	return !slices.ContainsFunc(nodes, func(a *Authenticator) bool {
-		a.throttle.mu.Lock()
-		defer a.throttle.mu.Unlock()
-		return !slices.ContainsFunc(originOf(g.from(0), g.who(0)).keys(), func(k key) bool {
-			c := a.throttle.counts[k]
-			return c != nil && k.distance(c.failures) == maxDistance
-		})
+		return a.throttle.Distance(throttle.OriginOf(g.from(0), g.who(0)).Public()) < maxDistance
 	})
 }
 
@@ -76,14 +72,14 @@ func heldBack(t *testing.T, a *Authenticator, name string, from netip.Addr) stri
 	try := newAttempt(name, "pw", at(from))
 	known, err := a.knownFrom(t.Context(), try)
 	must(t, err)
-	judges := try.from.keys()
+	judges := try.from.Public()
 	if known.address {
-		judges = []key{try.address}
+		judges = []throttle.Key{try.address}
 	} else if known.network {
-		judges = []key{try.from.own(ownNetwork)}
+		judges = []throttle.Key{try.from.OwnNetwork()}
 	}
-	if wait := a.throttle.waits(judges, time.Now()); wait > 0 {
-		return fmt.Sprintf("is to wait %v; known: %+v", wait, known)
+	if d := a.throttle.Distance(judges); d > 0 {
+		return fmt.Sprintf("is to keep %v between logins; known: %+v", d, known)
 	}
 	return ""
 }
@@ -158,203 +154,31 @@ func TestA5OverTwoNodes(t *testing.T) {
 	}
 }
 
-// sharings are two nodes that share only when they are told to.
-func sharings(t *testing.T) (one, two *sharing) {
-	s := testStore(t)
-	make := func() *sharing {
-		return &sharing{store: s, throttle: newThrottle(), trouble: trouble{log: slog.New(slog.DiscardHandler)}}
-	}
-	return make(), make()
-}
-
-func (s *sharing) count(k key) int {
-	if c := s.throttle.counts[k]; c != nil {
-		return c.failures
-	}
-	return 0
-}
-
-func TestSharingAddsUp(t *testing.T) {
-	t.Parallel()
-	one, two := sharings(t)
-	from := originOf(home, "alice")
-	for range 3 {
-		one.throttle.fails(from, time.Now())
-		two.throttle.fails(from, time.Now())
-	}
-	must(t, one.round(t.Context()))
-	must(t, two.round(t.Context()))
-	for range 3 {
-		two.throttle.fails(from, time.Now())
-		must(t, one.round(t.Context())) // reads the same rows again
-	}
-	must(t, two.round(t.Context()))
-	must(t, one.round(t.Context()))
-	own := from.own(ownAddress)
-	one.throttle.failed([]key{own}, time.Now())
-	two.throttle.failed([]key{own, own}, time.Now())
-	share := func() {
-		must(t, one.round(t.Context()))
-		must(t, two.round(t.Context()))
-		must(t, one.round(t.Context()))
-	}
-	both := func(when string, k key, want int) {
-		t.Helper()
-		if a, b := one.count(k), two.count(k); a != want || b != want {
-			t.Errorf("%s, class %d: %d and %d failures, want %d", when, k[0], a, b, want)
-		}
-	}
-	share()
-	both("shared", own, 3)
-	for _, k := range from.keys() {
-		both("shared", k, 9)
-	}
-	if wait := one.throttle.waits(originOf(ip(1), "bob").keys(), time.Now()); wait != 0 {
-		t.Errorf("others wait %s", wait)
-	}
-	// A success on one node clears the account's own count, and that alone, on both.
-	one.throttle.succeeded(from, time.Now())
-	share()
-	both("after a success", own, 0)
-	for _, k := range from.keys() {
-		both("after a success", k, 9)
-	}
-	// And a node that has just started knows all of it.
-	three := &sharing{store: one.store, throttle: newThrottle()}
-	must(t, three.round(t.Context()))
-	if n := three.count(from.keys()[2]); n != 9 {
-		t.Errorf("a new node knows of %d", n)
-	}
-}
-
-func TestSharedFailuresAreHalved(t *testing.T) {
-	t.Parallel()
-	one, two := sharings(t)
-	from := originOf(home, "alice")
-	for range 41 {
-		one.throttle.fails(from, time.Now())
-	}
-	must(t, one.round(t.Context()))
-	_, err := one.store.db.Exec(t.Context(), `update auth_failure set since = since - interval '21 minutes'`)
-	must(t, err)
-	must(t, two.round(t.Context()))
-	if n := two.count(from.pair()); n != 10 {
-		t.Errorf("%d after two half-lives, want 10", n)
-	}
-	two.throttle.fails(from, time.Now())
-	must(t, two.round(t.Context()))
-	var n int
-	var age float64
-	must(t, two.store.db.QueryRow(t.Context(), `
-		select failures, extract(epoch from clock_timestamp() - since) from auth_failure where key = $1`,
-		keySlice(from.pair())).Scan(&n, &age))
-	if n != 11 || age < 60 || age > 120 {
-		t.Errorf("%d failures, %.0f s old; want 11, 60 s", n, age)
-	}
-}
-
-func keySlice(k key) []byte { return k[:] }
-
-// Names that nobody has do not stay in the table.
-func TestFailuresExpire(t *testing.T) {
-	t.Parallel()
-	one, _ := sharings(t)
-	for i := range 100 {
-		one.throttle.fails(originOf(ip(i), fmt.Sprint("nobody", i)), time.Now())
-	}
-	must(t, one.round(t.Context()))
-	rows := func() (n int) {
-		must(t, one.store.db.QueryRow(t.Context(), `select count(*) from auth_failure`).Scan(&n))
-		return n
-	}
-	if n := rows(); n != 400 {
-		t.Fatalf("%d rows", n)
-	}
-	_, err := one.store.db.Exec(t.Context(), `update auth_failure set updated_at = now() - interval '4 hours' where ctid <> (select max(ctid) from auth_failure)`)
-	must(t, err)
-	must(t, one.round(t.Context()))
-	if n := rows(); n != 400 {
-		t.Errorf("%d rows before it is time", n)
-	}
-	one.expired = time.Time{}
-	must(t, one.round(t.Context()))
-	if n := rows(); n != 1 {
-		t.Errorf("%d rows, want 1", n)
-	}
-}
-
 // While the database is away, failures are counted and kept, and the log says it once.
 func TestSharingOutlivesTheDatabase(t *testing.T) {
 	t.Parallel()
-	one, two := sharings(t)
-	var out bytes.Buffer
-	one.trouble = trouble{what: "sharing", log: slog.New(slog.NewTextHandler(&out, nil))}
-	from := originOf(home, "alice")
-	good := one.store
-	away := testStore(t)
+	good, away := testStore(t).db, testStore(t)
 	away.pool().Close()
-	one.store = away
-	for range 7 {
-		one.throttle.fails(from, time.Now())
-		one.trouble.heard(one.round(t.Context()))
+	one, two := throttle.New(), throttle.New()
+	var out bytes.Buffer
+	trouble := trouble{what: "sharing", log: slog.New(slog.NewTextHandler(&out, nil))}
+	from := throttle.OriginOf(home, "alice")
+	for range pairAllowance + 2 {
+		fails(one, from, time.Now())
+		trouble.heard(one.Share(t.Context(), away.db))
 	}
 	if s := out.String(); strings.Count(s, "\n") != 1 || !strings.Contains(s, "WARN") {
 		t.Errorf("log: %s", s)
 	}
-	one.store = good
-	one.trouble.heard(one.round(t.Context()))
-	must(t, two.round(t.Context()))
-	if a, b := one.count(from.pair()), two.count(from.pair()); a != 7 || b != 7 {
-		t.Errorf("%d and %d failures, want 7", a, b)
+	trouble.heard(one.Share(t.Context(), good))
+	must(t, two.Share(t.Context(), good))
+	pair := []throttle.Key{from.Pair()}
+	// What comes of two failures beyond the allowance, and of no other number.
+	if a, b := one.Distance(pair), two.Distance(pair); a != time.Second/2 || b != a {
+		t.Errorf("%s and %s between attempts", a, b)
 	}
 	if s := out.String(); strings.Count(s, "\n") != 2 || !strings.Contains(s, "INFO") {
 		t.Errorf("log: %s", s)
-	}
-}
-
-// A success that could not be shared is not undone by what came before it.
-func TestGiveBackKeepsTheOrder(t *testing.T) {
-	t.Parallel()
-	th := newThrottle()
-	now := time.Now()
-	from := originOf(home, "alice")
-	own := from.own(ownAddress)
-	judges := append(from.keys(), own)
-	th.failed(judges, now)
-	reports := th.take(100)
-	th.succeeded(from, now)
-	th.failed(judges, now)
-	th.giveBack(reports)
-	for _, r := range th.take(100) {
-		want := report{r.key, false, 2}
-		if r.key == own {
-			want = report{r.key, true, 1}
-		}
-		if r != want {
-			t.Errorf("report %+v, want %+v", r, want)
-		}
-	}
-}
-
-// Nor by what the others had heard before it.
-func TestMergeKeepsTheOrder(t *testing.T) {
-	t.Parallel()
-	th := newThrottle()
-	now := time.Now()
-	from := originOf(home, "alice")
-	own := []key{from.own(ownAddress)}
-	th.failed(own, now)
-	th.take(100)
-	th.succeeded(from, now)
-	th.merge([]total{{own[0], 50, 0}}, now)
-	if wait := th.waits(own, now); wait != 0 {
-		t.Errorf("waits %s", wait)
-	}
-	th.take(100)
-	th.failed(own, now)
-	th.merge([]total{{own[0], 50, 0}}, now)
-	if n := th.counts[own[0]].failures; n != 51 {
-		t.Errorf("%d failures, want those of others and ours", n)
 	}
 }
 
@@ -374,21 +198,19 @@ func TestA5DatabaseAwayCountsNothing(t *testing.T) {
 			}
 		}
 	}
-	if n := len(a.throttle.counts); n != 0 {
+	if n := a.throttle.Len(); n != 0 {
 		t.Errorf("%d counts", n)
 	}
 }
 
 // locked is a node on which no public count lets anybody through for an hour.
-func locked(s *Store, answered time.Duration, froms ...origin) *Authenticator {
+func locked(s *Store, answered time.Duration, froms ...throttle.Origin) *Authenticator {
 	a := NewAuthenticator(s, patient)
 	a.longest = answered
+	inAnHour := time.Now().Add(time.Hour)
 	for _, from := range froms {
 		for range 2 * wideAllowance {
-			a.throttle.fails(from, time.Now())
-		}
-		for _, k := range from.keys() {
-			a.throttle.counts[k].next = time.Now().Add(time.Hour)
+			fails(a.throttle, from, inAnHour)
 		}
 	}
 	return a
@@ -414,7 +236,7 @@ func TestM1HomeIsKnownToAllNodes(t *testing.T) {
 	must(t, (&writing{store: s, notes: one.notes}).round(ctx))
 
 	neighbour := netip.MustParseAddr("192.0.2.200")
-	everywhere := []origin{originOf(home, "alice"), originOf(neighbour, "alice"), originOf(home, "bob"), originOf(ip(2), "alice")}
+	everywhere := []throttle.Origin{throttle.OriginOf(home, "alice"), throttle.OriginOf(neighbour, "alice"), throttle.OriginOf(home, "bob"), throttle.OriginOf(ip(2), "alice")}
 	refused := func(what, name string, from netip.Addr) {
 		t.Helper()
 		if _, err := locked(s, 10*time.Millisecond, everywhere...).Verify(ctx, name, "pw", at(from)); !errors.Is(err, ErrBusy) {
@@ -424,8 +246,8 @@ func TestM1HomeIsKnownToAllNodes(t *testing.T) {
 	refused("another user there", "bob", home)
 	refused("elsewhere", "alice", ip(2))
 	two := locked(s, patience, everywhere...)
-	stranger := []key{originOf(home, "alice").own(ownNetwork)}
-	two.throttle.failed(slices.Repeat(stranger, 50), time.Now()) // the neighbours guess
+	stranger := []throttle.Key{throttle.OriginOf(home, "alice").OwnNetwork()}
+	two.throttle.Failed(slices.Repeat(stranger, 50), time.Now()) // the neighbours guess
 	if id, err = two.Verify(ctx, "alice", "pw", at(home)); err != nil || !id.NewNetwork {
 		t.Errorf("at home: %+v, %v; a network is new for a day", id, err)
 	}
@@ -465,9 +287,9 @@ func TestM1AddressesKept(t *testing.T) {
 	must(t, err)
 	for i := range addressesKept + 20 {
 		n := newNotes()
-		for _, from := range []origin{originOf(ip(i), ""), originOf(netip.MustParseAddr(fmt.Sprintf("2001:db8:%x::1", i)), "")} {
-			n.atHome(dwelling{u.ID, from.narrow})
-			n.atHome(dwelling{u.ID, from.wide})
+		for _, from := range []throttle.Origin{throttle.OriginOf(ip(i), ""), throttle.OriginOf(netip.MustParseAddr(fmt.Sprintf("2001:db8:%x::1", i)), "")} {
+			n.atHome(dwelling{u.ID, from.Narrow})
+			n.atHome(dwelling{u.ID, from.Wide})
 		}
 		must(t, (&writing{store: s, notes: n}).round(ctx))
 	}
@@ -479,7 +301,7 @@ func TestM1AddressesKept(t *testing.T) {
 		t.Errorf("%d addresses and %d networks are known", addresses, networks)
 	}
 	for i, want := range map[int]standing{addressesKept + 19: {true, true}, 0: {false, true}, 1000: {}} {
-		if known, err := s.standing(ctx, "alice", originOf(ip(i), "alice")); err != nil || known != want {
+		if known, err := s.standing(ctx, "alice", throttle.OriginOf(ip(i), "alice")); err != nil || known != want {
 			t.Errorf("%s: %+v, %v; want %+v", ip(i), known, err, want)
 		}
 	}

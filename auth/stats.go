@@ -24,7 +24,7 @@ func (a *Authenticator) Stats() Stats {
 		Hashes: a.gate.done.Load(), Secrets: a.macs.Load(),
 		Waited: time.Duration(a.gate.waited.Load()), Busy: a.gate.refused.Load(),
 		CacheHits: a.hits.Load(), CacheMisses: a.misses.Load(),
-		Cached: a.successes.len(), Throttled: a.throttle.len(),
+		Cached: a.successes.len(), Throttled: a.throttle.Len(),
 	}
 }
 
@@ -32,10 +32,4 @@ func (c *cache[K, V]) len() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.entries)
-}
-
-func (t *throttle) len() int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return len(t.counts)
 }

@@ -9,6 +9,9 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"postern/auth/audit"
+	"postern/internal/pg"
+
 	"github.com/jackc/pgx/v5"
 )
 
@@ -59,14 +62,14 @@ func (s *Store) AddUser(ctx context.Context, n NewUser) (User, error) {
 			return User{}, err
 		}
 	}
-	d := deed{"user add", name, map[string]any{"password": hash != "", "senders": senders}}
+	d := audit.Deed{Action: "user add", Object: name, Detail: map[string]any{"password": hash != "", "senders": senders}}
 	err = s.inTx(ctx, func(ctx context.Context, tx pgx.Tx) (id int64, err error) {
 		if id, err = insertUser(ctx, tx, name, hash, senders); err != nil {
 			return 0, err
 		}
-		return id, s.record(ctx, tx, d)
+		return id, audit.Record(ctx, tx, s.actor, d)
 	})
-	if isUniqueViolation(err) {
+	if pg.Code(err) == pg.UniqueViolation {
 		return User{}, fmt.Errorf("user %s: %w", name, ErrExists)
 	}
 	if err != nil {
@@ -171,7 +174,7 @@ func (s *Store) SetPassword(ctx context.Context, name, password string) error {
 	if err != nil {
 		return err
 	}
-	return s.change(ctx, name, deed{action: "user passwd"}, func(ctx context.Context, tx pgx.Tx, id int64) error {
+	return s.change(ctx, name, audit.Deed{Action: "user passwd"}, func(ctx context.Context, tx pgx.Tx, id int64) error {
 		_, err := tx.Exec(ctx, `
 			update credential set revoked_at = now(), updated_at = now()
 			where user_id = $1 and kind = 'password' and revoked_at is null`, id)
@@ -184,13 +187,13 @@ func (s *Store) SetPassword(ctx context.Context, name, password string) error {
 
 // SetEnabled disables a user, with a reason for other admins, or enables one again.
 func (s *Store) SetEnabled(ctx context.Context, name string, on bool, reason string) error {
-	d := deed{action: "user disable", detail: map[string]any{"reason": storable(reason)}}
+	d := audit.Deed{Action: "user disable", Detail: map[string]any{"reason": pg.Storable(reason)}}
 	if on {
-		reason, d = "", deed{action: "user enable"}
+		reason, d = "", audit.Deed{Action: "user enable"}
 	}
 	return s.change(ctx, name, d, func(ctx context.Context, tx pgx.Tx, id int64) error {
 		_, err := tx.Exec(ctx, `update app_user set enabled = $2, disabled_reason = $3 where id = $1`,
-			id, on, storable(reason))
+			id, on, pg.Storable(reason))
 		return err
 	})
 }
@@ -201,7 +204,7 @@ func (s *Store) AddSender(ctx context.Context, name, pattern string) error {
 	if err != nil {
 		return err
 	}
-	d := deed{action: "sender allow", detail: map[string]any{"pattern": pattern}}
+	d := audit.Deed{Action: "sender allow", Detail: map[string]any{"pattern": pattern}}
 	return s.change(ctx, name, d, func(ctx context.Context, tx pgx.Tx, id int64) error {
 		return insertSenders(ctx, tx, id, []string{pattern})
 	})
@@ -214,7 +217,7 @@ func (s *Store) SetResend(ctx context.Context, name, pattern string, on bool) er
 	if err != nil {
 		return err
 	}
-	d := deed{action: "sender allow", detail: map[string]any{"pattern": pattern, "resend": on}}
+	d := audit.Deed{Action: "sender allow", Detail: map[string]any{"pattern": pattern, "resend": on}}
 	return s.change(ctx, name, d, func(ctx context.Context, tx pgx.Tx, id int64) error {
 		_, err := tx.Exec(ctx, `
 			insert into sender_pattern (user_id, pattern, resend) values ($1, $2, $3)
@@ -229,7 +232,7 @@ func (s *Store) RemoveSender(ctx context.Context, name, pattern string) error {
 	if err != nil {
 		return err
 	}
-	d := deed{action: "sender deny", detail: map[string]any{"pattern": pattern}}
+	d := audit.Deed{Action: "sender deny", Detail: map[string]any{"pattern": pattern}}
 	return s.change(ctx, name, d, func(ctx context.Context, tx pgx.Tx, id int64) error {
 		tag, err := tx.Exec(ctx, `delete from sender_pattern where user_id = $1 and pattern = $2`, id, pattern)
 		if err == nil && tag.RowsAffected() == 0 {
@@ -242,7 +245,7 @@ func (s *Store) RemoveSender(ctx context.Context, name, pattern string) error {
 // RemoveUser deletes a user with all credentials, patterns and limits; mail is not
 // touched. The error is ErrName or ErrNotFound, or of the database.
 func (s *Store) RemoveUser(ctx context.Context, name string) error {
-	return s.change(ctx, name, deed{action: "user remove"}, func(ctx context.Context, tx pgx.Tx, id int64) error {
+	return s.change(ctx, name, audit.Deed{Action: "user remove"}, func(ctx context.Context, tx pgx.Tx, id int64) error {
 		if _, err := tx.Exec(ctx, `delete from app_user where id = $1`, id); err != nil {
 			return err
 		}
@@ -283,9 +286,4 @@ func checkPassword(password string) error {
 		return fmt.Errorf("%w: it holds control characters or is no UTF-8", ErrPassword)
 	}
 	return nil
-}
-
-// storable makes text fit for a text column.
-func storable(s string) string {
-	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
 }

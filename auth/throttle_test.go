@@ -9,6 +9,18 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"postern/auth/throttle"
+)
+
+// What docs/accounts.md says of guessing: failures without any delay, and the longest
+// delay after them.
+const (
+	pairAllowance    = 5
+	accountAllowance = 10
+	narrowAllowance  = 20
+	wideAllowance    = 60
+	maxDistance      = 4 * time.Second
 )
 
 // attack makes attempts from many clients at once, each trying again as soon as it
@@ -105,110 +117,11 @@ func TestA5TheUserGetsInDuringAnAttack(t *testing.T) {
 	})
 }
 
-// waits is how long an attempt would have to wait if it were alone.
-func (t *throttle) waits(judges []key, now time.Time) time.Duration {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return max(0, t.waitFor(judges, now))
-}
-
 // fails counts a failure by the public counts.
-func (t *throttle) fails(o origin, now time.Time) { t.failed(o.keys(), now) }
+func fails(th *throttle.Throttle, o throttle.Origin, now time.Time) { th.Failed(o.Public(), now) }
 
-// A5: a good password buys no guesses at other accounts.
-func TestA5SuccessDoesNotClearTheNetwork(t *testing.T) {
-	t.Parallel()
-	now := time.Unix(1e9, 0)
-	th := newThrottle()
-	for i := range 2 * narrowAllowance {
-		th.fails(originOf(home, fmt.Sprint("user", i)), now)
-		th.succeeded(originOf(home, "mallory"), now)
-	}
-	if th.waits(originOf(home, "victim").keys(), now) == 0 {
-		t.Error("no wait after many failures")
-	}
-	if wait := th.waits(originOf(ip(1), "victim").keys(), now); wait != 0 {
-		t.Errorf("another network waits %s", wait)
-	}
-}
-
-// Nor does being known allow guessing without limit; and a success, which clears the
-// account's own count, changes nothing that others can tell.
-func TestThrottleLimitsWhoIsKnown(t *testing.T) {
-	t.Parallel()
-	now := time.Unix(1e9, 0)
-	th := newThrottle()
-	from := originOf(home, "alice")
-	own := []key{from.own(ownAddress)}
-	for range pairAllowance + 1 {
-		if wait := th.waits(own, now); wait != 0 {
-			t.Fatalf("waits %s within the allowance", wait)
-		}
-		th.failed(own, now)
-		th.fails(from, now)
-	}
-	if th.waits(own, now) == 0 {
-		t.Error("no wait beyond the allowance")
-	}
-	before := th.waits(from.keys(), now)
-	th.succeeded(from, now)
-	if th.waits(own, now) != 0 {
-		t.Error("a success did not clear the account's own count")
-	}
-	if after := th.waits(from.keys(), now); after != before || before == 0 {
-		t.Errorf("M2: strangers waited %s, and %s after a success", before, after)
-	}
-}
-
-func TestThrottleForgets(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		th := newThrottle()
-		from := originOf(home, "alice")
-		for range 1000 {
-			th.fails(from, time.Now())
-		}
-		began := time.Now()
-		first, second := th.join(from.keys(), from, began), th.join(from.keys(), from, began)
-		select { // equals draw lots
-		case <-first.granted():
-		case <-second.granted():
-		}
-		if d := time.Since(began); d != maxDistance {
-			t.Errorf("the first waits %s", d)
-		}
-		<-first.granted()
-		<-second.granted()
-		if d := time.Since(began); d != 2*maxDistance {
-			t.Errorf("the second waits %s", d)
-		}
-		time.Sleep(12 * halfLife)
-		if p := th.join(from.keys(), from, time.Now()); !p.isGranted() {
-			t.Error("waits after two hours")
-		}
-		if len(th.line) != 0 {
-			t.Errorf("%d stand in line", len(th.line))
-		}
-	})
-}
-
-func TestThrottleIsBounded(t *testing.T) {
-	t.Parallel()
-	now := time.Unix(1e9, 0)
-	th := newThrottle()
-	for range 1000 {
-		th.fails(originOf(ip(1), "alice"), now)
-	}
-	for i := range 2 * throttleMax {
-		th.fails(originOf(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), fmt.Sprint(i)), now)
-	}
-	if c, d := len(th.counts), len(th.dirty); c > throttleMax || d > c {
-		t.Errorf("%d counts, %d to be shared", c, d)
-	}
-	if th.waits(originOf(ip(1), "x").keys(), now) == 0 {
-		t.Error("the worst network was forgotten for the sake of single failures")
-	}
-}
+// accountOf is the public count of the account.
+func accountOf(o throttle.Origin) []throttle.Key { return o.Public()[2:3] }
 
 // A26: all spellings of a name are one bucket.
 func TestA26OneCountForAllSpellings(t *testing.T) {
@@ -223,35 +136,15 @@ func TestA26OneCountForAllSpellings(t *testing.T) {
 			}
 			continue // nobody's
 		}
-		a.throttle.fails(newAttempt(name, "x", at(ip(i))).from, time.Now())
-	}
-	accounts := 0
-	for k := range a.throttle.counts {
-		if k[0] == byAccount {
-			accounts++
+		from := newAttempt(name, "x", at(ip(i))).from
+		if from.Account != "kiefer@example.com" {
+			t.Errorf("%q is counted as %q", name, from.Account)
 		}
+		fails(a.throttle, from, time.Now())
 	}
-	if accounts != 1 || a.throttle.counts[keyOf(byAccount, netip.Prefix{}, "kiefer@example.com")].failures < accountAllowance {
-		t.Errorf("%d accounts are counted", accounts)
-	}
-}
-
-func TestOriginOf(t *testing.T) {
-	t.Parallel()
-	for addr, want := range map[string][2]string{
-		"192.0.2.1":                 {"192.0.2.1/32", "192.0.2.0/24"},
-		"::ffff:192.0.2.1":          {"192.0.2.1/32", "192.0.2.0/24"},
-		"2001:db8:1:2:3:4:5:6":      {"2001:db8:1:2::/64", "2001:db8:1::/48"},
-		"fe80::1%eth0":              {"fe80::/64", "fe80::/48"},
-		"2001:db8:1:2:ffff:ffff::1": {"2001:db8:1:2::/64", "2001:db8:1::/48"},
-	} {
-		got := originOf(netip.MustParseAddr(addr), "")
-		if got.narrow.String() != want[0] || got.wide.String() != want[1] {
-			t.Errorf("originOf(%s) = %+v, want %v", addr, got, want)
-		}
-	}
-	if originOf(netip.Addr{}, "").wide.IsValid() {
-		t.Error("no address has a network")
+	account := accountOf(throttle.OriginOf(home, "kiefer@example.com"))
+	if d := a.throttle.Distance(account); d == 0 {
+		t.Error("the account has not failed")
 	}
 }
 
@@ -292,10 +185,8 @@ func TestA5EmptyPassword(t *testing.T) {
 		if n := busy.Load(); n < 300 {
 			t.Errorf("only %d of 500 were held back", n)
 		}
-		a.throttle.mu.Lock()
-		defer a.throttle.mu.Unlock()
-		if c := a.throttle.counts[keyOf(byAccount, netip.Prefix{}, "alice")]; c != nil {
-			t.Errorf("the account has %d failures", c.failures)
+		if d := a.throttle.Distance(accountOf(throttle.OriginOf(home, "alice"))); d != 0 {
+			t.Errorf("the account has failed: %s between attempts", d)
 		}
 	})
 }

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"postern/auth/throttle"
 )
 
 // TestA6Timing measures 2,000 interleaved failures of each kind, five minutes of
@@ -84,7 +86,7 @@ func compareTimes(t *testing.T, s *Store, rounds int, right words, kinds []failu
 			t.Fatal(err)
 		}
 		for i, k := range kinds {
-			a.throttle = newThrottle()
+			a.throttle = throttle.New()
 			start := time.Now()
 			_, err := a.Verify(t.Context(), k.name, k.password, at(home))
 			times[i] = append(times[i], time.Since(start))

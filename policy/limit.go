@@ -4,12 +4,12 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"math"
 	"strconv"
 	"strings"
 	"time"
 
 	"postern/auth"
+	"postern/internal/units"
 )
 
 const day = 24 * time.Hour
@@ -77,80 +77,41 @@ func parseOne(kind auth.LimitKind, s string) (auth.Limit, error) {
 	return l, nil
 }
 
-// sizes are the units of octets, the largest first.
-var sizes = [...]struct {
-	name string
-	of   int64
-}{{"GiB", 1 << 30}, {"GB", 1e9}, {"MiB", 1 << 20}, {"MB", 1e6}, {"KiB", 1 << 10}, {"KB", 1e3}}
-
 var (
-	errAmount = errors.New("the amount is no number")
-	errSize   = errors.New("the amount is no number of octets")
+	errAmount = errors.New("the amount is not a number")
+	errSize   = errors.New("the amount is not a number of octets")
 	errLarge  = errors.New("the amount is too large")
 	errWindow = errors.New("the window is not from 1s to 366d")
 )
 
 func parseAmount(s string, octets bool) (int64, error) {
-	unit, wrong := int64(1), errAmount
+	parse, wrong := units.ParseCount, errAmount
 	if octets {
-		wrong = errSize
-		for _, u := range sizes {
-			if rest, ok := cutSuffixFold(s, u.name); ok {
-				s, unit = rest, u.of
-				break
-			}
-		}
+		parse, wrong = units.ParseOctets, errSize
 	}
-	n, err := parseDigits(s)
+	n, err := parse(s)
 	switch {
-	case errors.Is(err, strconv.ErrRange) || err == nil && n > math.MaxInt64/unit:
+	case errors.Is(err, strconv.ErrRange):
 		return 0, errLarge
 	case err != nil:
 		return 0, wrong
 	}
-	return n * unit, nil
+	return n, nil
 }
 
-// windows are the units of time, the largest first.
-var windows = [...]struct {
-	name string
-	of   time.Duration
-}{{"d", day}, {"h", time.Hour}, {"m", time.Minute}, {"s", time.Second}}
-
+// parseWindow reads a unit with a whole number of them before it, or one of it.
 func parseWindow(s string) (time.Duration, error) {
-	for _, u := range windows {
-		count, ok := strings.CutSuffix(s, u.name)
-		if !ok {
-			continue
-		}
-		n := int64(1)
-		if count != "" {
-			var err error
-			if n, err = parseDigits(count); err != nil {
-				return 0, errWindow
-			}
-		}
-		if n < 1 || n > int64(auth.MaxWindow/u.of) {
-			return 0, errWindow
-		}
-		return time.Duration(n) * u.of, nil
+	switch count := strings.TrimRight(s, "smhd"); {
+	case len(s) != len(count)+1 || strings.Trim(count, "0123456789") != "":
+		return 0, errWindow
+	case count == "":
+		s = "1" + s
 	}
-	return 0, errWindow
-}
-
-// parseDigits reads a number that is nothing but digits.
-func parseDigits(s string) (int64, error) {
-	if s == "" || strings.Trim(s, "0123456789") != "" {
-		return 0, strconv.ErrSyntax
+	w, err := units.ParseSpan(s)
+	if err != nil || w < time.Second || w > auth.MaxWindow {
+		return 0, errWindow
 	}
-	return strconv.ParseInt(s, 10, 64)
-}
-
-func cutSuffixFold(s, suffix string) (string, bool) {
-	if n := len(s) - len(suffix); n >= 0 && strings.EqualFold(s[n:], suffix) {
-		return s[:n], true
-	}
-	return s, false
+	return w, nil
 }
 
 // FormatLimit writes a limit as ParseLimit reads it: "100/m", "1GB/d", "25MB".
@@ -158,7 +119,7 @@ func FormatLimit(l auth.Limit) string {
 	if !l.Kind.Windowed() {
 		return formatAmount(l)
 	}
-	window := formatWindow(l.Window)
+	window := units.FormatSpan(l.Window)
 	if unit, one := strings.CutPrefix(window, "1"); one && len(unit) == 1 {
 		window = unit
 	}
@@ -166,24 +127,10 @@ func FormatLimit(l auth.Limit) string {
 }
 
 func formatAmount(l auth.Limit) string {
-	if l.Max > 0 && (l.Kind == auth.LimitBytes || l.Kind == auth.LimitSize) {
-		for _, u := range sizes {
-			if l.Max%u.of == 0 {
-				return strconv.FormatInt(l.Max/u.of, 10) + u.name
-			}
-		}
+	if l.Kind == auth.LimitBytes || l.Kind == auth.LimitSize {
+		return units.FormatOctets(l.Max)
 	}
 	return strconv.FormatInt(l.Max, 10)
-}
-
-// formatWindow writes a duration in the largest unit that divides it: "1m", "30d".
-func formatWindow(w time.Duration) string {
-	for _, u := range windows {
-		if w >= u.of && w%u.of == 0 {
-			return strconv.FormatInt(int64(w/u.of), 10) + u.name
-		}
-	}
-	return strconv.FormatInt(int64(w/time.Second), 10) + "s"
 }
 
 // Windows are the limits that each message of id counts against: for each scope, kind and

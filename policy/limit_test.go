@@ -218,7 +218,7 @@ func TestOverLimit(t *testing.T) {
 		}
 	}
 	longest := Exceeded{limit(auth.LimitRecipients, 366*day-time.Second, math.MaxInt64, auth.FromCredential), math.MaxInt64, math.MaxInt64, now.AddDate(7000, 0, 0)}
-	if line := OverLimit(longest, now).Reply.Append(nil); len(line) > 512 || !isASCII(string(line)) {
+	if line := OverLimit(longest, now).Reply.Append(nil); len(line) > 512 || !smtp.IsASCII(string(line)) {
 		t.Errorf("reply line of %d octets: %q", len(line), line)
 	}
 }

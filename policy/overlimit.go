@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"postern/auth"
+	"postern/internal/units"
 	"postern/relay/smtp"
 )
 
@@ -45,7 +46,7 @@ func limitText(l auth.Limit) string {
 	if l.Max == 1 {
 		what = strings.TrimSuffix(what, "s")
 	}
-	return fmt.Sprintf("Limit of %d %s in %s", l.Max, what, formatWindow(l.Window))
+	return fmt.Sprintf("Limit of %d %s in %s", l.Max, what, units.FormatSpan(l.Window))
 }
 
 // tooMany is why a message may have no more recipients: l is a limit over time, in

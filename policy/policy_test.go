@@ -70,7 +70,7 @@ func TestSenderRefusalNamesTheAddress(t *testing.T) {
 	}
 	for _, from := range []smtp.Address{{Local: "ü", Domain: "b.example"}, {Local: strings.Repeat("x", 64), Domain: strings.Repeat("y.", 120) + "z"}} {
 		line := Sender(auth.Identity{Name: strings.Repeat("n", 255)}, from).Reply.Append(nil)
-		if len(line) > 512 || !isASCII(string(line)) {
+		if len(line) > 512 || !smtp.IsASCII(string(line)) {
 			t.Errorf("reply line of %d octets: %q", len(line), line)
 		}
 	}

@@ -135,7 +135,7 @@ func find(patterns []string, a smtp.Address) (pattern string, ok bool) {
 func refusedAddress(id auth.Identity, a smtp.Address, what string) string {
 	const advice = "; choose another sender, or ask the administrator to allow it"
 	who, as := id.Name, a.String()
-	if !isASCII(who) || !isASCII(as) || len(who)+len(as) > 300 {
+	if !smtp.IsASCII(who) || !smtp.IsASCII(as) || len(who)+len(as) > 300 {
 		// Replies are ASCII unless the command asked for UTF-8 (RFC 6531 section 3.7.4.2)
 		// and have at most 512 octets (RFC 5321 section 4.5.3.1.5).
 		return "You may not " + what + " this address" + advice
@@ -177,13 +177,4 @@ func lowerEach(s string) string {
 		}
 	}
 	return string(b)
-}
-
-func isASCII(s string) bool {
-	for i := range len(s) {
-		if s[i] >= 0x80 {
-			return false
-		}
-	}
-	return true
 }

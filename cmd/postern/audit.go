@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/auth"
+	"postern/auth/audit"
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/screen"
 	"postern/policy"
@@ -24,7 +25,8 @@ func (a *app) auditCmd() *cobra.Command {
 	var (
 		asJSON bool
 		since  string
-		f      auth.DeedFilter
+		user   string
+		f      audit.Filter
 	)
 	cmd := &cobra.Command{
 		Use:   "audit",
@@ -45,7 +47,13 @@ in [retention] of the configuration.`,
 				f.Since = time.Duration(d)
 			}
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
-				list, err := users.Audit(ctx, f)
+				if user != "" {
+					var err error
+					if f.User, err = auth.CanonicalName(user); err != nil {
+						return err
+					}
+				}
+				list, err := audit.List(ctx, users.pool, f)
 				if err == nil && len(list) == 0 {
 					err = concernsSomebody(ctx, users, f.User)
 				}
@@ -65,7 +73,7 @@ in [retention] of the configuration.`,
 	}
 	fl := cmd.Flags()
 	fl.StringVar(&since, "since", "", "only what was done within this `span`: 7d, 2h")
-	fl.StringVar(&f.User, "user", "", "only what concerns the user of this `NAME`, and its mail")
+	fl.StringVar(&user, "user", "", "only what concerns the user of this `NAME`, and its mail")
 	fl.StringVar(&f.Actor, "actor", "", "only what this `user` of the operating system did")
 	fl.IntVar(&f.Limit, "limit", 100, "print at most `N` lines")
 	fl.BoolVar(&asJSON, "json", false, "print JSON")
@@ -78,7 +86,7 @@ func concernsSomebody(ctx context.Context, users *accounts, name string) error {
 	if name == "" {
 		return nil
 	}
-	past, err := users.Audit(ctx, auth.DeedFilter{User: name, Limit: 1})
+	past, err := audit.List(ctx, users.pool, audit.Filter{User: name, Limit: 1})
 	if err != nil || len(past) > 0 {
 		return err
 	}
@@ -89,7 +97,7 @@ func concernsSomebody(ctx context.Context, users *accounts, name string) error {
 // numbered finds a user that the queue knew by number only.
 var numbered = regexp.MustCompile(`(^|, )user ([0-9]{1,18})($|,)`)
 
-func deedUsers(list []auth.Deed) (ids []int64) {
+func deedUsers(list []audit.Entry) (ids []int64) {
 	for _, d := range list {
 		if m := numbered.FindStringSubmatch(d.Object); m != nil {
 			id, _ := strconv.ParseInt(m[2], 10, 64)
@@ -111,7 +119,7 @@ func deedObject(object string, who names) string {
 	})
 }
 
-func (a *app) printDeeds(list []auth.Deed, who names, limit int) error {
+func (a *app) printDeeds(list []audit.Entry, who names, limit int) error {
 	t := table{head: []string{"WHEN", "WHO", "WHAT", "TO", "DETAIL"}}
 	for _, d := range list {
 		t.add(screen.LocalTime(d.At), d.Actor, d.Action, deedObject(d.Object, who), screen.OrDash(detailText(d.Detail)))

@@ -21,7 +21,7 @@ func TestInstallGuide(t *testing.T) {
 	t.Parallel()
 	g := newGuide(t)
 	g.elsewhere = map[string]string{
-		"make deb":          "it installs a package: the tests of internal/deb do",
+		"make deb":          "it installs a package: the tests of configs/debian do",
 		"make build man":    "it changes the machine",
 		"docker compose up": "it needs a container engine",
 		"docker compose exec postern postern user list": "it needs a container engine",

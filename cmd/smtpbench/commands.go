@@ -108,7 +108,7 @@ func (f *loadFlags) run(cmd *cobra.Command) error {
 		if at, err = newExchange(f.sink); err != nil {
 			return err
 		}
-		defer at.sink.close()
+		defer at.sink.Close()
 	}
 	var meters []meter
 	for _, pid := range f.pids {
@@ -193,9 +193,9 @@ SIGTERM it says what it has seen.`,
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "smtpbench: the sink listens on %s\n", s.address())
+			fmt.Fprintf(cmd.ErrOrStderr(), "smtpbench: the sink listens on %s\n", s.Addr().String())
 			<-cmd.Context().Done()
-			s.close()
+			s.Close()
 			return seen.print(cmd.OutOrStdout())
 		},
 	}

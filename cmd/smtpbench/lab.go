@@ -78,7 +78,7 @@ func (l *lab) furnish() error {
 
 func (l *lab) close() {
 	if l.exchange != nil {
-		l.exchange.sink.close()
+		l.exchange.sink.Close()
 	}
 	_ = os.RemoveAll(l.dir) // a leftover in a cache does no harm
 }
@@ -136,7 +136,7 @@ func (l *lab) target(port int) (*target, error) {
 func (l *lab) postfix(ctx context.Context) (*contender, error) {
 	r, err := peers.StartPostfixRelay(ctx, peers.RelayConfig{
 		CertFile: l.certFile, KeyFile: l.keyFile, User: benchUser, Password: benchPassword,
-		NextHop: l.exchange.sink.address(), Dir: l.dir,
+		NextHop: l.exchange.sink.Addr().String(), Dir: l.dir,
 	})
 	if err != nil {
 		return nil, err

@@ -192,8 +192,8 @@ func TestLoadSeesWrongs(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Cleanup(at.sink.close)
-			relay := startRelay(t, at.sink.address(), false, func(n int64, m *mail) error {
+			t.Cleanup(at.sink.Close)
+			relay := startRelay(t, at.sink.Addr().String(), false, func(n int64, m *mail) error {
 				if n != 2 {
 					return nil
 				}
@@ -313,13 +313,13 @@ func TestSinkAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	relay := startRelay(t, s.address(), false, nil)
+	relay := startRelay(t, s.Addr().String(), false, nil)
 	var stdout, stderr bytes.Buffer
 	args := strings.Fields("load --no-sink --connections 2 --messages 2 --recipients 2 --user " + benchUser + " --ca " + relay.caFile + " --to 127.0.0.1:" + relay.port)
 	if status := run(t.Context(), append(args, "--password", benchPassword), nil, &stdout, &stderr); status != 0 {
 		t.Fatalf("status %d: %s", status, &stderr)
 	}
-	s.close()
+	s.Close()
 	if err := seen.print(&stdout); err != nil || !strings.Contains(stdout.String(), "4 messages to 8 recipients, 0 doubled, 0 messages altered") {
 		t.Errorf("%s: %v", &stdout, err)
 	}

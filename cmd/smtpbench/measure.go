@@ -9,6 +9,8 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"postern/internal/serve"
 )
 
 // drainTime is how long nothing may arrive before the rest is given up as lost.
@@ -52,7 +54,7 @@ func secondsOf(d time.Duration) seconds { return seconds(d.Seconds()) }
 // An exchange is a sink that gives each run what is its own. It outlives the runs,
 // so that the server needs to know one next hop only.
 type exchange struct {
-	sink    *sink
+	sink    *serve.Server
 	ledger  atomic.Pointer[ledger]
 	strange atomic.Int64 // messages of no run that goes on
 }

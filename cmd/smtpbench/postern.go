@@ -114,7 +114,7 @@ address = "127.0.0.1:0"
 	for _, args := range [][]string{
 		{"migrate"},
 		{"user", "add", benchUser, "--password-stdin"},
-		{"upstream", "add", "sink", "--host", l.exchange.sink.address(), "--tls", "none"},
+		{"upstream", "add", "sink", "--host", l.exchange.sink.Addr().String(), "--tls", "none"},
 		{"route", "add", "--via", "sink"},
 	} {
 		if err := p.run(ctx, args...); err != nil {

@@ -10,62 +10,20 @@ import (
 	"io"
 	"net"
 	"strconv"
-	"sync"
+
+	"postern/internal/serve"
 )
 
-// A sink is the next hop of the measured server. It takes every message and gives
-// it to whom the run belongs.
-type sink struct {
-	listener net.Listener
-	deliver  func(arrival)
-
-	mu    sync.Mutex
-	conns map[net.Conn]struct{}
-	done  sync.WaitGroup
-}
-
-// startSink listens and calls deliver for each message before it is answered, from
-// many goroutines.
-func startSink(address string, deliver func(arrival)) (*sink, error) {
+// startSink listens as the next hop of the measured server. It takes every message and
+// calls deliver for each before it is answered, from many goroutines.
+func startSink(address string, deliver func(arrival)) (*serve.Server, error) {
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("start the sink: %w", err)
 	}
-	s := &sink{listener: listener, deliver: deliver, conns: make(map[net.Conn]struct{})}
-	s.done.Go(s.accept)
-	return s, nil
-}
-
-func (s *sink) address() string { return s.listener.Addr().String() }
-
-// close ends all connections and returns when nothing runs any more.
-func (s *sink) close() {
-	_ = s.listener.Close()
-	s.mu.Lock()
-	for conn := range s.conns {
-		_ = conn.Close()
-	}
-	s.mu.Unlock()
-	s.done.Wait()
-}
-
-func (s *sink) accept() {
-	for {
-		conn, err := s.listener.Accept()
-		if err != nil {
-			return // closed
-		}
-		s.mu.Lock()
-		s.conns[conn] = struct{}{}
-		s.mu.Unlock()
-		s.done.Go(func() {
-			_ = newIntake(conn, s.deliver).run() // how a client ends does not matter: what counts is what was taken
-			_ = conn.Close()
-			s.mu.Lock()
-			delete(s.conns, conn)
-			s.mu.Unlock()
-		})
-	}
+	return serve.Start(listener, func(conn net.Conn) {
+		_ = newIntake(conn, deliver).run() // how a client ends does not matter: what counts is what was taken
+	}), nil
 }
 
 const (

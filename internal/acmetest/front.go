@@ -5,16 +5,16 @@ import (
 	"net"
 	"sync"
 	"testing"
+
+	"postern/internal/serve"
 )
 
 // Front is a port that passes connections on, as a balancer does.
 type Front struct {
-	listener net.Listener
+	server *serve.Server
 
-	mu    sync.Mutex
-	to    func() string
-	conns map[net.Conn]bool
-	work  sync.WaitGroup
+	mu sync.Mutex
+	to func() string
 }
 
 func newFront(t testing.TB) *Front {
@@ -23,21 +23,13 @@ func newFront(t testing.TB) *Front {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &Front{listener: ln, conns: map[net.Conn]bool{}}
-	f.work.Go(f.serve)
-	t.Cleanup(func() {
-		_ = ln.Close()
-		f.mu.Lock()
-		for conn := range f.conns {
-			_ = conn.Close()
-		}
-		f.mu.Unlock()
-		f.work.Wait()
-	})
+	f := &Front{}
+	f.server = serve.Start(ln, f.pass)
+	t.Cleanup(f.server.Close)
 	return f
 }
 
-func (f *Front) port() int { return f.listener.Addr().(*net.TCPAddr).Port }
+func (f *Front) port() int { return f.server.Addr().Port }
 
 // To passes connections on to the address that to returns for each.
 func (f *Front) To(to func() string) {
@@ -46,18 +38,7 @@ func (f *Front) To(to func() string) {
 	f.to = to
 }
 
-func (f *Front) serve() {
-	for {
-		conn, err := f.listener.Accept()
-		if err != nil {
-			return
-		}
-		f.work.Go(func() { f.pass(conn) })
-	}
-}
-
 func (f *Front) pass(in net.Conn) {
-	defer in.Close()
 	f.mu.Lock()
 	to := f.to
 	f.mu.Unlock()
@@ -69,9 +50,6 @@ func (f *Front) pass(in net.Conn) {
 		return
 	}
 	defer out.Close()
-	f.mu.Lock()
-	f.conns[in], f.conns[out] = true, true
-	f.mu.Unlock()
 	var back sync.WaitGroup
 	back.Go(func() {
 		_, _ = io.Copy(in, out)
@@ -80,8 +58,4 @@ func (f *Front) pass(in net.Conn) {
 	_, _ = io.Copy(out, in)
 	_ = out.Close()
 	back.Wait()
-	f.mu.Lock()
-	delete(f.conns, in)
-	delete(f.conns, out)
-	f.mu.Unlock()
 }

@@ -8,9 +8,9 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"sync"
 	"time"
 
+	"postern/internal/serve"
 	"postern/relay/smtp"
 )
 
@@ -26,61 +26,16 @@ const (
 	maxMessage = 64 << 20
 )
 
-// Server listens on one address.
-type Server struct {
-	ln      net.Listener
-	arrived func(Message)
-
-	mu    sync.Mutex
-	conns map[net.Conn]struct{}
-	done  sync.WaitGroup
-}
-
 // Listen opens addr and calls arrived, from several goroutines, for each message
 // before it is answered 250.
-func Listen(addr string, arrived func(Message)) (*Server, error) {
+func Listen(addr string, arrived func(Message)) (*serve.Server, error) {
 	ln, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("capture: %w", err)
 	}
-	s := &Server{ln: ln, arrived: arrived, conns: make(map[net.Conn]struct{})}
-	s.done.Go(s.accept)
-	return s, nil
-}
-
-// Addr is where the server listens.
-func (s *Server) Addr() *net.TCPAddr { return s.ln.Addr().(*net.TCPAddr) }
-
-// Close ends all connections and returns when nothing runs any more.
-func (s *Server) Close() {
-	_ = s.ln.Close()
-	s.mu.Lock()
-	for c := range s.conns {
-		_ = c.Close()
-	}
-	s.mu.Unlock()
-	s.done.Wait()
-}
-
-func (s *Server) accept() {
-	for {
-		conn, err := s.ln.Accept()
-		if err != nil {
-			return // closed: a listener on loopback fails in no other way that is worth a retry
-		}
-		s.mu.Lock()
-		s.conns[conn] = struct{}{}
-		s.mu.Unlock()
-		s.done.Go(func() {
-			defer func() {
-				_ = conn.Close()
-				s.mu.Lock()
-				delete(s.conns, conn)
-				s.mu.Unlock()
-			}()
-			_ = (&session{conn: conn, in: smtp.NewReader(conn), arrived: s.arrived}).run()
-		})
-	}
+	return serve.Start(ln, func(conn net.Conn) {
+		_ = (&session{conn: conn, in: smtp.NewReader(conn), arrived: arrived}).run()
+	}), nil
 }
 
 // session is one connection.

@@ -144,7 +144,7 @@ func (c Cache) layOutExim(u *Upstream) ([]string, error) {
 	}
 	library = filepath.Join(u.dir, "lib", filepath.Base(library))
 	places := strings.NewReplacer("DIR", u.dir, "PORT", fmt.Sprint(u.Port), "CAPTURE", fmt.Sprint(u.capture.Port()),
-		"VERDICTS", fmt.Sprint(u.verdicts.port()), "USER", eximQuote(u.User), "PASSWORD", eximQuote(u.Password))
+		"VERDICTS", fmt.Sprint(u.verdicts.server.Addr().Port), "USER", eximQuote(u.User), "PASSWORD", eximQuote(u.Password))
 	if err := os.WriteFile(filepath.Join(u.dir, "exim.conf"), []byte(places.Replace(eximConfig)), 0o644); err != nil {
 		return nil, err
 	}

@@ -48,7 +48,7 @@ func (u *Upstream) Close() {
 		u.stop()
 	}
 	u.capture.Close()
-	u.verdicts.close()
+	u.verdicts.server.Close()
 	_ = os.RemoveAll(u.dir) // a leftover in the temporary folder does no harm
 }
 
@@ -90,7 +90,7 @@ func (c Cache) RunPostfix(ctx context.Context, config UpstreamConfig) (*Upstream
 		dir: u.dir, ports: []int{u.Port}, user: config.User, password: config.Password, identity: identity,
 		main: map[string]string{
 			"relayhost":                    fmt.Sprintf("[127.0.0.1]:%d", u.capture.Port()),
-			"smtpd_recipient_restrictions": fmt.Sprintf("check_policy_service inet:%s", loopback(u.verdicts.port())),
+			"smtpd_recipient_restrictions": fmt.Sprintf("check_policy_service inet:%s", loopback(u.verdicts.server.Addr().Port)),
 			"queue_run_delay":              "5s",
 			"minimal_backoff_time":         "5s",
 		},

@@ -7,6 +7,8 @@ import (
 	"net"
 	"strings"
 	"sync"
+
+	"postern/internal/serve"
 )
 
 // Answers are what a server says to RCPT, for each address (in lower case) one
@@ -17,13 +19,11 @@ type Answers map[string][]string
 // A verdictServer tells Postfix and Exim how to answer RCPT, and counts.
 // Postfix asks by its policy protocol (SMTPD_POLICY_README), Exim by readsocket.
 type verdictServer struct {
-	listener net.Listener
-	served   sync.WaitGroup
+	server *serve.Server
 
 	mu      sync.Mutex
 	answers Answers
 	asked   map[string]int
-	conns   map[net.Conn]struct{}
 }
 
 func startVerdicts(answers Answers) (*verdictServer, error) {
@@ -31,33 +31,12 @@ func startVerdicts(answers Answers) (*verdictServer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for verdicts: %w", err)
 	}
-	v := &verdictServer{listener: listener, answers: Answers{}, asked: map[string]int{}, conns: map[net.Conn]struct{}{}}
+	v := &verdictServer{answers: Answers{}, asked: map[string]int{}}
 	for address, replies := range answers {
 		v.answers[strings.ToLower(address)] = append([]string(nil), replies...)
 	}
-	v.served.Go(v.serve)
+	v.server = serve.Start(listener, v.talk)
 	return v, nil
-}
-
-func (v *verdictServer) port() int { return v.listener.Addr().(*net.TCPAddr).Port }
-
-func (v *verdictServer) serve() {
-	for {
-		conn, err := v.listener.Accept()
-		if err != nil {
-			return // closed
-		}
-		v.mu.Lock()
-		v.conns[conn] = struct{}{}
-		v.mu.Unlock()
-		v.served.Go(func() {
-			v.talk(conn)
-			_ = conn.Close() // the peer has gone or broke the protocol
-			v.mu.Lock()
-			delete(v.conns, conn)
-			v.mu.Unlock()
-		})
-	}
 }
 
 // talk answers requests until the peer goes. Postfix sends name=value lines up to
@@ -105,14 +84,4 @@ func (v *verdictServer) count(recipient string) int {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.asked[strings.ToLower(recipient)]
-}
-
-func (v *verdictServer) close() {
-	_ = v.listener.Close() // ends serve
-	v.mu.Lock()
-	for conn := range v.conns {
-		_ = conn.Close()
-	}
-	v.mu.Unlock()
-	v.served.Wait()
 }

@@ -16,7 +16,7 @@ func TestAnswersAreUsedUp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer v.close()
+	defer v.server.Close()
 	for _, ask := range []struct{ recipient, want string }{
 		{"slow@example.com", "451 4.2.0 one"}, {"SLOW@example.com", "450 4.2.1 two"}, {"slow@example.com", ""},
 		{"gone@example.com", "451 4.2.0 wait"}, {"gone@example.com", "550 5.1.1 gone"}, {"gone@example.com", "550 5.1.1 gone"},
@@ -37,9 +37,9 @@ func TestVerdictsSpeakBothProtocols(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer v.close()
+	defer v.server.Close()
 	dial := func() (net.Conn, *bufio.Reader) {
-		conn, err := net.Dial("tcp", loopback(v.port()))
+		conn, err := net.Dial("tcp", loopback(v.server.Addr().Port))
 		if err != nil {
 			t.Fatal(err)
 		}

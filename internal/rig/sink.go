@@ -15,6 +15,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"postern/internal/serve"
 )
 
 // Received is one message whose final dot the sink has read.
@@ -45,13 +47,11 @@ const RefusedLocal = "no-"
 // Sink is an upstream that takes every message and writes it down. It is safe for
 // concurrent use.
 type Sink struct {
-	listener net.Listener
-	delay    time.Duration
-	done     sync.WaitGroup
+	server *serve.Server
+	delay  time.Duration
 
 	mu       sync.Mutex
 	changed  chan struct{} // closed and replaced at every change
-	conns    map[net.Conn]struct{}
 	holds    map[hold]chan struct{}
 	held     map[hold]int
 	received []Received
@@ -77,46 +77,28 @@ func NewSink(t testing.TB, addr string, delay time.Duration) *Sink {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Sink{listener: listener, delay: delay, changed: make(chan struct{}), conns: make(map[net.Conn]struct{}),
-		holds: make(map[hold]chan struct{}), held: make(map[hold]int)}
-	s.done.Go(s.accept)
+	s := &Sink{delay: delay, changed: make(chan struct{}), holds: make(map[hold]chan struct{}), held: make(map[hold]int)}
+	s.server = serve.Start(listener, func(conn net.Conn) {
+		(&sinkSession{sink: s, conn: conn, in: bufio.NewReader(conn)}).serve()
+	})
 	t.Cleanup(s.close)
 	return s
 }
 
 // Addr is where the sink listens.
-func (s *Sink) Addr() string { return s.listener.Addr().String() }
+func (s *Sink) Addr() string { return s.server.Addr().String() }
 
 // Port is the port of Addr.
-func (s *Sink) Port() int { return s.listener.Addr().(*net.TCPAddr).Port }
-
-func (s *Sink) accept() {
-	for {
-		conn, err := s.listener.Accept()
-		if err != nil {
-			return
-		}
-		s.change(func() { s.conns[conn] = struct{}{} })
-		s.done.Go(func() {
-			(&sinkSession{sink: s, conn: conn, in: bufio.NewReader(conn)}).serve()
-			_ = conn.Close()
-			s.change(func() { delete(s.conns, conn) })
-		})
-	}
-}
+func (s *Sink) Port() int { return s.server.Addr().Port }
 
 func (s *Sink) close() {
-	_ = s.listener.Close()
 	s.change(func() {
-		for conn := range s.conns {
-			_ = conn.Close()
-		}
 		for at, release := range s.holds {
 			close(release)
 			delete(s.holds, at)
 		}
 	})
-	s.done.Wait()
+	s.server.Close()
 }
 
 func (s *Sink) change(f func()) {

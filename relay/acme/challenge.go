@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"postern/internal/crowd"
+
 	"github.com/caddyserver/certmagic"
 	"github.com/mholt/acmez/v3"
 )
@@ -73,7 +75,7 @@ func respondHTTP(ln net.Listener, issuer *certmagic.ACMEIssuer, cfg Config) *res
 	return &responder{
 		listener: ln,
 		serve: func() error {
-			err := server.Serve(newCrowd(ln, validations))
+			err := server.Serve(crowd.New(ln, validations))
 			if errors.Is(err, http.ErrServerClosed) {
 				return nil
 			}
@@ -104,7 +106,7 @@ func respondTLSALPN(ln net.Listener, config *certmagic.Config, cfg Config) *resp
 		},
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	limited := newCrowd(ln, validations)
+	limited := crowd.New(ln, validations)
 	return &responder{
 		listener: ln,
 		serve: func() error {

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"postern/internal/await"
 	"postern/relay/certificate"
 
 	"github.com/caddyserver/certmagic"
@@ -105,20 +106,16 @@ func (k *Keeper) Close(ctx context.Context) error {
 	if k.stop != nil {
 		k.stop()
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
+	err := await.All(ctx, func() {
 		k.passes.Wait()
 		if k.responder != nil {
 			k.responder.stop()
 		}
-	}()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("certificates: %w", ctx.Err())
+	})
+	if err != nil {
+		return fmt.Errorf("certificates: %w", err)
 	}
+	return nil
 }
 
 // lookAfter looks after one name until ctx ends.

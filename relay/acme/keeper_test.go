@@ -236,7 +236,7 @@ func TestFirstIssue(t *testing.T) {
 	db, ca := pgtest.New(t), acmetest.New(t, acmetest.Options{})
 	hold := ca.HoldAt("/order-plz")
 	n := startNode(t, db, ca, func(c *Config) { c.Names = []string{"other." + host(t), strings.ToUpper(host(t))} })
-	await(t, hold.Arrived)
+	arrives(t, hold.Arrived)
 	leaf, err := n.handshake(host(t), nil)
 	if err != nil || leaf.Subject.CommonName != "Postern, self-signed" {
 		t.Fatalf("before the first is issued: %v, %v", leaf, err)
@@ -272,7 +272,7 @@ func TestFirstIssue(t *testing.T) {
 	}
 }
 
-func await(t *testing.T, c <-chan struct{}) {
+func arrives(t *testing.T, c <-chan struct{}) {
 	t.Helper()
 	select {
 	case <-c:
@@ -311,7 +311,7 @@ func TestOneOrder(t *testing.T) {
 	for i := range 3 {
 		nodes = append(nodes, startNode(t, db, ca, func(c *Config) { c.Node = fmt.Sprint("node", i) }))
 	}
-	await(t, hold.Arrived)
+	arrives(t, hold.Arrived)
 	hold.Release()
 	serials := map[string]bool{}
 	for _, n := range nodes {
@@ -407,7 +407,7 @@ func TestOutage(t *testing.T) {
 	ca.RenewNow(true) // the first one is due at the next look
 	hold := ca.HoldAt("/order-plz")
 	one, two := startNode(t, db, ca, config("one")), startNode(t, db, ca, config("two"))
-	await(t, hold.Arrived)
+	arrives(t, hold.Arrived)
 	one.awaitLog("acquiring lock")
 	two.awaitLog("acquiring lock")
 	hold.Release()
@@ -600,7 +600,7 @@ func TestCrowd(t *testing.T) {
 			name := strings.ReplaceAll(host(t), "/", "-")
 			hold := ca.HoldAt("/order-plz")
 			n := startNode(t, db, ca, func(c *Config) { c.Names, c.Challenge, c.validationTime = []string{name}, challenge, time.Hour })
-			await(t, hold.Arrived)
+			arrives(t, hold.Arrived)
 			dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 9)}}
 			for range 2 * validations {
 				conn, err := dialer.DialContext(t.Context(), "tcp", n.ChallengeAddress())
@@ -746,7 +746,7 @@ func TestOCSP(t *testing.T) {
 		ca := acmetest.New(t, acmetest.Options{OCSP: url})
 		n := startNode(t, pgtest.New(t), ca)
 		if name == "mute" {
-			await(t, asked)
+			arrives(t, asked)
 		}
 		if leaf := n.trusted(host(t), ca.Issued(t), nil); len(leaf.OCSPServer) != 1 {
 			t.Errorf("%s: the certificate names the responders %q", name, leaf.OCSPServer)
@@ -771,7 +771,7 @@ func TestRevoked(t *testing.T) {
 	responder.Start()
 	defer responder.Close()
 	nodes := []*node{startNode(t, db, ca), startNode(t, db, ca, func(c *Config) { c.Node = "two" })}
-	await(t, asked)
+	arrives(t, asked)
 	for _, n := range nodes {
 		leaf := n.trusted(host(t), ca.Issued(t), nil)
 		if leaf.SerialNumber.Cmp(bad) == 0 {

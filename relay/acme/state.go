@@ -8,6 +8,9 @@ import (
 	"strings"
 	"time"
 
+	"postern/auth/audit"
+	"postern/internal/pg"
+
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
@@ -125,13 +128,12 @@ func (s *storage) succeeded(ctx context.Context, authority, name string, leaf *x
 	return nil
 }
 
-// storable makes what an authority said fit a text column, in a bounded length.
+// storable makes what an authority said fit a text column: it may be a whole page.
 func storable(s string) string {
-	s = strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
 	if len(s) > 2000 {
 		s = strings.ToValidUTF8(s[:2000], "") + " …"
 	}
-	return s
+	return pg.Storable(s)
 }
 
 const listRecords = `select ` + columns + ` from certificate_state order by name, authority`
@@ -150,22 +152,25 @@ func List(ctx context.Context, pool *pgxpool.Pool) ([]Record, error) {
 }
 
 const askRenewal = `
-with asked as (
-	update certificate_state set renew_asked_at = clock_timestamp(), next_attempt_at = case when failures > 0 then clock_timestamp() end
-	where name = $1 returning name),
-told as (
-	insert into audit (actor, action, object) select $2, 'certificate renew', $1 where exists (select from asked))
-select count(*) from asked`
+update certificate_state set renew_asked_at = clock_timestamp(), next_attempt_at = case when failures > 0 then clock_timestamp() end
+where name = $1`
 
-// AskRenewal lets the nodes renew a certificate before its time, and try at once what
+// AskRenewal lets the nodes renew a certificate before its time, and try now what
 // waits after a failure. It is in the audit as actor's. Of a name that no node has
 // told of it reports false.
 func AskRenewal(ctx context.Context, pool *pgxpool.Pool, name, actor string) (known bool, err error) {
 	ctx, cancel := call(ctx)
 	defer cancel()
-	var asked int
-	if err := pool.QueryRow(ctx, askRenewal, strings.ToLower(name), actor).Scan(&asked); err != nil {
+	name = strings.ToLower(name)
+	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, askRenewal, name)
+		if known = tag.RowsAffected() > 0; err != nil || !known {
+			return err
+		}
+		return audit.Record(ctx, tx, actor, audit.Deed{Action: "certificate renew", Object: name})
+	})
+	if err != nil {
 		return false, fmt.Errorf("ask for a renewal: %w", cause(ctx, err))
 	}
-	return asked > 0, nil
+	return known, nil
 }

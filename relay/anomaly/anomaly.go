@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"postern/auth/audit"
 	"postern/internal/panics"
 	"postern/internal/pg"
 	"postern/relay/queue"
@@ -289,7 +290,7 @@ func (d *Detector) reload(ctx context.Context) error {
 const sqlBreaker = `select min_recipients, coalesce(first_time_share, 0), coalesce(rejected_share, 0), coalesce(new_network_factor, 0) from breaker`
 
 // Read returns which signs are on.
-func Read(ctx context.Context, db desk.DB) (Signs, error) {
+func Read(ctx context.Context, db pg.DB) (Signs, error) {
 	var s Signs
 	if err := db.QueryRow(ctx, sqlBreaker).Scan(&s.MinRecipients, &s.FirstTimeShare, &s.RejectedShare, &s.NewNetworkFactor); err != nil {
 		return s, fmt.Errorf("read the breaker: %w", err)
@@ -311,7 +312,7 @@ on conflict do nothing`
 
 // Set changes which signs are on, on behalf of actor; nodes follow within seconds. Turning
 // the share of first-time recipients on reads the whole history once.
-func Set(ctx context.Context, db desk.DB, actor string, s Signs) error {
+func Set(ctx context.Context, db pg.DB, actor string, s Signs) error {
 	return pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
 		was, err := Read(ctx, tx)
 		if err != nil {
@@ -325,6 +326,6 @@ func Set(ctx context.Context, db desk.DB, actor string, s Signs) error {
 				return fmt.Errorf("learn whom users write to: %w", err)
 			}
 		}
-		return desk.NewAdmin(tx).As(actor).Audit(ctx, "breaker set", "breaker", map[string]any{"was": was, "is": s})
+		return audit.Record(ctx, tx, actor, audit.Deed{Action: "breaker set", Object: "breaker", Detail: map[string]any{"was": was, "is": s}})
 	})
 }

@@ -149,7 +149,7 @@ func (b *Bouncer) tell(ctx context.Context, n *queue.Notice) error {
 		ID: r.id, Size: int64(len(body)), AcceptedAt: r.now,
 		MessageID: "<" + r.id.String() + "@" + b.cfg.Hostname + ">",
 		UTF8:      n.Message.Sender.NeedsUTF8(),
-		EightBit:  !isASCII(body),
+		EightBit:  !smtp.IsASCII(body),
 		Listener:  "notice",
 	}
 	// NOTIFY=NEVER: nobody is to be told about a notice (RFC 3461 section 6.2).

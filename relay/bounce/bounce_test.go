@@ -188,7 +188,7 @@ func tellOne(t *testing.T, n *queue.Notice) committed {
 	}
 	c := q.enqueued[0]
 	needs := n.Message.Sender.NeedsUTF8() // and nothing else does
-	if c.msg.BodyType != "" || c.msg.UTF8 != needs || c.msg.EightBit != needs || !isASCII(c.body) != needs {
+	if c.msg.BodyType != "" || c.msg.UTF8 != needs || c.msg.EightBit != needs || !smtp.IsASCII(c.body) != needs {
 		t.Errorf("a notice to %s needs %+v", n.Message.Sender, c.msg)
 	}
 	return c
@@ -406,7 +406,7 @@ func TestP03NoticeAboutOctets(t *testing.T) {
 	} {
 		for _, declared := range []smtp.BodyType{"", smtp.Body8BitMIME} {
 			c := tellOne(t, notice(queue.NoticeFailure, func(n *queue.Notice) {
-				n.Message.BodyType, n.Message.EightBit = declared, !isASCII(tt.header+tt.body)
+				n.Message.BodyType, n.Message.EightBit = declared, !smtp.IsASCII(tt.header+tt.body)
 				n.Headers = []byte(tt.header)
 				n.Body = &memory{Reader: bytes.NewReader([]byte(tt.header + "\r\n" + tt.body))}
 			}))

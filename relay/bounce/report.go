@@ -61,7 +61,7 @@ func (r *report) header(b *bytes.Buffer, boundary string) {
 	line(b, "To", "<"+m.Sender.String()+">") // nothing else of a notice may be UTF-8
 	field(b, "Subject", subjects[r.notice.Kind])
 	field(b, "Message-ID", "<"+r.id.String()+"@"+r.hostname+">")
-	if m.MessageID != "" && isASCII(m.MessageID) {
+	if m.MessageID != "" && smtp.IsASCII(m.MessageID) {
 		field(b, "References", m.MessageID)
 	}
 	field(b, "Auto-Submitted", "auto-replied") // RFC 3834 section 5
@@ -102,7 +102,7 @@ func (r *report) explanation(b *bytes.Buffer) {
 	}
 	fmt.Fprintf(&text, "Queue id of the message: %s\r\n", r.notice.Message.ID)
 	charset := "us-ascii"
-	if !isASCII(text.Bytes()) {
+	if !smtp.IsASCII(text.Bytes()) {
 		charset = "utf-8"
 	}
 	part(b, "text/plain; charset="+charset, text.Bytes())
@@ -196,7 +196,7 @@ func (r *report) returned(b *bytes.Buffer) {
 	switch {
 	case r.full:
 		kind = "message/rfc822"
-	case !isASCII(r.original) && utf8.Valid(r.original):
+	case !smtp.IsASCII(r.original) && utf8.Valid(r.original):
 		kind += "; charset=utf-8"
 	}
 	part(b, kind, r.original)
@@ -209,7 +209,7 @@ func (r *report) returned(b *bytes.Buffer) {
 // more than RFC 5321 section 4.5.3.1.6 has every server take.
 func sevenBit(octets []byte) bool {
 	for line := range bytes.Lines(octets) {
-		if len(bytes.TrimRight(line, "\r\n")) > maxLine || !isASCII(line) {
+		if len(bytes.TrimRight(line, "\r\n")) > maxLine || !smtp.IsASCII(line) {
 			return false
 		}
 	}
@@ -294,13 +294,4 @@ func wrap(s string, width int) []string {
 		}
 	}
 	return append(lines, line)
-}
-
-func isASCII[T string | []byte](s T) bool {
-	for i := range len(s) {
-		if s[i] >= utf8.RuneSelf {
-			return false
-		}
-	}
-	return true
 }

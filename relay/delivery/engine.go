@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"postern/internal/await"
 	"postern/internal/panics"
 	"postern/internal/share"
 	"postern/relay/maillog"
@@ -206,20 +207,13 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 	e.releaseWaiting()
 	e.interruptEarly()
 
-	done := make(chan struct{})
-	go func() {
-		e.workers.Wait()
-		close(done)
-	}()
 	defer e.cut()
-	select {
-	case <-done:
+	if await.All(ctx, e.workers.Wait) == nil {
 		return nil
-	case <-ctx.Done():
-		e.cut()
-		<-done // every step of a conversation ends with its context
-		return ErrCut
 	}
+	e.cut()
+	e.workers.Wait() // every step of a conversation ends with its context
+	return ErrCut
 }
 
 // releaseWaiting hands back the jobs that no connection has begun.

@@ -328,7 +328,7 @@ func (p *addressList) endOfRun(w phrase) error {
 	}
 	parts := bytes.Split(run, []byte("?"))
 	if len(parts) != 5 || string(parts[0]) != "=" || len(parts[1]) == 0 || string(parts[4]) != "=" ||
-		len(parts[2]) != 1 || !strings.Contains("bBqQ", string(parts[2])) || bytes.IndexByte(run, '"') >= 0 || !isASCII(run) {
+		len(parts[2]) != 1 || !strings.Contains("bBqQ", string(parts[2])) || bytes.IndexByte(run, '"') >= 0 || !smtp.IsASCII(run) {
 		return faultWord
 	}
 	return nil
@@ -420,7 +420,7 @@ func (p *addressList) parts(i int) bool {
 // onlyAddress notes the address that is all of a comment.
 func (p *addressList) onlyAddress(text []byte) error {
 	a, err := smtp.ParseAddress(string(bytes.Trim(text, " ")))
-	if err != nil || !p.utf8 && !isASCII(text) {
+	if err != nil || !p.utf8 && !smtp.IsASCII(text) {
 		return faultTempting
 	}
 	if !p.claim.IsNull() && !same(a, p.claim) {
@@ -548,7 +548,7 @@ func (p *addressList) addrSpec(start int) error {
 	switch {
 	case bytes.Contains(spec, []byte("=?")), bytes.Contains(spec, []byte("?=")):
 		return faultEncoded
-	case !p.utf8 && !isASCII(spec):
+	case !p.utf8 && !smtp.IsASCII(spec):
 		return faultUTF8
 	case len(p.out) == maxMailboxes:
 		return faultMany
@@ -580,13 +580,4 @@ func isSpace(c byte) bool { return c == ' ' || c == '\t' || c == '\r' || c == '\
 // isAtext reports atext (RFC 5322 section 3.2.3).
 func isAtext(c byte) bool {
 	return c > ' ' && c < 0x7F && strings.IndexByte(`()<>[]:;@\,."`, c) < 0
-}
-
-func isASCII(b []byte) bool {
-	for _, c := range b {
-		if c >= utf8.RuneSelf {
-			return false
-		}
-	}
-	return true
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"postern/internal/await"
 	"postern/internal/panics"
 	"postern/internal/pg"
 )
@@ -220,10 +221,10 @@ func (q *Queue) Close(ctx context.Context) error {
 	// A statement that hangs is nobody's to cancel: after ctx its rows are the reaper's.
 	giveUp := context.AfterFunc(ctx, q.stop)
 	close(q.settles.last)
-	settled := waitFor(ctx, &q.settles.done)
+	settled := await.All(ctx, q.settles.done.Wait) == nil
 	giveUp()
 	q.stop()
-	if !waitFor(ctx, &q.loops) || !settled {
+	if await.All(ctx, q.loops.Wait) != nil || !settled {
 		return fmt.Errorf("close queue: the database does not answer: %w", ctx.Err())
 	}
 	q.claims.close()
@@ -251,22 +252,7 @@ func (q *Queue) awaitCommits(ctx context.Context) bool {
 		ctx, cancel = context.WithTimeout(ctx, time.Until(end)/2)
 		defer cancel()
 	}
-	return waitFor(ctx, &q.inflight)
-}
-
-// waitFor waits for wg, and reports false when ctx ends before.
-func waitFor(ctx context.Context, wg *sync.WaitGroup) bool {
-	done := make(chan struct{})
-	go func() {
-		wg.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-		return true
-	case <-ctx.Done():
-		return false
-	}
+	return await.All(ctx, q.inflight.Wait) == nil
 }
 
 // ClaimRequest says how much work is wanted.

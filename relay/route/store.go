@@ -9,9 +9,10 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"postern/auth/audit"
+	"postern/internal/pg"
 	"postern/relay/seal"
 )
 
@@ -107,10 +108,10 @@ func (s *Store) AddUpstream(ctx context.Context, u Upstream) error {
 		if err != nil {
 			return err
 		}
-		return s.audit(ctx, tx, "upstream add", u.Name, map[string]any{
-			"host": u.Host, "port": u.Port, "tls": u.TLS, "username": u.Username, "custom_ca": u.CA != "", "max_connections": u.MaxConnections})
+		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "upstream add", Object: u.Name, Detail: map[string]any{
+			"host": u.Host, "port": u.Port, "tls": u.TLS, "username": u.Username, "custom_ca": u.CA != "", "max_connections": u.MaxConnections}})
 	})
-	if sqlState(err) == uniqueViolation {
+	if pg.Code(err) == pg.UniqueViolation {
 		return refuse(ErrExists, "an upstream named %q exists already", u.Name)
 	}
 	if err != nil {
@@ -183,10 +184,10 @@ func (s *Store) RemoveUpstream(ctx context.Context, name string) error {
 		if tag.RowsAffected() == 0 {
 			return refuse(ErrNotFound, "no upstream is named %q", name)
 		}
-		return s.audit(ctx, tx, "upstream remove", name, nil)
+		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "upstream remove", Object: name})
 	})
 	switch {
-	case sqlState(err) == foreignKeyViolation:
+	case pg.Code(err) == pg.ForeignKeyViolation:
 		return refuse(ErrInvalid, "upstream %q is used by a route; move the route to another one first, with 'postern route add --replace', or remove it", name)
 	case err != nil && !errors.Is(err, ErrNotFound):
 		return fmt.Errorf("remove upstream: %w", err)
@@ -246,13 +247,13 @@ func (s *Store) putRoute(ctx context.Context, r Rule, replace bool) (id, replace
 		if replaced != 0 {
 			detail["replaced"] = replaced
 		}
-		return s.audit(ctx, tx, "route add", r.String(), detail)
+		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "route add", Object: r.String(), Detail: detail})
 	})
 	var refused *refusal
 	switch {
 	case errors.As(err, &refused):
 		return 0, 0, err
-	case sqlState(err) == uniqueViolation:
+	case pg.Code(err) == pg.UniqueViolation:
 		return 0, 0, refuse(ErrExists, "a route for %s exists already; remove it first", r.match())
 	case err != nil:
 		return 0, 0, fmt.Errorf("add route: %w", err)
@@ -352,37 +353,10 @@ func (s *Store) RemoveRoute(ctx context.Context, id int64) (was Rule, err error)
 		if _, err := tx.Exec(ctx, removeRoute, id); err != nil {
 			return err
 		}
-		return s.audit(ctx, tx, "route remove", was.String(), map[string]any{"route": id})
+		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "route remove", Object: was.String(), Detail: map[string]any{"route": id}})
 	})
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return was, fmt.Errorf("remove route: %w", err)
 	}
 	return was, err
-}
-
-// addAudit records what an admin did.
-const addAudit = `insert into audit (actor, action, object, detail) values ($1, $2, $3, $4)`
-
-func (s *Store) audit(ctx context.Context, tx pgx.Tx, action, object string, detail map[string]any) error {
-	if detail == nil {
-		detail = map[string]any{}
-	}
-	if _, err := tx.Exec(ctx, addAudit, s.actor, action, object, detail); err != nil {
-		return fmt.Errorf("audit: %w", err)
-	}
-	return nil
-}
-
-// SQLSTATE codes that mean something to the person who asked.
-const (
-	uniqueViolation     = "23505"
-	foreignKeyViolation = "23503"
-)
-
-func sqlState(err error) string {
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) {
-		return pg.Code
-	}
-	return ""
 }

@@ -49,7 +49,7 @@ func TestStatements(t *testing.T) {
 	for name, sql := range map[string]string{
 		"addUpstream": addUpstream, "listUpstreams": listUpstreams, "removeUpstream": removeUpstream,
 		"addRoute": addRoute, "addRouteUpstreams": addRouteUpstreams, "listRoutes": listRoutes, "oneRoute": oneRoute,
-		"removeRoute": removeRoute, "loadUpstreams": loadUpstreams, "knownUpstreams": knownUpstreams, "sameMatch": sameMatch, "addAudit": addAudit,
+		"removeRoute": removeRoute, "loadUpstreams": loadUpstreams, "knownUpstreams": knownUpstreams, "sameMatch": sameMatch,
 	} {
 		if _, err := conn.Conn().Prepare(t.Context(), name, sql); err != nil {
 			t.Errorf("%s: %v", name, err)

@@ -47,7 +47,7 @@ func (a Address) String() string {
 		return quoteLocal(a.Local)
 	}
 	domain := a.Domain
-	if !isASCII(domain) && isASCII(a.Local) {
+	if !IsASCII(domain) && IsASCII(a.Local) {
 		if ascii, err := domainASCII(domain); err == nil {
 			domain = ascii
 		}
@@ -57,10 +57,10 @@ func (a Address) String() string {
 
 // NeedsUTF8 reports that the mailbox can only be sent with SMTPUTF8.
 func (a Address) NeedsUTF8() bool {
-	if !isASCII(a.Local) {
+	if !IsASCII(a.Local) {
 		return true
 	}
-	if isASCII(a.Domain) {
+	if IsASCII(a.Domain) {
 		return false
 	}
 	_, err := domainASCII(a.Domain)
@@ -238,7 +238,8 @@ func isUTF8Text(r rune) bool {
 	return !unicode.IsControl(r) && !unicode.Is(unicode.Z, r) && !unicode.Is(unicode.Bidi_Control, r)
 }
 
-func isASCII(s string) bool {
+// IsASCII reports that s has no octet above 127.
+func IsASCII[T string | []byte](s T) bool {
 	for i := range len(s) {
 		if s[i] >= utf8.RuneSelf {
 			return false

@@ -273,10 +273,10 @@ func checkAddress(t fataler, a Address) {
 	if again.Local != a.Local || again.DomainKey() != a.DomainKey() || again.String() != out {
 		t.Fatalf("%+v is written %q and read %+v", a, out, again)
 	}
-	if a.NeedsUTF8() == isASCII(out) {
+	if a.NeedsUTF8() == IsASCII(out) {
 		t.Fatalf("%+v: NeedsUTF8() = %v, written %q", a, a.NeedsUTF8(), out)
 	}
-	if !isASCII(a.DomainKey()) {
+	if !IsASCII(a.DomainKey()) {
 		t.Fatalf("%+v: DomainKey() = %q", a, a.DomainKey())
 	}
 	if strings.ContainsAny(out, "\r\n\x00") {

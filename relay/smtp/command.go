@@ -120,7 +120,7 @@ func ParseMail(args string) (MailCommand, error) {
 			return m, err
 		}
 	}
-	if !m.UTF8 && !isASCII(path) {
+	if !m.UTF8 && !IsASCII(path) {
 		return m, needsUTF8()
 	}
 	return m, nil
@@ -141,7 +141,7 @@ func ParseRcpt(args string, utf8 bool) (RcptCommand, error) {
 	} else if r.To, err = parsePath(path, ParseRecipient); err != nil {
 		return r, badPath(Permanent(501, 1, 3, "Bad recipient address: "+err.Error()))
 	}
-	if !utf8 && !isASCII(path) {
+	if !utf8 && !IsASCII(path) {
 		return r, needsUTF8()
 	}
 	params, err := splitParams(rest, utf8)

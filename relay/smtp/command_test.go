@@ -377,7 +377,7 @@ func FuzzLine(f *testing.F) {
 				continue
 			}
 			c, err := ParseCommand(line)
-			if err == nil && (c.Verb == "" || c.Verb != strings.ToUpper(c.Verb) || strings.TrimSpace(c.Args) != c.Args && isASCII(c.Args)) {
+			if err == nil && (c.Verb == "" || c.Verb != strings.ToUpper(c.Verb) || strings.TrimSpace(c.Args) != c.Args && IsASCII(c.Args)) {
 				t.Fatalf("%q is %+v", line, c)
 			}
 			refusal(t, err)

@@ -59,7 +59,7 @@ func domainASCII(s string) (string, error) {
 	switch {
 	case strings.HasPrefix(s, "["):
 		return literal(s)
-	case isASCII(s):
+	case IsASCII(s):
 		return s, checkHostname(s)
 	case len(s) > maxMailbox:
 		return "", errDomainLong

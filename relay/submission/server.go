@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"postern/internal/await"
 	"postern/relay/maillog"
 	"postern/relay/smtp"
 )
@@ -118,27 +119,20 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 	s.mu.Unlock()
 
-	done := make(chan struct{})
-	go func() {
-		s.running.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-		s.cut()
+	err := await.All(ctx, s.running.Wait)
+	s.cut()
+	if err == nil {
 		s.logins.running.Wait()
 		return nil
-	case <-ctx.Done():
 	}
-	s.cut()
 	s.mu.Lock()
 	for x := range s.sessions {
 		x.wire.interrupt(true)
 	}
 	s.mu.Unlock()
-	<-done
+	s.running.Wait()
 	s.logins.running.Wait()
-	return ctx.Err()
+	return err
 }
 
 // open begins a session in a goroutine of its own.

@@ -8,13 +8,13 @@ import (
 )
 
 var accountKinds = []kind{
-	{"account.ok", OK, "There are users who can log in and send.", ""},
+	{"account.ok", OK, "", ""},
 	{"account.none", Warning, "There is no user, so nobody can send mail.", "add one with 'postern user add'"},
-	{"account.nobody", Warning, "No user can log in: all are disabled, or have no credential that works.",
-		"see 'postern user list'; 'postern user enable', 'user passwd' and 'credential add' mend it"},
-	{"account.no-login", Warning, "An enabled user has no credential that works.",
+	{"account.nobody", Warning, "No user can log in: all are disabled, or have no working credential.",
+		"see 'postern user list'; use 'postern user enable', 'user passwd' or 'credential add'"},
+	{"account.no-login", Warning, "An enabled user has no working credential.",
 		"give one with 'postern user passwd' or 'credential add', or disable the user"},
-	{"account.no-sender", Warning, "An enabled user may send as nobody: the name is no address, and there is no sender pattern.",
+	{"account.no-sender", Warning, "An enabled user may send as nobody: the name is not an address, and no pattern is set.",
 		"allow one with 'postern sender allow'"},
 }
 

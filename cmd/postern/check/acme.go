@@ -14,19 +14,19 @@ import (
 )
 
 var acmeKinds = []kind{
-	{"acme.ok", OK, "The authority has issued the certificate, and it is good.", ""},
+	{"acme.ok", OK, "", ""},
 	{"acme.waiting", Warning, "No node has ordered the certificate yet; clients get a self-signed one.", "start the server, and look at its log"},
 	{"acme.failing", Failed, "The authority does not issue the certificate; clients get a self-signed one.",
-		"see to what the authority says; docs/certificates.md has the usual causes"},
-	{"acme.renewal", Warning, "The certificate is good, and its renewal fails.",
-		"see to what the authority says before the certificate ends; docs/certificates.md has the usual causes"},
-	{"acme.expired", Failed, "The certificate has expired.", "see to what the authority says, then 'postern certificate renew NAME'"},
+		"act on the authority's answer; docs/certificates.md has the usual causes"},
+	{"acme.renewal", Warning, "The certificate is good, but its renewal fails.",
+		"act on the authority's answer before it expires; docs/certificates.md has the usual causes"},
+	{"acme.expired", Failed, "The certificate has expired.", "act on the authority's answer, then 'postern certificate renew NAME'"},
 	{"acme.file", Failed, "A file that [acme] names cannot be used, so the server does not start.",
-		"mend the path, let the server's user read the file, and chmod 600 a key"},
+		"correct the path, let the server's user read it, and chmod 600 a key"},
 	{"acme.port", Failed, "The server cannot listen where the authority validates.",
-		"stop what listens there, or set another address in [acme] and have the authority's port forwarded to it"},
+		"stop the other program, or set another address in [acme] and forward the authority's port to it"},
 	{"acme.no-address", Failed, "A name has no address, so the authority cannot validate it.",
-		"add A and AAAA records with the address of this server, or use challenge = \"dns-01\""},
+		"add A and AAAA records with this server's address, or use challenge = \"dns-01\""},
 }
 
 // acme looks at what the nodes tell each other of the certificates they order.

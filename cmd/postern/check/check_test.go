@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 var update = flag.Bool("update", false, "write the list of findings in docs/check.md anew")
@@ -20,21 +21,51 @@ const checkPage = "../../../docs/check.md"
 
 // findingsPage is the list of findings as docs/check.md has it.
 func findingsPage() string {
+	var well []string
 	var b strings.Builder
-	b.WriteString("| finding | status | what it means | what to do |\n|---|---|---|---|\n")
 	for _, k := range kindList() {
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", k.id, k.status, k.means, k.todo)
+		if k.status == OK {
+			well = append(well, "`"+k.id+"`")
+			continue
+		}
+		point := fmt.Sprintf("- `%s` (%s): %s", k.id, k.status, k.means)
+		if k.todo != "" {
+			point += " → " + k.todo
+		}
+		b.WriteString(wrapped(point, "  "))
 	}
-	return b.String()
+	return wrapped(strings.Join(well, ", ")+".", "") + "\n" + b.String()
 }
 
+// wrapped is a paragraph in lines of at most 100 characters, those behind the first indented.
+func wrapped(text, indent string) string {
+	var b strings.Builder
+	length := 0
+	for i, word := range strings.Fields(text) {
+		size := utf8.RuneCountInString(word)
+		switch {
+		case i == 0:
+		case length+1+size > 100:
+			b.WriteString("\n" + indent)
+			length = len(indent)
+		default:
+			b.WriteString(" ")
+			length++
+		}
+		b.WriteString(word)
+		length += size
+	}
+	return b.String() + "\n"
+}
+
+//go:generate go test . -run TestCheckPageHasEveryFinding -update
 func TestCheckPageHasEveryFinding(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile(checkPage)
 	if err != nil {
 		t.Fatal(err)
 	}
-	const mark = "A test holds this list equal to the program.\n\n"
+	const mark = "These mean that all is well:\n"
 	before, list, ok := strings.Cut(string(text), mark)
 	if !ok {
 		t.Fatalf("%s has no line %q", checkPage, mark)
@@ -46,11 +77,12 @@ func TestCheckPageHasEveryFinding(t *testing.T) {
 		return
 	}
 	if list != findingsPage() {
-		t.Errorf("%s differs from the program; go test ./cmd/postern/check -run TestCheckPage -update writes it anew", checkPage)
+		t.Errorf("%s differs from the program; 'go generate ./cmd/postern/check' writes it anew", checkPage)
 	}
 }
 
-// Every kind has a name of its own area, a meaning, and something to do if it is bad.
+// Every kind has a name of its own area, a meaning if it is not well, and something to do if it
+// is bad.
 func TestCheckKindsAreWhole(t *testing.T) {
 	t.Parallel()
 	seen := map[string]bool{}
@@ -59,9 +91,13 @@ func TestCheckKindsAreWhole(t *testing.T) {
 		switch {
 		case seen[k.id]:
 			t.Errorf("%s is there twice", k.id)
+		case k.status == OK:
+			if k.means+k.todo != "" { // the page has its name only
+				t.Errorf("%s: %q, %q", k.id, k.means, k.todo)
+			}
 		case !strings.HasSuffix(k.means, "."), strings.Contains(k.means+k.todo, "|"), strings.HasSuffix(k.todo, "."):
 			t.Errorf("%s: %q, %q", k.id, k.means, k.todo)
-		case bad && k.todo == "", k.status == OK && k.todo != "":
+		case bad && k.todo == "":
 			t.Errorf("%s is %s, to do %q", k.id, k.status, k.todo)
 		}
 		seen[k.id] = true

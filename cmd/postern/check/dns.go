@@ -12,19 +12,19 @@ import (
 
 var dnsKinds = []kind{
 	{"dns.resolver", Failed, "DNS does not answer, so mail cannot be delivered.",
-		"mend the resolver of this machine (/etc/resolv.conf), or set [delivery] dns_server"},
-	{"dns.hostname", OK, "The hostname has addresses.", ""},
-	{"dns.hostname-none", Failed, "The hostname is not in DNS: servers refuse mail from a host whose EHLO name does not exist.",
-		"add A and AAAA records for it, or set hostname to a name that is there"},
-	{"dns.address-unknown", Info, "It is not known which address mail leaves from: the hostname has only private ones.",
-		"say it with --address; behind a translating router it is the router's"},
-	{"dns.ptr", OK, "The address has a name in DNS that leads back to it.", ""},
-	{"dns.ptr-none", Failed, "The address has no name in DNS (PTR): large providers refuse mail from it.",
-		"have whoever gives out the address (the hosting company, the provider) set its reverse DNS to the hostname"},
-	{"dns.ptr-forward", Failed, "The name of the address (PTR) does not lead back to it: servers take that for forged.",
-		"add an A or AAAA record with the address to that name, or have the PTR set to the hostname"},
-	{"dns.ptr-other", Info, "The name of the address (PTR) is another than the hostname.", ""},
-	{"dns.ptr-unused", Info, "All mail leaves by upstreams, so the name of this server's address (PTR) matters to nobody.", ""},
+		"correct the resolver of this machine (/etc/resolv.conf), or set [delivery] dns_server"},
+	{"dns.hostname", OK, "", ""},
+	{"dns.hostname-none", Failed, "The hostname is not in DNS; servers refuse mail from such an EHLO name.",
+		"add A and AAAA records for it, or set hostname to a name that exists"},
+	{"dns.address-unknown", Info, "The hostname has only private addresses, so the one that mail leaves from is unknown.",
+		"name it with --address; behind a translating router it is the router's"},
+	{"dns.ptr", OK, "", ""},
+	{"dns.ptr-none", Failed, "The address has no name in DNS (PTR): large providers refuse its mail.",
+		"have the owner of the address (hosting company, provider) set its PTR to the hostname"},
+	{"dns.ptr-forward", Failed, "The address's name (PTR) does not lead back to it: servers take that for forged.",
+		"add an address record for that name, or have the PTR set to the hostname"},
+	{"dns.ptr-other", Info, "The address's name (PTR) is not the hostname.", ""},
+	{"dns.ptr-unused", Info, "All mail leaves by upstreams, so this server's PTR does not matter.", ""},
 }
 
 // questionsTime bounds what is asked of DNS about one thing.

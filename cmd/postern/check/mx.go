@@ -10,18 +10,17 @@ import (
 )
 
 var mxKinds = []kind{
-	{"mx.ok", OK, "A mail host of the domain answers. No mail was sent.", ""},
-	{"mx.null", Failed, "The domain takes no mail, or there is none of that name: mail to it fails.", "ask the recipients for another address"},
-	{"mx.lookup", Failed, "DNS gives no answer about the domain, so mail to it waits.",
-		"look at the resolver of this machine; if others are found, the domain's name servers are at fault"},
-	{"mx.address", Failed, "A mail host of the domain has no address or a private one, or its MX records name no host, so mail does not go there.",
-		"tell the domain's postmaster; hosts of your own network are reached by an upstream only"},
+	{"mx.ok", OK, "", ""},
+	{"mx.null", Failed, "The domain takes no mail or does not exist: mail to it fails.", "ask the recipients for another address"},
+	{"mx.lookup", Failed, "DNS gives no answer about the domain, so mail to it waits.", "check this machine's resolver, then the domain's name servers"},
+	{"mx.address", Failed, "The MX records name no host, or one without address or with a private one: mail does not go there.",
+		"tell the domain's postmaster; your own network is reached by an upstream only"},
 	{"mx.unreachable", Warning, "A mail host of the domain cannot be reached.",
-		"when no host of any domain can be, port 25 is closed at your hosting company: ask it to open the port, or use an upstream"},
+		"if none of any domain can be, have the hosting company open port 25, or use an upstream"},
 	{"mx.refuses", Warning, "A mail host of the domain refuses to talk to this server.",
-		"what it says may name a block list with this server's address, and how to get off it"},
-	{"mx.self", Failed, "This server is a mail host of the domain, so mail to it would go round.",
-		"take this server out of the domain's MX records, or send by an upstream that knows where its mailboxes are"},
+		"read its answer: it may name a block list, and how to get off it"},
+	{"mx.self", Failed, "This server is a mail host of the domain, so mail to it would loop.",
+		"remove it from the MX records, or send by an upstream that knows the mailboxes"},
 }
 
 // mxTime bounds what is asked about one domain.

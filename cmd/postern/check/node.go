@@ -11,12 +11,12 @@ import (
 )
 
 var nodeKinds = []kind{
-	{"node.ok", OK, "The nodes that live on the database.", ""},
+	{"node.ok", OK, "", ""},
 	{"node.taken", Failed, "A node with this one's name lives elsewhere: the one that starts later stops the other.",
-		"set another node (or hostname) in one of the two configurations"},
-	{"node.twice", Warning, "A process took over the name of this node while the one before still lived.",
-		"after a crash this is as it should be; if both run, set another node in one of the two configurations"},
-	{"queue.set-aside", Failed, "Mail is held because its rows in the database are bad: it cannot be sent, and is not lost.",
+		"set another node (or hostname) in one configuration"},
+	{"node.twice", Warning, "A process took over this node's name while the earlier one still lived.",
+		"nothing after a crash; if both run, set another node in one configuration"},
+	{"queue.set-aside", Failed, "Mail is held because its rows in the database are bad; it is not lost.",
 		"find out what damaged them; then 'postern queue show ID', and 'queue release ID' or 'queue cancel ID'"},
 }
 

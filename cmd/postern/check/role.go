@@ -11,13 +11,13 @@ import (
 
 var roleKinds = []kind{
 	{"db.connections", Failed, "The database allows fewer connections than one node opens.",
-		"raise max_connections of the database, or the limit of the role or the database; or lower [database] max_connections"},
-	{"db.connections-tight", Warning, "The database allows fewer connections than all nodes and the other clients may open together.",
-		"raise max_connections of the database, or lower [database] max_connections of the nodes"},
-	{"db.privileges", Failed, "The role may not do what the server does.",
-		"let the role own the tables, or grant it what is missing; and run 'postern migrate' as the owner"},
+		"raise its max_connections, or the limit of role or database; or lower [database] max_connections"},
+	{"db.connections-tight", Warning, "The database allows fewer connections than all nodes and other clients may open together.",
+		"raise its max_connections, or lower [database] max_connections of the nodes"},
+	{"db.privileges", Failed, "The role may not do all that the server does.",
+		"let it own the tables, or grant what is missing; run 'postern migrate' as the owner"},
 	{"db.superuser", Info, "The role is a superuser, which the server does not need.", ""},
-	{"db.timeouts", Warning, "The database ends statements or connections of the server after a time.",
+	{"db.timeouts", Warning, "The database ends the server's statements or connections after a time.",
 		"set it to 0 for the role: alter role NAME set SETTING = 0"},
 }
 

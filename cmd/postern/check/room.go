@@ -13,11 +13,11 @@ import (
 )
 
 var roomKinds = []kind{
-	{"db.room", OK, "There is room on the disk of the database.", ""},
-	{"db.room-low", Warning, "The disk of the database is nearly full.", "free room, or give it a larger disk"},
-	{"db.full", Failed, "The disk of the database is or was full, or a private database's nearly, and no mail is accepted until the nodes find room.",
-		"free room, or give it a larger disk; nodes that run find it within a minute"},
-	{"db.room-none", Failed, "The disk of the database is full: soon nothing is accepted.", "free room, or give it a larger disk"},
+	{"db.room", OK, "", ""},
+	{"db.room-low", Warning, "The database's disk is nearly full.", "free room, or give it a larger disk"},
+	{"db.full", Failed, "The database's disk is or was full, or a private database's nearly, and no mail is accepted until the nodes find room.",
+		"free room, or give it a larger disk; running nodes find it within a minute"},
+	{"db.room-none", Failed, "The database's disk is full: soon nothing is accepted.", "free room, or give it a larger disk"},
 }
 
 // full asks what the nodes have found; before the migration they have no place for it.

@@ -9,15 +9,15 @@ import (
 )
 
 var routeKinds = []kind{
-	{"route.ok", OK, "Mail has a way; 'postern route list' shows it.", ""},
+	{"route.ok", OK, "", ""},
 	{"route.none", Failed, "There is no route, so accepted mail waits.", "add one with 'postern route add'"},
 	{"route.no-default", Warning, "There is no default route, so mail that no rule matches waits.",
-		"add one with 'postern route add --via', unless every sender and recipient has a rule"},
-	{"route.gone", Failed, "A route names an upstream that is not there.", "remove the route, or add the upstream"},
-	{"route.user-gone", Warning, "A route is for a user who is not there.", "remove it with 'postern route remove'"},
+		"add one with 'postern route add --via', unless the rules cover all mail"},
+	{"route.gone", Failed, "A route names an upstream that does not exist.", "remove the route, or add the upstream"},
+	{"route.user-gone", Warning, "A route is for a user who does not exist.", "remove it with 'postern route remove'"},
 	{"route.unused", Info, "No route names the upstream.", ""},
-	{"route.sealed", Failed, "This node's key does not open the password of an upstream.",
-		"copy the key of the node where the upstream was added, or add the upstream again here"},
+	{"route.sealed", Failed, "This node's key does not open an upstream's password.",
+		"copy the key of the node where it was added, or add the upstream again here"},
 }
 
 func (c *checkup) lookAtRoutes(ctx context.Context, r *report) {

@@ -34,6 +34,7 @@ func areas() []area {
 	}
 }
 
+// Areas are the names that --only takes.
 func Areas() (names []string) {
 	for _, a := range areas() {
 		names = append(names, a.name)
@@ -41,6 +42,7 @@ func Areas() (names []string) {
 	return names
 }
 
+// AreaNames is Areas in a sentence.
 func AreaNames() string {
 	list := Areas()
 	return strings.Join(list[:len(list)-1], ", ") + " and " + list[len(list)-1]
@@ -48,9 +50,9 @@ func AreaNames() string {
 
 // checkKinds are findings about the check itself.
 var checkKinds = []kind{
-	{"check.unfinished", Warning, "An area did not come to its end in time; what it found until then is told.",
+	{"check.unfinished", Warning, "An area did not finish in time; its findings until then are shown.",
 		"look at what it waits for, or run the area alone with --only"},
-	{"check.skipped", Skipped, "An area needs something that could not be had; another finding says what.", ""},
+	{"check.skipped", Skipped, "An area needs something that another finding says is missing.", ""},
 }
 
 // kinds are all kinds of findings by name.

@@ -15,21 +15,21 @@ import (
 )
 
 var spfKinds = []kind{
-	{"spf.ok", OK, "The SPF record of a sender domain allows this server's address.", ""},
+	{"spf.ok", OK, "", ""},
 	{"spf.none", Warning, "A sender domain has no SPF record, so its mail is easily taken for spam.",
-		"publish one, for instance: v=spf1 mx ip4:ADDRESS -all, with the address of this server"},
-	{"spf.fail", Failed, "The SPF record of a sender domain does not allow this server's address: its mail is refused or taken for spam.",
-		"add ip4:ADDRESS or ip6:ADDRESS of this server to the record"},
-	{"spf.broken", Failed, "The SPF record of a sender domain is wrong, so that it counts as none or as a refusal.",
-		"mend the record: there may be only one, and it may need ten DNS questions at most (RFC 7208 section 4.6.4)"},
-	{"spf.unknown", Warning, "DNS gave no answer about the SPF record of a sender domain.", "look at the domain's name servers"},
-	{"spf.upstream", Info, "Mail of a sender domain leaves by upstreams, so the SPF record has to allow those: their operator says with which include.", ""},
-	{"spf.no-address", Skipped, "It is not known which address mail leaves from, so that SPF could be looked at.", "say it with --address"},
-	{"spf.more", Info, "There are more sender domains than are looked at.", ""},
-	{"dmarc.ok", OK, "A sender domain has a DMARC record.", ""},
-	{"dmarc.none", Info, "A sender domain has no DMARC record; large providers want one of who sends much.", ""},
-	{"sender.no-mail", Warning, "A sender domain takes no mail: replies and bounces are lost, and many servers refuse mail from such a domain.",
-		"give it an MX record, or take its sender patterns away"},
+		"publish one, such as v=spf1 mx ip4:ADDRESS -all with this server's address"},
+	{"spf.fail", Failed, "A sender domain's SPF record does not allow this server: its mail is refused or taken for spam.",
+		"add ip4:ADDRESS or ip6:ADDRESS of this server"},
+	{"spf.broken", Failed, "A sender domain's SPF record is wrong, and counts as none or as a refusal.",
+		"correct it: one record, at most ten DNS questions (RFC 7208 section 4.6.4)"},
+	{"spf.unknown", Warning, "DNS gave no answer about a sender domain's SPF record.", "look at the domain's name servers"},
+	{"spf.upstream", Info, "A sender domain's mail leaves by upstreams, whose operators say which include its SPF record needs.", ""},
+	{"spf.no-address", Skipped, "SPF was not checked, since the address that mail leaves from is unknown.", "name it with --address"},
+	{"spf.more", Info, "There are more sender domains than are checked.", ""},
+	{"dmarc.ok", OK, "", ""},
+	{"dmarc.none", Info, "A sender domain has no DMARC record; large providers want one from bulk senders.", ""},
+	{"sender.no-mail", Warning, "A sender domain takes no mail: replies and bounces are lost, and many servers refuse its mail.",
+		"give it an MX record, or remove its sender patterns"},
 }
 
 // mostDomains is how many sender domains are looked at.

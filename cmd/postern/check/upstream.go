@@ -14,20 +14,19 @@ import (
 )
 
 var upstreamKinds = []kind{
-	{"upstream.ok", OK, "The upstream answers, TLS is as configured, and it takes the account if there is one. No mail was sent.", ""},
-	{"upstream.lookup", Failed, "The name of the upstream cannot be looked up.", "mend its --host, or the resolver of this machine"},
-	{"upstream.unreachable", Failed, "No connection to the upstream.",
-		"look at its host and port, and whether a firewall here or at the hosting company stops it"},
+	{"upstream.ok", OK, "", ""},
+	{"upstream.lookup", Failed, "The upstream's name cannot be looked up.", "correct its --host, or the resolver of this machine"},
+	{"upstream.unreachable", Failed, "There is no connection to the upstream.", "check its host and port, and firewalls here and at the hosting company"},
 	{"upstream.tls", Failed, "TLS with the upstream is not as configured, so no mail goes there.",
-		"add it under another name, with the host that its certificate has, --ca-file for an authority of your own, or the --tls that it offers; then 'postern route add --replace'"},
+		"add it anew with its certificate's host, --ca-file, or the --tls that it offers; then 'postern route add --replace'"},
 	{"upstream.account", Failed, "The upstream does not take the account.",
-		"ask its operator for the account; add the upstream under another name, with the right --username and password, then 'postern route add --replace'"},
-	{"upstream.refuses", Failed, "The upstream refuses to talk to this server, or not in a way that is understood.",
-		"what it says is for its operator to explain; it may not know this address"},
-	{"upstream.self", Failed, "The upstream is this server itself, so mail would go round.", "mend its --host, or remove the route to it"},
-	{"upstream.clear", Warning, "Mail goes to the upstream without verified TLS, so others on the way may read or take it. One on this machine's loopback is not told of.",
-		"add it under another name with --tls require or implicit, then 'postern route add --replace'"},
-	{"upstream.expiring", Warning, "The certificate of the upstream expires in a few days; then mail waits.", "tell its operator"},
+		"ask its operator; add it anew with the right --username and password, then 'postern route add --replace'"},
+	{"upstream.refuses", Failed, "The upstream refuses to talk to this server, or cannot be understood.",
+		"ask its operator; it may not know this address"},
+	{"upstream.self", Failed, "The upstream is this server itself, so mail would loop.", "correct its --host, or remove the route to it"},
+	{"upstream.clear", Warning, "Mail goes to the upstream without verified TLS, so others on the way may read or take it; on loopback that is ok.",
+		"add it anew with --tls require or implicit, then 'postern route add --replace'"},
+	{"upstream.expiring", Warning, "The upstream's certificate expires in a few days; then mail waits.", "tell its operator"},
 }
 
 // upstreamTime bounds the conversation with one upstream or mail host.

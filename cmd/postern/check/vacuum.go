@@ -11,16 +11,15 @@ import (
 )
 
 var vacuumKinds = []kind{
-	{"db.autovacuum", Failed, "Autovacuum is off, so the queue's tables grow and become slow.",
-		"set autovacuum and track_counts to on in the database"},
-	{"db.old-transaction", Warning, "A transaction that is open for long keeps deleted rows from being removed, so the queue's tables grow.",
-		"end what holds it: select pg_terminate_backend(PID), or commit or roll back the prepared transaction"},
-	{"db.slot", Warning, "A replication slot that nobody uses keeps the log, until the disk is full.",
+	{"db.autovacuum", Failed, "Autovacuum is off, so the queue's tables grow and become slow.", "set autovacuum and track_counts to on in the database"},
+	{"db.old-transaction", Warning, "A long transaction keeps deleted rows, so the queue's tables grow.",
+		"end it: select pg_terminate_backend(PID), or commit or roll back the prepared one"},
+	{"db.slot", Warning, "An unused replication slot keeps the log, until the disk is full.",
 		"bring its replica back, or drop it: select pg_drop_replication_slot('NAME')"},
 	{"db.dead-rows", Warning, "A table has far more deleted rows than others: vacuum does not keep up.",
 		"look for old transactions, then run VACUUM on the table"},
 	{"db.wraparound", Warning, "Vacuum has not frozen rows for long; near 2 billion the database stops taking commits.",
-		"look for old transactions and slots, then run VACUUM FREEZE on the database"},
+		"end old transactions and slots, then run VACUUM FREEZE on the database"},
 }
 
 func (in *inspection) autovacuum(ctx context.Context) error {

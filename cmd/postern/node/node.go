@@ -16,6 +16,7 @@ import (
 	"postern/auth"
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/database"
+	"postern/internal/await"
 	"postern/internal/panics"
 	"postern/internal/pg"
 	"postern/migrations"
@@ -485,13 +486,13 @@ func (n *Node) startLogins() {
 
 func (n *Node) stopBouncer(ctx context.Context) error {
 	n.stopNotices()
-	return awaitGroup(ctx, &n.notices)
+	return await.All(ctx, n.notices.Wait)
 }
 
 // endLogins comes after the sessions' end: what they did is written down.
 func (n *Node) endLogins(ctx context.Context) error {
 	n.stopLogins()
-	return awaitGroup(ctx, &n.logins)
+	return await.All(ctx, n.logins.Wait)
 }
 
 // closeQueue comes last: what became of mail is written down.
@@ -499,20 +500,6 @@ func (n *Node) closeQueue(ctx context.Context) error {
 	n.anomaly.Close()
 	n.retention.Close()
 	return n.queue.Close(ctx)
-}
-
-func awaitGroup(ctx context.Context, wg *sync.WaitGroup) error {
-	done := make(chan struct{})
-	go func() {
-		wg.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 // close lets go of what Build opened.

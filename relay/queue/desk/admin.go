@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"postern/internal/pg"
 	"postern/relay/queue"
@@ -21,21 +20,12 @@ var ErrNotFound = errors.New("no such message")
 // Admin is the operator's view of the queue. It needs nothing but the database: it
 // works while no node runs, and what it changes is fenced like everything else.
 type Admin struct {
-	db    DB
+	db    pg.DB // a transaction, for what is to happen together with something else
 	actor string
 }
 
-// DB is a pool or, for what is to happen together with something else, a transaction.
-type DB interface {
-	Begin(ctx context.Context) (pgx.Tx, error)
-	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
-	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
-}
-
 // NewAdmin makes an Admin.
-func NewAdmin(db DB) *Admin { return &Admin{db: db, actor: "unknown"} }
+func NewAdmin(db pg.DB) *Admin { return &Admin{db: db, actor: "unknown"} }
 
 // As says who acts, for the audit and the history.
 func (a *Admin) As(actor string) *Admin { return &Admin{a.db, pg.Storable(actor)} }
@@ -100,7 +90,7 @@ func (a *Admin) List(ctx context.Context, f Filter) ([]Entry, error) {
 
 const sqlShow = sqlEntries + ` where r.message_id = $1 order by r.n`
 
-func entries(ctx context.Context, db DB, sql string, args ...any) ([]Entry, error) {
+func entries(ctx context.Context, db pg.DB, sql string, args ...any) ([]Entry, error) {
 	rows, err := db.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, fmt.Errorf("list queue: %w", err)

@@ -2,12 +2,12 @@ package desk
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"postern/auth/audit"
 	"postern/internal/pg"
 	"postern/relay/queue"
 )
@@ -134,7 +134,7 @@ func (a *Admin) operate(ctx context.Context, v verb, f Filter, dryRun bool) (int
 		}
 		return total, nil
 	}
-	if err := a.Audit(ctx, "queue "+v.name, f.String(), v.detail); err != nil {
+	if err := audit.Record(ctx, a.db, a.actor, audit.Deed{Action: "queue " + v.name, Object: f.String(), Detail: v.detail}); err != nil {
 		return 0, err
 	}
 	total, err := a.carryOut(ctx, v, f)
@@ -166,24 +166,6 @@ func (a *Admin) Hurry(ctx context.Context) {
 	if _, within := a.db.(pgx.Tx); !within {
 		queue.Hurry(ctx, a.db)
 	}
-}
-
-// sqlAudit records what an admin did.
-const sqlAudit = `insert into audit (actor, action, object, detail) values ($1, $2, $3, $4)`
-
-// Audit records that the admin did something to an object.
-func (a *Admin) Audit(ctx context.Context, action, object string, detail map[string]any) error {
-	if detail == nil {
-		detail = map[string]any{}
-	}
-	text, err := json.Marshal(detail)
-	if err == nil {
-		_, err = a.db.Exec(ctx, sqlAudit, a.actor, action, object, string(text))
-	}
-	if err != nil {
-		return fmt.Errorf("audit: %w", err)
-	}
-	return nil
 }
 
 // UserHolds lists the holds, the oldest first.

@@ -1,4 +1,4 @@
-package auth
+package throttle
 
 import (
 	"math/rand/v2"
@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// place is an attempt in line. The counts that judge it let one attempt through at a
+// Place is an attempt in line. The counts that judge it let one attempt through at a
 // time and keep their distance between two; it waits until all of them are free.
 //
 // The line is fair by failures. The attempt whose address has failed least goes first; of
@@ -16,26 +16,26 @@ import (
 // guessers at other addresses waits for one distance at most; and each connection that guesses
 // as the same account from the same address takes as much of what is judged as the
 // account's own.
-type place struct {
-	judges []key
+type Place struct {
+	Judges []Key  // the counts that it waits for
 	rank   [3]int // failures of the address, the network, and the account from there
 	lot    uint64
 	turn   chan struct{} // closed when it may go
 	first  bool          // it is the next for all of its judges, and keeps them free
 }
 
-// join takes a place for an attempt that these counts judge; leave must follow.
-func (t *throttle) join(judges []key, o origin, now time.Time) *place {
-	p := &place{judges: judges, lot: rand.Uint64(), turn: make(chan struct{})}
+// Join takes a place for an attempt that these counts judge; Leave must follow.
+func (t *Throttle) Join(judges []Key, o Origin, now time.Time) *Place {
+	p := &Place{Judges: judges, lot: rand.Uint64(), turn: make(chan struct{})}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for i, k := range []key{keyOf(byNarrow, o.narrow, ""), keyOf(byWide, o.wide, ""), o.pair()} {
+	for i, k := range []Key{keyOf(byNarrow, o.Narrow, ""), keyOf(byWide, o.Wide, ""), o.Pair()} {
 		if c := t.counts[k]; c != nil {
 			c.decay(now)
 			p.rank[i] = c.failures
 		}
 	}
-	at, _ := slices.BinarySearchFunc(t.line, p, (*place).compare)
+	at, _ := slices.BinarySearchFunc(t.line, p, (*Place).compare)
 	t.line = slices.Insert(t.line, at, p)
 	if wait := t.waitFor(judges, now); wait > 0 {
 		t.serveIn(wait, now)
@@ -45,7 +45,7 @@ func (t *throttle) join(judges []key, o origin, now time.Time) *place {
 	return p
 }
 
-func (p *place) compare(other *place) int {
+func (p *Place) compare(other *Place) int {
 	if c := slices.Compare(p.rank[:], other.rank[:]); c != 0 {
 		return c
 	}
@@ -55,16 +55,16 @@ func (p *place) compare(other *place) int {
 	return 1
 }
 
-// granted is closed when it is the turn of the place; a nil place never has one.
-func (p *place) granted() <-chan struct{} {
+// Granted is closed when it is the turn of the place; a nil place never has one.
+func (p *Place) Granted() <-chan struct{} {
 	if p == nil {
 		return nil
 	}
 	return p.turn
 }
 
-// isGranted says whether it has been its turn.
-func (p *place) isGranted() bool {
+// IsGranted says whether it has been its turn.
+func (p *Place) IsGranted() bool {
 	select {
 	case <-p.turn:
 		return true
@@ -73,8 +73,8 @@ func (p *place) isGranted() bool {
 	}
 }
 
-// leave gives a place up. Its turn, if it had one, is spent.
-func (t *throttle) leave(p *place, now time.Time) {
+// Leave gives a place up. Its turn, if it had one, is spent.
+func (t *Throttle) Leave(p *Place, now time.Time) {
 	if p == nil {
 		return
 	}
@@ -93,15 +93,15 @@ func (t *throttle) leave(p *place, now time.Time) {
 // serve lets go whose turn it is. An attempt that is the next for all of its judges, and
 // waits for one of them, keeps the others free: else those that need fewer of them
 // would always pass it by.
-func (t *throttle) serve(now time.Time) {
-	kept := make(map[key]bool)
+func (t *Throttle) serve(now time.Time) {
+	kept := make(map[Key]bool)
 	waiting := t.line[:0]
 	next := time.Duration(-1)
 	for _, p := range t.line {
-		p.first = !slices.ContainsFunc(p.judges, func(k key) bool { return kept[k] })
-		wait := t.waitFor(p.judges, now)
+		p.first = !slices.ContainsFunc(p.Judges, func(k Key) bool { return kept[k] })
+		wait := t.waitFor(p.Judges, now)
 		if p.first && wait <= 0 {
-			t.pass(p.judges, now)
+			t.pass(p.Judges, now)
 			close(p.turn)
 			continue
 		}
@@ -109,7 +109,7 @@ func (t *throttle) serve(now time.Time) {
 		if !p.first {
 			continue
 		}
-		for _, k := range p.judges {
+		for _, k := range p.Judges {
 			if c := t.counts[k]; c != nil && k.distance(c.failures) > 0 {
 				kept[k] = true
 			}
@@ -127,7 +127,7 @@ func (t *throttle) serve(now time.Time) {
 }
 
 // serveIn has the line served after a time, if that is not done sooner anyway.
-func (t *throttle) serveIn(wait time.Duration, now time.Time) {
+func (t *Throttle) serveIn(wait time.Duration, now time.Time) {
 	at := now.Add(wait)
 	if !t.due.IsZero() && t.due.After(now) && !t.due.After(at) {
 		return
@@ -144,9 +144,9 @@ func (t *throttle) serveIn(wait time.Duration, now time.Time) {
 	})
 }
 
-// open is a place that nothing has to let through.
-func open() *place {
-	p := &place{turn: make(chan struct{})}
+// Open is a place that nothing has to let through.
+func Open() *Place {
+	p := &Place{turn: make(chan struct{})}
 	close(p.turn)
 	return p
 }

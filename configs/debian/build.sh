@@ -1,8 +1,8 @@
 #!/bin/sh
 # Builds the Debian package of this checkout:
 #
-#   sh internal/deb/build.sh [FOLDER]     FOLDER/postern_VERSION_ARCH.deb (default bin)
-#   sh internal/deb/build.sh --version    only say which version that is
+#   sh configs/debian/build.sh [FOLDER]     FOLDER/postern_VERSION_ARCH.deb (default bin)
+#   sh configs/debian/build.sh --version    only say which version that is
 #
 # VERSION (default: git describe) is a version as git tells it, GOARCH the machine
 # that it is for. The same sources and Go make the same package, byte for byte:
@@ -79,7 +79,7 @@ if [ "$goarch" != "$(go env GOHOSTARCH)" ]; then
 fi
 
 install -m 644 configs/systemd/* "$root/usr/lib/systemd/system/"
-install -m 644 internal/deb/postern.toml "$root/etc/postern/postern.toml"
+install -m 644 configs/debian/postern.toml "$root/etc/postern/postern.toml"
 
 install -d "$root/usr/share/man/man1"
 "$program" man "$root/usr/share/man/man1" >/dev/null
@@ -93,27 +93,26 @@ completion bash usr/share/bash-completion/completions/postern
 completion zsh usr/share/zsh/vendor-completions/_postern
 completion fish usr/share/fish/vendor_completions.d/postern.fish
 
-install -m 644 internal/deb/copyright README.md "$doc/"
+install -m 644 configs/debian/copyright README.md "$doc/"
 cp -R docs "$doc/docs"
-cp -R configs/. "$doc/examples/"
-rm -r "$doc/examples/systemd"
+cp -R configs/grafana configs/postern.toml configs/prometheus "$doc/examples/"
 printf 'postern (%s) unstable; urgency=medium\n\n  * Built from revision %s.\n\n -- %s  %s\n' \
-	"$version" "${COMMIT:-$VERSION}" "$(sed -n 's/^Maintainer: //p' internal/deb/control)" \
+	"$version" "${COMMIT:-$VERSION}" "$(sed -n 's/^Maintainer: //p' configs/debian/control)" \
 	"$(date -u -R -d "@$SOURCE_DATE_EPOCH")" | gzip -9n >"$doc/changelog.gz"
 go run ./internal/tools/sbom -version "$VERSION" -out "$doc" "$root/usr/bin/postern"
 gzip -9n "$doc/LICENSES"
 install -d "$root/usr/share/lintian/overrides"
-install -m 644 internal/deb/lintian-overrides "$root/usr/share/lintian/overrides/postern"
+install -m 644 configs/debian/lintian-overrides "$root/usr/share/lintian/overrides/postern"
 
 for script in postinst prerm postrm; do
-	install -m 755 "internal/deb/$script" "$root/DEBIAN/$script"
+	install -m 755 "configs/debian/$script" "$root/DEBIAN/$script"
 done
 echo /etc/postern/postern.toml >"$root/DEBIAN/conffiles"
 find "$root" -type d -exec chmod 755 {} +
 find "$root/usr/share" "$root/etc" -type f -exec chmod 644 {} +
 (cd "$root" && find usr -type f -printf '%P\0' | sort -z | sed -z 's|^|usr/|' | xargs -0 md5sum) >"$root/DEBIAN/md5sums"
 size=$(du -k --apparent-size -s --exclude=DEBIAN "$root" | cut -f1)
-sed -e "s/@VERSION@/$version/; s/@ARCH@/$arch/; s/@SIZE@/$size/" internal/deb/control >"$root/DEBIAN/control"
+sed -e "s/@VERSION@/$version/; s/@ARCH@/$arch/; s/@SIZE@/$size/" configs/debian/control >"$root/DEBIAN/control"
 find "$root" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 
 mkdir -p "$out"

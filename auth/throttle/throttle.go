@@ -1,4 +1,10 @@
-package auth
+// Package throttle answers "how often may you guess?", over all nodes: it counts failed
+// logins, says when the next attempt is judged, and serves those that have to wait.
+//
+// It slows guessing down and never locks anybody out. It knows neither passwords nor
+// users, only origins: an address and a name as typed. A database that is away costs
+// nothing but the view of the other nodes.
+package throttle
 
 import (
 	"bytes"
@@ -9,31 +15,33 @@ import (
 	"time"
 )
 
-// throttle slows guessing down. It counts failures of a client's network, narrow (/32
+// Throttle slows guessing down. It counts failures of a client's network, narrow (/32
 // or /64) and wide (/24 or /48), of an account, and of an account from a wide network;
 // each count beyond its allowance puts a growing distance between the attempts that it
 // judges. These counts are public: nothing that only a right password brings about
 // changes them, so that nobody learns from them which accounts exist. Two more are the
-// account's own, for what is judged because the account is known there: see contested.
+// account's own, for what is judged because the account is known there.
 //
 // It judges by this process's memory, which holds what all nodes counted as of half a
-// second ago: take and merge are the two sides of that, see sharing. Attempts that have
-// to wait stand in line, see place.
+// second ago: take and merge are the two sides of that, see Share. Attempts that have
+// to wait stand in line, see Place.
 //
 // A success clears only the account's own count at that address: the owner of
 // one good password must not be able to buy guesses at others.
-type throttle struct {
+type Throttle struct {
 	mu     sync.Mutex
-	counts map[key]*count
-	dirty  map[key]struct{} // counts that hold what was not shared yet
-	line   []*place         // that wait, in the order in which they are served
+	counts map[Key]*count
+	dirty  map[Key]struct{} // counts that hold what was not shared yet
+	line   []*Place         // that wait, in the order in which they are served
 	timer  *time.Timer      // of the next service; nil: never needed yet
 	due    time.Time        // when it fires
+
+	pulled, expired time.Time // when Share last did so; zero: never
 }
 
-// key names what is counted: a class and a hash, for names are typed by strangers and
+// Key names what is counted: a class and a hash, for names are typed by strangers and
 // as long as they like.
-type key [16]byte
+type Key [16]byte
 
 // The classes, which are the first octet of a key.
 const (
@@ -45,48 +53,47 @@ const (
 	ownNetwork // and from a wide one
 )
 
-// origin is where an attempt comes from, and as whom: what its failure is blamed on.
-type origin struct {
-	narrow, wide netip.Prefix
-	account      string // canonical; "" for a name that can be nobody's
+// Origin is where an attempt comes from, and as whom: what its failure is blamed on.
+type Origin struct {
+	Narrow, Wide netip.Prefix // the address or /64; the /24 or /48
+	Account      string       // canonical; "" for a name that can be nobody's
 }
 
-func originOf(peer netip.Addr, account string) origin {
+// OriginOf is the origin of an attempt from peer.
+func OriginOf(peer netip.Addr, account string) Origin {
 	peer = peer.Unmap().WithZone("")
 	narrow, wide := 32, 24
 	if peer.Is6() {
 		narrow, wide = 64, 48
 	}
-	o := origin{account: account}
-	o.narrow, _ = peer.Prefix(narrow) // zero for an invalid address
-	o.wide, _ = peer.Prefix(wide)
+	o := Origin{Account: account}
+	o.Narrow, _ = peer.Prefix(narrow) // zero for an invalid address
+	o.Wide, _ = peer.Prefix(wide)
 	return o
 }
 
-func keyOf(class byte, network netip.Prefix, account string) key {
+func keyOf(class byte, network netip.Prefix, account string) Key {
 	text := append([]byte{class}, network.String()...)
 	sum := sha256.Sum256(append(append(text, 0), account...))
-	k := key(sum[:16])
+	k := Key(sum[:16])
 	k[0] = class
 	return k
 }
 
-// pair is the account from the wide network.
-func (o origin) pair() key { return keyOf(byPair, o.wide, o.account) }
+// Pair counts the account from the wide network.
+func (o Origin) Pair() Key { return keyOf(byPair, o.Wide, o.Account) }
 
-// own names the account's own counts.
-func (o origin) own(class byte) key {
-	if class == ownAddress {
-		return keyOf(class, o.narrow, o.account)
-	}
-	return keyOf(class, o.wide, o.account)
-}
+// OwnAddress is the account's own count at the address.
+func (o Origin) OwnAddress() Key { return keyOf(ownAddress, o.Narrow, o.Account) }
 
-// keys are the public counts of an attempt.
-func (o origin) keys() []key {
-	keys := []key{keyOf(byNarrow, o.narrow, ""), keyOf(byWide, o.wide, "")}
-	if o.account != "" {
-		keys = append(keys, keyOf(byAccount, netip.Prefix{}, o.account), o.pair())
+// OwnNetwork is the account's own count in the wide network.
+func (o Origin) OwnNetwork() Key { return keyOf(ownNetwork, o.Wide, o.Account) }
+
+// Public are the counts that judge every attempt.
+func (o Origin) Public() []Key {
+	keys := []Key{keyOf(byNarrow, o.Narrow, ""), keyOf(byWide, o.Wide, "")}
+	if o.Account != "" {
+		keys = append(keys, keyOf(byAccount, netip.Prefix{}, o.Account), o.Pair())
 	}
 	return keys
 }
@@ -104,7 +111,6 @@ const (
 	halfLife      = 10 * time.Minute
 	firstDistance = 250 * time.Millisecond
 	maxDistance   = 4 * time.Second
-	maxWait       = 5 * time.Second // an attempt that had to wait longer is refused, see contested
 )
 
 // Failures without any delay.
@@ -115,12 +121,13 @@ const (
 	wideAllowance    = 60
 )
 
-func newThrottle() *throttle {
-	return &throttle{counts: make(map[key]*count), dirty: make(map[key]struct{})}
+// New makes a Throttle that has counted nothing.
+func New() *Throttle {
+	return &Throttle{counts: make(map[Key]*count), dirty: make(map[Key]struct{})}
 }
 
 // waitFor is how long none of the counts lets an attempt through.
-func (t *throttle) waitFor(judges []key, now time.Time) (wait time.Duration) {
+func (t *Throttle) waitFor(judges []Key, now time.Time) (wait time.Duration) {
 	for _, k := range judges {
 		if c := t.counts[k]; c != nil {
 			wait = max(wait, c.next.Sub(now))
@@ -130,7 +137,7 @@ func (t *throttle) waitFor(judges []key, now time.Time) (wait time.Duration) {
 }
 
 // pass lets an attempt through: the next has to keep its distance.
-func (t *throttle) pass(judges []key, now time.Time) {
+func (t *Throttle) pass(judges []Key, now time.Time) {
 	for _, k := range judges {
 		if c := t.counts[k]; c != nil {
 			c.decay(now)
@@ -139,8 +146,8 @@ func (t *throttle) pass(judges []key, now time.Time) {
 	}
 }
 
-// failed counts a failure.
-func (t *throttle) failed(judges []key, now time.Time) {
+// Failed counts a failure by what judged it.
+func (t *Throttle) Failed(judges []Key, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, k := range judges {
@@ -156,11 +163,11 @@ func (t *throttle) failed(judges []key, now time.Time) {
 	}
 }
 
-// succeeded clears what was failed as the account from its own address.
-func (t *throttle) succeeded(o origin, now time.Time) {
+// Succeeded clears what was failed as the account from its own address.
+func (t *Throttle) Succeeded(o Origin, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	k := o.own(ownAddress)
+	k := o.OwnAddress()
 	if c := t.counts[k]; c != nil && c.failures > 0 {
 		*c = count{since: now, cleared: true}
 		t.dirty[k] = struct{}{}
@@ -169,13 +176,13 @@ func (t *throttle) succeeded(o origin, now time.Time) {
 
 // report is what one process has to tell of a count.
 type report struct {
-	key      key
+	key      Key
 	cleared  bool // before the failures
 	failures int
 }
 
 // take hands over at most n of the counts that changed, in the order of their keys.
-func (t *throttle) take(n int) []report {
+func (t *Throttle) take(n int) []report {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var reports []report
@@ -193,7 +200,7 @@ func (t *throttle) take(n int) []report {
 }
 
 // giveBack takes reports again that could not be handed on.
-func (t *throttle) giveBack(reports []report) {
+func (t *Throttle) giveBack(reports []report) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, r := range reports {
@@ -210,13 +217,13 @@ func (t *throttle) giveBack(reports []report) {
 
 // total is a count as all nodes have it together.
 type total struct {
-	key      key
+	key      Key
 	failures int
 	age      time.Duration // since the last halving
 }
 
 // merge takes totals over. A failure that is news here delays attempts as one of ours.
-func (t *throttle) merge(totals []total, now time.Time) {
+func (t *Throttle) merge(totals []total, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, row := range totals {
@@ -245,7 +252,7 @@ func (t *throttle) merge(totals []total, now time.Time) {
 	t.serve(now)
 }
 
-func (t *throttle) add(k key, now time.Time) *count {
+func (t *Throttle) add(k Key, now time.Time) *count {
 	if len(t.counts) >= throttleMax {
 		t.evict(now)
 	}
@@ -255,8 +262,8 @@ func (t *throttle) add(k key, now time.Time) *count {
 }
 
 // evict makes room: the least of a few counts, in the map's random order.
-func (t *throttle) evict(now time.Time) {
-	var victim key
+func (t *Throttle) evict(now time.Time) {
+	var victim Key
 	least, n := 0, 0
 	for k, c := range t.counts {
 		c.decay(now)
@@ -282,14 +289,14 @@ func (c *count) decay(now time.Time) {
 }
 
 // delay puts the next attempt off.
-func (c *count) delay(k key, now time.Time) {
+func (c *count) delay(k Key, now time.Time) {
 	if next := now.Add(k.distance(c.failures)); next.After(c.next) {
 		c.next = next
 	}
 }
 
 // distance is the time between attempts after so many failures.
-func (k key) distance(failures int) time.Duration {
+func (k Key) distance(failures int) time.Duration {
 	allowance := pairAllowance
 	switch k[0] {
 	case byNarrow:
@@ -304,4 +311,23 @@ func (k key) distance(failures int) time.Duration {
 		return 0
 	}
 	return min(firstDistance<<min(over-1, 10), maxDistance)
+}
+
+// Distance is what these counts put between two attempts now.
+func (t *Throttle) Distance(judges []Key) (d time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, k := range judges {
+		if c := t.counts[k]; c != nil {
+			d = max(d, k.distance(c.failures))
+		}
+	}
+	return d
+}
+
+// Len is how many counts are held.
+func (t *Throttle) Len() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.counts)
 }

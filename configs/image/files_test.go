@@ -56,7 +56,7 @@ func readFiles(t *testing.T) []byte {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), machine.Patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "go", "-C", "../tools/containers", "run", ".", "../../../Dockerfile", "../../../docker-compose.yml")
+	cmd := exec.CommandContext(ctx, "go", "-C", "../../internal/tools/containers", "run", ".", "../../../Dockerfile", "../../../docker-compose.yml")
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
 	out, err := cmd.Output()

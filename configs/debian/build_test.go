@@ -1,4 +1,4 @@
-package deb_test
+package debian_test
 
 import (
 	"bytes"
