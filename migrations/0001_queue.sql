@@ -1,42 +1,61 @@
--- The queue. docs/queue-states.md says what its rows mean. No foreign keys: every
--- writer is in relay/queue, and the checks would cost a third of an enqueue.
+-- The queue: mail that waits, its history, what was charged for it, and the holds. Written
+-- by relay/queue, and by relay/queue/desk and relay/retention beside it;
+-- docs/queue-states.md says what the rows mean. There are no foreign keys: the checks would
+-- cost a third of an enqueue. In each table the columns of fixed width come first, those
+-- that may be null last among them: PostgreSQL finds them without reading what is in front
+-- of them, and pads less.
+
+-- Live mail ---------------------------------------------------------------------
 
 -- One row for each start of a process: its epoch, which fences all its writes.
 create table node (
-	epoch         bigint generated always as identity primary key,
-	name          text        not null,
+	epoch         bigint      generated always as identity primary key,
+	touched       bigint      not null default 0, -- written by a repeated insert, see relay/queue/commit.go
 	started_at    timestamptz not null default clock_timestamp(),
 	beat_at       timestamptz not null default clock_timestamp(),
-	expires_at    timestamptz not null,          -- end of the lease, by this clock
-	superseded_at timestamptz,                   -- a later process of the same name started
-	reaped_at     timestamptz,                   -- dead: ended by itself or by a reaper
-	touched       bigint      not null default 0 -- written by a repeated insert, see relay/queue/commit.go
+	expires_at    timestamptz not null,           -- end of the lease, by this clock
+	superseded_at timestamptz,                    -- a later process of the same name started
+	reaped_at     timestamptz,                    -- dead: ended by itself or by a reaper
+	name          text        not null
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
--- The envelope of every accepted message; insert-only, kept as history. The ids
--- are UUIDv7, so the primary key is also the order of acceptance.
+-- The envelope of every accepted message; insert-only, kept as history. The ids are UUIDv7,
+-- so the primary key is also the order of acceptance. utf8 and body_type say what a next hop
+-- must offer, not what the client declared: docs/decisions/needs.md.
 -- Primary key: trace, claims, and the retention that deletes from its low end.
+-- Vacuum, here and of attempt (docs/postgres.md): a twentieth, not a fifth, of millions of
+-- rows. History is written once and deleted weeks later, so a page is frozen when it is
+-- first vacuumed and need not be read again for that.
 create table message (
 	id            uuid        primary key,
 	user_id       bigint      not null,
 	credential_id bigint      not null,
-	sender_local  text        not null,
-	sender_domain text        not null,          -- both empty: the null path
 	size          bigint      not null,
-	body_type     text        not null,
-	utf8          boolean     not null,
+	accepted_at   timestamptz not null,
+	recipients    integer     not null,
+	utf8          boolean     not null,               -- needs SMTPUTF8
+	eight_bit     boolean     not null default false, -- octets beyond ASCII in the text
+	voided_at     timestamptz,                        -- answered 451 after all: never to be delivered
+	sender_local  text        not null,
+	sender_domain text        not null,               -- both empty: the null path
+	body_type     text        not null,               -- '8BITMIME': eight_bit, and declared so; else ''
 	ret           text        not null,
 	envid         text        not null,
-	header_id     text        not null,          -- the Message-ID field
-	accepted_at   timestamptz not null,
+	header_id     text        not null,               -- the Message-ID field
 	client_addr   text        not null,
 	client_hello  text        not null,
 	listener      text        not null,
 	tls           text        not null,
 	node          text        not null,
-	recipients    integer     not null,
-	voided_at     timestamptz                    -- answered 451 after all: never to be delivered
-);
+	rule          text        not null default '',    -- what the policy said, for trace
+	usage         text        not null default '',
+	constraint message_counts check (size >= 0 and recipients >= 0)
+) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 10000,
+	autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_vacuum_insert_threshold = 50000,
+	autovacuum_analyze_scale_factor = 0.05, autovacuum_freeze_min_age = 0);
+-- Trace by Message-ID, and by sender.
+create index message_header_id on message (header_id);
+create index message_sender on message (lower(sender_local || '@' || sender_domain), id);
 
 -- The octets of live messages, in rows of 8,100 octets: the most that a page holds in
 -- one row, which the target keeps in the row itself. As larger rows, cut up by TOAST,
@@ -48,40 +67,87 @@ create table body (
 	message_id uuid    not null,
 	n          integer not null,
 	chunk      bytea   not null,
-	primary key (message_id, n)
+	primary key (message_id, n),
+	constraint body_counts check (n >= 0)
 ) with (toast_tuple_target = 8160, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
 	autovacuum_vacuum_insert_threshold = -1, autovacuum_vacuum_cost_delay = 0);
 alter table body alter column chunk set storage external;
+
+-- The octets of large messages, over 1 MiB: as in body, but in four tables that are
+-- used in turn. Nothing is deleted in them: a table in which nothing is waited for is
+-- truncated as a whole, which needs neither the deletion of a thousand rows for each
+-- message nor the vacuum after it. What is waited for long moves to body. See
+-- relay/queue/turns.go and docs/decisions/queue-bodies.md.
+-- Storage is set before the partitions are made: without a column that could be
+-- TOASTed they have no TOAST table, one file less to truncate.
+create table large_body (
+	message_id uuid     not null,
+	n          integer  not null,
+	turn       smallint not null,
+	chunk      bytea    not null,
+	-- Reading one message's rows in order, and stepping from message to message.
+	primary key (message_id, n, turn),
+	constraint large_body_counts check (n >= 0)
+) partition by list (turn);
+alter table large_body alter column chunk set storage plain;
+create table large_body_0 partition of large_body for values in (0) with (autovacuum_enabled = false);
+create table large_body_1 partition of large_body for values in (1) with (autovacuum_enabled = false);
+create table large_body_2 partition of large_body for values in (2) with (autovacuum_enabled = false);
+create table large_body_3 partition of large_body for values in (3) with (autovacuum_enabled = false);
+
+-- Which of the tables is written to now. Always four rows, read whole.
+create table large_turn (
+	turn       smallint    primary key,
+	writing    boolean     not null,
+	changed_at timestamptz not null default clock_timestamp()
+) with (fillfactor = 50);
+-- At most one is written to.
+create unique index large_turn_writing on large_turn (writing) where writing;
+insert into large_turn (turn, writing) values (0, true), (1, false), (2, false), (3, false);
+
+-- Every stored octet, wherever it is.
+create view stored_body as
+	select message_id, n, chunk from body
+	union all
+	select message_id, n, chunk from large_body;
 
 -- The live recipients: narrow, without body, one row for each.
 -- Primary key: settle, release, and the question whether a message has rows left.
 create table recipient (
 	message_id         uuid        not null,
 	n                  integer     not null,
-	state              text        not null default 'queued' check (state in ('queued', 'failed', 'delivered')),
-	owner              bigint,
-	dot_possible       boolean     not null default false, -- the owner may have sent the final dot
-	possible_duplicate boolean     not null default false, -- an earlier owner may have delivered
 	attempts           integer     not null default 0,
+	user_id            bigint      not null,               -- the message's: what an admin does to a user's mail reads no other
 	accepted_at        timestamptz not null default now(),
 	next_attempt_at    timestamptz not null default now(),
 	expires_at         timestamptz not null,
-	held_at            timestamptz,
-	notice_at          timestamptz,                        -- when the sender is to be told, if no owner has the row
-	delay_noticed      boolean     not null default false,
+	reply_code         integer     not null default 0,     -- the last reply, as are the other reply columns
 	tell               smallint    not null,               -- 1 failure, 2 delay, 4 success: what the sender wants to hear
 	notify             smallint    not null,               -- RFC 3461, to be passed on
+	dot_possible       boolean     not null default false, -- the owner may have sent the final dot
+	possible_duplicate boolean     not null default false, -- an earlier owner may have delivered
+	delay_noticed      boolean     not null default false,
+	owner              bigint,
+	held_at            timestamptz,
+	notice_at          timestamptz,                        -- when the sender is to be told, if the row has no owner
+	last_attempt_at    timestamptz,
+	state              text        not null default 'queued' check (state in ('queued', 'failed', 'delivered')),
 	domain_key         text        not null,
 	local              text        not null,
 	domain             text        not null,
 	orcpt_type         text        not null,
 	orcpt              text        not null,
-	last_attempt_at    timestamptz,
-	reply_code         integer     not null default 0,     -- the last reply
 	reply_enhanced     text        not null default '',
 	reply_text         text        not null default '',
 	remote_mta         text        not null default '',
-	primary key (message_id, n)
+	last_upstream      text        not null default '',    -- of the last attempt, for the queue's listing
+	-- The way whose suspension deferred the row (docs/delivery.md): 'mx ' || domain_key or
+	-- 'upstream ' || name; null for all others. A claim clears it.
+	waits_for          text,
+	-- Why the queue itself holds the row; null for all others. A release clears it.
+	set_aside          text,
+	primary key (message_id, n),
+	constraint recipient_counts check (n >= 0 and attempts >= 0 and tell >= 0 and notify >= 0 and reply_code >= 0)
 ) with (fillfactor = 85, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000,
 	autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0.2);
 
@@ -93,8 +159,33 @@ create index recipient_domain on recipient (domain_key, next_attempt_at, message
 	where owner is null and held_at is null and state = 'queued';
 -- Reap, leftovers, hand-back at the end: the rows of one epoch.
 create index recipient_owner on recipient (owner) where owner is not null;
--- ClaimNotices: the rows whose sender is to be told.
-create index recipient_notice on recipient (notice_at) where notice_at is not null and owner is null;
+-- ClaimNotices: the rows whose sender is to be told. Held rows are left out: nobody is told
+-- of them, and a user with many would have them read again and again.
+create index recipient_notice on recipient (notice_at)
+	where notice_at is not null and owner is null and (state <> 'queued' or held_at is null);
+-- "queue hold --user" and the like; like recipient_due it has only what waits. Other
+-- questions about live recipients (by address) read them all: one more index would be
+-- written with each message.
+create index recipient_user on recipient (user_id, message_id)
+	where owner is null and held_at is null and state = 'queued';
+-- "queue release --user", "queue list --state held", and whether a credential's hold still
+-- holds something. Only holds write it.
+create index recipient_held on recipient (user_id, message_id) where held_at is not null;
+-- Recovered: what is due because its destination is back, the oldest first.
+create index recipient_waits on recipient (waits_for, next_attempt_at) where waits_for is not null and owner is null;
+
+-- Mail of a user (credential_id 0), or of one credential, that waits for an admin.
+-- Primary key: each message that comes in or comes back is looked up.
+create table hold (
+	user_id       bigint      not null,
+	credential_id bigint      not null default 0,
+	made_at       timestamptz not null default clock_timestamp(),
+	reason        text        not null,
+	made_by       text        not null,
+	primary key (user_id, credential_id)
+);
+
+-- History -----------------------------------------------------------------------
 
 -- What happened to each recipient: every finished attempt and every act of an
 -- operator or of the queue itself. Insert-only, kept as history.
@@ -102,14 +193,18 @@ create index recipient_notice on recipient (notice_at) where notice_at is not nu
 create table attempt (
 	message_id         uuid        not null,
 	n                  integer     not null,
+	reply_code         integer     not null default 0,
 	at                 timestamptz not null,
 	epoch              bigint      not null,
+	outcome_unknown    boolean     not null default false, -- the final dot went out, no reply came back
+	possible_duplicate boolean     not null default false, -- an earlier attempt may have delivered
+	dsn_passed         boolean     not null default false,
+	fenced             boolean     not null default false, -- the epoch had lost the row: recorded, not applied
+	started_at         timestamptz,
 	result             text        not null check (result in ('delivered', 'deferred', 'failed', 'expired', 'unknown',
 	                                                          'noticed', 'retry', 'hold', 'release', 'cancel', 'void')),
-	started_at         timestamptz,
 	local              text        not null default '',
 	domain             text        not null default '',
-	reply_code         integer     not null default 0,
 	reply_enhanced     text        not null default '',
 	reply_text         text        not null default '',
 	remote_mta         text        not null default '',
@@ -117,9 +212,249 @@ create table attempt (
 	tls                text        not null default '',
 	upstream           text        not null default '',
 	node               text        not null default '',
-	outcome_unknown    boolean     not null default false, -- the final dot went out, no reply came back
-	possible_duplicate boolean     not null default false, -- an earlier attempt may have delivered
-	dsn_passed         boolean     not null default false,
-	fenced             boolean     not null default false, -- the epoch had lost the row: recorded, not applied
 	primary key (message_id, n, at, epoch)
+) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 10000,
+	autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_vacuum_insert_threshold = 50000,
+	autovacuum_analyze_scale_factor = 0.05, autovacuum_freeze_min_age = 0);
+-- Trace by recipient.
+create index attempt_recipient on attempt (lower(local || '@' || domain), message_id);
+
+-- The notices among the messages, written with them. In a table of its own, so that
+-- accepting mail has nothing to do with it.
+-- Primary key: the end of a recipient, the trace and the deletion of a notice.
+create table notice (
+	message_id uuid        primary key,
+	about      uuid        not null, -- the message that it is about
+	user_id    bigint      not null, -- that message's
+	again      boolean     not null, -- not the first of its kind
+	lost_at    timestamptz,
+	told_at    timestamptz,          -- the log and the metrics of some node have the loss
+	kind       text        not null check (kind in ('failure', 'delay', 'success')),
+	lost       text        check (lost in ('failed', 'expired', 'cancelled')), -- ended undelivered, and how
+	check ((lost is null) = (lost_at is null))
 );
+-- The trace of a message: its notices.
+create index notice_about on notice (about);
+-- TellLost: losses that are not in a log yet.
+create index notice_untold on notice (lost_at) where lost is not null and told_at is null;
+-- sqlToldBefore: how many a user has had within the last hour (docs/queue-states.md, rule 10).
+create index notice_again on notice (user_id, message_id) where again;
+
+-- Where the deletion of old history is (docs/retention.md), for all nodes: the node that
+-- has locked the row does the next batch. Always one row.
+create table history_walk (
+	one      boolean     primary key default true check (one),
+	past     uuid        not null default '00000000-0000-0000-0000-000000000000', -- the last message that was looked at
+	began_at timestamptz not null default clock_timestamp(),                      -- when it last began with the oldest
+	next_at  timestamptz not null default clock_timestamp()                       -- when the next batch may be
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+insert into history_walk default values;
+
+-- A full disk -------------------------------------------------------------------
+
+-- Octets that are given back when the disk is full, to make room for outcomes:
+-- relay/queue/room.go, docs/decisions/reserve.md. It is always empty: its rows are
+-- undone, and their pages stay. So dumps are not larger for it, and as it is unlogged it
+-- costs no log, is in no base backup, and is emptied by the recovery after a crash, which
+-- needs room as well. Rows this short need no TOAST table.
+create unlogged table reserve (
+	filler bit(15000) not null
+) with (autovacuum_enabled = false, vacuum_truncate = false);
+
+-- Always one row: when a node last made the reserve, or tried to, and since when the disk is
+-- full. Accepting mail has nothing to do with it.
+create table room (
+	tried_at timestamptz not null default 'epoch',
+	trying   boolean     not null default false, -- still, or the server has died of it
+	full_at  timestamptz
+) with (fillfactor = 50);
+insert into room default values;
+
+-- Limits ------------------------------------------------------------------------
+
+-- What was charged against each limit with a window, in buckets of window/60: at are
+-- the buckets' numbers, ascending, n what they hold. scope 1 is a user, 2 a credential;
+-- kind 1 messages, 2 recipients, 3 octets. Primary key: charge_usage, which locks in its order.
+create table usage_window (
+	scope     smallint    not null,
+	kind      smallint    not null,
+	window_s  integer     not null,
+	subject   bigint      not null,
+	warned_at timestamptz,
+	at        bigint[]    not null default '{}',
+	n         bigint[]    not null default '{}',
+	primary key (scope, subject, kind, window_s)
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+
+-- Functions ---------------------------------------------------------------------
+
+-- Truncates one of the tables if no message in it has a recipient, and says whether
+-- it did. One call is one round trip: a node that is stopped right here keeps nobody
+-- waiting. The table is named, for by way of large_body the others would be locked too.
+create function clear_large_body(turn smallint) returns boolean language plpgsql as $$
+declare
+	name  text := 'large_body_' || turn;
+	waits boolean;
+begin
+	execute format('lock table %I in access exclusive mode nowait', name);
+	execute format('
+		with recursive w(message_id) as (
+			(select message_id from %1$I order by message_id limit 1)
+			union all
+			select (select b.message_id from %1$I b where b.message_id > w.message_id order by b.message_id limit 1)
+			from w where w.message_id is not null)
+		select exists (select from w where exists (select from recipient r where r.message_id = w.message_id))', name) into waits;
+	if not waits then
+		execute format('truncate %I', name);
+	end if;
+	return not waits;
+exception when lock_not_available then -- somebody reads or writes there
+	return false;
+end
+$$;
+
+-- When a row that goes back to waiting is held: as it was, or now if its user or its
+-- credential is on hold.
+create function held_since(message_id uuid, held_at timestamptz) returns timestamptz
+language sql stable as $$
+	select coalesce($2, (select now() from message m join hold h on h.user_id = m.user_id and h.credential_id in (0, m.credential_id)
+		where m.id = $1 and exists (select from hold) limit 1))
+$$;
+
+-- Charges messages against their limits, one after the other, and says which are over.
+--
+-- rows: the limits' rows (scopes, subjects, kinds, windows) in the order of their key,
+-- in which they are locked: the locks end with the transaction, so a charge is there
+-- if its message is. Charges, by message: which message (msg), which row (row_of),
+-- how much, and the limit. again: a message that is stored is not charged a second time.
+--
+-- A window is counted in buckets of a sixtieth. What was charged counts until 62
+-- buckets later, so that a client that measures by the arrival of its replies does
+-- not see more than the limit either.
+--
+-- Returns one row for each message: refused with the charge that refused it, its use
+-- and when it would fit; or accepted with the use after it. And one for each limit
+-- that has come to four fifths of it, with a null id.
+create function charge_usage(ids uuid[], again boolean,
+	scopes smallint[], subjects bigint[], kinds smallint[], windows integer[],
+	msg integer[], row_of integer[], amounts bigint[], caps bigint[],
+	out id uuid, out refused boolean, out charge integer, out used bigint, out retry_at timestamptz, out usage text)
+returns setof record language plpgsql as $$
+declare
+	-- of the rows
+	totals  bigint[];
+	added   bigint[] := array_fill(0::bigint, array[cardinality(scopes)]);
+	buckets bigint[];
+	cap_of  bigint[] := array_fill(0::bigint, array[cardinality(scopes)]);
+	stored  uuid[] := '{}';
+	clock   double precision;
+	i       integer := 1;
+	j       integer;
+	k       integer;
+	names   text[] := array['messages', 'recipients', 'bytes'];
+begin
+	if cardinality(msg) = 0 then
+		return;
+	end if;
+	insert into usage_window (scope, subject, kind, window_s)
+		select t.s, t.u, t.k, t.w from unnest(scopes, subjects, kinds, windows) t(s, u, k, w)
+		where not exists (select from usage_window x where x.scope = t.s and x.subject = t.u and x.kind = t.k and x.window_s = t.w)
+		on conflict do nothing;
+	-- Whoever has a limit's row for long must not keep the committer from others' mail.
+	perform set_config('lock_timeout', '1s', true);
+	perform from (select from unnest(scopes, subjects, kinds, windows) with ordinality t(s, u, k, w, nth)
+		join usage_window x on x.scope = t.s and x.subject = t.u and x.kind = t.k and x.window_s = t.w
+		order by t.nth for update of x) locked;
+	perform set_config('lock_timeout', '15s', true);
+	clock := extract(epoch from clock_timestamp());
+	select array_agg(r.total order by r.nth), array_agg(r.bucket order by r.nth) into totals, buckets
+	from (select t.nth, b.bucket, (select coalesce(sum(c.n), 0) from unnest(x.at, x.n) c(at, n) where c.at > b.bucket - 62) as total
+		from unnest(scopes, subjects, kinds, windows) with ordinality t(s, u, k, w, nth)
+		join usage_window x on x.scope = t.s and x.subject = t.u and x.kind = t.k and x.window_s = t.w
+		cross join lateral (select greatest(floor(clock * 60 / t.w)::bigint, x.at[cardinality(x.at)]) as bucket) b) r;
+	if cardinality(totals) is distinct from cardinality(scopes) then -- a row was forgotten in between
+		raise exception 'usage_window lost a row' using errcode = 'serialization_failure';
+	end if;
+	if again then
+		stored := array(select m.id from message m where m.id = any(ids));
+	end if;
+	while i <= cardinality(msg) loop
+		id := ids[msg[i]]; refused := false; charge := null; used := null; retry_at := null; usage := '';
+		j := i;
+		while j <= cardinality(msg) and msg[j] = msg[i] loop
+			k := row_of[j];
+			if not refused and amounts[j] > caps[j] - totals[k] - added[k] then
+				refused := true; charge := j; used := totals[k] + added[k];
+			end if;
+			j := j + 1;
+		end loop;
+		if id = any(stored) then
+			refused := false; usage := null;
+		elsif refused then
+			-- The oldest buckets that must go for the amount to fit.
+			k := row_of[charge];
+			select to_timestamp((a.at + 62) * windows[k] / 60.0) into retry_at
+			from (select c.at, sum(c.n) over (order by c.at) as gone
+				from (select u.at, u.n from usage_window x cross join lateral unnest(x.at, x.n) u(at, n)
+						where x.scope = scopes[k] and x.subject = subjects[k] and x.kind = kinds[k] and x.window_s = windows[k]
+							and u.at > buckets[k] - 62
+					union all select buckets[k], added[k]) c) a
+			where a.gone >= used + amounts[charge] - caps[charge] and amounts[charge] <= caps[charge]
+			order by a.at limit 1;
+		else
+			for c in i .. j - 1 loop
+				k := row_of[c];
+				added[k] := added[k] + amounts[c];
+				cap_of[k] := caps[c];
+				usage := usage || case when c > i then ', ' else '' end || names[kinds[k]] || ' ' || (totals[k] + added[k]) || '/' || caps[c]
+					|| ' in ' || windows[k] || 's' || case when scopes[k] = 2 then ' by credential' else '' end;
+			end loop;
+		end if;
+		return next;
+		i := j;
+	end loop;
+	update usage_window x set (at, n) = (
+		select array_agg(c.at order by c.at), array_agg(c.n order by c.at)
+		from (select u.at, sum(u.n)::bigint as n
+			from (select o.at, o.n from unnest(x.at, x.n) o(at, n) where o.at > t.bucket - 62 union all select t.bucket, t.plus) u
+			group by u.at) c)
+	from unnest(scopes, subjects, kinds, windows, buckets, added) t(s, u, k, w, bucket, plus)
+	where x.scope = t.s and x.subject = t.u and x.kind = t.k and x.window_s = t.w and t.plus > 0;
+	for k in 1 .. cardinality(scopes) loop
+		if added[k] > 0 and totals[k]::numeric * 5 < cap_of[k]::numeric * 4 and (totals[k] + added[k])::numeric * 5 >= cap_of[k]::numeric * 4 then
+			update usage_window x set warned_at = clock_timestamp()
+			where x.scope = scopes[k] and x.subject = subjects[k] and x.kind = kinds[k] and x.window_s = windows[k]
+				and (x.warned_at is null or x.warned_at < clock_timestamp() - make_interval(secs => windows[k]));
+			if found then
+				id := null; refused := false; charge := k; used := totals[k] + added[k]; retry_at := null; usage := null;
+				return next;
+			end if;
+		end if;
+	end loop;
+end
+$$;
+
+-- A time that programs can take: the epoch in place of one that they cannot.
+create function sane_time(t timestamptz) returns timestamptz language sql immutable parallel safe as $$
+	select case when t not between '0001-01-02 00:00+00' and '9998-12-31 00:00+00' then 'epoch' else t end
+$$;
+
+-- Times that programs can take are all that these tables take: one that is infinite, or in
+-- no calendar, once stopped every claim of every node. docs/queue-states.md says what becomes
+-- of mail whose rows are bad all the same ("set aside").
+do $$
+declare
+	t record;
+begin
+	for t in
+		select c.relname as name,
+			string_agg(format('%I between ''0001-01-02 00:00+00'' and ''9998-12-31 00:00+00''', a.attname), ' and ' order by a.attnum) as sane
+		from pg_class c join pg_attribute a on a.attrelid = c.oid
+		where c.relnamespace = current_schema()::regnamespace and a.atttypid = 'timestamptz'::regtype
+			and c.relname in ('node', 'message', 'recipient', 'large_turn', 'hold', 'notice', 'room', 'history_walk')
+		group by c.relname
+	loop
+		execute format('alter table %I add constraint %I check (%s)', t.name, t.name || '_times', t.sane);
+	end loop;
+end
+$$;

@@ -37,14 +37,11 @@ const (
 const createTable = `
 create table if not exists schema_migration (
 	version    integer primary key check (version > 0),
+	oldest     integer not null check (oldest between 1 and version),
+	applied_at timestamptz not null default now(),
 	name       text not null,
-	checksum   text not null,
-	applied_at timestamptz not null default now()
+	checksum   text not null
 )`
-
-// addOldest makes room for what a migration says of older programs. Databases that were
-// made before it said so have null there: they run with none.
-const addOldest = `alter table schema_migration add column if not exists oldest integer check (oldest between 1 and version)`
 
 // Status compares a database with the migrations that this program carries.
 type Status struct {
@@ -77,6 +74,10 @@ func (s Status) Ahead() bool { return len(s.Unknown) > 0 && s.Err() == nil }
 // Err is nil when this program may use the database or bring it up to date:
 // pending migrations are no error here. Else it wraps ErrNewer or ErrChanged.
 func (s Status) Err() error {
+	if len(s.Changed) > 0 { // first: files of the same numbers may be unknown as well
+		return fmt.Errorf("%w: %s; run the version that applied it, or migrate an empty database: one made before version 0.1.0 cannot be upgraded",
+			ErrChanged, names(s.Changed))
+	}
 	for _, row := range s.Unknown {
 		if row.Oldest > s.newest {
 			return fmt.Errorf("%w: it has %s, which this one does not know and cannot run with", ErrNewer, names(s.Unknown))
@@ -84,9 +85,6 @@ func (s Status) Err() error {
 	}
 	if len(s.Unknown) > 0 && len(s.Pending) > 0 {
 		return fmt.Errorf("%w: it has %s but not %s", ErrNewer, names(s.Unknown), s.Pending[0])
-	}
-	if len(s.Changed) > 0 {
-		return fmt.Errorf("%w: %s; run the version that applied it, or restore the database from a backup", ErrChanged, names(s.Changed))
 	}
 	return nil
 }
@@ -195,9 +193,6 @@ func run(ctx context.Context, tx pgx.Tx, m Migration) error {
 	if _, err := tx.Exec(ctx, createTable); err != nil {
 		return fmt.Errorf("create schema_migration: %w", err)
 	}
-	if _, err := tx.Exec(ctx, addOldest); err != nil {
-		return fmt.Errorf("change schema_migration: %w", err)
-	}
 	if _, err := tx.Exec(ctx, m.sql); err != nil {
 		return fmt.Errorf("%s.sql%s: %w", m, line(m.sql, err), err)
 	}
@@ -243,10 +238,7 @@ func readApplied(ctx context.Context, db querier) ([]Applied, error) {
 	if err != nil || !exists {
 		return nil, err
 	}
-	// The column is not there yet in a database of an earlier version.
-	rows, err := db.Query(ctx, `
-select version, name, checksum, applied_at, coalesce((to_jsonb(m) ->> 'oldest')::integer, version)
-from schema_migration m order by version`)
+	rows, err := db.Query(ctx, `select version, name, checksum, applied_at, oldest from schema_migration order by version`)
 	if err != nil {
 		return nil, err
 	}

@@ -1,12 +1,16 @@
 // Package migrations holds the database's schema as numbered SQL files and
 // brings a database up to it.
 //
-// Files are named NNNN_name.sql and only ever added: a file that some database
-// has applied is never edited, renamed or removed. There is no way back; a
-// mistake is mended by the next file. Each file runs in one transaction
-// together with the row in schema_migration that records it, so a file is
-// applied whole or not at all, and never twice. Any number of nodes may call
-// Apply at once: each step is taken under an advisory lock.
+// The first files are the schema of version 0.1.0, one file for each package that writes
+// the tables in it. Until that version is made they may be edited; a database that was made
+// before is then refused, and is made anew. After that, files are only ever added: a file
+// that some database has applied is never edited, renamed or removed. There is no way back;
+// a mistake is mended by the next file.
+//
+// Files are named NNNN_name.sql. Each runs in one transaction together with the row in
+// schema_migration that records it, so a file is applied whole or not at all, and never
+// twice. Any number of nodes may call Apply concurrently: each step is taken under an
+// advisory lock.
 //
 // Programs of two versions may run on one database during an upgrade. The first line
 // of a file may say "-- Runs with: 0007": a program whose newest migration is 0007, or

@@ -16,8 +16,8 @@ m as (insert into message (id, user_id, credential_id, sender_local, sender_doma
 		client_addr, client_hello, listener, tls, node, recipients)
 	select id, 1, 1, 'a', 'example.com', 1, '', false, '', '', '', now() - interval '2 hours', '', '', '', '', 'a', 1 from new),
 t as (insert into attempt (message_id, n, at, epoch, result) select id, 0, now() - interval '2 hours', 1, 'deferred' from new),
-r as (insert into recipient (message_id, n, held_at, expires_at, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
-	select id, 0, now(), now(), 0, 0, 'x', 'x', 'x', '', '' from new where g <= 100),
+r as (insert into recipient (message_id, n, user_id, held_at, expires_at, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
+	select id, 0, 1, now(), now(), 0, 0, 'x', 'x', 'x', '', '' from new where g <= 100),
 u as (insert into audit (at, actor, action, object) select now() - n * interval '1 hour', 'root', 'test', 'x' from generate_series(1, 100) n),
 c as (insert into correspondent (user_id, recipient, seen_on) select 1, sha256(n::text::bytea), current_date - n from generate_series(1, 60) n returning 1)
 select count(*) from c`

@@ -1,4 +1,4 @@
--- Runs with: 0005
+-- Runs with: 0006
 -- A migration as the next version may have one: only the test of an upgrade applies
 -- it. It touches the tables that every message goes through, by the rule: what is
 -- added has a default, and what older programs read and write stays.

@@ -69,7 +69,7 @@ func (m *loaded) envelopeFault() string {
 		return fmt.Sprintf("its size is %d", m.Size)
 	case m.AcceptedAt.IsZero():
 		return "its time of acceptance is not a time"
-	case m.BodyType != "" && m.BodyType != smtp.Body7Bit && m.BodyType != smtp.Body8BitMIME:
+	case m.BodyType != "" && m.BodyType != smtp.Body8BitMIME:
 		return "its body type is unknown"
 	case m.Ret != "" && m.Ret != smtp.ReturnFull && m.Ret != smtp.ReturnHeaders:
 		return "its RET is unknown"

@@ -173,8 +173,8 @@ func fillMillion(b *testing.B, db *pgtest.DB) {
 			select ('018f0000-0000-7000-8000-' || lpad(to_hex(g), 12, '0'))::uuid, 1, 1, 'a', 'example.com', 1, '', false, '', '', '', now(), '', '', '', '', 'a', 1
 			from generate_series(1, 1000000) g`,
 		`insert into body select id, 0, 'x' from message`,
-		`insert into recipient (message_id, n, next_attempt_at, expires_at, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
-			select ('018f0000-0000-7000-8000-' || lpad(to_hex(g), 12, '0'))::uuid, 0,
+		`insert into recipient (message_id, n, user_id, next_attempt_at, expires_at, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
+			select ('018f0000-0000-7000-8000-' || lpad(to_hex(g), 12, '0'))::uuid, 0, 1,
 				case when g % 10 = 0 then now() - interval '1 hour' * random() else now() + interval '4 hours' * random() + interval '1 hour' end,
 				now() + interval '5 days', 3, 0,
 				case when g % 10 = 0 then 'busy.example' else 'd' || g % 50000 || '.example' end, 'x', 'x', '', ''

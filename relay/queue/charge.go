@@ -25,7 +25,7 @@ func compareRows(a, b chargeRow) int {
 }
 
 // charges is what the messages of a group count against, as the columns that the
-// function charge_usage takes (migrations/0005_accounts.sql).
+// function charge_usage takes (migrations/0001_queue.sql).
 type charges struct {
 	rows []chargeRow // distinct, in order
 

@@ -1,5 +1,5 @@
 -- What counts against limits (charge.go, usage.go); the function charge_usage is in
--- migrations/0005_accounts.sql.
+-- migrations/0001_queue.sql.
 
 -- name: try_charge
 -- Says which limit would refuse a message.

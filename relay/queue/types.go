@@ -51,7 +51,7 @@ type Message struct {
 	// the client declared beyond that is not kept. A recipient whose address
 	// NeedsUTF8 needs SMTPUTF8 besides.
 	UTF8     bool          // SMTPUTF8: of the sender's address, or of a header section that was declared so
-	BodyType smtp.BodyType // Body8BitMIME: EightBit, and declared so; else "". Of mail that version 0007 accepted, as declared
+	BodyType smtp.BodyType // Body8BitMIME: EightBit, and declared so; else ""
 	EightBit bool          // the text has octets beyond ASCII
 
 	Ret         smtp.Return

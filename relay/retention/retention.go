@@ -231,7 +231,7 @@ delete from node where reaped_at < clock_timestamp() - interval '` + epochMemory
 const sqlForgetHolds = `
 delete from hold h where h.credential_id <> 0 and h.made_at < clock_timestamp() - interval '2 minutes'
 	and not exists (select from recipient r join message m on m.id = r.message_id
-		where r.held_at is not null and r.user_id in (h.user_id, -1) and m.user_id = h.user_id and m.credential_id = h.credential_id)
+		where r.held_at is not null and r.user_id = h.user_id and m.credential_id = h.credential_id)
 	and not exists (select from recipient r join message m on m.id = r.message_id
 		where r.owner is not null and m.user_id = h.user_id and m.credential_id = h.credential_id)`
 

@@ -26,8 +26,8 @@ m as (insert into message (id, user_id, credential_id, sender_local, sender_doma
 		client_addr, client_hello, listener, tls, node, recipients)
 	select id, 1, 1, 'a', 'example.com', 1, '', false, '', '', '', now() - interval '%[2]d days', '', '', '', '', 'a', 1 from new),
 a as (insert into attempt (message_id, n, at, epoch, result) select id, 0, now() - interval '%[2]d days', 1, 'deferred' from new)
-insert into recipient (message_id, n, held_at, expires_at, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
-select id, 0, now(), now(), 0, 0, 'x', 'x', 'x', '', '' from new where %[3]s`, n, days, live))
+insert into recipient (message_id, n, user_id, held_at, expires_at, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
+select id, 0, 1, now(), now(), 0, 0, 'x', 'x', 'x', '', '' from new where %[3]s`, n, days, live))
 }
 
 // walk has every batch come at once, to the end.

@@ -52,7 +52,7 @@ var databaseKinds = []kind{
 	{"db.schema-ahead", Info, "A newer program has migrated the database, and this one may run on it.", ""},
 	{"db.schema-new", Failed, "A newer program has migrated the database.", "install the newer version here"},
 	{"db.schema-changed", Failed, "A changed migration made the schema, so its state is unknown.",
-		"restore the program that migrated the database, or a backup"},
+		"run the version that migrated the database; one made before version 0.1.0 cannot be upgraded: migrate an empty one"},
 	{"db.clock", OK, "", ""},
 	{"db.clock-drift", Warning, "The clocks of this machine and the database differ.", "run chrony or systemd-timesyncd on both"},
 	{"db.clock-wrong", Failed, "The clocks of this machine and the database differ so much that expiries and traces are wrong.",

@@ -94,7 +94,7 @@ func databaseFaults() []fault {
 		{"db.version", "PostgreSQL", bound(func(b *bounds) { b.server = 990000 })},
 		{"db.slow", "the shortest of five", bound(func(b *bounds) { b.trip = 0 })},
 		{"db.schema-old", "it lacks", func(t *testing.T, p *patient) { p.c.cfg.Database.URL = pgtest.Empty(t).URL }},
-		{"db.schema-new", "9999_future", sql(`insert into schema_migration (version, name, checksum) values (9999, 'future', '')`)},
+		{"db.schema-new", "9999_future", sql(`insert into schema_migration (version, oldest, name, checksum) values (9999, 9999, 'future', '')`)},
 		{"db.schema-ahead", "9999_future", sql(`insert into schema_migration (version, name, checksum, oldest) values (9999, 'future', '', 1)`)},
 		{"db.schema-changed", "0001_queue", sql(`update schema_migration set checksum = 'other' where version = 1`)},
 		{"db.privileges", "lacks", lesserRole},
@@ -109,8 +109,8 @@ func databaseFaults() []fault {
 		{"db.dead-rows", "app_user", deletedRows},
 		{"db.wraparound", "transactions since", bound(func(b *bounds) { b.frozen = 0 })},
 		{"db.room-low", "free", bound(func(b *bounds) { b.low = 1 << 60 })},
-		{"queue.set-aside", "its size is -1", sql(`insert into recipient (message_id, n, expires_at, held_at, set_aside, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
-			values (gen_random_uuid(), 0, now(), now(), 'its size is -1', 0, 0, 'x', 'a', 'x', '', '')`)},
+		{"queue.set-aside", "its size is -1", sql(`insert into recipient (message_id, n, user_id, expires_at, held_at, set_aside, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
+			values (gen_random_uuid(), 0, 1, now(), now(), 'its size is -1', 0, 0, 'x', 'a', 'x', '', '')`)},
 		{"db.full", "since", sql(`update room set full_at = now()`)},
 		{"db.room-none", "free", bound(func(b *bounds) { b.none = 1 << 60 })},
 		{"db.connections", "20 allowed, and this node may open 31", func(t *testing.T, p *patient) {

@@ -415,7 +415,7 @@ func scanSummary(row pgx.CollectableRow) (Summary, error) {
 // sqlCounts counts a user's live recipients by their state.
 const sqlCounts = `
 select ` + sqlState + `, count(*) from recipient r
-where r.user_id in ($1, -1) and (r.user_id = $1 or (select o.user_id from message o where o.id = r.message_id) = $1) group by 1`
+where r.user_id = $1 group by 1`
 
 // Counts says how many live recipients a user has in each state.
 func (a *Admin) Counts(ctx context.Context, user int64) (map[State]int, error) {
