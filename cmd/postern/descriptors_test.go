@@ -40,8 +40,9 @@ func TestFewDescriptors(t *testing.T) {
 			refused++
 		}
 	}
-	// On a slow machine silent connections give way to later ones meanwhile.
-	if most := 300 - 128 + 128/10; refused == 0 || refused > most {
+	// On a slow machine silent connections give way to later ones meanwhile. A tenth of the
+	// places is for addresses with a login, and one is left for an address that has none yet.
+	if most := 300 - 128 + 128/10 + 1; refused == 0 || refused > most {
 		t.Errorf("%d of 300 connections were refused, want %d at most", refused, most)
 	}
 	if strings.Contains(d.stderr.String(), "accept failed") {
