@@ -105,7 +105,7 @@ func claimOne(t *testing.T, q *queue.Queue) (d *queue.Delivery) {
 
 func TestStatementsPrepare(t *testing.T) {
 	t.Parallel()
-	parts := map[string]bool{"sqlEntries": true, "sqlState": true, "sqlMatches": true, "sqlReply": true, "sqlChosen": true, "sqlLocked": true, "sqlNoted": true, "sqlCounted": true}
+	parts := map[string]bool{"sqlEntries": true, "sqlState": true, "sqlMatches": true, "sqlReply": true, "sqlChosen": true, "sqlLocked": true, "sqlNoted": true, "sqlCounted": true, "sqlGone": true}
 	pgtest.Prepare(t, pgtest.Statements(t, parts))
 }
 
