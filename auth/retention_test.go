@@ -59,7 +59,7 @@ func TestRetention(t *testing.T) {
 	}
 }
 
-// What is to be deleted is found without reading what stays.
+// Retention finds old rows without reading those that stay.
 func TestRetentionUsesIndexes(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()

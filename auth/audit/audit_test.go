@@ -40,7 +40,7 @@ func TestStoreAudit(t *testing.T) {
 	}
 }
 
-// What is to be deleted is found without reading what stays.
+// Retention finds old rows without reading those that stay.
 func TestRetentionUsesIndexes(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)

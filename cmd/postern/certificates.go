@@ -35,7 +35,7 @@ the authority.`,
 				if !known {
 					return fmt.Errorf("no node has told of a certificate for %s by ACME; 'postern certificate list' shows those that there are", screen.Printable(args[0]))
 				}
-				fmt.Fprintf(a.stdout, "%s will be renewed by a running node within 10 minutes, or at once by a reload\n", screen.Printable(strings.ToLower(args[0])))
+				fmt.Fprintf(a.stdout, "%s will be renewed by a running node within 10 minutes, or immediately by a reload\n", screen.Printable(strings.ToLower(args[0])))
 				return nil
 			})
 		},

@@ -174,7 +174,7 @@ func (d *Dedicated) Panicked(err error) error {
 	return err
 }
 
-// Drop closes the connection without a word to the server's other backends.
+// Drop closes the connection without the farewell that would wait for the server.
 func (d *Dedicated) Drop() {
 	if d.conn != nil {
 		closeNow(d.conn)

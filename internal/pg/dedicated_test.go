@@ -69,7 +69,7 @@ func TestIsDown(t *testing.T) {
 }
 
 // A connection that the server closed while nobody used it puts no message in doubt:
-// it is refused, or stored over another one, at once.
+// it is refused, or stored over another one, immediately.
 func TestIdleConnectionIsLookedAt(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)

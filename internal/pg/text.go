@@ -14,6 +14,7 @@ import (
 type Texts struct {
 	raw   map[string]string
 	bound map[string]string
+	used  map[string]bool
 }
 
 var heading = regexp.MustCompile(`(?m)^-- name: ([a-z_]+)$`)
@@ -21,7 +22,7 @@ var heading = regexp.MustCompile(`(?m)^-- name: ([a-z_]+)$`)
 // Load reads the .sql files of a folder that is embedded. It panics at one that it cannot read,
 // and at a name that two statements have.
 func Load(files fs.FS) *Texts {
-	t := &Texts{raw: make(map[string]string), bound: make(map[string]string)}
+	t := &Texts{raw: make(map[string]string), bound: make(map[string]string), used: make(map[string]bool)}
 	names, err := fs.Glob(files, "*.sql")
 	if err != nil || len(names) == 0 {
 		panic(fmt.Sprintf("no statements: %v", err))
@@ -50,13 +51,24 @@ func Load(files fs.FS) *Texts {
 
 // Bind returns a statement for the database, in which its arguments are $1, $2 … in the order
 // of args. It panics unless the statement has exactly those.
-func (t *Texts) Bind(name string, args ...string) string {
+func (t *Texts) Bind(name string, args ...string) string { return t.bind(name, "", false, args) }
+
+// BindFlag is Bind for a statement with an argument flag that is always on, or always off:
+// PostgreSQL plans it without the part that it does not need.
+func (t *Texts) BindFlag(name, flag string, on bool, args ...string) string {
+	return t.bind(name, flag, on, args)
+}
+
+func (t *Texts) bind(name, flag string, on bool, args []string) string {
 	text, known := t.raw[name]
 	if !known {
 		panic("no statement is named " + name)
 	}
 	used := make([]bool, len(args))
 	text = numbered(text, func(arg string) string {
+		if arg == flag {
+			return strconv.FormatBool(on)
+		}
 		n := slices.Index(args, arg)
 		if n < 0 {
 			panic(fmt.Sprintf("statement %s: @%s is not given", name, arg))
@@ -67,14 +79,19 @@ func (t *Texts) Bind(name string, args ...string) string {
 	if n := slices.Index(used, false); n >= 0 {
 		panic(fmt.Sprintf("statement %s has no @%s", name, args[n]))
 	}
-	t.bound[name] = text
+	key := name
+	if flag != "" {
+		key = fmt.Sprintf("%s, %s %t", name, flag, on)
+	}
+	t.bound[key] = text
+	t.used[name] = true
 	return text
 }
 
 // Bound returns what was bound, by the names, and which statements were not.
 func (t *Texts) Bound() (texts map[string]string, unused []string) {
 	for name := range t.raw {
-		if t.bound[name] == "" {
+		if !t.used[name] {
 			unused = append(unused, name)
 		}
 	}

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// What is written is read as what it was.
+// An amount that is written and read again is the same.
 func TestBothWays(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]int64{"0": 0, "1025": 1025, "1KB": 1e3, "3KiB": 3 << 10, "1500MB": 15e8, "2TiB": 2 << 40} {

@@ -21,8 +21,8 @@ const troubleLimit = 5
 const (
 	// growPause is how long after trouble a destination gets no further connection.
 	growPause = 10 * time.Second
-	// refusedPause is growPause after a connection that could not be had beside others,
-	// without a word of the host: it restarts more likely than it has enough of them.
+	// refusedPause is growPause where the host refused a connection beside others without
+	// saying why: it is more likely restarting than at its limit.
 	refusedPause = time.Second
 )
 

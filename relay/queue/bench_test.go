@@ -220,6 +220,6 @@ func BenchmarkStatement(b *testing.B) {
 }
 
 func settleArguments(q *Queue, c *endings, group []ending) []any {
-	c.fill(q, group, true, false).delivered(&c.args)
+	c.fill(q, group, true).delivered(&c.args)
 	return c.args.Values
 }

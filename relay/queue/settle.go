@@ -223,12 +223,15 @@ func (s *settles) finish(group []ending) {
 	}
 }
 
-// The statements of a group, which take what endings.arguments adds.
+// The statements of a group, for its first attempt and for one that may find what an earlier
+// one has written. They take what endings.delivered and endings.undelivered add.
 var (
-	sqlDelivered    = texts.Bind("delivered", pg.Names(new(endings).delivered)...)
-	sqlUndelivered  = texts.Bind("undelivered", pg.Names(new(endings).undelivered)...)
-	sqlAwaitEndings = texts.Bind("await_outcomes", "message_id", "n")
-	sqlFlagFenced   = texts.Bind("flag_fenced", "message_id", "n")
+	sqlDelivered        = texts.BindFlag("delivered", "again", false, pg.Names(new(endings).delivered)...)
+	sqlDeliveredAgain   = texts.BindFlag("delivered", "again", true, pg.Names(new(endings).delivered)...)
+	sqlUndelivered      = texts.BindFlag("undelivered", "again", false, pg.Names(new(endings).undelivered)...)
+	sqlUndeliveredAgain = texts.BindFlag("undelivered", "again", true, pg.Names(new(endings).undelivered)...)
+	sqlAwaitEndings     = texts.Bind("await_outcomes", "message_id", "n")
+	sqlFlagFenced       = texts.Bind("flag_fenced", "message_id", "n")
 )
 
 // attempt writes a group once: one round trip, one transaction.
@@ -249,8 +252,9 @@ func (s *settles) transact(group []ending, again bool) error {
 		return err
 	}
 	var fenced []fencedKey
-	batch := &pgx.Batch{}
+	batch, delivered, undelivered := &pgx.Batch{}, sqlDelivered, sqlUndelivered
 	if again {
+		delivered, undelivered = sqlDeliveredAgain, sqlUndeliveredAgain
 		batch.Queue(sqlAwaitEndings, keysOf(group)...)
 	}
 	collect := func(rows pgx.Rows) error {
@@ -264,14 +268,14 @@ func (s *settles) transact(group []ending, again bool) error {
 		})
 		return err
 	}
-	if c := s.cols.fill(s.q, group, true, again); c.len() > 0 {
+	if c := s.cols.fill(s.q, group, true); c.len() > 0 {
 		c.delivered(&c.args)
-		batch.Queue(sqlDelivered, c.args.Values...).Query(collect)
+		batch.Queue(delivered, c.args.Values...).Query(collect)
 	}
 	rest := &endings{}
-	if c := rest.fill(s.q, group, false, again); c.len() > 0 {
+	if c := rest.fill(s.q, group, false); c.len() > 0 {
 		c.undelivered(&c.args)
-		batch.Queue(sqlUndelivered, c.args.Values...).Query(collect)
+		batch.Queue(undelivered, c.args.Values...).Query(collect)
 	}
 	for i := range group {
 		if e := &group[i]; e.aside != "" {
@@ -320,7 +324,6 @@ type fencedKey struct {
 
 // endings is what one statement takes, by columns.
 type endings struct {
-	again         bool
 	node          string
 	gather, delay time.Duration
 
@@ -338,8 +341,8 @@ type endings struct {
 func (c *endings) len() int { return len(c.id) }
 
 // fill takes the endings of a group that are deliveries, or those that are not.
-func (c *endings) fill(q *Queue, group []ending, delivered, again bool) *endings {
-	*c = endings{again: again, node: q.cfg.Node, gather: q.cfg.Gather, delay: q.times.Load().DelayNotice, args: pg.Args{Values: c.args.Values[:0]}, id: c.id[:0], n: c.n[:0], code: c.code[:0], epoch: c.epoch[:0], result: c.result[:0], enhanced: c.enhanced[:0],
+func (c *endings) fill(q *Queue, group []ending, delivered bool) *endings {
+	*c = endings{node: q.cfg.Node, gather: q.cfg.Gather, delay: q.times.Load().DelayNotice, args: pg.Args{Values: c.args.Values[:0]}, id: c.id[:0], n: c.n[:0], code: c.code[:0], epoch: c.epoch[:0], result: c.result[:0], enhanced: c.enhanced[:0],
 		text: c.text[:0], mta: c.mta[:0], addr: c.addr[:0], tls: c.tls[:0], via: c.via[:0], local: c.local[:0], domain: c.domain[:0], waits: c.waits[:0], ours: c.ours[:0],
 		at: c.at[:0], started: c.started[:0], unknown: c.unknown[:0], passed: c.passed[:0], released: c.released[:0], retry: c.retry[:0]}
 	for i := range group {
@@ -384,7 +387,6 @@ func (c *endings) add(e *ending) {
 
 // delivered adds the columns with their names in settle.sql.
 func (c *endings) delivered(a *pg.Args) {
-	a.Add("again", c.again)
 	a.Add("node", c.node)
 	a.Add("gather", c.gather)
 

@@ -16,7 +16,7 @@ with o as materialized (
 			@waits_for::text[], @ours::boolean[])
 		as o(message_id, n, epoch, result, at, started_at, code, enhanced, text, mta, addr, tls, upstream, outcome_unknown, dsn_passed,
 			retry_in, released, local, domain, waits_for, ours)
-	where not @again::boolean or not exists (select from attempt a where a.message_id = o.message_id and a.n = o.n and a.at = o.at and a.epoch = o.epoch)),
+	where not @again or not exists (select from attempt a where a.message_id = o.message_id and a.n = o.n and a.at = o.at and a.epoch = o.epoch)),
 gone as (
 	delete from recipient r using o
 	where r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'queued'
@@ -70,7 +70,7 @@ with o as materialized (
 			@waits_for::text[], @ours::boolean[])
 		as o(message_id, n, epoch, result, at, started_at, code, enhanced, text, mta, addr, tls, upstream, outcome_unknown, dsn_passed,
 			retry_in, released, local, domain, waits_for, ours)
-	where not @again::boolean or not exists (select from attempt a where a.message_id = o.message_id and a.n = o.n and a.at = o.at and a.epoch = o.epoch)),
+	where not @again or not exists (select from attempt a where a.message_id = o.message_id and a.n = o.n and a.at = o.at and a.epoch = o.epoch)),
 mine as materialized (
 	select o.*, r.possible_duplicate as duplicate, r.tell,
 		not o.released and (o.result <> 'deferred' or r.expires_at <= now()) as fails,

@@ -60,7 +60,7 @@ func TestAdmin(t *testing.T) {
 	claimOne(t, q)
 }
 
-// What kept mail from being tried at all is no attempt and stands in no history, but
+// A reason that kept mail from being tried at all is not an attempt and not in the history, but
 // whoever lists the queue reads it.
 func TestReasonOfNoAttempt(t *testing.T) {
 	t.Parallel()

@@ -109,7 +109,7 @@ func (a *Admin) Release(ctx context.Context, f Filter, dryRun bool) (int, error)
 	return a.operate(ctx, verb{name: "release", count: sqlReleaseCount, do: sqlRelease, loud: true}, f, dryRun)
 }
 
-// Cancel throws waiting and held recipients away, without a word to their sender, and
+// Cancel discards waiting and held recipients without notifying their sender, and
 // says how many.
 func (a *Admin) Cancel(ctx context.Context, f Filter, dryRun bool) (int, error) {
 	return a.operate(ctx, verb{name: "cancel", count: sqlCancelCount, do: sqlCancel}, f, dryRun)
@@ -144,7 +144,7 @@ func (a *Admin) operate(ctx context.Context, v verb, f Filter, dryRun bool) (int
 	return total, err
 }
 
-// carryOut is operate without a word in the audit.
+// carryOut is operate without a row in the audit.
 func (a *Admin) carryOut(ctx context.Context, v verb, f Filter) (total int, err error) {
 	args := append(f.args(), operateRows, v.name, a.actor)
 	for {
