@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgtype"
 
 	"postern/internal/pg"
 )
@@ -443,7 +442,7 @@ func (g *group) columns(a *pg.Args) {
 
 	a.Add("body_id", g.bodyID)
 	a.Add("body_n", g.bodyN)
-	a.Add("chunk", pgtype.FlatArray[[]byte](g.chunk))
+	a.Add("chunk", g.chunk)
 
 	a.Add("rcpt_id", g.rID)
 	a.Add("rcpt_n", g.rN)
