@@ -47,7 +47,7 @@ func TestPlansUseKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := statements(t)
-	for _, name := range []string{"delivered", "undelivered", "await_outcomes", "gate", "claim", "enqueue", "enqueue_limited", "enqueue_again", "told", "sqlChunks"} {
+	for _, name := range []string{"delivered, again false", "delivered, again true", "undelivered, again false", "undelivered, again true", "await_outcomes", "gate", "claim", "enqueue", "enqueue_limited", "enqueue_again", "told", "sqlChunks"} {
 		description, err := conn.Prepare(ctxOf(t), name, all[name])
 		if err != nil {
 			t.Fatal(err)
