@@ -2,11 +2,11 @@ package auth
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
 	"time"
 
 	"postern/auth/throttle"
+	"postern/policy/quota"
 )
 
 // account is what an authentication needs to know of a user and one credential. The
@@ -22,7 +22,7 @@ type account struct {
 	networks     []netip.Prefix // empty: any
 	senders      []string
 	resend       []string // of senders
-	limits       []Limit
+	limits       []quota.Limit
 	stay         stay // of the network that was asked for
 }
 
@@ -75,12 +75,12 @@ const (
 		       coalesce(c.id, 0), coalesce(c.hash, ''), c.expires_at, coalesce(c.allowed_networks, '{}'),
 		       array(select p.pattern from sender_pattern p where p.user_id = u.id order by p.pattern),
 		       nullif(array(select p.pattern from sender_pattern p where p.user_id = u.id and p.resend order by p.pattern), '{}'),
-		       array(select concat_ws(' ', l.kind, l.window_s, l.max,
-		                 case when l.credential_id is not null then 'credential' when l.user_id is not null then 'user' else 'default' end)
-		             from limit_rule l
-		             where coalesce(l.user_id, 0) = any(array[u.id, case when u.no_limit_defaults then u.id else 0 end])
-		               and coalesce(l.credential_id, 0) = any(array[0, c.id])
-		             order by 1)`
+		       (select json_agg(json_build_object('Kind', l.kind, 'Window', l.window_s * 1000000000::bigint, 'Max', l.max,
+		                 'Scope', case when l.credential_id is not null then 'credential' when l.user_id is not null then 'user' else 'default' end,
+		                 'Subject', coalesce(l.credential_id, u.id)::text) order by l.kind, l.window_s, l.id)
+		        from limit_rule l
+		        where coalesce(l.user_id, 0) = any(array[u.id, case when u.no_limit_defaults then u.id else 0 end])
+		          and coalesce(l.credential_id, 0) = any(array[0, c.id]))`
 	accountByPassword = accountColumns + `, k.first_at, k.last_at
 		from (select $1::text as name, $2::bigint as credential) asked
 		left join app_user u on u.name = asked.name
@@ -114,30 +114,13 @@ func (s *Store) current(ctx context.Context, userID, credentialID int64) (accoun
 func (s *Store) scanAccount(ctx context.Context, sql string, args ...any) (account, error) {
 	var a account
 	var expires, since, last *time.Time
-	var limits []string
 	err := s.db.QueryRow(ctx, sql, args...).Scan(&a.id, &a.version, &a.name, &a.enabled,
-		&a.credentialID, &a.hash, &expires, &a.networks, &a.senders, &a.resend, &limits, &since, &last)
+		&a.credentialID, &a.hash, &expires, &a.networks, &a.senders, &a.resend, &a.limits, &since, &last)
 	if err != nil {
 		return account{}, err
 	}
 	a.expires, a.stay = timeOf(expires), stay{timeOf(since), timeOf(last)}
-	a.limits, err = parseLimits(limits)
 	return a, err
-}
-
-// parseLimits reads limits as accountColumns writes them.
-func parseLimits(rows []string) ([]Limit, error) {
-	var limits []Limit
-	for _, row := range rows {
-		var l Limit
-		var seconds int64
-		if _, err := fmt.Sscan(row, &l.Kind, &seconds, &l.Max, &l.Source); err != nil {
-			return nil, fmt.Errorf("limit %q: %w", row, err)
-		}
-		l.Window = time.Duration(seconds) * time.Second
-		limits = append(limits, l)
-	}
-	return limits, nil
 }
 
 const selectStanding = `

@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
+
+	"postern/policy/quota"
 )
 
 // Every change writes one row, with who did it and never a secret.
@@ -27,9 +29,9 @@ func TestEveryChangeIsAudited(t *testing.T) {
 	must(t, s.SetResend(ctx, "alice", "c@d", true))
 	c, secret, err := s.AddCredential(ctx, "alice", NewCredential{Label: "crm", Networks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}})
 	must(t, err)
-	must(t, s.SetLimits(ctx, LimitTarget{Default: true}, []Limit{{Kind: LimitSize, Max: 5}}))
-	must(t, s.SetLimits(ctx, LimitTarget{Credential: c.ID}, []Limit{{Kind: LimitMessages, Window: 60e9, Max: 5}}))
-	must(t, s.ResetLimits(ctx, LimitTarget{User: "alice"}, LimitSize))
+	must(t, s.SetLimits(ctx, LimitTarget{Default: true}, []quota.Limit{{Kind: quota.Size, Max: 5}}))
+	must(t, s.SetLimits(ctx, LimitTarget{Credential: c.ID}, []quota.Limit{{Kind: quota.Messages, Window: 60e9, Max: 5}}))
+	must(t, s.ResetLimits(ctx, LimitTarget{User: "alice"}, quota.Size))
 	must(t, s.SetNoDefaults(ctx, "alice", true))
 	_, err = s.RevokeCredential(ctx, c.ID)
 	must(t, err)
@@ -77,7 +79,7 @@ func TestEveryChangeIsAudited(t *testing.T) {
 	if d := details["root: credential add alice"]; d["credential"] != float64(c.ID) || d["label"] != "crm" {
 		t.Errorf("detail = %v", d)
 	}
-	if d := details["root: limit set alice"]; !cmp.Equal(d["limits"], []any{"messages 5/60s"}) {
+	if d := details["root: limit set alice"]; !cmp.Equal(d["limits"], []any{"messages 5/m"}) {
 		t.Errorf("detail = %v", d)
 	}
 }
@@ -144,7 +146,7 @@ func TestStoreRemoveUser(t *testing.T) {
 	must(t, err)
 	c, _, err := s.AddCredential(ctx, "alice", NewCredential{})
 	must(t, err)
-	must(t, s.SetLimits(ctx, LimitTarget{Credential: c.ID}, []Limit{{Kind: LimitSize, Max: 5}}))
+	must(t, s.SetLimits(ctx, LimitTarget{Credential: c.ID}, []quota.Limit{{Kind: quota.Size, Max: 5}}))
 	must(t, s.RemoveUser(ctx, "alice"))
 	if err := s.RemoveUser(ctx, "alice"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("removed twice: %v", err)

@@ -2,7 +2,7 @@
 // password hashing, the SASL exchanges, and the login, which auth/throttle slows down
 // after failures. auth/audit has what admins did, docs/accounts.md what all this promises
 // to an admin. It knows nothing of mail: holds are the queue's, and what a limit means is
-// the policy's.
+// policy/quota's.
 //
 // A wrong name, a wrong password, a disabled user and an expired or revoked credential
 // take one path, the same time and give the same ErrCredentials. Trouble with the
@@ -17,6 +17,8 @@ import (
 	"errors"
 	"net/netip"
 	"time"
+
+	"postern/policy/quota"
 )
 
 var (
@@ -34,11 +36,11 @@ var (
 type Identity struct {
 	UserID       int64
 	CredentialID int64
-	Name         string    // canonical
-	Senders      []string  // patterns of addresses this user may send as
-	Resend       []string  // those of Senders by which the user may also resend others' mail
-	Expires      time.Time // of the credential; zero: never
-	Limits       []Limit   // all that are set for this user, by whichever source
+	Name         string        // canonical
+	Senders      []string      // patterns of addresses this user may send as
+	Resend       []string      // those of Senders by which the user may also resend others' mail
+	Expires      time.Time     // of the credential; zero: never
+	Limits       []quota.Limit // all that are set for this user, by whichever source
 	// NewNetwork says that the client's /24 or /48 is new to the user: a day ago, no
 	// login had come from it for 30 days.
 	NewNetwork bool

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"postern/auth/audit"
+	"postern/policy/quota"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -17,24 +18,24 @@ type LimitTarget struct {
 	Credential int64  // an id
 }
 
-func (t LimitTarget) source() (LimitSource, error) {
+func (t LimitTarget) source() (quota.Scope, error) {
 	switch {
 	case t == LimitTarget{Default: true}:
-		return FromDefault, nil
+		return quota.Default, nil
 	case t == LimitTarget{User: t.User} && t.User != "":
-		return FromUser, nil
+		return quota.User, nil
 	case t == LimitTarget{Credential: t.Credential} && t.Credential > 0:
-		return FromCredential, nil
+		return quota.Credential, nil
 	}
-	return "", fmt.Errorf("%w: it is for all users, for one user or for one credential", ErrLimit)
+	return "", fmt.Errorf("%w: it is for all users, for one user or for one credential", quota.ErrLimit)
 }
 
 // bearer are the columns of limit_rule by which the rules of a target are found.
 type bearer struct{ user, credential int64 }
 
 // SetLimits sets limits in place of all limits of the same kinds that the target has.
-// The error is ErrLimit, ErrName or ErrNotFound, or of the database.
-func (s *Store) SetLimits(ctx context.Context, target LimitTarget, limits []Limit) error {
+// The error is quota.ErrLimit, ErrName or ErrNotFound, or of the database.
+func (s *Store) SetLimits(ctx context.Context, target LimitTarget, limits []quota.Limit) error {
 	if err := checkLimits(limits); err != nil {
 		return err
 	}
@@ -51,21 +52,21 @@ func (s *Store) SetLimits(ctx context.Context, target LimitTarget, limits []Limi
 	})
 }
 
-func checkLimits(limits []Limit) error {
+func checkLimits(limits []quota.Limit) error {
 	if len(limits) == 0 {
-		return fmt.Errorf("%w: none is given", ErrLimit)
+		return fmt.Errorf("%w: none is given", quota.ErrLimit)
 	}
 	type place struct {
-		kind   LimitKind
+		kind   quota.Kind
 		window time.Duration
 	}
 	seen := map[place]bool{}
 	for _, l := range limits {
-		if err := l.check(); err != nil {
+		if err := l.Check(); err != nil {
 			return err
 		}
 		if p := (place{l.Kind, l.Window}); seen[p] {
-			return fmt.Errorf("%w: %s is given twice", ErrLimit, l)
+			return fmt.Errorf("%w: %s is given twice", quota.ErrLimit, l)
 		} else {
 			seen[p] = true
 		}
@@ -75,11 +76,11 @@ func checkLimits(limits []Limit) error {
 
 // ResetLimits takes away all limits of these kinds that the target has, or all of any
 // kind when none is given. The errors are those of SetLimits.
-func (s *Store) ResetLimits(ctx context.Context, target LimitTarget, kinds ...LimitKind) error {
+func (s *Store) ResetLimits(ctx context.Context, target LimitTarget, kinds ...quota.Kind) error {
 	names := []string{}
 	for _, k := range kinds {
-		if !k.valid() {
-			return fmt.Errorf("%w: nothing is called %q", ErrLimit, k)
+		if err := k.Check(); err != nil {
+			return err
 		}
 		names = append(names, string(k))
 	}
@@ -104,7 +105,7 @@ func (s *Store) SetNoDefaults(ctx context.Context, user string, on bool) error {
 
 // Limits returns what is set for the target itself, by kind and window. The errors are
 // those of SetLimits.
-func (s *Store) Limits(ctx context.Context, target LimitTarget) ([]Limit, error) {
+func (s *Store) Limits(ctx context.Context, target LimitTarget) ([]quota.Limit, error) {
 	source, err := target.source()
 	if err != nil {
 		return nil, err
@@ -122,8 +123,8 @@ func (s *Store) Limits(ctx context.Context, target LimitTarget) ([]Limit, error)
 	if err != nil {
 		return nil, fmt.Errorf("read limits: %w", err)
 	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (Limit, error) {
-		l := Limit{Source: source}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (quota.Limit, error) {
+		l := quota.Limit{Scope: source}
 		var seconds int64
 		err := row.Scan(&l.Kind, &seconds, &l.Max)
 		l.Window = time.Duration(seconds) * time.Second
@@ -131,12 +132,12 @@ func (s *Store) Limits(ctx context.Context, target LimitTarget) ([]Limit, error)
 	})
 }
 
-func (s *Store) bearerOf(ctx context.Context, target LimitTarget, source LimitSource) (bearer, error) {
+func (s *Store) bearerOf(ctx context.Context, target LimitTarget, source quota.Scope) (bearer, error) {
 	switch source {
-	case FromUser:
+	case quota.User:
 		u, err := s.User(ctx, target.User)
 		return bearer{user: u.ID}, err
-	case FromCredential:
+	case quota.Credential:
 		c, err := s.Credential(ctx, target.Credential)
 		return bearer{c.UserID, c.ID}, err
 	}
@@ -150,11 +151,11 @@ func (s *Store) changeLimits(ctx context.Context, target LimitTarget, d audit.De
 	if err != nil {
 		return err
 	}
-	if source == FromDefault {
+	if source == quota.Default {
 		return s.changeDefaults(ctx, d, fn)
 	}
 	name := target.User
-	if source == FromCredential {
+	if source == quota.Credential {
 		c, err := s.Credential(ctx, target.Credential)
 		if err != nil {
 			return err
@@ -193,7 +194,7 @@ func deleteLimits(ctx context.Context, tx pgx.Tx, b bearer, kinds []string) erro
 	return err
 }
 
-func insertLimits(ctx context.Context, tx pgx.Tx, b bearer, limits []Limit) error {
+func insertLimits(ctx context.Context, tx pgx.Tx, b bearer, limits []quota.Limit) error {
 	for _, l := range limits {
 		_, err := tx.Exec(ctx, `
 			insert into limit_rule (user_id, credential_id, kind, window_s, max)

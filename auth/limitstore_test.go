@@ -2,11 +2,14 @@ package auth
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"postern/policy/quota"
 )
 
 func TestStoreLimits(t *testing.T) {
@@ -15,32 +18,40 @@ func TestStoreLimits(t *testing.T) {
 	s := testStore(t)
 	_, err := s.AddUser(ctx, NewUser{Name: "alice", Password: "pw"})
 	must(t, err)
+	u, err := s.User(ctx, "alice")
+	must(t, err)
 	c, secret, err := s.AddCredential(ctx, "alice", NewCredential{})
 	must(t, err)
 	everybody, alice, one := LimitTarget{Default: true}, LimitTarget{User: "Alice"}, LimitTarget{Credential: c.ID}
-	limit := func(kind LimitKind, window time.Duration, most int64, source LimitSource) Limit {
-		return Limit{kind, window, most, source}
+	limit := func(kind quota.Kind, window time.Duration, most int64, source quota.Scope) quota.Limit {
+		return quota.Limit{Kind: kind, Window: window, Max: most, Scope: source}
 	}
-	must(t, s.SetLimits(ctx, everybody, []Limit{
-		limit(LimitMessages, time.Minute, 10, ""), limit(LimitMessages, 24*time.Hour, 100, ""), limit(LimitSize, 0, 1e6, "")}))
-	must(t, s.SetLimits(ctx, alice, []Limit{limit(LimitSize, 0, 2e6, FromCredential), limit(LimitSessions, 0, 3, "")}))
-	must(t, s.SetLimits(ctx, one, []Limit{limit(LimitBytes, time.Hour, 1<<40, "")}))
-	must(t, s.SetLimits(ctx, everybody, []Limit{limit(LimitMessages, time.Hour, 50, "")})) // in place of both
+	must(t, s.SetLimits(ctx, everybody, []quota.Limit{
+		limit(quota.Messages, time.Minute, 10, ""), limit(quota.Messages, 24*time.Hour, 100, ""), limit(quota.Size, 0, 1e6, "")}))
+	must(t, s.SetLimits(ctx, alice, []quota.Limit{limit(quota.Size, 0, 2e6, quota.Credential), limit(quota.Sessions, 0, 3, "")}))
+	must(t, s.SetLimits(ctx, one, []quota.Limit{limit(quota.Bytes, time.Hour, 1<<40, "")}))
+	must(t, s.SetLimits(ctx, everybody, []quota.Limit{limit(quota.Messages, time.Hour, 50, "")})) // in place of both
 
 	a := newAuthenticator(s, cheap, patient)
-	under := func(password string, want ...Limit) {
+	under := func(password string, want ...quota.Limit) {
 		t.Helper()
+		want = slices.Clone(want)
 		a.Forget(nil, true)
 		id, err := a.Verify(ctx, "alice", password, at(home))
 		must(t, err)
-		less := func(a, b Limit) bool { return a.Kind+LimitKind(a.Source) < b.Kind+LimitKind(b.Source) }
+		for i := range want {
+			if want[i].Subject = quota.ID(u.ID); want[i].Scope == quota.Credential {
+				want[i].Subject = quota.ID(c.ID)
+			}
+		}
+		less := func(a, b quota.Limit) bool { return string(a.Kind)+string(a.Scope) < string(b.Kind)+string(b.Scope) }
 		if diff := cmp.Diff(want, id.Limits, cmpopts.SortSlices(less)); diff != "" {
 			t.Error(diff)
 		}
 	}
-	byDefault := []Limit{limit(LimitMessages, time.Hour, 50, FromDefault), limit(LimitSize, 0, 1e6, FromDefault)}
-	ofUser := []Limit{limit(LimitSize, 0, 2e6, FromUser), limit(LimitSessions, 0, 3, FromUser)}
-	ofOne := limit(LimitBytes, time.Hour, 1<<40, FromCredential)
+	byDefault := []quota.Limit{limit(quota.Messages, time.Hour, 50, quota.Default), limit(quota.Size, 0, 1e6, quota.Default)}
+	ofUser := []quota.Limit{limit(quota.Size, 0, 2e6, quota.User), limit(quota.Sessions, 0, 3, quota.User)}
+	ofOne := limit(quota.Bytes, time.Hour, 1<<40, quota.Credential)
 	under("pw", append(byDefault, ofUser...)...)
 	under(secret, append(append(byDefault, ofUser...), ofOne)...)
 	must(t, s.SetNoDefaults(ctx, "alice", true))
@@ -48,7 +59,7 @@ func TestStoreLimits(t *testing.T) {
 		t.Errorf("user = %+v, %v", u, err)
 	}
 	under(secret, append(ofUser, ofOne)...)
-	must(t, s.ResetLimits(ctx, alice, LimitSize))
+	must(t, s.ResetLimits(ctx, alice, quota.Size))
 	under("pw", ofUser[1])
 	must(t, s.ResetLimits(ctx, alice))
 	under(secret, ofOne)
@@ -58,7 +69,7 @@ func TestStoreLimits(t *testing.T) {
 	if diff := cmp.Diff(byDefault, got); diff != "" || err != nil {
 		t.Errorf("%s%v", diff, err)
 	}
-	if got, err := s.Limits(ctx, one); err != nil || !cmp.Equal(got, []Limit{ofOne}) {
+	if got, err := s.Limits(ctx, one); err != nil || !cmp.Equal(got, []quota.Limit{ofOne}) {
 		t.Errorf("limits = %v, %v", got, err)
 	}
 }
@@ -69,31 +80,31 @@ func TestStoreRefusesLimits(t *testing.T) {
 	s := testStore(t)
 	_, err := s.AddUser(ctx, NewUser{Name: "alice"})
 	must(t, err)
-	good := Limit{Kind: LimitMessages, Window: time.Minute, Max: 0}
+	good := quota.Limit{Kind: quota.Messages, Window: time.Minute, Max: 0}
 	for _, tt := range []struct {
 		target LimitTarget
-		limits []Limit
+		limits []quota.Limit
 		want   error
 	}{
-		{LimitTarget{}, []Limit{good}, ErrLimit},
-		{LimitTarget{Default: true, User: "alice"}, []Limit{good}, ErrLimit},
-		{LimitTarget{User: "alice", Credential: 1}, []Limit{good}, ErrLimit},
-		{LimitTarget{Credential: -1}, []Limit{good}, ErrLimit},
-		{LimitTarget{User: "nobody"}, []Limit{good}, ErrNotFound},
-		{LimitTarget{Credential: 99}, []Limit{good}, ErrNotFound},
-		{LimitTarget{User: "a b"}, []Limit{good}, ErrName},
-		{LimitTarget{User: "alice"}, nil, ErrLimit},
-		{LimitTarget{User: "alice"}, []Limit{good, good}, ErrLimit},
-		{LimitTarget{User: "alice"}, []Limit{{Kind: "mesages", Window: time.Minute}}, ErrLimit},
-		{LimitTarget{User: "alice"}, []Limit{{Kind: LimitMessages}}, ErrLimit},
-		{LimitTarget{User: "alice"}, []Limit{{Kind: LimitMessages, Window: time.Minute + 1}}, ErrLimit},
-		{LimitTarget{User: "alice"}, []Limit{{Kind: LimitMessages, Window: 367 * 24 * time.Hour}}, ErrLimit},
-		{LimitTarget{User: "alice"}, []Limit{{Kind: LimitSize, Window: time.Minute}}, ErrLimit},
-		{LimitTarget{User: "alice"}, []Limit{{Kind: LimitSize, Max: -1}}, ErrLimit},
+		{LimitTarget{}, []quota.Limit{good}, quota.ErrLimit},
+		{LimitTarget{Default: true, User: "alice"}, []quota.Limit{good}, quota.ErrLimit},
+		{LimitTarget{User: "alice", Credential: 1}, []quota.Limit{good}, quota.ErrLimit},
+		{LimitTarget{Credential: -1}, []quota.Limit{good}, quota.ErrLimit},
+		{LimitTarget{User: "nobody"}, []quota.Limit{good}, ErrNotFound},
+		{LimitTarget{Credential: 99}, []quota.Limit{good}, ErrNotFound},
+		{LimitTarget{User: "a b"}, []quota.Limit{good}, ErrName},
+		{LimitTarget{User: "alice"}, nil, quota.ErrLimit},
+		{LimitTarget{User: "alice"}, []quota.Limit{good, good}, quota.ErrLimit},
+		{LimitTarget{User: "alice"}, []quota.Limit{{Kind: "mesages", Window: time.Minute}}, quota.ErrLimit},
+		{LimitTarget{User: "alice"}, []quota.Limit{{Kind: quota.Messages}}, quota.ErrLimit},
+		{LimitTarget{User: "alice"}, []quota.Limit{{Kind: quota.Messages, Window: time.Minute + 1}}, quota.ErrLimit},
+		{LimitTarget{User: "alice"}, []quota.Limit{{Kind: quota.Messages, Window: 367 * 24 * time.Hour}}, quota.ErrLimit},
+		{LimitTarget{User: "alice"}, []quota.Limit{{Kind: quota.Size, Window: time.Minute}}, quota.ErrLimit},
+		{LimitTarget{User: "alice"}, []quota.Limit{{Kind: quota.Size, Max: -1}}, quota.ErrLimit},
 	} {
 		if err := s.SetLimits(ctx, tt.target, tt.limits); !errors.Is(err, tt.want) {
 			t.Errorf("%+v %v: err = %v, want %v", tt.target, tt.limits, err, tt.want)
 		}
 	}
-	must(t, s.SetLimits(ctx, LimitTarget{User: "alice"}, []Limit{good, {Kind: LimitMessages, Window: MaxWindow, Max: 1<<63 - 1}}))
+	must(t, s.SetLimits(ctx, LimitTarget{User: "alice"}, []quota.Limit{good, {Kind: quota.Messages, Window: quota.MaxWindow, Max: 1<<63 - 1}}))
 }

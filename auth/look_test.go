@@ -2,6 +2,8 @@ package auth
 
 import (
 	"testing"
+
+	"postern/policy/quota"
 )
 
 func TestStoreIdentity(t *testing.T) {
@@ -11,9 +13,9 @@ func TestStoreIdentity(t *testing.T) {
 	must(t, err)
 	c, _, err := s.AddCredential(ctx, u.Name, NewCredential{Label: "a"})
 	must(t, err)
-	must(t, s.SetLimits(ctx, LimitTarget{Default: true}, []Limit{{Kind: LimitSize, Max: 1}}))
-	must(t, s.SetLimits(ctx, LimitTarget{User: u.Name}, []Limit{{Kind: LimitSize, Max: 2}}))
-	must(t, s.SetLimits(ctx, LimitTarget{Credential: c.ID}, []Limit{{Kind: LimitSize, Max: 3}}))
+	must(t, s.SetLimits(ctx, LimitTarget{Default: true}, []quota.Limit{{Kind: quota.Size, Max: 1}}))
+	must(t, s.SetLimits(ctx, LimitTarget{User: u.Name}, []quota.Limit{{Kind: quota.Size, Max: 2}}))
+	must(t, s.SetLimits(ctx, LimitTarget{Credential: c.ID}, []quota.Limit{{Kind: quota.Size, Max: 3}}))
 	for credential, limits := range map[int64]int{0: 2, c.ID: 3} {
 		id, err := s.Identity(ctx, u.ID, credential)
 		must(t, err)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"postern/auth/throttle"
+	"postern/policy/quota"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -237,8 +238,8 @@ func TestCurrent(t *testing.T) {
 	}
 	current("elsewhere", ip(1), ErrCredentials)
 	must(t, s.AddSender(ctx, "alice", "*@x.example"))
-	must(t, s.SetLimits(ctx, LimitTarget{User: "alice"}, []Limit{{Kind: LimitSize, Max: 9}}))
-	id.Senders, id.Limits = []string{"*@x.example"}, []Limit{{Kind: LimitSize, Max: 9, Source: FromUser}}
+	must(t, s.SetLimits(ctx, LimitTarget{User: "alice"}, []quota.Limit{{Kind: quota.Size, Max: 9}}))
+	id.Senders, id.Limits = []string{"*@x.example"}, []quota.Limit{{Kind: quota.Size, Max: 9, Scope: quota.User, Subject: quota.ID(id.UserID)}}
 	if diff := cmp.Diff(id, current("changed", home, nil)); diff != "" {
 		t.Error(diff)
 	}

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"postern/policy/quota"
 )
 
 // news is what a Watch told.
@@ -78,9 +80,9 @@ func TestWatchTellsEachChangeOnce(t *testing.T) {
 	c, _, err := s.AddCredential(ctx, "new", NewCredential{})
 	must(t, err)
 	expect("a credential", news{ids: []int64{addNew.ID}})
-	must(t, s.SetLimits(ctx, LimitTarget{Credential: c.ID}, []Limit{{Kind: LimitSize, Max: 1}}))
+	must(t, s.SetLimits(ctx, LimitTarget{Credential: c.ID}, []quota.Limit{{Kind: quota.Size, Max: 1}}))
 	expect("a limit", news{ids: []int64{addNew.ID}})
-	must(t, s.SetLimits(ctx, LimitTarget{Default: true}, []Limit{{Kind: LimitSize, Max: 1}}))
+	must(t, s.SetLimits(ctx, LimitTarget{Default: true}, []quota.Limit{{Kind: quota.Size, Max: 1}}))
 	expect("a default", news{all: true})
 	must(t, s.RemoveUser(ctx, "new"))
 	expect("a user who is gone", news{all: true})

@@ -1,5 +1,5 @@
--- The queue: mail that waits, its history, what was charged for it, and the holds. Written
--- by relay/queue, and by relay/queue/desk and relay/retention beside it;
+-- The queue: mail that waits, its history, and the holds. Written by relay/queue, and by
+-- relay/queue/desk and relay/retention beside it;
 -- docs/queue-states.md says what the rows mean. There are no foreign keys: the checks would
 -- cost a third of an enqueue. In each table the columns of fixed width come first, those
 -- that may be null last among them: PostgreSQL finds them without reading what is in front
@@ -18,6 +18,9 @@ create table node (
 	reaped_at     timestamptz,                    -- dead: ended by itself or by a reaper
 	name          text        not null
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+-- What other packages may know of it: what a node has written under its epoch counts while
+-- the epoch is here (sessions, migrations/0003_quota.sql).
+create view live_epoch as select epoch from node where reaped_at is null;
 
 -- The envelope of every accepted message; insert-only, kept as history. The ids are UUIDv7,
 -- so the primary key is also the order of acceptance. utf8 and body_type say what a next hop
@@ -270,22 +273,6 @@ create table room (
 ) with (fillfactor = 50);
 insert into room default values;
 
--- Limits ------------------------------------------------------------------------
-
--- What was charged against each limit with a window, in buckets of window/60: at are
--- the buckets' numbers, ascending, n what they hold. scope 1 is a user, 2 a credential;
--- kind 1 messages, 2 recipients, 3 octets. Primary key: charge_usage, which locks in its order.
-create table usage_window (
-	scope     smallint    not null,
-	kind      smallint    not null,
-	window_s  integer     not null,
-	subject   bigint      not null,
-	warned_at timestamptz,
-	at        bigint[]    not null default '{}',
-	n         bigint[]    not null default '{}',
-	primary key (scope, subject, kind, window_s)
-) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
-
 -- Functions ---------------------------------------------------------------------
 
 -- Truncates one of the tables if no message in it has a recipient, and says whether
@@ -319,119 +306,6 @@ create function held_since(message_id uuid, held_at timestamptz) returns timesta
 language sql stable as $$
 	select coalesce($2, (select now() from message m join hold h on h.user_id = m.user_id and h.credential_id in (0, m.credential_id)
 		where m.id = $1 and exists (select from hold) limit 1))
-$$;
-
--- Charges messages against their limits, one after the other, and says which are over.
---
--- rows: the limits' rows (scopes, subjects, kinds, windows) in the order of their key,
--- in which they are locked: the locks end with the transaction, so a charge is there
--- if its message is. Charges, by message: which message (msg), which row (row_of),
--- how much, and the limit. again: a message that is stored is not charged a second time.
---
--- A window is counted in buckets of a sixtieth. What was charged counts until 62
--- buckets later, so that a client that measures by the arrival of its replies does
--- not see more than the limit either.
---
--- Returns one row for each message: refused with the charge that refused it, its use
--- and when it would fit; or accepted with the use after it. And one for each limit
--- that has come to four fifths of it, with a null id.
-create function charge_usage(ids uuid[], again boolean,
-	scopes smallint[], subjects bigint[], kinds smallint[], windows integer[],
-	msg integer[], row_of integer[], amounts bigint[], caps bigint[],
-	out id uuid, out refused boolean, out charge integer, out used bigint, out retry_at timestamptz, out usage text)
-returns setof record language plpgsql as $$
-declare
-	-- of the rows
-	totals  bigint[];
-	added   bigint[] := array_fill(0::bigint, array[cardinality(scopes)]);
-	buckets bigint[];
-	cap_of  bigint[] := array_fill(0::bigint, array[cardinality(scopes)]);
-	stored  uuid[] := '{}';
-	clock   double precision;
-	i       integer := 1;
-	j       integer;
-	k       integer;
-	names   text[] := array['messages', 'recipients', 'bytes'];
-begin
-	if cardinality(msg) = 0 then
-		return;
-	end if;
-	insert into usage_window (scope, subject, kind, window_s)
-		select t.s, t.u, t.k, t.w from unnest(scopes, subjects, kinds, windows) t(s, u, k, w)
-		where not exists (select from usage_window x where x.scope = t.s and x.subject = t.u and x.kind = t.k and x.window_s = t.w)
-		on conflict do nothing;
-	-- Whoever has a limit's row for long must not keep the committer from others' mail.
-	perform set_config('lock_timeout', '1s', true);
-	perform from (select from unnest(scopes, subjects, kinds, windows) with ordinality t(s, u, k, w, nth)
-		join usage_window x on x.scope = t.s and x.subject = t.u and x.kind = t.k and x.window_s = t.w
-		order by t.nth for update of x) locked;
-	perform set_config('lock_timeout', '15s', true);
-	clock := extract(epoch from clock_timestamp());
-	select array_agg(r.total order by r.nth), array_agg(r.bucket order by r.nth) into totals, buckets
-	from (select t.nth, b.bucket, (select coalesce(sum(c.n), 0) from unnest(x.at, x.n) c(at, n) where c.at > b.bucket - 62) as total
-		from unnest(scopes, subjects, kinds, windows) with ordinality t(s, u, k, w, nth)
-		join usage_window x on x.scope = t.s and x.subject = t.u and x.kind = t.k and x.window_s = t.w
-		cross join lateral (select greatest(floor(clock * 60 / t.w)::bigint, x.at[cardinality(x.at)]) as bucket) b) r;
-	if cardinality(totals) is distinct from cardinality(scopes) then -- a row was forgotten in between
-		raise exception 'usage_window lost a row' using errcode = 'serialization_failure';
-	end if;
-	if again then
-		stored := array(select m.id from message m where m.id = any(ids));
-	end if;
-	while i <= cardinality(msg) loop
-		id := ids[msg[i]]; refused := false; charge := null; used := null; retry_at := null; usage := '';
-		j := i;
-		while j <= cardinality(msg) and msg[j] = msg[i] loop
-			k := row_of[j];
-			if not refused and amounts[j] > caps[j] - totals[k] - added[k] then
-				refused := true; charge := j; used := totals[k] + added[k];
-			end if;
-			j := j + 1;
-		end loop;
-		if id = any(stored) then
-			refused := false; usage := null;
-		elsif refused then
-			-- The oldest buckets that must go for the amount to fit.
-			k := row_of[charge];
-			select to_timestamp((a.at + 62) * windows[k] / 60.0) into retry_at
-			from (select c.at, sum(c.n) over (order by c.at) as gone
-				from (select u.at, u.n from usage_window x cross join lateral unnest(x.at, x.n) u(at, n)
-						where x.scope = scopes[k] and x.subject = subjects[k] and x.kind = kinds[k] and x.window_s = windows[k]
-							and u.at > buckets[k] - 62
-					union all select buckets[k], added[k]) c) a
-			where a.gone >= used + amounts[charge] - caps[charge] and amounts[charge] <= caps[charge]
-			order by a.at limit 1;
-		else
-			for c in i .. j - 1 loop
-				k := row_of[c];
-				added[k] := added[k] + amounts[c];
-				cap_of[k] := caps[c];
-				usage := usage || case when c > i then ', ' else '' end || names[kinds[k]] || ' ' || (totals[k] + added[k]) || '/' || caps[c]
-					|| ' in ' || windows[k] || 's' || case when scopes[k] = 2 then ' by credential' else '' end;
-			end loop;
-		end if;
-		return next;
-		i := j;
-	end loop;
-	update usage_window x set (at, n) = (
-		select array_agg(c.at order by c.at), array_agg(c.n order by c.at)
-		from (select u.at, sum(u.n)::bigint as n
-			from (select o.at, o.n from unnest(x.at, x.n) o(at, n) where o.at > t.bucket - 62 union all select t.bucket, t.plus) u
-			group by u.at) c)
-	from unnest(scopes, subjects, kinds, windows, buckets, added) t(s, u, k, w, bucket, plus)
-	where x.scope = t.s and x.subject = t.u and x.kind = t.k and x.window_s = t.w and t.plus > 0;
-	for k in 1 .. cardinality(scopes) loop
-		if added[k] > 0 and totals[k]::numeric * 5 < cap_of[k]::numeric * 4 and (totals[k] + added[k])::numeric * 5 >= cap_of[k]::numeric * 4 then
-			update usage_window x set warned_at = clock_timestamp()
-			where x.scope = scopes[k] and x.subject = subjects[k] and x.kind = kinds[k] and x.window_s = windows[k]
-				and (x.warned_at is null or x.warned_at < clock_timestamp() - make_interval(secs => windows[k]));
-			if found then
-				id := null; refused := false; charge := k; used := totals[k] + added[k]; retry_at := null; usage := null;
-				return next;
-			end if;
-		end if;
-	end loop;
-end
 $$;
 
 -- A time that programs can take: the epoch in place of one that they cannot.

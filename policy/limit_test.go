@@ -6,136 +6,20 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"postern/auth"
+	"postern/policy/quota"
 	"postern/relay/smtp"
 )
-
-func TestParseLimit(t *testing.T) {
-	t.Parallel()
-	tests := []struct {
-		kind auth.LimitKind
-		in   string
-		want []auth.Limit // nil: refused
-	}{
-		{auth.LimitMessages, "100/m,1000/d, 20000/30d", []auth.Limit{
-			{Kind: auth.LimitMessages, Window: time.Minute, Max: 100},
-			{Kind: auth.LimitMessages, Window: day, Max: 1000},
-			{Kind: auth.LimitMessages, Window: 30 * day, Max: 20000}}},
-		{auth.LimitRecipients, "5/90s", []auth.Limit{{Kind: auth.LimitRecipients, Window: 90 * time.Second, Max: 5}}},
-		{auth.LimitRecipients, "0/366d", []auth.Limit{{Kind: auth.LimitRecipients, Window: 366 * day}}},
-		{auth.LimitBytes, "1GB/d", []auth.Limit{{Kind: auth.LimitBytes, Window: day, Max: 1e9}}},
-		{auth.LimitBytes, "3kib/2h", []auth.Limit{{Kind: auth.LimitBytes, Window: 2 * time.Hour, Max: 3072}}},
-		{auth.LimitSize, "25MB", []auth.Limit{{Kind: auth.LimitSize, Max: 25e6}}},
-		{auth.LimitSize, "25MiB", []auth.Limit{{Kind: auth.LimitSize, Max: 25 << 20}}},
-		{auth.LimitSize, "1000", []auth.Limit{{Kind: auth.LimitSize, Max: 1000}}},
-		{auth.LimitSize, "0", []auth.Limit{{Kind: auth.LimitSize}}},
-		{auth.LimitRecipientsPerMessage, "100", []auth.Limit{{Kind: auth.LimitRecipientsPerMessage, Max: 100}}},
-		{auth.LimitSessions, "10", []auth.Limit{{Kind: auth.LimitSessions, Max: 10}}},
-
-		{auth.LimitMessages, "", nil}, {auth.LimitMessages, "100", nil}, {auth.LimitMessages, "100/", nil},
-		{auth.LimitMessages, "/m", nil}, {auth.LimitMessages, "100/0d", nil}, {auth.LimitMessages, "100/367d", nil},
-		{auth.LimitMessages, "100/31622401s", nil}, {auth.LimitMessages, "100/99999999999999999999d", nil},
-		{auth.LimitMessages, "100/w", nil}, {auth.LimitMessages, "100/-1d", nil}, {auth.LimitMessages, "-1/d", nil},
-		{auth.LimitMessages, "+1/d", nil}, {auth.LimitMessages, "1e3/d", nil}, {auth.LimitMessages, "100/m,", nil},
-		{auth.LimitMessages, "100/m,200/60s", nil}, {auth.LimitMessages, "1KB/d", nil}, {auth.LimitMessages, "1/d/d", nil},
-		{auth.LimitBytes, "1GB", nil}, {auth.LimitBytes, "GB/d", nil}, {auth.LimitBytes, "1.5GB/d", nil},
-		{auth.LimitBytes, "9223372036854775807GB/d", nil}, {auth.LimitBytes, "99999999999999999999/d", nil},
-		{auth.LimitSize, "25MB/d", nil}, {auth.LimitSize, "25 MB", nil}, {auth.LimitSize, "1,2", nil},
-		{auth.LimitRecipientsPerMessage, "1KB", nil}, {auth.LimitSessions, "many", nil},
-	}
-	for _, tt := range tests {
-		got, err := ParseLimit(tt.kind, tt.in)
-		if diff := cmp.Diff(tt.want, got); diff != "" || (err != nil) != (tt.want == nil) {
-			t.Errorf("%s %q: %v %s", tt.kind, tt.in, err, diff)
-		}
-		if err != nil && !strings.Contains(err.Error(), "write") {
-			t.Errorf("%s %q: %v does not say what to write", tt.kind, tt.in, err)
-		}
-	}
-}
-
-func TestFormatLimit(t *testing.T) {
-	t.Parallel()
-	for kind, list := range map[auth.LimitKind][]string{
-		auth.LimitMessages: {"100/m", "0/s", "7/90s", "1/11m", "20000/30d", "1/h", "5/36h"},
-		auth.LimitBytes:    {"1GB/d", "1GiB/d", "1500MB/d", "1025/10m", "3KiB/s", "0/d", "9223372036854775807/d"},
-		auth.LimitSize:     {"25MB", "25MiB", "1", "0"},
-		auth.LimitSessions: {"10", "1000"},
-	} {
-		for _, s := range list {
-			l, err := ParseLimit(kind, s)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got := FormatLimit(l[0]); got != s {
-				t.Errorf("%q comes back as %q", s, got)
-			}
-		}
-	}
-}
-
-func FuzzLimit(f *testing.F) {
-	f.Add("100/m,1GB/30d")
-	f.Add("25MiB")
-	kinds := []auth.LimitKind{auth.LimitMessages, auth.LimitBytes, auth.LimitSize, auth.LimitSessions}
-	f.Fuzz(func(t *testing.T, s string) {
-		for _, kind := range kinds {
-			limits, err := ParseLimit(kind, s)
-			if err != nil {
-				continue
-			}
-			for _, l := range limits {
-				again, err := ParseLimit(kind, FormatLimit(l))
-				if err != nil || len(again) != 1 || again[0] != l || l.Max < 0 {
-					t.Fatalf("%q: %+v is written %q and read %+v, %v", s, l, FormatLimit(l), again, err)
-				}
-			}
-		}
-	})
-}
-
-func TestWindows(t *testing.T) {
-	t.Parallel()
-	limit := func(kind auth.LimitKind, w time.Duration, most int64, from auth.LimitSource) auth.Limit {
-		return auth.Limit{Kind: kind, Window: w, Max: most, Source: from}
-	}
-	id := auth.Identity{Limits: []auth.Limit{
-		limit(auth.LimitMessages, time.Minute, 100, auth.FromDefault),
-		limit(auth.LimitSize, 0, 1, auth.FromUser),
-		limit(auth.LimitMessages, time.Minute, 50, auth.FromUser),
-		limit(auth.LimitMessages, time.Minute, 70, auth.FromCredential),
-		limit(auth.LimitMessages, day, 10, auth.FromUser),
-		limit(auth.LimitMessages, day, 5, auth.FromDefault),
-		limit(auth.LimitBytes, day, 0, auth.FromUser),
-		limit(auth.LimitRecipients, day, 7, auth.FromDefault),
-		limit(auth.LimitRecipients, day, 7, auth.FromUser),
-	}}
-	want := []auth.Limit{
-		limit(auth.LimitMessages, time.Minute, 50, auth.FromUser),
-		limit(auth.LimitMessages, time.Minute, 70, auth.FromCredential),
-		limit(auth.LimitMessages, day, 5, auth.FromDefault),
-		limit(auth.LimitBytes, day, 0, auth.FromUser),
-		limit(auth.LimitRecipients, day, 7, auth.FromUser),
-	}
-	if diff := cmp.Diff(want, Windows(id)); diff != "" {
-		t.Error(diff)
-	}
-	if got := Windows(auth.Identity{Limits: id.Limits[1:2]}); got != nil {
-		t.Errorf("without windows: %v", got)
-	}
-}
 
 // What a window can never hold is refused like what one message may not have.
 func TestWindowsBoundOneMessage(t *testing.T) {
 	t.Parallel()
-	id := auth.Identity{Limits: []auth.Limit{
-		{Kind: auth.LimitSize, Max: 500, Source: auth.FromDefault},
-		{Kind: auth.LimitBytes, Window: day, Max: 300, Source: auth.FromUser},
-		{Kind: auth.LimitBytes, Window: time.Hour, Max: 400, Source: auth.FromUser},
-		{Kind: auth.LimitRecipients, Window: time.Minute, Max: 3, Source: auth.FromCredential},
-		{Kind: auth.LimitRecipientsPerMessage, Max: 4, Source: auth.FromUser},
+	id := auth.Identity{Limits: []quota.Limit{
+		{Kind: quota.Size, Max: 500, Scope: quota.Default},
+		{Kind: quota.Bytes, Window: day, Max: 300, Scope: quota.User},
+		{Kind: quota.Bytes, Window: time.Hour, Max: 400, Scope: quota.User},
+		{Kind: quota.Recipients, Window: time.Minute, Max: 3, Scope: quota.Credential},
+		{Kind: quota.RecipientsOfMessage, Max: 4, Scope: quota.User},
 	}}
 	if v := Size(id, 301, 1000); v.Allowed || v.Rule != "size 300/d user" || v.Reply.Code != 552 {
 		t.Errorf("size: %+v", v)
@@ -154,8 +38,8 @@ func TestWindowsBoundOneMessage(t *testing.T) {
 
 func TestLimitOfNothing(t *testing.T) {
 	t.Parallel()
-	for _, l := range []auth.Limit{{Kind: auth.LimitSize, Source: auth.FromUser}, {Kind: auth.LimitBytes, Window: day, Source: auth.FromUser}} {
-		id := auth.Identity{Limits: []auth.Limit{l}}
+	for _, l := range []quota.Limit{{Kind: quota.Size, Scope: quota.User}, {Kind: quota.Bytes, Window: day, Scope: quota.User}} {
+		id := auth.Identity{Limits: []quota.Limit{l}}
 		for _, server := range []int64{0, 100} {
 			for _, size := range []int64{0, 1} {
 				if v := Size(id, size, server); v.Allowed || v.Reply.Code != 552 {
@@ -167,18 +51,18 @@ func TestLimitOfNothing(t *testing.T) {
 			}
 		}
 	}
-	for _, l := range []auth.Limit{{Kind: auth.LimitRecipientsPerMessage}, {Kind: auth.LimitRecipients, Window: day}} {
+	for _, l := range []quota.Limit{{Kind: quota.RecipientsOfMessage}, {Kind: quota.Recipients, Window: day}} {
 		for _, server := range []int{0, 100} {
-			if v := Recipients(auth.Identity{Limits: []auth.Limit{l}}, 1, server); v.Allowed || v.Reply.Code != 452 {
+			if v := Recipients(auth.Identity{Limits: []quota.Limit{l}}, 1, server); v.Allowed || v.Reply.Code != 452 {
 				t.Errorf("%+v: %+v", l, v)
 			}
 		}
 	}
-	v := Messages(auth.Identity{Limits: []auth.Limit{{Kind: auth.LimitMessages, Window: day, Source: auth.FromUser}}}, time.Now())
+	v := Messages(auth.Identity{Limits: []quota.Limit{{Kind: quota.Messages, Window: day, Scope: quota.User}}}, time.Now())
 	if v.Allowed || v.Rule != "limit messages 0/d user" || !strings.HasPrefix(v.Reply.String(), "452 4.7.1 ") {
 		t.Errorf("messages: %+v", v)
 	}
-	if v := Messages(limited(auth.LimitMessages, 1), time.Now()); !v.Allowed {
+	if v := Messages(limited(quota.Messages, 1), time.Now()); !v.Allowed {
 		t.Errorf("messages: %+v", v)
 	}
 	if got := MaxSize(auth.Identity{}, 0); got != math.MaxInt64 {
@@ -189,36 +73,36 @@ func TestLimitOfNothing(t *testing.T) {
 func TestOverLimit(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 11, 25, 10, 0, 0, 0, time.UTC)
-	limit := func(kind auth.LimitKind, w time.Duration, most int64, from auth.LimitSource) auth.Limit {
-		return auth.Limit{Kind: kind, Window: w, Max: most, Source: from}
+	limit := func(kind quota.Kind, w time.Duration, most int64, from quota.Scope) quota.Limit {
+		return quota.Limit{Kind: kind, Window: w, Max: most, Scope: from}
 	}
 	tests := []struct {
-		e          Exceeded
+		e          quota.Over
 		text, rule string
 	}{
-		{Exceeded{limit(auth.LimitMessages, time.Minute, 100, auth.FromUser), 100, 1, now.Add(12 * time.Second)},
+		{quota.Over{limit(quota.Messages, time.Minute, 100, quota.User), 100, 1, now.Add(12 * time.Second)},
 			"Limit of 100 messages in 1m reached (used 100); try again after 2026-11-25T10:00:12Z (in 12 s)", "limit messages 100/m user"},
-		{Exceeded{limit(auth.LimitMessages, time.Minute, 100, auth.FromDefault), 100, 1, now.Add(11*time.Second + 1)},
-			"Limit of 100 messages in 1m reached (used 100); try again after 2026-11-25T10:00:12Z (in 12 s)", "limit messages 100/m user"},
-		{Exceeded{limit(auth.LimitRecipients, 30*day, 5000, auth.FromCredential), 4990, 20, now.Add(3*time.Hour + 19*time.Minute + time.Second)},
+		{quota.Over{limit(quota.Messages, time.Minute, 100, quota.Default), 100, 1, now.Add(11*time.Second + 1)},
+			"Limit of 100 messages in 1m reached (used 100); try again after 2026-11-25T10:00:12Z (in 12 s)", "limit messages 100/m default"},
+		{quota.Over{limit(quota.Recipients, 30*day, 5000, quota.Credential), 4990, 20, now.Add(3*time.Hour + 19*time.Minute + time.Second)},
 			"Limit of 5000 recipients in 30d reached (used 4990); try again after 2026-11-25T13:19:01Z (in 3 h 20 min)", "limit recipients 5000/30d credential"},
-		{Exceeded{limit(auth.LimitBytes, day, 1e9, auth.FromUser), 999999999, 2, now.Add(59*time.Minute + 59*time.Second + 1)},
+		{quota.Over{limit(quota.Bytes, day, 1e9, quota.User), 999999999, 2, now.Add(59*time.Minute + 59*time.Second + 1)},
 			"Limit of 1000000000 octets in 1d reached (used 999999999); try again after 2026-11-25T11:00:00Z (in 1 h)", "limit bytes 1GB/d user"},
-		{Exceeded{limit(auth.LimitBytes, day, 1000, auth.FromUser), 0, 1200, time.Time{}},
+		{quota.Over{limit(quota.Bytes, day, 1000, quota.User), 0, 1200, time.Time{}},
 			"Limit of 1000 octets in 1d can never hold this message of 1200; make it smaller, or ask the administrator", "limit bytes 1KB/d user"},
-		{Exceeded{limit(auth.LimitMessages, day, 0, auth.FromUser), 0, 1, time.Time{}},
+		{quota.Over{limit(quota.Messages, day, 0, quota.User), 0, 1, time.Time{}},
 			"Limit of 0 messages in 1d: nothing may be sent; ask the administrator", "limit messages 0/d user"},
-		{Exceeded{limit(auth.LimitMessages, time.Second, 1, auth.FromUser), 1, 1, now.Add(-time.Hour)},
+		{quota.Over{limit(quota.Messages, time.Second, 1, quota.User), 1, 1, now.Add(-time.Hour)},
 			"Limit of 1 message in 1s reached (used 1); try again after 2026-11-25T09:00:00Z (in 1 s)", "limit messages 1/s user"},
 	}
 	for _, tt := range tests {
-		v := OverLimit(tt.e, now)
+		v := OverLimit(&tt.e, now)
 		if v.Allowed || v.Reply.String() != "452 4.7.1 "+tt.text || v.Rule != tt.rule {
 			t.Errorf("%+v", v)
 		}
 	}
-	longest := Exceeded{limit(auth.LimitRecipients, 366*day-time.Second, math.MaxInt64, auth.FromCredential), math.MaxInt64, math.MaxInt64, now.AddDate(7000, 0, 0)}
-	if line := OverLimit(longest, now).Reply.Append(nil); len(line) > 512 || !smtp.IsASCII(string(line)) {
+	longest := quota.Over{limit(quota.Recipients, 366*day-time.Second, math.MaxInt64, quota.Credential), math.MaxInt64, math.MaxInt64, now.AddDate(7000, 0, 0)}
+	if line := OverLimit(&longest, now).Reply.Append(nil); len(line) > 512 || !smtp.IsASCII(string(line)) {
 		t.Errorf("reply line of %d octets: %q", len(line), line)
 	}
 }

@@ -8,39 +8,36 @@ import (
 
 	"postern/auth"
 	"postern/internal/units"
+	"postern/policy/quota"
 	"postern/relay/smtp"
 )
 
-// Exceeded is a windowed limit that a message would go over.
-type Exceeded struct {
-	Limit   auth.Limit
-	Used    int64     // in the window, without the message
-	Amount  int64     // what the message would add
-	RetryAt time.Time // when it fits if nothing else is sent; zero if it never does
-}
+const day = 24 * time.Hour
 
-// OverLimit refuses the message, with what the person and the program that sent it
-// can do: the moment is in RFC 3339 and in words.
-func OverLimit(e Exceeded, now time.Time) Verdict {
+// OverLimit refuses a message or a session, with what the person and the program that
+// sent it can do: the moment is in RFC 3339 and in words.
+func OverLimit(e *quota.Over, now time.Time) Verdict {
 	limit := limitText(e.Limit)
 	text := ""
 	switch {
-	case e.RetryAt.IsZero() && e.Limit.Max == 0:
+	case e.Kind == quota.Sessions:
+		return tooManySessions(e)
+	case e.RetryAt.IsZero() && e.Max == 0:
 		text = limit + ": nothing may be sent; ask the administrator"
 	case e.RetryAt.IsZero():
-		text = fmt.Sprintf("%s can never hold this message of %d; %s, or ask the administrator", limit, e.Amount, smaller(e.Limit.Kind))
+		text = fmt.Sprintf("%s can never hold this message of %d; %s, or ask the administrator", limit, e.Amount, smaller(e.Kind))
 	default:
 		// Up to the next second, so that who waits as long does not come early.
 		at := e.RetryAt.UTC().Add(time.Second - 1).Truncate(time.Second)
 		text = fmt.Sprintf("%s reached (used %d); try again after %s (in %s)", limit, e.Used, at.Format(time.RFC3339), wait(at.Sub(now)))
 	}
-	return refuse("limit "+string(e.Limit.Kind)+" "+FormatLimit(e.Limit)+" "+scope(e.Limit), smtp.Temporary(452, 7, 1, text))
+	return refuse(ruleOf("limit "+string(e.Kind), e.Limit), smtp.Temporary(452, 7, 1, text))
 }
 
 // limitText is a limit over time for people: "Limit of 100 messages in 1m".
-func limitText(l auth.Limit) string {
+func limitText(l quota.Limit) string {
 	what := string(l.Kind)
-	if l.Kind == auth.LimitBytes {
+	if l.Kind == quota.Bytes {
 		what = "octets"
 	}
 	if l.Max == 1 {
@@ -51,32 +48,46 @@ func limitText(l auth.Limit) string {
 
 // tooMany is why a message may have no more recipients: l is a limit over time, in
 // whose window the others do not fit either, so that another message at once is no help.
-func tooMany(l auth.Limit) string {
+func tooMany(l quota.Limit) string {
 	return fmt.Sprintf("%s: a message can have no more, and the others must wait; send them %s after these, not together", limitText(l), wait(l.Window))
 }
 
 // Messages refuses a user whose messages are limited to none.
 func Messages(id auth.Identity, now time.Time) Verdict {
 	for _, l := range id.Limits {
-		if l.Kind == auth.LimitMessages && l.Max == 0 {
-			return OverLimit(Exceeded{Limit: l, Amount: 1}, now)
+		if l.Kind == quota.Messages && l.Max == 0 {
+			return OverLimit(&quota.Over{Limit: l, Amount: 1}, now)
 		}
 	}
 	return allow("messages")
 }
 
-func scope(l auth.Limit) string {
-	if byCredential(l) {
-		return "credential"
+// OneMore judges one more session of id, of what is open.
+func OneMore(id auth.Identity, used quota.Usage) Verdict {
+	if over := used.OneMore(id.Limits); over != nil {
+		return tooManySessions(over)
 	}
-	return "user"
+	if l, ok := quota.Smallest(id.Limits, quota.Sessions, ""); ok {
+		return allow(ruleOf(string(l.Kind), l))
+	}
+	return allow("")
 }
 
-func smaller(kind auth.LimitKind) string {
+func tooManySessions(e *quota.Over) Verdict {
+	by := "for you"
+	if e.Scope == quota.Credential {
+		by = "by this credential"
+	}
+	// RFC 4954 section 6 has 454 4.7.0 for what is no verdict about the password.
+	return refuse(ruleOf(string(e.Kind), e.Limit), smtp.Temporary(454, 7, 0,
+		fmt.Sprintf("Too many sessions %s: %d are open, at most %d are allowed; close one or try again later", by, e.Used, e.Max)))
+}
+
+func smaller(kind quota.Kind) string {
 	switch kind {
-	case auth.LimitRecipients:
+	case quota.Recipients:
 		return "send it to fewer recipients at once"
-	case auth.LimitBytes:
+	case quota.Bytes:
 		return "make it smaller"
 	}
 	return "send less"

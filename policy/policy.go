@@ -1,7 +1,6 @@
 // Package policy answers "what may you do?" with pure verdicts: as whom a user may
 // send, how large a message, to how many recipients, and how much over time. Verdicts
-// read no clock and no database: what was used of a limit is counted by relay/queue.
-// Sessions is the exception: it counts sessions at once, in the table live_session.
+// read no clock and no database: policy/quota counts what is used of a limit.
 //
 // "Never" is a 5yz reply, "later" a 4yz one. Each reply says what was refused and
 // what to do about it, in words that the person at the mail client can act on.
@@ -12,6 +11,7 @@ import (
 	"math"
 
 	"postern/auth"
+	"postern/policy/quota"
 	"postern/relay/smtp"
 )
 
@@ -31,7 +31,7 @@ func refuse(rule string, reply smtp.Reply) Verdict { return Verdict{Rule: rule, 
 func Size(id auth.Identity, size, serverMax int64) Verdict {
 	limit := serverLimit(serverMax)
 	rule := "size server"
-	if l, ok := smallest(id, auth.LimitSize, auth.LimitBytes); ok && l.Max <= limit {
+	if l, ok := quota.Smallest(id.Limits, quota.Size, quota.Bytes); ok && l.Max <= limit {
 		limit, rule = l.Max, ruleOf("size", l)
 	}
 	if size <= limit && limit > 0 {
@@ -49,7 +49,7 @@ func Size(id auth.Identity, size, serverMax int64) Verdict {
 // for any.
 func MaxSize(id auth.Identity, serverMax int64) int64 {
 	limit := serverLimit(serverMax)
-	if l, ok := smallest(id, auth.LimitSize, auth.LimitBytes); ok {
+	if l, ok := quota.Smallest(id.Limits, quota.Size, quota.Bytes); ok {
 		limit = min(limit, l.Max)
 	}
 	return limit
@@ -62,7 +62,7 @@ func MaxSize(id auth.Identity, serverMax int64) int64 {
 func Recipients(id auth.Identity, n, serverMax int) Verdict {
 	limit := serverLimit(int64(serverMax))
 	rule, overTime := "recipients server", ""
-	if l, ok := smallest(id, auth.LimitRecipientsPerMessage, auth.LimitRecipients); ok && l.Max < limit {
+	if l, ok := quota.Smallest(id.Limits, quota.RecipientsOfMessage, quota.Recipients); ok && l.Max < limit {
 		limit, rule = l.Max, ruleOf("recipients", l)
 		if l.Kind.Windowed() {
 			overTime = tooMany(l)
@@ -89,11 +89,11 @@ func serverLimit(most int64) int64 {
 	return most
 }
 
-// ruleOf names a limit of one message: "size user", or "size 1GB/d user" when it
-// is one over time.
-func ruleOf(what string, l auth.Limit) string {
+// ruleOf names a limit in a verdict: "size user", or "size 1GB/d user" when it is one over
+// time.
+func ruleOf(what string, l quota.Limit) string {
 	if l.Kind.Windowed() {
-		return what + " " + FormatLimit(l) + " " + string(l.Source)
+		what += " " + l.Text()
 	}
-	return what + " " + string(l.Source)
+	return what + " " + string(l.Scope)
 }

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"postern/auth"
+	"postern/policy/quota"
 	"postern/relay/smtp"
 )
 
@@ -77,11 +78,11 @@ func TestSenderRefusalNamesTheAddress(t *testing.T) {
 }
 
 // limited is a user with one limit, or without any for 0.
-func limited(kind auth.LimitKind, most int64) auth.Identity {
+func limited(kind quota.Kind, most int64) auth.Identity {
 	if most == 0 {
 		return auth.Identity{}
 	}
-	return auth.Identity{Limits: []auth.Limit{{Kind: kind, Max: most, Source: auth.FromUser}}}
+	return auth.Identity{Limits: []quota.Limit{{Kind: kind, Max: most, Scope: quota.User}}}
 }
 
 func TestSize(t *testing.T) {
@@ -100,7 +101,7 @@ func TestSize(t *testing.T) {
 		{50, 0, 51, "size user", false},
 	}
 	for _, tt := range tests {
-		got := Size(limited(auth.LimitSize, tt.user), tt.size, tt.server)
+		got := Size(limited(quota.Size, tt.user), tt.size, tt.server)
 		if got.Allowed != tt.allowed || got.Rule != tt.rule {
 			t.Errorf("%+v: %+v", tt, got)
 		}
@@ -125,7 +126,7 @@ func TestRecipients(t *testing.T) {
 		{500, 100, 101, "recipients server", false},
 	}
 	for _, tt := range tests {
-		got := Recipients(limited(auth.LimitRecipientsPerMessage, int64(tt.user)), tt.n, tt.server)
+		got := Recipients(limited(quota.RecipientsOfMessage, int64(tt.user)), tt.n, tt.server)
 		if got.Allowed != tt.allowed || got.Rule != tt.rule {
 			t.Errorf("%+v: %+v", tt, got)
 		}

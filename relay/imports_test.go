@@ -23,19 +23,20 @@ const module = "postern/"
 // and never import each other. A package that is not here, or an import that is
 // not here, is a decision to be made in this table.
 var arrows = map[string]string{
-	"auth":              "auth/throttle auth/audit internal/pg internal/share internal/panics",
+	"auth":              "auth/throttle auth/audit policy/quota internal/pg internal/share internal/panics",
 	"auth/audit":        "internal/pg",
 	"auth/throttle":     "internal/pg",
-	"policy":            "auth relay/smtp internal/units",
+	"policy":            "auth policy/quota relay/smtp internal/units",
+	"policy/quota":      "internal/pg internal/units",
 	"relay":             "",
 	"relay/smtp":        "",
 	"relay/message":     "relay/smtp",
 	"relay/maillog":     "relay/smtp internal/share",
-	"relay/queue":       "relay/smtp internal/panics internal/pg internal/await",
+	"relay/queue":       "policy/quota relay/smtp internal/panics internal/pg internal/await",
 	"relay/queue/desk":  "relay/queue relay/smtp auth/audit internal/pg",
 	"relay/anomaly":     "relay/queue relay/queue/desk auth/audit internal/panics internal/pg",
 	"relay/retention":   "relay/queue internal/panics internal/pg",
-	"relay/submission":  "relay/smtp relay/message relay/maillog auth policy relay/queue internal/share internal/panics internal/await",
+	"relay/submission":  "relay/smtp relay/message relay/maillog auth policy policy/quota relay/queue internal/share internal/panics internal/await",
 	"relay/seal":        "internal/owned",
 	"relay/certificate": "internal/owned",
 	"relay/acme":        "relay/certificate relay/seal auth/audit internal/pg internal/panics internal/await internal/crowd",
@@ -50,7 +51,7 @@ var arrows = map[string]string{
 	"cmd/postern":          "*",
 	"cmd/postern/config":   "cmd/postern/screen admin internal/owned internal/units relay/acme relay/seal relay/smtp",
 	"cmd/postern/check":    "cmd/postern/config cmd/postern/database cmd/postern/screen admin auth internal/owned migrations relay/acme relay/certificate relay/delivery relay/queue/desk relay/route relay/seal relay/smtp internal/pgserver",
-	"cmd/postern/node":     "cmd/postern/config cmd/postern/database cmd/postern/screen admin auth internal/await internal/panics internal/pg migrations policy relay/acme relay/anomaly relay/bounce relay/certificate relay/delivery relay/maillog relay/queue relay/queue/desk relay/retention relay/route relay/submission",
+	"cmd/postern/node":     "cmd/postern/config cmd/postern/database cmd/postern/screen admin auth internal/await internal/panics internal/pg migrations policy/quota relay/acme relay/anomaly relay/bounce relay/certificate relay/delivery relay/maillog relay/queue relay/queue/desk relay/retention relay/route relay/submission",
 	"cmd/postern/screen":   "",
 	"cmd/postern/database": "cmd/postern/config cmd/postern/screen internal/pg internal/pgserver migrations relay/queue",
 	"cmd/postern/handout":  "cmd/postern/config relay/smtp",
@@ -92,7 +93,8 @@ var never = map[string]string{
 	"relay/bounce":      "github.com/jackc/... database/sql net net/smtp net/mail",
 	"relay/seal":        "github.com/jackc/... database/sql log log/slog net",
 	"relay/certificate": "github.com/jackc/... database/sql net/http",
-	"policy":            "net",
+	"policy":            "github.com/jackc/... database/sql log log/slog net",
+	"policy/quota":      "net",
 	"migrations":        "net log log/slog",
 }
 

@@ -18,7 +18,6 @@ import (
 	"postern/auth/audit"
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/screen"
-	"postern/policy"
 )
 
 func (a *app) auditCmd() *cobra.Command {
@@ -158,27 +157,12 @@ func detailText(detail json.RawMessage) string {
 	return strings.Join(parts, ", ")
 }
 
-// limitsText reads limits as the audit has them, auth.Limit's String.
+// limitsText is limits as the audit has them, quota.Limit's String, by the names of their flags.
 func limitsText(list json.RawMessage, text *string) bool {
 	var words []string
 	if json.Unmarshal(list, &words) != nil {
 		return false
 	}
-	for i, word := range words {
-		var l auth.Limit
-		if _, err := fmt.Sscanf(word, "%s %d", &l.Kind, &l.Max); err != nil {
-			return false
-		}
-		if l.Kind.Windowed() {
-			_, window, _ := strings.Cut(word, "/")
-			d, err := time.ParseDuration(window)
-			if err != nil {
-				return false
-			}
-			l.Window = d
-		}
-		words[i] = limitFlag(l.Kind) + " " + policy.FormatLimit(l)
-	}
-	*text = strings.Join(words, ", ")
+	*text = strings.ReplaceAll(strings.Join(words, ", "), "_", "-")
 	return true
 }

@@ -15,6 +15,7 @@ import (
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/screen"
 	"postern/policy"
+	"postern/policy/quota"
 	"postern/relay/queue"
 	"postern/relay/route"
 	"postern/relay/seal"
@@ -200,12 +201,11 @@ func (a *app) explain(ctx context.Context, users *accounts, q question) (*explan
 		return nil, err
 	}
 	id.CredentialID = q.credential // of one that does not work any more too
-	used, err := users.usage(ctx, u.ID, q.credential)
+	used, err := quota.ReadUsage(ctx, users.pool, id.Limits)
 	if err != nil {
 		return nil, err
 	}
-	byUser, byCredential := used.sessionsOf(id)
-	if v := policy.OneMore(id, byUser, byCredential); v.Rule != "" {
+	if v := policy.OneMore(id, used); v.Rule != "" {
 		e.step("sessions", v)
 	}
 	e.envelope(id, q, cfg.Submission)
@@ -269,19 +269,20 @@ func (e *explanation) envelope(id auth.Identity, q question, server config.Submi
 }
 
 // limits asks the queue whether the message fits.
-func (e *explanation) limits(ctx context.Context, users *accounts, id auth.Identity, q question, used usage) error {
-	for _, v := range limitsOf(id, used) {
+func (e *explanation) limits(ctx context.Context, users *accounts, id auth.Identity, q question, used quota.Usage) error {
+	for _, v := range limitViews(id.Limits, used) {
 		if v.Used != nil {
 			e.Limits = append(e.Limits, v)
 		}
 	}
-	over, err := queue.TryCharge(ctx, users.pool, submission.Charges(id), len(q.to), q.size)
+	windows := quota.Windows(id.Limits)
+	over, err := quota.Try(ctx, users.pool, quota.Charge{Limits: windows, Recipients: len(q.to), Size: q.size})
 	switch {
 	case err != nil:
 		return err
 	case over != nil:
-		e.step("limits", submission.OverLimit(over, time.Now()))
-	case len(policy.Windows(id)) > 0:
+		e.step("limits", policy.OverLimit(over, time.Now()))
+	case len(windows) > 0:
 		e.step("limits", policy.Verdict{Allowed: true, Rule: "within all of them"})
 	}
 	return nil

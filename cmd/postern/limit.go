@@ -12,10 +12,8 @@ import (
 
 	"postern/auth"
 	"postern/cmd/postern/screen"
-	"postern/policy"
-	"postern/relay/queue"
+	"postern/policy/quota"
 	"postern/relay/queue/desk"
-	"postern/relay/submission"
 )
 
 func (a *app) limitCmd() *cobra.Command {
@@ -23,28 +21,17 @@ func (a *app) limitCmd() *cobra.Command {
 		a.limitSetCmd(), a.limitShowCmd(), a.limitResetCmd())
 }
 
-// limitFlags are the kinds of limits as flags, in the order of the help.
-var limitFlags = []struct {
-	flag string
-	kind auth.LimitKind
-	help string
-}{
-	{"messages", auth.LimitMessages, "messages over time, such as `100/m,1000/d`"},
-	{"recipients", auth.LimitRecipients, "recipients over time, such as `5000/d`"},
-	{"bytes", auth.LimitBytes, "octets over time, such as `1GB/d`"},
-	{"size", auth.LimitSize, "octets of one message, such as `25MB`"},
-	{"recipients-per-message", auth.LimitRecipientsPerMessage, "recipients of one message, such as `100`"},
-	{"sessions", auth.LimitSessions, "sessions at once, such as `10`"},
+// limitHelp is the help of the flag of each kind.
+var limitHelp = map[quota.Kind]string{
+	quota.Messages:            "messages over time, such as `100/m,1000/d`",
+	quota.Recipients:          "recipients over time, such as `5000/d`",
+	quota.Bytes:               "octets over time, such as `1GB/d`",
+	quota.Size:                "octets of one message, such as `25MB`",
+	quota.RecipientsOfMessage: "recipients of one message, such as `100`",
+	quota.Sessions:            "concurrent sessions, such as `10`",
 }
 
-func limitFlag(kind auth.LimitKind) string {
-	for _, f := range limitFlags {
-		if f.kind == kind {
-			return f.flag
-		}
-	}
-	return string(kind)
-}
+func limitFlag(kind quota.Kind) string { return strings.ReplaceAll(string(kind), "_", "-") }
 
 // limitTarget is whom a command about limits is for.
 type limitTarget struct {
@@ -104,7 +91,7 @@ func targetText(t auth.LimitTarget) string {
 func (a *app) limitSetCmd() *cobra.Command {
 	var (
 		whom                 limitTarget
-		values               = map[auth.LimitKind]*string{}
+		values               = map[quota.Kind]*string{}
 		noDefaults, defaults bool
 	)
 	cmd := &cobra.Command{
@@ -164,27 +151,27 @@ all nodes. --no-defaults frees a user of the limits of all users, --defaults end
 	}
 	whom.flags(cmd)
 	f := cmd.Flags()
-	for _, l := range limitFlags {
-		values[l.kind] = f.String(l.flag, "", l.help)
+	for _, kind := range quota.Kinds() {
+		values[kind] = f.String(limitFlag(kind), "", limitHelp[kind])
 	}
 	f.BoolVar(&noDefaults, "no-defaults", false, "free the user of the limits of all users")
 	f.BoolVar(&defaults, "defaults", false, "put the user under the limits of all users again")
 	return cmd
 }
 
-func parseLimits(cmd *cobra.Command, values map[auth.LimitKind]*string) ([]auth.Limit, error) {
-	var limits []auth.Limit
-	for _, f := range limitFlags {
-		if !cmd.Flags().Changed(f.flag) {
+func parseLimits(cmd *cobra.Command, values map[quota.Kind]*string) ([]quota.Limit, error) {
+	var limits []quota.Limit
+	for _, kind := range quota.Kinds() {
+		flag, text := limitFlag(kind), *values[kind]
+		if !cmd.Flags().Changed(flag) {
 			continue
 		}
-		text := *values[f.kind]
-		parsed, err := policy.ParseLimit(f.kind, text)
+		parsed, err := quota.Parse(kind, text)
 		if err != nil {
-			return nil, usagef("--%s: %v", f.flag, err)
+			return nil, usagef("--%s: %v", flag, err)
 		}
-		if wrong, meant, few := fewOctets(f.kind, text); few {
-			return nil, usagef("--%s: %s octets? write %s", f.flag, wrong, meant)
+		if wrong, meant, few := fewOctets(kind, text); few {
+			return nil, usagef("--%s: %s octets? write %s", flag, wrong, meant)
 		}
 		limits = append(limits, parsed...)
 	}
@@ -192,8 +179,8 @@ func parseLimits(cmd *cobra.Command, values map[auth.LimitKind]*string) ([]auth.
 }
 
 // fewOctets finds a limit of so few octets that somebody forgot the unit: 25 for 25MB.
-func fewOctets(kind auth.LimitKind, text string) (wrong, meant string, few bool) {
-	if kind != auth.LimitBytes && kind != auth.LimitSize {
+func fewOctets(kind quota.Kind, text string) (wrong, meant string, few bool) {
+	if kind != quota.Bytes && kind != quota.Size {
 		return "", "", false
 	}
 	for part := range strings.SplitSeq(text, ",") {
@@ -211,7 +198,7 @@ func fewOctets(kind auth.LimitKind, text string) (wrong, meant string, few bool)
 
 // tellTighter says which of the limits that were set for a user are of no use, because
 // all users are under a tighter one.
-func (a *app) tellTighter(ctx context.Context, users *accounts, target auth.LimitTarget, set []auth.Limit) error {
+func (a *app) tellTighter(ctx context.Context, users *accounts, target auth.LimitTarget, set []quota.Limit) error {
 	if target.User == "" || len(set) == 0 {
 		return nil
 	}
@@ -225,10 +212,10 @@ func (a *app) tellTighter(ctx context.Context, users *accounts, target auth.Limi
 	}
 	for _, l := range set {
 		for _, other := range id.Limits {
-			if other.Source != auth.FromDefault || other.Kind != l.Kind || other.Window != l.Window || other.Max >= l.Max {
+			if other.Scope != quota.Default || other.Kind != l.Kind || other.Window != l.Window || other.Max >= l.Max {
 				continue
 			}
-			_, err := fmt.Fprintf(a.stdout, "the limit of all users, %s, is tighter: --no-defaults frees the user of it\n", policy.FormatLimit(other))
+			_, err := fmt.Fprintf(a.stdout, "the limit of all users, %s, is tighter: --no-defaults frees the user of it\n", other.Text())
 			if err != nil {
 				return err
 			}
@@ -252,7 +239,7 @@ func concerned(ctx context.Context, store *auth.Store, target auth.LimitTarget) 
 
 func (a *app) limitResetCmd() *cobra.Command {
 	var whom limitTarget
-	kinds := map[auth.LimitKind]*bool{}
+	kinds := map[quota.Kind]*bool{}
 	cmd := &cobra.Command{
 		Use:   "reset USER|--default|--credential ID",
 		Short: "take limits away",
@@ -267,10 +254,10 @@ should a limit be set again.`,
 			if err != nil {
 				return err
 			}
-			var chosen []auth.LimitKind
-			for _, f := range limitFlags {
-				if *kinds[f.kind] {
-					chosen = append(chosen, f.kind)
+			var chosen []quota.Kind
+			for _, kind := range quota.Kinds() {
+				if *kinds[kind] {
+					chosen = append(chosen, kind)
 				}
 			}
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
@@ -282,8 +269,8 @@ should a limit be set again.`,
 		},
 	}
 	whom.flags(cmd)
-	for _, f := range limitFlags {
-		kinds[f.kind] = cmd.Flags().Bool(f.flag, false, "only those of "+strings.ReplaceAll(string(f.kind), "_", " "))
+	for _, kind := range quota.Kinds() {
+		kinds[kind] = cmd.Flags().Bool(limitFlag(kind), false, "only those of "+strings.ReplaceAll(string(kind), "_", " "))
 	}
 	return cmd
 }
@@ -307,26 +294,26 @@ func (a *app) printLimitsOf(ctx context.Context, users *accounts, target auth.Li
 	}
 	t := table{head: []string{"LIMIT OF " + targetText(target), ""}}
 	for _, l := range limits {
-		t.add(limitFlag(l.Kind), policy.FormatLimit(l))
+		t.add(limitFlag(l.Kind), l.Text())
 	}
 	return t.print(a.stdout)
 }
 
 // limitView is a limit as --json prints it.
 type limitView struct {
-	Kind         auth.LimitKind   `json:"kind"`
-	Limit        string           `json:"limit"` // as it is written
-	Max          int64            `json:"max"`
-	WindowS      int64            `json:"window_s,omitempty"`
-	Source       auth.LimitSource `json:"source"`
-	CredentialID int64            `json:"credential_id,omitempty"`
-	Tightest     *bool            `json:"tightest,omitempty"` // of those that count the same
-	Used         *int64           `json:"used,omitempty"`
-	Left         *int64           `json:"left,omitempty"`
+	Kind         quota.Kind  `json:"kind"`
+	Limit        string      `json:"limit"` // as it is written
+	Max          int64       `json:"max"`
+	WindowS      int64       `json:"window_s,omitempty"`
+	Scope        quota.Scope `json:"source"`
+	CredentialID int64       `json:"credential_id,omitempty"`
+	Tightest     *bool       `json:"tightest,omitempty"` // of those that count the same
+	Used         *int64      `json:"used,omitempty"`
+	Left         *int64      `json:"left,omitempty"`
 }
 
-func limitJSON(l auth.Limit) limitView {
-	return limitView{Kind: l.Kind, Limit: policy.FormatLimit(l), Max: l.Max, WindowS: int64(l.Window.Seconds()), Source: l.Source}
+func limitJSON(l quota.Limit) limitView {
+	return limitView{Kind: l.Kind, Limit: l.Text(), Max: l.Max, WindowS: int64(l.Window.Seconds()), Scope: l.Scope}
 }
 
 func (a *app) limitShowCmd() *cobra.Command {
@@ -383,84 +370,35 @@ func (u *accounts) limitsInForce(ctx context.Context, name string) ([]limitView,
 	if err != nil {
 		return nil, err
 	}
-	ids := []int64{}
+	under := [][]quota.Limit{id.Limits}
 	for _, c := range credentials {
-		if c.RevokedAt.IsZero() {
-			ids = append(ids, c.ID)
+		if !c.RevokedAt.IsZero() {
+			continue
 		}
-	}
-	used, err := u.usage(ctx, user.ID, ids...)
-	if err != nil {
-		return nil, err
-	}
-	views := limitsOf(id, used)
-	for _, c := range ids {
-		if id, err = u.Identity(ctx, user.ID, c); err != nil {
+		if id, err = u.Identity(ctx, user.ID, c.ID); err != nil {
 			return nil, err
 		}
-		views = append(views, slices.DeleteFunc(limitsOf(id, used), func(v limitView) bool { return v.Source != auth.FromCredential })...)
+		under = append(under, id.Limits)
 	}
-	return views, nil
+	used, err := quota.ReadUsage(ctx, u.pool, slices.Concat(under...))
+	views := limitViews(under[0], used)
+	for _, limits := range under[1:] {
+		views = append(views, slices.DeleteFunc(limitViews(limits, used), func(v limitView) bool { return v.Scope != quota.Credential })...)
+	}
+	return views, err
 }
 
-// usage is what a user uses now.
-type usage struct {
-	windows  []queue.Usage
-	sessions map[int64]int64 // open ones by credential
-}
-
-func (u *accounts) usage(ctx context.Context, userID int64, credentials ...int64) (used usage, err error) {
-	if used.windows, err = queue.ReadUsage(ctx, u.pool, userID, credentials...); err != nil {
-		return used, err
-	}
-	used.sessions, err = policy.OpenSessions(ctx, u.pool, userID)
-	return used, err
-}
-
-// sessionsOf are the open sessions of an identity: of the user, and by the credential.
-func (u usage) sessionsOf(id auth.Identity) (byUser, byCredential int64) {
-	for _, n := range u.sessions {
-		byUser += n
-	}
-	return byUser, u.sessions[id.CredentialID]
-}
-
-// of is what counts against a limit; ok is false for those of one message.
-func (u usage) of(id auth.Identity, l auth.Limit) (used int64, ok bool) {
-	switch {
-	case l.Kind == auth.LimitSessions:
-		byUser, byCredential := u.sessionsOf(id)
-		if l.Source == auth.FromCredential {
-			return byCredential, true
-		}
-		return byUser, true
-	case !l.Kind.Windowed():
-		return 0, false
-	}
-	c := submission.ChargeOf(id, l)
-	for _, w := range u.windows {
-		if w.Scope == c.Scope && w.Subject == c.Subject && w.Kind == c.Kind && w.Window == l.Window {
-			return w.Used, true
-		}
-	}
-	return 0, true
-}
-
-// limitsOf are all limits of an identity with their use.
-func limitsOf(id auth.Identity, now usage) []limitView {
+// limitViews are the limits that somebody is under, with their use.
+func limitViews(limits []quota.Limit, now quota.Usage) []limitView {
 	views := []limitView{}
-	windows := policy.Windows(id)
-	for _, l := range id.Limits {
+	for _, l := range limits {
 		v := limitJSON(l)
-		if l.Source == auth.FromCredential {
-			v.CredentialID = id.CredentialID
+		if l.Scope == quota.Credential {
+			v.CredentialID, _ = strconv.ParseInt(l.Subject, 10, 64)
 		}
-		wins := slices.Contains(windows, l)
-		if !l.Kind.Windowed() {
-			wins = policy.Binds(id, l)
-		}
-		v.Tightest = &wins
-		if used, ok := now.of(id, l); ok {
+		tightest := quota.Binds(limits, l)
+		v.Tightest = &tightest
+		if used, ok := now.Of(l); ok {
 			left := max(0, l.Max-used)
 			v.Used, v.Left = &used, &left
 		}
@@ -476,8 +414,8 @@ func (a *app) printLimits(views []limitView) error {
 	}
 	t := table{head: []string{"LIMIT", "", "SET FOR", "", "USED", "LEFT"}}
 	for _, v := range views {
-		source := map[auth.LimitSource]string{auth.FromDefault: "all users", auth.FromUser: "the user"}[v.Source]
-		if v.Source == auth.FromCredential {
+		source := map[quota.Scope]string{quota.Default: "all users", quota.User: "the user"}[v.Scope]
+		if v.Scope == quota.Credential {
 			source = fmt.Sprintf("credential %d", v.CredentialID)
 		}
 		wins := ""
@@ -490,11 +428,11 @@ func (a *app) printLimits(views []limitView) error {
 }
 
 // amountOrDash is a number of messages, recipients or sessions, or octets in a unit.
-func amountOrDash(kind auth.LimitKind, n *int64) string {
+func amountOrDash(kind quota.Kind, n *int64) string {
 	switch {
 	case n == nil:
 		return "-"
-	case kind == auth.LimitBytes && *n > 0:
+	case kind == quota.Bytes && *n > 0:
 		return octetsText(*n)
 	}
 	return strconv.FormatInt(*n, 10)

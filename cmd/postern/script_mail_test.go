@@ -10,6 +10,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"postern/auth"
+	"postern/policy/quota"
 	"postern/relay/queue"
 	"postern/relay/smtp"
 )
@@ -43,7 +44,7 @@ func scriptMail(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	m := queue.Message{
 		ID: queue.NewID(), UserID: u.ID, CredentialID: credential, Sender: smtp.Address{Local: "s", Domain: "example.com"}, AcceptedAt: time.Now(),
-		Charges: []queue.Charge{{Scope: queue.ChargeUser, Subject: u.ID, Kind: queue.ChargeMessages, Window: time.Hour, Max: 1000}},
+		Charges: []quota.Limit{{Scope: quota.User, Subject: quota.ID(u.ID), Kind: quota.Messages, Window: time.Hour, Max: 1000}},
 	}
 	_, err = q.Enqueue(ctx, m, recipients, queue.NewBody([]byte("Subject: x\r\n\r\nbody\r\n")), false)
 	ts.Check(err)

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/auth"
+	"postern/policy/quota"
 	"postern/relay/queue/desk"
 )
 
@@ -34,7 +35,7 @@ func (a *app) withUsers(ctx context.Context, do func(ctx context.Context, users 
 
 // userError marks what is wrong with the arguments as wrong use.
 func userError(err error) error {
-	for _, kind := range []error{auth.ErrName, auth.ErrPattern, auth.ErrPassword, auth.ErrLimit, auth.ErrNewCredential} {
+	for _, kind := range []error{auth.ErrName, auth.ErrPattern, auth.ErrPassword, quota.ErrLimit, auth.ErrNewCredential} {
 		if errors.Is(err, kind) {
 			return usageError{err.Error()}
 		}

@@ -15,6 +15,7 @@ import (
 
 	"postern/internal/pgserver"
 	"postern/internal/pgtest"
+	"postern/policy/quota"
 )
 
 // BenchmarkAcceptDeliver is the life of a 5 KB message in this package, from the
@@ -42,8 +43,8 @@ func BenchmarkAcceptDeliver(b *testing.B) {
 				m := message()
 				if c.limited > 0 {
 					user := rand.Int64N(c.limited)
-					for i, kind := range []ChargeKind{ChargeMessages, ChargeRecipients, ChargeBytes} {
-						m.Charges = append(m.Charges, Charge{ChargeUser, user, kind, []time.Duration{time.Minute, time.Hour, 24 * time.Hour}[i], 1 << 40})
+					for i, kind := range []quota.Kind{quota.Messages, quota.Recipients, quota.Bytes} {
+						m.Charges = append(m.Charges, quota.Limit{Kind: kind, Window: []time.Duration{time.Minute, time.Hour, 24 * time.Hour}[i], Max: 1 << 40, Scope: quota.User, Subject: quota.ID(user)})
 					}
 				}
 				d, err := taken(q.Enqueue(context.Background(), m, rcpts("bob@example.net"), body, true))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -13,15 +14,16 @@ import (
 
 	"postern/internal/pg"
 	"postern/internal/pgtest"
+	"postern/policy/quota"
 )
 
 // limitOf is a limit of user 1.
-func limitOf(kind ChargeKind, most int64, window time.Duration) Charge {
-	return Charge{Scope: ChargeUser, Subject: 1, Kind: kind, Window: window, Max: most}
+func limitOf(kind quota.Kind, most int64, window time.Duration) quota.Limit {
+	return quota.Limit{Scope: quota.User, Subject: "1", Kind: kind, Window: window, Max: most}
 }
 
 // charged enqueues a small message that counts against limits.
-func charged(t *testing.T, q *Queue, addresses []string, limits ...Charge) (*Delivery, error) {
+func charged(t *testing.T, q *Queue, addresses []string, limits ...quota.Limit) (*Delivery, error) {
 	t.Helper()
 	m := message()
 	m.Charges = limits
@@ -29,14 +31,14 @@ func charged(t *testing.T, q *Queue, addresses []string, limits ...Charge) (*Del
 }
 
 // used is what counts in a user's window, as the table has it.
-func used(t *testing.T, db *pgtest.DB, c Charge) int {
+func used(t *testing.T, db *pgtest.DB, c quota.Limit) int {
 	t.Helper()
 	return count(t, db, `select coalesce((select sum(u.n) from usage_window x, unnest(x.n) u(n) where x.scope = $1 and x.subject = $2 and x.kind = $3 and x.window_s = $4), 0)`,
-		int(c.Scope), c.Subject, int(c.Kind), int(c.Window/time.Second))
+		c.Scope, c.Subject, c.Kind, int(c.Window/time.Second))
 }
 
-func isOver(err error) *OverLimit {
-	var over *OverLimit
+func isOver(err error) *quota.Over {
+	var over *quota.Over
 	errors.As(err, &over)
 	return over
 }
@@ -46,7 +48,7 @@ func TestLimitIsExact(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	nodes := []*Queue{start(t, calmConfig(db)), start(t, func() Config { c := calmConfig(db); c.Node = "b"; return c }())}
-	limit := limitOf(ChargeMessages, 50, time.Hour)
+	limit := limitOf(quota.Messages, 50, time.Hour)
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	accepted, refused := 0, 0
@@ -85,7 +87,7 @@ func TestLimitRolls(t *testing.T) {
 	db := pgtest.New(t)
 	q := start(t, calmConfig(db))
 	const most = 10
-	limit := limitOf(ChargeMessages, most, time.Second)
+	limit := limitOf(quota.Messages, most, time.Second)
 	var sent, heard []time.Time // a message was charged between the two
 	ctx := ctxOf(t)
 	for len(heard) < 3*most && ctx.Err() == nil {
@@ -112,17 +114,17 @@ func TestChargeAllOrNothing(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	q := start(t, calmConfig(db))
-	messages, recipients := limitOf(ChargeMessages, 10, time.Hour), limitOf(ChargeRecipients, 3, 24*time.Hour)
-	octets := Charge{Scope: ChargeCredential, Subject: 7, Kind: ChargeBytes, Window: time.Minute, Max: 25}
-	all := []Charge{recipients, messages, octets}
+	messages, recipients := limitOf(quota.Messages, 10, time.Hour), limitOf(quota.Recipients, 3, 24*time.Hour)
+	octets := quota.Limit{Scope: quota.Credential, Subject: "7", Kind: quota.Bytes, Window: time.Minute, Max: 25}
+	all := []quota.Limit{recipients, messages, octets}
 	if _, err := charged(t, q, []string{"a@example.net", "b@example.net"}, all...); err != nil {
 		t.Fatal(err)
 	}
-	over := func(limit Charge, used, amount int64, addresses ...string) *OverLimit {
+	over := func(limit quota.Limit, used, amount int64, addresses ...string) *quota.Over {
 		t.Helper()
 		_, err := charged(t, q, addresses, all...)
 		got := isOver(err)
-		if got == nil || got.Charge != limit || got.Used != used || got.Amount != amount {
+		if got == nil || got.Limit != limit || got.Used != used || got.Amount != amount {
 			t.Fatalf("%v: %+v", err, got)
 		}
 		var refused *Error
@@ -163,8 +165,8 @@ func TestChargeOnce(t *testing.T) {
 				db := pgtest.New(t)
 				q := start(t, calmConfig(db), func(q *Queue) { q.faults = fault })
 				m := message()
-				limit := limitOf(ChargeMessages, 1, time.Hour)
-				m.Charges = []Charge{limit}
+				limit := limitOf(quota.Messages, 1, time.Hour)
+				m.Charges = []quota.Limit{limit}
 				if _, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody(make([]byte, size)), true); err != nil {
 					t.Fatal(err)
 				}
@@ -192,12 +194,12 @@ func TestRefusedIsNotCharged(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	q := start(t, calmConfig(db))
-	limit := limitOf(ChargeMessages, 100, time.Hour)
+	limit := limitOf(quota.Messages, 100, time.Hour)
 	var wg sync.WaitGroup
 	for i := range 30 {
 		wg.Go(func() {
 			m := message()
-			m.Charges = []Charge{limit}
+			m.Charges = []quota.Limit{limit}
 			if i%3 == 0 {
 				m.Sender.Local = "nul\x00"
 			}
@@ -218,16 +220,16 @@ func TestNearLimit(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	cfg := calmConfig(db)
-	near := make(chan NearLimit, 100)
-	cfg.Near = func(n NearLimit) { near <- n }
+	near := make(chan quota.Near, 100)
+	cfg.Near = func(n quota.Near) { near <- n }
 	q := start(t, cfg)
-	limit := limitOf(ChargeMessages, 10, time.Hour)
+	limit := limitOf(quota.Messages, 10, time.Hour)
 	for range 10 {
 		if _, err := charged(t, q, []string{"a@example.net"}, limit); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if n := <-near; n != (NearLimit{limit, 8}) || len(near) != 0 {
+	if n := <-near; n != (quota.Near{Limit: limit, Used: 8}) || len(near) != 0 {
 		t.Errorf("told %+v, and %d more", n, len(near))
 	}
 }
@@ -294,7 +296,7 @@ func TestChargeLocksAreShort(t *testing.T) {
 		}
 	})
 	other := start(t, func() Config { c := calmConfig(db); c.Node = "b"; return c }())
-	limit := limitOf(ChargeMessages, 10, time.Hour)
+	limit := limitOf(quota.Messages, 10, time.Hour)
 	done := make(chan error, 1)
 	go func() {
 		_, err := charged(t, slow, []string{"a@example.net"}, limit)
@@ -302,7 +304,7 @@ func TestChargeLocksAreShort(t *testing.T) {
 	}()
 	<-reached
 	m := message()
-	m.Charges = []Charge{limit}
+	m.Charges = []quota.Limit{limit}
 	if _, err := other.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody([]byte("x")), true); err != nil {
 		t.Error(err)
 	}
@@ -318,7 +320,7 @@ func TestLimitRowForgotten(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	q := start(t, calmConfig(db))
-	limits := []Charge{limitOf(ChargeMessages, 1, time.Hour), {Scope: ChargeUser, Subject: 2, Kind: ChargeMessages, Window: time.Hour, Max: 1}}
+	limits := []quota.Limit{limitOf(quota.Messages, 1, time.Hour), {Scope: quota.User, Subject: "2", Kind: quota.Messages, Window: time.Hour, Max: 1}}
 	for _, l := range limits {
 		if _, err := charged(t, q, []string{"a@example.net"}, l); err != nil {
 			t.Fatal(err)
@@ -328,7 +330,7 @@ func TestLimitRowForgotten(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tx.Exec(ctxOf(t), `delete from usage_window where subject = 1`); err != nil {
+	if _, err := tx.Exec(ctxOf(t), `delete from usage_window where subject = '1'`); err != nil {
 		t.Fatal(err)
 	}
 	result := make(chan error, 1)
@@ -342,7 +344,7 @@ func TestLimitRowForgotten(t *testing.T) {
 	if err := tx.Commit(ctxOf(t)); err != nil {
 		t.Fatal(err)
 	}
-	if over := isOver(<-result); over == nil || over.Subject != 2 {
+	if over := isOver(<-result); over == nil || over.Subject != "2" {
 		t.Errorf("the limit of user 2 is used up, and it says %+v", over)
 	}
 	if a, b := used(t, db, limits[0]), used(t, db, limits[1]); a != 0 || b != 1 {
@@ -377,7 +379,7 @@ func TestLargestLimit(t *testing.T) {
 	db := pgtest.New(t)
 	q := start(t, calmConfig(db))
 	for range 2 {
-		if _, err := charged(t, q, []string{"a@example.net"}, limitOf(ChargeBytes, 1<<63-1, time.Hour)); err != nil {
+		if _, err := charged(t, q, []string{"a@example.net"}, limitOf(quota.Bytes, 1<<63-1, time.Hour)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -389,10 +391,11 @@ func TestLimitRowLocked(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	q := start(t, calmConfig(db))
-	mine, other := limitOf(ChargeMessages, 10, time.Hour), Charge{Scope: ChargeUser, Subject: 2, Kind: ChargeMessages, Window: time.Hour, Max: 10}
-	send := func(limit Charge, size int) error {
+	mine, other := limitOf(quota.Messages, 10, time.Hour), quota.Limit{Scope: quota.User, Subject: "2", Kind: quota.Messages, Window: time.Hour, Max: 10}
+	send := func(limit quota.Limit, size int) error {
 		m := message()
-		m.UserID, m.Charges = limit.Subject, []Charge{limit}
+		m.Charges = []quota.Limit{limit}
+		m.UserID, _ = strconv.ParseInt(limit.Subject, 10, 64)
 		_, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody(make([]byte, size)), true)
 		return err
 	}
@@ -404,7 +407,7 @@ func TestLimitRowLocked(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = tx.Rollback(context.Background()) }()
-	if _, err := tx.Exec(ctxOf(t), `select from usage_window where subject = 1 for update`); err != nil {
+	if _, err := tx.Exec(ctxOf(t), `select from usage_window where subject = '1' for update`); err != nil {
 		t.Fatal(err)
 	}
 	for _, size := range []int{10, smallBody + 1} {
@@ -441,7 +444,7 @@ func TestRefusedLargeIsNotStored(t *testing.T) {
 	db := pgtest.New(t)
 	q := start(t, calmConfig(db))
 	m := message()
-	m.Charges = []Charge{limitOf(ChargeBytes, 100, time.Hour)}
+	m.Charges = []quota.Limit{limitOf(quota.Bytes, 100, time.Hour)}
 	_, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody(make([]byte, smallBody+1)), true)
 	if over := isOver(err); over == nil || over.Amount != smallBody+1 || !over.RetryAt.IsZero() {
 		t.Errorf("%v: %+v", err, over)

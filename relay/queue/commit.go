@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"postern/internal/pg"
+	"postern/policy/quota"
 )
 
 // Committers of each kind: while one waits for its commit, the next gathers.
@@ -264,12 +265,12 @@ func (c *committer) accept(jobs []*job) {
 }
 
 func (c *committer) tellNear() {
-	for _, near := range c.group.near {
-		if c.q.cfg.Near != nil {
-			c.q.cfg.Near(near)
-		}
+	if c.q.cfg.Near == nil {
+		return
 	}
-	c.group.near = nil
+	for _, near := range c.group.charges.Near() {
+		c.q.cfg.Near(near)
+	}
 }
 
 func (c *committer) refuse(jobs []*job, err error) {
@@ -328,7 +329,7 @@ func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *job, aga
 	if again {
 		return c.insertLargeAgain(ctx, conn, j)
 	}
-	over, err := tryCharge(ctx, conn, j)
+	over, err := quota.Try(ctx, conn, g.charged[0])
 	if err != nil {
 		_, _ = conn.Exec(ctx, "rollback") // what failed is still open
 		return err
@@ -391,9 +392,9 @@ type group struct {
 	acceptedAt                   []time.Time
 	recipients                   []int32
 	rule                         []string
-	charges                      charges
-	near                         []NearLimit // told when the group is committed
-	results                      []result    // of its jobs
+	charged                      []quota.Charge
+	charges                      quota.Charges
+	results                      []result // of its jobs
 	bodyID                       [][16]byte
 	bodyN                        []int32
 	chunk                        [][]byte
@@ -411,7 +412,7 @@ type group struct {
 // arguments adds the columns and what the messages are charged.
 func (g *group) arguments(a *pg.Args) {
 	g.columns(a)
-	g.charges.arguments(a)
+	g.charges.Arguments(a)
 }
 
 // columns adds the columns with their names in enqueue.sql.
@@ -459,11 +460,12 @@ func (g *group) columns(a *pg.Args) {
 
 func (g *group) reset() {
 	clear(g.chunk)
+	g.charges.Fill(nil)
 	*g = group{
 		id: g.id[:0], user: g.user[:0], credential: g.credential[:0], size: g.size[:0],
 		local: g.local[:0], domain: g.domain[:0], bodyType: g.bodyType[:0], ret: g.ret[:0], utf8: g.utf8[:0], eightBit: g.eightBit[:0],
 		envid: g.envid[:0], headerID: g.headerID[:0], addr: g.addr[:0], hello: g.hello[:0],
-		listener: g.listener[:0], tls: g.tls[:0], acceptedAt: g.acceptedAt[:0], recipients: g.recipients[:0], rule: g.rule[:0], charges: g.charges, results: g.results[:0],
+		listener: g.listener[:0], tls: g.tls[:0], acceptedAt: g.acceptedAt[:0], recipients: g.recipients[:0], rule: g.rule[:0], charged: g.charged[:0], charges: g.charges, results: g.results[:0],
 		bodyID: g.bodyID[:0], bodyN: g.bodyN[:0], chunk: g.chunk[:0], buf: g.buf[:0],
 		rID: g.rID[:0], rN: g.rN[:0], rUser: g.rUser[:0], dot: g.dot[:0], tell: g.tell[:0], notify: g.notify[:0],
 		key: g.key[:0], rLocal: g.rLocal[:0], rDomain: g.rDomain[:0], rType: g.rType[:0], orcpt: g.orcpt[:0], args: g.args,
@@ -488,6 +490,7 @@ func (g *group) add(j *job, strict bool) {
 	g.addr, g.hello = append(g.addr, addr), append(g.hello, pg.Storable(m.ClientHello))
 	g.listener, g.tls = append(g.listener, pg.Storable(m.Listener)), append(g.tls, pg.Storable(m.TLS))
 	g.recipients, g.rule = append(g.recipients, int32(len(j.rcpts))), append(g.rule, pg.Storable(m.Rule))
+	g.charged = append(g.charged, quota.Charge{Limits: m.Charges, Recipients: len(j.rcpts), Size: m.Size})
 	for i := range j.rcpts {
 		r := &j.rcpts[i]
 		g.rID, g.rN, g.rUser = append(g.rID, m.ID), append(g.rN, int32(r.N)), append(g.rUser, m.UserID)
@@ -539,18 +542,19 @@ func (g *group) refusedAny() bool {
 // query runs the statement for jobs, which were added, notes what was decided about them
 // and says how many messages it inserted.
 func (g *group) query(ctx context.Context, conn *pgx.Conn, q *Queue, jobs []*job, again bool) (int, error) {
-	var v verdict
-	sql, args, results := g.statement(q, jobs, again, &v)
+	var d decision
+	sql, args, results := g.statement(q, jobs, again, &d)
 	if err := conn.QueryRow(ctx, sql, args...).Scan(results...); err != nil {
 		return 0, fmt.Errorf("insert: %w", err)
 	}
-	return g.decided(jobs, &v), nil
+	g.decided(jobs, &d)
+	return d.inserted, nil
 }
 
 // queryAndCommit is query and the end of the transaction in one round trip.
 func (g *group) queryAndCommit(ctx context.Context, conn *pgx.Conn, q *Queue, jobs []*job) (int, error) {
-	var v verdict
-	sql, args, results := g.statement(q, jobs, false, &v)
+	var d decision
+	sql, args, results := g.statement(q, jobs, false, &d)
 	batch := &pgx.Batch{}
 	batch.Queue(sql, args...).QueryRow(func(row pgx.Row) error { return row.Scan(results...) })
 	batch.Queue("commit")
@@ -559,31 +563,43 @@ func (g *group) queryAndCommit(ctx context.Context, conn *pgx.Conn, q *Queue, jo
 	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
 		return 0, fmt.Errorf("insert and commit: %w", err)
 	}
-	return g.decided(jobs, &v), nil
+	g.decided(jobs, &d)
+	return d.inserted, nil
 }
 
-// statement is what inserts jobs; its one row goes into v.
-func (g *group) statement(q *Queue, jobs []*job, again bool, v *verdict) (sql string, args, results []any) {
-	g.charges.fill(jobs)
+// decision is what the database decided about the messages of a group, but for their
+// charges, which have their own results.
+type decision struct {
+	inserted int
+	held     [][16]byte
+}
+
+// statement is what inserts jobs; its one row goes into d and the charges.
+func (g *group) statement(q *Queue, jobs []*job, again bool, d *decision) (sql string, args, results []any) {
+	g.charges.Fill(g.charged)
 	g.epoch, g.node, g.lifetime = jobs[0].epoch, q.cfg.Node, q.times.Load().Lifetime
 	g.args.Values = g.args.Values[:0]
-	limited := len(g.charges.rows) > 0
-	results = []any{&v.inserted, nil, &v.held}
-	if !limited && !again {
+	results = []any{&d.inserted, nil, &d.held}
+	if g.charges.None() && !again {
 		g.columns(&g.args)
 		return sqlEnqueue, g.args.Values, results
 	}
 	g.arguments(&g.args)
-	results = append(results, &v.refused, &v.charge, &v.used, &v.retryAt, &v.nearRow, &v.nearUsed)
+	results = append(results, g.charges.Results()...)
 	if again {
 		return sqlEnqueueAgain, g.args.Values, results
 	}
 	return sqlEnqueueLimited, g.args.Values, results
 }
 
-// decided notes a verdict and returns how many messages were inserted.
-func (g *group) decided(jobs []*job, v *verdict) int {
-	g.results = v.results(jobs, &g.charges, g.results[:0])
-	g.near = v.near(&g.charges)
-	return v.inserted
+// decided notes what became of each job.
+func (g *group) decided(jobs []*job, d *decision) {
+	g.results = g.results[:0]
+	for i, j := range jobs {
+		r := result{held: slices.Contains(d.held, [16]byte(j.m.ID))}
+		if over := g.charges.Over(i); over != nil {
+			r.err = over
+		}
+		g.results = append(g.results, r)
+	}
 }

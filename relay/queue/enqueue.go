@@ -48,7 +48,7 @@ type Accepted struct {
 // Enqueue commits m durably in a group with others. With owned the recipients are
 // born owned by this node and returned as a Delivery, whose Body is body with one
 // more reference, unless the user is on hold. A message that is over a limit is refused
-// with an *OverLimit in the *Error. ctx does not cancel a commit that has begun. An *Error
+// with a *quota.Over in the *Error. ctx does not cancel a commit that has begun. An *Error
 // has the reply for the client; after it the message is not in the queue and never will be.
 //
 // One exception is documented in docs/queue-states.md: a commit whose fate stays

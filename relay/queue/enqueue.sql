@@ -43,7 +43,7 @@ select (select count(*) from m),
 with fence as materialized (select epoch from node where epoch = @epoch and reaped_at is null),
 verdict as materialized (
 	select v.* from fence cross join lateral charge_usage(@id::uuid[], false,
-		@limit_scope::smallint[], @limit_subject::bigint[], @limit_kind::smallint[], @limit_window::integer[],
+		@limit_scope::text[], @limit_subject::text[], @limit_kind::text[], @limit_window::integer[],
 		@charge_message::integer[], @charge_limit::integer[], @charge_amount::bigint[], @charge_most::bigint[]) v),
 h as materialized (
 	select u.id from unnest(@id::uuid[], @user_id::bigint[], @credential_id::bigint[]) u(id, user_id, credential_id)
@@ -78,7 +78,6 @@ r as (
 select (select count(*) from m),
 	set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true),
 	case when exists (select from hold) then (select array_agg(h.id) from h) end,
-	(select array_agg(v.id order by v.charge) from verdict v where v.refused),
 	(select array_agg(v.charge order by v.charge) from verdict v where v.refused),
 	(select array_agg(v.used order by v.charge) from verdict v where v.refused),
 	(select array_agg(v.retry_at order by v.charge) from verdict v where v.refused),
@@ -92,7 +91,7 @@ select (select count(*) from m),
 with fence as (update node set touched = touched + 1 where epoch = @epoch),
 verdict as materialized (
 	select v.* from charge_usage(@id::uuid[], true,
-		@limit_scope::smallint[], @limit_subject::bigint[], @limit_kind::smallint[], @limit_window::integer[],
+		@limit_scope::text[], @limit_subject::text[], @limit_kind::text[], @limit_window::integer[],
 		@charge_message::integer[], @charge_limit::integer[], @charge_amount::bigint[], @charge_most::bigint[]) v
 	where cardinality(@charge_message) > 0),
 h as materialized (
@@ -126,10 +125,9 @@ r as (
 select (select count(*) from m),
 	set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true),
 	case when exists (select from hold) then (select array_agg(h.id) from h) end,
-	x.refused, x.charge, x.used, x.retry_at, x.near, x.near_used
+	x.charge, x.used, x.retry_at, x.near, x.near_used
 from (
-	select array_agg(v.id order by v.charge) filter (where v.refused) as refused,
-		array_agg(v.charge order by v.charge) filter (where v.refused) as charge,
+	select array_agg(v.charge order by v.charge) filter (where v.refused) as charge,
 		array_agg(v.used order by v.charge) filter (where v.refused) as used,
 		array_agg(v.retry_at order by v.charge) filter (where v.refused) as retry_at,
 		array_agg(v.charge order by v.charge) filter (where v.id is null) as near,

@@ -14,6 +14,7 @@ import (
 	"postern/internal/await"
 	"postern/internal/panics"
 	"postern/internal/pg"
+	"postern/policy/quota"
 )
 
 // Config configures a Queue; zero durations take the defaults named.
@@ -38,8 +39,8 @@ type Config struct {
 	// were begun before that moment should be closed. It must not block.
 	Moved func(before time.Time)
 
-	Near        func(NearLimit) // told by one node of a limit that is nearly used up; nil for nobody
-	LargeStored func()          // told after the commit of a large message; nil for nobody
+	Near        func(quota.Near) // told by one node of a limit that is nearly used up; nil for nobody
+	LargeStored func()           // told after the commit of a large message; nil for nobody
 
 	HoldMade  func(UserHold) // told by every node of a hold, within 5 s; nil for nobody
 	HoldEnded func(UserHold)

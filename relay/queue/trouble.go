@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"postern/internal/pg"
+	"postern/policy/quota"
 	"postern/relay/smtp"
 )
 
@@ -20,7 +21,7 @@ var (
 // Trouble is what a client hears about err while its message is accepted. It is
 // always 4yz: trouble of ours is no verdict about the message.
 func Trouble(err error) smtp.Reply {
-	var over *OverLimit
+	var over *quota.Over
 	if errors.As(err, &over) {
 		return smtp.Temporary(452, 7, 1, "A sending limit is reached, try again later") // the policy has better words
 	}

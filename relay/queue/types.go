@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"postern/policy/quota"
 	"postern/relay/smtp"
 )
 
@@ -61,48 +62,11 @@ type Message struct {
 	ClientAddr  netip.Addr // zero for notices
 	ClientHello string
 	Listener    string
-	TLS         string   // "TLS1.3 TLS_AES_128_GCM_SHA256", "" in clear
-	Rule        string   // the policy rule that allowed it
-	NewNetwork  bool     // it came from a network that is new for the user
-	Charges     []Charge // limits that it counts against; none for notices
+	TLS         string        // "TLS1.3 TLS_AES_128_GCM_SHA256", "" in clear
+	Rule        string        // the policy rule that allowed it
+	NewNetwork  bool          // it came from a network that is new for the user
+	Charges     []quota.Limit // limits that it counts against; none for notices
 }
-
-// ChargeKind is what a Charge counts.
-type ChargeKind int16
-
-const (
-	ChargeMessages ChargeKind = iota + 1
-	ChargeRecipients
-	ChargeBytes
-)
-
-// ChargeScope says whose mail a Charge counts.
-type ChargeScope int16
-
-const (
-	ChargeUser       ChargeScope = iota + 1 // Subject is a user's id
-	ChargeCredential                        // Subject is a credential's id
-)
-
-// Charge is a limit that a message counts against: at most Max in any Window, over
-// all nodes.
-type Charge struct {
-	Scope   ChargeScope
-	Subject int64
-	Kind    ChargeKind
-	Window  time.Duration // whole seconds
-	Max     int64
-}
-
-// OverLimit refuses a message that would exceed a limit. It costs nothing.
-type OverLimit struct {
-	Charge
-	Used    int64     // in the window, by the database's clock
-	Amount  int64     // what the message would have added
-	RetryAt time.Time // when it fits if nothing else is sent; zero if it never does
-}
-
-func (e *OverLimit) Error() string { return "limit exceeded" }
 
 // Recipient is one recipient of a message that this node owns.
 type Recipient struct {

@@ -33,7 +33,7 @@ func TestForgettingCosts(t *testing.T) {
 		`insert into activity (user_id, hour) select u, now() - h * interval '1 hour' from generate_series(1, $1::int / 100) u, generate_series(1, 100) h`,
 		`insert into correspondent (user_id, recipient) select g % 10, sha256(g::text::bytea) from generate_series(1, $1::int) g`,
 		`insert into usage_window (scope, subject, kind, window_s, at, n)
-			select 1, g, 1, 3600, array[floor(extract(epoch from now()) / 60)::bigint], array[1] from generate_series(1, $1::int) g`,
+			select 'user', g, 'messages', 3600, array[floor(extract(epoch from now()) / 60)::bigint], array[1] from generate_series(1, $1::int) g`,
 	} {
 		queuetest.Exec(t, db, sql, max(10_000, rows/10))
 	}
@@ -50,7 +50,7 @@ func TestForgettingCosts(t *testing.T) {
 	cost("orphans", 20*orphanRows, sqlOrphans, queue.ID{}, orphanRows)
 	cost("forget nodes", 50, sqlForgetNodes)
 	cost("forget holds", 50, sqlForgetHolds)
-	cost("forget usage", 10*forgetRows, sqlForgetUsage, 0, 0, 0, 0, forgetRows)
+	cost("forget usage", 10*forgetRows, sqlForgetUsage, "", "", "", 0, forgetRows)
 	cost("forget activity", 50, sqlForgetActivity, forgetRows)
 	cost("forget correspondents", 50, sqlForgetRecipients, forgetRows, 365*24*time.Hour)
 }

@@ -285,10 +285,8 @@ func forget(ctx context.Context, conn *pgx.Conn, sql string, rows int, args ...a
 
 // usageKey is the key of a row of usage_window.
 type usageKey struct {
-	Scope   int16
-	Subject int64
-	Kind    int16
-	Window  int32
+	Scope, Subject, Kind string
+	Window               int32
 }
 
 // sqlForgetUsage looks at the next $5 windows of limits after a key, deletes those in

@@ -180,7 +180,7 @@ func TestForgetOthers(t *testing.T) {
 		`insert into activity (user_id, hour) select u, now() - d * interval '1 day' from generate_series(1, 200) u, generate_series(0, 19) d`,
 		`insert into correspondent (user_id, recipient, seen_on) select 1, sha256(n::text::bytea), current_date - n from generate_series(1, 500) n`,
 		`insert into usage_window (scope, subject, kind, window_s, at, n)
-			select 1, s, 1, 3600, array[floor(extract(epoch from now()) / 60)::bigint - case when s % 2 = 0 then 0 else 500 end], array[1] from generate_series(1, 3000) s`,
+			select 'user', s, 'messages', 3600, array[floor(extract(epoch from now()) / 60)::bigint - case when s % 2 = 0 then 0 else 500 end], array[1] from generate_series(1, 3000) s`,
 	} {
 		queuetest.Exec(t, db, sql)
 	}
@@ -198,7 +198,7 @@ func TestForgetOthers(t *testing.T) {
 		`select count(*) from activity`:                                         200 * 14,
 		`select count(*) from correspondent`:                                    395,
 		`select count(*) from usage_window`:                                     1500,
-		`select count(*) from usage_window where subject % 2 = 0`:               1500,
+		`select count(*) from usage_window where subject::int % 2 = 0`:          1500,
 		`select count(*) from recipient`:                                        2,
 		`select count(*) from correspondent where current_date - seen_on = 395`: 1,
 	} {

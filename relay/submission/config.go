@@ -13,7 +13,7 @@ import (
 
 	"postern/auth"
 	"postern/internal/panics"
-	"postern/policy"
+	"postern/policy/quota"
 	"postern/relay/maillog"
 	"postern/relay/queue"
 )
@@ -66,11 +66,11 @@ type Current interface {
 	Current(ctx context.Context, userID, credentialID int64, peer netip.Addr) (auth.Identity, error)
 }
 
-// Sessions bounds the concurrent sessions of a user; policy's Sessions fits. A user who
-// may not enter gets a Verdict with a temporary reply; leave, which does not block, is
-// called once for each that did. An error says nothing about the user.
+// Sessions bounds the concurrent sessions of a user; quota's Counter fits. A user who may
+// not enter gets the limit that is reached; leave, which does not block, is called once for
+// each that did. An error says nothing about the user.
 type Sessions interface {
-	Enter(ctx context.Context, id auth.Identity) (leave func(), v policy.Verdict, err error)
+	Enter(ctx context.Context, who quota.Session, limits []quota.Limit) (leave func(), over *quota.Over, err error)
 }
 
 // Certificates is what the listeners show; relay/certificate's Set fits. It answers

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"postern/policy"
+	"postern/policy/quota"
 	"postern/relay/maillog"
 	"postern/relay/message"
 	"postern/relay/queue"
@@ -137,9 +138,9 @@ func (s *session) commit(id queue.ID, now time.Time, b *body, facts *message.Fac
 	ctx, cancel := context.WithTimeout(context.Background(), s.limits.Commit)
 	accepted, err := s.server.cfg.Queue.Enqueue(ctx, m, tx.rcpts, b, owned)
 	cancel()
-	if over := (*queue.OverLimit)(nil); errors.As(err, &over) {
+	if over := (*quota.Over)(nil); errors.As(err, &over) {
 		s.server.spent.note(over, time.Now())
-		return s.refuseMessage(id, refusedBy(policy.OverLimit(exceeded(over), time.Now())))
+		return s.refuseMessage(id, refusedBy(policy.OverLimit(over, time.Now())))
 	}
 	if err != nil {
 		return s.refuseMessage(id, &smtp.Error{Reply: queueRefusal(err), Err: err})
@@ -185,7 +186,7 @@ func (s *session) message(id queue.ID, now time.Time, b *body, facts *message.Fa
 		UTF8: mail.UTF8 && facts.UTF8 || mail.From.NeedsUTF8(),
 		Ret:  mail.Ret, EnvID: mail.EnvID, MessageID: facts.MessageID, AcceptedAt: now,
 		ClientAddr: s.peer.addr.Addr(), ClientHello: s.hello, Listener: s.listener.Name, TLS: s.secured,
-		Rule: s.tx.rule, NewNetwork: s.identity.NewNetwork, Charges: Charges(*s.identity),
+		Rule: s.tx.rule, NewNetwork: s.identity.NewNetwork, Charges: quota.Windows(s.identity.Limits),
 	}
 	if what := removed(facts); what != "" {
 		m.Rule += "; removed " + what // for the trace, as the log has it

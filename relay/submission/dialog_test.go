@@ -12,6 +12,7 @@ import (
 
 	"postern/auth"
 	"postern/internal/smtptest"
+	"postern/policy/quota"
 )
 
 // TestDialogs plays every file under testdata/starttls on a clear connection and
@@ -29,7 +30,7 @@ func TestDialogs(t *testing.T) {
 		t.Run(kind+"/"+name, func(t *testing.T) {
 			t.Parallel()
 			ts := startServer(t, dialogLimits)
-			ts.verifier.id = auth.Identity{Limits: []auth.Limit{{Kind: auth.LimitSize, Max: 4000, Source: auth.FromUser}}}
+			ts.verifier.id = auth.Identity{Limits: []quota.Limit{{Kind: quota.Size, Max: 4000, Scope: quota.User}}}
 			conn := dialFor(t, ts, kind)
 			smtptest.Dialog{Vars: map[string]string{
 				"plain":    plain("alice@example.com", "secret"),

@@ -6,10 +6,11 @@ import (
 	"testing"
 
 	"postern/auth"
+	"postern/policy/quota"
 )
 
 // startAs is a server whose user has these sender patterns and limits.
-func startAs(t *testing.T, senders []string, limits []auth.Limit, change ...func(*Config)) *testServer {
+func startAs(t *testing.T, senders []string, limits []quota.Limit, change ...func(*Config)) *testServer {
 	ts := startServer(t, change...)
 	ts.verifier.verify = func(context.Context, string, string) (auth.Identity, error) {
 		return auth.Identity{UserID: 7, CredentialID: 9, Name: "alice@example.com", Senders: senders, Limits: limits}, nil

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"postern/auth"
+	"postern/policy/quota"
 )
 
 // TestA8EndlessLine sends a line that does not end, as a command, in AUTH, and as
@@ -142,7 +143,7 @@ func TestA8MessageSize(t *testing.T) {
 		ts := startServer(t, func(cfg *Config) { cfg.Limits.MessageSize = 70_000 })
 		limit := 70_000
 		if user > 0 {
-			ts.verifier.id = auth.Identity{Limits: []auth.Limit{{Kind: auth.LimitSize, Max: user, Source: auth.FromUser}}}
+			ts.verifier.id = auth.Identity{Limits: []quota.Limit{{Kind: quota.Size, Max: user, Scope: quota.User}}}
 			limit = int(user)
 		}
 		c := ts.login(t)

@@ -4,11 +4,13 @@ import (
 	"encoding/base64"
 	"errors"
 	"strings"
+	"time"
 
 	"github.com/emersion/go-sasl"
 
 	"postern/auth"
 	"postern/policy"
+	"postern/policy/quota"
 	"postern/relay/maillog"
 	"postern/relay/queue"
 	"postern/relay/smtp"
@@ -60,6 +62,11 @@ func (s *session) auth(args string) smtp.Reply {
 	return s.authEnded(mech, identity().Name, err)
 }
 
+// LoginRefused is what a client is told whose login is refused, whatever the reason.
+func LoginRefused() smtp.Reply {
+	return smtp.Permanent(535, 7, 8, "Authentication credentials invalid")
+}
+
 // tooMany refuses a login because of the sessions that are open.
 type tooMany struct{ policy.Verdict }
 
@@ -68,12 +75,12 @@ func (e *tooMany) Error() string { return "too many sessions" }
 // admit makes id the session's if it may have one more, and known to Recheck.
 func (s *session) admit(id auth.Identity, mark uint64) error {
 	if sessions := s.server.cfg.Sessions; sessions != nil {
-		leave, v, err := sessions.Enter(s.server.cutting, id)
+		leave, over, err := sessions.Enter(s.server.cutting, quota.Session{User: id.UserID, Credential: id.CredentialID}, id.Limits)
 		if err != nil {
 			return err
 		}
-		if !v.Allowed {
-			return &tooMany{v}
+		if over != nil {
+			return &tooMany{policy.OverLimit(over, time.Now())}
 		}
 		s.release = leave
 	}

@@ -17,9 +17,8 @@ import (
 
 	"postern/auth"
 	"postern/internal/smtptest"
-	"postern/policy"
+	"postern/policy/quota"
 	"postern/relay/queue"
-	"postern/relay/smtp"
 )
 
 // fakeCurrent answers rechecks, and counts them.
@@ -217,7 +216,7 @@ func TestRecheckRenews(t *testing.T) {
 	current.set(func(a access) (auth.Identity, error) {
 		return auth.Identity{
 			UserID: a.user, CredentialID: a.credential, Name: "alice@example.com", Senders: []string{"sales@example.com"},
-			Limits: []auth.Limit{{Kind: auth.LimitRecipientsPerMessage, Max: 1, Source: auth.FromUser}},
+			Limits: []quota.Limit{{Kind: quota.RecipientsOfMessage, Max: 1, Scope: quota.User}},
 		}, nil
 	})
 	ts.recheck(t, 7)
@@ -548,14 +547,14 @@ type fakeSessions struct {
 	err          error
 }
 
-func (f *fakeSessions) Enter(context.Context, auth.Identity) (func(), policy.Verdict, error) {
+func (f *fakeSessions) Enter(context.Context, quota.Session, []quota.Limit) (func(), *quota.Over, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.err != nil {
-		return nil, policy.Verdict{}, f.err
+		return nil, nil, f.err
 	}
 	if f.open >= f.most {
-		return nil, policy.Verdict{Rule: "sessions user", Reply: smtp.Temporary(454, 7, 0, fmt.Sprintf("Too many sessions: %d of %d", f.open, f.most))}, nil
+		return nil, &quota.Over{Limit: quota.Limit{Kind: quota.Sessions, Max: int64(f.most), Scope: quota.User}, Used: int64(f.open)}, nil
 	}
 	f.open++
 	f.entered++
@@ -564,7 +563,7 @@ func (f *fakeSessions) Enter(context.Context, auth.Identity) (func(), policy.Ver
 		defer f.mu.Unlock()
 		f.open--
 		f.out++
-	}, policy.Verdict{Allowed: true}, nil
+	}, nil, nil
 }
 
 func (f *fakeSessions) state() (open, entered, out int) {
@@ -585,7 +584,7 @@ func TestSessionsAtOnce(t *testing.T) {
 	second := ts.dialTLS(t)
 	second.cmd(250, "EHLO client.test")
 	for range 5 {
-		if text := second.cmd(454, login); text != "4.7.0 Too many sessions: 1 of 1" {
+		if text := second.cmd(454, login); !strings.HasPrefix(text, "4.7.0 Too many sessions for you: 1 are open, at most 1 are allowed") {
 			t.Errorf("454 %s", text)
 		}
 	}

@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"postern/policy"
-	"postern/relay/queue"
+	"postern/policy/quota"
 )
 
 const (
@@ -24,17 +24,17 @@ const (
 type spent struct {
 	n  atomic.Int64 // entries
 	mu sync.Mutex
-	by map[queue.Charge]refused
+	by map[quota.Limit]refused
 }
 
 // refused is what was refused, and until when the same and more will be.
 type refused struct {
-	over  queue.OverLimit
+	over  quota.Over
 	until time.Time // by the monotonic clock
 }
 
 // note remembers a refusal that happened at now.
-func (sp *spent) note(over *queue.OverLimit, now time.Time) {
+func (sp *spent) note(over *quota.Over, now time.Time) {
 	// now.Add keeps the monotonic reading; RetryAt, which came from afar, has none.
 	left := min(over.RetryAt.Sub(now), spentFor)
 	if over.RetryAt.IsZero() || left <= 0 {
@@ -43,43 +43,43 @@ func (sp *spent) note(over *queue.OverLimit, now time.Time) {
 	sp.mu.Lock()
 	defer sp.mu.Unlock()
 	if sp.by == nil {
-		sp.by = make(map[queue.Charge]refused)
+		sp.by = make(map[quota.Limit]refused)
 	}
-	if _, known := sp.by[over.Charge]; !known && len(sp.by) >= maxSpent {
+	if _, known := sp.by[over.Limit]; !known && len(sp.by) >= maxSpent {
 		sp.makeRoom(now)
 	}
-	sp.by[over.Charge] = refused{over: *over, until: now.Add(left)}
+	sp.by[over.Limit] = refused{over: *over, until: now.Add(left)}
 	sp.n.Store(int64(len(sp.by)))
 }
 
 // makeRoom drops what is over, or anything: forgetting costs an upload and no more.
 func (sp *spent) makeRoom(now time.Time) {
-	for c, r := range sp.by {
+	for l, r := range sp.by {
 		if !now.Before(r.until) {
-			delete(sp.by, c)
+			delete(sp.by, l)
 		}
 	}
-	for c := range sp.by {
+	for l := range sp.by {
 		if len(sp.by) < maxSpent {
 			return
 		}
-		delete(sp.by, c)
+		delete(sp.by, l)
 	}
 }
 
 // refuses returns the refusal that amount would meet again, or nil.
-func (sp *spent) refuses(c queue.Charge, amount int64, now time.Time) *queue.OverLimit {
+func (sp *spent) refuses(l quota.Limit, amount int64, now time.Time) *quota.Over {
 	if sp.n.Load() == 0 {
 		return nil
 	}
 	sp.mu.Lock()
 	defer sp.mu.Unlock()
-	r, ok := sp.by[c]
+	r, ok := sp.by[l]
 	if !ok {
 		return nil
 	}
 	if !now.Before(r.until) {
-		delete(sp.by, c)
+		delete(sp.by, l)
 		sp.n.Store(int64(len(sp.by)))
 		return nil
 	}
@@ -91,24 +91,18 @@ func (sp *spent) refuses(c queue.Charge, amount int64, now time.Time) *queue.Ove
 
 // overLimit judges what a message would count against the limits of a kind, by
 // what is known without the database.
-func (s *session) overLimit(kind queue.ChargeKind, amount int64) policy.Verdict {
+func (s *session) overLimit(kind quota.Kind, amount int64) policy.Verdict {
 	if s.server.spent.n.Load() == 0 {
 		return policy.Verdict{Allowed: true}
 	}
 	now := time.Now()
 	for _, l := range s.identity.Limits {
-		c := ChargeOf(*s.identity, l)
-		if !l.Kind.Windowed() || c.Kind != kind {
+		if l.Kind != kind {
 			continue
 		}
-		if over := s.server.spent.refuses(c, amount, now); over != nil {
-			return policy.OverLimit(exceeded(over), now)
+		if over := s.server.spent.refuses(l, amount, now); over != nil {
+			return policy.OverLimit(over, now)
 		}
 	}
 	return policy.Verdict{Allowed: true}
-}
-
-// exceeded is the queue's refusal in the words of the policy.
-func exceeded(over *queue.OverLimit) policy.Exceeded {
-	return policy.Exceeded{Limit: LimitOf(over.Charge), Used: over.Used, Amount: over.Amount, RetryAt: over.RetryAt}
 }

@@ -8,16 +8,16 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"postern/auth"
+	"postern/policy/quota"
 	"postern/relay/queue"
 	"postern/relay/smtp"
 )
 
-var someLimits = []auth.Limit{
-	{Kind: auth.LimitMessages, Window: time.Minute, Max: 100, Source: auth.FromUser},
-	{Kind: auth.LimitMessages, Window: time.Minute, Max: 200, Source: auth.FromDefault},
-	{Kind: auth.LimitBytes, Window: 24 * time.Hour, Max: 5000, Source: auth.FromDefault},
-	{Kind: auth.LimitRecipients, Window: time.Hour, Max: 50, Source: auth.FromCredential},
+var someLimits = []quota.Limit{
+	{Kind: quota.Messages, Window: time.Minute, Max: 100, Scope: quota.User, Subject: "7"},
+	{Kind: quota.Messages, Window: time.Minute, Max: 200, Scope: quota.Default, Subject: "7"},
+	{Kind: quota.Bytes, Window: 24 * time.Hour, Max: 5000, Scope: quota.Default, Subject: "7"},
+	{Kind: quota.Recipients, Window: time.Hour, Max: 50, Scope: quota.Credential, Subject: "9"},
 }
 
 func TestCharges(t *testing.T) {
@@ -27,11 +27,7 @@ func TestCharges(t *testing.T) {
 	c.envelope()
 	c.send(smallMessage + ".\r\n")
 	c.expect(250)
-	want := []queue.Charge{
-		{Scope: queue.ChargeUser, Subject: 7, Kind: queue.ChargeMessages, Window: time.Minute, Max: 100},
-		{Scope: queue.ChargeUser, Subject: 7, Kind: queue.ChargeBytes, Window: 24 * time.Hour, Max: 5000},
-		{Scope: queue.ChargeCredential, Subject: 9, Kind: queue.ChargeRecipients, Window: time.Hour, Max: 50},
-	}
+	want := []quota.Limit{someLimits[0], someLimits[2], someLimits[3]}
 	if diff := cmp.Diff(want, ts.queue.all()[0].Charges); diff != "" {
 		t.Error(diff)
 	}
@@ -48,7 +44,7 @@ func TestOverLimit(t *testing.T) {
 		again, still string // MAIL and RCPT that are refused early, and that are not
 	}{
 		{0, 1, "limit messages 100/m user", "MAIL FROM:<alice@example.com>", ""},
-		{1, 300, "limit bytes 5KB/d user", "MAIL FROM:<alice@example.com> SIZE=300", "MAIL FROM:<alice@example.com> SIZE=299"},
+		{1, 300, "limit bytes 5KB/d default", "MAIL FROM:<alice@example.com> SIZE=300", "MAIL FROM:<alice@example.com> SIZE=299"},
 		{2, 1, "limit recipients 50/h credential", "MAIL FROM:<alice@example.com>\r\nRCPT TO:<bob@example.net>", ""},
 		{2, 2, "limit recipients 50/h credential", "MAIL FROM:<alice@example.com>\r\nRCPT TO:<bob@example.net>\r\nRCPT TO:<b2@example.net>", "MAIL FROM:<alice@example.com>\r\nRCPT TO:<bob@example.net>\r\nRCPT TO:<bob@example.net>"},
 	}
@@ -57,7 +53,7 @@ func TestOverLimit(t *testing.T) {
 			t.Parallel()
 			ts := startAs(t, nil, someLimits)
 			ts.queue.refuse = func(n int, m queue.Message) error {
-				over := &queue.OverLimit{Charge: m.Charges[tt.charge], Used: 49, Amount: tt.amount, RetryAt: time.Now().Add(time.Hour)}
+				over := &quota.Over{Limit: m.Charges[tt.charge], Used: 49, Amount: tt.amount, RetryAt: time.Now().Add(time.Hour)}
 				return &smtp.Error{Reply: smtp.Temporary(452, 7, 1, "x"), Err: over}
 			}
 			c := ts.login(t)
@@ -99,7 +95,7 @@ func TestOverLimitForEver(t *testing.T) {
 	ts := startAs(t, nil, someLimits)
 	ts.queue.refuse = func(n int, m queue.Message) error {
 		if n == 0 {
-			return &queue.OverLimit{Charge: m.Charges[1], Amount: 5001}
+			return &quota.Over{Limit: m.Charges[1], Amount: 5001}
 		}
 		return nil
 	}
@@ -115,11 +111,11 @@ func TestOverLimitForEver(t *testing.T) {
 // A user that may send nothing hears so at MAIL.
 func TestLimitOfNothing(t *testing.T) {
 	t.Parallel()
-	for code, l := range map[int]auth.Limit{
-		452: {Kind: auth.LimitMessages, Window: time.Minute, Source: auth.FromUser},
-		552: {Kind: auth.LimitSize, Source: auth.FromUser},
+	for code, l := range map[int]quota.Limit{
+		452: {Kind: quota.Messages, Window: time.Minute, Scope: quota.User},
+		552: {Kind: quota.Size, Scope: quota.User},
 	} {
-		c := startAs(t, nil, []auth.Limit{l}).login(t)
+		c := startAs(t, nil, []quota.Limit{l}).login(t)
 		c.cmd(code, "MAIL FROM:<alice@example.com>")
 	}
 }
@@ -127,10 +123,10 @@ func TestLimitOfNothing(t *testing.T) {
 func TestSpent(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
-	charge := queue.Charge{Scope: queue.ChargeUser, Subject: 1, Kind: queue.ChargeBytes, Window: time.Hour, Max: 100}
-	over := func(c queue.Charge, in time.Duration) *queue.OverLimit {
+	charge := quota.Limit{Scope: quota.User, Subject: "1", Kind: quota.Bytes, Window: time.Hour, Max: 100}
+	over := func(c quota.Limit, in time.Duration) *quota.Over {
 		// Without a monotonic reading, as from the database.
-		return &queue.OverLimit{Charge: c, Used: 90, Amount: 20, RetryAt: now.Add(in).Round(0)}
+		return &quota.Over{Limit: c, Used: 90, Amount: 20, RetryAt: now.Add(in).Round(0)}
 	}
 	var sp spent
 	if sp.refuses(charge, 20, now) != nil {
@@ -138,7 +134,7 @@ func TestSpent(t *testing.T) {
 	}
 	sp.note(over(charge, 10*time.Second), now)
 	for _, tt := range []struct {
-		change func(*queue.Charge)
+		change func(*quota.Limit)
 		amount int64
 		in     time.Duration
 		want   bool
@@ -146,11 +142,11 @@ func TestSpent(t *testing.T) {
 		{nil, 20, 0, true},
 		{nil, 21, 9 * time.Second, true},
 		{nil, 19, 0, false},
-		{func(c *queue.Charge) { c.Max = 101 }, 20, 0, false},
-		{func(c *queue.Charge) { c.Window = time.Minute }, 20, 0, false},
-		{func(c *queue.Charge) { c.Kind = queue.ChargeMessages }, 20, 0, false},
-		{func(c *queue.Charge) { c.Subject = 2 }, 20, 0, false},
-		{func(c *queue.Charge) { c.Scope = queue.ChargeCredential }, 20, 0, false},
+		{func(c *quota.Limit) { c.Max = 101 }, 20, 0, false},
+		{func(c *quota.Limit) { c.Window = time.Minute }, 20, 0, false},
+		{func(c *quota.Limit) { c.Kind = quota.Messages }, 20, 0, false},
+		{func(c *quota.Limit) { c.Subject = "2" }, 20, 0, false},
+		{func(c *quota.Limit) { c.Scope = quota.Credential }, 20, 0, false},
 		{nil, 20, 10 * time.Second, false},
 		{nil, 20, 0, false}, // forgotten
 	} {
@@ -184,8 +180,8 @@ func TestSpentIsBounded(t *testing.T) {
 		if i == maxSpent {
 			now = now.Add(time.Second) // the first are over
 		}
-		c := queue.Charge{Scope: queue.ChargeUser, Subject: int64(i), Kind: queue.ChargeMessages, Window: time.Hour, Max: 1}
-		sp.note(&queue.OverLimit{Charge: c, Used: 1, Amount: 1, RetryAt: now.Add(time.Second)}, now)
+		c := quota.Limit{Scope: quota.User, Subject: quota.ID(int64(i)), Kind: quota.Messages, Window: time.Hour, Max: 1}
+		sp.note(&quota.Over{Limit: c, Used: 1, Amount: 1, RetryAt: now.Add(time.Second)}, now)
 		if sp.refuses(c, 1, now) == nil {
 			t.Fatalf("the newest, %d, is forgotten", i)
 		}
@@ -201,7 +197,7 @@ func TestL2AllPutOff(t *testing.T) {
 	t.Parallel()
 	ts := startAs(t, nil, someLimits)
 	ts.queue.refuse = func(n int, m queue.Message) error {
-		over := &queue.OverLimit{Charge: m.Charges[2], Used: 49, Amount: 1, RetryAt: time.Now().Add(time.Hour)}
+		over := &quota.Over{Limit: m.Charges[2], Used: 49, Amount: 1, RetryAt: time.Now().Add(time.Hour)}
 		return &smtp.Error{Reply: smtp.Temporary(452, 7, 1, "x"), Err: over}
 	}
 	c := ts.login(t)

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"postern/policy"
+	"postern/policy/quota"
 	"postern/relay/maillog"
 	"postern/relay/queue"
 	"postern/relay/smtp"
@@ -62,10 +63,10 @@ func (s *session) judgeMail(tx *transaction) (r smtp.Reply, rule string, cause e
 	if v := policy.Messages(*s.identity, time.Now()); !v.Allowed {
 		return v.Reply, v.Rule, nil
 	}
-	if v := s.overLimit(queue.ChargeMessages, 1); !v.Allowed {
+	if v := s.overLimit(quota.Messages, 1); !v.Allowed {
 		return v.Reply, v.Rule, nil
 	}
-	if v := s.overLimit(queue.ChargeBytes, tx.mail.Size); !v.Allowed {
+	if v := s.overLimit(quota.Bytes, tx.mail.Size); !v.Allowed {
 		return v.Reply, v.Rule, nil
 	}
 	if err := s.server.cfg.Queue.Available(); err != nil {
@@ -104,7 +105,7 @@ func (s *session) rcptTo(args string) smtp.Reply {
 		// one group before it hears this: it does not count towards RefusedRecipients.
 		return s.refuseRcpt(to, v.Reply, v.Rule)
 	}
-	if v := s.overLimit(queue.ChargeRecipients, int64(len(tx.rcpts)+1)); !v.Allowed {
+	if v := s.overLimit(quota.Recipients, int64(len(tx.rcpts)+1)); !v.Allowed {
 		return s.refuseRcpt(to, v.Reply, v.Rule)
 	}
 	if !s.hold(recipientTakes(to, &rcpt)) {

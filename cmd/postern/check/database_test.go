@@ -286,6 +286,7 @@ func TestL2RoleWithoutPrivileges(t *testing.T) {
 		{"truncate on large_body_2", "grant TRUNCATE on large_body_2 to " + role},
 		{"usage on sequence certificate_lock_token", "grant USAGE on sequence certificate_lock_token to " + role},
 		{"select on schema_migration", "grant SELECT on schema_migration to " + role},
+		{"select on live_epoch", "grant SELECT on live_epoch to " + role},
 	} {
 		p.sql(t, "revoke "+test.revoked+" from "+role)
 		err := require()

@@ -24,9 +24,10 @@ const sqlLacking = `
 			and (p.privilege = 'SELECT' or c.relname <> 'schema_migration')
 		group by c.relname
 		union all
-		select s.relname, 'USAGE on sequence ' || quote_ident(s.relname) from pg_class s join pg_class q on q.oid = to_regclass('recipient')
+		select s.relname, case s.relkind when 'S' then 'USAGE on sequence ' else 'SELECT on ' end || quote_ident(s.relname) from pg_class s join pg_class q on q.oid = to_regclass('recipient')
 		where s.relnamespace = q.relnamespace and s.relowner = q.relowner
-			and case when s.relkind = 'S' then not has_sequence_privilege(s.oid, 'USAGE') else false end -- of others it is an error
+			and case s.relkind when 'S' then not has_sequence_privilege(s.oid, 'USAGE') -- of others it is an error
+				when 'v' then not has_table_privilege(s.oid, 'SELECT') else false end
 			and not exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = s.oid and d.deptype in ('a', 'i')))
 	select quote_ident(current_user), array(select what from lacking order by relname)`
 

@@ -8,25 +8,24 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/auth"
-	"postern/policy"
+	"postern/policy/quota"
 	"postern/relay/anomaly"
 	"postern/relay/maillog"
 	"postern/relay/queue"
-	"postern/relay/submission"
 )
 
 // nearLimit logs that a limit is nearly used up.
-func (n *Node) nearLimit(pool *pgxpool.Pool) func(queue.NearLimit) {
-	return func(near queue.NearLimit) {
-		limit := submission.LimitOf(near.Charge)
-		e := maillog.LimitEvent{Limit: string(limit.Kind) + " " + policy.FormatLimit(limit), Used: near.Used}
+func (n *Node) nearLimit(pool *pgxpool.Pool) func(quota.Near) {
+	return func(near quota.Near) {
+		e := maillog.LimitEvent{Limit: near.String(), Used: near.Used}
 		// A commit of mail must not wait for the name.
 		go func() {
 			_ = n.guard.Try("a limit that is near", func() error {
-				if near.Scope == queue.ChargeCredential {
-					e.Credential = strconv.FormatInt(near.Subject, 10)
+				if near.Scope == quota.Credential {
+					e.Credential = near.Subject
 				} else {
-					e.User = userName(pool, near.Subject)
+					id, _ := strconv.ParseInt(near.Subject, 10, 64)
+					e.User = userName(pool, id)
 				}
 				n.mail.LimitNear(e)
 				return nil

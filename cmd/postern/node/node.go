@@ -20,7 +20,7 @@ import (
 	"postern/internal/panics"
 	"postern/internal/pg"
 	"postern/migrations"
-	"postern/policy"
+	"postern/policy/quota"
 	"postern/relay/acme"
 	"postern/relay/anomaly"
 	"postern/relay/bounce"
@@ -75,7 +75,7 @@ type Node struct {
 
 	verifier *auth.Authenticator // nil with --only delivery, as the next two
 	watch    *auth.Watch
-	sessions *policy.Sessions
+	sessions *quota.Counter
 
 	metrics            *metrics // nil without an admin address, as the next
 	admin              *adminPages
@@ -407,7 +407,7 @@ func (n *Node) buildSubmission(ctx context.Context) error {
 	store := auth.NewStore(pool)
 	n.verifier = auth.NewAuthenticator(store, auth.Config{Permits: n.Config.Auth.Permits, Audit: time.Duration(n.Config.Retention.Audit), Log: n.Log, Guard: n.guard})
 	n.watch = auth.NewWatch(background, n.Log, n.notify())
-	n.sessions = policy.NewSessions(background, n.queue.Epoch, n.Log)
+	n.sessions = quota.NewCounter(background, n.queue.Epoch, n.Log)
 	s := n.Config.Submission
 	cfg := submission.Config{
 		Hostname: n.hostname, Listeners: n.listeners, Certificates: n.certs,

@@ -1,10 +1,11 @@
-package policy
+package quota
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
-	"strings"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -12,7 +13,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"postern/auth"
 	"postern/internal/pgtest"
 )
 
@@ -27,7 +27,7 @@ func addNode(t *testing.T, db *pgtest.DB) int64 {
 	return epoch
 }
 
-func newTestSessions(t *testing.T, db *pgtest.DB) (*Sessions, int64) {
+func newTestSessions(t *testing.T, db *pgtest.DB) (*Counter, int64) {
 	epoch := addNode(t, db)
 	return patientSessions(db.Pool, func() int64 { return epoch }), epoch
 }
@@ -35,14 +35,14 @@ func newTestSessions(t *testing.T, db *pgtest.DB) (*Sessions, int64) {
 // patience bounds what a test waits for, on a machine with other things to do.
 const patience = 3 * time.Minute
 
-func patientSessions(pool *pgxpool.Pool, epoch func() int64) *Sessions {
-	s := NewSessions(pool, epoch, slog.New(slog.DiscardHandler))
+func patientSessions(pool *pgxpool.Pool, epoch func() int64) *Counter {
+	s := NewCounter(pool, epoch, slog.New(slog.DiscardHandler))
 	s.calls = patience
 	return s
 }
 
 // run runs s until stop is called, or the test ends.
-func run(t *testing.T, s *Sessions) (stop func()) {
+func run(t *testing.T, s *Counter) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -86,43 +86,50 @@ func waitRows(t *testing.T, db *pgtest.DB, n int) {
 	}
 }
 
-// enter wants a session let in, or refused with text.
-func enter(t *testing.T, s *Sessions, id auth.Identity, refused string) (leave func()) {
+// person is who has sessions, and the limits that it is under.
+type person struct {
+	Session
+	limits []Limit
+}
+
+// enter wants a session let in, or refused by a limit as text has it: "3 of 3 user".
+func enter(t *testing.T, s *Counter, p person, refused string) (leave func()) {
 	t.Helper()
-	leave, v, err := s.Enter(t.Context(), id)
-	if err != nil || v.Allowed != (refused == "") {
-		t.Fatalf("enter: %+v, %v; want %q", v, err, refused)
+	leave, over, err := s.Enter(t.Context(), p.Session, p.limits)
+	if err != nil || (over == nil) != (refused == "") {
+		t.Fatalf("enter: %+v, %v; want %q", over, err, refused)
 	}
-	if !v.Allowed && (!strings.HasPrefix(v.Reply.String(), "454 4.7.0 ") || !strings.Contains(v.Reply.String()+" "+v.Rule, refused)) {
-		t.Errorf("refused with %s by %s, want %q", v.Reply, v.Rule, refused)
+	if over != nil {
+		if got := fmt.Sprintf("%d of %d %s", over.Used, over.Max, over.Scope); got != refused || over.Kind != Sessions {
+			t.Errorf("refused by %s of %s, want %q", got, over.Kind, refused)
+		}
 	}
 	return leave
 }
 
-func under(credential int64, limits ...auth.Limit) auth.Identity {
-	return auth.Identity{UserID: 7, CredentialID: credential, Name: "alice", Limits: limits}
-}
-
-func sessions(most int64, source auth.LimitSource) auth.Limit {
-	return auth.Limit{Kind: auth.LimitSessions, Max: most, Source: source}
-}
-
-func TestSessionsStatements(t *testing.T) {
-	t.Parallel()
-	db := pgtest.New(t)
-	conn, err := db.Pool.Acquire(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Release()
-	for name, sql := range map[string]string{
-		"lock": sqlLockSessions, "enter": sqlEnterSession, "notDurable": sqlSessionsNotDurable,
-		"leave": sqlLeaveSessions, "list": sqlListSessions, "open": sqlOpenSessions, "unlist": sqlUnlistSessions,
-	} {
-		if _, err := conn.Conn().Prepare(t.Context(), name, sql); err != nil {
-			t.Errorf("%s: %v", name, err)
+// under is user 7 by a credential.
+func under(credential int64, limits ...Limit) person {
+	p := person{Session{7, credential}, slices.Clone(limits)}
+	for i := range p.limits {
+		if p.limits[i].Subject = ID(7); p.limits[i].Scope == Credential {
+			p.limits[i].Subject = ID(credential)
 		}
 	}
+	return p
+}
+
+func sessions(most int64, scope Scope) Limit {
+	return Limit{Kind: Sessions, Max: most, Scope: scope}
+}
+
+// Every statement of the package is one that the schema understands.
+func TestSessionsStatements(t *testing.T) {
+	t.Parallel()
+	all, unused := texts.Bound()
+	if len(unused) > 0 {
+		t.Errorf("nobody runs the statements %q", unused)
+	}
+	pgtest.Prepare(t, all)
 }
 
 // TestSessionsExact: two nodes at once never let in more than the limit, nor fewer, in
@@ -140,7 +147,7 @@ func TestSessionsExact(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(pool.Close)
-			nodes := make([]*Sessions, 2)
+			nodes := make([]*Counter, 2)
 			for i := range nodes {
 				epoch := addNode(t, db)
 				nodes[i] = patientSessions(pool, func() int64 { return epoch })
@@ -154,20 +161,20 @@ func TestSessionsExact(t *testing.T) {
 }
 
 // fillAndLeave has 50 sessions want in at once where 7 may be, and ends those that are.
-func fillAndLeave(t *testing.T, db *pgtest.DB, nodes []*Sessions) {
+func fillAndLeave(t *testing.T, db *pgtest.DB, nodes []*Counter) {
 	t.Helper()
 	const most, clients = 7, 50
-	id := under(9, sessions(most, auth.FromUser), sessions(most+1, auth.FromCredential))
+	id := under(9, sessions(most, User), sessions(most+1, Credential))
 	var mu sync.Mutex
 	var leaves []func()
 	var all sync.WaitGroup
 	for i := range clients {
 		all.Go(func() {
-			leave, v, err := nodes[i%len(nodes)].Enter(context.Background(), id)
+			leave, over, err := nodes[i%len(nodes)].Enter(context.Background(), id.Session, id.limits)
 			if err != nil {
 				t.Error(err)
 			}
-			if v.Allowed {
+			if over == nil {
 				mu.Lock()
 				leaves = append(leaves, leave)
 				mu.Unlock()
@@ -191,22 +198,22 @@ func fillAndLeave(t *testing.T, db *pgtest.DB, nodes []*Sessions) {
 }
 
 // TestSessionsScopes: the tightest limit on the user counts all credentials, that of a
-// credential its own; the reply says which one refused.
+// credential its own; the result says which one refused.
 func TestSessionsScopes(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	s, _ := newTestSessions(t, db)
-	user := []auth.Limit{sessions(5, auth.FromDefault), sessions(3, auth.FromUser)}
-	both := append(user, sessions(1, auth.FromCredential))
+	user := []Limit{sessions(5, Default), sessions(3, User)}
+	both := append(user, sessions(1, Credential))
 	enter(t, s, under(1, both...), "")
-	enter(t, s, under(1, both...), "by this credential: 1 are open, at most 1 are allowed; close one or try again later sessions credential")
+	enter(t, s, under(1, both...), "1 of 1 credential")
 	enter(t, s, under(2, both...), "")
 	enter(t, s, under(3, user...), "")
-	enter(t, s, under(4, user...), "for you: 3 are open, at most 3 are allowed; close one or try again later sessions user")
-	enter(t, s, under(4, sessions(2, auth.FromDefault)), "sessions default")
-	enter(t, s, under(4, sessions(0, auth.FromCredential)), "0 are open, at most 0")
+	enter(t, s, under(4, user...), "3 of 3 user")
+	enter(t, s, under(4, sessions(2, Default)), "4 of 2 default")
+	enter(t, s, under(4, sessions(0, Credential)), "0 of 0 credential")
 	other := under(1, both...)
-	other.UserID = 8
+	other.User = 8
 	enter(t, s, other, "")
 }
 
@@ -217,16 +224,16 @@ func TestSessionsDeadEpoch(t *testing.T) {
 	db := pgtest.New(t)
 	dead, epoch := newTestSessions(t, db)
 	alive, _ := newTestSessions(t, db)
-	id := under(9, sessions(2, auth.FromUser))
+	id := under(9, sessions(2, User))
 	enter(t, dead, id, "")
 	enter(t, dead, id, "")
-	enter(t, alive, id, "2 are open")
+	enter(t, alive, id, "2 of 2 user")
 	exec(t, db, `update node set reaped_at = now() where epoch = $1`, epoch)
 	enter(t, alive, id, "")
 	if n := rows(t, db); n != 1 {
 		t.Errorf("%d rows, want 1", n)
 	}
-	if _, _, err := dead.Enter(t.Context(), id); err == nil {
+	if _, _, err := dead.Enter(t.Context(), id.Session, id.limits); err == nil {
 		t.Error("a session was let in under a dead epoch")
 	}
 	if n := rows(t, db); n != 1 {
@@ -245,7 +252,7 @@ func TestSessionsNewEpoch(t *testing.T) {
 		defer mu.Unlock()
 		return epoch
 	})
-	id := under(9, sessions(2, auth.FromUser))
+	id := under(9, sessions(2, User))
 	first := enter(t, s, id, "")
 	enter(t, s, id, "")
 	exec(t, db, `update node set reaped_at = now() where epoch = $1`, epoch)
@@ -256,7 +263,7 @@ func TestSessionsNewEpoch(t *testing.T) {
 	if err := s.relist(t.Context(), epoch); err != nil {
 		t.Fatal(err)
 	}
-	enter(t, s, id, "2 are open")
+	enter(t, s, id, "2 of 2 user")
 	first()
 	if err := s.sweep(t.Context()); err != nil {
 		t.Fatal(err)
@@ -270,16 +277,16 @@ func TestSessionsLostRow(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	s, epoch := newTestSessions(t, db)
-	id := under(9, sessions(3, auth.FromUser))
+	id := under(9, sessions(3, User))
 	enter(t, s, id, "")
 	exec(t, db, `insert into live_session (epoch, user_id, credential_id) values ($1, 7, 9)`, epoch)
 	exec(t, db, `update live_session set opened_at = opened_at - interval '2 minutes'`)
 	exec(t, db, `insert into live_session (epoch, user_id, credential_id) values ($1, 7, 9)`, epoch) // on its way
-	enter(t, s, id, "3 are open")
+	enter(t, s, id, "3 of 3 user")
 	run(t, s) // a new epoch is listed with the first tick
 	waitRows(t, db, 2)
 	enter(t, s, id, "")
-	enter(t, s, id, "3 are open")
+	enter(t, s, id, "3 of 3 user")
 }
 
 // TestSessionsOfTheDead: what a node that died has left goes, also when nobody's
@@ -301,7 +308,7 @@ func TestSessionsLeaveInTrouble(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	s, _ := newTestSessions(t, db)
-	id := under(9, sessions(3, auth.FromUser))
+	id := under(9, sessions(3, User))
 	leave, last := enter(t, s, id, ""), enter(t, s, id, "")
 	broken, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -325,15 +332,15 @@ func TestSessionsLeaveInTrouble(t *testing.T) {
 // is no database here at all.
 func TestSessionsWithoutLimit(t *testing.T) {
 	t.Parallel()
-	s := NewSessions(nil, func() int64 { return 1 }, slog.New(slog.DiscardHandler))
+	s := NewCounter(nil, func() int64 { return 1 }, slog.New(slog.DiscardHandler))
 	s.seen = true
-	leave := enter(t, s, under(9, auth.Limit{Kind: auth.LimitSize, Max: 1, Source: auth.FromUser}), "")
+	leave := enter(t, s, under(9, Limit{Kind: Size, Max: 1, Scope: User}), "")
 	leave()
 	if err := errors.Join(s.sweep(t.Context()), s.relist(t.Context(), 1)); err != nil {
 		t.Error(err)
 	}
-	none := NewSessions(nil, func() int64 { return 0 }, slog.New(slog.DiscardHandler))
-	if _, _, err := none.Enter(t.Context(), under(9, sessions(1, auth.FromUser))); !errors.Is(err, errNoEpoch) {
+	none := NewCounter(nil, func() int64 { return 0 }, slog.New(slog.DiscardHandler))
+	if _, _, err := none.Enter(t.Context(), Session{7, 9}, under(9, sessions(1, User)).limits); !errors.Is(err, errNoEpoch) {
 		t.Errorf("without an epoch: %v", err)
 	}
 }

@@ -1,0 +1,9 @@
+// Package quota is how much may be sent, and how much has been: a Limit with its text
+// form, the windows that are charged in the commit of a message, what is used of a limit,
+// near it and over it, and sessions at a time.
+//
+// It owns the tables usage_window and live_session. A message is charged by the function
+// charge_usage within the queue's own statement, so that a charge is there if and only if
+// its message is; this package has the arguments and the results of that statement's part.
+// Who set a limit, and for whom, is auth's; what a client hears about it is policy's.
+package quota
