@@ -76,11 +76,13 @@ const (
 		       array(select p.pattern from sender_pattern p where p.user_id = u.id order by p.pattern),
 		       nullif(array(select p.pattern from sender_pattern p where p.user_id = u.id and p.resend order by p.pattern), '{}'),
 		       (select json_agg(json_build_object('Kind', l.kind, 'Window', l.window_s * 1000000000::bigint, 'Max', l.max,
-		                 'Scope', case when l.credential_id is not null then 'credential' when l.user_id is not null then 'user' else 'default' end,
-		                 'Subject', coalesce(l.credential_id, u.id)::text) order by l.kind, l.window_s, l.id)
+		                 'Scope', case when l.credential_id is not null then 'credential' when l.user_id is not null then 'user'
+		                   when l.domain <> '' then 'domain' else 'default' end,
+		                 'Subject', coalesce(nullif(l.domain, ''), coalesce(l.credential_id, u.id)::text)) order by l.kind, l.window_s, l.id)
 		        from limit_rule l
-		        where coalesce(l.user_id, 0) = any(array[u.id, case when u.no_limit_defaults then u.id else 0 end])
-		          and coalesce(l.credential_id, 0) = any(array[0, c.id]))`
+		        where coalesce(l.user_id, 0) = any(array[u.id, 0]) and coalesce(l.credential_id, 0) = any(array[0, c.id])
+		          and l.domain = any(array['', split_part(u.name, '@', 2)])
+		          and not (coalesce(u.no_limit_defaults, false) and l.user_id is null and l.domain = ''))`
 	accountByPassword = accountColumns + `, k.first_at, k.last_at
 		from (select $1::text as name, $2::bigint as credential) asked
 		left join app_user u on u.name = asked.name

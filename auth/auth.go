@@ -16,6 +16,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"strings"
 	"time"
 
 	"postern/policy/quota"
@@ -44,6 +45,12 @@ type Identity struct {
 	// NewNetwork says that the client's /24 or /48 is new to the user: a day ago, no
 	// login had come from it for 30 days.
 	NewNetwork bool
+}
+
+// Domain is the domain of the user's name, "" when it is a word.
+func (id Identity) Domain() string {
+	_, domain, _ := strings.Cut(id.Name, "@")
+	return domain
 }
 
 // Peer is the client that wants to log in.

@@ -11,27 +11,33 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// LimitTarget is whom a limit is set for: exactly one of the three.
+// LimitTarget is whom a limit is set for: exactly one of the four.
 type LimitTarget struct {
 	Default    bool   // all users
+	Domain     string // all users of it together
 	User       string // a name
 	Credential int64  // an id
 }
 
-func (t LimitTarget) source() (quota.Scope, error) {
+func (t LimitTarget) scope() (quota.Scope, error) {
 	switch {
 	case t == LimitTarget{Default: true}:
 		return quota.Default, nil
+	case t == LimitTarget{Domain: t.Domain} && t.Domain != "":
+		return quota.Domain, nil
 	case t == LimitTarget{User: t.User} && t.User != "":
 		return quota.User, nil
 	case t == LimitTarget{Credential: t.Credential} && t.Credential > 0:
 		return quota.Credential, nil
 	}
-	return "", fmt.Errorf("%w: it is for all users, for one user or for one credential", quota.ErrLimit)
+	return "", fmt.Errorf("%w: it is for all users, for a domain, for one user or for one credential", quota.ErrLimit)
 }
 
 // bearer are the columns of limit_rule by which the rules of a target are found.
-type bearer struct{ user, credential int64 }
+type bearer struct {
+	user, credential int64
+	domain           string
+}
 
 // SetLimits sets limits in place of all limits of the same kinds that the target has.
 // The error is quota.ErrLimit, ErrName or ErrNotFound, or of the database.
@@ -106,11 +112,11 @@ func (s *Store) SetNoDefaults(ctx context.Context, user string, on bool) error {
 // Limits returns what is set for the target itself, by kind and window. The errors are
 // those of SetLimits.
 func (s *Store) Limits(ctx context.Context, target LimitTarget) ([]quota.Limit, error) {
-	source, err := target.source()
+	scope, err := target.scope()
 	if err != nil {
 		return nil, err
 	}
-	b, err := s.bearerOf(ctx, target, source)
+	b, subject, err := s.bearerOf(ctx, target, scope)
 	if err != nil {
 		return nil, err
 	}
@@ -118,13 +124,13 @@ func (s *Store) Limits(ctx context.Context, target LimitTarget) ([]quota.Limit, 
 	defer cancel()
 	rows, err := s.db.Query(ctx, `
 		select kind, window_s, max from limit_rule
-		where coalesce(user_id, 0) = $1 and coalesce(credential_id, 0) = $2 order by kind, window_s`,
-		b.user, b.credential)
+		where coalesce(user_id, 0) = $1 and coalesce(credential_id, 0) = $2 and domain = $3 order by kind, window_s`,
+		b.user, b.credential, b.domain)
 	if err != nil {
 		return nil, fmt.Errorf("read limits: %w", err)
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (quota.Limit, error) {
-		l := quota.Limit{Scope: source}
+		l := quota.Limit{Scope: scope, Subject: subject}
 		var seconds int64
 		err := row.Scan(&l.Kind, &seconds, &l.Max)
 		l.Window = time.Duration(seconds) * time.Second
@@ -132,30 +138,49 @@ func (s *Store) Limits(ctx context.Context, target LimitTarget) ([]quota.Limit, 
 	})
 }
 
-func (s *Store) bearerOf(ctx context.Context, target LimitTarget, source quota.Scope) (bearer, error) {
-	switch source {
+func (s *Store) bearerOf(ctx context.Context, target LimitTarget, scope quota.Scope) (b bearer, subject string, err error) {
+	switch scope {
+	case quota.Domain:
+		domain, err := limitDomain(target.Domain)
+		return bearer{domain: domain}, domain, err
 	case quota.User:
 		u, err := s.User(ctx, target.User)
-		return bearer{user: u.ID}, err
+		return bearer{user: u.ID}, quota.ID(u.ID), err
 	case quota.Credential:
 		c, err := s.Credential(ctx, target.Credential)
-		return bearer{c.UserID, c.ID}, err
+		return bearer{user: c.UserID, credential: c.ID}, quota.ID(c.ID), err
 	}
-	return bearer{}, nil
+	return bearer{}, "", nil
 }
 
-// changeLimits runs fn for the target and records the deed. A change of the defaults
-// concerns everybody.
+// limitDomain is a domain as users' names have it.
+func limitDomain(domain string) (string, error) {
+	canonical, err := canonicalDomain(domain)
+	if err != nil {
+		return "", fmt.Errorf("%w: %q is not a domain", quota.ErrLimit, domain)
+	}
+	return canonical, nil
+}
+
+// changeLimits runs fn for the target and records the deed.
 func (s *Store) changeLimits(ctx context.Context, target LimitTarget, d audit.Deed, fn func(ctx context.Context, tx pgx.Tx, b bearer) error) error {
-	source, err := target.source()
+	scope, err := target.scope()
 	if err != nil {
 		return err
 	}
-	if source == quota.Default {
-		return s.changeDefaults(ctx, d, fn)
-	}
 	name := target.User
-	if source == quota.Credential {
+	switch scope {
+	case quota.Default:
+		d.Object = "defaults"
+		return s.changeShared(ctx, d, bearer{}, fn)
+	case quota.Domain:
+		domain, err := limitDomain(target.Domain)
+		if err != nil {
+			return err
+		}
+		d.Object = "*@" + domain
+		return s.changeShared(ctx, d, bearer{domain: domain}, fn)
+	case quota.Credential:
 		c, err := s.Credential(ctx, target.Credential)
 		if err != nil {
 			return err
@@ -163,23 +188,23 @@ func (s *Store) changeLimits(ctx context.Context, target LimitTarget, d audit.De
 		name, d.Detail["credential"] = c.User, c.ID
 	}
 	return s.change(ctx, name, d, func(ctx context.Context, tx pgx.Tx, id int64) error {
-		return fn(ctx, tx, bearer{id, target.Credential})
+		return fn(ctx, tx, bearer{user: id, credential: target.Credential})
 	})
 }
 
-func (s *Store) changeDefaults(ctx context.Context, d audit.Deed, fn func(ctx context.Context, tx pgx.Tx, b bearer) error) error {
-	d.Object = "defaults"
+// changeShared changes limits of more than one user: all nodes look at everybody again.
+func (s *Store) changeShared(ctx context.Context, d audit.Deed, b bearer, fn func(ctx context.Context, tx pgx.Tx, b bearer) error) error {
 	err := s.inTx(ctx, func(ctx context.Context, tx pgx.Tx) (int64, error) {
 		if err := touchEverybody(ctx, tx); err != nil {
 			return 0, err
 		}
-		if err := fn(ctx, tx, bearer{}); err != nil {
+		if err := fn(ctx, tx, b); err != nil {
 			return 0, err
 		}
 		return 0, audit.Record(ctx, tx, s.actor, d)
 	})
 	if err != nil {
-		return fmt.Errorf("default limits: %w", err)
+		return fmt.Errorf("limits of %s: %w", d.Object, err)
 	}
 	return nil
 }
@@ -188,18 +213,18 @@ func (s *Store) changeDefaults(ctx context.Context, d audit.Deed, fn func(ctx co
 func deleteLimits(ctx context.Context, tx pgx.Tx, b bearer, kinds []string) error {
 	_, err := tx.Exec(ctx, `
 		delete from limit_rule
-		where coalesce(user_id, 0) = $1 and coalesce(credential_id, 0) = $2
-		  and (cardinality($3::text[]) = 0 or kind = any($3::text[]))`,
-		b.user, b.credential, kinds)
+		where coalesce(user_id, 0) = $1 and coalesce(credential_id, 0) = $2 and domain = $3
+		  and (cardinality($4::text[]) = 0 or kind = any($4::text[]))`,
+		b.user, b.credential, b.domain, kinds)
 	return err
 }
 
 func insertLimits(ctx context.Context, tx pgx.Tx, b bearer, limits []quota.Limit) error {
 	for _, l := range limits {
 		_, err := tx.Exec(ctx, `
-			insert into limit_rule (user_id, credential_id, kind, window_s, max)
-			values (nullif($1::bigint, 0), nullif($2::bigint, 0), $3, $4, $5)`,
-			b.user, b.credential, l.Kind, int64(l.Window/time.Second), l.Max)
+			insert into limit_rule (user_id, credential_id, domain, kind, window_s, max)
+			values (nullif($1::bigint, 0), nullif($2::bigint, 0), $3, $4, $5, $6)`,
+			b.user, b.credential, b.domain, l.Kind, int64(l.Window/time.Second), l.Max)
 		if err != nil {
 			return err
 		}

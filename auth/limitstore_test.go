@@ -3,6 +3,7 @@ package auth
 import (
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -52,6 +53,7 @@ func TestStoreLimits(t *testing.T) {
 	byDefault := []quota.Limit{limit(quota.Messages, time.Hour, 50, quota.Default), limit(quota.Size, 0, 1e6, quota.Default)}
 	ofUser := []quota.Limit{limit(quota.Size, 0, 2e6, quota.User), limit(quota.Sessions, 0, 3, quota.User)}
 	ofOne := limit(quota.Bytes, time.Hour, 1<<40, quota.Credential)
+	ofOne.Subject = quota.ID(c.ID)
 	under("pw", append(byDefault, ofUser...)...)
 	under(secret, append(append(byDefault, ofUser...), ofOne)...)
 	must(t, s.SetNoDefaults(ctx, "alice", true))
@@ -89,6 +91,7 @@ func TestStoreRefusesLimits(t *testing.T) {
 		{LimitTarget{}, []quota.Limit{good}, quota.ErrLimit},
 		{LimitTarget{Default: true, User: "alice"}, []quota.Limit{good}, quota.ErrLimit},
 		{LimitTarget{User: "alice", Credential: 1}, []quota.Limit{good}, quota.ErrLimit},
+		{LimitTarget{User: "alice", Domain: "example.com"}, []quota.Limit{good}, quota.ErrLimit},
 		{LimitTarget{Credential: -1}, []quota.Limit{good}, quota.ErrLimit},
 		{LimitTarget{User: "nobody"}, []quota.Limit{good}, ErrNotFound},
 		{LimitTarget{Credential: 99}, []quota.Limit{good}, ErrNotFound},
@@ -107,4 +110,59 @@ func TestStoreRefusesLimits(t *testing.T) {
 		}
 	}
 	must(t, s.SetLimits(ctx, LimitTarget{User: "alice"}, []quota.Limit{good, {Kind: quota.Messages, Window: quota.MaxWindow, Max: 1<<63 - 1}}))
+}
+
+// A limit of a domain is on all users whose names are in it, those without the default limits
+// too, and on nobody else.
+func TestStoreDomainLimits(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s := testStore(t)
+	ids := map[string]int64{}
+	for _, name := range []string{"a@example.com", "b@example.com", "c@sub.example.com", "d@xn--bcher-kva.example", "word"} {
+		_, err := s.AddUser(ctx, NewUser{Name: name})
+		must(t, err)
+		u, err := s.User(ctx, name)
+		must(t, err)
+		ids[name] = u.ID
+	}
+	under := func(name string, want ...quota.Limit) {
+		t.Helper()
+		id, err := s.Identity(ctx, ids[name], 0)
+		must(t, err)
+		if diff := cmp.Diff(want, id.Limits, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+	limit := quota.Limit{Kind: quota.Messages, Window: time.Hour, Max: 100}
+	must(t, s.SetLimits(ctx, LimitTarget{Domain: "Example.COM."}, []quota.Limit{limit}))
+	must(t, s.SetLimits(ctx, LimitTarget{Domain: "bücher.example"}, []quota.Limit{limit}))
+	must(t, s.SetLimits(ctx, LimitTarget{Default: true}, []quota.Limit{{Kind: quota.Size, Max: 9}}))
+	must(t, s.SetNoDefaults(ctx, "b@example.com", true))
+	of := func(domain string) quota.Limit {
+		l := limit
+		l.Scope, l.Subject = quota.Domain, domain
+		return l
+	}
+	size := func(name string) quota.Limit {
+		return quota.Limit{Kind: quota.Size, Max: 9, Scope: quota.Default, Subject: quota.ID(ids[name])}
+	}
+	under("a@example.com", of("example.com"), size("a@example.com"))
+	under("b@example.com", of("example.com"))
+	under("c@sub.example.com", size("c@sub.example.com"))
+	under("d@xn--bcher-kva.example", of("xn--bcher-kva.example"), size("d@xn--bcher-kva.example"))
+	under("word", size("word"))
+	must(t, s.SetNoDefaults(ctx, "word", true))
+	under("word")
+	if got, err := s.Limits(ctx, LimitTarget{Domain: "EXAMPLE.com"}); err != nil || !cmp.Equal(got, []quota.Limit{of("example.com")}) {
+		t.Errorf("limits = %v, %v", got, err)
+	}
+	must(t, s.ResetLimits(ctx, LimitTarget{Domain: "example.com"}))
+	under("b@example.com")
+	under("d@xn--bcher-kva.example", of("xn--bcher-kva.example"), size("d@xn--bcher-kva.example"))
+	for _, domain := range []string{"*.example.com", "a b", "x@y", strings.Repeat("x.", 130) + "x"} {
+		if err := s.SetLimits(ctx, LimitTarget{Domain: domain}, []quota.Limit{limit}); !errors.Is(err, quota.ErrLimit) {
+			t.Errorf("%q: err = %v", domain, err)
+		}
+	}
 }

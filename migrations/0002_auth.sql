@@ -64,9 +64,10 @@ create unique index credential_live_password on credential (user_id)
 -- "credential list USER", and the cascade from app_user.
 create index credential_user on credential (user_id);
 
--- What may be sent, as set: by rows without a user for all users, by rows with a
--- user, and with a credential for what comes by it. window_s is 0 for limits that are
--- of one message or one moment. A user with no_limit_defaults is free of the first kind.
+-- What may be sent, as set: by rows without a user for all users, with a domain for its
+-- users together, with a user, and with a credential for what comes by it. window_s is 0 for
+-- limits that are of one message or one moment. A user with no_limit_defaults is free of the
+-- first kind.
 create table limit_rule (
 	id            bigint  generated always as identity primary key,
 	max           bigint  not null,
@@ -74,13 +75,15 @@ create table limit_rule (
 	user_id       bigint  references app_user (id) on delete cascade,
 	credential_id bigint  references credential (id) on delete cascade,
 	kind          text    not null,
+	domain        text    collate "C" not null default '', -- canonical, of names of users
 	constraint limit_rule_kind check (kind in ('messages', 'recipients', 'bytes', 'size', 'recipients_per_message', 'sessions')),
 	constraint limit_rule_window check (case when kind in ('messages', 'recipients', 'bytes') then window_s between 1 and 31622400 else window_s = 0 end),
 	constraint limit_rule_max check (max >= 0),
-	constraint limit_rule_user check (credential_id is null or user_id is not null)
+	constraint limit_rule_user check (credential_id is null or user_id is not null),
+	constraint limit_rule_domain check (domain = '' or user_id is null)
 );
--- AUTH reads the rules of a user and the defaults.
-create unique index limit_rule_match on limit_rule (coalesce(user_id, 0), coalesce(credential_id, 0), kind, window_s);
+-- AUTH reads the rules of a user, of its domain and the defaults.
+create unique index limit_rule_match on limit_rule (coalesce(user_id, 0), coalesce(credential_id, 0), domain, kind, window_s);
 -- The cascades.
 create index limit_rule_user on limit_rule (user_id);
 create index limit_rule_credential on limit_rule (credential_id) where credential_id is not null;

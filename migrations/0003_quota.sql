@@ -2,8 +2,8 @@
 
 -- What was charged against each limit with a window, in buckets of window/60: at are
 -- the buckets' numbers, ascending, n what they hold. scope is user (default limits too) or
--- credential, and subject its id; kind is messages, recipients or bytes. Primary key:
--- charge_usage, which locks in its order.
+-- credential, and subject its id, or domain; kind is messages, recipients or bytes. Primary
+-- key: charge_usage, which locks in its order.
 create table usage_window (
 	window_s  integer     not null,
 	warned_at timestamptz,
@@ -24,11 +24,13 @@ create table live_session (
 	user_id       bigint      not null,
 	credential_id bigint      not null,
 	opened_at     timestamptz not null default now(),
+	domain        text        collate "C" not null default '', -- of the user's name
 	-- Times that programs can take.
 	constraint live_session_times check (opened_at between '0001-01-02 00:00+00' and '9998-12-31 00:00+00')
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
--- AUTH counts the sessions of a user.
+-- AUTH counts the sessions of a user, and of a domain that has a limit.
 create index live_session_user on live_session (user_id);
+create index live_session_domain on live_session (domain);
 
 -- Charges messages against their limits, one after the other, and says which are over.
 --
@@ -115,7 +117,7 @@ begin
 				added[k] := added[k] + amounts[c];
 				cap_of[k] := caps[c];
 				usage := usage || case when c > i then ', ' else '' end || kinds[k] || ' ' || (totals[k] + added[k]) || '/' || caps[c]
-					|| ' in ' || windows[k] || 's' || case when scopes[k] = 'credential' then ' by credential' else '' end;
+					|| ' in ' || windows[k] || 's' || case scopes[k] when 'credential' then ' by credential' when 'domain' then ' by all of ' || subjects[k] else '' end;
 			end loop;
 		end if;
 		return next;

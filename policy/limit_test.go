@@ -101,7 +101,14 @@ func TestOverLimit(t *testing.T) {
 			t.Errorf("%+v", v)
 		}
 	}
+	domain := quota.Over{limit(quota.Messages, day, 100, quota.Domain), 100, 1, now.Add(time.Hour)}
+	domain.Subject = "example.com"
+	if v := OverLimit(&domain, now); v.Rule != "limit messages 100/d domain" ||
+		v.Reply.String() != "452 4.7.1 Limit of 100 messages in 1d for all of example.com reached (used 100); try again after 2026-11-25T11:00:00Z (in 1 h)" {
+		t.Errorf("%+v", v)
+	}
 	longest := quota.Over{limit(quota.Recipients, 366*day-time.Second, math.MaxInt64, quota.Credential), math.MaxInt64, math.MaxInt64, now.AddDate(7000, 0, 0)}
+	longest.Scope, longest.Subject = quota.Domain, strings.Repeat("x.", 126)+"x"
 	if line := OverLimit(&longest, now).Reply.Append(nil); len(line) > 512 || !smtp.IsASCII(string(line)) {
 		t.Errorf("reply line of %d octets: %q", len(line), line)
 	}
@@ -202,5 +209,35 @@ func TestNullSender(t *testing.T) {
 	}
 	if v := Sender(auth.Identity{Name: "<>"}, smtp.Address{}); v.Allowed {
 		t.Errorf("a name is no pattern: %+v", v)
+	}
+}
+
+// Too many sessions are refused for now, in the words of the limit that refuses.
+func TestTooManySessions(t *testing.T) {
+	t.Parallel()
+	for scope, by := range map[quota.Scope]string{
+		quota.Default: "for you", quota.User: "for you", quota.Credential: "by this credential", quota.Domain: "for all of example.com",
+	} {
+		over := quota.Over{Limit: quota.Limit{Kind: quota.Sessions, Max: 3, Scope: scope, Subject: "example.com"}, Used: 3, Amount: 1}
+		v := OverLimit(&over, time.Now())
+		if want := "454 4.7.0 Too many sessions " + by + ": 3 are open, at most 3 are allowed; close one or try again later"; v.Allowed ||
+			v.Reply.String() != want || v.Rule != "sessions "+string(scope) {
+			t.Errorf("%+v", v)
+		}
+	}
+}
+
+func TestOneMore(t *testing.T) {
+	t.Parallel()
+	limit := quota.Limit{Kind: quota.Sessions, Max: 1, Scope: quota.User, Subject: "7"}
+	if v := OneMore(auth.Identity{Limits: []quota.Limit{limit}}, nil); !v.Allowed || v.Rule != "sessions user" {
+		t.Errorf("%+v", v)
+	}
+	limit.Max = 0
+	if v := OneMore(auth.Identity{Limits: []quota.Limit{limit}}, nil); v.Allowed || v.Rule != "sessions user" {
+		t.Errorf("%+v", v)
+	}
+	if v := OneMore(auth.Identity{}, nil); !v.Allowed || v.Rule != "" {
+		t.Errorf("without a limit: %+v", v)
 	}
 }

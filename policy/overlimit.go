@@ -34,7 +34,8 @@ func OverLimit(e *quota.Over, now time.Time) Verdict {
 	return refuse(ruleOf("limit "+string(e.Kind), e.Limit), smtp.Temporary(452, 7, 1, text))
 }
 
-// limitText is a limit over time for people: "Limit of 100 messages in 1m".
+// limitText is a limit over time for people: "Limit of 100 messages in 1m", of a domain
+// with "for all of example.com" behind, for others may have used it.
 func limitText(l quota.Limit) string {
 	what := string(l.Kind)
 	if l.Kind == quota.Bytes {
@@ -43,7 +44,11 @@ func limitText(l quota.Limit) string {
 	if l.Max == 1 {
 		what = strings.TrimSuffix(what, "s")
 	}
-	return fmt.Sprintf("Limit of %d %s in %s", l.Max, what, units.FormatSpan(l.Window))
+	text := fmt.Sprintf("Limit of %d %s in %s", l.Max, what, units.FormatSpan(l.Window))
+	if l.Scope == quota.Domain {
+		text += " for all of " + l.Subject
+	}
+	return text
 }
 
 // tooMany is why a message may have no more recipients: l is a limit over time, in
@@ -75,8 +80,11 @@ func OneMore(id auth.Identity, used quota.Usage) Verdict {
 
 func tooManySessions(e *quota.Over) Verdict {
 	by := "for you"
-	if e.Scope == quota.Credential {
+	switch e.Scope {
+	case quota.Credential:
 		by = "by this credential"
+	case quota.Domain:
+		by = "for all of " + e.Subject
 	}
 	// RFC 4954 section 6 has 454 4.7.0 for what is no verdict about the password.
 	return refuse(ruleOf(string(e.Kind), e.Limit), smtp.Temporary(454, 7, 0,

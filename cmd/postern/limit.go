@@ -44,7 +44,7 @@ func (t *limitTarget) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&t.credential, "credential", "", "the limits of what comes by the credential `ID`")
 }
 
-// args takes a user's name at most, and it or a flag.
+// args takes a user's name or a domain at most, and it or a flag.
 func (t *limitTarget) args(cmd *cobra.Command, args []string) error {
 	chosen := len(args)
 	if t.all {
@@ -55,11 +55,11 @@ func (t *limitTarget) args(cmd *cobra.Command, args []string) error {
 	}
 	switch {
 	case chosen == 0:
-		return usagef("'%s' needs one of: a user's name, --default, --credential ID", cmd.CommandPath())
+		return usagef("'%s' needs one of: a user's name, '*@DOMAIN', --default, --credential ID", cmd.CommandPath())
 	case chosen > 1 && chosen == len(args):
 		return usagef("'%s' takes one name, not %d", cmd.CommandPath(), len(args))
 	case chosen > 1:
-		return usagef("'%s' takes only one of: a user's name, --default, --credential ID", cmd.CommandPath())
+		return usagef("'%s' takes only one of: a user's name, '*@DOMAIN', --default, --credential ID", cmd.CommandPath())
 	}
 	return nil
 }
@@ -71,6 +71,9 @@ func (t *limitTarget) target(args []string) (auth.LimitTarget, error) {
 	case t.credential != "":
 		id, err := parseCredential(t.credential)
 		return auth.LimitTarget{Credential: id}, err
+	}
+	if domain, ok := strings.CutPrefix(args[0], "*@"); ok {
+		return auth.LimitTarget{Domain: domain}, nil
 	}
 	if _, err := auth.CanonicalName(args[0]); err != nil {
 		return auth.LimitTarget{}, usageError{err.Error()}
@@ -84,6 +87,8 @@ func targetText(t auth.LimitTarget) string {
 		return "all users"
 	case t.Credential != 0:
 		return "credential " + strconv.FormatInt(t.Credential, 10)
+	case t.Domain != "":
+		return "*@" + screen.Printable(t.Domain) + ", together"
 	}
 	return "user " + screen.Printable(t.User)
 }
@@ -95,16 +100,18 @@ func (a *app) limitSetCmd() *cobra.Command {
 		noDefaults, defaults bool
 	)
 	cmd := &cobra.Command{
-		Use:   "set USER|--default|--credential ID",
+		Use:   "set USER|'*@DOMAIN'|--default|--credential ID",
 		Short: "limit what may be sent",
-		Long: `Sets limits for a user, for all users (--default), or for what comes by one credential.
-All that are set hold at once, and the tightest wins; what is given replaces the limits
-of the same kind that were set there before.
+		Long: `Sets limits for a user, for all users (--default), for all users of a domain together
+('*@DOMAIN'), or for what comes by one credential. All that are set apply, and the
+tightest wins; what is given replaces the limits of the same kind that were set there
+before.
 
 Limits over time are an amount and a window of s, m, h or d, several of them with
 commas: 100/m,1000/d,20000/30d. 0 allows none. They count from when they are set, over
 all nodes. --no-defaults frees a user of the limits of all users, --defaults ends that.`,
 		Example: `  postern limit set --default --messages 100/m,2000/d --recipients 5000/d
+  postern limit set '*@example.com' --messages 20000/d
   postern limit set alice@example.com --size 25MB --bytes 1GB/d
   postern limit set --credential 12 --messages 10/m`,
 		Args: whom.args,
@@ -197,7 +204,7 @@ func fewOctets(kind quota.Kind, text string) (wrong, meant string, few bool) {
 }
 
 // tellTighter says which of the limits that were set for a user are of no use, because
-// all users are under a tighter one.
+// all users, or those of its domain together, are under a tighter one.
 func (a *app) tellTighter(ctx context.Context, users *accounts, target auth.LimitTarget, set []quota.Limit) error {
 	if target.User == "" || len(set) == 0 {
 		return nil
@@ -212,11 +219,14 @@ func (a *app) tellTighter(ctx context.Context, users *accounts, target auth.Limi
 	}
 	for _, l := range set {
 		for _, other := range id.Limits {
-			if other.Scope != quota.Default || other.Kind != l.Kind || other.Window != l.Window || other.Max >= l.Max {
+			if other.Kind != l.Kind || other.Window != l.Window || other.Max >= l.Max {
 				continue
 			}
-			_, err := fmt.Fprintf(a.stdout, "the limit of all users, %s, is tighter: --no-defaults frees the user of it\n", other.Text())
-			if err != nil {
+			text := "the limit of all users, %s, is tighter: --no-defaults frees the user of it\n"
+			if other.Scope == quota.Domain {
+				text = "the limit of *@" + other.Subject + ", %s, is tighter\n"
+			}
+			if _, err := fmt.Fprintf(a.stdout, text, other.Text()); err != nil {
 				return err
 			}
 		}
@@ -241,11 +251,11 @@ func (a *app) limitResetCmd() *cobra.Command {
 	var whom limitTarget
 	kinds := map[quota.Kind]*bool{}
 	cmd := &cobra.Command{
-		Use:   "reset USER|--default|--credential ID",
+		Use:   "reset USER|'*@DOMAIN'|--default|--credential ID",
 		Short: "take limits away",
-		Long: `Takes away the limits that are set for a user, for all users (--default), or for a
-credential: those of the kinds that are named, or all. What was counted stays counted,
-should a limit be set again.`,
+		Long: `Takes away the limits that are set for a user, for a domain, for all users (--default),
+or for a credential: those of the kinds that are named, or all. What was counted stays
+counted, should a limit be set again.`,
 		Example: `  postern limit reset alice@example.com
   postern limit reset --default --messages`,
 		Args: whom.args,
@@ -306,6 +316,7 @@ type limitView struct {
 	Max          int64       `json:"max"`
 	WindowS      int64       `json:"window_s,omitempty"`
 	Scope        quota.Scope `json:"source"`
+	Domain       string      `json:"domain,omitempty"`
 	CredentialID int64       `json:"credential_id,omitempty"`
 	Tightest     *bool       `json:"tightest,omitempty"` // of those that count the same
 	Used         *int64      `json:"used,omitempty"`
@@ -313,18 +324,25 @@ type limitView struct {
 }
 
 func limitJSON(l quota.Limit) limitView {
-	return limitView{Kind: l.Kind, Limit: l.Text(), Max: l.Max, WindowS: int64(l.Window.Seconds()), Scope: l.Scope}
+	v := limitView{Kind: l.Kind, Limit: l.Text(), Max: l.Max, WindowS: int64(l.Window.Seconds()), Scope: l.Scope}
+	switch l.Scope {
+	case quota.Domain:
+		v.Domain = l.Subject
+	case quota.Credential:
+		v.CredentialID, _ = strconv.ParseInt(l.Subject, 10, 64)
+	}
+	return v
 }
 
 func (a *app) limitShowCmd() *cobra.Command {
 	var whom limitTarget
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "show [USER | --default | --credential ID]",
+		Use:   "show [USER | '*@DOMAIN' | --default | --credential ID]",
 		Short: "show limits and what is used of them",
 		Long: `Shows every limit that a user is under, where it was set, which of them is the tightest
-and what is used of it now; those of its credentials too. Without a user, the limits of
-all users.`,
+and what is used of it now; those of its credentials too. With '*@DOMAIN', what is set for
+the domain and what its users have used together. Without any, the limits of all users.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 && whom.credential == "" {
 				whom.all = true
@@ -337,15 +355,18 @@ all users.`,
 				return err
 			}
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
-				if target.User == "" {
+				if target.User == "" && target.Domain == "" {
 					return a.printLimitsOf(ctx, users, target, asJSON)
 				}
-				views, err := users.limitsInForce(ctx, target.User)
+				views, err := users.limitsInForce(ctx, target)
 				if err != nil {
 					return err
 				}
 				if asJSON {
 					return printJSON(a.stdout, views)
+				}
+				if len(views) == 0 && target.Domain != "" {
+					return a.printLimitsOf(ctx, users, target, false)
 				}
 				return a.printLimits(views)
 			})
@@ -356,9 +377,17 @@ all users.`,
 	return cmd
 }
 
-// limitsInForce are the limits of a user and of its credentials that work.
-func (u *accounts) limitsInForce(ctx context.Context, name string) ([]limitView, error) {
-	user, err := u.User(ctx, name)
+// limitsInForce are the limits of a domain, or of a user and of its credentials that work.
+func (u *accounts) limitsInForce(ctx context.Context, target auth.LimitTarget) ([]limitView, error) {
+	if target.Domain != "" {
+		limits, err := u.Limits(ctx, target)
+		if err != nil {
+			return nil, err
+		}
+		used, err := quota.ReadUsage(ctx, u.pool, limits)
+		return limitViews(limits, used), err
+	}
+	user, err := u.User(ctx, target.User)
 	if err != nil {
 		return nil, err
 	}
@@ -393,9 +422,6 @@ func limitViews(limits []quota.Limit, now quota.Usage) []limitView {
 	views := []limitView{}
 	for _, l := range limits {
 		v := limitJSON(l)
-		if l.Scope == quota.Credential {
-			v.CredentialID, _ = strconv.ParseInt(l.Subject, 10, 64)
-		}
 		tightest := quota.Binds(limits, l)
 		v.Tightest = &tightest
 		if used, ok := now.Of(l); ok {
@@ -415,7 +441,10 @@ func (a *app) printLimits(views []limitView) error {
 	t := table{head: []string{"LIMIT", "", "SET FOR", "", "USED", "LEFT"}}
 	for _, v := range views {
 		source := map[quota.Scope]string{quota.Default: "all users", quota.User: "the user"}[v.Scope]
-		if v.Scope == quota.Credential {
+		switch v.Scope {
+		case quota.Domain:
+			source = "*@" + v.Domain + ", together"
+		case quota.Credential:
 			source = fmt.Sprintf("credential %d", v.CredentialID)
 		}
 		wins := ""

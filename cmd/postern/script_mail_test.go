@@ -31,6 +31,8 @@ func scriptMail(ts *testscript.TestScript, neg bool, args []string) {
 	defer pool.Close()
 	u, err := auth.NewStore(pool).User(ctx, args[0])
 	ts.Check(err)
+	id, err := auth.NewStore(pool).Identity(ctx, u.ID, 0)
+	ts.Check(err)
 	credential, err := strconv.ParseInt(args[1], 10, 64)
 	ts.Check(err)
 	q := queue.New(queue.Config{EnqueuePool: pool, WorkPool: pool, Node: "script", Log: slog.New(slog.DiscardHandler)})
@@ -45,6 +47,11 @@ func scriptMail(ts *testscript.TestScript, neg bool, args []string) {
 	m := queue.Message{
 		ID: queue.NewID(), UserID: u.ID, CredentialID: credential, Sender: smtp.Address{Local: "s", Domain: "example.com"}, AcceptedAt: time.Now(),
 		Charges: []quota.Limit{{Scope: quota.User, Subject: quota.ID(u.ID), Kind: quota.Messages, Window: time.Hour, Max: 1000}},
+	}
+	for _, l := range quota.Windows(id.Limits) {
+		if l.Scope == quota.Domain {
+			m.Charges = append(m.Charges, l)
+		}
 	}
 	_, err = q.Enqueue(ctx, m, recipients, queue.NewBody([]byte("Subject: x\r\n\r\nbody\r\n")), false)
 	ts.Check(err)

@@ -49,17 +49,19 @@ func (k Kind) octets() bool { return k == Bytes || k == Size }
 func (k Kind) ofMessage() bool { return k == Size || k == RecipientsOfMessage }
 
 // Scope is where a limit was set, and so what it counts: "default" and "user" limits count
-// all that the user sends, "credential" ones what came by the credential.
+// all that the user sends, "domain" ones all that the users of the domain send together,
+// and "credential" ones what came by the credential.
 type Scope string
 
 const (
 	Default    Scope = "default"
+	Domain     Scope = "domain"
 	User       Scope = "user"
 	Credential Scope = "credential"
 )
 
 // closeness orders scopes: of two limits as tight, the one set more closely is named.
-var closeness = map[Scope]int{Default: 1, User: 2, Credential: 3}
+var closeness = map[Scope]int{Default: 1, Domain: 2, User: 3, Credential: 4}
 
 // MaxWindow is the longest window of a limit: a leap year.
 const MaxWindow = 366 * 24 * time.Hour
@@ -70,8 +72,11 @@ type Limit struct {
 	Window  time.Duration // whole seconds; 0 unless Kind.Windowed
 	Max     int64         // octets, messages, recipients or sessions; 0 allows none
 	Scope   Scope
-	Subject string // whose use counts: the id of the user or credential; "" while it is only set
+	Subject string // whose use counts: the id of the user or credential, or the domain; "" for a Default that is only set
 }
+
+// ID is a user's or a credential's id as the Subject of a limit.
+func ID(id int64) string { return strconv.FormatInt(id, 10) }
 
 // Check says why a limit cannot be one, by an ErrLimit.
 func (l Limit) Check() error {
@@ -236,7 +241,7 @@ func tighter(l, other Limit) bool {
 
 // Binds reports whether l, one of limits, is the tightest of those that count what it
 // counts; of two as tight, the one set more closely. The same count has what is of one
-// message, or of the same user or credential.
+// message, or of the same user, domain or credential.
 func Binds(limits []Limit, l Limit) bool {
 	for _, other := range limits {
 		together := l.counted() == other.counted() || l.Kind == other.Kind && l.Kind.ofMessage()

@@ -124,3 +124,34 @@ func TestWindows(t *testing.T) {
 		t.Errorf("without windows: %v", got)
 	}
 }
+
+// Of all that a user is under, the tightest of each count binds, wherever it was set, and of
+// what is of one message the tightest of all.
+func TestTightestWins(t *testing.T) {
+	t.Parallel()
+	limit := func(kind Kind, w time.Duration, most int64, scope Scope, subject string) Limit {
+		return Limit{kind, w, most, scope, subject}
+	}
+	limits := []Limit{
+		limit(Messages, day, 30, Default, "7"), limit(Messages, day, 20, Domain, "example.com"),
+		limit(Messages, day, 40, User, "7"), limit(Messages, day, 50, Credential, "9"),
+		limit(Bytes, day, 100, Default, "7"), limit(Bytes, day, 100, Domain, "example.com"),
+		limit(Size, 0, 7, Default, "7"), limit(Size, 0, 7, Domain, "example.com"), limit(Size, 0, 9, Credential, "9"),
+		limit(Sessions, 0, 5, Domain, "example.com"), limit(Sessions, 0, 4, Default, "7"), limit(Sessions, 0, 3, User, "7"),
+	}
+	want := []Limit{limits[0], limits[1], limits[3], limits[4], limits[5]}
+	if diff := cmp.Diff(want, Windows(limits)); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]Limit{limits[9], limits[11]}, sessionLimits(limits)); diff != "" {
+		t.Error(diff)
+	}
+	for i, l := range limits[6:9] {
+		if Binds(limits, l) != (i == 1) {
+			t.Errorf("%+v binds: %v", l, i != 1)
+		}
+	}
+	if l, ok := Smallest(limits, Size, Bytes); !ok || l != limits[7] {
+		t.Errorf("the smallest is %+v", l)
+	}
+}

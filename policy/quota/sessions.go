@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,9 +15,9 @@ import (
 )
 
 const (
-	sessionsTimeout = 5 * time.Second  // of a call of the database
-	sessionsRetry   = time.Second      // after trouble
-	sessionsRelist  = 30 * time.Second // between comparisons with the database
+	callTimeout    = 5 * time.Second  // of a call of the database
+	sessionsRetry  = time.Second      // after trouble
+	sessionsRelist = 30 * time.Second // between comparisons with the database
 )
 
 // Counter bounds the concurrent sessions of users, over all nodes. Only sessions under such
@@ -41,24 +42,30 @@ type Counter struct {
 }
 
 // Session is who has a session.
-type Session struct{ User, Credential int64 }
+type Session struct {
+	User, Credential int64
+	Domain           string // of the user's name, "" for none
+}
 
 // NewCounter returns a Counter in the database of pool. epoch returns this
 // node's epoch, 0 while it has none; it costs nothing. Run has to be running.
 func NewCounter(pool *pgxpool.Pool, epoch func() int64, log *slog.Logger) *Counter {
-	return &Counter{pool: pool, epoch: epoch, log: log, calls: sessionsTimeout, kick: make(chan struct{}, 1), open: make(map[int64]Session)}
+	return &Counter{pool: pool, epoch: epoch, log: log, calls: callTimeout, kick: make(chan struct{}, 1), open: make(map[int64]Session)}
 }
 
-// lockSessions is the first key of the advisory locks of users whose sessions are
-// counted; the second is the low part of the user's id.
-const lockSessions = 0x73657373 // "sess"
+// The first keys of the advisory locks of users, and of domains with a limit, whose sessions
+// are counted; the second is the low part of the user's id, or a hash of the domain.
+const (
+	lockSessions = 0x73657373 // "sess"
+	lockDomain   = 0x73657364 // "sesd"
+)
 
 var (
 	sqlNotDurable     = texts.Bind("not_durable")
-	sqlLockSessions   = texts.Bind("lock_sessions", "lock", "user_id")
-	sqlEnterSession   = texts.Bind("enter_session", "user_id", "credential_id", "epoch", "most_of_user", "most_of_credential")
+	sqlLockSessions   = texts.Bind("lock_sessions", "lock_domain", "limited_domain", "lock", "user_id")
+	sqlEnterSession   = texts.Bind("enter_session", "epoch", "user_id", "credential_id", "domain", "limited_domain", "most_of_user", "most_of_credential", "most_of_domain")
 	sqlLeaveSessions  = texts.Bind("leave_sessions", "id")
-	sqlListSessions   = texts.Bind("list_sessions", "id", "epoch", "user_id", "credential_id")
+	sqlListSessions   = texts.Bind("list_sessions", "epoch", "id", "user_id", "credential_id", "domain")
 	sqlUnlistSessions = texts.Bind("unlist_sessions", "id", "epoch")
 )
 
@@ -79,13 +86,18 @@ func (s *Counter) Enter(ctx context.Context, who Session, limits []Limit) (leave
 	s.mu.Lock()
 	s.used = true
 	s.mu.Unlock()
-	var byUser, byCredential int64
+	limited := ""
+	if slices.ContainsFunc(limits, func(l Limit) bool { return l.Scope == Domain }) {
+		limited = who.Domain
+	}
+	var byUser, byCredential, byDomain int64
 	var row *int64
 	// A batch is one transaction and one round trip.
 	batch := &pgx.Batch{}
-	batch.Queue(sqlLockSessions, lockSessions, who.User)
-	batch.Queue(sqlEnterSession, who.User, who.Credential, epoch, most(limits, User), most(limits, Credential)).QueryRow(func(r pgx.Row) error {
-		return r.Scan(&byUser, &byCredential, &row)
+	batch.Queue(sqlLockSessions, lockDomain, limited, lockSessions, who.User)
+	batch.Queue(sqlEnterSession, epoch, who.User, who.Credential, who.Domain, limited,
+		most(limits, User), most(limits, Credential), most(limits, Domain)).QueryRow(func(r pgx.Row) error {
+		return r.Scan(&byUser, &byCredential, &byDomain, &row)
 	})
 	if err := s.send(ctx, batch); err != nil {
 		return nil, nil, fmt.Errorf("enter session: %w", err)
@@ -93,7 +105,7 @@ func (s *Counter) Enter(ctx context.Context, who Session, limits []Limit) (leave
 	if row != nil {
 		return s.opened(*row, who), nil, nil
 	}
-	used := map[Scope]int64{User: byUser, Credential: byCredential}
+	used := map[Scope]int64{User: byUser, Credential: byCredential, Domain: byDomain}
 	if over = oneMore(limits, func(l Limit) int64 { return used[l.counted().scope] }); over != nil {
 		return nil, over, nil
 	}
@@ -204,10 +216,10 @@ func (s *Counter) sweep(ctx context.Context) error {
 // first time in any case, for limits that are no more may have left rows.
 func (s *Counter) relist(ctx context.Context, epoch int64) error {
 	s.mu.Lock()
-	ids := make([]int64, 0, len(s.open))
-	users, credentials := make([]int64, 0, len(s.open)), make([]int64, 0, len(s.open))
+	var ids, users, credentials []int64
+	var domains []string
 	for row, o := range s.open {
-		ids, users, credentials = append(ids, row), append(users, o.User), append(credentials, o.Credential)
+		ids, users, credentials, domains = append(ids, row), append(users, o.User), append(credentials, o.Credential), append(domains, o.Domain)
 	}
 	needless := s.seen && !s.used
 	s.mu.Unlock()
@@ -216,7 +228,7 @@ func (s *Counter) relist(ctx context.Context, epoch int64) error {
 	}
 	batch := &pgx.Batch{}
 	batch.Queue(sqlNotDurable)
-	batch.Queue(sqlListSessions, ids, epoch, users, credentials)
+	batch.Queue(sqlListSessions, epoch, ids, users, credentials, domains)
 	batch.Queue(sqlUnlistSessions, ids, epoch)
 	if err := s.send(ctx, batch); err != nil {
 		return err

@@ -109,10 +109,11 @@ func enter(t *testing.T, s *Counter, p person, refused string) (leave func()) {
 
 // under is user 7 by a credential.
 func under(credential int64, limits ...Limit) person {
-	p := person{Session{7, credential}, slices.Clone(limits)}
+	p := person{Session{User: 7, Credential: credential, Domain: "example.com"}, slices.Clone(limits)}
 	for i := range p.limits {
-		if p.limits[i].Subject = ID(7); p.limits[i].Scope == Credential {
-			p.limits[i].Subject = ID(credential)
+		p.limits[i].Subject = map[Scope]string{Domain: "example.com", Credential: ID(credential)}[p.limits[i].Scope]
+		if p.limits[i].Subject == "" {
+			p.limits[i].Subject = ID(7)
 		}
 	}
 	return p
@@ -340,7 +341,76 @@ func TestSessionsWithoutLimit(t *testing.T) {
 		t.Error(err)
 	}
 	none := NewCounter(nil, func() int64 { return 0 }, slog.New(slog.DiscardHandler))
-	if _, _, err := none.Enter(t.Context(), Session{7, 9}, under(9, sessions(1, User)).limits); !errors.Is(err, errNoEpoch) {
+	if _, _, err := none.Enter(t.Context(), Session{User: 7, Credential: 9}, under(9, sessions(1, User)).limits); !errors.Is(err, errNoEpoch) {
 		t.Errorf("without an epoch: %v", err)
+	}
+}
+
+// TestSessionsOfADomain: a domain's limit counts the sessions of all its users, over all
+// nodes, those from before it was set too, and nobody else's.
+func TestSessionsOfADomain(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	a, epoch := newTestSessions(t, db)
+	b, _ := newTestSessions(t, db)
+	of := func(user int64, limits ...Limit) person {
+		p := under(9, limits...)
+		p.User = user
+		return p
+	}
+	together, own := sessions(3, Domain), sessions(2, User)
+	enter(t, a, of(1, own), "")
+	enter(t, b, of(2, own, together), "")
+	leave := enter(t, b, of(3, together), "")
+	enter(t, a, of(4, together), "3 of 3 domain")
+	other := of(5, own)
+	other.Domain = "example.net"
+	enter(t, a, other, "")
+	leave()
+	if err := b.sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	enter(t, b, of(2, own, together), "")
+	enter(t, b, of(4, together), "3 of 3 domain")
+	limits := of(2, own, together).limits
+	used, err := ReadUsage(t.Context(), db.Pool, limits)
+	if n, _ := used.Of(limits[1]); err != nil || n != 3 {
+		t.Errorf("%v, %v", used, err)
+	}
+	exec(t, db, `update node set reaped_at = now() where epoch = $1`, epoch)
+	enter(t, b, of(4, together), "")
+	if err := b.relist(t.Context(), b.epoch()); err != nil {
+		t.Fatal(err)
+	}
+	enter(t, b, of(4, together), "3 of 3 domain")
+}
+
+// Two nodes never let in more of a domain than its limit, whoever wants in.
+func TestSessionsOfADomainExact(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	a, _ := newTestSessions(t, db)
+	b, _ := newTestSessions(t, db)
+	var mu sync.Mutex
+	let := 0
+	var all sync.WaitGroup
+	for i := range 40 {
+		all.Go(func() {
+			who := under(9, sessions(7, Domain))
+			who.User = int64(i % 5)
+			_, over, err := []*Counter{a, b}[i%2].Enter(context.Background(), who.Session, who.limits)
+			if err != nil {
+				t.Error(err)
+			}
+			if over == nil {
+				mu.Lock()
+				let++
+				mu.Unlock()
+			}
+		})
+	}
+	all.Wait()
+	if let != 7 || rows(t, db) != 7 {
+		t.Errorf("%d were let in and %d are counted, want 7", let, rows(t, db))
 	}
 }

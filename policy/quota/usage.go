@@ -4,7 +4,6 @@ import (
 	"context"
 	"embed"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -16,9 +15,6 @@ import (
 var files embed.FS
 
 var texts = pg.Load(files)
-
-// usageTimeout bounds a call of the database that answers a question of an admin.
-const usageTimeout = 5 * time.Second
 
 // Usage is what counts at the moment.
 type Usage map[counted]int64
@@ -36,7 +32,7 @@ var sqlUsage = texts.Bind("usage", "scope", "subject")
 // ReadUsage returns what counts against limits: messages, recipients and octets in their
 // windows, and of sessions those that are counted, which are the ones under a limit.
 func ReadUsage(ctx context.Context, db querier, limits []Limit) (Usage, error) {
-	ctx, cancel := context.WithTimeout(ctx, usageTimeout)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	var scopes, subjects []string
 	for _, l := range limits {
@@ -101,6 +97,3 @@ func Try(ctx context.Context, db batcher, message Charge) (over *Over, err error
 	}
 	return over, nil
 }
-
-// ID is a user's or a credential's id as the Subject of a limit.
-func ID(id int64) string { return strconv.FormatInt(id, 10) }

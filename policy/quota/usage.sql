@@ -19,6 +19,6 @@ from asked join usage_window x using (scope, subject)
 group by x.scope, x.subject, x.kind, x.window_s
 union all
 select a.scope, a.subject, 'sessions', 0, count(*)
-from asked a join live_session s on a.subject = case a.scope when 'user' then s.user_id::text else s.credential_id::text end
+from asked a join live_session s on a.subject = case a.scope when 'user' then s.user_id::text when 'domain' then s.domain else s.credential_id::text end
 where exists (select from live_epoch e where e.epoch = s.epoch)
 group by a.scope, a.subject

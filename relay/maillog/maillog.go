@@ -86,8 +86,9 @@ func (l *Logger) Held(h HeldEvent) {
 
 // LimitEvent is a limit that is nearly used up. Event "limit_near".
 type LimitEvent struct {
-	User       string // name, or id where no name is known; "" when only the credential is known
-	Credential string // "" for a limit on all that the user sends
+	User       string // name, or id where no name is known; "" for a limit of one of the next two
+	Credential string // its number
+	Domain     string // whose users the limit counts together
 	Limit      string // "messages 100/m"
 	Used       int64  // in the limit's window, in what it counts
 }
@@ -101,6 +102,7 @@ func (l *Logger) LimitNear(n LimitEvent) {
 	}
 	e.text("user", n.User)
 	e.text("credential", n.Credential)
+	e.text("domain", n.Domain)
 	e.text("limit", n.Limit)
 	e.add(slog.Int64("used", n.Used))
 	e.end("limit_near")

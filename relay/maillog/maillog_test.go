@@ -122,6 +122,10 @@ var events = []struct {
 		`{"level":"INFO","msg":"limit_near","user":"alice","limit":"bytes 1GB/d","used":0}`,
 	},
 	{
+		func(l *Logger) { l.LimitNear(LimitEvent{Domain: "example.com", Limit: "messages 100/d", Used: 80}) },
+		`{"level":"INFO","msg":"limit_near","domain":"example.com","limit":"messages 100/d","used":80}`,
+	},
+	{
 		func(l *Logger) { l.Hold(HoldEvent{User: "alice", Reason: "first_time_share 0.9"}) },
 		`{"level":"INFO","msg":"hold","user":"alice","reason":"first_time_share 0.9"}`,
 	},

@@ -453,3 +453,120 @@ func TestRefusedLargeIsNotStored(t *testing.T) {
 		t.Errorf("%d octets are stored", n)
 	}
 }
+
+// A limit of a domain counts what all its users send, over all nodes, once for each message;
+// each limit that a message is under is charged, and the one that refuses is named.
+func TestDomainLimit(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	nodes := []*Queue{start(t, calmConfig(db)), start(t, func() Config { c := calmConfig(db); c.Node = "b"; return c }())}
+	together := quota.Limit{Kind: quota.Messages, Window: time.Hour, Max: 30, Scope: quota.Domain, Subject: "example.com"}
+	limits := func(user int64) []quota.Limit {
+		return []quota.Limit{
+			{Kind: quota.Messages, Window: time.Hour, Max: 100, Scope: quota.Default, Subject: quota.ID(user)}, together,
+			{Kind: quota.Messages, Window: time.Hour, Max: 100, Scope: quota.Credential, Subject: quota.ID(10 + user)},
+		}
+	}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	accepted := map[int64]int{}
+	for i := range 80 {
+		wg.Go(func() {
+			m, user := message(), int64(i%5+1)
+			m.UserID, m.CredentialID, m.Charges = user, 10+user, limits(user)
+			_, err := nodes[i%2].Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody([]byte("x")), true)
+			mu.Lock()
+			defer mu.Unlock()
+			if over := isOver(err); err == nil {
+				accepted[user]++
+			} else if over == nil || over.Limit != together || over.Used != 30 {
+				t.Errorf("refused with %v, %+v", err, over)
+			}
+		})
+	}
+	wg.Wait()
+	sum := 0
+	for user, n := range accepted {
+		sum += n
+		of := limits(user)
+		of[0].Scope = quota.User // a default counts with what is set for the user
+		if a, b := used(t, db, of[0]), used(t, db, of[2]); a != n || b != n {
+			t.Errorf("user %d has sent %d, and %d and %d are charged", user, n, a, b)
+		}
+	}
+	if n := used(t, db, together); sum != 30 || n != 30 {
+		t.Errorf("%d are accepted, and %d charged", sum, n)
+	}
+	if n := count(t, db, `select count(*) from message where usage like 'messages %/100 in 3600s, messages %/30 in 3600s by all of example.com, messages %/100 in 3600s by credential'`); n != 30 {
+		t.Errorf("%d messages say what they used", n)
+	}
+}
+
+// Of a user that moves to another domain, what was sent stays charged where it was sent.
+func TestUserMovesBetweenDomains(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	user := limitOf(quota.Messages, 3, time.Hour)
+	of := func(domain string) quota.Limit {
+		return quota.Limit{Kind: quota.Messages, Window: time.Hour, Max: 2, Scope: quota.Domain, Subject: domain}
+	}
+	send := func(domain string, refusedBy quota.Scope) {
+		t.Helper()
+		_, err := charged(t, q, []string{"a@example.net"}, user, of(domain))
+		if over := isOver(err); refusedBy == "" && err != nil || refusedBy != "" && (over == nil || over.Scope != refusedBy) {
+			t.Errorf("from %s: %v, %+v", domain, err, over)
+		}
+	}
+	send("old.example", "")
+	send("old.example", "")
+	send("old.example", quota.Domain)
+	send("new.example", "")
+	send("new.example", quota.User)
+	if a, b, c := used(t, db, of("old.example")), used(t, db, of("new.example")), used(t, db, user); a != 2 || b != 1 || c != 3 {
+		t.Errorf("%d, %d and %d are charged", a, b, c)
+	}
+}
+
+// Four fifths of a domain's limit are told of once, whoever sends.
+func TestNearDomainLimit(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	cfg := calmConfig(db)
+	near := make(chan quota.Near, 100)
+	cfg.Near = func(n quota.Near) { near <- n }
+	q := start(t, cfg)
+	together := quota.Limit{Kind: quota.Recipients, Window: time.Hour, Max: 10, Scope: quota.Domain, Subject: "example.com"}
+	for user := range 5 {
+		own := quota.Limit{Kind: quota.Recipients, Window: time.Hour, Max: 10, Scope: quota.User, Subject: quota.ID(int64(user))}
+		if _, err := charged(t, q, []string{"a@example.net", "b@example.net"}, own, together); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := <-near; n != (quota.Near{Limit: together, Used: 8}) || len(near) != 0 {
+		t.Errorf("told %+v, and %d more", n, len(near))
+	}
+}
+
+// Who has the row of a domain's limit keeps its users waiting together, not one after the
+// other, and nobody else.
+func TestGroupIsPartedBySubject(t *testing.T) {
+	t.Parallel()
+	of := func(user int64, limits ...quota.Limit) *job {
+		return &job{m: Message{UserID: user, Charges: limits}}
+	}
+	own := func(user int64) quota.Limit { return quota.Limit{Scope: quota.User, Subject: quota.ID(user)} }
+	together := quota.Limit{Scope: quota.Domain, Subject: "example.com"}
+	jobs := []*job{of(1, own(1)), of(2), of(3, own(3), together), of(4, together), of(1, own(1)), of(5, own(5))}
+	var got []string
+	for _, part := range bySubject(jobs) {
+		users := ""
+		for _, j := range part {
+			users += quota.ID(j.m.UserID)
+		}
+		got = append(got, users)
+	}
+	if want := []string{"2", "34", "11", "5"}; !slices.Equal(got, want) {
+		t.Errorf("parts %q, want %q", got, want)
+	}
+}

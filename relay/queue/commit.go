@@ -132,7 +132,7 @@ func (c *committer) commit(jobs []*job) {
 			c.resolve(jobs, err)
 			return
 		case isLocked(err) && len(parts) > 1:
-			// Another transaction holds one user's limit row; commit the other users' messages without it.
+			// Another transaction holds a limit's row; commit the messages of others without it.
 			for _, part := range parts {
 				c.commit(part)
 			}
@@ -301,13 +301,17 @@ func (c *committer) insert(ctx context.Context, conn *pgx.Conn, jobs []*job, aga
 }
 
 // bySubject parts a group by whose limits it is charged against: nobody's first, then
-// each user's.
+// each domain's that has a limit, and each other user's.
 func bySubject(jobs []*job) [][]*job {
-	parts := make(map[int64][]*job)
+	parts := make(map[string][]*job)
 	for _, j := range jobs {
-		subject := int64(0)
-		if len(j.m.Charges) > 0 {
-			subject = j.m.UserID
+		subject := ""
+		for _, l := range j.m.Charges {
+			if l.Scope == quota.Domain {
+				subject = "*@" + l.Subject
+				break
+			}
+			subject = quota.ID(j.m.UserID)
 		}
 		parts[subject] = append(parts[subject], j)
 	}

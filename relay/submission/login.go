@@ -75,7 +75,7 @@ func (e *tooMany) Error() string { return "too many sessions" }
 // admit makes id the session's if it may have one more, and known to Recheck.
 func (s *session) admit(id auth.Identity, mark uint64) error {
 	if sessions := s.server.cfg.Sessions; sessions != nil {
-		leave, over, err := sessions.Enter(s.server.cutting, quota.Session{User: id.UserID, Credential: id.CredentialID}, id.Limits)
+		leave, over, err := sessions.Enter(s.server.cutting, quota.Session{User: id.UserID, Credential: id.CredentialID, Domain: id.Domain()}, id.Limits)
 		if err != nil {
 			return err
 		}

@@ -21,9 +21,12 @@ func (n *Node) nearLimit(pool *pgxpool.Pool) func(quota.Near) {
 		// A commit of mail must not wait for the name.
 		go func() {
 			_ = n.guard.Try("a limit that is near", func() error {
-				if near.Scope == quota.Credential {
+				switch near.Scope {
+				case quota.Credential:
 					e.Credential = near.Subject
-				} else {
+				case quota.Domain:
+					e.Domain = near.Subject
+				default:
 					id, _ := strconv.ParseInt(near.Subject, 10, 64)
 					e.User = userName(pool, id)
 				}
