@@ -53,6 +53,7 @@ var arrows = map[string]string{
 	"cmd/postern/node":     "cmd/postern/config cmd/postern/database cmd/postern/screen admin auth internal/await internal/panics internal/pg migrations policy relay/acme relay/anomaly relay/bounce relay/certificate relay/delivery relay/maillog relay/queue relay/queue/desk relay/retention relay/route relay/submission",
 	"cmd/postern/screen":   "",
 	"cmd/postern/database": "cmd/postern/config cmd/postern/screen internal/pg internal/pgserver migrations relay/queue",
+	"cmd/postern/demo":     "auth cmd/postern/config cmd/postern/database cmd/postern/node cmd/postern/screen internal/capture internal/owned internal/pgserver migrations relay/certificate relay/queue relay/route relay/smtp",
 	"cmd/postern/handout":  "cmd/postern/config relay/smtp",
 	"cmd/smtpbench":        "internal/owned internal/peers internal/pgserver internal/serve",
 

@@ -1,8 +1,8 @@
 // Command postern is the relay's one binary: the server, the admin's shell and
 // the demo. Each file here is one noun; run wires them and is what tests call.
 // Its packages: config reads the file, database leads to PostgreSQL, node is one
-// running relay, check looks at a set-up, handout is for mail clients, and screen
-// makes text for people.
+// running relay, check looks at a set-up, demo tries the whole on one machine,
+// handout is for mail clients, and screen makes text for people.
 package main
 
 import (
