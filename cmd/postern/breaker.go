@@ -31,18 +31,16 @@ func (a *app) breakerShowCmd() *cobra.Command {
 		Use:   "show",
 		Short: "show which signs are on",
 		Args:  noArguments,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
-				b, err := anomaly.Read(ctx, pool)
-				if err != nil {
-					return err
-				}
-				if asJSON {
-					return printJSON(a.stdout, breakerJSON(b))
-				}
-				return a.printBreaker(b)
-			})
-		},
+		RunE: a.onUsers(func(ctx context.Context, users *accounts, _ []string) error {
+			b, err := anomaly.Read(ctx, users.pool)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(a.stdout, breakerJSON(b))
+			}
+			return a.printBreaker(b)
+		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd

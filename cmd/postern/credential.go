@@ -73,13 +73,11 @@ func credentialState(c auth.Credential, now time.Time) string {
 	return "active"
 }
 
-func (a *app) printCredentials(list []credentialView) error {
-	t := table{head: []string{"ID", "KIND", "LABEL", "STATE", "EXPIRES", "NETWORKS", "LAST USE", "FROM"}}
-	for _, c := range list {
-		t.add(strconv.FormatInt(c.ID, 10), c.Kind, screen.OrDash(c.Label), c.State, screen.LocalTime(orZero(c.ExpiresAt)),
-			screen.OrDash(strings.Join(c.Networks, " ")), screen.LocalTime(orZero(c.LastUsedAt)), screen.OrDash(c.LastUsedAddr))
-	}
-	return t.print(a.stdout)
+var credentialHead = []string{"ID", "KIND", "LABEL", "STATE", "EXPIRES", "NETWORKS", "LAST USE", "FROM"}
+
+func credentialRow(c credentialView) []string {
+	return []string{strconv.FormatInt(c.ID, 10), c.Kind, screen.OrDash(c.Label), c.State, screen.LocalTime(orZero(c.ExpiresAt)),
+		screen.OrDash(strings.Join(c.Networks, " ")), screen.LocalTime(orZero(c.LastUsedAt)), screen.OrDash(c.LastUsedAddr)}
 }
 
 func orZero(t *time.Time) time.Time {
@@ -180,26 +178,17 @@ func parseNetworks(list []string) (networks []netip.Prefix, err error) {
 }
 
 func (a *app) credentialListCmd() *cobra.Command {
-	var asJSON bool
-	cmd := &cobra.Command{
-		Use:   "list USER",
-		Short: "list a user's credentials, the revoked ones too",
-		Args:  one("name", "the user's name"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
-				list, err := users.Credentials(ctx, args[0])
-				if err != nil {
-					return err
-				}
-				if asJSON {
-					return printJSON(a.stdout, credentialsJSON(list))
-				}
-				return a.printCredentials(credentialsJSON(list))
-			})
+	return listing[credentialView]{
+		head: credentialHead, row: credentialRow,
+		load: func(ctx context.Context, users *accounts, args []string, _ int) ([]credentialView, error) {
+			list, err := users.Credentials(ctx, args[0])
+			return credentialsJSON(list), err
 		},
-	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return cmd
+	}.command(a, &cobra.Command{
+		Use:   "list USER",
+		Short: "list a user's credentials, revoked ones too",
+		Args:  one("name", "the user's name"),
+	})
 }
 
 // revoked is what became of a credential.

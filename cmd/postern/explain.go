@@ -235,7 +235,7 @@ func (e *explanation) login(ctx context.Context, users *accounts, u auth.User, c
 	rule := ""
 	switch {
 	case !u.Enabled:
-		rule = "user " + userState(u)
+		rule = "user " + userState(u.Enabled, u.DisabledReason)
 	case credential == 0 && u.Credentials == 0:
 		rule = "the user has no credential that works"
 	case credential != 0:

@@ -111,33 +111,22 @@ func (a *app) retryRouteless(ctx context.Context, pool *pgxpool.Pool) error {
 }
 
 func (a *app) routeListCmd() *cobra.Command {
-	var asJSON bool
-	cmd := &cobra.Command{
+	return listing[route.Rule]{
+		head: []string{"ID", "MATCH", "VIA"},
+		row: func(r route.Rule) []string {
+			return []string{strconv.FormatInt(r.ID, 10), matchText(r), viaText(r)}
+		},
+		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]route.Rule, error) {
+			return route.NewStore(users.pool, nil).ListRoutes(ctx)
+		},
+	}.command(a, &cobra.Command{
 		Use:   "list",
 		Short: "list the routes",
-		Long: `Lists the routes in the order in which they are looked at: the first that matches
-a recipient decides, and the default route ("all mail") comes last. Each attempt
-looks anew. Of several upstreams of a route only the first is used.`,
+		Long: `Lists the routes in the order in which they are tried: the first that matches a
+recipient decides, and the default route ("all mail") comes last. Each attempt reads
+them anew. Of a route with several upstreams only the first is used.`,
 		Args: noArguments,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
-				list, err := route.NewStore(pool, nil).ListRoutes(ctx)
-				if err != nil {
-					return err
-				}
-				if asJSON {
-					return printJSON(a.stdout, emptyList(list))
-				}
-				t := table{head: []string{"ID", "MATCH", "VIA"}}
-				for _, r := range list {
-					t.add(strconv.FormatInt(r.ID, 10), matchText(r), viaText(r))
-				}
-				return t.print(a.stdout)
-			})
-		},
-	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return cmd
+	})
 }
 
 func viaText(r route.Rule) string {

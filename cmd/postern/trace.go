@@ -260,7 +260,8 @@ func (a *app) printStory(s *story) error {
 		return nil
 	}
 	fmt.Fprintln(a.stdout)
-	if err := a.printEntries(s.Live, s.who); err != nil {
+	t = tableOf(entryHead, entryRow, entryViews(s.Live, s.who))
+	if err := t.print(a.stdout); err != nil {
 		return err
 	}
 	a.printWhyHeld(s)
