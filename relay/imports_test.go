@@ -48,7 +48,7 @@ var arrows = map[string]string{
 	"configs/image":     "",
 
 	"cmd/postern":          "*",
-	"cmd/postern/config":   "cmd/postern/screen admin internal/owned internal/units relay/acme relay/seal relay/smtp",
+	"cmd/postern/config":   "cmd/postern/screen admin auth internal/owned internal/units relay/acme relay/delivery relay/queue relay/retention relay/seal relay/smtp relay/submission",
 	"cmd/postern/check":    "cmd/postern/config cmd/postern/database cmd/postern/screen admin auth internal/owned migrations relay/acme relay/certificate relay/delivery relay/queue/desk relay/route relay/seal relay/smtp internal/pgserver",
 	"cmd/postern/node":     "cmd/postern/config cmd/postern/database cmd/postern/screen admin auth internal/await internal/panics internal/pg migrations policy relay/acme relay/anomaly relay/bounce relay/certificate relay/delivery relay/maillog relay/queue relay/queue/desk relay/retention relay/route relay/submission",
 	"cmd/postern/screen":   "",

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -18,8 +17,13 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"postern/admin"
+	"postern/auth"
 	"postern/internal/owned"
+	"postern/relay/delivery"
+	"postern/relay/queue"
+	"postern/relay/retention"
 	"postern/relay/smtp"
+	"postern/relay/submission"
 )
 
 // Config is the configuration file: what belongs to one node. Everything that an
@@ -126,32 +130,33 @@ type Log struct {
 	Level  string `toml:"level"`
 }
 
-// Defaults is the configuration of an empty file.
+// Defaults is the configuration of an empty file: what the packages do that are told
+// nothing.
 func Defaults() Config {
+	login, clients, mail := auth.Defaults(), submission.Defaults(), queue.Defaults()
+	sending, kept := delivery.Defaults(), retention.Defaults()
 	return Config{
 		DrainTime: Duration(30 * time.Second),
 		Database:  Database{MaxConnections: 8},
 		ACME:      DefaultACME(),
 		Submission: Submission{
-			Connections: 2000, ConnectionsPerAddress: 100,
-			Commands: 10000, BadCommands: 10, AuthFailures: 3,
-			Recipients: 1000, MessageSize: 50 << 20, HeaderSize: 256 << 10,
-			SessionTime: Duration(2 * time.Hour), IdleTime: Duration(5 * time.Minute),
-			MinDataRate: 500, Memory: 128 << 20, Spool: 4 << 30,
+			Connections: clients.Connections, ConnectionsPerAddress: clients.ConnectionsPerAddress,
+			Commands: clients.Commands, BadCommands: clients.BadCommands, AuthFailures: clients.FailedAuths,
+			Recipients: clients.Recipients, MessageSize: size(clients.MessageSize), HeaderSize: size(clients.HeaderSize),
+			SessionTime: Duration(clients.Session), IdleTime: Duration(clients.Idle),
+			MinDataRate: size(clients.DataRate), Memory: size(clients.Memory), Spool: size(clients.TempFiles),
 			ShowClientAddress: true,
 		},
-		Auth: Auth{Permits: max(2, runtime.GOMAXPROCS(0))},
+		Auth: Auth{Permits: login.Permits},
 		Queue: Queue{
 			Gate: "local", Notify: true, Reserve: 64 << 20,
-			Lifetime:    Duration(5 * 24 * time.Hour),
-			DelayNotice: Duration(4 * time.Hour),
-			History:     Duration(30 * 24 * time.Hour),
+			Lifetime: Duration(mail.Lifetime), DelayNotice: Duration(mail.DelayNotice), History: Duration(kept.History),
 		},
 		Delivery: Delivery{
-			Connections: 20, Memory: 64 << 20,
-			IdleTime: Duration(8 * time.Second), MessagesPerConn: 1000, MXPort: 25,
+			Connections: sending.Connections, Memory: size(sending.Memory),
+			IdleTime: Duration(sending.IdleTime), MessagesPerConn: sending.PerConnection, MXPort: sending.MXPort,
 		},
-		Retention: defaultRetention(),
+		Retention: Retention{Audit: Duration(login.Audit), Correspondents: Duration(kept.Correspondents)},
 		Log:       Log{Format: "text", Level: "info"},
 		Admin:     Admin{Address: "127.0.0.1:5878"},
 	}

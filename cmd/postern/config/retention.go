@@ -11,10 +11,6 @@ type Retention struct {
 	Correspondents Duration `toml:"correspondents"`
 }
 
-func defaultRetention() Retention {
-	return Retention{Audit: Duration(365 * 24 * time.Hour), Correspondents: Duration(365 * 24 * time.Hour)}
-}
-
 // validateRetention refuses what would delete what is still in use. A commit in doubt
 // is looked up in the history for a minute, and an hour is of use to a person.
 func (c *Config) validateRetention() error {
