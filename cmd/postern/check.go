@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"postern/admin/health"
 	"postern/cmd/postern/check"
 )
 
@@ -74,7 +75,7 @@ func (a *app) check(ctx context.Context, opts check.Options, asJSON bool) error 
 	}
 	failed := 0
 	for _, f := range findings {
-		if f.Status == check.Failed {
+		if f.Status == health.Failed {
 			failed++
 		}
 	}
@@ -86,10 +87,10 @@ func (a *app) check(ctx context.Context, opts check.Options, asJSON bool) error 
 
 // printFindings writes what is to be done under what was found: beside it the lines
 // would be too long for a terminal.
-func (a *app) printFindings(findings []check.Finding) error {
+func (a *app) printFindings(findings []health.Finding) error {
 	t := table{head: []string{"", "SUBJECT", "FINDING"}}
 	for _, f := range findings {
-		if f.Status == check.OK {
+		if f.Status == health.OK {
 			t.add(string(f.Status), f.Subject, f.Text)
 			continue
 		}

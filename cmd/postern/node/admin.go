@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/admin"
+	"postern/admin/health"
 	"postern/cmd/postern/config"
 	"postern/relay/queue"
 	"postern/relay/queue/desk"
@@ -80,11 +81,11 @@ func cause(err error) error {
 
 // certificateList tells of the certificates that the listeners show. One that only
 // stands in for what the authority has not issued is none.
-func (n *Node) certificateList() []admin.Certificate {
+func (n *Node) certificateList() []health.Certificate {
 	all := n.certs.Status()
-	list := make([]admin.Certificate, len(all))
+	list := make([]health.Certificate, len(all))
 	for i, s := range all {
-		list[i] = admin.Certificate{Name: cmp.Or(s.Name, s.Source), FailingSince: s.FailingSince, Error: s.Error}
+		list[i] = health.Certificate{Name: cmp.Or(s.Name, s.Source), FailingSince: s.FailingSince, Error: s.Error}
 		if !s.StandIn {
 			list[i].NotBefore, list[i].NotAfter = s.NotBefore, s.NotAfter
 		}

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"postern/admin"
+	"postern/admin/health"
 	"postern/auth"
 	"postern/relay/delivery"
 	"postern/relay/maillog"
@@ -69,7 +70,7 @@ func (n *Node) registerParts() {
 		admin.Register(r, prometheus.Labels{"reason": "proxy"}, func() int64 { return n.server.Stats().RefusedByProxy }, refusedReadings)
 		admin.Register(r, nil, n.verifier.Stats, authReadings)
 		dir := n.Config.Submission.TempDir()
-		admin.Register(r, nil, func() int64 { free, _ := admin.FreeSpace(dir); return free }, []admin.Reading[int64]{
+		admin.Register(r, nil, func() int64 { free, _ := health.FreeSpace(dir); return free }, []admin.Reading[int64]{
 			{Name: "postern_spool_free_bytes", Help: "Octets that may still be written into the folder for temporary files; 0 when it cannot be asked.", Value: number[int64]},
 		})
 	}

@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"postern/admin"
+	"postern/admin/health"
 	"postern/auth"
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/database"
@@ -297,7 +297,7 @@ func (n *Node) diskFree() func() (int64, error) {
 	if dir == "" {
 		return nil
 	}
-	return func() (int64, error) { return admin.FreeSpace(dir) }
+	return func() (int64, error) { return health.FreeSpace(dir) }
 }
 
 func (n *Node) buildQueue(ctx context.Context) error {
