@@ -55,10 +55,9 @@ func (n *Node) buildAdmin(ctx context.Context) (*adminPages, error) {
 		admin.DiskCheck(n.queue.Available),
 		admin.DrainCheck(p.draining.Load),
 	}
-	if n.certs != nil {
-		admin.RegisterCertificates(n.metrics.registry, n.certificateList)
-		checks = append(checks, admin.CertificateCheck(n.certificateList, time.Now),
-			admin.RoomCheck(n.Config.Submission.TempDir(), func() int64 { return n.server.Stats().MessageSize }))
+	if f := n.front; f != nil {
+		checks = append(checks, admin.CertificateCheck(f.certificateList, time.Now),
+			admin.RoomCheck(n.Config.Submission.TempDir(), func() int64 { return f.server.Stats().MessageSize }))
 	}
 	n.registerParts()
 	n.metrics.registerDraining(&p.draining)
@@ -81,8 +80,8 @@ func cause(err error) error {
 
 // certificateList tells of the certificates that the listeners show. One that only
 // stands in for what the authority has not issued is none.
-func (n *Node) certificateList() []health.Certificate {
-	all := n.certs.Status()
+func (f *front) certificateList() []health.Certificate {
+	all := f.certs.Status()
 	list := make([]health.Certificate, len(all))
 	for i, s := range all {
 		list[i] = health.Certificate{Name: cmp.Or(s.Name, s.Source), FailingSince: s.FailingSince, Error: s.Error}

@@ -63,25 +63,34 @@ func (n *Node) registerParts() {
 	admin.Register(r, nil, n.guard.Caught, []admin.Reading[int64]{
 		{Name: "postern_panics_total", Help: "Defects of Postern that were met outside of sessions and attempts, and survived.", Counter: true, Value: number[int64]},
 	})
-	if n.server != nil {
-		admin.Register(r, nil, n.server.Stats, submissionReadings)
-		admin.Register(r, prometheus.Labels{"reason": "address"}, func() int64 { return n.server.Stats().RefusedByAddress }, refusedReadings)
-		admin.Register(r, prometheus.Labels{"reason": "server"}, func() int64 { return n.server.Stats().RefusedConnections }, refusedReadings)
-		admin.Register(r, prometheus.Labels{"reason": "proxy"}, func() int64 { return n.server.Stats().RefusedByProxy }, refusedReadings)
-		admin.Register(r, nil, n.verifier.Stats, authReadings)
-		dir := n.Config.Submission.TempDir()
-		admin.Register(r, nil, func() int64 { free, _ := health.FreeSpace(dir); return free }, []admin.Reading[int64]{
-			{Name: "postern_spool_free_bytes", Help: "Octets that may still be written into the folder for temporary files; 0 when it cannot be asked.", Value: number[int64]},
-		})
+	if n.front != nil {
+		n.front.register(r)
 	}
-	if n.engine != nil {
-		admin.Register(r, nil, n.engine.Stats, deliveryReadings)
-		admin.Register(r, prometheus.Labels{"via": "upstream"}, func() delivery.Load { return n.engine.Stats().Upstream }, loadReadings)
-		admin.Register(r, prometheus.Labels{"via": "mx"}, func() delivery.Load { return n.engine.Stats().MX }, loadReadings)
+	if n.back != nil {
+		n.back.register(r)
 	}
 	for _, p := range n.pools {
 		admin.Register(r, prometheus.Labels{"pool": p.name}, p.Stat, poolReadings)
 	}
+}
+
+func (f *front) register(r *prometheus.Registry) {
+	admin.RegisterCertificates(r, f.certificateList)
+	admin.Register(r, nil, f.server.Stats, submissionReadings)
+	admin.Register(r, prometheus.Labels{"reason": "address"}, func() int64 { return f.server.Stats().RefusedByAddress }, refusedReadings)
+	admin.Register(r, prometheus.Labels{"reason": "server"}, func() int64 { return f.server.Stats().RefusedConnections }, refusedReadings)
+	admin.Register(r, prometheus.Labels{"reason": "proxy"}, func() int64 { return f.server.Stats().RefusedByProxy }, refusedReadings)
+	admin.Register(r, nil, f.verifier.Stats, authReadings)
+	dir := f.node.Config.Submission.TempDir()
+	admin.Register(r, nil, func() int64 { free, _ := health.FreeSpace(dir); return free }, []admin.Reading[int64]{
+		{Name: "postern_spool_free_bytes", Help: "Octets that may still be written into the folder for temporary files; 0 when it cannot be asked.", Value: number[int64]},
+	})
+}
+
+func (b *back) register(r *prometheus.Registry) {
+	admin.Register(r, nil, b.engine.Stats, deliveryReadings)
+	admin.Register(r, prometheus.Labels{"via": "upstream"}, func() delivery.Load { return b.engine.Stats().Upstream }, loadReadings)
+	admin.Register(r, prometheus.Labels{"via": "mx"}, func() delivery.Load { return b.engine.Stats().MX }, loadReadings)
 }
 
 func number[N int | int32 | int64](n N) float64 { return float64(n) }
