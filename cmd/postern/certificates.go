@@ -20,11 +20,10 @@ func (a *app) certificateCmd() *cobra.Command {
 func (a *app) certificateRenewCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "renew NAME",
-		Short: "let a certificate be ordered anew before its time",
+		Short: "order a new certificate before the old one is due for renewal",
 		Long: `Asks the nodes to order a new certificate with a new key for NAME, as when the key may
-have become known. What waits after a failure is tried again at once. The one in use
-stays until the new one is there; whether the old one is revoked is between you and
-the authority.`,
+have become known. After a failure the order is tried again immediately. The certificate in use stays
+until the new one is there. The old one is not revoked: ask the authority for that.`,
 		Args: one("NAME", "the NAME of a certificate; 'postern certificate list' shows them"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
 			known, err := acme.AskRenewal(ctx, users.pool, args[0], users.actor)
@@ -32,9 +31,9 @@ the authority.`,
 				return err
 			}
 			if !known {
-				return fmt.Errorf("no node has told of a certificate for %s by ACME; 'postern certificate list' shows those that there are", screen.Printable(args[0]))
+				return fmt.Errorf("no node has recorded a certificate for %s by ACME; 'postern certificate list' shows the recorded ones", screen.Printable(args[0]))
 			}
-			fmt.Fprintf(a.stdout, "%s will be renewed by a running node within 10 minutes, or at once by a reload\n", screen.Printable(strings.ToLower(args[0])))
+			fmt.Fprintf(a.stdout, "%s will be renewed by a running node within 10 minutes, or immediately by a reload\n", screen.Printable(strings.ToLower(args[0])))
 			return nil
 		}),
 	}
@@ -62,11 +61,11 @@ func (a *app) certificateListCmd() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "list",
-		Short: "list certificates that nodes get by ACME, with their end and state",
-		Long: `Lists what the nodes have written into the database about each name in their [acme]
-names: when its certificate ends, and, while none can be got, since when, why, and
-when it is tried again. A certificate in files is not listed; 'postern check' looks
-at that one.`,
+		Short: "list certificates that nodes get by ACME, with their expiry and state",
+		Long: `Lists what the nodes have recorded in the database about each name in their [acme]
+names: when its certificate expires, and, while the authority issues none, since when,
+why, and when it is tried again. A certificate in files is not listed; 'postern check'
+looks at that one.`,
 		Args: noArguments,
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, _ []string) error {
 			list, err := acme.List(ctx, users.pool)

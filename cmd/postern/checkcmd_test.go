@@ -169,8 +169,8 @@ func TestCheckIsUsedWrongly(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ args, want string }{
 		{"--only dns,weather", `there is no area "weather"`},
-		{"--address relay.test", "is no IP address"},
-		{"--mx -x-", "is no domain name"},
+		{"--address relay.test", "is not an IP address"},
+		{"--mx -x-", "is not a domain name"},
 		{"--connect relay.test", "is not host:port"},
 		{"--only mx", "--only mx needs --mx DOMAIN"},
 		{"--only config,mx", "--only mx needs --mx DOMAIN"},

@@ -23,8 +23,8 @@ func main() {
 	os.Exit(code)
 }
 
-// run is the whole program. It returns the exit status: 0 done, 1 failed, 2 used
-// wrongly. The end of ctx asks a server to drain and stop.
+// run is the whole program. It returns the exit status: 0 success, 1 failure, 2
+// usage error. The end of ctx asks a server to drain and stop.
 func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return newApp(environ, stdin, stdout, stderr).execute(ctx, args)
 }

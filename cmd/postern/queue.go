@@ -20,7 +20,7 @@ import (
 )
 
 func (a *app) queueCmd() *cobra.Command {
-	return noun("queue", "mail that waits or is being sent",
+	return noun("queue", "the mail that waits or is being sent",
 		a.queueListCmd(), a.queueShowCmd(), a.queueShapeCmd(), a.queueRetryCmd(), a.queueHoldCmd(), a.queueReleaseCmd(),
 		a.queueCancelCmd(), a.queueHoldsCmd(), a.queueLostCmd())
 }
@@ -36,7 +36,7 @@ func (a *app) withQueue(ctx context.Context, do func(ctx context.Context, pool *
 func parseID(s string) (queue.ID, error) {
 	id, err := uuid.Parse(s)
 	if err != nil || len(s) != 36 {
-		return queue.ID{}, usagef("%q is no queue id: it looks like 01890000-0000-7000-8000-000000000000 and stands in the 250 reply and in the Received field", s)
+		return queue.ID{}, usagef("%q is not a queue id: an id such as 01890000-0000-7000-8000-000000000000 is in the 250 reply and in the Received field", s)
 	}
 	return id, nil
 }
@@ -96,7 +96,7 @@ func parseAfter(s string) (id queue.ID, n int, err error) {
 	n = math.MaxInt32
 	if one {
 		if n, err = strconv.Atoi(number); err != nil || n < 0 || n > math.MaxInt32 {
-			return id, 0, usagef("--after: %q is no number of a recipient", number)
+			return id, 0, usagef("--after: %q is not the number of a recipient", number)
 		}
 	}
 	return id, n, nil
@@ -158,9 +158,8 @@ func (a *app) queueShowCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show ID",
 		Short: "show a message and its recipients",
-		Long: `Shows when and from whom a message was accepted, what is still to be done for
-each recipient, and whether a hold keeps it. 'postern trace' tells of the attempts
-too.`,
+		Long: `Shows when and from whom a message was accepted, the state of each unfinished
+recipient, and whether a hold keeps it. 'postern trace' shows the attempts too.`,
 		Args: one("id", "a queue id"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := parseID(args[0])

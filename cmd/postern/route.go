@@ -26,13 +26,13 @@ func (a *app) routeAddCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "add --via UPSTREAM|mx",
 		Short: "set the default route",
-		Long: `Sets where mail goes: to an upstream, or with 'mx' straight to the servers of
-each recipient's domain. With --replace it takes the place of the default route
-that is there, and no mail finds none meanwhile.
+		Long: `Routes all mail to an upstream, or with 'mx' to the mail servers of each recipient's
+domain. --replace replaces an existing default route without a moment in which there
+is none.
 
-A route is looked up at every attempt, so a new one also moves mail that waits
-already: what waits because there was no route is due at once, what another upstream
-deferred at its next attempt ('postern queue retry --upstream NAME' makes it sooner).`,
+A route is looked up at every attempt, so a new one also moves waiting mail: mail that
+waits for want of a route is due immediately; mail that another upstream deferred
+follows at its next attempt ('postern queue retry --upstream NAME' makes that sooner).`,
 		Example: `  postern route add --via out
   postern route add --via mx --replace`,
 		Args: noArguments,
@@ -163,7 +163,7 @@ route add --replace' changes the default route without that.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := strconv.ParseInt(args[0], 10, 64)
 			if err != nil {
-				return usagef("%q is no route number: see 'postern route list'", args[0])
+				return usagef("%q is not a route number: see 'postern route list'", args[0])
 			}
 			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
 				was, err := route.NewStore(pool, nil).As(a.actor()).RemoveRoute(ctx, id)

@@ -14,9 +14,9 @@ import (
 )
 
 func (a *app) senderCmd() *cobra.Command {
-	return noun("sender", "which addresses a user may send as",
+	return noun("sender", "the addresses that a user may send as",
 		a.senderAllowCmd(),
-		a.senderChangeCmd("deny", "take addresses away that a user may send as", (*auth.Store).RemoveSender),
+		a.senderChangeCmd("deny", "remove addresses that a user may send as", (*auth.Store).RemoveSender),
 		a.senderListCmd())
 }
 

@@ -89,7 +89,7 @@ password is sealed with the key in secret_key_file before it is stored.`,
 	f.StringVar(&u.Username, "username", "", "account name at the smarthost")
 	from.flags(cmd)
 	f.StringVar(&caFile, "ca-file", "", "PEM `file` of the authorities to trust instead of the system's")
-	f.IntVar(&u.MaxConnections, "connections", 0, "connections at once from each node (default: delivery.connections)")
+	f.IntVar(&u.MaxConnections, "connections", 0, "concurrent connections from each node (default: delivery.connections)")
 	f.BoolVar(&ifMissing, "if-missing", false, ifMissingUsage)
 	_ = cmd.MarkFlagRequired("host")
 	return cmd
@@ -101,7 +101,7 @@ func splitHost(host string, u *route.Upstream) error {
 	if h, p, err := net.SplitHostPort(host); err == nil {
 		port, err := strconv.Atoi(p)
 		if err != nil {
-			return usagef("--host: port %q is no number", p)
+			return usagef("--host: port %q is not a number", p)
 		}
 		u.Host, u.Port = h, port
 	}

@@ -21,7 +21,7 @@ import (
 )
 
 func (a *app) userCmd() *cobra.Command {
-	return noun("user", "who may send mail",
+	return noun("user", "the users who may send mail",
 		a.userAddCmd(), a.userListCmd(), a.userShowCmd(), a.userPasswdCmd(),
 		a.userDisableCmd(), a.userEnableCmd(), a.userRemoveCmd(), a.userImportCmd())
 }
@@ -43,13 +43,13 @@ func (a *app) userAddCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "add NAME",
 		Short: "add a user",
-		Long: `Adds a user, who may log in at once, and prints the settings for a mail client.
-NAME is what the client logs in with, normally an address. Unless its password is
-given one is generated and shown once.
+		Long: `Adds a user, who may log in immediately, and prints the settings for a mail client.
+The client logs in with NAME, normally an address. A password is generated and shown
+once unless one is given.
 
---sender says which addresses the user may send as: an address, *@domain for all
-of a domain, *@*.domain for all of its subdomains, '<>' for the null sender of
-bounces. Without it, NAME alone, which then must be an address.
+--sender names addresses that the user may send as: an address, *@domain for all of a
+domain, *@*.domain for all of its subdomains, '<>' for the null sender of bounces.
+Without --sender the user may send as NAME, which then must be an address.
 
 ` + profilesHelp,
 		Example: `  postern user add alice@example.com
@@ -127,7 +127,7 @@ func newUserName(name string, senders []string) (string, error) {
 		return "", usageError{err.Error()}
 	}
 	if addresses == 0 && !strings.Contains(canonical, "@") {
-		return "", usagef("%q is no address: say with --sender which addresses the user may send as", name)
+		return "", usagef("%q is not an address: name with --sender the addresses that the user may send as", name)
 	}
 	return canonical, nil
 }
@@ -240,8 +240,8 @@ func (a *app) userShowCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show NAME",
 		Short: "show a user, its credentials and its mail in the queue",
-		Long: `Shows what there is about a user. 'postern limit show NAME' tells the limits and what
-is used of them, 'postern explain' whether a message would be accepted.
+		Long: `Shows everything about a user but its limits: 'postern limit show NAME' shows those and
+their use, 'postern explain' whether a message would be accepted.
 
 ` + profilesHelp,
 		Args: one("name", "the user's name"),
@@ -335,7 +335,7 @@ func (a *app) userPasswdCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "passwd NAME",
 		Short: "change a user's password",
-		Long: `Changes the password. Unless it is given one is generated and shown once.
+		Long: `Changes the password. One is generated and shown once unless it is given.
 The old password stops working on every node within 2 seconds, and sessions that
 logged in with it end.`,
 		Args: one("name", "the user's name"),
@@ -367,8 +367,8 @@ func (a *app) userDisableCmd() *cobra.Command {
 		Short: "keep a user from sending, and hold its mail",
 		Long: `Refuses the user's logins on every node within 2 seconds, ends its sessions, and
 holds its mail that waits in the queue. Held mail waits until it is released or
-cancelled; enabling the user again does not release it. Of a user who is disabled
-already only the reason is changed, when another is given.`,
+cancelled; enabling the user again does not release it. For a user who is disabled
+already only the reason changes, if another is given.`,
 		Args: one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkReason(reason); err != nil {
@@ -472,13 +472,13 @@ func (a *app) userRemoveCmd() *cobra.Command {
 	var cancelMail bool
 	cmd := &cobra.Command{
 		Use:   "remove NAME",
-		Short: "remove a user for ever",
+		Short: "remove a user permanently",
 		Long: `Removes a user with its credentials, sender patterns and limits; its sessions end.
 The history of its mail stays for as long as [queue] history says.
 
 A user who still has mail in the queue is not removed, unless --cancel-mail throws away
-what waits and what is held, without a word to anybody. What a node is sending at
-that moment goes on. To keep somebody out and decide about the mail later, use 'user
+what waits and what is held, without notifying the sender. Mail that a node is sending
+at that moment is still sent. To keep somebody out and decide about the mail later, use 'user
 disable'.`,
 		Args: one("name", "the user's name"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {

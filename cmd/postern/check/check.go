@@ -84,7 +84,7 @@ func (o *Options) Validate() error {
 	}
 	for _, domain := range o.MX {
 		if !smtp.ValidDomain(domain) {
-			return fmt.Errorf("--mx: %q is no domain name", domain)
+			return fmt.Errorf("--mx: %q is not a domain name", domain)
 		}
 	}
 	for _, at := range o.Connect {

@@ -31,7 +31,7 @@ var dnsKinds = []kind{
 // questionsTime bounds what is asked of DNS about one thing.
 const questionsTime = 15 * time.Second
 
-// hostAddresses looks a name up; none is no error.
+// hostAddresses looks a name up; to find none is not an error.
 func (c *checkup) hostAddresses(ctx context.Context, host string) (list []netip.Addr, err error) {
 	ctx, cancel := context.WithTimeout(ctx, questionsTime)
 	defer cancel()

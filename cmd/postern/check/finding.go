@@ -43,15 +43,15 @@ func (r *report) close() []health.Finding {
 	return r.findings
 }
 
-// atOnce is how many conversations of one area are held at once.
-const atOnce = 16
+// atATime is how many conversations of one area are held at a time.
+const atATime = 16
 
-// each looks at n things at once, each with a report of its own, and puts what was
+// each looks at n things concurrently, each with a report of its own, and puts what was
 // found in their order. What is not done at the end of ctx is done no more.
 func (r *report) each(ctx context.Context, n int, look func(ctx context.Context, i int, r *report)) {
 	parts := make([]*report, n)
 	var wg sync.WaitGroup
-	places := make(chan struct{}, atOnce)
+	places := make(chan struct{}, atATime)
 	for i := range n {
 		parts[i] = &report{}
 		wg.Go(func() {

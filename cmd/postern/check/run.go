@@ -84,7 +84,7 @@ func kindList() []kind {
 // grace is what an area gets to say that its time is over.
 const grace = 3 * time.Second
 
-// Run looks at all that was asked for, at once, and returns what was found in the
+// run looks at all that was asked for, concurrently, and returns what was found in the
 // order of the areas. An area that hangs or fails keeps nothing of the others back.
 func (c *checkup) run(ctx context.Context) []health.Finding {
 	ctx, cancel := context.WithTimeout(ctx, c.limit)

@@ -224,7 +224,7 @@ func bareSpanIn(section reflect.Type, values map[string]any, prefix string) erro
 		switch value := values[key].(type) {
 		case int64:
 			if f.Type == reflect.TypeFor[Duration]() {
-				return fmt.Errorf("%s%s: %d is no duration: write it with a unit, as \"%[3]ds\" or \"%[3]dd\"", prefix, key, value)
+				return fmt.Errorf("%s%s: %d is not a duration: write it with a unit, as \"%[3]ds\" or \"%[3]dd\"", prefix, key, value)
 			}
 		case map[string]any:
 			if f.Type.Kind() != reflect.Struct {
@@ -262,7 +262,7 @@ func explainTOML(err error) error {
 // validate checks what can be checked without touching anything outside the file.
 func (c *Config) validate() error {
 	if c.Hostname != "" && !smtp.ValidDomain(c.Hostname) {
-		return fmt.Errorf("hostname: %q is no domain name", c.Hostname)
+		return fmt.Errorf("hostname: %q is not a domain name", c.Hostname)
 	}
 	if err := c.validateListeners(); err != nil {
 		return err
@@ -388,7 +388,7 @@ func (l *Listener) Proxies() ([]netip.Prefix, error) {
 		}
 		switch {
 		case err != nil:
-			return nil, fmt.Errorf("proxy_protocol: %q is no network, as 10.0.0.0/8 is one", text)
+			return nil, fmt.Errorf("proxy_protocol: %q is not a network such as 10.0.0.0/8", text)
 		case p.Bits() == 0:
 			return nil, fmt.Errorf("proxy_protocol: %q is everybody, and everybody could say to be anybody; name the load balancers", text)
 		}

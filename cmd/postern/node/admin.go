@@ -124,6 +124,6 @@ func (p *adminPages) close() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), adminTime)
 	defer cancel()
-	_ = p.server.Shutdown(ctx) // a request that was cut off is no trouble of the relay
+	_ = p.server.Shutdown(ctx) // a request that was cut off is not trouble of the relay
 	p.overview.Close()
 }

@@ -126,7 +126,7 @@ var refusedReadings = []admin.Reading[int64]{
 }
 
 var authReadings = []admin.Reading[auth.Stats]{
-	{Name: "postern_hash_permits", Help: "Password hashes that may be computed at once, [auth] permits.", Value: of(func(s auth.Stats) int { return s.Permits })},
+	{Name: "postern_hash_permits", Help: "Password hashes that may be computed concurrently, [auth] permits.", Value: of(func(s auth.Stats) int { return s.Permits })},
 	{Name: "postern_hash_running", Help: "Password hashes that are computed now.", Value: of(func(s auth.Stats) int { return s.Hashing })},
 	{Name: "postern_hash_waiting", Help: "Password hashes that wait for a permit.", Value: of(func(s auth.Stats) int { return s.Waiting })},
 	{Name: "postern_hash_total", Help: "Password hashes computed.", Counter: true, Value: of(func(s auth.Stats) int64 { return s.Hashes })},
@@ -166,5 +166,5 @@ var poolReadings = []admin.Reading[*pgxpool.Stat]{
 	{Name: "postern_database_waits_total", Help: "Times that a connection had to be waited for because none of the pool was free.", Counter: true, Value: of((*pgxpool.Stat).EmptyAcquireCount)},
 	{Name: "postern_database_wait_seconds_total", Help: "Seconds of waiting for connections of a pool, all together.", Counter: true,
 		Value: func(s *pgxpool.Stat) float64 { return s.EmptyAcquireWaitTime().Seconds() }},
-	{Name: "postern_database_acquires_given_up_total", Help: "Times that whoever waited for a connection of a pool gave up.", Counter: true, Value: of((*pgxpool.Stat).CanceledAcquireCount)},
+	{Name: "postern_database_acquires_given_up_total", Help: "Times that a wait for a connection of a pool was given up.", Counter: true, Value: of((*pgxpool.Stat).CanceledAcquireCount)},
 }
