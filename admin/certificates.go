@@ -4,6 +4,8 @@ import (
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"postern/admin/health"
 )
 
 // maxCertificates bounds the series, should a file have many names.
@@ -11,12 +13,12 @@ const maxCertificates = 100
 
 // certificates collects what is left of each certificate.
 type certificates struct {
-	list                     func() []Certificate
+	list                     func() []health.Certificate
 	expires, failing, failed *prometheus.Desc
 }
 
 // RegisterCertificates adds the metrics of the listeners' certificates.
-func RegisterCertificates(to prometheus.Registerer, list func() []Certificate) {
+func RegisterCertificates(to prometheus.Registerer, list func() []health.Certificate) {
 	to.MustRegister(&certificates{
 		list:    list,
 		expires: prometheus.NewDesc("postern_certificate_expiry_timestamp_seconds", "When the certificate for a configured name expires, in seconds since 1970; 0 when there is none.", []string{"name"}, nil),
@@ -52,8 +54,8 @@ func (c *certificates) Collect(ch chan<- prometheus.Metric) {
 // byName has one certificate for each name, for a registry refuses the whole page for a
 // series that is there twice. Of several for one name, of two kinds of keys for example,
 // the first to expire and the longest trouble count.
-func byName(list []Certificate) []Certificate {
-	var named []Certificate
+func byName(list []health.Certificate) []health.Certificate {
+	var named []health.Certificate
 	at := make(map[string]int)
 	for _, c := range list {
 		c.Name = strings.ToValidUTF8(c.Name, "\uFFFD") // the subject of an old certificate may be in Latin-1

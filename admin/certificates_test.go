@@ -7,18 +7,20 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"postern/admin/health"
 )
 
 func TestCertificateMetrics(t *testing.T) {
 	t.Parallel()
 	at := func(unix int64) time.Time { return time.Unix(unix, 0) }
-	list := []Certificate{
+	list := []health.Certificate{
 		{Name: "two.test", NotAfter: at(5000)}, {Name: "two.test", NotAfter: at(4000), FailingSince: at(900)}, {Name: "two.test", NotAfter: at(6000), FailingSince: at(800)},
 		{Name: "one.test", NotAfter: at(7000)}, {Name: "none.test", FailingSince: at(700)},
 		{Name: "caf\xe9", NotAfter: at(3000)}, {Name: "caf\xe8", NotAfter: at(2000)},
 	}
 	r := prometheus.NewRegistry()
-	RegisterCertificates(r, func() []Certificate { return list })
+	RegisterCertificates(r, func() []health.Certificate { return list })
 	page := text(t, r)
 	for _, want := range []string{
 		`postern_certificate_expiry_timestamp_seconds{name="two.test"} 4000`, `postern_certificate_expiry_timestamp_seconds{name="one.test"} 7000`,
@@ -32,7 +34,7 @@ func TestCertificateMetrics(t *testing.T) {
 		}
 	}
 	for i := range 10 * maxCertificates {
-		list = append(list, Certificate{Name: fmt.Sprint(i), NotAfter: at(1)})
+		list = append(list, health.Certificate{Name: fmt.Sprint(i), NotAfter: at(1)})
 	}
 	if n := count(t, r); n != 3*maxCertificates {
 		t.Errorf("%d series of %d certificates", n, len(list))

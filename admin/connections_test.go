@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"testing"
 	"time"
+
+	"postern/admin/health"
 )
 
 // dial opens a connection that ends with the test.
@@ -29,10 +31,10 @@ func dial(t *testing.T, s *Server) net.Conn {
 func TestIdleConnectionsGiveWay(t *testing.T) {
 	t.Parallel()
 	asked, answer := make(chan struct{}), make(chan struct{})
-	s := open(t, Config{Checks: []Check{{"slow", func(context.Context) Finding {
+	s := open(t, Config{Checks: []Check{{"slow", func(context.Context) health.Finding {
 		close(asked)
 		<-answer
-		return Finding{State: OK}
+		return health.Finding{Status: health.OK}
 	}}}})
 	inWork := dial(t, s)
 	if _, err := io.WriteString(inWork, "GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"postern/admin/health"
 	"postern/relay/maillog"
 	"postern/relay/queue"
 	"postern/relay/smtp"
@@ -232,7 +233,7 @@ func TestLint(t *testing.T) {
 	MailObserver(r)
 	QueueObserver(r)
 	Register(r, nil, func() queue.Stats { return queue.Stats{} }, QueueStats())
-	RegisterCertificates(r, func() []Certificate { return []Certificate{{Name: "relay.test"}, {Name: "relay.test"}} })
+	RegisterCertificates(r, func() []health.Certificate { return []health.Certificate{{Name: "relay.test"}, {Name: "relay.test"}} })
 	problems, err := testutil.GatherAndLint(r)
 	if err != nil || len(problems) > 0 {
 		t.Errorf("%v, %v", problems, err)

@@ -5,9 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"slices"
 	"sync"
 	"time"
+
+	"postern/admin/health"
 )
 
 const (
@@ -18,33 +19,17 @@ const (
 	checkAge = time.Second
 )
 
-// State is what a check found.
-type State string
-
-const (
-	OK      State = "ok"
-	Warning State = "warning" // somebody should see to it; mail is taken
-	Failed  State = "failed"  // no mail should be sent here now
-)
-
-// Finding is the answer of a check.
-type Finding struct {
-	State  State
-	Detail string // what is so
-	Advice string // what to do about it; "" when it is well
-}
-
 // Check is one question of /readyz. Run answers before ctx ends, or counts as failed.
 type Check struct {
 	Name string
-	Run  func(ctx context.Context) Finding
+	Run  func(ctx context.Context) health.Finding
 }
 
 // run is Run without its panics, which would end the relay.
-func (c Check) run(ctx context.Context) (f Finding) {
+func (c Check) run(ctx context.Context) (f health.Finding) {
 	defer func() {
 		if p := recover(); p != nil {
-			f = Finding{Failed, fmt.Sprintf("the check has a defect: %v", p), "report it"}
+			f = health.Finding{Status: health.Failed, Text: fmt.Sprintf("the check has a defect: %v", p), Todo: "report it"}
 		}
 	}()
 	return c.Run(ctx)
@@ -52,10 +37,10 @@ func (c Check) run(ctx context.Context) (f Finding) {
 
 // result is a finding as the page has it.
 type result struct {
-	Name   string `json:"name"`
-	State  State  `json:"state"`
-	Detail string `json:"detail,omitempty"`
-	Advice string `json:"advice,omitempty"`
+	Name   string        `json:"name"`
+	State  health.Status `json:"state"`
+	Detail string        `json:"detail,omitempty"`
+	Advice string        `json:"advice,omitempty"`
 }
 
 // report is the body of /readyz.
@@ -95,7 +80,7 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 // readiness asks the checks, all concurrently, and remembers the answers for a moment.
 type readiness struct {
 	checks  []Check
-	asked   []chan Finding // a check that has not answered is not asked again
+	asked   []chan health.Finding // a check that has not answered is not asked again
 	running sync.WaitGroup
 
 	mu   sync.Mutex // one round at a time
@@ -104,7 +89,7 @@ type readiness struct {
 }
 
 func newReadiness(checks []Check) *readiness {
-	return &readiness{checks: checks, asked: make([]chan Finding, len(checks))}
+	return &readiness{checks: checks, asked: make([]chan health.Finding, len(checks))}
 }
 
 func (r *readiness) report(ctx context.Context) report {
@@ -122,8 +107,8 @@ func (r *readiness) report(ctx context.Context) report {
 	found := report{Ready: true, Checks: make([]result, len(r.checks))}
 	for i, c := range r.checks {
 		f := r.await(ctx, i)
-		found.Checks[i] = result{c.Name, f.State, f.Detail, f.Advice}
-		found.Ready = found.Ready && f.State != Failed
+		found.Checks[i] = result{c.Name, f.Status, f.Text, f.Todo}
+		found.Ready = found.Ready && f.Status != health.Failed
 	}
 	r.last, r.at = found, time.Now()
 	return found
@@ -137,7 +122,7 @@ func (r *readiness) ask(ctx context.Context, i int) {
 			return
 		}
 	}
-	answer := make(chan Finding, 1)
+	answer := make(chan health.Finding, 1)
 	r.asked[i] = answer
 	// A deadline of its own: this one ends with the page that waits for it.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTime)
@@ -147,21 +132,15 @@ func (r *readiness) ask(ctx context.Context, i int) {
 	})
 }
 
-func (r *readiness) await(ctx context.Context, i int) Finding {
+func (r *readiness) await(ctx context.Context, i int) health.Finding {
 	select {
 	case f := <-r.asked[i]:
 		r.asked[i] = nil
 		return f
 	case <-ctx.Done():
-		return Finding{Failed, "no answer within " + checkTime.String(), "see the log, and whether a disk or the network hangs"}
+		return health.Finding{Status: health.Failed, Text: "no answer within " + checkTime.String(), Todo: "see the log, and whether a disk or the network hangs"}
 	}
 }
 
 // wait returns when no check is under way.
 func (r *readiness) wait() { r.running.Wait() }
-
-// worst is the finding that matters most, the first of its kind.
-func worst(found []Finding) Finding {
-	order := []State{OK, Warning, Failed}
-	return slices.MaxFunc(found, func(a, b Finding) int { return slices.Index(order, a.State) - slices.Index(order, b.State) })
-}

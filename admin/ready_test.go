@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"postern/admin/health"
 	"postern/relay/queue"
 )
 
@@ -21,17 +22,17 @@ func TestReadinessIsBounded(t *testing.T) {
 		var quick, slow atomic.Int32
 		release := make(chan struct{})
 		r := newReadiness([]Check{
-			{"quick", func(context.Context) Finding { quick.Add(1); return Finding{State: OK} }},
-			{"slow", func(context.Context) Finding {
+			{"quick", func(context.Context) health.Finding { quick.Add(1); return health.Finding{Status: health.OK} }},
+			{"slow", func(context.Context) health.Finding {
 				if slow.Add(1) == 1 {
 					<-release
 				}
-				return Finding{State: OK, Detail: "late"}
+				return health.Finding{Status: health.OK, Text: "late"}
 			}},
 		})
 		began := time.Now()
 		first := r.report(t.Context())
-		if took := time.Since(began); took != checkTime || first.Ready || first.Checks[1].State != Failed || first.Checks[0].State != OK {
+		if took := time.Since(began); took != checkTime || first.Ready || first.Checks[1].State != health.Failed || first.Checks[0].State != health.OK {
 			t.Fatalf("after %v: %+v", took, first)
 		}
 		for range 100 {
@@ -56,11 +57,11 @@ func TestReadinessIsBounded(t *testing.T) {
 // A client that goes away does not make the node unready for the next.
 func TestReadinessOutlivesItsClient(t *testing.T) {
 	t.Parallel()
-	r := newReadiness([]Check{{"one", func(ctx context.Context) Finding {
+	r := newReadiness([]Check{{"one", func(ctx context.Context) health.Finding {
 		if ctx.Err() != nil {
-			return Finding{State: Failed}
+			return health.Finding{Status: health.Failed}
 		}
-		return Finding{State: OK}
+		return health.Finding{Status: health.OK}
 	}}})
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -73,37 +74,37 @@ func TestCertificateCheck(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	day := 24 * time.Hour
-	cert := func(age, left time.Duration) Certificate {
-		return Certificate{Name: "relay.test", NotBefore: now.Add(-age), NotAfter: now.Add(left)}
+	cert := func(age, left time.Duration) health.Certificate {
+		return health.Certificate{Name: "relay.test", NotBefore: now.Add(-age), NotAfter: now.Add(left)}
 	}
-	failing := func(c Certificate) Certificate {
+	failing := func(c health.Certificate) health.Certificate {
 		c.FailingSince, c.Error = now.Add(-time.Hour), "the CA is down"
 		return c
 	}
 	for _, tc := range []struct {
 		name  string
-		list  []Certificate
-		state State
+		list  []health.Certificate
+		state health.Status
 		says  string
 	}{
-		{"none at all", nil, Failed, "no certificate"},
-		{"none yet", []Certificate{{Name: "relay.test", Error: "the CA is down"}}, Failed, "the CA is down"},
-		{"fresh", []Certificate{cert(day, 89*day)}, OK, "valid until 2030-03-31"},
-		{"expired", []Certificate{cert(90*day, -time.Second)}, Failed, "expired at"},
-		{"at its last second", []Certificate{cert(90*day, 0)}, Failed, "expired at"},
-		{"within the hour", []Certificate{cert(90*day, 59*time.Minute)}, Failed, "within the hour"},
-		{"within a week", []Certificate{cert(84*day, 6*day)}, Warning, "expires at"},
-		{"a week and more", []Certificate{cert(82*day, 8*day)}, OK, ""},
-		{"of six days, young", []Certificate{cert(day, 5*day)}, OK, ""},
-		{"of six days, old", []Certificate{cert(5*day, day)}, Warning, ""},
-		{"not yet valid", []Certificate{cert(-time.Minute, 89*day)}, Failed, "not valid before"},
-		{"a CA that fails", []Certificate{failing(cert(60*day, 30*day))}, Warning, "the CA is down; the certificate is valid until"},
-		{"a CA that fails too long", []Certificate{failing(cert(90*day, -day))}, Failed, "expired at"},
-		{"the worst counts", []Certificate{cert(day, 89*day), cert(84*day, 6*day), cert(90*day, -day), cert(day, 89*day)}, Failed, "expired"},
+		{"none at all", nil, health.Failed, "no certificate"},
+		{"none yet", []health.Certificate{{Name: "relay.test", Error: "the CA is down"}}, health.Failed, "the CA is down"},
+		{"fresh", []health.Certificate{cert(day, 89*day)}, health.OK, "valid until 2030-03-31"},
+		{"expired", []health.Certificate{cert(90*day, -time.Second)}, health.Failed, "expired at"},
+		{"at its last second", []health.Certificate{cert(90*day, 0)}, health.Failed, "expired at"},
+		{"within the hour", []health.Certificate{cert(90*day, 59*time.Minute)}, health.Failed, "within the hour"},
+		{"within a week", []health.Certificate{cert(84*day, 6*day)}, health.Warning, "expires at"},
+		{"a week and more", []health.Certificate{cert(82*day, 8*day)}, health.OK, ""},
+		{"of six days, young", []health.Certificate{cert(day, 5*day)}, health.OK, ""},
+		{"of six days, old", []health.Certificate{cert(5*day, day)}, health.Warning, ""},
+		{"not yet valid", []health.Certificate{cert(-time.Minute, 89*day)}, health.Failed, "not valid before"},
+		{"a CA that fails", []health.Certificate{failing(cert(60*day, 30*day))}, health.Warning, "the CA is down; the certificate is valid until"},
+		{"a CA that fails too long", []health.Certificate{failing(cert(90*day, -day))}, health.Failed, "expired at"},
+		{"the worst counts", []health.Certificate{cert(day, 89*day), cert(84*day, 6*day), cert(90*day, -day), cert(day, 89*day)}, health.Failed, "expired"},
 	} {
-		check := CertificateCheck(func() []Certificate { return tc.list }, func() time.Time { return now })
+		check := CertificateCheck(func() []health.Certificate { return tc.list }, func() time.Time { return now })
 		f := check.Run(t.Context())
-		if f.State != tc.state || !strings.Contains(f.Detail, tc.says) || (f.State != OK) != (f.Advice != "") {
+		if f.Status != tc.state || !strings.Contains(f.Text, tc.says) || (f.Status != health.OK) != (f.Todo != "") {
 			t.Errorf("%s: %+v", tc.name, f)
 		}
 	}
@@ -112,7 +113,7 @@ func TestCertificateCheck(t *testing.T) {
 func TestOtherChecks(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	free, err := FreeSpace(dir)
+	free, err := health.FreeSpace(dir)
 	if err != nil || free <= 0 {
 		t.Fatalf("%d, %v", free, err)
 	}
@@ -121,24 +122,24 @@ func TestOtherChecks(t *testing.T) {
 	for _, tc := range []struct {
 		name  string
 		check Check
-		state State
+		state health.Status
 		says  string
 	}{
-		{"database", DatabaseCheck(func(context.Context) error { return nil }), OK, "answers"},
-		{"database away", DatabaseCheck(func(context.Context) error { return broken }), Failed, "connection refused"},
-		{"epoch", EpochCheck(func() error { return nil }), OK, ""},
-		{"an epoch and a full disk", EpochCheck(func() error { return fmt.Errorf("refused: %w", queue.ErrFull) }), OK, ""},
-		{"room on the disk", DiskCheck(func() error { return broken }), OK, ""},
-		{"a full disk", DiskCheck(func() error { return fmt.Errorf("refused: %w", queue.ErrFull) }), Failed, "full"},
-		{"no epoch", EpochCheck(func() error { return broken }), Failed, "connection refused"},
-		{"takes mail", DrainCheck(func() bool { return false }), OK, ""},
-		{"drains", DrainCheck(func() bool { return true }), Failed, "stopping"},
-		{"room", RoomCheck(dir, octets(1)), OK, dir},
-		{"little room", RoomCheck(dir, octets(free/2)), Warning, dir},
-		{"no room", RoomCheck(dir, octets(2*free)), Failed, "less than one message"},
-		{"no folder", RoomCheck(filepath.Join(dir, "gone"), octets(1)), Failed, "no such file"},
+		{"database", DatabaseCheck(func(context.Context) error { return nil }), health.OK, "answers"},
+		{"database away", DatabaseCheck(func(context.Context) error { return broken }), health.Failed, "connection refused"},
+		{"epoch", EpochCheck(func() error { return nil }), health.OK, ""},
+		{"an epoch and a full disk", EpochCheck(func() error { return fmt.Errorf("refused: %w", queue.ErrFull) }), health.OK, ""},
+		{"room on the disk", DiskCheck(func() error { return broken }), health.OK, ""},
+		{"a full disk", DiskCheck(func() error { return fmt.Errorf("refused: %w", queue.ErrFull) }), health.Failed, "full"},
+		{"no epoch", EpochCheck(func() error { return broken }), health.Failed, "connection refused"},
+		{"takes mail", DrainCheck(func() bool { return false }), health.OK, ""},
+		{"drains", DrainCheck(func() bool { return true }), health.Failed, "stopping"},
+		{"room", RoomCheck(dir, octets(1)), health.OK, dir},
+		{"little room", RoomCheck(dir, octets(free/2)), health.Warning, dir},
+		{"no room", RoomCheck(dir, octets(2*free)), health.Failed, "less than one message"},
+		{"no folder", RoomCheck(filepath.Join(dir, "gone"), octets(1)), health.Failed, "no such file"},
 	} {
-		if f := tc.check.Run(t.Context()); f.State != tc.state || !strings.Contains(f.Detail, tc.says) || (f.State == OK) != (f.Advice == "") {
+		if f := tc.check.Run(t.Context()); f.Status != tc.state || !strings.Contains(f.Text, tc.says) || (f.Status == health.OK) != (f.Todo == "") {
 			t.Errorf("%s: %+v", tc.name, f)
 		}
 	}
@@ -149,7 +150,7 @@ func TestOtherChecks(t *testing.T) {
 func TestDatabaseCheckHasADeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newReadiness([]Check{DatabaseCheck(func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })})
-		if c := r.report(t.Context()).Checks[0]; c.State != Failed || !strings.Contains(c.Detail, "deadline exceeded") {
+		if c := r.report(t.Context()).Checks[0]; c.State != health.Failed || !strings.Contains(c.Detail, "deadline exceeded") {
 			t.Errorf("%+v", c)
 		}
 		r.wait()

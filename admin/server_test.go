@@ -18,6 +18,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"postern/admin/health"
 	"postern/internal/leaktest"
 	"postern/internal/logtest"
 )
@@ -82,11 +83,13 @@ func registry() *prometheus.Registry {
 }
 
 func well(name string) Check {
-	return Check{name, func(context.Context) Finding { return Finding{State: OK, Detail: "secret detail"} }}
+	return Check{name, func(context.Context) health.Finding { return health.Finding{Status: health.OK, Text: "secret detail"} }}
 }
 
 func ill(name string) Check {
-	return Check{name, func(context.Context) Finding { return Finding{Failed, "secret detail", "do this"} }}
+	return Check{name, func(context.Context) health.Finding {
+		return health.Finding{Status: health.Failed, Text: "secret detail", Todo: "do this"}
+	}}
 }
 
 func TestPages(t *testing.T) {
@@ -227,7 +230,7 @@ func TestPanicStaysInThePage(t *testing.T) {
 	log := &logtest.Lines{}
 	r := registry()
 	Register(r, nil, func() int { panic("secret") }, []Reading[int]{{Name: "test_panics", Help: "Never.", Value: func(int) float64 { return 1 }}})
-	s := New(Config{Registry: r, Checks: []Check{{"one", func(context.Context) Finding { panic("broken check") }}}, Log: slog.New(slog.NewTextHandler(log, nil))})
+	s := New(Config{Registry: r, Checks: []Check{{"one", func(context.Context) health.Finding { panic("broken check") }}}, Log: slog.New(slog.NewTextHandler(log, nil))})
 	server := open(t, s.cfg)
 	if status, _, body := ask(t, server, "GET", "/metrics", ""); status != 200 || !strings.Contains(body, "test_seven 7\n") {
 		t.Errorf("the other metrics are gone: %d %s", status, body)
@@ -407,7 +410,7 @@ func TestReadyzIsJSON(t *testing.T) {
 		t.Fatal(err)
 	}
 	if status != 503 || head.Get("Content-Type") != "application/json" || got.Ready || len(got.Checks) != 2 ||
-		got.Checks[0] != (result{"one", OK, "secret detail", ""}) || got.Checks[1] != (result{"two", Failed, "secret detail", "do this"}) {
+		got.Checks[0] != (result{"one", health.OK, "secret detail", ""}) || got.Checks[1] != (result{"two", health.Failed, "secret detail", "do this"}) {
 		t.Errorf("%d %v %+v", status, head, got)
 	}
 }

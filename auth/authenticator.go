@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -20,7 +21,7 @@ import (
 
 // Config configures an Authenticator; zero values take the defaults named.
 type Config struct {
-	Permits  int           // hashes computed concurrently: GOMAXPROCS; each takes 19 MiB
+	Permits  int           // hashes computed concurrently: GOMAXPROCS, at least 2; each takes 19 MiB
 	Queue    int           // hashes that may wait for a permit, and as many of known addresses: 64
 	Patience time.Duration // how long one waits before ErrBusy: 2 s
 	Timeout  time.Duration // of a database lookup: 5 s
@@ -123,6 +124,14 @@ func (try attempt) question() question { return question{try.name, try.id, try.f
 
 var _ Verifier = (*Authenticator)(nil)
 
+// Defaults is the configuration of an Authenticator that is given nothing.
+func Defaults() Config {
+	return Config{
+		Permits: max(2, runtime.GOMAXPROCS(0)), Queue: 64, Patience: 2 * time.Second, Timeout: 5 * time.Second,
+		Audit: 365 * 24 * time.Hour,
+	}
+}
+
 // NewAuthenticator returns an Authenticator for the users of store, which is on a pool.
 func NewAuthenticator(store *Store, cfg Config) *Authenticator {
 	a := newAuthenticator(store, store.cost, cfg)
@@ -131,21 +140,10 @@ func NewAuthenticator(store *Store, cfg Config) *Authenticator {
 }
 
 func newAuthenticator(u users, cost Cost, cfg Config) *Authenticator {
-	if cfg.Permits <= 0 {
-		cfg.Permits = runtime.GOMAXPROCS(0)
-	}
-	if cfg.Queue <= 0 {
-		cfg.Queue = 64
-	}
-	if cfg.Patience <= 0 {
-		cfg.Patience = 2 * time.Second
-	}
-	if cfg.Timeout <= 0 {
-		cfg.Timeout = 5 * time.Second
-	}
-	if cfg.Audit <= 0 {
-		cfg.Audit = 365 * 24 * time.Hour
-	}
+	def := Defaults()
+	cfg.Permits, cfg.Queue = cmp.Or(cfg.Permits, def.Permits), cmp.Or(cfg.Queue, def.Queue)
+	cfg.Patience, cfg.Timeout = cmp.Or(cfg.Patience, def.Patience), cmp.Or(cfg.Timeout, def.Timeout)
+	cfg.Audit = cmp.Or(cfg.Audit, def.Audit)
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}

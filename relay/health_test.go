@@ -65,7 +65,7 @@ func TestPagesWithoutDatabase(t *testing.T) {
 
 	r.KillPostgres(true)
 	awaitPage(t, addr, "/readyz", "not ready", func(status int, body string) bool {
-		return status == http.StatusServiceUnavailable && strings.Contains(body, "see whether PostgreSQL runs")
+		return status == http.StatusServiceUnavailable && strings.Contains(body, "check that it runs, its port")
 	})
 	awaitPage(t, addr, "/metrics", "the database is away", func(_ int, body string) bool {
 		return strings.Contains(body, "\npostern_database_up 0\n") && strings.Contains(body, "\npostern_database_trouble 1\n") &&

@@ -8,7 +8,7 @@ import (
 )
 
 // maxActor bounds a user's name in octets. Linux has names of 32; directories have longer
-// ones, and what is no name may be as long as an environment.
+// ones, and what is not a name may be as long as an environment.
 const maxActor = 256
 
 // actor is who acts, for the audit: the operating system's user, and behind sudo the

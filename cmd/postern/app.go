@@ -75,7 +75,7 @@ func (a *app) root() *cobra.Command {
 or to the recipients' MX.
 
 The database comes from --database-url, POSTERN_DATABASE_URL or the config file,
-in that order. Exit status: 0 done, 1 failed, 2 used wrongly. 'postern man DIR' writes
+in that order. Exit status: 0 success, 1 failure, 2 usage error. 'postern man DIR' writes
 the manual pages.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -110,7 +110,7 @@ func unknownCommand(root *cobra.Command, args []string) error {
 	return usagef("unknown command %q for %q%s", args[0], root.Name(), screen.DidYouMean(args[0], names))
 }
 
-// strictHelp makes 'help' fail for a command that is none.
+// strictHelp makes 'help' fail for an unknown command.
 func strictHelp(root *cobra.Command) {
 	root.InitDefaultHelpCmd()
 	for _, cmd := range root.Commands() {
@@ -146,8 +146,8 @@ func (a *app) markStart(cmd *cobra.Command) {
 	}
 }
 
-// noun makes a command that only groups verbs: alone, or with an unknown verb, it is
-// used wrongly.
+// noun makes a command that only groups verbs: alone, or with an unknown verb, that is
+// a usage error.
 func noun(use, short string, verbs ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   use,
@@ -197,7 +197,7 @@ func one(word, missing string) cobra.PositionalArgs {
 // noArguments refuses what stands behind a command that takes only flags.
 func noArguments(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return usagef("'%s' takes flags only, and %q is none", cmd.CommandPath(), args[0])
+		return usagef("'%s' takes only flags, not %q", cmd.CommandPath(), args[0])
 	}
 	return nil
 }

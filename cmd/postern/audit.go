@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"maps"
 	"regexp"
 	"slices"
@@ -22,60 +21,55 @@ import (
 
 func (a *app) auditCmd() *cobra.Command {
 	var (
-		asJSON bool
-		since  string
-		user   string
-		f      audit.Filter
+		since string
+		user  string
+		f     audit.Filter
+		who   names
 	)
-	cmd := &cobra.Command{
+	cmd := listing[audit.Entry]{
+		head: []string{"WHEN", "WHO", "WHAT", "TO", "DETAIL"},
+		row: func(d audit.Entry) []string {
+			return []string{screen.LocalTime(d.At), d.Actor, d.Action, deedObject(d.Object, who), screen.OrDash(detailText(d.Detail))}
+		},
+		check: func() error {
+			if since == "" {
+				return nil
+			}
+			d, err := config.ParseDuration(since)
+			if err != nil || d < config.Duration(time.Microsecond) {
+				return usagef("--since: %q is not a span of time such as 7d or 2h", since)
+			}
+			f.Since = time.Duration(d)
+			return nil
+		},
+		load: func(ctx context.Context, users *accounts, _ []string, limit int) (list []audit.Entry, err error) {
+			if f.Limit = limit; user != "" {
+				if f.User, err = auth.CanonicalName(user); err != nil {
+					return nil, err
+				}
+			}
+			if list, err = audit.List(ctx, users.pool, f); err != nil {
+				return nil, err
+			}
+			if len(list) == 0 {
+				return nil, concernsSomebody(ctx, users, f.User)
+			}
+			who, err = userNames(ctx, users.pool, deedUsers(list)...)
+			return list, err
+		},
+		limit: 100, of: "lines", next: larger[audit.Entry],
+	}.command(a, &cobra.Command{
 		Use:   "audit",
 		Short: "list what admins did, the latest first",
 		Long: `Lists the changes that commands made: when, who (the operating system's user), what,
 and to whom. They are recorded with the change itself, and kept for the time of audit
 in [retention] of the configuration.`,
 		Args: noArguments,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if f.Limit < 1 {
-				return usagef("--limit must be at least 1")
-			}
-			if since != "" {
-				d, err := config.ParseDuration(since)
-				if err != nil || d < config.Duration(time.Microsecond) {
-					return usagef("--since: %q is no span of time such as 7d or 2h", since)
-				}
-				f.Since = time.Duration(d)
-			}
-			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
-				if user != "" {
-					var err error
-					if f.User, err = auth.CanonicalName(user); err != nil {
-						return err
-					}
-				}
-				list, err := audit.List(ctx, users.pool, f)
-				if err == nil && len(list) == 0 {
-					err = concernsSomebody(ctx, users, f.User)
-				}
-				if err != nil {
-					return err
-				}
-				if asJSON {
-					return printJSON(a.stdout, emptyList(list))
-				}
-				who, err := userNames(ctx, users.pool, deedUsers(list)...)
-				if err != nil {
-					return err
-				}
-				return a.printDeeds(list, who, f.Limit)
-			})
-		},
-	}
+	})
 	fl := cmd.Flags()
 	fl.StringVar(&since, "since", "", "only what was done within this `span`: 7d, 2h")
 	fl.StringVar(&user, "user", "", "only what concerns the user of this `NAME`, and its mail")
 	fl.StringVar(&f.Actor, "actor", "", "only what this `user` of the operating system did")
-	fl.IntVar(&f.Limit, "limit", 100, "print at most `N` lines")
-	fl.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
@@ -116,20 +110,6 @@ func deedObject(object string, who names) string {
 		}
 		return m[1] + "user " + m[2] + " (" + who[id] + ")" + m[3]
 	})
-}
-
-func (a *app) printDeeds(list []audit.Entry, who names, limit int) error {
-	t := table{head: []string{"WHEN", "WHO", "WHAT", "TO", "DETAIL"}}
-	for _, d := range list {
-		t.add(screen.LocalTime(d.At), d.Actor, d.Action, deedObject(d.Object, who), screen.OrDash(detailText(d.Detail)))
-	}
-	if err := t.print(a.stdout); err != nil {
-		return err
-	}
-	if len(list) == limit {
-		fmt.Fprintf(a.stderr, "there may be more: --limit %d\n", limit*10)
-	}
-	return nil
 }
 
 // detailText writes a JSON object as "key value, key value", and limits as they are set.

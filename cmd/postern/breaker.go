@@ -31,18 +31,16 @@ func (a *app) breakerShowCmd() *cobra.Command {
 		Use:   "show",
 		Short: "show which signs are on",
 		Args:  noArguments,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
-				b, err := anomaly.Read(ctx, pool)
-				if err != nil {
-					return err
-				}
-				if asJSON {
-					return printJSON(a.stdout, breakerJSON(b))
-				}
-				return a.printBreaker(b)
-			})
-		},
+		RunE: a.onUsers(func(ctx context.Context, users *accounts, _ []string) error {
+			b, err := anomaly.Read(ctx, users.pool)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(a.stdout, breakerJSON(b))
+			}
+			return a.printBreaker(b)
+		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
@@ -70,7 +68,7 @@ func (a *app) printBreaker(b anomaly.Signs) error {
 	row("first-time-share", b.FirstTimeShare, "the recipients were never written to before")
 	row("rejected-share", b.RejectedShare, "the recipients were refused for good by the next server")
 	row("new-network-factor", b.NewNetworkFactor, "the user's hourly mean comes from new networks")
-	t.add("min-recipients", strconv.Itoa(b.MinRecipients), "recipients at least, of fewer nothing is concluded")
+	t.add("min-recipients", strconv.Itoa(b.MinRecipients), "recipients at least; fewer prove nothing")
 	return t.print(a.stdout)
 }
 
@@ -81,26 +79,26 @@ func (a *app) breakerSetCmd() *cobra.Command {
 		Short: "turn signs on or off",
 		Long: `Sets when a user is put on hold because the account looks stolen. All signs are off
 at first. 0 or 'off' turns a sign off, and a flag that is not given leaves its sign
-as it is. The current and the last clock hour are looked at; running servers follow
-within 5 seconds.
+as it is. The current and the last clock hour count; running servers follow within
+5 seconds.
 
   --first-time-share 0.8    8 in 10 of the recipients were never written to by the
-                            user: a thief has a list of strangers. What users wrote
-                            to so far is learnt from the history, which takes a while.
+                            user: a thief has a list of strangers. Known recipients
+                            are learnt from the history, which takes a while.
   --rejected-share 0.3      3 in 10 of the recipients were refused for good by the
                             next server: the list is old, or the mail is unwanted.
   --new-network-factor 10   10 times the user's hourly mean of 14 days comes from
                             networks in which the user was not seen for 30 days.
-  --min-recipients 50       of fewer than 50 recipients nothing is concluded.
+  --min-recipients 50       fewer than 50 recipients prove nothing.
 
 When a sign trips, the user is put on hold and the mail log says so. Mail goes
 on being accepted, and is held: nothing is lost, and the thief learns nothing. Look
-with 'postern queue holds' and 'postern queue list --user U'; then let it go with
-'postern queue release --user U', which also forgets what was counted, or throw it
-away with 'postern queue cancel --user U'.`,
+with 'postern queue holds' and 'postern queue list --user U'; then release it with
+'postern queue release --user U', which also forgets what was counted, or delete
+it with 'postern queue cancel --user U'.`,
 		Example: `  postern breaker set --first-time-share 0.8 --rejected-share 0.3 --min-recipients 100
   postern breaker set --new-network-factor off
-  postern queue release --user alice@example.com   # it was she`,
+  postern queue release --user alice@example.com   # the mail was hers`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			changes, err := given.changes(cmd.Flags().Changed)
@@ -114,7 +112,7 @@ away with 'postern queue cancel --user U'.`,
 		},
 	}
 	f := cmd.Flags()
-	f.IntVar(&given.least, "min-recipients", 50, "conclude nothing of fewer than `N` recipients")
+	f.IntVar(&given.least, "min-recipients", 50, "draw no conclusion from fewer than `N` recipients")
 	f.StringVar(&given.firstTime, "first-time-share", "", "`SHARE` of recipients never written to before, or off")
 	f.StringVar(&given.rejected, "rejected-share", "", "`SHARE` of recipients refused for good, or off")
 	f.StringVar(&given.network, "new-network-factor", "", "`FACTOR` of the usual mail, from new networks, or off")

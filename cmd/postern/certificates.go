@@ -20,25 +20,22 @@ func (a *app) certificateCmd() *cobra.Command {
 func (a *app) certificateRenewCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "renew NAME",
-		Short: "let a certificate be ordered anew before its time",
+		Short: "order a new certificate before the old one is due for renewal",
 		Long: `Asks the nodes to order a new certificate with a new key for NAME, as when the key may
-have become known. What waits after a failure is tried again at once. The one in use
-stays until the new one is there; whether the old one is revoked is between you and
-the authority.`,
+have become known. After a failure the order is tried again immediately. The certificate in use stays
+until the new one is there. The old one is not revoked: ask the authority for that.`,
 		Args: one("NAME", "the NAME of a certificate; 'postern certificate list' shows them"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
-				known, err := acme.AskRenewal(ctx, pool, args[0], a.actor())
-				if err != nil {
-					return err
-				}
-				if !known {
-					return fmt.Errorf("no node has told of a certificate for %s by ACME; 'postern certificate list' shows those that there are", screen.Printable(args[0]))
-				}
-				fmt.Fprintf(a.stdout, "%s will be renewed by a running node within 10 minutes, or immediately by a reload\n", screen.Printable(strings.ToLower(args[0])))
-				return nil
-			})
-		},
+		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
+			known, err := acme.AskRenewal(ctx, users.pool, args[0], users.actor)
+			if err != nil {
+				return err
+			}
+			if !known {
+				return fmt.Errorf("no node has recorded a certificate for %s by ACME; 'postern certificate list' shows the recorded ones", screen.Printable(args[0]))
+			}
+			fmt.Fprintf(a.stdout, "%s will be renewed by a running node within 10 minutes, or immediately by a reload\n", screen.Printable(strings.ToLower(args[0])))
+			return nil
+		}),
 	}
 }
 
@@ -64,24 +61,22 @@ func (a *app) certificateListCmd() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "list",
-		Short: "list certificates that nodes get by ACME, with their end and state",
-		Long: `Lists what the nodes have written into the database about each name in their [acme]
-names: when its certificate ends, and, while none can be got, since when, why, and
-when it is tried again. A certificate in files is not listed; 'postern check' looks
-at that one.`,
+		Short: "list certificates that nodes get by ACME, with their expiry and state",
+		Long: `Lists what the nodes have recorded in the database about each name in their [acme]
+names: when its certificate expires, and, while the authority issues none, since when,
+why, and when it is tried again. A certificate in files is not listed; 'postern check'
+looks at that one.`,
 		Args: noArguments,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
-				list, err := acme.List(ctx, pool)
-				if err != nil {
-					return err
-				}
-				if asJSON {
-					return printJSON(a.stdout, certificateLines(list))
-				}
-				return a.printCertificates(list)
-			})
-		},
+		RunE: a.onUsers(func(ctx context.Context, users *accounts, _ []string) error {
+			list, err := acme.List(ctx, users.pool)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(a.stdout, certificateLines(list))
+			}
+			return a.printCertificates(list)
+		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
@@ -92,19 +87,12 @@ func certificateLines(list []acme.Record) []certificateLine {
 	for _, r := range list {
 		lines = append(lines, certificateLine{
 			Name: r.Name, Source: r.Authority, State: r.State(time.Now()), Issuer: r.Issuer, Serial: r.Serial,
-			NotBefore: timeOrNil(r.NotBefore), NotAfter: timeOrNil(r.NotAfter), RenewedAt: timeOrNil(r.RenewedAt),
-			Node: r.Node, Failures: r.Failures, FailingFrom: timeOrNil(r.FailingSince),
-			NextAttempt: timeOrNil(r.NextAttempt), RenewAsked: timeOrNil(r.RenewAsked), Error: r.LastError,
+			NotBefore: jsonTime(r.NotBefore), NotAfter: jsonTime(r.NotAfter), RenewedAt: jsonTime(r.RenewedAt),
+			Node: r.Node, Failures: r.Failures, FailingFrom: jsonTime(r.FailingSince),
+			NextAttempt: jsonTime(r.NextAttempt), RenewAsked: jsonTime(r.RenewAsked), Error: r.LastError,
 		})
 	}
 	return lines
-}
-
-func timeOrNil(t time.Time) *time.Time {
-	if t.IsZero() {
-		return nil
-	}
-	return &t
 }
 
 func (a *app) printCertificates(list []acme.Record) error {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"postern/admin/health"
 	"postern/cmd/postern/check"
 )
 
@@ -16,12 +17,12 @@ func (a *app) checkCmd() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "tell what is wrong with this set-up",
-		Long: `Looks at the configuration, the certificates, the listeners' addresses, the
+		Short: "examine this set-up and show what is wrong",
+		Long: `Examines the configuration, the certificates, the listeners' addresses, the
 database, the accounts, the routes, the upstreams with their accounts, and DNS, and
-tries as an outsider whether this server is an open relay. Each finding that is not
-ok comes with what to do; its name stands in brackets, and docs/check.md explains all
-of them. Run it as the user that the server runs as.
+tests from outside whether this server is an open relay. Each finding that is not ok
+comes with its remedy; docs/check.md explains each by the name in brackets. Run the
+check as the user that the server runs as.
 
 The exit status is 1 when something failed. Nothing is changed, no mail is sent, and
 a running server is not disturbed; a private database that is not up is started for
@@ -56,7 +57,7 @@ func parseAddresses(texts []string) (list []netip.Addr, err error) {
 	for _, text := range texts {
 		addr, err := netip.ParseAddr(text)
 		if err != nil {
-			return nil, usagef("--address: %q is no IP address", text)
+			return nil, usagef("--address: %q is not an IP address", text)
 		}
 		list = append(list, addr.Unmap())
 	}
@@ -74,7 +75,7 @@ func (a *app) check(ctx context.Context, opts check.Options, asJSON bool) error 
 	}
 	failed := 0
 	for _, f := range findings {
-		if f.Status == check.Failed {
+		if f.Status == health.Failed {
 			failed++
 		}
 	}
@@ -86,10 +87,10 @@ func (a *app) check(ctx context.Context, opts check.Options, asJSON bool) error 
 
 // printFindings writes what is to be done under what was found: beside it the lines
 // would be too long for a terminal.
-func (a *app) printFindings(findings []check.Finding) error {
+func (a *app) printFindings(findings []health.Finding) error {
 	t := table{head: []string{"", "SUBJECT", "FINDING"}}
 	for _, f := range findings {
-		if f.Status == check.OK {
+		if f.Status == health.OK {
 			t.add(string(f.Status), f.Subject, f.Text)
 			continue
 		}

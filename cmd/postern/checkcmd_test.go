@@ -17,6 +17,7 @@ import (
 
 	"github.com/foxcpp/go-mockdns"
 
+	"postern/admin/health"
 	"postern/cmd/postern/check"
 	"postern/internal/pgtest"
 	"postern/internal/smtptest"
@@ -41,14 +42,14 @@ func TestCheckOfARunningServer(t *testing.T) {
 	}
 	var stdout, stderr bytes.Buffer
 	run(t.Context(), []string{"--config", s.config, "check", "--offline", "--json"}, s.env, nil, &stdout, &stderr)
-	var found []check.Finding
+	var found []health.Finding
 	if err := json.Unmarshal(stdout.Bytes(), &found); err != nil {
 		t.Fatalf("%v: %s%s", err, &stdout, &stderr)
 	}
 	for _, f := range found {
 		// What the tests' database, certificate and machine are.
 		expected := []string{"db.durability", "db.connections-tight", "db.slow", "db.room-low", "spool.small", "tls.private", "tls.name"}
-		if (f.Status == check.Failed || f.Status == check.Warning || f.Status == check.Skipped) && !slices.Contains(expected, f.ID) {
+		if (f.Status == health.Failed || f.Status == health.Warning || f.Status == health.Skipped) && !slices.Contains(expected, f.ID) {
 			t.Errorf("%+v", f)
 		}
 	}
@@ -155,7 +156,7 @@ func TestCheckOutput(t *testing.T) {
 	}
 	stdout.Reset()
 	run(t.Context(), append(args, "--json"), nil, strings.NewReader(""), &stdout, &stderr)
-	var list []check.Finding
+	var list []health.Finding
 	if err := json.Unmarshal(stdout.Bytes(), &list); err != nil || len(list) != 3 {
 		t.Fatalf("%v: %s", err, &stdout)
 	}
@@ -168,8 +169,8 @@ func TestCheckIsUsedWrongly(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ args, want string }{
 		{"--only dns,weather", `there is no area "weather"`},
-		{"--address relay.test", "is no IP address"},
-		{"--mx -x-", "is no domain name"},
+		{"--address relay.test", "is not an IP address"},
+		{"--mx -x-", "is not a domain name"},
 		{"--connect relay.test", "is not host:port"},
 		{"--only mx", "--only mx needs --mx DOMAIN"},
 		{"--only config,mx", "--only mx needs --mx DOMAIN"},
@@ -200,7 +201,7 @@ func TestCheckOfAnyAreaTellsABrokenConfiguration(t *testing.T) {
 		}
 		var stdout, stderr bytes.Buffer
 		status := run(t.Context(), args, nil, strings.NewReader(""), &stdout, &stderr)
-		var found []check.Finding
+		var found []health.Finding
 		if err := json.Unmarshal(stdout.Bytes(), &found); err != nil {
 			t.Fatalf("--only %s: %v: %s", area, err, &stderr)
 		}

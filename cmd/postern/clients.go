@@ -40,12 +40,12 @@ func profileFlags(cmd *cobra.Command, p *handout.Profiles) {
 	f.StringVar(&p.Apple, "mobileconfig", "", "write a profile for Apple's clients to `FILE`")
 	f.StringVar(&p.Mozilla, "autoconfig", "", "write a configuration for Mozilla's clients to `FILE`")
 	f.StringVar(&p.IMAP, "imap", "", "`HOST[:PORT]` of the incoming server, for these files")
-	f.BoolVar(&p.Force, "force", false, "write these files over those that are there")
+	f.BoolVar(&p.Force, "force", false, "overwrite existing files")
 }
 
 const profilesHelp = `--mobileconfig writes a configuration profile for iPhone and Mac, --autoconfig one in
-the format of Thunderbird's autoconfig. Neither has a password in it, and neither takes
-the place of a file that is there, but with --force. Both describe an account that
+the format of Thunderbird's autoconfig. Neither has a password in it; existing files are
+not overwritten without --force. Both describe an account that
 fetches mail too: name its IMAP server with --imap (TLS on port 993). Without it Apple's
 file names this server in its place, and Mozilla's has no incoming server.`
 

@@ -19,7 +19,7 @@ import (
 )
 
 func (a *app) credentialCmd() *cobra.Command {
-	return noun("credential", "what users log in with: a password, and generated secrets",
+	return noun("credential", "the password and the generated secrets of users",
 		a.credentialAddCmd(), a.credentialListCmd(), a.credentialRevokeCmd())
 }
 
@@ -73,13 +73,11 @@ func credentialState(c auth.Credential, now time.Time) string {
 	return "active"
 }
 
-func (a *app) printCredentials(list []credentialView) error {
-	t := table{head: []string{"ID", "KIND", "LABEL", "STATE", "EXPIRES", "NETWORKS", "LAST USE", "FROM"}}
-	for _, c := range list {
-		t.add(strconv.FormatInt(c.ID, 10), c.Kind, screen.OrDash(c.Label), c.State, screen.LocalTime(orZero(c.ExpiresAt)),
-			screen.OrDash(strings.Join(c.Networks, " ")), screen.LocalTime(orZero(c.LastUsedAt)), screen.OrDash(c.LastUsedAddr))
-	}
-	return t.print(a.stdout)
+var credentialHead = []string{"ID", "KIND", "LABEL", "STATE", "EXPIRES", "NETWORKS", "LAST USE", "FROM"}
+
+func credentialRow(c credentialView) []string {
+	return []string{strconv.FormatInt(c.ID, 10), c.Kind, screen.OrDash(c.Label), c.State, screen.LocalTime(orZero(c.ExpiresAt)),
+		screen.OrDash(strings.Join(c.Networks, " ")), screen.LocalTime(orZero(c.LastUsedAt)), screen.OrDash(c.LastUsedAddr)}
 }
 
 func orZero(t *time.Time) time.Time {
@@ -106,7 +104,7 @@ revoked without the others. A password that a person chooses is set by 'user pas
 		Args: one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !generate {
-				return usagef("say --generate: a secret is made here and shown once; a password of the user's own choice is for 'postern user passwd'")
+				return usagef("--generate is needed: the secret is made here and shown once; 'postern user passwd' sets a password of the user's own choice")
 			}
 			n := auth.NewCredential{Label: label}
 			var err error
@@ -170,7 +168,7 @@ func parseNetworks(list []string) (networks []netip.Prefix, err error) {
 		}
 		switch {
 		case err != nil:
-			return nil, usagef("--network: %q is no network such as 192.0.2.0/24 or 2001:db8::/48", s)
+			return nil, usagef("--network: %q is not a network such as 192.0.2.0/24 or 2001:db8::/48", s)
 		case p != p.Masked():
 			return nil, usagef("--network: %s has bits set behind the prefix: write %s", s, p.Masked())
 		}
@@ -180,26 +178,17 @@ func parseNetworks(list []string) (networks []netip.Prefix, err error) {
 }
 
 func (a *app) credentialListCmd() *cobra.Command {
-	var asJSON bool
-	cmd := &cobra.Command{
-		Use:   "list USER",
-		Short: "list a user's credentials, the revoked ones too",
-		Args:  one("name", "the user's name"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
-				list, err := users.Credentials(ctx, args[0])
-				if err != nil {
-					return err
-				}
-				if asJSON {
-					return printJSON(a.stdout, credentialsJSON(list))
-				}
-				return a.printCredentials(credentialsJSON(list))
-			})
+	return listing[credentialView]{
+		head: credentialHead, row: credentialRow,
+		load: func(ctx context.Context, users *accounts, args []string, _ int) ([]credentialView, error) {
+			list, err := users.Credentials(ctx, args[0])
+			return credentialsJSON(list), err
 		},
-	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return cmd
+	}.command(a, &cobra.Command{
+		Use:   "list USER",
+		Short: "list a user's credentials, revoked ones too",
+		Args:  one("name", "the user's name"),
+	})
 }
 
 // revoked is what became of a credential.
@@ -213,10 +202,10 @@ func (a *app) credentialRevokeCmd() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "revoke ID...",
-		Short: "end credentials for ever, and hold the mail that came by them",
+		Short: "revoke credentials permanently, and hold the mail that came by them",
 		Long: `Ends credentials on every node within 2 seconds, with the sessions that logged in by
-them, and holds the mail that came by them and waits in the queue, all at once: when one
-of them cannot be revoked, none is. One that was revoked already is left as it is, and
+them, and holds the mail that came by them and waits in the queue. When one of them cannot
+be revoked, none is. One that was revoked already is left as it is, and
 so is its mail. 'postern credential list USER' shows the numbers.`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -258,7 +247,7 @@ func credentialIDs(args []string) (ids []int64, err error) {
 func parseCredential(s string) (int64, error) {
 	id, err := strconv.ParseInt(s, 10, 64)
 	if err != nil || id <= 0 {
-		return 0, usagef("%q is no credential's number: see 'postern credential list USER'", s)
+		return 0, usagef("%q is not the number of a credential: see 'postern credential list USER'", s)
 	}
 	return id, nil
 }

@@ -68,16 +68,16 @@ func (a *app) explainCmd() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "explain --user U --from A --to B",
-		Short: "tell whether a message would be accepted, why, and where it would go",
-		Long: `Tells what would become of a message if it came now: whether the user may log in and
-send as that address, what is left of each limit, whether it would be held, and which
-way it would go. Nothing is sent and nothing is counted. The exit status is 0 when it
+		Short: "show whether a message would be accepted, why, and where it would go",
+		Long: `Shows how the server would treat a message if it came now: whether the user may log in
+and send as that address, the rest of each limit, whether the message would be held, and
+its route. Nothing is sent and nothing is counted. The exit status is 0 when the message
 would be accepted and 1 when it would not.
 
-The header's From field is taken to be --from, unless --header-from says another;
---resent-from asks about mail that is redirected. '<>' is the null sender of bounces. With
---credential the limits of that credential are looked at too. The server's own limits
-are those of the configuration that is read here.`,
+The header's From field is --from unless --header-from names another address;
+--resent-from asks about redirected mail. '<>' is the null sender of bounces. With
+--credential the limits of that credential count too. The server's own limits are those
+of the configuration on this machine.`,
 		Example: `  postern explain --user alice@example.com --from sales@example.com --to bob@example.net
   postern explain --user app@example.com --credential 12 --from app@example.com --to bob@example.net --size 30MB`,
 		Args: noArguments,
@@ -132,14 +132,14 @@ func parseQuestion(user, credential, from, octets string, to []string) (q questi
 	}
 	if from != "<>" {
 		if q.from, err = smtp.ParseAddress(from); err != nil {
-			return q, usagef("--from: %q is no address: %v", from, err)
+			return q, usagef("--from: %q is not an address: %v", from, err)
 		}
 	}
 	known := map[smtp.Address]bool{}
 	for _, s := range to {
 		address, err := smtp.ParseRecipient(s)
 		if err != nil {
-			return q, usagef("--to: %q is no address: %v", s, err)
+			return q, usagef("--to: %q is not an address: %v", s, err)
 		}
 		if key := (smtp.Address{Local: address.Local, Domain: address.DomainKey()}); !known[key] {
 			known[key], q.to = true, append(q.to, address)
@@ -164,7 +164,7 @@ func (q *question) header(from, resentFrom string) error {
 		}
 		var err error
 		if *f.to, err = smtp.ParseAddress(f.text); err != nil {
-			return usagef("--%s: %q is no address: %v", f.flag, f.text, err)
+			return usagef("--%s: %q is not an address: %v", f.flag, f.text, err)
 		}
 	}
 	return nil
@@ -235,7 +235,7 @@ func (e *explanation) login(ctx context.Context, users *accounts, u auth.User, c
 	rule := ""
 	switch {
 	case !u.Enabled:
-		rule = "user " + userState(u)
+		rule = "user " + userState(u.Enabled, u.DisabledReason)
 	case credential == 0 && u.Credentials == 0:
 		rule = "the user has no credential that works"
 	case credential != 0:

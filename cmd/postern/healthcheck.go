@@ -17,9 +17,9 @@ func (a *app) healthcheckCmd() *cobra.Command {
 		Use:   "healthcheck",
 		Short: "ask the running server whether it is ready",
 		Long: `Asks the server that runs with this configuration for /readyz at its [admin]
-address. The exit status is 0 when it is ready, and 1, with what it says, when it is
-not or does not answer within 5 s. It is for container engines and scripts;
-'postern check' looks further.`,
+address. The exit status is 0 when it is ready, and 1, with its reasons, when it is not
+or does not answer within 5 s. This is for container engines and scripts;
+'postern check' examines more.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if address == "" {

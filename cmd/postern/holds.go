@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strconv"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/screen"
@@ -14,39 +13,31 @@ import (
 )
 
 func (a *app) queueHoldsCmd() *cobra.Command {
-	var asJSON bool
-	cmd := &cobra.Command{
+	return listing[holdView]{
+		head: []string{"USER", "CREDENTIAL", "SINCE", "BY", "REASON"},
+		row:  holdRow,
+		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]holdView, error) {
+			list, err := users.queue().UserHolds(ctx)
+			if err != nil {
+				return nil, err
+			}
+			var ids []int64
+			for _, h := range list {
+				ids = append(ids, h.UserID)
+			}
+			who, err := userNames(ctx, users.pool, ids...)
+			return holdViews(list, who), err
+		},
+	}.command(a, &cobra.Command{
 		Use:   "holds",
 		Short: "list the users and credentials that are on hold",
 		Long: `Lists the holds of users, and of single credentials, whose mail waits for an
 admin: those of 'queue hold --user', of a user that was disabled, of a credential
 that was revoked, and of the breaker. 'postern queue list --state held' lists the
-mail itself. 'postern queue release --user U' ends the holds of a user and lets the
-mail go, 'postern queue cancel --user U' throws it away.`,
+mail itself. 'postern queue release --user U' ends the holds of a user and releases
+the mail, 'postern queue cancel --user U' deletes it.`,
 		Args: noArguments,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withQueue(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, q *desk.Admin) error {
-				list, err := q.UserHolds(ctx)
-				if err != nil {
-					return err
-				}
-				var ids []int64
-				for _, h := range list {
-					ids = append(ids, h.UserID)
-				}
-				who, err := userNames(ctx, pool, ids...)
-				if err != nil {
-					return err
-				}
-				if asJSON {
-					return printJSON(a.stdout, holdViews(list, who))
-				}
-				return a.printHolds(list, who)
-			})
-		},
-	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return cmd
+	})
 }
 
 // holdView is a hold as --json prints it.
@@ -63,16 +54,12 @@ func holdViews(list []queue.UserHold, who names) []holdView {
 	return views
 }
 
-func (a *app) printHolds(list []queue.UserHold, who names) error {
-	t := table{head: []string{"USER", "CREDENTIAL", "SINCE", "BY", "REASON"}}
-	for _, h := range list {
-		credential := "all"
-		if h.CredentialID != 0 {
-			credential = strconv.FormatInt(h.CredentialID, 10)
-		}
-		t.add(who.text(h.UserID), credential, screen.LocalTime(h.MadeAt), h.MadeBy, screen.OrDash(h.Reason))
+func holdRow(h holdView) []string {
+	credential := "all"
+	if h.CredentialID != 0 {
+		credential = strconv.FormatInt(h.CredentialID, 10)
 	}
-	return t.print(a.stdout)
+	return []string{userText(h.UserID, h.User), credential, screen.LocalTime(h.MadeAt), h.MadeBy, screen.OrDash(h.Reason)}
 }
 
 // holdsOf are the holds of a user and of its credentials.

@@ -18,7 +18,7 @@ func (a *app) userImportCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "import FILE|-",
 		Short: "add the users of a CSV file, all or none",
-		Long: `Adds many users at once. The first line of FILE (- is standard input) names the
+		Long: `Adds many users. The first line of FILE (- is standard input) names the
 columns, in any order:
 
   name      what the user logs in with; must be there
@@ -28,9 +28,8 @@ columns, in any order:
   senders   patterns as for 'user add --sender', separated by spaces
   resend    more of them, with the option of 'sender allow --resend'
 
-Every line is checked before anything is changed, and what is wrong is told by line,
-the first twenty of them.
---dry-run only checks. Each password in clear takes about 40 ms of a core.`,
+All lines are checked before anything is changed; the errors of the first twenty wrong
+lines are reported. --dry-run only checks. Each password in clear takes about 40 ms of a core.`,
 		Example: `  postern user import users.csv --dry-run
   postern user import users.csv`,
 		Args: one("file", "a file, or - for standard input"),

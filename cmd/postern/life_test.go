@@ -18,6 +18,7 @@ import (
 	sd "github.com/coreos/go-systemd/v22/daemon"
 
 	"postern/cmd/postern/database"
+	"postern/cmd/postern/demo"
 )
 
 // dialogue is a client of the site that says what a test wants.
@@ -118,7 +119,7 @@ func TestReload(t *testing.T) {
 		t.Error("a certificate that could not be read has taken the place of the one before")
 	}
 
-	if err := writeCertificate(s.dir); err != nil {
+	if err := demo.WriteCertificate(s.dir); err != nil {
 		t.Fatal(err)
 	}
 	d.signal(t, syscall.SIGHUP)

@@ -1,8 +1,8 @@
 // Command postern is the relay's one binary: the server, the admin's shell and
 // the demo. Each file here is one noun; run wires them and is what tests call.
 // Its packages: config reads the file, database leads to PostgreSQL, node is one
-// running relay, check looks at a set-up, handout is for mail clients, and screen
-// makes text for people.
+// running relay, check looks at a set-up, demo tries the whole on one machine,
+// handout is for mail clients, and screen makes text for people.
 package main
 
 import (
@@ -23,8 +23,8 @@ func main() {
 	os.Exit(code)
 }
 
-// run is the whole program. It returns the exit status: 0 done, 1 failed, 2 used
-// wrongly. The end of ctx asks a server to drain and stop.
+// run is the whole program. It returns the exit status: 0 success, 1 failure, 2
+// usage error. The end of ctx asks a server to drain and stop.
 func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return newApp(environ, stdin, stdout, stderr).execute(ctx, args)
 }

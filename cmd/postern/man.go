@@ -141,7 +141,7 @@ func roffText(b *strings.Builder, text string) {
 	}
 }
 
-// roffLine is a line of text, which is no request whatever it begins with; no text is
+// roffLine is a line of text, which is not a request whatever it begins with; no text is
 // no line.
 func roffLine(s string) string {
 	if s == "" {

@@ -17,7 +17,7 @@ func (a *app) migrateCmd() *cobra.Command {
 		Use:   "migrate",
 		Short: "bring the database's schema up to date",
 		Long: `Applies the migrations that the database lacks, each in a transaction of its
-own, under a lock: it is safe to run on several nodes at once. Migrations only go
+own, under a lock, so it is safe to run on several nodes concurrently. Migrations only go
 forward. Servers of the version before keep working where the release notes say so:
 migrate first, then restart the nodes one after another (docs/operate.md).
 
@@ -35,7 +35,7 @@ and 1 when it is not.`,
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&check, "check", false, "change nothing; tell whether the schema is current")
+	cmd.Flags().BoolVar(&check, "check", false, "change nothing; report whether the schema is current")
 	return cmd
 }
 

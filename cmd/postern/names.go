@@ -22,12 +22,15 @@ func userNames(ctx context.Context, pool *pgxpool.Pool, ids ...int64) (names, er
 	return auth.NewStore(pool).Names(ctx, ids...)
 }
 
-// text is the user for people: "-" for the relay itself.
-func (n names) text(id int64) string {
-	if id == 0 {
+// text is the user for people.
+func (n names) text(id int64) string { return userText(id, n[id]) }
+
+// userText is a user for people, by number and name: "-" for the relay itself.
+func userText(id int64, name string) string {
+	switch {
+	case id == 0:
 		return "-"
-	}
-	if name := n[id]; name != "" {
+	case name != "":
 		return name
 	}
 	return "removed user " + strconv.FormatInt(id, 10)

@@ -31,7 +31,7 @@ func (a *app) queueRetryCmd() *cobra.Command {
 	}, &cobra.Command{
 		Short: "try waiting mail now instead of at its next attempt",
 		Long: `Makes waiting recipients due: those of the messages, those that all filters choose,
-or with --all those of the whole queue. A running server takes them up at once;
+or with --all those of the whole queue. A running server takes them up immediately;
 without one they are tried when it starts. Held mail stays held, and mail that is
 being sent is left alone. It is an attempt like any other: when it fails, the next one
 is later than it would have been.`,
@@ -49,15 +49,15 @@ func (a *app) queueHoldCmd() *cobra.Command {
 		Short: "keep mail, or all mail of a user, from being sent",
 		Long: `Holds waiting recipients: those of the messages, those that all filters choose, or
 with --all those of the whole queue. Held mail is not tried and does not expire
-until it is released or cancelled. What is being sent is left alone.
+until it is released or cancelled. Mail that is being sent is left alone.
 
 With --user alone the user is put on hold: what waits is held, what is being sent
 is held when it comes back, and what the user sends from now on is accepted and
 held, until 'postern queue release --user' or 'postern queue cancel --user'.`,
-		Example: `  postern queue hold --user alice@example.com --reason 'is it really she?'
+		Example: `  postern queue hold --user alice@example.com --reason 'possible account takeover'
   postern queue hold --domain example.net`,
 	})
-	cmd.Flags().StringVar(&reason, "reason", "", "why the user is put on hold, for 'queue holds' and 'trace'")
+	cmd.Flags().StringVar(&reason, "reason", "", "the reason for the hold, shown by 'queue holds' and 'trace'")
 	return cmd
 }
 
@@ -68,13 +68,13 @@ func (a *app) queueReleaseCmd() *cobra.Command {
 			return a.endHold(ctx, q, w, "released and due now", (*desk.Admin).Release, (*desk.Admin).ReleaseUser)
 		},
 	}, &cobra.Command{
-		Short: "let held mail, or all mail of a user, go",
+		Short: "release held mail, or all held mail of a user",
 		Long: `Releases held recipients: those of the messages, those that all filters choose, or
-with --all those of the whole queue. They are due at once.
+with --all those of the whole queue. They are due immediately.
 
 With --user alone the holds of the user and of its credentials end, whoever made
-them, and all its held mail is released. In any other way single messages of a user
-who is on hold are let go, and the hold goes on: what is deferred is held again.`,
+them, and all its held mail is released. Otherwise single messages of a user who is
+on hold are released, and the hold stays: a message that is deferred is held again.`,
 		Example: `  postern queue release --user alice@example.com
   postern queue release 01890000-0000-7000-8000-000000000000`,
 	})
@@ -87,15 +87,15 @@ func (a *app) queueCancelCmd() *cobra.Command {
 			return a.endHold(ctx, q, w, "cancelled", (*desk.Admin).CancelHeld, (*desk.Admin).CancelUser)
 		},
 	}, &cobra.Command{
-		Short: "throw mail, or all held mail of a user, away",
-		Long: `Throws waiting and held recipients away, without a word to their sender: those of
-the messages, those that all filters choose, or with --all those of the whole
-queue. What is being sent is left alone. There is no way back; the history keeps
-the envelope and says who did it.
+		Short: "delete mail, or all held mail of a user",
+		Long: `Deletes waiting and held recipients without notifying their sender: those of the
+messages, those that all filters choose, or with --all those of the whole
+queue. Mail that is being sent is left alone. This cannot be undone; the history keeps
+the envelope and names the operator.
 
 With --user alone the holds of the user and of its credentials end, whoever made
-them, and all its held mail is thrown away. Mail of the user that waits without
-being held stays: '--user U --state waiting' chooses that. So does mail that is set
+them, and all its held mail is deleted. Mail of the user that waits without being
+held stays: '--user U --state waiting' chooses that. So does mail that is set
 aside because its rows are bad: '--user U --state held' chooses all that is held.`,
 		Example: `  postern queue cancel --user mallory@example.com --dry-run
   postern queue cancel --sender bulk@example.com --state waiting
@@ -154,7 +154,7 @@ func (a *app) operateCmd(op operation, cmd *cobra.Command) *cobra.Command {
 	fl := cmd.Flags()
 	chosen = selectionOf(fl)
 	fl.BoolVar(&all, "all", false, op.all)
-	fl.BoolVar(&dryRun, "dry-run", false, "change nothing, say how many recipients it would be")
+	fl.BoolVar(&dryRun, "dry-run", false, "change nothing, print how many recipients would change")
 	return cmd
 }
 

@@ -90,9 +90,9 @@ func TestL2Escape(t *testing.T) {
 func TestListingTellsWhatIsSetAside(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	a := &app{stdout: &out}
 	list := []desk.Entry{{State: desk.StateHeld, SetAside: "its size is -1", LastReply: "451 4.7.1 later"}, {State: desk.StateWaiting, LastReply: "452 4.3.1 full"}}
-	if err := a.printEntries(list, names{}); err != nil {
+	table := tableOf(entryHead, entryRow, entryViews(list, names{}))
+	if err := table.print(&out); err != nil {
 		t.Fatal(err)
 	}
 	if text := out.String(); !strings.Contains(text, "set aside: its size is -1") || strings.Contains(text, "451") || !strings.Contains(text, "452 4.3.1 full") {

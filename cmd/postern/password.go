@@ -47,7 +47,7 @@ func (p *passwordSource) read(stdin io.Reader, exposed func(error)) (string, err
 	return readSecret(bytes.NewReader(text))
 }
 
-// piped reports that a file is none: what a shell makes of <(command), or /dev/stdin. It
+// piped reports that a file is a pipe: what a shell makes of <(command), or /dev/stdin. It
 // is the caller's, who alone can give its name.
 func piped(path string) bool {
 	info, err := os.Stat(path)

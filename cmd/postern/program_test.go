@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"postern/cmd/postern/demo"
 	"postern/internal/peers"
 	"postern/internal/pgtest"
 	"postern/relay/queue/desk"
@@ -53,7 +54,7 @@ func installSite(t *testing.T) *site {
 		dir: dir, config: filepath.Join(dir, "postern.toml"), account: account{"alice@example.com", "a good password"},
 		env: []string{"POSTERN_DATABASE_URL=" + pgtest.New(t).URL, "POSTERN_SECRET_KEY_FILE=" + filepath.Join(dir, "secret.key")},
 	}
-	if err := writeCertificate(dir); err != nil {
+	if err := demo.WriteCertificate(dir); err != nil {
 		t.Fatal(err)
 	}
 	const text = `hostname = "relay.test"

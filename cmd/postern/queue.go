@@ -20,7 +20,7 @@ import (
 )
 
 func (a *app) queueCmd() *cobra.Command {
-	return noun("queue", "mail that waits or is being sent",
+	return noun("queue", "the mail that waits or is being sent",
 		a.queueListCmd(), a.queueShowCmd(), a.queueShapeCmd(), a.queueRetryCmd(), a.queueHoldCmd(), a.queueReleaseCmd(),
 		a.queueCancelCmd(), a.queueHoldsCmd(), a.queueLostCmd())
 }
@@ -36,54 +36,51 @@ func (a *app) withQueue(ctx context.Context, do func(ctx context.Context, pool *
 func parseID(s string) (queue.ID, error) {
 	id, err := uuid.Parse(s)
 	if err != nil || len(s) != 36 {
-		return queue.ID{}, usagef("%q is no queue id: it looks like 01890000-0000-7000-8000-000000000000 and stands in the 250 reply and in the Received field", s)
+		return queue.ID{}, usagef("%q is not a queue id: an id such as 01890000-0000-7000-8000-000000000000 is in the 250 reply and in the Received field", s)
 	}
 	return id, nil
 }
 
 func (a *app) queueListCmd() *cobra.Command {
-	var (
-		asJSON bool
-		after  string
-		limit  int
-		chosen *selection
-	)
-	cmd := &cobra.Command{
+	var after string
+	var chosen *selection
+	var f desk.Filter
+	cmd := listing[entryView]{
+		head: entryHead, row: entryRow,
+		check: func() (err error) {
+			if f, err = chosen.filter(); err != nil {
+				return err
+			}
+			f.AfterID, f.AfterN, err = parseAfter(after)
+			return err
+		},
+		load: func(ctx context.Context, users *accounts, _ []string, limit int) ([]entryView, error) {
+			if err := chosen.resolve(ctx, users.pool, &f); err != nil {
+				return nil, err
+			}
+			f.Limit = limit
+			return listQueue(ctx, users, f)
+		},
+		limit: 1000, of: "recipients",
+		next: func(list []entryView, _ int) string {
+			last := list[len(list)-1]
+			return fmt.Sprintf("--after %s/%d", last.ID, last.N)
+		},
+	}.command(a, &cobra.Command{
 		Use:   "list",
-		Short: "list recipients that are not finished, the oldest message first",
-		Long: `Lists each recipient for whom something is still to be done. States: waiting for
-the next attempt, sending (a node has it in hand), held, failed or delivered (the
-sender is still to be told). docs/queue-states.md explains them.
+		Short: "list unfinished recipients, the oldest message first",
+		Long: `Lists each recipient that is not finished. States: waiting for the next attempt,
+sending (a node has it in hand), held, failed or delivered (the sender is still to be
+notified). docs/queue-states.md explains them.
 
-Of several filters all must hold. 'postern queue shape' shows a large queue in
-short.`,
+Recipients are listed that match all of the filters. 'postern queue shape' summarizes
+a large queue.`,
 		Example: `  postern queue list --domain example.net --older-than 4h
   postern queue list --user alice@example.com --state held --json`,
 		Args: noArguments,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			f, err := chosen.filter()
-			if err != nil {
-				return err
-			}
-			if f.Limit = limit; limit < 1 {
-				return usagef("--limit must be at least 1")
-			}
-			if f.AfterID, f.AfterN, err = parseAfter(after); err != nil {
-				return err
-			}
-			return a.withQueue(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, q *desk.Admin) error {
-				if err := chosen.resolve(ctx, pool, &f); err != nil {
-					return err
-				}
-				return a.listQueue(ctx, pool, q, f, asJSON)
-			})
-		},
-	}
-	fl := cmd.Flags()
-	chosen = selectionOf(fl)
-	fl.BoolVar(&asJSON, "json", false, "print JSON")
-	fl.IntVar(&limit, "limit", 1000, "print at most `N` recipients")
-	fl.StringVar(&after, "after", "", "begin after this message, or after recipient N of it: `ID[/N]`")
+	})
+	chosen = selectionOf(cmd.Flags())
+	cmd.Flags().StringVar(&after, "after", "", "begin after this message, or after recipient N of it: `ID[/N]`")
 	return cmd
 }
 
@@ -99,32 +96,23 @@ func parseAfter(s string) (id queue.ID, n int, err error) {
 	n = math.MaxInt32
 	if one {
 		if n, err = strconv.Atoi(number); err != nil || n < 0 || n > math.MaxInt32 {
-			return id, 0, usagef("--after: %q is no number of a recipient", number)
+			return id, 0, usagef("--after: %q is not the number of a recipient", number)
 		}
 	}
 	return id, n, nil
 }
 
-func (a *app) listQueue(ctx context.Context, pool *pgxpool.Pool, q *desk.Admin, f desk.Filter, asJSON bool) error {
-	list, err := q.List(ctx, f)
+func listQueue(ctx context.Context, users *accounts, f desk.Filter) ([]entryView, error) {
+	list, err := users.queue().List(ctx, f)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	who, err := namesOf(ctx, pool, list)
-	if err != nil {
-		return err
+	var ids []int64
+	for _, e := range list {
+		ids = append(ids, e.UserID)
 	}
-	if asJSON {
-		return printJSON(a.stdout, entryViews(list, who))
-	}
-	if err := a.printEntries(list, who); err != nil {
-		return err
-	}
-	if len(list) == f.Limit {
-		last := list[len(list)-1]
-		fmt.Fprintf(a.stderr, "there may be more: --after %s/%d\n", last.ID, last.N)
-	}
-	return nil
+	who, err := userNames(ctx, users.pool, ids...)
+	return entryViews(list, who), err
 }
 
 // entryView is a recipient as --json prints it.
@@ -141,29 +129,19 @@ func entryViews(list []desk.Entry, who names) []entryView {
 	return views
 }
 
-func namesOf(ctx context.Context, pool *pgxpool.Pool, list []desk.Entry) (names, error) {
-	var ids []int64
-	for _, e := range list {
-		ids = append(ids, e.UserID)
-	}
-	return userNames(ctx, pool, ids...)
-}
+var entryHead = []string{"ID", "STATE", "ACCEPTED", "USER", "SENDER", "RECIPIENT", "TRIES", "NEXT", "LAST REPLY"}
 
-func (a *app) printEntries(list []desk.Entry, who names) error {
-	t := table{head: []string{"ID", "STATE", "ACCEPTED", "USER", "SENDER", "RECIPIENT", "TRIES", "NEXT", "LAST REPLY"}}
-	for _, e := range list {
-		next := "-"
-		if e.State == desk.StateWaiting {
-			next = screen.LocalTime(e.NextAttemptAt)
-		}
-		reply := e.LastReply
-		if e.SetAside != "" {
-			reply = "set aside: " + e.SetAside
-		}
-		t.add(e.ID.String(), string(e.State), screen.LocalTime(e.AcceptedAt), who.text(e.UserID), "<"+e.Sender+">", e.Recipient,
-			strconv.Itoa(e.Attempts), next, screen.OrDash(shorten(reply, 80)))
+func entryRow(e entryView) []string {
+	next := "-"
+	if e.State == desk.StateWaiting {
+		next = screen.LocalTime(e.NextAttemptAt)
 	}
-	return t.print(a.stdout)
+	reply := e.LastReply
+	if e.SetAside != "" {
+		reply = "set aside: " + e.SetAside
+	}
+	return []string{e.ID.String(), string(e.State), screen.LocalTime(e.AcceptedAt), userText(e.UserID, e.User), "<" + e.Sender + ">", e.Recipient,
+		strconv.Itoa(e.Attempts), next, screen.OrDash(shorten(reply, 80))}
 }
 
 // shorten cuts s to n runes for a table.
@@ -180,9 +158,8 @@ func (a *app) queueShowCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show ID",
 		Short: "show a message and its recipients",
-		Long: `Shows when and from whom a message was accepted, what is still to be done for
-each recipient, and whether a hold keeps it. 'postern trace' tells of the attempts
-too.`,
+		Long: `Shows when and from whom a message was accepted, the state of each unfinished
+recipient, and whether a hold keeps it. 'postern trace' shows the attempts too.`,
 		Args: one("id", "a queue id"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := parseID(args[0])

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"postern/cmd/postern/demo"
 	"postern/internal/pgtest"
 )
 
@@ -44,7 +45,7 @@ func TestReadmeSetUp(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	url := pgtest.New(t).URL
-	if err := writeCertificate(dir); err != nil {
+	if err := demo.WriteCertificate(dir); err != nil {
 		t.Fatal(err)
 	}
 	var script string

@@ -26,13 +26,13 @@ func (a *app) routeAddCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "add --via UPSTREAM|mx",
 		Short: "set the default route",
-		Long: `Sets where mail goes: to an upstream, or with 'mx' straight to the servers of
-each recipient's domain. With --replace it takes the place of the default route
-that is there, and no mail finds none meanwhile.
+		Long: `Routes all mail to an upstream, or with 'mx' to the mail servers of each recipient's
+domain. --replace replaces an existing default route without a moment in which there
+is none.
 
-A route is looked up at every attempt, so a new one also moves mail that waits
-already: what waits because there was no route is due at once, what another upstream
-deferred at its next attempt ('postern queue retry --upstream NAME' makes it sooner).`,
+A route is looked up at every attempt, so a new one also moves waiting mail: mail that
+waits for want of a route is due immediately; mail that another upstream deferred
+follows at its next attempt ('postern queue retry --upstream NAME' makes that sooner).`,
 		Example: `  postern route add --via out
   postern route add --via mx --replace`,
 		Args: noArguments,
@@ -111,33 +111,22 @@ func (a *app) retryRouteless(ctx context.Context, pool *pgxpool.Pool) error {
 }
 
 func (a *app) routeListCmd() *cobra.Command {
-	var asJSON bool
-	cmd := &cobra.Command{
+	return listing[route.Rule]{
+		head: []string{"ID", "MATCH", "VIA"},
+		row: func(r route.Rule) []string {
+			return []string{strconv.FormatInt(r.ID, 10), matchText(r), viaText(r)}
+		},
+		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]route.Rule, error) {
+			return route.NewStore(users.pool, nil).ListRoutes(ctx)
+		},
+	}.command(a, &cobra.Command{
 		Use:   "list",
 		Short: "list the routes",
-		Long: `Lists the routes in the order in which they are looked at: the first that matches
-a recipient decides, and the default route ("all mail") comes last. Each attempt
-looks anew. Of several upstreams of a route only the first is used.`,
+		Long: `Lists the routes in the order in which they are tried: the first that matches a
+recipient decides, and the default route ("all mail") comes last. Each attempt reads
+them anew. Of a route with several upstreams only the first is used.`,
 		Args: noArguments,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
-				list, err := route.NewStore(pool, nil).ListRoutes(ctx)
-				if err != nil {
-					return err
-				}
-				if asJSON {
-					return printJSON(a.stdout, emptyList(list))
-				}
-				t := table{head: []string{"ID", "MATCH", "VIA"}}
-				for _, r := range list {
-					t.add(strconv.FormatInt(r.ID, 10), matchText(r), viaText(r))
-				}
-				return t.print(a.stdout)
-			})
-		},
-	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return cmd
+	})
 }
 
 func viaText(r route.Rule) string {
@@ -174,7 +163,7 @@ route add --replace' changes the default route without that.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := strconv.ParseInt(args[0], 10, 64)
 			if err != nil {
-				return usagef("%q is no route number: see 'postern route list'", args[0])
+				return usagef("%q is not a route number: see 'postern route list'", args[0])
 			}
 			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
 				was, err := route.NewStore(pool, nil).As(a.actor()).RemoveRoute(ctx, id)

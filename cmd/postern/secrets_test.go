@@ -13,6 +13,7 @@ import (
 
 	"postern/admin"
 	"postern/cmd/postern/config"
+	"postern/cmd/postern/demo"
 	"postern/internal/owned"
 	"postern/internal/pgtest"
 	"postern/relay/certificate"
@@ -23,7 +24,7 @@ import (
 func TestH2OneRuleForSecrets(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	if err := writeCertificate(dir); err != nil {
+	if err := demo.WriteCertificate(dir); err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "secret")
@@ -149,30 +150,6 @@ func TestH2DemoInAPreparedFolder(t *testing.T) {
 	}
 	if text, err := os.ReadFile(aim); err != nil || string(text) != "of great worth" {
 		t.Errorf("the file that links led to has %q, %v", text, err)
-	}
-}
-
-// Where PostgreSQL's user may not enter, only the database is elsewhere, under a name
-// that nobody can guess.
-func TestH2DemoInAClosedFolder(t *testing.T) {
-	t.Parallel()
-	dir := filepath.Join(t.TempDir(), "closed", "demo")
-	if err := os.Mkdir(filepath.Dir(dir), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	var folders [2]demoFolders
-	for i := range folders {
-		var err error
-		if folders[i], err = findDemoFolders(dir, true); err != nil {
-			t.Fatal(err)
-		}
-		defer folders[i].remove()
-		if folders[i].dir != dir {
-			t.Errorf("the demo's folder is %s, want %s", folders[i].dir, dir)
-		}
-	}
-	if root := os.Geteuid() == 0; root == (folders[0].postgres == folders[1].postgres) {
-		t.Errorf("root: %v, the databases are in %s and %s", root, folders[0].postgres, folders[1].postgres)
 	}
 }
 

@@ -90,7 +90,7 @@ func (s *selection) olderThan() (time.Duration, error) {
 	}
 	d, err := config.ParseDuration(text)
 	if err != nil || d == 0 {
-		return 0, usagef("--older-than: %q is no duration: write a number with s, m, h or d", text)
+		return 0, usagef("--older-than: %q is not a duration: write a number with s, m, h or d", text)
 	}
 	return time.Duration(d), nil
 }
@@ -111,7 +111,7 @@ func (s *selection) addresses(f *desk.Filter) error {
 	if text := *s.given["domain"]; text != "" {
 		a, err := smtp.ParseAddress("postmaster@" + text)
 		if err != nil {
-			return usagef("--domain: %q is no domain: %v", text, err)
+			return usagef("--domain: %q is not a domain: %v", text, err)
 		}
 		f.Domain = a.DomainKey()
 	}

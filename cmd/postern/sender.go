@@ -14,9 +14,9 @@ import (
 )
 
 func (a *app) senderCmd() *cobra.Command {
-	return noun("sender", "which addresses a user may send as",
+	return noun("sender", "the addresses that a user may send as",
 		a.senderAllowCmd(),
-		a.senderChangeCmd("deny", "take addresses away that a user may send as", (*auth.Store).RemoveSender),
+		a.senderChangeCmd("deny", "remove addresses that a user may send as", (*auth.Store).RemoveSender),
 		a.senderListCmd())
 }
 
@@ -114,34 +114,26 @@ func senderViews(u auth.User) []senderView {
 }
 
 func (a *app) senderListCmd() *cobra.Command {
-	var asJSON bool
-	cmd := &cobra.Command{
+	return listing[senderView]{
+		head: []string{"PATTERN", "ORIGIN", "RESEND"},
+		row: func(s senderView) []string {
+			resend := "-"
+			if s.Resend {
+				resend = "yes"
+			}
+			return []string{s.Pattern, s.From, resend}
+		},
+		load: func(ctx context.Context, users *accounts, args []string, _ int) ([]senderView, error) {
+			u, err := users.User(ctx, args[0])
+			return senderViews(u), err
+		},
+	}.command(a, &cobra.Command{
 		Use:   "list USER",
 		Short: "list what a user may send as",
-		Long:  "Lists the patterns of the user, or its name when it may send as that alone: ORIGIN tells\nwhich of the two it is.\n\n" + patternsHelp,
-		Args:  one("name", "the user's name"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
-				u, err := users.User(ctx, args[0])
-				if err != nil {
-					return err
-				}
-				senders := senderViews(u)
-				if asJSON {
-					return printJSON(a.stdout, senders)
-				}
-				t := table{head: []string{"PATTERN", "ORIGIN", "RESEND"}}
-				for _, s := range senders {
-					resend := "-"
-					if s.Resend {
-						resend = "yes"
-					}
-					t.add(s.Pattern, s.From, resend)
-				}
-				return t.print(a.stdout)
-			})
-		},
-	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return cmd
+		Long: `Lists the patterns of the user, or its name when it may send as that alone: ORIGIN is
+"set" or "the user's name".
+
+` + patternsHelp,
+		Args: one("name", "the user's name"),
+	})
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime/pprof"
@@ -79,7 +78,7 @@ func (a *app) serve(ctx context.Context, only string) error {
 			return usageError{err.Error()}
 		}
 	}
-	s := a.setup(cfg, node.NewLogger(a.stderr, cfg.Log))
+	s := a.setup(cfg)
 	s.Only = only
 	asked, stop := node.ListenSignals()
 	defer stop()
@@ -93,8 +92,8 @@ func (a *app) serve(ctx context.Context, only string) error {
 }
 
 // setup is that of a node in this process; it lacks the URL of the database.
-func (a *app) setup(cfg config.Config, log *slog.Logger) node.Setup {
-	return node.Setup{Config: cfg, Source: a.source, Version: versionString(), Log: log, Database: &a.database}
+func (a *app) setup(cfg config.Config) node.Setup {
+	return node.Setup{Config: cfg, Source: a.source, Version: versionString(), Log: node.NewLogger(a.stderr, cfg.Log), Database: &a.database}
 }
 
 func (a *app) serveOn(ctx context.Context, s node.Setup, asked node.Signals) error {

@@ -23,15 +23,15 @@ func (a *app) traceCmd() *cobra.Command {
 	var limit int
 	cmd := &cobra.Command{
 		Use:   "trace ID|MESSAGE-ID|ADDRESS",
-		Short: "tell what became of a message",
-		Long: `Tells when and from whom a message was accepted, by which rule and with how much
-of the sender's limits used, every attempt with the reply of the server, and what
-is still to be done. Finished mail can be traced for as long as [queue] history
-says.
+		Short: "show the history of a message",
+		Long: `Shows when and from whom a message was accepted, by which rule and with how much of
+the sender's limits used, every attempt with the reply of the server, and the
+recipients that are not finished. Finished mail can be traced for the time of history
+in [queue] of the configuration.
 
-ID is the queue id: it stands in the 250 reply and in the Received field. With the
-Message-ID field of a mail, or an envelope address of its sender or of a recipient,
-one message is told of whole; several are listed, the newest first.`,
+ID is the queue id from the 250 reply or the Received field. A Message-ID field, or an
+envelope address of the sender or a recipient, may match several messages: those are
+listed, the newest first.`,
 		Example: `  postern trace 01890000-0000-7000-8000-000000000000
   postern trace '<20260102.3@example.com>'
   postern trace bob@example.net --limit 5`,
@@ -42,7 +42,7 @@ one message is told of whole; several are listed, the newest first.`,
 			}
 			id, err := parseID(args[0])
 			if err != nil && !strings.Contains(args[0], "@") && !strings.HasPrefix(args[0], "<") {
-				return usagef("%q is no queue id, Message-ID or address", args[0])
+				return usagef("%q is not a queue id, Message-ID or address", args[0])
 			}
 			return a.withQueue(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, q *desk.Admin) error {
 				if err == nil {
@@ -260,7 +260,8 @@ func (a *app) printStory(s *story) error {
 		return nil
 	}
 	fmt.Fprintln(a.stdout)
-	if err := a.printEntries(s.Live, s.who); err != nil {
+	t = tableOf(entryHead, entryRow, entryViews(s.Live, s.who))
+	if err := t.print(a.stdout); err != nil {
 		return err
 	}
 	a.printWhyHeld(s)

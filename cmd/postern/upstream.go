@@ -89,7 +89,7 @@ password is sealed with the key in secret_key_file before it is stored.`,
 	f.StringVar(&u.Username, "username", "", "account name at the smarthost")
 	from.flags(cmd)
 	f.StringVar(&caFile, "ca-file", "", "PEM `file` of the authorities to trust instead of the system's")
-	f.IntVar(&u.MaxConnections, "connections", 0, "connections at once from each node (default: delivery.connections)")
+	f.IntVar(&u.MaxConnections, "connections", 0, "concurrent connections from each node (default: delivery.connections)")
 	f.BoolVar(&ifMissing, "if-missing", false, ifMissingUsage)
 	_ = cmd.MarkFlagRequired("host")
 	return cmd
@@ -101,7 +101,7 @@ func splitHost(host string, u *route.Upstream) error {
 	if h, p, err := net.SplitHostPort(host); err == nil {
 		port, err := strconv.Atoi(p)
 		if err != nil {
-			return usagef("--host: port %q is no number", p)
+			return usagef("--host: port %q is not a number", p)
 		}
 		u.Host, u.Port = h, port
 	}
@@ -135,30 +135,15 @@ func (a *app) addUpstream(ctx context.Context, u route.Upstream) error {
 }
 
 func (a *app) upstreamListCmd() *cobra.Command {
-	var asJSON bool
-	cmd := &cobra.Command{
-		Use:   "list",
-		Short: "list the smarthosts",
-		Args:  noArguments,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
-				list, err := route.NewStore(pool, nil).ListUpstreams(ctx)
-				if err != nil {
-					return err
-				}
-				if asJSON {
-					return printJSON(a.stdout, emptyList(list))
-				}
-				t := table{head: []string{"NAME", "HOST", "TLS", "ACCOUNT", "CONNECTIONS"}}
-				for _, u := range list {
-					t.add(u.Name, net.JoinHostPort(u.Host, strconv.Itoa(u.Port)), string(u.TLS), screen.OrDash(u.Username), orDefault(u.MaxConnections))
-				}
-				return t.print(a.stdout)
-			})
+	return listing[route.Account]{
+		head: []string{"NAME", "HOST", "TLS", "ACCOUNT", "CONNECTIONS"},
+		row: func(u route.Account) []string {
+			return []string{u.Name, net.JoinHostPort(u.Host, strconv.Itoa(u.Port)), string(u.TLS), screen.OrDash(u.Username), orDefault(u.MaxConnections)}
 		},
-	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return cmd
+		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]route.Account, error) {
+			return route.NewStore(users.pool, nil).ListUpstreams(ctx)
+		},
+	}.command(a, &cobra.Command{Use: "list", Short: "list the smarthosts", Args: noArguments})
 }
 
 func (a *app) upstreamRemoveCmd() *cobra.Command {
@@ -166,14 +151,12 @@ func (a *app) upstreamRemoveCmd() *cobra.Command {
 		Use:   "remove NAME",
 		Short: "remove a smarthost that no route uses",
 		Args:  one("name", "the upstream's name"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
-				if err := route.NewStore(pool, nil).As(a.actor()).RemoveUpstream(ctx, args[0]); err != nil {
-					return err
-				}
-				_, err := fmt.Fprintf(a.stdout, "removed upstream %s\n", args[0])
+		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
+			if err := route.NewStore(users.pool, nil).As(users.actor).RemoveUpstream(ctx, args[0]); err != nil {
 				return err
-			})
-		},
+			}
+			_, err := fmt.Fprintf(a.stdout, "removed upstream %s\n", args[0])
+			return err
+		}),
 	}
 }

@@ -33,13 +33,13 @@ func flagError(cmd *cobra.Command, err error) error {
 		f := invalid.GetFlag()
 		switch f.Value.Type() {
 		case "int":
-			return usagef("--%s: %q is no whole number", f.Name, invalid.GetValue())
+			return usagef("--%s: %q is not a whole number", f.Name, invalid.GetValue())
 		case "bool":
 			return usagef("--%s: %q is neither true nor false", f.Name, invalid.GetValue())
 		}
 		return usagef("--%s: %v", f.Name, errors.Unwrap(invalid))
 	case errors.As(err, &syntax):
-		return usagef("%q is no flag", syntax.GetSpecifiedFlag())
+		return usagef("%q is not a flag", syntax.GetSpecifiedFlag())
 	}
 	return usageError{err.Error()}
 }

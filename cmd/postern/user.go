@@ -21,7 +21,7 @@ import (
 )
 
 func (a *app) userCmd() *cobra.Command {
-	return noun("user", "who may send mail",
+	return noun("user", "the users who may send mail",
 		a.userAddCmd(), a.userListCmd(), a.userShowCmd(), a.userPasswdCmd(),
 		a.userDisableCmd(), a.userEnableCmd(), a.userRemoveCmd(), a.userImportCmd())
 }
@@ -43,13 +43,13 @@ func (a *app) userAddCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "add NAME",
 		Short: "add a user",
-		Long: `Adds a user, who may log in at once, and prints the settings for a mail client.
-NAME is what the client logs in with, normally an address. Unless its password is
-given one is generated and shown once.
+		Long: `Adds a user, who may log in immediately, and prints the settings for a mail client.
+The client logs in with NAME, normally an address. A password is generated and shown
+once unless one is given.
 
---sender says which addresses the user may send as: an address, *@domain for all
-of a domain, *@*.domain for all of its subdomains, '<>' for the null sender of
-bounces. Without it, NAME alone, which then must be an address.
+--sender names addresses that the user may send as: an address, *@domain for all of a
+domain, *@*.domain for all of its subdomains, '<>' for the null sender of bounces.
+Without --sender the user may send as NAME, which then must be an address.
 
 ` + profilesHelp,
 		Example: `  postern user add alice@example.com
@@ -127,7 +127,7 @@ func newUserName(name string, senders []string) (string, error) {
 		return "", usageError{err.Error()}
 	}
 	if addresses == 0 && !strings.Contains(canonical, "@") {
-		return "", usagef("%q is no address: say with --sender which addresses the user may send as", name)
+		return "", usagef("%q is not an address: name with --sender the addresses that the user may send as", name)
 	}
 	return canonical, nil
 }
@@ -192,64 +192,37 @@ func sendersText(u auth.User) string {
 	return screen.OrDash(strings.Join(effectiveSenders(u), ", "))
 }
 
-func userState(u auth.User) string {
+func userState(enabled bool, reason string) string {
 	switch {
-	case u.Enabled:
+	case enabled:
 		return "enabled"
-	case u.DisabledReason == "":
+	case reason == "":
 		return "disabled"
 	}
-	return "disabled: " + u.DisabledReason
+	return "disabled: " + reason
 }
 
 func (a *app) userListCmd() *cobra.Command {
-	var asJSON bool
 	var after string
-	var limit int
-	cmd := &cobra.Command{
-		Use:   "list",
-		Short: "list users by name",
-		Args:  noArguments,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if limit < 1 {
-				return usagef("--limit must be at least 1")
-			}
-			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
-				list, err := users.ListUsers(ctx, after, limit)
-				if err != nil {
-					return err
-				}
-				if asJSON {
-					views := []userView{}
-					for _, u := range list {
-						views = append(views, userJSON(u, ""))
-					}
-					return printJSON(a.stdout, views)
-				}
-				return a.printUsers(list, limit)
-			})
+	cmd := listing[userView]{
+		head: []string{"NAME", "STATE", "SENDERS", "CREDENTIALS", "LAST USE", "SINCE"},
+		row: func(u userView) []string {
+			return []string{u.Name, userState(u.Enabled, u.DisabledReason), screen.OrDash(shorten(strings.Join(u.Senders, ", "), 60)),
+				strconv.Itoa(u.Credentials), screen.LocalTime(orZero(u.LastUsedAt)), screen.LocalTime(u.CreatedAt)}
 		},
-	}
-	f := cmd.Flags()
-	f.BoolVar(&asJSON, "json", false, "print JSON")
-	f.IntVar(&limit, "limit", 1000, "print at most `N` users")
-	f.StringVar(&after, "after", "", "begin after this `name`")
+		load: func(ctx context.Context, users *accounts, _ []string, limit int) (views []userView, err error) {
+			list, err := users.ListUsers(ctx, after, limit)
+			for _, u := range list {
+				views = append(views, userJSON(u, ""))
+			}
+			return views, err
+		},
+		limit: 1000, of: "users",
+		next: func(list []userView, _ int) string { return "--after " + list[len(list)-1].Name },
+	}.command(a, &cobra.Command{Use: "list", Short: "list users by name", Args: noArguments})
+	cmd.Flags().StringVar(&after, "after", "", "begin after this `name`")
 	_ = cmd.RegisterFlagCompletionFunc("after", a.completer(usersLike, false))
 	return cmd
-}
-
-func (a *app) printUsers(list []auth.User, limit int) error {
-	t := table{head: []string{"NAME", "STATE", "SENDERS", "CREDENTIALS", "LAST USE", "SINCE"}}
-	for _, u := range list {
-		t.add(u.Name, userState(u), shorten(sendersText(u), 60), strconv.Itoa(u.Credentials), screen.LocalTime(u.LastUsedAt), screen.LocalTime(u.CreatedAt))
-	}
-	if err := t.print(a.stdout); err != nil {
-		return err
-	}
-	if len(list) == limit {
-		fmt.Fprintf(a.stderr, "there may be more: --after %s\n", list[len(list)-1].Name)
-	}
-	return nil
 }
 
 // shownUser is everything about a user that one look should tell.
@@ -267,33 +240,31 @@ func (a *app) userShowCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show NAME",
 		Short: "show a user, its credentials and its mail in the queue",
-		Long: `Shows what there is about a user. 'postern limit show NAME' tells the limits and what
-is used of them, 'postern explain' whether a message would be accepted.
+		Long: `Shows everything about a user but its limits: 'postern limit show NAME' shows those and
+their use, 'postern explain' whether a message would be accepted.
 
 ` + profilesHelp,
 		Args: one("name", "the user's name"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
-				u, shown, err := a.lookAtUser(ctx, users, args[0])
-				if err != nil {
-					return err
-				}
-				if err := files.Check(shown.Settings); err != nil {
-					return usageError{err.Error()}
-				}
-				made, err := files.Make(shown.Settings)
-				if err != nil {
-					return err
-				}
-				defer made.Drop()
-				if asJSON {
-					err = printJSON(a.stdout, shown)
-				} else {
-					err = a.printUser(u, shown)
-				}
-				return errors.Join(err, a.putProfiles(&files, made))
-			})
-		},
+		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
+			u, shown, err := a.lookAtUser(ctx, users, args[0])
+			if err != nil {
+				return err
+			}
+			if err := files.Check(shown.Settings); err != nil {
+				return usageError{err.Error()}
+			}
+			made, err := files.Make(shown.Settings)
+			if err != nil {
+				return err
+			}
+			defer made.Drop()
+			if asJSON {
+				err = printJSON(a.stdout, shown)
+			} else {
+				err = a.printUser(u, shown)
+			}
+			return errors.Join(err, a.putProfiles(&files, made))
+		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	profileFlags(cmd, &files)
@@ -322,7 +293,7 @@ func (a *app) lookAtUser(ctx context.Context, users *accounts, name string) (u a
 
 func (a *app) printUser(u auth.User, shown shownUser) error {
 	t := table{head: []string{"USER", screen.Printable(u.Name)}}
-	t.add("state", userState(u))
+	t.add("state", userState(u.Enabled, u.DisabledReason))
 	t.add("may send as", sendersText(u))
 	if u.NoDefaults {
 		t.add("limits", "free of the default ones")
@@ -347,7 +318,8 @@ func (a *app) printUser(u auth.User, shown shownUser) error {
 	}
 	if len(shown.Logins) > 0 {
 		fmt.Fprintln(a.stdout)
-		if err := a.printCredentials(shown.Logins); err != nil {
+		logins := tableOf(credentialHead, credentialRow, shown.Logins)
+		if err := logins.print(a.stdout); err != nil {
 			return err
 		}
 	}
@@ -363,7 +335,7 @@ func (a *app) userPasswdCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "passwd NAME",
 		Short: "change a user's password",
-		Long: `Changes the password. Unless it is given one is generated and shown once.
+		Long: `Changes the password. One is generated and shown once unless it is given.
 The old password stops working on every node within 2 seconds, and sessions that
 logged in with it end.`,
 		Args: one("name", "the user's name"),
@@ -395,8 +367,8 @@ func (a *app) userDisableCmd() *cobra.Command {
 		Short: "keep a user from sending, and hold its mail",
 		Long: `Refuses the user's logins on every node within 2 seconds, ends its sessions, and
 holds its mail that waits in the queue. Held mail waits until it is released or
-cancelled; enabling the user again does not release it. Of a user who is disabled
-already only the reason is changed, when another is given.`,
+cancelled; enabling the user again does not release it. For a user who is disabled
+already only the reason changes, if another is given.`,
 		Args: one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkReason(reason); err != nil {
@@ -462,19 +434,17 @@ func (a *app) userEnableCmd() *cobra.Command {
 		Long: `Lets the user log in again. Its mail that is held stays held, and new mail is held
 as well, until 'postern queue release --user' or 'postern queue cancel --user'.`,
 		Args: one("name", "the user's name"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
-				if err := users.SetEnabled(ctx, args[0], true, ""); err != nil {
-					return err
-				}
-				u, err := users.User(ctx, args[0])
-				if err != nil {
-					return err
-				}
-				fmt.Fprintf(a.stdout, "enabled user %s\n", screen.Printable(u.Name))
-				return a.tellHeld(ctx, users, u)
-			})
-		},
+		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
+			if err := users.SetEnabled(ctx, args[0], true, ""); err != nil {
+				return err
+			}
+			u, err := users.User(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(a.stdout, "enabled user %s\n", screen.Printable(u.Name))
+			return a.tellHeld(ctx, users, u)
+		}),
 	}
 }
 
@@ -502,20 +472,18 @@ func (a *app) userRemoveCmd() *cobra.Command {
 	var cancelMail bool
 	cmd := &cobra.Command{
 		Use:   "remove NAME",
-		Short: "remove a user for ever",
+		Short: "remove a user permanently",
 		Long: `Removes a user with its credentials, sender patterns and limits; its sessions end.
 The history of its mail stays for as long as [queue] history says.
 
 A user who still has mail in the queue is not removed, unless --cancel-mail throws away
-what waits and what is held, without a word to anybody. What a node is sending at
-that moment goes on. To keep somebody out and decide about the mail later, use 'user
+what waits and what is held, without notifying the sender. Mail that a node is sending
+at that moment is still sent. To keep somebody out and decide about the mail later, use 'user
 disable'.`,
 		Args: one("name", "the user's name"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
-				return a.removeUser(ctx, users, args[0], cancelMail)
-			})
-		},
+		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
+			return a.removeUser(ctx, users, args[0], cancelMail)
+		}),
 	}
 	cmd.Flags().BoolVar(&cancelMail, "cancel-mail", false, "throw away its mail that waits or is held")
 	return cmd

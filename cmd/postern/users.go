@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
 
 	"postern/auth"
 	"postern/policy/quota"
@@ -31,6 +32,13 @@ func (a *app) withUsers(ctx context.Context, do func(ctx context.Context, users 
 		who := a.actor()
 		return userError(do(ctx, &accounts{auth.NewStore(pool).As(who), pool, who}))
 	})
+}
+
+// onUsers makes the RunE of a command whose whole work is on the users.
+func (a *app) onUsers(do func(ctx context.Context, users *accounts, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error { return do(ctx, users, args) })
+	}
 }
 
 // userError marks what is wrong with the arguments as wrong use.

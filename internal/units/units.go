@@ -44,6 +44,19 @@ func FormatOctets(n int64) string {
 	return strconv.FormatInt(n, 10)
 }
 
+// RoughOctets writes octets for people, with one digit behind the point.
+func RoughOctets(n int64) string {
+	for _, u := range []struct {
+		name string
+		of   int64
+	}{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}} {
+		if n >= u.of {
+			return strconv.FormatFloat(float64(n)/float64(u.of), 'f', 1, 64) + " " + u.name
+		}
+	}
+	return strconv.FormatInt(n, 10) + " octets"
+}
+
 // ParseCount reads a number that is nothing but digits. The errors are ParseOctets'.
 func ParseCount(s string) (int64, error) {
 	if s == "" || strings.Trim(s, "0123456789") != "" {

@@ -86,6 +86,9 @@ type Config struct {
 	NoClaim  bool            // only what Take brings
 }
 
+// Defaults is the configuration of an engine that is given nothing.
+func Defaults() Config { return Config{}.withDefaults() }
+
 // withDefaults fills what is zero.
 func (c Config) withDefaults() Config {
 	if c.DNS == nil {

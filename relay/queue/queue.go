@@ -111,6 +111,9 @@ func dedicated(pool *pgxpool.Pool, tune string, faults *pg.Faults) *pg.Dedicated
 	return d
 }
 
+// Defaults is the configuration of a queue that is given nothing.
+func Defaults() Config { return Config{}.withDefaults() }
+
 func (c Config) withDefaults() Config {
 	set := func(d *time.Duration, value time.Duration) {
 		if *d <= 0 {

@@ -1,6 +1,7 @@
 package retention
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,18 +35,23 @@ const (
 	forgetTurns = 20   // statements of a kind in a round
 )
 
-// Config configures a Retention; zero durations take the defaults named.
+// Config configures a Retention; zero durations take those of Defaults.
 type Config struct {
 	Pool  *pgxpool.Pool // the settings of its connections
 	Log   *slog.Logger
 	Guard *panics.Guard // keeps what panics from ending the process; may be nil
 
-	History        time.Duration // 30 days after a message's end
-	Correspondents time.Duration // 365 days: how long it is known whom users wrote to
+	History        time.Duration // after a message's end
+	Correspondents time.Duration // how long it is known whom users wrote to
 
 	// Trouble is told of errors and reports whether they are the database's, which others
 	// log; nil for nobody.
 	Trouble func(error) bool
+}
+
+// Defaults are the spans of a Retention that is given none.
+func Defaults() Config {
+	return Config{History: 30 * 24 * time.Hour, Correspondents: 365 * 24 * time.Hour}
 }
 
 // Retention deletes in small batches with pauses between them, over connections of its own.
@@ -73,14 +79,12 @@ func New(cfg Config) *Retention {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	if cfg.Correspondents <= 0 {
-		cfg.Correspondents = 365 * 24 * time.Hour
-	}
+	def := Defaults()
+	cfg.History, cfg.Correspondents = cmp.Or(cfg.History, def.History), cmp.Or(cfg.Correspondents, def.Correspondents)
 	if cfg.Trouble == nil {
 		cfg.Trouble = func(error) bool { return false }
 	}
 	r := &Retention{cfg: cfg, log: cfg.Log, conn: pg.NewDedicated(cfg.Pool, pg.TuneWork), every: retentionEvery, rows: forgetLeast, rest: forgetShort, bodies: newBodies(cfg)}
-	r.SetHistory(30 * 24 * time.Hour)
 	r.SetHistory(cfg.History)
 	return r
 }

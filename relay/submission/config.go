@@ -101,17 +101,17 @@ type Config struct {
 // Limits bound what clients can make the server spend. Zero takes the default
 // named; there is no "unlimited".
 type Limits struct {
-	Connections           int // at once, all listeners: 5,000
+	Connections           int // at once, all listeners: 2,000
 	ConnectionsPerAddress int // at once from one IPv4 address or IPv6 /64: 100
 	Handshakes            int // TLS handshakes computed at once: the number of processors
 
-	Commands          int // since the greeting or the last accepted message, accepted RCPTs apart: 1,000
-	BadCommands       int // unknown, malformed or out of order, and as many AUTH put off, in a session: 20
+	Commands          int // since the greeting or the last accepted message, accepted RCPTs apart: 10,000
+	BadCommands       int // unknown, malformed or out of order, and as many AUTH put off, in a session: 10
 	FailedAuths       int // in a session: 3
 	RefusedRecipients int // in a session, those beyond Recipients apart: 100
 
-	Recipients  int   // of a message, for users without a limit of their own: 100
-	MessageSize int64 // octets as received, ceiling for every user: 25 MiB
+	Recipients  int   // of a message, for users without a limit of their own: 1,000
+	MessageSize int64 // octets as received, ceiling for every user: 50 MiB
 	HeaderSize  int   // octets of the header section: 256 KiB
 
 	Session   time.Duration // from the connection on: 2 h
@@ -125,22 +125,26 @@ type Limits struct {
 	Commit    time.Duration // waiting for the queue: 2 min
 
 	MemoryBody int64 // octets of a body kept in memory, beyond it a file: 1 MiB
-	Memory     int64 // octets of all bodies in memory: 256 MiB
+	Memory     int64 // octets of all bodies in memory: 128 MiB
 	TempFiles  int64 // octets of all bodies in temporary files: 4 GiB
 	Files      int   // such files, open at a time: 1 million
 }
 
+// Defaults are the limits of a server that is given none, and of an empty configuration
+// file.
+func Defaults() Limits { return Limits{}.withDefaults() }
+
 // withDefaults returns l with zero values replaced by the defaults.
 func (l Limits) withDefaults() Limits {
-	def(&l.Connections, 5000)
+	def(&l.Connections, 2000)
 	def(&l.ConnectionsPerAddress, 100)
 	def(&l.Handshakes, runtime.GOMAXPROCS(0))
-	def(&l.Commands, 1000)
-	def(&l.BadCommands, 20)
+	def(&l.Commands, 10_000)
+	def(&l.BadCommands, 10)
 	def(&l.FailedAuths, 3)
 	def(&l.RefusedRecipients, 100)
-	def(&l.Recipients, 100)
-	def(&l.MessageSize, 25<<20)
+	def(&l.Recipients, 1000)
+	def(&l.MessageSize, 50<<20)
 	def(&l.HeaderSize, 256<<10)
 	def(&l.Session, 2*time.Hour)
 	def(&l.Login, 5*time.Minute)
@@ -152,7 +156,7 @@ func (l Limits) withDefaults() Limits {
 	def(&l.DataRate, 500)
 	def(&l.Commit, 2*time.Minute)
 	def(&l.MemoryBody, 1<<20)
-	def(&l.Memory, 256<<20)
+	def(&l.Memory, 128<<20)
 	def(&l.TempFiles, 4<<30)
 	def(&l.Files, 1e6)
 	return l

@@ -97,7 +97,7 @@ func TestA8AcceptedRecipientsAreNoCommands(t *testing.T) {
 // hundred are only for now, and it is the number of commands that ends them.
 func TestA8Recipients(t *testing.T) {
 	t.Parallel()
-	ts := startServer(t)
+	ts := startServer(t, func(cfg *Config) { cfg.Limits.Commands, cfg.Limits.Recipients = 1000, 100 })
 	c := ts.login(t)
 	c.cmd(250, "MAIL FROM:<alice@example.com>")
 	// The client stays 500 commands ahead: with more on their way to a server that has

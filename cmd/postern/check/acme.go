@@ -8,24 +8,21 @@ import (
 	"strings"
 	"syscall"
 
+	"postern/admin/health"
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/screen"
 	"postern/relay/acme"
 )
 
 var acmeKinds = []kind{
-	{"acme.ok", OK, "", ""},
-	{"acme.waiting", Warning, "No node has ordered the certificate yet; clients get a self-signed one.", "start the server, and look at its log"},
-	{"acme.failing", Failed, "The authority does not issue the certificate; clients get a self-signed one.",
-		"act on the authority's answer; docs/certificates.md has the usual causes"},
-	{"acme.renewal", Warning, "The certificate is good, but its renewal fails.",
-		"act on the authority's answer before it expires; docs/certificates.md has the usual causes"},
-	{"acme.expired", Failed, "The certificate has expired.", "act on the authority's answer, then 'postern certificate renew NAME'"},
-	{"acme.file", Failed, "A file that [acme] names cannot be used, so the server does not start.",
+	{"acme.ok", health.OK, "", ""},
+	{"acme.waiting", health.Warning, "No node has ordered the certificate yet; clients get a self-signed one.", "start the server, and look at its log"},
+	{"acme.expired", health.Failed, "The certificate has expired.", "act on the authority's answer, then 'postern certificate renew NAME'"},
+	{"acme.file", health.Failed, "A file that [acme] names cannot be used, so the server does not start.",
 		"correct the path, let the server's user read it, and chmod 600 a key"},
-	{"acme.port", Failed, "The server cannot listen where the authority validates.",
+	{"acme.port", health.Failed, "The server cannot listen where the authority validates.",
 		"stop the other program, or set another address in [acme] and forward the authority's port to it"},
-	{"acme.no-address", Failed, "A name has no address, so the authority cannot validate it.",
+	{"acme.no-address", health.Failed, "A name has no address, so the authority cannot validate it.",
 		"add A and AAAA records with this server's address, or use challenge = \"dns-01\""},
 }
 

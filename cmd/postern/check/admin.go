@@ -5,19 +5,20 @@ import (
 	"errors"
 
 	"postern/admin"
+	"postern/admin/health"
 )
 
 var adminKinds = []kind{
-	{"admin.ready", OK, "", ""},
-	{"admin.idle", OK, "", ""},
-	{"admin.unready", Warning, "The running server says that it is not ready, and why.",
+	{"admin.ready", health.OK, "", ""},
+	{"admin.idle", health.OK, "", ""},
+	{"admin.unready", health.Warning, "The running server says that it is not ready, and why.",
 		"correct what it names; load balancers send it no clients until then"},
-	{"admin.foreign", Warning, "Another program answers at the address of [admin], so health and metrics are not served.",
+	{"admin.foreign", health.Warning, "Another program answers at the address of [admin], so health and metrics are not served.",
 		"stop it, or give [admin] another address"},
-	{"admin.token", Failed, "The token of [admin] cannot be used, so the server does not start.",
+	{"admin.token", health.Failed, "The token of [admin] cannot be used, so the server does not start.",
 		"write one word of 16 or more characters into token_file, with mode 640 and the server's group"},
-	{"admin.token-readable", Warning, "Every user of this machine may read the token of [admin].", "chmod 640 the file and give it to the server's group"},
-	{"admin.off", Info, "Health and metrics are not served.", ""},
+	{"admin.token-readable", health.Warning, "Every user of this machine may read the token of [admin].", "chmod 640 the file and give it to the server's group"},
+	{"admin.off", health.Info, "Health and metrics are not served.", ""},
 }
 
 // lookAtAdmin asks a running server how it is.

@@ -10,33 +10,28 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"time"
 
+	"postern/admin/health"
 	"postern/cmd/postern/screen"
 	"postern/relay/certificate"
 )
 
 var certificateKinds = []kind{
-	{"tls.ok", OK, "", ""},
-	{"tls.none", Failed, "There are listeners and no certificate.", "set certificate and key in [tls], or names in [acme]"},
-	{"tls.self-signed", Warning, "A self-signed certificate is made at each start; clients cannot trust it.",
+	{"tls.self-signed", health.Warning, "A self-signed certificate is made at each start; clients cannot trust it.",
 		"set certificate and key in [tls], or names in [acme], before clients come"},
-	{"tls.unreadable", Failed, "A file of the certificate or key cannot be read or holds neither, or everybody may change the key.",
+	{"tls.unreadable", health.Failed, "A file of the certificate or key cannot be read or holds neither, or everybody may change the key.",
 		"correct the path in [tls], or let only the server's user read the file; both are PEM"},
-	{"tls.mismatch", Failed, "The key does not belong to the certificate.", "use the two files that were made together, and reload"},
-	{"tls.key-readable", Failed, "Every user of this machine may read the private key.",
+	{"tls.mismatch", health.Failed, "The key does not belong to the certificate.", "use the two files that were made together, and reload"},
+	{"tls.key-readable", health.Failed, "Every user of this machine may read the private key.",
 		"chmod 640 it and give it to the server's group; replace it if others may have read it"},
-	{"tls.expired", Failed, "The certificate has expired.", "renew it; a running server takes the new file by itself"},
-	{"tls.not-yet", Failed, "The certificate is not valid yet.", "check this machine's clock, or use the earlier certificate"},
-	{"tls.expiring", Warning, "The certificate expires soon.", "renew it, and find out why that did not happen by itself"},
-	{"tls.name", Warning, "No certificate is for the hostname, so clients that use it refuse them.",
+	{"tls.name", health.Warning, "No certificate is for the hostname, so clients that use it refuse them.",
 		"get a certificate with the hostname, or have clients use a name that it has"},
-	{"tls.chain", Failed, "The intermediate certificates are missing, so many clients cannot verify the certificate.",
+	{"tls.chain", health.Failed, "The intermediate certificates are missing, so many clients cannot verify the certificate.",
 		"append the authority's intermediate certificates to the file (often fullchain.pem)"},
-	{"tls.private", Warning, "This machine does not trust the certificate's authority.",
+	{"tls.private", health.Warning, "This machine does not trust the certificate's authority.",
 		"have every client trust your own authority, or get a public certificate"},
-	{"tls.usage", Failed, "The certificate is not for servers.", "get one with the extended key usage serverAuth"},
-	{"tls.weak", Warning, "The certificate's key or signature is weak, and clients begin to refuse it.",
+	{"tls.usage", health.Failed, "The certificate is not for servers.", "get one with the extended key usage serverAuth"},
+	{"tls.weak", health.Warning, "The certificate's key or signature is weak, and clients begin to refuse it.",
 		"get one with ECDSA P-256, RSA 2048 or better, signed with SHA-256"},
 }
 
@@ -105,26 +100,13 @@ func (c *checkup) certificatePair(r *report, f certificateFiles) []*x509.Certifi
 		}
 		return nil
 	}
-	if c.certificateTime(r, f, chain[0]) && c.certificateTrust(r, f, chain) {
+	found := health.Certificate{Name: f.certificate, NotBefore: chain[0].NotBefore, NotAfter: chain[0].NotAfter}.Judge(c.now())
+	if found.Status != health.OK {
+		r.take(found)
+	} else if c.certificateTrust(r, f, chain) {
 		r.add("tls.ok", "certificate", "%s is for %s, until %s", f.certificate, screen.OrDash(screen.Few(chain[0].DNSNames)), screen.LocalTime(chain[0].NotAfter))
 	}
 	return chain
-}
-
-// certificateTime says whether the leaf is good for some time from now on.
-func (c *checkup) certificateTime(r *report, f certificateFiles, leaf *x509.Certificate) (ok bool) {
-	left, life := leaf.NotAfter.Sub(c.now()), leaf.NotAfter.Sub(leaf.NotBefore)
-	switch {
-	case left <= 0:
-		r.add("tls.expired", "certificate", "%s expired on %s", f.certificate, screen.LocalTime(leaf.NotAfter))
-	case leaf.NotBefore.After(c.now()):
-		r.add("tls.not-yet", "certificate", "%s is good from %s on", f.certificate, screen.LocalTime(leaf.NotBefore))
-	case left < min(14*24*time.Hour, life/4): // some live for days only
-		r.add("tls.expiring", "certificate", "%s expires on %s", f.certificate, screen.LocalTime(leaf.NotAfter))
-	default:
-		return true
-	}
-	return false
 }
 
 // certificateTrust says whether clients can verify the chain as this machine does.

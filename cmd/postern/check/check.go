@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"postern/admin/health"
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/database"
 	"postern/relay/delivery"
@@ -60,7 +61,7 @@ const checkTime = time.Minute
 
 // Run looks at what opts choose, and returns what was found in the order of the areas. The
 // configuration is from's; dialer connects to the database.
-func Run(ctx context.Context, from config.Source, dialer *database.Connector, opts Options) []Finding {
+func Run(ctx context.Context, from config.Source, dialer *database.Connector, opts Options) []health.Finding {
 	return newCheckup(from, dialer, opts).run(ctx)
 }
 
@@ -83,7 +84,7 @@ func (o *Options) Validate() error {
 	}
 	for _, domain := range o.MX {
 		if !smtp.ValidDomain(domain) {
-			return fmt.Errorf("--mx: %q is no domain name", domain)
+			return fmt.Errorf("--mx: %q is not a domain name", domain)
 		}
 	}
 	for _, at := range o.Connect {

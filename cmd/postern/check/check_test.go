@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"postern/admin/health"
 )
 
 var update = flag.Bool("update", false, "write the list of findings in docs/check.md anew")
@@ -24,13 +26,13 @@ func findingsPage() string {
 	var well []string
 	var b strings.Builder
 	for _, k := range kindList() {
-		if k.status == OK {
-			well = append(well, "`"+k.id+"`")
+		if k.Status == health.OK {
+			well = append(well, "`"+k.ID+"`")
 			continue
 		}
-		point := fmt.Sprintf("- `%s` (%s): %s", k.id, k.status, k.means)
-		if k.todo != "" {
-			point += " → " + k.todo
+		point := fmt.Sprintf("- `%s` (%s): %s", k.ID, k.Status, k.Means)
+		if k.Todo != "" {
+			point += " → " + k.Todo
 		}
 		b.WriteString(wrapped(point, "  "))
 	}
@@ -87,20 +89,20 @@ func TestCheckKindsAreWhole(t *testing.T) {
 	t.Parallel()
 	seen := map[string]bool{}
 	for _, k := range kindList() {
-		bad := k.status == Warning || k.status == Failed
+		bad := k.Status == health.Warning || k.Status == health.Failed
 		switch {
-		case seen[k.id]:
-			t.Errorf("%s is there twice", k.id)
-		case k.status == OK:
-			if k.means+k.todo != "" { // the page has its name only
-				t.Errorf("%s: %q, %q", k.id, k.means, k.todo)
+		case seen[k.ID]:
+			t.Errorf("%s is there twice", k.ID)
+		case k.Status == health.OK:
+			if k.Means+k.Todo != "" { // the page has its name only
+				t.Errorf("%s: %q, %q", k.ID, k.Means, k.Todo)
 			}
-		case !strings.HasSuffix(k.means, "."), strings.Contains(k.means+k.todo, "|"), strings.HasSuffix(k.todo, "."):
-			t.Errorf("%s: %q, %q", k.id, k.means, k.todo)
-		case bad && k.todo == "":
-			t.Errorf("%s is %s, to do %q", k.id, k.status, k.todo)
+		case !strings.HasSuffix(k.Means, "."), strings.Contains(k.Means+k.Todo, "|"), strings.HasSuffix(k.Todo, "."):
+			t.Errorf("%s: %q, %q", k.ID, k.Means, k.Todo)
+		case bad && k.Todo == "":
+			t.Errorf("%s is %s, to do %q", k.ID, k.Status, k.Todo)
 		}
-		seen[k.id] = true
+		seen[k.ID] = true
 	}
 }
 
@@ -112,6 +114,9 @@ func TestCheckReportsItsKindsOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	used := map[string]bool{}
+	for _, k := range slices.Concat(health.SpoolKinds(), health.CertificateKinds()) { // by the judges there
+		used[k.ID] = true
+	}
 	for _, name := range files {
 		if strings.HasSuffix(name, "_test.go") {
 			continue
@@ -140,8 +145,8 @@ func TestCheckReportsItsKindsOnly(t *testing.T) {
 		})
 	}
 	for _, k := range kindList() {
-		if !used[k.id] {
-			t.Errorf("%s is in the list and never reported", k.id)
+		if !used[k.ID] {
+			t.Errorf("%s is in the list and never reported", k.ID)
 		}
 	}
 }
@@ -201,8 +206,8 @@ func TestCheckFindsEveryKind(t *testing.T) {
 		planted[f.id] = "a table"
 	}
 	for _, k := range kindList() {
-		if planted[k.id] == "" {
-			t.Errorf("no test plants %s", k.id)
+		if planted[k.ID] == "" {
+			t.Errorf("no test plants %s", k.ID)
 		}
 	}
 }

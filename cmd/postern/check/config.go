@@ -9,49 +9,44 @@ import (
 	"strings"
 	"time"
 
-	"postern/admin"
+	"postern/admin/health"
 	"postern/cmd/postern/config"
-	"postern/cmd/postern/screen"
 	"postern/internal/owned"
+	"postern/internal/units"
 	"postern/relay/seal"
 )
 
 var configKinds = []kind{
-	{"config.ok", OK, "", ""},
-	{"config.invalid", Failed, "The configuration cannot be read, everybody may change it, or a key or value is not known.",
+	{"config.ok", health.OK, "", ""},
+	{"config.invalid", health.Failed, "The configuration cannot be read, everybody may change it, or a key or value is not known.",
 		"correct what it names; configs/postern.toml has every key with its default"},
-	{"config.missing", Warning, "There is no configuration file.",
+	{"config.missing", health.Warning, "There is no configuration file.",
 		"write one, 'postern serve' needs it; configs/postern.toml has every key with its default"},
-	{"config.readable", Warning, "Every user of this machine may read the database's password, or the key that stands for it.",
+	{"config.readable", health.Warning, "Every user of this machine may read the database's password, or the key that stands for it.",
 		"chmod 640 the file and give it to the server's group"},
-	{"config.hostname", Warning, "Others cannot look up the hostname.",
+	{"config.hostname", health.Warning, "Others cannot look up the hostname.",
 		"set hostname to this server's public DNS name: many servers look up the name in EHLO"},
-	{"config.private-mx", Warning, "Mail may go to private addresses, so recipients' domains can lead to hosts of your own network.",
+	{"config.private-mx", health.Warning, "Mail may go to private addresses, so recipients' domains can lead to hosts of your own network.",
 		"remove allow_private_mx, it is for tests"},
-	{"config.mx-port", Warning, "Mail goes to another port of mail hosts than 25.", "remove mx_port, it is for tests"},
-	{"config.message-size", Warning, "Messages of an ordinary size are refused.", "set message_size to 10MB or more, unless that is intended"},
-	{"config.header-size", Warning, "Header sections of an ordinary size are refused.", "set header_size to 64KiB or more"},
-	{"config.spool-size", Warning, "The largest message allowed does not fit into the temporary files, so it is never accepted.",
+	{"config.mx-port", health.Warning, "Mail goes to another port of mail hosts than 25.", "remove mx_port, it is for tests"},
+	{"config.message-size", health.Warning, "Messages of an ordinary size are refused.", "set message_size to 10MB or more, unless that is intended"},
+	{"config.header-size", health.Warning, "Header sections of an ordinary size are refused.", "set header_size to 64KiB or more"},
+	{"config.spool-size", health.Warning, "The largest message allowed does not fit into the temporary files, so it is never accepted.",
 		"set spool to several times message_size"},
-	{"config.lifetime", Warning, "Delivery is given up earlier than RFC 5321 section 4.5.4.1 advises.",
+	{"config.lifetime", health.Warning, "Delivery is given up earlier than RFC 5321 section 4.5.4.1 advises.",
 		"set lifetime to 4d or 5d: some servers are down over a weekend"},
-	{"config.delay-notice", Warning, "Senders hear of a delay only when delivery has been given up.", "set delay_notice to less than lifetime"},
-	{"config.files", Info, "With this shell's limit of open files, the server cannot open all configured connections.",
+	{"config.delay-notice", health.Warning, "Senders hear of a delay only when delivery has been given up.", "set delay_notice to less than lifetime"},
+	{"config.files", health.Info, "With this shell's limit of open files, the server cannot open all configured connections.",
 		"raise it for the server (ulimit -n, LimitNOFILE), or lower connections"},
-	{"spool.ok", OK, "", ""},
-	{"spool.unusable", Failed, "Temporary files cannot be written, so no message over 1 MiB is accepted.",
-		"make spool_dir a folder that the server's user may write to"},
-	{"spool.full", Failed, "Temporary files have less room than the largest message needs.", "free room, or set spool_dir to a larger file system"},
-	{"spool.small", Warning, "Temporary files have less room than spool promises.", "free room, set spool_dir to a larger file system, or lower spool"},
-	{"key.ok", OK, "", ""},
-	{"key.none", Info, "The key that seals upstream passwords and ACME keys does not exist yet; it is made when first needed.", ""},
-	{"key.readable", Failed, "Others may read or change the key that seals upstream passwords and ACME keys, so it is not used.",
+	{"key.ok", health.OK, "", ""},
+	{"key.none", health.Info, "The key that seals upstream passwords and ACME keys does not exist yet; it is made when first needed.", ""},
+	{"key.readable", health.Failed, "Others may read or change the key that seals upstream passwords and ACME keys, so it is not used.",
 		"chmod 600 it, and give it to the server's user"},
-	{"key.denied", Failed, "The key that seals upstream passwords and ACME keys may not be read.",
+	{"key.denied", health.Failed, "The key that seals upstream passwords and ACME keys may not be read.",
 		"chown it and its folder to the server's user, or run the check as that user"},
-	{"key.no-file", Failed, "A folder, a pipe or a device is in the place of the key that seals upstream passwords and ACME keys.",
+	{"key.no-file", health.Failed, "A folder, a pipe or a device is in the place of the key that seals upstream passwords and ACME keys.",
 		"set secret_key_file to the file that holds the key, or move this away"},
-	{"key.unusable", Failed, "The key that seals upstream passwords and ACME keys cannot be used.",
+	{"key.unusable", health.Failed, "The key that seals upstream passwords and ACME keys cannot be used.",
 		"copy it from another node or a backup; docs/certificates.md says how to go on without it"},
 }
 
@@ -104,13 +99,13 @@ func (c *checkup) dangerousValues(r *report) {
 		r.add("config.mx-port", "configuration", "delivery.mx_port is %d", d.MXPort)
 	}
 	if s.MessageSize < 1<<20 {
-		r.add("config.message-size", "configuration", "submission.message_size is %s", screen.Octets(int64(s.MessageSize)))
+		r.add("config.message-size", "configuration", "submission.message_size is %s", units.RoughOctets(int64(s.MessageSize)))
 	}
 	if s.HeaderSize < 16<<10 {
-		r.add("config.header-size", "configuration", "submission.header_size is %s", screen.Octets(int64(s.HeaderSize)))
+		r.add("config.header-size", "configuration", "submission.header_size is %s", units.RoughOctets(int64(s.HeaderSize)))
 	}
 	if s.Spool < s.MessageSize {
-		r.add("config.spool-size", "configuration", "submission.spool is %s, message_size %s", screen.Octets(int64(s.Spool)), screen.Octets(int64(s.MessageSize)))
+		r.add("config.spool-size", "configuration", "submission.spool is %s, message_size %s", units.RoughOctets(int64(s.Spool)), units.RoughOctets(int64(s.MessageSize)))
 	}
 	if time.Duration(q.Lifetime) < 48*time.Hour {
 		r.add("config.lifetime", "configuration", "queue.lifetime is %s", time.Duration(q.Lifetime))
@@ -137,17 +132,7 @@ func (c *checkup) spool(r *report) {
 	}
 	_ = os.Remove(f.Name())
 	_ = f.Close()
-	free, err := admin.FreeSpace(dir)
-	switch {
-	case err != nil:
-		r.add("spool.unusable", "spool", "cannot tell the room in %s: %v", dir, err)
-	case free < int64(s.MessageSize):
-		r.add("spool.full", "spool", "%s free in %s, and a message may have %s", screen.Octets(free), dir, screen.Octets(int64(s.MessageSize)))
-	case free < int64(s.Spool):
-		r.add("spool.small", "spool", "%s free in %s, and spool is %s", screen.Octets(free), dir, screen.Octets(int64(s.Spool)))
-	default:
-		r.add("spool.ok", "spool", "%s free in %s", screen.Octets(free), dir)
-	}
+	r.take(health.Spool(dir, int64(s.MessageSize), int64(s.Spool)))
 }
 
 // secretKey looks at the key, and makes none.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"postern/admin/health"
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/database"
 	"postern/internal/peers"
@@ -181,7 +182,7 @@ func TestCheckLeavesNoStatements(t *testing.T) {
 	t.Parallel()
 	p := newPatient(t)
 	behindPooler("transaction", "cache_statement")(t, p)
-	if found := p.look(t.Context(), "database"); !slices.ContainsFunc(found, func(f Finding) bool { return f.ID == "db.pooler-statements" }) {
+	if found := p.look(t.Context(), "database"); !slices.ContainsFunc(found, func(f health.Finding) bool { return f.ID == "db.pooler-statements" }) {
 		t.Fatal(told(found))
 	}
 	// Transactions at the same time are on different ones, as many as there are.
@@ -366,7 +367,7 @@ func TestCheckJudgesTheServer(t *testing.T) {
 	found := p.look(t.Context(), "database")
 	wantFinding(t, found, "db.durable", "keeps what it commits")
 	for _, f := range found {
-		if f.Status == Failed || f.Status == Warning {
+		if f.Status == health.Failed || f.Status == health.Warning {
 			t.Errorf("%+v", f)
 		}
 	}

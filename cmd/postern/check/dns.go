@@ -6,31 +6,32 @@ import (
 	"strings"
 	"time"
 
+	"postern/admin/health"
 	"postern/cmd/postern/screen"
 	"postern/relay/delivery"
 )
 
 var dnsKinds = []kind{
-	{"dns.resolver", Failed, "DNS does not answer, so mail cannot be delivered.",
+	{"dns.resolver", health.Failed, "DNS does not answer, so mail cannot be delivered.",
 		"correct the resolver of this machine (/etc/resolv.conf), or set [delivery] dns_server"},
-	{"dns.hostname", OK, "", ""},
-	{"dns.hostname-none", Failed, "The hostname is not in DNS; servers refuse mail from such an EHLO name.",
+	{"dns.hostname", health.OK, "", ""},
+	{"dns.hostname-none", health.Failed, "The hostname is not in DNS; servers refuse mail from such an EHLO name.",
 		"add A and AAAA records for it, or set hostname to a name that exists"},
-	{"dns.address-unknown", Info, "The hostname has only private addresses, so the one that mail leaves from is unknown.",
+	{"dns.address-unknown", health.Info, "The hostname has only private addresses, so the one that mail leaves from is unknown.",
 		"name it with --address; behind a translating router it is the router's"},
-	{"dns.ptr", OK, "", ""},
-	{"dns.ptr-none", Failed, "The address has no name in DNS (PTR): large providers refuse its mail.",
+	{"dns.ptr", health.OK, "", ""},
+	{"dns.ptr-none", health.Failed, "The address has no name in DNS (PTR): large providers refuse its mail.",
 		"have the owner of the address (hosting company, provider) set its PTR to the hostname"},
-	{"dns.ptr-forward", Failed, "The address's name (PTR) does not lead back to it: servers take that for forged.",
+	{"dns.ptr-forward", health.Failed, "The address's name (PTR) does not lead back to it: servers take that for forged.",
 		"add an address record for that name, or have the PTR set to the hostname"},
-	{"dns.ptr-other", Info, "The address's name (PTR) is not the hostname.", ""},
-	{"dns.ptr-unused", Info, "All mail leaves by upstreams, so this server's PTR does not matter.", ""},
+	{"dns.ptr-other", health.Info, "The address's name (PTR) is not the hostname.", ""},
+	{"dns.ptr-unused", health.Info, "All mail leaves by upstreams, so this server's PTR does not matter.", ""},
 }
 
 // questionsTime bounds what is asked of DNS about one thing.
 const questionsTime = 15 * time.Second
 
-// hostAddresses looks a name up; none is no error.
+// hostAddresses looks a name up; to find none is not an error.
 func (c *checkup) hostAddresses(ctx context.Context, host string) (list []netip.Addr, err error) {
 	ctx, cancel := context.WithTimeout(ctx, questionsTime)
 	defer cancel()

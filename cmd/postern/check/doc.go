@@ -1,4 +1,4 @@
-// Package check looks at a set-up and returns findings, each with what to do: about the
+// Package check examines a set-up and returns findings, each with its remedy: about the
 // configuration, certificates, listeners, the database, accounts, routes, upstreams and DNS.
-// It asks, and changes nothing; an area that hangs or fails keeps nothing of the others back.
+// It changes nothing. An area that hangs or fails does not withhold the findings of others.
 package check

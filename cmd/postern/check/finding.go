@@ -2,77 +2,56 @@ package check
 
 import (
 	"context"
-	"fmt"
 	"sync"
 
+	"postern/admin/health"
 	"postern/cmd/postern/screen"
 )
 
-// status is how a finding is meant.
-type status string
-
-const (
-	OK      status = "ok"
-	Info    status = "info"    // worth knowing
-	Skipped status = "skipped" // could not be looked at
-	Warning status = "warning" // works, but not as it should, or not for long
-	Failed  status = "failed"  // does not work, or is not safe
-)
-
-// Finding is one line of what 'postern check' says.
-type Finding struct {
-	ID      string `json:"id"` // of its kind, in docs/check.md
-	Status  status `json:"status"`
-	Subject string `json:"subject"` // what was looked at
-	Text    string `json:"text"`    // what was found
-	Todo    string `json:"todo,omitempty"`
-}
-
-// kind is what findings of one name have in common. The name is stable: monitoring
-// is built on it.
-type kind struct {
-	id     string
-	status status
-	means  string // one sentence, for docs/check.md
-	todo   string // one sentence; "" for what needs nothing
-}
+// kind is a health.Kind whose literal needs no names of fields.
+type kind health.Kind
 
 // report collects the findings of one area. It is safe for concurrent use, and takes
 // nothing more once it was closed.
 type report struct {
 	mu       sync.Mutex
-	findings []Finding
+	findings []health.Finding
 	closed   bool
 }
 
 // add writes down a finding of a kind. The text comes from the network in part, so it
 // is put on one line.
 func (r *report) add(id, subject, format string, args ...any) {
-	k := kinds()[id]
+	r.take(health.Kind(kinds()[id]).Found(subject, format, args...))
+}
+
+// take writes down a finding.
+func (r *report) take(f health.Finding) {
+	f.Text = screen.OneLine(f.Text)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.closed {
-		r.findings = append(r.findings, Finding{id, k.status, subject, screen.OneLine(fmt.Sprintf(format, args...)), k.todo})
+		r.findings = append(r.findings, f)
 	}
 }
 
 // close returns what was found so far.
-func (r *report) close() []Finding {
+func (r *report) close() []health.Finding {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.closed = true
 	return r.findings
 }
 
-// atOnce is how many conversations of one area are held at once.
-const atOnce = 16
+// atATime is how many conversations of one area are held at a time.
+const atATime = 16
 
-// each looks at n things at once, each with a report of its own, and puts what was
+// each looks at n things concurrently, each with a report of its own, and puts what was
 // found in their order. What is not done at the end of ctx is done no more.
 func (r *report) each(ctx context.Context, n int, look func(ctx context.Context, i int, r *report)) {
 	parts := make([]*report, n)
 	var wg sync.WaitGroup
-	places := make(chan struct{}, atOnce)
+	places := make(chan struct{}, atATime)
 	for i := range n {
 		parts[i] = &report{}
 		wg.Go(func() {

@@ -7,16 +7,17 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"postern/admin/health"
 	"postern/cmd/postern/screen"
 )
 
 var nodeKinds = []kind{
-	{"node.ok", OK, "", ""},
-	{"node.taken", Failed, "A node with this one's name lives elsewhere: the one that starts later stops the other.",
+	{"node.ok", health.OK, "", ""},
+	{"node.taken", health.Failed, "A node with this one's name lives elsewhere: the one that starts later stops the other.",
 		"set another node (or hostname) in one configuration"},
-	{"node.twice", Warning, "A process took over this node's name while the earlier one still lived.",
+	{"node.twice", health.Warning, "A process took over this node's name while the earlier one still lived.",
 		"nothing after a crash; if both run, set another node in one configuration"},
-	{"queue.set-aside", Failed, "Mail is held because its rows in the database are bad; it is not lost.",
+	{"queue.set-aside", health.Failed, "Mail is held because its rows in the database are bad; it is not lost.",
 		"find out what damaged them; then 'postern queue show ID', and 'queue release ID' or 'queue cancel ID'"},
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"postern/admin/health"
 	"postern/auth"
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/database"
@@ -175,7 +176,7 @@ func (p *patient) sql(t *testing.T, statement string, args ...any) {
 }
 
 // look runs the check of some areas.
-func (p *patient) look(ctx context.Context, only ...string) []Finding {
+func (p *patient) look(ctx context.Context, only ...string) []health.Finding {
 	p.c.opts.Only = only
 	if p.view != nil {
 		_, _ = p.c.mail.get(ctx, func() (*mailView, error) { return p.view, nil })
@@ -199,7 +200,7 @@ func find(t *testing.T, faults []fault, only string, healthy func(*testing.T, *p
 		healthy(t, p)
 		for _, f := range p.look(t.Context(), only) {
 			// The tests' database is fast and not durable, and many tests share it.
-			if (f.Status == Warning || f.Status == Failed) && f.ID != "db.durability" && f.ID != "db.connections-tight" {
+			if (f.Status == health.Warning || f.Status == health.Failed) && f.ID != "db.durability" && f.ID != "db.connections-tight" {
 				t.Errorf("found in good health: %+v", f)
 			}
 		}
@@ -216,7 +217,7 @@ func find(t *testing.T, faults []fault, only string, healthy func(*testing.T, *p
 }
 
 // wantFinding looks for a finding with a text, and that it says what to do.
-func wantFinding(t *testing.T, found []Finding, id, text string) {
+func wantFinding(t *testing.T, found []health.Finding, id, text string) {
 	t.Helper()
 	k, known := kinds()[id]
 	if !known {
@@ -226,10 +227,10 @@ func wantFinding(t *testing.T, found []Finding, id, text string) {
 		if f.ID != id || !strings.Contains(f.Text, text) {
 			continue
 		}
-		if f.Status != k.status || f.Subject == "" {
+		if f.Status != k.Status || f.Subject == "" {
 			t.Errorf("%+v", f)
 		}
-		if needs := f.Status == Warning || f.Status == Failed; needs && f.Todo == "" {
+		if needs := f.Status == health.Warning || f.Status == health.Failed; needs && f.Todo == "" {
 			t.Errorf("nothing says what to do: %+v", f)
 		}
 		return
@@ -237,7 +238,7 @@ func wantFinding(t *testing.T, found []Finding, id, text string) {
 	t.Errorf("no %s with %q among\n%s", id, text, told(found))
 }
 
-func told(found []Finding) string {
+func told(found []health.Finding) string {
 	var b strings.Builder
 	for _, f := range found {
 		fmt.Fprintf(&b, "%-8s %-20s %s: %s\n", f.Status, f.ID, f.Subject, f.Text)
@@ -246,9 +247,9 @@ func told(found []Finding) string {
 }
 
 // wantNone looks that a finding is not there.
-func wantNone(t *testing.T, found []Finding, id string) {
+func wantNone(t *testing.T, found []health.Finding, id string) {
 	t.Helper()
-	if slices.ContainsFunc(found, func(f Finding) bool { return f.ID == id }) {
+	if slices.ContainsFunc(found, func(f health.Finding) bool { return f.ID == id }) {
 		t.Errorf("%s is among\n%s", id, told(found))
 	}
 }

@@ -14,7 +14,7 @@ import (
 	"syscall"
 	"time"
 
-	"postern/admin"
+	"postern/admin/health"
 	"postern/cmd/postern/screen"
 )
 
@@ -66,7 +66,7 @@ type readiness struct {
 func (r *readiness) failed() string {
 	var list []string
 	for _, c := range r.Checks {
-		if c.State != string(admin.Failed) {
+		if c.State != string(health.Failed) {
 			continue
 		}
 		text := c.Name

@@ -13,33 +13,34 @@ import (
 	"sync/atomic"
 	"syscall"
 
+	"postern/admin/health"
 	"postern/cmd/postern/screen"
 	"postern/relay/delivery"
 	"postern/relay/smtp"
 )
 
 var relayKinds = []kind{
-	{"relay.closed", OK, "", ""},
-	{"relay.down", Skipped, "Nothing answers at the listener's address.", "start the server and check again"},
-	{"relay.lookup", Failed, "The name in the address of a listener, or of --connect, cannot be looked up.",
+	{"relay.closed", health.OK, "", ""},
+	{"relay.down", health.Skipped, "Nothing answers at the listener's address.", "start the server and check again"},
+	{"relay.lookup", health.Failed, "The name in the address of a listener, or of --connect, cannot be looked up.",
 		"correct the name; one without a dot has to be in this machine's /etc/hosts or search list"},
-	{"relay.unreachable", Failed, "Nothing answers at the address of --connect.", "check that the server runs, and that firewalls let its port through"},
-	{"relay.balanced", Skipped, "The listener serves load balancers only, so it cannot be checked from here.",
+	{"relay.unreachable", health.Failed, "Nothing answers at the address of --connect.", "check that the server runs, and that firewalls let its port through"},
+	{"relay.balanced", health.Skipped, "The listener serves load balancers only, so it cannot be checked from here.",
 		"ask the load balancer from outside: postern check --only relay --connect HOST:PORT"},
-	{"relay.talk", Failed, "The listener does not speak SMTP.", "look at the server's log, and check the listener's port and tls"},
-	{"relay.open", Failed, "The listener takes mail for others from anybody: it is an open relay.",
+	{"relay.talk", health.Failed, "The listener does not speak SMTP.", "look at the server's log, and check the listener's port and tls"},
+	{"relay.open", health.Failed, "The listener takes mail for others from anybody: it is an open relay.",
 		"stop it now, and find out what listens there: a Postern never does this"},
-	{"relay.mail", Failed, "The listener accepts MAIL without AUTH, though not the recipient that was tried.",
+	{"relay.mail", health.Failed, "The listener accepts MAIL without AUTH, though not the recipient that was tried.",
 		"find out what listens there: a Postern answers 530"},
-	{"relay.auth-clear", Failed, "The listener offers AUTH without TLS, so clients send passwords in clear.",
+	{"relay.auth-clear", health.Failed, "The listener offers AUTH without TLS, so clients send passwords in clear.",
 		"find out what listens there or stands between: a Postern never does this"},
-	{"relay.no-tls", Failed, "The listener does not offer STARTTLS, so nobody can log in.",
+	{"relay.no-tls", health.Failed, "The listener does not offer STARTTLS, so nobody can log in.",
 		"look for a firewall that inspects SMTP, or another program at the port"},
-	{"relay.no-auth", Failed, "The listener offers no AUTH under TLS, so nobody can log in.", "find out what listens there"},
-	{"relay.any-password", Failed, "The listener accepts a password that was made up.", "stop it now; find out what listens there"},
-	{"relay.certificate", Warning, "The listener shows another certificate than the configured one.",
+	{"relay.no-auth", health.Failed, "The listener offers no AUTH under TLS, so nobody can log in.", "find out what listens there"},
+	{"relay.any-password", health.Failed, "The listener accepts a password that was made up.", "stop it now; find out what listens there"},
+	{"relay.certificate", health.Warning, "The listener shows another certificate than the configured one.",
 		"look at the server's log for why, or for another program at the port"},
-	{"relay.untrusted", Failed, "Clients cannot verify the certificate that is shown.",
+	{"relay.untrusted", health.Failed, "Clients cannot verify the certificate that is shown.",
 		"see the findings about the certificate, and use a name that it has"},
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/foxcpp/go-mockdns"
 
+	"postern/admin/health"
 	"postern/cmd/postern/config"
 	"postern/internal/smtptest"
 )
@@ -206,7 +207,7 @@ func TestCheckOfAListenerForLoadBalancers(t *testing.T) {
 	found := p.look(t.Context(), "port", "database", "relay")
 	wantFinding(t, found, "node.ok", patientName)
 	for _, f := range found {
-		if area, _, _ := strings.Cut(f.ID, "."); f.Status == Failed && area != "db" {
+		if area, _, _ := strings.Cut(f.ID, "."); f.Status == health.Failed && area != "db" {
 			t.Errorf("%+v", f)
 		}
 	}

@@ -8,16 +8,15 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"postern/admin"
-	"postern/cmd/postern/screen"
+	"postern/admin/health"
+	"postern/internal/units"
 )
 
 var roomKinds = []kind{
-	{"db.room", OK, "", ""},
-	{"db.room-low", Warning, "The database's disk is nearly full.", "free room, or give it a larger disk"},
-	{"db.full", Failed, "The database's disk is or was full, or a private database's nearly, and no mail is accepted until the nodes find room.",
-		"free room, or give it a larger disk; running nodes find it within a minute"},
-	{"db.room-none", Failed, "The database's disk is full: soon nothing is accepted.", "free room, or give it a larger disk"},
+	{"db.room", health.OK, "", ""},
+	{"db.room-low", health.Warning, "The database's disk is nearly full.", "free room, or give it a larger disk"},
+	kind(health.DiskFull),
+	{"db.room-none", health.Failed, "The database's disk is full: soon nothing is accepted.", "free room, or give it a larger disk"},
 }
 
 // full asks what the nodes have found; before the migration they have no place for it.
@@ -46,7 +45,7 @@ func (in *inspection) disk(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	free, err := admin.FreeSpace(dir)
+	free, err := health.FreeSpace(dir)
 	if err != nil {
 		return nil // a container's path, or one that this user may not reach
 	}
@@ -63,12 +62,12 @@ func judgeRoom(r *report, free, reserve int64, b bounds) {
 	id := "db.room"
 	switch {
 	case free < reserve:
-		r.add("db.full", "disk", "%s free for the database, and below %s mail is refused", screen.Octets(free), screen.Octets(reserve))
+		r.add("db.full", "disk", "%s free for the database, and below %s mail is refused", units.RoughOctets(free), units.RoughOctets(reserve))
 		return
 	case free < b.none:
 		id = "db.room-none"
 	case free < b.low:
 		id = "db.room-low"
 	}
-	r.add(id, "disk", "%s free for the database", screen.Octets(free))
+	r.add(id, "disk", "%s free for the database", units.RoughOctets(free))
 }

@@ -4,19 +4,20 @@ import (
 	"context"
 	"slices"
 
+	"postern/admin/health"
 	"postern/auth"
 	"postern/relay/route"
 )
 
 var routeKinds = []kind{
-	{"route.ok", OK, "", ""},
-	{"route.none", Failed, "There is no route, so accepted mail waits.", "add one with 'postern route add'"},
-	{"route.no-default", Warning, "There is no default route, so mail that no rule matches waits.",
+	{"route.ok", health.OK, "", ""},
+	{"route.none", health.Failed, "There is no route, so accepted mail waits.", "add one with 'postern route add'"},
+	{"route.no-default", health.Warning, "There is no default route, so mail that no rule matches waits.",
 		"add one with 'postern route add --via', unless the rules cover all mail"},
-	{"route.gone", Failed, "A route names an upstream that does not exist.", "remove the route, or add the upstream"},
-	{"route.user-gone", Warning, "A route is for a user who does not exist.", "remove it with 'postern route remove'"},
-	{"route.unused", Info, "No route names the upstream.", ""},
-	{"route.sealed", Failed, "This node's key does not open an upstream's password.",
+	{"route.gone", health.Failed, "A route names an upstream that does not exist.", "remove the route, or add the upstream"},
+	{"route.user-gone", health.Warning, "A route is for a user who does not exist.", "remove it with 'postern route remove'"},
+	{"route.unused", health.Info, "No route names the upstream.", ""},
+	{"route.sealed", health.Failed, "This node's key does not open an upstream's password.",
 		"copy the key of the node where it was added, or add the upstream again here"},
 }
 

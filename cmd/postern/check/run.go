@@ -7,6 +7,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"postern/admin/health"
 )
 
 // area is a part of the check that --only can choose.
@@ -50,38 +52,46 @@ func AreaNames() string {
 
 // checkKinds are findings about the check itself.
 var checkKinds = []kind{
-	{"check.unfinished", Warning, "An area did not finish in time; its findings until then are shown.",
+	{"check.unfinished", health.Warning, "An area did not finish in time; its findings until then are shown.",
 		"look at what it waits for, or run the area alone with --only"},
-	{"check.skipped", Skipped, "An area needs something that another finding says is missing.", ""},
+	{"check.skipped", health.Skipped, "An area needs something that another finding says is missing.", ""},
 }
 
 // kinds are all kinds of findings by name.
 var kinds = sync.OnceValue(func() map[string]kind {
 	all := map[string]kind{}
 	for _, k := range kindList() {
-		all[k.id] = k
+		all[k.ID] = k
 	}
 	return all
 })
 
+// shared are kinds of findings that a running node has too.
+func shared(list []health.Kind) (kinds []kind) {
+	for _, k := range list {
+		kinds = append(kinds, kind(k))
+	}
+	return kinds
+}
+
 // kindList is in the order of the areas.
 func kindList() []kind {
-	return slices.Concat(configKinds, certificateKinds, acmeKinds, portKinds, adminKinds, databaseKinds, roleKinds, nodeKinds, vacuumKinds, roomKinds,
-		accountKinds, routeKinds,
-		upstreamKinds, dnsKinds, spfKinds, mxKinds, relayKinds, checkKinds)
+	return slices.Concat(configKinds, shared(health.SpoolKinds()), certificateKinds, shared(health.CertificateKinds()),
+		acmeKinds, shared(health.RenewalKinds()), portKinds, adminKinds, databaseKinds, roleKinds, nodeKinds, vacuumKinds, roomKinds,
+		accountKinds, routeKinds, upstreamKinds, dnsKinds, spfKinds, mxKinds, relayKinds, checkKinds)
 }
 
 // grace is what an area gets to say that its time is over.
 const grace = 3 * time.Second
 
-// Run looks at all that was asked for, concurrently, and returns what was found in the
+// run looks at all that was asked for, concurrently, and returns what was found in the
 // order of the areas. An area that hangs or fails keeps nothing of the others back.
-func (c *checkup) run(ctx context.Context) []Finding {
+func (c *checkup) run(ctx context.Context) []health.Finding {
 	ctx, cancel := context.WithTimeout(ctx, c.limit)
 	defer cancel()
 	c.over = make(chan struct{})
 	chosen := c.chosen()
-	found := make([][]Finding, len(chosen))
+	found := make([][]health.Finding, len(chosen))
 	var wg sync.WaitGroup
 	for i, a := range chosen {
 		wg.Go(func() { found[i] = c.lookAt(ctx, a) })
@@ -109,7 +119,7 @@ func (c *checkup) chosen() (list []area) {
 	return list
 }
 
-func (c *checkup) lookAt(ctx context.Context, a area) []Finding {
+func (c *checkup) lookAt(ctx context.Context, a area) []health.Finding {
 	r := &report{}
 	if c.bad != nil && a.name != "config" {
 		r.skip(a.name, "the configuration file cannot be used")

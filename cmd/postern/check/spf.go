@@ -10,25 +10,26 @@ import (
 	"blitiri.com.ar/go/spf"
 	"golang.org/x/net/publicsuffix"
 
+	"postern/admin/health"
 	"postern/cmd/postern/screen"
 	"postern/relay/delivery"
 )
 
 var spfKinds = []kind{
-	{"spf.ok", OK, "", ""},
-	{"spf.none", Warning, "A sender domain has no SPF record, so its mail is easily taken for spam.",
+	{"spf.ok", health.OK, "", ""},
+	{"spf.none", health.Warning, "A sender domain has no SPF record, so its mail is easily taken for spam.",
 		"publish one, such as v=spf1 mx ip4:ADDRESS -all with this server's address"},
-	{"spf.fail", Failed, "A sender domain's SPF record does not allow this server: its mail is refused or taken for spam.",
+	{"spf.fail", health.Failed, "A sender domain's SPF record does not allow this server: its mail is refused or taken for spam.",
 		"add ip4:ADDRESS or ip6:ADDRESS of this server"},
-	{"spf.broken", Failed, "A sender domain's SPF record is wrong, and counts as none or as a refusal.",
+	{"spf.broken", health.Failed, "A sender domain's SPF record is wrong, and counts as none or as a refusal.",
 		"correct it: one record, at most ten DNS questions (RFC 7208 section 4.6.4)"},
-	{"spf.unknown", Warning, "DNS gave no answer about a sender domain's SPF record.", "look at the domain's name servers"},
-	{"spf.upstream", Info, "A sender domain's mail leaves by upstreams, whose operators say which include its SPF record needs.", ""},
-	{"spf.no-address", Skipped, "SPF was not checked, since the address that mail leaves from is unknown.", "name it with --address"},
-	{"spf.more", Info, "There are more sender domains than are checked.", ""},
-	{"dmarc.ok", OK, "", ""},
-	{"dmarc.none", Info, "A sender domain has no DMARC record; large providers want one from bulk senders.", ""},
-	{"sender.no-mail", Warning, "A sender domain takes no mail: replies and bounces are lost, and many servers refuse its mail.",
+	{"spf.unknown", health.Warning, "DNS gave no answer about a sender domain's SPF record.", "look at the domain's name servers"},
+	{"spf.upstream", health.Info, "A sender domain's mail leaves by upstreams, whose operators say which include its SPF record needs.", ""},
+	{"spf.no-address", health.Skipped, "SPF was not checked, since the address that mail leaves from is unknown.", "name it with --address"},
+	{"spf.more", health.Info, "There are more sender domains than are checked.", ""},
+	{"dmarc.ok", health.OK, "", ""},
+	{"dmarc.none", health.Info, "A sender domain has no DMARC record; large providers want one from bulk senders.", ""},
+	{"sender.no-mail", health.Warning, "A sender domain takes no mail: replies and bounces are lost, and many servers refuse its mail.",
 		"give it an MX record, or remove its sender patterns"},
 }
 

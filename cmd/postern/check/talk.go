@@ -33,7 +33,7 @@ type door struct {
 	tls     string // of the listener; "" for one that is not known
 	ours    bool   // its certificate is in the configuration's files
 	proxied bool   // it wants a PROXY header from this machine
-	deaf    bool   // it hears its load balancers only, of which this machine is none
+	deaf    bool   // it hears its load balancers only, to which this machine does not belong
 }
 
 // doorOf is a listener of the configuration. Where the service manager opens its socket,

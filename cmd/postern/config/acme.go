@@ -70,7 +70,7 @@ func (c *ACME) validate() error {
 			return fmt.Errorf("acme: names: %q must be written in ASCII, as xn--…", name)
 		}
 		if !smtp.ValidDomain(host) || !strings.Contains(host, ".") {
-			return fmt.Errorf("acme: names: %q is no name that an authority gives a certificate for; write a host's public DNS name", name)
+			return fmt.Errorf("acme: names: %q is not a name that an authority issues a certificate for; write a host's public DNS name", name)
 		}
 		if wildcard && c.Challenge != string(acme.DNS01) {
 			return fmt.Errorf("acme: names: %q needs challenge = \"dns-01\"", name)
@@ -122,7 +122,7 @@ func (c *RFC2136) validate() error {
 	case !slices.Contains(acme.TSIGAlgorithms, c.KeyAlgorithm):
 		return fmt.Errorf("acme.rfc2136: key_algorithm must be one of %s, not %q", strings.Join(acme.TSIGAlgorithms, ", "), c.KeyAlgorithm)
 	case c.Zone != "" && !smtp.ValidDomain(strings.TrimSuffix(c.Zone, ".")):
-		return fmt.Errorf("acme.rfc2136: zone %q is no domain name", c.Zone)
+		return fmt.Errorf("acme.rfc2136: zone %q is not a domain name", c.Zone)
 	}
 	if err := validatePort("acme.rfc2136: server", c.Server); err != nil {
 		return err

@@ -24,7 +24,7 @@ func (c *Admin) validate() error {
 	}
 	for _, name := range c.Hosts {
 		if !smtp.ValidDomain(name) {
-			return fmt.Errorf("admin: hosts: %q is no name of a host", name)
+			return fmt.Errorf("admin: hosts: %q is not the name of a host", name)
 		}
 	}
 	if !admin.IsLocal(c.Address) && c.TokenFile == "" {

@@ -5,45 +5,9 @@ import (
 	"slices"
 )
 
-// reloadable are the keys that a reload applies; docs/operate.md says from when on
-// each acts. All others need a restart.
-var reloadable = map[string]bool{
-	"drain_time": true,
-
-	"listener.normalize_bare_lf": true,
-	"listener.tolerate":          true,
-	"listener.proxy_protocol":    true,
-
-	"submission.connections":             true,
-	"submission.connections_per_address": true,
-	"submission.commands":                true,
-	"submission.bad_commands":            true,
-	"submission.auth_failures":           true,
-	"submission.recipients":              true,
-	"submission.message_size":            true,
-	"submission.header_size":             true,
-	"submission.session_time":            true,
-	"submission.idle_time":               true,
-	"submission.min_data_rate":           true,
-	"submission.memory":                  true,
-	"submission.spool":                   true,
-	"submission.show_client_address":     true,
-
-	"queue.lifetime":     true,
-	"queue.delay_notice": true,
-	"queue.history":      true,
-
-	"delivery.connections":             true,
-	"delivery.memory":                  true,
-	"delivery.idle_time":               true,
-	"delivery.messages_per_connection": true,
-
-	"log.format": true,
-	"log.level":  true,
-}
-
-// Adopt takes the reloadable keys of next into running, and names the keys that differ:
-// those that it took, and those that need a restart.
+// Adopt takes the keys of next that a reload applies into running, and names the keys that
+// differ: those that it took, and those that need a restart. docs/operate.md says from when
+// on each acts.
 func Adopt(running *Config, next Config) (applied, restart []string) {
 	a := adoption{}
 	a.table("", reflect.ValueOf(running).Elem(), reflect.ValueOf(&next).Elem())
@@ -55,23 +19,24 @@ type adoption struct{ applied, restart []string }
 // table compares two tables of the configuration by their keys.
 func (a *adoption) table(prefix string, have, want reflect.Value) {
 	for i := range have.NumField() {
-		key := prefix + have.Type().Field(i).Tag.Get("toml")
+		tag := have.Type().Field(i).Tag
+		key := prefix + tag.Get("toml")
 		switch h, w := have.Field(i), want.Field(i); {
 		case h.Kind() == reflect.Struct:
 			a.table(key+".", h, w)
 		case key == "listener":
 			a.listeners(h.Interface().([]Listener), w.Interface().([]Listener))
 		default:
-			a.value(key, h, w)
+			a.value(key, h, w, tag.Get("reload") != "")
 		}
 	}
 }
 
-func (a *adoption) value(key string, have, want reflect.Value) {
+func (a *adoption) value(key string, have, want reflect.Value, reloads bool) {
 	if have.Kind() == reflect.Slice && have.Len()+want.Len() == 0 || reflect.DeepEqual(have.Interface(), want.Interface()) {
 		return
 	}
-	if !reloadable[key] {
+	if !reloads {
 		a.note(&a.restart, key)
 		return
 	}

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -18,19 +17,25 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"postern/admin"
+	"postern/auth"
 	"postern/internal/owned"
+	"postern/relay/delivery"
+	"postern/relay/queue"
+	"postern/relay/retention"
 	"postern/relay/smtp"
+	"postern/relay/submission"
 )
 
 // Config is the configuration file: what belongs to one node. Everything that an
 // admin changes while the relay runs lives in the database instead.
-// configs/postern.toml has every key with its default.
+// configs/postern.toml has every key with its default. Of the tags, reload marks what a
+// reload applies (see Adopt), and above and least bound a value (see checkBounds).
 type Config struct {
 	Hostname string `toml:"hostname"`
 	Node     string `toml:"node"`
 
-	// DrainTime is how long a stop may take.
-	DrainTime Duration `toml:"drain_time"`
+	// DrainTime is how long a stop may take; in less than a second none is orderly.
+	DrainTime Duration `toml:"drain_time" reload:"yes" least:"1s"`
 
 	// SecretKeyFile holds the key that seals upstream passwords and private keys.
 	SecretKeyFile string `toml:"secret_key_file"`
@@ -51,17 +56,17 @@ type Config struct {
 type Database struct {
 	URL            string `toml:"url"`
 	Private        string `toml:"private"`
-	MaxConnections int    `toml:"max_connections"`
+	MaxConnections int    `toml:"max_connections" least:"2"`
 }
 
 type Listener struct {
 	Address         string `toml:"address"`
 	TLS             string `toml:"tls"`
-	NormalizeBareLF bool   `toml:"normalize_bare_lf"`
+	NormalizeBareLF bool   `toml:"normalize_bare_lf" reload:"yes"`
 	// Tolerate names what clients may do against the grammar: see tolerable.
-	Tolerate []string `toml:"tolerate"`
+	Tolerate []string `toml:"tolerate" reload:"yes"`
 	// ProxyProtocol are the networks of the load balancers in front of it.
-	ProxyProtocol []string `toml:"proxy_protocol"`
+	ProxyProtocol []string `toml:"proxy_protocol" reload:"yes"`
 }
 
 type TLS struct {
@@ -78,80 +83,88 @@ type Pair struct {
 }
 
 type Submission struct {
-	Connections           int      `toml:"connections"`
-	ConnectionsPerAddress int      `toml:"connections_per_address"`
-	Commands              int      `toml:"commands"`
-	BadCommands           int      `toml:"bad_commands"`
-	AuthFailures          int      `toml:"auth_failures"`
-	Recipients            int      `toml:"recipients"`
-	MessageSize           size     `toml:"message_size"`
-	HeaderSize            size     `toml:"header_size"`
-	SessionTime           Duration `toml:"session_time"`
-	IdleTime              Duration `toml:"idle_time"`
-	MinDataRate           size     `toml:"min_data_rate"`
-	Memory                size     `toml:"memory"`
-	Spool                 size     `toml:"spool"`
+	Connections           int      `toml:"connections" reload:"yes" above:"0"`
+	ConnectionsPerAddress int      `toml:"connections_per_address" reload:"yes" above:"0"`
+	Commands              int      `toml:"commands" reload:"yes" above:"0"`
+	BadCommands           int      `toml:"bad_commands" reload:"yes" above:"0"`
+	AuthFailures          int      `toml:"auth_failures" reload:"yes" above:"0"`
+	Recipients            int      `toml:"recipients" reload:"yes" above:"0"`
+	MessageSize           size     `toml:"message_size" reload:"yes" above:"0"`
+	HeaderSize            size     `toml:"header_size" reload:"yes" above:"0"`
+	SessionTime           Duration `toml:"session_time" reload:"yes" above:"0"`
+	IdleTime              Duration `toml:"idle_time" reload:"yes" above:"0"`
+	MinDataRate           size     `toml:"min_data_rate" reload:"yes" above:"0"`
+	Memory                size     `toml:"memory" reload:"yes" above:"0"`
+	Spool                 size     `toml:"spool" reload:"yes" above:"0"`
 	SpoolDir              string   `toml:"spool_dir"`
-	ShowClientAddress     bool     `toml:"show_client_address"`
+	ShowClientAddress     bool     `toml:"show_client_address" reload:"yes"`
 }
 
 // TempDir is where temporary files are.
 func (c *Submission) TempDir() string { return cmp.Or(c.SpoolDir, os.TempDir()) }
 
 type Auth struct {
-	Permits int `toml:"permits"`
+	Permits int `toml:"permits" above:"0"`
 }
 
 type Queue struct {
 	Gate        string   `toml:"gate"`
 	Notify      bool     `toml:"notify"`
-	Lifetime    Duration `toml:"lifetime"`
-	DelayNotice Duration `toml:"delay_notice"`
-	History     Duration `toml:"history"`
-	Reserve     size     `toml:"reserve"`
+	Lifetime    Duration `toml:"lifetime" reload:"yes" above:"0"`
+	DelayNotice Duration `toml:"delay_notice" reload:"yes" above:"0"`
+	// History is where a commit in doubt is looked up for a minute; an hour is of use to a person.
+	History Duration `toml:"history" reload:"yes" least:"1h"`
+	Reserve size     `toml:"reserve"`
 }
 
 type Delivery struct {
-	Connections     int      `toml:"connections"`
-	Memory          size     `toml:"memory"`
-	IdleTime        Duration `toml:"idle_time"`
-	MessagesPerConn int      `toml:"messages_per_connection"`
-	MXPort          int      `toml:"mx_port"`
+	Connections     int      `toml:"connections" reload:"yes" above:"0"`
+	Memory          size     `toml:"memory" reload:"yes" above:"0"`
+	IdleTime        Duration `toml:"idle_time" reload:"yes" above:"0"`
+	MessagesPerConn int      `toml:"messages_per_connection" reload:"yes" above:"0"`
+	MXPort          int      `toml:"mx_port" above:"0"`
 	AllowPrivateMX  bool     `toml:"allow_private_mx"`
 	DNSServer       string   `toml:"dns_server"`
 }
 
-type Log struct {
-	Format string `toml:"format"`
-	Level  string `toml:"level"`
+// Retention says how long is kept what is not mail: docs/retention.md.
+type Retention struct {
+	Audit          Duration `toml:"audit" least:"1d"`
+	Correspondents Duration `toml:"correspondents" least:"1d"`
 }
 
-// Defaults is the configuration of an empty file.
+type Log struct {
+	Format string `toml:"format" reload:"yes"`
+	Level  string `toml:"level" reload:"yes"`
+}
+
+// Defaults is the configuration of an empty file: what the packages do that are told
+// nothing.
 func Defaults() Config {
+	login, clients, mail := auth.Defaults(), submission.Defaults(), queue.Defaults()
+	sending, kept := delivery.Defaults(), retention.Defaults()
 	return Config{
 		DrainTime: Duration(30 * time.Second),
 		Database:  Database{MaxConnections: 8},
 		ACME:      DefaultACME(),
 		Submission: Submission{
-			Connections: 2000, ConnectionsPerAddress: 100,
-			Commands: 10000, BadCommands: 10, AuthFailures: 3,
-			Recipients: 1000, MessageSize: 50 << 20, HeaderSize: 256 << 10,
-			SessionTime: Duration(2 * time.Hour), IdleTime: Duration(5 * time.Minute),
-			MinDataRate: 500, Memory: 128 << 20, Spool: 4 << 30,
+			Connections: clients.Connections, ConnectionsPerAddress: clients.ConnectionsPerAddress,
+			Commands: clients.Commands, BadCommands: clients.BadCommands, AuthFailures: clients.FailedAuths,
+			Recipients: clients.Recipients, MessageSize: size(clients.MessageSize), HeaderSize: size(clients.HeaderSize),
+			SessionTime: Duration(clients.Session), IdleTime: Duration(clients.Idle),
+			MinDataRate: size(clients.DataRate), Memory: size(clients.Memory), Spool: size(clients.TempFiles),
 			ShowClientAddress: true,
 		},
-		Auth: Auth{Permits: max(2, runtime.GOMAXPROCS(0))},
+		Auth: Auth{Permits: login.Permits},
 		Queue: Queue{
 			Gate: "local", Notify: true, Reserve: 64 << 20,
-			Lifetime:    Duration(5 * 24 * time.Hour),
-			DelayNotice: Duration(4 * time.Hour),
-			History:     Duration(30 * 24 * time.Hour),
+			Lifetime: Duration(mail.Lifetime), DelayNotice: Duration(mail.DelayNotice), History: Duration(kept.History),
 		},
 		Delivery: Delivery{
-			Connections: 20, Memory: 64 << 20,
-			IdleTime: Duration(8 * time.Second), MessagesPerConn: 1000, MXPort: 25,
+			Connections: sending.Connections, Memory: size(sending.Memory),
+			IdleTime: Duration(sending.IdleTime), MessagesPerConn: sending.PerConnection, MXPort: sending.MXPort,
 		},
-		Retention: defaultRetention(),
+		Retention: Retention{Audit: Duration(login.Audit), Correspondents: Duration(kept.Correspondents)},
 		Log:       Log{Format: "text", Level: "info"},
 		Admin:     Admin{Address: "127.0.0.1:5878"},
 	}
@@ -211,7 +224,7 @@ func bareSpanIn(section reflect.Type, values map[string]any, prefix string) erro
 		switch value := values[key].(type) {
 		case int64:
 			if f.Type == reflect.TypeFor[Duration]() {
-				return fmt.Errorf("%s%s: %d is no duration: write it with a unit, as \"%[3]ds\" or \"%[3]dd\"", prefix, key, value)
+				return fmt.Errorf("%s%s: %d is not a duration: write it with a unit, as \"%[3]ds\" or \"%[3]dd\"", prefix, key, value)
 			}
 		case map[string]any:
 			if f.Type.Kind() != reflect.Struct {
@@ -249,13 +262,10 @@ func explainTOML(err error) error {
 // validate checks what can be checked without touching anything outside the file.
 func (c *Config) validate() error {
 	if c.Hostname != "" && !smtp.ValidDomain(c.Hostname) {
-		return fmt.Errorf("hostname: %q is no domain name", c.Hostname)
+		return fmt.Errorf("hostname: %q is not a domain name", c.Hostname)
 	}
 	if err := c.validateListeners(); err != nil {
 		return err
-	}
-	if time.Duration(c.DrainTime) < minDrainTime {
-		return fmt.Errorf("drain_time must be at least %v", minDrainTime)
 	}
 	if c.Database.URL != "" && c.Database.Private != "" {
 		return errors.New("database: set either url or private, not both")
@@ -277,10 +287,10 @@ func (c *Config) validate() error {
 	default:
 		return fmt.Errorf("log: level must be debug, info, warn or error, not %q", c.Log.Level)
 	}
-	if err := c.validateRetention(); err != nil {
-		return err
+	if c.Delivery.MXPort > 65535 {
+		return fmt.Errorf("delivery.mx_port must be at most 65535, not %d", c.Delivery.MXPort)
 	}
-	return c.validateNumbers()
+	return checkBounds("", reflect.ValueOf(*c))
 }
 
 // ErrNoListeners is why a node that accepts mail cannot run with a configuration.
@@ -378,54 +388,13 @@ func (l *Listener) Proxies() ([]netip.Prefix, error) {
 		}
 		switch {
 		case err != nil:
-			return nil, fmt.Errorf("proxy_protocol: %q is no network, as 10.0.0.0/8 is one", text)
+			return nil, fmt.Errorf("proxy_protocol: %q is not a network such as 10.0.0.0/8", text)
 		case p.Bits() == 0:
 			return nil, fmt.Errorf("proxy_protocol: %q is everybody, and everybody could say to be anybody; name the load balancers", text)
 		}
 		list = append(list, p.Masked())
 	}
 	return list, nil
-}
-
-func (c *Config) validateNumbers() error {
-	for _, n := range []struct {
-		key   string
-		value int64
-	}{
-		{"database.max_connections", int64(c.Database.MaxConnections) - 1},
-		{"submission.connections", int64(c.Submission.Connections)},
-		{"submission.connections_per_address", int64(c.Submission.ConnectionsPerAddress)},
-		{"submission.commands", int64(c.Submission.Commands)},
-		{"submission.bad_commands", int64(c.Submission.BadCommands)},
-		{"submission.auth_failures", int64(c.Submission.AuthFailures)},
-		{"submission.recipients", int64(c.Submission.Recipients)},
-		{"submission.message_size", int64(c.Submission.MessageSize)},
-		{"submission.header_size", int64(c.Submission.HeaderSize)},
-		{"submission.session_time", int64(c.Submission.SessionTime)},
-		{"submission.idle_time", int64(c.Submission.IdleTime)},
-		{"submission.min_data_rate", int64(c.Submission.MinDataRate)},
-		{"delivery.idle_time", int64(c.Delivery.IdleTime)},
-		{"submission.memory", int64(c.Submission.Memory)},
-		{"submission.spool", int64(c.Submission.Spool)},
-		{"auth.permits", int64(c.Auth.Permits)},
-		{"queue.lifetime", int64(c.Queue.Lifetime)},
-		{"queue.delay_notice", int64(c.Queue.DelayNotice)},
-		{"delivery.connections", int64(c.Delivery.Connections)},
-		{"delivery.memory", int64(c.Delivery.Memory)},
-		{"delivery.messages_per_connection", int64(c.Delivery.MessagesPerConn)},
-		{"delivery.mx_port", int64(c.Delivery.MXPort)},
-	} {
-		if n.value <= 0 {
-			if n.key == "database.max_connections" {
-				return errors.New("database.max_connections must be at least 2")
-			}
-			return fmt.Errorf("%s must be more than 0", n.key)
-		}
-	}
-	if c.Delivery.MXPort > 65535 {
-		return fmt.Errorf("delivery.mx_port must be at most 65535, not %d", c.Delivery.MXPort)
-	}
-	return nil
 }
 
 // ServerName is the configured name, or the machine's.
@@ -443,6 +412,3 @@ func (c *Config) ServerName() (string, error) {
 // HandedOver begins the address of a listener whose sockets the service manager has
 // opened (sd_listen_fds(3)): its FileDescriptorName follows.
 const HandedOver = "systemd:"
-
-// minDrainTime is the shortest time in which a stop can be orderly.
-const minDrainTime = time.Second

@@ -1,3 +1,3 @@
-// Package config is the configuration file of one node: its keys with their defaults, what
-// a reload may change of them, and the files, the key and the limits that they lead to.
+// Package config reads the configuration file of one node: its keys with their defaults and
+// bounds, which of them a reload may change, and the files, the key and the limits they name.
 package config

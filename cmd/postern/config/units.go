@@ -14,7 +14,7 @@ type size int64
 func ParseSize(s string) (size, error) {
 	n, err := units.ParseOctets(strings.ReplaceAll(s, " ", ""))
 	if err != nil {
-		return 0, fmt.Errorf("%q is no size: write octets, or a number with KiB, MiB, GiB, KB, MB or GB", s)
+		return 0, fmt.Errorf("%q is not a size: write octets, or a number with KiB, MiB, GiB, KB, MB or GB", s)
 	}
 	return size(n), nil
 }
@@ -32,7 +32,7 @@ type Duration time.Duration
 func ParseDuration(s string) (Duration, error) {
 	d, err := units.ParseSpan(s)
 	if err != nil {
-		return 0, fmt.Errorf("%q is no duration: write a number with s, m, h or d", s)
+		return 0, fmt.Errorf("%q is not a duration: write a number with s, m, h or d", s)
 	}
 	return Duration(d), nil
 }

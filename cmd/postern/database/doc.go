@@ -1,3 +1,3 @@
-// Package database is the way to PostgreSQL for a node and for commands: connections and
-// pools, the private server, and what a database must be like before anybody relies on it.
+// Package database connects nodes and commands to PostgreSQL: connections and pools, the
+// private server, and what a database must guarantee before a node relies on it.
 package database

@@ -1,3 +1,3 @@
-// Package handout is what the user of a mail client is given: the settings, a profile for
+// Package handout makes what a user's mail client needs: the settings, a profile for
 // Apple's clients and a configuration for Mozilla's.
 package handout

@@ -86,12 +86,12 @@ func (p *Profiles) incoming() (host string, port int, err error) {
 	if h, digits, err := net.SplitHostPort(p.IMAP); err == nil {
 		n, err := strconv.Atoi(digits)
 		if err != nil || n < 1 || n > 65535 {
-			return "", 0, fmt.Errorf("--imap: %q is no port", digits)
+			return "", 0, fmt.Errorf("--imap: %q is not a port", digits)
 		}
 		host, port = h, n
 	}
 	if host != "" && !smtp.ValidDomain(host) && net.ParseIP(host) == nil {
-		return "", 0, fmt.Errorf("--imap: %q is no name of a server", host)
+		return "", 0, fmt.Errorf("--imap: %q is not the name of a server", host)
 	}
 	return host, port, nil
 }

@@ -13,14 +13,14 @@ import (
 )
 
 // newKeeper makes what gets certificates, and opens the port of its validations.
-func (n *Node) newKeeper(ctx context.Context) (*acme.Keeper, error) {
-	c := n.Config.ACME
+func (f *front) newKeeper(ctx context.Context) (*acme.Keeper, error) {
+	c := f.node.Config.ACME
 	cfg := acme.Config{
 		Names: c.Names, Email: c.Email, Directory: c.Directory, Challenge: acme.Challenge(c.Challenge),
-		HTTPAddress: c.HTTPAddress, TLSALPNAddress: c.TLSALPNAddress, EABKeyID: c.EABKeyID, Node: n.name, Log: n.Log, Guard: n.guard,
+		HTTPAddress: c.HTTPAddress, TLSALPNAddress: c.TLSALPNAddress, EABKeyID: c.EABKeyID, Node: f.node.name, Log: f.node.Log, Guard: f.node.guard,
 	}
 	var err error
-	if cfg.Sealer, err = n.Source.Sealer(n.Config); err != nil {
+	if cfg.Sealer, err = f.node.Source.Sealer(f.node.Config); err != nil {
 		return nil, err // which names the key
 	}
 	if cfg.Roots, err = config.ReadRoots(c.DirectoryCA); err != nil {
@@ -38,7 +38,7 @@ func (n *Node) newKeeper(ctx context.Context) (*acme.Keeper, error) {
 			return nil, err
 		}
 	}
-	if cfg.Pool, err = n.pool(ctx, "certificates", 3, nil); err != nil {
+	if cfg.Pool, err = f.node.pool(ctx, "certificates", 3, nil); err != nil {
 		return nil, err
 	}
 	k, err := acme.NewKeeper(cfg)
@@ -49,12 +49,4 @@ func (n *Node) newKeeper(ctx context.Context) (*acme.Keeper, error) {
 		return nil, err
 	}
 	return k, nil
-}
-
-// closeKeeper ends what gets certificates, if anything does.
-func (n *Node) closeKeeper(ctx context.Context) error {
-	if n.keeper == nil {
-		return nil
-	}
-	return n.keeper.Close(ctx)
 }

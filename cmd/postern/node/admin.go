@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/admin"
+	"postern/admin/health"
 	"postern/cmd/postern/config"
 	"postern/relay/queue"
 	"postern/relay/queue/desk"
@@ -54,10 +55,9 @@ func (n *Node) buildAdmin(ctx context.Context) (*adminPages, error) {
 		admin.DiskCheck(n.queue.Available),
 		admin.DrainCheck(p.draining.Load),
 	}
-	if n.certs != nil {
-		admin.RegisterCertificates(n.metrics.registry, n.certificateList)
-		checks = append(checks, admin.CertificateCheck(n.certificateList, time.Now),
-			admin.RoomCheck(n.Config.Submission.TempDir(), func() int64 { return n.server.Stats().MessageSize }))
+	if f := n.front; f != nil {
+		checks = append(checks, admin.CertificateCheck(f.certificateList, time.Now),
+			admin.RoomCheck(n.Config.Submission.TempDir(), func() int64 { return f.server.Stats().MessageSize }))
 	}
 	n.registerParts()
 	n.metrics.registerDraining(&p.draining)
@@ -80,11 +80,11 @@ func cause(err error) error {
 
 // certificateList tells of the certificates that the listeners show. One that only
 // stands in for what the authority has not issued is none.
-func (n *Node) certificateList() []admin.Certificate {
-	all := n.certs.Status()
-	list := make([]admin.Certificate, len(all))
+func (f *front) certificateList() []health.Certificate {
+	all := f.certs.Status()
+	list := make([]health.Certificate, len(all))
 	for i, s := range all {
-		list[i] = admin.Certificate{Name: cmp.Or(s.Name, s.Source), FailingSince: s.FailingSince, Error: s.Error}
+		list[i] = health.Certificate{Name: cmp.Or(s.Name, s.Source), FailingSince: s.FailingSince, Error: s.Error}
 		if !s.StandIn {
 			list[i].NotBefore, list[i].NotAfter = s.NotBefore, s.NotAfter
 		}
@@ -124,6 +124,6 @@ func (p *adminPages) close() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), adminTime)
 	defer cancel()
-	_ = p.server.Shutdown(ctx) // a request that was cut off is no trouble of the relay
+	_ = p.server.Shutdown(ctx) // a request that was cut off is not trouble of the relay
 	p.overview.Close()
 }

@@ -21,8 +21,8 @@ func (n *Node) Run(ctx context.Context, asked Signals) error {
 		return err
 	}
 	serveErr := make(chan error, 1)
-	if n.server != nil {
-		go func() { serveErr <- n.server.Serve() }()
+	if n.front != nil {
+		go func() { serveErr <- n.front.server.Serve() }()
 	}
 	watchCtx, endWatch := context.WithCancel(context.Background())
 	defer endWatch()
@@ -52,7 +52,7 @@ func (n *Node) serveUntil(ctx context.Context, asked Signals, serveErr <-chan er
 
 // summary is what the service manager shows of a node that is ready.
 func (n *Node) summary() string {
-	if n.server == nil {
+	if n.front == nil {
 		return "delivering"
 	}
 	return "listening on " + strings.Join(n.addresses(), ", ")
@@ -86,14 +86,19 @@ func (n *Node) stop(cut <-chan struct{}) {
 // docs/operate.md.
 func (n *Node) parts() []drainPart {
 	var list []drainPart
-	if n.server != nil {
-		list = append(list, drainPart{name: "submission", until: 0.40, stop: n.server.Shutdown})
+	var between []func(context.Context) error
+	if f := n.front; f != nil {
+		list = append(list, drainPart{name: "submission", until: 0.40, stop: f.server.Shutdown})
+		between = append(between, f.endLogins, f.closeKeeper)
+	}
+	if n.back != nil {
+		between = append(between, n.back.endNotices)
 	}
 	list = append(list, drainPart{name: "notices and logins", until: 0.50, stop: func(ctx context.Context) error {
-		return together(ctx, n.stopBouncer, n.endLogins, n.closeKeeper)
+		return together(ctx, between...)
 	}})
-	if n.engine != nil {
-		list = append(list, drainPart{name: "delivery", until: 0.75, stop: n.engine.Shutdown})
+	if n.back != nil {
+		list = append(list, drainPart{name: "delivery", until: 0.75, stop: n.back.engine.Shutdown})
 	}
 	return append(list, drainPart{name: "queue", until: 0.95, stop: n.closeQueue, writes: true})
 }
@@ -125,14 +130,14 @@ type pulse struct {
 func (p *pulse) of(n *Node) func() error {
 	return func() error {
 		var dispatcher time.Duration
-		if n.engine != nil {
-			dispatcher = n.engine.Turned()
+		if n.back != nil {
+			dispatcher = n.back.engine.Turned()
 		}
 		if err := p.judge(n.queue.Turned(), dispatcher, n.queue.Available() == nil); err != nil {
 			return err
 		}
-		if n.server != nil {
-			n.server.Stats()
+		if n.front != nil {
+			n.front.server.Stats()
 		}
 		return nil
 	}

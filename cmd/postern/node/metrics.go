@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"postern/admin"
+	"postern/admin/health"
 	"postern/auth"
 	"postern/relay/delivery"
 	"postern/relay/maillog"
@@ -62,25 +63,34 @@ func (n *Node) registerParts() {
 	admin.Register(r, nil, n.guard.Caught, []admin.Reading[int64]{
 		{Name: "postern_panics_total", Help: "Defects of Postern that were met outside of sessions and attempts, and survived.", Counter: true, Value: number[int64]},
 	})
-	if n.server != nil {
-		admin.Register(r, nil, n.server.Stats, submissionReadings)
-		admin.Register(r, prometheus.Labels{"reason": "address"}, func() int64 { return n.server.Stats().RefusedByAddress }, refusedReadings)
-		admin.Register(r, prometheus.Labels{"reason": "server"}, func() int64 { return n.server.Stats().RefusedConnections }, refusedReadings)
-		admin.Register(r, prometheus.Labels{"reason": "proxy"}, func() int64 { return n.server.Stats().RefusedByProxy }, refusedReadings)
-		admin.Register(r, nil, n.verifier.Stats, authReadings)
-		dir := n.Config.Submission.TempDir()
-		admin.Register(r, nil, func() int64 { free, _ := admin.FreeSpace(dir); return free }, []admin.Reading[int64]{
-			{Name: "postern_spool_free_bytes", Help: "Octets that may still be written into the folder for temporary files; 0 when it cannot be asked.", Value: number[int64]},
-		})
+	if n.front != nil {
+		n.front.register(r)
 	}
-	if n.engine != nil {
-		admin.Register(r, nil, n.engine.Stats, deliveryReadings)
-		admin.Register(r, prometheus.Labels{"via": "upstream"}, func() delivery.Load { return n.engine.Stats().Upstream }, loadReadings)
-		admin.Register(r, prometheus.Labels{"via": "mx"}, func() delivery.Load { return n.engine.Stats().MX }, loadReadings)
+	if n.back != nil {
+		n.back.register(r)
 	}
 	for _, p := range n.pools {
 		admin.Register(r, prometheus.Labels{"pool": p.name}, p.Stat, poolReadings)
 	}
+}
+
+func (f *front) register(r *prometheus.Registry) {
+	admin.RegisterCertificates(r, f.certificateList)
+	admin.Register(r, nil, f.server.Stats, submissionReadings)
+	admin.Register(r, prometheus.Labels{"reason": "address"}, func() int64 { return f.server.Stats().RefusedByAddress }, refusedReadings)
+	admin.Register(r, prometheus.Labels{"reason": "server"}, func() int64 { return f.server.Stats().RefusedConnections }, refusedReadings)
+	admin.Register(r, prometheus.Labels{"reason": "proxy"}, func() int64 { return f.server.Stats().RefusedByProxy }, refusedReadings)
+	admin.Register(r, nil, f.verifier.Stats, authReadings)
+	dir := f.node.Config.Submission.TempDir()
+	admin.Register(r, nil, func() int64 { free, _ := health.FreeSpace(dir); return free }, []admin.Reading[int64]{
+		{Name: "postern_spool_free_bytes", Help: "Octets that may still be written into the folder for temporary files; 0 when it cannot be asked.", Value: number[int64]},
+	})
+}
+
+func (b *back) register(r *prometheus.Registry) {
+	admin.Register(r, nil, b.engine.Stats, deliveryReadings)
+	admin.Register(r, prometheus.Labels{"via": "upstream"}, func() delivery.Load { return b.engine.Stats().Upstream }, loadReadings)
+	admin.Register(r, prometheus.Labels{"via": "mx"}, func() delivery.Load { return b.engine.Stats().MX }, loadReadings)
 }
 
 func number[N int | int32 | int64](n N) float64 { return float64(n) }
@@ -116,7 +126,7 @@ var refusedReadings = []admin.Reading[int64]{
 }
 
 var authReadings = []admin.Reading[auth.Stats]{
-	{Name: "postern_hash_permits", Help: "Password hashes that may be computed at once, [auth] permits.", Value: of(func(s auth.Stats) int { return s.Permits })},
+	{Name: "postern_hash_permits", Help: "Password hashes that may be computed concurrently, [auth] permits.", Value: of(func(s auth.Stats) int { return s.Permits })},
 	{Name: "postern_hash_running", Help: "Password hashes that are computed now.", Value: of(func(s auth.Stats) int { return s.Hashing })},
 	{Name: "postern_hash_waiting", Help: "Password hashes that wait for a permit.", Value: of(func(s auth.Stats) int { return s.Waiting })},
 	{Name: "postern_hash_total", Help: "Password hashes computed.", Counter: true, Value: of(func(s auth.Stats) int64 { return s.Hashes })},
@@ -156,5 +166,5 @@ var poolReadings = []admin.Reading[*pgxpool.Stat]{
 	{Name: "postern_database_waits_total", Help: "Times that a connection had to be waited for because none of the pool was free.", Counter: true, Value: of((*pgxpool.Stat).EmptyAcquireCount)},
 	{Name: "postern_database_wait_seconds_total", Help: "Seconds of waiting for connections of a pool, all together.", Counter: true,
 		Value: func(s *pgxpool.Stat) float64 { return s.EmptyAcquireWaitTime().Seconds() }},
-	{Name: "postern_database_acquires_given_up_total", Help: "Times that whoever waited for a connection of a pool gave up.", Counter: true, Value: of((*pgxpool.Stat).CanceledAcquireCount)},
+	{Name: "postern_database_acquires_given_up_total", Help: "Times that a wait for a connection of a pool was given up.", Counter: true, Value: of((*pgxpool.Stat).CanceledAcquireCount)},
 }

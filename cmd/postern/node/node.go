@@ -6,31 +6,22 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"postern/admin"
-	"postern/auth"
+	"postern/admin/health"
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/database"
-	"postern/internal/await"
 	"postern/internal/panics"
 	"postern/internal/pg"
 	"postern/migrations"
-	"postern/policy/quota"
-	"postern/relay/acme"
 	"postern/relay/anomaly"
-	"postern/relay/bounce"
-	"postern/relay/certificate"
-	"postern/relay/delivery"
 	"postern/relay/maillog"
 	"postern/relay/queue"
 	"postern/relay/queue/desk"
 	"postern/relay/retention"
-	"postern/relay/route"
 	"postern/relay/submission"
 )
 
@@ -58,40 +49,24 @@ type Node struct {
 	hostname string
 	name     string
 
-	shared       bool // a pooler lends connections of the database by the transaction
-	pools        []namedPool
-	listeners    []submission.Listener
-	listenerFrom []int // which of cfg.Listeners each is, for one may have several sockets
-
-	certs  *certificate.Set // nil with --only delivery
-	keeper *acme.Keeper     // nil without [acme]
+	shared bool // a pooler lends connections of the database by the transaction
+	pools  []namedPool
+	front  *front // accepts mail; nil with --only delivery
+	back   *back  // sends it on; nil with --only submission
 
 	queue     *queue.Queue
 	anomaly   *anomaly.Detector
 	retention *retention.Retention
-	server    *submission.Server // nil with --only delivery
-	engine    *delivery.Engine   // nil with --only submission
-	bouncer   *bounce.Bouncer    // nil with --only submission
 
-	verifier *auth.Authenticator // nil with --only delivery, as the next two
-	watch    *auth.Watch
-	sessions *quota.Counter
-
-	metrics            *metrics // nil without an admin address, as the next
-	admin              *adminPages
-	supervisor         *supervisor
-	reloadCertificates func() error // nil with --only delivery
-
-	stopNotices context.CancelFunc
-	notices     sync.WaitGroup
-	stopLogins  context.CancelFunc // of what verifier, watch and sessions do in the background
-	logins      sync.WaitGroup
+	metrics    *metrics // nil without an admin address, as the next
+	admin      *adminPages
+	supervisor *supervisor
 }
 
 // Build opens what the node needs, in the order in which a wrong set-up is
 // easiest to explain, and starts nothing yet.
 func Build(ctx context.Context, s Setup) (*Node, error) {
-	n := &Node{Setup: s, guard: panics.New(s.Log), mail: maillog.New(s.Log), stopNotices: func() {}, stopLogins: func() {},
+	n := &Node{Setup: s, guard: panics.New(s.Log), mail: maillog.New(s.Log),
 		supervisor: newSupervisor(s.Source.Env["NOTIFY_SOCKET"], s.Log)}
 	var err error
 	if n.hostname, err = n.Config.ServerName(); err != nil {
@@ -102,10 +77,9 @@ func Build(ctx context.Context, s Setup) (*Node, error) {
 	}
 	n.observe()
 	if s.Only != "delivery" {
-		if n.certs, err = n.certificates(); err != nil {
+		if n.front, err = newFront(n); err != nil {
 			return nil, err
 		}
-		n.reloadCertificates = n.certs.Reload
 	}
 	n.supervisor.status("waiting for the database")
 	if err := n.checkDatabase(ctx); err != nil {
@@ -124,15 +98,12 @@ func Build(ctx context.Context, s Setup) (*Node, error) {
 		return nil, err
 	}
 	if s.Only != "submission" {
-		if err := n.buildDelivery(ctx); err != nil {
+		if n.back, err = newBack(ctx, n, n.ownAddresses()); err != nil {
 			return nil, err
 		}
 	}
-	if s.Only != "delivery" {
-		if err := n.buildCertificates(ctx); err != nil {
-			return nil, err
-		}
-		if err := n.buildSubmission(ctx); err != nil {
+	if n.front != nil {
+		if err := n.front.build(ctx, n.back); err != nil {
 			return nil, err
 		}
 	}
@@ -199,69 +170,20 @@ func (n *Node) warnDurability(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// certificates reads what is in files.
-func (n *Node) certificates() (*certificate.Set, error) {
-	cfg := certificate.Config{Hostname: n.hostname, SelfSigned: n.Config.TLS.SelfSigned, Log: n.Log}
-	if n.Config.TLS.Certificate != "" {
-		cfg.Pairs = append(cfg.Pairs, certificate.Pair{Certificate: n.Config.TLS.Certificate, Key: n.Config.TLS.Key})
-	}
-	for _, pair := range n.Config.TLS.Pairs {
-		cfg.Pairs = append(cfg.Pairs, certificate.Pair(pair))
-	}
-	return certificate.Open(cfg)
-}
-
-// buildCertificates adds those of an ACME authority.
-func (n *Node) buildCertificates(ctx context.Context) error {
-	if !n.Config.ACME.On() {
-		return nil
-	}
-	var err error
-	if n.keeper, err = n.newKeeper(ctx); err != nil {
-		return err
-	}
-	n.certs.Use(n.keeper)
-	return nil
-}
-
-// listen opens the listeners, but for those that are open or were handed over. Where
-// only delivery runs it only looks that none was handed over.
+// listen opens the front's listeners, or looks that none was handed over to a node without
+// a front.
 func (n *Node) listen() error {
 	handed, err := takeSockets()
 	if err != nil {
 		return err
 	}
 	defer handed.close()
-	if n.Only == "delivery" {
-		return handed.left()
-	}
-	for i := range n.Config.Listeners {
-		l := &n.Config.Listeners[i]
-		list, err := openListener(l, n.Opened, handed)
-		if err != nil {
+	if n.front != nil {
+		if err := n.front.listen(handed); err != nil {
 			return err
-		}
-		for _, ln := range list {
-			open := submission.Listener{Net: ln, TLS: submission.TLSMode(l.TLS)}
-			n.setListener(&open, l)
-			n.listeners, n.listenerFrom = append(n.listeners, open), append(n.listenerFrom, i)
 		}
 	}
 	return handed.left()
-}
-
-func openListener(l *config.Listener, opened map[string]net.Listener, handed *sockets) ([]net.Listener, error) {
-	if name, ok := l.Socket(); ok {
-		return handed.take(name)
-	}
-	ln := opened[l.Address]
-	if ln == nil {
-		var err error
-		if ln, err = net.Listen("tcp", l.Address); err != nil {
-			return nil, fmt.Errorf("cannot listen on %s: %w", l.Address, config.ListenReason(err))
-		}
-	}
-	return []net.Listener{ln}, nil
 }
 
 // pool opens a pool that the node closes at its end.
@@ -297,7 +219,7 @@ func (n *Node) diskFree() func() (int64, error) {
 	if dir == "" {
 		return nil
 	}
-	return func() (int64, error) { return admin.FreeSpace(dir) }
+	return func() (int64, error) { return health.FreeSpace(dir) }
 }
 
 func (n *Node) buildQueue(ctx context.Context) error {
@@ -332,53 +254,18 @@ func (n *Node) buildQueue(ctx context.Context) error {
 	return nil
 }
 
-func (n *Node) buildDelivery(ctx context.Context) error {
-	sealer, err := n.Source.Sealer(n.Config)
-	if err != nil {
-		// Only upstreams with a password need it; theirs is the mail that waits.
-		n.Log.Warn("upstream passwords cannot be opened", "error", err)
+// listeners are those of the front.
+func (n *Node) listeners() []submission.Listener {
+	if n.front == nil {
+		return nil
 	}
-	pool, err := n.pool(ctx, "routes", 1, nil)
-	if err != nil {
-		return err
-	}
-	store := route.NewStore(pool, sealer)
-	if err := n.lookAtRoutes(ctx, store); err != nil {
-		return err
-	}
-	d := n.Config.Delivery
-	n.engine = delivery.New(delivery.Config{
-		Queue: n.queue, Routes: route.NewTable(store, 0), DNS: config.Resolver(d.DNSServer),
-		Log: n.Log, Guard: n.guard, Events: n.mail, Hello: n.hostname, Self: n.ownAddresses(),
-		Connections: d.Connections, MXConnections: d.Connections, PerConnection: d.MessagesPerConn,
-		MaxOpen: n.descriptors().Deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
-		MXPort: d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
-	})
-	n.bouncer = bounce.New(bounce.Config{Queue: n.queue, Hostname: n.hostname, Mail: n.mail, Log: n.Log})
-	return nil
+	return n.front.listeners
 }
 
-// lookAtRoutes says at the start what will keep mail waiting.
-func (n *Node) lookAtRoutes(ctx context.Context, store *route.Store) error {
-	ctx, cancel := context.WithTimeout(ctx, startTime)
-	defer cancel()
-	rules, err := store.ListRoutes(ctx)
-	if err != nil {
-		return err
-	}
-	if len(rules) == 0 {
-		n.Log.Warn("no route: mail waits until one is added with 'postern route add'")
-	}
-	bad, err := store.Unusable(ctx)
-	for _, err := range bad {
-		n.Log.Error("mail for an upstream waits; see 'postern check'", "error", err)
-	}
-	return err
-}
-
+// ownAddresses are where the node listens, so that its delivery sends nothing there.
 func (n *Node) ownAddresses() []netip.AddrPort {
 	var own []netip.AddrPort
-	for _, l := range n.listeners {
+	for _, l := range n.listeners() {
 		if addr, ok := l.Net.Addr().(*net.TCPAddr); ok {
 			own = append(own, addr.AddrPort())
 		}
@@ -388,54 +275,10 @@ func (n *Node) ownAddresses() []netip.AddrPort {
 
 func (n *Node) addresses() []string {
 	var list []string
-	for _, l := range n.listeners {
+	for _, l := range n.listeners() {
 		list = append(list, l.Net.Addr().String()+" "+string(l.TLS))
 	}
 	return list
-}
-
-func (n *Node) buildSubmission(ctx context.Context) error {
-	_, login := n.shares()
-	pool, err := n.pool(ctx, "auth", login, nil)
-	if err != nil {
-		return err
-	}
-	background, err := n.pool(ctx, "logins", 3, nil)
-	if err != nil {
-		return err
-	}
-	store := auth.NewStore(pool)
-	n.verifier = auth.NewAuthenticator(store, auth.Config{Permits: n.Config.Auth.Permits, Audit: time.Duration(n.Config.Retention.Audit), Log: n.Log, Guard: n.guard})
-	n.watch = auth.NewWatch(background, n.Log, n.notify())
-	n.sessions = quota.NewCounter(background, n.queue.Epoch, n.Log)
-	s := n.Config.Submission
-	cfg := submission.Config{
-		Hostname: n.hostname, Listeners: n.listeners, Certificates: n.certs,
-		Verifier: n.verifier, Current: n.verifier, Sessions: n.sessions,
-		Queue: n.queue, Log: n.mail, System: n.Log, Guard: n.guard, TempDir: s.SpoolDir, HideClient: !s.ShowClientAddress,
-		Limits: n.submissionLimits(),
-	}
-	limited, cancel := context.WithTimeout(ctx, startTime)
-	defer cancel()
-	if cfg.Known, err = store.RecentAddresses(limited, submission.KnownNetworks); err != nil {
-		return err
-	}
-	if n.engine != nil {
-		cfg.Handoff = n.engine
-	}
-	n.server, err = submission.New(cfg)
-	return err
-}
-
-func (n *Node) submissionLimits() submission.Limits {
-	s, open := n.Config.Submission, n.descriptors()
-	return submission.Limits{
-		Connections: open.Connections, Files: open.Files, ConnectionsPerAddress: s.ConnectionsPerAddress,
-		Commands: s.Commands, BadCommands: s.BadCommands, FailedAuths: s.AuthFailures,
-		Recipients: s.Recipients, MessageSize: int64(s.MessageSize), HeaderSize: int(s.HeaderSize),
-		Session: time.Duration(s.SessionTime), Idle: time.Duration(s.IdleTime),
-		DataRate: int64(s.MinDataRate), Memory: int64(s.Memory), TempFiles: int64(s.Spool),
-	}
 }
 
 // start begins the work of all parts but the listeners.
@@ -445,8 +288,8 @@ func (n *Node) start(ctx context.Context) error {
 	if err := n.admin.start(startCtx); err != nil {
 		return err
 	}
-	if n.keeper != nil { // before there is an epoch: with another secret key it goes no further
-		if err := n.keeper.Start(startCtx); err != nil {
+	if n.front != nil {
+		if err := n.front.startKeeper(startCtx); err != nil {
 			return err
 		}
 	}
@@ -455,44 +298,13 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	n.anomaly.Start()
 	n.retention.Start()
-	if n.verifier != nil {
-		n.startLogins()
+	if n.front != nil {
+		n.front.startLogins()
 	}
-	if n.engine != nil {
-		n.engine.Start()
-		noticeCtx, stop := context.WithCancel(context.Background())
-		n.stopNotices = stop
-		n.notices.Go(func() { n.guard.Keep(noticeCtx, "notices", func() { n.bouncer.Run(noticeCtx) }) })
+	if n.back != nil {
+		n.back.start()
 	}
 	return nil
-}
-
-// startLogins lets what an admin changes act at once: what was remembered of the user
-// is forgotten before the sessions ask what it may do now.
-func (n *Node) startLogins() {
-	ctx, stop := context.WithCancel(context.Background())
-	n.stopLogins = stop
-	n.logins.Go(func() { n.verifier.Run(ctx) })
-	n.logins.Go(func() { n.guard.Keep(ctx, "limits of sessions", func() { n.sessions.Run(ctx) }) })
-	n.logins.Go(func() {
-		n.guard.Keep(ctx, "changes of users", func() {
-			n.watch.Run(ctx, func(users []int64, all bool) {
-				n.verifier.Forget(users, all)
-				n.server.Recheck(users, all)
-			})
-		})
-	})
-}
-
-func (n *Node) stopBouncer(ctx context.Context) error {
-	n.stopNotices()
-	return await.All(ctx, n.notices.Wait)
-}
-
-// endLogins comes after the sessions' end: what they did is written down.
-func (n *Node) endLogins(ctx context.Context) error {
-	n.stopLogins()
-	return await.All(ctx, n.logins.Wait)
 }
 
 // closeQueue comes last: what became of mail is written down.
@@ -505,13 +317,8 @@ func (n *Node) closeQueue(ctx context.Context) error {
 // close lets go of what Build opened.
 func (n *Node) close() {
 	n.admin.close()
-	for _, l := range n.listeners {
-		_ = l.Net.Close()
-	}
-	if n.keeper != nil { // again after its end, or before its start: no wait
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		_ = n.keeper.Close(ctx)
-		cancel()
+	if n.front != nil {
+		n.front.close()
 	}
 	for _, p := range n.pools {
 		p.Close()

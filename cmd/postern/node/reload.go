@@ -11,7 +11,6 @@ import (
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/screen"
 	"postern/internal/panics"
-	"postern/relay/delivery"
 	"postern/relay/queue"
 	"postern/relay/submission"
 )
@@ -27,8 +26,8 @@ func (n *Node) reload(ctx context.Context) {
 	n.supervisor.reloading()
 	defer func() { n.supervisor.ready(n.summary()) }()
 	next, err := inTime(ctx, n.reread)
-	if err == nil && n.reloadCertificates != nil {
-		_, err = inTime(ctx, func() (struct{}, error) { return struct{}{}, n.reloadCertificates() })
+	if err == nil && n.front != nil {
+		_, err = inTime(ctx, func() (struct{}, error) { return struct{}{}, n.front.certs.Reload() })
 	}
 	if err != nil {
 		n.Log.Error("the configuration is not reloaded, the node runs on as before", "error", screen.OneLine(err.Error()))
@@ -77,7 +76,7 @@ func (n *Node) reread() (config.Config, error) {
 		return next, err
 	case !found:
 		return next, errors.New("the configuration file is gone")
-	case n.server != nil && len(next.Listeners) == 0:
+	case n.front != nil && len(next.Listeners) == 0:
 		return next, config.ErrNoListeners
 	}
 	return next, nil
@@ -94,26 +93,27 @@ func (n *Node) apply(cfg config.Config) error {
 		Lifetime: time.Duration(cfg.Queue.Lifetime), DelayNotice: time.Duration(cfg.Queue.DelayNotice),
 	})
 	n.retention.SetHistory(time.Duration(cfg.Queue.History))
-	if n.engine != nil {
-		d := cfg.Delivery
-		n.engine.Rebound(delivery.Bounds{
-			Connections: d.Connections, MXConnections: d.Connections, PerConnection: d.MessagesPerConn,
-			IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
-		})
+	if n.back != nil {
+		n.back.rebound()
 	}
-	if n.server == nil {
-		return nil
+	if n.front != nil {
+		return n.front.reconfigure()
 	}
-	for i, from := range n.listenerFrom {
-		n.setListener(&n.listeners[i], &cfg.Listeners[from])
+	return nil
+}
+
+// reconfigure takes over what a reload can change of the listeners and the server.
+func (f *front) reconfigure() error {
+	for i, from := range f.listenerFrom {
+		setListener(&f.listeners[i], &f.node.Config.Listeners[from])
 	}
-	return n.server.Reconfigure(submission.Config{
-		Listeners: n.listeners, Limits: n.submissionLimits(), HideClient: !cfg.Submission.ShowClientAddress,
+	return f.server.Reconfigure(submission.Config{
+		Listeners: f.listeners, Limits: f.limits(), HideClient: !f.node.Config.Submission.ShowClientAddress,
 	})
 }
 
 // setListener takes over what a reload can change of a listener.
-func (n *Node) setListener(l *submission.Listener, cfg *config.Listener) {
+func setListener(l *submission.Listener, cfg *config.Listener) {
 	l.NormalizeBareLF = cfg.NormalizeBareLF
 	l.TolerateBrackets = slices.Contains(cfg.Tolerate, "brackets")
 	l.Proxies, _ = cfg.Proxies() // validated with the configuration

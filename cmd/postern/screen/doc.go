@@ -1,2 +1,2 @@
-// Package screen is text for people: on one line, harmless to a terminal, in their units.
+// Package screen formats text for people: on one line, harmless to a terminal, in local time.
 package screen

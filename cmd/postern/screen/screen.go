@@ -84,19 +84,6 @@ func OrDash(s string) string {
 	return s
 }
 
-// Octets prints a size for people.
-func Octets(n int64) string {
-	switch {
-	case n >= 1<<30:
-		return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
-	case n >= 1<<20:
-		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
-	case n >= 1<<10:
-		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
-	}
-	return fmt.Sprintf("%d octets", n)
-}
-
 // Few lists the first few of many.
 func Few(list []string) string {
 	const most = 5

@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"context"
@@ -13,19 +13,19 @@ import (
 	"postern/internal/pgserver"
 )
 
-// demoFolders are where a demo has what it writes.
-type demoFolders struct {
+// folders are where a demo has what it writes.
+type folders struct {
 	dir      string // the configuration and the certificate
 	postgres string // the database
 	made     string // the folder of a random name that has one or both, to be removed; "" for none
 	why      error  // it has dir too
 }
 
-// findDemoFolders makes the demo's folder, with the database in it, if nobody else can
+// findFolders makes the demo's folder, with the database in it, if nobody else can
 // have prepared what lies there. Where that is not so, and the folder was not chosen, all
 // is in one that is made anew. So is the database alone where the user that runs
 // PostgreSQL for root may not enter.
-func findDemoFolders(dir string, chosen bool) (f demoFolders, err error) {
+func findFolders(dir string, chosen bool) (f folders, err error) {
 	f.dir, f.why = ownFolder(dir)
 	var fault *owned.Fault
 	if f.why != nil && (chosen || !errors.As(f.why, &fault)) {
@@ -71,8 +71,8 @@ func ownFolder(dir string) (string, error) {
 	return root.Name(), root.Close()
 }
 
-// database starts the demo's server.
-func (f *demoFolders) database(ctx context.Context) (*pgserver.Server, error) {
+// startDatabase starts the demo's server.
+func (f *folders) startDatabase(ctx context.Context) (*pgserver.Server, error) {
 	if f.made != "" {
 		return pgserver.Start(ctx, pgserver.Config{Dir: f.postgres, Temporary: true})
 	}
@@ -80,7 +80,7 @@ func (f *demoFolders) database(ctx context.Context) (*pgserver.Server, error) {
 }
 
 // remove removes what was made.
-func (f *demoFolders) remove() {
+func (f *folders) remove() {
 	if f.made != "" {
 		_ = os.RemoveAll(f.made) // a leftover of a random name does no harm
 	}

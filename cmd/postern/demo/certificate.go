@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"crypto/tls"
@@ -11,10 +11,10 @@ import (
 	"postern/relay/certificate"
 )
 
-// writeCertificate writes cert.pem and key.pem for localhost into dir, unless a
+// WriteCertificate writes cert.pem and key.pem for localhost into dir, unless a
 // pair that is good for another day is there: clients that were told to trust
 // it go on working.
-func writeCertificate(dir string) error {
+func WriteCertificate(dir string) error {
 	certFile, keyFile := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
 	if pair, err := tls.LoadX509KeyPair(certFile, keyFile); err == nil && time.Now().Add(24*time.Hour).Before(pair.Leaf.NotAfter) {
 		return nil

@@ -1,0 +1,62 @@
+package health
+
+import (
+	"fmt"
+	"math"
+
+	"golang.org/x/sys/unix"
+
+	"postern/internal/units"
+)
+
+// The kinds of what is wrong with the folder for temporary files, and with the disk of
+// the database.
+var (
+	spoolOK       = Kind{"spool.ok", OK, "", ""}
+	SpoolUnusable = Kind{"spool.unusable", Failed, "Temporary files cannot be written, so no message over 1 MiB is accepted.",
+		"make spool_dir a folder that the server's user may write to"}
+	spoolFull  = Kind{"spool.full", Failed, "Temporary files have less room than the largest message needs.", "free room, or set spool_dir to a larger file system"}
+	spoolSmall = Kind{"spool.small", Warning, "Temporary files have less room than spool promises, or than ten of the largest messages need.",
+		"free room, set spool_dir to a larger file system, or lower spool"}
+
+	DiskFull = Kind{"db.full", Failed, "The database's disk is or was full, or a private database's nearly, and no mail is accepted until the nodes find room.",
+		"free room, or give it a larger disk; running nodes find it within a minute"}
+)
+
+// SpoolKinds are those of Spool.
+func SpoolKinds() []Kind { return []Kind{spoolOK, SpoolUnusable, spoolFull, spoolSmall} }
+
+// Spool judges the room in a folder for temporary files, of which the largest is a message
+// of so many octets. The configuration promises room for all of them; 0: that is not asked.
+func Spool(dir string, message, promised int64) Finding {
+	const subject = "spool"
+	free, err := FreeSpace(dir)
+	if err == nil {
+		err = unix.Access(dir, unix.W_OK|unix.X_OK)
+	}
+	room := units.RoughOctets(free) + " free in " + dir
+	switch {
+	case err != nil:
+		return SpoolUnusable.Found(subject, "%s: %v", dir, err)
+	case free < message:
+		return spoolFull.Found(subject, "%s, less than one message: a message may have %s", room, units.RoughOctets(message))
+	case free < promised:
+		return spoolSmall.Found(subject, "%s, and spool is %s", room, units.RoughOctets(promised))
+	case free/10 < message:
+		return spoolSmall.Found(subject, "%s, and a message may have %s", room, units.RoughOctets(message))
+	}
+	return spoolOK.Found(subject, "%s", room)
+}
+
+// FreeSpace returns the octets that others than root may still write into a folder.
+func FreeSpace(dir string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, fmt.Errorf("ask for room: %w", err)
+	}
+	// The types differ between machines, and some file systems have no end.
+	if free := float64(st.Bavail) * float64(st.Bsize); free < math.MaxInt64 {
+		return int64(free), nil
+	}
+	return math.MaxInt64, nil
+}

@@ -1,0 +1,92 @@
+package node
+
+import (
+	"context"
+	"net/netip"
+	"sync"
+	"time"
+
+	"postern/cmd/postern/config"
+	"postern/internal/await"
+	"postern/relay/bounce"
+	"postern/relay/delivery"
+	"postern/relay/route"
+)
+
+// back is the half of a node that sends mail on, and notices about what cannot be sent.
+type back struct {
+	node    *Node
+	engine  *delivery.Engine
+	bouncer *bounce.Bouncer
+
+	stopNotices context.CancelFunc
+	notices     sync.WaitGroup
+}
+
+// newBack makes the engine. It sends nothing to own, where this node listens itself.
+func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) {
+	sealer, err := n.Source.Sealer(n.Config)
+	if err != nil {
+		// Only upstreams with a password need it; theirs is the mail that waits.
+		n.Log.Warn("upstream passwords cannot be opened", "error", err)
+	}
+	pool, err := n.pool(ctx, "routes", 1, nil)
+	if err != nil {
+		return nil, err
+	}
+	store := route.NewStore(pool, sealer)
+	if err := n.lookAtRoutes(ctx, store); err != nil {
+		return nil, err
+	}
+	d := n.Config.Delivery
+	return &back{
+		node: n,
+		engine: delivery.New(delivery.Config{
+			Queue: n.queue, Routes: route.NewTable(store, 0), DNS: config.Resolver(d.DNSServer),
+			Log: n.Log, Guard: n.guard, Events: n.mail, Hello: n.hostname, Self: own,
+			Connections: d.Connections, MXConnections: d.Connections, PerConnection: d.MessagesPerConn,
+			MaxOpen: n.descriptors().Deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
+			MXPort: d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
+		}),
+		bouncer: bounce.New(bounce.Config{Queue: n.queue, Hostname: n.hostname, Mail: n.mail, Log: n.Log}),
+	}, nil
+}
+
+// lookAtRoutes says at the start what will keep mail waiting.
+func (n *Node) lookAtRoutes(ctx context.Context, store *route.Store) error {
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	rules, err := store.ListRoutes(ctx)
+	if err != nil {
+		return err
+	}
+	if len(rules) == 0 {
+		n.Log.Warn("no route: mail waits until one is added with 'postern route add'")
+	}
+	bad, err := store.Unusable(ctx)
+	for _, err := range bad {
+		n.Log.Error("mail for an upstream waits; see 'postern check'", "error", err)
+	}
+	return err
+}
+
+func (b *back) start() {
+	b.engine.Start()
+	ctx, stop := context.WithCancel(context.Background())
+	b.stopNotices = stop
+	b.notices.Go(func() { b.node.guard.Keep(ctx, "notices", func() { b.bouncer.Run(ctx) }) })
+}
+
+// rebound takes over what a reload can change of the delivery.
+func (b *back) rebound() {
+	d := b.node.Config.Delivery
+	b.engine.Rebound(delivery.Bounds{
+		Connections: d.Connections, MXConnections: d.Connections, PerConnection: d.MessagesPerConn,
+		IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
+	})
+}
+
+func (b *back) endNotices(ctx context.Context) error {
+	b.stopNotices()
+	return await.All(ctx, b.notices.Wait)
+}
