@@ -233,7 +233,7 @@ func newHoldCounts(to prometheus.Registerer) *holdCounts {
 		ended:    newCounter("postern_holds_ended_total", "Holds that ended, as every node sees them."),
 	}
 	to.MustRegister(c.messages, c.near, c.begun, c.ended)
-	c.begun.WithLabelValues("breaker")
+	c.begun.WithLabelValues("anomaly")
 	c.begun.WithLabelValues("admin")
 	return c
 }
@@ -244,8 +244,8 @@ func (c *holdCounts) released(maillog.HoldEvent)   { c.ended.Inc() }
 
 func (c *holdCounts) made(h maillog.HoldEvent) {
 	by := "admin"
-	if h.ByBreaker {
-		by = "breaker"
+	if h.ByAnomaly {
+		by = "anomaly"
 	}
 	c.begun.WithLabelValues(by).Inc()
 }

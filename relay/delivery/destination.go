@@ -65,7 +65,7 @@ type destination struct {
 	suspensions int      // of them, those that were followed by a suspension
 	pauses      int      // since the last transaction
 	broken      int      // conversations in a row that broke off
-	breakers    []userOf // whose messages those carried, the first two
+	brokenBy    []userOf // the users whose messages broke off, the first two
 	apart       apart
 	retryAt     time.Time // not before; zero without failures
 	trouble     *trouble  // the last
@@ -493,10 +493,10 @@ func (d *destination) brokeOff(t *trouble, user userOf) {
 	d.limit = max(1, d.limit-1)
 	d.credit = 0
 	if d.broken == 0 {
-		d.breakers = d.breakers[:0]
+		d.brokenBy = d.brokenBy[:0]
 	}
-	if len(d.breakers) < 2 && !slices.Contains(d.breakers, user) {
-		d.breakers = append(d.breakers, user)
+	if len(d.brokenBy) < 2 && !slices.Contains(d.brokenBy, user) {
+		d.brokenBy = append(d.brokenBy, user)
 	}
 	d.broken++
 	if d.broken < troubleLimit || d.live > 0 {
@@ -504,7 +504,7 @@ func (d *destination) brokeOff(t *trouble, user userOf) {
 		return
 	}
 	var victims []*job
-	if len(d.breakers) > 1 || d.mayPause(t) {
+	if len(d.brokenBy) > 1 || d.mayPause(t) {
 		victims = d.leaveAlone(t)
 	} else {
 		victims = d.setApart(t, user)

@@ -113,7 +113,7 @@ type HoldEvent struct {
 	Credential string // its number, when the hold is of what came by it alone
 	Reason     string // why it was made
 
-	ByBreaker bool // for observers, not logged
+	ByAnomaly bool // for observers, not logged
 }
 
 // Hold logs that the mail of a user is held from now on.

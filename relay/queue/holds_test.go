@@ -21,7 +21,7 @@ func TestHoldsAreTold(t *testing.T) {
 		made, ended int
 	}{
 		{`insert into hold (user_id, reason, made_by) values (1, 'before', 'root')`, 0, 0},
-		{`insert into hold (user_id, reason, made_by) values (2, 'never written to', 'breaker')`, 1, 0},
+		{`insert into hold (user_id, reason, made_by) values (2, 'never written to', 'anomaly')`, 1, 0},
 		{`delete from hold where user_id = 2`, 1, 1},
 		{`delete from hold`, 1, 2},
 	} {
@@ -30,7 +30,7 @@ func TestHoldsAreTold(t *testing.T) {
 			t.Fatalf("after %s: made %+v, ended %+v, %v", step.sql, made, ended, err)
 		}
 	}
-	if made[0].UserID != 2 || made[0].MadeBy != "breaker" || ended[0].UserID != 2 || ended[1].UserID != 1 {
+	if made[0].UserID != 2 || made[0].MadeBy != "anomaly" || ended[0].UserID != 2 || ended[1].UserID != 1 {
 		t.Errorf("made %+v, ended %+v", made, ended)
 	}
 }

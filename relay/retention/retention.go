@@ -30,7 +30,7 @@ const (
 	forgetLong     = 250 * time.Millisecond
 	forgetRest     = 3 // a pause is so many times as long as the batch before it
 
-	forgetRows  = 1000 // of the breaker and the limits, in one statement
+	forgetRows  = 1000 // of anomaly detection and the limits, in one statement
 	forgetTurns = 20   // statements of a kind in a round
 )
 
@@ -235,7 +235,7 @@ delete from hold h where h.credential_id <> 0 and h.made_at < clock_timestamp() 
 	and not exists (select from recipient r join message m on m.id = r.message_id
 		where r.owner is not null and m.user_id = h.user_id and m.credential_id = h.credential_id)`
 
-// sqlForgetActivity deletes at most $1 hours that the breaker looks at no more.
+// sqlForgetActivity deletes at most $1 hours that anomaly detection no longer reads.
 const sqlForgetActivity = `
 delete from activity where (user_id, hour) in (
 	select user_id, hour from activity where hour < now() - interval '14 days' order by hour limit $1 for update skip locked)`

@@ -205,8 +205,8 @@ func userName(ctx context.Context, tx pgx.Tx, user int64) (name string, err erro
 	return name, nil
 }
 
-// sqlEndHolds ends the hold of a user and those of its credentials. What the breaker
-// has counted is forgotten with it, or it would trip again immediately.
+// sqlEndHolds ends the hold of a user and those of its credentials. The counts of
+// the anomaly detector go with it, or it would trip again immediately.
 const sqlEndHolds = `
 with past as (delete from activity where user_id = $1 and hour >= date_trunc('hour', now()) - interval '1 hour')
 delete from hold where user_id = $1`
