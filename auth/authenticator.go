@@ -35,7 +35,7 @@ const (
 	// A password verified so long ago is hashed again.
 	successTTL = time.Minute
 	cacheMax   = 1 << 14 // accounts, and successes, remembered
-	// An attempt that would have to wait longer is refused, see contested.
+	// A login that would have to wait longer is refused, see contested.
 	maxWait = 5 * time.Second
 )
 
@@ -61,9 +61,9 @@ type Authenticator struct {
 	timeout  time.Duration
 	audit    time.Duration // how long it is kept
 	last     time.Duration // what the last round of Run may take
-	gate     *gate
+	hashing  *hashing
 	throttle *throttle.Throttle
-	longest  time.Duration // after which a contested attempt is answered: maxWait
+	longest  time.Duration // after which a contested login is answered: maxWait
 	notes    *notes
 	outdated chan outdatedPassword
 	decoy    phc
@@ -88,8 +88,8 @@ type credential struct {
 	id   int64
 }
 
-// attempt is one login: who it is to be, and whence.
-type attempt struct {
+// loginTry is one login: the name, the password and the origin.
+type loginTry struct {
 	credential
 	password string // as it is compared
 	from     throttle.Origin
@@ -99,14 +99,14 @@ type attempt struct {
 	known    bool // to be judged because the account is known there: see contested
 }
 
-// newAttempt reads what a client gave. A name or password that can be nobody's makes an
-// attempt without a name: it says nothing about any user.
-func newAttempt(name, password string, peer Peer) attempt {
+// newLoginTry reads what a client gave. A name or password that can be nobody's makes an
+// login without a name: it says nothing about any user.
+func newLoginTry(name, password string, peer Peer) loginTry {
 	canonical, err := CanonicalName(name)
 	if err != nil || password == "" || len(password) > maxPassword {
-		return attempt{from: throttle.OriginOf(peer.Addr, ""), peer: peer}
+		return loginTry{from: throttle.OriginOf(peer.Addr, ""), peer: peer}
 	}
-	try := attempt{
+	try := loginTry{
 		credential: credential{name: canonical}, password: preparePassword(password),
 		from: throttle.OriginOf(peer.Addr, canonical), peer: peer,
 	}
@@ -115,11 +115,11 @@ func newAttempt(name, password string, peer Peer) attempt {
 	return try
 }
 
-func (try attempt) nobodys() bool { return try.name == "" }
+func (try loginTry) nobodys() bool { return try.name == "" }
 
-func (try attempt) secret() bool { return try.id != 0 }
+func (try loginTry) secret() bool { return try.id != 0 }
 
-func (try attempt) question() question { return question{try.name, try.id, try.from.Wide} }
+func (try loginTry) question() question { return question{try.name, try.id, try.from.Wide} }
 
 var _ Verifier = (*Authenticator)(nil)
 
@@ -151,7 +151,7 @@ func newAuthenticator(u users, cost Cost, cfg Config) *Authenticator {
 	}
 	a := &Authenticator{
 		users: u, log: cfg.Log, guard: cfg.Guard, timeout: cfg.Timeout, audit: cfg.Audit, last: time.Second,
-		gate:      newGate(cfg.Permits, cfg.Queue, cfg.Patience),
+		hashing:   newHashing(cfg.Permits, cfg.Queue, cfg.Patience),
 		throttle:  throttle.New(),
 		longest:   maxWait,
 		notes:     newNotes(),
@@ -194,7 +194,7 @@ func (a *Authenticator) Current(ctx context.Context, userID, credentialID int64,
 // Verify implements Verifier. It may wait some seconds: for a throttled source, a
 // lookup and a permit.
 func (a *Authenticator) Verify(ctx context.Context, name, password string, peer Peer) (Identity, error) {
-	try := newAttempt(name, password, peer)
+	try := newLoginTry(name, password, peer)
 	acct, ok, err := a.remembered(ctx, try)
 	switch {
 	case ok:
@@ -211,7 +211,7 @@ func (a *Authenticator) Verify(ctx context.Context, name, password string, peer 
 
 // checked is the whole way to an account, the same for every failure: judged
 // immediately, as nearly always, or contested.
-func (a *Authenticator) checked(ctx context.Context, try attempt) (account, error) {
+func (a *Authenticator) checked(ctx context.Context, try loginTry) (account, error) {
 	began := time.Now()
 	public := a.throttle.Join(try.from.Public(), try.from, began)
 	defer func() { a.throttle.Leave(public, time.Now()) }()
@@ -227,7 +227,7 @@ func (a *Authenticator) checked(ctx context.Context, try attempt) (account, erro
 }
 
 // judged compares the password, once. A failure is counted by what judges it.
-func (a *Authenticator) judged(ctx context.Context, try attempt, judges []throttle.Key) (account, error) {
+func (a *Authenticator) judged(ctx context.Context, try loginTry, judges []throttle.Key) (account, error) {
 	if try.nobodys() { // costs no lookup and no hash, but waits as others do and counts
 		a.throttle.Failed(judges, time.Now())
 		return account{}, ErrCredentials
@@ -260,7 +260,7 @@ func (a *Authenticator) judged(ctx context.Context, try attempt, judges []thrott
 
 // unchanged makes sure that an account is still as it was read, for something changed
 // while the password was compared. A client that meets that may try again.
-func (a *Authenticator) unchanged(ctx context.Context, acct account, try attempt) error {
+func (a *Authenticator) unchanged(ctx context.Context, acct account, try loginTry) error {
 	now, err := a.lookup(ctx, try)
 	if err == nil && (now.id != acct.id || now.version != acct.version) {
 		err = fmt.Errorf("%w: the account has just changed", ErrUnavailable)
@@ -272,7 +272,7 @@ func (a *Authenticator) unchanged(ctx context.Context, acct account, try attempt
 // hash. What it cannot answer takes the whole way, so that nothing can be told
 // from its time but that the right password was given. The first login of a day from a
 // network takes the whole way too.
-func (a *Authenticator) remembered(ctx context.Context, try attempt) (acct account, ok bool, err error) {
+func (a *Authenticator) remembered(ctx context.Context, try loginTry) (acct account, ok bool, err error) {
 	now := time.Now()
 	acct, at, ok := a.accounts.get(try.credential, now)
 	if !ok || !a.verified(acct, try, now) {
@@ -291,13 +291,13 @@ func (a *Authenticator) remembered(ctx context.Context, try attempt) (acct accou
 	return acct, true, nil
 }
 
-func (a *Authenticator) verified(acct account, try attempt, now time.Time) bool {
+func (a *Authenticator) verified(acct account, try loginTry, now time.Time) bool {
 	_, _, ok := a.successes.get(fingerprintOf(a.key, try.name, acct, try.password), now)
 	return ok
 }
 
 // refresh reads an account again, once for all who ask at the same time.
-func (a *Authenticator) refresh(ctx context.Context, try attempt) (account, error) {
+func (a *Authenticator) refresh(ctx context.Context, try loginTry) (account, error) {
 	v, err, _ := a.lookups.Do(fmt.Sprint(try.id, " ", try.name), func() (any, error) {
 		era, asked := a.accounts.eraNow(), time.Now()
 		acct, err := a.lookup(ctx, try)
@@ -312,7 +312,7 @@ func (a *Authenticator) refresh(ctx context.Context, try attempt) (account, erro
 
 // lookup reads an account. A client that goes away does not cancel it, for that
 // would cost the pool a connection; its own deadline ends it.
-func (a *Authenticator) lookup(ctx context.Context, try attempt) (account, error) {
+func (a *Authenticator) lookup(ctx context.Context, try loginTry) (account, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.timeout)
 	defer cancel()
 	acct, err := a.users.account(ctx, try.question())
@@ -324,7 +324,7 @@ func (a *Authenticator) lookup(ctx context.Context, try attempt) (account, error
 
 // compare hashes a password under a permit. Many sessions that try the same
 // password of the same user share one hash. A secret needs neither.
-func (a *Authenticator) compare(ctx context.Context, acct account, try attempt, print fingerprint) (bool, error) {
+func (a *Authenticator) compare(ctx context.Context, acct account, try loginTry, print fingerprint) (bool, error) {
 	h := a.hashOf(acct, try)
 	if try.secret() {
 		a.macs.Add(1)
@@ -333,7 +333,7 @@ func (a *Authenticator) compare(ctx context.Context, acct account, try attempt, 
 	// An account that is known does not share the wait of strangers.
 	result := a.hashes.DoChan(fmt.Sprintf("%x %t", print, try.known), func() (any, error) {
 		matched := false
-		err := a.gate.do(asker{try.from.Narrow, try.known}, func() { matched = h.matches(try.password) })
+		err := a.hashing.do(asker{try.from.Narrow, try.known}, func() { matched = h.matches(try.password) })
 		return matched, err
 	})
 	select {
@@ -347,7 +347,7 @@ func (a *Authenticator) compare(ctx context.Context, acct account, try attempt, 
 
 // hashOf returns the account's hash or, when there is none that can be used, the
 // decoy: equal work for every failure.
-func (a *Authenticator) hashOf(acct account, try attempt) hasher {
+func (a *Authenticator) hashOf(acct account, try loginTry) hasher {
 	var h hasher = a.decoy
 	parse := parseHash
 	if try.secret() {

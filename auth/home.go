@@ -29,8 +29,8 @@ type standing struct {
 	network bool // the /24 or /48
 }
 
-// knownFrom is asked of attempts that would have to wait, whoever they are of.
-func (a *Authenticator) knownFrom(ctx context.Context, try attempt) (standing, error) {
+// knownFrom is asked of logins that would have to wait, whoever they are of.
+func (a *Authenticator) knownFrom(ctx context.Context, try loginTry) (standing, error) {
 	if try.nobodys() {
 		return standing{}, nil
 	}
@@ -52,7 +52,7 @@ func (a *Authenticator) knownFrom(ctx context.Context, try attempt) (standing, e
 }
 
 // welcome notes a login and says who it is.
-func (a *Authenticator) welcome(acct account, try attempt, now time.Time) Identity {
+func (a *Authenticator) welcome(acct account, try loginTry, now time.Time) Identity {
 	h, _, here := a.homes.get(try.pair, now)
 	if !here {
 		if h = acct.stay; h.since.IsZero() {

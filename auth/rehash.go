@@ -16,7 +16,7 @@ type outdatedPassword struct {
 }
 
 // renew has an outdated hash replaced in time.
-func (a *Authenticator) renew(acct account, try attempt) {
+func (a *Authenticator) renew(acct account, try loginTry) {
 	if try.secret() || !outdated(a.hashOf(acct, try), a.decoy.cost) {
 		return
 	}
@@ -41,7 +41,7 @@ func (a *Authenticator) rehash(ctx context.Context) {
 
 func (a *Authenticator) rehashOne(ctx context.Context, o outdatedPassword) {
 	hash := ""
-	if err := a.gate.do(asker{}, func() { hash = hashPassword(o.password, a.decoy.cost) }); err != nil {
+	if err := a.hashing.do(asker{}, func() { hash = hashPassword(o.password, a.decoy.cost) }); err != nil {
 		return // busy: at another login
 	}
 	if err := a.store.replaceHash(ctx, o.credential, o.hash, hash); err != nil && ctx.Err() == nil {

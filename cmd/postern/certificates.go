@@ -55,7 +55,7 @@ type certificateLine struct {
 	Node        string     `json:"node"`
 	Failures    int        `json:"failures"`
 	FailingFrom *time.Time `json:"failing_since,omitempty"`
-	NextAttempt *time.Time `json:"next_attempt,omitempty"`
+	NextTry     *time.Time `json:"next_try,omitempty"`
 	RenewAsked  *time.Time `json:"renew_asked,omitempty"`
 	Error       string     `json:"error,omitempty"`
 }
@@ -94,7 +94,7 @@ func certificateLines(list []acme.Record) []certificateLine {
 			Name: r.Name, Source: r.Authority, State: r.State(time.Now()), Issuer: r.Issuer, Serial: r.Serial,
 			NotBefore: timeOrNil(r.NotBefore), NotAfter: timeOrNil(r.NotAfter), RenewedAt: timeOrNil(r.RenewedAt),
 			Node: r.Node, Failures: r.Failures, FailingFrom: timeOrNil(r.FailingSince),
-			NextAttempt: timeOrNil(r.NextAttempt), RenewAsked: timeOrNil(r.RenewAsked), Error: r.LastError,
+			NextTry: timeOrNil(r.NextTry), RenewAsked: timeOrNil(r.RenewAsked), Error: r.LastError,
 		})
 	}
 	return lines
@@ -118,7 +118,7 @@ func (a *app) printCertificates(list []acme.Record) error {
 	for _, r := range list {
 		if r.Failures > 0 {
 			fmt.Fprintf(a.stdout, "%s: no certificate since %s, tried again at %s: %s\n", screen.Printable(r.Name),
-				screen.LocalTime(r.FailingSince), screen.LocalTime(r.NextAttempt), screen.Printable(strings.TrimSpace(r.LastError)))
+				screen.LocalTime(r.FailingSince), screen.LocalTime(r.NextTry), screen.Printable(strings.TrimSpace(r.LastError)))
 		}
 	}
 	return nil

@@ -170,7 +170,7 @@ func (k *Keeper) build() {
 		template.ExternalAccount = &acme.EAB{KeyID: k.cfg.EABKeyID, MACKey: k.cfg.EABKey}
 	}
 	k.issuer = certmagic.NewACMEIssuer(k.config, template)
-	k.issuer.TestCA = "" // a second attempt is at the same authority
+	k.issuer.TestCA = "" // a second try is at the same authority
 	k.config.Issuers = []certmagic.Issuer{k.issuer}
 }
 

@@ -10,7 +10,7 @@
 //
 // Invariants: of several nodes one orders, and what it writes counts only while it
 // holds the lock; a failure is known to all nodes, which wait together before the
-// next attempt; no connection and no transaction is held while an authority is
+// next order; no connection and no transaction is held while an authority is
 // talked to; each call to the database has a deadline.
 //
 // docs/certificates.md has the states of a certificate and what each failure does.

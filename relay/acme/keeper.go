@@ -28,7 +28,7 @@ const (
 	passTime = 8 * time.Minute
 )
 
-// clock is the time by which attempts are made.
+// clock is the time by which orders are made.
 type clock interface {
 	Now() time.Time
 	After(d time.Duration) <-chan time.Time
@@ -65,10 +65,10 @@ type Keeper struct {
 type kept struct {
 	cert    *tls.Certificate // nil: none yet
 	trouble certificate.Trouble
-	// Attempts in a row that have failed without the other nodes' being told, as when
+	// Orders in a row that have failed without the other nodes' being told, as when
 	// what was issued could not be stored, and until when this node makes none.
-	failures int
-	hold     time.Time
+	failures  int
+	notBefore time.Time
 }
 
 // Start shows what the storage has and begins to look after it. A name without a
@@ -175,7 +175,7 @@ func (k *Keeper) kept(name string) kept {
 // is done. It does not wait for that, nor for a database that is away.
 func (k *Keeper) LookNow() {
 	for _, name := range k.cfg.Names {
-		k.update(name, func(kept *kept) { kept.hold = time.Time{} })
+		k.update(name, func(kept *kept) { kept.notBefore = time.Time{} })
 		select {
 		case k.wake[name] <- struct{}{}:
 		default: // it is awake

@@ -307,7 +307,7 @@ update anomaly set min_recipients = $1, first_time_share = nullif($2::float8, 0)
 const sqlSeedCorrespondents = `
 insert into correspondent (user_id, recipient)
 select distinct m.user_id, substr(sha256(convert_to(lower(a.local || '@' || a.domain), 'UTF8')), 1, 16)
-from attempt a join message m on m.id = a.message_id where m.user_id > 0
+from history a join message m on m.id = a.message_id where m.user_id > 0
 on conflict do nothing`
 
 // Set changes which signs are on, on behalf of actor; nodes follow within seconds. Turning

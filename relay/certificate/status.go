@@ -18,10 +18,10 @@ type Status struct {
 	// issued yet.
 	StandIn bool
 
-	Error        string // of the last attempt to load, get or renew it; "": it worked
+	Error        string // of the last failure to load, get or renew it; "": it worked
 	FailingSince time.Time
 	LastSuccess  time.Time // when it was last found in order
-	NextAttempt  time.Time // while failing
+	NextTry      time.Time // while failing
 }
 
 // Trouble remembers how it went to load a certificate, or to get it.
@@ -44,7 +44,7 @@ func (t *Trouble) Failure(now time.Time, err error, next time.Time) {
 
 // Status is that of cert, which may be nil.
 func (t Trouble) Status(cert *tls.Certificate) Status {
-	s := Status{FailingSince: t.Since, LastSuccess: t.succeeded, NextAttempt: t.Next}
+	s := Status{FailingSince: t.Since, LastSuccess: t.succeeded, NextTry: t.Next}
 	if t.Last != nil {
 		s.Error = t.Last.Error()
 	}

@@ -194,7 +194,7 @@ func troubleReply(res smtp.Result) (r smtp.Reply, ours bool) {
 		return smtp.Temporary(451, 4, 2, "no answer in time "+where), true
 	}
 	if errors.Is(stage.Err, smtp.ErrOutOfStep) || errors.Is(stage.Err, smtp.ErrMalformedReply) {
-		// No verdict, but what an admin wants to read.
+		// The server decided nothing, but an admin wants to read this.
 		return smtp.Temporary(451, 5, 0, "conversation lost "+where+", "+stage.Err.Error()), true
 	}
 	return smtp.Temporary(451, 4, 2, "conversation lost "+where), true

@@ -71,7 +71,7 @@ func (e *Engine) dispatch(d *queue.Delivery) {
 	}
 	p.jobs.Store(int32(jobs))
 	for range jobs - 1 {
-		d.Body.Hold()
+		d.Body.Retain()
 	}
 	for i := range ways {
 		e.assign(p, &ways[i])

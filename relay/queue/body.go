@@ -29,7 +29,7 @@ func NewBody(data []byte) Body { return &memoryBody{data: data} }
 type memoryBody struct{ data []byte }
 
 func (b *memoryBody) Size() int64 { return int64(len(b.data)) }
-func (b *memoryBody) Hold()       {}
+func (b *memoryBody) Retain()     {}
 func (b *memoryBody) Drop()       {}
 
 func (b *memoryBody) ReadAt(p []byte, off int64) (int, error) {
@@ -68,7 +68,7 @@ func newStoredBody(pool *pgxpool.Pool, id ID, size int64) *storedBody {
 }
 
 func (b *storedBody) Size() int64 { return b.size }
-func (b *storedBody) Hold()       { b.refs.Add(1) }
+func (b *storedBody) Retain()     { b.refs.Add(1) }
 
 func (b *storedBody) Drop() {
 	if b.refs.Add(-1) == 0 {

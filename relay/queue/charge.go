@@ -41,7 +41,7 @@ type charges struct {
 }
 
 // fill collects the charges of a group, in the order of its messages.
-func (c *charges) fill(jobs []*job) {
+func (c *charges) fill(jobs []*submittal) {
 	*c = charges{rows: c.rows[:0], scope: c.scope[:0], kind: c.kind[:0], subject: c.subject[:0], window: c.window[:0], of: c.of[:0], msg: c.msg[:0], row: c.row[:0], sum: c.sum[:0], most: c.most[:0]}
 	for _, j := range jobs {
 		for i := range j.m.Charges {
@@ -65,7 +65,7 @@ func (c *charges) fill(jobs []*job) {
 }
 
 // amount is what a message adds to the charge's window.
-func (c *Charge) amount(j *job) int64 {
+func (c *Charge) amount(j *submittal) int64 {
 	switch c.Kind {
 	case ChargeRecipients:
 		return int64(len(j.rcpts))
@@ -112,8 +112,8 @@ type verdict struct {
 	held     [][16]byte
 }
 
-// results appends what was decided about each job.
-func (v *verdict) results(jobs []*job, c *charges, list []result) []result {
+// results appends what was decided about each message.
+func (v *verdict) results(jobs []*submittal, c *charges, list []result) []result {
 	for _, j := range jobs {
 		r := result{held: slices.Contains(v.held, [16]byte(j.m.ID))}
 		if i := slices.Index(v.refused, [16]byte(j.m.ID)); i >= 0 {

@@ -106,7 +106,7 @@ func (q *Queue) Claim(ctx context.Context, want ClaimRequest) ([]*Delivery, erro
 		return nil, fmt.Errorf("claim: %w", err)
 	}
 	for _, d := range deliveries {
-		q.held.add(d.Message.ID, len(d.Recipients))
+		q.inHand.add(d.Message.ID, len(d.Recipients))
 	}
 	return deliveries, nil
 }

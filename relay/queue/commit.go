@@ -24,8 +24,8 @@ const (
 // commits is the accepting half: the committers, and the voider behind them.
 type commits struct {
 	q     *Queue
-	small chan *job
-	large chan *job
+	small chan *submittal
+	large chan *submittal
 	voids *voids
 	done  sync.WaitGroup
 
@@ -33,13 +33,13 @@ type commits struct {
 }
 
 func newCommits(q *Queue) *commits {
-	return &commits{q: q, small: make(chan *job, 4*groupMessages), large: make(chan *job, 4), voids: newVoids(q)}
+	return &commits{q: q, small: make(chan *submittal, 4*groupMessages), large: make(chan *submittal, 4), voids: newVoids(q)}
 }
 
 func (c *commits) start() {
-	run := func(n int, jobs chan *job, limit int) {
+	run := func(n int, mail chan *submittal, limit int) {
 		for range n {
-			w := &committer{q: c.q, jobs: jobs, limit: limit, voids: c.voids, s: dedicated(c.q.cfg.EnqueuePool, pg.TuneCommit, &c.q.faults.commit)}
+			w := &committer{q: c.q, mail: mail, limit: limit, voids: c.voids, s: dedicated(c.q.cfg.EnqueuePool, pg.TuneCommit, &c.q.faults.commit)}
 			c.done.Go(func() { c.q.cfg.Guard.Keep(context.Background(), "queue: the committer", w.run) })
 		}
 	}
@@ -56,17 +56,17 @@ func (c *commits) stop() {
 
 // submit gives j to a committer and waits for its end. After an error nothing of j is left,
 // or it is being voided.
-func (c *commits) submit(j *job) result {
-	jobs := c.small
+func (c *commits) submit(j *submittal) result {
+	mail := c.small
 	if j.body.Size() > smallBody {
-		jobs = c.large
+		mail = c.large
 	}
 	patience := time.NewTimer(time.Until(j.until))
 	defer patience.Stop()
 	select {
-	case jobs <- j:
+	case mail <- j:
 	case <-patience.C:
-		c.q.held.remove(j.m.ID, len(j.rcpts))
+		c.q.inHand.remove(j.m.ID, len(j.rcpts))
 		return result{err: context.DeadlineExceeded}
 	}
 	select {
@@ -74,7 +74,7 @@ func (c *commits) submit(j *job) result {
 		return r
 	case <-patience.C:
 		if j.taken.CompareAndSwap(false, true) {
-			c.q.held.remove(j.m.ID, len(j.rcpts))
+			c.q.inHand.remove(j.m.ID, len(j.rcpts))
 			return result{err: context.DeadlineExceeded}
 		}
 		return <-j.done
@@ -84,7 +84,7 @@ func (c *commits) submit(j *job) result {
 // committer commits groups one after the other over its own connection.
 type committer struct {
 	q     *Queue
-	jobs  chan *job
+	mail  chan *submittal
 	limit int
 	voids *voids
 	s     *pg.Dedicated
@@ -93,14 +93,14 @@ type committer struct {
 
 func (c *committer) run() {
 	defer c.s.Close()
-	for first := range c.jobs {
+	for first := range c.mail {
 		var size int64
-		jobs := gather(first, c.jobs, c.limit, func(j *job) bool {
+		mail := gather(first, c.mail, c.limit, func(j *submittal) bool {
 			size += j.m.Size
 			return size >= groupBytes
 		})
-		mine := jobs[:0]
-		for _, j := range jobs {
+		mine := mail[:0]
+		for _, j := range mail {
 			if j.taken.CompareAndSwap(false, true) {
 				mine = append(mine, j)
 			}
@@ -115,21 +115,21 @@ func (c *committer) run() {
 	}
 }
 
-// commit brings every job of the group to its end.
-func (c *committer) commit(jobs []*job) {
+// commit brings every message of the group to its end.
+func (c *committer) commit(mail []*submittal) {
 	for try := 1; ; try++ {
-		err := c.attempt(jobs, false)
+		err := c.try(mail, false)
 		if err == nil {
 			c.q.epochs.report(nil)
-			c.accept(jobs)
+			c.accept(mail)
 			c.tellNear()
 			return
 		}
-		parts := bySubject(jobs)
+		parts := bySubject(mail)
 		switch sure := pg.CertaintyOf(err); {
 		case sure == pg.Uncertain, isTaken(err):
-			c.q.log.Warn("queue: the fate of a commit is unknown, asking again", "messages", len(jobs), "error", err)
-			c.resolve(jobs, err)
+			c.q.log.Warn("queue: the fate of a commit is unknown, asking again", "messages", len(mail), "error", err)
+			c.resolve(mail, err)
 			return
 		case isLocked(err) && len(parts) > 1:
 			// Another transaction holds one user's limit row; commit the other users' messages without it.
@@ -137,33 +137,33 @@ func (c *committer) commit(jobs []*job) {
 				c.commit(part)
 			}
 			return
-		case sure != pg.Uncertain && pg.OfTheRow(err) && len(jobs) > 1:
-			c.commit(jobs[:len(jobs)/2])
-			c.commit(jobs[len(jobs)/2:])
+		case sure != pg.Uncertain && pg.OfTheRow(err) && len(mail) > 1:
+			c.commit(mail[:len(mail)/2])
+			c.commit(mail[len(mail)/2:])
 			return
 		case sure == pg.NotSent && try == 1, worthAnother(err) && try < 3:
 			continue
 		}
 		c.q.epochs.suspectIfDown(err)
-		c.refuse(jobs, err) // its sessions log it
+		c.refuse(mail, err) // its sessions log it
 		return
 	}
 }
 
-// attempt runs the transaction of the group once.
-func (c *committer) attempt(jobs []*job, again bool) error {
+// try runs the transaction of the group once.
+func (c *committer) try(mail []*submittal, again bool) error {
 	work, began := WorkEnqueue, time.Now()
 	if c.limit == 1 {
 		work = WorkLarge
 	}
-	err := c.s.Panicked(c.q.cfg.Guard.Try("queue: committing mail", func() error { return c.transact(jobs, again) }))
-	c.q.committed(work, len(jobs), began, err)
+	err := c.s.Panicked(c.q.cfg.Guard.Try("queue: committing mail", func() error { return c.transact(mail, again) }))
+	c.q.committed(work, len(mail), began, err)
 	return err
 }
 
-func (c *committer) transact(jobs []*job, again bool) error {
+func (c *committer) transact(mail []*submittal, again bool) error {
 	// Not the context of any session: a commit is never cancelled.
-	ctx, cancel := context.WithDeadline(context.Background(), earliest(jobs))
+	ctx, cancel := context.WithDeadline(context.Background(), earliest(mail))
 	defer cancel()
 	conn, err := c.s.Get(ctx)
 	if err != nil {
@@ -173,9 +173,9 @@ func (c *committer) transact(jobs []*job, again bool) error {
 	slow := time.AfterFunc(c.q.waits.slowCommit, c.q.epochs.lookNow)
 	defer slow.Stop()
 	if c.limit == 1 {
-		err = c.insertLarge(ctx, conn, jobs[0], again)
+		err = c.insertLarge(ctx, conn, mail[0], again)
 	} else {
-		err = c.insert(ctx, conn, jobs, again)
+		err = c.insert(ctx, conn, mail, again)
 	}
 	return c.s.End(err)
 }
@@ -185,44 +185,44 @@ func (c *committer) transact(jobs []*job, again bool) error {
 // up. Whichever of the two transactions wins, the rerun returns after it, and since
 // the rerun writes something of its own in any case, its commit waits behind the
 // first one's place in the log, for the standbys too.
-func (c *committer) resolve(jobs []*job, cause error) {
-	doubted := int64(len(jobs))
+func (c *committer) resolve(mail []*submittal, cause error) {
+	doubted := int64(len(mail))
 	c.q.commits.doubted.Add(doubted)
 	defer func() { c.q.commits.doubted.Add(-doubted) }()
 	for wait := 25 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
 		c.s.Drop()
-		jobs = c.giveUp(jobs, cause)
-		if len(jobs) == 0 {
+		mail = c.giveUp(mail, cause)
+		if len(mail) == 0 {
 			return
 		}
-		err := c.attempt(jobs, true)
+		err := c.try(mail, true)
 		switch {
 		case err == nil:
 			c.q.epochs.report(nil)
-			c.accept(jobs)
+			c.accept(mail)
 			c.tellNear()
 			return
 		case pg.CertaintyOf(err) == pg.Rejected && pg.OfTheRow(err):
-			if len(jobs) == 1 {
-				c.void(jobs[0], err)
+			if len(mail) == 1 {
+				c.void(mail[0], err)
 				return
 			}
 			c.q.commits.doubted.Add(-doubted) // the parts count themselves
 			doubted = 0
-			c.resolve(jobs[:len(jobs)/2], err)
-			c.resolve(jobs[len(jobs)/2:], err)
+			c.resolve(mail[:len(mail)/2], err)
+			c.resolve(mail[len(mail)/2:], err)
 			return
 		}
 		c.q.epochs.suspectIfDown(err)
 		cause = err
-		time.Sleep(min(wait, time.Until(earliest(jobs))))
+		time.Sleep(min(wait, time.Until(earliest(mail))))
 	}
 }
 
 // earliest is when the first client's patience ends.
-func earliest(jobs []*job) time.Time {
-	until := jobs[0].until
-	for _, j := range jobs[1:] {
+func earliest(mail []*submittal) time.Time {
+	until := mail[0].until
+	for _, j := range mail[1:] {
 		if j.until.Before(until) {
 			until = j.until
 		}
@@ -230,10 +230,10 @@ func earliest(jobs []*job) time.Time {
 	return until
 }
 
-// giveUp voids the jobs whose time is up and returns the others.
-func (c *committer) giveUp(jobs []*job, cause error) []*job {
-	left := make([]*job, 0, len(jobs))
-	for _, j := range jobs {
+// giveUp voids the mail whose time is up and returns the others.
+func (c *committer) giveUp(mail []*submittal, cause error) []*submittal {
+	left := make([]*submittal, 0, len(mail))
+	for _, j := range mail {
 		if time.Until(j.until) <= 0 {
 			c.void(j, cause)
 			continue
@@ -244,19 +244,19 @@ func (c *committer) giveUp(jobs []*job, cause error) []*job {
 }
 
 // void refuses j although it may be in the queue and sees to it that it goes.
-func (c *committer) void(j *job, cause error) {
+func (c *committer) void(j *submittal, cause error) {
 	j.body = nil // its owner may drop it now
 	c.voids.add(j)
 	j.done <- result{err: fmt.Errorf("commit is unknown: %w", cause)}
 }
 
-// accept ends the jobs of a group that is committed: but for those over a limit,
+// accept ends the mail of a group that is committed: but for those over a limit,
 // which are not in it.
-func (c *committer) accept(jobs []*job) {
-	for i, j := range jobs {
+func (c *committer) accept(mail []*submittal) {
+	for i, j := range mail {
 		r := c.group.results[i]
 		if r.err != nil {
-			c.q.held.remove(j.m.ID, len(j.rcpts))
+			c.q.inHand.remove(j.m.ID, len(j.rcpts))
 		} else {
 			c.q.accepted(j)
 		}
@@ -273,9 +273,9 @@ func (c *committer) tellNear() {
 	c.group.near = nil
 }
 
-func (c *committer) refuse(jobs []*job, err error) {
-	for _, j := range jobs {
-		c.q.held.remove(j.m.ID, len(j.rcpts))
+func (c *committer) refuse(mail []*submittal, err error) {
+	for _, j := range mail {
+		c.q.inHand.remove(j.m.ID, len(j.rcpts))
 		j.done <- result{err: err}
 	}
 }
@@ -288,30 +288,30 @@ var (
 	sqlEnqueueAgain   = texts.Bind("enqueue_again", pg.Names(new(group).arguments)...)
 )
 
-func (c *committer) insert(ctx context.Context, conn *pgx.Conn, jobs []*job, again bool) error {
+func (c *committer) insert(ctx context.Context, conn *pgx.Conn, mail []*submittal, again bool) error {
 	g := &c.group
 	g.reset()
-	for _, j := range jobs {
+	for _, j := range mail {
 		g.add(j, c.q.cfg.StrictGate)
 		if err := g.addBody(j); err != nil {
 			return err
 		}
 	}
-	return g.exec(ctx, conn, c.q, jobs, again)
+	return g.exec(ctx, conn, c.q, mail, again)
 }
 
 // bySubject parts a group by whose limits it is charged against: nobody's first, then
 // each user's.
-func bySubject(jobs []*job) [][]*job {
-	parts := make(map[int64][]*job)
-	for _, j := range jobs {
+func bySubject(mail []*submittal) [][]*submittal {
+	parts := make(map[int64][]*submittal)
+	for _, j := range mail {
 		subject := int64(0)
 		if len(j.m.Charges) > 0 {
 			subject = j.m.UserID
 		}
 		parts[subject] = append(parts[subject], j)
 	}
-	list := make([][]*job, 0, len(parts))
+	list := make([][]*submittal, 0, len(parts))
 	for _, subject := range slices.Sorted(maps.Keys(parts)) {
 		list = append(list, parts[subject])
 	}
@@ -322,7 +322,7 @@ func bySubject(jobs []*job) [][]*job {
 // its rows, so neither is there without the other. The rows come last and with the
 // commit, for they lock what the limits count, and nobody is to wait for this client.
 // The limits are asked before, or what they refuse would be written first.
-func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *job, again bool) error {
+func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *submittal, again bool) error {
 	g := &c.group
 	g.reset()
 	g.add(j, c.q.cfg.StrictGate)
@@ -346,7 +346,7 @@ func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *job, aga
 	if err := copyBody(ctx, conn, j.m.ID, j.body); err != nil {
 		return err
 	}
-	inserted, err := g.queryAndCommit(ctx, conn, c.q, []*job{j})
+	inserted, err := g.queryAndCommit(ctx, conn, c.q, []*submittal{j})
 	c.q.largeStored()
 	if err == nil && inserted == 0 && !g.refusedAny() {
 		return errEpochLost
@@ -356,13 +356,13 @@ func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *job, aga
 
 // insertLargeAgain is for a message that may be there already, and is then told so by
 // its rows.
-func (c *committer) insertLargeAgain(ctx context.Context, conn *pgx.Conn, j *job) error {
+func (c *committer) insertLargeAgain(ctx context.Context, conn *pgx.Conn, j *submittal) error {
 	tx, err := conn.Begin(ctx)
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
 	defer func() { _ = tx.Rollback(ctx) }()
-	inserted, err := c.group.query(ctx, conn, c.q, []*job{j}, true)
+	inserted, err := c.group.query(ctx, conn, c.q, []*submittal{j}, true)
 	if err != nil {
 		return err
 	}
@@ -394,7 +394,7 @@ type group struct {
 	rule                         []string
 	charges                      charges
 	near                         []NearLimit // told when the group is committed
-	results                      []result    // of its jobs
+	results                      []result    // of its mail
 	bodyID                       [][16]byte
 	bodyN                        []int32
 	chunk                        [][]byte
@@ -474,7 +474,7 @@ func (g *group) reset() {
 	}
 }
 
-func (g *group) add(j *job, strict bool) {
+func (g *group) add(j *submittal, strict bool) {
 	m := &j.m
 	addr := ""
 	if m.ClientAddr.IsValid() {
@@ -500,7 +500,7 @@ func (g *group) add(j *job, strict bool) {
 }
 
 // addBody adds the octets of a small body.
-func (g *group) addBody(j *job) error {
+func (g *group) addBody(j *submittal) error {
 	size := int(j.body.Size())
 	if g.buf == nil || cap(g.buf)-len(g.buf) < size {
 		// What was appended before stays where the earlier chunks point to.
@@ -522,10 +522,10 @@ func (g *group) addBody(j *job) error {
 	return nil
 }
 
-func (g *group) exec(ctx context.Context, conn *pgx.Conn, q *Queue, jobs []*job, again bool) error {
+func (g *group) exec(ctx context.Context, conn *pgx.Conn, q *Queue, mail []*submittal, again bool) error {
 	ctx, cancel := context.WithTimeout(ctx, q.waits.try)
 	defer cancel()
-	inserted, err := g.query(ctx, conn, q, jobs, again)
+	inserted, err := g.query(ctx, conn, q, mail, again)
 	if err == nil && inserted == 0 && !again && !g.refusedAny() {
 		return errEpochLost
 	}
@@ -537,21 +537,21 @@ func (g *group) refusedAny() bool {
 	return slices.ContainsFunc(g.results, func(r result) bool { return r.err != nil })
 }
 
-// query runs the statement for jobs, which were added, notes what was decided about them
+// query runs the statement for mail that was added, notes the decisions about it
 // and says how many messages it inserted.
-func (g *group) query(ctx context.Context, conn *pgx.Conn, q *Queue, jobs []*job, again bool) (int, error) {
+func (g *group) query(ctx context.Context, conn *pgx.Conn, q *Queue, mail []*submittal, again bool) (int, error) {
 	var v verdict
-	sql, args, results := g.statement(q, jobs, again, &v)
+	sql, args, results := g.statement(q, mail, again, &v)
 	if err := conn.QueryRow(ctx, sql, args...).Scan(results...); err != nil {
 		return 0, fmt.Errorf("insert: %w", err)
 	}
-	return g.decided(jobs, &v), nil
+	return g.decided(mail, &v), nil
 }
 
 // queryAndCommit is query and the end of the transaction in one round trip.
-func (g *group) queryAndCommit(ctx context.Context, conn *pgx.Conn, q *Queue, jobs []*job) (int, error) {
+func (g *group) queryAndCommit(ctx context.Context, conn *pgx.Conn, q *Queue, mail []*submittal) (int, error) {
 	var v verdict
-	sql, args, results := g.statement(q, jobs, false, &v)
+	sql, args, results := g.statement(q, mail, false, &v)
 	batch := &pgx.Batch{}
 	batch.Queue(sql, args...).QueryRow(func(row pgx.Row) error { return row.Scan(results...) })
 	batch.Queue("commit")
@@ -560,13 +560,13 @@ func (g *group) queryAndCommit(ctx context.Context, conn *pgx.Conn, q *Queue, jo
 	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
 		return 0, fmt.Errorf("insert and commit: %w", err)
 	}
-	return g.decided(jobs, &v), nil
+	return g.decided(mail, &v), nil
 }
 
-// statement is what inserts jobs; its one row goes into v.
-func (g *group) statement(q *Queue, jobs []*job, again bool, v *verdict) (sql string, args, results []any) {
-	g.charges.fill(jobs)
-	g.epoch, g.node, g.lifetime = jobs[0].epoch, q.cfg.Node, q.times.Load().Lifetime
+// statement returns what inserts mail; its one row goes into v.
+func (g *group) statement(q *Queue, mail []*submittal, again bool, v *verdict) (sql string, args, results []any) {
+	g.charges.fill(mail)
+	g.epoch, g.node, g.lifetime = mail[0].epoch, q.cfg.Node, q.times.Load().Lifetime
 	g.args.Values = g.args.Values[:0]
 	limited := len(g.charges.rows) > 0
 	results = []any{&v.inserted, nil, &v.held}
@@ -583,8 +583,8 @@ func (g *group) statement(q *Queue, jobs []*job, again bool, v *verdict) (sql st
 }
 
 // decided notes a verdict and returns how many messages were inserted.
-func (g *group) decided(jobs []*job, v *verdict) int {
-	g.results = v.results(jobs, &g.charges, g.results[:0])
+func (g *group) decided(mail []*submittal, v *verdict) int {
+	g.results = v.results(mail, &g.charges, g.results[:0])
 	g.near = v.near(&g.charges)
 	return v.inserted
 }

@@ -21,8 +21,8 @@ const (
 	tellSuccess
 )
 
-// job is one message on its way into the queue.
-type job struct {
+// submittal is one message on its way into the queue.
+type submittal struct {
 	m      Message
 	rcpts  []Recipient
 	body   Body
@@ -33,7 +33,7 @@ type job struct {
 	done   chan result // buffered
 }
 
-// result is what became of a job.
+// result is what became of a submittal.
 type result struct {
 	held bool  // it was accepted for an admin to release
 	err  error // nil after a durable commit
@@ -72,10 +72,10 @@ func (q *Queue) Enqueue(ctx context.Context, m Message, rcpts []Recipient, body 
 	if err := q.room.refuses(); err != nil {
 		return Accepted{}, refusal(err)
 	}
-	j := &job{m: m, rcpts: rcpts, body: body, epoch: epoch, parked: !owned,
+	j := &submittal{m: m, rcpts: rcpts, body: body, epoch: epoch, parked: !owned,
 		until: time.Now().Add(q.cfg.Budget), done: make(chan result, 1)}
 	j.m.Size = body.Size()
-	q.held.add(m.ID, len(rcpts))
+	q.inHand.add(m.ID, len(rcpts))
 	r := q.commits.submit(j)
 	switch {
 	case r.err != nil:
@@ -84,7 +84,7 @@ func (q *Queue) Enqueue(ctx context.Context, m Message, rcpts []Recipient, body 
 		q.settles.park(j)
 		return Accepted{Held: r.held}, nil
 	}
-	body.Hold()
+	body.Retain()
 	return Accepted{Delivery: &Delivery{Message: j.m, Recipients: rcpts, Body: body, Epoch: epoch}}, nil
 }
 

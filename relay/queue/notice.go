@@ -63,7 +63,7 @@ func (q *Queue) ClaimNotices(ctx context.Context, messages int) ([]*Notice, erro
 		return nil, fmt.Errorf("claim notices: %w", err)
 	}
 	for _, n := range notices {
-		q.held.add(n.Message.ID, len(n.Recipients))
+		q.inHand.add(n.Message.ID, len(n.Recipients))
 	}
 	return notices, nil
 }
@@ -270,12 +270,12 @@ func (q *Queue) EnqueueNotice(ctx context.Context, n *Notice, m Message, rcpt Re
 	// As with mail, no session and no shutdown cancels a commit.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), q.cfg.Budget)
 	defer cancel()
-	j := &job{m: m, rcpts: []Recipient{rcpt}, body: NewBody(body), epoch: n.Epoch}
+	j := &submittal{m: m, rcpts: []Recipient{rcpt}, body: NewBody(body), epoch: n.Epoch}
 	j.m.Size = int64(len(body))
 	if err := q.notices.commit(ctx, n, j, body != nil); err != nil {
 		return fmt.Errorf("enqueue notice: %w", err)
 	}
-	q.held.remove(n.Message.ID, len(n.Recipients))
+	q.inHand.remove(n.Message.ID, len(n.Recipients))
 	if body != nil {
 		q.announce()
 	}
@@ -297,11 +297,11 @@ func (ns *notices) close() {
 
 // commit tries until the notice is committed or surely is not. A commit in doubt is
 // run again; if it has succeeded the notice is found there.
-func (ns *notices) commit(ctx context.Context, n *Notice, j *job, send bool) error {
+func (ns *notices) commit(ctx context.Context, n *Notice, j *submittal, send bool) error {
 	ns.mu.Lock()
 	defer ns.mu.Unlock()
 	for try := 1; ; try++ {
-		err := ns.attempt(ctx, n, j, send)
+		err := ns.try(ctx, n, j, send)
 		if err == nil {
 			return nil
 		}
@@ -312,7 +312,7 @@ func (ns *notices) commit(ctx context.Context, n *Notice, j *job, send bool) err
 	}
 }
 
-func (ns *notices) attempt(ctx context.Context, n *Notice, j *job, send bool) error {
+func (ns *notices) try(ctx context.Context, n *Notice, j *submittal, send bool) error {
 	began := time.Now()
 	err := ns.s.Panicked(ns.q.cfg.Guard.Try("queue: committing a notice", func() error { return ns.transact(ctx, n, j, send) }))
 	ns.q.room.heard(err)
@@ -320,7 +320,7 @@ func (ns *notices) attempt(ctx context.Context, n *Notice, j *job, send bool) er
 	return err
 }
 
-func (ns *notices) transact(ctx context.Context, n *Notice, j *job, send bool) error {
+func (ns *notices) transact(ctx context.Context, n *Notice, j *submittal, send bool) error {
 	conn, err := ns.s.Get(ctx)
 	if err != nil {
 		return err
@@ -361,13 +361,13 @@ func (ns *notices) markTold(ctx context.Context, tx pgx.Tx, n *Notice, by *ID) e
 }
 
 // insert inserts the notice message; its recipient is born waiting.
-func (ns *notices) insert(ctx context.Context, conn *pgx.Conn, j *job) error {
+func (ns *notices) insert(ctx context.Context, conn *pgx.Conn, j *submittal) error {
 	var g group
 	g.add(j, true)
 	if err := g.addBody(j); err != nil {
 		return err
 	}
-	if err := g.exec(ctx, conn, ns.q, []*job{j}, false); err != nil {
+	if err := g.exec(ctx, conn, ns.q, []*submittal{j}, false); err != nil {
 		return err
 	}
 	_, err := conn.Exec(ctx, sqlDisown, j.m.ID, j.epoch)
@@ -386,7 +386,7 @@ func rowsOf(n *Notice) []int32 {
 // not take it, the sweep does.
 func (q *Queue) ReleaseNotice(n *Notice, wait time.Duration) {
 	q.giveNoticeBack(n, wait)
-	q.held.remove(n.Message.ID, len(n.Recipients))
+	q.inHand.remove(n.Message.ID, len(n.Recipients))
 }
 
 // giveNoticeBack is ReleaseNotice for one that nobody has in hand yet.

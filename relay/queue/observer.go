@@ -21,7 +21,7 @@ type Watcher interface {
 }
 
 // accepted tells the watcher of a message, for whose commit its client waits.
-func (q *Queue) accepted(j *job) {
+func (q *Queue) accepted(j *submittal) {
 	if q.cfg.Watcher != nil {
 		_ = q.cfg.Guard.Try("queue: counting mail", func() error { q.cfg.Watcher.Accepted(&j.m, j.rcpts); return nil })
 	}
@@ -133,9 +133,9 @@ func (q *Queue) Stats() Stats {
 	if l := q.epochs.current.Load(); l != nil {
 		s.LeaseLeft = max(0, q.cfg.Trust-(q.clock.Now()-l.sent))
 	}
-	q.held.mu.Lock()
-	s.InHand = len(q.held.rows)
-	q.held.mu.Unlock()
+	q.inHand.mu.Lock()
+	s.InHand = len(q.inHand.rows)
+	q.inHand.mu.Unlock()
 	q.commits.voids.mu.Lock()
 	s.Voiding = len(q.commits.voids.list)
 	q.commits.voids.mu.Unlock()

@@ -75,7 +75,7 @@ type Queue struct {
 	sweeps  *sweeps
 	room    *room
 	holds   *holds
-	held    *held
+	inHand  *inHand
 
 	recovered recovered
 	faults    faults
@@ -137,7 +137,7 @@ func (c Config) withDefaults() Config {
 // bodies from WorkPool. Commits, settles, claims, the heartbeat and the listener use
 // connections of their own, at most seventeen, outside the pools' limits.
 func New(cfg Config) *Queue {
-	q := &Queue{cfg: cfg.withDefaults(), clock: bootClock{}, held: newHeld(), stopped: make(chan struct{})}
+	q := &Queue{cfg: cfg.withDefaults(), clock: bootClock{}, inHand: newInHand(), stopped: make(chan struct{})}
 	q.waits = waits{slowCommit: time.Second, try: 20 * time.Second, beat: 2 * time.Second}
 	q.log = q.cfg.Log
 	q.times.Store(&Times{q.cfg.Lifetime, q.cfg.DelayNotice})

@@ -73,13 +73,13 @@ func (q *Queue) Release(d *Delivery, ns []int, wait time.Duration) {
 
 // end has a row ended that was claimed and that nobody has in hand yet.
 func (q *Queue) end(e ending) {
-	q.held.add(e.Message, 1)
+	q.inHand.add(e.Message, 1)
 	q.settles.put(e)
 }
 
 // park gives up the rows of a message that was committed for any node to deliver.
 // Its client waits for the 250, so it does not wait for room.
-func (s *settles) park(j *job) {
+func (s *settles) park(j *submittal) {
 	ends := make([]ending, len(j.rcpts))
 	for i := range j.rcpts {
 		ends[i] = ending{Outcome: Outcome{Message: j.m.ID, N: j.rcpts[i].N, Epoch: j.epoch}, release: true}
@@ -130,7 +130,7 @@ func (s *settles) run(ctx context.Context) {
 // an earlier attempt may have done so.
 func (s *settles) write(ctx context.Context, group []ending, again bool) {
 	for wait := 10 * time.Millisecond; ctx.Err() == nil && len(group) > 0; wait = min(2*wait, 5*time.Second) {
-		err := s.attempt(group, again)
+		err := s.try(group, again)
 		if err == nil {
 			s.finish(group)
 			return
@@ -171,7 +171,7 @@ func (s *settles) leaveReleases(group []ending) []ending {
 	left := group[:0]
 	for _, e := range group {
 		if e.release {
-			s.q.held.remove(e.Message, 1)
+			s.q.inHand.remove(e.Message, 1)
 			continue
 		}
 		left = append(left, e)
@@ -191,7 +191,7 @@ func (s *settles) yield(e *ending, err error) bool {
 		e.Unknown, e.release = e.Unknown || e.Result == Delivered, true
 	default:
 		s.q.log.Error("queue: a recipient cannot be set aside, its row cannot be written", "id", e.Message, "rcpt", e.N, "why", e.aside, "error", err)
-		s.q.held.remove(e.Message, 1)
+		s.q.inHand.remove(e.Message, 1)
 		return false
 	}
 	return true
@@ -216,7 +216,7 @@ func (s *settles) finish(group []ending) {
 		default:
 			notices = notices || e.Result == Failed
 		}
-		s.q.held.remove(e.Message, 1)
+		s.q.inHand.remove(e.Message, 1)
 	}
 	if due || notices {
 		s.q.announce()
@@ -231,8 +231,8 @@ var (
 	sqlFlagFenced   = texts.Bind("flag_fenced", "message_id", "n")
 )
 
-// attempt writes a group once: one round trip, one transaction.
-func (s *settles) attempt(group []ending, again bool) error {
+// try writes a group once: one round trip, one transaction.
+func (s *settles) try(group []ending, again bool) error {
 	began := time.Now()
 	err := s.q.cfg.Guard.Try("queue: writing outcomes", func() error { return s.transact(group, again) })
 	err = s.s.Panicked(err)

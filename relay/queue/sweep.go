@@ -201,7 +201,7 @@ func (s *sweeps) leftovers(ctx context.Context, conn *pgx.Conn) error {
 	var lost [][16]byte
 	var id ID
 	_, err = pgx.ForEachRow(rows, []any{&id}, func() error {
-		if s.q.held.has(id) {
+		if s.q.inHand.has(id) {
 			return nil
 		}
 		suspects[id] = true
@@ -220,7 +220,7 @@ func (s *sweeps) leftovers(ctx context.Context, conn *pgx.Conn) error {
 	// Other rows of the same messages may be claimed meanwhile.
 	s.q.claims.mu.Lock()
 	defer s.q.claims.mu.Unlock()
-	lost = slices.DeleteFunc(lost, func(id [16]byte) bool { return s.q.held.has(id) })
+	lost = slices.DeleteFunc(lost, func(id [16]byte) bool { return s.q.inHand.has(id) })
 	if len(lost) == 0 {
 		return nil
 	}

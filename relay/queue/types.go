@@ -34,7 +34,7 @@ func FirstID(t time.Time) ID {
 type Body interface {
 	io.ReaderAt
 	Size() int64
-	Hold()
+	Retain()
 	Drop()
 }
 

@@ -48,7 +48,7 @@ func TryCharge(ctx context.Context, db batcher, limits []Charge, recipients int,
 	if len(limits) == 0 {
 		return nil, nil
 	}
-	over, err := tryCharge(ctx, db, &job{m: Message{ID: NewID(), Size: size, Charges: limits}, rcpts: make([]Recipient, recipients)})
+	over, err := tryCharge(ctx, db, &submittal{m: Message{ID: NewID(), Size: size, Charges: limits}, rcpts: make([]Recipient, recipients)})
 	if err != nil {
 		return nil, fmt.Errorf("try the limits: %w", err)
 	}
@@ -62,12 +62,12 @@ type batcher interface {
 
 // tryCharge charges a message and takes it back, in one round trip: nobody waits for
 // its locks longer than that. db is in no transaction.
-func tryCharge(ctx context.Context, db batcher, j *job) (over *OverLimit, err error) {
+func tryCharge(ctx context.Context, db batcher, j *submittal) (over *OverLimit, err error) {
 	if len(j.m.Charges) == 0 {
 		return nil, nil
 	}
 	var c charges
-	c.fill([]*job{j})
+	c.fill([]*submittal{j})
 	args := pg.Args{Values: []any{j.m.ID}}
 	c.arguments(&args)
 	batch := &pgx.Batch{}

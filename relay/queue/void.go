@@ -22,7 +22,7 @@ type voids struct {
 	q    *Queue
 	s    *pg.Dedicated
 	mu   sync.Mutex
-	list []*job
+	list []*submittal
 	kick chan struct{}
 }
 
@@ -31,7 +31,7 @@ func newVoids(q *Queue) *voids {
 }
 
 // add takes j, whose rows stay held until they are gone.
-func (v *voids) add(j *job) {
+func (v *voids) add(j *submittal) {
 	v.mu.Lock()
 	v.list = append(v.list, j)
 	v.mu.Unlock()
@@ -77,11 +77,11 @@ func (v *voids) round(ctx context.Context) int {
 	list := v.list
 	v.list = nil
 	v.mu.Unlock()
-	var left []*job
+	var left []*submittal
 	for i, j := range list {
 		err := v.s.Panicked(v.q.cfg.Guard.Try("queue: voiding", func() error { return v.void(ctx, j) }))
 		if err == nil {
-			v.q.held.remove(j.m.ID, len(j.rcpts))
+			v.q.inHand.remove(j.m.ID, len(j.rcpts))
 			continue
 		}
 		v.q.room.heard(err)
@@ -101,7 +101,7 @@ func (v *voids) round(ctx context.Context) int {
 // sqlTaken counts the rows that somebody else has by now.
 const sqlTaken = `select count(*) from recipient where message_id = $1`
 
-func (v *voids) void(ctx context.Context, j *job) error {
+func (v *voids) void(ctx context.Context, j *submittal) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	conn, err := v.s.Get(ctx)

@@ -226,7 +226,7 @@ func (b *body) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // Hold adds a reference.
-func (b *body) Hold() { b.refs.Add(1) }
+func (b *body) Retain() { b.refs.Add(1) }
 
 // Drop gives a reference back; the last one frees memory, file and budgets. A
 // Drop too many is a defect that would free another message's memory, so it panics.

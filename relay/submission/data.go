@@ -89,8 +89,8 @@ func (s *session) receive(in *input, id queue.ID, now time.Time) (*body, *messag
 	if err == nil || in.err == io.EOF {
 		return b, facts, err
 	}
-	// The reader's own verdict (bare CR, bare LF, NUL) goes before what was made of
-	// the octets until then.
+	// The reader's own error (bare CR, bare LF, NUL) goes before one about the octets
+	// read until then.
 	return nil, nil, in.err
 }
 

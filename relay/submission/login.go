@@ -125,8 +125,8 @@ func (s *session) converse(exchange sasl.Server, response []byte) error {
 }
 
 // authEnded logs and counts the end of an exchange and returns its reply. Only a
-// verdict about the password is 535; trouble of ours is 454, whatever it was. user is
-// who logged in, or the name that was tried as far as one was given.
+// wrong password is 535; trouble of ours is 454, whatever it is. user is the name that
+// logged in or was tried, as far as the client gave one.
 func (s *session) authEnded(mech, user string, err error) smtp.Reply {
 	e := maillog.AuthEvent{
 		User: user, Client: s.peer.addr, Listener: s.listener.Name,

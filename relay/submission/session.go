@@ -173,7 +173,7 @@ func (s *session) renew() {
 // dispatch runs a command and returns its reply; the zero Reply says that it was
 // given already.
 func (s *session) dispatch(cmd smtp.Command) smtp.Reply {
-	if refusal := s.gate(cmd.Verb); !refusal.IsZero() {
+	if refusal := s.unauthenticated(cmd.Verb); !refusal.IsZero() {
 		return refusal
 	}
 	switch cmd.Verb {
@@ -207,9 +207,9 @@ func (s *session) dispatch(cmd smtp.Command) smtp.Reply {
 	return smtp.Permanent(500, 5, 1, "Command not recognized")
 }
 
-// gate keeps clients that are not authenticated from every command that RFC 4954
-// section 6 does not leave to them.
-func (s *session) gate(verb string) smtp.Reply {
+// unauthenticated refuses, to a client that has not logged in, each command that RFC 4954
+// section 6 does not allow it.
+func (s *session) unauthenticated(verb string) smtp.Reply {
 	switch verb {
 	case "MAIL", "RCPT", "DATA", "VRFY", "EXPN", "TURN", "ETRN", "SEND", "SOML", "SAML", "BDAT":
 	default:

@@ -47,7 +47,7 @@ type Stats struct {
 	Accepted           int64 // messages answered 250
 	RefusedMessages    int64 // messages refused after their data was read
 	RefusedRecipients  int64
-	Violations         int64 // injection and smuggling attempts, and octets sent out of turn
+	Violations         int64 // attempted injection and smuggling, and octets sent out of turn
 	Panics             int64 // sessions that ended by a defect of ours
 	Memory             int64 // octets of messages in memory: bodies, long headers, long envelopes
 	MemoryLimit        int64

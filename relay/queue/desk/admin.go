@@ -35,7 +35,7 @@ type State string
 
 const (
 	StateWaiting   State = "waiting"
-	StateOwned     State = "sending" // a node has it in hand
+	StateSending   State = "sending" // a node has it in hand
 	StateHeld      State = "held"
 	StateFailed    State = "failed"    // its sender is still to be told
 	StateDelivered State = "delivered" // its sender is still to be told
@@ -67,7 +67,7 @@ type Entry struct {
 }
 
 // sqlState is the word for the state of row r.
-const sqlState = `case when r.held_at is not null then 'held' when r.state <> 'queued' then r.state when r.owner is not null then 'sending'
+const sqlState = `case when r.held_at is not null then 'held' when r.state <> 'waiting' then r.state when r.owner is not null then 'sending'
 	else 'waiting' end`
 
 const sqlEntries = `
@@ -134,9 +134,9 @@ type Accepted struct {
 	VoidedAt     *time.Time `json:"voided_at,omitempty"` // refused after all
 }
 
-// Attempt is one line of the history: an attempt, or something the queue or an
+// Event is one line of the history: an attempt, or something that the queue or an
 // operator did ("unknown", "expired", "noticed", "retry", "void" …).
-type Attempt struct {
+type Event struct {
 	N                 int        `json:"n"`
 	At                time.Time  `json:"at"`
 	StartedAt         *time.Time `json:"started_at,omitempty"`
@@ -168,11 +168,11 @@ type NoticeEnd struct {
 
 // History is everything that the database knows of a message.
 type History struct {
-	Message  Accepted    `json:"message"`
-	Live     []Entry     `json:"live"`
-	Attempts []Attempt   `json:"attempts"`
-	Notice   *NoticeEnd  `json:"notice,omitempty"`  // the message is one
-	Notices  []NoticeEnd `json:"notices,omitempty"` // about the message
+	Message Accepted    `json:"message"`
+	Live    []Entry     `json:"live"`
+	Events  []Event     `json:"history"`
+	Notice  *NoticeEnd  `json:"notice,omitempty"`  // the message is one
+	Notices []NoticeEnd `json:"notices,omitempty"` // about the message
 }
 
 // Done reports that nothing is left to be done for the message.
@@ -181,7 +181,7 @@ func (h *History) Done() bool { return len(h.Live) == 0 }
 // lastTry finds the recipient of a notice t and the last reply to it: a server's or, if
 // there was none, the queue's own.
 const lastTry = `
-left join lateral (select a.local, a.domain, a.reply_code, a.reply_enhanced, a.reply_text from attempt a
+left join lateral (select a.local, a.domain, a.reply_code, a.reply_enhanced, a.reply_text from history a
 	where a.message_id = t.message_id and not a.fenced order by a.upstream || a.remote_mta <> '' desc, a.reply_code > 0 desc, a.at desc limit 1) last on true`
 
 const sqlAccepted = `
@@ -189,10 +189,10 @@ select id, user_id, credential_id, sender_local, sender_domain, size, recipients
 	client_hello, listener, tls, rule, usage, node, sane_time(voided_at)
 from message where id = $1`
 
-const sqlAttempts = `
+const sqlEvents = `
 select n, at, started_at, result, local, domain, reply_code, reply_enhanced, reply_text, remote_mta, remote_addr, tls, upstream,
 	node, epoch, outcome_unknown, possible_duplicate, dsn_passed, fenced
-from attempt where message_id = $1 order by at, n`
+from history where message_id = $1 order by at, n`
 
 // sqlNotices is the notice $1, and those about the message $1.
 const sqlNotices = `
@@ -208,9 +208,9 @@ func (a *Admin) Trace(ctx context.Context, id queue.ID) (*History, error) {
 		if h, err = show(ctx, tx, id); err != nil {
 			return err
 		}
-		rows, err := tx.Query(ctx, sqlAttempts, id)
+		rows, err := tx.Query(ctx, sqlEvents, id)
 		if err == nil {
-			h.Attempts, err = pgx.CollectRows(rows, scanAttempt)
+			h.Events, err = pgx.CollectRows(rows, scanEvent)
 		}
 		if err != nil {
 			return fmt.Errorf("trace: %w", err)
@@ -299,8 +299,8 @@ func show(ctx context.Context, tx pgx.Tx, id queue.ID) (*History, error) {
 	return &h, err
 }
 
-func scanAttempt(row pgx.CollectableRow) (Attempt, error) {
-	var t Attempt
+func scanEvent(row pgx.CollectableRow) (Event, error) {
+	var t Event
 	var rcpt addressColumns
 	var reply replyColumns
 	err := row.Scan(&t.N, &t.At, &t.StartedAt, &t.Result, &rcpt.local, &rcpt.domain, &reply.code, &reply.enhanced, &reply.text,
@@ -330,7 +330,7 @@ select id from (
 	select found.id from (select lower(f) as address from unnest($2::text[]) f) x cross join lateral (
 		(select id from message where lower(sender_local || '@' || sender_domain) = x.address order by id desc limit $3)
 		union
-		(select message_id from attempt where lower(local || '@' || domain) = x.address order by message_id desc limit $3)
+		(select message_id from history where lower(local || '@' || domain) = x.address order by message_id desc limit $3)
 		union
 		(select message_id from recipient where lower(local || '@' || domain) = x.address order by message_id desc limit $3)) found) found
 order by id desc limit $3`
@@ -380,13 +380,13 @@ select m.id, m.user_id, m.sender_local, m.sender_domain, coalesce(one.local, '')
 from unnest($1::uuid[]) with ordinality w(id, nth) join message m on m.id = w.id
 left join lateral (select local, domain from (
 		(select n, local, domain from recipient where message_id = m.id order by n limit 1) union all
-		(select n, local, domain from attempt where message_id = m.id and local <> '' order by n limit 1)) x order by n limit 1) one on true
+		(select n, local, domain from history where message_id = m.id and local <> '' order by n limit 1)) x order by n limit 1) one on true
 cross join lateral (select count(*) filter (where st = 'waiting') as waiting, count(*) filter (where st = 'sending') as sending,
 		count(*) filter (where st = 'held') as held
 	from (select ` + sqlState + ` as st from recipient r where r.message_id = m.id) r) live
 cross join lateral (select count(distinct n) filter (where result = 'delivered') as delivered,
 		count(distinct n) filter (where result in ('failed', 'expired')) as failed, count(distinct n) filter (where result = 'cancel') as cancelled
-	from attempt where message_id = m.id and not fenced) past
+	from history where message_id = m.id and not fenced) past
 order by w.nth`
 
 // Summaries tells of each message in short, in the order of ids; those that are not

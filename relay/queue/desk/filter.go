@@ -35,7 +35,7 @@ type Filter struct {
 // the indexes of what waits and of what is held by user; its message is read only if
 // something of it is asked for.
 const sqlMatches = `($1::uuid[] is null or r.message_id = any($1)) and ($2 = '' or ` + sqlState + ` = $2)
-	and ($2 <> 'held' or r.held_at is not null) and ($2 <> 'waiting' or r.held_at is null and r.owner is null and r.state = 'queued')
+	and ($2 <> 'held' or r.held_at is not null) and ($2 <> 'waiting' or r.held_at is null and r.owner is null and r.state = 'waiting')
 	and ($3 = 0 or r.user_id = $3)
 	and ($4 = 0 or (select o.credential_id from message o where o.id = r.message_id) = $4)
 	and ($5::text[] is null or (select lower(o.sender_local || '@' || o.sender_domain) from message o where o.id = r.message_id) = any(array(select lower(f) from unnest($5) f)))

@@ -30,14 +30,14 @@ type verb struct {
 const (
 	sqlChosen = `
 with w as materialized (select r.message_id, r.n, r.local, r.domain from recipient r
-	where ` + sqlMatches + ` and r.owner is null and (r.state = 'queued' or r.held_at is not null) and `
+	where ` + sqlMatches + ` and r.owner is null and (r.state = 'waiting' or r.held_at is not null) and `
 	sqlLocked = ` limit $11 for update of r skip locked), `
-	sqlNoted  = `h as (insert into attempt (message_id, n, at, epoch, result, local, domain, reply_text)
+	sqlNoted  = `h as (insert into history (message_id, n, at, epoch, result, local, domain, reply_text)
 	select message_id, n, clock_timestamp(), 0, $12, local, domain, 'by ' || $13 from w on conflict do nothing)
 select count(*) from w`
 	sqlCounted = `
 select count(*) from recipient r
-where ` + sqlMatches + ` and r.owner is null and (r.state = 'queued' or r.held_at is not null) and `
+where ` + sqlMatches + ` and r.owner is null and (r.state = 'waiting' or r.held_at is not null) and `
 
 	retryable  = `r.held_at is null and r.next_attempt_at > now()`
 	holdable   = `r.held_at is null`
@@ -82,7 +82,7 @@ lost as (update notice t set lost = 'cancelled', lost_at = now() from gone where
 // sqlInHand counts what no verb touches.
 const sqlInHand = `
 select count(*) from recipient r
-where ` + sqlMatches + ` and r.owner is not null and r.state = 'queued'`
+where ` + sqlMatches + ` and r.owner is not null and r.state = 'waiting'`
 
 // InHand counts the recipients that f chooses and a node has in hand: those that Retry,
 // Hold, Release and Cancel leave alone.

@@ -29,7 +29,7 @@ func AgeSteps() []time.Duration { return append([]time.Duration(nil), ageSteps..
 
 // States are the states of a live recipient.
 func States() []State {
-	return []State{StateWaiting, StateOwned, StateHeld, StateFailed, StateDelivered}
+	return []State{StateWaiting, StateSending, StateHeld, StateFailed, StateDelivered}
 }
 
 // Overview is the queue in numbers that do not grow with it.
@@ -61,7 +61,7 @@ from recipient r group by 1, 2`
 
 	sqlOverviewRest = `
 select coalesce(greatest(now() - (select min(next_attempt_at) from recipient
-		where owner is null and held_at is null and state = 'queued' and next_attempt_at <= now() and next_attempt_at > 'epoch'), interval '0'), interval '0'),
+		where owner is null and held_at is null and state = 'waiting' and next_attempt_at <= now() and next_attempt_at > 'epoch'), interval '0'), interval '0'),
 	(select count(*) from node where reaped_at is null and superseded_at is null and expires_at > clock_timestamp()),
 	(select count(*) from hold), (select count(*) from recipient where held_at is not null and set_aside is not null)`
 )

@@ -2,22 +2,22 @@ package queue
 
 import "sync"
 
-// held counts the recipients of each message that somebody in this process has in
+// inHand counts the recipients of each message that somebody in this process has in
 // hand. A row of our epoch that nobody has in hand was lost on its way to us.
-type held struct {
+type inHand struct {
 	mu   sync.Mutex
 	rows map[ID]int
 }
 
-func newHeld() *held { return &held{rows: make(map[ID]int)} }
+func newInHand() *inHand { return &inHand{rows: make(map[ID]int)} }
 
-func (h *held) add(id ID, n int) {
+func (h *inHand) add(id ID, n int) {
 	h.mu.Lock()
 	h.rows[id] += n
 	h.mu.Unlock()
 }
 
-func (h *held) remove(id ID, n int) {
+func (h *inHand) remove(id ID, n int) {
 	h.mu.Lock()
 	if left := h.rows[id] - n; left > 0 {
 		h.rows[id] = left
@@ -27,7 +27,7 @@ func (h *held) remove(id ID, n int) {
 	h.mu.Unlock()
 }
 
-func (h *held) has(id ID) bool {
+func (h *inHand) has(id ID) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.rows[id] > 0
