@@ -1,15 +1,15 @@
 // Package auth answers "who are you?": users, credentials and limits in Postgres,
 // password hashing, the SASL exchanges, and the login, which auth/throttle slows down
-// after failures. auth/audit has what admins did, docs/accounts.md what all this promises
-// to an admin. It knows nothing of mail: holds are the queue's, and what a limit means is
-// the policy's.
+// after failures. auth/audit records what admins did; docs/accounts.md says what all this
+// promises to an admin. It knows nothing of mail: holds are the queue's, and the meaning of
+// a limit is the policy's.
 //
 // A wrong name, a wrong password, a disabled user and an expired or revoked credential
 // take one path, the same time and give the same ErrCredentials. Trouble with the
 // database is ErrUnavailable, never an answer about the password, and counts as no failure.
 //
 // A change acts on every node that has a Watch within a second, and without one within
-// five: what a node has cached of a user holds against the user's version only.
+// five: a node trusts what it has cached of a user only while the user's version is the same.
 package auth
 
 import (

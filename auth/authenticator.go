@@ -24,8 +24,8 @@ type Config struct {
 	Queue    int           // hashes that may wait for a permit, and as many of known addresses: 64
 	Patience time.Duration // how long one waits before ErrBusy: 2 s
 	Timeout  time.Duration // of a database lookup: 5 s
-	Audit    time.Duration // how long what admins did is remembered: 365 days
-	Log      *slog.Logger  // troubles of ours; nil: nowhere
+	Audit    time.Duration // how long the audit is kept: 365 days
+	Log      *slog.Logger  // our own trouble; nil: nowhere
 	Guard    *panics.Guard // keeps what panics from ending the process; may be nil
 }
 
@@ -49,10 +49,10 @@ type users interface {
 // Authenticator verifies names and passwords.
 //
 // Applications log in for each message, so a password that was verified within a
-// minute costs an HMAC, and one indexed query for each credential every few seconds. It
-// holds against the account's version only: any change voids it. Everything
-// else, a right password or a wrong one, a known user or not, costs one lookup and
-// one hash: a slow one, or an HMAC for what has the form of a generated secret.
+// minute costs an HMAC, and one indexed query for each credential every few seconds. It is
+// valid for one version of the account: any change voids it. Everything else, a right
+// password or a wrong one, a known user or not, costs one lookup and one hash: a slow one,
+// or an HMAC if the password has the form of a generated secret.
 type Authenticator struct {
 	users    users
 	store    *Store // nil in tests without a database: nothing is shared or written
@@ -82,13 +82,13 @@ type Authenticator struct {
 	hashes    singleflight.Group             // by fingerprint, and whether it is known
 }
 
-// credential is what an account is remembered by.
+// credential is the key under which an account is cached.
 type credential struct {
 	name string
 	id   int64
 }
 
-// loginTry is one login: the name, the password and the origin.
+// loginTry is one login: name, password and origin.
 type loginTry struct {
 	credential
 	password string // as it is compared
@@ -99,8 +99,8 @@ type loginTry struct {
 	known    bool // to be judged because the account is known there: see contested
 }
 
-// newLoginTry reads what a client gave. A name or password that can be nobody's makes an
-// login without a name: it says nothing about any user.
+// newLoginTry reads a client's name and password. If nobody can have them, the result has
+// no name: it concerns no user.
 func newLoginTry(name, password string, peer Peer) loginTry {
 	canonical, err := CanonicalName(name)
 	if err != nil || password == "" || len(password) > maxPassword {
@@ -175,9 +175,9 @@ func (a *Authenticator) Forget(ids []int64, all bool) {
 	a.accounts.forget(func(acct account) bool { return all || slices.Contains(ids, acct.id) })
 }
 
-// Current says what a user may do now by a credential, for sessions that outlive a
-// change; NewNetwork is not told. The error is ErrCredentials when the credential
-// does not work any more, from peer or at all, or ErrUnavailable.
+// Current returns what a user may do now by a credential, for sessions that outlive a change;
+// NewNetwork is not set. The error is ErrCredentials if the credential is no longer valid,
+// from peer or at all, or ErrUnavailable.
 func (a *Authenticator) Current(ctx context.Context, userID, credentialID int64, peer netip.Addr) (Identity, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
@@ -228,7 +228,7 @@ func (a *Authenticator) checked(ctx context.Context, try loginTry) (account, err
 
 // judged compares the password, once. A failure is counted by what judges it.
 func (a *Authenticator) judged(ctx context.Context, try loginTry, judges []throttle.Key) (account, error) {
-	if try.nobodys() { // costs no lookup and no hash, but waits as others do and counts
+	if try.nobodys() { // costs no lookup and no hash, but waits and counts like others
 		a.throttle.Failed(judges, time.Now())
 		return account{}, ErrCredentials
 	}
@@ -258,8 +258,8 @@ func (a *Authenticator) judged(ctx context.Context, try loginTry, judges []throt
 	return acct, nil
 }
 
-// unchanged makes sure that an account is still as it was read, for something changed
-// while the password was compared. A client that meets that may try again.
+// unchanged makes sure that an account is still as it was read, because something changed
+// while the password was compared. The client may try again.
 func (a *Authenticator) unchanged(ctx context.Context, acct account, try loginTry) error {
 	now, err := a.lookup(ctx, try)
 	if err == nil && (now.id != acct.id || now.version != acct.version) {
@@ -269,9 +269,9 @@ func (a *Authenticator) unchanged(ctx context.Context, acct account, try loginTr
 }
 
 // remembered answers from the caches, and is the only way to be let in without a
-// hash. What it cannot answer takes the whole way, so that nothing can be told
-// from its time but that the right password was given. The first login of a day from a
-// network takes the whole way too.
+// hash. A login that it cannot answer takes the whole way, so its time reveals nothing
+// except that the right password was given. The first login of a day from a network takes
+// the whole way too.
 func (a *Authenticator) remembered(ctx context.Context, try loginTry) (acct account, ok bool, err error) {
 	now := time.Now()
 	acct, at, ok := a.accounts.get(try.credential, now)
@@ -296,7 +296,7 @@ func (a *Authenticator) verified(acct account, try loginTry, now time.Time) bool
 	return ok
 }
 
-// refresh reads an account again, once for all who ask at the same time.
+// refresh reads an account again, once for all concurrent callers.
 func (a *Authenticator) refresh(ctx context.Context, try loginTry) (account, error) {
 	v, err, _ := a.lookups.Do(fmt.Sprint(try.id, " ", try.name), func() (any, error) {
 		era, asked := a.accounts.eraNow(), time.Now()
@@ -310,8 +310,8 @@ func (a *Authenticator) refresh(ctx context.Context, try loginTry) (account, err
 	return acct, err
 }
 
-// lookup reads an account. A client that goes away does not cancel it, for that
-// would cost the pool a connection; its own deadline ends it.
+// lookup reads an account. A client that goes away does not cancel it, which would cost the
+// pool a connection; its own deadline ends it.
 func (a *Authenticator) lookup(ctx context.Context, try loginTry) (account, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.timeout)
 	defer cancel()
@@ -330,7 +330,7 @@ func (a *Authenticator) compare(ctx context.Context, acct account, try loginTry,
 		a.macs.Add(1)
 		return h.matches(try.password) && acct.hash != "", nil
 	}
-	// An account that is known does not share the wait of strangers.
+	// A known account does not share the wait of strangers.
 	result := a.hashes.DoChan(fmt.Sprintf("%x %t", print, try.known), func() (any, error) {
 		matched := false
 		err := a.hashing.do(asker{try.from.Narrow, try.known}, func() { matched = h.matches(try.password) })

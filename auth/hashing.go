@@ -14,10 +14,10 @@ import (
 // memory, how many wait for that, and for how long. A permit belongs to the
 // goroutine that hashes: a client that goes away frees nothing.
 //
-// Strangers have their turn address by address, and one address takes at most two thirds
-// of the places to wait. They do not reach the permits before their turn, and there is
-// one more turn than permits. So a known address waits for the hashes under way, not for
-// those that strangers still want.
+// Strangers take turns, address by address, and one address takes at most two thirds of the
+// places to wait. They do not reach the permits before their turn, and there is one more
+// turn than permits. So a known address waits for the hashes under way, not for those that
+// strangers still want.
 type hashing struct {
 	permits  chan struct{}
 	turns    *share.Pool // of strangers, that may ask for a permit
@@ -30,7 +30,7 @@ type hashing struct {
 	refused  atomic.Int64 // that got none
 }
 
-// waitPart is how much of what is free of the places to wait one address may take.
+// waitPart is how much of the free places to wait one address may take.
 const waitPart = 2
 
 func newHashing(permits, queue int, patience time.Duration) *hashing {
@@ -44,7 +44,7 @@ func newHashing(permits, queue int, patience time.Duration) *hashing {
 	}
 }
 
-// asker is for whom a hash is computed.
+// asker is the client for whom a hash is computed.
 type asker struct {
 	address netip.Prefix
 	known   bool // the account is known there

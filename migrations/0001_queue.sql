@@ -76,7 +76,7 @@ alter table body alter column chunk set storage external;
 -- The octets of large messages, over 1 MiB: as in body, but in four tables that are
 -- used in turn. Nothing is deleted in them: a table in which nothing is waited for is
 -- truncated as a whole, which needs neither the deletion of a thousand rows for each
--- message nor the vacuum after it. What is waited for long moves to body. See
+-- message nor the vacuum after it. Mail that waits long moves to body. See
 -- relay/queue/turns.go and docs/decisions/queue-bodies.md.
 -- Storage is set before the partitions are made: without a column that could be
 -- TOASTed they have no TOAST table, one file less to truncate.
@@ -187,7 +187,7 @@ create table hold (
 
 -- History -----------------------------------------------------------------------
 
--- What happened to each recipient: every finished attempt and every act of an
+-- The history of each recipient: every finished attempt and every act of an
 -- operator or of the queue itself. Insert-only, kept as history.
 -- Primary key: trace; and writing an outcome twice writes one row.
 create table history (
@@ -272,7 +272,7 @@ insert into room default values;
 
 -- Limits ------------------------------------------------------------------------
 
--- What was charged against each limit with a window, in buckets of window/60: at are
+-- The charges against each limit with a window, in buckets of window/60: at are
 -- the buckets' numbers, ascending, n what they hold. scope 1 is a user, 2 a credential;
 -- kind 1 messages, 2 recipients, 3 octets. Primary key: charge_usage, which locks in its order.
 create table usage_window (
@@ -328,7 +328,7 @@ $$;
 -- if its message is. Charges, by message: which message (msg), which row (row_of),
 -- how much, and the limit. again: a message that is stored is not charged a second time.
 --
--- A window is counted in buckets of a sixtieth. What was charged counts until 62
+-- A window is counted in buckets of a sixtieth. A charge counts until 62
 -- buckets later, so that a client that measures by the arrival of its replies does
 -- not see more than the limit either.
 --

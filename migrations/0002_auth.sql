@@ -2,7 +2,7 @@
 -- docs/accounts.md. Written by the package auth, the audit by every package.
 
 -- One row for each account. version rises with every change to the user, the
--- sender patterns or the credentials: what a node has cached of another version is void.
+-- sender patterns or the credentials: a node's cache of another version is void.
 create table app_user (
 	id                bigint      generated always as identity primary key,
 	version           bigint      not null default 1,
@@ -38,7 +38,7 @@ create table sender_pattern (
 	constraint sender_pattern_length check (pattern = '<>' or octet_length(pattern) between 3 and 320)
 );
 
--- What proves to be a user. A 'password' is chosen by a person and its hash is in
+-- Proofs of being a user. A 'password' is chosen by a person and its hash is in
 -- PHC form, slow; a 'secret' is generated, is found by its id and checked by a fast
 -- keyed hash.
 create table credential (
@@ -64,7 +64,7 @@ create unique index credential_live_password on credential (user_id)
 -- "credential list USER", and the cascade from app_user.
 create index credential_user on credential (user_id);
 
--- What may be sent, as set: by rows without a user for all users, by rows with a
+-- Limits on what may be sent: by rows without a user for all users, by rows with a
 -- user, and with a credential for what comes by it. window_s is 0 for limits that are
 -- of one message or one moment. A user with no_limit_defaults is free of the first kind.
 create table limit_rule (
@@ -112,7 +112,7 @@ create table auth_failure (
 -- Each node reads every half second what others have counted.
 create index auth_failure_updated on auth_failure (updated_at);
 
--- What admins did, written with the change that it records.
+-- The deeds of admins, written with the change that it records.
 create table audit (
 	id     bigint      generated always as identity primary key,
 	at     timestamptz not null default clock_timestamp(),

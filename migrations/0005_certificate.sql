@@ -1,4 +1,4 @@
--- What the nodes share of certificates that an ACME authority issues. Written by the
+-- State that the nodes share about certificates from an ACME authority. Written by the
 -- package relay/acme.
 
 -- certmagic's storage: accounts, keys, certificates, challenges, OCSP staples. Read

@@ -1,4 +1,4 @@
--- What users did, and when that looks like a thief's doing. Written by the package
+-- The activity of users, and when it looks like a thief's. Written by the package
 -- relay/anomaly; relay/retention deletes what is old.
 
 -- The thresholds at which the signs of a stolen account trip; null turns a sign off. Always one row.
@@ -11,7 +11,7 @@ create table anomaly (
 );
 insert into anomaly default values;
 
--- What users did, by the hour; only while a sign is on.
+-- The activity of users, by the hour; only while a sign is on.
 create table activity (
 	user_id     bigint      not null,
 	hour        timestamptz not null,

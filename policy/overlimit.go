@@ -75,7 +75,7 @@ func scope(l auth.Limit) string {
 func smaller(kind auth.LimitKind) string {
 	switch kind {
 	case auth.LimitRecipients:
-		return "send it to fewer recipients at once"
+		return "send it to fewer recipients at a time"
 	case auth.LimitBytes:
 		return "make it smaller"
 	}

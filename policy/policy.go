@@ -1,7 +1,7 @@
 // Package policy answers "what may you do?" with pure verdicts: as whom a user may
 // send, how large a message, to how many recipients, and how much over time. Verdicts
-// read no clock and no database: what was used of a limit is counted by relay/queue.
-// Sessions is the exception: it counts sessions at once, in the table live_session.
+// read no clock and no database: relay/queue counts the use of a limit.
+// Sessions is the exception: it counts concurrent sessions, in the table live_session.
 //
 // "Never" is a 5yz reply, "later" a 4yz one. Each reply says what was refused and
 // what to do about it, in words that the person at the mail client can act on.

@@ -1,9 +1,9 @@
 // Package throttle answers "how often may you guess?", over all nodes: it counts failed
-// logins, says when the next login is judged, and serves those that have to wait.
+// logins, decides when the next login is judged, and serves those that have to wait.
 //
 // It slows guessing down and never locks anybody out. It knows neither passwords nor
-// users, only origins: an address and a name as typed. A database that is away costs
-// nothing but the view of the other nodes.
+// users, only origins: an address and a name as typed. While the database is away, only the
+// counts of the other nodes are missing.
 package throttle
 
 import (
@@ -53,7 +53,7 @@ const (
 	ownNetwork // and from a wide one
 )
 
-// Origin is where a login comes from, and as whom: what its failure is blamed on.
+// Origin is the address and the name of a login, to which its failure is attributed.
 type Origin struct {
 	Narrow, Wide netip.Prefix // the address or /64; the /24 or /48
 	Account      string       // canonical; "" for a name that can be nobody's
@@ -126,7 +126,7 @@ func New() *Throttle {
 	return &Throttle{counts: make(map[Key]*count), dirty: make(map[Key]struct{})}
 }
 
-// waitFor is how long none of the counts lets a login through.
+// waitFor is how long it takes until all counts let a login through.
 func (t *Throttle) waitFor(judges []Key, now time.Time) (wait time.Duration) {
 	for _, k := range judges {
 		if c := t.counts[k]; c != nil {
@@ -136,7 +136,7 @@ func (t *Throttle) waitFor(judges []Key, now time.Time) (wait time.Duration) {
 	return wait
 }
 
-// pass lets a login through: the next has to keep its distance.
+// pass lets a login through: the next one has to wait for its distance.
 func (t *Throttle) pass(judges []Key, now time.Time) {
 	for _, k := range judges {
 		if c := t.counts[k]; c != nil {
@@ -222,7 +222,7 @@ type total struct {
 	age      time.Duration // since the last halving
 }
 
-// merge takes totals over. A failure that is news here delays logins as one of ours.
+// merge takes over totals. A failure that is new here delays logins like one of ours.
 func (t *Throttle) merge(totals []total, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -288,7 +288,7 @@ func (c *count) decay(now time.Time) {
 	}
 }
 
-// delay puts the next login off.
+// delay postpones the next login.
 func (c *count) delay(k Key, now time.Time) {
 	if next := now.Add(k.distance(c.failures)); next.After(c.next) {
 		c.next = next
@@ -313,7 +313,7 @@ func (k Key) distance(failures int) time.Duration {
 	return min(firstDistance<<min(over-1, 10), maxDistance)
 }
 
-// Distance is what these counts put between two logins now.
+// Distance is the time that these counts put between two logins now.
 func (t *Throttle) Distance(judges []Key) (d time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -31,7 +31,7 @@ func TestAnswersAreUsedUp(t *testing.T) {
 	}
 }
 
-func TestVerdictsSpeakBothProtocols(t *testing.T) {
+func TestAnswersSpeakBothProtocols(t *testing.T) {
 	t.Parallel()
 	v, err := startAnswers(Answers{"a=b@example.com": {"451 4.2.0 one", "451 4.2.0 two"}, "l=ate@example.com": {"451 4.2.0 three"}})
 	if err != nil {

@@ -25,11 +25,11 @@ type Upstream struct {
 	User     string
 	Password string
 
-	capture  *Capture
+	capture *Capture
 	answers *answerServer
-	dir      string
-	stop     func()
-	log      func() string
+	dir     string
+	stop    func()
+	log     func() string
 }
 
 // Next is the oldest message that came through the server and was not taken yet;

@@ -1,4 +1,4 @@
-// Package queuetest is a queue for the tests of those that work beside it or on its tables.
+// Package queuetest gives a queue to tests of packages that work beside it or on its tables.
 package queuetest
 
 import (

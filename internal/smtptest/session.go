@@ -121,7 +121,7 @@ func (c *session) sayNormal() {
 	_, _ = c.w.WriteString(c.normal)
 }
 
-// say writes octets at once.
+// say writes octets immediately.
 func (c *session) say(octets string) {
 	c.note(octets)
 	c.flush()

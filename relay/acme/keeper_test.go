@@ -727,7 +727,7 @@ func TestDefect(t *testing.T) {
 	if got := k.Status()[0]; !strings.HasPrefix(got.Error, "a defect: ") || got.FailingSince.IsZero() || got.NextTry.IsZero() {
 		t.Errorf("status %+v", got)
 	}
-	if log.Count("looking after a certificate panicked") != 1 || log.Count("keeper_test.go") == 0 {
+	if log.Count("certificate check panicked") != 1 || log.Count("keeper_test.go") == 0 {
 		t.Errorf("logged:\n%s", log.String())
 	}
 }

@@ -71,10 +71,10 @@ func (k *Keeper) early(record Record) bool {
 	return left > 0 && left <= delay(len(delays))
 }
 
-// stopping reports that the node stops: what was given up for that is no failure.
+// stopping reports that the node stops: an order given up for that has not failed.
 func stopping(ctx context.Context) bool { return errors.Is(context.Cause(ctx), context.Canceled) }
 
-// wait takes over what another node has told or got.
+// wait takes over what another node has reported or obtained.
 func (k *Keeper) wait(ctx context.Context, name string, record Record) {
 	err := k.adopt(ctx, name)
 	if record.NextTry.IsZero() { // it was done meanwhile
@@ -179,7 +179,7 @@ func (k *Keeper) obtained(ctx context.Context, name string) {
 		err = k.storage.succeeded(ctx, k.authority, name, cert.Leaf, k.clock.Now())
 	}
 	if err != nil {
-		k.log.Warn("the other nodes could not be told of a new certificate", "name", name, "error", err)
+		k.log.Warn("cannot announce a new certificate to the other nodes", "name", name, "error", err)
 	}
 }
 
@@ -204,7 +204,7 @@ func plain(err error) string { return storable(strings.Join(strings.Fields(err.E
 func (k *Keeper) unknown(name string, err error) {
 	now := k.clock.Now()
 	k.update(name, func(kept *kept) { kept.trouble.Failure(now, err, now.Add(time.Minute)) })
-	k.log.Warn("certificate not looked after", "name", name, "error", err)
+	k.log.Warn("certificate check failed, will retry", "name", name, "error", err)
 }
 
 func (k *Keeper) failed(ctx context.Context, name string, err error) {
@@ -235,12 +235,12 @@ func (k *Keeper) succeeded(ctx context.Context, name string) {
 		kept.trouble.Success(now)
 	})
 	if failing {
-		k.log.Info("certificate in order again", "name", name, "authority", k.authority)
+		k.log.Info("certificate renewed after failures", "name", name, "authority", k.authority)
 	}
 	if cert == nil {
 		return
 	}
 	if err := k.storage.succeeded(ctx, k.authority, name, cert.Leaf, now); err != nil {
-		k.log.Warn("the other nodes could not be told of a certificate", "name", name, "error", err)
+		k.log.Warn("cannot announce a certificate to the other nodes", "name", name, "error", err)
 	}
 }

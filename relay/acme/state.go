@@ -15,7 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Record is what the nodes tell each other about one name.
+// Record is the nodes' shared record of one name.
 type Record struct {
 	Authority string // certmagic's key of the directory
 	Name      string
@@ -33,7 +33,7 @@ type Record struct {
 	RenewAsked   time.Time // by an admin, who need not wait for its time; zero: nobody did
 }
 
-// State is the record in a word or two; docs/certificates.md explains them.
+// State summarizes the record in a word or two; docs/certificates.md explains them.
 func (r Record) State(now time.Time) string {
 	switch {
 	case r.NotAfter.IsZero():
@@ -138,8 +138,8 @@ func storable(s string) string {
 
 const listRecords = `select ` + columns + ` from certificate_state order by name, authority`
 
-// List is an admin's look at what the nodes know of their certificates. It needs no
-// key, and tells no secret.
+// List returns the nodes' records of their certificates, for an admin. It needs no key and
+// reveals no secret.
 func List(ctx context.Context, pool *pgxpool.Pool) ([]Record, error) {
 	ctx, cancel := call(ctx)
 	defer cancel()
@@ -155,9 +155,8 @@ const askRenewal = `
 update certificate_state set renew_asked_at = clock_timestamp(), next_try_at = case when failures > 0 then clock_timestamp() end
 where name = $1`
 
-// AskRenewal lets the nodes renew a certificate before its time, and try now what
-// waits after a failure. It is in the audit as actor's. Of a name that no node has
-// told of it reports false.
+// AskRenewal makes the nodes renew a certificate before its time, or try a failed order now.
+// The audit has it as actor's. It reports false if no node has a record of the name.
 func AskRenewal(ctx context.Context, pool *pgxpool.Pool, name, actor string) (known bool, err error) {
 	ctx, cancel := call(ctx)
 	defer cancel()

@@ -36,7 +36,7 @@ func (k *Keeper) tidy(ctx context.Context) {
 		err = k.storage.forget(ctx)
 	}
 	if err != nil && !stopping(ctx) {
-		k.log.Warn("old certificates are not removed", "error", err)
+		k.log.Warn("cannot remove old certificates", "error", err)
 	}
 }
 

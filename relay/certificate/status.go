@@ -5,8 +5,7 @@ import (
 	"time"
 )
 
-// Status is what is known of one certificate. It is a copy; times that are not known
-// are zero.
+// Status is the known state of one certificate. It is a copy; unknown times are zero.
 type Status struct {
 	Name   string   // the first name of the certificate, or the one that is ordered
 	Names  []string // all names of the certificate
@@ -24,7 +23,7 @@ type Status struct {
 	NextTry      time.Time // while failing
 }
 
-// Trouble remembers how it went to load a certificate, or to get it.
+// Trouble records the failures to load or get a certificate.
 type Trouble struct {
 	Last        error // nil: the last time it worked
 	Since, Next time.Time

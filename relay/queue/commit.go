@@ -47,15 +47,15 @@ func (c *commits) start() {
 	run(largeCommitters, c.large, 1)
 }
 
-// stop ends the committers when nobody submits any more.
+// stop ends the committers once nobody submits any more.
 func (c *commits) stop() {
 	close(c.small)
 	close(c.large)
 	c.done.Wait()
 }
 
-// submit gives j to a committer and waits for its end. After an error nothing of j is left,
-// or it is being voided.
+// submit gives j to a committer and waits for its end. After an error the queue has nothing
+// of j, or j is being voided.
 func (c *commits) submit(j *submittal) result {
 	mail := c.small
 	if j.body.Size() > smallBody {
@@ -169,7 +169,7 @@ func (c *committer) transact(mail []*submittal, again bool) error {
 	if err != nil {
 		return err
 	}
-	// It may wait for the disk, or for a server that will never answer.
+	// The commit may wait for the disk, or for a server that will never answer.
 	slow := time.AfterFunc(c.q.waits.slowCommit, c.q.epochs.lookNow)
 	defer slow.Stop()
 	if c.limit == 1 {
@@ -243,15 +243,15 @@ func (c *committer) giveUp(mail []*submittal, cause error) []*submittal {
 	return left
 }
 
-// void refuses j although it may be in the queue and sees to it that it goes.
+// void refuses j, which may be in the queue all the same, and has it removed.
 func (c *committer) void(j *submittal, cause error) {
 	j.body = nil // its owner may drop it now
 	c.voids.add(j)
 	j.done <- result{err: fmt.Errorf("commit is unknown: %w", cause)}
 }
 
-// accept ends the mail of a group that is committed: but for those over a limit,
-// which are not in it.
+// accept ends the mail of a committed group. Messages over a limit are refused: they were
+// not inserted.
 func (c *committer) accept(mail []*submittal) {
 	for i, j := range mail {
 		r := c.group.results[i]
@@ -280,8 +280,8 @@ func (c *committer) refuse(mail []*submittal, err error) {
 	}
 }
 
-// The statements of a group commit. Where there are no limits nothing is to be paid for them:
-// the first has its text without them.
+// The statements of a group commit. The first leaves limits out, so mail without limits does
+// not pay for them.
 var (
 	sqlEnqueue        = texts.Bind("enqueue", pg.Names(new(group).columns)...)
 	sqlEnqueueLimited = texts.Bind("enqueue_limited", pg.Names(new(group).arguments)...)
@@ -300,8 +300,8 @@ func (c *committer) insert(ctx context.Context, conn *pgx.Conn, mail []*submitta
 	return g.exec(ctx, conn, c.q, mail, again)
 }
 
-// bySubject parts a group by whose limits it is charged against: nobody's first, then
-// each user's.
+// bySubject splits a group by the user whose limits it is charged against, mail without
+// limits first.
 func bySubject(mail []*submittal) [][]*submittal {
 	parts := make(map[int64][]*submittal)
 	for _, j := range mail {
@@ -318,10 +318,10 @@ func bySubject(mail []*submittal) [][]*submittal {
 	return list
 }
 
-// insertLarge commits one large message: its body goes by COPY in the transaction of
-// its rows, so neither is there without the other. The rows come last and with the
-// commit, for they lock what the limits count, and nobody is to wait for this client.
-// The limits are asked before, or what they refuse would be written first.
+// insertLarge commits one large message: its body goes by COPY in the transaction of its
+// rows, so neither exists without the other. The rows come last and with the commit, for
+// they lock the counts of limits, and nobody should wait for this client. The limits are
+// checked first, to avoid writing a body only to refuse it.
 func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *submittal, again bool) error {
 	g := &c.group
 	g.reset()
@@ -331,7 +331,7 @@ func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *submitta
 	}
 	over, err := tryCharge(ctx, conn, j)
 	if err != nil {
-		_, _ = conn.Exec(ctx, "rollback") // what failed is still open
+		_, _ = conn.Exec(ctx, "rollback") // the failed transaction is still open
 		return err
 	}
 	if over != nil {
@@ -354,8 +354,8 @@ func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *submitta
 	return err
 }
 
-// insertLargeAgain is for a message that may be there already, and is then told so by
-// its rows.
+// insertLargeAgain is for a message that may be stored already: if its rows are, the insert
+// changes nothing.
 func (c *committer) insertLargeAgain(ctx context.Context, conn *pgx.Conn, j *submittal) error {
 	tx, err := conn.Begin(ctx)
 	if err != nil {
@@ -378,7 +378,7 @@ func (c *committer) insertLargeAgain(ctx context.Context, conn *pgx.Conn, j *sub
 	return nil
 }
 
-// group is what one statement takes, by columns; its slices are used again.
+// group holds the columns of one statement; its slices are reused.
 type group struct {
 	epoch                        int64
 	node                         string
@@ -409,7 +409,7 @@ type group struct {
 	args                         pg.Args
 }
 
-// arguments adds the columns and what the messages are charged.
+// arguments adds the columns and the charges.
 func (g *group) arguments(a *pg.Args) {
 	g.columns(a)
 	g.charges.arguments(a)
@@ -503,7 +503,7 @@ func (g *group) add(j *submittal, strict bool) {
 func (g *group) addBody(j *submittal) error {
 	size := int(j.body.Size())
 	if g.buf == nil || cap(g.buf)-len(g.buf) < size {
-		// What was appended before stays where the earlier chunks point to.
+		// The earlier chunks still point into the former buffer.
 		g.buf = make([]byte, 0, max(size, 64<<10))
 	}
 	at := len(g.buf)
@@ -582,7 +582,7 @@ func (g *group) statement(q *Queue, mail []*submittal, again bool, v *verdict) (
 	return sqlEnqueueLimited, g.args.Values, results
 }
 
-// decided notes a verdict and returns how many messages were inserted.
+// decided notes a decision and returns how many messages were inserted.
 func (g *group) decided(mail []*submittal, v *verdict) int {
 	g.results = v.results(mail, &g.charges, g.results[:0])
 	g.near = v.near(&g.charges)

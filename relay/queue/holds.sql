@@ -2,8 +2,8 @@
 
 -- name: catch_up
 -- Holds what came back to waiting while a hold was made: neither of the two transactions saw the
--- other. What an admin has released since stays so. The array keeps it from a hash join, which
--- would read every recipient there is.
+-- other. Mail that an admin has released since stays released. The array avoids a hash join,
+-- which would read every recipient there is.
 update recipient r set held_at = now()
 from hold h
 where h.user_id = any(@user_id::bigint[]) and r.user_id = any(array[h.user_id]) and r.owner is null and r.held_at is null and r.state = 'waiting'

@@ -2,8 +2,9 @@ package queue
 
 import "sync"
 
-// inHand counts the recipients of each message that somebody in this process has in
-// hand. A row of our epoch that nobody has in hand was lost on its way to us.
+// inHand counts the recipients of each message that this process has in hand: that are
+// being enqueued, sent or settled. A row of our epoch that is not in hand was lost on its
+// way to us.
 type inHand struct {
 	mu   sync.Mutex
 	rows map[ID]int

@@ -1,5 +1,5 @@
 -- The statements of a group of outcomes (settle.go). Each array has an element for each outcome.
--- What is fenced off changes no row, and is in the history.
+-- An outcome that is fenced off changes no row, and is in the history.
 
 -- name: delivered
 -- Ends rows that were delivered: the row goes, or stays to be told of when its sender asked

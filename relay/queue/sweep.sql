@@ -1,4 +1,4 @@
--- What a crash or a lost answer left behind is put right by these (sweep.go).
+-- These put right what a crash or a lost answer left behind (sweep.go).
 
 -- name: living
 -- Lists the living epochs, and says whose lease ended long enough ago, and whose ends later than

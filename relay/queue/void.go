@@ -16,8 +16,8 @@ var (
 	sqlVoidRows    = texts.Bind("void_rows", "message_id", "epoch", "node")
 )
 
-// voids takes back messages whose commit is in doubt and whose client was told
-// 451. Their rows, if there are any, are ours until that is done: nobody sends them.
+// voids removes messages whose commit is in doubt and whose client was answered 451. Until
+// then their rows, if there are any, are ours: nobody sends them.
 type voids struct {
 	q    *Queue
 	s    *pg.Dedicated
@@ -30,7 +30,7 @@ func newVoids(q *Queue) *voids {
 	return &voids{q: q, s: pg.NewDedicated(q.cfg.EnqueuePool, pg.TuneWork), kick: make(chan struct{}, 1)}
 }
 
-// add takes j, whose rows stay held until they are gone.
+// add takes j, whose rows stay in hand until they are gone.
 func (v *voids) add(j *submittal) {
 	v.mu.Lock()
 	v.list = append(v.list, j)
@@ -47,7 +47,7 @@ func (v *voids) pending() int {
 	return len(v.list)
 }
 
-// run voids until ctx ends; what is left then is logged.
+// run voids until ctx ends, and logs what is left then.
 func (v *voids) run(ctx context.Context) {
 	defer v.s.Close()
 	for {
@@ -85,7 +85,7 @@ func (v *voids) round(ctx context.Context) int {
 			continue
 		}
 		v.q.room.heard(err)
-		v.q.log.Warn("queue: a void waits for the database", "id", j.m.ID, "error", err)
+		v.q.log.Warn("queue: cannot void a message, will retry", "id", j.m.ID, "error", err)
 		if !pg.OfTheRow(err) {
 			left = append(left, list[i:]...)
 			break

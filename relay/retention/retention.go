@@ -49,7 +49,7 @@ type Config struct {
 }
 
 // Retention deletes in small batches with pauses between them, over connections of its own.
-// Any number of nodes may be at it.
+// Any number of nodes may run one.
 type Retention struct {
 	cfg  Config
 	log  *slog.Logger
@@ -122,7 +122,7 @@ func (r *Retention) run(ctx context.Context) {
 			r.conn.Drop()
 			r.rows = forgetLeast
 			if !r.cfg.Trouble(err) {
-				r.log.Warn("retention: old history is deleted later", "error", err)
+				r.log.Warn("retention: cannot delete old history, will retry", "error", err)
 			}
 		}
 		if wait = pause; pause == 0 {

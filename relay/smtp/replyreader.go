@@ -206,7 +206,7 @@ func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 func printable(b []byte) string {
 	return strings.Map(func(r rune) rune {
 		switch {
-		case r == utf8.RuneError: // what strings.Map makes of an octet that is no UTF-8
+		case r == utf8.RuneError: // what strings.Map makes of an octet that is not UTF-8
 			return '?'
 		case unicode.IsPrint(r):
 			return r

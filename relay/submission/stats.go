@@ -2,7 +2,7 @@ package submission
 
 import "sync/atomic"
 
-// counters are what the server counts from its start on.
+// counters count from the start of the server.
 type counters struct {
 	sessions          atomic.Int64
 	refusedByServer   atomic.Int64 // connections, over the limit of all
@@ -42,7 +42,7 @@ type Stats struct {
 	AuthSucceeded      int64
 	AuthFailed         int64
 	RefusedSessions    int64 // right passwords, but too many sessions
-	Revoked            int64 // sessions ended because their credential worked no more
+	Revoked            int64 // sessions ended because their credential was no longer valid
 	Expelled           int64 // sessions that gave way while others had no room
 	Accepted           int64 // messages answered 250
 	RefusedMessages    int64 // messages refused after their data was read

@@ -17,20 +17,20 @@ import (
 // ErrNotFound says that neither the queue nor its history knows the message.
 var ErrNotFound = errors.New("no such message")
 
-// Admin is the operator's view of the queue. It needs nothing but the database: it
-// works while no node runs, and what it changes is fenced like everything else.
+// Admin is the operator's view of the queue. It needs only the database: it works while no
+// node runs, and its changes are fenced like all others.
 type Admin struct {
-	db    pg.DB // a transaction, for what is to happen together with something else
+	db    pg.DB // a transaction, to make several changes together
 	actor string
 }
 
 // NewAdmin makes an Admin.
 func NewAdmin(db pg.DB) *Admin { return &Admin{db: db, actor: "unknown"} }
 
-// As says who acts, for the audit and the history.
+// As returns an Admin that acts as actor, for the audit and the history.
 func (a *Admin) As(actor string) *Admin { return &Admin{a.db, pg.Storable(actor)} }
 
-// State is a recipient's state in words for people (docs/queue-states.md).
+// State is the state of a recipient (docs/queue-states.md).
 type State string
 
 const (
@@ -55,7 +55,7 @@ type Entry struct {
 	NextAttemptAt     time.Time  `json:"next_attempt_at"`
 	ExpiresAt         time.Time  `json:"expires_at"`
 	HeldAt            *time.Time `json:"held_at,omitempty"`
-	SetAside          string     `json:"set_aside,omitempty"` // why the queue itself holds it: its rows are bad
+	SetAside          string     `json:"set_aside,omitempty"` // why the queue itself holds it: its row is bad
 	Attempts          int        `json:"attempts"`
 	LastAttemptAt     *time.Time `json:"last_attempt_at,omitempty"`
 	LastReply         string     `json:"last_reply,omitempty"`
@@ -66,7 +66,7 @@ type Entry struct {
 	PossibleDuplicate bool       `json:"possible_duplicate,omitempty"`
 }
 
-// sqlState is the word for the state of row r.
+// sqlState is the State of row r.
 const sqlState = `case when r.held_at is not null then 'held' when r.state <> 'waiting' then r.state when r.owner is not null then 'sending'
 	else 'waiting' end`
 
@@ -113,7 +113,7 @@ func scanEntry(row pgx.CollectableRow) (Entry, error) {
 	return e, err
 }
 
-// Accepted is what is known of a message from its acceptance.
+// Accepted is a message as it was accepted.
 type Accepted struct {
 	ID           queue.ID   `json:"id"`
 	UserID       int64      `json:"user_id,omitempty"`
@@ -155,7 +155,7 @@ type Event struct {
 	Fenced            bool       `json:"fenced,omitempty"`
 }
 
-// NoticeEnd is a notice and, when it was lost, how.
+// NoticeEnd is a notice and, if it was lost, how.
 type NoticeEnd struct {
 	ID     queue.ID         `json:"id"`
 	About  queue.ID         `json:"about"` // the message that it is about
@@ -201,10 +201,10 @@ select t.message_id, t.about, t.kind, coalesce(t.lost, ''), t.lost_at, coalesce(
 from notice t` + lastTry + `
 where t.message_id = $1 or t.about = $1 order by t.message_id`
 
-// Trace tells what became of a message; ErrNotFound if it is not known (any more).
+// Trace returns the history of a message; ErrNotFound if it is unknown or was deleted.
 func (a *Admin) Trace(ctx context.Context, id queue.ID) (*History, error) {
 	var h *History
-	err := a.atOnce(ctx, func(tx pgx.Tx) (err error) {
+	err := a.snapshot(ctx, func(tx pgx.Tx) (err error) {
 		if h, err = show(ctx, tx, id); err != nil {
 			return err
 		}
@@ -220,7 +220,7 @@ func (a *Admin) Trace(ctx context.Context, id queue.ID) (*History, error) {
 	return h, err
 }
 
-// findNotices adds what is known of the message as a notice, and of those about it.
+// findNotices adds the message's own record if it is a notice, and the notices about it.
 func (h *History) findNotices(ctx context.Context, tx pgx.Tx) error {
 	rows, err := tx.Query(ctx, sqlNotices, h.Message.ID)
 	if err != nil {
@@ -247,8 +247,7 @@ select t.message_id, t.about, t.kind, t.lost, t.lost_at, coalesce(last.local, ''
 from (select message_id, about, kind, lost, lost_at from notice where lost is not null order by lost_at desc, message_id limit $1) t` + lastTry + `
 order by t.lost_at desc, t.message_id`
 
-// Lost lists the notices that were lost, the latest loss first, for as long as the history
-// has them.
+// Lost lists the lost notices that the history still has, the latest loss first.
 func (a *Admin) Lost(ctx context.Context, limit int) ([]NoticeEnd, error) {
 	rows, err := a.db.Query(ctx, sqlLostList, limit)
 	if err != nil {
@@ -261,18 +260,18 @@ func (a *Admin) Lost(ctx context.Context, limit int) ([]NoticeEnd, error) {
 	return list, nil
 }
 
-// Show is Trace without the attempts and the notices.
+// Show is Trace without the events and the notices.
 func (a *Admin) Show(ctx context.Context, id queue.ID) (*History, error) {
 	var h *History
-	err := a.atOnce(ctx, func(tx pgx.Tx) (err error) {
+	err := a.snapshot(ctx, func(tx pgx.Tx) (err error) {
 		h, err = show(ctx, tx, id)
 		return err
 	})
 	return h, err
 }
 
-// atOnce reads all at one moment, so that a recipient and its attempts agree.
-func (a *Admin) atOnce(ctx context.Context, read func(tx pgx.Tx) error) error {
+// snapshot reads everything as of one moment, so that a recipient and its events agree.
+func (a *Admin) snapshot(ctx context.Context, read func(tx pgx.Tx) error) error {
 	return pgx.BeginFunc(ctx, a.db, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `set transaction isolation level repeatable read, read only`); err != nil {
 			return err
@@ -321,8 +320,8 @@ func scanNoticeEnd(row pgx.CollectableRow) (NoticeEnd, error) {
 }
 
 // sqlFind finds messages by the Message-ID field $1, or by the spellings $2 of an address
-// of the sender or of a recipient, the newest first. Each spelling is looked for by itself,
-// for which an index has the newest first.
+// of the sender or of a recipient, the newest first. Each spelling is a query of its own, for
+// which an index has the newest first.
 const sqlFind = `
 select id from (
 	(select id from message where header_id = $1 and $1 <> '' order by id desc limit $3)
@@ -356,7 +355,7 @@ func (a *Admin) Find(ctx context.Context, what string, limit int) ([]queue.ID, e
 	return list, nil
 }
 
-// Summary is a message and what became of its recipients, by their number.
+// Summary is a message and how many of its recipients are in which state.
 type Summary struct {
 	ID         queue.ID  `json:"id"`
 	UserID     int64     `json:"user_id,omitempty"`
@@ -389,8 +388,8 @@ cross join lateral (select count(distinct n) filter (where result = 'delivered')
 	from history where message_id = m.id and not fenced) past
 order by w.nth`
 
-// Summaries tells of each message in short, in the order of ids; those that are not
-// known are left out.
+// Summaries returns a summary of each message, in the order of ids, without those that are
+// unknown.
 func (a *Admin) Summaries(ctx context.Context, ids []queue.ID) ([]Summary, error) {
 	rows, err := a.db.Query(ctx, sqlSummaries, (&Filter{IDs: ids}).args()[0])
 	if err != nil {
@@ -417,7 +416,7 @@ const sqlCounts = `
 select ` + sqlState + `, count(*) from recipient r
 where r.user_id = $1 group by 1`
 
-// Counts says how many live recipients a user has in each state.
+// Counts returns how many live recipients a user has in each state.
 func (a *Admin) Counts(ctx context.Context, user int64) (map[State]int, error) {
 	rows, err := a.db.Query(ctx, sqlCounts, user)
 	if err != nil {

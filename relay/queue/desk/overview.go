@@ -24,7 +24,7 @@ func (r *Reader) Ping(ctx context.Context) error {
 	return nil
 }
 
-// AgeSteps are the ages, since acceptance, at which an Overview parts recipients.
+// AgeSteps are the ages, since acceptance, by which an Overview groups recipients.
 func AgeSteps() []time.Duration { return append([]time.Duration(nil), ageSteps...) }
 
 // States are the states of a live recipient.
@@ -32,13 +32,13 @@ func States() []State {
 	return []State{StateWaiting, StateSending, StateHeld, StateFailed, StateDelivered}
 }
 
-// Overview is the queue in numbers that do not grow with it.
+// Overview is the queue in a fixed set of numbers.
 type Overview struct {
 	Shares  []Share
-	Overdue time.Duration // since the first recipient fell due that nobody has taken
+	Overdue time.Duration // since the first unclaimed recipient fell due
 	Nodes   int           // that live
 	Holds   int           // of users and of credentials
-	Aside   int64         // recipients that the queue has set aside: their rows are bad
+	Aside   int64         // recipients set aside: their rows are bad
 	Took    time.Duration // to read it
 }
 
