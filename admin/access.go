@@ -19,7 +19,7 @@ import (
 const minToken = 16
 
 // ReadToken reads the token from a file; white space around it does not count. A file that
-// everybody may change is refused; one that everybody may read is told to exposed.
+// everybody may change is refused; one that everybody may read is reported to exposed.
 func ReadToken(file string, exposed func(error)) (string, error) {
 	text, err := owned.ReadSecret(file, exposed)
 	if err != nil {
@@ -48,7 +48,7 @@ func (s *Server) guarded(page http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !s.knows(r) {
 			w.Header().Set("WWW-Authenticate", `Bearer realm="postern"`)
-			writeText(w, http.StatusUnauthorized, "the token of [admin] token_file is needed: Authorization: Bearer TOKEN\n")
+			writeText(w, http.StatusUnauthorized, "this needs the token of [admin] token_file: Authorization: Bearer TOKEN\n")
 			return
 		}
 		page.ServeHTTP(w, r)
@@ -65,7 +65,7 @@ func (s *Server) meant(pages http.Handler) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !s.isOurs(r.Host) {
-			writeText(w, http.StatusMisdirectedRequest, "this server does not go by that name: use localhost or an address, or add the name to hosts in [admin]\n")
+			writeText(w, http.StatusMisdirectedRequest, "this server does not have that name: use localhost or an address, or add the name to hosts in [admin]\n")
 			return
 		}
 		pages.ServeHTTP(w, r)

@@ -23,7 +23,7 @@ func RegisterCertificates(to prometheus.Registerer, list func() []health.Certifi
 		list:    list,
 		expires: prometheus.NewDesc("postern_certificate_expiry_timestamp_seconds", "When the certificate for a configured name expires, in seconds since 1970; 0 when there is none.", []string{"name"}, nil),
 		failing: prometheus.NewDesc("postern_certificate_renewal_failing", "1 while the renewal of a certificate fails, else 0.", []string{"name"}, nil),
-		failed:  prometheus.NewDesc("postern_certificate_renewal_failing_since_timestamp_seconds", "Since when the renewal of a certificate fails, in seconds since 1970; 0 while it does not.", []string{"name"}, nil),
+		failed:  prometheus.NewDesc("postern_certificate_renewal_failing_since_timestamp_seconds", "When the renewal of a certificate began to fail, in seconds since 1970; 0 while it succeeds.", []string{"name"}, nil),
 	})
 }
 

@@ -20,7 +20,7 @@ const socketMode = 0o660
 // unixPrefix marks the address of a unix socket.
 const unixPrefix = "unix:"
 
-// CheckAddress says what is wrong with an address: "host:port", or "unix:" and a path.
+// CheckAddress reports what is wrong with an address: "host:port", or "unix:" and a path.
 func CheckAddress(address string) error {
 	if path, ok := strings.CutPrefix(address, unixPrefix); ok {
 		if path == "" {
@@ -97,7 +97,7 @@ func clearSocket(ctx context.Context, dir *os.Root, path string) error {
 		return err
 	}
 	if st.Mode().Type() != fs.ModeSocket {
-		return fmt.Errorf("%s is there already and is no socket", path)
+		return fmt.Errorf("%s exists already and is not a socket", path)
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()

@@ -16,8 +16,8 @@ var latencyBuckets = []float64{0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300,
 // attemptBuckets are for one conversation with a server, in seconds.
 var attemptBuckets = []float64{0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300}
 
-// MailObserver counts what maillog tells. Nothing that somebody else can choose becomes
-// a label: what is not one of the known words is "other".
+// MailObserver counts maillog's events. Nothing that somebody else can choose becomes a
+// label: unknown words become "other".
 func MailObserver(to prometheus.Registerer) maillog.Observer {
 	sessions, sent := newSessionCounts(to), newDeliveryCounts(to)
 	held := newHoldCounts(to)
@@ -93,11 +93,11 @@ func newSessionCounts(to prometheus.Registerer) *sessionCounts {
 		messages:   newCounter("postern_messages_accepted_total", "Messages that were committed to the queue and answered 250."),
 		recipients: newCounter("postern_recipients_accepted_total", "Recipients of the accepted messages."),
 		octets:     newCounter("postern_accepted_bytes_total", "Octets of the accepted messages, as stored."),
-		refused: newCounters("postern_refusals_total", "MAIL, RCPT and messages that were answered 4yz or 5yz, by the stage of the session, whether the client may try again, and why.",
+		refused: newCounters("postern_refusals_total", "MAIL, RCPT and messages that were answered 4yz or 5yz, by stage of the session, whether the client may try again, and reason.",
 			"stage", "class", "reason"),
 		logins:  newCounters("postern_auth_total", "AUTH exchanges that ended, by mechanism and result.", "mechanism", "result"),
-		ended:   newCounters("postern_sessions_closed_total", "Sessions that ended, by why.", "reason"),
-		removed: newCounters("postern_preambles_removed_total", "Accepted messages from which something before the header was removed, by what it was.", "what"),
+		ended:   newCounters("postern_sessions_closed_total", "Sessions that ended, by reason.", "reason"),
+		removed: newCounters("postern_preambles_removed_total", "Accepted messages from which lines before the header were removed, by kind.", "what"),
 	}
 	to.MustRegister(c.messages, c.recipients, c.octets, c.refused, c.logins, c.ended, c.removed)
 	for what := range preambles {
@@ -143,8 +143,8 @@ const (
 	viaMX       = "mx"
 )
 
-// deliveryCounts are of what servers say. What every delivery counts is found without
-// a look-up.
+// deliveryCounts count how servers answer. The counters that every delivery adds to are
+// found without a look-up.
 type deliveryCounts struct {
 	attempts   *prometheus.CounterVec
 	byOutcome  map[outcomeKey]prometheus.Counter
@@ -163,7 +163,7 @@ func newDeliveryCounts(to prometheus.Registerer) *deliveryCounts {
 	took := newHistograms("postern_attempt_seconds", "Seconds that a delivery attempt took over its connection, by class of destination; an attempt that found none is 0.", attemptBuckets, "via")
 	c := &deliveryCounts{
 		attempts:   newCounters("postern_attempts_total", "Delivery attempts for one recipient that ended, by outcome and class of destination.", "outcome", "via"),
-		noRoute:    newCounter("postern_unroutable_total", "Recipients that were put off because no route to them was known: no attempts."),
+		noRoute:    newCounter("postern_unroutable_total", "Recipients deferred, without an attempt, because no route to them was known."),
 		duplicates: newCounter("postern_possible_duplicates_total", "Attempts that ended after the final dot without a complete reply: the next one may deliver a second copy."),
 		notices:    newCounters("postern_notices_total", "Notices to senders that were due, by kind and whether one was sent.", "kind", "sent"),
 		losses:     newCounters("postern_notices_lost_total", "Notices to senders that ended undelivered, by reason.", "reason"),
@@ -228,12 +228,12 @@ type holdCounts struct {
 func newHoldCounts(to prometheus.Registerer) *holdCounts {
 	c := &holdCounts{
 		messages: newCounter("postern_messages_held_total", "Accepted messages that wait for an admin because of a hold."),
-		near:     newCounter("postern_limits_near_total", "Times that four fifths of somebody's limit were used up."),
-		begun:    newCounters("postern_holds_begun_total", "Holds on the mail of a user or credential that began, as every node sees them, by who made them.", "by"),
+		near:     newCounter("postern_limits_near_total", "Times that the use of a limit reached four fifths."),
+		begun:    newCounters("postern_holds_begun_total", "Holds on the mail of a user or credential that began, as every node sees them, by maker.", "by"),
 		ended:    newCounter("postern_holds_ended_total", "Holds that ended, as every node sees them."),
 	}
 	to.MustRegister(c.messages, c.near, c.begun, c.ended)
-	c.begun.WithLabelValues("breaker")
+	c.begun.WithLabelValues("anomaly")
 	c.begun.WithLabelValues("admin")
 	return c
 }
@@ -244,8 +244,8 @@ func (c *holdCounts) released(maillog.HoldEvent)   { c.ended.Inc() }
 
 func (c *holdCounts) made(h maillog.HoldEvent) {
 	by := "admin"
-	if h.ByBreaker {
-		by = "breaker"
+	if h.ByAnomaly {
+		by = "anomaly"
 	}
 	c.begun.WithLabelValues(by).Inc()
 }

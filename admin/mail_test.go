@@ -148,7 +148,7 @@ func TestMailObserver(t *testing.T) {
 	o.Notice(maillog.NoticeEvent{Kind: "failure", Suppressed: "null sender"})
 	o.NoticeLost(maillog.LostNoticeEvent{Reason: "failed"})
 	o.LimitNear(maillog.LimitEvent{})
-	o.Hold(maillog.HoldEvent{ByBreaker: true})
+	o.Hold(maillog.HoldEvent{ByAnomaly: true})
 	o.Hold(maillog.HoldEvent{})
 	o.Released(maillog.HoldEvent{})
 	page := text(t, r)
@@ -166,7 +166,7 @@ func TestMailObserver(t *testing.T) {
 		`postern_delivery_latency_seconds_sum{via="upstream"} 0`, `postern_attempt_seconds_bucket{via="mx",le="0.05"} 2`,
 		`postern_notices_total{kind="failure",sent="yes"} 1`, `postern_notices_total{kind="failure",sent="no"} 1`,
 		`postern_notices_lost_total{reason="failed"} 1`, `postern_notices_lost_total{reason="cancelled"} 0`,
-		"postern_limits_near_total 1", `postern_holds_begun_total{by="breaker"} 1`, `postern_holds_begun_total{by="admin"} 1`, "postern_holds_ended_total 1",
+		"postern_limits_near_total 1", `postern_holds_begun_total{by="anomaly"} 1`, `postern_holds_begun_total{by="admin"} 1`, "postern_holds_ended_total 1",
 	} {
 		if !strings.Contains(page, want+"\n") {
 			t.Errorf("the page lacks %q", want)

@@ -56,13 +56,13 @@ func NewOverview(to prometheus.Registerer, read ReadOverview, log *slog.Logger) 
 		return prometheus.NewDesc(name, help, labels, nil)
 	}
 	o := &Overview{read: read, log: log, descs: overviewDescs{
-		up:         desc("postern_database_up", "1 when the queue could be read for this page, 0 when not."),
-		recipients: desc("postern_queue_recipients", "Recipients in the queue of all nodes, by state and by age since acceptance: at most what the label says, and more than the step before it.", "state", "age"),
+		up:         desc("postern_database_up", "1 if the queue could be read for this page, else 0."),
+		recipients: desc("postern_queue_recipients", "Recipients in the queue of all nodes, by state and by age since acceptance: at most the label, and more than the step before it.", "state", "age"),
 		oldest:     desc("postern_queue_oldest_seconds", "Age of the oldest recipient in a state, since acceptance; 0 when there is none.", "state"),
-		overdue:    desc("postern_queue_overdue_seconds", "Seconds since the first recipient fell due that no node has taken yet; 0 when there is none."),
+		overdue:    desc("postern_queue_overdue_seconds", "Seconds since the first unclaimed recipient fell due; 0 if there is none."),
 		nodes:      desc("postern_nodes", "Nodes that live, by the database."),
 		holds:      desc("postern_holds", "Holds on users and credentials."),
-		aside:      desc("postern_queue_set_aside", "Recipients that are held because their rows are bad: docs/operate.md says what to do."),
+		aside:      desc("postern_queue_set_aside", "Recipients held because their rows are bad; see docs/operate.md."),
 		took:       desc("postern_queue_read_seconds", "Seconds that the last reading of the queue took."),
 	}}
 	o.ctx, o.cancel = context.WithCancel(context.Background())
@@ -176,7 +176,7 @@ func (o *Overview) refresh(reading chan struct{}) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if err != nil && (o.err == nil || !o.known) && o.ctx.Err() == nil {
-		o.log.Warn("admin: the queue cannot be read for the metrics", "error", err)
+		o.log.Warn("admin: cannot read the queue for the metrics", "error", err)
 	}
 	o.last, o.err, o.known, o.reading, o.next = found, err, true, nil, time.Now().Add(wait)
 }

@@ -15,11 +15,11 @@ var (
 
 // QueueObserver counts what the queue writes and takes.
 func QueueObserver(to prometheus.Registerer) queue.Observer {
-	took := newHistograms("postern_commit_seconds", "Seconds of a transaction that was committed, by what it writes.", commitBuckets, "work")
+	took := newHistograms("postern_commit_seconds", "Seconds that a committed transaction took, by what it writes.", commitBuckets, "work")
 	size := newHistograms("postern_commit_size", "Messages, or outcomes for settle, in one committed transaction.", groupBuckets, "work")
-	commits := newCounters("postern_commits_total", "Transactions of the queue, by what they write and their fate; unknown is asked again.", "work", "fate")
-	claimTime := prometheus.NewHistogram(prometheus.HistogramOpts{Name: "postern_claim_seconds", Help: "Seconds of a claim of due recipients.", Buckets: commitBuckets})
-	claims := newCounters("postern_claims_total", "Claims of due recipients, by what they found.", "result")
+	commits := newCounters("postern_commits_total", "Transactions of the queue, by what they write and fate; an unknown one is tried again.", "work", "fate")
+	claimTime := prometheus.NewHistogram(prometheus.HistogramOpts{Name: "postern_claim_seconds", Help: "Seconds that a claim of due recipients took.", Buckets: commitBuckets})
+	claims := newCounters("postern_claims_total", "Claims of due recipients, by result.", "result")
 	claimed := newCounter("postern_claimed_recipients_total", "Recipients that were claimed.")
 	to.MustRegister(took, size, commits, claimTime, claims, claimed)
 
@@ -63,7 +63,7 @@ func QueueObserver(to prometheus.Registerer) queue.Observer {
 // QueueStats are the readings of this node's side of the queue.
 func QueueStats() []Reading[queue.Stats] {
 	return []Reading[queue.Stats]{
-		{Name: "postern_node_epoch", Help: "The epoch that this node lives in and trusts; 0 when there is none, and then it neither accepts nor delivers.",
+		{Name: "postern_node_epoch", Help: "The epoch that this node has and trusts; 0 if none, and then it neither accepts nor delivers.",
 			Value: func(s queue.Stats) float64 { return float64(s.Epoch) }},
 		{Name: "postern_node_lease_seconds", Help: "Seconds for which this node trusts its lease without another heartbeat.",
 			Value: func(s queue.Stats) float64 { return s.LeaseLeft.Seconds() }},
@@ -73,13 +73,13 @@ func QueueStats() []Reading[queue.Stats] {
 			Value: func(s queue.Stats) float64 { return truth(s.Down) }},
 		{Name: "postern_database_full", Help: "1 while no mail is accepted because the disk of the database is full, else 0.",
 			Value: func(s queue.Stats) float64 { return truth(s.Full) }},
-		{Name: "postern_commits_in_doubt", Help: "Messages whose commit has an unknown fate and is being asked about.",
+		{Name: "postern_commits_in_doubt", Help: "Messages whose commit is in doubt and being tried again.",
 			Value: func(s queue.Stats) float64 { return float64(s.InDoubt) }},
-		{Name: "postern_messages_voiding", Help: "Messages that were refused, may be in the queue all the same, and are to go.",
+		{Name: "postern_messages_voiding", Help: "Refused messages that may be in the queue all the same and are being removed.",
 			Value: func(s queue.Stats) float64 { return float64(s.Voiding) }},
 		{Name: "postern_messages_in_hand", Help: "Messages that this process has in hand.",
 			Value: func(s queue.Stats) float64 { return float64(s.InHand) }},
-		{Name: "postern_outcomes_unsettled", Help: "Outcomes of attempts that wait to be written.",
+		{Name: "postern_outcomes_unsettled", Help: "Outcomes of attempts not written yet.",
 			Value: func(s queue.Stats) float64 { return float64(s.Unsettled) }},
 		{Name: "postern_outcomes_fenced_total", Help: "Outcomes that came after their epoch had lost the recipient.", Counter: true,
 			Value: func(s queue.Stats) float64 { return float64(s.Fenced) }},

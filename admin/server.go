@@ -24,7 +24,7 @@ import (
 // Bounds of what a client can make the server spend.
 const (
 	maxConnections = 64
-	maxScrapes     = 4 // at once
+	maxScrapes     = 4 // concurrently
 	maxHeader      = 16 << 10
 	readTime       = 10 * time.Second
 	writeTime      = time.Minute // of the longest page; it bounds pprof's profiles too
@@ -103,8 +103,8 @@ type scrapeErrors struct{ s *Server }
 
 // Println implements promhttp.Logger.
 func (e scrapeErrors) Println(v ...any) {
-	if e.s.lines.Allow("admin: trouble with a scrape", netip.AddrPort{}) {
-		e.s.cfg.Log.Warn("admin: trouble with a scrape", "error", strings.TrimSpace(fmt.Sprintln(v...)))
+	if e.s.lines.Allow("admin: scrape failed", netip.AddrPort{}) {
+		e.s.cfg.Log.Warn("admin: scrape failed", "error", strings.TrimSpace(fmt.Sprintln(v...)))
 	}
 }
 
@@ -128,7 +128,7 @@ func (s *Server) Start(ctx context.Context) error {
 		s.serve(ln)
 		return nil
 	}
-	s.cfg.Log.Warn("admin: the address is in use, health and metrics wait until it is free; give each node on a machine an [admin] address of its own", "address", s.cfg.Address)
+	s.cfg.Log.Warn("admin: the address is in use; health and metrics start once it is free; give each node on a machine its own [admin] address", "address", s.cfg.Address)
 	s.running.Go(func() { s.await(waiting) })
 	return nil
 }

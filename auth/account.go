@@ -9,7 +9,7 @@ import (
 	"postern/policy/quota"
 )
 
-// account is what an authentication needs to know of a user and one credential. The
+// account is the part of a user and one credential that authentication needs. The
 // zero value is an unknown user: it is never allowed in.
 type account struct {
 	id           int64
@@ -33,7 +33,7 @@ type stay struct {
 	last  time.Time // to the day
 }
 
-// admits says whether the account may be used at all, its password apart.
+// admits reports whether the account may be used at all, apart from its password.
 func (a account) admits(peer netip.Addr, now time.Time) bool {
 	if a.id == 0 || !a.enabled || a.hash == "" {
 		return false
@@ -59,16 +59,16 @@ func (a account) identity() Identity {
 	}
 }
 
-// question is what an account is looked up by: a user's name, and the id of a secret
-// or 0 for the password. wide is the client's network as known_network has it.
+// question is the key for looking up an account: a user's name, and the id of a secret or 0
+// for the password. wide is the client's network as known_network has it.
 type question struct {
 	name       string
 	credential int64
 	wide       netip.Prefix
 }
 
-// The statements return one row whatever they find, and read about the same of the
-// indexes for a name that is nobody's.
+// The statements return one row whatever they find, and for an unknown name read about as
+// much of the indexes.
 const (
 	accountColumns = `
 		select coalesce(u.id, 0), coalesce(u.version, 0), coalesce(u.name, ''), coalesce(u.enabled, false),
@@ -99,7 +99,7 @@ const (
 		left join credential c on c.id = asked.credential and c.user_id = u.id and c.revoked_at is null`
 )
 
-// account reads a user and a credential; what is unknown has zero values.
+// account reads a user and a credential; unknown ones have zero values.
 func (s *Store) account(ctx context.Context, q question) (account, error) {
 	sql := accountByPassword
 	if q.credential != 0 {

@@ -6,10 +6,10 @@
 //
 // A wrong name, a wrong password, a disabled user and an expired or revoked credential
 // take one path, the same time and give the same ErrCredentials. Trouble with the
-// database is ErrUnavailable, never a verdict about the password, and counts as no failure.
+// database is ErrUnavailable, never an answer about the password, and counts as no failure.
 //
 // A change acts on every node that has a Watch within a second, and without one within
-// five: what a node has cached of a user holds against the user's version only.
+// five: a node trusts what it has cached of a user only while the user's version is the same.
 package auth
 
 import (

@@ -25,8 +25,8 @@ type Config struct {
 	Queue    int           // hashes that may wait for a permit, and as many of known addresses: 64
 	Patience time.Duration // how long one waits before ErrBusy: 2 s
 	Timeout  time.Duration // of a database lookup: 5 s
-	Audit    time.Duration // how long what admins did is remembered: 365 days
-	Log      *slog.Logger  // troubles of ours; nil: nowhere
+	Audit    time.Duration // how long the audit is kept: 365 days
+	Log      *slog.Logger  // our own trouble; nil: nowhere
 	Guard    *panics.Guard // keeps what panics from ending the process; may be nil
 }
 
@@ -36,7 +36,7 @@ const (
 	// A password verified so long ago is hashed again.
 	successTTL = time.Minute
 	cacheMax   = 1 << 14 // accounts, and successes, remembered
-	// An attempt that would have to wait longer is refused, see contested.
+	// A login that would have to wait longer is refused, see contested.
 	maxWait = 5 * time.Second
 )
 
@@ -50,10 +50,10 @@ type users interface {
 // Authenticator verifies names and passwords.
 //
 // Applications log in for each message, so a password that was verified within a
-// minute costs an HMAC, and one indexed query for each credential every few seconds. It
-// holds against the account's version only: any change voids it. Everything
-// else, a right password or a wrong one, a known user or not, costs one lookup and
-// one hash: a slow one, or an HMAC for what has the form of a generated secret.
+// minute costs an HMAC, and one indexed query for each credential every few seconds. It is
+// valid for one version of the account: any change voids it. Everything else, a right
+// password or a wrong one, a known user or not, costs one lookup and one hash: a slow one,
+// or an HMAC if the password has the form of a generated secret.
 type Authenticator struct {
 	users    users
 	store    *Store // nil in tests without a database: nothing is shared or written
@@ -62,9 +62,9 @@ type Authenticator struct {
 	timeout  time.Duration
 	audit    time.Duration // how long it is kept
 	last     time.Duration // what the last round of Run may take
-	gate     *gate
+	hashing  *hashing
 	throttle *throttle.Throttle
-	longest  time.Duration // after which a contested attempt is answered: maxWait
+	longest  time.Duration // after which a contested login is answered: maxWait
 	notes    *notes
 	outdated chan outdatedPassword
 	decoy    phc
@@ -83,14 +83,14 @@ type Authenticator struct {
 	hashes    singleflight.Group             // by fingerprint, and whether it is known
 }
 
-// credential is what an account is remembered by.
+// credential is the key under which an account is cached.
 type credential struct {
 	name string
 	id   int64
 }
 
-// attempt is one login: who it is to be, and whence.
-type attempt struct {
+// loginTry is one login: name, password and origin.
+type loginTry struct {
 	credential
 	password string // as it is compared
 	from     throttle.Origin
@@ -100,14 +100,14 @@ type attempt struct {
 	known    bool // to be judged because the account is known there: see contested
 }
 
-// newAttempt reads what a client gave. A name or password that can be nobody's makes an
-// attempt without a name: it says nothing about any user.
-func newAttempt(name, password string, peer Peer) attempt {
+// newLoginTry reads a client's name and password. If nobody can have them, the result has
+// no name: it concerns no user.
+func newLoginTry(name, password string, peer Peer) loginTry {
 	canonical, err := CanonicalName(name)
 	if err != nil || password == "" || len(password) > maxPassword {
-		return attempt{from: throttle.OriginOf(peer.Addr, ""), peer: peer}
+		return loginTry{from: throttle.OriginOf(peer.Addr, ""), peer: peer}
 	}
-	try := attempt{
+	try := loginTry{
 		credential: credential{name: canonical}, password: preparePassword(password),
 		from: throttle.OriginOf(peer.Addr, canonical), peer: peer,
 	}
@@ -116,11 +116,11 @@ func newAttempt(name, password string, peer Peer) attempt {
 	return try
 }
 
-func (try attempt) nobodys() bool { return try.name == "" }
+func (try loginTry) nobodys() bool { return try.name == "" }
 
-func (try attempt) secret() bool { return try.id != 0 }
+func (try loginTry) secret() bool { return try.id != 0 }
 
-func (try attempt) question() question { return question{try.name, try.id, try.from.Wide} }
+func (try loginTry) question() question { return question{try.name, try.id, try.from.Wide} }
 
 var _ Verifier = (*Authenticator)(nil)
 
@@ -149,7 +149,7 @@ func newAuthenticator(u users, cost Cost, cfg Config) *Authenticator {
 	}
 	a := &Authenticator{
 		users: u, log: cfg.Log, guard: cfg.Guard, timeout: cfg.Timeout, audit: cfg.Audit, last: time.Second,
-		gate:      newGate(cfg.Permits, cfg.Queue, cfg.Patience),
+		hashing:   newHashing(cfg.Permits, cfg.Queue, cfg.Patience),
 		throttle:  throttle.New(),
 		longest:   maxWait,
 		notes:     newNotes(),
@@ -173,9 +173,9 @@ func (a *Authenticator) Forget(ids []int64, all bool) {
 	a.accounts.forget(func(acct account) bool { return all || slices.Contains(ids, acct.id) })
 }
 
-// Current says what a user may do now by a credential, for sessions that outlive a
-// change; NewNetwork is not told. The error is ErrCredentials when the credential
-// does not work any more, from peer or at all, or ErrUnavailable.
+// Current returns what a user may do now by a credential, for sessions that outlive a change;
+// NewNetwork is not set. The error is ErrCredentials if the credential is no longer valid,
+// from peer or at all, or ErrUnavailable.
 func (a *Authenticator) Current(ctx context.Context, userID, credentialID int64, peer netip.Addr) (Identity, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
@@ -192,7 +192,7 @@ func (a *Authenticator) Current(ctx context.Context, userID, credentialID int64,
 // Verify implements Verifier. It may wait some seconds: for a throttled source, a
 // lookup and a permit.
 func (a *Authenticator) Verify(ctx context.Context, name, password string, peer Peer) (Identity, error) {
-	try := newAttempt(name, password, peer)
+	try := newLoginTry(name, password, peer)
 	acct, ok, err := a.remembered(ctx, try)
 	switch {
 	case ok:
@@ -209,7 +209,7 @@ func (a *Authenticator) Verify(ctx context.Context, name, password string, peer 
 
 // checked is the whole way to an account, the same for every failure: judged
 // immediately, as nearly always, or contested.
-func (a *Authenticator) checked(ctx context.Context, try attempt) (account, error) {
+func (a *Authenticator) checked(ctx context.Context, try loginTry) (account, error) {
 	began := time.Now()
 	public := a.throttle.Join(try.from.Public(), try.from, began)
 	defer func() { a.throttle.Leave(public, time.Now()) }()
@@ -225,8 +225,8 @@ func (a *Authenticator) checked(ctx context.Context, try attempt) (account, erro
 }
 
 // judged compares the password, once. A failure is counted by what judges it.
-func (a *Authenticator) judged(ctx context.Context, try attempt, judges []throttle.Key) (account, error) {
-	if try.nobodys() { // costs no lookup and no hash, but waits as others do and counts
+func (a *Authenticator) judged(ctx context.Context, try loginTry, judges []throttle.Key) (account, error) {
+	if try.nobodys() { // costs no lookup and no hash, but waits and counts like others
 		a.throttle.Failed(judges, time.Now())
 		return account{}, ErrCredentials
 	}
@@ -256,9 +256,9 @@ func (a *Authenticator) judged(ctx context.Context, try attempt, judges []thrott
 	return acct, nil
 }
 
-// unchanged makes sure that an account is still as it was read, for something changed
-// while the password was compared. A client that meets that may try again.
-func (a *Authenticator) unchanged(ctx context.Context, acct account, try attempt) error {
+// unchanged makes sure that an account is still as it was read, because something changed
+// while the password was compared. The client may try again.
+func (a *Authenticator) unchanged(ctx context.Context, acct account, try loginTry) error {
 	now, err := a.lookup(ctx, try)
 	if err == nil && (now.id != acct.id || now.version != acct.version) {
 		err = fmt.Errorf("%w: the account has just changed", ErrUnavailable)
@@ -267,10 +267,10 @@ func (a *Authenticator) unchanged(ctx context.Context, acct account, try attempt
 }
 
 // remembered answers from the caches, and is the only way to be let in without a
-// hash. What it cannot answer takes the whole way, so that nothing can be told
-// from its time but that the right password was given. The first login of a day from a
-// network takes the whole way too.
-func (a *Authenticator) remembered(ctx context.Context, try attempt) (acct account, ok bool, err error) {
+// hash. A login that it cannot answer takes the whole way, so its time reveals nothing
+// except that the right password was given. The first login of a day from a network takes
+// the whole way too.
+func (a *Authenticator) remembered(ctx context.Context, try loginTry) (acct account, ok bool, err error) {
 	now := time.Now()
 	acct, at, ok := a.accounts.get(try.credential, now)
 	if !ok || !a.verified(acct, try, now) {
@@ -289,13 +289,13 @@ func (a *Authenticator) remembered(ctx context.Context, try attempt) (acct accou
 	return acct, true, nil
 }
 
-func (a *Authenticator) verified(acct account, try attempt, now time.Time) bool {
+func (a *Authenticator) verified(acct account, try loginTry, now time.Time) bool {
 	_, _, ok := a.successes.get(fingerprintOf(a.key, try.name, acct, try.password), now)
 	return ok
 }
 
-// refresh reads an account again, once for all who ask at the same time.
-func (a *Authenticator) refresh(ctx context.Context, try attempt) (account, error) {
+// refresh reads an account again, once for all concurrent callers.
+func (a *Authenticator) refresh(ctx context.Context, try loginTry) (account, error) {
 	v, err, _ := a.lookups.Do(fmt.Sprint(try.id, " ", try.name), func() (any, error) {
 		era, asked := a.accounts.eraNow(), time.Now()
 		acct, err := a.lookup(ctx, try)
@@ -308,9 +308,9 @@ func (a *Authenticator) refresh(ctx context.Context, try attempt) (account, erro
 	return acct, err
 }
 
-// lookup reads an account. A client that goes away does not cancel it, for that
-// would cost the pool a connection; its own deadline ends it.
-func (a *Authenticator) lookup(ctx context.Context, try attempt) (account, error) {
+// lookup reads an account. A client that goes away does not cancel it, which would cost the
+// pool a connection; its own deadline ends it.
+func (a *Authenticator) lookup(ctx context.Context, try loginTry) (account, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.timeout)
 	defer cancel()
 	acct, err := a.users.account(ctx, try.question())
@@ -322,16 +322,16 @@ func (a *Authenticator) lookup(ctx context.Context, try attempt) (account, error
 
 // compare hashes a password under a permit. Many sessions that try the same
 // password of the same user share one hash. A secret needs neither.
-func (a *Authenticator) compare(ctx context.Context, acct account, try attempt, print fingerprint) (bool, error) {
+func (a *Authenticator) compare(ctx context.Context, acct account, try loginTry, print fingerprint) (bool, error) {
 	h := a.hashOf(acct, try)
 	if try.secret() {
 		a.macs.Add(1)
 		return h.matches(try.password) && acct.hash != "", nil
 	}
-	// An account that is known does not share the wait of strangers.
+	// A known account does not share the wait of strangers.
 	result := a.hashes.DoChan(fmt.Sprintf("%x %t", print, try.known), func() (any, error) {
 		matched := false
-		err := a.gate.do(asker{try.from.Narrow, try.known}, func() { matched = h.matches(try.password) })
+		err := a.hashing.do(asker{try.from.Narrow, try.known}, func() { matched = h.matches(try.password) })
 		return matched, err
 	})
 	select {
@@ -345,7 +345,7 @@ func (a *Authenticator) compare(ctx context.Context, acct account, try attempt, 
 
 // hashOf returns the account's hash or, when there is none that can be used, the
 // decoy: equal work for every failure.
-func (a *Authenticator) hashOf(acct account, try attempt) hasher {
+func (a *Authenticator) hashOf(acct account, try loginTry) hasher {
 	var h hasher = a.decoy
 	parse := parseHash
 	if try.secret() {

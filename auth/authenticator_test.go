@@ -86,12 +86,12 @@ func TestA6OnePathForEveryFailure(t *testing.T) {
 		{"nobody", "pw"}, {"alice", "wrong"}, {"disabled", "pw"}, {"disabled", "wrong"},
 		{"expired", "pw"}, {"elsewhere", "pw"}, {"nohash", "pw"},
 	} {
-		hashes, reads := a.gate.done.Load(), lookups.Load()
+		hashes, reads := a.hashing.done.Load(), lookups.Load()
 		id, err := a.Verify(t.Context(), try.name, try.password, at(home))
 		if err != ErrCredentials || !cmp.Equal(id, Identity{}) {
 			t.Errorf("%v: %+v, %v; want the bare ErrCredentials", try, id, err)
 		}
-		if h, l := a.gate.done.Load()-hashes, lookups.Load()-reads; h != 1 || l != 1 {
+		if h, l := a.hashing.done.Load()-hashes, lookups.Load()-reads; h != 1 || l != 1 {
 			t.Errorf("%v: %d hashes, %d lookups; want 1 and 1", try, h, l)
 		}
 	}
@@ -101,7 +101,7 @@ func TestDecoyMatchesNothing(t *testing.T) {
 	t.Parallel()
 	a := newAuthenticator(fakeUsers{}, cheap, Config{})
 	for _, account := range []account{{}, {hash: "broken"}} {
-		h := a.hashOf(account, attempt{})
+		h := a.hashOf(account, loginTry{})
 		p, ok := h.(phc)
 		if !ok || p.cost != cheap || h.matches("") || h.matches("password") {
 			t.Errorf("%+v: %v", account, h)
@@ -126,7 +126,7 @@ func TestWarmCacheNeedsNoQuery(t *testing.T) {
 		}
 		check := func(what string, wantLookups int, wantHashes int64) {
 			t.Helper()
-			if h := a.gate.done.Load(); lookups != wantLookups || h != wantHashes {
+			if h := a.hashing.done.Load(); lookups != wantLookups || h != wantHashes {
 				t.Fatalf("%s: %d lookups, %d hashes; want %d, %d", what, lookups, h, wantLookups, wantHashes)
 			}
 		}
@@ -197,7 +197,7 @@ func TestTroubleIsNeverAVerdict(t *testing.T) {
 }
 
 // held is a hash that is computed for as long as the test wants. It stands in for
-// the account's through the gate.
+// the account's through hashing.
 type held struct {
 	running, most atomic.Int64
 	begun         chan struct{}
@@ -226,7 +226,7 @@ func TestA7GateBoundsHashing(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const permits, queue, clients = 2, 64, 1000
-		g := newGate(permits, queue, 2*time.Second)
+		g := newHashing(permits, queue, 2*time.Second)
 		h := &held{begun: make(chan struct{}, clients), end: make(chan struct{})}
 		results := make(chan error, clients)
 		for i := range clients {
@@ -272,7 +272,7 @@ func TestA7DisconnectStormFreesNothing(t *testing.T) {
 		a := newAuthenticator(fakeUsers{}, cheap, Config{Permits: permits})
 		h := &held{begun: make(chan struct{}, permits), end: make(chan struct{})}
 		for range permits { // the permits are taken by hashes under way
-			go a.gate.do(stranger(0), h.work)
+			go a.hashing.do(stranger(0), h.work)
 		}
 		synctest.Wait()
 		var sessions sync.WaitGroup
@@ -288,17 +288,17 @@ func TestA7DisconnectStormFreesNothing(t *testing.T) {
 			hangUp()
 		}
 		sessions.Wait()
-		if n := a.gate.done.Load(); n != permits {
+		if n := a.hashing.done.Load(); n != permits {
 			t.Errorf("%d hashes began while %d permits were taken", n, permits)
 		}
-		if n := a.gate.waiting(); n > 64 {
+		if n := a.hashing.waiting(); n > 64 {
 			t.Errorf("%d wait", n)
 		}
 		close(h.end)
 		synctest.Wait()
 		time.Sleep(2 * time.Second) // whoever still waits gives up or is done
 		synctest.Wait()
-		if n := len(a.gate.permits) + a.gate.waiting(); n != 0 {
+		if n := len(a.hashing.permits) + a.hashing.waiting(); n != 0 {
 			t.Errorf("%d permits or places were lost", n)
 		}
 	})
@@ -334,7 +334,7 @@ func TestA7MemoryOfAStorm(t *testing.T) {
 		break
 	}
 	runtime.ReadMemStats(&now)
-	if each := (now.TotalAlloc - before.TotalAlloc) / uint64(a.gate.done.Load()); each > 19<<20*6/5 {
+	if each := (now.TotalAlloc - before.TotalAlloc) / uint64(a.hashing.done.Load()); each > 19<<20*6/5 {
 		t.Errorf("%d KiB were allocated for each hash", each>>10)
 	}
 	const bound = permits*19<<20*6/5 + 16<<20
@@ -348,7 +348,7 @@ func TestSamePasswordIsHashedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAuthenticator(fakeUsers{"app": withPassword(1, "pw")}, cheap, Config{Permits: 1})
 		h := &held{begun: make(chan struct{}, 1), end: make(chan struct{})}
-		go a.gate.do(stranger(0), h.work) // the only permit: everybody has to wait
+		go a.hashing.do(stranger(0), h.work) // the only permit: everybody has to wait
 		synctest.Wait()
 		var sessions sync.WaitGroup
 		for range 500 {
@@ -361,7 +361,7 @@ func TestSamePasswordIsHashedOnce(t *testing.T) {
 		synctest.Wait()
 		close(h.end)
 		sessions.Wait()
-		if n := a.gate.done.Load() - 1; n != 1 {
+		if n := a.hashing.done.Load() - 1; n != 1 {
 			t.Errorf("%d hashes for one password", n)
 		}
 	})
@@ -375,7 +375,7 @@ func TestLongAndEmptyPasswordsCostNothing(t *testing.T) {
 			t.Errorf("%d octets: %v", len(password), err)
 		}
 	}
-	if n := a.gate.done.Load(); n != 0 {
+	if n := a.hashing.done.Load(); n != 0 {
 		t.Errorf("%d hashes", n)
 	}
 }
@@ -406,7 +406,7 @@ func BenchmarkVerifyWarm(b *testing.B) {
 // at once, and a fifth of it.
 func TestA7HeapOfHashes(t *testing.T) { // alone, for others use the heap too
 	const permits, hashes = 2, 24
-	g := newGate(permits, hashes, time.Hour)
+	g := newHashing(permits, hashes, time.Hour)
 	h := decoy(defaultCost)
 	heap := func() uint64 {
 		sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}

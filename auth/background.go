@@ -10,11 +10,10 @@ import (
 	"postern/auth/throttle"
 )
 
-// Run does what an Authenticator does beside its answers, until ctx ends: it shares
-// failures with the other nodes, writes down who logged in and whence, hashes outdated
-// passwords anew, and deletes what was kept long enough. It returns when all of that is
-// written or given up. Without it an Authenticator answers just as well, by what this
-// process alone has seen.
+// Run does an Authenticator's background work until ctx ends: it shares failures with the
+// other nodes, records logins and their origins, replaces outdated password hashes, and
+// deletes old records. It returns when all of that is written or given up. Without it an
+// Authenticator answers as well, but knows only the failures of this process.
 func (a *Authenticator) Run(ctx context.Context) {
 	if a.store == nil {
 		return
@@ -38,7 +37,7 @@ func (a *Authenticator) Run(ctx context.Context) {
 	all.Wait()
 }
 
-// rounds is work that is done again and again, and at the end once more for what is left.
+// rounds is repeated work, done once more at the end for the rest.
 type rounds struct {
 	what     string // for the log
 	every    time.Duration
@@ -54,7 +53,7 @@ func (a *Authenticator) run(ctx context.Context, r *rounds) {
 	trouble.heard(r.last(ctx))
 }
 
-// every calls do again and again until ctx ends.
+// every calls do periodically until ctx ends.
 func every(ctx context.Context, interval time.Duration, do func()) {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()

@@ -9,7 +9,7 @@ import (
 )
 
 // cache is a bounded map whose entries end by age. It may be used by several
-// goroutines at once.
+// goroutines concurrently.
 type cache[K comparable, V any] struct {
 	mu      sync.Mutex
 	entries map[K]cached[V]
@@ -38,8 +38,8 @@ func (c *cache[K, V]) get(key K, now time.Time) (value V, at time.Time, ok bool)
 	return e.value, e.at, true
 }
 
-// put sets an entry as of at. When there is no room it takes the place of the
-// oldest of a few, found in the map's random order.
+// put sets an entry as of at. Without room it replaces the oldest of a few entries, found in
+// the map's random order.
 func (c *cache[K, V]) put(key K, value V, at time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -68,15 +68,15 @@ func (c *cache[K, V]) evict() {
 	delete(c.entries, victim)
 }
 
-// eraNow is the era of what is read from here on, for putOf.
+// eraNow is the era of data read from here on, for putOf.
 func (c *cache[K, V]) eraNow() uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.era
 }
 
-// putOf is put for what was read in an era; ok is false, and nothing is put, when
-// something was forgotten since then, for it may have been this.
+// putOf is put for data read in an era; ok is false, and nothing is put, if anything was
+// forgotten since then, for it may have been this.
 func (c *cache[K, V]) putOf(era uint64, key K, value V, at time.Time) (ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

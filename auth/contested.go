@@ -9,16 +9,15 @@ import (
 	"postern/auth/throttle"
 )
 
-// contested is the way of an attempt that cannot be judged immediately: a public count
-// keeps it waiting, or no permit was free in time.
+// contested handles a login that cannot be judged immediately: a public count keeps it
+// waiting, or no permit was free in time.
 //
-// All that the client can tell of it depends on its address, on the name as typed and on
-// what was tried before, never on whether the account exists or is known there: the
-// attempt keeps its place among all others (public, nil when that is spent), is judged
-// when that has its turn, and every failure is answered at until, whenever it was found.
-// Beside that, unseen, goes the account's own way, which ends all of it when the
-// password is right.
-func (a *Authenticator) contested(ctx context.Context, try attempt, public *throttle.Place, until time.Time) (account, error) {
+// All that the client can observe depends on its address, on the name as typed and on
+// earlier tries, never on whether the account exists or is known there: the login keeps its
+// place among all others (public, nil when that is spent), is judged at its turn, and every
+// failure is answered at until, whenever it was found. Beside that, unseen, goes the
+// account's own way, which ends the wait if the password is right.
+func (a *Authenticator) contested(ctx context.Context, try loginTry, public *throttle.Place, until time.Time) (account, error) {
 	beside, cancel := context.WithCancel(ctx)
 	defer cancel()
 	right := make(chan account, 1)
@@ -56,12 +55,11 @@ func (a *Authenticator) contested(ctx context.Context, try attempt, public *thro
 	}
 }
 
-// ownWay judges an attempt as soon as the account's own count allows, under a permit
+// ownWay judges a login as soon as the account's own count allows, under a permit
 // that strangers do not wait for: the count of the account at its address when it is
 // known there, or in its network when only that is known. A generated secret needs
-// neither: it cannot be guessed, and costs no hash. Trouble is for the public way to
-// tell.
-func (a *Authenticator) ownWay(ctx context.Context, try attempt) (acct account, right bool) {
+// neither: it cannot be guessed, and costs no hash. The public way reports trouble.
+func (a *Authenticator) ownWay(ctx context.Context, try loginTry) (acct account, right bool) {
 	own := a.ownPlace(ctx, try)
 	defer func() { a.throttle.Leave(own, time.Now()) }()
 	select {
@@ -74,9 +72,9 @@ func (a *Authenticator) ownWay(ctx context.Context, try attempt) (acct account, 
 	}
 }
 
-// ownPlace is a place behind none but attempts as the same account from the same address,
+// ownPlace is a place behind none but logins as the same account from the same address,
 // or network; nil, which has no turn, when the account is not known there.
-func (a *Authenticator) ownPlace(ctx context.Context, try attempt) *throttle.Place {
+func (a *Authenticator) ownPlace(ctx context.Context, try loginTry) *throttle.Place {
 	if try.secret() {
 		return throttle.Open()
 	}

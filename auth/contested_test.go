@@ -146,7 +146,7 @@ func TestM1PermitsByAddress(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const permits, queue = 2, 64
-		g := newGate(permits, queue, time.Minute)
+		g := newHashing(permits, queue, time.Minute)
 		h := &held{begun: make(chan struct{}, 2*queue), end: make(chan struct{})}
 		served := make(chan string, 2*queue)
 		ask := func(who string, from asker) {
@@ -195,7 +195,7 @@ func TestM1PermitsAllWanted(t *testing.T) {
 		for i := range 200 {
 			all.Go(func() {
 				for ctx.Err() == nil {
-					if a.gate.do(stranger(i), func() { time.Sleep(time.Second / 2) }) != nil {
+					if a.hashing.do(stranger(i), func() { time.Sleep(time.Second / 2) }) != nil {
 						time.Sleep(time.Second / 10)
 					}
 				}
@@ -223,7 +223,7 @@ func TestM2NoPermit(t *testing.T) {
 		}
 		h := &held{begun: make(chan struct{}, permits), end: make(chan struct{})}
 		for range permits {
-			go a.gate.do(stranger(0), h.work)
+			go a.hashing.do(stranger(0), h.work)
 		}
 		synctest.Wait()
 		for _, name := range []string{"alice", "nobody"} {
@@ -280,9 +280,9 @@ func TestM2OnePathInEveryState(t *testing.T) {
 						must(t, err)
 					}
 					for i := range 30 {
-						began, hashes := time.Now(), a.gate.done.Load()
+						began, hashes := time.Now(), a.hashing.done.Load()
 						_, err := a.Verify(t.Context(), name, fmt.Sprint("wrong", i), at(home))
-						got := answer{time.Since(began), err, a.gate.done.Load() - hashes}
+						got := answer{time.Since(began), err, a.hashing.done.Load() - hashes}
 						if errors.Is(err, ErrBusy) {
 							got.err = ErrBusy
 						}

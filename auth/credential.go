@@ -16,7 +16,7 @@ import (
 // ErrNewCredential is a credential that cannot be made.
 var ErrNewCredential = errors.New("not a valid credential")
 
-// CredentialKind is how a credential proves who somebody is.
+// CredentialKind is how a credential proves an identity.
 type CredentialKind string
 
 const (
@@ -38,14 +38,14 @@ type Credential struct {
 	RevokedAt time.Time
 }
 
-// Use is when and whence somebody logged in, to the minute.
+// Use is the time, to the minute, and origin of a login.
 type Use struct {
 	At   time.Time
 	Addr netip.Addr
 	TLS  string
 }
 
-// NewCredential is what AddCredential may be told.
+// NewCredential are the properties of a credential for AddCredential.
 type NewCredential struct {
 	Label    string         // for people; at most 200 octets
 	Expires  time.Time      // zero: never
@@ -69,7 +69,7 @@ func (n NewCredential) check(now time.Time) (NewCredential, error) {
 			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
 		}
 		if !p.IsValid() {
-			return n, fmt.Errorf("%w: %s is no network", ErrNewCredential, n.Networks[i])
+			return n, fmt.Errorf("%w: %s is not a network", ErrNewCredential, n.Networks[i])
 		}
 		networks[i] = p.Masked()
 	}
@@ -77,8 +77,7 @@ func (n NewCredential) check(now time.Time) (NewCredential, error) {
 	return n, nil
 }
 
-// AddCredential makes a secret for a user and returns it, which is the only time that
-// anybody sees it. The error is ErrName, ErrNotFound or ErrNewCredential, or of the database.
+// AddCredential makes a secret for a user and returns it; it is never shown again. The error is ErrName, ErrNotFound or ErrNewCredential, or of the database.
 func (s *Store) AddCredential(ctx context.Context, user string, n NewCredential) (c Credential, secret string, err error) {
 	if n, err = n.check(time.Now()); err != nil {
 		return Credential{}, "", err
@@ -129,8 +128,8 @@ func (s *Store) Credential(ctx context.Context, id int64) (Credential, error) {
 	return list[0], nil
 }
 
-// RevokeCredential ends a credential of either kind for ever and returns it. One that
-// is revoked already is returned as it is. The error is ErrNotFound, or of the database.
+// RevokeCredential ends a credential of either kind for ever and returns it. One already
+// revoked is returned unchanged. The error is ErrNotFound, or of the database.
 func (s *Store) RevokeCredential(ctx context.Context, id int64) (Credential, error) {
 	c, err := s.Credential(ctx, id)
 	if err != nil || !c.RevokedAt.IsZero() {

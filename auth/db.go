@@ -22,20 +22,20 @@ const storeTimeout = 10 * time.Second
 
 // Store keeps users, their credentials and their limits. Each change is one
 // transaction, which raises the user's version and writes a row of the table audit, and
-// is then announced on Channel. On a transaction of the caller it is a part of that,
-// undone alone when it fails, and the caller announces it after the commit.
+// is then announced on Channel. In a transaction of the caller, a failed change is undone
+// alone, and the caller announces it after the commit.
 type Store struct {
 	db    pg.DB
 	cost  Cost
 	actor string
 }
 
-// NewStore returns a Store on a pool or a transaction. What it does is put down to
-// "postern" until As says who acts.
+// NewStore returns a Store on a pool or a transaction. The audit records "postern" as the
+// actor of its changes unless As names another.
 func NewStore(db pg.DB) *Store { return &Store{db: db, cost: defaultCost, actor: "postern"} }
 
-// As returns a Store whose changes the audit puts down to actor, the operating
-// system's user.
+// As returns a Store whose changes the audit attributes to actor, the operating system's
+// user.
 func (s *Store) As(actor string) *Store {
 	as := *s
 	as.actor = pg.Storable(actor)
@@ -44,7 +44,7 @@ func (s *Store) As(actor string) *Store {
 
 // Announce tells every node that a user changed, 0 for everybody. It is for the pool,
 // after the commit: in a transaction NOTIFY makes all commits wait for each other. A
-// failure is no harm, for polling finds the change too.
+// failure is harmless: polling finds the change too.
 func (s *Store) Announce(ctx context.Context, userID int64) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
@@ -95,8 +95,8 @@ func (s *Store) change(ctx context.Context, name string, d audit.Deed, fn func(c
 	return nil
 }
 
-// touchUser locks a user and raises the version. The clock is that of the statement,
-// for Watch looks for what changed lately.
+// touchUser locks a user and raises the version. It uses the statement's clock, for Watch
+// looks for recent changes.
 func touchUser(ctx context.Context, tx pgx.Tx, name string) (id int64, err error) {
 	err = tx.QueryRow(ctx, `
 		update app_user set version = version + 1, updated_at = clock_timestamp()
@@ -113,7 +113,7 @@ func touchEverybody(ctx context.Context, tx pgx.Tx) error {
 	return err
 }
 
-// notFound is an ErrNotFound in other words.
+// notFound is an ErrNotFound with its own text.
 type notFound string
 
 func (e notFound) Error() string        { return string(e) }

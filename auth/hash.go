@@ -21,11 +21,11 @@ type Cost struct {
 	Threads uint8
 }
 
-// defaultCost is the least that OWASP asks for; about 35 ms of one core.
+// defaultCost is the minimum that OWASP recommends; about 35 ms of one core.
 var defaultCost = Cost{Memory: 19 << 10, Time: 2, Threads: 1}
 
-// What a stored hash may cost at most. A row that asks for more is broken or
-// hostile, and is never computed.
+// The most that a stored hash may cost. A row that asks for more is broken or hostile, and
+// is never computed.
 const (
 	maxMemory     = 128 << 10 // KiB
 	maxTime       = 10
@@ -113,11 +113,11 @@ func hashPassword(password string, cost Cost) string {
 	return p.String()
 }
 
-// work is what a hash of this cost takes, in KiB passed over.
+// work is the work of a hash of this cost, in KiB processed.
 func (c Cost) work() uint64 { return uint64(c.Memory) * uint64(c.Time) }
 
-// outdated says that a stored hash is to be made anew: it is of another kind, or
-// costs less to guess than one of now.
+// outdated reports that a stored hash should be replaced: it is of another kind, or cheaper
+// to guess than a current one.
 func outdated(h hasher, now Cost) bool {
 	p, ok := h.(phc)
 	return !ok || p.cost.work() < now.work()
@@ -155,7 +155,7 @@ func (h bcryptHash) matches(password string) bool {
 }
 
 // preparePassword makes two encodings of one password equal (RFC 8265 section 4.2,
-// OpaqueString); what that profile refuses is compared as it is.
+// OpaqueString); a password that the profile refuses is compared unchanged.
 func preparePassword(password string) string {
 	if isGraphicASCII(password) {
 		return password

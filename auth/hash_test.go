@@ -140,7 +140,7 @@ func TestA7PoisonedHashAllocatesNothing(t *testing.T) {
 	if err != ErrCredentials {
 		t.Errorf("err = %v, want ErrCredentials", err)
 	}
-	if a.gate.done.Load() != 1 {
+	if a.hashing.done.Load() != 1 {
 		t.Error("no dummy work was done")
 	}
 	if got := after.TotalAlloc - before.TotalAlloc; got > 1<<20 {

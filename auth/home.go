@@ -16,21 +16,20 @@ const (
 	// A network stays new for a day, so that a thief who logs in for each message is
 	// as new with the second.
 	newFor = 24 * time.Hour
-	// So many networks and addresses of users are remembered.
+	// How many networks and addresses of users are remembered.
 	networksMax = 1 << 16
-	// Whether a user is known from an address is remembered for so long.
+	// How long it is remembered whether a user is known from an address.
 	standingTTL = 5 * time.Second
 )
 
-// standing is from where an account is known: it has logged in from there within 30
-// days. The zero value is that of an account that does not exist.
+// standing is where an account is known from: it has logged in from there within 30 days. The zero value is that of an account that does not exist.
 type standing struct {
 	address bool // the very address: the /32 or /64
 	network bool // the /24 or /48
 }
 
-// knownFrom is asked of attempts that would have to wait, whoever they are of.
-func (a *Authenticator) knownFrom(ctx context.Context, try attempt) (standing, error) {
+// knownFrom is called for each login that would have to wait.
+func (a *Authenticator) knownFrom(ctx context.Context, try loginTry) (standing, error) {
 	if try.nobodys() {
 		return standing{}, nil
 	}
@@ -51,8 +50,8 @@ func (a *Authenticator) knownFrom(ctx context.Context, try attempt) (standing, e
 	return known, nil
 }
 
-// welcome notes a login and says who it is.
-func (a *Authenticator) welcome(acct account, try attempt, now time.Time) Identity {
+// welcome notes a login and returns its identity.
+func (a *Authenticator) welcome(acct account, try loginTry, now time.Time) Identity {
 	h, _, here := a.homes.get(try.pair, now)
 	if !here {
 		if h = acct.stay; h.since.IsZero() {

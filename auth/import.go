@@ -20,10 +20,10 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// ErrImport is a file of users that cannot be taken as it is.
+// ErrImport is a file of users that cannot be imported.
 var ErrImport = errors.New("the file cannot be imported")
 
-// LineError is what is wrong with a line of a file of users, and what to do about it.
+// LineError is a fault in a line of a file of users, and the remedy.
 type LineError struct {
 	Line int
 	Err  error
@@ -51,7 +51,7 @@ func (e *ImportError) Unwrap() []error {
 	return errs
 }
 
-// And is e with more lines, in their order.
+// And returns e with more lines, in their order.
 func (e *ImportError) And(more []LineError) *ImportError {
 	lines := slices.Concat(e.Lines, more)
 	slices.SortStableFunc(lines, func(a, b LineError) int { return cmp.Compare(a.Line, b.Line) })
@@ -69,7 +69,7 @@ type ImportUser struct {
 }
 
 const (
-	importErrors  = 20 // told at once
+	importErrors  = 20 // reported together
 	importBatch   = 1000
 	importTimeout = 10 * time.Minute // of the transaction
 )
@@ -80,8 +80,8 @@ var importColumns = []string{"name", "password", "hash", "senders", "resend"}
 // ParseImport reads users from CSV (RFC 4180). Its first line names the columns name,
 // password, hash, senders and resend, of which only name must be there; each user has a
 // password or a hash, or neither and then no way to log in yet. Patterns of senders are
-// separated by spaces; those in resend need not be in senders too. The error is ErrImport, or an ImportError when the columns are
-// named well: then the users of the other lines come with it.
+// separated by spaces; those in resend need not be in senders too. The error is ErrImport,
+// or an ImportError if the columns are valid: then the users of the other lines come with it.
 func ParseImport(r io.Reader) ([]ImportUser, error) {
 	p := importParser{csv: csv.NewReader(withoutBOM(r)), lines: map[string]int{}}
 	if err := p.header(); err != nil {
@@ -95,7 +95,7 @@ func ParseImport(r io.Reader) ([]ImportUser, error) {
 	return p.users, nil
 }
 
-// withoutBOM passes over the byte order mark that spreadsheets begin with.
+// withoutBOM skips the byte order mark that spreadsheets begin with.
 func withoutBOM(r io.Reader) io.Reader {
 	b := bufio.NewReader(r)
 	if mark, _ := b.Peek(3); string(mark) == "\xef\xbb\xbf" {
@@ -120,7 +120,7 @@ func (p *importParser) header() error {
 	for i, c := range columns {
 		columns[i] = strings.ToLower(strings.TrimSpace(c))
 		if !slices.Contains(importColumns, columns[i]) || slices.Contains(columns[:i], columns[i]) {
-			return fmt.Errorf("%w: line 1: column %q: name each of %s at most once, and nothing else",
+			return fmt.Errorf("%w: line 1: column %q: name each of %s at most once, and no others",
 				ErrImport, c, strings.Join(importColumns, ", "))
 		}
 	}
@@ -131,7 +131,7 @@ func (p *importParser) header() error {
 	return nil
 }
 
-// next reads one user; false is the end of the file, or of what can be read of it.
+// next reads one user; false is the end of the file, or of its readable part.
 func (p *importParser) next() bool {
 	record, err := p.csv.Read()
 	if err == io.EOF {
@@ -153,7 +153,7 @@ func (p *importParser) next() bool {
 	return len(p.errs) < importErrors
 }
 
-// unreadable is what is wrong with a line behind which nothing can be read.
+// unreadable is the fault of a line after which nothing can be read.
 func unreadable(err error) LineError {
 	var syntax *csv.ParseError
 	if errors.As(err, &syntax) {
@@ -183,7 +183,7 @@ func (p *importParser) user(record []string, line int) error {
 		return fmt.Errorf("resend: %w", err)
 	}
 	if len(u.Senders) == 0 && !strings.Contains(u.Name, "@") {
-		return fmt.Errorf("%s is no address: name in senders what the user may send as", u.Name)
+		return fmt.Errorf("%s is not an address: name in senders the addresses that the user may send as", u.Name)
 	}
 	if err := u.checkPassword(); err != nil {
 		return err
@@ -207,7 +207,7 @@ func (u *ImportUser) addResend(patterns []string) error {
 	return nil
 }
 
-// checkPassword says what is wrong with the password or the hash, and neither of them.
+// checkPassword says what is wrong with the password or the hash, without revealing them.
 func (u ImportUser) checkPassword() error {
 	switch {
 	case u.Password != "" && u.Hash != "":
@@ -224,9 +224,9 @@ func (u ImportUser) checkPassword() error {
 	return nil
 }
 
-// Import adds users, all or none, and says how many; with dryRun it finds out whether
-// it could, and adds none. The error is an ImportError with the lines of those that are
-// there already, each ErrExists, or of the database.
+// Import adds users, all or none, and returns how many; with dryRun it only finds out whether
+// it could. The error is an ImportError with the lines of users that exist already, each
+// ErrExists, or of the database.
 func (s *Store) Import(ctx context.Context, users []ImportUser, dryRun bool) (added int, err error) {
 	hashes := make([]string, len(users))
 	if !dryRun {
@@ -281,7 +281,7 @@ func (s *Store) importHashes(ctx context.Context, users []ImportUser) ([]string,
 	return hashes, group.Wait()
 }
 
-// Taken returns the lines of users that are there already, the first twenty of them.
+// Taken returns the lines of users that exist already, the first twenty of them.
 func (s *Store) Taken(ctx context.Context, users []ImportUser) ([]LineError, error) {
 	ctx, cancel := context.WithTimeout(ctx, importTimeout)
 	defer cancel()

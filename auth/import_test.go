@@ -60,7 +60,7 @@ func TestParseImportNamesTheLine(t *testing.T) {
 		{head + "a@b,,$1$md5,\n", "line 2: the hash is neither bcrypt"},
 		{head + "a@b,,\"$argon2id$v=19$m=4194304,t=2,p=1$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4\",\n", "up to 131072 KiB"},
 		{head + "a@b,pw,,nothing\n", "line 2: senders: not a valid sender pattern"},
-		{head + "word,pw,,\n", "line 2: word is no address: name in senders"},
+		{head + "word,pw,,\n", "line 2: word is not an address: name in senders"},
 		{head + "a@b,\"pw,,\n", "line"},
 		{"name,resend\na@b,<>\n", "line 2: resend: not a valid sender pattern"},
 		{"name,resend\na@b,nothing\n", "line 2: resend: not a valid sender pattern"},

@@ -8,9 +8,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Identity returns what a login as a user by one of its credentials would be, whether
-// or not it would be let in: credential 0 is for none in particular, and then the limits
-// are those of the user. The error is ErrNotFound, or of the database.
+// Identity returns the identity of a login as a user by one of its credentials, whether or
+// not it would be let in: credential 0 is none in particular, and then the limits are those
+// of the user. The error is ErrNotFound, or of the database.
 func (s *Store) Identity(ctx context.Context, userID, credentialID int64) (Identity, error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()

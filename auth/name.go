@@ -18,8 +18,8 @@ var ErrName = errors.New("not a valid user name")
 //
 // A name is an address or a word without "@". The word, or the local part, is
 // compared by PRECIS UsernameCaseMapped (RFC 8265 section 3.3); the domain becomes
-// A-labels in lower case without a final dot. What PRECIS or IDNA do not allow
-// (spaces, controls, compatibility characters, …) is ErrName. It is idempotent.
+// A-labels in lower case without a final dot. Characters that PRECIS or IDNA do
+// not allow (spaces, controls, compatibility characters, …) give ErrName. It is idempotent.
 func CanonicalName(name string) (string, error) {
 	if name == "" || len(name) > maxName {
 		return "", fmt.Errorf("%w: empty or longer than %d octets", ErrName, maxName)
@@ -63,7 +63,7 @@ func canonicalWord(word string) (string, error) {
 		return strings.ToLower(word), nil // all that PRECIS does to it
 	}
 	once, err := precis.UsernameCaseMapped.String(word)
-	if err != nil { // its words are for those who know RFC 8265
+	if err != nil { // its error text needs knowledge of RFC 8265
 		return "", fmt.Errorf("%w: %q has a character that names cannot have, such as a space", ErrName, word)
 	}
 	// The mapping is not idempotent for every string, and a name that changes when

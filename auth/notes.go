@@ -18,15 +18,16 @@ const (
 	writeEvery = 3 * time.Second
 	notesMax   = 1 << 14 // uses, and homes, that wait to be written
 	noteBatch  = 1000
-	// A credential in constant use is written down once in so long, unless it is used
-	// from elsewhere.
+	// How often a credential in constant use is recorded, unless it is used from
+	// elsewhere.
 	useEvery = time.Minute
-	// So many addresses of a user are known, the last ones.
+	// How many addresses of a user are known, the latest ones.
 	addressesKept = 64
 )
 
-// notes are logins that are not written down yet: the last use of each credential and
-// the addresses and networks where users are at home. It holds so many; what comes then is left out.
+// notes are logins that are not written yet: the last use of each credential and the
+// addresses and networks where users are at home. Their number is bounded; further ones are
+// dropped.
 type notes struct {
 	mu      sync.Mutex
 	uses    map[int64]Use // by credential
@@ -77,7 +78,7 @@ func (n *notes) take() (uses map[int64]Use, homes map[dwelling]struct{}) {
 	return uses, homes
 }
 
-// giveBack takes notes again that could not be written; later ones stand.
+// giveBack takes back notes that could not be written; later ones take precedence.
 func (n *notes) giveBack(uses map[int64]Use, homes map[dwelling]struct{}) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -93,7 +94,7 @@ func (n *notes) giveBack(uses map[int64]Use, homes map[dwelling]struct{}) {
 	}
 }
 
-// writing writes notes down.
+// writing writes notes.
 type writing struct {
 	store *Store
 	notes *notes
@@ -130,8 +131,8 @@ func (d dwelling) compare(other dwelling) int {
 	return cmp.Or(d.network.Addr().Compare(other.network.Addr()), cmp.Compare(d.network.Bits(), other.network.Bits()))
 }
 
-// writeUses writes the last uses of credentials, locked in the order of their ids. A use
-// that another node wrote later stands.
+// writeUses writes the last uses of credentials, locked in the order of their ids. It does
+// not overwrite a later use by another node.
 func (s *Store) writeUses(ctx context.Context, ids []int64, uses map[int64]Use) error {
 	at, addrs, facts := make([]time.Time, len(ids)), make([]*netip.Addr, len(ids)), make([]string, len(ids))
 	for i, id := range ids {
@@ -181,7 +182,7 @@ const (
 
 // writeHomes writes addresses and networks where users are at home. First it deletes
 // those that a user has not come back to for 30 days, so that such a network is new again,
-// and the addresses beyond those that are kept.
+// and the addresses beyond the number kept.
 func (s *Store) writeHomes(ctx context.Context, homes []dwelling) error {
 	users, networks := make([]int64, len(homes)), make([]netip.Prefix, len(homes))
 	for i, d := range homes {

@@ -155,10 +155,10 @@ func TestRehashAtLogin(t *testing.T) {
 		if p, err := parsePHC(now); err != nil || p.cost != cheap || !p.matches("pw") || after != version {
 			t.Errorf("%s, version %d, was %d: %v", now, after, version, err)
 		}
-		hashes := a.gate.done.Load()
+		hashes := a.hashing.done.Load()
 		again, err := a.Verify(ctx, "alice", "pw", at(home))
-		if err != nil || again.CredentialID != id.CredentialID || a.gate.done.Load() != hashes {
-			t.Errorf("after it: %+v, %v, %d hashes", again, err, a.gate.done.Load()-hashes)
+		if err != nil || again.CredentialID != id.CredentialID || a.hashing.done.Load() != hashes {
+			t.Errorf("after it: %+v, %v, %d hashes", again, err, a.hashing.done.Load()-hashes)
 		}
 		a.successes.forget(func(struct{}) bool { return true })
 		if _, err := a.Verify(ctx, "alice", "pw", at(home)); err != nil || len(a.outdated) != 0 {
@@ -178,12 +178,12 @@ func TestRehashQueueIsBounded(t *testing.T) {
 	a := newAuthenticator(fakeUsers{}, defaultCost, Config{})
 	acct := withPassword(1, "pw")
 	for range 10 * rehashQueue {
-		a.renew(acct, attempt{})
+		a.renew(acct, loginTry{})
 	}
 	if n := len(a.outdated); n != rehashQueue {
 		t.Errorf("%d wait", n)
 	}
-	if a.renew(acct, attempt{credential: credential{id: 1}}); len(a.outdated) != rehashQueue {
+	if a.renew(acct, loginTry{credential: credential{id: 1}}); len(a.outdated) != rehashQueue {
 		t.Error("a secret is to be hashed")
 	}
 }

@@ -52,8 +52,7 @@ func CanonicalPattern(pattern string) (string, error) {
 	return canonical, nil
 }
 
-// resendPattern is CanonicalPattern for one by which others' mail is resent: what is in
-// Resent-From is a mailbox.
+// resendPattern is CanonicalPattern for resending others' mail: Resent-From holds a mailbox.
 func resendPattern(pattern string) (string, error) {
 	if pattern == NullSender {
 		return "", fmt.Errorf("%w: %q is for MAIL alone, nobody resends mail as that", ErrPattern, pattern)

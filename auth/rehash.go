@@ -2,13 +2,11 @@ package auth
 
 import "context"
 
-// rehashQueue bounds how many passwords wait to be hashed anew, and so how many are
-// held in memory. A password that finds no place has another try at the
-// next login.
+// rehashQueue bounds how many passwords wait to be hashed again, and so how many are in
+// memory. A password without a place is tried again at the next login.
 const rehashQueue = 64
 
-// outdatedPassword is a password that has just matched a hash that is cheap to guess,
-// or of an import.
+// outdatedPassword is a password that has just matched a cheap or imported hash.
 type outdatedPassword struct {
 	credential int64
 	hash       string
@@ -16,7 +14,7 @@ type outdatedPassword struct {
 }
 
 // renew has an outdated hash replaced in time.
-func (a *Authenticator) renew(acct account, try attempt) {
+func (a *Authenticator) renew(acct account, try loginTry) {
 	if try.secret() || !outdated(a.hashOf(acct, try), a.decoy.cost) {
 		return
 	}
@@ -26,8 +24,7 @@ func (a *Authenticator) renew(acct account, try attempt) {
 	}
 }
 
-// rehash hashes outdated passwords anew until ctx ends, one at a time, each under a
-// permit.
+// rehash replaces outdated hashes until ctx ends, one at a time, each under a permit.
 func (a *Authenticator) rehash(ctx context.Context) {
 	for {
 		select {
@@ -41,16 +38,16 @@ func (a *Authenticator) rehash(ctx context.Context) {
 
 func (a *Authenticator) rehashOne(ctx context.Context, o outdatedPassword) {
 	hash := ""
-	if err := a.gate.do(asker{}, func() { hash = hashPassword(o.password, a.decoy.cost) }); err != nil {
+	if err := a.hashing.do(asker{}, func() { hash = hashPassword(o.password, a.decoy.cost) }); err != nil {
 		return // busy: at another login
 	}
 	if err := a.store.replaceHash(ctx, o.credential, o.hash, hash); err != nil && ctx.Err() == nil {
-		a.log.Warn("an outdated password hash was not replaced", "credential", o.credential, "error", err)
+		a.log.Warn("cannot replace an outdated password hash", "credential", o.credential, "error", err)
 	}
 }
 
-// replaceHash sets a new hash of the same password if the old one still stands. The
-// user's version stays: whatever was verified by the old one holds.
+// replaceHash sets a new hash of the same password if the old one is still there. The user's
+// version stays: passwords verified by the old one remain valid.
 func (s *Store) replaceHash(ctx context.Context, credential int64, old, hash string) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()

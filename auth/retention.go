@@ -16,8 +16,8 @@ const (
 	networkKept = 30 * 24 * time.Hour // after it a network is new again, see writeHomes
 )
 
-// retention deletes what is kept for a time only, see docs/retention.md. Nodes that do
-// so concurrently skip the rows that another has locked.
+// retention deletes records whose time is over, see docs/retention.md. Nodes that do so
+// concurrently skip the rows that another has locked.
 type retention struct {
 	store   *Store
 	audit   time.Duration
@@ -46,8 +46,7 @@ func (r *retention) round(ctx context.Context) error {
 	return nil
 }
 
-// Rows are locked and deleted by their place: however many there are, nothing else is
-// read.
+// Rows are locked and deleted by their ctid: however many there are, nothing else is read.
 const expireNetworks = `
 	delete from known_network where ctid = any(array(
 		select ctid from known_network where last_at < clock_timestamp() - $1::interval

@@ -12,7 +12,7 @@ import (
 	"github.com/emersion/go-sasl"
 )
 
-// Bounds of what a client may send, in octets.
+// Bounds on a client's texts, in octets.
 const (
 	maxName     = 255
 	maxPassword = 1024
@@ -68,8 +68,8 @@ func NewServer(ctx context.Context, mech string, verify func(ctx context.Context
 	return nil, ErrMechanism
 }
 
-// validate looks at what was decoded, for the encoding can hide any octet
-// (RFC 4616 section 2 allows no NUL; nothing else that is a control has a use).
+// validate checks the decoded texts, for the encoding can hide any octet (RFC 4616 section 2
+// allows no NUL; no other control character is useful).
 func validate(name, password string) error {
 	switch {
 	case name == "":
@@ -86,8 +86,8 @@ func validate(name, password string) error {
 	return nil
 }
 
-// plain is RFC 4616 on go-sasl's server, which splits the message but says neither
-// what is wrong with it nor that its parts are valid.
+// plain is RFC 4616 on go-sasl's server, which splits the message but neither explains faults
+// nor validates its parts.
 type plain struct {
 	inner sasl.Server
 }
@@ -132,7 +132,7 @@ func (l *login) Next(response []byte) (challenge []byte, done bool, err error) {
 		return []byte("Username:"), false, nil
 	case l.step <= 1:
 		l.name, l.step = string(response), 2
-		// Refuse before the password is asked for; an empty one is no complaint yet.
+		// Refuse before asking for the password; an empty name is not an error yet.
 		if err := validate(l.name, ""); err != nil {
 			l.step = 3
 			return nil, false, err

@@ -11,9 +11,9 @@ import (
 	"strings"
 )
 
-// A generated secret is ps_ID_RANDOM: the credential's id, by which it is found
-// without a try at each of the user's credentials, and 160 random bits, for which a
-// fast hash is enough: nobody can guess them.
+// A generated secret is ps_ID_RANDOM: the credential's id, which finds it without trying each
+// of the user's credentials, and 160 random bits, for which a fast hash is enough: nobody
+// can guess them.
 const (
 	secretPrefix = "ps_"
 	randomLetter = "abcdefghijkmnpqrstuvwxyz23456789" // 32 of them: 5 bits each, hard to confuse
@@ -35,7 +35,7 @@ func secretOf(credential int64, random string) string {
 	return secretPrefix + strconv.FormatInt(credential, 10) + "_" + random
 }
 
-// parseSecret takes a secret apart; ok says that password has the form of one.
+// parseSecret splits a secret; ok reports that password has the form of one.
 func parseSecret(password string) (credential int64, random string, ok bool) {
 	rest, ok := strings.CutPrefix(password, secretPrefix)
 	id, random, cut := strings.Cut(rest, "_")

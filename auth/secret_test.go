@@ -115,7 +115,7 @@ func TestA6OnePathForEveryWrongSecret(t *testing.T) {
 			t.Errorf("%v: %d HMACs, %d lookups; want 1 and 1", try, m, l)
 		}
 	}
-	if n := a.gate.done.Load(); n != 0 {
+	if n := a.hashing.done.Load(); n != 0 {
 		t.Errorf("%d slow hashes", n)
 	}
 }

@@ -29,7 +29,7 @@ func node(t *testing.T, s *Store) *Authenticator {
 	return a
 }
 
-func (a *Authenticator) evaluated() int64 { return a.gate.done.Load() + a.macs.Load() }
+func (a *Authenticator) evaluated() int64 { return a.hashing.done.Load() + a.macs.Load() }
 
 // guessing is a way to guess: whose password, and whence.
 type guessing struct {
@@ -69,7 +69,7 @@ func (g guessing) slowed(nodes ...*Authenticator) bool {
 // heldBack is what a login would have to wait for now, "" if for nothing.
 func heldBack(t *testing.T, a *Authenticator, name string, from netip.Addr) string {
 	t.Helper()
-	try := newAttempt(name, "pw", at(from))
+	try := newLoginTry(name, "pw", at(from))
 	known, err := a.knownFrom(t.Context(), try)
 	must(t, err)
 	judges := try.from.Public()
@@ -135,7 +135,7 @@ func TestA5OverTwoNodes(t *testing.T) {
 			took := time.Since(began)
 			got := nodes[0].evaluated() + nodes[1].evaluated() - before - legitimate
 			// What each node let through before the first failures were counted, and shared,
-			// and then one attempt for each distance.
+			// and then one login for each distance.
 			if limit := 2 * (tt.limit + clients + 6 + int64(took/maxDistance)); got > limit || got < tt.limit {
 				t.Errorf("%d guesses compared in %v, allowance %d, limit %d", got, took, tt.limit, limit)
 			}
@@ -175,7 +175,7 @@ func TestSharingOutlivesTheDatabase(t *testing.T) {
 	pair := []throttle.Key{from.Pair()}
 	// What comes of two failures beyond the allowance, and of no other number.
 	if a, b := one.Distance(pair), two.Distance(pair); a != time.Second/2 || b != a {
-		t.Errorf("%s and %s between attempts", a, b)
+		t.Errorf("%s and %s between logins", a, b)
 	}
 	if s := out.String(); strings.Count(s, "\n") != 2 || !strings.Contains(s, "INFO") {
 		t.Errorf("log: %s", s)

@@ -20,9 +20,9 @@ type Stats struct {
 // Stats returns the counts of now.
 func (a *Authenticator) Stats() Stats {
 	return Stats{
-		Permits: cap(a.gate.permits), Hashing: len(a.gate.permits), Waiting: a.gate.waiting(),
-		Hashes: a.gate.done.Load(), Secrets: a.macs.Load(),
-		Waited: time.Duration(a.gate.waited.Load()), Busy: a.gate.refused.Load(),
+		Permits: cap(a.hashing.permits), Hashing: len(a.hashing.permits), Waiting: a.hashing.waiting(),
+		Hashes: a.hashing.done.Load(), Secrets: a.macs.Load(),
+		Waited: time.Duration(a.hashing.waited.Load()), Busy: a.hashing.refused.Load(),
 		CacheHits: a.hits.Load(), CacheMisses: a.misses.Load(),
 		Cached: a.successes.len(), Throttled: a.throttle.Len(),
 	}

@@ -38,7 +38,7 @@ type User struct {
 	UpdatedAt      time.Time
 }
 
-// NewUser is what AddUser needs to know.
+// NewUser are the properties of a user for AddUser.
 type NewUser struct {
 	Name     string
 	Password string   // "" for none: nobody can log in until there is one
@@ -126,8 +126,7 @@ func (s *Store) ListUsers(ctx context.Context, after string, limit int) ([]User,
 	return users, nil
 }
 
-// What is selected for a user is found by indexes of the user, once for each that is
-// returned.
+// The columns of a user are found by indexes, once for each user returned.
 const (
 	selectUsers = `
 		select u.id, u.name, u.enabled, u.disabled_reason, u.no_limit_defaults, u.created_at, u.updated_at,
@@ -167,8 +166,8 @@ func timeOf(t *time.Time) time.Time {
 	return *t
 }
 
-// SetPassword gives a user a new password in place of the old one, which ends at
-// once. The error is ErrName, ErrNotFound or ErrPassword, or of the database.
+// SetPassword gives a user a new password in place of the old one, which ends
+// immediately. The error is ErrName, ErrNotFound or ErrPassword, or of the database.
 func (s *Store) SetPassword(ctx context.Context, name, password string) error {
 	hash, err := s.hash(password)
 	if err != nil {
@@ -198,7 +197,7 @@ func (s *Store) SetEnabled(ctx context.Context, name string, on bool, reason str
 	})
 }
 
-// AddSender lets a user send as what pattern says. Adding it again changes nothing.
+// AddSender lets a user send as the addresses of pattern. Adding it again changes nothing.
 func (s *Store) AddSender(ctx context.Context, name, pattern string) error {
 	pattern, err := CanonicalPattern(pattern)
 	if err != nil {
@@ -210,8 +209,8 @@ func (s *Store) AddSender(ctx context.Context, name, pattern string) error {
 	})
 }
 
-// SetResend is AddSender that also says whether the user may resend what is another's as
-// what pattern says. The error is ErrPattern for the null sender, or as AddSender's.
+// SetResend is AddSender that also sets whether the user may resend others' mail as the
+// addresses of pattern. The error is ErrPattern for the null sender, or as AddSender's.
 func (s *Store) SetResend(ctx context.Context, name, pattern string, on bool) error {
 	pattern, err := resendPattern(pattern)
 	if err != nil {
@@ -226,7 +225,7 @@ func (s *Store) SetResend(ctx context.Context, name, pattern string, on bool) er
 	})
 }
 
-// RemoveSender takes a pattern away. One that is not there is ErrNotFound.
+// RemoveSender removes a pattern. The error is ErrNotFound if there is none.
 func (s *Store) RemoveSender(ctx context.Context, name, pattern string) error {
 	pattern, err := CanonicalPattern(pattern)
 	if err != nil {
@@ -283,7 +282,7 @@ func checkPassword(password string) error {
 	case isSecret(password):
 		return fmt.Errorf("%w: it has the form of a generated secret", ErrPassword)
 	case !utf8.ValidString(password) || strings.ContainsFunc(password, unicode.IsControl):
-		return fmt.Errorf("%w: it holds control characters or is no UTF-8", ErrPassword)
+		return fmt.Errorf("%w: it holds control characters or is not UTF-8", ErrPassword)
 	}
 	return nil
 }

@@ -23,11 +23,11 @@ const (
 	maxDistance      = 4 * time.Second
 )
 
-// attack makes attempts from many clients at once, each trying again as soon as it
+// attack makes logins from many clients at once, each trying again as soon as it
 // has an answer, for a minute, and says how many passwords were compared.
 func attack(t *testing.T, a *Authenticator, clients int, name func(i int) string, from func(i int) netip.Addr) int64 {
 	t.Helper()
-	before := a.gate.done.Load()
+	before := a.hashing.done.Load()
 	end := time.Now().Add(time.Minute)
 	var n atomic.Int64
 	var all sync.WaitGroup
@@ -43,7 +43,7 @@ func attack(t *testing.T, a *Authenticator, clients int, name func(i int) string
 		})
 	}
 	all.Wait()
-	return a.gate.done.Load() - before
+	return a.hashing.done.Load() - before
 }
 
 // ip is an address in a /24 of its own.
@@ -76,7 +76,7 @@ func TestA5GuessingIsSlow(t *testing.T) {
 				a := newAuthenticator(fakeUsers{"alice": withPassword(1, "pw")}, cheap, Config{})
 				got := attack(t, a, 40, tt.who, tt.from)
 				// Clients that were let through before the first failure was counted, and
-				// then one attempt for each distance: 15 at four seconds, some more before.
+				// then one login for each distance: 15 at four seconds, some more before.
 				if limit := tt.limit + 40 + 15 + 6; got > limit {
 					t.Errorf("%d guesses compared in a minute, limit %d", got, limit)
 				}
@@ -136,7 +136,7 @@ func TestA26OneCountForAllSpellings(t *testing.T) {
 			}
 			continue // nobody's
 		}
-		from := newAttempt(name, "x", at(ip(i))).from
+		from := newLoginTry(name, "x", at(ip(i))).from
 		if from.Account != "kiefer@example.com" {
 			t.Errorf("%q is counted as %q", name, from.Account)
 		}
@@ -186,7 +186,7 @@ func TestA5EmptyPassword(t *testing.T) {
 			t.Errorf("only %d of 500 were held back", n)
 		}
 		if d := a.throttle.Distance(accountOf(throttle.OriginOf(home, "alice"))); d != 0 {
-			t.Errorf("the account has failed: %s between attempts", d)
+			t.Errorf("the account has failed: %s between logins", d)
 		}
 	})
 }

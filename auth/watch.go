@@ -14,18 +14,18 @@ import (
 
 const (
 	watchEvery = time.Second
-	// How long a change is looked for after it was made.
+	// How long after it was made a change is looked for.
 	watchWindow = 15 * time.Second
-	// So many changed users in one look are taken for everybody.
+	// How many changed users of one look count as everybody.
 	watchMax = 1000
 )
 
 // Watch tells a node which users changed. It finds every change within a second by
 // asking the database, and immediately where the database can notify.
 //
-// A change is never missed: it is looked for until 15 s after it was made and, when its
-// transaction takes longer than that, until that has ended. While the database is away
-// nothing is told, and afterwards everything that changed meanwhile.
+// A change is never missed: Watch looks for it until 15 s after it was made and, if its
+// transaction takes longer, until that has ended. After an outage of the database it reports
+// everything that changed meanwhile.
 type Watch struct {
 	pool     *pgxpool.Pool
 	notify   bool
@@ -41,9 +41,9 @@ func NewWatch(pool *pgxpool.Pool, log *slog.Logger, notify bool) *Watch {
 	return &Watch{pool: pool, notify: notify, trouble: trouble{what: "the watch for changed users", log: log}}
 }
 
-// Run calls changed for the users that changed, or with all set for everybody, until
-// ctx ends. The calls come one after the other, and may come twice for one change. A
-// connection that breaks is made again.
+// Run calls changed for the users that changed, or with all set for everybody, until ctx
+// ends. The calls come one after the other, and may come twice for one change. A broken
+// connection is replaced.
 func (w *Watch) Run(ctx context.Context, changed func(ids []int64, all bool)) {
 	look := func() {
 		if w.notify {
@@ -87,7 +87,7 @@ func (w *Watch) begin(ctx context.Context, conn *pgx.Conn) error {
 	return err
 }
 
-// await passes notifications on until it is time to poll.
+// await forwards notifications until it is time to poll.
 func (w *Watch) await(ctx context.Context, conn *pgx.Conn, changed func(ids []int64, all bool)) error {
 	waiting, cancel := context.WithTimeout(ctx, watchEvery)
 	defer cancel()
@@ -122,8 +122,8 @@ type querier interface {
 
 const (
 	// The time from which on the next poll has to look: no change that is not
-	// committed yet was made before its transaction began. What other roles run is not
-	// shown to everybody, and then it is the window alone.
+	// committed yet was made before its transaction began. Transactions of other roles may
+	// be invisible to ours; then only the window counts.
 	watchFloor = `
 		select least(now() - make_interval(secs => $1), (
 			select min(xact_start) from pg_stat_activity where datname = current_database() and backend_xid is not null))`
@@ -151,7 +151,7 @@ func (w *Watch) poll(ctx context.Context, db querier, changed func(ids []int64, 
 	})
 	batch.Queue(watchDefaults).QueryRow(func(row pgx.Row) error { return row.Scan(&defaults) })
 	if err := db.SendBatch(ctx, &batch).Close(); err != nil {
-		return fmt.Errorf("who changed: %w", err)
+		return fmt.Errorf("read changed users: %w", err)
 	}
 	w.tell(versions, defaults, changed)
 	w.floor = floor

@@ -26,7 +26,7 @@ create view live_epoch as select epoch from node where reaped_at is null;
 -- so the primary key is also the order of acceptance. utf8 and body_type say what a next hop
 -- must offer, not what the client declared: docs/decisions/needs.md.
 -- Primary key: trace, claims, and the retention that deletes from its low end.
--- Vacuum, here and of attempt (docs/postgres.md): a twentieth, not a fifth, of millions of
+-- Vacuum, here and of history (docs/postgres.md): a twentieth, not a fifth, of millions of
 -- rows. History is written once and deleted weeks later, so a page is frozen when it is
 -- first vacuumed and need not be read again for that.
 create table message (
@@ -79,7 +79,7 @@ alter table body alter column chunk set storage external;
 -- The octets of large messages, over 1 MiB: as in body, but in four tables that are
 -- used in turn. Nothing is deleted in them: a table in which nothing is waited for is
 -- truncated as a whole, which needs neither the deletion of a thousand rows for each
--- message nor the vacuum after it. What is waited for long moves to body. See
+-- message nor the vacuum after it. Mail that waits long moves to body. See
 -- relay/queue/turns.go and docs/decisions/queue-bodies.md.
 -- Storage is set before the partitions are made: without a column that could be
 -- TOASTed they have no TOAST table, one file less to truncate.
@@ -134,7 +134,7 @@ create table recipient (
 	held_at            timestamptz,
 	notice_at          timestamptz,                        -- when the sender is to be told, if the row has no owner
 	last_attempt_at    timestamptz,
-	state              text        not null default 'queued' check (state in ('queued', 'failed', 'delivered')),
+	state              text        not null default 'waiting' check (state in ('waiting', 'failed', 'delivered')),
 	domain_key         text        not null,
 	local              text        not null,
 	domain             text        not null,
@@ -156,21 +156,21 @@ create table recipient (
 
 -- Claim, first step: which domains have fallen due since the last look.
 create index recipient_due on recipient (next_attempt_at, domain_key)
-	where owner is null and held_at is null and state = 'queued';
+	where owner is null and held_at is null and state = 'waiting';
 -- Claim, second step: the oldest due rows of one domain, siblings side by side.
 create index recipient_domain on recipient (domain_key, next_attempt_at, message_id)
-	where owner is null and held_at is null and state = 'queued';
+	where owner is null and held_at is null and state = 'waiting';
 -- Reap, leftovers, hand-back at the end: the rows of one epoch.
 create index recipient_owner on recipient (owner) where owner is not null;
 -- ClaimNotices: the rows whose sender is to be told. Held rows are left out: nobody is told
 -- of them, and a user with many would have them read again and again.
 create index recipient_notice on recipient (notice_at)
-	where notice_at is not null and owner is null and (state <> 'queued' or held_at is null);
+	where notice_at is not null and owner is null and (state <> 'waiting' or held_at is null);
 -- "queue hold --user" and the like; like recipient_due it has only what waits. Other
 -- questions about live recipients (by address) read them all: one more index would be
 -- written with each message.
 create index recipient_user on recipient (user_id, message_id)
-	where owner is null and held_at is null and state = 'queued';
+	where owner is null and held_at is null and state = 'waiting';
 -- "queue release --user", "queue list --state held", and whether a credential's hold still
 -- holds something. Only holds write it.
 create index recipient_held on recipient (user_id, message_id) where held_at is not null;
@@ -190,10 +190,10 @@ create table hold (
 
 -- History -----------------------------------------------------------------------
 
--- What happened to each recipient: every finished attempt and every act of an
+-- The history of each recipient: every finished attempt and every act of an
 -- operator or of the queue itself. Insert-only, kept as history.
 -- Primary key: trace; and writing an outcome twice writes one row.
-create table attempt (
+create table history (
 	message_id         uuid        not null,
 	n                  integer     not null,
 	reply_code         integer     not null default 0,
@@ -220,7 +220,7 @@ create table attempt (
 	autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_vacuum_insert_threshold = 50000,
 	autovacuum_analyze_scale_factor = 0.05, autovacuum_freeze_min_age = 0);
 -- Trace by recipient.
-create index attempt_recipient on attempt (lower(local || '@' || domain), message_id);
+create index history_recipient on history (lower(local || '@' || domain), message_id);
 
 -- The notices among the messages, written with them. In a table of its own, so that
 -- accepting mail has nothing to do with it.

@@ -2,7 +2,7 @@
 -- docs/accounts.md. Written by the package auth, the audit by every package.
 
 -- One row for each account. version rises with every change to the user, the
--- sender patterns or the credentials: what a node has cached of another version is void.
+-- sender patterns or the credentials: a node's cache of another version is void.
 create table app_user (
 	id                bigint      generated always as identity primary key,
 	version           bigint      not null default 1,
@@ -38,7 +38,7 @@ create table sender_pattern (
 	constraint sender_pattern_length check (pattern = '<>' or octet_length(pattern) between 3 and 320)
 );
 
--- What proves to be a user. A 'password' is chosen by a person and its hash is in
+-- Proofs of being a user. A 'password' is chosen by a person and its hash is in
 -- PHC form, slow; a 'secret' is generated, is found by its id and checked by a fast
 -- keyed hash.
 create table credential (
@@ -115,7 +115,7 @@ create table auth_failure (
 -- Each node reads every half second what others have counted.
 create index auth_failure_updated on auth_failure (updated_at);
 
--- What admins did, written with the change that it records.
+-- The deeds of admins, written with the change that it records.
 create table audit (
 	id     bigint      generated always as identity primary key,
 	at     timestamptz not null default clock_timestamp(),

@@ -1,4 +1,4 @@
--- What the nodes share of certificates that an ACME authority issues. Written by the
+-- State that the nodes share about certificates from an ACME authority. Written by the
 -- package relay/acme.
 
 -- certmagic's storage: accounts, keys, certificates, challenges, OCSP staples. Read
@@ -24,7 +24,7 @@ create table certificate_lock (
 -- Tokens of locks; each taking has a higher one.
 create sequence certificate_lock_token;
 
--- What became of the attempts for a name, and its certificate. Read by every node before it
+-- How the orders for a name ended, and its certificate. Read by every node before it
 -- orders, and by 'postern certificate list'.
 create table certificate_state (
 	authority       text        collate "C" not null, -- certmagic's key of the directory
@@ -38,15 +38,15 @@ create table certificate_state (
 	failures        integer     not null default 0 check (failures >= 0), -- in a row
 	failing_since   timestamptz,
 	last_error      text        not null default '',
-	next_attempt_at timestamptz,
+	next_try_at timestamptz,
 	renew_asked_at  timestamptz,                      -- by an admin, or null
 	primary key (authority, name),
-	check ((failures = 0) = (failing_since is null) and (failures = 0) = (next_attempt_at is null)),
+	check ((failures = 0) = (failing_since is null) and (failures = 0) = (next_try_at is null)),
 	-- Times that programs can take.
 	constraint certificate_state_times check (not_before between '0001-01-02 00:00+00' and '9998-12-31 00:00+00'
 		and not_after between '0001-01-02 00:00+00' and '9998-12-31 00:00+00'
 		and renewed_at between '0001-01-02 00:00+00' and '9998-12-31 00:00+00'
 		and failing_since between '0001-01-02 00:00+00' and '9998-12-31 00:00+00'
-		and next_attempt_at between '0001-01-02 00:00+00' and '9998-12-31 00:00+00'
+		and next_try_at between '0001-01-02 00:00+00' and '9998-12-31 00:00+00'
 		and renew_asked_at between '0001-01-02 00:00+00' and '9998-12-31 00:00+00')
 );

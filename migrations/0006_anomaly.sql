@@ -1,17 +1,17 @@
--- What users did, and when that looks like a thief's doing. Written by the package
+-- The activity of users, and when it looks like a thief's. Written by the package
 -- relay/anomaly; relay/retention deletes what is old.
 
--- From where on a sign trips; null: that sign is off. Always one row.
-create table breaker (
+-- The thresholds at which the signs of a stolen account trip; null turns a sign off. Always one row.
+create table anomaly (
 	one                boolean primary key default true check (one),
 	min_recipients     integer not null default 50 check (min_recipients > 0),
 	first_time_share   double precision check (first_time_share > 0 and first_time_share <= 1),
 	rejected_share     double precision check (rejected_share > 0 and rejected_share <= 1),
 	new_network_factor double precision check (new_network_factor >= 1)
 );
-insert into breaker default values;
+insert into anomaly default values;
 
--- What users did, by the hour; only while a sign is on.
+-- The activity of users, by the hour; only while a sign is on.
 create table activity (
 	user_id     bigint      not null,
 	hour        timestamptz not null,

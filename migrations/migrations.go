@@ -2,10 +2,10 @@
 // brings a database up to it.
 //
 // The first files are the schema of version 0.1.0, one file for each package that writes
-// the tables in it. Until that version is made they may be edited; a database that was made
-// before is then refused, and is made anew. After that, files are only ever added: a file
+// the tables in it. Until that version is released they may be edited; an older database
+// is then refused, and must be created anew. After that, files are only ever added: a file
 // that some database has applied is never edited, renamed or removed. There is no way back;
-// a mistake is mended by the next file.
+// the next file corrects a mistake.
 //
 // Files are named NNNN_name.sql. Each runs in one transaction together with the row in
 // schema_migration that records it, so a file is applied whole or not at all, and never
@@ -15,8 +15,8 @@
 // Programs of two versions may run on one database during an upgrade. The first line
 // of a file may say "-- Runs with: 0007": a program whose newest migration is 0007, or
 // a later one, runs correctly on a database that has this file, beside programs that
-// know it. Without the line it runs with no older program. What a file says is kept in
-// the row that records it, for programs that do not have the file.
+// know it. Without the line it runs with no older program. The row that records
+// a file keeps this number, for programs that do not have the file.
 //
 // It fails, and changes nothing more, when an applied file has since been
 // changed and when the database knows a migration that this program does not

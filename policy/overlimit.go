@@ -94,7 +94,7 @@ func tooManySessions(e *quota.Over) Verdict {
 func smaller(kind quota.Kind) string {
 	switch kind {
 	case quota.Recipients:
-		return "send it to fewer recipients at once"
+		return "send it to fewer recipients at a time"
 	case quota.Bytes:
 		return "make it smaller"
 	}

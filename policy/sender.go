@@ -144,7 +144,7 @@ func refusedAddress(id auth.Identity, a smtp.Address, what string) string {
 }
 
 // matches compares a canonical pattern with an address whose local part is in
-// lower case and whose domain is canonical. What is no pattern matches nothing.
+// lower case and whose domain is canonical. A text that is not a pattern matches nothing.
 func matches(pattern, local, domain string) bool {
 	wantLocal, wantDomain, ok := strings.Cut(pattern, "@")
 	if !ok || domain == "" {

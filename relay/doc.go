@@ -7,12 +7,12 @@
 //	maillog     one typed function for each mail event
 //	queue       the durable queue in Postgres: accept, own, settle
 //	queue/desk  its tables for people: list, trace, hold, release, cancel
-//	anomaly     holds a user whose mail looks like a thief's
+//	anomaly     holds the mail of a user whose account looks stolen
 //	retention   what is kept, and for how long
 //	certificate what the listeners show in a handshake
 //	acme        certificates from an authority, shared by all nodes
 //	submission  the listeners on 587 and 465
-//	seal        secrets that the database must not tell
+//	seal        secrets that the database must not reveal
 //	route       upstream accounts and routing rules
 //	delivery    sending to upstreams and to MX
 //	bounce      RFC 3464 notices

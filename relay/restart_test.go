@@ -89,11 +89,11 @@ func survive(t *testing.T, u *restarted, rate, restarts int, away []time.Duratio
 	u.server.WaitMessages(t, 50)
 	load.Stop()
 	none(`select count(*) from recipient where not possible_duplicate`)
-	doubt := count(t, r, `select count(*) from attempt where outcome_unknown`)
-	deferred := count(t, r, `select count(*) from attempt where result <> 'delivered' and not outcome_unknown`)
-	delivered := count(t, r, `select count(*) from attempt where result = 'delivered'`)
-	waited := count(t, r, `select ceil(extract(epoch from max(a.at - m.accepted_at)) * 1000) from attempt a join message m on m.id = a.message_id
-		where a.result = 'delivered' and not exists (select from attempt d where d.message_id = a.message_id and d.outcome_unknown)`)
+	doubt := count(t, r, `select count(*) from history where outcome_unknown`)
+	deferred := count(t, r, `select count(*) from history where result <> 'delivered' and not outcome_unknown`)
+	delivered := count(t, r, `select count(*) from history where result = 'delivered'`)
+	waited := count(t, r, `select ceil(extract(epoch from max(a.at - m.accepted_at)) * 1000) from history a join message m on m.id = a.message_id
+		where a.result = 'delivered' and not exists (select from history d where d.message_id = a.message_id and d.outcome_unknown)`)
 	t.Logf("%d restarts, %d accepted, %d delivered, %d deferred, %d in doubt at the dot, longest wait %d ms", restarts,
 		load.Ledger.Accepted(), delivered, deferred, doubt, waited)
 	if deferred != 0 || delivered+doubt < load.Ledger.Accepted() {

@@ -15,7 +15,7 @@ with new as materialized (select g, (lpad(to_hex((extract(epoch from now() - int
 m as (insert into message (id, user_id, credential_id, sender_local, sender_domain, size, body_type, utf8, ret, envid, header_id, accepted_at,
 		client_addr, client_hello, listener, tls, node, recipients)
 	select id, 1, 1, 'a', 'example.com', 1, '', false, '', '', '', now() - interval '2 hours', '', '', '', '', 'a', 1 from new),
-t as (insert into attempt (message_id, n, at, epoch, result) select id, 0, now() - interval '2 hours', 1, 'deferred' from new),
+t as (insert into history (message_id, n, at, epoch, result) select id, 0, now() - interval '2 hours', 1, 'deferred' from new),
 r as (insert into recipient (message_id, n, user_id, held_at, expires_at, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
 	select id, 0, 1, now(), now(), 0, 0, 'x', 'x', 'x', '', '' from new where g <= 100),
 u as (insert into audit (at, actor, action, object) select now() - n * interval '1 hour', 'root', 'test', 'x' from generate_series(1, 100) n),
@@ -41,10 +41,10 @@ func TestRetentionOfNodes(t *testing.T) {
 		return count(t, r, messages) == 100 && count(t, r, `select count(*) from audit where action = 'test'`) == 47 && count(t, r, `select count(*) from correspondent`) == 40
 	})
 	t.Logf("%d messages were left when a node was killed", left)
-	if n := count(t, r, `select count(*) from message m join attempt a on a.message_id = m.id join recipient r on r.message_id = m.id`); n != 100 {
+	if n := count(t, r, `select count(*) from message m join history a on a.message_id = m.id join recipient r on r.message_id = m.id`); n != 100 {
 		t.Errorf("%d held messages have their history, want all 100", n)
 	}
-	if n := count(t, r, `select count(*) from attempt`); n != 100 {
+	if n := count(t, r, `select count(*) from history`); n != 100 {
 		t.Errorf("%d attempts are left", n)
 	}
 }

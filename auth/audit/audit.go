@@ -1,6 +1,6 @@
-// Package audit is what admins did: the one writer, reader and pruner of the table
-// audit. A deed is recorded in the transaction of the change, so that there is neither
-// without the other. It knows nothing of what the deeds are about.
+// Package audit records what admins do: it is the one writer, reader and pruner of the table
+// audit. A deed is recorded in the transaction of its change, so that neither exists without
+// the other. It knows nothing about the meaning of deeds.
 package audit
 
 import (

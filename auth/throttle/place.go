@@ -6,16 +6,16 @@ import (
 	"time"
 )
 
-// Place is an attempt in line. The counts that judge it let one attempt through at a
+// Place is a login in line. The counts that judge it let one login through at a
 // time and keep their distance between two; it waits until all of them are free.
 //
-// The line is fair by failures. The attempt whose address has failed least goes first; of
+// The line is fair by failures. The login whose address has failed least goes first; of
 // equal ones the one whose network has failed least, then the one whose account has failed
-// least from there. Between equals a lot decides, and not the time when they came, for a
-// guesser comes back sooner than a person. So an address that has failed less than the
+// least from there. Between equals chance decides, not the time of arrival, for a guesser
+// comes back sooner than a person. So an address that has failed less than the
 // guessers at other addresses waits for one distance at most; and each connection that guesses
-// as the same account from the same address takes as much of what is judged as the
-// account's own.
+// as the same account from the same address gets the same share of turns as the account's
+// own.
 type Place struct {
 	Judges []Key  // the counts that it waits for
 	rank   [3]int // failures of the address, the network, and the account from there
@@ -24,7 +24,7 @@ type Place struct {
 	first  bool          // it is the next for all of its judges, and keeps them free
 }
 
-// Join takes a place for an attempt that these counts judge; Leave must follow.
+// Join takes a place for a login that these counts judge; Leave must follow.
 func (t *Throttle) Join(judges []Key, o Origin, now time.Time) *Place {
 	p := &Place{Judges: judges, lot: rand.Uint64(), turn: make(chan struct{})}
 	t.mu.Lock()
@@ -90,7 +90,7 @@ func (t *Throttle) Leave(p *Place, now time.Time) {
 	}
 }
 
-// serve lets go whose turn it is. An attempt that is the next for all of its judges, and
+// serve lets those go whose turn it is. A login that is the next for all of its judges, and
 // waits for one of them, keeps the others free: else those that need fewer of them
 // would always pass it by.
 func (t *Throttle) serve(now time.Time) {

@@ -13,7 +13,7 @@ const (
 	// ShareEvery is how often a node is to Share.
 	ShareEvery = 500 * time.Millisecond
 
-	shareBatch = 1000 // counts that one statement writes
+	shareBatch = 1000 // counts written by one statement
 	pullMax    = 10_000
 	// A row may be older than those that were read before it: its time is that of the
 	// statement, not of the commit. Reading one twice changes nothing.
@@ -24,10 +24,10 @@ const (
 	callTime     = 10 * time.Second // of each call to the database
 )
 
-// Share makes the counts those of all nodes: it adds what was counted here to the table
+// Share makes the counts those of all nodes: it adds the counts of this node to the table
 // auth_failure, and takes over the sums that changed. It is not for concurrent use.
 //
-// Counts made while the database is away stay here, bounded as ever, until they
+// While the database is away, counts stay in memory, within the same bounds, until they
 // can be written.
 func (t *Throttle) Share(ctx context.Context, db pg.DB) error {
 	if err := t.Tell(ctx, db); err != nil {

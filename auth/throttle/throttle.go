@@ -1,9 +1,9 @@
 // Package throttle answers "how often may you guess?", over all nodes: it counts failed
-// logins, says when the next attempt is judged, and serves those that have to wait.
+// logins, decides when the next login is judged, and serves those that have to wait.
 //
 // It slows guessing down and never locks anybody out. It knows neither passwords nor
-// users, only origins: an address and a name as typed. A database that is away costs
-// nothing but the view of the other nodes.
+// users, only origins: an address and a name as typed. While the database is away, only the
+// counts of the other nodes are missing.
 package throttle
 
 import (
@@ -17,13 +17,13 @@ import (
 
 // Throttle slows guessing down. It counts failures of a client's network, narrow (/32
 // or /64) and wide (/24 or /48), of an account, and of an account from a wide network;
-// each count beyond its allowance puts a growing distance between the attempts that it
+// each count beyond its allowance puts a growing distance between the logins that it
 // judges. These counts are public: nothing that only a right password brings about
 // changes them, so that nobody learns from them which accounts exist. Two more are the
 // account's own, for what is judged because the account is known there.
 //
 // It judges by this process's memory, which holds what all nodes counted as of half a
-// second ago: take and merge are the two sides of that, see Share. Attempts that have
+// second ago: take and merge are the two sides of that, see Share. Logins that have
 // to wait stand in line, see Place.
 //
 // A success clears only the account's own count at that address: the owner of
@@ -53,13 +53,13 @@ const (
 	ownNetwork // and from a wide one
 )
 
-// Origin is where an attempt comes from, and as whom: what its failure is blamed on.
+// Origin is the address and the name of a login, to which its failure is attributed.
 type Origin struct {
 	Narrow, Wide netip.Prefix // the address or /64; the /24 or /48
 	Account      string       // canonical; "" for a name that can be nobody's
 }
 
-// OriginOf is the origin of an attempt from peer.
+// OriginOf is the origin of a login from peer.
 func OriginOf(peer netip.Addr, account string) Origin {
 	peer = peer.Unmap().WithZone("")
 	narrow, wide := 32, 24
@@ -89,7 +89,7 @@ func (o Origin) OwnAddress() Key { return keyOf(ownAddress, o.Narrow, o.Account)
 // OwnNetwork is the account's own count in the wide network.
 func (o Origin) OwnNetwork() Key { return keyOf(ownNetwork, o.Wide, o.Account) }
 
-// Public are the counts that judge every attempt.
+// Public are the counts that judge every login.
 func (o Origin) Public() []Key {
 	keys := []Key{keyOf(byNarrow, o.Narrow, ""), keyOf(byWide, o.Wide, "")}
 	if o.Account != "" {
@@ -103,7 +103,7 @@ type count struct {
 	unshared int       // of them, those that only this process knows
 	cleared  bool      // and before them, that it began anew
 	since    time.Time // of the last halving
-	next     time.Time // when the next attempt may begin
+	next     time.Time // when the next login may begin
 }
 
 const (
@@ -126,7 +126,7 @@ func New() *Throttle {
 	return &Throttle{counts: make(map[Key]*count), dirty: make(map[Key]struct{})}
 }
 
-// waitFor is how long none of the counts lets an attempt through.
+// waitFor is how long it takes until all counts let a login through.
 func (t *Throttle) waitFor(judges []Key, now time.Time) (wait time.Duration) {
 	for _, k := range judges {
 		if c := t.counts[k]; c != nil {
@@ -136,7 +136,7 @@ func (t *Throttle) waitFor(judges []Key, now time.Time) (wait time.Duration) {
 	return wait
 }
 
-// pass lets an attempt through: the next has to keep its distance.
+// pass lets a login through: the next one has to wait for its distance.
 func (t *Throttle) pass(judges []Key, now time.Time) {
 	for _, k := range judges {
 		if c := t.counts[k]; c != nil {
@@ -222,7 +222,7 @@ type total struct {
 	age      time.Duration // since the last halving
 }
 
-// merge takes totals over. A failure that is news here delays attempts as one of ours.
+// merge takes over totals. A failure that is new here delays logins like one of ours.
 func (t *Throttle) merge(totals []total, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -288,14 +288,14 @@ func (c *count) decay(now time.Time) {
 	}
 }
 
-// delay puts the next attempt off.
+// delay postpones the next login.
 func (c *count) delay(k Key, now time.Time) {
 	if next := now.Add(k.distance(c.failures)); next.After(c.next) {
 		c.next = next
 	}
 }
 
-// distance is the time between attempts after so many failures.
+// distance is the time between logins after so many failures.
 func (k Key) distance(failures int) time.Duration {
 	allowance := pairAllowance
 	switch k[0] {
@@ -313,7 +313,7 @@ func (k Key) distance(failures int) time.Duration {
 	return min(firstDistance<<min(over-1, 10), maxDistance)
 }
 
-// Distance is what these counts put between two attempts now.
+// Distance is the time that these counts put between two logins now.
 func (t *Throttle) Distance(judges []Key) (d time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -20,7 +20,7 @@ func must(t testing.TB, err error) {
 // ip is an address in a /24 of its own.
 func ip(i int) netip.Addr { return netip.AddrFrom4([4]byte{198, byte(i >> 8), byte(i), 1}) }
 
-// waits is how long an attempt would have to wait if it were alone.
+// waits is how long a login would have to wait if it were alone.
 func (t *Throttle) waits(judges []Key, now time.Time) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()

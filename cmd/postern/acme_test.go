@@ -79,7 +79,7 @@ level = "debug"
 // validates is where the node answers the authority.
 func (n *acmeNode) validates(t *testing.T) string {
 	t.Helper()
-	line := n.await(t, &n.stderr, `(?m)^.*"msg":"the authority's validations are answered".*$`)[0]
+	line := n.await(t, &n.stderr, `(?m)^.*"msg":"answering the authority's validations".*$`)[0]
 	var said struct{ Address string }
 	if err := json.Unmarshal([]byte(line), &said); err != nil {
 		t.Fatal(err)

@@ -52,7 +52,7 @@ type certificateLine struct {
 	Node        string     `json:"node"`
 	Failures    int        `json:"failures"`
 	FailingFrom *time.Time `json:"failing_since,omitempty"`
-	NextAttempt *time.Time `json:"next_attempt,omitempty"`
+	NextTry     *time.Time `json:"next_try,omitempty"`
 	RenewAsked  *time.Time `json:"renew_asked,omitempty"`
 	Error       string     `json:"error,omitempty"`
 }
@@ -89,7 +89,7 @@ func certificateLines(list []acme.Record) []certificateLine {
 			Name: r.Name, Source: r.Authority, State: r.State(time.Now()), Issuer: r.Issuer, Serial: r.Serial,
 			NotBefore: jsonTime(r.NotBefore), NotAfter: jsonTime(r.NotAfter), RenewedAt: jsonTime(r.RenewedAt),
 			Node: r.Node, Failures: r.Failures, FailingFrom: jsonTime(r.FailingSince),
-			NextAttempt: jsonTime(r.NextAttempt), RenewAsked: jsonTime(r.RenewAsked), Error: r.LastError,
+			NextTry: jsonTime(r.NextTry), RenewAsked: jsonTime(r.RenewAsked), Error: r.LastError,
 		})
 	}
 	return lines
@@ -106,7 +106,7 @@ func (a *app) printCertificates(list []acme.Record) error {
 	for _, r := range list {
 		if r.Failures > 0 {
 			fmt.Fprintf(a.stdout, "%s: no certificate since %s, tried again at %s: %s\n", screen.Printable(r.Name),
-				screen.LocalTime(r.FailingSince), screen.LocalTime(r.NextAttempt), screen.Printable(strings.TrimSpace(r.LastError)))
+				screen.LocalTime(r.FailingSince), screen.LocalTime(r.NextTry), screen.Printable(strings.TrimSpace(r.LastError)))
 		}
 	}
 	return nil

@@ -164,7 +164,7 @@ func TestDemoOnce(t *testing.T) {
 	other := demoSite(t)
 	other.must(t, "", other.demo("--once")...)
 	for _, id := range ids { // the history is kept, and the first demo can still be asked
-		if h := s.finished(t, id); len(h.Attempts) != 1 {
+		if h := s.finished(t, id); len(h.Events) != 1 {
 			t.Errorf("trace: %+v", h)
 		}
 	}

@@ -165,7 +165,7 @@ func (a *app) operate(ctx context.Context, q *desk.Admin, op operation, f desk.F
 		return err
 	}
 	said := changed(n, op.what, op.done, dryRun)
-	if op.busy && (f.State == "" || f.State == desk.StateOwned) {
+	if op.busy && (f.State == "" || f.State == desk.StateSending) {
 		f.State = ""
 		busy, err := q.InHand(ctx, f)
 		if err != nil {

@@ -54,7 +54,7 @@ func TestL2TraceHidesNothing(t *testing.T) {
 	a := &app{stdout: screen.Writer{Writer: &out}, stderr: screen.Writer{Writer: io.Discard}}
 	h := &desk.History{}
 	h.Message.MessageID, h.Message.Sender, h.Message.ClientHello, h.Message.Node = "<a"+hidden+"b@c>", "x"+hidden, "y"+hidden, "z"+hidden
-	h.Attempts = []desk.Attempt{{At: time.Now(), Recipient: "r" + hidden, Result: "deferred", RemoteMTA: "m" + hidden, Reply: "451 " + hidden, TLS: hidden}}
+	h.Events = []desk.Event{{At: time.Now(), Recipient: "r" + hidden, Result: "deferred", RemoteMTA: "m" + hidden, Reply: "451 " + hidden, TLS: hidden}}
 	if err := a.printStory(&story{History: h}); err != nil {
 		t.Fatal(err)
 	}

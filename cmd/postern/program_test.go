@@ -347,7 +347,7 @@ func (s *site) finished(t *testing.T, id string) desk.History {
 // results are the attempts for one recipient, as in "deferred 451 4.2.0 Greylisted".
 func results(h desk.History, recipient string) []string {
 	var list []string
-	for _, a := range h.Attempts {
+	for _, a := range h.Events {
 		if a.Recipient == recipient {
 			list = append(list, strings.TrimSpace(a.Result+" "+a.Reply))
 		}

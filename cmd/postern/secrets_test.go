@@ -77,7 +77,7 @@ func TestH2ServeTellsOfOpenSecrets(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := s.start(t, "serve")
-	d.await(t, &d.stderr, `"level":"WARN","msg":"the key of a certificate is open to others","error":"[^"]*key\.pem: mode 0644 lets everybody read it`)
+	d.await(t, &d.stderr, `"level":"WARN","msg":"other users can read the key of a certificate","error":"[^"]*key\.pem: mode 0644 lets everybody read it`)
 	d.await(t, &d.stderr, `postern is ready`)
 
 	broken := installSite(t)

@@ -53,7 +53,7 @@ func (s *selection) any(except ...string) bool {
 	return false
 }
 
-var queueStates = []desk.State{desk.StateWaiting, desk.StateOwned, desk.StateHeld, desk.StateFailed, desk.StateDelivered}
+var queueStates = []desk.State{desk.StateWaiting, desk.StateSending, desk.StateHeld, desk.StateFailed, desk.StateDelivered}
 
 // filter checks what needs no database; errors are of wrong use.
 func (s *selection) filter() (f desk.Filter, err error) {

@@ -176,7 +176,7 @@ func storyOf(ctx context.Context, pool *pgxpool.Pool, q *desk.Admin, h *desk.His
 	return s, err
 }
 
-// showView is a message as 'queue show --json' prints it, traceView adds the attempts.
+// showView is a message as 'queue show --json' prints it, traceView adds the history.
 type showView struct {
 	Message messageView `json:"message"`
 	Live    []entryView `json:"live"`
@@ -190,13 +190,13 @@ type messageView struct {
 
 type traceView struct {
 	showView
-	Attempts []attemptView    `json:"attempts"`
-	Notice   *desk.NoticeEnd  `json:"notice,omitempty"`  // the message is one
-	Notices  []desk.NoticeEnd `json:"notices,omitempty"` // about the message
+	Events  []eventView      `json:"history"`
+	Notice  *desk.NoticeEnd  `json:"notice,omitempty"`  // the message is one
+	Notices []desk.NoticeEnd `json:"notices,omitempty"` // about the message
 }
 
-type attemptView struct {
-	desk.Attempt
+type eventView struct {
+	desk.Event
 	Duration *float64 `json:"duration_s,omitempty"` // from started_at to at
 }
 
@@ -205,14 +205,14 @@ func (s *story) show() showView {
 }
 
 func (s *story) trace() traceView {
-	v := traceView{showView: s.show(), Attempts: []attemptView{}, Notice: s.Notice, Notices: s.Notices}
-	for _, at := range s.Attempts {
-		view := attemptView{Attempt: at}
+	v := traceView{showView: s.show(), Events: []eventView{}, Notice: s.Notice, Notices: s.Notices}
+	for _, at := range s.Events {
+		view := eventView{Event: at}
 		if at.StartedAt != nil {
 			seconds := at.At.Sub(*at.StartedAt).Seconds()
 			view.Duration = &seconds
 		}
-		v.Attempts = append(v.Attempts, view)
+		v.Events = append(v.Events, view)
 	}
 	return v
 }
@@ -244,9 +244,9 @@ func (a *app) printStory(s *story) error {
 	if err := t.print(a.stdout); err != nil {
 		return err
 	}
-	if len(s.Attempts) > 0 {
+	if len(s.Events) > 0 {
 		fmt.Fprintln(a.stdout)
-		if err := a.printAttempts(s.Attempts); err != nil {
+		if err := a.printEvents(s.Events); err != nil {
 			return err
 		}
 	}
@@ -319,7 +319,7 @@ func colon(s string) string {
 	return ": " + s
 }
 
-func (a *app) printAttempts(list []desk.Attempt) error {
+func (a *app) printEvents(list []desk.Event) error {
 	t := table{head: []string{"WHEN", "TOOK", "RECIPIENT", "RESULT", "VIA", "SERVER", "TLS", "NODE", "REPLY"}}
 	for _, at := range list {
 		result := at.Result

@@ -101,7 +101,7 @@ func upstreamDelivers(t *testing.T, s *site, up *peers.Upstream) {
 			t.Errorf("<%s>: %q", rcpt, got)
 		}
 	}
-	for _, a := range h.Attempts {
+	for _, a := range h.Events {
 		if a.Upstream != "out" || a.RemoteMTA != "127.0.0.1" || !strings.HasSuffix(a.TLS, " verified") || !a.DSNPassed {
 			t.Errorf("attempt %+v", a)
 		}
@@ -161,7 +161,7 @@ var replyParts = regexp.MustCompile(`^(.*\d\.\d\.\d )(.*)$`)
 
 func hasResult(result string) func(*desk.History) bool {
 	return func(h *desk.History) bool {
-		return slices.ContainsFunc(h.Attempts, func(a desk.Attempt) bool { return a.Result == result })
+		return slices.ContainsFunc(h.Events, func(a desk.Event) bool { return a.Result == result })
 	}
 }
 
@@ -259,7 +259,7 @@ func upstreamMended(t *testing.T, up *peers.Upstream) {
 }
 
 func lastReply(h *desk.History) string {
-	for _, a := range slices.Backward(h.Attempts) {
+	for _, a := range slices.Backward(h.Events) {
 		if a.Result != "retry" {
 			return a.Reply
 		}

@@ -534,7 +534,7 @@ func nothingLeft(ctx context.Context, q *desk.Admin, u auth.User) error {
 		return err
 	}
 	var parts []string
-	for _, s := range []desk.State{desk.StateWaiting, desk.StateOwned, desk.StateHeld} {
+	for _, s := range []desk.State{desk.StateWaiting, desk.StateSending, desk.StateHeld} {
 		if n := counts[s]; n > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", n, s))
 		}

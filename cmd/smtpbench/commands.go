@@ -79,7 +79,7 @@ that keeps its queue in a database server, that one's too.`,
 	flags.StringVar(&f.user, "user", "", "login `name`, also the sender's address")
 	flags.StringVar(&f.password, "password", "", "its password")
 	flags.BoolVar(&f.passwordStdin, "password-stdin", false, "read the password from standard input")
-	flags.IntVar(&f.connections, "connections", 20, "connections at once")
+	flags.IntVar(&f.connections, "connections", 20, "concurrent connections")
 	flags.IntVar(&f.messages, "messages", 100, "messages for each connection")
 	flags.Var(&f.size, "size", "of each message, such as 5KB or 10MB")
 	flags.IntVar(&f.recipients, "recipients", 1, "recipients of each message")

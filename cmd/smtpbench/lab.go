@@ -161,7 +161,7 @@ func awaitGreeting(ctx context.Context, address string, ended <-chan struct{}) e
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-ended:
-			return errors.New("the server ended at once")
+			return errors.New("the server ended immediately")
 		case <-poll.C:
 		}
 	}

@@ -26,8 +26,8 @@ func main() {
 	os.Exit(code)
 }
 
-// run is the whole program. It returns the exit status: 0 done and everything is
-// accounted for, 1 not so, 2 used wrongly.
+// run is the whole program. It returns the exit status: 0 all mail is accounted for, 1
+// some is not or the run failed, 2 usage error.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	started := false
 	root := &cobra.Command{
@@ -37,7 +37,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 forwards to. Every acknowledged message must arrive once for each recipient, with
 its envelope, and unaltered but for header fields added at the top.
 
-Exit status: 0 done and all accounted for, 1 not so, 2 used wrongly.`,
+Exit status: 0 all mail is accounted for, 1 some is not or the run failed,
+2 usage error.`,
 		SilenceErrors:    true,
 		SilenceUsage:     true,
 		Args:             cobra.NoArgs,

@@ -76,8 +76,8 @@ func (in *intake) say(reply string) {
 	in.out = append(in.out, "\r\n"...)
 }
 
-// fill reads more. What was said leaves before, in one write for all commands that
-// came in one read.
+// fill reads more. Pending replies leave first, in one write for all commands
+// that came in one read.
 func (in *intake) fill() error {
 	if len(in.out) > 0 {
 		if _, err := in.conn.Write(in.out); err != nil {

@@ -19,7 +19,7 @@ type workload struct {
 // workloads are those of docs/benchmark.md.
 var workloads = []workload{
 	{name: "burst", what: "20 connections × 100 messages of 5 KB", connections: 20, messages: 100, size: 5 << 10, recipients: 1, passes: 3},
-	{name: "single", what: "one message of 5 KB for each connection, 20 at once", connections: 20, messages: 50, size: 5 << 10, recipients: 1, reconnect: true, passes: 1},
+	{name: "single", what: "one message of 5 KB for each connection, 20 concurrently", connections: 20, messages: 50, size: 5 << 10, recipients: 1, reconnect: true, passes: 1},
 	{name: "many", what: "50 recipients, 20 connections, 5 KB", connections: 20, messages: 25, size: 5 << 10, recipients: 50, passes: 1},
 	{name: "large", what: "10 MB, 8 connections", connections: 8, messages: 8, size: 10 << 20, recipients: 1, passes: 1},
 	{name: "smoke", what: "a few messages, to see that all works", connections: 2, messages: 5, size: 5 << 10, recipients: 3, passes: 2, byName: true},

@@ -73,7 +73,7 @@ type Hold struct {
 // Release lets them go on.
 func (h *Hold) Release() { h.once.Do(func() { close(h.release) }) }
 
-// setUp lets Pebble validate at once and take every nonce. It reads the environment
+// setUp lets Pebble validate immediately and take every nonce. It reads the environment
 // each time that it is made.
 var setUp = sync.OnceFunc(func() {
 	for _, name := range []string{"PEBBLE_VA_NOSLEEP", "PEBBLE_WFE_NONCEREJECT", "PEBBLE_AUTHZREUSE"} {

@@ -1,5 +1,5 @@
-// Package crowd bounds the connections of a listener. One more closes one that waits for
-// its client: a client that holds connections open must keep nobody else out.
+// Package crowd bounds the connections of a listener. One connection too many closes one
+// that waits for its client: holding connections open must keep nobody else out.
 package crowd
 
 import (

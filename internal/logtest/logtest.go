@@ -1,4 +1,4 @@
-// Package logtest keeps what a log says, for tests to look at while it is written.
+// Package logtest keeps a log for tests to read while it is written.
 package logtest
 
 import (

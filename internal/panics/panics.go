@@ -1,6 +1,5 @@
-// Package panics keeps a defect from ending the process. A row, a reply or a file that
-// nobody foresaw would otherwise stop every node that meets it, again after every
-// restart.
+// Package panics keeps a defect from ending the process. Otherwise a row, a reply or a file
+// that nobody foresaw would stop every node that meets it, again after every restart.
 package panics
 
 import (

@@ -15,7 +15,7 @@ import (
 // machine does not use, else whoever we are. So it needs no root, and takes its
 // configuration from us without the set-user-ID bit.
 
-// eximConfig has the places DIR, PORT, CAPTURE, VERDICTS, USER and PASSWORD.
+// eximConfig has the places DIR, PORT, CAPTURE, ANSWERS, USER and PASSWORD.
 const eximConfig = `primary_hostname = exim.example
 exim_path = DIR/bin/exim4
 spool_directory = DIR/spool
@@ -40,11 +40,11 @@ begin acl
 answer:
   deny    !authenticated = *
           message = 530 5.7.0 Authentication required
-  warn    set acl_m_verdict = ${readsocket{inet:127.0.0.1:VERDICTS}{exim=$local_part@$domain\n}{5s}{}{}}
-  defer   condition = ${if match{$acl_m_verdict}{\N^4\N}}
-          message = $acl_m_verdict
-  deny    condition = ${if match{$acl_m_verdict}{\N^5\N}}
-          message = $acl_m_verdict
+  warn    set acl_m_answer = ${readsocket{inet:127.0.0.1:ANSWERS}{exim=$local_part@$domain\n}{5s}{}{}}
+  defer   condition = ${if match{$acl_m_answer}{\N^4\N}}
+          message = $acl_m_answer
+  deny    condition = ${if match{$acl_m_answer}{\N^5\N}}
+          message = $acl_m_answer
   accept
 
 begin routers
@@ -144,7 +144,7 @@ func (c Cache) layOutExim(u *Upstream) ([]string, error) {
 	}
 	library = filepath.Join(u.dir, "lib", filepath.Base(library))
 	places := strings.NewReplacer("DIR", u.dir, "PORT", fmt.Sprint(u.Port), "CAPTURE", fmt.Sprint(u.capture.Port()),
-		"VERDICTS", fmt.Sprint(u.verdicts.server.Addr().Port), "USER", eximQuote(u.User), "PASSWORD", eximQuote(u.Password))
+		"ANSWERS", fmt.Sprint(u.answers.server.Addr().Port), "USER", eximQuote(u.User), "PASSWORD", eximQuote(u.Password))
 	if err := os.WriteFile(filepath.Join(u.dir, "exim.conf"), []byte(places.Replace(eximConfig)), 0o644); err != nil {
 		return nil, err
 	}

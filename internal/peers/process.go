@@ -114,7 +114,7 @@ func (p *process) ready(ctx context.Context, address string, implicit bool) erro
 		}
 		select {
 		case <-p.ended:
-			return fmt.Errorf("the server ended at once: %v", p.err)
+			return fmt.Errorf("the server ended immediately: %v", p.err)
 		case <-ctx.Done():
 			return fmt.Errorf("the server does not answer: %w", err)
 		case <-poll.C:

@@ -41,8 +41,8 @@ func (r *Relay) Close() {
 }
 
 // relayParameters tune Postfix for throughput as its own documents (QSHAPE_README,
-// TUNING_README, CONNECTION_CACHE_README) advise. What makes mail durable stays as
-// it is delivered.
+// TUNING_README, CONNECTION_CACHE_README) advise. The settings that make mail
+// durable keep their defaults.
 func relayParameters(nextHop string, processes int) map[string]string {
 	return map[string]string{
 		"relayhost":                             nextHop,

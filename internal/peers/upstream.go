@@ -25,11 +25,11 @@ type Upstream struct {
 	User     string
 	Password string
 
-	capture  *Capture
-	verdicts *verdictServer
-	dir      string
-	stop     func()
-	log      func() string
+	capture *Capture
+	answers *answerServer
+	dir     string
+	stop    func()
+	log     func() string
 }
 
 // Next is the oldest message that came through the server and was not taken yet;
@@ -37,7 +37,7 @@ type Upstream struct {
 func (u *Upstream) Next(ctx context.Context) (Message, error) { return u.capture.Next(ctx) }
 
 // Asked is how often RCPT named the address.
-func (u *Upstream) Asked(recipient string) int { return u.verdicts.count(recipient) }
+func (u *Upstream) Asked(recipient string) int { return u.answers.count(recipient) }
 
 // Log is what the server has written to its log.
 func (u *Upstream) Log() string { return u.log() }
@@ -48,7 +48,7 @@ func (u *Upstream) Close() {
 		u.stop()
 	}
 	u.capture.Close()
-	u.verdicts.server.Close()
+	u.answers.server.Close()
 	_ = os.RemoveAll(u.dir) // a leftover in the temporary folder does no harm
 }
 
@@ -58,12 +58,12 @@ func newUpstream(program string, config UpstreamConfig) (*Upstream, certificate,
 	if err != nil {
 		return nil, certificate{}, err
 	}
-	verdicts, err := startVerdicts(config.Answers)
+	answers, err := startAnswers(config.Answers)
 	if err != nil {
 		capture.Close()
 		return nil, certificate{}, err
 	}
-	u := &Upstream{Host: "127.0.0.1", User: config.User, Password: config.Password, capture: capture, verdicts: verdicts}
+	u := &Upstream{Host: "127.0.0.1", User: config.User, Password: config.Password, capture: capture, answers: answers}
 	var identity certificate
 	u.dir, err = serverDir("", program)
 	if err == nil {
@@ -90,7 +90,7 @@ func (c Cache) RunPostfix(ctx context.Context, config UpstreamConfig) (*Upstream
 		dir: u.dir, ports: []int{u.Port}, user: config.User, password: config.Password, identity: identity,
 		main: map[string]string{
 			"relayhost":                    fmt.Sprintf("[127.0.0.1]:%d", u.capture.Port()),
-			"smtpd_recipient_restrictions": fmt.Sprintf("check_policy_service inet:%s", loopback(u.verdicts.server.Addr().Port)),
+			"smtpd_recipient_restrictions": fmt.Sprintf("check_policy_service inet:%s", loopback(u.answers.server.Addr().Port)),
 			"queue_run_delay":              "5s",
 			"minimal_backoff_time":         "5s",
 		},

@@ -1,13 +1,12 @@
-// Package pg is what this program knows of PostgreSQL as such: how its connections are made,
-// all of them, so that none waits for ever for a server that says nothing; a connection of
-// one's own for what has to be durable; what an error tells about a transaction; and which
-// text a column takes.
+// Package pg holds what concerns PostgreSQL itself: how all connections are made, so that
+// none waits for ever for a silent server; a dedicated connection for durable work; what an
+// error tells about a transaction; and which text a column takes.
 //
 // There are two kinds of silence. When a machine or the way to it is gone, what we send is
 // not acknowledged: the kernel ends such a connection (TCP_USER_TIMEOUT, keepalive). When
-// only the server's processes stand still, the kernel over there goes on acknowledging, and
-// nothing but a question to the server shows it. The queue's heartbeat asks; when another
-// server answers it, Abandon ends all that still waits for the former.
+// only the server's processes stand still, its kernel goes on acknowledging, and only a
+// query shows it. The queue's heartbeat asks; when another server answers, Abandon ends the
+// connections that still wait for the former.
 //
 // It knows none of the tables.
 package pg
@@ -107,8 +106,8 @@ func (d *Dialer) Abandon(before time.Time) {
 	}
 }
 
-// connection is one connection of pgx's. What is dialled after it was made is a cancel
-// request for it.
+// connection is one connection of pgx's. A dial after it was made is a cancel request
+// for it.
 type connection struct {
 	dialer *Dialer
 	made   atomic.Bool

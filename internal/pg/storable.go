@@ -9,7 +9,7 @@ import (
 const maxStoredText = 8 << 10
 
 // Storable makes the text of a peer fit for a text column: valid UTF-8, no NUL,
-// bounded. An outcome that cannot be written would be an attempt that is repeated
+// bounded. An outcome that cannot be written would be a delivery that is repeated
 // for ever, so this is the last line of defence and cannot fail.
 func Storable(s string) string {
 	if len(s) > maxStoredText {

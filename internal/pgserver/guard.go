@@ -21,7 +21,7 @@ type guard struct {
 	pipe io.WriteCloser
 }
 
-// script reads the server's process id, once for each attempt to start it,
+// script reads the server's process id, once for each start,
 // "none" when that process has ended, the path of a folder to remove, and at
 // last "done". $1 is the signal that stops the server, $2 another folder to
 // remove or nothing. The server gets 30 seconds before it is cut off.

@@ -8,10 +8,10 @@
 // runs as root starts it as the user postgres, or else nobody, because
 // PostgreSQL refuses to run as root.
 //
-// One process at a time may use a folder; a second one is told so at once. A
+// One process at a time may use a folder; a second one fails immediately. A
 // folder whose server was killed is recovered by the next Start. The folder's
 // contents belong to this package: data/ is the cluster, socket/ the socket,
-// postgres.log what the server said, lock who uses it.
+// postgres.log its log, lock its user.
 //
 // It does not migrate, back up or upgrade, and knows nothing of what is stored.
 package pgserver

@@ -19,7 +19,7 @@ m as (insert into message (id, user_id, credential_id, sender_local, sender_doma
 	select id, 1 + g % 10, 1, 'a' || g % 100, 'example.com', 1000, '', false, '', '', '<' || g || '@example.com>', now() - interval '1 day' * random(),
 		'192.0.2.1', 'client.example.com', '127.0.0.1:587', 'TLS1.3', 'a', 1 from new),
 b as (insert into body select id, 0, convert_to(repeat('0123456789', 100), 'UTF8') from new),
-a as (insert into attempt (message_id, n, at, epoch, result, local, domain, reply_code, reply_enhanced, reply_text, remote_mta, node)
+a as (insert into history (message_id, n, at, epoch, result, local, domain, reply_code, reply_enhanced, reply_text, remote_mta, node)
 	select id, 0, now(), 1, 'deferred', 'r' || g, 'd' || g % $3::int || '.example', 451, '4.7.1', 'Greylisted, try again later', 'mx.example', 'a' from new)
 insert into recipient (message_id, n, attempts, accepted_at, next_attempt_at, expires_at, tell, notify, domain_key, local, domain, orcpt_type, orcpt,
 	last_attempt_at, reply_code, reply_enhanced, reply_text, remote_mta, notice_at, user_id)

@@ -1,4 +1,4 @@
-// Package queuetest is a queue for the tests of those that work beside it or on its tables.
+// Package queuetest gives a queue to tests of packages that work beside it or on its tables.
 package queuetest
 
 import (
@@ -147,7 +147,7 @@ func read[T any](t testing.TB, db *pgtest.DB, sql string, args ...any) (value T)
 	return value
 }
 
-// Becomes waits until the live rows of a message are want: "0 queued owned;1 failed".
+// Becomes waits until the live rows of a message are want: "0 waiting owned;1 failed".
 func Becomes(t testing.TB, db *pgtest.DB, id queue.ID, want string) {
 	t.Helper()
 	Eventually(t, "the rows of the message are "+want, func() bool {

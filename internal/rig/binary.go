@@ -23,7 +23,7 @@ var shared struct {
 // nextTag makes of this tree the version after it, see migrations/next_build.go.
 const nextTag = "postern_next"
 
-// atOnce is how many tests of the rig run at once at least.
+// atOnce is how many tests of the rig run concurrently, at least.
 const atOnce = 4
 
 // binary returns the path of the relay's binary, built under the race detector
@@ -61,7 +61,7 @@ func build(path, tags string) error {
 }
 
 // Main is the TestMain of a package that uses the rig. Its tests wait for leases and
-// restarts most of the time, so more of them run at once than there are processors.
+// restarts most of the time, so more of them run concurrently than there are processors.
 func Main(m *testing.M) {
 	flag.Parse()
 	if f := flag.Lookup("test.parallel"); f != nil && f.Value.String() == f.DefValue {

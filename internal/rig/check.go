@@ -13,7 +13,7 @@ type Evidence struct {
 	Sent      []Sent
 	Permanent []string // 5yz replies to clients that did nothing wrong
 	Received  []Received
-	History   []Attempt
+	History   []Event
 	Rows      int // left in the table recipient
 	Bodies    int // left in the table body
 }

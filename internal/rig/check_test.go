@@ -29,7 +29,7 @@ func faultless() Evidence {
 			{Serial: "s1s", Hello: "a.test", To: []string{alice}, Replied: true,
 				Bounce: &Bounce{MessageID: "<n1@a.test>", About: someID, Failed: []string{carol}, Valid: true}},
 		},
-		History: []Attempt{
+		History: []Event{
 			{MessageID: messageID(someID), Recipient: bob, Epoch: 1, Result: "delivered", Node: "a", ReplyText: "taken as s0s"},
 			{MessageID: messageID(someID), Recipient: carol, Epoch: 1, Result: "failed", Node: "a"},
 			{MessageID: "<n1@a.test>", Recipient: alice, Epoch: 1, Result: "delivered", Node: "a", ReplyText: "taken as s1s"},
@@ -54,7 +54,7 @@ func TestCheckFindsEachBreach(t *testing.T) {
 	t.Parallel()
 	again := func(e *Evidence, i int) { e.Received = append(e.Received, e.Received[i]) }
 	unknown := func(e *Evidence, id, rcpt string) {
-		e.History = append(e.History, Attempt{MessageID: id, Recipient: rcpt, Result: "unknown", OutcomeUnknown: true, PossibleDuplicate: true})
+		e.History = append(e.History, Event{MessageID: id, Recipient: rcpt, Result: "unknown", OutcomeUnknown: true, PossibleDuplicate: true})
 	}
 	tests := []struct {
 		name string
@@ -67,7 +67,7 @@ func TestCheckFindsEachBreach(t *testing.T) {
 		{"refused and delivered", func(e *Evidence) { e.Sent[0].Fate = Refused; e.Received = e.Received[:1] }, "I2: "},
 		{"refused, delivered, and recorded as void", func(e *Evidence) {
 			e.Sent[0].Fate, e.Received = Refused, e.Received[:1]
-			e.History = append(e.History, Attempt{MessageID: messageID(someID), Recipient: bob, Result: "void"})
+			e.History = append(e.History, Event{MessageID: messageID(someID), Recipient: bob, Result: "void"})
 		}, ""},
 		{"delivered without its dot", func(e *Evidence) { e.Sent[0].Fate = NotSent; e.Received = e.Received[:1] }, "I2: "},
 		{"doubled", func(e *Evidence) { again(e, 0) }, "I3: " + someID + ": 2 copies for " + bob},

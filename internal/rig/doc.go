@@ -9,5 +9,5 @@
 //   - Check compares the three by the promises of the relay and names every breach.
 //
 // Nothing here shares code with relay/smtp, so that a defect there cannot hide
-// itself here. All traffic is on loopback. What is waited for has a deadline.
+// itself here. All traffic is on loopback. Every wait has a deadline.
 package rig

@@ -9,8 +9,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Attempt is one row of the relay's own history.
-type Attempt struct {
+// Event is one row of the relay's own history.
+type Event struct {
 	MessageID         string // the Message-ID field, or the queue's id of a message that it does not have
 	Recipient         string
 	Epoch             int64
@@ -26,15 +26,15 @@ type Attempt struct {
 const sqlHistory = `
 select coalesce(m.header_id, a.message_id::text), a.local || '@' || a.domain, a.epoch, a.at, a.result, a.node, a.reply_text,
 	a.outcome_unknown, a.possible_duplicate, a.fenced
-from attempt a left join message m on m.id = a.message_id order by a.at`
+from history a left join message m on m.id = a.message_id order by a.at`
 
 // History reads what the relay recorded.
-func (r *Rig) History(ctx context.Context) ([]Attempt, error) {
+func (r *Rig) History(ctx context.Context) ([]Event, error) {
 	rows, err := r.pool.Query(ctx, sqlHistory)
 	if err != nil {
 		return nil, fmt.Errorf("history: %w", err)
 	}
-	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Attempt])
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Event])
 	if err != nil {
 		return nil, fmt.Errorf("history: %w", err)
 	}

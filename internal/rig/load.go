@@ -19,7 +19,7 @@ type Load struct {
 	Ledger *Ledger
 	Nodes  []*Node // each client has one of them
 	Name   string  // of the account; "": User
-	Conns  int     // clients at once
+	Conns  int     // concurrent clients
 	Each   int     // messages of each client; 0: until the load is stopped
 	Pace   time.Duration
 	Seed   uint64
@@ -154,7 +154,7 @@ func (c *Client) submit(s *Sent, shape Shape, wire string, pipelined bool) error
 	return &stepError{"dot", code, text}
 }
 
-// envelope sends MAIL, RCPT and DATA, and reads their replies at once or at the end.
+// envelope sends MAIL, RCPT and DATA, and reads their replies one by one or at the end.
 func (c *Client) envelope(s *Sent, shape Shape, pipelined bool) error {
 	steps := []step{{"MAIL", "MAIL FROM:<" + shape.From + ">", 250}}
 	for _, to := range shape.To {

@@ -172,7 +172,7 @@ func (r *Rig) StopPostgres() {
 	}
 }
 
-// KillPostgres ends the rig's own server by SIGKILL: all its processes at once, or
+// KillPostgres ends the rig's own server by SIGKILL: all its processes together, or
 // only the postmaster, whose children then notice it at a moment of their own.
 func (r *Rig) KillPostgres(all bool) {
 	r.t.Helper()
@@ -205,7 +205,7 @@ func newDatabase(t testing.TB) string {
 	cluster.start.Do(func() {
 		dir := pgtest.Dir(t) + "-shared" // beside the folder that goes with this test
 		cluster.server, cluster.err = pgserver.Start(ctx, pgserver.Config{Dir: dir, Temporary: true,
-			Settings: map[string]string{"max_connections": "400"}}) // thirty for a node, and many run at once
+			Settings: map[string]string{"max_connections": "400"}}) // thirty for a node, and many run concurrently
 	})
 	if cluster.err != nil {
 		t.Fatal(cluster.err)

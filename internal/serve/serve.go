@@ -1,5 +1,5 @@
 // Package serve runs servers on loopback that a test, the demo or the benchmark starts
-// and ends: nothing of one runs any more when its Close returns.
+// and ends: nothing of a server runs after its Close has returned.
 package serve
 
 import (

@@ -1,4 +1,4 @@
-// Package share gives out what there is only so much of, so that nobody holds all of it.
+// Package share gives out a bounded amount of something, so that nobody holds all of it.
 //
 // Job: a Pool counts what is held, in all and by each holder: a user, an address, a
 // destination. A caller names all holders that it takes for.

@@ -41,11 +41,11 @@ type Session struct {
 	Rcpt     int // which RCPT of the transaction this is, from 0
 }
 
-// Hook chooses what happens at a phase. It may be called by many sessions at once.
+// Hook chooses what happens at a phase. Many sessions may call it concurrently.
 type Hook func(Session) Action
 
 // Action is what a Server does at a phase; the zero value is its normal behaviour.
-// What it says decides how the Server goes on: it reads the first three octets said
+// Its reply decides how the Server goes on: the Server reads the first three octets
 // as the code, and a session to which it said "250" for MAIL has a transaction.
 type Action struct {
 	steps []func(*session)

@@ -208,7 +208,7 @@ func (s *Server) Conns() int { return locked(s, func() int { return s.accepted }
 // OpenConns returns how many connections are open.
 func (s *Server) OpenConns() int { return locked(s, func() int { return len(s.conns) }) }
 
-// PeakConns returns how many connections were open at once at most.
+// PeakConns returns how many connections were open concurrently, at most.
 func (s *Server) PeakConns() int { return locked(s, func() int { return s.peak }) }
 
 // Reached returns how often a phase was reached.

@@ -121,7 +121,7 @@ func (c *session) sayNormal() {
 	_, _ = c.w.WriteString(c.normal)
 }
 
-// say writes octets at once.
+// say writes octets immediately.
 func (c *session) say(octets string) {
 	c.note(octets)
 	c.flush()
@@ -389,17 +389,17 @@ func (a *authExchange) next(line string) string {
 			return "501 5.5.2 not PLAIN\r\n"
 		}
 		a.user = parts[1]
-		return a.verdict(parts[2])
+		return a.judge(parts[2])
 	case a.mech == "LOGIN" && !a.named:
 		a.named, a.user = true, string(response)
 		return "334 " + base64.StdEncoding.EncodeToString([]byte("Password:")) + "\r\n"
 	case a.mech == "LOGIN":
-		return a.verdict(string(response))
+		return a.judge(string(response))
 	}
 	return authUnknown
 }
 
-func (a *authExchange) verdict(password string) string {
+func (a *authExchange) judge(password string) string {
 	if want, ok := a.users[a.user]; ok && want == password {
 		return authGood
 	}

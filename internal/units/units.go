@@ -1,4 +1,4 @@
-// Package units is octets and spans of time as people write them, both ways.
+// Package units reads and writes octets and spans of time as people write them.
 package units
 
 import (

@@ -21,7 +21,7 @@ import (
 	"postern/relay/seal"
 )
 
-// Challenge is how an authority makes sure that a name is ours.
+// Challenge is how an authority verifies that a name is ours.
 type Challenge string
 
 // The challenges of RFC 8555 and RFC 8737.
@@ -34,7 +34,7 @@ const (
 // LetsEncrypt is the directory of the default authority.
 const LetsEncrypt = certmagic.LetsEncryptProductionCA
 
-// Config says how certificates are got.
+// Config says how to get certificates.
 type Config struct {
 	Names     []string       // each gets a certificate of its own; a wildcard needs DNS01
 	Email     string         // of the account; required
@@ -60,8 +60,7 @@ type Config struct {
 	validationTime time.Duration // 0: validationTime
 }
 
-// NewKeeper opens the port on which the authority's validations are answered, and
-// does nothing yet.
+// NewKeeper opens the port for the authority's validations; Start begins the work.
 func NewKeeper(cfg Config) (*Keeper, error) {
 	if cfg.Email == "" || len(cfg.Names) == 0 {
 		return nil, errors.New("certificate: names and an email address are required")
@@ -131,7 +130,7 @@ func (k *Keeper) respond() error {
 	return nil
 }
 
-// ChallengeAddress is where validations are answered; "" with DNS01.
+// ChallengeAddress is the address for validations; "" with DNS01.
 func (k *Keeper) ChallengeAddress() string {
 	if k.responder == nil {
 		return ""
@@ -170,7 +169,7 @@ func (k *Keeper) build() {
 		template.ExternalAccount = &acme.EAB{KeyID: k.cfg.EABKeyID, MACKey: k.cfg.EABKey}
 	}
 	k.issuer = certmagic.NewACMEIssuer(k.config, template)
-	k.issuer.TestCA = "" // a second attempt is at the same authority
+	k.issuer.TestCA = "" // a second try is at the same authority
 	k.config.Issuers = []certmagic.Issuer{k.issuer}
 }
 
@@ -206,7 +205,7 @@ func split(address string) (host string, port int) {
 	return host, port
 }
 
-// String hides what must not come into a log.
+// String hides the secrets from logs.
 func (a Config) String() string {
 	return fmt.Sprintf("acme %s %s %v", a.Directory, a.Challenge, a.Names)
 }

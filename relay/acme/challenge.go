@@ -47,7 +47,7 @@ func (r *responder) start(log *slog.Logger) {
 	go func() {
 		defer close(r.done)
 		if err := r.serve(); err != nil {
-			log.Error("validations are not answered any more", "address", r.listener.Addr().String(), "error", err)
+			log.Error("no longer answering validations", "address", r.listener.Addr().String(), "error", err)
 		}
 	}()
 }

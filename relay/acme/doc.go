@@ -3,14 +3,14 @@
 // certificates in relay/certificate shows from.
 //
 // Ordering, renewal times (ARI, RFC 9773) and OCSP stapling are certmagic's, which no
-// other package knows; when it is tried, how often, and what is told about it are ours.
+// other package knows; when and how often to try, and what is logged, is decided here.
 // certmagic's storage is in Postgres: values are sealed, a lock is a row with a lease
 // and a fencing token, and a certificate, its key and its metadata change in one
 // statement, so that no crash leaves a key beside another's certificate.
 //
-// Invariants: of several nodes one orders, and what it writes counts only while it
+// Invariants: of several nodes one orders, and its writes count only while it
 // holds the lock; a failure is known to all nodes, which wait together before the
-// next attempt; no connection and no transaction is held while an authority is
+// next order; no connection and no transaction is held while an authority is
 // talked to; each call to the database has a deadline.
 //
 // docs/certificates.md has the states of a certificate and what each failure does.

@@ -28,7 +28,7 @@ const (
 	passTime = 8 * time.Minute
 )
 
-// clock is the time by which attempts are made.
+// clock is the time by which orders are made.
 type clock interface {
 	Now() time.Time
 	After(d time.Duration) <-chan time.Time
@@ -65,15 +65,14 @@ type Keeper struct {
 type kept struct {
 	cert    *tls.Certificate // nil: none yet
 	trouble certificate.Trouble
-	// Attempts in a row that have failed without the other nodes' being told, as when
+	// Orders in a row that have failed without the other nodes' being told, as when
 	// what was issued could not be stored, and until when this node makes none.
-	failures int
-	hold     time.Time
+	failures  int
+	notBefore time.Time
 }
 
-// Start shows what the storage has and begins to look after it. A name without a
-// certificate gets a self-signed one until the first is issued. The error is about
-// the database.
+// Start shows the stored certificates and begins to renew them. A name without a certificate
+// gets a self-signed one until the first is issued. The error is of the database.
 func (k *Keeper) Start(ctx context.Context) error {
 	var without []string
 	for _, name := range k.cfg.Names {
@@ -90,7 +89,7 @@ func (k *Keeper) Start(ctx context.Context) error {
 	}
 	if k.responder != nil {
 		k.responder.start(k.log)
-		k.log.Info("the authority's validations are answered", "challenge", k.cfg.Challenge, "address", k.ChallengeAddress())
+		k.log.Info("answering the authority's validations", "challenge", k.cfg.Challenge, "address", k.ChallengeAddress())
 	}
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	k.stop, k.tidyAt = stop, k.clock.Now().Add(time.Hour)
@@ -101,7 +100,7 @@ func (k *Keeper) Start(ctx context.Context) error {
 }
 
 // Close ends the work and gives back locks, or stops waiting for that when ctx ends.
-// What is in memory is shown on. It may be called without Start.
+// The certificates in memory are shown until the process ends. It may be called without Start.
 func (k *Keeper) Close(ctx context.Context) error {
 	if k.stop != nil {
 		k.stop()
@@ -136,7 +135,7 @@ func (k *Keeper) lookAfter(ctx context.Context, name string) {
 func (k *Keeper) work(ctx context.Context, name string) {
 	defer func() {
 		if p := recover(); p != nil {
-			k.log.Error("looking after a certificate panicked", "name", name, "panic", p, "stack", string(debug.Stack()))
+			k.log.Error("certificate check panicked", "name", name, "panic", p, "stack", string(debug.Stack()))
 			k.unknown(name, fmt.Errorf("a defect: %v", p))
 		}
 	}()
@@ -171,11 +170,11 @@ func (k *Keeper) kept(name string) kept {
 	return *k.names[name]
 }
 
-// LookNow lets each name be looked after now: what is stored is shown, and what is due
-// is done. It does not wait for that, nor for a database that is away.
+// LookNow checks each name now: it shows the stored certificate, and renews it if that is due.
+// It does not wait for that, nor for a database that is away.
 func (k *Keeper) LookNow() {
 	for _, name := range k.cfg.Names {
-		k.update(name, func(kept *kept) { kept.hold = time.Time{} })
+		k.update(name, func(kept *kept) { kept.notBefore = time.Time{} })
 		select {
 		case k.wake[name] <- struct{}{}:
 		default: // it is awake
@@ -183,7 +182,7 @@ func (k *Keeper) LookNow() {
 	}
 }
 
-// Status tells of each name.
+// Status returns the status of each name.
 func (k *Keeper) Status() []certificate.Status {
 	list := make([]certificate.Status, 0, len(k.cfg.Names))
 	for _, name := range k.cfg.Names {

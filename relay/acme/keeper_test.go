@@ -435,7 +435,7 @@ func TestOutage(t *testing.T) {
 	for _, n := range []*node{one, two} {
 		s := n.status(host(t))
 		if s.Error == "" || s.FailingSince.Before(down) || s.FailingSince.After(down.Add(15*time.Minute)) ||
-			!s.NextAttempt.After(clock.Now()) || s.StandIn || !valid(s) {
+			!s.NextTry.After(clock.Now()) || s.StandIn || !valid(s) {
 			t.Errorf("status in the outage: %+v", s)
 		}
 	}
@@ -455,7 +455,7 @@ func TestOutage(t *testing.T) {
 			t.Errorf("status after the outage: %+v", s)
 		}
 	}
-	if r := records(t, db)[host(t)]; r.Failures != 0 || r.LastError != "" || !r.NextAttempt.IsZero() {
+	if r := records(t, db)[host(t)]; r.Failures != 0 || r.LastError != "" || !r.NextTry.IsZero() {
 		t.Errorf("record after the outage: %+v", r)
 	}
 }
@@ -487,7 +487,7 @@ func TestNotStored(t *testing.T) {
 	if got := len(ca.Orders()); got != 1 {
 		t.Errorf("%d orders within a minute", got)
 	}
-	if s := n.status(host(t)); !strings.Contains(s.Error, "full_disk") || !s.NextAttempt.After(clock.Now()) || !s.StandIn {
+	if s := n.status(host(t)); !strings.Contains(s.Error, "full_disk") || !s.NextTry.After(clock.Now()) || !s.StandIn {
 		t.Errorf("status: %+v", s)
 	}
 	_, err := db.Pool.Exec(t.Context(), "alter table certificate_store drop constraint full_disk")
@@ -519,7 +519,7 @@ func TestFirstIssueFails(t *testing.T) {
 			t.Errorf("no stand-in: %v", err)
 		}
 		s := n.status(host(t))
-		if !s.StandIn || s.Error == "" || s.FailingSince.IsZero() || !s.NextAttempt.Equal(clock.Now().Add(time.Minute).Truncate(time.Microsecond)) {
+		if !s.StandIn || s.Error == "" || s.FailingSince.IsZero() || !s.NextTry.Equal(clock.Now().Add(time.Minute).Truncate(time.Microsecond)) {
 			t.Errorf("status: %+v at %s", s, clock.Now())
 		}
 	}
@@ -641,7 +641,7 @@ func TestWrongClock(t *testing.T) {
 	ca.Down()
 	startNode(t, db, ca, func(c *Config) { c.clock = ahead })
 	ahead.idle(t, 1)
-	if r := records(t, db)[host(t)]; r.Failures != 1 || time.Until(r.NextAttempt) < 360*24*time.Hour {
+	if r := records(t, db)[host(t)]; r.Failures != 1 || time.Until(r.NextTry) < 360*24*time.Hour {
 		t.Fatalf("record: %+v", r)
 	}
 	ca.Up(t)
@@ -724,10 +724,10 @@ func TestDefect(t *testing.T) {
 	defer k.Close(t.Context())
 	k.storage = nil
 	k.work(t.Context(), host(t))
-	if got := k.Status()[0]; !strings.HasPrefix(got.Error, "a defect: ") || got.FailingSince.IsZero() || got.NextAttempt.IsZero() {
+	if got := k.Status()[0]; !strings.HasPrefix(got.Error, "a defect: ") || got.FailingSince.IsZero() || got.NextTry.IsZero() {
 		t.Errorf("status %+v", got)
 	}
-	if log.Count("looking after a certificate panicked") != 1 || log.Count("keeper_test.go") == 0 {
+	if log.Count("certificate check panicked") != 1 || log.Count("keeper_test.go") == 0 {
 		t.Errorf("logged:\n%s", log.String())
 	}
 }

@@ -100,7 +100,7 @@ func (s *storage) keep(ctx context.Context, sc *scope, name string, l *lease, se
 		case err == nil:
 			sent = now
 		case errors.Is(err, errLeaseLost), time.Since(sent) > s.lease:
-			s.log.Warn("certificate lock lost; its work is given up", "lock", name, "error", err)
+			s.log.Warn("certificate lock lost, giving up its work", "lock", name, "error", err)
 			sc.lost(errLeaseLost)
 			return
 		}
@@ -120,9 +120,9 @@ func (s *storage) renew(ctx context.Context, name string, token int64) error {
 	return nil
 }
 
-// RenewLockLease implements certmagic.LockLeaseRenewer. Leases are renewed anyway while
-// the lock is held, and stay short whatever is asked for: what a dead holder leaves
-// behind must not keep the others waiting.
+// RenewLockLease implements certmagic.LockLeaseRenewer. Leases are renewed anyway while the
+// lock is held, and stay short whatever is asked for: the lock of a dead holder must not
+// keep the others waiting.
 func (s *storage) RenewLockLease(ctx context.Context, name string, _ time.Duration) error {
 	sc := s.scope(ctx)
 	sc.mu.Lock()
@@ -134,7 +134,7 @@ func (s *storage) RenewLockLease(ctx context.Context, name string, _ time.Durati
 	return s.renew(ctx, name, l.token)
 }
 
-// Unlock implements certmagic.Locker. A lock that was lost is another's, and left alone.
+// Unlock implements certmagic.Locker. A lost lock belongs to another, and is left alone.
 func (s *storage) Unlock(ctx context.Context, name string) error {
 	sc := s.scope(ctx)
 	sc.mu.Lock()

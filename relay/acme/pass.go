@@ -12,7 +12,7 @@ import (
 	"github.com/caddyserver/certmagic"
 )
 
-// delays come between attempts that fail, over all nodes; the last one stays. No more
+// delays come between orders that fail, over all nodes; the last one stays. No more
 // than five fall into one hour: what Let's Encrypt allows for one name.
 var delays = []time.Duration{time.Minute, 4 * time.Minute, 10 * time.Minute, 15 * time.Minute, 30 * time.Minute, time.Hour}
 
@@ -21,8 +21,8 @@ func delay(failures int) time.Duration {
 	return delays[min(max(failures, 1), len(delays))-1]
 }
 
-// errNotDue keeps a node from ordering when another's attempt has failed a moment ago.
-var errNotDue = errors.New("the next attempt is not due yet")
+// errNotDue keeps a node from ordering when another's order has failed a moment ago.
+var errNotDue = errors.New("the next order is not due yet")
 
 // pass is one look: certmagic loads what is stored and, when it is due, orders.
 func (k *Keeper) pass(ctx context.Context, name string) {
@@ -39,7 +39,7 @@ func (k *Keeper) pass(ctx context.Context, name string) {
 		k.wait(ctx, name, record)
 		return
 	}
-	if kept := k.kept(name); kept.hold.After(k.clock.Now()) && !record.RenewedAt.After(kept.trouble.Since) {
+	if kept := k.kept(name); kept.notBefore.After(k.clock.Now()) && !record.RenewedAt.After(kept.trouble.Since) {
 		_ = k.adopt(ctx, name) // there is an error to tell already
 		return
 	}
@@ -64,27 +64,27 @@ func (k *Keeper) pass(ctx context.Context, name string) {
 	}
 }
 
-// early reports that the next attempt is not due yet. One that is further off than any
+// early reports that the next order is not due yet. One that is further off than any
 // delay is from a node whose clock is wrong: it must not keep the others from renewing.
 func (k *Keeper) early(record Record) bool {
-	left := record.NextAttempt.Sub(k.clock.Now())
+	left := record.NextTry.Sub(k.clock.Now())
 	return left > 0 && left <= delay(len(delays))
 }
 
-// stopping reports that the node stops: what was given up for that is no failure.
+// stopping reports that the node stops: an order given up for that has not failed.
 func stopping(ctx context.Context) bool { return errors.Is(context.Cause(ctx), context.Canceled) }
 
-// wait takes over what another node has told or got.
+// wait takes over what another node has reported or obtained.
 func (k *Keeper) wait(ctx context.Context, name string, record Record) {
 	err := k.adopt(ctx, name)
-	if record.NextAttempt.IsZero() { // it was done meanwhile
+	if record.NextTry.IsZero() { // it was done meanwhile
 		if err == nil {
 			k.succeeded(ctx, name)
 		}
 		return
 	}
 	k.update(name, func(kept *kept) {
-		kept.trouble.Failure(record.FailingSince, errors.New(record.LastError), record.NextAttempt)
+		kept.trouble.Failure(record.FailingSince, errors.New(record.LastError), record.NextTry)
 		kept.trouble.Since = record.FailingSince
 	})
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -94,10 +94,10 @@ func (k *Keeper) wait(ctx context.Context, name string, record Record) {
 
 // namesNone is the attempt at which certmagic's order does not name the certificate that
 // it replaces: an authority that does not know that one any more may refuse each order
-// that does, and every second attempt after a failure is without.
+// that does, and every second order after a failure is without.
 const namesNone = 2
 
-// manage lets certmagic do all that is due for name, and makes one attempt of each.
+// manage lets certmagic do all that is due for name, and orders each once.
 // Its cache is new each time: what is stored is looked at, not what was remembered.
 func (k *Keeper) manage(ctx context.Context, name string, record Record) error {
 	ctx, end := withScope(ctx)
@@ -155,7 +155,7 @@ func (k *Keeper) onEvent(ctx context.Context, event string, data map[string]any)
 	return nil
 }
 
-// due keeps from an attempt that another node's came before. One that is forced, since
+// due prevents an order that another node has made meanwhile. One that is forced, since
 // an admin has asked or the certificate is revoked, is for the certificate that this
 // node has seen, and not for what has taken its place.
 func (k *Keeper) due(ctx context.Context, name string, forced bool) error {
@@ -179,7 +179,7 @@ func (k *Keeper) obtained(ctx context.Context, name string) {
 		err = k.storage.succeeded(ctx, k.authority, name, cert.Leaf, k.clock.Now())
 	}
 	if err != nil {
-		k.log.Warn("the other nodes could not be told of a new certificate", "name", name, "error", err)
+		k.log.Warn("cannot announce a new certificate to the other nodes", "name", name, "error", err)
 	}
 }
 
@@ -193,36 +193,36 @@ func (k *Keeper) tell(ctx context.Context, name string, failure error) error {
 	if record.FailingSince.IsZero() {
 		record.FailingSince = now
 	}
-	record.LastError, record.NextAttempt = plain(failure), now.Add(delay(record.Failures+1))
+	record.LastError, record.NextTry = plain(failure), now.Add(delay(record.Failures+1))
 	return k.storage.failed(ctx, record)
 }
 
 // plain is an authority's error in one line of a bounded length: it may be a whole page.
 func plain(err error) string { return storable(strings.Join(strings.Fields(err.Error()), " ")) }
 
-// unknown is when the database does not tell whether an attempt is due.
+// unknown is when the database does not tell whether an order is due.
 func (k *Keeper) unknown(name string, err error) {
 	now := k.clock.Now()
 	k.update(name, func(kept *kept) { kept.trouble.Failure(now, err, now.Add(time.Minute)) })
-	k.log.Warn("certificate not looked after", "name", name, "error", err)
+	k.log.Warn("certificate check failed, will retry", "name", name, "error", err)
 }
 
 func (k *Keeper) failed(ctx context.Context, name string, err error) {
 	now := k.clock.Now()
 	record, readErr := k.storage.record(context.WithoutCancel(ctx), k.authority, name)
 	k.update(name, func(kept *kept) {
-		if readErr == nil && k.early(record) { // an attempt that all nodes know of
-			kept.failures, kept.hold = 0, time.Time{}
-			kept.trouble.Last, kept.trouble.Since, kept.trouble.Next = errors.New(record.LastError), record.FailingSince, record.NextAttempt
+		if readErr == nil && k.early(record) { // a failure that all nodes know of
+			kept.failures, kept.notBefore = 0, time.Time{}
+			kept.trouble.Last, kept.trouble.Since, kept.trouble.Next = errors.New(record.LastError), record.FailingSince, record.NextTry
 			return
 		}
 		kept.failures++
-		kept.hold = now.Add(delay(kept.failures))
-		kept.trouble.Failure(now, errors.New(plain(err)), kept.hold)
+		kept.notBefore = now.Add(delay(kept.failures))
+		kept.trouble.Failure(now, errors.New(plain(err)), kept.notBefore)
 	})
 	status := k.statusOf(name)
 	k.log.Error("certificate not issued", "name", name, "authority", k.authority, "error", status.Error,
-		"failing_since", status.FailingSince, "next_attempt", status.NextAttempt, "expires", status.NotAfter, "stand_in", status.StandIn)
+		"failing_since", status.FailingSince, "next_try", status.NextTry, "expires", status.NotAfter, "stand_in", status.StandIn)
 }
 
 func (k *Keeper) succeeded(ctx context.Context, name string) {
@@ -231,16 +231,16 @@ func (k *Keeper) succeeded(ctx context.Context, name string) {
 	var failing bool
 	k.update(name, func(kept *kept) {
 		failing = kept.trouble.Last != nil
-		kept.failures, kept.hold, cert = 0, time.Time{}, kept.cert
+		kept.failures, kept.notBefore, cert = 0, time.Time{}, kept.cert
 		kept.trouble.Success(now)
 	})
 	if failing {
-		k.log.Info("certificate in order again", "name", name, "authority", k.authority)
+		k.log.Info("certificate renewed after failures", "name", name, "authority", k.authority)
 	}
 	if cert == nil {
 		return
 	}
 	if err := k.storage.succeeded(ctx, k.authority, name, cert.Leaf, now); err != nil {
-		k.log.Warn("the other nodes could not be told of a certificate", "name", name, "error", err)
+		k.log.Warn("cannot announce a certificate to the other nodes", "name", name, "error", err)
 	}
 }

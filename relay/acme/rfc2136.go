@@ -33,7 +33,7 @@ var (
 	_ libdns.RecordDeleter  = (*RFC2136)(nil)
 )
 
-// TSIGAlgorithms are the names of what a key may be for.
+// TSIGAlgorithms are the names of the algorithms that a key may be for.
 var TSIGAlgorithms = []string{"hmac-sha224", "hmac-sha256", "hmac-sha384", "hmac-sha512"}
 
 // ValidTSIGSecret reports what is wrong with a key's text.

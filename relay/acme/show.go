@@ -75,7 +75,7 @@ func (k *Keeper) show(name string, cert *tls.Certificate) {
 	}
 }
 
-// Shown are the certificates of all names, the stand-in last when one lacks.
+// Shown are the certificates of all names, the stand-in last if one is missing.
 func (k *Keeper) Shown() []*tls.Certificate {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -15,7 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Record is what the nodes tell each other about one name.
+// Record is the nodes' shared record of one name.
 type Record struct {
 	Authority string // certmagic's key of the directory
 	Name      string
@@ -29,11 +29,11 @@ type Record struct {
 	Failures     int // in a row
 	FailingSince time.Time
 	LastError    string
-	NextAttempt  time.Time // no node orders before
+	NextTry      time.Time // no node orders before
 	RenewAsked   time.Time // by an admin, who need not wait for its time; zero: nobody did
 }
 
-// State is the record in a word or two; docs/certificates.md explains them.
+// State summarizes the record in a word or two; docs/certificates.md explains them.
 func (r Record) State(now time.Time) string {
 	switch {
 	case r.NotAfter.IsZero():
@@ -49,13 +49,13 @@ func (r Record) State(now time.Time) string {
 }
 
 const columns = `authority, name, node, issuer, serial, coalesce(not_before, 'epoch'), coalesce(not_after, 'epoch'),
-	coalesce(renewed_at, 'epoch'), failures, coalesce(failing_since, 'epoch'), last_error, coalesce(next_attempt_at, 'epoch'), coalesce(renew_asked_at, 'epoch')`
+	coalesce(renewed_at, 'epoch'), failures, coalesce(failing_since, 'epoch'), last_error, coalesce(next_try_at, 'epoch'), coalesce(renew_asked_at, 'epoch')`
 
 func scanRecord(row pgx.CollectableRow) (Record, error) {
 	var r Record
 	err := row.Scan(&r.Authority, &r.Name, &r.Node, &r.Issuer, &r.Serial, &r.NotBefore, &r.NotAfter,
-		&r.RenewedAt, &r.Failures, &r.FailingSince, &r.LastError, &r.NextAttempt, &r.RenewAsked)
-	for _, t := range []*time.Time{&r.NotBefore, &r.NotAfter, &r.RenewedAt, &r.FailingSince, &r.NextAttempt, &r.RenewAsked} {
+		&r.RenewedAt, &r.Failures, &r.FailingSince, &r.LastError, &r.NextTry, &r.RenewAsked)
+	for _, t := range []*time.Time{&r.NotBefore, &r.NotAfter, &r.RenewedAt, &r.FailingSince, &r.NextTry, &r.RenewAsked} {
 		if t.Unix() == 0 {
 			*t = time.Time{}
 		}
@@ -85,18 +85,18 @@ with held as (
 	select l.name from certificate_lock l
 	join unnest($7::text[], $8::bigint[]) h(name, token) on l.name = h.name and l.token = h.token
 	where l.expires_at > clock_timestamp() for share of l)
-insert into certificate_state as c (authority, name, node, failures, failing_since, last_error, next_attempt_at)
+insert into certificate_state as c (authority, name, node, failures, failing_since, last_error, next_try_at)
 select $1, $2, $3, 1, $4, $5, $6 where (select count(*) from held) = cardinality($7::text[])
 on conflict (authority, name) do update set node = excluded.node, failures = c.failures + 1,
 	failing_since = coalesce(c.failing_since, excluded.failing_since),
-	last_error = excluded.last_error, next_attempt_at = excluded.next_attempt_at`
+	last_error = excluded.last_error, next_try_at = excluded.next_try_at`
 
-// failed tells all nodes of a failed attempt, by who holds the name's lock.
+// failed tells all nodes of a failed order, on behalf of the holder of the name's lock.
 func (s *storage) failed(ctx context.Context, r Record) error {
 	locks, tokens := fence(ctx)
 	ctx, cancel := call(context.WithoutCancel(ctx))
 	defer cancel()
-	tag, err := s.pool.Exec(ctx, recordFailure, r.Authority, r.Name, s.node, r.FailingSince, storable(r.LastError), r.NextAttempt, locks, tokens)
+	tag, err := s.pool.Exec(ctx, recordFailure, r.Authority, r.Name, s.node, r.FailingSince, storable(r.LastError), r.NextTry, locks, tokens)
 	if err == nil && tag.RowsAffected() == 0 {
 		err = errLeaseLost
 	}
@@ -113,7 +113,7 @@ on conflict (authority, name) do update set node = excluded.node, issuer = exclu
 	not_before = excluded.not_before, not_after = excluded.not_after,
 	renewed_at = case when c.serial = excluded.serial then c.renewed_at else excluded.renewed_at end,
 	renew_asked_at = case when c.serial = excluded.serial then c.renew_asked_at end,
-	failures = 0, failing_since = null, last_error = '', next_attempt_at = null
+	failures = 0, failing_since = null, last_error = '', next_try_at = null
 where (c.failures > 0 or c.serial <> excluded.serial) and (c.not_before is null or c.not_before <= excluded.not_before)`
 
 // succeeded tells all nodes that the certificate is in order. Most times they know.
@@ -138,8 +138,8 @@ func storable(s string) string {
 
 const listRecords = `select ` + columns + ` from certificate_state order by name, authority`
 
-// List is an admin's look at what the nodes know of their certificates. It needs no
-// key, and tells no secret.
+// List returns the nodes' records of their certificates, for an admin. It needs no key and
+// reveals no secret.
 func List(ctx context.Context, pool *pgxpool.Pool) ([]Record, error) {
 	ctx, cancel := call(ctx)
 	defer cancel()
@@ -152,12 +152,11 @@ func List(ctx context.Context, pool *pgxpool.Pool) ([]Record, error) {
 }
 
 const askRenewal = `
-update certificate_state set renew_asked_at = clock_timestamp(), next_attempt_at = case when failures > 0 then clock_timestamp() end
+update certificate_state set renew_asked_at = clock_timestamp(), next_try_at = case when failures > 0 then clock_timestamp() end
 where name = $1`
 
-// AskRenewal lets the nodes renew a certificate before its time, and try now what
-// waits after a failure. It is in the audit as actor's. Of a name that no node has
-// told of it reports false.
+// AskRenewal makes the nodes renew a certificate before its time, or try a failed order now.
+// The audit has it as actor's. It reports false if no node has a record of the name.
 func AskRenewal(ctx context.Context, pool *pgxpool.Pool, name, actor string) (known bool, err error) {
 	ctx, cancel := call(ctx)
 	defer cancel()

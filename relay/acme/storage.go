@@ -195,8 +195,8 @@ select count(*) from certificate_lock l
 join unnest($1::text[], $2::bigint[]) h(name, token) on l.name = h.name and l.token = h.token
 where l.expires_at > clock_timestamp()`
 
-// Delete implements certmagic.Storage. A lost lock deletes nothing: what is there may
-// be the next holder's.
+// Delete implements certmagic.Storage. A lost lock deletes nothing: the value may be the next
+// holder's.
 func (s *storage) Delete(ctx context.Context, key string) error {
 	sc := scopeOf(ctx)
 	if sc != nil && sc.forget(key) {

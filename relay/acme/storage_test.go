@@ -266,7 +266,7 @@ func TestTakeover(t *testing.T) {
 	if err := one.Delete(first, "value"); !errors.Is(err, errLeaseLost) {
 		t.Errorf("Delete after the takeover: %v", err)
 	}
-	if err := one.failed(first, Record{Name: "name", FailingSince: time.Now(), NextAttempt: time.Now()}); !errors.Is(err, errLeaseLost) {
+	if err := one.failed(first, Record{Name: "name", FailingSince: time.Now(), NextTry: time.Now()}); !errors.Is(err, errLeaseLost) {
 		t.Errorf("a failure after the takeover: %v", err)
 	}
 	if err := one.RenewLockLease(first, "name", time.Minute); !errors.Is(err, errLeaseLost) {

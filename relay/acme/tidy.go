@@ -36,18 +36,18 @@ func (k *Keeper) tidy(ctx context.Context) {
 		err = k.storage.forget(ctx)
 	}
 	if err != nil && !stopping(ctx) {
-		k.log.Warn("old certificates are not removed", "error", err)
+		k.log.Warn("cannot remove old certificates", "error", err)
 	}
 }
 
 const deleteLocks = `delete from certificate_lock where expires_at < clock_timestamp() - interval '1 day'`
 
-// deleteStates forgets names that nobody orders any more: an attempt for one that is
+// deleteStates forgets names that nobody orders any more: an order for one that is
 // ordered is never a day ago.
 const deleteStates = `
 delete from certificate_state
 where coalesce(not_after, failing_since) < clock_timestamp() - $1::interval
-	and coalesce(next_attempt_at, '-infinity') < clock_timestamp() - interval '1 day'`
+	and coalesce(next_try_at, '-infinity') < clock_timestamp() - interval '1 day'`
 
 func (s *storage) forget(ctx context.Context) error {
 	ctx, cancel := call(ctx)

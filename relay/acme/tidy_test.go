@@ -37,7 +37,7 @@ func TestTidy(t *testing.T) {
 	_, err := db.Pool.Exec(ctx, `insert into certificate_lock (name, holder, token, expires_at) values
 		('dead', 'gone', 1, now() - interval '2 days'), ('alive', 'one', 2, now() + interval '1 day')`)
 	must(t, err)
-	_, err = db.Pool.Exec(ctx, `insert into certificate_state (authority, name, node, not_after, failures, failing_since, next_attempt_at) values
+	_, err = db.Pool.Exec(ctx, `insert into certificate_state (authority, name, node, not_after, failures, failing_since, next_try_at) values
 		('old', 'long.test', 'one', now() - interval '100 days', 0, null, null),
 		('old', 'lately.test', 'one', now() - interval '1 day', 0, null, null),
 		('old', 'tried.test', 'one', now() - interval '100 days', 9, now() - interval '130 days', now()),

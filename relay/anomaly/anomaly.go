@@ -18,13 +18,13 @@ import (
 	"postern/relay/queue/desk"
 )
 
-// By is who makes the holds.
-const By = "breaker"
+// By is the maker of these holds, in place of an admin's name.
+const By = "anomaly"
 
 // Signs says which signs of a stolen account put a user on hold. A zero value turns
 // its sign off. Each looks at the current and the last clock hour.
 type Signs struct {
-	MinRecipients    int     `json:"min_recipients"`               // of fewer recipients nothing is concluded
+	MinRecipients    int     `json:"min_recipients"`               // no sign trips on fewer
 	FirstTimeShare   float64 `json:"first_time_share,omitempty"`   // of them, never written to before: 0 to 1
 	RejectedShare    float64 `json:"rejected_share,omitempty"`     // of them, refused for good by the next server: 0 to 1
 	NewNetworkFactor float64 `json:"new_network_factor,omitempty"` // times the user's hourly mean, from networks new to it
@@ -34,7 +34,7 @@ func (s Signs) on() bool {
 	return s.FirstTimeShare > 0 || s.RejectedShare > 0 || s.NewNetworkFactor > 0
 }
 
-// activity is what a user did in the hours that are looked at.
+// activity is a user's mail in the hours that a sign looks at.
 type activity struct {
 	User       int64
 	Recipients int
@@ -45,23 +45,23 @@ type activity struct {
 	Mean       float64 // recipients an hour in the 14 days before
 }
 
-// judge returns why a user is to be put on hold, "" if it is not.
+// judge returns the reason to put a user on hold, "" if there is none.
 func (s Signs) judge(a activity) string {
 	tried := a.Delivered + a.Rejected
 	switch {
 	case s.FirstTimeShare > 0 && a.Recipients >= s.MinRecipients && float64(a.FirstTime) >= s.FirstTimeShare*float64(a.Recipients):
-		return fmt.Sprintf("breaker: %d of %d recipients were never written to before", a.FirstTime, a.Recipients)
+		return fmt.Sprintf("anomaly: %d of %d recipients were never written to before", a.FirstTime, a.Recipients)
 	case s.RejectedShare > 0 && tried >= s.MinRecipients && float64(a.Rejected) >= s.RejectedShare*float64(tried):
-		return fmt.Sprintf("breaker: %d of %d recipients were refused by the next server", a.Rejected, tried)
+		return fmt.Sprintf("anomaly: %d of %d recipients were refused by the next server", a.Rejected, tried)
 	case s.NewNetworkFactor > 0 && a.NewNetwork >= s.MinRecipients && float64(a.NewNetwork) >= s.NewNetworkFactor*a.Mean:
-		return fmt.Sprintf("breaker: %d recipients from a new network, %.1f an hour are usual", a.NewNetwork, a.Mean)
+		return fmt.Sprintf("anomaly: %d recipients from a new network, %.1f an hour are usual", a.NewNetwork, a.Mean)
 	}
 	return ""
 }
 
 const (
 	lookEvery   = time.Second
-	mostNotes   = 1 << 15 // recipients and endings noted at most; what is beyond is not looked at
+	mostNotes   = 1 << 15 // recipients and endings noted at most; the rest is not counted
 	reloadEvery = 5 * time.Second
 )
 
@@ -71,14 +71,14 @@ type Config struct {
 	Log   *slog.Logger
 	Guard *panics.Guard // keeps what panics from ending the process; may be nil
 
-	// Trouble is told of errors and reports whether they are the database's, which others
-	// log; nil for nobody.
+	// Trouble, if not nil, receives each error and reports whether it is the database's,
+	// which others log.
 	Trouble func(error) bool
 }
 
 // Detector counts what users do while a sign is on, and makes holds. It looks at mail
-// after it was accepted: nobody waits for it, and some mail of the second in which a sign
-// trips is sent. It is the queue's Watcher.
+// after acceptance: nobody waits for it, and some mail of the second in which a sign trips
+// is still sent. It is the queue's Watcher.
 type Detector struct {
 	cfg   Config
 	signs atomic.Pointer[Signs]
@@ -149,7 +149,7 @@ func (d *Detector) Accepted(m *queue.Message, rcpts []queue.Recipient) {
 	}
 }
 
-// Ended notes what the next server said.
+// Ended notes how the next server answered.
 func (d *Detector) Ended(o *queue.Outcome) {
 	if d.signs.Load().RejectedShare == 0 || o.Result != queue.Delivered && o.Result != queue.Failed {
 		return
@@ -177,14 +177,14 @@ func (d *Detector) run(ctx context.Context) {
 	}
 }
 
-// heard says what went wrong, unless it is the database that is away, which others say.
+// heard logs err, unless the database is away: others log that.
 func (d *Detector) heard(ctx context.Context, err error) {
 	if err != nil && ctx.Err() == nil && !d.cfg.Trouble(err) {
-		d.cfg.Log.Warn("anomaly: it is looked for later", "error", err)
+		d.cfg.Log.Warn("anomaly detection failed, will retry", "error", err)
 	}
 }
 
-// look writes what was noted and judges the users whom it concerns.
+// look writes the notes and judges the users they are about.
 func (d *Detector) look(ctx context.Context) error {
 	d.mu.Lock()
 	said, ended := d.sent, d.ends
@@ -207,7 +207,7 @@ func (d *Detector) look(ctx context.Context) error {
 	return d.judge(ctx, users)
 }
 
-// keep puts back what could not be written, if there is room.
+// keep puts back notes that could not be written, if there is room.
 func (d *Detector) keep(said sent, ended ends) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -220,9 +220,9 @@ func (d *Detector) keep(said sent, ended ends) {
 	}
 }
 
-// sqlActivity adds to the hour's counts and returns the users that have some. Two
-// nodes that note the same new recipient concurrently may both count it. That a recipient was
-// written to again is noted once a month.
+// sqlActivity adds to the hour's counts and returns the users it counted for. Two nodes
+// that note the same new recipient concurrently may both count it. Further mail to a
+// recipient is noted once a month.
 const sqlActivity = `
 with sent as materialized (select u.user_id, substr(sha256(convert_to(lower(u.recipient), 'UTF8')), 1, 16) as recipient, u.new_net
 	from unnest($1::bigint[], $2::text[], $3::boolean[]) u(user_id, recipient, new_net)),
@@ -277,7 +277,7 @@ func (d *Detector) judge(ctx context.Context, users []int64) error {
 	return nil
 }
 
-// reload reads what admins have set. After an error all stays as it is.
+// reload reads the signs that admins have set. After an error they stay as they are.
 func (d *Detector) reload(ctx context.Context) error {
 	signs, err := Read(ctx, d.cfg.Pool)
 	if err == nil {
@@ -286,28 +286,28 @@ func (d *Detector) reload(ctx context.Context) error {
 	return err
 }
 
-// sqlBreaker reads the settings.
-const sqlBreaker = `select min_recipients, coalesce(first_time_share, 0), coalesce(rejected_share, 0), coalesce(new_network_factor, 0) from breaker`
+// sqlSigns reads the settings.
+const sqlSigns = `select min_recipients, coalesce(first_time_share, 0), coalesce(rejected_share, 0), coalesce(new_network_factor, 0) from anomaly`
 
 // Read returns which signs are on.
 func Read(ctx context.Context, db pg.DB) (Signs, error) {
 	var s Signs
-	if err := db.QueryRow(ctx, sqlBreaker).Scan(&s.MinRecipients, &s.FirstTimeShare, &s.RejectedShare, &s.NewNetworkFactor); err != nil {
-		return s, fmt.Errorf("read the breaker: %w", err)
+	if err := db.QueryRow(ctx, sqlSigns).Scan(&s.MinRecipients, &s.FirstTimeShare, &s.RejectedShare, &s.NewNetworkFactor); err != nil {
+		return s, fmt.Errorf("read the signs of anomaly: %w", err)
 	}
 	return s, nil
 }
 
-// sqlSetBreaker writes the settings.
-const sqlSetBreaker = `
-update breaker set min_recipients = $1, first_time_share = nullif($2::float8, 0), rejected_share = nullif($3::float8, 0), new_network_factor = nullif($4::float8, 0)`
+// sqlSetSigns writes the settings.
+const sqlSetSigns = `
+update anomaly set min_recipients = $1, first_time_share = nullif($2::float8, 0), rejected_share = nullif($3::float8, 0), new_network_factor = nullif($4::float8, 0)`
 
-// sqlSeedCorrespondents learns from the history whom users have written to, so that
+// sqlSeedCorrespondents learns the users' correspondents from the history, so that
 // turning the sign on does not make everybody a stranger.
 const sqlSeedCorrespondents = `
 insert into correspondent (user_id, recipient)
 select distinct m.user_id, substr(sha256(convert_to(lower(a.local || '@' || a.domain), 'UTF8')), 1, 16)
-from attempt a join message m on m.id = a.message_id where m.user_id > 0
+from history a join message m on m.id = a.message_id where m.user_id > 0
 on conflict do nothing`
 
 // Set changes which signs are on, on behalf of actor; nodes follow within seconds. Turning
@@ -318,14 +318,14 @@ func Set(ctx context.Context, db pg.DB, actor string, s Signs) error {
 		if err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, sqlSetBreaker, s.MinRecipients, s.FirstTimeShare, s.RejectedShare, s.NewNetworkFactor); err != nil {
-			return fmt.Errorf("set the breaker: %w", err)
+		if _, err := tx.Exec(ctx, sqlSetSigns, s.MinRecipients, s.FirstTimeShare, s.RejectedShare, s.NewNetworkFactor); err != nil {
+			return fmt.Errorf("set the signs of anomaly: %w", err)
 		}
 		if was.FirstTimeShare == 0 && s.FirstTimeShare > 0 {
 			if _, err := tx.Exec(ctx, sqlSeedCorrespondents); err != nil {
-				return fmt.Errorf("learn whom users write to: %w", err)
+				return fmt.Errorf("learn the users' correspondents: %w", err)
 			}
 		}
-		return audit.Record(ctx, tx, actor, audit.Deed{Action: "breaker set", Object: "breaker", Detail: map[string]any{"was": was, "is": s}})
+		return audit.Record(ctx, tx, actor, audit.Deed{Action: "anomaly set", Object: "anomaly", Detail: map[string]any{"was": was, "is": s}})
 	})
 }

@@ -11,7 +11,7 @@ import (
 	"postern/relay/queue/desk"
 )
 
-func TestBreakerJudges(t *testing.T) {
+func TestAnomalyJudges(t *testing.T) {
 	t.Parallel()
 	all := Signs{MinRecipients: 10, FirstTimeShare: 0.8, RejectedShare: 0.3, NewNetworkFactor: 5}
 	for _, c := range []struct {
@@ -36,7 +36,7 @@ func TestBreakerJudges(t *testing.T) {
 
 // A user who suddenly writes to strangers is put on hold; mail is accepted and held,
 // the event is told once, and a release ends it.
-func TestBreakerTrips(t *testing.T) {
+func TestAnomalyTrips(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	d := New(Config{Pool: db.Pool})

@@ -63,7 +63,7 @@ func New(cfg Config) *Bouncer {
 	return &Bouncer{cfg: cfg}
 }
 
-// Run works until ctx ends. The notice that it is at then it finishes.
+// Run works until ctx ends, and finishes the notice under way.
 func (b *Bouncer) Run(ctx context.Context) {
 	tick := time.NewTicker(b.cfg.Poll)
 	defer tick.Stop()
@@ -71,7 +71,7 @@ func (b *Bouncer) Run(ctx context.Context) {
 	for {
 		n, err := b.round(ctx)
 		if err != nil && !troubled && ctx.Err() == nil {
-			b.cfg.Log.Warn("looking for due notices failed, it is tried again", "error", err)
+			b.cfg.Log.Warn("cannot look for due notices, will retry", "error", err)
 		}
 		troubled = err != nil
 		if n == batch {

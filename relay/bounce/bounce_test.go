@@ -74,7 +74,7 @@ type memory struct {
 }
 
 func (m *memory) Size() int64 { return m.Reader.Size() }
-func (m *memory) Hold()       {}
+func (m *memory) Retain()     {}
 func (m *memory) Drop()       { m.drops++ }
 
 var clock = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)

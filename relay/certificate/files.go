@@ -95,7 +95,7 @@ func (f *files) refresh(unchanged bool) error {
 	}
 	if err != nil {
 		if at != f.failed {
-			f.log.Error("certificate not usable, keeping the one before", "certificate", f.Certificate, "key", f.Key, "error", err)
+			f.log.Error("certificate not usable, keeping the previous one", "certificate", f.Certificate, "key", f.Key, "error", err)
 			f.failed = at
 		}
 		f.trouble.Failure(f.checked, err, f.checked.Add(f.every))
@@ -112,12 +112,12 @@ func (f *files) refresh(unchanged bool) error {
 
 func (f *files) load() (*tls.Certificate, error) {
 	return f.Load(func(err error) {
-		f.log.Warn("the key of a certificate is open to others", "error", err)
+		f.log.Warn("other users can read the key of a certificate", "error", err)
 	})
 }
 
 // Load reads the files. A key that everybody may change is refused; one that everybody
-// may read is told to exposed.
+// may read is reported to exposed.
 func (p Pair) Load(exposed func(error)) (*tls.Certificate, error) {
 	chain, err := os.ReadFile(p.Certificate)
 	if err != nil {

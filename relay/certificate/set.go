@@ -18,7 +18,7 @@ type Config struct {
 	Log        *slog.Logger // nil: nowhere
 }
 
-// Keeper is what gets certificates and renews them.
+// Keeper gets certificates and renews them.
 type Keeper interface {
 	Shown() []*tls.Certificate // in the order of preference; from memory
 	Status() []Status
@@ -60,7 +60,7 @@ func Open(cfg Config) (*Set, error) {
 func (s *Set) Use(k Keeper) { s.keeper.Store(&k) }
 
 // GetCertificate is for tls.Config. The order is: the name asked for, the hostname,
-// any; among those, one that the client can use and that is no stand-in.
+// any; among those, one that the client can use and that is not a stand-in.
 func (s *Set) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	all := s.all()
 	for _, name := range []string{hello.ServerName, s.hostname} {
@@ -130,9 +130,8 @@ func names(cert *tls.Certificate) []string {
 	return cert.Leaf.DNSNames
 }
 
-// Reload reads the files now, for an admin who has changed them. Those that cannot be
-// used are an error, and stay as they were. The keeper is told to look, and not waited
-// for.
+// Reload reads the files now, for an admin who has changed them. Unusable ones are an
+// error, and the former ones stay. It asks the keeper to look, without waiting for it.
 func (s *Set) Reload() error {
 	var errs []error
 	for _, f := range s.files {
@@ -147,7 +146,7 @@ func (s *Set) Reload() error {
 	return nil
 }
 
-// Status tells of each certificate, those of files first.
+// Status returns the status of each certificate, those of files first.
 func (s *Set) Status() []Status {
 	var list []Status
 	for _, f := range s.files {

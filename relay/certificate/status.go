@@ -5,8 +5,7 @@ import (
 	"time"
 )
 
-// Status is what is known of one certificate. It is a copy; times that are not known
-// are zero.
+// Status is the known state of one certificate. It is a copy; unknown times are zero.
 type Status struct {
 	Name   string   // the first name of the certificate, or the one that is ordered
 	Names  []string // all names of the certificate
@@ -18,13 +17,13 @@ type Status struct {
 	// issued yet.
 	StandIn bool
 
-	Error        string // of the last attempt to load, get or renew it; "": it worked
+	Error        string // of the last failure to load, get or renew it; "": it worked
 	FailingSince time.Time
 	LastSuccess  time.Time // when it was last found in order
-	NextAttempt  time.Time // while failing
+	NextTry      time.Time // while failing
 }
 
-// Trouble remembers how it went to load a certificate, or to get it.
+// Trouble records the failures to load or get a certificate.
 type Trouble struct {
 	Last        error // nil: the last time it worked
 	Since, Next time.Time
@@ -44,7 +43,7 @@ func (t *Trouble) Failure(now time.Time, err error, next time.Time) {
 
 // Status is that of cert, which may be nil.
 func (t Trouble) Status(cert *tls.Certificate) Status {
-	s := Status{FailingSince: t.Since, LastSuccess: t.succeeded, NextAttempt: t.Next}
+	s := Status{FailingSince: t.Since, LastSuccess: t.succeeded, NextTry: t.Next}
 	if t.Last != nil {
 		s.Error = t.Last.Error()
 	}

@@ -8,8 +8,8 @@ import (
 	"postern/relay/smtp"
 )
 
-// attempt sends one job over the open connection, settles it and returns what is
-// to be sent immediately after it, if anything.
+// attempt sends one job over the open connection, settles it and returns the job that is to
+// be sent immediately after it, if any.
 func (w *worker) attempt(j *job) *job {
 	started := time.Now()
 	if j.begun.IsZero() {
@@ -27,7 +27,7 @@ func (w *worker) attempt(j *job) *job {
 	}
 	switch {
 	case res.Err != nil && !res.DotSent && w.gate != nil:
-		// The epoch is no longer surely ours. Nothing was delivered.
+		// The epoch may no longer be ours. Nothing was delivered.
 		w.d.e.cfg.Log.Warn("final dot withheld", "id", j.Message.ID, "error", w.gate)
 		w.giveBack(j, facts, res, gateWait)
 	case res.Err != nil && !res.DotSent && w.body.err != nil:
@@ -86,17 +86,17 @@ func unheard(res smtp.Result) bool {
 	return false
 }
 
-// returnTime is for how long a job may meet kept connections that have ended, each after
-// the other, and get no new one: a restart takes less.
+// returnTime is how long a job may meet idle connections that have ended, one after the other,
+// and get no new one: a restart takes less.
 const returnTime = 10 * time.Second
 
 func isLeave(r smtp.Reply) bool {
 	return r.Code == 421 || r.Code == 451 && r.Enhanced.Subject == 4 && r.Enhanced.Detail == 2
 }
 
-// afresh goes on immediately with a job whose connection had ended, over a new one: other
-// kept connections may have ended too. If no connection can be made the job waits in the
-// line, where it may find another one that has ended. After returnTime it is an attempt.
+// afresh tries a job whose connection had ended immediately over a new one: other idle
+// connections may have ended too. If no connection can be made the job waits in the line,
+// where it may find another one that has ended. After returnTime it counts as an attempt.
 func (w *worker) afresh(j *job) *job {
 	w.hangUp()
 	need, _ := w.d.need()
@@ -125,7 +125,8 @@ func (w *worker) afresh(j *job) *job {
 	return nil
 }
 
-// conclude classifies what the server said and settles it, as far as the attempt is over.
+// conclude classifies the replies of the server and settles the recipients whose attempt is
+// over.
 func (w *worker) conclude(j *job, t *transaction) *job {
 	e := w.d.e
 	outcomes := classify(t.facts, j.rcpts, t.res, w.retryIn(j))
@@ -154,15 +155,15 @@ func (w *worker) conclude(j *job, t *transaction) *job {
 			w.waitForOthers(j, outcomes, trouble)
 		}
 	}
-	w.job = nil // from here on it is not for abandon to settle
+	w.job = nil // from here on abandon must not settle it
 	e.settle(j, j.rcpts, outcomes, t.res.Err)
 	e.end(j)
 	return nil
 }
 
-// waitForOthers lets those wait whose need this host lacks and for whom another host, which
-// cannot be had now, may do. A size that is too large is not such a need: no host of a
-// destination takes more than another as a rule.
+// waitForOthers defers recipients whose need this host lacks if another host, unreachable
+// now, may have it. Size is not such a need: as a rule all hosts of a destination take the
+// same.
 func (w *worker) waitForOthers(j *job, outcomes []queue.Outcome, t *trouble) {
 	for i := range outcomes {
 		if o := &outcomes[i]; o.Result == queue.Failed && o.Reply.Enhanced.Subject == 6 {
@@ -172,8 +173,8 @@ func (w *worker) waitForOthers(j *job, outcomes []queue.Outcome, t *trouble) {
 	}
 }
 
-// spareWithheld counts no attempt for recipients that the server was never told of, for
-// they are over its limit.
+// spareWithheld counts no attempt for recipients that were not sent to the server because of
+// its limit.
 func (t *transaction) spareWithheld(outcomes []queue.Outcome) {
 	for i := range outcomes {
 		if t.res.Withheld(i) && outcomes[i].Result == queue.Deferred {
@@ -225,7 +226,7 @@ func (w *worker) giveBack(j *job, facts queue.Outcome, res smtp.Result, wait tim
 	e.end(j)
 }
 
-// facts is what the outcomes of an attempt have in common.
+// facts is the common part of an attempt's outcomes.
 func (w *worker) facts(j *job, started, ended time.Time) queue.Outcome {
 	o := queue.Outcome{
 		Message: j.Message.ID, Epoch: j.Epoch, Upstream: w.d.via, StartedAt: started, At: ended,
@@ -236,7 +237,7 @@ func (w *worker) facts(j *job, started, ended time.Time) queue.Outcome {
 	return o
 }
 
-// retryIn is the schedule for a job's recipients by the attempts that they had.
+// retryIn is the wait of a job's recipients by their attempts.
 func (w *worker) retryIn(j *job) func(attempts int) time.Duration {
 	return func(attempts int) time.Duration {
 		return retryWait(w.d.e.cfg.Schedule, attempts, j.Message.ID)

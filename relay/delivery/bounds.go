@@ -8,11 +8,11 @@ type Bounds struct {
 	MXConnections int           // to one MX domain
 	PerConnection int           // messages over one connection
 	IdleTime      time.Duration // how long an unused connection is kept
-	Memory        int64         // octets of what is held
+	Memory        int64         // octets of the mail in hand
 }
 
-// Rebound changes the bounds that are not zero. Connections that are then too many
-// end with their message, those that are idle when their time is over.
+// Rebound changes the bounds that are not zero. Connections in excess end with their message,
+// idle ones when their time is over.
 func (e *Engine) Rebound(b Bounds) {
 	now := *e.bounds.Load()
 	keep(&now.Connections, b.Connections)
@@ -33,7 +33,7 @@ func keep[T int | int64 | time.Duration](v *T, to T) {
 	}
 }
 
-// rebound takes over how many connections the destination may have.
+// rebound sets how many connections the destination may have.
 func (d *destination) rebound() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -53,7 +53,7 @@ func (d *destination) rebound() {
 	}
 }
 
-// Turned is how long ago the dispatcher came round: seconds in an engine that is alive.
+// Turned is how long ago the dispatcher last ran: a few seconds in a live engine.
 func (e *Engine) Turned() time.Duration {
 	return time.Since(time.Unix(0, e.turned.Load()))
 }

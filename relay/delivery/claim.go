@@ -11,12 +11,12 @@ const (
 	claimBatch     = 200                    // messages in one claim
 	claimPerDomain = 100                    // recipients of one domain in one claim
 	claimPause     = 100 * time.Millisecond // at least, after a claim that found nothing
-	crowdedPause   = time.Second            // after a claim of which most was turned away
+	crowdedPause   = time.Second            // after a claim that was mostly turned away
 	claimTime      = 30 * time.Second       // for one claim
 	maxBusy        = 1000                   // domains named to a claim
 )
 
-// claimLoop takes due work from the queue as far as there is room for it.
+// claimLoop claims due work as far as there is room for it.
 func (e *Engine) claimLoop() {
 	trouble := 0
 	for e.work.Err() == nil {
@@ -31,7 +31,7 @@ func (e *Engine) claimLoop() {
 		case found == 0:
 			e.awaitWork()
 		case e.turnedAway.Swap(0) > int64(found)/2:
-			// What is due goes where there is no room: do not stir the whole queue.
+			// The due mail is for destinations without room: do not stir the whole queue.
 			e.pause(crowdedPause)
 		}
 		trouble = 0
@@ -63,14 +63,13 @@ func (e *Engine) claim() (int, error) {
 		Busy:           e.busy(),
 		BusyUsers:      e.load.filled(),
 	})
-	for _, d := range list { // also beside an error: what came is ours to end
+	for _, d := range list { // even beside an error: the deliveries that came are ours to end
 		e.Take(d)
 	}
 	return len(list), err
 }
 
-// awaitRoom returns how many messages have room, once that is a number worth a
-// claim.
+// awaitRoom waits until enough messages have room for a claim, and returns how many.
 func (e *Engine) awaitRoom() (int, bool) {
 	for {
 		if room, _ := e.load.free(); room > 0 && (room >= claimBatch || room >= int64(e.cfg.Messages/10)) {
@@ -103,8 +102,8 @@ func (e *Engine) pause(d time.Duration) {
 	}
 }
 
-// busy lists the MX domains that should not be claimed now: left alone after
-// trouble, or with a long line already.
+// busy lists the MX domains that should not be claimed now: in trouble, or with a long line
+// already.
 func (e *Engine) busy() []string {
 	var list []string
 	now := time.Now()

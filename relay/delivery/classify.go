@@ -17,8 +17,8 @@ import (
 // 4yz deferred, whatever its enhanced code claims. All else is deferred, and once
 // the dot was sent also unknown: the next attempt may make a second copy.
 //
-// A refusal in the middle of the message answers no command of ours. It is believed
-// when the attempt before ended with the same one.
+// A refusal in the middle of the message answers none of our commands. It is believed if the
+// previous attempt ended with the same one.
 func classify(facts queue.Outcome, rcpts []queue.Recipient, res smtp.Result, retryIn func(int) time.Duration) []queue.Outcome {
 	outcomes := make([]queue.Outcome, len(rcpts))
 	interruption := interruptionIn(res)
@@ -28,7 +28,7 @@ func classify(facts queue.Outcome, rcpts []queue.Recipient, res smtp.Result, ret
 		o.N, o.Recipient = rcpts[i].N, rcpts[i].Address
 		if i < len(res.Replies) {
 			o.Reply = res.Replies[i]
-			o.Ours = i < len(res.Stages) && res.Stages[i] == smtp.StageHello // it never heard of this recipient
+			o.Ours = i < len(res.Stages) && res.Stages[i] == smtp.StageHello // this recipient was not sent to it
 		}
 		o.Result = judge(o.Reply, res.DotSent, facts.Upstream != viaMX)
 		if o.Result == queue.Failed && isTooMany(res, i) {
@@ -51,8 +51,8 @@ func classify(facts queue.Outcome, rcpts []queue.Recipient, res smtp.Result, ret
 	return outcomes
 }
 
-// interruptionIn is the refusal of a message that the server gave in the middle of it,
-// as some do when it becomes too large for them, and the zero Reply if there was none.
+// interruptionIn is the server's refusal in the middle of a message, as some send when it
+// becomes too large for them; the zero Reply if there was none.
 // Codes that do not speak of mail (RFC 5321 section 4.2.1, x5z) may answer lines of the
 // message, by a server that takes them for commands.
 func interruptionIn(res smtp.Result) smtp.Reply {
@@ -64,10 +64,10 @@ func interruptionIn(res smtp.Result) smtp.Reply {
 	return smtp.Reply{}
 }
 
-// viaMX is Outcome.Upstream of what goes to MX.
+// viaMX is Outcome.Upstream of mail to MX.
 const viaMX = "mx"
 
-// judge says what a reply means for its recipient.
+// judge decides what a reply means for its recipient.
 func judge(r smtp.Reply, dotSent, upstream bool) queue.Result {
 	switch {
 	case r.IsPositive() && dotSent:
@@ -84,8 +84,8 @@ func complete(r smtp.Reply) bool {
 	return r.IsPositive() || r.IsTemporary() || r.IsPermanent()
 }
 
-// aboutOurAccount reports a refusal that concerns the relay's own authentication
-// with its upstream (RFC 4954 section 6) and no message: an administrator mends it.
+// aboutOurAccount reports a refusal that concerns the relay's own authentication with its
+// upstream (RFC 4954 section 6) and not the message: an administrator has to correct it.
 func aboutOurAccount(r smtp.Reply) bool {
 	switch r.Code {
 	case 530, 534, 535, 538:
@@ -112,8 +112,8 @@ func isTooMany(res smtp.Result, i int) bool {
 }
 
 // acceptedBefore reports that the server accepted a recipient before recipient i, which
-// has a reply of its own. What was said to an accepted one came later: the reply to DATA
-// or to the dot, the last word of a conversation that was broken off, or nothing.
+// has a reply of its own. The reply for an accepted one came later: the reply to DATA
+// or to the dot, the last reply of a conversation that broke off, or nothing.
 func acceptedBefore(res smtp.Result, i int) bool {
 	for n := range i {
 		switch res.Stages[n] {
@@ -129,9 +129,9 @@ func acceptedBefore(res smtp.Result, i int) bool {
 }
 
 // further lists the recipients that get another transaction immediately, over the same
-// connection: those that were one too many where others were delivered, and those that
-// the server's limits kept out of this one. There is progress: they are fewer than they
-// were. Where everybody was put off, the next host may do better with all of them.
+// connection: those that were too many where others were delivered, and those that the
+// server's limits kept out of this one. Their number falls each time, so this ends. Where
+// all were deferred, the next host may take all of them.
 func (t *transaction) further(j *job, outcomes []queue.Outcome) []queue.Recipient {
 	delivered, putOff := false, false
 	for i := range outcomes {
@@ -157,7 +157,7 @@ func (t *transaction) further(j *job, outcomes []queue.Outcome) []queue.Recipien
 	return rest
 }
 
-// inWords says where a conversation broke off, for the text of a made-up reply.
+// inWords is where a conversation broke off, for the text of a made-up reply.
 var inWords = map[smtp.Stage]string{
 	smtp.StageConnect:  "while connecting",
 	smtp.StageGreeting: "before the greeting",
@@ -171,8 +171,8 @@ var inWords = map[smtp.Stage]string{
 	smtp.StageDot:      "at the end of the message; it may have been delivered",
 }
 
-// troubleReply is the reply of a recipient for whom the server gave none: what it
-// said about the conversation, or a 451 of ours for the trouble (RFC 5321 section
+// troubleReply is the reply of a recipient for whom the server gave none: its reply about
+// the conversation, or a 451 of ours for the trouble (RFC 5321 section
 // 4.2.5 has a client treat a lost connection as a 451).
 func troubleReply(res smtp.Result) (r smtp.Reply, ours bool) {
 	var stage *smtp.StageError
@@ -194,7 +194,7 @@ func troubleReply(res smtp.Result) (r smtp.Reply, ours bool) {
 		return smtp.Temporary(451, 4, 2, "no answer in time "+where), true
 	}
 	if errors.Is(stage.Err, smtp.ErrOutOfStep) || errors.Is(stage.Err, smtp.ErrMalformedReply) {
-		// No verdict, but what an admin wants to read.
+		// The server decided nothing, but an admin wants to read this.
 		return smtp.Temporary(451, 5, 0, "conversation lost "+where+", "+stage.Err.Error()), true
 	}
 	return smtp.Temporary(451, 4, 2, "conversation lost "+where), true

@@ -10,46 +10,45 @@ import (
 	"postern/relay/route"
 )
 
-// mxBegin is how many concurrent connections an MX domain is given before it has
-// shown that it bears more.
+// mxBegin is how many concurrent connections an MX domain gets before it has shown that it
+// takes more.
 const mxBegin = 5
 
-// troubleLimit is after how many conversations in a row that broke off half-way a
-// destination is left alone, as it is when it cannot be reached.
+// troubleLimit is how many conversations in a row may break off half-way before a destination
+// is left alone as if it could not be reached.
 const troubleLimit = 5
 
 const (
 	// growPause is how long after trouble a destination gets no further connection.
 	growPause = 10 * time.Second
-	// refusedPause is growPause where the host refused a connection beside others without
-	// saying why: it is more likely restarting than at its limit.
+	// refusedPause is growPause after a connection that could not be had beside others,
+	// without a reply of the host: a restart is more likely than a limit.
 	refusedPause = time.Second
 )
 
-// recently is how long a destination is known as one that works after its last word.
+// recently is how long after its last reply a destination counts as working.
 const recently = time.Minute
 
-// idleLook is how often an idle worker looks whether its connection is still there.
+// idleLook is how often an idle worker checks that its connection is still open.
 const idleLook = time.Second
 
-// turnedAwayWait is when a job comes back for which a destination had no room.
+// turnedAwayWait is after what time a job without room at its destination comes back.
 const turnedAwayWait = 10 * time.Second
 
 // destination is one upstream or one MX domain: its waiting jobs and its
-// connections. Every connection is a worker, which takes the next job when it has
-// done one.
+// connections. Every connection is a worker, which does one job after the other.
 type destination struct {
 	e      *Engine
 	key    string  // of its way
 	via    string  // the upstream's name, or "mx"
 	domain string  // mx: the domain's key; "" for an upstream
-	part   float64 // its line may come to this part of the free room
+	part   float64 // the part of the free room that its line may take
 
 	mu       sync.Mutex
-	upstream *route.Upstream // as the last job brought it; nil for mx
+	upstream *route.Upstream // as of the last job; nil for mx
 	version  int             // counts changes of upstream
 	waiting  line
-	idle     []*worker // with an open connection; the last to come is the first to go
+	idle     []*worker // with an open connection; last in, first out
 	workers  int       // connections open or being made
 	live     int       // of them, with a conversation
 	seeking  []*worker // those that wait for a place among all connections
@@ -65,7 +64,7 @@ type destination struct {
 	suspensions int      // of them, those that were followed by a suspension
 	pauses      int      // since the last transaction
 	broken      int      // conversations in a row that broke off
-	breakers    []userOf // whose messages those carried, the first two
+	brokenBy    []userOf // the users whose messages broke off, the first two
 	apart       apart
 	retryAt     time.Time // not before; zero without failures
 	trouble     *trouble  // the last
@@ -73,8 +72,8 @@ type destination struct {
 	owes        bool      // mail may wait in the queue for its suspension to end
 }
 
-// apart is a user whose messages alone broke off conversations. Something in them may be
-// why, so their mail is left alone for a while and that of others is not.
+// apart is a user whose messages alone broke off conversations. Their content may be the
+// cause, so only this user's mail waits for a while.
 type apart struct {
 	user    userOf
 	rows    int // of broken conversations
@@ -89,7 +88,7 @@ func (e *Engine) destination(w *way) *destination {
 	if d := e.destinations[w.key]; d != nil {
 		return d
 	}
-	// A new one may owe for another node, or for the time before a restart.
+	// A new one may be in trouble known to another node, or from before a restart.
 	d := &destination{e: e, key: w.key, via: "mx", domain: w.domain, upstream: w.upstream, owes: true}
 	if w.upstream != nil {
 		d.via = w.upstream.Name
@@ -113,7 +112,7 @@ func (e *Engine) connectionsFor(u *route.Upstream) int {
 	return e.bounds.Load().Connections
 }
 
-// forget removes destinations that have nothing to do and nothing to remember.
+// forget removes destinations without work and without a state to remember.
 // Only the dispatcher calls it.
 func (e *Engine) forget() {
 	now := time.Now()
@@ -129,7 +128,7 @@ func (e *Engine) forget() {
 func (d *destination) isEmpty(now time.Time) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	// One in trouble is remembered until it might have been tried once more.
+	// One in trouble is remembered until after its next try.
 	remember := d.talkedAt.Add(recently)
 	if d.failures > 0 {
 		remember = d.retryAt.Add(2 * step(d.e.cfg.Backoff, d.suspensions))
@@ -137,15 +136,15 @@ func (d *destination) isEmpty(now time.Time) bool {
 	return d.workers == 0 && d.waiting.len() == 0 && now.After(remember) && now.After(d.apart.until)
 }
 
-// isBusy reports that more work is not wanted.
+// isBusy reports that the destination wants no more work.
 func (d *destination) isBusy(now time.Time) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.suspended(now) || d.full(2)
 }
 
-// full reports that the line has come to its part of the free room, or to the nth of it:
-// however many destinations take nothing, there is room for another. mu is held.
+// full reports that the line takes its part of the free room, or the nth of it: however many
+// destinations are stuck, there is room for another. mu is held.
 func (d *destination) full(nth float64) bool {
 	if d.waiting.len() == 0 {
 		return false
@@ -160,7 +159,7 @@ func (d *destination) suspended(now time.Time) bool {
 	return d.suspensions > 0 && d.live == 0 && now.Before(d.retryAt)
 }
 
-// hindrance is why j is not to be sent before until, nil if it may be. mu is held.
+// hindrance is why j must not be sent before until, nil if it may be. mu is held.
 func (d *destination) hindrance(j *job) (t *trouble, until time.Time) {
 	now := time.Now()
 	switch a := &d.apart; {
@@ -196,9 +195,9 @@ func (d *destination) add(j *job, up *route.Upstream) {
 	d.mu.Unlock()
 }
 
-// turnAway counts a job for which there is no room. A domain is kept from claims by
-// being busy; which mail goes to an upstream a claim cannot know, so for a moment
-// new mail is not taken from memory: it would only be released again.
+// turnAway counts a job without room. A busy domain is left out of claims; but a claim cannot
+// know which mail goes to an upstream, so for a moment no new mail is taken from memory: it
+// would only be released again.
 func (d *destination) turnAway() {
 	d.e.turnedAway.Add(1)
 	if d.domain == "" {
@@ -214,19 +213,19 @@ func (d *destination) giveIdle(j *job) bool {
 	}
 	w := d.idle[n]
 	d.idle = d.idle[:n]
-	w.jobs <- j // has room: a worker that leaves the idle ones takes what it was given
+	w.jobs <- j // never blocks: a worker that stops being idle takes the job it was given
 	return true
 }
 
-// useIdle gives idle workers what waits and nobody else would come for. mu is held.
+// useIdle gives idle workers waiting jobs that nobody else would take. mu is held.
 func (d *destination) useIdle() {
 	for d.waiting.len() > 0 && len(d.idle) > 0 {
 		d.giveIdle(d.waiting.pop())
 	}
 }
 
-// update takes over the upstream's settings when they changed; a mended account
-// is tried immediately. mu is held.
+// update takes over changed settings of the upstream; a corrected account is tried
+// immediately. mu is held.
 func (d *destination) update(up *route.Upstream) {
 	if up == d.upstream {
 		return
@@ -242,8 +241,8 @@ func (d *destination) update(up *route.Upstream) {
 	d.upstream = up
 }
 
-// allowed is how many connections may be open. After trouble one goes ahead to
-// see whether it is over. mu is held.
+// allowed is how many connections may be open. After trouble a single one tests whether it
+// is over. mu is held.
 func (d *destination) allowed() int {
 	if d.failures > 0 && d.live == 0 {
 		return 1
@@ -262,7 +261,7 @@ func (d *destination) hire() {
 	}
 }
 
-// need is what a worker must know to begin a conversation.
+// need is what a worker needs to begin a conversation.
 type need struct {
 	upstream *route.Upstream
 	version  int
@@ -289,7 +288,7 @@ func (d *destination) currentVersion() int {
 	return d.version
 }
 
-// putBack puts a job that was not begun in front of the line.
+// putBack puts a job that was not begun at the front of the line.
 func (d *destination) putBack(j *job) {
 	d.mu.Lock()
 	closing := d.e.closing.Load()
@@ -307,7 +306,7 @@ func (d *destination) putBack(j *job) {
 }
 
 // next returns the next job for w, whose connection is open: one that waits, or one
-// that comes before the idle time is over. nil sends the worker home.
+// that comes before the idle time is over. nil ends the worker.
 func (d *destination) next(w *worker) *job {
 	d.mu.Lock()
 	if d.e.closing.Load() {
@@ -336,7 +335,7 @@ func (d *destination) next(w *worker) *job {
 	return d.wake(w)
 }
 
-// wake takes w from the idle ones; if it is no longer there a job was given to it.
+// wake takes w from the idle ones; if it is not among them, a job was given to it.
 func (d *destination) wake(w *worker) *job {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -361,7 +360,7 @@ func (d *destination) leave() bool {
 	return true
 }
 
-// depart is leave for a worker whose conversation was cut off: another one may follow.
+// depart is leave for a worker whose conversation was cut off: another may replace it.
 func (d *destination) depart() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -387,7 +386,7 @@ func (d *destination) sought(w *worker) {
 }
 
 // claimant is the user in whose name the next place is wanted: of those whose messages wait,
-// the first who has not a whole share of the places. mu is held.
+// the first without a whole share of the places. mu is held.
 func (d *destination) claimant() userOf {
 	first := d.waiting.first()
 	if first == nil {
@@ -406,9 +405,8 @@ func (d *destination) claimant() userOf {
 	return j.user()
 }
 
-// makeWay sees to it that not all workers wait in the names of users who have a whole
-// share, for as long as those like, when a message of another user waits as well. mu is
-// held.
+// makeWay keeps workers from all waiting, indefinitely, in the names of users with a whole
+// share while a message of another user waits. mu is held.
 func (d *destination) makeWay(user userOf) {
 	mayHave := func(w *worker) bool { return !d.e.slots.Full(1, w.user) }
 	if n := len(d.seeking); n > 0 && !d.e.slots.Full(1, user) && !slices.ContainsFunc(d.seeking, mayHave) {
@@ -416,9 +414,8 @@ func (d *destination) makeWay(user userOf) {
 	}
 }
 
-// connected counts a conversation that was begun: whatever the trouble was, it is over.
-// Until then w counts as one for which a job waits, which it is about to take: no
-// other is to connect for that.
+// connected counts a conversation that was begun: any trouble is over. Until it takes a job,
+// w counts as a worker for which one waits: no other should connect for that job.
 func (d *destination) connected(w *worker) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -439,7 +436,7 @@ func (d *destination) disconnected(w *worker) {
 	d.retire(w)
 }
 
-// retire counts w's conversation out, once. mu is held.
+// retire uncounts w's conversation, once. mu is held.
 func (d *destination) retire(w *worker) {
 	if w.live {
 		w.live = false
@@ -447,10 +444,10 @@ func (d *destination) retire(w *worker) {
 	}
 }
 
-// succeeded lets the destination have another connection once all that it has
-// succeeded. Only now does the mail come back that its suspension deferred: behind a
-// server that greets and then drops every conversation it would be tried in vain, all of
-// it, each time that the suspension ends.
+// succeeded allows the destination one more connection once all of its connections have
+// succeeded. Only now does the mail come back that its suspension deferred: with a server
+// that greets and then drops every conversation, all of it would be tried in vain each time
+// that the suspension ends.
 func (d *destination) succeeded(user userOf) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -481,22 +478,22 @@ func (d *destination) shrink() {
 }
 
 // brokeOff counts a conversation that ended half-way while it carried a message of user.
-// Enough of them in a row are as good as an unreachable destination, if they carried
-// messages of several users: one user's may be to blame themselves. A pause comes first in
+// Enough of them in a row count as an unreachable destination, if they carried messages of
+// several users: one user's messages may be the cause themselves. A pause comes first in
 // either case: a restart breaks off all conversations, and they may be of one user.
 //
-// Each costs one connection immediately, and as many successes as there are
-// connections bring one back: a server that drops one conversation in fifty still
-// gets all that it may have, one that drops every second soon has one.
+// Each costs one connection immediately, and as many successes as there are connections
+// bring one back: a server that drops one conversation in fifty keeps all its connections,
+// one that drops every second soon has a single one.
 func (d *destination) brokeOff(t *trouble, user userOf) {
 	d.mu.Lock()
 	d.limit = max(1, d.limit-1)
 	d.credit = 0
 	if d.broken == 0 {
-		d.breakers = d.breakers[:0]
+		d.brokenBy = d.brokenBy[:0]
 	}
-	if len(d.breakers) < 2 && !slices.Contains(d.breakers, user) {
-		d.breakers = append(d.breakers, user)
+	if len(d.brokenBy) < 2 && !slices.Contains(d.brokenBy, user) {
+		d.brokenBy = append(d.brokenBy, user)
 	}
 	d.broken++
 	if d.broken < troubleLimit || d.live > 0 {
@@ -504,7 +501,7 @@ func (d *destination) brokeOff(t *trouble, user userOf) {
 		return
 	}
 	var victims []*job
-	if len(d.breakers) > 1 || d.mayPause(t) {
+	if len(d.brokenBy) > 1 || d.mayPause(t) {
 		victims = d.leaveAlone(t)
 	} else {
 		victims = d.setApart(t, user)
@@ -513,8 +510,8 @@ func (d *destination) brokeOff(t *trouble, user userOf) {
 	d.giveUp(victims, t)
 }
 
-// setApart leaves user alone and returns the jobs that this concerns. After the first row
-// of broken conversations it does nothing: a new connection will show whether the server
+// setApart makes a user's mail wait and returns the jobs that this concerns. After the first
+// row of broken conversations it does nothing: a new connection will show whether the server
 // is there at all. mu is held.
 func (d *destination) setApart(t *trouble, user userOf) []*job {
 	if d.apart.user != user {
@@ -534,7 +531,7 @@ func (d *destination) setApart(t *trouble, user userOf) []*job {
 	return d.waiting.drainOf(user)
 }
 
-// connectFailed decides about what waits, after a conversation could not be begun.
+// connectFailed decides about the waiting jobs after a conversation could not be begun.
 // since is what failures was before: several connections that were tried concurrently
 // and failed together are one failure.
 func (d *destination) connectFailed(t *trouble, since int) {
@@ -552,7 +549,7 @@ func (d *destination) connectFailed(t *trouble, since int) {
 		return
 	case d.e.closing.Load():
 	case d.live > 0:
-		// It talks to others: there were only too many of us.
+		// Other conversations with it go on: we had too many.
 		d.limit = max(1, min(d.limit-1, d.live))
 		pause := refusedPause
 		if t.said {
@@ -567,8 +564,8 @@ func (d *destination) connectFailed(t *trouble, since int) {
 	d.giveUp(victims, t)
 }
 
-// leaveAlone pauses or suspends the destination and returns the jobs that do not wait
-// for its return. mu is held.
+// leaveAlone pauses or suspends the destination and returns the jobs that do not wait for its
+// return. mu is held.
 func (d *destination) leaveAlone(t *trouble) []*job {
 	if d.mayPause(t) {
 		d.pause(t)
@@ -584,9 +581,9 @@ func (d *destination) mayPause(t *trouble) bool {
 	return works && d.suspensions == 0 && d.pauses < len(d.e.cfg.Pauses) && !t.reply.IsPermanent()
 }
 
-// pause leaves a destination alone that worked a moment ago and is most likely being
-// restarted: what waits for it stays in the line, and no attempt counts. Afterwards
-// it gets the connections back that it bore. mu is held.
+// pause leaves a destination alone that worked a moment ago and is probably restarting: its
+// jobs stay in the line, and no attempt counts. Afterwards it gets its former number of
+// connections back. mu is held.
 func (d *destination) pause(t *trouble) {
 	wait := d.e.cfg.Pauses[d.pauses]
 	d.pauses++
@@ -599,7 +596,7 @@ func (d *destination) pause(t *trouble) {
 		"for", wait, "reply", t.reply.String(), "error", t.err)
 }
 
-// suspend leaves the destination alone for a while and returns what waits. mu is held.
+// suspend leaves the destination alone for a while and returns its waiting jobs. mu is held.
 func (d *destination) suspend(t *trouble) []*job {
 	wait := step(d.e.cfg.Backoff, d.suspensions)
 	d.suspensions++
@@ -613,8 +610,8 @@ func (d *destination) suspend(t *trouble) []*job {
 	return d.waiting.drain()
 }
 
-// putOff lets a job wait whose destination is left alone until then. That is not an
-// attempt: nothing was tried for it.
+// putOff makes a job wait until its destination is no longer left alone. That is not an
+// attempt: nothing was tried.
 func (d *destination) putOff(j *job, t *trouble, until time.Time) {
 	d.mu.Lock()
 	d.owes = d.owes || !t.ofUser
@@ -627,8 +624,8 @@ func (d *destination) putOff(j *job, t *trouble, until time.Time) {
 	d.e.end(j)
 }
 
-// giveUp settles jobs by the destination's trouble: deferred until it is over at
-// the earliest, or failed if it is for good.
+// giveUp settles jobs by the destination's trouble: deferred at least until it is over, or
+// failed if it is permanent.
 func (d *destination) giveUp(jobs []*job, t *trouble) {
 	d.mu.Lock()
 	away := time.Until(d.retryAt)
@@ -654,7 +651,7 @@ func (e *Engine) known(way string) *destination {
 	return e.destinations[way]
 }
 
-// tryAgain ends the wait of a destination in trouble: somebody says that it is mended.
+// tryAgain ends the wait of a destination in trouble: it is said to work again.
 func (d *destination) tryAgain() {
 	d.mu.Lock()
 	defer d.mu.Unlock()

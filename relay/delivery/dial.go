@@ -44,7 +44,7 @@ type conn struct {
 	tls     string // facts, "" in clear
 	version int    // of the upstream's settings
 	sent    int    // transactions
-	kept    bool   // it was idle for a time
+	kept    bool   // it has been idle
 	onward  bool   // a message came here from another host of the destination
 	walk    walk   // that led here
 	leave   func() // gives back its part of the address
@@ -110,8 +110,8 @@ func isLocal(addr netip.Addr) bool {
 }
 
 // try begins a conversation with one address. A handshake that fails where TLS is
-// only opportunistic is tried once more without it: mail that goes in clear is
-// what there was before TLS, and what the recipient's server asks for (RFC 7435).
+// only opportunistic is tried once more without it: the recipient's server asks
+// for no more (RFC 7435).
 func (d *dialer) try(ctx context.Context, to target) (*conn, *trouble) {
 	policy := policyOf(to)
 	c, t, handshake := d.converse(ctx, to, policy)
@@ -122,8 +122,8 @@ func (d *dialer) try(ctx context.Context, to target) (*conn, *trouble) {
 	return c, t
 }
 
-// converse connects, greets, and sets up TLS and authentication. handshake says
-// that TLS was begun and did not come about.
+// converse connects, greets, and sets up TLS and authentication. handshake says that a TLS
+// handshake began and failed.
 func (d *dialer) converse(ctx context.Context, to target, policy tlsPolicy) (c *conn, t *trouble, handshake bool) {
 	netConn, err := d.connect(ctx, to)
 	if err != nil {
@@ -149,7 +149,7 @@ func (d *dialer) converse(ctx context.Context, to target, policy tlsPolicy) (c *
 	return c, nil, false
 }
 
-// begin brings a new connection to where transactions are sent.
+// begin brings a new connection to the point where transactions can be sent.
 func (d *dialer) begin(ctx context.Context, c *conn, to target, policy tlsPolicy) (t *trouble, handshake bool) {
 	if err := c.client.Greet(ctx); err != nil {
 		return conversationTrouble(c, to, err), false
@@ -163,7 +163,7 @@ func (d *dialer) begin(ctx context.Context, c *conn, to target, policy tlsPolicy
 	return t, handshake
 }
 
-// logIn authenticates with an upstream that wants it.
+// logIn authenticates with an upstream that has credentials.
 func (d *dialer) logIn(ctx context.Context, c *conn, to target) *trouble {
 	if up := to.upstream; up != nil && up.Username != "" {
 		if err := authenticate(ctx, c.client, up); err != nil {
@@ -180,8 +180,8 @@ func (d *dialer) dial(ctx context.Context, to target) (net.Conn, error) {
 	return d.guarded.DialContext(ctx, "tcp", to.addr.String())
 }
 
-// connectTrouble says of an MX only that it could not be had: a user who
-// chooses the recipient must not learn from it which ports of which hosts are open.
+// connectTrouble reveals of an MX only that it could not be reached: a user who chooses the
+// recipient must not learn from it which ports of which hosts are open.
 func connectTrouble(to target, err error) *trouble {
 	err = fmt.Errorf("connect to %s: %w", to.host, err)
 	if isOurs(err) {
@@ -215,7 +215,7 @@ func isOurs(err error) bool {
 	return false
 }
 
-// conversationTrouble is what a server said, or did not say, before transactions.
+// conversationTrouble is a server's refusal, or silence, before any transaction.
 func conversationTrouble(c *conn, to target, err error) *trouble {
 	reply, ours := troubleReply(smtp.Result{Err: err})
 	return &trouble{

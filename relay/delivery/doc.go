@@ -3,7 +3,7 @@
 //
 // Job: an Engine takes deliveries from memory (Take) and from the queue (Claim),
 // resolves each recipient's route, splits a message into jobs of one destination
-// each, sends them over few, reused connections, and settles what became of every
+// each, sends them over few, reused connections, and settles the outcome of every
 // recipient. A destination is one upstream or one MX domain. It has its own
 // waiting jobs, its own connections and its own back-off, so a slow or dead one
 // takes nothing from another but its bounded share of memory.
@@ -18,10 +18,9 @@
 // Failure: what a server says about a recipient concerns that recipient. Trouble
 // to get a conversation going (DNS, connect, greeting, EHLO, STARTTLS, AUTH)
 // concerns the destination: it is left alone for a while and its waiting mail is
-// deferred, never failed, even where the server's word was a 5yz. (RFC 5321
-// section 3.1 would let a 554 greeting fail the mail; a server that is being
-// mended says 554 too, and the mail expires on its own.) What is not understood is
-// deferred. A final dot without a complete reply is recorded as unknown.
+// deferred, never failed, even after a 5yz. (RFC 5321 section 3.1 would let a 554
+// greeting fail the mail; a server under repair says 554 too, and the mail expires on its
+// own.) A reply that is not understood defers. A final dot without a complete reply is recorded as unknown.
 //
-// It reads and writes no database: Queue is what it needs of one.
+// It reads and writes no database; the interface Queue has all that it needs of one.
 package delivery

@@ -35,12 +35,12 @@ type Source interface {
 	Claim(ctx context.Context, want queue.ClaimRequest) ([]*queue.Delivery, error)
 }
 
-// Ledger takes what became of it.
+// Ledger takes the outcomes.
 type Ledger interface {
 	Gate(ctx context.Context, d *queue.Delivery, ns []int) error
 	Settle(outcomes ...queue.Outcome)
 	Release(d *queue.Delivery, ns []int, wait time.Duration)
-	// Recovered says that a destination can be had again: mail that its suspension
+	// Recovered says that a destination can be reached again: mail that its suspension
 	// deferred is due. way is queue.Way.
 	Recovered(way string)
 }
@@ -69,8 +69,8 @@ type Config struct {
 	ConnectTime    time.Duration // for one TCP connect: 30 s
 	LookupTime     time.Duration // for one DNS question: 20 s
 
-	// Messages and Memory bound what is held at a time: bodies, and what many
-	// recipients and destinations of one message take. Bodies larger than InMemory
+	// Messages and Memory bound the mail in hand: bodies, and the memory that many
+	// recipients and destinations of one message need. Bodies larger than InMemory
 	// octets live in files or in the database and count for nothing.
 	Messages int   // 10,000
 	Memory   int64 // octets: 64 MiB
@@ -135,7 +135,7 @@ type Engine struct {
 	cfg    Config
 	dialer *dialer
 	bounds atomic.Pointer[Bounds]
-	load   load        // what is held in memory
+	load   load        // the mail in memory
 	slots  *share.Pool // connections, by user, destination and address
 
 	// work ends when no new work is begun, hard when conversations are cut off.
@@ -153,7 +153,7 @@ type Engine struct {
 	asked      uint64       // the queue's Asked at the last claim; the claim loop's own
 	fullAt     atomic.Int64 // when an upstream last had no room, Unix nanoseconds
 	panics     atomic.Int64
-	turned     atomic.Int64 // when the dispatcher last came round, Unix nanoseconds
+	turned     atomic.Int64 // when the dispatcher last ran, Unix nanoseconds
 
 	mu           sync.Mutex
 	destinations map[string]*destination
@@ -192,14 +192,14 @@ func (e *Engine) Start() {
 	}
 }
 
-// ErrCut says that conversations were still going on when Shutdown's time ended;
-// they were cut off and their recipients settled or released.
+// ErrCut says that conversations were still going on when Shutdown's time ended; they were
+// cut off and their recipients settled or released.
 var ErrCut = errors.New("deliveries were cut off")
 
-// Shutdown begins no new work and hands back what has not begun. A message whose
-// text is on its way is finished, one that is not so far is released, until ctx
-// ends: then what is left is cut off and the error is ErrCut. When Shutdown
-// returns, every recipient was settled or released and every goroutine has ended.
+// Shutdown begins no new work and hands back jobs that have not begun. A message whose text
+// is being sent is finished, an earlier one is released, until ctx ends: then the rest is
+// cut off and the error is ErrCut. When Shutdown returns, every recipient was settled or
+// released and every goroutine has ended.
 func (e *Engine) Shutdown(ctx context.Context) error {
 	e.shutdown.Do(func() {
 		e.closing.Store(true)
@@ -228,8 +228,8 @@ func (e *Engine) releaseWaiting() {
 	}
 }
 
-// interruptEarly cuts off the conversations that have not come to the message's
-// text: nothing is lost by it, and they might take minutes.
+// interruptEarly cuts off the conversations that have not reached the message's text: nothing
+// is lost, and they might take minutes.
 func (e *Engine) interruptEarly() {
 	e.mu.Lock()
 	defer e.mu.Unlock()

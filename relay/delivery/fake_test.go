@@ -229,7 +229,7 @@ func newBody(text string) *fakeBody {
 }
 
 func (b *fakeBody) Size() int64 { return b.size }
-func (b *fakeBody) Hold()       { b.refs.Add(1) }
+func (b *fakeBody) Retain()     { b.refs.Add(1) }
 func (b *fakeBody) Drop() {
 	if b.refs.Add(-1) < 0 {
 		panic("body dropped once too often")

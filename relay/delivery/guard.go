@@ -70,7 +70,7 @@ func isISATAP(addr netip.Addr) bool {
 }
 
 // refuseSpecial is a net.Dialer's Control: it sees the address that is dialled, so
-// a name that resolves to something else the second time is no way round it.
+// a name that resolves to something else the second time does not evade it.
 func refuseSpecial(_, address string, _ syscall.RawConn) error {
 	target, err := netip.ParseAddrPort(address)
 	if err != nil || isSpecial(target.Addr()) {

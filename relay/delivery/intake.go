@@ -33,7 +33,7 @@ func (in *intake) put(d *queue.Delivery) bool {
 	return true
 }
 
-// take swaps what has come with spare, an empty slice to be filled next.
+// take swaps the new deliveries with spare, an empty slice to be filled next.
 func (in *intake) take(spare []*queue.Delivery) []*queue.Delivery {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -52,9 +52,8 @@ func (in *intake) close() []*queue.Delivery {
 }
 
 // Reserve reports whether a message of a user and of size octets may be born owned and handed
-// over by Take once it is committed. It is a question and holds nothing, so a
-// commit that fails needs no word; sessions that ask at the same moment may
-// together exceed the bounds by one message each.
+// over by Take once it is committed. It reserves nothing, so a failed commit needs no undo;
+// sessions that ask at the same moment may together exceed the bounds by one message each.
 func (e *Engine) Reserve(user, size int64) bool {
 	if e.closing.Load() || time.Since(time.Unix(0, e.fullAt.Load())) < crowdedPause {
 		return false
@@ -71,7 +70,7 @@ func (e *Engine) Take(d *queue.Delivery) {
 	}
 }
 
-// weight is what a body of size octets counts for in memory.
+// weight is the memory that a body of size octets counts for.
 func (e *Engine) weight(size int64) int64 {
 	if size > e.cfg.InMemory {
 		return 0
@@ -79,7 +78,7 @@ func (e *Engine) weight(size int64) int64 {
 	return size
 }
 
-// What a recipient and a job take of memory, about. Those of a message with one
+// About how much memory a recipient and a job take. Those of a message with one
 // recipient are covered by the bound on messages; a job of its own may need a
 // destination and a connection's goroutine of its own.
 const (
@@ -87,7 +86,7 @@ const (
 	jobWeight       = 12 << 10
 )
 
-// recipientsWeigh is what recipients count for, with their strings: an ORCPT may have
+// recipientsWeigh is the weight of recipients, with their strings: an ORCPT may have
 // five hundred octets. The first is part of its message.
 func recipientsWeigh(rcpts []queue.Recipient) (octets int64) {
 	for i := 1; i < len(rcpts); i++ {
@@ -97,7 +96,7 @@ func recipientsWeigh(rcpts []queue.Recipient) (octets int64) {
 	return octets
 }
 
-// weightOf is what a delivery counts for that was not split into jobs yet.
+// weightOf is the weight of a delivery that was not split into jobs yet.
 func (e *Engine) weightOf(d *queue.Delivery) int64 {
 	return e.weight(d.Body.Size()) + recipientsWeigh(d.Recipients)
 }
@@ -116,10 +115,10 @@ func (e *Engine) releaseIntake() {
 	}
 }
 
-// forgetEvery is how often destinations without work are looked for.
+// forgetEvery is how often destinations without work are removed.
 const forgetEvery = 10 * time.Second
 
-// dispatchLoop splits what comes in into jobs and gives them to their destinations.
+// dispatchLoop splits deliveries into jobs and gives them to their destinations.
 // Only it adds destinations and forgets them.
 func (e *Engine) dispatchLoop() {
 	forget := time.NewTicker(forgetEvery)

@@ -36,7 +36,7 @@ type job struct {
 
 func (p *parcel) user() userOf { return userOf(p.Message.UserID) }
 
-// way is where some recipients of a delivery go.
+// way is the destination of some recipients of a delivery.
 type way struct {
 	key      string // queue.Way
 	domain   string // mx: the domain's key
@@ -71,7 +71,7 @@ func (e *Engine) dispatch(d *queue.Delivery) {
 	}
 	p.jobs.Store(int32(jobs))
 	for range jobs - 1 {
-		d.Body.Hold()
+		d.Body.Retain()
 	}
 	for i := range ways {
 		e.assign(p, &ways[i])
@@ -88,8 +88,7 @@ func (e *Engine) assign(p *parcel, w *way) {
 	}
 }
 
-// split groups the recipients by where they go. Those for whom no way is known
-// are settled here.
+// split groups the recipients by destination. Those without a known way are settled here.
 func (e *Engine) split(d *queue.Delivery) []way {
 	var g grouping
 	for i := range d.Recipients {
@@ -112,8 +111,8 @@ type grouping struct {
 	index map[string]int // nil while there is one way at most
 }
 
-// find returns the way that is like w, which is w itself the first time. The
-// result is good until the next call.
+// find returns the way equal to w, which is w itself the first time. The result is valid
+// until the next call.
 func (g *grouping) find(w way) *way {
 	last := len(g.ways) - 1
 	if last >= 0 && g.ways[last].key == w.key {
@@ -158,11 +157,11 @@ func (e *Engine) resolve(d *queue.Delivery, rcpt *queue.Recipient) (way, error) 
 	return way{key: queue.Way(viaMX, domain), domain: domain}, nil
 }
 
-// routeWait is when a recipient without a way is looked at again.
+// routeWait is the wait of a recipient without a way.
 const routeWait = time.Minute
 
-// unroutable gives a recipient back for whom there is no route, or none can be
-// read now. That is no attempt: nobody was asked.
+// unroutable gives back a recipient for whom there is no route, or none can be read now.
+// That does not count as an attempt: no server was asked.
 func (e *Engine) unroutable(d *queue.Delivery, rcpt *queue.Recipient, err error) {
 	if e.work.Err() != nil { // Shutdown cut the question off
 		e.cfg.Queue.Release(d, []int{rcpt.N}, 0)
@@ -199,7 +198,7 @@ func (e *Engine) release(j *job, wait time.Duration) {
 	e.end(j)
 }
 
-// end drops the job's hold on the body.
+// end drops the job's reference to the body.
 func (e *Engine) end(j *job) {
 	j.Body.Drop()
 	if j.jobs.Add(-1) == 0 {

@@ -5,7 +5,7 @@ import "postern/internal/share"
 // loadPart is the part of the free room that one user may come to: alone it has two thirds.
 const loadPart = 2
 
-// load is the room for what the engine holds, in messages and in octets of memory.
+// load is the room for the engine's mail, in messages and in octets of memory.
 type load struct {
 	messages *share.Pool
 	octets   *share.Pool
@@ -16,7 +16,7 @@ func newLoad(messages int, octets int64) load {
 	return load{share.New(int64(messages), loadPart), share.New(octets, loadPart), make(chan struct{}, 1)}
 }
 
-// resize sets how many octets have room. What is held stays.
+// resize sets how many octets have room. It evicts nothing.
 func (l *load) resize(octets int64) {
 	l.octets.Resize(octets)
 	l.freed()
@@ -55,7 +55,7 @@ func (l *load) add(user userOf, octets int64) {
 	l.octets.Add(octets, user)
 }
 
-// grow counts more octets for a message that is there.
+// grow counts more octets for a message already counted.
 func (l *load) grow(user userOf, octets int64) { l.octets.Add(octets, user) }
 
 func (l *load) sub(user userOf, octets int64) {

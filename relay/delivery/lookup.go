@@ -15,7 +15,7 @@ import (
 // Resolver asks DNS; *net.Resolver with PreferGo is one. Names are given with their
 // final dot, networks are "ip4" and "ip6". Errors are *net.DNSError.
 //
-// The C library's resolver is not: it says "no such host" when it has no descriptor
+// The C library's resolver is not one: it reports "no such host" when it has no descriptor
 // left, and for some a SERVFAIL.
 type Resolver interface {
 	LookupMX(ctx context.Context, name string) ([]*net.MX, error)

@@ -12,8 +12,8 @@ import (
 	"postern/relay/smtp"
 )
 
-// Bounds of what a domain's DNS can make us do for one conversation. More hosts
-// than these are never of use; RFC 5321 section 5.1 asks for two at least.
+// Bounds of the work that a domain's DNS can cause for one conversation. More hosts than
+// these are never useful; RFC 5321 section 5.1 asks for two at least.
 const (
 	maxHosts     = 8 // looked up
 	maxAddresses = 5 // of one host
@@ -91,7 +91,7 @@ func isUnnamed(err error) bool {
 
 // hostless is the failure of a domain whose MX records name no host, but addresses
 // (RFC 5321 section 5.1 wants a domain name there) or impossible names. Nobody can send
-// it mail until they are mended, so the sender hears of it now.
+// it mail until they are corrected, so the sender is told now.
 func hostless(domain string, records []*net.MX) *trouble {
 	text := "no MX record of " + domain + " names a host"
 	if len(records) > 0 {
@@ -172,7 +172,7 @@ func interleave(list []netip.Addr, most int) []netip.Addr {
 	return mixed[:min(len(mixed), most)]
 }
 
-// failure is trouble for good.
+// failure is permanent trouble.
 func failure(reply smtp.Reply, err error) *trouble {
 	return &trouble{reply: reply, permanent: true, err: err}
 }

@@ -33,8 +33,8 @@ func (t *transaction) mayBeginAnew(j *job) bool {
 	return !j.again && t.lost() && errors.As(t.res.Err, &stage) && (t.used || stage.Reply.IsZero())
 }
 
-// onward is the way to the hosts that come next. Other addresses of the same host are
-// of use only where the connection was lost.
+// onward is the walk over the hosts that come next. Other addresses of the same host help
+// only if the connection was lost.
 func (t *transaction) onward() walk {
 	next := t.conn.walk
 	if !t.conn.onward {
@@ -46,8 +46,8 @@ func (t *transaction) onward() walk {
 	return next
 }
 
-// elsewhere lists the recipients for whom another host of the destination may do in
-// the same attempt what this one did not (RFC 5321 section 5.1), or a new connection.
+// elsewhere lists the recipients that another host of the destination, or a new connection,
+// may take in the same attempt (RFC 5321 section 5.1).
 func (t *transaction) elsewhere(j *job, outcomes []queue.Outcome) []queue.Recipient {
 	if next := t.onward(); !next.hasNext() && !t.mayBeginAnew(j) {
 		return nil
@@ -80,8 +80,8 @@ func (t *transaction) goesOn(i int) bool {
 	return reply.IsTemporary()
 }
 
-// nextHost goes on to the next host of the destination with what is left of a job, and
-// reports whether one could be had; the trouble is why not, nil if there is none.
+// nextHost goes on to the next host of the destination with the rest of a job, and reports
+// whether one could be reached; trouble is why not, nil if no host is left.
 func (w *worker) nextHost(j *job, t *transaction) (bool, *trouble) {
 	next := t.onward()
 	if !next.hasNext() || w.ctx.Err() != nil {
@@ -92,12 +92,12 @@ func (w *worker) nextHost(j *job, t *transaction) (bool, *trouble) {
 	defer w.talking.Store(false)
 	c, trouble := next.next(w.ctx)
 	if c == nil {
-		w.d.e.cfg.Log.Info("no other host can be had", "id", j.Message.ID, "after", t.conn.host, "reply", trouble.reply.String(), "error", trouble.err)
+		w.d.e.cfg.Log.Info("no other host can be reached", "id", j.Message.ID, "after", t.conn.host, "reply", trouble.reply.String(), "error", trouble.err)
 		return false, trouble
 	}
 	c.version, c.onward = t.conn.version, true
 	w.conn = c
 	w.d.connected(w)
-	w.d.e.cfg.Log.Info("the next host is tried", "id", j.Message.ID, "after", t.conn.host, "host", c.host)
+	w.d.e.cfg.Log.Info("trying the next host", "id", j.Message.ID, "after", t.conn.host, "host", c.host)
 	return true, nil
 }

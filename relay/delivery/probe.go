@@ -52,8 +52,8 @@ func (p *Prober) Upstream(ctx context.Context, up *route.Upstream) Probe {
 	return p.finish(ctx, c, t)
 }
 
-// MX converses with each mail host of a domain, or tells why there is none: one Probe
-// then. The hosts are in the order of their preference, up to this server itself if it
+// MX converses with each mail host of a domain; if there is none, it returns one Probe that
+// says why. The hosts are in the order of their preference, up to this server itself if it
 // is one of them: deliveries go no further.
 func (p *Prober) MX(ctx context.Context, domain string) []Probe {
 	all, t := p.d.walkTo(ctx, domain, nil)
@@ -85,7 +85,7 @@ func (p *Prober) MX(ctx context.Context, domain string) []Probe {
 	return probes
 }
 
-// finish ends a conversation and says what it was.
+// finish ends a conversation and describes it.
 func (p *Prober) finish(ctx context.Context, c *conn, t *trouble) Probe {
 	if t != nil {
 		probe := Probe{Host: t.host, Addr: t.addr, TLS: t.tls, Err: t.err, Stage: t.stage(), Permanent: t.permanent}

@@ -33,7 +33,7 @@ func authenticate(ctx context.Context, c *smtp.Client, up *route.Upstream) error
 		}
 		err := c.Auth(ctx, mechanism.SASL)
 		if refusal != nil && !isReply(err) {
-			err = refusal // it says more than a connection that was lost afterwards
+			err = refusal // it is more informative than a connection lost afterwards
 		}
 		if refusal = err; !refusesMechanism(err) {
 			return err
@@ -62,15 +62,14 @@ func refusesMechanism(err error) bool {
 	return false
 }
 
-// isReply reports an outcome that the server itself has told.
+// isReply reports an outcome that is the server's own reply.
 func isReply(err error) bool {
 	var stage *smtp.StageError
 	return err == nil || errors.As(err, &stage) && !stage.Reply.IsZero()
 }
 
-// login is the client of LOGIN, which answers whatever is asked by the user name
-// and then the password: servers word the two prompts as they like, and go-sasl's
-// client takes one wording only.
+// login is the client of LOGIN: it answers the first prompt with the user name and the second
+// with the password, whatever their text. go-sasl's client accepts one wording only.
 type login struct{ answers []string }
 
 func (l *login) Start() (mech string, initial []byte, err error) { return sasl.Login, nil, nil }

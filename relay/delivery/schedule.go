@@ -58,7 +58,7 @@ func stepAt(table []time.Duration, age time.Duration) (n int) {
 
 // retryWait is the wait before the next attempt, attempts being those finished
 // before the one that has just ended. It varies by a tenth up or down with the
-// message, so that what failed together does not come back together; recipients
+// message, so that mail which failed together does not come back together; recipients
 // of one message stay together and go out in one transaction again.
 func retryWait(table []time.Duration, attempts int, id queue.ID) time.Duration {
 	h := fnv.New32a()

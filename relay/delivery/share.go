@@ -46,15 +46,14 @@ var errCrowded = errors.New("too many connections to one address")
 // errYield is the cause for which a conversation was cut off.
 var errYield = errors.New("it was silent while others waited for a connection")
 
-// silence is what the yield loop, and nobody else, remembers of a worker.
+// silence is the yield loop's own record of a worker.
 type silence struct {
 	progress uint64
 	looks    int
 }
 
-// yieldLoop looks each second who is silent, and while connections are short cuts those
-// off whose user has its whole share: their mail is deferred, and a silent
-// server is asked again later.
+// yieldLoop looks for silent conversations each second. While connections are short it cuts
+// off those whose user has its whole share: their mail is deferred and tried again later.
 func (e *Engine) yieldLoop() {
 	tick := time.NewTicker(silenceLook)
 	defer tick.Stop()

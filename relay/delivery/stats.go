@@ -11,7 +11,7 @@ type Stats struct {
 	Panics       int64 // attempts that ended by a defect of ours
 }
 
-// Load is what destinations of one kind have to do.
+// Load is the work of destinations of one kind.
 type Load struct {
 	Destinations int // with work, or remembered for their trouble
 	Suspended    int // of them, left alone for now after trouble

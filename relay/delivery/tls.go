@@ -121,7 +121,7 @@ func (p tlsPolicy) handshake(ctx context.Context, nc net.Conn, limit time.Durati
 }
 
 // secure runs STARTTLS (RFC 3207) as the policy has it. handshake says that TLS was
-// begun and did not come about.
+// begun and failed.
 func (p tlsPolicy) secure(ctx context.Context, c *conn, to target) (t *trouble, handshake bool) {
 	if p.mode == route.TLSNone || p.mode == route.TLSImplicit {
 		return nil, false
@@ -156,8 +156,7 @@ func refusedTLS(err error) bool {
 	return errors.As(err, &stage) && stage.Stage == smtp.StageTLS && !stage.Reply.IsZero()
 }
 
-// tlsTrouble says what was wrong with the handshake in words that an administrator
-// can act on. A certificate's own text stays in the log.
+// tlsTrouble describes the failure of a handshake so that an administrator can act on it. A certificate's own text stays in the log.
 func tlsTrouble(to target, err error) *trouble {
 	why := "TLS handshake failed"
 	var (

@@ -9,8 +9,8 @@ import (
 	"postern/relay/smtp"
 )
 
-// trouble is why no conversation with a destination could be had. It concerns the
-// destination and all that waits for it.
+// trouble is why no conversation with a destination was possible. It concerns the destination
+// and all its waiting mail.
 type trouble struct {
 	reply     smtp.Reply // the server's, or one made up
 	said      bool       // it is the server's
@@ -61,9 +61,9 @@ func (t *trouble) waiting(d *destination, j *job, rcpt *queue.Recipient, until t
 	}
 }
 
-// outranks reports that t says more than other about why a destination cannot be
-// had: a server's word is worth more than silence, and a host that may yet take mail
-// more than one that never does.
+// outranks reports that t is a better reason than other for not reaching a destination: a
+// server's reply is worth more than silence, and a host that may yet take mail more than
+// one that never does.
 func (t *trouble) outranks(other *trouble) bool {
 	return other == nil || other.permanent || t.rank() > other.rank()
 }
@@ -83,8 +83,8 @@ func (t *trouble) rank() int {
 // codeClosed is the greeting of a host that takes no mail (RFC 7504 section 3).
 const codeClosed = 521
 
-// isClosed reports such a greeting of a mail host. That of an upstream is for its
-// admin to mend.
+// isClosed reports such a greeting of a mail host. At an upstream, its admin has to correct
+// it.
 func isClosed(to target, err error) bool {
 	var stage *smtp.StageError
 	return to.upstream == nil && errors.As(err, &stage) && stage.Stage == smtp.StageGreeting && stage.Reply.Code == codeClosed

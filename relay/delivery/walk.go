@@ -87,8 +87,8 @@ func (w *walk) exhausted() bool {
 	return w.tries >= maxTries || w.sessions >= maxSessions || !time.Now().Before(w.until)
 }
 
-// next begins a conversation with the next address where one can be had. The trouble
-// is the one that says most of those on the way.
+// next begins a conversation with the next address that can be reached. The trouble is the
+// most informative of those met on the way.
 func (w *walk) next(ctx context.Context) (*conn, *trouble) {
 	ctx, cancel := context.WithDeadline(ctx, w.until)
 	defer cancel()
@@ -105,7 +105,7 @@ func (w *walk) next(ctx context.Context) (*conn, *trouble) {
 			return c, nil
 		}
 		if t != nil && isOurs(t.err) {
-			return nil, t // says nothing of this host, nor of others
+			return nil, t // says nothing about this host, nor about others
 		}
 		if t != nil && t.outranks(worst) {
 			worst = t
@@ -147,7 +147,7 @@ func (w *walk) try(ctx context.Context) (*conn, *trouble) {
 	return c, nil
 }
 
-// lookUp takes the next host and finds its addresses.
+// lookUp takes the next host and looks up its addresses.
 func (w *walk) lookUp(ctx context.Context) *trouble {
 	w.host, w.hosts = w.hosts[0], w.hosts[1:]
 	addrs, err := w.d.addresses(ctx, w.host)

@@ -18,8 +18,8 @@ const (
 	bodyWait = time.Minute      // a job comes back whose stored text could not be read
 )
 
-// worker is one connection to a destination, or the wish for one. It does one job
-// after another in its own goroutine.
+// worker is one connection to a destination, or a wait for one. It does one job after
+// another in its own goroutine.
 type worker struct {
 	d      *destination
 	ctx    context.Context // ends the conversation immediately, and with it the worker
@@ -40,7 +40,7 @@ type worker struct {
 	dotSent bool        // the final dot was, for all recipients of job that are not settled
 	body    bodyReader
 	rcpts   []smtp.RcptCommand
-	gate    error // what the queue's Gate said
+	gate    error // the error of the queue's Gate
 
 	beforeDot func() error // the method value, made once
 }
@@ -120,8 +120,8 @@ func (w *worker) serve() {
 	}
 }
 
-// connect begins a conversation if one is wanted. The worker has no job
-// meanwhile: those that wait are done by whoever can first.
+// connect begins a conversation if one is wanted. The worker has no job meanwhile: waiting
+// jobs go to the first worker that is ready.
 func (w *worker) connect() bool {
 	need, wanted := w.d.need()
 	for ; wanted && need.wait > 0; need, wanted = w.d.need() {
@@ -166,7 +166,7 @@ func (w *worker) rest(wait time.Duration) bool {
 }
 
 // idle waits for a job. It returns nil after most, or when the server has ended the
-// connection: nobody has to find that out with a message in hand.
+// connection: that is better noticed without a message in hand.
 func (w *worker) idle(most time.Duration) *job {
 	w.conn.kept = true
 	select {
@@ -217,8 +217,8 @@ func (w *worker) abandon() {
 	w.d.e.end(j)
 }
 
-// do does one job and returns one that is to be done immediately after it: what is
-// left of it. The connection is gone when it broke or is out of date.
+// do does one job and returns the rest of it, which is to be done immediately, if any. The
+// connection is closed if it broke or is out of date.
 func (w *worker) do(j *job) *job {
 	switch {
 	case w.d.e.closing.Load():
@@ -259,7 +259,7 @@ func (w *worker) dropConn() {
 
 // askGate is called when all but the final dot was written.
 func (w *worker) askGate() error {
-	w.talking.Store(false) // from here on nobody else knows what became of the message
+	w.talking.Store(false) // from here on only this worker knows the outcome
 	w.gate = w.d.e.cfg.Queue.Gate(w.ctx, w.job.Delivery, numbers(w.job.rcpts))
 	return w.gate
 }
@@ -299,7 +299,7 @@ func (b *bodyReader) Read(p []byte) (int, error) {
 		return n, nil // ReadAt may say EOF together with the last octet
 	}
 	if err == nil || err == io.EOF {
-		err = io.ErrUnexpectedEOF // less is stored than was accepted: never send a part as the whole
+		err = io.ErrUnexpectedEOF // less is stored than was accepted: never send a part as if it were the whole
 	}
 	b.err = err
 	return n, err

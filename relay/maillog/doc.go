@@ -10,6 +10,6 @@
 // line separators and invalid UTF-8 made visible, so that no line can be split,
 // forged or used to drive a terminal.
 //
-// Events that a peer can cause at will are bounded for each network and user, and the
-// rest is counted (repeats.go). Those about accepted messages never are.
+// Events that a peer can cause at will are bounded for each network and user; the rest are
+// counted (repeats.go). Events about accepted messages are never dropped.
 package maillog

@@ -115,7 +115,7 @@ type HoldEvent struct {
 	Credential string // its number, when the hold is of what came by it alone
 	Reason     string // why it was made
 
-	ByBreaker bool // for observers, not logged
+	ByAnomaly bool // for observers, not logged
 }
 
 // Hold logs that the mail of a user is held from now on.
@@ -268,8 +268,8 @@ func (l *Logger) Notice(n NoticeEvent) {
 	e.end(name)
 }
 
-// LostNoticeEvent is a notice that ended without having been delivered: somebody's mail had a
-// fate of which its sender was not told. Event "notice_lost".
+// LostNoticeEvent is a notice that ended undelivered: the sender of some mail was not told
+// what became of it. Event "notice_lost".
 type LostNoticeEvent struct {
 	ID     string // queue id of the notice
 	About  string // queue id of the message that it was about

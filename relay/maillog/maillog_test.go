@@ -355,7 +355,7 @@ func TestObserver(t *testing.T) {
 	})
 	attempt := AttemptEnd{ID: "4", Recipient: bob, Reply: later, Age: time.Minute, OutcomeUnknown: true}
 	want := []any{Accept{ID: "1", Sender: alice}, HeldEvent{ID: "2"}, Refusal{ID: "3", Reply: later}, attempt,
-		NoticeEvent{ID: "5"}, AuthEvent{User: "6"}, Session{User: "7"}, LimitEvent{User: "8"}, HoldEvent{User: "9", ByBreaker: true}, HoldEvent{User: "10"}}
+		NoticeEvent{ID: "5"}, AuthEvent{User: "6"}, Session{User: "7"}, LimitEvent{User: "8"}, HoldEvent{User: "9", ByAnomaly: true}, HoldEvent{User: "10"}}
 	for _, logger := range []*Logger{l, quiet, New(nil), New(nil).Observed(Observer{})} { // the others tell nobody
 		logger.SessionOpen(Session{})
 		logger.Accepted(want[0].(Accept))

@@ -1,8 +1,8 @@
 package maillog
 
-// Observer is told of events, whatever level the log has: for counting them. A nil
-// func is told nothing. They are called by the goroutine that logs, often concurrently, and must
-// neither block nor keep what they are given.
+// Observer receives events, whatever level the log has, for counting them. A nil func is
+// skipped. They are called by the goroutine that logs, often concurrently, and must neither
+// block nor keep their arguments.
 type Observer struct {
 	Accepted      func(Accept)
 	Held          func(HeldEvent)
@@ -17,7 +17,7 @@ type Observer struct {
 	Released      func(HoldEvent)
 }
 
-// Observed returns a Logger that writes the same and tells o as well.
+// Observed returns a Logger that writes the same events and passes them to o as well.
 func (l *Logger) Observed(o Observer) *Logger {
 	return &Logger{log: l.log, told: o, repeats: l.repeats}
 }

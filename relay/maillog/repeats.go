@@ -44,14 +44,14 @@ type repeats struct {
 	timer *time.Timer              // of its end; nil: nothing is counted
 }
 
-// Allow reports whether a line may be written about what client did, for lines that have
-// no function here. kind names what is counted together.
+// Allow reports whether a line may be written about client, for lines that have no function
+// here. Lines of the same kind are counted together.
 func (l *Logger) Allow(kind string, client netip.AddrPort) bool {
 	return l.repeats.allow(repeat{kind: kind, network: share.Network(client.Addr())}, strangers)
 }
 
-// Flush writes how many lines were left out. It is for the end of the process; until then
-// that is written a minute after the first of them.
+// Flush writes how many lines were left out, at the end of the process; until then that is
+// written a minute after the first of them.
 func (l *Logger) Flush() { l.repeats.flush() }
 
 func (r *repeats) allow(key repeat, of class) bool {

@@ -64,7 +64,7 @@ type Facts struct {
 	Fields    int // fields of the client, the removed ones included
 	Received  int // Received fields before ours
 
-	// What stood before the header section and was removed.
+	// Lines before the header section that were removed.
 	ByteOrderMark, MboxLine bool
 
 	// UTF8 says that the header section, as it goes on, has UTF-8 beyond ASCII (RFC 6532).

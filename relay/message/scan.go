@@ -29,7 +29,7 @@ type scanner struct {
 
 	drop    bool // the field looked at is removed
 	blank   bool // there was a folded line of white space only
-	noField bool // the section was ended by a line that is no field
+	noField bool // the section was ended by a line that is not a field
 
 	facts *Facts
 	name  [maxName]byte // of the field looked at, for a refusal: the first named octets of it
@@ -123,7 +123,7 @@ func (s *scanner) preamble() error {
 
 var byteOrderMark = []byte("\uFEFF")
 
-// isMboxLine reports "From " or ">From " at the beginning of a line that is no field.
+// isMboxLine reports "From " or ">From " at the beginning of a line that is not a field.
 func isMboxLine(line []byte) bool {
 	if name, _ := fieldName(line); name != nil {
 		return false // white space before the colon: for field to judge

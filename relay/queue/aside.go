@@ -15,27 +15,27 @@ var sqlSetAside = texts.Bind("set_aside", "message_id", "n", "owner", "reason", 
 
 // Mail whose rows are bad cannot be sent: a size below 0, a time that is infinite, a body of
 // which octets are missing, an envelope with control characters. The schema keeps programs
-// from writing such rows; a hand, a repair or a damaged disk may do it all the same. They are
-// set aside: held, with the reason in the row, until a person has looked. A fault of ours
-// bounces nobody's mail, and keeps nobody else's waiting.
+// from writing such rows, but manual changes, repairs and damaged disks may. They are set
+// aside: held, with the reason in the row, until a person has looked. A fault of ours must
+// not bounce mail, nor delay anybody else's.
 
 // ErrDamaged says that a stored body is not whole.
 var ErrDamaged = errors.New("the stored message is damaged")
 
-// textMissing is why mail is set aside whose body is not whole.
+// textMissing is the reason to set aside mail whose body is not whole.
 const textMissing = "octets of its text are missing"
 
-// setAside has a recipient of a message set aside that epoch owns, or nobody when it is 0,
-// and that nobody has in hand.
+// setAside sets a recipient aside that epoch owns (0: nobody owns it) and that nobody has in
+// hand.
 func (q *Queue) setAside(id ID, n int, epoch int64, why string) {
 	q.end(ending{Outcome: Outcome{Message: id, N: n, Epoch: epoch}, release: true, aside: why})
 }
 
-// ofRows says why rows cannot be used.
+// ofRows is the reason to set rows aside that the database fails at.
 func ofRows(err error) string { return fmt.Sprintf("the database fails at its rows: %v", err) }
 
-// halved does work on a list. When that fails by a fault of what is in the list, its halves
-// are tried, until each bad one is alone and goes to bad.
+// halved works on a list. If that fails by a fault of an element, it tries the halves, until
+// each bad element is alone and goes to bad.
 func halved[T any](list []T, do func([]T) error, bad func(T, error)) error {
 	err := do(list)
 	switch {
@@ -52,7 +52,7 @@ func halved[T any](list []T, do func([]T) error, bad func(T, error)) error {
 	return halved(list[half:], do, bad)
 }
 
-// fault says why a message cannot be sent, "" when it can.
+// fault returns why a message cannot be sent, "" if it can.
 func (m *loaded) fault() string {
 	if why := m.envelopeFault(); why != "" || m.body != nil {
 		return why
@@ -60,7 +60,7 @@ func (m *loaded) fault() string {
 	return textMissing
 }
 
-// envelopeFault says why there is nobody to tell of a message, "" when there is.
+// envelopeFault returns why nobody can be told of a message, "" if somebody can.
 func (m *loaded) envelopeFault() string {
 	switch {
 	case m.bad != "":
@@ -79,7 +79,7 @@ func (m *loaded) envelopeFault() string {
 	return ""
 }
 
-// faultOf says why a recipient cannot be sent to, "" when it can.
+// faultOf returns why a recipient cannot be sent to, "" if it can.
 func faultOf(a smtp.Address, orcptType, orcpt string) string {
 	if a.Domain == "" || hasControls(a.Local, a.Domain, orcptType, orcpt) {
 		return "its address is not valid"
@@ -96,7 +96,7 @@ func hasControls(texts ...string) bool {
 	return false
 }
 
-// spanOf is seconds as the database counts them.
+// spanOf converts seconds as the database counts them.
 func spanOf(seconds float64) time.Duration {
 	const most = float64(math.MaxInt64 / int64(time.Second))
 	return time.Duration(min(max(seconds, -most), most) * float64(time.Second))

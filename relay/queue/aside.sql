@@ -12,6 +12,6 @@ back as (update recipient r set owner = null, dot_possible = false, held_at = no
 		next_attempt_at = now(), notice_at = case when r.notice_at = sane_time(r.notice_at) then r.notice_at else now() end,
 		last_attempt_at = case when r.last_attempt_at = sane_time(r.last_attempt_at) then r.last_attempt_at end
 	from bad where r.message_id = bad.message_id and r.n = bad.n),
-h as (insert into attempt (message_id, n, at, epoch, result, local, domain, node, reply_text, possible_duplicate)
+h as (insert into history (message_id, n, at, epoch, result, local, domain, node, reply_text, possible_duplicate)
 	select message_id, n, clock_timestamp(), @owner, 'hold', local, domain, @node, 'set aside: ' || @reason, @unknown from bad on conflict do nothing)
 select (select count(*) from bad), set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)

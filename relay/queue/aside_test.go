@@ -129,10 +129,10 @@ func lookAtBad(t *testing.T, db *pgtest.DB, id ID, why string) {
 	if n := count(t, db, `select count(*) from recipient where held_at is not null and message_id = $1 and set_aside like '%' || $2 || '%'`, id, why); n != 1 {
 		t.Fatalf("%d recipients are set aside for %q", n, why)
 	}
-	if n := count(t, db, `select count(*) from attempt where message_id = $1 and reply_text like 'set aside: %'`, id); n != 1 {
+	if n := count(t, db, `select count(*) from history where message_id = $1 and reply_text like 'set aside: %'`, id); n != 1 {
 		t.Fatalf("%d lines of history", n)
 	}
-	if n := count(t, db, `select count(*) from recipient where state <> 'queued' or notice_at is not null and notice_at <= now() and held_at is null`); n != 0 {
+	if n := count(t, db, `select count(*) from recipient where state <> 'waiting' or notice_at is not null and notice_at <= now() and held_at is null`); n != 0 {
 		t.Error("somebody was told of a fault of ours")
 	}
 	exec(t, db, `delete from recipient where message_id = $1 and held_at is not null`, id)
@@ -270,7 +270,7 @@ func TestM8Voids(t *testing.T) {
 	v := newVoids(q)
 	t.Cleanup(v.s.Close)
 	for range 2 {
-		v.add(&job{m: message(), epoch: q.Epoch()})
+		v.add(&submittal{m: message(), epoch: q.Epoch()})
 	}
 	bad := v.list[0].m.ID
 	exec(t, db, `alter table message add constraint no_bad check (id <> '`+bad.String()+`')`)
@@ -420,7 +420,7 @@ func TestM8PanicAfterRelease(t *testing.T) {
 	settled(t, q)
 	q.Settle(outcome(d, 0, Delivered))
 	eventually(t, "the outcome is written, though fenced", func() bool {
-		return count(t, db, `select count(*) from attempt where message_id = $1 and result = 'delivered' and fenced`, d.Message.ID) == 1
+		return count(t, db, `select count(*) from history where message_id = $1 and result = 'delivered' and fenced`, d.Message.ID) == 1
 	})
 	if n := cfg.Guard.Caught(); n != 1 {
 		t.Errorf("%d panics", n)

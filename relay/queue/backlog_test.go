@@ -137,9 +137,9 @@ func (b *backlog) round(q *Queue, messages int) life {
 }
 
 func (b *backlog) inHand(q *Queue) int {
-	q.held.mu.Lock()
-	defer q.held.mu.Unlock()
-	return len(q.held.rows)
+	q.inHand.mu.Lock()
+	defer q.inHand.mu.Unlock()
+	return len(q.inHand.rows)
 }
 
 // claims claims fresh mail, beside the backlog and in an empty queue in turns.

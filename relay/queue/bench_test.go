@@ -58,9 +58,9 @@ func BenchmarkAcceptDeliver(b *testing.B) {
 				q.Settle(outcome(d, 0, Delivered))
 			})
 			eventually(b, "all is settled", func() bool {
-				q.held.mu.Lock()
-				defer q.held.mu.Unlock()
-				return len(q.held.rows) == 0
+				q.inHand.mu.Lock()
+				defer q.inHand.mu.Unlock()
+				return len(q.inHand.rows) == 0
 			})
 			b.StopTimer()
 			n := float64(b.N)
@@ -192,22 +192,22 @@ func BenchmarkStatement(b *testing.B) {
 	for _, messages := range []int{1, 64} {
 		q := &Queue{cfg: Config{Node: "a"}}
 		q.times.Store(&Times{})
-		jobs := make([]*job, messages)
+		mail := make([]*submittal, messages)
 		outcomes := make([]ending, messages)
-		for i := range jobs {
-			jobs[i] = &job{m: message(), rcpts: rcpts("bob@example.net")}
-			outcomes[i] = ending{Outcome: Outcome{Message: jobs[i].m.ID, Recipient: jobs[i].rcpts[0].Address, Result: Delivered}}
+		for i := range mail {
+			mail[i] = &submittal{m: message(), rcpts: rcpts("bob@example.net")}
+			outcomes[i] = ending{Outcome: Outcome{Message: mail[i].m.ID, Recipient: mail[i].rcpts[0].Address, Result: Delivered}}
 		}
 		b.Run("enqueue "+strconv.Itoa(messages), func(b *testing.B) {
 			b.ReportAllocs()
 			var g group
 			for b.Loop() {
 				g.reset()
-				for _, j := range jobs {
+				for _, j := range mail {
 					g.add(j, false)
 				}
 				var v verdict
-				g.statement(q, jobs, false, &v)
+				g.statement(q, mail, false, &v)
 			}
 		})
 		b.Run("settle "+strconv.Itoa(messages), func(b *testing.B) {

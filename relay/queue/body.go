@@ -17,7 +17,7 @@ import (
 
 const (
 	chunkSize  = 8100 // octets of a row of body: as many as a page holds in one row
-	windowRows = 32   // rows that are read at a time
+	windowRows = 32   // rows read by one query
 	window     = windowRows * chunkSize
 	smallBody  = 1 << 20 // up to this size bodies go through memory
 )
@@ -25,11 +25,11 @@ const (
 // NewBody returns a Body that holds data in memory.
 func NewBody(data []byte) Body { return &memoryBody{data: data} }
 
-// memoryBody is garbage collected; its references count for nothing.
+// memoryBody is garbage collected; its references are not counted.
 type memoryBody struct{ data []byte }
 
 func (b *memoryBody) Size() int64 { return int64(len(b.data)) }
-func (b *memoryBody) Hold()       {}
+func (b *memoryBody) Retain()     {}
 func (b *memoryBody) Drop()       {}
 
 func (b *memoryBody) ReadAt(p []byte, off int64) (int, error) {
@@ -51,7 +51,7 @@ type storedBody struct {
 	size int64
 	refs atomic.Int32
 
-	damaged atomic.Bool // found out by a reader
+	damaged atomic.Bool // noticed by a reader
 
 	mu   sync.Mutex
 	have int // first row of the window in data, -1 for none
@@ -68,7 +68,7 @@ func newStoredBody(pool *pgxpool.Pool, id ID, size int64) *storedBody {
 }
 
 func (b *storedBody) Size() int64 { return b.size }
-func (b *storedBody) Hold()       { b.refs.Add(1) }
+func (b *storedBody) Retain()     { b.refs.Add(1) }
 
 func (b *storedBody) Drop() {
 	if b.refs.Add(-1) == 0 {
@@ -104,7 +104,7 @@ func (b *storedBody) ReadAt(p []byte, off int64) (int, error) {
 	return done, nil
 }
 
-// fetch has the window that begins with a row in data.
+// fetch makes data the window that begins with a row.
 func (b *storedBody) fetch(first int) error {
 	if b.have == first {
 		return nil
@@ -114,7 +114,7 @@ func (b *storedBody) fetch(first int) error {
 	return b.load(ctx, b.pool, first)
 }
 
-// load reads the window that begins with a row. The caller has mu, or b is its alone.
+// load reads the window that begins with a row. The caller has mu, or is the only user of b.
 func (b *storedBody) load(ctx context.Context, from querier, first int) error {
 	b.have = -1
 	if b.data == nil {

@@ -63,13 +63,13 @@ func TestBackendsKilled(t *testing.T) {
 		return count(t, db, `select count(*) from recipient`) == 0
 	})
 	accepted.Range(func(id, _ any) bool {
-		if n := count(t, db, `select count(*) from attempt where message_id = $1 and result = 'delivered' and not fenced`, id); n != 2 {
+		if n := count(t, db, `select count(*) from history where message_id = $1 and result = 'delivered' and not fenced`, id); n != 2 {
 			t.Errorf("message %v: %d deliveries are recorded, want 2", id, n)
 		}
 		return true
 	})
 	refused.Range(func(id, err any) bool {
-		if n := count(t, db, `select count(*) from attempt where message_id = $1 and result <> 'void'`, id); n != 0 {
+		if n := count(t, db, `select count(*) from history where message_id = $1 and result <> 'void'`, id); n != 0 {
 			t.Errorf("message %v was refused (%v) and delivered", id, err)
 		}
 		return true

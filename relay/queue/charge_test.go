@@ -256,7 +256,7 @@ func TestHoldMeetsNewMail(t *testing.T) {
 			d := first.Delivery
 			exec(t, db, `insert into hold (user_id, credential_id, reason, made_by) values (1, $1, 'test', 'test')`, credential)
 			q.Settle(outcome(d, 0, Delivered), outcome(d, 1, Deferred))
-			becomes(t, db, before.ID, "1 queued")
+			becomes(t, db, before.ID, "1 waiting")
 			held := func(id ID) int {
 				return count(t, db, `select count(*) from recipient where message_id = $1 and owner is null and held_at is not null`, id)
 			}
@@ -267,7 +267,7 @@ func TestHoldMeetsNewMail(t *testing.T) {
 			if !a.Held || a.Delivery != nil {
 				t.Fatal("handed to delivery")
 			}
-			becomes(t, db, m.ID, "0 queued;1 queued")
+			becomes(t, db, m.ID, "0 waiting;1 waiting")
 			if held(m.ID) != 2 {
 				t.Error("new mail is not held")
 			}
@@ -367,7 +367,7 @@ func TestHoldEndsBeforeMailIsParked(t *testing.T) {
 	}
 	exec(t, db, `delete from hold`)
 	close(settle)
-	becomes(t, db, m.ID, "0 queued")
+	becomes(t, db, m.ID, "0 waiting")
 	if n := count(t, db, `select count(*) from recipient where held_at is not null`); n != 0 {
 		t.Error("it is held although nobody is on hold")
 	}

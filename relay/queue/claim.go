@@ -14,34 +14,33 @@ import (
 )
 
 const (
-	dueDomains   = 50_000 // domains that are remembered as due
-	dueRows      = 1_000  // rows that one look reads
+	dueDomains   = 50_000 // domains remembered as due
+	dueRows      = 1_000  // rows read by one look
 	lookRuns     = 5      // looks of one claim, as long as they take less than
 	lookTime     = 10 * time.Millisecond
 	claimDomains = 256              // domains that one claim asks for
-	claimSibling = 1000             // recipients that one claim takes for being of the same messages
-	dueOverlap   = 10 * time.Second // a look goes back so far: rows commit in no order
+	claimSibling = 1000             // recipients that one claim takes as siblings of others
+	dueOverlap   = 10 * time.Second // how far a look goes back: rows commit in no order
 	dueResync    = time.Minute      // how often a look starts from the beginning
 )
 
 // claims takes due rows for this node.
 //
-// A queue of a million rows is mostly one of rows that are not due, or of
-// destinations that take no more now, and a claim must not read past all of them each
-// time. So it goes in two steps. The look reads the due index in order of time from
-// where the last look ended, each row about once, and remembers the domains it met.
-// The claim takes the oldest rows of the domains that are wanted, in turn, each by its
-// own index range. docs/decisions/queue-claim.md has the figures.
+// In a queue of a million rows most are not due, or are for destinations that take no
+// more now; a claim must not read past all of them each time. So it has two steps. The
+// look reads the due index in order of time from where the last look ended, each row
+// about once, and remembers the domains it met. The claim takes the oldest rows of the
+// wanted domains in turn, each by its own index range. docs/decisions/queue-claim.md has the figures.
 type claims struct {
 	q *Queue
 	s *pg.Dedicated
 
-	mu     sync.Mutex // one claim at a time; guards what follows and s
+	mu     sync.Mutex // one claim at a time; guards the fields below and s
 	due    []string   // domains in turn
 	isDue  map[string]bool
 	cursor time.Time // of the last look, by the database's clock
 	after  string    // the domain at the cursor
-	behind bool      // the last look has not come to the end
+	behind bool      // the last look did not reach the end
 	resync time.Time // when a look starts from the beginning again
 
 	next struct {
@@ -70,10 +69,10 @@ func (c *claims) nextDue(most time.Duration) time.Duration {
 	return min(max(time.Until(c.next.at), time.Millisecond), most)
 }
 
-// Claim takes recipients that are due, for this node's epoch. It is over when it
-// returns: nothing is held but the rows' owner. Small bodies come in memory,
-// larger ones are read from the database as they are sent. Recipients of one message
-// come together as far as they are due and their destinations wanted.
+// Claim takes due recipients for this node's epoch. When it returns, only the rows' owner
+// has changed; no lock or connection is kept. Small bodies come in memory, larger ones are
+// read from the database as they are sent. Recipients of one message come together as far
+// as they are due and their destinations are wanted.
 func (q *Queue) Claim(ctx context.Context, want ClaimRequest) ([]*Delivery, error) {
 	epoch := q.epochs.valid()
 	if epoch == 0 {
@@ -106,7 +105,7 @@ func (q *Queue) Claim(ctx context.Context, want ClaimRequest) ([]*Delivery, erro
 		return nil, fmt.Errorf("claim: %w", err)
 	}
 	for _, d := range deliveries {
-		q.held.add(d.Message.ID, len(d.Recipients))
+		q.inHand.add(d.Message.ID, len(d.Recipients))
 	}
 	return deliveries, nil
 }
@@ -134,7 +133,7 @@ func (c *claims) claim(ctx context.Context, conn *pgx.Conn, want ClaimRequest, e
 			again = append(again, domain)
 			return
 		}
-		c.q.log.Error("queue: mail for a domain waits, the database fails at its rows", "domain", domain, "error", err)
+		c.q.log.Error("queue: mail for a domain waits: the database fails at its rows", "domain", domain, "error", err)
 	})
 	if err != nil && len(rows) == 0 {
 		return nil, err
@@ -168,7 +167,7 @@ func (c *claims) look(ctx context.Context, conn *pgx.Conn) error {
 	if len(c.due) >= dueDomains {
 		return nil
 	}
-	// A walk over very many rows comes to its end first, or the last rows would wait for ever.
+	// A walk over very many rows reaches the end first, or the last rows would wait for ever.
 	if !c.behind && time.Now().After(c.resync) {
 		c.cursor, c.after, c.resync = time.Time{}, "", time.Now().Add(dueResync)
 	}
@@ -210,7 +209,7 @@ func (c *claims) remember(domains []string) {
 	}
 }
 
-// choose takes the domains whose turn it is and puts them at the end of the line.
+// choose takes the next domains in turn and moves them to the end of the line.
 func (c *claims) choose(want ClaimRequest) []string {
 	busy := make(map[string]bool, len(want.Busy))
 	for _, domain := range want.Busy {
@@ -230,7 +229,7 @@ func (c *claims) choose(want ClaimRequest) []string {
 	return chosen
 }
 
-// forget drops the domains that had fewer rows than were asked for.
+// forget drops the domains that gave fewer rows than asked for.
 func (c *claims) forget(domains []string, rows []claimedRow, want ClaimRequest) {
 	if len(rows) >= want.Messages {
 		return // the limit of messages may have cut any of them short
@@ -250,7 +249,7 @@ func (c *claims) forget(domains []string, rows []claimedRow, want ClaimRequest) 
 }
 
 // MidText ends the text of an Outcome's Reply that the server gave in the middle of the
-// message's text, and not to a command.
+// message's text and not in answer to a command.
 const MidText = " (said in the middle of the message)"
 
 type claimedRow struct {
@@ -260,8 +259,8 @@ type claimedRow struct {
 	bad string // why it cannot be sent
 }
 
-// takeAround takes what it can of a domain of which a row makes the claim fail: those before
-// it, or none, when it is the first and is set aside. It reports whether either was done.
+// takeAround claims from a domain in which one row makes the claim fail: the rows before it,
+// or none if it is the first, which is then set aside. It reports whether either was done.
 func (c *claims) takeAround(ctx context.Context, conn *pgx.Conn, want ClaimRequest, domain string, epoch int64) ([]claimedRow, bool) {
 	for want.alone = true; ; want.PerDestination /= 2 {
 		rows, err := c.take(ctx, conn, want, []string{domain}, epoch)
@@ -310,8 +309,8 @@ func (c *claims) take(ctx context.Context, conn *pgx.Conn, want ClaimRequest, do
 }
 
 // deliveries joins rows to deliveries in the order of their ids, which is that of
-// their acceptance. Expired recipients become failures here. What is in the list is in
-// nobody's hand yet: should this panic, the sweep takes it back.
+// their acceptance. Expired recipients become failures here. Nobody has the rows in
+// hand yet: if this panics, the sweep takes them back.
 func (c *claims) deliveries(ctx context.Context, conn *pgx.Conn, rows []claimedRow, epoch int64) ([]*Delivery, error) {
 	slices.SortFunc(rows, func(a, b claimedRow) int {
 		if d := slices.Compare(a.id[:], b.id[:]); d != 0 {
@@ -358,7 +357,7 @@ func (c *claims) deliveries(ctx context.Context, conn *pgx.Conn, rows []claimedR
 	return complete, nil
 }
 
-// giveBack releases what was claimed and could not be handed over.
+// giveBack releases claimed rows that could not be handed over.
 func (q *Queue) giveBack(list []*Delivery) {
 	for _, d := range list {
 		for i := range d.Recipients {

@@ -6,12 +6,12 @@
 -- index are passed until vacuum has been there.)
 with seen as materialized (
 	select domain_key, next_attempt_at from recipient
-	where owner is null and held_at is null and state = 'queued' and (next_attempt_at, domain_key) > (@cursor, @after) and next_attempt_at <= now()
+	where owner is null and held_at is null and state = 'waiting' and (next_attempt_at, domain_key) > (@cursor, @after) and next_attempt_at <= now()
 	order by next_attempt_at, domain_key limit @rows),
 last as (select * from seen order by next_attempt_at desc, domain_key desc limit 1)
 select coalesce(array_agg(distinct domain_key), '{}'), (select next_attempt_at from last), (select domain_key from last), count(*), now(),
 	case when count(*) < @rows then (select extract(epoch from min(next_attempt_at) - now())::float8 from recipient
-		where owner is null and held_at is null and state = 'queued' and next_attempt_at > now() and next_attempt_at < now() + interval '1 year') end
+		where owner is null and held_at is null and state = 'waiting' and next_attempt_at > now() and next_attempt_at < now() + interval '1 year') end
 from seen
 
 -- name: claim
@@ -27,13 +27,13 @@ with pick as materialized (
 	select p.message_id, p.n, p.domain_key from unnest(@domains::text[]) d(domain_key) cross join lateral (
 		select r.message_id, r.n, r.domain_key from recipient r
 		where r.domain_key = d.domain_key and (r.domain_key, r.next_attempt_at) <= (d.domain_key, now())
-			and r.owner is null and r.held_at is null and r.state = 'queued' and r.user_id <> all(@busy_users::bigint[])
+			and r.owner is null and r.held_at is null and r.state = 'waiting' and r.user_id <> all(@busy_users::bigint[])
 		order by r.next_attempt_at, r.message_id limit @per_destination
 		for update skip locked) p
 	limit @messages),
 sibling as materialized (
 	select r.message_id, r.n, r.domain_key from (select distinct message_id from pick) m join recipient r on r.message_id = m.message_id
-	where coalesce(r.owner, 0) = 0 and r.held_at is null and r.state = 'queued' and r.next_attempt_at <= now() and r.domain_key <> all(@busy::text[])
+	where coalesce(r.owner, 0) = 0 and r.held_at is null and r.state = 'waiting' and r.next_attempt_at <= now() and r.domain_key <> all(@busy::text[])
 	limit @siblings
 	for update of r skip locked),
 ranked as (
@@ -51,6 +51,6 @@ returning r.message_id, r.n, r.domain_key, r.local, r.domain, r.notify, r.orcpt_
 -- that others have locked: they are not what failed.
 select r.message_id, r.n from recipient r
 where r.domain_key = @domain and (r.domain_key, r.next_attempt_at) <= (@domain, now())
-	and r.owner is null and r.held_at is null and r.state = 'queued' and r.user_id <> all(@busy_users::bigint[])
+	and r.owner is null and r.held_at is null and r.state = 'waiting' and r.user_id <> all(@busy_users::bigint[])
 order by r.next_attempt_at, r.message_id limit 1
 for update skip locked

@@ -50,7 +50,7 @@ func TestClaimIsFair(t *testing.T) {
 func waiting(t *testing.T, db *pgtest.DB, want int) {
 	t.Helper()
 	eventually(t, "all rows wait", func() bool {
-		return count(t, db, `select count(*) from recipient where owner is null and state = 'queued'`) == want
+		return count(t, db, `select count(*) from recipient where owner is null and state = 'waiting'`) == want
 	})
 }
 
@@ -65,7 +65,7 @@ func TestClaimKeepsMessagesTogether(t *testing.T) {
 	if len(got) != 1 || len(got[0].Recipients) != 3 {
 		t.Fatalf("claimed %+v", got)
 	}
-	if got := rows(t, db, m.ID); got != "0 queued owned;1 queued owned;2 queued;3 queued owned" {
+	if got := rows(t, db, m.ID); got != "0 waiting owned;1 waiting owned;2 waiting;3 waiting owned" {
 		t.Fatalf("rows %q", got)
 	}
 }
@@ -167,7 +167,7 @@ func TestWaitForDue(t *testing.T) {
 	o := outcome(d, 0, Deferred)
 	o.RetryIn = 300 * time.Millisecond
 	q.Settle(o)
-	becomes(t, db, m.ID, "0 queued")
+	becomes(t, db, m.ID, "0 waiting")
 	for {
 		got, err := q.Claim(ctxOf(t), all)
 		if err != nil {
@@ -265,7 +265,7 @@ func TestLastMidText(t *testing.T) {
 	mid, plain := outcome(d, 0, Deferred), outcome(d, 1, Deferred)
 	mid.Reply, plain.Reply = smtp.Permanent(552, 3, 4, "100% too big"+MidText), smtp.Permanent(552, 5, 3, "too many")
 	q.Settle(mid, plain)
-	becomes(t, db, m.ID, "0 queued;1 queued")
+	becomes(t, db, m.ID, "0 waiting;1 waiting")
 	exec(t, db, `update recipient set next_attempt_at = now()`)
 	for _, r := range claimAll(t, q, all)[0].Recipients {
 		if r.LastCode != 552 || r.LastMidText != (r.N == 0) {

@@ -24,8 +24,8 @@ const (
 // commits is the accepting half: the committers, and the voider behind them.
 type commits struct {
 	q     *Queue
-	small chan *job
-	large chan *job
+	small chan *submittal
+	large chan *submittal
 	voids *voids
 	done  sync.WaitGroup
 
@@ -33,13 +33,13 @@ type commits struct {
 }
 
 func newCommits(q *Queue) *commits {
-	return &commits{q: q, small: make(chan *job, 4*groupMessages), large: make(chan *job, 4), voids: newVoids(q)}
+	return &commits{q: q, small: make(chan *submittal, 4*groupMessages), large: make(chan *submittal, 4), voids: newVoids(q)}
 }
 
 func (c *commits) start() {
-	run := func(n int, jobs chan *job, limit int) {
+	run := func(n int, mail chan *submittal, limit int) {
 		for range n {
-			w := &committer{q: c.q, jobs: jobs, limit: limit, voids: c.voids, s: dedicated(c.q.cfg.EnqueuePool, pg.TuneCommit, &c.q.faults.commit)}
+			w := &committer{q: c.q, mail: mail, limit: limit, voids: c.voids, s: dedicated(c.q.cfg.EnqueuePool, pg.TuneCommit, &c.q.faults.commit)}
 			c.done.Go(func() { c.q.cfg.Guard.Keep(context.Background(), "queue: the committer", w.run) })
 		}
 	}
@@ -47,26 +47,26 @@ func (c *commits) start() {
 	run(largeCommitters, c.large, 1)
 }
 
-// stop ends the committers when nobody submits any more.
+// stop ends the committers once nobody submits any more.
 func (c *commits) stop() {
 	close(c.small)
 	close(c.large)
 	c.done.Wait()
 }
 
-// submit gives j to a committer and waits for its end. After an error nothing of j is left,
-// or it is being voided.
-func (c *commits) submit(j *job) result {
-	jobs := c.small
+// submit gives j to a committer and waits for its end. After an error the queue has nothing
+// of j, or j is being voided.
+func (c *commits) submit(j *submittal) result {
+	mail := c.small
 	if j.body.Size() > smallBody {
-		jobs = c.large
+		mail = c.large
 	}
 	patience := time.NewTimer(time.Until(j.until))
 	defer patience.Stop()
 	select {
-	case jobs <- j:
+	case mail <- j:
 	case <-patience.C:
-		c.q.held.remove(j.m.ID, len(j.rcpts))
+		c.q.inHand.remove(j.m.ID, len(j.rcpts))
 		return result{err: context.DeadlineExceeded}
 	}
 	select {
@@ -74,7 +74,7 @@ func (c *commits) submit(j *job) result {
 		return r
 	case <-patience.C:
 		if j.taken.CompareAndSwap(false, true) {
-			c.q.held.remove(j.m.ID, len(j.rcpts))
+			c.q.inHand.remove(j.m.ID, len(j.rcpts))
 			return result{err: context.DeadlineExceeded}
 		}
 		return <-j.done
@@ -84,7 +84,7 @@ func (c *commits) submit(j *job) result {
 // committer commits groups one after the other over its own connection.
 type committer struct {
 	q     *Queue
-	jobs  chan *job
+	mail  chan *submittal
 	limit int
 	voids *voids
 	s     *pg.Dedicated
@@ -93,14 +93,14 @@ type committer struct {
 
 func (c *committer) run() {
 	defer c.s.Close()
-	for first := range c.jobs {
+	for first := range c.mail {
 		var size int64
-		jobs := gather(first, c.jobs, c.limit, func(j *job) bool {
+		mail := gather(first, c.mail, c.limit, func(j *submittal) bool {
 			size += j.m.Size
 			return size >= groupBytes
 		})
-		mine := jobs[:0]
-		for _, j := range jobs {
+		mine := mail[:0]
+		for _, j := range mail {
 			if j.taken.CompareAndSwap(false, true) {
 				mine = append(mine, j)
 			}
@@ -115,21 +115,21 @@ func (c *committer) run() {
 	}
 }
 
-// commit brings every job of the group to its end.
-func (c *committer) commit(jobs []*job) {
+// commit brings every message of the group to its end.
+func (c *committer) commit(mail []*submittal) {
 	for try := 1; ; try++ {
-		err := c.attempt(jobs, false)
+		err := c.try(mail, false)
 		if err == nil {
 			c.q.epochs.report(nil)
-			c.accept(jobs)
+			c.accept(mail)
 			c.tellNear()
 			return
 		}
-		parts := bySubject(jobs)
+		parts := bySubject(mail)
 		switch sure := pg.CertaintyOf(err); {
 		case sure == pg.Uncertain, isTaken(err):
-			c.q.log.Warn("queue: the fate of a commit is unknown, asking again", "messages", len(jobs), "error", err)
-			c.resolve(jobs, err)
+			c.q.log.Warn("queue: the fate of a commit is unknown, asking again", "messages", len(mail), "error", err)
+			c.resolve(mail, err)
 			return
 		case isLocked(err) && len(parts) > 1:
 			// Another transaction holds a limit's row; commit the messages of others without it.
@@ -137,45 +137,45 @@ func (c *committer) commit(jobs []*job) {
 				c.commit(part)
 			}
 			return
-		case sure != pg.Uncertain && pg.OfTheRow(err) && len(jobs) > 1:
-			c.commit(jobs[:len(jobs)/2])
-			c.commit(jobs[len(jobs)/2:])
+		case sure != pg.Uncertain && pg.OfTheRow(err) && len(mail) > 1:
+			c.commit(mail[:len(mail)/2])
+			c.commit(mail[len(mail)/2:])
 			return
 		case sure == pg.NotSent && try == 1, worthAnother(err) && try < 3:
 			continue
 		}
 		c.q.epochs.suspectIfDown(err)
-		c.refuse(jobs, err) // its sessions log it
+		c.refuse(mail, err) // its sessions log it
 		return
 	}
 }
 
-// attempt runs the transaction of the group once.
-func (c *committer) attempt(jobs []*job, again bool) error {
+// try runs the transaction of the group once.
+func (c *committer) try(mail []*submittal, again bool) error {
 	work, began := WorkEnqueue, time.Now()
 	if c.limit == 1 {
 		work = WorkLarge
 	}
-	err := c.s.Panicked(c.q.cfg.Guard.Try("queue: committing mail", func() error { return c.transact(jobs, again) }))
-	c.q.committed(work, len(jobs), began, err)
+	err := c.s.Panicked(c.q.cfg.Guard.Try("queue: committing mail", func() error { return c.transact(mail, again) }))
+	c.q.committed(work, len(mail), began, err)
 	return err
 }
 
-func (c *committer) transact(jobs []*job, again bool) error {
+func (c *committer) transact(mail []*submittal, again bool) error {
 	// Not the context of any session: a commit is never cancelled.
-	ctx, cancel := context.WithDeadline(context.Background(), earliest(jobs))
+	ctx, cancel := context.WithDeadline(context.Background(), earliest(mail))
 	defer cancel()
 	conn, err := c.s.Get(ctx)
 	if err != nil {
 		return err
 	}
-	// It may wait for the disk, or for a server that will never answer.
+	// The commit may wait for the disk, or for a server that will never answer.
 	slow := time.AfterFunc(c.q.waits.slowCommit, c.q.epochs.lookNow)
 	defer slow.Stop()
 	if c.limit == 1 {
-		err = c.insertLarge(ctx, conn, jobs[0], again)
+		err = c.insertLarge(ctx, conn, mail[0], again)
 	} else {
-		err = c.insert(ctx, conn, jobs, again)
+		err = c.insert(ctx, conn, mail, again)
 	}
 	return c.s.End(err)
 }
@@ -185,44 +185,44 @@ func (c *committer) transact(jobs []*job, again bool) error {
 // up. Whichever of the two transactions wins, the rerun returns after it, and since
 // the rerun writes something of its own in any case, its commit waits behind the
 // first one's place in the log, for the standbys too.
-func (c *committer) resolve(jobs []*job, cause error) {
-	doubted := int64(len(jobs))
+func (c *committer) resolve(mail []*submittal, cause error) {
+	doubted := int64(len(mail))
 	c.q.commits.doubted.Add(doubted)
 	defer func() { c.q.commits.doubted.Add(-doubted) }()
 	for wait := 25 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
 		c.s.Drop()
-		jobs = c.giveUp(jobs, cause)
-		if len(jobs) == 0 {
+		mail = c.giveUp(mail, cause)
+		if len(mail) == 0 {
 			return
 		}
-		err := c.attempt(jobs, true)
+		err := c.try(mail, true)
 		switch {
 		case err == nil:
 			c.q.epochs.report(nil)
-			c.accept(jobs)
+			c.accept(mail)
 			c.tellNear()
 			return
 		case pg.CertaintyOf(err) == pg.Rejected && pg.OfTheRow(err):
-			if len(jobs) == 1 {
-				c.void(jobs[0], err)
+			if len(mail) == 1 {
+				c.void(mail[0], err)
 				return
 			}
 			c.q.commits.doubted.Add(-doubted) // the parts count themselves
 			doubted = 0
-			c.resolve(jobs[:len(jobs)/2], err)
-			c.resolve(jobs[len(jobs)/2:], err)
+			c.resolve(mail[:len(mail)/2], err)
+			c.resolve(mail[len(mail)/2:], err)
 			return
 		}
 		c.q.epochs.suspectIfDown(err)
 		cause = err
-		time.Sleep(min(wait, time.Until(earliest(jobs))))
+		time.Sleep(min(wait, time.Until(earliest(mail))))
 	}
 }
 
 // earliest is when the first client's patience ends.
-func earliest(jobs []*job) time.Time {
-	until := jobs[0].until
-	for _, j := range jobs[1:] {
+func earliest(mail []*submittal) time.Time {
+	until := mail[0].until
+	for _, j := range mail[1:] {
 		if j.until.Before(until) {
 			until = j.until
 		}
@@ -230,10 +230,10 @@ func earliest(jobs []*job) time.Time {
 	return until
 }
 
-// giveUp voids the jobs whose time is up and returns the others.
-func (c *committer) giveUp(jobs []*job, cause error) []*job {
-	left := make([]*job, 0, len(jobs))
-	for _, j := range jobs {
+// giveUp voids the mail whose time is up and returns the others.
+func (c *committer) giveUp(mail []*submittal, cause error) []*submittal {
+	left := make([]*submittal, 0, len(mail))
+	for _, j := range mail {
 		if time.Until(j.until) <= 0 {
 			c.void(j, cause)
 			continue
@@ -243,20 +243,20 @@ func (c *committer) giveUp(jobs []*job, cause error) []*job {
 	return left
 }
 
-// void refuses j although it may be in the queue and sees to it that it goes.
-func (c *committer) void(j *job, cause error) {
+// void refuses j, which may be in the queue all the same, and has it removed.
+func (c *committer) void(j *submittal, cause error) {
 	j.body = nil // its owner may drop it now
 	c.voids.add(j)
 	j.done <- result{err: fmt.Errorf("commit is unknown: %w", cause)}
 }
 
-// accept ends the jobs of a group that is committed: but for those over a limit,
-// which are not in it.
-func (c *committer) accept(jobs []*job) {
-	for i, j := range jobs {
+// accept ends the mail of a committed group. Messages over a limit are refused: they were
+// not inserted.
+func (c *committer) accept(mail []*submittal) {
+	for i, j := range mail {
 		r := c.group.results[i]
 		if r.err != nil {
-			c.q.held.remove(j.m.ID, len(j.rcpts))
+			c.q.inHand.remove(j.m.ID, len(j.rcpts))
 		} else {
 			c.q.accepted(j)
 		}
@@ -273,38 +273,38 @@ func (c *committer) tellNear() {
 	}
 }
 
-func (c *committer) refuse(jobs []*job, err error) {
-	for _, j := range jobs {
-		c.q.held.remove(j.m.ID, len(j.rcpts))
+func (c *committer) refuse(mail []*submittal, err error) {
+	for _, j := range mail {
+		c.q.inHand.remove(j.m.ID, len(j.rcpts))
 		j.done <- result{err: err}
 	}
 }
 
-// The statements of a group commit. Where there are no limits nothing is to be paid for them:
-// the first has its text without them.
+// The statements of a group commit. The first leaves limits out, so mail without limits does
+// not pay for them.
 var (
 	sqlEnqueue        = texts.Bind("enqueue", pg.Names(new(group).columns)...)
 	sqlEnqueueLimited = texts.Bind("enqueue_limited", pg.Names(new(group).arguments)...)
 	sqlEnqueueAgain   = texts.Bind("enqueue_again", pg.Names(new(group).arguments)...)
 )
 
-func (c *committer) insert(ctx context.Context, conn *pgx.Conn, jobs []*job, again bool) error {
+func (c *committer) insert(ctx context.Context, conn *pgx.Conn, mail []*submittal, again bool) error {
 	g := &c.group
 	g.reset()
-	for _, j := range jobs {
+	for _, j := range mail {
 		g.add(j, c.q.cfg.StrictGate)
 		if err := g.addBody(j); err != nil {
 			return err
 		}
 	}
-	return g.exec(ctx, conn, c.q, jobs, again)
+	return g.exec(ctx, conn, c.q, mail, again)
 }
 
 // bySubject parts a group by whose limits it is charged against: nobody's first, then
 // each domain's that has a limit, and each other user's.
-func bySubject(jobs []*job) [][]*job {
-	parts := make(map[string][]*job)
-	for _, j := range jobs {
+func bySubject(mail []*submittal) [][]*submittal {
+	parts := make(map[string][]*submittal)
+	for _, j := range mail {
 		subject := ""
 		for _, l := range j.m.Charges {
 			if l.Scope == quota.Domain {
@@ -315,18 +315,18 @@ func bySubject(jobs []*job) [][]*job {
 		}
 		parts[subject] = append(parts[subject], j)
 	}
-	list := make([][]*job, 0, len(parts))
+	list := make([][]*submittal, 0, len(parts))
 	for _, subject := range slices.Sorted(maps.Keys(parts)) {
 		list = append(list, parts[subject])
 	}
 	return list
 }
 
-// insertLarge commits one large message: its body goes by COPY in the transaction of
-// its rows, so neither is there without the other. The rows come last and with the
-// commit, for they lock what the limits count, and nobody is to wait for this client.
-// The limits are asked before, or what they refuse would be written first.
-func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *job, again bool) error {
+// insertLarge commits one large message: its body goes by COPY in the transaction of its
+// rows, so neither exists without the other. The rows come last and with the commit, for
+// they lock the counts of limits, and nobody should wait for this client. The limits are
+// checked first, to avoid writing a body only to refuse it.
+func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *submittal, again bool) error {
 	g := &c.group
 	g.reset()
 	g.add(j, c.q.cfg.StrictGate)
@@ -335,7 +335,7 @@ func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *job, aga
 	}
 	over, err := quota.Try(ctx, conn, g.charged[0])
 	if err != nil {
-		_, _ = conn.Exec(ctx, "rollback") // what failed is still open
+		_, _ = conn.Exec(ctx, "rollback") // the failed transaction is still open
 		return err
 	}
 	if over != nil {
@@ -350,7 +350,7 @@ func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *job, aga
 	if err := copyBody(ctx, conn, j.m.ID, j.body); err != nil {
 		return err
 	}
-	inserted, err := g.queryAndCommit(ctx, conn, c.q, []*job{j})
+	inserted, err := g.queryAndCommit(ctx, conn, c.q, []*submittal{j})
 	c.q.largeStored()
 	if err == nil && inserted == 0 && !g.refusedAny() {
 		return errEpochLost
@@ -358,15 +358,15 @@ func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *job, aga
 	return err
 }
 
-// insertLargeAgain is for a message that may be there already, and is then told so by
-// its rows.
-func (c *committer) insertLargeAgain(ctx context.Context, conn *pgx.Conn, j *job) error {
+// insertLargeAgain is for a message that may be stored already: if its rows are, the insert
+// changes nothing.
+func (c *committer) insertLargeAgain(ctx context.Context, conn *pgx.Conn, j *submittal) error {
 	tx, err := conn.Begin(ctx)
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
 	defer func() { _ = tx.Rollback(ctx) }()
-	inserted, err := c.group.query(ctx, conn, c.q, []*job{j}, true)
+	inserted, err := c.group.query(ctx, conn, c.q, []*submittal{j}, true)
 	if err != nil {
 		return err
 	}
@@ -382,7 +382,7 @@ func (c *committer) insertLargeAgain(ctx context.Context, conn *pgx.Conn, j *job
 	return nil
 }
 
-// group is what one statement takes, by columns; its slices are used again.
+// group holds the columns of one statement; its slices are reused.
 type group struct {
 	epoch                        int64
 	node                         string
@@ -398,7 +398,7 @@ type group struct {
 	rule                         []string
 	charged                      []quota.Charge
 	charges                      quota.Charges
-	results                      []result // of its jobs
+	results                      []result // of its mail
 	bodyID                       [][16]byte
 	bodyN                        []int32
 	chunk                        [][]byte
@@ -413,7 +413,7 @@ type group struct {
 	args                         pg.Args
 }
 
-// arguments adds the columns and what the messages are charged.
+// arguments adds the columns and the charges.
 func (g *group) arguments(a *pg.Args) {
 	g.columns(a)
 	g.charges.Arguments(a)
@@ -479,7 +479,7 @@ func (g *group) reset() {
 	}
 }
 
-func (g *group) add(j *job, strict bool) {
+func (g *group) add(j *submittal, strict bool) {
 	m := &j.m
 	addr := ""
 	if m.ClientAddr.IsValid() {
@@ -506,10 +506,10 @@ func (g *group) add(j *job, strict bool) {
 }
 
 // addBody adds the octets of a small body.
-func (g *group) addBody(j *job) error {
+func (g *group) addBody(j *submittal) error {
 	size := int(j.body.Size())
 	if g.buf == nil || cap(g.buf)-len(g.buf) < size {
-		// What was appended before stays where the earlier chunks point to.
+		// The earlier chunks still point into the former buffer.
 		g.buf = make([]byte, 0, max(size, 64<<10))
 	}
 	at := len(g.buf)
@@ -528,10 +528,10 @@ func (g *group) addBody(j *job) error {
 	return nil
 }
 
-func (g *group) exec(ctx context.Context, conn *pgx.Conn, q *Queue, jobs []*job, again bool) error {
+func (g *group) exec(ctx context.Context, conn *pgx.Conn, q *Queue, mail []*submittal, again bool) error {
 	ctx, cancel := context.WithTimeout(ctx, q.waits.try)
 	defer cancel()
-	inserted, err := g.query(ctx, conn, q, jobs, again)
+	inserted, err := g.query(ctx, conn, q, mail, again)
 	if err == nil && inserted == 0 && !again && !g.refusedAny() {
 		return errEpochLost
 	}
@@ -543,22 +543,22 @@ func (g *group) refusedAny() bool {
 	return slices.ContainsFunc(g.results, func(r result) bool { return r.err != nil })
 }
 
-// query runs the statement for jobs, which were added, notes what was decided about them
+// query runs the statement for mail that was added, notes the decisions about it
 // and says how many messages it inserted.
-func (g *group) query(ctx context.Context, conn *pgx.Conn, q *Queue, jobs []*job, again bool) (int, error) {
+func (g *group) query(ctx context.Context, conn *pgx.Conn, q *Queue, mail []*submittal, again bool) (int, error) {
 	var d decision
-	sql, args, results := g.statement(q, jobs, again, &d)
+	sql, args, results := g.statement(q, mail, again, &d)
 	if err := conn.QueryRow(ctx, sql, args...).Scan(results...); err != nil {
 		return 0, fmt.Errorf("insert: %w", err)
 	}
-	g.decided(jobs, &d)
+	g.decided(mail, &d)
 	return d.inserted, nil
 }
 
 // queryAndCommit is query and the end of the transaction in one round trip.
-func (g *group) queryAndCommit(ctx context.Context, conn *pgx.Conn, q *Queue, jobs []*job) (int, error) {
+func (g *group) queryAndCommit(ctx context.Context, conn *pgx.Conn, q *Queue, mail []*submittal) (int, error) {
 	var d decision
-	sql, args, results := g.statement(q, jobs, false, &d)
+	sql, args, results := g.statement(q, mail, false, &d)
 	batch := &pgx.Batch{}
 	batch.Queue(sql, args...).QueryRow(func(row pgx.Row) error { return row.Scan(results...) })
 	batch.Queue("commit")
@@ -567,7 +567,7 @@ func (g *group) queryAndCommit(ctx context.Context, conn *pgx.Conn, q *Queue, jo
 	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
 		return 0, fmt.Errorf("insert and commit: %w", err)
 	}
-	g.decided(jobs, &d)
+	g.decided(mail, &d)
 	return d.inserted, nil
 }
 
@@ -578,10 +578,10 @@ type decision struct {
 	held     [][16]byte
 }
 
-// statement is what inserts jobs; its one row goes into d and the charges.
-func (g *group) statement(q *Queue, jobs []*job, again bool, d *decision) (sql string, args, results []any) {
+// statement returns what inserts mail; its one row goes into d and the charges.
+func (g *group) statement(q *Queue, mail []*submittal, again bool, d *decision) (sql string, args, results []any) {
 	g.charges.Fill(g.charged)
-	g.epoch, g.node, g.lifetime = jobs[0].epoch, q.cfg.Node, q.times.Load().Lifetime
+	g.epoch, g.node, g.lifetime = mail[0].epoch, q.cfg.Node, q.times.Load().Lifetime
 	g.args.Values = g.args.Values[:0]
 	results = []any{&d.inserted, nil, &d.held}
 	if g.charges.None() && !again {
@@ -596,10 +596,10 @@ func (g *group) statement(q *Queue, jobs []*job, again bool, d *decision) (sql s
 	return sqlEnqueueLimited, g.args.Values, results
 }
 
-// decided notes what became of each job.
-func (g *group) decided(jobs []*job, d *decision) {
+// decided notes the decision about each message.
+func (g *group) decided(mail []*submittal, d *decision) {
 	g.results = g.results[:0]
-	for i, j := range jobs {
+	for i, j := range mail {
 		r := result{held: slices.Contains(d.held, [16]byte(j.m.ID))}
 		if over := g.charges.Over(i); over != nil {
 			r.err = over

@@ -13,11 +13,11 @@ import (
 	"postern/internal/pg"
 )
 
-// sqlCopyBody takes what copyRows says.
+// sqlCopyBody takes the rows of copyRows.
 const sqlCopyBody = `copy large_body (turn, message_id, n, chunk) from stdin with (format binary)`
 
 // sqlTurn says which of the tables of large bodies is written to, and bounds the time
-// of what follows: the server itself would wait for ever for a node that stands still.
+// of the transaction: the server itself would wait for ever for a node that stands still.
 const (
 	sqlTurn    = `select coalesce((select turn from large_turn where writing), 0), set_config('statement_timeout', '5min', true)`
 	sqlNoLimit = `select set_config('statement_timeout', '0', true)` // a commit is never cancelled
@@ -53,8 +53,8 @@ const (
 	copyRow     = copyFields + chunkSize
 )
 
-// copyRows reads a body in the binary format of COPY. The octets go from the body to
-// where they are wanted and are copied nowhere else, if there is room for a row.
+// copyRows reads a body in the binary format of COPY. The octets go straight from the body
+// into the reader's buffer, if that has room for a row.
 type copyRows struct {
 	body Body
 	turn int16
@@ -71,9 +71,9 @@ type copyRows struct {
 
 var errCopyStopped = errors.New("the copy has ended")
 
-// stop returns when no Read is under way and lets none look at the body any more: a
-// CopyFrom whose connection breaks returns without waiting for its reader, and the
-// body may then belong to the next attempt or be gone.
+// stop waits for a Read that is under way and prevents later ones from using the body: a
+// CopyFrom whose connection breaks returns without waiting for its reader, and the body
+// may then belong to the next try or be gone.
 func (c *copyRows) stop() {
 	c.mu.Lock()
 	c.stopped = true

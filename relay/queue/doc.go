@@ -1,15 +1,15 @@
 // Package queue is the durable queue of accepted messages in Postgres: it accepts them, owns
-// them while they are sent, and settles what became of them. What only reads, operates or
-// deletes has packages beside it (docs/decisions/queue-parts.md).
+// them while they are sent, and settles their outcomes. Reading for people, operating and
+// deleting have packages beside it (docs/decisions/queue-parts.md).
 //
 // It promises: Enqueue returns nil only after a durable commit; a recipient is
 // owned by at most one live epoch; every outcome is written fenced by the epoch
-// that produced it; what was accepted ends as delivered, as failed with its
-// notice, or as an operator's recorded act. docs/queue-states.md lists every
+// that produced it; accepted mail ends as delivered, as failed with its notice, or by
+// an operator's recorded act. docs/queue-states.md lists every
 // state of a recipient row and what a crash in it means.
 //
 // The statements are whole in the .sql files, by the name of the Go file that runs them.
 //
-// It never speaks SMTP, dials, or holds a transaction, a lock or a pooled
-// connection while anybody else does.
+// It speaks no SMTP and dials no one, and holds no transaction, lock or pooled connection
+// while others do.
 package queue

@@ -14,32 +14,32 @@ const (
 	groupBytes    = 8 << 20
 )
 
-// What a sender wants to be told about a recipient (column tell).
+// The events of a recipient that its sender wants to be told about (column tell).
 const (
 	tellFailure int16 = 1 << iota
 	tellDelay
 	tellSuccess
 )
 
-// job is one message on its way into the queue.
-type job struct {
+// submittal is one message on its way into the queue.
+type submittal struct {
 	m      Message
 	rcpts  []Recipient
 	body   Body
 	epoch  int64
 	parked bool // to be released when it is committed
 	until  time.Time
-	taken  atomic.Bool // by a committer, or by its own patience
+	taken  atomic.Bool // by a committer, or by its own timeout
 	done   chan result // buffered
 }
 
-// result is what became of a job.
+// result is how a submittal ended.
 type result struct {
-	held bool  // it was accepted for an admin to release
+	held bool  // it waits for an admin to release it
 	err  error // nil after a durable commit
 }
 
-// Accepted is what became of a message that is committed.
+// Accepted is the result of a commit.
 type Accepted struct {
 	Delivery *Delivery // of the recipients that this node owns; nil when they wait for any node's claim
 	Held     bool      // they wait for an admin to release them: their user is on hold
@@ -51,9 +51,9 @@ type Accepted struct {
 // with a *quota.Over in the *Error. ctx does not cancel a commit that has begun. An *Error
 // has the reply for the client; after it the message is not in the queue and never will be.
 //
-// One exception is documented in docs/queue-states.md: a commit whose fate stays
-// unknown for Config.Budget is refused and voided, and a crash of this process before
-// the void leaves it in the queue.
+// One exception is documented in docs/queue-states.md: a commit that stays in doubt for
+// Config.Budget is refused and voided, and a crash of this process before the void leaves
+// the message in the queue.
 func (q *Queue) Enqueue(ctx context.Context, m Message, rcpts []Recipient, body Body, owned bool) (Accepted, error) {
 	if err := ctx.Err(); err != nil {
 		return Accepted{}, refusal(err)
@@ -72,10 +72,10 @@ func (q *Queue) Enqueue(ctx context.Context, m Message, rcpts []Recipient, body 
 	if err := q.room.refuses(); err != nil {
 		return Accepted{}, refusal(err)
 	}
-	j := &job{m: m, rcpts: rcpts, body: body, epoch: epoch, parked: !owned,
+	j := &submittal{m: m, rcpts: rcpts, body: body, epoch: epoch, parked: !owned,
 		until: time.Now().Add(q.cfg.Budget), done: make(chan result, 1)}
 	j.m.Size = body.Size()
-	q.held.add(m.ID, len(rcpts))
+	q.inHand.add(m.ID, len(rcpts))
 	r := q.commits.submit(j)
 	switch {
 	case r.err != nil:
@@ -84,7 +84,7 @@ func (q *Queue) Enqueue(ctx context.Context, m Message, rcpts []Recipient, body 
 		q.settles.park(j)
 		return Accepted{Held: r.held}, nil
 	}
-	body.Hold()
+	body.Retain()
 	return Accepted{Delivery: &Delivery{Message: j.m, Recipients: rcpts, Body: body, Epoch: epoch}}, nil
 }
 
@@ -111,8 +111,8 @@ func tells(sender smtp.Address, notify smtp.Notify) int16 {
 	return tell
 }
 
-// gather takes what waits in more without waiting for it, at most limit in all.
-// full, when set, is told of each and says when enough is enough.
+// gather takes what is ready in more, at most limit in all, without waiting.
+// full, if not nil, is called with each and reports that the group is full.
 func gather[T any](first T, more <-chan T, limit int, full func(T) bool) []T {
 	group := []T{first}
 	if full != nil && full(first) {

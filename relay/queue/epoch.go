@@ -13,14 +13,14 @@ import (
 	"postern/internal/pg"
 )
 
-// lease is what this node knows of its epoch.
+// lease is this node's knowledge of its epoch.
 type lease struct {
 	epoch int64
 	sent  time.Duration // when the last successful heartbeat was sent, by the boot clock
 }
 
-// epochs holds this node's epoch: takes it, keeps it alive, says whether it is
-// still to be trusted, and takes a new one when it was lost.
+// epochs keeps this node's epoch: takes it, renews it, decides whether it can still be
+// trusted, and takes a new one when it was lost.
 type epochs struct {
 	q       *Queue
 	s       *pg.Dedicated
@@ -43,7 +43,8 @@ var (
 	sqlGate      = texts.Bind("gate", "message_id", "n", "epoch")
 )
 
-// ServerStart asks when the server of conn started: that tells it from one in its place.
+// ServerStart asks when the server of conn started, which distinguishes it from a server that
+// took its place.
 func ServerStart(ctx context.Context, conn *pgx.Conn) (start time.Time, err error) {
 	err = conn.QueryRow(ctx, sqlServer).Scan(&start)
 	return start, err
@@ -58,8 +59,8 @@ func newEpochs(q *Queue) *epochs {
 	return e
 }
 
-// answered notes which server an answer came from. Nothing that was begun with another one
-// will be answered any more, though its connections may stay open for ever.
+// answered notes which server an answer came from. Calls begun with another one will never
+// be answered, although their connections may stay open for ever.
 func (e *epochs) answered() {
 	if e.found.Equal(e.server) {
 		return
@@ -69,7 +70,7 @@ func (e *epochs) answered() {
 	if first {
 		return
 	}
-	e.q.log.Warn("queue: another database server answers, connections to the former are closed")
+	e.q.log.Warn("queue: another database server answers, closing connections to the former")
 	if e.q.cfg.Moved != nil {
 		e.q.cfg.Moved(e.s.Begun)
 	}
@@ -150,7 +151,7 @@ func (e *epochs) step(ctx context.Context, lost int64) int64 {
 	return e.replace(ctx, l.epoch)
 }
 
-// errRival keeps a node from taking a new epoch for as long as the rival lives.
+// errRival keeps a node from taking a new epoch while the rival lives.
 var errRival = errors.New("another process runs under the node name")
 
 // replace takes a new epoch unless another living process uses this node's name.
@@ -177,8 +178,8 @@ func (e *epochs) replace(ctx context.Context, lost int64) int64 {
 	return 0
 }
 
-// beat renews the lease. The connection is made first if there is none; then the database
-// has so long to answer.
+// beat renews the lease, over a new connection if there is none. The database then has a
+// bounded time to answer.
 func (e *epochs) beat(ctx context.Context, patience time.Duration) error {
 	l := e.current.Load()
 	sent := e.q.clock.Now()
@@ -218,15 +219,14 @@ func (e *epochs) end(ctx context.Context) error {
 	return err
 }
 
-// report remembers the last word about the database: trouble, or nil. It is logged
-// when it changes.
+// report notes the latest state of the database, trouble or nil, and logs a change.
 func (e *epochs) report(err error) {
 	was := e.trouble.Load()
 	switch {
 	case err == nil && was != nil:
 		e.trouble.Store(nil)
 		if errors.Is(*was, errRival) {
-			e.q.log.Info("queue: the other process is gone")
+			e.q.log.Info("queue: the other process with this node name has ended")
 		} else {
 			e.q.log.Info("queue: the database answers again")
 		}
@@ -239,7 +239,7 @@ func (e *epochs) report(err error) {
 	}
 }
 
-// troubleText says what an operator has to see to.
+// troubleText tells an operator what to do.
 func troubleText(err error) string {
 	if errors.Is(err, errRival) {
 		return "queue: nothing is accepted or delivered here: give each process a node name of its own"
@@ -255,9 +255,9 @@ func (e *epochs) lookNow() {
 	}
 }
 
-// suspect is report for trouble that another connection than the heartbeat's had. One
-// that could not be made is the database's; one that broke may only have been left
-// over from before a restart, so the heartbeat looks immediately.
+// suspect is report for trouble on a connection other than the heartbeat's. A connection
+// that could not be made is the database's trouble; one that broke may only be a leftover
+// from before a restart, so the heartbeat looks immediately.
 func (e *epochs) suspect(err error) {
 	e.q.room.heard(err)
 	var connect *pg.ConnectError
@@ -268,8 +268,8 @@ func (e *epochs) suspect(err error) {
 	e.lookNow()
 }
 
-// suspectIfDown is suspect for trouble that may be the statement's own, and says
-// whether it was not.
+// suspectIfDown is suspect for errors that may be the statement's own; it reports that this
+// one is the database's.
 func (e *epochs) suspectIfDown(err error) bool {
 	down := pg.IsDown(err)
 	if down {
@@ -285,15 +285,15 @@ func (e *epochs) down() error {
 	return nil
 }
 
-// Suspect is told of trouble that somebody else had with this database. It reports whether
-// the database itself is in trouble, which is seen to and logged here.
+// Suspect takes an error that others had with this database. It reports whether the database
+// itself is in trouble; that is handled and logged here.
 func (q *Queue) Suspect(err error) bool { return q.epochs.suspectIfDown(err) }
 
 // Valid reports that epoch is this node's and still trusted.
 func (q *Queue) Valid(epoch int64) bool { return epoch != 0 && q.epochs.valid() == epoch }
 
-// Turned is how long ago the loop of the heartbeat came round: seconds in a process that
-// is alive, whether the database answers or not.
+// Turned is how long ago the heartbeat's loop last ran: a few seconds in a live process,
+// whether the database answers or not.
 func (q *Queue) Turned() time.Duration {
 	return q.clock.Now() - time.Duration(q.epochs.turned.Load())
 }
@@ -301,9 +301,9 @@ func (q *Queue) Turned() time.Duration {
 // Epoch is the epoch that this node lives in and trusts, 0 when there is none.
 func (q *Queue) Epoch() int64 { return q.epochs.valid() }
 
-// Available returns nil when mail can probably be stored now. It costs nothing and
-// is asked at MAIL, to refuse early what would be refused at the final dot. The error is
-// an ErrFull when there is only no room.
+// Available returns nil if mail can probably be stored now. It costs nothing and is called
+// at MAIL, to refuse early rather than at the final dot. The error is ErrFull if only room is
+// missing.
 func (q *Queue) Available() error {
 	if err := q.epochs.down(); err != nil {
 		return refusal(err)
@@ -318,7 +318,7 @@ func (q *Queue) Available() error {
 }
 
 // Gate is called just before the final dot for recipients ns of d. An error means
-// that the epoch is no longer surely ours: the dot must not be sent.
+// that the epoch may no longer be ours: the dot must not be sent.
 func (q *Queue) Gate(ctx context.Context, d *Delivery, ns []int) error {
 	if !q.Valid(d.Epoch) {
 		return fmt.Errorf("gate of epoch %d: %w", d.Epoch, errEpochLost)

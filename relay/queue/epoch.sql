@@ -32,7 +32,7 @@ update node set reaped_at = clock_timestamp() where epoch = @epoch and reaped_at
 with o as materialized (select * from unnest(@message_id::uuid[], @n::int[], @epoch::bigint[]) as o(message_id, n, epoch)),
 marked as (
 	update recipient r set dot_possible = true from o
-	where r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'queued'
+	where r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'waiting'
 	returning r.message_id, o.epoch)
 select m.message_id, m.epoch, count(*),
 	set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)

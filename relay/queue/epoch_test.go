@@ -76,7 +76,7 @@ func TestReapAndFence(t *testing.T) {
 	a, b := start(t, handConfig(db, "a"), withClock(clockA)), start(t, handConfig(db, "b"), withClock(clockB))
 	m, d := put(t, a, true, "x@example.net", "y@example.net")
 	die(t, db, d.Epoch, b, clockB)
-	if got := rows(t, db, m.ID); got != "0 queued duplicate;1 queued duplicate" {
+	if got := rows(t, db, m.ID); got != "0 waiting duplicate;1 waiting duplicate" {
 		t.Fatalf("after the reap: %q", got)
 	}
 	clockA.add(a.cfg.Trust) // it slept meanwhile
@@ -91,16 +91,16 @@ func TestReapAndFence(t *testing.T) {
 		t.Fatal("the dead epoch passes the gate")
 	}
 	a.Settle(outcome(d, 0, Delivered), outcome(d, 1, Failed))
-	eventually(t, "the dead node's outcomes are settled", func() bool { return !a.held.has(m.ID) })
-	if got := rows(t, db, m.ID); got != "0 queued owned duplicate;1 queued owned duplicate" {
+	eventually(t, "the dead node's outcomes are settled", func() bool { return !a.inHand.has(m.ID) })
+	if got := rows(t, db, m.ID); got != "0 waiting owned duplicate;1 waiting owned duplicate" {
 		t.Fatalf("after the dead epoch's outcomes: %q", got)
 	}
-	if n := count(t, db, `select count(*) from attempt where message_id = $1 and fenced`, m.ID); n != 2 {
+	if n := count(t, db, `select count(*) from history where message_id = $1 and fenced`, m.ID); n != 2 {
 		t.Fatalf("%d fenced attempts", n)
 	}
 	b.Settle(outcome(got[0], 0, Delivered), outcome(got[0], 1, Delivered))
 	becomes(t, db, m.ID, "")
-	if n := count(t, db, `select count(*) from attempt where message_id = $1 and possible_duplicate and not fenced and result = 'delivered'`, m.ID); n != 2 {
+	if n := count(t, db, `select count(*) from history where message_id = $1 and possible_duplicate and not fenced and result = 'delivered'`, m.ID); n != 2 {
 		t.Fatal("the second deliveries are not flagged")
 	}
 	a.epochs.lookNow()
@@ -124,7 +124,7 @@ func TestReapFlagsWhatMayBeSent(t *testing.T) {
 		t.Fatal(err)
 	}
 	die(t, db, d.Epoch, b, clock)
-	if got := rows(t, db, m.ID); got != "0 queued;1 queued duplicate" {
+	if got := rows(t, db, m.ID); got != "0 waiting;1 waiting duplicate" {
 		t.Fatalf("after the reap: %q", got)
 	}
 }
@@ -196,11 +196,11 @@ func TestSameNameTwice(t *testing.T) {
 	newer := start(t, handConfig(db, "a"), withClock(clock))
 	older.epochs.lookNow()
 	eventually(t, "the older process stops", func() bool { return older.Available() != nil && !older.Valid(d.Epoch) })
-	if got := rows(t, db, m.ID); got != "0 queued owned" {
+	if got := rows(t, db, m.ID); got != "0 waiting owned" {
 		t.Fatalf("before its lease is over: %q", got)
 	}
 	die(t, db, d.Epoch, newer, clock)
-	if got := rows(t, db, m.ID); got != "0 queued duplicate" {
+	if got := rows(t, db, m.ID); got != "0 waiting duplicate" {
 		t.Fatalf("after the reap: %q", got)
 	}
 	if newer.Available() != nil {
@@ -230,14 +230,14 @@ func TestLostClaimComesBack(t *testing.T) {
 	}
 	m, _ := put(t, q, false, "x@example.net")
 	got := claimAll(t, q, all)
-	q.held.remove(m.ID, len(got[0].Recipients))
+	q.inHand.remove(m.ID, len(got[0].Recipients))
 	sweep()
-	if got := rows(t, db, m.ID); got != "0 queued duplicate" {
+	if got := rows(t, db, m.ID); got != "0 waiting duplicate" {
 		t.Fatalf("after two sweeps: %q", got)
 	}
 	kept, d := put(t, q, true, "y@example.net")
 	sweep()
-	if got := rows(t, db, kept.ID); got != "0 queued owned" {
+	if got := rows(t, db, kept.ID); got != "0 waiting owned" {
 		t.Fatalf("what is held was released: %q", got)
 	}
 	q.Settle(outcome(d, 0, Delivered))
@@ -251,14 +251,14 @@ func TestR6LostOutcomeIsFlagged(t *testing.T) {
 	db := pgtest.New(t)
 	q := start(t, handConfig(db, "a"))
 	m, _ := put(t, q, true, "x@example.net")
-	q.held.remove(m.ID, 1) // it was delivered, and the database has forgotten it
+	q.inHand.remove(m.ID, 1) // it was delivered, and the database has forgotten it
 	conn, sweep := working(t, db), newSweeps(q)
 	for range 2 {
 		if err := sweep.leftovers(ctxOf(t), conn); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if got := rows(t, db, m.ID); got != "0 queued duplicate" {
+	if got := rows(t, db, m.ID); got != "0 waiting duplicate" {
 		t.Errorf("rows %q", got)
 	}
 	if got := history(t, db, m.ID); got != "0 unknown duplicate" {
@@ -278,12 +278,12 @@ func TestR6LostClaimIsFlagged(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	q := start(t, calmConfig(db))
-	for result, want := range map[Result]string{Delivered: "0 queued duplicate", Deferred: "0 queued"} {
+	for result, want := range map[Result]string{Delivered: "0 waiting duplicate", Deferred: "0 waiting"} {
 		m, _ := put(t, q, false, "x@example.net")
 		got := claimAll(t, q, all)
 		exec(t, db, `update recipient set owner = null, dot_possible = false where message_id = $1`, m.ID)
 		q.Settle(outcome(got[0], 0, result))
-		eventually(t, "the outcome is written", func() bool { return !q.held.has(m.ID) })
+		eventually(t, "the outcome is written", func() bool { return !q.inHand.has(m.ID) })
 		if got := rows(t, db, m.ID); got != want {
 			t.Errorf("%s: rows %q, want %q", result, got, want)
 		}

@@ -77,7 +77,7 @@ func TestEnqueueFaults(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if got := rows(t, db, m.ID); got != "0 queued owned;1 queued owned" {
+				if got := rows(t, db, m.ID); got != "0 waiting owned;1 waiting owned" {
 					t.Fatalf("rows %q", got)
 				}
 				q.Settle(outcome(d, 0, Delivered), outcome(d, 1, Delivered))
@@ -133,7 +133,7 @@ func TestUnknownIsVoided(t *testing.T) {
 	if got := history(t, db, m.ID); got != "0 void" {
 		t.Fatalf("history %q", got)
 	}
-	eventually(t, "nothing is held", func() bool { return !q.held.has(m.ID) })
+	eventually(t, "nothing is held", func() bool { return !q.inHand.has(m.ID) })
 }
 
 // Settle in two flavours. Applied twice is applied once.
@@ -155,8 +155,8 @@ func TestSettleFaults(t *testing.T) {
 			deferred := outcome(d, 1, Deferred)
 			deferred.RetryIn = time.Hour
 			q.Settle(outcome(d, 0, Delivered), deferred, outcome(d, 2, Failed))
-			becomes(t, db, m.ID, "1 queued;2 failed")
-			eventually(t, "all is settled", func() bool { return !q.held.has(m.ID) })
+			becomes(t, db, m.ID, "1 waiting;2 failed")
+			eventually(t, "all is settled", func() bool { return !q.inHand.has(m.ID) })
 			if got := history(t, db, m.ID); got != "0 delivered;1 deferred;2 failed" && got != "0 delivered;2 failed;1 deferred" {
 				if strings.Count(got, ";") != 2 || strings.Contains(got, "fenced") {
 					t.Fatalf("history %q", got)
@@ -201,7 +201,7 @@ func TestRepeatedSettleSparesNewClaim(t *testing.T) {
 			behind, d := put(t, q, true, "b@example.net")
 			q.Settle(outcome(d, 0, Delivered))
 			becomes(t, db, behind.ID, "")
-			if got := rows(t, db, m.ID); got != "0 queued owned" {
+			if got := rows(t, db, m.ID); got != "0 waiting owned" {
 				t.Fatalf("rows %q: the second claim was undone", got)
 			}
 			q.Settle(outcome(list[0], 0, Delivered))
@@ -222,7 +222,7 @@ func TestUnconfirmedClaimIsGivenBack(t *testing.T) {
 	m, _ := put(t, q, false, "a@example.net")
 	failed, d := put(t, q, true, "b@example.net")
 	q.Settle(outcome(d, 0, Failed))
-	becomes(t, db, m.ID, "0 queued")
+	becomes(t, db, m.ID, "0 waiting")
 	becomes(t, db, failed.ID, "0 failed")
 	exec(t, db, `create function warn() returns trigger language plpgsql as $$ begin raise warning 'not confirmed'; return new; end $$`)
 	exec(t, db, `create trigger warn before update on recipient for each row when (new.owner is not null) execute function warn()`)
@@ -232,9 +232,9 @@ func TestUnconfirmedClaimIsGivenBack(t *testing.T) {
 	if list, err := q.ClaimNotices(ctxOf(t), 10); !errors.Is(err, pg.ErrNotReplicated) || list != nil {
 		t.Fatalf("claimed %d notices, %v", len(list), err)
 	}
-	becomes(t, db, m.ID, "0 queued")
+	becomes(t, db, m.ID, "0 waiting")
 	becomes(t, db, failed.ID, "0 failed")
-	eventually(t, "nothing is held", func() bool { return !q.held.has(m.ID) && !q.held.has(failed.ID) })
+	eventually(t, "nothing is held", func() bool { return !q.inHand.has(m.ID) && !q.inHand.has(failed.ID) })
 }
 
 // awaitStandbyWaits returns when commits wait for their standby: the server follows a
@@ -350,7 +350,7 @@ func TestR4EncodeErrorIsNotSent(t *testing.T) {
 			if !errors.As(err, &refused) || refused.Reply.Code != 451 {
 				t.Fatalf("want 451, got %v", err)
 			}
-			if n := q.commits.voids.pending() + count(t, db, `select count(*) from message`); n > 0 || q.held.has(m.ID) {
+			if n := q.commits.voids.pending() + count(t, db, `select count(*) from message`); n > 0 || q.inHand.has(m.ID) {
 				t.Errorf("something is left of a message that was never sent")
 			}
 		})

@@ -45,7 +45,7 @@ func told(t *testing.T, q *Queue) (recipients []int) {
 // due makes the gathered notices of a message due, as time does.
 func due(t *testing.T, db *pgtest.DB, id ID) {
 	t.Helper()
-	exec(t, db, `update recipient set notice_at = now() where message_id = $1 and state <> 'queued' and owner is null`, id)
+	exec(t, db, `update recipient set notice_at = now() where message_id = $1 and state <> 'waiting' and owner is null`, id)
 }
 
 func addresses(n int) (list []string) {
@@ -82,7 +82,7 @@ func TestL2NoticesGathered(t *testing.T) {
 
 	_, d = put(t, q, true, addresses(2)...) // those of one batch
 	q.Settle(outcome(d, 0, Failed), outcome(d, 1, Failed))
-	eventually(t, "both are settled", func() bool { return !q.held.has(d.Message.ID) })
+	eventually(t, "both are settled", func() bool { return !q.inHand.has(d.Message.ID) })
 	wants(t, "both", told(t, q), 2)
 
 	list := rcpts(addresses(2)...)

@@ -40,11 +40,11 @@ func UserHolds(ctx context.Context, db querier) ([]UserHold, error) {
 	return list, nil
 }
 
-// holds follows the holds that are made and ended, by whomever and on whichever node.
+// holds follows the holds that begin and end, whoever made them and on whichever node.
 type holds struct {
 	q     *Queue
 	known map[holder]UserHold  // as last seen; nil before the first look
-	young map[holder]time.Time // of them, those to catch up with, until when
+	young map[holder]time.Time // those to apply again, and until when
 }
 
 type holder struct{ user, credential int64 }
@@ -54,7 +54,7 @@ func newHolds(q *Queue) *holds { return &holds{q: q, young: make(map[holder]time
 func (h *holds) run(ctx context.Context) {
 	for {
 		if err := h.look(ctx); err != nil && ctx.Err() == nil && !h.q.Suspect(err) {
-			h.q.log.Warn("queue: holds are followed later", "error", err)
+			h.q.log.Warn("queue: cannot read the holds, will retry", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -64,7 +64,7 @@ func (h *holds) run(ctx context.Context) {
 	}
 }
 
-// look tells of holds that were made or ended. After an error all stays as it is.
+// look reports holds that began or ended. After an error nothing changes.
 func (h *holds) look(ctx context.Context) error {
 	list, err := UserHolds(ctx, h.q.cfg.WorkPool)
 	if err != nil {
@@ -91,7 +91,7 @@ func (h *holds) look(ctx context.Context) error {
 	return h.catchUp(ctx)
 }
 
-// catchUp looks after young holds for longer than an outcome can be under way.
+// catchUp applies young holds again, for longer than an outcome can be under way.
 func (h *holds) catchUp(ctx context.Context) error {
 	if len(h.young) == 0 {
 		return nil

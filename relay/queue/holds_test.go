@@ -21,7 +21,7 @@ func TestHoldsAreTold(t *testing.T) {
 		made, ended int
 	}{
 		{`insert into hold (user_id, reason, made_by) values (1, 'before', 'root')`, 0, 0},
-		{`insert into hold (user_id, reason, made_by) values (2, 'never written to', 'breaker')`, 1, 0},
+		{`insert into hold (user_id, reason, made_by) values (2, 'never written to', 'anomaly')`, 1, 0},
 		{`delete from hold where user_id = 2`, 1, 1},
 		{`delete from hold`, 1, 2},
 	} {
@@ -30,7 +30,7 @@ func TestHoldsAreTold(t *testing.T) {
 			t.Fatalf("after %s: made %+v, ended %+v, %v", step.sql, made, ended, err)
 		}
 	}
-	if made[0].UserID != 2 || made[0].MadeBy != "breaker" || ended[0].UserID != 2 || ended[1].UserID != 1 {
+	if made[0].UserID != 2 || made[0].MadeBy != "anomaly" || ended[0].UserID != 2 || ended[1].UserID != 1 {
 		t.Errorf("made %+v, ended %+v", made, ended)
 	}
 }
@@ -44,7 +44,7 @@ func TestHoldCatchesUp(t *testing.T) {
 	o := outcome(d, 0, Deferred)
 	o.RetryIn = time.Hour
 	q.Settle(o)
-	becomes(t, db, d.Message.ID, "0 queued")
+	becomes(t, db, d.Message.ID, "0 waiting")
 	exec(t, db, `insert into hold (user_id, reason, made_by, made_at) values (1, 'x', 'y', clock_timestamp() - interval '3 minutes')`)
 	held := func() int { return count(t, db, `select count(*) from recipient where held_at is not null`) }
 	eventually(t, "it is held", func() bool { return held() == 1 })
@@ -63,7 +63,7 @@ func TestHoldCatchesUpWithItsUser(t *testing.T) {
 	q := start(t, calmConfig(db))
 	m, d := put(t, q, true, "a@example.net")
 	q.Release(d, []int{0}, time.Hour)
-	becomes(t, db, m.ID, "0 queued")
+	becomes(t, db, m.ID, "0 waiting")
 	still(q) // it would catch up with the holds too
 	for user, want := range map[int64]int{1: 1, 2: 0} {
 		exec(t, db, `insert into hold (user_id, reason, made_by) values ($1, '', '')`, user)
@@ -81,6 +81,6 @@ func released(t *testing.T, db *pgtest.DB) int {
 	t.Helper()
 	return count(t, db, `
 with w as (update recipient set held_at = null, set_aside = null, next_attempt_at = now() where held_at is not null returning message_id, n, local, domain),
-h as (insert into attempt (message_id, n, at, epoch, result, local, domain) select message_id, n, clock_timestamp(), 0, 'release', local, domain from w)
+h as (insert into history (message_id, n, at, epoch, result, local, domain) select message_id, n, clock_timestamp(), 0, 'release', local, domain from w)
 select count(*) from w`)
 }

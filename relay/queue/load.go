@@ -43,8 +43,8 @@ func scanMessage(row pgx.CollectableRow) (Message, error) {
 	return m, err
 }
 
-// load reads the messages of ids, which name each once. The fault of each
-// tells what is wrong with it.
+// load reads the messages of ids, which name each once. The fault of each says what is
+// wrong with it.
 func (q *Queue) load(ctx context.Context, conn *pgx.Conn, ids [][16]byte) (map[ID]*loaded, error) {
 	found := make(map[ID]*loaded, len(ids))
 	err := halved(ids, func(some [][16]byte) error {
@@ -97,7 +97,7 @@ func loadMessages(ctx context.Context, conn *pgx.Conn, pool *pgxpool.Pool, ids [
 // mostStored is more than a message may ever have.
 const mostStored = int64(chunkSize) * math.MaxInt32
 
-// findLarge gives those that are stored a Body.
+// findLarge gives a Body to those that are stored.
 func findLarge(ctx context.Context, conn *pgx.Conn, pool *pgxpool.Pool, large [][16]byte, found map[ID]*loaded) error {
 	if len(large) == 0 {
 		return nil

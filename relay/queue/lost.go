@@ -12,18 +12,18 @@ import (
 
 var sqlLostNotices = texts.Bind("lost_notices", "rows")
 
-// Loss is how a notice ended without having been delivered. Its sender is the null path,
-// so nobody is sent a notice about it: an admin has to hear of it.
+// Loss is how a notice ended undelivered. Its sender is the null path, so there is no notice
+// about it: an admin has to be told.
 type Loss string
 
 const (
 	LossFailed    Loss = "failed"    // it was refused for good
 	LossExpired   Loss = "expired"   // its lifetime is over
-	LossCancelled Loss = "cancelled" // an operator threw it away
+	LossCancelled Loss = "cancelled" // an operator cancelled it
 )
 
-// LostNotice is a notice that was lost: somebody's mail had a fate of which its sender has
-// not been told.
+// LostNotice is a notice that was lost: the sender of some mail was not told what became of
+// it.
 type LostNotice struct {
 	ID    ID // of the notice
 	About ID // the message that it was about
@@ -37,8 +37,8 @@ const sqlLostNoticesTold = `update notice set told_at = now() where message_id =
 
 const lostAtOnce = 100
 
-// TellLost hands over the lost notices of which nobody has been told, whichever process
-// noted the loss. When it fails, or the process dies, they are told again.
+// TellLost hands over the lost notices that nobody was told of yet, whichever process noted
+// the loss. If it fails, or the process dies, they are told again.
 func (q *Queue) TellLost(ctx context.Context, tell func(LostNotice)) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()

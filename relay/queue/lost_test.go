@@ -66,12 +66,12 @@ func TestP03LostNoticeIsTold(t *testing.T) {
 		}, &LostNotice{Loss: LossExpired, Reply: smtp.Temporary(450, 2, 1, "later")}},
 		"expired while it waited": {func(t *testing.T, db *pgtest.DB, q *Queue, d *Delivery) {
 			q.Settle(outcome(d, 0, Deferred))
-			becomes(t, db, d.Message.ID, "0 queued")
+			becomes(t, db, d.Message.ID, "0 waiting")
 			expire(t, db, q, d.Message.ID)
 		}, &LostNotice{Loss: LossExpired, Reply: smtp.Temporary(450, 2, 1, "later")}},
 		"expired before it was tried": {func(t *testing.T, db *pgtest.DB, q *Queue, d *Delivery) {
 			q.Release(d, []int{0}, 0)
-			becomes(t, db, d.Message.ID, "0 queued")
+			becomes(t, db, d.Message.ID, "0 waiting")
 			expire(t, db, q, d.Message.ID)
 		}, &LostNotice{Loss: LossExpired, Reply: smtp.Temporary(451, 4, 7, "Delivery time expired after 120h0m0s")}},
 	} {

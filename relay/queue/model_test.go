@@ -112,7 +112,7 @@ func (m *model) settle(rt *rapid.T) {
 		}
 		m.q.Settle(o)
 		if rapid.Bool().Draw(rt, "twice") { // as after an answer that was lost
-			m.q.held.add(d.Message.ID, 1)
+			m.q.inHand.add(d.Message.ID, 1)
 			m.q.Settle(o)
 		}
 	}
@@ -130,7 +130,7 @@ func (m *model) release(rt *rapid.T) {
 }
 
 func (m *model) claim(rt *rapid.T) {
-	exec(m.t, m.db, `update recipient set next_attempt_at = now() where state = 'queued'`)
+	exec(m.t, m.db, `update recipient set next_attempt_at = now() where state = 'waiting'`)
 	got, err := m.q.Claim(ctxOf(m.t), ClaimRequest{Messages: rapid.IntRange(1, 5).Draw(rt, "messages"), PerDestination: 5})
 	if err != nil {
 		rt.Fatalf("claim: %v", err)
@@ -189,7 +189,7 @@ func (m *model) check(rt *rapid.T) {
 	var got string
 	for end := time.Now().Add(patience); ; {
 		if err := m.db.Pool.QueryRow(ctxOf(m.t), `select coalesce(string_agg(message_id || '/' || n || ' ' ||
-			case when state <> 'queued' then state when owner is null then 'waiting' else 'owned' end, ';'), '') from recipient`).Scan(&got); err != nil {
+			case when state <> 'waiting' then state when owner is null then 'waiting' else 'owned' end, ';'), '') from recipient`).Scan(&got); err != nil {
 			rt.Fatal(err)
 		}
 		if equal(got, want) && count(m.t, m.db, `select count(*) from body`) == bodies {

@@ -34,8 +34,8 @@ type noticeRow struct {
 	r     NoticeRecipient
 }
 
-// ClaimNotices takes recipients whose sender is to be told something. Failed
-// recipients whose lifetime ended while they waited are among them.
+// ClaimNotices takes recipients whose sender is to be told something, including those that
+// failed because their lifetime ended while they waited.
 func (q *Queue) ClaimNotices(ctx context.Context, messages int) ([]*Notice, error) {
 	epoch := q.epochs.valid()
 	if epoch == 0 {
@@ -63,7 +63,7 @@ func (q *Queue) ClaimNotices(ctx context.Context, messages int) ([]*Notice, erro
 		return nil, fmt.Errorf("claim notices: %w", err)
 	}
 	for _, n := range notices {
-		q.held.add(n.Message.ID, len(n.Recipients))
+		q.inHand.add(n.Message.ID, len(n.Recipients))
 	}
 	return notices, nil
 }
@@ -96,7 +96,8 @@ func (q *Queue) takeNotices(ctx context.Context, conn *pgx.Conn, messages int, e
 	return q.fillNotices(ctx, conn, list, wanted)
 }
 
-// takeNoticeRows claims rows. One that makes the claim fail is set aside once it is the first.
+// takeNoticeRows claims rows. A row that makes the claim fail is set aside once it is the
+// first.
 func (q *Queue) takeNoticeRows(ctx context.Context, conn *pgx.Conn, messages int, epoch int64) ([]noticeRow, error) {
 	for ; ; messages /= 2 {
 		result, _ := conn.Query(ctx, sqlClaimNotices, messages, epoch) // CollectRows has its error
@@ -143,8 +144,8 @@ func scanNotice(row pgx.CollectableRow) (noticeRow, error) {
 	return n, err
 }
 
-// fillNotices adds the messages and what is stored of their bodies. As in deliveries, the
-// notices are in nobody's hand yet.
+// fillNotices adds the messages and the stored part of their bodies. As in deliveries,
+// nobody has the notices in hand yet.
 func (q *Queue) fillNotices(ctx context.Context, conn *pgx.Conn, list []*Notice, wanted [][16]byte) ([]*Notice, error) {
 	found, err := q.load(ctx, conn, slices.Compact(wanted))
 	if err != nil {
@@ -179,9 +180,9 @@ func (q *Queue) fillNotices(ctx context.Context, conn *pgx.Conn, list []*Notice,
 			continue
 		}
 		if err := n.readHeaders(ctx, conn); pg.OfTheRow(err) || errors.Is(err, ErrDamaged) {
-			n.Body = nil // what is left of the text is for nobody
+			n.Body = nil // a part of the text is of no use
 		} else if err != nil {
-			q.log.Warn("queue: a notice waits, its message cannot be read", "id", n.Message.ID, "error", err)
+			q.log.Warn("queue: a notice waits: its message cannot be read", "id", n.Message.ID, "error", err)
 			q.giveNoticeBack(n, time.Minute)
 			continue
 		}
@@ -191,14 +192,14 @@ func (q *Queue) fillNotices(ctx context.Context, conn *pgx.Conn, list []*Notice,
 }
 
 const (
-	againAnHour = 100              // notices of a user that tell of a message again
-	againLater  = 10 * time.Minute // is how long those beyond wait, and what waits longer is looked at again
+	againAnHour = 100              // repeated notices for a user
+	againLater  = 10 * time.Minute // the wait of notices beyond that, and the longest wait before another look
 )
 
-// tooSoon says how long each notice has to wait, 0 for not at all. The first of its kind
-// about a message does not, nor does the last, when no recipient is under way. Between
+// tooSoon returns how long each notice has to wait; 0 is not at all. The first of its kind
+// about a message does not wait, nor does the last, when no recipient is under way. Between
 // them each waits twice as long as the one before, so that a lifetime of 5 days has room
-// for 14; and all those of a user are bounded.
+// for 14; a user's repeated notices are bounded too.
 func (q *Queue) tooSoon(ctx context.Context, conn *pgx.Conn, list []*Notice) ([]time.Duration, error) {
 	about, kinds, users := make([][16]byte, len(list)), make([]string, len(list)), make([]int64, len(list))
 	for i, n := range list {
@@ -231,7 +232,7 @@ func (n *Notice) readHeaders(ctx context.Context, conn *pgx.Conn) error {
 		return nil
 	}
 	if stored, ok := n.Body.(*storedBody); ok {
-		// A claim's connection is in hand: the first rows need not come from the pool.
+		// A claim's connection is in hand: read the first rows over it, not over the pool.
 		if err := stored.load(ctx, conn, 0); err != nil {
 			return err
 		}
@@ -244,7 +245,7 @@ func (n *Notice) readHeaders(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// headersOf returns the header section with its last CRLF, or as much as is bounded.
+// headersOf returns the header section with its last CRLF, up to the bound.
 func headersOf(head []byte) []byte {
 	if i := bytes.Index(head, []byte("\r\n\r\n")); i >= 0 {
 		return head[:i+2]
@@ -267,15 +268,15 @@ func (q *Queue) EnqueueNotice(ctx context.Context, n *Notice, m Message, rcpt Re
 	if !q.Valid(n.Epoch) {
 		return fmt.Errorf("enqueue notice: %w", errEpochLost)
 	}
-	// As with mail, no session and no shutdown cancels a commit.
+	// As with mail, neither a session nor a shutdown cancels a commit.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), q.cfg.Budget)
 	defer cancel()
-	j := &job{m: m, rcpts: []Recipient{rcpt}, body: NewBody(body), epoch: n.Epoch}
+	j := &submittal{m: m, rcpts: []Recipient{rcpt}, body: NewBody(body), epoch: n.Epoch}
 	j.m.Size = int64(len(body))
 	if err := q.notices.commit(ctx, n, j, body != nil); err != nil {
 		return fmt.Errorf("enqueue notice: %w", err)
 	}
-	q.held.remove(n.Message.ID, len(n.Recipients))
+	q.inHand.remove(n.Message.ID, len(n.Recipients))
 	if body != nil {
 		q.announce()
 	}
@@ -295,13 +296,13 @@ func (ns *notices) close() {
 	ns.s.Close()
 }
 
-// commit tries until the notice is committed or surely is not. A commit in doubt is
-// run again; if it has succeeded the notice is found there.
-func (ns *notices) commit(ctx context.Context, n *Notice, j *job, send bool) error {
+// commit tries until the notice is committed or certainly is not. A commit in doubt is run
+// again; if it had succeeded, the notice is found in the table.
+func (ns *notices) commit(ctx context.Context, n *Notice, j *submittal, send bool) error {
 	ns.mu.Lock()
 	defer ns.mu.Unlock()
 	for try := 1; ; try++ {
-		err := ns.attempt(ctx, n, j, send)
+		err := ns.try(ctx, n, j, send)
 		if err == nil {
 			return nil
 		}
@@ -312,7 +313,7 @@ func (ns *notices) commit(ctx context.Context, n *Notice, j *job, send bool) err
 	}
 }
 
-func (ns *notices) attempt(ctx context.Context, n *Notice, j *job, send bool) error {
+func (ns *notices) try(ctx context.Context, n *Notice, j *submittal, send bool) error {
 	began := time.Now()
 	err := ns.s.Panicked(ns.q.cfg.Guard.Try("queue: committing a notice", func() error { return ns.transact(ctx, n, j, send) }))
 	ns.q.room.heard(err)
@@ -320,7 +321,7 @@ func (ns *notices) attempt(ctx context.Context, n *Notice, j *job, send bool) er
 	return err
 }
 
-func (ns *notices) transact(ctx context.Context, n *Notice, j *job, send bool) error {
+func (ns *notices) transact(ctx context.Context, n *Notice, j *submittal, send bool) error {
 	conn, err := ns.s.Get(ctx)
 	if err != nil {
 		return err
@@ -361,13 +362,13 @@ func (ns *notices) markTold(ctx context.Context, tx pgx.Tx, n *Notice, by *ID) e
 }
 
 // insert inserts the notice message; its recipient is born waiting.
-func (ns *notices) insert(ctx context.Context, conn *pgx.Conn, j *job) error {
+func (ns *notices) insert(ctx context.Context, conn *pgx.Conn, j *submittal) error {
 	var g group
 	g.add(j, true)
 	if err := g.addBody(j); err != nil {
 		return err
 	}
-	if err := g.exec(ctx, conn, ns.q, []*job{j}, false); err != nil {
+	if err := g.exec(ctx, conn, ns.q, []*submittal{j}, false); err != nil {
 		return err
 	}
 	_, err := conn.Exec(ctx, sqlDisown, j.m.ID, j.epoch)
@@ -382,18 +383,18 @@ func rowsOf(n *Notice) []int32 {
 	return ns
 }
 
-// ReleaseNotice gives a notice back, due again after the wait. If the database does
-// not take it, the sweep does.
+// ReleaseNotice gives a notice back, due again after the wait. If the database fails, the
+// sweep does it.
 func (q *Queue) ReleaseNotice(n *Notice, wait time.Duration) {
 	q.giveNoticeBack(n, wait)
-	q.held.remove(n.Message.ID, len(n.Recipients))
+	q.inHand.remove(n.Message.ID, len(n.Recipients))
 }
 
-// giveNoticeBack is ReleaseNotice for one that nobody has in hand yet.
+// giveNoticeBack is ReleaseNotice for a notice that nobody has in hand yet.
 func (q *Queue) giveNoticeBack(n *Notice, wait time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	if _, err := q.cfg.WorkPool.Exec(ctx, sqlReleaseNotice, n.Message.ID, rowsOf(n), n.Epoch, max(wait, 0)); err != nil {
-		q.log.Warn("queue: a notice could not be given back immediately", "id", n.Message.ID, "error", err)
+		q.log.Warn("queue: cannot give a notice back, the sweep will", "id", n.Message.ID, "error", err)
 	}
 }

@@ -13,7 +13,7 @@ with pick as materialized (
 rows as materialized (
 	select r.message_id, r.n from (select distinct message_id, state from pick) p
 		join recipient r on r.message_id = p.message_id and r.state = p.state
-	where coalesce(r.owner, 0) = 0 and r.held_at is null and (r.state <> 'queued' or r.notice_at <= now())
+	where coalesce(r.owner, 0) = 0 and r.held_at is null and (r.state <> 'waiting' or r.notice_at <= now())
 	for update of r skip locked)
 update recipient r set owner = @epoch, dot_possible = false
 from rows where r.message_id = rows.message_id and r.n = rows.n and coalesce(r.owner, 0) = 0
@@ -31,7 +31,7 @@ select message_id, n from recipient
 -- Says of each message that has had a notice of the kind how many they were, the last of them,
 -- whether recipients of it are under way, and how many notices the user has had since @since that
 -- told of a message again.
-select o.i, count(*), max(t.message_id::text)::uuid, exists (select from recipient r where r.message_id = o.about and r.state = 'queued'),
+select o.i, count(*), max(t.message_id::text)::uuid, exists (select from recipient r where r.message_id = o.about and r.state = 'waiting'),
 	(select count(*) from notice u where u.user_id = o.user_id and u.again and u.message_id >= @since::uuid)
 from unnest(@about::uuid[], @kind::text[], @user_id::bigint[]) with ordinality o(about, kind, user_id, i)
 	join notice t on t.about = o.about and t.kind = o.kind
@@ -42,10 +42,10 @@ group by o.i, o.about, o.user_id
 -- on.
 with o as materialized (select message_id, n from recipient
 	where message_id = @message_id and n = any(@n::int[]) and owner is not distinct from @epoch for update),
-gone as (delete from recipient r using o where r.message_id = o.message_id and r.n = o.n and r.state <> 'queued' returning r.message_id, r.n),
+gone as (delete from recipient r using o where r.message_id = o.message_id and r.n = o.n and r.state <> 'waiting' returning r.message_id, r.n),
 kept as (update recipient r set owner = null, notice_at = null, delay_noticed = true, held_at = held_since(r.message_id, r.held_at) from o
-	where r.message_id = o.message_id and r.n = o.n and r.state = 'queued'),
-h as (insert into attempt (message_id, n, at, epoch, result, local, domain, node, reply_text)
+	where r.message_id = o.message_id and r.n = o.n and r.state = 'waiting'),
+h as (insert into history (message_id, n, at, epoch, result, local, domain, node, reply_text)
 	select r.message_id, r.n, clock_timestamp(), @epoch, 'noticed', r.local, r.domain, @node, @text
 	from o join recipient r on r.message_id = o.message_id and r.n = o.n
 	on conflict do nothing),
@@ -67,5 +67,5 @@ update recipient set owner = null, held_at = held_since(message_id, held_at) whe
 -- name: release_notice
 -- Gives rows back whose notice could not be made.
 update recipient set owner = null, notice_at = now() + @wait::interval,
-	held_at = case when state = 'queued' then held_since(message_id, held_at) else held_at end
+	held_at = case when state = 'waiting' then held_since(message_id, held_at) else held_at end
 where message_id = @message_id and n = any(@n::int[]) and owner is not distinct from @epoch and notice_at is not null

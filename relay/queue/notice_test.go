@@ -111,7 +111,7 @@ func TestRFC3464OurWords(t *testing.T) {
 	ours, late, waits := outcome(d, 1, Failed), outcome(d, 2, Deferred), outcome(d, 3, Deferred)
 	ours.Ours, waits.RetryIn = true, time.Hour
 	q.Settle(outcome(d, 0, Failed), ours, late, waits)
-	becomes(t, db, m.ID, "0 failed;1 failed;2 failed;3 queued")
+	becomes(t, db, m.ID, "0 failed;1 failed;2 failed;3 waiting")
 	exec(t, db, `update recipient set expires_at = now(), next_attempt_at = now() where message_id = $1 and n = 3`, m.ID)
 	eventually(t, "the last one expires", func() bool {
 		if _, err := q.Claim(ctxOf(t), all); err != nil {
@@ -128,7 +128,7 @@ func TestRFC3464OurWords(t *testing.T) {
 			t.Errorf("recipient %d: %+v, want %+v", i, r, want)
 		}
 	}
-	if n := count(t, db, `select count(*) from attempt where message_id = $1 and remote_mta = $2`, m.ID, host); n != 4 {
+	if n := count(t, db, `select count(*) from history where message_id = $1 and remote_mta = $2`, m.ID, host); n != 4 {
 		t.Errorf("%d attempts name the host, want 4", n)
 	}
 }
@@ -152,7 +152,7 @@ func TestDelayNotice(t *testing.T) {
 	if err := q.EnqueueNotice(ctxOf(t), n, nm, rcpt, body); err != nil {
 		t.Fatal(err)
 	}
-	becomes(t, db, m.ID, "0 queued")
+	becomes(t, db, m.ID, "0 waiting")
 	exec(t, db, `update recipient set next_attempt_at = now() where message_id = $1`, m.ID)
 	var again *Delivery
 	eventually(t, "the delayed message is claimed", func() bool {
@@ -173,7 +173,7 @@ func TestDelayNotice(t *testing.T) {
 	o = outcome(again, 0, Deferred)
 	o.RetryIn = time.Hour
 	q.Settle(o)
-	becomes(t, db, m.ID, "0 queued")
+	becomes(t, db, m.ID, "0 waiting")
 	if more, err := q.ClaimNotices(ctxOf(t), 10); err != nil || len(more) != 0 {
 		t.Fatalf("told twice: %v, %v", more, err)
 	}
@@ -215,7 +215,7 @@ func TestWhoIsTold(t *testing.T) {
 		o := outcome(d, 0, c.result)
 		o.DSNPassed, o.RetryIn = c.passed, time.Hour
 		q.Settle(o)
-		eventually(t, "the outcome is settled", func() bool { return !q.held.has(m.ID) })
+		eventually(t, "the outcome is settled", func() bool { return !q.inHand.has(m.ID) })
 		if c.want == "" {
 			got, err := q.ClaimNotices(ctxOf(t), 10)
 			if err != nil || len(got) != 0 {
@@ -295,5 +295,5 @@ func TestNoticeCommitInDoubt(t *testing.T) {
 		t.Fatal(err)
 	}
 	becomes(t, db, m.ID, "")
-	becomes(t, db, nm.ID, "0 queued")
+	becomes(t, db, nm.ID, "0 waiting")
 }

@@ -6,22 +6,22 @@ import (
 	"postern/internal/pg"
 )
 
-// Observer is told what the queue writes and takes, for metrics. A nil func is told
-// nothing. They are called between two statements: they must not block.
+// Observer receives what the queue writes and claims, for metrics. A nil func is skipped.
+// They are called between two statements and must not block.
 type Observer struct {
 	Commit func(Commit)
 	Claim  func(Claim)
 }
 
-// Watcher is told of all mail that was committed and of the end of each attempt. It must not
-// block, and its panics are nobody's else.
+// Watcher receives all committed mail and the end of each attempt. It must not block, and its
+// panics affect nothing else.
 type Watcher interface {
 	Accepted(m *Message, rcpts []Recipient)
 	Ended(o *Outcome)
 }
 
 // accepted tells the watcher of a message, for whose commit its client waits.
-func (q *Queue) accepted(j *job) {
+func (q *Queue) accepted(j *submittal) {
 	if q.cfg.Watcher != nil {
 		_ = q.cfg.Guard.Try("queue: counting mail", func() error { q.cfg.Watcher.Accepted(&j.m, j.rcpts); return nil })
 	}
@@ -48,7 +48,7 @@ func (q *Queue) ended(group []ending) {
 	})
 }
 
-// Work is what a commit is of.
+// Work is what a commit contains.
 type Work string
 
 const (
@@ -66,13 +66,13 @@ type Commit struct {
 	Fate  Fate
 }
 
-// Fate is what is known of a transaction when it has ended.
+// Fate is how a transaction ended, as far as is known.
 type Fate string
 
 const (
 	Committed Fate = "committed"
-	Undone    Fate = "failed"  // nothing of it is there
-	InDoubt   Fate = "unknown" // it may be there; it is asked again
+	Undone    Fate = "failed"  // it changed nothing
+	InDoubt   Fate = "unknown" // it may have succeeded; the queue asks again
 )
 
 // Claim is one claim of due recipients.
@@ -118,7 +118,7 @@ type Stats struct {
 	Full       bool          // nothing is accepted, for the disk of the database is full
 	EpochsLost int64         // ever
 	InDoubt    int64         // messages whose commit is being asked about
-	Voiding    int           // messages that were refused and may be there, and are to go
+	Voiding    int           // refused messages that may be stored and are to be removed
 	InHand     int           // messages that this process has in hand
 	Unsettled  int           // outcomes that wait to be written
 	Fenced     int64         // outcomes that came after their epoch had lost the recipient, ever
@@ -133,9 +133,9 @@ func (q *Queue) Stats() Stats {
 	if l := q.epochs.current.Load(); l != nil {
 		s.LeaseLeft = max(0, q.cfg.Trust-(q.clock.Now()-l.sent))
 	}
-	q.held.mu.Lock()
-	s.InHand = len(q.held.rows)
-	q.held.mu.Unlock()
+	q.inHand.mu.Lock()
+	s.InHand = len(q.inHand.rows)
+	q.inHand.mu.Unlock()
 	q.commits.voids.mu.Lock()
 	s.Voiding = len(q.commits.voids.list)
 	q.commits.voids.mu.Unlock()

@@ -32,23 +32,23 @@ type Config struct {
 
 	Lifetime    time.Duration // 5 days: then a recipient fails
 	DelayNotice time.Duration // 4 h
-	Gather      time.Duration // 30 s: how long what is told of a message is gathered while it is under way
+	Gather      time.Duration // 30 s: how long notices about a message are gathered while it is under way
 	Budget      time.Duration // 60 s: how long the fate of a commit may stay unknown
 
-	// Moved is called when another database server answers than before: connections that
-	// were begun before that moment should be closed. It must not block.
+	// Moved is called when a different database server answers: connections begun before
+	// that should be closed. It must not block.
 	Moved func(before time.Time)
 
-	Near        func(quota.Near) // told by one node of a limit that is nearly used up; nil for nobody
-	LargeStored func()           // told after the commit of a large message; nil for nobody
+	Near        func(quota.Near) // called on one node when a limit is nearly used up; may be nil
+	LargeStored func()           // called after the commit of a large message; may be nil
 
-	HoldMade  func(UserHold) // told by every node of a hold, within 5 s; nil for nobody
+	HoldMade  func(UserHold) // called on every node for a hold, within 5 s; may be nil
 	HoldEnded func(UserHold)
-	Observer  Observer      // told of commits and claims
-	Watcher   Watcher       // told of what users send and how it ends; nil for nobody
+	Observer  Observer      // receives commits and claims
+	Watcher   Watcher       // receives what users send and how it ends; may be nil
 	Guard     *panics.Guard // keeps what panics from ending the process; may be nil
 
-	// Reserve is how much of the database's disk, in octets, is kept for what has to be
+	// Reserve is how many octets of the database's disk are kept for outcomes that must be
 	// written when it is full; 0 keeps nothing.
 	Reserve int64
 	// DiskFree is how many octets are free there; nil where that cannot be asked. It is
@@ -76,7 +76,7 @@ type Queue struct {
 	sweeps  *sweeps
 	room    *room
 	holds   *holds
-	held    *held
+	inHand  *inHand
 
 	recovered recovered
 	faults    faults
@@ -91,12 +91,12 @@ type Queue struct {
 	loops    sync.WaitGroup
 }
 
-// waits is how long an answer of the database is waited for, which tests shorten.
+// waits are the timeouts of the database's answers; tests shorten them.
 type waits struct {
 	slowCommit time.Duration // 1 s: then the heartbeat looks whether the server is there
 	try        time.Duration // 20 s: then a commit counts as in doubt and is asked after
-	// 2 s: then a heartbeat is tried over another connection. A server whose processes stand
-	// still is only found out by that.
+	// 2 s: then a heartbeat is tried over another connection: only that detects a server
+	// whose processes stand still.
 	beat time.Duration
 }
 
@@ -137,11 +137,11 @@ func (c Config) withDefaults() Config {
 
 // New makes a Queue; Start begins its work.
 //
-// Of the pools it takes the connection settings, and connections for reading stored
-// bodies from WorkPool. Commits, settles, claims, the heartbeat and the listener use
-// connections of their own, at most seventeen, outside the pools' limits.
+// It uses the pools' connection settings, and connections of WorkPool for reading stored
+// bodies. Commits, settles, claims, the heartbeat and the listener have connections of
+// their own, at most seventeen, outside the pools' limits.
 func New(cfg Config) *Queue {
-	q := &Queue{cfg: cfg.withDefaults(), clock: bootClock{}, held: newHeld(), stopped: make(chan struct{})}
+	q := &Queue{cfg: cfg.withDefaults(), clock: bootClock{}, inHand: newInHand(), stopped: make(chan struct{})}
 	q.waits = waits{slowCommit: time.Second, try: 20 * time.Second, beat: 2 * time.Second}
 	q.log = q.cfg.Log
 	q.times.Store(&Times{q.cfg.Lifetime, q.cfg.DelayNotice})
@@ -183,7 +183,7 @@ func (q *Queue) Start(ctx context.Context) error {
 	return nil
 }
 
-// kept is a loop that a panic does not end.
+// kept makes a loop survive panics.
 func (q *Queue) kept(ctx context.Context, what string, run func(context.Context)) func() {
 	return func() { q.cfg.Guard.Keep(ctx, "queue: "+what, func() { run(ctx) }) }
 }
@@ -199,11 +199,11 @@ func (q *Queue) enter() bool {
 	return true
 }
 
-// Close flushes what is settled, hands back what this node still owns, ends the
-// epoch and stops. Deliveries must have ended before. ctx bounds it: a database that
-// does not answer leaves the rows to the reaper of another node. Commits that are still
-// pending when half of the time is over are left to the database, so that what became
-// of other mail is written at least.
+// Close writes the outcomes, hands back the rows that this node still owns, ends the epoch
+// and stops. Deliveries must have ended before. ctx bounds it: if the database does not
+// answer, the rows are left to another node's reaper. Commits still pending after half of
+// the time are left to the database, so that at least the outcomes of other mail are
+// written.
 func (q *Queue) Close(ctx context.Context) error {
 	q.entry.Lock()
 	if q.closing {
@@ -222,7 +222,7 @@ func (q *Queue) Close(ctx context.Context) error {
 		q.commits.stop()
 		q.notices.close()
 	}
-	// A statement that hangs is nobody's to cancel: after ctx its rows are the reaper's.
+	// A statement that hangs cannot be cancelled: after ctx its rows are the reaper's.
 	giveUp := context.AfterFunc(ctx, q.stop)
 	close(q.settles.last)
 	settled := await.All(ctx, q.settles.done.Wait) == nil
@@ -245,8 +245,8 @@ func (q *Queue) Close(ctx context.Context) error {
 	return nil
 }
 
-// errPending says that commits were under way when the queue had to close. Their
-// clients have not heard 250, and another node delivers what comes of them.
+// errPending says that commits were under way when the queue had to close. Their clients
+// were not answered 250; another node delivers those that succeed.
 var errPending = errors.New("commits are still pending")
 
 // awaitCommits waits for half of ctx's time until nothing is being submitted.

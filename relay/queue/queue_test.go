@@ -26,14 +26,14 @@ func TestEnqueueDeliver(t *testing.T) {
 	if d.Epoch == 0 || len(d.Recipients) != 2 || d.Message.ID != m.ID || d.Message.Size != 20 {
 		t.Fatalf("delivery %+v", d)
 	}
-	if got := rows(t, db, m.ID); got != "0 queued owned;1 queued owned" {
+	if got := rows(t, db, m.ID); got != "0 waiting owned;1 waiting owned" {
 		t.Fatalf("after the enqueue: %q", got)
 	}
 	if err := q.Gate(ctxOf(t), d, []int{0, 1}); err != nil {
 		t.Fatal(err)
 	}
 	q.Settle(outcome(d, 0, Delivered))
-	becomes(t, db, m.ID, "1 queued owned")
+	becomes(t, db, m.ID, "1 waiting owned")
 	if n := count(t, db, `select count(*) from body where message_id = $1`, m.ID); n != 1 {
 		t.Fatalf("body rows while a recipient is left: %d", n)
 	}
@@ -45,7 +45,7 @@ func TestEnqueueDeliver(t *testing.T) {
 	if got := history(t, db, m.ID); got != "0 delivered;1 delivered" {
 		t.Fatalf("history %q", got)
 	}
-	if q.held.has(m.ID) {
+	if q.inHand.has(m.ID) {
 		t.Fatal("still held")
 	}
 }
@@ -74,7 +74,7 @@ func TestWaitingIsClaimed(t *testing.T) {
 		t.Fatalf("expires in %v", x)
 	}
 	q.Release(got[0], []int{0, 1, 2}, time.Hour)
-	becomes(t, db, m.ID, "0 queued;1 queued;2 queued")
+	becomes(t, db, m.ID, "0 waiting;1 waiting;2 waiting")
 	if again, err := q.Claim(ctxOf(t), all); err != nil || len(again) != 0 {
 		t.Fatalf("claimed %d rows that are not due, %v", len(again), err)
 	}
@@ -115,7 +115,7 @@ func TestDeferFailExpire(t *testing.T) {
 	deferred := outcome(d, 0, Deferred)
 	deferred.RetryIn, deferred.Unknown = time.Hour, true
 	q.Settle(deferred, outcome(d, 1, Failed), outcome(d, 2, Delivered))
-	becomes(t, db, m.ID, "0 queued duplicate;1 failed")
+	becomes(t, db, m.ID, "0 waiting duplicate;1 failed")
 	if n := count(t, db, `select count(*) from recipient where message_id = $1 and n = 0 and attempts = 1 and reply_text = 'later'
 		and next_attempt_at > now() + interval '59 minutes' and notice_at > now() + interval '3 hours'`, m.ID); n != 1 {
 		t.Fatal("the deferred row is not as it should be")
@@ -216,7 +216,7 @@ func TestPoisonText(t *testing.T) {
 			o.Reply.Text, o.RemoteMTA, o.Upstream, o.TLS = text, text, text, text
 			o.RetryIn = time.Hour
 			q.Settle(o)
-			becomes(t, db, m.ID, map[Result]string{Delivered: "", Deferred: "0 queued", Failed: "0 failed"}[result])
+			becomes(t, db, m.ID, map[Result]string{Delivered: "", Deferred: "0 waiting", Failed: "0 failed"}[result])
 		}
 	}
 	if strings.Contains(out.String(), "tried again") || strings.Contains(out.String(), "cannot be written") {
@@ -280,7 +280,7 @@ func TestBadBodyAlone(t *testing.T) {
 type brokenBody struct{ size int64 }
 
 func (b brokenBody) Size() int64                       { return b.size }
-func (b brokenBody) Hold()                             {}
+func (b brokenBody) Retain()                           {}
 func (b brokenBody) Drop()                             {}
 func (b brokenBody) ReadAt([]byte, int64) (int, error) { return 0, errors.New("disk trouble") }
 
@@ -293,7 +293,7 @@ func TestCloseHandsBack(t *testing.T) {
 	if err := q.Close(ctxOf(t)); err != nil {
 		t.Fatal(err)
 	}
-	if got := rows(t, db, m.ID); got != "1 queued duplicate" { // nobody has said that it was not sent
+	if got := rows(t, db, m.ID); got != "1 waiting duplicate" { // nobody has said that it was not sent
 		t.Fatalf("after close: %q", got)
 	}
 	if n := count(t, db, `select count(*) from node where reaped_at is null`); n != 0 {

@@ -13,12 +13,12 @@ var sqlRecovered = texts.Bind("recovered", "ways", "rows")
 
 const (
 	recoveredRows  = 1000                   // rows that one statement makes due
-	recoveredPause = 100 * time.Millisecond // destinations that come back together are asked for together
-	recoveredAgain = 10 * time.Second       // outcomes that were on their way are in the table by then
+	recoveredPause = 100 * time.Millisecond // destinations that recover together are handled together
+	recoveredAgain = 10 * time.Second       // outcomes under way are in the table by then
 	recoveredKeys  = 10_000                 // destinations remembered; the mail of others comes by its schedule
 )
 
-// Way names where mail goes, as Recovered and the column waits_for have it. upstream is
+// Way names a destination for Recovered and the column waits_for. upstream is
 // Outcome.Upstream: an upstream's name, or "mx" with the domain's key.
 func Way(upstream, domainKey string) string {
 	if upstream == "mx" {
@@ -27,8 +27,8 @@ func Way(upstream, domainKey string) string {
 	return "upstream " + upstream
 }
 
-// Recovered makes mail due that was deferred as Suspended for a way which works again. It
-// does not wait; while the database is away it is tried again.
+// Recovered makes mail due that was deferred as Suspended for a way that works again. It does
+// not wait; it retries while the database is away.
 func (q *Queue) Recovered(way string) {
 	r := &q.recovered
 	r.mu.Lock()
@@ -42,8 +42,8 @@ func (q *Queue) Recovered(way string) {
 	}
 }
 
-// Back returns the ways, as Way writes them, that other nodes have found to be back since
-// the last call. Without NOTIFY none are heard of.
+// Back returns the ways, as Way writes them, that other nodes have reported as recovered since
+// the last call. It needs NOTIFY.
 func (q *Queue) Back() []string {
 	r := &q.recovered
 	r.mu.Lock()
@@ -53,7 +53,7 @@ func (q *Queue) Back() []string {
 	return list
 }
 
-// recovered holds the ways of which Recovered was told, and those that others told of.
+// recovered holds the ways passed to Recovered, and those reported by other nodes.
 type recovered struct {
 	mu    sync.Mutex
 	ways  map[string]bool
@@ -78,14 +78,14 @@ func (r *recovered) take() []string {
 	return list
 }
 
-// look is a second one for mail that waits for ways.
+// look is the second look for mail that waits for ways.
 type look struct {
 	ways []string
 	at   time.Time
 }
 
-// wakeRecovered works until ctx ends. Each way is looked for twice: an outcome that
-// defers mail for it may still be on its way to the table at the first look.
+// wakeRecovered works until ctx ends. It looks twice for each way: at the first look an
+// outcome that defers mail for it may not be in the table yet.
 func (q *Queue) wakeRecovered(ctx context.Context) {
 	var first []string
 	var second []look // the earliest first
@@ -111,7 +111,7 @@ func (q *Queue) wakeRecovered(ctx context.Context) {
 		}
 		if err := q.makeDue(ctx, ways); err != nil {
 			if ctx.Err() == nil && !q.epochs.suspectIfDown(err) {
-				q.log.Warn("queue: mail for destinations that are back waits a little longer", "error", err)
+				q.log.Warn("queue: cannot make mail due for recovered destinations, will retry", "error", err)
 			}
 			first, soon = first[:min(len(first), recoveredKeys)], true
 			timer.Reset(q.cfg.Poll)
@@ -141,12 +141,12 @@ func (q *Queue) makeDue(ctx context.Context, ways []string) error {
 	}
 }
 
-// sqlTellBack tells the other nodes which ways are back: they need not spare them.
+// sqlTellBack tells the other nodes which ways have recovered.
 const sqlTellBack = `select pg_notify('` + channel + `', '` + payloadBack + `' || way) from unnest($1::text[]) way
 	where exists (select from recipient where waits_for is not null and waits_for = way and owner is null)`
 
-// makeSomeDue uses the connection of the claims, between two of them. The others are told
-// first, so that they do not take what is due while they still spare its destination.
+// makeSomeDue uses the connection of the claims, between two of them. The other nodes are
+// told first, or they would claim the mail while they still spare its destination.
 func (q *Queue) makeSomeDue(ctx context.Context, ways []string, tell bool) (int64, error) {
 	c := q.claims
 	c.mu.Lock()

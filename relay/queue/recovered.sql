@@ -4,7 +4,7 @@
 -- Makes a part of the rows due that wait for one of the ways.
 with due as materialized (
 	select message_id, n from recipient
-	where waits_for is not null and waits_for = any(@ways::text[]) and owner is null and held_at is null and state = 'queued' and next_attempt_at > now()
+	where waits_for is not null and waits_for = any(@ways::text[]) and owner is null and held_at is null and state = 'waiting' and next_attempt_at > now()
 	order by waits_for, next_attempt_at limit @rows
 	for update skip locked)
 update recipient r set next_attempt_at = now(), waits_for = null

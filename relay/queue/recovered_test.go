@@ -25,7 +25,7 @@ func TestR2Recovered(t *testing.T) {
 		end.Upstream, end.Suspended, end.RetryIn = o.upstream, o.suspended, time.Hour
 		q.Settle(end)
 	}
-	becomes(t, db, d.Message.ID, "0 queued;1 queued;2 queued;3 queued")
+	becomes(t, db, d.Message.ID, "0 waiting;1 waiting;2 waiting;3 waiting")
 	q.Recovered(Way("mx", "one.example"))
 	q.Recovered(Way("out", ""))
 	eventually(t, "the rows of both ways are due", func() bool {
@@ -54,7 +54,7 @@ func TestR2NothingWasTried(t *testing.T) {
 	end := outcome(d, 0, Deferred)
 	end.Upstream, end.Suspended, end.NotAnAttempt, end.RetryIn = "mx", true, true, 1000*time.Hour
 	q.Settle(end)
-	becomes(t, db, m.ID, "0 queued")
+	becomes(t, db, m.ID, "0 waiting")
 	if n := count(t, db, `select count(*) from recipient where attempts = 0 and last_attempt_at is null and reply_text = 'later'
 		and waits_for = 'mx one.example' and notice_at > now() + interval '3 hours' and next_attempt_at = expires_at`); n != 1 {
 		t.Error("the row is not as it should be")
@@ -142,7 +142,7 @@ func TestR2RecoveredIsNotPutOff(t *testing.T) {
 	end := outcome(d, 0, Deferred)
 	end.Upstream, end.Suspended, end.RetryIn = "out", true, time.Hour
 	q.Settle(end)
-	becomes(t, db, d.Message.ID, "0 queued")
+	becomes(t, db, d.Message.ID, "0 waiting")
 	q.Recovered(Way("out", ""))
 	ctx, cancel := context.WithCancel(ctxOf(t))
 	defer cancel()

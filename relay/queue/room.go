@@ -17,8 +17,8 @@ import (
 var ErrFull = errors.New("the disk of the database is full")
 
 const (
-	roomFirst  = 20 * time.Second       // after the start, a reserve that is missing is made
-	roomAgain  = 30 * time.Second       // between two looks whether there is room again
+	roomFirst  = 20 * time.Second       // after the start, a missing reserve is made
+	roomAgain  = 30 * time.Second       // between checks for room
 	roomNotice = 250 * time.Millisecond // for commits to fail, and other nodes to hear of it
 
 	reserveStep  = 1 << 20 // octets that are added to the reserve at a time
@@ -26,8 +26,8 @@ const (
 )
 
 // room keeps a part of the database's disk in reserve and gives it back when the disk is
-// full. No mail is accepted then, but what became of the mail that was can be written, and
-// so the queue drains and makes room. See docs/decisions/reserve.md.
+// full. Then no mail is accepted, but outcomes can be written, so the queue drains and makes
+// room. See docs/decisions/reserve.md.
 type room struct {
 	q     *Queue
 	want  int64 // octets of the reserve; 0 for none
@@ -37,8 +37,8 @@ type room struct {
 	doubt chan struct{} // capacity 1: the server may have died of it
 	had   time.Time     // the start of the server that had a reserve at the last look; zero for none
 
-	full  atomic.Bool // as far as this node knows, for all nodes
-	tight atomic.Bool // too little is free where the disk can be asked
+	full  atomic.Bool // of all nodes, as far as this node knows
+	tight atomic.Bool // too little is free, if the disk can be asked
 }
 
 func newRoom(q *Queue) *room {
@@ -49,8 +49,8 @@ func newRoom(q *Queue) *room {
 // isFull reports that the server could not write for want of room.
 func isFull(err error) bool { return pg.Code(err) == "53100" }
 
-// heard is told of trouble. A full disk ends accepting immediately. A server whose log of
-// commits finds no room dies, and is back before it could say why.
+// heard takes trouble. A full disk ends accepting immediately. A server without room for its
+// write-ahead log dies, and is back before it could report why.
 func (r *room) heard(err error) {
 	signal := r.doubt
 	switch c := pg.Class(err); {
@@ -66,8 +66,8 @@ func (r *room) heard(err error) {
 	}
 }
 
-// refuses is ErrFull while nothing is accepted. Where the disk can be asked that is before
-// it is full, when as much is free as is in reserve.
+// refuses is ErrFull while nothing is accepted. If the disk can be asked, that begins before
+// it is full: when no more is free than the reserve.
 func (r *room) refuses() error {
 	if r.full.Load() {
 		return ErrFull
@@ -86,7 +86,7 @@ func (r *room) refuses() error {
 	return nil
 }
 
-// free is how much is free on the disk of the database, where it can be asked.
+// free is how much is free on the database's disk, if it can be asked.
 func (r *room) free() (octets int64, known bool) {
 	if r.q.cfg.DiskFree == nil {
 		return 0, false
@@ -105,7 +105,7 @@ func (r *room) tell(full bool) {
 	}
 }
 
-// run gives the reserve back when it is needed, until that is done, and looks after it
+// run gives the reserve back when it is needed, trying until that succeeds, and maintains it
 // otherwise.
 func (r *room) run(ctx context.Context) {
 	needed, wait := false, r.q.cfg.Heartbeat
@@ -127,13 +127,13 @@ func (r *room) run(ctx context.Context) {
 		if err != nil && ctx.Err() == nil {
 			wait = min(wait, roomNotice)
 			if isFull(err) || !pg.IsDown(err) {
-				r.q.log.Warn("queue: the reserve is looked after later", "error", err)
+				r.q.log.Warn("queue: cannot maintain the reserve, will retry", "error", err)
 			}
 		}
 	}
 }
 
-// These change the one row of room in its place, which needs no room.
+// These update the one row of table room in place, which needs no space.
 const (
 	sqlRoom = `select full_at is not null, pg_relation_size('reserve'), pg_postmaster_start_time() from room`
 	sqlFull = `update room set full_at = coalesce(full_at, clock_timestamp()), tried_at = clock_timestamp(), trying = false`
@@ -146,10 +146,10 @@ where tried_at not between clock_timestamp() - $1::interval and clock_timestamp(
 	sqlLeaveRoom = `update room set trying = false`
 )
 
-// look learns how it stands for all nodes. A reserve that a crash or a restore took away is
-// made again; one that is there in part will do.
+// look reads the state of all nodes. A reserve lost by a crash or a restore is made again; a
+// partial one is enough.
 func (r *room) look(ctx context.Context) error {
-	_ = r.refuses() // logs a change, also while nobody sends
+	_ = r.refuses() // logs a change even while nobody sends
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	var full bool
@@ -160,7 +160,7 @@ func (r *room) look(ctx context.Context) error {
 	}
 	lacks := size < r.want/4
 	if lacks && server.Equal(r.had) && !full {
-		// It has crashed. Whatever the cause, its recovery used the room, which mail must not take.
+		// It has crashed. Whatever the cause, its recovery needed the room, which mail must not take.
 		r.tell(true)
 		if _, err := r.q.cfg.WorkPool.Exec(ctx, sqlFull); err != nil {
 			return fmt.Errorf("note that the disk may be full: %w", err)
@@ -178,8 +178,8 @@ func (r *room) look(ctx context.Context) error {
 	return nil
 }
 
-// give lets the reserve go. Other nodes that accept mail hear of it before, or find the
-// disk full themselves, so that it is not used up by what they accept.
+// give frees the reserve. Other nodes are told before, or find the disk full themselves, so
+// that the mail they accept does not use it up.
 func (r *room) give(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -218,9 +218,9 @@ func (r *room) empty(ctx context.Context) error {
 	return nil
 }
 
-// tryAgain makes the reserve as large as it should be, or half of what there is room for if
-// that is not little; the other half is for mail. Then mail is accepted again. One node
-// tries at a time, so long after the last one.
+// tryAgain makes the full reserve, or half of the free room if that is worthwhile; the other
+// half is for mail. Then mail is accepted again. One node tries at a time, some time after
+// the last one.
 func (r *room) tryAgain(ctx context.Context, size int64, after time.Duration) error {
 	if free, known := r.free(); known && free < 2*r.want-size {
 		return nil
@@ -252,7 +252,7 @@ func (r *room) tryAgain(ctx context.Context, size int64, after time.Duration) er
 	switch {
 	case err == nil:
 		r.tell(false)
-	case ctx.Err() != nil: // this node is stopped, or the reserve is large: nothing has died of the try
+	case ctx.Err() != nil: // this node is stopping, or the reserve is large: the server did not die
 		_ = bounded(context.WithoutCancel(ctx), func(ctx context.Context) error {
 			_, err := r.q.cfg.WorkPool.Exec(ctx, sqlLeaveRoom)
 			return err
@@ -261,10 +261,10 @@ func (r *room) tryAgain(ctx context.Context, size int64, after time.Duration) er
 	return err
 }
 
-// errUndone undoes what fills the reserve: the pages stay.
+// errUndone rolls back the rows that fill the reserve; their pages stay.
 var errUndone = errors.New("undone")
 
-// fill lets the reserve grow to a size, and returns which it has come to.
+// fill grows the reserve to a size, and returns the size reached.
 func (r *room) fill(ctx context.Context, want int64) (size int64, err error) {
 	const octets = 15000 / 8
 	row := []any{pgtype.Bits{Bytes: make([]byte, octets), Len: 8 * octets, Valid: true}}

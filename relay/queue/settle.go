@@ -21,7 +21,7 @@ const (
 	settlePause = 5 * time.Millisecond // nobody waits for an outcome: gather a little
 )
 
-// ending is what is to become of one row that we own.
+// ending is how one row that we own is to end.
 type ending struct {
 	Outcome
 	release bool   // not an attempt: back to waiting
@@ -30,7 +30,7 @@ type ending struct {
 	aside   string // why the row is set aside; of a release
 }
 
-// settles writes the ends of rows in groups, in order, until they are written.
+// settles writes endings in groups, in order, until they are written.
 type settles struct {
 	q    *Queue
 	s    *pg.Dedicated
@@ -71,15 +71,15 @@ func (q *Queue) Release(d *Delivery, ns []int, wait time.Duration) {
 	}
 }
 
-// end has a row ended that was claimed and that nobody has in hand yet.
+// end ends a claimed row that nobody has in hand yet.
 func (q *Queue) end(e ending) {
-	q.held.add(e.Message, 1)
+	q.inHand.add(e.Message, 1)
 	q.settles.put(e)
 }
 
-// park gives up the rows of a message that was committed for any node to deliver.
-// Its client waits for the 250, so it does not wait for room.
-func (s *settles) park(j *job) {
+// park releases the rows of a message that was committed for any node to deliver. Its
+// client waits for the 250, so it does not wait for room.
+func (s *settles) park(j *submittal) {
 	ends := make([]ending, len(j.rcpts))
 	for i := range j.rcpts {
 		ends[i] = ending{Outcome: Outcome{Message: j.m.ID, N: j.rcpts[i].N, Epoch: j.epoch}, release: true}
@@ -101,11 +101,11 @@ func (s *settles) put(e ending) {
 	select {
 	case s.in <- e:
 	case <-s.q.stopped:
-		s.q.log.Error("queue: an outcome came after the end and is lost; the next attempt is flagged", "id", e.Message, "rcpt", e.N, "result", e.Result)
+		s.q.log.Error("queue: an outcome came after shutdown and is lost; the next attempt is flagged", "id", e.Message, "rcpt", e.N, "result", e.Result)
 	}
 }
 
-// run writes until ctx ends, or until what had come before last was closed is written.
+// run writes until ctx ends, or until everything from before the close of last is written.
 func (s *settles) run(ctx context.Context) {
 	defer s.s.Close()
 	for {
@@ -126,11 +126,11 @@ func (s *settles) run(ctx context.Context) {
 	}
 }
 
-// write brings a group into the database, however long that takes. again says that
-// an earlier attempt may have done so.
+// write writes a group, however long that takes. again says that an earlier try may have
+// succeeded.
 func (s *settles) write(ctx context.Context, group []ending, again bool) {
 	for wait := 10 * time.Millisecond; ctx.Err() == nil && len(group) > 0; wait = min(2*wait, 5*time.Second) {
-		err := s.attempt(group, again)
+		err := s.try(group, again)
 		if err == nil {
 			s.finish(group)
 			return
@@ -151,7 +151,7 @@ func (s *settles) write(ctx context.Context, group []ending, again bool) {
 		if pg.IsDown(err) {
 			s.q.epochs.suspect(err)
 		} else {
-			s.q.log.Warn("queue: settling is tried again", "outcomes", len(group), "error", err)
+			s.q.log.Warn("queue: settle failed, will retry", "outcomes", len(group), "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -159,19 +159,19 @@ func (s *settles) write(ctx context.Context, group []ending, again bool) {
 		}
 	}
 	if len(group) > 0 {
-		s.q.log.Error("queue: outcomes are lost at the end; their next attempts are flagged", "outcomes", len(group))
+		s.q.log.Error("queue: outcomes are lost at shutdown; their next attempts are flagged", "outcomes", len(group))
 	}
 }
 
-// leaveReleases drops the releases of a group whose fate is in doubt. Nothing records
-// a release, so it cannot be told whether it was made; the row may be claimed again
-// by now, by this very epoch, and must not be taken from that claim. If it was not made
-// the sweep makes it: it releases what nobody here has in hand.
+// leaveReleases drops the releases of a group that is in doubt. Nothing records a release,
+// so nobody can know whether it was made; the row may have been claimed again, by this very
+// epoch, and must not be taken from that claim. If it was not made the sweep makes it, for
+// nobody here has the row in hand.
 func (s *settles) leaveReleases(group []ending) []ending {
 	left := group[:0]
 	for _, e := range group {
 		if e.release {
-			s.q.held.remove(e.Message, 1)
+			s.q.inHand.remove(e.Message, 1)
 			continue
 		}
 		left = append(left, e)
@@ -179,25 +179,25 @@ func (s *settles) leaveReleases(group []ending) []ending {
 	return left
 }
 
-// yield makes of an outcome that cannot be written one that asks less of its row, and
-// reports false when there is none.
+// yield turns an outcome that cannot be written into one that needs less of its row; false
+// means that there is none.
 func (s *settles) yield(e *ending, err error) bool {
 	switch {
 	case e.aside == "" && !e.bared:
-		s.q.log.Error("queue: an outcome cannot be written as it is, its texts are left out", "id", e.Message, "rcpt", e.N, "error", err)
+		s.q.log.Error("queue: cannot write an outcome, leaving its texts out", "id", e.Message, "rcpt", e.N, "error", err)
 		e.Outcome, e.bared = bare(e.Outcome), true
 	case e.aside == "":
 		e.aside = fmt.Sprintf("its outcome (%s, %d) cannot be written: %v", e.Result, e.Reply.Code, err)
 		e.Unknown, e.release = e.Unknown || e.Result == Delivered, true
 	default:
-		s.q.log.Error("queue: a recipient cannot be set aside, its row cannot be written", "id", e.Message, "rcpt", e.N, "why", e.aside, "error", err)
-		s.q.held.remove(e.Message, 1)
+		s.q.log.Error("queue: cannot set a recipient aside, its row cannot be written", "id", e.Message, "rcpt", e.N, "why", e.aside, "error", err)
+		s.q.inHand.remove(e.Message, 1)
 		return false
 	}
 	return true
 }
 
-// bare is an outcome without anything that a peer said but its codes.
+// bare is an outcome without the peer's text, only its codes.
 func bare(o Outcome) Outcome {
 	o.Reply.Text, o.RemoteMTA, o.TLS, o.Upstream = "", "", "", ""
 	return o
@@ -210,13 +210,13 @@ func (s *settles) finish(group []ending) {
 		e := &group[i]
 		switch {
 		case e.aside != "":
-			s.q.log.Error("queue: a recipient is set aside, its mail waits for an admin", "id", e.Message, "rcpt", e.N, "why", e.aside)
+			s.q.log.Error("queue: recipient set aside, its mail waits for an admin", "id", e.Message, "rcpt", e.N, "why", e.aside)
 		case e.release:
 			due = due || e.RetryIn <= 0
 		default:
 			notices = notices || e.Result == Failed
 		}
-		s.q.held.remove(e.Message, 1)
+		s.q.inHand.remove(e.Message, 1)
 	}
 	if due || notices {
 		s.q.announce()
@@ -234,8 +234,8 @@ var (
 	sqlFlagFenced       = texts.Bind("flag_fenced", "message_id", "n")
 )
 
-// attempt writes a group once: one round trip, one transaction.
-func (s *settles) attempt(group []ending, again bool) error {
+// try writes a group once: one round trip, one transaction.
+func (s *settles) try(group []ending, again bool) error {
 	began := time.Now()
 	err := s.q.cfg.Guard.Try("queue: writing outcomes", func() error { return s.transact(group, again) })
 	err = s.s.Panicked(err)
@@ -244,7 +244,7 @@ func (s *settles) attempt(group []ending, again bool) error {
 }
 
 func (s *settles) transact(group []ending, again bool) error {
-	// Like a commit of mail it is not cancelled by anybody.
+	// Like a commit of mail, it is never cancelled.
 	ctx, cancel := context.WithTimeout(context.Background(), s.q.cfg.Budget)
 	defer cancel()
 	conn, err := s.s.Get(ctx)
@@ -293,7 +293,7 @@ func (s *settles) transact(group []ending, again bool) error {
 	return nil
 }
 
-// tellFenced logs outcomes that changed no row and flags the rows that there are.
+// tellFenced logs outcomes that changed no row and flags the rows that still exist.
 func (s *settles) tellFenced(ctx context.Context, conn *pgx.Conn, fenced []fencedKey) {
 	if len(fenced) == 0 {
 		return
@@ -302,10 +302,10 @@ func (s *settles) tellFenced(ctx context.Context, conn *pgx.Conn, fenced []fence
 	ids, ns := make([][16]byte, len(fenced)), make([]int32, len(fenced))
 	for i, key := range fenced {
 		ids[i], ns[i] = *key.id, int32(*key.n)
-		s.q.log.Warn("queue: fenced: an outcome came after its epoch had lost the recipient", "id", *key.id, "rcpt", *key.n)
+		s.q.log.Warn("queue: outcome fenced: it came after its epoch had lost the recipient", "id", *key.id, "rcpt", *key.n)
 	}
 	if _, err := conn.Exec(ctx, sqlFlagFenced, ids, ns); s.s.End(err) != nil {
-		s.q.log.Warn("queue: recipients that may have been delivered are not flagged", "recipients", len(fenced), "error", err)
+		s.q.log.Warn("queue: cannot flag recipients that may have been delivered", "recipients", len(fenced), "error", err)
 	}
 }
 
@@ -322,7 +322,7 @@ type fencedKey struct {
 	n  *int
 }
 
-// endings is what one statement takes, by columns.
+// endings holds the columns of one statement.
 type endings struct {
 	node          string
 	gather, delay time.Duration
@@ -419,8 +419,7 @@ func (c *endings) undelivered(a *pg.Args) {
 	a.Add("delay_notice", c.delay)
 }
 
-// expiredReply is what a recipient fails with when its lifetime ended while it
-// waited (RFC 3463 X.4.7, transient by its class as in RFC 3464 section 4.3).
+// expiredReply fails a recipient whose lifetime ended while it waited (RFC 3463 X.4.7, transient by its class as in RFC 3464 section 4.3).
 func expiredReply(lifetime time.Duration) smtp.Reply {
 	return smtp.Temporary(451, 4, 7, fmt.Sprintf("Delivery time expired after %s", lifetime))
 }

@@ -1,12 +1,12 @@
 -- The statements of a group of outcomes (settle.go). Each array has an element for each outcome.
--- What is fenced off changes no row, and is in the history.
+-- An outcome that is fenced off changes no row, and is in the history.
 
 -- name: delivered
 -- Ends rows that were delivered: the row goes, or stays to be told of when its sender asked
 -- for that and the next hop does not see to it. While others of the message are under way,
 -- what is to be told is gathered for a while.
 --
--- @again leaves out what an earlier attempt has recorded: those rows may be claimed again by
+-- @again leaves out what an earlier try has recorded: those rows may be claimed again by
 -- now, by the same epoch. An outcome that is written a second time finds its history there and
 -- is not taken for fenced. ("not in" is hashed; a join there would be a loop over all pairs.)
 with o as materialized (
@@ -16,24 +16,24 @@ with o as materialized (
 			@waits_for::text[], @ours::boolean[])
 		as o(message_id, n, epoch, result, at, started_at, code, enhanced, text, mta, addr, tls, upstream, outcome_unknown, dsn_passed,
 			retry_in, released, local, domain, waits_for, ours)
-	where not @again or not exists (select from attempt a where a.message_id = o.message_id and a.n = o.n and a.at = o.at and a.epoch = o.epoch)),
+	where not @again or not exists (select from history a where a.message_id = o.message_id and a.n = o.n and a.at = o.at and a.epoch = o.epoch)),
 gone as (
 	delete from recipient r using o
-	where r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'queued'
+	where r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'waiting'
 		and (r.tell & 4 = 0 or o.dsn_passed)
 	returning o.*, r.possible_duplicate as duplicate),
 kept as (
 	update recipient r set state = 'delivered', owner = null, dot_possible = false, attempts = attempts + 1,
-		notice_at = now() + case when exists (select from recipient s where s.message_id = r.message_id and s.n <> r.n and s.state = 'queued')
+		notice_at = now() + case when exists (select from recipient s where s.message_id = r.message_id and s.n <> r.n and s.state = 'waiting')
 			then @gather::interval else '0' end,
 		last_attempt_at = o.at, reply_code = o.code, reply_enhanced = o.enhanced, reply_text = o.text, remote_mta = o.mta
 	from o
-	where r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'queued'
+	where r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'waiting'
 		and r.tell & 4 <> 0 and not o.dsn_passed
 	returning o.*, r.possible_duplicate),
 k as (select * from gone union all select * from kept),
 h as (
-	insert into attempt (message_id, n, at, epoch, result, started_at, local, domain, reply_code, reply_enhanced, reply_text,
+	insert into history (message_id, n, at, epoch, result, started_at, local, domain, reply_code, reply_enhanced, reply_text,
 		remote_mta, remote_addr, tls, upstream, node, outcome_unknown, possible_duplicate, dsn_passed, fenced)
 	select e.message_id, e.n, e.at, e.epoch, e.result, e.started_at, e.local, e.domain, e.code, e.enhanced, e.text,
 		e.mta, e.addr, e.tls, e.upstream, @node, e.outcome_unknown, e.duplicate, e.dsn_passed, e.fenced
@@ -70,17 +70,17 @@ with o as materialized (
 			@waits_for::text[], @ours::boolean[])
 		as o(message_id, n, epoch, result, at, started_at, code, enhanced, text, mta, addr, tls, upstream, outcome_unknown, dsn_passed,
 			retry_in, released, local, domain, waits_for, ours)
-	where not @again or not exists (select from attempt a where a.message_id = o.message_id and a.n = o.n and a.at = o.at and a.epoch = o.epoch)),
+	where not @again or not exists (select from history a where a.message_id = o.message_id and a.n = o.n and a.at = o.at and a.epoch = o.epoch)),
 mine as materialized (
 	select o.*, r.possible_duplicate as duplicate, r.tell,
 		not o.released and (o.result <> 'deferred' or r.expires_at <= now()) as fails,
 		not o.released and o.result = 'deferred' and r.expires_at <= now() as late
-	from o join recipient r on r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'queued'
+	from o join recipient r on r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'waiting'
 	for update of r),
 -- The messages of which recipients go on: more may fail soon, to be told by one notice.
 goes_on as materialized (
 	select f.message_id from (select message_id, count(*) as ends from mine where fails group by message_id) f
-	where f.ends < (select count(*) from recipient r where r.message_id = f.message_id and r.state = 'queued')),
+	where f.ends < (select count(*) from recipient r where r.message_id = f.message_id and r.state = 'waiting')),
 gone as (
 	delete from recipient r using mine m
 	where r.message_id = m.message_id and r.n = m.n and m.fails and m.tell & 1 = 0
@@ -102,7 +102,7 @@ back as (
 	where r.message_id = m.message_id and r.n = m.n and m.released),
 kept as (
 	update recipient r set owner = null, dot_possible = false,
-		state = case when m.fails then 'failed' else 'queued' end,
+		state = case when m.fails then 'failed' else 'waiting' end,
 		held_at = case when not m.fails then held_since(r.message_id, r.held_at) end, last_upstream = m.upstream,
 		waits_for = case when not m.fails then nullif(m.waits_for, '') end,
 		possible_duplicate = r.possible_duplicate or m.outcome_unknown,
@@ -129,7 +129,7 @@ k as (
 		m.ours, m.duplicate
 	from mine m),
 h as (
-	insert into attempt (message_id, n, at, epoch, result, started_at, local, domain, reply_code, reply_enhanced, reply_text,
+	insert into history (message_id, n, at, epoch, result, started_at, local, domain, reply_code, reply_enhanced, reply_text,
 		remote_mta, remote_addr, tls, upstream, node, outcome_unknown, possible_duplicate, dsn_passed, fenced)
 	select e.message_id, e.n, e.at, e.epoch, e.result, e.started_at, e.local, e.domain, e.code, e.enhanced, e.text,
 		e.mta, e.addr, e.tls, e.upstream, @node, e.outcome_unknown, e.duplicate, e.dsn_passed, e.fenced
@@ -153,7 +153,7 @@ select null, null,
 	set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)
 
 -- name: await_outcomes
--- Waits for an earlier attempt that is still under way, so that what follows, a statement of
+-- Waits for an earlier try that is still under way, so that what follows, a statement of
 -- its own, sees what it has recorded.
 select count(*) from (
 	select from unnest(@message_id::uuid[], @n::int[]) o(message_id, n)
@@ -166,5 +166,5 @@ select count(*) from (
 -- those whose claim a failover has lost. Should this not be written, the history still says so.
 update recipient r set possible_duplicate = true
 from unnest(@message_id::uuid[], @n::int[]) f(message_id, n)
-where r.message_id = f.message_id and r.n = f.n and r.state = 'queued' and not r.possible_duplicate
-	and exists (select from attempt a where a.message_id = f.message_id and a.n = f.n and a.fenced and a.possible_duplicate)
+where r.message_id = f.message_id and r.n = f.n and r.state = 'waiting' and not r.possible_duplicate
+	and exists (select from history a where a.message_id = f.message_id and a.n = f.n and a.fenced and a.possible_duplicate)

@@ -169,7 +169,7 @@ func working(t testing.TB, db *pgtest.DB) *pgx.Conn {
 	return conn
 }
 
-// rows describes the live rows of a message, "0 queued owned;1 failed".
+// rows describes the live rows of a message, "0 waiting owned;1 failed".
 func rows(t testing.TB, db *pgtest.DB, id ID) string {
 	t.Helper()
 	var s string
@@ -198,7 +198,7 @@ func becomes(t testing.TB, db *pgtest.DB, id ID, want string) {
 func history(t testing.TB, db *pgtest.DB, id ID) string {
 	t.Helper()
 	return read(t, db, `select coalesce(string_agg(n || ' ' || result || case when possible_duplicate then ' duplicate' else '' end
-		|| case when fenced then ' fenced' else '' end, ';' order by at, n), '') from attempt where message_id = $1`, id)
+		|| case when fenced then ' fenced' else '' end, ';' order by at, n), '') from history where message_id = $1`, id)
 }
 
 // claimAll claims until a claim finds rows.

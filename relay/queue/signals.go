@@ -10,8 +10,8 @@ import (
 )
 
 // channel is the notification channel: "there is work to claim". The payload is
-// empty, payloadAsked when an operator asked for it, payloadBack and a way that is back,
-// or payloadFull when a node has found the disk full.
+// empty, payloadAsked when an operator asked for it, payloadBack and a way that has
+// recovered, or payloadFull when a node has found the disk full.
 const (
 	channel      = "postern_queue"
 	payloadAsked = "asked"
@@ -56,8 +56,8 @@ func (q *Queue) announce() {
 // sqlNotifyFull is sent immediately: the others have no time to lose.
 const sqlNotifyFull = `select pg_notify('` + channel + `', '` + payloadFull + `')`
 
-// announceFull tells the other nodes that the disk is full. Those that do not hear it look
-// at each heartbeat.
+// announceFull tells the other nodes that the disk is full. Nodes that miss it find out at
+// their heartbeat.
 func (q *Queue) announceFull(ctx context.Context) {
 	if !q.cfg.NoNotify {
 		_, _ = q.cfg.WorkPool.Exec(ctx, sqlNotifyFull)
@@ -79,12 +79,12 @@ func (q *Queue) Wait(ctx context.Context) error {
 	}
 }
 
-// Asked counts how often operators have asked for mail to be tried now, as far as
-// this node has heard: destinations in trouble need not be spared any longer.
-// Without NOTIFY it hears nothing, and such mail waits out the trouble.
+// Asked counts how often operators have asked for mail to be tried now, as far as this node
+// knows: destinations in trouble are then no longer spared. It needs NOTIFY; without it such
+// mail waits until the trouble is over.
 func (q *Queue) Asked() uint64 { return q.asked.Load() }
 
-// sqlNotifyAsked is heard as what an operator asked for.
+// sqlNotifyAsked announces an operator's request.
 const sqlNotifyAsked = `select pg_notify('` + channel + `', '` + payloadAsked + `')`
 
 // Hurry tells running nodes that an operator asks them to look for work now. It is only a
@@ -127,7 +127,7 @@ func (s *signals) notify(ctx context.Context) {
 }
 
 // listen turns notifications into wake-ups, on a connection that is made again
-// when it breaks; what was said meanwhile is caught up by one wake-up.
+// when it breaks; one wake-up makes up for notifications missed meanwhile.
 func (s *signals) listen(ctx context.Context) {
 	if s.q.cfg.NoNotify {
 		return
@@ -135,7 +135,7 @@ func (s *signals) listen(ctx context.Context) {
 	defer s.s.Close()
 	for ctx.Err() == nil {
 		if err := s.hear(ctx); ctx.Err() == nil {
-			s.q.log.Warn("queue: listening is interrupted, polling goes on", "error", err)
+			s.q.log.Warn("queue: LISTEN interrupted, polling goes on", "error", err)
 			s.s.Drop()
 			s.q.epochs.lookNow() // a database that is away is known immediately
 			select {
@@ -149,7 +149,7 @@ func (s *signals) listen(ctx context.Context) {
 // checkListener is how often a silent listener looks whether its server is there.
 const checkListener = 30 * time.Second
 
-// hear listens until something breaks, and returns what.
+// hear listens until something breaks, and returns the error.
 func (s *signals) hear(ctx context.Context) error {
 	conn, err := s.s.Get(ctx)
 	if err != nil {
@@ -187,7 +187,7 @@ func (s *signals) hear(ctx context.Context) error {
 	}
 }
 
-// bounded asks the database something that takes no time.
+// bounded runs a query that takes no time.
 func bounded(ctx context.Context, ask func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()

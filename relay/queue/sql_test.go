@@ -62,7 +62,7 @@ func TestPlansUseKeys(t *testing.T) {
 			t.Fatalf("%s: %v", name, err)
 		}
 		plan := strings.Join(lines, "\n")
-		for _, bad := range []string{"recipient_owner", "Seq Scan on recipient", "Seq Scan on body", "Seq Scan on large_body", "Seq Scan on attempt"} {
+		for _, bad := range []string{"recipient_owner", "Seq Scan on recipient", "Seq Scan on body", "Seq Scan on large_body", "Seq Scan on history"} {
 			if strings.Contains(plan, bad) {
 				t.Errorf("%s uses %s:\n%s", name, bad, plan)
 			}

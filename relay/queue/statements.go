@@ -9,6 +9,6 @@ import (
 //go:embed *.sql
 var files embed.FS
 
-// texts are the statements of the .sql files beside this one. Their arguments are numbered
-// once, when the package is loaded, in the order in which they are given.
+// texts are the statements of the .sql files beside this one. Their named arguments
+// are numbered once, when the package is loaded.
 var texts = pg.Load(files)

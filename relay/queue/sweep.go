@@ -34,12 +34,12 @@ type sweeps struct {
 	s *pg.Dedicated
 
 	seen     map[int64]beatSeen // of other epochs, to be sure that they are silent
-	suspects map[ID]bool        // rows of ours that nobody held at the last round
+	suspects map[ID]bool        // rows of ours that nobody had in hand at the last round
 	slow     time.Time          // when times are looked at next
 }
 
 type beatSeen struct {
-	beat  string // the database's word for its last heartbeat, which may be no time
+	beat  string // its last heartbeat as text, which may not be a valid time
 	since time.Duration
 }
 
@@ -58,7 +58,7 @@ func (s *sweeps) run(ctx context.Context) {
 		if err := s.round(ctx); err != nil && ctx.Err() == nil {
 			s.s.Drop()
 			if !s.q.epochs.suspectIfDown(err) {
-				s.q.log.Warn("queue: sweeping is tried again", "error", err)
+				s.q.log.Warn("queue: sweep failed, will retry", "error", err)
 			}
 		}
 	}
@@ -79,11 +79,10 @@ func (s *sweeps) round(ctx context.Context) error {
 	return s.s.End(err)
 }
 
-// sqlKill is the death of an epoch: the heartbeat that races with it either moves
-// beat_at first, and then nothing happens here, or changes no row any more.
+// sqlKill ends an epoch. A heartbeat that races with it either moves beat_at first, and this
+// changes nothing, or comes too late and changes nothing itself.
 const sqlKill = `update node set reaped_at = clock_timestamp() where epoch = $1 and beat_at::text = $2 and reaped_at is null`
 
-// sqlReap takes back the rows of dead epochs, sqlReapOne one of them.
 // reap buries silent epochs and takes their rows back.
 func (s *sweeps) reap(ctx context.Context, conn *pgx.Conn) error {
 	if err := s.bury(ctx, conn); err != nil {
@@ -109,7 +108,7 @@ func (s *sweeps) reap(ctx context.Context, conn *pgx.Conn) error {
 	}
 }
 
-// reapEach takes rows of dead epochs back one by one. Those whose row makes it fail are set aside.
+// reapEach takes rows of dead epochs back one by one, and sets aside those at which it fails.
 func (s *sweeps) reapEach(ctx context.Context, conn *pgx.Conn) (count int, err error) {
 	type row struct {
 		ID    ID
@@ -133,9 +132,9 @@ func (s *sweeps) reapEach(ctx context.Context, conn *pgx.Conn) (count int, err e
 	return count, err
 }
 
-// bury ends the epochs whose lease is over and from which nothing was heard for
-// ReapAfter. The silence is counted while the lease still runs, so that the mail of
-// a dead node does not wait for the one after the other.
+// bury ends the epochs whose lease is over and which were silent for ReapAfter. The silence
+// counts while the lease still runs, so that the mail of a dead node does not wait for one
+// after the other.
 func (s *sweeps) bury(ctx context.Context, conn *pgx.Conn) error {
 	rows, err := conn.Query(ctx, sqlLiving, s.q.cfg.ReapAfter, s.q.cfg.Lease+s.q.cfg.ReapAfter)
 	if err != nil {
@@ -163,7 +162,7 @@ func (s *sweeps) bury(ctx context.Context, conn *pgx.Conn) error {
 		// The database's clock may have jumped: a living node would have beaten since.
 		silence := s.q.cfg.ReapAfter
 		if e.Never {
-			silence += s.q.cfg.Lease // the silence is all that tells
+			silence += s.q.cfg.Lease // only the silence counts
 		}
 		if !e.Over && !e.Never || s.q.clock.Now()-was.since < silence {
 			continue
@@ -185,9 +184,9 @@ const (
 	sqlOwnedOf = `select n from recipient where message_id = $1 and owner = $2`
 )
 
-// leftovers releases rows of our own epoch that nobody here knows of: the answer to
-// a claim was lost after its commit, or the database has lost how an attempt ended. They
-// are released when two rounds met them, since an answer may be on its way.
+// leftovers releases rows of our own epoch that nobody here has in hand: the answer to a
+// claim was lost after its commit, or the database has lost the end of an attempt. They are
+// released once two rounds have met them, since an answer may be on its way.
 func (s *sweeps) leftovers(ctx context.Context, conn *pgx.Conn) error {
 	epoch := s.q.epochs.valid()
 	if epoch == 0 {
@@ -201,7 +200,7 @@ func (s *sweeps) leftovers(ctx context.Context, conn *pgx.Conn) error {
 	var lost [][16]byte
 	var id ID
 	_, err = pgx.ForEachRow(rows, []any{&id}, func() error {
-		if s.q.held.has(id) {
+		if s.q.inHand.has(id) {
 			return nil
 		}
 		suspects[id] = true
@@ -220,7 +219,7 @@ func (s *sweeps) leftovers(ctx context.Context, conn *pgx.Conn) error {
 	// Other rows of the same messages may be claimed meanwhile.
 	s.q.claims.mu.Lock()
 	defer s.q.claims.mu.Unlock()
-	lost = slices.DeleteFunc(lost, func(id [16]byte) bool { return s.q.held.has(id) })
+	lost = slices.DeleteFunc(lost, func(id [16]byte) bool { return s.q.inHand.has(id) })
 	if len(lost) == 0 {
 		return nil
 	}
@@ -248,7 +247,7 @@ func (s *sweeps) leftovers(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// timeless mends times that would keep mail for ever: it is due.
+// timeless corrects times that would keep mail for ever: it is due now.
 func (s *sweeps) timeless(ctx context.Context, conn *pgx.Conn) error {
 	for _, sql := range []string{sqlNeverDue, sqlNeverTold} {
 		tag, err := conn.Exec(ctx, sql)
@@ -256,14 +255,14 @@ func (s *sweeps) timeless(ctx context.Context, conn *pgx.Conn) error {
 			return fmt.Errorf("mend times: %w", err)
 		}
 		if n := tag.RowsAffected(); n > 0 {
-			s.q.log.Warn("queue: recipients waited for a time that never comes, they are due now", "recipients", n)
+			s.q.log.Warn("queue: recipients with a time that never comes are due now", "recipients", n)
 			s.q.announce()
 		}
 	}
 	return nil
 }
 
-// handBack releases what this node still owns at its end.
+// handBack releases the rows that this node still owns at its end.
 func (s *sweeps) handBack(ctx context.Context) error {
 	l := s.q.epochs.current.Load()
 	if l == nil {

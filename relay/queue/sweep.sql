@@ -1,4 +1,4 @@
--- What a crash or a lost answer left behind is put right by these (sweep.go).
+-- These put right what a crash or a lost answer left behind (sweep.go).
 
 -- name: living
 -- Lists the living epochs, and says whose lease ended long enough ago, and whose ends later than
@@ -10,35 +10,35 @@ from node where reaped_at is null
 -- Takes back rows of dead epochs. Those that their owner may have sent are flagged, and their
 -- history says so.
 with lost as materialized (
-	select r.message_id, r.n, r.owner, r.dot_possible and r.state = 'queued' as sent, r.state, r.local, r.domain
+	select r.message_id, r.n, r.owner, r.dot_possible and r.state = 'waiting' as sent, r.state, r.local, r.domain
 	from recipient r where r.owner = any(array(select epoch from node where reaped_at is not null)) limit @rows
 	for update skip locked),
 back as (update recipient r set owner = null, dot_possible = false, held_at = held_since(r.message_id, r.held_at),
 		possible_duplicate = r.possible_duplicate or l.sent,
-		next_attempt_at = case when l.state = 'queued' then greatest(r.next_attempt_at, now()) else r.next_attempt_at end
+		next_attempt_at = case when l.state = 'waiting' then greatest(r.next_attempt_at, now()) else r.next_attempt_at end
 	from lost l where r.message_id = l.message_id and r.n = l.n),
-h as (insert into attempt (message_id, n, at, epoch, result, local, domain, node, reply_text, outcome_unknown, possible_duplicate)
+h as (insert into history (message_id, n, at, epoch, result, local, domain, node, reply_text, outcome_unknown, possible_duplicate)
 	select l.message_id, l.n, now(), l.owner, 'unknown', l.local, l.domain, coalesce(node.name, ''),
 		case when l.sent then 'The node that had this recipient is gone, it may have delivered'
 			else 'The node that had this recipient is gone before it delivered' end, l.sent, l.sent
-	from lost l left join node on node.epoch = l.owner where l.state = 'queued'
+	from lost l left join node on node.epoch = l.owner where l.state = 'waiting'
 	on conflict do nothing)
 select (select count(*) from lost), set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)
 
 -- name: reap_one
 -- reap for one row.
 with lost as materialized (
-	select r.message_id, r.n, r.owner, r.dot_possible and r.state = 'queued' as sent, r.state, r.local, r.domain
+	select r.message_id, r.n, r.owner, r.dot_possible and r.state = 'waiting' as sent, r.state, r.local, r.domain
 	from recipient r where r.message_id = @message_id and r.n = @n and r.owner = @epoch for update skip locked),
 back as (update recipient r set owner = null, dot_possible = false, held_at = held_since(r.message_id, r.held_at),
 		possible_duplicate = r.possible_duplicate or l.sent,
-		next_attempt_at = case when l.state = 'queued' then greatest(r.next_attempt_at, now()) else r.next_attempt_at end
+		next_attempt_at = case when l.state = 'waiting' then greatest(r.next_attempt_at, now()) else r.next_attempt_at end
 	from lost l where r.message_id = l.message_id and r.n = l.n),
-h as (insert into attempt (message_id, n, at, epoch, result, local, domain, node, reply_text, outcome_unknown, possible_duplicate)
+h as (insert into history (message_id, n, at, epoch, result, local, domain, node, reply_text, outcome_unknown, possible_duplicate)
 	select l.message_id, l.n, now(), l.owner, 'unknown', l.local, l.domain, coalesce(node.name, ''),
 		case when l.sent then 'The node that had this recipient is gone, it may have delivered'
 			else 'The node that had this recipient is gone before it delivered' end, l.sent, l.sent
-	from lost l left join node on node.epoch = l.owner where l.state = 'queued'
+	from lost l left join node on node.epoch = l.owner where l.state = 'waiting'
 	on conflict do nothing)
 select (select count(*) from lost), set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)
 
@@ -47,13 +47,13 @@ select (select count(*) from lost), set_config('synchronous_commit', case curren
 -- have been sent were sent if the database has forgotten how that ended, as after a failover that
 -- lost the last moments.
 with lost as materialized (
-	select r.message_id, r.n, r.owner, r.dot_possible and r.state = 'queued' as sent, r.state, r.local, r.domain
+	select r.message_id, r.n, r.owner, r.dot_possible and r.state = 'waiting' as sent, r.state, r.local, r.domain
 	from recipient r where r.message_id = any(@message_id::uuid[]) and r.owner is not distinct from @epoch for update),
 back as (update recipient r set owner = null, dot_possible = false, held_at = held_since(r.message_id, r.held_at),
 		possible_duplicate = r.possible_duplicate or l.sent,
-		next_attempt_at = case when l.state = 'queued' then greatest(r.next_attempt_at, now()) else r.next_attempt_at end
+		next_attempt_at = case when l.state = 'waiting' then greatest(r.next_attempt_at, now()) else r.next_attempt_at end
 	from lost l where r.message_id = l.message_id and r.n = l.n),
-h as (insert into attempt (message_id, n, at, epoch, result, local, domain, node, reply_text, outcome_unknown, possible_duplicate)
+h as (insert into history (message_id, n, at, epoch, result, local, domain, node, reply_text, outcome_unknown, possible_duplicate)
 	select l.message_id, l.n, now(), l.owner, 'unknown', l.local, l.domain, coalesce(node.name, ''), 'The node had lost track of this recipient, it may have delivered', true, true
 	from lost l left join node on node.epoch = l.owner where l.sent
 	on conflict do nothing)
@@ -62,13 +62,13 @@ select (select count(*) from lost), set_config('synchronous_commit', case curren
 -- name: hand_back
 -- Takes back rows of an epoch that ends.
 with lost as materialized (
-	select r.message_id, r.n, r.owner, r.dot_possible and r.state = 'queued' as sent, r.state, r.local, r.domain
+	select r.message_id, r.n, r.owner, r.dot_possible and r.state = 'waiting' as sent, r.state, r.local, r.domain
 	from recipient r where r.owner = @epoch limit @rows for update),
 back as (update recipient r set owner = null, dot_possible = false, held_at = held_since(r.message_id, r.held_at),
 		possible_duplicate = r.possible_duplicate or l.sent,
-		next_attempt_at = case when l.state = 'queued' then greatest(r.next_attempt_at, now()) else r.next_attempt_at end
+		next_attempt_at = case when l.state = 'waiting' then greatest(r.next_attempt_at, now()) else r.next_attempt_at end
 	from lost l where r.message_id = l.message_id and r.n = l.n),
-h as (insert into attempt (message_id, n, at, epoch, result, local, domain, node, reply_text, outcome_unknown, possible_duplicate)
+h as (insert into history (message_id, n, at, epoch, result, local, domain, node, reply_text, outcome_unknown, possible_duplicate)
 	select l.message_id, l.n, now(), l.owner, 'unknown', l.local, l.domain, coalesce(node.name, ''), 'The node had lost track of this recipient, it may have delivered', true, true
 	from lost l left join node on node.epoch = l.owner where l.sent
 	on conflict do nothing)
@@ -82,7 +82,7 @@ select message_id, n, owner from recipient where owner = any(array(select epoch 
 -- Makes rows due that no claim would find: their time lies before all calendars or in no year
 -- that comes.
 update recipient set next_attempt_at = now()
-where owner is null and held_at is null and state = 'queued' and (next_attempt_at < '0001-01-02 00:00+00' or next_attempt_at > now() + interval '1 year')
+where owner is null and held_at is null and state = 'waiting' and (next_attempt_at < '0001-01-02 00:00+00' or next_attempt_at > now() + interval '1 year')
 
 -- name: never_told
 -- The same for notices.

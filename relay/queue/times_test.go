@@ -34,7 +34,7 @@ func TestSetTimes(t *testing.T) {
 	o := outcome(d, 0, Deferred)
 	o.RetryIn = time.Minute
 	q.Settle(o)
-	becomes(t, db, before.ID, "0 queued")
+	becomes(t, db, before.ID, "0 waiting")
 	if n := count(t, db, `select count(*) from recipient where notice_at = accepted_at + interval '20 minutes'`); n != 1 {
 		t.Error("the delay is not told of after the new span")
 	}
@@ -143,7 +143,7 @@ func TestCloseWithPendingCommit(t *testing.T) {
 	if got := history(t, db, sent.ID); got != "0 delivered" {
 		t.Errorf("history of what was delivered: %q", got)
 	}
-	if got := rows(t, db, waits.ID); got != "0 queued duplicate" { // nobody has said that it was not sent
+	if got := rows(t, db, waits.ID); got != "0 waiting duplicate" { // nobody has said that it was not sent
 		t.Errorf("rows of what was not: %q", got)
 	}
 	if n := count(t, db, `select count(*) from node where reaped_at is null`); n != 0 {

@@ -18,12 +18,12 @@ var (
 	errClosed          = errors.New("the queue is closing")
 )
 
-// Trouble is what a client hears about err while its message is accepted. It is
-// always 4yz: trouble of ours is no verdict about the message.
+// Trouble is the reply to a client whose message could not be accepted because of err. It is
+// always 4yz: our trouble says nothing about the message.
 func Trouble(err error) smtp.Reply {
 	var over *quota.Over
 	if errors.As(err, &over) {
-		return smtp.Temporary(452, 7, 1, "A sending limit is reached, try again later") // the policy has better words
+		return smtp.Temporary(452, 7, 1, "A sending limit is reached, try again later") // the policy has a better text
 	}
 	code := pg.Code(err)
 	if code == "" {
@@ -46,8 +46,8 @@ func Trouble(err error) smtp.Reply {
 
 var storageFull = smtp.Temporary(452, 3, 1, "Message storage is full, try again later")
 
-// isTaken reports that a message's own id is in the table already: an earlier try has
-// been committed, whatever was thought of it. Ids are random: it is no other message's.
+// isTaken reports that a message's own id is in the table already: an earlier try was
+// committed after all. Ids are random, so it cannot be another message's.
 func isTaken(err error) bool {
 	var said *pgconn.PgError
 	return errors.As(err, &said) && said.Code == "23505" && said.ConstraintName == "message_pkey"

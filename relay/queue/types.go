@@ -35,7 +35,7 @@ func FirstID(t time.Time) ID {
 type Body interface {
 	io.ReaderAt
 	Size() int64
-	Hold()
+	Retain()
 	Drop()
 }
 
@@ -48,9 +48,9 @@ type Message struct {
 	Sender       smtp.Address // the null path for notices
 	Size         int64        // octets of the body
 
-	// What the message needs of a next hop follows from its text and its envelope; what
-	// the client declared beyond that is not kept. A recipient whose address
-	// NeedsUTF8 needs SMTPUTF8 besides.
+	// The needs of a message at the next hop follow from its text and its envelope; further
+	// declarations of the client are not kept. A recipient whose address NeedsUTF8 needs
+	// SMTPUTF8 as well.
 	UTF8     bool          // SMTPUTF8: of the sender's address, or of a header section that was declared so
 	BodyType smtp.BodyType // Body8BitMIME: EightBit, and declared so; else ""
 	EightBit bool          // the text has octets beyond ASCII
@@ -76,16 +76,15 @@ type Recipient struct {
 	ORcptType         string
 	ORcpt             string
 	Attempts          int  // attempts finished before this one
-	LastCode          int  // code of the reply that the last of them ended with; 0 before the first
+	LastCode          int  // code of the last attempt's reply; 0 before the first
 	LastMidText       bool // that reply was MidText
 	PossibleDuplicate bool // an earlier attempt may have delivered
 	DelayNoticed      bool
-	Expires           time.Duration // time left of its lifetime at the claim; ≤ 0 is over
+	Expires           time.Duration // time left of its lifetime at the claim; ≤ 0: it is over
 }
 
-// Delivery is one message with those recipients that this node owns under Epoch.
-// Its holder must end every recipient by Settle or Release, and Drop the
-// Body once.
+// Delivery is one message with those recipients that this node owns under Epoch. Whoever
+// has it must end every recipient by Settle or Release, and Drop the Body once.
 type Delivery struct {
 	Message    Message
 	Recipients []Recipient
@@ -93,7 +92,7 @@ type Delivery struct {
 	Epoch      int64
 }
 
-// Result is what an attempt came to for one recipient.
+// Result is how an attempt ended for one recipient.
 type Result string
 
 const (
@@ -110,9 +109,9 @@ type Outcome struct {
 	Recipient smtp.Address
 	Epoch     int64
 	Result    Result
-	Reply     smtp.Reply // the server's, or one made up for trouble without a reply
-	RemoteMTA string     // the host that said it (RFC 3464 Remote-MTA) unless it is Ours, "" if none was talked to
-	Ours      bool       // Reply is made up, of what RemoteMTA did or lacks
+	Reply     smtp.Reply // the server's, or one made up if it gave none
+	RemoteMTA string     // the host that gave it (RFC 3464 Remote-MTA) unless it is Ours; "": no host was reached
+	Ours      bool       // Reply is made up, about RemoteMTA
 	RemoteIP  netip.AddrPort
 	TLS       string // TLS facts of the attempt, "" in clear
 	Upstream  string // name of the upstream, or "mx"
@@ -123,17 +122,17 @@ type Outcome struct {
 	// Unknown says that the final dot was sent and no complete reply came: the
 	// next attempt may deliver a second copy.
 	Unknown bool
-	// DSNPassed says that the next hop took the NOTIFY duties over.
+	// DSNPassed says that the next hop took over the duties of NOTIFY.
 	DSNPassed bool
-	// Suspended says that a Deferred recipient waits only because its destination is left
-	// alone after trouble: it is due when the destination has Recovered.
+	// Suspended says that a Deferred recipient waits only for the suspension of its
+	// destination to end: it is due when the destination has Recovered.
 	Suspended bool
 	// NotAnAttempt records nothing in the history and counts no attempt: the
-	// recipient goes back to waiting (no route, destination busy or left alone).
+	// recipient goes back to waiting (no route, destination busy or suspended).
 	NotAnAttempt bool
 }
 
-// NoticeKind is why a notice is due.
+// NoticeKind is the reason for a notice.
 type NoticeKind string
 
 const (
@@ -142,7 +141,7 @@ const (
 	NoticeSuccess NoticeKind = "success" // relayed to a server that offers no DSN
 )
 
-// Notice is what the sender of one message is to be told about some recipients.
+// Notice is due to the sender of one message, about some of its recipients.
 // Its rows are claimed by this node's epoch until EnqueueNotice or ReleaseNotice.
 type Notice struct {
 	Message    Message
@@ -162,11 +161,11 @@ type NoticeRecipient struct {
 	ORcptType   string
 	ORcpt       string
 	Reply       smtp.Reply
-	RemoteMTA   string // that said Reply; "" if the relay did
+	RemoteMTA   string // that gave Reply; "": the relay did
 	LastAttempt time.Time
 	WillRetryTo time.Time // delay notices: when the lifetime ends
 }
 
-// Error is a refusal by the queue. Reply is what a client that waits is told,
-// always 4yz; Err is the cause.
+// Error is a refusal by the queue. Reply is for the waiting client, always 4yz; Err is the
+// cause.
 type Error = smtp.Error

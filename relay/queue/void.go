@@ -16,13 +16,13 @@ var (
 	sqlVoidRows    = texts.Bind("void_rows", "message_id", "epoch", "node")
 )
 
-// voids takes back messages whose commit is in doubt and whose client was told
-// 451. Their rows, if there are any, are ours until that is done: nobody sends them.
+// voids removes messages whose commit is in doubt and whose client was answered 451. Until
+// then their rows, if there are any, are ours: nobody sends them.
 type voids struct {
 	q    *Queue
 	s    *pg.Dedicated
 	mu   sync.Mutex
-	list []*job
+	list []*submittal
 	kick chan struct{}
 }
 
@@ -30,8 +30,8 @@ func newVoids(q *Queue) *voids {
 	return &voids{q: q, s: pg.NewDedicated(q.cfg.EnqueuePool, pg.TuneWork), kick: make(chan struct{}, 1)}
 }
 
-// add takes j, whose rows stay held until they are gone.
-func (v *voids) add(j *job) {
+// add takes j, whose rows stay in hand until they are gone.
+func (v *voids) add(j *submittal) {
 	v.mu.Lock()
 	v.list = append(v.list, j)
 	v.mu.Unlock()
@@ -47,7 +47,7 @@ func (v *voids) pending() int {
 	return len(v.list)
 }
 
-// run voids until ctx ends; what is left then is logged.
+// run voids until ctx ends, and logs what is left then.
 func (v *voids) run(ctx context.Context) {
 	defer v.s.Close()
 	for {
@@ -77,15 +77,15 @@ func (v *voids) round(ctx context.Context) int {
 	list := v.list
 	v.list = nil
 	v.mu.Unlock()
-	var left []*job
+	var left []*submittal
 	for i, j := range list {
 		err := v.s.Panicked(v.q.cfg.Guard.Try("queue: voiding", func() error { return v.void(ctx, j) }))
 		if err == nil {
-			v.q.held.remove(j.m.ID, len(j.rcpts))
+			v.q.inHand.remove(j.m.ID, len(j.rcpts))
 			continue
 		}
 		v.q.room.heard(err)
-		v.q.log.Warn("queue: a void waits for the database", "id", j.m.ID, "error", err)
+		v.q.log.Warn("queue: cannot void a message, will retry", "id", j.m.ID, "error", err)
 		if !pg.OfTheRow(err) {
 			left = append(left, list[i:]...)
 			break
@@ -101,7 +101,7 @@ func (v *voids) round(ctx context.Context) int {
 // sqlTaken counts the rows that somebody else has by now.
 const sqlTaken = `select count(*) from recipient where message_id = $1`
 
-func (v *voids) void(ctx context.Context, j *job) error {
+func (v *voids) void(ctx context.Context, j *submittal) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	conn, err := v.s.Get(ctx)

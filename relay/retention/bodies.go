@@ -89,7 +89,7 @@ func (t *bodies) run(ctx context.Context) {
 		if err := t.round(ctx); err != nil && ctx.Err() == nil {
 			t.conn.Drop()
 			if !t.cfg.Trouble(err) {
-				t.cfg.Log.Warn("retention: bodies are cleared later", "error", err)
+				t.cfg.Log.Warn("retention: cannot clear bodies, will retry", "error", err)
 			}
 		}
 	}

@@ -94,7 +94,7 @@ func TestTurnMovesWhatWaits(t *testing.T) {
 	m, d := putLarge(t, q, want)
 	o := queuetest.Outcome(d, 0, queue.Deferred)
 	q.Settle(o)
-	queuetest.Becomes(t, db, m.ID, "0 queued")
+	queuetest.Becomes(t, db, m.ID, "0 waiting")
 	round := func() {
 		t.Helper()
 		if err := turns.round(queuetest.Context(t)); err != nil {
@@ -256,7 +256,7 @@ func TestTurnsMoveInOneOrder(t *testing.T) {
 	m := queuetest.Message()
 	d := queuetest.Put(t, q, m, true, "a@example.net")
 	q.Settle(queuetest.Outcome(d, 0, queue.Deferred))
-	queuetest.Becomes(t, db, m.ID, "0 queued")
+	queuetest.Becomes(t, db, m.ID, "0 waiting")
 	queuetest.Exec(t, db, `delete from body where message_id = $1`, m.ID)
 	queuetest.Exec(t, db, `insert into large_body (message_id, n, turn, chunk) select $1, n, 0, '' from generate_series(2, 0, -1) n`, m.ID)
 	hold, err := db.Pool.Begin(queuetest.Context(t))
@@ -304,7 +304,7 @@ func TestTurnThatIsStuck(t *testing.T) {
 	turns.bytes = largeBody
 	kept, d := putLarge(t, q, randomBody(largeBody+1))
 	q.Settle(queuetest.Outcome(d, 0, queue.Deferred))
-	queuetest.Becomes(t, db, kept.ID, "0 queued")
+	queuetest.Becomes(t, db, kept.ID, "0 waiting")
 	if err := turns.round(queuetest.Context(t)); err != nil {
 		t.Fatal(err)
 	}

@@ -1,5 +1,6 @@
-// Package retention deletes what is kept for a time only: the octets of large messages, finished
-// mail's history, dead epochs, holds that hold nothing, and what limits and anomaly have counted.
+// Package retention deletes data whose time is over: the octets of large messages, the history
+// of finished mail, dead epochs, holds that hold nothing, and the counts of limits and of
+// anomaly detection.
 //
 // It deletes nothing of a message that has a recipient left. docs/retention.md lists every
 // table and its time.

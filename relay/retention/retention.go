@@ -31,7 +31,7 @@ const (
 	forgetLong     = 250 * time.Millisecond
 	forgetRest     = 3 // a pause is so many times as long as the batch before it
 
-	forgetRows  = 1000 // of the breaker and the limits, in one statement
+	forgetRows  = 1000 // of anomaly detection and the limits, in one statement
 	forgetTurns = 20   // statements of a kind in a round
 )
 
@@ -55,7 +55,7 @@ func Defaults() Config {
 }
 
 // Retention deletes in small batches with pauses between them, over connections of its own.
-// Any number of nodes may be at it.
+// Any number of nodes may run one.
 type Retention struct {
 	cfg  Config
 	log  *slog.Logger
@@ -126,7 +126,7 @@ func (r *Retention) run(ctx context.Context) {
 			r.conn.Drop()
 			r.rows = forgetLeast
 			if !r.cfg.Trouble(err) {
-				r.log.Warn("retention: old history is deleted later", "error", err)
+				r.log.Warn("retention: cannot delete old history, will retry", "error", err)
 			}
 		}
 		if wait = pause; pause == 0 {
@@ -161,17 +161,17 @@ const sqlForget = `
 with recursive at as materialized (select past, began_at from history_walk where next_at <= clock_timestamp() for update skip locked),
 w(id, i) as (
 	select least((select m.id from message m where m.id > at.past order by m.id limit 1),
-		(select a.message_id from attempt a where a.message_id > at.past order by a.message_id limit 1)), 1 from at
+		(select a.message_id from history a where a.message_id > at.past order by a.message_id limit 1)), 1 from at
 	union all
 	select least((select m.id from message m where m.id > w.id order by m.id limit 1),
-		(select a.message_id from attempt a where a.message_id > w.id order by a.message_id limit 1)), w.i + 1
+		(select a.message_id from history a where a.message_id > w.id order by a.message_id limit 1)), w.i + 1
 	from w where w.id < $1 and w.i < $2),
 seen as materialized (select id from w where id < $1),
 old as materialized (select id from seen where not exists (select from recipient r where r.message_id = seen.id)
-	and not exists (select from attempt a where a.message_id = seen.id and a.at >= $3)),
-pick as materialized (select a.message_id, a.n, a.at, a.epoch from old join attempt a on a.message_id = old.id limit $4),
+	and not exists (select from history a where a.message_id = seen.id and a.at >= $3)),
+pick as materialized (select a.message_id, a.n, a.at, a.epoch from old join history a on a.message_id = old.id limit $4),
 looked as (select count(*) as n, (select count(*) from pick) = $4 as again from seen),
-a as (delete from attempt a using pick p where a.message_id = p.message_id and a.n = p.n and a.at = p.at and a.epoch = p.epoch),
+a as (delete from history a using pick p where a.message_id = p.message_id and a.n = p.n and a.at = p.at and a.epoch = p.epoch),
 m as (delete from message m using old, looked where m.id = old.id and not looked.again),
 t as (delete from notice t using old, looked where t.message_id = old.id and not looked.again),
 step as (update history_walk h set
@@ -239,7 +239,7 @@ delete from hold h where h.credential_id <> 0 and h.made_at < clock_timestamp() 
 	and not exists (select from recipient r join message m on m.id = r.message_id
 		where r.owner is not null and m.user_id = h.user_id and m.credential_id = h.credential_id)`
 
-// sqlForgetActivity deletes at most $1 hours that the breaker looks at no more.
+// sqlForgetActivity deletes at most $1 hours that anomaly detection no longer reads.
 const sqlForgetActivity = `
 delete from activity where (user_id, hour) in (
 	select user_id, hour from activity where hour < now() - interval '14 days' order by hour limit $1 for update skip locked)`

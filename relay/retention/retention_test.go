@@ -25,7 +25,7 @@ with new as materialized (select g, (lpad(to_hex((extract(epoch from now() - int
 m as (insert into message (id, user_id, credential_id, sender_local, sender_domain, size, body_type, utf8, ret, envid, header_id, accepted_at,
 		client_addr, client_hello, listener, tls, node, recipients)
 	select id, 1, 1, 'a', 'example.com', 1, '', false, '', '', '', now() - interval '%[2]d days', '', '', '', '', 'a', 1 from new),
-a as (insert into attempt (message_id, n, at, epoch, result) select id, 0, now() - interval '%[2]d days', 1, 'deferred' from new)
+a as (insert into history (message_id, n, at, epoch, result) select id, 0, now() - interval '%[2]d days', 1, 'deferred' from new)
 insert into recipient (message_id, n, user_id, held_at, expires_at, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
 select id, 0, 1, now(), now(), 0, 0, 'x', 'x', 'x', '', '' from new where %[3]s`, n, days, live))
 }
@@ -47,7 +47,7 @@ func walk(t *testing.T, db *pgtest.DB, r *Retention, conn *pgx.Conn) (batches in
 
 func left(t *testing.T, db *pgtest.DB) string {
 	t.Helper()
-	return fmt.Sprintf("%d messages, %d attempts", queuetest.Count(t, db, `select count(*) from message`), queuetest.Count(t, db, `select count(*) from attempt`))
+	return fmt.Sprintf("%d messages, %d attempts", queuetest.Count(t, db, `select count(*) from message`), queuetest.Count(t, db, `select count(*) from history`))
 }
 
 // Deletion walks past messages that cannot go yet, and comes back for them.
@@ -63,14 +63,14 @@ func TestHistoryWalksPastHeldMail(t *testing.T) {
 	if got := left(t, db); got != "311 messages, 311 attempts" {
 		t.Fatalf("%s are left", got)
 	}
-	if n := queuetest.Count(t, db, `select count(*) from message m join attempt a on a.message_id = m.id join recipient r on r.message_id = m.id`); n != 301 {
+	if n := queuetest.Count(t, db, `select count(*) from message m join history a on a.message_id = m.id join recipient r on r.message_id = m.id`); n != 301 {
 		t.Fatalf("%d held messages have their history", n)
 	}
 
 	// What ends now can be traced for the whole time, from now.
 	if n := queuetest.Count(t, db, `
 with gone as (delete from recipient returning message_id, n), -- as an operator's cancel does
-h as (insert into attempt (message_id, n, at, epoch, result) select message_id, n, now(), 0, 'cancel' from gone)
+h as (insert into history (message_id, n, at, epoch, result) select message_id, n, now(), 0, 'cancel' from gone)
 select count(*) from gone`); n != 301 {
 		t.Fatalf("cancelled %d", n)
 	}
@@ -83,7 +83,7 @@ select count(*) from gone`); n != 301 {
 	if got := left(t, db); got != "311 messages, 612 attempts" {
 		t.Fatalf("%s are left after the end", got)
 	}
-	queuetest.Exec(t, db, `update attempt set at = at - interval '31 days' where result = 'cancel'`)
+	queuetest.Exec(t, db, `update history set at = at - interval '31 days' where result = 'cancel'`)
 	walk(t, db, r, conn)
 	if got := left(t, db); got != "311 messages, 612 attempts" {
 		t.Fatalf("%s are left: within an hour it looked at the oldest again", got)
@@ -101,7 +101,7 @@ func TestHistoryInBoundedBatches(t *testing.T) {
 	db := pgtest.New(t)
 	r, conn := New(Config{Pool: db.Pool}), working(t, db)
 	past(t, db, 3, 40, "false")
-	queuetest.Exec(t, db, `insert into attempt (message_id, n, at, epoch, result) select id, n, now() - interval '40 days', 2, 'deferred'
+	queuetest.Exec(t, db, `insert into history (message_id, n, at, epoch, result) select id, n, now() - interval '40 days', 2, 'deferred'
 		from (select id from message order by id limit 1) m, generate_series(1, $1::int) n`, 2*forgetAttempts)
 	queuetest.Exec(t, db, `delete from message where id = (select id from message order by id desc limit 1)`)
 	for _, want := range []string{

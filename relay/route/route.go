@@ -1,7 +1,7 @@
 // Package route holds the upstream accounts and the rules that choose among them
 // and direct delivery to MX.
 //
-// A route is resolved at each attempt, so mending it mends queued mail.
+// A route is resolved at each attempt, so correcting it corrects queued mail.
 package route
 
 import (

@@ -45,8 +45,8 @@ type Store struct {
 	actor  string
 }
 
-// ErrNoKey says that a password was not opened because there is no key that can be used;
-// whoever looked for the key has said why.
+// ErrNoKey says that a password was not opened because there is no usable key; the reader of
+// the key has reported why.
 var ErrNoKey = errors.New("its password is not opened: the key was not used, see above")
 
 // NewStore makes a Store. sealer may be nil where no upstream has a password:
@@ -56,7 +56,7 @@ func NewStore(pool *pgxpool.Pool, sealer *seal.Sealer) *Store {
 	return &Store{pool: pool, sealer: sealer, actor: "unknown"}
 }
 
-// As says who acts, for the audit.
+// As returns a Store that acts as actor, for the audit.
 func (s *Store) As(actor string) *Store { return &Store{s.pool, s.sealer, actor} }
 
 // Account is an upstream as listings show it, without its password.
@@ -141,7 +141,7 @@ func (s *Store) ListUpstreams(ctx context.Context) ([]Account, error) {
 	return list, nil
 }
 
-// Unusable says by name which upstreams have a password that this Store cannot open.
+// Unusable returns, by name, the upstreams whose password this Store cannot open.
 func (s *Store) Unusable(ctx context.Context) (map[string]error, error) {
 	snap, err := s.snapshot(ctx)
 	if err != nil {
@@ -220,8 +220,8 @@ func (s *Store) AddRoute(ctx context.Context, r Rule) (id int64, err error) {
 	return id, err
 }
 
-// ReplaceRoute is AddRoute in the place of the rule with the same match, if there is
-// one: at each moment one of both is there. It returns that one's number, or 0.
+// ReplaceRoute is AddRoute in place of the rule with the same match, if there is one, so that
+// one of them always exists. It returns the former rule's number, or 0.
 func (s *Store) ReplaceRoute(ctx context.Context, r Rule) (id, replaced int64, err error) {
 	return s.putRoute(ctx, r, true)
 }
@@ -336,7 +336,7 @@ const (
 	removeRoute = `delete from route where id = $1`
 )
 
-// RemoveRoute removes a rule and returns what it was. Errors: ErrNotFound.
+// RemoveRoute removes a rule and returns it. Errors: ErrNotFound.
 func (s *Store) RemoveRoute(ctx context.Context, id int64) (was Rule, err error) {
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		rows, err := tx.Query(ctx, oneRoute, id)

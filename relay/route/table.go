@@ -32,7 +32,7 @@ type Table struct {
 // loadTimeout bounds one reading of the rules.
 const loadTimeout = 3 * time.Second
 
-// TableAge is how soon a node goes by a route that was changed.
+// TableAge is how soon a node uses a changed route.
 const TableAge = 2 * time.Second
 
 // NewTable makes a Table that notices a change within age (0: TableAge).

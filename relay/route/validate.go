@@ -18,7 +18,7 @@ var (
 	hostForm = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*\.?$`)
 )
 
-// Validate says in a sentence what is wrong with the account; the error is ErrInvalid.
+// Validate returns in a sentence what is wrong with the account; the error is ErrInvalid.
 func (u Upstream) Validate() error {
 	switch {
 	case !nameForm.MatchString(u.Name) || u.Name == "mx":
@@ -28,7 +28,7 @@ func (u Upstream) Validate() error {
 	case u.Port < 1 || u.Port > 65535:
 		return refuse(ErrInvalid, "port %d is not between 1 and 65535", u.Port)
 	case u.MaxConnections < 0 || u.MaxConnections > MaxConnections:
-		return refuse(ErrInvalid, "connections at once: %d is not between 0 and %d", u.MaxConnections, MaxConnections)
+		return refuse(ErrInvalid, "%d connections: not between 0 and %d", u.MaxConnections, MaxConnections)
 	}
 	if err := u.validateTLS(); err != nil {
 		return err
@@ -122,7 +122,7 @@ func (r *Rule) normalise() error {
 	return nil
 }
 
-// String says what the rule does, for the audit.
+// String describes the rule, for the audit.
 func (r Rule) String() string {
 	if r.MX() {
 		return r.match() + " via mx"

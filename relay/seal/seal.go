@@ -1,10 +1,10 @@
-// Package seal keeps secrets out of the database's reach: what is stored there is
-// sealed with XChaCha20-Poly1305 under a key that lies in a file of the node and
-// never in the database, so that a dump alone gives nothing away.
+// Package seal protects the secrets in the database: they are sealed with
+// XChaCha20-Poly1305 under a key that is in a file of the node and never in the database,
+// so that a dump alone reveals nothing.
 //
 // Every sealed value is bound to its place, a text that its owner chooses: moved
 // to another row it does not open. The key is made when it is first needed and is
-// the same on all nodes of one database; without it, what it sealed is lost.
+// the same on all nodes of one database; without it, the sealed secrets are lost.
 package seal
 
 import (

@@ -116,9 +116,9 @@ func (e *StageError) Error() string {
 
 func (e *StageError) Unwrap() error { return e.Err }
 
-// ErrOutOfStep is the cause of a StageError for a server whose words do not answer
-// what it was asked: 250 to DATA, 354 to MAIL, a reply before the command. What it
-// said cannot be matched to commands, so none of it is believed.
+// ErrOutOfStep is the cause of a StageError for a server whose replies do not fit the
+// commands: 250 to DATA, 354 to MAIL, a reply before the command. Its
+// replies cannot be matched to commands, so none of them is believed.
 var ErrOutOfStep = errors.New("server is out of step")
 
 // OutOfStepError is ErrOutOfStep with what was said. Many servers say so what is wrong
@@ -140,7 +140,7 @@ type SASL interface {
 // Transaction is one message for some recipients of one destination.
 type Transaction struct {
 	// Mail has the envelope and the needs of the message: Body8BitMIME and UTF8 say
-	// that a server without 8BITMIME or SMTPUTF8 cannot have it. What addresses need is
+	// that a server without 8BITMIME or SMTPUTF8 cannot have it. The needs of addresses are
 	// seen in them.
 	Mail     MailCommand
 	Rcpts    []RcptCommand

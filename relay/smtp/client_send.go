@@ -10,8 +10,8 @@ import (
 
 // Send runs one transaction, pipelined when the server offers it. SIZE, BODY,
 // SMTPUTF8 and the DSN parameters are written only where offered, AUTH= only where
-// we have authenticated (RFC 4954 section 5). What the server cannot take is
-// answered for it, without a word on the wire, by a made-up reply: 552 5.3.4 for a
+// we have authenticated (RFC 4954 section 5). A message or recipient that the
+// server cannot take gets a made-up reply, without anything on the wire: 552 5.3.4 for a
 // message over its SIZE, 554 5.6.3 for 8BITMIME (by MailCommand.Body), 553 5.6.7
 // for SMTPUTF8, this only for the recipients that need it unless the message
 // (MailCommand.UTF8) or its sender does.

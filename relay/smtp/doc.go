@@ -7,6 +7,6 @@
 // RFC 6531, RFC 3461 and RFC 4954 does not allow.
 //
 // Invariants: only CRLF ends a line and only CRLF.CRLF ends data; every buffer
-// is bounded; what was decoded is validated after decoding; what is written
-// parses back, by any reader, as exactly what was meant.
+// is bounded; decoded text is validated after decoding; every reader parses the written
+// text back as exactly what was meant.
 package smtp

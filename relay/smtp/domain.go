@@ -44,8 +44,8 @@ func DomainSpellings(s string) []string {
 	return list
 }
 
-// idnaProfile maps as UTS 46 does for a lookup. What is valid in ASCII is for
-// checkHostname to say.
+// idnaProfile maps as UTS 46 does for a lookup. checkHostname decides
+// what is valid in ASCII.
 var idnaProfile = idna.New(
 	idna.MapForLookup(),
 	idna.BidiRule(),

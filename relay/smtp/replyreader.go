@@ -12,9 +12,9 @@ import (
 )
 
 // ErrMalformedReply is the cause of every error of ReadReply that is not one of
-// the connection: what came is no reply of RFC 5321 section 4.2. It is no verdict
-// of the server, and what follows on the connection cannot be trusted. The error
-// quotes the beginning of what came (Excerpt).
+// the connection: the octets received are not a reply of RFC 5321 section 4.2. The server
+// has decided nothing by them, and nothing later on the connection can be trusted. The
+// error quotes their beginning (Excerpt).
 var ErrMalformedReply = errors.New("malformed reply")
 
 // ReplyLimits bound one reply; zero fields take the defaults.
@@ -206,7 +206,7 @@ func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 func printable(b []byte) string {
 	return strings.Map(func(r rune) rune {
 		switch {
-		case r == utf8.RuneError: // what strings.Map makes of an octet that is no UTF-8
+		case r == utf8.RuneError: // what strings.Map makes of an octet that is not UTF-8
 			return '?'
 		case unicode.IsPrint(r):
 			return r

@@ -48,7 +48,7 @@ func (s *Server) accept(l *listener) {
 	}
 }
 
-// welcome opens a session for conn, or says why not and closes it.
+// welcome opens a session for conn, or replies why not and closes it.
 func (s *Server) welcome(l *listener, conn net.Conn) {
 	a := arrival{listener: l, conn: conn, peer: peerOf(conn.RemoteAddr())}
 	if set := l.settings.Load(); len(set.proxies) > 0 {
@@ -82,7 +82,7 @@ type arrival struct {
 func (s *Server) turnAway(l *listener, conn net.Conn, client netip.AddrPort, full crowd) {
 	s.counts.refused(full)
 	if s.mail.Allow("turned away", client) {
-		s.log.Warn("a client is turned away: there are too many connections",
+		s.log.Warn("client turned away: too many connections",
 			"client", client.String(), "listener", l.Name, "of_its_network", full == fullNetwork)
 	}
 	s.sayAndClose(l, conn, replyTooMany)
@@ -152,14 +152,14 @@ const (
 	fullNetwork
 )
 
-// tally is what a connection is counted for: in all, and once it is known who the
-// client is, for its network.
+// tally is how a connection is counted: in all and, once the client is known, for its
+// network.
 type tally struct {
 	network netip.Prefix
 	named   bool
 }
 
-// resize sets the limits. Connections that are open stay.
+// resize sets the limits. Open connections stay.
 func (c *peers) resize(max, perNetwork int) {
 	c.places.Resize(int64(max))
 	c.mu.Lock()
@@ -186,8 +186,8 @@ func (c *peers) enter(t tally) crowd {
 	return noCrowd
 }
 
-// crowded says which limit keeps a connection of a network out, but for its share, and how
-// many places are kept for others. counted is 1 when it is counted in all already.
+// crowded returns which limit, other than its share, keeps a connection of a network out, and
+// how many places are kept for others. counted is 1 if it is counted in all already.
 func (c *peers) crowded(network netip.Prefix, counted int64) (kept int64, full crowd) {
 	c.mu.Lock()
 	perNetwork := int64(c.perNetwork)

@@ -36,7 +36,7 @@ func newSpool(l Limits, dir string) *spool {
 		handles: share.New(int64(l.Files), sharePart)}
 }
 
-// resize sets the budgets. What is taken stays taken.
+// resize sets the budgets. It takes nothing back.
 func (sp *spool) resize(l *Limits) {
 	sp.memory.Resize(l.Memory)
 	sp.files.Resize(l.TempFiles)
@@ -226,7 +226,7 @@ func (b *body) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // Hold adds a reference.
-func (b *body) Hold() { b.refs.Add(1) }
+func (b *body) Retain() { b.refs.Add(1) }
 
 // Drop gives a reference back; the last one frees memory, file and budgets. A
 // Drop too many is a defect that would free another message's memory, so it panics.
@@ -235,7 +235,7 @@ func (b *body) Drop() {
 	case n > 0:
 		return
 	case n < 0:
-		panic("submission: body dropped more often than held")
+		panic("submission: body dropped more often than retained")
 	}
 	for _, c := range b.chunks {
 		b.spool.free(c, b.owners)

@@ -55,7 +55,7 @@ func TestBodySizes(t *testing.T) {
 		}
 		var readers sync.WaitGroup
 		for range 3 {
-			b.Hold()
+			b.Retain()
 			readers.Go(func() {
 				defer b.Drop()
 				got, err := io.ReadAll(io.NewSectionReader(b, 0, b.Size()))

@@ -53,15 +53,15 @@ type Queue interface {
 // Handoff takes committed messages from memory; relay/delivery's Engine fits.
 // Neither method blocks.
 type Handoff interface {
-	// Reserve asks whether a message of size octets would be taken. It holds
-	// nothing: a commit that fails needs no word.
+	// Reserve asks whether a message of size octets would be taken. It reserves
+	// nothing: a failed commit needs no undo.
 	Reserve(user, size int64) bool
 	Take(d *queue.Delivery)
 }
 
-// Current tells what a user who has authenticated may do now; auth's Authenticator
-// fits. The error is auth.ErrCredentials when the credential works no more, from peer
-// or at all; any other says nothing about it. The call is bounded by ctx.
+// Current returns what an authenticated user may do now; auth's Authenticator fits. The error
+// is auth.ErrCredentials if the credential is no longer valid, from peer or at all; any other
+// says nothing about it. The call is bounded by ctx.
 type Current interface {
 	Current(ctx context.Context, userID, credentialID int64, peer netip.Addr) (auth.Identity, error)
 }
@@ -86,24 +86,24 @@ type Config struct {
 	Certificates Certificates
 	Verifier     auth.Verifier
 	Current      Current  // asked by Recheck; nil: sessions keep what AUTH gave them
-	Sessions     Sessions // nil: as many at once as there are connections
+	Sessions     Sessions // nil: no limit but that of connections
 	Queue        Queue
 	Handoff      Handoff         // nil: messages are born waiting for a claim
 	Log          *maillog.Logger // mail events; nil: nowhere
 	System       *slog.Logger    // trouble that belongs to no message; nil: slog.Default()
 	Guard        *panics.Guard   // keeps what panics from ending the process; may be nil
 	Limits       Limits
-	Known        []netip.Prefix // where somebody has logged in of late; at most KnownNetworks are remembered
+	Known        []netip.Prefix // where users have logged in recently; at most KnownNetworks are remembered
 	TempDir      string         // for bodies beyond Limits.MemoryBody; "": the system's
 	HideClient   bool           // leave the client's name and address out of Received
 }
 
-// Limits bound what clients can make the server spend. Zero takes the default
+// Limits bound the resources that clients can use. Zero takes the default
 // named; there is no "unlimited".
 type Limits struct {
-	Connections           int // at once, all listeners: 2,000
-	ConnectionsPerAddress int // at once from one IPv4 address or IPv6 /64: 100
-	Handshakes            int // TLS handshakes computed at once: the number of processors
+	Connections           int // concurrent, all listeners: 2,000
+	ConnectionsPerAddress int // concurrent, from one IPv4 address or IPv6 /64: 100
+	Handshakes            int // TLS handshakes computed concurrently: the number of processors
 
 	Commands          int // since the greeting or the last accepted message, accepted RCPTs apart: 10,000
 	BadCommands       int // unknown, malformed or out of order, and as many AUTH put off, in a session: 10

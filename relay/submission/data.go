@@ -15,8 +15,8 @@ import (
 	"postern/relay/smtp"
 )
 
-// data is DATA (RFC 5321 section 4.1.1.4). Whatever becomes of the message, the
-// transaction is over: nothing of it is left for the next one.
+// data is DATA (RFC 5321 section 4.1.1.4). However it ends, the transaction is over: nothing
+// of it is left for the next one.
 func (s *session) data(args string) smtp.Reply {
 	if r := s.dataRefusal(args); !r.IsZero() {
 		return s.refuseData(r)
@@ -50,8 +50,8 @@ func (s *session) dataRefusal(args string) smtp.Reply {
 	case s.tx == nil:
 		return s.needMail()
 	case len(s.tx.rcpts) == 0 && s.tx.putOff:
-		// A client that pipelines said DATA before it heard of the refusals: if it gave up
-		// here, it would give up those who may be taken later as well.
+		// A client that pipelines sent DATA before it read the refusals. If it gave up here, it
+		// would also give up the recipients that may be taken later.
 		return smtp.Temporary(451, 5, 1, "No recipient was taken, some were refused for now; try again later")
 	case len(s.tx.rcpts) == 0 && s.tx.refused > 0:
 		return smtp.Permanent(554, 5, 1, "No valid recipients")
@@ -62,8 +62,8 @@ func (s *session) dataRefusal(args string) smtp.Reply {
 }
 
 // refuseData answers DATA that may not come now. A client that did not wait for
-// the reply (RFC 2920 section 3.1: DATA is the last of its group) has sent its
-// message already: whoever wrote that must not get it run as commands.
+// the reply (RFC 2920 section 3.1: DATA is the last of its group) has sent its message
+// already, which must not be run as commands.
 func (s *session) refuseData(r smtp.Reply) smtp.Reply {
 	if s.reader.Buffered() > 0 {
 		s.violation("message data before the reply to DATA")
@@ -90,8 +90,8 @@ func (s *session) receive(in *input, id queue.ID, now time.Time) (*body, *messag
 	if err == nil || in.err == io.EOF {
 		return b, facts, err
 	}
-	// The reader's own verdict (bare CR, bare LF, NUL) goes before what was made of
-	// the octets until then.
+	// The reader's own error (bare CR, bare LF, NUL) goes before one about the octets
+	// read until then.
 	return nil, nil, in.err
 }
 
@@ -132,7 +132,7 @@ func (s *session) commit(id queue.ID, now time.Time, b *body, facts *message.Fac
 	m := s.message(id, now, b, facts)
 	tx, handoff := s.tx, s.server.cfg.Handoff
 	owned := handoff != nil && handoff.Reserve(s.identity.UserID, b.Size())
-	if s.wire.isRevoked() { // the last look: what comes later comes after the message
+	if s.wire.isRevoked() { // the last look: a later change comes after the message
 		return s.refuseMessage(id, &smtp.Error{Reply: replyRevoked})
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), s.limits.Commit)
@@ -164,7 +164,7 @@ func (s *session) commit(id queue.ID, now time.Time, b *body, facts *message.Fac
 	return smtp.Reply{}
 }
 
-// removed says in the log's words what was taken off before the header.
+// removed names, as the log does, the lines removed before the header.
 func removed(f *message.Facts) string {
 	var words []string
 	if f.ByteOrderMark {
@@ -176,7 +176,7 @@ func removed(f *message.Facts) string {
 	return strings.Join(words, " ")
 }
 
-// message is what is stored of the envelope. Many clients declare whatever is offered, so a
+// message is the stored envelope. Many clients declare whatever is offered, so a
 // declaration is a need only where the text bears it out (RFC 6531 section 3.4).
 func (s *session) message(id queue.ID, now time.Time, b *body, facts *message.Facts) queue.Message {
 	mail := &s.tx.mail
@@ -234,8 +234,8 @@ func (s *session) refuseMessage(id queue.ID, err error) smtp.Reply {
 	return refusal.Reply
 }
 
-// dataLost ends a session whose message data did not come to its end: what still
-// comes is the rest of a body, never a command.
+// dataLost ends a session whose message data was not read to its end: anything that follows
+// is the rest of a body, never a command.
 func (s *session) dataLost(id queue.ID, err error) {
 	r := replyTimeout
 	switch {

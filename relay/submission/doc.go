@@ -2,9 +2,9 @@
 // limits, and the session of RFC 5321 as RFC 6409 narrows it.
 //
 // A session accepts mail only after AUTH, AUTH only under TLS, and answers 250 to
-// the final dot only after Queue.Enqueue has returned a durable commit. What was
-// answered 4yz or 5yz was never handed to the queue, or the queue has refused it
-// for good.
+// the final dot only after Queue.Enqueue has returned a durable commit. A
+// message that was answered 4yz or 5yz was never handed to the queue, or the queue has
+// refused it for good.
 //
 // Invariants: one reply for each command, in order; every end of a DATA command
 // empties MAIL and RCPT; octets that were received before STARTTLS, or after a
@@ -14,11 +14,11 @@
 // whatever clients do, and budgets are given back with the last reference to a
 // body.
 //
-// A session ends when its credential works no more, as soon as Recheck has found
-// that: no command that comes later is run, and no message is handed to the queue.
+// A session ends when its credential is no longer valid, as soon as Recheck finds
+// that: no later command is run, and no message is handed to the queue.
 //
 // A listener with Proxies serves load balancers only: each connection begins with a
-// PROXY header, nothing else is taken, and where no client is named there is no AUTH.
+// PROXY header, nothing else is accepted, and AUTH is refused where it names no client.
 // Reconfigure changes limits for the sessions that begin after it.
 //
 // At a shutdown the listeners end first: every connection that was accepted is a

@@ -67,7 +67,7 @@ func (q *fakeQueue) Enqueue(ctx context.Context, m queue.Message, rcpts []queue.
 	if !owned {
 		return queue.Accepted{}, nil
 	}
-	b.Hold()
+	b.Retain()
 	return queue.Accepted{Delivery: &queue.Delivery{Message: m, Recipients: rcpts, Body: b, Epoch: 1}}, nil
 }
 

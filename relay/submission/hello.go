@@ -42,13 +42,13 @@ func (s *session) capabilities() string {
 	if s.secured == "" {
 		lines = append(lines, "STARTTLS")
 	} else {
-		// Never in clear: what is offered there is used there.
+		// Never in clear: clients would use it there.
 		lines = append(lines, "AUTH "+strings.Join(auth.Mechanisms(), " "))
 	}
 	return strings.Join(lines, "\n")
 }
 
-// maxSize is how large a message may be for this client, as far as it is known.
+// maxSize is the largest message allowed for this client, as far as it is known.
 func (s *session) maxSize() int64 {
 	if s.identity == nil {
 		return s.limits.MessageSize
@@ -56,9 +56,9 @@ func (s *session) maxSize() int64 {
 	return policy.MaxSize(*s.identity, s.limits.MessageSize)
 }
 
-// greet notes what the client calls itself. No name is refused: submission clients
+// greet notes the client's name. No name is refused: submission clients
 // often do not know a proper one (RFC 6409 section 4.2), devices send none at all, and
-// computers are named in whatever charset their system has. Nothing is decided by it.
+// computers are named in whatever charset their system has. The name decides nothing.
 func (s *session) greet(name string) {
 	s.endTransaction()
 	s.greeted, s.hello, s.putOff = true, printableHello(name), false
@@ -91,7 +91,7 @@ func printableHello(name string) string {
 	return b.String()
 }
 
-// vrfy is VRFY, which tells nothing (RFC 5321 section 7.3).
+// vrfy is VRFY, which reveals nothing (RFC 5321 section 7.3).
 func vrfy(args string) smtp.Reply {
 	if args == "" {
 		return smtp.Permanent(501, 5, 4, "VRFY needs an address")

@@ -10,12 +10,12 @@ import (
 // errTooLarge refuses a message over the limit of its size (RFC 1870 section 6).
 var errTooLarge = &smtp.Error{Reply: smtp.Permanent(552, 3, 4, "Message is larger than the size that is allowed")}
 
-// maxSkip is how much of a message is read for nothing but staying in step, beyond
-// the size that is allowed. A client that sends more is cut off.
+// maxSkip is how much of a message beyond the allowed size is read only to stay in step. A
+// client that sends more is cut off.
 const maxSkip = 16 << 20
 
-// input is the data of one message, counted against the size allowed. It
-// remembers how the data ended, whatever its readers made of that.
+// input is the data of one message, counted against the size allowed. It remembers how the
+// data ended, whatever its readers did with it.
 type input struct {
 	r    io.Reader
 	max  int64

@@ -16,9 +16,8 @@ import (
 	"postern/relay/smtp"
 )
 
-// auth is AUTH (RFC 4954). In clear the argument is not looked at: it may be a
-// password, and whoever sent it must learn not to. A transaction is never open
-// here, for MAIL needs AUTH.
+// auth is AUTH (RFC 4954). In clear the argument is ignored: it may be a password, and the
+// client must learn not to send it. A transaction is never open here, for MAIL needs AUTH.
 func (s *session) auth(args string) smtp.Reply {
 	switch {
 	case s.secured == "":
@@ -30,7 +29,7 @@ func (s *session) auth(args string) smtp.Reply {
 	case args == "":
 		return smtp.Permanent(501, 5, 4, "AUTH needs a mechanism")
 	case s.unnamed:
-		// Nobody could say whom to throttle, or whether a credential's networks have it.
+		// Without an address there is nobody to throttle, and no network to check.
 		s.waits++
 		return smtp.Temporary(454, 7, 0, "The load balancer does not say who you are")
 	}
@@ -46,8 +45,8 @@ func (s *session) auth(args string) smtp.Reply {
 	if !ok {
 		return badBase64
 	}
-	// A remembered password needs no database, but nothing could be accepted: who
-	// logs in now would only be refused at MAIL. That a disk is full MAIL says better.
+	// A remembered password needs no database, but nothing could be accepted: the client
+	// would only be refused at MAIL. MAIL explains a full disk better.
 	if err := s.server.cfg.Queue.Available(); err != nil && !errors.Is(err, queue.ErrFull) {
 		return s.authEnded(mech, "", err)
 	}
@@ -102,8 +101,8 @@ var (
 // maxRounds bounds a SASL exchange; the mechanisms offered need two.
 const maxRounds = 8
 
-// converse runs the exchange to its end. When the connection fails meanwhile the
-// session has ended and the error says nothing.
+// converse runs the exchange to its end. If the connection fails, the session has ended and
+// the error means nothing.
 func (s *session) converse(exchange sasl.Server, response []byte) error {
 	for range maxRounds {
 		challenge, done, err := exchange.Next(response)
@@ -132,8 +131,8 @@ func (s *session) converse(exchange sasl.Server, response []byte) error {
 }
 
 // authEnded logs and counts the end of an exchange and returns its reply. Only a
-// verdict about the password is 535; trouble of ours is 454, whatever it was. user is
-// who logged in, or the name that was tried as far as one was given.
+// wrong password is 535; trouble of ours is 454, whatever it is. user is the name that
+// logged in or was tried, as far as the client gave one.
 func (s *session) authEnded(mech, user string, err error) smtp.Reply {
 	e := maillog.AuthEvent{
 		User: user, Client: s.peer.addr, Listener: s.listener.Name,

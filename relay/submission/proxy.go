@@ -13,7 +13,7 @@ import (
 )
 
 // The PROXY protocol of HAProxy, "proxy-protocol.txt", versions 1 (section 2.1) and 2
-// (section 2.2): a load balancer tells for whom it connects, in front of all else.
+// (section 2.2): a load balancer names its client before anything else.
 
 const (
 	proxyTime  = 5 * time.Second // for the whole header
@@ -46,7 +46,7 @@ func readProxyHeader(r io.Reader) (netip.AddrPort, error) {
 	return netip.AddrPort{}, errNoProxyHeader
 }
 
-// readProxyLine is version 1. It goes octet by octet: what follows is not ours.
+// readProxyLine is version 1. It reads octet by octet: the octets after it are not ours.
 func readProxyLine(r io.Reader, start []byte) (netip.AddrPort, error) {
 	line := make([]byte, len(start), proxyLine)
 	copy(line, start)
@@ -165,8 +165,8 @@ func namedClient(ip netip.Addr, port uint16) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(ip, port), nil
 }
 
-// introduce reads the PROXY header in front of a connection from a load balancer and
-// says whether the session goes on: for the client it names, or without one.
+// introduce reads the PROXY header of a connection from a load balancer and reports whether
+// the session goes on: for the client it names, or without one.
 func (s *session) introduce() bool {
 	s.wire.until, s.wire.idle = time.Now().Add(proxyTime), true
 	client, err := readProxyHeader(s.wire)
@@ -182,7 +182,7 @@ func (s *session) introduce() bool {
 		s.end("no PROXY header")
 		s.server.counts.refusedByProxy.Add(1)
 		if s.server.mail.Allow("no good PROXY header", s.peer.addr) {
-			s.server.log.Warn("a load balancer's connection without a good PROXY header",
+			s.server.log.Warn("load balancer connected without a valid PROXY header",
 				"balancer", s.peer.addr.String(), "listener", s.listener.Name, "error", err)
 		}
 		return false
@@ -202,13 +202,13 @@ func (s *session) introduce() bool {
 	return true
 }
 
-// refuseStray closes a connection that comes from no load balancer to a listener that
-// is only for them.
+// refuseStray closes a connection to a listener for load balancers that comes from none of
+// them.
 func (s *Server) refuseStray(a arrival) {
 	_ = a.conn.Close()
 	s.counts.refusedByProxy.Add(1)
 	if s.mail.Allow("not in proxy_protocol", a.peer.addr) {
-		s.log.Warn("a connection to a PROXY listener from an address that is not in its proxy_protocol",
+		s.log.Warn("connection to a PROXY listener from an address outside its proxy_protocol",
 			"client", a.peer.addr.String(), "listener", a.listener.Name)
 	}
 }

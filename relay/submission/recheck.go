@@ -15,13 +15,12 @@ import (
 )
 
 const (
-	maxLookups    = 4                      // at once: the pool for logins is small, and logins go on
+	maxLookups    = 4                      // concurrently: the pool for logins is small, and logins go on
 	lookupTimeout = 5 * time.Second        // of one
 	lookupRetry   = 500 * time.Millisecond // after trouble
 )
 
-// access is what one lookup answers for: sessions of a user by a credential from an
-// address.
+// access is the subject of one lookup: sessions of a user by a credential from an address.
 type access struct {
 	user, credential int64
 	peer             netip.Addr
@@ -37,8 +36,8 @@ type group struct {
 	asking   bool // one is under way
 }
 
-// logins are the sessions that have authenticated. They are checked again in
-// goroutines that live while there is something to check; the sessions only hear of it.
+// logins are the sessions that have authenticated. They are checked again in goroutines that
+// live while there is something to check; the sessions only receive the result.
 type logins struct {
 	current Current // nil: sessions keep what AUTH gave them
 	log     *slog.Logger
@@ -62,10 +61,10 @@ func newLogins(s *Server) *logins {
 	}
 }
 
-// Recheck looks again at the live sessions of users, or at all: whose credential works
-// no longer is ended with 421 4.7.0, the others go on under the patterns and limits of
-// now. It returns at once. What authentication remembers of these users must have been
-// forgotten before.
+// Recheck checks the live sessions of some users, or all, again: a session whose credential is
+// no longer valid ends with 421 4.7.0, the others go on under the current patterns and
+// limits. It returns immediately. The caches of authentication must have forgotten these
+// users before.
 func (s *Server) Recheck(users []int64, all bool) { s.logins.recheck(users, all) }
 
 func (l *logins) recheck(users []int64, all bool) {
@@ -93,9 +92,8 @@ func (l *logins) mark() uint64 {
 	return l.rechecks
 }
 
-// enter adds a session that has authenticated. Between its look at the account and
-// now the account may have changed, and the recheck not have seen the session: then
-// it is checked at once.
+// enter adds a session that has authenticated. If the account has changed since AUTH
+// looked at it, the recheck may have missed the session: it is then checked immediately.
 func (l *logins) enter(x *session, a access, mark uint64, expires time.Time) {
 	if l.current == nil {
 		return
@@ -158,8 +156,8 @@ func (l *logins) wantAll(groups map[access]*group) {
 	}
 }
 
-// want asks for a lookup that begins from now on; one under way may have read already
-// what has changed since. The group has a session.
+// want asks for a lookup that begins from now on; one under way may have read data that has
+// changed since. The group has a session.
 func (l *logins) want(g *group) {
 	if g.due {
 		return
@@ -171,8 +169,8 @@ func (l *logins) want(g *group) {
 	}
 }
 
-// start sees to it that the line is worked off. A group in it has a session, which
-// Shutdown waits for before it waits for the lookups.
+// start makes sure that lookups work on the line. A group in it has a session, which Shutdown
+// waits for before it waits for the lookups.
 func (l *logins) start() {
 	if l.busy < maxLookups {
 		l.busy++
@@ -202,8 +200,8 @@ func (l *logins) work() {
 	}
 }
 
-// next takes a group from the line, with its sessions of now: one that comes later has
-// been checked by its own AUTH.
+// next takes a group from the line, with its current sessions: a later one was checked by its
+// own AUTH.
 func (l *logins) next() (*group, []*session) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -260,7 +258,7 @@ func (l *logins) asked(g *group, trouble error) {
 	l.line = nil
 }
 
-// retry puts into the line what still has a session.
+// retry puts the groups that still have a session into the line.
 func (l *logins) retry() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -277,9 +275,9 @@ func (l *logins) retry() {
 func (l *logins) report(trouble error) {
 	switch was := l.trouble; {
 	case trouble != nil && !was && l.ctx.Err() == nil:
-		l.log.Error("sessions cannot be checked again after a change; they go on, and it is tried again", "error", trouble)
+		l.log.Error("cannot check sessions again after a change; they go on, will retry", "error", trouble)
 	case trouble == nil && was:
-		l.log.Info("sessions are checked again")
+		l.log.Info("sessions can be checked again")
 	}
 	l.trouble = trouble != nil
 }

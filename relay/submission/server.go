@@ -82,8 +82,8 @@ func New(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// Serve takes connections on all listeners until Shutdown, and then returns nil.
-// It is called once. Trouble of a listener is waited out, never fatal.
+// Serve takes connections on all listeners until Shutdown, and then returns nil. It is called
+// once. Trouble of a listener is never fatal: Serve waits until it is over.
 func (s *Server) Serve() error {
 	s.mu.Lock()
 	if s.closing.Err() != nil {
@@ -109,9 +109,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.close()
 	s.mu.Unlock()
 	for _, l := range s.listeners {
-		_ = l.Net.Close() // nothing is to be saved of a listener
+		_ = l.Net.Close() // a listener has nothing to lose
 	}
-	s.loops.Wait() // what was accepted is a session by now, and will hear 421
+	s.loops.Wait() // accepted connections are sessions by now, and get 421
 	s.mu.Lock()
 	s.drain()
 	for x := range s.sessions {
@@ -172,8 +172,8 @@ func (s *Server) secure(l *listener, conn net.Conn, patience time.Duration) (*tl
 	return secured, nil
 }
 
-// handshakeGrace is what a shutdown leaves to a handshake that is under way, for the
-// client to hear 421 and not to wonder about TLS.
+// handshakeGrace is how long a shutdown waits for a handshake under way, so that the client
+// gets 421 rather than a TLS error.
 const handshakeGrace = time.Second
 
 // Replies that belong to the connection and not to a command.

@@ -17,9 +17,8 @@ import (
 // session is one client's connection, from the greeting to the close. Its methods
 // run in one goroutine.
 //
-// What it may do next follows from four facts: secured (TLS), greeted (EHLO or
-// HELO), identity (AUTH) and tx (MAIL). Others tell it only of revocation (wire) and
-// of an identity to go on with.
+// Four facts decide what it may do next: secured (TLS), greeted (EHLO or HELO), identity
+// (AUTH) and tx (MAIL). Others send it only revocation (wire) and a new identity.
 type session struct {
 	server   *Server
 	listener *listener
@@ -35,11 +34,11 @@ type session struct {
 
 	counted tally
 	proxied bool // a PROXY header comes first
-	unnamed bool // a load balancer's, and nobody knows for whom: there is no AUTH, and it is in no figure
+	unnamed bool // a load balancer's without a client: no AUTH, and it is not counted
 
 	secured  string // TLS facts, "" in clear
 	greeted  bool   // by EHLO or HELO
-	hello    string // what the client calls itself, "" when it says nothing
+	hello    string // the client's name for itself, "" if it gave none
 	esmtp    bool   // it was EHLO
 	identity *auth.Identity
 	tx       *transaction            // nil outside a mail transaction
@@ -86,7 +85,7 @@ func newSession(s *Server, a arrival) *session {
 	}
 }
 
-// run holds the session from the first octet to the last.
+// run is the session from the first octet to the last.
 func (s *session) run() {
 	defer s.close()
 	if s.proxied && !s.introduce() {
@@ -157,23 +156,23 @@ func (s *session) next() {
 	s.answer(cmd.Verb, s.dispatch(cmd))
 }
 
-// renew takes up what a recheck has found, between transactions: one is judged by the
-// same patterns and limits from MAIL to the dot.
+// renew takes over the result of a recheck, between transactions: each is judged by the same
+// patterns and limits from MAIL to the dot.
 func (s *session) renew() {
 	if s.tx != nil {
 		return
 	}
 	if id := s.renewed.Swap(nil); id != nil {
 		renewed := *id                             // others of the same access have it too
-		renewed.NewNetwork = s.identity.NewNetwork // only a login finds that out
+		renewed.NewNetwork = s.identity.NewNetwork // only a login learns that
 		s.identity = &renewed
 	}
 }
 
-// dispatch runs a command and returns its reply; the zero Reply says that it was
-// given already.
+// dispatch runs a command and returns its reply; the zero Reply means that it was sent
+// already.
 func (s *session) dispatch(cmd smtp.Command) smtp.Reply {
-	if refusal := s.gate(cmd.Verb); !refusal.IsZero() {
+	if refusal := s.unauthenticated(cmd.Verb); !refusal.IsZero() {
 		return refusal
 	}
 	switch cmd.Verb {
@@ -207,9 +206,9 @@ func (s *session) dispatch(cmd smtp.Command) smtp.Reply {
 	return smtp.Permanent(500, 5, 1, "Command not recognized")
 }
 
-// gate keeps clients that are not authenticated from every command that RFC 4954
-// section 6 does not leave to them.
-func (s *session) gate(verb string) smtp.Reply {
+// unauthenticated refuses, to a client that has not logged in, each command that RFC 4954
+// section 6 does not allow it.
+func (s *session) unauthenticated(verb string) smtp.Reply {
 	switch verb {
 	case "MAIL", "RCPT", "DATA", "VRFY", "EXPN", "TURN", "ETRN", "SEND", "SOML", "SAML", "BDAT":
 	default:
@@ -224,9 +223,8 @@ func (s *session) gate(verb string) smtp.Reply {
 	return smtp.Permanent(530, 7, 0, "Authentication required")
 }
 
-// answer gives a reply to verb, counts what is wrong with it and sends what may
-// not wait for a read (RFC 2920 section 3.2: only MAIL, RCPT and RSET may, and the
-// reply to the final dot, which is no command).
+// answer replies to verb, counts bad commands and flushes replies that may not wait for a read
+// (RFC 2920 section 3.2: only those to MAIL, RCPT, RSET and the final dot may).
 func (s *session) answer(verb string, r smtp.Reply) {
 	if r.Code == replyRevoked.Code && s.wire.isRevoked() { // the message in hand
 		s.leave("revoked", r)
@@ -247,7 +245,7 @@ func (s *session) answer(verb string, r smtp.Reply) {
 	}
 }
 
-// isBadCommand tells the client's own mistakes from refusals of its mail.
+// isBadCommand distinguishes the client's own mistakes from refusals of its mail.
 func isBadCommand(code int) bool {
 	switch code {
 	case 500, 501, 502, 503, 504, 530, 538, 555:
@@ -256,7 +254,7 @@ func isBadCommand(code int) bool {
 	return false
 }
 
-// misbehaved answers what is no command.
+// misbehaved answers a line that is not a command.
 func (s *session) misbehaved(err error) {
 	refusal, ok := asRefusal(err)
 	if !ok {
@@ -266,7 +264,7 @@ func (s *session) misbehaved(err error) {
 	s.answer("", refusal.Reply)
 }
 
-// exhausted says which limit the session has used up.
+// exhausted returns which limit the session has used up.
 func (s *session) exhausted() string {
 	l := s.limits
 	switch {
@@ -326,7 +324,7 @@ func (s *session) lineFailed(err error) {
 	}
 }
 
-// leave says r and ends the session.
+// leave sends r and ends the session.
 func (s *session) leave(why string, r smtp.Reply) {
 	s.end(why)
 	if why == "revoked" {
@@ -344,7 +342,7 @@ func (s *session) end(why string) {
 	}
 }
 
-// violation counts and logs what no honest client does.
+// violation counts and logs something that no honest client does.
 func (s *session) violation(what string) {
 	s.server.counts.violations.Add(1)
 	if !s.server.mail.Allow("protocol violation: "+what, s.peer.addr) {

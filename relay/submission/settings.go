@@ -28,10 +28,10 @@ func (l *Listener) settings() *listenerSettings {
 }
 
 // Reconfigure takes over Limits (but for Handshakes), HideClient and, of each
-// listener, NormalizeBareLF, TolerateBrackets and Proxies, for sessions that begin from now on; what
-// bounds all sessions together holds at once, and takes nothing from those that have
-// it. The rest of cfg is not looked at, but the listeners must be those of New, in
-// their order.
+// listener, NormalizeBareLF, TolerateBrackets and Proxies, for sessions that begin from now
+// on; bounds on all sessions together apply immediately, and take nothing from sessions that
+// have it. The rest of cfg is ignored, but the listeners must be those of New, in their
+// order.
 func (s *Server) Reconfigure(cfg Config) error {
 	if len(cfg.Listeners) != len(s.listeners) {
 		return fmt.Errorf("submission: %d listeners are running, not %d", len(s.listeners), len(cfg.Listeners))

@@ -10,7 +10,7 @@ import (
 // has two thirds.
 const sharePart = 2
 
-// holders are those in whose name a session holds memory: its user and its network.
+// holders are those in whose name a session takes memory: its user and its network.
 type holders = []any
 
 // userOf is a user as a holder.
@@ -28,9 +28,9 @@ func recipientTakes(to smtp.Address, r *smtp.RcptCommand) int64 {
 	return 400 + int64(2*len(to.Local)+2*len(to.Domain)+len(r.ORcpt))
 }
 
-// hold charges octets of the envelope before they are there, and reports whether there
-// is room.
-func (s *session) hold(octets int64) bool {
+// take charges octets of the envelope before they are there, and reports whether there is
+// room.
+func (s *session) take(octets int64) bool {
 	tx := s.tx
 	if tx.takes+octets > envelopeFree+tx.held {
 		step := max(octets, envelopeStep)
@@ -43,7 +43,7 @@ func (s *session) hold(octets int64) bool {
 	return true
 }
 
-// endTransaction forgets the transaction and what it held.
+// endTransaction forgets the transaction and frees its memory.
 func (s *session) endTransaction() {
 	if s.tx != nil && s.tx.held > 0 {
 		s.server.spool.memory.Give(s.tx.held, s.holders...)
@@ -63,7 +63,7 @@ func (m *headerMemory) Take(octets int64) error {
 
 func (m *headerMemory) Give(octets int64) { m.server.spool.memory.Give(octets, m.holders...) }
 
-// Under pressure those give way that have said least (as Postfix' stress mode has it).
+// Under pressure the most silent sessions give way (as in Postfix' stress mode).
 const (
 	stressLook  = time.Second
 	stressLogin = 10 * time.Second // for a client to log in
@@ -101,7 +101,7 @@ func (s *Server) relieve(now time.Time) {
 	}
 }
 
-// hasItsShare reports that a session's user or network may hold no more now.
+// hasItsShare reports that a session's user or network may take no more now.
 func (s *Server) hasItsShare(x *session) bool {
 	shared := x.sharing.Load()
 	if shared == nil {

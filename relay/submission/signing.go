@@ -17,11 +17,10 @@ func serverTLS(certs Certificates) *tls.Config {
 	}
 }
 
-// limitSigning has the handshakes of conf sign one by one, as many at once as
-// there are permits: signatures are what a handshake costs, and a flood of them
-// must leave processors for other work. A permit is held for a computation and
-// never while a client is waited for, so that clients which stop within their
-// handshake keep nobody else from his.
+// limitSigning bounds the concurrent signatures of conf's handshakes by permits: signatures
+// are the cost of a handshake, and a flood of them must leave processors for other work. A
+// permit is held for a computation and never while waiting for a client, so that clients
+// which stop within their handshake delay nobody else's.
 func limitSigning(conf *tls.Config, permits chan struct{}) *tls.Config {
 	get := conf.GetCertificate
 	conf.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
@@ -31,7 +30,7 @@ func limitSigning(conf *tls.Config, permits chan struct{}) *tls.Config {
 		}
 		key, ok := cert.PrivateKey.(crypto.Signer)
 		if !ok {
-			return cert, nil // no key that TLS can use either; it says so
+			return cert, nil // not a key that TLS can use either; TLS will report it
 		}
 		limited := *cert
 		limited.PrivateKey = signer{key, permits}

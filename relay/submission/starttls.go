@@ -8,7 +8,7 @@ import (
 	"postern/relay/smtp"
 )
 
-// startTLS is STARTTLS (RFC 3207). An extension is for those who said EHLO.
+// startTLS is STARTTLS (RFC 3207). As an extension it needs EHLO.
 func (s *session) startTLS(args string) smtp.Reply {
 	switch {
 	case args != "":
@@ -34,7 +34,7 @@ func (s *session) startTLS(args string) smtp.Reply {
 }
 
 // handshake secures the connection. Nothing that was learnt in clear is kept
-// (RFC 3207 section 4.2). When it fails the session ends without a word.
+// (RFC 3207 section 4.2). If it fails the session ends without a reply.
 func (s *session) handshake() bool {
 	conn, err := s.server.secure(s.listener, s.wire.raw, s.limits.Handshake)
 	if err != nil {

@@ -2,7 +2,7 @@ package submission
 
 import "sync/atomic"
 
-// counters are what the server counts from its start on.
+// counters count from the start of the server.
 type counters struct {
 	sessions          atomic.Int64
 	refusedByServer   atomic.Int64 // connections, over the limit of all
@@ -42,12 +42,12 @@ type Stats struct {
 	AuthSucceeded      int64
 	AuthFailed         int64
 	RefusedSessions    int64 // right passwords, but too many sessions
-	Revoked            int64 // sessions ended because their credential worked no more
+	Revoked            int64 // sessions ended because their credential was no longer valid
 	Expelled           int64 // sessions that gave way while others had no room
 	Accepted           int64 // messages answered 250
 	RefusedMessages    int64 // messages refused after their data was read
 	RefusedRecipients  int64
-	Violations         int64 // injection and smuggling attempts, and octets sent out of turn
+	Violations         int64 // attempted injection and smuggling, and octets sent out of turn
 	Panics             int64 // sessions that ended by a defect of ours
 	Memory             int64 // octets of messages in memory: bodies, long headers, long envelopes
 	MemoryLimit        int64

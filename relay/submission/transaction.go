@@ -11,9 +11,9 @@ import (
 	"postern/relay/smtp"
 )
 
-// mailFrom is MAIL (RFC 5321 section 4.1.1.2). What can be refused early is: the
-// size, the sender, mail over a limit that was reached a moment ago, and mail that
-// there is no room or no database for.
+// mailFrom is MAIL (RFC 5321 section 4.1.1.2). It refuses early, where it can: the size, the
+// sender, mail over a limit that was reached a moment ago, and mail without room or
+// database.
 func (s *session) mailFrom(args string) smtp.Reply {
 	switch {
 	case !s.greeted:
@@ -40,9 +40,9 @@ func (s *session) mailFrom(args string) smtp.Reply {
 	return smtp.OK(250, 1, 0, "Ok")
 }
 
-// needMail is the reply to what needs a transaction when there is none. A client that
-// pipelines says RCPT and DATA before it hears that MAIL was refused for now: those
-// are not its faults, and trouble of ours is never 5yz.
+// needMail is the reply to a command that needs a transaction when there is none. A client
+// that pipelines sends RCPT and DATA before it reads that MAIL was refused for now: those
+// are not its faults, and our trouble is never 5yz.
 func (s *session) needMail() smtp.Reply {
 	if s.putOff {
 		return smtp.Temporary(451, 5, 1, "Mail was refused for now, try again later")
@@ -78,7 +78,7 @@ func (s *session) judgeMail(tx *transaction) (r smtp.Reply, rule string, cause e
 	return smtp.Reply{}, "", nil
 }
 
-// hasParameters reports anything that is no part of MAIL in RFC 821.
+// hasParameters reports anything that is not part of MAIL in RFC 821.
 func hasParameters(m smtp.MailCommand) bool {
 	m.From = smtp.Address{}
 	return m != smtp.MailCommand{}
@@ -101,14 +101,14 @@ func (s *session) rcptTo(args string) smtp.Reply {
 		return smtp.OK(250, 1, 5, "Ok") // one copy for each recipient
 	}
 	if v := policy.Recipients(*s.identity, len(tx.rcpts)+1, s.limits.Recipients); !v.Allowed {
-		// Nothing is wrong with the address, and the client may have sent many more in
-		// one group before it hears this: it does not count towards RefusedRecipients.
+		// The address is not wrong, and the client may have pipelined many more before it
+		// reads this: it does not count towards RefusedRecipients.
 		return s.refuseRcpt(to, v.Reply, v.Rule)
 	}
 	if v := s.overLimit(quota.Recipients, int64(len(tx.rcpts)+1)); !v.Allowed {
 		return s.refuseRcpt(to, v.Reply, v.Rule)
 	}
-	if !s.hold(recipientTakes(to, &rcpt)) {
+	if !s.take(recipientTakes(to, &rcpt)) {
 		return s.refuseRcpt(to, errFull.Reply, "")
 	}
 	if tx.known == nil {

@@ -14,7 +14,7 @@ import (
 var (
 	// errShutdown ends a wait because the server is going down.
 	errShutdown = errors.New("server is shutting down")
-	// errRevoked ends a wait because the client's credential works no more.
+	// errRevoked ends a wait because the client's credential is no longer valid.
 	errRevoked = errors.New("credential is revoked")
 	// errExpelled ends a wait because others have no room.
 	errExpelled = errors.New("others wait for room")
@@ -49,8 +49,9 @@ type wire struct {
 	armed      time.Time
 }
 
-// pace measures message data against the minimum rate. Data that comes faster is credit, but
-// for no longer than a silence may last: nobody sends much at first to be slow for hours.
+// pace measures message data against the minimum rate. Faster data earns credit, but for
+// no longer than a silence may last, or a client could send much at first and be slow for
+// hours.
 type pace struct {
 	due    time.Time // when the data read so far no longer keeps the pace
 	octets int64     // since due was moved
@@ -58,7 +59,7 @@ type pace struct {
 
 func newPace(now time.Time, l *Limits) *pace { return &pace{due: now.Add(l.DataGrace)} }
 
-// deadline is until when the next octets must come.
+// deadline is when the next octets must have come.
 func (p *pace) deadline(now time.Time, l *Limits) time.Time {
 	p.due = p.due.Add(time.Duration(float64(p.octets) / float64(l.DataRate) * float64(time.Second)))
 	p.octets = 0
@@ -224,7 +225,7 @@ func (w *wire) patience() time.Duration {
 	return w.limits.Write
 }
 
-// lastWrite is what is left for a reply when a shutdown has no more patience.
+// lastWrite is the time for a last reply when a shutdown is out of patience.
 const lastWrite = time.Second
 
 // linger gives a peer that is still sending the time to read our last reply: a

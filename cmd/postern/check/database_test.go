@@ -282,7 +282,7 @@ func TestL2RoleWithoutPrivileges(t *testing.T) {
 		t.Errorf("nothing is missing: %v", err)
 	}
 	for _, test := range []struct{ revoked, says string }{
-		{"insert on attempt", "grant INSERT on attempt to " + role},
+		{"insert on history", "grant INSERT on history to " + role},
 		{"update, delete on recipient", "grant UPDATE, DELETE on recipient to " + role},
 		{"truncate on large_body_2", "grant TRUNCATE on large_body_2 to " + role},
 		{"usage on sequence certificate_lock_token", "grant USAGE on sequence certificate_lock_token to " + role},
@@ -299,8 +299,8 @@ func TestL2RoleWithoutPrivileges(t *testing.T) {
 			t.Errorf("after %s: %v", test.says, err)
 		}
 	}
-	p.sql(t, "revoke insert on attempt from "+role)
-	wantFinding(t, p.look(t.Context(), "database"), "db.privileges", role+" lacks INSERT on attempt")
+	p.sql(t, "revoke insert on history from "+role)
+	wantFinding(t, p.look(t.Context(), "database"), "db.privileges", role+" lacks INSERT on history")
 }
 
 // livingNode is what a node leaves in the database.

@@ -40,7 +40,7 @@ func (n *Node) nearLimit(pool *pgxpool.Pool) func(quota.Near) {
 // held logs the beginning or the end of a hold.
 func (n *Node) held(pool *pgxpool.Pool, log func(maillog.HoldEvent)) func(queue.UserHold) {
 	return func(h queue.UserHold) {
-		e := maillog.HoldEvent{User: userName(pool, h.UserID), Reason: h.Reason, ByBreaker: h.MadeBy == anomaly.By}
+		e := maillog.HoldEvent{User: userName(pool, h.UserID), Reason: h.Reason, ByAnomaly: h.MadeBy == anomaly.By}
 		if h.CredentialID != 0 {
 			e.Credential = strconv.FormatInt(h.CredentialID, 10)
 		}

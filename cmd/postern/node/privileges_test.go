@@ -42,7 +42,7 @@ func TestL2NodeWithoutPrivileges(t *testing.T) {
 	cfg := config.Defaults()
 	cfg.Hostname, cfg.Admin.Address = "relay.test", ""
 	_, err = Build(t.Context(), Setup{Config: cfg, URL: u.String(), Only: "delivery", Log: slog.New(slog.DiscardHandler), Database: new(database.Connector)})
-	if err == nil || !strings.Contains(err.Error(), " on attempt to "+role) {
+	if err == nil || !strings.Contains(err.Error(), " on history to "+role) {
 		t.Errorf("a node: %v", err)
 	}
 }

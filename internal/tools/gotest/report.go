@@ -75,8 +75,8 @@ func (r *reporter) line(line []byte) {
 	}
 }
 
-// output prints what a package says at once, and keeps what a test says and the
-// seed of the order of tests.
+// output prints a package's output immediately, and keeps a test's output and the seed of
+// the order of tests.
 func (r *reporter) output(at test, text string) {
 	switch {
 	case strings.HasPrefix(text, "=== "):

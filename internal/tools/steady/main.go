@@ -6,8 +6,8 @@
 // Usage: steady [-n runs] [-busy loops] [-timeout time] [package...]
 //
 // Each package runs by itself, all of them before any runs again. Exit status: 0 all
-// were green, 1 some were not or it was interrupted, which ends it with what is known so
-// far, 2 used wrongly.
+// were green, 1 some were not or it was interrupted, which ends it with the results so
+// far, 2 usage error.
 package main
 
 import (

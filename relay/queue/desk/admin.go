@@ -17,25 +17,25 @@ import (
 // ErrNotFound says that neither the queue nor its history knows the message.
 var ErrNotFound = errors.New("no such message")
 
-// Admin is the operator's view of the queue. It needs nothing but the database: it
-// works while no node runs, and what it changes is fenced like everything else.
+// Admin is the operator's view of the queue. It needs only the database: it works while no
+// node runs, and its changes are fenced like all others.
 type Admin struct {
-	db    pg.DB // a transaction, for what is to happen together with something else
+	db    pg.DB // a transaction, to make several changes together
 	actor string
 }
 
 // NewAdmin makes an Admin.
 func NewAdmin(db pg.DB) *Admin { return &Admin{db: db, actor: "unknown"} }
 
-// As says who acts, for the audit and the history.
+// As returns an Admin that acts as actor, for the audit and the history.
 func (a *Admin) As(actor string) *Admin { return &Admin{a.db, pg.Storable(actor)} }
 
-// State is a recipient's state in words for people (docs/queue-states.md).
+// State is the state of a recipient (docs/queue-states.md).
 type State string
 
 const (
 	StateWaiting   State = "waiting"
-	StateOwned     State = "sending" // a node has it in hand
+	StateSending   State = "sending" // a node has it in hand
 	StateHeld      State = "held"
 	StateFailed    State = "failed"    // its sender is still to be told
 	StateDelivered State = "delivered" // its sender is still to be told
@@ -55,7 +55,7 @@ type Entry struct {
 	NextAttemptAt     time.Time  `json:"next_attempt_at"`
 	ExpiresAt         time.Time  `json:"expires_at"`
 	HeldAt            *time.Time `json:"held_at,omitempty"`
-	SetAside          string     `json:"set_aside,omitempty"` // why the queue itself holds it: its rows are bad
+	SetAside          string     `json:"set_aside,omitempty"` // why the queue itself holds it: its row is bad
 	Attempts          int        `json:"attempts"`
 	LastAttemptAt     *time.Time `json:"last_attempt_at,omitempty"`
 	LastReply         string     `json:"last_reply,omitempty"`
@@ -66,8 +66,8 @@ type Entry struct {
 	PossibleDuplicate bool       `json:"possible_duplicate,omitempty"`
 }
 
-// sqlState is the word for the state of row r.
-const sqlState = `case when r.held_at is not null then 'held' when r.state <> 'queued' then r.state when r.owner is not null then 'sending'
+// sqlState is the State of row r.
+const sqlState = `case when r.held_at is not null then 'held' when r.state <> 'waiting' then r.state when r.owner is not null then 'sending'
 	else 'waiting' end`
 
 const sqlEntries = `
@@ -113,7 +113,7 @@ func scanEntry(row pgx.CollectableRow) (Entry, error) {
 	return e, err
 }
 
-// Accepted is what is known of a message from its acceptance.
+// Accepted is a message as it was accepted.
 type Accepted struct {
 	ID           queue.ID   `json:"id"`
 	UserID       int64      `json:"user_id,omitempty"`
@@ -134,9 +134,9 @@ type Accepted struct {
 	VoidedAt     *time.Time `json:"voided_at,omitempty"` // refused after all
 }
 
-// Attempt is one line of the history: an attempt, or something the queue or an
+// Event is one line of the history: an attempt, or something that the queue or an
 // operator did ("unknown", "expired", "noticed", "retry", "void" …).
-type Attempt struct {
+type Event struct {
 	N                 int        `json:"n"`
 	At                time.Time  `json:"at"`
 	StartedAt         *time.Time `json:"started_at,omitempty"`
@@ -155,7 +155,7 @@ type Attempt struct {
 	Fenced            bool       `json:"fenced,omitempty"`
 }
 
-// NoticeEnd is a notice and, when it was lost, how.
+// NoticeEnd is a notice and, if it was lost, how.
 type NoticeEnd struct {
 	ID     queue.ID         `json:"id"`
 	About  queue.ID         `json:"about"` // the message that it is about
@@ -168,11 +168,11 @@ type NoticeEnd struct {
 
 // History is everything that the database knows of a message.
 type History struct {
-	Message  Accepted    `json:"message"`
-	Live     []Entry     `json:"live"`
-	Attempts []Attempt   `json:"attempts"`
-	Notice   *NoticeEnd  `json:"notice,omitempty"`  // the message is one
-	Notices  []NoticeEnd `json:"notices,omitempty"` // about the message
+	Message Accepted    `json:"message"`
+	Live    []Entry     `json:"live"`
+	Events  []Event     `json:"history"`
+	Notice  *NoticeEnd  `json:"notice,omitempty"`  // the message is one
+	Notices []NoticeEnd `json:"notices,omitempty"` // about the message
 }
 
 // Done reports that nothing is left to be done for the message.
@@ -181,7 +181,7 @@ func (h *History) Done() bool { return len(h.Live) == 0 }
 // lastTry finds the recipient of a notice t and the last reply to it: a server's or, if
 // there was none, the queue's own.
 const lastTry = `
-left join lateral (select a.local, a.domain, a.reply_code, a.reply_enhanced, a.reply_text from attempt a
+left join lateral (select a.local, a.domain, a.reply_code, a.reply_enhanced, a.reply_text from history a
 	where a.message_id = t.message_id and not a.fenced order by a.upstream || a.remote_mta <> '' desc, a.reply_code > 0 desc, a.at desc limit 1) last on true`
 
 const sqlAccepted = `
@@ -189,10 +189,10 @@ select id, user_id, credential_id, sender_local, sender_domain, size, recipients
 	client_hello, listener, tls, rule, usage, node, sane_time(voided_at)
 from message where id = $1`
 
-const sqlAttempts = `
+const sqlEvents = `
 select n, at, started_at, result, local, domain, reply_code, reply_enhanced, reply_text, remote_mta, remote_addr, tls, upstream,
 	node, epoch, outcome_unknown, possible_duplicate, dsn_passed, fenced
-from attempt where message_id = $1 order by at, n`
+from history where message_id = $1 order by at, n`
 
 // sqlNotices is the notice $1, and those about the message $1.
 const sqlNotices = `
@@ -201,16 +201,16 @@ select t.message_id, t.about, t.kind, coalesce(t.lost, ''), t.lost_at, coalesce(
 from notice t` + lastTry + `
 where t.message_id = $1 or t.about = $1 order by t.message_id`
 
-// Trace tells what became of a message; ErrNotFound if it is not known (any more).
+// Trace returns the history of a message; ErrNotFound if it is unknown or was deleted.
 func (a *Admin) Trace(ctx context.Context, id queue.ID) (*History, error) {
 	var h *History
-	err := a.atOnce(ctx, func(tx pgx.Tx) (err error) {
+	err := a.snapshot(ctx, func(tx pgx.Tx) (err error) {
 		if h, err = show(ctx, tx, id); err != nil {
 			return err
 		}
-		rows, err := tx.Query(ctx, sqlAttempts, id)
+		rows, err := tx.Query(ctx, sqlEvents, id)
 		if err == nil {
-			h.Attempts, err = pgx.CollectRows(rows, scanAttempt)
+			h.Events, err = pgx.CollectRows(rows, scanEvent)
 		}
 		if err != nil {
 			return fmt.Errorf("trace: %w", err)
@@ -220,7 +220,7 @@ func (a *Admin) Trace(ctx context.Context, id queue.ID) (*History, error) {
 	return h, err
 }
 
-// findNotices adds what is known of the message as a notice, and of those about it.
+// findNotices adds the message's own record if it is a notice, and the notices about it.
 func (h *History) findNotices(ctx context.Context, tx pgx.Tx) error {
 	rows, err := tx.Query(ctx, sqlNotices, h.Message.ID)
 	if err != nil {
@@ -247,8 +247,7 @@ select t.message_id, t.about, t.kind, t.lost, t.lost_at, coalesce(last.local, ''
 from (select message_id, about, kind, lost, lost_at from notice where lost is not null order by lost_at desc, message_id limit $1) t` + lastTry + `
 order by t.lost_at desc, t.message_id`
 
-// Lost lists the notices that were lost, the latest loss first, for as long as the history
-// has them.
+// Lost lists the lost notices that the history still has, the latest loss first.
 func (a *Admin) Lost(ctx context.Context, limit int) ([]NoticeEnd, error) {
 	rows, err := a.db.Query(ctx, sqlLostList, limit)
 	if err != nil {
@@ -261,18 +260,18 @@ func (a *Admin) Lost(ctx context.Context, limit int) ([]NoticeEnd, error) {
 	return list, nil
 }
 
-// Show is Trace without the attempts and the notices.
+// Show is Trace without the events and the notices.
 func (a *Admin) Show(ctx context.Context, id queue.ID) (*History, error) {
 	var h *History
-	err := a.atOnce(ctx, func(tx pgx.Tx) (err error) {
+	err := a.snapshot(ctx, func(tx pgx.Tx) (err error) {
 		h, err = show(ctx, tx, id)
 		return err
 	})
 	return h, err
 }
 
-// atOnce reads all at one moment, so that a recipient and its attempts agree.
-func (a *Admin) atOnce(ctx context.Context, read func(tx pgx.Tx) error) error {
+// snapshot reads everything as of one moment, so that a recipient and its events agree.
+func (a *Admin) snapshot(ctx context.Context, read func(tx pgx.Tx) error) error {
 	return pgx.BeginFunc(ctx, a.db, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `set transaction isolation level repeatable read, read only`); err != nil {
 			return err
@@ -299,8 +298,8 @@ func show(ctx context.Context, tx pgx.Tx, id queue.ID) (*History, error) {
 	return &h, err
 }
 
-func scanAttempt(row pgx.CollectableRow) (Attempt, error) {
-	var t Attempt
+func scanEvent(row pgx.CollectableRow) (Event, error) {
+	var t Event
 	var rcpt addressColumns
 	var reply replyColumns
 	err := row.Scan(&t.N, &t.At, &t.StartedAt, &t.Result, &rcpt.local, &rcpt.domain, &reply.code, &reply.enhanced, &reply.text,
@@ -321,8 +320,8 @@ func scanNoticeEnd(row pgx.CollectableRow) (NoticeEnd, error) {
 }
 
 // sqlFind finds messages by the Message-ID field $1, or by the spellings $2 of an address
-// of the sender or of a recipient, the newest first. Each spelling is looked for by itself,
-// for which an index has the newest first.
+// of the sender or of a recipient, the newest first. Each spelling is a query of its own, for
+// which an index has the newest first.
 const sqlFind = `
 select id from (
 	(select id from message where header_id = $1 and $1 <> '' order by id desc limit $3)
@@ -330,7 +329,7 @@ select id from (
 	select found.id from (select lower(f) as address from unnest($2::text[]) f) x cross join lateral (
 		(select id from message where lower(sender_local || '@' || sender_domain) = x.address order by id desc limit $3)
 		union
-		(select message_id from attempt where lower(local || '@' || domain) = x.address order by message_id desc limit $3)
+		(select message_id from history where lower(local || '@' || domain) = x.address order by message_id desc limit $3)
 		union
 		(select message_id from recipient where lower(local || '@' || domain) = x.address order by message_id desc limit $3)) found) found
 order by id desc limit $3`
@@ -356,7 +355,7 @@ func (a *Admin) Find(ctx context.Context, what string, limit int) ([]queue.ID, e
 	return list, nil
 }
 
-// Summary is a message and what became of its recipients, by their number.
+// Summary is a message and how many of its recipients are in which state.
 type Summary struct {
 	ID         queue.ID  `json:"id"`
 	UserID     int64     `json:"user_id,omitempty"`
@@ -380,17 +379,17 @@ select m.id, m.user_id, m.sender_local, m.sender_domain, coalesce(one.local, '')
 from unnest($1::uuid[]) with ordinality w(id, nth) join message m on m.id = w.id
 left join lateral (select local, domain from (
 		(select n, local, domain from recipient where message_id = m.id order by n limit 1) union all
-		(select n, local, domain from attempt where message_id = m.id and local <> '' order by n limit 1)) x order by n limit 1) one on true
+		(select n, local, domain from history where message_id = m.id and local <> '' order by n limit 1)) x order by n limit 1) one on true
 cross join lateral (select count(*) filter (where st = 'waiting') as waiting, count(*) filter (where st = 'sending') as sending,
 		count(*) filter (where st = 'held') as held
 	from (select ` + sqlState + ` as st from recipient r where r.message_id = m.id) r) live
 cross join lateral (select count(distinct n) filter (where result = 'delivered') as delivered,
 		count(distinct n) filter (where result in ('failed', 'expired')) as failed, count(distinct n) filter (where result = 'cancel') as cancelled
-	from attempt where message_id = m.id and not fenced) past
+	from history where message_id = m.id and not fenced) past
 order by w.nth`
 
-// Summaries tells of each message in short, in the order of ids; those that are not
-// known are left out.
+// Summaries returns a summary of each message, in the order of ids, without those that are
+// unknown.
 func (a *Admin) Summaries(ctx context.Context, ids []queue.ID) ([]Summary, error) {
 	rows, err := a.db.Query(ctx, sqlSummaries, (&Filter{IDs: ids}).args()[0])
 	if err != nil {
@@ -417,7 +416,7 @@ const sqlCounts = `
 select ` + sqlState + `, count(*) from recipient r
 where r.user_id = $1 group by 1`
 
-// Counts says how many live recipients a user has in each state.
+// Counts returns how many live recipients a user has in each state.
 func (a *Admin) Counts(ctx context.Context, user int64) (map[State]int, error) {
 	rows, err := a.db.Query(ctx, sqlCounts, user)
 	if err != nil {

@@ -21,18 +21,18 @@ func TestAdmin(t *testing.T) {
 	o := queuetest.Outcome(d, 0, queue.Deferred)
 	o.RetryIn = time.Hour
 	q.Settle(o)
-	queuetest.Becomes(t, db, m.ID, "0 queued;1 queued owned")
+	queuetest.Becomes(t, db, m.ID, "0 waiting;1 waiting owned")
 	for _, c := range []struct {
 		f    Filter
 		want int
-	}{{Filter{}, 2}, {Filter{Limit: 1}, 1}, {Filter{State: StateWaiting}, 1}, {Filter{State: StateOwned}, 1}, {Filter{State: StateHeld}, 0},
+	}{{Filter{}, 2}, {Filter{Limit: 1}, 1}, {Filter{State: StateWaiting}, 1}, {Filter{State: StateSending}, 1}, {Filter{State: StateHeld}, 0},
 		{Filter{Domain: "example.org"}, 1}, {Filter{State: StateFailed}, 0}} {
 		if got, err := a.List(queuetest.Context(t), c.f); err != nil || len(got) != c.want {
 			t.Errorf("%+v: %d entries, %v", c.f, len(got), err)
 		}
 	}
 	h, err := a.Trace(queuetest.Context(t), m.ID)
-	if err != nil || h.Done() || len(h.Live) != 2 || len(h.Attempts) != 1 {
+	if err != nil || h.Done() || len(h.Live) != 2 || len(h.Events) != 1 {
 		t.Fatalf("trace %+v, %v", h, err)
 	}
 	e := h.Live[0]
@@ -42,7 +42,7 @@ func TestAdmin(t *testing.T) {
 	if h.Live[1].Node != "a" || h.Message.Node != "a" || h.Message.Recipients != 2 {
 		t.Fatalf("trace %+v", h)
 	}
-	if got := h.Attempts[0]; got.Reply != "450 4.2.1 later" || got.RemoteMTA != "mx.example.net" || got.Node != "a" {
+	if got := h.Events[0]; got.Reply != "450 4.2.1 later" || got.RemoteMTA != "mx.example.net" || got.Node != "a" {
 		t.Fatalf("attempt %+v", got)
 	}
 	if _, err := a.Trace(queuetest.Context(t), queue.NewID()); !errors.Is(err, ErrNotFound) {
@@ -71,19 +71,19 @@ func TestReasonOfNoAttempt(t *testing.T) {
 	o := queuetest.Outcome(d, 0, queue.Deferred)
 	o.NotAnAttempt, o.RetryIn, o.Reply = true, time.Hour, smtp.Temporary(451, 4, 4, "no route")
 	q.Settle(o)
-	queuetest.Becomes(t, db, m.ID, "0 queued")
+	queuetest.Becomes(t, db, m.ID, "0 waiting")
 	h, err := NewAdmin(db.Pool).Trace(queuetest.Context(t), m.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if e := h.Live[0]; e.LastReply != "451 4.4.4 no route" || e.Attempts != 0 || len(h.Attempts) != 0 {
-		t.Fatalf("entry %+v, history %+v", e, h.Attempts)
+	if e := h.Live[0]; e.LastReply != "451 4.4.4 no route" || e.Attempts != 0 || len(h.Events) != 0 {
+		t.Fatalf("entry %+v, history %+v", e, h.Events)
 	}
 	if _, err := NewAdmin(db.Pool).Retry(queuetest.Context(t), Filter{IDs: []queue.ID{m.ID}}, false); err != nil {
 		t.Fatal(err)
 	}
 	q.Release(claimOne(t, q), []int{0}, time.Hour) // without a word
-	queuetest.Becomes(t, db, m.ID, "0 queued")
+	queuetest.Becomes(t, db, m.ID, "0 waiting")
 	if list, err := NewAdmin(db.Pool).List(queuetest.Context(t), Filter{}); err != nil || list[0].LastReply != "451 4.4.4 no route" {
 		t.Fatalf("after a release: %+v, %v", list, err)
 	}
@@ -115,7 +115,7 @@ func TestCounts(t *testing.T) {
 	db := pgtest.New(t)
 	q := queuetest.Start(t, queuetest.Config(db))
 	queuetest.Put(t, q, queuetest.Message(), true, "a@example.net", "b@example.net")
-	if counts, err := NewAdmin(db.Pool).Counts(queuetest.Context(t), 1); err != nil || counts[StateOwned] != 2 || len(counts) != 1 {
+	if counts, err := NewAdmin(db.Pool).Counts(queuetest.Context(t), 1); err != nil || counts[StateSending] != 2 || len(counts) != 1 {
 		t.Fatalf("%+v, %v", counts, err)
 	}
 }

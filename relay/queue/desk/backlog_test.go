@@ -105,7 +105,7 @@ func TestM8BadRowsAreShown(t *testing.T) {
 			q := queuetest.Start(t, queuetest.HandConfig(db))
 			m := queuetest.Message()
 			queuetest.Put(t, q, m, false, "a@example.net")
-			queuetest.Becomes(t, db, m.ID, "0 queued")
+			queuetest.Becomes(t, db, m.ID, "0 waiting")
 			queuetest.Exec(t, db, `update recipient set held_at = now(), set_aside = 'it is bad'`)
 			queuetest.Exec(t, db, spoil)
 			ctx, a := queuetest.Context(t), NewAdmin(db.Pool).As("a person")

@@ -9,8 +9,8 @@ func (a addressColumns) String() string {
 	return smtp.Address{Local: a.local, Domain: a.domain}.String()
 }
 
-// replyColumns is a stored reply on its way to its text form. What the queue itself
-// says has no code.
+// replyColumns is a stored reply on its way to its text form. A text of the queue
+// itself has no code.
 type replyColumns struct {
 	code           int
 	enhanced, text string

@@ -1,7 +1,7 @@
-// Package desk is the queue for people: it lists, traces and counts what is in its tables, and
-// retries, holds, releases and cancels what no node has in hand.
+// Package desk is the queue for people: it lists, traces and counts its rows, and retries,
+// holds, releases and cancels those that no node has in hand.
 //
-// It needs nothing but the database: it works while no node runs, and what it changes is
-// fenced as everything else. Each change is in the audit before the first row is changed, and
-// each row that is changed has a line in its history.
+// It needs only the database: it works while no node runs, and its changes are fenced like
+// all others. Each change is in the audit before the first row is changed, and each changed
+// row gets a line in its history.
 package desk

@@ -14,7 +14,7 @@ type Finding struct {
 	Advice  string
 }
 
-// wantedSettings is what durability asks of the server.
+// wantedSettings are the settings that durability needs.
 var wantedSettings = []struct {
 	name   string
 	good   []string
@@ -35,7 +35,8 @@ const (
 	sqlRecovery = `select pg_is_in_recovery()`
 )
 
-// CheckServer examines whether the server keeps what it commits. No findings is good.
+// CheckServer examines whether the server keeps what it commits. No findings means that it
+// does.
 func CheckServer(ctx context.Context, conn *pgx.Conn) ([]Finding, error) {
 	var names []string
 	for _, s := range wantedSettings {

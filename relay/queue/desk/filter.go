@@ -31,11 +31,11 @@ type Filter struct {
 	AfterN  int
 }
 
-// sqlMatches holds for a row r that a filter chooses. What it says twice, of states, is for
-// the indexes of what waits and of what is held by user; its message is read only if
-// something of it is asked for.
+// sqlMatches holds for a row r that a filter chooses. It repeats the states in the form of
+// the partial indexes of waiting and of held rows; the message is read only if the filter
+// asks about it.
 const sqlMatches = `($1::uuid[] is null or r.message_id = any($1)) and ($2 = '' or ` + sqlState + ` = $2)
-	and ($2 <> 'held' or r.held_at is not null) and ($2 <> 'waiting' or r.held_at is null and r.owner is null and r.state = 'queued')
+	and ($2 <> 'held' or r.held_at is not null) and ($2 <> 'waiting' or r.held_at is null and r.owner is null and r.state = 'waiting')
 	and ($3 = 0 or r.user_id = $3)
 	and ($4 = 0 or (select o.credential_id from message o where o.id = r.message_id) = $4)
 	and ($5::text[] is null or (select lower(o.sender_local || '@' || o.sender_domain) from message o where o.id = r.message_id) = any(array(select lower(f) from unnest($5) f)))
@@ -55,8 +55,8 @@ func (f *Filter) args() []any {
 }
 
 // spellings are the ways in which the tables may have an address, whose local part is not
-// quoted; "<>" is the null sender, and "" none. Their case is for the database to change,
-// which changes it in its columns: what is beyond ASCII there depends on its locale.
+// quoted; "<>" is the null sender, and "" none. The database folds their case, as it does in
+// its columns: beyond ASCII that depends on its locale.
 func spellings(address string) []string {
 	switch at := strings.LastIndexByte(address, '@'); {
 	case address == "":
@@ -74,7 +74,7 @@ func spellings(address string) []string {
 	}
 }
 
-// String says what is chosen, for the audit.
+// String describes the choice, for the audit.
 func (f *Filter) String() string {
 	var parts []string
 	add := func(name, value string) {

@@ -28,7 +28,7 @@ func TestP03LostNoticeIsTraced(t *testing.T) {
 			&queue.LostNotice{Loss: queue.LossFailed, Reply: smtp.Permanent(550, 1, 1, "no such user")}},
 		"cancelled": {func(t *testing.T, db *pgtest.DB, q *queue.Queue, d *queue.Delivery) {
 			q.Release(d, []int{0}, time.Hour)
-			queuetest.Becomes(t, db, d.Message.ID, "0 queued")
+			queuetest.Becomes(t, db, d.Message.ID, "0 waiting")
 			if n, err := NewAdmin(db.Pool).As("root").Cancel(queuetest.Context(t), Filter{}, false); err != nil || n != 1 {
 				t.Fatal(n, err)
 			}

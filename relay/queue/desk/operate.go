@@ -12,7 +12,7 @@ import (
 	"postern/relay/queue"
 )
 
-// operateRows bounds what one statement of an operator changes, and locks.
+// operateRows bounds the rows that one statement of an operator changes and locks.
 const operateRows = 5000
 
 // verb is something that an operator does to recipients. Those that a node has in
@@ -26,18 +26,18 @@ type verb struct {
 	detail map[string]any // for the audit
 }
 
-// sqlChosen takes rows for a verb. What is locked is in somebody's hand.
+// sqlChosen takes rows for a verb. A locked row is in somebody's hand.
 const (
 	sqlChosen = `
 with w as materialized (select r.message_id, r.n, r.local, r.domain from recipient r
-	where ` + sqlMatches + ` and r.owner is null and (r.state = 'queued' or r.held_at is not null) and `
+	where ` + sqlMatches + ` and r.owner is null and (r.state = 'waiting' or r.held_at is not null) and `
 	sqlLocked = ` limit $11 for update of r skip locked), `
-	sqlNoted  = `h as (insert into attempt (message_id, n, at, epoch, result, local, domain, reply_text)
+	sqlNoted  = `h as (insert into history (message_id, n, at, epoch, result, local, domain, reply_text)
 	select message_id, n, clock_timestamp(), 0, $12, local, domain, 'by ' || $13 from w on conflict do nothing)
 select count(*) from w`
 	sqlCounted = `
 select count(*) from recipient r
-where ` + sqlMatches + ` and r.owner is null and (r.state = 'queued' or r.held_at is not null) and `
+where ` + sqlMatches + ` and r.owner is null and (r.state = 'waiting' or r.held_at is not null) and `
 
 	retryable  = `r.held_at is null and r.next_attempt_at > now()`
 	holdable   = `r.held_at is null`
@@ -82,7 +82,7 @@ lost as (update notice t set lost = 'cancelled', lost_at = now() from gone where
 // sqlInHand counts what no verb touches.
 const sqlInHand = `
 select count(*) from recipient r
-where ` + sqlMatches + ` and r.owner is not null and r.state = 'queued'`
+where ` + sqlMatches + ` and r.owner is not null and r.state = 'waiting'`
 
 // InHand counts the recipients that f chooses and a node has in hand: those that Retry,
 // Hold, Release and Cancel leave alone.
@@ -176,8 +176,8 @@ func (a *Admin) UserHolds(ctx context.Context) ([]queue.UserHold, error) {
 // sqlMakeHold keeps the first reason.
 const sqlMakeHold = `insert into hold (user_id, credential_id, reason, made_by) values ($1, $2, $3, $4) on conflict do nothing`
 
-// HoldUser holds what a user (credential 0) or one of its credentials has in the queue,
-// and what is to come. It says how many recipients were waiting.
+// HoldUser holds the mail of a user (credential 0) or of one of its credentials, in the
+// queue and to come. It returns how many recipients were waiting.
 func (a *Admin) HoldUser(ctx context.Context, user, credential int64, reason string) (held int, err error) {
 	err = pgx.BeginFunc(ctx, a.db, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, sqlMakeHold, user, credential, pg.Storable(reason), a.actor); err != nil {
@@ -194,8 +194,8 @@ func (a *Admin) HoldUser(ctx context.Context, user, credential int64, reason str
 	return held, err
 }
 
-// sqlUserName reads what the audit calls a user: the number says nothing once the user
-// is removed.
+// sqlUserName reads a user's name for the audit: the number means nothing once the user is
+// removed.
 const sqlUserName = `select coalesce((select name from app_user where id = $1), '')`
 
 func userName(ctx context.Context, tx pgx.Tx, user int64) (name string, err error) {
@@ -205,13 +205,13 @@ func userName(ctx context.Context, tx pgx.Tx, user int64) (name string, err erro
 	return name, nil
 }
 
-// sqlEndHolds ends the hold of a user and those of its credentials. What the breaker
-// has counted is forgotten with it, or it would trip again immediately.
+// sqlEndHolds ends the hold of a user and those of its credentials. The counts of
+// the anomaly detector go with it, or it would trip again immediately.
 const sqlEndHolds = `
 with past as (delete from activity where user_id = $1 and hour >= date_trunc('hour', now()) - interval '1 hour')
 delete from hold where user_id = $1`
 
-// ReleaseUser ends all holds of a user and lets its held mail go. It says how many
+// ReleaseUser ends all holds of a user and releases its held mail. It returns how many
 // recipients there were.
 func (a *Admin) ReleaseUser(ctx context.Context, user int64) (int, error) {
 	n, err := a.endHolds(ctx, user, verb{name: "release", count: sqlReleaseCount, do: sqlRelease, loud: true})
@@ -221,17 +221,17 @@ func (a *Admin) ReleaseUser(ctx context.Context, user int64) (int, error) {
 	return n, err
 }
 
-// CancelUser ends all holds of a user and throws its held mail away, but for what is set
-// aside. It says how many recipients there were.
+// CancelUser ends all holds of a user and discards its held mail, except mail set aside. It
+// returns how many recipients there were.
 func (a *Admin) CancelUser(ctx context.Context, user int64) (int, error) {
 	return a.endHolds(ctx, user, cancelHolds)
 }
 
-// sqlIsHeld tells a hold of a user.
+// sqlIsHeld reports whether a user is on hold.
 const sqlIsHeld = `select exists (select from hold where user_id = $1)`
 
-// endHolds looks a second time when it is committed: what came back to waiting at the
-// moment of the first look was held by the hold that was ended there, unseen.
+// endHolds looks a second time after its commit: the hold may have held rows that came back
+// to waiting during the first look, unseen.
 func (a *Admin) endHolds(ctx context.Context, user int64, v verb) (n int, err error) {
 	v.detail = map[string]any{"user_hold": "ended"}
 	held := Filter{UserID: user, State: StateHeld}
@@ -260,13 +260,12 @@ func (a *Admin) endHolds(ctx context.Context, user int64, v verb) (n int, err er
 // secondLook is longer than nodes take to write the outcomes of attempts.
 const secondLook = 300 * time.Millisecond
 
-// sqlForgetUser deletes what was counted of a user.
+// sqlForgetUser deletes a user's counts.
 const sqlForgetUser = `
 with past as (delete from activity where user_id = $1)
 delete from correspondent where user_id = $1`
 
-// ForgetUser deletes what is known of a user who is removed, but for the history of its
-// mail.
+// ForgetUser deletes everything about a removed user except the history of its mail.
 func (a *Admin) ForgetUser(ctx context.Context, user int64) error {
 	if _, err := a.db.Exec(ctx, sqlForgetUser, user); err != nil {
 		return fmt.Errorf("forget user: %w", err)

@@ -27,7 +27,7 @@ func TestOperate(t *testing.T) {
 		o.RetryIn, o.Upstream = time.Hour, "out"
 		q.Settle(o)
 	}
-	queuetest.Becomes(t, db, m.ID, "0 queued;1 queued owned;2 queued")
+	queuetest.Becomes(t, db, m.ID, "0 waiting;1 waiting owned;2 waiting")
 	state := func() string {
 		t.Helper()
 		list, err := a.List(queuetest.Context(t), Filter{})
@@ -108,7 +108,7 @@ func TestUserHold(t *testing.T) {
 		o := queuetest.Outcome(d, 0, queue.Deferred)
 		o.RetryIn = time.Hour
 		q.Settle(o)
-		queuetest.Becomes(t, db, m.ID, "0 queued")
+		queuetest.Becomes(t, db, m.ID, "0 waiting")
 		return m
 	}
 	mine, other := waiting(1), waiting(2)
@@ -201,7 +201,7 @@ func TestShapeHasTheLastReply(t *testing.T) {
 		o.Reply = []smtp.Reply{smtp.Temporary(451, 4, 0, "zzz earlier"), smtp.Temporary(421, 4, 0, "later")}[n]
 		q.Settle(o)
 	}
-	queuetest.Becomes(t, db, m.ID, "0 queued;1 queued;2 queued owned")
+	queuetest.Becomes(t, db, m.ID, "0 waiting;1 waiting;2 waiting owned")
 	shape, err := NewAdmin(db.Pool).Shape(queuetest.Context(t), 10)
 	if err != nil || len(shape) != 1 || shape[0].LastErr != "421 4.4.0 later" {
 		t.Fatalf("%+v, %v", shape, err)
@@ -220,7 +220,7 @@ func TestMailOfAUser(t *testing.T) {
 		t.Fatalf("user %d", n)
 	}
 	q.Release(d, []int{0}, time.Hour)
-	queuetest.Becomes(t, db, m.ID, "0 queued")
+	queuetest.Becomes(t, db, m.ID, "0 waiting")
 	for user, want := range map[int64]int{1: 1, 2: 0} {
 		if n, err := a.Hold(queuetest.Context(t), Filter{UserID: user}, true); err != nil || n != want {
 			t.Errorf("user %d: %d recipients would be held, %v", user, n, err)
@@ -272,7 +272,7 @@ func history(t testing.TB, db *pgtest.DB, id queue.ID) string {
 		t.Fatal(err)
 	}
 	var list []string
-	for _, a := range h.Attempts {
+	for _, a := range h.Events {
 		s := fmt.Sprintf("%d %s", a.N, a.Result)
 		if a.Fenced {
 			s += " fenced"
@@ -293,7 +293,7 @@ func TestM8CancelOfAUserLeavesWhatIsSetAside(t *testing.T) {
 	bad, other := queuetest.Message(), queuetest.Message()
 	for _, m := range []queue.Message{bad, other} {
 		queuetest.Put(t, q, m, false, "a@example.net")
-		queuetest.Becomes(t, db, m.ID, "0 queued")
+		queuetest.Becomes(t, db, m.ID, "0 waiting")
 	}
 	queuetest.Exec(t, db, `update recipient set held_at = now(), set_aside = 'its size is -1' where message_id = $1`, bad.ID)
 	if _, err := a.HoldUser(ctx, bad.UserID, 0, "stolen"); err != nil {

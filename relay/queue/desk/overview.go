@@ -24,21 +24,21 @@ func (r *Reader) Ping(ctx context.Context) error {
 	return nil
 }
 
-// AgeSteps are the ages, since acceptance, at which an Overview parts recipients.
+// AgeSteps are the ages, since acceptance, by which an Overview groups recipients.
 func AgeSteps() []time.Duration { return append([]time.Duration(nil), ageSteps...) }
 
 // States are the states of a live recipient.
 func States() []State {
-	return []State{StateWaiting, StateOwned, StateHeld, StateFailed, StateDelivered}
+	return []State{StateWaiting, StateSending, StateHeld, StateFailed, StateDelivered}
 }
 
-// Overview is the queue in numbers that do not grow with it.
+// Overview is the queue in a fixed set of numbers.
 type Overview struct {
 	Shares  []Share
-	Overdue time.Duration // since the first recipient fell due that nobody has taken
+	Overdue time.Duration // since the first unclaimed recipient fell due
 	Nodes   int           // that live
 	Holds   int           // of users and of credentials
-	Aside   int64         // recipients that the queue has set aside: their rows are bad
+	Aside   int64         // recipients set aside: their rows are bad
 	Took    time.Duration // to read it
 }
 
@@ -61,7 +61,7 @@ from recipient r group by 1, 2`
 
 	sqlOverviewRest = `
 select coalesce(greatest(now() - (select min(next_attempt_at) from recipient
-		where owner is null and held_at is null and state = 'queued' and next_attempt_at <= now() and next_attempt_at > 'epoch'), interval '0'), interval '0'),
+		where owner is null and held_at is null and state = 'waiting' and next_attempt_at <= now() and next_attempt_at > 'epoch'), interval '0'), interval '0'),
 	(select count(*) from node where reaped_at is null and superseded_at is null and expires_at > clock_timestamp()),
 	(select count(*) from hold), (select count(*) from recipient where held_at is not null and set_aside is not null)`
 )

@@ -32,7 +32,7 @@ func TestOverview(t *testing.T) {
 	queuetest.Put(t, q, owned, true, "a@example.net", "b@example.net", "c@example.net")
 	waiting := queuetest.Message()
 	queuetest.Put(t, q, waiting, false, "d@example.net", "e@example.net")
-	queuetest.Becomes(t, db, waiting.ID, "0 queued;1 queued")
+	queuetest.Becomes(t, db, waiting.ID, "0 waiting;1 waiting")
 	if _, err := NewAdmin(db.Pool).Hold(queuetest.Context(t), Filter{Recipient: "e@example.net"}, false); err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +43,7 @@ func TestOverview(t *testing.T) {
 	if o, err = r.Overview(queuetest.Context(t)); err != nil {
 		t.Fatal(err)
 	}
-	for state, want := range map[State]int64{StateWaiting: 1, StateHeld: 1, StateOwned: 3, StateFailed: 0} {
+	for state, want := range map[State]int64{StateWaiting: 1, StateHeld: 1, StateSending: 3, StateFailed: 0} {
 		if n, _ := share(o, state); n != want {
 			t.Errorf("%s: %d recipients, want %d", state, n, want)
 		}
@@ -51,8 +51,8 @@ func TestOverview(t *testing.T) {
 	if _, oldest := share(o, StateWaiting); oldest < 48*time.Hour || oldest > 49*time.Hour {
 		t.Errorf("the oldest that waits is %v old", oldest)
 	}
-	young := slices.IndexFunc(o.Shares, func(s Share) bool { return s.State == StateOwned && s.Step == 0 && s.Recipients == 2 })
-	older := slices.IndexFunc(o.Shares, func(s Share) bool { return s.State == StateOwned && s.Step == 2 && s.Recipients == 1 })
+	young := slices.IndexFunc(o.Shares, func(s Share) bool { return s.State == StateSending && s.Step == 0 && s.Recipients == 2 })
+	older := slices.IndexFunc(o.Shares, func(s Share) bool { return s.State == StateSending && s.Step == 2 && s.Recipients == 1 })
 	old := slices.IndexFunc(o.Shares, func(s Share) bool { return s.State == StateWaiting && s.Step == len(AgeSteps()) })
 	if young < 0 || older < 0 || old < 0 {
 		t.Errorf("shares %+v", o.Shares)

@@ -10,15 +10,15 @@ import (
 	"postern/internal/share"
 )
 
-// gate bounds how many password hashes are computed concurrently, and with it their
+// hashing bounds how many password hashes are computed concurrently, and with it their
 // memory, how many wait for that, and for how long. A permit belongs to the
 // goroutine that hashes: a client that goes away frees nothing.
 //
-// Strangers have their turn address by address, and one address takes at most two thirds
-// of the places to wait. They do not reach the permits before their turn, and there is
-// one more turn than permits. So a known address waits for the hashes under way, not for
-// those that strangers still want.
-type gate struct {
+// Strangers take turns, address by address, and one address takes at most two thirds of the
+// places to wait. They do not reach the permits before their turn, and there is one more
+// turn than permits. So a known address waits for the hashes under way, not for those that
+// strangers still want.
+type hashing struct {
 	permits  chan struct{}
 	turns    *share.Pool // of strangers, that may ask for a permit
 	strange  *share.Pool // places to wait
@@ -30,11 +30,11 @@ type gate struct {
 	refused  atomic.Int64 // that got none
 }
 
-// waitPart is how much of what is free of the places to wait one address may take.
+// waitPart is how much of the free places to wait one address may take.
 const waitPart = 2
 
-func newGate(permits, queue int, patience time.Duration) *gate {
-	return &gate{
+func newHashing(permits, queue int, patience time.Duration) *hashing {
+	return &hashing{
 		permits: make(chan struct{}, permits),
 		// The last turn is for an address that has none; all others may be of one address.
 		turns:    share.New(int64(permits)+1, float64(permits)),
@@ -44,14 +44,14 @@ func newGate(permits, queue int, patience time.Duration) *gate {
 	}
 }
 
-// asker is for whom a hash is computed.
+// asker is the client for whom a hash is computed.
 type asker struct {
 	address netip.Prefix
 	known   bool // the account is known there
 }
 
 // do runs work with a permit, or returns ErrBusy.
-func (g *gate) do(who asker, work func()) error {
+func (g *hashing) do(who asker, work func()) error {
 	if err := g.enter(who); err != nil {
 		return err
 	}
@@ -67,7 +67,7 @@ func (g *gate) do(who asker, work func()) error {
 	return nil
 }
 
-func (g *gate) enter(who asker) error {
+func (g *hashing) enter(who asker) error {
 	if g.enterNow(who) {
 		return nil
 	}
@@ -101,7 +101,7 @@ func (g *gate) enter(who asker) error {
 }
 
 // enterNow takes a permit that is free.
-func (g *gate) enterNow(who asker) bool {
+func (g *hashing) enterNow(who asker) bool {
 	if !who.known && !g.turns.Take(1, who.address) {
 		return false
 	}
@@ -114,19 +114,19 @@ func (g *gate) enterNow(who asker) bool {
 	}
 }
 
-func (g *gate) leave(who asker) {
+func (g *hashing) leave(who asker) {
 	<-g.permits
 	g.endTurn(who)
 }
 
-func (g *gate) endTurn(who asker) {
+func (g *hashing) endTurn(who asker) {
 	if !who.known {
 		g.turns.Give(1, who.address)
 	}
 }
 
 // waiting is how many wait for a permit.
-func (g *gate) waiting() int {
+func (g *hashing) waiting() int {
 	strange, _ := g.strange.Use()
 	known, _ := g.known.Use()
 	return int(strange + known)

@@ -9,7 +9,7 @@ import (
 
 func TestAnswersAreUsedUp(t *testing.T) {
 	t.Parallel()
-	v, err := startVerdicts(Answers{
+	v, err := startAnswers(Answers{
 		"Slow@Example.com": {"451 4.2.0 one", "450 4.2.1 two"},
 		"gone@example.com": {"451 4.2.0 wait", "550 5.1.1 gone"},
 	})
@@ -31,9 +31,9 @@ func TestAnswersAreUsedUp(t *testing.T) {
 	}
 }
 
-func TestVerdictsSpeakBothProtocols(t *testing.T) {
+func TestAnswersSpeakBothProtocols(t *testing.T) {
 	t.Parallel()
-	v, err := startVerdicts(Answers{"a=b@example.com": {"451 4.2.0 one", "451 4.2.0 two"}, "l=ate@example.com": {"451 4.2.0 three"}})
+	v, err := startAnswers(Answers{"a=b@example.com": {"451 4.2.0 one", "451 4.2.0 two"}, "l=ate@example.com": {"451 4.2.0 three"}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,9 +16,9 @@ import (
 // address is accepted, except that a 5xx is never used up.
 type Answers map[string][]string
 
-// A verdictServer tells Postfix and Exim how to answer RCPT, and counts.
+// A answerServer tells Postfix and Exim how to answer RCPT, and counts.
 // Postfix asks by its policy protocol (SMTPD_POLICY_README), Exim by readsocket.
-type verdictServer struct {
+type answerServer struct {
 	server *serve.Server
 
 	mu      sync.Mutex
@@ -26,12 +26,12 @@ type verdictServer struct {
 	asked   map[string]int
 }
 
-func startVerdicts(answers Answers) (*verdictServer, error) {
+func startAnswers(answers Answers) (*answerServer, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return nil, fmt.Errorf("listen for verdicts: %w", err)
+		return nil, fmt.Errorf("listen for questions: %w", err)
 	}
-	v := &verdictServer{answers: Answers{}, asked: map[string]int{}}
+	v := &answerServer{answers: Answers{}, asked: map[string]int{}}
 	for address, replies := range answers {
 		v.answers[strings.ToLower(address)] = append([]string(nil), replies...)
 	}
@@ -41,7 +41,7 @@ func startVerdicts(answers Answers) (*verdictServer, error) {
 
 // talk answers requests until the peer goes. Postfix sends name=value lines up to
 // an empty line; Exim, by our configuration, one line exim=ADDRESS.
-func (v *verdictServer) talk(conn net.Conn) {
+func (v *answerServer) talk(conn net.Conn) {
 	lines := bufio.NewScanner(conn)
 	recipient := ""
 	for lines.Scan() {
@@ -65,7 +65,7 @@ func (v *verdictServer) talk(conn net.Conn) {
 }
 
 // next is the reply to one more RCPT, or "" to accept.
-func (v *verdictServer) next(recipient string) string {
+func (v *answerServer) next(recipient string) string {
 	recipient = strings.ToLower(recipient)
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -80,7 +80,7 @@ func (v *verdictServer) next(recipient string) string {
 	return left[0]
 }
 
-func (v *verdictServer) count(recipient string) int {
+func (v *answerServer) count(recipient string) int {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.asked[strings.ToLower(recipient)]
