@@ -80,19 +80,19 @@ func TestOverLimit(t *testing.T) {
 		e          quota.Over
 		text, rule string
 	}{
-		{quota.Over{limit(quota.Messages, time.Minute, 100, quota.User), 100, 1, now.Add(12 * time.Second)},
+		{quota.Over{Limit: limit(quota.Messages, time.Minute, 100, quota.User), Used: 100, Amount: 1, RetryAt: now.Add(12 * time.Second)},
 			"Limit of 100 messages in 1m reached (used 100); try again after 2026-11-25T10:00:12Z (in 12 s)", "limit messages 100/m user"},
-		{quota.Over{limit(quota.Messages, time.Minute, 100, quota.Default), 100, 1, now.Add(11*time.Second + 1)},
+		{quota.Over{Limit: limit(quota.Messages, time.Minute, 100, quota.Default), Used: 100, Amount: 1, RetryAt: now.Add(11*time.Second + 1)},
 			"Limit of 100 messages in 1m reached (used 100); try again after 2026-11-25T10:00:12Z (in 12 s)", "limit messages 100/m default"},
-		{quota.Over{limit(quota.Recipients, 30*day, 5000, quota.Credential), 4990, 20, now.Add(3*time.Hour + 19*time.Minute + time.Second)},
+		{quota.Over{Limit: limit(quota.Recipients, 30*day, 5000, quota.Credential), Used: 4990, Amount: 20, RetryAt: now.Add(3*time.Hour + 19*time.Minute + time.Second)},
 			"Limit of 5000 recipients in 30d reached (used 4990); try again after 2026-11-25T13:19:01Z (in 3 h 20 min)", "limit recipients 5000/30d credential"},
-		{quota.Over{limit(quota.Bytes, day, 1e9, quota.User), 999999999, 2, now.Add(59*time.Minute + 59*time.Second + 1)},
+		{quota.Over{Limit: limit(quota.Bytes, day, 1e9, quota.User), Used: 999999999, Amount: 2, RetryAt: now.Add(59*time.Minute + 59*time.Second + 1)},
 			"Limit of 1000000000 octets in 1d reached (used 999999999); try again after 2026-11-25T11:00:00Z (in 1 h)", "limit bytes 1GB/d user"},
-		{quota.Over{limit(quota.Bytes, day, 1000, quota.User), 0, 1200, time.Time{}},
+		{quota.Over{Limit: limit(quota.Bytes, day, 1000, quota.User), Used: 0, Amount: 1200, RetryAt: time.Time{}},
 			"Limit of 1000 octets in 1d can never hold this message of 1200; make it smaller, or ask the administrator", "limit bytes 1KB/d user"},
-		{quota.Over{limit(quota.Messages, day, 0, quota.User), 0, 1, time.Time{}},
+		{quota.Over{Limit: limit(quota.Messages, day, 0, quota.User), Used: 0, Amount: 1, RetryAt: time.Time{}},
 			"Limit of 0 messages in 1d: nothing may be sent; ask the administrator", "limit messages 0/d user"},
-		{quota.Over{limit(quota.Messages, time.Second, 1, quota.User), 1, 1, now.Add(-time.Hour)},
+		{quota.Over{Limit: limit(quota.Messages, time.Second, 1, quota.User), Used: 1, Amount: 1, RetryAt: now.Add(-time.Hour)},
 			"Limit of 1 message in 1s reached (used 1); try again after 2026-11-25T09:00:00Z (in 1 s)", "limit messages 1/s user"},
 	}
 	for _, tt := range tests {
@@ -101,13 +101,13 @@ func TestOverLimit(t *testing.T) {
 			t.Errorf("%+v", v)
 		}
 	}
-	domain := quota.Over{limit(quota.Messages, day, 100, quota.Domain), 100, 1, now.Add(time.Hour)}
+	domain := quota.Over{Limit: limit(quota.Messages, day, 100, quota.Domain), Used: 100, Amount: 1, RetryAt: now.Add(time.Hour)}
 	domain.Subject = "example.com"
 	if v := OverLimit(&domain, now); v.Rule != "limit messages 100/d domain" ||
 		v.Reply.String() != "452 4.7.1 Limit of 100 messages in 1d for all of example.com reached (used 100); try again after 2026-11-25T11:00:00Z (in 1 h)" {
 		t.Errorf("%+v", v)
 	}
-	longest := quota.Over{limit(quota.Recipients, 366*day-time.Second, math.MaxInt64, quota.Credential), math.MaxInt64, math.MaxInt64, now.AddDate(7000, 0, 0)}
+	longest := quota.Over{Limit: limit(quota.Recipients, 366*day-time.Second, math.MaxInt64, quota.Credential), Used: math.MaxInt64, Amount: math.MaxInt64, RetryAt: now.AddDate(7000, 0, 0)}
 	longest.Scope, longest.Subject = quota.Domain, strings.Repeat("x.", 126)+"x"
 	if line := OverLimit(&longest, now).Reply.Append(nil); len(line) > 512 || !smtp.IsASCII(string(line)) {
 		t.Errorf("reply line of %d octets: %q", len(line), line)

@@ -206,8 +206,8 @@ func BenchmarkStatement(b *testing.B) {
 				for _, j := range mail {
 					g.add(j, false)
 				}
-				var v verdict
-				g.statement(q, mail, false, &v)
+				var d decision
+				g.statement(q, mail, false, &d)
 			}
 		})
 		b.Run("settle "+strconv.Itoa(messages), func(b *testing.B) {

@@ -552,14 +552,14 @@ func TestNearDomainLimit(t *testing.T) {
 // other, and nobody else.
 func TestGroupIsPartedBySubject(t *testing.T) {
 	t.Parallel()
-	of := func(user int64, limits ...quota.Limit) *job {
-		return &job{m: Message{UserID: user, Charges: limits}}
+	of := func(user int64, limits ...quota.Limit) *submittal {
+		return &submittal{m: Message{UserID: user, Charges: limits}}
 	}
 	own := func(user int64) quota.Limit { return quota.Limit{Scope: quota.User, Subject: quota.ID(user)} }
 	together := quota.Limit{Scope: quota.Domain, Subject: "example.com"}
-	jobs := []*job{of(1, own(1)), of(2), of(3, own(3), together), of(4, together), of(1, own(1)), of(5, own(5))}
+	list := []*submittal{of(1, own(1)), of(2), of(3, own(3), together), of(4, together), of(1, own(1)), of(5, own(5))}
 	var got []string
-	for _, part := range bySubject(jobs) {
+	for _, part := range bySubject(list) {
 		users := ""
 		for _, j := range part {
 			users += quota.ID(j.m.UserID)

@@ -139,7 +139,7 @@ func TestP03LossInDoubt(t *testing.T) {
 			exec(t, db, `update recipient set owner = null, next_attempt_at = now() where message_id = $1`, d.Message.ID)
 			d = claimAll(t, b, all)[0]
 			b.Settle(outcome(d, 0, Failed))
-			eventually(t, "it is settled", func() bool { return !b.held.has(d.Message.ID) })
+			eventually(t, "it is settled", func() bool { return !b.inHand.has(d.Message.ID) })
 			if got := losses(t, b); len(got) != 1 || got[0].Loss != LossFailed {
 				t.Errorf("told %+v", got)
 			}
