@@ -18,8 +18,8 @@ create table node (
 	reaped_at     timestamptz,                    -- dead: ended by itself or by a reaper
 	name          text        not null
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
--- What other packages may know of it: what a node has written under its epoch counts while
--- the epoch is here (sessions, migrations/0003_quota.sql).
+-- The view for other packages: their rows of an epoch count while it is in here (sessions,
+-- migrations/0003_quota.sql).
 create view live_epoch as select epoch from node where reaped_at is null;
 
 -- The envelope of every accepted message; insert-only, kept as history. The ids are UUIDv7,

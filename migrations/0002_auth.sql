@@ -115,7 +115,7 @@ create table auth_failure (
 -- Each node reads every half second what others have counted.
 create index auth_failure_updated on auth_failure (updated_at);
 
--- The deeds of admins, written with the change that it records.
+-- The deeds of admins. A row is written in the transaction of the change that it records.
 create table audit (
 	id     bigint      generated always as identity primary key,
 	at     timestamptz not null default clock_timestamp(),

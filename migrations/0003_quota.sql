@@ -1,9 +1,9 @@
 -- Written by the package policy/quota, and by the queue's statements through charge_usage.
 
--- What was charged against each limit with a window, in buckets of window/60: at are
--- the buckets' numbers, ascending, n what they hold. scope is user (default limits too) or
--- credential, and subject its id, or domain; kind is messages, recipients or bytes. Primary
--- key: charge_usage, which locks in its order.
+-- The charges against each limit with a window, in buckets of window/60: at are the buckets'
+-- numbers, ascending, n their sums. scope is user (default limits too) or credential, and
+-- subject its id; or scope is domain, and subject its name. kind is messages, recipients or
+-- bytes. Primary key: charge_usage, which locks in its order.
 create table usage_window (
 	window_s  integer     not null,
 	warned_at timestamptz,
@@ -39,9 +39,9 @@ create index live_session_domain on live_session (domain);
 -- if its message is. Charges, by message: which message (msg), which row (row_of),
 -- how much, and the limit. again: a message that is stored is not charged a second time.
 --
--- A window is counted in buckets of a sixtieth. What was charged counts until 62
--- buckets later, so that a client that measures by the arrival of its replies does
--- not see more than the limit either.
+-- A window is counted in buckets of a sixtieth. A charge counts until 62 buckets
+-- later, so that a client that measures by the arrival of its replies does not see
+-- more than the limit either.
 --
 -- Returns one row for each message: refused with the charge that refused it, its use
 -- and when it would fit; or accepted with the use after it. And one for each limit

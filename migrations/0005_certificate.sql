@@ -38,7 +38,7 @@ create table certificate_state (
 	failures        integer     not null default 0 check (failures >= 0), -- in a row
 	failing_since   timestamptz,
 	last_error      text        not null default '',
-	next_try_at timestamptz,
+	next_try_at     timestamptz,
 	renew_asked_at  timestamptz,                      -- by an admin, or null
 	primary key (authority, name),
 	check ((failures = 0) = (failing_since is null) and (failures = 0) = (next_try_at is null)),

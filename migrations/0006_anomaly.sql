@@ -1,7 +1,8 @@
 -- The activity of users, and when it looks like a thief's. Written by the package
 -- relay/anomaly; relay/retention deletes what is old.
 
--- The thresholds at which the signs of a stolen account trip; null turns a sign off. Always one row.
+-- The thresholds at which the signs of a stolen account trip; null turns a sign off. Always
+-- one row.
 create table anomaly (
 	one                boolean primary key default true check (one),
 	min_recipients     integer not null default 50 check (min_recipients > 0),

@@ -254,8 +254,8 @@ func (a *app) limitResetCmd() *cobra.Command {
 		Use:   "reset USER|'*@DOMAIN'|--default|--credential ID",
 		Short: "take limits away",
 		Long: `Takes away the limits that are set for a user, for a domain, for all users (--default),
-or for a credential: those of the kinds that are named, or all. What was counted stays
-counted, should a limit be set again.`,
+or for a credential: those of the kinds that are named, or all. The counts stay, and apply
+to a limit that is set again.`,
 		Example: `  postern limit reset alice@example.com
   postern limit reset --default --messages`,
 		Args: whom.args,

@@ -71,7 +71,7 @@ compile() { # GOARCH FILE
 
 install -d "$root/usr/bin" "$root/etc/postern" "$root/usr/lib/systemd/system" "$doc/examples" "$root/DEBIAN"
 compile "$goarch" "$root/usr/bin/postern"
-# What is generated comes from a program that runs here.
+# Generated files come from a program that runs here.
 program=$root/usr/bin/postern
 if [ "$goarch" != "$(go env GOHOSTARCH)" ]; then
 	program=$work/postern

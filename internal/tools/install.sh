@@ -4,7 +4,7 @@
 #   sh internal/tools/install.sh postgres   PostgreSQL's server programs
 #   sh internal/tools/install.sh cc         a C compiler, for the race detector
 #
-# What is missing is installed with apt-get, by root or through sudo without a
+# Missing programs are installed with apt-get, by root or through sudo without a
 # password. Where that cannot be, one line says what to install, and the exit
 # status is 1. No database server is set up or started: the project starts its
 # own, in its own folder.

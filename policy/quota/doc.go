@@ -5,5 +5,5 @@
 // It owns the tables usage_window and live_session. A message is charged by the function
 // charge_usage within the queue's own statement, so that a charge is there if and only if
 // its message is; this package has the arguments and the results of that statement's part.
-// Who set a limit, and for whom, is auth's; what a client hears about it is policy's.
+// The package auth keeps which limits are set, and policy turns refusals into replies.
 package quota

@@ -211,7 +211,7 @@ func TestSessionsScopes(t *testing.T) {
 	enter(t, s, under(2, both...), "")
 	enter(t, s, under(3, user...), "")
 	enter(t, s, under(4, user...), "3 of 3 user")
-	enter(t, s, under(4, sessions(2, Default)), "4 of 2 default")
+	enter(t, s, under(4, sessions(2, Default)), "3 of 2 default")
 	enter(t, s, under(4, sessions(0, Credential)), "0 of 0 credential")
 	other := under(1, both...)
 	other.User = 8
