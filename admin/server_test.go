@@ -313,7 +313,7 @@ func TestUnixSocket(t *testing.T) {
 	if err := os.WriteFile(plain, []byte("kept"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := New(Config{Address: "unix:" + plain}).Start(t.Context()); err == nil || !strings.Contains(err.Error(), "is no socket") {
+	if err := New(Config{Address: "unix:" + plain}).Start(t.Context()); err == nil || !strings.Contains(err.Error(), "is not a socket") {
 		t.Errorf("a plain file in the way: %v", err)
 	}
 	if text, _ := os.ReadFile(plain); string(text) != "kept" {

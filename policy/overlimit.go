@@ -27,15 +27,15 @@ func OverLimit(e *quota.Over, now time.Time) Verdict {
 	case e.RetryAt.IsZero():
 		text = fmt.Sprintf("%s can never hold this message of %d; %s, or ask the administrator", limit, e.Amount, smaller(e.Kind))
 	default:
-		// Up to the next second, so that who waits as long does not come early.
+		// Up to the next second, so that a client that waits this long is never early.
 		at := e.RetryAt.UTC().Add(time.Second - 1).Truncate(time.Second)
 		text = fmt.Sprintf("%s reached (used %d); try again after %s (in %s)", limit, e.Used, at.Format(time.RFC3339), wait(at.Sub(now)))
 	}
 	return refuse(ruleOf("limit "+string(e.Kind), e.Limit), smtp.Temporary(452, 7, 1, text))
 }
 
-// limitText is a limit over time for people: "Limit of 100 messages in 1m", of a domain
-// with "for all of example.com" behind, for others may have used it.
+// limitText is a limit over time for people: "Limit of 100 messages in 1m". That of a domain
+// ends with "for all of example.com", for others may have used it.
 func limitText(l quota.Limit) string {
 	what := string(l.Kind)
 	if l.Kind == quota.Bytes {
@@ -52,7 +52,7 @@ func limitText(l quota.Limit) string {
 }
 
 // tooMany is why a message may have no more recipients: l is a limit over time, in
-// whose window the others do not fit either, so that another message at once is no help.
+// whose window the others do not fit either, so that another message is no help now.
 func tooMany(l quota.Limit) string {
 	return fmt.Sprintf("%s: a message can have no more, and the others must wait; send them %s after these, not together", limitText(l), wait(l.Window))
 }

@@ -54,7 +54,7 @@ func TestOddities(t *testing.T) {
 	}
 }
 
-// Docs, package comments and the strings of programs have none of the patterns.
+// Docs, comments and the strings of programs have none of the patterns.
 func TestPlainEnglish(t *testing.T) {
 	t.Parallel()
 	seen := 0
@@ -94,7 +94,7 @@ func outsideCode(page string) string {
 	return regexp.MustCompile("(?ms)^```.*?^```$").ReplaceAllString(page, "")
 }
 
-// goTexts reports the package comment and the string literals of a file.
+// goTexts reports the comments and the string literals of a file.
 func goTexts(t *testing.T, path string, report func(where, text string)) {
 	t.Helper()
 	set := token.NewFileSet()
@@ -103,8 +103,8 @@ func goTexts(t *testing.T, path string, report func(where, text string)) {
 		t.Error(err)
 		return
 	}
-	if f.Doc != nil {
-		report(path, f.Doc.Text())
+	for _, comment := range f.Comments {
+		report(set.Position(comment.Pos()).String(), comment.Text())
 	}
 	ast.Inspect(f, func(n ast.Node) bool {
 		if s, ok := n.(*ast.BasicLit); ok && s.Kind == token.STRING {

@@ -101,8 +101,8 @@ func (a *app) completer(values ask, once bool) cobra.CompletionFunc {
 }
 
 // offered are the candidates that begin with prefix and are not among the arguments yet.
-// What a shell reads as more than a word is left out: the shell puts it into the line
-// unquoted, and cobra's scripts evaluate the line at the next TAB.
+// It leaves out those that a shell reads as more than a word: the shell puts them into the
+// line unquoted, and cobra's scripts evaluate the line at the next TAB.
 func offered(found, args []string, prefix string) (list []string) {
 	for _, candidate := range found {
 		value, about, described := strings.Cut(candidate, "\t")

@@ -42,8 +42,8 @@ func checkSecret(s string) (string, error) {
 	return s, nil
 }
 
-// waits reports that a pipe or a file has something to read. What comes later is not waited
-// for: a pipe may be open and nobody's, as under ssh or cron.
+// waits reports that a pipe or a file has something to read now. It does not wait: a pipe may
+// be open and nobody's, as under ssh or cron.
 func waits(r io.Reader) bool {
 	f, ok := r.(*os.File)
 	if !ok {

@@ -117,7 +117,7 @@ func Enter() (*Machine, error) {
 }
 
 func mountAll(dir, root string) error {
-	// What is mounted from here on is not seen outside.
+	// Mounts from here on are not seen outside.
 	if err := syscall.Mount("", "/", "", syscall.MS_PRIVATE|syscall.MS_REC, ""); err != nil {
 		return fmt.Errorf("part with the mounts outside: %w", err)
 	}

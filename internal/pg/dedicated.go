@@ -214,8 +214,8 @@ func WithoutCancel(cfg *pgxpool.Config) {
 	}
 }
 
-// withoutCancel lets one connection be made with cfg, and no cancel request after it. What
-// is written to it is counted.
+// withoutCancel lets one connection be made with cfg, and no cancel request after it. It
+// counts the octets written to it.
 func withoutCancel(cfg *pgx.ConnConfig, wrote *atomic.Int64) {
 	dial := &connectOnly{dial: cfg.DialFunc, wrote: wrote}
 	cfg.DialFunc = dial.Dial

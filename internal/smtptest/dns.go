@@ -9,8 +9,8 @@ import (
 
 // ServeDNS has a name server on loopback answer from r, with r's faults, until the end
 // of the test, and returns its address. It follows aliases as a recursive server does,
-// and answers a circle of them as some do: NOERROR, with nothing but the circle. What
-// Stall and TimeOut are set for gets no answer.
+// and answers a circle of them as some do: NOERROR, with nothing but the circle. Names
+// that Stall and TimeOut are set for get no answer.
 func (r *Resolver) ServeDNS(t testing.TB) (address string) {
 	t.Helper()
 	packets, err := net.ListenPacket("udp", "127.0.0.1:0")

@@ -8,9 +8,9 @@ import (
 	"postern/relay/smtp"
 )
 
-// appendReceived appends our trace field (RFC 5321 section 4.4). What the client
-// said is only shown where it fits the grammar of the field; the authenticated
-// name is not shown, for it is half of a credential.
+// appendReceived appends our trace field (RFC 5321 section 4.4). The client's
+// words are only shown where they fit the grammar of the field; the authenticated name is
+// not shown, for it is half of a credential.
 func appendReceived(b []byte, opt Options) []byte {
 	b = append(b, "Received: from "...)
 	b = appendFrom(b, opt)

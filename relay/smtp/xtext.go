@@ -25,9 +25,8 @@ func appendXtext(dst []byte, s string) []byte {
 	return dst
 }
 
-// decodeXtext undoes appendXtext. What the result may have is for the caller to
-// check. Digits in lower case are against the grammar, common, and cannot mean
-// anything else.
+// decodeXtext undoes appendXtext. The caller checks the result's characters. Digits in
+// lower case are against the grammar, common, and cannot mean anything else.
 func decodeXtext(s string) (string, error) {
 	if strings.IndexByte(s, '+') < 0 {
 		return s, nil

@@ -11,15 +11,15 @@ import (
 
 const (
 	maxSpent = 10000
-	// spentFor bounds how long the word of the database is taken for true: an admin
-	// may have set a limit anew, or this host's clock be behind the database's.
+	// spentFor bounds how long a refusal by the database is believed: an admin may
+	// have changed the limit, or this host's clock may be behind the database's.
 	spentFor = time.Minute
 )
 
 // spent remembers limits by which the queue has refused a message, so that a
-// client at its limit hears so at once and costs no more than that. It refuses nothing
-// that the queue would accept: less of a window is used only once RetryAt has come,
-// and until then as much as was refused does not fit. A limit with another
+// client at its limit is refused immediately and costs no more than that. It refuses
+// nothing that the queue would accept: less of a window is used only once RetryAt has
+// come, and until then as much as was refused does not fit. A limit with another
 // maximum is another limit. The zero value is empty.
 type spent struct {
 	n  atomic.Int64 // entries

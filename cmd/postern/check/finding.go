@@ -47,7 +47,7 @@ func (r *report) close() []health.Finding {
 const atATime = 16
 
 // each looks at n things concurrently, each with a report of its own, and puts what was
-// found in their order. What is not done at the end of ctx is done no more.
+// found in their order. It leaves out those not begun at the end of ctx.
 func (r *report) each(ctx context.Context, n int, look func(ctx context.Context, i int, r *report)) {
 	parts := make([]*report, n)
 	var wg sync.WaitGroup

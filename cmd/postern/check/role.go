@@ -24,7 +24,7 @@ var roleKinds = []kind{
 
 func (in *inspection) connections(ctx context.Context) error {
 	var most, others, nodes int
-	// What is not known (reserved_connections before PostgreSQL 16) is null.
+	// An unknown setting (reserved_connections before PostgreSQL 16) is null.
 	err := in.conn.QueryRow(ctx, `
 		select least(
 				current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int

@@ -144,7 +144,7 @@ func (t *talk) until(ctx context.Context) time.Time {
 	return end
 }
 
-// secure runs the handshake. What is shown is looked at afterwards, so nothing is
+// secure runs the handshake. The certificates are judged afterwards, so nothing is
 // verified here; no password that means anything is sent.
 func (t *talk) secure(ctx context.Context, name string) error {
 	if t.r.Buffered() > 0 {

@@ -72,7 +72,7 @@ func (n *Node) stop(cut <-chan struct{}) {
 	for _, p := range n.parts() {
 		n.supervisor.status("draining: " + p.name)
 		if err := d.end(p); err != nil {
-			// What was cut off is in the queue and goes out later: no failure of this process.
+			// The rest is in the queue and goes out later: no failure of this process.
 			n.Log.Warn("not all work ended in time", "error", err)
 			clean = false
 		}
@@ -114,7 +114,7 @@ func together(ctx context.Context, stops ...func(context.Context) error) error {
 	return errors.Join(errs...)
 }
 
-// What a process that is alive does at least once in so long.
+// How long a living process takes at most between two signs of life.
 const (
 	heartbeatTurn  = 45 * time.Second // the heartbeat's loop, whether the database answers or not
 	dispatcherTurn = 2 * time.Minute  // the dispatcher, while the database answers
