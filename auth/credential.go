@@ -77,7 +77,8 @@ func (n NewCredential) check(now time.Time) (NewCredential, error) {
 	return n, nil
 }
 
-// AddCredential makes a secret for a user and returns it; it is never shown again. The error is ErrName, ErrNotFound or ErrNewCredential, or of the database.
+// AddCredential makes a secret for a user and returns it; it is never shown again. The error
+// is ErrName, ErrNotFound or ErrNewCredential, or of the database.
 func (s *Store) AddCredential(ctx context.Context, user string, n NewCredential) (c Credential, secret string, err error) {
 	if n, err = n.check(time.Now()); err != nil {
 		return Credential{}, "", err

@@ -22,7 +22,8 @@ const (
 	standingTTL = 5 * time.Second
 )
 
-// standing is where an account is known from: it has logged in from there within 30 days. The zero value is that of an account that does not exist.
+// standing is where an account is known from: it has logged in from there within 30 days. The
+// zero value is that of an account that does not exist.
 type standing struct {
 	address bool // the very address: the /32 or /64
 	network bool // the /24 or /48

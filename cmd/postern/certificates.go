@@ -22,8 +22,9 @@ func (a *app) certificateRenewCmd() *cobra.Command {
 		Use:   "renew NAME",
 		Short: "order a new certificate before the old one is due for renewal",
 		Long: `Asks the nodes to order a new certificate with a new key for NAME, as when the key may
-have become known. After a failure the order is tried again immediately. The certificate in use stays
-until the new one is there. The old one is not revoked: ask the authority for that.`,
+have become known. After a failure the order is tried again immediately. The certificate
+in use stays until the new one is there. The old one is not revoked: ask the authority
+for that.`,
 		Args: one("NAME", "the NAME of a certificate; 'postern certificate list' shows them"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
 			known, err := acme.AskRenewal(ctx, users.pool, args[0], users.actor)

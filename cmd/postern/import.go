@@ -29,7 +29,8 @@ columns, in any order:
   resend    more of them, with the option of 'sender allow --resend'
 
 All lines are checked before anything is changed; the errors of the first twenty wrong
-lines are reported. --dry-run only checks. Each password in clear takes about 40 ms of a core.`,
+lines are reported. --dry-run only checks. Each password in clear takes about 40 ms of
+a core.`,
 		Example: `  postern user import users.csv --dry-run
   postern user import users.csv`,
 		Args: one("file", "a file, or - for standard input"),

@@ -48,7 +48,7 @@ func TestBehindHAProxy(t *testing.T) {
 					t.Errorf("the message came from %s, want the client's address, 127.0.0.1", got)
 				}
 			}
-			if log := d.stderr.String(); strings.Contains(log, `"client":"127.0.0.9`) || strings.Contains(log, "without a good PROXY header") {
+			if log := d.stderr.String(); strings.Contains(log, `"client":"127.0.0.9`) || strings.Contains(log, "without a valid PROXY header") {
 				t.Errorf("the balancer's own connections are in the log:\n%s", log)
 			}
 			if strings.Contains(b.Log(), "DOWN") {

@@ -476,10 +476,10 @@ func (a *app) userRemoveCmd() *cobra.Command {
 		Long: `Removes a user with its credentials, sender patterns and limits; its sessions end.
 The history of its mail stays for as long as [queue] history says.
 
-A user who still has mail in the queue is not removed, unless --cancel-mail throws away
-what waits and what is held, without notifying the sender. Mail that a node is sending
-at that moment is still sent. To keep somebody out and decide about the mail later, use 'user
-disable'.`,
+A user who still has mail in the queue is not removed, unless --cancel-mail deletes the
+waiting and the held mail, without notifying the sender. Mail that a node is sending at
+that moment is still sent. To keep somebody out and decide about the mail later, use
+'user disable'.`,
 		Args: one("name", "the user's name"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
 			return a.removeUser(ctx, users, args[0], cancelMail)

@@ -95,7 +95,7 @@ func TestReadyFailsWhenTheServerEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.stop()
-	if err := p.ready(t.Context(), loopback(port), false); err == nil || !strings.Contains(err.Error(), "ended at once") {
+	if err := p.ready(t.Context(), loopback(port), false); err == nil || !strings.Contains(err.Error(), "ended immediately") {
 		t.Errorf("nobody listens, and it says %v", err)
 	}
 }

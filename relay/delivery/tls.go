@@ -156,7 +156,8 @@ func refusedTLS(err error) bool {
 	return errors.As(err, &stage) && stage.Stage == smtp.StageTLS && !stage.Reply.IsZero()
 }
 
-// tlsTrouble describes the failure of a handshake so that an administrator can act on it. A certificate's own text stays in the log.
+// tlsTrouble describes the failure of a handshake so that an administrator can act on it. A
+// certificate's own text stays in the log.
 func tlsTrouble(to target, err error) *trouble {
 	why := "TLS handshake failed"
 	var (

@@ -310,7 +310,7 @@ func TestM8FailingOutcome(t *testing.T) {
 	if n := count(t, db, `select count(*) from recipient`); n != 1 {
 		t.Errorf("%d rows, want the bad one", n)
 	}
-	if log.Count("is set aside") != 1 {
+	if log.Count("recipient set aside") != 1 {
 		t.Errorf("the log says %s", log)
 	}
 }

@@ -227,7 +227,7 @@ func (b *backlog) deadRows() {
 	for _, line := range lines {
 		b.t.Log(line)
 	}
-	for _, table := range []string{"recipient", "body", "message", "attempt"} {
+	for _, table := range []string{"recipient", "body", "message", "history"} {
 		begin := time.Now()
 		exec(b.t, b.full, "vacuum "+table)
 		b.t.Logf("vacuum %s: %.0f ms", table, time.Since(begin).Seconds()*1000)

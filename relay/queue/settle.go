@@ -419,7 +419,8 @@ func (c *endings) undelivered(a *pg.Args) {
 	a.Add("delay_notice", c.delay)
 }
 
-// expiredReply fails a recipient whose lifetime ended while it waited (RFC 3463 X.4.7, transient by its class as in RFC 3464 section 4.3).
+// expiredReply fails a recipient whose lifetime ended while it waited (RFC 3463 X.4.7,
+// transient by its class as in RFC 3464 section 4.3).
 func expiredReply(lifetime time.Duration) smtp.Reply {
 	return smtp.Temporary(451, 4, 7, fmt.Sprintf("Delivery time expired after %s", lifetime))
 }

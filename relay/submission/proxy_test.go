@@ -326,7 +326,7 @@ func TestProxyPortChecked(t *testing.T) {
 		_ = c.conn.Close()
 		waitFor(t, "it is gone", func() bool { return ts.Stats().Open == 0 })
 	}
-	if st := ts.Stats(); st.RefusedByProxy != 0 || ts.log.Count("without a good PROXY header") != 0 {
+	if st := ts.Stats(); st.RefusedByProxy != 0 || ts.log.Count("without a valid PROXY header") != 0 {
 		t.Errorf("stats %+v, log:\n%s", st, ts.log)
 	}
 	c := ts.through(t, line4[:8])
