@@ -13,7 +13,7 @@ import (
 // the database.
 var (
 	spoolOK       = Kind{"spool.ok", OK, "", ""}
-	SpoolUnusable = Kind{"spool.unusable", Failed, "Temporary files cannot be written, so no message over 1 MiB is accepted.",
+	spoolUnusable = Kind{"spool.unusable", Failed, "Temporary files cannot be written, so no message over 1 MiB is accepted.",
 		"make spool_dir a folder that the server's user may write to"}
 	spoolFull  = Kind{"spool.full", Failed, "Temporary files have less room than the largest message needs.", "free room, or set spool_dir to a larger file system"}
 	spoolSmall = Kind{"spool.small", Warning, "Temporary files have less room than spool promises, or than ten of the largest messages need.",
@@ -24,7 +24,7 @@ var (
 )
 
 // SpoolKinds are those of Spool.
-func SpoolKinds() []Kind { return []Kind{spoolOK, SpoolUnusable, spoolFull, spoolSmall} }
+func SpoolKinds() []Kind { return []Kind{spoolOK, spoolUnusable, spoolFull, spoolSmall} }
 
 // Spool judges the room in a folder for temporary files, of which the largest is a message
 // of so many octets. The configuration promises room for all of them; 0: that is not asked.
@@ -37,7 +37,7 @@ func Spool(dir string, message, promised int64) Finding {
 	room := units.RoughOctets(free) + " free in " + dir
 	switch {
 	case err != nil:
-		return SpoolUnusable.Found(subject, "%s: %v", dir, err)
+		return spoolUnusable.Found(subject, "%s: %v", dir, err)
 	case free < message:
 		return spoolFull.Found(subject, "%s, less than one message: a message may have %s", room, units.RoughOctets(message))
 	case free < promised:

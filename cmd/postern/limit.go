@@ -435,7 +435,7 @@ func limitViews(limits []quota.Limit, now quota.Usage) []limitView {
 
 func (a *app) printLimits(views []limitView) error {
 	if len(views) == 0 {
-		_, err := io.WriteString(a.stdout, "there is no limit but those of the server ([submission] in the configuration)\n")
+		_, err := io.WriteString(a.stdout, "no limits set; only the server's own apply ([submission] in the configuration)\n")
 		return err
 	}
 	t := table{head: []string{"LIMIT", "", "SET FOR", "", "USED", "LEFT"}}

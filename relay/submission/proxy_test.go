@@ -287,7 +287,7 @@ func TestProxyFromElsewhere(t *testing.T) {
 		}
 	}
 	waitFor(t, "three are counted", func() bool { return ts.Stats().RefusedByProxy == 3 })
-	if n := ts.log.Count("not in its proxy_protocol"); n != 1 {
+	if n := ts.log.Count("outside its proxy_protocol"); n != 1 {
 		t.Errorf("%d lines in the log, want 1 in a minute:\n%s", n, ts.log)
 	}
 	if st := ts.Stats(); st.Sessions != 0 {

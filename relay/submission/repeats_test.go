@@ -128,7 +128,7 @@ func TestM6Log(t *testing.T) {
 				return c
 			}, 501, "RCPT TO:<"+long[:60]+">")
 		}},
-		"gibberish": {20_000, 0, nil, func(t *testing.T, ts *testServer) {
+		"gibberish": {20_000, 0, func(cfg *Config) { cfg.Limits.BadCommands = 20 }, func(t *testing.T, ts *testServer) {
 			again(func() *client { return ts.login(ts.t) }, 500, long)
 		}},
 	} {
