@@ -22,12 +22,12 @@ import (
 var relayKinds = []kind{
 	{"relay.closed", health.OK, "", ""},
 	{"relay.down", health.Skipped, "Nothing answers at the listener's address.", "start the server and check again"},
-	{"relay.lookup", health.Failed, "The name in the address of a listener, or of --connect, cannot be looked up.",
-		"correct the name; one without a dot has to be in this machine's /etc/hosts or search list"},
-	{"relay.unreachable", health.Failed, "Nothing answers at the address of --connect.", "check that the server runs, and that firewalls let its port through"},
+	{"relay.lookup", health.Failed, "The name of a listener, or of --connect, cannot be looked up.",
+		"correct it; one without a dot must be in /etc/hosts or the search list"},
+	{"relay.unreachable", health.Failed, "Nothing answers at the address of --connect.", "check that the server runs, and the firewalls"},
 	{"relay.balanced", health.Skipped, "The listener serves load balancers only, so it cannot be checked from here.",
-		"ask the load balancer from outside: postern check --only relay --connect HOST:PORT"},
-	{"relay.talk", health.Failed, "The listener does not speak SMTP.", "look at the server's log, and check the listener's port and tls"},
+		"ask the balancer from outside: postern check --only relay --connect HOST:PORT"},
+	{"relay.talk", health.Failed, "The listener does not speak SMTP.", "read the server's log; check the listener's port and tls"},
 	{"relay.open", health.Failed, "The listener takes mail for others from anybody: it is an open relay.",
 		"stop it now, and find out what listens there: a Postern never does this"},
 	{"relay.mail", health.Failed, "The listener accepts MAIL without AUTH, though not the recipient that was tried.",
@@ -37,11 +37,11 @@ var relayKinds = []kind{
 	{"relay.no-tls", health.Failed, "The listener does not offer STARTTLS, so nobody can log in.",
 		"look for a firewall that inspects SMTP, or another program at the port"},
 	{"relay.no-auth", health.Failed, "The listener offers no AUTH under TLS, so nobody can log in.", "find out what listens there"},
-	{"relay.any-password", health.Failed, "The listener accepts a password that was made up.", "stop it now; find out what listens there"},
+	{"relay.any-password", health.Failed, "The listener accepts a made-up password.", "stop it now; find out what listens there"},
 	{"relay.certificate", health.Warning, "The listener shows another certificate than the configured one.",
-		"look at the server's log for why, or for another program at the port"},
+		"read the server's log; look for another program at the port"},
 	{"relay.untrusted", health.Failed, "Clients cannot verify the certificate that is shown.",
-		"see the findings about the certificate, and use a name that it has"},
+		"see the findings of tls and acme, and use a name that it has"},
 }
 
 // doors are the listeners, or what --connect names in their place.
