@@ -23,7 +23,7 @@ var (
 	certificateRenewal  = Kind{"acme.renewal", Warning, "The certificate is good, but its renewal fails.",
 		"act on the authority's answer; docs/certificates.md has the usual causes"}
 	certificateFailing = Kind{"acme.failing", Failed, "The authority does not issue the certificate; clients get a self-signed one.",
-		"act on its answer; docs/certificates.md has the usual causes"}
+		"act on the authority's answer; docs/certificates.md has the usual causes"}
 )
 
 // CertificateKinds are those of Certificate.Judge.

@@ -15,7 +15,7 @@ var accountKinds = []kind{
 		"see 'postern user list'; use 'user enable', 'user passwd' or 'credential add'"},
 	{"account.no-login", health.Warning, "An enabled user has no working credential.",
 		"give one with 'postern user passwd' or 'credential add', or disable the user"},
-	{"account.no-sender", health.Warning, "An enabled user may send as nobody: there is no pattern, and the name is not an address.",
+	{"account.no-sender", health.Warning, "An enabled user has no address to send as: no pattern, and a name that is not an address.",
 		"allow one with 'postern sender allow'"},
 }
 

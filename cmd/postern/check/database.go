@@ -25,7 +25,7 @@ var databaseKinds = []kind{
 	{"db.none", health.Failed, "No database is configured.", "set url or private in [database], or POSTERN_DATABASE_URL"},
 	{"db.private-none", health.Info, "The private database does not exist yet.", "start the server, or run 'postern migrate': either makes it"},
 	{"db.private", health.Failed, "The private database cannot be started.",
-		"act on the error and on its postgres.log; its folder needs the server's user, mode 700, and no parent that others may change"},
+		"act on the error: its folder belongs to the server's user, mode 700, below folders that nobody else may change; its postgres.log may say more"},
 	kind(health.Unreachable),
 	{"db.error", health.Failed, "The database did not answer a question.", "act on the error; the server's log may say more"},
 	{"db.version", health.Failed, "The database server is too old.", "upgrade to PostgreSQL 13 or newer"},

@@ -22,7 +22,7 @@ var portKinds = []kind{
 	{"port.balanced", health.Info, "The listener serves load balancers only, so its program cannot be identified from here.", ""},
 	{"port.handed", health.Info, "The service manager opens the listener's socket, and nothing answers at the usual address.", ""},
 	{"port.none", health.Warning, "There is no [[listener]], so only 'postern serve --only delivery' starts.",
-		"add one, unless this node is only to deliver"},
+		"add a [[listener]], unless this node is only to deliver"},
 }
 
 func (c *checkup) lookAtPorts(ctx context.Context, r *report) {

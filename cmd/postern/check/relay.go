@@ -23,7 +23,7 @@ var relayKinds = []kind{
 	{"relay.closed", health.OK, "", ""},
 	{"relay.down", health.Skipped, "Nothing answers at the listener's address.", "start the server and check again"},
 	{"relay.lookup", health.Failed, "The name of a listener, or of --connect, cannot be looked up.",
-		"correct it; one without a dot must be in /etc/hosts or the search list"},
+		"correct the name; one without a dot must be in /etc/hosts or the search list"},
 	{"relay.unreachable", health.Failed, "Nothing answers at the address of --connect.", "check that the server runs, and the firewalls"},
 	{"relay.balanced", health.Skipped, "The listener serves load balancers only, so it cannot be checked from here.",
 		"ask the balancer from outside: postern check --only relay --connect HOST:PORT"},
