@@ -15,7 +15,7 @@ var (
 	spoolOK       = Kind{"spool.ok", OK, "", ""}
 	SpoolUnusable = Kind{"spool.unusable", Failed, "Temporary files cannot be written, so no message over 1 MiB is accepted.", "let the server's user write to spool_dir"}
 	spoolFull     = Kind{"spool.full", Failed, "Temporary files have less room than the largest message needs.", "free room, or move spool_dir to a larger file system"}
-	spoolSmall    = Kind{"spool.small", Warning, "Temporary files have less room than spool, or than ten of the largest messages.",
+	spoolSmall    = Kind{"spool.small", Warning, "Temporary files have less room than spool, or than ten of the largest messages need.",
 		"free room, move spool_dir to a larger file system, or lower spool"}
 
 	DiskFull = Kind{"db.full", Failed, "The database's disk is or was full (a private one's: nearly), so no mail is accepted.",

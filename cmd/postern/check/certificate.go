@@ -19,7 +19,7 @@ import (
 var certificateKinds = []kind{
 	{"tls.self-signed", health.Warning, "A self-signed certificate is made at each start; clients cannot trust it.",
 		"set certificate and key in [tls], or names in [acme]"},
-	{"tls.unreadable", health.Failed, "The file of certificate or key cannot be read or is not PEM, or everybody may change the key.",
+	{"tls.unreadable", health.Failed, "The certificate or key cannot be read or is not PEM, or everybody may change the key.",
 		"correct the path in [tls], or let only the server's user read the file"},
 	{"tls.mismatch", health.Failed, "The key does not belong to the certificate.", "use the two files that were made together, and reload"},
 	{"tls.key-readable", health.Failed, "Every local user may read the private key.",

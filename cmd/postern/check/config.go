@@ -18,7 +18,7 @@ import (
 
 var configKinds = []kind{
 	{"config.ok", health.OK, "", ""},
-	{"config.invalid", health.Failed, "The configuration cannot be read, everybody may change it, or it has an unknown key or value.",
+	{"config.invalid", health.Failed, "The configuration cannot be read or used, or everybody may change it.",
 		"correct what it names; configs/postern.toml has every key with its default"},
 	{"config.missing", health.Warning, "There is no configuration file.", "write one, such as configs/postern.toml; 'postern serve' needs it"},
 	{"config.readable", health.Warning, "Every local user may read the database's password or client key.",
@@ -39,7 +39,8 @@ var configKinds = []kind{
 		"raise it for the server (ulimit -n, LimitNOFILE), or lower connections"},
 	{"key.ok", health.OK, "", ""},
 	{"key.none", health.Info, "The secret key does not exist yet; it is made when needed.", ""},
-	{"key.readable", health.Failed, "Others may read or change the secret key, which seals upstream passwords and ACME keys, so it is not used.", "chmod 600 it and give it to the server's user"},
+	{"key.readable", health.Failed, "Others may read or change the secret key of upstream passwords and ACME keys, so it is not used.",
+		"chmod 600 it and give it to the server's user"},
 	{"key.denied", health.Failed, "The secret key may not be read.", "chown it and its folder to the server's user, or run the check as that user"},
 	{"key.no-file", health.Failed, "The path of the secret key leads to a folder, pipe or device.", "correct secret_key_file, or move this away"},
 	{"key.unusable", health.Failed, "The secret key cannot be used.",

@@ -21,7 +21,7 @@ var dnsKinds = []kind{
 	{"dns.ptr", health.OK, "", ""},
 	{"dns.ptr-none", health.Failed, "The address has no PTR record: large providers refuse its mail.",
 		"have its owner (hosting company, provider) set the PTR to the hostname"},
-	{"dns.ptr-forward", health.Failed, "The name in the address's PTR does not lead back to it: servers take that for forged.",
+	{"dns.ptr-forward", health.Failed, "The PTR name of the address does not lead back to it: servers take that for forged.",
 		"add an address record for that name, or have the PTR set to the hostname"},
 	{"dns.ptr-other", health.Info, "The address's PTR is not the hostname.", ""},
 	{"dns.ptr-unused", health.Info, "All mail leaves by upstreams, so this server's PTR does not matter.", ""},

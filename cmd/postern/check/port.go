@@ -19,8 +19,8 @@ var portKinds = []kind{
 	{"port.privileged", health.Warning, "This user may not listen on ports below 1024.",
 		"run the server as the systemd unit does: with CAP_NET_BIND_SERVICE, or sockets from systemd"},
 	{"port.unusable", health.Failed, "The server cannot listen at the address.", "set an address of this machine, or 0.0.0.0, in [[listener]]"},
-	{"port.balanced", health.Info, "The listener serves load balancers only, so its program cannot be identified from here.", ""},
-	{"port.handed", health.Info, "The service manager opens the listener's socket, and nothing answers at the usual address.", ""},
+	{"port.balanced", health.Info, "The listener serves load balancers only, so its program cannot be identified.", ""},
+	{"port.handed", health.Info, "The service manager opens the socket, and nothing answers at the usual address.", ""},
 	{"port.none", health.Warning, "There is no [[listener]], so only 'postern serve --only delivery' starts.",
 		"add a [[listener]], unless this node is only to deliver"},
 }

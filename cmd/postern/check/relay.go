@@ -32,7 +32,7 @@ var relayKinds = []kind{
 		"stop it now, and find out what listens there: a Postern never does this"},
 	{"relay.mail", health.Failed, "The listener accepts MAIL without AUTH, though not the recipient that was tried.",
 		"find out what listens there: a Postern answers 530"},
-	{"relay.auth-clear", health.Failed, "The listener offers AUTH without TLS, so clients send passwords in clear.",
+	{"relay.auth-clear", health.Failed, "The listener offers AUTH without TLS, so passwords are sent in clear.",
 		"find out what listens there or stands between: a Postern never does this"},
 	{"relay.no-tls", health.Failed, "The listener does not offer STARTTLS, so nobody can log in.",
 		"look for a firewall that inspects SMTP, or another program at the port"},
