@@ -12,6 +12,5 @@
 // user without default limits is still under it, or could spend what the others were
 // promised.
 //
-// The rules, who set them and for whom, are auth's; the words that a client hears are
-// policy's. It imports neither: the queue, the session and both use its types as they are.
+// The package auth keeps which limits are set, and policy turns refusals into replies.
 package quota
