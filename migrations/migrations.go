@@ -15,8 +15,9 @@
 // Programs of two versions may run on one database during an upgrade. The first line
 // of a file may say "-- Runs with: 0007": a program whose newest migration is 0007, or
 // a later one, runs correctly on a database that has this file, beside programs that
-// know it. Without the line it runs with no older program. The row that records
-// a file keeps this number, for programs that do not have the file.
+// know it. Without the line it runs with no older program: a forgotten line costs a
+// stop, the other default would cost mail. The row that records a file keeps this number,
+// for programs that do not have the file; two releases with one schema are equal in it.
 //
 // It fails, and changes nothing more, when an applied file has since been
 // changed and when the database knows a migration that this program does not

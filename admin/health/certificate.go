@@ -17,11 +17,11 @@ var (
 	CertificateNone     = Kind{"tls.none", Failed, "There are listeners and no certificate.", "set certificate and key in [tls], or names in [acme]"}
 	certificateOK       = Kind{"tls.ok", OK, "", ""}
 	certificateExpired  = Kind{"tls.expired", Failed, "The certificate has expired.", "renew it; a running server takes the new file by itself"}
-	certificateNotYet   = Kind{"tls.not-yet", Failed, "The certificate is not valid yet.", "check this machine's clock, or use the earlier certificate"}
+	certificateNotYet   = Kind{"tls.not-yet", Failed, "The certificate is not valid yet.", "correct this machine's clock, or use the earlier certificate"}
 	certificateEnding   = Kind{"tls.ending", Failed, "The certificate expires within the hour.", "renew it now; a running server takes the new file by itself"}
 	certificateExpiring = Kind{"tls.expiring", Warning, "The certificate expires soon.", "renew it, and find out why that did not happen by itself"}
 	certificateRenewal  = Kind{"acme.renewal", Warning, "The certificate is good, but its renewal fails.",
-		"act on the authority's answer before it expires; docs/certificates.md has the usual causes"}
+		"act on the authority's answer; docs/certificates.md has the usual causes"}
 	certificateFailing = Kind{"acme.failing", Failed, "The authority does not issue the certificate; clients get a self-signed one.",
 		"act on the authority's answer; docs/certificates.md has the usual causes"}
 )

@@ -13,14 +13,13 @@ import (
 // the database.
 var (
 	spoolOK       = Kind{"spool.ok", OK, "", ""}
-	spoolUnusable = Kind{"spool.unusable", Failed, "Temporary files cannot be written, so no message over 1 MiB is accepted.",
-		"make spool_dir a folder that the server's user may write to"}
-	spoolFull  = Kind{"spool.full", Failed, "Temporary files have less room than the largest message needs.", "free room, or set spool_dir to a larger file system"}
-	spoolSmall = Kind{"spool.small", Warning, "Temporary files have less room than spool promises, or than ten of the largest messages need.",
-		"free room, set spool_dir to a larger file system, or lower spool"}
+	spoolUnusable = Kind{"spool.unusable", Failed, "Temporary files cannot be written, so no message over 1 MiB is accepted.", "let the server's user write to spool_dir"}
+	spoolFull     = Kind{"spool.full", Failed, "Temporary files have less room than the largest message needs.", "free room, or move spool_dir to a larger file system"}
+	spoolSmall    = Kind{"spool.small", Warning, "Temporary files have less room than spool, or than ten of the largest messages need.",
+		"free room, move spool_dir to a larger file system, or lower spool"}
 
-	DiskFull = Kind{"db.full", Failed, "The database's disk is or was full, or a private database's nearly, and no mail is accepted until the nodes find room.",
-		"free room, or give it a larger disk; running nodes find it within a minute"}
+	DiskFull = Kind{"db.full", Failed, "The database's disk is or was full (a private one's: nearly), so no mail is accepted.",
+		"free room, or enlarge the disk; running nodes find it within a minute"}
 )
 
 // SpoolKinds are those of Spool.

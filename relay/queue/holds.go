@@ -91,7 +91,9 @@ func (h *holds) look(ctx context.Context) error {
 	return h.catchUp(ctx)
 }
 
-// catchUp applies young holds again, for longer than an outcome can be under way.
+// catchUp applies young holds again, for longer than an outcome can be under way: a row that
+// went back to waiting while its hold was being made is held afterwards, on every node,
+// whether anybody looks for stolen accounts or not.
 func (h *holds) catchUp(ctx context.Context) error {
 	if len(h.young) == 0 {
 		return nil

@@ -14,6 +14,14 @@ import (
 
 // The PROXY protocol of HAProxy, "proxy-protocol.txt", versions 1 (section 2.1) and 2
 // (section 2.2): a load balancer names its client before anything else.
+//
+// The reader is our own, since it reads not one octet more than the header, so that TLS or
+// commands follow on the bare connection: a library wraps the connection to keep what it
+// read too much, and loses closing for writing and the deadlines of a shutdown. A listener
+// that reads headers serves nobody else, or clients could pass the balancer's filters and
+// send a header of their own. A connection without a named client may not log in: all such
+// clients would share one throttle, and a credential for the internal network would work
+// for them.
 
 const (
 	proxyTime  = 5 * time.Second // for the whole header

@@ -12,10 +12,10 @@ var accountKinds = []kind{
 	{"account.ok", health.OK, "", ""},
 	{"account.none", health.Warning, "There is no user, so nobody can send mail.", "add one with 'postern user add'"},
 	{"account.nobody", health.Warning, "No user can log in: all are disabled, or have no working credential.",
-		"see 'postern user list'; use 'postern user enable', 'user passwd' or 'credential add'"},
+		"see 'postern user list'; use 'user enable', 'user passwd' or 'credential add'"},
 	{"account.no-login", health.Warning, "An enabled user has no working credential.",
 		"give one with 'postern user passwd' or 'credential add', or disable the user"},
-	{"account.no-sender", health.Warning, "An enabled user may send as nobody: the name is not an address, and no pattern is set.",
+	{"account.no-sender", health.Warning, "An enabled user has no address to send as: no pattern, and a name that is not an address.",
 		"allow one with 'postern sender allow'"},
 }
 

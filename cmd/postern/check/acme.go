@@ -16,14 +16,14 @@ import (
 
 var acmeKinds = []kind{
 	{"acme.ok", health.OK, "", ""},
-	{"acme.waiting", health.Warning, "No node has ordered the certificate yet; clients get a self-signed one.", "start the server, and look at its log"},
+	{"acme.waiting", health.Warning, "No node has ordered the certificate yet; clients get a self-signed one.", "start the server, and read its log"},
 	{"acme.expired", health.Failed, "The certificate has expired.", "act on the authority's answer, then 'postern certificate renew NAME'"},
 	{"acme.file", health.Failed, "A file that [acme] names cannot be used, so the server does not start.",
 		"correct the path, let the server's user read it, and chmod 600 a key"},
 	{"acme.port", health.Failed, "The server cannot listen where the authority validates.",
-		"stop the other program, or set another address in [acme] and forward the authority's port to it"},
+		"stop the other program, or set another address in [acme] and forward the port to it"},
 	{"acme.no-address", health.Failed, "A name has no address, so the authority cannot validate it.",
-		"add A and AAAA records with this server's address, or use challenge = \"dns-01\""},
+		"add A and AAAA records, or use challenge = \"dns-01\""},
 }
 
 // acme looks at what the nodes tell each other of the certificates they order.

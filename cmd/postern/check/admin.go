@@ -13,11 +13,11 @@ var adminKinds = []kind{
 	{"admin.idle", health.OK, "", ""},
 	{"admin.unready", health.Warning, "The running server says that it is not ready, and why.",
 		"correct what it names; load balancers send it no clients until then"},
-	{"admin.foreign", health.Warning, "Another program answers at the address of [admin], so health and metrics are not served.",
+	{"admin.foreign", health.Warning, "Another program has the address of [admin], so health and metrics are not served.",
 		"stop it, or give [admin] another address"},
 	{"admin.token", health.Failed, "The token of [admin] cannot be used, so the server does not start.",
-		"write one word of 16 or more characters into token_file, with mode 640 and the server's group"},
-	{"admin.token-readable", health.Warning, "Every user of this machine may read the token of [admin].", "chmod 640 the file and give it to the server's group"},
+		"write one word of at least 16 characters into token_file, with mode 640 and the server's group"},
+	{"admin.token-readable", health.Warning, "Every local user may read the token of [admin].", "chmod 640 the file and give it to the server's group"},
 	{"admin.off", health.Info, "Health and metrics are not served.", ""},
 }
 

@@ -2,7 +2,6 @@ package check
 
 import (
 	"flag"
-	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -21,22 +20,30 @@ var update = flag.Bool("update", false, "write the list of findings in docs/chec
 
 const checkPage = "../../../docs/check.md"
 
-// findingsPage is the list of findings as docs/check.md has it.
+// findingsPage is the list of findings as docs/check.md has it: by status, and without what
+// to do, which 'postern check' prints with each.
 func findingsPage() string {
+	of := map[health.Status]string{}
 	var well []string
-	var b strings.Builder
 	for _, k := range kindList() {
 		if k.Status == health.OK {
 			well = append(well, "`"+k.ID+"`")
 			continue
 		}
-		point := fmt.Sprintf("- `%s` (%s): %s", k.ID, k.Status, k.Means)
-		if k.Todo != "" {
-			point += " → " + k.Todo
-		}
-		b.WriteString(wrapped(point, "  "))
+		of[k.Status] += wrapped("- `"+k.ID+"`: "+k.Means, "  ")
 	}
-	return wrapped(strings.Join(well, ", ")+".", "") + "\n" + b.String()
+	page := wrapped(strings.Join(well, ", ")+".", "")
+	for _, s := range []health.Status{health.Failed, health.Warning, health.Info, health.Skipped} {
+		page += "\n### `" + string(s) + "`: " + statusMeans[s] + "\n\n" + of[s]
+	}
+	return page
+}
+
+var statusMeans = map[health.Status]string{
+	health.Failed:  "does not work, or is not safe",
+	health.Warning: "works, but not as it should, or not for long",
+	health.Info:    "worth knowing, nothing to do",
+	health.Skipped: "not checked; another finding says why",
 }
 
 // wrapped is a paragraph in lines of at most 100 characters, those behind the first indented.
@@ -67,7 +74,7 @@ func TestCheckPageHasEveryFinding(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const mark = "These mean that all is well:\n"
+	const mark = "These are `ok`, as it should be:\n"
 	before, list, ok := strings.Cut(string(text), mark)
 	if !ok {
 		t.Fatalf("%s has no line %q", checkPage, mark)

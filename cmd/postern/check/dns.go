@@ -12,19 +12,18 @@ import (
 )
 
 var dnsKinds = []kind{
-	{"dns.resolver", health.Failed, "DNS does not answer, so mail cannot be delivered.",
-		"correct the resolver of this machine (/etc/resolv.conf), or set [delivery] dns_server"},
+	{"dns.resolver", health.Failed, "DNS does not answer, so mail cannot be delivered.", "correct /etc/resolv.conf, or set [delivery] dns_server"},
 	{"dns.hostname", health.OK, "", ""},
 	{"dns.hostname-none", health.Failed, "The hostname is not in DNS; servers refuse mail from such an EHLO name.",
-		"add A and AAAA records for it, or set hostname to a name that exists"},
+		"add A and AAAA records for it, or correct hostname"},
 	{"dns.address-unknown", health.Info, "The hostname has only private addresses, so the one that mail leaves from is unknown.",
-		"name it with --address; behind a translating router it is the router's"},
+		"name it with --address; behind NAT it is the router's"},
 	{"dns.ptr", health.OK, "", ""},
-	{"dns.ptr-none", health.Failed, "The address has no name in DNS (PTR): large providers refuse its mail.",
-		"have the owner of the address (hosting company, provider) set its PTR to the hostname"},
-	{"dns.ptr-forward", health.Failed, "The address's name (PTR) does not lead back to it: servers take that for forged.",
+	{"dns.ptr-none", health.Failed, "The address has no PTR record: large providers refuse its mail.",
+		"have its owner (hosting company, provider) set the PTR to the hostname"},
+	{"dns.ptr-forward", health.Failed, "The PTR name of the address does not lead back to it: servers take that for forged.",
 		"add an address record for that name, or have the PTR set to the hostname"},
-	{"dns.ptr-other", health.Info, "The address's name (PTR) is not the hostname.", ""},
+	{"dns.ptr-other", health.Info, "The address's PTR is not the hostname.", ""},
 	{"dns.ptr-unused", health.Info, "All mail leaves by upstreams, so this server's PTR does not matter.", ""},
 }
 

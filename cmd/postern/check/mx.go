@@ -12,16 +12,15 @@ import (
 
 var mxKinds = []kind{
 	{"mx.ok", health.OK, "", ""},
-	{"mx.null", health.Failed, "The domain takes no mail or does not exist: mail to it fails.", "ask the recipients for another address"},
+	{"mx.null", health.Failed, "The domain takes no mail or does not exist.", "ask the recipients for another address"},
 	{"mx.lookup", health.Failed, "DNS gives no answer about the domain, so mail to it waits.", "check this machine's resolver, then the domain's name servers"},
-	{"mx.address", health.Failed, "The MX records name no host, or one without address or with a private one: mail does not go there.",
+	{"mx.address", health.Failed, "The MX records name no host, or one without a public address: mail does not go there.",
 		"tell the domain's postmaster; your own network is reached by an upstream only"},
 	{"mx.unreachable", health.Warning, "A mail host of the domain cannot be reached.",
 		"if none of any domain can be, have the hosting company open port 25, or use an upstream"},
-	{"mx.refuses", health.Warning, "A mail host of the domain refuses to talk to this server.",
-		"read its answer: it may name a block list, and how to get off it"},
+	{"mx.refuses", health.Warning, "A mail host of the domain refuses this server.", "read its answer: it may name a block list, and how to get off it"},
 	{"mx.self", health.Failed, "This server is a mail host of the domain, so mail to it would loop.",
-		"remove it from the MX records, or send by an upstream that knows the mailboxes"},
+		"correct the MX records, or send by an upstream that knows the mailboxes"},
 }
 
 // mxTime bounds what is asked about one domain.

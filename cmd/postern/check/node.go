@@ -13,12 +13,12 @@ import (
 
 var nodeKinds = []kind{
 	{"node.ok", health.OK, "", ""},
-	{"node.taken", health.Failed, "A node with this one's name lives elsewhere: the one that starts later stops the other.",
+	{"node.taken", health.Failed, "A node of this name lives elsewhere: the one that starts later stops the other.",
 		"set another node (or hostname) in one configuration"},
-	{"node.twice", health.Warning, "A process took over this node's name while the earlier one still lived.",
-		"nothing after a crash; if both run, set another node in one configuration"},
+	{"node.twice", health.Warning, "A process took over this node's name while an earlier one lived.",
+		"after a crash, nothing; if both run, set another node in one configuration"},
 	{"queue.set-aside", health.Failed, "Mail is held because its rows in the database are bad; it is not lost.",
-		"find out what damaged them; then 'postern queue show ID', and 'queue release ID' or 'queue cancel ID'"},
+		"find what damaged them; then 'postern queue show ID', and 'queue release ID' or 'queue cancel ID'"},
 }
 
 // setAside asks for mail of which the nodes could make nothing; before the migration there is

@@ -14,15 +14,15 @@ import (
 var portKinds = []kind{
 	{"port.free", health.OK, "", ""},
 	{"port.ours", health.OK, "", ""},
-	{"port.other", health.Failed, "A Postern of another hostname has the address.", "stop it, or give one of them another address"},
-	{"port.foreign", health.Failed, "Another program has the address.", "find it with 'ss -ltnp', and stop it or choose another address in [[listener]]"},
+	{"port.other", health.Failed, "A Postern of another hostname has the address.", "stop it, or change one of the addresses"},
+	{"port.foreign", health.Failed, "Another program has the address.", "find it with 'ss -ltnp'; stop it, or change the address in [[listener]]"},
 	{"port.privileged", health.Warning, "This user may not listen on ports below 1024.",
 		"run the server as the systemd unit does: with CAP_NET_BIND_SERVICE, or sockets from systemd"},
-	{"port.unusable", health.Failed, "The server cannot listen at the address.", "set the address in [[listener]] to one of this machine, or 0.0.0.0"},
-	{"port.balanced", health.Info, "The listener serves load balancers only, so it cannot be asked from here which program it is.", ""},
-	{"port.handed", health.Info, "The service manager opens the listener's socket, and nothing answers at the usual address.", ""},
+	{"port.unusable", health.Failed, "The server cannot listen at the address.", "set an address of this machine, or 0.0.0.0, in [[listener]]"},
+	{"port.balanced", health.Info, "The listener serves load balancers only, so its program cannot be identified.", ""},
+	{"port.handed", health.Info, "The service manager opens the socket, and nothing answers at the usual address.", ""},
 	{"port.none", health.Warning, "There is no [[listener]], so only 'postern serve --only delivery' starts.",
-		"add a [[listener]] unless this node shall only deliver"},
+		"add a [[listener]], unless this node is only to deliver"},
 }
 
 func (c *checkup) lookAtPorts(ctx context.Context, r *report) {

@@ -14,9 +14,9 @@ import (
 
 var roomKinds = []kind{
 	{"db.room", health.OK, "", ""},
-	{"db.room-low", health.Warning, "The database's disk is nearly full.", "free room, or give it a larger disk"},
+	{"db.room-low", health.Warning, "The database's disk is nearly full.", "free room, or enlarge the disk"},
 	kind(health.DiskFull),
-	{"db.room-none", health.Failed, "The database's disk is full: soon nothing is accepted.", "free room, or give it a larger disk"},
+	{"db.room-none", health.Failed, "The database's disk is full: soon nothing is accepted.", "free room, or enlarge the disk"},
 }
 
 // full asks what the nodes have found; before the migration they have no place for it.

@@ -53,7 +53,7 @@ func AreaNames() string {
 // checkKinds are findings about the check itself.
 var checkKinds = []kind{
 	{"check.unfinished", health.Warning, "An area did not finish in time; its findings until then are shown.",
-		"look at what it waits for, or run the area alone with --only"},
+		"see what it waits for, or run the area alone with --only"},
 	{"check.skipped", health.Skipped, "An area needs something that another finding says is missing.", ""},
 }
 
