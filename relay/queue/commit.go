@@ -13,6 +13,7 @@ import (
 
 	"postern/internal/pg"
 	"postern/policy/quota"
+	"postern/relay/queue/reserve"
 )
 
 // Committers of each kind: while one waits for its commit, the next gathers.
@@ -107,8 +108,8 @@ func (c *committer) run() {
 		}
 		switch {
 		case len(mine) == 0:
-		case c.q.room.full.Load(): // since they came
-			c.refuse(mine, ErrFull)
+		case c.q.room.Full(): // since they came
+			c.refuse(mine, reserve.ErrFull)
 		default:
 			c.commit(mine)
 		}

@@ -69,7 +69,7 @@ func (q *Queue) Enqueue(ctx context.Context, m Message, rcpts []Recipient, body 
 		}
 		return Accepted{}, refusal(errEpochLost)
 	}
-	if err := q.room.refuses(); err != nil {
+	if err := q.room.Refuses(); err != nil {
 		return Accepted{}, refusal(err)
 	}
 	j := &submittal{m: m, rcpts: rcpts, body: body, epoch: epoch, parked: !owned,

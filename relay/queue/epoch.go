@@ -259,7 +259,7 @@ func (e *epochs) lookNow() {
 // that could not be made is the database's trouble; one that broke may only be a leftover
 // from before a restart, so the heartbeat looks immediately.
 func (e *epochs) suspect(err error) {
-	e.q.room.heard(err)
+	e.q.room.Heard(err)
 	var connect *pg.ConnectError
 	if errors.As(err, &connect) {
 		e.report(err)
@@ -302,8 +302,8 @@ func (q *Queue) Turned() time.Duration {
 func (q *Queue) Epoch() int64 { return q.epochs.valid() }
 
 // Available returns nil if mail can probably be stored now. It costs nothing and is called
-// at MAIL, to refuse early rather than at the final dot. The error is ErrFull if only room is
-// missing.
+// at MAIL, to refuse early rather than at the final dot. The error is reserve.ErrFull if only
+// room is missing.
 func (q *Queue) Available() error {
 	if err := q.epochs.down(); err != nil {
 		return refusal(err)
@@ -311,7 +311,7 @@ func (q *Queue) Available() error {
 	if q.epochs.valid() == 0 {
 		return refusal(errEpochLost)
 	}
-	if err := q.room.refuses(); err != nil {
+	if err := q.room.Refuses(); err != nil {
 		return refusal(err)
 	}
 	return nil

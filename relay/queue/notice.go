@@ -316,7 +316,7 @@ func (ns *notices) commit(ctx context.Context, n *Notice, j *submittal, send boo
 func (ns *notices) try(ctx context.Context, n *Notice, j *submittal, send bool) error {
 	began := time.Now()
 	err := ns.s.Panicked(ns.q.cfg.Guard.Try("queue: committing a notice", func() error { return ns.transact(ctx, n, j, send) }))
-	ns.q.room.heard(err)
+	ns.q.room.Heard(err)
 	ns.q.committed(WorkNotice, 1, began, err)
 	return err
 }

@@ -174,7 +174,7 @@ func (s *signals) hear(ctx context.Context) error {
 			case n.Payload == payloadAsked:
 				s.q.asked.Add(1)
 			case n.Payload == payloadFull:
-				s.q.room.tell(true)
+				s.q.room.Tell(true)
 			}
 			s.q.wake()
 		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && !conn.IsClosed():

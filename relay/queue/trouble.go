@@ -9,6 +9,7 @@ import (
 
 	"postern/internal/pg"
 	"postern/policy/quota"
+	"postern/relay/queue/reserve"
 	"postern/relay/smtp"
 )
 
@@ -27,7 +28,7 @@ func Trouble(err error) smtp.Reply {
 	}
 	code := pg.Code(err)
 	if code == "" {
-		if errors.Is(err, ErrFull) {
+		if errors.Is(err, reserve.ErrFull) {
 			return storageFull
 		}
 		if errors.Is(err, errClosed) {
