@@ -52,7 +52,7 @@ func TestForgettingCosts(t *testing.T) {
 	cost("forget holds", 50, sqlForgetHolds)
 	cost("forget usage", 10*forgetRows, sqlForgetUsage, "", "", "", 0, forgetRows)
 	cost("forget activity", 50, sqlForgetActivity, forgetRows)
-	cost("forget correspondents", 50, sqlForgetRecipients, forgetRows, 365*24*time.Hour)
+	cost("forget correspondents", 50, sqlForgetCorrespondents, forgetRows, 365*24*time.Hour)
 }
 
 // TestForgettingBesideNewMail compares the life of new mail while old history is deleted with

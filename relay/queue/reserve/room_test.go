@@ -69,11 +69,7 @@ func reserved(t *testing.T, db *pgtest.DB) int {
 // Every statement of the package is one that the schema understands.
 func TestStatementsPrepare(t *testing.T) {
 	t.Parallel()
-	all, unused := texts.Bound()
-	if len(unused) > 0 {
-		t.Errorf("nobody runs the statements %q", unused)
-	}
-	pgtest.Prepare(t, all)
+	pgtest.Prepare(t, pgtest.Statements(t, texts.Bound))
 }
 
 // TestR5CrashGivesTheReserveBack: a server that dies of a full disk finds the room for its
