@@ -1,6 +1,7 @@
 // Package queue is the durable queue of accepted messages in Postgres: it accepts them, owns
 // them while they are sent, and settles their outcomes. Reading for people, operating and
-// deleting have packages beside it (docs/decisions/queue-parts.md).
+// deleting have packages beside it, the octets of messages and the disk's reserve below it
+// (docs/decisions/queue-parts.md).
 //
 // It promises: Enqueue returns nil only after a durable commit; a recipient is
 // owned by at most one live epoch; every outcome is written fenced by the epoch

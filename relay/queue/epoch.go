@@ -35,7 +35,6 @@ type epochs struct {
 }
 
 var (
-	sqlServer    = texts.Bind("server_start")
 	sqlTakeEpoch = texts.Bind("take_epoch", "name", "lease")
 	sqlRival     = texts.Bind("rival", "name", "epoch")
 	sqlHeartbeat = texts.Bind("heartbeat", "epoch", "lease")
@@ -43,17 +42,10 @@ var (
 	sqlGate      = texts.Bind("gate", "message_id", "n", "epoch")
 )
 
-// ServerStart asks when the server of conn started, which distinguishes it from a server that
-// took its place.
-func ServerStart(ctx context.Context, conn *pgx.Conn) (start time.Time, err error) {
-	err = conn.QueryRow(ctx, sqlServer).Scan(&start)
-	return start, err
-}
-
 func newEpochs(q *Queue) *epochs {
 	e := &epochs{q: q, s: pg.NewDedicated(q.cfg.WorkPool, pg.TuneWork), hurry: make(chan struct{}, 1)}
 	e.s.OnConnect = func(ctx context.Context, conn *pgx.Conn) (err error) {
-		e.found, err = ServerStart(ctx, conn)
+		e.found, err = pg.ServerStart(ctx, conn)
 		return err
 	}
 	return e

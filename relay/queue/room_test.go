@@ -10,7 +10,9 @@ import (
 
 	"postern/internal/logtest"
 	"postern/internal/pgtest"
+	"postern/relay/queue/content"
 	"postern/relay/queue/reserve"
+	"postern/relay/smtp"
 )
 
 // roomyConfig is a node with a reserve, which the test looks after by hand.
@@ -54,9 +56,9 @@ func lookAtRoom(t *testing.T, queues ...*Queue) {
 // wantFull tries to enqueue, and MAIL.
 func wantFull(t *testing.T, q *Queue) {
 	t.Helper()
-	_, err := q.Enqueue(ctxOf(t), message(), rcpts("x@example.net"), NewBody([]byte("x")), true)
+	_, err := q.Enqueue(ctxOf(t), message(), rcpts("x@example.net"), content.New([]byte("x")), true)
 	for _, err := range []error{err, q.Available()} {
-		var refused *Error
+		var refused *smtp.Error
 		if !errors.As(err, &refused) || refused.Reply.Code != 452 {
 			t.Errorf("want 452, got %v", err)
 		}
@@ -101,7 +103,7 @@ func TestR5ReserveIsGivenBack(t *testing.T) {
 	for _, q := range []*Queue{a, b} {
 		eventually(t, "mail is accepted again", func() bool {
 			lookAtRoom(t, q) // the NOTIFY of the full disk may have come late
-			_, err := q.Enqueue(ctxOf(t), message(), rcpts("x@example.net"), NewBody([]byte("x")), true)
+			_, err := q.Enqueue(ctxOf(t), message(), rcpts("x@example.net"), content.New([]byte("x")), true)
 			return err == nil
 		})
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"postern/internal/pg"
+	"postern/relay/queue/content"
 	"postern/relay/smtp"
 )
 
@@ -61,10 +62,10 @@ func (q *Queue) Settle(outcomes ...Outcome) {
 // Release gives recipients back without an attempt, due again after the wait. When a reader
 // has found the body damaged, they are set aside.
 func (q *Queue) Release(d *Delivery, ns []int, wait time.Duration) {
-	body, ok := d.Body.(*storedBody)
+	damaged := content.Damaged(d.Body)
 	for _, n := range ns {
 		e := ending{Outcome: Outcome{Message: d.Message.ID, N: n, Epoch: d.Epoch, RetryIn: wait}, release: true}
-		if ok && body.damaged.Load() {
+		if damaged {
 			e.aside = textMissing
 		}
 		q.settles.put(e)

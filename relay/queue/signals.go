@@ -89,7 +89,7 @@ const sqlNotifyAsked = `select pg_notify('` + channel + `', '` + payloadAsked + 
 
 // Hurry tells running nodes that an operator asks them to look for work now. It is only a
 // hint: poolers may not carry it, and polling finds the rows.
-func Hurry(ctx context.Context, db querier) {
+func Hurry(ctx context.Context, db pg.DB) {
 	if rows, err := db.Query(ctx, sqlNotifyAsked); err == nil {
 		rows.Close()
 	}

@@ -34,7 +34,7 @@ func TestPlansUseKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := pgtest.Statements(t, texts.Bound)
-	for _, name := range []string{"delivered, again false", "delivered, again true", "undelivered, again false", "undelivered, again true", "await_outcomes", "gate", "claim", "enqueue", "enqueue_limited", "enqueue_again", "told", "sqlChunks"} {
+	for _, name := range []string{"delivered, again false", "delivered, again true", "undelivered, again false", "undelivered, again true", "await_outcomes", "gate", "claim", "enqueue", "enqueue_limited", "enqueue_again", "told"} {
 		description, err := conn.Prepare(ctxOf(t), name, all[name])
 		if err != nil {
 			t.Fatal(err)
@@ -73,7 +73,7 @@ func TestTrouble(t *testing.T) {
 		{errors.New("unexpected EOF"), "451 4.3.0"}, {context.DeadlineExceeded, "451 4.3.0"}, {errEpochLost, "451 4.3.0"},
 		{errClosed, "421 4.3.2"}, {fmt.Errorf("wrapped: %w", pgError("53100")), "452 4.3.1"},
 	} {
-		reply := Trouble(c.err)
+		reply := troubleReply(c.err)
 		if got := fmt.Sprintf("%d %s", reply.Code, reply.Enhanced); got != c.want {
 			t.Errorf("%v: %s, want %s", c.err, got, c.want)
 		}

@@ -11,6 +11,7 @@ import (
 	"postern/internal/pgtest"
 	"postern/internal/queuetest"
 	"postern/relay/queue"
+	"postern/relay/queue/content"
 )
 
 // backlogRows is how many recipients are deferred: with POSTERN_LONG=1 a million.
@@ -124,7 +125,7 @@ func round(t *testing.T, q *queue.Queue, messages int) time.Duration {
 	for range 20 {
 		all.Go(func() {
 			for range left {
-				accepted, err := q.Enqueue(context.Background(), queuetest.Message(), queuetest.Recipients("bob@example.net"), queue.NewBody(make([]byte, 5000)), true)
+				accepted, err := q.Enqueue(context.Background(), queuetest.Message(), queuetest.Recipients("bob@example.net"), content.New(make([]byte, 5000)), true)
 				if err != nil {
 					t.Error(err)
 					return
