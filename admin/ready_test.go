@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"postern/admin/health"
-	"postern/relay/queue"
+	"postern/relay/queue/reserve"
 )
 
 // However often it is asked, a check is asked once a second; one that hangs costs the
@@ -128,9 +128,9 @@ func TestOtherChecks(t *testing.T) {
 		{"database", DatabaseCheck(func(context.Context) error { return nil }), health.OK, "answers"},
 		{"database away", DatabaseCheck(func(context.Context) error { return broken }), health.Failed, "connection refused"},
 		{"epoch", EpochCheck(func() error { return nil }), health.OK, ""},
-		{"an epoch and a full disk", EpochCheck(func() error { return fmt.Errorf("refused: %w", queue.ErrFull) }), health.OK, ""},
+		{"an epoch and a full disk", EpochCheck(func() error { return fmt.Errorf("refused: %w", reserve.ErrFull) }), health.OK, ""},
 		{"room on the disk", DiskCheck(func() error { return broken }), health.OK, ""},
-		{"a full disk", DiskCheck(func() error { return fmt.Errorf("refused: %w", queue.ErrFull) }), health.Failed, "full"},
+		{"a full disk", DiskCheck(func() error { return fmt.Errorf("refused: %w", reserve.ErrFull) }), health.Failed, "full"},
 		{"no epoch", EpochCheck(func() error { return broken }), health.Failed, "connection refused"},
 		{"takes mail", DrainCheck(func() bool { return false }), health.OK, ""},
 		{"drains", DrainCheck(func() bool { return true }), health.Failed, "stopping"},

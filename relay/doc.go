@@ -2,20 +2,22 @@
 // one noun, its package comment is its contract, and imports_test.go beside this
 // file holds which of them may import which.
 //
-//	smtp        the wire, both ways
-//	message     header surgery on bytes
-//	maillog     one typed function for each mail event
-//	queue       the durable queue in Postgres: accept, own, settle
-//	queue/desk  its tables for people: list, trace, hold, release, cancel
-//	anomaly     holds the mail of a user whose account looks stolen
-//	retention   what is kept, and for how long
-//	certificate what the listeners show in a handshake
-//	acme        certificates from an authority, shared by all nodes
-//	submission  the listeners on 587 and 465
-//	seal        secrets that the database must not reveal
-//	route       upstream accounts and routing rules
-//	delivery    sending to upstreams and to MX
-//	bounce      RFC 3464 notices
+//	smtp          the wire, both ways
+//	message       header surgery on bytes
+//	maillog       one typed function for each mail event
+//	queue         the durable queue in Postgres: accept, own, settle
+//	queue/content the octets of messages, in pieces
+//	queue/desk    its tables for people: list, trace, hold, release, cancel
+//	queue/reserve room on the database's disk, kept for outcomes
+//	anomaly       holds the mail of a user whose account looks stolen
+//	retention     what is kept, and for how long
+//	certificate   what the listeners show in a handshake
+//	acme          certificates from an authority, shared by all nodes
+//	submission    the listeners on 587 and 465
+//	seal          secrets that the database must not reveal
+//	route         upstream accounts and routing rules
+//	delivery      sending to upstreams and to MX
+//	bounce        RFC 3464 notices
 //
 // submission, delivery and bounce never import each other: they meet in the
 // queue's rows. docs/flow.md follows one message through all of them.

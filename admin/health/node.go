@@ -3,7 +3,7 @@ package health
 import (
 	"errors"
 
-	"postern/relay/queue"
+	"postern/relay/queue/reserve"
 )
 
 // The kinds of what is wrong with the database and with a node's lease in it.
@@ -27,7 +27,7 @@ func Database(err error) Finding {
 // Epoch judges why the queue of a node refuses mail; nil: it does not. A full disk is not
 // the lease's.
 func Epoch(refuses error) Finding {
-	if refuses != nil && !errors.Is(refuses, queue.ErrFull) {
+	if refuses != nil && !errors.Is(refuses, reserve.ErrFull) {
 		return noLease.Found("epoch", "%v", refuses)
 	}
 	return Finding{Status: OK, Subject: "epoch", Text: "this node's lease is valid"}
@@ -35,8 +35,8 @@ func Epoch(refuses error) Finding {
 
 // Disk judges why the queue of a node refuses mail: its database's disk may be full.
 func Disk(refuses error) Finding {
-	if errors.Is(refuses, queue.ErrFull) {
-		return DiskFull.Found("disk", "%v", queue.ErrFull)
+	if errors.Is(refuses, reserve.ErrFull) {
+		return DiskFull.Found("disk", "%v", reserve.ErrFull)
 	}
 	return Finding{Status: OK, Subject: "disk", Text: "mail finds room"}
 }

@@ -12,6 +12,7 @@ import (
 	"postern/auth"
 	"postern/policy/quota"
 	"postern/relay/queue"
+	"postern/relay/queue/content"
 	"postern/relay/smtp"
 )
 
@@ -53,6 +54,6 @@ func scriptMail(ts *testscript.TestScript, neg bool, args []string) {
 			m.Charges = append(m.Charges, l)
 		}
 	}
-	_, err = q.Enqueue(ctx, m, recipients, queue.NewBody([]byte("Subject: x\r\n\r\nbody\r\n")), false)
+	_, err = q.Enqueue(ctx, m, recipients, content.New([]byte("Subject: x\r\n\r\nbody\r\n")), false)
 	ts.Check(err)
 }

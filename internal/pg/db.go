@@ -23,6 +23,15 @@ var (
 	_ DB = pgx.Tx(nil)
 )
 
+const sqlServerStart = `select pg_postmaster_start_time()`
+
+// ServerStart asks when the server of conn started, which distinguishes it from a server that
+// took its place.
+func ServerStart(ctx context.Context, conn *pgx.Conn) (start time.Time, err error) {
+	err = conn.QueryRow(ctx, sqlServerStart).Scan(&start)
+	return start, err
+}
+
 // SQLSTATE codes that mean something to the person who asked.
 const (
 	UniqueViolation     = "23505"

@@ -51,23 +51,23 @@ func Load(files fs.FS) *Texts {
 
 // Bind returns a statement for the database, in which its arguments are $1, $2 … in the order
 // of args. It panics unless the statement has exactly those.
-func (t *Texts) Bind(name string, args ...string) string { return t.bind(name, "", false, args) }
+func (t *Texts) Bind(name string, args ...string) string { return t.bind(name, "", "", args) }
 
-// BindFlag is Bind for a statement with an argument flag that is always on, or always off:
-// PostgreSQL plans it without the part that it does not need.
-func (t *Texts) BindFlag(name, flag string, on bool, args ...string) string {
-	return t.bind(name, flag, on, args)
+// BindConst is Bind for a statement with an argument that is always the same SQL literal:
+// PostgreSQL plans it without the parts that it does not need.
+func (t *Texts) BindConst(name, constant, literal string, args ...string) string {
+	return t.bind(name, constant, literal, args)
 }
 
-func (t *Texts) bind(name, flag string, on bool, args []string) string {
+func (t *Texts) bind(name, constant, literal string, args []string) string {
 	text, known := t.raw[name]
 	if !known {
 		panic("no statement is named " + name)
 	}
 	used := make([]bool, len(args))
 	text = numbered(text, func(arg string) string {
-		if arg == flag {
-			return strconv.FormatBool(on)
+		if arg == constant {
+			return literal
 		}
 		n := slices.Index(args, arg)
 		if n < 0 {
@@ -80,8 +80,8 @@ func (t *Texts) bind(name, flag string, on bool, args []string) string {
 		panic(fmt.Sprintf("statement %s has no @%s", name, args[n]))
 	}
 	key := name
-	if flag != "" {
-		key = fmt.Sprintf("%s, %s %t", name, flag, on)
+	if constant != "" {
+		key = fmt.Sprintf("%s, %s %s", name, constant, literal)
 	}
 	t.bound[key] = text
 	t.used[name] = true

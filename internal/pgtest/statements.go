@@ -8,6 +8,7 @@ import (
 	"go/parser"
 	"go/token"
 	"go/types"
+	"maps"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -15,10 +16,15 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Statements finds the text of every constant sql… of the package under test, but for
-// those that are parts of others.
-func Statements(t testing.TB, parts map[string]bool) map[string]string {
+// Statements finds every statement of the package under test: what it has bound of its .sql
+// files, of which none may be left over, and the constants sql….
+func Statements(t testing.TB, bound func() (texts map[string]string, unused []string)) map[string]string {
 	t.Helper()
+	found, unused := bound()
+	if len(unused) > 0 {
+		t.Errorf("nobody runs the statements %q", unused)
+	}
+	found = maps.Clone(found)
 	set := token.NewFileSet()
 	names, err := filepath.Glob("*.go")
 	if err != nil {
@@ -40,10 +46,9 @@ func Statements(t testing.TB, parts map[string]bool) map[string]string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	found := make(map[string]string)
 	for _, name := range pkg.Scope().Names() {
 		c, ok := pkg.Scope().Lookup(name).(*types.Const)
-		if ok && strings.HasPrefix(name, "sql") && !parts[name] {
+		if ok && strings.HasPrefix(name, "sql") {
 			found[name] = constant.StringVal(c.Val())
 		}
 	}

@@ -9,6 +9,7 @@ import (
 
 	"postern/internal/pgtest"
 	"postern/relay/queue"
+	"postern/relay/queue/content"
 	"postern/relay/smtp"
 )
 
@@ -80,7 +81,7 @@ func Recipients(addresses ...string) []queue.Recipient {
 // on hold.
 func Put(t testing.TB, q *queue.Queue, m queue.Message, owned bool, addresses ...string) *queue.Delivery {
 	t.Helper()
-	accepted, err := q.Enqueue(Context(t), m, Recipients(addresses...), queue.NewBody([]byte("Subject: x\r\n\r\nbody\r\n")), owned)
+	accepted, err := q.Enqueue(Context(t), m, Recipients(addresses...), content.New([]byte("Subject: x\r\n\r\nbody\r\n")), owned)
 	if err != nil {
 		t.Fatalf("enqueue: %v", err)
 	}

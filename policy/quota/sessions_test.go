@@ -126,11 +126,7 @@ func sessions(most int64, scope Scope) Limit {
 // Every statement of the package is one that the schema understands.
 func TestSessionsStatements(t *testing.T) {
 	t.Parallel()
-	all, unused := texts.Bound()
-	if len(unused) > 0 {
-		t.Errorf("nobody runs the statements %q", unused)
-	}
-	pgtest.Prepare(t, all)
+	pgtest.Prepare(t, pgtest.Statements(t, texts.Bound))
 }
 
 // TestSessionsExact: two nodes at once never let in more than the limit, nor fewer, in

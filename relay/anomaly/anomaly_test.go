@@ -103,7 +103,7 @@ func TestCorrespondentsStayKnown(t *testing.T) {
 	note := func(want int) {
 		t.Helper()
 		// One name twice, for a message to it may go out twice in a second.
-		queuetest.Exec(t, db, sqlActivity, []int64{1, 1, 1}, []string{"a@example.net", "a@example.net", "b@example.net"}, []bool{false, false, false}, [][16]byte{}, []bool{})
+		queuetest.Exec(t, db, sqlNote, []int64{1, 1, 1}, []string{"a@example.net", "a@example.net", "b@example.net"}, []bool{false, false, false}, [][16]byte{}, []bool{})
 		if n := queuetest.Count(t, db, `select count(*) from correspondent where seen_on = current_date`); n != want {
 			t.Errorf("%d were seen today, want %d", n, want)
 		}
@@ -120,5 +120,5 @@ func TestCorrespondentsStayKnown(t *testing.T) {
 
 func TestStatementsPrepare(t *testing.T) {
 	t.Parallel()
-	pgtest.Prepare(t, pgtest.Statements(t, nil))
+	pgtest.Prepare(t, pgtest.Statements(t, texts.Bound))
 }

@@ -12,6 +12,7 @@ import (
 
 	"postern/relay/maillog"
 	"postern/relay/queue"
+	"postern/relay/queue/content"
 	"postern/relay/smtp"
 )
 
@@ -186,7 +187,7 @@ func original(n *queue.Notice) (octets []byte, full bool, err error) {
 		return n.Headers, false, nil
 	}
 	octets = make([]byte, n.Body.Size())
-	if _, err := n.Body.ReadAt(octets, 0); errors.Is(err, queue.ErrDamaged) {
+	if _, err := n.Body.ReadAt(octets, 0); errors.Is(err, content.ErrDamaged) {
 		return n.Headers, false, nil
 	} else if err != nil && !errors.Is(err, io.EOF) {
 		return nil, false, err

@@ -8,7 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"postern/relay/queue"
+	"postern/relay/queue/content"
 	"postern/relay/smtp"
 )
 
@@ -278,7 +278,7 @@ func (e *Engine) exit(w *worker) {
 
 // bodyReader reads the stored text once and notes that it was begun and what went wrong.
 type bodyReader struct {
-	from  queue.Body
+	from  content.Body
 	off   int64
 	size  int64
 	begun *atomic.Bool

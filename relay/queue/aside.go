@@ -1,7 +1,6 @@
 package queue
 
 import (
-	"errors"
 	"fmt"
 	"math"
 	"strings"
@@ -18,9 +17,6 @@ var sqlSetAside = texts.Bind("set_aside", "message_id", "n", "owner", "reason", 
 // from writing such rows, but manual changes, repairs and damaged disks may. They are set
 // aside: held, with the reason in the row, until a person has looked. A fault of ours must
 // not bounce mail, nor delay anybody else's.
-
-// ErrDamaged says that a stored body is not whole.
-var ErrDamaged = errors.New("the stored message is damaged")
 
 // textMissing is the reason to set aside mail whose body is not whole.
 const textMissing = "octets of its text are missing"

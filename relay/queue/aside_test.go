@@ -17,6 +17,7 @@ import (
 	"postern/internal/panics"
 	"postern/internal/pg"
 	"postern/internal/pgtest"
+	"postern/relay/queue/content"
 	"postern/relay/smtp"
 )
 
@@ -544,7 +545,7 @@ func TestM8LargeBodies(t *testing.T) {
 	var messages []Message
 	for range 3 {
 		m := message()
-		if _, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody(text), false); err != nil {
+		if _, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), content.New(text), false); err != nil {
 			t.Fatal(err)
 		}
 		messages = append(messages, m)
@@ -558,7 +559,7 @@ func TestM8LargeBodies(t *testing.T) {
 	}
 	for _, d := range list {
 		_, err := d.Body.ReadAt(make([]byte, d.Body.Size()), 0)
-		if bad := d.Message.ID == messages[0].ID; errors.Is(err, ErrDamaged) != bad || !bad && err != nil && !errors.Is(err, io.EOF) {
+		if bad := d.Message.ID == messages[0].ID; errors.Is(err, content.ErrDamaged) != bad || !bad && err != nil && !errors.Is(err, io.EOF) {
 			t.Errorf("%s: %v", d.Message.ID, err)
 		}
 		q.Release(d, []int{0}, 0)

@@ -15,6 +15,7 @@ import (
 
 	"postern/internal/pgserver"
 	"postern/internal/pgtest"
+	"postern/relay/queue/content"
 )
 
 // A backlog is a queue full of deferred mail, beside an empty one on the same server.
@@ -105,7 +106,7 @@ func compared(one, other []life) string {
 
 // round accepts and delivers messages.
 func (b *backlog) round(q *Queue, messages int) life {
-	body := NewBody(bytes.Repeat([]byte("0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd\r\n"), 5000/64))
+	body := content.New(bytes.Repeat([]byte("0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd\r\n"), 5000/64))
 	left := make(chan struct{}, messages)
 	for range messages {
 		left <- struct{}{}

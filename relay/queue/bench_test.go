@@ -16,6 +16,7 @@ import (
 	"postern/internal/pgserver"
 	"postern/internal/pgtest"
 	"postern/policy/quota"
+	"postern/relay/queue/content"
 )
 
 // BenchmarkAcceptDeliver is the life of a 5 KB message in this package, from the
@@ -34,7 +35,7 @@ func BenchmarkAcceptDeliver(b *testing.B) {
 			cfg := calmConfig(db)
 			cfg.StrictGate = c.strict
 			q := start(b, cfg)
-			body := NewBody(bytes.Repeat([]byte("0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd\r\n"), 5000/64))
+			body := content.New(bytes.Repeat([]byte("0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd\r\n"), 5000/64))
 			backend := newPostgresCPU(b, db)
 			b.ReportAllocs()
 			b.ResetTimer()

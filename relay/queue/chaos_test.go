@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"postern/internal/pgtest"
+	"postern/relay/queue/content"
 )
 
 // Backends are terminated at random while mail is accepted and delivered (F5): what
@@ -30,7 +31,7 @@ func TestBackendsKilled(t *testing.T) {
 		wg.Go(func() {
 			for n := range each {
 				m := message()
-				d, err := taken(q.Enqueue(ctxOf(t), m, rcpts(fmt.Sprintf("x@d%d.example", i), "y@example.net"), NewBody([]byte("x")), n%4 > 0))
+				d, err := taken(q.Enqueue(ctxOf(t), m, rcpts(fmt.Sprintf("x@d%d.example", i), "y@example.net"), content.New([]byte("x")), n%4 > 0))
 				select {
 				case next <- struct{}{}:
 				default:

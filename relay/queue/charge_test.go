@@ -15,6 +15,8 @@ import (
 	"postern/internal/pg"
 	"postern/internal/pgtest"
 	"postern/policy/quota"
+	"postern/relay/queue/content"
+	"postern/relay/smtp"
 )
 
 // limitOf is a limit of user 1.
@@ -27,7 +29,7 @@ func charged(t *testing.T, q *Queue, addresses []string, limits ...quota.Limit) 
 	t.Helper()
 	m := message()
 	m.Charges = limits
-	return taken(q.Enqueue(ctxOf(t), m, rcpts(addresses...), NewBody([]byte("0123456789")), true))
+	return taken(q.Enqueue(ctxOf(t), m, rcpts(addresses...), content.New([]byte("0123456789")), true))
 }
 
 // used is what counts in a user's window, as the table has it.
@@ -127,7 +129,7 @@ func TestChargeAllOrNothing(t *testing.T) {
 		if got == nil || got.Limit != limit || got.Used != used || got.Amount != amount {
 			t.Fatalf("%v: %+v", err, got)
 		}
-		var refused *Error
+		var refused *smtp.Error
 		if !errors.As(err, &refused) || refused.Reply.Code != 452 {
 			t.Fatalf("refused with %v", err)
 		}
@@ -167,7 +169,7 @@ func TestChargeOnce(t *testing.T) {
 				m := message()
 				limit := limitOf(quota.Messages, 1, time.Hour)
 				m.Charges = []quota.Limit{limit}
-				if _, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody(make([]byte, size)), true); err != nil {
+				if _, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), content.New(make([]byte, size)), true); err != nil {
 					t.Fatal(err)
 				}
 				if n := used(t, db, limit); n != 1 {
@@ -177,7 +179,7 @@ func TestChargeOnce(t *testing.T) {
 					t.Errorf("%d messages say what they used", n)
 				}
 				m.ID = NewID()
-				_, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody(make([]byte, size)), true)
+				_, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), content.New(make([]byte, size)), true)
 				if isOver(err) == nil {
 					t.Errorf("a second one: %v", err)
 				}
@@ -203,7 +205,7 @@ func TestRefusedIsNotCharged(t *testing.T) {
 			if i%3 == 0 {
 				m.Sender.Local = "nul\x00"
 			}
-			_, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody([]byte("x")), true)
+			_, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), content.New([]byte("x")), true)
 			if (err != nil) != (i%3 == 0) {
 				t.Errorf("%d: %v", i, err)
 			}
@@ -246,7 +248,7 @@ func TestHoldMeetsNewMail(t *testing.T) {
 			enqueue := func(credential int64) (Message, Accepted) {
 				m := message()
 				m.CredentialID = credential
-				a, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net", "b@example.net"), NewBody([]byte("x")), true)
+				a, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net", "b@example.net"), content.New([]byte("x")), true)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -305,7 +307,7 @@ func TestChargeLocksAreShort(t *testing.T) {
 	<-reached
 	m := message()
 	m.Charges = []quota.Limit{limit}
-	if _, err := other.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody([]byte("x")), true); err != nil {
+	if _, err := other.Enqueue(ctxOf(t), m, rcpts("a@example.net"), content.New([]byte("x")), true); err != nil {
 		t.Error(err)
 	}
 	close(leave)
@@ -362,7 +364,7 @@ func TestHoldEndsBeforeMailIsParked(t *testing.T) {
 	})
 	exec(t, db, `insert into hold (user_id, reason, made_by) values (1, 'test', '')`)
 	m := message()
-	if a, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody([]byte("x")), true); err != nil || !a.Held {
+	if a, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), content.New([]byte("x")), true); err != nil || !a.Held {
 		t.Fatal("it is not held")
 	}
 	exec(t, db, `delete from hold`)
@@ -396,7 +398,7 @@ func TestLimitRowLocked(t *testing.T) {
 		m := message()
 		m.Charges = []quota.Limit{limit}
 		m.UserID, _ = strconv.ParseInt(limit.Subject, 10, 64)
-		_, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody(make([]byte, size)), true)
+		_, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), content.New(make([]byte, size)), true)
 		return err
 	}
 	if err := send(mine, 10); err != nil {
@@ -420,7 +422,7 @@ func TestLimitRowLocked(t *testing.T) {
 					}
 					return
 				}
-				var refused *Error
+				var refused *smtp.Error
 				if err := send(mine, size); !errors.As(err, &refused) || refused.Reply.Code != 451 {
 					t.Errorf("%d octets: %v", size, err)
 				}
@@ -445,7 +447,7 @@ func TestRefusedLargeIsNotStored(t *testing.T) {
 	q := start(t, calmConfig(db))
 	m := message()
 	m.Charges = []quota.Limit{limitOf(quota.Bytes, 100, time.Hour)}
-	_, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody(make([]byte, smallBody+1)), true)
+	_, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), content.New(make([]byte, smallBody+1)), true)
 	if over := isOver(err); over == nil || over.Amount != smallBody+1 || !over.RetryAt.IsZero() {
 		t.Errorf("%v: %+v", err, over)
 	}
@@ -474,7 +476,7 @@ func TestDomainLimit(t *testing.T) {
 		wg.Go(func() {
 			m, user := message(), int64(i%5+1)
 			m.UserID, m.CredentialID, m.Charges = user, 10+user, limits(user)
-			_, err := nodes[i%2].Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody([]byte("x")), true)
+			_, err := nodes[i%2].Enqueue(ctxOf(t), m, rcpts("a@example.net"), content.New([]byte("x")), true)
 			mu.Lock()
 			defer mu.Unlock()
 			if over := isOver(err); err == nil {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"postern/internal/pgtest"
+	"postern/relay/queue/content"
 	"postern/relay/smtp"
 )
 
@@ -241,7 +242,7 @@ func TestH1BusyUsers(t *testing.T) {
 	for _, user := range []int64{1, 2, 1} {
 		m := message()
 		m.UserID = user
-		if _, err := q.Enqueue(ctxOf(t), m, rcpts("a@one.example"), NewBody([]byte("Subject: x\r\n\r\nbody\r\n")), false); err != nil {
+		if _, err := q.Enqueue(ctxOf(t), m, rcpts("a@one.example"), content.New([]byte("Subject: x\r\n\r\nbody\r\n")), false); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -13,6 +13,8 @@ import (
 
 	"postern/internal/pg"
 	"postern/policy/quota"
+	"postern/relay/queue/content"
+	"postern/relay/queue/reserve"
 )
 
 // Committers of each kind: while one waits for its commit, the next gathers.
@@ -107,8 +109,8 @@ func (c *committer) run() {
 		}
 		switch {
 		case len(mine) == 0:
-		case c.q.room.full.Load(): // since they came
-			c.refuse(mine, ErrFull)
+		case c.q.room.Full(): // since they came
+			c.refuse(mine, reserve.ErrFull)
 		default:
 			c.commit(mine)
 		}
@@ -347,7 +349,7 @@ func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *submitta
 		return fmt.Errorf("begin: %w", err)
 	}
 	defer func() { _ = tx.Rollback(ctx) }()
-	if err := copyBody(ctx, conn, j.m.ID, j.body); err != nil {
+	if err := content.Copy(ctx, conn, j.m.ID, j.body); err != nil {
 		return err
 	}
 	inserted, err := g.queryAndCommit(ctx, conn, c.q, []*submittal{j})
@@ -371,7 +373,7 @@ func (c *committer) insertLargeAgain(ctx context.Context, conn *pgx.Conn, j *sub
 		return err
 	}
 	if inserted > 0 {
-		if err := copyBody(ctx, conn, j.m.ID, j.body); err != nil {
+		if err := content.Copy(ctx, conn, j.m.ID, j.body); err != nil {
 			return err
 		}
 	}
@@ -516,12 +518,12 @@ func (g *group) addBody(j *submittal) error {
 	g.buf = g.buf[:at+size]
 	data := g.buf[at:]
 	if size > 0 {
-		if err := readBody(j.body, data, 0); err != nil {
+		if err := content.Read(j.body, data, 0); err != nil {
 			return &pg.RowError{Err: err}
 		}
 	}
 	for n := int32(0); n == 0 || len(data) > 0; n++ {
-		k := min(len(data), chunkSize)
+		k := min(len(data), content.ChunkSize)
 		g.bodyID, g.bodyN, g.chunk = append(g.bodyID, j.m.ID), append(g.bodyN, n), append(g.chunk, data[:k:k])
 		data = data[k:]
 	}

@@ -1,7 +1,7 @@
 // Package queue is the durable queue of accepted messages in Postgres: it accepts them, owns
-// them while they are sent, and settles their outcomes. Reading for people and operating
-// (desk), deleting (relay/retention) and the search for stolen accounts (relay/anomaly) have
-// packages beside it: nothing but this one writes live mail while a node has it.
+// them while they are sent, and settles their outcomes. Nothing else writes live mail while a
+// node has it. Beside it are desk (people), relay/retention and relay/anomaly, below it content
+// (the octets of messages) and reserve (room on the disk): docs/decisions/queue-parts.md.
 //
 // It promises: Enqueue returns nil only after a durable commit; a recipient is
 // owned by at most one live epoch; every outcome is written fenced by the epoch

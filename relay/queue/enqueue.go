@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"postern/relay/queue/content"
 	"postern/relay/smtp"
 )
 
@@ -12,6 +13,7 @@ import (
 const (
 	groupMessages = 64
 	groupBytes    = 8 << 20
+	smallBody     = 1 << 20 // a message with a larger body is a group of its own
 )
 
 // The events of a recipient that its sender wants to be told about (column tell).
@@ -25,7 +27,7 @@ const (
 type submittal struct {
 	m      Message
 	rcpts  []Recipient
-	body   Body
+	body   content.Body
 	epoch  int64
 	parked bool // to be released when it is committed
 	until  time.Time
@@ -48,13 +50,13 @@ type Accepted struct {
 // Enqueue commits m durably in a group with others. With owned the recipients are
 // born owned by this node and returned as a Delivery, whose Body is body with one
 // more reference, unless the user is on hold. A message that is over a limit is refused
-// with a *quota.Over in the *Error. ctx does not cancel a commit that has begun. An *Error
+// with a *quota.Over in the *smtp.Error. ctx does not cancel a commit that has begun. An *smtp.Error
 // has the reply for the client; after it the message is not in the queue and never will be.
 //
 // One exception is documented in docs/queue-states.md: a commit that stays in doubt for
 // Config.Budget is refused and voided, and a crash of this process before the void leaves
 // the message in the queue.
-func (q *Queue) Enqueue(ctx context.Context, m Message, rcpts []Recipient, body Body, owned bool) (Accepted, error) {
+func (q *Queue) Enqueue(ctx context.Context, m Message, rcpts []Recipient, body content.Body, owned bool) (Accepted, error) {
 	if err := ctx.Err(); err != nil {
 		return Accepted{}, refusal(err)
 	}
@@ -69,7 +71,7 @@ func (q *Queue) Enqueue(ctx context.Context, m Message, rcpts []Recipient, body 
 		}
 		return Accepted{}, refusal(errEpochLost)
 	}
-	if err := q.room.refuses(); err != nil {
+	if err := q.room.Refuses(); err != nil {
 		return Accepted{}, refusal(err)
 	}
 	j := &submittal{m: m, rcpts: rcpts, body: body, epoch: epoch, parked: !owned,

@@ -35,7 +35,6 @@ type epochs struct {
 }
 
 var (
-	sqlServer    = texts.Bind("server_start")
 	sqlTakeEpoch = texts.Bind("take_epoch", "name", "lease")
 	sqlRival     = texts.Bind("rival", "name", "epoch")
 	sqlHeartbeat = texts.Bind("heartbeat", "epoch", "lease")
@@ -43,17 +42,10 @@ var (
 	sqlGate      = texts.Bind("gate", "message_id", "n", "epoch")
 )
 
-// ServerStart asks when the server of conn started, which distinguishes it from a server that
-// took its place.
-func ServerStart(ctx context.Context, conn *pgx.Conn) (start time.Time, err error) {
-	err = conn.QueryRow(ctx, sqlServer).Scan(&start)
-	return start, err
-}
-
 func newEpochs(q *Queue) *epochs {
 	e := &epochs{q: q, s: pg.NewDedicated(q.cfg.WorkPool, pg.TuneWork), hurry: make(chan struct{}, 1)}
 	e.s.OnConnect = func(ctx context.Context, conn *pgx.Conn) (err error) {
-		e.found, err = ServerStart(ctx, conn)
+		e.found, err = pg.ServerStart(ctx, conn)
 		return err
 	}
 	return e
@@ -259,7 +251,7 @@ func (e *epochs) lookNow() {
 // that could not be made is the database's trouble; one that broke may only be a leftover
 // from before a restart, so the heartbeat looks immediately.
 func (e *epochs) suspect(err error) {
-	e.q.room.heard(err)
+	e.q.room.Heard(err)
 	var connect *pg.ConnectError
 	if errors.As(err, &connect) {
 		e.report(err)
@@ -302,8 +294,8 @@ func (q *Queue) Turned() time.Duration {
 func (q *Queue) Epoch() int64 { return q.epochs.valid() }
 
 // Available returns nil if mail can probably be stored now. It costs nothing and is called
-// at MAIL, to refuse early rather than at the final dot. The error is ErrFull if only room is
-// missing.
+// at MAIL, to refuse early rather than at the final dot. The error is reserve.ErrFull if only
+// room is missing.
 func (q *Queue) Available() error {
 	if err := q.epochs.down(); err != nil {
 		return refusal(err)
@@ -311,7 +303,7 @@ func (q *Queue) Available() error {
 	if q.epochs.valid() == 0 {
 		return refusal(errEpochLost)
 	}
-	if err := q.room.refuses(); err != nil {
+	if err := q.room.Refuses(); err != nil {
 		return refusal(err)
 	}
 	return nil

@@ -1,9 +1,5 @@
 -- A node's epoch (epoch.go).
 
--- name: server_start
--- Tells one life of a server from others.
-select pg_postmaster_start_time()
-
 -- name: take_epoch
 -- Starts an epoch and supersedes the older ones of the same name. They are not dead by that: a
 -- name proves nothing about who stopped, so their rows come back when their lease has run out,

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"postern/internal/pgtest"
+	"postern/relay/queue/content"
+	"postern/relay/smtp"
 )
 
 // fakeClock is moved by hand.
@@ -55,7 +57,7 @@ func TestTrustEnds(t *testing.T) {
 	if q.Available() == nil {
 		t.Error("available without a trusted epoch")
 	}
-	if _, err := q.Enqueue(ctxOf(t), message(), rcpts("a@example.net"), NewBody(nil), true); err == nil {
+	if _, err := q.Enqueue(ctxOf(t), message(), rcpts("a@example.net"), content.New(nil), true); err == nil {
 		t.Error("enqueued without a trusted epoch")
 	}
 	if _, err := q.Claim(ctxOf(t), all); err == nil {
@@ -301,8 +303,8 @@ func TestEnqueueIsFenced(t *testing.T) {
 			q := start(t, handConfig(db, "a"))
 			exec(t, db, `update node set reaped_at = now()`)
 			m := message()
-			_, err := q.Enqueue(context.Background(), m, rcpts("a@example.net"), NewBody(make([]byte, size)), true)
-			var refused *Error
+			_, err := q.Enqueue(context.Background(), m, rcpts("a@example.net"), content.New(make([]byte, size)), true)
+			var refused *smtp.Error
 			if !errors.As(err, &refused) || !refused.Reply.IsTemporary() {
 				t.Fatalf("stored under a dead epoch: %v", err)
 			}

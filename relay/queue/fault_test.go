@@ -20,6 +20,8 @@ import (
 	"postern/internal/pg"
 	"postern/internal/pgserver"
 	"postern/internal/pgtest"
+	"postern/relay/queue/content"
+	"postern/relay/smtp"
 )
 
 // errCut is what a caller sees of a connection that broke.
@@ -58,7 +60,7 @@ func terminate(c *pgx.Conn) error {
 // and the backend killed under it. In each the message is there exactly once.
 func TestEnqueueFaults(t *testing.T) {
 	t.Parallel()
-	small, large := NewBody([]byte("small")), NewBody(make([]byte, 2<<20))
+	small, large := content.New([]byte("small")), content.New(make([]byte, 2<<20))
 	for name, fault := range map[string]faults{
 		"not persisted":         {commit: pg.Faults{Before: once(cut)}},
 		"persisted but error":   {commit: pg.Faults{After: once(cut)}},
@@ -67,7 +69,7 @@ func TestEnqueueFaults(t *testing.T) {
 			return &pgconn.PgError{SeverityUnlocalized: "ERROR", Code: "40001"}
 		})}},
 	} {
-		for size, body := range map[string]Body{"small": small, "large": large} {
+		for size, body := range map[string]content.Body{"small": small, "large": large} {
 			t.Run(name+" "+size, func(t *testing.T) {
 				t.Parallel()
 				db := pgtest.New(t)
@@ -118,8 +120,8 @@ func TestUnknownIsVoided(t *testing.T) {
 		q.faults.commit.After = func(c *pgx.Conn) error { return cut(c) }
 	})
 	m := message()
-	_, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody([]byte("x")), true)
-	var refused *Error
+	_, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), content.New([]byte("x")), true)
+	var refused *smtp.Error
 	if !errors.As(err, &refused) || refused.Reply.Code != 451 {
 		t.Fatalf("want 451, got %v", err)
 	}
@@ -272,7 +274,7 @@ func TestCancelledStandbyWait(t *testing.T) {
 	m := message()
 	result := make(chan error, 1)
 	go func() {
-		_, err := q.Enqueue(context.Background(), m, rcpts("a@example.net"), NewBody([]byte("x")), true)
+		_, err := q.Enqueue(context.Background(), m, rcpts("a@example.net"), content.New([]byte("x")), true)
 		result <- err
 	}()
 	cancelled := 0
@@ -309,8 +311,8 @@ func TestServerKilled(t *testing.T) {
 	if err := server.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	_, err := q.Enqueue(ctxOf(t), message(), rcpts("a@example.net"), NewBody([]byte("x")), true)
-	var refused *Error
+	_, err := q.Enqueue(ctxOf(t), message(), rcpts("a@example.net"), content.New([]byte("x")), true)
+	var refused *smtp.Error
 	if err != nil && (!errors.As(err, &refused) || !refused.Reply.IsTemporary()) {
 		t.Fatalf("refused with %v", err)
 	}
@@ -345,8 +347,8 @@ func TestR4EncodeErrorIsNotSent(t *testing.T) {
 			cfg.EnqueuePool, cfg.Budget = untyped, time.Hour
 			q := start(t, cfg)
 			m := message()
-			_, err = q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody([]byte("x")), true)
-			var refused *Error
+			_, err = q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), content.New([]byte("x")), true)
+			var refused *smtp.Error
 			if !errors.As(err, &refused) || refused.Reply.Code != 451 {
 				t.Fatalf("want 451, got %v", err)
 			}
@@ -402,11 +404,11 @@ func TestLostAnswerToCommit(t *testing.T) {
 	cfg.EnqueuePool = deaf
 	q := start(t, cfg)
 	m := message()
-	d, err := taken(q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody(make([]byte, smallBody+1)), true))
+	d, err := taken(q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), content.New(make([]byte, smallBody+1)), true))
 	if err != nil || d == nil || !once.Load() {
 		t.Fatalf("%v, %v; the answer was lost: %v", d, err, once.Load())
 	}
-	if n := count(t, db, `select count(*) from stored_body where message_id = $1`, m.ID); n != (smallBody+chunkSize)/chunkSize {
+	if n := count(t, db, `select count(*) from stored_body where message_id = $1`, m.ID); n != (smallBody+content.ChunkSize)/content.ChunkSize {
 		t.Errorf("%d rows are stored", n)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"postern/internal/pgtest"
+	"postern/relay/queue/content"
 	"postern/relay/smtp"
 )
 
@@ -89,7 +90,7 @@ func TestL2NoticesGathered(t *testing.T) {
 	for i := range list {
 		list[i].Notify = smtp.NotifySuccess
 	}
-	d, err := taken(q.Enqueue(ctxOf(t), message(), list, NewBody([]byte("Subject: x\r\n\r\n")), true))
+	d, err := taken(q.Enqueue(ctxOf(t), message(), list, content.New([]byte("Subject: x\r\n\r\n")), true))
 	if err != nil {
 		t.Fatal(err)
 	}

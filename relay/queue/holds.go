@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"postern/internal/pg"
 )
 
 var sqlCatchUpHolds = texts.Bind("catch_up", "user_id")
@@ -28,7 +30,7 @@ type UserHold struct {
 const sqlHolds = `select user_id, credential_id, reason, made_by, sane_time(made_at) from hold order by made_at, user_id, credential_id`
 
 // UserHolds lists the holds, the oldest first.
-func UserHolds(ctx context.Context, db querier) ([]UserHold, error) {
+func UserHolds(ctx context.Context, db pg.DB) ([]UserHold, error) {
 	rows, err := db.Query(ctx, sqlHolds)
 	if err != nil {
 		return nil, fmt.Errorf("list holds: %w", err)

@@ -3,27 +3,22 @@ package queue
 import (
 	"context"
 	"fmt"
-	"math"
 	"net/netip"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"postern/relay/queue/content"
 	"postern/relay/smtp"
 )
 
-var (
-	sqlMessages    = texts.Bind("messages", "id")
-	sqlSmallBodies = texts.Bind("small_bodies", "id")
-	sqlStored      = texts.Bind("stored", "id", "last", "octets")
-)
+var sqlMessages = texts.Bind("messages", "id")
 
 // loaded is a message as it is stored, see fault.
 type loaded struct {
 	Message
-	body Body
+	body content.Body
 	bad  string // why it cannot be read
 }
 
@@ -63,8 +58,7 @@ func (q *Queue) load(ctx context.Context, conn *pgx.Conn, ids [][16]byte) (map[I
 	return found, nil
 }
 
-// loadMessages reads the messages of ids and their bodies into found: up to a window's size
-// whole into memory, larger ones as a Body that reads on demand.
+// loadMessages reads the messages of ids and their bodies into found.
 func loadMessages(ctx context.Context, conn *pgx.Conn, pool *pgxpool.Pool, ids [][16]byte, found map[ID]*loaded) error {
 	if len(ids) == 0 {
 		return nil
@@ -77,78 +71,14 @@ func loadMessages(ctx context.Context, conn *pgx.Conn, pool *pgxpool.Pool, ids [
 	if err != nil {
 		return fmt.Errorf("load messages: %w", err)
 	}
-	var small, large [][16]byte
+	sizes := make(map[ID]int64, len(messages))
 	for _, m := range messages {
 		found[m.ID] = &loaded{Message: m}
-		switch {
-		case m.Size < 0 || m.Size > mostStored:
-		case m.Size <= window:
-			small = append(small, m.ID)
-		default:
-			large = append(large, m.ID)
-		}
+		sizes[m.ID] = m.Size
 	}
-	if err := loadSmall(ctx, conn, small, found); err != nil {
-		return err
+	bodies, err := content.Load(ctx, conn, pool, sizes)
+	for id, b := range bodies {
+		found[id].body = b
 	}
-	return findLarge(ctx, conn, pool, large, found)
-}
-
-// mostStored is more than a message may ever have.
-const mostStored = int64(chunkSize) * math.MaxInt32
-
-// findLarge gives a Body to those that are stored.
-func findLarge(ctx context.Context, conn *pgx.Conn, pool *pgxpool.Pool, large [][16]byte, found map[ID]*loaded) error {
-	if len(large) == 0 {
-		return nil
-	}
-	last, octets := make([]int32, len(large)), make([]int32, len(large))
-	for i, id := range large {
-		end := found[id].Size - 1
-		last[i], octets[i] = int32(end/chunkSize), int32(end%chunkSize)+1
-	}
-	rows, err := conn.Query(ctx, sqlStored, large, last, octets)
-	if err != nil {
-		return fmt.Errorf("find bodies: %w", err)
-	}
-	stored, err := pgx.CollectRows(rows, pgx.RowTo[ID])
-	if err != nil {
-		return fmt.Errorf("find bodies: %w", err)
-	}
-	for _, id := range stored {
-		found[id].body = newStoredBody(pool, id, found[id].Size)
-	}
-	return nil
-}
-
-func loadSmall(ctx context.Context, conn *pgx.Conn, small [][16]byte, found map[ID]*loaded) error {
-	if len(small) == 0 {
-		return nil
-	}
-	rows, err := conn.Query(ctx, sqlSmallBodies, small)
-	if err != nil {
-		return fmt.Errorf("load bodies: %w", err)
-	}
-	var id ID
-	var n int
-	var chunk pgtype.DriverBytes // points into the connection's buffer
-	data, stored := make(map[ID][]byte, len(small)), make(map[ID]int64, len(small))
-	_, err = pgx.ForEachRow(rows, []any{&id, &n, &chunk}, func() error {
-		if data[id] == nil {
-			data[id] = make([]byte, found[id].Size)
-		}
-		if at := n * chunkSize; at >= 0 && at <= len(data[id]) {
-			stored[id] += int64(copy(data[id][at:], chunk))
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("load bodies: %w", err)
-	}
-	for id, b := range data {
-		if m := found[id]; stored[id] == m.Size {
-			m.body = NewBody(b)
-		}
-	}
-	return nil
+	return err
 }

@@ -9,6 +9,7 @@ import (
 	"pgregory.net/rapid"
 
 	"postern/internal/pgtest"
+	"postern/relay/queue/content"
 	"postern/relay/smtp"
 )
 
@@ -71,7 +72,7 @@ func (m *model) enqueue(rt *rapid.T) {
 			want[i].state = "owned"
 		}
 	}
-	d, err := taken(m.q.Enqueue(ctxOf(m.t), msg, list, NewBody([]byte("x")), owned))
+	d, err := taken(m.q.Enqueue(ctxOf(m.t), msg, list, content.New([]byte("x")), owned))
 	if err != nil {
 		rt.Fatalf("enqueue: %v", err)
 	}

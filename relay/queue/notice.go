@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"postern/internal/pg"
+	"postern/relay/queue/content"
 	"postern/relay/smtp"
 )
 
@@ -179,7 +180,7 @@ func (q *Queue) fillNotices(ctx context.Context, conn *pgx.Conn, list []*Notice,
 			q.giveNoticeBack(n, min(waits[i], againLater)) // its last recipient may be delivered meanwhile
 			continue
 		}
-		if err := n.readHeaders(ctx, conn); pg.OfTheRow(err) || errors.Is(err, ErrDamaged) {
+		if err := n.readHeaders(ctx, conn); pg.OfTheRow(err) || errors.Is(err, content.ErrDamaged) {
 			n.Body = nil // a part of the text is of no use
 		} else if err != nil {
 			q.log.Warn("queue: a notice waits: its message cannot be read", "id", n.Message.ID, "error", err)
@@ -231,18 +232,11 @@ func (n *Notice) readHeaders(ctx context.Context, conn *pgx.Conn) error {
 	if n.Body == nil {
 		return nil
 	}
-	if stored, ok := n.Body.(*storedBody); ok {
-		// A claim's connection is in hand: read the first rows over it, not over the pool.
-		if err := stored.load(ctx, conn, 0); err != nil {
-			return err
-		}
+	head, err := content.Head(ctx, conn, n.Body, noticeHeaders)
+	if err == nil {
+		n.Headers = headersOf(head)
 	}
-	head := make([]byte, min(n.Body.Size(), noticeHeaders))
-	if err := readBody(n.Body, head, 0); err != nil {
-		return err
-	}
-	n.Headers = headersOf(head)
-	return nil
+	return err
 }
 
 // headersOf returns the header section with its last CRLF, up to the bound.
@@ -271,7 +265,7 @@ func (q *Queue) EnqueueNotice(ctx context.Context, n *Notice, m Message, rcpt Re
 	// As with mail, neither a session nor a shutdown cancels a commit.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), q.cfg.Budget)
 	defer cancel()
-	j := &submittal{m: m, rcpts: []Recipient{rcpt}, body: NewBody(body), epoch: n.Epoch}
+	j := &submittal{m: m, rcpts: []Recipient{rcpt}, body: content.New(body), epoch: n.Epoch}
 	j.m.Size = int64(len(body))
 	if err := q.notices.commit(ctx, n, j, body != nil); err != nil {
 		return fmt.Errorf("enqueue notice: %w", err)
@@ -316,7 +310,7 @@ func (ns *notices) commit(ctx context.Context, n *Notice, j *submittal, send boo
 func (ns *notices) try(ctx context.Context, n *Notice, j *submittal, send bool) error {
 	began := time.Now()
 	err := ns.s.Panicked(ns.q.cfg.Guard.Try("queue: committing a notice", func() error { return ns.transact(ctx, n, j, send) }))
-	ns.q.room.heard(err)
+	ns.q.room.Heard(err)
 	ns.q.committed(WorkNotice, 1, began, err)
 	return err
 }

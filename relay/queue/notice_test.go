@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"postern/internal/pgtest"
+	"postern/relay/queue/content"
 	"postern/relay/smtp"
 )
 
@@ -208,7 +209,7 @@ func TestWhoIsTold(t *testing.T) {
 		m := message()
 		list := rcpts("a@example.net")
 		list[0].Notify = c.notify
-		d, err := taken(q.Enqueue(ctxOf(t), m, list, NewBody([]byte("Subject: x\r\n\r\n")), true))
+		d, err := taken(q.Enqueue(ctxOf(t), m, list, content.New([]byte("Subject: x\r\n\r\n")), true))
 		if err != nil {
 			t.Fatal(err)
 		}

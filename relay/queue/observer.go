@@ -127,7 +127,7 @@ type Stats struct {
 // Stats returns the counts of now.
 func (q *Queue) Stats() Stats {
 	s := Stats{
-		Epoch: q.epochs.valid(), Down: q.epochs.down() != nil, Full: q.room.refuses() != nil, EpochsLost: q.epochs.lost.Load(),
+		Epoch: q.epochs.valid(), Down: q.epochs.down() != nil, Full: q.room.Refuses() != nil, EpochsLost: q.epochs.lost.Load(),
 		InDoubt: q.commits.doubted.Load(), Unsettled: len(q.settles.in), Fenced: q.settles.fenced.Load(),
 	}
 	if l := q.epochs.current.Load(); l != nil {

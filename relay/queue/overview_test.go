@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"postern/internal/pgtest"
+	"postern/relay/queue/content"
 	"postern/relay/smtp"
 )
 
@@ -57,7 +58,7 @@ func TestObserver(t *testing.T) {
 	})
 	_, d := put(t, q, true, "a@example.net")
 	q.Settle(outcome(d, 0, Delivered))
-	large, err := taken(q.Enqueue(ctxOf(t), message(), rcpts("b@example.net"), NewBody([]byte(strings.Repeat("x", smallBody+1))), true))
+	large, err := taken(q.Enqueue(ctxOf(t), message(), rcpts("b@example.net"), content.New([]byte(strings.Repeat("x", smallBody+1))), true))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"postern/internal/panics"
 	"postern/internal/pg"
 	"postern/policy/quota"
+	"postern/relay/queue/reserve"
 )
 
 // Config configures a Queue; zero durations take the defaults named.
@@ -74,7 +75,7 @@ type Queue struct {
 	notices *notices
 	signals *signals
 	sweeps  *sweeps
-	room    *room
+	room    *reserve.Room
 	holds   *holds
 	inHand  *inHand
 
@@ -154,7 +155,8 @@ func New(cfg Config) *Queue {
 	q.signals = newSignals(q)
 	q.epochs.turned.Store(int64(q.clock.Now()))
 	q.sweeps = newSweeps(q)
-	q.room = newRoom(q)
+	q.room = reserve.New(reserve.Config{Pool: q.cfg.WorkPool, Log: q.log, Size: q.cfg.Reserve, DiskFree: q.cfg.DiskFree,
+		Announce: q.announceFull, Look: q.cfg.Heartbeat})
 	q.holds = newHolds(q)
 	q.recovered = recovered{ways: make(map[string]bool), grown: make(chan struct{}, 1)}
 	return q
@@ -172,7 +174,7 @@ func (q *Queue) Start(ctx context.Context) error {
 	q.settles.done.Go(q.kept(background, "settling", q.settles.run))
 	for what, run := range map[string]func(context.Context){
 		"the heartbeat": q.epochs.run, "voiding": q.commits.voids.run, "the sweep": q.sweeps.run,
-		"the reserve": q.room.run, "holds": q.holds.run, "listening": q.signals.listen,
+		"the reserve": q.room.Run, "holds": q.holds.run, "listening": q.signals.listen,
 		"notifying": q.signals.notify, "recovered destinations": q.wakeRecovered,
 	} {
 		q.loops.Go(q.kept(background, what, run))

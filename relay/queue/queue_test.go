@@ -13,6 +13,7 @@ import (
 
 	"postern/internal/logtest"
 	"postern/internal/pgtest"
+	"postern/relay/queue/content"
 	"postern/relay/smtp"
 )
 
@@ -97,7 +98,7 @@ func TestP01NeedsAreKept(t *testing.T) {
 	} {
 		want := message()
 		change(&want)
-		if _, err := q.Enqueue(ctxOf(t), want, rcpts("bob@example.net"), NewBody([]byte("x")), false); err != nil {
+		if _, err := q.Enqueue(ctxOf(t), want, rcpts("bob@example.net"), content.New([]byte("x")), false); err != nil {
 			t.Fatal(err)
 		}
 		got := claimAll(t, q, all)[0].Message
@@ -161,13 +162,13 @@ func TestSilentFailures(t *testing.T) {
 	m := message()
 	list := rcpts("a@example.net")
 	list[0].Notify = smtp.NotifyNever
-	d, err := taken(q.Enqueue(ctxOf(t), m, list, NewBody([]byte("x")), true))
+	d, err := taken(q.Enqueue(ctxOf(t), m, list, content.New([]byte("x")), true))
 	if err != nil {
 		t.Fatal(err)
 	}
 	null := message()
 	null.Sender = smtp.Address{}
-	e, err := taken(q.Enqueue(ctxOf(t), null, rcpts("b@example.net"), NewBody(nil), true))
+	e, err := taken(q.Enqueue(ctxOf(t), null, rcpts("b@example.net"), content.New(nil), true))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,7 +188,7 @@ func TestLargeBody(t *testing.T) {
 	rng := rand.NewChaCha8([32]byte{1})
 	_, _ = rng.Read(data)
 	m := message()
-	if _, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody(data), false); err != nil {
+	if _, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), content.New(data), false); err != nil {
 		t.Fatal(err)
 	}
 	d := claimAll(t, q, all)[0]
@@ -240,7 +241,7 @@ func TestBadRowAlone(t *testing.T) {
 			if i == 7 {
 				m.Sender.Local = "nul\x00"
 			}
-			_, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody([]byte("x")), true)
+			_, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), content.New([]byte("x")), true)
 			results <- result{i == 7, err}
 		}()
 	}
@@ -249,7 +250,7 @@ func TestBadRowAlone(t *testing.T) {
 		if (r.err != nil) != r.bad {
 			t.Errorf("bad %v: %v", r.bad, r.err)
 		}
-		var refused *Error
+		var refused *smtp.Error
 		if r.err != nil && (!errors.As(r.err, &refused) || !refused.Reply.IsTemporary()) {
 			t.Errorf("refused with %v", r.err)
 		}
@@ -299,7 +300,7 @@ func TestCloseHandsBack(t *testing.T) {
 	if n := count(t, db, `select count(*) from node where reaped_at is null`); n != 0 {
 		t.Fatalf("%d epochs live", n)
 	}
-	if _, err := q.Enqueue(context.Background(), message(), rcpts("a@example.net"), NewBody(nil), true); err == nil {
+	if _, err := q.Enqueue(context.Background(), message(), rcpts("a@example.net"), content.New(nil), true); err == nil {
 		t.Fatal("enqueued after close")
 	}
 }

@@ -1,7 +1,6 @@
 package queue
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -10,16 +9,24 @@ import (
 	"time"
 
 	"postern/internal/logtest"
-	"postern/internal/pgserver"
 	"postern/internal/pgtest"
+	"postern/relay/queue/content"
+	"postern/relay/queue/reserve"
+	"postern/relay/smtp"
 )
 
 // roomyConfig is a node with a reserve, which the test looks after by hand.
-func roomyConfig(db *pgtest.DB, node string, reserve int64) (Config, func(*Queue)) {
+func roomyConfig(db *pgtest.DB, node string, size int64, again time.Duration) (Config, func(*Queue)) {
 	cfg := handConfig(db, node)
-	cfg.Reserve = reserve
-	return cfg, func(q *Queue) { q.room.first, q.room.again = time.Time{}, 0 }
+	cfg.Reserve = size
+	return cfg, func(q *Queue) {
+		q.room = reserve.New(reserve.Config{Pool: db.Pool, Log: q.log, Size: size, DiskFree: q.cfg.DiskFree,
+			Announce: q.announceFull, Look: time.Hour, First: 1, Again: again})
+	}
 }
+
+// sqlFull is how a node notes that the disk is full.
+const sqlFull = `update room set full_at = clock_timestamp(), tried_at = clock_timestamp()`
 
 // full makes every insert into a table fail as on a full disk, when a condition holds.
 func full(t *testing.T, db *pgtest.DB, table, when string) {
@@ -29,6 +36,9 @@ func full(t *testing.T, db *pgtest.DB, table, when string) {
 	exec(t, db, fmt.Sprintf(`create or replace trigger full_disk before insert on %[1]s for each row execute function full_%[1]s()`, table))
 }
 
+// reserveStep is by how much the reserve grows.
+const reserveStep = 1 << 20
+
 func reserved(t *testing.T, db *pgtest.DB) int {
 	t.Helper()
 	return count(t, db, `select pg_relation_size('reserve')`)
@@ -37,7 +47,7 @@ func reserved(t *testing.T, db *pgtest.DB) int {
 func lookAtRoom(t *testing.T, queues ...*Queue) {
 	t.Helper()
 	for _, q := range queues {
-		if err := q.room.look(ctxOf(t)); err != nil {
+		if err := q.room.Look(ctxOf(t)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -46,9 +56,9 @@ func lookAtRoom(t *testing.T, queues ...*Queue) {
 // wantFull tries to enqueue, and MAIL.
 func wantFull(t *testing.T, q *Queue) {
 	t.Helper()
-	_, err := q.Enqueue(ctxOf(t), message(), rcpts("x@example.net"), NewBody([]byte("x")), true)
+	_, err := q.Enqueue(ctxOf(t), message(), rcpts("x@example.net"), content.New([]byte("x")), true)
 	for _, err := range []error{err, q.Available()} {
-		var refused *Error
+		var refused *smtp.Error
 		if !errors.As(err, &refused) || refused.Reply.Code != 452 {
 			t.Errorf("want 452, got %v", err)
 		}
@@ -60,14 +70,14 @@ func wantFull(t *testing.T, q *Queue) {
 func TestR5ReserveIsGivenBack(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	const reserve = 3 << 20
-	cfg, byHand := roomyConfig(db, "a", reserve)
+	const size = 3 << 20
+	cfg, byHand := roomyConfig(db, "a", size, 1)
 	a := start(t, cfg, byHand)
 	cfg.Node = "b"
 	b := start(t, cfg, byHand)
 	lookAtRoom(t, a, b)
-	if n := reserved(t, db); n < reserve || n > reserve+2*reserveStep {
-		t.Fatalf("%d octets are in reserve, want %d", n, reserve)
+	if n := reserved(t, db); n < size || n > size+2*reserveStep {
+		t.Fatalf("%d octets are in reserve, want %d", n, size)
 	}
 	if n := count(t, db, `select count(*) from reserve`); n != 0 {
 		t.Errorf("dumps would have %d rows of it", n)
@@ -78,8 +88,8 @@ func TestR5ReserveIsGivenBack(t *testing.T) {
 	full(t, db, "reserve", "true")
 	wantFull(t, a)
 	eventually(t, "the reserve is given back", func() bool { return reserved(t, db) == 0 })
-	eventually(t, "the other node knows", func() bool { return errors.Is(b.Available(), ErrFull) }) // by NOTIFY
-	b.room.full.Store(false)
+	eventually(t, "the other node knows", func() bool { return errors.Is(b.Available(), reserve.ErrFull) }) // by NOTIFY
+	b.room.Tell(false)
 	lookAtRoom(t, b)
 	wantFull(t, b)
 	a.Settle(outcome(d, 0, Delivered))
@@ -93,12 +103,12 @@ func TestR5ReserveIsGivenBack(t *testing.T) {
 	for _, q := range []*Queue{a, b} {
 		eventually(t, "mail is accepted again", func() bool {
 			lookAtRoom(t, q) // the NOTIFY of the full disk may have come late
-			_, err := q.Enqueue(ctxOf(t), message(), rcpts("x@example.net"), NewBody([]byte("x")), true)
+			_, err := q.Enqueue(ctxOf(t), message(), rcpts("x@example.net"), content.New([]byte("x")), true)
 			return err == nil
 		})
 	}
-	if n := reserved(t, db); n < reserve {
-		t.Errorf("%d octets are in reserve again, want %d", n, reserve)
+	if n := reserved(t, db); n < size {
+		t.Errorf("%d octets are in reserve again, want %d", n, size)
 	}
 }
 
@@ -106,10 +116,10 @@ func TestR5ReserveIsGivenBack(t *testing.T) {
 // of that each; with less there is no mail.
 func TestR5LittleRoomIsShared(t *testing.T) {
 	t.Parallel()
-	const reserve = 16 << 20
+	const size = 16 << 20
 	for _, test := range []struct{ room, want int }{{12 << 20, 6 << 20}, {4 << 20, 0}} {
 		db := pgtest.New(t)
-		cfg, byHand := roomyConfig(db, "a", reserve)
+		cfg, byHand := roomyConfig(db, "a", size, 1)
 		q := start(t, cfg, byHand)
 		exec(t, db, sqlFull)
 		full(t, db, "reserve", fmt.Sprintf("pg_relation_size('reserve') > %d", test.room))
@@ -132,7 +142,7 @@ func TestR5FloorWhereTheDiskCanBeAsked(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	var free atomic.Int64
-	cfg, byHand := roomyConfig(db, "a", 1<<20)
+	cfg, byHand := roomyConfig(db, "a", 1<<20, 1)
 	cfg.DiskFree = func() (octets int64, err error) {
 		if octets = free.Load(); octets < 0 {
 			err = errors.New("gone")
@@ -163,53 +173,20 @@ func TestR5FloorWhereTheDiskCanBeAsked(t *testing.T) {
 	put(t, q, true, "x@example.net")
 }
 
-// TestR5CrashGivesTheReserveBack: a server that dies of a full disk finds the room for its
-// recovery, and the reserve is made again.
-func TestR5CrashGivesTheReserveBack(t *testing.T) {
-	t.Parallel()
-	dir := pgtest.Dir(t)
-	server := pgtest.Server(t, pgserver.Config{Dir: dir})
-	db := pgtest.On(t, server)
-	cfg, byHand := roomyConfig(db, "a", 2<<20)
-	q := start(t, cfg, byHand, func(q *Queue) { q.room.doubt = nil }) // only the test looks
-	lookAtRoom(t, q)
-	if n := reserved(t, db); n < 2<<20 {
-		t.Fatalf("%d octets are in reserve", n)
-	}
-	exec(t, db, `checkpoint`)
-	if err := server.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	again, err := pgserver.Start(ctxOf(t), pgserver.Config{Dir: dir})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = again.Stop() })
-	db.Pool.Reset()
-	eventually(t, "the test's own connections are new", func() bool { return db.Pool.Ping(context.Background()) == nil })
-	if n := reserved(t, db); n != 0 {
-		t.Errorf("%d octets are in reserve after the recovery", n)
-	}
-	lookAtRoom(t, q)
-	if n := reserved(t, db); n < 2<<20 {
-		t.Errorf("%d octets are in reserve again", n)
-	}
-}
-
 // TestR5LostReserve: a reserve that is gone while its server lives was emptied by a
 // recovery. No mail is accepted until it is there again, even if that cannot be written down
 // immediately.
 func TestR5LostReserve(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	cfg, byHand := roomyConfig(db, "a", 1<<20)
-	q := start(t, cfg, byHand, func(q *Queue) { q.room.again = time.Hour })
+	cfg, byHand := roomyConfig(db, "a", 1<<20, time.Hour)
+	q := start(t, cfg, byHand)
 	lookAtRoom(t, q, q) // the second finds what the first has made
 	full(t, db, "reserve", "true")
 	exec(t, db, `truncate reserve`)
 	exec(t, db, `create function away() returns trigger language plpgsql as $$ begin raise exception 'away' using errcode = '57P03'; end $$`)
 	exec(t, db, `create trigger away before update on room for each row execute function away()`)
-	if err := q.room.look(ctxOf(t)); err == nil {
+	if err := q.room.Look(ctxOf(t)); err == nil {
 		t.Fatal("the row was written")
 	}
 	wantFull(t, q)
@@ -218,53 +195,5 @@ func TestR5LostReserve(t *testing.T) {
 	wantFull(t, q)
 	if n := count(t, db, `select count(*) from room where full_at is not null`); n != 1 {
 		t.Error("other nodes do not know")
-	}
-}
-
-// TestR5TryThatIsLeft: a node that is stopped while it fills the reserve has not found the
-// disk full.
-func TestR5TryThatIsLeft(t *testing.T) {
-	t.Parallel()
-	db := pgtest.New(t)
-	cfg, byHand := roomyConfig(db, "a", 1<<20)
-	q := start(t, cfg, byHand)
-	hold, err := db.Pool.Begin(ctxOf(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := hold.Exec(ctxOf(t), `lock table reserve in share mode`); err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(ctxOf(t))
-	looked := make(chan error, 1)
-	go func() { looked <- q.room.look(ctx) }()
-	eventually(t, "the reserve is being filled", func() bool {
-		return count(t, db, `select count(*) from pg_locks where relation = 'reserve'::regclass and not granted`) == 1
-	})
-	stop()
-	if err := <-looked; err == nil {
-		t.Error("the reserve was filled beside the lock")
-	}
-	if err := hold.Rollback(ctxOf(t)); err != nil {
-		t.Fatal(err)
-	}
-	if n := count(t, db, `select count(*) from room where trying or full_at is not null`); n != 0 {
-		t.Error("the next node takes it for a full disk")
-	}
-}
-
-// TestR5ClockSetBack: a try that was noted while the clock was wrong keeps no node from
-// finding out that there is room.
-func TestR5ClockSetBack(t *testing.T) {
-	t.Parallel()
-	db := pgtest.New(t)
-	cfg, byHand := roomyConfig(db, "a", 1<<20)
-	q := start(t, cfg, byHand)
-	q.room.again = roomAgain
-	exec(t, db, sqlFull)
-	exec(t, db, `update room set tried_at = now() + interval '1 day'`)
-	lookAtRoom(t, q)
-	if err := q.Available(); err != nil {
-		t.Error(err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"postern/internal/pg"
+	"postern/relay/queue/content"
 	"postern/relay/smtp"
 )
 
@@ -61,10 +62,10 @@ func (q *Queue) Settle(outcomes ...Outcome) {
 // Release gives recipients back without an attempt, due again after the wait. When a reader
 // has found the body damaged, they are set aside.
 func (q *Queue) Release(d *Delivery, ns []int, wait time.Duration) {
-	body, ok := d.Body.(*storedBody)
+	damaged := content.Damaged(d.Body)
 	for _, n := range ns {
 		e := ending{Outcome: Outcome{Message: d.Message.ID, N: n, Epoch: d.Epoch, RetryIn: wait}, release: true}
-		if ok && body.damaged.Load() {
+		if damaged {
 			e.aside = textMissing
 		}
 		q.settles.put(e)
@@ -226,10 +227,10 @@ func (s *settles) finish(group []ending) {
 // The statements of a group, for its first attempt and for one that may find what an earlier
 // one has written. They take what endings.delivered and endings.undelivered add.
 var (
-	sqlDelivered        = texts.BindFlag("delivered", "again", false, pg.Names(new(endings).delivered)...)
-	sqlDeliveredAgain   = texts.BindFlag("delivered", "again", true, pg.Names(new(endings).delivered)...)
-	sqlUndelivered      = texts.BindFlag("undelivered", "again", false, pg.Names(new(endings).undelivered)...)
-	sqlUndeliveredAgain = texts.BindFlag("undelivered", "again", true, pg.Names(new(endings).undelivered)...)
+	sqlDelivered        = texts.BindConst("delivered", "again", "false", pg.Names(new(endings).delivered)...)
+	sqlDeliveredAgain   = texts.BindConst("delivered", "again", "true", pg.Names(new(endings).delivered)...)
+	sqlUndelivered      = texts.BindConst("undelivered", "again", "false", pg.Names(new(endings).undelivered)...)
+	sqlUndeliveredAgain = texts.BindConst("undelivered", "again", "true", pg.Names(new(endings).undelivered)...)
 	sqlAwaitEndings     = texts.Bind("await_outcomes", "message_id", "n")
 	sqlFlagFenced       = texts.Bind("flag_fenced", "message_id", "n")
 )

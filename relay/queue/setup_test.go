@@ -10,6 +10,7 @@ import (
 
 	"postern/internal/pg"
 	"postern/internal/pgtest"
+	"postern/relay/queue/content"
 	"postern/relay/smtp"
 )
 
@@ -92,7 +93,7 @@ func taken(a Accepted, err error) (*Delivery, error) { return a.Delivery, err }
 func put(t testing.TB, q *Queue, owned bool, addresses ...string) (Message, *Delivery) {
 	t.Helper()
 	m := message()
-	d, err := taken(q.Enqueue(ctxOf(t), m, rcpts(addresses...), NewBody([]byte("Subject: x\r\n\r\nbody\r\n")), owned))
+	d, err := taken(q.Enqueue(ctxOf(t), m, rcpts(addresses...), content.New([]byte("Subject: x\r\n\r\nbody\r\n")), owned))
 	if err != nil {
 		t.Fatalf("enqueue: %v", err)
 	}

@@ -89,7 +89,7 @@ const sqlNotifyAsked = `select pg_notify('` + channel + `', '` + payloadAsked + 
 
 // Hurry tells running nodes that an operator asks them to look for work now. It is only a
 // hint: poolers may not carry it, and polling finds the rows.
-func Hurry(ctx context.Context, db querier) {
+func Hurry(ctx context.Context, db pg.DB) {
 	if rows, err := db.Query(ctx, sqlNotifyAsked); err == nil {
 		rows.Close()
 	}
@@ -174,7 +174,7 @@ func (s *signals) hear(ctx context.Context) error {
 			case n.Payload == payloadAsked:
 				s.q.asked.Add(1)
 			case n.Payload == payloadFull:
-				s.q.room.tell(true)
+				s.q.room.Tell(true)
 			}
 			s.q.wake()
 		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && !conn.IsClosed():

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/internal/pgtest"
+	"postern/relay/queue/content"
 )
 
 // mutable is a connection to a server that can fall silent: from then on it takes what is
@@ -73,7 +74,7 @@ func TestSilentCommit(t *testing.T) {
 			cfg.Budget = patience
 			q := start(t, cfg, func(q *Queue) { q.waits.try = time.Second })
 			m := message()
-			if _, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), NewBody(make([]byte, size)), true); err != nil || !muted.Load() {
+			if _, err := q.Enqueue(ctxOf(t), m, rcpts("a@example.net"), content.New(make([]byte, size)), true); err != nil || !muted.Load() {
 				t.Fatalf("%v, muted %v", err, muted.Load())
 			}
 			if n := count(t, db, `select count(*) from message where id = $1`, m.ID); n != 1 {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"strings"
 	"testing"
 
@@ -15,22 +14,10 @@ import (
 	"postern/internal/pgtest"
 )
 
-// statements are those of the .sql files, and the constants sql….
-func statements(t *testing.T) map[string]string {
-	t.Helper()
-	all, unused := texts.Bound()
-	if len(unused) > 0 {
-		t.Errorf("nobody runs the statements %q", unused)
-	}
-	list := pgtest.Statements(t, nil)
-	maps.Copy(list, all)
-	return list
-}
-
 // Every statement of the package is one that the schema understands.
 func TestStatementsPrepare(t *testing.T) {
 	t.Parallel()
-	pgtest.Prepare(t, statements(t))
+	pgtest.Prepare(t, pgtest.Statements(t, texts.Bound))
 }
 
 // The statements that run for each message or each claim find their rows by the
@@ -46,8 +33,8 @@ func TestPlansUseKeys(t *testing.T) {
 	if _, err := conn.Exec(ctxOf(t), pg.TuneWork, pgx.QueryExecModeSimpleProtocol); err != nil {
 		t.Fatal(err)
 	}
-	all := statements(t)
-	for _, name := range []string{"delivered, again false", "delivered, again true", "undelivered, again false", "undelivered, again true", "await_outcomes", "gate", "claim", "enqueue", "enqueue_limited", "enqueue_again", "told", "sqlChunks"} {
+	all := pgtest.Statements(t, texts.Bound)
+	for _, name := range []string{"delivered, again false", "delivered, again true", "undelivered, again false", "undelivered, again true", "await_outcomes", "gate", "claim", "enqueue", "enqueue_limited", "enqueue_again", "told"} {
 		description, err := conn.Prepare(ctxOf(t), name, all[name])
 		if err != nil {
 			t.Fatal(err)
@@ -86,7 +73,7 @@ func TestTrouble(t *testing.T) {
 		{errors.New("unexpected EOF"), "451 4.3.0"}, {context.DeadlineExceeded, "451 4.3.0"}, {errEpochLost, "451 4.3.0"},
 		{errClosed, "421 4.3.2"}, {fmt.Errorf("wrapped: %w", pgError("53100")), "452 4.3.1"},
 	} {
-		reply := Trouble(c.err)
+		reply := troubleReply(c.err)
 		if got := fmt.Sprintf("%d %s", reply.Code, reply.Enhanced); got != c.want {
 			t.Errorf("%v: %s, want %s", c.err, got, c.want)
 		}
@@ -126,7 +113,7 @@ func TestCommitIsDurableByItself(t *testing.T) {
 		t.Fatalf("synchronous_commit is %q, %v", setting, err)
 	}
 	checked := 0
-	for name, sql := range statements(t) {
+	for name, sql := range pgtest.Statements(t, texts.Bound) {
 		switch text, _, _ := strings.Cut(name, ","); text { // before a flag
 		case "enqueue", "enqueue_limited", "enqueue_again", "delivered", "undelivered", "gate", "reap", "told":
 			checked++

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/internal/pgtest"
+	"postern/relay/queue/content"
 )
 
 // TestSetTimes: spans that are given hold from then on, the others stay.
@@ -128,7 +129,7 @@ func TestCloseWithPendingCommit(t *testing.T) {
 	hung = true
 	done := make(chan error, 1)
 	go func() {
-		_, err := q.Enqueue(ctxOf(t), message(), rcpts("c@one.test"), NewBody([]byte("Subject: x\r\n\r\n")), true)
+		_, err := q.Enqueue(ctxOf(t), message(), rcpts("c@one.test"), content.New([]byte("Subject: x\r\n\r\n")), true)
 		done <- err
 	}()
 	<-hangs

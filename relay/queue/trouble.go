@@ -9,6 +9,7 @@ import (
 
 	"postern/internal/pg"
 	"postern/policy/quota"
+	"postern/relay/queue/reserve"
 	"postern/relay/smtp"
 )
 
@@ -18,16 +19,16 @@ var (
 	errClosed          = errors.New("the queue is closing")
 )
 
-// Trouble is the reply to a client whose message could not be accepted because of err. It is
+// troubleReply is the reply to a client whose message could not be accepted because of err. It is
 // always 4yz: our trouble says nothing about the message.
-func Trouble(err error) smtp.Reply {
+func troubleReply(err error) smtp.Reply {
 	var over *quota.Over
 	if errors.As(err, &over) {
 		return smtp.Temporary(452, 7, 1, "A sending limit is reached, try again later") // the policy has a better text
 	}
 	code := pg.Code(err)
 	if code == "" {
-		if errors.Is(err, ErrFull) {
+		if errors.Is(err, reserve.ErrFull) {
 			return storageFull
 		}
 		if errors.Is(err, errClosed) {
@@ -59,9 +60,9 @@ func isLocked(err error) bool { return pg.Code(err) == "55P03" }
 // worthAnother reports a conflict that a second try may not meet.
 func worthAnother(err error) bool { return pg.Class(err) == "40" }
 
-func refusal(err error) *Error {
+func refusal(err error) *smtp.Error {
 	if errors.Is(err, context.Canceled) {
 		err = errClosed
 	}
-	return &Error{Reply: Trouble(err), Err: err}
+	return &smtp.Error{Reply: troubleReply(err), Err: err}
 }

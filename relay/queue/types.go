@@ -1,13 +1,13 @@
 package queue
 
 import (
-	"io"
 	"net/netip"
 	"time"
 
 	"github.com/google/uuid"
 
 	"postern/policy/quota"
+	"postern/relay/queue/content"
 	"postern/relay/smtp"
 )
 
@@ -26,17 +26,6 @@ func FirstID(t time.Time) ID {
 	}
 	id[6], id[8] = 0x70, 0x80
 	return id
-}
-
-// Body holds the octets of one message as they will be delivered: CRLF lines, not
-// dot-stuffed. It may live in memory, in an unlinked file or in the database.
-// ReadAt may be called by several goroutines concurrently. A Body starts with one
-// reference; the last Drop frees what it holds.
-type Body interface {
-	io.ReaderAt
-	Size() int64
-	Retain()
-	Drop()
 }
 
 // Message is the envelope of one accepted message and the facts that its history
@@ -88,7 +77,7 @@ type Recipient struct {
 type Delivery struct {
 	Message    Message
 	Recipients []Recipient
-	Body       Body
+	Body       content.Body
 	Epoch      int64
 }
 
@@ -147,8 +136,8 @@ type Notice struct {
 	Message    Message
 	Kind       NoticeKind
 	Recipients []NoticeRecipient
-	Headers    []byte // the header section of the message, bounded
-	Body       Body   // the whole message when it is still stored, else nil
+	Headers    []byte       // the header section of the message, bounded
+	Body       content.Body // the whole message when it is still stored, else nil
 	Epoch      int64
 
 	again bool // the message has had a notice of this kind
@@ -165,7 +154,3 @@ type NoticeRecipient struct {
 	LastAttempt time.Time
 	WillRetryTo time.Time // delay notices: when the lifetime ends
 }
-
-// Error is a refusal by the queue. Reply is for the waiting client, always 4yz; Err is the
-// cause.
-type Error = smtp.Error

@@ -84,7 +84,7 @@ func (v *voids) round(ctx context.Context) int {
 			v.q.inHand.remove(j.m.ID, len(j.rcpts))
 			continue
 		}
-		v.q.room.heard(err)
+		v.q.room.Heard(err)
 		v.q.log.Warn("queue: cannot void a message, will retry", "id", j.m.ID, "error", err)
 		if !pg.OfTheRow(err) {
 			left = append(left, list[i:]...)

@@ -11,6 +11,7 @@ import (
 	"postern/internal/pgtest"
 	"postern/internal/queuetest"
 	"postern/relay/queue"
+	"postern/relay/queue/content"
 )
 
 // backlogRows is how many recipients are deferred: with POSTERN_LONG=1 a million.
@@ -52,7 +53,7 @@ func TestForgettingCosts(t *testing.T) {
 	cost("forget holds", 50, sqlForgetHolds)
 	cost("forget usage", 10*forgetRows, sqlForgetUsage, "", "", "", 0, forgetRows)
 	cost("forget activity", 50, sqlForgetActivity, forgetRows)
-	cost("forget correspondents", 50, sqlForgetRecipients, forgetRows, 365*24*time.Hour)
+	cost("forget correspondents", 50, sqlForgetCorrespondents, forgetRows, 365*24*time.Hour)
 }
 
 // TestForgettingBesideNewMail compares the life of new mail while old history is deleted with
@@ -124,7 +125,7 @@ func round(t *testing.T, q *queue.Queue, messages int) time.Duration {
 	for range 20 {
 		all.Go(func() {
 			for range left {
-				accepted, err := q.Enqueue(context.Background(), queuetest.Message(), queuetest.Recipients("bob@example.net"), queue.NewBody(make([]byte, 5000)), true)
+				accepted, err := q.Enqueue(context.Background(), queuetest.Message(), queuetest.Recipients("bob@example.net"), content.New(make([]byte, 5000)), true)
 				if err != nil {
 					t.Error(err)
 					return

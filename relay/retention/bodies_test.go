@@ -15,6 +15,7 @@ import (
 	"postern/internal/pgtest"
 	"postern/internal/queuetest"
 	"postern/relay/queue"
+	"postern/relay/queue/content"
 )
 
 const largeBody = 1 << 20 // above it bodies are large
@@ -36,7 +37,7 @@ func randomBody(size int) []byte {
 func putLarge(t *testing.T, q *queue.Queue, data []byte) (queue.Message, *queue.Delivery) {
 	t.Helper()
 	m := queuetest.Message()
-	a, err := q.Enqueue(queuetest.Context(t), m, queuetest.Recipients("a@example.net"), queue.NewBody(data), true)
+	a, err := q.Enqueue(queuetest.Context(t), m, queuetest.Recipients("a@example.net"), content.New(data), true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,7 +185,7 @@ func TestTurnsUnderLoad(t *testing.T) {
 				mu.Lock()
 				want[m.ID] = data
 				mu.Unlock()
-				a, err := q.Enqueue(ctx, m, queuetest.Recipients("a@example.net"), queue.NewBody(data), true)
+				a, err := q.Enqueue(ctx, m, queuetest.Recipients("a@example.net"), content.New(data), true)
 				if err != nil {
 					t.Errorf("enqueue: %v", err)
 					stop()

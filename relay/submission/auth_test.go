@@ -156,7 +156,7 @@ func TestAuthTrouble(t *testing.T) {
 func TestAuthWithoutQueue(t *testing.T) {
 	t.Parallel()
 	ts := startServer(t)
-	ts.queue.available = &queue.Error{Reply: smtp.Temporary(451, 3, 0, "away"), Err: errors.New("no database")}
+	ts.queue.available = &smtp.Error{Reply: smtp.Temporary(451, 3, 0, "away"), Err: errors.New("no database")}
 	c := ts.dialTLS(t)
 	c.cmd(250, "EHLO client.test")
 	for range 4 {
@@ -172,7 +172,7 @@ func TestAuthWithoutQueue(t *testing.T) {
 // when it is temporary; nothing else is, and the transaction is over.
 func TestQueueTrouble(t *testing.T) {
 	t.Parallel()
-	full := &queue.Error{Reply: smtp.Temporary(452, 3, 1, "Disk full"), Err: errors.New("53100")}
+	full := &smtp.Error{Reply: smtp.Temporary(452, 3, 1, "Disk full"), Err: errors.New("53100")}
 	for _, tc := range []struct {
 		err  error
 		code int
@@ -181,7 +181,7 @@ func TestQueueTrouble(t *testing.T) {
 		{full, 452, "4.3.1 Disk full"},
 		{errors.New("internal detail"), 451, "4.3.0 "},
 		{context.DeadlineExceeded, 451, "4.3.0 "},
-		{&queue.Error{Reply: smtp.Permanent(554, 0, 0, "never")}, 451, "4.3.0 "},
+		{&smtp.Error{Reply: smtp.Permanent(554, 0, 0, "never")}, 451, "4.3.0 "},
 	} {
 		ts := startServer(t)
 		ts.handoff.room = 10

@@ -75,7 +75,7 @@ func (sp *spool) free(c *chunk, of holders) {
 	sp.pools[c.class].Put(c)
 }
 
-// body is one message as it will be delivered. It implements queue.Body.
+// body is one message as it will be delivered. It implements content.Body.
 type body struct {
 	refs   atomic.Int64
 	spool  *spool

@@ -10,11 +10,11 @@ import (
 	"testing"
 	"testing/iotest"
 
-	"postern/relay/queue"
+	"postern/relay/queue/content"
 	"postern/relay/smtp"
 )
 
-var _ queue.Body = (*body)(nil)
+var _ content.Body = (*body)(nil)
 
 func testSpool(t *testing.T, l Limits) *spool {
 	return newSpool(l.withDefaults(), t.TempDir())

@@ -16,6 +16,7 @@ import (
 	"postern/policy/quota"
 	"postern/relay/maillog"
 	"postern/relay/queue"
+	"postern/relay/queue/content"
 )
 
 // TLSMode says when a listener's connections become TLS.
@@ -45,7 +46,7 @@ type Listener struct {
 
 // Queue is where accepted messages go; relay/queue's Queue fits.
 type Queue interface {
-	Enqueue(ctx context.Context, m queue.Message, rcpts []queue.Recipient, body queue.Body, owned bool) (queue.Accepted, error)
+	Enqueue(ctx context.Context, m queue.Message, rcpts []queue.Recipient, body content.Body, owned bool) (queue.Accepted, error)
 	// Available is a cheap guess whether a commit would succeed now. It does no I/O.
 	Available() error
 }

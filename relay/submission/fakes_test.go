@@ -9,6 +9,7 @@ import (
 
 	"postern/auth"
 	"postern/relay/queue"
+	"postern/relay/queue/content"
 )
 
 // stored is one message as the fake queue was given it.
@@ -35,7 +36,7 @@ func (q *fakeQueue) Available() error {
 	return q.available
 }
 
-func (q *fakeQueue) Enqueue(ctx context.Context, m queue.Message, rcpts []queue.Recipient, b queue.Body, owned bool) (queue.Accepted, error) {
+func (q *fakeQueue) Enqueue(ctx context.Context, m queue.Message, rcpts []queue.Recipient, b content.Body, owned bool) (queue.Accepted, error) {
 	if err := ctx.Err(); err != nil {
 		return queue.Accepted{}, err
 	}

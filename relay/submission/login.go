@@ -12,7 +12,7 @@ import (
 	"postern/policy"
 	"postern/policy/quota"
 	"postern/relay/maillog"
-	"postern/relay/queue"
+	"postern/relay/queue/reserve"
 	"postern/relay/smtp"
 )
 
@@ -47,7 +47,7 @@ func (s *session) auth(args string) smtp.Reply {
 	}
 	// A remembered password needs no database, but nothing could be accepted: the client
 	// would only be refused at MAIL. MAIL explains a full disk better.
-	if err := s.server.cfg.Queue.Available(); err != nil && !errors.Is(err, queue.ErrFull) {
+	if err := s.server.cfg.Queue.Available(); err != nil && !errors.Is(err, reserve.ErrFull) {
 		return s.authEnded(mech, "", err)
 	}
 	mark := s.server.logins.mark()

@@ -15,7 +15,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/internal/pg"
-	"postern/relay/queue"
 )
 
 // ConnectTime bounds how long a command waits for the database to answer.
@@ -75,7 +74,7 @@ func (c *Connector) Watched(ctx context.Context, url string, do func(conn *pgx.C
 	defer conn.Close(context.WithoutCancel(ctx))
 	limited, cancel := context.WithTimeout(ctx, ConnectTime)
 	defer cancel()
-	server, err := queue.ServerStart(limited, conn)
+	server, err := pg.ServerStart(limited, conn)
 	if err != nil {
 		return fmt.Errorf("ask the database when it started: %w", err)
 	}
@@ -121,7 +120,7 @@ func (c *Connector) lookAgain(ctx context.Context, url string) (server time.Time
 		return server, err
 	}
 	defer conn.Close(ctx)
-	return queue.ServerStart(ctx, conn)
+	return pg.ServerStart(ctx, conn)
 }
 
 // databaseURLError does not repeat the URL: it may hold a password.

@@ -13,7 +13,6 @@ import (
 	"postern/admin"
 	"postern/admin/health"
 	"postern/cmd/postern/config"
-	"postern/relay/queue"
 	"postern/relay/queue/desk"
 )
 
@@ -71,9 +70,8 @@ func (n *Node) buildAdmin(ctx context.Context) (*adminPages, error) {
 
 // cause is why the queue refuses, for an admin and not for a client.
 func cause(err error) error {
-	var refusal *queue.Error
-	if errors.As(err, &refusal) && refusal.Err != nil {
-		return refusal.Err
+	if cause := errors.Unwrap(err); cause != nil {
+		return cause
 	}
 	return err
 }

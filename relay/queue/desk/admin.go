@@ -14,6 +14,18 @@ import (
 	"postern/relay/smtp"
 )
 
+var (
+	sqlList       = texts.Bind("list", append(filterNames, "rows", "after_id", "after_n")...)
+	sqlShow       = texts.Bind("show", "id")
+	sqlAccepted   = texts.Bind("accepted", "id")
+	sqlEvents     = texts.Bind("events", "id")
+	sqlNotices    = texts.Bind("notices", "id")
+	sqlLost       = texts.Bind("lost", "rows")
+	sqlFind       = texts.Bind("find", "header_id", "address", "rows")
+	sqlSummaries  = texts.Bind("summaries", "ids")
+	sqlUserStates = texts.Bind("user_states", "user_id")
+)
+
 // ErrNotFound says that neither the queue nor its history knows the message.
 var ErrNotFound = errors.New("no such message")
 
@@ -66,20 +78,6 @@ type Entry struct {
 	PossibleDuplicate bool       `json:"possible_duplicate,omitempty"`
 }
 
-// sqlState is the State of row r.
-const sqlState = `case when r.held_at is not null then 'held' when r.state <> 'waiting' then r.state when r.owner is not null then 'sending'
-	else 'waiting' end`
-
-const sqlEntries = `
-select r.message_id, r.n, ` + sqlState + ` as st,
-	coalesce(m.sender_local, ''), coalesce(m.sender_domain, ''), r.local, r.domain, coalesce(m.size, 0), sane_time(r.accepted_at),
-	sane_time(r.next_attempt_at), sane_time(r.expires_at), sane_time(r.held_at), coalesce(r.set_aside, ''), r.attempts, sane_time(r.last_attempt_at), r.reply_code, r.reply_enhanced, r.reply_text, r.remote_mta, coalesce(r.owner, 0),
-	coalesce(node.name, ''), r.possible_duplicate, coalesce(m.user_id, 0), coalesce(m.credential_id, 0), r.last_upstream
-from recipient r left join message m on m.id = r.message_id left join node on node.epoch = r.owner`
-
-// sqlList lists in order of acceptance.
-const sqlList = sqlEntries + ` where ` + sqlMatches + ` and (r.message_id, r.n) > ($12, $13) order by r.message_id, r.n limit $11`
-
 // List returns live recipients, the oldest message first.
 func (a *Admin) List(ctx context.Context, f Filter) ([]Entry, error) {
 	if f.Limit <= 0 {
@@ -87,8 +85,6 @@ func (a *Admin) List(ctx context.Context, f Filter) ([]Entry, error) {
 	}
 	return entries(ctx, a.db, sqlList, append(f.args(), f.Limit, f.AfterID, f.AfterN)...)
 }
-
-const sqlShow = sqlEntries + ` where r.message_id = $1 order by r.n`
 
 func entries(ctx context.Context, db pg.DB, sql string, args ...any) ([]Entry, error) {
 	rows, err := db.Query(ctx, sql, args...)
@@ -178,29 +174,6 @@ type History struct {
 // Done reports that nothing is left to be done for the message.
 func (h *History) Done() bool { return len(h.Live) == 0 }
 
-// lastTry finds the recipient of a notice t and the last reply to it: a server's or, if
-// there was none, the queue's own.
-const lastTry = `
-left join lateral (select a.local, a.domain, a.reply_code, a.reply_enhanced, a.reply_text from history a
-	where a.message_id = t.message_id and not a.fenced order by a.upstream || a.remote_mta <> '' desc, a.reply_code > 0 desc, a.at desc limit 1) last on true`
-
-const sqlAccepted = `
-select id, user_id, credential_id, sender_local, sender_domain, size, recipients, header_id, envid, sane_time(accepted_at), client_addr,
-	client_hello, listener, tls, rule, usage, node, sane_time(voided_at)
-from message where id = $1`
-
-const sqlEvents = `
-select n, at, started_at, result, local, domain, reply_code, reply_enhanced, reply_text, remote_mta, remote_addr, tls, upstream,
-	node, epoch, outcome_unknown, possible_duplicate, dsn_passed, fenced
-from history where message_id = $1 order by at, n`
-
-// sqlNotices is the notice $1, and those about the message $1.
-const sqlNotices = `
-select t.message_id, t.about, t.kind, coalesce(t.lost, ''), t.lost_at, coalesce(last.local, ''), coalesce(last.domain, ''),
-	coalesce(last.reply_code, 0), coalesce(last.reply_enhanced, ''), coalesce(last.reply_text, '')
-from notice t` + lastTry + `
-where t.message_id = $1 or t.about = $1 order by t.message_id`
-
 // Trace returns the history of a message; ErrNotFound if it is unknown or was deleted.
 func (a *Admin) Trace(ctx context.Context, id queue.ID) (*History, error) {
 	var h *History
@@ -240,16 +213,9 @@ func (h *History) findNotices(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
-// sqlLostList is the newest losses, told or not.
-const sqlLostList = `
-select t.message_id, t.about, t.kind, t.lost, t.lost_at, coalesce(last.local, ''), coalesce(last.domain, ''),
-	coalesce(last.reply_code, 0), coalesce(last.reply_enhanced, ''), coalesce(last.reply_text, '')
-from (select message_id, about, kind, lost, lost_at from notice where lost is not null order by lost_at desc, message_id limit $1) t` + lastTry + `
-order by t.lost_at desc, t.message_id`
-
 // Lost lists the lost notices that the history still has, the latest loss first.
 func (a *Admin) Lost(ctx context.Context, limit int) ([]NoticeEnd, error) {
-	rows, err := a.db.Query(ctx, sqlLostList, limit)
+	rows, err := a.db.Query(ctx, sqlLost, limit)
 	if err != nil {
 		return nil, fmt.Errorf("list lost notices: %w", err)
 	}
@@ -319,21 +285,6 @@ func scanNoticeEnd(row pgx.CollectableRow) (NoticeEnd, error) {
 	return n, err
 }
 
-// sqlFind finds messages by the Message-ID field $1, or by the spellings $2 of an address
-// of the sender or of a recipient, the newest first. Each spelling is a query of its own, for
-// which an index has the newest first.
-const sqlFind = `
-select id from (
-	(select id from message where header_id = $1 and $1 <> '' order by id desc limit $3)
-	union
-	select found.id from (select lower(f) as address from unnest($2::text[]) f) x cross join lateral (
-		(select id from message where lower(sender_local || '@' || sender_domain) = x.address order by id desc limit $3)
-		union
-		(select message_id from history where lower(local || '@' || domain) = x.address order by message_id desc limit $3)
-		union
-		(select message_id from recipient where lower(local || '@' || domain) = x.address order by message_id desc limit $3)) found) found
-order by id desc limit $3`
-
 // Find returns the newest messages with a Message-ID field (with or without its
 // brackets), or with an address as sender or recipient.
 func (a *Admin) Find(ctx context.Context, what string, limit int) ([]queue.ID, error) {
@@ -372,26 +323,10 @@ type Summary struct {
 	Held       int       `json:"held"`
 }
 
-// sqlSummaries keeps the order of the ids.
-const sqlSummaries = `
-select m.id, m.user_id, m.sender_local, m.sender_domain, coalesce(one.local, ''), coalesce(one.domain, ''), m.recipients, sane_time(m.accepted_at),
-	m.voided_at is not null, past.delivered, past.failed, past.cancelled, live.waiting, live.sending, live.held
-from unnest($1::uuid[]) with ordinality w(id, nth) join message m on m.id = w.id
-left join lateral (select local, domain from (
-		(select n, local, domain from recipient where message_id = m.id order by n limit 1) union all
-		(select n, local, domain from history where message_id = m.id and local <> '' order by n limit 1)) x order by n limit 1) one on true
-cross join lateral (select count(*) filter (where st = 'waiting') as waiting, count(*) filter (where st = 'sending') as sending,
-		count(*) filter (where st = 'held') as held
-	from (select ` + sqlState + ` as st from recipient r where r.message_id = m.id) r) live
-cross join lateral (select count(distinct n) filter (where result = 'delivered') as delivered,
-		count(distinct n) filter (where result in ('failed', 'expired')) as failed, count(distinct n) filter (where result = 'cancel') as cancelled
-	from history where message_id = m.id and not fenced) past
-order by w.nth`
-
 // Summaries returns a summary of each message, in the order of ids, without those that are
 // unknown.
 func (a *Admin) Summaries(ctx context.Context, ids []queue.ID) ([]Summary, error) {
-	rows, err := a.db.Query(ctx, sqlSummaries, (&Filter{IDs: ids}).args()[0])
+	rows, err := a.db.Query(ctx, sqlSummaries, octets(ids))
 	if err != nil {
 		return nil, fmt.Errorf("summaries: %w", err)
 	}
@@ -411,14 +346,9 @@ func scanSummary(row pgx.CollectableRow) (Summary, error) {
 	return s, err
 }
 
-// sqlCounts counts a user's live recipients by their state.
-const sqlCounts = `
-select ` + sqlState + `, count(*) from recipient r
-where r.user_id = $1 group by 1`
-
 // Counts returns how many live recipients a user has in each state.
 func (a *Admin) Counts(ctx context.Context, user int64) (map[State]int, error) {
-	rows, err := a.db.Query(ctx, sqlCounts, user)
+	rows, err := a.db.Query(ctx, sqlUserStates, user)
 	if err != nil {
 		return nil, fmt.Errorf("count mail: %w", err)
 	}

@@ -2,6 +2,7 @@ package desk
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -105,8 +106,30 @@ func claimOne(t *testing.T, q *queue.Queue) (d *queue.Delivery) {
 
 func TestStatementsPrepare(t *testing.T) {
 	t.Parallel()
-	parts := map[string]bool{"sqlEntries": true, "sqlState": true, "sqlMatches": true, "sqlReply": true, "sqlChosen": true, "sqlLocked": true, "sqlNoted": true, "sqlCounted": true, "sqlGone": true}
-	pgtest.Prepare(t, pgtest.Statements(t, parts))
+	pgtest.Prepare(t, pgtest.Statements(t, texts.Bound))
+}
+
+// What an operator sees listed and counted is what a verb would choose, and a message is shown as
+// it is listed.
+func TestStatementsAgree(t *testing.T) {
+	t.Parallel()
+	part := func(sql, from, to string) string {
+		_, rest, begins := strings.Cut(sql, from)
+		text, _, ends := strings.Cut(rest, to)
+		if !begins || !ends {
+			t.Fatalf("no %q … %q in %s", from, to, sql)
+		}
+		return text
+	}
+	filter := part(sqlList, "where ", "\tand (r.message_id")
+	for _, sql := range []string{sqlInHand, toRetry.count, toHold.do, toCancel.do} {
+		if !strings.Contains(sql, filter) {
+			t.Errorf("another filter than that of list: %s", sql)
+		}
+	}
+	if columns := part(sqlList, "select ", "where"); columns != part(sqlShow, "select ", "where") {
+		t.Errorf("a message is shown otherwise than it is listed: %s", columns)
+	}
 }
 
 // Counts are of a user's recipients.

@@ -63,11 +63,12 @@ func TestBacklogOfOperators(t *testing.T) {
 	timed("queue hold --user", func(ctx context.Context) (any, error) { return a.HoldUser(ctx, 2, 0, "test") })
 	cost := func(name string, most int64, sql string, user int64) {
 		t.Helper()
-		pgtest.Cost(t, conn, name, most, sql, append((&Filter{UserID: user}).args(), operateRows, "hold", "test")...)
+		pgtest.Cost(t, conn, name, most, sql, append((&Filter{UserID: user}).args(), operateRows, "test")...)
 	}
-	cost("hold 5,000 of a user", 100*operateRows, sqlHold, 3)
-	cost("hold nothing of a user", 50, sqlHold, 99)
-	cost("release nothing of a user", 50, sqlRelease, 99)
+	cost("hold 5,000 of a user", 100*operateRows, toHold.do, 3)
+	cost("hold nothing of a user", 50, toHold.do, 99)
+	cost("release nothing of a user", 50, toRelease.do, 99)
+	pgtest.Cost(t, conn, "count nothing to release", 50, toRelease.count, (&Filter{UserID: 99}).args()...)
 	timed("queue release --user", func(ctx context.Context) (any, error) { return a.ReleaseUser(ctx, 2) })
 	timed("queue retry --domain", func(ctx context.Context) (any, error) { return a.Retry(ctx, Filter{Domain: "d7.example"}, true) })
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"postern/internal/pg"
 	"postern/relay/queue"
 	"postern/relay/smtp"
 )
@@ -31,27 +32,35 @@ type Filter struct {
 	AfterN  int
 }
 
-// sqlMatches holds for a row r that a filter chooses. It repeats the states in the form of
-// the partial indexes of waiting and of held rows; the message is read only if the filter
-// asks about it.
-const sqlMatches = `($1::uuid[] is null or r.message_id = any($1)) and ($2 = '' or ` + sqlState + ` = $2)
-	and ($2 <> 'held' or r.held_at is not null) and ($2 <> 'waiting' or r.held_at is null and r.owner is null and r.state = 'waiting')
-	and ($3 = 0 or r.user_id = $3)
-	and ($4 = 0 or (select o.credential_id from message o where o.id = r.message_id) = $4)
-	and ($5::text[] is null or (select lower(o.sender_local || '@' || o.sender_domain) from message o where o.id = r.message_id) = any(array(select lower(f) from unnest($5) f)))
-	and ($6::text[] is null or lower(r.local || '@' || r.domain) = any(array(select lower(f) from unnest($6) f)))
-	and ($7 = '' or r.domain_key = $7) and ($8 = '' or r.last_upstream = $8) and sane_time(r.accepted_at) <= now() - $9::interval
-	and ($10 = '' or starts_with(` + sqlReply + `, $10))`
+// filterNames are the names of args.
+var filterNames = pg.Names(new(Filter).arguments)
 
-// sqlReply is the last reply of row r as people read it.
-const sqlReply = `concat_ws(' ', nullif(r.reply_code, 0), nullif(r.reply_enhanced, ''), r.reply_text)`
+// arguments adds what the filter of list, count, change and cancel compares with.
+func (f *Filter) arguments(a *pg.Args) {
+	a.Add("ids", octets(f.IDs))
+	a.Add("state", string(f.State))
+	a.Add("user_id", f.UserID)
+	a.Add("credential_id", f.CredentialID)
+	a.Add("sender", spellings(f.Sender))
+	a.Add("recipient", spellings(f.Recipient))
+	a.Add("domain", f.Domain)
+	a.Add("upstream", f.Upstream)
+	a.Add("older_than", max(f.OlderThan, 0))
+	a.Add("reply", f.Reply)
+}
 
 func (f *Filter) args() []any {
-	var ids [][16]byte // nil is null: all
-	for _, id := range f.IDs {
-		ids = append(ids, id)
+	var a pg.Args
+	f.arguments(&a)
+	return a.Values
+}
+
+// octets are ids as an array; that of none is null.
+func octets(ids []queue.ID) (list [][16]byte) {
+	for _, id := range ids {
+		list = append(list, id)
 	}
-	return []any{ids, string(f.State), f.UserID, f.CredentialID, spellings(f.Sender), spellings(f.Recipient), f.Domain, f.Upstream, max(f.OlderThan, 0), f.Reply}
+	return list
 }
 
 // spellings are the ways in which the tables may have an address, whose local part is not
@@ -122,19 +131,7 @@ type Shape struct {
 	LastErr string  `json:"last_reply,omitempty"` // of the attempt that ended last
 }
 
-// sqlShape reads the largest destinations: first which they are, from what is narrow,
-// then what is in them.
-const sqlShape = `
-with top as materialized (select domain_key, count(*) as n from recipient group by domain_key order by count(*) desc, domain_key limit $1)
-select domain_key, count(*), count(*) filter (where held_at is not null),
-	array[count(*) filter (where step = 0), count(*) filter (where step = 1), count(*) filter (where step = 2),
-		count(*) filter (where step = 3), count(*) filter (where step = 4), count(*) filter (where step = 5)],
-	coalesce(sum(size), 0)::bigint, extract(epoch from max(age))::bigint, coalesce((max(reply collate "C"))[2], '')
-from (select r.domain_key, r.held_at, now() - sane_time(r.accepted_at) as age, m.size,
-		width_bucket(now() - sane_time(r.accepted_at), $2::interval[]) as step,
-		case when r.reply_code > 0 then array[coalesce(to_char(r.last_attempt_at at time zone 'utc', 'YYYYMMDDHH24MISSUS'), ''), ` + sqlReply + `] end as reply
-	from recipient r left join message m on m.id = r.message_id where r.domain_key in (select top.domain_key from top)) x
-group by domain_key order by count(*) desc, domain_key limit $1`
+var sqlShape = texts.Bind("shape", "rows", "ages")
 
 // Shape returns the destinations with the most live recipients.
 func (a *Admin) Shape(ctx context.Context, limit int) ([]Shape, error) {

@@ -20,69 +20,36 @@ const operateRows = 5000
 type verb struct {
 	name  string // in the history and the audit
 	count string // the statement of a dry run
-	do    string // takes operateRows, the name and who acts as well
+	do    string // takes operateRows and who acts as well
 	loud  bool   // running nodes are told to hurry
 
 	detail map[string]any // for the audit
 }
 
-// sqlChosen takes rows for a verb. A locked row is in somebody's hand.
-const (
-	sqlChosen = `
-with w as materialized (select r.message_id, r.n, r.local, r.domain from recipient r
-	where ` + sqlMatches + ` and r.owner is null and (r.state = 'waiting' or r.held_at is not null) and `
-	sqlLocked = ` limit $11 for update of r skip locked), `
-	sqlNoted  = `h as (insert into history (message_id, n, at, epoch, result, local, domain, reply_text)
-	select message_id, n, clock_timestamp(), 0, $12, local, domain, 'by ' || $13 from w on conflict do nothing)
-select count(*) from w`
-	sqlCounted = `
-select count(*) from recipient r
-where ` + sqlMatches + ` and r.owner is null and (r.state = 'waiting' or r.held_at is not null) and `
+var (
+	toRetry    = verb{name: "retry", count: counting("retry"), do: changing("retry"), loud: true}
+	toHold     = verb{name: "hold", count: counting("hold"), do: changing("hold")}
+	toRelease  = verb{name: "release", count: counting("release"), do: changing("release"), loud: true}
+	toCancel   = verb{name: "cancel", count: counting("cancel"), do: cancelling("true")}
+	cancelHeld = verb{name: "cancel", count: counting("cancel_held"), do: cancelling("false")}
 
-	retryable  = `r.held_at is null and r.next_attempt_at > now()`
-	holdable   = `r.held_at is null`
-	releasable = `r.held_at is not null`
-	cancelable = `true`
-	cancelHeld = `r.set_aside is null`
+	sqlInHand     = counting("in_hand")
+	sqlMakeHold   = texts.Bind("make_hold", "user_id", "credential_id", "reason", "made_by")
+	sqlEndHolds   = texts.Bind("end_holds", "user_id")
+	sqlForgetUser = texts.Bind("forget_user", "user_id")
 )
 
-const (
-	sqlRetryCount      = sqlCounted + retryable
-	sqlHoldCount       = sqlCounted + holdable
-	sqlReleaseCount    = sqlCounted + releasable
-	sqlCancelCount     = sqlCounted + cancelable
-	sqlCancelHeldCount = sqlCounted + cancelHeld
+func counting(verb string) string {
+	return texts.BindConst("count", "verb", "'"+verb+"'", filterNames...)
+}
 
-	sqlRetry = sqlChosen + retryable + sqlLocked + `
-back as (update recipient r set next_attempt_at = now() from w where r.message_id = w.message_id and r.n = w.n),
-` + sqlNoted
+func changing(verb string) string {
+	return texts.BindConst("change", "verb", "'"+verb+"'", append(filterNames, "rows", "actor")...)
+}
 
-	sqlHold = sqlChosen + holdable + sqlLocked + `
-back as (update recipient r set held_at = now() from w where r.message_id = w.message_id and r.n = w.n),
-` + sqlNoted
-
-	sqlRelease = sqlChosen + releasable + sqlLocked + `
-back as (update recipient r set held_at = null, set_aside = null, next_attempt_at = now() from w where r.message_id = w.message_id and r.n = w.n),
-` + sqlNoted
-
-	sqlCancel     = sqlChosen + cancelable + sqlLocked + sqlGone
-	sqlCancelHeld = sqlChosen + cancelHeld + sqlLocked + sqlGone
-
-	// The body goes with the last row, as when it is delivered.
-	sqlGone = `
-gone as (delete from recipient r using w where r.message_id = w.message_id and r.n = w.n returning r.message_id),
-b as (delete from body using (
-		select g.message_id from (select message_id, count(*) as rows from gone group by message_id) g
-		where g.rows = (select count(*) from recipient r where r.message_id = g.message_id)) as last
-	where body.message_id = last.message_id),
-lost as (update notice t set lost = 'cancelled', lost_at = now() from gone where t.message_id = gone.message_id and t.lost is null),
-` + sqlNoted
-)
-
-// sqlInHand counts what no verb touches.
-const sqlInHand = `
-select count(*) from recipient r
-where ` + sqlMatches + ` and r.owner is not null and r.state = 'waiting'`
+func cancelling(aside string) string {
+	return texts.BindConst("cancel", "aside", aside, append(filterNames, "rows", "actor")...)
+}
 
 // InHand counts the recipients that f chooses and a node has in hand: those that Retry,
 // Hold, Release and Cancel leave alone.
@@ -95,33 +62,30 @@ func (a *Admin) InHand(ctx context.Context, f Filter) (n int, err error) {
 
 // Retry makes waiting recipients due now and says how many were not.
 func (a *Admin) Retry(ctx context.Context, f Filter, dryRun bool) (int, error) {
-	return a.operate(ctx, verb{name: "retry", count: sqlRetryCount, do: sqlRetry, loud: true}, f, dryRun)
+	return a.operate(ctx, toRetry, f, dryRun)
 }
 
 // Hold keeps waiting recipients from being tried until they are released, and says how
 // many. Their lifetime does not end them meanwhile.
 func (a *Admin) Hold(ctx context.Context, f Filter, dryRun bool) (int, error) {
-	return a.operate(ctx, verb{name: "hold", count: sqlHoldCount, do: sqlHold}, f, dryRun)
+	return a.operate(ctx, toHold, f, dryRun)
 }
 
 // Release lets held recipients be tried now, and says how many.
 func (a *Admin) Release(ctx context.Context, f Filter, dryRun bool) (int, error) {
-	return a.operate(ctx, verb{name: "release", count: sqlReleaseCount, do: sqlRelease, loud: true}, f, dryRun)
+	return a.operate(ctx, toRelease, f, dryRun)
 }
 
 // Cancel discards waiting and held recipients without notifying their sender, and
 // says how many.
 func (a *Admin) Cancel(ctx context.Context, f Filter, dryRun bool) (int, error) {
-	return a.operate(ctx, verb{name: "cancel", count: sqlCancelCount, do: sqlCancel}, f, dryRun)
+	return a.operate(ctx, toCancel, f, dryRun)
 }
 
-// cancelHolds is Cancel for a whole user: what is set aside waits for somebody to look at
-// it, not for the end of a hold.
-var cancelHolds = verb{name: "cancel", count: sqlCancelHeldCount, do: sqlCancelHeld}
-
-// CancelHeld is Cancel, but for what is set aside.
+// CancelHeld is Cancel for a whole user: what is set aside waits for somebody to look at it,
+// not for the end of a hold.
 func (a *Admin) CancelHeld(ctx context.Context, f Filter, dryRun bool) (int, error) {
-	return a.operate(ctx, cancelHolds, f, dryRun)
+	return a.operate(ctx, cancelHeld, f, dryRun)
 }
 
 // operate does v to what f chooses, a bounded number of rows in each transaction
@@ -146,7 +110,7 @@ func (a *Admin) operate(ctx context.Context, v verb, f Filter, dryRun bool) (int
 
 // carryOut is operate without a row in the audit.
 func (a *Admin) carryOut(ctx context.Context, v verb, f Filter) (total int, err error) {
-	args := append(f.args(), operateRows, v.name, a.actor)
+	args := append(f.args(), operateRows, a.actor)
 	for {
 		var count int
 		if err := a.db.QueryRow(ctx, v.do, args...).Scan(&count); err != nil {
@@ -173,9 +137,6 @@ func (a *Admin) UserHolds(ctx context.Context) ([]queue.UserHold, error) {
 	return queue.UserHolds(ctx, a.db)
 }
 
-// sqlMakeHold keeps the first reason.
-const sqlMakeHold = `insert into hold (user_id, credential_id, reason, made_by) values ($1, $2, $3, $4) on conflict do nothing`
-
 // HoldUser holds the mail of a user (credential 0) or of one of its credentials, in the
 // queue and to come. It returns how many recipients were waiting.
 func (a *Admin) HoldUser(ctx context.Context, user, credential int64, reason string) (held int, err error) {
@@ -183,7 +144,8 @@ func (a *Admin) HoldUser(ctx context.Context, user, credential int64, reason str
 		if _, err := tx.Exec(ctx, sqlMakeHold, user, credential, pg.Storable(reason), a.actor); err != nil {
 			return fmt.Errorf("hold user: %w", err)
 		}
-		v := verb{name: "hold", count: sqlHoldCount, do: sqlHold, detail: map[string]any{"user_hold": "made", "reason": pg.Storable(reason)}}
+		v := toHold
+		v.detail = map[string]any{"user_hold": "made", "reason": pg.Storable(reason)}
 		f := Filter{UserID: user, CredentialID: credential}
 		if f.UserName, err = userName(ctx, tx, user); err != nil {
 			return err
@@ -205,16 +167,10 @@ func userName(ctx context.Context, tx pgx.Tx, user int64) (name string, err erro
 	return name, nil
 }
 
-// sqlEndHolds ends the hold of a user and those of its credentials. The counts of
-// the anomaly detector go with it, or it would trip again immediately.
-const sqlEndHolds = `
-with past as (delete from activity where user_id = $1 and hour >= date_trunc('hour', now()) - interval '1 hour')
-delete from hold where user_id = $1`
-
 // ReleaseUser ends all holds of a user and releases its held mail. It returns how many
 // recipients there were.
 func (a *Admin) ReleaseUser(ctx context.Context, user int64) (int, error) {
-	n, err := a.endHolds(ctx, user, verb{name: "release", count: sqlReleaseCount, do: sqlRelease, loud: true})
+	n, err := a.endHolds(ctx, user, toRelease)
 	if err == nil {
 		a.Hurry(ctx)
 	}
@@ -224,7 +180,7 @@ func (a *Admin) ReleaseUser(ctx context.Context, user int64) (int, error) {
 // CancelUser ends all holds of a user and discards its held mail, except mail set aside. It
 // returns how many recipients there were.
 func (a *Admin) CancelUser(ctx context.Context, user int64) (int, error) {
-	return a.endHolds(ctx, user, cancelHolds)
+	return a.endHolds(ctx, user, cancelHeld)
 }
 
 // sqlIsHeld reports whether a user is on hold.
@@ -259,11 +215,6 @@ func (a *Admin) endHolds(ctx context.Context, user int64, v verb) (n int, err er
 
 // secondLook is longer than nodes take to write the outcomes of attempts.
 const secondLook = 300 * time.Millisecond
-
-// sqlForgetUser deletes a user's counts.
-const sqlForgetUser = `
-with past as (delete from activity where user_id = $1)
-delete from correspondent where user_id = $1`
 
 // ForgetUser deletes everything about a removed user except the history of its mail.
 func (a *Admin) ForgetUser(ctx context.Context, user int64) error {

@@ -10,6 +10,7 @@ import (
 	"postern/internal/pgtest"
 	"postern/internal/queuetest"
 	"postern/relay/queue"
+	"postern/relay/queue/content"
 	"postern/relay/smtp"
 )
 
@@ -155,7 +156,7 @@ func TestShapeAndFind(t *testing.T) {
 	queuetest.Put(t, q, first, true, "a@example.net", "b@example.net", "A@example.org")
 	dotted := queuetest.Message()
 	dotted.MessageID, dotted.Sender = "<dots@example.com>", queuetest.Address("carol@example.com")
-	if _, err := q.Enqueue(queuetest.Context(t), dotted, []queue.Recipient{{Address: smtp.Address{Local: "foo..Bar", Domain: "example.org"}}}, queue.NewBody([]byte("x")), false); err != nil {
+	if _, err := q.Enqueue(queuetest.Context(t), dotted, []queue.Recipient{{Address: smtp.Address{Local: "foo..Bar", Domain: "example.org"}}}, content.New([]byte("x")), false); err != nil {
 		t.Fatal(err)
 	}
 	second := queuetest.Message()

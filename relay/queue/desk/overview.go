@@ -50,20 +50,11 @@ type Share struct {
 	Oldest     time.Duration // since acceptance, by the database's clock
 }
 
-// The parts of an overview. The shares read every live recipient once, and nothing
-// else of them but two times and a state: see docs/metrics.md for what that costs.
-const (
-	sqlOverviewSettings = `select set_config('max_parallel_workers_per_gather', '0', true), set_config('jit', 'off', true), set_config('statement_timeout', '30s', true)`
+const sqlOverviewSettings = `select set_config('max_parallel_workers_per_gather', '0', true), set_config('jit', 'off', true), set_config('statement_timeout', '30s', true)`
 
-	sqlOverviewShares = `
-select ` + sqlState + ` as st, width_bucket(now() - sane_time(r.accepted_at), $1::interval[]) as step, count(*), greatest(now() - min(sane_time(r.accepted_at)), interval '0')
-from recipient r group by 1, 2`
-
-	sqlOverviewRest = `
-select coalesce(greatest(now() - (select min(next_attempt_at) from recipient
-		where owner is null and held_at is null and state = 'waiting' and next_attempt_at <= now() and next_attempt_at > 'epoch'), interval '0'), interval '0'),
-	(select count(*) from node where reaped_at is null and superseded_at is null and expires_at > clock_timestamp()),
-	(select count(*) from hold), (select count(*) from recipient where held_at is not null and set_aside is not null)`
+var (
+	sqlShares = texts.Bind("shares", "ages")
+	sqlRest   = texts.Bind("rest")
 )
 
 // Overview reads the whole queue, in one snapshot.
@@ -73,11 +64,11 @@ func (r *Reader) Overview(ctx context.Context) (Overview, error) {
 	err := pgx.BeginTxFunc(ctx, r.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		batch := &pgx.Batch{}
 		batch.Queue(sqlOverviewSettings)
-		batch.Queue(sqlOverviewShares, ageSteps).Query(func(rows pgx.Rows) (err error) {
+		batch.Queue(sqlShares, ageSteps).Query(func(rows pgx.Rows) (err error) {
 			o.Shares, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Share])
 			return err
 		})
-		batch.Queue(sqlOverviewRest).QueryRow(func(row pgx.Row) error { return row.Scan(&o.Overdue, &o.Nodes, &o.Holds, &o.Aside) })
+		batch.Queue(sqlRest).QueryRow(func(row pgx.Row) error { return row.Scan(&o.Overdue, &o.Nodes, &o.Holds, &o.Aside) })
 		return tx.SendBatch(ctx, batch).Close()
 	})
 	if err != nil {

@@ -1,4 +1,4 @@
-package queue
+package content
 
 import (
 	"context"
@@ -8,6 +8,7 @@ import (
 	"io"
 	"sync"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"postern/internal/pg"
@@ -16,15 +17,13 @@ import (
 // sqlCopyBody takes the rows of copyRows.
 const sqlCopyBody = `copy large_body (turn, message_id, n, chunk) from stdin with (format binary)`
 
-// sqlTurn says which of the tables of large bodies is written to, and bounds the time
-// of the transaction: the server itself would wait for ever for a node that stands still.
-const (
-	sqlTurn    = `select coalesce((select turn from large_turn where writing), 0), set_config('statement_timeout', '5min', true)`
-	sqlNoLimit = `select set_config('statement_timeout', '0', true)` // a commit is never cancelled
+var (
+	sqlTurn    = texts.Bind("turn")
+	sqlNoLimit = texts.Bind("no_limit")
 )
 
-// copyBody stores a large body by COPY within the connection's transaction.
-func copyBody(ctx context.Context, conn *pgx.Conn, id ID, body Body) error {
+// Copy stores a large body by COPY within the connection's transaction.
+func Copy(ctx context.Context, conn *pgx.Conn, id uuid.UUID, body Body) error {
 	src := &copyRows{body: body, id: id}
 	var unused *string
 	if err := conn.QueryRow(ctx, sqlTurn).Scan(&src.turn, &unused); err != nil {
@@ -50,7 +49,7 @@ const (
 	copyHeader  = "PGCOPY\n\xff\r\n\x00" + "\x00\x00\x00\x00" + "\x00\x00\x00\x00"
 	copyTrailer = "\xff\xff"
 	copyFields  = 2 + 4 + 2 + 4 + 16 + 4 + 4 + 4 // what a row has before the octets of its chunk
-	copyRow     = copyFields + chunkSize
+	copyRow     = copyFields + ChunkSize
 )
 
 // copyRows reads a body in the binary format of COPY. The octets go straight from the body
@@ -58,7 +57,7 @@ const (
 type copyRows struct {
 	body Body
 	turn int16
-	id   ID
+	id   uuid.UUID
 	n    int    // the next row
 	rest []byte // of a row for which there was no room, of the header or the trailer
 	buf  []byte
@@ -124,13 +123,13 @@ func (c *copyRows) refill() {
 
 // more reports whether there is another row, if all went well.
 func (c *copyRows) more() bool {
-	return c.err == nil && int64(c.n)*chunkSize < c.body.Size()
+	return c.err == nil && int64(c.n)*ChunkSize < c.body.Size()
 }
 
 // row writes the next row to p, which has room for it, and returns its length.
 func (c *copyRows) row(p []byte) int {
-	off := int64(c.n) * chunkSize
-	size := int(min(chunkSize, c.body.Size()-off))
+	off := int64(c.n) * ChunkSize
+	size := int(min(ChunkSize, c.body.Size()-off))
 	p = p[:copyFields+size]
 	head := binary.BigEndian.AppendUint16(p[:0], 4)
 	head = binary.BigEndian.AppendUint32(head, 2)
@@ -140,7 +139,7 @@ func (c *copyRows) row(p []byte) int {
 	head = binary.BigEndian.AppendUint32(head, 4)
 	head = binary.BigEndian.AppendUint32(head, uint32(c.n))
 	binary.BigEndian.AppendUint32(head, uint32(size))
-	c.err = readBody(c.body, p[copyFields:], off)
+	c.err = Read(c.body, p[copyFields:], off)
 	c.n++
 	return len(p)
 }

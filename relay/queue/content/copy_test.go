@@ -1,4 +1,4 @@
-package queue
+package content
 
 import (
 	"bytes"
@@ -8,10 +8,12 @@ import (
 	"math/rand/v2"
 	"sync/atomic"
 	"testing"
+
+	"github.com/google/uuid"
 )
 
 // bodyOfCopy takes the octets of the chunks out of what copyRows made.
-func bodyOfCopy(t *testing.T, id ID, data []byte) []byte {
+func bodyOfCopy(t *testing.T, id uuid.UUID, data []byte) []byte {
 	t.Helper()
 	data, ok := bytes.CutPrefix(data, []byte(copyHeader))
 	if !ok {
@@ -23,7 +25,7 @@ func bodyOfCopy(t *testing.T, id ID, data []byte) []byte {
 			t.Fatalf("row %d begins with %x", n, data[:min(len(data), copyFields)])
 		}
 		size := int(binary.BigEndian.Uint32(data[36:]))
-		if size == 0 || size > chunkSize || size > len(data)-copyFields {
+		if size == 0 || size > ChunkSize || size > len(data)-copyFields {
 			t.Fatalf("row %d has %d octets of %d", n, size, len(data)-copyFields)
 		}
 		body = append(body, data[copyFields:copyFields+size]...)
@@ -34,13 +36,13 @@ func bodyOfCopy(t *testing.T, id ID, data []byte) []byte {
 
 func TestCopyRows(t *testing.T) {
 	t.Parallel()
-	for _, size := range []int{1, chunkSize - 1, chunkSize, chunkSize + 1, 20*chunkSize + 7} {
+	for _, size := range []int{1, ChunkSize - 1, ChunkSize, ChunkSize + 1, 20*ChunkSize + 7} {
 		want := make([]byte, size)
 		for i := range want {
 			want[i] = byte(rand.Uint32())
 		}
 		for _, room := range []int{1, 33, copyRow - 1, copyRow, copyRow + 1, 65531, 1 << 20} {
-			src := &copyRows{body: NewBody(want), id: NewID()}
+			src := &copyRows{body: New(want), id: uuid.New()}
 			var all []byte
 			p := make([]byte, room)
 			for {
@@ -69,7 +71,7 @@ func (b shortBody) Size() int64 { return b.Body.Size() + 1 }
 func TestCopyRowsOfAShortBody(t *testing.T) {
 	t.Parallel()
 	for _, room := range []int{100, 65531} {
-		src := &copyRows{body: shortBody{NewBody(make([]byte, 3*chunkSize))}}
+		src := &copyRows{body: shortBody{New(make([]byte, 3*ChunkSize))}}
 		_, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{src}, make([]byte, room))
 		if !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("pieces of %d: %v", room, err)
@@ -95,7 +97,7 @@ func (b slowBody) ReadAt(p []byte, off int64) (int, error) {
 // after stop, so stop waits for the read under way and the next one is refused.
 func TestCopyRowsStopped(t *testing.T) {
 	t.Parallel()
-	body := slowBody{NewBody(make([]byte, 3*chunkSize)), make(chan struct{}), make(chan struct{}), new(atomic.Int32)}
+	body := slowBody{New(make([]byte, 3*ChunkSize)), make(chan struct{}), make(chan struct{}), new(atomic.Int32)}
 	src := &copyRows{body: body}
 	left := make(chan error)
 	go func() {

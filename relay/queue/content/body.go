@@ -1,13 +1,15 @@
-package queue
+package content
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -16,23 +18,39 @@ import (
 )
 
 const (
-	chunkSize  = 8100 // octets of a row of body: as many as a page holds in one row
-	windowRows = 32   // rows read by one query
-	window     = windowRows * chunkSize
-	smallBody  = 1 << 20 // up to this size bodies go through memory
+	// ChunkSize is how many octets a row has, but for the last of a body: as many as a page
+	// holds in one row.
+	ChunkSize = 8100
+
+	windowRows = 32 // rows read by one query
+	window     = windowRows * ChunkSize
 )
 
-// NewBody returns a Body that holds data in memory.
-func NewBody(data []byte) Body { return &memoryBody{data: data} }
+// ErrDamaged says that a stored body is not whole.
+var ErrDamaged = errors.New("the stored message is damaged")
 
-// memoryBody is garbage collected; its references are not counted.
-type memoryBody struct{ data []byte }
+// Body holds the octets of one message as they will be delivered: CRLF lines, not
+// dot-stuffed. It may live in memory, in an unlinked file or in the database.
+// ReadAt may be called by several goroutines concurrently. A Body starts with one
+// reference; the last Drop frees what it holds.
+type Body interface {
+	io.ReaderAt
+	Size() int64
+	Retain()
+	Drop()
+}
 
-func (b *memoryBody) Size() int64 { return int64(len(b.data)) }
-func (b *memoryBody) Retain()     {}
-func (b *memoryBody) Drop()       {}
+// New returns a Body that holds data in memory.
+func New(data []byte) Body { return &memory{data: data} }
 
-func (b *memoryBody) ReadAt(p []byte, off int64) (int, error) {
+// memory is garbage collected; its references are not counted.
+type memory struct{ data []byte }
+
+func (b *memory) Size() int64 { return int64(len(b.data)) }
+func (b *memory) Retain()     {}
+func (b *memory) Drop()       {}
+
+func (b *memory) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 || off >= int64(len(b.data)) {
 		return 0, io.EOF
 	}
@@ -43,11 +61,11 @@ func (b *memoryBody) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// storedBody reads from the database, a window for each query, and keeps the last
+// stored reads from the database, a window for each query, and keeps the last
 // window: its readers go forward. No connection is held between reads.
-type storedBody struct {
+type stored struct {
 	pool *pgxpool.Pool
-	id   ID
+	id   uuid.UUID
 	size int64
 	refs atomic.Int32
 
@@ -58,19 +76,16 @@ type storedBody struct {
 	data []byte
 }
 
-// sqlChunks reads the rows $2 to $3 of a body; the last of them is left out.
-const sqlChunks = `select chunk from stored_body where message_id = $1 and n >= $2 and n < $3 order by n`
-
-func newStoredBody(pool *pgxpool.Pool, id ID, size int64) *storedBody {
-	b := &storedBody{pool: pool, id: id, size: size, have: -1}
+func newStored(pool *pgxpool.Pool, id uuid.UUID, size int64) *stored {
+	b := &stored{pool: pool, id: id, size: size, have: -1}
 	b.refs.Store(1)
 	return b
 }
 
-func (b *storedBody) Size() int64 { return b.size }
-func (b *storedBody) Retain()     { b.refs.Add(1) }
+func (b *stored) Size() int64 { return b.size }
+func (b *stored) Retain()     { b.refs.Add(1) }
 
-func (b *storedBody) Drop() {
+func (b *stored) Drop() {
 	if b.refs.Add(-1) == 0 {
 		b.mu.Lock()
 		b.data, b.have = nil, -1
@@ -78,7 +93,7 @@ func (b *storedBody) Drop() {
 	}
 }
 
-func (b *storedBody) ReadAt(p []byte, off int64) (int, error) {
+func (b *stored) ReadAt(p []byte, off int64) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	done := 0
@@ -105,7 +120,7 @@ func (b *storedBody) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // fetch makes data the window that begins with a row.
-func (b *storedBody) fetch(first int) error {
+func (b *stored) fetch(first int) error {
 	if b.have == first {
 		return nil
 	}
@@ -115,7 +130,7 @@ func (b *storedBody) fetch(first int) error {
 }
 
 // load reads the window that begins with a row. The caller has mu, or is the only user of b.
-func (b *storedBody) load(ctx context.Context, from querier, first int) error {
+func (b *stored) load(ctx context.Context, from querier, first int) error {
 	b.have = -1
 	if b.data == nil {
 		b.data = make([]byte, 0, min(b.size, window))
@@ -134,7 +149,7 @@ type querier interface {
 }
 
 // readChunks appends the rows [first, end) of a body to data.
-func readChunks(ctx context.Context, from querier, data []byte, id ID, first, end int) ([]byte, error) {
+func readChunks(ctx context.Context, from querier, data []byte, id uuid.UUID, first, end int) ([]byte, error) {
 	rows, err := from.Query(ctx, sqlChunks, id, first, end)
 	if err != nil {
 		return nil, err
@@ -147,8 +162,8 @@ func readChunks(ctx context.Context, from querier, data []byte, id ID, first, en
 	return data, err
 }
 
-// readBody reads octets [off, off+len(p)) of b, all of them.
-func readBody(b Body, p []byte, off int64) error {
+// Read reads octets [off, off+len(p)) of b, all of them.
+func Read(b Body, p []byte, off int64) error {
 	n, err := b.ReadAt(p, off)
 	if n == len(p) {
 		return nil
@@ -157,4 +172,22 @@ func readBody(b Body, p []byte, off int64) error {
 		err = io.ErrUnexpectedEOF
 	}
 	return fmt.Errorf("read body: %w", err)
+}
+
+// Damaged reports whether a reader has found b damaged.
+func Damaged(b Body) bool {
+	s, ok := b.(*stored)
+	return ok && s.damaged.Load()
+}
+
+// Head reads the first octets of b, at most so many, over conn if they are in the database: a
+// claim has a connection in hand, and must not wait for one of the pool.
+func Head(ctx context.Context, conn *pgx.Conn, b Body, most int64) ([]byte, error) {
+	if s, ok := b.(*stored); ok {
+		if err := s.load(ctx, conn, 0); err != nil {
+			return nil, err
+		}
+	}
+	head := make([]byte, min(b.Size(), most))
+	return head, Read(b, head, 0)
 }
