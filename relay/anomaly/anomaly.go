@@ -76,6 +76,7 @@ const (
 	lookEvery   = time.Second
 	mostNotes   = 1 << 15 // recipients and endings noted at most; the rest is not counted
 	reloadEvery = 5 * time.Second
+	closeTime   = 500 * time.Millisecond // the queue still has outcomes to write
 )
 
 // Config configures a Detector.
@@ -137,12 +138,16 @@ func (d *Detector) Start() {
 	d.loop.Go(func() { d.cfg.Guard.Keep(ctx, "anomaly", func() { d.run(ctx) }) })
 }
 
-// Close ends the work.
+// Close ends the work, and writes the notes of the last second within closeTime.
 func (d *Detector) Close() {
-	if d.stop != nil {
-		d.stop()
-		d.loop.Wait()
+	if d.stop == nil {
+		return
 	}
+	d.stop()
+	d.loop.Wait()
+	ctx, cancel := context.WithTimeout(context.Background(), closeTime)
+	defer cancel()
+	d.heard(ctx, d.cfg.Guard.Try("anomaly: the last notes", func() error { return d.look(ctx) }))
 }
 
 // Accepted notes the recipients of a message.

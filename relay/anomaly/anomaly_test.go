@@ -95,6 +95,26 @@ func TestAnomalyTrips(t *testing.T) {
 	}
 }
 
+// The mail of the last second before a stop counts too.
+func TestCloseWritesTheLastNotes(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	if err := Set(queuetest.Context(t), db.Pool, "root", Signs{MinRecipients: 5, FirstTimeShare: 0.9}); err != nil {
+		t.Fatal(err)
+	}
+	d := New(Config{Pool: db.Pool})
+	if err := d.reload(queuetest.Context(t)); err != nil {
+		t.Fatal(err)
+	}
+	d.Start()
+	m := queuetest.Message()
+	d.Accepted(&m, queuetest.Recipients("a@example.net"))
+	d.Close()
+	if n := queuetest.Count(t, db, `select coalesce(sum(recipients), 0) from activity`); n != 1 {
+		t.Errorf("%d recipients are counted, want 1", n)
+	}
+}
+
 // That somebody was written to again is noted once a month, so that who is written to
 // stays known.
 func TestCorrespondentsStayKnown(t *testing.T) {
