@@ -550,8 +550,8 @@ func TestNearDomainLimit(t *testing.T) {
 	}
 }
 
-// Who has the row of a domain's limit keeps its users waiting together, not one after the
-// other, and nobody else.
+// A transaction that holds the row of a domain's limit delays its users together, not one
+// after the other, and nobody else.
 func TestGroupIsPartedBySubject(t *testing.T) {
 	t.Parallel()
 	of := func(user int64, limits ...quota.Limit) *submittal {
