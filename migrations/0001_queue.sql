@@ -10,7 +10,6 @@
 -- One row for each start of a process: its epoch, which fences all its writes.
 create table node (
 	epoch         bigint      generated always as identity primary key,
-	touched       bigint      not null default 0, -- written by a repeated insert, see relay/queue/commit.go
 	started_at    timestamptz not null default clock_timestamp(),
 	beat_at       timestamptz not null default clock_timestamp(),
 	expires_at    timestamptz not null,           -- end of the lease, by this clock
@@ -51,7 +50,7 @@ create table message (
 	tls           text        not null,
 	node          text        not null,
 	rule          text        not null default '',    -- what the policy said, for trace
-	usage         text        not null default '',
+	usage         jsonb,                              -- of its limits, with this message; null without limits
 	constraint message_counts check (size >= 0 and recipients >= 0)
 ) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 10000,
 	autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_vacuum_insert_threshold = 50000,

@@ -3,6 +3,7 @@ package pg
 import (
 	"fmt"
 	"io/fs"
+	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -49,24 +50,23 @@ func Load(files fs.FS) *Texts {
 	return t
 }
 
+// Flags are arguments of a statement that are always on, or always off.
+type Flags map[string]bool
+
 // Bind returns a statement for the database, in which its arguments are $1, $2 … in the order
 // of args. It panics unless the statement has exactly those.
-func (t *Texts) Bind(name string, args ...string) string { return t.bind(name, "", false, args) }
+func (t *Texts) Bind(name string, args ...string) string { return t.BindFlags(name, nil, args...) }
 
-// BindFlag is Bind for a statement with an argument flag that is always on, or always off:
-// PostgreSQL plans it without the part that it does not need.
-func (t *Texts) BindFlag(name, flag string, on bool, args ...string) string {
-	return t.bind(name, flag, on, args)
-}
-
-func (t *Texts) bind(name, flag string, on bool, args []string) string {
+// BindFlags is Bind for a statement with flags: PostgreSQL plans it without the parts that it
+// does not need.
+func (t *Texts) BindFlags(name string, flags Flags, args ...string) string {
 	text, known := t.raw[name]
 	if !known {
 		panic("no statement is named " + name)
 	}
 	used := make([]bool, len(args))
 	text = numbered(text, func(arg string) string {
-		if arg == flag {
+		if on, is := flags[arg]; is {
 			return strconv.FormatBool(on)
 		}
 		n := slices.Index(args, arg)
@@ -80,8 +80,8 @@ func (t *Texts) bind(name, flag string, on bool, args []string) string {
 		panic(fmt.Sprintf("statement %s has no @%s", name, args[n]))
 	}
 	key := name
-	if flag != "" {
-		key = fmt.Sprintf("%s, %s %t", name, flag, on)
+	for _, flag := range slices.Sorted(maps.Keys(flags)) {
+		key += fmt.Sprintf(", %s %t", flag, flags[flag])
 	}
 	t.bound[key] = text
 	t.used[name] = true

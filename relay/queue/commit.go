@@ -202,6 +202,7 @@ func (c *committer) resolve(mail []*submittal, cause error) {
 			c.accept(mail)
 			c.tellNear()
 			return
+		case isTaken(err): // the first has committed since: the next rerun finds its mail
 		case pg.CertaintyOf(err) == pg.Rejected && pg.OfTheRow(err):
 			if len(mail) == 1 {
 				c.void(mail[0], err)
@@ -280,13 +281,17 @@ func (c *committer) refuse(mail []*submittal, err error) {
 	}
 }
 
-// The statements of a group commit. The first leaves limits out, so mail without limits does
-// not pay for them.
+// The statement of a group commit, for mail without limits, for other mail, and for a commit in
+// doubt. Mail without limits does not pay for them.
 var (
-	sqlEnqueue        = texts.Bind("enqueue", pg.Names(new(group).columns)...)
-	sqlEnqueueLimited = texts.Bind("enqueue_limited", pg.Names(new(group).arguments)...)
-	sqlEnqueueAgain   = texts.Bind("enqueue_again", pg.Names(new(group).arguments)...)
+	sqlEnqueue        = bindEnqueue(pg.Flags{"limited": false, "again": false})
+	sqlEnqueueLimited = bindEnqueue(pg.Flags{"limited": true, "again": false})
+	sqlEnqueueAgain   = bindEnqueue(pg.Flags{"limited": true, "again": true})
 )
+
+func bindEnqueue(flags pg.Flags) string {
+	return texts.BindFlags("enqueue", flags, pg.Names(new(group).arguments)...)
+}
 
 func (c *committer) insert(ctx context.Context, conn *pgx.Conn, mail []*submittal, again bool) error {
 	g := &c.group
@@ -413,14 +418,8 @@ type group struct {
 	args                         pg.Args
 }
 
-// arguments adds the columns and the charges.
+// arguments adds the columns with their names in enqueue.sql.
 func (g *group) arguments(a *pg.Args) {
-	g.columns(a)
-	g.charges.Arguments(a)
-}
-
-// columns adds the columns with their names in enqueue.sql.
-func (g *group) columns(a *pg.Args) {
 	a.Add("epoch", g.epoch)
 	a.Add("node", g.node)
 	a.Add("lifetime", g.lifetime)
@@ -460,6 +459,8 @@ func (g *group) columns(a *pg.Args) {
 	a.Add("domain", g.rDomain)
 	a.Add("orcpt_type", g.rType)
 	a.Add("orcpt", g.orcpt)
+
+	g.charges.Arguments(a)
 }
 
 func (g *group) reset() {
@@ -583,17 +584,18 @@ func (g *group) statement(q *Queue, mail []*submittal, again bool, d *decision) 
 	g.charges.Fill(g.charged)
 	g.epoch, g.node, g.lifetime = mail[0].epoch, q.cfg.Node, q.times.Load().Lifetime
 	g.args.Values = g.args.Values[:0]
-	results = []any{&d.inserted, nil, &d.held}
-	if g.charges.None() && !again {
-		g.columns(&g.args)
-		return sqlEnqueue, g.args.Values, results
-	}
 	g.arguments(&g.args)
-	results = append(results, g.charges.Results()...)
-	if again {
-		return sqlEnqueueAgain, g.args.Values, results
+	results = append([]any{&d.inserted, nil, &d.held}, g.charges.Results()...)
+	results = append(results, nil)
+	switch {
+	case again:
+		sql = sqlEnqueueAgain
+	case g.charges.None():
+		sql = sqlEnqueue
+	default:
+		sql = sqlEnqueueLimited
 	}
-	return sqlEnqueueLimited, g.args.Values, results
+	return sql, g.args.Values, results
 }
 
 // decided notes the decision about each message.

@@ -226,10 +226,10 @@ func (s *settles) finish(group []ending) {
 // The statements of a group, for its first attempt and for one that may find what an earlier
 // one has written. They take what endings.delivered and endings.undelivered add.
 var (
-	sqlDelivered        = texts.BindFlag("delivered", "again", false, pg.Names(new(endings).delivered)...)
-	sqlDeliveredAgain   = texts.BindFlag("delivered", "again", true, pg.Names(new(endings).delivered)...)
-	sqlUndelivered      = texts.BindFlag("undelivered", "again", false, pg.Names(new(endings).undelivered)...)
-	sqlUndeliveredAgain = texts.BindFlag("undelivered", "again", true, pg.Names(new(endings).undelivered)...)
+	sqlDelivered        = texts.BindFlags("delivered", pg.Flags{"again": false}, pg.Names(new(endings).delivered)...)
+	sqlDeliveredAgain   = texts.BindFlags("delivered", pg.Flags{"again": true}, pg.Names(new(endings).delivered)...)
+	sqlUndelivered      = texts.BindFlags("undelivered", pg.Flags{"again": false}, pg.Names(new(endings).undelivered)...)
+	sqlUndeliveredAgain = texts.BindFlags("undelivered", pg.Flags{"again": true}, pg.Names(new(endings).undelivered)...)
 	sqlAwaitEndings     = texts.Bind("await_outcomes", "message_id", "n")
 	sqlFlagFenced       = texts.Bind("flag_fenced", "message_id", "n")
 )
