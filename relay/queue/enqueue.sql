@@ -1,6 +1,7 @@
 -- The statement of a group commit: one round trip, one implicit transaction (commit.go).
 -- Each array has an element for each message, each row of a body, each recipient, or each
--- charge of the group.
+-- charge of the group. Recipients name their message by its number; what all of them would
+-- leave empty is null.
 
 -- name: enqueue
 -- Inserts nothing if the epoch is dead. Mail of a user on hold is born owned like other mail,
@@ -45,13 +46,14 @@ b as (
 		and (not @again or u.id in (select m.id from m))),
 r as (
 	insert into recipient (message_id, n, user_id, dot_possible, tell, notify, domain_key, local, domain, orcpt_type, orcpt, owner, expires_at)
-	select u.*, @epoch, now() + @lifetime::interval
-	from unnest(@rcpt_id::uuid[], @rcpt_n::int[], @rcpt_user::bigint[], @dot_possible::boolean[], @tell::smallint[], @notify::smallint[],
+	select (@id::uuid[])[u.message], u.n, (@user_id::bigint[])[u.message], (@dot_possible::boolean[])[u.message], u.tell, u.notify,
+		coalesce(u.domain_key, u.domain), u.local, u.domain, coalesce(u.orcpt_type, ''), coalesce(u.orcpt, ''), @epoch, now() + @lifetime::interval
+	from unnest(@rcpt_message::int[], @rcpt_n::int[], @tell::smallint[], @notify::smallint[],
 			@domain_key::text[], @local::text[], @domain::text[], @orcpt_type::text[], @orcpt::text[])
-		u(id, n, user_id, dot_possible, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
+		u(message, n, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
 	where (@again or exists (select from fence))
-		and (not @limited or u.id not in (select v.id from verdict v where v.refused))
-		and (not @again or u.id in (select m.id from m)))
+		and (not @limited or (@id::uuid[])[u.message] not in (select v.id from verdict v where v.refused))
+		and (not @again or (@id::uuid[])[u.message] in (select m.id from m)))
 select (select count(*) from m),
 	set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true),
 	case when exists (select from hold) then (select array_agg(h.id) from h) end,
