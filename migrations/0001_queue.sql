@@ -10,7 +10,6 @@
 -- One row for each start of a process: its epoch, which fences all its writes.
 create table node (
 	epoch         bigint      generated always as identity primary key,
-	touched       bigint      not null default 0, -- written by a repeated insert, see relay/queue/commit.go
 	started_at    timestamptz not null default clock_timestamp(),
 	beat_at       timestamptz not null default clock_timestamp(),
 	expires_at    timestamptz not null,           -- end of the lease, by this clock
@@ -28,7 +27,9 @@ create view live_epoch as select epoch from node where reaped_at is null;
 -- Primary key: trace, claims, and the retention that deletes from its low end.
 -- Vacuum, here and of history (docs/postgres.md): a twentieth, not a fifth, of millions of
 -- rows. History is written once and deleted weeks later, so a page is frozen when it is
--- first vacuumed and need not be read again for that.
+-- first vacuumed and need not be read again for that. No table here is analyzed for fewer
+-- than some ten thousand changes: on a busy server that would be once a second, for a
+-- quarter of its CPU, and no statement of the queue goes by statistics.
 create table message (
 	id            uuid        primary key,
 	user_id       bigint      not null,
@@ -51,11 +52,11 @@ create table message (
 	tls           text        not null,
 	node          text        not null,
 	rule          text        not null default '',    -- what the policy said, for trace
-	usage         text        not null default '',
+	usage         jsonb,                              -- of its limits, with this message; null without limits
 	constraint message_counts check (size >= 0 and recipients >= 0)
 ) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 10000,
 	autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_vacuum_insert_threshold = 50000,
-	autovacuum_analyze_scale_factor = 0.05, autovacuum_freeze_min_age = 0);
+	autovacuum_analyze_scale_factor = 0.05, autovacuum_analyze_threshold = 50000, autovacuum_freeze_min_age = 0);
 -- Trace by Message-ID, and by sender.
 create index message_header_id on message (header_id);
 create index message_sender on message (lower(sender_local || '@' || sender_domain), id);
@@ -73,7 +74,8 @@ create table body (
 	primary key (message_id, n),
 	constraint body_counts check (n >= 0)
 ) with (toast_tuple_target = 8160, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
-	autovacuum_vacuum_insert_threshold = -1, autovacuum_vacuum_cost_delay = 0);
+	autovacuum_vacuum_insert_threshold = -1, autovacuum_vacuum_cost_delay = 0,
+	autovacuum_analyze_threshold = 50000);
 alter table body alter column chunk set storage external;
 
 -- The octets of large messages, over 1 MiB: as in body, but in four tables that are
@@ -152,7 +154,7 @@ create table recipient (
 	primary key (message_id, n),
 	constraint recipient_counts check (n >= 0 and attempts >= 0 and tell >= 0 and notify >= 0 and reply_code >= 0)
 ) with (fillfactor = 85, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000,
-	autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0.2);
+	autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0.2, autovacuum_analyze_threshold = 20000);
 
 -- Claim, first step: which domains have fallen due since the last look.
 create index recipient_due on recipient (next_attempt_at, domain_key)
@@ -218,7 +220,7 @@ create table history (
 	primary key (message_id, n, at, epoch)
 ) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 10000,
 	autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_vacuum_insert_threshold = 50000,
-	autovacuum_analyze_scale_factor = 0.05, autovacuum_freeze_min_age = 0);
+	autovacuum_analyze_scale_factor = 0.05, autovacuum_analyze_threshold = 50000, autovacuum_freeze_min_age = 0);
 -- Trace by recipient.
 create index history_recipient on history (lower(local || '@' || domain), message_id);
 

@@ -44,12 +44,12 @@ create index live_session_domain on live_session (domain);
 -- more than the limit either.
 --
 -- Returns one row for each message: refused with the charge that refused it, its use
--- and when it would fit; or accepted with the use after it. And one for each limit
+-- and when it would fit; or accepted with the use after it, for the message's row. And one for each limit
 -- that has come to four fifths of it, with a null id.
 create function charge_usage(ids uuid[], again boolean,
 	scopes text[], subjects text[], kinds text[], windows integer[],
 	msg integer[], row_of integer[], amounts bigint[], caps bigint[],
-	out id uuid, out refused boolean, out charge integer, out used bigint, out retry_at timestamptz, out usage text)
+	out id uuid, out refused boolean, out charge integer, out used bigint, out retry_at timestamptz, out usage jsonb)
 returns setof record language plpgsql as $$
 declare
 	-- of the rows
@@ -89,7 +89,7 @@ begin
 		stored := array(select m.id from message m where m.id = any(ids));
 	end if;
 	while i <= cardinality(msg) loop
-		id := ids[msg[i]]; refused := false; charge := null; used := null; retry_at := null; usage := '';
+		id := ids[msg[i]]; refused := false; charge := null; used := null; retry_at := null; usage := null;
 		j := i;
 		while j <= cardinality(msg) and msg[j] = msg[i] loop
 			k := row_of[j];
@@ -99,7 +99,7 @@ begin
 			j := j + 1;
 		end loop;
 		if id = any(stored) then
-			refused := false; usage := null;
+			refused := false;
 		elsif refused then
 			-- The oldest buckets that must go for the amount to fit.
 			k := row_of[charge];
@@ -116,8 +116,9 @@ begin
 				k := row_of[c];
 				added[k] := added[k] + amounts[c];
 				cap_of[k] := caps[c];
-				usage := usage || case when c > i then ', ' else '' end || kinds[k] || ' ' || (totals[k] + added[k]) || '/' || caps[c]
-					|| ' in ' || windows[k] || 's' || case scopes[k] when 'credential' then ' by credential' when 'domain' then ' by all of ' || subjects[k] else '' end;
+				usage := coalesce(usage, '[]') || (
+					jsonb_build_object('kind', kinds[k], 'used', totals[k] + added[k], 'max', caps[c], 'window_s', windows[k])
+					|| case scopes[k] when 'user' then '{}' else jsonb_build_object('scope', scopes[k], 'subject', subjects[k]) end);
 			end loop;
 		end if;
 		return next;

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -232,7 +231,7 @@ func (a *app) printStory(s *story) error {
 	if m.Rule != "" {
 		t.add("rule", m.Rule)
 	}
-	if m.Usage != "" {
+	if len(m.Usage) > 0 {
 		t.add("used", usageText(m.Usage))
 	}
 	if m.VoidedAt != nil {
@@ -344,23 +343,23 @@ func (a *app) printEvents(list []desk.Event) error {
 	return t.print(a.stdout)
 }
 
-// usageForm is one limit in desk.Accepted.Usage: "bytes 1200/1000000 in 86400s".
-var usageForm = regexp.MustCompile(`(messages|recipients|bytes) (\d+)/(\d+) in (\d+)s`)
-
-// usageText writes the windows and octets of a message's usage for people.
-func usageText(usage string) string {
-	return usageForm.ReplaceAllStringFunc(usage, func(limit string) string {
-		m := usageForm.FindStringSubmatch(limit)
-		used, most := m[2], m[3]
-		var numbers [3]int64
-		for i := range numbers {
-			numbers[i], _ = strconv.ParseInt(m[2+i], 10, 64) // digits: too many are the greatest number
+// usageText writes what a message used of its limits for people.
+func usageText(list []desk.Use) string {
+	texts := make([]string, len(list))
+	for i, u := range list {
+		used, most := strconv.FormatInt(u.Used, 10), strconv.FormatInt(u.Max, 10)
+		if u.Kind == "bytes" {
+			used, most = octetsText(u.Used), octetsText(u.Max)
 		}
-		if m[1] == "bytes" {
-			used, most = octetsText(numbers[0]), octetsText(numbers[1])
+		texts[i] = fmt.Sprintf("%s %s/%s in %s", u.Kind, used, most, windowText(u.Window))
+		switch u.Scope {
+		case "credential":
+			texts[i] += " by credential"
+		case "domain":
+			texts[i] += " by all of " + u.Subject
 		}
-		return fmt.Sprintf("%s %s/%s in %s", m[1], used, most, windowText(numbers[2]))
-	})
+	}
+	return strings.Join(texts, ", ")
 }
 
 // windowText writes seconds as limits are written, "1m" or "30d".

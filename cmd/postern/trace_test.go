@@ -8,18 +8,18 @@ import (
 
 func TestUsageText(t *testing.T) {
 	t.Parallel()
-	for usage, want := range map[string]string{
-		"":                                     "",
-		"messages 12/100 in 60s":               "messages 12/100 in 1m",
-		"recipients 1/20000 in 2592000s":       "recipients 1/20000 in 30d",
-		"bytes 999/1000 in 7200s":              "bytes 999B/1KB in 2h",
-		"bytes 1549999/25000000000 in 90s":     "bytes 1.5MB/25GB in 90s",
-		"messages 1/2 in 86400s by credential": "messages 1/2 in 1d by credential",
-		"messages 1/2 in 1s, bytes 99999999999999999999/1 in 60s": "messages 1/2 in 1s, bytes 9223372TB/1B in 1m",
-		"as nobody writes it": "as nobody writes it",
+	for want, usage := range map[string][]desk.Use{
+		"":                                      nil,
+		"messages 12/100 in 1m":                 {{Kind: "messages", Used: 12, Max: 100, Window: 60}},
+		"recipients 1/20000 in 30d":             {{Kind: "recipients", Used: 1, Max: 20000, Window: 2592000}},
+		"bytes 999B/1KB in 2h":                  {{Kind: "bytes", Used: 999, Max: 1000, Window: 7200}},
+		"bytes 1.5MB/25GB in 90s":               {{Kind: "bytes", Used: 1549999, Max: 25000000000, Window: 90}},
+		"messages 1/2 in 1d by credential":      {{Kind: "messages", Used: 1, Max: 2, Window: 86400, Scope: "credential", Subject: "7"}},
+		"messages 1/2 in 1s, bytes 2B/1B in 1m": {{Kind: "messages", Used: 1, Max: 2, Window: 1}, {Kind: "bytes", Used: 2, Max: 1, Window: 60}},
+		"messages 1/2 in 1h by all of a.test":   {{Kind: "messages", Used: 1, Max: 2, Window: 3600, Scope: "domain", Subject: "a.test"}},
 	} {
 		if got := usageText(usage); got != want {
-			t.Errorf("%q: %q, want %q", usage, got, want)
+			t.Errorf("%+v: %q, want %q", usage, got, want)
 		}
 	}
 }

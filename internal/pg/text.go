@@ -3,6 +3,7 @@ package pg
 import (
 	"fmt"
 	"io/fs"
+	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -49,24 +50,23 @@ func Load(files fs.FS) *Texts {
 	return t
 }
 
+// Constants are arguments of a statement that are always the same SQL literal, by their names.
+type Constants map[string]string
+
 // Bind returns a statement for the database, in which its arguments are $1, $2 … in the order
 // of args. It panics unless the statement has exactly those.
-func (t *Texts) Bind(name string, args ...string) string { return t.bind(name, "", "", args) }
+func (t *Texts) Bind(name string, args ...string) string { return t.BindWith(name, nil, args...) }
 
-// BindConst is Bind for a statement with an argument that is always the same SQL literal:
-// PostgreSQL plans it without the parts that it does not need.
-func (t *Texts) BindConst(name, constant, literal string, args ...string) string {
-	return t.bind(name, constant, literal, args)
-}
-
-func (t *Texts) bind(name, constant, literal string, args []string) string {
+// BindWith is Bind for a statement with constants: PostgreSQL plans it without the parts that
+// they turn off.
+func (t *Texts) BindWith(name string, constants Constants, args ...string) string {
 	text, known := t.raw[name]
 	if !known {
 		panic("no statement is named " + name)
 	}
 	used := make([]bool, len(args))
 	text = numbered(text, func(arg string) string {
-		if arg == constant {
+		if literal, is := constants[arg]; is {
 			return literal
 		}
 		n := slices.Index(args, arg)
@@ -80,8 +80,8 @@ func (t *Texts) bind(name, constant, literal string, args []string) string {
 		panic(fmt.Sprintf("statement %s has no @%s", name, args[n]))
 	}
 	key := name
-	if constant != "" {
-		key = fmt.Sprintf("%s, %s %s", name, constant, literal)
+	for _, arg := range slices.Sorted(maps.Keys(constants)) {
+		key += fmt.Sprintf(", %s %s", arg, constants[arg])
 	}
 	t.bound[key] = text
 	t.used[name] = true

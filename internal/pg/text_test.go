@@ -20,7 +20,7 @@ select 1
 	if got, want := texts.Bind("first", "list", "a"), "\nselect $2::int, '@b', $1 \nwhere $2 > 0"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
-	if got, want := texts.BindConst("first", "a", "true", "list"), "\nselect true::int, '@b', $1 \nwhere true > 0"; got != want {
+	if got, want := texts.BindWith("first", Constants{"a": "true"}, "list"), "\nselect true::int, '@b', $1 \nwhere true > 0"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 	if _, unused := texts.Bound(); !slices.Equal(unused, []string{"second"}) {

@@ -177,17 +177,15 @@ func (e *Engine) unroutable(d *queue.Delivery, rcpt *queue.Recipient, err error)
 
 // record logs and settles a single outcome.
 func (e *Engine) record(d *queue.Delivery, rcpt *queue.Recipient, o queue.Outcome, err error) {
-	e.logAttempt(&d.Message, rcpt, &o, err)
+	e.logAttempts(&d.Message, []queue.Recipient{*rcpt}, []queue.Outcome{o}, err)
 	e.cfg.Queue.Settle(o)
 }
 
 // settle logs and settles the outcomes of a job, rcpts[i] being that of
 // outcomes[i]. It does not end the job.
 func (e *Engine) settle(j *job, rcpts []queue.Recipient, outcomes []queue.Outcome, err error) {
-	for i := range outcomes {
-		e.logAttempt(&j.Message, &rcpts[i], &outcomes[i], err)
-	}
 	if len(outcomes) > 0 {
+		e.logAttempts(&j.Message, rcpts, outcomes, err)
 		e.cfg.Queue.Settle(outcomes...)
 	}
 }
@@ -206,23 +204,32 @@ func (e *Engine) end(j *job) {
 	}
 }
 
-func (e *Engine) logAttempt(m *queue.Message, rcpt *queue.Recipient, o *queue.Outcome, err error) {
-	e.cfg.Events.Attempt(maillog.AttemptEnd{
-		ID:                m.ID.String(),
-		Recipient:         o.Recipient,
-		Result:            string(o.Result),
-		Reply:             o.Reply,
-		RemoteMTA:         o.RemoteMTA,
-		RemoteIP:          o.RemoteIP,
-		TLS:               o.TLS,
-		Upstream:          o.Upstream,
-		Attempt:           rcpt.Attempts + 1,
-		Elapsed:           o.At.Sub(o.StartedAt),
-		RetryIn:           o.RetryIn,
-		PossibleDuplicate: rcpt.PossibleDuplicate || o.Unknown,
-		Err:               err,
-		Age:               o.At.Sub(m.AcceptedAt),
-		NotAnAttempt:      o.NotAnAttempt,
-		OutcomeUnknown:    o.Unknown,
+// logAttempts logs outcomes of a message, rcpts[i] being that of outcomes[i].
+func (e *Engine) logAttempts(m *queue.Message, rcpts []queue.Recipient, outcomes []queue.Outcome, err error) {
+	id := m.ID.String()
+	e.cfg.Events.Attempts(func(yield func(maillog.AttemptEnd) bool) {
+		for i := range outcomes {
+			o := &outcomes[i]
+			if !yield(maillog.AttemptEnd{
+				ID:                id,
+				Recipient:         o.Recipient,
+				Result:            string(o.Result),
+				Reply:             o.Reply,
+				RemoteMTA:         o.RemoteMTA,
+				RemoteIP:          o.RemoteIP,
+				TLS:               o.TLS,
+				Upstream:          o.Upstream,
+				Attempt:           rcpts[i].Attempts + 1,
+				Elapsed:           o.At.Sub(o.StartedAt),
+				RetryIn:           o.RetryIn,
+				PossibleDuplicate: rcpts[i].PossibleDuplicate || o.Unknown,
+				Err:               err,
+				Age:               o.At.Sub(m.AcceptedAt),
+				NotAnAttempt:      o.NotAnAttempt,
+				OutcomeUnknown:    o.Unknown,
+			}) {
+				return
+			}
+		}
 	})
 }

@@ -26,12 +26,13 @@ func (e *event) text(key, value string) {
 }
 
 // path adds an envelope path, of which "<>" is one.
-func (e *event) path(key string, a smtp.Address) {
+func (e *event) path(key string, a smtp.Address) { e.add(pathAttr(key, a)) }
+
+func pathAttr(key string, a smtp.Address) slog.Attr {
 	if a.IsNull() {
-		e.add(slog.String(key, "<>"))
-		return
+		return slog.String(key, "<>")
 	}
-	e.mailbox(key, a)
+	return slog.String(key, clean(a.String()))
 }
 
 // mailbox adds an address where the zero value means that there is none.

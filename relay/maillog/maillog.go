@@ -2,6 +2,7 @@ package maillog
 
 import (
 	"context"
+	"iter"
 	"log/slog"
 	"net/netip"
 	"strings"
@@ -203,14 +204,46 @@ type AttemptEnd struct {
 	OutcomeUnknown bool          // this attempt may have delivered
 }
 
-// Attempt logs the end of an attempt.
-func (l *Logger) Attempt(a AttemptEnd) {
-	tell(l.told.Attempt, a)
-	e := l.begin(slog.LevelInfo)
-	if e == nil {
+// Attempts logs how attempts for the recipients of one message ended. A handler with a method
+// Together(func()) may write their lines in one piece.
+func (l *Logger) Attempts(ends iter.Seq[AttemptEnd]) {
+	log := func() {
+		var last AttemptEnd
+		var e *event
+		for a := range ends {
+			tell(l.told.Attempt, a)
+			if last.Err == nil && e != nil && a.Err == nil && last.butFor(a.Recipient) == a {
+				e.attrs[recipientAttr] = pathAttr("recipient", a.Recipient)
+			} else if e = l.attempt(a); e == nil {
+				continue
+			}
+			last = a
+			e.end(resultEvent(a.Result))
+		}
+	}
+	if h, ok := l.log.Handler().(interface{ Together(func()) }); ok {
+		h.Together(log)
 		return
 	}
-	e.text("id", a.ID)
+	log()
+}
+
+// butFor is a with another recipient.
+func (a AttemptEnd) butFor(rcpt smtp.Address) AttemptEnd {
+	a.Recipient = rcpt
+	return a
+}
+
+// recipientAttr is the place of the recipient in an attempt's line, behind the id.
+const recipientAttr = 1
+
+// attempt is the line of an attempt, nil when nobody listens.
+func (l *Logger) attempt(a AttemptEnd) *event {
+	e := l.begin(slog.LevelInfo)
+	if e == nil {
+		return nil
+	}
+	e.add(slog.String("id", clean(a.ID)))
 	e.path("recipient", a.Recipient)
 	e.reply(a.Reply)
 	e.text("remote_mta", a.RemoteMTA)
@@ -225,7 +258,7 @@ func (l *Logger) Attempt(a AttemptEnd) {
 		e.add(slog.Bool("possible_duplicate", true))
 	}
 	e.err(a.Err)
-	e.end(resultEvent(a.Result))
+	return e
 }
 
 // resultEvent keeps event names a closed set.

@@ -57,16 +57,20 @@ var events = []struct {
 	},
 	{
 		func(l *Logger) {
-			l.Attempt(AttemptEnd{ID: "id1", Recipient: bob, Result: "deferred", Reply: later, RemoteMTA: "mx.example", RemoteIP: remote, TLS: "TLS1.2", Upstream: "mx", Attempt: 3, Elapsed: 1500 * time.Millisecond, RetryIn: time.Minute, PossibleDuplicate: true, Err: io.EOF})
+			l.Attempts(slices.Values([]AttemptEnd{AttemptEnd{ID: "id1", Recipient: bob, Result: "deferred", Reply: later, RemoteMTA: "mx.example", RemoteIP: remote, TLS: "TLS1.2", Upstream: "mx", Attempt: 3, Elapsed: 1500 * time.Millisecond, RetryIn: time.Minute, PossibleDuplicate: true, Err: io.EOF}}))
 		},
 		`{"level":"INFO","msg":"deferred","id":"id1","recipient":"bob@example.net","code":450,"reply":"450 4.2.1 try later","remote_mta":"mx.example","remote_ip":"[2001:db8::1]:25","tls":"TLS1.2","upstream":"mx","attempt":3,"elapsed_ms":1500,"retry_in_s":60,"possible_duplicate":true,"error":"EOF"}`,
 	},
 	{
-		func(l *Logger) { l.Attempt(AttemptEnd{ID: "id1", Recipient: bob, Result: "delivered", Attempt: 1}) },
+		func(l *Logger) {
+			l.Attempts(slices.Values([]AttemptEnd{AttemptEnd{ID: "id1", Recipient: bob, Result: "delivered", Attempt: 1}}))
+		},
 		`{"level":"INFO","msg":"delivered","id":"id1","recipient":"bob@example.net","attempt":1,"elapsed_ms":0}`,
 	},
 	{
-		func(l *Logger) { l.Attempt(AttemptEnd{ID: "id1", Recipient: bob, Result: "failed", Attempt: 1}) },
+		func(l *Logger) {
+			l.Attempts(slices.Values([]AttemptEnd{AttemptEnd{ID: "id1", Recipient: bob, Result: "failed", Attempt: 1}}))
+		},
 		`{"level":"INFO","msg":"failed","id":"id1","recipient":"bob@example.net","attempt":1,"elapsed_ms":0}`,
 	},
 	{
@@ -281,7 +285,7 @@ func TestA13HostileText(t *testing.T) {
 			}
 			l := New(slog.New(h))
 			for _, log := range []func(){
-				func() { l.Accepted(accept) }, func() { l.Refused(refusal) }, func() { l.Attempt(attempt) },
+				func() { l.Accepted(accept) }, func() { l.Refused(refusal) }, func() { l.Attempts(slices.Values([]AttemptEnd{attempt})) },
 				func() { l.Notice(notice) }, func() { l.Auth(auth) }, func() { l.SessionOpen(session) }, func() { l.SessionClosed(session) },
 				func() { l.Held(held) }, func() { l.LimitNear(limit) }, func() { l.Hold(hold) }, func() { l.Released(hold) },
 			} {
@@ -361,7 +365,7 @@ func TestObserver(t *testing.T) {
 		logger.Accepted(want[0].(Accept))
 		logger.Held(want[1].(HeldEvent))
 		logger.Refused(want[2].(Refusal))
-		logger.Attempt(want[3].(AttemptEnd))
+		logger.Attempts(slices.Values([]AttemptEnd{want[3].(AttemptEnd)}))
 		logger.Notice(want[4].(NoticeEvent))
 		logger.Auth(want[5].(AuthEvent))
 		logger.SessionClosed(want[6].(Session))
@@ -383,5 +387,34 @@ func BenchmarkAccepted(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		l.Accepted(a)
+	}
+}
+
+// Of recipients that ended alike each has the line that it would have alone.
+func TestAttemptsOfManyRecipients(t *testing.T) {
+	t.Parallel()
+	a := AttemptEnd{ID: "id1", Recipient: bob, Result: "delivered", Reply: smtp.OK(250, 0, 0, "taken"), RemoteMTA: "mx.example", Upstream: "mx", Attempt: 1}
+	second, failed, third, null := a, a, a, a
+	second.Recipient.Local, third.Recipient.Local, null.Recipient = "b\x1bb", "third", smtp.Address{}
+	failed.Result, failed.Reply, failed.Err = "failed", smtp.Permanent(550, 1, 1, "no such user"), io.EOF
+	list := []AttemptEnd{a, second, failed, failed, third, null, a}
+	lines := func(log func(*Logger)) string {
+		var out bytes.Buffer
+		log(New(slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		}}))))
+		return out.String()
+	}
+	together := lines(func(l *Logger) { l.Attempts(slices.Values(list)) })
+	alone := lines(func(l *Logger) {
+		for _, a := range list {
+			l.Attempts(slices.Values([]AttemptEnd{a}))
+		}
+	})
+	if together != alone || strings.Count(together, "\n") != len(list) {
+		t.Errorf("together:\n%salone:\n%s", together, alone)
 	}
 }

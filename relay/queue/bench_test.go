@@ -21,15 +21,18 @@ import (
 
 // BenchmarkAcceptDeliver is the life of a 5 KB message in this package, from the
 // enqueue to the settled delivery, for so many submitting sessions on a durable
-// server. Beside the time it reports the CPU of this process and of Postgres for each.
+// server. Beside the time it reports the CPU of this process and of Postgres for each,
+// and what Postgres logs.
 func BenchmarkAcceptDeliver(b *testing.B) {
 	for _, c := range []struct {
-		name     string
-		sessions int
-		strict   bool
-		limited  int64 // users under three limits
-	}{{"sessions=1", 1, false, 0}, {"sessions=20", 20, false, 0}, {"sessions=20 strict", 20, true, 0},
-		{"sessions=20 limited", 20, false, 1}, {"sessions=20 limited users=1000", 20, false, 1000}, {"sessions=100", 100, false, 0}} {
+		name       string
+		sessions   int
+		recipients int
+		strict     bool
+		limited    int64 // users under three limits
+	}{{"sessions=1", 1, 1, false, 0}, {"sessions=20", 20, 1, false, 0}, {"sessions=20 strict", 20, 1, true, 0},
+		{"sessions=20 limited", 20, 1, false, 1}, {"sessions=20 limited users=1000", 20, 1, false, 1000}, {"sessions=100", 100, 1, false, 0},
+		{"sessions=20 recipients=50", 20, 50, false, 0}} {
 		b.Run(c.name, func(b *testing.B) {
 			db := pgtest.On(b, pgtest.Server(b, pgserver.Config{}))
 			cfg := calmConfig(db)
@@ -37,6 +40,12 @@ func BenchmarkAcceptDeliver(b *testing.B) {
 			q := start(b, cfg)
 			body := content.New(bytes.Repeat([]byte("0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcd\r\n"), 5000/64))
 			backend := newPostgresCPU(b, db)
+			var to []string
+			var ns []int
+			for n := range c.recipients {
+				to, ns = append(to, "rcpt"+strconv.Itoa(n)+"@example.net"), append(ns, n)
+			}
+			log := logged(b, db)
 			b.ReportAllocs()
 			b.ResetTimer()
 			self, theirs := selfCPU(), backend.total()
@@ -48,15 +57,21 @@ func BenchmarkAcceptDeliver(b *testing.B) {
 						m.Charges = append(m.Charges, quota.Limit{Kind: kind, Window: []time.Duration{time.Minute, time.Hour, 24 * time.Hour}[i], Max: 1 << 40, Scope: quota.User, Subject: quota.ID(user)})
 					}
 				}
-				d, err := taken(q.Enqueue(context.Background(), m, rcpts("bob@example.net"), body, true))
+				d, err := taken(q.Enqueue(context.Background(), m, rcpts(to...), body, true))
 				if err != nil {
 					b.Error(err)
 					return
 				}
-				if err := q.Gate(context.Background(), d, []int{0}); err != nil {
+				if err := q.Gate(context.Background(), d, ns); err != nil {
 					b.Error(err)
 				}
-				q.Settle(outcome(d, 0, Delivered))
+				outcomes := make([]Outcome, len(ns))
+				outcomes[0] = outcome(d, 0, Delivered)
+				for n := range outcomes {
+					outcomes[n] = outcomes[0]
+					outcomes[n].N, outcomes[n].Recipient = n, d.Recipients[n].Address
+				}
+				q.Settle(outcomes...)
 			})
 			eventually(b, "all is settled", func() bool {
 				q.inHand.mu.Lock()
@@ -68,8 +83,14 @@ func BenchmarkAcceptDeliver(b *testing.B) {
 			b.ReportMetric(float64((selfCPU()-self).Microseconds())/n, "self-µs/op")
 			b.ReportMetric(float64((backend.total()-theirs).Microseconds())/n, "pg-µs/op")
 			b.ReportMetric(n/b.Elapsed().Seconds(), "msg/s")
+			b.ReportMetric(float64(logged(b, db)-log)/n, "logged-B/op")
 		})
 	}
+}
+
+// logged is how much a server has written to its log, in octets.
+func logged(b *testing.B, db *pgtest.DB) int {
+	return count(b, db, `select (pg_current_wal_insert_lsn() - '0/0')::bigint`)
 }
 
 // run spreads b.N calls over goroutines.

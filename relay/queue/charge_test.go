@@ -175,7 +175,7 @@ func TestChargeOnce(t *testing.T) {
 				if n := used(t, db, limit); n != 1 {
 					t.Errorf("%d are charged", n)
 				}
-				if n := count(t, db, `select count(*) from message where usage = 'messages 1/1 in 3600s'`); n != 1 {
+				if n := count(t, db, `select count(*) from message where usage = '[{"kind": "messages", "used": 1, "max": 1, "window_s": 3600}]'`); n != 1 {
 					t.Errorf("%d messages say what they used", n)
 				}
 				m.ID = NewID()
@@ -499,7 +499,9 @@ func TestDomainLimit(t *testing.T) {
 	if n := used(t, db, together); sum != 30 || n != 30 {
 		t.Errorf("%d are accepted, and %d charged", sum, n)
 	}
-	if n := count(t, db, `select count(*) from message where usage like 'messages %/100 in 3600s, messages %/30 in 3600s by all of example.com, messages %/100 in 3600s by credential'`); n != 30 {
+	if n := count(t, db, `select count(*) from message where jsonb_array_length(usage) = 3
+		and usage -> 0 @> '{"kind": "messages", "max": 100, "window_s": 3600}' and not usage -> 0 ? 'scope'
+		and usage -> 1 @> '{"max": 30, "scope": "domain", "subject": "example.com"}' and usage -> 2 @> '{"max": 100, "scope": "credential"}'`); n != 30 {
 		t.Errorf("%d messages say what they used", n)
 	}
 }

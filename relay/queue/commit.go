@@ -204,6 +204,7 @@ func (c *committer) resolve(mail []*submittal, cause error) {
 			c.accept(mail)
 			c.tellNear()
 			return
+		case isTaken(err): // the first has committed since: the next rerun finds its mail
 		case pg.CertaintyOf(err) == pg.Rejected && pg.OfTheRow(err):
 			if len(mail) == 1 {
 				c.void(mail[0], err)
@@ -282,13 +283,17 @@ func (c *committer) refuse(mail []*submittal, err error) {
 	}
 }
 
-// The statements of a group commit. The first leaves limits out, so mail without limits does
-// not pay for them.
+// The statement of a group commit, for mail without limits, for other mail, and for a commit in
+// doubt. Mail without limits does not pay for them.
 var (
-	sqlEnqueue        = texts.Bind("enqueue", pg.Names(new(group).columns)...)
-	sqlEnqueueLimited = texts.Bind("enqueue_limited", pg.Names(new(group).arguments)...)
-	sqlEnqueueAgain   = texts.Bind("enqueue_again", pg.Names(new(group).arguments)...)
+	sqlEnqueue        = bindEnqueue(pg.Constants{"limited": "false", "again": "false"})
+	sqlEnqueueLimited = bindEnqueue(pg.Constants{"limited": "true", "again": "false"})
+	sqlEnqueueAgain   = bindEnqueue(pg.Constants{"limited": "true", "again": "true"})
 )
+
+func bindEnqueue(constants pg.Constants) string {
+	return texts.BindWith("enqueue", constants, pg.Names(new(group).arguments)...)
+}
 
 func (c *committer) insert(ctx context.Context, conn *pgx.Conn, mail []*submittal, again bool) error {
 	g := &c.group
@@ -405,24 +410,17 @@ type group struct {
 	bodyN                        []int32
 	chunk                        [][]byte
 	buf                          []byte
-	rID                          [][16]byte
-	rN                           []int32
-	rUser                        []int64
-	dot                          []bool
+	dot                          []bool // of its messages, as is all above but the bodies
+	rMessage, rN                 []int32
 	tell, notify                 []int16
 	key, rLocal, rDomain, rType  []string
 	orcpt                        []string
+	keyed, hasORcpt              bool // some key is not the domain; some recipient has an ORCPT
 	args                         pg.Args
 }
 
-// arguments adds the columns and the charges.
+// arguments adds the columns with their names in enqueue.sql.
 func (g *group) arguments(a *pg.Args) {
-	g.columns(a)
-	g.charges.Arguments(a)
-}
-
-// columns adds the columns with their names in enqueue.sql.
-func (g *group) columns(a *pg.Args) {
 	a.Add("epoch", g.epoch)
 	a.Add("node", g.node)
 	a.Add("lifetime", g.lifetime)
@@ -446,22 +444,31 @@ func (g *group) columns(a *pg.Args) {
 	a.Add("tls", g.tls)
 	a.Add("recipients", g.recipients)
 	a.Add("rule", g.rule)
+	a.Add("dot_possible", g.dot)
 
 	a.Add("body_id", g.bodyID)
 	a.Add("body_n", g.bodyN)
 	a.Add("chunk", g.chunk)
 
-	a.Add("rcpt_id", g.rID)
+	a.Add("rcpt_message", g.rMessage)
 	a.Add("rcpt_n", g.rN)
-	a.Add("rcpt_user", g.rUser)
-	a.Add("dot_possible", g.dot)
 	a.Add("tell", g.tell)
 	a.Add("notify", g.notify)
-	a.Add("domain_key", g.key)
 	a.Add("local", g.rLocal)
 	a.Add("domain", g.rDomain)
-	a.Add("orcpt_type", g.rType)
-	a.Add("orcpt", g.orcpt)
+	a.Add("domain_key", unless(g.keyed, g.key))
+	a.Add("orcpt_type", unless(g.hasORcpt, g.rType))
+	a.Add("orcpt", unless(g.hasORcpt, g.orcpt))
+
+	g.charges.Arguments(a)
+}
+
+// unless returns null in place of a list that says nothing.
+func unless(says bool, list []string) any {
+	if !says {
+		return nil
+	}
+	return list
 }
 
 func (g *group) reset() {
@@ -473,7 +480,7 @@ func (g *group) reset() {
 		envid: g.envid[:0], headerID: g.headerID[:0], addr: g.addr[:0], hello: g.hello[:0],
 		listener: g.listener[:0], tls: g.tls[:0], acceptedAt: g.acceptedAt[:0], recipients: g.recipients[:0], rule: g.rule[:0], charged: g.charged[:0], charges: g.charges, results: g.results[:0],
 		bodyID: g.bodyID[:0], bodyN: g.bodyN[:0], chunk: g.chunk[:0], buf: g.buf[:0],
-		rID: g.rID[:0], rN: g.rN[:0], rUser: g.rUser[:0], dot: g.dot[:0], tell: g.tell[:0], notify: g.notify[:0],
+		dot: g.dot[:0], rMessage: g.rMessage[:0], rN: g.rN[:0], tell: g.tell[:0], notify: g.notify[:0],
 		key: g.key[:0], rLocal: g.rLocal[:0], rDomain: g.rDomain[:0], rType: g.rType[:0], orcpt: g.orcpt[:0], args: g.args,
 	}
 	if cap(g.buf) > groupBytes/4 {
@@ -497,12 +504,14 @@ func (g *group) add(j *submittal, strict bool) {
 	g.listener, g.tls = append(g.listener, pg.Storable(m.Listener)), append(g.tls, pg.Storable(m.TLS))
 	g.recipients, g.rule = append(g.recipients, int32(len(j.rcpts))), append(g.rule, pg.Storable(m.Rule))
 	g.charged = append(g.charged, quota.Charge{Limits: m.Charges, Recipients: len(j.rcpts), Size: m.Size})
+	g.dot = append(g.dot, !j.parked && !strict)
 	for i := range j.rcpts {
 		r := &j.rcpts[i]
-		g.rID, g.rN, g.rUser = append(g.rID, m.ID), append(g.rN, int32(r.N)), append(g.rUser, m.UserID)
-		g.dot = append(g.dot, !j.parked && !strict)
+		key := r.Address.DomainKey()
+		g.keyed, g.hasORcpt = g.keyed || key != r.Address.Domain, g.hasORcpt || r.ORcptType != "" || r.ORcpt != ""
+		g.rMessage, g.rN = append(g.rMessage, int32(len(g.id))), append(g.rN, int32(r.N))
 		g.tell, g.notify = append(g.tell, tells(m.Sender, r.Notify)), append(g.notify, int16(r.Notify))
-		g.key, g.rLocal, g.rDomain = append(g.key, r.Address.DomainKey()), append(g.rLocal, r.Address.Local), append(g.rDomain, r.Address.Domain)
+		g.key, g.rLocal, g.rDomain = append(g.key, key), append(g.rLocal, r.Address.Local), append(g.rDomain, r.Address.Domain)
 		g.rType, g.orcpt = append(g.rType, pg.Storable(r.ORcptType)), append(g.orcpt, pg.Storable(r.ORcpt))
 	}
 }
@@ -585,17 +594,18 @@ func (g *group) statement(q *Queue, mail []*submittal, again bool, d *decision) 
 	g.charges.Fill(g.charged)
 	g.epoch, g.node, g.lifetime = mail[0].epoch, q.cfg.Node, q.times.Load().Lifetime
 	g.args.Values = g.args.Values[:0]
-	results = []any{&d.inserted, nil, &d.held}
-	if g.charges.None() && !again {
-		g.columns(&g.args)
-		return sqlEnqueue, g.args.Values, results
-	}
 	g.arguments(&g.args)
-	results = append(results, g.charges.Results()...)
-	if again {
-		return sqlEnqueueAgain, g.args.Values, results
+	results = append([]any{&d.inserted, nil, &d.held}, g.charges.Results()...)
+	results = append(results, nil)
+	switch {
+	case again:
+		sql = sqlEnqueueAgain
+	case g.charges.None():
+		sql = sqlEnqueue
+	default:
+		sql = sqlEnqueueLimited
 	}
-	return sqlEnqueueLimited, g.args.Values, results
+	return sql, g.args.Values, results
 }
 
 // decided notes the decision about each message.

@@ -21,7 +21,7 @@ var (
 	sqlFirstNotice   = texts.Bind("first_notice", "rows")
 	sqlToldBefore    = texts.Bind("told_before", "about", "kind", "user_id", "since")
 	sqlTold          = texts.Bind("told", "message_id", "n", "epoch", "node", "text", "notice", "kind", "user_id", "again")
-	sqlNoticeExists  = texts.Bind("notice_exists", "notice", "epoch")
+	sqlNoticeExists  = texts.Bind("notice_exists", "notice")
 	sqlDisown        = texts.Bind("disown", "message_id", "epoch")
 	sqlReleaseNotice = texts.Bind("release_notice", "message_id", "n", "epoch", "wait")
 )
@@ -326,7 +326,7 @@ func (ns *notices) transact(ctx context.Context, n *Notice, j *submittal, send b
 		}
 		var there bool
 		var unused *string
-		if err := tx.QueryRow(ctx, sqlNoticeExists, j.m.ID, j.epoch).Scan(&there, &unused); err != nil || there {
+		if err := tx.QueryRow(ctx, sqlNoticeExists, j.m.ID).Scan(&there, &unused, nil); err != nil || there {
 			return err
 		}
 		if err := ns.insert(ctx, conn, j); err != nil {

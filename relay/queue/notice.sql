@@ -57,8 +57,9 @@ select (select count(*) from o), set_config('synchronous_commit', case current_s
 -- name: notice_exists
 -- Tells that an earlier try to commit a notice has succeeded after all. It writes something
 -- then, so that its own commit waits for the standbys behind that one's.
-with touch as (update node set touched = touched + 1 where epoch = @epoch and exists (select from message where id = @notice))
-select exists (select from message where id = @notice), set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)
+select stored.it, set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true),
+	case when stored.it then pg_logical_emit_message(true, 'postern', 'a notice in doubt')::text end
+from (select exists (select from message where id = @notice) as it) stored
 
 -- name: disown
 -- Lets a recipient wait that was born owned in this transaction.

@@ -326,3 +326,31 @@ func TestStrictGate(t *testing.T) {
 		t.Fatal("the gate let a row pass that is not ours")
 	}
 }
+
+// What the recipients of a group would all leave empty is not sent: nothing is lost when one
+// of them has it.
+func TestRecipientColumns(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	for _, c := range []struct {
+		domain, orcpt, want string
+	}{
+		{"example.net", "", "example.net example.net  "},
+		{"Example.NET", "", "example.net Example.NET  "},
+		{"example.net", "x@example.org", "example.net example.net rfc822 x@example.org"},
+	} {
+		m := message()
+		list := rcpts("a@example.com", "b@"+c.domain)
+		if c.orcpt != "" {
+			list[1].ORcptType, list[1].ORcpt = "rfc822", c.orcpt
+		}
+		if _, err := q.Enqueue(ctxOf(t), m, list, content.New([]byte("x\r\n")), true); err != nil {
+			t.Fatal(err)
+		}
+		got := read(t, db, `select string_agg(concat_ws(' ', n, user_id, domain_key, domain, orcpt_type, orcpt), ';' order by n) from recipient where message_id = $1`, m.ID)
+		if want := "0 1 example.com example.com  ;1 1 " + c.want; got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}

@@ -40,6 +40,8 @@ type settles struct {
 	done sync.WaitGroup
 	cols endings
 
+	together sync.Mutex // the endings of one attempt stay side by side
+
 	fenced atomic.Int64 // outcomes
 }
 
@@ -51,11 +53,14 @@ func newSettles(q *Queue) *settles {
 // and tried again until they are written or fenced off. It blocks only while too
 // many outcomes wait.
 func (q *Queue) Settle(outcomes ...Outcome) {
-	for _, o := range outcomes {
-		if o.At.IsZero() {
-			o.At = time.Now()
+	q.settles.together.Lock()
+	defer q.settles.together.Unlock()
+	for i := range outcomes {
+		e := ending{Outcome: outcomes[i], release: outcomes[i].NotAnAttempt}
+		if e.At.IsZero() {
+			e.At = time.Now()
 		}
-		q.settles.put(ending{Outcome: o, release: o.NotAnAttempt})
+		q.settles.put(e)
 	}
 }
 
@@ -93,6 +98,8 @@ func (s *settles) park(j *submittal) {
 }
 
 func (s *settles) putAll(ends []ending) {
+	s.together.Lock()
+	defer s.together.Unlock()
 	for _, e := range ends {
 		s.put(e)
 	}
@@ -227,10 +234,10 @@ func (s *settles) finish(group []ending) {
 // The statements of a group, for its first attempt and for one that may find what an earlier
 // one has written. They take what endings.delivered and endings.undelivered add.
 var (
-	sqlDelivered        = texts.BindConst("delivered", "again", "false", pg.Names(new(endings).delivered)...)
-	sqlDeliveredAgain   = texts.BindConst("delivered", "again", "true", pg.Names(new(endings).delivered)...)
-	sqlUndelivered      = texts.BindConst("undelivered", "again", "false", pg.Names(new(endings).undelivered)...)
-	sqlUndeliveredAgain = texts.BindConst("undelivered", "again", "true", pg.Names(new(endings).undelivered)...)
+	sqlDelivered        = texts.BindWith("delivered", pg.Constants{"again": "false"}, pg.Names(new(endings).delivered)...)
+	sqlDeliveredAgain   = texts.BindWith("delivered", pg.Constants{"again": "true"}, pg.Names(new(endings).delivered)...)
+	sqlUndelivered      = texts.BindWith("undelivered", pg.Constants{"again": "false"}, pg.Names(new(endings).undelivered)...)
+	sqlUndeliveredAgain = texts.BindWith("undelivered", pg.Constants{"again": "true"}, pg.Names(new(endings).undelivered)...)
 	sqlAwaitEndings     = texts.Bind("await_outcomes", "message_id", "n")
 	sqlFlagFenced       = texts.Bind("flag_fenced", "message_id", "n")
 )
@@ -327,35 +334,64 @@ type fencedKey struct {
 type endings struct {
 	node          string
 	gather, delay time.Duration
+	last          *ending // that was added
 
+	// Of each attempt, with the numbers of its first and last recipient here, from 1.
 	id                                          [][16]byte
-	n, code                                     []int32
+	from, to, code                              []int32
 	epoch                                       []int64
 	result, enhanced, text, mta, addr, tls, via []string
-	local, domain, waits                        []string
+	waits                                       []string
 	at, started                                 []time.Time
 	unknown, passed, released, ours             []bool
 	retry                                       []time.Duration
-	args                                        pg.Args
+
+	// Of each recipient.
+	n             []int32
+	local, domain []string
+
+	args pg.Args
 }
 
-func (c *endings) len() int { return len(c.id) }
+func (c *endings) len() int { return len(c.n) }
 
 // fill takes the endings of a group that are deliveries, or those that are not.
 func (c *endings) fill(q *Queue, group []ending, delivered bool) *endings {
-	*c = endings{node: q.cfg.Node, gather: q.cfg.Gather, delay: q.times.Load().DelayNotice, args: pg.Args{Values: c.args.Values[:0]}, id: c.id[:0], n: c.n[:0], code: c.code[:0], epoch: c.epoch[:0], result: c.result[:0], enhanced: c.enhanced[:0],
-		text: c.text[:0], mta: c.mta[:0], addr: c.addr[:0], tls: c.tls[:0], via: c.via[:0], local: c.local[:0], domain: c.domain[:0], waits: c.waits[:0], ours: c.ours[:0],
-		at: c.at[:0], started: c.started[:0], unknown: c.unknown[:0], passed: c.passed[:0], released: c.released[:0], retry: c.retry[:0]}
+	*c = endings{node: q.cfg.Node, gather: q.cfg.Gather, delay: q.times.Load().DelayNotice, args: pg.Args{Values: c.args.Values[:0]}, id: c.id[:0], from: c.from[:0], to: c.to[:0], code: c.code[:0], epoch: c.epoch[:0], result: c.result[:0], enhanced: c.enhanced[:0],
+		text: c.text[:0], mta: c.mta[:0], addr: c.addr[:0], tls: c.tls[:0], via: c.via[:0], waits: c.waits[:0], ours: c.ours[:0],
+		at: c.at[:0], started: c.started[:0], unknown: c.unknown[:0], passed: c.passed[:0], released: c.released[:0], retry: c.retry[:0],
+		n: c.n[:0], local: c.local[:0], domain: c.domain[:0]}
 	for i := range group {
 		e := &group[i]
 		if e.aside == "" && (e.Result == Delivered && !e.release) == delivered {
 			c.add(e)
 		}
 	}
+	c.last = nil
 	return c
 }
 
 func (c *endings) add(e *ending) {
+	if c.last == nil || !c.last.alike(e) {
+		c.addAttempt(e)
+	}
+	c.last = e
+	c.n = append(c.n, int32(e.N))
+	c.local, c.domain = append(c.local, pg.Storable(e.Recipient.Local)), append(c.domain, pg.Storable(e.Recipient.Domain))
+	c.to[len(c.to)-1] = int32(len(c.n))
+}
+
+// alike reports that e and f differ in nothing but the recipient.
+func (e *ending) alike(f *ending) bool {
+	if e.Message != f.Message || e.Suspended || f.Suspended { // its way may be the recipient's
+		return false
+	}
+	of := *e
+	of.N, of.Recipient = f.N, f.Recipient
+	return of == *f
+}
+
+func (c *endings) addAttempt(e *ending) {
 	result := string(e.Result)
 	switch {
 	case e.expired:
@@ -371,7 +407,8 @@ func (c *endings) add(e *ending) {
 	if started.IsZero() {
 		started = e.At
 	}
-	c.id, c.n, c.epoch, c.result = append(c.id, e.Message), append(c.n, int32(e.N)), append(c.epoch, e.Epoch), append(c.result, result)
+	c.id, c.epoch, c.result = append(c.id, e.Message), append(c.epoch, e.Epoch), append(c.result, result)
+	c.from, c.to = append(c.from, int32(len(c.n)+1)), append(c.to, 0)
 	c.at, c.started = append(c.at, e.At), append(c.started, started)
 	c.code, c.enhanced, c.text = append(c.code, int32(e.Reply.Code)), append(c.enhanced, e.Reply.Enhanced.String()), append(c.text, pg.Storable(e.Reply.Text))
 	c.mta, c.addr = append(c.mta, pg.Storable(e.RemoteMTA)), append(c.addr, addr)
@@ -383,7 +420,6 @@ func (c *endings) add(e *ending) {
 		waits = Way(e.Upstream, e.Recipient.DomainKey())
 	}
 	c.waits, c.ours = append(c.waits, pg.Storable(waits)), append(c.ours, e.Ours)
-	c.local, c.domain = append(c.local, pg.Storable(e.Recipient.Local)), append(c.domain, pg.Storable(e.Recipient.Domain))
 }
 
 // delivered adds the columns with their names in settle.sql.
@@ -392,9 +428,9 @@ func (c *endings) delivered(a *pg.Args) {
 	a.Add("gather", c.gather)
 
 	a.Add("message_id", c.id)
-	a.Add("n", c.n)
+	a.Add("first", c.from)
+	a.Add("last", c.to)
 	a.Add("epoch", c.epoch)
-	a.Add("result", c.result)
 	a.Add("at", c.at)
 	a.Add("started_at", c.started)
 	a.Add("code", c.code)
@@ -406,17 +442,20 @@ func (c *endings) delivered(a *pg.Args) {
 	a.Add("upstream", c.via)
 	a.Add("outcome_unknown", c.unknown)
 	a.Add("dsn_passed", c.passed)
-	a.Add("retry_in", pgtype.FlatArray[time.Duration](c.retry))
-	a.Add("released", c.released)
+
+	a.Add("n", c.n)
 	a.Add("local", c.local)
 	a.Add("domain", c.domain)
-	a.Add("waits_for", c.waits)
-	a.Add("ours", c.ours)
 }
 
-// undelivered is delivered for the other statement, which sets a delay notice besides.
+// undelivered is delivered for the other statement, which needs more.
 func (c *endings) undelivered(a *pg.Args) {
 	c.delivered(a)
+	a.Add("result", c.result)
+	a.Add("retry_in", pgtype.FlatArray[time.Duration](c.retry))
+	a.Add("released", c.released)
+	a.Add("waits_for", c.waits)
+	a.Add("ours", c.ours)
 	a.Add("delay_notice", c.delay)
 }
 

@@ -1,4 +1,6 @@
--- The statements of a group of outcomes (settle.go). Each array has an element for each outcome.
+-- The statements of a group of outcomes (settle.go). Each array has an element for each attempt,
+-- or for each recipient; those of an attempt are from its @first to its @last. So what an attempt
+-- has to say is sent once for all its recipients.
 -- An outcome that is fenced off changes no row, and is in the history.
 
 -- name: delivered
@@ -7,21 +9,22 @@
 -- what is to be told is gathered for a while.
 --
 -- @again leaves out what an earlier try has recorded: those rows may be claimed again by
--- now, by the same epoch. An outcome that is written a second time finds its history there and
--- is not taken for fenced. ("not in" is hashed; a join there would be a loop over all pairs.)
+-- now, by the same epoch. A fenced outcome that is written a second time finds its history there.
+-- ("not in" is hashed; a join there would be a loop over all pairs. The limit makes the planner
+-- expect few recipients, for whose rows it asks the key.)
 with o as materialized (
-	select * from unnest(@message_id::uuid[], @n::int[], @epoch::bigint[], @result::text[], @at::timestamptz[], @started_at::timestamptz[],
+	select a.*, r.n, a.first + r.nth - 1 as i
+	from unnest(@message_id::uuid[], @first::int[], @last::int[], @epoch::bigint[], @at::timestamptz[], @started_at::timestamptz[],
 			@code::int[], @enhanced::text[], @text::text[], @mta::text[], @addr::text[], @tls::text[], @upstream::text[],
-			@outcome_unknown::boolean[], @dsn_passed::boolean[], @retry_in::interval[], @released::boolean[], @local::text[], @domain::text[],
-			@waits_for::text[], @ours::boolean[])
-		as o(message_id, n, epoch, result, at, started_at, code, enhanced, text, mta, addr, tls, upstream, outcome_unknown, dsn_passed,
-			retry_in, released, local, domain, waits_for, ours)
-	where not @again or not exists (select from history a where a.message_id = o.message_id and a.n = o.n and a.at = o.at and a.epoch = o.epoch)),
+			@outcome_unknown::boolean[], @dsn_passed::boolean[])
+		as a(message_id, first, last, epoch, at, started_at, code, enhanced, text, mta, addr, tls, upstream, outcome_unknown, dsn_passed)
+		cross join lateral (select * from unnest((@n::int[])[a.first:a.last]) with ordinality limit a.last - a.first + 1) r(n, nth)
+	where not @again or (select h.n from history h where h.message_id = a.message_id and h.n = r.n and h.at = a.at and h.epoch = a.epoch) is null),
 gone as (
 	delete from recipient r using o
 	where r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'waiting'
 		and (r.tell & 4 = 0 or o.dsn_passed)
-	returning o.*, r.possible_duplicate as duplicate),
+	returning o.*, r.local, r.domain, r.possible_duplicate),
 kept as (
 	update recipient r set state = 'delivered', owner = null, dot_possible = false, attempts = attempts + 1,
 		notice_at = now() + case when exists (select from recipient s where s.message_id = r.message_id and s.n <> r.n and s.state = 'waiting')
@@ -30,29 +33,31 @@ kept as (
 	from o
 	where r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'waiting'
 		and r.tell & 4 <> 0 and not o.dsn_passed
-	returning o.*, r.possible_duplicate),
-k as (select * from gone union all select * from kept),
+	returning o.*, r.local, r.domain, r.possible_duplicate),
+k as not materialized (select * from gone union all select * from kept),
 h as (
 	insert into history (message_id, n, at, epoch, result, started_at, local, domain, reply_code, reply_enhanced, reply_text,
 		remote_mta, remote_addr, tls, upstream, node, outcome_unknown, possible_duplicate, dsn_passed, fenced)
-	select e.message_id, e.n, e.at, e.epoch, e.result, e.started_at, e.local, e.domain, e.code, e.enhanced, e.text,
-		e.mta, e.addr, e.tls, e.upstream, @node, e.outcome_unknown, e.duplicate, e.dsn_passed, e.fenced
-	from (select k.*, false as fenced from k
-		union all
-		select o.*, o.outcome_unknown or o.result = 'delivered', true from o
-		where (o.message_id, o.n) not in (select k.message_id, k.n from k)) e
-	where not e.released
+	select message_id, n, at, epoch, 'delivered', started_at, local, domain, code, enhanced, text,
+		mta, addr, tls, upstream, @node, outcome_unknown, possible_duplicate, dsn_passed, false
+	from k),
+f as (
+	insert into history (message_id, n, at, epoch, result, started_at, local, domain, reply_code, reply_enhanced, reply_text,
+		remote_mta, remote_addr, tls, upstream, node, outcome_unknown, possible_duplicate, dsn_passed, fenced)
+	select message_id, n, at, epoch, 'delivered', started_at, (@local::text[])[i], (@domain::text[])[i], code, enhanced, text,
+		mta, addr, tls, upstream, @node, outcome_unknown, true, dsn_passed, true
+	from o where (message_id, n) not in (select k.message_id, k.n from k)
 	on conflict do nothing
-	returning message_id, n, fenced),
+	returning message_id, n),
 b as (
 	-- The body goes with the last row of its message.
 	delete from body using (
 		select g.message_id from (select message_id, count(*) as rows from gone group by message_id) g
 		where g.rows = (select count(*) from recipient r where r.message_id = g.message_id)) as last
 	where body.message_id = last.message_id)
-select h.message_id, h.n,
+select f.message_id, f.n,
 	set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)
-from h where h.fenced
+from f
 union all
 select null, null,
 	set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)
@@ -64,15 +69,17 @@ select null, null,
 -- the row, for the queue's listing and a delay notice to show, and nothing in the history.
 -- @again is as in delivered.
 with o as materialized (
-	select * from unnest(@message_id::uuid[], @n::int[], @epoch::bigint[], @result::text[], @at::timestamptz[], @started_at::timestamptz[],
+	select a.*, r.n, a.first + r.nth - 1 as i
+	from unnest(@message_id::uuid[], @first::int[], @last::int[], @epoch::bigint[], @at::timestamptz[], @started_at::timestamptz[],
 			@code::int[], @enhanced::text[], @text::text[], @mta::text[], @addr::text[], @tls::text[], @upstream::text[],
-			@outcome_unknown::boolean[], @dsn_passed::boolean[], @retry_in::interval[], @released::boolean[], @local::text[], @domain::text[],
+			@outcome_unknown::boolean[], @dsn_passed::boolean[], @result::text[], @retry_in::interval[], @released::boolean[],
 			@waits_for::text[], @ours::boolean[])
-		as o(message_id, n, epoch, result, at, started_at, code, enhanced, text, mta, addr, tls, upstream, outcome_unknown, dsn_passed,
-			retry_in, released, local, domain, waits_for, ours)
-	where not @again or not exists (select from history a where a.message_id = o.message_id and a.n = o.n and a.at = o.at and a.epoch = o.epoch)),
+		as a(message_id, first, last, epoch, at, started_at, code, enhanced, text, mta, addr, tls, upstream, outcome_unknown, dsn_passed,
+			result, retry_in, released, waits_for, ours)
+		cross join lateral (select * from unnest((@n::int[])[a.first:a.last]) with ordinality limit a.last - a.first + 1) r(n, nth)
+	where not @again or (select h.n from history h where h.message_id = a.message_id and h.n = r.n and h.at = a.at and h.epoch = a.epoch) is null),
 mine as materialized (
-	select o.*, r.possible_duplicate as duplicate, r.tell,
+	select o.*, r.local, r.domain, r.possible_duplicate, r.tell,
 		not o.released and (o.result <> 'deferred' or r.expires_at <= now()) as fails,
 		not o.released and o.result = 'deferred' and r.expires_at <= now() as late
 	from o join recipient r on r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'waiting'
@@ -123,31 +130,28 @@ kept as (
 		remote_mta = case when m.ours or m.late or m.result = 'expired' then '' else m.mta end
 	from mine m
 	where r.message_id = m.message_id and r.n = m.n and not m.released and not (m.fails and m.tell & 1 = 0)),
-k as (
-	select m.message_id, m.n, m.epoch, case when m.late then 'expired' else m.result end as result, m.at, m.started_at, m.code, m.enhanced,
-		m.text, m.mta, m.addr, m.tls, m.upstream, m.outcome_unknown, m.dsn_passed, m.retry_in, m.released, m.local, m.domain, m.waits_for,
-		m.ours, m.duplicate
-	from mine m),
 h as (
 	insert into history (message_id, n, at, epoch, result, started_at, local, domain, reply_code, reply_enhanced, reply_text,
 		remote_mta, remote_addr, tls, upstream, node, outcome_unknown, possible_duplicate, dsn_passed, fenced)
-	select e.message_id, e.n, e.at, e.epoch, e.result, e.started_at, e.local, e.domain, e.code, e.enhanced, e.text,
-		e.mta, e.addr, e.tls, e.upstream, @node, e.outcome_unknown, e.duplicate, e.dsn_passed, e.fenced
-	from (select k.*, false as fenced from k
-		union all
-		select o.*, o.outcome_unknown or o.result = 'delivered', true from o
-		where (o.message_id, o.n) not in (select k.message_id, k.n from k)) e
-	where not e.released
+	select message_id, n, at, epoch, case when late then 'expired' else result end, started_at, local, domain, code, enhanced, text,
+		mta, addr, tls, upstream, @node, outcome_unknown, possible_duplicate, dsn_passed, false
+	from mine where not released),
+f as (
+	insert into history (message_id, n, at, epoch, result, started_at, local, domain, reply_code, reply_enhanced, reply_text,
+		remote_mta, remote_addr, tls, upstream, node, outcome_unknown, possible_duplicate, dsn_passed, fenced)
+	select message_id, n, at, epoch, result, started_at, (@local::text[])[i], (@domain::text[])[i], code, enhanced, text,
+		mta, addr, tls, upstream, @node, outcome_unknown, outcome_unknown, dsn_passed, true
+	from o where not released and (message_id, n) not in (select mine.message_id, mine.n from mine)
 	on conflict do nothing
-	returning message_id, n, fenced),
+	returning message_id, n),
 b as (
 	delete from body using (
 		select g.message_id from (select message_id, count(*) as rows from gone group by message_id) g
 		where g.rows = (select count(*) from recipient r where r.message_id = g.message_id)) as last
 	where body.message_id = last.message_id)
-select h.message_id, h.n,
+select f.message_id, f.n,
 	set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)
-from h where h.fenced
+from f
 union all
 select null, null,
 	set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 
 	"postern/cmd/postern/config"
@@ -11,9 +12,9 @@ import (
 
 // NewLogger makes the one logger of the process.
 func NewLogger(w io.Writer, cfg config.Log) *slog.Logger {
-	h := &logHandler{set: new(logSettings)}
+	h := &logHandler{set: &logSettings{out: lines{to: w}}}
 	opt := &slog.HandlerOptions{Level: &h.set.level}
-	h.text, h.json = slog.NewTextHandler(w, opt), slog.NewJSONHandler(w, opt)
+	h.text, h.json = slog.NewTextHandler(&h.set.out, opt), slog.NewJSONHandler(&h.set.out, opt)
 	h.set.take(cfg)
 	return slog.New(h)
 }
@@ -27,6 +28,7 @@ type logHandler struct {
 type logSettings struct {
 	level  slog.LevelVar
 	asJSON atomic.Bool
+	out    lines
 }
 
 func (s *logSettings) take(cfg config.Log) {
@@ -53,4 +55,57 @@ func (h *logHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 
 func (h *logHandler) WithGroup(name string) slog.Handler {
 	return &logHandler{h.set, h.text.WithGroup(name), h.json.WithGroup(name)}
+}
+
+// Together writes all lines that f logs in one piece (maillog.Logger.Attempts).
+func (h *logHandler) Together(f func()) {
+	h.set.out.hold()
+	defer h.set.out.release()
+	f()
+}
+
+// mostGathered bounds what lines holds back, in octets.
+const mostGathered = 64 << 10
+
+// lines passes lines on, or holds them back for a moment: a system call for each recipient of
+// a message costs as much as what is written.
+type lines struct {
+	to io.Writer
+
+	mu      sync.Mutex
+	holders int
+	held    []byte
+}
+
+func (l *lines) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.holders == 0 {
+		return l.to.Write(line)
+	}
+	l.held = append(l.held, line...)
+	if len(l.held) >= mostGathered {
+		l.flush()
+	}
+	return len(line), nil
+}
+
+func (l *lines) hold() {
+	l.mu.Lock()
+	l.holders++
+	l.mu.Unlock()
+}
+
+func (l *lines) release() {
+	l.mu.Lock()
+	l.holders--
+	l.flush()
+	l.mu.Unlock()
+}
+
+func (l *lines) flush() {
+	if len(l.held) > 0 {
+		_, _ = l.to.Write(l.held) // as slog's loggers do, it drops what cannot be written
+		l.held = l.held[:0]
+	}
 }

@@ -125,9 +125,19 @@ type Accepted struct {
 	Listener     string     `json:"listener,omitempty"`
 	TLS          string     `json:"tls,omitempty"`
 	Rule         string     `json:"rule,omitempty"`  // of the policy, that allowed the sender; and what was removed before the header
-	Usage        string     `json:"usage,omitempty"` // of its limits, with this message
+	Usage        []Use      `json:"usage,omitempty"` // of its limits, with this message
 	Node         string     `json:"node"`
 	VoidedAt     *time.Time `json:"voided_at,omitempty"` // refused after all
+}
+
+// Use is what was used of a limit.
+type Use struct {
+	Kind    string `json:"kind"` // messages, recipients or bytes
+	Used    int64  `json:"used"`
+	Max     int64  `json:"max"`
+	Window  int64  `json:"window_s"`
+	Scope   string `json:"scope,omitempty"`   // domain or credential: who used it; "": the user
+	Subject string `json:"subject,omitempty"` // the domain, or the credential's id
 }
 
 // Event is one line of the history: an attempt, or something that the queue or an

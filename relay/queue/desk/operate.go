@@ -40,15 +40,15 @@ var (
 )
 
 func counting(verb string) string {
-	return texts.BindConst("count", "verb", "'"+verb+"'", filterNames...)
+	return texts.BindWith("count", pg.Constants{"verb": "'" + verb + "'"}, filterNames...)
 }
 
 func changing(verb string) string {
-	return texts.BindConst("change", "verb", "'"+verb+"'", append(filterNames, "rows", "actor")...)
+	return texts.BindWith("change", pg.Constants{"verb": "'" + verb + "'"}, append(filterNames, "rows", "actor")...)
 }
 
 func cancelling(aside string) string {
-	return texts.BindConst("cancel", "aside", aside, append(filterNames, "rows", "actor")...)
+	return texts.BindWith("cancel", pg.Constants{"aside": aside}, append(filterNames, "rows", "actor")...)
 }
 
 // InHand counts the recipients that f chooses and a node has in hand: those that Retry,
