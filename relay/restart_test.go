@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"postern/internal/rig"
+	"postern/internal/serve"
 	"postern/internal/smtptest"
 )
 
@@ -27,8 +28,12 @@ func startUpstream(t *testing.T, tlsConfig *tls.Config) *restarted {
 		Hooks: map[smtptest.Phase]smtptest.Hook{
 			smtptest.PhaseMail: smtptest.Always(smtptest.Then(smtptest.Delay(40*time.Millisecond), smtptest.Normal()))},
 	}}
+	port, err := serve.FreePort() // one that nobody else gets while the upstream is away
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.cfg.Addr = fmt.Sprintf("127.0.0.1:%d", port)
 	u.server = smtptest.Start(t, u.cfg)
-	u.cfg.Addr = u.server.Addr()
 	return u
 }
 

@@ -19,7 +19,7 @@ import (
 	"github.com/emersion/go-sasl"
 	"github.com/emersion/go-smtp"
 
-	"postern/internal/peers"
+	"postern/internal/serve"
 )
 
 // A relay is a submission server of foreign make that hands each message to the
@@ -126,7 +126,7 @@ func (s *relaySession) Data(r io.Reader) error {
 // bench runs smtpbench load, with its sink, against a relay.
 func bench(t *testing.T, implicit bool, spoil func(int64, *mail) error, flags ...string) (r result, status int) {
 	t.Helper()
-	port, err := peers.FreePort()
+	port, err := serve.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,8 +12,8 @@ import (
 	"syscall"
 	"time"
 
-	"postern/internal/peers"
 	"postern/internal/pgserver"
+	"postern/internal/serve"
 )
 
 const (
@@ -90,7 +90,7 @@ func (p *posternRelay) launch(ctx context.Context, l *lab, config relayConfig) (
 // configure makes the schema, the account, the route and the configuration, and
 // returns the port that the relay will listen on.
 func (p *posternRelay) configure(ctx context.Context, l *lab) (int, error) {
-	port, err := peers.FreePort()
+	port, err := serve.FreePort()
 	if err != nil {
 		return 0, err
 	}

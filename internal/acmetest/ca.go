@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"log"
 	"net"
@@ -25,6 +26,8 @@ import (
 	"github.com/letsencrypt/pebble/v2/db"
 	"github.com/letsencrypt/pebble/v2/va"
 	"github.com/letsencrypt/pebble/v2/wfe"
+
+	"postern/internal/serve"
 )
 
 // Options say what kind of authority is wanted.
@@ -118,7 +121,11 @@ func New(t testing.TB, opt Options) *CA {
 	c.roots.AddCert(own.Certificate())
 	own.Close()
 
-	c.addr = "127.0.0.1:0"
+	port, err := serve.FreePort() // one that nobody else gets while it is down
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.addr = fmt.Sprintf("127.0.0.1:%d", port)
 	c.Up(t)
 	c.URL = "https://" + c.addr + wfe.DirectoryPath
 	t.Cleanup(func() {

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"postern/internal/serve"
 )
 
 // A Balancer is a running HAProxy in front of servers on 127.0.0.1, to which it says
@@ -61,7 +63,7 @@ func (c Cache) runBalancer(ctx context.Context, version int, targets []int) (*Ba
 	send := map[int]string{1: "send-proxy", 2: "send-proxy-v2"}[version]
 	text := haproxyConfig
 	for i, target := range targets {
-		port, err := FreePort()
+		port, err := serve.FreePort()
 		if err != nil {
 			b.Close()
 			return nil, err

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"postern/internal/serve"
 )
 
 // A Pooler is a running PgBouncer in front of a PostgreSQL server.
@@ -88,7 +90,7 @@ func (c Cache) startPooler(ctx context.Context, p *Pooler, config PoolerConfig) 
 	if err := c.copyLibraries(program, p.dir); err != nil {
 		return err
 	}
-	if p.Port, err = FreePort(); err != nil {
+	if p.Port, err = serve.FreePort(); err != nil {
 		return err
 	}
 	text := fmt.Sprintf(pgbouncerConfig, config.Host, config.User, cmp.Or(config.First, "select 1"), p.Port, config.Mode, config.Servers)

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -175,27 +174,6 @@ func readAll(files ...string) string {
 		text.Write(b)
 	}
 	return text.String()
-}
-
-// FreePort is a port on 127.0.0.1 that was free a moment ago. It is not one of those that
-// the kernel gives away by itself, so nobody has it by the time that it is used.
-func FreePort() (int, error) {
-	const lowest, tries = 12_000, 100
-	highest := 32_768
-	if low, _, ok := strings.Cut(readAll("/proc/sys/net/ipv4/ip_local_port_range"), "\t"); ok {
-		highest, _ = strconv.Atoi(low)
-	}
-	for range tries {
-		port := 0 // where all ports are given away
-		if highest > lowest {
-			port = lowest + rand.IntN(highest-lowest)
-		}
-		listener, err := net.Listen("tcp", loopback(port))
-		if err == nil {
-			return listener.Addr().(*net.TCPAddr).Port, listener.Close()
-		}
-	}
-	return 0, fmt.Errorf("%d ports were tried, and none is free", tries)
 }
 
 func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }

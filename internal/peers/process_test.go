@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"postern/internal/serve"
 )
 
 // orphanOutput names a pipe: this run of the test binary starts a server that
@@ -86,7 +88,7 @@ func TestStopMayBeRepeated(t *testing.T) {
 
 func TestReadyFailsWhenTheServerEnds(t *testing.T) {
 	t.Parallel()
-	port, err := FreePort()
+	port, err := serve.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,8 @@ import (
 	"net"
 	"os"
 	"strconv"
+
+	"postern/internal/serve"
 )
 
 // RelayConfig is a Postfix with the same job as Postern: it takes mail over TLS
@@ -107,10 +109,10 @@ func (r *Relay) prepare(config RelayConfig, spec *postfixSpec) (err error) {
 		}
 		r.CAFile = spec.identity.caFile
 	}
-	if r.SubmissionPort, err = FreePort(); err != nil {
+	if r.SubmissionPort, err = serve.FreePort(); err != nil {
 		return err
 	}
-	if r.ImplicitPort, err = FreePort(); err != nil {
+	if r.ImplicitPort, err = serve.FreePort(); err != nil {
 		return err
 	}
 	spec.ports, spec.implicit = []int{r.SubmissionPort, r.ImplicitPort}, r.ImplicitPort

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"postern/internal/serve"
 )
 
 // A Satellite is a Postfix that takes mail of this machine without asking who it is,
@@ -29,7 +31,7 @@ func StartSatellite(t testing.TB, main map[string]string) *Satellite {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) }) // a leftover in the temporary folder does no harm
 	s := &Satellite{}
-	if s.port, err = FreePort(); err != nil {
+	if s.port, err = serve.FreePort(); err != nil {
 		t.Fatal(err)
 	}
 	identity, err := makeCertificate(dir)

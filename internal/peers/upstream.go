@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"postern/internal/serve"
 )
 
 // UpstreamConfig is a Postfix or Exim that stands behind Postern as its smarthost:
@@ -70,7 +72,7 @@ func newUpstream(program string, config UpstreamConfig) (*Upstream, certificate,
 		identity, err = makeCertificate(u.dir)
 	}
 	if err == nil {
-		u.Port, err = FreePort()
+		u.Port, err = serve.FreePort()
 	}
 	if err != nil {
 		u.Close()

@@ -21,8 +21,8 @@ import (
 	"postern/auth"
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/database"
-	"postern/internal/peers"
 	"postern/internal/pgtest"
+	"postern/internal/serve"
 	"postern/internal/smtptest"
 	"postern/relay/route"
 	"postern/relay/seal"
@@ -298,7 +298,7 @@ func greeter(t *testing.T, line string) (address string) {
 // closedPort is an address where nobody listens.
 func closedPort(t *testing.T) string {
 	t.Helper()
-	port, err := peers.FreePort()
+	port, err := serve.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
