@@ -1,4 +1,5 @@
--- Upstream accounts and routing rules. Written by the package relay/route.
+-- Upstream accounts, written by the package relay/upstream, and the rules that choose among
+-- them, by relay/route.
 
 -- One smarthost account. Read whole by every node every few seconds into its
 -- routing table, and by 'postern upstream list'.

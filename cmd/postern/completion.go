@@ -16,7 +16,7 @@ import (
 	"postern/cmd/postern/database"
 	"postern/cmd/postern/screen"
 	"postern/internal/pgserver"
-	"postern/relay/route"
+	"postern/relay/upstream"
 )
 
 func (a *app) completionCmd() *cobra.Command {
@@ -214,7 +214,7 @@ func upstreamsOrMX(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]st
 }
 
 func upstreamsLike(ctx context.Context, pool *pgxpool.Pool, _ string) ([]string, error) {
-	list, err := route.NewStore(pool, nil).ListUpstreams(ctx)
+	list, err := upstream.NewStore(pool, nil).List(ctx)
 	var names []string
 	for _, u := range list {
 		names = append(names, u.Name)

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
+	"postern/internal/refusal"
 	"postern/relay/queue/desk"
 	"postern/relay/route"
 )
@@ -67,15 +68,15 @@ const noRoute = "451 4.4.4 no route"
 var errRouteExists = errors.New("there is a default route already: see 'postern route list', put this one in its place with --replace")
 
 func (a *app) addRoute(ctx context.Context, pool *pgxpool.Pool, rule route.Rule, replace bool) error {
-	routes := route.NewStore(pool, nil).As(a.actor())
+	routes := route.NewStore(pool).As(a.actor())
 	var id, was int64
 	var err error
 	if replace {
-		id, was, err = routes.ReplaceRoute(ctx, rule)
+		id, was, err = routes.Replace(ctx, rule)
 	} else {
-		id, err = routes.AddRoute(ctx, rule)
+		id, err = routes.Add(ctx, rule)
 	}
-	if errors.Is(err, route.ErrExists) {
+	if errors.Is(err, refusal.ErrExists) {
 		return errRouteExists
 	}
 	if err != nil {
@@ -117,7 +118,7 @@ func (a *app) routeListCmd() *cobra.Command {
 			return []string{strconv.FormatInt(r.ID, 10), matchText(r), viaText(r)}
 		},
 		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]route.Rule, error) {
-			return route.NewStore(users.pool, nil).ListRoutes(ctx)
+			return route.NewStore(users.pool).List(ctx)
 		},
 	}.command(a, &cobra.Command{
 		Use:   "list",
@@ -166,7 +167,7 @@ route add --replace' changes the default route without that.`,
 				return usagef("%q is not a route number: see 'postern route list'", args[0])
 			}
 			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
-				was, err := route.NewStore(pool, nil).As(a.actor()).RemoveRoute(ctx, id)
+				was, err := route.NewStore(pool).As(a.actor()).Remove(ctx, id)
 				if err != nil {
 					return err
 				}

@@ -13,8 +13,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/screen"
-	"postern/relay/route"
+	"postern/internal/refusal"
 	"postern/relay/seal"
+	"postern/relay/upstream"
 )
 
 func (a *app) upstreamCmd() *cobra.Command {
@@ -23,16 +24,16 @@ func (a *app) upstreamCmd() *cobra.Command {
 }
 
 // tlsModes are the values of --tls.
-var tlsModes = []string{string(route.TLSNone), string(route.TLSOpportunistic), string(route.TLSRequire), string(route.TLSImplicit)}
+var tlsModes = []string{string(upstream.TLSNone), string(upstream.TLSOpportunistic), string(upstream.TLSRequire), string(upstream.TLSImplicit)}
 
 // defaultPorts are used where --host names none (RFC 8314, RFC 6409, RFC 5321).
-var defaultPorts = map[route.TLSMode]int{
-	route.TLSImplicit: 465, route.TLSRequire: 587, route.TLSOpportunistic: 25, route.TLSNone: 25,
+var defaultPorts = map[upstream.TLSMode]int{
+	upstream.TLSImplicit: 465, upstream.TLSRequire: 587, upstream.TLSOpportunistic: 25, upstream.TLSNone: 25,
 }
 
 func (a *app) upstreamAddCmd() *cobra.Command {
 	var (
-		u          route.Upstream
+		u          upstream.Account
 		host, mode string
 		caFile     string
 		from       passwordSource
@@ -55,7 +56,7 @@ password is sealed with the key in secret_key_file before it is stored.`,
   postern upstream add ses --host smtp.example.com --tls implicit --username AKIA1 --password-stdin <secret.txt`,
 		Args: one("name", "the upstream's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			u.Name, u.TLS = args[0], route.TLSMode(mode)
+			u.Name, u.TLS = args[0], upstream.TLSMode(mode)
 			if err := splitHost(host, &u); err != nil {
 				return err
 			}
@@ -77,7 +78,7 @@ password is sealed with the key in secret_key_file before it is stored.`,
 				u.Password = secret
 			}
 			err := a.addUpstream(cmd.Context(), u)
-			if ifMissing && errors.Is(err, route.ErrExists) {
+			if ifMissing && errors.Is(err, refusal.ErrExists) {
 				return a.thereAlready("upstream", u.Name)
 			}
 			return err
@@ -85,7 +86,7 @@ password is sealed with the key in secret_key_file before it is stored.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&host, "host", "", "`HOST[:PORT]` (default port 465 for implicit, 587 for require, else 25)")
-	f.StringVar(&mode, "tls", string(route.TLSRequire), "none, opportunistic, require or implicit")
+	f.StringVar(&mode, "tls", string(upstream.TLSRequire), "none, opportunistic, require or implicit")
 	f.StringVar(&u.Username, "username", "", "account name at the smarthost")
 	from.flags(cmd)
 	f.StringVar(&caFile, "ca-file", "", "PEM `file` of the authorities to trust instead of the system's")
@@ -96,7 +97,7 @@ password is sealed with the key in secret_key_file before it is stored.`,
 }
 
 // splitHost takes HOST, HOST:PORT, [IPv6]:PORT or a bare IPv6 address.
-func splitHost(host string, u *route.Upstream) error {
+func splitHost(host string, u *upstream.Account) error {
 	u.Host, u.Port = strings.Trim(host, "[]"), defaultPorts[u.TLS]
 	if h, p, err := net.SplitHostPort(host); err == nil {
 		port, err := strconv.Atoi(p)
@@ -111,7 +112,7 @@ func splitHost(host string, u *route.Upstream) error {
 	return nil
 }
 
-func (a *app) addUpstream(ctx context.Context, u route.Upstream) error {
+func (a *app) addUpstream(ctx context.Context, u upstream.Account) error {
 	if err := u.Validate(); err != nil {
 		return usageError{err.Error()}
 	}
@@ -126,7 +127,7 @@ func (a *app) addUpstream(ctx context.Context, u route.Upstream) error {
 				return err
 			}
 		}
-		if err := route.NewStore(pool, sealer).As(a.actor()).AddUpstream(ctx, u); err != nil {
+		if err := upstream.NewStore(pool, sealer).As(a.actor()).Add(ctx, u); err != nil {
 			return err
 		}
 		_, err := fmt.Fprintf(a.stdout, "added upstream %s: %s, TLS %s\n", u.Name, net.JoinHostPort(u.Host, strconv.Itoa(u.Port)), u.TLS)
@@ -135,13 +136,13 @@ func (a *app) addUpstream(ctx context.Context, u route.Upstream) error {
 }
 
 func (a *app) upstreamListCmd() *cobra.Command {
-	return listing[route.Account]{
+	return listing[upstream.Listed]{
 		head: []string{"NAME", "HOST", "TLS", "ACCOUNT", "CONNECTIONS"},
-		row: func(u route.Account) []string {
+		row: func(u upstream.Listed) []string {
 			return []string{u.Name, net.JoinHostPort(u.Host, strconv.Itoa(u.Port)), string(u.TLS), screen.OrDash(u.Username), orDefault(u.MaxConnections)}
 		},
-		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]route.Account, error) {
-			return route.NewStore(users.pool, nil).ListUpstreams(ctx)
+		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]upstream.Listed, error) {
+			return upstream.NewStore(users.pool, nil).List(ctx)
 		},
 	}.command(a, &cobra.Command{Use: "list", Short: "list the smarthosts", Args: noArguments})
 }
@@ -152,7 +153,7 @@ func (a *app) upstreamRemoveCmd() *cobra.Command {
 		Short: "remove a smarthost that no route uses",
 		Args:  one("name", "the upstream's name"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
-			if err := route.NewStore(users.pool, nil).As(users.actor).RemoveUpstream(ctx, args[0]); err != nil {
+			if err := upstream.NewStore(users.pool, nil).As(users.actor).Remove(ctx, args[0]); err != nil {
 				return err
 			}
 			_, err := fmt.Fprintf(a.stdout, "removed upstream %s\n", args[0])

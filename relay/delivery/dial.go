@@ -12,8 +12,8 @@ import (
 	"syscall"
 
 	"postern/internal/share"
-	"postern/relay/route"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 // dialer begins conversations.
@@ -60,13 +60,13 @@ func (c *conn) takes(j *job) bool {
 type target struct {
 	host     string
 	addr     netip.AddrPort
-	upstream *route.Upstream // nil for mx
-	progress *atomic.Uint64  // see smtp.ClientConfig
+	upstream *upstream.Account // nil for mx
+	progress *atomic.Uint64    // see smtp.ClientConfig
 }
 
 // open begins a conversation with an upstream or, where up is nil, with a mail
 // host of domain.
-func (d *dialer) open(ctx context.Context, domain string, up *route.Upstream, progress *atomic.Uint64) (*conn, *trouble) {
+func (d *dialer) open(ctx context.Context, domain string, up *upstream.Account, progress *atomic.Uint64) (*conn, *trouble) {
 	w, t := d.walkTo(ctx, domain, up)
 	w.progress = progress
 	if t != nil {
@@ -115,8 +115,8 @@ func isLocal(addr netip.Addr) bool {
 func (d *dialer) try(ctx context.Context, to target) (*conn, *trouble) {
 	policy := policyOf(to)
 	c, t, handshake := d.converse(ctx, to, policy)
-	if handshake && policy.mode == route.TLSOpportunistic && ctx.Err() == nil {
-		policy.mode = route.TLSNone
+	if handshake && policy.mode == upstream.TLSOpportunistic && ctx.Err() == nil {
+		policy.mode = upstream.TLSNone
 		c, t, _ = d.converse(ctx, to, policy)
 	}
 	return c, t
@@ -130,7 +130,7 @@ func (d *dialer) converse(ctx context.Context, to target, policy tlsPolicy) (c *
 		return nil, connectTrouble(to, err), false
 	}
 	c = &conn{host: to.host, addr: to.addr}
-	if policy.mode == route.TLSImplicit {
+	if policy.mode == upstream.TLSImplicit {
 		secured, err := policy.handshake(ctx, netConn, d.cfg.Timeouts.TLS)
 		if err != nil {
 			netConn.Close()

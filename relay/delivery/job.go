@@ -6,8 +6,8 @@ import (
 
 	"postern/relay/maillog"
 	"postern/relay/queue"
-	"postern/relay/route"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 // parcel is a delivery whose jobs are under way.
@@ -40,7 +40,7 @@ func (p *parcel) user() userOf { return userOf(p.Message.UserID) }
 type way struct {
 	key      string // queue.Way
 	domain   string // mx: the domain's key
-	upstream *route.Upstream
+	upstream *upstream.Account
 	rcpts    []queue.Recipient
 }
 

@@ -8,8 +8,8 @@ import (
 	"net/netip"
 	"time"
 
-	"postern/relay/route"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 // Stages of a Probe beside those of the conversation.
@@ -47,7 +47,7 @@ func NewProber(cfg Config) *Prober {
 }
 
 // Upstream converses with an upstream: TLS as configured, and its account.
-func (p *Prober) Upstream(ctx context.Context, up *route.Upstream) Probe {
+func (p *Prober) Upstream(ctx context.Context, up *upstream.Account) Probe {
 	c, t := p.d.open(ctx, "", up, nil)
 	return p.finish(ctx, c, t)
 }

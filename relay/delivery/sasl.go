@@ -9,8 +9,8 @@ import (
 
 	"github.com/emersion/go-sasl"
 
-	"postern/relay/route"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 var errNoMechanism = errors.New("the server offers neither AUTH PLAIN nor AUTH LOGIN")
@@ -18,7 +18,7 @@ var errNoMechanism = errors.New("the server offers neither AUTH PLAIN nor AUTH L
 // authenticate proves the upstream account. The connection is verified TLS: open
 // sees to that. Where the server refuses one mechanism it is given the other that it
 // offers, over the same connection.
-func authenticate(ctx context.Context, c *smtp.Client, up *route.Upstream) error {
+func authenticate(ctx context.Context, c *smtp.Client, up *upstream.Account) error {
 	offered := c.AuthMechanisms()
 	var refusal error
 	for _, mechanism := range []struct {

@@ -10,8 +10,8 @@ import (
 	"postern/admin/health"
 	"postern/cmd/postern/screen"
 	"postern/relay/delivery"
-	"postern/relay/route"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 var upstreamKinds = []kind{
@@ -77,7 +77,7 @@ func (c *checkup) lookAtUpstreams(ctx context.Context, r *report) {
 	})
 }
 
-func (c *checkup) upstream(r *report, up route.Upstream, p delivery.Probe) {
+func (c *checkup) upstream(r *report, up upstream.Account, p delivery.Probe) {
 	subject := "upstream " + up.Name
 	at := net.JoinHostPort(up.Host, strconv.Itoa(up.Port))
 	if p.Err != nil {

@@ -11,6 +11,7 @@ import (
 	"postern/relay/bounce"
 	"postern/relay/delivery"
 	"postern/relay/route"
+	"postern/relay/upstream"
 )
 
 // back is the half of a node that sends mail on, and notices about what cannot be sent.
@@ -34,15 +35,15 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 	if err != nil {
 		return nil, err
 	}
-	store := route.NewStore(pool, sealer)
-	if err := n.lookAtRoutes(ctx, store); err != nil {
+	rules, accounts := route.NewStore(pool), upstream.NewStore(pool, sealer)
+	if err := n.lookAtRoutes(ctx, rules, accounts); err != nil {
 		return nil, err
 	}
 	d := n.Config.Delivery
 	return &back{
 		node: n,
 		engine: delivery.New(delivery.Config{
-			Queue: n.queue, Routes: route.NewTable(store, 0), DNS: config.Resolver(d.DNSServer),
+			Queue: n.queue, Routes: route.NewTable(rules, accounts, 0), DNS: config.Resolver(d.DNSServer),
 			Log: n.Log, Guard: n.guard, Events: n.mail, Hello: n.hostname, Self: own,
 			Connections: d.Connections, MXConnections: d.Connections, PerConnection: d.MessagesPerConn,
 			MaxOpen: n.descriptors().Deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
@@ -53,17 +54,17 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 }
 
 // lookAtRoutes says at the start what will keep mail waiting.
-func (n *Node) lookAtRoutes(ctx context.Context, store *route.Store) error {
+func (n *Node) lookAtRoutes(ctx context.Context, rules *route.Store, accounts *upstream.Store) error {
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
-	rules, err := store.ListRoutes(ctx)
+	list, err := rules.List(ctx)
 	if err != nil {
 		return err
 	}
-	if len(rules) == 0 {
+	if len(list) == 0 {
 		n.Log.Warn("no route: mail waits until one is added with 'postern route add'")
 	}
-	bad, err := store.Unusable(ctx)
+	bad, err := accounts.Unusable(ctx)
 	for _, err := range bad {
 		n.Log.Error("mail for an upstream waits; see 'postern check'", "error", err)
 	}

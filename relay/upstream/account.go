@@ -1,0 +1,116 @@
+package upstream
+
+import (
+	"crypto/x509"
+	"net/netip"
+	"regexp"
+	"strings"
+
+	"postern/internal/refusal"
+)
+
+// TLSMode says how a connection to an upstream is protected.
+type TLSMode string
+
+const (
+	TLSNone          TLSMode = "none"          // never
+	TLSOpportunistic TLSMode = "opportunistic" // STARTTLS when offered, certificate not verified
+	TLSRequire       TLSMode = "require"       // STARTTLS, certificate verified
+	TLSImplicit      TLSMode = "implicit"      // TLS from the first octet, certificate verified
+)
+
+// Account is an upstream: a smarthost, and our account with it if it has one.
+type Account struct {
+	Name           string
+	Host           string // DNS name or IP address
+	Port           int
+	TLS            TLSMode
+	Username       string // "" for none
+	Password       string // opened; "" for none
+	CA             string // PEM of the authorities to trust instead of the system's; "" for those
+	MaxConnections int    // concurrent ones of each node; 0: the default
+}
+
+// MaxConnections is the most concurrent connections that an upstream may be given.
+const MaxConnections = 1000
+
+var (
+	nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
+	hostForm = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*\.?$`)
+)
+
+// Validate returns in a sentence what is wrong with the account; the error is refusal.ErrInvalid.
+func (a Account) Validate() error {
+	switch {
+	case !nameForm.MatchString(a.Name) || a.Name == "mx":
+		return refusal.Invalid("upstream name %q: use 1 to 63 of a-z, 0-9, '.', '_' and '-', and not 'mx'", a.Name)
+	case !validHost(a.Host):
+		return refusal.Invalid("host %q is neither a DNS name nor an IP address", a.Host)
+	case a.Port < 1 || a.Port > 65535:
+		return refusal.Invalid("port %d is not between 1 and 65535", a.Port)
+	case a.MaxConnections < 0 || a.MaxConnections > MaxConnections:
+		return refusal.Invalid("%d connections: not between 0 and %d", a.MaxConnections, MaxConnections)
+	}
+	if err := a.validateTLS(); err != nil {
+		return err
+	}
+	return a.validateAccount()
+}
+
+func (a Account) validateTLS() error {
+	switch a.TLS {
+	case TLSNone, TLSOpportunistic:
+		if a.CA != "" {
+			return refusal.Invalid("a CA has no use with TLS mode %q, which verifies nothing; use require or implicit", a.TLS)
+		}
+	case TLSRequire, TLSImplicit:
+		if a.CA != "" && !x509.NewCertPool().AppendCertsFromPEM([]byte(a.CA)) {
+			return refusal.Invalid("the CA has no certificate in PEM form")
+		}
+	default:
+		return refusal.Invalid("TLS mode %q is none of none, opportunistic, require and implicit", a.TLS)
+	}
+	return nil
+}
+
+func (a Account) validateAccount() error {
+	if a.Username == "" {
+		if a.Password != "" {
+			return refusal.Invalid("a password needs a user name")
+		}
+		return nil
+	}
+	switch {
+	case !a.Verified():
+		return refusal.Invalid("credentials go only over verified TLS: mode %q does not verify, use require or implicit", a.TLS)
+	case a.Password == "":
+		return refusal.Invalid("user name %q needs a password", a.Username)
+	case !credentialText(a.Username) || !credentialText(a.Password):
+		// NUL separates the fields of AUTH PLAIN (RFC 4616 section 2).
+		return refusal.Invalid("user name and password must be at most 1,024 octets without control characters")
+	}
+	return nil
+}
+
+// Verified reports that the server's certificate is verified in this TLS mode, so
+// that credentials may be sent.
+func (a Account) Verified() bool { return a.TLS == TLSRequire || a.TLS == TLSImplicit }
+
+func credentialText(s string) bool {
+	return len(s) <= 1024 && strings.IndexFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f }) < 0
+}
+
+func validHost(host string) bool {
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return !addr.IsUnspecified() && !addr.IsMulticast()
+	}
+	return len(host) <= 253 && hostForm.MatchString(host) && !looksLikeIPv4(host)
+}
+
+// looksLikeIPv4 reports a name whose last label is a number: no such name exists
+// in DNS, it is a mistyped address.
+func looksLikeIPv4(host string) bool {
+	host = strings.TrimSuffix(host, ".")
+	last := host[strings.LastIndexByte(host, '.')+1:]
+	return strings.Trim(last, "0123456789") == ""
+}
