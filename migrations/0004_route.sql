@@ -11,12 +11,37 @@ create table upstream (
 	username        text        not null default '',
 	password        bytea,                           -- sealed, bound to name and username; null: none
 	ca              text        not null default '', -- PEM; '': the system's authorities
+	preset          text        not null default '', -- what the provider's replies mean; '': of none in particular
 	max_connections integer     not null default 0 check (max_connections >= 0),
+	max_messages    integer     not null default 0 check (max_messages >= 0),   -- over one connection
+	max_recipients  integer     not null default 0 check (max_recipients >= 0), -- in one transaction
+	paused_at       timestamptz,                     -- its mail waits since
 	created_at      timestamptz not null default now(),
 	check ((username = '') = (password is null)),
 	-- Credentials go only over verified TLS.
 	check (username = '' or tls in ('require', 'implicit'))
 );
+
+-- What a reply of an upstream means, as an admin has said: before the rows of its preset, in
+-- the order (position, id). Read whole with upstream. The patterns are as relay/upstream
+-- describes them.
+create table upstream_reply (
+	id         bigint      generated always as identity primary key,
+	upstream   text        collate "C" not null references upstream (name) on delete cascade,
+	position   integer     not null,
+	stage      text        not null default '',
+	code       text        not null,
+	enhanced   text        not null default '',
+	text       text        not null default '',
+	result     text        not null check (result in ('later', 'never')),
+	scope      text        not null check (scope in ('recipient', 'message', 'sender', 'account', 'connection', 'host')),
+	wait       interval    not null default '0',
+	created_at timestamptz not null default now(),
+	-- A fault of ours fails no mail.
+	check (result = 'later' or scope in ('recipient', 'message'))
+);
+-- Removing an upstream removes its rows.
+create index upstream_reply_upstream on upstream_reply (upstream);
 
 -- One rule: null columns match everything. Read whole into the routing table in
 -- the order (default route last, position, id); the first match wins.

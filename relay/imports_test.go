@@ -40,7 +40,7 @@ var arrows = map[string]string{
 	"relay/seal":        "internal/owned",
 	"relay/certificate": "internal/owned",
 	"relay/acme":        "relay/certificate relay/seal auth/audit internal/pg internal/panics internal/await internal/crowd",
-	"relay/upstream":    "relay/seal auth/audit internal/pg internal/refusal",
+	"relay/upstream":    "relay/smtp relay/seal auth/audit internal/pg internal/refusal",
 	"relay/route":       "relay/smtp relay/seal relay/upstream auth/audit internal/pg internal/refusal",
 	"relay/delivery":    "relay/smtp relay/queue relay/maillog relay/route relay/upstream internal/share internal/panics internal/await",
 	"relay/bounce":      "relay/smtp relay/queue relay/maillog",

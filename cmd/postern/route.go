@@ -87,18 +87,18 @@ func (a *app) addRoute(ctx context.Context, pool *pgxpool.Pool, rule route.Rule,
 		said += fmt.Sprintf(", in the place of route %d", was)
 	}
 	fmt.Fprintln(a.stdout, said)
-	return a.retryRouteless(ctx, pool)
+	return a.retryWaiting(ctx, pool, noRoute, "for a route")
 }
 
-// retryRouteless makes due what waits because no route was known.
-func (a *app) retryRouteless(ctx context.Context, pool *pgxpool.Pool) error {
+// retryWaiting makes due what waits without an attempt, with a reply that begins like this.
+func (a *app) retryWaiting(ctx context.Context, pool *pgxpool.Pool, reply, what string) error {
 	q := desk.NewAdmin(pool).As(a.actor())
-	waits := desk.Filter{State: desk.StateWaiting, Reply: noRoute}
+	waits := desk.Filter{State: desk.StateWaiting, Reply: reply}
 	n, err := q.Retry(ctx, waits, true)
 	if err != nil || n == 0 { // an audit row only for what is done
 		return err
 	}
-	// A node that does not know of the route yet would let it wait for another minute.
+	// A node that does not know of the change yet would let it wait once more.
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
@@ -107,7 +107,7 @@ func (a *app) retryRouteless(ctx context.Context, pool *pgxpool.Pool) error {
 	if n, err = q.Retry(ctx, waits, false); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintln(a.stdout, changed(n, "recipient", "due now that waited for a route", false))
+	_, err = fmt.Fprintln(a.stdout, changed(n, "recipient", "due now that waited "+what, false))
 	return err
 }
 

@@ -284,7 +284,7 @@ func (r routes) Resolve(_ context.Context, _ int64, _, rcpt smtp.Address) (route
 
 // upstreamAt is an upstream without TLS at a fake server.
 func upstreamAt(s *smtptest.Server) *upstream.Account {
-	return &upstream.Account{Name: "sink", Host: s.Host(), Port: s.Port(), TLS: upstream.TLSNone}
+	return &upstream.Account{Name: "sink", Host: s.Host(), Port: s.Port(), TLS: upstream.TLSNone, Replies: upstream.Table(upstream.Generic)}
 }
 
 // startEngine starts an engine that ends, with everything accounted for, with the

@@ -114,7 +114,7 @@ func (w *worker) serve() {
 			j = w.do(j)
 		}
 		w.job = nil
-		if w.conn != nil && (w.conn.onward || w.conn.client.Exhausted() || w.conn.sent >= w.d.e.bounds.Load().PerConnection) {
+		if w.conn != nil && (w.conn.onward || w.conn.client.Exhausted() || w.conn.sent >= w.d.perConnection()) {
 			w.hangUp()
 		}
 	}
@@ -213,7 +213,7 @@ func (w *worker) abandon() {
 	}
 	w.inText.Store(false)
 	now := time.Now()
-	w.d.e.settle(j, j.rcpts, classify(w.facts(j, now, now), j.rcpts, res, w.retryIn(j)), res.Err)
+	w.d.e.settle(j, j.rcpts, classify(w.facts(j, now, now), j.rcpts, res, w.judging(j)), res.Err)
 	w.d.e.end(j)
 }
 

@@ -191,6 +191,7 @@ type AttemptEnd struct {
 	RemoteIP          netip.AddrPort
 	TLS               string
 	Upstream          string // the upstream's name, or "mx"
+	Scope             string // what was at fault, "" for the recipient or the message
 	Attempt           int    // counted from 1
 	Elapsed           time.Duration
 	RetryIn           time.Duration // deferred: the wait before the next attempt
@@ -217,6 +218,7 @@ func (l *Logger) Attempt(a AttemptEnd) {
 	e.addr("remote_ip", a.RemoteIP)
 	e.text("tls", a.TLS)
 	e.text("upstream", a.Upstream)
+	e.text("scope", a.Scope)
 	e.add(slog.Int("attempt", a.Attempt), slog.Int64("elapsed_ms", a.Elapsed.Milliseconds()))
 	if a.RetryIn > 0 {
 		e.add(slog.Int64("retry_in_s", int64(a.RetryIn/time.Second)))

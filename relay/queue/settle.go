@@ -331,7 +331,7 @@ type endings struct {
 	n, code                                     []int32
 	epoch                                       []int64
 	result, enhanced, text, mta, addr, tls, via []string
-	local, domain, waits                        []string
+	local, domain, waits, scope                 []string
 	at, started                                 []time.Time
 	unknown, passed, released, ours             []bool
 	retry                                       []time.Duration
@@ -343,7 +343,7 @@ func (c *endings) len() int { return len(c.id) }
 // fill takes the endings of a group that are deliveries, or those that are not.
 func (c *endings) fill(q *Queue, group []ending, delivered bool) *endings {
 	*c = endings{node: q.cfg.Node, gather: q.cfg.Gather, delay: q.times.Load().DelayNotice, args: pg.Args{Values: c.args.Values[:0]}, id: c.id[:0], n: c.n[:0], code: c.code[:0], epoch: c.epoch[:0], result: c.result[:0], enhanced: c.enhanced[:0],
-		text: c.text[:0], mta: c.mta[:0], addr: c.addr[:0], tls: c.tls[:0], via: c.via[:0], local: c.local[:0], domain: c.domain[:0], waits: c.waits[:0], ours: c.ours[:0],
+		text: c.text[:0], mta: c.mta[:0], addr: c.addr[:0], tls: c.tls[:0], via: c.via[:0], local: c.local[:0], domain: c.domain[:0], waits: c.waits[:0], scope: c.scope[:0], ours: c.ours[:0],
 		at: c.at[:0], started: c.started[:0], unknown: c.unknown[:0], passed: c.passed[:0], released: c.released[:0], retry: c.retry[:0]}
 	for i := range group {
 		e := &group[i]
@@ -382,6 +382,7 @@ func (c *endings) add(e *ending) {
 		waits = Way(e.Upstream, e.Recipient.DomainKey())
 	}
 	c.waits, c.ours = append(c.waits, pg.Storable(waits)), append(c.ours, e.Ours)
+	c.scope = append(c.scope, e.Scope)
 	c.local, c.domain = append(c.local, pg.Storable(e.Recipient.Local)), append(c.domain, pg.Storable(e.Recipient.Domain))
 }
 
@@ -413,9 +414,11 @@ func (c *endings) delivered(a *pg.Args) {
 	a.Add("ours", c.ours)
 }
 
-// undelivered is delivered for the other statement, which sets a delay notice besides.
+// undelivered is delivered for the other statement, which sets a delay notice besides, and has
+// what was at fault.
 func (c *endings) undelivered(a *pg.Args) {
 	c.delivered(a)
+	a.Add("scope", c.scope)
 	a.Add("delay_notice", c.delay)
 }
 

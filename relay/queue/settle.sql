@@ -67,9 +67,9 @@ with o as materialized (
 	select * from unnest(@message_id::uuid[], @n::int[], @epoch::bigint[], @result::text[], @at::timestamptz[], @started_at::timestamptz[],
 			@code::int[], @enhanced::text[], @text::text[], @mta::text[], @addr::text[], @tls::text[], @upstream::text[],
 			@outcome_unknown::boolean[], @dsn_passed::boolean[], @retry_in::interval[], @released::boolean[], @local::text[], @domain::text[],
-			@waits_for::text[], @ours::boolean[])
+			@waits_for::text[], @ours::boolean[], @scope::text[])
 		as o(message_id, n, epoch, result, at, started_at, code, enhanced, text, mta, addr, tls, upstream, outcome_unknown, dsn_passed,
-			retry_in, released, local, domain, waits_for, ours)
+			retry_in, released, local, domain, waits_for, ours, scope)
 	where not @again or not exists (select from history a where a.message_id = o.message_id and a.n = o.n and a.at = o.at and a.epoch = o.epoch)),
 mine as materialized (
 	select o.*, r.possible_duplicate as duplicate, r.tell,
@@ -126,13 +126,13 @@ kept as (
 k as (
 	select m.message_id, m.n, m.epoch, case when m.late then 'expired' else m.result end as result, m.at, m.started_at, m.code, m.enhanced,
 		m.text, m.mta, m.addr, m.tls, m.upstream, m.outcome_unknown, m.dsn_passed, m.retry_in, m.released, m.local, m.domain, m.waits_for,
-		m.ours, m.duplicate
+		m.ours, m.scope, m.duplicate
 	from mine m),
 h as (
 	insert into history (message_id, n, at, epoch, result, started_at, local, domain, reply_code, reply_enhanced, reply_text,
-		remote_mta, remote_addr, tls, upstream, node, outcome_unknown, possible_duplicate, dsn_passed, fenced)
+		remote_mta, remote_addr, tls, upstream, node, outcome_unknown, possible_duplicate, dsn_passed, fenced, scope)
 	select e.message_id, e.n, e.at, e.epoch, e.result, e.started_at, e.local, e.domain, e.code, e.enhanced, e.text,
-		e.mta, e.addr, e.tls, e.upstream, @node, e.outcome_unknown, e.duplicate, e.dsn_passed, e.fenced
+		e.mta, e.addr, e.tls, e.upstream, @node, e.outcome_unknown, e.duplicate, e.dsn_passed, e.fenced, nullif(e.scope, '')
 	from (select k.*, false as fenced from k
 		union all
 		select o.*, o.outcome_unknown or o.result = 'delivered', true from o

@@ -267,7 +267,7 @@ func TestResolve(t *testing.T) {
 		if got != test.want || d.Route == 0 {
 			t.Errorf("user %d, %s to %s: %s by route %d, want %s", test.user, test.from, test.to, got, d.Route, test.want)
 		}
-		if got == "provider" && *d.Upstream != account() {
+		if got == "provider" && !d.Upstream.Equal(account()) {
 			t.Errorf("upstream %+v, want %+v", *d.Upstream, account())
 		}
 	}

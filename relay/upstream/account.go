@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"cmp"
 	"crypto/x509"
 	"net/netip"
 	"regexp"
@@ -28,11 +29,60 @@ type Account struct {
 	Username       string // "" for none
 	Password       string // opened; "" for none
 	CA             string // PEM of the authorities to trust instead of the system's; "" for those
+	Preset         string // the provider, "" for Generic
 	MaxConnections int    // concurrent ones of each node; 0: the default
+	MaxMessages    int    // over one connection; 0: the default
+	MaxRecipients  int    // in one transaction; 0: the default
+
+	Replies *Replies // what its replies mean
 }
 
-// MaxConnections is the most concurrent connections that an upstream may be given.
-const MaxConnections = 1000
+// Equal reports the same settings, whatever the replies mean: a connection with one serves the
+// other.
+func (a Account) Equal(b Account) bool {
+	a.Replies, b.Replies = nil, nil
+	return a == b
+}
+
+// Fill takes what is not set from the preset. Errors: refusal.ErrInvalid.
+func (a *Account) Fill() error {
+	p, err := PresetNamed(cmp.Or(a.Preset, Generic))
+	if err != nil {
+		return err
+	}
+	if a.Host = cmp.Or(a.Host, p.Host); a.Host == "" && p.HostForm != "" {
+		return refusal.Invalid("preset %s needs a host, of the form %s", a.Preset, p.HostForm)
+	}
+	a.TLS = cmp.Or(a.TLS, p.TLS)
+	if a.Port == 0 {
+		a.Port = p.portFor(a.TLS)
+	}
+	a.MaxConnections = cmp.Or(a.MaxConnections, p.MaxConnections)
+	a.MaxMessages = cmp.Or(a.MaxMessages, p.MaxMessages)
+	a.MaxRecipients = cmp.Or(a.MaxRecipients, p.MaxRecipients)
+	return nil
+}
+
+// portFor is the port of the preset where its mode is used, else the mode's own (RFC 8314,
+// RFC 6409, RFC 5321).
+func (p *Preset) portFor(mode TLSMode) int {
+	switch {
+	case mode == p.TLS:
+		return p.Port
+	case mode == TLSImplicit:
+		return 465
+	case mode == TLSRequire:
+		return 587
+	}
+	return 25
+}
+
+// The most that an upstream may be given.
+const (
+	mostConnections = 1000
+	mostMessages    = 1_000_000
+	mostRecipients  = 1000
+)
 
 var (
 	nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
@@ -48,8 +98,17 @@ func (a Account) Validate() error {
 		return refusal.Invalid("host %q is neither a DNS name nor an IP address", a.Host)
 	case a.Port < 1 || a.Port > 65535:
 		return refusal.Invalid("port %d is not between 1 and 65535", a.Port)
-	case a.MaxConnections < 0 || a.MaxConnections > MaxConnections:
-		return refusal.Invalid("%d connections: not between 0 and %d", a.MaxConnections, MaxConnections)
+	}
+	if _, err := PresetNamed(cmp.Or(a.Preset, Generic)); err != nil {
+		return err
+	}
+	for _, limit := range []struct {
+		n, most int
+		what    string
+	}{{a.MaxConnections, mostConnections, "connections"}, {a.MaxMessages, mostMessages, "messages"}, {a.MaxRecipients, mostRecipients, "recipients"}} {
+		if limit.n < 0 || limit.n > limit.most {
+			return refusal.Invalid("%d %s: not between 0 and %d", limit.n, limit.what, limit.most)
+		}
 	}
 	if err := a.validateTLS(); err != nil {
 		return err

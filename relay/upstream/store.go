@@ -42,39 +42,40 @@ func (s *Store) As(actor string) *Store { return &Store{s.pool, s.sealer, actor}
 
 // Listed is an account as listings show it, without its password.
 type Listed struct {
-	Name           string    `json:"name"`
-	Host           string    `json:"host"`
-	Port           int       `json:"port"`
-	TLS            TLSMode   `json:"tls"`
-	Username       string    `json:"username,omitempty"`
-	CustomCA       bool      `json:"custom_ca"`
-	MaxConnections int       `json:"max_connections"` // 0: the default
-	CreatedAt      time.Time `json:"created_at"`
+	Name           string     `json:"name"`
+	Host           string     `json:"host"`
+	Port           int        `json:"port"`
+	TLS            TLSMode    `json:"tls"`
+	Username       string     `json:"username,omitempty"`
+	CustomCA       bool       `json:"custom_ca"`
+	Preset         string     `json:"preset,omitempty"`
+	MaxConnections int        `json:"max_connections"` // 0: the default
+	MaxMessages    int        `json:"max_messages"`    // 0: the default
+	MaxRecipients  int        `json:"max_recipients"`  // 0: the default
+	PausedAt       *time.Time `json:"paused_at,omitempty"`
+	CreatedAt      time.Time  `json:"created_at"`
 }
 
 const addAccount = `
-insert into upstream (name, host, port, tls, username, password, ca, max_connections)
-values ($1, $2, $3, $4, $5, $6, $7, $8)`
+insert into upstream (name, host, port, tls, username, password, ca, preset, max_connections, max_messages, max_recipients)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`
 
 // Add adds an account; its password is sealed first. Errors: refusal.ErrInvalid, refusal.ErrExists.
 func (s *Store) Add(ctx context.Context, a Account) error {
 	if err := a.Validate(); err != nil {
 		return err
 	}
-	var sealed []byte
-	if a.Username != "" {
-		if s.sealer == nil {
-			return refusal.Invalid("a password needs a sealing key, and none is configured")
-		}
-		sealed = s.sealer.Seal(passwordOf(a.Name, a.Username), []byte(a.Password))
+	sealed, err := s.seal(a)
+	if err != nil {
+		return err
 	}
-	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, addAccount, a.Name, a.Host, a.Port, string(a.TLS), a.Username, sealed, a.CA, a.MaxConnections)
+	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, addAccount, a.Name, a.Host, a.Port, string(a.TLS), a.Username, sealed, a.CA, a.Preset,
+			a.MaxConnections, a.MaxMessages, a.MaxRecipients)
 		if err != nil {
 			return err
 		}
-		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "upstream add", Object: a.Name, Detail: map[string]any{
-			"host": a.Host, "port": a.Port, "tls": a.TLS, "username": a.Username, "custom_ca": a.CA != "", "max_connections": a.MaxConnections}})
+		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "upstream add", Object: a.Name, Detail: a.detail()})
 	})
 	if pg.Code(err) == pg.UniqueViolation {
 		return refusal.Exists("an upstream named %q exists already", a.Name)
@@ -85,8 +86,102 @@ func (s *Store) Add(ctx context.Context, a Account) error {
 	return nil
 }
 
+// detail is the account for the audit.
+func (a Account) detail() map[string]any {
+	return map[string]any{"host": a.Host, "port": a.Port, "tls": a.TLS, "username": a.Username, "custom_ca": a.CA != "",
+		"preset": a.Preset, "max_connections": a.MaxConnections, "max_messages": a.MaxMessages, "max_recipients": a.MaxRecipients}
+}
+
+// seal seals the password, nil if there is none.
+func (s *Store) seal(a Account) ([]byte, error) {
+	if a.Username == "" {
+		return nil, nil
+	}
+	if s.sealer == nil {
+		return nil, refusal.Invalid("a password needs a sealing key, and none is configured")
+	}
+	return s.sealer.Seal(passwordOf(a.Name, a.Username), []byte(a.Password)), nil
+}
+
+const accountForChange = `
+select host, port, tls, username, password, ca, preset, max_connections, max_messages, max_recipients
+from upstream where name = $1 for update`
+
+const changeAccount = `
+update upstream set host = $2, port = $3, tls = $4, username = $5, password = $6, ca = $7, preset = $8,
+	max_connections = $9, max_messages = $10, max_recipients = $11
+where name = $1`
+
+// kept stands for a password that is in the table and was not opened.
+const kept = "(kept)"
+
+// Change lets change edit an account, whose Password is "" unless it is to be another one, and
+// returns what became of it. A password belongs to a user name: with another name it has to be
+// given anew. Errors: refusal.ErrNotFound, refusal.ErrInvalid.
+func (s *Store) Change(ctx context.Context, name string, change func(*Account) error) (a Account, err error) {
+	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		a = Account{Name: name}
+		var sealed []byte
+		err := tx.QueryRow(ctx, accountForChange, name).Scan(&a.Host, &a.Port, &a.TLS, &a.Username, &sealed, &a.CA, &a.Preset,
+			&a.MaxConnections, &a.MaxMessages, &a.MaxRecipients)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return unknownName(name)
+		}
+		if err != nil {
+			return err
+		}
+		was := a
+		if err := change(&a); err != nil {
+			return err
+		}
+		if sealed, err = s.reseal(was, a, sealed); err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, changeAccount, name, a.Host, a.Port, string(a.TLS), a.Username, sealed, a.CA, a.Preset,
+			a.MaxConnections, a.MaxMessages, a.MaxRecipients)
+		if err != nil {
+			return err
+		}
+		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "upstream set", Object: name, Detail: changes(was, a)})
+	})
+	if err != nil && !refusal.Is(err) {
+		return a, fmt.Errorf("change upstream: %w", err)
+	}
+	return a, err
+}
+
+// reseal validates a changed account and returns its password as it is stored.
+func (s *Store) reseal(was, a Account, sealed []byte) ([]byte, error) {
+	keep := a.Username == was.Username && a.Password == "" && sealed != nil
+	check := a
+	if keep {
+		check.Password = kept
+	}
+	if err := check.Validate(); err != nil || keep {
+		return sealed, err
+	}
+	return s.seal(a)
+}
+
+// changes are the settings that differ, for the audit.
+func changes(was, is Account) map[string]any {
+	before, detail := was.detail(), is.detail()
+	maps.DeleteFunc(detail, func(key string, value any) bool { return before[key] == value })
+	if is.Password != "" {
+		detail["password"] = "changed"
+	}
+	if was.CA != is.CA {
+		detail["custom_ca"] = is.CA != ""
+	}
+	return detail
+}
+
+func unknownName(name string) error {
+	return refusal.NotFound("no upstream is named %q; see 'postern upstream list'", name)
+}
+
 const listAccounts = `
-select name, host, port, tls, username, ca <> '', max_connections, created_at
+select name, host, port, tls, username, ca <> '', preset, max_connections, max_messages, max_recipients, paused_at, created_at
 from upstream order by name`
 
 // List lists all accounts by name.
@@ -95,19 +190,28 @@ func (s *Store) List(ctx context.Context) ([]Listed, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list upstreams: %w", err)
 	}
-	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (Listed, error) {
-		var a Listed
-		err := row.Scan(&a.Name, &a.Host, &a.Port, &a.TLS, &a.Username, &a.CustomCA, &a.MaxConnections, &a.CreatedAt)
-		return a, err
-	})
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Listed])
 	if err != nil {
 		return nil, fmt.Errorf("list upstreams: %w", err)
 	}
 	return list, nil
 }
 
+// Named returns one of List. Errors: refusal.ErrNotFound.
+func (s *Store) Named(ctx context.Context, name string) (Listed, error) {
+	list, err := s.List(ctx)
+	if err != nil {
+		return Listed{}, err
+	}
+	if i := slices.IndexFunc(list, func(l Listed) bool { return l.Name == name }); i >= 0 {
+		return list[i], nil
+	}
+	return Listed{}, unknownName(name)
+}
+
 const loadAccounts = `
-select name, host, port, tls, username, password, ca, max_connections from upstream`
+select name, host, port, tls, username, password, ca, preset, max_connections, max_messages, max_recipients, paused_at
+from upstream`
 
 // Loaded is an account with its password, or why it cannot be used.
 type Loaded struct {
@@ -115,8 +219,15 @@ type Loaded struct {
 	Err     error
 }
 
+// ErrPaused says that an admin lets the mail of an upstream wait.
+var ErrPaused = errors.New("is paused")
+
 // Load reads all accounts, by name.
 func (s *Store) Load(ctx context.Context, db pg.DB) (map[string]*Loaded, error) {
+	added, err := loadReplies(ctx, db)
+	if err != nil {
+		return nil, fmt.Errorf("read replies of upstreams: %w", err)
+	}
 	rows, err := db.Query(ctx, loadAccounts)
 	if err != nil {
 		return nil, fmt.Errorf("read upstreams: %w", err)
@@ -124,8 +235,15 @@ func (s *Store) Load(ctx context.Context, db pg.DB) (map[string]*Loaded, error) 
 	accounts := map[string]*Loaded{}
 	var a Account
 	var sealed []byte
-	_, err = pgx.ForEachRow(rows, []any{&a.Name, &a.Host, &a.Port, &a.TLS, &a.Username, &sealed, &a.CA, &a.MaxConnections}, func() error {
-		accounts[a.Name] = s.open(a, sealed)
+	var paused *time.Time
+	_, err = pgx.ForEachRow(rows, []any{&a.Name, &a.Host, &a.Port, &a.TLS, &a.Username, &sealed, &a.CA, &a.Preset,
+		&a.MaxConnections, &a.MaxMessages, &a.MaxRecipients, &paused}, func() error {
+		a.Replies = tableOf(a.Preset, added[a.Name])
+		l := s.open(a, sealed)
+		if paused != nil && l.Err == nil {
+			l.Err = fmt.Errorf("upstream %s %w", a.Name, ErrPaused)
+		}
+		accounts[a.Name] = l
 		return nil
 	})
 	if err != nil {
@@ -139,7 +257,7 @@ func (s *Store) Unusable(ctx context.Context) (map[string]error, error) {
 	accounts, err := s.Load(ctx, s.pool)
 	bad := map[string]error{}
 	for name, l := range accounts {
-		if l.Err != nil {
+		if l.Err != nil && !errors.Is(l.Err, ErrPaused) {
 			bad[name] = l.Err
 		}
 	}
@@ -151,11 +269,41 @@ func (s *Store) Unusable(ctx context.Context) (map[string]error, error) {
 func (s *Store) Usable(ctx context.Context) (list []Account, err error) {
 	accounts, err := s.Load(ctx, s.pool)
 	for _, name := range slices.Sorted(maps.Keys(accounts)) {
-		if l := accounts[name]; l.Err == nil {
+		if l := accounts[name]; l.Err == nil || errors.Is(l.Err, ErrPaused) {
 			list = append(list, l.Account)
 		}
 	}
 	return list, err
+}
+
+const pauseAccount = `
+update upstream set paused_at = case when $2 then coalesce(paused_at, now()) end
+where name = $1 and (paused_at is null) = $2 returning true`
+
+// Pause lets the mail of an account wait, or no longer, and reports whether that is a change.
+// Errors: refusal.ErrNotFound.
+func (s *Store) Pause(ctx context.Context, name string, pause bool) (changed bool, err error) {
+	action := "upstream resume"
+	if pause {
+		action = "upstream pause"
+	}
+	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if err := Require(ctx, tx, []string{name}); err != nil {
+			return err
+		}
+		err := tx.QueryRow(ctx, pauseAccount, name, pause).Scan(&changed)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: action, Object: name})
+	})
+	if err != nil && !refusal.Is(err) {
+		return false, fmt.Errorf("%s: %w", action, err)
+	}
+	return changed, err
 }
 
 const removeAccount = `delete from upstream where name = $1`
@@ -168,7 +316,7 @@ func (s *Store) Remove(ctx context.Context, name string) error {
 			return err
 		}
 		if tag.RowsAffected() == 0 {
-			return refusal.NotFound("no upstream is named %q", name)
+			return unknownName(name)
 		}
 		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "upstream remove", Object: name})
 	})
@@ -220,7 +368,7 @@ func (s *Store) open(a Account, sealed []byte) *Loaded {
 	}
 	password, err := s.sealer.Open(passwordOf(a.Name, a.Username), sealed)
 	if err != nil {
-		return &Loaded{Err: fmt.Errorf("upstream %q: %w", a.Name, err)}
+		return &Loaded{Account: a, Err: fmt.Errorf("upstream %q: %w", a.Name, err)}
 	}
 	a.Password = string(password)
 	return &Loaded{Account: a}

@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/jackc/pgx/v5"
 
 	"postern/internal/pgtest"
 	"postern/internal/refusal"
@@ -47,6 +50,8 @@ func TestStatements(t *testing.T) {
 	for name, sql := range map[string]string{
 		"addAccount": addAccount, "listAccounts": listAccounts, "removeAccount": removeAccount,
 		"loadAccounts": loadAccounts, "knownUpstreams": knownUpstreams,
+		"accountForChange": accountForChange, "changeAccount": changeAccount, "pauseAccount": pauseAccount,
+		"loadRows": loadRows, "addRow": addRow, "removeRow": removeRow,
 	} {
 		if _, err := conn.Conn().Prepare(t.Context(), name, sql); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -180,7 +185,7 @@ func TestValidate(t *testing.T) {
 		"CRLF in the user name":  func(u *Account) { u.Username = "a\r\nb" },
 		"no PEM":                 func(u *Account) { u.CA = "no PEM" },
 		"CA without use":         func(u *Account) { u.TLS, u.CA, u.Username, u.Password = TLSNone, ca, "", "" },
-		"too many connections":   func(u *Account) { u.MaxConnections = MaxConnections + 1 },
+		"too many connections":   func(u *Account) { u.MaxConnections = mostConnections + 1 },
 		"negative connections":   func(u *Account) { u.MaxConnections = -1 },
 	}
 	for name, change := range bad {
@@ -199,5 +204,204 @@ func TestRefusesCredentialsInClear(t *testing.T) {
 		values ('x', 'h', 25, 'opportunistic', 'u', '\x00')`)
 	if err == nil {
 		t.Error("the table takes credentials without verified TLS")
+	}
+}
+
+// A change keeps what it does not name, the sealed password among it.
+func TestChange(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	ctx := t.Context()
+	s := NewStore(db.Pool, newSealer(t, 1)).As("root")
+	if err := s.Add(ctx, account()); err != nil {
+		t.Fatal(err)
+	}
+	loaded := func() Account {
+		t.Helper()
+		list, err := s.Usable(ctx)
+		if err != nil || len(list) != 1 {
+			t.Fatalf("%v, %v", list, err)
+		}
+		return list[0]
+	}
+	keyless := NewStore(db.Pool, nil).As("root")
+	if _, err := keyless.Change(ctx, "provider", func(a *Account) error { a.Port, a.Preset, a.MaxRecipients = 2587, "m365", 50; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	want := account()
+	want.Port, want.Preset, want.MaxRecipients = 2587, "m365", 50
+	if got := loaded(); !got.Equal(want) || got.Replies != Table("m365") {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if _, err := s.Change(ctx, "provider", func(a *Account) error { a.Username, a.Password = "other", "new secret"; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	want.Username, want.Password = "other", "new secret"
+	if got := loaded(); !got.Equal(want) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	for name, change := range map[string]func(*Account){
+		"a user without a password": func(a *Account) { a.Username = "third" },
+		"a password without TLS":    func(a *Account) { a.TLS = TLSNone },
+		"no host":                   func(a *Account) { a.Host = "" },
+		"an unknown preset":         func(a *Account) { a.Preset = "nope" },
+	} {
+		if _, err := s.Change(ctx, "provider", func(a *Account) error { change(a); return nil }); !errors.Is(err, refusal.ErrInvalid) {
+			t.Errorf("%s: %v, want ErrInvalid", name, err)
+		}
+	}
+	if _, err := keyless.Change(ctx, "provider", func(a *Account) error { a.Password = "x"; return nil }); !errors.Is(err, refusal.ErrInvalid) {
+		t.Errorf("a password without a key: %v, want ErrInvalid", err)
+	}
+	if _, err := s.Change(ctx, "nowhere", func(*Account) error { return nil }); !errors.Is(err, refusal.ErrNotFound) {
+		t.Errorf("%v, want ErrNotFound", err)
+	}
+	if got := loaded(); !got.Equal(want) {
+		t.Errorf("what was refused is done: %+v", got)
+	}
+	if _, err := s.Change(ctx, "provider", func(a *Account) error { a.Username, a.Password = "", ""; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if got := loaded(); got.Username != "" || got.Password != "" {
+		t.Errorf("%+v has an account still", got)
+	}
+	wantAudit(t, db, []string{
+		`upstream add provider`,
+		`upstream set provider {"port": 2587, "preset": "m365", "max_recipients": 50}`,
+		`upstream set provider {"password": "changed", "username": "other"}`,
+		`upstream set provider {"username": ""}`,
+	})
+}
+
+// wantAudit wants these deeds of root; of "upstream add", which has all settings, without them.
+func wantAudit(t *testing.T, db *pgtest.DB, want []string) {
+	t.Helper()
+	rows, err := db.Pool.Query(t.Context(), `select action || ' ' || object || case action when 'upstream add' then '' else coalesce(' ' || detail::text, '') end
+		from audit where actor = 'root' order by id`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// The mail of a paused upstream waits, and it is none that cannot be used.
+func TestPause(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	ctx := t.Context()
+	s := NewStore(db.Pool, nil).As("root")
+	if err := s.Add(ctx, sink()); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct{ pause, changed bool }{{false, false}, {true, true}, {true, false}, {false, true}} {
+		changed, err := s.Pause(ctx, "sink", step.pause)
+		if err != nil || changed != step.changed {
+			t.Errorf("%+v: %v, %v", step, changed, err)
+		}
+		accounts, err := s.Load(ctx, db.Pool)
+		if err != nil || errors.Is(accounts["sink"].Err, ErrPaused) != step.pause {
+			t.Errorf("%+v: %v, %v", step, accounts["sink"], err)
+		}
+		l, err := s.Named(ctx, "sink")
+		if err != nil || (l.PausedAt != nil) != step.pause {
+			t.Errorf("%+v: %v, %v", step, l, err)
+		}
+		bad, err := s.Unusable(ctx)
+		if err != nil || len(bad) != 0 {
+			t.Errorf("%+v: unusable: %v, %v", step, bad, err)
+		}
+		if usable, err := s.Usable(ctx); err != nil || len(usable) != 1 {
+			t.Errorf("%+v: usable: %v, %v", step, usable, err)
+		}
+	}
+	if _, err := s.Pause(ctx, "nowhere", true); !errors.Is(err, refusal.ErrNotFound) {
+		t.Errorf("%v, want ErrNotFound", err)
+	}
+	wantAudit(t, db, []string{"upstream add sink", "upstream pause sink {}", "upstream resume sink {}"})
+}
+
+// Rows that an admin has added come first, in their order.
+func TestReplies(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	ctx := t.Context()
+	s := NewStore(db.Pool, nil).As("root")
+	up := sink()
+	up.Preset = "ses"
+	if err := s.Add(ctx, up); err != nil {
+		t.Fatal(err)
+	}
+	denied := said(t, "554 Access denied: no")
+	judged := func() string {
+		t.Helper()
+		table, err := s.Replies(ctx, "sink")
+		if err != nil {
+			t.Fatal(err)
+		}
+		accounts, err := s.Load(ctx, db.Pool)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, loaded := table.Classify(StageDot, denied), accounts["sink"].Account.Replies.Classify(StageDot, denied)
+		if v.Result != loaded.Result || v.Scope != loaded.Scope || v.Wait() != loaded.Wait() {
+			t.Errorf("a node takes it for %+v, the shell for %+v", loaded, v)
+		}
+		return verdictText(v)
+	}
+	if got := judged(); got != "later account ses" {
+		t.Error(got)
+	}
+	second, err := s.AddReply(ctx, "sink", Row{Code: "55X", Text: " Access  DENIED", Result: Never, Scope: ScopeMessage}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := judged(); got != "never message " {
+		t.Error(got)
+	}
+	first, err := s.AddReply(ctx, "sink", Row{Code: "554", Stage: StageDot, Result: Later, Scope: ScopeSender, Wait: 2 * time.Hour}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := judged(); got != "later sender  2h" {
+		t.Error(got)
+	}
+	if _, err := s.AddReply(ctx, "sink", Row{Code: "554", Result: Never, Scope: ScopeAccount}, false); !errors.Is(err, refusal.ErrInvalid) {
+		t.Errorf("%v, want ErrInvalid", err)
+	}
+	if _, err := s.AddReply(ctx, "nowhere", Row{Code: "554", Result: Later, Scope: ScopeAccount}, false); !errors.Is(err, refusal.ErrNotFound) {
+		t.Errorf("%v, want ErrNotFound", err)
+	}
+	if w, err := s.RemoveReply(ctx, "sink", first); err != nil || w.Code != "554" || w.Wait != 2*time.Hour {
+		t.Errorf("%+v, %v", w, err)
+	}
+	for name, id := range map[string]int64{"sink": first, "nowhere": second} {
+		if _, err := s.RemoveReply(ctx, name, id); !errors.Is(err, refusal.ErrNotFound) {
+			t.Errorf("%s: %v, want ErrNotFound", name, err)
+		}
+	}
+	if got := judged(); got != "never message " {
+		t.Error(got)
+	}
+	// A row that this program cannot read decides nothing.
+	if _, err := db.Pool.Exec(ctx, `update upstream_reply set stage = 'later'`); err != nil {
+		t.Fatal(err)
+	}
+	if got := judged(); got != "later account ses" {
+		t.Error(got)
+	}
+	wantAudit(t, db, []string{
+		"upstream add sink",
+		fmt.Sprintf(`upstream reply add sink {"row": %d, "reply": "55x \"access denied\"", "scope": "message", "result": "never"}`, second),
+		fmt.Sprintf(`upstream reply add sink {"row": %d, "wait": "2h0m0s", "reply": "554 at dot", "scope": "sender", "result": "later"}`, first),
+		fmt.Sprintf(`upstream reply remove sink {"row": %d, "wait": "2h0m0s", "reply": "554 at dot", "scope": "sender", "result": "later"}`, first),
+	})
+	if err := s.Remove(ctx, "sink"); err != nil {
+		t.Errorf("its rows keep it from being removed: %v", err)
 	}
 }
