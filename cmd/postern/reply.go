@@ -59,11 +59,11 @@ func (a *app) replyAddCmd() *cobra.Command {
 				row.Wait = span
 			}
 			return a.onUpstreams(cmd.Context(), false, func(ctx context.Context, _ *pgxpool.Pool, accounts *upstream.Store) error {
-				id, err := accounts.AddReply(ctx, args[0], row, first)
+				row, err := accounts.AddReply(ctx, args[0], row, first)
 				if err != nil {
 					return invalidUse(err)
 				}
-				_, err = fmt.Fprintf(a.stdout, "added row %d to upstream %s: %s means %s, %s\n", id, args[0], screen.Printable(row.String()), result, scope)
+				_, err = fmt.Fprintf(a.stdout, "added row %d to upstream %s: %s means %s, %s\n", row.ID, args[0], screen.Printable(row.String()), row.Result, row.Scope)
 				return err
 			})
 		},

@@ -243,10 +243,10 @@ Another --username needs its password as well.`,
 
 func (a *app) upstreamListCmd() *cobra.Command {
 	return listing[upstream.Listed]{
-		head: []string{"NAME", "HOST", "TLS", "ACCOUNT", "PRESET", "CONNECTIONS", "STATE"},
+		head: []string{"NAME", "HOST", "TLS", "ACCOUNT", "CONNECTIONS", "PRESET", "STATE"},
 		row: func(u upstream.Listed) []string {
 			return []string{u.Name, net.JoinHostPort(u.Host, strconv.Itoa(u.Port)), string(u.TLS), screen.OrDash(u.Username),
-				screen.OrDash(u.Preset), orDefault(u.MaxConnections), upstreamState(u)}
+				orDefault(u.MaxConnections), screen.OrDash(u.Preset), upstreamState(u)}
 		},
 		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]upstream.Listed, error) {
 			return upstream.NewStore(users.pool, nil).List(ctx)

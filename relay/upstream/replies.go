@@ -55,25 +55,25 @@ from upstream_reply where upstream = $1
 returning id`
 
 // AddReply adds a row to an upstream's, behind those that are there or, with first, before them.
-// It returns the row's number. Errors: refusal.ErrNotFound, refusal.ErrInvalid.
-func (s *Store) AddReply(ctx context.Context, name string, w Row, first bool) (id int64, err error) {
+// It returns the row as it is stored. Errors: refusal.ErrNotFound, refusal.ErrInvalid.
+func (s *Store) AddReply(ctx context.Context, name string, w Row, first bool) (Row, error) {
 	if err := w.normalise(); err != nil {
-		return 0, err
+		return w, err
 	}
-	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if err := Require(ctx, tx, []string{name}); err != nil {
 			return err
 		}
-		err := tx.QueryRow(ctx, addRow, name, first, w.Stage, w.Code, w.Enhanced, w.Text, w.Result, w.Scope, w.Wait).Scan(&id)
+		err := tx.QueryRow(ctx, addRow, name, first, w.Stage, w.Code, w.Enhanced, w.Text, w.Result, w.Scope, w.Wait).Scan(&w.ID)
 		if err != nil {
 			return err
 		}
-		return s.recordReply(ctx, tx, "upstream reply add", name, id, w)
+		return s.recordReply(ctx, tx, "upstream reply add", name, w)
 	})
 	if err != nil && !refusal.Is(err) {
-		return 0, fmt.Errorf("add reply: %w", err)
+		return w, fmt.Errorf("add reply: %w", err)
 	}
-	return id, err
+	return w, err
 }
 
 const removeRow = `
@@ -90,7 +90,7 @@ func (s *Store) RemoveReply(ctx context.Context, name string, id int64) (w Row, 
 		if err != nil {
 			return err
 		}
-		return s.recordReply(ctx, tx, "upstream reply remove", name, id, w)
+		return s.recordReply(ctx, tx, "upstream reply remove", name, w)
 	})
 	if err != nil && !refusal.Is(err) {
 		return w, fmt.Errorf("remove reply: %w", err)
@@ -98,8 +98,8 @@ func (s *Store) RemoveReply(ctx context.Context, name string, id int64) (w Row, 
 	return w, err
 }
 
-func (s *Store) recordReply(ctx context.Context, tx pgx.Tx, action, name string, id int64, w Row) error {
-	detail := map[string]any{"row": id, "reply": w.String(), "result": w.Result, "scope": w.Scope}
+func (s *Store) recordReply(ctx context.Context, tx pgx.Tx, action, name string, w Row) error {
+	detail := map[string]any{"row": w.ID, "reply": w.String(), "result": w.Result, "scope": w.Scope}
 	if w.Wait > 0 {
 		detail["wait"] = w.Wait.String()
 	}

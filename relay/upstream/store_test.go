@@ -377,10 +377,10 @@ func TestReplies(t *testing.T) {
 	if _, err := s.AddReply(ctx, "nowhere", Row{Code: "554", Result: Later, Scope: ScopeAccount}, false); !errors.Is(err, refusal.ErrNotFound) {
 		t.Errorf("%v, want ErrNotFound", err)
 	}
-	if w, err := s.RemoveReply(ctx, "sink", first); err != nil || w.Code != "554" || w.Wait != 2*time.Hour {
+	if w, err := s.RemoveReply(ctx, "sink", first.ID); err != nil || w.Code != "554" || w.Wait != 2*time.Hour {
 		t.Errorf("%+v, %v", w, err)
 	}
-	for name, id := range map[string]int64{"sink": first, "nowhere": second} {
+	for name, id := range map[string]int64{"sink": first.ID, "nowhere": second.ID} {
 		if _, err := s.RemoveReply(ctx, name, id); !errors.Is(err, refusal.ErrNotFound) {
 			t.Errorf("%s: %v, want ErrNotFound", name, err)
 		}
@@ -397,9 +397,9 @@ func TestReplies(t *testing.T) {
 	}
 	wantAudit(t, db, []string{
 		"upstream add sink",
-		fmt.Sprintf(`upstream reply add sink {"row": %d, "reply": "55x \"access denied\"", "scope": "message", "result": "never"}`, second),
-		fmt.Sprintf(`upstream reply add sink {"row": %d, "wait": "2h0m0s", "reply": "554 at dot", "scope": "sender", "result": "later"}`, first),
-		fmt.Sprintf(`upstream reply remove sink {"row": %d, "wait": "2h0m0s", "reply": "554 at dot", "scope": "sender", "result": "later"}`, first),
+		fmt.Sprintf(`upstream reply add sink {"row": %d, "reply": "55x \"access denied\"", "scope": "message", "result": "never"}`, second.ID),
+		fmt.Sprintf(`upstream reply add sink {"row": %d, "wait": "2h0m0s", "reply": "554 at dot", "scope": "sender", "result": "later"}`, first.ID),
+		fmt.Sprintf(`upstream reply remove sink {"row": %d, "wait": "2h0m0s", "reply": "554 at dot", "scope": "sender", "result": "later"}`, first.ID),
 	})
 	if err := s.Remove(ctx, "sink"); err != nil {
 		t.Errorf("its rows keep it from being removed: %v", err)
