@@ -187,8 +187,8 @@ func (e *Engine) unroutable(d *queue.Delivery, rcpt *queue.Recipient, err error)
 		return
 	}
 	reply, wait := smtp.Temporary(451, 4, 4, "no route to this recipient is known now"), routeWait
-	if errors.Is(err, upstream.ErrPaused) {
-		reply, wait = smtp.Temporary(451, 3, 2, err.Error()), pausedWait
+	if paused, ok := errors.AsType[*upstream.PausedError](err); ok {
+		reply, wait = smtp.Temporary(451, 3, 2, "upstream "+paused.Upstream+" is paused"), pausedWait
 	}
 	now := time.Now()
 	e.record(d, rcpt, queue.Outcome{

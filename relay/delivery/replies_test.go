@@ -184,7 +184,7 @@ func TestLimitsOfAnUpstream(t *testing.T) {
 func TestPausedUpstream(t *testing.T) {
 	t.Parallel()
 	q := newFakeQueue()
-	e := startEngine(t, q, Config{Routes: routes{err: fmt.Errorf("upstream out %w", upstream.ErrPaused)}})
+	e := startEngine(t, q, Config{Routes: routes{err: &upstream.PausedError{Upstream: "out"}}})
 	d := message(t, "a@one.test")
 	e.Take(d)
 	q.waitEnded(t, 1)

@@ -219,8 +219,16 @@ type Loaded struct {
 	Err     error
 }
 
-// ErrPaused says that an admin lets the mail of an upstream wait.
-var ErrPaused = errors.New("is paused")
+// PausedError says that an admin lets the mail of an upstream wait.
+type PausedError struct{ Upstream string }
+
+func (e *PausedError) Error() string { return "upstream " + e.Upstream + " is paused" }
+
+// IsPaused reports a PausedError.
+func IsPaused(err error) bool {
+	_, is := errors.AsType[*PausedError](err)
+	return is
+}
 
 // Load reads all accounts, by name.
 func (s *Store) Load(ctx context.Context, db pg.DB) (map[string]*Loaded, error) {
@@ -241,7 +249,7 @@ func (s *Store) Load(ctx context.Context, db pg.DB) (map[string]*Loaded, error) 
 		a.Replies = tableOf(a.Preset, added[a.Name])
 		l := s.open(a, sealed)
 		if paused != nil && l.Err == nil {
-			l.Err = fmt.Errorf("upstream %s %w", a.Name, ErrPaused)
+			l.Err = &PausedError{a.Name}
 		}
 		accounts[a.Name] = l
 		return nil
@@ -257,7 +265,7 @@ func (s *Store) Unusable(ctx context.Context) (map[string]error, error) {
 	accounts, err := s.Load(ctx, s.pool)
 	bad := map[string]error{}
 	for name, l := range accounts {
-		if l.Err != nil && !errors.Is(l.Err, ErrPaused) {
+		if l.Err != nil && !IsPaused(l.Err) {
 			bad[name] = l.Err
 		}
 	}
@@ -269,7 +277,7 @@ func (s *Store) Unusable(ctx context.Context) (map[string]error, error) {
 func (s *Store) Usable(ctx context.Context) (list []Account, err error) {
 	accounts, err := s.Load(ctx, s.pool)
 	for _, name := range slices.Sorted(maps.Keys(accounts)) {
-		if l := accounts[name]; l.Err == nil || errors.Is(l.Err, ErrPaused) {
+		if l := accounts[name]; l.Err == nil || IsPaused(l.Err) {
 			list = append(list, l.Account)
 		}
 	}

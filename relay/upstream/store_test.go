@@ -305,7 +305,7 @@ func TestPause(t *testing.T) {
 			t.Errorf("%+v: %v, %v", step, changed, err)
 		}
 		accounts, err := s.Load(ctx, db.Pool)
-		if err != nil || errors.Is(accounts["sink"].Err, ErrPaused) != step.pause {
+		if err != nil || IsPaused(accounts["sink"].Err) != step.pause {
 			t.Errorf("%+v: %v, %v", step, accounts["sink"], err)
 		}
 		l, err := s.Named(ctx, "sink")

@@ -48,6 +48,7 @@ func routeFaults() []fault {
 		{"route.no-default", "1 rules, none", seen(func(v *mailView) { v.rules[0].SenderDomain = "example.com" })},
 		{"route.gone", `route 1 names "out"`, seen(func(v *mailView) { v.rules[0].Upstreams = []string{"out"} })},
 		{"route.user-gone", "route 2", seen(func(v *mailView) { v.rules = append(v.rules, route.Rule{ID: 2, UserID: 4711}) })},
+		{"route.paused", "since ", seen(func(v *mailView) { v.accounts = []upstream.Listed{{Name: "out", PausedAt: new(time.Now())}} })},
 		{"route.unused", "upstream out", seen(func(v *mailView) { v.accounts = []upstream.Listed{{Name: "out"}} })},
 		{"route.sealed", "does not open its password", seen(func(v *mailView) { v.sealed = []string{"out"} })},
 	}

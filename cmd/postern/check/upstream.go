@@ -16,17 +16,17 @@ import (
 
 var upstreamKinds = []kind{
 	{"upstream.ok", health.OK, "", ""},
-	{"upstream.lookup", health.Failed, "The upstream's name cannot be looked up.", "correct its --host, or the resolver of this machine"},
+	{"upstream.lookup", health.Failed, "The upstream's name cannot be looked up.", "correct its --host with 'postern upstream set', or the resolver of this machine"},
 	{"upstream.unreachable", health.Failed, "There is no connection to the upstream.", "check its host and port, and firewalls here and at the hosting company"},
 	{"upstream.tls", health.Failed, "TLS with the upstream is not as configured, so no mail goes there.",
-		"add it anew with its certificate's host, --ca-file, or the --tls that it offers; then 'postern route add --replace'"},
+		"correct its --host, --ca-file or --tls with 'postern upstream set'"},
 	{"upstream.account", health.Failed, "The upstream does not take the account.",
-		"ask its operator; add it anew with the right --username and password, then 'postern route add --replace'"},
+		"ask its operator; correct the account with 'postern upstream set'"},
 	{"upstream.refuses", health.Failed, "The upstream refuses to talk to this server, or cannot be understood.",
 		"ask its operator; it may not know this address"},
 	{"upstream.self", health.Failed, "The upstream is this server itself, so mail would loop.", "correct its --host, or remove the route to it"},
 	{"upstream.clear", health.Warning, "Mail goes to the upstream without verified TLS, so others on the way may read or take it; on loopback that is ok.",
-		"add it anew with --tls require or implicit, then 'postern route add --replace'"},
+		"set --tls require or implicit with 'postern upstream set'"},
 	{"upstream.expiring", health.Warning, "The upstream's certificate expires in a few days; then mail waits.", "tell its operator"},
 }
 
