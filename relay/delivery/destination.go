@@ -105,16 +105,6 @@ func (e *Engine) destination(w *way) *destination {
 	return d
 }
 
-// perConnection is the most messages over one connection.
-func (d *destination) perConnection() int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.upstream != nil && d.upstream.MaxMessages > 0 {
-		return d.upstream.MaxMessages
-	}
-	return d.e.bounds.Load().PerConnection
-}
-
 func (e *Engine) connectionsFor(u *upstream.Account) int {
 	if u.MaxConnections > 0 {
 		return u.MaxConnections

@@ -114,10 +114,18 @@ func (w *worker) serve() {
 			j = w.do(j)
 		}
 		w.job = nil
-		if w.conn != nil && (w.conn.onward || w.conn.client.Exhausted() || w.conn.sent >= w.d.perConnection()) {
+		if w.conn != nil && (w.conn.onward || w.conn.client.Exhausted() || w.conn.sent >= w.perConnection()) {
 			w.hangUp()
 		}
 	}
+}
+
+// perConnection is the most messages over the open connection.
+func (w *worker) perConnection() int {
+	if up := w.conn.walk.upstream; up != nil && up.MaxMessages > 0 {
+		return up.MaxMessages
+	}
+	return w.d.e.bounds.Load().PerConnection
 }
 
 // connect begins a conversation if one is wanted. The worker has no job meanwhile: waiting
