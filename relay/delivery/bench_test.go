@@ -48,6 +48,8 @@ type counter struct {
 	done    chan struct{}
 }
 
+func (c *counter) Recovered(string) {}
+
 func (c *counter) Settle(outcomes ...queue.Outcome) {
 	for _, o := range outcomes {
 		if o.Result != queue.Delivered {
