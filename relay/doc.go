@@ -14,6 +14,7 @@
 //	submission  the listeners on 587 and 465
 //	seal        secrets that the database must not reveal
 //	upstream    accounts with the smarthosts
+//	upstream/oauth  access tokens for their accounts, shared by all nodes
 //	route       the rules that choose the way of a recipient
 //	delivery    sending to upstreams and to MX
 //	bounce      RFC 3464 notices

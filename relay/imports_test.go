@@ -50,6 +50,8 @@ var arrows = map[string]string{
 	"configs/debian":    "",
 	"configs/image":     "",
 
+	"relay/upstream/oauth": "relay/seal internal/await internal/panics internal/pg",
+
 	"cmd/postern":          "*",
 	"cmd/postern/config":   "cmd/postern/screen admin auth internal/owned internal/units relay/acme relay/delivery relay/queue relay/retention relay/seal relay/smtp relay/submission",
 	"cmd/postern/check":    "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/owned internal/units migrations relay/acme relay/certificate relay/delivery relay/queue/desk relay/route relay/seal relay/smtp relay/upstream internal/pgserver",
@@ -76,6 +78,7 @@ var arrows = map[string]string{
 	"internal/acmetest":     "internal/serve",
 	"internal/logtest":      "",
 	"internal/leaktest":     "",
+	"internal/oauthtest":    "",
 	"internal/capture":      "relay/smtp internal/serve",
 	"internal/peers":        "internal/serve",
 	"internal/rig":          "internal/pgserver internal/pgtest internal/serve internal/smtptest",
@@ -106,6 +109,7 @@ var never = map[string]string{
 var only = map[string]string{
 	"github.com/caddyserver/...": "relay/acme",
 	"github.com/mholt/...":       "relay/acme",
+	"golang.org/x/oauth2/...":    "relay/upstream/oauth",
 }
 
 // notLinked must be in no program: it is under another licence, or for tests.
