@@ -228,7 +228,7 @@ func (a *Authority) judge(r *http.Request) (whose string, refusal map[string]any
 
 // assertion checks a signed JWT.
 func (a *Authority) assertion(text, client, audience string) (whose string, refusal map[string]any) {
-	signed, err := jose.ParseSigned(text, []jose.SignatureAlgorithm{jose.PS256, jose.RS256})
+	signed, err := jose.ParseSignedCompact(text, []jose.SignatureAlgorithm{jose.PS256, jose.RS256})
 	if err != nil {
 		return "", refuse("invalid_client", "AADSTS50027: "+err.Error())
 	}

@@ -14,6 +14,7 @@ import (
 	"postern/internal/share"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
+	"postern/relay/upstream/oauth"
 )
 
 // dialer begins conversations.
@@ -61,6 +62,7 @@ type target struct {
 	host     string
 	addr     netip.AddrPort
 	upstream *upstream.Account // nil for mx
+	token    oauth.Token       // of an upstream that has a grant
 	progress *atomic.Uint64    // see smtp.ClientConfig
 }
 
@@ -109,10 +111,27 @@ func isLocal(addr netip.Addr) bool {
 	return false
 }
 
-// try begins a conversation with one address. A handshake that fails where TLS is
+// try begins a conversation with one address. A token that the server refuses is worth one
+// other, over a new connection: the old one may have ended with the refusal.
+func (d *dialer) try(ctx context.Context, to target) (*conn, *trouble) {
+	if to.upstream == nil || to.upstream.Grant.Kind == "" {
+		return d.tryOnce(ctx, to)
+	}
+	var t *trouble
+	if to.token, t = d.token(ctx, to.upstream); t != nil {
+		return nil, t
+	}
+	c, t := d.tryOnce(ctx, to)
+	if t != nil && t.badToken && d.renew(ctx, &to, t) {
+		c, t = d.tryOnce(ctx, to)
+	}
+	return c, t
+}
+
+// tryOnce begins a conversation with one address. A handshake that fails where TLS is
 // only opportunistic is tried once more without it: the recipient's server asks
 // for no more (RFC 7435).
-func (d *dialer) try(ctx context.Context, to target) (*conn, *trouble) {
+func (d *dialer) tryOnce(ctx context.Context, to target) (*conn, *trouble) {
 	policy := policyOf(to)
 	c, t, handshake := d.converse(ctx, to, policy)
 	if handshake && policy.mode == upstream.TLSOpportunistic && ctx.Err() == nil {
@@ -166,7 +185,7 @@ func (d *dialer) begin(ctx context.Context, c *conn, to target, policy tlsPolicy
 // logIn authenticates with an upstream that has credentials.
 func (d *dialer) logIn(ctx context.Context, c *conn, to target) *trouble {
 	if up := to.upstream; up != nil && up.Username != "" {
-		if err := authenticate(ctx, c.client, up); err != nil {
+		if err := authenticate(ctx, c.client, to); err != nil {
 			return authTrouble(c, to, err)
 		}
 	}

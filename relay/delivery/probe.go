@@ -16,11 +16,12 @@ import (
 const (
 	StageLookup smtp.Stage = "lookup" // DNS
 	StageLoop   smtp.Stage = "loop"   // it is this server itself
+	StageToken  smtp.Stage = "token"  // of an upstream account that has a grant
 )
 
 // Prober begins conversations as deliveries do, up to where mail would be sent, and
 // ends them with QUIT. It sends no mail. Of a Config it uses what concerns dialling:
-// DNS, Hello, Self, Timeouts, ConnectTime, LookupTime, MXPort and AllowPrivateMX. It
+// DNS, Hello, Self, Tokens, Timeouts, ConnectTime, LookupTime, MXPort and AllowPrivateMX. It
 // is safe for concurrent use.
 type Prober struct{ d *dialer }
 
@@ -123,7 +124,9 @@ func (t *trouble) stage() smtp.Stage {
 	switch {
 	case errors.As(t.err, &stage):
 		return stage.Stage
-	case errors.Is(t.err, errNoMechanism):
+	case errors.Is(t.err, errNoToken):
+		return StageToken
+	case isNoMechanism(t.err):
 		return smtp.StageAuth
 	case errors.As(t.err, &dns):
 		return StageLookup

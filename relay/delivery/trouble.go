@@ -23,6 +23,7 @@ type trouble struct {
 	greeted   bool // EHLO was answered
 	closed    bool // the host says that it takes no mail, ever (RFC 7504), and so do all others
 	crowded   bool // it is ours: the address has all the connections that it may, or the machine has no room for one
+	badToken  bool // the upstream took no token
 	ofUser    bool // conversations that carried one user's messages broke off, and no others
 }
 

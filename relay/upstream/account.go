@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"postern/internal/refusal"
+	"postern/relay/upstream/oauth"
 )
 
 // TLSMode says how a connection to an upstream is protected.
@@ -26,15 +27,21 @@ type Account struct {
 	Host           string // DNS name or IP address
 	Port           int
 	TLS            TLSMode
-	Username       string // "" for none
-	Password       string // opened; "" for none
-	CA             string // PEM of the authorities to trust instead of the system's; "" for those
-	Preset         string // the provider, "" for Generic
-	MaxConnections int    // concurrent ones of each node; 0: the default
-	MaxMessages    int    // over one connection; 0: the default
-	MaxRecipients  int    // in one transaction; 0: the default
+	Username       string      // "" for none
+	Password       string      // opened; "" for none
+	Grant          oauth.Grant // by which it gets tokens, instead of a password; zero: none
+	CA             string      // PEM of the authorities to trust instead of the system's; "" for those
+	Preset         string      // the provider, "" for Generic
+	MaxConnections int         // concurrent ones of each node; 0: the default
+	MaxMessages    int         // over one connection; 0: the default
+	MaxRecipients  int         // in one transaction; 0: the default
 
 	Replies *Replies // what its replies mean
+}
+
+// OAuth is the account as a getter of tokens.
+func (a *Account) OAuth() oauth.Account {
+	return oauth.Account{Upstream: a.Name, Username: a.Username, Grant: a.Grant}
 }
 
 // Equal reports the same settings, whatever the replies mean: a connection with one serves the

@@ -97,7 +97,7 @@ func (g *Grant) validate(authority Authority) error {
 	}
 	switch {
 	case authority.Google && g.Tenant != "":
-		return errors.New("Google knows no tenants")
+		return errors.New("a tenant is of Microsoft, not of Google")
 	case !authority.Google && !tenantForm.MatchString(g.Tenant):
 		return fmt.Errorf("tenant %q is neither the tenant's id nor one of its domains", g.Tenant)
 	case g.Kind == ClientCredentials && slices.Contains(shared, g.Tenant):

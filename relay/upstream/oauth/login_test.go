@@ -91,11 +91,11 @@ func TestLoginByBrowser(t *testing.T) {
 	}
 	requests := len(c.Requests())
 	token := must(t, c.node("b", c.db.Pool), a)
-	if c.Valid(token.access) != "person" || len(c.Requests()) != requests {
+	if c.Valid(token.Access) != "person" || len(c.Requests()) != requests {
 		t.Error("the token is not that of the login")
 	}
 	c.expire()
-	if token = must(t, c.node("c", c.db.Pool), a); c.Valid(token.access) != "person" {
+	if token = must(t, c.node("c", c.db.Pool), a); c.Valid(token.Access) != "person" {
 		t.Error("the refresh token is not that of the login")
 	}
 }
@@ -147,7 +147,7 @@ func TestLoginWhileRefreshing(t *testing.T) {
 			}
 		}
 	})
-	if token := must(t, c.node("a", c.db.Pool), a); token.access != l.got.Access {
+	if token := must(t, c.node("a", c.db.Pool), a); token.Access != l.got.Access {
 		t.Error("the login's token was replaced")
 	}
 }

@@ -33,15 +33,15 @@ type Exchange struct {
 
 // NewExchange makes the exchange of an account with a server, by a mechanism of Mechanisms.
 func NewExchange(mechanism, username string, token Token, host string, port int) *Exchange {
-	e := &Exchange{mechanism: mechanism, token: token.access}
+	e := &Exchange{mechanism: mechanism, token: token.Access}
 	if mechanism == XOAuth2 {
-		e.initial = []byte("user=" + username + "\x01auth=Bearer " + token.access + "\x01\x01")
+		e.initial = []byte("user=" + username + "\x01auth=Bearer " + token.Access + "\x01\x01")
 		return e
 	}
 	// RFC 5801 section 4: what would end the name is written in another way.
 	escaped := strings.NewReplacer("=", "=3D", ",", "=2C").Replace(username)
 	_, e.initial, _ = sasl.NewOAuthBearerClient(&sasl.OAuthBearerOptions{ // it never fails
-		Username: escaped, Token: token.access, Host: host, Port: port}).Start()
+		Username: escaped, Token: token.Access, Host: host, Port: port}).Start()
 	return e
 }
 

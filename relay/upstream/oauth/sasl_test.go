@@ -8,7 +8,7 @@ import (
 
 func TestExchange(t *testing.T) {
 	t.Parallel()
-	token := Token{access: "ya29.token"}
+	token := Token{Access: "ya29.token"}
 	tests := []struct {
 		mechanism, username, initial, answer string
 	}{

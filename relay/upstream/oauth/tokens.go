@@ -33,9 +33,12 @@ var ErrNew = errors.New("the token is new")
 
 // Token is an access token, with which [NewExchange] proves an account.
 type Token struct {
-	access string
-	serial int64 // of the row; tokens of one account differ by it
+	Access string
+	Serial int64 // of its row; tokens of one account differ by it
 }
+
+// String keeps the token out of logs.
+func (t Token) String() string { return fmt.Sprintf("token %d", t.Serial) }
 
 // Config configures Tokens.
 type Config struct {
@@ -114,7 +117,7 @@ func (t *Tokens) Token(ctx context.Context, a Account) (Token, error) { return t
 
 // Renew returns another token than the one that a server refused. The error is also ErrNew.
 func (t *Tokens) Renew(ctx context.Context, a Account, refused Token) (Token, error) {
-	return t.get(ctx, a, refused.serial)
+	return t.get(ctx, a, refused.Serial)
 }
 
 func (t *Tokens) get(ctx context.Context, a Account, refused int64) (Token, error) {
@@ -139,7 +142,7 @@ func (t *Tokens) look(a Account, refused int64) (Token, <-chan struct{}, error) 
 	defer t.mu.Unlock()
 	now := time.Now()
 	k := t.keep(a)
-	if refused != 0 && refused == k.token.serial {
+	if refused != 0 && refused == k.token.Serial {
 		if now.Sub(k.born) < CoolDown {
 			return Token{}, nil, ErrNew
 		}
@@ -173,7 +176,7 @@ func (t *Tokens) keep(a Account) *kept {
 }
 
 func (k *kept) usable(now time.Time) bool {
-	return k.token.serial != 0 && k.token.serial != k.refused && now.Before(k.until)
+	return k.token.Serial != 0 && k.token.Serial != k.refused && now.Before(k.until)
 }
 
 // tell wakes all who wait. It runs with mu held.
@@ -248,9 +251,9 @@ func (t *Tokens) adopt(k *kept, r row) (usable, due bool) {
 	now := time.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if k.token.serial != r.serial {
+	if k.token.Serial != r.serial {
 		early := r.life/5 + time.Duration(rand.Int64N(int64(r.life)/10+1))
-		k.token = Token{access: r.pair.Access, serial: r.serial}
+		k.token = Token{Access: r.pair.Access, Serial: r.serial}
 		k.until, k.born = now.Add(r.left), now.Add(-r.age)
 		k.renewAt = k.until.Add(-early)
 		k.tell()

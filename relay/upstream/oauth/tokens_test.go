@@ -275,7 +275,7 @@ func TestRenew(t *testing.T) {
 		t.Fatalf("%v, %v", got, errs)
 	}
 	for second := range got {
-		if c.Valid(second.access) == "" {
+		if c.Valid(second.Access) == "" {
 			t.Error("it is not valid")
 		}
 		for _, n := range nodes {
