@@ -10,6 +10,9 @@ create table upstream (
 	tls             text        not null check (tls in ('none', 'opportunistic', 'require', 'implicit')),
 	username        text        not null default '',
 	password        bytea,                           -- sealed, bound to name and username; null: none
+	oauth           text        not null default '' check (oauth in ('', 'client-credentials', 'service-account', 'refresh-token')), -- then password is a grant
+	secret_expires  date,                            -- the last day of the password, or of the grant's secret
+	secret_told     integer,                         -- so many days ahead it was told last
 	ca              text        not null default '', -- PEM; '': the system's authorities
 	preset          text        not null default '', -- what the provider's replies mean; '': of none in particular
 	max_connections integer     not null default 0 check (max_connections >= 0),

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
@@ -16,12 +17,13 @@ import (
 	"postern/internal/refusal"
 	"postern/relay/seal"
 	"postern/relay/upstream"
+	"postern/relay/upstream/oauth"
 )
 
 func (a *app) upstreamCmd() *cobra.Command {
 	return noun("upstream", "the smarthosts that mail is forwarded to",
 		a.upstreamAddCmd(), a.upstreamSetCmd(), a.upstreamListCmd(), a.upstreamShowCmd(), a.upstreamPauseCmd(true), a.upstreamPauseCmd(false),
-		a.upstreamClassifyCmd(), a.replyCmd(), a.upstreamRemoveCmd())
+		a.upstreamClassifyCmd(), a.replyCmd(), a.upstreamLoginCmd(), a.upstreamRemoveCmd())
 }
 
 // tlsModes are the values of --tls.
@@ -29,9 +31,10 @@ var tlsModes = []string{string(upstream.TLSNone), string(upstream.TLSOpportunist
 
 // upstreamFlags are the settings of an upstream.
 type upstreamFlags struct {
-	host, mode, preset, username, caFile string
-	from                                 passwordSource
-	connections, messages, recipients    int
+	host, mode, preset, username, caFile, expires string
+	from                                          passwordSource
+	tokens                                        grantFlags
+	connections, messages, recipients             int
 }
 
 func (u *upstreamFlags) flags(cmd *cobra.Command) {
@@ -41,6 +44,8 @@ func (u *upstreamFlags) flags(cmd *cobra.Command) {
 	f.StringVar(&u.mode, "tls", "", "none, opportunistic, require (the default) or implicit")
 	f.StringVar(&u.username, "username", "", "account name at the smarthost")
 	u.from.flags(cmd)
+	u.tokens.flags(cmd)
+	f.StringVar(&u.expires, "secret-expires", "", "the last `day` of the password or secret, as 2027-01-31, to be told ahead (default: a certificate's)")
 	f.StringVar(&u.caFile, "ca-file", "", "PEM `file` of the authorities to trust instead of the system's")
 	f.IntVar(&u.connections, "connections", 0, "concurrent connections from each node (default: delivery.connections)")
 	f.IntVar(&u.messages, "messages-per-connection", 0, "messages over one connection (default: delivery.messages_per_connection)")
@@ -75,6 +80,9 @@ func (u *upstreamFlags) apply(cmd *cobra.Command, to *upstream.Account) error {
 			to.CA = string(pem)
 		}
 	}
+	if given("secret-expires") {
+		to.SecretExpires = u.expires
+	}
 	for name, value := range map[string]struct{ from, to *int }{
 		"connections": {&u.connections, &to.MaxConnections}, "messages-per-connection": {&u.messages, &to.MaxMessages},
 		"recipients-per-transaction": {&u.recipients, &to.MaxRecipients},
@@ -86,12 +94,27 @@ func (u *upstreamFlags) apply(cmd *cobra.Command, to *upstream.Account) error {
 	return to.Fill()
 }
 
-// secret reads the password, "" if none is given.
-func (a *app) secret(from *passwordSource) (string, error) {
-	if !from.given() {
-		return "", nil
+// proof reads what the account is to be proved by, if the flags say where, and returns what
+// puts it there.
+func (u *upstreamFlags) proof(a *app) (put func(*upstream.Account) error, err error) {
+	switch {
+	case u.from.given():
+		secret, err := u.from.read(a.stdin, a.warn)
+		return func(to *upstream.Account) error {
+			to.Password, to.Grant = secret, oauth.Grant{}
+			return nil
+		}, err
+	case u.tokens.given():
+		grant, err := u.tokens.read(a)
+		return func(to *upstream.Account) error {
+			to.Password, to.Grant = "", grant
+			if ends := grant.CertificateExpires(); !ends.IsZero() && u.expires == "" {
+				to.SecretExpires = ends.UTC().Format(time.DateOnly)
+			}
+			return nil
+		}, err
 	}
-	return from.read(a.stdin, a.warn)
+	return func(*upstream.Account) error { return nil }, nil
 }
 
 func (a *app) upstreamAddCmd() *cobra.Command {
@@ -112,9 +135,11 @@ flag sets another, and its replies are known ('postern upstream reply list NAME'
   implicit       TLS from the start with a verified certificate, or the mail waits
 
 An account (--username with a password) needs require or implicit. Its
-password is sealed with the key in secret_key_file before it is stored.`,
+password is sealed with the key in secret_key_file before it is stored. With
+--oauth it has access tokens of Microsoft or Google instead of a password.`,
 		Example: `  postern upstream add out --host smtp.example.net:587 --tls require
   postern upstream add m365 --preset m365 --username relay@example.com --password-stdin <password.txt
+  postern upstream add m365 --preset m365 --username relay@example.com --oauth client-credentials --tenant example.com --client-id ID --client-secret-stdin <secret.txt
   postern upstream add ses --preset ses --host email-smtp.eu-central-1.amazonaws.com --username AKIA1 --password-stdin <secret.txt`,
 		Args: one("name", "the upstream's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -125,11 +150,14 @@ password is sealed with the key in secret_key_file before it is stored.`,
 			if err := flags.apply(cmd, &up); err != nil {
 				return invalidUse(err)
 			}
-			if (up.Username != "") != flags.from.given() {
-				return usagef("--username and --password-stdin or --password-file go together")
+			if (up.Username != "") != (flags.from.given() || flags.tokens.given()) {
+				return usagef("--username and --password-stdin, --password-file or --oauth go together")
 			}
-			var err error
-			if up.Password, err = a.secret(&flags.from); err != nil {
+			put, err := flags.proof(a)
+			if err == nil {
+				err = put(&up)
+			}
+			if err != nil {
 				return err
 			}
 			err = a.addUpstream(cmd.Context(), up)
@@ -178,6 +206,7 @@ func (a *app) addUpstream(ctx context.Context, up upstream.Account) error {
 			return err
 		}
 		_, err := fmt.Fprintf(a.stdout, "added upstream %s\n", upstreamText(up))
+		a.hintLogin(up)
 		return err
 	})
 }
@@ -212,7 +241,7 @@ func (a *app) upstreamSetCmd() *cobra.Command {
 nodes follow within two seconds, and mail that waits uses them at its next attempt. 0 and ''
 stand for the default, which is the preset's if it has one.
 
-Another --username needs its password as well.`,
+Another --username needs its password, or --oauth with all that belongs to it, as well.`,
 		Example: `  postern upstream set out --password-stdin <password.txt
   postern upstream set out --preset google --connections 2`,
 		Args: one("name", "the upstream's name"),
@@ -220,19 +249,24 @@ Another --username needs its password as well.`,
 			if cmd.Flags().NFlag() == 0 {
 				return usagef("'%s' needs a flag that says what to change", cmd.CommandPath())
 			}
-			secret, err := a.secret(&flags.from)
+			put, err := flags.proof(a)
 			if err != nil {
 				return err
 			}
-			return a.onUpstreams(cmd.Context(), secret != "", func(ctx context.Context, _ *pgxpool.Pool, accounts *upstream.Store) error {
+			return a.onUpstreams(cmd.Context(), flags.from.given() || flags.tokens.given(), func(ctx context.Context, _ *pgxpool.Pool, accounts *upstream.Store) error {
 				up, err := accounts.Change(ctx, args[0], func(up *upstream.Account) error {
-					up.Password = secret
-					return flags.apply(cmd, up)
+					if err := flags.apply(cmd, up); err != nil {
+						return err
+					}
+					return put(up)
 				})
 				if err != nil {
 					return invalidUse(err)
 				}
 				_, err = fmt.Fprintf(a.stdout, "changed upstream %s\n", upstreamText(up))
+				if flags.tokens.given() {
+					a.hintLogin(up)
+				}
 				return err
 			})
 		},
@@ -308,6 +342,12 @@ func (a *app) printUpstream(u upstream.Listed) error {
 		t.add("CA", "its own")
 	}
 	t.add("account", screen.OrDash(u.Username))
+	if u.OAuth != "" {
+		t.add("tokens by", string(u.OAuth))
+	}
+	if u.SecretExpires != "" {
+		t.add("secret expires", u.SecretExpires)
+	}
 	t.add("preset", screen.OrDash(u.Preset))
 	if p, err := upstream.PresetNamed(u.Preset); err == nil && u.Preset != "" {
 		t.add("its limits", screen.OrDash(p.Limits()))

@@ -108,7 +108,7 @@ func tableStage(s smtp.Stage) upstream.Stage {
 	switch s {
 	case smtp.StageTLS:
 		return upstream.StageTLS
-	case smtp.StageAuth:
+	case smtp.StageAuth, StageToken:
 		return upstream.StageAuth
 	case smtp.StageMail:
 		return upstream.StageMail

@@ -30,6 +30,7 @@ type Account struct {
 	Username       string      // "" for none
 	Password       string      // opened; "" for none
 	Grant          oauth.Grant // by which it gets tokens, instead of a password; zero: none
+	SecretExpires  string      // the last day of its secret, as 2027-01-31; "" if it is not known
 	CA             string      // PEM of the authorities to trust instead of the system's; "" for those
 	Preset         string      // the provider, "" for Generic
 	MaxConnections int         // concurrent ones of each node; 0: the default
@@ -140,7 +141,10 @@ func (a Account) validateTLS() error {
 }
 
 func (a Account) validateAccount() error {
-	if a.Username == "" {
+	if a.SecretExpires != "" && dayOf(a.SecretExpires).IsZero() {
+		return refusal.Invalid("%q is not a date like 2027-01-31", a.SecretExpires)
+	}
+	if a.Username == "" && a.Grant.Kind == "" {
 		if a.Password != "" {
 			return refusal.Invalid("a password needs a user name")
 		}
@@ -149,11 +153,23 @@ func (a Account) validateAccount() error {
 	switch {
 	case !a.Verified():
 		return refusal.Invalid("credentials go only over verified TLS: mode %q does not verify, use require or implicit", a.TLS)
+	case a.Grant.Kind != "":
+		return a.validateGrant()
 	case a.Password == "":
 		return refusal.Invalid("user name %q needs a password", a.Username)
 	case !credentialText(a.Username) || !credentialText(a.Password):
 		// NUL separates the fields of AUTH PLAIN (RFC 4616 section 2).
 		return refusal.Invalid("user name and password must be at most 1,024 octets without control characters")
+	}
+	return nil
+}
+
+func (a Account) validateGrant() error {
+	if a.Password != "" || !credentialText(a.Username) {
+		return refusal.Invalid("an account with a grant has a user name and no password")
+	}
+	if err := a.Grant.Complete(a.Username, oauth.Known()); err != nil { // of this copy
+		return refusal.Invalid("%v", err)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -16,6 +17,7 @@ import (
 	"postern/internal/pg"
 	"postern/internal/refusal"
 	"postern/relay/seal"
+	"postern/relay/upstream/oauth"
 )
 
 // Store keeps the accounts in Postgres. It is safe for concurrent use. Each change is in the
@@ -47,6 +49,8 @@ type Listed struct {
 	Port           int        `json:"port"`
 	TLS            TLSMode    `json:"tls"`
 	Username       string     `json:"username,omitempty"`
+	OAuth          oauth.Kind `json:"oauth,omitempty"`
+	SecretExpires  string     `json:"secret_expires,omitempty"` // the last day, as 2027-01-31
 	CustomCA       bool       `json:"custom_ca"`
 	Preset         string     `json:"preset,omitempty"`
 	MaxConnections int        `json:"max_connections"` // 0: the default
@@ -57,8 +61,8 @@ type Listed struct {
 }
 
 const addAccount = `
-insert into upstream (name, host, port, tls, username, password, ca, preset, max_connections, max_messages, max_recipients)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`
+insert into upstream (name, host, port, tls, username, password, ca, preset, max_connections, max_messages, max_recipients, oauth, secret_expires)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, nullif($13, '')::date)`
 
 // Add adds an account; its password is sealed first. Errors: refusal.ErrInvalid, refusal.ErrExists.
 func (s *Store) Add(ctx context.Context, a Account) error {
@@ -71,7 +75,7 @@ func (s *Store) Add(ctx context.Context, a Account) error {
 	}
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, addAccount, a.Name, a.Host, a.Port, string(a.TLS), a.Username, sealed, a.CA, a.Preset,
-			a.MaxConnections, a.MaxMessages, a.MaxRecipients)
+			a.MaxConnections, a.MaxMessages, a.MaxRecipients, string(a.Grant.Kind), a.SecretExpires)
 		if err != nil {
 			return err
 		}
@@ -89,10 +93,11 @@ func (s *Store) Add(ctx context.Context, a Account) error {
 // detail is the account for the audit.
 func (a Account) detail() map[string]any {
 	return map[string]any{"host": a.Host, "port": a.Port, "tls": a.TLS, "username": a.Username, "custom_ca": a.CA != "",
-		"preset": a.Preset, "max_connections": a.MaxConnections, "max_messages": a.MaxMessages, "max_recipients": a.MaxRecipients}
+		"preset": a.Preset, "max_connections": a.MaxConnections, "max_messages": a.MaxMessages, "max_recipients": a.MaxRecipients,
+		"oauth": a.Grant.Kind, "secret_expires": a.SecretExpires}
 }
 
-// seal seals the password, nil if there is none.
+// seal seals what the account is proved by, nil if there is nothing.
 func (s *Store) seal(a Account) ([]byte, error) {
 	if a.Username == "" {
 		return nil, nil
@@ -100,30 +105,41 @@ func (s *Store) seal(a Account) ([]byte, error) {
 	if s.sealer == nil {
 		return nil, refusal.Invalid("a password needs a sealing key, and none is configured")
 	}
-	return s.sealer.Seal(passwordOf(a.Name, a.Username), []byte(a.Password)), nil
+	if a.Grant.Kind == "" {
+		return s.sealer.Seal(passwordOf(a.Name, a.Username), []byte(a.Password)), nil
+	}
+	if err := a.Grant.Complete(a.Username, oauth.Known()); err != nil {
+		return nil, refusal.Invalid("%v", err)
+	}
+	text, err := json.Marshal(a.Grant)
+	if err != nil {
+		return nil, err
+	}
+	return s.sealer.Seal(grantOf(a.Name, a.Username), text), nil
 }
 
 const accountForChange = `
-select host, port, tls, username, password, ca, preset, max_connections, max_messages, max_recipients
+select host, port, tls, username, password, ca, preset, max_connections, max_messages, max_recipients, oauth, coalesce(secret_expires::text, '')
 from upstream where name = $1 for update`
 
 const changeAccount = `
 update upstream set host = $2, port = $3, tls = $4, username = $5, password = $6, ca = $7, preset = $8,
-	max_connections = $9, max_messages = $10, max_recipients = $11
+	max_connections = $9, max_messages = $10, max_recipients = $11, oauth = $12, secret_expires = nullif($13, '')::date,
+	secret_told = case when secret_expires is not distinct from nullif($13, '')::date then secret_told end
 where name = $1`
 
 // kept stands for a password that is in the table and was not opened.
 const kept = "(kept)"
 
 // Change lets change edit an account, whose Password is "" unless it is to be another one, and
-// returns what became of it. A password belongs to a user name: with another name it has to be
+// whose Grant has its Kind only. It returns what became of it. A password belongs to a user name: with another name it has to be
 // given anew. Errors: refusal.ErrNotFound, refusal.ErrInvalid.
 func (s *Store) Change(ctx context.Context, name string, change func(*Account) error) (a Account, err error) {
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		a = Account{Name: name}
 		var sealed []byte
 		err := tx.QueryRow(ctx, accountForChange, name).Scan(&a.Host, &a.Port, &a.TLS, &a.Username, &sealed, &a.CA, &a.Preset,
-			&a.MaxConnections, &a.MaxMessages, &a.MaxRecipients)
+			&a.MaxConnections, &a.MaxMessages, &a.MaxRecipients, &a.Grant.Kind, &a.SecretExpires)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return unknownName(name)
 		}
@@ -138,9 +154,14 @@ func (s *Store) Change(ctx context.Context, name string, change func(*Account) e
 			return err
 		}
 		_, err = tx.Exec(ctx, changeAccount, name, a.Host, a.Port, string(a.TLS), a.Username, sealed, a.CA, a.Preset,
-			a.MaxConnections, a.MaxMessages, a.MaxRecipients)
+			a.MaxConnections, a.MaxMessages, a.MaxRecipients, string(a.Grant.Kind), a.SecretExpires)
 		if err != nil {
 			return err
+		}
+		if a.Grant != was.Grant {
+			if err := oauth.Forget(ctx, tx, name); err != nil {
+				return err
+			}
 		}
 		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "upstream set", Object: name, Detail: changes(was, a)})
 	})
@@ -152,10 +173,14 @@ func (s *Store) Change(ctx context.Context, name string, change func(*Account) e
 
 // reseal validates a changed account and returns its password as it is stored.
 func (s *Store) reseal(was, a Account, sealed []byte) ([]byte, error) {
-	keep := a.Username == was.Username && a.Password == "" && sealed != nil
+	same := a.Password == "" && a.Grant == was.Grant
+	if same && a.Grant.Kind != "" && a.Username != was.Username {
+		return nil, refusal.Invalid("another user name needs its grant as well")
+	}
+	keep := same && a.Username == was.Username && sealed != nil
 	check := a
 	if keep {
-		check.Password = kept
+		check.Password, check.Grant = kept, oauth.Grant{}
 	}
 	if err := check.Validate(); err != nil || keep {
 		return sealed, err
@@ -167,7 +192,7 @@ func (s *Store) reseal(was, a Account, sealed []byte) ([]byte, error) {
 func changes(was, is Account) map[string]any {
 	before, detail := was.detail(), is.detail()
 	maps.DeleteFunc(detail, func(key string, value any) bool { return before[key] == value })
-	if is.Password != "" {
+	if is.Password != "" || is.Grant != was.Grant {
 		detail["password"] = "changed"
 	}
 	if was.CA != is.CA {
@@ -181,7 +206,8 @@ func unknownName(name string) error {
 }
 
 const listAccounts = `
-select name, host, port, tls, username, ca <> '', preset, max_connections, max_messages, max_recipients, paused_at, created_at
+select name, host, port, tls, username, oauth, coalesce(secret_expires::text, ''), ca <> '', preset, max_connections, max_messages, max_recipients,
+	paused_at, created_at
 from upstream order by name`
 
 // List lists all accounts by name.
@@ -210,7 +236,7 @@ func (s *Store) Named(ctx context.Context, name string) (Listed, error) {
 }
 
 const loadAccounts = `
-select name, host, port, tls, username, password, ca, preset, max_connections, max_messages, max_recipients, paused_at
+select name, host, port, tls, username, password, ca, preset, max_connections, max_messages, max_recipients, oauth, coalesce(secret_expires::text, ''), paused_at
 from upstream`
 
 // Loaded is an account with its password, or why it cannot be used.
@@ -245,7 +271,7 @@ func (s *Store) Load(ctx context.Context, db pg.DB) (map[string]*Loaded, error) 
 	var sealed []byte
 	var paused *time.Time
 	_, err = pgx.ForEachRow(rows, []any{&a.Name, &a.Host, &a.Port, &a.TLS, &a.Username, &sealed, &a.CA, &a.Preset,
-		&a.MaxConnections, &a.MaxMessages, &a.MaxRecipients, &paused}, func() error {
+		&a.MaxConnections, &a.MaxMessages, &a.MaxRecipients, &a.Grant.Kind, &a.SecretExpires, &paused}, func() error {
 		a.Replies = tableOf(a.Preset, added[a.Name])
 		l := s.open(a, sealed)
 		if paused != nil && l.Err == nil {
@@ -374,6 +400,9 @@ func (s *Store) open(a Account, sealed []byte) *Loaded {
 	if s.sealer == nil {
 		return &Loaded{Err: fmt.Errorf("upstream %q: %w", a.Name, ErrNoKey)}
 	}
+	if a.Grant.Kind != "" {
+		return s.openGrant(a, sealed)
+	}
 	password, err := s.sealer.Open(passwordOf(a.Name, a.Username), sealed)
 	if err != nil {
 		return &Loaded{Account: a, Err: fmt.Errorf("upstream %q: %w", a.Name, err)}
@@ -387,3 +416,17 @@ func (s *Store) open(a Account, sealed []byte) *Loaded {
 func passwordOf(name, username string) string {
 	return "upstream\x00" + name + "\x00" + username
 }
+
+func (s *Store) openGrant(a Account, sealed []byte) *Loaded {
+	text, err := s.sealer.Open(grantOf(a.Name, a.Username), sealed)
+	if err == nil {
+		err = json.Unmarshal(text, &a.Grant)
+	}
+	if err != nil {
+		return &Loaded{Account: a, Err: fmt.Errorf("upstream %q: %w", a.Name, err)}
+	}
+	return &Loaded{Account: a}
+}
+
+// grantOf is passwordOf for a grant.
+func grantOf(name, username string) string { return passwordOf(name, username) + "\x00oauth" }

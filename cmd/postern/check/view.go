@@ -26,6 +26,7 @@ type mailView struct {
 	accounts  []upstream.Listed
 	upstreams []upstream.Account // that can be used
 	sealed    []string           // those that cannot
+	secrets   []upstream.Secret
 	keyErr    error
 	// certificates is what nodes have told of those by ACME
 	certificates []acme.Record
@@ -78,6 +79,9 @@ func (c *checkup) readView(ctx context.Context, pool *pgxpool.Pool) (*mailView, 
 		return nil, err
 	}
 	if v.upstreams, err = accounts.Usable(ctx); err != nil {
+		return nil, err
+	}
+	if v.secrets, err = accounts.Secrets(ctx); err != nil {
 		return nil, err
 	}
 	if v.certificates, err = acme.List(ctx, pool); err != nil {

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"sync"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"postern/relay/delivery"
 	"postern/relay/route"
 	"postern/relay/upstream"
+	"postern/relay/upstream/oauth"
 )
 
 // back is the half of a node that sends mail on, and notices about what cannot be sent.
@@ -19,6 +21,8 @@ type back struct {
 	node    *Node
 	engine  *delivery.Engine
 	bouncer *bounce.Bouncer
+	tokens  *oauth.Tokens
+	secrets *secrets
 
 	stopNotices context.CancelFunc
 	notices     sync.WaitGroup
@@ -40,10 +44,11 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 		return nil, err
 	}
 	d := n.Config.Delivery
+	tokens := oauth.New(oauth.Config{DB: pool, Sealer: sealer, Node: n.name, Log: n.Log, Guard: n.guard})
 	return &back{
-		node: n,
+		node: n, tokens: tokens, secrets: &secrets{node: n, store: accounts},
 		engine: delivery.New(delivery.Config{
-			Queue: n.queue, Routes: route.NewTable(rules, accounts, 0), DNS: config.Resolver(d.DNSServer),
+			Queue: n.queue, Routes: route.NewTable(rules, accounts, 0), Tokens: tokens, DNS: config.Resolver(d.DNSServer),
 			Log: n.Log, Guard: n.guard, Events: n.mail, Hello: n.hostname, Self: own,
 			Connections: d.Connections, MXConnections: d.Connections, PerConnection: d.MessagesPerConn,
 			MaxOpen: n.descriptors().Deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
@@ -76,6 +81,7 @@ func (b *back) start() {
 	ctx, stop := context.WithCancel(context.Background())
 	b.stopNotices = stop
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "notices", func() { b.bouncer.Run(ctx) }) })
+	b.notices.Go(func() { b.node.guard.Keep(ctx, "secrets of upstreams", func() { b.secrets.run(ctx) }) })
 }
 
 // rebound takes over what a reload can change of the delivery.
@@ -90,4 +96,10 @@ func (b *back) rebound() {
 func (b *back) endNotices(ctx context.Context) error {
 	b.stopNotices()
 	return await.All(ctx, b.notices.Wait)
+}
+
+// endDelivery ends the conversations, and then waits for tokens that were asked for: what an
+// authority gives may be the last refresh token.
+func (b *back) endDelivery(ctx context.Context) error {
+	return errors.Join(b.engine.Shutdown(ctx), b.tokens.Close(ctx))
 }

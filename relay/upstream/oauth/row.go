@@ -26,7 +26,7 @@ var (
 	sqlFail   = texts.Bind("fail", "upstream", "credential", "lease", "error", "login", "wait")
 	sqlLogin  = texts.Bind("login", "upstream", "credential", "sealed", "life")
 	sqlStates = texts.Bind("states")
-	sqlForget = texts.Bind("forget", "upstream", "credential")
+	sqlForget = texts.Bind("forget", "upstream")
 )
 
 // callTime bounds one statement.
@@ -179,11 +179,10 @@ func States(ctx context.Context, db pg.DB, accounts []Account) ([]State, error) 
 	return list, nil
 }
 
-// Forget deletes the tokens that an account had by former settings, in the transaction that
-// changes them.
-func Forget(ctx context.Context, tx pgx.Tx, a Account) error {
-	if _, err := tx.Exec(ctx, sqlForget, a.Upstream, a.credential()); err != nil {
-		return fmt.Errorf("forget the tokens of upstream %s: %w", a.Upstream, err)
+// Forget deletes the tokens of an account, in the transaction that changes its grant.
+func Forget(ctx context.Context, tx pgx.Tx, upstream string) error {
+	if _, err := tx.Exec(ctx, sqlForget, upstream); err != nil {
+		return fmt.Errorf("forget the tokens of upstream %s: %w", upstream, err)
 	}
 	return nil
 }

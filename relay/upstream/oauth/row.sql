@@ -45,4 +45,4 @@ from upstream_token order by upstream
 
 -- name: forget
 -- Deletes the tokens of former settings of an account.
-delete from upstream_token where upstream = @upstream and credential <> @credential
+delete from upstream_token where upstream = @upstream

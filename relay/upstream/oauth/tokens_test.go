@@ -306,18 +306,22 @@ func TestChangedAccount(t *testing.T) {
 	if must(t, c.node("late", c.db.Pool), a) != first { // one that has not heard of it yet
 		t.Error("the former account lost its token")
 	}
+	list, err := States(t.Context(), c.db.Pool, []Account{changed})
+	if err != nil || len(list) != 1 || list[0].FailingSince.IsZero() {
+		t.Errorf("%+v, %v", list, err)
+	}
 	tx, err := c.db.Pool.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := Forget(t.Context(), tx, changed); err != nil {
+	if err := Forget(t.Context(), tx, a.Upstream); err != nil {
 		t.Fatal(err)
 	}
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	list, err := States(t.Context(), c.db.Pool, []Account{a, changed})
-	if err != nil || len(list) != 1 || list[0].FailingSince.IsZero() {
+	list, err = States(t.Context(), c.db.Pool, []Account{a, changed})
+	if err != nil || len(list) != 0 {
 		t.Errorf("%+v, %v", list, err)
 	}
 }
