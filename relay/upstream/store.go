@@ -94,7 +94,7 @@ func (s *Store) Add(ctx context.Context, a Account) error {
 func (a Account) detail() map[string]any {
 	return map[string]any{"host": a.Host, "port": a.Port, "tls": a.TLS, "username": a.Username, "custom_ca": a.CA != "",
 		"preset": a.Preset, "max_connections": a.MaxConnections, "max_messages": a.MaxMessages, "max_recipients": a.MaxRecipients,
-		"oauth": a.Grant.Kind, "secret_expires": a.SecretExpires}
+		"oauth": a.Grant.Kind, "expires": a.SecretExpires}
 }
 
 // seal seals what the account is proved by, nil if there is nothing.

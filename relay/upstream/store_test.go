@@ -50,7 +50,7 @@ func TestStatements(t *testing.T) {
 	for name, sql := range map[string]string{
 		"addAccount": addAccount, "listAccounts": listAccounts, "removeAccount": removeAccount,
 		"loadAccounts": loadAccounts, "knownUpstreams": knownUpstreams,
-		"accountForChange": accountForChange, "changeAccount": changeAccount, "pauseAccount": pauseAccount,
+		"tellExpiring": tellExpiring, "accountForChange": accountForChange, "changeAccount": changeAccount, "pauseAccount": pauseAccount,
 		"loadRows": loadRows, "addRow": addRow, "removeRow": removeRow,
 	} {
 		if _, err := conn.Conn().Prepare(t.Context(), name, sql); err != nil {
