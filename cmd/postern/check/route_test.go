@@ -15,6 +15,7 @@ import (
 	"postern/relay/route"
 	"postern/relay/seal"
 	"postern/relay/upstream"
+	"postern/relay/upstream/oauth"
 )
 
 // seen changes what the database says.
@@ -79,6 +80,19 @@ func smarthost(change func(*smtptest.Config, *upstream.Account)) func(*testing.T
 	}
 }
 
+// tokenhost is smarthost for an account that gets access tokens, which none of these grants
+// asks an authority for.
+func tokenhost(grant oauth.Grant) func(*testing.T, *patient) {
+	return func(t *testing.T, p *patient) {
+		t.Helper()
+		p.sql(t, `insert into upstream (name, host, port, tls) values ('out', '127.0.0.1', 25, 'none')`)
+		if _, err := p.c.source.Sealer(p.c.cfg); err != nil {
+			t.Fatal(err)
+		}
+		smarthost(func(_ *smtptest.Config, up *upstream.Account) { up.Password, up.Grant = "", grant })(t, p)
+	}
+}
+
 func asIs(*smtptest.Config, *upstream.Account) {}
 
 func upstreamFaults() []fault {
@@ -105,6 +119,17 @@ func upstreamFaults() []fault {
 		}},
 		{"upstream.account", "535", smarthost(func(_ *smtptest.Config, up *upstream.Account) { up.Password = "wrong" })},
 		{"upstream.account", "neither AUTH PLAIN nor AUTH LOGIN", smarthost(func(cfg *smtptest.Config, _ *upstream.Account) { cfg.Users = nil })},
+		{"upstream.token", "the key file is not the JSON file", tokenhost(oauth.Grant{Kind: oauth.ServiceAccount, Authority: "google"})},
+		{"upstream.login", "nobody has logged in yet", tokenhost(oauth.Grant{Kind: oauth.RefreshToken, Authority: "google"})},
+		{"upstream.renewal", "AADSTS7000222", seen(func(v *mailView) {
+			v.secrets = []upstream.Secret{{Upstream: "out", Token: oauth.State{FailingSince: time.Now(), ExpiresAt: time.Now().Add(time.Hour), LastError: "AADSTS7000222: expired"}}}
+		})},
+		{"upstream.secret", "on 20", seen(func(v *mailView) {
+			v.secrets = []upstream.Secret{{Upstream: "out", Expires: time.Now().UTC().Truncate(24*time.Hour).AddDate(0, 0, 29)}}
+		})},
+		{"upstream.secret-expired", "on 20", seen(func(v *mailView) {
+			v.secrets = []upstream.Secret{{Upstream: "out", Expires: time.Now().UTC().Truncate(24*time.Hour).AddDate(0, 0, -1)}}
+		})},
 		{"upstream.refuses", "554 5.7.1 go away", smarthost(func(cfg *smtptest.Config, _ *upstream.Account) {
 			cfg.Hooks = map[smtptest.Phase]smtptest.Hook{smtptest.PhaseBanner: smtptest.Always(smtptest.Reply("554 5.7.1 go away"))}
 		})},
