@@ -113,7 +113,15 @@ device with the code that is shown; a tenant may forbid that.`,
 				if err != nil {
 					return err
 				}
-				login, err := oauth.NewLogin(oauth.Config{}, up.OAuth())
+				cfg, _, err := a.source.Load()
+				if err != nil {
+					return err
+				}
+				by, err := cfg.OAuth.Config()
+				if err != nil {
+					return err
+				}
+				login, err := oauth.NewLogin(by, up.OAuth())
 				if err != nil {
 					return err
 				}

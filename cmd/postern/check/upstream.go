@@ -66,11 +66,16 @@ func (c *checkup) tokens(ctx context.Context) (tokens *oauth.Tokens, end func(),
 	if err != nil {
 		return nil, nil, err
 	}
+	cfg, err := c.cfg.OAuth.Config()
+	if err != nil {
+		return nil, nil, err
+	}
 	pool, err := c.dialer.OpenPool(ctx, url, "check", 1, database.PrepareNothing)
 	if err != nil {
 		return nil, nil, err
 	}
-	tokens = oauth.New(oauth.Config{DB: pool, Sealer: sealer, Node: "postern check"})
+	cfg.DB, cfg.Sealer, cfg.Node = pool, sealer, "postern check"
+	tokens = oauth.New(cfg)
 	return tokens, func() {
 		_ = tokens.Close(context.WithoutCancel(ctx)) // what it asked for is for the nodes as well
 		pool.Close()

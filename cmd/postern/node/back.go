@@ -7,11 +7,14 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"postern/cmd/postern/config"
 	"postern/internal/await"
 	"postern/relay/bounce"
 	"postern/relay/delivery"
 	"postern/relay/route"
+	"postern/relay/seal"
 	"postern/relay/upstream"
 	"postern/relay/upstream/oauth"
 )
@@ -44,7 +47,10 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 		return nil, err
 	}
 	d := n.Config.Delivery
-	tokens := oauth.New(oauth.Config{DB: pool, Sealer: sealer, Node: n.name, Log: n.Log, Guard: n.guard})
+	tokens, err := n.tokens(pool, sealer)
+	if err != nil {
+		return nil, err
+	}
 	return &back{
 		node: n, tokens: tokens, secrets: &secrets{node: n, store: accounts},
 		engine: delivery.New(delivery.Config{
@@ -56,6 +62,16 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 		}),
 		bouncer: bounce.New(bounce.Config{Queue: n.queue, Hostname: n.hostname, Mail: n.mail, Log: n.Log}),
 	}, nil
+}
+
+// tokens makes what gets the access tokens of upstream accounts.
+func (n *Node) tokens(pool *pgxpool.Pool, sealer *seal.Sealer) (*oauth.Tokens, error) {
+	cfg, err := n.Config.OAuth.Config()
+	if err != nil {
+		return nil, err
+	}
+	cfg.DB, cfg.Sealer, cfg.Node, cfg.Log, cfg.Guard = pool, sealer, n.name, n.Log, n.guard
+	return oauth.New(cfg), nil
 }
 
 // lookAtRoutes says at the start what will keep mail waiting.

@@ -72,18 +72,7 @@ func keyFileText(t testing.TB, change map[string]string) string {
 }
 
 // at are the authorities of a test.
-func at(a *oauthtest.Authority) Authorities {
-	known := Known()
-	for name, authority := range known {
-		if authority.Google {
-			authority.Token = a.URL + "/token"
-		} else {
-			authority = microsoft(a.URL, "https://outlook.example", "https://outlook.example")
-		}
-		known[name] = authority
-	}
-	return known
-}
+func at(a *oauthtest.Authority) Authorities { return At(a.URL) }
 
 func complete(t testing.TB, g Grant) Grant {
 	t.Helper()
@@ -118,8 +107,8 @@ func TestGrants(t *testing.T) {
 		whose, scope   string
 		refresh, gives string
 	}{
-		"secret":          {byCredentials(t), "app-1", "https://outlook.example/.default", "", ""},
-		"certificate":     {complete(t, Grant{Kind: ClientCredentials, Tenant: "contoso.example", ClientID: "app-1", Certificate: certificate(t, time.Now().Add(time.Hour))}), "app-1", "https://outlook.example/.default", "", ""},
+		"secret":          {byCredentials(t), "app-1", "https://outlook.office365.com/.default", "", ""},
+		"certificate":     {complete(t, Grant{Kind: ClientCredentials, Tenant: "contoso.example", ClientID: "app-1", Certificate: certificate(t, time.Now().Add(time.Hour))}), "app-1", "https://outlook.office365.com/.default", "", ""},
 		"service account": {complete(t, Grant{Kind: ServiceAccount, Key: keyFileText(t, nil)}), "relay@example.com", "", "", ""},
 		"refresh token":   {byPerson(t), "person", "", a.Refresh(), "renewal-"},
 	}

@@ -44,6 +44,21 @@ func Known() Authorities {
 	}
 }
 
+// At is Known with a server, https://host, that stands in for those of Microsoft and Google.
+func At(server string) Authorities {
+	known := Known()
+	for name, a := range known {
+		for _, url := range []*string{&a.Token, &a.Authorize, &a.Device} {
+			if rest := strings.TrimPrefix(*url, "https://"); rest != "" {
+				_, path, _ := strings.Cut(rest, "/")
+				*url = server + "/" + path
+			}
+		}
+		known[name] = a
+	}
+	return known
+}
+
 // Names lists the authorities.
 func (a Authorities) Names() []string { return slices.Sorted(maps.Keys(a)) }
 
