@@ -149,10 +149,7 @@ func (t *Tokens) look(a Account, refused int64) (Token, <-chan struct{}, error) 
 		k.refused = refused
 	}
 	usable := k.usable(now)
-	if !k.flying && (!usable || now.After(k.renewAt)) && !now.Before(k.retryAt) {
-		if t.closed {
-			return Token{}, nil, errors.New("this node stops")
-		}
+	if !k.flying && !t.closed && (!usable || now.After(k.renewAt)) && !now.Before(k.retryAt) {
 		k.flying = true
 		t.flights.Go(func() { t.fly(k) })
 	}
@@ -161,6 +158,9 @@ func (t *Tokens) look(a Account, refused int64) (Token, <-chan struct{}, error) 
 		return k.token, nil, nil
 	case k.flying:
 		return Token{}, k.news, nil
+	}
+	if k.failure == nil {
+		return Token{}, nil, errors.New("this node stops")
 	}
 	return Token{}, nil, k.failure
 }

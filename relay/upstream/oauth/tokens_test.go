@@ -516,6 +516,11 @@ func TestClose(t *testing.T) {
 		t.Error(err)
 	}
 	must(t, node, a)
+	node.kept[a.Upstream].renewAt = time.Now().Add(-time.Minute)
+	must(t, node, a)
+	if n := len(c.Requests()); n != 1 {
+		t.Errorf("%d requests", n)
+	}
 	other := a
 	other.Username = "other@example.com"
 	if _, err := node.Token(t.Context(), other); err == nil {
