@@ -217,6 +217,7 @@ create table history (
 	tls                text        not null default '',
 	upstream           text        not null default '',
 	node               text        not null default '',
+	scope              text,                                   -- what was at fault, if neither the recipient nor the message
 	primary key (message_id, n, at, epoch)
 ) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 10000,
 	autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_vacuum_insert_threshold = 50000,

@@ -1,4 +1,5 @@
--- Upstream accounts and routing rules. Written by the package relay/route.
+-- Upstream accounts, written by the package relay/upstream, and the rules that choose among
+-- them, by relay/route.
 
 -- One smarthost account. Read whole by every node every few seconds into its
 -- routing table, and by 'postern upstream list'.
@@ -9,13 +10,41 @@ create table upstream (
 	tls             text        not null check (tls in ('none', 'opportunistic', 'require', 'implicit')),
 	username        text        not null default '',
 	password        bytea,                           -- sealed, bound to name and username; null: none
+	oauth           text        not null default '' check (oauth in ('', 'client-credentials', 'service-account', 'refresh-token')), -- then password is a grant
+	secret_expires  date,                            -- the last day of the password, or of the grant's secret
+	secret_told     integer,                         -- so many days ahead it was told last
 	ca              text        not null default '', -- PEM; '': the system's authorities
+	preset          text        not null default '', -- what the provider's replies mean; '': of none in particular
 	max_connections integer     not null default 0 check (max_connections >= 0),
+	max_messages    integer     not null default 0 check (max_messages >= 0),   -- over one connection
+	max_recipients  integer     not null default 0 check (max_recipients >= 0), -- in one transaction
+	paused_at       timestamptz,                     -- its mail waits since
 	created_at      timestamptz not null default now(),
 	check ((username = '') = (password is null)),
 	-- Credentials go only over verified TLS.
 	check (username = '' or tls in ('require', 'implicit'))
 );
+
+-- What a reply of an upstream means, as an admin has said: before the rows of its preset, in
+-- the order (position, id). Read whole with upstream. The patterns are as relay/upstream
+-- describes them.
+create table upstream_reply (
+	id         bigint      generated always as identity primary key,
+	upstream   text        collate "C" not null references upstream (name) on delete cascade,
+	position   integer     not null,
+	stage      text        not null default '',
+	code       text        not null,
+	enhanced   text        not null default '',
+	text       text        not null default '',
+	result     text        not null check (result in ('later', 'never')),
+	scope      text        not null check (scope in ('recipient', 'message', 'sender', 'account', 'connection', 'host')),
+	wait       interval    not null default '0',
+	created_at timestamptz not null default now(),
+	-- A fault of ours fails no mail.
+	check (result = 'later' or scope in ('recipient', 'message'))
+);
+-- Removing an upstream removes its rows.
+create index upstream_reply_upstream on upstream_reply (upstream);
 
 -- One rule: null columns match everything. Read whole into the routing table in
 -- the order (default route last, position, id); the first match wins.

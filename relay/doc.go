@@ -15,7 +15,9 @@
 //	acme          certificates from an authority, shared by all nodes
 //	submission    the listeners on 587 and 465
 //	seal          secrets that the database must not reveal
-//	route         upstream accounts and routing rules
+//	upstream      accounts with the smarthosts
+//	upstream/oauth  access tokens for their accounts, shared by all nodes
+//	route         the rules that choose the way of a recipient
 //	delivery      sending to upstreams and to MX
 //	bounce        RFC 3464 notices
 //

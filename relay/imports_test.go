@@ -42,8 +42,9 @@ var arrows = map[string]string{
 	"relay/seal":          "internal/owned",
 	"relay/certificate":   "internal/owned",
 	"relay/acme":          "relay/certificate relay/seal auth/audit internal/pg internal/panics internal/await internal/crowd",
-	"relay/route":         "relay/smtp relay/seal auth/audit internal/pg",
-	"relay/delivery":      "relay/smtp relay/queue relay/queue/content relay/maillog relay/route internal/share internal/panics internal/await",
+	"relay/route":         "relay/smtp relay/seal relay/upstream auth/audit internal/pg internal/refusal",
+	"relay/upstream":      "relay/smtp relay/seal relay/upstream/oauth auth/audit internal/pg internal/refusal",
+	"relay/delivery":      "relay/smtp relay/queue relay/queue/content relay/maillog relay/route relay/upstream relay/upstream/oauth internal/share internal/panics internal/await",
 	"relay/bounce":        "relay/smtp relay/queue relay/queue/content relay/maillog",
 	"admin":               "admin/health relay/smtp relay/queue relay/queue/desk relay/queue/reserve relay/maillog internal/owned internal/crowd internal/units",
 	"admin/health":        "relay/queue/reserve internal/units",
@@ -51,13 +52,15 @@ var arrows = map[string]string{
 	"configs/debian":      "",
 	"configs/image":       "",
 
+	"relay/upstream/oauth": "relay/seal internal/await internal/panics internal/pg",
+
 	"cmd/postern":          "*",
-	"cmd/postern/config":   "cmd/postern/screen admin auth internal/owned internal/units relay/acme relay/delivery relay/queue relay/retention relay/seal relay/smtp relay/submission",
-	"cmd/postern/check":    "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/owned internal/units migrations relay/acme relay/certificate relay/delivery relay/queue/desk relay/route relay/seal relay/smtp internal/pgserver",
-	"cmd/postern/node":     "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/await internal/panics internal/pg migrations policy/quota relay/acme relay/anomaly relay/bounce relay/certificate relay/delivery relay/maillog relay/queue relay/queue/desk relay/retention relay/route relay/submission",
+	"cmd/postern/config":   "cmd/postern/screen admin auth internal/owned internal/units relay/acme relay/delivery relay/queue relay/retention relay/seal relay/smtp relay/submission relay/upstream/oauth",
+	"cmd/postern/check":    "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/owned internal/units migrations relay/acme relay/certificate relay/delivery relay/queue/desk relay/route relay/seal relay/smtp relay/upstream relay/upstream/oauth internal/pgserver",
+	"cmd/postern/node":     "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/await internal/panics internal/pg migrations policy/quota relay/acme relay/anomaly relay/bounce relay/certificate relay/delivery relay/maillog relay/queue relay/queue/desk relay/retention relay/route relay/seal relay/submission relay/upstream relay/upstream/oauth",
 	"cmd/postern/screen":   "",
 	"cmd/postern/database": "cmd/postern/config cmd/postern/screen internal/pg internal/pgserver migrations",
-	"cmd/postern/demo":     "auth cmd/postern/config cmd/postern/database cmd/postern/node cmd/postern/screen internal/capture internal/owned internal/pgserver migrations relay/certificate relay/queue relay/route relay/smtp",
+	"cmd/postern/demo":     "auth cmd/postern/config cmd/postern/database cmd/postern/node cmd/postern/screen internal/capture internal/owned internal/pgserver migrations relay/certificate relay/queue relay/route relay/smtp relay/upstream internal/refusal",
 	"cmd/postern/handout":  "cmd/postern/config relay/smtp",
 	"cmd/smtpbench":        "internal/owned internal/peers internal/pgserver internal/serve",
 
@@ -67,6 +70,7 @@ var arrows = map[string]string{
 	"internal/units":        "",
 	"internal/crowd":        "",
 	"internal/owned":        "",
+	"internal/refusal":      "",
 	"internal/share":        "",
 	"internal/panics":       "",
 	"internal/pgserver":     "internal/owned",
@@ -76,6 +80,7 @@ var arrows = map[string]string{
 	"internal/acmetest":     "internal/serve",
 	"internal/logtest":      "",
 	"internal/leaktest":     "",
+	"internal/oauthtest":    "",
 	"internal/capture":      "relay/smtp internal/serve",
 	"internal/peers":        "internal/serve",
 	"internal/rig":          "internal/pgserver internal/pgtest internal/serve internal/smtptest",
@@ -106,6 +111,7 @@ var never = map[string]string{
 var only = map[string]string{
 	"github.com/caddyserver/...": "relay/acme",
 	"github.com/mholt/...":       "relay/acme",
+	"golang.org/x/oauth2/...":    "relay/upstream/oauth",
 }
 
 // notLinked must be in no program: it is under another licence, or for tests.

@@ -203,9 +203,32 @@ func pattern(lines []string) string {
 	return p + `$`
 }
 
-// send sends a message: USER PASSWORD SENDER to RECIPIENT…, and waits until it was
-// tried for all of them.
+// send is submit, and waits until the message was tried for all of its recipients.
 func (s *adminShell) send(t *testing.T, words []string) {
+	t.Helper()
+	s.submit(t, words)
+	to := words[4:]
+	s.traced(t, to[len(to)-1], func(trace string) bool {
+		return strings.Count(trace, " delivered ")+strings.Count(trace, " deferred ") == len(to)
+	})
+}
+
+// traced waits until the trace of the mail to an address is as it has to be.
+func (s *adminShell) traced(t *testing.T, to string, done func(trace string) bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		trace := s.must(t, "postern trace "+to)
+		if done(trace) {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("not so in time:\n%s", trace)
+		}
+	}
+}
+
+// submit sends a message: USER PASSWORD SENDER to RECIPIENT….
+func (s *adminShell) submit(t *testing.T, words []string) {
 	t.Helper()
 	user, password, from, to := words[0], words[1], words[2], words[4:]
 	conn, err := net.Dial("tcp", s.address)
@@ -238,15 +261,6 @@ func (s *adminShell) send(t *testing.T, words []string) {
 	for i, step := range steps {
 		if err := step(); err != nil {
 			t.Fatalf("step %d: %v", i, err)
-		}
-	}
-	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		trace := s.must(t, "postern trace "+to[len(to)-1])
-		if strings.Count(trace, " delivered ")+strings.Count(trace, " deferred ") == len(to) {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("not tried in time:\n%s", trace)
 		}
 	}
 }

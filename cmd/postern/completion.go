@@ -16,7 +16,7 @@ import (
 	"postern/cmd/postern/database"
 	"postern/cmd/postern/screen"
 	"postern/internal/pgserver"
-	"postern/relay/route"
+	"postern/relay/upstream"
 )
 
 func (a *app) completionCmd() *cobra.Command {
@@ -56,7 +56,7 @@ func (a *app) complete(cmd *cobra.Command) {
 			_ = cmd.RegisterFlagCompletionFunc(flag, a.completer(values, false))
 		}
 	}
-	for flag, values := range map[string][]string{"state": stateNames(), "tls": tlsModes, "only": serveHalves} {
+	for flag, values := range map[string][]string{"state": stateNames(), "tls": tlsModes, "preset": upstream.Presets(), "only": serveHalves} {
 		if cmd.Flags().Lookup(flag) != nil {
 			_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 		}
@@ -70,7 +70,7 @@ func (a *app) complete(cmd *cobra.Command) {
 		cmd.ValidArgsFunction = a.completer(usersLike, true)
 	case under.Name() == "credential" && what == "ID...":
 		cmd.ValidArgsFunction = a.completer(secretsLike, false)
-	case under.Name() == "upstream" && what == "NAME" && cmd.Name() != "add":
+	case (under.Name() == "upstream" || under.Name() == "reply") && what == "NAME" && (cmd.Name() != "add" || under.Name() == "reply"):
 		cmd.ValidArgsFunction = a.completer(upstreamsLike, true)
 	case under.Name() == "certificate" && what == "NAME":
 		cmd.ValidArgsFunction = a.completer(certificatesLike, true)
@@ -214,7 +214,7 @@ func upstreamsOrMX(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]st
 }
 
 func upstreamsLike(ctx context.Context, pool *pgxpool.Pool, _ string) ([]string, error) {
-	list, err := route.NewStore(pool, nil).ListUpstreams(ctx)
+	list, err := upstream.NewStore(pool, nil).List(ctx)
 	var names []string
 	for _, u := range list {
 		names = append(names, u.Name)

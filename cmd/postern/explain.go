@@ -21,6 +21,7 @@ import (
 	"postern/relay/seal"
 	"postern/relay/smtp"
 	"postern/relay/submission"
+	"postern/relay/upstream"
 )
 
 // question is a message that somebody might send.
@@ -302,12 +303,12 @@ func (a *app) explainWays(ctx context.Context, users *accounts, cfg config.Confi
 	if err != nil {
 		return err
 	}
-	routes := route.NewTable(route.NewStore(users.pool, sealer), time.Minute)
+	routes := route.NewTable(route.NewStore(users.pool), upstream.NewStore(users.pool, sealer), time.Minute)
 	for _, to := range q.to {
 		way := explainWay{Recipient: to.String(), Via: "mx"}
 		d, err := routes.Resolve(ctx, id.UserID, q.from, to)
 		switch {
-		case errors.Is(err, route.ErrNoKey): // an error of the key itself has ended this before
+		case errors.Is(err, upstream.ErrNoKey): // an error of the key itself has ended this before
 			way.Via, way.Trouble = "", "this machine has no key that opens the upstream's password"
 		case errors.Is(err, seal.ErrSeal):
 			way.Via, way.Trouble = "", "the key of this machine does not open the upstream's password: "+err.Error()

@@ -15,6 +15,9 @@ func TestUpstreamsPage(t *testing.T) {
 	} {
 		g.replaced = append([]string{provider, g.next.Addr()}, g.replaced...)
 	}
+	for _, preset := range []string{"m365", "google"} {
+		g.replaced = append(g.replaced, "--preset "+preset, "--preset "+preset+" --tls require --host "+g.next.Addr())
+	}
 	g.replaced = append(g.replaced, "AKIAIOSFODNN7EXAMPLE", "relay@example.com")
 	g.installed(t)
 	g.must(t, "echo 'a good password' | postern user add alice@example.com --password-stdin")

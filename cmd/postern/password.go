@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -12,16 +13,22 @@ import (
 	"postern/internal/owned"
 )
 
-// passwordSource says where a command reads a password; nowhere, if nothing is set.
+// passwordSource says where a command reads a secret; nowhere, if nothing is set.
 type passwordSource struct {
 	stdin bool
 	file  string
+	name  string // of the flags, without -stdin and -file
 }
 
-func (p *passwordSource) flags(cmd *cobra.Command) {
-	cmd.Flags().BoolVar(&p.stdin, "password-stdin", false, "read the password from standard input")
-	cmd.Flags().StringVar(&p.file, "password-file", "", "read the password from the first line of `file`, as of a secret that a container is given")
-	cmd.MarkFlagsMutuallyExclusive("password-stdin", "password-file")
+func (p *passwordSource) flags(cmd *cobra.Command) { p.named(cmd, "password") }
+
+// named adds flags for another secret than a password.
+func (p *passwordSource) named(cmd *cobra.Command, name string) {
+	p.name = name
+	what := strings.ReplaceAll(name, "-", " ")
+	cmd.Flags().BoolVar(&p.stdin, name+"-stdin", false, "read the "+what+" from standard input")
+	cmd.Flags().StringVar(&p.file, name+"-file", "", "read the "+what+" from the first line of `file`, as of a secret that a container is given")
+	cmd.MarkFlagsMutuallyExclusive(name+"-stdin", name+"-file")
 }
 
 func (p *passwordSource) given() bool { return p.stdin || p.file != "" }
@@ -42,7 +49,7 @@ func (p *passwordSource) read(stdin io.Reader, exposed func(error)) (string, err
 	}
 	text, err := owned.ReadSecret(p.file, exposed)
 	if err != nil {
-		return "", fmt.Errorf("--password-file: %w", err)
+		return "", fmt.Errorf("--%s-file: %w", cmp.Or(p.name, "password"), err)
 	}
 	return readSecret(bytes.NewReader(text))
 }

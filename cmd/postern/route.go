@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
+	"postern/internal/refusal"
 	"postern/relay/queue/desk"
 	"postern/relay/route"
 )
@@ -67,15 +68,15 @@ const noRoute = "451 4.4.4 no route"
 var errRouteExists = errors.New("there is a default route already: see 'postern route list', put this one in its place with --replace")
 
 func (a *app) addRoute(ctx context.Context, pool *pgxpool.Pool, rule route.Rule, replace bool) error {
-	routes := route.NewStore(pool, nil).As(a.actor())
+	routes := route.NewStore(pool).As(a.actor())
 	var id, was int64
 	var err error
 	if replace {
-		id, was, err = routes.ReplaceRoute(ctx, rule)
+		id, was, err = routes.Replace(ctx, rule)
 	} else {
-		id, err = routes.AddRoute(ctx, rule)
+		id, err = routes.Add(ctx, rule)
 	}
-	if errors.Is(err, route.ErrExists) {
+	if errors.Is(err, refusal.ErrExists) {
 		return errRouteExists
 	}
 	if err != nil {
@@ -86,18 +87,18 @@ func (a *app) addRoute(ctx context.Context, pool *pgxpool.Pool, rule route.Rule,
 		said += fmt.Sprintf(", in the place of route %d", was)
 	}
 	fmt.Fprintln(a.stdout, said)
-	return a.retryRouteless(ctx, pool)
+	return a.retryWaiting(ctx, pool, noRoute, "for a route")
 }
 
-// retryRouteless makes due what waits because no route was known.
-func (a *app) retryRouteless(ctx context.Context, pool *pgxpool.Pool) error {
+// retryWaiting makes due what waits without an attempt, with a reply that begins like this.
+func (a *app) retryWaiting(ctx context.Context, pool *pgxpool.Pool, reply, what string) error {
 	q := desk.NewAdmin(pool).As(a.actor())
-	waits := desk.Filter{State: desk.StateWaiting, Reply: noRoute}
+	waits := desk.Filter{State: desk.StateWaiting, Reply: reply}
 	n, err := q.Retry(ctx, waits, true)
 	if err != nil || n == 0 { // an audit row only for what is done
 		return err
 	}
-	// A node that does not know of the route yet would let it wait for another minute.
+	// A node that does not know of the change yet would let it wait once more.
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
@@ -106,7 +107,7 @@ func (a *app) retryRouteless(ctx context.Context, pool *pgxpool.Pool) error {
 	if n, err = q.Retry(ctx, waits, false); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintln(a.stdout, changed(n, "recipient", "due now that waited for a route", false))
+	_, err = fmt.Fprintln(a.stdout, changed(n, "recipient", "due now that waited "+what, false))
 	return err
 }
 
@@ -117,7 +118,7 @@ func (a *app) routeListCmd() *cobra.Command {
 			return []string{strconv.FormatInt(r.ID, 10), matchText(r), viaText(r)}
 		},
 		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]route.Rule, error) {
-			return route.NewStore(users.pool, nil).ListRoutes(ctx)
+			return route.NewStore(users.pool).List(ctx)
 		},
 	}.command(a, &cobra.Command{
 		Use:   "list",
@@ -166,7 +167,7 @@ route add --replace' changes the default route without that.`,
 				return usagef("%q is not a route number: see 'postern route list'", args[0])
 			}
 			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
-				was, err := route.NewStore(pool, nil).As(a.actor()).RemoveRoute(ctx, id)
+				was, err := route.NewStore(pool).As(a.actor()).Remove(ctx, id)
 				if err != nil {
 					return err
 				}

@@ -37,7 +37,8 @@ func TestH2OneRuleForSecrets(t *testing.T) {
 			_, err := (&passwordSource{file: path}).read(nil, told)
 			return err
 		},
-		"EAB or TSIG key": func(func(error)) error { _, err := config.ReadKeyFile(path); return err },
+		"client certificate or key file": func(told func(error)) error { _, err := readSecretFile(path, told); return err },
+		"EAB or TSIG key":                func(func(error)) error { _, err := config.ReadKeyFile(path); return err },
 		"certificate's key": func(told func(error)) error {
 			_, err := certificate.Pair{Certificate: filepath.Join(dir, "cert.pem"), Key: path}.Load(told)
 			return err

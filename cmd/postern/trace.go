@@ -322,6 +322,9 @@ func (a *app) printEvents(list []desk.Event) error {
 	t := table{head: []string{"WHEN", "TOOK", "RECIPIENT", "RESULT", "VIA", "SERVER", "TLS", "NODE", "REPLY"}}
 	for _, at := range list {
 		result := at.Result
+		if at.Scope != "" {
+			result += " (" + at.Scope + ")"
+		}
 		for _, mark := range []struct {
 			set  bool
 			text string

@@ -8,40 +8,125 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/screen"
-	"postern/relay/route"
+	"postern/internal/refusal"
 	"postern/relay/seal"
+	"postern/relay/upstream"
+	"postern/relay/upstream/oauth"
 )
 
 func (a *app) upstreamCmd() *cobra.Command {
 	return noun("upstream", "the smarthosts that mail is forwarded to",
-		a.upstreamAddCmd(), a.upstreamListCmd(), a.upstreamRemoveCmd())
+		a.upstreamAddCmd(), a.upstreamSetCmd(), a.upstreamListCmd(), a.upstreamShowCmd(), a.upstreamPauseCmd(true), a.upstreamPauseCmd(false),
+		a.upstreamClassifyCmd(), a.replyCmd(), a.upstreamLoginCmd(), a.upstreamRemoveCmd())
 }
 
 // tlsModes are the values of --tls.
-var tlsModes = []string{string(route.TLSNone), string(route.TLSOpportunistic), string(route.TLSRequire), string(route.TLSImplicit)}
+var tlsModes = []string{string(upstream.TLSNone), string(upstream.TLSOpportunistic), string(upstream.TLSRequire), string(upstream.TLSImplicit)}
 
-// defaultPorts are used where --host names none (RFC 8314, RFC 6409, RFC 5321).
-var defaultPorts = map[route.TLSMode]int{
-	route.TLSImplicit: 465, route.TLSRequire: 587, route.TLSOpportunistic: 25, route.TLSNone: 25,
+// upstreamFlags are the settings of an upstream.
+type upstreamFlags struct {
+	host, mode, preset, username, caFile, expires string
+	from                                          passwordSource
+	tokens                                        grantFlags
+	connections, messages, recipients             int
+}
+
+func (u *upstreamFlags) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&u.preset, "preset", "", "provider: "+strings.Join(upstream.Presets(), ", "))
+	f.StringVar(&u.host, "host", "", "`HOST[:PORT]` (default port 465 for implicit, 587 for require, else 25)")
+	f.StringVar(&u.mode, "tls", "", "none, opportunistic, require (the default) or implicit")
+	f.StringVar(&u.username, "username", "", "account name at the smarthost")
+	u.from.flags(cmd)
+	u.tokens.flags(cmd)
+	f.StringVar(&u.expires, "secret-expires", "", "the last `day` of the password or secret, as 2027-01-31, to be told ahead (default: a certificate's)")
+	f.StringVar(&u.caFile, "ca-file", "", "PEM `file` of the authorities to trust instead of the system's")
+	f.IntVar(&u.connections, "connections", 0, "concurrent connections from each node (default: delivery.connections)")
+	f.IntVar(&u.messages, "messages-per-connection", 0, "messages over one connection (default: delivery.messages_per_connection)")
+	f.IntVar(&u.recipients, "recipients-per-transaction", 0, "recipients of one transaction (default 100)")
+}
+
+// apply puts the flags that are given into an account, and what is not set then as the preset
+// has it.
+func (u *upstreamFlags) apply(cmd *cobra.Command, to *upstream.Account) error {
+	given := cmd.Flags().Changed
+	if given("preset") {
+		to.Preset = u.preset
+	}
+	if given("tls") {
+		to.TLS, to.Port = upstream.TLSMode(u.mode), 0
+	}
+	if given("host") {
+		if err := splitHost(u.host, to); err != nil {
+			return err
+		}
+	}
+	if given("username") {
+		to.Username = u.username
+	}
+	if given("ca-file") {
+		to.CA = ""
+		if u.caFile != "" {
+			pem, err := os.ReadFile(u.caFile)
+			if err != nil {
+				return fmt.Errorf("--ca-file: %w", err)
+			}
+			to.CA = string(pem)
+		}
+	}
+	if given("secret-expires") {
+		to.SecretExpires = u.expires
+	}
+	for name, value := range map[string]struct{ from, to *int }{
+		"connections": {&u.connections, &to.MaxConnections}, "messages-per-connection": {&u.messages, &to.MaxMessages},
+		"recipients-per-transaction": {&u.recipients, &to.MaxRecipients},
+	} {
+		if given(name) {
+			*value.to = *value.from
+		}
+	}
+	return to.Fill()
+}
+
+// proof reads what the account is to be proved by, if the flags say where, and returns what
+// puts it there.
+func (u *upstreamFlags) proof(a *app) (put func(*upstream.Account) error, err error) {
+	switch {
+	case u.from.given():
+		secret, err := u.from.read(a.stdin, a.warn)
+		return func(to *upstream.Account) error {
+			to.Password, to.Grant = secret, oauth.Grant{}
+			return nil
+		}, err
+	case u.tokens.given():
+		grant, err := u.tokens.read(a)
+		return func(to *upstream.Account) error {
+			to.Password, to.Grant = "", grant
+			if ends := grant.CertificateExpires(); !ends.IsZero() && u.expires == "" {
+				to.SecretExpires = ends.UTC().Format(time.DateOnly)
+			}
+			return nil
+		}, err
+	}
+	return func(*upstream.Account) error { return nil }, nil
 }
 
 func (a *app) upstreamAddCmd() *cobra.Command {
-	var (
-		u          route.Upstream
-		host, mode string
-		caFile     string
-		from       passwordSource
-		ifMissing  bool
-	)
+	var flags upstreamFlags
+	var ifMissing bool
 	cmd := &cobra.Command{
 		Use:   "add NAME",
 		Short: "add a smarthost",
 		Long: `Adds a smarthost under a name that routes refer to.
+
+--preset says which provider it is: its host, port, TLS mode and limits are used where no
+flag sets another, and its replies are known ('postern upstream reply list NAME').
 
 --tls says how the connection is protected:
   none           never
@@ -50,100 +135,266 @@ func (a *app) upstreamAddCmd() *cobra.Command {
   implicit       TLS from the start with a verified certificate, or the mail waits
 
 An account (--username with a password) needs require or implicit. Its
-password is sealed with the key in secret_key_file before it is stored.`,
+password is sealed with the key in secret_key_file before it is stored. With
+--oauth it has access tokens of Microsoft or Google instead of a password.`,
 		Example: `  postern upstream add out --host smtp.example.net:587 --tls require
-  postern upstream add ses --host smtp.example.com --tls implicit --username AKIA1 --password-stdin <secret.txt`,
+  postern upstream add m365 --preset m365 --username relay@example.com --password-stdin <password.txt
+  postern upstream add m365 --preset m365 --username relay@example.com --oauth client-credentials --tenant example.com --client-id ID --client-secret-stdin <secret.txt
+  postern upstream add ses --preset ses --host email-smtp.eu-central-1.amazonaws.com --username AKIA1 --password-stdin <secret.txt`,
 		Args: one("name", "the upstream's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			u.Name, u.TLS = args[0], route.TLSMode(mode)
-			if err := splitHost(host, &u); err != nil {
+			up := upstream.Account{Name: args[0]}
+			if flags.host == "" && flags.preset == "" {
+				return usagef("'%s' needs --host", cmd.CommandPath())
+			}
+			if err := flags.apply(cmd, &up); err != nil {
+				return invalidUse(err)
+			}
+			if (up.Username != "") != (flags.from.given() || flags.tokens.given()) {
+				return usagef("--username and --password-stdin, --password-file or --oauth go together")
+			}
+			put, err := flags.proof(a)
+			if err == nil {
+				err = put(&up)
+			}
+			if err != nil {
 				return err
 			}
-			if (u.Username != "") != from.given() {
-				return usagef("--username and --password-stdin or --password-file go together")
-			}
-			if caFile != "" {
-				pem, err := os.ReadFile(caFile)
-				if err != nil {
-					return fmt.Errorf("--ca-file: %w", err)
-				}
-				u.CA = string(pem)
-			}
-			if from.given() {
-				secret, err := from.read(a.stdin, a.warn)
-				if err != nil {
-					return err
-				}
-				u.Password = secret
-			}
-			err := a.addUpstream(cmd.Context(), u)
-			if ifMissing && errors.Is(err, route.ErrExists) {
-				return a.thereAlready("upstream", u.Name)
+			err = a.addUpstream(cmd.Context(), up)
+			if ifMissing && errors.Is(err, refusal.ErrExists) {
+				return a.thereAlready("upstream", up.Name)
 			}
 			return err
 		},
 	}
-	f := cmd.Flags()
-	f.StringVar(&host, "host", "", "`HOST[:PORT]` (default port 465 for implicit, 587 for require, else 25)")
-	f.StringVar(&mode, "tls", string(route.TLSRequire), "none, opportunistic, require or implicit")
-	f.StringVar(&u.Username, "username", "", "account name at the smarthost")
-	from.flags(cmd)
-	f.StringVar(&caFile, "ca-file", "", "PEM `file` of the authorities to trust instead of the system's")
-	f.IntVar(&u.MaxConnections, "connections", 0, "concurrent connections from each node (default: delivery.connections)")
-	f.BoolVar(&ifMissing, "if-missing", false, ifMissingUsage)
-	_ = cmd.MarkFlagRequired("host")
+	flags.flags(cmd)
+	cmd.Flags().BoolVar(&ifMissing, "if-missing", false, ifMissingUsage)
 	return cmd
 }
 
-// splitHost takes HOST, HOST:PORT, [IPv6]:PORT or a bare IPv6 address.
-func splitHost(host string, u *route.Upstream) error {
-	u.Host, u.Port = strings.Trim(host, "[]"), defaultPorts[u.TLS]
+// invalidUse marks what cannot be stored as wrong use.
+func invalidUse(err error) error {
+	if errors.Is(err, refusal.ErrInvalid) {
+		return usageError{err.Error()}
+	}
+	return err
+}
+
+// splitHost takes HOST, HOST:PORT, [IPv6]:PORT or a bare IPv6 address. Without a port it leaves
+// that of the account.
+func splitHost(host string, up *upstream.Account) error {
+	up.Host = strings.Trim(host, "[]")
 	if h, p, err := net.SplitHostPort(host); err == nil {
 		port, err := strconv.Atoi(p)
 		if err != nil {
 			return usagef("--host: port %q is not a number", p)
 		}
-		u.Host, u.Port = h, port
-	}
-	if u.Port == 0 {
-		u.Port = 25 // of a mode that Validate refuses
+		if port == 0 {
+			return usagef("--host: port 0 is not between 1 and 65535")
+		}
+		up.Host, up.Port = h, port
 	}
 	return nil
 }
 
-func (a *app) addUpstream(ctx context.Context, u route.Upstream) error {
-	if err := u.Validate(); err != nil {
+func (a *app) addUpstream(ctx context.Context, up upstream.Account) error {
+	if err := up.Validate(); err != nil {
 		return usageError{err.Error()}
 	}
+	return a.onUpstreams(ctx, up.Username != "", func(ctx context.Context, _ *pgxpool.Pool, accounts *upstream.Store) error {
+		if err := accounts.Add(ctx, up); err != nil {
+			return err
+		}
+		_, err := fmt.Fprintf(a.stdout, "added upstream %s\n", upstreamText(up))
+		a.hintLogin(up)
+		return err
+	})
+}
+
+// onUpstreams runs do with the store of accounts, which has the key only if it is needed.
+func (a *app) onUpstreams(ctx context.Context, key bool, do func(ctx context.Context, pool *pgxpool.Pool, accounts *upstream.Store) error) error {
 	cfg, _, err := a.source.Load()
 	if err != nil {
 		return err
 	}
 	return a.withPool(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
 		var sealer *seal.Sealer
-		if u.Username != "" {
+		if key {
 			if sealer, err = a.source.Sealer(cfg); err != nil {
 				return err
 			}
 		}
-		if err := route.NewStore(pool, sealer).As(a.actor()).AddUpstream(ctx, u); err != nil {
-			return err
-		}
-		_, err := fmt.Fprintf(a.stdout, "added upstream %s: %s, TLS %s\n", u.Name, net.JoinHostPort(u.Host, strconv.Itoa(u.Port)), u.TLS)
-		return err
+		return do(ctx, pool, upstream.NewStore(pool, sealer).As(a.actor()))
 	})
 }
 
-func (a *app) upstreamListCmd() *cobra.Command {
-	return listing[route.Account]{
-		head: []string{"NAME", "HOST", "TLS", "ACCOUNT", "CONNECTIONS"},
-		row: func(u route.Account) []string {
-			return []string{u.Name, net.JoinHostPort(u.Host, strconv.Itoa(u.Port)), string(u.TLS), screen.OrDash(u.Username), orDefault(u.MaxConnections)}
+func upstreamText(up upstream.Account) string {
+	return fmt.Sprintf("%s: %s, TLS %s", up.Name, net.JoinHostPort(up.Host, strconv.Itoa(up.Port)), up.TLS)
+}
+
+func (a *app) upstreamSetCmd() *cobra.Command {
+	var flags upstreamFlags
+	cmd := &cobra.Command{
+		Use:   "set NAME",
+		Short: "change a smarthost's settings",
+		Long: `Changes the settings whose flags are given, as 'postern upstream add' describes them; all
+nodes follow within two seconds, and mail that waits uses them at its next attempt. 0 and ''
+stand for the default, which is the preset's if it has one.
+
+Another --username needs its password, or --oauth with all that belongs to it, as well.`,
+		Example: `  postern upstream set out --password-stdin <password.txt
+  postern upstream set out --preset google --connections 2`,
+		Args: one("name", "the upstream's name"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().NFlag() == 0 {
+				return usagef("'%s' needs a flag that says what to change", cmd.CommandPath())
+			}
+			put, err := flags.proof(a)
+			if err != nil {
+				return err
+			}
+			return a.onUpstreams(cmd.Context(), flags.from.given() || flags.tokens.given(), func(ctx context.Context, _ *pgxpool.Pool, accounts *upstream.Store) error {
+				up, err := accounts.Change(ctx, args[0], func(up *upstream.Account) error {
+					if err := flags.apply(cmd, up); err != nil {
+						return err
+					}
+					return put(up)
+				})
+				if err != nil {
+					return invalidUse(err)
+				}
+				_, err = fmt.Fprintf(a.stdout, "changed upstream %s\n", upstreamText(up))
+				if flags.tokens.given() {
+					a.hintLogin(up)
+				}
+				return err
+			})
 		},
-		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]route.Account, error) {
-			return route.NewStore(users.pool, nil).ListUpstreams(ctx)
+	}
+	flags.flags(cmd)
+	return cmd
+}
+
+func (a *app) upstreamListCmd() *cobra.Command {
+	return listing[upstream.Listed]{
+		head: []string{"NAME", "HOST", "TLS", "ACCOUNT", "CONNECTIONS", "PRESET", "STATE"},
+		row: func(u upstream.Listed) []string {
+			return []string{u.Name, net.JoinHostPort(u.Host, strconv.Itoa(u.Port)), string(u.TLS), screen.OrDash(u.Username),
+				orDefault(u.MaxConnections), screen.OrDash(u.Preset), upstreamState(u)}
+		},
+		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]upstream.Listed, error) {
+			return upstream.NewStore(users.pool, nil).List(ctx)
 		},
 	}.command(a, &cobra.Command{Use: "list", Short: "list the smarthosts", Args: noArguments})
+}
+
+func upstreamState(u upstream.Listed) string {
+	if u.PausedAt != nil {
+		return "paused since " + screen.LocalTime(*u.PausedAt)
+	}
+	return "active"
+}
+
+// upstreamView is an upstream as 'upstream show --json' prints it.
+type upstreamView struct {
+	upstream.Listed
+	Replies []upstream.Row `json:"replies"`
+}
+
+func (a *app) upstreamShowCmd() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "show NAME",
+		Short: "show a smarthost's settings, and what its replies mean",
+		Long: `Shows the settings of a smarthost, what its provider allows (which Postern does not
+enforce), and the table by which its replies are judged, as 'postern upstream reply list'.`,
+		Args: one("name", "the upstream's name"),
+		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
+			store := upstream.NewStore(users.pool, nil)
+			u, err := store.Named(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			replies, err := store.Replies(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(a.stdout, upstreamView{u, replies.Rows()})
+			}
+			if err := a.printUpstream(u); err != nil {
+				return err
+			}
+			fmt.Fprintln(a.stdout)
+			t := tableOf(replyHead, replyRow, replies.Rows())
+			return t.print(a.stdout)
+		}),
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func (a *app) printUpstream(u upstream.Listed) error {
+	t := table{head: []string{"UPSTREAM", u.Name}}
+	t.add("host", net.JoinHostPort(u.Host, strconv.Itoa(u.Port)))
+	t.add("TLS", string(u.TLS))
+	if u.CustomCA {
+		t.add("CA", "its own")
+	}
+	t.add("account", screen.OrDash(u.Username))
+	if u.OAuth != "" {
+		t.add("tokens by", string(u.OAuth))
+	}
+	if u.SecretExpires != "" {
+		t.add("secret expires", u.SecretExpires)
+	}
+	t.add("preset", screen.OrDash(u.Preset))
+	if p, err := upstream.PresetNamed(u.Preset); err == nil && u.Preset != "" {
+		t.add("its limits", screen.OrDash(p.Limits()))
+	}
+	t.add("connections", orDefault(u.MaxConnections))
+	t.add("messages per connection", orDefault(u.MaxMessages))
+	t.add("recipients per transaction", orDefault(u.MaxRecipients))
+	t.add("state", upstreamState(u))
+	t.add("added", screen.LocalTime(u.CreatedAt))
+	return t.print(a.stdout)
+}
+
+// pausedReply begins the last reply of recipients that wait for a paused upstream.
+const pausedReply = "451 4.3.2 upstream %s is paused"
+
+func (a *app) upstreamPauseCmd(pause bool) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "resume NAME",
+		Short: "let a paused smarthost have its mail again",
+		Long:  "Ends a pause. The mail that waits for it is due immediately.",
+		Args:  one("name", "the upstream's name"),
+	}
+	if pause {
+		cmd.Use, cmd.Short = "pause NAME", "let the mail for a smarthost wait"
+		cmd.Long = `Lets the mail for a smarthost wait until 'postern upstream resume': it uses no attempt, its
+lifetime goes on, and 'postern queue show' says why it waits. All nodes follow within two
+seconds; what a node has begun, or has in line by then, is still sent.`
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return a.onUpstreams(cmd.Context(), false, func(ctx context.Context, pool *pgxpool.Pool, accounts *upstream.Store) error {
+			changed, err := accounts.Pause(ctx, args[0], pause)
+			if err != nil {
+				return err
+			}
+			said := map[bool]string{true: "paused", false: "resumed"}[pause]
+			if !changed {
+				_, err = fmt.Fprintf(a.stdout, "upstream %s was %s already; nothing is changed\n", args[0], said)
+				return err
+			}
+			fmt.Fprintf(a.stdout, "%s upstream %s\n", said, args[0])
+			if pause {
+				return nil
+			}
+			return a.retryWaiting(ctx, pool, fmt.Sprintf(pausedReply, args[0]), "for the upstream")
+		})
+	}
+	return cmd
 }
 
 func (a *app) upstreamRemoveCmd() *cobra.Command {
@@ -152,7 +403,7 @@ func (a *app) upstreamRemoveCmd() *cobra.Command {
 		Short: "remove a smarthost that no route uses",
 		Args:  one("name", "the upstream's name"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
-			if err := route.NewStore(users.pool, nil).As(users.actor).RemoveUpstream(ctx, args[0]); err != nil {
+			if err := upstream.NewStore(users.pool, nil).As(users.actor).Remove(ctx, args[0]); err != nil {
 				return err
 			}
 			_, err := fmt.Fprintf(a.stdout, "removed upstream %s\n", args[0])

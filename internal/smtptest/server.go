@@ -16,7 +16,7 @@ type Config struct {
 	Hostname string // in the banner and EHLO; "": fake.test
 
 	// Extensions are the EHLO lines but for STARTTLS and AUTH, which follow from
-	// TLS and Users. nil: PIPELINING, SIZE 0, 8BITMIME, SMTPUTF8, DSN and
+	// TLS, Users and Tokens. nil: PIPELINING, SIZE 0, 8BITMIME, SMTPUTF8, DSN and
 	// ENHANCEDSTATUSCODES; an empty slice: none.
 	Extensions []string
 	// ExtensionsTLS, unless nil, replace Extensions under TLS.
@@ -25,7 +25,9 @@ type Config struct {
 	TLS      *tls.Config       // offers STARTTLS
 	Implicit bool              // TLS from the first octet instead
 	Users    map[string]string // password by name: offers AUTH PLAIN LOGIN; MAIL then needs it
-	AuthOnly bool              // offer and take AUTH only under TLS
+	// Tokens judges access tokens: offers AUTH XOAUTH2 OAUTHBEARER; MAIL then needs one.
+	Tokens   func(user, token string) bool
+	AuthOnly bool // offer and take AUTH only under TLS
 
 	DiscardBodies bool           // record the size of bodies but not the octets
 	Hooks         map[Phase]Hook // as if set by On

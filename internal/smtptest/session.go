@@ -273,6 +273,9 @@ func (c *session) extensions() []string {
 	if cfg.Users != nil && (c.state.TLS || !cfg.AuthOnly) {
 		out = append(out, "AUTH PLAIN LOGIN")
 	}
+	if cfg.Tokens != nil && (c.state.TLS || !cfg.AuthOnly) {
+		out = append(out, "AUTH XOAUTH2 OAUTHBEARER")
+	}
 	return out
 }
 
@@ -319,11 +322,11 @@ func (c *session) handshake() bool {
 	return true
 }
 
-// auth holds AUTH PLAIN or LOGIN, with or without an initial response.
+// auth holds AUTH PLAIN, LOGIN, XOAUTH2 or OAUTHBEARER, with or without an initial response.
 func (c *session) auth(args string) {
 	mech, initial, _ := strings.Cut(args, " ")
-	exchange := authExchange{users: c.server.cfg.Users, mech: strings.ToUpper(mech)}
-	if c.server.cfg.Users == nil || c.server.cfg.AuthOnly && !c.state.TLS {
+	exchange := authExchange{users: c.server.cfg.Users, tokens: c.server.cfg.Tokens, mech: strings.ToUpper(mech)}
+	if exchange.users == nil && exchange.tokens == nil || c.server.cfg.AuthOnly && !c.state.TLS {
 		exchange.mech = ""
 	}
 	var normal string
@@ -347,12 +350,14 @@ func (c *session) auth(args string) {
 	}
 }
 
-// authExchange is the server's side of PLAIN and LOGIN.
+// authExchange is the server's side of the mechanisms.
 type authExchange struct {
-	users map[string]string
-	mech  string
-	named bool // LOGIN: the name was given
-	user  string
+	users  map[string]string
+	tokens func(user, token string) bool
+	mech   string
+	named  bool // LOGIN: the name was given
+	reason bool // XOAUTH2 and OAUTHBEARER: the reason of a refusal was given
+	user   string
 }
 
 const (
@@ -395,8 +400,34 @@ func (a *authExchange) next(line string) string {
 		return "334 " + base64.StdEncoding.EncodeToString([]byte("Password:")) + "\r\n"
 	case a.mech == "LOGIN":
 		return a.judge(string(response))
+	case (a.mech == "XOAUTH2" || a.mech == "OAUTHBEARER") && a.tokens != nil:
+		return a.token(string(response))
 	}
 	return authUnknown
+}
+
+// token judges the response of XOAUTH2 or OAUTHBEARER, and the answer to the reason of a
+// refusal (RFC 7628 section 3.2.3).
+func (a *authExchange) token(response string) string {
+	if a.reason {
+		if a.mech == "XOAUTH2" && response == "" || a.mech == "OAUTHBEARER" && response == "\x01" {
+			return authBad
+		}
+		return "501 5.5.2 the reason was not answered\r\n"
+	}
+	fields := strings.Split(response, "\x01")
+	user := strings.TrimPrefix(fields[0], "user=")
+	if a.mech == "OAUTHBEARER" {
+		user = strings.TrimSuffix(strings.TrimPrefix(fields[0], "n,a="), ",")
+	}
+	for _, field := range fields {
+		if token, is := strings.CutPrefix(field, "auth=Bearer "); is && strings.HasSuffix(response, "\x01\x01") && a.tokens(user, token) {
+			a.user = user
+			return authGood
+		}
+	}
+	a.reason = true
+	return "334 " + base64.StdEncoding.EncodeToString([]byte(`{"status":"401","schemes":"bearer","scope":"https://mail.example/"}`)) + "\r\n"
 }
 
 func (a *authExchange) judge(password string) string {
@@ -411,7 +442,7 @@ func (c *session) mail(args string) {
 	switch {
 	case c.state.Mail != "":
 		normal = "503 5.5.1 nested MAIL\r\n"
-	case c.server.cfg.Users != nil && c.state.User == "":
+	case (c.server.cfg.Users != nil || c.server.cfg.Tokens != nil) && c.state.User == "":
 		normal = "530 5.7.0 authentication required\r\n"
 	}
 	if c.act(PhaseMail, normal)/100 == 2 {

@@ -10,8 +10,8 @@ import (
 
 	"postern/internal/smtptest"
 	"postern/relay/queue"
-	"postern/relay/route"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 // TestAccounting sends random messages to servers that misbehave at random, ends the
@@ -39,7 +39,7 @@ type scene struct {
 
 func newScene(t *testing.T, seed uint64) *scene {
 	s := &scene{random: rand.New(rand.NewPCG(seed, 0)), q: newFakeQueue()}
-	s.routes.to = map[string]*route.Upstream{}
+	s.routes.to = map[string]*upstream.Account{}
 	for i := range 3 {
 		server := smtptest.Start(t, smtptest.Config{})
 		misbehave(server, seed+uint64(i), i)

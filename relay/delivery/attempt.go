@@ -39,7 +39,7 @@ func (w *worker) attempt(j *job) *job {
 		// The server had ended the connection before it heard of this message.
 		return w.afresh(j)
 	default:
-		return w.conclude(j, &transaction{res, facts, from, used, j.begun})
+		return w.conclude(j, &transaction{res, facts, from, used, j.begun, j.replies})
 	}
 	return nil
 }
@@ -129,7 +129,7 @@ func (w *worker) afresh(j *job) *job {
 // over.
 func (w *worker) conclude(j *job, t *transaction) *job {
 	e := w.d.e
-	outcomes := classify(t.facts, j.rcpts, t.res, w.retryIn(j))
+	outcomes := classify(t.facts, j.rcpts, t.res, w.judging(j))
 	t.spareWithheld(outcomes)
 	if t.res.Err != nil {
 		reply, ours := troubleReply(t.res)
@@ -212,7 +212,7 @@ func (w *worker) giveBack(j *job, facts queue.Outcome, res smtp.Result, wait tim
 	var refused []queue.Recipient
 	var settled []queue.Outcome
 	var free []int
-	for i, o := range classify(facts, j.rcpts, res, w.retryIn(j)) {
+	for i, o := range classify(facts, j.rcpts, res, w.judging(j)) {
 		if said := res.Replies[i]; (said.IsTemporary() || said.IsPermanent()) && !res.Withheld(i) {
 			refused, settled = append(refused, j.rcpts[i]), append(settled, o)
 		} else {
@@ -236,6 +236,9 @@ func (w *worker) facts(j *job, started, ended time.Time) queue.Outcome {
 	}
 	return o
 }
+
+// judging is how the replies to a job are judged.
+func (w *worker) judging(j *job) judging { return judging{j.replies, w.retryIn(j)} }
 
 // retryIn is the wait of a job's recipients by their attempts.
 func (w *worker) retryIn(j *job) func(attempts int) time.Duration {

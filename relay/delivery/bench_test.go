@@ -10,14 +10,14 @@ import (
 	"time"
 
 	"postern/relay/queue"
-	"postern/relay/route"
+	"postern/relay/upstream"
 )
 
 // BenchmarkDeliver measures the engine and its conversations over loopback: 5 KB
 // messages, 20 connections, a sink that does no more than it must.
 func BenchmarkDeliver(b *testing.B) {
 	addr := sinkServer(b)
-	up := &route.Upstream{Name: "sink", Host: addr.IP.String(), Port: addr.Port, TLS: route.TLSNone}
+	up := &upstream.Account{Name: "sink", Host: addr.IP.String(), Port: addr.Port, TLS: upstream.TLSNone}
 	ledger := &counter{done: make(chan struct{}), want: int64(b.N)}
 	e := New(Config{Queue: ledger, Routes: routes{def: up}, Hello: "relay.test", NoClaim: true, Messages: 2 * b.N, Memory: 1 << 40})
 	e.Start()
@@ -47,6 +47,8 @@ type counter struct {
 	want    int64
 	done    chan struct{}
 }
+
+func (c *counter) Recovered(string) {}
 
 func (c *counter) Settle(outcomes ...queue.Outcome) {
 	for _, o := range outcomes {

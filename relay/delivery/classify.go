@@ -3,23 +3,29 @@ package delivery
 import (
 	"errors"
 	"net"
-	"strings"
 	"time"
 
 	"postern/relay/queue"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
+// judging is how the replies to a message are judged.
+type judging struct {
+	replies *upstream.Replies                // of the upstream; nil: of MX
+	retryIn func(attempts int) time.Duration // the wait after so many attempts
+}
+
 // classify turns the result of a transaction into one outcome for each recipient.
-// facts holds what all have in common, retryIn the wait after so many attempts.
+// facts holds what all have in common.
 //
-// A complete 2yz to the final dot is delivered, a complete 5yz failed, a complete
-// 4yz deferred, whatever its enhanced code claims. All else is deferred, and once
-// the dot was sent also unknown: the next attempt may make a second copy.
+// A complete 2yz to the final dot is delivered; the upstream's table says what a complete
+// refusal means. All else is deferred, and once the dot was sent also unknown: the next attempt
+// may make a second copy.
 //
 // A refusal in the middle of the message answers none of our commands. It is believed if the
 // previous attempt ended with the same one.
-func classify(facts queue.Outcome, rcpts []queue.Recipient, res smtp.Result, retryIn func(int) time.Duration) []queue.Outcome {
+func classify(facts queue.Outcome, rcpts []queue.Recipient, res smtp.Result, by judging) []queue.Outcome {
 	outcomes := make([]queue.Outcome, len(rcpts))
 	interruption := interruptionIn(res)
 	for i := range rcpts {
@@ -28,27 +34,92 @@ func classify(facts queue.Outcome, rcpts []queue.Recipient, res smtp.Result, ret
 		o.N, o.Recipient = rcpts[i].N, rcpts[i].Address
 		if i < len(res.Replies) {
 			o.Reply = res.Replies[i]
-			o.Ours = i < len(res.Stages) && res.Stages[i] == smtp.StageHello // this recipient was not sent to it
+			o.Ours = isOurReply(&res, i)
 		}
-		o.Result = judge(o.Reply, res.DotSent, facts.Upstream != viaMX)
-		if o.Result == queue.Failed && isTooMany(res, i) {
-			o.Result = queue.Deferred
-		}
-		if o.Result == queue.Deferred && (!complete(o.Reply) || o.Reply.IsPositive()) {
+		v := judge(by.replies, &res, i)
+		if v.Result == upstream.Later && (!complete(o.Reply) || o.Reply.IsPositive()) {
 			o.Unknown = res.DotSent
 			o.Reply, o.Ours = troubleReply(res)
+			v.Scope = upstream.ScopeConnection
 			if !interruption.IsZero() && interruption.Code == rcpts[i].LastCode && rcpts[i].LastMidText {
-				o.Result = judge(interruption, false, facts.Upstream != viaMX)
+				v = by.replies.Classify(upstream.StageData, interruption)
 			}
 		}
-		switch o.Result {
-		case queue.Delivered:
+		by.conclude(o, rcpts[i].Attempts, v)
+		if o.Result == queue.Delivered {
 			o.DSNPassed = res.DSN
-		case queue.Deferred:
-			o.RetryIn = retryIn(rcpts[i].Attempts)
 		}
 	}
 	return outcomes
+}
+
+// conclude writes a verdict into the outcome of a recipient.
+func (by judging) conclude(o *queue.Outcome, attempts int, v upstream.Verdict) {
+	switch v.Result {
+	case upstream.Delivered:
+		o.Result = queue.Delivered
+		return
+	case upstream.Never:
+		o.Result = queue.Failed
+		return
+	}
+	o.Result, o.RetryIn = queue.Deferred, by.retryIn(attempts)
+	if wait := v.Wait(); wait > 0 {
+		o.RetryIn = retryWait([]time.Duration{wait}, 0, o.Message)
+	}
+	if !v.Scope.OfMail() {
+		o.Scope = string(v.Scope)
+	}
+}
+
+// judge says what the reply to recipient i means.
+func judge(replies *upstream.Replies, res *smtp.Result, i int) upstream.Verdict {
+	v := upstream.Verdict{Result: upstream.Later, Scope: upstream.ScopeMessage}
+	switch {
+	case i >= len(res.Replies):
+	case res.DotSent && res.Replies[i].IsPositive():
+		v.Result = upstream.Delivered
+	case !isOurReply(res, i):
+		return replies.Classify(stageOf(res, i), res.Replies[i])
+	case res.Replies[i].IsPermanent():
+		v.Result = upstream.Never
+	}
+	return v
+}
+
+// isOurReply reports that recipient i was not named to the server: its reply is made up.
+func isOurReply(res *smtp.Result, i int) bool {
+	return i < len(res.Stages) && res.Stages[i] == smtp.StageHello
+}
+
+// stageOf is where the reply to recipient i came.
+func stageOf(res *smtp.Result, i int) upstream.Stage {
+	switch {
+	case i >= len(res.Stages) || res.Stages[i] == "":
+		return upstream.StageAny
+	case res.Stages[i] == smtp.StageRcpt && acceptedBefore(res, i):
+		return upstream.StageMore
+	}
+	return tableStage(res.Stages[i])
+}
+
+// tableStage is a stage of the conversation as tables have it.
+func tableStage(s smtp.Stage) upstream.Stage {
+	switch s {
+	case smtp.StageTLS:
+		return upstream.StageTLS
+	case smtp.StageAuth, StageToken:
+		return upstream.StageAuth
+	case smtp.StageMail:
+		return upstream.StageMail
+	case smtp.StageRcpt:
+		return upstream.StageRcpt
+	case smtp.StageData, smtp.StageBody:
+		return upstream.StageData
+	case smtp.StageDot:
+		return upstream.StageDot
+	}
+	return upstream.StageConnect
 }
 
 // interruptionIn is the server's refusal in the middle of a message, as some send when it
@@ -67,54 +138,14 @@ func interruptionIn(res smtp.Result) smtp.Reply {
 // viaMX is Outcome.Upstream of mail to MX.
 const viaMX = "mx"
 
-// judge decides what a reply means for its recipient.
-func judge(r smtp.Reply, dotSent, upstream bool) queue.Result {
-	switch {
-	case r.IsPositive() && dotSent:
-		return queue.Delivered
-	case !r.IsPermanent(), r.Code == 552 && saysTooMany(r): // RFC 5321 section 4.5.3.1.10
-		return queue.Deferred
-	case upstream && aboutOurAccount(r):
-		return queue.Deferred
-	}
-	return queue.Failed
-}
-
 func complete(r smtp.Reply) bool {
 	return r.IsPositive() || r.IsTemporary() || r.IsPermanent()
-}
-
-// aboutOurAccount reports a refusal that concerns the relay's own authentication with its
-// upstream (RFC 4954 section 6) and not the message: an administrator has to correct it.
-func aboutOurAccount(r smtp.Reply) bool {
-	switch r.Code {
-	case 530, 534, 535, 538:
-		return true
-	}
-	return false
-}
-
-// saysTooMany reports the enhanced code of "too many recipients" (RFC 3463 X.5.3).
-func saysTooMany(r smtp.Reply) bool { return r.Enhanced.Subject == 5 && r.Enhanced.Detail == 3 }
-
-// isTooMany reports that the server wants recipient i in another transaction. Servers
-// word that in many ways: by 452, or by 552 as of old (RFC 5321 section 4.5.3.1.10), by
-// any code with X.5.3, in words. It can only be meant where it has accepted others
-// before; there a bare 552 is "too many" rather than a full mailbox, which will be the
-// first in its transaction sooner or later.
-func isTooMany(res smtp.Result, i int) bool {
-	if i >= len(res.Stages) || res.Stages[i] != smtp.StageRcpt || !acceptedBefore(res, i) {
-		return false
-	}
-	r := res.Replies[i]
-	bare := r.Enhanced.IsZero() && (r.Code == 452 || r.Code == 552)
-	return bare || saysTooMany(r) || strings.HasPrefix(strings.ToLower(r.Text), "too many recipients")
 }
 
 // acceptedBefore reports that the server accepted a recipient before recipient i, which
 // has a reply of its own. The reply for an accepted one came later: the reply to DATA
 // or to the dot, the last reply of a conversation that broke off, or nothing.
-func acceptedBefore(res smtp.Result, i int) bool {
+func acceptedBefore(res *smtp.Result, i int) bool {
 	for n := range i {
 		switch res.Stages[n] {
 		case smtp.StageData, smtp.StageDot, "":
@@ -147,7 +178,7 @@ func (t *transaction) further(j *job, outcomes []queue.Outcome) []queue.Recipien
 	}
 	var rest []queue.Recipient
 	for i := range outcomes {
-		if t.res.Withheld(i) || delivered && isTooMany(t.res, i) {
+		if t.res.Withheld(i) || delivered && judge(t.replies, &t.res, i).InAnother() {
 			rest = append(rest, j.rcpts[i])
 		}
 	}

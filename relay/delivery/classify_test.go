@@ -12,6 +12,7 @@ import (
 
 	"postern/relay/queue"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 // TestClassify walks the catalogue of what a server can do to a transaction.
@@ -81,7 +82,11 @@ func TestClassify(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			rcpts := []queue.Recipient{{N: 3, Attempts: 2}}
-			got := classify(queue.Outcome{Upstream: test.via}, rcpts, test.res, func(n int) time.Duration { return time.Duration(n) * time.Minute })
+			var replies *upstream.Replies
+			if test.via != "mx" {
+				replies = upstream.Table(upstream.Generic)
+			}
+			got := classify(queue.Outcome{Upstream: test.via}, rcpts, test.res, judging{replies, func(n int) time.Duration { return time.Duration(n) * time.Minute }})
 			o := got[0]
 			if diff := cmp.Diff(test.want, want{o.Result, o.Reply, o.Unknown}, cmp.AllowUnexported(want{})); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
@@ -104,7 +109,7 @@ func TestClassifyEachRecipient(t *testing.T) {
 		Stages:  []smtp.Stage{smtp.StageRcpt, smtp.StageDot, smtp.StageRcpt, smtp.StageRcpt},
 		DotSent: true, DSN: true,
 	}
-	outcomes := classify(queue.Outcome{Upstream: "mx"}, rcpts, res, func(int) time.Duration { return time.Minute })
+	outcomes := classify(queue.Outcome{Upstream: "mx"}, rcpts, res, judging{retryIn: func(int) time.Duration { return time.Minute }})
 	var results []queue.Result
 	for i, o := range outcomes {
 		results = append(results, o.Result)
@@ -171,7 +176,7 @@ func TestP07TooMany(t *testing.T) {
 					res.Replies, res.Stages = []smtp.Reply{test.reply, ok}, []smtp.Stage{smtp.StageRcpt, smtp.StageDot}
 				}
 				j := &job{rcpts: []queue.Recipient{{N: 0}, {N: 1}}}
-				outcomes := classify(queue.Outcome{Upstream: "mx"}, j.rcpts, res, retry)
+				outcomes := classify(queue.Outcome{Upstream: "mx"}, j.rcpts, res, judging{retryIn: retry})
 				got := string(outcomes[1-i].Result)
 				if rest := (&transaction{res: res, conn: &conn{}}).further(j, outcomes); len(rest) == 1 && rest[0].N == 1-i {
 					got = again
@@ -200,7 +205,7 @@ func TestP07TooManyOfALostTransaction(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			rcpts := []queue.Recipient{{N: 0}, {N: 1}}
-			o := classify(queue.Outcome{Upstream: "mx"}, rcpts, res, func(int) time.Duration { return time.Minute })[1]
+			o := classify(queue.Outcome{Upstream: "mx"}, rcpts, res, judging{retryIn: func(int) time.Duration { return time.Minute }})[1]
 			if o.Result != queue.Deferred || o.Reply != many || o.RetryIn == 0 {
 				t.Errorf("outcome %+v, want deferred", o)
 			}

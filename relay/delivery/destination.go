@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"postern/relay/queue"
-	"postern/relay/route"
+	"postern/relay/upstream"
 )
 
 // mxBegin is how many concurrent connections an MX domain gets before it has shown that it
@@ -45,8 +45,8 @@ type destination struct {
 	part   float64 // the part of the free room that its line may take
 
 	mu       sync.Mutex
-	upstream *route.Upstream // as of the last job; nil for mx
-	version  int             // counts changes of upstream
+	upstream *upstream.Account // as of the last job; nil for mx
+	version  int               // counts changes of upstream
 	waiting  line
 	idle     []*worker // with an open connection; last in, first out
 	workers  int       // connections open or being made
@@ -105,7 +105,7 @@ func (e *Engine) destination(w *way) *destination {
 	return d
 }
 
-func (e *Engine) connectionsFor(u *route.Upstream) int {
+func (e *Engine) connectionsFor(u *upstream.Account) int {
 	if u.MaxConnections > 0 {
 		return u.MaxConnections
 	}
@@ -172,7 +172,7 @@ func (d *destination) hindrance(j *job) (t *trouble, until time.Time) {
 }
 
 // add gives the destination a job. Only the dispatcher calls it.
-func (d *destination) add(j *job, up *route.Upstream) {
+func (d *destination) add(j *job, up *upstream.Account) {
 	d.mu.Lock()
 	d.update(up)
 	t, until := d.hindrance(j)
@@ -226,11 +226,11 @@ func (d *destination) useIdle() {
 
 // update takes over changed settings of the upstream; a corrected account is tried
 // immediately. mu is held.
-func (d *destination) update(up *route.Upstream) {
+func (d *destination) update(up *upstream.Account) {
 	if up == d.upstream {
 		return
 	}
-	if *up != *d.upstream {
+	if !up.Equal(*d.upstream) {
 		d.version++
 		d.most = d.e.connectionsFor(up)
 		d.limit, d.proven = d.most, d.most
@@ -263,7 +263,7 @@ func (d *destination) hire() {
 
 // need is what a worker needs to begin a conversation.
 type need struct {
-	upstream *route.Upstream
+	upstream *upstream.Account
 	version  int
 	failures int           // for connectFailed
 	wait     time.Duration // before it is tried: the destination pauses

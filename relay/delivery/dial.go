@@ -12,8 +12,9 @@ import (
 	"syscall"
 
 	"postern/internal/share"
-	"postern/relay/route"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
+	"postern/relay/upstream/oauth"
 )
 
 // dialer begins conversations.
@@ -60,13 +61,14 @@ func (c *conn) takes(j *job) bool {
 type target struct {
 	host     string
 	addr     netip.AddrPort
-	upstream *route.Upstream // nil for mx
-	progress *atomic.Uint64  // see smtp.ClientConfig
+	upstream *upstream.Account // nil for mx
+	token    oauth.Token       // of an upstream that has a grant
+	progress *atomic.Uint64    // see smtp.ClientConfig
 }
 
 // open begins a conversation with an upstream or, where up is nil, with a mail
 // host of domain.
-func (d *dialer) open(ctx context.Context, domain string, up *route.Upstream, progress *atomic.Uint64) (*conn, *trouble) {
+func (d *dialer) open(ctx context.Context, domain string, up *upstream.Account, progress *atomic.Uint64) (*conn, *trouble) {
 	w, t := d.walkTo(ctx, domain, up)
 	w.progress = progress
 	if t != nil {
@@ -109,14 +111,31 @@ func isLocal(addr netip.Addr) bool {
 	return false
 }
 
-// try begins a conversation with one address. A handshake that fails where TLS is
+// try begins a conversation with one address. A token that the server refuses is worth one
+// other, over a new connection: the old one may have ended with the refusal.
+func (d *dialer) try(ctx context.Context, to target) (*conn, *trouble) {
+	if to.upstream == nil || to.upstream.Grant.Kind == "" {
+		return d.tryOnce(ctx, to)
+	}
+	var t *trouble
+	if to.token, t = d.token(ctx, to.upstream); t != nil {
+		return nil, t
+	}
+	c, t := d.tryOnce(ctx, to)
+	if t != nil && t.badToken && d.renew(ctx, &to, t) {
+		c, t = d.tryOnce(ctx, to)
+	}
+	return c, t
+}
+
+// tryOnce begins a conversation with one address. A handshake that fails where TLS is
 // only opportunistic is tried once more without it: the recipient's server asks
 // for no more (RFC 7435).
-func (d *dialer) try(ctx context.Context, to target) (*conn, *trouble) {
+func (d *dialer) tryOnce(ctx context.Context, to target) (*conn, *trouble) {
 	policy := policyOf(to)
 	c, t, handshake := d.converse(ctx, to, policy)
-	if handshake && policy.mode == route.TLSOpportunistic && ctx.Err() == nil {
-		policy.mode = route.TLSNone
+	if handshake && policy.mode == upstream.TLSOpportunistic && ctx.Err() == nil {
+		policy.mode = upstream.TLSNone
 		c, t, _ = d.converse(ctx, to, policy)
 	}
 	return c, t
@@ -130,7 +149,7 @@ func (d *dialer) converse(ctx context.Context, to target, policy tlsPolicy) (c *
 		return nil, connectTrouble(to, err), false
 	}
 	c = &conn{host: to.host, addr: to.addr}
-	if policy.mode == route.TLSImplicit {
+	if policy.mode == upstream.TLSImplicit {
 		secured, err := policy.handshake(ctx, netConn, d.cfg.Timeouts.TLS)
 		if err != nil {
 			netConn.Close()
@@ -166,7 +185,7 @@ func (d *dialer) begin(ctx context.Context, c *conn, to target, policy tlsPolicy
 // logIn authenticates with an upstream that has credentials.
 func (d *dialer) logIn(ctx context.Context, c *conn, to target) *trouble {
 	if up := to.upstream; up != nil && up.Username != "" {
-		if err := authenticate(ctx, c.client, up); err != nil {
+		if err := authenticate(ctx, c.client, to); err != nil {
 			return authTrouble(c, to, err)
 		}
 	}

@@ -15,7 +15,9 @@
 // test setting allows it); connections, waiting jobs and the memory that they hold
 // are bounded.
 //
-// Failure: what a server says about a recipient concerns that recipient. Trouble
+// Failure: what a server says about a recipient concerns that recipient, unless the table of the
+// upstream (relay/upstream) says that our account or the server is at fault: then the mail waits.
+// Trouble
 // to get a conversation going (DNS, connect, greeting, EHLO, STARTTLS, AUTH)
 // concerns the destination: it is left alone for a while and its waiting mail is
 // deferred, never failed, even after a 5yz. (RFC 5321 section 3.1 would let a 554

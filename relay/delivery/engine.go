@@ -49,6 +49,7 @@ type Ledger interface {
 type Config struct {
 	Queue  Queue
 	Routes route.Resolver
+	Tokens Tokens        // nil: upstreams that need one have none
 	DNS    Resolver      // net.Resolver, without the C library
 	Log    *slog.Logger  // for trouble of the engine itself
 	Guard  *panics.Guard // keeps what panics from ending the process; may be nil

@@ -21,6 +21,7 @@ import (
 	"postern/relay/queue"
 	"postern/relay/route"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 func TestDelivers(t *testing.T) {
@@ -203,7 +204,7 @@ func TestSlowDestination(t *testing.T) {
 	slowUp.Name, slowUp.MaxConnections = "slow", 2
 	q := newFakeQueue()
 	e := startEngine(t, q, Config{
-		Routes:   routes{def: fastUp, to: map[string]*route.Upstream{"slow.test": slowUp}},
+		Routes:   routes{def: fastUp, to: map[string]*upstream.Account{"slow.test": slowUp}},
 		Messages: 100,
 	})
 	var stuck []*queue.Delivery
@@ -259,7 +260,7 @@ func TestUnreachable(t *testing.T) {
 	gone := l.Addr().(*net.TCPAddr).AddrPort()
 	l.Close()
 	q := newFakeQueue()
-	up := &route.Upstream{Name: "gone", Host: gone.Addr().String(), Port: int(gone.Port()), TLS: route.TLSNone, MaxConnections: 2}
+	up := &upstream.Account{Name: "gone", Host: gone.Addr().String(), Port: int(gone.Port()), TLS: upstream.TLSNone, MaxConnections: 2}
 	e := startEngine(t, q, Config{Routes: routes{def: up}, Backoff: []time.Duration{time.Hour}})
 	var all []*queue.Delivery
 	for range 40 {
@@ -663,7 +664,7 @@ func TestReserveCountsRecipients(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			e := newEngine(newFakeQueue(), Config{
-				Routes: routes{def: one, to: map[string]*route.Upstream{"two.test": two}}, Memory: test.memory,
+				Routes: routes{def: one, to: map[string]*upstream.Account{"two.test": two}}, Memory: test.memory,
 			})
 			e.Take(message(t, "a@one.test"))
 			e.dispatch(e.intake.take(nil)[0])
@@ -730,7 +731,7 @@ func TestShutdownCuts(t *testing.T) {
 
 // changing is a resolver whose upstream a test changes.
 type changing struct {
-	up atomic.Pointer[route.Upstream]
+	up atomic.Pointer[upstream.Account]
 }
 
 func (c *changing) Resolve(context.Context, int64, smtp.Address, smtp.Address) (route.Decision, error) {

@@ -16,6 +16,7 @@ import (
 	"postern/relay/queue"
 	"postern/relay/route"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
@@ -266,8 +267,8 @@ func address(t testing.TB, s string) smtp.Address {
 // routes sends domains to upstreams, and everything else to def or, where that is
 // nil, to MX.
 type routes struct {
-	def *route.Upstream
-	to  map[string]*route.Upstream
+	def *upstream.Account
+	to  map[string]*upstream.Account
 	err error
 }
 
@@ -282,8 +283,8 @@ func (r routes) Resolve(_ context.Context, _ int64, _, rcpt smtp.Address) (route
 }
 
 // upstreamAt is an upstream without TLS at a fake server.
-func upstreamAt(s *smtptest.Server) *route.Upstream {
-	return &route.Upstream{Name: "sink", Host: s.Host(), Port: s.Port(), TLS: route.TLSNone}
+func upstreamAt(s *smtptest.Server) *upstream.Account {
+	return &upstream.Account{Name: "sink", Host: s.Host(), Port: s.Port(), TLS: upstream.TLSNone, Replies: upstream.Table(upstream.Generic)}
 }
 
 // startEngine starts an engine that ends, with everything accounted for, with the

@@ -19,6 +19,7 @@ import (
 	"postern/relay/queue"
 	"postern/relay/route"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 // TestHostileHosts sends random messages to domains and upstreams with several hosts that
@@ -43,7 +44,7 @@ type fray struct {
 	servers []*smtptest.Server
 	at      map[string]*smtptest.Server // by address
 	dns     *smtptest.Resolver
-	ups     [2]*route.Upstream
+	ups     [2]*upstream.Account
 	q       *fakeQueue
 	sent    []*queue.Delivery
 	rows    int
@@ -64,7 +65,7 @@ func newFray(seed uint64) *fray {
 	for i := range f.ups {
 		name := fmt.Sprintf("up%d.test", i)
 		f.addHost(name)
-		f.ups[i] = &route.Upstream{Name: name, Host: name, Port: 25, TLS: route.TLSNone, MaxConnections: 1 + f.random.IntN(4)}
+		f.ups[i] = &upstream.Account{Name: name, Host: name, Port: 25, TLS: upstream.TLSNone, MaxConnections: 1 + f.random.IntN(4)}
 	}
 	f.q.gate = func(*queue.Delivery, []int) error {
 		switch f.draw(100) {

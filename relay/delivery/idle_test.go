@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"postern/relay/queue"
-	"postern/relay/route"
+	"postern/relay/upstream"
 )
 
 // impatient is a server that ends connections which were idle for a time after a
@@ -94,10 +94,10 @@ func crossGoodbyes(t *testing.T, s impatient, destinations, each int) {
 			sessions.Go(func() { s.serve(conn) })
 		}
 	})
-	to := map[string]*route.Upstream{}
+	to := map[string]*upstream.Account{}
 	for i := range destinations {
 		name := fmt.Sprintf("d%d.test", i)
-		to[name] = &route.Upstream{Name: name, Host: "127.0.0.1", Port: l.Addr().(*net.TCPAddr).Port, TLS: route.TLSNone}
+		to[name] = &upstream.Account{Name: name, Host: "127.0.0.1", Port: l.Addr().(*net.TCPAddr).Port, TLS: upstream.TLSNone}
 	}
 	q := newFakeQueue()
 	e := newEngine(q, Config{Routes: routes{to: to}, IdleTime: time.Hour})

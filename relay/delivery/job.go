@@ -1,13 +1,14 @@
 package delivery
 
 import (
+	"errors"
 	"sync/atomic"
 	"time"
 
 	"postern/relay/maillog"
 	"postern/relay/queue"
-	"postern/relay/route"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 // parcel is a delivery whose jobs are under way.
@@ -31,7 +32,8 @@ type job struct {
 	// returned is when it was first put back since neither a kept connection nor a new one
 	// took it, zero before.
 	returned time.Time
-	begun    time.Time // the attempt, zero before
+	begun    time.Time         // the attempt, zero before
+	replies  *upstream.Replies // what those of its upstream mean; nil: MX
 }
 
 func (p *parcel) user() userOf { return userOf(p.Message.UserID) }
@@ -40,7 +42,7 @@ func (p *parcel) user() userOf { return userOf(p.Message.UserID) }
 type way struct {
 	key      string // queue.Way
 	domain   string // mx: the domain's key
-	upstream *route.Upstream
+	upstream *upstream.Account
 	rcpts    []queue.Recipient
 }
 
@@ -58,7 +60,8 @@ func (e *Engine) dispatch(d *queue.Delivery) {
 	p := &parcel{Delivery: d, size: d.Body.Size(), octets: e.weight(d.Body.Size()), weight: e.weightOf(d)}
 	jobs := 0
 	for i := range ways {
-		jobs += (len(ways[i].rcpts) + e.cfg.PerTransaction - 1) / e.cfg.PerTransaction
+		most := e.perTransaction(ways[i].upstream)
+		jobs += (len(ways[i].rcpts) + most - 1) / most
 	}
 	if jobs == 0 {
 		d.Body.Drop()
@@ -78,12 +81,24 @@ func (e *Engine) dispatch(d *queue.Delivery) {
 	}
 }
 
-// assign makes the jobs of one way, of at most PerTransaction recipients each.
+// perTransaction is the most recipients of one transaction.
+func (e *Engine) perTransaction(u *upstream.Account) int {
+	if u != nil && u.MaxRecipients > 0 {
+		return u.MaxRecipients
+	}
+	return e.cfg.PerTransaction
+}
+
+// assign makes the jobs of one way, of at most perTransaction recipients each.
 func (e *Engine) assign(p *parcel, w *way) {
-	dest := e.destination(w)
+	dest, most := e.destination(w), e.perTransaction(w.upstream)
+	var replies *upstream.Replies
+	if w.upstream != nil {
+		replies = w.upstream.Replies
+	}
 	for rest := w.rcpts; len(rest) > 0; {
-		n := min(len(rest), e.cfg.PerTransaction)
-		dest.add(&job{parcel: p, rcpts: rest[:n:n], octets: p.octets + recipientsWeigh(rest[:n])}, w.upstream)
+		n := min(len(rest), most)
+		dest.add(&job{parcel: p, rcpts: rest[:n:n], octets: p.octets + recipientsWeigh(rest[:n]), replies: replies}, w.upstream)
 		rest = rest[n:]
 	}
 }
@@ -157,8 +172,12 @@ func (e *Engine) resolve(d *queue.Delivery, rcpt *queue.Recipient) (way, error) 
 	return way{key: queue.Way(viaMX, domain), domain: domain}, nil
 }
 
-// routeWait is the wait of a recipient without a way.
-const routeWait = time.Minute
+// routeWait is the wait of a recipient without a way, and pausedWait of one whose upstream is
+// paused: a new route, or the end of the pause, makes it due.
+const (
+	routeWait  = time.Minute
+	pausedWait = 10 * time.Minute
+)
 
 // unroutable gives back a recipient for whom there is no route, or none can be read now.
 // That does not count as an attempt: no server was asked.
@@ -167,11 +186,15 @@ func (e *Engine) unroutable(d *queue.Delivery, rcpt *queue.Recipient, err error)
 		e.cfg.Queue.Release(d, []int{rcpt.N}, 0)
 		return
 	}
+	reply, wait := smtp.Temporary(451, 4, 4, "no route to this recipient is known now"), routeWait
+	if paused, ok := errors.AsType[*upstream.PausedError](err); ok {
+		reply, wait = smtp.Temporary(451, 3, 2, "upstream "+paused.Upstream+" is paused"), pausedWait
+	}
 	now := time.Now()
 	e.record(d, rcpt, queue.Outcome{
 		Message: d.Message.ID, N: rcpt.N, Recipient: rcpt.Address, Epoch: d.Epoch,
-		Result: queue.Deferred, Reply: smtp.Temporary(451, 4, 4, "no route to this recipient is known now"),
-		StartedAt: now, At: now, RetryIn: routeWait, NotAnAttempt: true,
+		Result: queue.Deferred, Reply: reply,
+		StartedAt: now, At: now, RetryIn: wait, NotAnAttempt: true,
 	}, err)
 }
 
@@ -219,6 +242,7 @@ func (e *Engine) logAttempts(m *queue.Message, rcpts []queue.Recipient, outcomes
 				RemoteIP:          o.RemoteIP,
 				TLS:               o.TLS,
 				Upstream:          o.Upstream,
+				Scope:             o.Scope,
 				Attempt:           rcpts[i].Attempts + 1,
 				Elapsed:           o.At.Sub(o.StartedAt),
 				RetryIn:           o.RetryIn,

@@ -14,8 +14,8 @@ import (
 
 	"postern/internal/smtptest"
 	"postern/relay/queue"
-	"postern/relay/route"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 // zone is the DNS of these tests.
@@ -323,7 +323,7 @@ func TestUpstreamQuery(t *testing.T) {
 	for host, want := range map[string]string{"mailpit": "mailpit", "mailpit.": "mailpit.", "smtp.example.net": "smtp.example.net."} {
 		dns := &askedDNS{asked: make(chan string, 2)}
 		d := &dialer{cfg: &Config{DNS: dns, LookupTime: time.Minute}}
-		if _, trouble := d.open(t.Context(), "", &route.Upstream{Name: "out", Host: host, Port: 25, TLS: route.TLSNone}, nil); trouble == nil {
+		if _, trouble := d.open(t.Context(), "", &upstream.Account{Name: "out", Host: host, Port: 25, TLS: upstream.TLSNone}, nil); trouble == nil {
 			t.Errorf("%s: no trouble", host)
 		}
 		for range 2 {
@@ -377,10 +377,10 @@ func TestRFC7686SpecialUse(t *testing.T) {
 	dns.AddMX("whole.test", 20, "mx.whole.test.")
 	dns.AddHost("mx.whole.test", server.Host())
 	cfg := Config{DNS: strictResolver{dns, t}, MXPort: server.Port(), AllowPrivateMX: true}
-	onion := &route.Upstream{Name: "tor", Host: "smtp.abc.onion", Port: 25, TLS: route.TLSNone}
+	onion := &upstream.Account{Name: "tor", Host: "smtp.abc.onion", Port: 25, TLS: upstream.TLSNone}
 	for _, test := range []struct {
 		to     string
-		via    *route.Upstream
+		via    *upstream.Account
 		result queue.Result
 		reply  string
 	}{

@@ -6,6 +6,7 @@ import (
 
 	"postern/relay/queue"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 // transaction is one that has ended.
@@ -15,6 +16,8 @@ type transaction struct {
 	conn  *conn         // that it was sent over; closed if res has an error
 	used  bool          // conn had carried mail, or waited for it, before
 	begun time.Time     // when the attempt did
+
+	replies *upstream.Replies // what they mean
 }
 
 // lost reports that the connection broke before the final dot was sent, or that the

@@ -14,8 +14,8 @@ import (
 
 	"postern/internal/smtptest"
 	"postern/relay/queue"
-	"postern/relay/route"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 // mxHosts makes mail hosts mx1, mx2, … of one.test, in the order of their preference.
@@ -355,7 +355,7 @@ func TestLostInTheMiddle(t *testing.T) {
 // transaction rows: which ends of one let a recipient go on.
 func TestP05GoesOn(t *testing.T) {
 	t.Parallel()
-	up := &route.Upstream{Name: "out"}
+	up := &upstream.Account{Name: "out"}
 	at := func(stage smtp.Stage, r smtp.Reply) smtp.Result {
 		return smtp.Result{Replies: []smtp.Reply{r}, Stages: []smtp.Stage{stage}}
 	}
@@ -365,7 +365,7 @@ func TestP05GoesOn(t *testing.T) {
 	for _, test := range []struct {
 		name     string
 		res      smtp.Result
-		upstream *route.Upstream
+		upstream *upstream.Account
 		want     bool
 	}{
 		{"mx, 450 at RCPT", at(smtp.StageRcpt, smtp.Temporary(450, 2, 1, "")), nil, true},

@@ -8,19 +8,20 @@ import (
 	"net/netip"
 	"time"
 
-	"postern/relay/route"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 // Stages of a Probe beside those of the conversation.
 const (
 	StageLookup smtp.Stage = "lookup" // DNS
 	StageLoop   smtp.Stage = "loop"   // it is this server itself
+	StageToken  smtp.Stage = "token"  // of an upstream account that has a grant
 )
 
 // Prober begins conversations as deliveries do, up to where mail would be sent, and
 // ends them with QUIT. It sends no mail. Of a Config it uses what concerns dialling:
-// DNS, Hello, Self, Timeouts, ConnectTime, LookupTime, MXPort and AllowPrivateMX. It
+// DNS, Hello, Self, Tokens, Timeouts, ConnectTime, LookupTime, MXPort and AllowPrivateMX. It
 // is safe for concurrent use.
 type Prober struct{ d *dialer }
 
@@ -47,7 +48,7 @@ func NewProber(cfg Config) *Prober {
 }
 
 // Upstream converses with an upstream: TLS as configured, and its account.
-func (p *Prober) Upstream(ctx context.Context, up *route.Upstream) Probe {
+func (p *Prober) Upstream(ctx context.Context, up *upstream.Account) Probe {
 	c, t := p.d.open(ctx, "", up, nil)
 	return p.finish(ctx, c, t)
 }
@@ -123,7 +124,9 @@ func (t *trouble) stage() smtp.Stage {
 	switch {
 	case errors.As(t.err, &stage):
 		return stage.Stage
-	case errors.Is(t.err, errNoMechanism):
+	case errors.Is(t.err, errNoToken):
+		return StageToken
+	case isNoMechanism(t.err):
 		return smtp.StageAuth
 	case errors.As(t.err, &dns):
 		return StageLookup

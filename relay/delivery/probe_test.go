@@ -7,8 +7,8 @@ import (
 	"time"
 
 	"postern/internal/smtptest"
-	"postern/relay/route"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 // proberFor has little patience and a table for DNS.
@@ -27,32 +27,32 @@ func TestProbeOfAnUpstream(t *testing.T) {
 	good := smtptest.Config{TLS: ca.ServerConfig(t, "127.0.0.1"), AuthOnly: true, Users: map[string]string{"relay": "right"}}
 	tests := []struct {
 		name   string
-		change func(cfg *smtptest.Config, up *route.Upstream, prober *Config)
+		change func(cfg *smtptest.Config, up *upstream.Account, prober *Config)
 		stage  smtp.Stage
 		code   int
 	}{
 		{"good", nil, "", 0},
-		{"wrong password", func(_ *smtptest.Config, up *route.Upstream, _ *Config) { up.Password = "wrong" }, smtp.StageAuth, 535},
-		{"no AUTH", func(cfg *smtptest.Config, _ *route.Upstream, _ *Config) { cfg.Users = nil }, smtp.StageAuth, 0},
-		{"foreign certificate", func(_ *smtptest.Config, up *route.Upstream, _ *Config) { up.CA = string(smtptest.NewCA(t).PEM()) }, smtp.StageTLS, 0},
-		{"foreign certificate, implicit", func(cfg *smtptest.Config, up *route.Upstream, _ *Config) {
-			cfg.Implicit, up.TLS, up.CA = true, route.TLSImplicit, string(smtptest.NewCA(t).PEM())
+		{"wrong password", func(_ *smtptest.Config, up *upstream.Account, _ *Config) { up.Password = "wrong" }, smtp.StageAuth, 535},
+		{"no AUTH", func(cfg *smtptest.Config, _ *upstream.Account, _ *Config) { cfg.Users = nil }, smtp.StageAuth, 0},
+		{"foreign certificate", func(_ *smtptest.Config, up *upstream.Account, _ *Config) { up.CA = string(smtptest.NewCA(t).PEM()) }, smtp.StageTLS, 0},
+		{"foreign certificate, implicit", func(cfg *smtptest.Config, up *upstream.Account, _ *Config) {
+			cfg.Implicit, up.TLS, up.CA = true, upstream.TLSImplicit, string(smtptest.NewCA(t).PEM())
 		}, smtp.StageTLS, 0},
-		{"no STARTTLS", func(cfg *smtptest.Config, _ *route.Upstream, _ *Config) { cfg.TLS = nil }, smtp.StageTLS, 0},
-		{"no such name", func(_ *smtptest.Config, up *route.Upstream, _ *Config) { up.Host = "gone.test" }, StageLookup, 0},
-		{"itself", func(_ *smtptest.Config, up *route.Upstream, prober *Config) {
+		{"no STARTTLS", func(cfg *smtptest.Config, _ *upstream.Account, _ *Config) { cfg.TLS = nil }, smtp.StageTLS, 0},
+		{"no such name", func(_ *smtptest.Config, up *upstream.Account, _ *Config) { up.Host = "gone.test" }, StageLookup, 0},
+		{"itself", func(_ *smtptest.Config, up *upstream.Account, prober *Config) {
 			prober.Self = []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("0.0.0.0"), uint16(up.Port))}
 		}, StageLoop, 0},
-		{"refuses", func(cfg *smtptest.Config, _ *route.Upstream, _ *Config) {
+		{"refuses", func(cfg *smtptest.Config, _ *upstream.Account, _ *Config) {
 			cfg.Hooks = map[smtptest.Phase]smtptest.Hook{smtptest.PhaseBanner: smtptest.Always(smtptest.Reply("554 5.7.1 no"))}
 		}, smtp.StageGreeting, 554},
-		{"closed", func(_ *smtptest.Config, up *route.Upstream, _ *Config) { up.Port = 1 }, smtp.StageConnect, 0},
+		{"closed", func(_ *smtptest.Config, up *upstream.Account, _ *Config) { up.Port = 1 }, smtp.StageConnect, 0},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			cfg := good
-			up := &route.Upstream{Name: "out", Host: "127.0.0.1", Port: 2587, TLS: route.TLSRequire, Username: "relay", Password: "right", CA: string(ca.PEM())}
+			up := &upstream.Account{Name: "out", Host: "127.0.0.1", Port: 2587, TLS: upstream.TLSRequire, Username: "relay", Password: "right", CA: string(ca.PEM())}
 			var dialling Config
 			if test.change != nil {
 				test.change(&cfg, up, &dialling)

@@ -1,7 +1,6 @@
 package delivery
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,37 +8,52 @@ import (
 
 	"github.com/emersion/go-sasl"
 
-	"postern/relay/route"
 	"postern/relay/smtp"
+	"postern/relay/upstream/oauth"
 )
 
-var errNoMechanism = errors.New("the server offers neither AUTH PLAIN nor AUTH LOGIN")
+var (
+	errNoMechanism      = errors.New("the server offers neither AUTH PLAIN nor AUTH LOGIN")
+	errNoTokenMechanism = errors.New("the server offers neither AUTH XOAUTH2 nor AUTH OAUTHBEARER")
+)
 
 // authenticate proves the upstream account. The connection is verified TLS: open
 // sees to that. Where the server refuses one mechanism it is given the other that it
 // offers, over the same connection.
-func authenticate(ctx context.Context, c *smtp.Client, up *route.Upstream) error {
-	offered := c.AuthMechanisms()
-	var refusal error
-	for _, mechanism := range []struct {
-		name string
-		smtp.SASL
-	}{
-		{sasl.Plain, sasl.NewPlainClient("", up.Username, up.Password)},
-		{sasl.Login, &login{answers: []string{up.Username, up.Password}}},
-	} {
-		if !slices.Contains(offered, mechanism.name) {
-			continue
+func authenticate(ctx context.Context, c *smtp.Client, to target) error {
+	known, refusal := mechanisms(c.AuthMechanisms(), to)
+	for i, mechanism := range known {
+		err := c.Auth(ctx, mechanism)
+		if token, is := mechanism.(*oauth.Exchange); is && err != nil && token.Refusal() != "" {
+			err = fmt.Errorf("%s: %w", token.Refusal(), err)
 		}
-		err := c.Auth(ctx, mechanism.SASL)
-		if refusal != nil && !isReply(err) {
+		if i > 0 && !isReply(err) {
 			err = refusal // it is more informative than a connection lost afterwards
 		}
 		if refusal = err; !refusesMechanism(err) {
 			return err
 		}
 	}
-	return cmp.Or(refusal, errNoMechanism)
+	return refusal
+}
+
+// mechanisms are those of the offered ones that can prove the account, and the error where
+// there is none.
+func mechanisms(offered []string, to target) (list []smtp.SASL, none error) {
+	up := to.upstream
+	if up.Grant.Kind != "" {
+		for _, name := range oauth.Mechanisms(offered) {
+			list = append(list, oauth.NewExchange(name, up.Username, to.token, to.host, up.Port))
+		}
+		return list, errNoTokenMechanism
+	}
+	if slices.Contains(offered, sasl.Plain) {
+		list = append(list, sasl.NewPlainClient("", up.Username, up.Password))
+	}
+	if slices.Contains(offered, sasl.Login) {
+		list = append(list, &login{answers: []string{up.Username, up.Password}})
+	}
+	return list, errNoMechanism
 }
 
 // refusesMechanism reports a refusal of the mechanism (RFC 4954 sections 4 and 6): the
@@ -86,9 +100,15 @@ func (l *login) Next([]byte) (response []byte, err error) {
 // authTrouble is a refusal of the relay's own account. It concerns no message.
 func authTrouble(c *conn, to target, err error) *trouble {
 	t := conversationTrouble(c, to, err)
-	if errors.Is(err, errNoMechanism) {
+	if isNoMechanism(err) {
 		t.reply = smtp.Temporary(451, 7, 4, to.host+" offers no way to authenticate that is known here")
 	}
+	var stage *smtp.StageError
+	t.badToken = to.upstream.Grant.Kind != "" && errors.As(err, &stage) && stage.Reply.Code == 535
 	t.err = fmt.Errorf("authenticate to %s as %s: %w", to.host, to.upstream.Username, err)
 	return t
+}
+
+func isNoMechanism(err error) bool {
+	return errors.Is(err, errNoMechanism) || errors.Is(err, errNoTokenMechanism)
 }

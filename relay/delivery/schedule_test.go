@@ -12,7 +12,7 @@ import (
 
 	"postern/internal/smtptest"
 	"postern/relay/queue"
-	"postern/relay/route"
+	"postern/relay/upstream"
 )
 
 // pipes makes an engine speak to server over pipes, so that time is the bubble's.
@@ -31,7 +31,7 @@ func pipes(e *Engine, server *smtptest.Server) (down *atomic.Bool, dials *atomic
 	return down, dials
 }
 
-var piped = &route.Upstream{Name: "sink", Host: "192.0.2.1", Port: 25, TLS: route.TLSNone, MaxConnections: 4}
+var piped = &upstream.Account{Name: "sink", Host: "192.0.2.1", Port: 25, TLS: upstream.TLSNone, MaxConnections: 4}
 
 // TestBackoff walks a destination through its trouble: one dial for each entry of the
 // table, whatever comes meanwhile, and none left when it is over.

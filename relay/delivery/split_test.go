@@ -6,7 +6,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"postern/relay/route"
+	"postern/relay/upstream"
 )
 
 // TestSplit groups recipients by where they go, in their order.
@@ -22,11 +22,11 @@ func TestSplit(t *testing.T) {
 		"mixed": {[]string{"a@x.test", "b@y.test", "c@x.test", "d@up.test", "e@y.test", "f@x.test"},
 			map[string][]int{"mx x.test": {0, 2, 5}, "mx y.test": {1, 4}, "upstream sink": {3}}},
 	}
-	up := &route.Upstream{Name: "sink"}
+	up := &upstream.Account{Name: "sink"}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			e := newEngine(newFakeQueue(), Config{Routes: routes{to: map[string]*route.Upstream{"up.test": up}}})
+			e := newEngine(newFakeQueue(), Config{Routes: routes{to: map[string]*upstream.Account{"up.test": up}}})
 			d := message(t, test.rcpts...)
 			got := map[string][]int{}
 			for _, w := range e.split(d) {

@@ -20,7 +20,7 @@ import (
 
 	"postern/internal/smtptest"
 	"postern/relay/queue"
-	"postern/relay/route"
+	"postern/relay/upstream"
 )
 
 // rsaCertificate is one of the kind that RSA key exchange needs.
@@ -69,7 +69,7 @@ func TestP11WeakSuites(t *testing.T) {
 		}
 	}
 	for _, s := range servers {
-		for _, mode := range []route.TLSMode{route.TLSOpportunistic, route.TLSRequire} {
+		for _, mode := range []upstream.TLSMode{upstream.TLSOpportunistic, upstream.TLSRequire} {
 			t.Run(s.name+" "+string(mode), func(t *testing.T) {
 				t.Parallel()
 				cert := byRSA
@@ -81,15 +81,15 @@ func TestP11WeakSuites(t *testing.T) {
 				}})
 				up := upstreamAt(fake)
 				up.TLS = mode
-				if mode == route.TLSRequire {
+				if mode == upstream.TLSRequire {
 					up.CA = string(pemOf("CERTIFICATE", cert.Certificate[len(cert.Certificate)-1]))
 				}
 				o := sendVia(t, up, Config{})
 				want := tls.CipherSuiteName(s.suite) + " unverified"
 				switch {
-				case mode == route.TLSOpportunistic && (o.Result != queue.Delivered || !strings.HasSuffix(o.TLS, want)):
+				case mode == upstream.TLSOpportunistic && (o.Result != queue.Delivered || !strings.HasSuffix(o.TLS, want)):
 					t.Errorf("%s %v, TLS %q; want delivered with %s", o.Result, o.Reply, o.TLS, want)
-				case mode == route.TLSRequire && !s.strong && (o.Result != queue.Deferred || o.Reply.Enhanced.Subject != 7):
+				case mode == upstream.TLSRequire && !s.strong && (o.Result != queue.Deferred || o.Reply.Enhanced.Subject != 7):
 					t.Errorf("%s %v, TLS %q; want deferred 4.7.x", o.Result, o.Reply, o.TLS)
 				}
 			})

@@ -13,20 +13,20 @@ import (
 	"strings"
 	"time"
 
-	"postern/relay/route"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 // tlsPolicy is how one conversation is to be protected.
 type tlsPolicy struct {
-	mode   route.TLSMode
+	mode   upstream.TLSMode
 	config *tls.Config
 }
 
 // policyOf gives the policy of a target: an upstream's own, opportunistic for MX.
 func policyOf(to target) tlsPolicy {
 	if to.upstream == nil {
-		return tlsPolicy{route.TLSOpportunistic, unverified(to.host)}
+		return tlsPolicy{upstream.TLSOpportunistic, unverified(to.host)}
 	}
 	if !to.upstream.Verified() {
 		return tlsPolicy{to.upstream.TLS, unverified(to.host)}
@@ -123,11 +123,11 @@ func (p tlsPolicy) handshake(ctx context.Context, nc net.Conn, limit time.Durati
 // secure runs STARTTLS (RFC 3207) as the policy has it. handshake says that TLS was
 // begun and failed.
 func (p tlsPolicy) secure(ctx context.Context, c *conn, to target) (t *trouble, handshake bool) {
-	if p.mode == route.TLSNone || p.mode == route.TLSImplicit {
+	if p.mode == upstream.TLSNone || p.mode == upstream.TLSImplicit {
 		return nil, false
 	}
 	if _, offered := c.client.Extension("STARTTLS"); !offered {
-		if p.mode == route.TLSOpportunistic {
+		if p.mode == upstream.TLSOpportunistic {
 			return nil, false
 		}
 		return &trouble{
@@ -142,7 +142,7 @@ func (p tlsPolicy) secure(ctx context.Context, c *conn, to target) (t *trouble, 
 		c.tls = p.facts(c.client.TLS())
 		return nil, false
 	case refusedTLS(err):
-		if p.mode == route.TLSOpportunistic && c.client.Usable() {
+		if p.mode == upstream.TLSOpportunistic && c.client.Usable() {
 			return nil, false
 		}
 		return conversationTrouble(c, to, err), false

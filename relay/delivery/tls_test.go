@@ -10,12 +10,12 @@ import (
 
 	"postern/internal/smtptest"
 	"postern/relay/queue"
-	"postern/relay/route"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 // sendVia delivers one message over an upstream and returns its outcome.
-func sendVia(t *testing.T, up *route.Upstream, cfg Config) queue.Outcome {
+func sendVia(t *testing.T, up *upstream.Account, cfg Config) queue.Outcome {
 	t.Helper()
 	q := newFakeQueue()
 	cfg.Routes = routes{def: up}
@@ -46,30 +46,30 @@ func TestTLSModes(t *testing.T) {
 	}
 	const inClear, unverified, verified, deferred = "", "unverified", "verified", "deferred"
 	tests := []struct {
-		mode route.TLSMode
+		mode upstream.TLSMode
 		cert string
 		want string
 	}{
-		{route.TLSNone, "good", inClear},
-		{route.TLSOpportunistic, "good", unverified},
-		{route.TLSOpportunistic, "expired", unverified},
-		{route.TLSOpportunistic, "other", unverified},
-		{route.TLSOpportunistic, "foreign", unverified},
-		{route.TLSOpportunistic, "none", inClear},
-		{route.TLSRequire, "good", verified},
-		{route.TLSRequire, "expired", deferred},
-		{route.TLSRequire, "other", deferred},
-		{route.TLSRequire, "foreign", deferred},
-		{route.TLSRequire, "none", deferred},
-		{route.TLSImplicit, "good", verified},
-		{route.TLSImplicit, "expired", deferred},
-		{route.TLSImplicit, "other", deferred},
-		{route.TLSImplicit, "foreign", deferred},
+		{upstream.TLSNone, "good", inClear},
+		{upstream.TLSOpportunistic, "good", unverified},
+		{upstream.TLSOpportunistic, "expired", unverified},
+		{upstream.TLSOpportunistic, "other", unverified},
+		{upstream.TLSOpportunistic, "foreign", unverified},
+		{upstream.TLSOpportunistic, "none", inClear},
+		{upstream.TLSRequire, "good", verified},
+		{upstream.TLSRequire, "expired", deferred},
+		{upstream.TLSRequire, "other", deferred},
+		{upstream.TLSRequire, "foreign", deferred},
+		{upstream.TLSRequire, "none", deferred},
+		{upstream.TLSImplicit, "good", verified},
+		{upstream.TLSImplicit, "expired", deferred},
+		{upstream.TLSImplicit, "other", deferred},
+		{upstream.TLSImplicit, "foreign", deferred},
 	}
 	for _, test := range tests {
 		t.Run(string(test.mode)+" "+test.cert, func(t *testing.T) {
 			t.Parallel()
-			server := smtptest.Start(t, smtptest.Config{TLS: certs[test.cert], Implicit: test.mode == route.TLSImplicit})
+			server := smtptest.Start(t, smtptest.Config{TLS: certs[test.cert], Implicit: test.mode == upstream.TLSImplicit})
 			up := upstreamAt(server)
 			up.TLS = test.mode
 			if up.Verified() {
@@ -112,19 +112,19 @@ func TestL2WeakCertificate(t *testing.T) {
 		name string
 		leaf smtptest.Leaf
 		ca   *smtptest.CA
-		mode route.TLSMode
+		mode upstream.TLSMode
 		ok   bool
 	}{
-		{"1024 bits", ca.LeafOf(t, weak, "127.0.0.1"), ca, route.TLSRequire, false},
-		{"1024 bits, implicit", ca.LeafOf(t, weak, "127.0.0.1"), ca, route.TLSImplicit, false},
-		{"2047 bits", ca.LeafOf(t, key(2047), "127.0.0.1"), ca, route.TLSRequire, false},
-		{"2048 bits", ca.LeafOf(t, strong, "127.0.0.1"), ca, route.TLSRequire, true},
-		{"signed with 1024 bits", weakCA.Leaf(t, "127.0.0.1"), weakCA, route.TLSRequire, false},
-		{"opportunistic", ca.LeafOf(t, weak, "127.0.0.1"), ca, route.TLSOpportunistic, true},
+		{"1024 bits", ca.LeafOf(t, weak, "127.0.0.1"), ca, upstream.TLSRequire, false},
+		{"1024 bits, implicit", ca.LeafOf(t, weak, "127.0.0.1"), ca, upstream.TLSImplicit, false},
+		{"2047 bits", ca.LeafOf(t, key(2047), "127.0.0.1"), ca, upstream.TLSRequire, false},
+		{"2048 bits", ca.LeafOf(t, strong, "127.0.0.1"), ca, upstream.TLSRequire, true},
+		{"signed with 1024 bits", weakCA.Leaf(t, "127.0.0.1"), weakCA, upstream.TLSRequire, false},
+		{"opportunistic", ca.LeafOf(t, weak, "127.0.0.1"), ca, upstream.TLSOpportunistic, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			server := smtptest.Start(t, smtptest.Config{TLS: test.leaf.ServerConfig(), Implicit: test.mode == route.TLSImplicit})
+			server := smtptest.Start(t, smtptest.Config{TLS: test.leaf.ServerConfig(), Implicit: test.mode == upstream.TLSImplicit})
 			up := upstreamAt(server)
 			up.TLS = test.mode
 			if up.Verified() {
@@ -158,13 +158,13 @@ func TestTLSFallsBack(t *testing.T) {
 			smtptest.Close()))},
 	}
 	for name, hook := range hooks {
-		for _, mode := range []route.TLSMode{route.TLSOpportunistic, route.TLSRequire} {
+		for _, mode := range []upstream.TLSMode{upstream.TLSOpportunistic, upstream.TLSRequire} {
 			t.Run(string(mode)+" "+name, func(t *testing.T) {
 				t.Parallel()
 				server := smtptest.Start(t, smtptest.Config{TLS: ca.ServerConfig(t, "127.0.0.1"), Hooks: hook})
 				up := upstreamAt(server)
 				up.TLS = mode
-				if mode == route.TLSRequire {
+				if mode == upstream.TLSRequire {
 					up.CA = string(ca.PEM())
 				}
 				var limits smtp.Timeouts
@@ -172,7 +172,7 @@ func TestTLSFallsBack(t *testing.T) {
 					limits.TLS = 100 * time.Millisecond
 				}
 				o := sendVia(t, up, Config{Timeouts: limits})
-				if mode == route.TLSRequire || strings.HasPrefix(name, "421") {
+				if mode == upstream.TLSRequire || strings.HasPrefix(name, "421") {
 					if o.Result != queue.Deferred || server.Reached(smtptest.PhaseMail) != 0 {
 						t.Errorf("%s %v after %d MAIL, want deferred", o.Result, o.Reply, server.Reached(smtptest.PhaseMail))
 					}
@@ -231,9 +231,9 @@ func TestAuth(t *testing.T) {
 				TLS: ca.ServerConfig(t, "127.0.0.1"), Implicit: test.implicit, Users: users, Hooks: test.hooks,
 			})
 			up := upstreamAt(server)
-			up.TLS, up.CA = route.TLSRequire, string(ca.PEM())
+			up.TLS, up.CA = upstream.TLSRequire, string(ca.PEM())
 			if test.implicit {
-				up.TLS = route.TLSImplicit
+				up.TLS = upstream.TLSImplicit
 			}
 			up.Username, up.Password = "relay", test.password
 			o := sendVia(t, up, Config{})
@@ -305,7 +305,7 @@ func TestP10OtherMechanism(t *testing.T) {
 					},
 				}})
 			up := upstreamAt(server)
-			up.TLS, up.CA, up.Username, up.Password = route.TLSRequire, string(ca.PEM()), "relay", "secret"
+			up.TLS, up.CA, up.Username, up.Password = upstream.TLSRequire, string(ca.PEM()), "relay", "secret"
 			o := sendVia(t, up, Config{})
 			if test.reply == "" && o.Result != queue.Delivered || test.reply != "" && (o.Result != queue.Deferred || o.Reply.String() != test.reply) {
 				t.Errorf("%s %v, want %q", o.Result, o.Reply, test.reply)
@@ -321,7 +321,7 @@ func TestP10OtherMechanism(t *testing.T) {
 // refuses and the attempt refuses again.
 func TestNoCredentialsInClear(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []route.TLSMode{route.TLSNone, route.TLSOpportunistic} {
+	for _, mode := range []upstream.TLSMode{upstream.TLSNone, upstream.TLSOpportunistic} {
 		server := smtptest.Start(t, smtptest.Config{Users: map[string]string{"relay": "secret"}})
 		up := upstreamAt(server)
 		up.TLS, up.Username, up.Password = mode, "relay", "secret"

@@ -7,6 +7,7 @@ import (
 
 	"postern/relay/queue"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 // trouble is why no conversation with a destination was possible. It concerns the destination
@@ -22,6 +23,7 @@ type trouble struct {
 	greeted   bool // EHLO was answered
 	closed    bool // the host says that it takes no mail, ever (RFC 7504), and so do all others
 	crowded   bool // it is ours: the address has all the connections that it may, or the machine has no room for one
+	badToken  bool // the upstream took no token
 	ofUser    bool // conversations that carried one user's messages broke off, and no others
 }
 
@@ -43,9 +45,21 @@ func (t *trouble) outcome(d *destination, j *job, rcpt *queue.Recipient, away ti
 		o.Result = queue.Failed
 		return o
 	}
-	o.Suspended = !t.ofUser
+	o.Suspended, o.Scope = !t.ofUser, string(t.scope(j.replies))
 	o.RetryIn = max(away, retryWait(d.e.cfg.Schedule, rcpt.Attempts, j.Message.ID))
 	return o
+}
+
+// scope is what t is about: the host, unless its reply or where it came says otherwise.
+func (t *trouble) scope(replies *upstream.Replies) upstream.Scope {
+	stage := tableStage(t.stage())
+	switch {
+	case t.said:
+		return replies.Classify(stage, t.reply).Scope
+	case stage == upstream.StageAuth:
+		return upstream.ScopeAccount
+	}
+	return upstream.ScopeHost
 }
 
 // waiting is what t means for a recipient that comes while its destination is left alone.

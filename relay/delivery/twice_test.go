@@ -6,7 +6,7 @@ import (
 
 	"postern/internal/smtptest"
 	"postern/relay/queue"
-	"postern/relay/route"
+	"postern/relay/upstream"
 )
 
 // after makes a message whose last attempt ended with a reply of that code.
@@ -113,7 +113,7 @@ func Test552Twice(t *testing.T) {
 				servers[0].On(smtptest.PhaseBody, smtptest.Always(smtptest.Then(smtptest.Reply(test.said), smtptest.Close())))
 				cfg.Routes = routes{}
 				if via == "upstream" {
-					cfg.Routes = routes{def: &route.Upstream{Name: "sink", Host: servers[0].Host(), Port: servers[0].Port(), TLS: route.TLSNone}}
+					cfg.Routes = routes{def: &upstream.Account{Name: "sink", Host: servers[0].Host(), Port: servers[0].Port(), TLS: upstream.TLSNone}}
 				}
 				d := after(t, test.last)
 				d.Body = newBody(strings.Repeat("x\r\n", 5<<20)) // more than the sockets hold

@@ -9,8 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"postern/relay/route"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 // Bounds of one attempt. RFC 5321 section 5.1 has a client try the other hosts of a
@@ -27,12 +27,12 @@ const (
 // on from there.
 type walk struct {
 	d        *dialer
-	progress *atomic.Uint64  // of the worker; nil for probes
-	domain   string          // mx: the domain's key
-	upstream *route.Upstream // nil for mx
-	host     exchanger       // the last one looked up
-	addrs    []netip.Addr    // further ones of host
-	hosts    []exchanger     // that come after host
+	progress *atomic.Uint64    // of the worker; nil for probes
+	domain   string            // mx: the domain's key
+	upstream *upstream.Account // nil for mx
+	host     exchanger         // the last one looked up
+	addrs    []netip.Addr      // further ones of host
+	hosts    []exchanger       // that come after host
 
 	tries    int
 	sessions int
@@ -40,7 +40,7 @@ type walk struct {
 }
 
 // walkTo begins a walk to an upstream or, where up is nil, to the mail hosts of domain.
-func (d *dialer) walkTo(ctx context.Context, domain string, up *route.Upstream) (walk, *trouble) {
+func (d *dialer) walkTo(ctx context.Context, domain string, up *upstream.Account) (walk, *trouble) {
 	w := walk{d: d, domain: domain, upstream: up, until: time.Now().Add(attemptTime)}
 	if up != nil {
 		w.hosts = []exchanger{hostOf(up)}
@@ -52,7 +52,7 @@ func (d *dialer) walkTo(ctx context.Context, domain string, up *route.Upstream) 
 }
 
 // hostOf is the one host of an upstream.
-func hostOf(up *route.Upstream) exchanger {
+func hostOf(up *upstream.Account) exchanger {
 	// One label is the name of a container or of a machine near by: no public name is so short.
 	x := exchanger{host: strings.TrimSuffix(up.Host, "."), local: !strings.Contains(up.Host, ".")}
 	if addr, err := netip.ParseAddr(up.Host); err == nil {

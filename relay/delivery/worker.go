@@ -114,10 +114,18 @@ func (w *worker) serve() {
 			j = w.do(j)
 		}
 		w.job = nil
-		if w.conn != nil && (w.conn.onward || w.conn.client.Exhausted() || w.conn.sent >= w.d.e.bounds.Load().PerConnection) {
+		if w.conn != nil && (w.conn.onward || w.conn.client.Exhausted() || w.conn.sent >= w.perConnection()) {
 			w.hangUp()
 		}
 	}
+}
+
+// perConnection is the most messages over the open connection.
+func (w *worker) perConnection() int {
+	if up := w.conn.walk.upstream; up != nil && up.MaxMessages > 0 {
+		return up.MaxMessages
+	}
+	return w.d.e.bounds.Load().PerConnection
 }
 
 // connect begins a conversation if one is wanted. The worker has no job meanwhile: waiting
@@ -213,7 +221,7 @@ func (w *worker) abandon() {
 	}
 	w.inText.Store(false)
 	now := time.Now()
-	w.d.e.settle(j, j.rcpts, classify(w.facts(j, now, now), j.rcpts, res, w.retryIn(j)), res.Err)
+	w.d.e.settle(j, j.rcpts, classify(w.facts(j, now, now), j.rcpts, res, w.judging(j)), res.Err)
 	w.d.e.end(j)
 }
 

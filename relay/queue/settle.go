@@ -341,7 +341,7 @@ type endings struct {
 	from, to, code                              []int32
 	epoch                                       []int64
 	result, enhanced, text, mta, addr, tls, via []string
-	waits                                       []string
+	waits, scope                                []string
 	at, started                                 []time.Time
 	unknown, passed, released, ours             []bool
 	retry                                       []time.Duration
@@ -358,7 +358,7 @@ func (c *endings) len() int { return len(c.n) }
 // fill takes the endings of a group that are deliveries, or those that are not.
 func (c *endings) fill(q *Queue, group []ending, delivered bool) *endings {
 	*c = endings{node: q.cfg.Node, gather: q.cfg.Gather, delay: q.times.Load().DelayNotice, args: pg.Args{Values: c.args.Values[:0]}, id: c.id[:0], from: c.from[:0], to: c.to[:0], code: c.code[:0], epoch: c.epoch[:0], result: c.result[:0], enhanced: c.enhanced[:0],
-		text: c.text[:0], mta: c.mta[:0], addr: c.addr[:0], tls: c.tls[:0], via: c.via[:0], waits: c.waits[:0], ours: c.ours[:0],
+		text: c.text[:0], mta: c.mta[:0], addr: c.addr[:0], tls: c.tls[:0], via: c.via[:0], waits: c.waits[:0], scope: c.scope[:0], ours: c.ours[:0],
 		at: c.at[:0], started: c.started[:0], unknown: c.unknown[:0], passed: c.passed[:0], released: c.released[:0], retry: c.retry[:0],
 		n: c.n[:0], local: c.local[:0], domain: c.domain[:0]}
 	for i := range group {
@@ -420,6 +420,7 @@ func (c *endings) addAttempt(e *ending) {
 		waits = Way(e.Upstream, e.Recipient.DomainKey())
 	}
 	c.waits, c.ours = append(c.waits, pg.Storable(waits)), append(c.ours, e.Ours)
+	c.scope = append(c.scope, e.Scope)
 }
 
 // delivered adds the columns with their names in settle.sql.
@@ -456,6 +457,7 @@ func (c *endings) undelivered(a *pg.Args) {
 	a.Add("released", c.released)
 	a.Add("waits_for", c.waits)
 	a.Add("ours", c.ours)
+	a.Add("scope", c.scope)
 	a.Add("delay_notice", c.delay)
 }
 

@@ -108,6 +108,9 @@ type Outcome struct {
 	At        time.Time
 	// RetryIn is the wait of a Deferred recipient; the database's clock counts it.
 	RetryIn time.Duration
+	// Scope says what a Deferred recipient waits for if that is not its own or the
+	// message's fault: "sender", "account", "connection" or "host" (relay/upstream).
+	Scope string
 	// Unknown says that the final dot was sent and no complete reply came: the
 	// next attempt may deliver a second copy.
 	Unknown bool

@@ -11,9 +11,10 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
-// Table is the routing table of one node: a snapshot of rules and upstreams in
+// Table is the routing table of one node: a snapshot of rules and accounts in
 // memory, read again when it is asked and older than its age. It implements
 // Resolver and is safe for concurrent use.
 //
@@ -36,11 +37,12 @@ const loadTimeout = 3 * time.Second
 const TableAge = 2 * time.Second
 
 // NewTable makes a Table that notices a change within age (0: TableAge).
-func NewTable(store *Store, age time.Duration) *Table {
+func NewTable(rules *Store, accounts *upstream.Store, age time.Duration) *Table {
 	if age <= 0 {
 		age = TableAge
 	}
-	return &Table{load: store.snapshot, age: age, now: time.Now}
+	load := func(ctx context.Context) (*snapshot, error) { return rules.read(ctx, accounts) }
+	return &Table{load: load, age: age, now: time.Now}
 }
 
 // Resolve returns the decision of the first rule that matches, ErrNoRoute when
@@ -104,17 +106,11 @@ func (t *Table) refresh(ctx context.Context) (*snapshot, error) {
 	return read, nil
 }
 
-// snapshot is the rules in order with their upstreams opened.
+// snapshot is the rules in order with the accounts that they name.
 type snapshot struct {
-	rules     []Rule
-	upstreams map[string]*entry
-	until     time.Time
-}
-
-// entry is an upstream, or why it cannot be used.
-type entry struct {
-	upstream Upstream
-	err      error
+	rules    []Rule
+	accounts map[string]*upstream.Loaded
+	until    time.Time
 }
 
 func (s *snapshot) resolve(userID int64, sender, recipient smtp.Address) (Decision, error) {
@@ -127,14 +123,14 @@ func (s *snapshot) resolve(userID int64, sender, recipient smtp.Address) (Decisi
 			return Decision{Route: rule.ID}, nil
 		}
 		// The later upstreams of the list are for failover, which is not there yet.
-		e := s.upstreams[rule.Upstreams[0]]
-		if e == nil {
+		up := s.accounts[rule.Upstreams[0]]
+		if up == nil {
 			return Decision{}, fmt.Errorf("route %d: upstream %q is gone", rule.ID, rule.Upstreams[0])
 		}
-		if e.err != nil {
-			return Decision{}, e.err
+		if up.Err != nil {
+			return Decision{}, up.Err
 		}
-		return Decision{Route: rule.ID, Upstream: &e.upstream}, nil
+		return Decision{Route: rule.ID, Upstream: &up.Account}, nil
 	}
 	return Decision{}, ErrNoRoute
 }
@@ -145,63 +141,19 @@ func (r *Rule) matches(userID int64, sender, recipient smtp.Address) bool {
 		(r.RecipientDomain == "" || r.RecipientDomain == recipient.DomainKey())
 }
 
-const loadUpstreams = `
-select name, host, port, tls, username, password, ca, max_connections from upstream`
-
-// snapshot reads the whole table in one transaction, so that no rule names an
-// upstream that was added after the upstreams were read.
-func (s *Store) snapshot(ctx context.Context) (*snapshot, error) {
-	snap := &snapshot{upstreams: map[string]*entry{}}
-	batch := &pgx.Batch{}
-	batch.Queue(listRoutes).Query(func(rows pgx.Rows) error {
-		for rows.Next() {
-			var r Rule
-			if err := rows.Scan(&r.ID, &r.Position, &r.UserID, &r.SenderDomain, &r.RecipientDomain,
-				&r.CreatedAt, &r.Upstreams); err != nil {
-				return err
-			}
-			snap.rules = append(snap.rules, r)
+// read reads both tables in one transaction, so that no rule names an account that was added
+// after the accounts were read.
+func (s *Store) read(ctx context.Context, accounts *upstream.Store) (*snapshot, error) {
+	snap := &snapshot{}
+	options := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
+	err := pgx.BeginTxFunc(ctx, s.pool, options, func(tx pgx.Tx) (err error) {
+		if snap.rules, err = listRules(ctx, tx); err == nil {
+			snap.accounts, err = accounts.Load(ctx, tx)
 		}
-		return rows.Err()
+		return err
 	})
-	batch.Queue(loadUpstreams).Query(func(rows pgx.Rows) error {
-		for rows.Next() {
-			var u Upstream
-			var sealed []byte
-			if err := rows.Scan(&u.Name, &u.Host, &u.Port, &u.TLS, &u.Username, &sealed, &u.CA,
-				&u.MaxConnections); err != nil {
-				return err
-			}
-			snap.upstreams[u.Name] = s.open(u, sealed)
-		}
-		return rows.Err()
-	})
-	err := pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly},
-		func(tx pgx.Tx) error { return tx.SendBatch(ctx, batch).Close() })
 	if err != nil {
 		return nil, fmt.Errorf("read routes: %w", err)
 	}
 	return snap, nil
-}
-
-// open unseals the password. One that does not open spoils its own upstream only.
-func (s *Store) open(u Upstream, sealed []byte) *entry {
-	if sealed == nil {
-		return &entry{upstream: u}
-	}
-	if s.sealer == nil {
-		return &entry{err: fmt.Errorf("upstream %q: %w", u.Name, ErrNoKey)}
-	}
-	password, err := s.sealer.Open(passwordOf(u.Name, u.Username), sealed)
-	if err != nil {
-		return &entry{err: fmt.Errorf("upstream %q: %w", u.Name, err)}
-	}
-	u.Password = string(password)
-	return &entry{upstream: u}
-}
-
-// passwordOf is the place for which a password is sealed: moved to another row of the
-// table it must not open. Neither part can hold NUL, so the joint is unambiguous.
-func passwordOf(name, username string) string {
-	return "upstream\x00" + name + "\x00" + username
 }

@@ -11,7 +11,7 @@ import (
 
 	"postern/cmd/postern/config"
 	"postern/internal/smtptest"
-	"postern/relay/route"
+	"postern/relay/upstream"
 )
 
 // zone replaces what DNS knows of a name; the empty one knows nothing.
@@ -23,7 +23,7 @@ func zone(name string, z mockdns.Zone) func(*testing.T, *patient) {
 var dnsDown = &net.DNSError{Err: "server misbehaving", IsTemporary: true}
 
 func allByUpstream(_ *testing.T, p *patient) {
-	p.upstream(route.Upstream{Host: "127.0.0.1", Port: 25, TLS: route.TLSNone})
+	p.upstream(upstream.Account{Host: "127.0.0.1", Port: 25, TLS: upstream.TLSNone})
 }
 
 func dnsFaults() []fault {

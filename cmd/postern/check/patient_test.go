@@ -26,6 +26,7 @@ import (
 	"postern/internal/smtptest"
 	"postern/relay/route"
 	"postern/relay/seal"
+	"postern/relay/upstream"
 )
 
 // A patient is an installation in good health that faults are planted in.
@@ -135,10 +136,10 @@ func withUser(name string, senders ...string) func(*testing.T, *patient) {
 }
 
 // upstream adds one and sends all mail there.
-func (p *patient) upstream(up route.Upstream) {
+func (p *patient) upstream(up upstream.Account) {
 	up.Name = "out"
 	p.view.upstreams = append(p.view.upstreams, up)
-	p.view.accounts = append(p.view.accounts, route.Account{Name: up.Name})
+	p.view.accounts = append(p.view.accounts, upstream.Listed{Name: up.Name})
 	p.view.rules = []route.Rule{{ID: 1, Upstreams: []string{up.Name}}}
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"postern/admin/health"
 	"postern/auth"
+	"postern/cmd/postern/screen"
 	"postern/relay/route"
 )
 
@@ -17,8 +18,9 @@ var routeKinds = []kind{
 	{"route.gone", health.Failed, "A route names an upstream that does not exist.", "remove the route, or add the upstream"},
 	{"route.user-gone", health.Warning, "A route is for a user who does not exist.", "remove it with 'postern route remove'"},
 	{"route.unused", health.Info, "No route names the upstream.", ""},
+	{"route.paused", health.Warning, "An upstream is paused, so its mail waits.", "end the pause with 'postern upstream resume'"},
 	{"route.sealed", health.Failed, "This node's key does not open an upstream's password.",
-		"copy the key of the node where it was added, or add the upstream again here"},
+		"copy the key of the node where it was added, or give the password anew with 'postern upstream set'"},
 }
 
 func (c *checkup) lookAtRoutes(ctx context.Context, r *report) {
@@ -52,6 +54,9 @@ func (c *checkup) lookAtRoutes(ctx context.Context, r *report) {
 	for _, a := range v.accounts {
 		if !used[a.Name] {
 			r.add("route.unused", "routes", "upstream %s", a.Name)
+		}
+		if a.PausedAt != nil {
+			r.add("route.paused", "upstream "+a.Name, "since %s", screen.LocalTime(*a.PausedAt))
 		}
 	}
 	for _, name := range v.sealed {

@@ -14,6 +14,8 @@ import (
 	"postern/relay/delivery"
 	"postern/relay/route"
 	"postern/relay/seal"
+	"postern/relay/upstream"
+	"postern/relay/upstream/oauth"
 )
 
 // seen changes what the database says.
@@ -47,7 +49,8 @@ func routeFaults() []fault {
 		{"route.no-default", "1 rules, none", seen(func(v *mailView) { v.rules[0].SenderDomain = "example.com" })},
 		{"route.gone", `route 1 names "out"`, seen(func(v *mailView) { v.rules[0].Upstreams = []string{"out"} })},
 		{"route.user-gone", "route 2", seen(func(v *mailView) { v.rules = append(v.rules, route.Rule{ID: 2, UserID: 4711}) })},
-		{"route.unused", "upstream out", seen(func(v *mailView) { v.accounts = []route.Account{{Name: "out"}} })},
+		{"route.paused", "since ", seen(func(v *mailView) { v.accounts = []upstream.Listed{{Name: "out", PausedAt: new(time.Now())}} })},
+		{"route.unused", "upstream out", seen(func(v *mailView) { v.accounts = []upstream.Listed{{Name: "out"}} })},
 		{"route.sealed", "does not open its password", seen(func(v *mailView) { v.sealed = []string{"out"} })},
 	}
 }
@@ -58,11 +61,11 @@ func TestCheckFindsFaultsOfTheRoutes(t *testing.T) {
 }
 
 // smarthost starts a server with an account and sends all mail there.
-func smarthost(change func(*smtptest.Config, *route.Upstream)) func(*testing.T, *patient) {
+func smarthost(change func(*smtptest.Config, *upstream.Account)) func(*testing.T, *patient) {
 	return func(t *testing.T, p *patient) {
 		t.Helper()
 		cfg := smtptest.Config{TLS: p.ca.ServerConfig(t, "127.0.0.1"), AuthOnly: true, Users: map[string]string{"relay": "right"}}
-		up := route.Upstream{Host: "127.0.0.1", TLS: route.TLSRequire, Username: "relay", Password: "right", CA: string(p.ca.PEM())}
+		up := upstream.Account{Host: "127.0.0.1", TLS: upstream.TLSRequire, Username: "relay", Password: "right", CA: string(p.ca.PEM())}
 		change(&cfg, &up)
 		server := smtptest.Start(t, cfg)
 		if up.Port == 0 {
@@ -77,38 +80,62 @@ func smarthost(change func(*smtptest.Config, *route.Upstream)) func(*testing.T, 
 	}
 }
 
-func asIs(*smtptest.Config, *route.Upstream) {}
+// tokenhost is smarthost for an account that gets access tokens, which none of these grants
+// asks an authority for.
+func tokenhost(grant oauth.Grant) func(*testing.T, *patient) {
+	return func(t *testing.T, p *patient) {
+		t.Helper()
+		p.sql(t, `insert into upstream (name, host, port, tls) values ('out', '127.0.0.1', 25, 'none')`)
+		if _, err := p.c.source.Sealer(p.c.cfg); err != nil {
+			t.Fatal(err)
+		}
+		smarthost(func(_ *smtptest.Config, up *upstream.Account) { up.Password, up.Grant = "", grant })(t, p)
+	}
+}
+
+func asIs(*smtptest.Config, *upstream.Account) {}
 
 func upstreamFaults() []fault {
 	return []fault{
 		{"upstream.ok", "it takes the account relay", smarthost(asIs)},
 		{"upstream.expiring", "on", smarthost(asIs)}, // it lives for a day
-		{"upstream.lookup", "nowhere.test", smarthost(func(_ *smtptest.Config, up *route.Upstream) { up.Host = "nowhere.test" })},
+		{"upstream.lookup", "nowhere.test", smarthost(func(_ *smtptest.Config, up *upstream.Account) { up.Host = "nowhere.test" })},
 		{"upstream.unreachable", "refused", func(t *testing.T, p *patient) {
 			at := netip.MustParseAddrPort(closedPort(t))
-			p.upstream(route.Upstream{Host: "127.0.0.1", Port: int(at.Port()), TLS: route.TLSNone})
+			p.upstream(upstream.Account{Host: "127.0.0.1", Port: int(at.Port()), TLS: upstream.TLSNone})
 		}},
-		{"upstream.tls", "unknown authority", smarthost(func(cfg *smtptest.Config, up *route.Upstream) { up.CA = "" })},
+		{"upstream.tls", "unknown authority", smarthost(func(cfg *smtptest.Config, up *upstream.Account) { up.CA = "" })},
 		{"upstream.tls", "expired", func(t *testing.T, p *patient) {
-			smarthost(func(cfg *smtptest.Config, _ *route.Upstream) {
+			smarthost(func(cfg *smtptest.Config, _ *upstream.Account) {
 				cfg.TLS = p.ca.LeafBetween(t, time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour), "127.0.0.1").ServerConfig()
 			})(t, p)
 		}},
-		{"upstream.tls", "does not offer STARTTLS", smarthost(func(cfg *smtptest.Config, _ *route.Upstream) { cfg.TLS = nil })},
+		{"upstream.tls", "does not offer STARTTLS", smarthost(func(cfg *smtptest.Config, _ *upstream.Account) { cfg.TLS = nil })},
 		{"upstream.tls", "valid for other.test", func(t *testing.T, p *patient) {
 			p.zones["out.test."] = mockdns.Zone{A: []string{"127.0.0.1"}}
-			smarthost(func(cfg *smtptest.Config, up *route.Upstream) {
+			smarthost(func(cfg *smtptest.Config, up *upstream.Account) {
 				cfg.TLS, up.Host = p.ca.ServerConfig(t, "other.test"), "out.test"
 			})(t, p)
 		}},
-		{"upstream.account", "535", smarthost(func(_ *smtptest.Config, up *route.Upstream) { up.Password = "wrong" })},
-		{"upstream.account", "neither AUTH PLAIN nor AUTH LOGIN", smarthost(func(cfg *smtptest.Config, _ *route.Upstream) { cfg.Users = nil })},
-		{"upstream.refuses", "554 5.7.1 go away", smarthost(func(cfg *smtptest.Config, _ *route.Upstream) {
+		{"upstream.account", "535", smarthost(func(_ *smtptest.Config, up *upstream.Account) { up.Password = "wrong" })},
+		{"upstream.account", "neither AUTH PLAIN nor AUTH LOGIN", smarthost(func(cfg *smtptest.Config, _ *upstream.Account) { cfg.Users = nil })},
+		{"upstream.token", "the key file is not the JSON file", tokenhost(oauth.Grant{Kind: oauth.ServiceAccount, Authority: "google"})},
+		{"upstream.login", "nobody has logged in yet", tokenhost(oauth.Grant{Kind: oauth.RefreshToken, Authority: "google"})},
+		{"upstream.renewal", "AADSTS7000222", seen(func(v *mailView) {
+			v.secrets = []upstream.Secret{{Upstream: "out", Token: oauth.State{FailingSince: time.Now(), ExpiresAt: time.Now().Add(time.Hour), LastError: "AADSTS7000222: expired"}}}
+		})},
+		{"upstream.secret", "on 20", seen(func(v *mailView) {
+			v.secrets = []upstream.Secret{{Upstream: "out", Expires: time.Now().UTC().Truncate(24*time.Hour).AddDate(0, 0, 29)}}
+		})},
+		{"upstream.secret-expired", "on 20", seen(func(v *mailView) {
+			v.secrets = []upstream.Secret{{Upstream: "out", Expires: time.Now().UTC().Truncate(24*time.Hour).AddDate(0, 0, -1)}}
+		})},
+		{"upstream.refuses", "554 5.7.1 go away", smarthost(func(cfg *smtptest.Config, _ *upstream.Account) {
 			cfg.Hooks = map[smtptest.Phase]smtptest.Hook{smtptest.PhaseBanner: smtptest.Always(smtptest.Reply("554 5.7.1 go away"))}
 		})},
 		{"upstream.self", "is a listener of this server", func(t *testing.T, p *patient) {
 			p.c.cfg.Listeners[0].Address = "0.0.0.0:2587"
-			p.upstream(route.Upstream{Host: "127.0.0.1", Port: 2587, TLS: route.TLSNone})
+			p.upstream(upstream.Account{Host: "127.0.0.1", Port: 2587, TLS: upstream.TLSNone})
 		}},
 	}
 }
@@ -123,15 +150,15 @@ func TestCheckJudgesUpstreamsInClear(t *testing.T) {
 	t.Parallel()
 	p := newPatient(t)
 	for _, test := range []struct {
-		mode route.TLSMode
+		mode upstream.TLSMode
 		at   string
 		want bool
 	}{
-		{route.TLSNone, "192.0.2.1:25", true}, {route.TLSOpportunistic, "192.0.2.1:25", true},
-		{route.TLSImplicit, "192.0.2.1:465", false}, {route.TLSNone, "127.0.0.1:25", false},
+		{upstream.TLSNone, "192.0.2.1:25", true}, {upstream.TLSOpportunistic, "192.0.2.1:25", true},
+		{upstream.TLSImplicit, "192.0.2.1:465", false}, {upstream.TLSNone, "127.0.0.1:25", false},
 	} {
 		r := &report{}
-		p.c.upstream(r, route.Upstream{Name: "out", TLS: test.mode}, delivery.Probe{Addr: netip.MustParseAddrPort(test.at), Expires: time.Now().AddDate(1, 0, 0)})
+		p.c.upstream(r, upstream.Account{Name: "out", TLS: test.mode}, delivery.Probe{Addr: netip.MustParseAddrPort(test.at), Expires: time.Now().AddDate(1, 0, 0)})
 		found := r.close()
 		if test.want {
 			wantFinding(t, found, "upstream.clear", string(test.mode))
@@ -150,16 +177,16 @@ func TestCheckReadsTheDatabase(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	routes, servers := route.NewStore(p.pool, sealer), map[string]*smtptest.Server{}
+	routes, accounts, servers := route.NewStore(p.pool), upstream.NewStore(p.pool, sealer), map[string]*smtptest.Server{}
 	for _, name := range []string{"c", "a", "b"} {
 		servers[name] = smtptest.Start(t, smtptest.Config{TLS: p.ca.ServerConfig(t, "127.0.0.1"), Implicit: true, Users: map[string]string{"relay": "right"}})
-		up := route.Upstream{Name: name, Host: "127.0.0.1", Port: servers[name].Port(), TLS: route.TLSImplicit, CA: string(p.ca.PEM()),
+		up := upstream.Account{Name: name, Host: "127.0.0.1", Port: servers[name].Port(), TLS: upstream.TLSImplicit, CA: string(p.ca.PEM()),
 			Username: "relay", Password: "right"}
-		if err := routes.AddUpstream(t.Context(), up); err != nil {
+		if err := accounts.Add(t.Context(), up); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := routes.AddRoute(t.Context(), route.Rule{Upstreams: []string{"a"}}); err != nil {
+	if _, err := routes.Add(t.Context(), route.Rule{Upstreams: []string{"a"}}); err != nil {
 		t.Fatal(err)
 	}
 	users := auth.NewStore(p.pool)

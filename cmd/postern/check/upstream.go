@@ -2,47 +2,101 @@ package check
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
 	"postern/admin/health"
+	"postern/cmd/postern/database"
 	"postern/cmd/postern/screen"
 	"postern/relay/delivery"
-	"postern/relay/route"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
+	"postern/relay/upstream/oauth"
 )
 
 var upstreamKinds = []kind{
 	{"upstream.ok", health.OK, "", ""},
-	{"upstream.lookup", health.Failed, "The upstream's name cannot be looked up.", "correct its --host, or this machine's resolver"},
-	{"upstream.unreachable", health.Failed, "There is no connection to the upstream.",
-		"check host and port, and firewalls here and at the hosting company"},
+	{"upstream.lookup", health.Failed, "The upstream's name cannot be looked up.", "correct its --host with 'postern upstream set', or the resolver of this machine"},
+	{"upstream.unreachable", health.Failed, "There is no connection to the upstream.", "check its host and port, and firewalls here and at the hosting company"},
 	{"upstream.tls", health.Failed, "TLS with the upstream is not as configured, so no mail goes there.",
-		"add it anew with the right --host, --ca-file or --tls; then 'postern route add --replace'"},
+		"correct its --host, --ca-file or --tls with 'postern upstream set'"},
 	{"upstream.account", health.Failed, "The upstream does not take the account.",
-		"ask its operator; add it anew with the right --username and password, then 'postern route add --replace'"},
-	{"upstream.refuses", health.Failed, "The upstream refuses this server, or cannot be understood.", "ask its operator; it may not know this address"},
-	{"upstream.self", health.Failed, "The upstream is this server, so mail would loop.", "correct its --host, or remove the route to it"},
-	{"upstream.clear", health.Warning, "Mail goes to the upstream without verified TLS, which is safe on loopback only.",
-		"add it anew with --tls require or implicit, then 'postern route add --replace'"},
+		"ask its operator; correct the account with 'postern upstream set'"},
+	{"upstream.refuses", health.Failed, "The upstream refuses to talk to this server, or cannot be understood.",
+		"ask its operator; it may not know this address"},
+	{"upstream.self", health.Failed, "The upstream is this server itself, so mail would loop.", "correct its --host, or remove the route to it"},
+	{"upstream.clear", health.Warning, "Mail goes to the upstream without verified TLS, so others on the way may read or take it; on loopback that is ok.",
+		"set --tls require or implicit with 'postern upstream set'"},
+	{"upstream.token", health.Failed, "The upstream's account gets no access token, so its mail waits.", "see docs/oauth.md for what the authority said"},
+	{"upstream.login", health.Failed, "A person has to log in for the upstream's account, so its mail waits.", "run 'postern upstream login' with the upstream's name"},
+	{"upstream.renewal", health.Warning, "The authority gives no new access token; mail waits when the present one has expired.", "see docs/oauth.md for what the authority said"},
+	{"upstream.secret", health.Warning, "The secret of the upstream's account expires within 30 days; then mail waits.",
+		"make a new one at the provider, and give it to 'postern upstream set' with its --secret-expires"},
+	{"upstream.secret-expired", health.Failed, "The secret of the upstream's account has expired.",
+		"make a new one at the provider, and give it to 'postern upstream set' with its --secret-expires"},
 	{"upstream.expiring", health.Warning, "The upstream's certificate expires in a few days; then mail waits.", "tell its operator"},
 }
 
 // upstreamTime bounds the conversation with one upstream or mail host.
 const upstreamTime = 20 * time.Second
 
-// prober converses as this node's deliveries do, but with less patience.
-func (c *checkup) prober() *delivery.Prober {
+// dialling is how to converse as this node's deliveries do, but with less patience.
+func (c *checkup) dialling() delivery.Config {
 	hostname, _ := c.cfg.ServerName()
 	d := c.cfg.Delivery
-	return delivery.NewProber(delivery.Config{
+	return delivery.Config{
 		DNS: c.dns, Hello: hostname, Self: c.listenerAddresses(),
 		ConnectTime: upstreamTime / 2, LookupTime: upstreamTime / 2,
 		Timeouts: smtp.Timeouts{Greeting: upstreamTime / 2, Command: upstreamTime / 2, TLS: upstreamTime / 2},
 		MXPort:   d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
-	})
+	}
+}
+
+// tokens gets access tokens as the nodes do, and shares theirs.
+func (c *checkup) tokens(ctx context.Context) (tokens *oauth.Tokens, end func(), err error) {
+	url, err := c.databaseURL(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	sealer, err := c.source.PresentSealer(c.cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	cfg, err := c.cfg.OAuth.Config()
+	if err != nil {
+		return nil, nil, err
+	}
+	pool, err := c.dialer.OpenPool(ctx, url, "check", 1, database.PrepareNothing)
+	if err != nil {
+		return nil, nil, err
+	}
+	cfg.DB, cfg.Sealer, cfg.Node = pool, sealer, "postern check"
+	tokens = oauth.New(cfg)
+	return tokens, func() {
+		_ = tokens.Close(context.WithoutCancel(ctx)) // what it asked for is for the nodes as well
+		pool.Close()
+	}, nil
+}
+
+// upstreamSecret looks at what the upstream's account is proved by.
+func (c *checkup) upstreamSecret(r *report, s *upstream.Secret) {
+	subject := "upstream " + s.Upstream
+	if t := s.Token; !t.FailingSince.IsZero() && t.ExpiresAt.After(c.now()) {
+		r.add("upstream.renewal", subject, "since %s, and the present one expires at %s: %s", screen.LocalTime(t.FailingSince), screen.LocalTime(t.ExpiresAt), t.LastError)
+	}
+	if s.Expires.IsZero() {
+		return
+	}
+	switch left := s.DaysLeft(c.now()); {
+	case left < 0:
+		r.add("upstream.secret-expired", subject, "on %s", s.Expires.Format(time.DateOnly))
+	case left <= 30:
+		r.add("upstream.secret", subject, "on %s", s.Expires.Format(time.DateOnly))
+	}
 }
 
 // listenerAddresses are those of the configuration that say an address.
@@ -68,7 +122,20 @@ func (c *checkup) lookAtUpstreams(ctx context.Context, r *report) {
 		r.skip("upstreams", "%v", err)
 		return
 	}
-	prober := c.prober()
+	for i := range v.secrets {
+		c.upstreamSecret(r, &v.secrets[i])
+	}
+	cfg := c.dialling()
+	if slices.ContainsFunc(v.upstreams, func(a upstream.Account) bool { return a.Grant.Kind != "" }) {
+		tokens, end, err := c.tokens(ctx)
+		if err != nil {
+			r.skip("upstreams", "%v", err)
+			return
+		}
+		defer end()
+		cfg.Tokens = tokens
+	}
+	prober := delivery.NewProber(cfg)
 	r.each(ctx, len(v.upstreams), func(ctx context.Context, i int, r *report) {
 		ctx, cancel := context.WithTimeout(ctx, upstreamTime)
 		defer cancel()
@@ -77,7 +144,7 @@ func (c *checkup) lookAtUpstreams(ctx context.Context, r *report) {
 	})
 }
 
-func (c *checkup) upstream(r *report, up route.Upstream, p delivery.Probe) {
+func (c *checkup) upstream(r *report, up upstream.Account, p delivery.Probe) {
 	subject := "upstream " + up.Name
 	at := net.JoinHostPort(up.Host, strconv.Itoa(up.Port))
 	if p.Err != nil {
@@ -93,6 +160,11 @@ func (c *checkup) upstream(r *report, up route.Upstream, p delivery.Probe) {
 			id = "upstream.tls"
 		case smtp.StageAuth:
 			id = "upstream.account"
+		case delivery.StageToken:
+			id = "upstream.token"
+			if fault := (*oauth.Fault)(nil); errors.As(p.Err, &fault) && fault.Login {
+				id = "upstream.login"
+			}
 		}
 		r.add(id, subject, "%s: %v", at, p.Err)
 		return

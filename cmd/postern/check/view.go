@@ -15,6 +15,7 @@ import (
 	"postern/relay/acme"
 	"postern/relay/route"
 	"postern/relay/seal"
+	"postern/relay/upstream"
 )
 
 // mailView is what the database says about who may send and where mail goes.
@@ -22,9 +23,10 @@ type mailView struct {
 	users     []auth.User
 	more      bool // there are more users than were read
 	rules     []route.Rule
-	accounts  []route.Account
-	upstreams []route.Upstream // that can be used
-	sealed    []string         // those that cannot
+	accounts  []upstream.Listed
+	upstreams []upstream.Account // that can be used
+	sealed    []string           // those that cannot
+	secrets   []upstream.Secret
 	keyErr    error
 	// certificates is what nodes have told of those by ACME
 	certificates []acme.Record
@@ -68,21 +70,24 @@ func (c *checkup) readView(ctx context.Context, pool *pgxpool.Pool) (*mailView, 
 	v := &mailView{}
 	var sealer *seal.Sealer
 	sealer, v.keyErr = c.source.PresentSealer(c.cfg)
-	store := route.NewStore(pool, sealer)
+	accounts := upstream.NewStore(pool, sealer)
 	var err error
-	if v.rules, err = store.ListRoutes(ctx); err != nil {
+	if v.rules, err = route.NewStore(pool).List(ctx); err != nil {
 		return nil, err
 	}
-	if v.accounts, err = store.ListUpstreams(ctx); err != nil {
+	if v.accounts, err = accounts.List(ctx); err != nil {
 		return nil, err
 	}
-	if v.upstreams, err = store.Upstreams(ctx); err != nil {
+	if v.upstreams, err = accounts.Usable(ctx); err != nil {
+		return nil, err
+	}
+	if v.secrets, err = accounts.Secrets(ctx); err != nil {
 		return nil, err
 	}
 	if v.certificates, err = acme.List(ctx, pool); err != nil {
 		return nil, err
 	}
-	bad, err := store.Unusable(ctx)
+	bad, err := accounts.Unusable(ctx)
 	if err != nil {
 		return nil, err
 	}

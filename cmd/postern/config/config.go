@@ -48,6 +48,7 @@ type Config struct {
 	Auth       Auth       `toml:"auth"`
 	Queue      Queue      `toml:"queue"`
 	Delivery   Delivery   `toml:"delivery"`
+	OAuth      OAuth      `toml:"oauth"`
 	Retention  Retention  `toml:"retention"`
 	Log        Log        `toml:"log"`
 	Admin      Admin      `toml:"admin"`
@@ -187,7 +188,7 @@ func Read(path string) (Config, error) {
 		return cfg, fmt.Errorf("configuration %s: %w", path, err)
 	}
 	dir := filepath.Dir(path)
-	paths := []*string{&cfg.TLS.Certificate, &cfg.TLS.Key, &cfg.Database.Private, &cfg.SecretKeyFile, &cfg.Submission.SpoolDir, &cfg.Admin.TokenFile}
+	paths := []*string{&cfg.TLS.Certificate, &cfg.TLS.Key, &cfg.Database.Private, &cfg.SecretKeyFile, &cfg.Submission.SpoolDir, &cfg.Admin.TokenFile, &cfg.OAuth.ServerCA}
 	for i := range cfg.TLS.Pairs {
 		paths = append(paths, &cfg.TLS.Pairs[i].Certificate, &cfg.TLS.Pairs[i].Key)
 	}
@@ -289,6 +290,9 @@ func (c *Config) validate() error {
 	}
 	if c.Delivery.MXPort > 65535 {
 		return fmt.Errorf("delivery.mx_port must be at most 65535, not %d", c.Delivery.MXPort)
+	}
+	if err := c.OAuth.validate(); err != nil {
+		return err
 	}
 	return checkBounds("", reflect.ValueOf(*c))
 }

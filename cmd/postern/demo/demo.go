@@ -27,10 +27,12 @@ import (
 	"postern/cmd/postern/screen"
 	"postern/internal/capture"
 	"postern/internal/pgserver"
+	"postern/internal/refusal"
 	"postern/migrations"
 	"postern/relay/queue"
 	"postern/relay/route"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 const (
@@ -154,24 +156,24 @@ func (d *demo) provision(ctx context.Context, pool *pgxpool.Pool) error {
 
 // routeTo points the default route at this run's capture server.
 func (d *demo) routeTo(ctx context.Context, pool *pgxpool.Pool, sink *net.TCPAddr) error {
-	routes := route.NewStore(pool, nil)
-	rules, err := routes.ListRoutes(ctx)
+	routes, accounts := route.NewStore(pool), upstream.NewStore(pool, nil)
+	rules, err := routes.List(ctx)
 	if err != nil {
 		return err
 	}
 	for _, r := range rules {
-		if _, err := routes.RemoveRoute(ctx, r.ID); err != nil {
+		if _, err := routes.Remove(ctx, r.ID); err != nil {
 			return err
 		}
 	}
-	if err := routes.RemoveUpstream(ctx, "capture"); err != nil && !errors.Is(err, route.ErrNotFound) {
+	if err := accounts.Remove(ctx, "capture"); err != nil && !errors.Is(err, refusal.ErrNotFound) {
 		return err
 	}
-	up := route.Upstream{Name: "capture", Host: sink.IP.String(), Port: sink.Port, TLS: route.TLSNone}
-	if err := routes.AddUpstream(ctx, up); err != nil {
+	up := upstream.Account{Name: "capture", Host: sink.IP.String(), Port: sink.Port, TLS: upstream.TLSNone}
+	if err := accounts.Add(ctx, up); err != nil {
 		return err
 	}
-	_, err = routes.AddRoute(ctx, route.Rule{Upstreams: []string{"capture"}})
+	_, err = routes.Add(ctx, route.Rule{Upstreams: []string{"capture"}})
 	return err
 }
 

@@ -2,15 +2,21 @@ package node
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/cmd/postern/config"
 	"postern/internal/await"
 	"postern/relay/bounce"
 	"postern/relay/delivery"
 	"postern/relay/route"
+	"postern/relay/seal"
+	"postern/relay/upstream"
+	"postern/relay/upstream/oauth"
 )
 
 // back is the half of a node that sends mail on, and notices about what cannot be sent.
@@ -18,6 +24,8 @@ type back struct {
 	node    *Node
 	engine  *delivery.Engine
 	bouncer *bounce.Bouncer
+	tokens  *oauth.Tokens
+	secrets *secrets
 
 	stopNotices context.CancelFunc
 	notices     sync.WaitGroup
@@ -34,15 +42,19 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 	if err != nil {
 		return nil, err
 	}
-	store := route.NewStore(pool, sealer)
-	if err := n.lookAtRoutes(ctx, store); err != nil {
+	rules, accounts := route.NewStore(pool), upstream.NewStore(pool, sealer)
+	if err := n.lookAtRoutes(ctx, rules, accounts); err != nil {
 		return nil, err
 	}
 	d := n.Config.Delivery
+	tokens, err := n.tokens(pool, sealer)
+	if err != nil {
+		return nil, err
+	}
 	return &back{
-		node: n,
+		node: n, tokens: tokens, secrets: &secrets{node: n, store: accounts},
 		engine: delivery.New(delivery.Config{
-			Queue: n.queue, Routes: route.NewTable(store, 0), DNS: config.Resolver(d.DNSServer),
+			Queue: n.queue, Routes: route.NewTable(rules, accounts, 0), Tokens: tokens, DNS: config.Resolver(d.DNSServer),
 			Log: n.Log, Guard: n.guard, Events: n.mail, Hello: n.hostname, Self: own,
 			Connections: d.Connections, MXConnections: d.Connections, PerConnection: d.MessagesPerConn,
 			MaxOpen: n.descriptors().Deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
@@ -52,18 +64,28 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 	}, nil
 }
 
+// tokens makes what gets the access tokens of upstream accounts.
+func (n *Node) tokens(pool *pgxpool.Pool, sealer *seal.Sealer) (*oauth.Tokens, error) {
+	cfg, err := n.Config.OAuth.Config()
+	if err != nil {
+		return nil, err
+	}
+	cfg.DB, cfg.Sealer, cfg.Node, cfg.Log, cfg.Guard = pool, sealer, n.name, n.Log, n.guard
+	return oauth.New(cfg), nil
+}
+
 // lookAtRoutes says at the start what will keep mail waiting.
-func (n *Node) lookAtRoutes(ctx context.Context, store *route.Store) error {
+func (n *Node) lookAtRoutes(ctx context.Context, rules *route.Store, accounts *upstream.Store) error {
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
-	rules, err := store.ListRoutes(ctx)
+	list, err := rules.List(ctx)
 	if err != nil {
 		return err
 	}
-	if len(rules) == 0 {
+	if len(list) == 0 {
 		n.Log.Warn("no route: mail waits until one is added with 'postern route add'")
 	}
-	bad, err := store.Unusable(ctx)
+	bad, err := accounts.Unusable(ctx)
 	for _, err := range bad {
 		n.Log.Error("mail for an upstream waits; see 'postern check'", "error", err)
 	}
@@ -75,6 +97,7 @@ func (b *back) start() {
 	ctx, stop := context.WithCancel(context.Background())
 	b.stopNotices = stop
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "notices", func() { b.bouncer.Run(ctx) }) })
+	b.notices.Go(func() { b.node.guard.Keep(ctx, "secrets of upstreams", func() { b.secrets.run(ctx) }) })
 }
 
 // rebound takes over what a reload can change of the delivery.
@@ -89,4 +112,10 @@ func (b *back) rebound() {
 func (b *back) endNotices(ctx context.Context) error {
 	b.stopNotices()
 	return await.All(ctx, b.notices.Wait)
+}
+
+// endDelivery ends the conversations, and then waits for tokens that were asked for: what an
+// authority gives may be the last refresh token.
+func (b *back) endDelivery(ctx context.Context) error {
+	return errors.Join(b.engine.Shutdown(ctx), b.tokens.Close(ctx))
 }

@@ -98,7 +98,7 @@ func (n *Node) parts() []drainPart {
 		return together(ctx, between...)
 	}})
 	if n.back != nil {
-		list = append(list, drainPart{name: "delivery", until: 0.75, stop: n.back.engine.Shutdown})
+		list = append(list, drainPart{name: "delivery", until: 0.75, stop: n.back.endDelivery})
 	}
 	return append(list, drainPart{name: "queue", until: 0.95, stop: n.closeQueue, writes: true})
 }

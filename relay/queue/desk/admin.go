@@ -154,6 +154,7 @@ type Event struct {
 	TLS               string     `json:"tls,omitempty"`
 	Upstream          string     `json:"upstream,omitempty"`
 	Node              string     `json:"node,omitempty"`
+	Scope             string     `json:"scope,omitempty"` // what was at fault: "" is the recipient or the message
 	Epoch             int64      `json:"epoch,omitempty"`
 	OutcomeUnknown    bool       `json:"outcome_unknown,omitempty"`
 	PossibleDuplicate bool       `json:"possible_duplicate,omitempty"`
@@ -279,7 +280,7 @@ func scanEvent(row pgx.CollectableRow) (Event, error) {
 	var rcpt addressColumns
 	var reply replyColumns
 	err := row.Scan(&t.N, &t.At, &t.StartedAt, &t.Result, &rcpt.local, &rcpt.domain, &reply.code, &reply.enhanced, &reply.text,
-		&t.RemoteMTA, &t.RemoteAddr, &t.TLS, &t.Upstream, &t.Node, &t.Epoch, &t.OutcomeUnknown, &t.PossibleDuplicate, &t.DSNPassed, &t.Fenced)
+		&t.RemoteMTA, &t.RemoteAddr, &t.TLS, &t.Upstream, &t.Node, &t.Scope, &t.Epoch, &t.OutcomeUnknown, &t.PossibleDuplicate, &t.DSNPassed, &t.Fenced)
 	t.Recipient, t.Reply = rcpt.String(), reply.String()
 	return t, err
 }

@@ -142,3 +142,35 @@ func TestCounts(t *testing.T) {
 		t.Fatalf("%+v, %v", counts, err)
 	}
 }
+
+// The history says what was at fault, if that was neither the recipient nor the message, and
+// nothing of it for what was delivered.
+func TestScope(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := queuetest.Start(t, queuetest.Config(db))
+	m := queuetest.Message()
+	d := queuetest.Put(t, q, m, true, "a@example.net", "b@example.net", "c@example.net", "d@example.net")
+	for n, o := range []struct {
+		result queue.Result
+		scope  string
+	}{{queue.Deferred, "account"}, {queue.Deferred, ""}, {queue.Failed, ""}, {queue.Delivered, ""}} {
+		outcome := queuetest.Outcome(d, n, o.result)
+		outcome.Scope, outcome.RetryIn = o.scope, time.Hour
+		q.Settle(outcome)
+	}
+	queuetest.Becomes(t, db, m.ID, "0 waiting;1 waiting;2 failed")
+	h, err := NewAdmin(db.Pool).Trace(queuetest.Context(t), m.ID)
+	if err != nil || len(h.Events) != 4 {
+		t.Fatalf("%+v, %v", h, err)
+	}
+	for _, e := range h.Events {
+		if want := map[int]string{0: "account"}[e.N]; e.Scope != want {
+			t.Errorf("recipient %d, %s: scope %q, want %q", e.N, e.Result, e.Scope, want)
+		}
+	}
+	var nulls int
+	if err := db.Pool.QueryRow(queuetest.Context(t), `select count(*) from history where scope is null`).Scan(&nulls); err != nil || nulls != 3 {
+		t.Errorf("%d rows without a scope, want 3: %v", nulls, err)
+	}
+}

@@ -1,0 +1,66 @@
+package admin
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// UpstreamSecret is what an upstream's account is proved by.
+type UpstreamSecret struct {
+	Upstream     string
+	Expires      time.Time // of the secret; zero: not known
+	Token        time.Time // when the access token expires; zero: there is none
+	FailingSince time.Time // no new token can be had; zero: one can
+	Login        bool      // a person has to log in
+}
+
+// upstreamSecrets collects what is left of them.
+type upstreamSecrets struct {
+	list                           func() []UpstreamSecret
+	expires, token, failing, login *prometheus.Desc
+}
+
+// RegisterUpstreamSecrets adds the metrics of the upstreams' accounts.
+func RegisterUpstreamSecrets(to prometheus.Registerer, list func() []UpstreamSecret) {
+	desc := func(name, help string) *prometheus.Desc {
+		return prometheus.NewDesc("postern_upstream_"+name, help, []string{"upstream"}, nil)
+	}
+	to.MustRegister(&upstreamSecrets{
+		list:    list,
+		expires: desc("secret_expiry_timestamp_seconds", "The last day of the secret of an upstream's account, in seconds since 1970, where it is known."),
+		token:   desc("token_expiry_timestamp_seconds", "When the access token of an upstream's account expires, in seconds since 1970; 0 when there is none."),
+		failing: desc("token_failing_since_timestamp_seconds", "Since when the authority gives no new token for an upstream's account, in seconds since 1970; 0 while it does."),
+		login:   desc("login_needed", "1 while a person has to log in for an upstream's account, with 'postern upstream login', else 0."),
+	})
+}
+
+func (u *upstreamSecrets) Describe(ch chan<- *prometheus.Desc) {
+	for _, desc := range []*prometheus.Desc{u.expires, u.token, u.failing, u.login} {
+		ch <- desc
+	}
+}
+
+func (u *upstreamSecrets) Collect(ch chan<- prometheus.Metric) {
+	for _, s := range u.list() {
+		gauge := func(desc *prometheus.Desc, value float64) {
+			ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, s.Upstream)
+		}
+		if !s.Expires.IsZero() {
+			gauge(u.expires, unixTime(s.Expires))
+		}
+		if !s.Token.IsZero() || !s.FailingSince.IsZero() {
+			gauge(u.token, unixTime(s.Token))
+			gauge(u.failing, unixTime(s.FailingSince))
+			gauge(u.login, truth(s.Login))
+		}
+	}
+}
+
+// unixTime is a time as metrics have it.
+func unixTime(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.Unix())
+}

@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"postern/cmd/postern/screen"
+	"postern/internal/owned"
+	"postern/relay/upstream"
+	"postern/relay/upstream/oauth"
+)
+
+// grantFlags say by what an upstream's account gets access tokens.
+type grantFlags struct {
+	grant       oauth.Grant
+	kind        string
+	secret      passwordSource
+	certificate string
+	keyFile     string
+}
+
+func (g *grantFlags) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&g.kind, "oauth", "", "log in by access tokens: client-credentials, service-account or refresh-token")
+	f.StringVar(&g.grant.Authority, "authority", "", "who gives the tokens: "+strings.Join(oauth.Known().Names(), ", ")+" (default by --oauth and --tenant)")
+	f.StringVar(&g.grant.Tenant, "tenant", "", "Microsoft: the tenant's id or a domain of it")
+	f.StringVar(&g.grant.ClientID, "client-id", "", "the application's id")
+	g.secret.named(cmd, "client-secret")
+	f.StringVar(&g.certificate, "client-certificate", "", "PEM `file` with the application's certificate and key, instead of a secret")
+	f.StringVar(&g.keyFile, "key-file", "", "Google: JSON `file` of the service account")
+	f.StringVar(&g.grant.Subject, "subject", "", "Google: the mailbox that the service account stands for (default --username)")
+	_ = cmd.RegisterFlagCompletionFunc("oauth", cobra.FixedCompletions([]string{string(oauth.ClientCredentials), string(oauth.ServiceAccount), string(oauth.RefreshToken)}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("authority", cobra.FixedCompletions(oauth.Known().Names(), cobra.ShellCompDirectiveNoFileComp))
+	cmd.MarkFlagsMutuallyExclusive("client-secret-stdin", "client-secret-file", "client-certificate", "key-file")
+	cmd.MarkFlagsMutuallyExclusive("client-secret-stdin", "password-stdin")
+	cmd.MarkFlagsMutuallyExclusive("oauth", "password-stdin", "password-file")
+}
+
+// given reports that one of the flags was.
+func (g *grantFlags) given() bool {
+	return g.kind != "" || g.grant != (oauth.Grant{}) || g.secret.given() || g.certificate != "" || g.keyFile != ""
+}
+
+// read returns the grant of the flags; its files follow the rule for those with secrets.
+func (g *grantFlags) read(a *app) (grant oauth.Grant, err error) {
+	if g.kind == "" {
+		return grant, usagef("--authority, --tenant, --client-id, --client-…, --key-file and --subject need --oauth")
+	}
+	grant = g.grant
+	grant.Kind = oauth.Kind(g.kind)
+	if g.secret.given() {
+		if grant.Secret, err = g.secret.read(a.stdin, a.warn); err != nil {
+			return grant, err
+		}
+	}
+	for _, file := range []struct {
+		flag, path string
+		into       *string
+	}{{"--client-certificate", g.certificate, &grant.Certificate}, {"--key-file", g.keyFile, &grant.Key}} {
+		if file.path == "" {
+			continue
+		}
+		if *file.into, err = readSecretFile(file.path, a.warn); err != nil {
+			return grant, fmt.Errorf("%s: %w", file.flag, err)
+		}
+	}
+	return grant, nil
+}
+
+// maxSecretFile is the longest file with a certificate or key that is read, in octets.
+const maxSecretFile = 64 << 10
+
+// readSecretFile reads a file that everybody may neither change nor, without a warning, read;
+// or a pipe, which is the caller's.
+func readSecretFile(path string, exposed func(error)) (string, error) {
+	if !piped(path) {
+		text, err := owned.ReadSecret(path, exposed)
+		return string(text), err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxSecretFile))
+	return string(text), err
+}
+
+func (a *app) upstreamLoginCmd() *cobra.Command {
+	var device bool
+	cmd := &cobra.Command{
+		Use:   "login NAME",
+		Short: "log in for a smarthost's account that has a refresh token",
+		Long: `Logs in with the account of an upstream that was added with --oauth refresh-token,
+and stores the refresh token for all nodes.
+
+Open the address that is shown in a browser and log in as the upstream's user.
+The browser ends at an address that begins with http://localhost and cannot be
+shown: paste that address here. With --device, log in at Microsoft on another
+device with the code that is shown; a tenant may forbid that.`,
+		Args: one("name", "the upstream's name"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.onUpstreams(cmd.Context(), true, func(ctx context.Context, _ *pgxpool.Pool, accounts *upstream.Store) error {
+				up, err := accounts.Open(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				cfg, _, err := a.source.Load()
+				if err != nil {
+					return err
+				}
+				by, err := cfg.OAuth.Config()
+				if err != nil {
+					return err
+				}
+				login, err := oauth.NewLogin(by, up.OAuth())
+				if err != nil {
+					return err
+				}
+				if err := a.logIn(ctx, login, device); err != nil {
+					return err
+				}
+				if err := accounts.SaveLogin(ctx, up.Name, login); err != nil {
+					return err
+				}
+				_, err = fmt.Fprintf(a.stdout, "logged in for upstream %s as %s\n", up.Name, up.Username)
+				return err
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&device, "device", false, "log in on another device, with a code")
+	return cmd
+}
+
+// hintLogin says what is still to be done for an account that a person logs in for.
+func (a *app) hintLogin(up upstream.Account) {
+	if up.Grant.Kind == oauth.RefreshToken {
+		fmt.Fprintf(a.stderr, "its mail waits until somebody logs in: 'postern upstream login %s'\n", up.Name)
+	}
+}
+
+// logIn leads a person through a login.
+func (a *app) logIn(ctx context.Context, login *oauth.Login, device bool) error {
+	if device {
+		return login.Device(ctx, func(address, code string, until time.Time) {
+			fmt.Fprintf(a.stdout, "Open %s until %s and type the code %s\n", address, screen.LocalTime(until), code)
+		})
+	}
+	fmt.Fprintf(a.stdout, "Open this address in a browser and log in:\n\n%s\n\nThen paste the address at which the browser ended:\n", login.URL())
+	line, err := readLine(a.stdin, 8<<10)
+	if err != nil {
+		return err
+	}
+	return login.Paste(ctx, line)
+}
+
+// readLine reads one line that is not secret for long: a code is good for one use.
+func readLine(r io.Reader, most int64) (string, error) {
+	var line strings.Builder
+	one := make([]byte, 1)
+	for int64(line.Len()) < most {
+		n, err := r.Read(one)
+		if n > 0 && one[0] == '\n' || errors.Is(err, io.EOF) {
+			return line.String(), nil
+		}
+		if err != nil {
+			return "", err
+		}
+		line.Write(one[:n])
+	}
+	return "", usagef("the line is longer than %d octets", most)
+}

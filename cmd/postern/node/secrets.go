@@ -1,0 +1,68 @@
+package node
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"postern/admin"
+	"postern/relay/upstream"
+)
+
+const (
+	secretsEvery = time.Minute
+	secretsTime  = 10 * time.Second
+)
+
+// secrets looks after what upstream accounts are proved by, for the metrics and the log.
+type secrets struct {
+	node  *Node
+	store *upstream.Store
+	last  atomic.Pointer[[]admin.UpstreamSecret]
+}
+
+func (s *secrets) list() []admin.UpstreamSecret {
+	if last := s.last.Load(); last != nil {
+		return *last
+	}
+	return nil
+}
+
+func (s *secrets) run(ctx context.Context) {
+	tick := time.NewTicker(secretsEvery)
+	defer tick.Stop()
+	for {
+		if err := s.look(ctx); err != nil && ctx.Err() == nil {
+			s.node.Log.Warn("the secrets of upstreams could not be looked at", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (s *secrets) look(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, secretsTime)
+	defer cancel()
+	found, err := s.store.Secrets(ctx)
+	if err != nil {
+		return err
+	}
+	var list []admin.UpstreamSecret
+	for _, f := range found {
+		list = append(list, admin.UpstreamSecret{Upstream: f.Upstream, Expires: f.Expires,
+			Token: f.Token.ExpiresAt, FailingSince: f.Token.FailingSince, Login: f.Token.Login})
+	}
+	s.last.Store(&list)
+	told, err := s.store.TellExpiring(ctx)
+	for _, t := range told {
+		say := s.node.Log.Warn
+		if t.DaysLeft(time.Now()) <= 1 {
+			say = s.node.Log.Error
+		}
+		say("the secret of an upstream's account expires", "upstream", t.Upstream, "on", t.Expires.Format(time.DateOnly), "days", t.DaysLeft(time.Now()))
+	}
+	return err
+}

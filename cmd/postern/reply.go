@@ -1,0 +1,212 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"postern/cmd/postern/screen"
+	"postern/internal/units"
+	"postern/relay/smtp"
+	"postern/relay/upstream"
+)
+
+func (a *app) replyCmd() *cobra.Command {
+	return noun("reply", "what the replies of a smarthost mean",
+		a.replyAddCmd(), a.replyListCmd(), a.replyRemoveCmd())
+}
+
+// judgingHelp says what a row is.
+const judgingHelp = `The first row that matches a reply decides: an admin's rows, then those of the preset, then
+those for every upstream. A row has
+
+  --code       554, or 55x, 5xx, 4xx for a family
+  --enhanced   5.2.0, or 5.7.x, x.5.3, or none for replies without one
+  --text       how the text begins, whatever the case and the white space
+  --stage      connect, tls, auth, mail, rcpt, data or dot; more is RCPT behind a recipient
+               that was accepted: the server wants the others in another transaction
+  --result     later (the mail waits) or never (it fails)
+  --scope      what is at fault: recipient, message, sender (what we may send as), account,
+               connection or host. Only a recipient's and a message's fault fails mail
+  --wait       until the next attempt, if the schedule's wait is wrong
+
+A 5 that no row knows fails the recipient at RCPT, and elsewhere the message.`
+
+func (a *app) replyAddCmd() *cobra.Command {
+	var row upstream.Row
+	var stage, result, scope, wait string
+	var first bool
+	cmd := &cobra.Command{
+		Use:   "add NAME",
+		Short: "say what a reply of a smarthost means",
+		Long:  "Adds a row behind those that were added before, or with --first in front of them.\n\n" + judgingHelp,
+		Example: `  postern upstream reply add out --code 554 --enhanced 5.2.0 --text 'daily quota' --result later --scope account --wait 1h
+  postern upstream reply add out --code 550 --text 'spam' --stage dot --result never --scope message`,
+		Args: one("name", "the upstream's name"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			row.Stage, row.Result, row.Scope = upstream.Stage(stage), upstream.Result(result), upstream.Scope(scope)
+			if wait != "" {
+				span, err := units.ParseSpan(wait)
+				if err != nil {
+					return usagef("--wait: %q is not a span of time, such as 1h", wait)
+				}
+				row.Wait = span
+			}
+			return a.onUpstreams(cmd.Context(), false, func(ctx context.Context, _ *pgxpool.Pool, accounts *upstream.Store) error {
+				row, err := accounts.AddReply(ctx, args[0], row, first)
+				if err != nil {
+					return invalidUse(err)
+				}
+				_, err = fmt.Fprintf(a.stdout, "added row %d to upstream %s: %s means %s, %s\n", row.ID, args[0], screen.Printable(row.String()), row.Result, row.Scope)
+				return err
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&row.Code, "code", "", "`code` of the reply: 554, 55x, 5xx or 4xx")
+	f.StringVar(&row.Enhanced, "enhanced", "", "enhanced `code`: 5.2.0, 5.7.x, x.5.3 or none")
+	f.StringVar(&row.Text, "text", "", "how the `text` begins")
+	f.StringVar(&stage, "stage", "", "where it comes: connect, tls, auth, mail, rcpt, more, data or dot")
+	f.StringVar(&result, "result", string(upstream.Later), "later or never")
+	f.StringVar(&scope, "scope", "", "recipient, message, sender, account, connection or host")
+	f.StringVar(&wait, "wait", "", "`time` until the next attempt (default: as the schedule has it)")
+	f.BoolVar(&first, "first", false, "before the rows that were added before")
+	for _, name := range []string{"code", "scope"} {
+		_ = cmd.MarkFlagRequired(name)
+	}
+	return cmd
+}
+
+var replyHead = []string{"ID", "OF", "STAGE", "CODE", "ENHANCED", "TEXT", "RESULT", "SCOPE", "WAIT", "WHY"}
+
+func replyRow(w upstream.Row) []string {
+	id, of, wait := "-", w.From, "-"
+	if w.ID != 0 {
+		id, of = strconv.FormatInt(w.ID, 10), "admin"
+	}
+	if w.Wait > 0 {
+		wait = units.FormatSpan(w.Wait)
+	}
+	return []string{id, of, cmp.Or(string(w.Stage), "any"), w.Code, cmp.Or(w.Enhanced, "any"), cmp.Or(w.Text, "any"),
+		string(w.Result), string(w.Scope), wait, screen.OrDash(w.Why)}
+}
+
+func (a *app) replyListCmd() *cobra.Command {
+	return listing[upstream.Row]{
+		head: replyHead,
+		row:  replyRow,
+		load: func(ctx context.Context, users *accounts, args []string, _ int) ([]upstream.Row, error) {
+			replies, err := upstream.NewStore(users.pool, nil).Replies(ctx, args[0])
+			if err != nil {
+				return nil, err
+			}
+			return replies.Rows(), nil
+		},
+	}.command(a, &cobra.Command{
+		Use:   "list NAME",
+		Short: "list what the replies of a smarthost mean",
+		Long:  "Lists the table by which replies are judged, in its order.\n\n" + judgingHelp,
+		Args:  one("name", "the upstream's name"),
+	})
+}
+
+func (a *app) replyRemoveCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "remove NAME ID",
+		Short: "remove a row that an admin has added",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 2 {
+				return usagef("'%s' needs the upstream's name, and the row's number", cmd.CommandPath())
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := strconv.ParseInt(args[1], 10, 64)
+			if err != nil {
+				return usagef("%q is not a row's number: see 'postern upstream reply list %s'", args[1], args[0])
+			}
+			return a.onUpstreams(cmd.Context(), false, func(ctx context.Context, _ *pgxpool.Pool, accounts *upstream.Store) error {
+				row, err := accounts.RemoveReply(ctx, args[0], id)
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprintf(a.stdout, "removed row %d of upstream %s: %s meant %s, %s\n", id, args[0], screen.Printable(row.String()), row.Result, row.Scope)
+				return err
+			})
+		},
+	}
+}
+
+// verdictView is a verdict as 'upstream classify --json' prints it.
+type verdictView struct {
+	Result upstream.Result `json:"result"`
+	Scope  upstream.Scope  `json:"scope"`
+	Wait   float64         `json:"wait_s,omitempty"`
+	Row    *upstream.Row   `json:"row,omitempty"`
+}
+
+func (a *app) upstreamClassifyCmd() *cobra.Command {
+	var stage string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "classify NAME REPLY",
+		Short: "say what a reply of a smarthost means, and why",
+		Long: `Says what a reply, as a trace or the log quotes it, means at a stage of the conversation,
+and which row says so ('postern upstream reply list').`,
+		Example: `  postern upstream classify out '554 5.2.0 STOREDRV.Submission.Exception:SubmissionQuotaExceededException'
+  postern upstream classify out '550 5.1.1 no such user' --stage rcpt`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 2 {
+				return usagef("'%s' needs the upstream's name, and a reply in quotes", cmd.CommandPath())
+			}
+			return nil
+		},
+		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
+			line := strings.Join(strings.Fields(args[1]), " ") + "\r\n"
+			reply, err := smtp.ReadReply(smtp.NewReader(strings.NewReader(line)), smtp.ReplyLimits{})
+			if err != nil {
+				return usagef("%q is not a reply of the form '554 5.2.0 text'", args[1])
+			}
+			if !upstream.Stage(stage).Known() {
+				return usagef("--stage: %q is none of connect, tls, auth, mail, rcpt, more, data and dot", stage)
+			}
+			replies, err := upstream.NewStore(users.pool, nil).Replies(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			v := replies.Classify(upstream.Stage(stage), reply)
+			if asJSON {
+				return printJSON(a.stdout, verdictView{v.Result, v.Scope, v.Wait().Seconds(), v.Row})
+			}
+			_, err = fmt.Fprintln(a.stdout, screen.Printable(verdictText(v)))
+			return err
+		}),
+	}
+	cmd.Flags().StringVar(&stage, "stage", string(upstream.StageDot), "where it came: connect, tls, auth, mail, rcpt, more, data or dot")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func verdictText(v upstream.Verdict) string {
+	text := string(v.Result) + ", " + string(v.Scope)
+	if wait := v.Wait(); wait > 0 {
+		text += ", next attempt in " + wait.Round(time.Second).String()
+	}
+	if v.Row == nil {
+		return text + ": by its class and stage, no row matches"
+	}
+	by := v.Row.From + ", " + v.Row.String()
+	if v.Row.ID != 0 {
+		by = fmt.Sprintf("row %d, %s", v.Row.ID, v.Row)
+	}
+	if v.Row.Why != "" {
+		by += ": " + v.Row.Why
+	}
+	return text + ": by " + by
+}

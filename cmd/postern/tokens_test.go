@@ -1,0 +1,128 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"postern/internal/oauthtest"
+	"postern/internal/smtptest"
+)
+
+const clientSecret = "the client's value"
+
+// tokenSite is a site whose upstream takes the tokens of an authority.
+func tokenSite(t *testing.T) (*site, *oauthtest.Authority, *smtptest.Server) {
+	t.Helper()
+	a := oauthtest.New(t)
+	a.Set(func(s *oauthtest.Settings) { s.Secrets["app-1"] = clientSecret })
+	ca := smtptest.NewCA(t)
+	server := smtptest.Start(t, smtptest.Config{TLS: ca.ServerConfig(t, "127.0.0.1"), AuthOnly: true, Tokens: func(user, token string) bool {
+		return user == "relay@example.com" && a.Valid(token) != ""
+	}})
+	s := installSite(t)
+	s.edit(t, func(text string) string {
+		return text + "[oauth]\nserver = \"" + a.URL + "\"\nserver_ca = \"authority.pem\"\n"
+	})
+	for name, text := range map[string][]byte{"authority.pem": a.PEM, "upstream.pem": ca.PEM()} {
+		if err := os.WriteFile(filepath.Join(s.dir, name), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s, a, server
+}
+
+func (s *site) addTokenUpstream(t *testing.T, server *smtptest.Server, stdin string, more ...string) {
+	t.Helper()
+	s.must(t, stdin, append([]string{"upstream", "add", "m365", "--host", server.Addr(), "--tls", "require", "--ca-file", filepath.Join(s.dir, "upstream.pem"),
+		"--username", "relay@example.com", "--tenant", "example.com", "--client-id", "app-1"}, more...)...)
+	s.must(t, "", "route", "add", "--via", "m365")
+}
+
+// Mail goes out by a token that the nodes and the check share; the end of its secret is told;
+// and with another secret that is wrong, the check says what to do.
+func TestUpstreamByToken(t *testing.T) {
+	t.Parallel()
+	s, a, server := tokenSite(t)
+	soon := time.Now().UTC().AddDate(0, 0, 5).Format(time.DateOnly)
+	s.addTokenUpstream(t, server, clientSecret, "--oauth", "client-credentials", "--client-secret-stdin", "--secret-expires", soon)
+	d := s.serve(t)
+	s.asGoDoes(t, plainMail, "bob@example.net")
+	if m := server.WaitMessages(t, 1); m[0].User != "relay@example.com" {
+		t.Errorf("sent as %q", m[0].User)
+	}
+	out, _, err := s.postern(t, "", "check", "--only", "upstream")
+	if err != nil || !strings.Contains(out, "it takes the account relay@example.com") || !strings.Contains(out, soon) {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if n := len(a.Requests()); n != 1 {
+		t.Errorf("%d tokens were asked for", n)
+	}
+	d.await(t, &d.stderr, `the secret of an upstream's account expires`)
+
+	s.must(t, "another value", "upstream", "set", "m365", "--oauth", "client-credentials", "--tenant", "example.com", "--client-id", "app-1", "--client-secret-stdin")
+	out, _, err = s.postern(t, "", "check", "--only", "upstream")
+	if err == nil || !strings.Contains(out, "AADSTS7000215") || !strings.Contains(out, "not its id") || strings.Contains(out, "another value") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if text := d.stderr.String(); strings.Contains(text, clientSecret) || strings.Contains(text, "access-") {
+		t.Error("the log has a secret")
+	}
+}
+
+// A person logs in by a browser, and the nodes go on with the refresh token.
+func TestUpstreamLogin(t *testing.T) {
+	t.Parallel()
+	s, a, server := tokenSite(t)
+	s.addTokenUpstream(t, server, "", "--oauth", "refresh-token")
+	out, _, err := s.postern(t, "", "check", "--only", "upstream")
+	if err == nil || !strings.Contains(out, "nobody has logged in yet") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	cmd := s.command(ctx, "upstream", "login", "m365")
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(stdout)
+	var address string
+	for address == "" && lines.Scan() {
+		if strings.HasPrefix(lines.Text(), "https://") {
+			address = lines.Text()
+		}
+	}
+	end, err := a.Allow(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(stdin, end+"\n"); err != nil {
+		t.Fatal(err)
+	}
+	var said string
+	for lines.Scan() {
+		said = lines.Text()
+	}
+	if err := cmd.Wait(); err != nil || said != "logged in for upstream m365 as relay@example.com" {
+		t.Fatalf("%v: %q", err, said)
+	}
+	s.serve(t)
+	s.asGoDoes(t, plainMail, "bob@example.net")
+	server.WaitMessages(t, 1)
+	if out := s.must(t, "", "audit", "--limit", "1"); !strings.Contains(out, "upstream login") {
+		t.Error(out)
+	}
+}

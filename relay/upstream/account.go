@@ -1,0 +1,198 @@
+package upstream
+
+import (
+	"cmp"
+	"crypto/x509"
+	"net/netip"
+	"regexp"
+	"strings"
+
+	"postern/internal/refusal"
+	"postern/relay/upstream/oauth"
+)
+
+// TLSMode says how a connection to an upstream is protected.
+type TLSMode string
+
+const (
+	TLSNone          TLSMode = "none"          // never
+	TLSOpportunistic TLSMode = "opportunistic" // STARTTLS when offered, certificate not verified
+	TLSRequire       TLSMode = "require"       // STARTTLS, certificate verified
+	TLSImplicit      TLSMode = "implicit"      // TLS from the first octet, certificate verified
+)
+
+// Account is an upstream: a smarthost, and our account with it if it has one.
+type Account struct {
+	Name           string
+	Host           string // DNS name or IP address
+	Port           int
+	TLS            TLSMode
+	Username       string      // "" for none
+	Password       string      // opened; "" for none
+	Grant          oauth.Grant // by which it gets tokens, instead of a password; zero: none
+	SecretExpires  string      // the last day of its secret, as 2027-01-31; "" if it is not known
+	CA             string      // PEM of the authorities to trust instead of the system's; "" for those
+	Preset         string      // the provider, "" for Generic
+	MaxConnections int         // concurrent ones of each node; 0: the default
+	MaxMessages    int         // over one connection; 0: the default
+	MaxRecipients  int         // in one transaction; 0: the default
+
+	Replies *Replies // what its replies mean
+}
+
+// OAuth is the account as a getter of tokens.
+func (a *Account) OAuth() oauth.Account {
+	return oauth.Account{Upstream: a.Name, Username: a.Username, Grant: a.Grant}
+}
+
+// Equal reports the same settings, whatever the replies mean: a connection with one serves the
+// other.
+func (a Account) Equal(b Account) bool {
+	a.Replies, b.Replies = nil, nil
+	return a == b
+}
+
+// Fill takes what is not set from the preset. Errors: refusal.ErrInvalid.
+func (a *Account) Fill() error {
+	p, err := PresetNamed(cmp.Or(a.Preset, Generic))
+	if err != nil {
+		return err
+	}
+	if a.Host = cmp.Or(a.Host, p.Host); a.Host == "" && p.HostForm != "" {
+		return refusal.Invalid("preset %s needs a host, of the form %s", a.Preset, p.HostForm)
+	}
+	a.TLS = cmp.Or(a.TLS, p.TLS)
+	if a.Port == 0 {
+		a.Port = p.portFor(a.TLS)
+	}
+	a.MaxConnections = cmp.Or(a.MaxConnections, p.MaxConnections)
+	a.MaxMessages = cmp.Or(a.MaxMessages, p.MaxMessages)
+	a.MaxRecipients = cmp.Or(a.MaxRecipients, p.MaxRecipients)
+	return nil
+}
+
+// portFor is the port of the preset where its mode is used, else the mode's own (RFC 8314,
+// RFC 6409, RFC 5321).
+func (p *Preset) portFor(mode TLSMode) int {
+	switch {
+	case mode == p.TLS:
+		return p.Port
+	case mode == TLSImplicit:
+		return 465
+	case mode == TLSRequire:
+		return 587
+	}
+	return 25
+}
+
+// The most that an upstream may be given.
+const (
+	mostConnections = 1000
+	mostMessages    = 1_000_000
+	mostRecipients  = 1000
+)
+
+var (
+	nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
+	hostForm = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*\.?$`)
+)
+
+// Validate returns in a sentence what is wrong with the account; the error is refusal.ErrInvalid.
+func (a Account) Validate() error {
+	switch {
+	case !nameForm.MatchString(a.Name) || a.Name == "mx":
+		return refusal.Invalid("upstream name %q: use 1 to 63 of a-z, 0-9, '.', '_' and '-', and not 'mx'", a.Name)
+	case !validHost(a.Host):
+		return refusal.Invalid("host %q is neither a DNS name nor an IP address", a.Host)
+	case a.Port < 1 || a.Port > 65535:
+		return refusal.Invalid("port %d is not between 1 and 65535", a.Port)
+	}
+	if _, err := PresetNamed(cmp.Or(a.Preset, Generic)); err != nil {
+		return err
+	}
+	for _, limit := range []struct {
+		n, most int
+		what    string
+	}{{a.MaxConnections, mostConnections, "connections"}, {a.MaxMessages, mostMessages, "messages"}, {a.MaxRecipients, mostRecipients, "recipients"}} {
+		if limit.n < 0 || limit.n > limit.most {
+			return refusal.Invalid("%d %s: not between 0 and %d", limit.n, limit.what, limit.most)
+		}
+	}
+	if err := a.validateTLS(); err != nil {
+		return err
+	}
+	return a.validateAccount()
+}
+
+func (a Account) validateTLS() error {
+	switch a.TLS {
+	case TLSNone, TLSOpportunistic:
+		if a.CA != "" {
+			return refusal.Invalid("a CA has no use with TLS mode %q, which verifies nothing; use require or implicit", a.TLS)
+		}
+	case TLSRequire, TLSImplicit:
+		if a.CA != "" && !x509.NewCertPool().AppendCertsFromPEM([]byte(a.CA)) {
+			return refusal.Invalid("the CA has no certificate in PEM form")
+		}
+	default:
+		return refusal.Invalid("TLS mode %q is none of none, opportunistic, require and implicit", a.TLS)
+	}
+	return nil
+}
+
+func (a Account) validateAccount() error {
+	if a.SecretExpires != "" && dayOf(a.SecretExpires).IsZero() {
+		return refusal.Invalid("%q is not a date like 2027-01-31", a.SecretExpires)
+	}
+	if a.Username == "" && a.Grant.Kind == "" {
+		if a.Password != "" {
+			return refusal.Invalid("a password needs a user name")
+		}
+		return nil
+	}
+	switch {
+	case !a.Verified():
+		return refusal.Invalid("credentials go only over verified TLS: mode %q does not verify, use require or implicit", a.TLS)
+	case a.Grant.Kind != "":
+		return a.validateGrant()
+	case a.Password == "":
+		return refusal.Invalid("user name %q needs a password", a.Username)
+	case !credentialText(a.Username) || !credentialText(a.Password):
+		// NUL separates the fields of AUTH PLAIN (RFC 4616 section 2).
+		return refusal.Invalid("user name and password must be at most 1,024 octets without control characters")
+	}
+	return nil
+}
+
+func (a Account) validateGrant() error {
+	if a.Password != "" || !credentialText(a.Username) {
+		return refusal.Invalid("an account with a grant has a user name and no password")
+	}
+	if err := a.Grant.Complete(a.Username, oauth.Known()); err != nil { // of this copy
+		return refusal.Invalid("%v", err)
+	}
+	return nil
+}
+
+// Verified reports that the server's certificate is verified in this TLS mode, so
+// that credentials may be sent.
+func (a Account) Verified() bool { return a.TLS == TLSRequire || a.TLS == TLSImplicit }
+
+func credentialText(s string) bool {
+	return len(s) <= 1024 && strings.IndexFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f }) < 0
+}
+
+func validHost(host string) bool {
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return !addr.IsUnspecified() && !addr.IsMulticast()
+	}
+	return len(host) <= 253 && hostForm.MatchString(host) && !looksLikeIPv4(host)
+}
+
+// looksLikeIPv4 reports a name whose last label is a number: no such name exists
+// in DNS, it is a mistyped address.
+func looksLikeIPv4(host string) bool {
+	host = strings.TrimSuffix(host, ".")
+	last := host[strings.LastIndexByte(host, '.')+1:]
+	return strings.Trim(last, "0123456789") == ""
+}

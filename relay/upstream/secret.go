@@ -1,0 +1,116 @@
+package upstream
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"postern/auth/audit"
+	"postern/internal/refusal"
+	"postern/relay/upstream/oauth"
+)
+
+// Open returns an account with its secrets. Errors: refusal.ErrNotFound.
+func (s *Store) Open(ctx context.Context, name string) (Account, error) {
+	accounts, err := s.Load(ctx, s.pool)
+	if err != nil {
+		return Account{}, err
+	}
+	l := accounts[name]
+	if l == nil {
+		return Account{}, refusal.NotFound("no upstream is named %q", name)
+	}
+	return l.Account, l.Err
+}
+
+// SaveLogin stores what a person's login for an account gave.
+func (s *Store) SaveLogin(ctx context.Context, name string, l *oauth.Login) error {
+	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if err := l.Save(ctx, tx, s.sealer); err != nil {
+			return err
+		}
+		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "upstream login", Object: name})
+	})
+}
+
+// Secret is until when the secret of an account is good, and what is known of its token.
+type Secret struct {
+	Upstream string
+	Expires  time.Time   // at the end of this day, UTC; zero: not known
+	Token    oauth.State // zero without a grant, and before the first token
+}
+
+// Secrets lists the accounts of which something is known.
+func (s *Store) Secrets(ctx context.Context) ([]Secret, error) {
+	accounts, err := s.Usable(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var granted []oauth.Account
+	for i := range accounts {
+		if accounts[i].Grant.Kind != "" {
+			granted = append(granted, accounts[i].OAuth())
+		}
+	}
+	tokens := map[string]oauth.State{}
+	if granted != nil {
+		states, err := oauth.States(ctx, s.pool, granted)
+		if err != nil {
+			return nil, err
+		}
+		for _, state := range states {
+			tokens[state.Upstream] = state
+		}
+	}
+	var list []Secret
+	for i := range accounts {
+		a := &accounts[i]
+		if a.SecretExpires == "" && a.Grant.Kind == "" {
+			continue
+		}
+		list = append(list, Secret{Upstream: a.Name, Expires: dayOf(a.SecretExpires), Token: tokens[a.Name]})
+	}
+	return list, nil
+}
+
+// dayOf reads a date as accounts have it.
+func dayOf(text string) time.Time {
+	day, err := time.Parse(time.DateOnly, text)
+	if err != nil {
+		return time.Time{}
+	}
+	return day
+}
+
+// DaysLeft is how many days a secret is good for: 0 on its last, negative behind it.
+func (s *Secret) DaysLeft(now time.Time) int {
+	return int(s.Expires.Sub(now.UTC().Truncate(24*time.Hour)) / (24 * time.Hour))
+}
+
+// tellExpiring has each account told of once at 30, 7, 1 and 0 days, by whatever node is first.
+const tellExpiring = `
+update upstream u set secret_told = t.days
+from (select name, (select min(d) from unnest(array[30, 7, 1, 0]) d where secret_expires - (now() at time zone 'UTC')::date <= d) as days
+	from upstream where secret_expires is not null) t
+where u.name = t.name and t.days is not null and (u.secret_told is null or u.secret_told > t.days)
+returning u.name, u.secret_expires::timestamp at time zone 'UTC'`
+
+// TellExpiring returns the accounts whose secret's end is now to be told, each of them to one
+// node of all.
+func (s *Store) TellExpiring(ctx context.Context) ([]Secret, error) {
+	rows, err := s.pool.Query(ctx, tellExpiring)
+	if err != nil {
+		return nil, fmt.Errorf("look for secrets that expire: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (s Secret, err error) {
+		err = row.Scan(&s.Upstream, &s.Expires)
+		s.Expires = s.Expires.UTC()
+		return s, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look for secrets that expire: %w", err)
+	}
+	return list, nil
+}

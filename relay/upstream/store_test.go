@@ -1,0 +1,407 @@
+package upstream
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/jackc/pgx/v5"
+
+	"postern/internal/pgtest"
+	"postern/internal/refusal"
+	"postern/internal/smtptest"
+	"postern/relay/seal"
+)
+
+func newSealer(t *testing.T, fill byte) *seal.Sealer {
+	t.Helper()
+	s, err := seal.New(bytes.Repeat([]byte{fill}, seal.KeySize))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func sink() Account {
+	return Account{Name: "sink", Host: "127.0.0.1", Port: 2600, TLS: TLSNone}
+}
+
+func account() Account {
+	return Account{
+		Name: "provider", Host: "smtp.provider.example", Port: 587, TLS: TLSRequire,
+		Username: "relay", Password: "secret", MaxConnections: 7,
+	}
+}
+
+func TestStatements(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	conn, err := db.Pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	for name, sql := range map[string]string{
+		"addAccount": addAccount, "listAccounts": listAccounts, "removeAccount": removeAccount,
+		"loadAccounts": loadAccounts, "knownUpstreams": knownUpstreams,
+		"tellExpiring": tellExpiring, "accountForChange": accountForChange, "changeAccount": changeAccount, "pauseAccount": pauseAccount,
+		"loadRows": loadRows, "addRow": addRow, "removeRow": removeRow,
+	} {
+		if _, err := conn.Conn().Prepare(t.Context(), name, sql); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestUpstreams(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	ctx := t.Context()
+	s := NewStore(db.Pool, newSealer(t, 1))
+	for _, u := range []Account{sink(), account()} {
+		if err := s.Add(ctx, u); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Add(ctx, sink()); !errors.Is(err, refusal.ErrExists) {
+		t.Errorf("added twice: %v, want ErrExists", err)
+	}
+	list, err := s.List(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Listed{
+		{Name: "provider", Host: "smtp.provider.example", Port: 587, TLS: TLSRequire, Username: "relay", MaxConnections: 7},
+		{Name: "sink", Host: "127.0.0.1", Port: 2600, TLS: TLSNone},
+	}
+	if diff := cmp.Diff(want, list, cmpopts.IgnoreFields(Listed{}, "CreatedAt")); diff != "" {
+		t.Error(diff)
+	}
+	var sealed []byte
+	if err := db.Pool.QueryRow(ctx, "select password from upstream where name = 'provider'").Scan(&sealed); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(sealed), "secret") {
+		t.Error("the database holds the password")
+	}
+	if err := s.Remove(ctx, "sink"); err != nil {
+		t.Error(err)
+	}
+	if err := s.Remove(ctx, "sink"); !errors.Is(err, refusal.ErrNotFound) {
+		t.Errorf("removed twice: %v, want ErrNotFound", err)
+	}
+	if err := NewStore(db.Pool, nil).Add(ctx, account()); !errors.Is(err, refusal.ErrInvalid) {
+		t.Errorf("a password without a key: %v, want ErrInvalid", err)
+	}
+}
+
+// An upstream whose password does not open is named, and no other.
+func TestUnusable(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	ctx := t.Context()
+	s := NewStore(db.Pool, newSealer(t, 1))
+	for _, u := range []Account{sink(), account()} {
+		if err := s.Add(ctx, u); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, c := range map[string]struct {
+		sealer *seal.Sealer
+		want   int
+	}{
+		"the key":     {newSealer(t, 1), 0},
+		"another key": {newSealer(t, 2), 1},
+		"no key":      {nil, 1},
+	} {
+		bad, err := NewStore(db.Pool, c.sealer).Unusable(ctx)
+		if err != nil || len(bad) != c.want {
+			t.Errorf("%s: %v, %v", name, bad, err)
+		}
+		want := seal.ErrSeal
+		if c.sealer == nil {
+			want = ErrNoKey
+		}
+		if c.want > 0 && !errors.Is(bad["provider"], want) {
+			t.Errorf("%s: %v", name, bad["provider"])
+		}
+		usable, err := NewStore(db.Pool, c.sealer).Usable(ctx)
+		if err != nil || len(usable) != 2-c.want {
+			t.Errorf("%s: %+v, %v", name, usable, err)
+		}
+		for _, u := range usable {
+			if u.Name == "provider" && u.Password != account().Password {
+				t.Errorf("%s: the password is %q", name, u.Password)
+			}
+		}
+	}
+}
+
+func TestValidate(t *testing.T) {
+	t.Parallel()
+	ca := string(smtptest.NewCA(t).PEM())
+	ok := map[string]func(*Account){
+		"as it is":      func(*Account) {},
+		"IPv6":          func(u *Account) { u.Host = "2001:db8::1" },
+		"its own CA":    func(u *Account) { u.CA = ca },
+		"implicit":      func(u *Account) { u.TLS = TLSImplicit },
+		"no account":    func(u *Account) { u.Username, u.Password = "", "" },
+		"a final dot":   func(u *Account) { u.Host = "smtp.example.com." },
+		"one character": func(u *Account) { u.Password = "x" },
+	}
+	for name, change := range ok {
+		u := account()
+		change(&u)
+		if err := u.Validate(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	bad := map[string]func(*Account){
+		"no name":                func(u *Account) { u.Name = "" },
+		"name mx":                func(u *Account) { u.Name = "mx" },
+		"name with a space":      func(u *Account) { u.Name = "a b" },
+		"upper case name":        func(u *Account) { u.Name = "Sink" },
+		"long name":              func(u *Account) { u.Name = strings.Repeat("a", 64) },
+		"no host":                func(u *Account) { u.Host = "" },
+		"host with a port":       func(u *Account) { u.Host = "example.com:25" },
+		"mistyped address":       func(u *Account) { u.Host = "127.0.0.256" },
+		"unspecified address":    func(u *Account) { u.Host = "0.0.0.0" },
+		"host with a newline":    func(u *Account) { u.Host = "example.com\n" },
+		"port 0":                 func(u *Account) { u.Port = 0 },
+		"port 65536":             func(u *Account) { u.Port = 65536 },
+		"no TLS mode":            func(u *Account) { u.TLS = "" },
+		"another TLS mode":       func(u *Account) { u.TLS = "starttls" },
+		"account without TLS":    func(u *Account) { u.TLS = TLSNone },
+		"account, opportunistic": func(u *Account) { u.TLS = TLSOpportunistic },
+		"no password":            func(u *Account) { u.Password = "" },
+		"no user":                func(u *Account) { u.Username = "" },
+		"NUL in the password":    func(u *Account) { u.Password = "a\x00b" },
+		"CRLF in the user name":  func(u *Account) { u.Username = "a\r\nb" },
+		"no PEM":                 func(u *Account) { u.CA = "no PEM" },
+		"CA without use":         func(u *Account) { u.TLS, u.CA, u.Username, u.Password = TLSNone, ca, "", "" },
+		"too many connections":   func(u *Account) { u.MaxConnections = mostConnections + 1 },
+		"negative connections":   func(u *Account) { u.MaxConnections = -1 },
+	}
+	for name, change := range bad {
+		u := account()
+		change(&u)
+		if err := u.Validate(); !errors.Is(err, refusal.ErrInvalid) || err.Error() == refusal.ErrInvalid.Error() {
+			t.Errorf("%s: %v, want ErrInvalid with a sentence", name, err)
+		}
+	}
+}
+
+func TestRefusesCredentialsInClear(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	_, err := db.Pool.Exec(context.Background(), `insert into upstream (name, host, port, tls, username, password)
+		values ('x', 'h', 25, 'opportunistic', 'u', '\x00')`)
+	if err == nil {
+		t.Error("the table takes credentials without verified TLS")
+	}
+}
+
+// A change keeps what it does not name, the sealed password among it.
+func TestChange(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	ctx := t.Context()
+	s := NewStore(db.Pool, newSealer(t, 1)).As("root")
+	if err := s.Add(ctx, account()); err != nil {
+		t.Fatal(err)
+	}
+	loaded := func() Account {
+		t.Helper()
+		list, err := s.Usable(ctx)
+		if err != nil || len(list) != 1 {
+			t.Fatalf("%v, %v", list, err)
+		}
+		return list[0]
+	}
+	keyless := NewStore(db.Pool, nil).As("root")
+	if _, err := keyless.Change(ctx, "provider", func(a *Account) error { a.Port, a.Preset, a.MaxRecipients = 2587, "m365", 50; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	want := account()
+	want.Port, want.Preset, want.MaxRecipients = 2587, "m365", 50
+	if got := loaded(); !got.Equal(want) || got.Replies != Table("m365") {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if _, err := s.Change(ctx, "provider", func(a *Account) error { a.Username, a.Password = "other", "new secret"; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	want.Username, want.Password = "other", "new secret"
+	if got := loaded(); !got.Equal(want) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	for name, change := range map[string]func(*Account){
+		"a user without a password": func(a *Account) { a.Username = "third" },
+		"a password without TLS":    func(a *Account) { a.TLS = TLSNone },
+		"no host":                   func(a *Account) { a.Host = "" },
+		"an unknown preset":         func(a *Account) { a.Preset = "nope" },
+	} {
+		if _, err := s.Change(ctx, "provider", func(a *Account) error { change(a); return nil }); !errors.Is(err, refusal.ErrInvalid) {
+			t.Errorf("%s: %v, want ErrInvalid", name, err)
+		}
+	}
+	if _, err := keyless.Change(ctx, "provider", func(a *Account) error { a.Password = "x"; return nil }); !errors.Is(err, refusal.ErrInvalid) {
+		t.Errorf("a password without a key: %v, want ErrInvalid", err)
+	}
+	if _, err := s.Change(ctx, "nowhere", func(*Account) error { return nil }); !errors.Is(err, refusal.ErrNotFound) {
+		t.Errorf("%v, want ErrNotFound", err)
+	}
+	if got := loaded(); !got.Equal(want) {
+		t.Errorf("what was refused is done: %+v", got)
+	}
+	if _, err := s.Change(ctx, "provider", func(a *Account) error { a.Username, a.Password = "", ""; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if got := loaded(); got.Username != "" || got.Password != "" {
+		t.Errorf("%+v has an account still", got)
+	}
+	wantAudit(t, db, []string{
+		`upstream add provider`,
+		`upstream set provider {"port": 2587, "preset": "m365", "max_recipients": 50}`,
+		`upstream set provider {"password": "changed", "username": "other"}`,
+		`upstream set provider {"username": ""}`,
+	})
+}
+
+// wantAudit wants these deeds of root; of "upstream add", which has all settings, without them.
+func wantAudit(t *testing.T, db *pgtest.DB, want []string) {
+	t.Helper()
+	rows, err := db.Pool.Query(t.Context(), `select action || ' ' || object || case action when 'upstream add' then '' else coalesce(' ' || detail::text, '') end
+		from audit where actor = 'root' order by id`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// The mail of a paused upstream waits, and it is none that cannot be used.
+func TestPause(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	ctx := t.Context()
+	s := NewStore(db.Pool, nil).As("root")
+	if err := s.Add(ctx, sink()); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct{ pause, changed bool }{{false, false}, {true, true}, {true, false}, {false, true}} {
+		changed, err := s.Pause(ctx, "sink", step.pause)
+		if err != nil || changed != step.changed {
+			t.Errorf("%+v: %v, %v", step, changed, err)
+		}
+		accounts, err := s.Load(ctx, db.Pool)
+		if err != nil || IsPaused(accounts["sink"].Err) != step.pause {
+			t.Errorf("%+v: %v, %v", step, accounts["sink"], err)
+		}
+		l, err := s.Named(ctx, "sink")
+		if err != nil || (l.PausedAt != nil) != step.pause {
+			t.Errorf("%+v: %v, %v", step, l, err)
+		}
+		bad, err := s.Unusable(ctx)
+		if err != nil || len(bad) != 0 {
+			t.Errorf("%+v: unusable: %v, %v", step, bad, err)
+		}
+		if usable, err := s.Usable(ctx); err != nil || len(usable) != 1 {
+			t.Errorf("%+v: usable: %v, %v", step, usable, err)
+		}
+	}
+	if _, err := s.Pause(ctx, "nowhere", true); !errors.Is(err, refusal.ErrNotFound) {
+		t.Errorf("%v, want ErrNotFound", err)
+	}
+	wantAudit(t, db, []string{"upstream add sink", "upstream pause sink {}", "upstream resume sink {}"})
+}
+
+// Rows that an admin has added come first, in their order.
+func TestReplies(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	ctx := t.Context()
+	s := NewStore(db.Pool, nil).As("root")
+	up := sink()
+	up.Preset = "ses"
+	if err := s.Add(ctx, up); err != nil {
+		t.Fatal(err)
+	}
+	denied := said(t, "554 Access denied: no")
+	judged := func() string {
+		t.Helper()
+		table, err := s.Replies(ctx, "sink")
+		if err != nil {
+			t.Fatal(err)
+		}
+		accounts, err := s.Load(ctx, db.Pool)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, loaded := table.Classify(StageDot, denied), accounts["sink"].Account.Replies.Classify(StageDot, denied)
+		if v.Result != loaded.Result || v.Scope != loaded.Scope || v.Wait() != loaded.Wait() {
+			t.Errorf("a node takes it for %+v, the shell for %+v", loaded, v)
+		}
+		return verdictText(v)
+	}
+	if got := judged(); got != "later account ses" {
+		t.Error(got)
+	}
+	second, err := s.AddReply(ctx, "sink", Row{Code: "55X", Text: " Access  DENIED", Result: Never, Scope: ScopeMessage}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := judged(); got != "never message " {
+		t.Error(got)
+	}
+	first, err := s.AddReply(ctx, "sink", Row{Code: "554", Stage: StageDot, Result: Later, Scope: ScopeSender, Wait: 2 * time.Hour}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := judged(); got != "later sender  2h" {
+		t.Error(got)
+	}
+	if _, err := s.AddReply(ctx, "sink", Row{Code: "554", Result: Never, Scope: ScopeAccount}, false); !errors.Is(err, refusal.ErrInvalid) {
+		t.Errorf("%v, want ErrInvalid", err)
+	}
+	if _, err := s.AddReply(ctx, "nowhere", Row{Code: "554", Result: Later, Scope: ScopeAccount}, false); !errors.Is(err, refusal.ErrNotFound) {
+		t.Errorf("%v, want ErrNotFound", err)
+	}
+	if w, err := s.RemoveReply(ctx, "sink", first.ID); err != nil || w.Code != "554" || w.Wait != 2*time.Hour {
+		t.Errorf("%+v, %v", w, err)
+	}
+	for name, id := range map[string]int64{"sink": first.ID, "nowhere": second.ID} {
+		if _, err := s.RemoveReply(ctx, name, id); !errors.Is(err, refusal.ErrNotFound) {
+			t.Errorf("%s: %v, want ErrNotFound", name, err)
+		}
+	}
+	if got := judged(); got != "never message " {
+		t.Error(got)
+	}
+	// A row that this program cannot read decides nothing.
+	if _, err := db.Pool.Exec(ctx, `update upstream_reply set stage = 'later'`); err != nil {
+		t.Fatal(err)
+	}
+	if got := judged(); got != "later account ses" {
+		t.Error(got)
+	}
+	wantAudit(t, db, []string{
+		"upstream add sink",
+		fmt.Sprintf(`upstream reply add sink {"row": %d, "reply": "55x \"access denied\"", "scope": "message", "result": "never"}`, second.ID),
+		fmt.Sprintf(`upstream reply add sink {"row": %d, "wait": "2h0m0s", "reply": "554 at dot", "scope": "sender", "result": "later"}`, first.ID),
+		fmt.Sprintf(`upstream reply remove sink {"row": %d, "wait": "2h0m0s", "reply": "554 at dot", "scope": "sender", "result": "later"}`, first.ID),
+	})
+	if err := s.Remove(ctx, "sink"); err != nil {
+		t.Errorf("its rows keep it from being removed: %v", err)
+	}
+}
