@@ -452,16 +452,17 @@ func (c *cluster) kill(a Account) {
 	cmd.Env = append(os.Environ(), "ORPHAN_DATABASE="+c.db.URL, "ORPHAN_AUTHORITY="+c.URL, "ORPHAN_ROOTS="+string(c.PEM), "ORPHAN_SALT="+a.Grant.Salt)
 	var said bytes.Buffer
 	cmd.Stderr = &said
-	given := make(chan struct{})
+	given, started := make(chan struct{}), make(chan *os.Process, 1)
 	c.Set(func(s *oauthtest.Settings) {
 		s.Given = func(map[string][]string) {
 			close(given)
-			_ = cmd.Process.Kill()
+			_ = (<-started).Kill()
 		}
 	})
 	if err := cmd.Start(); err != nil {
 		c.t.Fatal(err)
 	}
+	started <- cmd.Process
 	err := cmd.Wait()
 	select {
 	case <-given:
