@@ -66,12 +66,12 @@ begin
 	if cardinality(msg) = 0 then
 		return;
 	end if;
+	-- A transaction that has a limit's row for long must not keep the committer from others' mail.
+	perform set_config('lock_timeout', '1s', true);
 	insert into usage_window (scope, subject, kind, window_s)
 		select t.s, t.u, t.k, t.w from unnest(scopes, subjects, kinds, windows) t(s, u, k, w)
 		where not exists (select from usage_window x where x.scope = t.s and x.subject = t.u and x.kind = t.k and x.window_s = t.w)
 		on conflict do nothing;
-	-- Whoever has a limit's row for long must not keep the committer from others' mail.
-	perform set_config('lock_timeout', '1s', true);
 	perform from (select from unnest(scopes, subjects, kinds, windows) with ordinality t(s, u, k, w, nth)
 		join usage_window x on x.scope = t.s and x.subject = t.u and x.kind = t.k and x.window_s = t.w
 		order by t.nth for update of x) locked;

@@ -608,3 +608,26 @@ func TestHalved(t *testing.T) {
 		t.Errorf("trouble that is nobody's own: %v", err)
 	}
 }
+
+// The connection breaks where a delivered recipient is set aside, since its outcome cannot be
+// written: it stays set aside, and does not go out again.
+func TestM8AsideInDoubt(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	var tries atomic.Int32
+	q := start(t, handConfig(db, "a"), func(q *Queue) {
+		q.faults.settle.Before = func(c *pgx.Conn) error {
+			if tries.Add(1) == 3 {
+				return cut(c)
+			}
+			return nil
+		}
+	})
+	m, d := put(t, q, true, "a@example.net")
+	exec(t, db, `update recipient set attempts = 2147483647, tell = 4 where message_id = $1`, m.ID)
+	q.Settle(outcome(d, 0, Delivered))
+	settled(t, q)
+	if n := count(t, db, `select count(*) from recipient where set_aside is not null and held_at is not null`); n != 1 {
+		t.Errorf("after %d tries the delivered recipient is not set aside", tries.Load())
+	}
+}

@@ -574,3 +574,29 @@ func TestGroupIsPartedBySubject(t *testing.T) {
 		t.Errorf("parts %q, want %q", got, want)
 	}
 }
+
+// Another transaction is making the row of a limit: nobody waits long for it.
+func TestChargeWaitsShortlyForANewRow(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	const call = `select * from charge_usage(array[gen_random_uuid()], false, '{domain}', '{example.com}', '{messages}', '{3600}', '{1}', '{1}', '{1}', '{10}')`
+	tx, err := db.Pool.Begin(ctxOf(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	if _, err := tx.Exec(ctxOf(t), call); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := db.Pool.Acquire(ctxOf(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	if _, err := conn.Exec(ctxOf(t), "set lock_timeout = 0"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Exec(ctxOf(t), call); pg.Code(err) != "55P03" {
+		t.Errorf("%v, want lock_not_available", err)
+	}
+}

@@ -171,14 +171,15 @@ func (s *settles) write(ctx context.Context, group []ending, again bool) {
 	}
 }
 
-// leaveReleases drops the releases of a group that is in doubt. Nothing records a release,
+// leaveReleases drops the releases of a group that is in doubt, but for rows that are set
+// aside, which may be done twice. Nothing records a release,
 // so nobody can know whether it was made; the row may have been claimed again, by this very
 // epoch, and must not be taken from that claim. If it was not made the sweep makes it, for
 // nobody here has the row in hand.
 func (s *settles) leaveReleases(group []ending) []ending {
 	left := group[:0]
 	for _, e := range group {
-		if e.release {
+		if e.release && e.aside == "" {
 			s.q.inHand.remove(e.Message, 1)
 			continue
 		}
