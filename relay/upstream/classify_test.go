@@ -113,6 +113,7 @@ var classified = []struct {
 	{"m365", StageMail, "554 5.2.0 SubmissionQuotaExceeded", "later account m365 1h"},
 	{"m365", StageDot, "554 5.2.0 STOREDRV.Submission.Exception:SendAsDeniedException.MapiExceptionSendAsDenied; Failed", "later sender m365"},
 	{"m365", StageDot, "554 5.2.0 SendAsDenied; a@b.test not allowed to send as c@d.test", "later sender m365"},
+	{"m365", StageDot, "554 5.2.252 SendAsDenied; a@b.test not allowed to send as c@d.test; STOREDRV.Submission.Exception:SendAsDeniedException.MapiExceptionSendAsDenied; Failed to process message", "later sender m365"},
 	{"m365", StageDot, "554 5.2.0 STOREDRV.Submission.Exception:MessageTooBig", "never message -"},
 	{"m365", StageDot, "554 5.2.0 a virus", "never message -"},
 	{"m365", StageRcpt, "554 5.2.0 STOREDRV.Submission.Exception:SendAsDenied", "never recipient -"},

@@ -22,7 +22,10 @@ func (s *Store) Open(ctx context.Context, name string) (Account, error) {
 	if l == nil {
 		return Account{}, refusal.NotFound("no upstream is named %q", name)
 	}
-	return l.Account, l.Err
+	if l.Err != nil && !IsPaused(l.Err) {
+		return Account{}, l.Err
+	}
+	return l.Account, nil
 }
 
 // SaveLogin stores what a person's login for an account gave.

@@ -144,3 +144,17 @@ func TestTellExpiring(t *testing.T) {
 		t.Errorf("%+v, %v", list, err)
 	}
 }
+
+// A person may log in while the upstream is paused.
+func TestOpenPaused(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	s := NewStore(db.Pool, newSealer(t, 1))
+	must(t, s.Add(t.Context(), granted()))
+	if _, err := s.Pause(t.Context(), "m365", true); err != nil {
+		t.Fatal(err)
+	}
+	if a, err := s.Open(t.Context(), "m365"); err != nil || a.Grant.Kind != granted().Grant.Kind {
+		t.Errorf("%+v, %v", a, err)
+	}
+}

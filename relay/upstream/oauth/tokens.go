@@ -252,7 +252,7 @@ func (t *Tokens) adopt(k *kept, r row) (usable, due bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if k.token.Serial != r.serial {
-		early := r.life/5 + time.Duration(rand.Int64N(int64(r.life)/10+1))
+		early := r.life/5 + rand.N(max(r.life, 0)/10+1) // life is negative if it ended before it was stored
 		k.token = Token{Access: r.pair.Access, Serial: r.serial}
 		k.until, k.born = now.Add(r.left), now.Add(-r.age)
 		k.renewAt = k.until.Add(-early)
@@ -312,7 +312,7 @@ func (t *Tokens) store(ctx context.Context, k *kept, lease int64, got pair) (sto
 	ctx, cancel := context.WithTimeout(ctx, storeTime)
 	defer cancel()
 	for expires := time.Now().Add(got.Life); ; {
-		got.Life = time.Until(expires)
+		got.Life = max(time.Until(expires), 0)
 		stored, err = t.table.store(ctx, k.account.Upstream, k.credential, lease, got)
 		if err == nil || !pg.IsDown(err) {
 			return stored, err

@@ -547,3 +547,21 @@ func TestAnotherKey(t *testing.T) {
 		t.Error("the token was replaced")
 	}
 }
+
+// The database was away until the new token had ended: nobody used it, and another is got.
+func TestEndedBeforeItWasStored(t *testing.T) {
+	t.Parallel()
+	c, a := newCluster(t), credentials(t)
+	late := table{c.db.Pool, sealer(t), "late"}
+	lease, _, err := late.take(t.Context(), a.Upstream, a.credential(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if stored, err := late.store(t.Context(), a.Upstream, a.credential(), lease, pair{Access: "access-x", Life: -30 * time.Second}); !stored || err != nil {
+		t.Fatal(stored, err)
+	}
+	got, err := c.node("a", c.db.Pool).Token(t.Context(), a)
+	if err != nil || got.Access == "access-x" || len(c.Requests()) != 1 {
+		t.Errorf("%+v, %v after %d requests", got, err, len(c.Requests()))
+	}
+}
