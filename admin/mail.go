@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"postern/auth"
 	"postern/relay/maillog"
 	"postern/relay/smtp"
 )
@@ -45,7 +46,7 @@ func words(list string) map[string]bool {
 }
 
 var (
-	mechanisms = words("PLAIN LOGIN")
+	mechanisms = words(strings.Join(auth.Mechanisms(), " "))
 	refusals   = words("credentials busy unavailable malformed cancelled sessions")
 	stages     = words("mail rcpt body dot")
 	rules      = words("sender header size recipients limit")

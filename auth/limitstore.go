@@ -13,7 +13,7 @@ import (
 
 // LimitTarget is whom a limit is set for: exactly one of the four.
 type LimitTarget struct {
-	Default    bool   // all users
+	Default    bool   // each user
 	Domain     string // all users of it together
 	User       string // a name
 	Credential int64  // an id
@@ -30,7 +30,7 @@ func (t LimitTarget) scope() (quota.Scope, error) {
 	case t == LimitTarget{Credential: t.Credential} && t.Credential > 0:
 		return quota.Credential, nil
 	}
-	return "", fmt.Errorf("%w: it is for all users, for a domain, for one user or for one credential", quota.ErrLimit)
+	return "", fmt.Errorf("%w: it is for each user, for a domain, for one user or for one credential", quota.ErrLimit)
 }
 
 // bearer are the columns of limit_rule by which the rules of a target are found.

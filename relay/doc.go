@@ -1,6 +1,7 @@
-// Package relay is where to start reading. Its subfolders are the relay: each is
-// one noun, its package comment is its contract, and imports_test.go beside this
-// file holds which of them may import which.
+// Package relay has the relay in its subfolders: each is one noun, its package
+// comment is its contract, and imports_test.go beside this file holds which of them
+// may import which. To start reading, follow one message through all of them:
+// docs/flow.md.
 //
 //	smtp          the wire, both ways
 //	message       header surgery on bytes
@@ -22,5 +23,8 @@
 //	bounce        RFC 3464 notices
 //
 // submission, delivery and bounce never import each other: they meet in the
-// queue's rows. docs/flow.md follows one message through all of them.
+// queue's rows.
+//
+// Beside this folder are auth, which answers who a client is, policy, which says what
+// a user may send and how much, and admin, which serves health and metrics.
 package relay

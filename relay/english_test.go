@@ -13,8 +13,8 @@ import (
 )
 
 // opening is where a sentence begins: at a line's start, in a list or a cell of a table, or
-// behind the end of another sentence; perhaps in bold.
-const opening = `(?:^|[.:;!?|]\s+)(?:[-*>]\s+)?[*_(]*`
+// behind the end of another sentence; either may be in bold.
+const opening = `(?:^|[.:;!?|][*_)]*\s+)(?:[-*>]\s+)?[*_(]*`
 
 // odd are patterns of a translated English. A question, or a title, may begin with Who or What.
 var odd = map[string]*regexp.Regexp{
@@ -45,7 +45,7 @@ func TestOddities(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]int{
 		"it returns at\nonce": 1, "at oncer": 0, "It is no longer valid": 0, "which is no word": 1, "2 used wrongly": 1,
-		"Fine. Who owns may send.": 1, "Who may send?": 0, "WHO WHAT": 0, "- What is held stays.": 1, "**Who owns** may send.": 1, "| a | What is held |": 1, "What to do now": 0,
+		"Fine. Who owns may send.": 1, "Who may send?": 0, "WHO WHAT": 0, "- What is held stays.": 1, "**Who owns** may send.": 1, "*Lines.* What ended is text.": 1, "| a | What is held |": 1, "What to do now": 0,
 		"sees what is held": 0,
 	} {
 		if got := oddities(text); len(got) != want {

@@ -29,7 +29,7 @@ func (a *app) anomalyShowCmd() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "show",
-		Short: "show which signs are on",
+		Short: "show which signs of a stolen account are on",
 		Args:  noArguments,
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, _ []string) error {
 			b, err := anomaly.Read(ctx, users.pool)
@@ -76,20 +76,20 @@ func (a *app) anomalySetCmd() *cobra.Command {
 	var given signFlags
 	cmd := &cobra.Command{
 		Use:   "set",
-		Short: "turn signs on or off",
-		Long: `Sets when a user is put on hold because the account looks stolen. All signs are off
-at first. 0 or 'off' turns a sign off; signs without a flag stay as they are. A sign
-looks at the current and the previous clock hour; running servers follow within 5
-seconds.
+		Short: "turn signs of a stolen account on or off",
+		Long: `Sets the thresholds at which a user is put on hold because the account looks stolen.
+All signs of a stolen account are off at first. 0 or 'off' turns a sign off; signs
+without a flag stay as they are. A sign looks at the current and the previous clock
+hour; running servers follow within 5 seconds.
 
   --first-time-share 0.8    8 in 10 of the recipients were new to the user: a thief
                             has a list of strangers. The addresses that users wrote
                             to so far are learnt from the history, which takes a while.
   --rejected-share 0.3      3 in 10 of the recipients were refused for good by the
                             next server: the list is old, or the mail is unwanted.
-  --new-network-factor 10   10 times the user's hourly mean of 14 days comes from
+  --new-network-factor 10   10 times the user's hourly mean over 14 days comes from
                             networks in which the user was not seen for 30 days.
-  --min-recipients 50       no sign trips on fewer than 50 recipients.
+  --min-recipients 50       no sign trips on fewer than 50 recipients (50 at first).
 
 When a sign trips, the user is put on hold and the mail log records it. Mail is
 still accepted, and held: nothing is lost, and the thief learns nothing. See it with
@@ -112,7 +112,7 @@ with 'postern queue cancel --user U'.`,
 		},
 	}
 	f := cmd.Flags()
-	f.IntVar(&given.least, "min-recipients", 50, "no sign trips on fewer than `N` recipients")
+	f.IntVar(&given.least, "min-recipients", 0, "no sign trips on fewer than `N` recipients")
 	f.StringVar(&given.firstTime, "first-time-share", "", "`SHARE` of recipients never written to before, or off")
 	f.StringVar(&given.rejected, "rejected-share", "", "`SHARE` of recipients refused for good, or off")
 	f.StringVar(&given.network, "new-network-factor", "", "`FACTOR` of the usual mail, from new networks, or off")

@@ -132,7 +132,7 @@ revoked without the others. A password that a person chooses is set by 'user pas
 	f.BoolVar(&generate, "generate", false, "make the secret")
 	f.StringVar(&label, "label", "", "what it is for")
 	f.StringVar(&expires, "expires", "", "`WHEN` it ends: 90d, or a date such as 2027-01-31")
-	f.StringArrayVar(&networks, "network", nil, "`CIDR` of clients, from which alone it works; may be repeated")
+	f.StringArrayVar(&networks, "network", nil, "works only from this `CIDR`; may be repeated")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
@@ -154,7 +154,7 @@ func parseExpiry(s string, now time.Time) (time.Time, error) {
 	case err != nil:
 		return time.Time{}, usagef("--expires: %q is neither a span such as 90d nor a date such as 2027-01-31", s)
 	case !t.After(now):
-		return time.Time{}, usagef("--expires: %s is past", s)
+		return time.Time{}, usagef("--expires: %s is in the past", s)
 	}
 	return t, nil
 }
@@ -170,7 +170,7 @@ func parseNetworks(list []string) (networks []netip.Prefix, err error) {
 		case err != nil:
 			return nil, usagef("--network: %q is not a network such as 192.0.2.0/24 or 2001:db8::/48", s)
 		case p != p.Masked():
-			return nil, usagef("--network: %s has bits set behind the prefix: write %s", s, p.Masked())
+			return nil, usagef("--network: %s has bits set after the prefix: write %s", s, p.Masked())
 		}
 		networks = append(networks, p)
 	}

@@ -71,8 +71,8 @@ func (a *app) explainCmd() *cobra.Command {
 		Use:   "explain --user U --from A --to B",
 		Short: "show whether a message would be accepted, why, and where it would go",
 		Long: `Shows how the server would treat a message if it came now: whether the user may log in
-and send as that address, the rest of each limit, whether the message would be held, and
-its route. Nothing is sent and nothing is counted. The exit status is 0 when the message
+and send as that address, what is left of each limit, whether the message would be held,
+and its route. Nothing is sent and nothing is counted. The exit status is 0 when the message
 would be accepted and 1 when it would not.
 
 The header's From field is --from unless --header-from names another address;
@@ -109,7 +109,7 @@ of the configuration on this machine.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&user, "user", "", "`name` of the user who sends")
-	f.StringVar(&credential, "credential", "", "`ID` of the credential by which it comes")
+	f.StringVar(&credential, "credential", "", "`ID` of the credential used to log in")
 	f.StringVar(&from, "from", "", "`address` of the sender")
 	f.StringVar(&headerFrom, "header-from", "", "`address` in the From field, when it is not --from")
 	f.StringVar(&resentFrom, "resent-from", "", "`address` in the Resent-From field of a redirected message")

@@ -40,7 +40,7 @@ type limitTarget struct {
 }
 
 func (t *limitTarget) flags(cmd *cobra.Command) {
-	cmd.Flags().BoolVar(&t.all, "default", false, "the limits of all users")
+	cmd.Flags().BoolVar(&t.all, "default", false, "the default limits, applied to each user separately")
 	cmd.Flags().StringVar(&t.credential, "credential", "", "the limits of what comes by the credential `ID`")
 }
 
@@ -84,7 +84,7 @@ func (t *limitTarget) target(args []string) (auth.LimitTarget, error) {
 func targetText(t auth.LimitTarget) string {
 	switch {
 	case t.Default:
-		return "all users"
+		return "each user (default)"
 	case t.Credential != 0:
 		return "credential " + strconv.FormatInt(t.Credential, 10)
 	case t.Domain != "":
@@ -102,14 +102,14 @@ func (a *app) limitSetCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "set USER|'*@DOMAIN'|--default|--credential ID",
 		Short: "limit what may be sent",
-		Long: `Sets limits for a user, for all users (--default), for all users of a domain together
+		Long: `Sets limits for a user, for each user (--default), for all users of a domain together
 ('*@DOMAIN'), or for what comes by one credential. All that are set apply, and the
-tightest wins; what is given replaces the limits of the same kind that were set there
-before.
+tightest wins; a flag replaces all earlier limits of that kind on the same target.
 
-Limits over time are an amount and a window of s, m, h or d, several of them with
-commas: 100/m,1000/d,20000/30d. 0 allows none. They count from when they are set, over
-all nodes. --no-defaults frees a user of the limits of all users, --defaults ends that.`,
+Limits over time are an amount and a window of s, m, h or d, several of them separated
+by commas: 100/m,1000/d,20000/30d. 0 allows none. Only mail sent after a limit is first
+set counts, across all nodes. --no-defaults frees a user from the default limits,
+--defaults ends that.`,
 		Example: `  postern limit set --default --messages 100/m,2000/d --recipients 5000/d
   postern limit set '*@example.com' --messages 20000/d
   postern limit set alice@example.com --size 25MB --bytes 1GB/d
@@ -161,8 +161,8 @@ all nodes. --no-defaults frees a user of the limits of all users, --defaults end
 	for _, kind := range quota.Kinds() {
 		values[kind] = f.String(limitFlag(kind), "", limitHelp[kind])
 	}
-	f.BoolVar(&noDefaults, "no-defaults", false, "free the user of the limits of all users")
-	f.BoolVar(&defaults, "defaults", false, "put the user under the limits of all users again")
+	f.BoolVar(&noDefaults, "no-defaults", false, "free the user from the default limits")
+	f.BoolVar(&defaults, "defaults", false, "put the user under the default limits again")
 	return cmd
 }
 
@@ -204,7 +204,7 @@ func fewOctets(kind quota.Kind, text string) (wrong, meant string, few bool) {
 }
 
 // tellTighter says which of the limits that were set for a user are of no use, because
-// all users, or those of its domain together, are under a tighter one.
+// the default, or that of its domain, is tighter.
 func (a *app) tellTighter(ctx context.Context, users *accounts, target auth.LimitTarget, set []quota.Limit) error {
 	if target.User == "" || len(set) == 0 {
 		return nil
@@ -222,7 +222,7 @@ func (a *app) tellTighter(ctx context.Context, users *accounts, target auth.Limi
 			if other.Kind != l.Kind || other.Window != l.Window || other.Max >= l.Max {
 				continue
 			}
-			text := "the limit of all users, %s, is tighter: --no-defaults frees the user of it\n"
+			text := "the default limit, %s, is tighter: --no-defaults frees the user from it\n"
 			if other.Scope == quota.Domain {
 				text = "the limit of *@" + other.Subject + ", %s, is tighter\n"
 			}
@@ -253,7 +253,7 @@ func (a *app) limitResetCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "reset USER|'*@DOMAIN'|--default|--credential ID",
 		Short: "take limits away",
-		Long: `Takes away the limits that are set for a user, for a domain, for all users (--default),
+		Long: `Takes away the limits that are set for a user, for a domain, for each user (--default),
 or for a credential: those of the kinds that are named, or all. The counts stay, and apply
 to a limit that is set again.`,
 		Example: `  postern limit reset alice@example.com
@@ -342,7 +342,7 @@ func (a *app) limitShowCmd() *cobra.Command {
 		Short: "show limits and what is used of them",
 		Long: `Shows every limit that a user is under, where it was set, which of them is the tightest
 and what is used of it now; those of its credentials too. With '*@DOMAIN', what is set for
-the domain and what its users have used together. Without any, the limits of all users.`,
+the domain and what its users have used together. Without any, the default limits.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 && whom.credential == "" {
 				whom.all = true
@@ -440,7 +440,7 @@ func (a *app) printLimits(views []limitView) error {
 	}
 	t := table{head: []string{"LIMIT", "", "SET FOR", "", "USED", "LEFT"}}
 	for _, v := range views {
-		source := map[quota.Scope]string{quota.Default: "all users", quota.User: "the user"}[v.Scope]
+		source := map[quota.Scope]string{quota.Default: "each user (default)", quota.User: "the user"}[v.Scope]
 		switch v.Scope {
 		case quota.Domain:
 			source = "*@" + v.Domain + ", together"

@@ -30,11 +30,11 @@ func (a *app) queueRetryCmd() *cobra.Command {
 		name: "retry", do: (*desk.Admin).Retry, what: "waiting recipient", done: "due now", all: "all waiting mail",
 	}, &cobra.Command{
 		Short: "try waiting mail now instead of at its next attempt",
-		Long: `Makes waiting recipients due: those of the messages, those that all filters choose,
-or with --all those of the whole queue. A running server takes them up immediately;
-without one they are tried when it starts. Held mail stays held, and mail that is
-being sent is left alone. It is an attempt like any other: when it fails, the next one
-is later than it would have been.`,
+		Long: `Makes waiting recipients due: those of the given messages, those that match all
+filters, or with --all those of the whole queue. A running server takes them up
+immediately; without one they are tried when it starts. Held mail stays held, and mail
+that is being sent is left alone. It is an attempt like any other: when it fails, the
+next one is later than it would have been.`,
 		Example: `  postern queue retry --domain example.net
   postern queue retry --reply '451 4.7' --older-than 1h --dry-run`,
 	})
@@ -47,8 +47,8 @@ func (a *app) queueHoldCmd() *cobra.Command {
 		onUser: func(a *app, ctx context.Context, q *desk.Admin, w whole) error { return a.holdUser(ctx, q, w, reason) },
 	}, &cobra.Command{
 		Short: "keep mail, or all mail of a user, from being sent",
-		Long: `Holds waiting recipients: those of the messages, those that all filters choose, or
-with --all those of the whole queue. Held mail is not tried and does not expire
+		Long: `Holds waiting recipients: those of the given messages, those that match all filters,
+or with --all those of the whole queue. Held mail is not tried and does not expire
 until it is released or cancelled. Mail that is being sent is left alone.
 
 With --user alone the user is put on hold: what waits is held, what is being sent
@@ -69,8 +69,8 @@ func (a *app) queueReleaseCmd() *cobra.Command {
 		},
 	}, &cobra.Command{
 		Short: "release held mail, or all held mail of a user",
-		Long: `Releases held recipients: those of the messages, those that all filters choose, or
-with --all those of the whole queue. They are due immediately.
+		Long: `Releases held recipients: those of the given messages, those that match all filters,
+or with --all those of the whole queue. They are due immediately.
 
 With --user alone the holds of the user and of its credentials end, whoever made
 them, and all its held mail is released. Otherwise single messages of a user who is
@@ -89,9 +89,9 @@ func (a *app) queueCancelCmd() *cobra.Command {
 	}, &cobra.Command{
 		Short: "delete mail, or all held mail of a user",
 		Long: `Deletes waiting and held recipients without notifying their sender: those of the
-messages, those that all filters choose, or with --all those of the whole
-queue. Mail that is being sent is left alone. This cannot be undone; the history keeps
-the envelope and names the operator.
+given messages, those that match all filters, or with --all those of the whole queue.
+Mail that is being sent is left alone. This cannot be undone; the history keeps the
+envelope and names the operator.
 
 With --user alone the holds of the user and of its credentials end, whoever made
 them, and all its held mail is deleted. Mail of the user that waits without being

@@ -27,7 +27,7 @@ func (p *passwordSource) named(cmd *cobra.Command, name string) {
 	p.name = name
 	what := strings.ReplaceAll(name, "-", " ")
 	cmd.Flags().BoolVar(&p.stdin, name+"-stdin", false, "read the "+what+" from standard input")
-	cmd.Flags().StringVar(&p.file, name+"-file", "", "read the "+what+" from the first line of `file`, as of a secret that a container is given")
+	cmd.Flags().StringVar(&p.file, name+"-file", "", "read the "+what+" from the first line of `file`, such as a container secret")
 	cmd.MarkFlagsMutuallyExclusive(name+"-stdin", name+"-file")
 }
 

@@ -73,8 +73,8 @@ func (a *app) queueListCmd() *cobra.Command {
 sending (a node has it in hand), held, failed or delivered (the sender is still to be
 notified). docs/queue-states.md explains them.
 
-Recipients are listed that match all of the filters. 'postern queue shape' summarizes
-a large queue.`,
+Lists the recipients that match all filters. 'postern queue shape' summarizes a large
+queue.`,
 		Example: `  postern queue list --domain example.net --older-than 4h
   postern queue list --user alice@example.com --state held --json`,
 		Args: noArguments,
@@ -204,7 +204,7 @@ func unknownMessage(id queue.ID, err error) error {
 	}
 	old := ""
 	if made := time.UnixMilli(int64(binary.BigEndian.Uint64(id[:8]) >> 16)); id.Version() == 7 && time.Since(made) > time.Hour {
-		old = "; its id is of " + screen.LocalTime(made) + ", and history is deleted after the time of history in [queue]"
+		old = "; its id was made on " + screen.LocalTime(made) + "; history is deleted after [queue] history"
 	}
 	return fmt.Errorf("no message %s is in the queue or in its history%s", id, old)
 }

@@ -28,11 +28,10 @@ func (a *app) routeAddCmd() *cobra.Command {
 		Use:   "add --via UPSTREAM|mx",
 		Short: "set the default route",
 		Long: `Routes all mail to an upstream, or with 'mx' to the mail servers of each recipient's
-domain. --replace replaces an existing default route without a moment in which there
-is none.
+domain. --replace replaces an existing default route atomically.
 
 A route is looked up at every attempt, so a new one also moves waiting mail: mail that
-waits for want of a route is due immediately; mail that another upstream deferred
+waits because there was no route is due immediately; mail that another upstream deferred
 follows at its next attempt ('postern queue retry --upstream NAME' makes that sooner).`,
 		Example: `  postern route add --via out
   postern route add --via mx --replace`,
@@ -107,7 +106,11 @@ func (a *app) retryWaiting(ctx context.Context, pool *pgxpool.Pool, reply, what 
 	if n, err = q.Retry(ctx, waits, false); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintln(a.stdout, changed(n, "recipient", "due now that waited "+what, false))
+	said := fmt.Sprintf("%d recipients that waited %s are due now", n, what)
+	if n == 1 {
+		said = "1 recipient that waited " + what + " is due now"
+	}
+	_, err = fmt.Fprintln(a.stdout, said)
 	return err
 }
 
@@ -123,9 +126,8 @@ func (a *app) routeListCmd() *cobra.Command {
 	}.command(a, &cobra.Command{
 		Use:   "list",
 		Short: "list the routes",
-		Long: `Lists the routes in the order in which they are tried: the first that matches a
-recipient decides, and the default route ("all mail") comes last. Each attempt reads
-them anew. Of a route with several upstreams only the first is used.`,
+		Long: `Lists the default route ("all mail"), the only one that 'postern route add' sets. Each
+attempt looks it up anew.`,
 		Args: noArguments,
 	})
 }

@@ -24,9 +24,9 @@ func (a *app) traceCmd() *cobra.Command {
 		Use:   "trace ID|MESSAGE-ID|ADDRESS",
 		Short: "show the history of a message",
 		Long: `Shows when and from whom a message was accepted, by which rule and with how much of
-the sender's limits used, every attempt with the reply of the server, and the
-recipients that are not finished. Finished mail can be traced for the time of history
-in [queue] of the configuration.
+the sender's limits used. It also shows every attempt with the reply of the server, and
+the recipients that are not finished. Finished mail can be traced for as long as history
+in [queue] of the configuration says.
 
 ID is the queue id from the 250 reply or the Received field. A Message-ID field, or an
 envelope address of the sender or a recipient, may match several messages: those are
@@ -126,7 +126,7 @@ func (a *app) printSummaries(list []desk.Summary, more bool, limit int) error {
 	if err := t.print(a.stdout); err != nil {
 		return err
 	}
-	fmt.Fprintln(a.stdout, "\nSeveral messages match: 'postern trace ID' tells of one.")
+	fmt.Fprintln(a.stdout, "\nSeveral messages match: 'postern trace ID' shows one.")
 	if more {
 		fmt.Fprintf(a.stdout, "There are more than %d: --limit shows more.\n", limit)
 	}

@@ -45,7 +45,7 @@ func (u *upstreamFlags) flags(cmd *cobra.Command) {
 	f.StringVar(&u.username, "username", "", "account name at the smarthost")
 	u.from.flags(cmd)
 	u.tokens.flags(cmd)
-	f.StringVar(&u.expires, "secret-expires", "", "the last `day` of the password or secret, as 2027-01-31, to be told ahead (default: a certificate's)")
+	f.StringVar(&u.expires, "secret-expires", "", "last valid `day` of the password or secret, such as 2027-01-31; you are warned before it (default: the certificate's)")
 	f.StringVar(&u.caFile, "ca-file", "", "PEM `file` of the authorities to trust instead of the system's")
 	f.IntVar(&u.connections, "connections", 0, "concurrent connections from each node (default: delivery.connections)")
 	f.IntVar(&u.messages, "messages-per-connection", 0, "messages over one connection (default: delivery.messages_per_connection)")
@@ -145,7 +145,7 @@ password is sealed with the key in secret_key_file before it is stored. With
 		RunE: func(cmd *cobra.Command, args []string) error {
 			up := upstream.Account{Name: args[0]}
 			if flags.host == "" && flags.preset == "" {
-				return usagef("'%s' needs --host", cmd.CommandPath())
+				return usagef("'%s' needs --host or --preset", cmd.CommandPath())
 			}
 			if err := flags.apply(cmd, &up); err != nil {
 				return invalidUse(err)

@@ -2,7 +2,7 @@
 
 -- name: catch_up
 -- Holds what came back to waiting while a hold was made: neither of the two transactions saw the
--- other. What an admin has released since stays so.
+-- other. Recipients that an admin has released since stay released.
 update recipient r set held_at = now()
 from hold h
 where h.user_id = any(@user_id::bigint[]) and r.user_id = h.user_id and r.owner is null and r.held_at is null and r.state = 'waiting'

@@ -117,7 +117,7 @@ func (v *mailView) byMX(domain string) bool {
 }
 
 // senderDomains are the domains that enabled users may send as, those of most users
-// first. What lies below a domain (*@*.b) cannot be known.
+// first. The names below a domain (*@*.b) cannot be known.
 func (v *mailView) senderDomains() []string {
 	count := map[string]int{}
 	for _, u := range v.users {

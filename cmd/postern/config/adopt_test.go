@@ -40,7 +40,7 @@ func TestReloadableKeysAreDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, table, _ := strings.Cut(string(text), "| key | from when on |")
+	_, table, _ := strings.Cut(string(text), "| key | takes effect |")
 	table, _, _ = strings.Cut(table, "\n\n")
 	var listed []string
 	for _, row := range regexp.MustCompile("(?m)^\\| (`.+`) \\| .+ \\|$").FindAllStringSubmatch(table, -1) {
@@ -51,7 +51,7 @@ func TestReloadableKeysAreDocumented(t *testing.T) {
 	reloadable := reloadableKeys()
 	for key := range reloadable {
 		if !slices.Contains(listed, key) {
-			t.Errorf("docs/operate.md does not say from when on %s acts", key)
+			t.Errorf("docs/operate.md does not say when %s takes effect", key)
 		}
 	}
 	for _, key := range listed {
