@@ -123,7 +123,7 @@ func (c *committer) commit(mail []*submittal) {
 		err := c.try(mail, false)
 		if err == nil {
 			c.q.epochs.report(nil)
-			c.accept(mail)
+			c.accept(mail, false)
 			c.tellNear()
 			return
 		}
@@ -201,7 +201,7 @@ func (c *committer) resolve(mail []*submittal, cause error) {
 		switch {
 		case err == nil:
 			c.q.epochs.report(nil)
-			c.accept(mail)
+			c.accept(mail, true)
 			c.tellNear()
 			return
 		case isTaken(err): // the first has committed since: the next rerun finds its mail
@@ -248,20 +248,29 @@ func (c *committer) giveUp(mail []*submittal, cause error) []*submittal {
 
 // void refuses j, which may be in the queue all the same, and has it removed.
 func (c *committer) void(j *submittal, cause error) {
-	j.body = nil // its owner may drop it now
-	c.voids.add(j)
+	c.remove(j)
 	j.done <- result{err: fmt.Errorf("commit is unknown: %w", cause)}
 }
 
-// accept ends the mail of a committed group. Messages over a limit are refused: they were
-// not inserted.
-func (c *committer) accept(mail []*submittal) {
+// remove has j, which is being refused, removed from the queue, where it may be.
+func (c *committer) remove(j *submittal) {
+	j.body = nil // its owner may drop it now
+	c.voids.add(j)
+}
+
+// accept ends the mail of a committed group. Messages over a limit are refused: this
+// transaction did not insert them. One before it may still do so (doubted): its server may have
+// stood still before it looked at the limits, so they are voided.
+func (c *committer) accept(mail []*submittal, doubted bool) {
 	for i, j := range mail {
 		r := c.group.results[i]
-		if r.err != nil {
-			c.q.inHand.remove(j.m.ID, len(j.rcpts))
-		} else {
+		switch {
+		case r.err == nil:
 			c.q.accepted(j)
+		case doubted:
+			c.remove(j)
+		default:
+			c.q.inHand.remove(j.m.ID, len(j.rcpts))
 		}
 		j.done <- r
 	}
