@@ -102,14 +102,20 @@ func (u *upstreamFlags) proof(a *app) (put func(*upstream.Account) error, err er
 		secret, err := u.from.read(a.stdin, a.warn)
 		return func(to *upstream.Account) error {
 			to.Password, to.Grant = secret, oauth.Grant{}
+			if u.expires == "" {
+				to.SecretExpires = "" // that was the former one's
+			}
 			return nil
 		}, err
 	case u.tokens.given():
 		grant, err := u.tokens.read(a)
 		return func(to *upstream.Account) error {
 			to.Password, to.Grant = "", grant
-			if ends := grant.CertificateExpires(); !ends.IsZero() && u.expires == "" {
-				to.SecretExpires = ends.UTC().Format(time.DateOnly)
+			if u.expires == "" {
+				to.SecretExpires = ""
+				if ends := grant.CertificateExpires(); !ends.IsZero() {
+					to.SecretExpires = ends.UTC().Format(time.DateOnly)
+				}
 			}
 			return nil
 		}, err

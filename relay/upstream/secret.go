@@ -100,20 +100,24 @@ from (select name, (select min(d) from unnest(array[30, 7, 1, 0]) d where secret
 where u.name = t.name and t.days is not null and (u.secret_told is null or u.secret_told > t.days)
 returning u.name, u.secret_expires::timestamp at time zone 'UTC'`
 
-// TellExpiring returns the accounts whose secret's end is now to be told, each of them to one
-// node of all.
-func (s *Store) TellExpiring(ctx context.Context) ([]Secret, error) {
-	rows, err := s.pool.Query(ctx, tellExpiring)
-	if err != nil {
-		return nil, fmt.Errorf("look for secrets that expire: %w", err)
-	}
-	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (s Secret, err error) {
-		err = row.Scan(&s.Upstream, &s.Expires)
-		s.Expires = s.Expires.UTC()
-		return s, err
+// TellExpiring calls tell for the accounts whose secret's end is now to be told, on one node of
+// all; again after a crash before they were marked as told.
+func (s *Store) TellExpiring(ctx context.Context, tell func(Secret)) error {
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, tellExpiring)
+		if err != nil {
+			return err
+		}
+		var secret Secret
+		_, err = pgx.ForEachRow(rows, []any{&secret.Upstream, &secret.Expires}, func() error {
+			secret.Expires = secret.Expires.UTC()
+			tell(secret)
+			return nil
+		})
+		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("look for secrets that expire: %w", err)
+		return fmt.Errorf("look for secrets that expire: %w", err)
 	}
-	return list, nil
+	return nil
 }

@@ -56,13 +56,11 @@ func (s *secrets) look(ctx context.Context) error {
 			Token: f.Token.ExpiresAt, FailingSince: f.Token.FailingSince, Login: f.Token.Login})
 	}
 	s.last.Store(&list)
-	told, err := s.store.TellExpiring(ctx)
-	for _, t := range told {
+	return s.store.TellExpiring(ctx, func(t upstream.Secret) {
 		say := s.node.Log.Warn
 		if t.DaysLeft(time.Now()) <= 1 {
 			say = s.node.Log.Error
 		}
 		say("the secret of an upstream's account expires", "upstream", t.Upstream, "on", t.Expires.Format(time.DateOnly), "days", t.DaysLeft(time.Now()))
-	}
-	return err
+	})
 }
