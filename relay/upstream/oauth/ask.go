@@ -42,43 +42,62 @@ type pair struct {
 
 // asker talks to authorities.
 type asker struct {
-	known Authorities
-	http  *http.Client
+	known     Authorities
+	transport *http.Transport
 }
 
 // newAsker makes an asker that trusts roots, or the system's if that is nil. A proxy of the
 // environment is not used: whoever sets it would be given secrets.
 func newAsker(known Authorities, roots *x509.CertPool) *asker {
-	transport := &http.Transport{
+	return &asker{known, &http.Transport{
 		DialContext:            (&net.Dialer{Timeout: askTime / 2}).DialContext,
 		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
 		MaxResponseHeaderBytes: maxBody,
 		DisableKeepAlives:      true, // a request an hour
-	}
-	return &asker{known: known, http: &http.Client{
-		Transport:     bounded{transport},
-		Timeout:       askTime, // where x/oauth2 does not pass the context on
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
 }
 
-// bounded ends answers that are too large, and asks only over TLS.
-type bounded struct{ inner http.RoundTripper }
+// with returns a context that has x/oauth2 ask by a client of ours. Its requests end with ctx.
+func (a *asker) with(ctx context.Context) context.Context {
+	return context.WithValue(ctx, oauth2.HTTPClient, &http.Client{
+		Transport:     bounded{a.transport, ctx},
+		Timeout:       askTime,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	})
+}
+
+// bounded ends answers that are too large, ends requests with ctx, which x/oauth2 does not
+// always pass on, and asks only over TLS.
+type bounded struct {
+	inner http.RoundTripper
+	ctx   context.Context
+}
 
 func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.URL.Scheme != "https" {
 		return nil, errors.New("secrets go only over TLS")
 	}
-	answer, err := b.inner.RoundTrip(r)
-	if err == nil {
-		answer.Body = &boundedBody{answer.Body, maxBody}
+	ctx, cancel := context.WithCancel(r.Context())
+	stop := context.AfterFunc(b.ctx, cancel)
+	end := func() { stop(); cancel() }
+	answer, err := b.inner.RoundTrip(r.WithContext(ctx))
+	if err != nil {
+		end()
+		return nil, err
 	}
-	return answer, err
+	answer.Body = &boundedBody{answer.Body, maxBody, end}
+	return answer, nil
 }
 
 type boundedBody struct {
 	io.ReadCloser
 	left int
+	end  func() // of the request
+}
+
+func (b *boundedBody) Close() error {
+	defer b.end()
+	return b.ReadCloser.Close()
 }
 
 func (b *boundedBody) Read(p []byte) (int, error) {
@@ -114,9 +133,9 @@ func (a *asker) call(ctx context.Context, g *Grant, request func(context.Context
 	if !ok {
 		return pair{}, &Fault{Text: "the authority " + g.Authority + " is not known here"}
 	}
-	ctx, cancel := context.WithTimeout(context.WithValue(ctx, oauth2.HTTPClient, a.http), askTime)
+	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
-	got, err := request(ctx, at.in(g.Tenant))
+	got, err := request(a.with(ctx), at.in(g.Tenant))
 	if err != nil {
 		return pair{}, faultOf(g, err, secrets...)
 	}

@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/oauth2"
+
 	"postern/internal/oauthtest"
 )
 
@@ -275,7 +277,7 @@ func TestSlowAuthority(t *testing.T) {
 		t.Error("a token came from nowhere")
 	}
 	asker := newAsker(at(a), a.Roots)
-	if asker.http.Timeout != askTime || asker.http.Transport.(bounded).inner.(*http.Transport).Proxy != nil {
+	if client := asker.with(ctx).Value(oauth2.HTTPClient).(*http.Client); client.Timeout != askTime || asker.transport.Proxy != nil {
 		t.Error("no bound, or a proxy")
 	}
 }

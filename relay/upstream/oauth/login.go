@@ -85,7 +85,7 @@ func (l *Login) Device(ctx context.Context, show func(address, code string, unti
 	if l.config.Endpoint.DeviceAuthURL == "" {
 		return fmt.Errorf("authority %s gives no device code for mail: log in with a browser", l.account.Grant.Authority)
 	}
-	given, err := l.config.DeviceAuth(context.WithValue(ctx, oauth2.HTTPClient, l.asker.http))
+	given, err := l.config.DeviceAuth(l.asker.with(ctx))
 	if err != nil {
 		return faultOf(&l.account.Grant, err)
 	}
@@ -93,7 +93,7 @@ func (l *Login) Device(ctx context.Context, show func(address, code string, unti
 		return errors.New("the authority gave no device code")
 	}
 	show(clean(given.VerificationURI, nil), clean(given.UserCode, nil), given.Expiry)
-	waiting, cancel := context.WithDeadline(context.WithValue(ctx, oauth2.HTTPClient, l.asker.http), given.Expiry)
+	waiting, cancel := context.WithDeadline(l.asker.with(ctx), given.Expiry)
 	defer cancel()
 	token, err := l.config.DeviceAccessToken(waiting, given)
 	if waiting.Err() != nil && ctx.Err() == nil {

@@ -22,7 +22,7 @@ var texts = pg.Load(files)
 var (
 	sqlRead   = texts.Bind("read", "upstream", "credential")
 	sqlTake   = texts.Bind("take", "upstream", "credential", "node", "span", "serial")
-	sqlStore  = texts.Bind("store", "upstream", "credential", "lease", "sealed", "life")
+	sqlStore  = texts.Bind("store", "upstream", "credential", "lease", "was", "sealed", "life")
 	sqlFail   = texts.Bind("fail", "upstream", "credential", "lease", "error", "login", "wait")
 	sqlLogin  = texts.Bind("login", "upstream", "credential", "sealed", "life")
 	sqlStates = texts.Bind("states")
@@ -115,11 +115,12 @@ func (t *table) take(ctx context.Context, upstream, credential string, serial in
 	return lease, p.Refresh, err
 }
 
-// store returns false if another node has taken the lease since, or a person has logged in.
-func (t *table) store(ctx context.Context, upstream, credential string, lease int64, p pair) (stored bool, err error) {
+// store takes what was got under a lease in place of the token with serial was. It returns
+// false if there is another token by now.
+func (t *table) store(ctx context.Context, upstream, credential string, lease, was int64, p pair) (stored bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	tag, err := t.db.Exec(ctx, sqlStore, upstream, credential, lease, t.seal(upstream, credential, p), p.Life)
+	tag, err := t.db.Exec(ctx, sqlStore, upstream, credential, lease, was, t.seal(upstream, credential, p), p.Life)
 	if err != nil {
 		return false, fmt.Errorf("store the token of upstream %s: %w", upstream, err)
 	}

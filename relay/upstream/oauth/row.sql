@@ -18,10 +18,13 @@ where t.serial = @serial and (t.lease_until is null or t.lease_until <= clock_ti
 returning lease, sealed
 
 -- name: store
--- Stores access and refresh token together, durably. It may be repeated.
-update upstream_token set sealed = @sealed, serial = lease, refreshed_at = clock_timestamp(), expires_at = clock_timestamp() + @life::interval,
+-- Stores access and refresh token together, durably. It may be repeated. After the lease too it
+-- succeeds while the token is still the one with this serial: the refresh token of that may have
+-- been spent for these. Then the lease that another node has since counts no more.
+update upstream_token set sealed = @sealed, serial = lease + (lease <> @lease)::int, lease = lease + (lease <> @lease)::int,
+	refreshed_at = clock_timestamp(), expires_at = clock_timestamp() + @life::interval,
 	failing_since = null, last_error = '', login = false, next_try_at = null, holder = '', lease_until = null
-where upstream = @upstream and credential = @credential and lease = @lease
+where upstream = @upstream and credential = @credential and (lease = @lease or serial = @was)
 returning serial, set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)
 
 -- name: fail

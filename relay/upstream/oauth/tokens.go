@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"time"
 
@@ -149,7 +150,8 @@ func (t *Tokens) look(a Account, refused int64) (Token, <-chan struct{}, error) 
 		k.refused = refused
 	}
 	usable := k.usable(now)
-	if !k.flying && !t.closed && (!usable || now.After(k.renewAt)) && !now.Before(k.retryAt) {
+	waits := now.Before(k.retryAt) && (usable || k.failure != nil)
+	if !k.flying && !t.closed && (!usable || now.After(k.renewAt)) && !waits {
 		k.flying = true
 		t.flights.Go(func() { t.fly(k) })
 	}
@@ -275,13 +277,13 @@ func (t *Tokens) ask(ctx context.Context, k *kept, r row, lease int64, refresh s
 	if got.Refresh == "" {
 		got.Refresh = refresh
 	}
-	stored, err := t.store(ctx, k, lease, got)
+	stored, err := t.store(ctx, k, lease, r.serial, got)
 	switch {
 	case err != nil:
 		log.Error("a new token of an upstream cannot be stored and is not used", "error", err)
 		return false, dbPause, err
 	case !stored:
-		log.Warn("another node took over while this one asked for a token")
+		log.Warn("another node, or a login, brought a token while this one asked for one")
 		return true, 0, nil
 	case r.failing:
 		log.Info("the upstream has a token again", "expires_in", got.Life)
@@ -297,7 +299,7 @@ func (t *Tokens) failed(ctx context.Context, k *kept, r row, lease int64, err er
 	if !errors.As(err, &f) {
 		f = &Fault{Text: err.Error()}
 	}
-	if !r.failing || r.error != f.Error() {
+	if !r.failing || steady(r.error) != steady(f.Error()) {
 		t.cfg.Log.Error("the upstream's authority gives no token", "upstream", k.account.Upstream, "grant", k.account.Grant.Kind,
 			"error", f, "login", f.Login, "valid_for", max(r.left, 0))
 	}
@@ -307,13 +309,20 @@ func (t *Tokens) failed(ctx context.Context, k *kept, r row, lease int64, err er
 	return max(CoolDown, f.after)
 }
 
+// steady is the part of a text that does not differ from request to request: Microsoft ends
+// each with numbers of its own.
+func steady(text string) string {
+	text, _, _ = strings.Cut(text, " Trace ID:")
+	return text
+}
+
 // store tries again while the database is away.
-func (t *Tokens) store(ctx context.Context, k *kept, lease int64, got pair) (stored bool, err error) {
+func (t *Tokens) store(ctx context.Context, k *kept, lease, was int64, got pair) (stored bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTime)
 	defer cancel()
 	for expires := time.Now().Add(got.Life); ; {
 		got.Life = max(time.Until(expires), 0)
-		stored, err = t.table.store(ctx, k.account.Upstream, k.credential, lease, got)
+		stored, err = t.table.store(ctx, k.account.Upstream, k.credential, lease, was, got)
 		if err == nil || !pg.IsDown(err) {
 			return stored, err
 		}

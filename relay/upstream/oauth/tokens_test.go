@@ -482,7 +482,7 @@ func TestDeadHolder(t *testing.T) {
 	}
 	c.exec(`update upstream_token set lease_until = clock_timestamp() + interval '1 second'`)
 	must(t, c.node("a", c.db.Pool), a)
-	if stored, err := dead.store(t.Context(), a.Upstream, a.credential(), 1, pair{Access: "late", Life: time.Hour}); stored || err != nil {
+	if stored, err := dead.store(t.Context(), a.Upstream, a.credential(), 1, 0, pair{Access: "late", Life: time.Hour}); stored || err != nil {
 		t.Errorf("the dead node's write counts: %v, %v", stored, err)
 	}
 }
@@ -557,11 +557,45 @@ func TestEndedBeforeItWasStored(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if stored, err := late.store(t.Context(), a.Upstream, a.credential(), lease, pair{Access: "access-x", Life: -30 * time.Second}); !stored || err != nil {
+	if stored, err := late.store(t.Context(), a.Upstream, a.credential(), lease, 0, pair{Access: "access-x", Life: -30 * time.Second}); !stored || err != nil {
 		t.Fatal(stored, err)
 	}
 	got, err := c.node("a", c.db.Pool).Token(t.Context(), a)
 	if err != nil || got.Access == "access-x" || len(c.Requests()) != 1 {
 		t.Errorf("%+v, %v after %d requests", got, err, len(c.Requests()))
+	}
+}
+
+// A node's database was away until after its lease, while it held the rotated refresh token:
+// the other one's was spent, and this is stored.
+func TestLateStore(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	a := c.refreshing()
+	c.Set(func(s *oauthtest.Settings) { s.Rotate = true })
+	slow := table{c.db.Pool, sealer(t), "slow"}
+	r, err := slow.read(t.Context(), a.Upstream, a.credential())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lease, refresh, err := slow.take(t.Context(), a.Upstream, a.credential(), r.serial)
+	if err != nil || lease == 0 {
+		t.Fatal(lease, err)
+	}
+	got, err := newAsker(at(c.Authority), c.Roots).ask(t.Context(), &a.Grant, refresh)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.exec(`update upstream_token set lease_until = now() - interval '1 second'`)
+	if _, err := c.node("b", c.db.Pool).Token(t.Context(), a); err == nil {
+		t.Fatal("the spent refresh token was taken")
+	}
+	for _, want := range []bool{true, false} { // of two answers only one is stored
+		if stored, err := slow.store(t.Context(), a.Upstream, a.credential(), lease, r.serial, got); stored != want || err != nil {
+			t.Errorf("stored %t, %v, want %t", stored, err, want)
+		}
+	}
+	if token, err := c.node("c", c.db.Pool).Token(t.Context(), a); err != nil || token.Access != got.Access {
+		t.Errorf("%+v, %v", token, err)
 	}
 }
