@@ -30,7 +30,7 @@ func RegisterUpstreamSecrets(to prometheus.Registerer, list func() []UpstreamSec
 		list:    list,
 		expires: desc("secret_expiry_timestamp_seconds", "The last day of the secret of an upstream's account, in seconds since 1970, where it is known."),
 		token:   desc("token_expiry_timestamp_seconds", "When the access token of an upstream's account expires, in seconds since 1970; 0 when there is none."),
-		failing: desc("token_failing_since_timestamp_seconds", "Since when the authority gives no new token for an upstream's account, in seconds since 1970; 0 while it does."),
+		failing: desc("token_failing_since_timestamp_seconds", "When the authority began to refuse new tokens for an upstream's account, in seconds since 1970; 0 while it gives them."),
 		login:   desc("login_needed", "1 while a person has to log in for an upstream's account, with 'postern upstream login', else 0."),
 	})
 }

@@ -23,7 +23,7 @@ const (
 	maxDistance      = 4 * time.Second
 )
 
-// attack makes logins from many clients at once, each trying again as soon as it
+// attack makes logins from many clients concurrently, each trying again as soon as it
 // has an answer, for a minute, and says how many passwords were compared.
 func attack(t *testing.T, a *Authenticator, clients int, name func(i int) string, from func(i int) netip.Addr) int64 {
 	t.Helper()

@@ -82,7 +82,7 @@ alter table body alter column chunk set storage external;
 -- used in turn. Nothing is deleted in them: a table in which nothing is waited for is
 -- truncated as a whole, which needs neither the deletion of a thousand rows for each
 -- message nor the vacuum after it. Mail that waits long moves to body. See
--- relay/queue/turns.go and docs/decisions/queue-bodies.md.
+-- relay/retention/bodies.go and docs/decisions/queue-bodies.md.
 -- Storage is set before the partitions are made: without a column that could be
 -- TOASTed they have no TOAST table, one file less to truncate.
 create table large_body (
@@ -259,7 +259,7 @@ insert into history_walk default values;
 -- A full disk -------------------------------------------------------------------
 
 -- Octets that are given back when the disk is full, to make room for outcomes:
--- relay/queue/room.go, docs/decisions/reserve.md. It is always empty: its rows are
+-- relay/queue/reserve/room.go, docs/decisions/reserve.md. It is always empty: its rows are
 -- undone, and their pages stay. So dumps are not larger for it, and as it is unlogged it
 -- costs no log, is in no base backup, and is emptied by the recovery after a crash, which
 -- needs room as well. Rows this short need no TOAST table.

@@ -6,7 +6,7 @@ import (
 	"postern/internal/pgtest"
 )
 
-// What is shown is what Enter counts.
+// The shell shows what Enter counts.
 func TestOpenSessions(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)

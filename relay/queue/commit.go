@@ -122,26 +122,18 @@ func (c *committer) commit(mail []*submittal) {
 	for try := 1; ; try++ {
 		err := c.try(mail, false)
 		if err == nil {
-			c.q.epochs.report(nil)
 			c.accept(mail, false)
-			c.tellNear()
 			return
 		}
-		parts := bySubject(mail)
 		switch sure := pg.CertaintyOf(err); {
 		case sure == pg.Uncertain, isTaken(err):
 			c.q.log.Warn("queue: the fate of a commit is unknown, asking again", "messages", len(mail), "error", err)
 			c.resolve(mail, err)
 			return
-		case isLocked(err) && len(parts) > 1:
-			// Another transaction holds a limit's row; commit the messages of others without it.
-			for _, part := range parts {
+		case len(apart(mail, err)) > 1:
+			for _, part := range apart(mail, err) {
 				c.commit(part)
 			}
-			return
-		case sure != pg.Uncertain && pg.OfTheRow(err) && len(mail) > 1:
-			c.commit(mail[:len(mail)/2])
-			c.commit(mail[len(mail)/2:])
 			return
 		case sure == pg.NotSent && try == 1, worthAnother(err) && try < 3:
 			continue
@@ -200,20 +192,19 @@ func (c *committer) resolve(mail []*submittal, cause error) {
 		err := c.try(mail, true)
 		switch {
 		case err == nil:
-			c.q.epochs.report(nil)
 			c.accept(mail, true)
-			c.tellNear()
 			return
 		case isTaken(err): // the first has committed since: the next rerun finds its mail
-		case pg.CertaintyOf(err) == pg.Rejected && pg.OfTheRow(err):
-			if len(mail) == 1 {
-				c.void(mail[0], err)
-				return
-			}
+		case pg.CertaintyOf(err) != pg.Rejected:
+		case len(apart(mail, err)) > 1:
 			c.q.commits.doubted.Add(-doubted) // the parts count themselves
 			doubted = 0
-			c.resolve(mail[:len(mail)/2], err)
-			c.resolve(mail[len(mail)/2:], err)
+			for _, part := range apart(mail, err) {
+				c.resolve(part, err)
+			}
+			return
+		case pg.OfTheRow(err):
+			c.void(mail[0], err)
 			return
 		}
 		c.q.epochs.suspectIfDown(err)
@@ -258,10 +249,25 @@ func (c *committer) remove(j *submittal) {
 	c.voids.add(j)
 }
 
+// apart divides a group that was rejected with err so that the cause is in one part: another
+// transaction holds a limit's row, or a message's own row cannot be written. It returns one
+// part where dividing does not help.
+func apart(mail []*submittal, err error) [][]*submittal {
+	switch {
+	case isLocked(err):
+		return bySubject(mail)
+	case pg.OfTheRow(err) && len(mail) > 1:
+		return [][]*submittal{mail[:len(mail)/2], mail[len(mail)/2:]}
+	}
+	return [][]*submittal{mail}
+}
+
 // accept ends the mail of a committed group. Messages over a limit are refused: this
 // transaction did not insert them. One before it may still do so (doubted): its server may have
 // stood still before it looked at the limits, so they are voided.
 func (c *committer) accept(mail []*submittal, doubted bool) {
+	c.q.epochs.report(nil)
+	defer c.tellNear()
 	for i, j := range mail {
 		r := c.group.results[i]
 		switch {
@@ -339,7 +345,7 @@ func bySubject(mail []*submittal) [][]*submittal {
 }
 
 // insertLarge commits one large message: its body goes by COPY in the transaction of its
-// rows, so neither exists without the other. The rows come last and with the commit, for
+// rows, so there are no rows without it. The rows come last and with the commit, for
 // they lock the counts of limits, and nobody should wait for this client. The limits are
 // checked first, to avoid writing a body only to refuse it.
 func (c *committer) insertLarge(ctx context.Context, conn *pgx.Conn, j *submittal, again bool) error {

@@ -327,7 +327,7 @@ func TestStrictGate(t *testing.T) {
 	}
 }
 
-// What the recipients of a group would all leave empty is not sent: nothing is lost when one
+// Columns that all recipients of a group leave empty are not sent: nothing is lost when one
 // of them has it.
 func TestRecipientColumns(t *testing.T) {
 	t.Parallel()

@@ -225,7 +225,7 @@ func (b *body) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// Hold adds a reference.
+// Retain adds a reference.
 func (b *body) Retain() { b.refs.Add(1) }
 
 // Drop gives a reference back; the last one frees memory, file and budgets. A

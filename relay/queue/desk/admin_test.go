@@ -109,7 +109,7 @@ func TestStatementsPrepare(t *testing.T) {
 	pgtest.Prepare(t, pgtest.Statements(t, texts.Bound))
 }
 
-// What an operator sees listed and counted is what a verb would choose, and a message is shown as
+// An operator sees listed and counted what a verb would choose, and a message is shown as
 // it is listed.
 func TestStatementsAgree(t *testing.T) {
 	t.Parallel()
