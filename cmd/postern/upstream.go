@@ -312,8 +312,8 @@ func (a *app) upstreamShowCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show NAME",
 		Short: "show a smarthost's settings, and what its replies mean",
-		Long: `Shows the settings of a smarthost, what its provider allows (which Postern does not
-enforce), and the table by which its replies are judged, as 'postern upstream reply list'.`,
+		Long: `Shows the settings of a smarthost, and the table by which its replies are judged, as
+'postern upstream reply list'.`,
 		Args: one("name", "the upstream's name"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
 			store := upstream.NewStore(users.pool, nil)
@@ -355,9 +355,6 @@ func (a *app) printUpstream(u upstream.Listed) error {
 		t.add("secret expires", u.SecretExpires)
 	}
 	t.add("preset", screen.OrDash(u.Preset))
-	if p, err := upstream.PresetNamed(u.Preset); err == nil && u.Preset != "" {
-		t.add("its limits", screen.OrDash(p.Limits()))
-	}
 	t.add("connections", orDefault(u.MaxConnections))
 	t.add("messages per connection", orDefault(u.MaxMessages))
 	t.add("recipients per transaction", orDefault(u.MaxRecipients))

@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"cmp"
 	"errors"
 	"net/netip"
 	"time"
@@ -45,21 +46,25 @@ func (t *trouble) outcome(d *destination, j *job, rcpt *queue.Recipient, away ti
 		o.Result = queue.Failed
 		return o
 	}
-	o.Suspended, o.Scope = !t.ofUser, string(t.scope(j.replies))
-	o.RetryIn = max(away, retryWait(d.e.cfg.Schedule, rcpt.Attempts, j.Message.ID))
+	scope, wait := t.about(j.replies)
+	o.Suspended, o.Scope = !t.ofUser, string(scope)
+	o.RetryIn = max(away, cmp.Or(wait, retryWait(d.e.cfg.Schedule, rcpt.Attempts, j.Message.ID)))
 	return o
 }
 
-// scope is what t is about: the host, unless its reply or where it came says otherwise.
-func (t *trouble) scope(replies *upstream.Replies) upstream.Scope {
+// about is what t concerns, the host unless its reply or where it came says otherwise, and the
+// wait that the table of replies has for it, if any.
+func (t *trouble) about(replies *upstream.Replies) (upstream.Scope, time.Duration) {
 	stage := tableStage(t.stage())
-	switch {
-	case t.said:
-		return replies.Classify(stage, t.reply).Scope
-	case stage == upstream.StageAuth:
-		return upstream.ScopeAccount
+	if t.said {
+		if v := replies.Classify(stage, t.reply); !v.Scope.OfMail() {
+			return v.Scope, v.Wait()
+		}
 	}
-	return upstream.ScopeHost
+	if stage == upstream.StageAuth {
+		return upstream.ScopeAccount, 0
+	}
+	return upstream.ScopeHost, 0
 }
 
 // waiting is what t means for a recipient that comes while its destination is left alone.

@@ -284,6 +284,7 @@ func TestRowForm(t *testing.T) {
 		"no scope": func(w *Row) { w.Scope = "" }, "odd scope": func(w *Row) { w.Scope = "tenant" }, "odd stage": func(w *Row) { w.Stage = "ehlo" },
 		"negative wait": func(w *Row) { w.Wait = -1 }, "long wait": func(w *Row) { w.Wait = maxWait + 1 },
 		"never with a wait": func(w *Row) { w.Result, w.Scope = Never, ScopeMessage },
+		"never before mail": func(w *Row) { w.Result, w.Scope, w.Wait, w.Stage = Never, ScopeMessage, 0, StageAuth },
 	} {
 		w := ok
 		change(&w)
@@ -295,6 +296,21 @@ func TestRowForm(t *testing.T) {
 		if err := w.normalise(); err != nil {
 			t.Errorf("%s: %v", w, err)
 		}
+	}
+}
+
+// A row without a stage that says never does so of mail only.
+func TestNeverBeforeMail(t *testing.T) {
+	t.Parallel()
+	table := &Replies{rows: []Row{{Code: "554", Result: Never, Scope: ScopeMessage}}}
+	reply := smtp.Permanent(554, 5, 0, "no")
+	for stage, want := range map[Stage]Verdict{StageConnect: {Result: Later, Scope: ScopeHost}, StageAuth: {Result: Later, Scope: ScopeAccount}} {
+		if v := table.Classify(stage, reply); v != want {
+			t.Errorf("%s: %+v", stage, v)
+		}
+	}
+	if v := table.Classify(StageDot, reply); v.Result != Never {
+		t.Errorf("at the dot: %+v", v)
 	}
 }
 

@@ -29,31 +29,10 @@ type Preset struct {
 	MaxConnections int     `toml:"connections"`
 	MaxMessages    int     `toml:"messages_per_connection"`
 	MaxRecipients  int     `toml:"recipients_per_transaction"`
-	DKIM           string  `toml:"dkim"` // which signatures of ours it bears: off, rsa or both
-
-	// What the account may send, for people to read; nothing enforces it yet.
-	Sessions          int `toml:"sessions"` // over all nodes
-	MessagesPerMinute int `toml:"messages_per_minute"`
-	MessagesPerDay    int `toml:"messages_per_day"`
-	RecipientsPerDay  int `toml:"recipients_per_day"`
 
 	Replies []Row `toml:"reply"`
 
 	table *Replies // its rows, then those of Generic
-}
-
-// Limits says what the account may send.
-func (p Preset) Limits() string {
-	var list []string
-	for _, l := range []struct {
-		n    int
-		what string
-	}{{p.Sessions, "connections"}, {p.MessagesPerMinute, "messages a minute"}, {p.MessagesPerDay, "messages a day"}, {p.RecipientsPerDay, "recipients a day"}} {
-		if l.n > 0 {
-			list = append(list, fmt.Sprintf("%d %s", l.n, l.what))
-		}
-	}
-	return strings.Join(list, ", ")
 }
 
 //go:embed presets.toml
