@@ -38,16 +38,9 @@ func (c *certificates) Collect(ch chan<- prometheus.Metric) {
 		gauge := func(desc *prometheus.Desc, value float64) {
 			ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, cert.Name)
 		}
-		expires, since := 0.0, 0.0
-		if !cert.NotAfter.IsZero() {
-			expires = float64(cert.NotAfter.Unix())
-		}
-		if !cert.FailingSince.IsZero() {
-			since = float64(cert.FailingSince.Unix())
-		}
-		gauge(c.expires, expires)
-		gauge(c.failing, truth(since > 0))
-		gauge(c.failed, since)
+		gauge(c.expires, unixTime(cert.NotAfter))
+		gauge(c.failing, truth(!cert.FailingSince.IsZero()))
+		gauge(c.failed, unixTime(cert.FailingSince))
 	}
 }
 

@@ -282,7 +282,7 @@ func revoke(ctx context.Context, store *auth.Store, q *desk.Admin, id int64) (r 
 	if c, err = store.RevokeCredential(ctx, id); err != nil {
 		return r, 0, err
 	}
-	if _, err = q.HoldUser(ctx, c.UserID, c.ID, holdReason("credential revoked", c.Label)); err != nil {
+	if _, err = q.HoldUser(ctx, c.UserID, c.ID, "credential revoked"+colon(c.Label)); err != nil {
 		return r, 0, err
 	}
 	held, err := q.Release(ctx, desk.Filter{UserID: c.UserID, CredentialID: c.ID}, true)

@@ -13,6 +13,7 @@ import (
 
 	"postern/cmd/postern/database"
 	"postern/cmd/postern/screen"
+	"postern/internal/units"
 	"postern/relay/queue"
 	"postern/relay/queue/desk"
 )
@@ -354,7 +355,7 @@ func usageText(list []desk.Use) string {
 		if u.Kind == "bytes" {
 			used, most = octetsText(u.Used), octetsText(u.Max)
 		}
-		texts[i] = fmt.Sprintf("%s %s/%s in %s", u.Kind, used, most, windowText(u.Window))
+		texts[i] = fmt.Sprintf("%s %s/%s in %s", u.Kind, used, most, units.FormatSpan(time.Duration(u.Window)*time.Second))
 		switch u.Scope {
 		case "credential":
 			texts[i] += " by credential"
@@ -363,19 +364,6 @@ func usageText(list []desk.Use) string {
 		}
 	}
 	return strings.Join(texts, ", ")
-}
-
-// windowText writes seconds as limits are written, "1m" or "30d".
-func windowText(seconds int64) string {
-	for _, unit := range []struct {
-		seconds int64
-		name    string
-	}{{86400, "d"}, {3600, "h"}, {60, "m"}} {
-		if seconds > 0 && seconds%unit.seconds == 0 {
-			return strconv.FormatInt(seconds/unit.seconds, 10) + unit.name
-		}
-	}
-	return strconv.FormatInt(seconds, 10) + "s"
 }
 
 // octetsText writes a number of octets with three digits or so and a unit of size.

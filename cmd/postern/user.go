@@ -401,7 +401,7 @@ func (a *app) disableUser(ctx context.Context, users *accounts, name, reason str
 		if u, err = store.User(ctx, name); err != nil || !before.Enabled {
 			return nil, err
 		}
-		if _, err = q.HoldUser(ctx, u.ID, 0, holdReason("user disabled", reason)); err != nil {
+		if _, err = q.HoldUser(ctx, u.ID, 0, "user disabled"+colon(reason)); err != nil {
 			return nil, err
 		}
 		held, err = q.Release(ctx, desk.Filter{UserID: u.ID}, true)
@@ -418,13 +418,6 @@ func (a *app) disableUser(ctx context.Context, users *accounts, name, reason str
 		_, err = fmt.Fprintf(a.stdout, "user %s was disabled already\n", screen.Printable(u.Name))
 	}
 	return err
-}
-
-func holdReason(what, reason string) string {
-	if reason == "" {
-		return what
-	}
-	return what + ": " + reason
 }
 
 func (a *app) userEnableCmd() *cobra.Command {

@@ -406,8 +406,7 @@ func (g *gates) write(ctx context.Context, asks []*gateAsk) (map[gateKey]int, er
 	if err == nil {
 		var key gateKey
 		var count int
-		var unused *string
-		_, err = pgx.ForEachRow(rows, []any{&key.id, &key.epoch, &count, &unused}, func() error {
+		_, err = pgx.ForEachRow(rows, []any{&key.id, &key.epoch, &count, nil}, func() error {
 			found[key] += count
 			return nil
 		})

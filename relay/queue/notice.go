@@ -325,8 +325,7 @@ func (ns *notices) transact(ctx context.Context, n *Notice, j *submittal, send b
 			return ns.markTold(ctx, tx, n, nil)
 		}
 		var there bool
-		var unused *string
-		if err := tx.QueryRow(ctx, sqlNoticeExists, j.m.ID).Scan(&there, &unused, nil); err != nil || there {
+		if err := tx.QueryRow(ctx, sqlNoticeExists, j.m.ID).Scan(&there, nil, nil); err != nil || there {
 			return err
 		}
 		if err := ns.insert(ctx, conn, j); err != nil {
@@ -344,9 +343,8 @@ func (ns *notices) markTold(ctx context.Context, tx pgx.Tx, n *Notice, by *ID) e
 		text = string(n.Kind) + " notice " + by.String()
 	}
 	var told int
-	var unused *string
 	if err := tx.QueryRow(ctx, sqlTold, n.Message.ID, rowsOf(n), n.Epoch, ns.q.cfg.Node, text, by, string(n.Kind),
-		n.Message.UserID, n.again).Scan(&told, &unused); err != nil {
+		n.Message.UserID, n.again).Scan(&told, nil); err != nil {
 		return fmt.Errorf("mark told: %w", err)
 	}
 	if told != len(n.Recipients) {

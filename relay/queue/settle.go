@@ -268,8 +268,7 @@ func (s *settles) transact(group []ending, again bool) error {
 	}
 	collect := func(rows pgx.Rows) error {
 		var key fencedKey
-		var unused *string
-		_, err := pgx.ForEachRow(rows, []any{&key.id, &key.n, &unused}, func() error {
+		_, err := pgx.ForEachRow(rows, []any{&key.id, &key.n, nil}, func() error {
 			if key.id != nil {
 				fenced = append(fenced, fencedKey{new(*key.id), new(*key.n)})
 			}

@@ -90,8 +90,7 @@ func (s *sweeps) reap(ctx context.Context, conn *pgx.Conn) error {
 	}
 	for {
 		var count int
-		var unused *string
-		err := conn.QueryRow(ctx, sqlReap, reapRows).Scan(&count, &unused)
+		err := conn.QueryRow(ctx, sqlReap, reapRows).Scan(&count, nil)
 		if pg.OfTheRow(err) {
 			count, err = s.reapEach(ctx, conn)
 		}
@@ -119,8 +118,7 @@ func (s *sweeps) reapEach(ctx context.Context, conn *pgx.Conn) (count int, err e
 	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[row])
 	for _, r := range list {
 		var one int
-		var unused *string
-		err := conn.QueryRow(ctx, sqlReapOne, r.ID, r.N, r.Owner).Scan(&one, &unused)
+		err := conn.QueryRow(ctx, sqlReapOne, r.ID, r.N, r.Owner).Scan(&one, nil)
 		switch {
 		case pg.OfTheRow(err):
 			s.q.setAside(r.ID, r.N, r.Owner, ofRows(err))
@@ -226,8 +224,7 @@ func (s *sweeps) leftovers(ctx context.Context, conn *pgx.Conn) error {
 	count := 0
 	err = halved(lost, func(some [][16]byte) error {
 		var n int
-		var unused *string
-		err := conn.QueryRow(ctx, sqlLeftovers, some, epoch).Scan(&n, &unused)
+		err := conn.QueryRow(ctx, sqlLeftovers, some, epoch).Scan(&n, nil)
 		count += n
 		return err
 	}, func(id [16]byte, err error) {
@@ -275,8 +272,7 @@ func (s *sweeps) handBack(ctx context.Context) error {
 	defer s.s.Close()
 	for {
 		var count int
-		var unused *string
-		if err := conn.QueryRow(ctx, sqlHandBack, l.epoch, reapRows).Scan(&count, &unused); err != nil {
+		if err := conn.QueryRow(ctx, sqlHandBack, l.epoch, reapRows).Scan(&count, nil); err != nil {
 			return fmt.Errorf("hand back: %w", err)
 		}
 		if count > 0 {

@@ -171,9 +171,8 @@ func (r *Retention) history(ctx context.Context, conn *pgx.Conn) (time.Duration,
 	begin := time.Now()
 	var more bool
 	var gone int
-	var unused *string
 	rest := r.rest
-	err := conn.QueryRow(ctx, sqlForget, queue.FirstID(before), r.rows, before, forgetAttempts, rest, r.every).Scan(&more, &gone, &unused)
+	err := conn.QueryRow(ctx, sqlForget, queue.FirstID(before), r.rows, before, forgetAttempts, rest, r.every).Scan(&more, &gone, nil)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return 0, nil // another node is at it, or it is not yet time
 	}

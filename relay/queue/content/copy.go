@@ -25,8 +25,7 @@ var (
 // Copy stores a large body by COPY within the connection's transaction.
 func Copy(ctx context.Context, conn *pgx.Conn, id uuid.UUID, body Body) error {
 	src := &copyRows{body: body, id: id}
-	var unused *string
-	if err := conn.QueryRow(ctx, sqlTurn).Scan(&src.turn, &unused); err != nil {
+	if err := conn.QueryRow(ctx, sqlTurn).Scan(&src.turn, nil); err != nil {
 		return fmt.Errorf("which turn: %w", err)
 	}
 	_, err := conn.PgConn().CopyFrom(ctx, src, sqlCopyBody)
