@@ -305,17 +305,21 @@ func (a *app) explainWays(ctx context.Context, users *accounts, cfg config.Confi
 	}
 	routes := route.NewTable(route.NewStore(users.pool), upstream.NewStore(users.pool, sealer), time.Minute)
 	for _, to := range q.to {
-		way := explainWay{Recipient: to.String(), Via: "mx"}
+		way := explainWay{Recipient: to.String()}
 		d, err := routes.Resolve(ctx, id.UserID, q.from, to)
+		var first route.Way
+		if err == nil {
+			first, err = d.First()
+		}
 		switch {
 		case errors.Is(err, upstream.ErrNoKey): // an error of the key itself has ended this before
-			way.Via, way.Trouble = "", "this machine has no key that opens the upstream's password"
+			way.Trouble = "this machine has no key that opens the upstream's password"
 		case errors.Is(err, seal.ErrSeal):
-			way.Via, way.Trouble = "", "the key of this machine does not open the upstream's password: "+err.Error()
+			way.Trouble = "the key of this machine does not open the upstream's password: " + err.Error()
 		case err != nil:
-			way.Via, way.Trouble = "", "it would wait: "+err.Error()
-		case d.Upstream != nil:
-			way.Via = d.Upstream.Name
+			way.Trouble = "it would wait: " + err.Error()
+		default:
+			way.Via = first.Name
 		}
 		way.Route = d.Route
 		e.Routes = append(e.Routes, way)

@@ -735,7 +735,7 @@ type changing struct {
 }
 
 func (c *changing) Resolve(context.Context, int64, smtp.Address, smtp.Address) (route.Decision, error) {
-	return route.Decision{Upstream: c.up.Load()}, nil
+	return via(c.up.Load()), nil
 }
 
 type failingReader struct{}

@@ -272,14 +272,23 @@ type routes struct {
 	err error
 }
 
+// via is the decision for one way: an upstream or, where it is nil, MX.
+func via(up *upstream.Account) route.Decision {
+	w := route.Way{Name: route.MX, Upstream: up}
+	if up != nil {
+		w.Name = up.Name
+	}
+	return route.Decision{Route: 1, Ways: []route.Way{w}}
+}
+
 func (r routes) Resolve(_ context.Context, _ int64, _, rcpt smtp.Address) (route.Decision, error) {
 	if r.err != nil {
 		return route.Decision{}, r.err
 	}
 	if up := r.to[rcpt.Domain]; up != nil {
-		return route.Decision{Route: 1, Upstream: up}, nil
+		return via(up), nil
 	}
-	return route.Decision{Route: 2, Upstream: r.def}, nil
+	return via(r.def), nil
 }
 
 // upstreamAt is an upstream without TLS at a fake server.

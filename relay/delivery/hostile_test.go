@@ -157,14 +157,14 @@ func (f *fray) Resolve(_ context.Context, _ int64, _, rcpt smtp.Address) (route.
 	}
 	var i int
 	if _, err := fmt.Sscanf(rcpt.Domain, "up%d.test", &i); err != nil {
-		return route.Decision{}, nil
+		return via(nil), nil
 	}
 	if f.random.IntN(20) == 0 {
 		changed := *f.ups[i]
 		changed.MaxConnections = 1 + f.random.IntN(4)
 		f.ups[i] = &changed
 	}
-	return route.Decision{Upstream: f.ups[i]}, nil
+	return via(f.ups[i]), nil
 }
 
 func (f *fray) connect(_ context.Context, to target) (net.Conn, error) {

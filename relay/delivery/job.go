@@ -165,7 +165,11 @@ func (e *Engine) resolve(d *queue.Delivery, rcpt *queue.Recipient) (way, error) 
 	if err != nil {
 		return way{}, err
 	}
-	if u := decision.Upstream; u != nil {
+	first, err := decision.First()
+	if err != nil {
+		return way{}, err
+	}
+	if u := first.Upstream; u != nil {
 		return way{key: queue.Way(u.Name, ""), upstream: u}, nil
 	}
 	domain := rcpt.Address.DomainKey()

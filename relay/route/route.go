@@ -12,10 +12,30 @@ import (
 	"postern/relay/upstream"
 )
 
-// Decision is where a recipient goes: to an upstream or, when it is nil, to MX.
+// Decision is where a recipient may go. Its ways are shared by all who ask: read only.
 type Decision struct {
-	Route    int64 // the rule's number, for traces
-	Upstream *upstream.Account
+	Route int64 // the rule's number, for traces
+	Ways  []Way // in the order in which they are to be tried, at least one
+}
+
+// Way is one way out: an upstream, or MX.
+type Way struct {
+	Name     string            // the upstream's, or MX
+	Upstream *upstream.Account // nil: MX
+	Err      error             // why it cannot be used now: paused, gone, or its secret cannot be opened
+}
+
+// MX is the Name of the way to a domain's own mail hosts, as Outcome.Upstream has it.
+const MX = "mx"
+
+// First is the first way that can be used, or why the first cannot if none can.
+func (d Decision) First() (Way, error) {
+	for _, w := range d.Ways {
+		if w.Err == nil {
+			return w, nil
+		}
+	}
+	return Way{}, d.Ways[0].Err
 }
 
 // ErrNoRoute says that no rule matched: the mail waits until one is added.

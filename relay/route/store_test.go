@@ -260,24 +260,30 @@ func TestResolve(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := "mx"
-		if d.Upstream != nil {
-			got = d.Upstream.Name
+		first, err := d.First()
+		if err != nil {
+			t.Fatal(err)
 		}
+		got := first.Name
 		if got != test.want || d.Route == 0 {
 			t.Errorf("user %d, %s to %s: %s by route %d, want %s", test.user, test.from, test.to, got, d.Route, test.want)
 		}
-		if got == "provider" && !d.Upstream.Equal(account()) {
-			t.Errorf("upstream %+v, want %+v", *d.Upstream, account())
+		if got == "provider" && !first.Upstream.Equal(account()) {
+			t.Errorf("upstream %+v, want %+v", *first.Upstream, account())
 		}
 	}
 
-	// Another key spoils the account that has a password and nothing else.
+	// Another key spoils the account that has a password and nothing else: the next is the first that can be used.
 	table = NewTable(s, upstream.NewStore(db.Pool, newSealer(t, 2)), 1)
-	if _, err := table.Resolve(ctx, 1, from, to); !errors.Is(err, seal.ErrSeal) || !strings.Contains(err.Error(), "provider") {
-		t.Errorf("with another key: %v, want ErrSeal that names the upstream", err)
+	d, err := table.Resolve(ctx, 1, from, to)
+	if err != nil || len(d.Ways) != 2 || !errors.Is(d.Ways[0].Err, seal.ErrSeal) || !strings.Contains(d.Ways[0].Err.Error(), "provider") {
+		t.Errorf("with another key: %+v, %v, want ErrSeal that names the upstream", d, err)
 	}
-	if d, err := table.Resolve(ctx, 1, from, parse(t, "b@example.net")); err != nil || d.Upstream.Name != "sink" {
-		t.Errorf("the other upstream: %v, %v", d, err)
+	if first, err := d.First(); err != nil || first.Name != "sink" {
+		t.Errorf("the first that can be used: %v, %v", first, err)
+	}
+	d.Ways = d.Ways[:1]
+	if _, err := d.First(); !errors.Is(err, seal.ErrSeal) {
+		t.Errorf("no way that can be used: %v", err)
 	}
 }

@@ -106,33 +106,37 @@ func (t *Table) refresh(ctx context.Context) (*snapshot, error) {
 	return read, nil
 }
 
-// snapshot is the rules in order with the accounts that they name.
+// snapshot is the rules in order, each with its ways.
 type snapshot struct {
-	rules    []Rule
-	accounts map[string]*upstream.Loaded
-	until    time.Time
+	rules []Rule
+	ways  [][]Way // of each rule
+	until time.Time
 }
 
 func (s *snapshot) resolve(userID int64, sender, recipient smtp.Address) (Decision, error) {
 	for i := range s.rules {
-		rule := &s.rules[i]
-		if !rule.matches(userID, sender, recipient) {
-			continue
+		if rule := &s.rules[i]; rule.matches(userID, sender, recipient) {
+			return Decision{rule.ID, s.ways[i]}, nil
 		}
-		if rule.MX() {
-			return Decision{Route: rule.ID}, nil
-		}
-		// The later upstreams of the list are for failover, which is not there yet.
-		up := s.accounts[rule.Upstreams[0]]
-		if up == nil {
-			return Decision{}, fmt.Errorf("route %d: upstream %q is gone", rule.ID, rule.Upstreams[0])
-		}
-		if up.Err != nil {
-			return Decision{}, up.Err
-		}
-		return Decision{Route: rule.ID, Upstream: &up.Account}, nil
 	}
 	return Decision{}, ErrNoRoute
+}
+
+// ways are those of a rule.
+func (r *Rule) ways(accounts map[string]*upstream.Loaded) []Way {
+	if r.MX() {
+		return []Way{{Name: MX}}
+	}
+	list := make([]Way, len(r.Upstreams))
+	for i, name := range r.Upstreams {
+		list[i].Name = name
+		if up := accounts[name]; up == nil {
+			list[i].Err = fmt.Errorf("route %d: upstream %q is gone", r.ID, name)
+		} else {
+			list[i].Upstream, list[i].Err = &up.Account, up.Err
+		}
+	}
+	return list
 }
 
 func (r *Rule) matches(userID int64, sender, recipient smtp.Address) bool {
@@ -147,8 +151,12 @@ func (s *Store) read(ctx context.Context, accounts *upstream.Store) (*snapshot, 
 	snap := &snapshot{}
 	options := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
 	err := pgx.BeginTxFunc(ctx, s.pool, options, func(tx pgx.Tx) (err error) {
-		if snap.rules, err = listRules(ctx, tx); err == nil {
-			snap.accounts, err = accounts.Load(ctx, tx)
+		if snap.rules, err = listRules(ctx, tx); err != nil {
+			return err
+		}
+		loaded, err := accounts.Load(ctx, tx)
+		for i := range snap.rules {
+			snap.ways = append(snap.ways, snap.rules[i].ways(loaded))
 		}
 		return err
 	})

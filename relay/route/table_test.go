@@ -19,7 +19,7 @@ func TestTableAge(t *testing.T) {
 		reads := 0
 		table := &Table{age: 2 * time.Second, now: time.Now, load: func(context.Context) (*snapshot, error) {
 			reads++
-			return &snapshot{rules: []Rule{{ID: int64(reads)}}}, nil
+			return &snapshot{rules: []Rule{{ID: int64(reads)}}, ways: make([][]Way, 1)}, nil
 		}}
 		ask := func() int64 {
 			d, err := table.Resolve(t.Context(), 1, smtp.Address{}, smtp.Address{})
@@ -71,7 +71,7 @@ func TestTableMiss(t *testing.T) {
 		t.Fatalf("an old snapshot says: %v", err)
 	case <-looks: // found nothing: is it old still?
 	}
-	table.current.Store(&snapshot{rules: []Rule{{ID: 1}}})
+	table.current.Store(&snapshot{rules: []Rule{{ID: 1}}, ways: make([][]Way, 1)})
 	table.next = start.Add(2 * time.Hour)
 	table.loading.Unlock()
 	if err := <-told; err != nil {
@@ -92,7 +92,7 @@ func TestTableTrouble(t *testing.T) {
 			if err != nil {
 				return nil, err
 			}
-			return &snapshot{rules: []Rule{{ID: 1}}}, nil
+			return &snapshot{rules: []Rule{{ID: 1}}, ways: make([][]Way, 1)}, nil
 		}}
 		ask := func() error {
 			_, err := table.Resolve(t.Context(), 1, smtp.Address{}, smtp.Address{})
