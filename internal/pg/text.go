@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,7 +17,8 @@ type Texts struct {
 	used  map[string]bool
 }
 
-var heading = regexp.MustCompile(`(?m)^-- name: ([a-z_]+)$`)
+// heading begins a statement; the rest of its line is the statement's name.
+const heading = "-- name: "
 
 // Load reads the .sql files of a folder that is embedded. It panics at one that it cannot read,
 // and at a name that two statements have.
@@ -33,21 +33,20 @@ func Load(files fs.FS) *Texts {
 		if err != nil {
 			panic(err)
 		}
-		text := string(data)
-		heads := heading.FindAllStringSubmatchIndex(text, -1)
-		for i, head := range heads {
-			end := len(text)
-			if i+1 < len(heads) {
-				end = heads[i+1][0]
-			}
-			name := text[head[2]:head[3]]
-			if _, twice := t.raw[name]; twice {
-				panic("two statements are named " + name)
-			}
-			t.raw[name] = strings.TrimSpace(text[head[1]:end])
-		}
+		t.split(string(data))
 	}
 	return t
+}
+
+// split adds the statements of a file's text. What is before the first one is left out.
+func (t *Texts) split(text string) {
+	for _, part := range strings.Split("\n"+text, "\n"+heading)[1:] {
+		name, sql, _ := strings.Cut(part, "\n")
+		if _, twice := t.raw[name]; twice {
+			panic("two statements are named " + name)
+		}
+		t.raw[name] = strings.TrimSpace(sql)
+	}
 }
 
 // Constants are arguments of a statement that are always the same SQL literal, by their names.
@@ -98,20 +97,41 @@ func (t *Texts) Bound() (texts map[string]string, unused []string) {
 	return t.bound, unused
 }
 
-// token is what may not be looked into, or an argument.
-var token = regexp.MustCompile(`'[^']*'|--[^\n]*|@[a-z_][a-z0-9_]*`)
+// argument has the octets of an argument's name.
+const argument = "abcdefghijklmnopqrstuvwxyz0123456789_"
 
-// numbered replaces the arguments of a statement, and leaves its comments out.
+// numbered replaces the arguments of a statement, and leaves its comments out. It is no
+// regular expression: each start of the program numbers all statements, and an expression
+// took most of the time of a short command for that.
 func numbered(text string, number func(arg string) string) string {
-	return token.ReplaceAllStringFunc(text, func(s string) string {
-		switch s[0] {
-		case '@':
-			return number(s[1:])
-		case '-':
-			return ""
+	var out strings.Builder
+	for {
+		at := strings.IndexAny(text, "'-@")
+		if at < 0 {
+			out.WriteString(text)
+			return out.String()
 		}
-		return s
-	})
+		out.WriteString(text[:at])
+		text = text[at:]
+		n := 1 // octets to go on behind
+		switch {
+		case text[0] == '\'': // a literal is not looked into
+			n = 2 + strings.IndexByte(text[1:], '\'')
+			out.WriteString(text[:n])
+		case strings.HasPrefix(text, "--"):
+			if n = strings.IndexByte(text, '\n'); n < 0 {
+				n = len(text)
+			}
+		default:
+			name := text[1 : len(text)-len(strings.TrimLeft(text[1:], argument))]
+			if n += len(name); text[0] == '@' && name != "" {
+				out.WriteString(number(name))
+			} else {
+				out.WriteString(text[:n])
+			}
+		}
+		text = text[n:]
+	}
 }
 
 // Args are the arguments of a statement with their names, as Bind takes these: what adds them
