@@ -44,7 +44,6 @@ func TestRewrite(t *testing.T) {
 		"encoded":    {"From: =?utf-8?q?Gr=C3=BC=C3=9Fe?= <a@b.test>\r\n", "From: =?utf-8?q?Gr=C3=BC=C3=9Fe?= <relay@example.com>\r\nReply-To: =?utf-8?q?Gr=C3=BC=C3=9Fe?= <a@b.test>\r\n"},
 		"folded":     {"From:\r\n Alice\r\n\tLiddell <a@b.test>\r\n", "From:\r\n Alice\r\n\tLiddell <relay@example.com>\r\nReply-To:\r\n Alice\r\n\tLiddell <a@b.test>\r\n"},
 		"no space":   {"From:a@b.test\r\n", "From:relay@example.com\r\nReply-To:a@b.test\r\n"},
-		"before :":   {"From : A <a@b.test>\r\n", "From: A <relay@example.com>\r\nReply-To: A <a@b.test>\r\n"},
 		"like one":   {"From: \"a@b.test\" <a@b.test>\r\n", "From: relay@example.com\r\nReply-To: \"a@b.test\" <a@b.test>\r\n"},
 		"twice":      {"From: a@b.test <a@b.test>\r\n", "From: relay@example.com\r\nReply-To: a@b.test <a@b.test>\r\n"},
 		"in comment": {"From: A (a@b.test) <a@b.test>\r\n", "From: relay@example.com\r\nReply-To: A (a@b.test) <a@b.test>\r\n"},
