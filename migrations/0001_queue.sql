@@ -217,6 +217,7 @@ create table history (
 	tls                text        not null default '',
 	upstream           text        not null default '',
 	node               text        not null default '',
+	sent_as            text,                                   -- the mailbox in the sender's place, if there was one
 	scope              text,                                   -- what was at fault, if neither the recipient nor the message
 	primary key (message_id, n, at, epoch)
 ) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 10000,

@@ -50,7 +50,7 @@ type ask func(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]string,
 // by what they are called in its usage line.
 func (a *app) complete(cmd *cobra.Command) {
 	for flag, values := range map[string]ask{
-		"user": usersLike, "credential": credentialsLike, "upstream": upstreamsOrMX, "via": upstreamsOrMX,
+		"user": usersLike, "credential": credentialsLike, "upstream": upstreamsOrMX, "via": upstreamsOrMX, "before": routesLike,
 	} {
 		if cmd.Flags().Lookup(flag) != nil {
 			_ = cmd.RegisterFlagCompletionFunc(flag, a.completer(values, false))
@@ -72,6 +72,8 @@ func (a *app) complete(cmd *cobra.Command) {
 		cmd.ValidArgsFunction = a.completer(secretsLike, false)
 	case (under.Name() == "upstream" || under.Name() == "reply") && what == "NAME" && (cmd.Name() != "add" || under.Name() == "reply"):
 		cmd.ValidArgsFunction = a.completer(upstreamsLike, true)
+	case under.Name() == "route" && what == "ID":
+		cmd.ValidArgsFunction = a.completer(routesLike, true)
 	case under.Name() == "certificate" && what == "NAME":
 		cmd.ValidArgsFunction = a.completer(certificatesLike, true)
 	case what == "FILE":
@@ -211,6 +213,15 @@ func stateNames() (names []string) {
 func upstreamsOrMX(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]string, error) {
 	names, err := upstreamsLike(ctx, pool, prefix)
 	return append(names, "mx"), err
+}
+
+func routesLike(ctx context.Context, pool *pgxpool.Pool, _ string) ([]string, error) {
+	rules, who, err := readRoutes(ctx, pool)
+	var numbers []string
+	for _, r := range rules {
+		numbers = append(numbers, strconv.FormatInt(r.ID, 10)+"\t"+screen.OneLine(ruleText(r, who)))
+	}
+	return numbers, err
 }
 
 func upstreamsLike(ctx context.Context, pool *pgxpool.Pool, _ string) ([]string, error) {

@@ -54,10 +54,11 @@ type explainStep struct {
 
 // explainWay is where a recipient's mail goes.
 type explainWay struct {
-	Recipient string `json:"recipient"`
-	Route     int64  `json:"route,omitempty"`
-	Via       string `json:"via,omitempty"`     // an upstream, or mx
-	Trouble   string `json:"trouble,omitempty"` // why there is no way, or none that can be told here
+	Recipient string    `json:"recipient"`
+	Route     int64     `json:"route,omitempty"`
+	Via       string    `json:"via,omitempty"`     // the first that can be used: an upstream, or mx
+	Trouble   string    `json:"trouble,omitempty"` // why there is no way, or none that can be told here
+	Ways      []wayView `json:"ways"`              // of the route, in the order in which they are tried
 }
 
 func (a *app) explainCmd() *cobra.Command {
@@ -299,11 +300,10 @@ func (e *explanation) holds(ctx context.Context, users *accounts, id auth.Identi
 }
 
 func (a *app) explainWays(ctx context.Context, users *accounts, cfg config.Config, e *explanation, id auth.Identity, q question) error {
-	sealer, err := a.source.PresentSealer(cfg)
+	routes, err := a.routingTable(users, cfg)
 	if err != nil {
 		return err
 	}
-	routes := route.NewTable(route.NewStore(users.pool), upstream.NewStore(users.pool, sealer), time.Minute)
 	for _, to := range q.to {
 		way := explainWay{Recipient: to.String()}
 		d, err := routes.Resolve(ctx, id.UserID, q.from, to)
@@ -312,16 +312,14 @@ func (a *app) explainWays(ctx context.Context, users *accounts, cfg config.Confi
 			first, err = d.First()
 		}
 		switch {
-		case errors.Is(err, upstream.ErrNoKey): // an error of the key itself has ended this before
-			way.Trouble = "this machine has no key that opens the upstream's password"
-		case errors.Is(err, seal.ErrSeal):
-			way.Trouble = "the key of this machine does not open the upstream's password: " + err.Error()
+		case errors.Is(err, upstream.ErrNoKey), errors.Is(err, seal.ErrSeal):
+			way.Trouble = wayTrouble(err)
 		case err != nil:
 			way.Trouble = "it would wait: " + err.Error()
 		default:
 			way.Via = first.Name
 		}
-		way.Route = d.Route
+		way.Route, way.Ways = d.Route, wayViews(d)
 		e.Routes = append(e.Routes, way)
 	}
 	return nil
@@ -351,9 +349,9 @@ func (a *app) printExplanation(e *explanation) error {
 		if w.Route != 0 {
 			number = strconv.FormatInt(w.Route, 10)
 		}
-		via := w.Via
-		if w.Trouble != "" {
-			via = w.Trouble
+		via := w.Trouble
+		if via == "" || len(w.Ways) > 1 {
+			via = waysText(w.Ways)
 		}
 		t.add(w.Recipient, number, via)
 	}

@@ -338,11 +338,15 @@ func (a *app) printEvents(list []desk.Event) error {
 		if at.RemoteAddr != "" {
 			server = strings.TrimSpace(server + " [" + at.RemoteAddr + "]")
 		}
+		via := at.Upstream
+		if at.SentAs != "" {
+			via += " as " + at.SentAs
+		}
 		took := "-"
 		if at.StartedAt != nil {
 			took = strconv.FormatFloat(at.At.Sub(*at.StartedAt).Seconds(), 'f', 2, 64) + "s"
 		}
-		t.add(screen.LocalTime(at.At), took, at.Recipient, result, screen.OrDash(at.Upstream), screen.OrDash(server), screen.OrDash(at.TLS), screen.OrDash(at.Node), screen.OrDash(at.Reply))
+		t.add(screen.LocalTime(at.At), took, at.Recipient, result, screen.OrDash(via), screen.OrDash(server), screen.OrDash(at.TLS), screen.OrDash(at.Node), screen.OrDash(at.Reply))
 	}
 	return t.print(a.stdout)
 }

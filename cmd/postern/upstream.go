@@ -35,6 +35,8 @@ type upstreamFlags struct {
 	from                                          passwordSource
 	tokens                                        grantFlags
 	connections, messages, recipients             int
+	senders                                       []string
+	rewriteSender                                 string
 }
 
 func (u *upstreamFlags) flags(cmd *cobra.Command) {
@@ -49,6 +51,8 @@ func (u *upstreamFlags) flags(cmd *cobra.Command) {
 	f.StringVar(&u.caFile, "ca-file", "", "PEM `file` of the authorities to trust instead of the system's")
 	f.IntVar(&u.connections, "connections", 0, "concurrent connections from each node (default: delivery.connections)")
 	f.IntVar(&u.messages, "messages-per-connection", 0, "messages over one connection (default: delivery.messages_per_connection)")
+	f.StringSliceVar(&u.senders, "senders", nil, "`patterns` of what it may send as, as 'postern sender allow' has them, or domains (default: as everybody)")
+	f.StringVar(&u.rewriteSender, "rewrite-sender", "", "`address` that sends instead, in the envelope and in From")
 	f.IntVar(&u.recipients, "recipients-per-transaction", 0, "recipients of one transaction (default 100)")
 }
 
@@ -79,6 +83,15 @@ func (u *upstreamFlags) apply(cmd *cobra.Command, to *upstream.Account) error {
 			}
 			to.CA = string(pem)
 		}
+	}
+	if given("senders") {
+		var err error
+		if to.Senders, err = upstream.ParseSenders(u.senders); err != nil {
+			return fmt.Errorf("--senders: %w", err)
+		}
+	}
+	if given("rewrite-sender") {
+		to.RewriteSender = u.rewriteSender
 	}
 	if given("secret-expires") {
 		to.SecretExpires = u.expires
@@ -142,7 +155,13 @@ flag sets another, and its replies are known ('postern upstream reply list NAME'
 
 An account (--username with a password) needs require or implicit. Its
 password is sealed with the key in secret_key_file before it is stored. With
---oauth it has access tokens of Microsoft or Google instead of a password.`,
+--oauth it has access tokens of Microsoft or Google instead of a password.
+
+Mail whose sender is not among --senders goes another way of its route. With
+--rewrite-sender the address takes the place of the sender in the envelope and of the
+address in From, whose name stays. Answers still go to the author: Reply-To has the former
+From unless there is one, and Sender is removed. Bounces of servers beyond go to the
+address. The null sender of notices stays.`,
 		Example: `  postern upstream add out --host smtp.example.net:587 --tls require
   postern upstream add m365 --preset m365 --username relay@example.com --password-stdin <password.txt
   postern upstream add m365 --preset m365 --username relay@example.com --oauth client-credentials --tenant example.com --client-id ID --client-secret-stdin <secret.txt
@@ -259,7 +278,7 @@ Another --username needs its password, or --oauth with all that belongs to it, a
 			if err != nil {
 				return err
 			}
-			return a.onUpstreams(cmd.Context(), flags.from.given() || flags.tokens.given(), func(ctx context.Context, _ *pgxpool.Pool, accounts *upstream.Store) error {
+			return a.onUpstreams(cmd.Context(), flags.from.given() || flags.tokens.given(), func(ctx context.Context, pool *pgxpool.Pool, accounts *upstream.Store) error {
 				up, err := accounts.Change(ctx, args[0], func(up *upstream.Account) error {
 					if err := flags.apply(cmd, up); err != nil {
 						return err
@@ -269,11 +288,14 @@ Another --username needs its password, or --oauth with all that belongs to it, a
 				if err != nil {
 					return invalidUse(err)
 				}
-				_, err = fmt.Fprintf(a.stdout, "changed upstream %s\n", upstreamText(up))
+				fmt.Fprintf(a.stdout, "changed upstream %s\n", upstreamText(up))
 				if flags.tokens.given() {
 					a.hintLogin(up)
 				}
-				return err
+				if !cmd.Flags().Changed("senders") {
+					return nil
+				}
+				return a.retryWaiting(ctx, pool, noRoute, "for a route")
 			})
 		},
 	}
@@ -358,6 +380,10 @@ func (a *app) printUpstream(u upstream.Listed) error {
 	t.add("connections", orDefault(u.MaxConnections))
 	t.add("messages per connection", orDefault(u.MaxMessages))
 	t.add("recipients per transaction", orDefault(u.MaxRecipients))
+	t.add("senders", screen.OrDash(strings.Join(u.Senders, ", ")))
+	if u.RewriteSender != "" {
+		t.add("sends as", u.RewriteSender)
+	}
 	t.add("state", upstreamState(u))
 	t.add("added", screen.LocalTime(u.CreatedAt))
 	return t.print(a.stdout)

@@ -466,7 +466,8 @@ func (a *app) userRemoveCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "remove NAME",
 		Short: "remove a user permanently",
-		Long: `Removes a user with its credentials, sender patterns and limits; its sessions end.
+		Long: `Removes a user with its credentials, sender patterns, limits and routes; its sessions
+end. Each route that goes is named, for the user's mail would go another way without it.
 The history of its mail stays for as long as [queue] history says.
 
 A user who still has mail in the queue is not removed, unless --cancel-mail deletes the
@@ -484,6 +485,10 @@ that moment is still sent. To keep somebody out and decide about the mail later,
 
 func (a *app) removeUser(ctx context.Context, users *accounts, name string, cancelMail bool) error {
 	u, err := users.User(ctx, name)
+	if err != nil {
+		return err
+	}
+	routes, who, err := readRoutes(ctx, users.pool)
 	if err != nil {
 		return err
 	}
@@ -514,6 +519,11 @@ func (a *app) removeUser(ctx context.Context, users *accounts, name string, canc
 		return err
 	}
 	fmt.Fprintf(a.stdout, "removed user %s\n", screen.Printable(u.Name))
+	for _, r := range routes {
+		if r.UserID == u.ID {
+			fmt.Fprintf(a.stdout, "removed route %d: %s\n", r.ID, ruleText(r, who))
+		}
+	}
 	if cancelled > 0 {
 		_, err = fmt.Fprintf(a.stdout, "threw away mail for %s\n", count(cancelled, "recipient"))
 	}

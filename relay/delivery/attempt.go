@@ -55,16 +55,20 @@ func (w *worker) send(j *job) smtp.Result {
 			To: r.Address, Notify: r.Notify, ORcptType: r.ORcptType, ORcpt: r.ORcpt,
 		})
 	}
+	m := &j.Message
+	mail := smtp.MailCommand{From: m.Sender, Body: m.BodyType, UTF8: m.UTF8, Ret: m.Ret, EnvID: m.EnvID}
+	size, err := w.rewrite(j, &mail)
+	if err != nil {
+		w.body.err = err
+		return smtp.Result{Err: err, Replies: make([]smtp.Reply, len(j.rcpts)), Stages: make([]smtp.Stage, len(j.rcpts))}
+	}
 	w.talking.Store(true)
 	defer w.talking.Store(false)
-	m := &j.Message
 	return w.conn.client.Send(w.ctx, smtp.Transaction{
-		Mail: smtp.MailCommand{
-			From: m.Sender, Size: j.size, Body: m.BodyType, UTF8: m.UTF8, Ret: m.Ret, EnvID: m.EnvID,
-		},
+		Mail:      mail,
 		Rcpts:     w.rcpts,
 		Body:      &w.body,
-		Size:      j.size,
+		Size:      size,
 		EightBit:  m.EightBit,
 		BeforeDot: w.beforeDot,
 	})
@@ -232,7 +236,7 @@ func (w *worker) facts(j *job, started, ended time.Time) queue.Outcome {
 		Message: j.Message.ID, Epoch: j.Epoch, Upstream: w.d.via, StartedAt: started, At: ended,
 	}
 	if w.conn != nil {
-		o.RemoteMTA, o.RemoteIP, o.TLS = w.conn.host, w.conn.addr, w.conn.tls
+		o.RemoteMTA, o.RemoteIP, o.TLS, o.SentAs = w.conn.host, w.conn.addr, w.conn.tls, w.conn.rewriteSender()
 	}
 	return o
 }

@@ -194,10 +194,14 @@ func (e *Engine) unroutable(d *queue.Delivery, rcpt *queue.Recipient, err error)
 	if paused, ok := errors.AsType[*upstream.PausedError](err); ok {
 		reply, wait = smtp.Temporary(451, 3, 2, "upstream "+paused.Upstream+" is paused"), pausedWait
 	}
+	scope := upstream.Scope("")
+	if other, ok := errors.AsType[*upstream.SenderError](err); ok {
+		reply, scope = smtp.Temporary(451, 4, 4, "no route for this sender: upstream "+other.Upstream+" may not send as it"), upstream.ScopeSender
+	}
 	now := time.Now()
 	e.record(d, rcpt, queue.Outcome{
 		Message: d.Message.ID, N: rcpt.N, Recipient: rcpt.Address, Epoch: d.Epoch,
-		Result: queue.Deferred, Reply: reply,
+		Result: queue.Deferred, Reply: reply, Scope: string(scope),
 		StartedAt: now, At: now, RetryIn: wait, NotAnAttempt: true,
 	}, err)
 }
@@ -246,6 +250,7 @@ func (e *Engine) logAttempts(m *queue.Message, rcpts []queue.Recipient, outcomes
 				RemoteIP:          o.RemoteIP,
 				TLS:               o.TLS,
 				Upstream:          o.Upstream,
+				SentAs:            o.SentAs,
 				Scope:             o.Scope,
 				Attempt:           rcpts[i].Attempts + 1,
 				Elapsed:           o.At.Sub(o.StartedAt),

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	surgery "postern/relay/message"
 	"postern/relay/queue/content"
 	"postern/relay/smtp"
 )
@@ -284,22 +285,38 @@ func (e *Engine) exit(w *worker) {
 	e.mu.Unlock()
 }
 
-// bodyReader reads the stored text once and notes that it was begun and what went wrong.
+// bodyReader reads the stored text once, as edited, and notes that it was begun and what went
+// wrong.
 type bodyReader struct {
 	from  content.Body
 	off   int64
-	size  int64
+	size  int64          // of the stored text
+	edits []surgery.Edit // those that lie ahead
+	put   int            // octets of the first one's text that were read
 	begun *atomic.Bool
 	err   error
 }
 
 func (b *bodyReader) Read(p []byte) (int, error) {
 	b.begun.Store(true)
+	until := b.size
+	for len(b.edits) > 0 {
+		next := b.edits[0]
+		if until = next.At; b.off < until {
+			break
+		}
+		if b.put < len(next.Put) {
+			n := copy(p, next.Put[b.put:])
+			b.put += n
+			return n, nil
+		}
+		b.off, b.put, b.edits, until = next.At+next.Cut, 0, b.edits[1:], b.size
+	}
 	if b.off >= b.size {
 		return 0, io.EOF
 	}
-	if int64(len(p)) > b.size-b.off {
-		p = p[:b.size-b.off]
+	if int64(len(p)) > until-b.off {
+		p = p[:until-b.off]
 	}
 	n, err := b.from.ReadAt(p, b.off)
 	b.off += int64(n)

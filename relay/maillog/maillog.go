@@ -192,6 +192,7 @@ type AttemptEnd struct {
 	RemoteIP          netip.AddrPort
 	TLS               string
 	Upstream          string // the upstream's name, or "mx"
+	SentAs            string // the mailbox that the upstream has put in the sender's place, "" for none
 	Scope             string // what was at fault, "" for the recipient or the message
 	Attempt           int    // counted from 1
 	Elapsed           time.Duration
@@ -251,6 +252,7 @@ func (l *Logger) attempt(a AttemptEnd) *event {
 	e.addr("remote_ip", a.RemoteIP)
 	e.text("tls", a.TLS)
 	e.text("upstream", a.Upstream)
+	e.text("sent_as", a.SentAs)
 	e.text("scope", a.Scope)
 	e.add(slog.Int("attempt", a.Attempt), slog.Int64("elapsed_ms", a.Elapsed.Milliseconds()))
 	if a.RetryIn > 0 {

@@ -208,7 +208,7 @@ func (s *settles) yield(e *ending, err error) bool {
 
 // bare is an outcome without the peer's text, only its codes.
 func bare(o Outcome) Outcome {
-	o.Reply.Text, o.RemoteMTA, o.TLS, o.Upstream = "", "", "", ""
+	o.Reply.Text, o.RemoteMTA, o.TLS, o.Upstream, o.SentAs = "", "", "", "", ""
 	return o
 }
 
@@ -341,6 +341,7 @@ type endings struct {
 	from, to, code                              []int32
 	epoch                                       []int64
 	result, enhanced, text, mta, addr, tls, via []string
+	sentAs                                      []string
 	waits, scope                                []string
 	at, started                                 []time.Time
 	unknown, passed, released, ours             []bool
@@ -358,7 +359,7 @@ func (c *endings) len() int { return len(c.n) }
 // fill takes the endings of a group that are deliveries, or those that are not.
 func (c *endings) fill(q *Queue, group []ending, delivered bool) *endings {
 	*c = endings{node: q.cfg.Node, gather: q.cfg.Gather, delay: q.times.Load().DelayNotice, args: pg.Args{Values: c.args.Values[:0]}, id: c.id[:0], from: c.from[:0], to: c.to[:0], code: c.code[:0], epoch: c.epoch[:0], result: c.result[:0], enhanced: c.enhanced[:0],
-		text: c.text[:0], mta: c.mta[:0], addr: c.addr[:0], tls: c.tls[:0], via: c.via[:0], waits: c.waits[:0], scope: c.scope[:0], ours: c.ours[:0],
+		text: c.text[:0], mta: c.mta[:0], addr: c.addr[:0], tls: c.tls[:0], via: c.via[:0], sentAs: c.sentAs[:0], waits: c.waits[:0], scope: c.scope[:0], ours: c.ours[:0],
 		at: c.at[:0], started: c.started[:0], unknown: c.unknown[:0], passed: c.passed[:0], released: c.released[:0], retry: c.retry[:0],
 		n: c.n[:0], local: c.local[:0], domain: c.domain[:0]}
 	for i := range group {
@@ -413,6 +414,7 @@ func (c *endings) addAttempt(e *ending) {
 	c.code, c.enhanced, c.text = append(c.code, int32(e.Reply.Code)), append(c.enhanced, e.Reply.Enhanced.String()), append(c.text, pg.Storable(e.Reply.Text))
 	c.mta, c.addr = append(c.mta, pg.Storable(e.RemoteMTA)), append(c.addr, addr)
 	c.tls, c.via = append(c.tls, pg.Storable(e.TLS)), append(c.via, pg.Storable(e.Upstream))
+	c.sentAs = append(c.sentAs, pg.Storable(e.SentAs))
 	c.unknown, c.passed = append(c.unknown, e.Unknown), append(c.passed, e.DSNPassed)
 	c.retry, c.released = append(c.retry, max(e.RetryIn, 0)), append(c.released, e.release)
 	waits := ""
@@ -441,6 +443,7 @@ func (c *endings) delivered(a *pg.Args) {
 	a.Add("addr", c.addr)
 	a.Add("tls", c.tls)
 	a.Add("upstream", c.via)
+	a.Add("sent_as", c.sentAs)
 	a.Add("outcome_unknown", c.unknown)
 	a.Add("dsn_passed", c.passed)
 

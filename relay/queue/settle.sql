@@ -15,9 +15,9 @@
 with o as materialized (
 	select a.*, r.n, a.first + r.nth - 1 as i
 	from unnest(@message_id::uuid[], @first::int[], @last::int[], @epoch::bigint[], @at::timestamptz[], @started_at::timestamptz[],
-			@code::int[], @enhanced::text[], @text::text[], @mta::text[], @addr::text[], @tls::text[], @upstream::text[],
+			@code::int[], @enhanced::text[], @text::text[], @mta::text[], @addr::text[], @tls::text[], @upstream::text[], @sent_as::text[],
 			@outcome_unknown::boolean[], @dsn_passed::boolean[])
-		as a(message_id, first, last, epoch, at, started_at, code, enhanced, text, mta, addr, tls, upstream, outcome_unknown, dsn_passed)
+		as a(message_id, first, last, epoch, at, started_at, code, enhanced, text, mta, addr, tls, upstream, sent_as, outcome_unknown, dsn_passed)
 		cross join lateral (select * from unnest((@n::int[])[a.first:a.last]) with ordinality limit a.last - a.first + 1) r(n, nth)
 	where not @again or (select h.n from history h where h.message_id = a.message_id and h.n = r.n and h.at = a.at and h.epoch = a.epoch) is null),
 gone as (
@@ -37,15 +37,15 @@ kept as (
 k as not materialized (select * from gone union all select * from kept),
 h as (
 	insert into history (message_id, n, at, epoch, result, started_at, local, domain, reply_code, reply_enhanced, reply_text,
-		remote_mta, remote_addr, tls, upstream, node, outcome_unknown, possible_duplicate, dsn_passed, fenced)
+		remote_mta, remote_addr, tls, upstream, sent_as, node, outcome_unknown, possible_duplicate, dsn_passed, fenced)
 	select message_id, n, at, epoch, 'delivered', started_at, local, domain, code, enhanced, text,
-		mta, addr, tls, upstream, @node, outcome_unknown, possible_duplicate, dsn_passed, false
+		mta, addr, tls, upstream, nullif(sent_as, ''), @node, outcome_unknown, possible_duplicate, dsn_passed, false
 	from k),
 f as (
 	insert into history (message_id, n, at, epoch, result, started_at, local, domain, reply_code, reply_enhanced, reply_text,
-		remote_mta, remote_addr, tls, upstream, node, outcome_unknown, possible_duplicate, dsn_passed, fenced)
+		remote_mta, remote_addr, tls, upstream, sent_as, node, outcome_unknown, possible_duplicate, dsn_passed, fenced)
 	select message_id, n, at, epoch, 'delivered', started_at, (@local::text[])[i], (@domain::text[])[i], code, enhanced, text,
-		mta, addr, tls, upstream, @node, outcome_unknown, true, dsn_passed, true
+		mta, addr, tls, upstream, nullif(sent_as, ''), @node, outcome_unknown, true, dsn_passed, true
 	from o where (message_id, n) not in (select k.message_id, k.n from k)
 	on conflict do nothing
 	returning message_id, n),
@@ -71,10 +71,10 @@ select null, null,
 with o as materialized (
 	select a.*, r.n, a.first + r.nth - 1 as i
 	from unnest(@message_id::uuid[], @first::int[], @last::int[], @epoch::bigint[], @at::timestamptz[], @started_at::timestamptz[],
-			@code::int[], @enhanced::text[], @text::text[], @mta::text[], @addr::text[], @tls::text[], @upstream::text[],
+			@code::int[], @enhanced::text[], @text::text[], @mta::text[], @addr::text[], @tls::text[], @upstream::text[], @sent_as::text[],
 			@outcome_unknown::boolean[], @dsn_passed::boolean[], @result::text[], @retry_in::interval[], @released::boolean[],
 			@waits_for::text[], @ours::boolean[], @scope::text[])
-		as a(message_id, first, last, epoch, at, started_at, code, enhanced, text, mta, addr, tls, upstream, outcome_unknown, dsn_passed,
+		as a(message_id, first, last, epoch, at, started_at, code, enhanced, text, mta, addr, tls, upstream, sent_as, outcome_unknown, dsn_passed,
 			result, retry_in, released, waits_for, ours, scope)
 		cross join lateral (select * from unnest((@n::int[])[a.first:a.last]) with ordinality limit a.last - a.first + 1) r(n, nth)
 	where not @again or (select h.n from history h where h.message_id = a.message_id and h.n = r.n and h.at = a.at and h.epoch = a.epoch) is null),
@@ -132,15 +132,15 @@ kept as (
 	where r.message_id = m.message_id and r.n = m.n and not m.released and not (m.fails and m.tell & 1 = 0)),
 h as (
 	insert into history (message_id, n, at, epoch, result, started_at, local, domain, reply_code, reply_enhanced, reply_text,
-		remote_mta, remote_addr, tls, upstream, node, outcome_unknown, possible_duplicate, dsn_passed, fenced, scope)
+		remote_mta, remote_addr, tls, upstream, sent_as, node, outcome_unknown, possible_duplicate, dsn_passed, fenced, scope)
 	select message_id, n, at, epoch, case when late then 'expired' else result end, started_at, local, domain, code, enhanced, text,
-		mta, addr, tls, upstream, @node, outcome_unknown, possible_duplicate, dsn_passed, false, nullif(scope, '')
+		mta, addr, tls, upstream, nullif(sent_as, ''), @node, outcome_unknown, possible_duplicate, dsn_passed, false, nullif(scope, '')
 	from mine where not released),
 f as (
 	insert into history (message_id, n, at, epoch, result, started_at, local, domain, reply_code, reply_enhanced, reply_text,
-		remote_mta, remote_addr, tls, upstream, node, outcome_unknown, possible_duplicate, dsn_passed, fenced, scope)
+		remote_mta, remote_addr, tls, upstream, sent_as, node, outcome_unknown, possible_duplicate, dsn_passed, fenced, scope)
 	select message_id, n, at, epoch, result, started_at, (@local::text[])[i], (@domain::text[])[i], code, enhanced, text,
-		mta, addr, tls, upstream, @node, outcome_unknown, outcome_unknown, dsn_passed, true, nullif(scope, '')
+		mta, addr, tls, upstream, nullif(sent_as, ''), @node, outcome_unknown, outcome_unknown, dsn_passed, true, nullif(scope, '')
 	from o where not released and (message_id, n) not in (select mine.message_id, mine.n from mine)
 	on conflict do nothing
 	returning message_id, n),

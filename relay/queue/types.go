@@ -104,6 +104,7 @@ type Outcome struct {
 	RemoteIP  netip.AddrPort
 	TLS       string // TLS facts of the attempt, "" in clear
 	Upstream  string // name of the upstream, or "mx"
+	SentAs    string // the mailbox that sent in place of the message's sender, "" for none
 	StartedAt time.Time
 	At        time.Time
 	// RetryIn is the wait of a Deferred recipient; the database's clock counts it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -115,8 +116,8 @@ type snapshot struct {
 
 func (s *snapshot) resolve(userID int64, sender, recipient smtp.Address) (Decision, error) {
 	for i := range s.rules {
-		if rule := &s.rules[i]; rule.matches(userID, sender, recipient) {
-			return Decision{rule.ID, s.ways[i]}, nil
+		if rule := &s.rules[i]; rule.Mismatch(userID, sender, recipient) == "" {
+			return Decision{rule.ID, permitted(s.ways[i], sender)}, nil
 		}
 	}
 	return Decision{}, ErrNoRoute
@@ -124,25 +125,35 @@ func (s *snapshot) resolve(userID int64, sender, recipient smtp.Address) (Decisi
 
 // ways are those of a rule.
 func (r *Rule) ways(accounts map[string]*upstream.Loaded) []Way {
-	if r.MX() {
-		return []Way{{Name: MX}}
-	}
-	list := make([]Way, len(r.Upstreams))
-	for i, name := range r.Upstreams {
+	list := make([]Way, len(r.Via))
+	for i, name := range r.Via {
 		list[i].Name = name
-		if up := accounts[name]; up == nil {
+		switch up := accounts[name]; {
+		case name == MX:
+		case up == nil:
 			list[i].Err = fmt.Errorf("route %d: upstream %q is gone", r.ID, name)
-		} else {
+		default:
 			list[i].Upstream, list[i].Err = &up.Account, up.Err
 		}
 	}
 	return list
 }
 
-func (r *Rule) matches(userID int64, sender, recipient smtp.Address) bool {
-	return (r.UserID == 0 || r.UserID == userID) &&
-		(r.SenderDomain == "" || r.SenderDomain == sender.DomainKey()) &&
-		(r.RecipientDomain == "" || r.RecipientDomain == recipient.DomainKey())
+// permitted are ways, with the error in those that may not send as this sender. They are copied
+// then, for they are shared.
+func permitted(ways []Way, sender smtp.Address) []Way {
+	copied := false
+	for i := range ways {
+		up := ways[i].Upstream
+		if up == nil || up.MaySend(sender) {
+			continue
+		}
+		if !copied {
+			ways, copied = slices.Clone(ways), true
+		}
+		ways[i].Err = &upstream.SenderError{Upstream: up.Name, Sender: sender}
+	}
+	return ways
 }
 
 // read reads both tables in one transaction, so that no rule names an account that was added

@@ -36,6 +36,8 @@ type Account struct {
 	MaxConnections int         // concurrent ones of each node; 0: the default
 	MaxMessages    int         // over one connection; 0: the default
 	MaxRecipients  int         // in one transaction; 0: the default
+	Senders        string      // patterns of what it may send as, as ParseSenders gives them; "": as everybody
+	RewriteSender  string      // the mailbox that sends in place of the message's own; "": none
 
 	Replies *Replies // what its replies mean
 }
@@ -45,10 +47,11 @@ func (a *Account) OAuth() oauth.Account {
 	return oauth.Account{Upstream: a.Name, Username: a.Username, Grant: a.Grant}
 }
 
-// Equal reports the same settings, whatever the replies mean: a connection with one serves the
-// other.
+// Equal reports the same settings, whatever the replies mean and whoever may send: a connection
+// with one serves the other.
 func (a Account) Equal(b Account) bool {
 	a.Replies, b.Replies = nil, nil
+	a.Senders, b.Senders = "", ""
 	return a == b
 }
 
@@ -119,6 +122,9 @@ func (a Account) Validate() error {
 		}
 	}
 	if err := a.validateTLS(); err != nil {
+		return err
+	}
+	if err := a.validateSender(); err != nil {
 		return err
 	}
 	return a.validateAccount()

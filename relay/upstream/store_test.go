@@ -80,7 +80,7 @@ func TestUpstreams(t *testing.T) {
 		{Name: "provider", Host: "smtp.provider.example", Port: 587, TLS: TLSRequire, Username: "relay", MaxConnections: 7},
 		{Name: "sink", Host: "127.0.0.1", Port: 2600, TLS: TLSNone},
 	}
-	if diff := cmp.Diff(want, list, cmpopts.IgnoreFields(Listed{}, "CreatedAt")); diff != "" {
+	if diff := cmp.Diff(want, list, cmpopts.IgnoreFields(Listed{}, "CreatedAt"), cmpopts.EquateEmpty()); diff != "" {
 		t.Error(diff)
 	}
 	var sealed []byte

@@ -47,8 +47,8 @@ func routeFaults() []fault {
 		{"route.ok", "1 in all", nothing},
 		{"route.none", "none", seen(func(v *mailView) { v.rules = nil })},
 		{"route.no-default", "1 rules, none", seen(func(v *mailView) { v.rules[0].SenderDomain = "example.com" })},
-		{"route.gone", `route 1 names "out"`, seen(func(v *mailView) { v.rules[0].Upstreams = []string{"out"} })},
-		{"route.user-gone", "route 2", seen(func(v *mailView) { v.rules = append(v.rules, route.Rule{ID: 2, UserID: 4711}) })},
+		{"route.gone", `route 1 names "out"`, seen(func(v *mailView) { v.rules[0].Via = []string{"out"} })},
+		{"route.hidden", "route 2, after route 1", seen(func(v *mailView) { v.rules = append(v.rules, route.Rule{ID: 2, UserID: 4711}) })},
 		{"route.paused", "since ", seen(func(v *mailView) { v.accounts = []upstream.Listed{{Name: "out", PausedAt: new(time.Now())}} })},
 		{"route.unused", "upstream out", seen(func(v *mailView) { v.accounts = []upstream.Listed{{Name: "out"}} })},
 		{"route.sealed", "does not open its password", seen(func(v *mailView) { v.sealed = []string{"out"} })},
@@ -186,7 +186,7 @@ func TestCheckReadsTheDatabase(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := routes.Add(t.Context(), route.Rule{Upstreams: []string{"a"}}); err != nil {
+	if _, err := routes.Add(t.Context(), route.Rule{Via: []string{"a"}}, 0); err != nil {
 		t.Fatal(err)
 	}
 	users := auth.NewStore(p.pool)

@@ -112,7 +112,7 @@ func (c *checkup) readView(ctx context.Context, pool *pgxpool.Pool) (*mailView, 
 // asks whether any mail may.
 func (v *mailView) byMX(domain string) bool {
 	return slices.ContainsFunc(v.rules, func(r route.Rule) bool {
-		return r.MX() && (domain == "" || r.SenderDomain == "" || r.SenderDomain == domain)
+		return r.MX() && (domain == "" || r.SenderDomain == "" || route.Within(domain, r.SenderDomain))
 	})
 }
 

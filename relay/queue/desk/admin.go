@@ -153,6 +153,7 @@ type Event struct {
 	RemoteAddr        string     `json:"remote_addr,omitempty"`
 	TLS               string     `json:"tls,omitempty"`
 	Upstream          string     `json:"upstream,omitempty"`
+	SentAs            string     `json:"sent_as,omitempty"` // the mailbox in the sender's place
 	Node              string     `json:"node,omitempty"`
 	Scope             string     `json:"scope,omitempty"` // what was at fault: "" is the recipient or the message
 	Epoch             int64      `json:"epoch,omitempty"`
@@ -280,7 +281,7 @@ func scanEvent(row pgx.CollectableRow) (Event, error) {
 	var rcpt addressColumns
 	var reply replyColumns
 	err := row.Scan(&t.N, &t.At, &t.StartedAt, &t.Result, &rcpt.local, &rcpt.domain, &reply.code, &reply.enhanced, &reply.text,
-		&t.RemoteMTA, &t.RemoteAddr, &t.TLS, &t.Upstream, &t.Node, &t.Scope, &t.Epoch, &t.OutcomeUnknown, &t.PossibleDuplicate, &t.DSNPassed, &t.Fenced)
+		&t.RemoteMTA, &t.RemoteAddr, &t.TLS, &t.Upstream, &t.SentAs, &t.Node, &t.Scope, &t.Epoch, &t.OutcomeUnknown, &t.PossibleDuplicate, &t.DSNPassed, &t.Fenced)
 	t.Recipient, t.Reply = rcpt.String(), reply.String()
 	return t, err
 }

@@ -38,7 +38,7 @@ from message where id = @id
 
 -- name: events
 select n, at, started_at, result, local, domain, reply_code, reply_enhanced, reply_text, remote_mta, remote_addr, tls, upstream,
-	node, coalesce(scope, ''), epoch, outcome_unknown, possible_duplicate, dsn_passed, fenced
+	coalesce(sent_as, ''), node, coalesce(scope, ''), epoch, outcome_unknown, possible_duplicate, dsn_passed, fenced
 from history where message_id = @id order by at, n
 
 -- name: notices

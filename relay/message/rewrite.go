@@ -1,0 +1,164 @@
+package message
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"math"
+	"slices"
+
+	"postern/relay/smtp"
+)
+
+// Edit puts text in the place of Cut octets at At of a message.
+type Edit struct {
+	At, Cut int64
+	Put     []byte
+}
+
+// Rewrite finds what makes one mailbox the author of a stored message: edits in their order, and
+// whether the header section then has UTF-8 beyond ASCII.
+//
+//	From      is author, with the name that was there if one address was, and no @ is in it
+//	Reply-To  is what From was, unless there is one
+//	Sender    is removed: one author has no other sender (RFC 5322 section 3.6.2)
+//
+// A From field that names author alone stays as it is. The same message has the same edits,
+// whenever it is asked about. Of r, which is a whole stored message, only the header section is
+// held, which was bounded when the message was prepared. The error is r's.
+func Rewrite(r io.Reader, author smtp.Address) (edits []Edit, utf8 bool, err error) {
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	s := scanner{src: r, buf: *buf, max: math.MaxInt}
+	fields, err := s.authorship()
+	if err != nil {
+		return nil, false, err
+	}
+	has := func(f known) bool { return slices.ContainsFunc(fields, func(p place) bool { return p.field == f }) }
+	header := s.buf[:s.pos]
+	if !has(fieldFrom) { // as no message is that came by Prepare
+		edits = append(edits, Edit{Put: appendLine(nil, "From: ", author.String())})
+	}
+	first := true
+	for _, f := range fields {
+		e := Edit{At: int64(f.start), Cut: int64(f.end - f.start)}
+		switch {
+		case f.field == fieldReplyTo:
+			continue
+		case f.field == fieldFrom && first:
+			first = false
+			if e.Put = rewriteFrom(header[f.value:f.end], author, !has(fieldReplyTo)); e.Put == nil {
+				continue
+			}
+		}
+		edits = append(edits, e)
+	}
+	at := int64(0)
+	for _, e := range edits {
+		utf8 = utf8 || hasUTF8(header[at:e.At]) || hasUTF8(e.Put)
+		at = e.At + e.Cut
+	}
+	return edits, utf8 || hasUTF8(header[at:]), nil
+}
+
+// place is where a field is: its body begins at value.
+type place struct {
+	field             known
+	start, value, end int
+}
+
+// authorship finds the fields that Rewrite looks at, up to the end of the header section, where
+// pos is then.
+func (s *scanner) authorship() (found []place, err error) {
+	within := false
+	for {
+		line, err := s.line()
+		if err != nil {
+			return nil, err
+		}
+		name, value := fieldName(line)
+		folded := len(line) > 0 && (line[0] == ' ' || line[0] == '\t')
+		if name == nil && !folded { // the empty line, or the end
+			break
+		}
+		start := s.pos
+		s.pos += len(line)
+		if folded {
+			if within {
+				found[len(found)-1].end = s.pos
+			}
+			continue
+		}
+		f := lookUp(name)
+		if within = f == fieldFrom || f == fieldSender || f == fieldReplyTo; within {
+			found = append(found, place{f, start, s.pos - len(value), s.pos})
+		}
+	}
+	if s.srcErr != nil && !errors.Is(s.srcErr, io.EOF) {
+		return nil, s.srcErr
+	}
+	return found, nil
+}
+
+// rewriteFrom returns the From field of author in place of the one with this body and, if it is
+// wanted, a Reply-To field with what that named; nil if that names author alone.
+func rewriteFrom(value []byte, author smtp.Address, replyTo bool) []byte {
+	p := addressList{in: bytes.TrimSuffix(value, crlf), utf8: true, specs: [][2]int{}}
+	err := p.read()
+	one := err == nil && len(p.out) == 1 && !p.grouped
+	if one && same(p.out[0], author) {
+		return nil
+	}
+	var put []byte
+	if one {
+		before, after := p.in[:p.specs[0][0]], p.in[p.specs[0][1]:]
+		if bytes.IndexByte(before, '@') < 0 && bytes.IndexByte(after, '@') < 0 {
+			put = appendLine(nil, "From:", string(before), author.String(), string(after))
+		}
+	}
+	if put == nil || hasLongLine(put) {
+		put = appendLine(nil, "From: ", author.String())
+	}
+	if !replyTo || err == nil && len(p.out) == 0 {
+		return put
+	}
+	value = p.in
+	if err == nil {
+		value = p.asciiDomains()
+	}
+	field := appendLine(nil, "Reply-To:", string(value))
+	if hasLongLine(field) {
+		field = appendLine(nil, "Reply-To:\r\n ", string(value))
+	}
+	return append(put, field...)
+}
+
+// asciiDomains is the text of the list with the domains of its addresses in A-labels where that
+// makes them ASCII.
+func (p *addressList) asciiDomains() (text []byte) {
+	at := 0
+	for i, spec := range p.specs {
+		if written := p.in[spec[0]:spec[1]]; !smtp.IsASCII(written) {
+			text = append(append(text, p.in[at:spec[0]]...), p.out[i].String()...)
+			at = spec[1]
+		}
+	}
+	return append(text, p.in[at:]...)
+}
+
+func appendLine(b []byte, parts ...string) []byte {
+	for _, part := range parts {
+		b = append(b, part...)
+	}
+	return append(b, crlf...)
+}
+
+// hasLongLine reports a line that a server behind us may break anywhere.
+func hasLongLine(field []byte) bool {
+	for line := range bytes.SplitSeq(field, crlf) {
+		if len(line) > maxLine {
+			return true
+		}
+	}
+	return false
+}
