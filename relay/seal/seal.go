@@ -110,14 +110,15 @@ func (s *Sealer) Current() string {
 	return r.keys[r.current].id
 }
 
-// Use makes a key of the ring the current one. Without it the former one stays.
+// Use makes a key of the ring the current one. If it is not there the error is ErrSeal, and the
+// former one stays.
 func (s *Sealer) Use(id string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.ring.Load()
 	i := r.index(id)
 	if i < 0 {
-		return fmt.Errorf("secrets are sealed with key %s, which %s does not have: copy the file of a node that has it", id, s.path)
+		return fmt.Errorf("%w: key %s is in use, which %s does not have: copy the file of a node that has it", ErrSeal, id, s.path)
 	}
 	s.ring.Store(&ring{r.keys, i})
 	return nil
