@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/screen"
@@ -17,55 +16,47 @@ func (a *app) keyCmd() *cobra.Command {
 	return noun("key", "the keys that seal secrets in the database", a.keyListCmd(), a.keyRotateCmd(), a.keyUseCmd(), a.keyRemoveCmd())
 }
 
-// onKeys is a command on this machine's ring of keys, which must be there.
-func (a *app) onKeys(cmd *cobra.Command, do func(ctx context.Context, keys *keyring.Admin) error) error {
+// keys are this machine's, which must be there.
+func (a *app) keys(users *accounts) (*keyring.Admin, error) {
 	cfg, _, err := a.source.Load()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	sealer, err := a.source.PresentSealer(cfg)
 	if err == nil && sealer == nil {
 		err = fmt.Errorf("%s is not there: copy it from another node; if there is none, it is made when it is first needed", a.source.SecretKeyPath(cfg))
 	}
-	if err != nil {
-		return err
-	}
-	return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
-		return do(ctx, &keyring.Admin{Pool: pool, Sealer: sealer, Actor: a.actor()})
-	})
+	return &keyring.Admin{Pool: users.pool, Sealer: sealer, Actor: users.actor}, err
 }
 
 func (a *app) keyListCmd() *cobra.Command {
-	var asJSON bool
-	cmd := &cobra.Command{
+	return listing[keyring.Key]{
+		head: []string{"KEY", "STATE", "SINCE", "VALUES", "NODES"},
+		row: func(k keyring.Key) []string {
+			since := "-"
+			if k.Since != nil {
+				since = screen.LocalTime(*k.Since)
+			}
+			return []string{k.ID, k.State, since, strconv.Itoa(k.Values), screen.OrDash(strings.Join(k.Nodes, ", "))}
+		},
+		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]keyring.Key, error) {
+			keys, err := a.keys(users)
+			if err != nil {
+				return nil, err
+			}
+			v, err := keyring.Read(ctx, users.pool, keys.Sealer)
+			if err != nil {
+				return nil, err
+			}
+			return v.Keys, nil
+		},
+	}.command(a, &cobra.Command{
 		Use:   "list",
 		Short: "list the sealing keys, what each still seals, and which nodes have it",
 		Long: `Lists the keys in this machine's file, and those that are missing there: which one seals,
 since when, how many values in the database each has sealed, and which living nodes have it.`,
 		Args: noArguments,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.onKeys(cmd, func(ctx context.Context, keys *keyring.Admin) error {
-				v, err := keyring.Read(ctx, keys.Pool, keys.Sealer)
-				if err != nil {
-					return err
-				}
-				if asJSON {
-					return printJSON(a.stdout, v.Keys)
-				}
-				t := table{head: []string{"KEY", "STATE", "SINCE", "VALUES", "NODES"}}
-				for _, k := range v.Keys {
-					since := ""
-					if k.Since != nil {
-						since = screen.LocalTime(*k.Since)
-					}
-					t.add(k.ID, k.State, screen.OrDash(since), strconv.Itoa(k.Values), screen.OrDash(strings.Join(k.Nodes, ", ")))
-				}
-				return t.print(a.stdout)
-			})
-		},
-	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return cmd
+	})
 }
 
 func (a *app) keyRotateCmd() *cobra.Command {
@@ -76,20 +67,22 @@ func (a *app) keyRotateCmd() *cobra.Command {
 file to the other nodes, then 'postern key use'. Until that, nothing is sealed with it. Run
 again, it adds no other.`,
 		Args: noArguments,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.onKeys(cmd, func(ctx context.Context, keys *keyring.Admin) error {
-				id, added, err := keys.Rotate(ctx)
-				if err != nil {
-					return err
-				}
-				said := "added key %[1]s; nothing is sealed with it yet"
-				if !added {
-					said = "key %[1]s was added before and is not in use; no other is added"
-				}
-				_, err = fmt.Fprintf(a.stdout, said+"\nto do: copy secret_key_file to the other nodes, if there are any; a few seconds later, 'postern key use %[1]s'\n", id)
+		RunE: a.onUsers(func(ctx context.Context, users *accounts, _ []string) error {
+			keys, err := a.keys(users)
+			if err != nil {
 				return err
-			})
-		},
+			}
+			id, added, err := keys.Rotate(ctx)
+			if err != nil {
+				return err
+			}
+			said := "added key %[1]s; nothing is sealed with it yet"
+			if !added {
+				said = "key %[1]s was added before and is not in use; no other is added"
+			}
+			_, err = fmt.Fprintf(a.stdout, said+"\nto do: copy secret_key_file to the other nodes, if there are any; a few seconds later, 'postern key use %[1]s'\n", id)
+			return err
+		}),
 	}
 }
 
@@ -101,15 +94,17 @@ func (a *app) keyUseCmd() *cobra.Command {
 		Long: `Makes a key of this machine's file the current one. The nodes seal with it within seconds,
 and seal anew what the former one has sealed. It is refused while a living node lacks the key.`,
 		Args: one("KEY", "the KEY; 'postern key list' shows them"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.onKeys(cmd, func(ctx context.Context, keys *keyring.Admin) error {
-				if err := keys.Use(ctx, args[0], force); err != nil {
-					return err
-				}
-				_, err := fmt.Fprintf(a.stdout, "key %s seals; 'postern key list' shows what is not yet sealed anew\n", args[0])
+		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
+			keys, err := a.keys(users)
+			if err != nil {
 				return err
-			})
-		},
+			}
+			if err := keys.Use(ctx, args[0], force); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(a.stdout, "key %s seals; 'postern key list' shows what is not yet sealed anew\n", args[0])
+			return err
+		}),
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "even if a living node lacks the key and cannot open what it seals")
 	return cmd
@@ -123,14 +118,16 @@ func (a *app) keyRemoveCmd() *cobra.Command {
 while the key seals anything, and while a living node lacks the current key. A backup of the
 database that is older needs the file as it was.`,
 		Args: one("KEY", "the KEY; 'postern key list' shows them"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.onKeys(cmd, func(ctx context.Context, keys *keyring.Admin) error {
-				if err := keys.Remove(ctx, args[0]); err != nil {
-					return err
-				}
-				_, err := fmt.Fprintf(a.stdout, "removed key %s from this machine's file\nto do: copy secret_key_file to the other nodes\n", args[0])
+		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
+			keys, err := a.keys(users)
+			if err != nil {
 				return err
-			})
-		},
+			}
+			if err := keys.Remove(ctx, args[0]); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(a.stdout, "removed key %s from this machine's file\nto do: copy secret_key_file to the other nodes\n", args[0])
+			return err
+		}),
 	}
 }

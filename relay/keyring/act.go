@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -45,8 +44,7 @@ type View struct {
 
 // Lacking are the living nodes that do not have a key.
 func (v *View) Lacking(id string) []string {
-	i := slices.IndexFunc(v.Keys, func(k Key) bool { return k.ID == id })
-	return slices.DeleteFunc(slices.Clone(v.Nodes), func(node string) bool { return i >= 0 && slices.Contains(v.Keys[i].Nodes, node) })
+	return slices.DeleteFunc(slices.Clone(v.Nodes), func(node string) bool { return slices.Contains(v.known(id).Nodes, node) })
 }
 
 // Read looks at the keys of a Sealer, and at the nodes and values of a database.
@@ -55,30 +53,34 @@ func Read(ctx context.Context, db pg.DB, sealer *seal.Sealer) (*View, error) {
 	if err != nil {
 		return nil, err
 	}
-	v, here, keys := &View{Current: id, Age: age}, sealer.Keys(), map[string]*Key{}
+	v, here := &View{Current: id, Age: age}, sealer.Keys()
 	if id == "" && here != nil {
 		v.Current = here[0]
 	}
-	known := func(id string) *Key {
-		if keys[id] == nil {
-			keys[id] = &Key{ID: id, State: "missing", Nodes: []string{}}
-		}
-		return keys[id]
-	}
+	at := slices.Index(here, v.Current)
 	for i, id := range here {
-		known(id).State = "old"
-		if at := slices.Index(here, v.Current); i > at {
-			known(id).State = "new"
+		v.known(id).State = "old"
+		if i == at {
+			v.known(id).State = "current"
+		} else if i > at && at >= 0 {
+			v.known(id).State = "new"
 		}
-	}
-	if slices.Contains(here, v.Current) {
-		known(v.Current).State = "current"
 	}
 	if id != "" {
-		known(id).Since = &since
+		v.known(id).Since = &since
 	}
-	if err := v.nodes(ctx, db, known); err != nil {
-		return nil, err
+	rows, _ := db.Query(ctx, sqlRings) // ForEachRow has its error
+	var node string
+	var ids []string
+	_, err = pgx.ForEachRow(rows, []any{&node, &ids}, func() error {
+		v.Nodes = append(v.Nodes, node)
+		for _, id := range ids {
+			v.known(id).Nodes = append(v.known(id).Nodes, node)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read which node has which sealing keys: %w", err)
 	}
 	for _, c := range columns() {
 		err := each(ctx, db, c, nil, func(x value) {
@@ -87,41 +89,24 @@ func Read(ctx context.Context, db pg.DB, sealer *seal.Sealer) (*View, error) {
 				v.Unopened = append(v.Unopened, strings.Join(x.parts, " "))
 			}
 			if id != "" {
-				known(id).Values++
+				v.known(id).Values++
 			}
 		})
 		if err != nil {
 			return nil, err
 		}
 	}
-	for _, id := range slices.Concat(here, slices.Sorted(maps.Keys(keys))) {
-		if k := keys[id]; k != nil {
-			v.Keys = append(v.Keys, *k)
-			delete(keys, id)
-		}
-	}
 	return v, nil
 }
 
-func (v *View) nodes(ctx context.Context, db pg.DB, known func(string) *Key) error {
-	rows, err := db.Query(ctx, sqlRings)
-	if err != nil {
-		return fmt.Errorf("read which node has which sealing keys: %w", err)
+// known is one of Keys, which is missing if nothing else is known of it.
+func (v *View) known(id string) *Key {
+	i := slices.IndexFunc(v.Keys, func(k Key) bool { return k.ID == id })
+	if i < 0 {
+		i = len(v.Keys)
+		v.Keys = append(v.Keys, Key{ID: id, State: "missing", Nodes: []string{}})
 	}
-	var node string
-	var ids []string
-	_, err = pgx.ForEachRow(rows, []any{&node, &ids}, func() error {
-		v.Nodes = append(v.Nodes, node)
-		for _, id := range ids {
-			k := known(id)
-			k.Nodes = append(k.Nodes, node)
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("read which node has which sealing keys: %w", err)
-	}
-	return nil
+	return &v.Keys[i]
 }
 
 // Admin changes the keys, in this machine's file and in the database.
@@ -180,7 +165,7 @@ func (a *Admin) Use(ctx context.Context, id string, force bool) error {
 	return a.act(ctx, func(tx pgx.Tx, v *View) (deed audit.Deed, err error) {
 		lacking := v.Lacking(id)
 		switch {
-		case !slices.Contains(a.Sealer.Keys(), id):
+		case v.known(id).State == "missing":
 			return deed, refusal.NotFound("this machine's file has no key %q; see 'postern key list'", id)
 		case v.Current == id:
 			return deed, refusal.Exists("key %s is in use already", id)
@@ -196,15 +181,14 @@ func (a *Admin) Use(ctx context.Context, id string, force bool) error {
 // refusal.ErrInvalid.
 func (a *Admin) Remove(ctx context.Context, id string) error {
 	return a.act(ctx, func(_ pgx.Tx, v *View) (deed audit.Deed, err error) {
-		i := slices.IndexFunc(v.Keys, func(k Key) bool { return k.ID == id && k.State != "missing" })
-		lacking := v.Lacking(v.Current)
+		key, lacking := v.known(id), v.Lacking(v.Current)
 		switch {
-		case i < 0:
+		case key.State == "missing":
 			return deed, refusal.NotFound("this machine's file has no key %q; see 'postern key list'", id)
 		case v.Current == id:
 			return deed, refusal.Invalid("key %s is in use; make another one with 'postern key rotate' first", id)
-		case v.Keys[i].Values > 0:
-			return deed, refusal.Invalid("%d values are still sealed with key %s; a running node seals them anew", v.Keys[i].Values, id)
+		case key.Values > 0:
+			return deed, refusal.Invalid("%d values are still sealed with key %s; a running node seals them anew", key.Values, id)
 		case v.Age > 0 && v.Age < keptFor:
 			return deed, refusal.Invalid("key %s was in use less than %s ago, and a command that began then may still use it: wait", id, keptFor)
 		case len(lacking) > 0:

@@ -59,6 +59,7 @@ type Config struct {
 // Ring keeps a running node's keys as its file and the database say.
 type Ring struct {
 	cfg      Config
+	every    time.Duration
 	recorded string // the epoch and keys that the database has
 	said     string // the last error that was logged
 	clean    string // the key with which all was sealed at cleanAt
@@ -66,11 +67,11 @@ type Ring struct {
 }
 
 // New returns a Ring; Run has to be running.
-func New(cfg Config) *Ring { return &Ring{cfg: cfg} }
+func New(cfg Config) *Ring { return &Ring{cfg: cfg, every: Every} }
 
 // Run works until the end of ctx.
 func (r *Ring) Run(ctx context.Context) {
-	tick := time.NewTicker(Every)
+	tick := time.NewTicker(r.every)
 	defer tick.Stop()
 	for {
 		err := r.look(ctx)
@@ -175,8 +176,8 @@ func each(ctx context.Context, db pg.DB, c seal.Column, head []byte, do func(v v
 	return nil
 }
 
-// reseal seals a batch of each column with the current key. What was changed since it was read is
-// left alone, and so is what does not open.
+// reseal seals a batch of each column with the current key. It leaves alone the values that do not
+// open, or that were changed since they were read.
 func reseal(ctx context.Context, db pg.DB, sealer *seal.Sealer) (n int64, err error) {
 	for _, c := range columns() {
 		var list []value

@@ -367,6 +367,7 @@ func TestRunFollows(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	a := newMachine(t, db, "a", "")
+	a.node.every = 10 * time.Millisecond
 	ctx, stop := context.WithCancel(t.Context())
 	var loop sync.WaitGroup
 	loop.Go(func() { a.node.Run(ctx) })

@@ -2,14 +2,12 @@ package seal
 
 import (
 	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
 
 	"postern/internal/owned"
@@ -37,8 +35,6 @@ func LoadOrCreate(path string) (*Sealer, error) {
 
 // Reload reads the file again. One that is damaged, or that lacks the current key, changes nothing.
 func (s *Sealer) Reload() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	r, err := load(s.path)
 	if err != nil {
 		return err
@@ -50,92 +46,60 @@ func (s *Sealer) Reload() error {
 	return nil
 }
 
-// fileMark is the first line of a ring.
-const fileMark = "postern sealing keys 1\n"
+// mostKeys bounds a ring.
+const mostKeys = 64
 
 func load(path string) (*ring, error) {
 	text, err := owned.ReadSecret(path, nil)
 	if err != nil {
 		return nil, fmt.Errorf("read key: %w", err)
 	}
+	if n := len(text); n == 0 || n%KeySize != 0 || n > mostKeys*KeySize {
+		return nil, fmt.Errorf("key %s: not a key of %d octets, nor up to %d such keys", path, KeySize, mostKeys)
+	}
 	r := &ring{}
-	lines, many := strings.CutPrefix(string(text), fileMark)
-	switch {
-	case many:
-		for i, line := range strings.Split(strings.TrimSuffix(lines, "\n"), "\n") {
-			if err := r.addLine(line); err != nil {
-				return nil, fmt.Errorf("key %s: line %d: %w: copy the file from another node or a backup", path, i+2, err)
-			}
+	for secret := range slices.Chunk(text, KeySize) {
+		if err := r.add(secret); err != nil {
+			return nil, fmt.Errorf("key %s: %w", path, err)
 		}
-	case len(text) == KeySize:
-		err = r.add(text)
 	}
-	if err == nil && len(r.keys) == 0 {
-		err = fmt.Errorf("key %s: not a key of %d octets, nor a ring of keys", path, KeySize)
-	}
-	return r, err
-}
-
-func (r *ring) addLine(line string) error {
-	id, text, _ := strings.Cut(line, " ")
-	secret, err := hex.DecodeString(text)
-	if err == nil {
-		err = r.add(secret)
-	}
-	if err == nil && r.keys[len(r.keys)-1].id != id {
-		err = errors.New("the key and its name do not match")
-	}
-	return err
-}
-
-func (r *ring) text() []byte {
-	b := []byte(fileMark)
-	for _, k := range r.keys {
-		b = fmt.Appendf(b, "%s %x\n", k.id, k.secret)
-	}
-	return b
+	return r, nil
 }
 
 // Add makes a key and writes it to the file, behind the others. Of several processes one at a
 // time may change the file.
 func (s *Sealer) Add() (id string, err error) {
-	err = s.change(func(r *ring) error {
-		secret := make([]byte, KeySize)
-		rand.Read(secret)
-		err := r.add(secret)
-		id = r.keys[len(r.keys)-1].id
-		return err
-	})
-	return id, err
+	if err := s.Reload(); err != nil { // another process may have changed it
+		return "", err
+	}
+	secret := make([]byte, KeySize)
+	rand.Read(secret)
+	r := &ring{keys: slices.Clone(s.ring.Load().keys)}
+	if err := r.add(secret); err != nil {
+		return "", err
+	}
+	return r.keys[len(r.keys)-1].id, s.replace(r.keys)
 }
 
-// Remove takes a key other than the current one out of the file.
+// Remove takes a key other than the current one out of the file, under the same condition.
 func (s *Sealer) Remove(id string) error {
-	return s.change(func(r *ring) error {
-		r.keys = slices.DeleteFunc(r.keys, func(k key) bool { return k.id == id && id != s.Current() })
-		return nil
-	})
-}
-
-// change writes a changed ring beside the file, and renames it to that: a crash leaves the one or
-// the other. The file keeps its mode and owner. It is read anew: another process may have changed it.
-func (s *Sealer) change(edit func(*ring) error) error {
 	if err := s.Reload(); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	was := s.ring.Load()
-	r := &ring{keys: slices.Clone(was.keys)}
-	if err := edit(r); err != nil {
-		return err
+	return s.replace(slices.DeleteFunc(slices.Clone(s.ring.Load().keys), func(k key) bool { return k.id == id && id != s.Current() }))
+}
+
+// replace writes keys beside the file and renames that: a crash leaves the one or the other. The
+// file keeps its mode and owner; a link is followed.
+func (s *Sealer) replace(keys []key) error {
+	var text []byte
+	for _, k := range keys {
+		text = append(text, k.secret...)
 	}
-	r.current = r.index(was.keys[was.current].id)
-	if err := replace(s.path, r.text()); err != nil {
+	if err := replace(s.path, text); err != nil {
 		return fmt.Errorf("write key: %w", err)
 	}
-	s.ring.Store(r)
-	return nil
+	return s.Reload()
 }
 
 func replace(path string, text []byte) error {

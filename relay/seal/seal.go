@@ -6,14 +6,9 @@
 // to another row it does not open. The first key is made when it is first needed; the file is
 // the same on all nodes of one database, and without it the sealed secrets are lost.
 //
-// The file has a ring of keys, in one of two forms:
-//
-//   - a bare key: its 32 octets;
-//   - a line "postern sealing keys 1", and for each key a line "ID KEY" in hexadecimal.
-//
-// The ID is the start of the key's SHA-256, so that a damaged line is found. A sealed value is
-// "key:ID:", a nonce of 24 octets and the ciphertext. Values of former versions are without
-// "key:ID:"; the keys are tried on them in turn.
+// The file has a ring of keys of 32 octets, one behind the other. A key's ID is the start of its
+// SHA-256. A sealed value is "key:ID:", a nonce of 24 octets and the ciphertext. Values of former
+// versions are without "key:ID:"; the keys are tried on them in turn.
 //
 // A key is one of:
 //
@@ -34,7 +29,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"sync/atomic"
 
 	"golang.org/x/crypto/chacha20poly1305"
@@ -47,10 +41,10 @@ const KeySize = chacha20poly1305.KeySize
 // damage.
 var ErrSeal = errors.New("what is sealed does not open with this key")
 
-// Sealer seals with the current key of a ring, and opens with each. It is safe for concurrent use.
+// Sealer seals with the current key of a ring, and opens with each. It is safe for concurrent use,
+// while one goroutine at a time calls Use, Reload, Add and Remove.
 type Sealer struct {
-	path string     // of the file; "": none
-	mu   sync.Mutex // of those who change ring
+	path string // of the file
 	ring atomic.Pointer[ring]
 }
 
@@ -113,8 +107,6 @@ func (s *Sealer) Current() string {
 // Use makes a key of the ring the current one. If it is not there the error is ErrSeal, and the
 // former one stays.
 func (s *Sealer) Use(id string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	r := s.ring.Load()
 	i := r.index(id)
 	if i < 0 {

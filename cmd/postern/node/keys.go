@@ -43,14 +43,6 @@ func (n *Node) openKeys(ctx context.Context, pool *pgxpool.Pool) error {
 	return err
 }
 
-// reload reads the file of keys again.
-func (k *keys) reload() error {
-	if k.sealer == nil {
-		return nil
-	}
-	return k.sealer.Reload()
-}
-
 func (n *Node) startKeys() {
 	if n.keys.ring == nil {
 		return

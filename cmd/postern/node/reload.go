@@ -26,9 +26,6 @@ func (n *Node) reload(ctx context.Context) {
 	n.supervisor.reloading()
 	defer func() { n.supervisor.ready(n.summary()) }()
 	next, err := inTime(ctx, n.reread)
-	if err == nil {
-		_, err = inTime(ctx, func() (struct{}, error) { return struct{}{}, n.keys.reload() })
-	}
 	if err == nil && n.front != nil {
 		_, err = inTime(ctx, func() (struct{}, error) { return struct{}{}, n.front.certs.Reload() })
 	}
