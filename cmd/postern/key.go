@@ -29,6 +29,17 @@ func (a *app) keys(users *accounts) (*keyring.Admin, error) {
 	return &keyring.Admin{Pool: users.pool, Sealer: sealer, Actor: users.actor}, err
 }
 
+// onKeys makes the RunE of a command on them, with the KEY that is named.
+func (a *app) onKeys(do func(ctx context.Context, keys *keyring.Admin, id string) error) func(*cobra.Command, []string) error {
+	return a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
+		keys, err := a.keys(users)
+		if err != nil {
+			return err
+		}
+		return do(ctx, keys, strings.Join(args, ""))
+	})
+}
+
 func (a *app) keyListCmd() *cobra.Command {
 	return listing[keyring.Key]{
 		head: []string{"KEY", "STATE", "SINCE", "VALUES", "NODES"},
@@ -67,11 +78,7 @@ func (a *app) keyRotateCmd() *cobra.Command {
 file to the other nodes, then 'postern key use'. Until that, nothing is sealed with it. Run
 again, it adds no other.`,
 		Args: noArguments,
-		RunE: a.onUsers(func(ctx context.Context, users *accounts, _ []string) error {
-			keys, err := a.keys(users)
-			if err != nil {
-				return err
-			}
+		RunE: a.onKeys(func(ctx context.Context, keys *keyring.Admin, _ string) error {
 			id, added, err := keys.Rotate(ctx)
 			if err != nil {
 				return err
@@ -94,15 +101,11 @@ func (a *app) keyUseCmd() *cobra.Command {
 		Long: `Makes a key of this machine's file the current one. The nodes seal with it within seconds,
 and seal anew what the former one has sealed. It is refused while a living node lacks the key.`,
 		Args: one("KEY", "the KEY; 'postern key list' shows them"),
-		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
-			keys, err := a.keys(users)
-			if err != nil {
+		RunE: a.onKeys(func(ctx context.Context, keys *keyring.Admin, id string) error {
+			if err := keys.Use(ctx, id, force); err != nil {
 				return err
 			}
-			if err := keys.Use(ctx, args[0], force); err != nil {
-				return err
-			}
-			_, err = fmt.Fprintf(a.stdout, "key %s seals; 'postern key list' shows what is not yet sealed anew\n", args[0])
+			_, err := fmt.Fprintf(a.stdout, "key %s seals; 'postern key list' shows what is not yet sealed anew\n", id)
 			return err
 		}),
 	}
@@ -118,15 +121,11 @@ func (a *app) keyRemoveCmd() *cobra.Command {
 while the key seals anything, and while a living node lacks the current key. A backup of the
 database that is older needs the file as it was.`,
 		Args: one("KEY", "the KEY; 'postern key list' shows them"),
-		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
-			keys, err := a.keys(users)
-			if err != nil {
+		RunE: a.onKeys(func(ctx context.Context, keys *keyring.Admin, id string) error {
+			if err := keys.Remove(ctx, id); err != nil {
 				return err
 			}
-			if err := keys.Remove(ctx, args[0]); err != nil {
-				return err
-			}
-			_, err = fmt.Fprintf(a.stdout, "removed key %s from this machine's file\nto do: copy secret_key_file to the other nodes\n", args[0])
+			_, err := fmt.Fprintf(a.stdout, "removed key %s from this machine's file\nto do: copy secret_key_file to the other nodes\n", id)
 			return err
 		}),
 	}

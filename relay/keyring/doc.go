@@ -8,8 +8,8 @@
 // A key goes through these states, each by a command of its own:
 //
 //   - Rotate writes it to the file of one machine: new. An admin copies the file to the others;
-//     each node reads it within [Every], and records the keys that it has.
-//   - Use makes it current, once every living node has it. The nodes follow within [Every]; what
+//     each node reads it within seconds, and records the keys that it has.
+//   - Use makes it current, once every living node has it. The nodes follow within seconds; what
 //     a slower one still seals with the old key, all can open. In the background they seal values
 //     anew, each by one statement that changes it only if nobody else has.
 //   - Remove takes the old key out of the file: an hour later, for a command or a login that

@@ -34,8 +34,8 @@ var (
 )
 
 const (
-	// Every is how often a node reads its file, and asks for the current key.
-	Every = 2 * time.Second
+	// lookEvery is how often a node reads its file, and asks for the current key.
+	lookEvery = 2 * time.Second
 	// lookTime bounds what a node does each time.
 	lookTime = 10 * time.Second
 	// batch is how many values of a column a node seals anew each time.
@@ -67,7 +67,7 @@ type Ring struct {
 }
 
 // New returns a Ring; Run has to be running.
-func New(cfg Config) *Ring { return &Ring{cfg: cfg, every: Every} }
+func New(cfg Config) *Ring { return &Ring{cfg: cfg, every: lookEvery} }
 
 // Run works until the end of ctx.
 func (r *Ring) Run(ctx context.Context) {

@@ -102,7 +102,7 @@ func keyFaults() []fault {
 		{"key.lacking", "secret.key", func(t *testing.T, p *patient) {
 			p.sql(t, `insert into sealing_key (id) values ('12345678')`)
 		}},
-		{"key.differ", "one lacks it, two has it", func(t *testing.T, p *patient) {
+		{"key.differ", "secret.key lacks it, two has it", func(t *testing.T, p *patient) {
 			sealer, err := p.c.source.Sealer(p.c.cfg)
 			if err != nil {
 				t.Fatal(err)
