@@ -16,6 +16,7 @@
 //	acme          certificates from an authority, shared by all nodes
 //	submission    the listeners on 587 and 465
 //	seal          secrets that the database must not reveal
+//	keyring       which key seals them, on all nodes
 //	upstream      accounts with the smarthosts
 //	upstream/oauth  access tokens for their accounts, shared by all nodes
 //	route         the rules that choose the way of a recipient

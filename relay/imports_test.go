@@ -40,6 +40,7 @@ var arrows = map[string]string{
 	"relay/retention":     "relay/queue relay/queue/content internal/panics internal/pg",
 	"relay/submission":    "relay/smtp relay/message relay/maillog auth policy policy/quota relay/queue relay/queue/content relay/queue/reserve internal/share internal/panics internal/await",
 	"relay/seal":          "internal/owned",
+	"relay/keyring":       "relay/seal relay/acme relay/upstream relay/upstream/oauth auth/audit internal/pg internal/refusal",
 	"relay/certificate":   "internal/owned",
 	"relay/acme":          "relay/certificate relay/seal auth/audit internal/pg internal/panics internal/await internal/crowd",
 	"relay/route":         "relay/smtp relay/seal relay/upstream auth/audit internal/pg internal/refusal",
@@ -56,8 +57,8 @@ var arrows = map[string]string{
 
 	"cmd/postern":          "*",
 	"cmd/postern/config":   "cmd/postern/screen admin auth internal/owned internal/units relay/acme relay/delivery relay/queue relay/retention relay/seal relay/smtp relay/submission relay/upstream/oauth",
-	"cmd/postern/check":    "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/owned internal/units migrations relay/acme relay/certificate relay/delivery relay/queue/desk relay/route relay/seal relay/smtp relay/upstream relay/upstream/oauth internal/pgserver",
-	"cmd/postern/node":     "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/await internal/panics internal/pg migrations policy/quota relay/acme relay/anomaly relay/bounce relay/certificate relay/delivery relay/maillog relay/queue relay/queue/desk relay/retention relay/route relay/seal relay/submission relay/upstream relay/upstream/oauth",
+	"cmd/postern/check":    "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/owned internal/units migrations relay/acme relay/certificate relay/delivery relay/keyring relay/queue/desk relay/route relay/seal relay/smtp relay/upstream relay/upstream/oauth internal/pgserver",
+	"cmd/postern/node":     "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/await internal/panics internal/pg migrations policy/quota relay/acme relay/anomaly relay/bounce relay/certificate relay/delivery relay/keyring relay/maillog relay/queue relay/queue/desk relay/retention relay/route relay/seal relay/submission relay/upstream relay/upstream/oauth",
 	"cmd/postern/screen":   "",
 	"cmd/postern/database": "cmd/postern/config cmd/postern/screen internal/pg internal/pgserver migrations",
 	"cmd/postern/demo":     "auth cmd/postern/config cmd/postern/database cmd/postern/node cmd/postern/screen internal/capture internal/owned internal/pgserver migrations relay/certificate relay/queue relay/route relay/smtp relay/upstream internal/refusal",

@@ -15,6 +15,7 @@ import (
 
 	"postern/cmd/postern/screen"
 	"postern/internal/refusal"
+	"postern/relay/keyring"
 	"postern/relay/seal"
 	"postern/relay/upstream"
 	"postern/relay/upstream/oauth"
@@ -246,6 +247,9 @@ func (a *app) onUpstreams(ctx context.Context, key bool, do func(ctx context.Con
 		var sealer *seal.Sealer
 		if key {
 			if sealer, err = a.source.Sealer(cfg); err != nil {
+				return err
+			}
+			if err := keyring.Follow(ctx, pool, sealer); err != nil {
 				return err
 			}
 		}

@@ -423,6 +423,16 @@ func passwordOf(name, username string) string {
 	return "upstream\x00" + name + "\x00" + username
 }
 
+// Sealed describes the passwords and grants, with the places of passwordOf and grantOf.
+func Sealed() seal.Column {
+	return seal.Column{
+		Read: `
+select array['upstream', name, username] || case when oauth = '' then '{}' else '{oauth}'::text[] end, password
+from upstream where password is not null and ($1::bytea is null or substr(password, 1, length($1)) <> $1)`,
+		Write: `update upstream set password = $3 where name = ($1::text[])[2] and password = $2`,
+	}
+}
+
 func (s *Store) openGrant(a Account, sealed []byte) *Loaded {
 	text, err := s.sealer.Open(grantOf(a.Name, a.Username), sealed)
 	if err == nil {

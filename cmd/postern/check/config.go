@@ -144,7 +144,7 @@ func (c *checkup) secretKey(r *report) {
 		r.add("key.no-file", "secret key", "%s is not a regular file", path)
 		return
 	}
-	if _, err = seal.LoadOrCreateKey(path); err != nil {
+	if _, err = seal.LoadOrCreate(path); err != nil {
 		r.add(keyTrouble(err), "secret key", "%v", err)
 		return
 	}

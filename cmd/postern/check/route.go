@@ -18,8 +18,6 @@ var routeKinds = []kind{
 	{"route.hidden", health.Warning, "A route takes no mail, for one that comes before it takes all of it.", "put it first with 'postern route move', or remove it"},
 	{"route.unused", health.Info, "No route names the upstream.", ""},
 	{"route.paused", health.Warning, "An upstream is paused, so its mail waits.", "end the pause with 'postern upstream resume'"},
-	{"route.sealed", health.Failed, "This node's key does not open an upstream's password.",
-		"copy the key of the node where it was added, or give the password anew with 'postern upstream set'"},
 }
 
 func (c *checkup) lookAtRoutes(ctx context.Context, r *report) {
@@ -57,12 +55,5 @@ func (c *checkup) lookAtRoutes(ctx context.Context, r *report) {
 		if a.PausedAt != nil {
 			r.add("route.paused", "upstream "+a.Name, "since %s", screen.LocalTime(*a.PausedAt))
 		}
-	}
-	for _, name := range v.sealed {
-		if v.keyErr != nil {
-			r.add("route.sealed", "upstream "+name, "the password cannot be opened: %v", v.keyErr)
-			continue
-		}
-		r.add("route.sealed", "upstream "+name, "the key %s does not open its password", c.source.SecretKeyPath(c.cfg))
 	}
 }

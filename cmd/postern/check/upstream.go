@@ -13,6 +13,7 @@ import (
 	"postern/cmd/postern/database"
 	"postern/cmd/postern/screen"
 	"postern/relay/delivery"
+	"postern/relay/keyring"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
 	"postern/relay/upstream/oauth"
@@ -73,6 +74,12 @@ func (c *checkup) tokens(ctx context.Context) (tokens *oauth.Tokens, end func(),
 	pool, err := c.dialer.OpenPool(ctx, url, "check", 1, database.PrepareNothing)
 	if err != nil {
 		return nil, nil, err
+	}
+	if sealer != nil {
+		if err := keyring.Follow(ctx, pool, sealer); err != nil {
+			pool.Close()
+			return nil, nil, err
+		}
 	}
 	cfg.DB, cfg.Sealer, cfg.Node = pool, sealer, "postern check"
 	tokens = oauth.New(cfg)

@@ -13,6 +13,7 @@ import (
 	"postern/auth"
 	"postern/cmd/postern/database"
 	"postern/relay/acme"
+	"postern/relay/keyring"
 	"postern/relay/route"
 	"postern/relay/seal"
 	"postern/relay/upstream"
@@ -25,9 +26,9 @@ type mailView struct {
 	rules     []route.Rule
 	accounts  []upstream.Listed
 	upstreams []upstream.Account // that can be used
-	sealed    []string           // those that cannot
 	secrets   []upstream.Secret
-	keyErr    error
+	keys      *keyring.View
+	keyErr    error // of the key file; then keys has what it has not opened
 	// certificates is what nodes have told of those by ACME
 	certificates []acme.Record
 }
@@ -87,11 +88,14 @@ func (c *checkup) readView(ctx context.Context, pool *pgxpool.Pool) (*mailView, 
 	if v.certificates, err = acme.List(ctx, pool); err != nil {
 		return nil, err
 	}
-	bad, err := accounts.Unusable(ctx)
-	if err != nil {
+	if sealer == nil {
+		if sealer, err = seal.New(); err != nil {
+			return nil, err
+		}
+	}
+	if v.keys, err = keyring.Read(ctx, pool, sealer); err != nil {
 		return nil, err
 	}
-	v.sealed = slices.Sorted(maps.Keys(bad))
 	users := auth.NewStore(pool)
 	for after := ""; len(v.users) < mostUsers; {
 		page, err := users.ListUsers(ctx, after, usersPage)

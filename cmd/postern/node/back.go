@@ -33,10 +33,10 @@ type back struct {
 
 // newBack makes the engine. It sends nothing to own, where this node listens itself.
 func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) {
-	sealer, err := n.Source.Sealer(n.Config)
-	if err != nil {
+	sealer := n.keys.sealer
+	if n.keys.err != nil {
 		// Only upstreams with a password need it; theirs is the mail that waits.
-		n.Log.Warn("upstream passwords cannot be opened", "error", err)
+		n.Log.Warn("upstream passwords cannot be opened; mend the key and restart", "error", n.keys.err)
 	}
 	pool, err := n.pool(ctx, "routes", 1, nil)
 	if err != nil {

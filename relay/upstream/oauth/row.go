@@ -59,6 +59,16 @@ func place(upstream, credential string) string {
 	return "upstream_token\x00" + upstream + "\x00" + credential
 }
 
+// Sealed describes the tokens, with their places.
+func Sealed() seal.Column {
+	return seal.Column{
+		Read: `
+select array['upstream_token', upstream, credential], sealed
+from upstream_token where sealed is not null and ($1::bytea is null or substr(sealed, 1, length($1)) <> $1)`,
+		Write: `update upstream_token set sealed = $3 where upstream = ($1::text[])[2] and credential = ($1::text[])[3] and sealed = $2`,
+	}
+}
+
 func (t *table) seal(upstream, credential string, p pair) []byte {
 	text, err := json.Marshal(p)
 	if err != nil {

@@ -1,0 +1,199 @@
+package keyring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postern/auth/audit"
+	"postern/internal/pg"
+	"postern/internal/refusal"
+	"postern/relay/seal"
+)
+
+// keptFor is how long an old key is kept after another was taken into use: a command that began
+// before may still store what it sealed.
+const keptFor = time.Hour
+
+// actTime bounds an act.
+const actTime = 30 * time.Second
+
+// Key is a key, by what this machine's file, the nodes and the values say.
+type Key struct {
+	ID     string     `json:"id"`
+	State  string     `json:"state"` // current, new, old; missing: not in this machine's file
+	Since  *time.Time `json:"since,omitempty"`
+	Values int        `json:"values"` // that it has sealed
+	Nodes  []string   `json:"nodes"`  // alive, that have it
+}
+
+// View is what is known of the keys.
+type View struct {
+	Keys     []Key         // in the order of this machine's file; the missing behind them
+	Current  string        // of Keys
+	Age      time.Duration // since when it is current; 0: from the beginning
+	Unopened []string      // values that no key of this machine opens, by their places
+	Nodes    []string      // alive, that need keys
+}
+
+// Lacking are the living nodes that do not have a key.
+func (v *View) Lacking(id string) []string {
+	return slices.DeleteFunc(slices.Clone(v.Nodes), func(node string) bool { return slices.Contains(v.known(id).Nodes, node) })
+}
+
+// Read looks at the keys of a Sealer, and at the nodes and values of a database.
+func Read(ctx context.Context, db pg.DB, sealer *seal.Sealer) (*View, error) {
+	id, since, age, err := current(ctx, db)
+	if err != nil {
+		return nil, err
+	}
+	v, here := &View{Current: id, Age: age}, sealer.Keys()
+	if id == "" && here != nil {
+		v.Current = here[0]
+	}
+	at := slices.Index(here, v.Current)
+	for i, id := range here {
+		v.known(id).State = "old"
+		if i == at {
+			v.known(id).State = "current"
+		} else if i > at && at >= 0 {
+			v.known(id).State = "new"
+		}
+	}
+	if id != "" {
+		v.known(id).Since = &since
+	}
+	rows, _ := db.Query(ctx, sqlRings) // ForEachRow has its error
+	var node string
+	var ids []string
+	_, err = pgx.ForEachRow(rows, []any{&node, &ids}, func() error {
+		v.Nodes = append(v.Nodes, node)
+		for _, id := range ids {
+			v.known(id).Nodes = append(v.known(id).Nodes, node)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read which node has which sealing keys: %w", err)
+	}
+	for _, c := range columns() {
+		err := each(ctx, db, c, nil, func(x value) {
+			id, err := sealer.KeyOf(x.place(), x.sealed)
+			if err != nil {
+				v.Unopened = append(v.Unopened, strings.Join(x.parts, " "))
+			}
+			if id != "" {
+				v.known(id).Values++
+			}
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return v, nil
+}
+
+// known is one of Keys, which is missing if nothing else is known of it.
+func (v *View) known(id string) *Key {
+	i := slices.IndexFunc(v.Keys, func(k Key) bool { return k.ID == id })
+	if i < 0 {
+		i = len(v.Keys)
+		v.Keys = append(v.Keys, Key{ID: id, State: "missing", Nodes: []string{}})
+	}
+	return &v.Keys[i]
+}
+
+// Admin changes the keys, in this machine's file and in the database.
+type Admin struct {
+	Pool   *pgxpool.Pool
+	Sealer *seal.Sealer
+	Actor  string // for the audit
+}
+
+// act does one act while nobody else does one; it is in the audit if do returns a deed.
+func (a *Admin) act(ctx context.Context, do func(tx pgx.Tx, v *View) (audit.Deed, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, actTime)
+	defer cancel()
+	err := pgx.BeginFunc(ctx, a.Pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, sqlLock); err != nil {
+			return err
+		}
+		if err := errors.Join(a.Sealer.Reload(), Follow(ctx, tx, a.Sealer)); err != nil {
+			return err
+		}
+		v, err := Read(ctx, tx, a.Sealer)
+		if err != nil {
+			return err
+		}
+		deed, err := do(tx, v)
+		if err != nil || deed.Action == "" {
+			return err
+		}
+		return audit.Record(ctx, tx, a.Actor, deed)
+	})
+	if err != nil && !refusal.Is(err) {
+		return fmt.Errorf("sealing key: %w", err)
+	}
+	return err
+}
+
+// Rotate adds a new key to the file; if it has one already, that is returned and nothing is
+// changed.
+func (a *Admin) Rotate(ctx context.Context) (id string, added bool, err error) {
+	err = a.act(ctx, func(_ pgx.Tx, v *View) (deed audit.Deed, err error) {
+		i := slices.IndexFunc(v.Keys, func(k Key) bool { return k.State == "new" })
+		if i >= 0 {
+			id = v.Keys[i].ID
+			return deed, nil
+		}
+		added = true
+		id, err = a.Sealer.Add()
+		return audit.Deed{Action: "key rotate", Object: id}, err
+	})
+	return id, added, err
+}
+
+// Use makes a key of the file the current one. Unless it is forced, every living node must have
+// it. Errors: refusal.ErrNotFound, refusal.ErrInvalid.
+func (a *Admin) Use(ctx context.Context, id string, force bool) error {
+	return a.act(ctx, func(tx pgx.Tx, v *View) (deed audit.Deed, err error) {
+		lacking := v.Lacking(id)
+		switch {
+		case v.known(id).State == "missing":
+			return deed, refusal.NotFound("this machine's file has no key %q; see 'postern key list'", id)
+		case v.Current == id:
+			return deed, refusal.Exists("key %s is in use already", id)
+		case len(lacking) > 0 && !force:
+			return deed, refusal.Invalid("%s could not open what is sealed with key %s: copy the file there first; a node reads it within seconds", strings.Join(lacking, ", "), id)
+		}
+		_, err = tx.Exec(ctx, sqlUse, id)
+		return audit.Deed{Action: "key use", Object: id, Detail: map[string]any{"before": v.Current, "lacking": lacking}}, err
+	})
+}
+
+// Remove takes an old or new key out of this machine's file. Errors: refusal.ErrNotFound,
+// refusal.ErrInvalid.
+func (a *Admin) Remove(ctx context.Context, id string) error {
+	return a.act(ctx, func(_ pgx.Tx, v *View) (deed audit.Deed, err error) {
+		key, lacking := v.known(id), v.Lacking(v.Current)
+		switch {
+		case key.State == "missing":
+			return deed, refusal.NotFound("this machine's file has no key %q; see 'postern key list'", id)
+		case v.Current == id:
+			return deed, refusal.Invalid("key %s is in use; make another one with 'postern key rotate' first", id)
+		case key.Values > 0:
+			return deed, refusal.Invalid("%d values are still sealed with key %s; a running node seals them anew", key.Values, id)
+		case v.Age > 0 && v.Age < keptFor:
+			return deed, refusal.Invalid("key %s was in use less than %s ago, and a command that began then may still use it: wait", id, keptFor)
+		case len(lacking) > 0:
+			return deed, refusal.Invalid("%s has only old keys, and seals with one: copy the file there first", strings.Join(lacking, ", "))
+		}
+		return audit.Deed{Action: "key remove", Object: id}, a.Sealer.Remove(id)
+	})
+}
