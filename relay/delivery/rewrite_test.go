@@ -98,7 +98,7 @@ func TestSplitByRoute(t *testing.T) {
 	var dns smtptest.Resolver
 	dns.AddMX("mx.test", 10, "host.test.")
 	dns.AddHost("host.test", mx.Host())
-	cfg := Config{DNS: &dns, MXPort: mx.Port(), Routes: decisions{
+	cfg := Config{DNS: &dns, MXPort: mx.Port(), AllowPrivateMX: true, Routes: decisions{
 		"one.test": via(first),
 		"two.test": {Route: 2, Ways: []route.Way{refused, {Name: "two", Upstream: second}, {Name: route.MX}}},
 		"mx.test":  {Route: 3, Ways: []route.Way{refused, {Name: route.MX}}},
@@ -109,6 +109,15 @@ func TestSplitByRoute(t *testing.T) {
 	d := message(t, "a@one.test", "b@mx.test", "c@two.test", "d@one.test", "e@no.test", "f@two.test")
 	e.Take(taken(t, e, d))
 	q.waitEnded(t, 6)
+	for n, want := range []string{"one ", "mx ", "two relay@example.com", "one ", " ", "two relay@example.com"} {
+		o := q.outcome(t, d, n)
+		if got := o.Upstream + " " + o.SentAs; got != want {
+			t.Errorf("recipient %d by %q, want %q", n, got, want)
+		}
+		if n != 4 && o.Result != queue.Delivered || n == 4 && (o.Result != queue.Deferred || o.Scope != "sender" || !o.NotAnAttempt || o.Reply.String() != "451 4.4.4 no route for this sender: upstream no may not send as it") {
+			t.Fatalf("recipient %d: %+v", n, o)
+		}
+	}
 	for server, want := range map[*smtptest.Server]struct{ to, from, author string }{
 		one: {"a@one.test d@one.test", "sender@sender.test", "From: a@sender.test\r\nSubject"},
 		two: {"c@two.test f@two.test", "relay@example.com", "From: relay@example.com\r\nReply-To: a@sender.test\r\nSubject"},
@@ -117,15 +126,6 @@ func TestSplitByRoute(t *testing.T) {
 		got := server.WaitMessages(t, 1)[0]
 		if strings.Join(got.To(), " ") != want.to || got.From() != want.from || !strings.HasPrefix(string(got.Data), want.author) {
 			t.Errorf("to %v from %s: %q, want %+v", got.To(), got.From(), got.Data, want)
-		}
-	}
-	for n, want := range []string{"one ", "mx ", "two relay@example.com", "one ", " ", "two relay@example.com"} {
-		o := q.outcome(t, d, n)
-		if got := o.Upstream + " " + o.SentAs; got != want {
-			t.Errorf("recipient %d by %q, want %q", n, got, want)
-		}
-		if n == 4 && (o.Result != queue.Deferred || o.Scope != "sender" || !o.NotAnAttempt || o.Reply.String() != "451 4.4.4 no route for this sender: upstream no may not send as it") {
-			t.Errorf("%+v", o)
 		}
 	}
 	dropped(t, d)

@@ -28,6 +28,8 @@ func NewStore(pool *pgxpool.Pool) *Store { return &Store{pool: pool, actor: "unk
 func (s *Store) As(actor string) *Store { return &Store{s.pool, actor} }
 
 const (
+	// Before the table, as the removal of a user has them: first the user, then its rules.
+	lockUser = `select from app_user where id = $1 for key share`
 	// Whoever changes rules waits for others who do, and goes on from what they have left.
 	lockRoutes = `lock table route in share row exclusive mode`
 	addRoute   = `
@@ -43,9 +45,15 @@ where route.id = t.id and position <> t.n`
 	removeRoute = `delete from route where id = $1`
 )
 
-// change lets do change the rules, which are list in their order.
-func (s *Store) change(ctx context.Context, what string, do func(tx pgx.Tx, list []Rule) error) error {
+// change lets do change the rules, which are list in their order; user is that of a new rule, or
+// 0.
+func (s *Store) change(ctx context.Context, what string, user int64, do func(tx pgx.Tx, list []Rule) error) error {
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if tag, err := tx.Exec(ctx, lockUser, user); err != nil {
+			return err
+		} else if user != 0 && tag.RowsAffected() == 0 {
+			return refusal.NotFound("there is no user %d", user)
+		}
 		if _, err := tx.Exec(ctx, lockRoutes); err != nil {
 			return err
 		}
@@ -81,7 +89,7 @@ func (s *Store) put(ctx context.Context, r Rule, before int64, replace bool) (id
 	if r.IsDefault() && before != 0 {
 		return 0, 0, refusal.Invalid("the default route is always the last")
 	}
-	err = s.change(ctx, "add route", func(tx pgx.Tx, list []Rule) error {
+	err = s.change(ctx, "add route", r.UserID, func(tx pgx.Tx, list []Rule) error {
 		// Before the match is looked at: of two mistakes, a wrong name is the one to mend first.
 		if err := upstream.Require(ctx, tx, r.upstreams()); err != nil {
 			return err
@@ -122,9 +130,6 @@ func (s *Store) put(ctx context.Context, r Rule, before int64, replace bool) (id
 
 func insertRoute(ctx context.Context, tx pgx.Tx, r Rule) (id int64, err error) {
 	err = tx.QueryRow(ctx, addRoute, r.UserID, r.SenderDomain, r.RecipientDomain).Scan(&id)
-	if pg.Code(err) == pg.ForeignKeyViolation {
-		return 0, refusal.NotFound("there is no user %d", r.UserID)
-	}
 	if err == nil {
 		_, err = tx.Exec(ctx, addWays, id, r.Via, MX)
 	}
@@ -162,7 +167,7 @@ func number(ctx context.Context, tx pgx.Tx, list []Rule, id, before int64) error
 // Move puts a rule before another one, or with 0 behind all but the default route, and returns
 // it. Errors: refusal.ErrNotFound, refusal.ErrInvalid.
 func (s *Store) Move(ctx context.Context, id, before int64) (moved Rule, err error) {
-	err = s.change(ctx, "move route", func(tx pgx.Tx, list []Rule) error {
+	err = s.change(ctx, "move route", 0, func(tx pgx.Tx, list []Rule) error {
 		at := indexOf(list, func(r *Rule) bool { return r.ID == id })
 		switch {
 		case at < 0:
@@ -220,7 +225,7 @@ func listRules(ctx context.Context, db pg.DB) ([]Rule, error) {
 
 // Remove removes a rule and returns it. Errors: refusal.ErrNotFound.
 func (s *Store) Remove(ctx context.Context, id int64) (was Rule, err error) {
-	err = s.change(ctx, "remove route", func(tx pgx.Tx, list []Rule) error {
+	err = s.change(ctx, "remove route", 0, func(tx pgx.Tx, list []Rule) error {
 		at := indexOf(list, func(r *Rule) bool { return r.ID == id })
 		if at < 0 {
 			return refusal.NotFound("there is no route %d", id)

@@ -59,7 +59,7 @@ func TestStatements(t *testing.T) {
 	}
 	defer conn.Release()
 	for name, sql := range map[string]string{
-		"lockRoutes": lockRoutes, "addRoute": addRoute, "addWays": addWays, "numberRoutes": numberRoutes,
+		"lockUser": lockUser, "lockRoutes": lockRoutes, "addRoute": addRoute, "addWays": addWays, "numberRoutes": numberRoutes,
 		"listRoutes": listRoutes, "removeRoute": removeRoute,
 	} {
 		if _, err := conn.Conn().Prepare(t.Context(), name, sql); err != nil {
