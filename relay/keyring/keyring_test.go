@@ -172,6 +172,11 @@ func TestRotationOverTwoNodes(t *testing.T) {
 	look()
 	must(t, a.admin.Use(t.Context(), id, false))
 	refused(t, a.admin.Use(t.Context(), id, false), "already")
+	for _, one := range []bool{true, false} {
+		if _, err := db.Pool.Exec(t.Context(), `insert into sealing_key (one, id) values ($1, $2)`, one, old); err == nil {
+			t.Error("two keys are current")
+		}
+	}
 	// The slower node still seals with the old key.
 	exec(t, db, `insert into certificate_store (key, value, size) values ('late', $1, 1)`, b.node.cfg.Sealer.Seal("certificate\x00late", []byte("late")))
 	want["certificate\x00late"] = "late"
