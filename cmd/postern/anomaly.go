@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/screen"
 	"postern/relay/anomaly"
 )
 
@@ -57,19 +58,19 @@ func anomalyJSON(b anomaly.Signs) anomalyView {
 }
 
 func (a *app) printSigns(b anomaly.Signs) error {
-	t := table{head: []string{"SIGN", "TRIPS AT", "OF"}}
+	t := screen.Table{Head: []string{"SIGN", "TRIPS AT", "OF"}}
 	row := func(name string, v float64, of string) {
 		at := "off"
 		if v > 0 {
 			at = strconv.FormatFloat(v, 'g', -1, 64)
 		}
-		t.add(name, at, of)
+		t.Add(name, at, of)
 	}
 	row("first-time-share", b.FirstTimeShare, "the recipients were never written to before")
 	row("rejected-share", b.RejectedShare, "the recipients were refused for good by the next server")
 	row("new-network-factor", b.NewNetworkFactor, "the user's hourly mean comes from new networks")
-	t.add("min-recipients", strconv.Itoa(b.MinRecipients), "recipients at least; no sign trips on fewer")
-	return t.print(a.stdout)
+	t.Add("min-recipients", strconv.Itoa(b.MinRecipients), "recipients at least; no sign trips on fewer")
+	return t.Print(a.stdout)
 }
 
 func (a *app) anomalySetCmd() *cobra.Command {

@@ -97,11 +97,11 @@ func certificateLines(list []acme.Record) []certificateLine {
 }
 
 func (a *app) printCertificates(list []acme.Record) error {
-	t := table{head: []string{"NAME", "SOURCE", "STATE", "UNTIL"}}
+	t := screen.Table{Head: []string{"NAME", "SOURCE", "STATE", "UNTIL"}}
 	for _, r := range list {
-		t.add(r.Name, r.Authority, r.State(time.Now()), screen.LocalTime(r.NotAfter))
+		t.Add(r.Name, r.Authority, r.State(time.Now()), screen.LocalTime(r.NotAfter))
 	}
-	if err := t.print(a.stdout); err != nil {
+	if err := t.Print(a.stdout); err != nil {
 		return err
 	}
 	for _, r := range list {

@@ -324,15 +324,15 @@ func (a *app) explainWays(ctx context.Context, users *accounts, cfg config.Confi
 }
 
 func (a *app) printExplanation(e *explanation) error {
-	t := table{head: []string{"STEP", "", "RULE", "REPLY"}}
+	t := screen.Table{Head: []string{"STEP", "", "RULE", "REPLY"}}
 	for _, s := range e.Steps {
 		verdict := "ok"
 		if !s.Allowed {
 			verdict = "refused"
 		}
-		t.add(s.Step, verdict, s.Rule, s.Reply)
+		t.Add(s.Step, verdict, s.Rule, s.Reply)
 	}
-	if err := t.print(a.stdout); err != nil {
+	if err := t.Print(a.stdout); err != nil {
 		return err
 	}
 	if len(e.Limits) > 0 {
@@ -341,7 +341,7 @@ func (a *app) printExplanation(e *explanation) error {
 			return err
 		}
 	}
-	t = table{head: []string{"RECIPIENT", "ROUTE", "VIA"}}
+	t = screen.Table{Head: []string{"RECIPIENT", "ROUTE", "VIA"}}
 	for _, w := range e.Routes {
 		number := "-"
 		if w.Route != 0 {
@@ -351,10 +351,10 @@ func (a *app) printExplanation(e *explanation) error {
 		if w.Trouble != "" {
 			via = w.Trouble
 		}
-		t.add(w.Recipient, number, via)
+		t.Add(w.Recipient, number, via)
 	}
 	fmt.Fprintln(a.stdout)
-	if err := t.print(a.stdout); err != nil {
+	if err := t.Print(a.stdout); err != nil {
 		return err
 	}
 	switch {

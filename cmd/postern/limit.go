@@ -302,11 +302,11 @@ func (a *app) printLimitsOf(ctx context.Context, users *accounts, target auth.Li
 		_, err := fmt.Fprintf(a.stdout, "nothing is set for %s\n", targetText(target))
 		return err
 	}
-	t := table{head: []string{"LIMIT OF " + targetText(target), ""}}
+	t := screen.Table{Head: []string{"LIMIT OF " + targetText(target), ""}}
 	for _, l := range limits {
-		t.add(limitFlag(l.Kind), l.Text())
+		t.Add(limitFlag(l.Kind), l.Text())
 	}
-	return t.print(a.stdout)
+	return t.Print(a.stdout)
 }
 
 // limitView is a limit as --json prints it.
@@ -438,7 +438,7 @@ func (a *app) printLimits(views []limitView) error {
 		_, err := io.WriteString(a.stdout, "no limits set; only the server's own apply ([submission] in the configuration)\n")
 		return err
 	}
-	t := table{head: []string{"LIMIT", "", "SET FOR", "", "USED", "LEFT"}}
+	t := screen.Table{Head: []string{"LIMIT", "", "SET FOR", "", "USED", "LEFT"}}
 	for _, v := range views {
 		source := map[quota.Scope]string{quota.Default: "each user (default)", quota.User: "the user"}[v.Scope]
 		switch v.Scope {
@@ -451,9 +451,9 @@ func (a *app) printLimits(views []limitView) error {
 		if *v.Tightest {
 			wins = "tightest"
 		}
-		t.add(limitFlag(v.Kind), v.Limit, source, wins, amountOrDash(v.Kind, v.Used), amountOrDash(v.Kind, v.Left))
+		t.Add(limitFlag(v.Kind), v.Limit, source, wins, amountOrDash(v.Kind, v.Used), amountOrDash(v.Kind, v.Left))
 	}
-	return t.print(a.stdout)
+	return t.Print(a.stdout)
 }
 
 // amountOrDash is a number of messages, recipients or sessions, or octets in a unit.

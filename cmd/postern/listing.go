@@ -61,9 +61,9 @@ func (l listing[T]) command(a *app, cmd *cobra.Command) *cobra.Command {
 			if asJSON {
 				return printJSON(a.stdout, emptyList(list))
 			}
-			t := tableOf(l.head, l.row, list)
-			t.columns = chosen
-			if err := t.print(a.stdout); err != nil {
+			t := screen.TableOf(l.head, l.row, list)
+			t.Columns = chosen
+			if err := t.Print(a.stdout); err != nil {
 				return err
 			}
 			if l.next != nil && len(list) == l.limit {

@@ -91,8 +91,8 @@ func TestListingTellsWhatIsSetAside(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
 	list := []desk.Entry{{State: desk.StateHeld, SetAside: "its size is -1", LastReply: "451 4.7.1 later"}, {State: desk.StateWaiting, LastReply: "452 4.3.1 full"}}
-	table := tableOf(entryHead, entryRow, entryViews(list, names{}))
-	if err := table.print(&out); err != nil {
+	table := screen.TableOf(entryHead, entryRow, entryViews(list, names{}))
+	if err := table.Print(&out); err != nil {
 		t.Fatal(err)
 	}
 	if text := out.String(); !strings.Contains(text, "set aside: its size is -1") || strings.Contains(text, "451") || !strings.Contains(text, "452 4.3.1 full") {

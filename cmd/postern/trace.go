@@ -116,15 +116,15 @@ type summaryView struct {
 }
 
 func (a *app) printSummaries(list []desk.Summary, more bool, limit int) error {
-	t := table{head: []string{"ID", "ACCEPTED", "SENDER", "RECIPIENTS", "STATE"}}
+	t := screen.Table{Head: []string{"ID", "ACCEPTED", "SENDER", "RECIPIENTS", "STATE"}}
 	for _, s := range list {
 		to := s.Recipient
 		if s.Recipients > 1 {
 			to = fmt.Sprintf("%s and %d more", screen.OrDash(to), s.Recipients-1)
 		}
-		t.add(s.ID.String(), screen.LocalTime(s.AcceptedAt), "<"+s.Sender+">", screen.OrDash(to), fateText(s))
+		t.Add(s.ID.String(), screen.LocalTime(s.AcceptedAt), "<"+s.Sender+">", screen.OrDash(to), fateText(s))
 	}
-	if err := t.print(a.stdout); err != nil {
+	if err := t.Print(a.stdout); err != nil {
 		return err
 	}
 	fmt.Fprintln(a.stdout, "\nSeveral messages match: 'postern trace ID' shows one.")
@@ -219,29 +219,29 @@ func (s *story) trace() traceView {
 
 func (a *app) printStory(s *story) error {
 	m := s.Message
-	t := table{head: []string{"MESSAGE", m.ID.String()}}
-	t.add("accepted", screen.LocalTime(m.AcceptedAt)+" by "+m.Node)
+	t := screen.Table{Head: []string{"MESSAGE", m.ID.String()}}
+	t.Add("accepted", screen.LocalTime(m.AcceptedAt)+" by "+m.Node)
 	if m.UserID != 0 {
-		t.add("user", s.who.text(m.UserID))
+		t.Add("user", s.who.text(m.UserID))
 	}
-	t.add("from", "<"+m.Sender+">")
-	t.add("recipients", strconv.Itoa(m.Recipients))
-	t.add("size", strconv.FormatInt(m.Size, 10))
-	t.add("Message-ID", screen.OrDash(m.MessageID))
-	t.add("client", screen.OrDash(m.ClientAddr)+" "+screen.OrDash(m.ClientHello)+" "+screen.OrDash(m.TLS))
+	t.Add("from", "<"+m.Sender+">")
+	t.Add("recipients", strconv.Itoa(m.Recipients))
+	t.Add("size", strconv.FormatInt(m.Size, 10))
+	t.Add("Message-ID", screen.OrDash(m.MessageID))
+	t.Add("client", screen.OrDash(m.ClientAddr)+" "+screen.OrDash(m.ClientHello)+" "+screen.OrDash(m.TLS))
 	if m.Rule != "" {
-		t.add("rule", m.Rule)
+		t.Add("rule", m.Rule)
 	}
 	if len(m.Usage) > 0 {
-		t.add("used", usageText(m.Usage))
+		t.Add("used", usageText(m.Usage))
 	}
 	if m.VoidedAt != nil {
-		t.add("refused", screen.LocalTime(*m.VoidedAt)+": the client was told 451 after all; it is not delivered")
+		t.Add("refused", screen.LocalTime(*m.VoidedAt)+": the client was told 451 after all; it is not delivered")
 	}
 	if s.Notice != nil {
-		t.add("notice", string(s.Notice.Kind)+", about "+s.Notice.About.String())
+		t.Add("notice", string(s.Notice.Kind)+", about "+s.Notice.About.String())
 	}
-	if err := t.print(a.stdout); err != nil {
+	if err := t.Print(a.stdout); err != nil {
 		return err
 	}
 	if len(s.Events) > 0 {
@@ -260,8 +260,8 @@ func (a *app) printStory(s *story) error {
 		return nil
 	}
 	fmt.Fprintln(a.stdout)
-	t = tableOf(entryHead, entryRow, entryViews(s.Live, s.who))
-	if err := t.print(a.stdout); err != nil {
+	t = screen.TableOf(entryHead, entryRow, entryViews(s.Live, s.who))
+	if err := t.Print(a.stdout); err != nil {
 		return err
 	}
 	a.printWhyHeld(s)
@@ -320,7 +320,7 @@ func colon(s string) string {
 }
 
 func (a *app) printEvents(list []desk.Event) error {
-	t := table{head: []string{"WHEN", "TOOK", "RECIPIENT", "RESULT", "VIA", "SERVER", "TLS", "NODE", "REPLY"}}
+	t := screen.Table{Head: []string{"WHEN", "TOOK", "RECIPIENT", "RESULT", "VIA", "SERVER", "TLS", "NODE", "REPLY"}}
 	for _, at := range list {
 		result := at.Result
 		if at.Scope != "" {
@@ -342,9 +342,9 @@ func (a *app) printEvents(list []desk.Event) error {
 		if at.StartedAt != nil {
 			took = strconv.FormatFloat(at.At.Sub(*at.StartedAt).Seconds(), 'f', 2, 64) + "s"
 		}
-		t.add(screen.LocalTime(at.At), took, at.Recipient, result, screen.OrDash(at.Upstream), screen.OrDash(server), screen.OrDash(at.TLS), screen.OrDash(at.Node), screen.OrDash(at.Reply))
+		t.Add(screen.LocalTime(at.At), took, at.Recipient, result, screen.OrDash(at.Upstream), screen.OrDash(server), screen.OrDash(at.TLS), screen.OrDash(at.Node), screen.OrDash(at.Reply))
 	}
-	return t.print(a.stdout)
+	return t.Print(a.stdout)
 }
 
 // usageText writes what a message used of its limits for people.

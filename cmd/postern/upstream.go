@@ -332,8 +332,8 @@ func (a *app) upstreamShowCmd() *cobra.Command {
 				return err
 			}
 			fmt.Fprintln(a.stdout)
-			t := tableOf(replyHead, replyRow, replies.Rows())
-			return t.print(a.stdout)
+			t := screen.TableOf(replyHead, replyRow, replies.Rows())
+			return t.Print(a.stdout)
 		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -341,26 +341,26 @@ func (a *app) upstreamShowCmd() *cobra.Command {
 }
 
 func (a *app) printUpstream(u upstream.Listed) error {
-	t := table{head: []string{"UPSTREAM", u.Name}}
-	t.add("host", net.JoinHostPort(u.Host, strconv.Itoa(u.Port)))
-	t.add("TLS", string(u.TLS))
+	t := screen.Table{Head: []string{"UPSTREAM", u.Name}}
+	t.Add("host", net.JoinHostPort(u.Host, strconv.Itoa(u.Port)))
+	t.Add("TLS", string(u.TLS))
 	if u.CustomCA {
-		t.add("CA", "its own")
+		t.Add("CA", "its own")
 	}
-	t.add("account", screen.OrDash(u.Username))
+	t.Add("account", screen.OrDash(u.Username))
 	if u.OAuth != "" {
-		t.add("tokens by", string(u.OAuth))
+		t.Add("tokens by", string(u.OAuth))
 	}
 	if u.SecretExpires != "" {
-		t.add("secret expires", u.SecretExpires)
+		t.Add("secret expires", u.SecretExpires)
 	}
-	t.add("preset", screen.OrDash(u.Preset))
-	t.add("connections", orDefault(u.MaxConnections))
-	t.add("messages per connection", orDefault(u.MaxMessages))
-	t.add("recipients per transaction", orDefault(u.MaxRecipients))
-	t.add("state", upstreamState(u))
-	t.add("added", screen.LocalTime(u.CreatedAt))
-	return t.print(a.stdout)
+	t.Add("preset", screen.OrDash(u.Preset))
+	t.Add("connections", orDefault(u.MaxConnections))
+	t.Add("messages per connection", orDefault(u.MaxMessages))
+	t.Add("recipients per transaction", orDefault(u.MaxRecipients))
+	t.Add("state", upstreamState(u))
+	t.Add("added", screen.LocalTime(u.CreatedAt))
+	return t.Print(a.stdout)
 }
 
 // pausedReply begins the last reply of recipients that wait for a paused upstream.

@@ -292,34 +292,34 @@ func (a *app) lookAtUser(ctx context.Context, users *accounts, name string) (u a
 }
 
 func (a *app) printUser(u auth.User, shown shownUser) error {
-	t := table{head: []string{"USER", screen.Printable(u.Name)}}
-	t.add("state", userState(u.Enabled, u.DisabledReason))
-	t.add("may send as", sendersText(u))
+	t := screen.Table{Head: []string{"USER", screen.Printable(u.Name)}}
+	t.Add("state", userState(u.Enabled, u.DisabledReason))
+	t.Add("may send as", sendersText(u))
 	if u.NoDefaults {
-		t.add("limits", "free of the default ones")
+		t.Add("limits", "free of the default ones")
 	}
-	t.add("since", screen.LocalTime(u.CreatedAt))
+	t.Add("since", screen.LocalTime(u.CreatedAt))
 	var mail []string
 	for _, s := range queueStates {
 		if n := shown.Queue[s]; n > 0 {
 			mail = append(mail, fmt.Sprintf("%s %s", count(n, "recipient"), s))
 		}
 	}
-	t.add("in the queue", screen.OrDash(strings.Join(mail, ", ")))
+	t.Add("in the queue", screen.OrDash(strings.Join(mail, ", ")))
 	for _, h := range shown.Holds {
 		what := "all its mail"
 		if h.CredentialID != 0 {
 			what = fmt.Sprintf("mail by credential %d", h.CredentialID)
 		}
-		t.add("on hold", fmt.Sprintf("%s, since %s by %s: %s", what, screen.LocalTime(h.MadeAt), h.MadeBy, screen.OrDash(h.Reason)))
+		t.Add("on hold", fmt.Sprintf("%s, since %s by %s: %s", what, screen.LocalTime(h.MadeAt), h.MadeBy, screen.OrDash(h.Reason)))
 	}
-	if err := t.print(a.stdout); err != nil {
+	if err := t.Print(a.stdout); err != nil {
 		return err
 	}
 	if len(shown.Logins) > 0 {
 		fmt.Fprintln(a.stdout)
-		logins := tableOf(credentialHead, credentialRow, shown.Logins)
-		if err := logins.print(a.stdout); err != nil {
+		logins := screen.TableOf(credentialHead, credentialRow, shown.Logins)
+		if err := logins.Print(a.stdout); err != nil {
 			return err
 		}
 	}

@@ -1,2 +1,2 @@
-// Package screen formats text for people: on one line, harmless to a terminal, in local time.
+// Package screen formats text for people: on one line, harmless to a terminal, in local time, in tables.
 package screen
