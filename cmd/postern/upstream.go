@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/screen"
+	"postern/cmd/postern/secret"
 	"postern/internal/refusal"
 	"postern/relay/seal"
 	"postern/relay/upstream"
@@ -32,7 +33,7 @@ var tlsModes = []string{string(upstream.TLSNone), string(upstream.TLSOpportunist
 // upstreamFlags are the settings of an upstream.
 type upstreamFlags struct {
 	host, mode, preset, username, caFile, expires string
-	from                                          passwordSource
+	from                                          secret.Source
 	tokens                                        grantFlags
 	connections, messages, recipients             int
 }
@@ -43,7 +44,7 @@ func (u *upstreamFlags) flags(cmd *cobra.Command) {
 	f.StringVar(&u.host, "host", "", "`HOST[:PORT]` (default port 465 for implicit, 587 for require, else 25)")
 	f.StringVar(&u.mode, "tls", "", "none, opportunistic, require (the default) or implicit")
 	f.StringVar(&u.username, "username", "", "account name at the smarthost")
-	u.from.flags(cmd)
+	u.from.Flags(cmd, "password")
 	u.tokens.flags(cmd)
 	f.StringVar(&u.expires, "secret-expires", "", "last valid `day` of the password or secret, such as 2027-01-31; you are warned before it (default: the certificate's)")
 	f.StringVar(&u.caFile, "ca-file", "", "PEM `file` of the authorities to trust instead of the system's")
@@ -98,10 +99,10 @@ func (u *upstreamFlags) apply(cmd *cobra.Command, to *upstream.Account) error {
 // puts it there.
 func (u *upstreamFlags) proof(a *app) (put func(*upstream.Account) error, err error) {
 	switch {
-	case u.from.given():
-		secret, err := u.from.read(a.stdin, a.warn)
+	case u.from.Given():
+		password, err := a.readSecret(&u.from)
 		return func(to *upstream.Account) error {
-			to.Password, to.Grant = secret, oauth.Grant{}
+			to.Password, to.Grant = password, oauth.Grant{}
 			if u.expires == "" {
 				to.SecretExpires = "" // that was the former one's
 			}
@@ -156,7 +157,7 @@ password is sealed with the key in secret_key_file before it is stored. With
 			if err := flags.apply(cmd, &up); err != nil {
 				return invalidUse(err)
 			}
-			if (up.Username != "") != (flags.from.given() || flags.tokens.given()) {
+			if (up.Username != "") != (flags.from.Given() || flags.tokens.given()) {
 				return usagef("--username and --password-stdin, --password-file or --oauth go together")
 			}
 			put, err := flags.proof(a)
@@ -259,7 +260,7 @@ Another --username needs its password, or --oauth with all that belongs to it, a
 			if err != nil {
 				return err
 			}
-			return a.onUpstreams(cmd.Context(), flags.from.given() || flags.tokens.given(), func(ctx context.Context, _ *pgxpool.Pool, accounts *upstream.Store) error {
+			return a.onUpstreams(cmd.Context(), flags.from.Given() || flags.tokens.given(), func(ctx context.Context, _ *pgxpool.Pool, accounts *upstream.Store) error {
 				up, err := accounts.Change(ctx, args[0], func(up *upstream.Account) error {
 					if err := flags.apply(cmd, up); err != nil {
 						return err

@@ -16,6 +16,7 @@ import (
 	"postern/auth"
 	"postern/cmd/postern/handout"
 	"postern/cmd/postern/screen"
+	"postern/cmd/postern/secret"
 	"postern/relay/queue"
 	"postern/relay/queue/desk"
 )
@@ -35,7 +36,7 @@ type addedUser struct {
 func (a *app) userAddCmd() *cobra.Command {
 	var (
 		senders   []string
-		password  passwordSource
+		password  secret.Source
 		ifMissing bool
 		asJSON    bool
 		files     handout.Profiles
@@ -69,7 +70,7 @@ Without --sender the user may send as NAME, which then must be an address.
 			if err := files.Check(client); err != nil {
 				return usageError{err.Error()}
 			}
-			secret, shown, err := a.newPassword(password)
+			chosen, shown, err := a.newPassword(password)
 			if err != nil {
 				return err
 			}
@@ -79,7 +80,7 @@ Without --sender the user may send as NAME, which then must be an address.
 					return err
 				}
 				defer made.Drop()
-				u, err := users.AddUser(ctx, auth.NewUser{Name: name, Password: secret, Senders: senders})
+				u, err := users.AddUser(ctx, auth.NewUser{Name: name, Password: chosen, Senders: senders})
 				if ifMissing && errors.Is(err, auth.ErrExists) {
 					if !asJSON {
 						return a.thereAlready("user", name)
@@ -104,7 +105,7 @@ Without --sender the user may send as NAME, which then must be an address.
 	}
 	f := cmd.Flags()
 	f.StringArrayVar(&senders, "sender", nil, "`PATTERN` of addresses to send as; may be repeated")
-	password.flags(cmd)
+	password.Flags(cmd, "password")
 	f.BoolVar(&ifMissing, "if-missing", false, ifMissingUsage)
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	profileFlags(cmd, &files)
@@ -136,16 +137,22 @@ func newUserName(name string, senders []string) (string, error) {
 const shortPassword = 8
 
 // newPassword reads a password or makes one; shown is what must be printed.
-func (a *app) newPassword(from passwordSource) (password, shown string, err error) {
-	if !from.given() {
+func (a *app) newPassword(from secret.Source) (password, shown string, err error) {
+	if !from.Given() {
 		password = auth.GeneratePassword()
 		return password, password, nil
 	}
-	password, err = from.read(a.stdin, a.warn)
+	password, err = a.readSecret(&from)
 	if err == nil && utf8.RuneCountInString(password) < shortPassword {
 		fmt.Fprintf(a.stderr, "warning: the password has fewer than %d characters: it will be guessed\n", shortPassword)
 	}
 	return password, "", err
+}
+
+// readSecret reads a secret from where its flags say.
+func (a *app) readSecret(from *secret.Source) (string, error) {
+	text, err := from.Read(a.stdin, a.warn)
+	return text, invalidUse(err)
 }
 
 func (a *app) showPassword(shown string) error {
@@ -331,7 +338,7 @@ func (a *app) printUser(u auth.User, shown shownUser) error {
 }
 
 func (a *app) userPasswdCmd() *cobra.Command {
-	var from passwordSource
+	var from secret.Source
 	cmd := &cobra.Command{
 		Use:   "passwd NAME",
 		Short: "change a user's password",
@@ -340,7 +347,7 @@ The old password stops working on every node within 2 seconds, and sessions that
 logged in with it end.`,
 		Args: one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if !from.given() && waits(a.stdin) {
+			if !from.Given() && secret.Waits(a.stdin) {
 				return usagef("there is something on standard input, which is read with --password-stdin only; leave it out (</dev/null) to have a password generated")
 			}
 			password, shown, err := a.newPassword(from)
@@ -356,7 +363,7 @@ logged in with it end.`,
 			})
 		},
 	}
-	from.flags(cmd)
+	from.Flags(cmd, "password")
 	return cmd
 }
 
