@@ -64,6 +64,7 @@ var arrows = map[string]string{
 	"cmd/postern/handout":  "cmd/postern/config relay/smtp",
 	"cmd/postern/man":      "internal/owned",
 	"cmd/postern/secret":   "internal/owned internal/refusal",
+	"cmd/postern/story":    "cmd/postern/screen internal/units relay/queue relay/queue/desk",
 	"cmd/smtpbench":        "internal/owned internal/peers internal/pgserver internal/serve",
 
 	"internal/pg":           "internal/panics",

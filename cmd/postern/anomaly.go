@@ -38,7 +38,7 @@ func (a *app) anomalyShowCmd() *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return printJSON(a.stdout, anomalyJSON(b))
+				return screen.JSON(a.stdout, anomalyJSON(b))
 			}
 			return a.printSigns(b)
 		}),

@@ -74,7 +74,7 @@ looks at that one.`,
 				return err
 			}
 			if asJSON {
-				return printJSON(a.stdout, certificateLines(list))
+				return screen.JSON(a.stdout, certificateLines(list))
 			}
 			return a.printCertificates(list)
 		}),

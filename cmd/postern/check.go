@@ -68,7 +68,7 @@ func parseAddresses(texts []string) (list []netip.Addr, err error) {
 func (a *app) check(ctx context.Context, opts check.Options, asJSON bool) error {
 	findings := check.Run(ctx, a.source, &a.database, opts)
 	if asJSON {
-		if err := printJSON(a.stdout, emptyList(findings)); err != nil {
+		if err := screen.JSON(a.stdout, findings); err != nil {
 			return err
 		}
 	} else if err := a.printFindings(findings); err != nil {

@@ -120,7 +120,7 @@ revoked without the others. A password that a person chooses is set by 'user pas
 					return err
 				}
 				if asJSON {
-					return printJSON(a.stdout, credentialJSON(c, secret))
+					return screen.JSON(a.stdout, credentialJSON(c, secret))
 				}
 				_, err = fmt.Fprintf(a.stdout, "added credential %d of %s\nuser name: %s\nsecret: %s\n(it is not shown again)\n",
 					c.ID, screen.Printable(c.User), screen.Printable(c.User), secret)
@@ -219,7 +219,7 @@ so is its mail. 'postern credential list USER' shows the numbers.`,
 					return err
 				}
 				if asJSON {
-					return printJSON(a.stdout, list)
+					return screen.JSON(a.stdout, list)
 				}
 				return a.printRevoked(list)
 			})
@@ -282,7 +282,7 @@ func revoke(ctx context.Context, store *auth.Store, q *desk.Admin, id int64) (r 
 	if c, err = store.RevokeCredential(ctx, id); err != nil {
 		return r, 0, err
 	}
-	if _, err = q.HoldUser(ctx, c.UserID, c.ID, "credential revoked"+colon(c.Label)); err != nil {
+	if _, err = q.HoldUser(ctx, c.UserID, c.ID, "credential revoked"+screen.Colon(c.Label)); err != nil {
 		return r, 0, err
 	}
 	held, err := q.Release(ctx, desk.Filter{UserID: c.UserID, CredentialID: c.ID}, true)

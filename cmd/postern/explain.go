@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"time"
 
@@ -16,7 +15,6 @@ import (
 	"postern/cmd/postern/screen"
 	"postern/policy"
 	"postern/policy/quota"
-	"postern/relay/queue"
 	"postern/relay/route"
 	"postern/relay/seal"
 	"postern/relay/smtp"
@@ -96,7 +94,7 @@ of the configuration on this machine.`,
 					return err
 				}
 				if asJSON {
-					err = printJSON(a.stdout, e)
+					err = screen.JSON(a.stdout, e)
 				} else {
 					err = a.printExplanation(e)
 				}
@@ -290,10 +288,9 @@ func (e *explanation) limits(ctx context.Context, users *accounts, id auth.Ident
 }
 
 func (e *explanation) holds(ctx context.Context, users *accounts, id auth.Identity) error {
-	holds, err := holdsOf(ctx, users.queue(), id.UserID)
-	i := slices.IndexFunc(holds, func(h queue.UserHold) bool { return h.CredentialID == 0 || h.CredentialID == id.CredentialID })
-	if err == nil && i >= 0 {
-		e.Hold = screen.OrDash(holds[i].Reason)
+	holds, err := holdsOver(ctx, users.queue(), id.UserID, id.CredentialID)
+	if err == nil && len(holds) > 0 {
+		e.Hold = screen.OrDash(holds[0].Reason)
 	}
 	return err
 }

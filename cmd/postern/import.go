@@ -53,7 +53,7 @@ a core.`,
 					return err
 				}
 				if asJSON {
-					return printJSON(a.stdout, map[string]any{"users": n, "added": !dryRun})
+					return screen.JSON(a.stdout, map[string]any{"users": n, "added": !dryRun})
 				}
 				if dryRun {
 					_, err = fmt.Fprintf(a.stdout, "%s could be added; nothing is changed\n", count(n, "user"))

@@ -12,6 +12,7 @@ import (
 
 	"postern/auth"
 	"postern/cmd/postern/screen"
+	"postern/internal/units"
 	"postern/policy/quota"
 	"postern/relay/queue/desk"
 )
@@ -296,7 +297,7 @@ func (a *app) printLimitsOf(ctx context.Context, users *accounts, target auth.Li
 		for _, l := range limits {
 			views = append(views, limitJSON(l))
 		}
-		return printJSON(a.stdout, views)
+		return screen.JSON(a.stdout, views)
 	}
 	if len(limits) == 0 {
 		_, err := fmt.Fprintf(a.stdout, "nothing is set for %s\n", targetText(target))
@@ -363,7 +364,7 @@ the domain and what its users have used together. Without any, the default limit
 					return err
 				}
 				if asJSON {
-					return printJSON(a.stdout, views)
+					return screen.JSON(a.stdout, views)
 				}
 				if len(views) == 0 && target.Domain != "" {
 					return a.printLimitsOf(ctx, users, target, false)
@@ -462,7 +463,7 @@ func amountOrDash(kind quota.Kind, n *int64) string {
 	case n == nil:
 		return "-"
 	case kind == quota.Bytes && *n > 0:
-		return octetsText(*n)
+		return units.RoughOctets(*n)
 	}
 	return strconv.FormatInt(*n, 10)
 }

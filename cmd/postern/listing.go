@@ -59,7 +59,7 @@ func (l listing[T]) command(a *app, cmd *cobra.Command) *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return printJSON(a.stdout, emptyList(list))
+				return screen.JSON(a.stdout, list)
 			}
 			t := screen.TableOf(l.head, l.row, list)
 			t.Columns = chosen

@@ -182,7 +182,7 @@ and which row says so ('postern upstream reply list').`,
 			}
 			v := replies.Classify(upstream.Stage(stage), reply)
 			if asJSON {
-				return printJSON(a.stdout, verdictView{v.Result, v.Scope, v.Wait().Seconds(), v.Row})
+				return screen.JSON(a.stdout, verdictView{v.Result, v.Scope, v.Wait().Seconds(), v.Row})
 			}
 			_, err = fmt.Fprintln(a.stdout, screen.Printable(verdictText(v)))
 			return err

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/screen"
+	"postern/internal/units"
 	"postern/relay/queue/desk"
 )
 
@@ -35,5 +36,5 @@ func shapeRow(s desk.Shape) []string {
 	for _, n := range s.Ages {
 		cells = append(cells, number(n))
 	}
-	return append(cells, number(s.Held), number(s.Total), octetsText(s.Octets), screen.OrDash(shorten(s.LastErr, 60)))
+	return append(cells, number(s.Held), number(s.Total), units.RoughOctets(s.Octets), screen.OrDash(screen.Shorten(s.LastErr, 60)))
 }

@@ -327,7 +327,7 @@ func (a *app) upstreamShowCmd() *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return printJSON(a.stdout, upstreamView{u, replies.Rows()})
+				return screen.JSON(a.stdout, upstreamView{u, replies.Rows()})
 			}
 			if err := a.printUpstream(u); err != nil {
 				return err
@@ -414,4 +414,11 @@ func (a *app) upstreamRemoveCmd() *cobra.Command {
 			return err
 		}),
 	}
+}
+
+func orDefault(n int) string {
+	if n == 0 {
+		return "default"
+	}
+	return strconv.Itoa(n)
 }

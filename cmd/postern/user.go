@@ -86,7 +86,7 @@ Without --sender the user may send as NAME, which then must be an address.
 						return a.thereAlready("user", name)
 					}
 					if u, err = users.User(ctx, name); err == nil {
-						err = printJSON(a.stdout, addedUser{userJSON(u, ""), client})
+						err = screen.JSON(a.stdout, addedUser{userJSON(u, ""), client})
 					}
 					return err
 				}
@@ -94,7 +94,7 @@ Without --sender the user may send as NAME, which then must be an address.
 					return err
 				}
 				if asJSON {
-					err = printJSON(a.stdout, addedUser{userJSON(u, shown), client})
+					err = screen.JSON(a.stdout, addedUser{userJSON(u, shown), client})
 				} else {
 					fmt.Fprintf(a.stdout, "added user %s, who may send as %s\n", u.Name, sendersText(u))
 					err = errors.Join(a.showPassword(shown), a.printSettings(client))
@@ -190,7 +190,7 @@ func userJSON(u auth.User, shown string) userView {
 func effectiveSenders(u auth.User) []string {
 	set := slices.ContainsFunc(u.Senders, func(p string) bool { return p != auth.NullSender })
 	if set || !strings.Contains(u.Name, "@") {
-		return emptyList(u.Senders)
+		return slices.Concat([]string{}, u.Senders) // [] in JSON, not null
 	}
 	return append([]string{u.Name}, u.Senders...)
 }
@@ -214,7 +214,7 @@ func (a *app) userListCmd() *cobra.Command {
 	cmd := listing[userView]{
 		head: []string{"NAME", "STATE", "SENDERS", "CREDENTIALS", "LAST USE", "SINCE"},
 		row: func(u userView) []string {
-			return []string{u.Name, userState(u.Enabled, u.DisabledReason), screen.OrDash(shorten(strings.Join(u.Senders, ", "), 60)),
+			return []string{u.Name, userState(u.Enabled, u.DisabledReason), screen.OrDash(screen.Shorten(strings.Join(u.Senders, ", "), 60)),
 				strconv.Itoa(u.Credentials), screen.LocalTime(orZero(u.LastUsedAt)), screen.LocalTime(u.CreatedAt)}
 		},
 		load: func(ctx context.Context, users *accounts, _ []string, limit int) (views []userView, err error) {
@@ -266,7 +266,7 @@ their use, 'postern explain' whether a message would be accepted.
 			}
 			defer made.Drop()
 			if asJSON {
-				err = printJSON(a.stdout, shown)
+				err = screen.JSON(a.stdout, shown)
 			} else {
 				err = a.printUser(u, shown)
 			}
@@ -408,7 +408,7 @@ func (a *app) disableUser(ctx context.Context, users *accounts, name, reason str
 		if u, err = store.User(ctx, name); err != nil || !before.Enabled {
 			return nil, err
 		}
-		if _, err = q.HoldUser(ctx, u.ID, 0, "user disabled"+colon(reason)); err != nil {
+		if _, err = q.HoldUser(ctx, u.ID, 0, "user disabled"+screen.Colon(reason)); err != nil {
 			return nil, err
 		}
 		held, err = q.Release(ctx, desk.Filter{UserID: u.ID}, true)
