@@ -2,13 +2,11 @@ package main
 
 import (
 	"context"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"postern/auth"
 	"postern/auth/audit"
-	"postern/cmd/postern/config"
 	"postern/cmd/postern/screen"
 )
 
@@ -24,16 +22,9 @@ func (a *app) auditCmd() *cobra.Command {
 		row: func(d audit.Entry) []string {
 			return []string{screen.LocalTime(d.At), d.Actor, d.Action, d.ObjectText(who), screen.OrDash(d.DetailText())}
 		},
-		check: func() error {
-			if since == "" {
-				return nil
-			}
-			d, err := config.ParseDuration(since)
-			if err != nil || d < config.Duration(time.Microsecond) {
-				return usagef("--since: %q is not a span of time such as 7d or 2h", since)
-			}
-			f.Since = time.Duration(d)
-			return nil
+		check: func() (err error) {
+			f.Since, err = spanFlag("since", since)
+			return err
 		},
 		load: func(ctx context.Context, users *accounts, _ []string, limit int) (list []audit.Entry, err error) {
 			if f.Limit = limit; user != "" {

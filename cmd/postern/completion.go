@@ -16,6 +16,7 @@ import (
 	"postern/cmd/postern/database"
 	"postern/cmd/postern/screen"
 	"postern/internal/pgserver"
+	"postern/relay/queue/desk"
 	"postern/relay/upstream"
 )
 
@@ -170,11 +171,7 @@ func (a *app) withRunningPool(ctx context.Context, do func(pool *pgxpool.Pool) e
 
 func usersLike(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]string, error) {
 	list, err := auth.NewStore(pool).ListUsers(ctx, prefix, completionMost)
-	var names []string
-	for _, u := range list {
-		names = append(names, u.Name)
-	}
-	return names, err
+	return screen.Each(list, func(u auth.User) string { return u.Name }), err
 }
 
 func credentialsLike(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]string, error) {
@@ -200,11 +197,8 @@ func credentialValues(list []auth.Credential) (numbers []string) {
 	return numbers
 }
 
-func stateNames() (names []string) {
-	for _, s := range queueStates {
-		names = append(names, string(s))
-	}
-	return names
+func stateNames() []string {
+	return screen.Each(queueStates, func(s desk.State) string { return string(s) })
 }
 
 // upstreamsOrMX are the ways that mail can go.
@@ -215,9 +209,5 @@ func upstreamsOrMX(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]st
 
 func upstreamsLike(ctx context.Context, pool *pgxpool.Pool, _ string) ([]string, error) {
 	list, err := upstream.NewStore(pool, nil).List(ctx)
-	var names []string
-	for _, u := range list {
-		names = append(names, u.Name)
-	}
-	return names, err
+	return screen.Each(list, func(u upstream.Listed) string { return u.Name }), err
 }

@@ -13,8 +13,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/auth"
-	"postern/cmd/postern/config"
 	"postern/cmd/postern/screen"
+	"postern/internal/units"
 	"postern/relay/queue/desk"
 )
 
@@ -43,11 +43,8 @@ type credentialView struct {
 func credentialJSON(c auth.Credential, secret string) credentialView {
 	v := credentialView{
 		ID: c.ID, UserName: c.User, Secret: secret, Kind: string(c.Kind), Label: c.Label, State: credentialState(c, time.Now()),
-		ExpiresAt: jsonTime(c.Expires), Networks: []string{}, LastUsedAt: jsonTime(c.LastUse.At), LastUsedTLS: c.LastUse.TLS,
+		ExpiresAt: jsonTime(c.Expires), Networks: screen.Each(c.Networks, netip.Prefix.String), LastUsedAt: jsonTime(c.LastUse.At), LastUsedTLS: c.LastUse.TLS,
 		CreatedAt: c.CreatedAt, RevokedAt: jsonTime(c.RevokedAt),
-	}
-	for _, n := range c.Networks {
-		v.Networks = append(v.Networks, n.String())
 	}
 	if c.LastUse.Addr.IsValid() {
 		v.LastUsedAddr = c.LastUse.Addr.String()
@@ -56,11 +53,7 @@ func credentialJSON(c auth.Credential, secret string) credentialView {
 }
 
 func credentialsJSON(list []auth.Credential) []credentialView {
-	views := []credentialView{}
-	for _, c := range list {
-		views = append(views, credentialJSON(c, ""))
-	}
-	return views
+	return screen.Each(list, func(c auth.Credential) credentialView { return credentialJSON(c, "") })
 }
 
 func credentialState(c auth.Credential, now time.Time) string {
@@ -147,8 +140,8 @@ func parseExpiry(s string, now time.Time) (time.Time, error) {
 		t, err = time.Parse(time.RFC3339, s)
 	}
 	if err != nil {
-		d, notSpan := config.ParseDuration(s)
-		t, err = now.Add(time.Duration(d)), notSpan
+		d, notSpan := units.ParseSpan(s)
+		t, err = now.Add(d), notSpan
 	}
 	switch {
 	case err != nil:

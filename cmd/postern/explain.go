@@ -300,7 +300,7 @@ func (a *app) explainWays(ctx context.Context, users *accounts, cfg config.Confi
 	if err != nil {
 		return err
 	}
-	routes := route.NewTable(route.NewStore(users.pool), upstream.NewStore(users.pool, sealer), time.Minute)
+	routes := route.NewTable(route.NewStore(users.pool), users.upstreams(sealer), time.Minute)
 	for _, to := range q.to {
 		way := explainWay{Recipient: to.String(), Via: "mx"}
 		d, err := routes.Resolve(ctx, id.UserID, q.from, to)

@@ -6,7 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/screen"
@@ -86,8 +85,8 @@ shown: paste that address here. With --device, log in at Microsoft on another
 device with the code that is shown; a tenant may forbid that.`,
 		Args: one("name", "the upstream's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.onUpstreams(cmd.Context(), true, func(ctx context.Context, _ *pgxpool.Pool, accounts *upstream.Store) error {
-				up, err := accounts.Open(ctx, args[0])
+			return a.withUpstreams(cmd.Context(), true, func(ctx context.Context, store *upstream.Store) error {
+				up, err := store.Open(ctx, args[0])
 				if err != nil {
 					return err
 				}
@@ -106,7 +105,7 @@ device with the code that is shown; a tenant may forbid that.`,
 				if err := a.logIn(ctx, login, device); err != nil {
 					return err
 				}
-				if err := accounts.SaveLogin(ctx, up.Name, login); err != nil {
+				if err := store.SaveLogin(ctx, up.Name, login); err != nil {
 					return err
 				}
 				_, err = fmt.Fprintf(a.stdout, "logged in for upstream %s as %s\n", up.Name, up.Username)

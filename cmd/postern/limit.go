@@ -293,11 +293,7 @@ func (a *app) printLimitsOf(ctx context.Context, users *accounts, target auth.Li
 		return err
 	}
 	if asJSON {
-		views := []limitView{}
-		for _, l := range limits {
-			views = append(views, limitJSON(l))
-		}
-		return screen.JSON(a.stdout, views)
+		return screen.JSON(a.stdout, screen.Each(limits, limitJSON))
 	}
 	if len(limits) == 0 {
 		_, err := fmt.Fprintf(a.stdout, "nothing is set for %s\n", targetText(target))
@@ -420,8 +416,7 @@ func (u *accounts) limitsInForce(ctx context.Context, target auth.LimitTarget) (
 
 // limitViews are the limits that somebody is under, with their use.
 func limitViews(limits []quota.Limit, now quota.Usage) []limitView {
-	views := []limitView{}
-	for _, l := range limits {
+	return screen.Each(limits, func(l quota.Limit) limitView {
 		v := limitJSON(l)
 		tightest := quota.Binds(limits, l)
 		v.Tightest = &tightest
@@ -429,9 +424,8 @@ func limitViews(limits []quota.Limit, now quota.Usage) []limitView {
 			left := max(0, l.Max-used)
 			v.Used, v.Left = &used, &left
 		}
-		views = append(views, v)
-	}
-	return views
+		return v
+	})
 }
 
 func (a *app) printLimits(views []limitView) error {

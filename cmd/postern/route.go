@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
 	"postern/internal/refusal"
@@ -44,8 +43,8 @@ follows at its next attempt ('postern queue retry --upstream NAME' makes that so
 			if via != "mx" {
 				rule.Upstreams = []string{via}
 			}
-			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
-				err := a.addRoute(ctx, pool, rule, replace)
+			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+				err := a.addRoute(ctx, users, rule, replace)
 				if ifMissing && errors.Is(err, errRouteExists) {
 					_, err = fmt.Fprintln(a.stdout, "there is a default route already; nothing is changed")
 				}
@@ -66,8 +65,8 @@ const noRoute = "451 4.4.4 no route"
 
 var errRouteExists = errors.New("there is a default route already: see 'postern route list', put this one in its place with --replace")
 
-func (a *app) addRoute(ctx context.Context, pool *pgxpool.Pool, rule route.Rule, replace bool) error {
-	routes := route.NewStore(pool).As(a.actor())
+func (a *app) addRoute(ctx context.Context, users *accounts, rule route.Rule, replace bool) error {
+	routes := route.NewStore(users.pool).As(users.actor)
 	var id, was int64
 	var err error
 	if replace {
@@ -86,12 +85,12 @@ func (a *app) addRoute(ctx context.Context, pool *pgxpool.Pool, rule route.Rule,
 		said += fmt.Sprintf(", in the place of route %d", was)
 	}
 	fmt.Fprintln(a.stdout, said)
-	return a.retryWaiting(ctx, pool, noRoute, "for a route")
+	return a.retryWaiting(ctx, users, noRoute, "for a route")
 }
 
 // retryWaiting makes due what waits without an attempt, with a reply that begins like this.
-func (a *app) retryWaiting(ctx context.Context, pool *pgxpool.Pool, reply, what string) error {
-	q := desk.NewAdmin(pool).As(a.actor())
+func (a *app) retryWaiting(ctx context.Context, users *accounts, reply, what string) error {
+	q := users.queue()
 	waits := desk.Filter{State: desk.StateWaiting, Reply: reply}
 	n, err := q.Retry(ctx, waits, true)
 	if err != nil || n == 0 { // an audit row only for what is done
@@ -168,8 +167,8 @@ route add --replace' changes the default route without that.`,
 			if err != nil {
 				return usagef("%q is not a route number: see 'postern route list'", args[0])
 			}
-			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
-				was, err := route.NewStore(pool).As(a.actor()).Remove(ctx, id)
+			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+				was, err := route.NewStore(users.pool).As(users.actor).Remove(ctx, id)
 				if err != nil {
 					return err
 				}

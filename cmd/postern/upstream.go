@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/screen"
@@ -208,8 +207,8 @@ func (a *app) addUpstream(ctx context.Context, up upstream.Account) error {
 	if err := up.Validate(); err != nil {
 		return usageError{err.Error()}
 	}
-	return a.onUpstreams(ctx, up.Username != "", func(ctx context.Context, _ *pgxpool.Pool, accounts *upstream.Store) error {
-		if err := accounts.Add(ctx, up); err != nil {
+	return a.withUpstreams(ctx, up.Username != "", func(ctx context.Context, store *upstream.Store) error {
+		if err := store.Add(ctx, up); err != nil {
 			return err
 		}
 		_, err := fmt.Fprintf(a.stdout, "added upstream %s\n", upstreamText(up))
@@ -218,20 +217,20 @@ func (a *app) addUpstream(ctx context.Context, up upstream.Account) error {
 	})
 }
 
-// onUpstreams runs do with the store of accounts, which has the key only if it is needed.
-func (a *app) onUpstreams(ctx context.Context, key bool, do func(ctx context.Context, pool *pgxpool.Pool, accounts *upstream.Store) error) error {
+// withUpstreams runs do with the store of accounts, which has the key only if it is needed.
+func (a *app) withUpstreams(ctx context.Context, key bool, do func(ctx context.Context, store *upstream.Store) error) error {
 	cfg, _, err := a.source.Load()
 	if err != nil {
 		return err
 	}
-	return a.withPool(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
+	return a.withUsers(ctx, func(ctx context.Context, users *accounts) error {
 		var sealer *seal.Sealer
 		if key {
 			if sealer, err = a.source.Sealer(cfg); err != nil {
 				return err
 			}
 		}
-		return do(ctx, pool, upstream.NewStore(pool, sealer).As(a.actor()))
+		return do(ctx, users.upstreams(sealer))
 	})
 }
 
@@ -260,8 +259,8 @@ Another --username needs its password, or --oauth with all that belongs to it, a
 			if err != nil {
 				return err
 			}
-			return a.onUpstreams(cmd.Context(), flags.from.Given() || flags.tokens.given(), func(ctx context.Context, _ *pgxpool.Pool, accounts *upstream.Store) error {
-				up, err := accounts.Change(ctx, args[0], func(up *upstream.Account) error {
+			return a.withUpstreams(cmd.Context(), flags.from.Given() || flags.tokens.given(), func(ctx context.Context, store *upstream.Store) error {
+				up, err := store.Change(ctx, args[0], func(up *upstream.Account) error {
 					if err := flags.apply(cmd, up); err != nil {
 						return err
 					}
@@ -290,7 +289,7 @@ func (a *app) upstreamListCmd() *cobra.Command {
 				orDefault(u.MaxConnections), screen.OrDash(u.Preset), upstreamState(u)}
 		},
 		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]upstream.Listed, error) {
-			return upstream.NewStore(users.pool, nil).List(ctx)
+			return users.upstreams(nil).List(ctx)
 		},
 	}.command(a, &cobra.Command{Use: "list", Short: "list the smarthosts", Args: noArguments})
 }
@@ -317,7 +316,7 @@ func (a *app) upstreamShowCmd() *cobra.Command {
 'postern upstream reply list'.`,
 		Args: one("name", "the upstream's name"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
-			store := upstream.NewStore(users.pool, nil)
+			store := users.upstreams(nil)
 			u, err := store.Named(ctx, args[0])
 			if err != nil {
 				return err
@@ -380,24 +379,22 @@ func (a *app) upstreamPauseCmd(pause bool) *cobra.Command {
 lifetime goes on, and 'postern queue show' says why it waits. All nodes follow within two
 seconds; what a node has begun, or has in line by then, is still sent.`
 	}
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return a.onUpstreams(cmd.Context(), false, func(ctx context.Context, pool *pgxpool.Pool, accounts *upstream.Store) error {
-			changed, err := accounts.Pause(ctx, args[0], pause)
-			if err != nil {
-				return err
-			}
-			said := map[bool]string{true: "paused", false: "resumed"}[pause]
-			if !changed {
-				_, err = fmt.Fprintf(a.stdout, "upstream %s was %s already; nothing is changed\n", args[0], said)
-				return err
-			}
-			fmt.Fprintf(a.stdout, "%s upstream %s\n", said, args[0])
-			if pause {
-				return nil
-			}
-			return a.retryWaiting(ctx, pool, fmt.Sprintf(pausedReply, args[0]), "for the upstream")
-		})
-	}
+	cmd.RunE = a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
+		changed, err := users.upstreams(nil).Pause(ctx, args[0], pause)
+		if err != nil {
+			return err
+		}
+		said := map[bool]string{true: "paused", false: "resumed"}[pause]
+		if !changed {
+			_, err = fmt.Fprintf(a.stdout, "upstream %s was %s already; nothing is changed\n", args[0], said)
+			return err
+		}
+		fmt.Fprintf(a.stdout, "%s upstream %s\n", said, args[0])
+		if pause {
+			return nil
+		}
+		return a.retryWaiting(ctx, users, fmt.Sprintf(pausedReply, args[0]), "for the upstream")
+	})
 	return cmd
 }
 
@@ -407,7 +404,7 @@ func (a *app) upstreamRemoveCmd() *cobra.Command {
 		Short: "remove a smarthost that no route uses",
 		Args:  one("name", "the upstream's name"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
-			if err := upstream.NewStore(users.pool, nil).As(users.actor).Remove(ctx, args[0]); err != nil {
+			if err := users.upstreams(nil).Remove(ctx, args[0]); err != nil {
 				return err
 			}
 			_, err := fmt.Fprintf(a.stdout, "removed upstream %s\n", args[0])

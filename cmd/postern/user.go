@@ -217,12 +217,9 @@ func (a *app) userListCmd() *cobra.Command {
 			return []string{u.Name, userState(u.Enabled, u.DisabledReason), screen.OrDash(screen.Shorten(strings.Join(u.Senders, ", "), 60)),
 				strconv.Itoa(u.Credentials), screen.LocalTime(orZero(u.LastUsedAt)), screen.LocalTime(u.CreatedAt)}
 		},
-		load: func(ctx context.Context, users *accounts, _ []string, limit int) (views []userView, err error) {
+		load: func(ctx context.Context, users *accounts, _ []string, limit int) ([]userView, error) {
 			list, err := users.ListUsers(ctx, after, limit)
-			for _, u := range list {
-				views = append(views, userJSON(u, ""))
-			}
-			return views, err
+			return screen.Each(list, func(u auth.User) userView { return userJSON(u, "") }), err
 		},
 		limit: 1000, of: "users",
 		next: func(list []userView, _ int) string { return "--after " + list[len(list)-1].Name },

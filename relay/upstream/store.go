@@ -108,7 +108,7 @@ func (s *Store) seal(a Account) ([]byte, error) {
 	if a.Grant.Kind == "" {
 		return s.sealer.Seal(passwordOf(a.Name, a.Username), []byte(a.Password)), nil
 	}
-	if err := a.Grant.Complete(a.Username, oauth.Known()); err != nil {
+	if err := a.Grant.Complete(a.Username); err != nil {
 		return nil, refusal.Invalid("%v", err)
 	}
 	text, err := json.Marshal(a.Grant)
