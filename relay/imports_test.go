@@ -46,7 +46,7 @@ var arrows = map[string]string{
 	"relay/upstream":      "relay/smtp relay/seal relay/upstream/oauth auth/audit internal/pg internal/refusal",
 	"relay/delivery":      "relay/smtp relay/queue relay/queue/content relay/maillog relay/route relay/upstream relay/upstream/oauth internal/share internal/panics internal/await",
 	"relay/bounce":        "relay/smtp relay/queue relay/queue/content relay/maillog",
-	"admin":               "admin/health auth relay/smtp relay/queue relay/queue/desk relay/queue/reserve relay/maillog internal/owned internal/crowd internal/units",
+	"admin":               "admin/health auth relay/smtp relay/queue relay/queue/desk relay/queue/reserve relay/maillog relay/upstream relay/upstream/oauth internal/owned internal/crowd internal/units",
 	"admin/health":        "relay/queue/reserve internal/units",
 	"migrations":          "",
 	"configs/debian":      "",

@@ -78,20 +78,17 @@ func (c *checkup) readView(ctx context.Context, pool *pgxpool.Pool) (*mailView, 
 	if v.accounts, err = accounts.List(ctx); err != nil {
 		return nil, err
 	}
-	if v.upstreams, err = accounts.Usable(ctx); err != nil {
+	var sealed map[string]error
+	if v.upstreams, sealed, err = accounts.Usable(ctx); err != nil {
 		return nil, err
 	}
-	if v.secrets, err = accounts.Secrets(ctx); err != nil {
+	v.sealed = slices.Sorted(maps.Keys(sealed))
+	if v.secrets, err = accounts.Secrets(ctx, v.upstreams); err != nil {
 		return nil, err
 	}
 	if v.certificates, err = acme.List(ctx, pool); err != nil {
 		return nil, err
 	}
-	bad, err := accounts.Unusable(ctx)
-	if err != nil {
-		return nil, err
-	}
-	v.sealed = slices.Sorted(maps.Keys(bad))
 	users := auth.NewStore(pool)
 	for after := ""; len(v.users) < mostUsers; {
 		page, err := users.ListUsers(ctx, after, usersPage)

@@ -94,8 +94,8 @@ func TestACMEConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	cfg.ACME.Names = nil // empty and not there are the same
-	if !reflect.DeepEqual(cfg.ACME, DefaultACME()) {
-		t.Errorf("[acme] in the file says %+v, the default is %+v", cfg.ACME, DefaultACME())
+	if !reflect.DeepEqual(cfg.ACME, defaultACME()) {
+		t.Errorf("[acme] in the file says %+v, the default is %+v", cfg.ACME, defaultACME())
 	}
 }
 

@@ -42,7 +42,7 @@ on conflict (upstream, credential) do update set sealed = excluded.sealed, seria
 returning durably()
 
 -- name: states
-select upstream, credential, coalesce(expires_at, 'epoch'), coalesce(refreshed_at, 'epoch'), coalesce(failing_since, 'epoch'),
+select upstream, credential, coalesce(expires_at, 'epoch'), coalesce(failing_since, 'epoch'),
 	last_error, login, coalesce(next_try_at, 'epoch')
 from upstream_token order by upstream
 
