@@ -31,11 +31,11 @@ func (a *app) completionCmd() *cobra.Command {
 		}
 	}
 	return noun("completion", "completion for the shell",
-		shell("bash", "It needs the package bash-completion. Put it to use:\n\n  postern completion bash >/etc/bash_completion.d/postern",
+		shell("bash", "It needs the package bash-completion. Install it with:\n\n  postern completion bash >/etc/bash_completion.d/postern",
 			func(root *cobra.Command) error { return root.GenBashCompletionV2(a.stdout, true) }),
-		shell("zsh", "Put it to use:\n\n  postern completion zsh >\"${fpath[1]}/_postern\"",
+		shell("zsh", "Install it with:\n\n  postern completion zsh >\"${fpath[1]}/_postern\"",
 			func(root *cobra.Command) error { return root.GenZshCompletion(a.stdout) }),
-		shell("fish", "Put it to use:\n\n  postern completion fish >~/.config/fish/completions/postern.fish",
+		shell("fish", "Install it with:\n\n  postern completion fish >~/.config/fish/completions/postern.fish",
 			func(root *cobra.Command) error { return root.GenFishCompletion(a.stdout, true) }))
 }
 
