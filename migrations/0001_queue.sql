@@ -312,6 +312,13 @@ language sql stable as $$
 		where m.id = $1 and exists (select from hold) limit 1))
 $$;
 
+-- In a statement's select list it makes the statement's own commit wait for durability, whatever
+-- the defaults of the role, the database or a pooler's last client are. remote_apply is stronger
+-- and stays.
+create function durably() returns text language sql as $$
+	select set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)
+$$;
+
 -- A time that programs can take: the epoch in place of one that they cannot.
 create function sane_time(t timestamptz) returns timestamptz language sql immutable parallel safe as $$
 	select case when t not between '0001-01-02 00:00+00' and '9998-12-31 00:00+00' then 'epoch' else t end

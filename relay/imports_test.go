@@ -47,7 +47,7 @@ var arrows = map[string]string{
 	"relay/upstream":      "auth policy relay/smtp relay/seal relay/upstream/oauth auth/audit internal/pg internal/refusal",
 	"relay/delivery":      "relay/smtp relay/message relay/queue relay/queue/content relay/maillog relay/route relay/upstream relay/upstream/oauth internal/share internal/panics internal/await",
 	"relay/bounce":        "relay/smtp relay/queue relay/queue/content relay/maillog",
-	"admin":               "admin/health auth relay/smtp relay/queue relay/queue/desk relay/queue/reserve relay/maillog internal/owned internal/crowd internal/units",
+	"admin":               "admin/health auth relay/smtp relay/queue relay/queue/desk relay/queue/reserve relay/maillog relay/upstream relay/upstream/oauth internal/owned internal/crowd internal/units",
 	"admin/health":        "relay/queue/reserve internal/units",
 	"migrations":          "",
 	"configs/debian":      "",
@@ -63,6 +63,9 @@ var arrows = map[string]string{
 	"cmd/postern/database": "cmd/postern/config cmd/postern/screen internal/pg internal/pgserver migrations",
 	"cmd/postern/demo":     "auth cmd/postern/config cmd/postern/database cmd/postern/node cmd/postern/screen internal/capture internal/owned internal/pgserver migrations relay/certificate relay/queue relay/route relay/smtp relay/upstream internal/refusal",
 	"cmd/postern/handout":  "cmd/postern/config relay/smtp",
+	"cmd/postern/man":      "internal/owned",
+	"cmd/postern/secret":   "internal/owned internal/refusal",
+	"cmd/postern/story":    "cmd/postern/screen internal/units relay/queue relay/queue/desk",
 	"cmd/smtpbench":        "internal/owned internal/peers internal/pgserver internal/serve",
 
 	"internal/pg":           "internal/panics",

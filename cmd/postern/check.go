@@ -9,6 +9,7 @@ import (
 
 	"postern/admin/health"
 	"postern/cmd/postern/check"
+	"postern/cmd/postern/screen"
 )
 
 func (a *app) checkCmd() *cobra.Command {
@@ -67,7 +68,7 @@ func parseAddresses(texts []string) (list []netip.Addr, err error) {
 func (a *app) check(ctx context.Context, opts check.Options, asJSON bool) error {
 	findings := check.Run(ctx, a.source, &a.database, opts)
 	if asJSON {
-		if err := printJSON(a.stdout, emptyList(findings)); err != nil {
+		if err := screen.JSON(a.stdout, findings); err != nil {
 			return err
 		}
 	} else if err := a.printFindings(findings); err != nil {
@@ -88,16 +89,16 @@ func (a *app) check(ctx context.Context, opts check.Options, asJSON bool) error 
 // printFindings writes what is to be done under what was found: beside it the lines
 // would be too long for a terminal.
 func (a *app) printFindings(findings []health.Finding) error {
-	t := table{head: []string{"", "SUBJECT", "FINDING"}}
+	t := screen.Table{Head: []string{"", "SUBJECT", "FINDING"}}
 	for _, f := range findings {
 		if f.Status == health.OK {
-			t.add(string(f.Status), f.Subject, f.Text)
+			t.Add(string(f.Status), f.Subject, f.Text)
 			continue
 		}
-		t.add(string(f.Status), f.Subject, f.Text+" ["+f.ID+"]")
+		t.Add(string(f.Status), f.Subject, f.Text+" ["+f.ID+"]")
 		if f.Todo != "" {
-			t.add("", "", "to do: "+f.Todo)
+			t.Add("", "", "to do: "+f.Todo)
 		}
 	}
-	return t.print(a.stdout)
+	return t.Print(a.stdout)
 }

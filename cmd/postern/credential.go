@@ -13,8 +13,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/auth"
-	"postern/cmd/postern/config"
 	"postern/cmd/postern/screen"
+	"postern/internal/units"
 	"postern/relay/queue/desk"
 )
 
@@ -43,11 +43,8 @@ type credentialView struct {
 func credentialJSON(c auth.Credential, secret string) credentialView {
 	v := credentialView{
 		ID: c.ID, UserName: c.User, Secret: secret, Kind: string(c.Kind), Label: c.Label, State: credentialState(c, time.Now()),
-		ExpiresAt: jsonTime(c.Expires), Networks: []string{}, LastUsedAt: jsonTime(c.LastUse.At), LastUsedTLS: c.LastUse.TLS,
+		ExpiresAt: jsonTime(c.Expires), Networks: screen.Each(c.Networks, netip.Prefix.String), LastUsedAt: jsonTime(c.LastUse.At), LastUsedTLS: c.LastUse.TLS,
 		CreatedAt: c.CreatedAt, RevokedAt: jsonTime(c.RevokedAt),
-	}
-	for _, n := range c.Networks {
-		v.Networks = append(v.Networks, n.String())
 	}
 	if c.LastUse.Addr.IsValid() {
 		v.LastUsedAddr = c.LastUse.Addr.String()
@@ -56,11 +53,7 @@ func credentialJSON(c auth.Credential, secret string) credentialView {
 }
 
 func credentialsJSON(list []auth.Credential) []credentialView {
-	views := []credentialView{}
-	for _, c := range list {
-		views = append(views, credentialJSON(c, ""))
-	}
-	return views
+	return screen.Each(list, func(c auth.Credential) credentialView { return credentialJSON(c, "") })
 }
 
 func credentialState(c auth.Credential, now time.Time) string {
@@ -120,7 +113,7 @@ revoked without the others. A password that a person chooses is set by 'user pas
 					return err
 				}
 				if asJSON {
-					return printJSON(a.stdout, credentialJSON(c, secret))
+					return screen.JSON(a.stdout, credentialJSON(c, secret))
 				}
 				_, err = fmt.Fprintf(a.stdout, "added credential %d of %s\nuser name: %s\nsecret: %s\n(it is not shown again)\n",
 					c.ID, screen.Printable(c.User), screen.Printable(c.User), secret)
@@ -147,8 +140,8 @@ func parseExpiry(s string, now time.Time) (time.Time, error) {
 		t, err = time.Parse(time.RFC3339, s)
 	}
 	if err != nil {
-		d, notSpan := config.ParseDuration(s)
-		t, err = now.Add(time.Duration(d)), notSpan
+		d, notSpan := units.ParseSpan(s)
+		t, err = now.Add(d), notSpan
 	}
 	switch {
 	case err != nil:
@@ -204,9 +197,9 @@ func (a *app) credentialRevokeCmd() *cobra.Command {
 		Use:   "revoke ID...",
 		Short: "revoke credentials permanently, and hold the mail that came by them",
 		Long: `Ends credentials on every node within 2 seconds, with the sessions that logged in by
-them, and holds the mail that came by them and waits in the queue. When one of them cannot
-be revoked, none is. One that was revoked already is left as it is, and
-so is its mail. 'postern credential list USER' shows the numbers.`,
+them, and holds the mail that came by them and waits in the queue. When one of them
+cannot be revoked, none is. One that was revoked already is left as it is, and so is its
+mail. 'postern credential list USER' shows the numbers.`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ids, err := credentialIDs(args)
@@ -219,7 +212,7 @@ so is its mail. 'postern credential list USER' shows the numbers.`,
 					return err
 				}
 				if asJSON {
-					return printJSON(a.stdout, list)
+					return screen.JSON(a.stdout, list)
 				}
 				return a.printRevoked(list)
 			})
@@ -282,7 +275,7 @@ func revoke(ctx context.Context, store *auth.Store, q *desk.Admin, id int64) (r 
 	if c, err = store.RevokeCredential(ctx, id); err != nil {
 		return r, 0, err
 	}
-	if _, err = q.HoldUser(ctx, c.UserID, c.ID, "credential revoked"+colon(c.Label)); err != nil {
+	if _, err = q.HoldUser(ctx, c.UserID, c.ID, "credential revoked"+screen.Colon(c.Label)); err != nil {
 		return r, 0, err
 	}
 	held, err := q.Release(ctx, desk.Filter{UserID: c.UserID, CredentialID: c.ID}, true)

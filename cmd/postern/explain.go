@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"time"
 
@@ -16,7 +15,6 @@ import (
 	"postern/cmd/postern/screen"
 	"postern/policy"
 	"postern/policy/quota"
-	"postern/relay/queue"
 	"postern/relay/route"
 	"postern/relay/seal"
 	"postern/relay/smtp"
@@ -97,7 +95,7 @@ of the configuration on this machine.`,
 					return err
 				}
 				if asJSON {
-					err = printJSON(a.stdout, e)
+					err = screen.JSON(a.stdout, e)
 				} else {
 					err = a.printExplanation(e)
 				}
@@ -291,10 +289,9 @@ func (e *explanation) limits(ctx context.Context, users *accounts, id auth.Ident
 }
 
 func (e *explanation) holds(ctx context.Context, users *accounts, id auth.Identity) error {
-	holds, err := holdsOf(ctx, users.queue(), id.UserID)
-	i := slices.IndexFunc(holds, func(h queue.UserHold) bool { return h.CredentialID == 0 || h.CredentialID == id.CredentialID })
-	if err == nil && i >= 0 {
-		e.Hold = screen.OrDash(holds[i].Reason)
+	holds, err := holdsOver(ctx, users.queue(), id.UserID, id.CredentialID)
+	if err == nil && len(holds) > 0 {
+		e.Hold = screen.OrDash(holds[0].Reason)
 	}
 	return err
 }
@@ -326,15 +323,15 @@ func (a *app) explainWays(ctx context.Context, users *accounts, cfg config.Confi
 }
 
 func (a *app) printExplanation(e *explanation) error {
-	t := table{head: []string{"STEP", "", "RULE", "REPLY"}}
+	t := screen.Table{Head: []string{"STEP", "", "RULE", "REPLY"}}
 	for _, s := range e.Steps {
 		verdict := "ok"
 		if !s.Allowed {
 			verdict = "refused"
 		}
-		t.add(s.Step, verdict, s.Rule, s.Reply)
+		t.Add(s.Step, verdict, s.Rule, s.Reply)
 	}
-	if err := t.print(a.stdout); err != nil {
+	if err := t.Print(a.stdout); err != nil {
 		return err
 	}
 	if len(e.Limits) > 0 {
@@ -343,7 +340,7 @@ func (a *app) printExplanation(e *explanation) error {
 			return err
 		}
 	}
-	t = table{head: []string{"RECIPIENT", "ROUTE", "VIA"}}
+	t = screen.Table{Head: []string{"RECIPIENT", "ROUTE", "VIA"}}
 	for _, w := range e.Routes {
 		number := "-"
 		if w.Route != 0 {
@@ -353,10 +350,10 @@ func (a *app) printExplanation(e *explanation) error {
 		if via == "" || len(w.Ways) > 1 {
 			via = waysText(w.Ways)
 		}
-		t.add(w.Recipient, number, via)
+		t.Add(w.Recipient, number, via)
 	}
 	fmt.Fprintln(a.stdout)
-	if err := t.print(a.stdout); err != nil {
+	if err := t.Print(a.stdout); err != nil {
 		return err
 	}
 	switch {

@@ -12,6 +12,7 @@ import (
 
 	"postern/auth"
 	"postern/cmd/postern/screen"
+	"postern/internal/units"
 	"postern/policy/quota"
 	"postern/relay/queue/desk"
 )
@@ -292,21 +293,17 @@ func (a *app) printLimitsOf(ctx context.Context, users *accounts, target auth.Li
 		return err
 	}
 	if asJSON {
-		views := []limitView{}
-		for _, l := range limits {
-			views = append(views, limitJSON(l))
-		}
-		return printJSON(a.stdout, views)
+		return screen.JSON(a.stdout, screen.Each(limits, limitJSON))
 	}
 	if len(limits) == 0 {
 		_, err := fmt.Fprintf(a.stdout, "nothing is set for %s\n", targetText(target))
 		return err
 	}
-	t := table{head: []string{"LIMIT OF " + targetText(target), ""}}
+	t := screen.Table{Head: []string{"LIMIT OF " + targetText(target), ""}}
 	for _, l := range limits {
-		t.add(limitFlag(l.Kind), l.Text())
+		t.Add(limitFlag(l.Kind), l.Text())
 	}
-	return t.print(a.stdout)
+	return t.Print(a.stdout)
 }
 
 // limitView is a limit as --json prints it.
@@ -363,7 +360,7 @@ the domain and what its users have used together. Without any, the default limit
 					return err
 				}
 				if asJSON {
-					return printJSON(a.stdout, views)
+					return screen.JSON(a.stdout, views)
 				}
 				if len(views) == 0 && target.Domain != "" {
 					return a.printLimitsOf(ctx, users, target, false)
@@ -419,8 +416,7 @@ func (u *accounts) limitsInForce(ctx context.Context, target auth.LimitTarget) (
 
 // limitViews are the limits that somebody is under, with their use.
 func limitViews(limits []quota.Limit, now quota.Usage) []limitView {
-	views := []limitView{}
-	for _, l := range limits {
+	return screen.Each(limits, func(l quota.Limit) limitView {
 		v := limitJSON(l)
 		tightest := quota.Binds(limits, l)
 		v.Tightest = &tightest
@@ -428,9 +424,8 @@ func limitViews(limits []quota.Limit, now quota.Usage) []limitView {
 			left := max(0, l.Max-used)
 			v.Used, v.Left = &used, &left
 		}
-		views = append(views, v)
-	}
-	return views
+		return v
+	})
 }
 
 func (a *app) printLimits(views []limitView) error {
@@ -438,7 +433,7 @@ func (a *app) printLimits(views []limitView) error {
 		_, err := io.WriteString(a.stdout, "no limits set; only the server's own apply ([submission] in the configuration)\n")
 		return err
 	}
-	t := table{head: []string{"LIMIT", "", "SET FOR", "", "USED", "LEFT"}}
+	t := screen.Table{Head: []string{"LIMIT", "", "SET FOR", "", "USED", "LEFT"}}
 	for _, v := range views {
 		source := map[quota.Scope]string{quota.Default: "each user (default)", quota.User: "the user"}[v.Scope]
 		switch v.Scope {
@@ -451,9 +446,9 @@ func (a *app) printLimits(views []limitView) error {
 		if *v.Tightest {
 			wins = "tightest"
 		}
-		t.add(limitFlag(v.Kind), v.Limit, source, wins, amountOrDash(v.Kind, v.Used), amountOrDash(v.Kind, v.Left))
+		t.Add(limitFlag(v.Kind), v.Limit, source, wins, amountOrDash(v.Kind, v.Used), amountOrDash(v.Kind, v.Left))
 	}
-	return t.print(a.stdout)
+	return t.Print(a.stdout)
 }
 
 // amountOrDash is a number of messages, recipients or sessions, or octets in a unit.
@@ -462,7 +457,7 @@ func amountOrDash(kind quota.Kind, n *int64) string {
 	case n == nil:
 		return "-"
 	case kind == quota.Bytes && *n > 0:
-		return octetsText(*n)
+		return units.RoughOctets(*n)
 	}
 	return strconv.FormatInt(*n, 10)
 }

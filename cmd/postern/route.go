@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/screen"
@@ -61,16 +60,16 @@ follows at its next attempt ('postern queue retry --upstream NAME' makes that so
 			if err != nil {
 				return err
 			}
-			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
-				rule, who := flags.rule, names{}
+			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+				rule, who := flags.rule, map[int64]string{}
 				if flags.user != "" {
-					id, name, err := userNamed(ctx, pool, flags.user)
+					id, name, err := userNamed(ctx, users.pool, flags.user)
 					if err != nil {
 						return err
 					}
 					rule.UserID, who[id] = id, name
 				}
-				err := a.addRoute(ctx, pool, rule, before, replace, who)
+				err := a.addRoute(ctx, users, rule, before, replace, who)
 				if ifMissing && errors.Is(err, refusal.ErrExists) {
 					_, err = fmt.Fprintf(a.stdout, "there is %s already; nothing is changed\n", routeText(rule, who))
 				}
@@ -106,8 +105,8 @@ func routeNumber(text string) (int64, error) {
 // noRoute begins the last reply of recipients that wait for a route.
 const noRoute = "451 4.4.4 no route"
 
-func (a *app) addRoute(ctx context.Context, pool *pgxpool.Pool, rule route.Rule, before int64, replace bool, who names) error {
-	routes := route.NewStore(pool).As(a.actor())
+func (a *app) addRoute(ctx context.Context, users *accounts, rule route.Rule, before int64, replace bool, who map[int64]string) error {
+	routes := route.NewStore(users.pool).As(users.actor)
 	var id, was int64
 	var err error
 	if replace {
@@ -126,12 +125,12 @@ func (a *app) addRoute(ctx context.Context, pool *pgxpool.Pool, rule route.Rule,
 		said += fmt.Sprintf(", in the place of route %d", was)
 	}
 	fmt.Fprintln(a.stdout, said)
-	return a.routesChanged(ctx, pool, routes)
+	return a.routesChanged(ctx, users, routes)
 }
 
 // routesChanged warns of routes that take no mail any more, and makes due what waits for a
 // route.
-func (a *app) routesChanged(ctx context.Context, pool *pgxpool.Pool, routes *route.Store) error {
+func (a *app) routesChanged(ctx context.Context, users *accounts, routes *route.Store) error {
 	list, err := routes.List(ctx)
 	if err != nil {
 		return err
@@ -142,12 +141,12 @@ func (a *app) routesChanged(ctx context.Context, pool *pgxpool.Pool, routes *rou
 				r.ID, by.ID, r.ID, by.ID)
 		}
 	}
-	return a.retryWaiting(ctx, pool, noRoute, "for a route")
+	return a.retryWaiting(ctx, users, noRoute, "for a route")
 }
 
 // retryWaiting makes due what waits without an attempt, with a reply that begins like this.
-func (a *app) retryWaiting(ctx context.Context, pool *pgxpool.Pool, reply, what string) error {
-	q := desk.NewAdmin(pool).As(a.actor())
+func (a *app) retryWaiting(ctx context.Context, users *accounts, reply, what string) error {
+	q := users.queue()
 	waits := desk.Filter{State: desk.StateWaiting, Reply: reply}
 	n, err := q.Retry(ctx, waits, true)
 	if err != nil || n == 0 { // an audit row only for what is done
@@ -180,10 +179,10 @@ func (a *app) routeListCmd() *cobra.Command {
 	return listing[routeView]{
 		head: []string{"ID", "MATCH", "VIA"},
 		row: func(r routeView) []string {
-			return []string{strconv.FormatInt(r.ID, 10), matchText(r.Rule, names{r.UserID: r.User}), strings.Join(r.Via, ", ")}
+			return []string{strconv.FormatInt(r.ID, 10), matchText(r.Rule, map[int64]string{r.UserID: r.User}), strings.Join(r.Via, ", ")}
 		},
 		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]routeView, error) {
-			rules, who, err := readRoutes(ctx, users.pool)
+			rules, who, err := readRoutes(ctx, users)
 			var list []routeView
 			for _, r := range rules {
 				list = append(list, routeView{r, who[r.UserID]})
@@ -201,37 +200,31 @@ anew.`,
 }
 
 // readRoutes reads the rules with the names of their users.
-func readRoutes(ctx context.Context, pool *pgxpool.Pool) ([]route.Rule, names, error) {
-	rules, err := route.NewStore(pool).List(ctx)
+func readRoutes(ctx context.Context, users *accounts) ([]route.Rule, map[int64]string, error) {
+	rules, err := route.NewStore(users.pool).List(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	var users []int64
-	for _, r := range rules {
-		if r.UserID != 0 {
-			users = append(users, r.UserID)
-		}
-	}
-	who, err := userNames(ctx, pool, users...)
+	who, err := users.Names(ctx, screen.Each(rules, func(r route.Rule) int64 { return r.UserID })...)
 	return rules, who, err
 }
 
-func ruleText(r route.Rule, who names) string {
+func ruleText(r route.Rule, who map[int64]string) string {
 	return matchText(r, who) + " via " + strings.Join(r.Via, ", ")
 }
 
 // routeText is a route with its article.
-func routeText(r route.Rule, who names) string {
+func routeText(r route.Rule, who map[int64]string) string {
 	if r.IsDefault() {
 		return "a default route"
 	}
 	return "a route for " + matchText(r, who)
 }
 
-func matchText(r route.Rule, who names) string {
+func matchText(r route.Rule, who map[int64]string) string {
 	var parts []string
 	if r.UserID != 0 {
-		parts = append(parts, "user "+screen.Printable(who.text(r.UserID)))
+		parts = append(parts, "user "+screen.Printable(who[r.UserID]))
 	}
 	if r.SenderDomain != "" {
 		parts = append(parts, "from "+r.SenderDomain)
@@ -268,8 +261,8 @@ is always the last.`,
 			if (before == 0) != last {
 				return usagef("'%s' needs --before or --last", cmd.CommandPath())
 			}
-			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
-				routes := route.NewStore(pool).As(a.actor())
+			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+				routes := route.NewStore(users.pool).As(users.actor)
 				if _, err := routes.Move(ctx, id, before); err != nil {
 					return invalidUse(err)
 				}
@@ -278,7 +271,7 @@ is always the last.`,
 					place = fmt.Sprintf("before route %d", before)
 				}
 				fmt.Fprintf(a.stdout, "moved route %d %s\n", id, place)
-				return a.routesChanged(ctx, pool, routes)
+				return a.routesChanged(ctx, users, routes)
 			})
 		},
 	}
@@ -300,12 +293,12 @@ route add --replace' changes a route without that. A user's routes go with the u
 			if err != nil {
 				return err
 			}
-			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
-				_, who, err := readRoutes(ctx, pool)
+			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+				_, who, err := readRoutes(ctx, users)
 				if err != nil {
 					return err
 				}
-				was, err := route.NewStore(pool).As(a.actor()).Remove(ctx, id)
+				was, err := route.NewStore(users.pool).As(users.actor).Remove(ctx, id)
 				if err != nil {
 					return err
 				}

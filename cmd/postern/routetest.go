@@ -70,7 +70,7 @@ func (a *app) routingTable(users *accounts, cfg config.Config) (*route.Table, er
 	if err != nil {
 		return nil, err
 	}
-	return route.NewTable(route.NewStore(users.pool), upstream.NewStore(users.pool, sealer), time.Minute), nil
+	return route.NewTable(route.NewStore(users.pool), users.upstreams(sealer), time.Minute), nil
 }
 
 // routeTest is which way the mail for a recipient goes, and why.
@@ -125,7 +125,7 @@ notices are.`,
 					return err
 				}
 				if asJSON {
-					return printJSON(a.stdout, t)
+					return screen.JSON(a.stdout, t)
 				}
 				return a.printRouteTest(t)
 			})
@@ -153,7 +153,7 @@ func (a *app) testRoute(ctx context.Context, users *accounts, user int64, from, 
 	if err != nil && !errors.Is(err, route.ErrNoRoute) {
 		return nil, err
 	}
-	rules, who, err := readRoutes(ctx, users.pool)
+	rules, who, err := readRoutes(ctx, users)
 	if err != nil {
 		return nil, err
 	}
@@ -171,24 +171,24 @@ func (a *app) testRoute(ctx context.Context, users *accounts, user int64, from, 
 }
 
 func (a *app) printRouteTest(t *routeTest) error {
-	routes := table{head: []string{"ROUTE", "MATCH", ""}}
+	routes := screen.Table{Head: []string{"ROUTE", "MATCH", ""}}
 	for _, p := range t.Passed {
-		routes.add(strconv.FormatInt(p.Route, 10), p.Match, "another "+p.Other)
+		routes.Add(strconv.FormatInt(p.Route, 10), p.Match, "another "+p.Other)
 	}
 	if t.Route == 0 {
 		if len(t.Passed) > 0 {
-			if err := routes.print(a.stdout); err != nil {
+			if err := routes.Print(a.stdout); err != nil {
 				return err
 			}
 		}
 		_, err := fmt.Fprintln(a.stdout, "No route matches: the mail would wait.")
 		return err
 	}
-	routes.add(strconv.FormatInt(t.Route, 10), t.Match, "matches")
-	if err := routes.print(a.stdout); err != nil {
+	routes.Add(strconv.FormatInt(t.Route, 10), t.Match, "matches")
+	if err := routes.Print(a.stdout); err != nil {
 		return err
 	}
-	ways := table{head: []string{"WAY", "AS", ""}}
+	ways := screen.Table{Head: []string{"WAY", "AS", ""}}
 	waits := true
 	for _, w := range t.Ways {
 		state := "can be used"
@@ -197,10 +197,10 @@ func (a *app) printRouteTest(t *routeTest) error {
 		} else {
 			waits = false
 		}
-		ways.add(w.Via, screen.OrDash(w.SentAs), state)
+		ways.Add(w.Via, screen.OrDash(w.SentAs), state)
 	}
 	fmt.Fprintln(a.stdout)
-	if err := ways.print(a.stdout); err != nil || !waits {
+	if err := ways.Print(a.stdout); err != nil || !waits {
 		return err
 	}
 	_, err := fmt.Fprintln(a.stdout, "\nNone can be used: the mail would wait.")

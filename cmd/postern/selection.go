@@ -5,13 +5,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/pflag"
 
 	"postern/auth"
-	"postern/cmd/postern/config"
 	"postern/relay/queue/desk"
 	"postern/relay/smtp"
 )
@@ -77,22 +75,10 @@ func (s *selection) filter() (f desk.Filter, err error) {
 			return f, usagef("--credential is the number of a credential, not %q", n)
 		}
 	}
-	if f.OlderThan, err = s.olderThan(); err != nil {
+	if f.OlderThan, err = spanFlag("older-than", *s.given["older-than"]); err != nil {
 		return f, err
 	}
 	return f, s.addresses(&f)
-}
-
-func (s *selection) olderThan() (time.Duration, error) {
-	text := *s.given["older-than"]
-	if text == "" {
-		return 0, nil
-	}
-	d, err := config.ParseDuration(text)
-	if err != nil || d == 0 {
-		return 0, usagef("--older-than: %q is not a duration: write a number with s, m, h or d", text)
-	}
-	return time.Duration(d), nil
 }
 
 func (s *selection) addresses(f *desk.Filter) error {

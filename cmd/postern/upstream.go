@@ -10,10 +10,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/screen"
+	"postern/cmd/postern/secret"
 	"postern/internal/refusal"
 	"postern/relay/keyring"
 	"postern/relay/seal"
@@ -33,7 +33,7 @@ var tlsModes = []string{string(upstream.TLSNone), string(upstream.TLSOpportunist
 // upstreamFlags are the settings of an upstream.
 type upstreamFlags struct {
 	host, mode, preset, username, caFile, expires string
-	from                                          passwordSource
+	from                                          secret.Source
 	tokens                                        grantFlags
 	connections, messages, recipients             int
 	senders                                       []string
@@ -46,7 +46,7 @@ func (u *upstreamFlags) flags(cmd *cobra.Command) {
 	f.StringVar(&u.host, "host", "", "`HOST[:PORT]` (default port 465 for implicit, 587 for require, else 25)")
 	f.StringVar(&u.mode, "tls", "", "none, opportunistic, require (the default) or implicit")
 	f.StringVar(&u.username, "username", "", "account name at the smarthost")
-	u.from.flags(cmd)
+	u.from.Flags(cmd, "password")
 	u.tokens.flags(cmd)
 	f.StringVar(&u.expires, "secret-expires", "", "last valid `day` of the password or secret, such as 2027-01-31; you are warned before it (default: the certificate's)")
 	f.StringVar(&u.caFile, "ca-file", "", "PEM `file` of the authorities to trust instead of the system's")
@@ -112,10 +112,10 @@ func (u *upstreamFlags) apply(cmd *cobra.Command, to *upstream.Account) error {
 // puts it there.
 func (u *upstreamFlags) proof(a *app) (put func(*upstream.Account) error, err error) {
 	switch {
-	case u.from.given():
-		secret, err := u.from.read(a.stdin, a.warn)
+	case u.from.Given():
+		password, err := a.readSecret(&u.from)
 		return func(to *upstream.Account) error {
-			to.Password, to.Grant = secret, oauth.Grant{}
+			to.Password, to.Grant = password, oauth.Grant{}
 			if u.expires == "" {
 				to.SecretExpires = "" // that was the former one's
 			}
@@ -176,7 +176,7 @@ address. The null sender of notices stays.`,
 			if err := flags.apply(cmd, &up); err != nil {
 				return invalidUse(err)
 			}
-			if (up.Username != "") != (flags.from.given() || flags.tokens.given()) {
+			if (up.Username != "") != (flags.from.Given() || flags.tokens.given()) {
 				return usagef("--username and --password-stdin, --password-file or --oauth go together")
 			}
 			put, err := flags.proof(a)
@@ -227,8 +227,8 @@ func (a *app) addUpstream(ctx context.Context, up upstream.Account) error {
 	if err := up.Validate(); err != nil {
 		return usageError{err.Error()}
 	}
-	return a.onUpstreams(ctx, up.Username != "", func(ctx context.Context, _ *pgxpool.Pool, accounts *upstream.Store) error {
-		if err := accounts.Add(ctx, up); err != nil {
+	return a.withUpstreams(ctx, up.Username != "", func(ctx context.Context, _ *accounts, store *upstream.Store) error {
+		if err := store.Add(ctx, up); err != nil {
 			return err
 		}
 		_, err := fmt.Fprintf(a.stdout, "added upstream %s\n", upstreamText(up))
@@ -237,23 +237,23 @@ func (a *app) addUpstream(ctx context.Context, up upstream.Account) error {
 	})
 }
 
-// onUpstreams runs do with the store of accounts, which has the key only if it is needed.
-func (a *app) onUpstreams(ctx context.Context, key bool, do func(ctx context.Context, pool *pgxpool.Pool, accounts *upstream.Store) error) error {
+// withUpstreams runs do with the store of accounts, which has the key only if it is needed.
+func (a *app) withUpstreams(ctx context.Context, key bool, do func(ctx context.Context, users *accounts, store *upstream.Store) error) error {
 	cfg, _, err := a.source.Load()
 	if err != nil {
 		return err
 	}
-	return a.withPool(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
+	return a.withUsers(ctx, func(ctx context.Context, users *accounts) error {
 		var sealer *seal.Sealer
 		if key {
 			if sealer, err = a.source.Sealer(cfg); err != nil {
 				return err
 			}
-			if err := keyring.Follow(ctx, pool, sealer); err != nil {
+			if err := keyring.Follow(ctx, users.pool, sealer); err != nil {
 				return err
 			}
 		}
-		return do(ctx, pool, upstream.NewStore(pool, sealer).As(a.actor()))
+		return do(ctx, users, users.upstreams(sealer))
 	})
 }
 
@@ -282,8 +282,8 @@ Another --username needs its password, or --oauth with all that belongs to it, a
 			if err != nil {
 				return err
 			}
-			return a.onUpstreams(cmd.Context(), flags.from.given() || flags.tokens.given(), func(ctx context.Context, pool *pgxpool.Pool, accounts *upstream.Store) error {
-				up, err := accounts.Change(ctx, args[0], func(up *upstream.Account) error {
+			return a.withUpstreams(cmd.Context(), flags.from.Given() || flags.tokens.given(), func(ctx context.Context, users *accounts, store *upstream.Store) error {
+				up, err := store.Change(ctx, args[0], func(up *upstream.Account) error {
 					if err := flags.apply(cmd, up); err != nil {
 						return err
 					}
@@ -299,7 +299,7 @@ Another --username needs its password, or --oauth with all that belongs to it, a
 				if !cmd.Flags().Changed("senders") {
 					return nil
 				}
-				return a.retryWaiting(ctx, pool, noRoute, "for a route")
+				return a.retryWaiting(ctx, users, noRoute, "for a route")
 			})
 		},
 	}
@@ -315,7 +315,7 @@ func (a *app) upstreamListCmd() *cobra.Command {
 				orDefault(u.MaxConnections), screen.OrDash(u.Preset), upstreamState(u)}
 		},
 		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]upstream.Listed, error) {
-			return upstream.NewStore(users.pool, nil).List(ctx)
+			return users.upstreams(nil).List(ctx)
 		},
 	}.command(a, &cobra.Command{Use: "list", Short: "list the smarthosts", Args: noArguments})
 }
@@ -342,7 +342,7 @@ func (a *app) upstreamShowCmd() *cobra.Command {
 'postern upstream reply list'.`,
 		Args: one("name", "the upstream's name"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
-			store := upstream.NewStore(users.pool, nil)
+			store := users.upstreams(nil)
 			u, err := store.Named(ctx, args[0])
 			if err != nil {
 				return err
@@ -352,14 +352,14 @@ func (a *app) upstreamShowCmd() *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return printJSON(a.stdout, upstreamView{u, replies.Rows()})
+				return screen.JSON(a.stdout, upstreamView{u, replies.Rows()})
 			}
 			if err := a.printUpstream(u); err != nil {
 				return err
 			}
 			fmt.Fprintln(a.stdout)
-			t := tableOf(replyHead, replyRow, replies.Rows())
-			return t.print(a.stdout)
+			t := screen.TableOf(replyHead, replyRow, replies.Rows())
+			return t.Print(a.stdout)
 		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -367,30 +367,30 @@ func (a *app) upstreamShowCmd() *cobra.Command {
 }
 
 func (a *app) printUpstream(u upstream.Listed) error {
-	t := table{head: []string{"UPSTREAM", u.Name}}
-	t.add("host", net.JoinHostPort(u.Host, strconv.Itoa(u.Port)))
-	t.add("TLS", string(u.TLS))
+	t := screen.Table{Head: []string{"UPSTREAM", u.Name}}
+	t.Add("host", net.JoinHostPort(u.Host, strconv.Itoa(u.Port)))
+	t.Add("TLS", string(u.TLS))
 	if u.CustomCA {
-		t.add("CA", "its own")
+		t.Add("CA", "its own")
 	}
-	t.add("account", screen.OrDash(u.Username))
+	t.Add("account", screen.OrDash(u.Username))
 	if u.OAuth != "" {
-		t.add("tokens by", string(u.OAuth))
+		t.Add("tokens by", string(u.OAuth))
 	}
 	if u.SecretExpires != "" {
-		t.add("secret expires", u.SecretExpires)
+		t.Add("secret expires", u.SecretExpires)
 	}
-	t.add("preset", screen.OrDash(u.Preset))
-	t.add("connections", orDefault(u.MaxConnections))
-	t.add("messages per connection", orDefault(u.MaxMessages))
-	t.add("recipients per transaction", orDefault(u.MaxRecipients))
-	t.add("senders", screen.OrDash(strings.Join(u.Senders, ", ")))
+	t.Add("preset", screen.OrDash(u.Preset))
+	t.Add("connections", orDefault(u.MaxConnections))
+	t.Add("messages per connection", orDefault(u.MaxMessages))
+	t.Add("recipients per transaction", orDefault(u.MaxRecipients))
+	t.Add("senders", screen.OrDash(strings.Join(u.Senders, ", ")))
 	if u.RewriteSender != "" {
-		t.add("sends as", u.RewriteSender)
+		t.Add("sends as", u.RewriteSender)
 	}
-	t.add("state", upstreamState(u))
-	t.add("added", screen.LocalTime(u.CreatedAt))
-	return t.print(a.stdout)
+	t.Add("state", upstreamState(u))
+	t.Add("added", screen.LocalTime(u.CreatedAt))
+	return t.Print(a.stdout)
 }
 
 // pausedReply begins the last reply of recipients that wait for a paused upstream.
@@ -409,24 +409,22 @@ func (a *app) upstreamPauseCmd(pause bool) *cobra.Command {
 lifetime goes on, and 'postern queue show' says why it waits. All nodes follow within two
 seconds; what a node has begun, or has in line by then, is still sent.`
 	}
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return a.onUpstreams(cmd.Context(), false, func(ctx context.Context, pool *pgxpool.Pool, accounts *upstream.Store) error {
-			changed, err := accounts.Pause(ctx, args[0], pause)
-			if err != nil {
-				return err
-			}
-			said := map[bool]string{true: "paused", false: "resumed"}[pause]
-			if !changed {
-				_, err = fmt.Fprintf(a.stdout, "upstream %s was %s already; nothing is changed\n", args[0], said)
-				return err
-			}
-			fmt.Fprintf(a.stdout, "%s upstream %s\n", said, args[0])
-			if pause {
-				return nil
-			}
-			return a.retryWaiting(ctx, pool, fmt.Sprintf(pausedReply, args[0]), "for the upstream")
-		})
-	}
+	cmd.RunE = a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
+		changed, err := users.upstreams(nil).Pause(ctx, args[0], pause)
+		if err != nil {
+			return err
+		}
+		said := map[bool]string{true: "paused", false: "resumed"}[pause]
+		if !changed {
+			_, err = fmt.Fprintf(a.stdout, "upstream %s was %s already; nothing is changed\n", args[0], said)
+			return err
+		}
+		fmt.Fprintf(a.stdout, "%s upstream %s\n", said, args[0])
+		if pause {
+			return nil
+		}
+		return a.retryWaiting(ctx, users, fmt.Sprintf(pausedReply, args[0]), "for the upstream")
+	})
 	return cmd
 }
 
@@ -436,11 +434,18 @@ func (a *app) upstreamRemoveCmd() *cobra.Command {
 		Short: "remove a smarthost that no route uses",
 		Args:  one("name", "the upstream's name"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
-			if err := upstream.NewStore(users.pool, nil).As(users.actor).Remove(ctx, args[0]); err != nil {
+			if err := users.upstreams(nil).Remove(ctx, args[0]); err != nil {
 				return err
 			}
 			_, err := fmt.Fprintf(a.stdout, "removed upstream %s\n", args[0])
 			return err
 		}),
 	}
+}
+
+func orDefault(n int) string {
+	if n == 0 {
+		return "default"
+	}
+	return strconv.Itoa(n)
 }

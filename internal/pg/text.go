@@ -10,20 +10,25 @@ import (
 )
 
 // Texts are the statements of .sql files. Each begins at a line "-- name: x" and has named
-// arguments, @x, so that it can be read, and run in psql, as it is.
+// arguments, @x, so that it can be read, and run in psql, as it is. What several statements of
+// a package share is a part of them, from a line "-- part: x", and stands for @x in them.
 type Texts struct {
 	raw   map[string]string
+	part  map[string]bool // the names of parts
 	bound map[string]string
 	used  map[string]bool
 }
 
-// heading begins a statement; the rest of its line is the statement's name.
-const heading = "-- name: "
+// heading begins a statement, partHeading a part; the rest of the line is its name.
+const (
+	heading     = "-- name: "
+	partHeading = "-- part: "
+)
 
 // Load reads the .sql files of a folder that is embedded. It panics at one that it cannot read,
 // and at a name that two statements have.
 func Load(files fs.FS) *Texts {
-	t := &Texts{raw: make(map[string]string), bound: make(map[string]string), used: make(map[string]bool)}
+	t := &Texts{raw: make(map[string]string), part: make(map[string]bool), bound: make(map[string]string), used: make(map[string]bool)}
 	names, err := fs.Glob(files, "*.sql")
 	if err != nil || len(names) == 0 {
 		panic(fmt.Sprintf("no statements: %v", err))
@@ -38,14 +43,19 @@ func Load(files fs.FS) *Texts {
 	return t
 }
 
-// split adds the statements of a file's text. What is before the first one is left out.
+// split adds the statements and parts of a file's text. What is before the first one is left out.
 func (t *Texts) split(text string) {
-	for _, part := range strings.Split("\n"+text, "\n"+heading)[1:] {
-		name, sql, _ := strings.Cut(part, "\n")
-		if _, twice := t.raw[name]; twice {
-			panic("two statements are named " + name)
+	for i, section := range strings.Split("\n"+text, "\n"+heading) {
+		for j, part := range strings.Split("\n"+section, "\n"+partHeading) {
+			if i == 0 && j == 0 {
+				continue
+			}
+			name, sql, _ := strings.Cut(strings.TrimPrefix(part, "\n"), "\n")
+			if _, twice := t.raw[name]; twice {
+				panic("two statements are named " + name)
+			}
+			t.raw[name], t.part[name] = strings.TrimSpace(sql), j > 0
 		}
-		t.raw[name] = strings.TrimSpace(sql)
 	}
 }
 
@@ -64,7 +74,12 @@ func (t *Texts) BindWith(name string, constants Constants, args ...string) strin
 		panic("no statement is named " + name)
 	}
 	used := make([]bool, len(args))
-	text = numbered(text, func(arg string) string {
+	var number func(arg string) string
+	number = func(arg string) string {
+		if t.part[arg] {
+			t.used[arg] = true
+			return numbered(t.raw[arg], number)
+		}
 		if literal, is := constants[arg]; is {
 			return literal
 		}
@@ -74,7 +89,8 @@ func (t *Texts) BindWith(name string, constants Constants, args ...string) strin
 		}
 		used[n] = true
 		return "$" + strconv.Itoa(n+1)
-	})
+	}
+	text = numbered(text, number)
 	if n := slices.Index(used, false); n >= 0 {
 		panic(fmt.Sprintf("statement %s has no @%s", name, args[n]))
 	}
@@ -87,7 +103,7 @@ func (t *Texts) BindWith(name string, constants Constants, args ...string) strin
 	return text
 }
 
-// Bound returns what was bound, by the names, and which statements were not.
+// Bound returns what was bound, by the names, and which statements and parts were not.
 func (t *Texts) Bound() (texts map[string]string, unused []string) {
 	for name := range t.raw {
 		if !t.used[name] {

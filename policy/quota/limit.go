@@ -24,7 +24,7 @@ const (
 	Bytes               Kind = "bytes"      // octets in a window
 	Size                Kind = "size"       // octets of one message
 	RecipientsOfMessage Kind = "recipients_per_message"
-	Sessions            Kind = "sessions" // concurrent, over all nodes
+	Sessions            Kind = "sessions" // concurrent, across all nodes
 )
 
 // Kinds are all kinds, in the order in which they are shown.
@@ -66,7 +66,7 @@ var closeness = map[Scope]int{Default: 1, Domain: 2, User: 3, Credential: 4}
 // MaxWindow is the longest window of a limit: a leap year.
 const MaxWindow = 366 * 24 * time.Hour
 
-// Limit is one limit: at most Max of Kind in any Window, over all nodes.
+// Limit is one limit: at most Max of Kind in any Window, across all nodes.
 type Limit struct {
 	Kind    Kind
 	Window  time.Duration // whole seconds; 0 unless Kind.Windowed

@@ -18,17 +18,15 @@ import (
 
 // fakeTokens gives tokens.
 type fakeTokens struct {
-	mu    sync.Mutex
-	last  int64
-	most  int64 // no newer one is given
-	asked int
-	err   error
+	mu   sync.Mutex
+	last int64
+	most int64 // no newer one is given
+	err  error
 }
 
 func (f *fakeTokens) Token(context.Context, oauth.Account) (oauth.Token, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.asked++
 	return oauth.Token{Access: fmt.Sprintf("token-%d", f.last), Serial: f.last}, f.err
 }
 

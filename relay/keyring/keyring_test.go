@@ -332,7 +332,7 @@ func TestResealBesideWriters(t *testing.T) {
 	_, err = reseal(t.Context(), db.Pool, b.node.cfg.Sealer)
 	must(t, err)
 	wantValues(t, db, a.node.cfg.Sealer, want, id)
-	bad, err := upstream.NewStore(db.Pool, b.node.cfg.Sealer).Unusable(t.Context())
+	_, bad, err := upstream.NewStore(db.Pool, b.node.cfg.Sealer).Usable(t.Context())
 	if err != nil || len(bad) > 0 {
 		t.Errorf("%v, %v", bad, err)
 	}
@@ -360,7 +360,7 @@ func TestColumnsOfTheirOwners(t *testing.T) {
 	if v.Current != id || v.Keys[1].Values != 2 || v.Keys[1].Since == nil || v.Keys[0].State != "old" || v.Keys[0].Values != 0 || !slices.Equal(v.Keys[1].Nodes, []string{"a"}) {
 		t.Errorf("%+v", v)
 	}
-	list, err := accounts.Usable(t.Context())
+	list, _, err := accounts.Usable(t.Context())
 	if must(t, err); len(list) != 2 || list[0].Grant.Secret != "client secret" || list[1].Password != "secret" {
 		t.Errorf("%+v", list)
 	}

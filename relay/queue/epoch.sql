@@ -30,6 +30,5 @@ marked as (
 	update recipient r set dot_possible = true from o
 	where r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'waiting'
 	returning r.message_id, o.epoch)
-select m.message_id, m.epoch, count(*),
-	set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)
+select m.message_id, m.epoch, count(*), durably()
 from marked m group by 1, 2

@@ -71,7 +71,7 @@ func (q *Queue) Release(d *Delivery, ns []int, wait time.Duration) {
 	for _, n := range ns {
 		e := ending{Outcome: Outcome{Message: d.Message.ID, N: n, Epoch: d.Epoch, RetryIn: wait}, release: true}
 		if damaged {
-			e.aside = textMissing
+			e.aside, e.At = textMissing, time.Now()
 		}
 		q.settles.put(e)
 	}
@@ -198,6 +198,9 @@ func (s *settles) yield(e *ending, err error) bool {
 	case e.aside == "":
 		e.aside = fmt.Sprintf("its outcome (%s, %d) cannot be written: %v", e.Result, e.Reply.Code, err)
 		e.Unknown, e.release = e.Unknown || e.Result == Delivered, true
+		if e.At.IsZero() {
+			e.At = time.Now()
+		}
 	default:
 		s.q.log.Error("queue: cannot set a recipient aside, its row cannot be written", "id", e.Message, "rcpt", e.N, "why", e.aside, "error", err)
 		s.q.inHand.remove(e.Message, 1)
@@ -287,7 +290,7 @@ func (s *settles) transact(group []ending, again bool) error {
 	}
 	for i := range group {
 		if e := &group[i]; e.aside != "" {
-			batch.Queue(sqlSetAside, e.Message, e.N, e.Epoch, pg.Storable(e.aside), s.q.cfg.Node, e.Unknown, s.q.times.Load().Lifetime)
+			batch.Queue(sqlSetAside, e.Message, e.N, e.Epoch, e.At, pg.Storable(e.aside), s.q.cfg.Node, e.Unknown, s.q.times.Load().Lifetime)
 		}
 	}
 	err = conn.SendBatch(ctx, batch).Close()

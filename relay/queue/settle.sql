@@ -55,12 +55,10 @@ b as (
 		select g.message_id from (select message_id, count(*) as rows from gone group by message_id) g
 		where g.rows = (select count(*) from recipient r where r.message_id = g.message_id)) as last
 	where body.message_id = last.message_id)
-select f.message_id, f.n,
-	set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)
+select f.message_id, f.n, durably()
 from f
 union all
-select null, null,
-	set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)
+select null, null, durably()
 
 -- name: undelivered
 -- Ends the other attempts: back to waiting, or failed when the server said so or the lifetime
@@ -149,12 +147,10 @@ b as (
 		select g.message_id from (select message_id, count(*) as rows from gone group by message_id) g
 		where g.rows = (select count(*) from recipient r where r.message_id = g.message_id)) as last
 	where body.message_id = last.message_id)
-select f.message_id, f.n,
-	set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)
+select f.message_id, f.n, durably()
 from f
 union all
-select null, null,
-	set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)
+select null, null, durably()
 
 -- name: await_outcomes
 -- Waits for an earlier try that is still under way, so that what follows, a statement of

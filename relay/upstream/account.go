@@ -174,7 +174,7 @@ func (a Account) validateGrant() error {
 	if a.Password != "" || !credentialText(a.Username) {
 		return refusal.Invalid("an account with a grant has a user name and no password")
 	}
-	if err := a.Grant.Complete(a.Username, oauth.Known()); err != nil { // of this copy
+	if err := a.Grant.Complete(a.Username); err != nil { // of this copy
 		return refusal.Invalid("%v", err)
 	}
 	return nil

@@ -45,12 +45,8 @@ type Secret struct {
 	Token    oauth.State // zero without a grant, and before the first token
 }
 
-// Secrets lists the accounts of which something is known.
-func (s *Store) Secrets(ctx context.Context) ([]Secret, error) {
-	accounts, err := s.Usable(ctx)
-	if err != nil {
-		return nil, err
-	}
+// Secrets lists those of the accounts, as Usable returns them, of which something is known.
+func (s *Store) Secrets(ctx context.Context, accounts []Account) ([]Secret, error) {
 	var granted []oauth.Account
 	for i := range accounts {
 		if accounts[i].Grant.Kind != "" {

@@ -138,7 +138,11 @@ func TestTellExpiring(t *testing.T) {
 	if err := s.TellExpiring(ctx, func(Secret) { again++ }); err != nil || again != 1 {
 		t.Errorf("another secret is told %d times, %v", again, err)
 	}
-	list, err := s.Secrets(ctx)
+	accounts, _, err := s.Usable(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := s.Secrets(ctx, accounts)
 	if err != nil || len(list) != 1 || list[0].Expires.Format(time.DateOnly) != day || !list[0].Token.ExpiresAt.IsZero() {
 		t.Errorf("%+v, %v", list, err)
 	}

@@ -111,7 +111,7 @@ func (s *Store) seal(a Account) ([]byte, error) {
 	if a.Grant.Kind == "" {
 		return s.sealer.Seal(passwordOf(a.Name, a.Username), []byte(a.Password)), nil
 	}
-	if err := a.Grant.Complete(a.Username, oauth.Known()); err != nil {
+	if err := a.Grant.Complete(a.Username); err != nil {
 		return nil, refusal.Invalid("%v", err)
 	}
 	text, err := json.Marshal(a.Grant)
@@ -292,28 +292,19 @@ func (s *Store) Load(ctx context.Context, db pg.DB) (map[string]*Loaded, error) 
 	return accounts, nil
 }
 
-// Unusable returns, by name, the upstreams whose password this Store cannot open.
-func (s *Store) Unusable(ctx context.Context) (map[string]error, error) {
+// Usable returns the accounts with their passwords, by name; and, by name, why this Store
+// cannot open the password of others.
+func (s *Store) Usable(ctx context.Context) (list []Account, sealed map[string]error, err error) {
 	accounts, err := s.Load(ctx, s.pool)
-	bad := map[string]error{}
-	for name, l := range accounts {
-		if l.Err != nil && !IsPaused(l.Err) {
-			bad[name] = l.Err
-		}
-	}
-	return bad, err
-}
-
-// Usable returns the accounts with their passwords, by name; those whose password this Store
-// cannot open are left out, as Unusable says.
-func (s *Store) Usable(ctx context.Context) (list []Account, err error) {
-	accounts, err := s.Load(ctx, s.pool)
+	sealed = map[string]error{}
 	for _, name := range slices.Sorted(maps.Keys(accounts)) {
 		if l := accounts[name]; l.Err == nil || IsPaused(l.Err) {
 			list = append(list, l.Account)
+		} else {
+			sealed[name] = l.Err
 		}
 	}
-	return list, err
+	return list, sealed, err
 }
 
 const pauseAccount = `

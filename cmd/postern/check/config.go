@@ -96,13 +96,13 @@ func (c *checkup) dangerousValues(r *report) {
 		r.add("config.mx-port", "configuration", "delivery.mx_port is %d", d.MXPort)
 	}
 	if s.MessageSize < 1<<20 {
-		r.add("config.message-size", "configuration", "submission.message_size is %s", units.RoughOctets(int64(s.MessageSize)))
+		r.add("config.message-size", "configuration", "submission.message_size is %s", units.FormatOctets(int64(s.MessageSize)))
 	}
 	if s.HeaderSize < 16<<10 {
-		r.add("config.header-size", "configuration", "submission.header_size is %s", units.RoughOctets(int64(s.HeaderSize)))
+		r.add("config.header-size", "configuration", "submission.header_size is %s", units.FormatOctets(int64(s.HeaderSize)))
 	}
 	if s.Spool < s.MessageSize {
-		r.add("config.spool-size", "configuration", "submission.spool is %s, message_size %s", units.RoughOctets(int64(s.Spool)), units.RoughOctets(int64(s.MessageSize)))
+		r.add("config.spool-size", "configuration", "submission.spool is %s, message_size %s", units.FormatOctets(int64(s.Spool)), units.FormatOctets(int64(s.MessageSize)))
 	}
 	if time.Duration(q.Lifetime) < 48*time.Hour {
 		r.add("config.lifetime", "configuration", "queue.lifetime is %s", time.Duration(q.Lifetime))

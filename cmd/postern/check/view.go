@@ -79,10 +79,10 @@ func (c *checkup) readView(ctx context.Context, pool *pgxpool.Pool) (*mailView, 
 	if v.accounts, err = accounts.List(ctx); err != nil {
 		return nil, err
 	}
-	if v.upstreams, err = accounts.Usable(ctx); err != nil {
+	if v.upstreams, _, err = accounts.Usable(ctx); err != nil {
 		return nil, err
 	}
-	if v.secrets, err = accounts.Secrets(ctx); err != nil {
+	if v.secrets, err = accounts.Secrets(ctx, v.upstreams); err != nil {
 		return nil, err
 	}
 	if v.certificates, err = acme.List(ctx, pool); err != nil {

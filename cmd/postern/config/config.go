@@ -147,7 +147,7 @@ func Defaults() Config {
 	return Config{
 		DrainTime: Duration(30 * time.Second),
 		Database:  Database{MaxConnections: 8},
-		ACME:      DefaultACME(),
+		ACME:      defaultACME(),
 		Submission: Submission{
 			Connections: clients.Connections, ConnectionsPerAddress: clients.ConnectionsPerAddress,
 			Commands: clients.Commands, BadCommands: clients.BadCommands, AuthFailures: clients.FailedAuths,

@@ -85,7 +85,7 @@ func (n *Node) lookAtRoutes(ctx context.Context, rules *route.Store, accounts *u
 	if len(list) == 0 {
 		n.Log.Warn("no route: mail waits until one is added with 'postern route add'")
 	}
-	bad, err := accounts.Unusable(ctx)
+	_, bad, err := accounts.Usable(ctx)
 	for _, err := range bad {
 		n.Log.Error("mail for an upstream waits; see 'postern check'", "error", err)
 	}

@@ -151,7 +151,6 @@ func (t *table) fail(ctx context.Context, upstream, credential string, lease int
 type State struct {
 	Upstream     string
 	ExpiresAt    time.Time // zero: there is none
-	RefreshedAt  time.Time
 	FailingSince time.Time // zero: it does not fail
 	LastError    string
 	Login        bool      // a person has to log in
@@ -173,9 +172,9 @@ func States(ctx context.Context, db pg.DB, accounts []Account) ([]State, error) 
 	var list []State
 	var s State
 	var credential string
-	_, err = pgx.ForEachRow(rows, []any{&s.Upstream, &credential, &s.ExpiresAt, &s.RefreshedAt, &s.FailingSince, &s.LastError, &s.Login, &s.NextTry}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&s.Upstream, &credential, &s.ExpiresAt, &s.FailingSince, &s.LastError, &s.Login, &s.NextTry}, func() error {
 		if wanted[credential] {
-			for _, at := range []*time.Time{&s.ExpiresAt, &s.RefreshedAt, &s.FailingSince, &s.NextTry} {
+			for _, at := range []*time.Time{&s.ExpiresAt, &s.FailingSince, &s.NextTry} {
 				if at.Unix() == 0 {
 					*at = time.Time{}
 				}
