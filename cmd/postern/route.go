@@ -106,6 +106,9 @@ func routeNumber(text string) (int64, error) {
 const noRoute = "451 4.4.4 no route"
 
 func (a *app) addRoute(ctx context.Context, users *accounts, rule route.Rule, before int64, replace bool, who map[int64]string) error {
+	if err := rule.Normalise(); err != nil {
+		return invalidUse(err)
+	}
 	routes := route.NewStore(users.pool).As(users.actor)
 	var id, was int64
 	var err error

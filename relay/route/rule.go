@@ -71,8 +71,9 @@ func HiddenBy(list []Rule, i int) *Rule {
 	return nil
 }
 
-// normalise checks the rule and puts its domains into the form of their keys.
-func (r *Rule) normalise() error {
+// Normalise checks the rule and puts its domains into the form of their keys, as Add does.
+// Errors: refusal.ErrInvalid.
+func (r *Rule) Normalise() error {
 	if r.UserID < 0 {
 		return refusal.Invalid("user id %d is negative", r.UserID)
 	}

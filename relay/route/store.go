@@ -83,7 +83,7 @@ func (s *Store) Replace(ctx context.Context, r Rule, before int64) (id, replaced
 }
 
 func (s *Store) put(ctx context.Context, r Rule, before int64, replace bool) (id, replaced int64, err error) {
-	if err := r.normalise(); err != nil {
+	if err := r.Normalise(); err != nil {
 		return 0, 0, err
 	}
 	if r.IsDefault() && before != 0 {

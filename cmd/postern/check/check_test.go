@@ -121,7 +121,7 @@ func TestCheckReportsItsKindsOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	used := map[string]bool{}
-	for _, k := range slices.Concat(health.SpoolKinds(), health.CertificateKinds()) { // by the judges there
+	for _, k := range slices.Concat(health.SpoolKinds(), health.CertificateKinds(), health.RenewalKinds()) { // by the judges there
 		used[k.ID] = true
 	}
 	for _, name := range files {
