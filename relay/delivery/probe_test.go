@@ -61,7 +61,7 @@ func TestProbeOfAnUpstream(t *testing.T) {
 			if up.Port == 2587 && dialling.Self == nil {
 				up.Port = server.Port()
 			}
-			p := proberFor(&smtptest.Resolver{}, func(c *Config) { c.Self = dialling.Self }).Upstream(t.Context(), up)
+			p := proberFor(&smtptest.Resolver{}, func(c *Config) { c.Self = dialling.Self }).Upstream(t.Context(), up, Trial{})
 			if p.Stage != test.stage || p.Reply.Code != test.code || (p.Err == nil) != (test.stage == "") {
 				t.Errorf("%+v, want stage %q and code %d", p, test.stage, test.code)
 			}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 
 	"postern/relay/smtp"
-	"postern/relay/upstream"
 	"postern/relay/upstream/oauth"
 )
 
@@ -21,12 +20,13 @@ var errNoToken = errors.New("no token")
 
 // token gets the token of an upstream before it is connected to: the authority may take
 // longer than a server waits.
-func (d *dialer) token(ctx context.Context, up *upstream.Account) (token oauth.Token, t *trouble) {
-	err := errors.New("nothing here gets one")
+func (d *dialer) token(ctx context.Context, to target) (token oauth.Token, t *trouble) {
+	up, err := to.upstream, errors.New("nothing here gets one")
 	if d.cfg.Tokens != nil {
 		token, err = d.cfg.Tokens.Token(ctx, up.OAuth())
 	}
 	if err == nil {
+		to.trace.step(Step{Stage: StageToken})
 		return token, nil
 	}
 	return token, &trouble{
@@ -40,6 +40,7 @@ func (d *dialer) token(ctx context.Context, up *upstream.Account) (token oauth.T
 func (d *dialer) renew(ctx context.Context, to *target, t *trouble) bool {
 	token, err := d.cfg.Tokens.Renew(ctx, to.upstream.OAuth(), to.token)
 	if err == nil {
+		to.trace.step(Step{Stage: StageToken})
 		to.token = token
 		return true
 	}

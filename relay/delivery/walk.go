@@ -28,6 +28,7 @@ const (
 type walk struct {
 	d        *dialer
 	progress *atomic.Uint64    // of the worker; nil for probes
+	trace    *trace            // of a probe; nil for workers
 	domain   string            // mx: the domain's key
 	upstream *upstream.Account // nil for mx
 	host     exchanger         // the last one looked up
@@ -122,7 +123,7 @@ func (w *walk) next(ctx context.Context) (*conn, *trouble) {
 
 // try begins a conversation with the next address of the host.
 func (w *walk) try(ctx context.Context) (*conn, *trouble) {
-	to := target{host: w.host.host, addr: netip.AddrPortFrom(w.addrs[0], uint16(w.port())), upstream: w.upstream, progress: w.progress}
+	to := target{host: w.host.host, addr: netip.AddrPortFrom(w.addrs[0], uint16(w.port())), upstream: w.upstream, progress: w.progress, trace: w.trace}
 	w.addrs = w.addrs[1:]
 	if !w.d.enter(to) {
 		return nil, crowdedTrouble(to)
@@ -136,6 +137,7 @@ func (w *walk) try(ctx context.Context) (*conn, *trouble) {
 	w.tries++
 	var t *trouble
 	if c, t = w.d.try(ctx, to); t != nil {
+		w.trace.trouble(to.addr, t)
 		if t.greeted {
 			w.sessions++
 		}
@@ -150,8 +152,9 @@ func (w *walk) try(ctx context.Context) (*conn, *trouble) {
 // lookUp takes the next host and looks up its addresses.
 func (w *walk) lookUp(ctx context.Context) *trouble {
 	w.host, w.hosts = w.hosts[0], w.hosts[1:]
-	addrs, err := w.d.addresses(ctx, w.host)
+	addrs, err := w.d.addresses(ctx, w.host, w.d.origin(w.upstream))
 	if t := w.nowhere(addrs, err); t != nil {
+		w.trace.trouble(netip.AddrPort{}, t)
 		return t
 	}
 	if w.d.anySelf(addrs, w.port()) {
@@ -159,6 +162,7 @@ func (w *walk) lookUp(ctx context.Context) *trouble {
 		return w.loop()
 	}
 	w.addrs = addrs
+	w.trace.step(Step{Stage: StageLookup, Text: textOf(addrs)})
 	return nil
 }
 

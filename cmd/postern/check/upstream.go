@@ -22,6 +22,8 @@ var upstreamKinds = []kind{
 	{"upstream.ok", health.OK, "", ""},
 	{"upstream.lookup", health.Failed, "The upstream's name cannot be looked up.", "correct its --host with 'postern upstream set', or the resolver of this machine"},
 	{"upstream.unreachable", health.Failed, "There is no connection to the upstream.", "check its host and port, and firewalls here and at the hosting company"},
+	{"upstream.source", health.Failed, "This machine does not have the address from which it is to connect to the upstream, so its mail waits here.",
+		"give the upstream another --source with 'postern upstream set', or this machine the address"},
 	{"upstream.tls", health.Failed, "TLS with the upstream is not as configured, so no mail goes there.",
 		"correct its --host, --ca-file or --tls with 'postern upstream set'"},
 	{"upstream.account", health.Failed, "The upstream does not take the account.",
@@ -49,7 +51,7 @@ func (c *checkup) dialling() delivery.Config {
 	hostname, _ := c.cfg.ServerName()
 	d := c.cfg.Delivery
 	return delivery.Config{
-		DNS: c.dns, Hello: hostname, Self: c.listenerAddresses(),
+		DNS: c.dns, Hello: hostname, Origin: d.Origin(), Self: c.listenerAddresses(),
 		ConnectTime: upstreamTime / 2, LookupTime: upstreamTime / 2,
 		Timeouts: smtp.Timeouts{Greeting: upstreamTime / 2, Command: upstreamTime / 2, TLS: upstreamTime / 2},
 		MXPort:   d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
@@ -140,7 +142,7 @@ func (c *checkup) lookAtUpstreams(ctx context.Context, r *report) {
 		ctx, cancel := context.WithTimeout(ctx, upstreamTime)
 		defer cancel()
 		up := v.upstreams[i]
-		c.upstream(r, up, prober.Upstream(ctx, &up))
+		c.upstream(r, up, prober.Upstream(ctx, &up, delivery.Trial{}))
 	})
 }
 
@@ -156,6 +158,9 @@ func (c *checkup) upstream(r *report, up upstream.Account, p delivery.Probe) {
 			id = "upstream.self"
 		case smtp.StageConnect:
 			id = "upstream.unreachable"
+			if source := (*delivery.SourceError)(nil); errors.As(p.Err, &source) {
+				id = "upstream.source"
+			}
 		case smtp.StageTLS:
 			id = "upstream.tls"
 		case smtp.StageAuth:
