@@ -25,7 +25,7 @@ import (
 func (a *app) upstreamCmd() *cobra.Command {
 	return noun("upstream", "the smarthosts that mail is forwarded to",
 		a.upstreamAddCmd(), a.upstreamSetCmd(), a.upstreamListCmd(), a.upstreamShowCmd(), a.upstreamPauseCmd(true), a.upstreamPauseCmd(false),
-		a.upstreamClassifyCmd(), a.replyCmd(), a.upstreamLoginCmd(), a.upstreamRemoveCmd())
+		a.upstreamTestCmd(), a.upstreamClassifyCmd(), a.replyCmd(), a.upstreamLoginCmd(), a.upstreamRemoveCmd())
 }
 
 // tlsModes are the values of --tls.

@@ -172,7 +172,7 @@ func (d *dialer) converse(ctx context.Context, to target, policy tlsPolicy) (c *
 		}
 		state := secured.ConnectionState()
 		c.tls = policy.facts(&state)
-		to.trace.step(Step{Stage: smtp.StageTLS, TLS: &state})
+		to.trace.step(Step{Stage: smtp.StageTLS, State: &state})
 		netConn = secured
 	}
 	c.client = smtp.NewClient(netConn, smtp.ClientConfig{

@@ -26,18 +26,12 @@ const (
 // is safe for concurrent use.
 type Prober struct{ d *dialer }
 
-// Probe is how far a conversation came.
+// Probe is how far a conversation came. Its Err is why no mail could be sent, nil when it could.
 type Probe struct {
-	Host    string // that was talked to, as far as one was
-	Addr    netip.AddrPort
+	Step
+	Host    string    // that was talked to, as far as one was
 	TLS     string    // facts, "" in clear
 	Expires time.Time // of the certificate that was shown; zero in clear
-
-	// Err is why no mail could be sent, nil when it could; Stage says where that
-	// was, and Reply what the server said if it refused.
-	Err   error
-	Stage smtp.Stage
-	Reply smtp.Reply
 	// Permanent says that mail would fail and not wait.
 	Permanent bool
 }
@@ -64,15 +58,17 @@ type Step struct {
 	Took  time.Duration
 	Err   error                // nil: it went well
 	Reply smtp.Reply           // of the server, as far as it said one
-	TLS   *tls.ConnectionState // of StageTLS
+	Row   *upstream.Row        // of the upstream's table, that knows the reply; nil for none
+	State *tls.ConnectionState // of StageTLS
 	Text  string               // the addresses of StageLookup, the mechanism of StageAuth
 }
 
 // trace tells the steps of a Probe. It is nil where nobody is to be told.
 type trace struct {
-	tell  func(Step)
-	begun time.Time // the step that is not over
-	heard smtp.Reply
+	tell    func(Step)
+	replies *upstream.Replies
+	begun   time.Time // the step that is not over
+	heard   smtp.Reply
 }
 
 // step is the end of a step.
@@ -94,14 +90,23 @@ func (t *trace) trouble(addr netip.AddrPort, why *trouble) {
 	if t == nil {
 		return
 	}
-	s := Step{Stage: why.stage(), Addr: addr, Err: why.err}
-	if s.Err == nil {
-		s.Err = errors.New(why.reply.Text)
-	}
-	if why.said {
-		s.Reply = why.reply
-	}
+	s := why.step(t.replies)
+	s.Addr = addr
 	t.step(s)
+}
+
+// step is the step that failed.
+func (t *trouble) step(replies *upstream.Replies) Step {
+	s := Step{Stage: t.stage(), Addr: t.addr, Err: t.err}
+	if s.Err == nil {
+		s.Err = errors.New(t.reply.Text)
+	}
+	var stage *smtp.StageError
+	if errors.As(t.err, &stage) {
+		s.Reply = stage.Reply
+		s.Row = replies.Classify(tableStage(s.Stage), s.Reply).Row
+	}
+	return s
 }
 
 // hears is what a conversation gives its replies. Refusals come as trouble, and of TLS and AUTH
@@ -130,7 +135,7 @@ func textOf(addrs []netip.Addr) string {
 func (p *Prober) Upstream(ctx context.Context, up *upstream.Account, trial Trial) Probe {
 	w, t := p.d.walkTo(ctx, "", up)
 	if trial.Tell != nil {
-		w.trace = &trace{tell: trial.Tell, begun: time.Now()}
+		w.trace = &trace{tell: trial.Tell, replies: up.Replies, begun: time.Now()}
 	}
 	var c *conn
 	if t == nil {
@@ -144,7 +149,7 @@ func (p *Prober) Upstream(ctx context.Context, up *upstream.Account, trial Trial
 			w.trace.trouble(c.addr, t)
 		}
 	}
-	probe := p.finish(ctx, c, t)
+	probe := p.finish(ctx, up.Replies, c, t)
 	if w.trace != nil && c != nil {
 		p.tryOthers(ctx, c.walk)
 	}
@@ -172,7 +177,7 @@ func (p *Prober) tryOthers(ctx context.Context, w walk) {
 func (p *Prober) MX(ctx context.Context, domain string) []Probe {
 	all, t := p.d.walkTo(ctx, domain, nil)
 	if t != nil {
-		return []Probe{p.finish(ctx, nil, t)}
+		return []Probe{p.finish(ctx, nil, nil, t)}
 	}
 	hosts := all.hosts
 	probes := make([]Probe, len(hosts))
@@ -181,7 +186,7 @@ func (p *Prober) MX(ctx context.Context, domain string) []Probe {
 		go func() {
 			one := all.only(i)
 			c, t := one.next(ctx)
-			probes[i] = p.finish(ctx, c, t)
+			probes[i] = p.finish(ctx, nil, c, t)
 			if probes[i].Host == "" {
 				probes[i].Host = hosts[i].host
 			}
@@ -200,7 +205,7 @@ func (p *Prober) MX(ctx context.Context, domain string) []Probe {
 }
 
 // finish ends a conversation and describes it.
-func (p *Prober) finish(ctx context.Context, c *conn, t *trouble) Probe {
+func (p *Prober) finish(ctx context.Context, replies *upstream.Replies, c *conn, t *trouble) Probe {
 	if c != nil {
 		defer c.client.Close() // it may have ended by now
 	}
@@ -208,17 +213,9 @@ func (p *Prober) finish(ctx context.Context, c *conn, t *trouble) Probe {
 		if c != nil {
 			_ = c.client.Quit(ctx) // the refusal is what counts
 		}
-		probe := Probe{Host: t.host, Addr: t.addr, TLS: t.tls, Err: t.err, Stage: t.stage(), Permanent: t.permanent}
-		var stage *smtp.StageError
-		if errors.As(t.err, &stage) {
-			probe.Reply = stage.Reply
-		}
-		if probe.Err == nil {
-			probe.Err = errors.New(t.reply.Text)
-		}
-		return probe
+		return Probe{Step: t.step(replies), Host: t.host, TLS: t.tls, Permanent: t.permanent}
 	}
-	probe := Probe{Host: c.host, Addr: c.addr, TLS: c.tls}
+	probe := Probe{Step: Step{Addr: c.addr}, Host: c.host, TLS: c.tls}
 	if state := c.client.TLS(); state != nil {
 		probe.Expires = firstEnd(state)
 	}

@@ -7,9 +7,11 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"postern/admin/health"
+	"postern/cmd/postern/config"
 	"postern/cmd/postern/database"
 	"postern/cmd/postern/screen"
 	"postern/relay/delivery"
@@ -46,14 +48,25 @@ var upstreamKinds = []kind{
 // upstreamTime bounds the conversation with one upstream or mail host.
 const upstreamTime = 20 * time.Second
 
+// Prober converses as this machine's deliveries do, but waits for no step longer than patience.
+func Prober(from config.Source, tokens delivery.Tokens, patience time.Duration) (*delivery.Prober, error) {
+	c := newCheckup(from, nil, Options{})
+	if c.bad != nil {
+		return nil, c.bad
+	}
+	cfg := c.dialling(patience)
+	cfg.Tokens = tokens
+	return delivery.NewProber(cfg), nil
+}
+
 // dialling is how to converse as this node's deliveries do, but with less patience.
-func (c *checkup) dialling() delivery.Config {
+func (c *checkup) dialling(patience time.Duration) delivery.Config {
 	hostname, _ := c.cfg.ServerName()
 	d := c.cfg.Delivery
 	return delivery.Config{
 		DNS: c.dns, Hello: hostname, Origin: d.Origin(), Self: c.listenerAddresses(),
-		ConnectTime: upstreamTime / 2, LookupTime: upstreamTime / 2,
-		Timeouts: smtp.Timeouts{Greeting: upstreamTime / 2, Command: upstreamTime / 2, TLS: upstreamTime / 2},
+		ConnectTime: patience, LookupTime: patience,
+		Timeouts: smtp.Timeouts{Greeting: patience, Command: patience, TLS: patience},
 		MXPort:   d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
 	}
 }
@@ -127,7 +140,7 @@ func (c *checkup) lookAtUpstreams(ctx context.Context, r *report) {
 	for i := range v.secrets {
 		c.upstreamSecret(r, &v.secrets[i])
 	}
-	cfg := c.dialling()
+	cfg := c.dialling(upstreamTime / 2)
 	if slices.ContainsFunc(v.upstreams, func(a upstream.Account) bool { return a.Grant.Kind != "" }) {
 		tokens, end, err := c.tokens(ctx)
 		if err != nil {
@@ -171,7 +184,11 @@ func (c *checkup) upstream(r *report, up upstream.Account, p delivery.Probe) {
 				id = "upstream.login"
 			}
 		}
-		r.add(id, subject, "%s: %v", at, p.Err)
+		f := health.Kind(kinds()[id]).Found(subject, "%s: %v", at, p.Err)
+		if hint := Hint(&up, p.Step); !strings.Contains(f.Text, hint) {
+			f.Todo = hint
+		}
+		r.take(f)
 		return
 	}
 	account := "without an account"
