@@ -228,11 +228,7 @@ func (t *trial) session(state *tls.ConnectionState) *tlsView {
 }
 
 func shown(c *x509.Certificate) *tlsView {
-	names := c.DNSNames
-	for _, ip := range c.IPAddresses {
-		names = append(names, ip.String())
-	}
-	return &tlsView{Names: names, Issuer: cmp.Or(c.Issuer.CommonName, c.Issuer.String()), Until: c.NotAfter.UTC(), Pin: upstream.Pin(c)}
+	return &tlsView{Names: check.CertificateNames(c), Issuer: cmp.Or(c.Issuer.CommonName, c.Issuer.String()), Until: c.NotAfter.UTC(), Pin: upstream.Pin(c)}
 }
 
 // printStep prints a step, with further lines under its text.

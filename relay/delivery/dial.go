@@ -78,11 +78,18 @@ func (d *dialer) origin(up *upstream.Account) upstream.Origin {
 	return up.Or(d.cfg.Origin)
 }
 
-// open begins a conversation with an upstream or, where up is nil, with a mail
+// open begins the conversation of a worker with an upstream or, where up is nil, with a mail
 // host of domain.
-func (d *dialer) open(ctx context.Context, domain string, up *upstream.Account, progress *atomic.Uint64) (*conn, *trouble) {
+func (d *dialer) open(ctx context.Context, domain string, up *upstream.Account, by *worker) (*conn, *trouble) {
+	by.talking.Store(true)
+	defer by.talking.Store(false)
 	w, t := d.walkTo(ctx, domain, up)
-	w.progress = progress
+	w.progress = &by.progress
+	if t == nil {
+		by.talking.Store(false) // what keeps a token waiting is no silent server
+		t = w.fetchToken(ctx)
+		by.talking.Store(true)
+	}
 	if t != nil {
 		return nil, t
 	}
@@ -125,18 +132,11 @@ func IsLocal(addr netip.Addr) bool {
 
 // try begins a conversation with one address. A token that the server refuses is worth one
 // other, over a new connection: the old one may have ended with the refusal.
-func (d *dialer) try(ctx context.Context, to target) (*conn, *trouble) {
-	if to.upstream == nil || to.upstream.Grant.Kind == "" {
-		return d.tryOnce(ctx, to)
-	}
-	var t *trouble
-	if to.token, t = d.token(ctx, to); t != nil {
-		return nil, t
-	}
-	c, t := d.tryOnce(ctx, to)
-	if t != nil && t.badToken && d.renew(ctx, &to, t) {
+func (d *dialer) try(ctx context.Context, to *target) (*conn, *trouble) {
+	c, t := d.tryOnce(ctx, *to)
+	if t != nil && t.badToken && d.renew(ctx, to, t) {
 		to.trace.trouble(to.addr, t)
-		c, t = d.tryOnce(ctx, to)
+		c, t = d.tryOnce(ctx, *to)
 	}
 	return c, t
 }
@@ -158,6 +158,7 @@ func (d *dialer) tryOnce(ctx context.Context, to target) (*conn, *trouble) {
 // converse connects, greets, and sets up TLS and authentication. handshake says that a TLS
 // handshake began and failed.
 func (d *dialer) converse(ctx context.Context, to target, policy tlsPolicy) (c *conn, t *trouble, handshake bool) {
+	to.trace.secures(policy.config)
 	netConn, err := d.connect(ctx, to)
 	if err != nil {
 		return nil, connectTrouble(to, err), false
@@ -172,7 +173,6 @@ func (d *dialer) converse(ctx context.Context, to target, policy tlsPolicy) (c *
 		}
 		state := secured.ConnectionState()
 		c.tls = policy.facts(&state)
-		to.trace.step(Step{Stage: smtp.StageTLS, State: &state})
 		netConn = secured
 	}
 	c.client = smtp.NewClient(netConn, smtp.ClientConfig{

@@ -228,7 +228,7 @@ func TestP04Descriptors(t *testing.T) {
 		t.Errorf("MX: %+v", trouble)
 	}
 	// TestL2Descriptors: nor is a connection that cannot be begun the destination's fault.
-	if _, trouble := d.try(t.Context(), target{host: "mx.one.test", addr: netip.MustParseAddrPort("192.0.2.1:25")}); trouble == nil || !trouble.crowded {
+	if _, trouble := d.try(t.Context(), &target{host: "mx.one.test", addr: netip.MustParseAddrPort("192.0.2.1:25")}); trouble == nil || !trouble.crowded {
 		t.Errorf("connection: %+v", trouble)
 	}
 	for _, implicit := range []string{"one.test", "mx.one.test"} {

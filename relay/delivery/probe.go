@@ -123,6 +123,23 @@ func (t *trace) hears() func(smtp.Stage, smtp.Reply) {
 	}
 }
 
+// secures has a session with that configuration told as a step, once its certificate is accepted.
+func (t *trace) secures(cfg *tls.Config) {
+	if t == nil {
+		return
+	}
+	verify := cfg.VerifyConnection
+	cfg.VerifyConnection = func(state tls.ConnectionState) error {
+		if verify != nil {
+			if err := verify(state); err != nil {
+				return err
+			}
+		}
+		t.step(Step{Stage: smtp.StageTLS, State: &state})
+		return nil
+	}
+}
+
 func textOf(addrs []netip.Addr) string {
 	var list []string
 	for _, addr := range addrs {

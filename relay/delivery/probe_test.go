@@ -75,6 +75,32 @@ func TestProbeOfAnUpstream(t *testing.T) {
 	}
 }
 
+// Each step is told in its order, and an address that was not needed is connected to as well. That
+// it fails there keeps no mail back.
+func TestProbeTellsItsSteps(t *testing.T) {
+	t.Parallel()
+	ca := smtptest.NewCA(t)
+	server := smtptest.Start(t, smtptest.Config{TLS: ca.ServerConfig(t, "out.test"), AuthOnly: true, Users: map[string]string{"relay": "right"}})
+	dns := &smtptest.Resolver{}
+	dns.AddHost("out.test", "127.0.0.1", "127.0.0.9")
+	up := &upstream.Account{Name: "out", Host: "out.test", Port: server.Port(), TLS: upstream.TLSRequire, CA: string(ca.PEM()), Username: "relay", Password: "right"}
+	var steps []string
+	p := proberFor(dns, nil).Upstream(t.Context(), up, Trial{
+		Rehearse: true, From: smtp.Address{Local: "a", Domain: "a.test"}, To: smtp.Address{Local: "b", Domain: "b.test"},
+		Tell: func(s Step) {
+			text := string(s.Stage)
+			if s.Err != nil {
+				text += " failed at " + s.Addr.Addr().String()
+			}
+			steps = append(steps, text)
+		},
+	})
+	want := "lookup, connect, greeting, ehlo, starttls, ehlo, auth, mail, rcpt, reset, quit, connect failed at 127.0.0.9"
+	if got := strings.Join(steps, ", "); p.Err != nil || got != want || server.Reached(smtptest.PhaseData) != 0 {
+		t.Errorf("%v\n%s, want\n%s", p.Err, got, want)
+	}
+}
+
 // All mail hosts are tried, and told in the order of their preference.
 func TestProbeOfMailHosts(t *testing.T) {
 	t.Parallel()

@@ -162,7 +162,6 @@ func (p tlsPolicy) secure(ctx context.Context, c *conn, to target) (t *trouble, 
 	switch {
 	case err == nil:
 		c.tls = p.facts(c.client.TLS())
-		to.trace.step(Step{Stage: smtp.StageTLS, State: c.client.TLS()})
 		return nil, false
 	case refusedTLS(err):
 		if p.mode == upstream.TLSOpportunistic && c.client.Usable() {

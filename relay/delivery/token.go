@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"postern/relay/smtp"
 	"postern/relay/upstream/oauth"
@@ -18,21 +19,28 @@ type Tokens interface {
 
 var errNoToken = errors.New("no token")
 
-// token gets the token of an upstream before it is connected to: the authority may take
-// longer than a server waits.
-func (d *dialer) token(ctx context.Context, to target) (token oauth.Token, t *trouble) {
-	up, err := to.upstream, errors.New("nothing here gets one")
-	if d.cfg.Tokens != nil {
-		token, err = d.cfg.Tokens.Token(ctx, up.OAuth())
+// fetchToken gets the token of an upstream, once for all its addresses, before it is connected
+// to: the authority may take longer than a server waits.
+func (w *walk) fetchToken(ctx context.Context) *trouble {
+	up := w.upstream
+	if up == nil || up.Grant.Kind == "" || w.token != (oauth.Token{}) {
+		return nil
+	}
+	token, err := oauth.Token{}, errors.New("nothing here gets one")
+	if tokens := w.d.cfg.Tokens; tokens != nil {
+		token, err = tokens.Token(ctx, up.OAuth())
 	}
 	if err == nil {
-		to.trace.step(Step{Stage: StageToken})
-		return token, nil
+		w.token = token
+		w.trace.step(Step{Stage: StageToken})
+		return nil
 	}
-	return token, &trouble{
+	t := &trouble{
 		reply: smtp.Temporary(451, 7, 0, "upstream "+up.Name+": the relay has no token for its account"),
 		err:   fmt.Errorf("upstream %s: %w: %w", up.Name, errNoToken, err),
 	}
+	w.trace.trouble(netip.AddrPort{}, t)
+	return t
 }
 
 // renew gives the target another token than the one for which t was refused. It reports false

@@ -157,9 +157,7 @@ func (w *worker) connect() bool {
 
 // open begins a conversation.
 func (w *worker) open(need need) *trouble {
-	w.talking.Store(true)
-	defer w.talking.Store(false)
-	c, t := w.d.e.dialer.open(w.ctx, w.d.domain, need.upstream, &w.progress)
+	c, t := w.d.e.dialer.open(w.ctx, w.d.domain, need.upstream, w)
 	if t != nil {
 		return t
 	}

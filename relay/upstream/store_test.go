@@ -53,7 +53,7 @@ func TestStatements(t *testing.T) {
 		"addAccount": addAccount, "listAccounts": listAccounts, "removeAccount": removeAccount,
 		"loadAccounts": loadAccounts, "knownUpstreams": knownUpstreams,
 		"tellExpiring": tellExpiring, "accountForChange": accountForChange, "changeAccount": changeAccount, "pauseAccount": pauseAccount,
-		"loadRows": loadRows, "addRow": addRow, "removeRow": removeRow,
+		"lockAccount": lockAccount, "loadRows": loadRows, "addRow": addRow, "removeRow": removeRow,
 	} {
 		if _, err := conn.Conn().Prepare(t.Context(), name, sql); err != nil {
 			t.Errorf("%s: %v", name, err)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -106,7 +107,7 @@ func tlsHint(up *upstream.Account, err error, set string) string {
 	case errors.As(err, &record):
 		return fmt.Sprintf("port %d begins in clear: set --tls require with %s, or the port to 465", up.Port, set)
 	case errors.As(err, &name):
-		return fmt.Sprintf("set --host, or --tls-name, to a name that it has, with %s: %s", set, strings.Join(name.Certificate.DNSNames, ", "))
+		return fmt.Sprintf("set --host, or --tls-name, to a name that it has, with %s: %s", set, strings.Join(CertificateNames(name.Certificate), ", "))
 	case errors.As(err, &authority):
 		return "give the authority's certificate by --ca-file, or the server's key by --tls-pin, with " + set + "; a public server should have a known one"
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
@@ -119,6 +120,15 @@ func tlsHint(up *upstream.Account, err error, set string) string {
 		return "the server refused the handshake: it may be older than TLS 1.2, or want another --tls-name"
 	}
 	return "look for a firewall that inspects SMTP; the server may be older than TLS 1.2"
+}
+
+// CertificateNames are the names and addresses that a certificate is for.
+func CertificateNames(c *x509.Certificate) []string {
+	names := slices.Clone(c.DNSNames)
+	for _, ip := range c.IPAddresses {
+		names = append(names, ip.String())
+	}
+	return names
 }
 
 // replyHint is for a refusal that the upstream's table has no advice for.

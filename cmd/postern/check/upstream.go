@@ -199,7 +199,7 @@ func (c *checkup) upstream(r *report, up upstream.Account, p delivery.Probe) {
 	if !up.Verified() && !p.Addr.Addr().IsLoopback() {
 		r.add("upstream.clear", subject, "--tls %s", up.TLS)
 	}
-	if left := p.Expires.Sub(c.now()); up.Verified() && left < 7*24*time.Hour {
+	if left := p.Expires.Sub(c.now()); up.Verified() && up.TLSPins == "" && left < 7*24*time.Hour {
 		r.add("upstream.expiring", subject, "on %s", screen.LocalTime(p.Expires))
 	}
 }
