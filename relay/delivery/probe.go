@@ -78,7 +78,8 @@ func (t *trace) step(s Step) {
 	}
 	now := time.Now()
 	s.Took, t.begun = now.Sub(t.begun), now
-	if (s.Stage == smtp.StageTLS || s.Stage == smtp.StageAuth) && s.Reply.IsZero() {
+	ended := s.Err == nil || !t.heard.IsPositive() // 220 to STARTTLS is no reason for what came after it
+	if (s.Stage == smtp.StageTLS || s.Stage == smtp.StageAuth) && s.Reply.IsZero() && ended {
 		s.Reply = t.heard
 	}
 	t.heard = smtp.Reply{}
