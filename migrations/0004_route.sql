@@ -18,8 +18,15 @@ create table upstream (
 	max_connections integer     not null default 0 check (max_connections >= 0),
 	max_messages    integer     not null default 0 check (max_messages >= 0),   -- over one connection
 	max_recipients  integer     not null default 0 check (max_recipients >= 0), -- in one transaction
-	senders         text[]      not null default '{}', -- patterns of what it may send as; none: as everybody
+	senders         text        not null default '', -- patterns of what it may send as, with spaces between them; '': as everybody
 	rewrite_sender  text        not null default '', -- the mailbox that sends instead; '': none
+	idle_seconds    integer     not null default 0 check (idle_seconds >= 0),   -- of a connection that is kept
+	tls_name        text        not null default '', -- of the certificate; '': host
+	tls_pins        text        not null default '', -- keys of the certificate, 'sha256:…,sha256:…'
+	mechanism       text        not null default '', -- of AUTH; '': what the server takes
+	source          text        not null default '', -- our address, '192.0.2.1,2001:db8::1'
+	ip              text        not null default '' check (ip in ('', '4', '6', 'both')),
+	hello           text        not null default '', -- our name in EHLO
 	paused_at       timestamptz,                     -- its mail waits since
 	created_at      timestamptz not null default now(),
 	check ((username = '') = (password is null)),

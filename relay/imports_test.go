@@ -56,7 +56,7 @@ var arrows = map[string]string{
 	"relay/upstream/oauth": "relay/seal internal/await internal/panics internal/pg",
 
 	"cmd/postern":          "*",
-	"cmd/postern/config":   "cmd/postern/screen admin auth internal/owned internal/units relay/acme relay/delivery relay/queue relay/retention relay/seal relay/smtp relay/submission relay/upstream/oauth",
+	"cmd/postern/config":   "cmd/postern/screen admin auth internal/owned internal/units relay/acme relay/delivery relay/queue relay/retention relay/seal relay/smtp relay/submission relay/upstream relay/upstream/oauth",
 	"cmd/postern/check":    "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/owned internal/units migrations relay/acme relay/certificate relay/delivery relay/keyring relay/queue/desk relay/route relay/seal relay/smtp relay/upstream relay/upstream/oauth internal/pgserver",
 	"cmd/postern/node":     "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/await internal/panics internal/pg migrations policy/quota relay/acme relay/anomaly relay/bounce relay/certificate relay/delivery relay/keyring relay/maillog relay/queue relay/queue/desk relay/retention relay/route relay/seal relay/submission relay/upstream relay/upstream/oauth",
 	"cmd/postern/screen":   "",

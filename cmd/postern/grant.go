@@ -105,7 +105,7 @@ device with the code that is shown; a tenant may forbid that.`,
 				if err := a.logIn(ctx, login, device); err != nil {
 					return err
 				}
-				if err := store.SaveLogin(ctx, up.Name, login); err != nil {
+				if err := store.SaveLogin(ctx, up.OAuth(), login); err != nil {
 					return err
 				}
 				_, err = fmt.Fprintf(a.stdout, "logged in for upstream %s as %s\n", up.Name, up.Username)

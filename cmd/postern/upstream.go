@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"postern/cmd/postern/screen"
 	"postern/cmd/postern/secret"
 	"postern/internal/refusal"
+	"postern/internal/units"
 	"postern/relay/keyring"
 	"postern/relay/seal"
 	"postern/relay/upstream"
@@ -24,7 +26,7 @@ import (
 func (a *app) upstreamCmd() *cobra.Command {
 	return noun("upstream", "the smarthosts that mail is forwarded to",
 		a.upstreamAddCmd(), a.upstreamSetCmd(), a.upstreamListCmd(), a.upstreamShowCmd(), a.upstreamPauseCmd(true), a.upstreamPauseCmd(false),
-		a.upstreamClassifyCmd(), a.replyCmd(), a.upstreamLoginCmd(), a.upstreamRemoveCmd())
+		a.upstreamTestCmd(), a.upstreamClassifyCmd(), a.replyCmd(), a.upstreamLoginCmd(), a.upstreamRemoveCmd())
 }
 
 // tlsModes are the values of --tls.
@@ -33,6 +35,9 @@ var tlsModes = []string{string(upstream.TLSNone), string(upstream.TLSOpportunist
 // upstreamFlags are the settings of an upstream.
 type upstreamFlags struct {
 	host, mode, preset, username, caFile, expires string
+	tlsName, mechanism, idle                      string
+	pins                                          []string
+	origin                                        upstream.Origin
 	from                                          secret.Source
 	tokens                                        grantFlags
 	connections, messages, recipients             int
@@ -50,6 +55,14 @@ func (u *upstreamFlags) flags(cmd *cobra.Command) {
 	u.tokens.flags(cmd)
 	f.StringVar(&u.expires, "secret-expires", "", "last valid `day` of the password or secret, such as 2027-01-31; you are warned before it (default: the certificate's)")
 	f.StringVar(&u.caFile, "ca-file", "", "PEM `file` of the authorities to trust instead of the system's")
+	f.StringVar(&u.tlsName, "tls-name", "", "`name` that the server's certificate must have (default: that of --host)")
+	f.StringSliceVar(&u.pins, "tls-pin", nil, "`sha256:HASH` of the certificate's public key, instead of authority and name; again for the next key")
+	f.StringVar(&u.mechanism, "auth-mechanism", "auto", "plain, login, xoauth2, oauthbearer or auto: what the server takes")
+	f.StringVar(&u.origin.Source, "source", "", "our `address`, or IPv4,IPv6 (default: delivery.source)")
+	f.StringVar(&u.origin.IP, "ip", "", "4, 6 or both (default: those of the source)")
+	f.StringVar(&u.origin.Hello, "hello", "", "our `name` in EHLO (default: delivery.hello)")
+	f.StringVar(&u.idle, "idle", "", "`time` that an unused connection is kept, such as 30s (default: delivery.idle_time)")
+	_ = cmd.RegisterFlagCompletionFunc("auth-mechanism", cobra.FixedCompletions([]string{"auto", "plain", "login", "xoauth2", "oauthbearer"}, cobra.ShellCompDirectiveNoFileComp))
 	f.IntVar(&u.connections, "connections", 0, "concurrent connections from each node (default: delivery.connections)")
 	f.IntVar(&u.messages, "messages-per-connection", 0, "messages over one connection (default: delivery.messages_per_connection)")
 	f.StringSliceVar(&u.senders, "senders", nil, "`patterns` of what it may send as, as 'postern sender allow' has them, or domains (default: as everybody)")
@@ -97,6 +110,28 @@ func (u *upstreamFlags) apply(cmd *cobra.Command, to *upstream.Account) error {
 	if given("secret-expires") {
 		to.SecretExpires = u.expires
 	}
+	if given("tls-pin") {
+		pins, err := upstream.PinsFrom(u.pins)
+		if err != nil {
+			return err
+		}
+		to.TLSPins = pins
+	}
+	if given("auth-mechanism") {
+		to.Mechanism = strings.TrimPrefix(strings.ToUpper(u.mechanism), "AUTO")
+	}
+	if given("idle") {
+		if err := u.setIdle(to); err != nil {
+			return err
+		}
+	}
+	for name, value := range map[string]struct{ from, to *string }{
+		"tls-name": {&u.tlsName, &to.TLSName}, "source": {&u.origin.Source, &to.Source}, "ip": {&u.origin.IP, &to.IP}, "hello": {&u.origin.Hello, &to.Hello},
+	} {
+		if given(name) {
+			*value.to = *value.from
+		}
+	}
 	for name, value := range map[string]struct{ from, to *int }{
 		"connections": {&u.connections, &to.MaxConnections}, "messages-per-connection": {&u.messages, &to.MaxMessages},
 		"recipients-per-transaction": {&u.recipients, &to.MaxRecipients},
@@ -106,6 +141,20 @@ func (u *upstreamFlags) apply(cmd *cobra.Command, to *upstream.Account) error {
 		}
 	}
 	return to.Fill()
+}
+
+// setIdle puts --idle, in whole seconds, into an account.
+func (u *upstreamFlags) setIdle(to *upstream.Account) error {
+	to.IdleSeconds = 0
+	if u.idle == "" || u.idle == "0" {
+		return nil
+	}
+	span, err := units.ParseSpan(u.idle)
+	if err != nil || span < time.Second || span%time.Second != 0 {
+		return usagef("--idle: %q is not a time of whole seconds, such as 30s", u.idle)
+	}
+	to.IdleSeconds = int(span / time.Second)
+	return nil
 }
 
 // proof reads what the account is to be proved by, if the flags say where, and returns what
@@ -153,6 +202,12 @@ flag sets another, and its replies are known ('postern upstream reply list NAME'
   opportunistic  STARTTLS when it is offered, whatever the certificate
   require        STARTTLS with a verified certificate, or the mail waits
   implicit       TLS from the start with a verified certificate, or the mail waits
+
+The certificate must have the host's name, or --tls-name, from a known authority or
+one of --ca-file. With --tls-pin it must have one of the keys given, whoever certifies
+it and whatever its name and dates are.
+
+--source is an address of this machine, or of each node's: mail waits at a node without it.
 
 An account (--username with a password) needs require or implicit. Its
 password is sealed with the key in secret_key_file before it is stored. With
@@ -373,9 +428,20 @@ func (a *app) printUpstream(u upstream.Listed) error {
 	if u.CustomCA {
 		t.Add("CA", "its own")
 	}
+	if u.TLSName != "" {
+		t.Add("TLS name", u.TLSName)
+	}
+	if u.TLSPins != "" {
+		for pin := range strings.SplitSeq(u.TLSPins, ",") {
+			t.Add("TLS pin", pin)
+		}
+	}
 	t.Add("account", screen.OrDash(u.Username))
 	if u.OAuth != "" {
 		t.Add("tokens by", string(u.OAuth))
+	}
+	if u.Username != "" {
+		t.Add("mechanism", cmp.Or(strings.ToLower(u.Mechanism), "auto"))
 	}
 	if u.SecretExpires != "" {
 		t.Add("secret expires", u.SecretExpires)
@@ -384,6 +450,14 @@ func (a *app) printUpstream(u upstream.Listed) error {
 	t.Add("connections", orDefault(u.MaxConnections))
 	t.Add("messages per connection", orDefault(u.MaxMessages))
 	t.Add("recipients per transaction", orDefault(u.MaxRecipients))
+	idle := "default"
+	if u.IdleSeconds > 0 {
+		idle = units.FormatSpan(time.Duration(u.IdleSeconds) * time.Second)
+	}
+	t.Add("idle time", idle)
+	t.Add("source", cmp.Or(u.Source, "default"))
+	t.Add("IP", cmp.Or(u.IP, "default"))
+	t.Add("EHLO name", cmp.Or(u.Hello, "default"))
 	t.Add("senders", screen.OrDash(strings.Join(u.Senders, ", ")))
 	if u.RewriteSender != "" {
 		t.Add("sends as", u.RewriteSender)

@@ -329,7 +329,7 @@ func (d *destination) next(w *worker) *job {
 	d.idle = append(d.idle, w)
 	d.mu.Unlock()
 
-	if j := w.idle(d.e.bounds.Load().IdleTime); j != nil {
+	if j := w.idle(w.idleTime()); j != nil {
 		return j
 	}
 	return d.wake(w)

@@ -107,7 +107,7 @@ func TestProbeOfTokens(t *testing.T) {
 		{&fakeTokens{err: &oauth.Fault{Code: "AADSTS7000222", Text: "expired", Do: "make a new one"}}, StageToken, "AADSTS7000222: expired; make a new one"},
 		{&fakeTokens{}, smtp.StageAuth, `the server took no token: status "401", schemes "bearer", scope "https://mail.example/"`},
 	} {
-		p := proberFor(&smtptest.Resolver{}, func(c *Config) { c.Tokens = test.tokens }).Upstream(t.Context(), up)
+		p := proberFor(&smtptest.Resolver{}, func(c *Config) { c.Tokens = test.tokens }).Upstream(t.Context(), up, Trial{})
 		if p.Stage != test.stage || p.Err == nil || !strings.Contains(p.Err.Error(), test.says) {
 			t.Errorf("stage %s, %v, want %s and %q", p.Stage, p.Err, test.stage, test.says)
 		}

@@ -11,6 +11,7 @@ import (
 
 	"postern/relay/smtp"
 	"postern/relay/upstream"
+	"postern/relay/upstream/oauth"
 )
 
 // Bounds of one attempt. RFC 5321 section 5.1 has a client try the other hosts of a
@@ -28,6 +29,8 @@ const (
 type walk struct {
 	d        *dialer
 	progress *atomic.Uint64    // of the worker; nil for probes
+	trace    *trace            // of a probe; nil for workers
+	token    oauth.Token       // of an upstream that has a grant; zero: not yet
 	domain   string            // mx: the domain's key
 	upstream *upstream.Account // nil for mx
 	host     exchanger         // the last one looked up
@@ -77,6 +80,7 @@ func (w *walk) unsafe() *trouble {
 // led to: only that connection counts, not what was tried before it.
 func (w walk) again(begun time.Time) walk {
 	w.tries, w.sessions, w.until = 1, 1, begun.Add(attemptTime)
+	w.token = oauth.Token{} // it may have expired
 	return w
 }
 
@@ -92,6 +96,9 @@ func (w *walk) exhausted() bool {
 func (w *walk) next(ctx context.Context) (*conn, *trouble) {
 	ctx, cancel := context.WithDeadline(ctx, w.until)
 	defer cancel()
+	if t := w.fetchToken(ctx); t != nil {
+		return nil, t
+	}
 	var worst *trouble
 	for w.hasNext() && (worst == nil || ctx.Err() == nil) {
 		var c *conn
@@ -122,7 +129,7 @@ func (w *walk) next(ctx context.Context) (*conn, *trouble) {
 
 // try begins a conversation with the next address of the host.
 func (w *walk) try(ctx context.Context) (*conn, *trouble) {
-	to := target{host: w.host.host, addr: netip.AddrPortFrom(w.addrs[0], uint16(w.port())), upstream: w.upstream, progress: w.progress}
+	to := target{host: w.host.host, addr: netip.AddrPortFrom(w.addrs[0], uint16(w.port())), upstream: w.upstream, token: w.token, progress: w.progress, trace: w.trace}
 	w.addrs = w.addrs[1:]
 	if !w.d.enter(to) {
 		return nil, crowdedTrouble(to)
@@ -135,7 +142,10 @@ func (w *walk) try(ctx context.Context) (*conn, *trouble) {
 	}()
 	w.tries++
 	var t *trouble
-	if c, t = w.d.try(ctx, to); t != nil {
+	c, t = w.d.try(ctx, &to)
+	w.token = to.token
+	if t != nil {
+		w.trace.trouble(to.addr, t)
 		if t.greeted {
 			w.sessions++
 		}
@@ -150,8 +160,9 @@ func (w *walk) try(ctx context.Context) (*conn, *trouble) {
 // lookUp takes the next host and looks up its addresses.
 func (w *walk) lookUp(ctx context.Context) *trouble {
 	w.host, w.hosts = w.hosts[0], w.hosts[1:]
-	addrs, err := w.d.addresses(ctx, w.host)
+	addrs, err := w.d.addresses(ctx, w.host, w.d.origin(w.upstream))
 	if t := w.nowhere(addrs, err); t != nil {
+		w.trace.trouble(netip.AddrPort{}, t)
 		return t
 	}
 	if w.d.anySelf(addrs, w.port()) {
@@ -159,6 +170,7 @@ func (w *walk) lookUp(ctx context.Context) *trouble {
 		return w.loop()
 	}
 	w.addrs = addrs
+	w.trace.step(Step{Stage: StageLookup, Text: textOf(addrs)})
 	return nil
 }
 

@@ -129,6 +129,14 @@ func (w *worker) perConnection() int {
 	return w.d.e.bounds.Load().PerConnection
 }
 
+// idleTime is how long the open connection is kept without work.
+func (w *worker) idleTime() time.Duration {
+	if up := w.conn.walk.upstream; up != nil && up.IdleSeconds > 0 {
+		return time.Duration(up.IdleSeconds) * time.Second
+	}
+	return w.d.e.bounds.Load().IdleTime
+}
+
 // connect begins a conversation if one is wanted. The worker has no job meanwhile: waiting
 // jobs go to the first worker that is ready.
 func (w *worker) connect() bool {
@@ -150,9 +158,7 @@ func (w *worker) connect() bool {
 
 // open begins a conversation.
 func (w *worker) open(need need) *trouble {
-	w.talking.Store(true)
-	defer w.talking.Store(false)
-	c, t := w.d.e.dialer.open(w.ctx, w.d.domain, need.upstream, &w.progress)
+	c, t := w.d.e.dialer.open(w.ctx, w.d.domain, need.upstream, w)
 	if t != nil {
 		return t
 	}
@@ -175,7 +181,7 @@ func (w *worker) rest(wait time.Duration) bool {
 }
 
 // idle waits for a job. It returns nil after most, or when the server has ended the
-// connection: that is better noticed without a message in hand.
+// connection: that is better noticed without a message in hand. One of former settings goes.
 func (w *worker) idle(most time.Duration) *job {
 	w.conn.kept = true
 	select {
@@ -184,7 +190,7 @@ func (w *worker) idle(most time.Duration) *job {
 	default:
 	}
 	until := time.Now().Add(most)
-	for left := most; left > 0 && w.conn.client.Usable() && !w.d.e.crowded(); left = time.Until(until) {
+	for left := most; left > 0 && w.conn.client.Usable() && w.conn.version == w.d.currentVersion() && !w.d.e.crowded(); left = time.Until(until) {
 		w.timer.Reset(min(left, idleLook))
 		select {
 		case j := <-w.jobs:

@@ -50,6 +50,8 @@ type ClientConfig struct {
 	// Progress, unless nil, grows with each complete reply that is heard and with each
 	// block of a message that the server takes: one that stands still is a silent server.
 	Progress *atomic.Uint64
+	// Heard, unless nil, is given each complete reply.
+	Heard func(Stage, Reply)
 }
 
 // Client speaks to one server over one connection. It is not safe for concurrent
@@ -92,9 +94,10 @@ const (
 	StageAuth     Stage = "auth"
 	StageMail     Stage = "mail"
 	StageRcpt     Stage = "rcpt"
-	StageData     Stage = "data" // between DATA and its 354
-	StageBody     Stage = "body" // while the message is written
-	StageDot      Stage = "dot"  // the final dot was (or may have been) sent
+	StageData     Stage = "data"  // between DATA and its 354
+	StageBody     Stage = "body"  // while the message is written
+	StageDot      Stage = "dot"   // the final dot was (or may have been) sent
+	StageReset    Stage = "reset" // of Rehearse
 	StageQuit     Stage = "quit"
 )
 

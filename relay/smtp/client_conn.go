@@ -88,6 +88,9 @@ func (c *Client) hear(ctx context.Context, stage Stage, patience time.Duration) 
 		return Reply{}, c.trouble(ctx, stage, err)
 	}
 	c.moved()
+	if c.cfg.Heard != nil {
+		c.cfg.Heard(stage, reply)
+	}
 	if reply.Code == codeClosing {
 		_ = c.Close()
 		return Reply{}, &StageError{Stage: stage, Reply: reply}

@@ -78,6 +78,7 @@ type Row struct {
 	Scope    Scope         `json:"scope" toml:"scope"`                 //
 	Wait     time.Duration `json:"-" toml:"-"`                         // before the next attempt; 0: as the schedule has it
 	Why      string        `json:"why,omitempty" toml:"why"`           // where it is known from
+	Do       string        `json:"do,omitempty" toml:"do"`             // what an admin does about it
 	WaitText string        `json:"wait,omitempty" toml:"wait"`         // Wait, in the file of presets and for programs
 }
 

@@ -58,14 +58,40 @@ type Listed struct {
 	MaxRecipients  int        `json:"max_recipients"`  // 0: the default
 	Senders        []string   `json:"senders"`         // none: as everybody
 	RewriteSender  string     `json:"rewrite_sender,omitempty"`
-	PausedAt       *time.Time `json:"paused_at,omitempty"`
-	CreatedAt      time.Time  `json:"created_at"`
+	IdleSeconds    int        `json:"idle_seconds"` // 0: the default
+	TLSName        string     `json:"tls_name,omitempty"`
+	TLSPins        string     `json:"tls_pins,omitempty"` // with commas between them
+	Mechanism      string     `json:"auth_mechanism,omitempty"`
+	Origin
+	PausedAt  *time.Time `json:"paused_at,omitempty"`
+	CreatedAt time.Time  `json:"created_at"`
+}
+
+// accountColumns are the settings of an account: fields reads them, and values writes them as
+// accountValues.
+const (
+	accountColumns = `host, port, tls, username, ca, preset, max_connections, max_messages, max_recipients,
+	idle_seconds, tls_name, tls_pins, mechanism, source, ip, hello, senders, rewrite_sender, oauth`
+	accountValues = `$4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22`
+	secretExpires = `coalesce(secret_expires::text, '')`
+)
+
+// fields are where accountColumns and secretExpires go.
+func (a *Account) fields() []any {
+	return []any{&a.Host, &a.Port, &a.TLS, &a.Username, &a.CA, &a.Preset, &a.MaxConnections, &a.MaxMessages, &a.MaxRecipients,
+		&a.IdleSeconds, &a.TLSName, &a.TLSPins, &a.Mechanism, &a.Source, &a.IP, &a.Hello, &a.Senders, &a.RewriteSender, &a.Grant.Kind, &a.SecretExpires}
+}
+
+// values are the arguments of addAccount and changeAccount.
+func (a *Account) values(sealed []byte) []any {
+	return []any{a.Name, sealed, a.SecretExpires,
+		a.Host, a.Port, string(a.TLS), a.Username, a.CA, a.Preset, a.MaxConnections, a.MaxMessages, a.MaxRecipients,
+		a.IdleSeconds, a.TLSName, a.TLSPins, a.Mechanism, a.Source, a.IP, a.Hello, a.Senders, a.RewriteSender, string(a.Grant.Kind)}
 }
 
 const addAccount = `
-insert into upstream (name, host, port, tls, username, password, ca, preset, max_connections, max_messages, max_recipients, oauth, secret_expires,
-	senders, rewrite_sender)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, nullif($13, '')::date, string_to_array($14, ' '), $15)`
+insert into upstream (name, password, secret_expires, ` + accountColumns + `)
+values ($1, $2, nullif($3, '')::date, ` + accountValues + `)`
 
 // Add adds an account; its password is sealed first. Errors: refusal.ErrInvalid, refusal.ErrExists.
 func (s *Store) Add(ctx context.Context, a Account) error {
@@ -77,9 +103,7 @@ func (s *Store) Add(ctx context.Context, a Account) error {
 		return err
 	}
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, addAccount, a.Name, a.Host, a.Port, string(a.TLS), a.Username, sealed, a.CA, a.Preset,
-			a.MaxConnections, a.MaxMessages, a.MaxRecipients, string(a.Grant.Kind), a.SecretExpires, a.Senders, a.RewriteSender)
-		if err != nil {
+		if _, err := tx.Exec(ctx, addAccount, a.values(sealed)...); err != nil {
 			return err
 		}
 		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "upstream add", Object: a.Name, Detail: a.detail()})
@@ -97,7 +121,9 @@ func (s *Store) Add(ctx context.Context, a Account) error {
 func (a Account) detail() map[string]any {
 	return map[string]any{"host": a.Host, "port": a.Port, "tls": a.TLS, "username": a.Username, "custom_ca": a.CA != "",
 		"preset": a.Preset, "max_connections": a.MaxConnections, "max_messages": a.MaxMessages, "max_recipients": a.MaxRecipients,
-		"oauth": a.Grant.Kind, "expires": a.SecretExpires, "senders": a.Senders, "rewrite_sender": a.RewriteSender}
+		"oauth": a.Grant.Kind, "expires": a.SecretExpires, "senders": a.Senders, "rewrite_sender": a.RewriteSender,
+		"idle_seconds": a.IdleSeconds, "tls_name": a.TLSName, "tls_pins": a.TLSPins,
+		"auth_mechanism": a.Mechanism, "source": a.Source, "ip": a.IP, "hello": a.Hello}
 }
 
 // seal seals what the account is proved by, nil if there is nothing.
@@ -122,15 +148,12 @@ func (s *Store) seal(a Account) ([]byte, error) {
 }
 
 const accountForChange = `
-select host, port, tls, username, password, ca, preset, max_connections, max_messages, max_recipients, oauth, coalesce(secret_expires::text, ''),
-	array_to_string(senders, ' '), rewrite_sender
+select password, ` + accountColumns + `, ` + secretExpires + `
 from upstream where name = $1 for update`
 
 const changeAccount = `
-update upstream set host = $2, port = $3, tls = $4, username = $5, password = $6, ca = $7, preset = $8,
-	max_connections = $9, max_messages = $10, max_recipients = $11, oauth = $12, secret_expires = nullif($13, '')::date,
-	senders = string_to_array($14, ' '), rewrite_sender = $15,
-	secret_told = case when secret_expires is not distinct from nullif($13, '')::date then secret_told end
+update upstream set password = $2, secret_expires = nullif($3, '')::date, (` + accountColumns + `) = (` + accountValues + `),
+	secret_told = case when secret_expires is not distinct from nullif($3, '')::date then secret_told end
 where name = $1`
 
 // kept stands for a password that is in the table and was not opened.
@@ -143,8 +166,7 @@ func (s *Store) Change(ctx context.Context, name string, change func(*Account) e
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		a = Account{Name: name}
 		var sealed []byte
-		err := tx.QueryRow(ctx, accountForChange, name).Scan(&a.Host, &a.Port, &a.TLS, &a.Username, &sealed, &a.CA, &a.Preset,
-			&a.MaxConnections, &a.MaxMessages, &a.MaxRecipients, &a.Grant.Kind, &a.SecretExpires, &a.Senders, &a.RewriteSender)
+		err := tx.QueryRow(ctx, accountForChange, name).Scan(append([]any{&sealed}, a.fields()...)...)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return unknownName(name)
 		}
@@ -158,9 +180,7 @@ func (s *Store) Change(ctx context.Context, name string, change func(*Account) e
 		if sealed, err = s.reseal(was, a, sealed); err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, changeAccount, name, a.Host, a.Port, string(a.TLS), a.Username, sealed, a.CA, a.Preset,
-			a.MaxConnections, a.MaxMessages, a.MaxRecipients, string(a.Grant.Kind), a.SecretExpires, a.Senders, a.RewriteSender)
-		if err != nil {
+		if _, err = tx.Exec(ctx, changeAccount, a.values(sealed)...); err != nil {
 			return err
 		}
 		if a.Grant != was.Grant {
@@ -185,7 +205,10 @@ func (s *Store) reseal(was, a Account, sealed []byte) ([]byte, error) {
 	keep := same && a.Username == was.Username && sealed != nil
 	check := a
 	if keep {
-		check.Password, check.Grant = kept, oauth.Grant{}
+		if err := a.validateMechanism(); err != nil {
+			return nil, err
+		}
+		check.Password, check.Grant, check.Mechanism = kept, oauth.Grant{}, ""
 	}
 	if err := check.Validate(); err != nil || keep {
 		return sealed, err
@@ -211,8 +234,8 @@ func unknownName(name string) error {
 }
 
 const listAccounts = `
-select name, host, port, tls, username, oauth, coalesce(secret_expires::text, ''), ca <> '', preset, max_connections, max_messages, max_recipients,
-	senders, rewrite_sender, paused_at, created_at
+select name, host, port, tls, username, oauth, ` + secretExpires + `, ca <> '', preset, max_connections, max_messages, max_recipients,
+	string_to_array(senders, ' '), rewrite_sender, idle_seconds, tls_name, tls_pins, mechanism, source, ip, hello, paused_at, created_at
 from upstream order by name`
 
 // List lists all accounts by name.
@@ -241,9 +264,7 @@ func (s *Store) Named(ctx context.Context, name string) (Listed, error) {
 }
 
 const loadAccounts = `
-select name, host, port, tls, username, password, ca, preset, max_connections, max_messages, max_recipients, oauth, coalesce(secret_expires::text, ''),
-	array_to_string(senders, ' '), rewrite_sender, paused_at
-from upstream`
+select name, password, paused_at, ` + accountColumns + `, ` + secretExpires + ` from upstream`
 
 // Loaded is an account with its password, or why it cannot be used.
 type Loaded struct {
@@ -276,8 +297,7 @@ func (s *Store) Load(ctx context.Context, db pg.DB) (map[string]*Loaded, error) 
 	var a Account
 	var sealed []byte
 	var paused *time.Time
-	_, err = pgx.ForEachRow(rows, []any{&a.Name, &a.Host, &a.Port, &a.TLS, &a.Username, &sealed, &a.CA, &a.Preset,
-		&a.MaxConnections, &a.MaxMessages, &a.MaxRecipients, &a.Grant.Kind, &a.SecretExpires, &a.Senders, &a.RewriteSender, &paused}, func() error {
+	_, err = pgx.ForEachRow(rows, append([]any{&a.Name, &sealed, &paused}, a.fields()...), func() error {
 		a.Replies = tableOf(a.Preset, added[a.Name])
 		l := s.open(a, sealed)
 		if paused != nil && l.Err == nil {

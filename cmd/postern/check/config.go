@@ -13,6 +13,7 @@ import (
 	"postern/cmd/postern/config"
 	"postern/internal/owned"
 	"postern/internal/units"
+	"postern/relay/delivery"
 	"postern/relay/seal"
 )
 
@@ -27,6 +28,8 @@ var configKinds = []kind{
 		"set hostname to this server's public DNS name: many servers look up the name in EHLO"},
 	{"config.private-mx", health.Warning, "Mail may go to private addresses, so others' MX records can lead into your network.",
 		"remove allow_private_mx; it is for tests"},
+	{"config.source", health.Failed, "This machine does not have the address from which mail is to leave, so mail waits.",
+		"correct source in [delivery], or give this machine the address"},
 	{"config.mx-port", health.Warning, "Mail goes to another port of mail hosts than 25.", "remove mx_port; it is for tests"},
 	{"config.message-size", health.Warning, "Messages of ordinary size are refused.", "set message_size to at least 10MB, unless that is intended"},
 	{"config.header-size", health.Warning, "Headers of ordinary size are refused.", "set header_size to at least 64KiB"},
@@ -91,6 +94,11 @@ func (c *checkup) dangerousValues(r *report) {
 	s, q, d := c.cfg.Submission, c.cfg.Queue, c.cfg.Delivery
 	if d.AllowPrivateMX {
 		r.add("config.private-mx", "configuration", "delivery.allow_private_mx is true")
+	}
+	for _, to := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		if source := d.Origin().SourceFor(to); source.IsValid() && !delivery.IsLocal(source) {
+			r.add("config.source", "configuration", "delivery.source is %s", source)
+		}
 	}
 	if d.MXPort != 25 {
 		r.add("config.mx-port", "configuration", "delivery.mx_port is %d", d.MXPort)

@@ -64,6 +64,7 @@ func configFaults() []fault {
 		{"config.hostname", "localhost", setting(func(c *config.Config) { c.Hostname = "localhost" })},
 		{"config.hostname", "printer.local", setting(func(c *config.Config) { c.Hostname = "printer.local" })},
 		{"config.private-mx", "allow_private_mx", setting(func(c *config.Config) { c.Delivery.AllowPrivateMX = true })},
+		{"config.source", "192.0.2.77", setting(func(c *config.Config) { c.Delivery.Source = "192.0.2.77" })},
 		{"config.mx-port", "2525", setting(func(c *config.Config) { c.Delivery.MXPort = 2525 })},
 		{"config.message-size", "10KiB", setting(func(c *config.Config) { c.Submission.MessageSize = 10 << 10 })},
 		{"config.header-size", "1KiB", setting(func(c *config.Config) { c.Submission.HeaderSize = 1 << 10 })},

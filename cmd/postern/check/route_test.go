@@ -170,6 +170,7 @@ func upstreamFaults() []fault {
 			at := netip.MustParseAddrPort(closedPort(t))
 			p.upstream(upstream.Account{Host: "127.0.0.1", Port: int(at.Port()), TLS: upstream.TLSNone})
 		}},
+		{"upstream.source", "192.0.2.77", smarthost(func(_ *smtptest.Config, up *upstream.Account) { up.Source = "192.0.2.77" })},
 		{"upstream.tls", "unknown authority", smarthost(func(cfg *smtptest.Config, up *upstream.Account) { up.CA = "" })},
 		{"upstream.tls", "expired", func(t *testing.T, p *patient) {
 			smarthost(func(cfg *smtptest.Config, _ *upstream.Account) {
@@ -184,7 +185,7 @@ func upstreamFaults() []fault {
 			})(t, p)
 		}},
 		{"upstream.account", "535", smarthost(func(_ *smtptest.Config, up *upstream.Account) { up.Password = "wrong" })},
-		{"upstream.account", "neither AUTH PLAIN nor AUTH LOGIN", smarthost(func(cfg *smtptest.Config, _ *upstream.Account) { cfg.Users = nil })},
+		{"upstream.account", "offers none, and not PLAIN or LOGIN", smarthost(func(cfg *smtptest.Config, _ *upstream.Account) { cfg.Users = nil })},
 		{"upstream.token", "the key file is not the JSON file", tokenhost(oauth.Grant{Kind: oauth.ServiceAccount, Authority: "google"})},
 		{"upstream.login", "nobody has logged in yet", tokenhost(oauth.Grant{Kind: oauth.RefreshToken, Authority: "google"})},
 		{"upstream.renewal", "AADSTS7000222", seen(func(v *mailView) {
@@ -224,7 +225,7 @@ func TestCheckJudgesUpstreamsInClear(t *testing.T) {
 		{upstream.TLSImplicit, "192.0.2.1:465", false}, {upstream.TLSNone, "127.0.0.1:25", false},
 	} {
 		r := &report{}
-		p.c.upstream(r, upstream.Account{Name: "out", TLS: test.mode}, delivery.Probe{Addr: netip.MustParseAddrPort(test.at), Expires: time.Now().AddDate(1, 0, 0)})
+		p.c.upstream(r, upstream.Account{Name: "out", TLS: test.mode}, delivery.Probe{Step: delivery.Step{Addr: netip.MustParseAddrPort(test.at)}, Expires: time.Now().AddDate(1, 0, 0)})
 		found := r.close()
 		if test.want {
 			wantFinding(t, found, "upstream.clear", string(test.mode))
