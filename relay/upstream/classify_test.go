@@ -170,6 +170,7 @@ var classified = []struct {
 	{"ses", StageDot, "554 Transaction failed: Duplicate header 'DKIM-Signature'.", "later account ses"},
 	{"ses", StageDot, "554 Transaction failed: Address contains illegal characters in domain", "never message -"},
 	{"ses", StageDot, "554 Message rejected: Address blacklisted.", "never message -"},
+	{"google", StageAuth, "535 5.7.8 Username and Password not accepted. For more information, go to", "later account google"},
 	{"ses", StageAuth, "535 Authentication Credentials Invalid", "later account ses"},
 	{"ses", StageMail, "530 Authentication required", "later account generic"},
 	{"ses", StageConnect, "421 Too many concurrent SMTP connections", "later connection generic"},
