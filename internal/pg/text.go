@@ -10,8 +10,8 @@ import (
 )
 
 // Texts are the statements of .sql files. Each begins at a line "-- name: x" and has named
-// arguments, @x, so that it can be read, and run in psql, as it is. What several statements of
-// a package share is a part of them, from a line "-- part: x", and stands for @x in them.
+// arguments, @x, so that it can be read, and run in psql, as it is. A part begins at a line
+// "-- part: x" and stands for @x in the statements of its package, which share it.
 type Texts struct {
 	raw   map[string]string
 	part  map[string]bool // the names of parts
@@ -43,7 +43,7 @@ func Load(files fs.FS) *Texts {
 	return t
 }
 
-// split adds the statements and parts of a file's text. What is before the first one is left out.
+// split adds the statements and parts of a file's text. The text before the first one is left out.
 func (t *Texts) split(text string) {
 	for i, section := range strings.Split("\n"+text, "\n"+heading) {
 		for j, part := range strings.Split("\n"+section, "\n"+partHeading) {
@@ -116,7 +116,7 @@ func (t *Texts) Bound() (texts map[string]string, unused []string) {
 // argument has the octets of an argument's name.
 const argument = "abcdefghijklmnopqrstuvwxyz0123456789_"
 
-// numbered replaces the arguments of a statement, and leaves its comments out. It is no
+// numbered replaces the arguments of a statement, and leaves its comments out. It is not a
 // regular expression: each start of the program numbers all statements, and an expression
 // took most of the time of a short command for that.
 func numbered(text string, number func(arg string) string) string {

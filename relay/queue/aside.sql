@@ -2,8 +2,8 @@
 
 -- name: set_aside
 -- Holds a recipient that its owner (0: nobody) cannot use. Times that the schema would refuse are
--- mended, or this could not be written. What an earlier try has done is in the history at the same
--- time: an admin may have released the recipient since, and it is left alone.
+-- mended, or this could not be written. An earlier try that succeeded is in the history at the
+-- same time: an admin may have released the recipient since, and it is left alone.
 with bad as materialized (select message_id, n, local, domain from recipient
 	where message_id = @message_id and n = @n and coalesce(owner, 0) = @owner and held_at is null
 		and not exists (select from history where message_id = @message_id and n = @n and at = @at and epoch = @owner) for update),

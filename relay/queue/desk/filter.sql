@@ -1,7 +1,7 @@
--- What statements about recipients, r, share (filter.go).
+-- Parts that statements about recipients, r, share (filter.go).
 
 -- part: row_state
--- What a recipient's state is to people.
+-- The state of a recipient, as people see it.
 case when r.held_at is not null then 'held' when r.state <> 'waiting' then r.state when r.owner is not null then 'sending' else 'waiting' end
 
 -- part: chosen
