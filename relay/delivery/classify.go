@@ -172,7 +172,7 @@ func (t *transaction) further(j *job, outcomes []queue.Outcome) []queue.Recipien
 			putOff = true
 		}
 	}
-	next := t.onward()
+	next := t.onward(j)
 	if t.res.Err != nil || !delivered && putOff && next.hasNext() {
 		return nil
 	}

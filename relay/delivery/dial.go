@@ -68,9 +68,8 @@ type target struct {
 
 // open begins a conversation with an upstream or, where up is nil, with a mail
 // host of domain.
-func (d *dialer) open(ctx context.Context, domain string, up *upstream.Account, progress *atomic.Uint64) (*conn, *trouble) {
+func (d *dialer) open(ctx context.Context, domain string, up *upstream.Account) (*conn, *trouble) {
 	w, t := d.walkTo(ctx, domain, up)
-	w.progress = progress
 	if t != nil {
 		return nil, t
 	}

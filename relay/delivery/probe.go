@@ -49,7 +49,7 @@ func NewProber(cfg Config) *Prober {
 
 // Upstream converses with an upstream: TLS as configured, and its account.
 func (p *Prober) Upstream(ctx context.Context, up *upstream.Account) Probe {
-	c, t := p.d.open(ctx, "", up, nil)
+	c, t := p.d.open(ctx, "", up)
 	return p.finish(ctx, c, t)
 }
 

@@ -151,7 +151,15 @@ func (w *worker) connect() bool {
 func (w *worker) open(need need) *trouble {
 	w.talking.Store(true)
 	defer w.talking.Store(false)
-	c, t := w.d.e.dialer.open(w.ctx, w.d.domain, need.upstream, &w.progress)
+	walk, t := w.d.e.dialer.walkTo(w.ctx, w.d.domain, need.upstream)
+	if t != nil {
+		return t
+	}
+	walk.progress, walk.tries, walk.sessions = &w.progress, need.spent.tries, need.spent.sessions
+	if !need.spent.begun.IsZero() {
+		walk.begun = need.spent.begun
+	}
+	c, t := walk.next(w.ctx)
 	if t != nil {
 		return t
 	}

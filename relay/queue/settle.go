@@ -383,9 +383,6 @@ func (c *endings) add(e *ending) {
 
 // alike reports that e and f differ in nothing but the recipient.
 func (e *ending) alike(f *ending) bool {
-	if e.Message != f.Message || e.Suspended || f.Suspended { // its way may be the recipient's
-		return false
-	}
 	of := *e
 	of.N, of.Recipient = f.N, f.Recipient
 	return of == *f
@@ -415,11 +412,7 @@ func (c *endings) addAttempt(e *ending) {
 	c.tls, c.via = append(c.tls, pg.Storable(e.TLS)), append(c.via, pg.Storable(e.Upstream))
 	c.unknown, c.passed = append(c.unknown, e.Unknown), append(c.passed, e.DSNPassed)
 	c.retry, c.released = append(c.retry, max(e.RetryIn, 0)), append(c.released, e.release)
-	waits := ""
-	if e.Suspended {
-		waits = Way(e.Upstream, e.Recipient.DomainKey())
-	}
-	c.waits, c.ours = append(c.waits, pg.Storable(waits)), append(c.ours, e.Ours)
+	c.waits, c.ours = append(c.waits, pg.Storable(e.WaitsFor)), append(c.ours, e.Ours)
 	c.scope = append(c.scope, e.Scope)
 }
 

@@ -116,12 +116,23 @@ type Outcome struct {
 	Unknown bool
 	// DSNPassed says that the next hop took over the duties of NOTIFY.
 	DSNPassed bool
-	// Suspended says that a Deferred recipient waits only for the suspension of its
-	// destination to end: it is due when the destination has Recovered.
-	Suspended bool
+	// WaitsFor is the Way for whose suspension to end a Deferred recipient waits: it is due
+	// when that has Recovered. "": for none.
+	WaitsFor string
+	// Left are the other ways of the attempt, nil: none.
+	Left *[]LeftWay
 	// NotAnAttempt records nothing in the history and counts no attempt: the
 	// recipient goes back to waiting (no route, destination busy or suspended).
 	NotAnAttempt bool
+}
+
+// LeftWay is a way that an attempt has left for another, or passed over.
+type LeftWay struct {
+	Way   string    `json:"way"` // as Outcome.Upstream
+	Host  string    `json:"host,omitempty"`
+	Reply string    `json:"reply"` // of the host, or why it was not asked
+	Scope string    `json:"scope,omitempty"`
+	At    time.Time `json:"at"`
 }
 
 // NoticeKind is the reason for a notice.
