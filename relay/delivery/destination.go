@@ -649,6 +649,9 @@ func (d *destination) giveUp(jobs []*job, t *trouble) {
 		}
 		j.tries += t.tries
 		j.sessions += t.sessions
+		if j.begun.IsZero() {
+			j.begun = t.begun
+		}
 		d.e.leave(j, rest, outcomes, t.err)
 	}
 }

@@ -125,7 +125,7 @@ func (w *walk) next(ctx context.Context) (*conn, *trouble) {
 	if len(w.addrs) > 0 || len(w.hosts) > 0 {
 		worst.closed = false // as far as they were asked
 	}
-	worst.tries, worst.sessions = w.tries-before.tries, w.sessions-before.sessions
+	worst.spent = spent{w.tries - before.tries, w.sessions - before.sessions, before.begun}
 	return nil, worst
 }
 

@@ -276,7 +276,11 @@ func (w *worker) dropConn() {
 // askGate is called when all but the final dot was written.
 func (w *worker) askGate() error {
 	w.talking.Store(false) // from here on only this worker knows the outcome
-	w.gate = w.d.e.cfg.Queue.Gate(w.ctx, w.job.Delivery, numbers(w.job.rcpts))
+	way := ""
+	if w.job.route != 0 {
+		way = w.job.name
+	}
+	w.gate = w.d.e.cfg.Queue.Gate(w.ctx, w.job.Delivery, numbers(w.job.rcpts), way)
 	return w.gate
 }
 
