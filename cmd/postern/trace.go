@@ -343,6 +343,9 @@ func (a *app) printEvents(list []desk.Event) error {
 			took = strconv.FormatFloat(at.At.Sub(*at.StartedAt).Seconds(), 'f', 2, 64) + "s"
 		}
 		t.add(screen.LocalTime(at.At), took, at.Recipient, result, screen.OrDash(at.Upstream), screen.OrDash(server), screen.OrDash(at.TLS), screen.OrDash(at.Node), screen.OrDash(at.Reply))
+		for _, l := range at.Left {
+			t.add(screen.LocalTime(l.At), "-", at.Recipient, "left", l.Way, screen.OrDash(l.Host), "-", "-", l.Reply)
+		}
 	}
 	return t.print(a.stdout)
 }

@@ -8,7 +8,7 @@ select r.message_id, r.n, case when r.held_at is not null then 'held' when r.sta
 	coalesce(m.sender_local, ''), coalesce(m.sender_domain, ''), r.local, r.domain, coalesce(m.size, 0), sane_time(r.accepted_at),
 	sane_time(r.next_attempt_at), sane_time(r.expires_at), sane_time(r.held_at), coalesce(r.set_aside, ''), r.attempts, sane_time(r.last_attempt_at),
 	r.reply_code, r.reply_enhanced, r.reply_text, r.remote_mta, coalesce(r.owner, 0), coalesce(node.name, ''), r.possible_duplicate,
-	coalesce(m.user_id, 0), coalesce(m.credential_id, 0), r.last_upstream
+	coalesce(m.user_id, 0), coalesce(m.credential_id, 0), r.last_upstream, coalesce(r.stays_with, '')
 from recipient r left join message m on m.id = r.message_id left join node on node.epoch = r.owner
 where (@ids::uuid[] is null or r.message_id = any(@ids))
 	and (@state = '' or case when r.held_at is not null then 'held' when r.state <> 'waiting' then r.state when r.owner is not null then 'sending' else 'waiting' end = @state)
@@ -17,7 +17,7 @@ where (@ids::uuid[] is null or r.message_id = any(@ids))
 	and (@credential_id = 0 or (select o.credential_id from message o where o.id = r.message_id) = @credential_id)
 	and (@sender::text[] is null or (select lower(o.sender_local || '@' || o.sender_domain) from message o where o.id = r.message_id) = any(array(select lower(f) from unnest(@sender) f)))
 	and (@recipient::text[] is null or lower(r.local || '@' || r.domain) = any(array(select lower(f) from unnest(@recipient) f)))
-	and (@domain = '' or r.domain_key = @domain) and (@upstream = '' or r.last_upstream = @upstream) and sane_time(r.accepted_at) <= now() - @older_than::interval
+	and (@domain = '' or r.domain_key = @domain) and (@upstream = '' or coalesce(r.stays_with, r.last_upstream) = @upstream) and sane_time(r.accepted_at) <= now() - @older_than::interval
 	and (@reply = '' or starts_with(concat_ws(' ', nullif(r.reply_code, 0), nullif(r.reply_enhanced, ''), r.reply_text), @reply))
 	and (r.message_id, r.n) > (@after_id, @after_n) order by r.message_id, r.n limit @rows
 
@@ -27,9 +27,13 @@ select r.message_id, r.n, case when r.held_at is not null then 'held' when r.sta
 	coalesce(m.sender_local, ''), coalesce(m.sender_domain, ''), r.local, r.domain, coalesce(m.size, 0), sane_time(r.accepted_at),
 	sane_time(r.next_attempt_at), sane_time(r.expires_at), sane_time(r.held_at), coalesce(r.set_aside, ''), r.attempts, sane_time(r.last_attempt_at),
 	r.reply_code, r.reply_enhanced, r.reply_text, r.remote_mta, coalesce(r.owner, 0), coalesce(node.name, ''), r.possible_duplicate,
-	coalesce(m.user_id, 0), coalesce(m.credential_id, 0), r.last_upstream
+	coalesce(m.user_id, 0), coalesce(m.credential_id, 0), r.last_upstream, coalesce(r.stays_with, '')
 from recipient r left join message m on m.id = r.message_id left join node on node.epoch = r.owner
 where r.message_id = @id order by r.n
+
+-- name: staying
+-- Counts what may take no other way (type queue.Recipient).
+select count(*) from recipient where stays_with = @way and state = 'waiting'
 
 -- name: accepted
 select id, user_id, credential_id, sender_local, sender_domain, size, recipients, header_id, envid, sane_time(accepted_at), client_addr,
@@ -38,7 +42,7 @@ from message where id = @id
 
 -- name: events
 select n, at, started_at, result, local, domain, reply_code, reply_enhanced, reply_text, remote_mta, remote_addr, tls, upstream,
-	node, coalesce(scope, ''), epoch, outcome_unknown, possible_duplicate, dsn_passed, fenced
+	node, coalesce(scope, ''), epoch, outcome_unknown, possible_duplicate, dsn_passed, fenced, left_ways
 from history where message_id = @id order by at, n
 
 -- name: notices

@@ -12,7 +12,7 @@ where (@ids::uuid[] is null or r.message_id = any(@ids))
 	and (@credential_id = 0 or (select o.credential_id from message o where o.id = r.message_id) = @credential_id)
 	and (@sender::text[] is null or (select lower(o.sender_local || '@' || o.sender_domain) from message o where o.id = r.message_id) = any(array(select lower(f) from unnest(@sender) f)))
 	and (@recipient::text[] is null or lower(r.local || '@' || r.domain) = any(array(select lower(f) from unnest(@recipient) f)))
-	and (@domain = '' or r.domain_key = @domain) and (@upstream = '' or r.last_upstream = @upstream) and sane_time(r.accepted_at) <= now() - @older_than::interval
+	and (@domain = '' or r.domain_key = @domain) and (@upstream = '' or coalesce(r.stays_with, r.last_upstream) = @upstream) and sane_time(r.accepted_at) <= now() - @older_than::interval
 	and (@reply = '' or starts_with(concat_ws(' ', nullif(r.reply_code, 0), nullif(r.reply_enhanced, ''), r.reply_text), @reply))
 	and case @verb
 		when 'in_hand' then r.owner is not null and r.state = 'waiting'
@@ -32,7 +32,7 @@ with w as materialized (select r.message_id, r.n, r.local, r.domain from recipie
 	and (@credential_id = 0 or (select o.credential_id from message o where o.id = r.message_id) = @credential_id)
 	and (@sender::text[] is null or (select lower(o.sender_local || '@' || o.sender_domain) from message o where o.id = r.message_id) = any(array(select lower(f) from unnest(@sender) f)))
 	and (@recipient::text[] is null or lower(r.local || '@' || r.domain) = any(array(select lower(f) from unnest(@recipient) f)))
-	and (@domain = '' or r.domain_key = @domain) and (@upstream = '' or r.last_upstream = @upstream) and sane_time(r.accepted_at) <= now() - @older_than::interval
+	and (@domain = '' or r.domain_key = @domain) and (@upstream = '' or coalesce(r.stays_with, r.last_upstream) = @upstream) and sane_time(r.accepted_at) <= now() - @older_than::interval
 	and (@reply = '' or starts_with(concat_ws(' ', nullif(r.reply_code, 0), nullif(r.reply_enhanced, ''), r.reply_text), @reply))
 	and r.owner is null and case @verb
 		when 'retry' then r.state = 'waiting' and r.held_at is null and r.next_attempt_at > now()
@@ -59,7 +59,7 @@ with w as materialized (select r.message_id, r.n, r.local, r.domain from recipie
 	and (@credential_id = 0 or (select o.credential_id from message o where o.id = r.message_id) = @credential_id)
 	and (@sender::text[] is null or (select lower(o.sender_local || '@' || o.sender_domain) from message o where o.id = r.message_id) = any(array(select lower(f) from unnest(@sender) f)))
 	and (@recipient::text[] is null or lower(r.local || '@' || r.domain) = any(array(select lower(f) from unnest(@recipient) f)))
-	and (@domain = '' or r.domain_key = @domain) and (@upstream = '' or r.last_upstream = @upstream) and sane_time(r.accepted_at) <= now() - @older_than::interval
+	and (@domain = '' or r.domain_key = @domain) and (@upstream = '' or coalesce(r.stays_with, r.last_upstream) = @upstream) and sane_time(r.accepted_at) <= now() - @older_than::interval
 	and (@reply = '' or starts_with(concat_ws(' ', nullif(r.reply_code, 0), nullif(r.reply_enhanced, ''), r.reply_text), @reply))
 	and r.owner is null and (r.state = 'waiting' or r.held_at is not null) and (@aside or r.set_aside is null)
 	limit @rows for update of r skip locked),
