@@ -189,6 +189,9 @@ func printEvents(w io.Writer, list []desk.Event) error {
 			took = strconv.FormatFloat(at.At.Sub(*at.StartedAt).Seconds(), 'f', 2, 64) + "s"
 		}
 		t.Add(screen.LocalTime(at.At), took, at.Recipient, result, screen.OrDash(via), screen.OrDash(server), screen.OrDash(at.TLS), screen.OrDash(at.Node), screen.OrDash(at.Reply))
+		for _, l := range at.Left {
+			t.Add(screen.LocalTime(l.At), "-", at.Recipient, "left", l.Way, screen.OrDash(l.Host), "-", "-", l.Reply)
+		}
 	}
 	return t.Print(w)
 }
