@@ -27,6 +27,9 @@ type course struct {
 func (c course) first(rcpt smtp.Address) (way, bool) {
 	for i := range c.next {
 		to := &c.next[i]
+		if upstream.IsSender(to.Err) {
+			continue // for other senders
+		}
 		if to.Err != nil {
 			c.leave(queue.LeftWay{Way: to.Name, Reply: to.Err.Error(), At: time.Now()})
 			c.unasked = true
@@ -115,6 +118,9 @@ func (e *Engine) giveUpOn(j *job, best map[int]queue.Outcome, why queue.LeftWay,
 	c := j.course
 	c.leave(why)
 	for _, w := range c.next {
+		if upstream.IsSender(w.Err) {
+			continue
+		}
 		reply := "not tried: the attempt had used its addresses, sessions or time"
 		if w.Err != nil {
 			reply = w.Err.Error()
