@@ -88,6 +88,8 @@ func (d decisions) Resolve(_ context.Context, _ int64, _, rcpt smtp.Address) (ro
 	return d[rcpt.Domain], nil
 }
 
+func (d decisions) Named(context.Context, string) (route.Way, error) { return route.Way{}, nil }
+
 // The recipients of one message go by two upstreams, one of which rewrites, and by MX.
 func TestSplitByRoute(t *testing.T) {
 	t.Parallel()
