@@ -78,7 +78,7 @@ func (u *upstreamFlags) apply(cmd *cobra.Command, to *upstream.Account) error {
 		to.Preset = u.preset
 	}
 	if given("tls") {
-		to.TLS, to.Port = upstream.TLSMode(u.mode), 0
+		to.SetTLS(upstream.TLSMode(u.mode))
 	}
 	if given("host") {
 		if err := splitHost(u.host, to); err != nil {

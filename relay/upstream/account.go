@@ -82,6 +82,16 @@ func (a *Account) Fill() error {
 	return nil
 }
 
+// SetTLS changes the mode. The port follows only to and from implicit TLS, where no server takes
+// the former one, and if it was the former mode's.
+func (a *Account) SetTLS(mode TLSMode) {
+	p, err := PresetNamed(cmp.Or(a.Preset, Generic))
+	if err == nil && (a.TLS == TLSImplicit) != (mode == TLSImplicit) && a.Port == p.portFor(a.TLS) {
+		a.Port = 0
+	}
+	a.TLS = mode
+}
+
 // portFor is the port of the preset where its mode is used, else the mode's own (RFC 8314,
 // RFC 6409, RFC 5321).
 func (p *Preset) portFor(mode TLSMode) int {

@@ -473,3 +473,30 @@ func TestReplies(t *testing.T) {
 		t.Errorf("its rows keep it from being removed: %v", err)
 	}
 }
+
+// A port that an admin has set stays when TLS is changed.
+func TestSetTLS(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		was      TLSMode
+		port     int
+		mode     TLSMode
+		wantPort int
+	}{
+		{TLSRequire, 587, TLSImplicit, 465},
+		{TLSImplicit, 465, TLSRequire, 587},
+		{TLSOpportunistic, 25, TLSImplicit, 465},
+		{TLSOpportunistic, 25, TLSRequire, 25}, // as of a connector
+		{TLSOpportunistic, 2525, TLSRequire, 2525},
+		{TLSNone, 27251, TLSOpportunistic, 27251},
+		{TLSRequire, 2587, TLSImplicit, 2587},
+		{"", 0, TLSRequire, 587},
+		{"", 0, TLSNone, 25},
+	} {
+		a := Account{Name: "a", Host: "h.test", Port: test.port, TLS: test.was}
+		a.SetTLS(test.mode)
+		if err := a.Fill(); err != nil || a.Port != test.wantPort || a.TLS != test.mode {
+			t.Errorf("%+v: port %d, %v", test, a.Port, err)
+		}
+	}
+}
