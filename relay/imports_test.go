@@ -62,6 +62,7 @@ var arrows = map[string]string{
 	"cmd/postern/screen":   "",
 	"cmd/postern/database": "cmd/postern/config cmd/postern/screen internal/pg internal/pgserver migrations",
 	"cmd/postern/demo":     "auth cmd/postern/config cmd/postern/database cmd/postern/node cmd/postern/screen internal/capture internal/owned internal/pgserver migrations relay/certificate relay/queue relay/route relay/smtp relay/upstream internal/refusal",
+	"cmd/postern/explain":  "auth cmd/postern/config cmd/postern/screen internal/refusal internal/units policy policy/quota relay/route relay/seal relay/smtp relay/submission relay/upstream",
 	"cmd/postern/handout":  "cmd/postern/config relay/smtp",
 	"cmd/postern/man":      "internal/owned",
 	"cmd/postern/secret":   "internal/owned internal/refusal",
