@@ -62,10 +62,12 @@ var arrows = map[string]string{
 	"cmd/postern/screen":   "",
 	"cmd/postern/database": "cmd/postern/config cmd/postern/screen internal/pg internal/pgserver migrations",
 	"cmd/postern/demo":     "auth cmd/postern/config cmd/postern/database cmd/postern/node cmd/postern/screen internal/capture internal/owned internal/pgserver migrations relay/certificate relay/queue relay/route relay/smtp relay/upstream internal/refusal",
+	"cmd/postern/explain":  "auth cmd/postern/config cmd/postern/screen internal/refusal internal/units policy policy/quota relay/route relay/seal relay/smtp relay/submission relay/upstream",
 	"cmd/postern/handout":  "cmd/postern/config relay/smtp",
 	"cmd/postern/man":      "internal/owned",
 	"cmd/postern/secret":   "internal/owned internal/refusal",
 	"cmd/postern/story":    "cmd/postern/screen internal/units relay/queue relay/queue/desk",
+	"cmd/postern/trial":    "cmd/postern/check cmd/postern/config cmd/postern/screen relay/delivery relay/smtp relay/upstream relay/upstream/oauth",
 	"cmd/smtpbench":        "internal/owned internal/peers internal/pgserver internal/serve",
 
 	"internal/pg":           "internal/panics",

@@ -42,7 +42,7 @@ type credentialView struct {
 
 func credentialJSON(c auth.Credential, secret string) credentialView {
 	v := credentialView{
-		ID: c.ID, UserName: c.User, Secret: secret, Kind: string(c.Kind), Label: c.Label, State: credentialState(c, time.Now()),
+		ID: c.ID, UserName: c.User, Secret: secret, Kind: string(c.Kind), Label: c.Label, State: c.State(time.Now()),
 		ExpiresAt: jsonTime(c.Expires), Networks: screen.Each(c.Networks, netip.Prefix.String), LastUsedAt: jsonTime(c.LastUse.At), LastUsedTLS: c.LastUse.TLS,
 		CreatedAt: c.CreatedAt, RevokedAt: jsonTime(c.RevokedAt),
 	}
@@ -54,16 +54,6 @@ func credentialJSON(c auth.Credential, secret string) credentialView {
 
 func credentialsJSON(list []auth.Credential) []credentialView {
 	return screen.Each(list, func(c auth.Credential) credentialView { return credentialJSON(c, "") })
-}
-
-func credentialState(c auth.Credential, now time.Time) string {
-	switch {
-	case !c.RevokedAt.IsZero():
-		return "revoked"
-	case !c.Expires.IsZero() && !now.Before(c.Expires):
-		return "expired"
-	}
-	return "active"
 }
 
 var credentialHead = []string{"ID", "KIND", "LABEL", "STATE", "EXPIRES", "NETWORKS", "LAST USE", "FROM"}

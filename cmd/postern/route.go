@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/explain"
 	"postern/cmd/postern/screen"
 	"postern/internal/refusal"
 	"postern/relay/queue/desk"
@@ -182,7 +183,7 @@ func (a *app) routeListCmd() *cobra.Command {
 	return listing[routeView]{
 		head: []string{"ID", "MATCH", "VIA"},
 		row: func(r routeView) []string {
-			return []string{strconv.FormatInt(r.ID, 10), matchText(r.Rule, map[int64]string{r.UserID: r.User}), strings.Join(r.Via, ", ")}
+			return []string{strconv.FormatInt(r.ID, 10), explain.MatchText(r.Rule, map[int64]string{r.UserID: r.User}), strings.Join(r.Via, ", ")}
 		},
 		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]routeView, error) {
 			rules, who, err := readRoutes(ctx, users)
@@ -213,7 +214,7 @@ func readRoutes(ctx context.Context, users *accounts) ([]route.Rule, map[int64]s
 }
 
 func ruleText(r route.Rule, who map[int64]string) string {
-	return matchText(r, who) + " via " + strings.Join(r.Via, ", ")
+	return explain.MatchText(r, who) + " via " + strings.Join(r.Via, ", ")
 }
 
 // routeText is a route with its article.
@@ -221,24 +222,7 @@ func routeText(r route.Rule, who map[int64]string) string {
 	if r.IsDefault() {
 		return "a default route"
 	}
-	return "a route for " + matchText(r, who)
-}
-
-func matchText(r route.Rule, who map[int64]string) string {
-	var parts []string
-	if r.UserID != 0 {
-		parts = append(parts, "user "+screen.Printable(who[r.UserID]))
-	}
-	if r.SenderDomain != "" {
-		parts = append(parts, "from "+r.SenderDomain)
-	}
-	if r.RecipientDomain != "" {
-		parts = append(parts, "to "+r.RecipientDomain)
-	}
-	if len(parts) == 0 {
-		return "all mail"
-	}
-	return strings.Join(parts, ", ")
+	return "a route for " + explain.MatchText(r, who)
 }
 
 func (a *app) routeMoveCmd() *cobra.Command {

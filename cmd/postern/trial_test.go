@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"postern/cmd/postern/trial"
 	"postern/internal/oauthtest"
 	"postern/internal/smtptest"
 )
@@ -39,7 +40,7 @@ func TestUpstreamTest(t *testing.T) {
 	fails := func(step, todo string, args ...string) {
 		t.Helper()
 		out, _, err := s.postern(t, "", append([]string{"upstream", "test", "m365", "--json"}, args...)...)
-		var view trialView
+		var view trial.Result
 		if json.Unmarshal([]byte(out), &view) != nil || err == nil || view.OK || len(view.Steps) == 0 {
 			t.Fatalf("%v\n%s", err, out)
 		}

@@ -200,13 +200,10 @@ func sendersText(u auth.User) string {
 }
 
 func userState(enabled bool, reason string) string {
-	switch {
-	case enabled:
+	if enabled {
 		return "enabled"
-	case reason == "":
-		return "disabled"
 	}
-	return "disabled: " + reason
+	return "disabled" + screen.Colon(reason)
 }
 
 func (a *app) userListCmd() *cobra.Command {
