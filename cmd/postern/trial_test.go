@@ -60,6 +60,9 @@ func TestUpstreamTest(t *testing.T) {
 	}
 	server.On(smtptest.PhaseMail, smtptest.Always(smtptest.Reply("550 5.7.60 SMTP; Client does not have permissions to send as this sender")))
 	fails("mail", "Send As", "--from", "eve@example.com", "--to", "bob@example.net")
+	if _, said, _ := s.postern(t, "", "upstream", "test", "m365", "--from", "eve@example.com", "--to", "bob@example.net"); !strings.Contains(said, "upstream m365 refuses the sender of --from") {
+		t.Errorf("of a sender: %s", said)
+	}
 	server.On(smtptest.PhaseAuth, smtptest.Always(smtptest.Reply("535 5.7.3 Authentication unsuccessful")))
 	fails("auth", "enterprise application")
 	set("--tls", "implicit", "--host", server.Addr())

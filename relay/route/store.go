@@ -151,7 +151,7 @@ func number(ctx context.Context, tx pgx.Tx, list []Rule, id, before int64) error
 	at := len(order)
 	if before != 0 && before != last {
 		if at = slices.Index(order, before); at < 0 {
-			return refusal.NotFound("there is no route %d", before)
+			return refusal.NotFound("there is no route %d; see 'postern route list'", before)
 		}
 	}
 	if id != last {
@@ -171,7 +171,7 @@ func (s *Store) Move(ctx context.Context, id, before int64) (moved Rule, err err
 		at := indexOf(list, func(r *Rule) bool { return r.ID == id })
 		switch {
 		case at < 0:
-			return refusal.NotFound("there is no route %d", id)
+			return refusal.NotFound("there is no route %d; see 'postern route list'", id)
 		case list[at].IsDefault():
 			return refusal.Invalid("route %d is the default route, which is always the last", id)
 		case before == id:
@@ -228,7 +228,7 @@ func (s *Store) Remove(ctx context.Context, id int64) (was Rule, err error) {
 	err = s.change(ctx, "remove route", 0, func(tx pgx.Tx, list []Rule) error {
 		at := indexOf(list, func(r *Rule) bool { return r.ID == id })
 		if at < 0 {
-			return refusal.NotFound("there is no route %d", id)
+			return refusal.NotFound("there is no route %d; see 'postern route list'", id)
 		}
 		was = list[at]
 		if _, err := tx.Exec(ctx, removeRoute, id); err != nil {

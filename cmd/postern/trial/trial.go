@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -115,6 +116,15 @@ func (t *trial) converse(ctx context.Context, prober *delivery.Prober) error {
 	t.Mail.Tell = func(s delivery.Step) { t.tell(ctx, s) }
 	probe := prober.Upstream(ctx, &t.account, t.Mail)
 	if probe.Err != nil {
+		if !slices.ContainsFunc(t.result.Steps, func(s step) bool { return s.Status == "failed" }) {
+			t.tell(ctx, probe.Step) // before the first step, as a host that is this server
+		}
+		switch probe.Stage {
+		case smtp.StageMail:
+			return fmt.Errorf("upstream %s refuses the sender of --from", t.Upstream)
+		case smtp.StageRcpt:
+			return fmt.Errorf("upstream %s refuses the recipient of --to", t.Upstream)
+		}
 		return fmt.Errorf("the test failed at %s: no mail can be sent by upstream %s from here", stepName(probe.Stage), t.Upstream)
 	}
 	t.result.OK = true
@@ -165,7 +175,10 @@ func (t *trial) tell(ctx context.Context, s delivery.Step) {
 		v.TLS = t.session(s.State)
 		v.Text = v.TLS.Version + " " + v.TLS.Cipher + ", verified by " + cmp.Or(v.TLS.VerifiedBy, "nobody")
 	case s.Stage == delivery.StageToken:
-		v.Text = "good until " + screen.LocalTime(t.tokenEnds(ctx))
+		v.Text = "received"
+		if end := t.tokenEnds(ctx); !end.IsZero() {
+			v.Text = "good until " + screen.LocalTime(end)
+		}
 	case s.Stage == smtp.StageAuth:
 		v.Text += ": " + v.Reply
 	case s.Stage == smtp.StageHello:
