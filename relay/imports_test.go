@@ -130,7 +130,8 @@ var noCalls = map[string]string{
 	"relay/queue": "Dial Listen Lookup Resolve DefaultResolver",
 }
 
-// tested are the packages that only tests, the demo and the benchmark use.
+// tested begins the names of packages that any test may import without an arrow. Product code
+// needs an arrow for them, as for every other package.
 const tested = "internal/"
 
 type pkg struct {

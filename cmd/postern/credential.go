@@ -188,8 +188,8 @@ func (a *app) credentialRevokeCmd() *cobra.Command {
 		Short: "revoke credentials permanently, and hold the mail that came by them",
 		Long: `Ends credentials on every node within 2 seconds, with the sessions that logged in by
 them, and holds the mail that came by them and waits in the queue. When one of them
-cannot be revoked, none is. One that was revoked already is left as it is, and so is its
-mail. 'postern credential list USER' shows the numbers.`,
+cannot be revoked, none is. Already revoked credentials and their mail are unchanged.
+'postern credential list USER' shows the numbers.`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ids, err := credentialIDs(args)

@@ -11,6 +11,6 @@ const ifMissingUsage = "change nothing, and succeed, when there is one already"
 
 // thereAlready says that --if-missing found what it would have added.
 func (a *app) thereAlready(what, name string) error {
-	_, err := fmt.Fprintf(a.stdout, "there is %s %s already; nothing is changed\n", what, screen.Printable(name))
+	_, err := fmt.Fprintf(a.stdout, "%s %s already exists; nothing changed\n", what, screen.Printable(name))
 	return err
 }

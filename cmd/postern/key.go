@@ -75,8 +75,8 @@ func (a *app) keyRotateCmd() *cobra.Command {
 		Use:   "rotate",
 		Short: "add a new sealing key to this machine's file",
 		Long: `Writes a new key into secret_key_file, beside the others, and says what to do next: copy the
-file to the other nodes, then 'postern key use'. Until that, nothing is sealed with it. Run
-again, it adds no other.`,
+file to the other nodes, then 'postern key use'. Until that, nothing is sealed with it.
+Running it again adds no further key.`,
 		Args: noArguments,
 		RunE: a.onKeys(func(ctx context.Context, keys *keyring.Admin, _ string) error {
 			id, added, err := keys.Rotate(ctx)
@@ -99,13 +99,13 @@ func (a *app) keyUseCmd() *cobra.Command {
 		Use:   "use KEY",
 		Short: "seal with another key, on all nodes",
 		Long: `Makes a key of this machine's file the current one. The nodes seal with it within seconds,
-and seal anew what the former one has sealed. It is refused while a living node lacks the key.`,
-		Args: one("KEY", "the KEY; 'postern key list' shows them"),
+and re-seal what the previous key sealed. It is refused while a living node lacks the key.`,
+		Args: one("KEY", "the key's ID, from 'postern key list'"),
 		RunE: a.onKeys(func(ctx context.Context, keys *keyring.Admin, id string) error {
 			if err := keys.Use(ctx, id, force); err != nil {
 				return err
 			}
-			_, err := fmt.Fprintf(a.stdout, "key %s seals; 'postern key list' shows what is not yet sealed anew\n", id)
+			_, err := fmt.Fprintf(a.stdout, "key %s is now current; 'postern key list' shows what still has to be re-sealed\n", id)
 			return err
 		}),
 	}
@@ -118,9 +118,9 @@ func (a *app) keyRemoveCmd() *cobra.Command {
 		Use:   "remove KEY",
 		Short: "take a key that seals nothing out of this machine's file",
 		Long: `Removes a key from secret_key_file, an hour after another one was taken into use. It is refused
-while the key seals anything, and while a living node lacks the current key. A backup of the
-database that is older needs the file as it was.`,
-		Args: one("KEY", "the KEY; 'postern key list' shows them"),
+while the key seals anything, and while a living node lacks the current key. Older
+database backups still need the old file.`,
+		Args: one("KEY", "the key's ID, from 'postern key list'"),
 		RunE: a.onKeys(func(ctx context.Context, keys *keyring.Admin, id string) error {
 			if err := keys.Remove(ctx, id); err != nil {
 				return err

@@ -38,7 +38,7 @@ type limitTarget struct {
 
 func (t *limitTarget) flags(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&t.all, "default", false, "the default limits, applied to each user separately")
-	cmd.Flags().StringVar(&t.credential, "credential", "", "the limits of what comes by the credential `ID`")
+	cmd.Flags().StringVar(&t.credential, "credential", "", "the limits of mail sent with the credential `ID`")
 }
 
 // args takes a user's name or a domain at most, and it or a flag.
@@ -100,13 +100,13 @@ func (a *app) limitSetCmd() *cobra.Command {
 		Use:   "set USER|'*@DOMAIN'|--default|--credential ID",
 		Short: "limit what may be sent",
 		Long: `Sets limits for a user, for each user (--default), for all users of a domain together
-('*@DOMAIN'), or for what comes by one credential. All that are set apply, and the
+('*@DOMAIN'), or for mail sent with one credential. All that are set apply, and the
 tightest wins; a flag replaces all earlier limits of that kind on the same target.
 
 Limits over time are an amount and a window of s, m, h or d, several of them separated
 by commas: 100/m,1000/d,20000/30d. 0 allows none. Only mail sent after a limit is first
-set counts, across all nodes. --no-defaults frees a user from the default limits,
---defaults ends that.`,
+set counts, across all nodes. --no-defaults exempts a user from the default
+limits; --defaults undoes it.`,
 		Example: `  postern limit set --default --messages 100/m,2000/d --recipients 5000/d
   postern limit set '*@example.com' --messages 20000/d
   postern limit set alice@example.com --size 25MB --bytes 1GB/d
@@ -158,7 +158,7 @@ set counts, across all nodes. --no-defaults frees a user from the default limits
 	for _, kind := range quota.Kinds() {
 		values[kind] = f.String(kind.Name(), "", limitHelp[kind])
 	}
-	f.BoolVar(&noDefaults, "no-defaults", false, "free the user from the default limits")
+	f.BoolVar(&noDefaults, "no-defaults", false, "exempt the user from the default limits")
 	f.BoolVar(&defaults, "defaults", false, "put the user under the default limits again")
 	return cmd
 }
@@ -210,7 +210,7 @@ func (a *app) tellTighter(ctx context.Context, users *accounts, target auth.Limi
 	if err != nil {
 		return err
 	}
-	id, err := users.Identity(ctx, u.ID, 0) // without the defaults for who is free of them
+	id, err := users.Identity(ctx, u.ID, 0) // without the defaults for a user who is exempt
 	if err != nil {
 		return err
 	}
@@ -219,7 +219,7 @@ func (a *app) tellTighter(ctx context.Context, users *accounts, target auth.Limi
 			if other.Kind != l.Kind || other.Window != l.Window || other.Max >= l.Max {
 				continue
 			}
-			text := "the default limit, %s, is tighter: --no-defaults frees the user from it\n"
+			text := "the default limit, %s, is tighter: --no-defaults exempts the user from it\n"
 			if other.Scope == quota.Domain {
 				text = "the limit of *@" + other.Subject + ", %s, is tighter\n"
 			}
@@ -249,8 +249,8 @@ func (a *app) limitResetCmd() *cobra.Command {
 	kinds := map[quota.Kind]*bool{}
 	cmd := &cobra.Command{
 		Use:   "reset USER|'*@DOMAIN'|--default|--credential ID",
-		Short: "take limits away",
-		Long: `Takes away the limits that are set for a user, for a domain, for each user (--default),
+		Short: "remove limits",
+		Long: `Removes limits that are set for a user, for a domain, for each user (--default),
 or for a credential: those of the kinds that are named, or all. The counts stay, and apply
 to a limit that is set again.`,
 		Example: `  postern limit reset alice@example.com
@@ -308,7 +308,7 @@ func (a *app) limitShowCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show [USER | '*@DOMAIN' | --default | --credential ID]",
 		Short: "show limits and what is used of them",
-		Long: `Shows every limit that a user is under, where it was set, which of them is the tightest
+		Long: `Shows every limit that applies to a user, where it was set, which of them is the tightest
 and what is used of it now; those of its credentials too. With '*@DOMAIN', what is set for
 the domain and what its users have used together. Without any, the default limits.`,
 		Args: func(cmd *cobra.Command, args []string) error {

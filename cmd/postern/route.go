@@ -36,11 +36,11 @@ func (a *app) routeAddCmd() *cobra.Command {
 		Use:   "add --via WAY[,WAY...]",
 		Short: "add a route",
 		Long: `Adds a route for the mail of a user, from a sender domain, to a recipient domain, or for
-mail that is all of what is given; without any of the three it is the default route. A
-domain is of the envelope, and *.example.com stands for all domains below example.com.
+any combination of them; without any of the three it is the default route. A domain is of
+the envelope, and *.example.com stands for all domains below example.com.
 
-The first route that matches a recipient decides. A new one is tried after those that
-are there, or before another one with --before; the default route is always the last.
+The first route that matches a recipient decides. A new route comes after the
+existing ones, or before another one with --before; the default route is always the last.
 Its ways are tried in their order: upstreams, and as the last, or the only one, 'mx' for
 the mail servers of the recipient's domain. --replace replaces the route for the same
 mail atomically, in its place.
@@ -72,7 +72,7 @@ follows at its next attempt ('postern queue retry --upstream NAME' makes that so
 				}
 				err := a.addRoute(ctx, users, rule, before, replace, who)
 				if ifMissing && errors.Is(err, refusal.ErrExists) {
-					_, err = fmt.Fprintf(a.stdout, "there is %s already; nothing is changed\n", routeText(rule, who))
+					_, err = fmt.Fprintf(a.stdout, "%s already exists; nothing changed\n", routeText(rule, who))
 				}
 				return err
 			})
@@ -119,7 +119,7 @@ func (a *app) addRoute(ctx context.Context, users *accounts, rule route.Rule, be
 		id, err = routes.Add(ctx, rule, before)
 	}
 	if errors.Is(err, refusal.ErrExists) {
-		return refusal.Exists("there is %s already: see 'postern route list', put this one in its place with --replace", routeText(rule, who))
+		return refusal.Exists("%s already exists: see 'postern route list', put this one in its place with --replace", routeText(rule, who))
 	}
 	if err != nil {
 		return invalidUse(err)
@@ -132,7 +132,7 @@ func (a *app) addRoute(ctx context.Context, users *accounts, rule route.Rule, be
 	return a.routesChanged(ctx, users, routes)
 }
 
-// routesChanged warns of routes that take no mail any more, and makes due what waits for a
+// routesChanged warns of routes that are never used, and makes due what waits for a
 // route.
 func (a *app) routesChanged(ctx context.Context, users *accounts, routes *route.Store) error {
 	list, err := routes.List(ctx)
@@ -141,7 +141,7 @@ func (a *app) routesChanged(ctx context.Context, users *accounts, routes *route.
 	}
 	for i, r := range list {
 		if by := route.HiddenBy(list, i); by != nil {
-			fmt.Fprintf(a.stderr, "route %d takes no mail: route %d, which comes first, takes all of it; 'postern route move %d --before %d' changes that\n",
+			fmt.Fprintf(a.stderr, "route %d is never used: route %d comes first and matches all its mail; 'postern route move %d --before %d' changes that\n",
 				r.ID, by.ID, r.ID, by.ID)
 		}
 	}
@@ -273,7 +273,7 @@ func (a *app) routeRemoveCmd() *cobra.Command {
 		Use:   "remove ID",
 		Short: "remove a route",
 		Long: `Removes a route. Mail that no route matches waits until there is one: 'postern
-route add --replace' changes a route without that. A user's routes go with the user.`,
+route add --replace' changes a route without that. Removing a user removes the user's routes.`,
 		Args: one("number", "the route's number"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := routeNumber(args[0])

@@ -20,7 +20,7 @@ var errNoMechanism = errors.New("no mechanism")
 
 // authenticate proves the upstream account. The connection is verified TLS: open sees to that.
 // Where the server refuses one mechanism it is given the other that it offers, over the same
-// connection. What it takes comes first the next time.
+// connection. The one that worked is tried first next time.
 func (d *dialer) authenticate(ctx context.Context, c *smtp.Client, to target) error {
 	var refusal error
 	for i, name := range d.mechanisms(c.AuthMechanisms(), to.upstream) {

@@ -30,7 +30,7 @@ func (s *Store) As(actor string) *Store { return &Store{s.pool, actor} }
 const (
 	// Before the table, as the removal of a user has them: first the user, then its rules.
 	lockUser = `select from app_user where id = $1 for key share`
-	// Whoever changes rules waits for others who do, and goes on from what they have left.
+	// A change of rules waits for others that are being made, and goes on from what they have left.
 	lockRoutes = `lock table route in share row exclusive mode`
 	addRoute   = `
 insert into route (position, user_id, sender_domain, recipient_domain)
