@@ -86,7 +86,12 @@ func (s *Sealer) Remove(id string) error {
 	if err := s.Reload(); err != nil {
 		return err
 	}
-	return s.replace(slices.DeleteFunc(slices.Clone(s.ring.Load().keys), func(k key) bool { return k.id == id && id != s.Current() }))
+	r := s.ring.Load()
+	i := r.index(id)
+	if i < 0 || i == r.current {
+		return fmt.Errorf("key %s: it has no key %q that could be removed: its current key is %s", s.path, id, s.Current())
+	}
+	return s.replace(slices.Delete(slices.Clone(r.keys), i, i+1))
 }
 
 // replace writes keys beside the file and renames that: a crash leaves the one or the other. The

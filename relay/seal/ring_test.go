@@ -122,11 +122,16 @@ func TestRingFile(t *testing.T) {
 	if err := errors.Join(s.Reload(), s.Use(third)); err != nil || s.Current() != third {
 		t.Errorf("%v: current is %s, want %s", err, s.Current(), third)
 	}
-	if err := errors.Join(s.Remove(third), s.Remove(second), other.Reload()); err != nil {
+	for _, id := range []string{third, "unknown"} {
+		if err := s.Remove(id); err == nil || !strings.Contains(err.Error(), `no key "`+id+`" that could be removed`) {
+			t.Errorf("removal of %s: %v", id, err)
+		}
+	}
+	if err := errors.Join(s.Remove(second), other.Reload()); err != nil {
 		t.Error(err)
 	}
 	if want := []string{first, third}; !slices.Equal(other.Keys(), want) {
-		t.Errorf("after the removal of an old and of the current key: %q, want %q", other.Keys(), want)
+		t.Errorf("after the removal of an old key: %q, want %q", other.Keys(), want)
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
 		t.Errorf("left behind: %v, %v", left, err)
