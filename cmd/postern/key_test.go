@@ -65,7 +65,7 @@ func TestKeyCommands(t *testing.T) {
 	before, after := sealer.Keys()[0], sealer.Keys()[1]
 	exec(`with n as (insert into node (name, expires_at) values ('other', now()) returning epoch)
 		insert into sealing_ring (epoch, node, keys) select epoch, 'other', array['` + before + `'] from n`)
-	says(postern(exitFailed, "key", "use", after), "other could not open what is sealed with key "+after)
+	says(postern(exitFailed, "key", "use", after), "nodes without this key: other")
 	says(postern(exitDone, "key", "use", after, "--force"), "key "+after+" seals")
 	add("second") // with the new key
 	says(postern(exitDone, "key", "list"), before+"  old      -", after+"  current  20")
@@ -75,7 +75,7 @@ func TestKeyCommands(t *testing.T) {
 	postern(exitDone, "upstream", "remove", "first")
 	says(postern(exitFailed, "key", "remove", before), "less than 1h0m0s ago")
 	exec(`update sealing_key set since = since - interval '2 hours'`)
-	says(postern(exitFailed, "key", "remove", before), "other has only old keys")
+	says(postern(exitFailed, "key", "remove", before), "nodes without the current key: other")
 	exec(`update node set reaped_at = now()`)
 	says(postern(exitDone, "key", "remove", before), "removed key "+before, "copy secret_key_file")
 	says(postern(exitFailed, "key", "use", before), "has no key")

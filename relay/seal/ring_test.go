@@ -14,6 +14,9 @@ import (
 // secretOf is a key of one octet, repeated.
 func secretOf(fill byte) []byte { return bytes.Repeat([]byte{fill}, KeySize) }
 
+// unasked lets a key be added.
+func unasked(string) error { return nil }
+
 // former is a value as it was sealed before keys had names.
 func former(t *testing.T, fill byte, place, secret string) []byte {
 	t.Helper()
@@ -94,7 +97,7 @@ func TestRingFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := s.Current()
-	second, err := s.Add()
+	second, err := s.Add(unasked)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +118,7 @@ func TestRingFile(t *testing.T) {
 	if at, err := os.Readlink(link); err != nil || at != path {
 		t.Errorf("the link leads to %q, %v", at, err)
 	}
-	third, err := other.Add()
+	third, err := other.Add(unasked)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,7 +162,7 @@ func TestReloadKeepsTheCurrentKey(t *testing.T) {
 		if _, err := s.Open("place", value); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-		if _, err := s.Add(); err == nil {
+		if _, err := s.Add(unasked); err == nil {
 			t.Errorf("%s: a key is written", name)
 		}
 	}
