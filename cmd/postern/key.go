@@ -10,33 +10,34 @@ import (
 
 	"postern/cmd/postern/screen"
 	"postern/relay/keyring"
+	"postern/relay/seal"
 )
 
 func (a *app) keyCmd() *cobra.Command {
 	return noun("key", "the keys that seal secrets in the database", a.keyListCmd(), a.keyRotateCmd(), a.keyUseCmd(), a.keyRemoveCmd())
 }
 
-// keys are this machine's, which must be there.
-func (a *app) keys(users *accounts) (*keyring.Admin, error) {
+// presentKeys are those of this machine's file, nil if it is not there.
+func (a *app) presentKeys() (sealer *seal.Sealer, path string, err error) {
 	cfg, _, err := a.source.Load()
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	sealer, err := a.source.PresentSealer(cfg)
-	if err == nil && sealer == nil {
-		err = fmt.Errorf("%s is not there: copy it from another node; if there is none, it is made when it is first needed", a.source.SecretKeyPath(cfg))
-	}
-	return &keyring.Admin{Pool: users.pool, Sealer: sealer, Actor: users.actor}, err
+	sealer, err = a.source.PresentSealer(cfg)
+	return sealer, a.source.SecretKeyPath(cfg), err
 }
 
 // onKeys makes the RunE of a command on them, with the KEY that is named.
 func (a *app) onKeys(do func(ctx context.Context, keys *keyring.Admin, id string) error) func(*cobra.Command, []string) error {
 	return a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
-		keys, err := a.keys(users)
+		sealer, path, err := a.presentKeys()
 		if err != nil {
 			return err
 		}
-		return do(ctx, keys, strings.Join(args, ""))
+		if sealer == nil {
+			return fmt.Errorf("%s is not there: copy it from another node; if there is none, it is made when it is first needed", path)
+		}
+		return do(ctx, &keyring.Admin{Pool: users.pool, Sealer: sealer, Actor: users.actor}, strings.Join(args, ""))
 	})
 }
 
@@ -51,11 +52,14 @@ func (a *app) keyListCmd() *cobra.Command {
 			return []string{k.ID, k.State, since, strconv.Itoa(k.Values), screen.OrDash(strings.Join(k.Nodes, ", "))}
 		},
 		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]keyring.Key, error) {
-			keys, err := a.keys(users)
+			sealer, _, err := a.presentKeys()
+			if err == nil && sealer == nil {
+				sealer, err = seal.New() // no key: all are missing
+			}
 			if err != nil {
 				return nil, err
 			}
-			v, err := keyring.Read(ctx, users.pool, keys.Sealer)
+			v, err := keyring.Read(ctx, users.pool, sealer)
 			if err != nil {
 				return nil, err
 			}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"strings"
 	"time"
 
@@ -31,6 +30,7 @@ var (
 	sqlRings   = texts.Bind("rings")
 	sqlLock    = texts.Bind("lock")
 	sqlUse     = texts.Bind("use", "id")
+	sqlAdded   = texts.Bind("added", "id")
 )
 
 const (
@@ -38,7 +38,8 @@ const (
 	lookEvery = 2 * time.Second
 	// lookTime bounds what a node does each time.
 	lookTime = 10 * time.Second
-	// batch is how many values of a column a node seals anew each time.
+	// batch is how many values of a column are read in one go, and how many a node seals anew
+	// each time.
 	batch = 200
 )
 
@@ -159,21 +160,27 @@ type value struct {
 
 func (v *value) place() string { return strings.Join(v.parts, "\x00") }
 
-// each calls do for the values of a column that do not begin with head, nil for all.
-func each(ctx context.Context, db pg.DB, c seal.Column, head []byte, do func(v value)) error {
-	rows, err := db.Query(ctx, c.Read, head)
-	if err != nil {
-		return fmt.Errorf("read what is sealed: %w", err)
+// each calls do for the values of a column that do not begin with head, nil for all, while do
+// returns true. It reads a batch at a time.
+func each(ctx context.Context, db pg.DB, c seal.Column, head []byte, do func(v value) (more bool)) error {
+	page := `select parts, value from (` + c.Read + `) v (parts, value) where parts > $2::text[] order by parts limit $3`
+	for after := []string{}; ; {
+		rows, _ := db.Query(ctx, page, head, after, batch) // CollectRows has its error
+		list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (v value, err error) {
+			return v, row.Scan(&v.parts, &v.sealed)
+		})
+		if err != nil {
+			return fmt.Errorf("read what is sealed: %w", err)
+		}
+		for _, v := range list {
+			if after = v.parts; !do(v) {
+				return nil
+			}
+		}
+		if len(list) < batch {
+			return nil
+		}
 	}
-	var v value
-	_, err = pgx.ForEachRow(rows, []any{&v.parts, &v.sealed}, func() error {
-		do(value{slices.Clone(v.parts), slices.Clone(v.sealed)})
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("read what is sealed: %w", err)
-	}
-	return nil
 }
 
 // reseal seals a batch of each column with the current key. It leaves alone the values that do not
@@ -181,13 +188,11 @@ func each(ctx context.Context, db pg.DB, c seal.Column, head []byte, do func(v v
 func reseal(ctx context.Context, db pg.DB, sealer *seal.Sealer) (n int64, err error) {
 	for _, c := range columns() {
 		var list []value
-		err := each(ctx, db, c, sealer.Head(), func(v value) {
-			if len(list) == batch {
-				return
-			}
+		err := each(ctx, db, c, sealer.Head(), func(v value) bool {
 			if _, err := sealer.KeyOf(v.place(), v.sealed); err == nil {
 				list = append(list, v)
 			}
+			return len(list) < batch
 		})
 		if err != nil {
 			return n, err

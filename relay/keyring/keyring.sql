@@ -18,3 +18,7 @@ lock table sealing_key in exclusive mode
 
 -- name: use
 insert into sealing_key (id) values (@id) on conflict (one) do update set id = excluded.id, since = excluded.since
+
+-- name: added
+-- Whether the audit has who added a key.
+select exists (select from audit where action = 'key rotate' and object = @id)

@@ -13,7 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"postern/internal/logtest"
+	"postern/internal/pg"
 	"postern/internal/pgtest"
 	"postern/internal/refusal"
 	"postern/relay/seal"
@@ -100,7 +103,7 @@ func wantValues(t *testing.T, db *pgtest.DB, s *seal.Sealer, want map[string]str
 	t.Helper()
 	got := map[string]string{}
 	for _, c := range columns() {
-		must(t, each(t.Context(), db.Pool, c, nil, func(v value) {
+		must(t, each(t.Context(), db.Pool, c, nil, func(v value) bool {
 			secret, err := s.Open(v.place(), v.sealed)
 			if err != nil {
 				t.Errorf("%q: %v", v.parts, err)
@@ -109,6 +112,7 @@ func wantValues(t *testing.T, db *pgtest.DB, s *seal.Sealer, want map[string]str
 			if id, _ := s.KeyOf(v.place(), v.sealed); id != key {
 				t.Errorf("%q is sealed with %s, want %s", v.parts, id, key)
 			}
+			return true
 		}))
 	}
 	for place, secret := range want {
@@ -161,9 +165,9 @@ func TestRotationOverTwoNodes(t *testing.T) {
 	if again, added, err := a.admin.Rotate(t.Context()); err != nil || added || again != id {
 		t.Errorf("rotated again: %s, %v, %v; want %s", again, added, err, id)
 	}
-	refused(t, a.admin.Use(t.Context(), id, false), "a, b could not open", id) // none has read it yet
+	refused(t, a.admin.Use(t.Context(), id, false), "nodes without this key: a, b") // none has read it yet
 	look()
-	refused(t, a.admin.Use(t.Context(), id, false), "b could not open", id)
+	refused(t, a.admin.Use(t.Context(), id, false), "nodes without this key: b")
 	refused(t, b.admin.Use(t.Context(), id, true), "has no key", id)
 	refused(t, a.admin.Remove(t.Context(), old), "in use")
 	wantValues(t, db, b.node.cfg.Sealer, want, old)
@@ -233,7 +237,7 @@ func TestForce(t *testing.T) {
 	}
 	wantValues(t, db, a.node.cfg.Sealer, want, id) // it has sealed nothing back
 	exec(t, db, `update sealing_key set since = since - interval '61 minutes'`)
-	refused(t, a.admin.Remove(t.Context(), old), "b has only old keys")
+	refused(t, a.admin.Remove(t.Context(), old), "nodes without the current key: b")
 	exec(t, db, `update node set reaped_at = now() where name = 'b'`) // the dead need nothing
 	must(t, a.admin.Remove(t.Context(), old))
 	copyFile(t, a.path, b.path)
@@ -394,6 +398,118 @@ func await(t *testing.T, yes func() bool) {
 	for deadline := time.Now().Add(3 * time.Minute); !yes(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("never true")
+		}
+	}
+}
+
+// TestActsInTheAudit: each commit fails in its turn, as in a crash behind the change of the file.
+func TestActsInTheAudit(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	a := newMachine(t, db, "a", "")
+	old := a.node.cfg.Sealer.Current()
+	exec(t, db, `create function crash() returns trigger language plpgsql as $$ begin raise exception 'crash'; end $$`)
+	crash := func(do func() error) {
+		t.Helper()
+		exec(t, db, `create constraint trigger crash after insert on audit deferrable initially deferred for each row execute function crash()`)
+		if err := do(); err == nil || !strings.Contains(err.Error(), "crash") {
+			t.Errorf("%v, want a crash", err)
+		}
+		exec(t, db, `drop trigger crash on audit`)
+	}
+	audited := func(want ...string) {
+		t.Helper()
+		var got []string
+		must(t, db.Pool.QueryRow(t.Context(), `select coalesce(array_agg(action || ' ' || object order by id), '{}') from audit`).Scan(&got))
+		if !slices.Equal(got, want) {
+			t.Errorf("audit %q, want %q", got, want)
+		}
+	}
+	inFile := func(want ...string) {
+		t.Helper()
+		if got := load(t, a.path).Keys(); !slices.Equal(got, want) {
+			t.Errorf("the file has %q, want %q", got, want)
+		}
+	}
+	crash(func() error { _, _, err := a.admin.Rotate(t.Context()); return err })
+	audited()
+	id := load(t, a.path).Keys()[1]
+	for range 2 {
+		if again, added, err := a.admin.Rotate(t.Context()); err != nil || added || again != id {
+			t.Errorf("%s, %v, %v; want %s, which is there", again, added, err, id)
+		}
+		audited("key rotate " + id)
+	}
+	exec(t, db, `delete from audit where true`)
+	must(t, a.node.look(t.Context()))
+	crash(func() error { return a.admin.Use(t.Context(), id, false) })
+	must(t, a.admin.Use(t.Context(), id, false))
+	audited("key rotate "+id, "key use "+id)
+
+	exec(t, db, `update sealing_key set since = since - interval '61 minutes'`)
+	exec(t, db, `delete from audit where true`)
+	crash(func() error { return a.admin.Remove(t.Context(), old) })
+	inFile(old, id)
+	must(t, os.MkdirAll(filepath.Join(a.path+".new", "full"), 0o700)) // nothing can be written there
+	if err := a.admin.Remove(t.Context(), old); err == nil || refusal.Is(err) {
+		t.Errorf("a key is removed from a file that cannot be written: %v", err)
+	}
+	inFile(old, id)
+	must(t, os.RemoveAll(a.path+".new"))
+	must(t, a.admin.Remove(t.Context(), old))
+	inFile(id)
+	audited("key remove "+old, "key remove "+old)
+}
+
+// counting counts the rows that are read.
+type counting struct {
+	pg.DB
+	rows int
+}
+
+func (c *counting) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	rows, err := c.DB.Query(ctx, sql, args...)
+	return &countedRows{rows, c}, err
+}
+
+type countedRows struct {
+	pgx.Rows
+	by *counting
+}
+
+func (r *countedRows) Next() bool {
+	next := r.Rows.Next()
+	if next {
+		r.by.rows++
+	}
+	return next
+}
+
+// TestResealReadsABatch: what a node reads each time is bounded, and values that do not open do
+// not keep it from the others.
+func TestResealReadsABatch(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	a := newMachine(t, db, "a", "")
+	const more = 30
+	exec(t, db, `insert into certificate_store (key, value, size) select 'a' || n, 'damaged', 1 from generate_series(1, $1) n`, batch+more)
+	s := a.node.cfg.Sealer
+	var keys []string
+	var sealed [][]byte
+	for n := range 3 * batch {
+		keys = append(keys, fmt.Sprintf("b%05d", n))
+		sealed = append(sealed, s.Seal("certificate\x00"+keys[n], []byte("secret")))
+	}
+	exec(t, db, `insert into certificate_store (key, value, size) select k, v, 1 from unnest($1::text[], $2::bytea[]) u(k, v)`, keys, sealed)
+	id, _, err := a.admin.Rotate(t.Context())
+	must(t, err)
+	must(t, s.Reload())
+	must(t, s.Use(id))
+	for round := range 4 {
+		db := &counting{DB: db.Pool}
+		n, err := reseal(t.Context(), db, s)
+		if must(t, err); round < 3 && (n != batch || db.rows > 3*batch) || round == 3 && n != 0 {
+			t.Errorf("round %d: %d sealed anew, %d read", round, n, db.rows)
 		}
 	}
 }

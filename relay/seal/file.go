@@ -66,9 +66,9 @@ func load(path string) (*ring, error) {
 	return r, nil
 }
 
-// Add makes a key and writes it to the file, behind the others. Of several processes one at a
-// time may change the file.
-func (s *Sealer) Add() (id string, err error) {
+// Add makes a key and writes it to the file, behind the others, unless before, which is told its
+// ID, fails. Of several processes one at a time may change the file.
+func (s *Sealer) Add(before func(id string) error) (id string, err error) {
 	if err := s.Reload(); err != nil { // another process may have changed it
 		return "", err
 	}
@@ -78,7 +78,11 @@ func (s *Sealer) Add() (id string, err error) {
 	if err := r.add(secret); err != nil {
 		return "", err
 	}
-	return r.keys[len(r.keys)-1].id, s.replace(r.keys)
+	id = r.keys[len(r.keys)-1].id
+	if err := before(id); err != nil {
+		return "", err
+	}
+	return id, s.replace(r.keys)
 }
 
 // Remove takes a key other than the current one out of the file, under the same condition.
@@ -86,7 +90,12 @@ func (s *Sealer) Remove(id string) error {
 	if err := s.Reload(); err != nil {
 		return err
 	}
-	return s.replace(slices.DeleteFunc(slices.Clone(s.ring.Load().keys), func(k key) bool { return k.id == id && id != s.Current() }))
+	r := s.ring.Load()
+	i := r.index(id)
+	if i < 0 || i == r.current {
+		return fmt.Errorf("key %s: it has no key %q that could be removed: its current key is %s", s.path, id, s.Current())
+	}
+	return s.replace(slices.Delete(slices.Clone(r.keys), i, i+1))
 }
 
 // replace writes keys beside the file and renames that: a crash leaves the one or the other. The

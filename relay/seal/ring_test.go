@@ -14,6 +14,9 @@ import (
 // secretOf is a key of one octet, repeated.
 func secretOf(fill byte) []byte { return bytes.Repeat([]byte{fill}, KeySize) }
 
+// unasked lets a key be added.
+func unasked(string) error { return nil }
+
 // former is a value as it was sealed before keys had names.
 func former(t *testing.T, fill byte, place, secret string) []byte {
 	t.Helper()
@@ -94,7 +97,7 @@ func TestRingFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := s.Current()
-	second, err := s.Add()
+	second, err := s.Add(unasked)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,18 +118,23 @@ func TestRingFile(t *testing.T) {
 	if at, err := os.Readlink(link); err != nil || at != path {
 		t.Errorf("the link leads to %q, %v", at, err)
 	}
-	third, err := other.Add()
+	third, err := other.Add(unasked)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(s.Reload(), s.Use(third)); err != nil || s.Current() != third {
 		t.Errorf("%v: current is %s, want %s", err, s.Current(), third)
 	}
-	if err := errors.Join(s.Remove(third), s.Remove(second), other.Reload()); err != nil {
+	for _, id := range []string{third, "unknown"} {
+		if err := s.Remove(id); err == nil || !strings.Contains(err.Error(), `no key "`+id+`" that could be removed`) {
+			t.Errorf("removal of %s: %v", id, err)
+		}
+	}
+	if err := errors.Join(s.Remove(second), other.Reload()); err != nil {
 		t.Error(err)
 	}
 	if want := []string{first, third}; !slices.Equal(other.Keys(), want) {
-		t.Errorf("after the removal of an old and of the current key: %q, want %q", other.Keys(), want)
+		t.Errorf("after the removal of an old key: %q, want %q", other.Keys(), want)
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
 		t.Errorf("left behind: %v, %v", left, err)
@@ -154,7 +162,7 @@ func TestReloadKeepsTheCurrentKey(t *testing.T) {
 		if _, err := s.Open("place", value); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-		if _, err := s.Add(); err == nil {
+		if _, err := s.Add(unasked); err == nil {
 			t.Errorf("%s: a key is written", name)
 		}
 	}

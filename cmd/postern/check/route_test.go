@@ -83,7 +83,7 @@ func rotated(ago time.Duration) func(*testing.T, *patient) {
 		t.Helper()
 		sealer, err := p.c.source.Sealer(p.c.cfg)
 		if err == nil {
-			_, err = sealer.Add()
+			_, err = sealer.Add(func(string) error { return nil })
 		}
 		if err != nil {
 			t.Fatal(err)
