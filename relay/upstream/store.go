@@ -266,7 +266,8 @@ func (s *Store) Named(ctx context.Context, name string) (Listed, error) {
 const loadAccounts = `
 select name, password, paused_at, ` + accountColumns + `, ` + secretExpires + ` from upstream`
 
-// Loaded is an account with its password, or why it cannot be used.
+// Loaded is an account with its password and the mailbox that it sends as, or why it cannot be
+// used.
 type Loaded struct {
 	Account Account
 	Err     error
@@ -300,6 +301,10 @@ func (s *Store) Load(ctx context.Context, db pg.DB) (map[string]*Loaded, error) 
 	_, err = pgx.ForEachRow(rows, append([]any{&a.Name, &sealed, &paused}, a.fields()...), func() error {
 		a.Replies = tableOf(a.Preset, added[a.Name])
 		l := s.open(a, sealed)
+		var err error
+		if l.Account.SendsAs, err = a.sendsAs(); err != nil && l.Err == nil {
+			l.Err = fmt.Errorf("upstream %q: %w", a.Name, err)
+		}
 		if paused != nil && l.Err == nil {
 			l.Err = &PausedError{a.Name}
 		}

@@ -473,3 +473,36 @@ func TestReplies(t *testing.T) {
 		t.Errorf("its rows keep it from being removed: %v", err)
 	}
 }
+
+// TestLoadSendsAs: the mailbox is parsed where an account is loaded, and one that a hand has put
+// into the table spoils its own upstream only.
+func TestLoadSendsAs(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	s := NewStore(db.Pool, newSealer(t, 1))
+	for _, name := range []string{"good", "bad", "none"} {
+		a := sink()
+		if a.Name = name; name != "none" {
+			a.RewriteSender = "relay@Example.com"
+		}
+		if err := s.Add(t.Context(), a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := db.Pool.Exec(t.Context(), `update upstream set rewrite_sender = 'nonsense' where name = 'bad'`); err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.Load(t.Context(), db.Pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if good := got["good"]; good.Err != nil || good.Account.SendsAs.String() != "relay@Example.com" {
+		t.Errorf("good: %+v", good)
+	}
+	if none := got["none"]; none.Err != nil || !none.Account.SendsAs.IsNull() {
+		t.Errorf("none: %+v", none)
+	}
+	if bad := got["bad"]; bad.Err == nil || !strings.Contains(bad.Err.Error(), `upstream "bad": sender "nonsense" is not an address`) {
+		t.Errorf("bad: %v", bad.Err)
+	}
+}
