@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"postern/cmd/postern/explain"
 	"postern/cmd/postern/screen"
 	"postern/internal/refusal"
+	"postern/relay/delivery"
 	"postern/relay/queue/desk"
 	"postern/relay/route"
 )
@@ -46,8 +48,9 @@ the mail servers of the recipient's domain. --replace replaces the route for the
 mail atomically, in its place.
 
 Routes are looked up at every attempt, so a new one also moves waiting mail: mail that
-waits because there was no route is due immediately; mail that another upstream deferred
-follows at its next attempt ('postern queue retry --upstream NAME' makes that sooner).`,
+waits for a route, or for a paused upstream, is due immediately; mail that another upstream
+deferred follows at its next attempt ('postern queue retry --upstream NAME' makes that
+sooner).`,
 		Example: `  postern route add --via out
   postern route add --via out,mx --replace
   postern route add --sender-domain news.example.com --via ses
@@ -103,9 +106,6 @@ func routeNumber(text string) (int64, error) {
 	return id, nil
 }
 
-// noRoute begins the last reply of recipients that wait for a route.
-const noRoute = "451 4.4.4 no route"
-
 func (a *app) addRoute(ctx context.Context, users *accounts, rule route.Rule, before int64, replace bool, who map[int64]string) error {
 	if err := rule.Normalise(); err != nil {
 		return invalidUse(err)
@@ -145,32 +145,71 @@ func (a *app) routesChanged(ctx context.Context, users *accounts, routes *route.
 				r.ID, by.ID, r.ID, by.ID)
 		}
 	}
-	return a.retryWaiting(ctx, users, noRoute, "for a route")
+	return a.retryWaiting(ctx, users)
 }
 
-// retryWaiting makes due what waits without an attempt, with a reply that begins like this.
-func (a *app) retryWaiting(ctx context.Context, users *accounts, reply, what string) error {
-	q := users.queue()
-	waits := desk.Filter{State: desk.StateWaiting, Reply: reply}
-	n, err := q.Retry(ctx, waits, true)
-	if err != nil || n == 0 { // an audit row only for what is done
+// waits are what a changed route or upstream may let go, by how the last reply begins. It is all of
+// it: the reply names the first of several ways, and any of them may be free now.
+var waits = []struct{ reply, text string }{{delivery.NoRoute, "for a route"}, {delivery.Paused, "for an upstream"}}
+
+// brief is how long a node takes to read its routes, or to look at what is due, unless something
+// is slow.
+const brief = 500 * time.Millisecond
+
+// retryWaiting makes due what waits for a route or an upstream, once the nodes know of the change.
+// One whose database is slow lets it wait once more: then that is made due again.
+func (a *app) retryWaiting(ctx context.Context, users *accounts) error {
+	if found, err := a.retryAfter(ctx, users, route.TableAge+brief, a.stdout); err != nil || !found {
 		return err
 	}
-	// A node that does not know of the change yet would let it wait once more.
+	if err := pause(ctx, brief); err != nil {
+		return err
+	}
+	_, err := a.retryAfter(ctx, users, route.LoadTimeout, io.Discard)
+	return err
+}
+
+// retryAfter makes due, after a time, what waits now for a route or an upstream, and says how much
+// that is.
+func (a *app) retryAfter(ctx context.Context, users *accounts, after time.Duration, out io.Writer) (found bool, err error) {
+	q := users.queue()
+	counts := make([]int, len(waits))
+	for i, w := range waits {
+		if counts[i], err = q.Retry(ctx, desk.Filter{State: desk.StateWaiting, Reply: w.reply}, true); err != nil {
+			return false, err
+		}
+		found = found || counts[i] > 0
+	}
+	if !found {
+		return false, nil
+	}
+	if err := pause(ctx, after); err != nil {
+		return false, err
+	}
+	for i, w := range waits {
+		if counts[i] == 0 { // an audit row only for what is done
+			continue
+		}
+		n, err := q.Retry(ctx, desk.Filter{State: desk.StateWaiting, Reply: w.reply}, false)
+		if err != nil {
+			return false, err
+		}
+		said := fmt.Sprintf("%d recipients that waited %s are due now", n, w.text)
+		if n == 1 {
+			said = "1 recipient that waited " + w.text + " is due now"
+		}
+		fmt.Fprintln(out, said)
+	}
+	return true, nil
+}
+
+func pause(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-time.After(route.TableAge):
+	case <-time.After(d):
+		return nil
 	}
-	if n, err = q.Retry(ctx, waits, false); err != nil {
-		return err
-	}
-	said := fmt.Sprintf("%d recipients that waited %s are due now", n, what)
-	if n == 1 {
-		said = "1 recipient that waited " + what + " is due now"
-	}
-	_, err = fmt.Fprintln(a.stdout, said)
-	return err
 }
 
 // routeView is a route as it is listed.
@@ -285,12 +324,13 @@ route add --replace' changes a route without that. Removing a user removes the u
 				if err != nil {
 					return err
 				}
-				was, err := route.NewStore(users.pool).As(users.actor).Remove(ctx, id)
+				routes := route.NewStore(users.pool).As(users.actor)
+				was, err := routes.Remove(ctx, id)
 				if err != nil {
 					return err
 				}
-				_, err = fmt.Fprintf(a.stdout, "removed route %d: %s\n", id, ruleText(was, who))
-				return err
+				fmt.Fprintf(a.stdout, "removed route %d: %s\n", id, ruleText(was, who))
+				return a.routesChanged(ctx, users, routes)
 			})
 		},
 	}

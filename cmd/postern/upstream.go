@@ -354,7 +354,7 @@ Another --username needs its password, or --oauth with all that belongs to it, a
 				if !cmd.Flags().Changed("senders") {
 					return nil
 				}
-				return a.retryWaiting(ctx, users, noRoute, "for a route")
+				return a.retryWaiting(ctx, users)
 			})
 		},
 	}
@@ -467,9 +467,6 @@ func (a *app) printUpstream(u upstream.Listed) error {
 	return t.Print(a.stdout)
 }
 
-// pausedReply begins the last reply of recipients that wait for a paused upstream.
-const pausedReply = "451 4.3.2 upstream %s is paused"
-
 func (a *app) upstreamPauseCmd(pause bool) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "resume NAME",
@@ -497,7 +494,7 @@ seconds; what a node has begun, or has in line by then, is still sent.`
 		if pause {
 			return nil
 		}
-		return a.retryWaiting(ctx, users, fmt.Sprintf(pausedReply, args[0]), "for the upstream")
+		return a.retryWaiting(ctx, users)
 	})
 	return cmd
 }
