@@ -43,7 +43,7 @@ var arrows = map[string]string{
 	"relay/keyring":       "relay/seal relay/acme relay/upstream relay/upstream/oauth auth/audit internal/pg internal/refusal",
 	"relay/certificate":   "internal/owned",
 	"relay/acme":          "relay/certificate relay/seal auth/audit internal/pg internal/panics internal/await internal/crowd",
-	"relay/route":         "relay/smtp relay/seal relay/upstream auth/audit internal/pg internal/refusal",
+	"relay/route":         "relay/smtp relay/upstream auth/audit internal/pg internal/refusal",
 	"relay/upstream":      "auth policy relay/smtp relay/seal relay/upstream/oauth auth/audit internal/pg internal/refusal",
 	"relay/delivery":      "relay/smtp relay/message relay/queue relay/queue/content relay/maillog relay/route relay/upstream relay/upstream/oauth internal/share internal/panics internal/await",
 	"relay/bounce":        "relay/smtp relay/queue relay/queue/content relay/maillog",
