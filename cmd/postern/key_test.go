@@ -66,7 +66,7 @@ func TestKeyCommands(t *testing.T) {
 	exec(`with n as (insert into node (name, expires_at) values ('other', now()) returning epoch)
 		insert into sealing_ring (epoch, node, keys) select epoch, 'other', array['` + before + `'] from n`)
 	says(postern(exitFailed, "key", "use", after), "nodes without this key: other")
-	says(postern(exitDone, "key", "use", after, "--force"), "key "+after+" seals")
+	says(postern(exitDone, "key", "use", after, "--force"), "key "+after+" is now current")
 	add("second") // with the new key
 	says(postern(exitDone, "key", "list"), before+"  old      -", after+"  current  20")
 	says(postern(exitDone, "key", "list", "--json"), `"id": "`+after+`"`, `"state": "current"`, `"values": 1`, `"other"`)

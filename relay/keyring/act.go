@@ -128,8 +128,8 @@ func (d *deed) record(ctx context.Context, action, id string, detail map[string]
 	return audit.Record(ctx, d, d.actor, audit.Deed{Action: action, Object: id, Detail: detail})
 }
 
-// act does one act while nobody else does one. What changes the file is the last step of do, for
-// what do recorded is committed then.
+// act does one act while nobody else does one. do changes the file as its last step, for what it
+// has recorded is committed then.
 func (a *Admin) act(ctx context.Context, do func(ctx context.Context, d *deed) error) error {
 	ctx, cancel := context.WithTimeout(ctx, actTime)
 	defer cancel()

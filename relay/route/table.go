@@ -97,8 +97,8 @@ func (t *Table) refresh(ctx context.Context) (*snapshot, error) {
 	defer cancel()
 	began := t.now()
 	read, err := t.load(ctx)
-	// What was changed since the reading began may not be in it. But a database that is slow, or
-	// does not answer, must not have all who ask wait for a reading of their own.
+	// The reading may lack changes made since it began. But a database that is slow, or does not
+	// answer, must not have all who ask wait for a reading of their own.
 	t.next = began.Add(t.age)
 	if soonest := t.now().Add(t.age / 2); soonest.After(t.next) {
 		t.next = soonest
