@@ -27,7 +27,7 @@ func (d *dialer) authenticate(ctx context.Context, c *smtp.Client, to target) er
 		mechanism := exchange(name, to)
 		err := c.Auth(ctx, mechanism)
 		if token, is := mechanism.(*oauth.Exchange); is && err != nil && token.Refusal() != "" {
-			err = fmt.Errorf("%s: %w", token.Refusal(), err)
+			err = fmt.Errorf("%s: %w", c.Masked(token.Refusal()), err)
 		}
 		if i > 0 && !isReply(err) {
 			err = refusal // it is more informative than a connection lost afterwards
