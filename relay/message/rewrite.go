@@ -103,7 +103,7 @@ func (s *scanner) authorship() (found []place, err error) {
 // rewriteFrom returns the From field of author in place of the one with this body and, if it is
 // wanted, a Reply-To field with what that named; nil if that names author alone.
 func rewriteFrom(value []byte, author smtp.Address, replyTo bool) []byte {
-	// What is put behind the body must not leave a line of white space within the header.
+	// The body must not end in a line of white space: that would stand within the header.
 	p := addressList{in: bytes.TrimRight(value, " \t\r\n"), utf8: true, specs: [][2]int{}}
 	err := p.read()
 	one := err == nil && len(p.out) == 1 && !p.grouped
