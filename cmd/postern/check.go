@@ -25,8 +25,8 @@ tests from outside whether this server is an open relay. Each finding that is no
 comes with its remedy; docs/check.md explains each by the name in brackets. Run the
 check as the user that the server runs as.
 
-The exit status is 1 when something failed. Nothing is changed but access
-tokens that were due, no mail is sent, and a running server is not disturbed; a private
+The exit status is 1 when something failed. Nothing is changed, except for access
+tokens due for renewal. No mail is sent, and a running server is not disturbed; a private
 database that is not up is started for the duration. It ends within a minute or so.
 
 The areas are ` + check.AreaNames() + `.`,

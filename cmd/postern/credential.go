@@ -185,10 +185,10 @@ func (a *app) credentialRevokeCmd() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "revoke ID...",
-		Short: "revoke credentials permanently, and hold the mail that came by them",
-		Long: `Ends credentials on every node within 2 seconds, with the sessions that logged in by
-them, and holds the mail that came by them and waits in the queue. When one of them
-cannot be revoked, none is. Already revoked credentials and their mail are unchanged.
+		Short: "revoke credentials permanently, and hold the mail that was sent with them",
+		Long: `Ends credentials on every node within 2 seconds, with the sessions that logged in with
+them, and holds the waiting mail that was sent with them. If one of them cannot be
+revoked, none is. Already revoked credentials and their mail are unchanged.
 'postern credential list USER' shows the numbers.`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {

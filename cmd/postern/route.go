@@ -82,7 +82,7 @@ sooner).`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringSliceVar(&flags.rule.Via, "via", nil, "names of `upstreams` in the order in which they are tried, then perhaps mx")
+	f.StringSliceVar(&flags.rule.Via, "via", nil, "names of `upstreams` in the order in which they are tried; mx may be the last, or the only one")
 	f.StringVar(&flags.user, "user", "", "`name` of the user who sends")
 	f.StringVar(&flags.rule.SenderDomain, "sender-domain", "", "`domain` of the sender")
 	f.StringVar(&flags.rule.RecipientDomain, "recipient-domain", "", "`domain` of the recipient")
