@@ -121,6 +121,12 @@ func (t *trial) converse(ctx context.Context, prober *delivery.Prober) error {
 		}
 		switch probe.Stage {
 		case smtp.StageMail:
+			if upstream.IsSender(probe.Err) {
+				return probe.Err
+			}
+			if as := t.account.RewriteSender; as != "" && !t.Mail.From.IsNull() {
+				return fmt.Errorf("upstream %s refuses the sender %s of its --rewrite-sender", t.Upstream, as)
+			}
 			return fmt.Errorf("upstream %s refuses the sender of --from", t.Upstream)
 		case smtp.StageRcpt:
 			return fmt.Errorf("upstream %s refuses the recipient of --to", t.Upstream)
@@ -168,9 +174,14 @@ func (t *trial) tell(ctx context.Context, s delivery.Step) {
 	switch {
 	case s.Err != nil:
 		v.Status, v.Text, v.Todo = "failed", screen.OneLine(s.Err.Error()), check.Hint(&t.account, s)
+		if s.Stage == smtp.StageMail && s.Text != "" {
+			v.Text = s.Text + ": " + v.Text
+		}
 		if refused := (*tls.CertificateVerificationError)(nil); errors.As(s.Err, &refused) && len(refused.UnverifiedCertificates) > 0 {
 			v.TLS = shown(refused.UnverifiedCertificates[0])
 		}
+	case s.Stage == smtp.StageMail && v.Text != "":
+		v.Text += ": " + v.Reply
 	case s.State != nil:
 		v.TLS = t.session(s.State)
 		v.Text = v.TLS.Version + " " + v.TLS.Cipher + ", verified by " + cmp.Or(v.TLS.VerifiedBy, "nobody")
