@@ -129,15 +129,18 @@ func (d *deed) record(ctx context.Context, action, id string, detail map[string]
 }
 
 // act does one act while nobody else does one. do changes the file as its last step, for what it
-// has recorded is committed then.
-func (a *Admin) act(ctx context.Context, do func(ctx context.Context, d *deed) error) error {
+// has recorded is committed then. With lost, this machine's file may lack the current key.
+func (a *Admin) act(ctx context.Context, lost bool, do func(ctx context.Context, d *deed) error) error {
 	ctx, cancel := context.WithTimeout(ctx, actTime)
 	defer cancel()
 	err := pgx.BeginFunc(ctx, a.Pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, sqlLock); err != nil {
 			return err
 		}
-		if err := errors.Join(a.Sealer.Reload(), Follow(ctx, tx, a.Sealer)); err != nil {
+		if err := a.Sealer.Reload(); err != nil {
+			return err
+		}
+		if err := Follow(ctx, tx, a.Sealer); err != nil && !(lost && errors.Is(err, seal.ErrSeal)) {
 			return err
 		}
 		v, err := Read(ctx, tx, a.Sealer)
@@ -155,7 +158,7 @@ func (a *Admin) act(ctx context.Context, do func(ctx context.Context, d *deed) e
 // Rotate adds a new key to the file; if it has one already, that is returned and no other is
 // added.
 func (a *Admin) Rotate(ctx context.Context) (id string, added bool, err error) {
-	err = a.act(ctx, func(ctx context.Context, d *deed) (err error) {
+	err = a.act(ctx, false, func(ctx context.Context, d *deed) (err error) {
 		i := slices.IndexFunc(d.Keys, func(k Key) bool { return k.State == "new" })
 		if added = i < 0; !added {
 			id = d.Keys[i].ID
@@ -178,9 +181,9 @@ func (d *deed) recordAdded(ctx context.Context, id string) error {
 }
 
 // Use makes a key of the file the current one. Unless it is forced, every living node must have
-// it. Errors: refusal.ErrNotFound, refusal.ErrExists, refusal.ErrInvalid.
+// it, and the file the former one. Errors: refusal.ErrNotFound, refusal.ErrExists, refusal.ErrInvalid.
 func (a *Admin) Use(ctx context.Context, id string, force bool) error {
-	return a.act(ctx, func(ctx context.Context, d *deed) error {
+	return a.act(ctx, force, func(ctx context.Context, d *deed) error {
 		lacking := d.Lacking(id)
 		switch {
 		case d.known(id).State == "missing":
@@ -205,7 +208,7 @@ func (a *Admin) Use(ctx context.Context, id string, force bool) error {
 // Remove takes an old or new key out of this machine's file. It is recorded first: if the file
 // is not changed then, the key is still there. Errors: refusal.ErrNotFound, refusal.ErrInvalid.
 func (a *Admin) Remove(ctx context.Context, id string) error {
-	err := a.act(ctx, func(ctx context.Context, d *deed) error {
+	err := a.act(ctx, false, func(ctx context.Context, d *deed) error {
 		if err := d.removable(id); err != nil {
 			return err
 		}
@@ -214,7 +217,7 @@ func (a *Admin) Remove(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	return a.act(ctx, func(_ context.Context, d *deed) error {
+	return a.act(ctx, false, func(_ context.Context, d *deed) error {
 		if err := d.removable(id); err != nil { // by what others did meanwhile
 			return err
 		}
@@ -232,7 +235,7 @@ func (v *View) removable(id string) error {
 		return refusal.Invalid("key %s is in use; make another one with 'postern key rotate' first", id)
 	case key.Values > 0:
 		return refusal.Invalid("%d values are still sealed with key %s; a running node seals them anew", key.Values, id)
-	case v.Age > 0 && v.Age < keptFor:
+	case v.known(v.Current).Since != nil && v.Age < keptFor: // less than 0 if the clock was set back
 		return refusal.Invalid("key %s was in use less than %s ago, and a command that began then may still use it: wait", id, keptFor)
 	case len(lacking) > 0:
 		return refusal.Invalid("nodes without the current key: %s; they seal with an old one, so copy the file there first", strings.Join(lacking, ", "))

@@ -33,12 +33,18 @@ func LoadOrCreate(path string) (*Sealer, error) {
 	return s, nil
 }
 
-// Reload reads the file again. One that is damaged, or that lacks the current key, changes nothing.
+// Reload reads the file again. One that is damaged, or that lacks the key that this process seals
+// with, changes nothing.
 func (s *Sealer) Reload() error {
 	r, err := load(s.path)
 	if err != nil {
 		return err
 	}
+	if !s.ring.Load().chosen { // it has sealed nothing
+		s.ring.Store(r)
+		return nil
+	}
+	r.chosen = true
 	if r.current = r.index(s.Current()); r.current < 0 {
 		return fmt.Errorf("key %s: it lacks key %s, with which this process seals; what was read before is used on", s.path, s.Current())
 	}
@@ -72,9 +78,12 @@ func (s *Sealer) Add(before func(id string) error) (id string, err error) {
 	if err := s.Reload(); err != nil { // another process may have changed it
 		return "", err
 	}
+	r := &ring{keys: slices.Clone(s.ring.Load().keys)}
+	if len(r.keys) == mostKeys {
+		return "", fmt.Errorf("key %s: it has %d keys, and no more fit: remove old ones with 'postern key remove'", s.path, mostKeys)
+	}
 	secret := make([]byte, KeySize)
 	rand.Read(secret)
-	r := &ring{keys: slices.Clone(s.ring.Load().keys)}
 	if err := r.add(secret); err != nil {
 		return "", err
 	}

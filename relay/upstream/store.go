@@ -135,7 +135,7 @@ func (s *Store) seal(a Account) ([]byte, error) {
 		return nil, refusal.Invalid("a password needs a sealing key, and none is configured")
 	}
 	if a.Grant.Kind == "" {
-		return s.sealer.Seal(passwordOf(a.Name, a.Username), []byte(a.Password)), nil
+		return s.sealer.Seal(passwordOf(a.Name, a.Username), []byte(a.Password))
 	}
 	if err := a.Grant.Complete(a.Username); err != nil {
 		return nil, refusal.Invalid("%v", err)
@@ -144,7 +144,7 @@ func (s *Store) seal(a Account) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.sealer.Seal(grantOf(a.Name, a.Username), text), nil
+	return s.sealer.Seal(grantOf(a.Name, a.Username), text)
 }
 
 const accountForChange = `

@@ -18,6 +18,7 @@ import (
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/screen"
 	"postern/relay/delivery"
+	"postern/relay/keyring"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
 	"postern/relay/upstream/oauth"
@@ -94,6 +95,9 @@ func Run(ctx context.Context, c Config) (*Result, error) {
 	if t.account.Grant.Kind != "" {
 		by, err := cfg.OAuth.Config()
 		if err != nil {
+			return nil, err
+		}
+		if err := keyring.Follow(ctx, c.Pool, sealer); err != nil { // there is one: the account has opened
 			return nil, err
 		}
 		by.DB, by.Sealer, by.Node = c.Pool, sealer, "postern upstream test"
