@@ -96,6 +96,20 @@ func TestKeyCommands(t *testing.T) {
 	said := postern(exitFailed, "upstream", "add", "third", "--host", "127.0.0.1:1", "--username", "u", "--password-stdin")
 	says(said, "key "+after+" is in use, which "+path+" does not have: copy the file of a node that has it")
 	says(postern(exitFailed, "key", "rotate"), "does not have")
+
+	// No node has the key any more.
+	other, err := seal.New(make([]byte, seal.KeySize))
+	if err != nil {
+		t.Fatal(err)
+	}
+	use := []string{"key", "use", other.Current()}
+	says(postern(exitFailed, use...), "if no node has it any more, 'postern key use "+other.Current()+" --force'")
+	says(postern(exitFailed, "upstream", "set", "second", "--password-stdin"), "--force'")
+	says(postern(exitDone, append(use, "--force")...), "key "+other.Current()+" seals")
+	postern(exitDone, "upstream", "set", "second", "--password-stdin")
+	add("third")
+	says(postern(exitDone, "key", "list", "--json"), `"values": 2`)
+	says(postern(exitDone, "key", "rotate"), "added key ")
 }
 
 // A machine that may not write the file says so, and leaves the audit alone.
