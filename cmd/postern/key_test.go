@@ -105,7 +105,7 @@ func TestKeyCommands(t *testing.T) {
 	use := []string{"key", "use", other.Current()}
 	says(postern(exitFailed, use...), "if no node has it any more, 'postern key use "+other.Current()+" --force'")
 	says(postern(exitFailed, "upstream", "set", "second", "--password-stdin"), "--force'")
-	says(postern(exitDone, append(use, "--force")...), "key "+other.Current()+" seals")
+	says(postern(exitDone, append(use, "--force")...), "key "+other.Current()+" is now current")
 	postern(exitDone, "upstream", "set", "second", "--password-stdin")
 	add("third")
 	says(postern(exitDone, "key", "list", "--json"), `"values": 2`)
