@@ -7,7 +7,7 @@ import (
 )
 
 // ifMissingUsage is of the flag that lets a set-up run again and again.
-const ifMissingUsage = "change nothing, and succeed, when there is one already"
+const ifMissingUsage = "change nothing, and succeed, if it already exists"
 
 // thereAlready says that --if-missing found what it would have added.
 func (a *app) thereAlready(what, name string) error {

@@ -103,10 +103,10 @@ func (a *app) limitSetCmd() *cobra.Command {
 ('*@DOMAIN'), or for mail sent with one credential. All that are set apply, and the
 tightest wins; a flag replaces all earlier limits of that kind on the same target.
 
-Limits over time are an amount and a window of s, m, h or d, several of them separated
-by commas: 100/m,1000/d,20000/30d. 0 allows none. Only mail sent after a limit is first
-set counts, across all nodes. --no-defaults exempts a user from the default
-limits; --defaults undoes it.`,
+A limit over time is an amount and a window in s, m, h or d; commas separate several:
+100/m,1000/d,20000/30d. 0 allows none. Only mail sent after a limit is first set counts,
+across all nodes. --no-defaults exempts a user from the default limits; --defaults undoes
+it.`,
 		Example: `  postern limit set --default --messages 100/m,2000/d --recipients 5000/d
   postern limit set '*@example.com' --messages 20000/d
   postern limit set alice@example.com --size 25MB --bytes 1GB/d
@@ -307,10 +307,10 @@ func (a *app) limitShowCmd() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "show [USER | '*@DOMAIN' | --default | --credential ID]",
-		Short: "show limits and what is used of them",
-		Long: `Shows every limit that applies to a user, where it was set, which of them is the tightest
-and what is used of it now; those of its credentials too. With '*@DOMAIN', what is set for
-the domain and what its users have used together. Without any, the default limits.`,
+		Short: "show limits and how much of them is used",
+		Long: `Shows every limit that applies to a user or to its credentials: where it was set, how much
+of it is used now, and which is the tightest. With '*@DOMAIN', shows the domain's limits
+and how much its users have used together. Without a target, shows the default limits.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 && whom.credential == "" {
 				whom.all = true

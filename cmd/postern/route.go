@@ -38,19 +38,19 @@ func (a *app) routeAddCmd() *cobra.Command {
 		Use:   "add --via WAY[,WAY...]",
 		Short: "add a route",
 		Long: `Adds a route for the mail of a user, from a sender domain, to a recipient domain, or for
-any combination of them; without any of the three it is the default route. A domain is of
-the envelope, and *.example.com stands for all domains below example.com.
+any combination of them; without any of the three it is the default route. The domains are
+those of the envelope addresses; *.example.com stands for all domains below example.com.
 
-The first route that matches a recipient decides. A new route comes after the
-existing ones, or before another one with --before; the default route is always the last.
-Its ways are tried in their order: upstreams, and as the last, or the only one, 'mx' for
-the mail servers of the recipient's domain. --replace replaces the route for the same
-mail atomically, in its place.
+The first route that matches a recipient decides. A new route comes after the existing
+ones, or before another one with --before; the default route is always the last. Its ways
+are tried in the order given. Each is an upstream, except that the last, or the only one,
+may be 'mx' for the mail servers of the recipient's domain. --replace atomically replaces
+the route for the same mail and keeps its place in the order.
 
-Routes are looked up at every attempt, so a new one also moves waiting mail: mail that
-waits for a route, or for a paused upstream, is due immediately; mail that another upstream
-deferred follows at its next attempt ('postern queue retry --upstream NAME' makes that
-sooner).`,
+Routes are looked up at every attempt, so a new one also applies to waiting mail: mail
+that waits for a route, or for a paused upstream, is due immediately; mail that another
+upstream deferred follows at its next attempt ('postern queue retry --upstream NAME' makes
+that sooner).`,
 		Example: `  postern route add --via out
   postern route add --via out,mx --replace
   postern route add --sender-domain news.example.com --via ses
@@ -82,7 +82,7 @@ sooner).`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringSliceVar(&flags.rule.Via, "via", nil, "names of `upstreams` in the order in which they are tried; mx may be the last, or the only one")
+	f.StringSliceVar(&flags.rule.Via, "via", nil, "names of `upstreams` in the order in which they are tried; mx may come last, or alone")
 	f.StringVar(&flags.user, "user", "", "`name` of the user who sends")
 	f.StringVar(&flags.rule.SenderDomain, "sender-domain", "", "`domain` of the sender")
 	f.StringVar(&flags.rule.RecipientDomain, "recipient-domain", "", "`domain` of the recipient")

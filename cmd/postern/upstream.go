@@ -476,9 +476,9 @@ func (a *app) upstreamPauseCmd(pause bool) *cobra.Command {
 	}
 	if pause {
 		cmd.Use, cmd.Short = "pause NAME", "let the mail for a smarthost wait"
-		cmd.Long = `Lets the mail for a smarthost wait until 'postern upstream resume': it uses no attempt, its
-lifetime goes on, and 'postern queue show' says why it waits. All nodes follow within two
-seconds; mail that a node has started or queued by then is still sent.`
+		cmd.Long = `Lets the mail for a smarthost wait until 'postern upstream resume': it uses no attempts,
+its lifetime keeps running, and 'postern queue show' says why it waits. All nodes follow
+within two seconds; mail that a node has started or queued by then is still sent.`
 	}
 	cmd.RunE = a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
 		changed, err := users.upstreams(nil).Pause(ctx, args[0], pause)

@@ -48,9 +48,9 @@ func (a *app) userAddCmd() *cobra.Command {
 The client logs in with NAME, normally an address. A password is generated and shown
 once unless one is given.
 
---sender names addresses that the user may send as: an address, *@domain for all of a
-domain, *@*.domain for all of its subdomains, '<>' for the null sender of bounces.
-Without --sender the user may send as NAME, which then must be an address.
+--sender names addresses that the user may send as: an address, *@domain for every address
+of a domain, *@*.domain for all of its subdomains, '<>' for the null sender of bounces.
+Without --sender the user may send as NAME, which must then be an address.
 
 ` + profilesHelp,
 		Example: `  postern user add alice@example.com
@@ -242,7 +242,7 @@ func (a *app) userShowCmd() *cobra.Command {
 		Use:   "show NAME",
 		Short: "show a user, its credentials and its mail in the queue",
 		Long: `Shows everything about a user except its limits: 'postern limit show NAME' shows those and
-their use, 'postern explain' whether a message would be accepted.
+their use, and 'postern explain' shows whether a message would be accepted.
 
 ` + profilesHelp,
 		Args: one("name", "the user's name"),
@@ -467,9 +467,9 @@ func (a *app) userRemoveCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "remove NAME",
 		Short: "remove a user permanently",
-		Long: `Removes a user with its credentials, sender patterns, limits and routes; its sessions
-end. Each route that goes is named, for the user's mail would go another way without it.
-The history of its mail stays for as long as [queue] history says.
+		Long: `Removes a user with its credentials, sender patterns, limits and routes; its sessions end.
+The removed routes are listed: without them, the user's mail would go another way. The
+history of its mail stays for as long as [queue] history says.
 
 A user who still has mail in the queue is not removed, unless --cancel-mail deletes the
 waiting and held mail, without notifying the sender. Mail that a node is sending at
