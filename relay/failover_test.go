@@ -100,7 +100,7 @@ func TestR6ForgottenDeliveries(t *testing.T) {
 	}
 	load.Start()
 	awaitMore(t, load.Ledger, 20)
-	// What is held now is accepted on both, and delivered on the primary alone.
+	// Mail that is held now is accepted on both, and delivered on the primary alone.
 	open := sink.Hold(rig.BeforeData, "solo.test")
 	awaitMore(t, load.Ledger, 20)
 	pair.Lag()

@@ -94,7 +94,7 @@ func TestIdleConnectionIsLookedAt(t *testing.T) {
 	}
 }
 
-// What a role has is made as strong as a commit needs it, and not weaker.
+// A role's synchronous_commit is made as strong as a commit needs it, and never weaker.
 func TestDedicatedIsDurable(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
