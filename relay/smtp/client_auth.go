@@ -15,7 +15,7 @@ const maxAuthRounds = 16
 // Auth runs a SASL exchange (RFC 4954). The error is a *StageError: the server's
 // refusal in Reply, after which the connection may go on, or trouble in Err. When
 // mech gives up, the exchange is cancelled and Err is what mech said. Where the server repeats
-// what it was given, this and each later reply is Masked.
+// what it was given, this and each later refusal is Masked.
 func (c *Client) Auth(ctx context.Context, mech SASL) error {
 	defer c.watch(ctx)()
 	name, response, err := mech.Start()

@@ -92,9 +92,11 @@ func (c *Client) hear(ctx context.Context, stage Stage, patience time.Duration) 
 	}
 	c.moved()
 	shown := reply
-	if shown.Text = c.Masked(reply.Text); reply.Code == codeChallenge {
+	switch {
+	case reply.Code == codeChallenge:
 		shown.Text = "" // what it says is encoded
-	} else {
+	case stage == StageAuth || !reply.IsPositive(): // what is repeated was refused; the search is long for a token
+		shown.Text = c.Masked(reply.Text)
 		reply = shown
 	}
 	if c.cfg.Heard != nil {
