@@ -42,10 +42,11 @@ any combination of them; without any of the three it is the default route. The d
 those of the envelope addresses; *.example.com stands for all domains below example.com.
 
 The first route that matches a recipient decides. A new route comes after the existing
-ones, or before another one with --before; the default route is always the last. Its ways
-are tried in the order given. Each is an upstream, except that the last, or the only one,
-may be 'mx' for the mail servers of the recipient's domain. --replace atomically replaces
-the route for the same mail and keeps its place in the order.
+ones, or before another one with --before; the default route is always the last. Mail
+takes the first of its ways that is not paused, may send as its sender, and whose password
+can be opened; one that is down keeps its mail. Each way is an upstream, except that the
+last, or the only one, may be 'mx' for the mail servers of the recipient's domain.
+--replace atomically replaces the route for the same mail and keeps its place in the order.
 
 Routes are looked up at every attempt, so a new one also applies to waiting mail: mail
 that waits for a route, or for a paused upstream, is due immediately; mail that another
@@ -82,7 +83,7 @@ that sooner).`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringSliceVar(&flags.rule.Via, "via", nil, "names of `upstreams` in the order in which they are tried; mx may come last, or alone")
+	f.StringSliceVar(&flags.rule.Via, "via", nil, "names of `upstreams` in their order; mx may come last, or alone")
 	f.StringVar(&flags.user, "user", "", "`name` of the user who sends")
 	f.StringVar(&flags.rule.SenderDomain, "sender-domain", "", "`domain` of the sender")
 	f.StringVar(&flags.rule.RecipientDomain, "recipient-domain", "", "`domain` of the recipient")

@@ -29,7 +29,7 @@ func (a *app) routeTestCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "test --user U --from A --to B",
 		Short: "show which way mail would go, and why",
-		Long: `Shows the route of a recipient, its ways in the order in which they are tried and why
+		Long: `Shows the route of a recipient, its ways in their order and why
 one would be left out now, and the routes before it with what of them does not match.
 Nothing is sent; 'postern explain' also says whether the message would be accepted. '<>'
 is the null sender of bounces. Without --user it is mail of the relay itself, as its

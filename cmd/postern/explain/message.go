@@ -66,7 +66,7 @@ type messageWay struct {
 	Route     int64     `json:"route,omitempty"`
 	Via       string    `json:"via,omitempty"`     // the first that can be used: an upstream, or mx
 	Trouble   string    `json:"trouble,omitempty"` // why there is no way, or none that can be told here
-	Ways      []wayView `json:"ways"`              // of the route, in the order in which they are tried
+	Ways      []wayView `json:"ways"`              // of the route, in their order
 }
 
 // identity is whose the header would say that the message is; nobody's for a bounce.

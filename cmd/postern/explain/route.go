@@ -33,7 +33,7 @@ func (w wayView) text() string {
 	return text
 }
 
-// wayViews are the ways of a decision, in the order in which they are tried.
+// wayViews are the ways of a decision, in their order.
 func wayViews(d route.Decision) []wayView {
 	views := []wayView{}
 	for _, w := range d.Ways {
