@@ -90,7 +90,7 @@ failover: postgres ## twenty failovers to a synchronous standby, and what each c
 fuzz: postgres ## fuzz every target for FUZZTIME (60s)
 	@sh internal/tools/fuzz.sh $(FUZZTIME)
 
-# What the targets need, installed when it is missing.
+# The targets' tools, installed when they are missing.
 
 .PHONY: postgres cc peers
 postgres cc:

@@ -111,7 +111,7 @@ func (s *Store) ResetLimits(ctx context.Context, target LimitTarget, kinds ...qu
 	})
 }
 
-// SetNoDefaults frees a user of the default limits, or not any more.
+// SetNoDefaults exempts a user from the default limits, or undoes it.
 func (s *Store) SetNoDefaults(ctx context.Context, user string, on bool) error {
 	defaults := "on"
 	if on {

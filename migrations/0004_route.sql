@@ -34,7 +34,7 @@ create table upstream (
 	check (username = '' or tls in ('require', 'implicit'))
 );
 
--- What a reply of an upstream means, as an admin has said: before the rows of its preset, in
+-- The meanings of an upstream's replies, as an admin has said: before the rows of its preset, in
 -- the order (position, id). Read whole with upstream. The patterns are as relay/upstream
 -- describes them.
 create table upstream_reply (
@@ -56,7 +56,7 @@ create table upstream_reply (
 create index upstream_reply_upstream on upstream_reply (upstream);
 
 -- One rule: null columns match everything. Read whole into the routing table in
--- the order (default route last, position, id); the first match wins. Whoever changes
+-- the order (default route last, position, id); the first match wins. A change of
 -- rules locks the table, and numbers all of them anew.
 create table route (
 	id               bigint      generated always as identity primary key,

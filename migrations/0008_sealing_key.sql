@@ -9,7 +9,8 @@ create table sealing_key (
 	since timestamptz not null default clock_timestamp()
 );
 
--- The keys that a node has. A row counts while the node's epoch lives (view live_epoch).
+-- The keys that a node has; none if it needs none. A row counts while the node's epoch lives (view
+-- live_epoch); a living node without a row has no keys.
 create table sealing_ring (
 	epoch bigint primary key,
 	node  text   not null,

@@ -76,7 +76,7 @@ func (a *app) anomalySetCmd() *cobra.Command {
 	var given signFlags
 	cmd := &cobra.Command{
 		Use:   "set",
-		Short: "turn signs of a stolen account on or off",
+		Short: "configure anomaly detection",
 		Long: `Sets the thresholds at which a user is put on hold because the account looks stolen.
 All signs of a stolen account are off at first. 0 or 'off' turns a sign off; signs
 without a flag stay as they are. A sign looks at the current and the previous clock

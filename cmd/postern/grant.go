@@ -85,26 +85,31 @@ shown: paste that address here. With --device, log in at Microsoft on another
 device with the code that is shown; a tenant may forbid that.`,
 		Args: one("name", "the upstream's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			var up upstream.Account
+			err := a.withUpstreams(cmd.Context(), true, func(ctx context.Context, _ *accounts, store *upstream.Store) (err error) {
+				up, err = store.Open(ctx, args[0])
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			cfg, _, err := a.source.Load()
+			if err != nil {
+				return err
+			}
+			by, err := cfg.OAuth.Config()
+			if err != nil {
+				return err
+			}
+			login, err := oauth.NewLogin(by, up.OAuth())
+			if err != nil {
+				return err
+			}
+			if err := a.logIn(cmd.Context(), login, device); err != nil {
+				return err
+			}
+			// A person takes their time: which key is current is asked again.
 			return a.withUpstreams(cmd.Context(), true, func(ctx context.Context, _ *accounts, store *upstream.Store) error {
-				up, err := store.Open(ctx, args[0])
-				if err != nil {
-					return err
-				}
-				cfg, _, err := a.source.Load()
-				if err != nil {
-					return err
-				}
-				by, err := cfg.OAuth.Config()
-				if err != nil {
-					return err
-				}
-				login, err := oauth.NewLogin(by, up.OAuth())
-				if err != nil {
-					return err
-				}
-				if err := a.logIn(ctx, login, device); err != nil {
-					return err
-				}
 				if err := store.SaveLogin(ctx, up.OAuth(), login); err != nil {
 					return err
 				}

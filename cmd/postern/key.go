@@ -10,33 +10,34 @@ import (
 
 	"postern/cmd/postern/screen"
 	"postern/relay/keyring"
+	"postern/relay/seal"
 )
 
 func (a *app) keyCmd() *cobra.Command {
 	return noun("key", "the keys that seal secrets in the database", a.keyListCmd(), a.keyRotateCmd(), a.keyUseCmd(), a.keyRemoveCmd())
 }
 
-// keys are this machine's, which must be there.
-func (a *app) keys(users *accounts) (*keyring.Admin, error) {
+// presentKeys are those of this machine's file, nil if it is not there.
+func (a *app) presentKeys() (sealer *seal.Sealer, path string, err error) {
 	cfg, _, err := a.source.Load()
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	sealer, err := a.source.PresentSealer(cfg)
-	if err == nil && sealer == nil {
-		err = fmt.Errorf("%s is not there: copy it from another node; if there is none, it is made when it is first needed", a.source.SecretKeyPath(cfg))
-	}
-	return &keyring.Admin{Pool: users.pool, Sealer: sealer, Actor: users.actor}, err
+	sealer, err = a.source.PresentSealer(cfg)
+	return sealer, a.source.SecretKeyPath(cfg), err
 }
 
 // onKeys makes the RunE of a command on them, with the KEY that is named.
 func (a *app) onKeys(do func(ctx context.Context, keys *keyring.Admin, id string) error) func(*cobra.Command, []string) error {
 	return a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
-		keys, err := a.keys(users)
+		sealer, path, err := a.presentKeys()
 		if err != nil {
 			return err
 		}
-		return do(ctx, keys, strings.Join(args, ""))
+		if sealer == nil {
+			return fmt.Errorf("%s is not there: copy it from another node; if there is none, it is made when it is first needed", path)
+		}
+		return do(ctx, &keyring.Admin{Pool: users.pool, Sealer: sealer, Actor: users.actor}, strings.Join(args, ""))
 	})
 }
 
@@ -51,11 +52,14 @@ func (a *app) keyListCmd() *cobra.Command {
 			return []string{k.ID, k.State, since, strconv.Itoa(k.Values), screen.OrDash(strings.Join(k.Nodes, ", "))}
 		},
 		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]keyring.Key, error) {
-			keys, err := a.keys(users)
+			sealer, _, err := a.presentKeys()
+			if err == nil && sealer == nil {
+				sealer, err = seal.New() // no key: all are missing
+			}
 			if err != nil {
 				return nil, err
 			}
-			v, err := keyring.Read(ctx, users.pool, keys.Sealer)
+			v, err := keyring.Read(ctx, users.pool, sealer)
 			if err != nil {
 				return nil, err
 			}
@@ -75,8 +79,8 @@ func (a *app) keyRotateCmd() *cobra.Command {
 		Use:   "rotate",
 		Short: "add a new sealing key to this machine's file",
 		Long: `Writes a new key into secret_key_file, beside the others, and says what to do next: copy the
-file to the other nodes, then 'postern key use'. Until that, nothing is sealed with it. Run
-again, it adds no other.`,
+file to the other nodes, then 'postern key use'. Until that, nothing is sealed with it.
+Running it again adds no further key.`,
 		Args: noArguments,
 		RunE: a.onKeys(func(ctx context.Context, keys *keyring.Admin, _ string) error {
 			id, added, err := keys.Rotate(ctx)
@@ -99,13 +103,13 @@ func (a *app) keyUseCmd() *cobra.Command {
 		Use:   "use KEY",
 		Short: "seal with another key, on all nodes",
 		Long: `Makes a key of this machine's file the current one. The nodes seal with it within seconds,
-and seal anew what the former one has sealed. It is refused while a living node lacks the key.`,
-		Args: one("KEY", "the KEY; 'postern key list' shows them"),
+and re-seal what the previous key sealed. It is refused while a living node lacks the key.`,
+		Args: one("KEY", "the key's ID, from 'postern key list'"),
 		RunE: a.onKeys(func(ctx context.Context, keys *keyring.Admin, id string) error {
 			if err := keys.Use(ctx, id, force); err != nil {
 				return err
 			}
-			_, err := fmt.Fprintf(a.stdout, "key %s seals; 'postern key list' shows what is not yet sealed anew\n", id)
+			_, err := fmt.Fprintf(a.stdout, "key %s is now current; 'postern key list' shows what still has to be re-sealed\n", id)
 			return err
 		}),
 	}
@@ -118,9 +122,9 @@ func (a *app) keyRemoveCmd() *cobra.Command {
 		Use:   "remove KEY",
 		Short: "take a key that seals nothing out of this machine's file",
 		Long: `Removes a key from secret_key_file, an hour after another one was taken into use. It is refused
-while the key seals anything, and while a living node lacks the current key. A backup of the
-database that is older needs the file as it was.`,
-		Args: one("KEY", "the KEY; 'postern key list' shows them"),
+while the key seals anything, and while a living node lacks the current key. Older
+database backups still need the old file.`,
+		Args: one("KEY", "the key's ID, from 'postern key list'"),
 		RunE: a.onKeys(func(ctx context.Context, keys *keyring.Admin, id string) error {
 			if err := keys.Remove(ctx, id); err != nil {
 				return err

@@ -39,7 +39,8 @@ func TestKeyCommands(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	says(postern(exitFailed, "key", "list"), "secret.key is not there: copy it from another node")
+	says(postern(exitFailed, "key", "rotate"), "secret.key is not there: copy it from another node")
+	postern(exitDone, "key", "list")
 	if _, err := os.Stat(path); !os.IsNotExist(err) {
 		t.Errorf("a key was made: %v", err)
 	}
@@ -64,8 +65,8 @@ func TestKeyCommands(t *testing.T) {
 	before, after := sealer.Keys()[0], sealer.Keys()[1]
 	exec(`with n as (insert into node (name, expires_at) values ('other', now()) returning epoch)
 		insert into sealing_ring (epoch, node, keys) select epoch, 'other', array['` + before + `'] from n`)
-	says(postern(exitFailed, "key", "use", after), "other could not open what is sealed with key "+after)
-	says(postern(exitDone, "key", "use", after, "--force"), "key "+after+" seals")
+	says(postern(exitFailed, "key", "use", after), "nodes without this key: other")
+	says(postern(exitDone, "key", "use", after, "--force"), "key "+after+" is now current")
 	add("second") // with the new key
 	says(postern(exitDone, "key", "list"), before+"  old      -", after+"  current  20")
 	says(postern(exitDone, "key", "list", "--json"), `"id": "`+after+`"`, `"state": "current"`, `"values": 1`, `"other"`)
@@ -74,12 +75,20 @@ func TestKeyCommands(t *testing.T) {
 	postern(exitDone, "upstream", "remove", "first")
 	says(postern(exitFailed, "key", "remove", before), "less than 1h0m0s ago")
 	exec(`update sealing_key set since = since - interval '2 hours'`)
-	says(postern(exitFailed, "key", "remove", before), "other has only old keys")
+	says(postern(exitFailed, "key", "remove", before), "nodes without the current key: other")
 	exec(`update node set reaped_at = now()`)
 	says(postern(exitDone, "key", "remove", before), "removed key "+before, "copy secret_key_file")
 	says(postern(exitFailed, "key", "use", before), "has no key")
 	says(postern(exitDone, "audit"), "key rotate", "key use", "key remove")
 
+	// No file: the list says what there is to copy.
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	says(postern(exitDone, "key", "list"), after+"  missing  20")
+	if _, err := os.Stat(path); !os.IsNotExist(err) {
+		t.Errorf("a key was made: %v", err)
+	}
 	// Another file: nothing is sealed that the nodes could not open.
 	if err := os.WriteFile(path, make([]byte, seal.KeySize), 0o600); err != nil {
 		t.Fatal(err)
@@ -87,6 +96,20 @@ func TestKeyCommands(t *testing.T) {
 	said := postern(exitFailed, "upstream", "add", "third", "--host", "127.0.0.1:1", "--username", "u", "--password-stdin")
 	says(said, "key "+after+" is in use, which "+path+" does not have: copy the file of a node that has it")
 	says(postern(exitFailed, "key", "rotate"), "does not have")
+
+	// No node has the key any more.
+	other, err := seal.New(make([]byte, seal.KeySize))
+	if err != nil {
+		t.Fatal(err)
+	}
+	use := []string{"key", "use", other.Current()}
+	says(postern(exitFailed, use...), "if no node has it any more, 'postern key use "+other.Current()+" --force'")
+	says(postern(exitFailed, "upstream", "set", "second", "--password-stdin"), "--force'")
+	says(postern(exitDone, append(use, "--force")...), "key "+other.Current()+" is now current")
+	postern(exitDone, "upstream", "set", "second", "--password-stdin")
+	add("third")
+	says(postern(exitDone, "key", "list", "--json"), `"values": 2`)
+	says(postern(exitDone, "key", "rotate"), "added key ")
 }
 
 // A machine that may not write the file says so, and leaves the audit alone.

@@ -62,12 +62,12 @@ func (a *app) queueListCmd() *cobra.Command {
 	}.command(a, &cobra.Command{
 		Use:   "list",
 		Short: "list unfinished recipients, the oldest message first",
-		Long: `Lists each recipient that is not finished. States: waiting for the next attempt,
-sending (a node has it in hand), held, failed or delivered (the sender is still to be
-notified). docs/queue-states.md explains them.
+		Long: `Lists each recipient that is not finished. States: waiting for the next attempt, sending
+(a node is working on it), held, and failed or delivered while the sender is still to be
+notified. docs/queue-states.md explains them.
 
-Lists the recipients that match all filters. 'postern queue shape' summarizes a large
-queue.`,
+With several filters, lists the recipients that match all of them. 'postern queue shape'
+summarizes a large queue.`,
 		Example: `  postern queue list --domain example.net --older-than 4h
   postern queue list --user alice@example.com --state held --json`,
 		Args: noArguments,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -11,8 +12,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/explain"
 	"postern/cmd/postern/screen"
 	"postern/internal/refusal"
+	"postern/relay/delivery"
 	"postern/relay/queue/desk"
 	"postern/relay/route"
 )
@@ -35,18 +38,20 @@ func (a *app) routeAddCmd() *cobra.Command {
 		Use:   "add --via WAY[,WAY...]",
 		Short: "add a route",
 		Long: `Adds a route for the mail of a user, from a sender domain, to a recipient domain, or for
-mail that is all of what is given; without any of the three it is the default route. A
-domain is of the envelope, and *.example.com stands for all domains below example.com.
+any combination of them; without any of the three it is the default route. The domains are
+those of the envelope addresses; *.example.com stands for all domains below example.com.
 
-The first route that matches a recipient decides. A new one is tried after those that
-are there, or before another one with --before; the default route is always the last.
-Its ways are tried in their order: upstreams, and as the last, or the only one, 'mx' for
-the mail servers of the recipient's domain. --replace replaces the route for the same
-mail atomically, in its place.
+The first route that matches a recipient decides. A new route comes after the existing
+ones, or before another one with --before; the default route is always the last. Mail
+takes the first of its ways that is not paused, may send as its sender, and whose password
+can be opened; one that is down keeps its mail. Each way is an upstream, except that the
+last, or the only one, may be 'mx' for the mail servers of the recipient's domain.
+--replace atomically replaces the route for the same mail and keeps its place in the order.
 
-Routes are looked up at every attempt, so a new one also moves waiting mail: mail that
-waits because there was no route is due immediately; mail that another upstream deferred
-follows at its next attempt ('postern queue retry --upstream NAME' makes that sooner).`,
+Routes are looked up at every attempt, so a new one also applies to waiting mail: mail
+that waits for a route, or for a paused upstream, is due immediately; mail that another
+upstream deferred follows at its next attempt ('postern queue retry --upstream NAME' makes
+that sooner).`,
 		Example: `  postern route add --via out
   postern route add --via out,mx --replace
   postern route add --sender-domain news.example.com --via ses
@@ -71,14 +76,14 @@ follows at its next attempt ('postern queue retry --upstream NAME' makes that so
 				}
 				err := a.addRoute(ctx, users, rule, before, replace, who)
 				if ifMissing && errors.Is(err, refusal.ErrExists) {
-					_, err = fmt.Fprintf(a.stdout, "there is %s already; nothing is changed\n", routeText(rule, who))
+					_, err = fmt.Fprintf(a.stdout, "%s already exists; nothing changed\n", routeText(rule, who))
 				}
 				return err
 			})
 		},
 	}
 	f := cmd.Flags()
-	f.StringSliceVar(&flags.rule.Via, "via", nil, "names of `upstreams` in the order in which they are tried, then perhaps mx")
+	f.StringSliceVar(&flags.rule.Via, "via", nil, "names of `upstreams` in their order; mx may come last, or alone")
 	f.StringVar(&flags.user, "user", "", "`name` of the user who sends")
 	f.StringVar(&flags.rule.SenderDomain, "sender-domain", "", "`domain` of the sender")
 	f.StringVar(&flags.rule.RecipientDomain, "recipient-domain", "", "`domain` of the recipient")
@@ -102,9 +107,6 @@ func routeNumber(text string) (int64, error) {
 	return id, nil
 }
 
-// noRoute begins the last reply of recipients that wait for a route.
-const noRoute = "451 4.4.4 no route"
-
 func (a *app) addRoute(ctx context.Context, users *accounts, rule route.Rule, before int64, replace bool, who map[int64]string) error {
 	if err := rule.Normalise(); err != nil {
 		return invalidUse(err)
@@ -118,7 +120,7 @@ func (a *app) addRoute(ctx context.Context, users *accounts, rule route.Rule, be
 		id, err = routes.Add(ctx, rule, before)
 	}
 	if errors.Is(err, refusal.ErrExists) {
-		return refusal.Exists("there is %s already: see 'postern route list', put this one in its place with --replace", routeText(rule, who))
+		return refusal.Exists("%s already exists: see 'postern route list', put this one in its place with --replace", routeText(rule, who))
 	}
 	if err != nil {
 		return invalidUse(err)
@@ -131,7 +133,7 @@ func (a *app) addRoute(ctx context.Context, users *accounts, rule route.Rule, be
 	return a.routesChanged(ctx, users, routes)
 }
 
-// routesChanged warns of routes that take no mail any more, and makes due what waits for a
+// routesChanged warns of routes that are never used, and makes due what waits for a
 // route.
 func (a *app) routesChanged(ctx context.Context, users *accounts, routes *route.Store) error {
 	list, err := routes.List(ctx)
@@ -140,36 +142,75 @@ func (a *app) routesChanged(ctx context.Context, users *accounts, routes *route.
 	}
 	for i, r := range list {
 		if by := route.HiddenBy(list, i); by != nil {
-			fmt.Fprintf(a.stderr, "route %d takes no mail: route %d, which comes first, takes all of it; 'postern route move %d --before %d' changes that\n",
+			fmt.Fprintf(a.stderr, "route %d is never used: route %d comes first and matches all its mail; 'postern route move %d --before %d' changes that\n",
 				r.ID, by.ID, r.ID, by.ID)
 		}
 	}
-	return a.retryWaiting(ctx, users, noRoute, "for a route")
+	return a.retryWaiting(ctx, users)
 }
 
-// retryWaiting makes due what waits without an attempt, with a reply that begins like this.
-func (a *app) retryWaiting(ctx context.Context, users *accounts, reply, what string) error {
-	q := users.queue()
-	waits := desk.Filter{State: desk.StateWaiting, Reply: reply}
-	n, err := q.Retry(ctx, waits, true)
-	if err != nil || n == 0 { // an audit row only for what is done
+// waits are what a changed route or upstream may let go, by how the last reply begins. It is all of
+// it: the reply names the first of several ways, and any of them may be free now.
+var waits = []struct{ reply, text string }{{delivery.NoRoute, "for a route"}, {delivery.Paused, "for an upstream"}}
+
+// brief is how long a node takes to read its routes, or to look at what is due, unless something
+// is slow.
+const brief = 500 * time.Millisecond
+
+// retryWaiting makes due what waits for a route or an upstream, once the nodes know of the change.
+// One whose database is slow lets it wait once more: then that is made due again.
+func (a *app) retryWaiting(ctx context.Context, users *accounts) error {
+	if found, err := a.retryAfter(ctx, users, route.TableAge+brief, a.stdout); err != nil || !found {
 		return err
 	}
-	// A node that does not know of the change yet would let it wait once more.
+	if err := pause(ctx, brief); err != nil {
+		return err
+	}
+	_, err := a.retryAfter(ctx, users, route.LoadTimeout, io.Discard)
+	return err
+}
+
+// retryAfter makes due, after a time, what waits now for a route or an upstream, and says how much
+// that is.
+func (a *app) retryAfter(ctx context.Context, users *accounts, after time.Duration, out io.Writer) (found bool, err error) {
+	q := users.queue()
+	counts := make([]int, len(waits))
+	for i, w := range waits {
+		if counts[i], err = q.Retry(ctx, desk.Filter{State: desk.StateWaiting, Reply: w.reply}, true); err != nil {
+			return false, err
+		}
+		found = found || counts[i] > 0
+	}
+	if !found {
+		return false, nil
+	}
+	if err := pause(ctx, after); err != nil {
+		return false, err
+	}
+	for i, w := range waits {
+		if counts[i] == 0 { // an audit row only for what is done
+			continue
+		}
+		n, err := q.Retry(ctx, desk.Filter{State: desk.StateWaiting, Reply: w.reply}, false)
+		if err != nil {
+			return false, err
+		}
+		said := fmt.Sprintf("%d recipients that waited %s are due now", n, w.text)
+		if n == 1 {
+			said = "1 recipient that waited " + w.text + " is due now"
+		}
+		fmt.Fprintln(out, said)
+	}
+	return true, nil
+}
+
+func pause(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-time.After(route.TableAge):
+	case <-time.After(d):
+		return nil
 	}
-	if n, err = q.Retry(ctx, waits, false); err != nil {
-		return err
-	}
-	said := fmt.Sprintf("%d recipients that waited %s are due now", n, what)
-	if n == 1 {
-		said = "1 recipient that waited " + what + " is due now"
-	}
-	_, err = fmt.Fprintln(a.stdout, said)
-	return err
 }
 
 // routeView is a route as it is listed.
@@ -182,7 +223,7 @@ func (a *app) routeListCmd() *cobra.Command {
 	return listing[routeView]{
 		head: []string{"ID", "MATCH", "VIA"},
 		row: func(r routeView) []string {
-			return []string{strconv.FormatInt(r.ID, 10), matchText(r.Rule, map[int64]string{r.UserID: r.User}), strings.Join(r.Via, ", ")}
+			return []string{strconv.FormatInt(r.ID, 10), explain.MatchText(r.Rule, map[int64]string{r.UserID: r.User}), strings.Join(r.Via, ", ")}
 		},
 		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]routeView, error) {
 			rules, who, err := readRoutes(ctx, users)
@@ -213,7 +254,7 @@ func readRoutes(ctx context.Context, users *accounts) ([]route.Rule, map[int64]s
 }
 
 func ruleText(r route.Rule, who map[int64]string) string {
-	return matchText(r, who) + " via " + strings.Join(r.Via, ", ")
+	return explain.MatchText(r, who) + " via " + strings.Join(r.Via, ", ")
 }
 
 // routeText is a route with its article.
@@ -221,24 +262,7 @@ func routeText(r route.Rule, who map[int64]string) string {
 	if r.IsDefault() {
 		return "a default route"
 	}
-	return "a route for " + matchText(r, who)
-}
-
-func matchText(r route.Rule, who map[int64]string) string {
-	var parts []string
-	if r.UserID != 0 {
-		parts = append(parts, "user "+screen.Printable(who[r.UserID]))
-	}
-	if r.SenderDomain != "" {
-		parts = append(parts, "from "+r.SenderDomain)
-	}
-	if r.RecipientDomain != "" {
-		parts = append(parts, "to "+r.RecipientDomain)
-	}
-	if len(parts) == 0 {
-		return "all mail"
-	}
-	return strings.Join(parts, ", ")
+	return "a route for " + explain.MatchText(r, who)
 }
 
 func (a *app) routeMoveCmd() *cobra.Command {
@@ -289,7 +313,7 @@ func (a *app) routeRemoveCmd() *cobra.Command {
 		Use:   "remove ID",
 		Short: "remove a route",
 		Long: `Removes a route. Mail that no route matches waits until there is one: 'postern
-route add --replace' changes a route without that. A user's routes go with the user.`,
+route add --replace' changes a route without that. Removing a user removes the user's routes.`,
 		Args: one("number", "the route's number"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := routeNumber(args[0])
@@ -301,12 +325,13 @@ route add --replace' changes a route without that. A user's routes go with the u
 				if err != nil {
 					return err
 				}
-				was, err := route.NewStore(users.pool).As(users.actor).Remove(ctx, id)
+				routes := route.NewStore(users.pool).As(users.actor)
+				was, err := routes.Remove(ctx, id)
 				if err != nil {
 					return err
 				}
-				_, err = fmt.Fprintf(a.stdout, "removed route %d: %s\n", id, ruleText(was, who))
-				return err
+				fmt.Fprintf(a.stdout, "removed route %d: %s\n", id, ruleText(was, who))
+				return a.routesChanged(ctx, users, routes)
 			})
 		},
 	}

@@ -222,7 +222,7 @@ func TestPasswdRefusesWhatItDoesNotRead(t *testing.T) {
 			args = append([]string{"--database-url", "postgres://" + "127.0.0.1:1" + "/x", "user", "passwd", "alice@example.com"}, args...)
 			return run(t.Context(), args, nil, in.from, io.Discard, &stderr), stderr.String()
 		}
-		const refusal = "which is read with --password-stdin only"
+		const refusal = "standard input is only read with --password-stdin"
 		if status, said := passwd(); status != exitFailed || strings.Contains(said, refusal) {
 			t.Errorf("%s with nothing in it: status %d, %s", name, status, said)
 		}

@@ -23,11 +23,11 @@ type selection struct {
 // selectionFlags are the filters, with what their help says.
 var selectionFlags = []struct{ name, help string }{
 	{"user", "only mail of this user, by `NAME`"},
-	{"credential", "only mail that came by this credential, by its `NUMBER`"},
+	{"credential", "only mail sent with this credential, by its `NUMBER`"},
 	{"sender", "only mail from this envelope `ADDRESS`; <> is the null sender"},
 	{"recipient", "only this recipient `ADDRESS`"},
 	{"domain", "only recipients of this `DOMAIN`"},
-	{"upstream", "only recipients last tried by this upstream, by `NAME`, or mx"},
+	{"upstream", "only recipients last tried through this upstream, by `NAME`, or mx"},
 	{"reply", "only recipients whose last reply begins with this `TEXT`"},
 	{"state", "only recipients in this `STATE`"},
 	{"older-than", "only mail accepted longer ago than this `TIME`, such as 90m, 4h or 5d"},

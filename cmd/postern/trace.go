@@ -23,13 +23,13 @@ func (a *app) traceCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "trace ID|MESSAGE-ID|ADDRESS",
 		Short: "show the history of a message",
-		Long: `Shows when and from whom a message was accepted, by which rule and with how much of
-the sender's limits used. It also shows every attempt with the reply of the server, and
-the recipients that are not finished. Finished mail can be traced for as long as history
-in [queue] of the configuration says.
+		Long: `Shows when and from whom a message was accepted, by which rule, and how much of the
+sender's limits was used. It also shows every attempt with the reply of the server, and
+the recipients that are not finished. Finished mail can be traced for as long as [queue]
+history in the configuration says.
 
 ID is the queue id from the 250 reply or the Received field. A Message-ID field, or an
-envelope address of the sender or a recipient, may match several messages: those are
+envelope address of the sender or a recipient, may match several messages: they are
 listed, the newest first.`,
 		Example: `  postern trace 01890000-0000-7000-8000-000000000000
   postern trace '<20260102.3@example.com>'

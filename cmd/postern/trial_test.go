@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"postern/cmd/postern/trial"
 	"postern/internal/oauthtest"
 	"postern/internal/smtptest"
 )
@@ -39,7 +40,7 @@ func TestUpstreamTest(t *testing.T) {
 	fails := func(step, todo string, args ...string) {
 		t.Helper()
 		out, _, err := s.postern(t, "", append([]string{"upstream", "test", "m365", "--json"}, args...)...)
-		var view trialView
+		var view trial.Result
 		if json.Unmarshal([]byte(out), &view) != nil || err == nil || view.OK || len(view.Steps) == 0 {
 			t.Fatalf("%v\n%s", err, out)
 		}
@@ -57,8 +58,29 @@ func TestUpstreamTest(t *testing.T) {
 		t.Helper()
 		s.must(t, "", append([]string{"upstream", "set", "m365"}, args...)...)
 	}
+	set("--senders", "example.com", "--rewrite-sender", "relay@example.com")
+	connected := server.Conns()
+	fails("mail", "--senders", "--from", "eve@example.org", "--to", "bob@example.net")
+	if server.Conns() != connected {
+		t.Error("it was connected to, for a sender that it may not have")
+	}
+	for from, want := range map[string]string{"alice@example.com": "mail from:<relay@example.com>", "": "mail from:<>"} {
+		said := ""
+		server.On(smtptest.PhaseMail, func(got smtptest.Session) smtptest.Action {
+			said = got.Command
+			return smtptest.Action{}
+		})
+		out := s.must(t, "", "upstream", "test", "m365", "--from", from, "--to", "bob@example.net")
+		if !strings.HasPrefix(strings.ToLower(said), want) || strings.Contains(out, "as relay@example.com: 250 ") != (from != "") {
+			t.Errorf("from %q it said %q\n%s", from, said, out)
+		}
+	}
+	set("--senders", "", "--rewrite-sender", "")
 	server.On(smtptest.PhaseMail, smtptest.Always(smtptest.Reply("550 5.7.60 SMTP; Client does not have permissions to send as this sender")))
 	fails("mail", "Send As", "--from", "eve@example.com", "--to", "bob@example.net")
+	if _, said, _ := s.postern(t, "", "upstream", "test", "m365", "--from", "eve@example.com", "--to", "bob@example.net"); !strings.Contains(said, "upstream m365 refuses the sender of --from") {
+		t.Errorf("of a sender: %s", said)
+	}
 	server.On(smtptest.PhaseAuth, smtptest.Always(smtptest.Reply("535 5.7.3 Authentication unsuccessful")))
 	fails("auth", "enterprise application")
 	set("--tls", "implicit", "--host", server.Addr())

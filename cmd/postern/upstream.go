@@ -65,7 +65,7 @@ func (u *upstreamFlags) flags(cmd *cobra.Command) {
 	_ = cmd.RegisterFlagCompletionFunc("auth-mechanism", cobra.FixedCompletions([]string{"auto", "plain", "login", "xoauth2", "oauthbearer"}, cobra.ShellCompDirectiveNoFileComp))
 	f.IntVar(&u.connections, "connections", 0, "concurrent connections from each node (default: delivery.connections)")
 	f.IntVar(&u.messages, "messages-per-connection", 0, "messages over one connection (default: delivery.messages_per_connection)")
-	f.StringSliceVar(&u.senders, "senders", nil, "`patterns` of what it may send as, as 'postern sender allow' has them, or domains (default: as everybody)")
+	f.StringSliceVar(&u.senders, "senders", nil, "`patterns` of addresses that it may send as, like those of 'postern sender allow', or domains (default: all)")
 	f.StringVar(&u.rewriteSender, "rewrite-sender", "", "`address` that sends instead, in the envelope and in From")
 	f.IntVar(&u.recipients, "recipients-per-transaction", 0, "recipients of one transaction (default 100)")
 }
@@ -78,7 +78,7 @@ func (u *upstreamFlags) apply(cmd *cobra.Command, to *upstream.Account) error {
 		to.Preset = u.preset
 	}
 	if given("tls") {
-		to.TLS, to.Port = upstream.TLSMode(u.mode), 0
+		to.SetTLS(upstream.TLSMode(u.mode))
 	}
 	if given("host") {
 		if err := splitHost(u.host, to); err != nil {
@@ -211,12 +211,12 @@ it and whatever its name and dates are.
 
 An account (--username with a password) needs require or implicit. Its
 password is sealed with the key in secret_key_file before it is stored. With
---oauth it has access tokens of Microsoft or Google instead of a password.
+--oauth it uses access tokens from Microsoft or Google instead of a password.
 
 Mail whose sender is not among --senders goes another way of its route. With
 --rewrite-sender the address takes the place of the sender in the envelope and of the
-address in From, whose name stays. Answers still go to the author: Reply-To has the former
-From unless there is one, and Sender is removed. Bounces of servers beyond go to the
+address in From, whose name stays. Replies still go to the author: Reply-To gets the former
+From unless there is one, and Sender is removed. Bounces from later servers go to the new
 address. The null sender of notices stays.`,
 		Example: `  postern upstream add out --host smtp.example.net:587 --tls require
   postern upstream add m365 --preset m365 --username relay@example.com --password-stdin <password.txt
@@ -325,7 +325,7 @@ func (a *app) upstreamSetCmd() *cobra.Command {
 nodes follow within two seconds, and mail that waits uses them at its next attempt. 0 and ''
 stand for the default, which is the preset's if it has one.
 
-Another --username needs its password, or --oauth with all that belongs to it, as well.`,
+A new --username also needs its password, or --oauth with the flags that go with it.`,
 		Example: `  postern upstream set out --password-stdin <password.txt
   postern upstream set out --preset google --connections 2`,
 		Args: one("name", "the upstream's name"),
@@ -354,7 +354,7 @@ Another --username needs its password, or --oauth with all that belongs to it, a
 				if !cmd.Flags().Changed("senders") {
 					return nil
 				}
-				return a.retryWaiting(ctx, users, noRoute, "for a route")
+				return a.retryWaiting(ctx, users)
 			})
 		},
 	}
@@ -467,21 +467,18 @@ func (a *app) printUpstream(u upstream.Listed) error {
 	return t.Print(a.stdout)
 }
 
-// pausedReply begins the last reply of recipients that wait for a paused upstream.
-const pausedReply = "451 4.3.2 upstream %s is paused"
-
 func (a *app) upstreamPauseCmd(pause bool) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "resume NAME",
-		Short: "let a paused smarthost have its mail again",
+		Short: "send mail to a paused smarthost again",
 		Long:  "Ends a pause. The mail that waits for it is due immediately.",
 		Args:  one("name", "the upstream's name"),
 	}
 	if pause {
 		cmd.Use, cmd.Short = "pause NAME", "let the mail for a smarthost wait"
-		cmd.Long = `Lets the mail for a smarthost wait until 'postern upstream resume': it uses no attempt, its
-lifetime goes on, and 'postern queue show' says why it waits. All nodes follow within two
-seconds; what a node has begun, or has in line by then, is still sent.`
+		cmd.Long = `Lets the mail for a smarthost wait until 'postern upstream resume': it uses no attempts,
+its lifetime keeps running, and 'postern queue show' says why it waits. All nodes follow
+within two seconds; mail that a node has started or queued by then is still sent.`
 	}
 	cmd.RunE = a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
 		changed, err := users.upstreams(nil).Pause(ctx, args[0], pause)
@@ -497,7 +494,7 @@ seconds; what a node has begun, or has in line by then, is still sent.`
 		if pause {
 			return nil
 		}
-		return a.retryWaiting(ctx, users, fmt.Sprintf(pausedReply, args[0]), "for the upstream")
+		return a.retryWaiting(ctx, users)
 	})
 	return cmd
 }

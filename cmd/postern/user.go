@@ -48,9 +48,9 @@ func (a *app) userAddCmd() *cobra.Command {
 The client logs in with NAME, normally an address. A password is generated and shown
 once unless one is given.
 
---sender names addresses that the user may send as: an address, *@domain for all of a
-domain, *@*.domain for all of its subdomains, '<>' for the null sender of bounces.
-Without --sender the user may send as NAME, which then must be an address.
+--sender names addresses that the user may send as: an address, *@domain for every address
+of a domain, *@*.domain for all of its subdomains, '<>' for the null sender of bounces.
+Without --sender the user may send as NAME, which must then be an address.
 
 ` + profilesHelp,
 		Example: `  postern user add alice@example.com
@@ -200,13 +200,10 @@ func sendersText(u auth.User) string {
 }
 
 func userState(enabled bool, reason string) string {
-	switch {
-	case enabled:
+	if enabled {
 		return "enabled"
-	case reason == "":
-		return "disabled"
 	}
-	return "disabled: " + reason
+	return "disabled" + screen.Colon(reason)
 }
 
 func (a *app) userListCmd() *cobra.Command {
@@ -244,8 +241,8 @@ func (a *app) userShowCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show NAME",
 		Short: "show a user, its credentials and its mail in the queue",
-		Long: `Shows everything about a user but its limits: 'postern limit show NAME' shows those and
-their use, 'postern explain' whether a message would be accepted.
+		Long: `Shows everything about a user except its limits: 'postern limit show NAME' shows those and
+their use, and 'postern explain' shows whether a message would be accepted.
 
 ` + profilesHelp,
 		Args: one("name", "the user's name"),
@@ -300,7 +297,7 @@ func (a *app) printUser(u auth.User, shown shownUser) error {
 	t.Add("state", userState(u.Enabled, u.DisabledReason))
 	t.Add("may send as", sendersText(u))
 	if u.NoDefaults {
-		t.Add("limits", "free of the default ones")
+		t.Add("limits", "exempt from the default ones")
 	}
 	t.Add("since", screen.LocalTime(u.CreatedAt))
 	var mail []string
@@ -345,7 +342,7 @@ logged in with it end.`,
 		Args: one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !from.Given() && secret.Waits(a.stdin) {
-				return usagef("there is something on standard input, which is read with --password-stdin only; leave it out (</dev/null) to have a password generated")
+				return usagef("standard input is only read with --password-stdin; leave it empty (</dev/null) to have a password generated")
 			}
 			password, shown, err := a.newPassword(from)
 			if err != nil {
@@ -470,12 +467,12 @@ func (a *app) userRemoveCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "remove NAME",
 		Short: "remove a user permanently",
-		Long: `Removes a user with its credentials, sender patterns, limits and routes; its sessions
-end. Each route that goes is named, for the user's mail would go another way without it.
-The history of its mail stays for as long as [queue] history says.
+		Long: `Removes a user with its credentials, sender patterns, limits and routes; its sessions end.
+The removed routes are listed: without them, the user's mail would go another way. The
+history of its mail stays for as long as [queue] history says.
 
 A user who still has mail in the queue is not removed, unless --cancel-mail deletes the
-waiting and the held mail, without notifying the sender. Mail that a node is sending at
+waiting and held mail, without notifying the sender. Mail that a node is sending at
 that moment is still sent. To keep somebody out and decide about the mail later, use
 'user disable'.`,
 		Args: one("name", "the user's name"),
@@ -483,7 +480,7 @@ that moment is still sent. To keep somebody out and decide about the mail later,
 			return a.removeUser(ctx, users, args[0], cancelMail)
 		}),
 	}
-	cmd.Flags().BoolVar(&cancelMail, "cancel-mail", false, "throw away its mail that waits or is held")
+	cmd.Flags().BoolVar(&cancelMail, "cancel-mail", false, "delete its waiting and held mail")
 	return cmd
 }
 
@@ -529,7 +526,7 @@ func (a *app) removeUser(ctx context.Context, users *accounts, name string, canc
 		}
 	}
 	if cancelled > 0 {
-		_, err = fmt.Fprintf(a.stdout, "threw away mail for %s\n", count(cancelled, "recipient"))
+		_, err = fmt.Fprintf(a.stdout, "deleted mail for %s\n", count(cancelled, "recipient"))
 	}
 	return err
 }
@@ -549,5 +546,5 @@ func nothingLeft(ctx context.Context, q *desk.Admin, u auth.User) error {
 	if len(parts) == 0 {
 		return nil
 	}
-	return fmt.Errorf("user %s has mail in the queue (%s): let it be delivered, or throw it away with --cancel-mail", u.Name, strings.Join(parts, ", "))
+	return fmt.Errorf("user %s has mail in the queue (%s): let it be delivered, or delete it with --cancel-mail", u.Name, strings.Join(parts, ", "))
 }

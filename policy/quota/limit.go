@@ -43,6 +43,9 @@ func (k Kind) Check() error {
 	return nil
 }
 
+// Name is the kind as flags and tables have it, such as recipients-per-message.
+func (k Kind) Name() string { return strings.ReplaceAll(string(k), "_", "-") }
+
 func (k Kind) octets() bool { return k == Bytes || k == Size }
 
 // ofMessage reports that each message is judged by itself: nothing is counted.

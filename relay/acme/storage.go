@@ -134,7 +134,11 @@ func (s *storage) put(ctx context.Context, values map[string][]byte) error {
 	slices.Sort(keys) // nodes that write the same keys must not deadlock
 	sealed, sizes := make([][]byte, len(keys)), make([]int32, len(keys))
 	for i, key := range keys {
-		sealed[i], sizes[i] = s.sealer.Seal(sealedFor(key), values[key]), int32(len(values[key]))
+		var err error
+		if sealed[i], err = s.sealer.Seal(sealedFor(key), values[key]); err != nil {
+			return err
+		}
+		sizes[i] = int32(len(values[key]))
 	}
 	locks, tokens := fence(ctx)
 	ctx, cancel := call(ctx)

@@ -223,6 +223,16 @@ const (
 	pausedWait = 10 * time.Minute
 )
 
+// NoRoute and Paused begin the replies of recipients who wait for a changed route, or for an
+// upstream.
+const (
+	NoRoute = "451 4.4.4 " + noRoute
+	Paused  = "451 4.3.2 " + ofUpstream
+
+	noRoute    = "no route "
+	ofUpstream = "upstream "
+)
+
 // unroutable gives back a recipient for whom there is no route, or none can be read now.
 // That does not count as an attempt: no server was asked.
 func (e *Engine) unroutable(d *queue.Delivery, rcpt *queue.Recipient, err error) {
@@ -230,15 +240,15 @@ func (e *Engine) unroutable(d *queue.Delivery, rcpt *queue.Recipient, err error)
 		e.cfg.Queue.Release(d, []int{rcpt.N}, 0)
 		return
 	}
-	reply, wait := smtp.Temporary(451, 4, 4, "no route to this recipient is known now"), routeWait
+	reply, wait := smtp.Temporary(451, 4, 4, noRoute+"to this recipient is known now"), routeWait
 	if paused, ok := errors.AsType[*upstream.PausedError](err); ok {
-		reply, wait = smtp.Temporary(451, 3, 2, "upstream "+paused.Upstream+" is paused"), pausedWait
+		reply, wait = smtp.Temporary(451, 3, 2, ofUpstream+paused.Upstream+" is paused"), pausedWait
 	} else if rcpt.StaysWith != "" {
 		reply, wait = smtp.Temporary(451, 3, 2, "it waits for "+rcpt.StaysWith+", which may have it and cannot be used"), pausedWait
 	}
 	scope := upstream.Scope("")
 	if other, ok := errors.AsType[*upstream.SenderError](err); ok {
-		reply, scope = smtp.Temporary(451, 4, 4, "no route for this sender: upstream "+other.Upstream+" may not send as it"), upstream.ScopeSender
+		reply, scope = smtp.Temporary(451, 4, 4, noRoute+"for this sender: upstream "+other.Upstream+" may not send as it"), upstream.ScopeSender
 	}
 	now := time.Now()
 	e.record(d, rcpt, queue.Outcome{

@@ -45,7 +45,7 @@ func NewProber(cfg Config) *Prober {
 // Trial is what a Probe of an upstream does beside a conversation.
 type Trial struct {
 	Rehearse bool         // MAIL, RCPT and RSET with
-	From, To smtp.Address // these
+	From, To smtp.Address // these, as a message of From would be sent
 	// Tell is given each step when it is over, and has the addresses connected to that were not
 	// needed; nil: nobody is told.
 	Tell func(Step)
@@ -60,7 +60,7 @@ type Step struct {
 	Reply smtp.Reply           // of the server, as far as it said one
 	Row   *upstream.Row        // of the upstream's table, that knows the reply; nil for none
 	State *tls.ConnectionState // of StageTLS
-	Text  string               // the addresses of StageLookup, the mechanism of StageAuth
+	Text  string               // the addresses of StageLookup, the mechanism of StageAuth, at StageMail who sends in place of From
 }
 
 // trace tells the steps of a Probe. It is nil where nobody is to be told.
@@ -69,6 +69,7 @@ type trace struct {
 	replies *upstream.Replies
 	begun   time.Time // the step that is not over
 	heard   smtp.Reply
+	as      smtp.Address // that sends in place of From; null for none
 }
 
 // step is the end of a step.
@@ -81,6 +82,9 @@ func (t *trace) step(s Step) {
 	ended := s.Err == nil || !t.heard.IsPositive() // 220 to STARTTLS is no reason for what came after it
 	if (s.Stage == smtp.StageTLS || s.Stage == smtp.StageAuth) && s.Reply.IsZero() && ended {
 		s.Reply = t.heard
+	}
+	if s.Stage == smtp.StageMail && !t.as.IsNull() {
+		s.Text = "as " + t.as.String()
 	}
 	t.heard = smtp.Reply{}
 	t.tell(s)
@@ -155,6 +159,17 @@ func (p *Prober) Upstream(ctx context.Context, up *upstream.Account, trial Trial
 	if trial.Tell != nil {
 		w.trace = &trace{tell: trial.Tell, replies: up.Replies, begun: time.Now()}
 	}
+	from := trial.From
+	switch {
+	case t != nil || !trial.Rehearse || from.IsNull(): // which nobody sends in place of
+	case !up.MaySend(from):
+		t = &trouble{err: &upstream.SenderError{Upstream: up.Name, Sender: from}}
+	case !up.SendsAs.IsNull():
+		from = up.SendsAs
+		if w.trace != nil {
+			w.trace.as = from
+		}
+	}
 	var c *conn
 	if t == nil {
 		c, t = w.next(ctx)
@@ -162,7 +177,7 @@ func (p *Prober) Upstream(ctx context.Context, up *upstream.Account, trial Trial
 		w.trace.trouble(netip.AddrPort{}, t)
 	}
 	if t == nil && trial.Rehearse {
-		if err := c.client.Rehearse(ctx, trial.From, trial.To); err != nil {
+		if err := c.client.Rehearse(ctx, from, trial.To); err != nil {
 			t = conversationTrouble(c, target{host: c.host, addr: c.addr, upstream: up}, err)
 			w.trace.trouble(c.addr, t)
 		}
@@ -256,6 +271,8 @@ func (t *trouble) stage() smtp.Stage {
 	switch {
 	case errors.As(t.err, &stage):
 		return stage.Stage
+	case upstream.IsSender(t.err):
+		return smtp.StageMail
 	case errors.Is(t.err, errNoToken):
 		return StageToken
 	case errors.Is(t.err, errNoMechanism):

@@ -11,13 +11,9 @@ import (
 // wants, if it wants one: in mail, and in what body gives. It returns the octets of that. The
 // null sender stays: nobody is to be told of a notice's fate.
 func (w *worker) rewrite(j *job, mail *smtp.MailCommand) (size int64, err error) {
-	sender := w.conn.rewriteSender()
-	if sender == "" {
+	as := w.conn.sendsAs()
+	if as.IsNull() {
 		return j.size, nil
-	}
-	as, err := smtp.ParseAddress(sender)
-	if err != nil {
-		return j.size, err
 	}
 	edits, utf8, err := surgery.Rewrite(io.NewSectionReader(j.Body, 0, j.size), as)
 	if err != nil {
@@ -35,10 +31,10 @@ func (w *worker) rewrite(j *job, mail *smtp.MailCommand) (size int64, err error)
 	return size, nil
 }
 
-// rewriteSender is the mailbox that sends in place of a message's own sender, "" for none.
-func (c *conn) rewriteSender() string {
+// sendsAs is the mailbox that sends in place of a message's own sender, null for none.
+func (c *conn) sendsAs() smtp.Address {
 	if c.walk.upstream == nil {
-		return ""
+		return smtp.Address{}
 	}
-	return c.walk.upstream.RewriteSender
+	return c.walk.upstream.SendsAs
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"postern/internal/logtest"
 	"postern/internal/smtptest"
 	"postern/relay/queue"
 	"postern/relay/route"
@@ -19,7 +20,7 @@ func TestRewrite(t *testing.T) {
 	t.Parallel()
 	server := smtptest.Start(t, smtptest.Config{Extensions: []string{"PIPELINING", "SIZE 0", "8BITMIME"}})
 	up := upstreamAt(server)
-	up.RewriteSender = "relay@example.com"
+	up.SendsAs = address(t, "relay@example.com")
 	head, body := strings.Repeat("X-Field: "+strings.Repeat("x", 90)+"\r\n", 500), strings.Repeat(strings.Repeat("y", 76)+"\r\n", 20_000)
 	stored := head + "From: A <a@bücher.test>\r\nSender: s@sender.test\r\nSubject: s\r\n\r\n" + body
 	want := head + "From: A <relay@example.com>\r\nReply-To: A <a@xn--bcher-kva.test>\r\nSubject: s\r\n\r\n" + body
@@ -33,7 +34,7 @@ func TestRewrite(t *testing.T) {
 		}
 		e.Take(taken(t, e, d))
 		q.waitEnded(t, n+1)
-		if o := q.outcome(t, d, 0); o.Result != queue.Delivered || o.SentAs != up.RewriteSender {
+		if o := q.outcome(t, d, 0); o.Result != queue.Delivered || o.SentAs != "relay@example.com" {
 			t.Fatalf("%+v", o)
 		}
 		got := server.WaitMessages(t, n+1)[n]
@@ -59,25 +60,38 @@ func taken(t *testing.T, e *Engine, d *queue.Delivery) *queue.Delivery {
 	return d
 }
 
-// A body that cannot be read is no attempt, also where it is to be rewritten.
+// A body that cannot be read is no attempt, also where it is to be rewritten. What fails before
+// anything is said costs no connection.
 func TestRewriteUnreadable(t *testing.T) {
 	t.Parallel()
 	server := smtptest.Start(t, smtptest.Config{})
 	up := upstreamAt(server)
-	up.RewriteSender = "relay@example.com"
+	up.SendsAs = address(t, "relay@example.com")
 	q := newFakeQueue()
-	e := startEngine(t, q, Config{Routes: routes{def: up}})
-	d := message(t, "b@one.test", "c@one.test")
-	d.Body.(*fakeBody).size++
-	e.Take(taken(t, e, d))
-	q.waitEnded(t, 2)
-	for n := range 2 {
-		if waits := q.releases()[rowKey{d.Message.ID, n}]; len(waits) != 1 || waits[0] != bodyWait {
-			t.Errorf("recipient %d: released %v", n, waits)
+	var log logtest.Lines
+	e := startEngine(t, q, Config{Routes: routes{def: up}, Log: log.Logger()})
+	good, failing, next, short := message(t, "b@one.test"), message(t, "b@one.test", "c@one.test"), message(t, "b@one.test"), message(t, "b@one.test", "c@one.test")
+	failing.Body.(*fakeBody).ReaderAt = failingReader{}
+	short.Body.(*fakeBody).size++
+	ended := 0
+	for _, d := range []*queue.Delivery{good, failing, next, short} {
+		e.Take(taken(t, e, d))
+		ended += len(d.Recipients)
+		q.waitEnded(t, ended)
+		rewritten, read := strings.Contains(log.String(), "stored message cannot be rewritten"), strings.Contains(log.String(), "stored message cannot be read")
+		if rewritten != (d != good) || read != (d == short) {
+			t.Errorf("%d recipients ended: the log says %s", ended, &log)
 		}
 	}
-	if n := len(server.Messages()); n != 0 {
-		t.Errorf("%d messages arrived", n)
+	for _, d := range []*queue.Delivery{failing, short} {
+		for n := range 2 {
+			if waits := q.releases()[rowKey{d.Message.ID, n}]; len(waits) != 1 || waits[0] != bodyWait {
+				t.Errorf("recipient %d: released %v", n, waits)
+			}
+		}
+	}
+	if messages, conns := len(server.Messages()), server.Conns(); messages != 2 || conns != 1 {
+		t.Errorf("%d messages arrived over %d connections, want 2 over one", messages, conns)
 	}
 }
 
@@ -95,7 +109,7 @@ func TestSplitByRoute(t *testing.T) {
 	t.Parallel()
 	one, two, mx := smtptest.Start(t, smtptest.Config{}), smtptest.Start(t, smtptest.Config{}), smtptest.Start(t, smtptest.Config{})
 	first, second := upstreamAt(one), upstreamAt(two)
-	first.Name, second.Name, second.RewriteSender = "one", "two", "relay@example.com"
+	first.Name, second.Name, second.SendsAs = "one", "two", address(t, "relay@example.com")
 	refused := route.Way{Name: "no", Upstream: first, Err: &upstream.SenderError{Upstream: "no", Sender: address(t, "sender@sender.test")}}
 	var dns smtptest.Resolver
 	dns.AddMX("mx.test", 10, "host.test.")
@@ -116,7 +130,7 @@ func TestSplitByRoute(t *testing.T) {
 		if got := o.Upstream + " " + o.SentAs; got != want {
 			t.Errorf("recipient %d by %q, want %q", n, got, want)
 		}
-		if n != 4 && (o.Result != queue.Delivered || o.Left != nil) || n == 4 && (o.Result != queue.Deferred || o.Scope != "sender" || !o.NotAnAttempt || o.Reply.String() != "451 4.4.4 no route for this sender: upstream no may not send as it") {
+		if n != 4 && (o.Result != queue.Delivered || o.Left != nil) || n == 4 && (o.Result != queue.Deferred || o.Scope != "sender" || !o.NotAnAttempt || o.Reply.String() != NoRoute+"for this sender: upstream no may not send as it") {
 			t.Fatalf("recipient %d: %+v", n, o)
 		}
 	}

@@ -20,14 +20,14 @@ var errNoMechanism = errors.New("no mechanism")
 
 // authenticate proves the upstream account. The connection is verified TLS: open sees to that.
 // Where the server refuses one mechanism it is given the other that it offers, over the same
-// connection. What it takes comes first the next time.
+// connection. The one that worked is tried first next time.
 func (d *dialer) authenticate(ctx context.Context, c *smtp.Client, to target) error {
 	var refusal error
 	for i, name := range d.mechanisms(c.AuthMechanisms(), to.upstream) {
 		mechanism := exchange(name, to)
 		err := c.Auth(ctx, mechanism)
 		if token, is := mechanism.(*oauth.Exchange); is && err != nil && token.Refusal() != "" {
-			err = fmt.Errorf("%s: %w", token.Refusal(), err)
+			err = fmt.Errorf("%s: %w", c.Masked(token.Refusal()), err)
 		}
 		if i > 0 && !isReply(err) {
 			err = refusal // it is more informative than a connection lost afterwards

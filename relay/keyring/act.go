@@ -83,7 +83,7 @@ func Read(ctx context.Context, db pg.DB, sealer *seal.Sealer) (*View, error) {
 		return nil, fmt.Errorf("read which node has which sealing keys: %w", err)
 	}
 	for _, c := range columns() {
-		err := each(ctx, db, c, nil, func(x value) {
+		err := each(ctx, db, c, nil, func(x value) bool {
 			id, err := sealer.KeyOf(x.place(), x.sealed)
 			if err != nil {
 				v.Unopened = append(v.Unopened, strings.Join(x.parts, " "))
@@ -91,6 +91,7 @@ func Read(ctx context.Context, db pg.DB, sealer *seal.Sealer) (*View, error) {
 			if id != "" {
 				v.known(id).Values++
 			}
+			return true
 		})
 		if err != nil {
 			return nil, err
@@ -116,26 +117,37 @@ type Admin struct {
 	Actor  string // for the audit
 }
 
-// act does one act while nobody else does one; it is in the audit if do returns a deed.
-func (a *Admin) act(ctx context.Context, do func(tx pgx.Tx, v *View) (audit.Deed, error)) error {
+// deed is one act: a transaction that keeps others from acting, and what is known in it.
+type deed struct {
+	pgx.Tx
+	*View
+	actor string
+}
+
+func (d *deed) record(ctx context.Context, action, id string, detail map[string]any) error {
+	return audit.Record(ctx, d, d.actor, audit.Deed{Action: action, Object: id, Detail: detail})
+}
+
+// act does one act while nobody else does one. do changes the file as its last step, for what it
+// has recorded is committed then. With lost, this machine's file may lack the current key.
+func (a *Admin) act(ctx context.Context, lost bool, do func(ctx context.Context, d *deed) error) error {
 	ctx, cancel := context.WithTimeout(ctx, actTime)
 	defer cancel()
 	err := pgx.BeginFunc(ctx, a.Pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, sqlLock); err != nil {
 			return err
 		}
-		if err := errors.Join(a.Sealer.Reload(), Follow(ctx, tx, a.Sealer)); err != nil {
+		if err := a.Sealer.Reload(); err != nil {
+			return err
+		}
+		if err := Follow(ctx, tx, a.Sealer); err != nil && !(lost && errors.Is(err, seal.ErrSeal)) {
 			return err
 		}
 		v, err := Read(ctx, tx, a.Sealer)
 		if err != nil {
 			return err
 		}
-		deed, err := do(tx, v)
-		if err != nil || deed.Action == "" {
-			return err
-		}
-		return audit.Record(ctx, tx, a.Actor, deed)
+		return do(ctx, &deed{tx, v, a.Actor})
 	})
 	if err != nil && !refusal.Is(err) {
 		return fmt.Errorf("sealing key: %w", err)
@@ -143,57 +155,90 @@ func (a *Admin) act(ctx context.Context, do func(tx pgx.Tx, v *View) (audit.Deed
 	return err
 }
 
-// Rotate adds a new key to the file; if it has one already, that is returned and nothing is
-// changed.
+// Rotate adds a new key to the file; if it has one already, that is returned and no other is
+// added.
 func (a *Admin) Rotate(ctx context.Context) (id string, added bool, err error) {
-	err = a.act(ctx, func(_ pgx.Tx, v *View) (deed audit.Deed, err error) {
-		i := slices.IndexFunc(v.Keys, func(k Key) bool { return k.State == "new" })
-		if i >= 0 {
-			id = v.Keys[i].ID
-			return deed, nil
+	err = a.act(ctx, false, func(ctx context.Context, d *deed) (err error) {
+		i := slices.IndexFunc(d.Keys, func(k Key) bool { return k.State == "new" })
+		if added = i < 0; !added {
+			id = d.Keys[i].ID
+			return d.recordAdded(ctx, id)
 		}
-		added = true
-		id, err = a.Sealer.Add()
-		return audit.Deed{Action: "key rotate", Object: id}, err
+		id, err = a.Sealer.Add(func(id string) error { return d.record(ctx, "key rotate", id, nil) })
+		return err
 	})
 	return id, added, err
 }
 
+// recordAdded records who added a key of the file, unless that is recorded: the commit of Rotate
+// may have failed.
+func (d *deed) recordAdded(ctx context.Context, id string) error {
+	var recorded bool
+	if err := d.QueryRow(ctx, sqlAdded, id).Scan(&recorded); err != nil || recorded {
+		return err
+	}
+	return d.record(ctx, "key rotate", id, nil)
+}
+
 // Use makes a key of the file the current one. Unless it is forced, every living node must have
-// it. Errors: refusal.ErrNotFound, refusal.ErrInvalid.
+// it, and the file the former one. Errors: refusal.ErrNotFound, refusal.ErrExists, refusal.ErrInvalid.
 func (a *Admin) Use(ctx context.Context, id string, force bool) error {
-	return a.act(ctx, func(tx pgx.Tx, v *View) (deed audit.Deed, err error) {
-		lacking := v.Lacking(id)
+	return a.act(ctx, force, func(ctx context.Context, d *deed) error {
+		lacking := d.Lacking(id)
 		switch {
-		case v.known(id).State == "missing":
-			return deed, refusal.NotFound("this machine's file has no key %q; see 'postern key list'", id)
-		case v.Current == id:
-			return deed, refusal.Exists("key %s is in use already", id)
+		case d.known(id).State == "missing":
+			return refusal.NotFound("this machine's file has no key %q; see 'postern key list'", id)
+		case d.Current == id:
+			return refusal.Exists("key %s is in use already", id)
 		case len(lacking) > 0 && !force:
-			return deed, refusal.Invalid("%s could not open what is sealed with key %s: copy the file there first; a node reads it within seconds", strings.Join(lacking, ", "), id)
+			return refusal.Invalid("nodes without this key: %s; copy the file there first, a node reads it within seconds", strings.Join(lacking, ", "))
 		}
-		_, err = tx.Exec(ctx, sqlUse, id)
-		return audit.Deed{Action: "key use", Object: id, Detail: map[string]any{"before": v.Current, "lacking": lacking}}, err
+		if d.known(id).State == "new" {
+			if err := d.recordAdded(ctx, id); err != nil {
+				return err
+			}
+		}
+		if _, err := d.Exec(ctx, sqlUse, id); err != nil {
+			return err
+		}
+		return d.record(ctx, "key use", id, map[string]any{"before": d.Current, "lacking": lacking})
 	})
 }
 
-// Remove takes an old or new key out of this machine's file. Errors: refusal.ErrNotFound,
-// refusal.ErrInvalid.
+// Remove takes an old or new key out of this machine's file. It is recorded first: if the file
+// is not changed then, the key is still there. Errors: refusal.ErrNotFound, refusal.ErrInvalid.
 func (a *Admin) Remove(ctx context.Context, id string) error {
-	return a.act(ctx, func(_ pgx.Tx, v *View) (deed audit.Deed, err error) {
-		key, lacking := v.known(id), v.Lacking(v.Current)
-		switch {
-		case key.State == "missing":
-			return deed, refusal.NotFound("this machine's file has no key %q; see 'postern key list'", id)
-		case v.Current == id:
-			return deed, refusal.Invalid("key %s is in use; make another one with 'postern key rotate' first", id)
-		case key.Values > 0:
-			return deed, refusal.Invalid("%d values are still sealed with key %s; a running node seals them anew", key.Values, id)
-		case v.Age > 0 && v.Age < keptFor:
-			return deed, refusal.Invalid("key %s was in use less than %s ago, and a command that began then may still use it: wait", id, keptFor)
-		case len(lacking) > 0:
-			return deed, refusal.Invalid("%s has only old keys, and seals with one: copy the file there first", strings.Join(lacking, ", "))
+	err := a.act(ctx, false, func(ctx context.Context, d *deed) error {
+		if err := d.removable(id); err != nil {
+			return err
 		}
-		return audit.Deed{Action: "key remove", Object: id}, a.Sealer.Remove(id)
+		return d.record(ctx, "key remove", id, nil)
 	})
+	if err != nil {
+		return err
+	}
+	return a.act(ctx, false, func(_ context.Context, d *deed) error {
+		if err := d.removable(id); err != nil { // by what others did meanwhile
+			return err
+		}
+		return a.Sealer.Remove(id)
+	})
+}
+
+// removable is why a key must not be removed.
+func (v *View) removable(id string) error {
+	key, lacking := v.known(id), v.Lacking(v.Current)
+	switch {
+	case key.State == "missing":
+		return refusal.NotFound("this machine's file has no key %q; see 'postern key list'", id)
+	case v.Current == id:
+		return refusal.Invalid("key %s is in use; make another one with 'postern key rotate' first", id)
+	case key.Values > 0:
+		return refusal.Invalid("%d values are still sealed with key %s; a running node seals them anew", key.Values, id)
+	case v.known(v.Current).Since != nil && v.Age < keptFor: // less than 0 if the clock was set back
+		return refusal.Invalid("key %s was in use less than %s ago, and a command that began then may still use it: wait", id, keptFor)
+	case len(lacking) > 0:
+		return refusal.Invalid("nodes without the current key: %s; they seal with an old one, so copy the file there first", strings.Join(lacking, ", "))
+	}
+	return nil
 }

@@ -20,6 +20,10 @@
 // key leaves a file only after nothing is sealed with it; each act is in the audit. One act at a
 // time, by a lock on the table sealing_key.
 //
+// Crash: a key that Rotate wrote without a commit is found, and recorded, by the next Rotate or
+// Use of it; Remove records what it is about to do, so a key that it left can be removed again.
+//
 // Failure: a node whose file lacks the current key, or cannot be read, seals with the last key
-// that it knew, and logs what is wrong once; a value that no key opens stays as it is.
+// that it knew, nothing if it started so, and logs what is wrong once; a value that no key opens
+// stays as it is. A living node that has recorded nothing counts as one that lacks all keys.
 package keyring

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"strings"
 	"time"
 
@@ -31,6 +30,7 @@ var (
 	sqlRings   = texts.Bind("rings")
 	sqlLock    = texts.Bind("lock")
 	sqlUse     = texts.Bind("use", "id")
+	sqlAdded   = texts.Bind("added", "id")
 )
 
 const (
@@ -38,7 +38,8 @@ const (
 	lookEvery = 2 * time.Second
 	// lookTime bounds what a node does each time.
 	lookTime = 10 * time.Second
-	// batch is how many values of a column a node seals anew each time.
+	// batch is how many values of a column are read in one go, and how many a node seals anew
+	// each time.
 	batch = 200
 )
 
@@ -50,7 +51,7 @@ func columns() []seal.Column {
 // Config configures a Ring.
 type Config struct {
 	Pool   *pgxpool.Pool
-	Sealer *seal.Sealer
+	Sealer *seal.Sealer // nil: the node needs no keys
 	Node   string
 	Epoch  func() int64 // of the node, 0 while it has none
 	Log    *slog.Logger
@@ -60,8 +61,9 @@ type Config struct {
 type Ring struct {
 	cfg      Config
 	every    time.Duration
-	recorded string // the epoch and keys that the database has
 	said     string // the last error that was logged
+	recorded string // the epoch and keys that the database had at recordAt
+	recordAt time.Time
 	clean    string // the key with which all was sealed at cleanAt
 	cleanAt  time.Time
 }
@@ -95,6 +97,9 @@ func (r *Ring) Run(ctx context.Context) {
 func (r *Ring) look(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
+	if r.cfg.Sealer == nil {
+		return r.record(ctx)
+	}
 	reloaded := r.cfg.Sealer.Reload()
 	recorded := r.record(ctx)
 	followed := Follow(ctx, r.cfg.Pool, r.cfg.Sealer)
@@ -119,17 +124,21 @@ func (r *Ring) reseal(ctx context.Context) error {
 	return err
 }
 
-// record tells the others which keys this node has.
+// record tells the others which keys this node has, none if it needs none. It does so again each
+// minute: a standby that takes over may lack what was written last.
 func (r *Ring) record(ctx context.Context) error {
-	epoch, keys := r.cfg.Epoch(), r.cfg.Sealer.Keys()
+	epoch, keys := r.cfg.Epoch(), []string{}
+	if r.cfg.Sealer != nil {
+		keys = r.cfg.Sealer.Keys()
+	}
 	now := fmt.Sprint(epoch, keys)
-	if epoch == 0 || now == r.recorded {
+	if epoch == 0 || now == r.recorded && time.Since(r.recordAt) < time.Minute {
 		return nil
 	}
 	if _, err := r.cfg.Pool.Exec(ctx, sqlRecord, epoch, r.cfg.Node, keys); err != nil {
 		return fmt.Errorf("record the sealing keys of this node: %w", err)
 	}
-	r.recorded = now
+	r.recorded, r.recordAt = now, time.Now()
 	return nil
 }
 
@@ -142,11 +151,15 @@ func current(ctx context.Context, db pg.DB) (id string, since time.Time, age tim
 	return id, since, age, nil
 }
 
-// Follow has a Sealer seal with the current key of all nodes.
+// Follow has a Sealer seal with the current key of all nodes. A Sealer that comes from a file seals
+// nothing before. The error is seal.ErrSeal if its file lacks the key.
 func Follow(ctx context.Context, db pg.DB, sealer *seal.Sealer) error {
 	id, _, _, err := current(ctx, db)
-	if err != nil || id == "" {
+	if err != nil {
 		return err
+	}
+	if id == "" {
+		id = sealer.Current()
 	}
 	return sealer.Use(id)
 }
@@ -159,21 +172,27 @@ type value struct {
 
 func (v *value) place() string { return strings.Join(v.parts, "\x00") }
 
-// each calls do for the values of a column that do not begin with head, nil for all.
-func each(ctx context.Context, db pg.DB, c seal.Column, head []byte, do func(v value)) error {
-	rows, err := db.Query(ctx, c.Read, head)
-	if err != nil {
-		return fmt.Errorf("read what is sealed: %w", err)
+// each calls do for the values of a column that do not begin with head, nil for all, while do
+// returns true. It reads a batch at a time.
+func each(ctx context.Context, db pg.DB, c seal.Column, head []byte, do func(v value) (more bool)) error {
+	page := `select parts, value from (` + c.Read + `) v (parts, value) where parts > $2::text[] order by parts limit $3`
+	for after := []string{}; ; {
+		rows, _ := db.Query(ctx, page, head, after, batch) // CollectRows has its error
+		list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (v value, err error) {
+			return v, row.Scan(&v.parts, &v.sealed)
+		})
+		if err != nil {
+			return fmt.Errorf("read what is sealed: %w", err)
+		}
+		for _, v := range list {
+			if after = v.parts; !do(v) {
+				return nil
+			}
+		}
+		if len(list) < batch {
+			return nil
+		}
 	}
-	var v value
-	_, err = pgx.ForEachRow(rows, []any{&v.parts, &v.sealed}, func() error {
-		do(value{slices.Clone(v.parts), slices.Clone(v.sealed)})
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("read what is sealed: %w", err)
-	}
-	return nil
 }
 
 // reseal seals a batch of each column with the current key. It leaves alone the values that do not
@@ -181,13 +200,11 @@ func each(ctx context.Context, db pg.DB, c seal.Column, head []byte, do func(v v
 func reseal(ctx context.Context, db pg.DB, sealer *seal.Sealer) (n int64, err error) {
 	for _, c := range columns() {
 		var list []value
-		err := each(ctx, db, c, sealer.Head(), func(v value) {
-			if len(list) == batch {
-				return
-			}
+		err := each(ctx, db, c, sealer.Head(), func(v value) bool {
 			if _, err := sealer.KeyOf(v.place(), v.sealed); err == nil {
 				list = append(list, v)
 			}
+			return len(list) < batch
 		})
 		if err != nil {
 			return n, err
@@ -197,7 +214,11 @@ func reseal(ctx context.Context, db pg.DB, sealer *seal.Sealer) (n int64, err er
 			if err != nil {
 				continue // its key has gone since
 			}
-			tag, err := db.Exec(ctx, c.Write, v.parts, v.sealed, sealer.Seal(v.place(), secret))
+			anew, err := sealer.Seal(v.place(), secret)
+			if err != nil {
+				return n, err
+			}
+			tag, err := db.Exec(ctx, c.Write, v.parts, v.sealed, anew)
 			if err != nil {
 				return n, fmt.Errorf("seal %s with another key: %w", strings.Join(v.parts, " "), err)
 			}

@@ -10,7 +10,10 @@ insert into sealing_ring (epoch, node, keys) values (@epoch, @node, @keys)
 on conflict (epoch) do update set keys = excluded.keys
 
 -- name: rings
-select r.node, r.keys from sealing_ring r join live_epoch e on e.epoch = r.epoch order by r.node
+-- A node without a row has no keys; one with an empty row needs none.
+select n.name, coalesce(r.keys, '{}')
+from live_epoch e join node n on n.epoch = e.epoch left join sealing_ring r on r.epoch = e.epoch
+where r.keys is distinct from '{}' order by n.name
 
 -- name: lock
 -- Lets one act at a time change a file or the current key; the nodes read on.
@@ -18,3 +21,7 @@ lock table sealing_key in exclusive mode
 
 -- name: use
 insert into sealing_key (id) values (@id) on conflict (one) do update set id = excluded.id, since = excluded.since
+
+-- name: added
+-- Whether the audit has who added a key.
+select exists (select from audit where action = 'key rotate' and object = @id)

@@ -13,7 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"postern/internal/logtest"
+	"postern/internal/pg"
 	"postern/internal/pgtest"
 	"postern/internal/refusal"
 	"postern/relay/seal"
@@ -49,6 +52,15 @@ func load(t *testing.T, path string) *seal.Sealer {
 	return s
 }
 
+func sealed(t *testing.T, s *seal.Sealer, place, secret string) []byte {
+	t.Helper()
+	value, err := s.Seal(place, []byte(secret))
+	if err != nil {
+		t.Error(err) // of any goroutine
+	}
+	return value
+}
+
 // newMachine has the key file of another, or makes one.
 func newMachine(t *testing.T, db *pgtest.DB, name, keys string) *machine {
 	t.Helper()
@@ -77,20 +89,20 @@ const grant = `{"kind":"service-account","authority":"google"}`
 func fill(t *testing.T, db *pgtest.DB, s *seal.Sealer, n int) map[string]string {
 	t.Helper()
 	want := map[string]string{}
-	sealed := func(secret string, parts ...string) []byte {
+	put := func(secret string, parts ...string) []byte {
 		place := strings.Join(parts, "\x00")
 		want[place] = secret
-		return s.Seal(place, []byte(secret))
+		return sealed(t, s, place, secret)
 	}
 	for i := range n {
 		name := fmt.Sprintf("up%d", i)
 		exec(t, db, `insert into upstream (name, host, port, tls, username, password) values ($1, 'h.test', 25, 'require', 'u', $2)`,
-			name, sealed("password "+name, "upstream", name, "u"))
+			name, put("password "+name, "upstream", name, "u"))
 		exec(t, db, `insert into upstream (name, host, port, tls, username, password, oauth) values ($1, 'h.test', 25, 'require', 'u', $2, 'service-account')`,
-			"g"+name, sealed(grant, "upstream", "g"+name, "u", "oauth"))
+			"g"+name, put(grant, "upstream", "g"+name, "u", "oauth"))
 		exec(t, db, `insert into upstream_token (upstream, credential, sealed, serial, refreshed_at, expires_at) values ($1, 'c', $2, 1, now(), now())`,
-			name, sealed("token", "upstream_token", name, "c"))
-		exec(t, db, `insert into certificate_store (key, value, size) values ($1, $2, 1)`, name+"/key", sealed("key", "certificate", name+"/key"))
+			name, put("token", "upstream_token", name, "c"))
+		exec(t, db, `insert into certificate_store (key, value, size) values ($1, $2, 1)`, name+"/key", put("key", "certificate", name+"/key"))
 	}
 	return want
 }
@@ -100,7 +112,7 @@ func wantValues(t *testing.T, db *pgtest.DB, s *seal.Sealer, want map[string]str
 	t.Helper()
 	got := map[string]string{}
 	for _, c := range columns() {
-		must(t, each(t.Context(), db.Pool, c, nil, func(v value) {
+		must(t, each(t.Context(), db.Pool, c, nil, func(v value) bool {
 			secret, err := s.Open(v.place(), v.sealed)
 			if err != nil {
 				t.Errorf("%q: %v", v.parts, err)
@@ -109,6 +121,7 @@ func wantValues(t *testing.T, db *pgtest.DB, s *seal.Sealer, want map[string]str
 			if id, _ := s.KeyOf(v.place(), v.sealed); id != key {
 				t.Errorf("%q is sealed with %s, want %s", v.parts, id, key)
 			}
+			return true
 		}))
 	}
 	for place, secret := range want {
@@ -148,7 +161,7 @@ func TestRotationOverTwoNodes(t *testing.T) {
 		for _, m := range []*machine{a, b} { // what one has sealed, each can open
 			place := "upstream\x00x"
 			for _, by := range []*machine{a, b} {
-				if _, err := m.node.cfg.Sealer.Open(place, by.node.cfg.Sealer.Seal(place, []byte("secret"))); err != nil {
+				if _, err := m.node.cfg.Sealer.Open(place, sealed(t, by.node.cfg.Sealer, place, "secret")); err != nil {
 					t.Error(err)
 				}
 			}
@@ -161,9 +174,9 @@ func TestRotationOverTwoNodes(t *testing.T) {
 	if again, added, err := a.admin.Rotate(t.Context()); err != nil || added || again != id {
 		t.Errorf("rotated again: %s, %v, %v; want %s", again, added, err, id)
 	}
-	refused(t, a.admin.Use(t.Context(), id, false), "a, b could not open", id) // none has read it yet
+	refused(t, a.admin.Use(t.Context(), id, false), "nodes without this key: a, b") // none has read it yet
 	look()
-	refused(t, a.admin.Use(t.Context(), id, false), "b could not open", id)
+	refused(t, a.admin.Use(t.Context(), id, false), "nodes without this key: b")
 	refused(t, b.admin.Use(t.Context(), id, true), "has no key", id)
 	refused(t, a.admin.Remove(t.Context(), old), "in use")
 	wantValues(t, db, b.node.cfg.Sealer, want, old)
@@ -178,7 +191,7 @@ func TestRotationOverTwoNodes(t *testing.T) {
 		}
 	}
 	// The slower node still seals with the old key.
-	exec(t, db, `insert into certificate_store (key, value, size) values ('late', $1, 1)`, b.node.cfg.Sealer.Seal("certificate\x00late", []byte("late")))
+	exec(t, db, `insert into certificate_store (key, value, size) values ('late', $1, 1)`, sealed(t, b.node.cfg.Sealer, "certificate\x00late", "late"))
 	want["certificate\x00late"] = "late"
 	must(t, a.node.look(t.Context()))
 	look()
@@ -211,7 +224,7 @@ func (m *machine) sealedWith(t *testing.T, id, place string) []byte {
 	t.Helper()
 	s := load(t, m.path)
 	must(t, s.Use(id))
-	return s.Seal(place, []byte("secret"))
+	return sealed(t, s, place, "secret")
 }
 
 // TestForce: an admin may leave a node behind; with only old keys it keeps the old one, until it
@@ -233,7 +246,7 @@ func TestForce(t *testing.T) {
 	}
 	wantValues(t, db, a.node.cfg.Sealer, want, id) // it has sealed nothing back
 	exec(t, db, `update sealing_key set since = since - interval '61 minutes'`)
-	refused(t, a.admin.Remove(t.Context(), old), "b has only old keys")
+	refused(t, a.admin.Remove(t.Context(), old), "nodes without the current key: b")
 	exec(t, db, `update node set reaped_at = now() where name = 'b'`) // the dead need nothing
 	must(t, a.admin.Remove(t.Context(), old))
 	copyFile(t, a.path, b.path)
@@ -282,7 +295,8 @@ func TestResealBesideWriters(t *testing.T) {
 	must(t, err)
 	b := newMachine(t, db, "b", a.path)
 	must(t, a.node.look(t.Context()))
-	writer := load(t, a.path) // seals with the old key to the end
+	writer := load(t, a.path)
+	must(t, Follow(t.Context(), db.Pool, writer)) // seals with the old key to the end
 	must(t, a.admin.Use(t.Context(), id, false))
 	accounts := upstream.NewStore(db.Pool, writer)
 
@@ -313,7 +327,7 @@ func TestResealBesideWriters(t *testing.T) {
 				}
 				if err == nil { // as a node stores what it has got
 					_, err = db.Pool.Exec(t.Context(), `update upstream_token set sealed = $2, serial = serial + 1 where upstream = $1`,
-						name, writer.Seal("upstream_token\x00"+name+"\x00c", []byte(token)))
+						name, sealed(t, writer, "upstream_token\x00"+name+"\x00c", token))
 				}
 				if err != nil {
 					t.Error(err)
@@ -394,6 +408,235 @@ func await(t *testing.T, yes func() bool) {
 	for deadline := time.Now().Add(3 * time.Minute); !yes(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("never true")
+		}
+	}
+}
+
+// TestLostFile: after a rotation the file is lost everywhere; a key that is made anew takes its
+// place only by force.
+func TestLostFile(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	a := newMachine(t, db, "a", "")
+	id, _, err := a.admin.Rotate(t.Context())
+	must(t, err)
+	must(t, a.node.look(t.Context()))
+	must(t, a.admin.Use(t.Context(), id, false))
+	exec(t, db, `update node set reaped_at = now()`)
+	must(t, os.Remove(a.path))
+	b := &Admin{Pool: db.Pool, Sealer: load(t, a.path), Actor: "admin"}
+	fresh := b.Sealer.Keys()[0]
+	for name, do := range map[string]func() error{
+		"use":    func() error { return b.Use(t.Context(), fresh, false) },
+		"rotate": func() error { _, _, err := b.Rotate(t.Context()); return err },
+	} {
+		if err := do(); !errors.Is(err, seal.ErrSeal) || !strings.Contains(err.Error(), "'postern key use "+fresh+" --force'") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	refused(t, b.Use(t.Context(), id, true), "has no key")
+	must(t, b.Use(t.Context(), fresh, true))
+	must(t, Follow(t.Context(), db.Pool, b.Sealer))
+	if _, err := b.Sealer.Seal("place", nil); err != nil || b.Sealer.Current() != fresh {
+		t.Errorf("%v, current is %s, want %s", err, b.Sealer.Current(), fresh)
+	}
+	_, _, err = b.Rotate(t.Context())
+	must(t, err)
+}
+
+// TestStartedWithAnOldFile: such a node is seen, seals nothing, and follows when its file comes.
+func TestStartedWithAnOldFile(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	a := newMachine(t, db, "a", "")
+	b := &machine{path: filepath.Join(t.TempDir(), "secret.key")}
+	copyFile(t, a.path, b.path)
+	old := a.node.cfg.Sealer.Current()
+	id, _, err := a.admin.Rotate(t.Context())
+	must(t, err)
+	must(t, a.node.look(t.Context()))
+	must(t, a.admin.Use(t.Context(), id, false))
+	must(t, a.node.look(t.Context()))
+	exec(t, db, `update sealing_key set since = since - interval '61 minutes'`)
+
+	var epoch int64
+	must(t, db.Pool.QueryRow(t.Context(), `insert into node (name, expires_at) values ('b', now()) returning epoch`).Scan(&epoch))
+	refused(t, a.admin.Remove(t.Context(), old), "nodes without the current key: b") // it has not recorded any
+	b.node = New(Config{Pool: db.Pool, Sealer: load(t, b.path), Node: "b", Epoch: func() int64 { return epoch }, Log: b.log.Logger()})
+	for range 2 {
+		if err := b.node.look(t.Context()); !errors.Is(err, seal.ErrSeal) {
+			t.Errorf("%v", err)
+		}
+		if _, err := b.node.cfg.Sealer.Seal("place", nil); err == nil {
+			t.Error("it seals with an old key")
+		}
+	}
+	v, err := Read(t.Context(), db.Pool, a.admin.Sealer)
+	must(t, err)
+	if got := v.known(old).Nodes; !slices.Equal(got, []string{"a", "b"}) {
+		t.Errorf("%s: nodes %q", old, got)
+	}
+	refused(t, a.admin.Remove(t.Context(), old), "nodes without the current key: b")
+	copyFile(t, a.path, b.path)
+	must(t, b.node.look(t.Context()))
+	if _, err := b.node.cfg.Sealer.Seal("place", nil); err != nil || b.node.cfg.Sealer.Current() != id {
+		t.Errorf("%v, current is %s, want %s", err, b.node.cfg.Sealer.Current(), id)
+	}
+	must(t, a.admin.Remove(t.Context(), old))
+}
+
+// TestRecord: a node that needs no keys says so, and what a standby has lost is written again.
+func TestRecord(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	a := newMachine(t, db, "a", "")
+	var epoch int64
+	must(t, db.Pool.QueryRow(t.Context(), `insert into node (name, expires_at) values ('front', now()) returning epoch`).Scan(&epoch))
+	front := New(Config{Pool: db.Pool, Node: "front", Epoch: func() int64 { return epoch }, Log: a.log.Logger()})
+	nodes := func() []string {
+		t.Helper()
+		must(t, errors.Join(front.look(t.Context()), a.node.look(t.Context())))
+		v, err := Read(t.Context(), db.Pool, a.admin.Sealer)
+		must(t, err)
+		return append(v.Nodes, v.Lacking(v.Current)...)
+	}
+	if got := nodes(); !slices.Equal(got, []string{"a"}) {
+		t.Errorf("nodes %q", got)
+	}
+	exec(t, db, `delete from sealing_ring`)
+	if got := nodes(); !slices.Equal(got, []string{"a", "front", "a", "front"}) {
+		t.Errorf("nodes %q", got)
+	}
+	for _, r := range []*Ring{a.node, front} {
+		r.recordAt = r.recordAt.Add(-time.Minute)
+	}
+	if got := nodes(); !slices.Equal(got, []string{"a"}) {
+		t.Errorf("a minute later: nodes %q", got)
+	}
+}
+
+// TestClockSetBack: a key that is in use since a later time is not in use from the beginning.
+func TestClockSetBack(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	a := newMachine(t, db, "a", "")
+	old := a.node.cfg.Sealer.Current()
+	id, _, err := a.admin.Rotate(t.Context())
+	must(t, err)
+	must(t, a.node.look(t.Context()))
+	must(t, a.admin.Use(t.Context(), id, false))
+	exec(t, db, `update sealing_key set since = since + interval '1 hour'`)
+	refused(t, a.admin.Remove(t.Context(), old), "less than 1h0m0s ago")
+}
+
+// TestActsInTheAudit: each commit fails in its turn, as in a crash behind the change of the file.
+func TestActsInTheAudit(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	a := newMachine(t, db, "a", "")
+	old := a.node.cfg.Sealer.Current()
+	exec(t, db, `create function crash() returns trigger language plpgsql as $$ begin raise exception 'crash'; end $$`)
+	crash := func(do func() error) {
+		t.Helper()
+		exec(t, db, `create constraint trigger crash after insert on audit deferrable initially deferred for each row execute function crash()`)
+		if err := do(); err == nil || !strings.Contains(err.Error(), "crash") {
+			t.Errorf("%v, want a crash", err)
+		}
+		exec(t, db, `drop trigger crash on audit`)
+	}
+	audited := func(want ...string) {
+		t.Helper()
+		var got []string
+		must(t, db.Pool.QueryRow(t.Context(), `select coalesce(array_agg(action || ' ' || object order by id), '{}') from audit`).Scan(&got))
+		if !slices.Equal(got, want) {
+			t.Errorf("audit %q, want %q", got, want)
+		}
+	}
+	inFile := func(want ...string) {
+		t.Helper()
+		if got := load(t, a.path).Keys(); !slices.Equal(got, want) {
+			t.Errorf("the file has %q, want %q", got, want)
+		}
+	}
+	crash(func() error { _, _, err := a.admin.Rotate(t.Context()); return err })
+	audited()
+	id := load(t, a.path).Keys()[1]
+	for range 2 {
+		if again, added, err := a.admin.Rotate(t.Context()); err != nil || added || again != id {
+			t.Errorf("%s, %v, %v; want %s, which is there", again, added, err, id)
+		}
+		audited("key rotate " + id)
+	}
+	exec(t, db, `delete from audit where true`)
+	must(t, a.node.look(t.Context()))
+	crash(func() error { return a.admin.Use(t.Context(), id, false) })
+	must(t, a.admin.Use(t.Context(), id, false))
+	audited("key rotate "+id, "key use "+id)
+
+	exec(t, db, `update sealing_key set since = since - interval '61 minutes'`)
+	exec(t, db, `delete from audit where true`)
+	crash(func() error { return a.admin.Remove(t.Context(), old) })
+	inFile(old, id)
+	must(t, os.MkdirAll(filepath.Join(a.path+".new", "full"), 0o700)) // nothing can be written there
+	if err := a.admin.Remove(t.Context(), old); err == nil || refusal.Is(err) {
+		t.Errorf("a key is removed from a file that cannot be written: %v", err)
+	}
+	inFile(old, id)
+	must(t, os.RemoveAll(a.path+".new"))
+	must(t, a.admin.Remove(t.Context(), old))
+	inFile(id)
+	audited("key remove "+old, "key remove "+old)
+}
+
+// counting counts the rows that are read.
+type counting struct {
+	pg.DB
+	rows int
+}
+
+func (c *counting) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	rows, err := c.DB.Query(ctx, sql, args...)
+	return &countedRows{rows, c}, err
+}
+
+type countedRows struct {
+	pgx.Rows
+	by *counting
+}
+
+func (r *countedRows) Next() bool {
+	next := r.Rows.Next()
+	if next {
+		r.by.rows++
+	}
+	return next
+}
+
+// TestResealReadsABatch: what a node reads each time is bounded, and values that do not open do
+// not keep it from the others.
+func TestResealReadsABatch(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	a := newMachine(t, db, "a", "")
+	const more = 30
+	exec(t, db, `insert into certificate_store (key, value, size) select 'a' || n, 'damaged', 1 from generate_series(1, $1) n`, batch+more)
+	s := a.node.cfg.Sealer
+	var keys []string
+	var values [][]byte
+	for n := range 3 * batch {
+		keys = append(keys, fmt.Sprintf("b%05d", n))
+		values = append(values, sealed(t, s, "certificate\x00"+keys[n], "secret"))
+	}
+	exec(t, db, `insert into certificate_store (key, value, size) select k, v, 1 from unnest($1::text[], $2::bytea[]) u(k, v)`, keys, values)
+	id, _, err := a.admin.Rotate(t.Context())
+	must(t, err)
+	must(t, s.Reload())
+	must(t, s.Use(id))
+	for round := range 4 {
+		db := &counting{DB: db.Pool}
+		n, err := reseal(t.Context(), db, s)
+		if must(t, err); round < 3 && (n != batch || db.rows > 3*batch) || round == 3 && n != 0 {
+			t.Errorf("round %d: %d sealed anew, %d read", round, n, db.rows)
 		}
 	}
 }

@@ -75,6 +75,7 @@ type addressList struct {
 	folds  folds
 
 	specs   [][2]int // where the addresses of out are, kept if it is not nil
+	commas  []int    // between entries, kept with specs
 	grouped bool     // there is a group
 }
 
@@ -118,7 +119,8 @@ func (p *addressList) read() error {
 		if p.pos == len(p.in) {
 			break
 		}
-		p.pos++ // the comma
+		p.comma()
+		p.pos++
 	}
 	switch {
 	case p.sawAt && p.pair:
@@ -129,6 +131,13 @@ func (p *addressList) read() error {
 		return faultFold
 	}
 	return encodedFault(p.in, p.sawAt)
+}
+
+// comma keeps where one is.
+func (p *addressList) comma() {
+	if p.specs != nil && p.in[p.pos] == ',' {
+		p.commas = append(p.commas, p.pos)
+	}
 }
 
 // entry reads a mailbox or a group, up to the comma or the end behind it; within a
@@ -247,6 +256,7 @@ func (p *addressList) group() error {
 		if err := p.entry(true); err != nil {
 			return err
 		}
+		p.comma()
 		p.pos++
 		if p.in[p.pos-1] == ';' {
 			return nil

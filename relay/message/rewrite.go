@@ -103,7 +103,8 @@ func (s *scanner) authorship() (found []place, err error) {
 // rewriteFrom returns the From field of author in place of the one with this body and, if it is
 // wanted, a Reply-To field with what that named; nil if that names author alone.
 func rewriteFrom(value []byte, author smtp.Address, replyTo bool) []byte {
-	p := addressList{in: bytes.TrimSuffix(value, crlf), utf8: true, specs: [][2]int{}}
+	// The body must not end in a line of white space: that would stand within the header.
+	p := addressList{in: bytes.TrimRight(value, " \t\r\n"), utf8: true, specs: [][2]int{}}
 	err := p.read()
 	one := err == nil && len(p.out) == 1 && !p.grouped
 	if one && same(p.out[0], author) {
@@ -112,7 +113,7 @@ func rewriteFrom(value []byte, author smtp.Address, replyTo bool) []byte {
 	var put []byte
 	if one {
 		before, after := p.in[:p.specs[0][0]], p.in[p.specs[0][1]:]
-		if bytes.IndexByte(before, '@') < 0 && bytes.IndexByte(after, '@') < 0 {
+		if !hasAt(before) && !hasAt(after) {
 			put = appendLine(nil, "From:", string(before), author.String(), string(after))
 		}
 	}
@@ -122,28 +123,58 @@ func rewriteFrom(value []byte, author smtp.Address, replyTo bool) []byte {
 	if !replyTo || err == nil && len(p.out) == 0 {
 		return put
 	}
-	value = p.in
+	field := replyToField(p.in)
 	if err == nil {
-		value = p.asciiDomains()
-	}
-	field := appendLine(nil, "Reply-To:", string(value))
-	if hasLongLine(field) {
-		field = appendLine(nil, "Reply-To:\r\n ", string(value))
+		field = replyToField(p.asciiDomains(false))
+		if hasLongLine(field) { // A-labels are longer than what they stand for
+			field = replyToField(p.asciiDomains(true))
+		}
+		if hasLongLine(field) {
+			field = replyToField(p.in)
+		}
 	}
 	return append(put, field...)
 }
 
+func replyToField(value []byte) []byte {
+	field := appendLine(nil, "Reply-To:", string(value))
+	if hasLongLine(field) {
+		field = appendLine(nil, "Reply-To:\r\n ", string(value))
+	}
+	return field
+}
+
 // asciiDomains is the text of the list with the domains of its addresses in A-labels where that
-// makes them ASCII.
-func (p *addressList) asciiDomains() (text []byte) {
-	at := 0
+// makes them ASCII, and folded behind its commas if that is wanted.
+func (p *addressList) asciiDomains(fold bool) (text []byte) {
+	at, commas := 0, p.commas
 	for i, spec := range p.specs {
+		for ; fold && len(commas) > 0 && commas[0] < spec[0]; commas = commas[1:] {
+			text = append(text, p.in[at:commas[0]+1]...)
+			at = commas[0] + 1
+			if !bytes.HasPrefix(bytes.TrimLeft(p.in[at:], " \t"), crlf) { // else it is folded
+				text = append(text, "\r\n "...)
+			}
+		}
 		if written := p.in[spec[0]:spec[1]]; !smtp.IsASCII(written) {
 			text = append(append(text, p.in[at:spec[0]]...), p.out[i].String()...)
 			at = spec[1]
 		}
 	}
 	return append(text, p.in[at:]...)
+}
+
+// hasAt reports an @ in a part of an address field, as it is or in an encoded word.
+func hasAt(part []byte) bool {
+	if bytes.IndexByte(part, '@') >= 0 {
+		return true
+	}
+	for _, text := range unfolded(part) {
+		if at, _, err := encodedMarks(text); at || err != nil {
+			return true
+		}
+	}
+	return false
 }
 
 func appendLine(b []byte, parts ...string) []byte {

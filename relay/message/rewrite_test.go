@@ -53,21 +53,39 @@ func TestRewrite(t *testing.T) {
 		"sender":     {"Sender: x@y.test\r\nFrom: A <a@b.test>\r\nSubject: s\r\n", "From: A <relay@example.com>\r\nReply-To: A <a@b.test>\r\nSubject: s\r\n"},
 		"folded sender": {"Sender: x\r\n <x@y.test>\r\nFrom: A <a@b.test>\r\n",
 			"From: A <relay@example.com>\r\nReply-To: A <a@b.test>\r\n"},
-		"reply-to": {"From: A <a@b.test>\r\nreply-to: c@d.test\r\n", "From: A <relay@example.com>\r\nreply-to: c@d.test\r\n"},
-		"already":  {"From: A <Relay@EXAMPLE.com>\r\nSender: x@y.test\r\n", "From: A <Relay@EXAMPLE.com>\r\n"},
-		"two":      {"From: a@b.test\r\nFrom: c@d.test\r\n", "From: relay@example.com\r\nReply-To: a@b.test\r\n"},
-		"none":     {"Subject: s\r\n", "From: relay@example.com\r\nSubject: s\r\n"},
-		"resent":   {"Resent-From: r@b.test\r\nFrom: a@b.test\r\nFrom-Us: x\r\n", "Resent-From: r@b.test\r\nFrom: relay@example.com\r\nReply-To: a@b.test\r\nFrom-Us: x\r\n"},
-		"quoted":   {"From: <\"a b\"@b.test>\r\n", "From: <relay@example.com>\r\nReply-To: <\"a b\"@b.test>\r\n"},
-		"unread":   {"From: a@b.test <c@d.test>\r\n", "From: relay@example.com\r\nReply-To: a@b.test <c@d.test>\r\n"},
-		"long":     {"From: " + long + " <a@b.test>\r\n", "From: relay@example.com\r\nReply-To:\r\n  " + long + " <a@b.test>\r\n"},
-		"IDN":      {"From: A <a@bücher.test>, c@d.test\r\n", "From: relay@example.com\r\nReply-To: A <a@xn--bcher-kva.test>, c@d.test\r\n"},
-		"UTF-8":    {"From: Ä <ä@b.test>\r\n", "From: Ä <relay@example.com>\r\nReply-To: Ä <ä@b.test>\r\n"},
+		"reply-to":          {"From: A <a@b.test>\r\nreply-to: c@d.test\r\n", "From: A <relay@example.com>\r\nreply-to: c@d.test\r\n"},
+		"already":           {"From: A <Relay@EXAMPLE.com>\r\nSender: x@y.test\r\n", "From: A <Relay@EXAMPLE.com>\r\n"},
+		"two":               {"From: a@b.test\r\nFrom: c@d.test\r\n", "From: relay@example.com\r\nReply-To: a@b.test\r\n"},
+		"none":              {"Subject: s\r\n", "From: relay@example.com\r\nSubject: s\r\n"},
+		"resent":            {"Resent-From: r@b.test\r\nFrom: a@b.test\r\nFrom-Us: x\r\n", "Resent-From: r@b.test\r\nFrom: relay@example.com\r\nReply-To: a@b.test\r\nFrom-Us: x\r\n"},
+		"quoted":            {"From: <\"a b\"@b.test>\r\n", "From: <relay@example.com>\r\nReply-To: <\"a b\"@b.test>\r\n"},
+		"unread":            {"From: a@b.test <c@d.test>\r\n", "From: relay@example.com\r\nReply-To: a@b.test <c@d.test>\r\n"},
+		"long":              {"From: " + long + " <a@b.test>\r\n", "From: relay@example.com\r\nReply-To:\r\n  " + long + " <a@b.test>\r\n"},
+		"IDN":               {"From: A <a@bücher.test>, c@d.test\r\n", "From: relay@example.com\r\nReply-To: A <a@xn--bcher-kva.test>, c@d.test\r\n"},
+		"trailing fold":     {"From: A <a@b.test>\r\n \r\n", "From: A <relay@example.com>\r\nReply-To: A <a@b.test>\r\n"},
+		"trailing fold tab": {"From: a@b.test \r\n\t\r\n", "From: relay@example.com\r\nReply-To: a@b.test\r\n"},
+		"trailing folds":    {"From: A <a@b.test>,c@d.test\r\n \t\r\n  \r\n", "From: relay@example.com\r\nReply-To: A <a@b.test>,c@d.test\r\n"},
+		"encoded @": {"From: =?utf-8?q?ceo=40bank=2Etest?= <a@b.test>\r\n",
+			"From: relay@example.com\r\nReply-To: =?utf-8?q?ceo=40bank=2Etest?= <a@b.test>\r\n"},
+		"encoded @ in base64": {"From: =?utf-8?b?Y2VvQGJhbmsudGVzdA==?= <a@b.test>\r\n",
+			"From: relay@example.com\r\nReply-To: =?utf-8?b?Y2VvQGJhbmsudGVzdA==?= <a@b.test>\r\n"},
+		"encoded @ behind": {"From: a@b.test (=?utf-8?q?ceo=40bank?=)\r\n",
+			"From: relay@example.com\r\nReply-To: a@b.test (=?utf-8?q?ceo=40bank?=)\r\n"},
+		"long IDN": {"From: " + strings.Repeat("A <a@ü.test>,", 70) + "\r\n \"x, y\" <b@ü.test>\r\n",
+			"From: relay@example.com\r\nReply-To: " + strings.Repeat("A <a@xn--tda.test>,\r\n ", 69) + "A <a@xn--tda.test>,\r\n \"x, y\" <b@xn--tda.test>\r\n"},
+		"long IDN group": {"From: G:" + strings.Repeat("a@ü.test,", 75) + "b@ü.test;\r\n",
+			"From: relay@example.com\r\nReply-To: G:" + strings.Repeat("a@xn--tda.test,\r\n ", 75) + "b@xn--tda.test;\r\n"},
+		"long name, IDN": {"From: " + long[:940] + " <a@" + strings.Repeat("ü.", 10) + "test>\r\n",
+			"From: " + long[:940] + " <relay@example.com>\r\nReply-To: " + long[:940] + " <a@" + strings.Repeat("ü.", 10) + "test>\r\n"},
+		"UTF-8": {"From: Ä <ä@b.test>\r\n", "From: Ä <relay@example.com>\r\nReply-To: Ä <ä@b.test>\r\n"},
 		"UTF-8, IDN": {"From: Ä <a@bücher.test>\r\nReply-To: a@b.test\r\n",
 			"From: Ä <relay@example.com>\r\nReply-To: a@b.test\r\n"},
 	} {
 		for _, end := range []string{"\r\nFrom: body@b.test\r\nSender: x@y.test\r\n", ""} {
 			got, utf8 := rewritten(t, test.before+end, relay)
+			if hasLongLine([]byte(got)) {
+				t.Errorf("%s: a line of more than %d octets", name, maxLine)
+			}
 			if got != test.after+end {
 				t.Errorf("%s: %q, want %q", name, got, test.after+end)
 			}

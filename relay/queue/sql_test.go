@@ -112,14 +112,14 @@ func TestCommitIsDurableByItself(t *testing.T) {
 	checked := 0
 	for name, sql := range pgtest.Statements(t, texts.Bound) {
 		switch text, _, _ := strings.Cut(name, ","); text { // before a flag
-		case "enqueue", "delivered", "undelivered", "gate", "reap", "hand_back", "set_aside", "told", "notice_exists":
+		case "enqueue", "delivered", "undelivered", "gate", "reap", "hand_back", "set_aside", "told", "notice_exists", "void_message":
 			checked++
 			if !strings.Contains(sql, "durably()") {
 				t.Errorf("%s does not see to its own durability", name)
 			}
 		}
 	}
-	if checked != 15 {
+	if checked != 16 {
 		t.Errorf("%d statements were looked at", checked)
 	}
 	if !strings.Contains(sqlClaim, "like '%"+MidText+"'") {

@@ -75,8 +75,8 @@ type Recipient struct {
 	Expires   time.Duration // time left of its lifetime at the claim; ≤ 0: it is over
 }
 
-// Delivery is one message with those recipients that this node owns under Epoch. Whoever
-// has it must end every recipient by Settle or Release, and Drop the Body once.
+// Delivery is one message with those recipients that this node owns under Epoch. Its
+// holder must end every recipient by Settle or Release, and Drop the Body once.
 type Delivery struct {
 	Message    Message
 	Recipients []Recipient

@@ -30,7 +30,7 @@ func (s *Store) As(actor string) *Store { return &Store{s.pool, actor} }
 const (
 	// Before the table, as the removal of a user has them: first the user, then its rules.
 	lockUser = `select from app_user where id = $1 for key share`
-	// Whoever changes rules waits for others who do, and goes on from what they have left.
+	// A change of rules waits for others that are being made, and goes on from what they have left.
 	lockRoutes = `lock table route in share row exclusive mode`
 	addRoute   = `
 insert into route (position, user_id, sender_domain, recipient_domain)
@@ -151,7 +151,7 @@ func number(ctx context.Context, tx pgx.Tx, list []Rule, id, before int64) error
 	at := len(order)
 	if before != 0 && before != last {
 		if at = slices.Index(order, before); at < 0 {
-			return refusal.NotFound("there is no route %d", before)
+			return refusal.NotFound("there is no route %d; see 'postern route list'", before)
 		}
 	}
 	if id != last {
@@ -171,7 +171,7 @@ func (s *Store) Move(ctx context.Context, id, before int64) (moved Rule, err err
 		at := indexOf(list, func(r *Rule) bool { return r.ID == id })
 		switch {
 		case at < 0:
-			return refusal.NotFound("there is no route %d", id)
+			return refusal.NotFound("there is no route %d; see 'postern route list'", id)
 		case list[at].IsDefault():
 			return refusal.Invalid("route %d is the default route, which is always the last", id)
 		case before == id:
@@ -228,7 +228,7 @@ func (s *Store) Remove(ctx context.Context, id int64) (was Rule, err error) {
 	err = s.change(ctx, "remove route", 0, func(tx pgx.Tx, list []Rule) error {
 		at := indexOf(list, func(r *Rule) bool { return r.ID == id })
 		if at < 0 {
-			return refusal.NotFound("there is no route %d", id)
+			return refusal.NotFound("there is no route %d; see 'postern route list'", id)
 		}
 		was = list[at]
 		if _, err := tx.Exec(ctx, removeRoute, id); err != nil {

@@ -31,11 +31,13 @@ type Table struct {
 	failed  error      // guarded by loading: the last read's
 }
 
-// loadTimeout bounds one reading of the rules.
-const loadTimeout = 3 * time.Second
-
-// TableAge is how soon a node uses a changed route.
-const TableAge = 2 * time.Second
+const (
+	// TableAge is how old a node's table gets before it is read again. A changed route is used
+	// when that reading ends.
+	TableAge = 2 * time.Second
+	// LoadTimeout bounds one reading, during which the table that is there is used.
+	LoadTimeout = 3 * time.Second
+)
 
 // NewTable makes a Table that notices a change within age (0: TableAge).
 func NewTable(rules *Store, accounts *upstream.Store, age time.Duration) *Table {
@@ -100,10 +102,16 @@ func (t *Table) refresh(ctx context.Context) (*snapshot, error) {
 		}
 		return s, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	ctx, cancel := context.WithTimeout(ctx, LoadTimeout)
 	defer cancel()
+	began := t.now()
 	read, err := t.load(ctx)
-	t.next = t.now().Add(t.age)
+	// The reading may lack changes made since it began. But a database that is slow, or does not
+	// answer, must not have all who ask wait for a reading of their own.
+	t.next = began.Add(t.age)
+	if soonest := t.now().Add(t.age / 2); soonest.After(t.next) {
+		t.next = soonest
+	}
 	t.failed = err
 	if err != nil {
 		if s == nil {

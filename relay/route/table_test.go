@@ -52,6 +52,34 @@ func TestTableAge(t *testing.T) {
 	})
 }
 
+// TestTableReading: the age counts from the begin of a reading, which sees no later change; when
+// that is slow there is a pause behind it.
+func TestTableReading(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		reads, takes := 0, 500*time.Millisecond
+		table := &Table{age: 2 * time.Second, now: time.Now, load: func(context.Context) (*snapshot, error) {
+			reads++
+			time.Sleep(takes)
+			return &snapshot{rules: []Rule{{}}, ways: make([][]Way, 1)}, nil
+		}}
+		ask := func(after time.Duration, want int) {
+			t.Helper()
+			time.Sleep(after)
+			if _, err := table.Resolve(t.Context(), 1, smtp.Address{}, smtp.Address{}); err != nil || reads != want {
+				t.Errorf("%d readings, %v; want %d", reads, err, want)
+			}
+		}
+		ask(0, 1)
+		ask(1499*time.Millisecond, 1)
+		takes = 2500 * time.Millisecond
+		ask(time.Millisecond, 2) // two seconds after the first began
+		ask(0, 2)
+		ask(999*time.Millisecond, 2)
+		ask(time.Millisecond, 3)
+	})
+}
+
 // TestTableMiss has somebody ask an old snapshot without a route while the route is being
 // read: who finds none waits for the reading.
 func TestTableMiss(t *testing.T) {

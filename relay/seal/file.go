@@ -33,12 +33,18 @@ func LoadOrCreate(path string) (*Sealer, error) {
 	return s, nil
 }
 
-// Reload reads the file again. One that is damaged, or that lacks the current key, changes nothing.
+// Reload reads the file again. One that is damaged, or that lacks the key that this process seals
+// with, changes nothing.
 func (s *Sealer) Reload() error {
 	r, err := load(s.path)
 	if err != nil {
 		return err
 	}
+	if !s.ring.Load().chosen { // it has sealed nothing
+		s.ring.Store(r)
+		return nil
+	}
+	r.chosen = true
 	if r.current = r.index(s.Current()); r.current < 0 {
 		return fmt.Errorf("key %s: it lacks key %s, with which this process seals; what was read before is used on", s.path, s.Current())
 	}
@@ -66,19 +72,26 @@ func load(path string) (*ring, error) {
 	return r, nil
 }
 
-// Add makes a key and writes it to the file, behind the others. Of several processes one at a
-// time may change the file.
-func (s *Sealer) Add() (id string, err error) {
+// Add makes a key and writes it to the file, behind the others, unless before, which is told its
+// ID, fails. Of several processes one at a time may change the file.
+func (s *Sealer) Add(before func(id string) error) (id string, err error) {
 	if err := s.Reload(); err != nil { // another process may have changed it
 		return "", err
 	}
+	r := &ring{keys: slices.Clone(s.ring.Load().keys)}
+	if len(r.keys) == mostKeys {
+		return "", fmt.Errorf("key %s: it has %d keys, and no more fit: remove old ones with 'postern key remove'", s.path, mostKeys)
+	}
 	secret := make([]byte, KeySize)
 	rand.Read(secret)
-	r := &ring{keys: slices.Clone(s.ring.Load().keys)}
 	if err := r.add(secret); err != nil {
 		return "", err
 	}
-	return r.keys[len(r.keys)-1].id, s.replace(r.keys)
+	id = r.keys[len(r.keys)-1].id
+	if err := before(id); err != nil {
+		return "", err
+	}
+	return id, s.replace(r.keys)
 }
 
 // Remove takes a key other than the current one out of the file, under the same condition.
@@ -86,7 +99,12 @@ func (s *Sealer) Remove(id string) error {
 	if err := s.Reload(); err != nil {
 		return err
 	}
-	return s.replace(slices.DeleteFunc(slices.Clone(s.ring.Load().keys), func(k key) bool { return k.id == id && id != s.Current() }))
+	r := s.ring.Load()
+	i := r.index(id)
+	if i < 0 || i == r.current {
+		return fmt.Errorf("key %s: it has no key %q that could be removed: its current key is %s", s.path, id, s.Current())
+	}
+	return s.replace(slices.Delete(slices.Clone(r.keys), i, i+1))
 }
 
 // replace writes keys beside the file and renames that: a crash leaves the one or the other. The

@@ -14,11 +14,23 @@ import (
 // secretOf is a key of one octet, repeated.
 func secretOf(fill byte) []byte { return bytes.Repeat([]byte{fill}, KeySize) }
 
+func sealed(t *testing.T, s *Sealer, place, secret string) []byte {
+	t.Helper()
+	value, err := s.Seal(place, []byte(secret))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return value
+}
+
+// unasked lets a key be added.
+func unasked(string) error { return nil }
+
 // former is a value as it was sealed before keys had names.
 func former(t *testing.T, fill byte, place, secret string) []byte {
 	t.Helper()
 	s := newSealer(t, fill)
-	return bytes.TrimPrefix(s.Seal(place, []byte(secret)), s.Head())
+	return bytes.TrimPrefix(sealed(t, s, place, secret), s.Head())
 }
 
 func TestRing(t *testing.T) {
@@ -35,9 +47,9 @@ func TestRing(t *testing.T) {
 		value []byte
 		key   string
 	}{
-		"of the current key":       {ring.Seal("place", []byte("secret")), two},
-		"of an old key":            {newSealer(t, 1).Seal("place", []byte("secret")), one},
-		"of a new key":             {newSealer(t, 3).Seal("place", []byte("secret")), three},
+		"of the current key":       {sealed(t, ring, "place", "secret"), two},
+		"of an old key":            {sealed(t, newSealer(t, 1), "place", "secret"), one},
+		"of a new key":             {sealed(t, newSealer(t, 3), "place", "secret"), three},
 		"of a former version":      {former(t, 1, "place", "secret"), one},
 		"of a former version, two": {former(t, 2, "place", "secret"), two},
 	} {
@@ -52,7 +64,7 @@ func TestRing(t *testing.T) {
 		}
 	}
 	unknown := newSealer(t, 9)
-	value := unknown.Seal("place", []byte("secret"))
+	value := sealed(t, unknown, "place", "secret")
 	_, err = ring.Open("place", value)
 	if !errors.Is(err, ErrSeal) || !strings.Contains(err.Error(), unknown.Current()) || !strings.Contains(err.Error(), "the key file does not have") {
 		t.Errorf("a key that is not in the ring: %v", err)
@@ -94,7 +106,7 @@ func TestRingFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := s.Current()
-	second, err := s.Add()
+	second, err := s.Add(unasked)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,18 +127,23 @@ func TestRingFile(t *testing.T) {
 	if at, err := os.Readlink(link); err != nil || at != path {
 		t.Errorf("the link leads to %q, %v", at, err)
 	}
-	third, err := other.Add()
+	third, err := other.Add(unasked)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(s.Reload(), s.Use(third)); err != nil || s.Current() != third {
 		t.Errorf("%v: current is %s, want %s", err, s.Current(), third)
 	}
-	if err := errors.Join(s.Remove(third), s.Remove(second), other.Reload()); err != nil {
+	for _, id := range []string{third, "unknown"} {
+		if err := s.Remove(id); err == nil || !strings.Contains(err.Error(), `no key "`+id+`" that could be removed`) {
+			t.Errorf("removal of %s: %v", id, err)
+		}
+	}
+	if err := errors.Join(s.Remove(second), other.Reload()); err != nil {
 		t.Error(err)
 	}
 	if want := []string{first, third}; !slices.Equal(other.Keys(), want) {
-		t.Errorf("after the removal of an old and of the current key: %q, want %q", other.Keys(), want)
+		t.Errorf("after the removal of an old key: %q, want %q", other.Keys(), want)
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
 		t.Errorf("left behind: %v, %v", left, err)
@@ -141,7 +158,10 @@ func TestReloadKeepsTheCurrentKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	value := s.Seal("place", []byte("secret"))
+	if err := s.Use(s.Current()); err != nil {
+		t.Fatal(err)
+	}
+	value := sealed(t, s, "place", "secret")
 	for name, text := range map[string]string{
 		"another key": string(secretOf(2)), "a damaged file": "damaged", "an empty file": "",
 	} {
@@ -154,7 +174,7 @@ func TestReloadKeepsTheCurrentKey(t *testing.T) {
 		if _, err := s.Open("place", value); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-		if _, err := s.Add(); err == nil {
+		if _, err := s.Add(unasked); err == nil {
 			t.Errorf("%s: a key is written", name)
 		}
 	}
@@ -184,5 +204,58 @@ func TestDamagedRing(t *testing.T) {
 	}
 	if s, err := LoadOrCreate(path); err != nil || s.Current() != newSealer(t, 1).Current() || len(s.Keys()) != 2 {
 		t.Errorf("a whole ring: %v, %v", s, err)
+	}
+}
+
+// TestNothingIsSealedBeforeUse: the first key of a file may be an old one; until Use says which
+// is current, nothing is sealed, and any file is taken.
+func TestNothingIsSealedBeforeUse(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "secret.key")
+	if err := os.WriteFile(path, secretOf(1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := LoadOrCreate(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if value, err := s.Seal("place", []byte("secret")); err == nil || value != nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("%q, %v", value, err)
+	}
+	two, one := newSealer(t, 2).Current(), s.Current()
+	if err := s.Use(two); !errors.Is(err, ErrSeal) || !strings.Contains(err.Error(), "if no node has it any more, 'postern key use "+one+" --force'") {
+		t.Errorf("%v", err)
+	}
+	if _, err := s.Seal("place", nil); err == nil {
+		t.Error("it seals with an old key")
+	}
+	if err := errors.Join(os.WriteFile(path, append(secretOf(3), secretOf(2)...), 0o600), s.Reload(), s.Use(two)); err != nil {
+		t.Fatal(err)
+	}
+	if id, err := s.KeyOf("place", sealed(t, s, "place", "secret")); err != nil || id != two {
+		t.Errorf("sealed with %s, %v; want %s", id, err, two)
+	}
+}
+
+// TestFullRing: a key that would make the file unreadable is not added.
+func TestFullRing(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "secret.key")
+	var text []byte
+	for i := range mostKeys {
+		text = append(text, secretOf(byte(i))...)
+	}
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := LoadOrCreate(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Add(unasked); err == nil || !strings.Contains(err.Error(), "has 64 keys") {
+		t.Errorf("%v", err)
+	}
+	if _, err := LoadOrCreate(path); err != nil {
+		t.Error(err)
 	}
 }

@@ -15,7 +15,8 @@
 //   - new: written behind the current key by [Sealer.Add]. It opens values, so that every node
 //     can have it before anything is sealed with it.
 //   - current: it seals. Which one that is, [Sealer.Use] says, by what the database holds for
-//     all nodes (relay/keyring); until then it is the first.
+//     all nodes (relay/keyring). Until then a Sealer that comes from a file seals nothing: its
+//     first key may be one that is in no other file any more.
 //   - old: in front of the current one. It opens what is not yet sealed anew, and goes by
 //     [Sealer.Remove].
 package seal
@@ -52,6 +53,7 @@ type Sealer struct {
 type ring struct {
 	keys    []key
 	current int
+	chosen  bool // current is not only the first: Use has said so
 }
 
 type key struct {
@@ -62,7 +64,7 @@ type key struct {
 
 // New makes a Sealer from keys of KeySize octets. The first is the current one.
 func New(keys ...[]byte) (*Sealer, error) {
-	s, r := &Sealer{path: "the key file"}, &ring{}
+	s, r := &Sealer{path: "the key file"}, &ring{chosen: true}
 	for _, secret := range keys {
 		if err := r.add(secret); err != nil {
 			return nil, err
@@ -110,9 +112,10 @@ func (s *Sealer) Use(id string) error {
 	r := s.ring.Load()
 	i := r.index(id)
 	if i < 0 {
-		return fmt.Errorf("%w: key %s is in use, which %s does not have: copy the file of a node that has it", ErrSeal, id, s.path)
+		return fmt.Errorf("%w: key %s is in use, which %s does not have: copy the file of a node that has it; if no node has it any more, 'postern key use %s --force'",
+			ErrSeal, id, s.path, r.keys[len(r.keys)-1].id)
 	}
-	s.ring.Store(&ring{r.keys, i})
+	s.ring.Store(&ring{r.keys, i, true})
 	return nil
 }
 
@@ -131,13 +134,16 @@ func (s *Sealer) Head() []byte {
 	return r.keys[r.current].head()
 }
 
-// Seal encrypts secret for its place.
-func (s *Sealer) Seal(place string, secret []byte) []byte {
+// Seal encrypts secret for its place. It fails until the current key is known.
+func (s *Sealer) Seal(place string, secret []byte) ([]byte, error) {
 	r := s.ring.Load()
+	if !r.chosen {
+		return nil, fmt.Errorf("nothing can be sealed: the key that is in use is not in %s; copy the file of a node that has it", s.path)
+	}
 	k := &r.keys[r.current]
 	nonce := make([]byte, k.NonceSize())
 	rand.Read(nonce) // never fails: crypto/rand ends the program instead
-	return k.AEAD.Seal(append(k.head(), nonce...), nonce, secret, []byte(place))
+	return k.AEAD.Seal(append(k.head(), nonce...), nonce, secret, []byte(place)), nil
 }
 
 // Open gives back what was sealed for the place. The error is ErrSeal, and names the key if

@@ -23,23 +23,23 @@ func newSealer(t *testing.T, fill byte) *Sealer {
 func TestSeal(t *testing.T) {
 	t.Parallel()
 	s := newSealer(t, 1)
-	sealed := s.Seal("sink", []byte("secret"))
-	if bytes.Contains(sealed, []byte("secret")) {
+	value := sealed(t, s, "sink", "secret")
+	if bytes.Contains(value, []byte("secret")) {
 		t.Error("the secret is there to be read")
 	}
-	if bytes.Equal(sealed, s.Seal("sink", []byte("secret"))) {
+	if bytes.Equal(value, sealed(t, s, "sink", "secret")) {
 		t.Error("sealing twice gives the same: the nonce is not random")
 	}
-	if got, err := s.Open("sink", sealed); err != nil || string(got) != "secret" {
+	if got, err := s.Open("sink", value); err != nil || string(got) != "secret" {
 		t.Errorf("Open = %q, %v", got, err)
 	}
-	damaged := bytes.Clone(sealed)
+	damaged := bytes.Clone(value)
 	damaged[len(damaged)-1] ^= 1
 	for name, open := range map[string]func() ([]byte, error){
-		"another place": func() ([]byte, error) { return s.Open("other", sealed) },
-		"another key":   func() ([]byte, error) { return newSealer(t, 2).Open("sink", sealed) },
+		"another place": func() ([]byte, error) { return s.Open("other", value) },
+		"another key":   func() ([]byte, error) { return newSealer(t, 2).Open("sink", value) },
 		"damage":        func() ([]byte, error) { return s.Open("sink", damaged) },
-		"too short":     func() ([]byte, error) { return s.Open("sink", sealed[:10]) },
+		"too short":     func() ([]byte, error) { return s.Open("sink", value[:10]) },
 		"nothing":       func() ([]byte, error) { return s.Open("sink", nil) },
 	} {
 		if got, err := open(); !errors.Is(err, ErrSeal) || got != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/emersion/go-sasl"
 
 	"postern/internal/refusal"
+	"postern/relay/smtp"
 	"postern/relay/upstream/oauth"
 )
 
@@ -30,21 +31,22 @@ type Account struct {
 	Host           string // DNS name or IP address
 	Port           int
 	TLS            TLSMode
-	Username       string      // "" for none
-	Password       string      // opened; "" for none
-	Grant          oauth.Grant // by which it gets tokens, instead of a password; zero: none
-	SecretExpires  string      // the last day of its secret, as 2027-01-31; "" if it is not known
-	CA             string      // PEM of the authorities to trust instead of the system's; "" for those
-	Preset         string      // the provider, "" for Generic
-	MaxConnections int         // concurrent ones of each node; 0: the default
-	MaxMessages    int         // over one connection; 0: the default
-	MaxRecipients  int         // in one transaction; 0: the default
-	Senders        string      // patterns of what it may send as, as ParseSenders gives them; "": as everybody
-	RewriteSender  string      // the mailbox that sends in place of the message's own; "": none
-	IdleSeconds    int         // that an unused connection is kept; 0: the default
-	TLSName        string      // that its certificate must have; "": Host
-	TLSPins        string      // of PinsFrom: one of these keys, whoever certifies it; "": none
-	Mechanism      string      // the only one of AUTH that is used, of Mechanisms; "": what the server takes
+	Username       string       // "" for none
+	Password       string       // opened; "" for none
+	Grant          oauth.Grant  // by which it gets tokens, instead of a password; zero: none
+	SecretExpires  string       // the last day of its secret, as 2027-01-31; "" if it is not known
+	CA             string       // PEM of the authorities to trust instead of the system's; "" for those
+	Preset         string       // the provider, "" for Generic
+	MaxConnections int          // concurrent ones of each node; 0: the default
+	MaxMessages    int          // over one connection; 0: the default
+	MaxRecipients  int          // in one transaction; 0: the default
+	Senders        string       // patterns of what it may send as, as ParseSenders gives them; "": as everybody
+	RewriteSender  string       // the mailbox that sends in place of the message's own; "": none
+	SendsAs        smtp.Address // is RewriteSender, by Load
+	IdleSeconds    int          // that an unused connection is kept; 0: the default
+	TLSName        string       // that its certificate must have; "": Host
+	TLSPins        string       // of PinsFrom: one of these keys, whoever certifies it; "": none
+	Mechanism      string       // the only one of AUTH that is used, of Mechanisms; "": what the server takes
 	Origin
 
 	Replies *Replies // what its replies mean
@@ -80,6 +82,16 @@ func (a *Account) Fill() error {
 	a.MaxMessages = cmp.Or(a.MaxMessages, p.MaxMessages)
 	a.MaxRecipients = cmp.Or(a.MaxRecipients, p.MaxRecipients)
 	return nil
+}
+
+// SetTLS changes the mode. The port follows only to and from implicit TLS, where no server takes
+// the former one, and if it was the former mode's.
+func (a *Account) SetTLS(mode TLSMode) {
+	p, err := PresetNamed(cmp.Or(a.Preset, Generic))
+	if err == nil && (a.TLS == TLSImplicit) != (mode == TLSImplicit) && a.Port == p.portFor(a.TLS) {
+		a.Port = 0
+	}
+	a.TLS = mode
 }
 
 // portFor is the port of the preset where its mode is used, else the mode's own (RFC 8314,
@@ -141,7 +153,7 @@ func (a Account) Validate() error {
 	if err := a.validateTLS(); err != nil {
 		return err
 	}
-	if err := a.validateSender(); err != nil {
+	if _, err := a.sendsAs(); err != nil {
 		return err
 	}
 	if err := a.validateMechanism(); err != nil {

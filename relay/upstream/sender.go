@@ -66,17 +66,17 @@ func ParseSenders(patterns []string) (string, error) {
 	return strings.Join(list, " "), nil
 }
 
-// validateSender checks RewriteSender. All mail has it, so no server may have to offer SMTPUTF8.
-func (a Account) validateSender() error {
+// sendsAs parses RewriteSender. All mail has it, so no server may have to offer SMTPUTF8.
+func (a *Account) sendsAs() (mailbox smtp.Address, err error) {
 	if a.RewriteSender == "" {
-		return nil
+		return mailbox, nil
 	}
-	mailbox, err := smtp.ParseAddress(a.RewriteSender)
+	mailbox, err = smtp.ParseAddress(a.RewriteSender)
 	switch {
 	case err != nil:
-		return refusal.Invalid("sender %q is not an address: %v", a.RewriteSender, err)
+		return mailbox, refusal.Invalid("sender %q is not an address: %v", a.RewriteSender, err)
 	case mailbox.NeedsUTF8():
-		return refusal.Invalid("sender %q is not ASCII; not every server would take it", a.RewriteSender)
+		return mailbox, refusal.Invalid("sender %q is not ASCII; not every server would take it", a.RewriteSender)
 	}
-	return nil
+	return mailbox, nil
 }

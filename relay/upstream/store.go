@@ -67,31 +67,46 @@ type Listed struct {
 	CreatedAt time.Time  `json:"created_at"`
 }
 
-// accountColumns are the settings of an account: fields reads them, and values writes them as
-// accountValues.
-const (
-	accountColumns = `host, port, tls, username, ca, preset, max_connections, max_messages, max_recipients,
-	idle_seconds, tls_name, tls_pins, mechanism, source, ip, hello, senders, rewrite_sender, oauth`
-	accountValues = `$4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22`
-	secretExpires = `coalesce(secret_expires::text, '')`
-)
-
-// fields are where accountColumns and secretExpires go.
-func (a *Account) fields() []any {
-	return []any{&a.Host, &a.Port, &a.TLS, &a.Username, &a.CA, &a.Preset, &a.MaxConnections, &a.MaxMessages, &a.MaxRecipients,
-		&a.IdleSeconds, &a.TLSName, &a.TLSPins, &a.Mechanism, &a.Source, &a.IP, &a.Hello, &a.Senders, &a.RewriteSender, &a.Grant.Kind, &a.SecretExpires}
+// setting is a column of table upstream, and where an account has it.
+type setting struct {
+	column string
+	field  any
 }
 
-// values are the arguments of addAccount and changeAccount.
-func (a *Account) values(sealed []byte) []any {
-	return []any{a.Name, sealed, a.SecretExpires,
-		a.Host, a.Port, string(a.TLS), a.Username, a.CA, a.Preset, a.MaxConnections, a.MaxMessages, a.MaxRecipients,
-		a.IdleSeconds, a.TLSName, a.TLSPins, a.Mechanism, a.Source, a.IP, a.Hello, a.Senders, a.RewriteSender, string(a.Grant.Kind)}
+// settings are the one list of an account's columns: they are read and written by it.
+func (a *Account) settings() []setting {
+	return []setting{
+		{"host", &a.Host}, {"port", &a.Port}, {"tls", &a.TLS}, {"username", &a.Username}, {"ca", &a.CA}, {"preset", &a.Preset},
+		{"max_connections", &a.MaxConnections}, {"max_messages", &a.MaxMessages}, {"max_recipients", &a.MaxRecipients},
+		{"idle_seconds", &a.IdleSeconds}, {"tls_name", &a.TLSName}, {"tls_pins", &a.TLSPins}, {"mechanism", &a.Mechanism},
+		{"source", &a.Source}, {"ip", &a.IP}, {"hello", &a.Hello}, {"senders", &a.Senders}, {"rewrite_sender", &a.RewriteSender},
+		{"oauth", &a.Grant.Kind},
+	}
 }
 
-const addAccount = `
-insert into upstream (name, password, secret_expires, ` + accountColumns + `)
-values ($1, $2, nullif($3, '')::date, ` + accountValues + `)`
+// fields are where the settings are, behind first.
+func (a *Account) fields(first ...any) []any {
+	for _, s := range a.settings() {
+		first = append(first, s.field)
+	}
+	return first
+}
+
+// settingColumns are the names of the settings, and settingValues their parameters behind the three
+// that addAccount and changeAccount have besides.
+var settingColumns, settingValues = func() (columns, values string) {
+	for i, s := range new(Account).settings() {
+		columns += ", " + s.column
+		values += fmt.Sprintf(", $%d", i+4)
+	}
+	return columns[2:], values[2:]
+}()
+
+const secretExpires = `coalesce(secret_expires::text, '')`
+
+var addAccount = `
+insert into upstream (name, password, secret_expires, ` + settingColumns + `)
+values ($1, $2, nullif($3, '')::date, ` + settingValues + `)`
 
 // Add adds an account; its password is sealed first. Errors: refusal.ErrInvalid, refusal.ErrExists.
 func (s *Store) Add(ctx context.Context, a Account) error {
@@ -103,7 +118,7 @@ func (s *Store) Add(ctx context.Context, a Account) error {
 		return err
 	}
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, addAccount, a.values(sealed)...); err != nil {
+		if _, err := tx.Exec(ctx, addAccount, a.fields(a.Name, sealed, a.SecretExpires)...); err != nil {
 			return err
 		}
 		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "upstream add", Object: a.Name, Detail: a.detail()})
@@ -135,7 +150,7 @@ func (s *Store) seal(a Account) ([]byte, error) {
 		return nil, refusal.Invalid("a password needs a sealing key, and none is configured")
 	}
 	if a.Grant.Kind == "" {
-		return s.sealer.Seal(passwordOf(a.Name, a.Username), []byte(a.Password)), nil
+		return s.sealer.Seal(passwordOf(a.Name, a.Username), []byte(a.Password))
 	}
 	if err := a.Grant.Complete(a.Username); err != nil {
 		return nil, refusal.Invalid("%v", err)
@@ -144,15 +159,15 @@ func (s *Store) seal(a Account) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.sealer.Seal(grantOf(a.Name, a.Username), text), nil
+	return s.sealer.Seal(grantOf(a.Name, a.Username), text)
 }
 
-const accountForChange = `
-select password, ` + accountColumns + `, ` + secretExpires + `
+var accountForChange = `
+select password, ` + secretExpires + `, ` + settingColumns + `
 from upstream where name = $1 for update`
 
-const changeAccount = `
-update upstream set password = $2, secret_expires = nullif($3, '')::date, (` + accountColumns + `) = (` + accountValues + `),
+var changeAccount = `
+update upstream set password = $2, secret_expires = nullif($3, '')::date, (` + settingColumns + `) = (` + settingValues + `),
 	secret_told = case when secret_expires is not distinct from nullif($3, '')::date then secret_told end
 where name = $1`
 
@@ -166,7 +181,7 @@ func (s *Store) Change(ctx context.Context, name string, change func(*Account) e
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		a = Account{Name: name}
 		var sealed []byte
-		err := tx.QueryRow(ctx, accountForChange, name).Scan(append([]any{&sealed}, a.fields()...)...)
+		err := tx.QueryRow(ctx, accountForChange, name).Scan(a.fields(&sealed, &a.SecretExpires)...)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return unknownName(name)
 		}
@@ -180,7 +195,7 @@ func (s *Store) Change(ctx context.Context, name string, change func(*Account) e
 		if sealed, err = s.reseal(was, a, sealed); err != nil {
 			return err
 		}
-		if _, err = tx.Exec(ctx, changeAccount, a.values(sealed)...); err != nil {
+		if _, err = tx.Exec(ctx, changeAccount, a.fields(a.Name, sealed, a.SecretExpires)...); err != nil {
 			return err
 		}
 		if a.Grant != was.Grant {
@@ -263,10 +278,11 @@ func (s *Store) Named(ctx context.Context, name string) (Listed, error) {
 	return Listed{}, unknownName(name)
 }
 
-const loadAccounts = `
-select name, password, paused_at, ` + accountColumns + `, ` + secretExpires + ` from upstream`
+var loadAccounts = `
+select name, password, paused_at, ` + secretExpires + `, ` + settingColumns + ` from upstream`
 
-// Loaded is an account with its password, or why it cannot be used.
+// Loaded is an account with its password and the mailbox that it sends as, or why it cannot be
+// used.
 type Loaded struct {
 	Account Account
 	Err     error
@@ -297,9 +313,13 @@ func (s *Store) Load(ctx context.Context, db pg.DB) (map[string]*Loaded, error) 
 	var a Account
 	var sealed []byte
 	var paused *time.Time
-	_, err = pgx.ForEachRow(rows, append([]any{&a.Name, &sealed, &paused}, a.fields()...), func() error {
+	_, err = pgx.ForEachRow(rows, a.fields(&a.Name, &sealed, &paused, &a.SecretExpires), func() error {
 		a.Replies = tableOf(a.Preset, added[a.Name])
 		l := s.open(a, sealed)
+		var err error
+		if l.Account.SendsAs, err = a.sendsAs(); err != nil && l.Err == nil {
+			l.Err = fmt.Errorf("upstream %q: %w", a.Name, err)
+		}
 		if paused != nil && l.Err == nil {
 			l.Err = &PausedError{a.Name}
 		}

@@ -473,3 +473,63 @@ func TestReplies(t *testing.T) {
 		t.Errorf("its rows keep it from being removed: %v", err)
 	}
 }
+
+// A port that an admin has set stays when TLS is changed.
+func TestSetTLS(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		was      TLSMode
+		port     int
+		mode     TLSMode
+		wantPort int
+	}{
+		{TLSRequire, 587, TLSImplicit, 465},
+		{TLSImplicit, 465, TLSRequire, 587},
+		{TLSOpportunistic, 25, TLSImplicit, 465},
+		{TLSOpportunistic, 25, TLSRequire, 25}, // as of a connector
+		{TLSOpportunistic, 2525, TLSRequire, 2525},
+		{TLSNone, 27251, TLSOpportunistic, 27251},
+		{TLSRequire, 2587, TLSImplicit, 2587},
+		{"", 0, TLSRequire, 587},
+		{"", 0, TLSNone, 25},
+	} {
+		a := Account{Name: "a", Host: "h.test", Port: test.port, TLS: test.was}
+		a.SetTLS(test.mode)
+		if err := a.Fill(); err != nil || a.Port != test.wantPort || a.TLS != test.mode {
+			t.Errorf("%+v: port %d, %v", test, a.Port, err)
+		}
+	}
+}
+
+// TestLoadSendsAs: the mailbox is parsed where an account is loaded, and one that a hand has put
+// into the table spoils its own upstream only.
+func TestLoadSendsAs(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	s := NewStore(db.Pool, newSealer(t, 1))
+	for _, name := range []string{"good", "bad", "none"} {
+		a := sink()
+		if a.Name = name; name != "none" {
+			a.RewriteSender = "relay@Example.com"
+		}
+		if err := s.Add(t.Context(), a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := db.Pool.Exec(t.Context(), `update upstream set rewrite_sender = 'nonsense' where name = 'bad'`); err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.Load(t.Context(), db.Pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if good := got["good"]; good.Err != nil || good.Account.SendsAs.String() != "relay@Example.com" {
+		t.Errorf("good: %+v", good)
+	}
+	if none := got["none"]; none.Err != nil || !none.Account.SendsAs.IsNull() {
+		t.Errorf("none: %+v", none)
+	}
+	if bad := got["bad"]; bad.Err == nil || !strings.Contains(bad.Err.Error(), `upstream "bad": sender "nonsense" is not an address`) {
+		t.Errorf("bad: %v", bad.Err)
+	}
+}

@@ -28,6 +28,9 @@ func Hint(up *upstream.Account, s delivery.Step) string {
 		}
 		return replyHint(up, s, set)
 	}
+	if upstream.IsSender(s.Err) {
+		return "its --senders do not allow this sender: add it with " + set + ", or send by another upstream"
+	}
 	switch s.Stage {
 	case delivery.StageLookup:
 		return lookupHint(s.Err, set)

@@ -15,7 +15,7 @@ var routeKinds = []kind{
 	{"route.no-default", health.Warning, "There is no default route, so mail that no rule matches waits.",
 		"add one with 'postern route add --via', unless the rules cover all mail"},
 	{"route.gone", health.Failed, "A route names an upstream that does not exist.", "remove the route, or add the upstream"},
-	{"route.hidden", health.Warning, "A route takes no mail, for one that comes before it takes all of it.", "put it first with 'postern route move', or remove it"},
+	{"route.hidden", health.Warning, "A route is never used, for one before it matches all its mail.", "put it first with 'postern route move', or remove it"},
 	{"route.unused", health.Info, "No route names the upstream.", ""},
 	{"route.paused", health.Warning, "An upstream is paused, so its mail waits.", "end the pause with 'postern upstream resume'"},
 }

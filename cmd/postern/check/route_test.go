@@ -62,6 +62,9 @@ func withKeys(t *testing.T, p *patient) {
 	p.admit(t)
 	sealer, err := p.c.source.Sealer(p.c.cfg)
 	if err == nil {
+		err = sealer.Use(sealer.Current())
+	}
+	if err == nil {
 		err = upstream.NewStore(p.pool, sealer).Add(t.Context(), upstream.Account{Name: "out", Host: "127.0.0.1", Port: 25, TLS: upstream.TLSRequire, Username: "relay", Password: "right"})
 	}
 	if err != nil {
@@ -83,7 +86,7 @@ func rotated(ago time.Duration) func(*testing.T, *patient) {
 		t.Helper()
 		sealer, err := p.c.source.Sealer(p.c.cfg)
 		if err == nil {
-			_, err = sealer.Add()
+			_, err = sealer.Add(func(string) error { return nil })
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -241,6 +244,9 @@ func TestCheckReadsTheDatabase(t *testing.T) {
 	p := newPatient(t)
 	p.admit(t)
 	sealer, err := p.c.source.Sealer(p.c.cfg)
+	if err == nil {
+		err = sealer.Use(sealer.Current())
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,7 +20,8 @@ func (f *front) newKeeper(ctx context.Context) (*acme.Keeper, error) {
 		HTTPAddress: c.HTTPAddress, TLSALPNAddress: c.TLSALPNAddress, EABKeyID: c.EABKeyID, Sealer: f.node.keys.sealer, Node: f.node.name, Log: f.node.Log, Guard: f.node.guard,
 	}
 	if f.node.keys.err != nil {
-		return nil, f.node.keys.err // which names the key
+		// It names the key. A node that cannot open the certificates must not order others.
+		return nil, f.node.keys.err
 	}
 	var err error
 	if cfg.Roots, err = config.ReadRoots(c.DirectoryCA); err != nil {

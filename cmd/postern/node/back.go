@@ -34,7 +34,7 @@ type back struct {
 // newBack makes the engine. It sends nothing to own, where this node listens itself.
 func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) {
 	sealer := n.keys.sealer
-	if n.keys.err != nil {
+	if n.keys.err != nil && sealer == nil {
 		// Only upstreams with a password need it; theirs is the mail that waits.
 		n.Log.Warn("upstream passwords cannot be opened; mend the key and restart", "error", n.keys.err)
 	}

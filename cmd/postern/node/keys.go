@@ -11,36 +11,31 @@ import (
 	"postern/relay/seal"
 )
 
-// keys are the sealing keys of a node that needs any.
+// keys are the sealing keys of a node.
 type keys struct {
-	sealer *seal.Sealer // nil: it needs none, or err
-	err    error
+	sealer *seal.Sealer // nil: it needs none, or its file cannot be read
+	err    error        // at the start
 	ring   *keyring.Ring
 	stop   context.CancelFunc
 	loop   sync.WaitGroup
 }
 
-// openKeys comes before all that seals: a node whose file lacks the current key must not seal
-// with a former one, which may be in no other file any more. The error is the database's.
+// openKeys comes before all that seals. A node whose file lacks the current key seals nothing
+// until the ring has seen the right file. The error is the database's.
 func (n *Node) openKeys(ctx context.Context, pool *pgxpool.Pool) error {
 	k := &n.keys
-	if n.Only == "submission" && !n.Config.ACME.On() {
-		return nil
+	if n.Only != "submission" || n.Config.ACME.On() {
+		if k.sealer, k.err = n.Source.Sealer(n.Config); k.err != nil {
+			return nil
+		}
+		ctx, cancel := context.WithTimeout(ctx, startTime)
+		defer cancel()
+		if k.err = keyring.Follow(ctx, pool, k.sealer); k.err != nil && !errors.Is(k.err, seal.ErrSeal) {
+			return k.err
+		}
 	}
-	sealer, err := n.Source.Sealer(n.Config)
-	if k.err = err; err != nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, startTime)
-	defer cancel()
-	err = keyring.Follow(ctx, pool, sealer)
-	if errors.Is(err, seal.ErrSeal) {
-		k.err = err
-		return nil
-	}
-	k.sealer = sealer
-	k.ring = keyring.New(keyring.Config{Pool: pool, Sealer: sealer, Node: n.name, Epoch: n.queue.Epoch, Log: n.Log})
-	return err
+	k.ring = keyring.New(keyring.Config{Pool: pool, Sealer: k.sealer, Node: n.name, Epoch: n.queue.Epoch, Log: n.Log})
+	return nil
 }
 
 func (n *Node) startKeys() {

@@ -69,7 +69,7 @@ func Waits(r io.Reader) bool {
 const mostPasted = 8 << 10
 
 // Pasted reads one line that is shown while it is typed, such as the address at which a
-// browser ended: the code in it is good for one use. What follows the line stays unread.
+// browser ended: the code in it is good for one use. The rest of the input stays unread.
 // Errors: refusal.ErrInvalid for a line of more than 8 KiB, and r's.
 func Pasted(r io.Reader) (string, error) {
 	var line strings.Builder

@@ -1,4 +1,4 @@
--- What the database knows of messages (admin.go).
+-- The database's knowledge of messages (admin.go).
 
 -- part: entry
 r.message_id, r.n, @row_state,

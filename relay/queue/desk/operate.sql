@@ -1,4 +1,4 @@
--- What operators do to recipients (operate.go). Their verb is a constant when the statement is
+-- The actions of operators on recipients (operate.go). Their verb is a constant when the statement is
 -- planned, so that each verb finds its rows by the index that it would have alone.
 
 -- name: count

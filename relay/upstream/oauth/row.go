@@ -69,7 +69,7 @@ from upstream_token where sealed is not null and ($1::bytea is null or substr(se
 	}
 }
 
-func (t *table) seal(upstream, credential string, p pair) []byte {
+func (t *table) seal(upstream, credential string, p pair) ([]byte, error) {
 	text, err := json.Marshal(p)
 	if err != nil {
 		panic(err) // strings only
@@ -130,7 +130,11 @@ func (t *table) take(ctx context.Context, upstream, credential string, serial in
 func (t *table) store(ctx context.Context, upstream, credential string, lease, was int64, p pair) (stored bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	tag, err := t.db.Exec(ctx, sqlStore, upstream, credential, lease, was, t.seal(upstream, credential, p), p.Life)
+	sealed, err := t.seal(upstream, credential, p)
+	if err != nil {
+		return false, err
+	}
+	tag, err := t.db.Exec(ctx, sqlStore, upstream, credential, lease, was, sealed, p.Life)
 	if err != nil {
 		return false, fmt.Errorf("store the token of upstream %s: %w", upstream, err)
 	}

@@ -33,7 +33,7 @@ update upstream_token set failing_since = coalesce(failing_since, clock_timestam
 where upstream = @upstream and credential = @credential and lease = @lease
 
 -- name: login
--- Stores what a person's login gave. Whatever node asks the authority meanwhile stores nothing.
+-- Stores what a person's login gave. A node that asks the authority meanwhile stores nothing.
 insert into upstream_token as t (upstream, credential, sealed, serial, lease, refreshed_at, expires_at)
 values (@upstream, @credential, @sealed, 1, 1, clock_timestamp(), clock_timestamp() + @life::interval)
 on conflict (upstream, credential) do update set sealed = excluded.sealed, serial = t.lease + 1, lease = t.lease + 1,
