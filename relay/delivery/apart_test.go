@@ -71,7 +71,7 @@ func TestOneUserSuspendsNobodyElse(t *testing.T) {
 // TestOneUserIsWokenByAnAdmin: `queue retry` ends the wait of one user too.
 func TestOneUserIsWokenByAnAdmin(t *testing.T) {
 	t.Parallel()
-	d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{}}), limit: 5}
+	d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{}}), window: windowAt(5)}
 	j := &job{parcel: &parcel{Delivery: by(1, message(t, "a@one.test"))}}
 	for range 2 * troubleLimit {
 		d.brokeOff(&trouble{}, 1)

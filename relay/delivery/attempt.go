@@ -115,6 +115,9 @@ func (w *worker) afresh(j *job) *job {
 		if t = w.open(need); t == nil {
 			return j
 		}
+		if t == noPlace {
+			t = nil
+		}
 	}
 	w.job = nil
 	if t != nil && !t.crowded {
@@ -147,7 +150,10 @@ func (w *worker) conclude(j *job, t *transaction) *job {
 		reply, ours := troubleReply(t.res)
 		w.d.brokeOff(&trouble{reply: reply, said: !ours, err: t.res.Err, host: t.facts.RemoteMTA, addr: t.facts.RemoteIP, tls: t.facts.TLS}, j.user())
 	} else {
-		w.d.succeeded(j.user())
+		w.d.succeeded(j.user(), timeOf(outcomes))
+	}
+	if r, said := t.wantsLess(); said {
+		w.d.slowDown(r)
 	}
 	if rest := t.further(j, outcomes); len(rest) > 0 {
 		e.settleBut(j, outcomes, rest)

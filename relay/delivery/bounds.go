@@ -1,11 +1,15 @@
 package delivery
 
-import "time"
+import (
+	"time"
+
+	"postern/relay/upstream"
+)
 
 // Bounds are the limits of Config that may change while the engine runs.
 type Bounds struct {
 	Connections   int           // to one upstream that sets no number of its own
-	MXConnections int           // to one MX domain
+	MXConnections int           // to one site, of all nodes together
 	PerConnection int           // messages over one connection
 	IdleTime      time.Duration // how long an unused connection is kept
 	Memory        int64         // octets of the mail in hand
@@ -25,6 +29,24 @@ func (e *Engine) Rebound(b Bounds) {
 	for _, d := range e.all() {
 		d.rebound()
 	}
+	e.windows.tend(time.Now())
+}
+
+// connectionsFor is the most connections to an upstream.
+func (e *Engine) connectionsFor(u *upstream.Account) int {
+	if u.MaxConnections > 0 {
+		return u.MaxConnections
+	}
+	return e.bounds.Load().Connections
+}
+
+// sitePlaces is this node's part of the most connections to a site.
+func (e *Engine) sitePlaces() int {
+	nodes := 1
+	if e.cfg.Nodes != nil {
+		nodes = max(1, e.cfg.Nodes())
+	}
+	return max(1, e.bounds.Load().MXConnections/nodes)
 }
 
 func keep[T int | int64 | time.Duration](v *T, to T) {
@@ -33,21 +55,14 @@ func keep[T int | int64 | time.Duration](v *T, to T) {
 	}
 }
 
-// rebound sets how many connections the destination may have.
+// rebound sets how many connections an upstream may have.
 func (d *destination) rebound() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	most := d.e.bounds.Load().MXConnections
-	if d.upstream != nil {
-		most = d.e.connectionsFor(d.upstream)
-	}
-	switch {
-	case most == d.most:
+	if d.upstream == nil {
 		return
-	case d.upstream != nil && d.limit == d.most, d.limit > most:
-		d.limit = most // an upstream has all from the beginning; a domain has to earn them
 	}
-	d.most = most
+	d.window.resize(d.e.connectionsFor(d.upstream))
 	if !d.e.closing.Load() {
 		d.hire()
 	}

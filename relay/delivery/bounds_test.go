@@ -42,8 +42,8 @@ func TestRebound(t *testing.T) {
 	e.Rebound(Bounds{Connections: 1})
 	d := e.all()[0]
 	d.mu.Lock()
-	if d.limit != 1 || d.most != 1 {
-		t.Errorf("limit %d of %d, want 1", d.limit, d.most)
+	if w := d.window; w.limit != 1 || w.most != 1 {
+		t.Errorf("limit %d of %d, want 1", w.limit, w.most)
 	}
 	d.mu.Unlock()
 	close(release)

@@ -194,6 +194,39 @@ func (t *transaction) further(j *job, outcomes []queue.Outcome) []queue.Recipien
 	return rest
 }
 
+// wantsLess returns the reply by which the server wants fewer connections or less mail from us, if
+// there is one.
+func (t *transaction) wantsLess() (smtp.Reply, bool) {
+	for i, r := range t.res.Replies {
+		if r.IsTemporary() && !isOurReply(&t.res, i) && !t.res.Withheld(i) && wantsLess(t.replies, stageOf(&t.res, i), r) {
+			return r, true
+		}
+	}
+	return smtp.Reply{}, false
+}
+
+// wantsLess judges a temporary reply: 421, one that the table blames on the connection, and
+// 4.7.x, but not where it may be about the mail, as greylisting is: at RCPT and later it counts
+// only if a row of the table blames the account or the host.
+func wantsLess(replies *upstream.Replies, stage upstream.Stage, r smtp.Reply) bool {
+	v := replies.Classify(stage, r)
+	if r.Code == 421 || v.Scope == upstream.ScopeConnection {
+		return true
+	}
+	ofUs := v.Scope == upstream.ScopeAccount || v.Scope == upstream.ScopeHost
+	return r.Enhanced.Subject == 7 && (ofUs || v.Row == nil && stage == upstream.StageMail)
+}
+
+// timeOf is how long a delivery took, zero if none of outcomes is one.
+func timeOf(outcomes []queue.Outcome) time.Duration {
+	for i := range outcomes {
+		if o := &outcomes[i]; o.Result == queue.Delivered {
+			return o.At.Sub(o.StartedAt)
+		}
+	}
+	return 0
+}
+
 // inWords is where a conversation broke off, for the text of a made-up reply.
 var inWords = map[smtp.Stage]string{
 	smtp.StageConnect:  "while connecting",

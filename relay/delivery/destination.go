@@ -7,24 +7,13 @@ import (
 	"time"
 
 	"postern/relay/queue"
+	"postern/relay/smtp"
 	"postern/relay/upstream"
 )
-
-// mxBegin is how many concurrent connections an MX domain gets before it has shown that it
-// takes more.
-const mxBegin = 5
 
 // troubleLimit is how many conversations in a row may break off half-way before a destination
 // is left alone as if it could not be reached.
 const troubleLimit = 5
-
-const (
-	// growPause is how long after trouble a destination gets no further connection.
-	growPause = 10 * time.Second
-	// refusedPause is growPause after a connection that could not be had beside others,
-	// without a reply of the host: a restart is more likely than a limit.
-	refusedPause = time.Second
-)
 
 // recently is how long after its last reply a destination counts as working.
 const recently = time.Minute
@@ -52,11 +41,7 @@ type destination struct {
 	workers  int       // connections open or being made
 	live     int       // of them, with a conversation
 	seeking  []*worker // those that wait for a place among all connections
-	most     int       // concurrent connections, bound
-	limit    int       // concurrent connections, now: 1 to most
-	credit   int       // successes since limit changed
-	growAt   time.Time // limit does not grow before
-	proven   int       // limit when a transaction last ended
+	window   *window   // has a place for each of workers
 
 	// In trouble the destination pauses first, if it worked recently, and then is
 	// suspended. While it pauses its jobs wait in the line; a suspended one has none.
@@ -93,23 +78,13 @@ func (e *Engine) destination(w *way) *destination {
 	if w.upstream != nil {
 		d.via = w.upstream.Name
 		d.part = 9 // it may well be the only one
-		d.most = e.connectionsFor(w.upstream)
-		d.limit = d.most
+		d.window = e.windows.join(w.key, e.connectionsFor(w.upstream))
 	} else {
 		d.part = 1. / 9
-		d.most = e.bounds.Load().MXConnections
-		d.limit = min(mxBegin, d.most)
+		d.window = newWindow("", 1) // until a lookup has found the site
 	}
-	d.proven = d.limit
 	e.destinations[w.key] = d
 	return d
-}
-
-func (e *Engine) connectionsFor(u *upstream.Account) int {
-	if u.MaxConnections > 0 {
-		return u.MaxConnections
-	}
-	return e.bounds.Load().Connections
 }
 
 // forget removes destinations without work and without a state to remember.
@@ -121,6 +96,7 @@ func (e *Engine) forget() {
 	for key, d := range e.destinations {
 		if d.isEmpty(now) {
 			delete(e.destinations, key)
+			e.windows.leave(d.window)
 		}
 	}
 }
@@ -236,8 +212,7 @@ func (d *destination) update(up *upstream.Account) {
 	}
 	if !up.Equal(*d.upstream) {
 		d.version++
-		d.most = d.e.connectionsFor(up)
-		d.limit, d.proven = d.most, d.most
+		d.window.reset(d.e.connectionsFor(up))
 		d.failures, d.suspensions, d.pauses, d.broken, d.retryAt = 0, 0, 0, 0, time.Time{}
 		d.apart = apart{}
 		d.talkedAt = time.Time{} // that was another server, perhaps
@@ -245,24 +220,75 @@ func (d *destination) update(up *upstream.Account) {
 	d.upstream = up
 }
 
-// allowed is how many connections may be open. After trouble a single one tests whether it
-// is over. mu is held.
-func (d *destination) allowed() int {
-	if d.failures > 0 && d.live == 0 {
-		return 1
-	}
-	return d.limit
+// testing reports that trouble may not be over: a single connection finds out. mu is held.
+func (d *destination) testing() bool { return d.failures > 0 && d.live == 0 }
+
+// excess reports that there are too many workers. mu is held.
+func (d *destination) excess() bool { return d.testing() && d.workers > 1 || d.window.over() }
+
+// enough reports that one more connection is not worth having: those there are take the next
+// message soon, or it would have to wait for a place among all connections. mu is held.
+func (d *destination) enough() bool {
+	return d.workers >= begin && (d.workers >= d.window.worth() || d.e.slots.Full(1, d.key))
 }
 
-// hire begins workers for waiting jobs as far as it is allowed. mu is held.
+// hire begins workers for waiting jobs as far as there are places. mu is held.
 func (d *destination) hire() {
 	connecting := d.workers - d.live
-	for d.workers < d.allowed() && connecting < d.waiting.len() {
-		d.workers++
+	for connecting < d.waiting.len() && !(d.testing() && d.workers > 0) && !d.enough() && d.window.take(d) {
 		connecting++
-		w := newWorker(d)
-		d.e.workers.Go(w.run)
+		d.begin()
 	}
+}
+
+// begin begins a worker, which has a place. mu is held.
+func (d *destination) begin() {
+	d.workers++
+	w := newWorker(d)
+	d.e.workers.Go(w.run)
+}
+
+// granted begins a worker with a place of a window, if it is still of use.
+func (d *destination) granted(by *window) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.window != by || d.workers > 0 || d.waiting.len() == 0 || d.e.closing.Load() {
+		return false
+	}
+	d.begin()
+	return true
+}
+
+// dismiss counts a worker out. pass must follow. mu is held.
+func (d *destination) dismiss() {
+	d.workers--
+	d.window.give(1)
+}
+
+// pass gives free places to other domains of the site. No lock is held.
+func (d *destination) pass() {
+	d.mu.Lock()
+	w := d.window
+	d.mu.Unlock()
+	w.pass()
+}
+
+// arrive moves the destination to the site at which its domain is hosted now, and reports
+// whether it may connect there.
+func (d *destination) arrive(site string) bool {
+	to := d.e.windows.join(siteKey+site, d.e.sitePlaces())
+	d.mu.Lock()
+	from := d.window
+	if from != to {
+		from.add(-d.workers, -d.live)
+		to.add(d.workers, d.live)
+		d.window = to
+	}
+	may := !to.over()
+	d.mu.Unlock()
+	d.e.windows.leave(from) // if it is the same it has been joined twice
+	from.pass()
+	return may
 }
 
 // need is what a worker needs to begin a conversation.
@@ -272,6 +298,8 @@ type need struct {
 	failures int           // for connectFailed
 	wait     time.Duration // before it is tried: the destination pauses
 	spent    spent         // by the attempt for which it is tried
+
+	arrive func(site string) bool // mx: says where the domain is hosted, and whether there is a place
 }
 
 // need returns how to reach the destination, and whether one more connection is
@@ -279,9 +307,12 @@ type need struct {
 func (d *destination) need() (need, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	wanted := d.waiting.len() > 0 && d.workers <= d.allowed() && !d.e.closing.Load()
+	wanted := d.waiting.len() > 0 && !d.excess() && !d.e.closing.Load()
 	n := need{upstream: d.upstream, version: d.version, failures: d.failures, spent: d.waiting.leastSpent()}
-	if d.failures > 0 && d.live == 0 {
+	if d.domain != "" {
+		n.arrive = d.arrive
+	}
+	if d.testing() {
 		n.wait = time.Until(d.retryAt)
 	}
 	return n, wanted
@@ -292,6 +323,17 @@ func (d *destination) currentVersion() int {
 	defer d.mu.Unlock()
 	return d.version
 }
+
+// keepsIdle reports that a connection of these settings may be kept without work, and what says
+// that it may not any more.
+func (d *destination) keepsIdle(version int) (bool, <-chan struct{}) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return version == d.version && !d.crowded(), d.window.nudge
+}
+
+// crowded reports that connections are scarce: none is kept idle then. mu is held.
+func (d *destination) crowded() bool { return d.e.slots.Pressed() || d.window.isWanted() }
 
 // putBack puts a job that was not begun at the front of the line.
 func (d *destination) putBack(j *job) {
@@ -318,7 +360,7 @@ func (d *destination) next(w *worker) *job {
 		d.mu.Unlock()
 		return nil
 	}
-	if d.live > d.limit { // one too many: this one, and no other at the same time
+	if d.window.ends(w.conn.sent) { // this one, and no other at the same time
 		d.retire(w)
 		d.mu.Unlock()
 		return nil
@@ -327,7 +369,7 @@ func (d *destination) next(w *worker) *job {
 		d.mu.Unlock()
 		return j
 	}
-	if d.e.crowded() {
+	if d.crowded() {
 		d.mu.Unlock()
 		return nil
 	}
@@ -357,11 +399,14 @@ func (d *destination) wake(w *worker) *job {
 func (d *destination) leave() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.waiting.len() > 0 && !d.e.closing.Load() && d.workers <= d.allowed() {
+	if d.waiting.len() > 0 && !d.e.closing.Load() && !d.excess() && !d.window.isFull() {
 		return false
 	}
-	d.workers--
+	d.dismiss()
 	d.useIdle()
+	if !d.e.closing.Load() {
+		d.hire()
+	}
 	return true
 }
 
@@ -369,7 +414,7 @@ func (d *destination) leave() bool {
 func (d *destination) depart() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.workers--
+	d.dismiss()
 	if !d.e.closing.Load() {
 		d.hire()
 	}
@@ -432,6 +477,7 @@ func (d *destination) connected(w *worker) {
 	d.hire()
 	w.live = true
 	d.live++
+	d.window.add(0, 1)
 }
 
 // disconnected counts the end of a conversation.
@@ -446,14 +492,15 @@ func (d *destination) retire(w *worker) {
 	if w.live {
 		w.live = false
 		d.live--
+		d.window.add(0, -1)
 	}
 }
 
-// succeeded allows the destination one more connection once all of its connections have
-// succeeded. Only now does the mail come back that its suspension deferred: with a server
+// succeeded counts a completed transaction, which took so long if it was a delivery, else zero.
+// Only now does the mail come back that the destination's suspension deferred: with a server
 // that greets and then drops every conversation, all of it would be tried in vain each time
 // that the suspension ends.
-func (d *destination) succeeded(user userOf) {
+func (d *destination) succeeded(user userOf, took time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.broken, d.pauses = 0, 0
@@ -465,35 +512,28 @@ func (d *destination) succeeded(user userOf) {
 		d.owes = false
 		d.e.cfg.Queue.Recovered(d.key)
 	}
-	if d.limit < d.most {
-		if d.credit++; d.credit >= d.limit && d.talkedAt.After(d.growAt) {
-			d.credit = 0
-			d.limit++
-			d.hire()
-		}
+	if d.window.ended(took, d.waiting.len() > 0 && !d.enough()); d.waiting.len() > 0 {
+		d.hire()
 	}
-	d.proven = d.limit
 }
 
-// shrink halves the connections that a destination in trouble may have. mu is held.
-func (d *destination) shrink() {
-	d.limit = max(1, d.limit/2)
-	d.credit = 0
-	d.growAt = time.Now().Add(growPause)
+// slowDown heeds a reply of the server that wants less of us.
+func (d *destination) slowDown(r smtp.Reply) {
+	d.mu.Lock()
+	w := d.window
+	d.mu.Unlock()
+	if limit, heeded := w.halve(); heeded {
+		d.e.cfg.Log.Info("fewer connections", "via", d.via, "domain", d.domain, "connections", limit, "reply", r.String())
+	}
 }
 
 // brokeOff counts a conversation that ended half-way while it carried a message of user.
 // Enough of them in a row count as an unreachable destination, if they carried messages of
 // several users: one user's messages may be the cause themselves. A pause comes first in
 // either case: a restart breaks off all conversations, and they may be of one user.
-//
-// Each costs one connection immediately, and as many successes as there are connections
-// bring one back: a server that drops one conversation in fifty keeps all its connections,
-// one that drops every second soon has a single one.
 func (d *destination) brokeOff(t *trouble, user userOf) {
 	d.mu.Lock()
-	d.limit = max(1, d.limit-1)
-	d.credit = 0
+	d.window.lose()
 	if d.broken == 0 {
 		d.brokenBy = d.brokenBy[:0]
 	}
@@ -554,13 +594,7 @@ func (d *destination) connectFailed(t *trouble, since int) {
 		return
 	case d.e.closing.Load():
 	case d.live > 0:
-		// Other conversations with it go on: we had too many.
-		d.limit = max(1, min(d.limit-1, d.live))
-		pause := refusedPause
-		if t.said {
-			pause = growPause
-		}
-		d.growAt = time.Now().Add(pause)
+		d.window.refused(t.said)
 		d.useIdle()
 	case d.failures == since:
 		victims = d.leaveAlone(t)
@@ -596,7 +630,7 @@ func (d *destination) pause(t *trouble) {
 	d.broken = 0
 	d.retryAt = time.Now().Add(wait)
 	d.trouble = t
-	d.limit, d.growAt = d.proven, time.Time{}
+	d.window.leftAlone(true, t.said)
 	d.e.cfg.Log.Info("destination pauses", "via", d.via, "domain", d.domain,
 		"for", wait, "reply", t.reply.String(), "error", t.err)
 }
@@ -609,7 +643,7 @@ func (d *destination) suspend(t *trouble) []*job {
 	d.broken = 0
 	d.retryAt = time.Now().Add(wait)
 	d.trouble = t
-	d.shrink()
+	d.window.leftAlone(false, t.said)
 	d.e.cfg.Log.Warn("destination suspended", "via", d.via, "domain", d.domain,
 		"for", wait, "reply", t.reply.String(), "error", t.err)
 	return d.waiting.drain()
@@ -681,6 +715,3 @@ func (d *destination) drain() []*job {
 func (e *Engine) quitContext() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(e.hard, quitTime)
 }
-
-// crowded reports that connections are scarce: none is kept idle then.
-func (e *Engine) crowded() bool { return e.slots.Pressed() }

@@ -96,6 +96,9 @@ func (d *dialer) open(ctx context.Context, domain string, need need, by *worker)
 	if t != nil {
 		return nil, t
 	}
+	if need.arrive != nil && !need.arrive(w.site()) {
+		return nil, noPlace
+	}
 	return w.next(ctx)
 }
 

@@ -63,8 +63,10 @@ type Config struct {
 	// (0.0.0.0, ::) stands for every address of the machine.
 	Self []netip.AddrPort
 
-	Connections    int           // concurrent, to one upstream that sets no number of its own: 20
-	MXConnections  int           // concurrent, to one MX domain: 20; it begins with 5
+	// Connections and MXConnections bound concurrent connections. Either begins with 5.
+	Connections    int           // to one upstream that sets no number of its own: 100
+	MXConnections  int           // to the mail hosts of one site, of all nodes together: 20
+	Nodes          func() int    // how many nodes there are now; nil: one
 	MaxOpen        int           // concurrent connections to all destinations: 500
 	PerConnection  int           // messages over one connection: 1,000
 	PerTransaction int           // recipients in one transaction: 100
@@ -113,7 +115,7 @@ func (c Config) withDefaults() Config {
 	if c.Backoff == nil {
 		c.Backoff = defaultBackoff
 	}
-	fill(&c.Connections, 20)
+	fill(&c.Connections, 100)
 	fill(&c.MXConnections, 20)
 	fill(&c.MaxOpen, 500)
 	fill(&c.PerConnection, 1000)
@@ -141,6 +143,8 @@ type Engine struct {
 	bounds atomic.Pointer[Bounds]
 	load   load        // the mail in memory
 	slots  *share.Pool // connections, by user, destination and address
+
+	windows windows // connections by server
 
 	// work ends when no new work is begun, hard when conversations are cut off.
 	work     context.Context
@@ -176,6 +180,7 @@ func New(cfg Config) *Engine {
 		active:       map[*worker]struct{}{},
 	}
 	e.bounds.Store(&Bounds{cfg.Connections, cfg.MXConnections, cfg.PerConnection, cfg.IdleTime, cfg.Memory})
+	e.windows = windows{by: map[string]*window{}, sites: e.sitePlaces}
 	e.turned.Store(time.Now().UnixNano())
 	e.dialer = newDialer(&e.cfg)
 	e.dialer.slots = e.slots

@@ -568,7 +568,7 @@ func TestPanicAfterDot(t *testing.T) {
 		e := newEngine(q, Config{Routes: routes{}, Log: slog.New(panickingHandler{slog.DiscardHandler})})
 		ours, theirs := net.Pipe()
 		go server.ServeConn(theirs)
-		w := newWorker(&destination{e: e, via: viaMX, broken: troubleLimit, apart: apart{user: 1, rows: 1}})
+		w := newWorker(&destination{e: e, window: windowAt(1), via: viaMX, broken: troubleLimit, apart: apart{user: 1, rows: 1}})
 		w.conn = &conn{client: smtp.NewClient(ours, smtp.ClientConfig{Hello: "relay.test"}), leave: func() {}}
 		if err := w.conn.client.Greet(t.Context()); err != nil {
 			t.Fatal(err)
@@ -760,7 +760,7 @@ func TestOneConnectionForOneMessage(t *testing.T) {
 	t.Parallel()
 	e := startEngine(t, newFakeQueue(), Config{})
 	defer stop(t, e)
-	d := &destination{e: e, limit: 5, most: 5, workers: 1}
+	d := &destination{e: e, window: windowAt(5), workers: 1}
 	d.waiting.push(&job{})
 	w := newWorker(d)
 	defer w.cancel(nil)

@@ -264,7 +264,7 @@ func (f *fray) await(t *testing.T, e *Engine) {
 	}
 	t.Errorf("after a day %d of %d recipients have ended", f.q.ended, f.rows)
 	for _, d := range e.all() {
-		t.Logf("%s: %d waiting, %d workers, %d live, %d idle, allowed %d", d.key, d.waiting.len(), d.workers, d.live, len(d.idle), d.allowed())
+		t.Logf("%s: %d waiting, %d workers, %d live, %d idle, window %d of %d", d.key, d.waiting.len(), d.workers, d.live, len(d.idle), d.window.used, d.window.limit)
 	}
 }
 

@@ -151,6 +151,7 @@ func (e *Engine) dispatchLoop() {
 			return
 		case <-forget.C:
 			e.forget()
+			e.windows.tend(time.Now())
 		case <-e.intake.wake:
 		}
 		list, jobs := e.intake.take(spare)

@@ -42,6 +42,7 @@ func TestP14KeptConnectionsAreDead(t *testing.T) {
 			up := upstreamAt(server)
 			up.MaxConnections = kept
 			e := startEngine(t, q, Config{Routes: routes{def: up}, IdleTime: time.Hour})
+			e.windows.by = map[string]*window{queue.Way(up.Name, ""): {most: kept, limit: kept}} // as it has proven
 			for range kept {
 				e.Take(message(t, "a@one.test"))
 			}
@@ -111,7 +112,7 @@ func TestP14NoNewConnection(t *testing.T) {
 		q := newFakeQueue()
 		e := newEngine(q, Config{Routes: routes{def: piped}})
 		e.dialer.connect = func(context.Context, target) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
-		d := &destination{e: e, via: piped.Name, upstream: piped, limit: 5, live: 1} // others are served
+		d := &destination{e: e, via: piped.Name, upstream: piped, window: windowAt(5), live: 1} // others are served
 		m := message(t, "a@one.test")
 		j := &job{parcel: &parcel{Delivery: m}, rcpts: m.Recipients}
 		j.jobs.Store(1)
@@ -138,8 +139,8 @@ func TestP14NoNewConnection(t *testing.T) {
 // a restart: the destination pauses, and that user waits no longer than others.
 func TestR2OneUsersMail(t *testing.T) {
 	t.Parallel()
-	d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{}}), limit: 20}
-	d.succeeded(1)
+	d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{}}), window: windowAt(20)}
+	d.succeeded(1, 0)
 	for range 4 * troubleLimit {
 		d.brokeOff(&trouble{}, 1)
 	}
@@ -171,7 +172,7 @@ func TestR3IdleWithoutMail(t *testing.T) {
 	ours, theirs := net.Pipe()
 	go server.ServeConn(theirs)
 	e := newEngine(newFakeQueue(), Config{Routes: routes{}})
-	w := newWorker(&destination{e: e})
+	w := newWorker(&destination{e: e, window: windowAt(1)})
 	w.conn = &conn{client: smtp.NewClient(ours, smtp.ClientConfig{Hello: "relay.test"})}
 	defer w.conn.client.Close()
 	if err := w.conn.client.Greet(t.Context()); err != nil {
@@ -242,7 +243,7 @@ func TestR2Restart(t *testing.T) {
 						t.Fatalf("message %d: %+v", i, o)
 					}
 				}
-				if limit := e.destinations[queue.Way("sink", "")].limit; limit != piped.MaxConnections {
+				if limit := e.destinations[queue.Way("sink", "")].window.limit; limit != piped.MaxConnections {
 					t.Errorf("%d connections are allowed afterwards, want %d", limit, piped.MaxConnections)
 				}
 			})
@@ -328,7 +329,7 @@ func TestR2NothingWasTried(t *testing.T) {
 // TestR2NeverWorked: a destination that has not worked recently gets no pauses.
 func TestR2NeverWorked(t *testing.T) {
 	t.Parallel()
-	d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{}}), limit: 5, proven: 5}
+	d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{}}), window: windowAt(5)}
 	refused := &trouble{reply: smtp.Temporary(451, 4, 1, "refused"), err: syscall.ECONNREFUSED}
 	d.connectFailed(refused, 0)
 	if d.suspensions != 1 || d.pauses != 0 {
@@ -346,7 +347,7 @@ func TestR2NeverWorked(t *testing.T) {
 // suspended all the same.
 func TestR2Flapping(t *testing.T) {
 	t.Parallel()
-	d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{}}), limit: 5, proven: 5}
+	d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{}}), window: windowAt(5)}
 	for i := range (len(defaultPauses) + 1) * troubleLimit {
 		w := &worker{}
 		d.connected(w)
@@ -405,7 +406,7 @@ func TestR2AnotherServer(t *testing.T) {
 	e := newEngine(newFakeQueue(), Config{Routes: routes{def: piped}})
 	other := *piped
 	other.Host = "192.0.2.2"
-	d := &destination{e: e, upstream: piped, pauses: 2, failures: 2, talkedAt: time.Now()}
+	d := &destination{e: e, upstream: piped, pauses: 2, failures: 2, window: windowAt(5), talkedAt: time.Now()}
 	d.update(&other)
 	if d.pauses != 0 || d.failures != 0 || !d.talkedAt.IsZero() {
 		t.Errorf("%+v", d)
@@ -444,7 +445,8 @@ func TestR2FlappingWakesNobody(t *testing.T) {
 // to one that is idle, and does not wait for the end of its idle time.
 func TestPutBackForIdle(t *testing.T) {
 	t.Parallel()
-	d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{}}), workers: 2, live: 1, limit: 1}
+	d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{}}), workers: 2, live: 1, window: windowAt(1)}
+	d.window.used = 2
 	idle, j := newWorker(d), &job{}
 	d.idle = []*worker{idle}
 	d.putBack(j)
@@ -468,14 +470,15 @@ func TestR2RefusedBesideOthers(t *testing.T) {
 	t.Parallel()
 	for said, want := range map[bool]int{false: 20, true: 1} {
 		synctest.Test(t, func(t *testing.T) {
-			d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{}}), limit: 20, most: 20, live: 1}
+			d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{}}), window: windowAt(20), live: 1, workers: 20}
+			d.window.live = 1
 			d.connectFailed(&trouble{reply: smtp.Temporary(421, 4, 1, "x"), said: said}, 0)
 			time.Sleep(2 * refusedPause)
 			for range 20 * 20 {
-				d.succeeded(1)
+				d.window.ended(0, true)
 			}
-			if d.limit != want {
-				t.Errorf("said %t: %d connections, want %d", said, d.limit, want)
+			if limit := d.window.limit; limit != want {
+				t.Errorf("said %t: %d connections, want %d", said, limit, want)
 			}
 		})
 	}

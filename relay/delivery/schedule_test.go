@@ -122,15 +122,16 @@ func TestAskedEndsBackoff(t *testing.T) {
 // no reason to go on with fewer connections for long.
 func TestOccasionalTroubleKeepsTheConnections(t *testing.T) {
 	t.Parallel()
-	d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{def: piped}}), via: "sink", most: 20, limit: 20, live: 20}
-	least := d.limit
+	d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{def: piped}}), via: "sink", window: windowAt(20), live: 20}
+	least := d.window.limit
 	for i := range 5000 {
 		if i%50 == 0 {
 			d.brokeOff(&trouble{}, 1)
 		} else {
-			d.succeeded(1)
+			d.succeeded(1, 0)
+			d.window.ended(0, true)
 		}
-		least = min(least, d.limit)
+		least = min(least, d.window.limit)
 	}
 	if least < 18 {
 		t.Errorf("went down to %d connections of 20", least)
@@ -138,8 +139,8 @@ func TestOccasionalTroubleKeepsTheConnections(t *testing.T) {
 	for range 30 {
 		d.brokeOff(&trouble{}, 1)
 	}
-	if d.limit != 1 {
-		t.Errorf("%d connections to a server that drops every conversation", d.limit)
+	if limit := d.window.limit; limit != 1 {
+		t.Errorf("%d connections to a server that drops every conversation", limit)
 	}
 }
 

@@ -140,7 +140,7 @@ func TestH1SharedDestination(t *testing.T) {
 		e.Start()
 		defer stop(t, e)
 		var waits []*queue.Delivery
-		for range 2 * mxBegin {
+		for range 2 * begin {
 			waits = append(waits, by(1, message(t, "a@healthy.test")))
 			e.Take(waits[len(waits)-1])
 		}

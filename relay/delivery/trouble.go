@@ -30,6 +30,10 @@ type trouble struct {
 	spent // to meet it
 }
 
+// noPlace is no trouble: the site at which a domain turns out to be hosted has all the
+// connections that it may. Its mail waits in the line for a place.
+var noPlace = &trouble{}
+
 // outcome is what t means for one recipient, whose destination is left alone for
 // away. It fails if no host of the domain takes mail and they said so the last time too.
 func (t *trouble) outcome(d *destination, j *job, rcpt *queue.Recipient, away time.Duration) queue.Outcome {

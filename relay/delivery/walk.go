@@ -63,6 +63,22 @@ func (d *dialer) walkTo(ctx context.Context, domain string, up *upstream.Account
 	return w, t
 }
 
+// site names where a domain's mail is taken: its hosts of the best preference. Of too many of
+// them the walk has only some, each time others: the domain is a site of its own then.
+func (w *walk) site() string {
+	var best []string
+	for _, x := range w.hosts {
+		if x.preference == w.hosts[0].preference {
+			best = append(best, strings.ToLower(x.host))
+		}
+	}
+	if len(best) >= maxHosts {
+		return w.domain
+	}
+	slices.Sort(best)
+	return strings.Join(slices.Compact(best), " ")
+}
+
 // hostOf is the one host of an upstream.
 func hostOf(up *upstream.Account) exchanger {
 	// One label is the name of a container or of a machine near by: no public name is so short.

@@ -61,6 +61,7 @@ func (w *worker) run() {
 	e.enter(w)
 	defer e.exit(w)
 	defer w.cancel(nil)
+	defer w.d.pass()
 	if !w.takePlace() {
 		w.d.leave() // while closing nothing waits for it
 		return
@@ -149,11 +150,11 @@ func (w *worker) connect() bool {
 	if !wanted {
 		return false
 	}
-	if t := w.open(need); t != nil {
+	t := w.open(need)
+	if t != nil && t != noPlace {
 		w.d.connectFailed(t, need.failures)
-		return false
 	}
-	return true
+	return t == nil
 }
 
 // open begins a conversation.
@@ -190,13 +191,18 @@ func (w *worker) idle(most time.Duration) *job {
 	default:
 	}
 	until := time.Now().Add(most)
-	for left := most; left > 0 && w.conn.client.Usable() && w.conn.version == w.d.currentVersion() && !w.d.e.crowded(); left = time.Until(until) {
+	for left := most; left > 0 && w.conn.client.Usable(); left = time.Until(until) {
+		keeps, nudge := w.d.keepsIdle(w.conn.version)
+		if !keeps {
+			return nil
+		}
 		w.timer.Reset(min(left, idleLook))
 		select {
 		case j := <-w.jobs:
 			w.timer.Stop()
 			return j
 		case <-w.timer.C:
+		case <-nudge:
 		case <-w.d.e.work.Done():
 			w.timer.Stop()
 			return nil
