@@ -212,6 +212,7 @@ func (w *window) halve() (limit int, heeded bool) {
 	}
 	w.halved = now
 	w.shrink(w.limit/2, growPause)
+	w.proven = min(w.proven, w.limit)
 	return w.limit, true
 }
 

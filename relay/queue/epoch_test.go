@@ -145,6 +145,9 @@ func TestClockJumpKillsNobody(t *testing.T) {
 	if n := count(t, db, `select count(*) from node where reaped_at is not null`); n != 0 {
 		t.Fatalf("%d epochs are dead at the first sight of the jump", n)
 	}
+	if n := q.Nodes(); n != 2 {
+		t.Errorf("%d nodes, want 2", n)
+	}
 	other.epochs.step(ctxOf(t), 0) // it lives and beats
 	c.add(3 * time.Hour)
 	if err := q.sweeps.bury(ctxOf(t), conn); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -34,6 +35,7 @@ type sweeps struct {
 	s *pg.Dedicated
 
 	seen     map[int64]beatSeen // of other epochs, to be sure that they are silent
+	nodes    atomic.Int64       // that live, at the last round
 	suspects map[ID]bool        // rows of ours that nobody had in hand at the last round
 	slow     time.Time          // when times are looked at next
 }
@@ -149,9 +151,11 @@ func (s *sweeps) bury(ctx context.Context, conn *pgx.Conn) error {
 	if err != nil {
 		return err
 	}
+	names := make(map[string]bool, len(list))
 	known := s.seen
 	s.seen = make(map[int64]beatSeen, len(list))
 	for _, e := range list {
+		names[e.Name] = true
 		was, ok := known[e.Epoch]
 		if !ok || was.beat != e.Beat {
 			was = beatSeen{e.Beat, s.q.clock.Now()}
@@ -173,8 +177,13 @@ func (s *sweeps) bury(ctx context.Context, conn *pgx.Conn) error {
 			s.q.log.Warn("queue: an epoch is dead", "epoch", e.Epoch, "node", e.Name, "beat", e.Beat)
 		}
 	}
+	s.nodes.Store(int64(len(names)))
 	return nil
 }
+
+// Nodes is how many nodes lived a few seconds ago, one that has just died among them; 0 while
+// that is unknown.
+func (q *Queue) Nodes() int { return int(q.sweeps.nodes.Load()) }
 
 // sqlOwned lists messages with rows of one epoch, sqlOwnedOf its rows of one message.
 const (

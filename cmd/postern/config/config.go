@@ -121,6 +121,7 @@ type Queue struct {
 
 type Delivery struct {
 	Connections     int      `toml:"connections" reload:"yes" above:"0"`
+	MXConnections   int      `toml:"mx_connections" reload:"yes" above:"0"`
 	Memory          size     `toml:"memory" reload:"yes" above:"0"`
 	IdleTime        Duration `toml:"idle_time" reload:"yes" above:"0"`
 	MessagesPerConn int      `toml:"messages_per_connection" reload:"yes" above:"0"`
@@ -171,7 +172,7 @@ func Defaults() Config {
 			Lifetime: Duration(mail.Lifetime), DelayNotice: Duration(mail.DelayNotice), History: Duration(kept.History),
 		},
 		Delivery: Delivery{
-			Connections: sending.Connections, Memory: size(sending.Memory),
+			Connections: sending.Connections, MXConnections: sending.MXConnections, Memory: size(sending.Memory),
 			IdleTime: Duration(sending.IdleTime), MessagesPerConn: sending.PerConnection, MXPort: sending.MXPort,
 		},
 		Retention: Retention{Audit: Duration(login.Audit), Correspondents: Duration(kept.Correspondents)},

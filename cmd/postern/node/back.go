@@ -56,7 +56,7 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 		engine: delivery.New(delivery.Config{
 			Queue: n.queue, Routes: route.NewTable(rules, accounts, 0), Tokens: tokens, DNS: config.Resolver(d.DNSServer),
 			Log: n.Log, Guard: n.guard, Events: n.mail, Hello: n.hostname, Self: own,
-			Connections: d.Connections, MXConnections: d.Connections, PerConnection: d.MessagesPerConn,
+			Connections: d.Connections, MXConnections: d.MXConnections, Nodes: n.queue.Nodes, PerConnection: d.MessagesPerConn,
 			MaxOpen: n.descriptors().Deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
 			Origin: d.Origin(), MXPort: d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
 		}),
@@ -104,7 +104,7 @@ func (b *back) start() {
 func (b *back) rebound() {
 	d := b.node.Config.Delivery
 	b.engine.Rebound(delivery.Bounds{
-		Connections: d.Connections, MXConnections: d.Connections, PerConnection: d.MessagesPerConn,
+		Connections: d.Connections, MXConnections: d.MXConnections, PerConnection: d.MessagesPerConn,
 		IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
 	})
 }
