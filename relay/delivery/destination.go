@@ -81,7 +81,7 @@ func (e *Engine) destination(w *way) *destination {
 		d.window = e.windows.join(w.key, e.connectionsFor(w.upstream))
 	} else {
 		d.part = 1. / 9
-		d.window = newWindow("", 1) // until a lookup has found the site
+		d.window = newWindow(1) // until a lookup has found the site
 	}
 	e.destinations[w.key] = d
 	return d
@@ -224,12 +224,12 @@ func (d *destination) update(up *upstream.Account) {
 func (d *destination) testing() bool { return d.failures > 0 && d.live == 0 }
 
 // excess reports that there are too many workers. mu is held.
-func (d *destination) excess() bool { return d.testing() && d.workers > 1 || d.window.over() }
+func (d *destination) excess() bool { return d.testing() && d.workers > 1 || d.window.over(d.workers) }
 
 // enough reports that one more connection is not worth having: those there are take the next
 // message soon, or it would have to wait for a place among all connections. mu is held.
 func (d *destination) enough() bool {
-	return d.workers >= begin && (d.workers >= d.window.worth() || d.e.slots.Full(1, d.key))
+	return d.workers >= begin && (!d.window.pays(d.workers) || d.e.slots.Full(1, d.key))
 }
 
 // hire begins workers for waiting jobs as far as there are places. mu is held.
@@ -262,7 +262,7 @@ func (d *destination) granted(by *window) bool {
 // dismiss counts a worker out. pass must follow. mu is held.
 func (d *destination) dismiss() {
 	d.workers--
-	d.window.give(1)
+	d.window.add(-1, 0)
 }
 
 // pass gives free places to other domains of the site. No lock is held.
@@ -284,7 +284,7 @@ func (d *destination) arrive(site string) bool {
 		to.add(d.workers, d.live)
 		d.window = to
 	}
-	may := !to.over()
+	may := !to.over(d.workers)
 	d.mu.Unlock()
 	d.e.windows.leave(from) // if it is the same it has been joined twice
 	from.pass()
@@ -360,7 +360,7 @@ func (d *destination) next(w *worker) *job {
 		d.mu.Unlock()
 		return nil
 	}
-	if d.window.ends(w.conn.sent) { // this one, and no other at the same time
+	if d.window.ends(w.conn.sent, d.live) { // this one, and no other at the same time
 		d.retire(w)
 		d.mu.Unlock()
 		return nil
@@ -399,7 +399,7 @@ func (d *destination) wake(w *worker) *job {
 func (d *destination) leave() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.waiting.len() > 0 && !d.e.closing.Load() && !d.excess() && !d.window.isFull() {
+	if d.waiting.len() > 0 && !d.e.closing.Load() && !d.excess() && !d.window.isWanted() {
 		return false
 	}
 	d.dismiss()

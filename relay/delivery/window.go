@@ -39,7 +39,6 @@ const (
 // A window begins with a few places. While all are in use and messages wait, each success brings
 // one more until the first trouble, afterwards as many as there are places bring one.
 type window struct {
-	key   string
 	nudge chan struct{} // wakes an idle worker, of any destination, for one that has none
 
 	mu      sync.Mutex
@@ -62,8 +61,8 @@ type window struct {
 	since            time.Time // of quickest
 }
 
-func newWindow(key string, most int) *window {
-	w := &window{key: key, most: most, nudge: make(chan struct{}, 1)}
+func newWindow(most int) *window {
+	w := &window{most: most, nudge: make(chan struct{}, 1)}
 	w.limit = min(begin, most)
 	w.proven = w.limit
 	return w
@@ -88,13 +87,6 @@ func (w *window) take(d *destination) bool {
 	return false
 }
 
-// give gives places back. pass must follow, without a lock.
-func (w *window) give(places int) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.used -= places
-}
-
 // pass gives free places to those that have none. No lock is held.
 func (w *window) pass() {
 	for {
@@ -108,12 +100,12 @@ func (w *window) pass() {
 		w.used++
 		w.mu.Unlock()
 		if !d.granted(w) {
-			w.give(1)
+			w.add(-1, 0)
 		}
 	}
 }
 
-// add counts places and conversations that there are, be it too many.
+// add counts places and conversations, be it too many; pass must follow where places are given back.
 func (w *window) add(places, live int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -121,11 +113,12 @@ func (w *window) add(places, live int) {
 	w.live += live
 }
 
-// over reports that more places are taken than there are.
-func (w *window) over() bool {
+// over reports that more places are taken than there are, or far more by a destination with so
+// many workers than are worth having.
+func (w *window) over(workers int) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.used > w.limit
+	return w.used > w.limit || workers > 2*w.worth()
 }
 
 // isWanted reports that a destination waits for a place.
@@ -135,25 +128,24 @@ func (w *window) isWanted() bool {
 	return len(w.wanting) > 0
 }
 
-// isFull reports that a worker whose conversation is over should leave its place.
-func (w *window) isFull() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.used+len(w.wanting) > w.limit
-}
-
 // ends reports that a conversation which has carried so many messages has to end, for there
-// are too many or another domain waits. The caller counts it out before it asks about another.
-func (w *window) ends(sent int) bool {
+// are too many, as over has it, or another domain waits. live is those of the destination. The
+// caller counts it out before it asks about another.
+func (w *window) ends(sent, live int) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.live > w.limit || sent >= turn && w.live+len(w.wanting) > w.limit
+	return live > 2*w.worth() || w.live > w.limit || sent >= turn && w.live+len(w.wanting) > w.limit
 }
 
-// worth is how many connections are worth having, by the time that a delivery takes.
-func (w *window) worth() int {
+// pays reports that a destination with so many connections is better off with one more.
+func (w *window) pays(workers int) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	return workers < w.worth()
+}
+
+// worth is how many connections are worth having, by the time that a delivery takes. mu is held.
+func (w *window) worth() int {
 	least := w.quickest
 	if w.before > 0 {
 		least = min(least, w.before)
@@ -275,7 +267,7 @@ func (all *windows) join(key string, most int) *window {
 	defer all.mu.Unlock()
 	w := all.by[key]
 	if w == nil {
-		w = newWindow(key, most)
+		w = newWindow(most)
 		all.by[key] = w
 	}
 	w.resize(most)

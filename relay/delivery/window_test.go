@@ -18,7 +18,7 @@ import (
 
 // windowAt is a window whose places are all in use.
 func windowAt(limit int) *window {
-	w := newWindow("", limit)
+	w := newWindow(limit)
 	w.limit, w.proven, w.used = limit, limit, limit
 	return w
 }
@@ -91,6 +91,33 @@ func TestWindowGrows(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestWindowOfAServerThatBecomesQuick: connections that were worth having end when they are not.
+func TestWindowOfAServerThatBecomesQuick(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var dot atomic.Int64
+		dot.Store(int64(50 * time.Millisecond))
+		server := dots(0, map[smtptest.Phase]smtptest.Hook{smtptest.PhaseDot: func(smtptest.Session) smtptest.Action {
+			return smtptest.Then(smtptest.Delay(time.Duration(dot.Load())), smtptest.Normal())
+		}})
+		defer server.Close()
+		q := newFakeQueue()
+		e := newEngine(q, Config{Routes: routes{def: unbounded()}, NoClaim: true})
+		pipes(e, server)
+		e.Start()
+		defer stop(t, e)
+		offer(t, q, e, 2000)
+		dot.Store(int64(time.Millisecond))
+		for range 4 {
+			offer(t, q, e, 500)
+			time.Sleep(7 * time.Second) // less than connections are kept
+		}
+		if n := e.Stats().Upstream.Connections; n > 2*plenty {
+			t.Errorf("%d connections to a server that answers after 1 ms", n)
+		}
+	})
 }
 
 // TestWindowIsKept: what a server took is remembered for minutes without mail, and not for ever.
