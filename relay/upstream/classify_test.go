@@ -102,6 +102,10 @@ var classified = []struct {
 	// The server's own trouble.
 	{Generic, StageMail, "421 4.3.2 Service not available", "later connection generic"},
 	{Generic, StageRcpt, "421 4.7.0 slow down", "later connection generic"},
+	{Generic, StageRcpt, "451 4.7.500 Server busy. Please try again later", "later host generic"},
+	{Generic, StageRcpt, "451 4.7.650 The mail server [192.0.2.1] has been temporarily rate limited due to IP reputation", "later host generic"},
+	{Generic, StageMail, "451 4.7.651 The mail server [192.0.2.1] has been temporarily rate limited due to IP reputation", "later host generic"},
+	{Generic, StageRcpt, "451 4.7.652 The mail server [192.0.2.1] has exceeded the maximum number of connections", "later connection generic"},
 	{Generic, StageMail, "452 4.3.1 Insufficient system storage", "later host generic"},
 	{Generic, StageDot, "451 4.3.0 queue file write error", "later host generic"},
 	{Generic, StageDot, "451 5.3.0 odd", "later message -"},
