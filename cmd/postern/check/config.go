@@ -20,7 +20,7 @@ import (
 var configKinds = []kind{
 	{"config.ok", health.OK, "", ""},
 	{"config.invalid", health.Failed, "The configuration cannot be read or used, or everybody may change it.",
-		"correct what it names; configs/postern.toml has every key with its default"},
+		"correct what it names; configs/postern.toml lists every key with its default"},
 	{"config.missing", health.Warning, "There is no configuration file.", "write one, such as configs/postern.toml; 'postern serve' needs it"},
 	{"config.readable", health.Warning, "Every local user may read the database's password or client key.",
 		"chmod 640 the file and give it to the server's group"},

@@ -29,7 +29,7 @@ import (
 
 // Config is the configuration file: what belongs to one node. Everything that an
 // admin changes while the relay runs lives in the database instead.
-// configs/postern.toml has every key with its default. Of the tags, reload marks what a
+// configs/postern.toml lists every key with its default. Of the tags, reload marks what a
 // reload applies (see Adopt), and above and least bound a value (see checkBounds).
 type Config struct {
 	Hostname string `toml:"hostname"`
