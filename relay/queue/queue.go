@@ -99,6 +99,7 @@ type waits struct {
 	// 2 s: then a heartbeat is tried over another connection: only that detects a server
 	// whose processes stand still.
 	beat time.Duration
+	tell time.Duration // 1 min: how often the log has that outcomes cannot be written
 }
 
 // faults are where tests make the database fail: at commits of mail and notices, and at
@@ -143,7 +144,7 @@ func (c Config) withDefaults() Config {
 // their own, at most seventeen, outside the pools' limits.
 func New(cfg Config) *Queue {
 	q := &Queue{cfg: cfg.withDefaults(), clock: bootClock{}, inHand: newInHand(), stopped: make(chan struct{})}
-	q.waits = waits{slowCommit: time.Second, try: 20 * time.Second, beat: 2 * time.Second}
+	q.waits = waits{slowCommit: time.Second, try: 20 * time.Second, beat: 2 * time.Second, tell: time.Minute}
 	q.log = q.cfg.Log
 	q.times.Store(&Times{q.cfg.Lifetime, q.cfg.DelayNotice})
 	q.epochs = newEpochs(q)
