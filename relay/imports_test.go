@@ -35,7 +35,7 @@ var arrows = map[string]string{
 	"relay/queue":         "policy/quota relay/queue/content relay/queue/reserve relay/smtp internal/panics internal/pg internal/await",
 	"relay/queue/desk":    "relay/queue relay/queue/content relay/smtp auth/audit internal/pg",
 	"relay/queue/content": "internal/pg",
-	"relay/queue/reserve": "internal/pg",
+	"relay/queue/reserve": "internal/await internal/pg",
 	"relay/anomaly":       "relay/queue relay/queue/desk auth/audit internal/panics internal/pg",
 	"relay/retention":     "relay/queue relay/queue/content internal/panics internal/pg",
 	"relay/submission":    "relay/smtp relay/message relay/maillog auth policy policy/quota relay/queue relay/queue/content relay/queue/reserve internal/share internal/panics internal/await",

@@ -157,7 +157,7 @@ func New(cfg Config) *Queue {
 	q.epochs.turned.Store(int64(q.clock.Now()))
 	q.sweeps = newSweeps(q)
 	q.room = reserve.New(reserve.Config{Pool: q.cfg.WorkPool, Log: q.log, Size: q.cfg.Reserve, DiskFree: q.cfg.DiskFree,
-		Announce: q.announceFull, Look: q.cfg.Heartbeat})
+		Announce: q.announceFull, Written: q.commits.settled, Look: q.cfg.Heartbeat})
 	q.holds = newHolds(q)
 	q.recovered = recovered{ways: make(map[string]bool), grown: make(chan struct{}, 1)}
 	return q
