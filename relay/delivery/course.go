@@ -27,12 +27,8 @@ type course struct {
 func (c course) first(rcpt smtp.Address) (way, bool) {
 	for i := range c.next {
 		to := &c.next[i]
-		if upstream.IsSender(to.Err) {
-			continue // for other senders
-		}
 		if to.Err != nil {
-			c.leave(queue.LeftWay{Way: to.Name, Reply: to.Err.Error(), At: time.Now()})
-			c.unasked = true
+			c.passOver(to, to.Err.Error(), time.Now())
 			continue
 		}
 		w := way{upstream: to.Upstream}
@@ -45,6 +41,18 @@ func (c course) first(rcpt smtp.Address) (way, bool) {
 		return w, true
 	}
 	return way{}, false
+}
+
+// passOver notes a way that is not asked, and why. One that may not send as the sender has
+// nothing to say about what others lack.
+func (c *course) passOver(w *route.Way, why string, at time.Time) {
+	l := queue.LeftWay{Way: w.Name, Reply: why, At: at}
+	if upstream.IsSender(w.Err) {
+		l.Scope = string(upstream.ScopeSender)
+	} else {
+		c.unasked = true
+	}
+	c.leave(l)
 }
 
 // leave notes a way that was left.
@@ -85,7 +93,11 @@ func (e *Engine) leave(j *job, rest []queue.Recipient, outcomes []queue.Outcome,
 	if len(rest) < len(j.rcpts) {
 		outcomes = e.settleBut(j, outcomes, rest)
 	}
-	goesOn := j.hasNext() && !e.closing.Load()
+	goesOn := j.hasNext()
+	if goesOn && e.closing.Load() {
+		e.release(j, 0) // to another node, for all its ways
+		return
+	}
 	best := make(map[int]queue.Outcome, len(outcomes))
 	for i := range outcomes {
 		o := outcomes[i]
@@ -117,16 +129,12 @@ func (e *Engine) leave(j *job, rest []queue.Recipient, outcomes []queue.Outcome,
 func (e *Engine) giveUpOn(j *job, best map[int]queue.Outcome, why queue.LeftWay, err error) {
 	c := j.course
 	c.leave(why)
-	for _, w := range c.next {
-		if upstream.IsSender(w.Err) {
-			continue
-		}
-		reply := "not tried: the attempt had used its addresses, sessions or time"
+	for i := range c.next {
+		w, reply := &c.next[i], "not tried: the attempt had used its addresses, sessions or time"
 		if w.Err != nil {
 			reply = w.Err.Error()
 		}
-		c.leave(queue.LeftWay{Way: w.Name, Reply: reply, At: why.At})
-		c.unasked = true
+		c.passOver(w, reply, why.At)
 	}
 	outcomes := make([]queue.Outcome, len(j.rcpts))
 	for i := range j.rcpts {

@@ -273,45 +273,64 @@ func TestExhausted(t *testing.T) {
 // one cannot be asked.
 func TestWayLacks(t *testing.T) {
 	t.Parallel()
+	type second int
+	const (
+		hasIt second = iota
+		lacksIt
+		isDown
+		isPaused
+	)
 	for _, test := range []struct {
 		name   string
-		second *smtptest.Config // nil: down
-		paused bool
+		second second
+		third  bool // there is one, which is down
 		want   queue.Result
 	}{
-		{"the second has it", &smtptest.Config{}, false, queue.Delivered},
-		{"none has it", &smtptest.Config{Extensions: []string{"SIZE 10"}}, false, queue.Failed},
-		{"the second is down", nil, false, queue.Deferred},
-		{"the second is paused", &smtptest.Config{}, true, queue.Deferred},
-		{"the third is down", &smtptest.Config{Extensions: []string{"SIZE 10"}}, false, queue.Deferred},
+		{"the second has it", hasIt, false, queue.Delivered},
+		{"none has it", lacksIt, false, queue.Failed},
+		{"the second is down", isDown, false, queue.Deferred},
+		{"the second is paused", isPaused, false, queue.Deferred},
+		{"the third is down", lacksIt, true, queue.Deferred},
 	} {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				servers := []*smtptest.Server{smtptest.New(smtptest.Config{Extensions: []string{"SIZE 10"}}), nil}
-				defer servers[0].Close()
-				if test.second != nil {
-					servers[1] = smtptest.New(*test.second)
-					defer servers[1].Close()
-				}
-				q, n := newFakeQueue(), &network{}
-				if test.name == "the third is down" {
-					servers = append(servers, nil)
-				}
-				e, ways := n.engine(q, Config{}, servers...)
-				if test.paused {
-					ways[1].Err = &upstream.PausedError{Upstream: "b"}
-				}
-				e.Start()
-				defer stop(t, e)
-				d := message(t, "x@one.test")
-				e.Take(d)
-				synctest.Wait()
-				if o := q.outcome(t, d, 0); o.Result != test.want || leftOf(o) == "" {
-					t.Errorf("%+v, left %s", o, leftOf(o))
-				}
+		for need, rcpt := range map[string]string{"SIZE": "x@one.test", "SMTPUTF8": "ü@one.test"} {
+			t.Run(test.name+", "+need, func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					lacking := smtptest.Config{Extensions: []string{"SIZE 10", "SMTPUTF8"}}
+					if need == "SMTPUTF8" {
+						lacking.Extensions = []string{"SIZE 0"}
+					}
+					servers := []*smtptest.Server{smtptest.New(lacking), nil}
+					switch test.second {
+					case hasIt, isPaused:
+						servers[1] = smtptest.New(smtptest.Config{})
+					case lacksIt:
+						servers[1] = smtptest.New(lacking)
+					}
+					for _, s := range servers {
+						if s != nil {
+							defer s.Close()
+						}
+					}
+					if test.third {
+						servers = append(servers, nil)
+					}
+					q, n := newFakeQueue(), &network{}
+					e, ways := n.engine(q, Config{}, servers...)
+					if test.second == isPaused {
+						ways[1].Err = &upstream.PausedError{Upstream: "b"}
+					}
+					e.Start()
+					defer stop(t, e)
+					d := message(t, rcpt)
+					e.Take(d)
+					synctest.Wait()
+					if o := q.outcome(t, d, 0); o.Result != test.want || leftOf(o) == "" {
+						t.Errorf("%+v, left %s", o, leftOf(o))
+					}
+				})
 			})
-		})
+		}
 	}
 }
 
@@ -320,20 +339,63 @@ func TestPassedOver(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		q, n := newFakeQueue(), &network{}
-		e, ways := n.engine(q, Config{}, fakes(t, 2)...)
+		e, ways := n.engine(q, Config{}, fakes(t, 4)...)
+		d := message(t, "x@one.test")
 		ways[0].Err = &upstream.PausedError{Upstream: "a"}
+		ways[1].Err = &upstream.SenderError{Upstream: "b", Sender: d.Message.Sender}
 		e.Start()
 		defer stop(t, e)
-		d := message(t, "x@one.test")
 		e.Take(d)
 		synctest.Wait()
-		if o := q.outcome(t, d, 0); o.Result != queue.Delivered || o.Upstream != "b" || leftOf(o) != "a" || (*o.Left)[0].Reply != "upstream a is paused" {
-			t.Errorf("%+v, left %s", o, leftOf(o))
+		o := q.outcome(t, d, 0)
+		if o.Result != queue.Delivered || o.Upstream != "c" || leftOf(o) != "a b" {
+			t.Fatalf("%+v, left %s", o, leftOf(o))
 		}
-		if n.dialled() != "b" || !slices.Equal(q.gated, []string{"b"}) {
+		if left := *o.Left; left[0].Reply != "upstream a is paused" || left[1].Reply != "upstream b may not send as sender@sender.test" || left[1].Scope != "sender" {
+			t.Errorf("left %+v", left)
+		}
+		if n.dialled() != "c" || !slices.Equal(q.gated, []string{"c"}) {
 			t.Errorf("gated %q", q.gated)
 		}
 	})
+}
+
+// TestOnlyOtherSenders: what the ways lack that may send as the sender, all lack.
+func TestOnlyOtherSenders(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		lacking := smtptest.New(smtptest.Config{Extensions: []string{"SIZE 10"}})
+		defer lacking.Close()
+		q, n := newFakeQueue(), &network{}
+		e, ways := n.engine(q, Config{}, lacking, nil)
+		d := message(t, "x@one.test")
+		ways[1].Err = &upstream.SenderError{Upstream: "b", Sender: d.Message.Sender}
+		e.Start()
+		defer stop(t, e)
+		e.Take(d)
+		synctest.Wait()
+		if o := q.outcome(t, d, 0); o.Result != queue.Failed || o.Upstream != "a" || leftOf(o) != "b" {
+			t.Errorf("%+v, left %s", o, leftOf(o))
+		}
+	})
+}
+
+// TestNextWayWhileClosing: a node that ends hands back what would go on, due now.
+func TestNextWayWhileClosing(t *testing.T) {
+	t.Parallel()
+	servers := []*smtptest.Server{smtptest.Start(t, smtptest.Config{}), smtptest.Start(t, smtptest.Config{})}
+	q := newFakeQueue()
+	e := startEngine(t, q, Config{Routes: several{wayTo("a", servers[0]), wayTo("b", servers[1])}})
+	servers[0].On(smtptest.PhaseMail, smtptest.Always(smtptest.Then(
+		smtptest.Do(func() { e.closing.Store(true) }), smtptest.Reply("452 4.3.1 full"))))
+	d := message(t, "x@one.test")
+	e.Take(d)
+	q.waitEnded(t, 1)
+	if got := q.released[rowKey{d.Message.ID, 0}]; len(got) != 1 || got[0] != 0 {
+		t.Errorf("released %v, outcomes %v", got, q.outcomes)
+	}
+	stop(t, e)
+	dropped(t, d)
 }
 
 // TestP12StaysWith: mail in doubt goes to its way alone, whatever the route and the state of the way
