@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"postern/cmd/postern/screen"
 	"postern/cmd/postern/story"
 	"postern/internal/pgtest"
+	"postern/relay/queue"
 	"postern/relay/queue/desk"
 )
 
@@ -53,13 +55,17 @@ func TestL2TraceHidesNothing(t *testing.T) {
 	var out bytes.Buffer
 	h := &desk.History{}
 	h.Message.MessageID, h.Message.Sender, h.Message.ClientHello, h.Message.Node = "<a"+hidden+"b@c>", "x"+hidden, "y"+hidden, "z"+hidden
-	h.Events = []desk.Event{{At: time.Now(), Recipient: "r" + hidden, Result: "deferred", RemoteMTA: "m" + hidden, Reply: "451 " + hidden, TLS: hidden}}
+	h.Events = []desk.Event{{At: time.Now(), Recipient: "r" + hidden, Result: "deferred", RemoteMTA: "m" + hidden, Reply: "451 " + hidden, TLS: hidden,
+		Left: []queue.LeftWay{{Way: "first", Host: "h" + hidden, Reply: "454 its quota is spent" + hidden}}}}
 	if err := (&story.Story{History: h}).Print(screen.Writer{Writer: &out}); err != nil {
 		t.Fatal(err)
 	}
 	shows(t, "trace", out.String())
 	if !strings.Contains(out.String(), `\u200b`) {
 		t.Errorf("nothing shows what is there:\n%s", &out)
+	}
+	if !regexp.MustCompile(`(?m) left +first +h.* 454 its quota is spent`).MatchString(out.String()) {
+		t.Errorf("the way that was left is not there:\n%s", &out)
 	}
 }
 

@@ -505,10 +505,18 @@ func (a *app) upstreamRemoveCmd() *cobra.Command {
 		Short: "remove a smarthost that no route uses",
 		Args:  one("name", "the upstream's name"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
+			staying, err := users.queue().Staying(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			if staying > 0 {
+				return refusal.Invalid("%d recipients stay with upstream %q, which may have delivered to them: see 'postern queue list --upstream %[2]s'; "+
+					"'queue retry' them, or 'queue cancel' them, first", staying, args[0])
+			}
 			if err := users.upstreams(nil).Remove(ctx, args[0]); err != nil {
 				return err
 			}
-			_, err := fmt.Fprintf(a.stdout, "removed upstream %s\n", args[0])
+			_, err = fmt.Fprintf(a.stdout, "removed upstream %s\n", args[0])
 			return err
 		}),
 	}

@@ -44,7 +44,7 @@ func (w *worker) attempt(j *job) *job {
 		// The server had ended the connection before it heard of this message.
 		return w.afresh(j)
 	default:
-		return w.conclude(j, &transaction{res, facts, from, used, j.begun, j.replies})
+		return w.conclude(j, &transaction{res, facts, from, used, j.replies})
 	}
 	return nil
 }
@@ -103,11 +103,13 @@ func isLeave(r smtp.Reply) bool {
 }
 
 // afresh tries a job whose connection had ended immediately over a new one: other idle
-// connections may have ended too. If no connection can be made the job waits in the line,
-// where it may find another one that has ended. After returnTime it counts as an attempt.
+// connections may have ended too. If no connection can be made the job goes on to its next way,
+// or waits in the line, where it may find another one that has ended. After returnTime it counts
+// as an attempt.
 func (w *worker) afresh(j *job) *job {
 	w.hangUp()
 	need, _ := w.d.need()
+	need.spent = j.spent
 	var t *trouble
 	if need.wait <= 0 && !w.d.e.closing.Load() {
 		if t = w.open(need); t == nil {
@@ -116,7 +118,7 @@ func (w *worker) afresh(j *job) *job {
 	}
 	w.job = nil
 	if t != nil && !t.crowded {
-		if !j.returned.IsZero() && time.Since(j.returned) > returnTime {
+		if j.hasNext() || !j.returned.IsZero() && time.Since(j.returned) > returnTime {
 			w.d.connectFailed(t, need.failures)
 			w.d.giveUp([]*job{j}, t)
 			return nil
@@ -125,7 +127,9 @@ func (w *worker) afresh(j *job) *job {
 			j.returned = time.Now()
 		}
 	}
-	j.begun = time.Time{}
+	if j.best == nil {
+		j.begun = time.Time{}
+	}
 	w.d.putBack(j)
 	if t != nil {
 		w.d.connectFailed(t, need.failures)
@@ -146,12 +150,15 @@ func (w *worker) conclude(j *job, t *transaction) *job {
 		w.d.succeeded(j.user())
 	}
 	if rest := t.further(j, outcomes); len(rest) > 0 {
-		w.settleBut(j, outcomes, rest)
+		e.settleBut(j, outcomes, rest)
+		w.dotSent = false
 		return j
 	}
-	if rest := t.elsewhere(j, outcomes); len(rest) > 0 {
-		outcomes = w.settleBut(j, outcomes, rest)
-		next, trouble := w.nextHost(j, t)
+	walk, rest, away := t.onward(j), t.elsewhere(j, outcomes), t.away(j, outcomes)
+	if len(rest) > 0 && contains(rest, away) {
+		outcomes = e.settleBut(j, outcomes, rest)
+		w.dotSent = false
+		next, trouble := w.nextHost(j, t, &walk)
 		if next {
 			return j
 		}
@@ -164,8 +171,8 @@ func (w *worker) conclude(j *job, t *transaction) *job {
 		}
 	}
 	w.job = nil // from here on abandon must not settle it
-	e.settle(j, j.rcpts, outcomes, t.res.Err)
-	e.end(j)
+	j.spent = walk.spent
+	e.leave(j, away, outcomes, t.res.Err)
 	return nil
 }
 
@@ -193,7 +200,7 @@ func (t *transaction) spareWithheld(outcomes []queue.Outcome) {
 
 // settleBut settles all recipients of a job but rest, which stays its job, and returns
 // the outcomes of rest.
-func (w *worker) settleBut(j *job, outcomes []queue.Outcome, rest []queue.Recipient) []queue.Outcome {
+func (e *Engine) settleBut(j *job, outcomes []queue.Outcome, rest []queue.Recipient) []queue.Outcome {
 	kept := make([]queue.Outcome, 0, len(rest))
 	settled := make([]queue.Outcome, 0, len(outcomes)-len(rest))
 	of := make([]queue.Recipient, 0, cap(settled))
@@ -207,8 +214,8 @@ func (w *worker) settleBut(j *job, outcomes []queue.Outcome, rest []queue.Recipi
 		settled = append(settled, outcomes[i])
 		of = append(of, j.rcpts[i])
 	}
-	j.rcpts, w.dotSent = rest, false
-	w.d.e.settle(j, of, settled, nil)
+	j.rcpts = rest
+	e.settle(j, of, settled, nil)
 	return kept
 }
 

@@ -80,11 +80,14 @@ func (d *dialer) origin(up *upstream.Account) upstream.Origin {
 
 // open begins the conversation of a worker with an upstream or, where up is nil, with a mail
 // host of domain.
-func (d *dialer) open(ctx context.Context, domain string, up *upstream.Account, by *worker) (*conn, *trouble) {
+func (d *dialer) open(ctx context.Context, domain string, need need, by *worker) (*conn, *trouble) {
 	by.talking.Store(true)
 	defer by.talking.Store(false)
-	w, t := d.walkTo(ctx, domain, up)
-	w.progress = &by.progress
+	w, t := d.walkTo(ctx, domain, need.upstream)
+	w.progress, w.tries, w.sessions = &by.progress, need.spent.tries, need.spent.sessions
+	if !need.spent.begun.IsZero() {
+		w.begun = need.spent.begun
+	}
 	if t == nil {
 		by.talking.Store(false) // what keeps a token waiting is no silent server
 		t = w.fetchToken(ctx)

@@ -38,7 +38,7 @@ type Source interface {
 
 // Ledger takes the outcomes.
 type Ledger interface {
-	Gate(ctx context.Context, d *queue.Delivery, ns []int) error
+	Gate(ctx context.Context, d *queue.Delivery, ns []int, way string) error
 	Settle(outcomes ...queue.Outcome)
 	Release(d *queue.Delivery, ns []int, wait time.Duration)
 	// Recovered says that a destination can be reached again: mail that its suspension

@@ -232,7 +232,7 @@ func TestP04Descriptors(t *testing.T) {
 		t.Errorf("connection: %+v", trouble)
 	}
 	for _, implicit := range []string{"one.test", "mx.one.test"} {
-		w := walk{d: d, domain: "one.test", hosts: []exchanger{{host: implicit}}, until: time.Now().Add(time.Hour)}
+		w := walk{d: d, domain: "one.test", hosts: []exchanger{{host: implicit}}, spent: spent{begun: time.Now()}}
 		if _, trouble := w.next(t.Context()); trouble == nil || trouble.permanent || !trouble.crowded {
 			t.Errorf("%s: %+v", implicit, trouble)
 		}

@@ -102,6 +102,8 @@ func (d decisions) Resolve(_ context.Context, _ int64, _, rcpt smtp.Address) (ro
 	return d[rcpt.Domain], nil
 }
 
+func (d decisions) Named(context.Context, string) (route.Way, error) { return route.Way{}, nil }
+
 // The recipients of one message go by two upstreams, one of which rewrites, and by MX.
 func TestSplitByRoute(t *testing.T) {
 	t.Parallel()
@@ -123,9 +125,9 @@ func TestSplitByRoute(t *testing.T) {
 	d := message(t, "a@one.test", "b@mx.test", "c@two.test", "d@one.test", "e@no.test", "f@two.test")
 	e.Take(taken(t, e, d))
 	q.waitEnded(t, 6)
-	for n, want := range []string{"one ", "mx ", "two relay@example.com", "one ", " ", "two relay@example.com"} {
+	for n, want := range []string{"one  ", "mx  no", "two relay@example.com no", "one  ", "  ", "two relay@example.com no"} {
 		o := q.outcome(t, d, n)
-		if got := o.Upstream + " " + o.SentAs; got != want {
+		if got := o.Upstream + " " + o.SentAs + " " + leftOf(o); got != want {
 			t.Errorf("recipient %d by %q, want %q", n, got, want)
 		}
 		if n != 4 && o.Result != queue.Delivered || n == 4 && (o.Result != queue.Deferred || o.Scope != "sender" || !o.NotAnAttempt || o.Reply.String() != NoRoute+"for this sender: upstream no may not send as it") {

@@ -158,7 +158,7 @@ func (w *worker) connect() bool {
 
 // open begins a conversation.
 func (w *worker) open(need need) *trouble {
-	c, t := w.d.e.dialer.open(w.ctx, w.d.domain, need.upstream, w)
+	c, t := w.d.e.dialer.open(w.ctx, w.d.domain, need, w)
 	if t != nil {
 		return t
 	}
@@ -275,7 +275,11 @@ func (w *worker) dropConn() {
 // askGate is called when all but the final dot was written.
 func (w *worker) askGate() error {
 	w.talking.Store(false) // from here on only this worker knows the outcome
-	w.gate = w.d.e.cfg.Queue.Gate(w.ctx, w.job.Delivery, numbers(w.job.rcpts))
+	way := ""
+	if w.job.route != 0 {
+		way = w.job.name
+	}
+	w.gate = w.d.e.cfg.Queue.Gate(w.ctx, w.job.Delivery, numbers(w.job.rcpts), way)
 	return w.gate
 }
 

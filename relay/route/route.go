@@ -50,4 +50,6 @@ var ErrNoRoute = errors.New("no route: add one with 'postern route add'")
 // Resolver finds the way for one recipient.
 type Resolver interface {
 	Resolve(ctx context.Context, userID int64, sender, recipient smtp.Address) (Decision, error)
+	// Named returns a way by its name, whatever the rules are.
+	Named(ctx context.Context, name string) (Way, error)
 }

@@ -69,6 +69,15 @@ func (t *Table) Resolve(ctx context.Context, userID int64, sender, recipient smt
 	return s.resolve(userID, sender, recipient)
 }
 
+// Named returns a way by its name. One that is not there has an error in it.
+func (t *Table) Named(ctx context.Context, name string) (Way, error) {
+	s, err := t.fresh(ctx)
+	if err != nil {
+		return Way{}, err
+	}
+	return wayOf(name, s.accounts), nil
+}
+
 // fresh returns the snapshot, which one caller reads again when it is old; the
 // others meanwhile go on with what is there.
 func (t *Table) fresh(ctx context.Context) (*snapshot, error) {
@@ -120,6 +129,8 @@ type snapshot struct {
 	rules []Rule
 	ways  [][]Way // of each rule
 	until time.Time
+
+	accounts map[string]*upstream.Loaded
 }
 
 func (s *snapshot) resolve(userID int64, sender, recipient smtp.Address) (Decision, error) {
@@ -135,16 +146,20 @@ func (s *snapshot) resolve(userID int64, sender, recipient smtp.Address) (Decisi
 func (r *Rule) ways(accounts map[string]*upstream.Loaded) []Way {
 	list := make([]Way, len(r.Via))
 	for i, name := range r.Via {
-		list[i].Name = name
-		switch up := accounts[name]; {
-		case name == MX:
-		case up == nil:
-			list[i].Err = fmt.Errorf("route %d: upstream %q is gone", r.ID, name)
-		default:
-			list[i].Upstream, list[i].Err = &up.Account, up.Err
-		}
+		list[i] = wayOf(name, accounts)
 	}
 	return list
+}
+
+func wayOf(name string, accounts map[string]*upstream.Loaded) Way {
+	up := accounts[name]
+	switch {
+	case name == MX:
+		return Way{Name: MX}
+	case up == nil:
+		return Way{Name: name, Err: fmt.Errorf("upstream %q is gone", name)}
+	}
+	return Way{name, &up.Account, up.Err}
 }
 
 // permitted are ways, with the error in those that may not send as this sender. They are copied
@@ -174,6 +189,7 @@ func (s *Store) read(ctx context.Context, accounts *upstream.Store) (*snapshot, 
 			return err
 		}
 		loaded, err := accounts.Load(ctx, tx)
+		snap.accounts = loaded
 		for i := range snap.rules {
 			snap.ways = append(snap.ways, snap.rules[i].ways(loaded))
 		}

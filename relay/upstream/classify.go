@@ -63,6 +63,9 @@ func Scopes() []Scope {
 // OfMail reports a scope that concerns nothing beyond the mail itself.
 func (s Scope) OfMail() bool { return s == ScopeRecipient || s == ScopeMessage }
 
+// OfAccount reports a scope that concerns what we are to the upstream.
+func (s Scope) OfAccount() bool { return s == ScopeAccount || s == ScopeSender }
+
 // Row says what the replies that it matches mean. The text is the beginning of theirs, without
 // regard to case and to the kind and amount of white space. A server that repeats an address
 // puts its own words or a bracket first, but not all do; so the word in which the text ends

@@ -3,6 +3,7 @@ package story
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -164,10 +165,12 @@ func (s *Story) printWhyHeld(w io.Writer) {
 func printEvents(w io.Writer, list []desk.Event) error {
 	t := screen.Table{Head: []string{"WHEN", "TOOK", "RECIPIENT", "RESULT", "VIA", "SERVER", "TLS", "NODE", "REPLY"}}
 	for _, at := range list {
-		result := at.Result
-		if at.Scope != "" {
-			result += " (" + at.Scope + ")"
+		later := slices.IndexFunc(at.Left, func(l queue.LeftWay) bool { return l.At.After(at.At) })
+		if later < 0 {
+			later = len(at.Left)
 		}
+		addLeft(&t, at.Recipient, at.Left[:later])
+		result := withScope(at.Result, at.Scope)
 		for _, mark := range []struct {
 			set  bool
 			text string
@@ -189,8 +192,23 @@ func printEvents(w io.Writer, list []desk.Event) error {
 			took = strconv.FormatFloat(at.At.Sub(*at.StartedAt).Seconds(), 'f', 2, 64) + "s"
 		}
 		t.Add(screen.LocalTime(at.At), took, at.Recipient, result, screen.OrDash(via), screen.OrDash(server), screen.OrDash(at.TLS), screen.OrDash(at.Node), screen.OrDash(at.Reply))
+		addLeft(&t, at.Recipient, at.Left[later:])
 	}
 	return t.Print(w)
+}
+
+// addLeft adds the ways that an attempt left, in the order in which it did.
+func addLeft(t *screen.Table, recipient string, list []queue.LeftWay) {
+	for _, l := range list {
+		t.Add(screen.LocalTime(l.At), "-", recipient, withScope("left", l.Scope), l.Way, screen.OrDash(l.Host), "-", "-", l.Reply)
+	}
+}
+
+func withScope(result, scope string) string {
+	if scope == "" {
+		return result
+	}
+	return result + " (" + scope + ")"
 }
 
 // usageText writes what a message used of its limits for people.

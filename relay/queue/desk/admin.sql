@@ -5,7 +5,7 @@ r.message_id, r.n, @row_state,
 	coalesce(m.sender_local, ''), coalesce(m.sender_domain, ''), r.local, r.domain, coalesce(m.size, 0), sane_time(r.accepted_at),
 	sane_time(r.next_attempt_at), sane_time(r.expires_at), sane_time(r.held_at), coalesce(r.set_aside, ''), r.attempts, sane_time(r.last_attempt_at),
 	r.reply_code, r.reply_enhanced, r.reply_text, r.remote_mta, coalesce(r.owner, 0), coalesce(node.name, ''), r.possible_duplicate,
-	coalesce(m.user_id, 0), coalesce(m.credential_id, 0), r.last_upstream
+	coalesce(m.user_id, 0), coalesce(m.credential_id, 0), r.last_upstream, coalesce(r.stays_with, '')
 from recipient r left join message m on m.id = r.message_id left join node on node.epoch = r.owner
 
 -- name: list
@@ -19,6 +19,10 @@ where @chosen
 select @entry
 where r.message_id = @id order by r.n
 
+-- name: staying
+-- Counts what may take no other way (type queue.Recipient).
+select count(*) from recipient where stays_with = @way and state = 'waiting'
+
 -- name: accepted
 select id, user_id, credential_id, sender_local, sender_domain, size, recipients, header_id, envid, sane_time(accepted_at), client_addr,
 	client_hello, listener, tls, rule, usage, node, sane_time(voided_at)
@@ -26,7 +30,7 @@ from message where id = @id
 
 -- name: events
 select n, at, started_at, result, local, domain, reply_code, reply_enhanced, reply_text, remote_mta, remote_addr, tls, upstream,
-	coalesce(sent_as, ''), node, coalesce(scope, ''), epoch, outcome_unknown, possible_duplicate, dsn_passed, fenced
+	coalesce(sent_as, ''), node, coalesce(scope, ''), epoch, outcome_unknown, possible_duplicate, dsn_passed, fenced, left_ways
 from history where message_id = @id order by at, n
 
 -- part: last_attempt

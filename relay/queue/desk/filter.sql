@@ -14,7 +14,7 @@ case when r.held_at is not null then 'held' when r.state <> 'waiting' then r.sta
 	and (@credential_id = 0 or (select o.credential_id from message o where o.id = r.message_id) = @credential_id)
 	and (@sender::text[] is null or (select lower(o.sender_local || '@' || o.sender_domain) from message o where o.id = r.message_id) = any(array(select lower(f) from unnest(@sender) f)))
 	and (@recipient::text[] is null or lower(r.local || '@' || r.domain) = any(array(select lower(f) from unnest(@recipient) f)))
-	and (@domain = '' or r.domain_key = @domain) and (@upstream = '' or r.last_upstream = @upstream) and sane_time(r.accepted_at) <= now() - @older_than::interval
+	and (@domain = '' or r.domain_key = @domain) and (@upstream = '' or coalesce(r.stays_with, r.last_upstream) = @upstream) and sane_time(r.accepted_at) <= now() - @older_than::interval
 	and (@reply = '' or starts_with(concat_ws(' ', nullif(r.reply_code, 0), nullif(r.reply_enhanced, ''), r.reply_text), @reply))
 
 -- The largest destinations (filter.go).
