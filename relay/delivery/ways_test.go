@@ -220,26 +220,28 @@ func TestP12BoundsOverWays(t *testing.T) {
 			}
 		})
 	})
-	t.Run("time", func(t *testing.T) {
-		t.Parallel()
-		synctest.Test(t, func(t *testing.T) {
-			servers := fakes(t, 4)
-			for _, s := range servers {
-				s.On(smtptest.PhaseBanner, smtptest.Always(smtptest.Stall())) // five minutes
-			}
-			q, n := newFakeQueue(), &network{}
-			e, _ := n.engine(q, Config{}, servers...)
-			e.Start()
-			defer stop(t, e)
-			d := message(t, "x@one.test")
-			e.Take(d)
-			time.Sleep(30 * time.Minute)
-			synctest.Wait()
-			if o, got := q.outcome(t, d, 0), n.dialled(); o.Result != queue.Deferred || got != "a b" {
-				t.Errorf("%+v, dialled %s", o, got)
-			}
+	for _, phase := range []smtptest.Phase{smtptest.PhaseBanner, smtptest.PhaseMail} {
+		t.Run("time, "+string(phase), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				servers := fakes(t, 4)
+				for _, s := range servers {
+					s.On(phase, smtptest.Always(smtptest.Stall())) // five minutes
+				}
+				q, n := newFakeQueue(), &network{}
+				e, _ := n.engine(q, Config{}, servers...)
+				e.Start()
+				defer stop(t, e)
+				d := message(t, "x@one.test")
+				e.Take(d)
+				time.Sleep(30 * time.Minute)
+				synctest.Wait()
+				if o, got := q.outcome(t, d, 0), n.dialled(); o.Result != queue.Deferred || got != "a b" || leftOf(o) != "b c d" {
+					t.Errorf("%+v, dialled %s, left %s", o, got, leftOf(o))
+				}
+			})
 		})
-	})
+	}
 }
 
 // TestExhausted: what no way takes waits with the most informative of the replies, as long as
@@ -490,6 +492,47 @@ func TestOnlyTheRestGoesOn(t *testing.T) {
 	}
 	if got := servers[1].Messages(); len(got) != 4 {
 		t.Errorf("%d transactions at the second way, want 10 recipients in four", len(got))
+	}
+	stop(t, e)
+	dropped(t, d)
+}
+
+// TestPartTakenThenDead: the first way takes some recipients, and dies with the others.
+func TestPartTakenThenDead(t *testing.T) {
+	t.Parallel()
+	servers := []*smtptest.Server{smtptest.Start(t, smtptest.Config{}), smtptest.Start(t, smtptest.Config{})}
+	servers[0].On(smtptest.PhaseRcpt, func(s smtptest.Session) smtptest.Action {
+		if s.Rcpt >= 20 {
+			return smtptest.Reply("452 4.5.3 too many recipients")
+		}
+		return smtptest.Action{}
+	})
+	servers[0].On(smtptest.PhaseData, func(s smtptest.Session) smtptest.Action {
+		if s.Messages > 0 {
+			return smtptest.Reset()
+		}
+		return smtptest.Action{}
+	})
+	q := newFakeQueue()
+	e := startEngine(t, q, Config{Routes: several{wayTo("a", servers[0]), wayTo("b", servers[1])}})
+	var rcpts []string
+	for i := range 50 {
+		rcpts = append(rcpts, fmt.Sprintf("r%d@one.test", i))
+	}
+	d := message(t, rcpts...)
+	e.Take(d)
+	q.waitEnded(t, 50)
+	for i := range 50 {
+		want := "delivered a "
+		if i >= 20 {
+			want = "delivered b a"
+		}
+		if o := q.outcome(t, d, i); fmt.Sprint(o.Result, " ", o.Upstream, " ", leftOf(o)) != want {
+			t.Errorf("recipient %d: %+v, want %s", i, o, want)
+		}
+	}
+	if a, b := servers[0].Messages(), servers[1].Messages(); len(a) != 1 || len(b) != 1 || len(b[0].To()) != 30 {
+		t.Errorf("%d messages at the first way, %d at the second", len(a), len(b))
 	}
 	stop(t, e)
 	dropped(t, d)
