@@ -2,9 +2,9 @@ package delivery
 
 import (
 	"errors"
-	"net"
 	"time"
 
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
@@ -106,26 +106,7 @@ func stageOf(res *smtp.Result, i int) upstream.Stage {
 	case res.Stages[i] == smtp.StageRcpt && acceptedBefore(res, i):
 		return upstream.StageMore
 	}
-	return tableStage(res.Stages[i])
-}
-
-// tableStage is a stage of the conversation as tables have it.
-func tableStage(s smtp.Stage) upstream.Stage {
-	switch s {
-	case smtp.StageTLS:
-		return upstream.StageTLS
-	case smtp.StageAuth, StageToken:
-		return upstream.StageAuth
-	case smtp.StageMail:
-		return upstream.StageMail
-	case smtp.StageRcpt:
-		return upstream.StageRcpt
-	case smtp.StageData, smtp.StageBody:
-		return upstream.StageData
-	case smtp.StageDot:
-		return upstream.StageDot
-	}
-	return upstream.StageConnect
+	return connect.TableStage(res.Stages[i])
 }
 
 // interruptionIn is the server's refusal in the middle of a message, as some send when it
@@ -179,7 +160,7 @@ func (t *transaction) further(j *job, outcomes []queue.Outcome) []queue.Recipien
 		}
 	}
 	next := t.onward(j)
-	if t.res.Err != nil || !delivered && putOff && next.hasNext() {
+	if t.res.Err != nil || !delivered && putOff && next.HasNext() {
 		return nil
 	}
 	var rest []queue.Recipient
@@ -194,27 +175,12 @@ func (t *transaction) further(j *job, outcomes []queue.Outcome) []queue.Recipien
 	return rest
 }
 
-// inWords is where a conversation broke off, for the text of a made-up reply.
-var inWords = map[smtp.Stage]string{
-	smtp.StageConnect:  "while connecting",
-	smtp.StageGreeting: "before the greeting",
-	smtp.StageHello:    "after EHLO",
-	smtp.StageTLS:      "after STARTTLS",
-	smtp.StageAuth:     "after AUTH",
-	smtp.StageMail:     "after MAIL",
-	smtp.StageRcpt:     "after RCPT",
-	smtp.StageData:     "after DATA",
-	smtp.StageBody:     "while the message was being sent",
-	smtp.StageDot:      "at the end of the message; it may have been delivered",
-}
-
 // troubleReply is the reply of a recipient for whom the server gave none: its reply about
-// the conversation, or a 451 of ours for the trouble (RFC 5321 section
-// 4.2.5 has a client treat a lost connection as a 451).
+// the conversation, or one of ours for the trouble.
 func troubleReply(res smtp.Result) (r smtp.Reply, ours bool) {
 	var stage *smtp.StageError
 	if !errors.As(res.Err, &stage) {
-		return smtp.Temporary(451, 3, 0, "the attempt ended without a reply"), true
+		return connect.Lost(res.Err), true
 	}
 	if complete(stage.Reply) && !stage.Reply.IsPositive() {
 		return stage.Reply, false
@@ -223,21 +189,8 @@ func troubleReply(res smtp.Result) (r smtp.Reply, ours bool) {
 		said.Text += queue.MidText
 		return said, false
 	}
-	where := inWords[stage.Stage]
 	if res.DotSent {
-		where = inWords[smtp.StageDot]
+		stage = &smtp.StageError{Stage: smtp.StageDot, Err: stage.Err}
 	}
-	if isTimeout(stage.Err) {
-		return smtp.Temporary(451, 4, 2, "no answer in time "+where), true
-	}
-	if errors.Is(stage.Err, smtp.ErrOutOfStep) || errors.Is(stage.Err, smtp.ErrMalformedReply) {
-		// The server decided nothing, but an admin wants to read this.
-		return smtp.Temporary(451, 5, 0, "conversation lost "+where+", "+stage.Err.Error()), true
-	}
-	return smtp.Temporary(451, 4, 2, "conversation lost "+where), true
-}
-
-func isTimeout(err error) bool {
-	timeout, ok := errors.AsType[net.Error](err)
-	return ok && timeout.Timeout()
+	return connect.Lost(stage), true
 }

@@ -78,7 +78,7 @@ func leftText(left *[]queue.LeftWay) string {
 
 // hasNext reports that the attempt may go on to another way.
 func (j *job) hasNext() bool {
-	return slices.ContainsFunc(j.next, func(w route.Way) bool { return w.Err == nil }) && !j.exhausted()
+	return slices.ContainsFunc(j.next, func(w route.Way) bool { return w.Err == nil }) && !j.Exhausted()
 }
 
 // leave ends a job at its way: rest, a part of its recipients, goes on to the next one in the same
@@ -111,12 +111,12 @@ func (e *Engine) leave(j *job, rest []queue.Recipient, outcomes []queue.Outcome,
 	if goesOn {
 		j.course.leave(why)
 		j.best = best
-		if j.begun.IsZero() {
-			j.begun = time.Now()
+		if j.Begun.IsZero() {
+			j.Begun = time.Now()
 		}
 		j.returned = time.Time{}
 		e.cfg.Log.Info("going on to the next way", "id", j.Message.ID, "from", why.Way, "reply", why.Reply, "error", err,
-			"after_ms", time.Since(j.begun).Milliseconds())
+			"after_ms", time.Since(j.Begun).Milliseconds())
 		if !e.intake.again(j) {
 			e.release(j, 0)
 		}

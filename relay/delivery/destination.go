@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/upstream"
 )
@@ -271,7 +272,7 @@ type need struct {
 	version  int
 	failures int           // for connectFailed
 	wait     time.Duration // before it is tried: the destination pauses
-	spent    spent         // by the attempt for which it is tried
+	spent    connect.Spent // by the attempt for which it is tried
 }
 
 // need returns how to reach the destination, and whether one more connection is
@@ -532,7 +533,7 @@ func (d *destination) setApart(t *trouble, user userOf) []*job {
 	wait := step(d.e.cfg.Backoff, a.rows-2)
 	a.until, a.trouble = time.Now().Add(wait), t
 	d.e.cfg.Log.Warn("destination suspended for one user", "via", d.via, "domain", d.domain,
-		"user_id", int64(user), "for", wait, "reply", t.reply.String(), "error", t.err)
+		"user_id", int64(user), "for", wait, "reply", t.Reply.String(), "error", t.Err)
 	return d.waiting.drainOf(func(j *job) bool { return j.user() == user })
 }
 
@@ -543,9 +544,9 @@ func (d *destination) connectFailed(t *trouble, since int) {
 	var victims []*job
 	d.mu.Lock()
 	switch {
-	case t.permanent:
+	case t.Permanent:
 		victims = d.waiting.drain()
-	case t.crowded:
+	case t.Crowded:
 		crowd := d.waiting.drain()
 		d.mu.Unlock()
 		for _, j := range crowd {
@@ -557,7 +558,7 @@ func (d *destination) connectFailed(t *trouble, since int) {
 		// Other conversations with it go on: we had too many.
 		d.limit = max(1, min(d.limit-1, d.live))
 		pause := refusedPause
-		if t.said {
+		if t.Said {
 			pause = growPause
 		}
 		d.growAt = time.Now().Add(pause)
@@ -583,7 +584,7 @@ func (d *destination) leaveAlone(t *trouble) []*job {
 // is held.
 func (d *destination) mayPause(t *trouble) bool {
 	works := d.pauses > 0 || time.Since(d.talkedAt) < recently
-	return works && d.suspensions == 0 && d.pauses < len(d.e.cfg.Pauses) && !t.reply.IsPermanent()
+	return works && d.suspensions == 0 && d.pauses < len(d.e.cfg.Pauses) && !t.Reply.IsPermanent()
 }
 
 // pause leaves a destination alone that worked a moment ago and is probably restarting: its
@@ -598,7 +599,7 @@ func (d *destination) pause(t *trouble) {
 	d.trouble = t
 	d.limit, d.growAt = d.proven, time.Time{}
 	d.e.cfg.Log.Info("destination pauses", "via", d.via, "domain", d.domain,
-		"for", wait, "reply", t.reply.String(), "error", t.err)
+		"for", wait, "reply", t.Reply.String(), "error", t.Err)
 }
 
 // suspend leaves the destination alone for a while and returns its waiting jobs. mu is held.
@@ -611,7 +612,7 @@ func (d *destination) suspend(t *trouble) []*job {
 	d.trouble = t
 	d.shrink()
 	d.e.cfg.Log.Warn("destination suspended", "via", d.via, "domain", d.domain,
-		"for", wait, "reply", t.reply.String(), "error", t.err)
+		"for", wait, "reply", t.Reply.String(), "error", t.Err)
 	return d.waiting.drain()
 }
 
@@ -625,7 +626,7 @@ func (d *destination) putOff(j *job, t *trouble, until time.Time) {
 	for i := range j.rcpts {
 		outcomes[i] = t.waiting(d, j, &j.rcpts[i], until)
 	}
-	d.e.leave(j, j.rcpts, outcomes, t.err)
+	d.e.leave(j, j.rcpts, outcomes, t.Err)
 }
 
 // giveUp ends jobs by the destination's trouble: they go on to their next way, or are deferred
@@ -636,7 +637,7 @@ func (d *destination) giveUp(jobs []*job, t *trouble) {
 	if t.ofUser {
 		away = time.Until(d.apart.until)
 	}
-	d.owes = d.owes || len(jobs) > 0 && !t.permanent && !t.ofUser
+	d.owes = d.owes || len(jobs) > 0 && !t.Permanent && !t.ofUser
 	d.mu.Unlock()
 	for _, j := range jobs {
 		outcomes := make([]queue.Outcome, len(j.rcpts))
@@ -647,12 +648,12 @@ func (d *destination) giveUp(jobs []*job, t *trouble) {
 				rest = append(rest, j.rcpts[i])
 			}
 		}
-		j.tries += t.tries
-		j.sessions += t.sessions
-		if j.begun.IsZero() {
-			j.begun = t.begun
+		j.Tries += t.Tries
+		j.Sessions += t.Sessions
+		if j.Begun.IsZero() {
+			j.Begun = t.Begun
 		}
-		d.e.leave(j, rest, outcomes, t.err)
+		d.e.leave(j, rest, outcomes, t.Err)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"postern/internal/smtptest"
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/route"
 	"postern/relay/smtp"
@@ -150,7 +151,7 @@ func newMatrix(t *testing.T, cfg smtptest.Config, toMX bool) *matrix {
 		dns := &smtptest.Resolver{}
 		dns.AddMX("one.test", 10, "mx.one.test.")
 		dns.AddHost("mx.one.test", "127.0.0.1")
-		m.cfg = Config{DNS: dns, MXPort: m.second.Port(), AllowPrivateMX: true}
+		m.cfg = Config{Connect: connect.Config{DNS: dns, MXPort: m.second.Port(), AllowPrivateMX: true}}
 	}
 	m.cfg.Routes = m.ways
 	return m

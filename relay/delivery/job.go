@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"postern/relay/connect"
 	"postern/relay/maillog"
 	"postern/relay/queue"
 	"postern/relay/route"
@@ -33,9 +34,9 @@ type job struct {
 	again bool
 	// returned is when it was first put back since neither a kept connection nor a new one
 	// took it, zero before.
-	returned time.Time
-	spent                      // by the attempt
-	replies  *upstream.Replies // what those of its upstream mean; nil: MX
+	returned      time.Time
+	connect.Spent                   // by the attempt
+	replies       *upstream.Replies // what those of its upstream mean; nil: MX
 	course
 }
 

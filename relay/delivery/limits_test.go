@@ -176,7 +176,7 @@ func TestP06NextHost(t *testing.T) {
 	servers[0].On(smtptest.PhaseHello, reply("250-fake.test", "250 LIMITS RCPTMAX=2"))
 	servers[0].On(smtptest.PhaseRcpt, reply("451 4.7.1 greylisted"))
 	q := newFakeQueue()
-	cfg.Routes, cfg.AllowPrivateMX = routes{}, true
+	cfg.Routes, cfg.Connect.AllowPrivateMX = routes{}, true
 	e := startEngine(t, q, cfg)
 	d := message(t, "r0@one.test", "r1@one.test", "r2@one.test")
 	e.Take(d)

@@ -3,6 +3,7 @@ package delivery
 import (
 	"errors"
 
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
@@ -22,7 +23,7 @@ type transaction struct {
 // server took its leave. Silence is not meant: it would most likely be met again.
 func (t *transaction) lost() bool {
 	var stage *smtp.StageError
-	return !t.res.DotSent && errors.As(t.res.Err, &stage) && !isTimeout(stage.Err) && !errors.Is(stage.Err, smtp.ErrOutOfStep) &&
+	return !t.res.DotSent && errors.As(t.res.Err, &stage) && !connect.IsTimeout(stage.Err) && !errors.Is(stage.Err, smtp.ErrOutOfStep) &&
 		(stage.Reply.IsZero() || stage.Reply.Code == 421)
 }
 
@@ -36,13 +37,13 @@ func (t *transaction) mayBeginAnew(j *job) bool {
 
 // onward is the walk over the hosts that come next. Other addresses of the same host help
 // only if the connection was lost.
-func (t *transaction) onward(j *job) walk {
-	next := t.conn.walk
+func (t *transaction) onward(j *job) connect.Walk {
+	next := t.conn.Walk
 	if !t.conn.onward {
-		next = next.again(j.spent)
+		next = next.Again(j.Spent)
 	}
 	if !t.lost() {
-		next.addrs = nil
+		next.LeaveHost()
 	}
 	return next
 }
@@ -50,7 +51,7 @@ func (t *transaction) onward(j *job) walk {
 // elsewhere lists the recipients that another host of the destination, or a new connection,
 // may take in the same attempt (RFC 5321 section 5.1).
 func (t *transaction) elsewhere(j *job, outcomes []queue.Outcome) []queue.Recipient {
-	if next := t.onward(j); !next.hasNext() && !t.mayBeginAnew(j) {
+	if next := t.onward(j); !next.HasNext() && !t.mayBeginAnew(j) {
 		return nil
 	}
 	var rest []queue.Recipient
@@ -75,7 +76,7 @@ func (t *transaction) goesOn(i int) bool {
 		return false
 	case stage == smtp.StageHello:
 		return true
-	case stage == smtp.StageRcpt && t.conn.walk.upstream != nil:
+	case stage == smtp.StageRcpt && t.conn.Walk.Upstream != nil:
 		return reply.Code == 421 // any other reply stands for all hosts of the upstream
 	}
 	return reply.IsTemporary()
@@ -130,21 +131,20 @@ func contains(list, some []queue.Recipient) bool {
 
 // nextHost goes on along a walk to the next host of the destination with the rest of a job, and
 // reports whether one could be reached; trouble is why not, nil if no host is left.
-func (w *worker) nextHost(j *job, t *transaction, next *walk) (bool, *trouble) {
-	if !next.hasNext() || w.ctx.Err() != nil {
+func (w *worker) nextHost(j *job, t *transaction, next *connect.Walk) (bool, *trouble) {
+	if !next.HasNext() || w.ctx.Err() != nil {
 		return false, nil
 	}
 	w.hangUp()
 	w.talking.Store(true)
 	defer w.talking.Store(false)
-	c, trouble := next.next(w.ctx)
+	c, trouble := next.Next(w.ctx)
 	if c == nil {
-		w.d.e.cfg.Log.Info("no other host can be reached", "id", j.Message.ID, "after", t.conn.host, "reply", trouble.reply.String(), "error", trouble.err)
-		return false, trouble
+		w.d.e.cfg.Log.Info("no other host can be reached", "id", j.Message.ID, "after", t.conn.Host, "reply", trouble.Reply.String(), "error", trouble.Err)
+		return false, asTrouble(trouble)
 	}
-	c.version, c.onward = t.conn.version, true
-	w.conn = c
+	w.conn = &conn{Conn: c, version: t.conn.version, onward: true}
 	w.d.connected(w)
-	w.d.e.cfg.Log.Info("trying the next host", "id", j.Message.ID, "after", t.conn.host, "host", c.host)
+	w.d.e.cfg.Log.Info("trying the next host", "id", j.Message.ID, "after", t.conn.Host, "host", c.Host)
 	return true, nil
 }

@@ -8,6 +8,7 @@ import (
 
 	"postern/internal/logtest"
 	"postern/internal/smtptest"
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/route"
 	"postern/relay/smtp"
@@ -114,12 +115,15 @@ func TestSplitByRoute(t *testing.T) {
 	var dns smtptest.Resolver
 	dns.AddMX("mx.test", 10, "host.test.")
 	dns.AddHost("host.test", mx.Host())
-	cfg := Config{DNS: &dns, MXPort: mx.Port(), AllowPrivateMX: true, Routes: decisions{
-		"one.test": via(first),
-		"two.test": {Route: 2, Ways: []route.Way{refused, {Name: "two", Upstream: second}, {Name: route.MX}}},
-		"mx.test":  {Route: 3, Ways: []route.Way{refused, {Name: route.MX}}},
-		"no.test":  {Route: 4, Ways: []route.Way{refused}},
-	}}
+	cfg := Config{
+		Connect: connect.Config{DNS: &dns, MXPort: mx.Port(), AllowPrivateMX: true},
+		Routes: decisions{
+			"one.test": via(first),
+			"two.test": {Route: 2, Ways: []route.Way{refused, {Name: "two", Upstream: second}, {Name: route.MX}}},
+			"mx.test":  {Route: 3, Ways: []route.Way{refused, {Name: route.MX}}},
+			"no.test":  {Route: 4, Ways: []route.Way{refused}},
+		},
+	}
 	q := newFakeQueue()
 	e := startEngine(t, q, cfg)
 	d := message(t, "a@one.test", "b@mx.test", "c@two.test", "d@one.test", "e@no.test", "f@two.test")

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"postern/internal/smtptest"
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/route"
 	"postern/relay/upstream"
@@ -39,10 +40,10 @@ func (n *network) engine(q *fakeQueue, cfg Config, servers ...*smtptest.Server) 
 	}
 	cfg.Routes, cfg.NoClaim = ways, true
 	e := newEngine(q, cfg)
-	e.dialer.connect = func(_ context.Context, to target) (net.Conn, error) {
+	e.dialer.Dial = func(_ context.Context, to connect.Target) (net.Conn, error) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		name := to.upstream.Name
+		name := to.Upstream.Name
 		n.dials = append(n.dials, name)
 		if n.down[name] {
 			return nil, errors.New("refused")
@@ -141,9 +142,9 @@ func TestWhoTries(t *testing.T) {
 		servers := fakes(t, 2)
 		q, n := newFakeQueue(), &network{}
 		e, _ := n.engine(q, Config{}, nil, servers[1])
-		hangs := e.dialer.connect
-		e.dialer.connect = func(ctx context.Context, to target) (net.Conn, error) {
-			if to.upstream.Name == "a" {
+		hangs := e.dialer.Dial
+		e.dialer.Dial = func(ctx context.Context, to connect.Target) (net.Conn, error) {
+			if to.Upstream.Name == "a" {
 				time.Sleep(30 * time.Second)
 			}
 			return hangs(ctx, to)
@@ -541,10 +542,10 @@ func TestPartTakenThenDead(t *testing.T) {
 func TestOnToMX(t *testing.T) {
 	t.Parallel()
 	servers, cfg := mxHosts(t, 2)
-	cfg.DNS.(*smtptest.Resolver).AddMX("two.test", 10, "mx2.one.test.")
+	cfg.Connect.DNS.(*smtptest.Resolver).AddMX("two.test", 10, "mx2.one.test.")
 	first := smtptest.Start(t, smtptest.Config{})
 	first.On(smtptest.PhaseData, smtptest.Always(smtptest.Close()))
-	cfg.Routes, cfg.AllowPrivateMX = several{wayTo("a", first), {Name: route.MX}}, true
+	cfg.Routes, cfg.Connect.AllowPrivateMX = several{wayTo("a", first), {Name: route.MX}}, true
 	q := newFakeQueue()
 	e := startEngine(t, q, cfg)
 	d := message(t, "x@one.test", "x@two.test", "y@one.test")

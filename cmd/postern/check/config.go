@@ -13,7 +13,7 @@ import (
 	"postern/cmd/postern/config"
 	"postern/internal/owned"
 	"postern/internal/units"
-	"postern/relay/delivery"
+	"postern/relay/connect"
 	"postern/relay/seal"
 )
 
@@ -96,7 +96,7 @@ func (c *checkup) dangerousValues(r *report) {
 		r.add("config.private-mx", "configuration", "delivery.allow_private_mx is true")
 	}
 	for _, to := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
-		if source := d.Origin().SourceFor(to); source.IsValid() && !delivery.IsLocal(source) {
+		if source := d.Origin().SourceFor(to); source.IsValid() && !connect.IsLocal(source) {
 			r.add("config.source", "configuration", "delivery.source is %s", source)
 		}
 	}

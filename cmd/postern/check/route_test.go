@@ -12,7 +12,7 @@ import (
 
 	"postern/auth"
 	"postern/internal/smtptest"
-	"postern/relay/delivery"
+	"postern/relay/connect"
 	"postern/relay/route"
 	"postern/relay/seal"
 	"postern/relay/upstream"
@@ -228,7 +228,7 @@ func TestCheckJudgesUpstreamsInClear(t *testing.T) {
 		{upstream.TLSImplicit, "192.0.2.1:465", false}, {upstream.TLSNone, "127.0.0.1:25", false},
 	} {
 		r := &report{}
-		p.c.upstream(r, upstream.Account{Name: "out", TLS: test.mode}, delivery.Probe{Step: delivery.Step{Addr: netip.MustParseAddrPort(test.at)}, Expires: time.Now().AddDate(1, 0, 0)})
+		p.c.upstream(r, upstream.Account{Name: "out", TLS: test.mode}, connect.Probe{Step: connect.Step{Addr: netip.MustParseAddrPort(test.at)}, Expires: time.Now().AddDate(1, 0, 0)})
 		found := r.close()
 		if test.want {
 			wantFinding(t, found, "upstream.clear", string(test.mode))

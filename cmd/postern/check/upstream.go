@@ -14,7 +14,7 @@ import (
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/database"
 	"postern/cmd/postern/screen"
-	"postern/relay/delivery"
+	"postern/relay/connect"
 	"postern/relay/keyring"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
@@ -50,21 +50,21 @@ var upstreamKinds = []kind{
 const upstreamTime = 20 * time.Second
 
 // Prober converses as this machine's deliveries do, but waits for no step longer than patience.
-func Prober(from config.Source, tokens delivery.Tokens, patience time.Duration) (*delivery.Prober, error) {
+func Prober(from config.Source, tokens connect.Tokens, patience time.Duration) (*connect.Prober, error) {
 	c := newCheckup(from, nil, Options{})
 	if c.bad != nil {
 		return nil, c.bad
 	}
 	cfg := c.dialling(patience)
 	cfg.Tokens = tokens
-	return delivery.NewProber(cfg), nil
+	return connect.NewProber(cfg), nil
 }
 
 // dialling is how to converse as this node's deliveries do, but with less patience.
-func (c *checkup) dialling(patience time.Duration) delivery.Config {
+func (c *checkup) dialling(patience time.Duration) connect.Config {
 	hostname, _ := c.cfg.ServerName()
 	d := c.cfg.Delivery
-	return delivery.Config{
+	return connect.Config{
 		DNS: c.dns, Hello: hostname, Origin: d.Origin(), Self: c.listenerAddresses(),
 		ConnectTime: patience, LookupTime: patience,
 		Timeouts: smtp.Timeouts{Greeting: patience, Command: patience, TLS: patience},
@@ -157,35 +157,35 @@ func (c *checkup) lookAtUpstreams(ctx context.Context, r *report) {
 		defer end()
 		cfg.Tokens = tokens
 	}
-	prober := delivery.NewProber(cfg)
+	prober := connect.NewProber(cfg)
 	r.each(ctx, len(v.upstreams), func(ctx context.Context, i int, r *report) {
 		ctx, cancel := context.WithTimeout(ctx, upstreamTime)
 		defer cancel()
 		up := v.upstreams[i]
-		c.upstream(r, up, prober.Upstream(ctx, &up, delivery.Trial{}))
+		c.upstream(r, up, prober.Upstream(ctx, &up, connect.Trial{}))
 	})
 }
 
-func (c *checkup) upstream(r *report, up upstream.Account, p delivery.Probe) {
+func (c *checkup) upstream(r *report, up upstream.Account, p connect.Probe) {
 	subject := "upstream " + up.Name
 	at := net.JoinHostPort(up.Host, strconv.Itoa(up.Port))
 	if p.Err != nil {
 		id := "upstream.refuses"
 		switch p.Stage {
-		case delivery.StageLookup:
+		case connect.StageLookup:
 			id = "upstream.lookup"
-		case delivery.StageLoop:
+		case connect.StageLoop:
 			id = "upstream.self"
 		case smtp.StageConnect:
 			id = "upstream.unreachable"
-			if source := (*delivery.SourceError)(nil); errors.As(p.Err, &source) {
+			if source := (*connect.SourceError)(nil); errors.As(p.Err, &source) {
 				id = "upstream.source"
 			}
 		case smtp.StageTLS:
 			id = "upstream.tls"
 		case smtp.StageAuth:
 			id = "upstream.account"
-		case delivery.StageToken:
+		case connect.StageToken:
 			id = "upstream.token"
 			if fault := (*oauth.Fault)(nil); errors.As(p.Err, &fault) && fault.Login {
 				id = "upstream.login"

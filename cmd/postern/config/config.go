@@ -19,6 +19,7 @@ import (
 	"postern/admin"
 	"postern/auth"
 	"postern/internal/owned"
+	"postern/relay/connect"
 	"postern/relay/delivery"
 	"postern/relay/queue"
 	"postern/relay/retention"
@@ -172,7 +173,7 @@ func Defaults() Config {
 		},
 		Delivery: Delivery{
 			Connections: sending.Connections, Memory: size(sending.Memory),
-			IdleTime: Duration(sending.IdleTime), MessagesPerConn: sending.PerConnection, MXPort: sending.MXPort,
+			IdleTime: Duration(sending.IdleTime), MessagesPerConn: sending.PerConnection, MXPort: connect.Defaults().MXPort,
 		},
 		Retention: Retention{Audit: Duration(login.Audit), Correspondents: Duration(kept.Correspondents)},
 		Log:       Log{Format: "text", Level: "info"},

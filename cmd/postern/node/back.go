@@ -12,6 +12,7 @@ import (
 	"postern/cmd/postern/config"
 	"postern/internal/await"
 	"postern/relay/bounce"
+	"postern/relay/connect"
 	"postern/relay/delivery"
 	"postern/relay/route"
 	"postern/relay/seal"
@@ -54,11 +55,13 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 	return &back{
 		node: n, tokens: tokens, secrets: &secrets{node: n, store: accounts},
 		engine: delivery.New(delivery.Config{
-			Queue: n.queue, Routes: route.NewTable(rules, accounts, 0), Tokens: tokens, DNS: config.Resolver(d.DNSServer),
-			Log: n.Log, Guard: n.guard, Events: n.mail, Hello: n.hostname, Self: own,
+			Queue: n.queue, Routes: route.NewTable(rules, accounts, 0), Log: n.Log, Guard: n.guard, Events: n.mail,
+			Connect: connect.Config{
+				Tokens: tokens, DNS: config.Resolver(d.DNSServer), Hello: n.hostname, Origin: d.Origin(), Self: own,
+				MXPort: d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
+			},
 			Connections: d.Connections, MXConnections: d.Connections, PerConnection: d.MessagesPerConn,
 			MaxOpen: n.descriptors().Deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
-			Origin: d.Origin(), MXPort: d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
 		}),
 		bouncer: bounce.New(bounce.Config{Queue: n.queue, Hostname: n.hostname, Mail: n.mail, Log: n.Log}),
 	}, nil

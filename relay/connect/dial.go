@@ -1,4 +1,4 @@
-package delivery
+package connect
 
 import (
 	"cmp"
@@ -19,19 +19,24 @@ import (
 	"postern/relay/upstream/oauth"
 )
 
-// dialer begins conversations.
-type dialer struct {
+// Dialer begins conversations. It is safe for concurrent use.
+type Dialer struct {
 	cfg     *Config
 	free    net.Dialer // to upstreams
 	guarded net.Dialer // to MX
-	connect func(context.Context, target) (net.Conn, error)
-	slots   *share.Pool // connections; nil for probes
-	took    sync.Map    // by upstream, the mechanism that it took last
+	took    sync.Map   // by upstream, the mechanism that it took last
+
+	// Dial makes one connection; tests replace it before the first use.
+	Dial func(context.Context, Target) (net.Conn, error)
+	// Slots has a part of all connections for the address of each MX; nil: no bounds.
+	Slots *share.Pool
 }
 
-func newDialer(cfg *Config) *dialer {
-	d := &dialer{cfg: cfg}
-	d.connect = d.dial
+// New makes a Dialer.
+func New(cfg Config) *Dialer {
+	cfg = cfg.withDefaults()
+	d := &Dialer{cfg: &cfg}
+	d.Dial = d.dial
 	d.free.Timeout = cfg.ConnectTime
 	d.guarded.Timeout = cfg.ConnectTime
 	if !cfg.AllowPrivateMX {
@@ -40,68 +45,74 @@ func newDialer(cfg *Config) *dialer {
 	return d
 }
 
-// conn is a conversation that is ready for transactions.
-type conn struct {
-	client  *smtp.Client
-	host    string // as RemoteMTA
-	addr    netip.AddrPort
-	tls     string // facts, "" in clear
-	version int    // of the upstream's settings
-	sent    int    // transactions
-	kept    bool   // it has been idle
-	onward  bool   // a message came here from another host of the destination
-	walk    walk   // that led here
-	leave   func() // gives back its part of the address
+// Conn is a conversation that is ready for transactions.
+type Conn struct {
+	Client *smtp.Client
+	Host   string // its name, for RemoteMTA
+	Addr   netip.AddrPort
+	TLS    string // facts, "" in clear
+	Walk   Walk   // that led here
+
+	leave func() // gives back its part of the address
 }
 
-// takes reports that the server's limits (RFC 9422) have room on this connection for a
-// transaction of j.
-func (c *conn) takes(j *job) bool {
-	return !c.client.Exhausted() && c.client.Admits(j.rcpts[0].Address)
+// Close ends the connection, without QUIT.
+func (c *Conn) Close() {
+	_ = c.Client.Close() // it has served its purpose
+	if c.leave != nil {
+		c.leave()
+	}
 }
 
-// target is one address to try.
-type target struct {
-	host     string
-	addr     netip.AddrPort
-	upstream *upstream.Account // nil for mx
-	token    oauth.Token       // of an upstream that has a grant
-	progress *atomic.Uint64    // see smtp.ClientConfig
-	trace    *trace            // of a probe; nil for workers
+// Target is one address to try.
+type Target struct {
+	Host     string
+	Addr     netip.AddrPort
+	Upstream *upstream.Account // nil for MX
+
+	token    oauth.Token    // of an upstream that has a grant
+	progress *atomic.Uint64 // see smtp.ClientConfig
+	trace    *trace         // of a probe; nil for deliveries
 }
 
 // origin is our end of connections to an upstream or, where up is nil, to MX.
-func (d *dialer) origin(up *upstream.Account) upstream.Origin {
+func (d *Dialer) origin(up *upstream.Account) upstream.Origin {
 	if up == nil {
 		return d.cfg.Origin
 	}
 	return up.Or(d.cfg.Origin)
 }
 
-// open begins the conversation of a worker with an upstream or, where up is nil, with a mail
-// host of domain.
-func (d *dialer) open(ctx context.Context, domain string, need need, by *worker) (*conn, *trouble) {
-	by.talking.Store(true)
-	defer by.talking.Store(false)
-	w, t := d.walkTo(ctx, domain, need.upstream)
-	w.progress, w.tries, w.sessions = &by.progress, need.spent.tries, need.spent.sessions
-	if !need.spent.begun.IsZero() {
-		w.begun = need.spent.begun
+// Watch follows a conversation from outside.
+type Watch struct {
+	Talking  *atomic.Bool   // the server is at work
+	Progress *atomic.Uint64 // see smtp.ClientConfig
+}
+
+// Open begins a conversation with an upstream or, where up is nil, with a mail host of domain. It
+// goes on with what its attempt has spent before.
+func (d *Dialer) Open(ctx context.Context, domain string, up *upstream.Account, before Spent, watch Watch) (*Conn, *Trouble) {
+	watch.Talking.Store(true)
+	defer watch.Talking.Store(false)
+	w, t := d.walkTo(ctx, domain, up)
+	w.progress, w.Tries, w.Sessions = watch.Progress, before.Tries, before.Sessions
+	if !before.Begun.IsZero() {
+		w.Begun = before.Begun
 	}
 	if t == nil {
-		by.talking.Store(false) // what keeps a token waiting is no silent server
+		watch.Talking.Store(false) // what keeps a token waiting is no silent server
 		t = w.fetchToken(ctx)
-		by.talking.Store(true)
+		watch.Talking.Store(true)
 	}
 	if t != nil {
 		return nil, t
 	}
-	return w.next(ctx)
+	return w.Next(ctx)
 }
 
 // anySelf reports that one of the addresses with that port is a listener of this
 // server.
-func (d *dialer) anySelf(addrs []netip.Addr, port int) bool {
+func (d *Dialer) anySelf(addrs []netip.Addr, port int) bool {
 	for _, addr := range addrs {
 		for _, self := range d.cfg.Self {
 			if int(self.Port()) != port {
@@ -135,10 +146,10 @@ func IsLocal(addr netip.Addr) bool {
 
 // try begins a conversation with one address. A token that the server refuses is worth one
 // other, over a new connection: the old one may have ended with the refusal.
-func (d *dialer) try(ctx context.Context, to *target) (*conn, *trouble) {
+func (d *Dialer) try(ctx context.Context, to *Target) (*Conn, *Trouble) {
 	c, t := d.tryOnce(ctx, *to)
 	if t != nil && t.badToken && d.renew(ctx, to, t) {
-		to.trace.trouble(to.addr, t)
+		to.trace.trouble(to.Addr, t)
 		c, t = d.tryOnce(ctx, *to)
 	}
 	return c, t
@@ -147,11 +158,11 @@ func (d *dialer) try(ctx context.Context, to *target) (*conn, *trouble) {
 // tryOnce begins a conversation with one address. A handshake that fails where TLS is
 // only opportunistic is tried once more without it: the recipient's server asks
 // for no more (RFC 7435).
-func (d *dialer) tryOnce(ctx context.Context, to target) (*conn, *trouble) {
+func (d *Dialer) tryOnce(ctx context.Context, to Target) (*Conn, *Trouble) {
 	policy := policyOf(to)
 	c, t, handshake := d.converse(ctx, to, policy)
 	if handshake && policy.mode == upstream.TLSOpportunistic && ctx.Err() == nil {
-		to.trace.trouble(to.addr, t)
+		to.trace.trouble(to.Addr, t)
 		policy.mode = upstream.TLSNone
 		c, t, _ = d.converse(ctx, to, policy)
 	}
@@ -160,14 +171,14 @@ func (d *dialer) tryOnce(ctx context.Context, to target) (*conn, *trouble) {
 
 // converse connects, greets, and sets up TLS and authentication. handshake says that a TLS
 // handshake began and failed.
-func (d *dialer) converse(ctx context.Context, to target, policy tlsPolicy) (c *conn, t *trouble, handshake bool) {
+func (d *Dialer) converse(ctx context.Context, to Target, policy tlsPolicy) (c *Conn, t *Trouble, handshake bool) {
 	to.trace.secures(policy.config)
-	netConn, err := d.connect(ctx, to)
+	netConn, err := d.Dial(ctx, to)
 	if err != nil {
 		return nil, connectTrouble(to, err), false
 	}
-	to.trace.step(Step{Stage: smtp.StageConnect, Addr: to.addr})
-	c = &conn{host: to.host, addr: to.addr}
+	to.trace.step(Step{Stage: smtp.StageConnect, Addr: to.Addr})
+	c = &Conn{Host: to.Host, Addr: to.Addr}
 	if policy.mode == upstream.TLSImplicit {
 		secured, err := policy.handshake(ctx, netConn, d.cfg.Timeouts.TLS)
 		if err != nil {
@@ -175,23 +186,23 @@ func (d *dialer) converse(ctx context.Context, to target, policy tlsPolicy) (c *
 			return nil, tlsTrouble(to, err), true
 		}
 		state := secured.ConnectionState()
-		c.tls = policy.facts(&state)
+		c.TLS = policy.facts(&state)
 		netConn = secured
 	}
-	c.client = smtp.NewClient(netConn, smtp.ClientConfig{
-		Hello: cmp.Or(d.origin(to.upstream).Hello, d.cfg.Hello), Timeouts: d.cfg.Timeouts, Progress: to.progress, Heard: to.trace.hears(),
+	c.Client = smtp.NewClient(netConn, smtp.ClientConfig{
+		Hello: cmp.Or(d.origin(to.Upstream).Hello, d.cfg.Hello), Timeouts: d.cfg.Timeouts, Progress: to.progress, Heard: to.trace.hears(),
 	})
 	t, handshake = d.begin(ctx, c, to, policy)
 	if t != nil {
-		c.client.Close()
+		c.Client.Close()
 		return nil, t, handshake
 	}
 	return c, nil, false
 }
 
 // begin brings a new connection to the point where transactions can be sent.
-func (d *dialer) begin(ctx context.Context, c *conn, to target, policy tlsPolicy) (t *trouble, handshake bool) {
-	if err := c.client.Greet(ctx); err != nil {
+func (d *Dialer) begin(ctx context.Context, c *Conn, to Target, policy tlsPolicy) (t *Trouble, handshake bool) {
+	if err := c.Client.Greet(ctx); err != nil {
 		return conversationTrouble(c, to, err), false
 	}
 	if t, handshake = policy.secure(ctx, c, to); t == nil {
@@ -204,25 +215,25 @@ func (d *dialer) begin(ctx context.Context, c *conn, to target, policy tlsPolicy
 }
 
 // logIn authenticates with an upstream that has credentials.
-func (d *dialer) logIn(ctx context.Context, c *conn, to target) *trouble {
-	if up := to.upstream; up != nil && up.Username != "" {
-		if err := d.authenticate(ctx, c.client, to); err != nil {
+func (d *Dialer) logIn(ctx context.Context, c *Conn, to Target) *Trouble {
+	if up := to.Upstream; up != nil && up.Username != "" {
+		if err := d.authenticate(ctx, c.Client, to); err != nil {
 			return authTrouble(c, to, err)
 		}
 	}
 	return nil
 }
 
-func (d *dialer) dial(ctx context.Context, to target) (net.Conn, error) {
+func (d *Dialer) dial(ctx context.Context, to Target) (net.Conn, error) {
 	dialer := d.guarded
-	if to.upstream != nil {
+	if to.Upstream != nil {
 		dialer = d.free
 	}
-	source := d.origin(to.upstream).SourceFor(to.addr.Addr())
+	source := d.origin(to.Upstream).SourceFor(to.Addr.Addr())
 	if source.IsValid() {
 		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(source, 0))
 	}
-	c, err := dialer.DialContext(ctx, "tcp", to.addr.String())
+	c, err := dialer.DialContext(ctx, "tcp", to.Addr.String())
 	if source.IsValid() && errors.Is(err, syscall.EADDRNOTAVAIL) && !IsLocal(source) {
 		err = &SourceError{source}
 	}
@@ -238,29 +249,29 @@ func (e *SourceError) Error() string {
 
 // connectTrouble reveals of an MX only that it could not be reached: a user who chooses the
 // recipient must not learn from it which ports of which hosts are open.
-func connectTrouble(to target, err error) *trouble {
-	err = fmt.Errorf("connect to %s: %w", to.host, err)
+func connectTrouble(to Target, err error) *Trouble {
+	err = fmt.Errorf("connect to %s: %w", to.Host, err)
 	if isOurs(err) {
-		return &trouble{reply: smtp.Temporary(451, 3, 2, "this server has no room for another connection now"), err: err, crowded: true}
+		return &Trouble{Reply: smtp.Temporary(451, 3, 2, "this server has no room for another connection now"), Err: err, Crowded: true}
 	}
 	if source := (*SourceError)(nil); errors.As(err, &source) {
-		return &trouble{reply: smtp.Temporary(451, 3, 5, source.Error()), err: err}
+		return &Trouble{Reply: smtp.Temporary(451, 3, 5, source.Error()), Err: err}
 	}
-	if to.upstream == nil {
+	if to.Upstream == nil {
 		if errors.Is(err, errSpecial) {
-			return failure(smtp.Permanent(550, 4, 4, "mail host "+to.host+" has a private or special address"), err)
+			return failure(smtp.Permanent(550, 4, 4, "mail host "+to.Host+" has a private or special address"), err)
 		}
-		return &trouble{reply: smtp.Temporary(451, 4, 1, "no connection to mail host "+to.host), err: err}
+		return &Trouble{Reply: smtp.Temporary(451, 4, 1, "no connection to mail host "+to.Host), Err: err}
 	}
 	why := "no connection"
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		why = "connection refused"
-	case isTimeout(err):
+	case IsTimeout(err):
 		why = "no answer in time"
 	}
-	text := "upstream " + to.upstream.Name + " at " + net.JoinHostPort(to.host, strconv.Itoa(to.upstream.Port)) + ": " + why
-	return &trouble{reply: smtp.Temporary(451, 4, 1, text), err: err}
+	text := "upstream " + to.Upstream.Name + " at " + net.JoinHostPort(to.Host, strconv.Itoa(to.Upstream.Port)) + ": " + why
+	return &Trouble{Reply: smtp.Temporary(451, 4, 1, text), Err: err}
 }
 
 // isOurs reports that the machine had no descriptor or memory for a connection or a
@@ -275,10 +286,10 @@ func isOurs(err error) bool {
 }
 
 // conversationTrouble is a server's refusal, or silence, before any transaction.
-func conversationTrouble(c *conn, to target, err error) *trouble {
-	reply, ours := troubleReply(smtp.Result{Err: err})
-	return &trouble{
-		reply: reply, said: !ours, err: fmt.Errorf("talk to %s: %w", to.host, err),
-		host: to.host, addr: to.addr, tls: c.tls, closed: isClosed(to, err),
+func conversationTrouble(c *Conn, to Target, err error) *Trouble {
+	reply, ours := replyOf(err)
+	return &Trouble{
+		Reply: reply, Said: !ours, Err: fmt.Errorf("talk to %s: %w", to.Host, err),
+		Host: to.Host, Addr: to.Addr, TLS: c.TLS, Closed: isClosed(to, err),
 	}
 }
