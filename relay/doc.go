@@ -18,6 +18,7 @@
 //	seal          secrets that the database must not reveal
 //	upstream      accounts with the smarthosts
 //	upstream/oauth  access tokens for their accounts, shared by all nodes
+//	upstream/breaker  which of them all nodes leave alone, and for how long
 //	route         the rules that choose the way of a recipient
 //	delivery      sending to upstreams and to MX
 //	bounce        RFC 3464 notices

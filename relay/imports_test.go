@@ -52,7 +52,8 @@ var arrows = map[string]string{
 	"configs/debian":      "",
 	"configs/image":       "",
 
-	"relay/upstream/oauth": "relay/seal internal/await internal/panics internal/pg",
+	"relay/upstream/oauth":   "relay/seal internal/await internal/panics internal/pg",
+	"relay/upstream/breaker": "internal/panics internal/pg",
 
 	"cmd/postern":          "*",
 	"cmd/postern/config":   "cmd/postern/screen admin auth internal/owned internal/units relay/acme relay/delivery relay/queue relay/retention relay/seal relay/smtp relay/submission relay/upstream/oauth",
