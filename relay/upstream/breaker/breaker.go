@@ -18,7 +18,7 @@ const (
 	stale      = 10 // readings that failed, after which all states count as closed
 	probeTime  = time.Minute
 	leaseTime  = probeTime + 3*callTime // a probe, and the write of its result
-	retryProbe = 10 * time.Second       // after a probe that could not be made
+	retryProbe = 30 * time.Second       // after a probe that could not be made
 	doubtPause = time.Minute            // between two probes of a node because of a suspicion
 )
 
@@ -35,7 +35,7 @@ type Config struct {
 	// none, and returns why no mail can be sent, nil when it can. The error says that the probe
 	// could not be made for a reason of ours.
 	Probe func(ctx context.Context, upstream, sender string) (*Cause, error)
-	// Recovered is called when this node has closed a breaker.
+	// Recovered is called when this node has closed a breaker, and the others know.
 	Recovered func(upstream string)
 }
 
@@ -224,7 +224,7 @@ func (b *Breakers) write(ctx context.Context) error {
 		}
 		delete(works, upstream)
 		if closed {
-			b.closed(upstream, "delivery")
+			b.closed(ctx, upstream, "delivery")
 		}
 	}
 	for upstream, c := range opens {
@@ -262,9 +262,17 @@ func (b *Breakers) keep(opens map[string]Cause, works map[string]int64) {
 	b.count()
 }
 
-func (b *Breakers) closed(upstream, by string) {
+// closed follows a breaker that this node has closed: once the others have read that, the mail is
+// to come. Until then they would let it wait once more.
+func (b *Breakers) closed(ctx context.Context, upstream, by string) {
 	b.cfg.Log.Info("upstream closed", "upstream", upstream, "by", by)
-	b.cfg.Recovered(upstream)
+	b.probes.Go(func() {
+		select {
+		case <-time.After(b.every * 3 / 2):
+		case <-ctx.Done():
+		}
+		b.cfg.Recovered(upstream)
+	})
 }
 
 // begin probes an upstream in the background, unless this node does so already.
@@ -290,6 +298,7 @@ func (b *Breakers) begin(upstream string, probe func() error) {
 func (b *Breakers) confirm(ctx context.Context, upstream, sender string) error {
 	c, err := b.probe(ctx, upstream, sender)
 	if err == nil && c != nil && c.Scope == account {
+		c.Sender = sender
 		b.Open(upstream, *c)
 	}
 	return err
@@ -312,7 +321,7 @@ func (b *Breakers) half(ctx context.Context, s State) error {
 	}
 	closed, err := b.table.close(ctx, s.Upstream, lease, 0)
 	if closed {
-		b.closed(s.Upstream, "probe")
+		b.closed(ctx, s.Upstream, "probe")
 	}
 	return err
 }

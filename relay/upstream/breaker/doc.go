@@ -3,8 +3,8 @@
 //
 // Job: take from the deliveries of a node that an upstream is to be left alone (Open), might
 // have to be (Suspect), or works (Works), keep that in the table upstream_breaker, have an open
-// one probed when it is due, and know the states of all (State). What a refusal means, and what
-// becomes of mail, is relay/delivery's.
+// one probed when it is due, and know the states of all (State). It judges no refusal and no mail:
+// that is relay/delivery's.
 //
 // Invariants: one node of all probes an upstream, by a lease on its row that the database's
 // clock ends; no connection to the database is held meanwhile; a state ends only by a delivery
