@@ -1,0 +1,199 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"postern/relay/queue"
+	"postern/relay/smtp"
+	"postern/relay/upstream"
+	"postern/relay/upstream/breaker"
+)
+
+// Breakers are the breakers of upstreams, which all nodes share: *breaker.Breakers. None of the
+// methods waits.
+type Breakers interface {
+	State(upstream string) breaker.State
+	Open(upstream string, c breaker.Cause)
+	Suspect(upstream, sender string)
+	Works(upstream string)
+}
+
+// evidence is what a destination knows for and against its upstream's account.
+type evidence struct {
+	accused []userOf     // whose mail was refused for the account since some was taken: the first two
+	taken   [2]takenFrom // of two users, the last first
+}
+
+// takenFrom is a user whose mail was taken, and its sender.
+type takenFrom struct {
+	user   userOf
+	sender smtp.Address
+}
+
+// breaker is the state of the upstream's breaker, as far as this node follows it. One that
+// opened because no conversation can be had is not followed while one goes on here, nor while
+// the destination pauses, or would pause first: the trouble may be another node's own, or a
+// restart. mu is held.
+func (d *destination) breaker() (s breaker.State, open bool) {
+	if d.upstream == nil || d.e.cfg.Breakers == nil {
+		return s, false
+	}
+	s = d.e.cfg.Breakers.State(d.via)
+	works := d.live > 0 || d.suspensions == 0 && (d.failures > 0 || time.Since(d.talkedAt) < recently)
+	return s, s.Open && (s.Account() || !works)
+}
+
+// opened is why the mail of an open breaker waits.
+func opened(s breaker.State) *trouble {
+	reply := smtp.Reply{Text: s.Reply}
+	if code, text, found := strings.Cut(s.Reply, " "); found {
+		if n, err := strconv.Atoi(code); err == nil {
+			reply.Code, reply.Text = n, text
+		}
+	}
+	return &trouble{reply: reply}
+}
+
+// UpstreamChanged follows a breaker that has opened or closed.
+func (e *Engine) UpstreamChanged(name string) {
+	d := e.known(queue.Way(name, ""))
+	if d == nil {
+		return
+	}
+	d.mu.Lock()
+	s, open := d.breaker()
+	if !s.Open {
+		d.retryAt = time.Time{} // for all nodes it works again
+	}
+	if !open || e.closing.Load() {
+		d.mu.Unlock()
+		return
+	}
+	waiting := d.waiting.drain()
+	d.mu.Unlock()
+	for _, j := range waiting {
+		d.putOff(j, opened(s), s.NextProbe)
+	}
+}
+
+// tellSuspended opens the breaker of an upstream that this node suspends. mu is held.
+func (d *destination) tellSuspended(t *trouble) {
+	if d.upstream == nil || d.e.cfg.Breakers == nil {
+		return
+	}
+	c := t.cause(d.upstream.Replies)
+	if sender := d.taken[0].sender; !sender.IsNull() {
+		c.Sender = sender.String()
+	}
+	d.e.cfg.Breakers.Open(d.via, c)
+}
+
+// cause is what t says about an upstream.
+func (t *trouble) cause(replies *upstream.Replies) breaker.Cause {
+	scope, wait := t.about(replies)
+	return breaker.Cause{Stage: string(tableStage(t.stage())), Scope: string(scope), Reply: t.reply.String(), Wait: wait}
+}
+
+// judge lets the breaker of the upstream know how a transaction ended. A refusal that concerns
+// the account counts when two users have met with one and no mail was taken in between, or
+// when a probe with another user's sender meets with one too: what a user writes into a message
+// must not stop the mail of others.
+func (d *destination) judge(j *job, t *transaction, outcomes []queue.Outcome) {
+	b := d.e.cfg.Breakers
+	if d.upstream == nil || b == nil {
+		return
+	}
+	taken := slices.ContainsFunc(outcomes, func(o queue.Outcome) bool { return o.Result == queue.Delivered })
+	fault := -1
+	if !taken {
+		fault = slices.IndexFunc(outcomes, func(o queue.Outcome) bool {
+			return o.Result == queue.Deferred && !o.Ours && o.Scope == string(upstream.ScopeAccount)
+		})
+	}
+	switch {
+	case fault >= 0:
+		v := judge(t.replies, &t.res, fault)
+		d.accuse(j, breaker.Cause{Stage: string(stageOf(&t.res, fault)), Scope: outcomes[fault].Scope,
+			Reply: outcomes[fault].Reply.String(), Wait: v.Wait()})
+	case taken:
+		d.mu.Lock()
+		d.accused = nil
+		if d.taken[0].user != j.user() {
+			d.taken[1] = d.taken[0]
+		}
+		d.taken[0] = takenFrom{j.user(), j.Message.Sender}
+		d.mu.Unlock()
+		b.Works(d.via)
+	case t.res.Err == nil:
+		if s := b.State(d.via); s.Open && !s.Account() {
+			b.Works(d.via)
+		}
+	}
+}
+
+// accuse counts a refusal of the account.
+func (d *destination) accuse(j *job, c breaker.Cause) {
+	d.mu.Lock()
+	if len(d.accused) < 2 && !slices.Contains(d.accused, j.user()) {
+		d.accused = append(d.accused, j.user())
+	}
+	sure := len(d.accused) > 1
+	other := d.taken[0]
+	if other.user == j.user() {
+		other = d.taken[1]
+	}
+	d.mu.Unlock()
+	sender := ""
+	if !other.sender.IsNull() {
+		sender = other.sender.String()
+	}
+	switch {
+	case sure:
+		c.Sender = sender
+		d.e.cfg.Breakers.Open(d.via, c)
+	case sender != "":
+		d.e.cfg.Breakers.Suspect(d.via, sender)
+	}
+}
+
+// Through converses with an upstream up to MAIL with a sender, "" for none, and RSET, and returns
+// why no mail can be sent, nil when it can. The error says that this machine has no room for a
+// connection.
+func (p *Prober) Through(ctx context.Context, up *upstream.Account, sender string) (*breaker.Cause, error) {
+	c, t := p.d.open(ctx, "", up)
+	if t == nil {
+		t = p.ask(ctx, c, up, sender)
+		p.finish(ctx, c, nil)
+	}
+	switch {
+	case t == nil:
+		return nil, nil
+	case t.crowded:
+		return nil, t.err
+	}
+	cause := t.cause(up.Replies)
+	return &cause, nil
+}
+
+// ask is why MAIL with a sender is refused, nil if it is not or only for the sender's sake.
+func (p *Prober) ask(ctx context.Context, c *conn, up *upstream.Account, sender string) *trouble {
+	from, err := smtp.ParseAddress(sender)
+	if err != nil || strings.ContainsFunc(sender, func(r rune) bool { return r >= 0x80 }) {
+		return nil // none, or one that not every server takes
+	}
+	err = c.client.Ask(ctx, from)
+	var stage *smtp.StageError
+	if err == nil || errors.As(err, &stage) && complete(stage.Reply) && up.Replies.Classify(upstream.StageMail, stage.Reply).Scope.OfMail() {
+		return nil
+	}
+	t := conversationTrouble(c, target{host: c.host, addr: c.addr, upstream: up}, err)
+	if scope, _ := t.about(up.Replies); scope == upstream.ScopeSender {
+		return nil
+	}
+	return t
+}
