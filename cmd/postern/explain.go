@@ -43,6 +43,7 @@ type explanation struct {
 	Limits   []limitView   `json:"limits"` // that are used up by and by, and their use without this message
 	Hold     string        `json:"hold,omitempty"`
 	Routes   []explainWay  `json:"routes"`
+	Open     breakerViews  `json:"open,omitempty"` // upstreams of the routes that all nodes leave alone
 }
 
 type explainStep struct {
@@ -303,6 +304,10 @@ func (a *app) explainWays(ctx context.Context, users *accounts, cfg config.Confi
 	if err != nil {
 		return err
 	}
+	breakers, err := readBreakers(ctx, users.pool)
+	if err != nil {
+		return err
+	}
 	routes := route.NewTable(route.NewStore(users.pool), upstream.NewStore(users.pool, sealer), time.Minute)
 	for _, to := range q.to {
 		way := explainWay{Recipient: to.String()}
@@ -322,6 +327,11 @@ func (a *app) explainWays(ctx context.Context, users *accounts, cfg config.Confi
 			way.Via = first.Name
 		}
 		way.Route = d.Route
+		for _, w := range d.Ways {
+			if b := breakers.of(w.Name); b.open() && e.Open.of(w.Name) == nil {
+				e.Open = append(e.Open, *b)
+			}
+		}
 		e.Routes = append(e.Routes, way)
 	}
 	return nil
@@ -361,6 +371,7 @@ func (a *app) printExplanation(e *explanation) error {
 	if err := t.print(a.stdout); err != nil {
 		return err
 	}
+	e.Open.printOpen(a)
 	switch {
 	case !e.Accepted:
 		return nil

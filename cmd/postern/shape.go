@@ -18,13 +18,18 @@ func (a *app) queueShapeCmd() *cobra.Command {
 			return users.queue().Shape(ctx, limit)
 		},
 		limit: 20, of: "domains",
+		below: func(ctx context.Context, users *accounts) error {
+			breakers, err := readBreakers(ctx, users.pool)
+			breakers.printOpen(a)
+			return err
+		},
 	}.command(a, &cobra.Command{
 		Use:   "shape",
 		Short: "show for each destination how much waits, and for how long",
 		Long: `Shows the domains with the most unfinished recipients, and how many of them were
 accepted within 5 minutes, 15 minutes, an hour, 4 hours, a day, and earlier. The
 numbers of a destination in trouble grow on the right; a thief's mail goes to many
-domains, with numbers on the left.`,
+domains, with numbers on the left. Below stand the upstreams that all nodes leave alone.`,
 		Args: noArguments,
 	})
 }

@@ -17,6 +17,7 @@ import (
 	"postern/internal/refusal"
 	"postern/relay/seal"
 	"postern/relay/upstream"
+	"postern/relay/upstream/breaker"
 	"postern/relay/upstream/oauth"
 )
 
@@ -282,28 +283,46 @@ Another --username needs its password, or --oauth with all that belongs to it, a
 }
 
 func (a *app) upstreamListCmd() *cobra.Command {
-	return listing[upstream.Listed]{
+	return listing[listedUpstream]{
 		head: []string{"NAME", "HOST", "TLS", "ACCOUNT", "CONNECTIONS", "PRESET", "STATE"},
-		row: func(u upstream.Listed) []string {
+		row: func(u listedUpstream) []string {
 			return []string{u.Name, net.JoinHostPort(u.Host, strconv.Itoa(u.Port)), string(u.TLS), screen.OrDash(u.Username),
-				orDefault(u.MaxConnections), screen.OrDash(u.Preset), upstreamState(u)}
+				orDefault(u.MaxConnections), screen.OrDash(u.Preset), u.state()}
 		},
-		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]upstream.Listed, error) {
-			return upstream.NewStore(users.pool, nil).List(ctx)
+		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]listedUpstream, error) {
+			list, err := upstream.NewStore(users.pool, nil).List(ctx)
+			if err != nil {
+				return nil, err
+			}
+			breakers, err := readBreakers(ctx, users.pool)
+			var all []listedUpstream
+			for _, u := range list {
+				all = append(all, listedUpstream{u, breakers.of(u.Name)})
+			}
+			return all, err
 		},
 	}.command(a, &cobra.Command{Use: "list", Short: "list the smarthosts", Args: noArguments})
 }
 
-func upstreamState(u upstream.Listed) string {
-	if u.PausedAt != nil {
+// listedUpstream is an upstream with its breaker.
+type listedUpstream struct {
+	upstream.Listed
+	Breaker *breakerView `json:"breaker,omitempty"` // nil: it never opened
+}
+
+func (u *listedUpstream) state() string {
+	switch {
+	case u.PausedAt != nil:
 		return "paused since " + screen.LocalTime(*u.PausedAt)
+	case u.Breaker.open():
+		return u.Breaker.State + " since " + screen.LocalTime(u.Breaker.Since)
 	}
 	return "active"
 }
 
 // upstreamView is an upstream as 'upstream show --json' prints it.
 type upstreamView struct {
-	upstream.Listed
+	listedUpstream
 	Replies []upstream.Row `json:"replies"`
 }
 
@@ -312,15 +331,20 @@ func (a *app) upstreamShowCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show NAME",
 		Short: "show a smarthost's settings, and what its replies mean",
-		Long: `Shows the settings of a smarthost, and the table by which its replies are judged, as
-'postern upstream reply list'.`,
+		Long: `Shows the settings of a smarthost, why all nodes leave it alone if they do, and the table by
+which its replies are judged, as 'postern upstream reply list'.`,
 		Args: one("name", "the upstream's name"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
 			store := upstream.NewStore(users.pool, nil)
-			u, err := store.Named(ctx, args[0])
+			listed, err := store.Named(ctx, args[0])
 			if err != nil {
 				return err
 			}
+			breakers, err := readBreakers(ctx, users.pool)
+			if err != nil {
+				return err
+			}
+			u := listedUpstream{listed, breakers.of(args[0])}
 			replies, err := store.Replies(ctx, args[0])
 			if err != nil {
 				return err
@@ -340,7 +364,7 @@ func (a *app) upstreamShowCmd() *cobra.Command {
 	return cmd
 }
 
-func (a *app) printUpstream(u upstream.Listed) error {
+func (a *app) printUpstream(u listedUpstream) error {
 	t := table{head: []string{"UPSTREAM", u.Name}}
 	t.add("host", net.JoinHostPort(u.Host, strconv.Itoa(u.Port)))
 	t.add("TLS", string(u.TLS))
@@ -358,7 +382,12 @@ func (a *app) printUpstream(u upstream.Listed) error {
 	t.add("connections", orDefault(u.MaxConnections))
 	t.add("messages per connection", orDefault(u.MaxMessages))
 	t.add("recipients per transaction", orDefault(u.MaxRecipients))
-	t.add("state", upstreamState(u))
+	t.add("state", u.state())
+	if b := u.Breaker; b.open() {
+		t.add("opened by node", b.Node)
+		t.add("cause", b.cause())
+		t.add("next probe", b.probe())
+	}
 	t.add("added", screen.LocalTime(u.CreatedAt))
 	return t.print(a.stdout)
 }
@@ -370,8 +399,9 @@ func (a *app) upstreamPauseCmd(pause bool) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "resume NAME",
 		Short: "let a paused smarthost have its mail again",
-		Long:  "Ends a pause. The mail that waits for it is due immediately.",
-		Args:  one("name", "the upstream's name"),
+		Long: `Ends a pause. The mail that waits for it is due immediately. One that all nodes leave alone
+is probed now; if the probe gets through, its mail goes.`,
+		Args: one("name", "the upstream's name"),
 	}
 	if pause {
 		cmd.Use, cmd.Short = "pause NAME", "let the mail for a smarthost wait"
@@ -384,6 +414,21 @@ seconds; what a node has begun, or has in line by then, is still sent.`
 			changed, err := accounts.Pause(ctx, args[0], pause)
 			if err != nil {
 				return err
+			}
+			if !pause {
+				breakers, err := readBreakers(ctx, pool)
+				if err != nil {
+					return err
+				}
+				if breakers.of(args[0]).open() {
+					if err := breaker.Hurry(ctx, pool, args[0]); err != nil {
+						return err
+					}
+					_, err = fmt.Fprintf(a.stdout, "upstream %s is open, and is probed now; 'postern upstream show %s' has the result\n", args[0], args[0])
+					if err != nil || !changed {
+						return err
+					}
+				}
 			}
 			said := map[bool]string{true: "paused", false: "resumed"}[pause]
 			if !changed {
