@@ -15,11 +15,11 @@ type upstreamBreakers struct {
 	open, openings *prometheus.Desc
 }
 
-// RegisterUpstreamBreakers adds the metrics of the upstreams that ever opened.
+// RegisterUpstreamBreakers adds the metrics of all upstreams.
 func RegisterUpstreamBreakers(to prometheus.Registerer, list func() []UpstreamBreaker) {
 	to.MustRegister(&upstreamBreakers{
 		list:     list,
-		open:     prometheus.NewDesc("postern_upstream_open", "1 while all nodes leave an upstream alone, else 0; of those that ever opened.", []string{"upstream"}, nil),
+		open:     prometheus.NewDesc("postern_upstream_open", "1 while all nodes leave an upstream alone, else 0.", []string{"upstream"}, nil),
 		openings: prometheus.NewDesc("postern_upstream_openings_total", "Times that all nodes began to leave an upstream alone.", []string{"upstream"}, nil),
 	})
 }

@@ -31,6 +31,9 @@ type breakerViews []breakerView
 func readBreakers(ctx context.Context, pool *pgxpool.Pool) (views breakerViews, err error) {
 	list, err := breaker.List(ctx, pool)
 	for _, s := range list {
+		if s.Opening == 0 {
+			continue
+		}
 		v := breakerView{Upstream: s.Upstream, State: "closed", Since: s.Since, Node: s.Node, Stage: s.Stage, Scope: s.Scope, Reply: s.Reply}
 		if s.Open {
 			v.State, v.NextProbe, v.Prober = "open", &s.NextProbe, s.Prober

@@ -89,7 +89,7 @@ func (b *Breakers) State(upstream string) State {
 	return s.states[upstream]
 }
 
-// States are those of all upstreams that ever opened.
+// States are those of all upstreams.
 func (b *Breakers) States() (list []State) {
 	if s := b.current.Load(); s != nil {
 		for _, state := range s.states {

@@ -80,7 +80,7 @@ type State struct {
 	paused    bool      // by an admin
 }
 
-// List reads the breakers of all upstreams that ever opened, by name.
+// List reads the breakers of all upstreams, by name; Opening is 0 if one never opened.
 func List(ctx context.Context, db pg.DB) ([]State, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()

@@ -1,11 +1,12 @@
 -- The breakers of upstreams (table.go).
 
 -- name: states
--- Reads all breakers, with times as spans by the database's clock.
-select upstream, opening, opened_at is not null, coalesce(clock_timestamp() - coalesce(opened_at, closed_at), interval '0'),
-	opened_by, stage, scope, reply, sender, failures, coalesce(next_probe_at - clock_timestamp(), interval '0'),
-	case when lease_until > clock_timestamp() then holder else '' end, closed_by, u.paused_at is not null
-from upstream_breaker b join upstream u on u.name = b.upstream order by upstream
+-- Reads the breakers of all upstreams, with times as spans by the database's clock.
+select u.name, coalesce(b.opening, 0), b.opened_at is not null, coalesce(clock_timestamp() - coalesce(b.opened_at, b.closed_at), interval '0'),
+	coalesce(b.opened_by, ''), coalesce(b.stage, ''), coalesce(b.scope, ''), coalesce(b.reply, ''), coalesce(b.sender, ''), coalesce(b.failures, 0),
+	coalesce(b.next_probe_at - clock_timestamp(), interval '0'),
+	case when b.lease_until > clock_timestamp() then b.holder else '' end, coalesce(b.closed_by, ''), u.paused_at is not null
+from upstream u left join upstream_breaker b on b.upstream = u.name order by u.name
 
 -- name: open
 -- Succeeds if it was closed, and another node has not just found that this one's own trouble kept
