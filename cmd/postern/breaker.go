@@ -83,3 +83,16 @@ func (l breakerViews) printOpen(a *app) {
 		}
 	}
 }
+
+// probeNow has an upstream probed whose breaker is open, and reports whether it is.
+func (a *app) probeNow(ctx context.Context, users *accounts, name string) (open bool, err error) {
+	breakers, err := readBreakers(ctx, users.pool)
+	if err != nil || !breakers.of(name).open() {
+		return false, err
+	}
+	if err := breaker.Hurry(ctx, users.pool, name); err != nil {
+		return true, err
+	}
+	_, err = fmt.Fprintf(a.stdout, "upstream %s is open, and is probed now; 'postern upstream show %[1]s' has the result\n", name)
+	return true, err
+}

@@ -18,6 +18,7 @@ type listing[T any] struct {
 	row   func(T) []string
 	check func() error // of the flags, before the database is asked; nil for nothing
 	load  func(ctx context.Context, users *accounts, args []string, limit int) ([]T, error)
+	after func(T) string // what stands below the table on a line of its own; "", or nil, for nothing
 
 	limit int                              // the default of --limit; 0: the list is never cut
 	of    string                           // what --limit counts
@@ -61,12 +62,20 @@ func (l listing[T]) command(a *app, cmd *cobra.Command) *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return printJSON(a.stdout, emptyList(list))
+				return screen.JSON(a.stdout, list)
 			}
-			t := tableOf(l.head, l.row, list)
-			t.columns = chosen
-			if err := t.print(a.stdout); err != nil {
+			t := screen.TableOf(l.head, l.row, list)
+			t.Columns = chosen
+			if err := t.Print(a.stdout); err != nil {
 				return err
+			}
+			for _, one := range list {
+				if l.after == nil {
+					break
+				}
+				if text := l.after(one); text != "" {
+					fmt.Fprintln(a.stdout, screen.Printable(text))
+				}
 			}
 			if l.below != nil {
 				if err := l.below(ctx, users); err != nil {

@@ -15,7 +15,12 @@ func (w *worker) attempt(j *job) *job {
 	if j.begun.IsZero() {
 		j.begun = started
 	}
-	res := w.send(j)
+	res, unsaid := w.send(j)
+	if unsaid != nil {
+		w.d.e.cfg.Log.Error("stored message cannot be rewritten", "id", j.Message.ID, "error", unsaid)
+		w.giveBack(j, w.facts(j, started, time.Now()), res, bodyWait)
+		return nil
+	}
 	w.dotSent = res.DotSent
 	used := w.conn.kept || w.conn.sent > 0
 	w.conn.sent++
@@ -44,8 +49,8 @@ func (w *worker) attempt(j *job) *job {
 	return nil
 }
 
-// send runs the transaction.
-func (w *worker) send(j *job) smtp.Result {
+// send runs the transaction, of which the server hears nothing if there is an error.
+func (w *worker) send(j *job) (smtp.Result, error) {
 	w.gate, w.dotSent = nil, false
 	w.body = bodyReader{from: j.Body, size: j.size, begun: &w.inText}
 	w.rcpts = w.rcpts[:0]
@@ -55,19 +60,22 @@ func (w *worker) send(j *job) smtp.Result {
 			To: r.Address, Notify: r.Notify, ORcptType: r.ORcptType, ORcpt: r.ORcpt,
 		})
 	}
+	m := &j.Message
+	mail := smtp.MailCommand{From: m.Sender, Body: m.BodyType, UTF8: m.UTF8, Ret: m.Ret, EnvID: m.EnvID}
+	size, err := w.rewrite(j, &mail)
+	if err != nil {
+		return smtp.Result{Err: err, Replies: make([]smtp.Reply, len(j.rcpts)), Stages: make([]smtp.Stage, len(j.rcpts))}, err
+	}
 	w.talking.Store(true)
 	defer w.talking.Store(false)
-	m := &j.Message
 	return w.conn.client.Send(w.ctx, smtp.Transaction{
-		Mail: smtp.MailCommand{
-			From: m.Sender, Size: j.size, Body: m.BodyType, UTF8: m.UTF8, Ret: m.Ret, EnvID: m.EnvID,
-		},
+		Mail:      mail,
 		Rcpts:     w.rcpts,
 		Body:      &w.body,
-		Size:      j.size,
+		Size:      size,
 		EightBit:  m.EightBit,
 		BeforeDot: w.beforeDot,
-	})
+	}), nil
 }
 
 // unheard reports that the server took no notice of the transaction: in place of a
@@ -240,7 +248,7 @@ func (w *worker) facts(j *job, started, ended time.Time) queue.Outcome {
 		Message: j.Message.ID, Epoch: j.Epoch, Upstream: w.d.via, StartedAt: started, At: ended,
 	}
 	if w.conn != nil {
-		o.RemoteMTA, o.RemoteIP, o.TLS = w.conn.host, w.conn.addr, w.conn.tls
+		o.RemoteMTA, o.RemoteIP, o.TLS, o.SentAs = w.conn.host, w.conn.addr, w.conn.tls, w.conn.sendsAs().String()
 	}
 	return o
 }

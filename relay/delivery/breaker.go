@@ -165,35 +165,22 @@ func (d *destination) accuse(j *job, c breaker.Cause) {
 // why no mail can be sent, nil when it can. The error says that this machine has no room for a
 // connection.
 func (p *Prober) Through(ctx context.Context, up *upstream.Account, sender string) (*breaker.Cause, error) {
-	c, t := p.d.open(ctx, "", up)
-	if t == nil {
-		t = p.ask(ctx, c, up, sender)
-		p.finish(ctx, c, nil)
+	var trial Trial
+	if from, err := smtp.ParseAddress(sender); err == nil && smtp.IsASCII(sender) && up.MaySend(from) {
+		trial = Trial{Rehearse: true, From: from}
 	}
+	_, c, t := p.converse(ctx, up, trial)
+	p.finish(ctx, up.Replies, c, t)
 	switch {
 	case t == nil:
 		return nil, nil
 	case t.crowded:
 		return nil, t.err
+	case t.said && t.stage() == smtp.StageMail: // for the sender's sake it opens nothing
+		if scope := up.Replies.Classify(upstream.StageMail, t.reply).Scope; scope.OfMail() || scope == upstream.ScopeSender {
+			return nil, nil
+		}
 	}
 	cause := t.cause(up.Replies)
 	return &cause, nil
-}
-
-// ask is why MAIL with a sender is refused, nil if it is not or only for the sender's sake.
-func (p *Prober) ask(ctx context.Context, c *conn, up *upstream.Account, sender string) *trouble {
-	from, err := smtp.ParseAddress(sender)
-	if err != nil || strings.ContainsFunc(sender, func(r rune) bool { return r >= 0x80 }) {
-		return nil // none, or one that not every server takes
-	}
-	err = c.client.Ask(ctx, from)
-	var stage *smtp.StageError
-	if err == nil || errors.As(err, &stage) && complete(stage.Reply) && up.Replies.Classify(upstream.StageMail, stage.Reply).Scope.OfMail() {
-		return nil
-	}
-	t := conversationTrouble(c, target{host: c.host, addr: c.addr, upstream: up}, err)
-	if scope, _ := t.about(up.Replies); scope == upstream.ScopeSender {
-		return nil
-	}
-	return t
 }

@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"postern/relay/queue"
@@ -13,11 +14,12 @@ import (
 // course is where recipients go in one attempt. Jobs share what it points to: it is never
 // changed, only replaced.
 type course struct {
-	route int64                 // the route's number if it has several ways, else 0
-	name  string                // of the way they are at, as Outcome.Upstream
-	next  []route.Way           // that come after it
-	left  *[]queue.LeftWay      // that they left before it, and why; nil: none
-	best  map[int]queue.Outcome // the most informative of what those said, by recipient
+	route   int64                 // the route's number if it has several ways, else 0
+	name    string                // of the way they are at, as Outcome.Upstream
+	next    []route.Way           // that come after it
+	left    *[]queue.LeftWay      // that they left before it, and why; nil: none
+	unasked bool                  // one of those could not be used: what others lack it may have
+	best    map[int]queue.Outcome // the most informative of what those said, by recipient
 }
 
 // first is the first of the next ways that can be used, for one recipient. It begins with the
@@ -25,8 +27,12 @@ type course struct {
 func (c course) first(rcpt smtp.Address) (way, bool) {
 	for i := range c.next {
 		to := &c.next[i]
+		if upstream.IsSender(to.Err) {
+			continue // for other senders
+		}
 		if to.Err != nil {
 			c.leave(queue.LeftWay{Way: to.Name, Reply: to.Err.Error(), At: time.Now()})
+			c.unasked = true
 			continue
 		}
 		w := way{upstream: to.Upstream}
@@ -48,6 +54,18 @@ func (c *course) leave(l queue.LeftWay) {
 		left = append(slices.Clone(*c.left), l)
 	}
 	c.left = &left
+}
+
+// leftText says which ways were left and why, for the log.
+func leftText(left *[]queue.LeftWay) string {
+	if left == nil {
+		return ""
+	}
+	texts := make([]string, len(*left))
+	for i, l := range *left {
+		texts[i] = l.Way + ": " + l.Reply
+	}
+	return strings.Join(texts, "; ")
 }
 
 // hasNext reports that the attempt may go on to another way.
@@ -100,15 +118,22 @@ func (e *Engine) giveUpOn(j *job, best map[int]queue.Outcome, why queue.LeftWay,
 	c := j.course
 	c.leave(why)
 	for _, w := range c.next {
+		if upstream.IsSender(w.Err) {
+			continue
+		}
 		reply := "not tried: the attempt had used its addresses, sessions or time"
 		if w.Err != nil {
 			reply = w.Err.Error()
 		}
 		c.leave(queue.LeftWay{Way: w.Name, Reply: reply, At: why.At})
+		c.unasked = true
 	}
 	outcomes := make([]queue.Outcome, len(j.rcpts))
 	for i := range j.rcpts {
 		o := best[j.rcpts[i].N]
+		if o.Result == queue.Failed && c.unasked {
+			o.Result, o.RetryIn = queue.Deferred, retryWait(e.cfg.Schedule, j.rcpts[i].Attempts, j.Message.ID)
+		}
 		if i > 0 && o.Upstream == outcomes[i-1].Upstream {
 			o.Left = outcomes[i-1].Left // so that they are recorded together
 		} else {
@@ -128,9 +153,13 @@ func better(first, second queue.Outcome) queue.Outcome {
 	if informs(second) > informs(first) {
 		o, other = second, first
 	}
-	if other.Result == queue.Deferred && other.RetryIn < o.RetryIn {
-		o.RetryIn, o.WaitsFor = other.RetryIn, other.WaitsFor
+	if other.Result != queue.Deferred {
+		return o
 	}
+	if o.WaitsFor == "" || other.WaitsFor != "" && other.RetryIn < o.RetryIn {
+		o.WaitsFor = other.WaitsFor
+	}
+	o.RetryIn = min(o.RetryIn, other.RetryIn)
 	return o
 }
 

@@ -339,7 +339,7 @@ func (d *destination) next(w *worker) *job {
 	d.idle = append(d.idle, w)
 	d.mu.Unlock()
 
-	if j := w.idle(d.e.bounds.Load().IdleTime); j != nil {
+	if j := w.idle(w.idleTime()); j != nil {
 		return j
 	}
 	return d.wake(w)
@@ -655,6 +655,9 @@ func (d *destination) giveUp(jobs []*job, t *trouble) {
 		}
 		j.tries += t.tries
 		j.sessions += t.sessions
+		if j.begun.IsZero() {
+			j.begun = t.begun
+		}
 		d.e.leave(j, rest, outcomes, t.err)
 	}
 }

@@ -740,6 +740,8 @@ type changing struct {
 	up atomic.Pointer[upstream.Account]
 }
 
+func (c *changing) Named(context.Context, string) (route.Way, error) { return route.Way{}, nil }
+
 func (c *changing) Resolve(context.Context, int64, smtp.Address, smtp.Address) (route.Decision, error) {
 	return via(c.up.Load()), nil
 }

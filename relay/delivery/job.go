@@ -2,11 +2,13 @@ package delivery
 
 import (
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"time"
 
 	"postern/relay/maillog"
 	"postern/relay/queue"
+	"postern/relay/route"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
 )
@@ -182,6 +184,9 @@ func appendRecipient(list, all []queue.Recipient, i int) []queue.Recipient {
 
 // resolve finds the way of one recipient.
 func (e *Engine) resolve(d *queue.Delivery, rcpt *queue.Recipient) (way, error) {
+	if rcpt.StaysWith != "" {
+		return e.stay(rcpt)
+	}
 	decision, err := e.cfg.Routes.Resolve(e.work, d.Message.UserID, d.Message.Sender, rcpt.Address)
 	if err != nil {
 		return way{}, err
@@ -193,7 +198,22 @@ func (e *Engine) resolve(d *queue.Delivery, rcpt *queue.Recipient) (way, error) 
 	if w, ok := c.first(rcpt.Address); ok {
 		return w, nil
 	}
-	return way{}, decision.Ways[0].Err
+	_, err = decision.First()
+	return way{}, err
+}
+
+// stay is the way of a recipient in doubt, whatever the routes say.
+func (e *Engine) stay(rcpt *queue.Recipient) (way, error) {
+	only, err := e.cfg.Routes.Named(e.work, rcpt.StaysWith)
+	if err != nil {
+		return way{}, err
+	}
+	c := course{next: []route.Way{only}}
+	w, ok := c.first(rcpt.Address)
+	if !ok {
+		return way{}, fmt.Errorf("it stays with %s, which may have it: %w", rcpt.StaysWith, only.Err)
+	}
+	return w, nil
 }
 
 // routeWait is the wait of a recipient without a way, and pausedWait of one whose upstream is
@@ -203,6 +223,16 @@ const (
 	pausedWait = 10 * time.Minute
 )
 
+// NoRoute and Paused begin the replies of recipients who wait for a changed route, or for an
+// upstream.
+const (
+	NoRoute = "451 4.4.4 " + noRoute
+	Paused  = "451 4.3.2 " + ofUpstream
+
+	noRoute    = "no route "
+	ofUpstream = "upstream "
+)
+
 // unroutable gives back a recipient for whom there is no route, or none can be read now.
 // That does not count as an attempt: no server was asked.
 func (e *Engine) unroutable(d *queue.Delivery, rcpt *queue.Recipient, err error) {
@@ -210,15 +240,21 @@ func (e *Engine) unroutable(d *queue.Delivery, rcpt *queue.Recipient, err error)
 		e.cfg.Queue.Release(d, []int{rcpt.N}, 0)
 		return
 	}
-	reply, wait := smtp.Temporary(451, 4, 4, "no route to this recipient is known now"), routeWait
+	reply, wait := smtp.Temporary(451, 4, 4, noRoute+"to this recipient is known now"), routeWait
 	if paused, ok := errors.AsType[*upstream.PausedError](err); ok {
-		reply, wait = smtp.Temporary(451, 3, 2, "upstream "+paused.Upstream+" is paused"), pausedWait
+		reply, wait = smtp.Temporary(451, 3, 2, ofUpstream+paused.Upstream+" is paused"), pausedWait
+	} else if rcpt.StaysWith != "" {
+		reply, wait = smtp.Temporary(451, 3, 2, "it waits for "+rcpt.StaysWith+", which may have it and cannot be used"), pausedWait
+	}
+	scope := upstream.Scope("")
+	if other, ok := errors.AsType[*upstream.SenderError](err); ok {
+		reply, scope = smtp.Temporary(451, 4, 4, noRoute+"for this sender: upstream "+other.Upstream+" may not send as it"), upstream.ScopeSender
 	}
 	now := time.Now()
 	e.record(d, rcpt, queue.Outcome{
 		Message: d.Message.ID, N: rcpt.N, Recipient: rcpt.Address, Epoch: d.Epoch,
-		Result: queue.Deferred, Reply: reply,
-		StartedAt: now, At: now, RetryIn: wait, NotAnAttempt: true,
+		Result: queue.Deferred, Reply: reply, Scope: string(scope),
+		StartedAt: now, At: now, RetryIn: wait, NotAnAttempt: true, StaysWith: rcpt.StaysWith,
 	}, err)
 }
 
@@ -232,8 +268,12 @@ func (e *Engine) record(d *queue.Delivery, rcpt *queue.Recipient, o queue.Outcom
 // outcomes[i]. It does not end the job.
 func (e *Engine) settle(j *job, rcpts []queue.Recipient, outcomes []queue.Outcome, err error) {
 	for i := range outcomes {
-		if outcomes[i].Left == nil {
-			outcomes[i].Left = j.left
+		o := &outcomes[i]
+		if o.Left == nil {
+			o.Left = j.left
+		}
+		if o.StaysWith = rcpts[i].StaysWith; o.Unknown && o.StaysWith == "" {
+			o.StaysWith = o.Upstream
 		}
 	}
 	if len(outcomes) > 0 {
@@ -271,7 +311,9 @@ func (e *Engine) logAttempts(m *queue.Message, rcpts []queue.Recipient, outcomes
 				RemoteIP:          o.RemoteIP,
 				TLS:               o.TLS,
 				Upstream:          o.Upstream,
+				SentAs:            o.SentAs,
 				Scope:             o.Scope,
+				Left:              leftText(o.Left),
 				Attempt:           rcpts[i].Attempts + 1,
 				Elapsed:           o.At.Sub(o.StartedAt),
 				RetryIn:           o.RetryIn,

@@ -27,7 +27,7 @@ type trouble struct {
 	badToken  bool // the upstream took no token
 	ofUser    bool // conversations that carried one user's messages broke off, and no others
 
-	tries, sessions int // that it took to meet it
+	spent // to meet it
 }
 
 // outcome is what t means for one recipient, whose destination is left alone for
@@ -78,13 +78,14 @@ func (t *trouble) waiting(d *destination, j *job, rcpt *queue.Recipient, until t
 	text := "waits for " + d.key + ", left alone until " + until.UTC().Format(time.TimeOnly) + " UTC after " + smtp.Excerpt(t.reply.String())
 	schedule := d.e.cfg.Schedule
 	waits := d.key
+	scope, _ := t.about(j.replies)
 	if t.ofUser {
 		waits = ""
 	}
 	return queue.Outcome{
 		Message: j.Message.ID, N: rcpt.N, Recipient: rcpt.Address, Epoch: j.Epoch,
 		Result: queue.Deferred, Reply: smtp.Temporary(451, 4, 1, text), Ours: true, Upstream: d.via,
-		StartedAt: now, At: now, NotAnAttempt: true, WaitsFor: waits,
+		StartedAt: now, At: now, NotAnAttempt: true, WaitsFor: waits, Scope: string(scope),
 		RetryIn: max(until.Sub(now), retryWait(schedule, stepAt(schedule, now.Sub(j.Message.AcceptedAt)), j.Message.ID)),
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"postern/relay/smtp"
 	"postern/relay/upstream"
+	"postern/relay/upstream/oauth"
 )
 
 // Bounds of one attempt, over all its ways. RFC 5321 section 5.1 has a client try the other
@@ -39,6 +40,8 @@ func (s *spent) exhausted() bool {
 type walk struct {
 	d        *dialer
 	progress *atomic.Uint64    // of the worker; nil for probes
+	trace    *trace            // of a probe; nil for workers
+	token    oauth.Token       // of an upstream that has a grant; zero: not yet
 	domain   string            // mx: the domain's key
 	upstream *upstream.Account // nil for mx
 	host     exchanger         // the last one looked up
@@ -88,6 +91,7 @@ func (w walk) again(s spent) walk {
 	w.spent = s
 	w.tries++
 	w.sessions++
+	w.token = oauth.Token{} // it may have expired
 	return w
 }
 
@@ -99,6 +103,9 @@ func (w *walk) hasNext() bool { return (len(w.addrs) > 0 || len(w.hosts) > 0) &&
 func (w *walk) next(ctx context.Context) (*conn, *trouble) {
 	ctx, cancel := context.WithDeadline(ctx, w.begun.Add(attemptTime))
 	defer cancel()
+	if t := w.fetchToken(ctx); t != nil {
+		return nil, t
+	}
 	before := w.spent
 	var worst *trouble
 	for w.hasNext() && (worst == nil || ctx.Err() == nil) {
@@ -125,13 +132,13 @@ func (w *walk) next(ctx context.Context) (*conn, *trouble) {
 	if len(w.addrs) > 0 || len(w.hosts) > 0 {
 		worst.closed = false // as far as they were asked
 	}
-	worst.tries, worst.sessions = w.tries-before.tries, w.sessions-before.sessions
+	worst.spent = spent{w.tries - before.tries, w.sessions - before.sessions, before.begun}
 	return nil, worst
 }
 
 // try begins a conversation with the next address of the host.
 func (w *walk) try(ctx context.Context) (*conn, *trouble) {
-	to := target{host: w.host.host, addr: netip.AddrPortFrom(w.addrs[0], uint16(w.port())), upstream: w.upstream, progress: w.progress}
+	to := target{host: w.host.host, addr: netip.AddrPortFrom(w.addrs[0], uint16(w.port())), upstream: w.upstream, token: w.token, progress: w.progress, trace: w.trace}
 	w.addrs = w.addrs[1:]
 	if !w.d.enter(to) {
 		return nil, crowdedTrouble(to)
@@ -144,7 +151,10 @@ func (w *walk) try(ctx context.Context) (*conn, *trouble) {
 	}()
 	w.tries++
 	var t *trouble
-	if c, t = w.d.try(ctx, to); t != nil {
+	c, t = w.d.try(ctx, &to)
+	w.token = to.token
+	if t != nil {
+		w.trace.trouble(to.addr, t)
 		if t.greeted {
 			w.sessions++
 		}
@@ -159,8 +169,9 @@ func (w *walk) try(ctx context.Context) (*conn, *trouble) {
 // lookUp takes the next host and looks up its addresses.
 func (w *walk) lookUp(ctx context.Context) *trouble {
 	w.host, w.hosts = w.hosts[0], w.hosts[1:]
-	addrs, err := w.d.addresses(ctx, w.host)
+	addrs, err := w.d.addresses(ctx, w.host, w.d.origin(w.upstream))
 	if t := w.nowhere(addrs, err); t != nil {
+		w.trace.trouble(netip.AddrPort{}, t)
 		return t
 	}
 	if w.d.anySelf(addrs, w.port()) {
@@ -168,6 +179,7 @@ func (w *walk) lookUp(ctx context.Context) *trouble {
 		return w.loop()
 	}
 	w.addrs = addrs
+	w.trace.step(Step{Stage: StageLookup, Text: textOf(addrs)})
 	return nil
 }
 

@@ -69,11 +69,14 @@ type Recipient struct {
 	LastMidText       bool // that reply was MidText
 	PossibleDuplicate bool // an earlier attempt may have delivered
 	DelayNoticed      bool
-	Expires           time.Duration // time left of its lifetime at the claim; ≤ 0: it is over
+	// StaysWith is the only way that may be taken, as Outcome.Upstream; "": any. An earlier
+	// attempt may have delivered there.
+	StaysWith string
+	Expires   time.Duration // time left of its lifetime at the claim; ≤ 0: it is over
 }
 
-// Delivery is one message with those recipients that this node owns under Epoch. Whoever
-// has it must end every recipient by Settle or Release, and Drop the Body once.
+// Delivery is one message with those recipients that this node owns under Epoch. Its
+// holder must end every recipient by Settle or Release, and Drop the Body once.
 type Delivery struct {
 	Message    Message
 	Recipients []Recipient
@@ -104,6 +107,7 @@ type Outcome struct {
 	RemoteIP  netip.AddrPort
 	TLS       string // TLS facts of the attempt, "" in clear
 	Upstream  string // name of the upstream, or "mx"
+	SentAs    string // the mailbox that sent in place of the message's sender, "" for none
 	StartedAt time.Time
 	At        time.Time
 	// RetryIn is the wait of a Deferred recipient; the database's clock counts it.
@@ -119,6 +123,8 @@ type Outcome struct {
 	// WaitsFor is the Way for whose suspension to end a Deferred recipient waits: it is due
 	// when that has Recovered. "": for none.
 	WaitsFor string
+	// StaysWith is what Recipient.StaysWith is to be. Unless it is set, Gate's record of a way ends.
+	StaysWith string
 	// Left are the other ways of the attempt, nil: none.
 	Left *[]LeftWay
 	// NotAnAttempt records nothing in the history and counts no attempt: the
@@ -165,6 +171,7 @@ type NoticeRecipient struct {
 	ORcpt       string
 	Reply       smtp.Reply
 	RemoteMTA   string // that gave Reply; "": the relay did
+	Scope       string // what was at fault, as Outcome.Scope
 	LastAttempt time.Time
 	WillRetryTo time.Time // delay notices: when the lifetime ends
 }

@@ -5,7 +5,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"postern/admin"
 	"postern/relay/upstream"
 )
 
@@ -18,10 +17,10 @@ const (
 type secrets struct {
 	node  *Node
 	store *upstream.Store
-	last  atomic.Pointer[[]admin.UpstreamSecret]
+	last  atomic.Pointer[[]upstream.Secret]
 }
 
-func (s *secrets) list() []admin.UpstreamSecret {
+func (s *secrets) list() []upstream.Secret {
 	if last := s.last.Load(); last != nil {
 		return *last
 	}
@@ -46,14 +45,13 @@ func (s *secrets) run(ctx context.Context) {
 func (s *secrets) look(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, secretsTime)
 	defer cancel()
-	found, err := s.store.Secrets(ctx)
+	accounts, _, err := s.store.Usable(ctx)
 	if err != nil {
 		return err
 	}
-	var list []admin.UpstreamSecret
-	for _, f := range found {
-		list = append(list, admin.UpstreamSecret{Upstream: f.Upstream, Expires: f.Expires,
-			Token: f.Token.ExpiresAt, FailingSince: f.Token.FailingSince, Login: f.Token.Login})
+	list, err := s.store.Secrets(ctx, accounts)
+	if err != nil {
+		return err
 	}
 	s.last.Store(&list)
 	return s.store.TellExpiring(ctx, func(t upstream.Secret) {
