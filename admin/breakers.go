@@ -1,22 +1,19 @@
 package admin
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
 
-// UpstreamBreaker is the breaker of an upstream, which all nodes share.
-type UpstreamBreaker struct {
-	Upstream string
-	Open     bool
-	Openings int64 // so far
-}
+	"postern/relay/upstream/breaker"
+)
 
-// upstreamBreakers collects them.
+// upstreamBreakers collects what they are.
 type upstreamBreakers struct {
-	list           func() []UpstreamBreaker
+	list           func() breaker.States
 	open, openings *prometheus.Desc
 }
 
-// RegisterUpstreamBreakers adds the metrics of all upstreams.
-func RegisterUpstreamBreakers(to prometheus.Registerer, list func() []UpstreamBreaker) {
+// RegisterUpstreamBreakers adds the metrics of the upstreams' breakers.
+func RegisterUpstreamBreakers(to prometheus.Registerer, list func() breaker.States) {
 	to.MustRegister(&upstreamBreakers{
 		list:     list,
 		open:     prometheus.NewDesc("postern_upstream_open", "1 while all nodes leave an upstream alone, else 0.", []string{"upstream"}, nil),
@@ -30,8 +27,8 @@ func (u *upstreamBreakers) Describe(ch chan<- *prometheus.Desc) {
 }
 
 func (u *upstreamBreakers) Collect(ch chan<- prometheus.Metric) {
-	for _, b := range u.list() {
-		ch <- prometheus.MustNewConstMetric(u.open, prometheus.GaugeValue, truth(b.Open), b.Upstream)
-		ch <- prometheus.MustNewConstMetric(u.openings, prometheus.CounterValue, float64(b.Openings), b.Upstream)
+	for _, s := range u.list() {
+		ch <- prometheus.MustNewConstMetric(u.open, prometheus.GaugeValue, truth(s.Open), s.Upstream)
+		ch <- prometheus.MustNewConstMetric(u.openings, prometheus.CounterValue, float64(s.Opening), s.Upstream)
 	}
 }

@@ -5,13 +5,15 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"postern/relay/upstream/breaker"
 )
 
 func TestUpstreamBreakerMetrics(t *testing.T) {
 	t.Parallel()
 	r := prometheus.NewRegistry()
-	RegisterUpstreamBreakers(r, func() []UpstreamBreaker {
-		return []UpstreamBreaker{{Upstream: "out", Open: true, Openings: 3}, {Upstream: "other", Openings: 1}}
+	RegisterUpstreamBreakers(r, func() breaker.States {
+		return breaker.States{{Upstream: "out", Open: true, Opening: 3}, {Upstream: "other", Opening: 1}}
 	})
 	page := text(t, r)
 	for _, want := range []string{

@@ -157,7 +157,7 @@ func (a *app) operateCmd(op operation, cmd *cobra.Command) *cobra.Command {
 				if f.Upstream != "" {
 					names = append(names, f.Upstream)
 				}
-				if err := breaker.Hurry(ctx, pool, names...); err != nil {
+				if err := breaker.Hurry(ctx, users.pool, names...); err != nil {
 					return err
 				}
 			}

@@ -2,13 +2,16 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"strconv"
 
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/explain"
 	"postern/cmd/postern/screen"
 	"postern/internal/units"
 	"postern/relay/queue/desk"
+	"postern/relay/upstream/breaker"
 )
 
 func (a *app) queueShapeCmd() *cobra.Command {
@@ -20,8 +23,12 @@ func (a *app) queueShapeCmd() *cobra.Command {
 		},
 		limit: 20, of: "domains",
 		below: func(ctx context.Context, users *accounts) error {
-			breakers, err := readBreakers(ctx, users.pool)
-			breakers.printOpen(a)
+			breakers, err := breaker.List(ctx, users.pool)
+			for _, s := range breakers {
+				if s.Open {
+					fmt.Fprintln(a.stdout, screen.Printable("upstream "+s.Upstream+" is "+explain.OpenText(&s)))
+				}
+			}
 			return err
 		},
 	}.command(a, &cobra.Command{

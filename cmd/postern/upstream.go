@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/explain"
 	"postern/cmd/postern/screen"
 	"postern/cmd/postern/secret"
 	"postern/internal/refusal"
@@ -375,10 +376,10 @@ func (a *app) upstreamListCmd() *cobra.Command {
 			if err != nil {
 				return nil, err
 			}
-			breakers, err := readBreakers(ctx, users.pool)
+			breakers, err := breaker.List(ctx, users.pool)
 			var all []listedUpstream
 			for _, u := range list {
-				all = append(all, listedUpstream{u, breakers.of(u.Name)})
+				all = append(all, listedUpstream{u, breakers.Of(u.Name)})
 			}
 			return all, err
 		},
@@ -388,15 +389,15 @@ func (a *app) upstreamListCmd() *cobra.Command {
 // listedUpstream is an upstream with its breaker.
 type listedUpstream struct {
 	upstream.Listed
-	Breaker *breakerView `json:"breaker,omitempty"` // nil: it never opened
+	Breaker breaker.State `json:"breaker"`
 }
 
 func (u *listedUpstream) state() string {
 	switch {
 	case u.PausedAt != nil:
 		return "paused since " + screen.LocalTime(*u.PausedAt)
-	case u.Breaker.open():
-		return u.Breaker.State + " since " + screen.LocalTime(u.Breaker.Since)
+	case u.Breaker.Open:
+		return u.Breaker.Phase + " since " + screen.LocalTime(u.Breaker.Since)
 	}
 	return "active"
 }
@@ -421,11 +422,11 @@ which its replies are judged, as 'postern upstream reply list'.`,
 			if err != nil {
 				return err
 			}
-			breakers, err := readBreakers(ctx, users.pool)
+			breakers, err := breaker.List(ctx, users.pool)
 			if err != nil {
 				return err
 			}
-			u := listedUpstream{listed, breakers.of(args[0])}
+			u := listedUpstream{listed, breakers.Of(args[0])}
 			replies, err := store.Replies(ctx, args[0])
 			if err != nil {
 				return err
@@ -487,10 +488,10 @@ func (a *app) printUpstream(u listedUpstream) error {
 		t.Add("sends as", u.RewriteSender)
 	}
 	t.Add("state", u.state())
-	if b := u.Breaker; b.open() {
+	if b := &u.Breaker; b.Open {
 		t.Add("opened by node", b.Node)
-		t.Add("cause", b.cause())
-		t.Add("next probe", b.probe())
+		t.Add("cause", b.Why())
+		t.Add("next probe", explain.NextProbe(b))
 	}
 	t.Add("added", screen.LocalTime(u.CreatedAt))
 	return t.Print(a.stdout)
@@ -500,8 +501,9 @@ func (a *app) upstreamPauseCmd(pause bool) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "resume NAME",
 		Short: "send mail to a paused smarthost again, or try one that failed",
-		Long: `Ends a pause. The mail that waits for it is due immediately. An upstream that all nodes leave
-alone is probed now; if the probe gets through, its mail goes.`,
+		Long: `Ends a pause. The mail that waits for it is due immediately. One that all nodes leave alone is
+probed by a running server within seconds, and again soon if that fails; if a probe gets through,
+its mail goes.`,
 		Args: one("name", "the upstream's name"),
 	}
 	if pause {
@@ -533,6 +535,19 @@ within two seconds; mail that a node has started or queued by then is still sent
 		return a.retryWaiting(ctx, users)
 	})
 	return cmd
+}
+
+// probeNow has an upstream probed whose breaker is open, and reports whether it is.
+func (a *app) probeNow(ctx context.Context, users *accounts, name string) (open bool, err error) {
+	breakers, err := breaker.List(ctx, users.pool)
+	if s := breakers.Of(name); err != nil || !s.Open {
+		return false, err
+	}
+	if err := breaker.Hurry(ctx, users.pool, name); err != nil {
+		return true, err
+	}
+	_, err = fmt.Fprintf(a.stdout, "upstream %s is open: a running server probes it within seconds; 'postern upstream show %[1]s' has the result\n", name)
+	return true, err
 }
 
 func (a *app) upstreamRemoveCmd() *cobra.Command {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -48,49 +47,71 @@ func (d *destination) breaker() (s breaker.State, open bool) {
 	return s, s.Open && (s.Account() || !works)
 }
 
-// opened is why the mail of an open breaker waits.
-func opened(s breaker.State) *trouble {
-	reply := smtp.Reply{Text: s.Reply}
-	if code, text, found := strings.Cut(s.Reply, " "); found {
-		if n, err := strconv.Atoi(code); err == nil {
-			reply.Code, reply.Text = n, text
-		}
-	}
-	return &trouble{reply: reply}
-}
+// openWait is the least wait of mail for an open breaker, and how far its end is spread: the
+// breaker's end makes the mail due, and until then it is to cost the database little.
+const openWait = time.Hour
 
-// UpstreamChanged follows a breaker that has opened or closed.
+// UpstreamChanged follows a breaker that has opened or closed. Every node makes the mail of a
+// closed one due: each may have let some of it wait until it knew.
 func (e *Engine) UpstreamChanged(name string) {
-	d := e.known(queue.Way(name, ""))
+	way := queue.Way(name, "")
+	closed := !e.cfg.Breakers.State(name).Open
+	if closed {
+		e.cfg.Queue.Recovered(way)
+		e.awaited.Range(func(pair, _ any) bool {
+			if ways := pair.([2]string); ways[0] == way {
+				e.awaited.Delete(pair)
+				e.cfg.Queue.Recovered(ways[1])
+			}
+			return true
+		})
+	}
+	d := e.known(way)
 	if d == nil {
 		return
 	}
 	d.mu.Lock()
-	s, open := d.breaker()
-	if !s.Open {
+	if closed {
 		d.retryAt = time.Time{} // for all nodes it works again
 	}
-	if !open || e.closing.Load() {
-		d.mu.Unlock()
-		return
+	s, open := d.breaker()
+	var waiting []*job
+	if open && !e.closing.Load() {
+		waiting = d.waiting.drain()
 	}
-	waiting := d.waiting.drain()
 	d.mu.Unlock()
 	for _, j := range waiting {
-		d.putOff(j, opened(s), s.NextProbe)
+		d.putOff(j, &trouble{breaker: &s}, s.NextProbe)
+	}
+}
+
+// awaits notes mail that was left by several upstreams and, in the queue, waits for one of them:
+// it is due when the breaker of any of them closes.
+func (e *Engine) awaits(way string, left []queue.LeftWay) {
+	if !strings.HasPrefix(way, queue.Way("", "")) {
+		return
+	}
+	for _, l := range left {
+		if other := queue.Way(l.Way, ""); other != way {
+			e.awaited.Store([2]string{other, way}, nil)
+		}
 	}
 }
 
 // tellSuspended opens the breaker of an upstream that this node suspends. mu is held.
 func (d *destination) tellSuspended(t *trouble) {
-	if d.upstream == nil || d.e.cfg.Breakers == nil {
+	if d.upstream == nil || d.e.cfg.Breakers == nil || t.ofMachine() {
 		return
 	}
 	c := t.cause(d.upstream.Replies)
-	if sender := d.taken[0].sender; !sender.IsNull() {
-		c.Sender = sender.String()
-	}
+	c.Sender = d.taken[0].sender.String()
 	d.e.cfg.Breakers.Open(d.via, c)
+}
+
+// ofMachine reports that another node may have none of that trouble.
+func (t *trouble) ofMachine() bool {
+	source := (*SourceError)(nil)
+	return t.crowded || errors.As(t.err, &source)
 }
 
 // cause is what t says about an upstream.
@@ -148,22 +169,17 @@ func (d *destination) accuse(j *job, c breaker.Cause) {
 		other = d.taken[1]
 	}
 	d.mu.Unlock()
-	sender := ""
-	if !other.sender.IsNull() {
-		sender = other.sender.String()
-	}
+	c.Sender = other.sender.String()
 	switch {
 	case sure:
-		c.Sender = sender
 		d.e.cfg.Breakers.Open(d.via, c)
-	case sender != "":
-		d.e.cfg.Breakers.Suspect(d.via, sender)
+	case c.Sender != "":
+		d.e.cfg.Breakers.Suspect(d.via, c.Sender)
 	}
 }
 
 // Through converses with an upstream up to MAIL with a sender, "" for none, and RSET, and returns
-// why no mail can be sent, nil when it can. The error says that this machine has no room for a
-// connection.
+// why no mail can be sent, nil when it can. The error is this machine's own trouble.
 func (p *Prober) Through(ctx context.Context, up *upstream.Account, sender string) (*breaker.Cause, error) {
 	var trial Trial
 	if from, err := smtp.ParseAddress(sender); err == nil && smtp.IsASCII(sender) && up.MaySend(from) {
@@ -174,7 +190,7 @@ func (p *Prober) Through(ctx context.Context, up *upstream.Account, sender strin
 	switch {
 	case t == nil:
 		return nil, nil
-	case t.crowded:
+	case t.ofMachine():
 		return nil, t.err
 	case t.said && t.stage() == smtp.StageMail: // for the sender's sake it opens nothing
 		if scope := up.Replies.Classify(upstream.StageMail, t.reply).Scope; scope.OfMail() || scope == upstream.ScopeSender {

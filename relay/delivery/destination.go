@@ -167,7 +167,7 @@ func (d *destination) suspended(now time.Time) bool {
 func (d *destination) hindrance(j *job) (t *trouble, until time.Time) {
 	now := time.Now()
 	if s, open := d.breaker(); open {
-		return opened(s), s.NextProbe
+		return &trouble{breaker: &s}, s.NextProbe
 	}
 	switch a := &d.apart; {
 	case d.suspended(now):
@@ -466,7 +466,7 @@ func (d *destination) succeeded(user userOf) {
 		d.apart = apart{}
 	}
 	d.talkedAt = time.Now()
-	if s, _ := d.breaker(); d.owes && !s.Open { // who closes an open one makes the mail due
+	if s, _ := d.breaker(); d.owes && !s.Open { // the end of an open one makes the mail due
 		d.owes = false
 		d.e.cfg.Queue.Recovered(d.key)
 	}

@@ -159,6 +159,7 @@ type Engine struct {
 	fullAt     atomic.Int64 // when an upstream last had no room, Unix nanoseconds
 	panics     atomic.Int64
 	turned     atomic.Int64 // when the dispatcher last ran, Unix nanoseconds
+	awaited    sync.Map     // [2]string: two ways; mail that the first would take waits for the second
 
 	mu           sync.Mutex
 	destinations map[string]*destination

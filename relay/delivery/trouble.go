@@ -3,12 +3,14 @@ package delivery
 import (
 	"cmp"
 	"errors"
+	"math/rand/v2"
 	"net/netip"
 	"time"
 
 	"postern/relay/queue"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
+	"postern/relay/upstream/breaker"
 )
 
 // trouble is why no conversation with a destination was possible. It concerns the destination
@@ -26,6 +28,8 @@ type trouble struct {
 	crowded   bool // it is ours: the address has all the connections that it may, or the machine has no room for one
 	badToken  bool // the upstream took no token
 	ofUser    bool // conversations that carried one user's messages broke off, and no others
+
+	breaker *breaker.State // all nodes leave the upstream alone, which is all that is known here; else nil
 
 	spent // to meet it
 }
@@ -60,6 +64,9 @@ func (t *trouble) outcome(d *destination, j *job, rcpt *queue.Recipient, away ti
 // about is what t concerns, the host unless its reply or where it came says otherwise, and the
 // wait that the table of replies has for it, if any.
 func (t *trouble) about(replies *upstream.Replies) (upstream.Scope, time.Duration) {
+	if t.breaker != nil {
+		return upstream.Scope(t.breaker.Scope), 0
+	}
 	stage := tableStage(t.stage())
 	if t.said {
 		if v := replies.Classify(stage, t.reply); !v.Scope.OfMail() {
@@ -75,8 +82,12 @@ func (t *trouble) about(replies *upstream.Replies) (upstream.Scope, time.Duratio
 // waiting is what t means for a recipient that comes while its destination is left alone.
 func (t *trouble) waiting(d *destination, j *job, rcpt *queue.Recipient, until time.Time) queue.Outcome {
 	now := time.Now()
-	text := "waits for " + d.key + ", left alone until " + until.UTC().Format(time.TimeOnly) + " UTC after " + smtp.Excerpt(t.reply.String())
 	schedule := d.e.cfg.Schedule
+	why, wait := t.reply.String(), retryWait(schedule, stepAt(schedule, now.Sub(j.Message.AcceptedAt)), j.Message.ID)
+	if t.breaker != nil {
+		why, wait = t.breaker.Reply, openWait+rand.N(openWait)
+	}
+	text := "waits for " + d.key + ", left alone until " + until.UTC().Format(time.TimeOnly) + " UTC after " + smtp.Excerpt(why)
 	waits := d.key
 	scope, _ := t.about(j.replies)
 	if t.ofUser {
@@ -86,7 +97,7 @@ func (t *trouble) waiting(d *destination, j *job, rcpt *queue.Recipient, until t
 		Message: j.Message.ID, N: rcpt.N, Recipient: rcpt.Address, Epoch: j.Epoch,
 		Result: queue.Deferred, Reply: smtp.Temporary(451, 4, 1, text), Ours: true, Upstream: d.via,
 		StartedAt: now, At: now, NotAnAttempt: true, WaitsFor: waits, Scope: string(scope),
-		RetryIn: max(until.Sub(now), retryWait(schedule, stepAt(schedule, now.Sub(j.Message.AcceptedAt)), j.Message.ID)),
+		RetryIn: max(until.Sub(now), wait),
 	}
 }
 

@@ -151,8 +151,8 @@ func (c *checkup) lookAtUpstreams(ctx context.Context, r *report) {
 	}
 	for i := range v.breakers {
 		if b := &v.breakers[i]; b.Open {
-			r.add("upstream.open", "upstream "+b.Upstream, "open since %s, by node %s at %s (%s): %s; next probe at %s", screen.LocalTime(b.Since), b.Node,
-				b.Stage, b.Scope, b.Reply, screen.LocalTime(b.NextProbe))
+			r.add("upstream.open", "upstream "+b.Upstream, "open since %s, by node %s: %s; next probe at %s",
+				screen.LocalTime(b.Since), b.Node, b.Why(), screen.LocalTime(b.NextProbe))
 		}
 	}
 	cfg := c.dialling(upstreamTime / 2)

@@ -28,7 +28,7 @@ type mailView struct {
 	accounts  []upstream.Listed
 	upstreams []upstream.Account // that can be used
 	secrets   []upstream.Secret
-	breakers  []breaker.State
+	breakers  breaker.States
 	keys      *keyring.View
 	keyErr    error // of the key file; then keys has what it has not opened
 	// certificates is what nodes have told of those by ACME

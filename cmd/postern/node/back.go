@@ -13,7 +13,6 @@ import (
 	"postern/internal/await"
 	"postern/relay/bounce"
 	"postern/relay/delivery"
-	"postern/relay/queue"
 	"postern/relay/route"
 	"postern/relay/seal"
 	"postern/relay/upstream"
@@ -91,7 +90,6 @@ func (n *Node) breakers(pool *pgxpool.Pool, accounts *upstream.Store, prober *de
 			}
 			return prober.Through(ctx, &up, sender)
 		},
-		Recovered: func(name string) { n.queue.Recovered(queue.Way(name, "")) },
 	})
 }
 

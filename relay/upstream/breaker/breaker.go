@@ -35,8 +35,6 @@ type Config struct {
 	// none, and returns why no mail can be sent, nil when it can. The error says that the probe
 	// could not be made for a reason of ours.
 	Probe func(ctx context.Context, upstream, sender string) (*Cause, error)
-	// Recovered is called when this node has closed a breaker, and the others know.
-	Recovered func(upstream string)
 }
 
 // Breakers are the breakers of all upstreams, as a node sees and changes them. Its methods may be
@@ -49,14 +47,19 @@ type Breakers struct {
 	current atomic.Pointer[snapshot]
 	wake    chan struct{} // capacity 1
 
-	mu       sync.Mutex
-	news     atomic.Int32 // how many opens and works there are
-	opens    map[string]Cause
-	works    map[string]int64     // the opening that has ended
-	doubts   map[string]time.Time // when Suspect last began something
-	suspects map[string]string    // the senders to probe with
-	probing  map[string]bool
-	probes   sync.WaitGroup
+	mu      sync.Mutex
+	news    map[string]news      // of upstreams, to be written
+	pending atomic.Int32         // how many
+	doubts  map[string]time.Time // when Suspect last began something
+	probing map[string]bool
+	probes  sync.WaitGroup
+}
+
+// news is what a node has learned of an upstream, the last of it. The zero news is nothing.
+type news struct {
+	opens   *Cause
+	ends    int64  // the opening that has ended
+	suspect string // a sender to probe with
 }
 
 // snapshot is what was last read.
@@ -75,8 +78,7 @@ func New(cfg Config) *Breakers {
 	}
 	return &Breakers{
 		cfg: cfg, table: table{cfg.DB, cfg.Node, cfg.Backoff}, every: readEvery, wake: make(chan struct{}, 1),
-		opens: map[string]Cause{}, works: map[string]int64{}, doubts: map[string]time.Time{},
-		suspects: map[string]string{}, probing: map[string]bool{},
+		news: map[string]news{}, doubts: map[string]time.Time{}, probing: map[string]bool{},
 	}
 }
 
@@ -89,8 +91,8 @@ func (b *Breakers) State(upstream string) State {
 	return s.states[upstream]
 }
 
-// States are those of all upstreams.
-func (b *Breakers) States() (list []State) {
+// States are those of all upstreams, as last read, in no order.
+func (b *Breakers) States() (list States) {
 	if s := b.current.Load(); s != nil {
 		for _, state := range s.states {
 			list = append(list, state)
@@ -101,37 +103,16 @@ func (b *Breakers) States() (list []State) {
 
 // Open opens the breaker of an upstream. It is tried until the database answers, or Works says
 // otherwise.
-func (b *Breakers) Open(upstream string, c Cause) {
-	b.mu.Lock()
-	b.opens[upstream] = c
-	b.count()
-	b.mu.Unlock()
-	b.hurry()
-}
+func (b *Breakers) Open(upstream string, c Cause) { b.tell(upstream, news{opens: &c}) }
 
 // Works says that a transaction with an upstream has ended well: its breaker closes.
 func (b *Breakers) Works(upstream string) {
 	s := b.State(upstream)
-	if !s.Open && b.news.Load() == 0 { // as a rule
-		return
-	}
-	b.mu.Lock()
-	delete(b.opens, upstream)
-	if s.Open {
-		b.works[upstream] = s.Opening
-	}
-	b.count()
-	b.mu.Unlock()
-	b.hurry()
-}
-
-// count runs with mu held.
-func (b *Breakers) count() { b.news.Store(int32(len(b.opens) + len(b.works))) }
-
-func (b *Breakers) hurry() {
-	select {
-	case b.wake <- struct{}{}:
-	default:
+	switch {
+	case s.Open:
+		b.tell(upstream, news{ends: s.Opening})
+	case b.pending.Load() > 0:
+		b.tell(upstream, news{})
 	}
 }
 
@@ -140,10 +121,28 @@ func (b *Breakers) hurry() {
 // A node makes one such probe a minute.
 func (b *Breakers) Suspect(upstream, sender string) {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if time.Since(b.doubts[upstream]) >= doubtPause && !b.State(upstream).Open {
-		b.doubts[upstream], b.suspects[upstream] = time.Now(), sender
-		b.hurry()
+	soon := time.Since(b.doubts[upstream]) < doubtPause || b.State(upstream).Open || b.news[upstream].opens != nil
+	if !soon {
+		b.doubts[upstream] = time.Now()
+	}
+	b.mu.Unlock()
+	if !soon {
+		b.tell(upstream, news{suspect: sender})
+	}
+}
+
+func (b *Breakers) tell(upstream string, n news) {
+	b.mu.Lock()
+	b.news[upstream] = n
+	b.pending.Store(int32(len(b.news)))
+	b.mu.Unlock()
+	b.hurry()
+}
+
+func (b *Breakers) hurry() {
+	select {
+	case b.wake <- struct{}{}:
+	default:
 	}
 }
 
@@ -198,81 +197,46 @@ func (b *Breakers) round(ctx context.Context, changed func(string)) error {
 			b.begin(s.Upstream, func() error { return b.half(ctx, s) })
 		}
 	}
-	b.mu.Lock()
-	suspects := maps.Clone(b.suspects)
-	clear(b.suspects)
-	b.mu.Unlock()
-	for upstream, sender := range suspects {
-		b.begin(upstream, func() error { return b.confirm(ctx, upstream, sender) })
-	}
 	return nil
 }
 
-// write writes the changes; those that fail are kept.
-func (b *Breakers) write(ctx context.Context) error {
+// write writes the news; what fails is kept, where nothing newer has come.
+func (b *Breakers) write(ctx context.Context) (failed error) {
 	b.mu.Lock()
-	opens, works := b.opens, b.works
-	b.opens, b.works = map[string]Cause{}, map[string]int64{}
-	b.count()
+	all := b.news
+	b.news = map[string]news{}
+	b.pending.Store(0)
 	b.mu.Unlock()
-	var failed error
-	for upstream, opening := range works {
-		closed, err := b.table.close(ctx, upstream, 0, opening)
-		if err != nil {
+	for upstream, n := range all {
+		if err := b.writeOne(ctx, upstream, n); err != nil {
 			failed = err
 			continue
 		}
-		delete(works, upstream)
-		if closed {
-			b.closed(ctx, upstream, "delivery")
-		}
+		delete(all, upstream)
 	}
-	for upstream, c := range opens {
-		opened, err := b.table.open(ctx, upstream, &c)
-		if err != nil {
-			failed = err
-			continue
-		}
-		delete(opens, upstream)
-		if opened {
-			b.cfg.Log.Warn("upstream opened", "upstream", upstream, "stage", c.Stage, "scope", c.Scope, "reply", c.Reply)
-		}
-	}
-	if failed != nil {
-		b.keep(opens, works)
-	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	maps.Copy(all, b.news)
+	b.news = all
+	b.pending.Store(int32(len(all)))
 	return failed
 }
 
-// keep puts back what could not be written, where nothing newer has come.
-func (b *Breakers) keep(opens map[string]Cause, works map[string]int64) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for upstream, opening := range works {
-		if _, newer := b.opens[upstream]; !newer {
-			b.works[upstream] = max(opening, b.works[upstream])
+func (b *Breakers) writeOne(ctx context.Context, upstream string, n news) (err error) {
+	done := false
+	switch {
+	case n.suspect != "":
+		b.begin(upstream, func() error { return b.confirm(ctx, upstream, n.suspect) })
+	case n.opens != nil:
+		if done, err = b.table.open(ctx, upstream, n.opens); done {
+			b.cfg.Log.Warn("upstream opened", "upstream", upstream, "stage", n.opens.Stage, "scope", n.opens.Scope, "reply", n.opens.Reply)
+		}
+	case n.ends > 0:
+		if done, err = b.table.close(ctx, upstream, 0, n.ends); done {
+			b.cfg.Log.Info("upstream closed", "upstream", upstream, "by", "delivery")
 		}
 	}
-	for upstream, c := range opens {
-		_, opened := b.opens[upstream]
-		if _, works := b.works[upstream]; !opened && !works {
-			b.opens[upstream] = c
-		}
-	}
-	b.count()
-}
-
-// closed follows a breaker that this node has closed: once the others have read that, the mail is
-// to come. Until then they would let it wait once more.
-func (b *Breakers) closed(ctx context.Context, upstream, by string) {
-	b.cfg.Log.Info("upstream closed", "upstream", upstream, "by", by)
-	b.probes.Go(func() {
-		select {
-		case <-time.After(b.every * 3 / 2):
-		case <-ctx.Done():
-		}
-		b.cfg.Recovered(upstream)
-	})
+	return err
 }
 
 // begin probes an upstream in the background, unless this node does so already.
@@ -321,7 +285,7 @@ func (b *Breakers) half(ctx context.Context, s State) error {
 	}
 	closed, err := b.table.close(ctx, s.Upstream, lease, 0)
 	if closed {
-		b.closed(ctx, s.Upstream, "probe")
+		b.cfg.Log.Info("upstream closed", "upstream", s.Upstream, "by", "probe")
 	}
 	return err
 }

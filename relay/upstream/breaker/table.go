@@ -5,6 +5,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -30,7 +31,7 @@ var (
 const (
 	callTime  = 5 * time.Second  // for one statement
 	recently  = 10 * time.Minute // how long a node's opening that another node ended tells against it
-	mostReply = 500              // octets that are kept of a reply
+	mostReply = 300              // octets that are kept of a reply
 )
 
 // account is the scope of a fault of our account.
@@ -38,11 +39,11 @@ const account = "account"
 
 // Cause is why an upstream is left alone.
 type Cause struct {
-	Stage  string        // where in the conversation, as tables of replies have it
-	Scope  string        // what is at fault, as there
-	Reply  string        // the server's, or what happened in its place
-	Sender string        // with whose MAIL a probe asks; "" for none
-	Wait   time.Duration // before the next probe; 0: by the backoff
+	Stage  string        `json:"stage,omitempty"` // where in the conversation, as tables of replies have it
+	Scope  string        `json:"scope,omitempty"` // what is at fault, as there
+	Reply  string        `json:"reply,omitempty"` // the server's, or what happened in its place
+	Sender string        `json:"-"`               // with whose MAIL a probe asks; "" for none
+	Wait   time.Duration `json:"-"`               // before the next probe; 0: by the backoff
 }
 
 // Account reports that mail was refused for our account: other than trouble with connections,
@@ -50,6 +51,9 @@ type Cause struct {
 func (c *Cause) Account() bool {
 	return c.Scope == account && c.Stage != "connect" && c.Stage != "tls" && c.Stage != "auth"
 }
+
+// Why is the cause in a line, with the server's text as it came.
+func (c *Cause) Why() string { return c.Stage + ", " + c.Scope + ": " + c.Reply }
 
 // waits are those before the first probe, and after each that fails.
 func (c *Cause) waits(backoff []time.Duration) []time.Duration {
@@ -60,43 +64,55 @@ func (c *Cause) waits(backoff []time.Duration) []time.Duration {
 }
 
 func (c *Cause) storedReply() string {
-	reply := c.Reply
-	return pg.Storable(reply[:min(len(reply), mostReply)])
+	return pg.Storable(c.Reply[:min(len(c.Reply), mostReply)])
 }
 
 // State is the breaker of an upstream. The zero State is closed.
 type State struct {
-	Upstream string
-	Open     bool
-	Since    time.Time // that it is open, or closed
-	Opening  int64     // how often it has opened
-	Node     string    // that opened it
+	Upstream string    `json:"-"`
+	Phase    string    `json:"state"`          // closed, open, half-open
+	Open     bool      `json:"-"`              // or half-open
+	Since    time.Time `json:"since,omitzero"` // that it is open, or closed; zero if it never opened
+	Opening  int64     `json:"openings"`       // so far
+	Node     string    `json:"node,omitempty"` // that opened it
 	Cause              // of the last opening, or of the last probe that failed; Wait is unused
 
-	Failures  int       // probes of this opening that failed
-	NextProbe time.Time // zero if it is closed
-	Prober    string    // the node that probes now; "": none
-	ClosedBy  string    // the node that closed it last; "": none
+	Failures  int       `json:"failed_probes,omitempty"` // of this opening
+	NextProbe time.Time `json:"next_probe,omitzero"`     // zero if it is closed
+	Prober    string    `json:"prober,omitempty"`        // the node that probes now; "": none
 	paused    bool      // by an admin
 }
 
-// List reads the breakers of all upstreams, by name; Opening is 0 if one never opened.
-func List(ctx context.Context, db pg.DB) ([]State, error) {
+// States are those of all upstreams, by their names.
+type States []State
+
+// Of is the breaker of an upstream, closed if there is no such upstream.
+func (l States) Of(upstream string) State {
+	if i := slices.IndexFunc(l, func(s State) bool { return s.Upstream == upstream }); i >= 0 {
+		return l[i]
+	}
+	return State{}
+}
+
+// List reads the breakers of all upstreams.
+func List(ctx context.Context, db pg.DB) (States, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
 	rows, err := db.Query(ctx, sqlStates)
 	if err != nil {
 		return nil, fmt.Errorf("read the breakers of upstreams: %w", err)
 	}
-	var list []State
+	var list States
 	var s State
-	var since, next time.Duration
-	_, err = pgx.ForEachRow(rows, []any{&s.Upstream, &s.Opening, &s.Open, &since, &s.Node, &s.Stage, &s.Scope, &s.Reply, &s.Sender,
-		&s.Failures, &next, &s.Prober, &s.ClosedBy, &s.paused}, func() error {
-		now := time.Now()
-		s.Since, s.NextProbe = now.Add(-since), time.Time{}
-		if s.Open {
-			s.NextProbe = now.Add(next)
+	var since, next *time.Duration
+	_, err = pgx.ForEachRow(rows, []any{&s.Upstream, &s.Phase, &s.Opening, &since, &s.Node, &s.Stage, &s.Scope, &s.Reply, &s.Sender,
+		&s.Failures, &next, &s.Prober, &s.paused}, func() error {
+		s.Open, s.Since, s.NextProbe = next != nil, time.Time{}, time.Time{}
+		if now := time.Now(); since != nil {
+			s.Since = now.Add(-*since)
+			if s.Open {
+				s.NextProbe = now.Add(*next)
+			}
 		}
 		list = append(list, s)
 		return nil
@@ -128,58 +144,41 @@ type table struct {
 
 // open reports whether this opened the breaker.
 func (t *table) open(ctx context.Context, upstream string, c *Cause) (opened bool, err error) {
-	return t.one(ctx, "open", sqlOpen, upstream, t.node, c.Stage, c.Scope, c.storedReply(), pg.Storable(c.Sender), c.waits(t.backoff), c.Account(), recently)
+	n, err := t.change(ctx, "open", sqlOpen, upstream, t.node, c.Stage, c.Scope, c.storedReply(), pg.Storable(c.Sender), c.waits(t.backoff), c.Account(), recently)
+	return n > 0, err
 }
 
 // close reports whether this closed the breaker: what was open by the count of openings or,
 // after a probe, by its lease.
 func (t *table) close(ctx context.Context, upstream string, lease, opening int64) (closed bool, err error) {
-	return t.one(ctx, "close", sqlClose, upstream, t.node, lease, opening)
-}
-
-// one runs a statement that returns whether it has changed the row, if it has.
-func (t *table) one(ctx context.Context, what, sql, upstream string, args ...any) (changed bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, callTime)
-	defer cancel()
-	err = t.db.QueryRow(ctx, sql, append([]any{upstream}, args...)...).Scan(&changed)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("%s the breaker of upstream %s: %w", what, upstream, err)
-	}
-	return changed, nil
+	n, err := t.change(ctx, "close", sqlClose, upstream, t.node, lease, opening)
+	return n > 0, err
 }
 
 // take takes the lease of the probe that is due; 0: another node has it, or none is due.
 func (t *table) take(ctx context.Context, upstream string, span time.Duration) (lease int64, err error) {
-	ctx, cancel := context.WithTimeout(ctx, callTime)
-	defer cancel()
-	err = t.db.QueryRow(ctx, sqlTake, upstream, t.node, span).Scan(&lease)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, fmt.Errorf("take the probe of upstream %s: %w", upstream, err)
-	}
-	return lease, nil
+	return t.change(ctx, "take the probe of", sqlTake, upstream, t.node, span)
 }
 
 // fail records a probe that did not get through.
 func (t *table) fail(ctx context.Context, upstream string, lease int64, c *Cause) error {
-	return t.write(ctx, upstream, sqlFail, lease, c.Stage, c.Scope, c.storedReply(), c.waits(t.backoff))
+	_, err := t.change(ctx, "keep open", sqlFail, upstream, lease, c.Stage, c.Scope, c.storedReply(), c.waits(t.backoff))
+	return err
 }
 
 // giveBack ends the lease of a probe that could not be made.
 func (t *table) giveBack(ctx context.Context, upstream string, lease int64, wait time.Duration) error {
-	return t.write(ctx, upstream, sqlGiveBack, lease, wait)
+	_, err := t.change(ctx, "give back the probe of", sqlGiveBack, upstream, lease, wait)
+	return err
 }
 
-func (t *table) write(ctx context.Context, upstream, sql string, args ...any) error {
+// change runs a statement that returns the row's opening or lease, if it has changed it; else 0.
+func (t *table) change(ctx context.Context, what, sql, upstream string, args ...any) (n int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	if _, err := t.db.Exec(ctx, sql, append([]any{upstream}, args...)...); err != nil {
-		return fmt.Errorf("write the breaker of upstream %s: %w", upstream, err)
+	err = t.db.QueryRow(ctx, sql, append([]any{upstream}, args...)...).Scan(&n)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return 0, fmt.Errorf("%s the breaker of upstream %s: %w", what, upstream, err)
 	}
-	return nil
+	return n, nil
 }

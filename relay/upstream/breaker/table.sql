@@ -2,10 +2,10 @@
 
 -- name: states
 -- Reads the breakers of all upstreams, with times as spans by the database's clock.
-select u.name, coalesce(b.opening, 0), b.opened_at is not null, coalesce(clock_timestamp() - coalesce(b.opened_at, b.closed_at), interval '0'),
-	coalesce(b.opened_by, ''), coalesce(b.stage, ''), coalesce(b.scope, ''), coalesce(b.reply, ''), coalesce(b.sender, ''), coalesce(b.failures, 0),
-	coalesce(b.next_probe_at - clock_timestamp(), interval '0'),
-	case when b.lease_until > clock_timestamp() then b.holder else '' end, coalesce(b.closed_by, ''), u.paused_at is not null
+select u.name, case when b.opened_at is null then 'closed' when b.lease_until > clock_timestamp() then 'half-open' else 'open' end,
+	coalesce(b.opening, 0), clock_timestamp() - coalesce(b.opened_at, b.closed_at), coalesce(b.opened_by, ''), coalesce(b.stage, ''),
+	coalesce(b.scope, ''), coalesce(b.reply, ''), coalesce(b.sender, ''), coalesce(b.failures, 0), b.next_probe_at - clock_timestamp(),
+	case when b.lease_until > clock_timestamp() then b.holder else '' end, u.paused_at is not null
 from upstream u left join upstream_breaker b on b.upstream = u.name order by u.name
 
 -- name: open
@@ -23,7 +23,7 @@ on conflict (upstream) do update set opening = b.opening + 1, opened_at = exclud
 	lease = b.lease + 1, holder = '', lease_until = null
 where b.opened_at is null
 	and (@proven or b.opened_by <> @node or b.closed_by = @node or b.closed_at <= clock_timestamp() - @recently::interval)
-returning true
+returning b.opening
 
 -- name: take
 -- Succeeds for one node of all, when the probe is due. A paused upstream is left alone.
@@ -39,18 +39,20 @@ update upstream_breaker set failures = failures + 1, stage = @stage, scope = @sc
 	next_probe_at = clock_timestamp() + (@waits::interval[])[least(cardinality(@waits::interval[]), failures + 2)],
 	holder = '', lease_until = null
 where upstream = @upstream and lease = @lease and opened_at is not null
+returning lease
 
 -- name: give_back
 -- Ends the lease of a probe that could not be made.
 update upstream_breaker set next_probe_at = clock_timestamp() + @wait::interval, holder = '', lease_until = null
 where upstream = @upstream and lease = @lease and opened_at is not null
+returning lease
 
 -- name: close
 -- A probe closes by its lease, a delivery the opening that it knew.
 update upstream_breaker set opened_at = null, next_probe_at = null, closed_at = clock_timestamp(), closed_by = @node,
 	by_probe = @lease <> 0, lease = lease + 1, holder = '', lease_until = null
 where upstream = @upstream and opened_at is not null and (lease = @lease or @lease = 0 and opening = @opening)
-returning true
+returning opening
 
 -- name: hurry
 -- Has open breakers probed now, those of all upstreams if none is named. A probe that failed
