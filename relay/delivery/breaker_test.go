@@ -25,6 +25,7 @@ type sharing struct {
 	server *smtptest.Server
 	db     *pgtest.DB
 	log    logtest.Lines
+	second *smtptest.Server // of another upstream, "second"; nil: there is none
 }
 
 // sharer is one of them.
@@ -48,7 +49,10 @@ func (s *sharing) node(name string, change func(*Engine)) *sharer {
 	cfg := Config{Routes: routes{def: up}, Log: s.log.Logger(), Hello: "relay.test", Pauses: []time.Duration{10 * time.Millisecond, 20 * time.Millisecond}, Backoff: []time.Duration{time.Hour}}
 	prober, q := NewProber(cfg), newFakeQueue()
 	b := breaker.New(breaker.Config{DB: s.db.Pool, Node: name, Log: cfg.Log, Backoff: cfg.Backoff,
-		Probe: func(ctx context.Context, _, sender string) (*breaker.Cause, error) {
+		Probe: func(ctx context.Context, name, sender string) (*breaker.Cause, error) {
+			if s.second != nil && name == "second" {
+				return prober.Through(ctx, wayTo("second", s.second).Upstream, sender)
+			}
 			return prober.Through(ctx, up, sender)
 		}})
 	cfg.Breakers = b
@@ -80,8 +84,13 @@ func (n *sharer) send(t *testing.T, user int64, rcpt string) queue.Outcome {
 
 func (n *sharer) await(t *testing.T, open bool) breaker.State {
 	t.Helper()
+	return n.awaitOf(t, "sink", open)
+}
+
+func (n *sharer) awaitOf(t *testing.T, upstream string, open bool) breaker.State {
+	t.Helper()
 	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
-		if s := n.breakers.State("sink"); s.Open == open && s.Opening > 0 {
+		if s := n.breakers.State(upstream); s.Open == open && s.Opening > 0 {
 			return s
 		} else if time.Now().After(end) {
 			t.Fatalf("waited for open = %v: %+v", open, s)
@@ -306,4 +315,43 @@ func TestBreakerOwnTrouble(t *testing.T) {
 	if state := b.breakers.State("sink"); state.Open || state.Opening != 1 {
 		t.Errorf("%+v", state)
 	}
+}
+
+// TestBreakerNextWay has a route with two ways: mail takes the second while the breaker of the
+// first is open, without a connection. While both are open it waits for one of them, and is due
+// when any of them closes.
+func TestBreakerNextWay(t *testing.T) {
+	t.Parallel()
+	s := newSharing(t)
+	s.second = smtptest.Start(t, smtptest.Config{})
+	if _, err := s.db.Pool.Exec(t.Context(), `insert into upstream (name, host, port, tls) values ('second', '127.0.0.1', 25, 'none')`); err != nil {
+		t.Fatal(err)
+	}
+	n := s.node("a", func(e *Engine) { e.cfg.Routes = several{wayTo("sink", s.server), wayTo("second", s.second)} })
+	refuse := smtptest.Always(smtptest.Reply("554 5.7.1 not you"))
+	s.server.On(smtptest.PhaseBanner, refuse)
+	if o := n.send(t, 1, "r@one.test"); o.Result != queue.Delivered || o.Upstream != "second" {
+		t.Fatalf("%+v", o)
+	}
+	n.await(t, true)
+	conns := s.server.Conns()
+	o := n.send(t, 2, "r@one.test")
+	if o.Result != queue.Delivered || o.Upstream != "second" || o.Left == nil || !strings.Contains((*o.Left)[0].Reply, "waits for upstream sink, left alone until") {
+		t.Errorf("%+v", o)
+	}
+	if s.server.Conns() != conns {
+		t.Errorf("%d connections for mail that goes on", s.server.Conns()-conns)
+	}
+	n.breakers.Open("second", breaker.Cause{Stage: "dot", Scope: "account", Reply: "554 5.2.0 quota"})
+	n.awaitOf(t, "second", true)
+	o = n.send(t, 3, "r@one.test")
+	if !o.NotAnAttempt || o.RetryIn < openWait || o.Scope != "account" && o.Scope != "host" {
+		t.Errorf("%+v", o)
+	}
+	n.q.takeRecovered()
+	s.server.On(smtptest.PhaseBanner, nil)
+	if other := map[string]string{"upstream sink": "second", "upstream second": "sink"}[o.WaitsFor]; breaker.Hurry(t.Context(), s.db.Pool, other) != nil {
+		t.Fatal("it cannot be probed")
+	}
+	n.recovers(t, o.WaitsFor)
 }
