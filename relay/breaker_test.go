@@ -39,14 +39,6 @@ func testBreakerOverNodes(t *testing.T, notify bool) {
 		load.Start()
 		load.Wait()
 	}
-	count := func(sql string) int {
-		t.Helper()
-		n, err := r.Count(t.Context(), sql)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
 	opened := func(n *rig.Node, open int) {
 		t.Helper()
 		awaitPage(t, n.Admin(), "/metrics", "the state of the breaker", func(_ int, body string) bool {
@@ -54,14 +46,14 @@ func testBreakerOverNodes(t *testing.T, notify bool) {
 		})
 	}
 	send(nodes["a"])
-	until(t, "the breaker to open", func() bool { return count(`select count(*) from upstream_breaker where opened_by = 'a'`) == 1 })
+	await(t, "the breaker to open", func() bool { return count(t, r, `select count(*) from upstream_breaker where opened_by = 'a'`) == 1 })
 	began := time.Now()
 	opened(nodes["b"], 1)
 	t.Logf("the other node follows after %v", time.Since(began))
 	conns := server.Conns()
 	send(nodes["b"])
-	until(t, "both messages to wait", func() bool {
-		return count(`select count(*) from recipient where owner is null and waits_for = 'upstream out' and attempts = 0
+	await(t, "both messages to wait", func() bool {
+		return count(t, r, `select count(*) from recipient where owner is null and waits_for = 'upstream out' and attempts = 0
 			and next_attempt_at > now() + interval '30 minutes' and reply_text like 'waits for upstream out, left alone until %554 5.7.1 not you%'`) == 1
 	})
 	if n := server.Conns(); n != conns {
@@ -70,16 +62,16 @@ func testBreakerOverNodes(t *testing.T, notify bool) {
 
 	server.On(smtptest.PhaseBanner, smtptest.Always(smtptest.Stall()))
 	r.Postern("", "upstream", "resume", "out")
-	until(t, "a probe", func() bool { return server.Conns() > conns && count(`select count(*) from upstream_breaker where lease_until > now()`) == 1 })
+	await(t, "a probe", func() bool { return server.Conns() > conns && count(t, r, `select count(*) from upstream_breaker where lease_until > now()`) == 1 })
 	dead, other := "a", "b"
-	if count(`select count(*) from upstream_breaker where holder = 'b'`) == 1 {
+	if count(t, r, `select count(*) from upstream_breaker where holder = 'b'`) == 1 {
 		dead, other = other, dead
 	}
 	nodes[dead].Kill()
 	server.On(smtptest.PhaseBanner, nil)
-	count(`with ended as (update upstream_breaker set lease_until = now(), next_probe_at = now() returning 1) select count(*) from ended`)
+	count(t, r, `with ended as (update upstream_breaker set lease_until = now(), next_probe_at = now() returning 1) select count(*) from ended`)
 	opened(nodes[other], 0)
-	if n := count(fmt.Sprintf(`select count(*) from upstream_breaker where closed_by = '%s' and by_probe`, other)); n != 1 {
+	if n := count(t, r, fmt.Sprintf(`select count(*) from upstream_breaker where closed_by = '%s' and by_probe`, other)); n != 1 {
 		t.Errorf("node %s has not closed it", other)
 	}
 	server.WaitMessages(t, 2)
