@@ -62,7 +62,9 @@ func testBreakerOverNodes(t *testing.T, notify bool) {
 
 	server.On(smtptest.PhaseBanner, smtptest.Always(smtptest.Stall()))
 	r.Postern("", "upstream", "resume", "out")
-	await(t, "a probe", func() bool { return server.Conns() > conns && count(t, r, `select count(*) from upstream_breaker where lease_until > now()`) == 1 })
+	await(t, "a probe", func() bool {
+		return server.Conns() > conns && count(t, r, `select count(*) from upstream_breaker where lease_until > now()`) == 1
+	})
 	dead, other := "a", "b"
 	if count(t, r, `select count(*) from upstream_breaker where holder = 'b'`) == 1 {
 		dead, other = other, dead

@@ -153,11 +153,7 @@ func (a *app) operateCmd(op operation, cmd *cobra.Command) *cobra.Command {
 				return op.onUser(a, ctx, q, whole{f.UserID, f.UserName, dryRun})
 			}
 			if op.probe && !dryRun {
-				var names []string
-				if f.Upstream != "" {
-					names = append(names, f.Upstream)
-				}
-				if err := breaker.Hurry(ctx, users.pool, names...); err != nil {
+				if _, err := breaker.Hurry(ctx, users.pool, f.Upstream); err != nil {
 					return err
 				}
 			}

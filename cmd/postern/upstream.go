@@ -377,11 +377,7 @@ func (a *app) upstreamListCmd() *cobra.Command {
 				return nil, err
 			}
 			breakers, err := breaker.List(ctx, users.pool)
-			var all []listedUpstream
-			for _, u := range list {
-				all = append(all, listedUpstream{u, breakers.Of(u.Name)})
-			}
-			return all, err
+			return screen.Each(list, func(u upstream.Listed) listedUpstream { return listedUpstream{u, breakers.Of(u.Name)} }), err
 		},
 	}.command(a, &cobra.Command{Use: "list", Short: "list the smarthosts", Args: noArguments})
 }
@@ -518,9 +514,15 @@ within two seconds; mail that a node has started or queued by then is still sent
 			return err
 		}
 		if !pause {
-			open, err := a.probeNow(ctx, users, args[0])
-			if err != nil || open && !changed {
+			open, err := breaker.Hurry(ctx, users.pool, args[0])
+			if err != nil {
 				return err
+			}
+			if open > 0 {
+				fmt.Fprintf(a.stdout, "upstream %s is open: a running server probes it within seconds; 'postern upstream show %[1]s' has the result\n", args[0])
+				if !changed {
+					return nil
+				}
 			}
 		}
 		said := map[bool]string{true: "paused", false: "resumed"}[pause]
@@ -535,19 +537,6 @@ within two seconds; mail that a node has started or queued by then is still sent
 		return a.retryWaiting(ctx, users)
 	})
 	return cmd
-}
-
-// probeNow has an upstream probed whose breaker is open, and reports whether it is.
-func (a *app) probeNow(ctx context.Context, users *accounts, name string) (open bool, err error) {
-	breakers, err := breaker.List(ctx, users.pool)
-	if s := breakers.Of(name); err != nil || !s.Open {
-		return false, err
-	}
-	if err := breaker.Hurry(ctx, users.pool, name); err != nil {
-		return true, err
-	}
-	_, err = fmt.Fprintf(a.stdout, "upstream %s is open: a running server probes it within seconds; 'postern upstream show %[1]s' has the result\n", name)
-	return true, err
 }
 
 func (a *app) upstreamRemoveCmd() *cobra.Command {

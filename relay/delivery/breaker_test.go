@@ -122,8 +122,8 @@ func (n *sharer) never(t *testing.T) {
 
 func (s *sharing) hurry() {
 	s.t.Helper()
-	if err := breaker.Hurry(s.t.Context(), s.db.Pool, "sink"); err != nil {
-		s.t.Fatal(err)
+	if n, err := breaker.Hurry(s.t.Context(), s.db.Pool, "sink"); n != 1 || err != nil {
+		s.t.Fatal(n, err)
 	}
 }
 
@@ -350,8 +350,9 @@ func TestBreakerNextWay(t *testing.T) {
 	}
 	n.q.takeRecovered()
 	s.server.On(smtptest.PhaseBanner, nil)
-	if other := map[string]string{"upstream sink": "second", "upstream second": "sink"}[o.WaitsFor]; breaker.Hurry(t.Context(), s.db.Pool, other) != nil {
-		t.Fatal("it cannot be probed")
+	other := map[string]string{"upstream sink": "second", "upstream second": "sink"}[o.WaitsFor]
+	if open, err := breaker.Hurry(t.Context(), s.db.Pool, other); open != 1 || err != nil {
+		t.Fatal(open, err)
 	}
 	n.recovers(t, o.WaitsFor)
 }

@@ -204,7 +204,7 @@ func (s *Store) Change(ctx context.Context, name string, change func(*Account) e
 				return err
 			}
 		}
-		if err := breaker.Hurry(ctx, tx, name); err != nil {
+		if _, err := breaker.Hurry(ctx, tx, name); err != nil {
 			return err
 		}
 		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "upstream set", Object: name, Detail: changes(was, a)})

@@ -82,7 +82,7 @@ func (n *Node) tokens(pool *pgxpool.Pool, sealer *seal.Sealer) (*oauth.Tokens, e
 // breakers makes those of the upstreams, which are probed as mail is delivered.
 func (n *Node) breakers(pool *pgxpool.Pool, accounts *upstream.Store, prober *delivery.Prober) *breaker.Breakers {
 	return breaker.New(breaker.Config{
-		DB: pool, Node: n.name, Log: n.Log, Guard: n.guard,
+		DB: pool, Node: n.name, Log: n.Log, Guard: n.guard, Backoff: delivery.Defaults().Backoff,
 		Probe: func(ctx context.Context, name, sender string) (*breaker.Cause, error) {
 			up, err := accounts.Open(ctx, name)
 			if err != nil {

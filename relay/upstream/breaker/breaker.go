@@ -22,11 +22,11 @@ const (
 	doubtPause = time.Minute            // between two probes of a node because of a suspicion
 )
 
-// Config configures Breakers. All but Log, Guard and Backoff must be set.
+// Config configures Breakers. All but Guard must be set.
 type Config struct {
 	DB    pg.DB
 	Node  string
-	Log   *slog.Logger  // nil: none
+	Log   *slog.Logger
 	Guard *panics.Guard // keeps what panics from ending the process; may be nil
 
 	// Backoff is the wait before the first probe, and after each that fails; the last repeats.
@@ -65,17 +65,11 @@ type news struct {
 // snapshot is what was last read.
 type snapshot struct {
 	at     time.Time
-	states map[string]State
+	states States
 }
 
 // New makes Breakers, which learn of states and change them while Run runs.
 func New(cfg Config) *Breakers {
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
-	if cfg.Backoff == nil {
-		cfg.Backoff = []time.Duration{30 * time.Second, time.Minute, 2 * time.Minute, 5 * time.Minute, 10 * time.Minute}
-	}
 	return &Breakers{
 		cfg: cfg, table: table{cfg.DB, cfg.Node, cfg.Backoff}, every: readEvery, wake: make(chan struct{}, 1),
 		news: map[string]news{}, doubts: map[string]time.Time{}, probing: map[string]bool{},
@@ -88,17 +82,15 @@ func (b *Breakers) State(upstream string) State {
 	if s == nil || time.Since(s.at) > stale*b.every {
 		return State{}
 	}
-	return s.states[upstream]
+	return s.states.Of(upstream)
 }
 
-// States are those of all upstreams, as last read, in no order.
-func (b *Breakers) States() (list States) {
+// States are those of all upstreams, as last read.
+func (b *Breakers) States() States {
 	if s := b.current.Load(); s != nil {
-		for _, state := range s.states {
-			list = append(list, state)
-		}
+		return s.states
 	}
-	return list
+	return nil
 }
 
 // Open opens the breaker of an upstream. It is tried until the database answers, or Works says
@@ -158,19 +150,15 @@ func (b *Breakers) Run(ctx context.Context, changed func(upstream string)) {
 			b.cfg.Log.Warn("the breakers of upstreams are not known, will try again", "error", err)
 		}
 		failing = err != nil
+		wake := b.wake
+		if failing {
+			wake = nil // what is new waits as well
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			continue
-		case <-b.wake:
-		}
-		if failing { // what is new waits as well
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-			}
+		case <-wake:
 		}
 	}
 }
@@ -184,16 +172,13 @@ func (b *Breakers) round(ctx context.Context, changed func(string)) error {
 	if err != nil {
 		return err
 	}
-	was, now := b.current.Load(), &snapshot{time.Now(), make(map[string]State, len(list))}
+	was, now := b.States(), time.Now()
+	b.current.Store(&snapshot{now, list})
 	for _, s := range list {
-		now.states[s.Upstream] = s
-	}
-	b.current.Store(now)
-	for _, s := range list {
-		if was == nil && s.Open || was != nil && (was.states[s.Upstream].Open != s.Open || was.states[s.Upstream].Opening != s.Opening) {
+		if before := was.Of(s.Upstream); before.Open != s.Open || before.Opening != s.Opening && was != nil {
 			changed(s.Upstream)
 		}
-		if s.Open && !s.paused && s.Prober == "" && !s.NextProbe.After(now.at) {
+		if s.Open && !s.paused && s.Prober == "" && !s.NextProbe.After(now) {
 			b.begin(s.Upstream, func() error { return b.half(ctx, s) })
 		}
 	}

@@ -70,7 +70,7 @@ func (c *cluster) counts(node string) (probes, changes int) {
 // node is one that does not run yet.
 func (c *cluster) node(name string, db pg.DB) *Breakers {
 	b := New(Config{
-		DB: db, Node: name, Log: c.log.Logger(),
+		DB: db, Node: name, Log: c.log.Logger(), Backoff: []time.Duration{30 * time.Second, time.Minute},
 		Probe: func(ctx context.Context, _, sender string) (*Cause, error) {
 			c.mu.Lock()
 			c.probes[name]++
@@ -402,14 +402,14 @@ func TestHurry(t *testing.T) {
 	b.Open("out", refused)
 	b.Open("other", refused)
 	c.await(b, "it to be open", open)
-	if err := Hurry(t.Context(), c.db.Pool, "another"); err != nil {
-		t.Fatal(err)
+	if n, err := Hurry(t.Context(), c.db.Pool, "another"); n != 0 || err != nil {
+		t.Fatal(n, err)
 	}
 	if s := c.await(b, "it to be open", open); time.Until(s.NextProbe) < 10*time.Second {
 		t.Errorf("%+v", s)
 	}
-	if err := Hurry(t.Context(), c.db.Pool); err != nil {
-		t.Fatal(err)
+	if n, err := Hurry(t.Context(), c.db.Pool, ""); n != 2 || err != nil {
+		t.Fatal(n, err)
 	}
 	c.await(b, "it to be closed", closed)
 	time.Sleep(2 * every)

@@ -5,7 +5,6 @@ import (
 	"embed"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -25,7 +24,7 @@ var (
 	sqlFail     = texts.Bind("fail", "upstream", "lease", "stage", "scope", "reply", "waits")
 	sqlGiveBack = texts.Bind("give_back", "upstream", "lease", "wait")
 	sqlClose    = texts.Bind("close", "upstream", "node", "lease", "opening")
-	sqlHurry    = texts.Bind("hurry", "upstreams")
+	sqlHurry    = texts.Bind("hurry", "upstream")
 )
 
 const (
@@ -88,8 +87,10 @@ type States []State
 
 // Of is the breaker of an upstream, closed if there is no such upstream.
 func (l States) Of(upstream string) State {
-	if i := slices.IndexFunc(l, func(s State) bool { return s.Upstream == upstream }); i >= 0 {
-		return l[i]
+	for i := range l {
+		if l[i].Upstream == upstream {
+			return l[i]
+		}
 	}
 	return State{}
 }
@@ -123,16 +124,14 @@ func List(ctx context.Context, db pg.DB) (States, error) {
 	return list, nil
 }
 
-// Hurry has the open breakers of the upstreams probed now, those of all if none is named. Running
-// nodes see it within a second.
-func Hurry(ctx context.Context, db pg.DB, upstreams ...string) error {
-	if upstreams == nil {
-		upstreams = []string{}
+// Hurry has the open breaker of an upstream probed now, those of all if it is "", and returns how
+// many that are. Running nodes see it within a second.
+func Hurry(ctx context.Context, db pg.DB, upstream string) (int64, error) {
+	tag, err := db.Exec(ctx, sqlHurry, upstream)
+	if err != nil {
+		return 0, fmt.Errorf("have upstreams probed: %w", err)
 	}
-	if _, err := db.Exec(ctx, sqlHurry, upstreams); err != nil {
-		return fmt.Errorf("have upstreams probed: %w", err)
-	}
-	return nil
+	return tag.RowsAffected(), nil
 }
 
 // table is the table upstream_breaker, as a node writes it.

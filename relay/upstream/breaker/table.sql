@@ -58,4 +58,4 @@ returning opening
 -- Has open breakers probed now, those of all upstreams if none is named. A probe that failed
 -- counts no more.
 update upstream_breaker set next_probe_at = clock_timestamp(), failures = 0
-where opened_at is not null and (upstream = any(@upstreams::text[]) or cardinality(@upstreams::text[]) = 0)
+where opened_at is not null and (upstream = @upstream or @upstream::text = '')
