@@ -174,7 +174,7 @@ func TestBreakerTwoUsers(t *testing.T) {
 	s.server.On(smtptest.PhaseDot, smtptest.Always(smtptest.Reply("535 5.7.8 the quota is used up")))
 	n := s.node("a", nil)
 	for range 3 {
-		if o := n.send(t, 1, "r@one.test"); o.Scope != string(upstream.ScopeAccount) || o.NotAnAttempt {
+		if o := n.send(t, 1, "r@one.test"); o.Scope != string(upstream.ScopeAccount) || o.NotAnAttempt || o.WaitsFor != "upstream sink" {
 			t.Fatalf("%+v", o)
 		}
 	}
