@@ -2,6 +2,7 @@ package relay_test
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -78,4 +79,58 @@ func testBreakerOverNodes(t *testing.T, notify bool) {
 	}
 	server.WaitMessages(t, 2)
 	r.Drain()
+}
+
+// waiting is mail of the user $1, one recipient a message, at dest.test.
+const waiting = `
+with new as materialized (select (lpad(to_hex((extract(epoch from now()) * 1000)::bigint), 12, '0') || '70008000000000' || lpad(to_hex(g), 6, '0'))::uuid as id
+		from generate_series(1, $2::int) g),
+m as (insert into message (id, user_id, credential_id, sender_local, sender_domain, size, body_type, utf8, ret, envid, header_id, accepted_at,
+		client_addr, client_hello, listener, tls, node, recipients)
+	select id, $1, 1, 'a', 'load.test', 5, '', false, '', '', '', now(), '', '', '', '', 'a', 1 from new),
+b as (insert into body (message_id, n, chunk) select id, 0, E'x\r\n\r\n'::bytea from new),
+r as (insert into recipient (message_id, n, user_id, expires_at, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
+	select id, 0, $1, now() + interval '5 days', 1, 0, 'dest.test', 'x', 'dest.test', '', '' from new returning 1)
+select count(*) from r`
+
+// TestBreakerManyWait has very much mail due for an upstream that cannot be reached. It is put off
+// once, for an hour or two, and another user's mail to the same domain goes meanwhile. With
+// POSTERN_LONG=1 it is 100,000 messages, and writes are counted afterwards.
+func TestBreakerManyWait(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t, false)
+	sink := rig.NewSink(t, "", 0)
+	r.RouteTo(sink, 10)
+	r.AddUser("many@" + rig.Domain)
+	r.Postern("", "upstream", "add", "out", "--host", "127.0.0.1:1", "--tls", "none")
+	r.Postern("", "route", "add", "--user", "many@"+rig.Domain, "--via", "out", "--before", "1")
+	n, long := 2000, os.Getenv("POSTERN_LONG") == "1"
+	if long {
+		n = 100_000
+	}
+	user := count(t, r, `select id from app_user where name = 'many@load.test'`)
+	if made, err := r.Count(t.Context(), waiting, user, n); made != n || err != nil {
+		t.Fatal(made, err)
+	}
+	node := r.Node(rig.NodeConfig{Name: "solo"})
+	await(t, "the breaker to open", func() bool {
+		return count(t, r, `select count(*) from upstream_breaker where opened_at is not null`) == 1
+	})
+	began := time.Now()
+	load := rig.Load{Rig: r, Ledger: rig.NewLedger(), Nodes: []*rig.Node{node}, Conns: 1, Each: 1, Shape: oneRecipient}
+	load.Start()
+	await(t, "the other user's mail", func() bool { return len(sink.Received()) == 1 })
+	t.Logf("the other user's mail took %v", time.Since(began))
+	load.Wait()
+	await(t, "all to be put off", func() bool {
+		return count(t, r, `select count(*) from recipient where attempts = 0 and (owner is not null or next_attempt_at < now() + interval '50 minutes')`) == 0
+	})
+	t.Logf("all is put off after %v", time.Since(began))
+	if long {
+		const writes = `select n_tup_upd + n_tup_ins + n_tup_del from pg_stat_user_tables where relname = 'recipient'`
+		time.Sleep(10 * time.Second) // so that what was written is counted
+		before := count(t, r, writes)
+		time.Sleep(time.Minute)
+		t.Logf("%d rows are written in a minute", count(t, r, writes)-before)
+	}
 }
