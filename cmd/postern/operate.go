@@ -9,6 +9,7 @@ import (
 
 	"postern/cmd/postern/screen"
 	"postern/relay/queue/desk"
+	"postern/relay/upstream/breaker"
 )
 
 // operation is one of the verbs that change recipients of the queue.
@@ -20,20 +21,23 @@ type operation struct {
 	all  string // what --all chooses
 	busy bool   // it would concern what is being sent, too
 
+	probe bool // it has the upstreams probed that all nodes leave alone, or the one that is chosen
+
 	// onUser is what the verb does to a whole user, nil for none.
 	onUser func(a *app, ctx context.Context, q *desk.Admin, w whole) error
 }
 
 func (a *app) queueRetryCmd() *cobra.Command {
 	return a.operateCmd(operation{
-		name: "retry", do: (*desk.Admin).Retry, what: "waiting recipient", done: "due now", all: "all waiting mail",
+		name: "retry", do: (*desk.Admin).Retry, what: "waiting recipient", done: "due now", all: "all waiting mail", probe: true,
 	}, &cobra.Command{
 		Short: "try waiting mail now instead of at its next attempt",
 		Long: `Makes waiting recipients due: those of the given messages, those that match all
 filters, or with --all those of the whole queue. A running server takes them up
 immediately; without one they are tried when it starts. Held mail stays held, and mail
 that is being sent is left alone. It is an attempt like any other: when it fails, the
-next one is later than it would have been.`,
+next one is later than it would have been. An upstream that all nodes leave alone is
+probed first; if the probe gets through, its mail goes.`,
 		Example: `  postern queue retry --domain example.net
   postern queue retry --reply '451 4.7' --older-than 1h --dry-run`,
 	})
@@ -147,6 +151,11 @@ func (a *app) operateCmd(op operation, cmd *cobra.Command) *cobra.Command {
 			}
 			if wholeUser {
 				return op.onUser(a, ctx, q, whole{f.UserID, f.UserName, dryRun})
+			}
+			if op.probe && !dryRun {
+				if _, err := breaker.Hurry(ctx, users.pool, f.Upstream); err != nil {
+					return err
+				}
 			}
 			return a.operate(ctx, q, op, f, dryRun)
 		})

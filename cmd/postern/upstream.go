@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/explain"
 	"postern/cmd/postern/screen"
 	"postern/cmd/postern/secret"
 	"postern/internal/refusal"
@@ -20,6 +21,7 @@ import (
 	"postern/relay/keyring"
 	"postern/relay/seal"
 	"postern/relay/upstream"
+	"postern/relay/upstream/breaker"
 	"postern/relay/upstream/oauth"
 )
 
@@ -363,28 +365,42 @@ A new --username also needs its password, or --oauth with the flags that go with
 }
 
 func (a *app) upstreamListCmd() *cobra.Command {
-	return listing[upstream.Listed]{
+	return listing[listedUpstream]{
 		head: []string{"NAME", "HOST", "TLS", "ACCOUNT", "CONNECTIONS", "PRESET", "STATE"},
-		row: func(u upstream.Listed) []string {
+		row: func(u listedUpstream) []string {
 			return []string{u.Name, net.JoinHostPort(u.Host, strconv.Itoa(u.Port)), string(u.TLS), screen.OrDash(u.Username),
-				orDefault(u.MaxConnections), screen.OrDash(u.Preset), upstreamState(u)}
+				orDefault(u.MaxConnections), screen.OrDash(u.Preset), u.state()}
 		},
-		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]upstream.Listed, error) {
-			return users.upstreams(nil).List(ctx)
+		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]listedUpstream, error) {
+			list, err := users.upstreams(nil).List(ctx)
+			if err != nil {
+				return nil, err
+			}
+			breakers, err := breaker.List(ctx, users.pool)
+			return screen.Each(list, func(u upstream.Listed) listedUpstream { return listedUpstream{u, breakers.Of(u.Name)} }), err
 		},
 	}.command(a, &cobra.Command{Use: "list", Short: "list the smarthosts", Args: noArguments})
 }
 
-func upstreamState(u upstream.Listed) string {
-	if u.PausedAt != nil {
+// listedUpstream is an upstream with its breaker.
+type listedUpstream struct {
+	upstream.Listed
+	Breaker breaker.State `json:"breaker"`
+}
+
+func (u *listedUpstream) state() string {
+	switch {
+	case u.PausedAt != nil:
 		return "paused since " + screen.LocalTime(*u.PausedAt)
+	case u.Breaker.Open:
+		return u.Breaker.Phase + " since " + screen.LocalTime(u.Breaker.Since)
 	}
 	return "active"
 }
 
 // upstreamView is an upstream as 'upstream show --json' prints it.
 type upstreamView struct {
-	upstream.Listed
+	listedUpstream
 	Replies []upstream.Row `json:"replies"`
 }
 
@@ -393,15 +409,20 @@ func (a *app) upstreamShowCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show NAME",
 		Short: "show a smarthost's settings, and what its replies mean",
-		Long: `Shows the settings of a smarthost, and the table by which its replies are judged, as
-'postern upstream reply list'.`,
+		Long: `Shows the settings of a smarthost, why all nodes leave it alone if they do, and the table by
+which its replies are judged, as 'postern upstream reply list'.`,
 		Args: one("name", "the upstream's name"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
 			store := users.upstreams(nil)
-			u, err := store.Named(ctx, args[0])
+			listed, err := store.Named(ctx, args[0])
 			if err != nil {
 				return err
 			}
+			breakers, err := breaker.List(ctx, users.pool)
+			if err != nil {
+				return err
+			}
+			u := listedUpstream{listed, breakers.Of(args[0])}
 			replies, err := store.Replies(ctx, args[0])
 			if err != nil {
 				return err
@@ -421,7 +442,7 @@ func (a *app) upstreamShowCmd() *cobra.Command {
 	return cmd
 }
 
-func (a *app) printUpstream(u upstream.Listed) error {
+func (a *app) printUpstream(u listedUpstream) error {
 	t := screen.Table{Head: []string{"UPSTREAM", u.Name}}
 	t.Add("host", net.JoinHostPort(u.Host, strconv.Itoa(u.Port)))
 	t.Add("TLS", string(u.TLS))
@@ -462,7 +483,12 @@ func (a *app) printUpstream(u upstream.Listed) error {
 	if u.RewriteSender != "" {
 		t.Add("sends as", u.RewriteSender)
 	}
-	t.Add("state", upstreamState(u))
+	t.Add("state", u.state())
+	if b := &u.Breaker; b.Open {
+		t.Add("opened by node", b.Node)
+		t.Add("cause", b.Why())
+		t.Add("next probe", explain.NextProbe(b))
+	}
 	t.Add("added", screen.LocalTime(u.CreatedAt))
 	return t.Print(a.stdout)
 }
@@ -470,9 +496,11 @@ func (a *app) printUpstream(u upstream.Listed) error {
 func (a *app) upstreamPauseCmd(pause bool) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "resume NAME",
-		Short: "send mail to a paused smarthost again",
-		Long:  "Ends a pause. The mail that waits for it is due immediately.",
-		Args:  one("name", "the upstream's name"),
+		Short: "send mail to a paused smarthost again, or try one that failed",
+		Long: `Ends a pause. The mail that waits for it is due immediately. One that all nodes leave alone is
+probed by a running server within seconds, and again soon if that fails; if a probe gets through,
+its mail goes.`,
+		Args: one("name", "the upstream's name"),
 	}
 	if pause {
 		cmd.Use, cmd.Short = "pause NAME", "let the mail for a smarthost wait"
@@ -484,6 +512,18 @@ within two seconds; mail that a node has started or queued by then is still sent
 		changed, err := users.upstreams(nil).Pause(ctx, args[0], pause)
 		if err != nil {
 			return err
+		}
+		if !pause {
+			open, err := breaker.Hurry(ctx, users.pool, args[0])
+			if err != nil {
+				return err
+			}
+			if open > 0 {
+				fmt.Fprintf(a.stdout, "upstream %s is open: a running server probes it within seconds; 'postern upstream show %[1]s' has the result\n", args[0])
+				if !changed {
+					return nil
+				}
+			}
 		}
 		said := map[bool]string{true: "paused", false: "resumed"}[pause]
 		if !changed {

@@ -11,6 +11,7 @@ import (
 
 	"postern/relay/smtp"
 	"postern/relay/upstream"
+	"postern/relay/upstream/breaker"
 )
 
 // Stages of a Probe beside those of the conversation.
@@ -43,7 +44,7 @@ func NewProber(cfg Config) *Prober {
 
 // Trial is what a Probe of an upstream does beside a conversation.
 type Trial struct {
-	Rehearse bool         // MAIL, RCPT and RSET with
+	Rehearse bool         // MAIL, RCPT unless To is null, and RSET with
 	From, To smtp.Address // these, as a message of From would be sent
 	// Tell is given each step when it is over, and has the addresses connected to that were not
 	// needed; nil: nobody is told.
@@ -154,7 +155,17 @@ func textOf(addrs []netip.Addr) string {
 
 // Upstream converses with an upstream: TLS as configured, and its account.
 func (p *Prober) Upstream(ctx context.Context, up *upstream.Account, trial Trial) Probe {
-	w, t := p.d.walkTo(ctx, "", up)
+	w, c, t := p.converse(ctx, up, trial)
+	probe := p.finish(ctx, up.Replies, c, t)
+	if w.trace != nil && c != nil {
+		p.tryOthers(ctx, c.Walk)
+	}
+	return probe
+}
+
+// converse is a conversation that has not ended, as far as there is one.
+func (p *Prober) converse(ctx context.Context, up *upstream.Account, trial Trial) (w Walk, c *Conn, t *Trouble) {
+	w, t = p.d.walkTo(ctx, "", up)
 	if trial.Tell != nil {
 		w.trace = &trace{tell: trial.Tell, replies: up.Replies, begun: time.Now()}
 	}
@@ -169,7 +180,6 @@ func (p *Prober) Upstream(ctx context.Context, up *upstream.Account, trial Trial
 			w.trace.as = from
 		}
 	}
-	var c *Conn
 	if t == nil {
 		c, t = w.Next(ctx)
 	} else {
@@ -181,11 +191,30 @@ func (p *Prober) Upstream(ctx context.Context, up *upstream.Account, trial Trial
 			w.trace.trouble(c.Addr, t)
 		}
 	}
-	probe := p.finish(ctx, up.Replies, c, t)
-	if w.trace != nil && c != nil {
-		p.tryOthers(ctx, c.Walk)
+	return w, c, t
+}
+
+// Through converses with an upstream up to MAIL with a sender, "" for none, and RSET, and returns
+// why no mail can be sent, nil when it can. The error is this machine's own trouble.
+func (p *Prober) Through(ctx context.Context, up *upstream.Account, sender string) (*breaker.Cause, error) {
+	var trial Trial
+	if from, err := smtp.ParseAddress(sender); err == nil && smtp.IsASCII(sender) && up.MaySend(from) {
+		trial = Trial{Rehearse: true, From: from}
 	}
-	return probe
+	_, c, t := p.converse(ctx, up, trial)
+	p.finish(ctx, up.Replies, c, t)
+	switch {
+	case t == nil:
+		return nil, nil
+	case t.OfMachine():
+		return nil, t.Err
+	case t.Said && t.Stage() == smtp.StageMail: // for the sender's sake it opens nothing
+		if scope := up.Replies.Classify(upstream.StageMail, t.Reply).Scope; scope.OfMail() || scope == upstream.ScopeSender {
+			return nil, nil
+		}
+	}
+	cause := t.Cause(up.Replies)
+	return &cause, nil
 }
 
 // tryOthers connects to the addresses that were not needed.

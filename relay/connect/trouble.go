@@ -4,10 +4,12 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"time"
 
 	"postern/internal/share"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
+	"postern/relay/upstream/breaker"
 )
 
 // Trouble is why no conversation with a destination was possible. It concerns the destination
@@ -51,6 +53,33 @@ func (t *Trouble) rank() int {
 		return 2
 	}
 	return 3
+}
+
+// About is what t concerns, the host unless its reply or where it came says otherwise, and the
+// wait that the table of replies has for it, if any.
+func (t *Trouble) About(replies *upstream.Replies) (upstream.Scope, time.Duration) {
+	stage := TableStage(t.Stage())
+	if t.Said {
+		if v := replies.Classify(stage, t.Reply); !v.Scope.OfMail() {
+			return v.Scope, v.Wait()
+		}
+	}
+	if stage == upstream.StageAuth {
+		return upstream.ScopeAccount, 0
+	}
+	return upstream.ScopeHost, 0
+}
+
+// Cause is what t says about an upstream.
+func (t *Trouble) Cause(replies *upstream.Replies) breaker.Cause {
+	scope, wait := t.About(replies)
+	return breaker.Cause{Stage: string(TableStage(t.Stage())), Scope: string(scope), Reply: t.Reply.String(), Wait: wait}
+}
+
+// OfMachine reports that another node may have none of that trouble.
+func (t *Trouble) OfMachine() bool {
+	source := (*SourceError)(nil)
+	return t.Crowded || errors.As(t.Err, &source)
 }
 
 // CodeClosed is the greeting of a host that takes no mail (RFC 7504 section 3).

@@ -150,6 +150,7 @@ func (w *worker) conclude(j *job, t *transaction) *job {
 	} else {
 		w.d.succeeded(j.user())
 	}
+	w.d.judge(j, t, outcomes)
 	if rest := t.further(j, outcomes); len(rest) > 0 {
 		e.settleBut(j, outcomes, rest)
 		w.dotSent = false

@@ -147,6 +147,7 @@ func (e *Engine) giveUpOn(j *job, best map[int]queue.Outcome, why queue.LeftWay,
 		} else {
 			others := slices.DeleteFunc(slices.Clone(*c.left), func(l queue.LeftWay) bool { return l.Way == o.Upstream })
 			o.Left = &others
+			e.awaits(o.WaitsFor, *c.left)
 		}
 		outcomes[i] = o
 	}

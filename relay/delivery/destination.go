@@ -71,6 +71,7 @@ type destination struct {
 	trouble     *trouble  // the last
 	talkedAt    time.Time // when a conversation last began or a transaction last ended
 	owes        bool      // mail may wait in the queue for its suspension to end
+	evidence
 }
 
 // apart is a user whose messages alone broke off conversations. Their content may be the
@@ -155,9 +156,10 @@ func (d *destination) full(nth float64) bool {
 	return float64(d.waiting.len()) >= part*float64(messages) || float64(d.waiting.octets) >= part*float64(octets)
 }
 
-// suspended reports that the destination is left alone. mu is held.
+// suspended reports that the destination is left alone, by this node or by all. mu is held.
 func (d *destination) suspended(now time.Time) bool {
-	return d.suspensions > 0 && d.live == 0 && now.Before(d.retryAt)
+	_, open := d.breaker()
+	return open || d.suspensions > 0 && d.live == 0 && now.Before(d.retryAt)
 }
 
 // hindrance is why j must not be sent before until, nil if it may be. One that has a next way
@@ -165,6 +167,9 @@ func (d *destination) suspended(now time.Time) bool {
 // is over. mu is held.
 func (d *destination) hindrance(j *job) (t *trouble, until time.Time) {
 	now := time.Now()
+	if s, open := d.breaker(); open {
+		return &trouble{breaker: &s}, s.NextProbe
+	}
 	switch a := &d.apart; {
 	case d.suspended(now):
 		return d.trouble, d.retryAt
@@ -462,7 +467,7 @@ func (d *destination) succeeded(user userOf) {
 		d.apart = apart{}
 	}
 	d.talkedAt = time.Now()
-	if d.owes {
+	if s, _ := d.breaker(); d.owes && !s.Open { // the end of an open one makes the mail due
 		d.owes = false
 		d.e.cfg.Queue.Recovered(d.key)
 	}
@@ -611,6 +616,7 @@ func (d *destination) suspend(t *trouble) []*job {
 	d.retryAt = time.Now().Add(wait)
 	d.trouble = t
 	d.shrink()
+	d.tellSuspended(t)
 	d.e.cfg.Log.Warn("destination suspended", "via", d.via, "domain", d.domain,
 		"for", wait, "reply", t.Reply.String(), "error", t.Err)
 	return d.waiting.drain()

@@ -45,11 +45,12 @@ type Ledger interface {
 
 // Config configures an Engine. Zero values take the defaults named.
 type Config struct {
-	Queue  Queue
-	Routes route.Resolver
-	Log    *slog.Logger  // for trouble of the engine itself
-	Guard  *panics.Guard // keeps what panics from ending the process; may be nil
-	Events *maillog.Logger
+	Queue    Queue
+	Routes   route.Resolver
+	Breakers Breakers      // nil: each node goes by what it knows itself
+	Log      *slog.Logger  // for trouble of the engine itself
+	Guard    *panics.Guard // keeps what panics from ending the process; may be nil
+	Events   *maillog.Logger
 
 	Connect connect.Config // how conversations begin
 
@@ -135,6 +136,7 @@ type Engine struct {
 	fullAt     atomic.Int64 // when an upstream last had no room, Unix nanoseconds
 	panics     atomic.Int64
 	turned     atomic.Int64 // when the dispatcher last ran, Unix nanoseconds
+	awaited    sync.Map     // [2]string: two ways; mail that the first would take waits for the second
 
 	mu           sync.Mutex
 	destinations map[string]*destination

@@ -224,14 +224,16 @@ const (
 	pausedWait = 10 * time.Minute
 )
 
-// NoRoute and Paused begin the replies of recipients who wait for a changed route, or for an
-// upstream.
+// NoRoute, Paused and LeftAlone begin the replies of recipients who wait for a changed route, or for
+// an upstream.
 const (
-	NoRoute = "451 4.4.4 " + noRoute
-	Paused  = "451 4.3.2 " + ofUpstream
+	NoRoute   = "451 4.4.4 " + noRoute
+	Paused    = "451 4.3.2 " + ofUpstream
+	LeftAlone = "451 4.4.1 " + waitsFor + ofUpstream
 
 	noRoute    = "no route "
 	ofUpstream = "upstream "
+	waitsFor   = "waits for "
 )
 
 // unroutable gives back a recipient for whom there is no route, or none can be read now.

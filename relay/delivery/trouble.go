@@ -2,18 +2,22 @@ package delivery
 
 import (
 	"cmp"
+	"math/rand/v2"
 	"time"
 
 	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
+	"postern/relay/upstream/breaker"
 )
 
 // trouble is why no conversation with a destination was possible.
 type trouble struct {
 	connect.Trouble
 	ofUser bool // conversations that carried one user's messages broke off, and no others
+
+	breaker *breaker.State // all nodes leave the upstream alone, which is all that is known here; else nil
 }
 
 // asTrouble is t in a delivery's hands; nil stays nil.
@@ -54,23 +58,21 @@ func (t *trouble) outcome(d *destination, j *job, rcpt *queue.Recipient, away ti
 // about is what t concerns, the host unless its reply or where it came says otherwise, and the
 // wait that the table of replies has for it, if any.
 func (t *trouble) about(replies *upstream.Replies) (upstream.Scope, time.Duration) {
-	stage := connect.TableStage(t.Stage())
-	if t.Said {
-		if v := replies.Classify(stage, t.Reply); !v.Scope.OfMail() {
-			return v.Scope, v.Wait()
-		}
+	if t.breaker != nil {
+		return upstream.Scope(t.breaker.Scope), 0
 	}
-	if stage == upstream.StageAuth {
-		return upstream.ScopeAccount, 0
-	}
-	return upstream.ScopeHost, 0
+	return t.About(replies)
 }
 
 // waiting is what t means for a recipient that comes while its destination is left alone.
 func (t *trouble) waiting(d *destination, j *job, rcpt *queue.Recipient, until time.Time) queue.Outcome {
 	now := time.Now()
-	text := "waits for " + d.key + ", left alone until " + until.UTC().Format(time.TimeOnly) + " UTC after " + smtp.Excerpt(t.Reply.String())
 	schedule := d.e.cfg.Schedule
+	why, wait := t.Reply.String(), retryWait(schedule, stepAt(schedule, now.Sub(j.Message.AcceptedAt)), j.Message.ID)
+	if t.breaker != nil {
+		why, wait = t.breaker.Reply, openWait+rand.N(openWait)
+	}
+	text := waitsFor + d.key + ", left alone until " + until.UTC().Format(time.TimeOnly) + " UTC after " + smtp.Excerpt(why)
 	waits := d.key
 	scope, _ := t.about(j.replies)
 	if t.ofUser {
@@ -80,6 +82,6 @@ func (t *trouble) waiting(d *destination, j *job, rcpt *queue.Recipient, until t
 		Message: j.Message.ID, N: rcpt.N, Recipient: rcpt.Address, Epoch: j.Epoch,
 		Result: queue.Deferred, Reply: smtp.Temporary(451, 4, 1, text), Ours: true, Upstream: d.via,
 		StartedAt: now, At: now, NotAnAttempt: true, WaitsFor: waits, Scope: string(scope),
-		RetryIn: max(until.Sub(now), retryWait(schedule, stepAt(schedule, now.Sub(j.Message.AcceptedAt)), j.Message.ID)),
+		RetryIn: max(until.Sub(now), wait),
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"postern/internal/pg"
 	"postern/internal/refusal"
 	"postern/relay/seal"
+	"postern/relay/upstream/breaker"
 	"postern/relay/upstream/oauth"
 )
 
@@ -202,6 +203,9 @@ func (s *Store) Change(ctx context.Context, name string, change func(*Account) e
 			if err := oauth.Forget(ctx, tx, name); err != nil {
 				return err
 			}
+		}
+		if _, err := breaker.Hurry(ctx, tx, name); err != nil {
+			return err
 		}
 		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "upstream set", Object: name, Detail: changes(was, a)})
 	})

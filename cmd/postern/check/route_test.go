@@ -16,6 +16,7 @@ import (
 	"postern/relay/route"
 	"postern/relay/seal"
 	"postern/relay/upstream"
+	"postern/relay/upstream/breaker"
 	"postern/relay/upstream/oauth"
 )
 
@@ -199,6 +200,10 @@ func upstreamFaults() []fault {
 		})},
 		{"upstream.secret-expired", "on 20", seen(func(v *mailView) {
 			v.secrets = []upstream.Secret{{Upstream: "out", Expires: time.Now().UTC().Truncate(24*time.Hour).AddDate(0, 0, -1)}}
+		})},
+		{"upstream.open", "by node a: auth, account: 535 5.7.8 wrong password; next probe at 20", seen(func(v *mailView) {
+			v.breakers = breaker.States{{Upstream: "out", Open: true, Node: "a", NextProbe: time.Now(),
+				Cause: breaker.Cause{Stage: "auth", Scope: "account", Reply: "535 5.7.8 wrong password"}}}
 		})},
 		{"upstream.refuses", "554 5.7.1 go away", smarthost(func(cfg *smtptest.Config, _ *upstream.Account) {
 			cfg.Hooks = map[smtptest.Phase]smtptest.Hook{smtptest.PhaseBanner: smtptest.Always(smtptest.Reply("554 5.7.1 go away"))}

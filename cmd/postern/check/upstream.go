@@ -34,6 +34,8 @@ var upstreamKinds = []kind{
 	{"upstream.refuses", health.Failed, "The upstream refuses to talk to this server, or cannot be understood.",
 		"ask its operator; it may not know this address"},
 	{"upstream.self", health.Failed, "The upstream is this server itself, so mail would loop.", "correct its --host, or remove the route to it"},
+	{"upstream.open", health.Failed, "All nodes leave the upstream alone, so its mail waits or takes another way.",
+		"mend what its reply says, at the provider or with 'postern upstream set'; then 'postern upstream resume' has it probed"},
 	{"upstream.clear", health.Warning, "Mail goes to the upstream without verified TLS, so others on the way may read or take it; on loopback that is ok.",
 		"set --tls require or implicit with 'postern upstream set'"},
 	{"upstream.token", health.Failed, "The upstream's account gets no access token, so its mail waits.", "see docs/oauth.md for what the authority said"},
@@ -146,6 +148,12 @@ func (c *checkup) lookAtUpstreams(ctx context.Context, r *report) {
 	}
 	for i := range v.secrets {
 		c.upstreamSecret(r, &v.secrets[i])
+	}
+	for i := range v.breakers {
+		if b := &v.breakers[i]; b.Open {
+			r.add("upstream.open", "upstream "+b.Upstream, "open since %s, by node %s: %s; next probe at %s",
+				screen.LocalTime(b.Since), b.Node, b.Why(), screen.LocalTime(b.NextProbe))
+		}
 	}
 	cfg := c.dialling(upstreamTime / 2)
 	if slices.ContainsFunc(v.upstreams, func(a upstream.Account) bool { return a.Grant.Kind != "" }) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 	"postern/relay/smtp"
 	"postern/relay/submission"
 	"postern/relay/upstream"
+	"postern/relay/upstream/breaker"
 )
 
 // Question is a message that somebody might send.
@@ -111,7 +113,11 @@ func (r Relay) Message(ctx context.Context, q Question) (*Message, error) {
 		return nil, err
 	}
 	e.Accepted = e.Reply == ""
-	e.ways(ctx, r.Routes, q)
+	breakers, err := breaker.List(ctx, r.Pool)
+	if err != nil {
+		return nil, err
+	}
+	e.ways(ctx, r.Routes, breakers, q)
 	return e, nil
 }
 
@@ -180,7 +186,7 @@ func (e *Message) limits(ctx context.Context, pool *pgxpool.Pool, id auth.Identi
 }
 
 // ways finds where the mail for each recipient goes.
-func (e *Message) ways(ctx context.Context, routes *route.Table, q Question) {
+func (e *Message) ways(ctx context.Context, routes *route.Table, breakers breaker.States, q Question) {
 	for _, to := range q.To {
 		way := messageWay{Recipient: to.String()}
 		d, err := routes.Resolve(ctx, q.User.ID, q.From, to)
@@ -196,7 +202,10 @@ func (e *Message) ways(ctx context.Context, routes *route.Table, q Question) {
 		default:
 			way.Via = first.Name
 		}
-		way.Route, way.Ways = d.Route, wayViews(d)
+		way.Route, way.Ways = d.Route, wayViews(d, breakers)
+		if i := slices.IndexFunc(way.Ways, func(w wayView) bool { return w.state() == "" }); i >= 0 {
+			way.Via = way.Ways[i].Via
+		}
 		e.Routes = append(e.Routes, way)
 	}
 }

@@ -17,16 +17,18 @@ import (
 	"postern/relay/route"
 	"postern/relay/seal"
 	"postern/relay/upstream"
+	"postern/relay/upstream/breaker"
 	"postern/relay/upstream/oauth"
 )
 
 // back is the half of a node that sends mail on, and notices about what cannot be sent.
 type back struct {
-	node    *Node
-	engine  *delivery.Engine
-	bouncer *bounce.Bouncer
-	tokens  *oauth.Tokens
-	secrets *secrets
+	node     *Node
+	engine   *delivery.Engine
+	bouncer  *bounce.Bouncer
+	tokens   *oauth.Tokens
+	breakers *breaker.Breakers
+	secrets  *secrets
 
 	stopNotices context.CancelFunc
 	notices     sync.WaitGroup
@@ -52,17 +54,20 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 	if err != nil {
 		return nil, err
 	}
+	cfg := delivery.Config{
+		Queue: n.queue, Routes: route.NewTable(rules, accounts, 0), Log: n.Log, Guard: n.guard, Events: n.mail,
+		Connect: connect.Config{
+			Tokens: tokens, DNS: config.Resolver(d.DNSServer), Hello: n.hostname, Origin: d.Origin(), Self: own,
+			MXPort: d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
+		},
+		Connections: d.Connections, MXConnections: d.Connections, PerConnection: d.MessagesPerConn,
+		MaxOpen: n.descriptors().Deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
+	}
+	breakers := n.breakers(pool, accounts, connect.NewProber(cfg.Connect))
+	cfg.Breakers = breakers
 	return &back{
-		node: n, tokens: tokens, secrets: &secrets{node: n, store: accounts},
-		engine: delivery.New(delivery.Config{
-			Queue: n.queue, Routes: route.NewTable(rules, accounts, 0), Log: n.Log, Guard: n.guard, Events: n.mail,
-			Connect: connect.Config{
-				Tokens: tokens, DNS: config.Resolver(d.DNSServer), Hello: n.hostname, Origin: d.Origin(), Self: own,
-				MXPort: d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
-			},
-			Connections: d.Connections, MXConnections: d.Connections, PerConnection: d.MessagesPerConn,
-			MaxOpen: n.descriptors().Deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
-		}),
+		node: n, tokens: tokens, breakers: breakers, secrets: &secrets{node: n, store: accounts},
+		engine:  delivery.New(cfg),
 		bouncer: bounce.New(bounce.Config{Queue: n.queue, Hostname: n.hostname, Mail: n.mail, Log: n.Log}),
 	}, nil
 }
@@ -75,6 +80,20 @@ func (n *Node) tokens(pool *pgxpool.Pool, sealer *seal.Sealer) (*oauth.Tokens, e
 	}
 	cfg.DB, cfg.Sealer, cfg.Node, cfg.Log, cfg.Guard = pool, sealer, n.name, n.Log, n.guard
 	return oauth.New(cfg), nil
+}
+
+// breakers makes those of the upstreams, which are probed as mail is delivered.
+func (n *Node) breakers(pool *pgxpool.Pool, accounts *upstream.Store, prober *connect.Prober) *breaker.Breakers {
+	return breaker.New(breaker.Config{
+		DB: pool, Node: n.name, Log: n.Log, Guard: n.guard, Backoff: delivery.Defaults().Backoff,
+		Probe: func(ctx context.Context, name, sender string) (*breaker.Cause, error) {
+			up, err := accounts.Open(ctx, name)
+			if err != nil {
+				return nil, err
+			}
+			return prober.Through(ctx, &up, sender)
+		},
+	})
 }
 
 // lookAtRoutes says at the start what will keep mail waiting.
@@ -100,6 +119,7 @@ func (b *back) start() {
 	ctx, stop := context.WithCancel(context.Background())
 	b.stopNotices = stop
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "notices", func() { b.bouncer.Run(ctx) }) })
+	b.notices.Go(func() { b.node.guard.Keep(ctx, "breakers", func() { b.breakers.Run(ctx, b.engine.UpstreamChanged) }) })
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "secrets of upstreams", func() { b.secrets.run(ctx) }) })
 }
 
