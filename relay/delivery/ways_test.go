@@ -272,6 +272,29 @@ func TestExhausted(t *testing.T) {
 	})
 }
 
+// TestAllSuspended: mail that no way is asked for says so of each.
+func TestAllSuspended(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		q, n := newFakeQueue(), &network{}
+		e, _ := n.engine(q, Config{}, nil, nil)
+		e.Start()
+		defer stop(t, e)
+		for i, dials := range []string{"a b", ""} {
+			d := message(t, "x@one.test", "y@one.test")
+			e.Take(d)
+			synctest.Wait()
+			o := q.outcome(t, d, 1)
+			if got := n.dialled(); got != dials || o.Result != queue.Deferred || o.NotAnAttempt != (i == 1) || leftOf(o) != "b" {
+				t.Errorf("%+v, dialled %q, left %s", o, got, leftOf(o))
+			}
+			if o.NotAnAttempt && !strings.Contains(o.Reply.Text, "; b: 451 4.4.1 waits for upstream b, left alone until ") {
+				t.Errorf("%q does not speak of the second way", o.Reply.Text)
+			}
+		}
+	})
+}
+
 // TestWayLacks: what one way lacks another may have. It is final if all lack it, and waits while
 // one cannot be asked.
 func TestWayLacks(t *testing.T) {
@@ -497,45 +520,57 @@ func TestOnlyTheRestGoesOn(t *testing.T) {
 	dropped(t, d)
 }
 
-// TestPartTakenThenDead: the first way takes some recipients, and dies with the others.
+// TestPartTakenThenDead: the first way takes some recipients, and dies with the others. Those that
+// were too many for it go on, also where it may have those before them.
 func TestPartTakenThenDead(t *testing.T) {
 	t.Parallel()
-	servers := []*smtptest.Server{smtptest.Start(t, smtptest.Config{}), smtptest.Start(t, smtptest.Config{})}
-	servers[0].On(smtptest.PhaseRcpt, func(s smtptest.Session) smtptest.Action {
-		if s.Rcpt >= 20 {
-			return smtptest.Reply("452 4.5.3 too many recipients")
+	for _, limits := range []string{"said at RCPT", "LIMITS RCPTMAX=20"} {
+		for _, at := range []smtptest.Phase{smtptest.PhaseData, smtptest.PhaseDot} {
+			t.Run(limits+", "+string(at), func(t *testing.T) {
+				t.Parallel()
+				second := smtptest.Start(t, smtptest.Config{})
+				first := smtptest.Start(t, smtptest.Config{Extensions: []string{"PIPELINING", "ENHANCEDSTATUSCODES", limits}})
+				first.On(smtptest.PhaseRcpt, func(s smtptest.Session) smtptest.Action {
+					if s.Rcpt >= 20 {
+						return smtptest.Reply("452 4.5.3 too many recipients")
+					}
+					return smtptest.Action{}
+				})
+				first.On(at, func(s smtptest.Session) smtptest.Action {
+					if s.Messages > 0 {
+						return smtptest.Reset()
+					}
+					return smtptest.Action{}
+				})
+				q := newFakeQueue()
+				e := startEngine(t, q, Config{Routes: several{wayTo("a", first), wayTo("b", second)}})
+				var rcpts []string
+				for i := range 50 {
+					rcpts = append(rcpts, fmt.Sprintf("r%d@one.test", i))
+				}
+				d := message(t, rcpts...)
+				e.Take(d)
+				q.waitEnded(t, 50)
+				for i := range 50 {
+					want := "delivered a false "
+					switch {
+					case i >= 40 || i >= 20 && at == smtptest.PhaseData:
+						want = "delivered b false a"
+					case i >= 20:
+						want = "deferred a true "
+					}
+					if o := q.outcome(t, d, i); fmt.Sprint(o.Result, " ", o.Upstream, " ", o.Unknown, " ", leftOf(o)) != want {
+						t.Errorf("recipient %d: %+v, want %s", i, o, want)
+					}
+				}
+				if len(second.Messages()) != 1 {
+					t.Errorf("%d transactions at the second way", len(second.Messages()))
+				}
+				stop(t, e)
+				dropped(t, d)
+			})
 		}
-		return smtptest.Action{}
-	})
-	servers[0].On(smtptest.PhaseData, func(s smtptest.Session) smtptest.Action {
-		if s.Messages > 0 {
-			return smtptest.Reset()
-		}
-		return smtptest.Action{}
-	})
-	q := newFakeQueue()
-	e := startEngine(t, q, Config{Routes: several{wayTo("a", servers[0]), wayTo("b", servers[1])}})
-	var rcpts []string
-	for i := range 50 {
-		rcpts = append(rcpts, fmt.Sprintf("r%d@one.test", i))
 	}
-	d := message(t, rcpts...)
-	e.Take(d)
-	q.waitEnded(t, 50)
-	for i := range 50 {
-		want := "delivered a "
-		if i >= 20 {
-			want = "delivered b a"
-		}
-		if o := q.outcome(t, d, i); fmt.Sprint(o.Result, " ", o.Upstream, " ", leftOf(o)) != want {
-			t.Errorf("recipient %d: %+v, want %s", i, o, want)
-		}
-	}
-	if a, b := servers[0].Messages(), servers[1].Messages(); len(a) != 1 || len(b) != 1 || len(b[0].To()) != 30 {
-		t.Errorf("%d messages at the first way, %d at the second", len(a), len(b))
-	}
-	stop(t, e)
-	dropped(t, d)
 }
 
 // TestOnToMX: mail that goes on to MX divides by domain.
