@@ -143,8 +143,11 @@ func (d *destination) judge(j *job, t *transaction, outcomes []queue.Outcome) {
 	}
 }
 
-// accuse counts a refusal of the account.
+// accuse counts a refusal of the account, unless it is over before a probe would be made.
 func (d *destination) accuse(j *job, c breaker.Cause) {
+	if c.Wait > 0 && c.Wait < step(d.e.cfg.Backoff, 0) {
+		return
+	}
 	d.mu.Lock()
 	if len(d.accused) < 2 && !slices.Contains(d.accused, j.user()) {
 		d.accused = append(d.accused, j.user())

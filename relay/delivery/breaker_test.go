@@ -262,6 +262,23 @@ func TestBreakerEchoes(t *testing.T) {
 	n.never(t)
 }
 
+// TestBreakerShortWait has an upstream with a rate that is met for seconds only: its mail waits for
+// these, and no breaker opens.
+func TestBreakerShortWait(t *testing.T) {
+	t.Parallel()
+	s := newSharing(t)
+	up := upstreamAt(s.server)
+	up.Replies = upstream.Table("ses")
+	n := s.node("a", func(e *Engine) { e.cfg.Routes = routes{def: up} })
+	s.server.On(smtptest.PhaseDot, smtptest.Always(smtptest.Reply("454 Throttling failure: Maximum sending rate exceeded.")))
+	for user := range int64(4) {
+		if o := n.send(t, user, "r@one.test"); o.Scope != string(upstream.ScopeAccount) || o.RetryIn > time.Minute {
+			t.Errorf("%+v", o)
+		}
+	}
+	n.never(t)
+}
+
 // TestBreakerRestart has the upstream away for as long as the pauses last, while mail comes: the
 // breaker stays closed, and no message waits for more than the pauses.
 func TestBreakerRestart(t *testing.T) {
