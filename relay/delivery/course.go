@@ -148,6 +148,9 @@ func (e *Engine) giveUpOn(j *job, best map[int]queue.Outcome, why queue.LeftWay,
 			others := slices.DeleteFunc(slices.Clone(*c.left), func(l queue.LeftWay) bool { return l.Way == o.Upstream })
 			o.Left = &others
 		}
+		if o.NotAnAttempt && len(*o.Left) > 0 { // the history has no line for them
+			o.Reply.Text += "; " + leftText(o.Left)
+		}
 		outcomes[i] = o
 	}
 	e.settle(j, j.rcpts, outcomes, err)

@@ -76,16 +76,27 @@ func (t *transaction) goesOn(i int) bool {
 	case stage == smtp.StageHello:
 		return true
 	case stage == smtp.StageRcpt && t.conn.walk.upstream != nil:
-		return reply.Code == 421 // any other reply stands for all hosts of the upstream
+		// Any other reply stands for all hosts of the upstream.
+		return reply.Code == 421 || t.res.Err != nil && t.tooMany(i)
 	}
 	return reply.IsTemporary()
 }
 
+// tooMany reports that recipient i was one too many for this transaction.
+func (t *transaction) tooMany(i int) bool {
+	return t.res.Withheld(i) || judge(t.replies, &t.res, i).InAnother()
+}
+
 // away lists the recipients that go on to another way in the same attempt, as far as there is
-// one and no host of this destination takes them.
+// one and no host of this destination takes them. Those that were too many go with others, or
+// when there is no conversation any more.
 func (t *transaction) away(j *job, outcomes []queue.Outcome) (list []queue.Recipient) {
+	some := t.res.Err != nil
 	for i := range outcomes {
-		if t.leaves(i, &outcomes[i]) {
+		some = some || t.leaves(i, &outcomes[i])
+	}
+	for i := range outcomes {
+		if t.leaves(i, &outcomes[i]) || some && outcomes[i].Result == queue.Deferred && t.tooMany(i) {
 			list = append(list, j.rcpts[i])
 		}
 	}

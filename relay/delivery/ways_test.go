@@ -219,26 +219,28 @@ func TestP12BoundsOverWays(t *testing.T) {
 			}
 		})
 	})
-	t.Run("time", func(t *testing.T) {
-		t.Parallel()
-		synctest.Test(t, func(t *testing.T) {
-			servers := fakes(t, 4)
-			for _, s := range servers {
-				s.On(smtptest.PhaseBanner, smtptest.Always(smtptest.Stall())) // five minutes
-			}
-			q, n := newFakeQueue(), &network{}
-			e, _ := n.engine(q, Config{}, servers...)
-			e.Start()
-			defer stop(t, e)
-			d := message(t, "x@one.test")
-			e.Take(d)
-			time.Sleep(30 * time.Minute)
-			synctest.Wait()
-			if o, got := q.outcome(t, d, 0), n.dialled(); o.Result != queue.Deferred || got != "a b" {
-				t.Errorf("%+v, dialled %s", o, got)
-			}
+	for _, phase := range []smtptest.Phase{smtptest.PhaseBanner, smtptest.PhaseMail} {
+		t.Run("time, "+string(phase), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				servers := fakes(t, 4)
+				for _, s := range servers {
+					s.On(phase, smtptest.Always(smtptest.Stall())) // five minutes
+				}
+				q, n := newFakeQueue(), &network{}
+				e, _ := n.engine(q, Config{}, servers...)
+				e.Start()
+				defer stop(t, e)
+				d := message(t, "x@one.test")
+				e.Take(d)
+				time.Sleep(30 * time.Minute)
+				synctest.Wait()
+				if o, got := q.outcome(t, d, 0), n.dialled(); o.Result != queue.Deferred || got != "a b" || leftOf(o) != "b c d" {
+					t.Errorf("%+v, dialled %s, left %s", o, got, leftOf(o))
+				}
+			})
 		})
-	})
+	}
 }
 
 // TestExhausted: what no way takes waits with the most informative of the replies, as long as
@@ -264,6 +266,29 @@ func TestExhausted(t *testing.T) {
 			}
 			if o.RetryIn > 2*time.Minute || o.WaitsFor != "upstream c" {
 				t.Errorf("waits %v for %q, want as long as for the third way", o.RetryIn, o.WaitsFor)
+			}
+		}
+	})
+}
+
+// TestAllSuspended: mail that no way is asked for says so of each.
+func TestAllSuspended(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		q, n := newFakeQueue(), &network{}
+		e, _ := n.engine(q, Config{}, nil, nil)
+		e.Start()
+		defer stop(t, e)
+		for i, dials := range []string{"a b", ""} {
+			d := message(t, "x@one.test", "y@one.test")
+			e.Take(d)
+			synctest.Wait()
+			o := q.outcome(t, d, 1)
+			if got := n.dialled(); got != dials || o.Result != queue.Deferred || o.NotAnAttempt != (i == 1) || leftOf(o) != "b" {
+				t.Errorf("%+v, dialled %q, left %s", o, got, leftOf(o))
+			}
+			if o.NotAnAttempt && !strings.Contains(o.Reply.Text, "; b: 451 4.4.1 waits for upstream b, left alone until ") {
+				t.Errorf("%q does not speak of the second way", o.Reply.Text)
 			}
 		}
 	})
@@ -492,6 +517,59 @@ func TestOnlyTheRestGoesOn(t *testing.T) {
 	}
 	stop(t, e)
 	dropped(t, d)
+}
+
+// TestPartTakenThenDead: the first way takes some recipients, and dies with the others. Those that
+// were too many for it go on, also where it may have those before them.
+func TestPartTakenThenDead(t *testing.T) {
+	t.Parallel()
+	for _, limits := range []string{"said at RCPT", "LIMITS RCPTMAX=20"} {
+		for _, at := range []smtptest.Phase{smtptest.PhaseData, smtptest.PhaseDot} {
+			t.Run(limits+", "+string(at), func(t *testing.T) {
+				t.Parallel()
+				second := smtptest.Start(t, smtptest.Config{})
+				first := smtptest.Start(t, smtptest.Config{Extensions: []string{"PIPELINING", "ENHANCEDSTATUSCODES", limits}})
+				first.On(smtptest.PhaseRcpt, func(s smtptest.Session) smtptest.Action {
+					if s.Rcpt >= 20 {
+						return smtptest.Reply("452 4.5.3 too many recipients")
+					}
+					return smtptest.Action{}
+				})
+				first.On(at, func(s smtptest.Session) smtptest.Action {
+					if s.Messages > 0 {
+						return smtptest.Reset()
+					}
+					return smtptest.Action{}
+				})
+				q := newFakeQueue()
+				e := startEngine(t, q, Config{Routes: several{wayTo("a", first), wayTo("b", second)}})
+				var rcpts []string
+				for i := range 50 {
+					rcpts = append(rcpts, fmt.Sprintf("r%d@one.test", i))
+				}
+				d := message(t, rcpts...)
+				e.Take(d)
+				q.waitEnded(t, 50)
+				for i := range 50 {
+					want := "delivered a false "
+					switch {
+					case i >= 40 || i >= 20 && at == smtptest.PhaseData:
+						want = "delivered b false a"
+					case i >= 20:
+						want = "deferred a true "
+					}
+					if o := q.outcome(t, d, i); fmt.Sprint(o.Result, " ", o.Upstream, " ", o.Unknown, " ", leftOf(o)) != want {
+						t.Errorf("recipient %d: %+v, want %s", i, o, want)
+					}
+				}
+				if len(second.Messages()) != 1 {
+					t.Errorf("%d transactions at the second way", len(second.Messages()))
+				}
+				stop(t, e)
+				dropped(t, d)
+			})
+		}
+	}
 }
 
 // TestOnToMX: mail that goes on to MX divides by domain.
