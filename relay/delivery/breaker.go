@@ -112,7 +112,7 @@ func (d *destination) tellSuspended(t *trouble) {
 // must not stop the mail of others.
 func (d *destination) judge(j *job, t *transaction, outcomes []queue.Outcome) {
 	b := d.e.cfg.Breakers
-	if d.upstream == nil || b == nil {
+	if d.upstream == nil || b == nil || j.user() == 0 { // a notice has the text of the user that it is for
 		return
 	}
 	taken := slices.ContainsFunc(outcomes, func(o queue.Outcome) bool { return o.Result == queue.Delivered })

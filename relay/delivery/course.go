@@ -152,6 +152,9 @@ func (e *Engine) giveUpOn(j *job, best map[int]queue.Outcome, why queue.LeftWay,
 		if o.NotAnAttempt && len(*o.Left) > 0 { // the history has no line for them
 			o.Reply.Text += "; " + leftText(o.Left)
 		}
+		if o.NotAnAttempt && len(*o.Left) > 0 { // the history has no line for them
+			o.Reply.Text += "; " + leftText(o.Left)
+		}
 		outcomes[i] = o
 	}
 	e.settle(j, j.rcpts, outcomes, err)
