@@ -179,6 +179,7 @@ func TestBreakerTwoUsers(t *testing.T) {
 			t.Fatalf("%+v", o)
 		}
 	}
+	n.send(t, 0, "r@one.test") // a notice about it
 	n.never(t)
 	n.send(t, 2, "r@one.test")
 	if state := n.await(t, true); state.Stage != "dot" || state.Scope != "account" || !state.Account() {

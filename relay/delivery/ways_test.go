@@ -295,29 +295,6 @@ func TestAllSuspended(t *testing.T) {
 	})
 }
 
-// TestAllSuspended: mail that no way is asked for says so of each.
-func TestAllSuspended(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		q, n := newFakeQueue(), &network{}
-		e, _ := n.engine(q, Config{}, nil, nil)
-		e.Start()
-		defer stop(t, e)
-		for i, dials := range []string{"a b", ""} {
-			d := message(t, "x@one.test", "y@one.test")
-			e.Take(d)
-			synctest.Wait()
-			o := q.outcome(t, d, 1)
-			if got := n.dialled(); got != dials || o.Result != queue.Deferred || o.NotAnAttempt != (i == 1) || leftOf(o) != "b" {
-				t.Errorf("%+v, dialled %q, left %s", o, got, leftOf(o))
-			}
-			if o.NotAnAttempt && !strings.Contains(o.Reply.Text, "; b: 451 4.4.1 waits for upstream b, left alone until ") {
-				t.Errorf("%q does not speak of the second way", o.Reply.Text)
-			}
-		}
-	})
-}
-
 // TestWayLacks: what one way lacks another may have. It is final if all lack it, and waits while
 // one cannot be asked.
 func TestWayLacks(t *testing.T) {
