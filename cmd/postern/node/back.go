@@ -62,6 +62,7 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 		},
 		Connections: d.Connections, MXConnections: d.Connections, PerConnection: d.MessagesPerConn,
 		MaxOpen: n.descriptors().Deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
+		RecordWays: n.Config.Queue.Gate == "strict",
 	}
 	breakers := n.breakers(pool, accounts, connect.NewProber(cfg.Connect))
 	cfg.Breakers = breakers
