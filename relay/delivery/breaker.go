@@ -83,6 +83,15 @@ func (e *Engine) UpstreamChanged(name string) {
 	}
 }
 
+// waitsFor is the way that an outcome waits for: after a refusal of the account, and unless it is
+// another one, that whose breaker may have opened and closes.
+func waitsFor(o *queue.Outcome) string {
+	if o.WaitsFor == "" && o.Result == queue.Deferred && o.Scope == string(upstream.ScopeAccount) && o.Upstream != viaMX {
+		return queue.Way(o.Upstream, "")
+	}
+	return o.WaitsFor
+}
+
 // awaits notes mail that was left by several upstreams and, in the queue, waits for one of them:
 // it is due when the breaker of any of them closes.
 func (e *Engine) awaits(way string, left []queue.LeftWay) {

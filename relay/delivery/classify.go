@@ -73,9 +73,6 @@ func (by judging) conclude(o *queue.Outcome, attempts int, v upstream.Verdict) {
 	if !v.Scope.OfMail() {
 		o.Scope = string(v.Scope)
 	}
-	if v.Scope == upstream.ScopeAccount && by.replies != nil {
-		o.WaitsFor = queue.Way(o.Upstream, "") // whose breaker may have opened, and closes
-	}
 }
 
 // judge says what the reply to recipient i means.

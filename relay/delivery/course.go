@@ -142,6 +142,7 @@ func (e *Engine) giveUpOn(j *job, best map[int]queue.Outcome, why queue.LeftWay,
 		if o.Result == queue.Failed && c.unasked {
 			o.Result, o.RetryIn = queue.Deferred, retryWait(e.cfg.Schedule, j.rcpts[i].Attempts, j.Message.ID)
 		}
+		o.WaitsFor = waitsFor(&o)
 		if i > 0 && o.Upstream == outcomes[i-1].Upstream {
 			o.Left = outcomes[i-1].Left // so that they are recorded together
 		} else {

@@ -229,11 +229,11 @@ const (
 const (
 	NoRoute   = "451 4.4.4 " + noRoute
 	Paused    = "451 4.3.2 " + ofUpstream
-	LeftAlone = "451 4.4.1 " + waitsFor + ofUpstream
+	LeftAlone = "451 4.4.1 " + waiting + ofUpstream
 
 	noRoute    = "no route "
 	ofUpstream = "upstream "
-	waitsFor   = "waits for "
+	waiting    = "waits for "
 )
 
 // unroutable gives back a recipient for whom there is no route, or none can be read now.
@@ -272,6 +272,7 @@ func (e *Engine) record(d *queue.Delivery, rcpt *queue.Recipient, o queue.Outcom
 func (e *Engine) settle(j *job, rcpts []queue.Recipient, outcomes []queue.Outcome, err error) {
 	for i := range outcomes {
 		o := &outcomes[i]
+		o.WaitsFor = waitsFor(o)
 		if o.Left == nil {
 			o.Left = j.left
 		}
