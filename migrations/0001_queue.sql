@@ -15,6 +15,7 @@ create table node (
 	expires_at    timestamptz not null,           -- end of the lease, by this clock
 	superseded_at timestamptz,                    -- a later process of the same name started
 	reaped_at     timestamptz,                    -- dead: ended by itself or by a reaper
+	strict_gate   boolean     not null default false, -- it marks rows before their final dot, and only then
 	name          text        not null
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 -- The view for other packages: their rows of an epoch count while it is in here (sessions,
@@ -152,6 +153,9 @@ create table recipient (
 	-- The one way that it may take, an upstream's name or 'mx': a final dot went there, or may have,
 	-- without a complete reply (docs/delivery.md); null for all others.
 	stays_with         text,
+	-- The fate of mail in doubt (docs/delivery.md): it is tried again at stays_with, held for a person,
+	-- or its sender is told; null for all others.
+	doubt              text        check (doubt in ('retry', 'hold', 'notice')),
 	scope              text,                               -- of the last reply, as in the history
 	-- Why the queue itself holds the row; null for all others. A release clears it.
 	set_aside          text,
@@ -180,6 +184,8 @@ create index recipient_user on recipient (user_id, message_id)
 -- "queue release --user", "queue list --state held", and whether a credential's hold still
 -- holds something. Only holds write it.
 create index recipient_held on recipient (user_id, message_id) where held_at is not null;
+-- "queue list --in-doubt", and how much is in doubt. Only lost replies write it.
+create index recipient_doubt on recipient (doubt, message_id) where doubt is not null and state = 'waiting';
 -- Recovered: what is due because its destination is back, the oldest first.
 create index recipient_waits on recipient (waits_for, next_attempt_at) where waits_for is not null and owner is null;
 
@@ -211,7 +217,7 @@ create table history (
 	fenced             boolean     not null default false, -- the epoch had lost the row: recorded, not applied
 	started_at         timestamptz,
 	result             text        not null check (result in ('delivered', 'deferred', 'failed', 'expired', 'unknown',
-	                                                          'noticed', 'retry', 'hold', 'release', 'cancel', 'void')),
+	                                                          'noticed', 'retry', 'hold', 'release', 'cancel', 'resolve', 'resend', 'void')),
 	local              text        not null default '',
 	domain             text        not null default '',
 	reply_enhanced     text        not null default '',
@@ -241,7 +247,7 @@ create table notice (
 	again      boolean     not null, -- not the first of its kind
 	lost_at    timestamptz,
 	told_at    timestamptz,          -- the log and the metrics of some node have the loss
-	kind       text        not null check (kind in ('failure', 'delay', 'success')),
+	kind       text        not null check (kind in ('failure', 'doubt', 'delay', 'success')),
 	lost       text        check (lost in ('failed', 'expired', 'cancelled')), -- ended undelivered, and how
 	check ((lost is null) = (lost_at is null))
 );

@@ -53,9 +53,6 @@ func classify(facts queue.Outcome, rcpts []queue.Recipient, res smtp.Result, by 
 	return outcomes
 }
 
-// doubtWait is the least wait of mail in doubt: a server that has it may need a while to know it.
-const doubtWait = 15 * time.Minute
-
 // conclude writes a verdict into the outcome of a recipient.
 func (by judging) conclude(o *queue.Outcome, attempts int, v upstream.Verdict) {
 	switch v.Result {
@@ -71,7 +68,7 @@ func (by judging) conclude(o *queue.Outcome, attempts int, v upstream.Verdict) {
 		o.RetryIn = retryWait([]time.Duration{wait}, 0, o.Message)
 	}
 	if o.Unknown {
-		o.RetryIn = max(o.RetryIn, doubtWait)
+		o.RetryIn = max(o.RetryIn, queue.DoubtWait)
 	}
 	if !v.Scope.OfMail() {
 		o.Scope = string(v.Scope)

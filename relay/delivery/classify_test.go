@@ -96,7 +96,7 @@ func TestClassify(t *testing.T) {
 			}
 			wait := 2 * time.Minute
 			if o.Unknown {
-				wait = doubtWait
+				wait = queue.DoubtWait
 			}
 			if retry := o.RetryIn; (o.Result == queue.Deferred) != (retry == wait) {
 				t.Errorf("%s with a retry in %v", o.Result, retry)

@@ -88,6 +88,8 @@ type Config struct {
 	Pauses   []time.Duration // how long a destination that worked recently is left alone first. The default is defaultPauses.
 	Backoff  []time.Duration // and how long after those. The default is defaultBackoff.
 	NoClaim  bool            // only what Take brings
+
+	RecordWays bool // the gate has the way of each dot, not only where a route has several
 }
 
 // Defaults is the configuration of an engine that is given nothing.

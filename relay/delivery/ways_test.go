@@ -392,6 +392,20 @@ func TestP12StaysWith(t *testing.T) {
 	})
 }
 
+// TestRecordWays: under the strict gate the way of each dot is recorded.
+func TestRecordWays(t *testing.T) {
+	t.Parallel()
+	server := smtptest.Start(t, smtptest.Config{})
+	q := newFakeQueue()
+	e := startEngine(t, q, Config{Routes: several{wayTo("a", server)}, RecordWays: true})
+	d := message(t, "x@one.test")
+	e.Take(d)
+	q.waitEnded(t, 1)
+	if o := q.outcome(t, d, 0); o.Result != queue.Delivered || !slices.Equal(q.gated, []string{"a"}) {
+		t.Errorf("%+v, the gate was told of %q", o, q.gated)
+	}
+}
+
 // TestOnlyTheRestGoesOn: recipients part at the first way, and divide at the second by its
 // transactions.
 func TestOnlyTheRestGoesOn(t *testing.T) {

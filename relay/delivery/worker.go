@@ -276,7 +276,7 @@ func (w *worker) dropConn() {
 func (w *worker) askGate() error {
 	w.talking.Store(false) // from here on only this worker knows the outcome
 	way := ""
-	if w.job.route != 0 {
+	if w.job.route != 0 || w.d.e.cfg.RecordWays {
 		way = w.job.name
 	}
 	w.gate = w.d.e.cfg.Queue.Gate(w.ctx, w.job.Delivery, numbers(w.job.rcpts), way)

@@ -93,6 +93,10 @@ const (
 	Failed    Result = "failed"
 )
 
+// DoubtWait is the least wait of mail in doubt before it is tried again: a server that has it may
+// need a while to know it.
+const DoubtWait = 15 * time.Minute
+
 // Outcome is the end of one attempt for one recipient. Log line, retry, notice and
 // trace are projections of it.
 type Outcome struct {
@@ -146,6 +150,7 @@ type NoticeKind string
 
 const (
 	NoticeFailure NoticeKind = "failure"
+	NoticeDoubt   NoticeKind = "doubt" // may have been delivered, and is not sent again
 	NoticeDelay   NoticeKind = "delay"
 	NoticeSuccess NoticeKind = "success" // relayed to a server that offers no DSN
 )

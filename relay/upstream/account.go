@@ -10,6 +10,7 @@ import (
 
 	"github.com/emersion/go-sasl"
 
+	"postern/auth"
 	"postern/internal/refusal"
 	"postern/relay/smtp"
 	"postern/relay/upstream/oauth"
@@ -47,6 +48,7 @@ type Account struct {
 	TLSName        string       // that its certificate must have; "": Host
 	TLSPins        string       // of PinsFrom: one of these keys, whoever certifies it; "": none
 	Mechanism      string       // the only one of AUTH that is used, of Mechanisms; "": what the server takes
+	InDoubt        string       // what becomes of mail that it may have, of auth.DoubtPolicies; "": the first
 	Origin
 
 	Replies *Replies // what its replies mean
@@ -62,6 +64,7 @@ func (a *Account) OAuth() oauth.Account {
 func (a Account) Equal(b Account) bool {
 	a.Replies, b.Replies = nil, nil
 	a.Senders, b.Senders = "", ""
+	a.InDoubt, b.InDoubt = "", ""
 	return a == b
 }
 
@@ -146,6 +149,9 @@ func (a Account) Validate() error {
 		if limit.n < 0 || limit.n > limit.most {
 			return refusal.Invalid("%d %s: not between 0 and %d", limit.n, limit.what, limit.most)
 		}
+	}
+	if err := auth.CheckDoubtPolicy(a.InDoubt); err != nil {
+		return refusal.Invalid("%v", err)
 	}
 	if err := a.validateOrigin(); err != nil {
 		return err

@@ -62,6 +62,7 @@ type Listed struct {
 	TLSName        string     `json:"tls_name,omitempty"`
 	TLSPins        string     `json:"tls_pins,omitempty"` // with commas between them
 	Mechanism      string     `json:"auth_mechanism,omitempty"`
+	InDoubt        string     `json:"in_doubt,omitempty"` // retry, hold or notice; "": retry
 	Origin
 	PausedAt  *time.Time `json:"paused_at,omitempty"`
 	CreatedAt time.Time  `json:"created_at"`
@@ -78,7 +79,7 @@ func (a *Account) settings() []setting {
 	return []setting{
 		{"host", &a.Host}, {"port", &a.Port}, {"tls", &a.TLS}, {"username", &a.Username}, {"ca", &a.CA}, {"preset", &a.Preset},
 		{"max_connections", &a.MaxConnections}, {"max_messages", &a.MaxMessages}, {"max_recipients", &a.MaxRecipients},
-		{"idle_seconds", &a.IdleSeconds}, {"tls_name", &a.TLSName}, {"tls_pins", &a.TLSPins}, {"mechanism", &a.Mechanism},
+		{"idle_seconds", &a.IdleSeconds}, {"tls_name", &a.TLSName}, {"tls_pins", &a.TLSPins}, {"mechanism", &a.Mechanism}, {"in_doubt", &a.InDoubt},
 		{"source", &a.Source}, {"ip", &a.IP}, {"hello", &a.Hello}, {"senders", &a.Senders}, {"rewrite_sender", &a.RewriteSender},
 		{"oauth", &a.Grant.Kind},
 	}
@@ -138,7 +139,7 @@ func (a Account) detail() map[string]any {
 		"preset": a.Preset, "max_connections": a.MaxConnections, "max_messages": a.MaxMessages, "max_recipients": a.MaxRecipients,
 		"oauth": a.Grant.Kind, "expires": a.SecretExpires, "senders": a.Senders, "rewrite_sender": a.RewriteSender,
 		"idle_seconds": a.IdleSeconds, "tls_name": a.TLSName, "tls_pins": a.TLSPins,
-		"auth_mechanism": a.Mechanism, "source": a.Source, "ip": a.IP, "hello": a.Hello}
+		"auth_mechanism": a.Mechanism, "in_doubt": a.InDoubt, "source": a.Source, "ip": a.IP, "hello": a.Hello}
 }
 
 // seal seals what the account is proved by, nil if there is nothing.
@@ -250,7 +251,7 @@ func unknownName(name string) error {
 
 const listAccounts = `
 select name, host, port, tls, username, oauth, ` + secretExpires + `, ca <> '', preset, max_connections, max_messages, max_recipients,
-	string_to_array(senders, ' '), rewrite_sender, idle_seconds, tls_name, tls_pins, mechanism, source, ip, hello, paused_at, created_at
+	string_to_array(senders, ' '), rewrite_sender, idle_seconds, tls_name, tls_pins, mechanism, in_doubt, source, ip, hello, paused_at, created_at
 from upstream order by name`
 
 // List lists all accounts by name.

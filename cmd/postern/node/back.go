@@ -58,7 +58,8 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 			Log: n.Log, Guard: n.guard, Events: n.mail, Hello: n.hostname, Self: own,
 			Connections: d.Connections, MXConnections: d.Connections, PerConnection: d.MessagesPerConn,
 			MaxOpen: n.descriptors().Deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
-			Origin: d.Origin(), MXPort: d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
+			RecordWays: n.Config.Queue.Gate == "strict",
+			Origin:     d.Origin(), MXPort: d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
 		}),
 		bouncer: bounce.New(bounce.Config{Queue: n.queue, Hostname: n.hostname, Mail: n.mail, Log: n.Log}),
 	}, nil
