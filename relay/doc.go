@@ -8,7 +8,7 @@
 //	maillog       one typed function for each mail event
 //	queue         the durable queue in Postgres: accept, own, settle
 //	queue/content the octets of messages, in pieces
-//	queue/desk    its tables for people: list, trace, hold, release, cancel
+//	queue/desk    its tables for people: list, trace, hold, release, cancel, resolve
 //	queue/reserve room on the database's disk, kept for outcomes
 //	anomaly       holds the mail of a user whose account looks stolen
 //	retention     what is kept, and for how long

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"postern/auth"
 	"postern/cmd/postern/screen"
 	"postern/cmd/postern/secret"
 	"postern/internal/refusal"
@@ -35,7 +36,7 @@ var tlsModes = []string{string(upstream.TLSNone), string(upstream.TLSOpportunist
 // upstreamFlags are the settings of an upstream.
 type upstreamFlags struct {
 	host, mode, preset, username, caFile, expires string
-	tlsName, mechanism, idle                      string
+	tlsName, mechanism, idle, inDoubt             string
 	pins                                          []string
 	origin                                        upstream.Origin
 	from                                          secret.Source
@@ -65,6 +66,7 @@ func (u *upstreamFlags) flags(cmd *cobra.Command) {
 	_ = cmd.RegisterFlagCompletionFunc("auth-mechanism", cobra.FixedCompletions([]string{"auto", "plain", "login", "xoauth2", "oauthbearer"}, cobra.ShellCompDirectiveNoFileComp))
 	f.IntVar(&u.connections, "connections", 0, "concurrent connections from each node (default: delivery.connections)")
 	f.IntVar(&u.messages, "messages-per-connection", 0, "messages over one connection (default: delivery.messages_per_connection)")
+	doubtFlag(cmd, &u.inDoubt)
 	f.StringSliceVar(&u.senders, "senders", nil, "`patterns` of addresses that it may send as, like those of 'postern sender allow', or domains (default: all)")
 	f.StringVar(&u.rewriteSender, "rewrite-sender", "", "`address` that sends instead, in the envelope and in From")
 	f.IntVar(&u.recipients, "recipients-per-transaction", 0, "recipients of one transaction (default 100)")
@@ -127,6 +129,7 @@ func (u *upstreamFlags) apply(cmd *cobra.Command, to *upstream.Account) error {
 	}
 	for name, value := range map[string]struct{ from, to *string }{
 		"tls-name": {&u.tlsName, &to.TLSName}, "source": {&u.origin.Source, &to.Source}, "ip": {&u.origin.IP, &to.IP}, "hello": {&u.origin.Hello, &to.Hello},
+		"in-doubt": {&u.inDoubt, &to.InDoubt},
 	} {
 		if given(name) {
 			*value.to = *value.from
@@ -217,7 +220,11 @@ Mail whose sender is not among --senders goes another way of its route. With
 --rewrite-sender the address takes the place of the sender in the envelope and of the
 address in From, whose name stays. Replies still go to the author: Reply-To gets the former
 From unless there is one, and Sender is removed. Bounces from later servers go to the new
-address. The null sender of notices stays.`,
+address. The null sender of notices stays.
+
+--in-doubt is for mail that may have been delivered, since the connection broke before the
+smarthost confirmed it, unless its user has a setting of its own:
+` + doubtPoliciesHelp[1:],
 		Example: `  postern upstream add out --host smtp.example.net:587 --tls require
   postern upstream add m365 --preset m365 --username relay@example.com --password-stdin <password.txt
   postern upstream add m365 --preset m365 --username relay@example.com --oauth client-credentials --tenant example.com --client-id ID --client-secret-stdin <secret.txt
@@ -462,6 +469,7 @@ func (a *app) printUpstream(u upstream.Listed) error {
 	if u.RewriteSender != "" {
 		t.Add("sends as", u.RewriteSender)
 	}
+	t.Add("in doubt", cmp.Or(u.InDoubt, auth.DoubtPolicies()[0]))
 	t.Add("state", upstreamState(u))
 	t.Add("added", screen.LocalTime(u.CreatedAt))
 	return t.Print(a.stdout)
@@ -510,8 +518,8 @@ func (a *app) upstreamRemoveCmd() *cobra.Command {
 				return err
 			}
 			if staying > 0 {
-				return refusal.Invalid("%d recipients stay with upstream %q, which may have delivered to them: see 'postern queue list --upstream %[2]s'; "+
-					"'queue retry' them, or 'queue cancel' them, first", staying, args[0])
+				return refusal.Invalid("%d recipients stay with upstream %q, which may have delivered to them: see 'postern queue list --upstream %[2]s --in-doubt', "+
+					"and 'postern queue resolve' them first", staying, args[0])
 			}
 			if err := users.upstreams(nil).Remove(ctx, args[0]); err != nil {
 				return err

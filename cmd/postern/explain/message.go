@@ -64,9 +64,10 @@ type messageStep struct {
 type messageWay struct {
 	Recipient string    `json:"recipient"`
 	Route     int64     `json:"route,omitempty"`
-	Via       string    `json:"via,omitempty"`     // the first that can be used: an upstream, or mx
-	Trouble   string    `json:"trouble,omitempty"` // why there is no way, or none that can be told here
-	Ways      []wayView `json:"ways"`              // of the route, in their order
+	Via       string    `json:"via,omitempty"`      // the first that can be used: an upstream, or mx
+	Trouble   string    `json:"trouble,omitempty"`  // why there is no way, or none that can be told here
+	InDoubt   string    `json:"in_doubt,omitempty"` // what becomes of it if Via does not confirm it: retry, hold or notice
+	Ways      []wayView `json:"ways"`               // of the route, in their order
 }
 
 // identity is whose the header would say that the message is; nobody's for a bounce.
@@ -195,6 +196,7 @@ func (e *Message) ways(ctx context.Context, routes *route.Table, q Question) {
 			way.Trouble = "it would wait: " + err.Error()
 		default:
 			way.Via = first.Name
+			way.InDoubt = cmp.Or(q.User.InDoubt, inDoubt(first), auth.DoubtPolicies()[0])
 		}
 		way.Route, way.Ways = d.Route, wayViews(d)
 		e.Routes = append(e.Routes, way)
@@ -229,6 +231,9 @@ func (e *Message) Print(to io.Writer) error {
 		via := w.Trouble
 		if via == "" || len(w.Ways) > 1 {
 			via = waysText(w.Ways)
+		}
+		if w.InDoubt != "" && w.InDoubt != auth.DoubtPolicies()[0] {
+			via += "; in doubt: " + w.InDoubt
 		}
 		t.Add(w.Recipient, number, via)
 	}

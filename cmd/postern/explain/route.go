@@ -60,6 +60,14 @@ func wayTrouble(err error) string {
 	return err.Error()
 }
 
+// inDoubt is what a way has for mail that it may have; "": nothing.
+func inDoubt(w route.Way) string {
+	if w.Upstream == nil {
+		return ""
+	}
+	return w.Upstream.InDoubt
+}
+
 // waysText are all ways in a line.
 func waysText(views []wayView) string {
 	texts := make([]string, len(views))

@@ -135,6 +135,17 @@ func (s *Story) printLosses(w io.Writer) (lost bool) {
 	return lost
 }
 
+// printDoubt says what may have become of a recipient's mail, and what ends the doubt.
+func (s *Story) printDoubt(w io.Writer, e desk.Entry) {
+	then := "is held until somebody says so"
+	if e.State == desk.StateWaiting {
+		then = "is sent there again at " + screen.LocalTime(e.NextAttemptAt)
+	}
+	to := screen.Printable(e.Recipient)
+	fmt.Fprintf(w, "\nThe mail for %s may have been delivered by way of %s, and %s. If you know:\n"+
+		"'postern queue resolve %s --recipient %s' with --delivered, or with --resend.\n", to, e.StaysWith, then, s.Message.ID, to)
+}
+
 // printWhyHeld says which holds are the reason why mail waits, and what ends them.
 func (s *Story) printWhyHeld(w io.Writer) {
 	held := 0
@@ -143,6 +154,8 @@ func (s *Story) printWhyHeld(w io.Writer) {
 		case e.SetAside != "":
 			fmt.Fprintf(w, "\nThe mail for %s cannot be sent: %s.\n'postern queue release %s' tries again, 'queue cancel' throws it away.\n",
 				screen.Printable(e.Recipient), screen.Printable(e.SetAside), s.Message.ID)
+		case e.Doubt != "" && (e.State == desk.StateHeld || e.State == desk.StateWaiting):
+			s.printDoubt(w, e)
 		case e.State == desk.StateHeld:
 			held++
 		}
