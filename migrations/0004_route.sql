@@ -18,6 +18,7 @@ create table upstream (
 	max_connections integer     not null default 0 check (max_connections >= 0),
 	max_messages    integer     not null default 0 check (max_messages >= 0),   -- over one connection
 	max_recipients  integer     not null default 0 check (max_recipients >= 0), -- in one transaction
+	budget          text        not null default '', -- how much it may be given by all nodes, as relay/upstream/budget reads it
 	paused_at       timestamptz,                     -- its mail waits since
 	created_at      timestamptz not null default now(),
 	check ((username = '') = (password is null)),

@@ -18,6 +18,7 @@
 //	seal          secrets that the database must not reveal
 //	upstream      accounts with the smarthosts
 //	upstream/oauth  access tokens for their accounts, shared by all nodes
+//	upstream/budget what they may be given, shared by all nodes
 //	route         the rules that choose the way of a recipient
 //	delivery      sending to upstreams and to MX
 //	bounce        RFC 3464 notices

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"postern/internal/refusal"
+	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
 )
 
@@ -36,6 +37,7 @@ type Account struct {
 	MaxConnections int         // concurrent ones of each node; 0: the default
 	MaxMessages    int         // over one connection; 0: the default
 	MaxRecipients  int         // in one transaction; 0: the default
+	Budget         string      // of all nodes, as package budget reads it; "" for none
 
 	Replies *Replies // what its replies mean
 }
@@ -68,6 +70,7 @@ func (a *Account) Fill() error {
 	a.MaxConnections = cmp.Or(a.MaxConnections, p.MaxConnections)
 	a.MaxMessages = cmp.Or(a.MaxMessages, p.MaxMessages)
 	a.MaxRecipients = cmp.Or(a.MaxRecipients, p.MaxRecipients)
+	a.Budget = cmp.Or(a.Budget, p.Budget)
 	return nil
 }
 
@@ -117,6 +120,9 @@ func (a Account) Validate() error {
 		if limit.n < 0 || limit.n > limit.most {
 			return refusal.Invalid("%d %s: not between 0 and %d", limit.n, limit.what, limit.most)
 		}
+	}
+	if _, err := budget.Parse(a.Budget); err != nil {
+		return err
 	}
 	if err := a.validateTLS(); err != nil {
 		return err

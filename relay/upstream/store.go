@@ -17,6 +17,7 @@ import (
 	"postern/internal/pg"
 	"postern/internal/refusal"
 	"postern/relay/seal"
+	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
 )
 
@@ -56,13 +57,14 @@ type Listed struct {
 	MaxConnections int        `json:"max_connections"` // 0: the default
 	MaxMessages    int        `json:"max_messages"`    // 0: the default
 	MaxRecipients  int        `json:"max_recipients"`  // 0: the default
+	Budget         string     `json:"budget,omitempty"`
 	PausedAt       *time.Time `json:"paused_at,omitempty"`
 	CreatedAt      time.Time  `json:"created_at"`
 }
 
 const addAccount = `
-insert into upstream (name, host, port, tls, username, password, ca, preset, max_connections, max_messages, max_recipients, oauth, secret_expires)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, nullif($13, '')::date)`
+insert into upstream (name, host, port, tls, username, password, ca, preset, max_connections, max_messages, max_recipients, oauth, secret_expires, budget)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, nullif($13, '')::date, $14)`
 
 // Add adds an account; its password is sealed first. Errors: refusal.ErrInvalid, refusal.ErrExists.
 func (s *Store) Add(ctx context.Context, a Account) error {
@@ -75,7 +77,10 @@ func (s *Store) Add(ctx context.Context, a Account) error {
 	}
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, addAccount, a.Name, a.Host, a.Port, string(a.TLS), a.Username, sealed, a.CA, a.Preset,
-			a.MaxConnections, a.MaxMessages, a.MaxRecipients, string(a.Grant.Kind), a.SecretExpires)
+			a.MaxConnections, a.MaxMessages, a.MaxRecipients, string(a.Grant.Kind), a.SecretExpires, a.Budget)
+		if err == nil {
+			err = knownZones(ctx, tx, a.Budget)
+		}
 		if err != nil {
 			return err
 		}
@@ -84,17 +89,30 @@ func (s *Store) Add(ctx context.Context, a Account) error {
 	if pg.Code(err) == pg.UniqueViolation {
 		return refusal.Exists("an upstream named %q exists already", a.Name)
 	}
-	if err != nil {
+	if err != nil && !refusal.Is(err) {
 		return fmt.Errorf("add upstream: %w", err)
 	}
-	return nil
+	return err
+}
+
+// knownZones refuses a budget with a zone that the database does not know.
+func knownZones(ctx context.Context, db pg.DB, setting string) error {
+	limits, err := budget.Parse(setting)
+	if err != nil {
+		return err
+	}
+	unknown, err := budget.Unknown(ctx, db, limits)
+	if err == nil && len(unknown) > 0 {
+		err = refusal.Invalid("the database knows no time zone %s; write it like Europe/Berlin", quoteAll(unknown))
+	}
+	return err
 }
 
 // detail is the account for the audit.
 func (a Account) detail() map[string]any {
 	return map[string]any{"host": a.Host, "port": a.Port, "tls": a.TLS, "username": a.Username, "custom_ca": a.CA != "",
 		"preset": a.Preset, "max_connections": a.MaxConnections, "max_messages": a.MaxMessages, "max_recipients": a.MaxRecipients,
-		"oauth": a.Grant.Kind, "expires": a.SecretExpires}
+		"oauth": a.Grant.Kind, "expires": a.SecretExpires, "budget": a.Budget}
 }
 
 // seal seals what the account is proved by, nil if there is nothing.
@@ -119,12 +137,12 @@ func (s *Store) seal(a Account) ([]byte, error) {
 }
 
 const accountForChange = `
-select host, port, tls, username, password, ca, preset, max_connections, max_messages, max_recipients, oauth, coalesce(secret_expires::text, '')
+select host, port, tls, username, password, ca, preset, max_connections, max_messages, max_recipients, oauth, coalesce(secret_expires::text, ''), budget
 from upstream where name = $1 for update`
 
 const changeAccount = `
 update upstream set host = $2, port = $3, tls = $4, username = $5, password = $6, ca = $7, preset = $8,
-	max_connections = $9, max_messages = $10, max_recipients = $11, oauth = $12, secret_expires = nullif($13, '')::date,
+	max_connections = $9, max_messages = $10, max_recipients = $11, oauth = $12, budget = $14, secret_expires = nullif($13, '')::date,
 	secret_told = case when secret_expires is not distinct from nullif($13, '')::date then secret_told end
 where name = $1`
 
@@ -139,7 +157,7 @@ func (s *Store) Change(ctx context.Context, name string, change func(*Account) e
 		a = Account{Name: name}
 		var sealed []byte
 		err := tx.QueryRow(ctx, accountForChange, name).Scan(&a.Host, &a.Port, &a.TLS, &a.Username, &sealed, &a.CA, &a.Preset,
-			&a.MaxConnections, &a.MaxMessages, &a.MaxRecipients, &a.Grant.Kind, &a.SecretExpires)
+			&a.MaxConnections, &a.MaxMessages, &a.MaxRecipients, &a.Grant.Kind, &a.SecretExpires, &a.Budget)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return unknownName(name)
 		}
@@ -154,7 +172,10 @@ func (s *Store) Change(ctx context.Context, name string, change func(*Account) e
 			return err
 		}
 		_, err = tx.Exec(ctx, changeAccount, name, a.Host, a.Port, string(a.TLS), a.Username, sealed, a.CA, a.Preset,
-			a.MaxConnections, a.MaxMessages, a.MaxRecipients, string(a.Grant.Kind), a.SecretExpires)
+			a.MaxConnections, a.MaxMessages, a.MaxRecipients, string(a.Grant.Kind), a.SecretExpires, a.Budget)
+		if err == nil {
+			err = knownZones(ctx, tx, a.Budget)
+		}
 		if err != nil {
 			return err
 		}
@@ -207,7 +228,7 @@ func unknownName(name string) error {
 
 const listAccounts = `
 select name, host, port, tls, username, oauth, coalesce(secret_expires::text, ''), ca <> '', preset, max_connections, max_messages, max_recipients,
-	paused_at, created_at
+	budget, paused_at, created_at
 from upstream order by name`
 
 // List lists all accounts by name.
@@ -223,6 +244,19 @@ func (s *Store) List(ctx context.Context) ([]Listed, error) {
 	return list, nil
 }
 
+// Budgets returns what is used of the budgets of all upstreams.
+func (s *Store) Budgets(ctx context.Context) ([]budget.Usage, error) {
+	list, err := s.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	settings := map[string]string{}
+	for _, u := range list {
+		settings[u.Name] = u.Budget
+	}
+	return budget.Read(ctx, s.pool, settings)
+}
+
 // Named returns one of List. Errors: refusal.ErrNotFound.
 func (s *Store) Named(ctx context.Context, name string) (Listed, error) {
 	list, err := s.List(ctx)
@@ -236,7 +270,7 @@ func (s *Store) Named(ctx context.Context, name string) (Listed, error) {
 }
 
 const loadAccounts = `
-select name, host, port, tls, username, password, ca, preset, max_connections, max_messages, max_recipients, oauth, coalesce(secret_expires::text, ''), paused_at
+select name, host, port, tls, username, password, ca, preset, max_connections, max_messages, max_recipients, oauth, coalesce(secret_expires::text, ''), budget, paused_at
 from upstream`
 
 // Loaded is an account with its password, or why it cannot be used.
@@ -271,7 +305,7 @@ func (s *Store) Load(ctx context.Context, db pg.DB) (map[string]*Loaded, error) 
 	var sealed []byte
 	var paused *time.Time
 	_, err = pgx.ForEachRow(rows, []any{&a.Name, &a.Host, &a.Port, &a.TLS, &a.Username, &sealed, &a.CA, &a.Preset,
-		&a.MaxConnections, &a.MaxMessages, &a.MaxRecipients, &a.Grant.Kind, &a.SecretExpires, &paused}, func() error {
+		&a.MaxConnections, &a.MaxMessages, &a.MaxRecipients, &a.Grant.Kind, &a.SecretExpires, &a.Budget, &paused}, func() error {
 		a.Replies = tableOf(a.Preset, added[a.Name])
 		l := s.open(a, sealed)
 		if paused != nil && l.Err == nil {
