@@ -173,6 +173,9 @@ func (d *destination) hindrance(j *job) (t *trouble, until time.Time) {
 
 // add gives the destination a job. Only the dispatcher calls it.
 func (d *destination) add(j *job, up *upstream.Account) {
+	if d.outOfBudget(j, up) {
+		return
+	}
 	d.mu.Lock()
 	d.update(up)
 	t, until := d.hindrance(j)
@@ -540,11 +543,11 @@ func (d *destination) connectFailed(t *trouble, since int) {
 	switch {
 	case t.permanent:
 		victims = d.waiting.drain()
-	case t.crowded:
+	case t.crowded && (t.wait == nil || d.live == 0):
 		crowd := d.waiting.drain()
 		d.mu.Unlock()
 		for _, j := range crowd {
-			d.e.release(j, turnedAwayWait)
+			d.turnedAway(j, t)
 		}
 		return
 	case d.e.closing.Load():

@@ -47,13 +47,14 @@ type Ledger interface {
 
 // Config configures an Engine. Zero values take the defaults named.
 type Config struct {
-	Queue  Queue
-	Routes route.Resolver
-	Tokens Tokens        // nil: upstreams that need one have none
-	DNS    Resolver      // net.Resolver, without the C library
-	Log    *slog.Logger  // for trouble of the engine itself
-	Guard  *panics.Guard // keeps what panics from ending the process; may be nil
-	Events *maillog.Logger
+	Queue   Queue
+	Routes  route.Resolver
+	Tokens  Tokens        // nil: upstreams that need one have none
+	Budgets Budgets       // nil: upstreams have none
+	DNS     Resolver      // net.Resolver, without the C library
+	Log     *slog.Logger  // for trouble of the engine itself
+	Guard   *panics.Guard // keeps what panics from ending the process; may be nil
+	Events  *maillog.Logger
 
 	Hello string // this node's host name: EHLO, and to find loops
 	// Self are the addresses of this node's listeners. An unspecified address

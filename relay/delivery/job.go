@@ -9,6 +9,7 @@ import (
 	"postern/relay/queue"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
+	"postern/relay/upstream/budget"
 )
 
 // parcel is a delivery whose jobs are under way.
@@ -83,10 +84,14 @@ func (e *Engine) dispatch(d *queue.Delivery) {
 
 // perTransaction is the most recipients of one transaction.
 func (e *Engine) perTransaction(u *upstream.Account) int {
+	most := e.cfg.PerTransaction
 	if u != nil && u.MaxRecipients > 0 {
-		return u.MaxRecipients
+		most = u.MaxRecipients
 	}
-	return e.cfg.PerTransaction
+	if e.budgeted(u) {
+		most = budget.Fits(u.Budget, most)
+	}
+	return most
 }
 
 // assign makes the jobs of one way, of at most perTransaction recipients each.

@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"context"
 	"errors"
 	"time"
 
@@ -22,15 +23,18 @@ const (
 type userOf int64
 
 // enter takes a part of the connections for the address of an MX. An upstream's address
-// was chosen by an administrator and is bounded by its own number of connections.
-func (d *dialer) enter(to target) bool {
-	return d.slots == nil || to.upstream != nil || d.slots.Join(1, share.Network(to.addr.Addr()))
-}
-
-func (d *dialer) leave(to target) {
-	if d.slots != nil && to.upstream == nil {
-		d.slots.Leave(1, share.Network(to.addr.Addr()))
+// was chosen by an administrator and is bounded by its own number of connections, and by its
+// budget. leave gives the part back.
+func (d *dialer) enter(ctx context.Context, to target) (leave func(), t *trouble) {
+	switch {
+	case d.slots == nil:
+		return func() {}, nil
+	case to.upstream != nil:
+		return d.session(ctx, to.upstream)
+	case !d.slots.Join(1, share.Network(to.addr.Addr())):
+		return nil, crowdedTrouble(to)
 	}
+	return func() { d.slots.Leave(1, share.Network(to.addr.Addr())) }, nil
 }
 
 // crowdedTrouble is that of an address which has all the connections that it may.

@@ -104,7 +104,7 @@ func (w *walk) next(ctx context.Context) (*conn, *trouble) {
 		if c != nil {
 			return c, nil
 		}
-		if t != nil && isOurs(t.err) {
+		if t != nil && (isOurs(t.err) || t.wait != nil) {
 			return nil, t // says nothing about this host, nor about others
 		}
 		if t != nil && t.outranks(worst) {
@@ -124,13 +124,14 @@ func (w *walk) next(ctx context.Context) (*conn, *trouble) {
 func (w *walk) try(ctx context.Context) (*conn, *trouble) {
 	to := target{host: w.host.host, addr: netip.AddrPortFrom(w.addrs[0], uint16(w.port())), upstream: w.upstream, progress: w.progress}
 	w.addrs = w.addrs[1:]
-	if !w.d.enter(to) {
-		return nil, crowdedTrouble(to)
+	leave, crowd := w.d.enter(ctx, to)
+	if crowd != nil {
+		return nil, crowd
 	}
 	var c *conn
 	defer func() { // also after a panic
 		if c == nil {
-			w.d.leave(to)
+			leave()
 		}
 	}()
 	w.tries++
@@ -143,7 +144,7 @@ func (w *walk) try(ctx context.Context) (*conn, *trouble) {
 	}
 	w.sessions++
 	c.walk = *w
-	c.leave = func() { w.d.leave(to) }
+	c.leave = leave
 	return c, nil
 }
 

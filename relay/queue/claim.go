@@ -252,6 +252,9 @@ func (c *claims) forget(domains []string, rows []claimedRow, want ClaimRequest) 
 // message's text and not in answer to a command.
 const MidText = " (said in the middle of the message)"
 
+// WaitedFor begins the text of an Outcome's Reply for a recipient that waits for a budget.
+const WaitedFor = "waits for the budget "
+
 type claimedRow struct {
 	id  ID
 	key string
@@ -296,7 +299,7 @@ func (c *claims) take(ctx context.Context, conn *pgx.Conn, want ClaimRequest, do
 		var left *float64
 		r := &c.r
 		err := row.Scan(&c.id, &r.N, &c.key, &r.Address.Local, &r.Address.Domain, &notify, &r.ORcptType, &r.ORcpt, &r.Attempts,
-			&r.PossibleDuplicate, &r.DelayNoticed, &left, &r.LastCode, &r.LastMidText)
+			&r.PossibleDuplicate, &r.DelayNoticed, &left, &r.LastCode, &r.LastMidText, &r.Waited)
 		r.Notify = smtp.Notify(notify)
 		switch c.bad = faultOf(r.Address, r.ORcptType, r.ORcpt); {
 		case left == nil:

@@ -27,7 +27,8 @@ func Way(upstream, domainKey string) string {
 	return "upstream " + upstream
 }
 
-// Recovered makes mail due that was deferred as Suspended for a way that works again. It does
+// Recovered makes mail due that was deferred as Suspended for a way that works again, or with it
+// as WaitsFor. It does
 // not wait; it retries while the database is away.
 func (q *Queue) Recovered(way string) {
 	r := &q.recovered

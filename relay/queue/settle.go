@@ -415,7 +415,7 @@ func (c *endings) addAttempt(e *ending) {
 	c.tls, c.via = append(c.tls, pg.Storable(e.TLS)), append(c.via, pg.Storable(e.Upstream))
 	c.unknown, c.passed = append(c.unknown, e.Unknown), append(c.passed, e.DSNPassed)
 	c.retry, c.released = append(c.retry, max(e.RetryIn, 0)), append(c.released, e.release)
-	waits := ""
+	waits := e.WaitsFor
 	if e.Suspended {
 		waits = Way(e.Upstream, e.Recipient.DomainKey())
 	}

@@ -67,6 +67,7 @@ type Recipient struct {
 	Attempts          int  // attempts finished before this one
 	LastCode          int  // code of the last attempt's reply; 0 before the first
 	LastMidText       bool // that reply was MidText
+	Waited            bool // it waited for a budget last: its reply begins with WaitedFor
 	PossibleDuplicate bool // an earlier attempt may have delivered
 	DelayNoticed      bool
 	Expires           time.Duration // time left of its lifetime at the claim; ≤ 0: it is over
@@ -119,6 +120,9 @@ type Outcome struct {
 	// Suspended says that a Deferred recipient waits only for the suspension of its
 	// destination to end: it is due when the destination has Recovered.
 	Suspended bool
+	// WaitsFor is what a Deferred recipient waits for that is not suspended: it is due when this
+	// has Recovered. "": nothing but its time.
+	WaitsFor string
 	// NotAnAttempt records nothing in the history and counts no attempt: the
 	// recipient goes back to waiting (no route, destination busy or suspended).
 	NotAnAttempt bool

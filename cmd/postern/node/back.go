@@ -16,6 +16,7 @@ import (
 	"postern/relay/route"
 	"postern/relay/seal"
 	"postern/relay/upstream"
+	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
 )
 
@@ -25,10 +26,11 @@ type back struct {
 	engine  *delivery.Engine
 	bouncer *bounce.Bouncer
 	tokens  *oauth.Tokens
+	budgets *budget.Budgets
 	secrets *secrets
 
-	stopNotices context.CancelFunc
-	notices     sync.WaitGroup
+	stopNotices, stopBudgets context.CancelFunc
+	notices, spending        sync.WaitGroup
 }
 
 // newBack makes the engine. It sends nothing to own, where this node listens itself.
@@ -51,10 +53,14 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 	if err != nil {
 		return nil, err
 	}
+	budgets := budget.New(budget.Config{
+		DB: pool, Epoch: n.queue.Epoch, Log: n.Log,
+		Changed: func(upstream string) { n.queue.Recovered(budget.Way(upstream)) },
+	})
 	return &back{
-		node: n, tokens: tokens, secrets: &secrets{node: n, store: accounts},
+		node: n, tokens: tokens, budgets: budgets, secrets: &secrets{node: n, store: accounts},
 		engine: delivery.New(delivery.Config{
-			Queue: n.queue, Routes: route.NewTable(rules, accounts, 0), Tokens: tokens, DNS: config.Resolver(d.DNSServer),
+			Queue: n.queue, Routes: route.NewTable(rules, accounts, 0), Tokens: tokens, Budgets: budgets, DNS: config.Resolver(d.DNSServer),
 			Log: n.Log, Guard: n.guard, Events: n.mail, Hello: n.hostname, Self: own,
 			Connections: d.Connections, MXConnections: d.Connections, PerConnection: d.MessagesPerConn,
 			MaxOpen: n.descriptors().Deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
@@ -93,11 +99,17 @@ func (n *Node) lookAtRoutes(ctx context.Context, rules *route.Store, accounts *u
 }
 
 func (b *back) start() {
-	b.engine.Start()
 	ctx, stop := context.WithCancel(context.Background())
+	b.stopBudgets = stop
+	b.spending.Go(func() { b.node.guard.Keep(ctx, "budgets of upstreams", func() { b.budgets.Run(ctx) }) })
+	b.engine.Start()
+	ctx, stop = context.WithCancel(context.Background())
 	b.stopNotices = stop
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "notices", func() { b.bouncer.Run(ctx) }) })
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "secrets of upstreams", func() { b.secrets.run(ctx) }) })
+	b.notices.Go(func() {
+		b.node.guard.Keep(ctx, "what is used of budgets", func() { b.secrets.watchBudgets(ctx) })
+	})
 }
 
 // rebound takes over what a reload can change of the delivery.
@@ -115,7 +127,9 @@ func (b *back) endNotices(ctx context.Context) error {
 }
 
 // endDelivery ends the conversations, and then waits for tokens that were asked for: what an
-// authority gives may be the last refresh token.
+// authority gives may be the last refresh token. The rest of the budgets is given back.
 func (b *back) endDelivery(ctx context.Context) error {
-	return errors.Join(b.engine.Shutdown(ctx), b.tokens.Close(ctx))
+	err := b.engine.Shutdown(ctx)
+	b.stopBudgets()
+	return errors.Join(err, b.tokens.Close(ctx), await.All(ctx, b.spending.Wait))
 }

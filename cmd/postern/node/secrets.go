@@ -12,13 +12,55 @@ import (
 const (
 	secretsEvery = time.Minute
 	secretsTime  = 10 * time.Second
+	budgetsEvery = 10 * time.Second
 )
 
-// secrets looks after what upstream accounts are proved by, for the metrics and the log.
+// secrets looks after what upstream accounts are proved by, for the metrics and the log, and at
+// what is used of their budgets.
 type secrets struct {
-	node  *Node
-	store *upstream.Store
-	last  atomic.Pointer[[]admin.UpstreamSecret]
+	node    *Node
+	store   *upstream.Store
+	last    atomic.Pointer[[]admin.UpstreamSecret]
+	budgets atomic.Pointer[[]admin.UpstreamBudget]
+}
+
+func (s *secrets) spent() []admin.UpstreamBudget {
+	if last := s.budgets.Load(); last != nil {
+		return *last
+	}
+	return nil
+}
+
+// watchBudgets reads what is used, if anybody is to see it.
+func (s *secrets) watchBudgets(ctx context.Context) {
+	tick := time.NewTicker(budgetsEvery)
+	defer tick.Stop()
+	for s.node.metrics != nil {
+		if err := s.lookAtBudgets(ctx); err != nil && ctx.Err() == nil {
+			s.node.Log.Warn("the budgets of upstreams could not be looked at", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (s *secrets) lookAtBudgets(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, secretsTime)
+	defer cancel()
+	found, err := s.store.Budgets(ctx)
+	if err != nil {
+		return err
+	}
+	var list []admin.UpstreamBudget
+	for i := range found {
+		u := &found[i]
+		list = append(list, admin.UpstreamBudget{Upstream: u.Upstream, Limit: u.String(), Used: u.Used(), Most: u.Max, Waiting: u.Waiting})
+	}
+	s.budgets.Store(&list)
+	return nil
 }
 
 func (s *secrets) list() []admin.UpstreamSecret {
