@@ -19,9 +19,10 @@ type listing[T any] struct {
 	check func() error // of the flags, before the database is asked; nil for nothing
 	load  func(ctx context.Context, users *accounts, args []string, limit int) ([]T, error)
 
-	limit int                              // the default of --limit; 0: the list is never cut
-	of    string                           // what --limit counts
-	next  func(list []T, limit int) string // flags that list what a cut list leaves out; nil: not said
+	limit int                                              // the default of --limit; 0: the list is never cut
+	of    string                                           // what --limit counts
+	next  func(list []T, limit int) string                 // flags that list what a cut list leaves out; nil: not said
+	after func(ctx context.Context, users *accounts) error // prints what goes below the table; nil for nothing
 }
 
 // larger is the next of a list that has no place to go on from.
@@ -65,6 +66,11 @@ func (l listing[T]) command(a *app, cmd *cobra.Command) *cobra.Command {
 			t.columns = chosen
 			if err := t.print(a.stdout); err != nil {
 				return err
+			}
+			if l.after != nil {
+				if err := l.after(ctx, users); err != nil {
+					return err
+				}
 			}
 			if l.next != nil && len(list) == l.limit {
 				fmt.Fprintf(a.stderr, "there may be more: %s\n", l.next(list, l.limit))

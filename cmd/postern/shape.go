@@ -18,13 +18,14 @@ func (a *app) queueShapeCmd() *cobra.Command {
 			return users.queue().Shape(ctx, limit)
 		},
 		limit: 20, of: "domains",
+		after: a.budgetsBelow,
 	}.command(a, &cobra.Command{
 		Use:   "shape",
 		Short: "show for each destination how much waits, and for how long",
 		Long: `Shows the domains with the most unfinished recipients, and how many of them were
 accepted within 5 minutes, 15 minutes, an hour, 4 hours, a day, and earlier. The
 numbers of a destination in trouble grow on the right; a thief's mail goes to many
-domains, with numbers on the left.`,
+domains, with numbers on the left. Below are the upstreams for whose budget mail waits.`,
 		Args: noArguments,
 	})
 }

@@ -17,6 +17,7 @@ import (
 	"postern/internal/refusal"
 	"postern/relay/seal"
 	"postern/relay/upstream"
+	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
 )
 
@@ -31,10 +32,10 @@ var tlsModes = []string{string(upstream.TLSNone), string(upstream.TLSOpportunist
 
 // upstreamFlags are the settings of an upstream.
 type upstreamFlags struct {
-	host, mode, preset, username, caFile, expires string
-	from                                          passwordSource
-	tokens                                        grantFlags
-	connections, messages, recipients             int
+	host, mode, preset, username, caFile, expires, budget string
+	from                                                  passwordSource
+	tokens                                                grantFlags
+	connections, messages, recipients                     int
 }
 
 func (u *upstreamFlags) flags(cmd *cobra.Command) {
@@ -50,6 +51,7 @@ func (u *upstreamFlags) flags(cmd *cobra.Command) {
 	f.IntVar(&u.connections, "connections", 0, "concurrent connections from each node (default: delivery.connections)")
 	f.IntVar(&u.messages, "messages-per-connection", 0, "messages over one connection (default: delivery.messages_per_connection)")
 	f.IntVar(&u.recipients, "recipients-per-transaction", 0, "recipients of one transaction (default 100)")
+	f.StringVar(&u.budget, "budget", "", "the most that all nodes together give it, such as `'messages 30/m, recipients 10000/d, sessions 3'`; none")
 }
 
 // apply puts the flags that are given into an account, and what is not set then as the preset
@@ -82,6 +84,9 @@ func (u *upstreamFlags) apply(cmd *cobra.Command, to *upstream.Account) error {
 	}
 	if given("secret-expires") {
 		to.SecretExpires = u.expires
+	}
+	if given("budget") {
+		to.Budget = u.budget
 	}
 	for name, value := range map[string]struct{ from, to *int }{
 		"connections": {&u.connections, &to.MaxConnections}, "messages-per-connection": {&u.messages, &to.MaxMessages},
@@ -139,6 +144,11 @@ flag sets another, and its replies are known ('postern upstream reply list NAME'
   opportunistic  STARTTLS when it is offered, whatever the certificate
   require        STARTTLS with a verified certificate, or the mail waits
   implicit       TLS from the start with a verified certificate, or the mail waits
+
+--budget is what all nodes together may give it: messages and recipients in a window of s, m, h
+or d, which rolls unless a day begins at midnight in a zone (10000/d@Europe/Berlin), and
+sessions, which are connections. Mail over it waits for its turn; 'postern upstream show' says
+what is used.
 
 An account (--username with a password) needs require or implicit. Its
 password is sealed with the key in secret_key_file before it is stored. With
@@ -259,8 +269,10 @@ Another --username needs its password, or --oauth with all that belongs to it, a
 			if err != nil {
 				return err
 			}
-			return a.onUpstreams(cmd.Context(), flags.from.given() || flags.tokens.given(), func(ctx context.Context, _ *pgxpool.Pool, accounts *upstream.Store) error {
+			return a.onUpstreams(cmd.Context(), flags.from.given() || flags.tokens.given(), func(ctx context.Context, pool *pgxpool.Pool, accounts *upstream.Store) error {
+				var budget string
 				up, err := accounts.Change(ctx, args[0], func(up *upstream.Account) error {
+					budget = up.Budget
 					if err := flags.apply(cmd, up); err != nil {
 						return err
 					}
@@ -273,7 +285,10 @@ Another --username needs its password, or --oauth with all that belongs to it, a
 				if flags.tokens.given() {
 					a.hintLogin(up)
 				}
-				return err
+				if err != nil || up.Budget == budget {
+					return err
+				}
+				return a.retryWaiting(ctx, pool, fmt.Sprintf(budgetReply, up.Name), "for the budget")
 			})
 		},
 	}
@@ -304,6 +319,7 @@ func upstreamState(u upstream.Listed) string {
 // upstreamView is an upstream as 'upstream show --json' prints it.
 type upstreamView struct {
 	upstream.Listed
+	Used    []budgetView   `json:"used,omitempty"`
 	Replies []upstream.Row `json:"replies"`
 }
 
@@ -311,9 +327,10 @@ func (a *app) upstreamShowCmd() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "show NAME",
-		Short: "show a smarthost's settings, and what its replies mean",
-		Long: `Shows the settings of a smarthost, and the table by which its replies are judged, as
-'postern upstream reply list'.`,
+		Short: "show a smarthost's settings, budget, and what its replies mean",
+		Long: `Shows the settings of a smarthost; of its budget what is used and left, which node holds how
+much, when the first of it is free again, and how many recipients wait for it; and the table by
+which its replies are judged, as 'postern upstream reply list'.`,
 		Args: one("name", "the upstream's name"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
 			store := upstream.NewStore(users.pool, nil)
@@ -325,10 +342,17 @@ func (a *app) upstreamShowCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			used, err := budget.Read(ctx, users.pool, map[string]string{u.Name: u.Budget})
+			if err != nil {
+				return err
+			}
 			if asJSON {
-				return printJSON(a.stdout, upstreamView{u, replies.Rows()})
+				return printJSON(a.stdout, upstreamView{u, budgetViews(used), replies.Rows()})
 			}
 			if err := a.printUpstream(u); err != nil {
+				return err
+			}
+			if err := a.printBudget(used); err != nil {
 				return err
 			}
 			fmt.Fprintln(a.stdout)
@@ -358,10 +382,14 @@ func (a *app) printUpstream(u upstream.Listed) error {
 	t.add("connections", orDefault(u.MaxConnections))
 	t.add("messages per connection", orDefault(u.MaxMessages))
 	t.add("recipients per transaction", orDefault(u.MaxRecipients))
+	t.add("budget", screen.OrDash(u.Budget))
 	t.add("state", upstreamState(u))
 	t.add("added", screen.LocalTime(u.CreatedAt))
 	return t.print(a.stdout)
 }
+
+// budgetReply begins the last reply of recipients that wait for the budget of an upstream.
+const budgetReply = "451 4.4.5 waits for the budget of upstream %s:"
 
 // pausedReply begins the last reply of recipients that wait for a paused upstream.
 const pausedReply = "451 4.3.2 upstream %s is paused"

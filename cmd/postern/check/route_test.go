@@ -15,6 +15,7 @@ import (
 	"postern/relay/route"
 	"postern/relay/seal"
 	"postern/relay/upstream"
+	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
 )
 
@@ -130,6 +131,8 @@ func upstreamFaults() []fault {
 		{"upstream.secret-expired", "on 20", seen(func(v *mailView) {
 			v.secrets = []upstream.Secret{{Upstream: "out", Expires: time.Now().UTC().Truncate(24*time.Hour).AddDate(0, 0, -1)}}
 		})},
+		{"upstream.budget", "30 of 30 are used, and 4 recipients wait", seen(func(v *mailView) { v.budgets = spentBudget() })},
+		{"upstream.sessions", "sessions 3 for 4 nodes", seen(func(v *mailView) { v.budgets = spentBudget() })},
 		{"upstream.refuses", "554 5.7.1 go away", smarthost(func(cfg *smtptest.Config, _ *upstream.Account) {
 			cfg.Hooks = map[smtptest.Phase]smtptest.Hook{smtptest.PhaseBanner: smtptest.Always(smtptest.Reply("554 5.7.1 go away"))}
 		})},
@@ -137,6 +140,14 @@ func upstreamFaults() []fault {
 			p.c.cfg.Listeners[0].Address = "0.0.0.0:2587"
 			p.upstream(upstream.Account{Host: "127.0.0.1", Port: 2587, TLS: upstream.TLSNone})
 		}},
+	}
+}
+
+func spentBudget() []budget.Usage {
+	limits, _ := budget.Parse("messages 30/m, sessions 3")
+	return []budget.Usage{
+		{Upstream: "out", Limit: limits[0], Spent: 29, Portions: []budget.Portion{{Node: "a", N: 1}}, Waiting: 4, WaitsFrom: time.Now()},
+		{Upstream: "out", Limit: limits[1], Waiting: 4, Nodes: 4},
 	}
 }
 

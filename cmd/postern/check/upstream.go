@@ -12,9 +12,11 @@ import (
 	"postern/admin/health"
 	"postern/cmd/postern/database"
 	"postern/cmd/postern/screen"
+	"postern/policy/quota"
 	"postern/relay/delivery"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
+	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
 )
 
@@ -38,6 +40,10 @@ var upstreamKinds = []kind{
 		"make a new one at the provider, and give it to 'postern upstream set' with its --secret-expires"},
 	{"upstream.secret-expired", health.Failed, "The secret of the upstream's account has expired.",
 		"make a new one at the provider, and give it to 'postern upstream set' with its --secret-expires"},
+	{"upstream.budget", health.Warning, "The upstream's budget is spent, and mail waits for its turn.",
+		"raise it with 'postern upstream set NAME --budget' if the provider allows more, or limit the users with 'postern limit set'"},
+	{"upstream.sessions", health.Warning, "The upstream's budget has fewer sessions than there are nodes, so some have none.",
+		"raise it with 'postern upstream set NAME --budget' if the provider allows more, or deliver from fewer nodes"},
 	{"upstream.expiring", health.Warning, "The upstream's certificate expires in a few days; then mail waits.", "tell its operator"},
 }
 
@@ -99,6 +105,17 @@ func (c *checkup) upstreamSecret(r *report, s *upstream.Secret) {
 	}
 }
 
+// upstreamBudget looks at what is used of one limit of a budget.
+func (c *checkup) upstreamBudget(r *report, u *budget.Usage) {
+	subject := "upstream " + u.Upstream
+	if u.Kind == quota.Sessions && u.Max < int64(u.Nodes) {
+		r.add("upstream.sessions", subject, "%s for %d nodes", u.String(), u.Nodes)
+	}
+	if u.Waiting > 0 && u.Window > 0 && !u.WaitsFrom.IsZero() {
+		r.add("upstream.budget", subject, "%s: %d of %d are used, and %d recipients wait for the budget, the first since %s", u.String(), u.Used(), u.Max, u.Waiting, screen.LocalTime(u.WaitsFrom))
+	}
+}
+
 // listenerAddresses are those of the configuration that say an address.
 func (c *checkup) listenerAddresses() (list []netip.AddrPort) {
 	for _, l := range c.cfg.Listeners {
@@ -124,6 +141,9 @@ func (c *checkup) lookAtUpstreams(ctx context.Context, r *report) {
 	}
 	for i := range v.secrets {
 		c.upstreamSecret(r, &v.secrets[i])
+	}
+	for i := range v.budgets {
+		c.upstreamBudget(r, &v.budgets[i])
 	}
 	cfg := c.dialling()
 	if slices.ContainsFunc(v.upstreams, func(a upstream.Account) bool { return a.Grant.Kind != "" }) {

@@ -16,6 +16,7 @@ import (
 	"postern/relay/route"
 	"postern/relay/seal"
 	"postern/relay/upstream"
+	"postern/relay/upstream/budget"
 )
 
 // mailView is what the database says about who may send and where mail goes.
@@ -27,6 +28,7 @@ type mailView struct {
 	upstreams []upstream.Account // that can be used
 	sealed    []string           // those that cannot
 	secrets   []upstream.Secret
+	budgets   []budget.Usage
 	keyErr    error
 	// certificates is what nodes have told of those by ACME
 	certificates []acme.Record
@@ -82,6 +84,9 @@ func (c *checkup) readView(ctx context.Context, pool *pgxpool.Pool) (*mailView, 
 		return nil, err
 	}
 	if v.secrets, err = accounts.Secrets(ctx); err != nil {
+		return nil, err
+	}
+	if v.budgets, err = accounts.Budgets(ctx); err != nil {
 		return nil, err
 	}
 	if v.certificates, err = acme.List(ctx, pool); err != nil {
