@@ -40,9 +40,12 @@ image: ## build the container image postern, where there is an engine
 sbom: build ## write what the program consists of into bin: sbom.cdx.json (CycloneDX) and LICENSES
 	@go run ./internal/tools/sbom -version '$(VERSION)' -out bin bin/postern
 
+# The packages that take longest come first, so that none of them runs alone at the end, and
+# one more runs than there are processors: tests wait a lot. Vet has been here with lint.
 .PHONY: test
 test: lint postgres cc peers ## everything that CI runs: lint, then all tests under the race detector
-	@go run ./internal/tools/gotest -race -shuffle=on -count=1 -timeout $(TESTTIME) ./...
+	@go run ./internal/tools/gotest -race -vet=off -shuffle=on -count=1 -timeout $(TESTTIME) -p $$(($$(getconf _NPROCESSORS_ONLN) + 1)) \
+		./cmd/postern ./relay ./relay/queue ./relay/submission ./...
 
 .PHONY: lint
 lint: ## check the format, vet, staticcheck
@@ -87,7 +90,7 @@ failover: postgres ## twenty failovers to a synchronous standby, and what each c
 fuzz: postgres ## fuzz every target for FUZZTIME (60s)
 	@sh internal/tools/fuzz.sh $(FUZZTIME)
 
-# What the targets need, installed when it is missing.
+# The targets' tools, installed when they are missing.
 
 .PHONY: postgres cc peers
 postgres cc:

@@ -3,26 +3,19 @@ package admin
 import (
 	"time"
 
+	"postern/relay/upstream"
+
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// UpstreamSecret is what an upstream's account is proved by.
-type UpstreamSecret struct {
-	Upstream     string
-	Expires      time.Time // of the secret; zero: not known
-	Token        time.Time // when the access token expires; zero: there is none
-	FailingSince time.Time // no new token can be had; zero: one can
-	Login        bool      // a person has to log in
-}
-
 // upstreamSecrets collects what is left of them.
 type upstreamSecrets struct {
-	list                           func() []UpstreamSecret
+	list                           func() []upstream.Secret
 	expires, token, failing, login *prometheus.Desc
 }
 
 // RegisterUpstreamSecrets adds the metrics of the upstreams' accounts.
-func RegisterUpstreamSecrets(to prometheus.Registerer, list func() []UpstreamSecret) {
+func RegisterUpstreamSecrets(to prometheus.Registerer, list func() []upstream.Secret) {
 	desc := func(name, help string) *prometheus.Desc {
 		return prometheus.NewDesc("postern_upstream_"+name, help, []string{"upstream"}, nil)
 	}
@@ -49,10 +42,10 @@ func (u *upstreamSecrets) Collect(ch chan<- prometheus.Metric) {
 		if !s.Expires.IsZero() {
 			gauge(u.expires, unixTime(s.Expires))
 		}
-		if !s.Token.IsZero() || !s.FailingSince.IsZero() {
-			gauge(u.token, unixTime(s.Token))
-			gauge(u.failing, unixTime(s.FailingSince))
-			gauge(u.login, truth(s.Login))
+		if token := s.Token; !token.ExpiresAt.IsZero() || !token.FailingSince.IsZero() {
+			gauge(u.token, unixTime(token.ExpiresAt))
+			gauge(u.failing, unixTime(token.FailingSince))
+			gauge(u.login, truth(token.Login))
 		}
 	}
 }

@@ -5,18 +5,22 @@ import (
 	"testing"
 	"time"
 
+	"postern/relay/upstream"
+	"postern/relay/upstream/oauth"
+
 	"github.com/prometheus/client_golang/prometheus"
 )
 
 func TestUpstreamSecretMetrics(t *testing.T) {
 	t.Parallel()
 	at := func(unix int64) time.Time { return time.Unix(unix, 0) }
-	list := []UpstreamSecret{
-		{Upstream: "password", Expires: at(5000)}, {Upstream: "works", Expires: at(6000), Token: at(700)},
-		{Upstream: "fails", Token: at(800), FailingSince: at(600)}, {Upstream: "waits", FailingSince: at(500), Login: true}, {Upstream: "new"},
+	list := []upstream.Secret{
+		{Upstream: "password", Expires: at(5000)}, {Upstream: "works", Expires: at(6000), Token: oauth.State{ExpiresAt: at(700)}},
+		{Upstream: "fails", Token: oauth.State{ExpiresAt: at(800), FailingSince: at(600)}},
+		{Upstream: "waits", Token: oauth.State{FailingSince: at(500), Login: true}}, {Upstream: "new"},
 	}
 	r := prometheus.NewRegistry()
-	RegisterUpstreamSecrets(r, func() []UpstreamSecret { return list })
+	RegisterUpstreamSecrets(r, func() []upstream.Secret { return list })
 	page := text(t, r)
 	for _, want := range []string{
 		`postern_upstream_secret_expiry_timestamp_seconds{upstream="password"} 5000`, `postern_upstream_secret_expiry_timestamp_seconds{upstream="works"} 6000`,

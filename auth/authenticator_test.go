@@ -402,19 +402,55 @@ func BenchmarkVerifyWarm(b *testing.B) {
 	}
 }
 
+// heapOfObjects returns the octets of objects that are alive or not yet collected.
+func heapOfObjects() uint64 {
+	sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+	metrics.Read(sample)
+	return sample[0].Value.Uint64()
+}
+
+// A7: when all permits come free at the same moment, none of those that follow begins
+// before what was left is collected, be it by another of them.
+func TestA7HeapOfHashesThatEndTogether(t *testing.T) { // alone, for others use the heap too
+	const permits, each, rounds = 2, 19 << 20, 20
+	g := newHashing(permits, permits*rounds, time.Hour)
+	runtime.GC()
+	before := heapOfObjects()
+	var peak atomic.Uint64
+	together := make(chan struct{}) // two meet here, and end
+	var all sync.WaitGroup
+	for i := range permits * rounds {
+		all.Go(func() {
+			err := g.do(stranger(i), func() {
+				block := make([]byte, each)
+				now := heapOfObjects()
+				for old := peak.Load(); now > old && !peak.CompareAndSwap(old, now); old = peak.Load() {
+				}
+				select {
+				case together <- struct{}{}:
+				case <-together:
+				}
+				runtime.KeepAlive(block)
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if grown, most := peak.Load()-min(peak.Load(), before), uint64(permits*each*12/10); grown > most {
+		t.Errorf("the heap grew by %d MiB, %d hashes at once are %d", grown>>20, permits, permits*each>>20)
+	}
+}
+
 // A7: hashes leave no garbage behind that adds up: the heap grows by what is computed
 // at once, and a fifth of it.
 func TestA7HeapOfHashes(t *testing.T) { // alone, for others use the heap too
 	const permits, hashes = 2, 24
 	g := newHashing(permits, hashes, time.Hour)
 	h := decoy(defaultCost)
-	heap := func() uint64 {
-		sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
-		metrics.Read(sample)
-		return sample[0].Value.Uint64()
-	}
 	runtime.GC()
-	before, peak := heap(), uint64(0)
+	before, peak := heapOfObjects(), uint64(0)
 	done := make(chan error, hashes)
 	for i := range hashes {
 		go func() { done <- g.do(stranger(i), func() { h.matches("wrong") }) }()
@@ -427,7 +463,7 @@ func TestA7HeapOfHashes(t *testing.T) { // alone, for others use the heap too
 			}
 			finished++
 		case <-time.After(time.Millisecond):
-			peak = max(peak, heap())
+			peak = max(peak, heapOfObjects())
 		}
 	}
 	if grown, most := peak-min(peak, before), uint64(permits*19<<20*12/10); grown > most {

@@ -38,6 +38,17 @@ type Credential struct {
 	RevokedAt time.Time
 }
 
+// State says whether the credential is active, expired or revoked at a time.
+func (c Credential) State(now time.Time) string {
+	switch {
+	case !c.RevokedAt.IsZero():
+		return "revoked"
+	case !c.Expires.IsZero() && !now.Before(c.Expires):
+		return "expired"
+	}
+	return "active"
+}
+
 // Use is the time, to the minute, and origin of a login.
 type Use struct {
 	At   time.Time

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,8 +27,11 @@ type hashing struct {
 	patience time.Duration
 	done     atomic.Int64 // hashes computed
 	garbage  atomic.Int64 // of them, those whose memory may not have been collected
-	waited   atomic.Int64 // nanoseconds of waiting for a permit, all together
-	refused  atomic.Int64 // that got none
+	// collecting is held while their memory is collected.
+	collecting sync.Mutex
+
+	waited  atomic.Int64 // nanoseconds of waiting for a permit, all together
+	refused atomic.Int64 // that got none
 }
 
 // waitPart is how much of the free places to wait one address may take.
@@ -58,13 +62,21 @@ func (g *hashing) do(who asker, work func()) error {
 	defer g.leave(who)
 	// A hash leaves 19 MiB of garbage, and the runtime would let the heap grow to twice its
 	// size before it collects that. Collecting takes a tenth of a hash's time.
-	if g.garbage.Swap(0) > 0 {
-		runtime.GC()
-	}
+	g.collect()
 	g.done.Add(1)
 	work()
 	g.garbage.Add(1)
 	return nil
+}
+
+// collect returns when what earlier hashes left is collected. A collection that another
+// caller has begun is waited for: its garbage is still there.
+func (g *hashing) collect() {
+	g.collecting.Lock()
+	defer g.collecting.Unlock()
+	if g.garbage.Swap(0) > 0 {
+		runtime.GC()
+	}
 }
 
 func (g *hashing) enter(who asker) error {

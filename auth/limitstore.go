@@ -33,10 +33,25 @@ func (t LimitTarget) scope() (quota.Scope, error) {
 	return "", fmt.Errorf("%w: it is for each user, for a domain, for one user or for one credential", quota.ErrLimit)
 }
 
-// bearer are the columns of limit_rule by which the rules of a target are found.
+// bearer is a target in the database: its columns of limit_rule, and whose they are.
 type bearer struct {
+	scope            quota.Scope
 	user, credential int64
 	domain           string
+	name             string // of the user; "" for more than one
+}
+
+// subject is what the limits of the bearer count by.
+func (b bearer) subject() string {
+	switch b.scope {
+	case quota.Domain:
+		return b.domain
+	case quota.User:
+		return quota.ID(b.user)
+	case quota.Credential:
+		return quota.ID(b.credential)
+	}
+	return ""
 }
 
 // SetLimits sets limits in place of all limits of the same kinds that the target has.
@@ -96,7 +111,7 @@ func (s *Store) ResetLimits(ctx context.Context, target LimitTarget, kinds ...qu
 	})
 }
 
-// SetNoDefaults frees a user of the default limits, or not any more.
+// SetNoDefaults exempts a user from the default limits, or undoes it.
 func (s *Store) SetNoDefaults(ctx context.Context, user string, on bool) error {
 	defaults := "on"
 	if on {
@@ -112,11 +127,7 @@ func (s *Store) SetNoDefaults(ctx context.Context, user string, on bool) error {
 // Limits returns what is set for the target itself, by kind and window. The errors are
 // those of SetLimits.
 func (s *Store) Limits(ctx context.Context, target LimitTarget) ([]quota.Limit, error) {
-	scope, err := target.scope()
-	if err != nil {
-		return nil, err
-	}
-	b, subject, err := s.bearerOf(ctx, target, scope)
+	b, err := s.bearerOf(ctx, target)
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +141,7 @@ func (s *Store) Limits(ctx context.Context, target LimitTarget) ([]quota.Limit, 
 		return nil, fmt.Errorf("read limits: %w", err)
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (quota.Limit, error) {
-		l := quota.Limit{Scope: scope, Subject: subject}
+		l := quota.Limit{Scope: b.scope, Subject: b.subject()}
 		var seconds int64
 		err := row.Scan(&l.Kind, &seconds, &l.Max)
 		l.Window = time.Duration(seconds) * time.Second
@@ -138,57 +149,46 @@ func (s *Store) Limits(ctx context.Context, target LimitTarget) ([]quota.Limit, 
 	})
 }
 
-func (s *Store) bearerOf(ctx context.Context, target LimitTarget, scope quota.Scope) (b bearer, subject string, err error) {
-	switch scope {
+func (s *Store) bearerOf(ctx context.Context, target LimitTarget) (b bearer, err error) {
+	if b.scope, err = target.scope(); err != nil {
+		return b, err
+	}
+	switch b.scope {
 	case quota.Domain:
-		domain, err := limitDomain(target.Domain)
-		return bearer{domain: domain}, domain, err
+		if b.domain, err = canonicalDomain(target.Domain); err != nil {
+			err = fmt.Errorf("%w: %q is not a domain", quota.ErrLimit, target.Domain)
+		}
 	case quota.User:
-		u, err := s.User(ctx, target.User)
-		return bearer{user: u.ID}, quota.ID(u.ID), err
+		var u User
+		u, err = s.User(ctx, target.User)
+		b.user, b.name = u.ID, u.Name
 	case quota.Credential:
-		c, err := s.Credential(ctx, target.Credential)
-		return bearer{user: c.UserID, credential: c.ID}, quota.ID(c.ID), err
+		var c Credential
+		c, err = s.Credential(ctx, target.Credential)
+		b.user, b.credential, b.name = c.UserID, c.ID, c.User
 	}
-	return bearer{}, "", nil
-}
-
-// limitDomain is a domain as users' names have it.
-func limitDomain(domain string) (string, error) {
-	canonical, err := canonicalDomain(domain)
-	if err != nil {
-		return "", fmt.Errorf("%w: %q is not a domain", quota.ErrLimit, domain)
-	}
-	return canonical, nil
+	return b, err
 }
 
 // changeLimits runs fn for the target and records the deed.
 func (s *Store) changeLimits(ctx context.Context, target LimitTarget, d audit.Deed, fn func(ctx context.Context, tx pgx.Tx, b bearer) error) error {
-	scope, err := target.scope()
+	b, err := s.bearerOf(ctx, target)
 	if err != nil {
 		return err
 	}
-	name := target.User
-	switch scope {
+	switch b.scope {
 	case quota.Default:
 		d.Object = "defaults"
-		return s.changeShared(ctx, d, bearer{}, fn)
+		return s.changeShared(ctx, d, b, fn)
 	case quota.Domain:
-		domain, err := limitDomain(target.Domain)
-		if err != nil {
-			return err
-		}
-		d.Object = "*@" + domain
-		return s.changeShared(ctx, d, bearer{domain: domain}, fn)
+		d.Object = "*@" + b.domain
+		return s.changeShared(ctx, d, b, fn)
 	case quota.Credential:
-		c, err := s.Credential(ctx, target.Credential)
-		if err != nil {
-			return err
-		}
-		name, d.Detail["credential"] = c.User, c.ID
+		d.Detail["credential"] = b.credential
 	}
-	return s.change(ctx, name, d, func(ctx context.Context, tx pgx.Tx, id int64) error {
-		return fn(ctx, tx, bearer{user: id, credential: target.Credential})
+	return s.change(ctx, b.name, d, func(ctx context.Context, tx pgx.Tx, id int64) error {
+		b.user = id
+		return fn(ctx, tx, b)
 	})
 }
 

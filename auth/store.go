@@ -28,7 +28,7 @@ type User struct {
 	Name           string // canonical
 	Enabled        bool
 	DisabledReason string
-	NoDefaults     bool // free of the default limits
+	NoDefaults     bool // exempt from the default limits
 	HasPassword    bool
 	Credentials    int       // that work: neither revoked nor expired, the password with them
 	LastUsedAt     time.Time // of any credential; zero: never

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"time"
 
+	"postern/internal/pg"
+
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -115,11 +117,6 @@ func told(id int64, changed func(ids []int64, all bool)) {
 	changed([]int64{id}, false)
 }
 
-// querier is a pool or a connection of it.
-type querier interface {
-	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
-}
-
 const (
 	// The time from which on the next poll has to look: no change that is not
 	// committed yet was made before its transaction began. Transactions of other roles may
@@ -137,7 +134,7 @@ const (
 
 // poll asks who changed. The floor of the next poll is read first, on a snapshot before
 // that of the users.
-func (w *Watch) poll(ctx context.Context, db querier, changed func(ids []int64, all bool)) error {
+func (w *Watch) poll(ctx context.Context, db pg.DB, changed func(ids []int64, all bool)) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	var floor, defaults time.Time

@@ -18,7 +18,7 @@ create table node (
 	name          text        not null
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 -- The view for other packages: their rows of an epoch count while it is in here (sessions,
--- migrations/0003_quota.sql and 0008_budget.sql).
+-- migrations/0003_quota.sql and 0010_budget.sql).
 create view live_epoch as select epoch, name from node where reaped_at is null;
 
 -- The envelope of every accepted message; insert-only, kept as history. The ids are UUIDv7,
@@ -149,6 +149,10 @@ create table recipient (
 	-- The way whose suspension deferred the row (docs/delivery.md), 'mx ' || domain_key or
 	-- 'upstream ' || name, or 'budget ' || name; null for all others. A claim clears it.
 	waits_for          text,
+	-- The one way that it may take, an upstream's name or 'mx': a final dot went there, or may have,
+	-- without a complete reply (docs/delivery.md); null for all others.
+	stays_with         text,
+	scope              text,                               -- of the last reply, as in the history
 	-- Why the queue itself holds the row; null for all others. A release clears it.
 	set_aside          text,
 	primary key (message_id, n),
@@ -217,7 +221,9 @@ create table history (
 	tls                text        not null default '',
 	upstream           text        not null default '',
 	node               text        not null default '',
+	sent_as            text,                                   -- the mailbox in the sender's place, if there was one
 	scope              text,                                   -- what was at fault, if neither the recipient nor the message
+	left_ways          jsonb,                                  -- the attempt's other ways (type LeftWay); null: none
 	primary key (message_id, n, at, epoch)
 ) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 10000,
 	autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_vacuum_insert_threshold = 50000,
@@ -243,7 +249,7 @@ create table notice (
 create index notice_about on notice (about);
 -- TellLost: losses that are not in a log yet.
 create index notice_untold on notice (lost_at) where lost is not null and told_at is null;
--- sqlToldBefore: how many a user has had within the last hour (docs/queue-states.md, rule 10).
+-- sqlToldBefore: how many a user has had within the last hour (docs/queue-states.md, rule 11).
 create index notice_again on notice (user_id, message_id) where again;
 
 -- Where the deletion of old history is (docs/retention.md), for all nodes: the node that
@@ -309,6 +315,13 @@ create function held_since(message_id uuid, held_at timestamptz) returns timesta
 language sql stable as $$
 	select coalesce($2, (select now() from message m join hold h on h.user_id = m.user_id and h.credential_id in (0, m.credential_id)
 		where m.id = $1 and exists (select from hold) limit 1))
+$$;
+
+-- In a statement's select list it makes the statement's own commit wait for durability, whatever
+-- the defaults of the role, the database or a pooler's last client are. remote_apply is stronger
+-- and stays.
+create function durably() returns text language sql as $$
+	select set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)
 $$;
 
 -- A time that programs can take: the epoch in place of one that they cannot.

@@ -64,7 +64,7 @@ create unique index credential_live_password on credential (user_id)
 -- "credential list USER", and the cascade from app_user.
 create index credential_user on credential (user_id);
 
--- What may be sent, as set: by rows without a user for all users, with a domain for its
+-- The limits, as set: by rows without a user for all users, with a domain for its
 -- users together, with a user, and with a credential for what comes by it. window_s is 0 for
 -- limits that are of one message or one moment. A user with no_limit_defaults is free of the
 -- first kind.

@@ -59,6 +59,7 @@ declare
 	cap_of  bigint[] := array_fill(0::bigint, array[cardinality(scopes)]);
 	stored  uuid[] := '{}';
 	clock   double precision;
+	patience text; -- lock_timeout
 	i       integer := 1;
 	j       integer;
 	k       integer;
@@ -67,6 +68,7 @@ begin
 		return;
 	end if;
 	-- A transaction that has a limit's row for long must not keep the committer from others' mail.
+	patience := current_setting('lock_timeout');
 	perform set_config('lock_timeout', '1s', true);
 	insert into usage_window (scope, subject, kind, window_s)
 		select t.s, t.u, t.k, t.w from unnest(scopes, subjects, kinds, windows) t(s, u, k, w)
@@ -75,7 +77,7 @@ begin
 	perform from (select from unnest(scopes, subjects, kinds, windows) with ordinality t(s, u, k, w, nth)
 		join usage_window x on x.scope = t.s and x.subject = t.u and x.kind = t.k and x.window_s = t.w
 		order by t.nth for update of x) locked;
-	perform set_config('lock_timeout', '15s', true);
+	perform set_config('lock_timeout', patience, true);
 	clock := extract(epoch from clock_timestamp());
 	select array_agg(r.total order by r.nth), array_agg(r.bucket order by r.nth) into totals, buckets
 	from (select t.nth, b.bucket, (select coalesce(sum(c.n), 0) from unnest(x.at, x.n) c(at, n) where c.at > b.bucket - 62) as total

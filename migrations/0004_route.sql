@@ -18,6 +18,15 @@ create table upstream (
 	max_connections integer     not null default 0 check (max_connections >= 0),
 	max_messages    integer     not null default 0 check (max_messages >= 0),   -- over one connection
 	max_recipients  integer     not null default 0 check (max_recipients >= 0), -- in one transaction
+	senders         text        not null default '', -- patterns of what it may send as, with spaces between them; '': as everybody
+	rewrite_sender  text        not null default '', -- the mailbox that sends instead; '': none
+	idle_seconds    integer     not null default 0 check (idle_seconds >= 0),   -- of a connection that is kept
+	tls_name        text        not null default '', -- of the certificate; '': host
+	tls_pins        text        not null default '', -- keys of the certificate, 'sha256:…,sha256:…'
+	mechanism       text        not null default '', -- of AUTH; '': what the server takes
+	source          text        not null default '', -- our address, '192.0.2.1,2001:db8::1'
+	ip              text        not null default '' check (ip in ('', '4', '6', 'both')),
+	hello           text        not null default '', -- our name in EHLO
 	budget          text        not null default '', -- how much it may be given by all nodes, as relay/upstream/budget reads it
 	paused_at       timestamptz,                     -- its mail waits since
 	created_at      timestamptz not null default now(),
@@ -26,7 +35,7 @@ create table upstream (
 	check (username = '' or tls in ('require', 'implicit'))
 );
 
--- What a reply of an upstream means, as an admin has said: before the rows of its preset, in
+-- The meanings of an upstream's replies, as an admin has said: before the rows of its preset, in
 -- the order (position, id). Read whole with upstream. The patterns are as relay/upstream
 -- describes them.
 create table upstream_reply (
@@ -48,27 +57,29 @@ create table upstream_reply (
 create index upstream_reply_upstream on upstream_reply (upstream);
 
 -- One rule: null columns match everything. Read whole into the routing table in
--- the order (default route last, position, id); the first match wins.
+-- the order (default route last, position, id); the first match wins. A change of
+-- rules locks the table, and numbers all of them anew.
 create table route (
 	id               bigint      generated always as identity primary key,
 	position         integer     not null,
-	user_id          bigint,
-	sender_domain    text        collate "C", -- as smtp.Address.DomainKey gives it
-	recipient_domain text        collate "C",
-	via              text        not null check (via in ('mx', 'upstream')),
+	user_id          bigint      references app_user (id) on delete cascade,
+	sender_domain    text        collate "C", -- as smtp.Address.DomainKey gives it; *.b: the domains below b
+	recipient_domain text        collate "C", -- likewise
 	created_at       timestamptz not null default now()
 );
 -- Two rules with one match: the second could never be reached.
 create unique index route_match on route
 	(coalesce(user_id, 0), coalesce(sender_domain, ''), coalesce(recipient_domain, ''));
+-- Removing a user removes its rules.
+create index route_user on route (user_id);
 
--- The upstreams of a rule in the order in which they are to be tried. Read with
--- route; the reference keeps an upstream that is in use from being removed.
-create table route_upstream (
+-- The ways of a rule in the order in which they are to be tried. Read with route; the
+-- reference keeps an upstream that is in use from being removed.
+create table route_way (
 	route_id bigint  not null references route (id) on delete cascade,
 	rank     integer not null,
-	upstream text    collate "C" not null references upstream (name),
+	upstream text    collate "C" references upstream (name), -- null: MX
 	primary key (route_id, rank)
 );
 -- Removing an upstream asks which rules name it.
-create index route_upstream_by_upstream on route_upstream (upstream);
+create index route_way_upstream on route_way (upstream);

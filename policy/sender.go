@@ -65,7 +65,7 @@ func Header(id auth.Identity, h HeaderIdentity) Verdict {
 // there must be one for each.
 func mayResend(id auth.Identity, redirector []smtp.Address) (pattern string, ok bool) {
 	for i, a := range redirector {
-		p, found := find(id.Resend, a)
+		p, found := FindSender(id.Resend, a)
 		if !found {
 			return "", false
 		}
@@ -107,7 +107,7 @@ func isOwn(id auth.Identity, list []smtp.Address) bool {
 
 // mayWrite finds the pattern by which id may write an address.
 func mayWrite(id auth.Identity, a smtp.Address) (pattern string, ok bool) {
-	if pattern, ok = find(id.Senders, a); ok {
+	if pattern, ok = FindSender(id.Senders, a); ok {
 		return pattern, true
 	}
 	for _, pattern := range id.Senders {
@@ -118,11 +118,11 @@ func mayWrite(id auth.Identity, a smtp.Address) (pattern string, ok bool) {
 	if strings.HasPrefix(id.Name, "*") { // a name is no wildcard
 		return "", false
 	}
-	return find([]string{id.Name}, a)
+	return FindSender([]string{id.Name}, a)
 }
 
-// find finds the first pattern that an address matches.
-func find(patterns []string, a smtp.Address) (pattern string, ok bool) {
+// FindSender finds the first pattern (auth.CanonicalPattern) that an address matches.
+func FindSender(patterns []string, a smtp.Address) (pattern string, ok bool) {
 	local, domain := lowerASCII(a.Local), a.DomainKey()
 	for _, pattern := range patterns {
 		if matches(pattern, local, domain) {

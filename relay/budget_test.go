@@ -78,7 +78,7 @@ func TestSpentBudget(t *testing.T) {
 	}
 	node := r.Node(rig.NodeConfig{Name: "a"})
 	load := newLoad(t, r, node)
-	load.Conns, load.Each, load.Pace, load.Shape = 8, each, 0, oneRecipient
+	load.Conns, load.Each, load.Pace, load.Shape = 8, each, 0, ofBudget
 	load.Start()
 	load.Wait()
 	waiting := func() int {
@@ -99,7 +99,7 @@ func TestSpentBudget(t *testing.T) {
 	time.Sleep(2 * time.Second) // the statistics are a second late
 	began, before := time.Now(), writes()
 	second := newLoad(t, r, node)
-	second.Name, second.Conns, second.Each, second.Pace, second.Shape = "other@"+rig.Domain, 1, 10, 0, oneRecipient
+	second.Name, second.Conns, second.Each, second.Pace, second.Shape = "other@"+rig.Domain, 1, 10, 0, ofBudget
 	second.Start()
 	second.Wait()
 	awaitBudget(t, "the other user's mail", func() bool { return len(other.Received()) >= 10 })
@@ -120,8 +120,8 @@ func TestSpentBudget(t *testing.T) {
 	awaitBudget(t, "the rest", func() bool { return len(sink.Received()) >= 8*each })
 }
 
-// oneRecipient is a small message to one of ten domains.
-func oneRecipient(random *rand.Rand) rig.Shape {
+// ofBudget is a small message to one of ten domains.
+func ofBudget(random *rand.Rand) rig.Shape {
 	return rig.Shape{From: "a@" + rig.Domain, Size: 500, To: []string{fmt.Sprintf("rcpt%d@dest%d.test", random.IntN(1000), random.IntN(10))}}
 }
 

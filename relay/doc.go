@@ -1,6 +1,6 @@
-// Package relay has the relay in its subfolders: each is one noun, its package
-// comment is its contract, and imports_test.go beside this file holds which of them
-// may import which. To start reading, follow one message through all of them:
+// Package relay holds the parts of the relay, one package per noun: the
+// package comment of each is its contract, and imports_test.go beside this file holds
+// which of them may import which. To start reading, follow one message through all of them:
 // docs/flow.md.
 //
 //	smtp          the wire, both ways
@@ -16,16 +16,18 @@
 //	acme          certificates from an authority, shared by all nodes
 //	submission    the listeners on 587 and 465
 //	seal          secrets that the database must not reveal
+//	keyring       which key seals them, on all nodes
 //	upstream      accounts with the smarthosts
 //	upstream/oauth  access tokens for their accounts, shared by all nodes
 //	upstream/budget what they may be given, shared by all nodes
-//	route         the rules that choose the way of a recipient
+//	route         the rules that choose a recipient's way out
 //	delivery      sending to upstreams and to MX
 //	bounce        RFC 3464 notices
 //
 // submission, delivery and bounce never import each other: they meet in the
 // queue's rows.
 //
-// Beside this folder are auth, which answers who a client is, policy, which says what
-// a user may send and how much, and admin, which serves health and metrics.
+// Beside this folder are auth, which answers who a client is (SASL is in auth/sasl.go),
+// policy, which says what a user may send and how much (limits are in policy/quota), and
+// admin, which serves health and metrics.
 package relay

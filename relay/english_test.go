@@ -21,8 +21,8 @@ var odd = map[string]*regexp.Regexp{
 	`say "immediately", "concurrently" or "together"`: regexp.MustCompile(`(?i)\bat\s+once\b`),
 	`say "is not a"`:                        regexp.MustCompile(`(?i)\b(?:that|it|this|which)\s+is\s+no\s+([a-z]+)`),
 	`say "usage error"`:                     regexp.MustCompile(`(?i)\bused\s+wrongly\b`),
-	`begin with the subject, not with Who`:  regexp.MustCompile(`(?m)` + opening + `(Who\s[^.?!|]*(?:[.?!|]|$))`),
-	`begin with the subject, not with What`: regexp.MustCompile(`(?m)` + opening + `(What\s[^.?!|]*\b(?:is|are|was|were)\b[^.?!|]*(?:[.?!|]|$))`),
+	`begin with the subject, not with Who`:  regexp.MustCompile(`(?m)` + opening + `((?:Who(?:ever)?|Whatever)\s[^.?!|]*(?:[.?!|]|$))`),
+	`begin with the subject, not with What`: regexp.MustCompile(`(?m)` + opening + `(What\s[^.?!|]*\b(?:is|are|was|were)\b[^.?!|]*(?:[.?!|]|$)|What\s(?:[^.?!|]|\.\w)*\.(?:\s|$))`),
 }
 
 // oddities returns the matches of odd in a text that are not good English after all.
@@ -45,7 +45,7 @@ func TestOddities(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]int{
 		"it returns at\nonce": 1, "at oncer": 0, "It is no longer valid": 0, "which is no word": 1, "2 used wrongly": 1,
-		"Fine. Who owns may send.": 1, "Who may send?": 0, "WHO WHAT": 0, "- What is held stays.": 1, "**Who owns** may send.": 1, "*Lines.* What ended is text.": 1, "| a | What is held |": 1, "What to do now": 0,
+		"Fine. Who owns may send.": 1, "Whoever owns may send.": 1, "Fine. Whatever node asks, waits.": 1, "to whoever owns": 0, "Who may send?": 0, "WHO WHAT": 0, "- What is held stays.": 1, "**Who owns** may send.": 1, "*Lines.* What ended is text.": 1, "| a | What is held |": 1, "What to do now": 0, "What the tools need (a.go). More.": 1,
 		"sees what is held": 0,
 	} {
 		if got := oddities(text); len(got) != want {
@@ -74,10 +74,10 @@ func TestPlainEnglish(t *testing.T) {
 			for _, text := range strings.Split(outsideCode(read(t, path)), "\n\n") {
 				report(path, text)
 			}
-		case filepath.Ext(path) == ".sql", filepath.Ext(path) == ".toml":
-			report(path, comments.ReplaceAllString(read(t, path), ""))
 		case filepath.Ext(path) == ".go" && !strings.HasSuffix(path, "_test.go"):
 			goTexts(t, path, report)
+		case commented.MatchString(path):
+			report(path, comments.ReplaceAllString(read(t, path), ""))
 		}
 		return nil
 	})
@@ -86,7 +86,10 @@ func TestPlainEnglish(t *testing.T) {
 	}
 }
 
-// comments are what marks the lines of comments in SQL and TOML, and their breaks.
+// commented are the files that are not Go, and have comments.
+var commented = regexp.MustCompile(`(?:\.(?:sql|toml|yml|sh)|/Makefile|/Dockerfile|configs/(?:debian|systemd)/[a-z.-]+)$`)
+
+// comments are what marks the lines of comments in these files, and their breaks.
 var comments = regexp.MustCompile(`(?m)^[ \t]*(?:--|#) ?`)
 
 // outsideCode leaves blocks of code out: programs and quoted replies may say what they like.

@@ -100,8 +100,15 @@ func TestR6ForgottenDeliveries(t *testing.T) {
 	}
 	load.Start()
 	awaitMore(t, load.Ledger, 20)
+	// Mail that is held now is accepted on both, and delivered on the primary alone.
+	open := sink.Hold(rig.BeforeData, "solo.test")
+	awaitMore(t, load.Ledger, 20)
 	pair.Lag()
-	awaitMore(t, load.Ledger, 50)
+	delivered := func() int { return count(t, r, `select count(*) from history where result = 'delivered'`) }
+	before := delivered()
+	open()
+	await(t, "what was held is delivered", func() bool { return delivered() > before+5 })
+	awaitMore(t, load.Ledger, 30)
 	pair.Kill()
 	pair.Promote()
 	awaitMore(t, load.Ledger, 20)

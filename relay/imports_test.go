@@ -40,13 +40,14 @@ var arrows = map[string]string{
 	"relay/retention":     "relay/queue relay/queue/content internal/panics internal/pg",
 	"relay/submission":    "relay/smtp relay/message relay/maillog auth policy policy/quota relay/queue relay/queue/content relay/queue/reserve internal/share internal/panics internal/await",
 	"relay/seal":          "internal/owned",
+	"relay/keyring":       "relay/seal relay/acme relay/upstream relay/upstream/oauth auth/audit internal/pg internal/refusal",
 	"relay/certificate":   "internal/owned",
 	"relay/acme":          "relay/certificate relay/seal auth/audit internal/pg internal/panics internal/await internal/crowd",
-	"relay/route":         "relay/smtp relay/seal relay/upstream auth/audit internal/pg internal/refusal",
-	"relay/upstream":      "relay/smtp relay/seal relay/upstream/oauth relay/upstream/budget auth/audit internal/pg internal/refusal",
-	"relay/delivery":      "relay/smtp relay/queue relay/queue/content relay/maillog relay/route relay/upstream relay/upstream/oauth relay/upstream/budget internal/share internal/panics internal/await",
+	"relay/route":         "relay/smtp relay/upstream auth/audit internal/pg internal/refusal",
+	"relay/upstream":      "auth policy relay/smtp relay/seal relay/upstream/oauth relay/upstream/budget auth/audit internal/pg internal/refusal",
+	"relay/delivery":      "relay/smtp relay/message relay/queue relay/queue/content relay/maillog relay/route relay/upstream relay/upstream/oauth relay/upstream/budget internal/share internal/panics internal/await",
 	"relay/bounce":        "relay/smtp relay/queue relay/queue/content relay/maillog",
-	"admin":               "admin/health auth relay/smtp relay/queue relay/queue/desk relay/queue/reserve relay/maillog internal/owned internal/crowd internal/units",
+	"admin":               "admin/health auth relay/smtp relay/queue relay/queue/desk relay/queue/reserve relay/maillog relay/upstream relay/upstream/oauth internal/owned internal/crowd internal/units",
 	"admin/health":        "relay/queue/reserve internal/units",
 	"migrations":          "",
 	"configs/debian":      "",
@@ -56,13 +57,18 @@ var arrows = map[string]string{
 	"relay/upstream/budget": "policy/quota internal/boot internal/pg internal/refusal",
 
 	"cmd/postern":          "*",
-	"cmd/postern/config":   "cmd/postern/screen admin auth internal/owned internal/units relay/acme relay/delivery relay/queue relay/retention relay/seal relay/smtp relay/submission relay/upstream/oauth",
-	"cmd/postern/check":    "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/owned internal/units migrations policy/quota relay/acme relay/certificate relay/delivery relay/queue/desk relay/route relay/seal relay/smtp relay/upstream relay/upstream/oauth relay/upstream/budget internal/pgserver",
-	"cmd/postern/node":     "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/await internal/panics internal/pg migrations policy/quota relay/acme relay/anomaly relay/bounce relay/certificate relay/delivery relay/maillog relay/queue relay/queue/desk relay/retention relay/route relay/seal relay/submission relay/upstream relay/upstream/oauth relay/upstream/budget",
+	"cmd/postern/config":   "cmd/postern/screen admin auth internal/owned internal/units relay/acme relay/delivery relay/queue relay/retention relay/seal relay/smtp relay/submission relay/upstream relay/upstream/oauth",
+	"cmd/postern/check":    "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/owned internal/units migrations policy/quota relay/acme relay/certificate relay/delivery relay/keyring relay/queue/desk relay/route relay/seal relay/smtp relay/upstream relay/upstream/oauth relay/upstream/budget internal/pgserver",
+	"cmd/postern/node":     "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/await internal/panics internal/pg migrations policy/quota relay/acme relay/anomaly relay/bounce relay/certificate relay/delivery relay/keyring relay/maillog relay/queue relay/queue/desk relay/retention relay/route relay/seal relay/submission relay/upstream relay/upstream/oauth relay/upstream/budget",
 	"cmd/postern/screen":   "",
 	"cmd/postern/database": "cmd/postern/config cmd/postern/screen internal/pg internal/pgserver migrations",
 	"cmd/postern/demo":     "auth cmd/postern/config cmd/postern/database cmd/postern/node cmd/postern/screen internal/capture internal/owned internal/pgserver migrations relay/certificate relay/queue relay/route relay/smtp relay/upstream internal/refusal",
+	"cmd/postern/explain":  "auth cmd/postern/config cmd/postern/screen internal/refusal internal/units policy policy/quota relay/route relay/seal relay/smtp relay/submission relay/upstream",
 	"cmd/postern/handout":  "cmd/postern/config relay/smtp",
+	"cmd/postern/man":      "internal/owned",
+	"cmd/postern/secret":   "internal/owned internal/refusal",
+	"cmd/postern/story":    "cmd/postern/screen internal/units relay/queue relay/queue/desk",
+	"cmd/postern/trial":    "cmd/postern/check cmd/postern/config cmd/postern/screen relay/delivery relay/keyring relay/smtp relay/upstream relay/upstream/oauth",
 	"cmd/smtpbench":        "internal/owned internal/peers internal/pgserver internal/serve",
 
 	"internal/pg":           "internal/panics",
@@ -126,7 +132,8 @@ var noCalls = map[string]string{
 	"relay/queue": "Dial Listen Lookup Resolve DefaultResolver",
 }
 
-// tested are the packages that only tests, the demo and the benchmark use.
+// tested begins the names of packages that any test may import without an arrow. Product code
+// needs an arrow for them, as for every other package.
 const tested = "internal/"
 
 type pkg struct {

@@ -106,7 +106,7 @@ func TestMetrics(t *testing.T) {
 	if status, body := scrape(t, node, "/healthz"); status != http.StatusOK || body != "ok\n" {
 		t.Errorf("/healthz: %d %s", status, body)
 	}
-	t.Run("documentation", func(t *testing.T) { documented(t, names) })
+	t.Run("documentation", func(t *testing.T) { documented(t, page, names) })
 	t.Run("check metrics", func(t *testing.T) { promtool(t, page, "check", "metrics") })
 	t.Run("dashboard", func(t *testing.T) { dashboardHasData(t, page, names) })
 	t.Run("alerts", func(t *testing.T) { alertsAreKnown(t, names) })
@@ -192,22 +192,56 @@ func families(page string) map[string]string {
 	return names
 }
 
-// documented holds docs/metrics.md to the page, both ways.
-func documented(t *testing.T, names map[string]string) {
-	doc := make(map[string]bool)
+// documented holds docs/metrics.md to the page, both ways: the names, and the labels of those
+// that have a series.
+func documented(t *testing.T, page string, names map[string]string) {
+	doc := make(map[string][]string) // labels by name
 	for _, row := range regexp.MustCompile("(?m)^\\| ((?:`\\w+` )+)\\| \\S.*\\S \\|$").FindAllStringSubmatch(read(t, "../docs/metrics.md"), -1) {
-		for _, m := range regexp.MustCompile("`(postern_\\w+)`").FindAllStringSubmatch(row[1], -1) {
-			doc[m[1]] = true
-			if kind, there := names[m[1]]; !there || kind == "series" {
-				t.Errorf("docs/metrics.md has %s, the page has not", m[1])
+		name := ""
+		for _, word := range strings.Fields(strings.ReplaceAll(row[1], "`", "")) {
+			if !strings.HasPrefix(word, "postern_") {
+				doc[name] = append(doc[name], word)
+				continue
+			}
+			name, doc[word] = word, nil
+			if kind, there := names[word]; !there || kind == "series" {
+				t.Errorf("docs/metrics.md has %s, the page has not", word)
 			}
 		}
 	}
+	labels := labelsOf(page, names)
 	for name, kind := range names {
-		if strings.HasPrefix(name, "postern_") && kind != "series" && !doc[name] {
+		if !strings.HasPrefix(name, "postern_") || kind == "series" {
+			continue
+		}
+		said, there := doc[name]
+		slices.Sort(said)
+		if has, seen := labels[name]; !there {
 			t.Errorf("docs/metrics.md has no row for %s", name)
+		} else if seen && !slices.Equal(said, has) {
+			t.Errorf("docs/metrics.md has %q as labels of %s, the page %q", said, name, has)
 		}
 	}
+}
+
+// labelsOf are the labels, sorted, of the metrics that have a series on the page.
+func labelsOf(page string, names map[string]string) map[string][]string {
+	labels := make(map[string][]string)
+	for _, m := range regexp.MustCompile(`(?m)^(postern_\w+)(?:\{(.*)\})? `).FindAllStringSubmatch(page, -1) {
+		name := m[1]
+		if names[name] == "series" {
+			name = name[:strings.LastIndexByte(name, '_')]
+		}
+		list := []string{}
+		for _, label := range regexp.MustCompile(`(\w+)="`).FindAllStringSubmatch(m[2], -1) {
+			if label[1] != "le" {
+				list = append(list, label[1])
+			}
+		}
+		slices.Sort(list)
+		labels[name] = list
+	}
+	return labels
 }
 
 // dashboardHasData asks Prometheus' own engine each question of the dashboard about a

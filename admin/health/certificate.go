@@ -22,6 +22,8 @@ var (
 	certificateExpiring = Kind{"tls.expiring", Warning, "The certificate expires soon.", "renew it, and find out why that did not happen by itself"}
 	certificateRenewal  = Kind{"acme.renewal", Warning, "The certificate is good, but its renewal fails.",
 		"act on the authority's answer; docs/certificates.md has the usual causes"}
+	certificateOver = Kind{"acme.expired", Failed, "The certificate has expired, and its renewal fails.",
+		"act on the authority's answer, then 'postern certificate renew NAME'"}
 	certificateFailing = Kind{"acme.failing", Failed, "The authority does not issue the certificate; clients get a self-signed one.",
 		"act on the authority's answer; docs/certificates.md has the usual causes"}
 )
@@ -32,7 +34,7 @@ func CertificateKinds() []Kind {
 }
 
 // RenewalKinds are those of Certificate.Judge that only an authority's certificates have.
-func RenewalKinds() []Kind { return []Kind{certificateFailing, certificateRenewal} }
+func RenewalKinds() []Kind { return []Kind{certificateFailing, certificateOver, certificateRenewal} }
 
 // Bounds of what is left of a certificate.
 const (
@@ -49,6 +51,8 @@ func (c Certificate) Judge(now time.Time) Finding {
 	switch {
 	case c.NotAfter.IsZero():
 		return certificateFailing.Found(subject, "%s: there is no certificate: %s", c.Name, c.Error)
+	case left <= 0 && !c.FailingSince.IsZero():
+		return certificateOver.Found(subject, "%s expired at %s; renewal fails since %s: %s", c.Name, until, c.FailingSince.UTC().Format(time.RFC3339), c.Error)
 	case left <= 0:
 		return certificateExpired.Found(subject, "%s expired at %s", c.Name, until)
 	case now.Before(c.NotBefore):

@@ -38,11 +38,11 @@ func Spool(dir string, message, promised int64) Finding {
 	case err != nil:
 		return spoolUnusable.Found(subject, "%s: %v", dir, err)
 	case free < message:
-		return spoolFull.Found(subject, "%s, less than one message: a message may have %s", room, units.RoughOctets(message))
+		return spoolFull.Found(subject, "%s, less than one message: a message may have %s", room, units.FormatOctets(message))
 	case free < promised:
-		return spoolSmall.Found(subject, "%s, and spool is %s", room, units.RoughOctets(promised))
+		return spoolSmall.Found(subject, "%s, and spool is %s", room, units.FormatOctets(promised))
 	case free/10 < message:
-		return spoolSmall.Found(subject, "%s, and a message may have %s", room, units.RoughOctets(message))
+		return spoolSmall.Found(subject, "%s, and a message may have %s", room, units.FormatOctets(message))
 	}
 	return spoolOK.Found(subject, "%s", room)
 }

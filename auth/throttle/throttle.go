@@ -1,4 +1,4 @@
-// Package throttle answers "how often may you guess?", over all nodes: it counts failed
+// Package throttle answers "how often may you guess?", across all nodes: it counts failed
 // logins, decides when the next login is judged, and serves those that have to wait.
 //
 // It slows guessing down and never locks anybody out. It knows neither passwords nor

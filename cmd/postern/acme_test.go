@@ -284,7 +284,7 @@ func TestCertificatesPage(t *testing.T) {
 	}
 	(&site{env: []string{"POSTERN_DATABASE_URL=" + url}}).query(t, `
 		insert into certificate_state (authority, name, node, issuer, serial, not_before, not_after, renewed_at)
-		values ('acme-v02.api.letsencrypt.org-directory', 'mail.example.com', 'one', 'R3', '1f', now(), now() + interval '90 days', now())
+		values ('acme-v02.api.letsencrypt.org-directory', 'relay.example.com', 'one', 'R3', '1f', now(), now() + interval '90 days', now())
 		returning name`, new(string))
 	sessions := codeBlocks(t, page, "console")
 	for _, session := range sessions {

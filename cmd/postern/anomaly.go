@@ -6,9 +6,9 @@ import (
 	"strconv"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/screen"
 	"postern/relay/anomaly"
 )
 
@@ -32,51 +32,51 @@ func (a *app) anomalyShowCmd() *cobra.Command {
 		Short: "show which signs of a stolen account are on",
 		Args:  noArguments,
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, _ []string) error {
-			b, err := anomaly.Read(ctx, users.pool)
+			signs, err := anomaly.Read(ctx, users.pool)
 			if err != nil {
 				return err
 			}
 			if asJSON {
-				return printJSON(a.stdout, anomalyJSON(b))
+				return screen.JSON(a.stdout, anomalyJSON(signs))
 			}
-			return a.printSigns(b)
+			return a.printSigns(signs)
 		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
-func anomalyJSON(b anomaly.Signs) anomalyView {
+func anomalyJSON(signs anomaly.Signs) anomalyView {
 	set := func(v float64) *float64 {
 		if v == 0 {
 			return nil
 		}
 		return &v
 	}
-	return anomalyView{b.MinRecipients, set(b.FirstTimeShare), set(b.RejectedShare), set(b.NewNetworkFactor)}
+	return anomalyView{signs.MinRecipients, set(signs.FirstTimeShare), set(signs.RejectedShare), set(signs.NewNetworkFactor)}
 }
 
-func (a *app) printSigns(b anomaly.Signs) error {
-	t := table{head: []string{"SIGN", "TRIPS AT", "OF"}}
+func (a *app) printSigns(signs anomaly.Signs) error {
+	t := screen.Table{Head: []string{"SIGN", "TRIPS AT", "OF"}}
 	row := func(name string, v float64, of string) {
 		at := "off"
 		if v > 0 {
 			at = strconv.FormatFloat(v, 'g', -1, 64)
 		}
-		t.add(name, at, of)
+		t.Add(name, at, of)
 	}
-	row("first-time-share", b.FirstTimeShare, "the recipients were never written to before")
-	row("rejected-share", b.RejectedShare, "the recipients were refused for good by the next server")
-	row("new-network-factor", b.NewNetworkFactor, "the user's hourly mean comes from new networks")
-	t.add("min-recipients", strconv.Itoa(b.MinRecipients), "recipients at least; no sign trips on fewer")
-	return t.print(a.stdout)
+	row("first-time-share", signs.FirstTimeShare, "the recipients were never written to before")
+	row("rejected-share", signs.RejectedShare, "the recipients were refused for good by the next server")
+	row("new-network-factor", signs.NewNetworkFactor, "the user's hourly mean comes from new networks")
+	t.Add("min-recipients", strconv.Itoa(signs.MinRecipients), "recipients at least; no sign trips on fewer")
+	return t.Print(a.stdout)
 }
 
 func (a *app) anomalySetCmd() *cobra.Command {
 	var given signFlags
 	cmd := &cobra.Command{
 		Use:   "set",
-		Short: "turn signs of a stolen account on or off",
+		Short: "configure anomaly detection",
 		Long: `Sets the thresholds at which a user is put on hold because the account looks stolen.
 All signs of a stolen account are off at first. 0 or 'off' turns a sign off; signs
 without a flag stay as they are. A sign looks at the current and the previous clock
@@ -131,7 +131,7 @@ func (f *signFlags) changes(given func(flag string) bool) (list []func(*anomaly.
 		if f.least < 1 || f.least > 1_000_000 {
 			return nil, usagef("--min-recipients is between 1 and 1000000, not %d", f.least)
 		}
-		list = append(list, func(b *anomaly.Signs) { b.MinRecipients = f.least })
+		list = append(list, func(signs *anomaly.Signs) { signs.MinRecipients = f.least })
 	}
 	const share, factor = "a share, more than 0 and at most 1", "a factor, 1 to 1000000"
 	for _, sign := range []struct {
@@ -140,9 +140,9 @@ func (f *signFlags) changes(given func(flag string) bool) (list []func(*anomaly.
 		what        string
 		of          func(*anomaly.Signs) *float64
 	}{
-		{"first-time-share", f.firstTime, 0, 1, share, func(b *anomaly.Signs) *float64 { return &b.FirstTimeShare }},
-		{"rejected-share", f.rejected, 0, 1, share, func(b *anomaly.Signs) *float64 { return &b.RejectedShare }},
-		{"new-network-factor", f.network, 1, 1e6, factor, func(b *anomaly.Signs) *float64 { return &b.NewNetworkFactor }},
+		{"first-time-share", f.firstTime, 0, 1, share, func(s *anomaly.Signs) *float64 { return &s.FirstTimeShare }},
+		{"rejected-share", f.rejected, 0, 1, share, func(s *anomaly.Signs) *float64 { return &s.RejectedShare }},
+		{"new-network-factor", f.network, 1, 1e6, factor, func(s *anomaly.Signs) *float64 { return &s.NewNetworkFactor }},
 	} {
 		if !given(sign.flag) {
 			continue
@@ -151,7 +151,7 @@ func (f *signFlags) changes(given func(flag string) bool) (list []func(*anomaly.
 		if !ok {
 			return nil, usagef("--%s is %s, or off; not %q", sign.flag, sign.what, sign.text)
 		}
-		list = append(list, func(b *anomaly.Signs) { *sign.of(b) = v })
+		list = append(list, func(signs *anomaly.Signs) { *sign.of(signs) = v })
 	}
 	return list, nil
 }
@@ -166,20 +166,20 @@ func signValue(s string, least, most float64) (float64, bool) {
 }
 
 func (a *app) setSigns(ctx context.Context, changes []func(*anomaly.Signs)) error {
-	return a.withPool(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
-		var b anomaly.Signs
-		err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) (err error) {
-			if b, err = anomaly.Read(ctx, tx); err != nil {
+	return a.withUsers(ctx, func(ctx context.Context, users *accounts) error {
+		var signs anomaly.Signs
+		err := pgx.BeginFunc(ctx, users.pool, func(tx pgx.Tx) (err error) {
+			if signs, err = anomaly.Read(ctx, tx); err != nil {
 				return err
 			}
 			for _, change := range changes {
-				change(&b)
+				change(&signs)
 			}
-			return anomaly.Set(ctx, tx, a.actor(), b)
+			return anomaly.Set(ctx, tx, users.actor, signs)
 		})
 		if err != nil {
 			return fmt.Errorf("set the signs: %w", err)
 		}
-		return a.printSigns(b)
+		return a.printSigns(signs)
 	})
 }

@@ -87,7 +87,7 @@ the manual pages.`,
 	root.AddCommand(
 		a.serveCmd(), a.demoCmd(), a.checkCmd(), a.healthcheckCmd(), a.migrateCmd(), a.versionCmd(),
 		a.userCmd(), a.credentialCmd(), a.senderCmd(), a.limitCmd(), a.explainCmd(), a.anomalyCmd(), a.auditCmd(),
-		a.upstreamCmd(), a.routeCmd(), a.queueCmd(), a.traceCmd(), a.certificateCmd(), a.completionCmd(), a.manCmd(),
+		a.upstreamCmd(), a.routeCmd(), a.queueCmd(), a.traceCmd(), a.certificateCmd(), a.keyCmd(), a.completionCmd(), a.manCmd(),
 	)
 	root.CompletionOptions.DisableDefaultCmd = true // ours is a noun as the others
 	root.Version = versionString()
@@ -103,10 +103,7 @@ func unknownCommand(root *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	var names []string
-	for _, cmd := range root.Commands() {
-		names = append(names, cmd.Name())
-	}
+	names := screen.Each(root.Commands(), (*cobra.Command).Name)
 	return usagef("unknown command %q for %q%s", args[0], root.Name(), screen.DidYouMean(args[0], names))
 }
 
@@ -154,10 +151,7 @@ func noun(use, short string, verbs ...*cobra.Command) *cobra.Command {
 		Short: short,
 		Args:  cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			names := make([]string, 0, len(verbs))
-			for _, v := range verbs {
-				names = append(names, v.Name())
-			}
+			names := screen.Each(verbs, (*cobra.Command).Name)
 			if len(args) > 0 {
 				return usagef("unknown verb %q for '%s'%s: use %s", args[0], cmd.CommandPath(), screen.DidYouMean(args[0], names), strings.Join(names, ", "))
 			}

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"postern/cmd/postern/screen"
-	"postern/relay/upstream"
 	"postern/relay/upstream/budget"
 )
 
@@ -44,7 +43,7 @@ func (a *app) printBudget(list []budget.Usage) error {
 		return nil
 	}
 	fmt.Fprintln(a.stdout)
-	t := table{head: []string{"BUDGET", "USED", "LEFT", "HELD BY", "NEXT FREE", "WAITS SINCE", "WAITING"}}
+	t := screen.Table{Head: []string{"BUDGET", "USED", "LEFT", "HELD BY", "NEXT FREE", "WAITS SINCE", "WAITING"}}
 	for _, v := range budgetViews(list) {
 		var nodes []string
 		for _, p := range v.Nodes {
@@ -54,10 +53,10 @@ func (a *app) printBudget(list []budget.Usage) error {
 			}
 			nodes = append(nodes, fmt.Sprintf("%s %d", screen.Printable(name), p.N))
 		}
-		t.add(v.Limit, strconv.FormatInt(v.Used, 10), strconv.FormatInt(v.Left, 10), screen.OrDash(strings.Join(nodes, ", ")),
+		t.Add(v.Limit, strconv.FormatInt(v.Used, 10), strconv.FormatInt(v.Left, 10), screen.OrDash(strings.Join(nodes, ", ")),
 			momentText(v.FreeAt), momentText(v.WaitsFrom), strconv.FormatInt(v.Waiting, 10))
 	}
-	return t.print(a.stdout)
+	return t.Print(a.stdout)
 }
 
 func momentText(t *time.Time) string {
@@ -69,7 +68,7 @@ func momentText(t *time.Time) string {
 
 // budgetsBelow names the limits for which mail waits.
 func (a *app) budgetsBelow(ctx context.Context, users *accounts) error {
-	list, err := upstream.NewStore(users.pool, nil).Budgets(ctx)
+	list, err := users.upstreams(nil).Budgets(ctx)
 	if err != nil {
 		return err
 	}

@@ -59,8 +59,23 @@ type certificateLine struct {
 }
 
 func (a *app) certificateListCmd() *cobra.Command {
-	var asJSON bool
-	cmd := &cobra.Command{
+	return listing[certificateLine]{
+		head: []string{"NAME", "SOURCE", "STATE", "UNTIL"},
+		row: func(c certificateLine) []string {
+			return []string{c.Name, c.Source, c.State, screen.LocalTime(orZero(c.NotAfter))}
+		},
+		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]certificateLine, error) {
+			list, err := acme.List(ctx, users.pool)
+			return screen.Each(list, certificateOf), err
+		},
+		after: func(c certificateLine) string {
+			if c.Failures == 0 {
+				return ""
+			}
+			return fmt.Sprintf("%s: no certificate since %s, tried again at %s: %s", c.Name,
+				screen.LocalTime(orZero(c.FailingFrom)), screen.LocalTime(orZero(c.NextTry)), strings.TrimSpace(c.Error))
+		},
+	}.command(a, &cobra.Command{
 		Use:   "list",
 		Short: "list certificates that nodes get by ACME, with their expiry and state",
 		Long: `Lists what the nodes have recorded in the database about each name in their [acme]
@@ -68,56 +83,20 @@ names: when its certificate expires, and, while the authority issues none, since
 why, and when it is tried again. A certificate in files is not listed; 'postern check'
 looks at that one.`,
 		Args: noArguments,
-		RunE: a.onUsers(func(ctx context.Context, users *accounts, _ []string) error {
-			list, err := acme.List(ctx, users.pool)
-			if err != nil {
-				return err
-			}
-			if asJSON {
-				return printJSON(a.stdout, certificateLines(list))
-			}
-			return a.printCertificates(list)
-		}),
-	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return cmd
+	})
 }
 
-func certificateLines(list []acme.Record) []certificateLine {
-	lines := make([]certificateLine, 0, len(list))
-	for _, r := range list {
-		lines = append(lines, certificateLine{
-			Name: r.Name, Source: r.Authority, State: r.State(time.Now()), Issuer: r.Issuer, Serial: r.Serial,
-			NotBefore: jsonTime(r.NotBefore), NotAfter: jsonTime(r.NotAfter), RenewedAt: jsonTime(r.RenewedAt),
-			Node: r.Node, Failures: r.Failures, FailingFrom: jsonTime(r.FailingSince),
-			NextTry: jsonTime(r.NextTry), RenewAsked: jsonTime(r.RenewAsked), Error: r.LastError,
-		})
+func certificateOf(r acme.Record) certificateLine {
+	return certificateLine{
+		Name: r.Name, Source: r.Authority, State: r.State(time.Now()), Issuer: r.Issuer, Serial: r.Serial,
+		NotBefore: jsonTime(r.NotBefore), NotAfter: jsonTime(r.NotAfter), RenewedAt: jsonTime(r.RenewedAt),
+		Node: r.Node, Failures: r.Failures, FailingFrom: jsonTime(r.FailingSince),
+		NextTry: jsonTime(r.NextTry), RenewAsked: jsonTime(r.RenewAsked), Error: r.LastError,
 	}
-	return lines
-}
-
-func (a *app) printCertificates(list []acme.Record) error {
-	t := table{head: []string{"NAME", "SOURCE", "STATE", "UNTIL"}}
-	for _, r := range list {
-		t.add(r.Name, r.Authority, r.State(time.Now()), screen.LocalTime(r.NotAfter))
-	}
-	if err := t.print(a.stdout); err != nil {
-		return err
-	}
-	for _, r := range list {
-		if r.Failures > 0 {
-			fmt.Fprintf(a.stdout, "%s: no certificate since %s, tried again at %s: %s\n", screen.Printable(r.Name),
-				screen.LocalTime(r.FailingSince), screen.LocalTime(r.NextTry), screen.Printable(strings.TrimSpace(r.LastError)))
-		}
-	}
-	return nil
 }
 
 // certificatesLike are the names for completion; the caller picks those with the prefix.
-func certificatesLike(ctx context.Context, pool *pgxpool.Pool, _ string) (names []string, err error) {
+func certificatesLike(ctx context.Context, pool *pgxpool.Pool, _ string) ([]string, error) {
 	list, err := acme.List(ctx, pool)
-	for _, r := range list {
-		names = append(names, r.Name)
-	}
-	return names, err
+	return screen.Each(list, func(r acme.Record) string { return r.Name }), err
 }

@@ -9,6 +9,7 @@ import (
 
 	"postern/admin/health"
 	"postern/cmd/postern/check"
+	"postern/cmd/postern/screen"
 )
 
 func (a *app) checkCmd() *cobra.Command {
@@ -24,9 +25,10 @@ tests from outside whether this server is an open relay. Each finding that is no
 comes with its remedy; docs/check.md explains each by the name in brackets. Run the
 check as the user that the server runs as.
 
-The exit status is 1 when something failed. Nothing is changed but access
-tokens that were due, no mail is sent, and a running server is not disturbed; a private
-database that is not up is started for the duration. It ends within a minute or so.
+The exit status is 1 when something failed. Nothing is changed, except for access tokens
+due for renewal. No mail is sent, and a running server is not disturbed; a private
+database that is not up is started for the duration. The check takes a minute or so at
+most.
 
 The areas are ` + check.AreaNames() + `.`,
 		Example: `  postern check
@@ -43,11 +45,11 @@ The areas are ` + check.AreaNames() + `.`,
 			return a.check(cmd.Context(), opts, asJSON)
 		},
 	}
-	cmd.Flags().StringSliceVar(&opts.Only, "only", nil, "look at these `areas` only, with commas between them")
-	cmd.Flags().BoolVar(&opts.Offline, "offline", false, "ask neither DNS nor upstreams")
+	cmd.Flags().StringSliceVar(&opts.Only, "only", nil, "look at these `areas` only, separated by commas")
+	cmd.Flags().BoolVar(&opts.Offline, "offline", false, "query neither DNS nor upstreams")
 	cmd.Flags().StringSliceVar(&addresses, "address", nil, "an `IP` address that mail leaves from; default: those of the hostname")
 	cmd.Flags().StringSliceVar(&opts.MX, "mx", nil, "try the mail hosts of this `domain`, without sending mail")
-	cmd.Flags().StringSliceVar(&opts.Connect, "connect", nil, "try this `host:port` as an outsider, in the place of the listeners")
+	cmd.Flags().StringSliceVar(&opts.Connect, "connect", nil, "try this `host:port` as an outsider, instead of the listeners")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	_ = cmd.RegisterFlagCompletionFunc("only", cobra.FixedCompletions(check.Areas(), cobra.ShellCompDirectiveNoFileComp))
 	return cmd
@@ -67,7 +69,7 @@ func parseAddresses(texts []string) (list []netip.Addr, err error) {
 func (a *app) check(ctx context.Context, opts check.Options, asJSON bool) error {
 	findings := check.Run(ctx, a.source, &a.database, opts)
 	if asJSON {
-		if err := printJSON(a.stdout, emptyList(findings)); err != nil {
+		if err := screen.JSON(a.stdout, findings); err != nil {
 			return err
 		}
 	} else if err := a.printFindings(findings); err != nil {
@@ -88,16 +90,16 @@ func (a *app) check(ctx context.Context, opts check.Options, asJSON bool) error 
 // printFindings writes what is to be done under what was found: beside it the lines
 // would be too long for a terminal.
 func (a *app) printFindings(findings []health.Finding) error {
-	t := table{head: []string{"", "SUBJECT", "FINDING"}}
+	t := screen.Table{Head: []string{"", "SUBJECT", "FINDING"}}
 	for _, f := range findings {
 		if f.Status == health.OK {
-			t.add(string(f.Status), f.Subject, f.Text)
+			t.Add(string(f.Status), f.Subject, f.Text)
 			continue
 		}
-		t.add(string(f.Status), f.Subject, f.Text+" ["+f.ID+"]")
+		t.Add(string(f.Status), f.Subject, f.Text+" ["+f.ID+"]")
 		if f.Todo != "" {
-			t.add("", "", "to do: "+f.Todo)
+			t.Add("", "", "to do: "+f.Todo)
 		}
 	}
-	return t.print(a.stdout)
+	return t.Print(a.stdout)
 }

@@ -44,8 +44,8 @@ func profileFlags(cmd *cobra.Command, p *handout.Profiles) {
 }
 
 const profilesHelp = `--mobileconfig writes a configuration profile for iPhone and Mac, --autoconfig one in
-the format of Thunderbird's autoconfig. Neither has a password in it; existing files are
-not overwritten without --force. Both describe an account that fetches mail too: name its
+Thunderbird's autoconfig format. Neither contains a password; existing files are not
+overwritten without --force. Both describe an account that also fetches mail: name its
 IMAP server with --imap (TLS on port 993). Without it Apple's file names this server in
 its place, and Mozilla's has no incoming server.`
 

@@ -16,6 +16,8 @@ import (
 	"postern/cmd/postern/database"
 	"postern/cmd/postern/screen"
 	"postern/internal/pgserver"
+	"postern/relay/queue/desk"
+	"postern/relay/route"
 	"postern/relay/upstream"
 )
 
@@ -30,11 +32,11 @@ func (a *app) completionCmd() *cobra.Command {
 		}
 	}
 	return noun("completion", "completion for the shell",
-		shell("bash", "It needs the package bash-completion. Put it to use:\n\n  postern completion bash >/etc/bash_completion.d/postern",
+		shell("bash", "It needs the package bash-completion. Install it with:\n\n  postern completion bash >/etc/bash_completion.d/postern",
 			func(root *cobra.Command) error { return root.GenBashCompletionV2(a.stdout, true) }),
-		shell("zsh", "Put it to use:\n\n  postern completion zsh >\"${fpath[1]}/_postern\"",
+		shell("zsh", "Install it with:\n\n  postern completion zsh >\"${fpath[1]}/_postern\"",
 			func(root *cobra.Command) error { return root.GenZshCompletion(a.stdout) }),
-		shell("fish", "Put it to use:\n\n  postern completion fish >~/.config/fish/completions/postern.fish",
+		shell("fish", "Install it with:\n\n  postern completion fish >~/.config/fish/completions/postern.fish",
 			func(root *cobra.Command) error { return root.GenFishCompletion(a.stdout, true) }))
 }
 
@@ -50,7 +52,7 @@ type ask func(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]string,
 // by what they are called in its usage line.
 func (a *app) complete(cmd *cobra.Command) {
 	for flag, values := range map[string]ask{
-		"user": usersLike, "credential": credentialsLike, "upstream": upstreamsOrMX, "via": upstreamsOrMX,
+		"user": usersLike, "credential": credentialsLike, "upstream": upstreamsOrMX, "via": upstreamsOrMX, "before": routesLike,
 	} {
 		if cmd.Flags().Lookup(flag) != nil {
 			_ = cmd.RegisterFlagCompletionFunc(flag, a.completer(values, false))
@@ -72,6 +74,8 @@ func (a *app) complete(cmd *cobra.Command) {
 		cmd.ValidArgsFunction = a.completer(secretsLike, false)
 	case (under.Name() == "upstream" || under.Name() == "reply") && what == "NAME" && (cmd.Name() != "add" || under.Name() == "reply"):
 		cmd.ValidArgsFunction = a.completer(upstreamsLike, true)
+	case under.Name() == "route" && what == "ID":
+		cmd.ValidArgsFunction = a.completer(routesLike, true)
 	case under.Name() == "certificate" && what == "NAME":
 		cmd.ValidArgsFunction = a.completer(certificatesLike, true)
 	case what == "FILE":
@@ -170,11 +174,7 @@ func (a *app) withRunningPool(ctx context.Context, do func(pool *pgxpool.Pool) e
 
 func usersLike(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]string, error) {
 	list, err := auth.NewStore(pool).ListUsers(ctx, prefix, completionMost)
-	var names []string
-	for _, u := range list {
-		names = append(names, u.Name)
-	}
-	return names, err
+	return screen.Each(list, func(u auth.User) string { return u.Name }), err
 }
 
 func credentialsLike(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]string, error) {
@@ -200,11 +200,8 @@ func credentialValues(list []auth.Credential) (numbers []string) {
 	return numbers
 }
 
-func stateNames() (names []string) {
-	for _, s := range queueStates {
-		names = append(names, string(s))
-	}
-	return names
+func stateNames() []string {
+	return screen.Each(queueStates, func(s desk.State) string { return string(s) })
 }
 
 // upstreamsOrMX are the ways that mail can go.
@@ -213,11 +210,14 @@ func upstreamsOrMX(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]st
 	return append(names, "mx"), err
 }
 
+func routesLike(ctx context.Context, pool *pgxpool.Pool, _ string) ([]string, error) {
+	rules, who, err := readRoutes(ctx, &accounts{Store: auth.NewStore(pool), pool: pool})
+	return screen.Each(rules, func(r route.Rule) string {
+		return strconv.FormatInt(r.ID, 10) + "\t" + screen.OneLine(ruleText(r, who))
+	}), err
+}
+
 func upstreamsLike(ctx context.Context, pool *pgxpool.Pool, _ string) ([]string, error) {
 	list, err := upstream.NewStore(pool, nil).List(ctx)
-	var names []string
-	for _, u := range list {
-		names = append(names, u.Name)
-	}
-	return names, err
+	return screen.Each(list, func(u upstream.Listed) string { return u.Name }), err
 }

@@ -13,8 +13,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/auth"
-	"postern/cmd/postern/config"
 	"postern/cmd/postern/screen"
+	"postern/internal/units"
 	"postern/relay/queue/desk"
 )
 
@@ -42,12 +42,9 @@ type credentialView struct {
 
 func credentialJSON(c auth.Credential, secret string) credentialView {
 	v := credentialView{
-		ID: c.ID, UserName: c.User, Secret: secret, Kind: string(c.Kind), Label: c.Label, State: credentialState(c, time.Now()),
-		ExpiresAt: jsonTime(c.Expires), Networks: []string{}, LastUsedAt: jsonTime(c.LastUse.At), LastUsedTLS: c.LastUse.TLS,
+		ID: c.ID, UserName: c.User, Secret: secret, Kind: string(c.Kind), Label: c.Label, State: c.State(time.Now()),
+		ExpiresAt: jsonTime(c.Expires), Networks: screen.Each(c.Networks, netip.Prefix.String), LastUsedAt: jsonTime(c.LastUse.At), LastUsedTLS: c.LastUse.TLS,
 		CreatedAt: c.CreatedAt, RevokedAt: jsonTime(c.RevokedAt),
-	}
-	for _, n := range c.Networks {
-		v.Networks = append(v.Networks, n.String())
 	}
 	if c.LastUse.Addr.IsValid() {
 		v.LastUsedAddr = c.LastUse.Addr.String()
@@ -56,21 +53,7 @@ func credentialJSON(c auth.Credential, secret string) credentialView {
 }
 
 func credentialsJSON(list []auth.Credential) []credentialView {
-	views := []credentialView{}
-	for _, c := range list {
-		views = append(views, credentialJSON(c, ""))
-	}
-	return views
-}
-
-func credentialState(c auth.Credential, now time.Time) string {
-	switch {
-	case !c.RevokedAt.IsZero():
-		return "revoked"
-	case !c.Expires.IsZero() && !now.Before(c.Expires):
-		return "expired"
-	}
-	return "active"
+	return screen.Each(list, func(c auth.Credential) credentialView { return credentialJSON(c, "") })
 }
 
 var credentialHead = []string{"ID", "KIND", "LABEL", "STATE", "EXPIRES", "NETWORKS", "LAST USE", "FROM"}
@@ -95,10 +78,11 @@ func (a *app) credentialAddCmd() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "add USER --generate",
-		Short: "make a secret with which an application logs in",
-		Long: `Makes a secret of 160 random bits and prints it once. It is used in place of the
-user's password, with the user's name: one for each application, so that one can be
-revoked without the others. A password that a person chooses is set by 'user passwd'.`,
+		Short: "make a secret for an application to log in with",
+		Long: `Makes a secret of 160 random bits and prints it once. An application logs in with the
+user's name and this secret in place of the password. Make one for each application, so
+that one can be revoked without the others. To set a password that a person chooses, use
+'user passwd'.`,
 		Example: `  postern credential add app@example.com --generate --label billing
   postern credential add app@example.com --generate --label scanner --expires 90d --network 192.0.2.0/24`,
 		Args: one("name", "the user's name"),
@@ -120,7 +104,7 @@ revoked without the others. A password that a person chooses is set by 'user pas
 					return err
 				}
 				if asJSON {
-					return printJSON(a.stdout, credentialJSON(c, secret))
+					return screen.JSON(a.stdout, credentialJSON(c, secret))
 				}
 				_, err = fmt.Fprintf(a.stdout, "added credential %d of %s\nuser name: %s\nsecret: %s\n(it is not shown again)\n",
 					c.ID, screen.Printable(c.User), screen.Printable(c.User), secret)
@@ -131,8 +115,8 @@ revoked without the others. A password that a person chooses is set by 'user pas
 	f := cmd.Flags()
 	f.BoolVar(&generate, "generate", false, "make the secret")
 	f.StringVar(&label, "label", "", "what it is for")
-	f.StringVar(&expires, "expires", "", "`WHEN` it ends: 90d, or a date such as 2027-01-31")
-	f.StringArrayVar(&networks, "network", nil, "works only from this `CIDR`; may be repeated")
+	f.StringVar(&expires, "expires", "", "`WHEN` it expires: 90d, or a date such as 2027-01-31")
+	f.StringArrayVar(&networks, "network", nil, "accept it only from this `CIDR`; may be repeated")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
@@ -147,8 +131,8 @@ func parseExpiry(s string, now time.Time) (time.Time, error) {
 		t, err = time.Parse(time.RFC3339, s)
 	}
 	if err != nil {
-		d, notSpan := config.ParseDuration(s)
-		t, err = now.Add(time.Duration(d)), notSpan
+		d, notSpan := units.ParseSpan(s)
+		t, err = now.Add(d), notSpan
 	}
 	switch {
 	case err != nil:
@@ -202,11 +186,11 @@ func (a *app) credentialRevokeCmd() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "revoke ID...",
-		Short: "revoke credentials permanently, and hold the mail that came by them",
-		Long: `Ends credentials on every node within 2 seconds, with the sessions that logged in by
-them, and holds the mail that came by them and waits in the queue. When one of them cannot
-be revoked, none is. One that was revoked already is left as it is, and
-so is its mail. 'postern credential list USER' shows the numbers.`,
+		Short: "revoke credentials permanently, and hold the mail that was sent with them",
+		Long: `Ends credentials on every node within 2 seconds, with the sessions that logged in with
+them, and holds the waiting mail that was sent with them. If one of them cannot be
+revoked, none is. Already revoked credentials and their mail are unchanged.
+'postern credential list USER' shows the numbers.`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ids, err := credentialIDs(args)
@@ -219,7 +203,7 @@ so is its mail. 'postern credential list USER' shows the numbers.`,
 					return err
 				}
 				if asJSON {
-					return printJSON(a.stdout, list)
+					return screen.JSON(a.stdout, list)
 				}
 				return a.printRevoked(list)
 			})
@@ -282,7 +266,7 @@ func revoke(ctx context.Context, store *auth.Store, q *desk.Admin, id int64) (r 
 	if c, err = store.RevokeCredential(ctx, id); err != nil {
 		return r, 0, err
 	}
-	if _, err = q.HoldUser(ctx, c.UserID, c.ID, "credential revoked"+colon(c.Label)); err != nil {
+	if _, err = q.HoldUser(ctx, c.UserID, c.ID, "credential revoked"+screen.Colon(c.Label)); err != nil {
 		return r, 0, err
 	}
 	held, err := q.Release(ctx, desk.Filter{UserID: c.UserID, CredentialID: c.ID}, true)

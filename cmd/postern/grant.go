@@ -2,18 +2,14 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"os"
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/screen"
-	"postern/internal/owned"
+	"postern/cmd/postern/secret"
 	"postern/relay/upstream"
 	"postern/relay/upstream/oauth"
 )
@@ -22,7 +18,7 @@ import (
 type grantFlags struct {
 	grant       oauth.Grant
 	kind        string
-	secret      passwordSource
+	secret      secret.Source
 	certificate string
 	keyFile     string
 }
@@ -33,7 +29,7 @@ func (g *grantFlags) flags(cmd *cobra.Command) {
 	f.StringVar(&g.grant.Authority, "authority", "", "who gives the tokens: "+strings.Join(oauth.Known().Names(), ", ")+" (default by --oauth and --tenant)")
 	f.StringVar(&g.grant.Tenant, "tenant", "", "Microsoft: the tenant's id or a domain of it")
 	f.StringVar(&g.grant.ClientID, "client-id", "", "the application's id")
-	g.secret.named(cmd, "client-secret")
+	g.secret.Flags(cmd, "client-secret")
 	f.StringVar(&g.certificate, "client-certificate", "", "PEM `file` with the application's certificate and key, instead of a secret")
 	f.StringVar(&g.keyFile, "key-file", "", "Google: JSON `file` of the service account")
 	f.StringVar(&g.grant.Subject, "subject", "", "Google: the mailbox that the service account stands for (default --username)")
@@ -46,7 +42,7 @@ func (g *grantFlags) flags(cmd *cobra.Command) {
 
 // given reports that one of the flags was.
 func (g *grantFlags) given() bool {
-	return g.kind != "" || g.grant != (oauth.Grant{}) || g.secret.given() || g.certificate != "" || g.keyFile != ""
+	return g.kind != "" || g.grant != (oauth.Grant{}) || g.secret.Given() || g.certificate != "" || g.keyFile != ""
 }
 
 // read returns the grant of the flags; its files follow the rule for those with secrets.
@@ -56,8 +52,8 @@ func (g *grantFlags) read(a *app) (grant oauth.Grant, err error) {
 	}
 	grant = g.grant
 	grant.Kind = oauth.Kind(g.kind)
-	if g.secret.given() {
-		if grant.Secret, err = g.secret.read(a.stdin, a.warn); err != nil {
+	if g.secret.Given() {
+		if grant.Secret, err = a.readSecret(&g.secret); err != nil {
 			return grant, err
 		}
 	}
@@ -68,30 +64,11 @@ func (g *grantFlags) read(a *app) (grant oauth.Grant, err error) {
 		if file.path == "" {
 			continue
 		}
-		if *file.into, err = readSecretFile(file.path, a.warn); err != nil {
+		if *file.into, err = secret.File(file.path, a.warn); err != nil {
 			return grant, fmt.Errorf("%s: %w", file.flag, err)
 		}
 	}
 	return grant, nil
-}
-
-// maxSecretFile is the longest file with a certificate or key that is read, in octets.
-const maxSecretFile = 64 << 10
-
-// readSecretFile reads a file that everybody may neither change nor, without a warning, read;
-// or a pipe, which is the caller's.
-func readSecretFile(path string, exposed func(error)) (string, error) {
-	if !piped(path) {
-		text, err := owned.ReadSecret(path, exposed)
-		return string(text), err
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxSecretFile))
-	return string(text), err
 }
 
 func (a *app) upstreamLoginCmd() *cobra.Command {
@@ -108,27 +85,32 @@ shown: paste that address here. With --device, log in at Microsoft on another
 device with the code that is shown; a tenant may forbid that.`,
 		Args: one("name", "the upstream's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.onUpstreams(cmd.Context(), true, func(ctx context.Context, _ *pgxpool.Pool, accounts *upstream.Store) error {
-				up, err := accounts.Open(ctx, args[0])
-				if err != nil {
-					return err
-				}
-				cfg, _, err := a.source.Load()
-				if err != nil {
-					return err
-				}
-				by, err := cfg.OAuth.Config()
-				if err != nil {
-					return err
-				}
-				login, err := oauth.NewLogin(by, up.OAuth())
-				if err != nil {
-					return err
-				}
-				if err := a.logIn(ctx, login, device); err != nil {
-					return err
-				}
-				if err := accounts.SaveLogin(ctx, up.Name, login); err != nil {
+			var up upstream.Account
+			err := a.withUpstreams(cmd.Context(), true, func(ctx context.Context, _ *accounts, store *upstream.Store) (err error) {
+				up, err = store.Open(ctx, args[0])
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			cfg, _, err := a.source.Load()
+			if err != nil {
+				return err
+			}
+			by, err := cfg.OAuth.Config()
+			if err != nil {
+				return err
+			}
+			login, err := oauth.NewLogin(by, up.OAuth())
+			if err != nil {
+				return err
+			}
+			if err := a.logIn(cmd.Context(), login, device); err != nil {
+				return err
+			}
+			// A person takes their time: which key is current is asked again.
+			return a.withUpstreams(cmd.Context(), true, func(ctx context.Context, _ *accounts, store *upstream.Store) error {
+				if err := store.SaveLogin(ctx, up.OAuth(), login); err != nil {
 					return err
 				}
 				_, err = fmt.Fprintf(a.stdout, "logged in for upstream %s as %s\n", up.Name, up.Username)
@@ -155,26 +137,9 @@ func (a *app) logIn(ctx context.Context, login *oauth.Login, device bool) error 
 		})
 	}
 	fmt.Fprintf(a.stdout, "Open this address in a browser and log in:\n\n%s\n\nThen paste the address at which the browser ended:\n", login.URL())
-	line, err := readLine(a.stdin, 8<<10)
+	line, err := secret.Pasted(a.stdin)
 	if err != nil {
-		return err
+		return invalidUse(err)
 	}
 	return login.Paste(ctx, line)
-}
-
-// readLine reads one line that is not secret for long: a code is good for one use.
-func readLine(r io.Reader, most int64) (string, error) {
-	var line strings.Builder
-	one := make([]byte, 1)
-	for int64(line.Len()) < most {
-		n, err := r.Read(one)
-		if n > 0 && one[0] == '\n' || errors.Is(err, io.EOF) {
-			return line.String(), nil
-		}
-		if err != nil {
-			return "", err
-		}
-		line.Write(one[:n])
-	}
-	return "", usagef("the line is longer than %d octets", most)
 }

@@ -72,7 +72,7 @@ func newGuide(t *testing.T) *guide {
 	}
 	g.programs(t)
 	g.env = append(os.Environ(), "PATH="+filepath.Join(g.root, "bin")+":"+os.Getenv("PATH"), "POSTERN_TEST_AS_PROGRAM=1",
-		"GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=10", "LC_ALL=C.UTF-8", "POSTERN_DATABASE_URL=", "POSTERN_SECRET_KEY_FILE=",
+		"LC_ALL=C.UTF-8", "POSTERN_DATABASE_URL=", "POSTERN_SECRET_KEY_FILE=",
 		"PGHOST="+g.socket, "PGUSER=postern", "PGPORT=5432",
 		"SSL_CERT_FILE="+g.ca, "CURL_CA_BUNDLE="+g.ca, "NODE_EXTRA_CA_CERTS="+g.ca)
 	return g

@@ -3,30 +3,26 @@ package main
 import (
 	"context"
 	"slices"
-	"strconv"
 
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/screen"
+	"postern/cmd/postern/story"
 	"postern/relay/queue"
 	"postern/relay/queue/desk"
 )
 
 func (a *app) queueHoldsCmd() *cobra.Command {
-	return listing[holdView]{
+	return listing[story.Hold]{
 		head: []string{"USER", "CREDENTIAL", "SINCE", "BY", "REASON"},
-		row:  holdRow,
-		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]holdView, error) {
+		row:  story.HoldRow,
+		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]story.Hold, error) {
 			list, err := users.queue().UserHolds(ctx)
 			if err != nil {
 				return nil, err
 			}
-			var ids []int64
-			for _, h := range list {
-				ids = append(ids, h.UserID)
-			}
-			who, err := userNames(ctx, users.pool, ids...)
-			return holdViews(list, who), err
+			who, err := users.Names(ctx, screen.Each(list, func(h queue.UserHold) int64 { return h.UserID })...)
+			return story.Holds(list, who), err
 		},
 	}.command(a, &cobra.Command{
 		Use:   "holds",
@@ -40,30 +36,20 @@ mail go, 'postern queue cancel --user U' throws it away.`,
 	})
 }
 
-// holdView is a hold as --json prints it.
-type holdView struct {
-	queue.UserHold
-	User string `json:"user,omitempty"` // its name
-}
-
-func holdViews(list []queue.UserHold, who names) []holdView {
-	views := make([]holdView, 0, len(list))
-	for _, h := range list {
-		views = append(views, holdView{h, who[h.UserID]})
-	}
-	return views
-}
-
-func holdRow(h holdView) []string {
-	credential := "all"
-	if h.CredentialID != 0 {
-		credential = strconv.FormatInt(h.CredentialID, 10)
-	}
-	return []string{userText(h.UserID, h.User), credential, screen.LocalTime(h.MadeAt), h.MadeBy, screen.OrDash(h.Reason)}
-}
-
 // holdsOf are the holds of a user and of its credentials.
 func holdsOf(ctx context.Context, q *desk.Admin, userID int64) ([]queue.UserHold, error) {
+	holds := []queue.UserHold{} // in JSON [], not null
 	all, err := q.UserHolds(ctx)
-	return emptyList(slices.DeleteFunc(all, func(h queue.UserHold) bool { return h.UserID != userID })), err
+	for _, h := range all {
+		if h.UserID == userID {
+			holds = append(holds, h)
+		}
+	}
+	return holds, err
+}
+
+// holdsOver are the holds that keep mail that comes by one of a user's credentials.
+func holdsOver(ctx context.Context, q *desk.Admin, userID, credentialID int64) ([]queue.UserHold, error) {
+	holds, err := holdsOf(ctx, q, userID)
+	return slices.DeleteFunc(holds, func(h queue.UserHold) bool { return h.CredentialID != 0 && h.CredentialID != credentialID }), err
 }

@@ -53,7 +53,7 @@ a core.`,
 					return err
 				}
 				if asJSON {
-					return printJSON(a.stdout, map[string]any{"users": n, "added": !dryRun})
+					return screen.JSON(a.stdout, map[string]any{"users": n, "added": !dryRun})
 				}
 				if dryRun {
 					_, err = fmt.Fprintf(a.stdout, "%s could be added; nothing is changed\n", count(n, "user"))
@@ -108,11 +108,7 @@ func (a *app) refuseImport(wrong *auth.ImportError) error {
 }
 
 func (a *app) warnOfUsers(list []auth.ImportUser) {
-	names := make([]string, 0, len(list))
-	for _, u := range list {
-		names = append(names, u.Name)
-	}
-	a.warnOfNames(names...)
+	a.warnOfNames(screen.Each(list, func(u auth.ImportUser) string { return u.Name })...)
 	short, none := 0, 0
 	for _, u := range list {
 		switch {

@@ -3,14 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
-	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"postern/auth"
+	"postern/cmd/postern/explain"
 	"postern/cmd/postern/screen"
 	"postern/policy/quota"
 	"postern/relay/queue/desk"
@@ -31,8 +30,6 @@ var limitHelp = map[quota.Kind]string{
 	quota.Sessions:            "concurrent sessions, such as `10`",
 }
 
-func limitFlag(kind quota.Kind) string { return strings.ReplaceAll(string(kind), "_", "-") }
-
 // limitTarget is whom a command about limits is for.
 type limitTarget struct {
 	all        bool
@@ -41,7 +38,7 @@ type limitTarget struct {
 
 func (t *limitTarget) flags(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&t.all, "default", false, "the default limits, applied to each user separately")
-	cmd.Flags().StringVar(&t.credential, "credential", "", "the limits of what comes by the credential `ID`")
+	cmd.Flags().StringVar(&t.credential, "credential", "", "the limits of mail sent with the credential `ID`")
 }
 
 // args takes a user's name or a domain at most, and it or a flag.
@@ -103,13 +100,13 @@ func (a *app) limitSetCmd() *cobra.Command {
 		Use:   "set USER|'*@DOMAIN'|--default|--credential ID",
 		Short: "limit what may be sent",
 		Long: `Sets limits for a user, for each user (--default), for all users of a domain together
-('*@DOMAIN'), or for what comes by one credential. All that are set apply, and the
+('*@DOMAIN'), or for mail sent with one credential. All that are set apply, and the
 tightest wins; a flag replaces all earlier limits of that kind on the same target.
 
-Limits over time are an amount and a window of s, m, h or d, several of them separated
-by commas: 100/m,1000/d,20000/30d. 0 allows none. Only mail sent after a limit is first
-set counts, across all nodes. --no-defaults frees a user from the default limits,
---defaults ends that.`,
+A limit over time is an amount and a window in s, m, h or d; commas separate several:
+100/m,1000/d,20000/30d. 0 allows none. Only mail sent after a limit is first set counts,
+across all nodes. --no-defaults exempts a user from the default limits; --defaults undoes
+it.`,
 		Example: `  postern limit set --default --messages 100/m,2000/d --recipients 5000/d
   postern limit set '*@example.com' --messages 20000/d
   postern limit set alice@example.com --size 25MB --bytes 1GB/d
@@ -159,9 +156,9 @@ set counts, across all nodes. --no-defaults frees a user from the default limits
 	whom.flags(cmd)
 	f := cmd.Flags()
 	for _, kind := range quota.Kinds() {
-		values[kind] = f.String(limitFlag(kind), "", limitHelp[kind])
+		values[kind] = f.String(kind.Name(), "", limitHelp[kind])
 	}
-	f.BoolVar(&noDefaults, "no-defaults", false, "free the user from the default limits")
+	f.BoolVar(&noDefaults, "no-defaults", false, "exempt the user from the default limits")
 	f.BoolVar(&defaults, "defaults", false, "put the user under the default limits again")
 	return cmd
 }
@@ -169,7 +166,7 @@ set counts, across all nodes. --no-defaults frees a user from the default limits
 func parseLimits(cmd *cobra.Command, values map[quota.Kind]*string) ([]quota.Limit, error) {
 	var limits []quota.Limit
 	for _, kind := range quota.Kinds() {
-		flag, text := limitFlag(kind), *values[kind]
+		flag, text := kind.Name(), *values[kind]
 		if !cmd.Flags().Changed(flag) {
 			continue
 		}
@@ -213,7 +210,7 @@ func (a *app) tellTighter(ctx context.Context, users *accounts, target auth.Limi
 	if err != nil {
 		return err
 	}
-	id, err := users.Identity(ctx, u.ID, 0) // without the defaults for who is free of them
+	id, err := users.Identity(ctx, u.ID, 0) // without the defaults for a user who is exempt
 	if err != nil {
 		return err
 	}
@@ -222,7 +219,7 @@ func (a *app) tellTighter(ctx context.Context, users *accounts, target auth.Limi
 			if other.Kind != l.Kind || other.Window != l.Window || other.Max >= l.Max {
 				continue
 			}
-			text := "the default limit, %s, is tighter: --no-defaults frees the user from it\n"
+			text := "the default limit, %s, is tighter: --no-defaults exempts the user from it\n"
 			if other.Scope == quota.Domain {
 				text = "the limit of *@" + other.Subject + ", %s, is tighter\n"
 			}
@@ -252,8 +249,8 @@ func (a *app) limitResetCmd() *cobra.Command {
 	kinds := map[quota.Kind]*bool{}
 	cmd := &cobra.Command{
 		Use:   "reset USER|'*@DOMAIN'|--default|--credential ID",
-		Short: "take limits away",
-		Long: `Takes away the limits that are set for a user, for a domain, for each user (--default),
+		Short: "remove limits",
+		Long: `Removes limits that are set for a user, for a domain, for each user (--default),
 or for a credential: those of the kinds that are named, or all. The counts stay, and apply
 to a limit that is set again.`,
 		Example: `  postern limit reset alice@example.com
@@ -280,7 +277,7 @@ to a limit that is set again.`,
 	}
 	whom.flags(cmd)
 	for _, kind := range quota.Kinds() {
-		kinds[kind] = cmd.Flags().Bool(limitFlag(kind), false, "only those of "+strings.ReplaceAll(string(kind), "_", " "))
+		kinds[kind] = cmd.Flags().Bool(kind.Name(), false, "only those of "+strings.ReplaceAll(string(kind), "_", " "))
 	}
 	return cmd
 }
@@ -292,46 +289,17 @@ func (a *app) printLimitsOf(ctx context.Context, users *accounts, target auth.Li
 		return err
 	}
 	if asJSON {
-		views := []limitView{}
-		for _, l := range limits {
-			views = append(views, limitJSON(l))
-		}
-		return printJSON(a.stdout, views)
+		return screen.JSON(a.stdout, screen.Each(limits, explain.LimitOf))
 	}
 	if len(limits) == 0 {
 		_, err := fmt.Fprintf(a.stdout, "nothing is set for %s\n", targetText(target))
 		return err
 	}
-	t := table{head: []string{"LIMIT OF " + targetText(target), ""}}
+	t := screen.Table{Head: []string{"LIMIT OF " + targetText(target), ""}}
 	for _, l := range limits {
-		t.add(limitFlag(l.Kind), l.Text())
+		t.Add(l.Kind.Name(), l.Text())
 	}
-	return t.print(a.stdout)
-}
-
-// limitView is a limit as --json prints it.
-type limitView struct {
-	Kind         quota.Kind  `json:"kind"`
-	Limit        string      `json:"limit"` // as it is written
-	Max          int64       `json:"max"`
-	WindowS      int64       `json:"window_s,omitempty"`
-	Scope        quota.Scope `json:"source"`
-	Domain       string      `json:"domain,omitempty"`
-	CredentialID int64       `json:"credential_id,omitempty"`
-	Tightest     *bool       `json:"tightest,omitempty"` // of those that count the same
-	Used         *int64      `json:"used,omitempty"`
-	Left         *int64      `json:"left,omitempty"`
-}
-
-func limitJSON(l quota.Limit) limitView {
-	v := limitView{Kind: l.Kind, Limit: l.Text(), Max: l.Max, WindowS: int64(l.Window.Seconds()), Scope: l.Scope}
-	switch l.Scope {
-	case quota.Domain:
-		v.Domain = l.Subject
-	case quota.Credential:
-		v.CredentialID, _ = strconv.ParseInt(l.Subject, 10, 64)
-	}
-	return v
+	return t.Print(a.stdout)
 }
 
 func (a *app) limitShowCmd() *cobra.Command {
@@ -339,10 +307,10 @@ func (a *app) limitShowCmd() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "show [USER | '*@DOMAIN' | --default | --credential ID]",
-		Short: "show limits and what is used of them",
-		Long: `Shows every limit that a user is under, where it was set, which of them is the tightest
-and what is used of it now; those of its credentials too. With '*@DOMAIN', what is set for
-the domain and what its users have used together. Without any, the default limits.`,
+		Short: "show limits and how much of them is used",
+		Long: `Shows every limit that applies to a user or to its credentials: where it was set, how much
+of it is used now, and which is the tightest. With '*@DOMAIN', shows the domain's limits
+and how much its users have used together. Without a target, shows the default limits.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 && whom.credential == "" {
 				whom.all = true
@@ -358,111 +326,21 @@ the domain and what its users have used together. Without any, the default limit
 				if target.User == "" && target.Domain == "" {
 					return a.printLimitsOf(ctx, users, target, asJSON)
 				}
-				views, err := users.limitsInForce(ctx, target)
+				views, err := explain.Limits(ctx, users.pool, target)
 				if err != nil {
 					return err
 				}
 				if asJSON {
-					return printJSON(a.stdout, views)
+					return screen.JSON(a.stdout, views)
 				}
 				if len(views) == 0 && target.Domain != "" {
 					return a.printLimitsOf(ctx, users, target, false)
 				}
-				return a.printLimits(views)
+				return explain.PrintLimits(a.stdout, views)
 			})
 		},
 	}
 	whom.flags(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
-}
-
-// limitsInForce are the limits of a domain, or of a user and of its credentials that work.
-func (u *accounts) limitsInForce(ctx context.Context, target auth.LimitTarget) ([]limitView, error) {
-	if target.Domain != "" {
-		limits, err := u.Limits(ctx, target)
-		if err != nil {
-			return nil, err
-		}
-		used, err := quota.ReadUsage(ctx, u.pool, limits)
-		return limitViews(limits, used), err
-	}
-	user, err := u.User(ctx, target.User)
-	if err != nil {
-		return nil, err
-	}
-	credentials, err := u.Credentials(ctx, user.Name)
-	if err != nil {
-		return nil, err
-	}
-	id, err := u.Identity(ctx, user.ID, 0)
-	if err != nil {
-		return nil, err
-	}
-	under := [][]quota.Limit{id.Limits}
-	for _, c := range credentials {
-		if !c.RevokedAt.IsZero() {
-			continue
-		}
-		if id, err = u.Identity(ctx, user.ID, c.ID); err != nil {
-			return nil, err
-		}
-		under = append(under, id.Limits)
-	}
-	used, err := quota.ReadUsage(ctx, u.pool, slices.Concat(under...))
-	views := limitViews(under[0], used)
-	for _, limits := range under[1:] {
-		views = append(views, slices.DeleteFunc(limitViews(limits, used), func(v limitView) bool { return v.Scope != quota.Credential })...)
-	}
-	return views, err
-}
-
-// limitViews are the limits that somebody is under, with their use.
-func limitViews(limits []quota.Limit, now quota.Usage) []limitView {
-	views := []limitView{}
-	for _, l := range limits {
-		v := limitJSON(l)
-		tightest := quota.Binds(limits, l)
-		v.Tightest = &tightest
-		if used, ok := now.Of(l); ok {
-			left := max(0, l.Max-used)
-			v.Used, v.Left = &used, &left
-		}
-		views = append(views, v)
-	}
-	return views
-}
-
-func (a *app) printLimits(views []limitView) error {
-	if len(views) == 0 {
-		_, err := io.WriteString(a.stdout, "no limits set; only the server's own apply ([submission] in the configuration)\n")
-		return err
-	}
-	t := table{head: []string{"LIMIT", "", "SET FOR", "", "USED", "LEFT"}}
-	for _, v := range views {
-		source := map[quota.Scope]string{quota.Default: "each user (default)", quota.User: "the user"}[v.Scope]
-		switch v.Scope {
-		case quota.Domain:
-			source = "*@" + v.Domain + ", together"
-		case quota.Credential:
-			source = fmt.Sprintf("credential %d", v.CredentialID)
-		}
-		wins := ""
-		if *v.Tightest {
-			wins = "tightest"
-		}
-		t.add(limitFlag(v.Kind), v.Limit, source, wins, amountOrDash(v.Kind, v.Used), amountOrDash(v.Kind, v.Left))
-	}
-	return t.print(a.stdout)
-}
-
-// amountOrDash is a number of messages, recipients or sessions, or octets in a unit.
-func amountOrDash(kind quota.Kind, n *int64) string {
-	switch {
-	case n == nil:
-		return "-"
-	case kind == quota.Bytes && *n > 0:
-		return octetsText(*n)
-	}
-	return strconv.FormatInt(*n, 10)
 }

@@ -18,11 +18,12 @@ type listing[T any] struct {
 	row   func(T) []string
 	check func() error // of the flags, before the database is asked; nil for nothing
 	load  func(ctx context.Context, users *accounts, args []string, limit int) ([]T, error)
+	after func(T) string // what stands below the table on a line of its own; "", or nil, for nothing
 
 	limit int                                              // the default of --limit; 0: the list is never cut
 	of    string                                           // what --limit counts
 	next  func(list []T, limit int) string                 // flags that list what a cut list leaves out; nil: not said
-	after func(ctx context.Context, users *accounts) error // prints what goes below the table; nil for nothing
+	below func(ctx context.Context, users *accounts) error // prints what goes below the table; nil for nothing
 }
 
 // larger is the next of a list that has no place to go on from.
@@ -60,15 +61,23 @@ func (l listing[T]) command(a *app, cmd *cobra.Command) *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return printJSON(a.stdout, emptyList(list))
+				return screen.JSON(a.stdout, list)
 			}
-			t := tableOf(l.head, l.row, list)
-			t.columns = chosen
-			if err := t.print(a.stdout); err != nil {
+			t := screen.TableOf(l.head, l.row, list)
+			t.Columns = chosen
+			if err := t.Print(a.stdout); err != nil {
 				return err
 			}
-			if l.after != nil {
-				if err := l.after(ctx, users); err != nil {
+			for _, one := range list {
+				if l.after == nil {
+					break
+				}
+				if text := l.after(one); text != "" {
+					fmt.Fprintln(a.stdout, screen.Printable(text))
+				}
+			}
+			if l.below != nil {
+				if err := l.below(ctx, users); err != nil {
 					return err
 				}
 			}

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"testing"
+
+	"postern/cmd/postern/screen"
 )
 
 func TestColumnsOfAListing(t *testing.T) {
@@ -17,13 +19,13 @@ func TestColumnsOfAListing(t *testing.T) {
 		{nil, "ID  STATE  LAST REPLY\na   held   451 later\n"},
 		{[]string{"last-reply", "id"}, "LAST REPLY  ID\n451 later   a\n"},
 	} {
-		table := tableOf(head, row, []string{"a"})
+		table := screen.TableOf(head, row, []string{"a"})
 		var err error
-		if table.columns, err = chooseColumns(head, test.names); err != nil {
+		if table.Columns, err = chooseColumns(head, test.names); err != nil {
 			t.Fatal(err)
 		}
 		var out bytes.Buffer
-		if err := table.print(&out); err != nil || out.String() != test.want {
+		if err := table.Print(&out); err != nil || out.String() != test.want {
 			t.Errorf("%q: %q, %v; want %q", test.names, &out, err, test.want)
 		}
 	}

@@ -2,7 +2,8 @@
 // the demo. Each file here is one noun; run wires them and is what tests call.
 // Its packages: config reads the file, database leads to PostgreSQL, node is one
 // running relay, check looks at a set-up, demo tries the whole on one machine,
-// handout is for mail clients, and screen makes text for people.
+// handout is for mail clients, story prints messages, secret reads passwords, man
+// writes the manual, and screen makes text for people.
 package main
 
 import (

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"postern/internal/rig"
 )
 
 // TestMain lets the test binary be the program: scripts call "postern", and other
@@ -18,6 +20,7 @@ func TestMain(m *testing.M) {
 		lowerDescriptors()
 		os.Exit(program())
 	}
+	rig.Prepare()
 	testscript.Main(m, map[string]func(){"postern": func() { os.Exit(program()) }})
 }
 

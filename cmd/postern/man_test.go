@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"postern/cmd/postern/man"
+
 	"github.com/spf13/cobra"
 )
 
@@ -27,7 +29,7 @@ func TestL2Manual(t *testing.T) {
 	}
 	defer folder.Close()
 	root := (&app{}).root()
-	n, err := writeManual(root, folder)
+	n, err := man.Write(root, "VERSION", folder)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,7 +44,7 @@ func TestL2Manual(t *testing.T) {
 			return
 		}
 		seen++
-		page, err := os.ReadFile(filepath.Join(dir, manName(cmd)+".1"))
+		page, err := os.ReadFile(filepath.Join(dir, strings.ReplaceAll(cmd.CommandPath(), " ", "-")+".1"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -61,45 +63,5 @@ func TestL2Manual(t *testing.T) {
 	look(root)
 	if seen != n || n < 40 {
 		t.Errorf("%d pages for %d commands", n, seen)
-	}
-}
-
-func TestManPage(t *testing.T) {
-	t.Parallel()
-	cmd := &cobra.Command{
-		Use: "x FILE", Short: `a \ b`, Run: func(*cobra.Command, []string) {},
-		Long: "One.\n'Two'.\n\nThree:\n  a  b\n  -c\nfour", Example: "  x -n",
-	}
-	cmd.Flags().String("to", "here", "`PLACE` to put it")
-	const want = `.TH X 1 "" "postern VERSION" Postern
-.SH NAME
-x \- a \e b
-.SH SYNOPSIS
-.B x
-FILE [flags]
-.SH DESCRIPTION
-.PP
-One.
-\&'Two'.
-.PP
-Three:
-.nf
-  a  b
-  \-c
-.fi
-four
-.SH OPTIONS
-.TP
-.B \-\-to PLACE
-PLACE to put it (default here)
-.SH EXAMPLES
-.PP
-.nf
-  x \-n
-.fi
-`
-	got := strings.Replace(manPage(cmd), roff(versionString()), "VERSION", 1)
-	if got != want {
-		t.Errorf("the page is\n%s", got)
 	}
 }

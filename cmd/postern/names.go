@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -13,28 +12,6 @@ import (
 	"postern/auth"
 	"postern/relay/queue/desk"
 )
-
-// names are user names by id, for what the queue knows by id only.
-type names map[int64]string
-
-// userNames reads the names of users; those that were removed have none.
-func userNames(ctx context.Context, pool *pgxpool.Pool, ids ...int64) (names, error) {
-	return auth.NewStore(pool).Names(ctx, ids...)
-}
-
-// text is the user for people.
-func (n names) text(id int64) string { return userText(id, n[id]) }
-
-// userText is a user for people, by number and name: "-" for the relay itself.
-func userText(id int64, name string) string {
-	switch {
-	case id == 0:
-		return "-"
-	case name != "":
-		return name
-	}
-	return "removed user " + strconv.FormatInt(id, 10)
-}
 
 // userNamed finds a user by any spelling of its name.
 func userNamed(ctx context.Context, pool *pgxpool.Pool, name string) (id int64, canonical string, err error) {

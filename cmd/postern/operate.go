@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/screen"
@@ -138,10 +137,11 @@ func (a *app) operateCmd(op operation, cmd *cobra.Command) *cobra.Command {
 				return err
 			}
 		}
-		return a.withQueue(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, q *desk.Admin) error {
-			if err := chosen.resolve(ctx, pool, &f); err != nil {
+		return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+			if err := chosen.resolve(ctx, users.pool, &f); err != nil {
 				return err
 			}
+			q := users.queue()
 			if err := allKnown(ctx, q, f.IDs); err != nil {
 				return err
 			}
@@ -212,7 +212,7 @@ func (a *app) holdUser(ctx context.Context, q *desk.Admin, w whole, reason strin
 	}
 	for _, h := range holds {
 		if h.CredentialID == 0 {
-			state = fmt.Sprintf("is on hold already, since %s by %s%s", screen.LocalTime(h.MadeAt), h.MadeBy, colon(h.Reason))
+			state = fmt.Sprintf("is on hold already, since %s by %s%s", screen.LocalTime(h.MadeAt), h.MadeBy, screen.Colon(h.Reason))
 		}
 	}
 	var n int

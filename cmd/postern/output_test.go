@@ -3,13 +3,15 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"io"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"postern/cmd/postern/screen"
+	"postern/cmd/postern/story"
 	"postern/internal/pgtest"
+	"postern/relay/queue"
 	"postern/relay/queue/desk"
 )
 
@@ -51,16 +53,19 @@ func TestL2NothingHiddenIsPrinted(t *testing.T) {
 func TestL2TraceHidesNothing(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	a := &app{stdout: screen.Writer{Writer: &out}, stderr: screen.Writer{Writer: io.Discard}}
 	h := &desk.History{}
 	h.Message.MessageID, h.Message.Sender, h.Message.ClientHello, h.Message.Node = "<a"+hidden+"b@c>", "x"+hidden, "y"+hidden, "z"+hidden
-	h.Events = []desk.Event{{At: time.Now(), Recipient: "r" + hidden, Result: "deferred", RemoteMTA: "m" + hidden, Reply: "451 " + hidden, TLS: hidden}}
-	if err := a.printStory(&story{History: h}); err != nil {
+	h.Events = []desk.Event{{At: time.Now(), Recipient: "r" + hidden, Result: "deferred", RemoteMTA: "m" + hidden, Reply: "451 " + hidden, TLS: hidden,
+		Left: []queue.LeftWay{{Way: "first", Host: "h" + hidden, Reply: "454 its quota is spent" + hidden}}}}
+	if err := (&story.Story{History: h}).Print(screen.Writer{Writer: &out}); err != nil {
 		t.Fatal(err)
 	}
 	shows(t, "trace", out.String())
 	if !strings.Contains(out.String(), `\u200b`) {
 		t.Errorf("nothing shows what is there:\n%s", &out)
+	}
+	if !regexp.MustCompile(`(?m) left +first +h.* 454 its quota is spent`).MatchString(out.String()) {
+		t.Errorf("the way that was left is not there:\n%s", &out)
 	}
 }
 
@@ -91,8 +96,8 @@ func TestListingTellsWhatIsSetAside(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
 	list := []desk.Entry{{State: desk.StateHeld, SetAside: "its size is -1", LastReply: "451 4.7.1 later"}, {State: desk.StateWaiting, LastReply: "452 4.3.1 full"}}
-	table := tableOf(entryHead, entryRow, entryViews(list, names{}))
-	if err := table.print(&out); err != nil {
+	table := screen.TableOf(story.EntryHead(), story.EntryRow, story.Entries(list, nil))
+	if err := table.Print(&out); err != nil {
 		t.Fatal(err)
 	}
 	if text := out.String(); !strings.Contains(text, "set aside: its size is -1") || strings.Contains(text, "451") || !strings.Contains(text, "452 4.3.1 full") {

@@ -95,8 +95,6 @@ func (s *site) postern(t *testing.T, stdin string, args ...string) (stdout, stde
 	defer cancel()
 	var out, errs bytes.Buffer
 	cmd := s.command(ctx, args...)
-	// The race detector would let each command sleep for a second at its end.
-	cmd.Env = append(cmd.Env, "GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=10")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errs
 	err = cmd.Run()
 	return out.String(), errs.String(), err

@@ -11,10 +11,10 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/screen"
+	"postern/cmd/postern/story"
 	"postern/relay/queue"
 	"postern/relay/queue/desk"
 )
@@ -23,13 +23,6 @@ func (a *app) queueCmd() *cobra.Command {
 	return noun("queue", "the mail that waits or is being sent",
 		a.queueListCmd(), a.queueShowCmd(), a.queueShapeCmd(), a.queueRetryCmd(), a.queueHoldCmd(), a.queueReleaseCmd(),
 		a.queueCancelCmd(), a.queueHoldsCmd(), a.queueLostCmd())
-}
-
-// withQueue runs a command's work on the queue in the name of who called it.
-func (a *app) withQueue(ctx context.Context, do func(ctx context.Context, pool *pgxpool.Pool, q *desk.Admin) error) error {
-	return a.withPool(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
-		return do(ctx, pool, desk.NewAdmin(pool).As(a.actor()))
-	})
 }
 
 // parseID reads a queue id as it stands in the 250 reply and in Received.
@@ -45,8 +38,8 @@ func (a *app) queueListCmd() *cobra.Command {
 	var after string
 	var chosen *selection
 	var f desk.Filter
-	cmd := listing[entryView]{
-		head: entryHead, row: entryRow,
+	cmd := listing[story.Entry]{
+		head: story.EntryHead(), row: story.EntryRow,
 		check: func() (err error) {
 			if f, err = chosen.filter(); err != nil {
 				return err
@@ -54,7 +47,7 @@ func (a *app) queueListCmd() *cobra.Command {
 			f.AfterID, f.AfterN, err = parseAfter(after)
 			return err
 		},
-		load: func(ctx context.Context, users *accounts, _ []string, limit int) ([]entryView, error) {
+		load: func(ctx context.Context, users *accounts, _ []string, limit int) ([]story.Entry, error) {
 			if err := chosen.resolve(ctx, users.pool, &f); err != nil {
 				return nil, err
 			}
@@ -62,19 +55,19 @@ func (a *app) queueListCmd() *cobra.Command {
 			return listQueue(ctx, users, f)
 		},
 		limit: 1000, of: "recipients",
-		next: func(list []entryView, _ int) string {
+		next: func(list []story.Entry, _ int) string {
 			last := list[len(list)-1]
 			return fmt.Sprintf("--after %s/%d", last.ID, last.N)
 		},
 	}.command(a, &cobra.Command{
 		Use:   "list",
 		Short: "list unfinished recipients, the oldest message first",
-		Long: `Lists each recipient that is not finished. States: waiting for the next attempt,
-sending (a node has it in hand), held, failed or delivered (the sender is still to be
-notified). docs/queue-states.md explains them.
+		Long: `Lists each recipient that is not finished. States: waiting for the next attempt, sending
+(a node is working on it), held, and failed or delivered while the sender is still to be
+notified. docs/queue-states.md explains them.
 
-Lists the recipients that match all filters. 'postern queue shape' summarizes a large
-queue.`,
+With several filters, lists the recipients that match all of them. 'postern queue shape'
+summarizes a large queue.`,
 		Example: `  postern queue list --domain example.net --older-than 4h
   postern queue list --user alice@example.com --state held --json`,
 		Args: noArguments,
@@ -102,55 +95,13 @@ func parseAfter(s string) (id queue.ID, n int, err error) {
 	return id, n, nil
 }
 
-func listQueue(ctx context.Context, users *accounts, f desk.Filter) ([]entryView, error) {
+func listQueue(ctx context.Context, users *accounts, f desk.Filter) ([]story.Entry, error) {
 	list, err := users.queue().List(ctx, f)
 	if err != nil {
 		return nil, err
 	}
-	var ids []int64
-	for _, e := range list {
-		ids = append(ids, e.UserID)
-	}
-	who, err := userNames(ctx, users.pool, ids...)
-	return entryViews(list, who), err
-}
-
-// entryView is a recipient as --json prints it.
-type entryView struct {
-	desk.Entry
-	User string `json:"user,omitempty"` // its name
-}
-
-func entryViews(list []desk.Entry, who names) []entryView {
-	views := make([]entryView, 0, len(list))
-	for _, e := range list {
-		views = append(views, entryView{e, who[e.UserID]})
-	}
-	return views
-}
-
-var entryHead = []string{"ID", "STATE", "ACCEPTED", "USER", "SENDER", "RECIPIENT", "TRIES", "NEXT", "LAST REPLY"}
-
-func entryRow(e entryView) []string {
-	next := "-"
-	if e.State == desk.StateWaiting {
-		next = screen.LocalTime(e.NextAttemptAt)
-	}
-	reply := e.LastReply
-	if e.SetAside != "" {
-		reply = "set aside: " + e.SetAside
-	}
-	return []string{e.ID.String(), string(e.State), screen.LocalTime(e.AcceptedAt), userText(e.UserID, e.User), "<" + e.Sender + ">", e.Recipient,
-		strconv.Itoa(e.Attempts), next, screen.OrDash(shorten(reply, 80))}
-}
-
-// shorten cuts s to n runes for a table.
-func shorten(s string, n int) string {
-	runes := []rune(s)
-	if len(runes) <= n {
-		return s
-	}
-	return string(runes[:n-1]) + "…"
+	who, err := users.Names(ctx, screen.Each(list, func(e desk.Entry) int64 { return e.UserID })...)
+	return story.Entries(list, who), err
 }
 
 func (a *app) queueShowCmd() *cobra.Command {
@@ -166,19 +117,19 @@ recipient, and whether a hold keeps it. 'postern trace' shows the attempts too.`
 			if err != nil {
 				return err
 			}
-			return a.withQueue(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool, q *desk.Admin) error {
-				h, err := q.Show(ctx, id)
+			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+				h, err := users.queue().Show(ctx, id)
 				if err != nil {
 					return unknownMessage(id, err)
 				}
-				story, err := storyOf(ctx, pool, q, h)
+				s, err := storyOf(ctx, users, h)
 				if err != nil {
 					return err
 				}
 				if asJSON {
-					return printJSON(a.stdout, story.show())
+					return screen.JSON(a.stdout, s.Show())
 				}
-				return a.printStory(story)
+				return s.Print(a.stdout)
 			})
 		},
 	}

@@ -57,7 +57,7 @@ func TestReadmeSetUp(t *testing.T) {
 	if !strings.Contains(script, "./postern serve --config postern.toml") {
 		t.Fatalf("the set-up is not where it was:\n%s", script)
 	}
-	config := strings.NewReplacer("0.0.0.0:587", "127.0.0.1:0", "0.0.0.0:465", "127.0.0.1:0").Replace(codeBlocks(t, "../../README.md", "toml")[0])
+	config := strings.NewReplacer(":587", "127.0.0.1:0", ":465", "127.0.0.1:0").Replace(codeBlocks(t, "../../README.md", "toml")[0])
 	if err := os.WriteFile(filepath.Join(dir, "postern.toml"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}

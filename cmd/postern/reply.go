@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/screen"
@@ -49,17 +48,13 @@ func (a *app) replyAddCmd() *cobra.Command {
 		Example: `  postern upstream reply add out --code 554 --enhanced 5.2.0 --text 'daily quota' --result later --scope account --wait 1h
   postern upstream reply add out --code 550 --text 'spam' --stage dot --result never --scope message`,
 		Args: one("name", "the upstream's name"),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			row.Stage, row.Result, row.Scope = upstream.Stage(stage), upstream.Result(result), upstream.Scope(scope)
-			if wait != "" {
-				span, err := units.ParseSpan(wait)
-				if err != nil {
-					return usagef("--wait: %q is not a span of time, such as 1h", wait)
-				}
-				row.Wait = span
+			if row.Wait, err = spanFlag("wait", wait); err != nil {
+				return err
 			}
-			return a.onUpstreams(cmd.Context(), false, func(ctx context.Context, _ *pgxpool.Pool, accounts *upstream.Store) error {
-				row, err := accounts.AddReply(ctx, args[0], row, first)
+			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+				row, err := users.upstreams(nil).AddReply(ctx, args[0], row, first)
 				if err != nil {
 					return invalidUse(err)
 				}
@@ -72,9 +67,9 @@ func (a *app) replyAddCmd() *cobra.Command {
 	f.StringVar(&row.Code, "code", "", "`code` of the reply: 554, 55x, 5xx or 4xx")
 	f.StringVar(&row.Enhanced, "enhanced", "", "enhanced `code`: 5.2.0, 5.7.x, x.5.3 or none")
 	f.StringVar(&row.Text, "text", "", "how the `text` begins")
-	f.StringVar(&stage, "stage", "", "where it comes: connect, tls, auth, mail, rcpt, more, data or dot")
+	f.StringVar(&stage, "stage", "", "where it comes: "+upstream.Words(upstream.Stages()))
 	f.StringVar(&result, "result", string(upstream.Later), "later or never")
-	f.StringVar(&scope, "scope", "", "recipient, message, sender, account, connection or host")
+	f.StringVar(&scope, "scope", "", "what is at fault: "+upstream.Words(upstream.Scopes()))
 	f.StringVar(&wait, "wait", "", "`time` until the next attempt (default: as the schedule has it)")
 	f.BoolVar(&first, "first", false, "before the rows that were added before")
 	for _, name := range []string{"code", "scope"} {
@@ -102,7 +97,7 @@ func (a *app) replyListCmd() *cobra.Command {
 		head: replyHead,
 		row:  replyRow,
 		load: func(ctx context.Context, users *accounts, args []string, _ int) ([]upstream.Row, error) {
-			replies, err := upstream.NewStore(users.pool, nil).Replies(ctx, args[0])
+			replies, err := users.upstreams(nil).Replies(ctx, args[0])
 			if err != nil {
 				return nil, err
 			}
@@ -131,8 +126,8 @@ func (a *app) replyRemoveCmd() *cobra.Command {
 			if err != nil {
 				return usagef("%q is not a row's number: see 'postern upstream reply list %s'", args[1], args[0])
 			}
-			return a.onUpstreams(cmd.Context(), false, func(ctx context.Context, _ *pgxpool.Pool, accounts *upstream.Store) error {
-				row, err := accounts.RemoveReply(ctx, args[0], id)
+			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+				row, err := users.upstreams(nil).RemoveReply(ctx, args[0], id)
 				if err != nil {
 					return err
 				}
@@ -174,21 +169,21 @@ and which row says so ('postern upstream reply list').`,
 				return usagef("%q is not a reply of the form '554 5.2.0 text'", args[1])
 			}
 			if !upstream.Stage(stage).Known() {
-				return usagef("--stage: %q is none of connect, tls, auth, mail, rcpt, more, data and dot", stage)
+				return usagef("--stage: %q is none of %s", stage, upstream.Words(upstream.Stages()))
 			}
-			replies, err := upstream.NewStore(users.pool, nil).Replies(ctx, args[0])
+			replies, err := users.upstreams(nil).Replies(ctx, args[0])
 			if err != nil {
 				return err
 			}
 			v := replies.Classify(upstream.Stage(stage), reply)
 			if asJSON {
-				return printJSON(a.stdout, verdictView{v.Result, v.Scope, v.Wait().Seconds(), v.Row})
+				return screen.JSON(a.stdout, verdictView{v.Result, v.Scope, v.Wait().Seconds(), v.Row})
 			}
 			_, err = fmt.Fprintln(a.stdout, screen.Printable(verdictText(v)))
 			return err
 		}),
 	}
-	cmd.Flags().StringVar(&stage, "stage", string(upstream.StageDot), "where it came: connect, tls, auth, mail, rcpt, more, data or dot")
+	cmd.Flags().StringVar(&stage, "stage", string(upstream.StageDot), "where it came: "+upstream.Words(upstream.Stages()))
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }

@@ -4,156 +4,308 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/explain"
+	"postern/cmd/postern/screen"
 	"postern/internal/refusal"
+	"postern/relay/delivery"
 	"postern/relay/queue/desk"
 	"postern/relay/route"
 )
 
 func (a *app) routeCmd() *cobra.Command {
 	return noun("route", "which way mail goes",
-		a.routeAddCmd(), a.routeListCmd(), a.routeRemoveCmd())
+		a.routeAddCmd(), a.routeListCmd(), a.routeMoveCmd(), a.routeRemoveCmd(), a.routeTestCmd())
+}
+
+// routeFlags are a rule, and where it is put.
+type routeFlags struct {
+	user, before string
+	rule         route.Rule
 }
 
 func (a *app) routeAddCmd() *cobra.Command {
-	var via string
+	var flags routeFlags
 	var replace, ifMissing bool
 	cmd := &cobra.Command{
-		Use:   "add --via UPSTREAM|mx",
-		Short: "set the default route",
-		Long: `Routes all mail to an upstream, or with 'mx' to the mail servers of each recipient's
-domain. --replace replaces an existing default route atomically.
+		Use:   "add --via WAY[,WAY...]",
+		Short: "add a route",
+		Long: `Adds a route for the mail of a user, from a sender domain, to a recipient domain, or for
+any combination of them; without any of the three it is the default route. The domains are
+those of the envelope addresses; *.example.com stands for all domains below example.com.
 
-A route is looked up at every attempt, so a new one also moves waiting mail: mail that
-waits because there was no route is due immediately; mail that another upstream deferred
-follows at its next attempt ('postern queue retry --upstream NAME' makes that sooner).`,
+The first route that matches a recipient decides. A new route comes after the existing
+ones, or before another one with --before; the default route is always the last. Mail
+takes the first of its ways that is not paused, may send as its sender, and whose password
+can be opened; one that is down keeps its mail. Each way is an upstream, except that the
+last, or the only one, may be 'mx' for the mail servers of the recipient's domain.
+--replace atomically replaces the route for the same mail and keeps its place in the order.
+
+Routes are looked up at every attempt, so a new one also applies to waiting mail: mail
+that waits for a route, or for a paused upstream, is due immediately; mail that another
+upstream deferred follows at its next attempt ('postern queue retry --upstream NAME' makes
+that sooner).`,
 		Example: `  postern route add --via out
-  postern route add --via mx --replace`,
+  postern route add --via out,mx --replace
+  postern route add --sender-domain news.example.com --via ses
+  postern route add --user scanner --recipient-domain '*.example.com' --via mx --before 3`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			rule := route.Rule{}
-			if via == "" {
-				return usagef("--via needs the name of an upstream, or mx")
+			if slices.Contains(flags.rule.Via, "") || len(flags.rule.Via) == 0 {
+				return usagef("--via needs names of upstreams, or mx")
 			}
-			if via != "mx" {
-				rule.Upstreams = []string{via}
+			before, err := routeNumber(flags.before)
+			if err != nil {
+				return err
 			}
-			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
-				err := a.addRoute(ctx, pool, rule, replace)
-				if ifMissing && errors.Is(err, errRouteExists) {
-					_, err = fmt.Fprintln(a.stdout, "there is a default route already; nothing is changed")
+			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+				rule, who := flags.rule, map[int64]string{}
+				if flags.user != "" {
+					id, name, err := userNamed(ctx, users.pool, flags.user)
+					if err != nil {
+						return err
+					}
+					rule.UserID, who[id] = id, name
+				}
+				err := a.addRoute(ctx, users, rule, before, replace, who)
+				if ifMissing && errors.Is(err, refusal.ErrExists) {
+					_, err = fmt.Fprintf(a.stdout, "%s already exists; nothing changed\n", routeText(rule, who))
 				}
 				return err
 			})
 		},
 	}
-	cmd.Flags().StringVar(&via, "via", "", "name of the `upstream`, or mx")
-	cmd.Flags().BoolVar(&replace, "replace", false, "take the place of the default route, if there is one")
-	cmd.Flags().BoolVar(&ifMissing, "if-missing", false, ifMissingUsage)
+	f := cmd.Flags()
+	f.StringSliceVar(&flags.rule.Via, "via", nil, "names of `upstreams` in their order; mx may come last, or alone")
+	f.StringVar(&flags.user, "user", "", "`name` of the user who sends")
+	f.StringVar(&flags.rule.SenderDomain, "sender-domain", "", "`domain` of the sender")
+	f.StringVar(&flags.rule.RecipientDomain, "recipient-domain", "", "`domain` of the recipient")
+	f.StringVar(&flags.before, "before", "", "try it before the route with this `ID`")
+	f.BoolVar(&replace, "replace", false, "take the place of the route for the same mail, if there is one")
+	f.BoolVar(&ifMissing, "if-missing", false, ifMissingUsage)
 	cmd.MarkFlagsMutuallyExclusive("replace", "if-missing")
 	_ = cmd.MarkFlagRequired("via")
 	return cmd
 }
 
-// noRoute begins the last reply of recipients that wait for a route.
-const noRoute = "451 4.4.4 no route"
+// routeNumber reads the number of a route, 0 for "".
+func routeNumber(text string) (int64, error) {
+	if text == "" {
+		return 0, nil
+	}
+	id, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || id < 1 {
+		return 0, usagef("%q is not a route number: see 'postern route list'", text)
+	}
+	return id, nil
+}
 
-var errRouteExists = errors.New("there is a default route already: see 'postern route list', put this one in its place with --replace")
-
-func (a *app) addRoute(ctx context.Context, pool *pgxpool.Pool, rule route.Rule, replace bool) error {
-	routes := route.NewStore(pool).As(a.actor())
+func (a *app) addRoute(ctx context.Context, users *accounts, rule route.Rule, before int64, replace bool, who map[int64]string) error {
+	if err := rule.Normalise(); err != nil {
+		return invalidUse(err)
+	}
+	routes := route.NewStore(users.pool).As(users.actor)
 	var id, was int64
 	var err error
 	if replace {
-		id, was, err = routes.Replace(ctx, rule)
+		id, was, err = routes.Replace(ctx, rule, before)
 	} else {
-		id, err = routes.Add(ctx, rule)
+		id, err = routes.Add(ctx, rule, before)
 	}
 	if errors.Is(err, refusal.ErrExists) {
-		return errRouteExists
+		return refusal.Exists("%s already exists: see 'postern route list', put this one in its place with --replace", routeText(rule, who))
 	}
 	if err != nil {
-		return err
+		return invalidUse(err)
 	}
-	said := fmt.Sprintf("added route %d: %s via %s", id, matchText(rule), viaText(rule))
+	said := fmt.Sprintf("added route %d: %s", id, ruleText(rule, who))
 	if was != 0 {
 		said += fmt.Sprintf(", in the place of route %d", was)
 	}
 	fmt.Fprintln(a.stdout, said)
-	return a.retryWaiting(ctx, pool, noRoute, "for a route")
+	return a.routesChanged(ctx, users, routes)
 }
 
-// retryWaiting makes due what waits without an attempt, with a reply that begins like this.
-func (a *app) retryWaiting(ctx context.Context, pool *pgxpool.Pool, reply, what string) error {
-	q := desk.NewAdmin(pool).As(a.actor())
-	waits := desk.Filter{State: desk.StateWaiting, Reply: reply}
-	n, err := q.Retry(ctx, waits, true)
-	if err != nil || n == 0 { // an audit row only for what is done
+// routesChanged warns of routes that are never used, and makes due what waits for a
+// route.
+func (a *app) routesChanged(ctx context.Context, users *accounts, routes *route.Store) error {
+	list, err := routes.List(ctx)
+	if err != nil {
 		return err
 	}
-	// A node that does not know of the change yet would let it wait once more.
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(route.TableAge):
+	for i, r := range list {
+		if by := route.HiddenBy(list, i); by != nil {
+			fmt.Fprintf(a.stderr, "route %d is never used: route %d comes first and matches all its mail; 'postern route move %d --before %d' changes that\n",
+				r.ID, by.ID, r.ID, by.ID)
+		}
 	}
-	if n, err = q.Retry(ctx, waits, false); err != nil {
+	return a.retryWaiting(ctx, users)
+}
+
+// waits are what a changed route or upstream may let go, by how the last reply begins. It is all of
+// it: the reply names the first of several ways, and any of them may be free now.
+var waits = []struct{ reply, text string }{{delivery.NoRoute, "for a route"}, {delivery.Paused, "for an upstream"}, {delivery.Spent, "for a budget"}}
+
+// brief is how long a node takes to read its routes, or to look at what is due, unless something
+// is slow.
+const brief = 500 * time.Millisecond
+
+// retryWaiting makes due what waits for a route or an upstream, once the nodes know of the change.
+// One whose database is slow lets it wait once more: then that is made due again.
+func (a *app) retryWaiting(ctx context.Context, users *accounts) error {
+	if found, err := a.retryAfter(ctx, users, route.TableAge+brief, a.stdout); err != nil || !found {
 		return err
 	}
-	said := fmt.Sprintf("%d recipients that waited %s are due now", n, what)
-	if n == 1 {
-		said = "1 recipient that waited " + what + " is due now"
+	if err := pause(ctx, brief); err != nil {
+		return err
 	}
-	_, err = fmt.Fprintln(a.stdout, said)
+	_, err := a.retryAfter(ctx, users, route.LoadTimeout, io.Discard)
 	return err
 }
 
+// retryAfter makes due, after a time, what waits now for a route or an upstream, and says how much
+// that is.
+func (a *app) retryAfter(ctx context.Context, users *accounts, after time.Duration, out io.Writer) (found bool, err error) {
+	q := users.queue()
+	counts := make([]int, len(waits))
+	for i, w := range waits {
+		if counts[i], err = q.Retry(ctx, desk.Filter{State: desk.StateWaiting, Reply: w.reply}, true); err != nil {
+			return false, err
+		}
+		found = found || counts[i] > 0
+	}
+	if !found {
+		return false, nil
+	}
+	if err := pause(ctx, after); err != nil {
+		return false, err
+	}
+	for i, w := range waits {
+		if counts[i] == 0 { // an audit row only for what is done
+			continue
+		}
+		n, err := q.Retry(ctx, desk.Filter{State: desk.StateWaiting, Reply: w.reply}, false)
+		if err != nil {
+			return false, err
+		}
+		said := fmt.Sprintf("%d recipients that waited %s are due now", n, w.text)
+		if n == 1 {
+			said = "1 recipient that waited " + w.text + " is due now"
+		}
+		fmt.Fprintln(out, said)
+	}
+	return true, nil
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// routeView is a route as it is listed.
+type routeView struct {
+	route.Rule
+	User string `json:"user,omitempty"` // its name
+}
+
 func (a *app) routeListCmd() *cobra.Command {
-	return listing[route.Rule]{
+	return listing[routeView]{
 		head: []string{"ID", "MATCH", "VIA"},
-		row: func(r route.Rule) []string {
-			return []string{strconv.FormatInt(r.ID, 10), matchText(r), viaText(r)}
+		row: func(r routeView) []string {
+			return []string{strconv.FormatInt(r.ID, 10), explain.MatchText(r.Rule, map[int64]string{r.UserID: r.User}), strings.Join(r.Via, ", ")}
 		},
-		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]route.Rule, error) {
-			return route.NewStore(users.pool).List(ctx)
+		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]routeView, error) {
+			rules, who, err := readRoutes(ctx, users)
+			var list []routeView
+			for _, r := range rules {
+				list = append(list, routeView{r, who[r.UserID]})
+			}
+			return list, err
 		},
 	}.command(a, &cobra.Command{
 		Use:   "list",
-		Short: "list the routes",
-		Long: `Lists the default route ("all mail"), the only one that 'postern route add' sets. Each
-attempt looks it up anew.`,
+		Short: "list the routes in their order",
+		Long: `Lists the routes in the order in which they are tried: the first that matches a recipient
+decides. The default route ("all mail") is always the last. Each attempt looks them up
+anew.`,
 		Args: noArguments,
 	})
 }
 
-func viaText(r route.Rule) string {
-	if r.MX() {
-		return "mx"
+// readRoutes reads the rules with the names of their users.
+func readRoutes(ctx context.Context, users *accounts) ([]route.Rule, map[int64]string, error) {
+	rules, err := route.NewStore(users.pool).List(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
-	return strings.Join(r.Upstreams, ", ")
+	who, err := users.Names(ctx, screen.Each(rules, func(r route.Rule) int64 { return r.UserID })...)
+	return rules, who, err
 }
 
-func matchText(r route.Rule) string {
-	var parts []string
-	if r.UserID != 0 {
-		parts = append(parts, "user "+strconv.FormatInt(r.UserID, 10))
+func ruleText(r route.Rule, who map[int64]string) string {
+	return explain.MatchText(r, who) + " via " + strings.Join(r.Via, ", ")
+}
+
+// routeText is a route with its article.
+func routeText(r route.Rule, who map[int64]string) string {
+	if r.IsDefault() {
+		return "a default route"
 	}
-	if r.SenderDomain != "" {
-		parts = append(parts, "from "+r.SenderDomain)
+	return "a route for " + explain.MatchText(r, who)
+}
+
+func (a *app) routeMoveCmd() *cobra.Command {
+	var to string
+	var last bool
+	cmd := &cobra.Command{
+		Use:   "move ID --before ID|--last",
+		Short: "change the order of the routes",
+		Long: `Puts a route before another one, or with --last after all but the default route, which
+is always the last.`,
+		Example: `  postern route move 4 --before 2
+  postern route move 2 --last`,
+		Args: one("number", "the route's number"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := routeNumber(args[0])
+			if err != nil {
+				return err
+			}
+			before, err := routeNumber(to)
+			if err != nil {
+				return err
+			}
+			if (before == 0) != last {
+				return usagef("'%s' needs --before or --last", cmd.CommandPath())
+			}
+			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+				routes := route.NewStore(users.pool).As(users.actor)
+				if _, err := routes.Move(ctx, id, before); err != nil {
+					return invalidUse(err)
+				}
+				place := "to the end"
+				if before != 0 {
+					place = fmt.Sprintf("before route %d", before)
+				}
+				fmt.Fprintf(a.stdout, "moved route %d %s\n", id, place)
+				return a.routesChanged(ctx, users, routes)
+			})
+		},
 	}
-	if r.RecipientDomain != "" {
-		parts = append(parts, "to "+r.RecipientDomain)
-	}
-	if len(parts) == 0 {
-		return "all mail"
-	}
-	return strings.Join(parts, ", ")
+	cmd.Flags().StringVar(&to, "before", "", "put it before the route with this `ID`")
+	cmd.Flags().BoolVar(&last, "last", false, "put it after all but the default route")
+	cmd.MarkFlagsMutuallyExclusive("before", "last")
+	return cmd
 }
 
 func (a *app) routeRemoveCmd() *cobra.Command {
@@ -161,20 +313,25 @@ func (a *app) routeRemoveCmd() *cobra.Command {
 		Use:   "remove ID",
 		Short: "remove a route",
 		Long: `Removes a route. Mail that no route matches waits until there is one: 'postern
-route add --replace' changes the default route without that.`,
+route add --replace' changes a route without that. Removing a user removes the user's routes.`,
 		Args: one("number", "the route's number"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			id, err := strconv.ParseInt(args[0], 10, 64)
+			id, err := routeNumber(args[0])
 			if err != nil {
-				return usagef("%q is not a route number: see 'postern route list'", args[0])
+				return err
 			}
-			return a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) error {
-				was, err := route.NewStore(pool).As(a.actor()).Remove(ctx, id)
+			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+				_, who, err := readRoutes(ctx, users)
 				if err != nil {
 					return err
 				}
-				_, err = fmt.Fprintf(a.stdout, "removed route %d: %s via %s\n", id, matchText(was), viaText(was))
-				return err
+				routes := route.NewStore(users.pool).As(users.actor)
+				was, err := routes.Remove(ctx, id)
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(a.stdout, "removed route %d: %s\n", id, ruleText(was, who))
+				return a.routesChanged(ctx, users, routes)
 			})
 		},
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -27,6 +28,7 @@ func TestScripts(t *testing.T) {
 				Cmds:                scriptCommands,
 				Setup: func(env *testscript.Env) error {
 					env.Setenv("POSTERN_SECRET_KEY_FILE", filepath.Join(env.WorkDir, "secret.key"))
+					env.Setenv("GORACE", os.Getenv("GORACE"))
 					if len(name) > 3 && name[:3] == "db-" {
 						env.Setenv("POSTERN_DATABASE_URL", pgtest.New(t).URL)
 					}

@@ -11,9 +11,12 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/spf13/cobra"
+
 	"postern/admin"
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/demo"
+	"postern/cmd/postern/secret"
 	"postern/internal/owned"
 	"postern/internal/pgtest"
 	"postern/relay/certificate"
@@ -30,15 +33,20 @@ func TestH2OneRuleForSecrets(t *testing.T) {
 	path := filepath.Join(dir, "secret")
 	a := &app{source: config.Source{Env: map[string]string{}}, stderr: io.Discard}
 	for name, use := range map[string]func(exposed func(error)) error{
-		"configuration": func(func(error)) error { _, err := config.Read(path); return err },
-		"sealing key":   func(func(error)) error { _, err := a.source.Sealer(config.Config{SecretKeyFile: path}); return err },
-		"token":         func(told func(error)) error { _, err := admin.ReadToken(path, told); return err },
+		"configuration":                  func(func(error)) error { _, err := config.Read(path); return err },
+		"sealing key":                    func(func(error)) error { _, err := a.source.Sealer(config.Config{SecretKeyFile: path}); return err },
+		"token":                          func(told func(error)) error { _, err := admin.ReadToken(path, told); return err },
+		"client certificate or key file": func(told func(error)) error { _, err := secret.File(path, told); return err },
 		"password": func(told func(error)) error {
-			_, err := (&passwordSource{file: path}).read(nil, told)
+			cmd, from := &cobra.Command{}, &secret.Source{}
+			from.Flags(cmd, "password")
+			if err := cmd.ParseFlags([]string{"--password-file", path}); err != nil {
+				return err
+			}
+			_, err := from.Read(nil, told)
 			return err
 		},
-		"client certificate or key file": func(told func(error)) error { _, err := readSecretFile(path, told); return err },
-		"EAB or TSIG key":                func(func(error)) error { _, err := config.ReadKeyFile(path); return err },
+		"EAB or TSIG key": func(func(error)) error { _, err := config.ReadKeyFile(path); return err },
 		"certificate's key": func(told func(error)) error {
 			_, err := certificate.Pair{Certificate: filepath.Join(dir, "cert.pem"), Key: path}.Load(told)
 			return err
@@ -214,7 +222,7 @@ func TestPasswdRefusesWhatItDoesNotRead(t *testing.T) {
 			args = append([]string{"--database-url", "postgres://" + "127.0.0.1:1" + "/x", "user", "passwd", "alice@example.com"}, args...)
 			return run(t.Context(), args, nil, in.from, io.Discard, &stderr), stderr.String()
 		}
-		const refusal = "which is read with --password-stdin only"
+		const refusal = "standard input is only read with --password-stdin"
 		if status, said := passwd(); status != exitFailed || strings.Contains(said, refusal) {
 			t.Errorf("%s with nothing in it: status %d, %s", name, status, said)
 		}

@@ -5,13 +5,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/pflag"
 
 	"postern/auth"
-	"postern/cmd/postern/config"
 	"postern/relay/queue/desk"
 	"postern/relay/smtp"
 )
@@ -25,11 +23,11 @@ type selection struct {
 // selectionFlags are the filters, with what their help says.
 var selectionFlags = []struct{ name, help string }{
 	{"user", "only mail of this user, by `NAME`"},
-	{"credential", "only mail that came by this credential, by its `NUMBER`"},
+	{"credential", "only mail sent with this credential, by its `NUMBER`"},
 	{"sender", "only mail from this envelope `ADDRESS`; <> is the null sender"},
 	{"recipient", "only this recipient `ADDRESS`"},
 	{"domain", "only recipients of this `DOMAIN`"},
-	{"upstream", "only recipients last tried by this upstream, by `NAME`, or mx"},
+	{"upstream", "only recipients last tried through this upstream, by `NAME`, or mx"},
 	{"reply", "only recipients whose last reply begins with this `TEXT`"},
 	{"state", "only recipients in this `STATE`"},
 	{"older-than", "only mail accepted longer ago than this `TIME`, such as 90m, 4h or 5d"},
@@ -77,22 +75,10 @@ func (s *selection) filter() (f desk.Filter, err error) {
 			return f, usagef("--credential is the number of a credential, not %q", n)
 		}
 	}
-	if f.OlderThan, err = s.olderThan(); err != nil {
+	if f.OlderThan, err = spanFlag("older-than", *s.given["older-than"]); err != nil {
 		return f, err
 	}
 	return f, s.addresses(&f)
-}
-
-func (s *selection) olderThan() (time.Duration, error) {
-	text := *s.given["older-than"]
-	if text == "" {
-		return 0, nil
-	}
-	d, err := config.ParseDuration(text)
-	if err != nil || d == 0 {
-		return 0, usagef("--older-than: %q is not a duration: write a number with s, m, h or d", text)
-	}
-	return time.Duration(d), nil
 }
 
 func (s *selection) addresses(f *desk.Filter) error {

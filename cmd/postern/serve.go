@@ -25,8 +25,8 @@ func (a *app) serveCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "run the relay",
-		Long: `Runs the relay until SIGTERM or SIGINT, then drains: sessions hear 421, mail in
-work is finished or handed back to the queue, and the process ends within drain_time
+		Long: `Runs the relay until SIGTERM or SIGINT, then drains: sessions get 421, mail in
+progress is finished or handed back to the queue, and the process ends within drain_time
 (30 s). A second signal cuts that short. SIGHUP reads the configuration again.
 
 --only submission accepts mail and leaves it to other nodes to deliver;

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/screen"
+	"postern/internal/units"
 	"postern/relay/queue/desk"
 )
 
@@ -18,7 +19,7 @@ func (a *app) queueShapeCmd() *cobra.Command {
 			return users.queue().Shape(ctx, limit)
 		},
 		limit: 20, of: "domains",
-		after: a.budgetsBelow,
+		below: a.budgetsBelow,
 	}.command(a, &cobra.Command{
 		Use:   "shape",
 		Short: "show for each destination how much waits, and for how long",
@@ -32,9 +33,6 @@ domains, with numbers on the left. Below are the upstreams for whose budget mail
 
 func shapeRow(s desk.Shape) []string {
 	number := func(n int64) string { return strconv.FormatInt(n, 10) }
-	cells := []string{s.Domain}
-	for _, n := range s.Ages {
-		cells = append(cells, number(n))
-	}
-	return append(cells, number(s.Held), number(s.Total), octetsText(s.Octets), screen.OrDash(shorten(s.LastErr, 60)))
+	cells := append([]string{s.Domain}, screen.Each(s.Ages[:], number)...)
+	return append(cells, number(s.Held), number(s.Total), units.RoughOctets(s.Octets), screen.OrDash(screen.Shorten(s.LastErr, 60)))
 }

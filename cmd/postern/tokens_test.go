@@ -12,6 +12,7 @@ import (
 
 	"postern/internal/oauthtest"
 	"postern/internal/smtptest"
+	"postern/relay/seal"
 )
 
 const clientSecret = "the client's value"
@@ -125,4 +126,52 @@ func TestUpstreamLogin(t *testing.T) {
 	if out := s.must(t, "", "audit", "--limit", "1"); !strings.Contains(out, "upstream login") {
 		t.Error(out)
 	}
+}
+
+// A node or a command with a file from before a rotation asks for no token that it could not
+// store; a node follows when the right file comes.
+func TestTokensWithAnOldKeyFile(t *testing.T) {
+	t.Parallel()
+	s, a, server := tokenSite(t)
+	s.addTokenUpstream(t, server, clientSecret, "--oauth", "client-credentials", "--client-secret-stdin")
+	path := filepath.Join(s.dir, "secret.key")
+	file := func() []byte {
+		t.Helper()
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	old := file()
+	s.must(t, "", "key", "rotate")
+	ring := file()
+	sealer, err := seal.New(ring[:seal.KeySize], ring[seal.KeySize:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.must(t, "", "key", "use", sealer.Keys()[1])
+	if err := os.WriteFile(path, old, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const says = "copy the file of a node that has it"
+	if _, stderr, err := s.postern(t, "", "upstream", "test", "m365"); err == nil || !strings.Contains(stderr, says) {
+		t.Errorf("upstream test: %v\n%s", err, stderr)
+	}
+	d := s.serve(t)
+	d.await(t, &d.stderr, says)
+	if n := len(a.Requests()); n != 0 {
+		t.Errorf("%d tokens were asked for", n)
+	}
+	var list string
+	for !strings.Contains(list, "relay.test") {
+		list = s.must(t, "", "key", "list", "--json")
+	}
+	if err := os.WriteFile(path, ring, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.await(t, &d.stderr, "secrets are sealed with the current key now")
+	s.asGoDoes(t, plainMail, "bob@example.net")
+	server.WaitMessages(t, 1)
+	s.must(t, "", "upstream", "test", "m365")
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,11 +11,13 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/screen"
+	"postern/cmd/postern/secret"
 	"postern/internal/refusal"
+	"postern/internal/units"
+	"postern/relay/keyring"
 	"postern/relay/seal"
 	"postern/relay/upstream"
 	"postern/relay/upstream/budget"
@@ -24,7 +27,7 @@ import (
 func (a *app) upstreamCmd() *cobra.Command {
 	return noun("upstream", "the smarthosts that mail is forwarded to",
 		a.upstreamAddCmd(), a.upstreamSetCmd(), a.upstreamListCmd(), a.upstreamShowCmd(), a.upstreamPauseCmd(true), a.upstreamPauseCmd(false),
-		a.upstreamClassifyCmd(), a.replyCmd(), a.upstreamLoginCmd(), a.upstreamRemoveCmd())
+		a.upstreamTestCmd(), a.upstreamClassifyCmd(), a.replyCmd(), a.upstreamLoginCmd(), a.upstreamRemoveCmd())
 }
 
 // tlsModes are the values of --tls.
@@ -33,9 +36,14 @@ var tlsModes = []string{string(upstream.TLSNone), string(upstream.TLSOpportunist
 // upstreamFlags are the settings of an upstream.
 type upstreamFlags struct {
 	host, mode, preset, username, caFile, expires, budget string
-	from                                                  passwordSource
+	tlsName, mechanism, idle                              string
+	pins                                                  []string
+	origin                                                upstream.Origin
+	from                                                  secret.Source
 	tokens                                                grantFlags
 	connections, messages, recipients                     int
+	senders                                               []string
+	rewriteSender                                         string
 }
 
 func (u *upstreamFlags) flags(cmd *cobra.Command) {
@@ -44,12 +52,22 @@ func (u *upstreamFlags) flags(cmd *cobra.Command) {
 	f.StringVar(&u.host, "host", "", "`HOST[:PORT]` (default port 465 for implicit, 587 for require, else 25)")
 	f.StringVar(&u.mode, "tls", "", "none, opportunistic, require (the default) or implicit")
 	f.StringVar(&u.username, "username", "", "account name at the smarthost")
-	u.from.flags(cmd)
+	u.from.Flags(cmd, "password")
 	u.tokens.flags(cmd)
 	f.StringVar(&u.expires, "secret-expires", "", "last valid `day` of the password or secret, such as 2027-01-31; you are warned before it (default: the certificate's)")
 	f.StringVar(&u.caFile, "ca-file", "", "PEM `file` of the authorities to trust instead of the system's")
+	f.StringVar(&u.tlsName, "tls-name", "", "`name` that the server's certificate must have (default: that of --host)")
+	f.StringSliceVar(&u.pins, "tls-pin", nil, "`sha256:HASH` of the certificate's public key, instead of authority and name; again for the next key")
+	f.StringVar(&u.mechanism, "auth-mechanism", "auto", "plain, login, xoauth2, oauthbearer or auto: what the server takes")
+	f.StringVar(&u.origin.Source, "source", "", "our `address`, or IPv4,IPv6 (default: delivery.source)")
+	f.StringVar(&u.origin.IP, "ip", "", "4, 6 or both (default: those of the source)")
+	f.StringVar(&u.origin.Hello, "hello", "", "our `name` in EHLO (default: delivery.hello)")
+	f.StringVar(&u.idle, "idle", "", "`time` that an unused connection is kept, such as 30s (default: delivery.idle_time)")
+	_ = cmd.RegisterFlagCompletionFunc("auth-mechanism", cobra.FixedCompletions([]string{"auto", "plain", "login", "xoauth2", "oauthbearer"}, cobra.ShellCompDirectiveNoFileComp))
 	f.IntVar(&u.connections, "connections", 0, "concurrent connections from each node (default: delivery.connections)")
 	f.IntVar(&u.messages, "messages-per-connection", 0, "messages over one connection (default: delivery.messages_per_connection)")
+	f.StringSliceVar(&u.senders, "senders", nil, "`patterns` of addresses that it may send as, like those of 'postern sender allow', or domains (default: all)")
+	f.StringVar(&u.rewriteSender, "rewrite-sender", "", "`address` that sends instead, in the envelope and in From")
 	f.IntVar(&u.recipients, "recipients-per-transaction", 0, "recipients of one transaction (default 100)")
 	f.StringVar(&u.budget, "budget", "", "the most that all nodes together give it, such as `'messages 30/m, recipients 10000/d, sessions 3'`; none")
 }
@@ -62,7 +80,7 @@ func (u *upstreamFlags) apply(cmd *cobra.Command, to *upstream.Account) error {
 		to.Preset = u.preset
 	}
 	if given("tls") {
-		to.TLS, to.Port = upstream.TLSMode(u.mode), 0
+		to.SetTLS(upstream.TLSMode(u.mode))
 	}
 	if given("host") {
 		if err := splitHost(u.host, to); err != nil {
@@ -82,11 +100,42 @@ func (u *upstreamFlags) apply(cmd *cobra.Command, to *upstream.Account) error {
 			to.CA = string(pem)
 		}
 	}
+	if given("senders") {
+		var err error
+		if to.Senders, err = upstream.ParseSenders(u.senders); err != nil {
+			return fmt.Errorf("--senders: %w", err)
+		}
+	}
+	if given("rewrite-sender") {
+		to.RewriteSender = u.rewriteSender
+	}
 	if given("secret-expires") {
 		to.SecretExpires = u.expires
 	}
 	if given("budget") {
 		to.Budget = u.budget
+	}
+	if given("tls-pin") {
+		pins, err := upstream.PinsFrom(u.pins)
+		if err != nil {
+			return err
+		}
+		to.TLSPins = pins
+	}
+	if given("auth-mechanism") {
+		to.Mechanism = strings.TrimPrefix(strings.ToUpper(u.mechanism), "AUTO")
+	}
+	if given("idle") {
+		if err := u.setIdle(to); err != nil {
+			return err
+		}
+	}
+	for name, value := range map[string]struct{ from, to *string }{
+		"tls-name": {&u.tlsName, &to.TLSName}, "source": {&u.origin.Source, &to.Source}, "ip": {&u.origin.IP, &to.IP}, "hello": {&u.origin.Hello, &to.Hello},
+	} {
+		if given(name) {
+			*value.to = *value.from
+		}
 	}
 	for name, value := range map[string]struct{ from, to *int }{
 		"connections": {&u.connections, &to.MaxConnections}, "messages-per-connection": {&u.messages, &to.MaxMessages},
@@ -99,14 +148,28 @@ func (u *upstreamFlags) apply(cmd *cobra.Command, to *upstream.Account) error {
 	return to.Fill()
 }
 
+// setIdle puts --idle, in whole seconds, into an account.
+func (u *upstreamFlags) setIdle(to *upstream.Account) error {
+	to.IdleSeconds = 0
+	if u.idle == "" || u.idle == "0" {
+		return nil
+	}
+	span, err := units.ParseSpan(u.idle)
+	if err != nil || span < time.Second || span%time.Second != 0 {
+		return usagef("--idle: %q is not a time of whole seconds, such as 30s", u.idle)
+	}
+	to.IdleSeconds = int(span / time.Second)
+	return nil
+}
+
 // proof reads what the account is to be proved by, if the flags say where, and returns what
 // puts it there.
 func (u *upstreamFlags) proof(a *app) (put func(*upstream.Account) error, err error) {
 	switch {
-	case u.from.given():
-		secret, err := u.from.read(a.stdin, a.warn)
+	case u.from.Given():
+		password, err := a.readSecret(&u.from)
 		return func(to *upstream.Account) error {
-			to.Password, to.Grant = secret, oauth.Grant{}
+			to.Password, to.Grant = password, oauth.Grant{}
 			if u.expires == "" {
 				to.SecretExpires = "" // that was the former one's
 			}
@@ -145,6 +208,12 @@ flag sets another, and its replies are known ('postern upstream reply list NAME'
   require        STARTTLS with a verified certificate, or the mail waits
   implicit       TLS from the start with a verified certificate, or the mail waits
 
+The certificate must have the host's name, or --tls-name, from a known authority or
+one of --ca-file. With --tls-pin it must have one of the keys given, whoever certifies
+it and whatever its name and dates are.
+
+--source is an address of this machine, or of each node's: mail waits at a node without it.
+
 --budget is what all nodes together may give it: messages and recipients in a window of s, m, h
 or d, which rolls unless a day begins at midnight in a zone (10000/d@Europe/Berlin), and
 sessions, which are connections. Mail over it waits for its turn; 'postern upstream show' says
@@ -152,7 +221,13 @@ what is used.
 
 An account (--username with a password) needs require or implicit. Its
 password is sealed with the key in secret_key_file before it is stored. With
---oauth it has access tokens of Microsoft or Google instead of a password.`,
+--oauth it uses access tokens from Microsoft or Google instead of a password.
+
+Mail whose sender is not among --senders goes another way of its route. With
+--rewrite-sender the address takes the place of the sender in the envelope and of the
+address in From, whose name stays. Replies still go to the author: Reply-To gets the former
+From unless there is one, and Sender is removed. Bounces from later servers go to the new
+address. The null sender of notices stays.`,
 		Example: `  postern upstream add out --host smtp.example.net:587 --tls require
   postern upstream add m365 --preset m365 --username relay@example.com --password-stdin <password.txt
   postern upstream add m365 --preset m365 --username relay@example.com --oauth client-credentials --tenant example.com --client-id ID --client-secret-stdin <secret.txt
@@ -166,7 +241,7 @@ password is sealed with the key in secret_key_file before it is stored. With
 			if err := flags.apply(cmd, &up); err != nil {
 				return invalidUse(err)
 			}
-			if (up.Username != "") != (flags.from.given() || flags.tokens.given()) {
+			if (up.Username != "") != (flags.from.Given() || flags.tokens.given()) {
 				return usagef("--username and --password-stdin, --password-file or --oauth go together")
 			}
 			put, err := flags.proof(a)
@@ -217,8 +292,8 @@ func (a *app) addUpstream(ctx context.Context, up upstream.Account) error {
 	if err := up.Validate(); err != nil {
 		return usageError{err.Error()}
 	}
-	return a.onUpstreams(ctx, up.Username != "", func(ctx context.Context, _ *pgxpool.Pool, accounts *upstream.Store) error {
-		if err := accounts.Add(ctx, up); err != nil {
+	return a.withUpstreams(ctx, up.Username != "", func(ctx context.Context, _ *accounts, store *upstream.Store) error {
+		if err := store.Add(ctx, up); err != nil {
 			return err
 		}
 		_, err := fmt.Fprintf(a.stdout, "added upstream %s\n", upstreamText(up))
@@ -227,20 +302,23 @@ func (a *app) addUpstream(ctx context.Context, up upstream.Account) error {
 	})
 }
 
-// onUpstreams runs do with the store of accounts, which has the key only if it is needed.
-func (a *app) onUpstreams(ctx context.Context, key bool, do func(ctx context.Context, pool *pgxpool.Pool, accounts *upstream.Store) error) error {
+// withUpstreams runs do with the store of accounts, which has the key only if it is needed.
+func (a *app) withUpstreams(ctx context.Context, key bool, do func(ctx context.Context, users *accounts, store *upstream.Store) error) error {
 	cfg, _, err := a.source.Load()
 	if err != nil {
 		return err
 	}
-	return a.withPool(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
+	return a.withUsers(ctx, func(ctx context.Context, users *accounts) error {
 		var sealer *seal.Sealer
 		if key {
 			if sealer, err = a.source.Sealer(cfg); err != nil {
 				return err
 			}
+			if err := keyring.Follow(ctx, users.pool, sealer); err != nil {
+				return err
+			}
 		}
-		return do(ctx, pool, upstream.NewStore(pool, sealer).As(a.actor()))
+		return do(ctx, users, users.upstreams(sealer))
 	})
 }
 
@@ -257,7 +335,7 @@ func (a *app) upstreamSetCmd() *cobra.Command {
 nodes follow within two seconds, and mail that waits uses them at its next attempt. 0 and ''
 stand for the default, which is the preset's if it has one.
 
-Another --username needs its password, or --oauth with all that belongs to it, as well.`,
+A new --username also needs its password, or --oauth with the flags that go with it.`,
 		Example: `  postern upstream set out --password-stdin <password.txt
   postern upstream set out --preset google --connections 2`,
 		Args: one("name", "the upstream's name"),
@@ -269,10 +347,8 @@ Another --username needs its password, or --oauth with all that belongs to it, a
 			if err != nil {
 				return err
 			}
-			return a.onUpstreams(cmd.Context(), flags.from.given() || flags.tokens.given(), func(ctx context.Context, pool *pgxpool.Pool, accounts *upstream.Store) error {
-				var budget string
-				up, err := accounts.Change(ctx, args[0], func(up *upstream.Account) error {
-					budget = up.Budget
+			return a.withUpstreams(cmd.Context(), flags.from.Given() || flags.tokens.given(), func(ctx context.Context, users *accounts, store *upstream.Store) error {
+				up, err := store.Change(ctx, args[0], func(up *upstream.Account) error {
 					if err := flags.apply(cmd, up); err != nil {
 						return err
 					}
@@ -281,14 +357,14 @@ Another --username needs its password, or --oauth with all that belongs to it, a
 				if err != nil {
 					return invalidUse(err)
 				}
-				_, err = fmt.Fprintf(a.stdout, "changed upstream %s\n", upstreamText(up))
+				fmt.Fprintf(a.stdout, "changed upstream %s\n", upstreamText(up))
 				if flags.tokens.given() {
 					a.hintLogin(up)
 				}
-				if err != nil || up.Budget == budget {
-					return err
+				if !cmd.Flags().Changed("senders") && !cmd.Flags().Changed("budget") {
+					return nil
 				}
-				return a.retryWaiting(ctx, pool, fmt.Sprintf(budgetReply, up.Name), "for the budget")
+				return a.retryWaiting(ctx, users)
 			})
 		},
 	}
@@ -304,7 +380,7 @@ func (a *app) upstreamListCmd() *cobra.Command {
 				orDefault(u.MaxConnections), screen.OrDash(u.Preset), upstreamState(u)}
 		},
 		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]upstream.Listed, error) {
-			return upstream.NewStore(users.pool, nil).List(ctx)
+			return users.upstreams(nil).List(ctx)
 		},
 	}.command(a, &cobra.Command{Use: "list", Short: "list the smarthosts", Args: noArguments})
 }
@@ -333,7 +409,7 @@ much, when the first of it is free again, and how many recipients wait for it; a
 which its replies are judged, as 'postern upstream reply list'.`,
 		Args: one("name", "the upstream's name"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
-			store := upstream.NewStore(users.pool, nil)
+			store := users.upstreams(nil)
 			u, err := store.Named(ctx, args[0])
 			if err != nil {
 				return err
@@ -347,7 +423,7 @@ which its replies are judged, as 'postern upstream reply list'.`,
 				return err
 			}
 			if asJSON {
-				return printJSON(a.stdout, upstreamView{u, budgetViews(used), replies.Rows()})
+				return screen.JSON(a.stdout, upstreamView{u, budgetViews(used), replies.Rows()})
 			}
 			if err := a.printUpstream(u); err != nil {
 				return err
@@ -356,8 +432,8 @@ which its replies are judged, as 'postern upstream reply list'.`,
 				return err
 			}
 			fmt.Fprintln(a.stdout)
-			t := tableOf(replyHead, replyRow, replies.Rows())
-			return t.print(a.stdout)
+			t := screen.TableOf(replyHead, replyRow, replies.Rows())
+			return t.Print(a.stdout)
 		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -365,66 +441,81 @@ which its replies are judged, as 'postern upstream reply list'.`,
 }
 
 func (a *app) printUpstream(u upstream.Listed) error {
-	t := table{head: []string{"UPSTREAM", u.Name}}
-	t.add("host", net.JoinHostPort(u.Host, strconv.Itoa(u.Port)))
-	t.add("TLS", string(u.TLS))
+	t := screen.Table{Head: []string{"UPSTREAM", u.Name}}
+	t.Add("host", net.JoinHostPort(u.Host, strconv.Itoa(u.Port)))
+	t.Add("TLS", string(u.TLS))
 	if u.CustomCA {
-		t.add("CA", "its own")
+		t.Add("CA", "its own")
 	}
-	t.add("account", screen.OrDash(u.Username))
+	if u.TLSName != "" {
+		t.Add("TLS name", u.TLSName)
+	}
+	if u.TLSPins != "" {
+		for pin := range strings.SplitSeq(u.TLSPins, ",") {
+			t.Add("TLS pin", pin)
+		}
+	}
+	t.Add("account", screen.OrDash(u.Username))
 	if u.OAuth != "" {
-		t.add("tokens by", string(u.OAuth))
+		t.Add("tokens by", string(u.OAuth))
+	}
+	if u.Username != "" {
+		t.Add("mechanism", cmp.Or(strings.ToLower(u.Mechanism), "auto"))
 	}
 	if u.SecretExpires != "" {
-		t.add("secret expires", u.SecretExpires)
+		t.Add("secret expires", u.SecretExpires)
 	}
-	t.add("preset", screen.OrDash(u.Preset))
-	t.add("connections", orDefault(u.MaxConnections))
-	t.add("messages per connection", orDefault(u.MaxMessages))
-	t.add("recipients per transaction", orDefault(u.MaxRecipients))
-	t.add("budget", screen.OrDash(u.Budget))
-	t.add("state", upstreamState(u))
-	t.add("added", screen.LocalTime(u.CreatedAt))
-	return t.print(a.stdout)
+	t.Add("preset", screen.OrDash(u.Preset))
+	t.Add("connections", orDefault(u.MaxConnections))
+	t.Add("messages per connection", orDefault(u.MaxMessages))
+	t.Add("recipients per transaction", orDefault(u.MaxRecipients))
+	idle := "default"
+	if u.IdleSeconds > 0 {
+		idle = units.FormatSpan(time.Duration(u.IdleSeconds) * time.Second)
+	}
+	t.Add("idle time", idle)
+	t.Add("source", cmp.Or(u.Source, "default"))
+	t.Add("IP", cmp.Or(u.IP, "default"))
+	t.Add("EHLO name", cmp.Or(u.Hello, "default"))
+	t.Add("senders", screen.OrDash(strings.Join(u.Senders, ", ")))
+	if u.RewriteSender != "" {
+		t.Add("sends as", u.RewriteSender)
+	}
+	t.Add("budget", screen.OrDash(u.Budget))
+	t.Add("state", upstreamState(u))
+	t.Add("added", screen.LocalTime(u.CreatedAt))
+	return t.Print(a.stdout)
 }
-
-// budgetReply begins the last reply of recipients that wait for the budget of an upstream.
-const budgetReply = "451 4.4.5 waits for the budget of upstream %s:"
-
-// pausedReply begins the last reply of recipients that wait for a paused upstream.
-const pausedReply = "451 4.3.2 upstream %s is paused"
 
 func (a *app) upstreamPauseCmd(pause bool) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "resume NAME",
-		Short: "let a paused smarthost have its mail again",
+		Short: "send mail to a paused smarthost again",
 		Long:  "Ends a pause. The mail that waits for it is due immediately.",
 		Args:  one("name", "the upstream's name"),
 	}
 	if pause {
 		cmd.Use, cmd.Short = "pause NAME", "let the mail for a smarthost wait"
-		cmd.Long = `Lets the mail for a smarthost wait until 'postern upstream resume': it uses no attempt, its
-lifetime goes on, and 'postern queue show' says why it waits. All nodes follow within two
-seconds; what a node has begun, or has in line by then, is still sent.`
+		cmd.Long = `Lets the mail for a smarthost wait until 'postern upstream resume': it uses no attempts,
+its lifetime keeps running, and 'postern queue show' says why it waits. All nodes follow
+within two seconds; mail that a node has started or queued by then is still sent.`
 	}
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return a.onUpstreams(cmd.Context(), false, func(ctx context.Context, pool *pgxpool.Pool, accounts *upstream.Store) error {
-			changed, err := accounts.Pause(ctx, args[0], pause)
-			if err != nil {
-				return err
-			}
-			said := map[bool]string{true: "paused", false: "resumed"}[pause]
-			if !changed {
-				_, err = fmt.Fprintf(a.stdout, "upstream %s was %s already; nothing is changed\n", args[0], said)
-				return err
-			}
-			fmt.Fprintf(a.stdout, "%s upstream %s\n", said, args[0])
-			if pause {
-				return nil
-			}
-			return a.retryWaiting(ctx, pool, fmt.Sprintf(pausedReply, args[0]), "for the upstream")
-		})
-	}
+	cmd.RunE = a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
+		changed, err := users.upstreams(nil).Pause(ctx, args[0], pause)
+		if err != nil {
+			return err
+		}
+		said := map[bool]string{true: "paused", false: "resumed"}[pause]
+		if !changed {
+			_, err = fmt.Fprintf(a.stdout, "upstream %s was %s already; nothing is changed\n", args[0], said)
+			return err
+		}
+		fmt.Fprintf(a.stdout, "%s upstream %s\n", said, args[0])
+		if pause {
+			return nil
+		}
+		return a.retryWaiting(ctx, users)
+	})
 	return cmd
 }
 
@@ -434,11 +525,26 @@ func (a *app) upstreamRemoveCmd() *cobra.Command {
 		Short: "remove a smarthost that no route uses",
 		Args:  one("name", "the upstream's name"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
-			if err := upstream.NewStore(users.pool, nil).As(users.actor).Remove(ctx, args[0]); err != nil {
+			staying, err := users.queue().Staying(ctx, args[0])
+			if err != nil {
 				return err
 			}
-			_, err := fmt.Fprintf(a.stdout, "removed upstream %s\n", args[0])
+			if staying > 0 {
+				return refusal.Invalid("%d recipients stay with upstream %q, which may have delivered to them: see 'postern queue list --upstream %[2]s'; "+
+					"'queue retry' them, or 'queue cancel' them, first", staying, args[0])
+			}
+			if err := users.upstreams(nil).Remove(ctx, args[0]); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(a.stdout, "removed upstream %s\n", args[0])
 			return err
 		}),
 	}
+}
+
+func orDefault(n int) string {
+	if n == 0 {
+		return "default"
+	}
+	return strconv.Itoa(n)
 }

@@ -3,11 +3,13 @@ package main
 import (
 	"errors"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"postern/cmd/postern/screen"
+	"postern/internal/units"
 )
 
 // flagError says what is wrong with a command's flags in the words of this program.
@@ -60,4 +62,13 @@ func plainUse(cmd *cobra.Command, err error) error {
 	missing = strings.TrimSuffix(missing, " not set")
 	names := strings.Split(strings.ReplaceAll(missing, `"`, ""), ", ")
 	return usagef("'%s' needs --%s", cmd.CommandPath(), strings.Join(names, " and --"))
+}
+
+// spanFlag reads a span of time; a flag that is not given, "", is 0.
+func spanFlag(name, text string) (time.Duration, error) {
+	d, err := units.ParseSpan(text)
+	if text != "" && (err != nil || d < time.Microsecond) {
+		return 0, usagef("--%s: %q is not a span of time such as 90m, 4h or 7d", name, text)
+	}
+	return d, nil
 }

@@ -16,6 +16,7 @@ import (
 	"postern/auth"
 	"postern/cmd/postern/handout"
 	"postern/cmd/postern/screen"
+	"postern/cmd/postern/secret"
 	"postern/relay/queue"
 	"postern/relay/queue/desk"
 )
@@ -35,7 +36,7 @@ type addedUser struct {
 func (a *app) userAddCmd() *cobra.Command {
 	var (
 		senders   []string
-		password  passwordSource
+		password  secret.Source
 		ifMissing bool
 		asJSON    bool
 		files     handout.Profiles
@@ -47,9 +48,9 @@ func (a *app) userAddCmd() *cobra.Command {
 The client logs in with NAME, normally an address. A password is generated and shown
 once unless one is given.
 
---sender names addresses that the user may send as: an address, *@domain for all of a
-domain, *@*.domain for all of its subdomains, '<>' for the null sender of bounces.
-Without --sender the user may send as NAME, which then must be an address.
+--sender names addresses that the user may send as: an address, *@domain for every address
+of a domain, *@*.domain for all of its subdomains, '<>' for the null sender of bounces.
+Without --sender the user may send as NAME, which must then be an address.
 
 ` + profilesHelp,
 		Example: `  postern user add alice@example.com
@@ -69,7 +70,7 @@ Without --sender the user may send as NAME, which then must be an address.
 			if err := files.Check(client); err != nil {
 				return usageError{err.Error()}
 			}
-			secret, shown, err := a.newPassword(password)
+			chosen, shown, err := a.newPassword(password)
 			if err != nil {
 				return err
 			}
@@ -79,13 +80,13 @@ Without --sender the user may send as NAME, which then must be an address.
 					return err
 				}
 				defer made.Drop()
-				u, err := users.AddUser(ctx, auth.NewUser{Name: name, Password: secret, Senders: senders})
+				u, err := users.AddUser(ctx, auth.NewUser{Name: name, Password: chosen, Senders: senders})
 				if ifMissing && errors.Is(err, auth.ErrExists) {
 					if !asJSON {
 						return a.thereAlready("user", name)
 					}
 					if u, err = users.User(ctx, name); err == nil {
-						err = printJSON(a.stdout, addedUser{userJSON(u, ""), client})
+						err = screen.JSON(a.stdout, addedUser{userJSON(u, ""), client})
 					}
 					return err
 				}
@@ -93,7 +94,7 @@ Without --sender the user may send as NAME, which then must be an address.
 					return err
 				}
 				if asJSON {
-					err = printJSON(a.stdout, addedUser{userJSON(u, shown), client})
+					err = screen.JSON(a.stdout, addedUser{userJSON(u, shown), client})
 				} else {
 					fmt.Fprintf(a.stdout, "added user %s, who may send as %s\n", u.Name, sendersText(u))
 					err = errors.Join(a.showPassword(shown), a.printSettings(client))
@@ -104,7 +105,7 @@ Without --sender the user may send as NAME, which then must be an address.
 	}
 	f := cmd.Flags()
 	f.StringArrayVar(&senders, "sender", nil, "`PATTERN` of addresses to send as; may be repeated")
-	password.flags(cmd)
+	password.Flags(cmd, "password")
 	f.BoolVar(&ifMissing, "if-missing", false, ifMissingUsage)
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	profileFlags(cmd, &files)
@@ -136,16 +137,22 @@ func newUserName(name string, senders []string) (string, error) {
 const shortPassword = 8
 
 // newPassword reads a password or makes one; shown is what must be printed.
-func (a *app) newPassword(from passwordSource) (password, shown string, err error) {
-	if !from.given() {
+func (a *app) newPassword(from secret.Source) (password, shown string, err error) {
+	if !from.Given() {
 		password = auth.GeneratePassword()
 		return password, password, nil
 	}
-	password, err = from.read(a.stdin, a.warn)
+	password, err = a.readSecret(&from)
 	if err == nil && utf8.RuneCountInString(password) < shortPassword {
 		fmt.Fprintf(a.stderr, "warning: the password has fewer than %d characters: it will be guessed\n", shortPassword)
 	}
 	return password, "", err
+}
+
+// readSecret reads a secret from where its flags say.
+func (a *app) readSecret(from *secret.Source) (string, error) {
+	text, err := from.Read(a.stdin, a.warn)
+	return text, invalidUse(err)
 }
 
 func (a *app) showPassword(shown string) error {
@@ -183,7 +190,7 @@ func userJSON(u auth.User, shown string) userView {
 func effectiveSenders(u auth.User) []string {
 	set := slices.ContainsFunc(u.Senders, func(p string) bool { return p != auth.NullSender })
 	if set || !strings.Contains(u.Name, "@") {
-		return emptyList(u.Senders)
+		return slices.Concat([]string{}, u.Senders) // [] in JSON, not null
 	}
 	return append([]string{u.Name}, u.Senders...)
 }
@@ -193,13 +200,10 @@ func sendersText(u auth.User) string {
 }
 
 func userState(enabled bool, reason string) string {
-	switch {
-	case enabled:
+	if enabled {
 		return "enabled"
-	case reason == "":
-		return "disabled"
 	}
-	return "disabled: " + reason
+	return "disabled" + screen.Colon(reason)
 }
 
 func (a *app) userListCmd() *cobra.Command {
@@ -207,15 +211,12 @@ func (a *app) userListCmd() *cobra.Command {
 	cmd := listing[userView]{
 		head: []string{"NAME", "STATE", "SENDERS", "CREDENTIALS", "LAST USE", "SINCE"},
 		row: func(u userView) []string {
-			return []string{u.Name, userState(u.Enabled, u.DisabledReason), screen.OrDash(shorten(strings.Join(u.Senders, ", "), 60)),
+			return []string{u.Name, userState(u.Enabled, u.DisabledReason), screen.OrDash(screen.Shorten(strings.Join(u.Senders, ", "), 60)),
 				strconv.Itoa(u.Credentials), screen.LocalTime(orZero(u.LastUsedAt)), screen.LocalTime(u.CreatedAt)}
 		},
-		load: func(ctx context.Context, users *accounts, _ []string, limit int) (views []userView, err error) {
+		load: func(ctx context.Context, users *accounts, _ []string, limit int) ([]userView, error) {
 			list, err := users.ListUsers(ctx, after, limit)
-			for _, u := range list {
-				views = append(views, userJSON(u, ""))
-			}
-			return views, err
+			return screen.Each(list, func(u auth.User) userView { return userJSON(u, "") }), err
 		},
 		limit: 1000, of: "users",
 		next: func(list []userView, _ int) string { return "--after " + list[len(list)-1].Name },
@@ -240,8 +241,8 @@ func (a *app) userShowCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show NAME",
 		Short: "show a user, its credentials and its mail in the queue",
-		Long: `Shows everything about a user but its limits: 'postern limit show NAME' shows those and
-their use, 'postern explain' whether a message would be accepted.
+		Long: `Shows everything about a user except its limits: 'postern limit show NAME' shows those and
+their use, and 'postern explain' shows whether a message would be accepted.
 
 ` + profilesHelp,
 		Args: one("name", "the user's name"),
@@ -259,7 +260,7 @@ their use, 'postern explain' whether a message would be accepted.
 			}
 			defer made.Drop()
 			if asJSON {
-				err = printJSON(a.stdout, shown)
+				err = screen.JSON(a.stdout, shown)
 			} else {
 				err = a.printUser(u, shown)
 			}
@@ -292,34 +293,34 @@ func (a *app) lookAtUser(ctx context.Context, users *accounts, name string) (u a
 }
 
 func (a *app) printUser(u auth.User, shown shownUser) error {
-	t := table{head: []string{"USER", screen.Printable(u.Name)}}
-	t.add("state", userState(u.Enabled, u.DisabledReason))
-	t.add("may send as", sendersText(u))
+	t := screen.Table{Head: []string{"USER", screen.Printable(u.Name)}}
+	t.Add("state", userState(u.Enabled, u.DisabledReason))
+	t.Add("may send as", sendersText(u))
 	if u.NoDefaults {
-		t.add("limits", "free of the default ones")
+		t.Add("limits", "exempt from the default ones")
 	}
-	t.add("since", screen.LocalTime(u.CreatedAt))
+	t.Add("since", screen.LocalTime(u.CreatedAt))
 	var mail []string
 	for _, s := range queueStates {
 		if n := shown.Queue[s]; n > 0 {
 			mail = append(mail, fmt.Sprintf("%s %s", count(n, "recipient"), s))
 		}
 	}
-	t.add("in the queue", screen.OrDash(strings.Join(mail, ", ")))
+	t.Add("in the queue", screen.OrDash(strings.Join(mail, ", ")))
 	for _, h := range shown.Holds {
 		what := "all its mail"
 		if h.CredentialID != 0 {
 			what = fmt.Sprintf("mail by credential %d", h.CredentialID)
 		}
-		t.add("on hold", fmt.Sprintf("%s, since %s by %s: %s", what, screen.LocalTime(h.MadeAt), h.MadeBy, screen.OrDash(h.Reason)))
+		t.Add("on hold", fmt.Sprintf("%s, since %s by %s: %s", what, screen.LocalTime(h.MadeAt), h.MadeBy, screen.OrDash(h.Reason)))
 	}
-	if err := t.print(a.stdout); err != nil {
+	if err := t.Print(a.stdout); err != nil {
 		return err
 	}
 	if len(shown.Logins) > 0 {
 		fmt.Fprintln(a.stdout)
-		logins := tableOf(credentialHead, credentialRow, shown.Logins)
-		if err := logins.print(a.stdout); err != nil {
+		logins := screen.TableOf(credentialHead, credentialRow, shown.Logins)
+		if err := logins.Print(a.stdout); err != nil {
 			return err
 		}
 	}
@@ -331,7 +332,7 @@ func (a *app) printUser(u auth.User, shown shownUser) error {
 }
 
 func (a *app) userPasswdCmd() *cobra.Command {
-	var from passwordSource
+	var from secret.Source
 	cmd := &cobra.Command{
 		Use:   "passwd NAME",
 		Short: "change a user's password",
@@ -340,8 +341,8 @@ The old password stops working on every node within 2 seconds, and sessions that
 logged in with it end.`,
 		Args: one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if !from.given() && waits(a.stdin) {
-				return usagef("there is something on standard input, which is read with --password-stdin only; leave it out (</dev/null) to have a password generated")
+			if !from.Given() && secret.Waits(a.stdin) {
+				return usagef("standard input is only read with --password-stdin; leave it empty (</dev/null) to have a password generated")
 			}
 			password, shown, err := a.newPassword(from)
 			if err != nil {
@@ -356,7 +357,7 @@ logged in with it end.`,
 			})
 		},
 	}
-	from.flags(cmd)
+	from.Flags(cmd, "password")
 	return cmd
 }
 
@@ -401,7 +402,7 @@ func (a *app) disableUser(ctx context.Context, users *accounts, name, reason str
 		if u, err = store.User(ctx, name); err != nil || !before.Enabled {
 			return nil, err
 		}
-		if _, err = q.HoldUser(ctx, u.ID, 0, "user disabled"+colon(reason)); err != nil {
+		if _, err = q.HoldUser(ctx, u.ID, 0, "user disabled"+screen.Colon(reason)); err != nil {
 			return nil, err
 		}
 		held, err = q.Release(ctx, desk.Filter{UserID: u.ID}, true)
@@ -466,11 +467,12 @@ func (a *app) userRemoveCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "remove NAME",
 		Short: "remove a user permanently",
-		Long: `Removes a user with its credentials, sender patterns and limits; its sessions end.
-The history of its mail stays for as long as [queue] history says.
+		Long: `Removes a user with its credentials, sender patterns, limits and routes; its sessions end.
+The removed routes are listed: without them, the user's mail would go another way. The
+history of its mail stays for as long as [queue] history says.
 
 A user who still has mail in the queue is not removed, unless --cancel-mail deletes the
-waiting and the held mail, without notifying the sender. Mail that a node is sending at
+waiting and held mail, without notifying the sender. Mail that a node is sending at
 that moment is still sent. To keep somebody out and decide about the mail later, use
 'user disable'.`,
 		Args: one("name", "the user's name"),
@@ -478,12 +480,16 @@ that moment is still sent. To keep somebody out and decide about the mail later,
 			return a.removeUser(ctx, users, args[0], cancelMail)
 		}),
 	}
-	cmd.Flags().BoolVar(&cancelMail, "cancel-mail", false, "throw away its mail that waits or is held")
+	cmd.Flags().BoolVar(&cancelMail, "cancel-mail", false, "delete its waiting and held mail")
 	return cmd
 }
 
 func (a *app) removeUser(ctx context.Context, users *accounts, name string, cancelMail bool) error {
 	u, err := users.User(ctx, name)
+	if err != nil {
+		return err
+	}
+	routes, who, err := readRoutes(ctx, users)
 	if err != nil {
 		return err
 	}
@@ -514,8 +520,13 @@ func (a *app) removeUser(ctx context.Context, users *accounts, name string, canc
 		return err
 	}
 	fmt.Fprintf(a.stdout, "removed user %s\n", screen.Printable(u.Name))
+	for _, r := range routes {
+		if r.UserID == u.ID {
+			fmt.Fprintf(a.stdout, "removed route %d: %s\n", r.ID, ruleText(r, who))
+		}
+	}
 	if cancelled > 0 {
-		_, err = fmt.Fprintf(a.stdout, "threw away mail for %s\n", count(cancelled, "recipient"))
+		_, err = fmt.Fprintf(a.stdout, "deleted mail for %s\n", count(cancelled, "recipient"))
 	}
 	return err
 }
@@ -535,5 +546,5 @@ func nothingLeft(ctx context.Context, q *desk.Admin, u auth.User) error {
 	if len(parts) == 0 {
 		return nil
 	}
-	return fmt.Errorf("user %s has mail in the queue (%s): let it be delivered, or throw it away with --cancel-mail", u.Name, strings.Join(parts, ", "))
+	return fmt.Errorf("user %s has mail in the queue (%s): let it be delivered, or delete it with --cancel-mail", u.Name, strings.Join(parts, ", "))
 }

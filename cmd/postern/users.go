@@ -15,9 +15,11 @@ import (
 	"postern/auth"
 	"postern/policy/quota"
 	"postern/relay/queue/desk"
+	"postern/relay/seal"
+	"postern/relay/upstream"
 )
 
-// accounts is what the commands about users work on.
+// accounts is what commands work on: users, and by pool all else, in the name of who acts.
 type accounts struct {
 	*auth.Store
 	pool  *pgxpool.Pool
@@ -26,6 +28,12 @@ type accounts struct {
 
 // queue is the queue as these commands see it.
 func (u *accounts) queue() *desk.Admin { return desk.NewAdmin(u.pool).As(u.actor) }
+
+// upstreams are the smarthosts' accounts as these commands see them; sealer may be nil for
+// what needs no password.
+func (u *accounts) upstreams(sealer *seal.Sealer) *upstream.Store {
+	return upstream.NewStore(u.pool, sealer).As(u.actor)
+}
 
 func (a *app) withUsers(ctx context.Context, do func(ctx context.Context, users *accounts) error) error {
 	return a.withPool(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/screen"
 	"postern/migrations"
 )
 
@@ -74,7 +75,7 @@ func (a *app) versionCmd() *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return printJSON(a.stdout, b)
+				return screen.JSON(a.stdout, b)
 			}
 			_, err = fmt.Fprintf(a.stdout, "postern %s (schema %d, %s, %s)\n", b.Version, b.Schema, b.Go, b.Platform)
 			return err

@@ -116,7 +116,7 @@ func (f *compareFlags) start(ctx context.Context, l *lab, stderr io.Writer) ([]*
 	if f.noPostfix {
 		return contenders, nil
 	}
-	postfix, err := l.postfix(ctx)
+	postfix, err := l.postfix(ctx, false)
 	if err != nil {
 		fmt.Fprintf(stderr, "smtpbench: measuring Postern alone: %v\n", withAdvice(err))
 		return contenders, nil
@@ -147,6 +147,15 @@ type series struct {
 // measure alternates between the servers, so that what else the machine does hits
 // both.
 func (f *compareFlags) measure(ctx context.Context, l *lab, w workload, contenders []*contender, stderr io.Writer) ([]series, error) {
+	l.exchange.slowDot.Store(int64(w.slowDot))
+	if w.untuned && len(contenders) > 1 {
+		untuned, err := l.postfix(ctx, true)
+		if err != nil {
+			return nil, fmt.Errorf("start Postfix with its defaults: %w", err)
+		}
+		defer untuned.close()
+		contenders = []*contender{contenders[0], untuned}
+	}
 	all := make([]series, len(contenders))
 	for i, c := range contenders {
 		all[i] = series{Workload: w.name, Server: c.name, what: w.what, shape: w}

@@ -131,12 +131,12 @@ func (l *lab) target(port int) (*target, error) {
 	return &target{address: address, tls: config, user: benchUser, password: benchPassword}, nil
 }
 
-// postfix starts Postfix as an equal relay. Its error is peers.ErrUnavailable, or
+// postfix starts Postfix as an equal relay, tuned or with its defaults. Its error is peers.ErrUnavailable, or
 // another one with the reason, when there can be none.
-func (l *lab) postfix(ctx context.Context) (*contender, error) {
+func (l *lab) postfix(ctx context.Context, untuned bool) (*contender, error) {
 	r, err := peers.StartPostfixRelay(ctx, peers.RelayConfig{
 		CertFile: l.certFile, KeyFile: l.keyFile, User: benchUser, Password: benchPassword,
-		NextHop: l.exchange.sink.Addr().String(), Dir: l.dir,
+		NextHop: l.exchange.sink.Addr().String(), Dir: l.dir, Untuned: untuned,
 	})
 	if err != nil {
 		return nil, err

@@ -56,6 +56,7 @@ func secondsOf(d time.Duration) seconds { return seconds(d.Seconds()) }
 type exchange struct {
 	sink    *serve.Server
 	ledger  atomic.Pointer[ledger]
+	slowDot atomic.Int64 // of the workload, a time.Duration
 	strange atomic.Int64 // messages of no run that goes on
 }
 
@@ -73,6 +74,7 @@ func (e *exchange) deliver(a arrival) {
 		return
 	}
 	l.arrive(a)
+	time.Sleep(time.Duration(e.slowDot.Load())) // before the reply
 }
 
 // run carries out a plan against a target. Without an exchange only the sending is

@@ -1,6 +1,9 @@
 package main
 
-import "strings"
+import (
+	"strings"
+	"time"
+)
 
 // A workload is a shape of load. A round of it is so many passes, each drained
 // before the next one begins.
@@ -13,7 +16,9 @@ type workload struct {
 	recipients  int
 	reconnect   bool
 	passes      int
-	byName      bool // not among those that are run by default
+	byName      bool          // not among those that are run by default
+	slowDot     time.Duration // after which the sink answers the final dot
+	untuned     bool          // beside a Postfix with its defaults
 }
 
 // workloads are those of docs/benchmark.md.
@@ -22,6 +27,8 @@ var workloads = []workload{
 	{name: "single", what: "one message of 5 KB for each connection, 20 concurrently", connections: 20, messages: 50, size: 5 << 10, recipients: 1, reconnect: true, passes: 1},
 	{name: "many", what: "50 recipients, 20 connections, 5 KB", connections: 20, messages: 25, size: 5 << 10, recipients: 50, passes: 1},
 	{name: "large", what: "10 MB, 8 connections", connections: 8, messages: 8, size: 10 << 20, recipients: 1, passes: 1},
+	{name: "slow", what: "20 connections × 100 messages of 5 KB, the sink answers after 50 ms", connections: 20, messages: 100, size: 5 << 10, recipients: 1, passes: 1,
+		slowDot: 50 * time.Millisecond, untuned: true, byName: true},
 	{name: "smoke", what: "a few messages, to see that all works", connections: 2, messages: 5, size: 5 << 10, recipients: 3, passes: 2, byName: true},
 	{name: "huge", what: "100 MB, 8 connections", connections: 8, messages: 1, size: 100 << 20, recipients: 1, passes: 1, byName: true},
 }

@@ -32,8 +32,8 @@ func (f *Fault) Error() string { return f.Path + ": " + f.Why }
 // having put it into a folder where everybody may.
 func Read(path string) ([]byte, error) { return read(path, everybodyWrites, nil) }
 
-// ReadSecret is Read for a file with a secret in it. One that everybody may read is told
-// to exposed and read all the same, for that is how containers are given their secrets;
+// ReadSecret is Read for a file with a secret in it. One that everybody may read is
+// reported to exposed and read all the same, for that is how containers are given their secrets;
 // it is refused if exposed is nil.
 func ReadSecret(path string, exposed func(error)) ([]byte, error) {
 	return read(path, everybodyReads|everybodyWrites, exposed)

@@ -39,8 +39,8 @@ have systemd-analyze || clients="$clients systemd"
 postfix="postfix libsasl2-2 libsasl2-modules libsasl2-modules-db sasl2-bin"
 exim="exim4-daemon-light"
 # Taken without what they need: promtool is one static program, the rest of its
-# package and all that it depends on is a web page. What the shells need beside these two
-# libraries every machine has; fish asks for a reader of manuals as well.
+# package and all that it depends on is a web page. Beside these two libraries the shells need
+# only those that every machine has; fish asks for a reader of manuals as well.
 alone="bash-completion zsh zsh-common fish fish-common libcap2 libpcre2-32-0"
 have promtool || alone="$alone prometheus"
 

@@ -18,6 +18,7 @@ type RelayConfig struct {
 	User      string // the one account
 	Password  string
 	NextHop   string // address:port, an IP address
+	Untuned   bool   // Postfix' defaults in place of what its documents advise for throughput
 	Processes int    // default_process_limit; 0: 200
 	Dir       string // parent of its folder, on the file system to be measured; "": the temporary folder
 }
@@ -87,6 +88,9 @@ func StartPostfixRelay(ctx context.Context, config RelayConfig) (*Relay, error) 
 	spec := postfixSpec{
 		dir: r.dir, user: config.User, password: config.Password,
 		main: relayParameters(fmt.Sprintf("[%s]:%s", host, port), config.Processes),
+	}
+	if config.Untuned {
+		spec.main = map[string]string{"relayhost": spec.main["relayhost"]}
 	}
 	if err := r.prepare(config, &spec); err != nil {
 		_ = os.RemoveAll(r.dir)

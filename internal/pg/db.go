@@ -9,7 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// DB is a pool, or a transaction that the caller ends.
+// DB is a pool, a connection, or a transaction that the caller ends.
 type DB interface {
 	Begin(ctx context.Context) (pgx.Tx, error)
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
@@ -20,6 +20,7 @@ type DB interface {
 
 var (
 	_ DB = (*pgxpool.Pool)(nil)
+	_ DB = (*pgx.Conn)(nil)
 	_ DB = pgx.Tx(nil)
 )
 

@@ -51,7 +51,8 @@ type Faults struct{ Before, After func(*pgx.Conn) error }
 // whatever the statistics of a table that is empty now and full in a minute say,
 // and their plans are made once.
 const (
-	tunePlans = `set default_transaction_isolation = 'read committed'; set synchronous_commit = on; set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off;` +
+	tunePlans = `set default_transaction_isolation = 'read committed'; set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off;` +
+		` select set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, false);` + // as durably()
 		` set jit = off; set plan_cache_mode = force_generic_plan; set idle_in_transaction_session_timeout = '60s';`
 	TuneWork   = tunePlans + ` set statement_timeout = '60s'; set lock_timeout = '15s'`
 	TuneCommit = tunePlans + ` set statement_timeout = 0; set lock_timeout = '15s'`

@@ -93,3 +93,24 @@ func TestIdleConnectionIsLookedAt(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A role's synchronous_commit is made as strong as a commit needs it, and never weaker.
+func TestDedicatedIsDurable(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	for had, want := range map[string]string{"off": "on", "local": "on", "on": "on", "remote_apply": "remote_apply"} {
+		for _, tune := range []string{TuneWork, TuneCommit} {
+			s := NewDedicated(db.Pool, tune)
+			s.pool.ConnConfig.RuntimeParams["synchronous_commit"] = had
+			conn, err := s.Get(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got string
+			if err := conn.QueryRow(t.Context(), `show synchronous_commit`).Scan(&got); err != nil || got != want {
+				t.Errorf("%s: %s, %v, want %s", had, got, err, want)
+			}
+			s.Close()
+		}
+	}
+}

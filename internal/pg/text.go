@@ -4,26 +4,31 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 )
 
 // Texts are the statements of .sql files. Each begins at a line "-- name: x" and has named
-// arguments, @x, so that it can be read, and run in psql, as it is.
+// arguments, @x, so that it can be read, and run in psql, as it is. A part begins at a line
+// "-- part: x" and stands for @x in the statements of its package, which share it.
 type Texts struct {
 	raw   map[string]string
+	part  map[string]bool // the names of parts
 	bound map[string]string
 	used  map[string]bool
 }
 
-var heading = regexp.MustCompile(`(?m)^-- name: ([a-z_]+)$`)
+// heading begins a statement, partHeading a part; the rest of the line is its name.
+const (
+	heading     = "-- name: "
+	partHeading = "-- part: "
+)
 
 // Load reads the .sql files of a folder that is embedded. It panics at one that it cannot read,
 // and at a name that two statements have.
 func Load(files fs.FS) *Texts {
-	t := &Texts{raw: make(map[string]string), bound: make(map[string]string), used: make(map[string]bool)}
+	t := &Texts{raw: make(map[string]string), part: make(map[string]bool), bound: make(map[string]string), used: make(map[string]bool)}
 	names, err := fs.Glob(files, "*.sql")
 	if err != nil || len(names) == 0 {
 		panic(fmt.Sprintf("no statements: %v", err))
@@ -33,21 +38,25 @@ func Load(files fs.FS) *Texts {
 		if err != nil {
 			panic(err)
 		}
-		text := string(data)
-		heads := heading.FindAllStringSubmatchIndex(text, -1)
-		for i, head := range heads {
-			end := len(text)
-			if i+1 < len(heads) {
-				end = heads[i+1][0]
+		t.split(string(data))
+	}
+	return t
+}
+
+// split adds the statements and parts of a file's text. The text before the first one is left out.
+func (t *Texts) split(text string) {
+	for i, section := range strings.Split("\n"+text, "\n"+heading) {
+		for j, part := range strings.Split("\n"+section, "\n"+partHeading) {
+			if i == 0 && j == 0 {
+				continue
 			}
-			name := text[head[2]:head[3]]
+			name, sql, _ := strings.Cut(strings.TrimPrefix(part, "\n"), "\n")
 			if _, twice := t.raw[name]; twice {
 				panic("two statements are named " + name)
 			}
-			t.raw[name] = strings.TrimSpace(text[head[1]:end])
+			t.raw[name], t.part[name] = strings.TrimSpace(sql), j > 0
 		}
 	}
-	return t
 }
 
 // Constants are arguments of a statement that are always the same SQL literal, by their names.
@@ -65,7 +74,12 @@ func (t *Texts) BindWith(name string, constants Constants, args ...string) strin
 		panic("no statement is named " + name)
 	}
 	used := make([]bool, len(args))
-	text = numbered(text, func(arg string) string {
+	var number func(arg string) string
+	number = func(arg string) string {
+		if t.part[arg] {
+			t.used[arg] = true
+			return numbered(t.raw[arg], number)
+		}
 		if literal, is := constants[arg]; is {
 			return literal
 		}
@@ -75,7 +89,8 @@ func (t *Texts) BindWith(name string, constants Constants, args ...string) strin
 		}
 		used[n] = true
 		return "$" + strconv.Itoa(n+1)
-	})
+	}
+	text = numbered(text, number)
 	if n := slices.Index(used, false); n >= 0 {
 		panic(fmt.Sprintf("statement %s has no @%s", name, args[n]))
 	}
@@ -88,7 +103,7 @@ func (t *Texts) BindWith(name string, constants Constants, args ...string) strin
 	return text
 }
 
-// Bound returns what was bound, by the names, and which statements were not.
+// Bound returns what was bound, by the names, and which statements and parts were not.
 func (t *Texts) Bound() (texts map[string]string, unused []string) {
 	for name := range t.raw {
 		if !t.used[name] {
@@ -98,20 +113,41 @@ func (t *Texts) Bound() (texts map[string]string, unused []string) {
 	return t.bound, unused
 }
 
-// token is what may not be looked into, or an argument.
-var token = regexp.MustCompile(`'[^']*'|--[^\n]*|@[a-z_][a-z0-9_]*`)
+// argument has the octets of an argument's name.
+const argument = "abcdefghijklmnopqrstuvwxyz0123456789_"
 
-// numbered replaces the arguments of a statement, and leaves its comments out.
+// numbered replaces the arguments of a statement, and leaves its comments out. It is not a
+// regular expression: each start of the program numbers all statements, and an expression
+// took most of the time of a short command for that.
 func numbered(text string, number func(arg string) string) string {
-	return token.ReplaceAllStringFunc(text, func(s string) string {
-		switch s[0] {
-		case '@':
-			return number(s[1:])
-		case '-':
-			return ""
+	var out strings.Builder
+	for {
+		at := strings.IndexAny(text, "'-@")
+		if at < 0 {
+			out.WriteString(text)
+			return out.String()
 		}
-		return s
-	})
+		out.WriteString(text[:at])
+		text = text[at:]
+		n := 1 // octets to go on behind
+		switch {
+		case text[0] == '\'': // a literal is not looked into
+			n = 2 + strings.IndexByte(text[1:], '\'')
+			out.WriteString(text[:n])
+		case strings.HasPrefix(text, "--"):
+			if n = strings.IndexByte(text, '\n'); n < 0 {
+				n = len(text)
+			}
+		default:
+			name := text[1 : len(text)-len(strings.TrimLeft(text[1:], argument))]
+			if n += len(name); text[0] == '@' && name != "" {
+				out.WriteString(number(name))
+			} else {
+				out.WriteString(text[:n])
+			}
+		}
+		text = text[n:]
+	}
 }
 
 // Args are the arguments of a statement with their names, as Bind takes these: what adds them

@@ -23,7 +23,7 @@ var shared struct {
 // nextTag makes of this tree the version after it, see migrations/next_build.go.
 const nextTag = "postern_next"
 
-// atOnce is how many tests of the rig run concurrently, at least.
+// atOnce is how many tests run concurrently, at least.
 const atOnce = 4
 
 // binary returns the path of the relay's binary, built under the race detector
@@ -50,7 +50,8 @@ func binary(t testing.TB, tags string) string {
 }
 
 func build(path, tags string) error {
-	args := []string{"build", "-buildvcs=false", "-tags", tags, "-o", path}
+	// Without what a debugger needs, as go test links, it is linked in half the time.
+	args := []string{"build", "-buildvcs=false", "-ldflags=-s -w", "-tags", tags, "-o", path}
 	if raceEnabled {
 		args = append(args, "-race")
 	}
@@ -60,16 +61,24 @@ func build(path, tags string) error {
 	return nil
 }
 
-// Main is the TestMain of a package that uses the rig. Its tests wait for leases and
-// restarts most of the time, so more of them run concurrently than there are processors.
+// Main is the TestMain of a package that uses the rig.
 func Main(m *testing.M) {
-	flag.Parse()
-	if f := flag.Lookup("test.parallel"); f != nil && f.Value.String() == f.DefValue {
-		_ = f.Value.Set(strconv.Itoa(max(atOnce, runtime.GOMAXPROCS(0))))
-	}
+	Prepare()
 	code := m.Run()
 	if shared.dir != "" {
 		_ = os.RemoveAll(shared.dir)
 	}
 	os.Exit(code)
+}
+
+// Prepare is for a TestMain, before its tests run. They wait for programs, leases and
+// restarts most of the time, so more of them run concurrently than there are processors,
+// unless -parallel says otherwise. And programs that are built under the race detector do not
+// sleep for a second at their end, as it has them do to catch what still runs then: tests run
+// some thousand of them.
+func Prepare() {
+	if f := flag.Lookup("test.parallel"); f != nil {
+		_ = f.Value.Set(strconv.Itoa(max(atOnce, runtime.GOMAXPROCS(0))))
+	}
+	_ = os.Setenv("GORACE", os.Getenv("GORACE")+" atexit_sleep_ms=10")
 }

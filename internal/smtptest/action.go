@@ -30,6 +30,7 @@ const (
 // Session is what a hook may know of the conversation it is in.
 type Session struct {
 	Conn     int    // number of the connection, from 1
+	Remote   string // host:port of the client
 	Messages int    // final dots read on this connection before
 	Commands int    // commands read on this connection, with this one
 	TLS      bool   // under TLS

@@ -79,7 +79,7 @@ type session struct {
 }
 
 func newSession(s *Server, nc net.Conn, number int) *session {
-	c := &session{server: s, raw: nc, state: Session{Conn: number}}
+	c := &session{server: s, raw: nc, state: Session{Conn: number, Remote: nc.RemoteAddr().String()}}
 	c.wrap(nc)
 	return c
 }
@@ -318,7 +318,7 @@ func (c *session) handshake() bool {
 		return false
 	}
 	c.wrap(secured)
-	c.state = Session{Conn: c.state.Conn, Commands: c.state.Commands, TLS: true}
+	c.state = Session{Conn: c.state.Conn, Remote: c.state.Remote, Commands: c.state.Commands, TLS: true}
 	return true
 }
 

@@ -44,17 +44,15 @@ func FormatOctets(n int64) string {
 	return strconv.FormatInt(n, 10)
 }
 
-// RoughOctets writes octets for people, with one digit behind the point.
+// RoughOctets writes octets for people, with one digit behind the point: "1.5MB".
 func RoughOctets(n int64) string {
-	for _, u := range []struct {
-		name string
-		of   int64
-	}{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}} {
-		if n >= u.of {
-			return strconv.FormatFloat(float64(n)/float64(u.of), 'f', 1, 64) + " " + u.name
+	for _, u := range sizes {
+		if strings.Contains(u.name, "i") || n < u.of {
+			continue
 		}
+		return strings.TrimSuffix(strconv.FormatFloat(float64(n)/float64(u.of), 'f', 1, 64), ".0") + u.name
 	}
-	return strconv.FormatInt(n, 10) + " octets"
+	return "0B"
 }
 
 // ParseCount reads a number that is nothing but digits. The errors are ParseOctets'.

@@ -24,7 +24,7 @@ const (
 	Bytes               Kind = "bytes"      // octets in a window
 	Size                Kind = "size"       // octets of one message
 	RecipientsOfMessage Kind = "recipients_per_message"
-	Sessions            Kind = "sessions" // concurrent, over all nodes
+	Sessions            Kind = "sessions" // concurrent, across all nodes
 )
 
 // Kinds are all kinds, in the order in which they are shown.
@@ -42,6 +42,9 @@ func (k Kind) Check() error {
 	}
 	return nil
 }
+
+// Name is the kind as flags and tables have it, such as recipients-per-message.
+func (k Kind) Name() string { return strings.ReplaceAll(string(k), "_", "-") }
 
 func (k Kind) octets() bool { return k == Bytes || k == Size }
 
@@ -66,7 +69,7 @@ var closeness = map[Scope]int{Default: 1, Domain: 2, User: 3, Credential: 4}
 // MaxWindow is the longest window of a limit: a leap year.
 const MaxWindow = 366 * 24 * time.Hour
 
-// Limit is one limit: at most Max of Kind in any Window, over all nodes.
+// Limit is one limit: at most Max of Kind in any Window, across all nodes.
 type Limit struct {
 	Kind    Kind
 	Window  time.Duration // whole seconds; 0 unless Kind.Windowed

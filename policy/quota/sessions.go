@@ -20,7 +20,7 @@ const (
 	sessionsRelist = 30 * time.Second // between comparisons with the database
 )
 
-// Counter bounds the concurrent sessions of users, over all nodes. Only sessions under such
+// Counter bounds the concurrent sessions of users, across all nodes. Only sessions under such
 // a limit are counted, from their start on, so that they alone cost a statement.
 //
 // Each has a row under this node's epoch, which counts while the epoch lives: the

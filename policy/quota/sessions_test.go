@@ -342,7 +342,7 @@ func TestSessionsWithoutLimit(t *testing.T) {
 	}
 }
 
-// TestSessionsOfADomain: a domain's limit counts the sessions of all its users, over all
+// TestSessionsOfADomain: a domain's limit counts the sessions of all its users, across all
 // nodes, those from before it was set too, and nobody else's.
 func TestSessionsOfADomain(t *testing.T) {
 	t.Parallel()

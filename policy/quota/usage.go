@@ -31,7 +31,7 @@ var sqlUsage = texts.Bind("usage", "scope", "subject")
 
 // ReadUsage returns what counts against limits: messages, recipients and octets in their
 // windows, and of sessions those that are counted, which are the ones under a limit.
-func ReadUsage(ctx context.Context, db querier, limits []Limit) (Usage, error) {
+func ReadUsage(ctx context.Context, db pg.DB, limits []Limit) (Usage, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	var scopes, subjects []string
@@ -56,22 +56,12 @@ func ReadUsage(ctx context.Context, db querier, limits []Limit) (Usage, error) {
 	return usage, nil
 }
 
-// querier is a connection, a pool or a transaction.
-type querier interface {
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-}
-
-// batcher is a connection or a pool.
-type batcher interface {
-	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
-}
-
 var sqlTryCharge = texts.Bind("try_charge", pg.Names(new(Charges).Arguments)...)
 
 // Try says what would refuse a message now: nil for nothing. It charges the message and
 // takes that back, in one round trip: nobody waits for its locks longer. db is in no
 // transaction; after an error it may be in one.
-func Try(ctx context.Context, db batcher, message Charge) (over *Over, err error) {
+func Try(ctx context.Context, db pg.DB, message Charge) (over *Over, err error) {
 	if len(message.Limits) == 0 {
 		return nil, nil
 	}

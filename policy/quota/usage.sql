@@ -1,4 +1,4 @@
--- What counts against limits (usage.go); the function charge_usage is in
+-- The counts that limits are compared with (usage.go); the function charge_usage is in
 -- migrations/0003_quota.sql.
 
 -- name: try_charge

@@ -12,7 +12,7 @@ import (
 	"github.com/caddyserver/certmagic"
 )
 
-// delays come between orders that fail, over all nodes; the last one stays. No more
+// delays come between orders that fail, across all nodes; the last one stays. No more
 // than five fall into one hour: what Let's Encrypt allows for one name.
 var delays = []time.Duration{time.Minute, 4 * time.Minute, 10 * time.Minute, 15 * time.Minute, 30 * time.Minute, time.Hour}
 

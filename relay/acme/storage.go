@@ -84,6 +84,16 @@ func (s *storage) clock(ctx context.Context) error {
 // sealedFor is the place for which the value of key is sealed.
 func sealedFor(key string) string { return "certificate\x00" + key }
 
+// Sealed describes the values, with the places of sealedFor.
+func Sealed() seal.Column {
+	return seal.Column{
+		Read: `
+select array['certificate', key], value
+from certificate_store where $1::bytea is null or substr(value, 1, length($1)) <> $1`,
+		Write: `update certificate_store set value = $3 where key = ($1::text[])[2] and value = $2`,
+	}
+}
+
 // putValues writes values while all of the scope's locks are held: a lock's row cannot
 // be taken over between the check and the end of the statement.
 const putValues = `
@@ -124,7 +134,11 @@ func (s *storage) put(ctx context.Context, values map[string][]byte) error {
 	slices.Sort(keys) // nodes that write the same keys must not deadlock
 	sealed, sizes := make([][]byte, len(keys)), make([]int32, len(keys))
 	for i, key := range keys {
-		sealed[i], sizes[i] = s.sealer.Seal(sealedFor(key), values[key]), int32(len(values[key]))
+		var err error
+		if sealed[i], err = s.sealer.Seal(sealedFor(key), values[key]); err != nil {
+			return err
+		}
+		sizes[i] = int32(len(values[key]))
 	}
 	locks, tokens := fence(ctx)
 	ctx, cancel := call(ctx)

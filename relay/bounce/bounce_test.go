@@ -500,3 +500,19 @@ func TestP03LostNoticeIsLogged(t *testing.T) {
 		t.Errorf("logged %+v, want %+v", got, want)
 	}
 }
+
+// A sender reads whose fault it is that mail waits, or failed in the end.
+func TestNoticeNamesTheFault(t *testing.T) {
+	t.Parallel()
+	for scope, want := range map[string]string{
+		"account": "account with the next server, not yours", "sender": "send in your name", "host": "", "": "",
+	} {
+		for _, kind := range []queue.NoticeKind{queue.NoticeDelay, queue.NoticeFailure} {
+			c := tellOne(t, notice(kind, func(n *queue.Notice) { n.Recipients[0].Scope = scope }))
+			text := parse(t, c.body).parts[0]
+			if !strings.Contains(text, want) || want == "" && strings.Contains(text, "this mail system") {
+				t.Errorf("%s for %q:\n%s", kind, scope, text)
+			}
+		}
+	}
+}

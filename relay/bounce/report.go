@@ -82,6 +82,12 @@ var introductions = map[queue.NoticeKind]string{
 	queue.NoticeSuccess: "Your message was accepted for the recipients below by a server that does\r\nnot report deliveries. You may hear nothing more about it.",
 }
 
+// faults say that the relay is at fault, by NoticeRecipient.Scope.
+var faults = map[string]string{
+	"account": "The fault is this mail system's account with the next server, not yours.",
+	"sender":  "The next server does not let this mail system send in your name.",
+}
+
 // explanation writes the part for people.
 func (r *report) explanation(b *bytes.Buffer) {
 	var text bytes.Buffer
@@ -94,6 +100,9 @@ func (r *report) explanation(b *bytes.Buffer) {
 		}
 		for _, said := range wrap(said+": "+clean(rcpt.Reply.String()), 72) {
 			fmt.Fprintf(&text, "    %s\r\n", said)
+		}
+		if fault := faults[rcpt.Scope]; fault != "" {
+			text.WriteString("    " + fault + "\r\n")
 		}
 		if r.notice.Kind == queue.NoticeDelay && !rcpt.WillRetryTo.IsZero() {
 			fmt.Fprintf(&text, "    It will be tried until %s.\r\n", rcpt.WillRetryTo.Format(time.RFC1123Z))

@@ -46,12 +46,12 @@ func TestOneUserSuspendsNobodyElse(t *testing.T) {
 					return q.outcome(t, d, 0)
 				}
 				for range (len(defaultPauses) + 2) * troubleLimit {
-					if o := take(1, bad); o.Result != queue.Deferred || o.Suspended {
+					if o := take(1, bad); o.Result != queue.Deferred || o.WaitsFor != "" {
 						t.Fatalf("outcome %+v", o)
 					}
 				}
 				before := dials.Load()
-				if o := take(1, "good@one.test"); o.Result != queue.Deferred || !o.NotAnAttempt || o.Suspended || dials.Load() != before {
+				if o := take(1, "good@one.test"); o.Result != queue.Deferred || !o.NotAnAttempt || o.WaitsFor != "" || dials.Load() != before {
 					t.Errorf("the user who broke off all conversations: %+v", o)
 				}
 				if o := take(2, "good@one.test"); o.Result != queue.Delivered {

@@ -15,7 +15,12 @@ func (w *worker) attempt(j *job) *job {
 	if j.begun.IsZero() {
 		j.begun = started
 	}
-	res := w.send(j)
+	res, unsaid := w.send(j)
+	if unsaid != nil {
+		w.d.e.cfg.Log.Error("stored message cannot be rewritten", "id", j.Message.ID, "error", unsaid)
+		w.giveBack(j, w.facts(j, started, time.Now()), res, bodyWait)
+		return nil
+	}
 	w.dotSent = res.DotSent
 	used := w.conn.kept || w.conn.sent > 0
 	w.conn.sent++
@@ -39,13 +44,13 @@ func (w *worker) attempt(j *job) *job {
 		// The server had ended the connection before it heard of this message.
 		return w.afresh(j)
 	default:
-		return w.conclude(j, &transaction{res, facts, from, used, j.begun, j.replies})
+		return w.conclude(j, &transaction{res, facts, from, used, j.replies})
 	}
 	return nil
 }
 
-// send runs the transaction.
-func (w *worker) send(j *job) smtp.Result {
+// send runs the transaction, of which the server hears nothing if there is an error.
+func (w *worker) send(j *job) (smtp.Result, error) {
 	w.gate, w.dotSent = nil, false
 	w.body = bodyReader{from: j.Body, size: j.size, begun: &w.inText}
 	w.rcpts = w.rcpts[:0]
@@ -55,19 +60,22 @@ func (w *worker) send(j *job) smtp.Result {
 			To: r.Address, Notify: r.Notify, ORcptType: r.ORcptType, ORcpt: r.ORcpt,
 		})
 	}
+	m := &j.Message
+	mail := smtp.MailCommand{From: m.Sender, Body: m.BodyType, UTF8: m.UTF8, Ret: m.Ret, EnvID: m.EnvID}
+	size, err := w.rewrite(j, &mail)
+	if err != nil {
+		return smtp.Result{Err: err, Replies: make([]smtp.Reply, len(j.rcpts)), Stages: make([]smtp.Stage, len(j.rcpts))}, err
+	}
 	w.talking.Store(true)
 	defer w.talking.Store(false)
-	m := &j.Message
 	return w.conn.client.Send(w.ctx, smtp.Transaction{
-		Mail: smtp.MailCommand{
-			From: m.Sender, Size: j.size, Body: m.BodyType, UTF8: m.UTF8, Ret: m.Ret, EnvID: m.EnvID,
-		},
+		Mail:      mail,
 		Rcpts:     w.rcpts,
 		Body:      &w.body,
-		Size:      j.size,
+		Size:      size,
 		EightBit:  m.EightBit,
 		BeforeDot: w.beforeDot,
-	})
+	}), nil
 }
 
 // unheard reports that the server took no notice of the transaction: in place of a
@@ -95,11 +103,13 @@ func isLeave(r smtp.Reply) bool {
 }
 
 // afresh tries a job whose connection had ended immediately over a new one: other idle
-// connections may have ended too. If no connection can be made the job waits in the line,
-// where it may find another one that has ended. After returnTime it counts as an attempt.
+// connections may have ended too. If no connection can be made the job goes on to its next way,
+// or waits in the line, where it may find another one that has ended. After returnTime it counts
+// as an attempt.
 func (w *worker) afresh(j *job) *job {
 	w.hangUp()
 	need, _ := w.d.need()
+	need.spent = j.spent
 	var t *trouble
 	if need.wait <= 0 && !w.d.e.closing.Load() {
 		if t = w.open(need); t == nil {
@@ -108,7 +118,7 @@ func (w *worker) afresh(j *job) *job {
 	}
 	w.job = nil
 	if t != nil && !t.crowded {
-		if !j.returned.IsZero() && time.Since(j.returned) > returnTime {
+		if j.hasNext() || !j.returned.IsZero() && time.Since(j.returned) > returnTime {
 			w.d.connectFailed(t, need.failures)
 			w.d.giveUp([]*job{j}, t)
 			return nil
@@ -117,7 +127,9 @@ func (w *worker) afresh(j *job) *job {
 			j.returned = time.Now()
 		}
 	}
-	j.begun = time.Time{}
+	if j.best == nil {
+		j.begun = time.Time{}
+	}
 	w.d.putBack(j)
 	if t != nil {
 		w.d.connectFailed(t, need.failures)
@@ -138,12 +150,15 @@ func (w *worker) conclude(j *job, t *transaction) *job {
 		w.d.succeeded(j.user())
 	}
 	if rest := t.further(j, outcomes); len(rest) > 0 {
-		w.settleBut(j, outcomes, rest)
+		e.settleBut(j, outcomes, rest)
+		w.dotSent = false
 		return j
 	}
-	if rest := t.elsewhere(j, outcomes); len(rest) > 0 {
-		outcomes = w.settleBut(j, outcomes, rest)
-		next, trouble := w.nextHost(j, t)
+	walk, rest, away := t.onward(j), t.elsewhere(j, outcomes), t.away(j, outcomes)
+	if len(rest) > 0 && contains(rest, away) {
+		outcomes = e.settleBut(j, outcomes, rest)
+		w.dotSent = false
+		next, trouble := w.nextHost(j, t, &walk)
 		if next {
 			return j
 		}
@@ -156,8 +171,8 @@ func (w *worker) conclude(j *job, t *transaction) *job {
 		}
 	}
 	w.job = nil // from here on abandon must not settle it
-	e.settle(j, j.rcpts, outcomes, t.res.Err)
-	e.end(j)
+	j.spent = walk.spent
+	e.leave(j, away, outcomes, t.res.Err)
 	return nil
 }
 
@@ -185,7 +200,7 @@ func (t *transaction) spareWithheld(outcomes []queue.Outcome) {
 
 // settleBut settles all recipients of a job but rest, which stays its job, and returns
 // the outcomes of rest.
-func (w *worker) settleBut(j *job, outcomes []queue.Outcome, rest []queue.Recipient) []queue.Outcome {
+func (e *Engine) settleBut(j *job, outcomes []queue.Outcome, rest []queue.Recipient) []queue.Outcome {
 	kept := make([]queue.Outcome, 0, len(rest))
 	settled := make([]queue.Outcome, 0, len(outcomes)-len(rest))
 	of := make([]queue.Recipient, 0, cap(settled))
@@ -199,8 +214,8 @@ func (w *worker) settleBut(j *job, outcomes []queue.Outcome, rest []queue.Recipi
 		settled = append(settled, outcomes[i])
 		of = append(of, j.rcpts[i])
 	}
-	j.rcpts, w.dotSent = rest, false
-	w.d.e.settle(j, of, settled, nil)
+	j.rcpts = rest
+	e.settle(j, of, settled, nil)
 	return kept
 }
 
@@ -232,7 +247,7 @@ func (w *worker) facts(j *job, started, ended time.Time) queue.Outcome {
 		Message: j.Message.ID, Epoch: j.Epoch, Upstream: w.d.via, StartedAt: started, At: ended,
 	}
 	if w.conn != nil {
-		o.RemoteMTA, o.RemoteIP, o.TLS = w.conn.host, w.conn.addr, w.conn.tls
+		o.RemoteMTA, o.RemoteIP, o.TLS, o.SentAs = w.conn.host, w.conn.addr, w.conn.tls, w.conn.sendsAs().String()
 	}
 	return o
 }

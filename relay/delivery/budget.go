@@ -10,6 +10,9 @@ import (
 	"postern/relay/upstream/budget"
 )
 
+// Spent begins the replies of recipients who wait for a budget.
+const Spent = "451 4.4.5 waits for the budget "
+
 // Budgets is what the engine needs of *budget.Budgets.
 type Budgets interface {
 	Behind(a budget.Ask, ahead int) *budget.Wait
@@ -34,6 +37,11 @@ func (j *job) ask(up *upstream.Account) budget.Ask {
 // outOfBudget reports that a job was deferred until its turn. Only what can be sent within
 // seconds comes into the line: mail for other destinations would have no room beside the rest.
 func (d *destination) outOfBudget(j *job, up *upstream.Account) bool {
+	if up == nil {
+		d.mu.Lock()
+		up = d.upstream
+		d.mu.Unlock()
+	}
 	if !d.e.budgeted(up) {
 		return false
 	}
@@ -103,6 +111,5 @@ func (d *destination) await(j *job, wait *budget.Wait) {
 			StartedAt: now, At: now, NotAnAttempt: true, WaitsFor: budget.Way(d.via), RetryIn: wait.In,
 		}
 	}
-	d.e.settle(j, j.rcpts, outcomes, nil)
-	d.e.end(j)
+	d.e.leave(j, j.rcpts, outcomes, nil)
 }

@@ -90,7 +90,7 @@ func TestBudget(t *testing.T) {
 					if !test.waits && o.Result != queue.Delivered {
 						t.Errorf("outcome %+v", o)
 					}
-					if test.waits && (o.Result != queue.Deferred || !o.NotAnAttempt || o.Suspended || o.WaitsFor != "budget sink" || o.RetryIn != spent.In || o.Reply.Text != spent.Why) {
+					if test.waits && (o.Result != queue.Deferred || !o.NotAnAttempt || o.WaitsFor != "budget sink" || o.RetryIn != spent.In || o.Reply.Text != spent.Why) {
 						t.Errorf("outcome %+v", o)
 					}
 				}

@@ -53,6 +53,9 @@ func classify(facts queue.Outcome, rcpts []queue.Recipient, res smtp.Result, by 
 	return outcomes
 }
 
+// doubtWait is the least wait of mail in doubt: a server that has it may need a while to know it.
+const doubtWait = 15 * time.Minute
+
 // conclude writes a verdict into the outcome of a recipient.
 func (by judging) conclude(o *queue.Outcome, attempts int, v upstream.Verdict) {
 	switch v.Result {
@@ -66,6 +69,9 @@ func (by judging) conclude(o *queue.Outcome, attempts int, v upstream.Verdict) {
 	o.Result, o.RetryIn = queue.Deferred, by.retryIn(attempts)
 	if wait := v.Wait(); wait > 0 {
 		o.RetryIn = retryWait([]time.Duration{wait}, 0, o.Message)
+	}
+	if o.Unknown {
+		o.RetryIn = max(o.RetryIn, doubtWait)
 	}
 	if !v.Scope.OfMail() {
 		o.Scope = string(v.Scope)
@@ -172,7 +178,7 @@ func (t *transaction) further(j *job, outcomes []queue.Outcome) []queue.Recipien
 			putOff = true
 		}
 	}
-	next := t.onward()
+	next := t.onward(j)
 	if t.res.Err != nil || !delivered && putOff && next.hasNext() {
 		return nil
 	}

@@ -159,11 +159,15 @@ func (d *destination) suspended(now time.Time) bool {
 	return d.suspensions > 0 && d.live == 0 && now.Before(d.retryAt)
 }
 
-// hindrance is why j must not be sent before until, nil if it may be. mu is held.
+// hindrance is why j must not be sent before until, nil if it may be. One that has a next way
+// does not wait for the end of a pause either, nor while others find out whether the trouble
+// is over. mu is held.
 func (d *destination) hindrance(j *job) (t *trouble, until time.Time) {
 	now := time.Now()
 	switch a := &d.apart; {
 	case d.suspended(now):
+		return d.trouble, d.retryAt
+	case d.failures > 0 && d.live == 0 && (now.Before(d.retryAt) || d.waiting.len() > 0 || d.workers > 0) && j.hasNext():
 		return d.trouble, d.retryAt
 	case a.trouble != nil && a.user == j.user() && now.Before(a.until):
 		return a.trouble, a.until
@@ -227,10 +231,10 @@ func (d *destination) useIdle() {
 	}
 }
 
-// update takes over changed settings of the upstream; a corrected account is tried
-// immediately. mu is held.
+// update takes over changed settings of the upstream, unless up is nil; a corrected account is
+// tried immediately. mu is held.
 func (d *destination) update(up *upstream.Account) {
-	if up == d.upstream {
+	if up == d.upstream || up == nil {
 		return
 	}
 	if !up.Equal(*d.upstream) {
@@ -270,6 +274,7 @@ type need struct {
 	version  int
 	failures int           // for connectFailed
 	wait     time.Duration // before it is tried: the destination pauses
+	spent    spent         // by the attempt for which it is tried
 }
 
 // need returns how to reach the destination, and whether one more connection is
@@ -278,7 +283,7 @@ func (d *destination) need() (need, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	wanted := d.waiting.len() > 0 && d.workers <= d.allowed() && !d.e.closing.Load()
-	n := need{upstream: d.upstream, version: d.version, failures: d.failures}
+	n := need{upstream: d.upstream, version: d.version, failures: d.failures, spent: d.waiting.leastSpent()}
 	if d.failures > 0 && d.live == 0 {
 		n.wait = time.Until(d.retryAt)
 	}
@@ -332,7 +337,7 @@ func (d *destination) next(w *worker) *job {
 	d.idle = append(d.idle, w)
 	d.mu.Unlock()
 
-	if j := w.idle(d.e.bounds.Load().IdleTime); j != nil {
+	if j := w.idle(w.idleTime()); j != nil {
 		return j
 	}
 	return d.wake(w)
@@ -531,7 +536,7 @@ func (d *destination) setApart(t *trouble, user userOf) []*job {
 	a.until, a.trouble = time.Now().Add(wait), t
 	d.e.cfg.Log.Warn("destination suspended for one user", "via", d.via, "domain", d.domain,
 		"user_id", int64(user), "for", wait, "reply", t.reply.String(), "error", t.err)
-	return d.waiting.drainOf(user)
+	return d.waiting.drainOf(func(j *job) bool { return j.user() == user })
 }
 
 // connectFailed decides about the waiting jobs after a conversation could not be begun.
@@ -568,11 +573,11 @@ func (d *destination) connectFailed(t *trouble, since int) {
 }
 
 // leaveAlone pauses or suspends the destination and returns the jobs that do not wait for its
-// return. mu is held.
+// return: during a pause those that have a next way. mu is held.
 func (d *destination) leaveAlone(t *trouble) []*job {
 	if d.mayPause(t) {
 		d.pause(t)
-		return nil
+		return d.waiting.drainOf((*job).hasNext)
 	}
 	return d.suspend(t)
 }
@@ -613,8 +618,8 @@ func (d *destination) suspend(t *trouble) []*job {
 	return d.waiting.drain()
 }
 
-// putOff makes a job wait until its destination is no longer left alone. That is not an
-// attempt: nothing was tried.
+// putOff makes a job go on to its next way, or else wait until its destination is no longer
+// left alone. That is not an attempt: nothing was tried.
 func (d *destination) putOff(j *job, t *trouble, until time.Time) {
 	d.mu.Lock()
 	d.owes = d.owes || !t.ofUser
@@ -623,12 +628,11 @@ func (d *destination) putOff(j *job, t *trouble, until time.Time) {
 	for i := range j.rcpts {
 		outcomes[i] = t.waiting(d, j, &j.rcpts[i], until)
 	}
-	d.e.settle(j, j.rcpts, outcomes, t.err)
-	d.e.end(j)
+	d.e.leave(j, j.rcpts, outcomes, t.err)
 }
 
-// giveUp settles jobs by the destination's trouble: deferred at least until it is over, or
-// failed if it is permanent.
+// giveUp ends jobs by the destination's trouble: they go on to their next way, or are deferred
+// at least until it is over, or failed if it is permanent.
 func (d *destination) giveUp(jobs []*job, t *trouble) {
 	d.mu.Lock()
 	away := time.Until(d.retryAt)
@@ -639,11 +643,19 @@ func (d *destination) giveUp(jobs []*job, t *trouble) {
 	d.mu.Unlock()
 	for _, j := range jobs {
 		outcomes := make([]queue.Outcome, len(j.rcpts))
+		var rest []queue.Recipient
 		for i := range j.rcpts {
 			outcomes[i] = t.outcome(d, j, &j.rcpts[i], away)
+			if outcomes[i].Result == queue.Deferred {
+				rest = append(rest, j.rcpts[i])
+			}
 		}
-		d.e.settle(j, j.rcpts, outcomes, t.err)
-		d.e.end(j)
+		j.tries += t.tries
+		j.sessions += t.sessions
+		if j.begun.IsZero() {
+			j.begun = t.begun
+		}
+		d.e.leave(j, rest, outcomes, t.err)
 	}
 }
 

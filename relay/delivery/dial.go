@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 
@@ -24,6 +26,7 @@ type dialer struct {
 	guarded net.Dialer // to MX
 	connect func(context.Context, target) (net.Conn, error)
 	slots   *share.Pool // connections; nil for probes
+	took    sync.Map    // by upstream, the mechanism that it took last
 }
 
 func newDialer(cfg *Config) *dialer {
@@ -64,13 +67,32 @@ type target struct {
 	upstream *upstream.Account // nil for mx
 	token    oauth.Token       // of an upstream that has a grant
 	progress *atomic.Uint64    // see smtp.ClientConfig
+	trace    *trace            // of a probe; nil for workers
 }
 
-// open begins a conversation with an upstream or, where up is nil, with a mail
+// origin is our end of connections to an upstream or, where up is nil, to MX.
+func (d *dialer) origin(up *upstream.Account) upstream.Origin {
+	if up == nil {
+		return d.cfg.Origin
+	}
+	return up.Or(d.cfg.Origin)
+}
+
+// open begins the conversation of a worker with an upstream or, where up is nil, with a mail
 // host of domain.
-func (d *dialer) open(ctx context.Context, domain string, up *upstream.Account, progress *atomic.Uint64) (*conn, *trouble) {
-	w, t := d.walkTo(ctx, domain, up)
-	w.progress = progress
+func (d *dialer) open(ctx context.Context, domain string, need need, by *worker) (*conn, *trouble) {
+	by.talking.Store(true)
+	defer by.talking.Store(false)
+	w, t := d.walkTo(ctx, domain, need.upstream)
+	w.progress, w.tries, w.sessions = &by.progress, need.spent.tries, need.spent.sessions
+	if !need.spent.begun.IsZero() {
+		w.begun = need.spent.begun
+	}
+	if t == nil {
+		by.talking.Store(false) // what keeps a token waiting is no silent server
+		t = w.fetchToken(ctx)
+		by.talking.Store(true)
+	}
 	if t != nil {
 		return nil, t
 	}
@@ -86,7 +108,7 @@ func (d *dialer) anySelf(addrs []netip.Addr, port int) bool {
 				continue
 			}
 			own := self.Addr().Unmap()
-			if own == addr || own.IsUnspecified() && isLocal(addr) {
+			if own == addr || own.IsUnspecified() && IsLocal(addr) {
 				return true
 			}
 		}
@@ -94,8 +116,8 @@ func (d *dialer) anySelf(addrs []netip.Addr, port int) bool {
 	return false
 }
 
-// isLocal reports an address of this machine.
-func isLocal(addr netip.Addr) bool {
+// IsLocal reports an address of this machine.
+func IsLocal(addr netip.Addr) bool {
 	if addr.IsLoopback() || addr.IsUnspecified() {
 		return true
 	}
@@ -113,17 +135,11 @@ func isLocal(addr netip.Addr) bool {
 
 // try begins a conversation with one address. A token that the server refuses is worth one
 // other, over a new connection: the old one may have ended with the refusal.
-func (d *dialer) try(ctx context.Context, to target) (*conn, *trouble) {
-	if to.upstream == nil || to.upstream.Grant.Kind == "" {
-		return d.tryOnce(ctx, to)
-	}
-	var t *trouble
-	if to.token, t = d.token(ctx, to.upstream); t != nil {
-		return nil, t
-	}
-	c, t := d.tryOnce(ctx, to)
-	if t != nil && t.badToken && d.renew(ctx, &to, t) {
-		c, t = d.tryOnce(ctx, to)
+func (d *dialer) try(ctx context.Context, to *target) (*conn, *trouble) {
+	c, t := d.tryOnce(ctx, *to)
+	if t != nil && t.badToken && d.renew(ctx, to, t) {
+		to.trace.trouble(to.addr, t)
+		c, t = d.tryOnce(ctx, *to)
 	}
 	return c, t
 }
@@ -135,6 +151,7 @@ func (d *dialer) tryOnce(ctx context.Context, to target) (*conn, *trouble) {
 	policy := policyOf(to)
 	c, t, handshake := d.converse(ctx, to, policy)
 	if handshake && policy.mode == upstream.TLSOpportunistic && ctx.Err() == nil {
+		to.trace.trouble(to.addr, t)
 		policy.mode = upstream.TLSNone
 		c, t, _ = d.converse(ctx, to, policy)
 	}
@@ -144,10 +161,12 @@ func (d *dialer) tryOnce(ctx context.Context, to target) (*conn, *trouble) {
 // converse connects, greets, and sets up TLS and authentication. handshake says that a TLS
 // handshake began and failed.
 func (d *dialer) converse(ctx context.Context, to target, policy tlsPolicy) (c *conn, t *trouble, handshake bool) {
+	to.trace.secures(policy.config)
 	netConn, err := d.connect(ctx, to)
 	if err != nil {
 		return nil, connectTrouble(to, err), false
 	}
+	to.trace.step(Step{Stage: smtp.StageConnect, Addr: to.addr})
 	c = &conn{host: to.host, addr: to.addr}
 	if policy.mode == upstream.TLSImplicit {
 		secured, err := policy.handshake(ctx, netConn, d.cfg.Timeouts.TLS)
@@ -159,7 +178,9 @@ func (d *dialer) converse(ctx context.Context, to target, policy tlsPolicy) (c *
 		c.tls = policy.facts(&state)
 		netConn = secured
 	}
-	c.client = smtp.NewClient(netConn, smtp.ClientConfig{Hello: d.cfg.Hello, Timeouts: d.cfg.Timeouts, Progress: to.progress})
+	c.client = smtp.NewClient(netConn, smtp.ClientConfig{
+		Hello: cmp.Or(d.origin(to.upstream).Hello, d.cfg.Hello), Timeouts: d.cfg.Timeouts, Progress: to.progress, Heard: to.trace.hears(),
+	})
 	t, handshake = d.begin(ctx, c, to, policy)
 	if t != nil {
 		c.client.Close()
@@ -185,7 +206,7 @@ func (d *dialer) begin(ctx context.Context, c *conn, to target, policy tlsPolicy
 // logIn authenticates with an upstream that has credentials.
 func (d *dialer) logIn(ctx context.Context, c *conn, to target) *trouble {
 	if up := to.upstream; up != nil && up.Username != "" {
-		if err := authenticate(ctx, c.client, to); err != nil {
+		if err := d.authenticate(ctx, c.client, to); err != nil {
 			return authTrouble(c, to, err)
 		}
 	}
@@ -193,10 +214,26 @@ func (d *dialer) logIn(ctx context.Context, c *conn, to target) *trouble {
 }
 
 func (d *dialer) dial(ctx context.Context, to target) (net.Conn, error) {
+	dialer := d.guarded
 	if to.upstream != nil {
-		return d.free.DialContext(ctx, "tcp", to.addr.String())
+		dialer = d.free
 	}
-	return d.guarded.DialContext(ctx, "tcp", to.addr.String())
+	source := d.origin(to.upstream).SourceFor(to.addr.Addr())
+	if source.IsValid() {
+		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(source, 0))
+	}
+	c, err := dialer.DialContext(ctx, "tcp", to.addr.String())
+	if source.IsValid() && errors.Is(err, syscall.EADDRNOTAVAIL) && !IsLocal(source) {
+		err = &SourceError{source}
+	}
+	return c, err
+}
+
+// SourceError says that connections are to come from an address that this machine does not have.
+type SourceError struct{ Source netip.Addr }
+
+func (e *SourceError) Error() string {
+	return "this machine does not have the source address " + e.Source.String()
 }
 
 // connectTrouble reveals of an MX only that it could not be reached: a user who chooses the
@@ -205,6 +242,9 @@ func connectTrouble(to target, err error) *trouble {
 	err = fmt.Errorf("connect to %s: %w", to.host, err)
 	if isOurs(err) {
 		return &trouble{reply: smtp.Temporary(451, 3, 2, "this server has no room for another connection now"), err: err, crowded: true}
+	}
+	if source := (*SourceError)(nil); errors.As(err, &source) {
+		return &trouble{reply: smtp.Temporary(451, 3, 5, source.Error()), err: err}
 	}
 	if to.upstream == nil {
 		if errors.Is(err, errSpecial) {

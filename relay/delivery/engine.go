@@ -17,6 +17,7 @@ import (
 	"postern/relay/queue"
 	"postern/relay/route"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 // Queue is what the engine needs of *queue.Queue.
@@ -37,7 +38,7 @@ type Source interface {
 
 // Ledger takes the outcomes.
 type Ledger interface {
-	Gate(ctx context.Context, d *queue.Delivery, ns []int) error
+	Gate(ctx context.Context, d *queue.Delivery, ns []int, way string) error
 	Settle(outcomes ...queue.Outcome)
 	Release(d *queue.Delivery, ns []int, wait time.Duration)
 	// Recovered says that a destination can be reached again: mail that its suspension
@@ -57,6 +58,8 @@ type Config struct {
 	Events  *maillog.Logger
 
 	Hello string // this node's host name: EHLO, and to find loops
+	// Origin is our end of connections to MX, and to upstreams that leave it open.
+	Origin upstream.Origin
 	// Self are the addresses of this node's listeners. An unspecified address
 	// (0.0.0.0, ::) stands for every address of the machine.
 	Self []netip.AddrPort

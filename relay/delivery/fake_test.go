@@ -44,6 +44,7 @@ type fakeQueue struct {
 	ended     int
 	recovered []string
 	back      []string
+	gated     []string // the ways that Gate was told
 	asked     atomic.Uint64
 }
 
@@ -98,7 +99,10 @@ func (q *fakeQueue) Claim(_ context.Context, want queue.ClaimRequest) ([]*queue.
 	return list, nil
 }
 
-func (q *fakeQueue) Gate(_ context.Context, d *queue.Delivery, ns []int) error {
+func (q *fakeQueue) Gate(_ context.Context, d *queue.Delivery, ns []int, way string) error {
+	q.mu.Lock()
+	q.gated = append(q.gated, way)
+	q.mu.Unlock()
 	if q.gate == nil {
 		return nil
 	}
@@ -289,6 +293,10 @@ func (r routes) Resolve(_ context.Context, _ int64, _, rcpt smtp.Address) (route
 		return via(up), nil
 	}
 	return via(r.def), nil
+}
+
+func (r routes) Named(_ context.Context, name string) (route.Way, error) {
+	return route.Way{Name: name, Upstream: r.def}, nil
 }
 
 // upstreamAt is an upstream without TLS at a fake server.

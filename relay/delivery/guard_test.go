@@ -63,7 +63,7 @@ func TestA20Dial(t *testing.T) {
 	dns.AddHost("localhost", "127.0.0.1", "::1")
 	for _, domain := range []string{"mx.test", "mapped.test", "direct.test", "local.test", "[127.0.0.1]", "[IPv6:::1]"} {
 		cfg := Config{DNS: dns, Hello: "relay.test", MXPort: server.Port(), AllowLiterals: true}.withDefaults()
-		c, trouble := newDialer(&cfg).open(context.Background(), domain, nil, nil)
+		c, trouble := newDialer(&cfg).open(context.Background(), domain, need{}, &worker{})
 		if trouble == nil {
 			c.client.Close()
 			t.Fatalf("%s: connected", domain)

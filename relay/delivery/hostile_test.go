@@ -148,7 +148,10 @@ var oddities = []smtptest.Action{
 	smtptest.Then(smtptest.Delay(time.Minute), smtptest.Normal()),
 }
 
-// Resolve sends half of the recipients to upstreams, whose settings change now and then.
+func (f *fray) Named(context.Context, string) (route.Way, error) { return route.Way{}, nil }
+
+// Resolve sends half of the recipients to upstreams, whose settings change now and then, and
+// some of them then to the other upstream, or to MX.
 func (f *fray) Resolve(_ context.Context, _ int64, _, rcpt smtp.Address) (route.Decision, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -164,7 +167,15 @@ func (f *fray) Resolve(_ context.Context, _ int64, _, rcpt smtp.Address) (route.
 		changed.MaxConnections = 1 + f.random.IntN(4)
 		f.ups[i] = &changed
 	}
-	return via(f.ups[i]), nil
+	d, course := via(f.ups[i]), f.random.IntN(4)
+	if course&1 != 0 {
+		d.Ways = append(d.Ways, via(f.ups[1-i]).Ways...)
+	}
+	if course&2 != 0 {
+		d.Ways = append(d.Ways, via(nil).Ways...)
+	}
+	d.Route = int64(1 + course)
+	return d, nil
 }
 
 func (f *fray) connect(_ context.Context, to target) (net.Conn, error) {

@@ -14,6 +14,7 @@ type intake struct {
 
 	mu     sync.Mutex
 	list   []*queue.Delivery
+	jobs   []*job // that go on to their next way
 	closed bool
 }
 
@@ -26,29 +27,44 @@ func (in *intake) put(d *queue.Delivery) bool {
 	}
 	in.list = append(in.list, d)
 	in.mu.Unlock()
+	in.ring()
+	return true
+}
+
+// again is put for a job that was taken before.
+func (in *intake) again(j *job) bool {
+	in.mu.Lock()
+	if in.closed {
+		in.mu.Unlock()
+		return false
+	}
+	in.jobs = append(in.jobs, j)
+	in.mu.Unlock()
+	in.ring()
+	return true
+}
+
+func (in *intake) ring() {
 	select {
 	case in.wake <- struct{}{}:
 	default:
 	}
-	return true
 }
 
 // take swaps the new deliveries with spare, an empty slice to be filled next.
-func (in *intake) take(spare []*queue.Delivery) []*queue.Delivery {
+func (in *intake) take(spare []*queue.Delivery) ([]*queue.Delivery, []*job) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	list := in.list
-	in.list = spare
-	return list
+	list, jobs := in.list, in.jobs
+	in.list, in.jobs = spare, nil
+	return list, jobs
 }
 
-func (in *intake) close() []*queue.Delivery {
+func (in *intake) close() ([]*queue.Delivery, []*job) {
 	in.mu.Lock()
-	defer in.mu.Unlock()
 	in.closed = true
-	list := in.list
-	in.list = nil
-	return list
+	in.mu.Unlock()
+	return in.take(nil)
 }
 
 // Reserve reports whether a message of a user and of size octets may be born owned and handed
@@ -110,8 +126,12 @@ func (e *Engine) handBack(d *queue.Delivery, wait time.Duration) {
 }
 
 func (e *Engine) releaseIntake() {
-	for _, d := range e.intake.close() {
+	list, jobs := e.intake.close()
+	for _, d := range list {
 		e.handBack(d, 0)
+	}
+	for _, j := range jobs {
+		e.release(j, 0)
 	}
 }
 
@@ -133,7 +153,10 @@ func (e *Engine) dispatchLoop() {
 			e.forget()
 		case <-e.intake.wake:
 		}
-		list := e.intake.take(spare)
+		list, jobs := e.intake.take(spare)
+		for _, j := range jobs {
+			e.advance(j)
+		}
 		for i, d := range list {
 			e.dispatch(d)
 			list[i] = nil

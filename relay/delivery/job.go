@@ -2,11 +2,13 @@ package delivery
 
 import (
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"time"
 
 	"postern/relay/maillog"
 	"postern/relay/queue"
+	"postern/relay/route"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
 	"postern/relay/upstream/budget"
@@ -33,8 +35,9 @@ type job struct {
 	// returned is when it was first put back since neither a kept connection nor a new one
 	// took it, zero before.
 	returned time.Time
-	begun    time.Time         // the attempt, zero before
+	spent                      // by the attempt
 	replies  *upstream.Replies // what those of its upstream mean; nil: MX
+	course
 }
 
 func (p *parcel) user() userOf { return userOf(p.Message.UserID) }
@@ -45,6 +48,7 @@ type way struct {
 	domain   string // mx: the domain's key
 	upstream *upstream.Account
 	rcpts    []queue.Recipient
+	course
 }
 
 // dispatch splits a delivery into jobs and gives them to their destinations.
@@ -59,26 +63,33 @@ func (e *Engine) dispatch(d *queue.Delivery) {
 		return
 	}
 	p := &parcel{Delivery: d, size: d.Body.Size(), octets: e.weight(d.Body.Size()), weight: e.weightOf(d)}
+	if len(ways) == 0 {
+		d.Body.Drop()
+		e.load.sub(p.user(), p.weight)
+		return
+	}
+	p.jobs.Store(1)
+	e.handOut(job{parcel: p}, ways)
+}
+
+// handOut divides a job among the destinations of its recipients, of at most perTransaction
+// each. Only the dispatcher calls it.
+func (e *Engine) handOut(j job, ways []way) {
 	jobs := 0
 	for i := range ways {
 		most := e.perTransaction(ways[i].upstream)
 		jobs += (len(ways[i].rcpts) + most - 1) / most
 	}
-	if jobs == 0 {
-		d.Body.Drop()
-		e.load.sub(p.user(), p.weight)
-		return
-	}
-	if more := jobWeight * int64(jobs-1); more > 0 {
-		p.weight += more
-		e.load.grow(p.user(), more)
-	}
-	p.jobs.Store(int32(jobs))
-	for range jobs - 1 {
-		d.Body.Retain()
+	if more := jobs - 1; more > 0 {
+		j.weight += jobWeight * int64(more)
+		e.load.grow(j.user(), jobWeight*int64(more))
+		j.jobs.Add(int32(more))
+		for range more {
+			j.Body.Retain()
+		}
 	}
 	for i := range ways {
-		e.assign(p, &ways[i])
+		e.assign(j, &ways[i])
 	}
 }
 
@@ -94,16 +105,21 @@ func (e *Engine) perTransaction(u *upstream.Account) int {
 	return most
 }
 
-// assign makes the jobs of one way, of at most perTransaction recipients each.
-func (e *Engine) assign(p *parcel, w *way) {
+// assign makes the jobs of one way.
+func (e *Engine) assign(j job, w *way) {
 	dest, most := e.destination(w), e.perTransaction(w.upstream)
-	var replies *upstream.Replies
+	up := w.upstream
+	if j.best != nil {
+		up = nil // of when the attempt began: it may have been changed since
+	}
+	j.course, j.replies = w.course, nil
 	if w.upstream != nil {
-		replies = w.upstream.Replies
+		j.replies = w.upstream.Replies
 	}
 	for rest := w.rcpts; len(rest) > 0; {
-		n := min(len(rest), most)
-		dest.add(&job{parcel: p, rcpts: rest[:n:n], octets: p.octets + recipientsWeigh(rest[:n]), replies: replies}, w.upstream)
+		n, part := min(len(rest), most), j
+		part.rcpts, part.octets = rest[:n:n], j.parcel.octets+recipientsWeigh(rest[:n])
+		dest.add(&part, up)
 		rest = rest[n:]
 	}
 }
@@ -124,28 +140,35 @@ func (e *Engine) split(d *queue.Delivery) []way {
 	return g.ways
 }
 
-// grouping holds ways by their keys. Most messages have one way, for which it
+// grouping holds ways by their keys and courses. Most messages have one way, for which it
 // needs no index.
 type grouping struct {
 	ways  []way
-	index map[string]int // nil while there is one way at most
+	index map[groupKey]int // nil while there is one way at most
 }
+
+type groupKey struct {
+	key   string
+	route int64
+}
+
+func (w *way) group() groupKey { return groupKey{w.key, w.route} }
 
 // find returns the way equal to w, which is w itself the first time. The result is valid
 // until the next call.
 func (g *grouping) find(w way) *way {
 	last := len(g.ways) - 1
-	if last >= 0 && g.ways[last].key == w.key {
+	if last >= 0 && g.ways[last].group() == w.group() {
 		return &g.ways[last]
 	}
 	if last >= 0 {
 		if g.index == nil {
-			g.index = map[string]int{g.ways[0].key: 0}
+			g.index = map[groupKey]int{g.ways[0].group(): 0}
 		}
-		if at, known := g.index[w.key]; known {
+		if at, known := g.index[w.group()]; known {
 			return &g.ways[at]
 		}
-		g.index[w.key] = last + 1
+		g.index[w.group()] = last + 1
 	}
 	g.ways = append(g.ways, w)
 	return &g.ways[last+1]
@@ -166,19 +189,36 @@ func appendRecipient(list, all []queue.Recipient, i int) []queue.Recipient {
 
 // resolve finds the way of one recipient.
 func (e *Engine) resolve(d *queue.Delivery, rcpt *queue.Recipient) (way, error) {
+	if rcpt.StaysWith != "" {
+		return e.stay(rcpt)
+	}
 	decision, err := e.cfg.Routes.Resolve(e.work, d.Message.UserID, d.Message.Sender, rcpt.Address)
 	if err != nil {
 		return way{}, err
 	}
-	first, err := decision.First()
+	c := course{next: decision.Ways}
+	if len(decision.Ways) > 1 {
+		c.route = decision.Route
+	}
+	if w, ok := c.first(rcpt.Address); ok {
+		return w, nil
+	}
+	_, err = decision.First()
+	return way{}, err
+}
+
+// stay is the way of a recipient in doubt, whatever the routes say.
+func (e *Engine) stay(rcpt *queue.Recipient) (way, error) {
+	only, err := e.cfg.Routes.Named(e.work, rcpt.StaysWith)
 	if err != nil {
 		return way{}, err
 	}
-	if u := first.Upstream; u != nil {
-		return way{key: queue.Way(u.Name, ""), upstream: u}, nil
+	c := course{next: []route.Way{only}}
+	w, ok := c.first(rcpt.Address)
+	if !ok {
+		return way{}, fmt.Errorf("it stays with %s, which may have it: %w", rcpt.StaysWith, only.Err)
 	}
-	domain := rcpt.Address.DomainKey()
-	return way{key: queue.Way(viaMX, domain), domain: domain}, nil
+	return w, nil
 }
 
 // routeWait is the wait of a recipient without a way, and pausedWait of one whose upstream is
@@ -188,6 +228,16 @@ const (
 	pausedWait = 10 * time.Minute
 )
 
+// NoRoute and Paused begin the replies of recipients who wait for a changed route, or for an
+// upstream.
+const (
+	NoRoute = "451 4.4.4 " + noRoute
+	Paused  = "451 4.3.2 " + ofUpstream
+
+	noRoute    = "no route "
+	ofUpstream = "upstream "
+)
+
 // unroutable gives back a recipient for whom there is no route, or none can be read now.
 // That does not count as an attempt: no server was asked.
 func (e *Engine) unroutable(d *queue.Delivery, rcpt *queue.Recipient, err error) {
@@ -195,15 +245,21 @@ func (e *Engine) unroutable(d *queue.Delivery, rcpt *queue.Recipient, err error)
 		e.cfg.Queue.Release(d, []int{rcpt.N}, 0)
 		return
 	}
-	reply, wait := smtp.Temporary(451, 4, 4, "no route to this recipient is known now"), routeWait
+	reply, wait := smtp.Temporary(451, 4, 4, noRoute+"to this recipient is known now"), routeWait
 	if paused, ok := errors.AsType[*upstream.PausedError](err); ok {
-		reply, wait = smtp.Temporary(451, 3, 2, "upstream "+paused.Upstream+" is paused"), pausedWait
+		reply, wait = smtp.Temporary(451, 3, 2, ofUpstream+paused.Upstream+" is paused"), pausedWait
+	} else if rcpt.StaysWith != "" {
+		reply, wait = smtp.Temporary(451, 3, 2, "it waits for "+rcpt.StaysWith+", which may have it and cannot be used"), pausedWait
+	}
+	scope := upstream.Scope("")
+	if other, ok := errors.AsType[*upstream.SenderError](err); ok {
+		reply, scope = smtp.Temporary(451, 4, 4, noRoute+"for this sender: upstream "+other.Upstream+" may not send as it"), upstream.ScopeSender
 	}
 	now := time.Now()
 	e.record(d, rcpt, queue.Outcome{
 		Message: d.Message.ID, N: rcpt.N, Recipient: rcpt.Address, Epoch: d.Epoch,
-		Result: queue.Deferred, Reply: reply,
-		StartedAt: now, At: now, RetryIn: wait, NotAnAttempt: true,
+		Result: queue.Deferred, Reply: reply, Scope: string(scope),
+		StartedAt: now, At: now, RetryIn: wait, NotAnAttempt: true, StaysWith: rcpt.StaysWith,
 	}, err)
 }
 
@@ -216,6 +272,15 @@ func (e *Engine) record(d *queue.Delivery, rcpt *queue.Recipient, o queue.Outcom
 // settle logs and settles the outcomes of a job, rcpts[i] being that of
 // outcomes[i]. It does not end the job.
 func (e *Engine) settle(j *job, rcpts []queue.Recipient, outcomes []queue.Outcome, err error) {
+	for i := range outcomes {
+		o := &outcomes[i]
+		if o.Left == nil {
+			o.Left = j.left
+		}
+		if o.StaysWith = rcpts[i].StaysWith; o.Unknown && o.StaysWith == "" {
+			o.StaysWith = o.Upstream
+		}
+	}
 	if len(outcomes) > 0 {
 		e.logAttempts(&j.Message, rcpts, outcomes, err)
 		e.cfg.Queue.Settle(outcomes...)
@@ -251,7 +316,9 @@ func (e *Engine) logAttempts(m *queue.Message, rcpts []queue.Recipient, outcomes
 				RemoteIP:          o.RemoteIP,
 				TLS:               o.TLS,
 				Upstream:          o.Upstream,
+				SentAs:            o.SentAs,
 				Scope:             o.Scope,
+				Left:              leftText(o.Left),
 				Attempt:           rcpts[i].Attempts + 1,
 				Elapsed:           o.At.Sub(o.StartedAt),
 				RetryIn:           o.RetryIn,

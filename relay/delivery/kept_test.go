@@ -280,7 +280,7 @@ func TestR2Suspension(t *testing.T) {
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if o := q.outcome(t, d, 0); o.Result != queue.Deferred || !o.Suspended {
+		if o := q.outcome(t, d, 0); o.Result != queue.Deferred || o.WaitsFor == "" {
 			t.Errorf("outcome %+v, want one that waits for the destination", o)
 		}
 		down.Store(false)
@@ -307,15 +307,15 @@ func TestR2NothingWasTried(t *testing.T) {
 		e.Start()
 		defer stop(t, e)
 		for n, want := range []queue.Outcome{
-			{Reply: smtp.Temporary(451, 4, 1, "upstream sink"), Suspended: true},
-			{Reply: smtp.Temporary(451, 4, 1, "waits for upstream sink, left alone until 00:00:30 UTC after \"451 4.4.1 upstream sink"), Suspended: true, NotAnAttempt: true},
+			{Reply: smtp.Temporary(451, 4, 1, "upstream sink"), WaitsFor: "upstream sink"},
+			{Reply: smtp.Temporary(451, 4, 1, "waits for upstream sink, left alone until 00:00:30 UTC after \"451 4.4.1 upstream sink"), WaitsFor: "upstream sink", NotAnAttempt: true},
 		} {
 			d := message(t, "a@one.test")
 			d.Message.AcceptedAt = time.Now().Add(-time.Hour)
 			e.Take(d)
 			synctest.Wait()
 			o := q.outcome(t, d, 0)
-			if o.NotAnAttempt != want.NotAnAttempt || o.Suspended != want.Suspended || !strings.HasPrefix(o.Reply.String(), want.Reply.String()) || dials.Load() != 1 {
+			if o.NotAnAttempt != want.NotAnAttempt || o.WaitsFor != want.WaitsFor || !strings.HasPrefix(o.Reply.String(), want.Reply.String()) || dials.Load() != 1 {
 				t.Errorf("message %d: %+v after %d dials", n+1, o, dials.Load())
 			}
 			if want.NotAnAttempt && (o.RetryIn < 50*time.Minute || o.RetryIn > 70*time.Minute) {

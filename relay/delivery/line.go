@@ -74,11 +74,23 @@ func (l *line) pop() *job {
 	return j
 }
 
-// drainOf takes out the jobs of one user.
-func (l *line) drainOf(user userOf) []*job {
+// leastSpent is what the attempt that has used the least of its bounds has: the destination is
+// tried for all that wait.
+func (l *line) leastSpent() (least spent) {
+	l.find(func(j *job) bool {
+		if least.begun.IsZero() || j.tries < least.tries {
+			least = j.spent
+		}
+		return j.begun.IsZero()
+	})
+	return least
+}
+
+// drainOf takes out the jobs that are wanted.
+func (l *line) drainOf(wanted func(*job) bool) []*job {
 	var list []*job
 	for _, j := range l.drain() {
-		if j.user() == user {
+		if wanted(j) {
 			list = append(list, j)
 		} else {
 			l.push(j)

@@ -132,6 +132,9 @@ func isHost(name string) bool {
 	return len(name) <= 253 && strings.Trim(labels[len(labels)-1], "0123456789") != ""
 }
 
+// errVersion is the trouble of a host without an address of a version of IP that is used.
+var errVersion = errors.New("it has no address of the version of IP that this server uses")
+
 // errOutsideDNS is the trouble of a name that is never looked up.
 var errOutsideDNS = errors.New("names below .onion and .invalid are not looked up")
 
@@ -152,6 +155,8 @@ func lookupTrouble(name string, err error) *trouble {
 	switch {
 	case errors.Is(err, errAliases):
 		text = "in DNS the " + errAliases.Error() + " for " + name
+	case errors.Is(err, errVersion):
+		text = name + ": " + errVersion.Error()
 	case errors.Is(err, errOutsideDNS):
 		text = name + ": " + errOutsideDNS.Error()
 	}

@@ -16,6 +16,7 @@ import (
 	"postern/internal/smtptest"
 	"postern/relay/queue"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 // realResolver asks a name server as a node does.
@@ -141,11 +142,11 @@ func TestP04NoAnswerAtAll(t *testing.T) {
 			dns.AddHost("host.test", "192.0.2.1", "2001:db8::1")
 			dns.Stall("host.test", silent)
 			d := &dialer{cfg: &Config{DNS: &dns, LookupTime: 20 * time.Second}}
-			if list, err := d.addresses(t.Context(), exchanger{host: "host.test"}); err != nil || fmt.Sprint(list) != want {
+			if list, err := d.addresses(t.Context(), exchanger{host: "host.test"}, upstream.Origin{}); err != nil || fmt.Sprint(list) != want {
 				t.Errorf("without %s: %v, %v; want %s", silent, list, err, want)
 			}
 			dns.Forget("host.test")
-			if list, err := d.addresses(t.Context(), exchanger{host: "host.test"}); err == nil || IsNotFound(err) {
+			if list, err := d.addresses(t.Context(), exchanger{host: "host.test"}, upstream.Origin{}); err == nil || IsNotFound(err) {
 				t.Errorf("without %s, and nothing else: %v, %v", silent, list, err)
 			}
 		}
@@ -227,11 +228,11 @@ func TestP04Descriptors(t *testing.T) {
 		t.Errorf("MX: %+v", trouble)
 	}
 	// TestL2Descriptors: nor is a connection that cannot be begun the destination's fault.
-	if _, trouble := d.try(t.Context(), target{host: "mx.one.test", addr: netip.MustParseAddrPort("192.0.2.1:25")}); trouble == nil || !trouble.crowded {
+	if _, trouble := d.try(t.Context(), &target{host: "mx.one.test", addr: netip.MustParseAddrPort("192.0.2.1:25")}); trouble == nil || !trouble.crowded {
 		t.Errorf("connection: %+v", trouble)
 	}
 	for _, implicit := range []string{"one.test", "mx.one.test"} {
-		w := walk{d: d, domain: "one.test", hosts: []exchanger{{host: implicit}}, until: time.Now().Add(time.Hour)}
+		w := walk{d: d, domain: "one.test", hosts: []exchanger{{host: implicit}}, spent: spent{begun: time.Now()}}
 		if _, trouble := w.next(t.Context()); trouble == nil || trouble.permanent || !trouble.crowded {
 			t.Errorf("%s: %+v", implicit, trouble)
 		}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 // Bounds of the work that a domain's DNS can cause for one conversation. More hosts than
@@ -111,7 +112,7 @@ func order(list []exchanger) {
 // section 5.1).
 func (d *dialer) beforeSelf(domain string, list []exchanger) ([]exchanger, *trouble) {
 	for i := range list {
-		if strings.EqualFold(list[i].host, d.cfg.Hello) {
+		if strings.EqualFold(list[i].host, d.cfg.Hello) || strings.EqualFold(list[i].host, d.cfg.Origin.Hello) {
 			list = slices.DeleteFunc(list[:i:i], func(x exchanger) bool { return x.preference == list[i].preference })
 			break
 		}
@@ -135,8 +136,8 @@ func (d *dialer) literal(domain string) ([]exchanger, *trouble) {
 	return []exchanger{{host: domain, literal: addr}}, nil
 }
 
-// addresses looks a host up.
-func (d *dialer) addresses(ctx context.Context, x exchanger) ([]netip.Addr, error) {
+// addresses looks a host up, for connections with that end of ours.
+func (d *dialer) addresses(ctx context.Context, x exchanger, origin upstream.Origin) ([]netip.Addr, error) {
 	if x.literal.IsValid() {
 		return []netip.Addr{x.literal}, nil
 	}
@@ -146,7 +147,11 @@ func (d *dialer) addresses(ctx context.Context, x exchanger) ([]netip.Addr, erro
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.LookupTime)
 	defer cancel()
 	list, err := Addresses(ctx, d.cfg.DNS, x.query())
-	return interleave(list, maxAddresses), err
+	usable := slices.DeleteFunc(slices.Clone(list), func(a netip.Addr) bool { return !origin.Allows(a) })
+	if len(list) > 0 && len(usable) == 0 {
+		err = errVersion
+	}
+	return interleave(usable, maxAddresses), err
 }
 
 // interleave takes addresses of both families by turns, the first one's family

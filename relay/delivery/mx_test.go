@@ -323,7 +323,7 @@ func TestUpstreamQuery(t *testing.T) {
 	for host, want := range map[string]string{"mailpit": "mailpit", "mailpit.": "mailpit.", "smtp.example.net": "smtp.example.net."} {
 		dns := &askedDNS{asked: make(chan string, 2)}
 		d := &dialer{cfg: &Config{DNS: dns, LookupTime: time.Minute}}
-		if _, trouble := d.open(t.Context(), "", &upstream.Account{Name: "out", Host: host, Port: 25, TLS: upstream.TLSNone}, nil); trouble == nil {
+		if _, trouble := d.open(t.Context(), "", need{upstream: &upstream.Account{Name: "out", Host: host, Port: 25, TLS: upstream.TLSNone}}, &worker{}); trouble == nil {
 			t.Errorf("%s: no trouble", host)
 		}
 		for range 2 {

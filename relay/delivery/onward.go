@@ -2,7 +2,6 @@ package delivery
 
 import (
 	"errors"
-	"time"
 
 	"postern/relay/queue"
 	"postern/relay/smtp"
@@ -15,7 +14,6 @@ type transaction struct {
 	facts queue.Outcome // what its outcomes have in common
 	conn  *conn         // that it was sent over; closed if res has an error
 	used  bool          // conn had carried mail, or waited for it, before
-	begun time.Time     // when the attempt did
 
 	replies *upstream.Replies // what they mean
 }
@@ -33,15 +31,15 @@ func (t *transaction) lost() bool {
 // transaction is back within seconds. Its 421 on a new connection is a refusal.
 func (t *transaction) mayBeginAnew(j *job) bool {
 	var stage *smtp.StageError
-	return !j.again && t.lost() && errors.As(t.res.Err, &stage) && (t.used || stage.Reply.IsZero())
+	return !j.again && !j.hasNext() && t.lost() && errors.As(t.res.Err, &stage) && (t.used || stage.Reply.IsZero())
 }
 
 // onward is the walk over the hosts that come next. Other addresses of the same host help
 // only if the connection was lost.
-func (t *transaction) onward() walk {
+func (t *transaction) onward(j *job) walk {
 	next := t.conn.walk
 	if !t.conn.onward {
-		next = next.again(t.begun)
+		next = next.again(j.spent)
 	}
 	if !t.lost() {
 		next.addrs = nil
@@ -52,7 +50,7 @@ func (t *transaction) onward() walk {
 // elsewhere lists the recipients that another host of the destination, or a new connection,
 // may take in the same attempt (RFC 5321 section 5.1).
 func (t *transaction) elsewhere(j *job, outcomes []queue.Outcome) []queue.Recipient {
-	if next := t.onward(); !next.hasNext() && !t.mayBeginAnew(j) {
+	if next := t.onward(j); !next.hasNext() && !t.mayBeginAnew(j) {
 		return nil
 	}
 	var rest []queue.Recipient
@@ -83,10 +81,56 @@ func (t *transaction) goesOn(i int) bool {
 	return reply.IsTemporary()
 }
 
-// nextHost goes on to the next host of the destination with the rest of a job, and reports
-// whether one could be reached; trouble is why not, nil if no host is left.
-func (w *worker) nextHost(j *job, t *transaction) (bool, *trouble) {
-	next := t.onward()
+// away lists the recipients that go on to another way in the same attempt, as far as there is
+// one and no host of this destination takes them.
+func (t *transaction) away(j *job, outcomes []queue.Outcome) (list []queue.Recipient) {
+	for i := range outcomes {
+		if t.leaves(i, &outcomes[i]) {
+			list = append(list, j.rcpts[i])
+		}
+	}
+	return list
+}
+
+// leaves reports that another way may take recipient i, with outcome o: this one put it off
+// before the final dot for a reason that is not the recipient's, or lacks what it needs, or the
+// account or the sender was refused for good. Else the message may be there, or the
+// recipient has its answer.
+func (t *transaction) leaves(i int, o *queue.Outcome) bool {
+	reply, stage := t.res.Replies[i], t.res.Stages[i]
+	switch {
+	case t.res.Withheld(i):
+		return false
+	case complete(reply) && stage == smtp.StageHello:
+		return true
+	case o.Result != queue.Deferred:
+		return false
+	case !complete(reply):
+		return !t.res.DotSent
+	}
+	scope := judge(t.replies, &t.res, i).Scope
+	switch stage {
+	case smtp.StageDot:
+		return reply.IsPermanent() && scope.OfAccount()
+	case smtp.StageRcpt:
+		return scope != upstream.ScopeRecipient
+	}
+	return true
+}
+
+// contains reports that all of some are in list; both are in the order of their numbers.
+func contains(list, some []queue.Recipient) bool {
+	for i := range list {
+		if len(some) > 0 && some[0].N == list[i].N {
+			some = some[1:]
+		}
+	}
+	return len(some) == 0
+}
+
+// nextHost goes on along a walk to the next host of the destination with the rest of a job, and
+// reports whether one could be reached; trouble is why not, nil if no host is left.
+func (w *worker) nextHost(j *job, t *transaction, next *walk) (bool, *trouble) {
 	if !next.hasNext() || w.ctx.Err() != nil {
 		return false, nil
 	}

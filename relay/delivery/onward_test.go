@@ -216,7 +216,7 @@ func TestP05TimeOfAnAttempt(t *testing.T) {
 func TestP05NoTimeLeft(t *testing.T) {
 	t.Parallel()
 	cfg := Config{DNS: &smtptest.Resolver{}}
-	w := walk{d: newDialer(&cfg), addrs: make([]netip.Addr, 1), until: time.Now().Add(-time.Second)}
+	w := walk{d: newDialer(&cfg), addrs: make([]netip.Addr, 1), spent: spent{begun: time.Now().Add(-attemptTime)}}
 	if c, trouble := w.next(t.Context()); c != nil || trouble == nil || !trouble.reply.IsTemporary() {
 		t.Errorf("%+v, %+v", c, trouble)
 	}

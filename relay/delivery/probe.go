@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"strings"
 	"time"
 
 	"postern/relay/smtp"
@@ -21,22 +22,16 @@ const (
 
 // Prober begins conversations as deliveries do, up to where mail would be sent, and
 // ends them with QUIT. It sends no mail. Of a Config it uses what concerns dialling:
-// DNS, Hello, Self, Tokens, Timeouts, ConnectTime, LookupTime, MXPort and AllowPrivateMX. It
+// DNS, Hello, Origin, Self, Tokens, Timeouts, ConnectTime, LookupTime, MXPort and AllowPrivateMX. It
 // is safe for concurrent use.
 type Prober struct{ d *dialer }
 
-// Probe is how far a conversation came.
+// Probe is how far a conversation came. Its Err is why no mail could be sent, nil when it could.
 type Probe struct {
-	Host    string // that was talked to, as far as one was
-	Addr    netip.AddrPort
+	Step
+	Host    string    // that was talked to, as far as one was
 	TLS     string    // facts, "" in clear
 	Expires time.Time // of the certificate that was shown; zero in clear
-
-	// Err is why no mail could be sent, nil when it could; Stage says where that
-	// was, and Reply what the server said if it refused.
-	Err   error
-	Stage smtp.Stage
-	Reply smtp.Reply
 	// Permanent says that mail would fail and not wait.
 	Permanent bool
 }
@@ -47,10 +42,166 @@ func NewProber(cfg Config) *Prober {
 	return &Prober{newDialer(&cfg)}
 }
 
+// Trial is what a Probe of an upstream does beside a conversation.
+type Trial struct {
+	Rehearse bool         // MAIL, RCPT and RSET with
+	From, To smtp.Address // these, as a message of From would be sent
+	// Tell is given each step when it is over, and has the addresses connected to that were not
+	// needed; nil: nobody is told.
+	Tell func(Step)
+}
+
+// Step is one step of a Probe.
+type Step struct {
+	Stage smtp.Stage
+	Addr  netip.AddrPort // that it was tried with; zero before an address was known
+	Took  time.Duration
+	Err   error                // nil: it went well
+	Reply smtp.Reply           // of the server, as far as it said one
+	Row   *upstream.Row        // of the upstream's table, that knows the reply; nil for none
+	State *tls.ConnectionState // of StageTLS
+	Text  string               // the addresses of StageLookup, the mechanism of StageAuth, at StageMail who sends in place of From
+}
+
+// trace tells the steps of a Probe. It is nil where nobody is to be told.
+type trace struct {
+	tell    func(Step)
+	replies *upstream.Replies
+	begun   time.Time // the step that is not over
+	heard   smtp.Reply
+	as      smtp.Address // that sends in place of From; null for none
+}
+
+// step is the end of a step.
+func (t *trace) step(s Step) {
+	if t == nil {
+		return
+	}
+	now := time.Now()
+	s.Took, t.begun = now.Sub(t.begun), now
+	ended := s.Err == nil || !t.heard.IsPositive() // 220 to STARTTLS is no reason for what came after it
+	if (s.Stage == smtp.StageTLS || s.Stage == smtp.StageAuth) && s.Reply.IsZero() && ended {
+		s.Reply = t.heard
+	}
+	if s.Stage == smtp.StageMail && !t.as.IsNull() {
+		s.Text = "as " + t.as.String()
+	}
+	t.heard = smtp.Reply{}
+	t.tell(s)
+}
+
+// trouble is the end of a step that failed.
+func (t *trace) trouble(addr netip.AddrPort, why *trouble) {
+	if t == nil {
+		return
+	}
+	s := why.step(t.replies)
+	s.Addr = addr
+	t.step(s)
+}
+
+// step is the step that failed.
+func (t *trouble) step(replies *upstream.Replies) Step {
+	s := Step{Stage: t.stage(), Addr: t.addr, Err: t.err}
+	if s.Err == nil {
+		s.Err = errors.New(t.reply.Text)
+	}
+	var stage *smtp.StageError
+	if errors.As(t.err, &stage) {
+		s.Reply = stage.Reply
+		s.Row = replies.Classify(tableStage(s.Stage), s.Reply).Row
+	}
+	return s
+}
+
+// hears is what a conversation gives its replies. Refusals come as trouble, and of TLS and AUTH
+// the reply alone does not say how they ended.
+func (t *trace) hears() func(smtp.Stage, smtp.Reply) {
+	if t == nil {
+		return nil
+	}
+	return func(stage smtp.Stage, reply smtp.Reply) {
+		t.heard = reply
+		if stage != smtp.StageTLS && stage != smtp.StageAuth && reply.IsPositive() {
+			t.step(Step{Stage: stage, Reply: reply})
+		}
+	}
+}
+
+// secures has a session with that configuration told as a step, once its certificate is accepted.
+func (t *trace) secures(cfg *tls.Config) {
+	if t == nil {
+		return
+	}
+	verify := cfg.VerifyConnection
+	cfg.VerifyConnection = func(state tls.ConnectionState) error {
+		if verify != nil {
+			if err := verify(state); err != nil {
+				return err
+			}
+		}
+		t.step(Step{Stage: smtp.StageTLS, State: &state})
+		return nil
+	}
+}
+
+func textOf(addrs []netip.Addr) string {
+	var list []string
+	for _, addr := range addrs {
+		list = append(list, addr.String())
+	}
+	return strings.Join(list, ", ")
+}
+
 // Upstream converses with an upstream: TLS as configured, and its account.
-func (p *Prober) Upstream(ctx context.Context, up *upstream.Account) Probe {
-	c, t := p.d.open(ctx, "", up, nil)
-	return p.finish(ctx, c, t)
+func (p *Prober) Upstream(ctx context.Context, up *upstream.Account, trial Trial) Probe {
+	w, t := p.d.walkTo(ctx, "", up)
+	if trial.Tell != nil {
+		w.trace = &trace{tell: trial.Tell, replies: up.Replies, begun: time.Now()}
+	}
+	from := trial.From
+	switch {
+	case t != nil || !trial.Rehearse || from.IsNull(): // which nobody sends in place of
+	case !up.MaySend(from):
+		t = &trouble{err: &upstream.SenderError{Upstream: up.Name, Sender: from}}
+	case !up.SendsAs.IsNull():
+		from = up.SendsAs
+		if w.trace != nil {
+			w.trace.as = from
+		}
+	}
+	var c *conn
+	if t == nil {
+		c, t = w.next(ctx)
+	} else {
+		w.trace.trouble(netip.AddrPort{}, t)
+	}
+	if t == nil && trial.Rehearse {
+		if err := c.client.Rehearse(ctx, from, trial.To); err != nil {
+			t = conversationTrouble(c, target{host: c.host, addr: c.addr, upstream: up}, err)
+			w.trace.trouble(c.addr, t)
+		}
+	}
+	probe := p.finish(ctx, up.Replies, c, t)
+	if w.trace != nil && c != nil {
+		p.tryOthers(ctx, c.walk)
+	}
+	return probe
+}
+
+// tryOthers connects to the addresses that were not needed.
+func (p *Prober) tryOthers(ctx context.Context, w walk) {
+	for _, addr := range w.addrs {
+		to := target{host: w.host.host, addr: netip.AddrPortFrom(addr, uint16(w.port())), upstream: w.upstream}
+		w.trace.begun = time.Now()
+		c, err := p.d.connect(ctx, to)
+		if err != nil {
+			w.trace.trouble(to.addr, connectTrouble(to, err))
+			continue
+		}
+		w.trace.step(Step{Stage: smtp.StageConnect, Addr: to.addr})
+		_ = c.Close() // nothing was said
+	}
 }
 
 // MX converses with each mail host of a domain; if there is none, it returns one Probe that
@@ -59,7 +210,7 @@ func (p *Prober) Upstream(ctx context.Context, up *upstream.Account) Probe {
 func (p *Prober) MX(ctx context.Context, domain string) []Probe {
 	all, t := p.d.walkTo(ctx, domain, nil)
 	if t != nil {
-		return []Probe{p.finish(ctx, nil, t)}
+		return []Probe{p.finish(ctx, nil, nil, t)}
 	}
 	hosts := all.hosts
 	probes := make([]Probe, len(hosts))
@@ -68,7 +219,7 @@ func (p *Prober) MX(ctx context.Context, domain string) []Probe {
 		go func() {
 			one := all.only(i)
 			c, t := one.next(ctx)
-			probes[i] = p.finish(ctx, c, t)
+			probes[i] = p.finish(ctx, nil, c, t)
 			if probes[i].Host == "" {
 				probes[i].Host = hosts[i].host
 			}
@@ -87,25 +238,21 @@ func (p *Prober) MX(ctx context.Context, domain string) []Probe {
 }
 
 // finish ends a conversation and describes it.
-func (p *Prober) finish(ctx context.Context, c *conn, t *trouble) Probe {
-	if t != nil {
-		probe := Probe{Host: t.host, Addr: t.addr, TLS: t.tls, Err: t.err, Stage: t.stage(), Permanent: t.permanent}
-		var stage *smtp.StageError
-		if errors.As(t.err, &stage) {
-			probe.Reply = stage.Reply
-		}
-		if probe.Err == nil {
-			probe.Err = errors.New(t.reply.Text)
-		}
-		return probe
+func (p *Prober) finish(ctx context.Context, replies *upstream.Replies, c *conn, t *trouble) Probe {
+	if c != nil {
+		defer c.client.Close() // it may have ended by now
 	}
-	probe := Probe{Host: c.host, Addr: c.addr, TLS: c.tls}
+	if t != nil {
+		if c != nil {
+			_ = c.client.Quit(ctx) // the refusal is what counts
+		}
+		return Probe{Step: t.step(replies), Host: t.host, TLS: t.tls, Permanent: t.permanent}
+	}
+	probe := Probe{Step: Step{Addr: c.addr}, Host: c.host, TLS: c.tls}
 	if state := c.client.TLS(); state != nil {
 		probe.Expires = firstEnd(state)
 	}
-	if err := c.client.Quit(ctx); err != nil {
-		_ = c.client.Close() // it was to be closed anyway
-	}
+	_ = c.client.Quit(ctx) // mail could have been sent
 	return probe
 }
 
@@ -124,9 +271,11 @@ func (t *trouble) stage() smtp.Stage {
 	switch {
 	case errors.As(t.err, &stage):
 		return stage.Stage
+	case upstream.IsSender(t.err):
+		return smtp.StageMail
 	case errors.Is(t.err, errNoToken):
 		return StageToken
-	case isNoMechanism(t.err):
+	case errors.Is(t.err, errNoMechanism):
 		return smtp.StageAuth
 	case errors.As(t.err, &dns):
 		return StageLookup

@@ -61,7 +61,7 @@ func TestProbeOfAnUpstream(t *testing.T) {
 			if up.Port == 2587 && dialling.Self == nil {
 				up.Port = server.Port()
 			}
-			p := proberFor(&smtptest.Resolver{}, func(c *Config) { c.Self = dialling.Self }).Upstream(t.Context(), up)
+			p := proberFor(&smtptest.Resolver{}, func(c *Config) { c.Self = dialling.Self }).Upstream(t.Context(), up, Trial{})
 			if p.Stage != test.stage || p.Reply.Code != test.code || (p.Err == nil) != (test.stage == "") {
 				t.Errorf("%+v, want stage %q and code %d", p, test.stage, test.code)
 			}
@@ -72,6 +72,32 @@ func TestProbeOfAnUpstream(t *testing.T) {
 				t.Error("a transaction was begun")
 			}
 		})
+	}
+}
+
+// Each step is told in its order, and an address that was not needed is connected to as well. That
+// it fails there keeps no mail back.
+func TestProbeTellsItsSteps(t *testing.T) {
+	t.Parallel()
+	ca := smtptest.NewCA(t)
+	server := smtptest.Start(t, smtptest.Config{TLS: ca.ServerConfig(t, "out.test"), AuthOnly: true, Users: map[string]string{"relay": "right"}})
+	dns := &smtptest.Resolver{}
+	dns.AddHost("out.test", "127.0.0.1", "127.0.0.9")
+	up := &upstream.Account{Name: "out", Host: "out.test", Port: server.Port(), TLS: upstream.TLSRequire, CA: string(ca.PEM()), Username: "relay", Password: "right"}
+	var steps []string
+	p := proberFor(dns, nil).Upstream(t.Context(), up, Trial{
+		Rehearse: true, From: smtp.Address{Local: "a", Domain: "a.test"}, To: smtp.Address{Local: "b", Domain: "b.test"},
+		Tell: func(s Step) {
+			text := string(s.Stage)
+			if s.Err != nil {
+				text += " failed at " + s.Addr.Addr().String()
+			}
+			steps = append(steps, text)
+		},
+	})
+	want := "lookup, connect, greeting, ehlo, starttls, ehlo, auth, mail, rcpt, reset, quit, connect failed at 127.0.0.9"
+	if got := strings.Join(steps, ", "); p.Err != nil || got != want || server.Reached(smtptest.PhaseData) != 0 {
+		t.Errorf("%v\n%s, want\n%s", p.Err, got, want)
 	}
 }
 

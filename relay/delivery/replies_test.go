@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -188,7 +189,7 @@ func TestPausedUpstream(t *testing.T) {
 	d := message(t, "a@one.test")
 	e.Take(d)
 	q.waitEnded(t, 1)
-	if o := q.outcome(t, d, 0); !o.NotAnAttempt || o.Reply.String() != "451 4.3.2 upstream out is paused" || o.RetryIn != pausedWait {
+	if o := q.outcome(t, d, 0); !o.NotAnAttempt || o.Reply.String() != "451 4.3.2 upstream out is paused" || !strings.HasPrefix(o.Reply.String(), Paused) || o.RetryIn != pausedWait {
 		t.Errorf("%+v", o)
 	}
 }

@@ -1,59 +1,85 @@
 package delivery
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/emersion/go-sasl"
 
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 	"postern/relay/upstream/oauth"
 )
 
-var (
-	errNoMechanism      = errors.New("the server offers neither AUTH PLAIN nor AUTH LOGIN")
-	errNoTokenMechanism = errors.New("the server offers neither AUTH XOAUTH2 nor AUTH OAUTHBEARER")
-)
+// errNoMechanism is the trouble of a server that offers no mechanism which can prove the account.
+var errNoMechanism = errors.New("no mechanism")
 
-// authenticate proves the upstream account. The connection is verified TLS: open
-// sees to that. Where the server refuses one mechanism it is given the other that it
-// offers, over the same connection.
-func authenticate(ctx context.Context, c *smtp.Client, to target) error {
-	known, refusal := mechanisms(c.AuthMechanisms(), to)
-	for i, mechanism := range known {
+// authenticate proves the upstream account. The connection is verified TLS: open sees to that.
+// Where the server refuses one mechanism it is given the other that it offers, over the same
+// connection. The one that worked is tried first next time.
+func (d *dialer) authenticate(ctx context.Context, c *smtp.Client, to target) error {
+	var refusal error
+	for i, name := range d.mechanisms(c.AuthMechanisms(), to.upstream) {
+		mechanism := exchange(name, to)
 		err := c.Auth(ctx, mechanism)
 		if token, is := mechanism.(*oauth.Exchange); is && err != nil && token.Refusal() != "" {
-			err = fmt.Errorf("%s: %w", token.Refusal(), err)
+			err = fmt.Errorf("%s: %w", c.Masked(token.Refusal()), err)
 		}
 		if i > 0 && !isReply(err) {
 			err = refusal // it is more informative than a connection lost afterwards
 		}
+		if err == nil {
+			d.took.Store(to.upstream.Name, name)
+			to.trace.step(Step{Stage: smtp.StageAuth, Text: name})
+		}
 		if refusal = err; !refusesMechanism(err) {
 			return err
 		}
+		to.trace.step(Step{Stage: smtp.StageAuth, Text: name, Err: err})
+	}
+	if refusal == nil {
+		offered := cmp.Or(strings.Join(c.AuthMechanisms(), " "), "none")
+		return fmt.Errorf("%w: of AUTH the server offers %s, and not %s", errNoMechanism, offered, strings.Join(usable(to.upstream), " or "))
 	}
 	return refusal
 }
 
-// mechanisms are those of the offered ones that can prove the account, and the error where
-// there is none.
-func mechanisms(offered []string, to target) (list []smtp.SASL, none error) {
+// usable are the mechanisms that can prove an account, in the order in which they are tried.
+func usable(up *upstream.Account) []string {
+	all := upstream.Mechanisms()
+	switch {
+	case up.Mechanism != "":
+		return []string{up.Mechanism}
+	case up.Grant.Kind != "":
+		return all[2:]
+	}
+	return all[:2]
+}
+
+// mechanisms are the usable ones that are offered; the one that the server took last is the
+// first.
+func (d *dialer) mechanisms(offered []string, up *upstream.Account) []string {
+	list := slices.DeleteFunc(usable(up), func(name string) bool { return !slices.Contains(offered, name) })
+	if took, ok := d.took.Load(up.Name); ok && len(list) > 1 && list[1] == took {
+		slices.Reverse(list)
+	}
+	return list
+}
+
+// exchange is the client of a mechanism.
+func exchange(name string, to target) smtp.SASL {
 	up := to.upstream
-	if up.Grant.Kind != "" {
-		for _, name := range oauth.Mechanisms(offered) {
-			list = append(list, oauth.NewExchange(name, up.Username, to.token, to.host, up.Port))
-		}
-		return list, errNoTokenMechanism
+	switch name {
+	case sasl.Plain:
+		return sasl.NewPlainClient("", up.Username, up.Password)
+	case sasl.Login:
+		return &login{answers: []string{up.Username, up.Password}}
 	}
-	if slices.Contains(offered, sasl.Plain) {
-		list = append(list, sasl.NewPlainClient("", up.Username, up.Password))
-	}
-	if slices.Contains(offered, sasl.Login) {
-		list = append(list, &login{answers: []string{up.Username, up.Password}})
-	}
-	return list, errNoMechanism
+	return oauth.NewExchange(name, up.Username, to.token, to.host, up.Port)
 }
 
 // refusesMechanism reports a refusal of the mechanism (RFC 4954 sections 4 and 6): the
@@ -100,15 +126,11 @@ func (l *login) Next([]byte) (response []byte, err error) {
 // authTrouble is a refusal of the relay's own account. It concerns no message.
 func authTrouble(c *conn, to target, err error) *trouble {
 	t := conversationTrouble(c, to, err)
-	if isNoMechanism(err) {
+	if errors.Is(err, errNoMechanism) {
 		t.reply = smtp.Temporary(451, 7, 4, to.host+" offers no way to authenticate that is known here")
 	}
 	var stage *smtp.StageError
 	t.badToken = to.upstream.Grant.Kind != "" && errors.As(err, &stage) && stage.Reply.Code == 535
 	t.err = fmt.Errorf("authenticate to %s as %s: %w", to.host, to.upstream.Username, err)
 	return t
-}
-
-func isNoMechanism(err error) bool {
-	return errors.Is(err, errNoMechanism) || errors.Is(err, errNoTokenMechanism)
 }

@@ -282,7 +282,7 @@ func TestM7Weights(t *testing.T) {
 				})
 			}
 			e.Take(d)
-			e.dispatch(e.intake.take(nil)[0])
+			dispatch(e)
 			for used, size := e.slots.Use(); used < min(n, size/2) && len(e.all()) > 1; used, _ = e.slots.Use() {
 				runtime.Gosched() // until the workers are there
 			}

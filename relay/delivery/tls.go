@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"cmp"
 	"context"
 	"crypto/rsa"
 	"crypto/tls"
@@ -21,17 +22,38 @@ import (
 type tlsPolicy struct {
 	mode   upstream.TLSMode
 	config *tls.Config
+	trust  string // "verified", "pinned" or "unverified"
 }
 
 // policyOf gives the policy of a target: an upstream's own, opportunistic for MX.
 func policyOf(to target) tlsPolicy {
 	if to.upstream == nil {
-		return tlsPolicy{upstream.TLSOpportunistic, unverified(to.host)}
+		return tlsPolicy{upstream.TLSOpportunistic, unverified(to.host), "unverified"}
 	}
-	if !to.upstream.Verified() {
-		return tlsPolicy{to.upstream.TLS, unverified(to.host)}
+	switch up := to.upstream; {
+	case !up.Verified():
+		return tlsPolicy{up.TLS, unverified(to.host), "unverified"}
+	case up.TLSPins != "":
+		return tlsPolicy{up.TLS, pinned(to.host, up), "pinned"}
+	default:
+		return tlsPolicy{up.TLS, verified(cmp.Or(strings.TrimSuffix(up.TLSName, "."), to.host), up.CA), "verified"}
 	}
-	return tlsPolicy{to.upstream.TLS, verified(to.host, to.upstream.CA)}
+}
+
+var errPin = errors.New("its key is none of those that are pinned")
+
+// pinned demands a certificate with one of the account's keys, whoever certifies it and for
+// whatever name and time.
+func pinned(host string, up *upstream.Account) *tls.Config {
+	cfg := verified(host, "")
+	cfg.InsecureSkipVerify = true
+	cfg.VerifyConnection = func(state tls.ConnectionState) error {
+		if up.Pinned(state.PeerCertificates[0]) {
+			return nil
+		}
+		return fmt.Errorf("%w: it is %s", errPin, upstream.Pin(state.PeerCertificates[0]))
+	}
+	return cfg
 }
 
 // unverified takes any certificate, and any version and cipher suite that Go still
@@ -168,6 +190,8 @@ func tlsTrouble(to target, err error) *trouble {
 	switch {
 	case errors.Is(err, errWeakKey):
 		why = errWeakKey.Error()
+	case errors.Is(err, errPin):
+		why = errPin.Error()
 	case errors.As(err, &name):
 		why = "its certificate is for another name"
 	case errors.As(err, &authority):
@@ -189,9 +213,5 @@ func (p tlsPolicy) facts(state *tls.ConnectionState) string {
 	if state == nil {
 		return ""
 	}
-	trust := " unverified"
-	if !p.config.InsecureSkipVerify {
-		trust = " verified"
-	}
-	return strings.ReplaceAll(tls.VersionName(state.Version), " ", "") + " " + tls.CipherSuiteName(state.CipherSuite) + trust
+	return strings.ReplaceAll(tls.VersionName(state.Version), " ", "") + " " + tls.CipherSuiteName(state.CipherSuite) + " " + p.trust
 }

@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"postern/relay/smtp"
-	"postern/relay/upstream"
 	"postern/relay/upstream/oauth"
 )
 
@@ -19,20 +19,28 @@ type Tokens interface {
 
 var errNoToken = errors.New("no token")
 
-// token gets the token of an upstream before it is connected to: the authority may take
-// longer than a server waits.
-func (d *dialer) token(ctx context.Context, up *upstream.Account) (token oauth.Token, t *trouble) {
-	err := errors.New("nothing here gets one")
-	if d.cfg.Tokens != nil {
-		token, err = d.cfg.Tokens.Token(ctx, up.OAuth())
+// fetchToken gets the token of an upstream, once for all its addresses, before it is connected
+// to: the authority may take longer than a server waits.
+func (w *walk) fetchToken(ctx context.Context) *trouble {
+	up := w.upstream
+	if up == nil || up.Grant.Kind == "" || w.token != (oauth.Token{}) {
+		return nil
+	}
+	token, err := oauth.Token{}, errors.New("nothing here gets one")
+	if tokens := w.d.cfg.Tokens; tokens != nil {
+		token, err = tokens.Token(ctx, up.OAuth())
 	}
 	if err == nil {
-		return token, nil
+		w.token = token
+		w.trace.step(Step{Stage: StageToken})
+		return nil
 	}
-	return token, &trouble{
+	t := &trouble{
 		reply: smtp.Temporary(451, 7, 0, "upstream "+up.Name+": the relay has no token for its account"),
 		err:   fmt.Errorf("upstream %s: %w: %w", up.Name, errNoToken, err),
 	}
+	w.trace.trouble(netip.AddrPort{}, t)
+	return t
 }
 
 // renew gives the target another token than the one for which t was refused. It reports false
@@ -40,6 +48,7 @@ func (d *dialer) token(ctx context.Context, up *upstream.Account) (token oauth.T
 func (d *dialer) renew(ctx context.Context, to *target, t *trouble) bool {
 	token, err := d.cfg.Tokens.Renew(ctx, to.upstream.OAuth(), to.token)
 	if err == nil {
+		to.trace.step(Step{Stage: StageToken})
 		to.token = token
 		return true
 	}

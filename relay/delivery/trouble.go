@@ -26,8 +26,10 @@ type trouble struct {
 	closed    bool         // the host says that it takes no mail, ever (RFC 7504), and so do all others
 	crowded   bool         // it is ours: the address has all the connections that it may, or the machine has no room for one
 	badToken  bool         // the upstream took no token
-	wait      *budget.Wait // crowded by the upstream's budget of sessions
 	ofUser    bool         // conversations that carried one user's messages broke off, and no others
+	wait      *budget.Wait // crowded by the upstream's budget of sessions
+
+	spent // to meet it
 }
 
 // outcome is what t means for one recipient, whose destination is left alone for
@@ -49,7 +51,10 @@ func (t *trouble) outcome(d *destination, j *job, rcpt *queue.Recipient, away ti
 		return o
 	}
 	scope, wait := t.about(j.replies)
-	o.Suspended, o.Scope = !t.ofUser, string(scope)
+	o.Scope = string(scope)
+	if !t.ofUser {
+		o.WaitsFor = d.key
+	}
 	o.RetryIn = max(away, cmp.Or(wait, retryWait(d.e.cfg.Schedule, rcpt.Attempts, j.Message.ID)))
 	return o
 }
@@ -74,10 +79,15 @@ func (t *trouble) waiting(d *destination, j *job, rcpt *queue.Recipient, until t
 	now := time.Now()
 	text := "waits for " + d.key + ", left alone until " + until.UTC().Format(time.TimeOnly) + " UTC after " + smtp.Excerpt(t.reply.String())
 	schedule := d.e.cfg.Schedule
+	waits := d.key
+	scope, _ := t.about(j.replies)
+	if t.ofUser {
+		waits = ""
+	}
 	return queue.Outcome{
 		Message: j.Message.ID, N: rcpt.N, Recipient: rcpt.Address, Epoch: j.Epoch,
 		Result: queue.Deferred, Reply: smtp.Temporary(451, 4, 1, text), Ours: true, Upstream: d.via,
-		StartedAt: now, At: now, NotAnAttempt: true, Suspended: !t.ofUser,
+		StartedAt: now, At: now, NotAnAttempt: true, WaitsFor: waits, Scope: string(scope),
 		RetryIn: max(until.Sub(now), retryWait(schedule, stepAt(schedule, now.Sub(j.Message.AcceptedAt)), j.Message.ID)),
 	}
 }

@@ -11,15 +11,27 @@ import (
 
 	"postern/relay/smtp"
 	"postern/relay/upstream"
+	"postern/relay/upstream/oauth"
 )
 
-// Bounds of one attempt. RFC 5321 section 5.1 has a client try the other hosts of a
-// destination; these keep a destination with many of them from taking for ever.
+// Bounds of one attempt, over all its ways. RFC 5321 section 5.1 has a client try the other
+// hosts of a destination; these keep a destination with many of them from taking for ever.
 const (
 	maxTries    = 5                // addresses that are dialled
 	maxSessions = 3                // conversations that come past EHLO
-	attemptTime = 10 * time.Minute // no further host is begun with after it
+	attemptTime = 10 * time.Minute // no further host or way is begun with after it
 )
+
+// spent is what an attempt has used of its bounds.
+type spent struct {
+	tries    int
+	sessions int
+	begun    time.Time // zero before
+}
+
+func (s *spent) exhausted() bool {
+	return s.tries >= maxTries || s.sessions >= maxSessions || !s.begun.IsZero() && time.Since(s.begun) >= attemptTime
+}
 
 // walk goes through the hosts of a destination, in their order, one address after
 // the other. It is a value: a copy goes on from the same place. A connection keeps
@@ -28,20 +40,20 @@ const (
 type walk struct {
 	d        *dialer
 	progress *atomic.Uint64    // of the worker; nil for probes
+	trace    *trace            // of a probe; nil for workers
+	token    oauth.Token       // of an upstream that has a grant; zero: not yet
 	domain   string            // mx: the domain's key
 	upstream *upstream.Account // nil for mx
 	host     exchanger         // the last one looked up
 	addrs    []netip.Addr      // further ones of host
 	hosts    []exchanger       // that come after host
 
-	tries    int
-	sessions int
-	until    time.Time
+	spent
 }
 
 // walkTo begins a walk to an upstream or, where up is nil, to the mail hosts of domain.
 func (d *dialer) walkTo(ctx context.Context, domain string, up *upstream.Account) (walk, *trouble) {
-	w := walk{d: d, domain: domain, upstream: up, until: time.Now().Add(attemptTime)}
+	w := walk{d: d, domain: domain, upstream: up, spent: spent{begun: time.Now()}}
 	if up != nil {
 		w.hosts = []exchanger{hostOf(up)}
 		return w, w.unsafe()
@@ -73,25 +85,28 @@ func (w *walk) unsafe() *trouble {
 	}
 }
 
-// again is the walk of a message whose attempt began on the connection that the walk has
-// led to: only that connection counts, not what was tried before it.
-func (w walk) again(begun time.Time) walk {
-	w.tries, w.sessions, w.until = 1, 1, begun.Add(attemptTime)
+// again is the walk of a message that came to the connection to which the walk has led: only
+// that connection counts, and what the message's attempt had spent, not what was tried before it.
+func (w walk) again(s spent) walk {
+	w.spent = s
+	w.tries++
+	w.sessions++
+	w.token = oauth.Token{} // it may have expired
 	return w
 }
 
 // hasNext reports that there is somewhere to go.
 func (w *walk) hasNext() bool { return (len(w.addrs) > 0 || len(w.hosts) > 0) && !w.exhausted() }
 
-func (w *walk) exhausted() bool {
-	return w.tries >= maxTries || w.sessions >= maxSessions || !time.Now().Before(w.until)
-}
-
 // next begins a conversation with the next address that can be reached. The trouble is the
 // most informative of those met on the way.
 func (w *walk) next(ctx context.Context) (*conn, *trouble) {
-	ctx, cancel := context.WithDeadline(ctx, w.until)
+	ctx, cancel := context.WithDeadline(ctx, w.begun.Add(attemptTime))
 	defer cancel()
+	if t := w.fetchToken(ctx); t != nil {
+		return nil, t
+	}
+	before := w.spent
 	var worst *trouble
 	for w.hasNext() && (worst == nil || ctx.Err() == nil) {
 		var c *conn
@@ -117,12 +132,13 @@ func (w *walk) next(ctx context.Context) (*conn, *trouble) {
 	if len(w.addrs) > 0 || len(w.hosts) > 0 {
 		worst.closed = false // as far as they were asked
 	}
+	worst.spent = spent{w.tries - before.tries, w.sessions - before.sessions, before.begun}
 	return nil, worst
 }
 
 // try begins a conversation with the next address of the host.
 func (w *walk) try(ctx context.Context) (*conn, *trouble) {
-	to := target{host: w.host.host, addr: netip.AddrPortFrom(w.addrs[0], uint16(w.port())), upstream: w.upstream, progress: w.progress}
+	to := target{host: w.host.host, addr: netip.AddrPortFrom(w.addrs[0], uint16(w.port())), upstream: w.upstream, token: w.token, progress: w.progress, trace: w.trace}
 	w.addrs = w.addrs[1:]
 	leave, crowd := w.d.enter(ctx, to)
 	if crowd != nil {
@@ -136,7 +152,10 @@ func (w *walk) try(ctx context.Context) (*conn, *trouble) {
 	}()
 	w.tries++
 	var t *trouble
-	if c, t = w.d.try(ctx, to); t != nil {
+	c, t = w.d.try(ctx, &to)
+	w.token = to.token
+	if t != nil {
+		w.trace.trouble(to.addr, t)
 		if t.greeted {
 			w.sessions++
 		}
@@ -151,8 +170,9 @@ func (w *walk) try(ctx context.Context) (*conn, *trouble) {
 // lookUp takes the next host and looks up its addresses.
 func (w *walk) lookUp(ctx context.Context) *trouble {
 	w.host, w.hosts = w.hosts[0], w.hosts[1:]
-	addrs, err := w.d.addresses(ctx, w.host)
+	addrs, err := w.d.addresses(ctx, w.host, w.d.origin(w.upstream))
 	if t := w.nowhere(addrs, err); t != nil {
+		w.trace.trouble(netip.AddrPort{}, t)
 		return t
 	}
 	if w.d.anySelf(addrs, w.port()) {
@@ -160,6 +180,7 @@ func (w *walk) lookUp(ctx context.Context) *trouble {
 		return w.loop()
 	}
 	w.addrs = addrs
+	w.trace.step(Step{Stage: StageLookup, Text: textOf(addrs)})
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	surgery "postern/relay/message"
 	"postern/relay/queue/content"
 	"postern/relay/smtp"
 )
@@ -128,6 +129,14 @@ func (w *worker) perConnection() int {
 	return w.d.e.bounds.Load().PerConnection
 }
 
+// idleTime is how long the open connection is kept without work.
+func (w *worker) idleTime() time.Duration {
+	if up := w.conn.walk.upstream; up != nil && up.IdleSeconds > 0 {
+		return time.Duration(up.IdleSeconds) * time.Second
+	}
+	return w.d.e.bounds.Load().IdleTime
+}
+
 // connect begins a conversation if one is wanted. The worker has no job meanwhile: waiting
 // jobs go to the first worker that is ready.
 func (w *worker) connect() bool {
@@ -149,9 +158,7 @@ func (w *worker) connect() bool {
 
 // open begins a conversation.
 func (w *worker) open(need need) *trouble {
-	w.talking.Store(true)
-	defer w.talking.Store(false)
-	c, t := w.d.e.dialer.open(w.ctx, w.d.domain, need.upstream, &w.progress)
+	c, t := w.d.e.dialer.open(w.ctx, w.d.domain, need, w)
 	if t != nil {
 		return t
 	}
@@ -174,7 +181,7 @@ func (w *worker) rest(wait time.Duration) bool {
 }
 
 // idle waits for a job. It returns nil after most, or when the server has ended the
-// connection: that is better noticed without a message in hand.
+// connection: that is better noticed without a message in hand. One of former settings goes.
 func (w *worker) idle(most time.Duration) *job {
 	w.conn.kept = true
 	select {
@@ -183,7 +190,7 @@ func (w *worker) idle(most time.Duration) *job {
 	default:
 	}
 	until := time.Now().Add(most)
-	for left := most; left > 0 && w.conn.client.Usable() && !w.d.e.crowded(); left = time.Until(until) {
+	for left := most; left > 0 && w.conn.client.Usable() && w.conn.version == w.d.currentVersion() && !w.d.e.crowded(); left = time.Until(until) {
 		w.timer.Reset(min(left, idleLook))
 		select {
 		case j := <-w.jobs:
@@ -273,7 +280,11 @@ func (w *worker) dropConn() {
 // askGate is called when all but the final dot was written.
 func (w *worker) askGate() error {
 	w.talking.Store(false) // from here on only this worker knows the outcome
-	w.gate = w.d.e.cfg.Queue.Gate(w.ctx, w.job.Delivery, numbers(w.job.rcpts))
+	way := ""
+	if w.job.route != 0 {
+		way = w.job.name
+	}
+	w.gate = w.d.e.cfg.Queue.Gate(w.ctx, w.job.Delivery, numbers(w.job.rcpts), way)
 	return w.gate
 }
 
@@ -289,22 +300,38 @@ func (e *Engine) exit(w *worker) {
 	e.mu.Unlock()
 }
 
-// bodyReader reads the stored text once and notes that it was begun and what went wrong.
+// bodyReader reads the stored text once, as edited, and notes that it was begun and what went
+// wrong.
 type bodyReader struct {
 	from  content.Body
 	off   int64
-	size  int64
+	size  int64          // of the stored text
+	edits []surgery.Edit // those that lie ahead
+	put   int            // octets of the first one's text that were read
 	begun *atomic.Bool
 	err   error
 }
 
 func (b *bodyReader) Read(p []byte) (int, error) {
 	b.begun.Store(true)
+	until := b.size
+	for len(b.edits) > 0 {
+		next := b.edits[0]
+		if until = next.At; b.off < until {
+			break
+		}
+		if b.put < len(next.Put) {
+			n := copy(p, next.Put[b.put:])
+			b.put += n
+			return n, nil
+		}
+		b.off, b.put, b.edits, until = next.At+next.Cut, 0, b.edits[1:], b.size
+	}
 	if b.off >= b.size {
 		return 0, io.EOF
 	}
-	if int64(len(p)) > b.size-b.off {
-		p = p[:b.size-b.off]
+	if int64(len(p)) > until-b.off {
+		p = p[:until-b.off]
 	}
 	n, err := b.from.ReadAt(p, b.off)
 	b.off += int64(n)

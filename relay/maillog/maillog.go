@@ -192,7 +192,9 @@ type AttemptEnd struct {
 	RemoteIP          netip.AddrPort
 	TLS               string
 	Upstream          string // the upstream's name, or "mx"
+	SentAs            string // the mailbox that the upstream has put in the sender's place, "" for none
 	Scope             string // what was at fault, "" for the recipient or the message
+	Left              string // the attempt's other ways and why they were left, "" for none
 	Attempt           int    // counted from 1
 	Elapsed           time.Duration
 	RetryIn           time.Duration // deferred: the wait before the next attempt
@@ -251,7 +253,9 @@ func (l *Logger) attempt(a AttemptEnd) *event {
 	e.addr("remote_ip", a.RemoteIP)
 	e.text("tls", a.TLS)
 	e.text("upstream", a.Upstream)
+	e.text("sent_as", a.SentAs)
 	e.text("scope", a.Scope)
+	e.text("left", a.Left)
 	e.add(slog.Int("attempt", a.Attempt), slog.Int64("elapsed_ms", a.Elapsed.Milliseconds()))
 	if a.RetryIn > 0 {
 		e.add(slog.Int64("retry_in_s", int64(a.RetryIn/time.Second)))

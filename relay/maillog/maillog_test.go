@@ -63,9 +63,9 @@ var events = []struct {
 	},
 	{
 		func(l *Logger) {
-			l.Attempts(slices.Values([]AttemptEnd{AttemptEnd{ID: "id1", Recipient: bob, Result: "delivered", Attempt: 1}}))
+			l.Attempts(slices.Values([]AttemptEnd{AttemptEnd{ID: "id1", Recipient: bob, Result: "delivered", Left: "first: 454 later", Attempt: 1}}))
 		},
-		`{"level":"INFO","msg":"delivered","id":"id1","recipient":"bob@example.net","attempt":1,"elapsed_ms":0}`,
+		`{"level":"INFO","msg":"delivered","id":"id1","recipient":"bob@example.net","left":"first: 454 later","attempt":1,"elapsed_ms":0}`,
 	},
 	{
 		func(l *Logger) {

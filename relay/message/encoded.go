@@ -25,39 +25,48 @@ func encodedFault(value []byte, at bool) error {
 	if bytes.IndexByte(value, '?') < 0 {
 		return nil
 	}
-	if err := wordsFault(bytes.ReplaceAll(value, crlf, nil), at); err != nil {
-		return err
+	for _, text := range unfolded(value) {
+		found, marks, err := encodedMarks(text)
+		if err != nil {
+			return err
+		}
+		if (at || found) && marks {
+			return faultEncodedList
+		}
 	}
-	return wordsFault(without(value, " \t\r\n\\"), at)
+	return nil
 }
 
-func wordsFault(value []byte, at bool) error {
-	marks, open := false, false
+// unfolded is a field as its readers see it on one line.
+func unfolded(value []byte) [2][]byte {
+	return [2][]byte{bytes.ReplaceAll(value, crlf, nil), without(value, " \t\r\n\\")}
+}
+
+// encodedMarks reports an @, and marks that make a list, in the encoded words of a text.
+func encodedMarks(value []byte) (at, marks bool, err error) {
+	open := false
 	for _, word := range encodedWord.FindAllSubmatch(value, -1) {
 		if open || bytes.Contains(word[3], []byte("=?")) {
-			return faultWord // some readers join them, or begin at the inner one
+			return at, marks, faultWord // some readers join them, or begin at the inner one
 		}
 		decoded := decodeQ(word[3])
 		if word[2][0]|0x20 == 'b' {
 			var ok bool
 			if decoded, open, ok = decodeBase64(word[3]); !ok {
-				return faultWord
+				return at, marks, faultWord
 			}
 		}
 		text, known := asciiOf(string(word[1]), decoded)
 		switch {
 		case !known:
-			return faultCharset
+			return at, marks, faultCharset
 		case hasControl(text):
-			return faultEncodedControl
+			return at, marks, faultEncodedControl
 		}
 		at = at || bytes.IndexByte(text, '@') >= 0
 		marks = marks || bytes.ContainsAny(text, `,;<>"`)
 	}
-	if at && marks {
-		return faultEncodedList
-	}
-	return nil
+	return at, marks, nil
 }
 
 // asciiCharsets are those in which what looks like ASCII is ASCII, by their beginnings, in

@@ -73,6 +73,10 @@ type addressList struct {
 	pair   bool         // in a quoted string
 	square bool         // brackets in a name: Python takes what is before them for an address
 	folds  folds
+
+	specs   [][2]int // where the addresses of out are, kept if it is not nil
+	commas  []int    // between entries, kept with specs
+	grouped bool     // there is a group
 }
 
 // folds is what matters once a quoted string or a comment is folded. Python's
@@ -96,33 +100,44 @@ func (f folds) mislead(n int) bool {
 // error is a fault.
 func appendMailboxes(dst []smtp.Address, value []byte, utf8 bool) ([]smtp.Address, error) {
 	p := addressList{in: bytes.TrimSuffix(value, crlf), utf8: utf8, out: dst}
-	if err := p.space(); err != nil {
+	if err := p.read(); err != nil {
 		return dst, err
 	}
-	if p.pos == len(p.in) {
-		return dst, nil // nobody; for the caller to judge
+	return p.out, nil
+}
+
+// read reads all of it. That it is empty is for the caller to judge.
+func (p *addressList) read() error {
+	before := len(p.out)
+	if err := p.space(); err != nil || p.pos == len(p.in) {
+		return err
 	}
 	for {
 		if err := p.entry(false); err != nil {
-			return dst, err
+			return err
 		}
 		if p.pos == len(p.in) {
 			break
 		}
-		p.pos++ // the comma
+		p.comma()
+		p.pos++
 	}
 	switch {
 	case p.sawAt && p.pair:
-		return dst, faultPair
+		return faultPair
 	case p.sawAt && p.square:
-		return dst, faultText
-	case p.folds.mislead(len(p.out) - len(dst)):
-		return dst, faultFold
+		return faultText
+	case p.folds.mislead(len(p.out) - before):
+		return faultFold
 	}
-	if err := encodedFault(p.in, p.sawAt); err != nil {
-		return dst, err
+	return encodedFault(p.in, p.sawAt)
+}
+
+// comma keeps where one is.
+func (p *addressList) comma() {
+	if p.specs != nil && p.in[p.pos] == ',' {
+		p.commas = append(p.commas, p.pos)
 	}
-	return p.out, nil
 }
 
 // entry reads a mailbox or a group, up to the comma or the end behind it; within a
@@ -184,6 +199,9 @@ func (p *addressList) bare(start int) error {
 	last := len(p.out) - 1
 	named := p.out[last]
 	p.out = p.out[:last]
+	if p.specs != nil {
+		p.specs = p.specs[:last]
+	}
 	if err := p.angle(); err != nil {
 		return err
 	}
@@ -226,6 +244,7 @@ func (p *addressList) unexpected() error {
 // group reads what is behind the colon of a group (RFC 6854 allows them in From and
 // Sender), up to and with the semicolon.
 func (p *addressList) group() error {
+	p.grouped = true
 	if err := p.space(); err != nil {
 		return err
 	}
@@ -237,6 +256,7 @@ func (p *addressList) group() error {
 		if err := p.entry(true); err != nil {
 			return err
 		}
+		p.comma()
 		p.pos++
 		if p.in[p.pos-1] == ';' {
 			return nil
@@ -561,6 +581,9 @@ func (p *addressList) addrSpec(start int) error {
 		return faultAt
 	}
 	p.out = append(p.out, a)
+	if p.specs != nil {
+		p.specs = append(p.specs, [2]int{start, p.pos})
+	}
 	return nil
 }
 

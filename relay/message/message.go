@@ -17,6 +17,8 @@
 // field that some would not see, or an address field with two readings. Bare CR, bare
 // LF and NUL do not come here: relay/smtp's data reader refuses them.
 //
-// The message is streamed: only the header section is ever held, bounded by
+// Rewrite makes a stored message that of another author, for a provider who demands that.
+//
+// A message is streamed: only the header section is ever held, bounded by
 // Options.MaxHeader. Refusals are *smtp.Error.
 package message

@@ -10,7 +10,7 @@ import (
 	"postern/relay/smtp"
 )
 
-var sqlSetAside = texts.Bind("set_aside", "message_id", "n", "owner", "reason", "node", "unknown", "lifetime")
+var sqlSetAside = texts.Bind("set_aside", "message_id", "n", "owner", "at", "reason", "node", "unknown", "lifetime")
 
 // Mail whose rows are bad cannot be sent: a size below 0, a time that is infinite, a body of
 // which octets are missing, an envelope with control characters. The schema keeps programs
@@ -24,7 +24,7 @@ const textMissing = "octets of its text are missing"
 // setAside sets a recipient aside that epoch owns (0: nobody owns it) and that nobody has in
 // hand.
 func (q *Queue) setAside(id ID, n int, epoch int64, why string) {
-	q.end(ending{Outcome: Outcome{Message: id, N: n, Epoch: epoch}, release: true, aside: why})
+	q.end(ending{Outcome: Outcome{Message: id, N: n, Epoch: epoch, At: time.Now()}, release: true, aside: why})
 }
 
 // ofRows is the reason to set rows aside that the database fails at.

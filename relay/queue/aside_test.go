@@ -630,4 +630,37 @@ func TestM8AsideInDoubt(t *testing.T) {
 	if n := count(t, db, `select count(*) from recipient where set_aside is not null and held_at is not null`); n != 1 {
 		t.Errorf("after %d tries the delivered recipient is not set aside", tries.Load())
 	}
+	if n := tries.Load(); n < 4 {
+		t.Errorf("%d tries: the one that sets it aside was not in doubt", n)
+	}
+}
+
+// The answer to setting a recipient aside is lost, and an admin releases it before the next try:
+// it stays released.
+func TestAsideInDoubtKeepsARelease(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	var tries atomic.Int32
+	var id ID
+	q := start(t, handConfig(db, "a"), func(q *Queue) {
+		q.faults.settle.After = func(c *pgx.Conn) error {
+			if tries.Add(1) == 2 { // the first releases the message
+				exec(t, db, `update recipient set held_at = null, set_aside = null where message_id = $1`, id)
+				return cut(c)
+			}
+			return nil
+		}
+	})
+	m, d := put(t, q, true, "a@example.net")
+	q.Release(d, []int{0}, time.Hour)
+	settled(t, q)
+	id = m.ID
+	q.setAside(id, 0, 0, "its size is -1")
+	settled(t, q)
+	if n := count(t, db, `select count(*) from history where result = 'hold'`); n != 1 || tries.Load() < 3 {
+		t.Errorf("after %d tries it was set aside %d times", tries.Load(), n)
+	}
+	if n := count(t, db, `select count(*) from recipient where held_at is not null`); n != 0 {
+		t.Error("an admin's release was undone")
+	}
 }

@@ -62,7 +62,7 @@ func BenchmarkAcceptDeliver(b *testing.B) {
 					b.Error(err)
 					return
 				}
-				if err := q.Gate(context.Background(), d, ns); err != nil {
+				if err := q.Gate(context.Background(), d, ns, ""); err != nil {
 					b.Error(err)
 				}
 				outcomes := make([]Outcome, len(ns))

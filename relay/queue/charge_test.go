@@ -45,7 +45,7 @@ func isOver(err error) *quota.Over {
 	return over
 }
 
-// P9: as many as are allowed get in, over all nodes, and not one more.
+// P9: as many as are allowed get in, across all nodes, and not one more.
 func TestLimitIsExact(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
@@ -456,7 +456,7 @@ func TestRefusedLargeIsNotStored(t *testing.T) {
 	}
 }
 
-// A limit of a domain counts what all its users send, over all nodes, once for each message;
+// A limit of a domain counts what all its users send, across all nodes, once for each message;
 // each limit that a message is under is charged, and the one that refuses is named.
 func TestDomainLimit(t *testing.T) {
 	t.Parallel()

@@ -299,7 +299,7 @@ func (c *claims) take(ctx context.Context, conn *pgx.Conn, want ClaimRequest, do
 		var left *float64
 		r := &c.r
 		err := row.Scan(&c.id, &r.N, &c.key, &r.Address.Local, &r.Address.Domain, &notify, &r.ORcptType, &r.ORcpt, &r.Attempts,
-			&r.PossibleDuplicate, &r.DelayNoticed, &left, &r.LastCode, &r.LastMidText, &r.Waited)
+			&r.PossibleDuplicate, &r.DelayNoticed, &left, &r.LastCode, &r.LastMidText, &r.StaysWith, &r.Waited)
 		r.Notify = smtp.Notify(notify)
 		switch c.bad = faultOf(r.Address, r.ORcptType, r.ORcpt); {
 		case left == nil:
@@ -364,7 +364,7 @@ func (c *claims) deliveries(ctx context.Context, conn *pgx.Conn, rows []claimedR
 func (q *Queue) giveBack(list []*Delivery) {
 	for _, d := range list {
 		for i := range d.Recipients {
-			q.end(ending{Outcome: Outcome{Message: d.Message.ID, N: d.Recipients[i].N, Epoch: d.Epoch, RetryIn: time.Second}, release: true})
+			q.end(d.released(d.Recipients[i].N, time.Second))
 		}
 	}
 }

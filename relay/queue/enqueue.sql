@@ -54,8 +54,7 @@ r as (
 	where (@again or exists (select from fence))
 		and (not @limited or (@id::uuid[])[u.message] not in (select v.id from charged v where v.refused))
 		and (not @again or (@id::uuid[])[u.message] in (select m.id from m)))
-select (select count(*) from m),
-	set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true),
+select (select count(*) from m), durably(),
 	case when exists (select from hold) then (select array_agg(h.id) from h) end,
 	case when @limited then (select array_agg(v.charge order by v.charge) from charged v where v.refused) end,
 	case when @limited then (select array_agg(v.used order by v.charge) from charged v where v.refused) end,

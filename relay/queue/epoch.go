@@ -43,7 +43,7 @@ var (
 	sqlRival     = texts.Bind("rival", "name", "epoch")
 	sqlHeartbeat = texts.Bind("heartbeat", "epoch", "lease")
 	sqlEndEpoch  = texts.Bind("end_epoch", "epoch")
-	sqlGate      = texts.Bind("gate", "message_id", "n", "epoch")
+	sqlGate      = texts.Bind("gate", "message_id", "n", "epoch", "way")
 )
 
 func newEpochs(q *Queue) *epochs {
@@ -314,15 +314,17 @@ func (q *Queue) Available() error {
 }
 
 // Gate is called just before the final dot for recipients ns of d. An error means
-// that the epoch may no longer be ours: the dot must not be sent.
-func (q *Queue) Gate(ctx context.Context, d *Delivery, ns []int) error {
+// that the epoch may no longer be ours: the dot must not be sent. way is where the dot goes, as
+// Outcome.Upstream, if another could be taken the next time: the rows then stay with it unless the
+// outcome is known. "": there is no other.
+func (q *Queue) Gate(ctx context.Context, d *Delivery, ns []int, way string) error {
 	if !q.Valid(d.Epoch) {
 		return fmt.Errorf("gate of epoch %d: %w", d.Epoch, errEpochLost)
 	}
-	if !q.cfg.StrictGate {
+	if !q.cfg.StrictGate && way == "" {
 		return nil
 	}
-	if err := q.gates.mark(ctx, d, ns); err != nil {
+	if err := q.gates.mark(ctx, &gateAsk{d: d, ns: ns, way: way, done: make(chan error, 1)}); err != nil {
 		return err
 	}
 	if !q.Valid(d.Epoch) {
@@ -331,7 +333,8 @@ func (q *Queue) Gate(ctx context.Context, d *Delivery, ns []int) error {
 	return nil
 }
 
-// gates marks rows before their final dot, many in one statement (strict gate).
+// gates marks rows before their final dot, many in one statement: all of them under the strict
+// gate, those that have a choice of ways under the local one.
 type gates struct {
 	q    *Queue
 	s    *pg.Dedicated
@@ -341,11 +344,11 @@ type gates struct {
 type gateAsk struct {
 	d    *Delivery
 	ns   []int
+	way  string
 	done chan error
 }
 
-func (g *gates) mark(ctx context.Context, d *Delivery, ns []int) error {
-	ask := &gateAsk{d: d, ns: ns, done: make(chan error, 1)}
+func (g *gates) mark(ctx context.Context, ask *gateAsk) error {
 	select {
 	case g.asks <- ask:
 	case <-ctx.Done():
@@ -394,9 +397,11 @@ func (g *gates) write(ctx context.Context, asks []*gateAsk) (map[gateKey]int, er
 	var ids [][16]byte
 	var ns []int32
 	var owners []int64
+	var ways []string
 	for _, ask := range asks {
 		for _, n := range ask.ns {
 			ids, ns, owners = append(ids, ask.d.Message.ID), append(ns, int32(n)), append(owners, ask.d.Epoch)
+			ways = append(ways, ask.way)
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -406,7 +411,7 @@ func (g *gates) write(ctx context.Context, asks []*gateAsk) (map[gateKey]int, er
 		return nil, err
 	}
 	found := make(map[gateKey]int)
-	rows, err := conn.Query(ctx, sqlGate, ids, ns, owners)
+	rows, err := conn.Query(ctx, sqlGate, ids, ns, owners, ways)
 	if err == nil {
 		var key gateKey
 		var count int

@@ -24,12 +24,12 @@ where epoch = @epoch and superseded_at is null and reaped_at is null
 update node set reaped_at = clock_timestamp() where epoch = @epoch and reaped_at is null
 
 -- name: gate
--- Marks rows as "the dot may have been sent" and says how many of each message it found ours.
-with o as materialized (select * from unnest(@message_id::uuid[], @n::int[], @epoch::bigint[]) as o(message_id, n, epoch)),
+-- Marks rows as "the dot may have been sent", to which way where the route has several, and says
+-- how many of each message it found ours.
+with o as materialized (select * from unnest(@message_id::uuid[], @n::int[], @epoch::bigint[], @way::text[]) as o(message_id, n, epoch, way)),
 marked as (
-	update recipient r set dot_possible = true from o
+	update recipient r set dot_possible = true, stays_with = coalesce(nullif(o.way, ''), r.stays_with) from o
 	where r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'waiting'
 	returning r.message_id, o.epoch)
-select m.message_id, m.epoch, count(*),
-	set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)
+select m.message_id, m.epoch, count(*), durably()
 from marked m group by 1, 2

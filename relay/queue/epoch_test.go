@@ -47,11 +47,11 @@ func TestTrustEnds(t *testing.T) {
 	q := start(t, cfg, withClock(c))
 	_, d := put(t, q, true, "a@example.net")
 	c.add(cfg.withDefaults().Trust - time.Nanosecond)
-	if err := q.Gate(ctxOf(t), d, []int{0}); err != nil {
+	if err := q.Gate(ctxOf(t), d, []int{0}, ""); err != nil {
 		t.Fatalf("within the trust: %v", err)
 	}
 	c.add(time.Nanosecond)
-	if err := q.Gate(ctxOf(t), d, []int{0}); !errors.Is(err, errEpochLost) {
+	if err := q.Gate(ctxOf(t), d, []int{0}, ""); !errors.Is(err, errEpochLost) {
 		t.Fatalf("after the trust: %v", err)
 	}
 	if q.Available() == nil {
@@ -64,7 +64,7 @@ func TestTrustEnds(t *testing.T) {
 		t.Error("claimed without a trusted epoch")
 	}
 	q.epochs.step(ctxOf(t), 0)
-	if err := q.Gate(ctxOf(t), d, []int{0}); err != nil {
+	if err := q.Gate(ctxOf(t), d, []int{0}, ""); err != nil {
 		t.Fatalf("after a heartbeat: %v", err)
 	}
 }
@@ -89,7 +89,7 @@ func TestReapAndFence(t *testing.T) {
 	if len(got) != 1 || !got[0].Recipients[0].PossibleDuplicate {
 		t.Fatalf("claimed %+v", got)
 	}
-	if err := a.Gate(ctxOf(t), d, []int{0}); err == nil {
+	if err := a.Gate(ctxOf(t), d, []int{0}, ""); err == nil {
 		t.Fatal("the dead epoch passes the gate")
 	}
 	a.Settle(outcome(d, 0, Delivered), outcome(d, 1, Failed))
@@ -122,7 +122,7 @@ func TestReapFlagsWhatMayBeSent(t *testing.T) {
 	clock := &fakeClock{}
 	a, b := start(t, cfg), start(t, handConfig(db, "b"), withClock(clock))
 	m, d := put(t, a, true, "x@example.net", "y@example.net")
-	if err := a.Gate(ctxOf(t), d, []int{1}); err != nil {
+	if err := a.Gate(ctxOf(t), d, []int{1}, ""); err != nil {
 		t.Fatal(err)
 	}
 	die(t, db, d.Epoch, b, clock)

@@ -18,7 +18,7 @@ rows as materialized (
 update recipient r set owner = @epoch, dot_possible = false
 from rows where r.message_id = rows.message_id and r.n = rows.n and coalesce(r.owner, 0) = 0
 returning r.message_id, r.state, r.n, r.local, r.domain, r.orcpt_type, r.orcpt, r.reply_code, r.reply_enhanced, r.reply_text,
-	r.remote_mta, sane_time(r.last_attempt_at), sane_time(r.expires_at), sane_time(r.accepted_at)
+	r.remote_mta, sane_time(r.last_attempt_at), sane_time(r.expires_at), sane_time(r.accepted_at), coalesce(r.scope, '')
 
 -- name: first_notice
 -- Names the row that claim_notices would begin with.
@@ -52,12 +52,12 @@ h as (insert into history (message_id, n, at, epoch, result, local, domain, node
 t as (insert into notice (message_id, about, kind, user_id, again) select @notice, @message_id, @kind, @user_id, @again where @notice::uuid is not null),
 b as (delete from body where message_id = @message_id and exists (select from gone)
 	and (select count(*) from gone) = (select count(*) from recipient r where r.message_id = @message_id))
-select (select count(*) from o), set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)
+select (select count(*) from o), durably()
 
 -- name: notice_exists
 -- Tells that an earlier try to commit a notice has succeeded after all. It writes something
 -- then, so that its own commit waits for the standbys behind that one's.
-select stored.it, set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true),
+select stored.it, durably(),
 	case when stored.it then pg_logical_emit_message(true, 'postern', 'a notice in doubt')::text end
 from (select exists (select from message where id = @notice) as it) stored
 

@@ -176,12 +176,9 @@ func (q *Queue) Start(ctx context.Context) error {
 	for what, run := range map[string]func(context.Context){
 		"the heartbeat": q.epochs.run, "voiding": q.commits.voids.run, "the sweep": q.sweeps.run,
 		"the reserve": q.room.Run, "holds": q.holds.run, "listening": q.signals.listen,
-		"notifying": q.signals.notify, "recovered destinations": q.wakeRecovered,
+		"notifying": q.signals.notify, "recovered destinations": q.wakeRecovered, "the gate": q.gates.run,
 	} {
 		q.loops.Go(q.kept(background, what, run))
-	}
-	if q.cfg.StrictGate {
-		q.loops.Go(q.kept(background, "the gate", q.gates.run))
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ func TestEnqueueDeliver(t *testing.T) {
 	if got := rows(t, db, m.ID); got != "0 waiting owned;1 waiting owned" {
 		t.Fatalf("after the enqueue: %q", got)
 	}
-	if err := q.Gate(ctxOf(t), d, []int{0, 1}); err != nil {
+	if err := q.Gate(ctxOf(t), d, []int{0, 1}, ""); err != nil {
 		t.Fatal(err)
 	}
 	q.Settle(outcome(d, 0, Delivered))
@@ -315,14 +315,14 @@ func TestStrictGate(t *testing.T) {
 	if n := count(t, db, `select count(*) from recipient where dot_possible`); n != 0 {
 		t.Fatal("marked before the gate")
 	}
-	if err := q.Gate(ctxOf(t), d, []int{1}); err != nil {
+	if err := q.Gate(ctxOf(t), d, []int{1}, ""); err != nil {
 		t.Fatal(err)
 	}
 	if n := count(t, db, `select count(*) from recipient where dot_possible and n = 1`); n != 1 {
 		t.Fatal("not marked by the gate")
 	}
 	exec(t, db, `update recipient set owner = owner + 1000 where message_id = $1 and n = 0`, m.ID)
-	if err := q.Gate(ctxOf(t), d, []int{0, 1}); err == nil {
+	if err := q.Gate(ctxOf(t), d, []int{0, 1}, ""); err == nil {
 		t.Fatal("the gate let a row pass that is not ours")
 	}
 }

@@ -18,11 +18,11 @@ func TestR2Recovered(t *testing.T) {
 	q := start(t, calmConfig(db))
 	_, d := put(t, q, true, "a@one.example", "b@one.example", "c@two.example", "d@three.example")
 	for n, o := range []struct {
-		upstream  string
-		suspended bool
-	}{{"mx", true}, {"mx", false}, {"mx", true}, {"out", true}} {
+		upstream string
+		waitsFor string
+	}{{"mx", "mx one.example"}, {"mx", ""}, {"mx", "mx two.example"}, {"out", "upstream out"}} {
 		end := outcome(d, n, Deferred)
-		end.Upstream, end.Suspended, end.RetryIn = o.upstream, o.suspended, time.Hour
+		end.Upstream, end.WaitsFor, end.RetryIn = o.upstream, o.waitsFor, time.Hour
 		q.Settle(end)
 	}
 	becomes(t, db, d.Message.ID, "0 waiting;1 waiting;2 waiting;3 waiting")
@@ -52,7 +52,7 @@ func TestR2NothingWasTried(t *testing.T) {
 	q := start(t, calmConfig(db))
 	m, d := put(t, q, true, "a@one.example")
 	end := outcome(d, 0, Deferred)
-	end.Upstream, end.Suspended, end.NotAnAttempt, end.RetryIn = "mx", true, true, 1000*time.Hour
+	end.Upstream, end.WaitsFor, end.NotAnAttempt, end.RetryIn = "mx", "mx one.example", true, 1000*time.Hour
 	q.Settle(end)
 	becomes(t, db, m.ID, "0 waiting")
 	if n := count(t, db, `select count(*) from recipient where attempts = 0 and last_attempt_at is null and reply_text = 'later'
@@ -75,7 +75,7 @@ func TestR2ClaimEndsTheWait(t *testing.T) {
 	q := start(t, calmConfig(db))
 	_, d := put(t, q, true, "a@one.example")
 	end := outcome(d, 0, Deferred)
-	end.Upstream, end.Suspended, end.RetryIn = "mx", true, 0
+	end.Upstream, end.WaitsFor, end.RetryIn = "mx", "mx one.example", 0
 	q.Settle(end)
 	claimAll(t, q, ClaimRequest{Messages: 10, PerDestination: 10})
 	if n := count(t, db, `select count(*) from recipient where waits_for is null`); n != 1 {
@@ -107,7 +107,7 @@ func TestR2RecoveredIsTold(t *testing.T) {
 	_, d := put(t, a, true, "x@one.example", "y@one.example")
 	suspend := func(n int) {
 		end := outcome(d, n, Deferred)
-		end.Upstream, end.Suspended, end.RetryIn = "out", true, time.Hour
+		end.Upstream, end.WaitsFor, end.RetryIn = "out", "upstream out", time.Hour
 		a.Settle(end)
 	}
 	suspend(0)
@@ -140,7 +140,7 @@ func TestR2RecoveredIsNotPutOff(t *testing.T) {
 	q := start(t, calmConfig(db))
 	_, d := put(t, q, true, "a@one.example")
 	end := outcome(d, 0, Deferred)
-	end.Upstream, end.Suspended, end.RetryIn = "out", true, time.Hour
+	end.Upstream, end.WaitsFor, end.RetryIn = "out", "upstream out", time.Hour
 	q.Settle(end)
 	becomes(t, db, d.Message.ID, "0 waiting")
 	q.Recovered(Way("out", ""))

@@ -2,8 +2,10 @@ package queue
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,6 +23,10 @@ const (
 	settleQueue = 8192                 // outcomes that wait before Settle blocks
 	settlePause = 5 * time.Millisecond // nobody waits for an outcome: gather a little
 )
+
+// faultNotice is after what time a sender hears of a delay that is the relay's fault: account or
+// sender is refused by the next server.
+const faultNotice = time.Hour
 
 // ending is how one row that we own is to end.
 type ending struct {
@@ -69,12 +75,23 @@ func (q *Queue) Settle(outcomes ...Outcome) {
 func (q *Queue) Release(d *Delivery, ns []int, wait time.Duration) {
 	damaged := content.Damaged(d.Body)
 	for _, n := range ns {
-		e := ending{Outcome: Outcome{Message: d.Message.ID, N: n, Epoch: d.Epoch, RetryIn: wait}, release: true}
+		e := d.released(n, wait)
 		if damaged {
-			e.aside = textMissing
+			e.aside, e.At = textMissing, time.Now()
 		}
 		q.settles.put(e)
 	}
+}
+
+// released is the release of a recipient. It stays with what it stayed with when it was claimed.
+func (d *Delivery) released(n int, wait time.Duration) ending {
+	e := ending{Outcome: Outcome{Message: d.Message.ID, N: n, Epoch: d.Epoch, RetryIn: wait}, release: true}
+	for i := range d.Recipients {
+		if d.Recipients[i].N == n {
+			e.StaysWith = d.Recipients[i].StaysWith
+		}
+	}
+	return e
 }
 
 // end ends a claimed row that nobody has in hand yet.
@@ -198,6 +215,9 @@ func (s *settles) yield(e *ending, err error) bool {
 	case e.aside == "":
 		e.aside = fmt.Sprintf("its outcome (%s, %d) cannot be written: %v", e.Result, e.Reply.Code, err)
 		e.Unknown, e.release = e.Unknown || e.Result == Delivered, true
+		if e.At.IsZero() {
+			e.At = time.Now()
+		}
 	default:
 		s.q.log.Error("queue: cannot set a recipient aside, its row cannot be written", "id", e.Message, "rcpt", e.N, "why", e.aside, "error", err)
 		s.q.inHand.remove(e.Message, 1)
@@ -208,7 +228,7 @@ func (s *settles) yield(e *ending, err error) bool {
 
 // bare is an outcome without the peer's text, only its codes.
 func bare(o Outcome) Outcome {
-	o.Reply.Text, o.RemoteMTA, o.TLS, o.Upstream = "", "", "", ""
+	o.Reply.Text, o.RemoteMTA, o.TLS, o.Upstream, o.SentAs, o.Left = "", "", "", "", "", nil
 	return o
 }
 
@@ -287,7 +307,7 @@ func (s *settles) transact(group []ending, again bool) error {
 	}
 	for i := range group {
 		if e := &group[i]; e.aside != "" {
-			batch.Queue(sqlSetAside, e.Message, e.N, e.Epoch, pg.Storable(e.aside), s.q.cfg.Node, e.Unknown, s.q.times.Load().Lifetime)
+			batch.Queue(sqlSetAside, e.Message, e.N, e.Epoch, e.At, pg.Storable(e.aside), s.q.cfg.Node, e.Unknown, s.q.times.Load().Lifetime)
 		}
 	}
 	err = conn.SendBatch(ctx, batch).Close()
@@ -341,7 +361,8 @@ type endings struct {
 	from, to, code                              []int32
 	epoch                                       []int64
 	result, enhanced, text, mta, addr, tls, via []string
-	waits, scope                                []string
+	sentAs                                      []string
+	waits, scope, stays, left                   []string
 	at, started                                 []time.Time
 	unknown, passed, released, ours             []bool
 	retry                                       []time.Duration
@@ -358,7 +379,7 @@ func (c *endings) len() int { return len(c.n) }
 // fill takes the endings of a group that are deliveries, or those that are not.
 func (c *endings) fill(q *Queue, group []ending, delivered bool) *endings {
 	*c = endings{node: q.cfg.Node, gather: q.cfg.Gather, delay: q.times.Load().DelayNotice, args: pg.Args{Values: c.args.Values[:0]}, id: c.id[:0], from: c.from[:0], to: c.to[:0], code: c.code[:0], epoch: c.epoch[:0], result: c.result[:0], enhanced: c.enhanced[:0],
-		text: c.text[:0], mta: c.mta[:0], addr: c.addr[:0], tls: c.tls[:0], via: c.via[:0], waits: c.waits[:0], scope: c.scope[:0], ours: c.ours[:0],
+		text: c.text[:0], mta: c.mta[:0], addr: c.addr[:0], tls: c.tls[:0], via: c.via[:0], sentAs: c.sentAs[:0], waits: c.waits[:0], scope: c.scope[:0], stays: c.stays[:0], left: c.left[:0], ours: c.ours[:0],
 		at: c.at[:0], started: c.started[:0], unknown: c.unknown[:0], passed: c.passed[:0], released: c.released[:0], retry: c.retry[:0],
 		n: c.n[:0], local: c.local[:0], domain: c.domain[:0]}
 	for i := range group {
@@ -383,9 +404,6 @@ func (c *endings) add(e *ending) {
 
 // alike reports that e and f differ in nothing but the recipient.
 func (e *ending) alike(f *ending) bool {
-	if e.Message != f.Message || e.Suspended || f.Suspended { // its way may be the recipient's
-		return false
-	}
 	of := *e
 	of.N, of.Recipient = f.N, f.Recipient
 	return of == *f
@@ -413,14 +431,26 @@ func (c *endings) addAttempt(e *ending) {
 	c.code, c.enhanced, c.text = append(c.code, int32(e.Reply.Code)), append(c.enhanced, e.Reply.Enhanced.String()), append(c.text, pg.Storable(e.Reply.Text))
 	c.mta, c.addr = append(c.mta, pg.Storable(e.RemoteMTA)), append(c.addr, addr)
 	c.tls, c.via = append(c.tls, pg.Storable(e.TLS)), append(c.via, pg.Storable(e.Upstream))
+	c.sentAs = append(c.sentAs, pg.Storable(e.SentAs))
 	c.unknown, c.passed = append(c.unknown, e.Unknown), append(c.passed, e.DSNPassed)
 	c.retry, c.released = append(c.retry, max(e.RetryIn, 0)), append(c.released, e.release)
-	waits := e.WaitsFor
-	if e.Suspended {
-		waits = Way(e.Upstream, e.Recipient.DomainKey())
+	c.waits, c.ours = append(c.waits, pg.Storable(e.WaitsFor)), append(c.ours, e.Ours)
+	c.scope, c.stays = append(c.scope, e.Scope), append(c.stays, e.StaysWith)
+	left := ""
+	if e.Left != nil {
+		left = leftText(*e.Left)
 	}
-	c.waits, c.ours = append(c.waits, pg.Storable(waits)), append(c.ours, e.Ours)
-	c.scope = append(c.scope, e.Scope)
+	c.left = append(c.left, left)
+}
+
+// leftText is the JSON of ways that were left.
+func leftText(list []LeftWay) string {
+	list = slices.Clone(list) // others read it
+	for i := range list {
+		list[i].Host, list[i].Reply = pg.Storable(list[i].Host), pg.Storable(list[i].Reply)
+	}
+	text, _ := json.Marshal(list) // strings and times
+	return string(text)
 }
 
 // delivered adds the columns with their names in settle.sql.
@@ -441,8 +471,10 @@ func (c *endings) delivered(a *pg.Args) {
 	a.Add("addr", c.addr)
 	a.Add("tls", c.tls)
 	a.Add("upstream", c.via)
+	a.Add("sent_as", c.sentAs)
 	a.Add("outcome_unknown", c.unknown)
 	a.Add("dsn_passed", c.passed)
+	a.Add("left_ways", c.left)
 
 	a.Add("n", c.n)
 	a.Add("local", c.local)
@@ -458,7 +490,9 @@ func (c *endings) undelivered(a *pg.Args) {
 	a.Add("waits_for", c.waits)
 	a.Add("ours", c.ours)
 	a.Add("scope", c.scope)
+	a.Add("stays_with", c.stays)
 	a.Add("delay_notice", c.delay)
+	a.Add("fault_notice", faultNotice)
 }
 
 // expiredReply fails a recipient whose lifetime ended while it waited (RFC 3463 X.4.7,

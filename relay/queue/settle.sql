@@ -15,9 +15,9 @@
 with o as materialized (
 	select a.*, r.n, a.first + r.nth - 1 as i
 	from unnest(@message_id::uuid[], @first::int[], @last::int[], @epoch::bigint[], @at::timestamptz[], @started_at::timestamptz[],
-			@code::int[], @enhanced::text[], @text::text[], @mta::text[], @addr::text[], @tls::text[], @upstream::text[],
-			@outcome_unknown::boolean[], @dsn_passed::boolean[])
-		as a(message_id, first, last, epoch, at, started_at, code, enhanced, text, mta, addr, tls, upstream, outcome_unknown, dsn_passed)
+			@code::int[], @enhanced::text[], @text::text[], @mta::text[], @addr::text[], @tls::text[], @upstream::text[], @sent_as::text[],
+			@outcome_unknown::boolean[], @dsn_passed::boolean[], @left_ways::text[])
+		as a(message_id, first, last, epoch, at, started_at, code, enhanced, text, mta, addr, tls, upstream, sent_as, outcome_unknown, dsn_passed, left_ways)
 		cross join lateral (select * from unnest((@n::int[])[a.first:a.last]) with ordinality limit a.last - a.first + 1) r(n, nth)
 	where not @again or (select h.n from history h where h.message_id = a.message_id and h.n = r.n and h.at = a.at and h.epoch = a.epoch) is null),
 gone as (
@@ -37,15 +37,15 @@ kept as (
 k as not materialized (select * from gone union all select * from kept),
 h as (
 	insert into history (message_id, n, at, epoch, result, started_at, local, domain, reply_code, reply_enhanced, reply_text,
-		remote_mta, remote_addr, tls, upstream, node, outcome_unknown, possible_duplicate, dsn_passed, fenced)
+		remote_mta, remote_addr, tls, upstream, sent_as, node, outcome_unknown, possible_duplicate, dsn_passed, fenced, left_ways)
 	select message_id, n, at, epoch, 'delivered', started_at, local, domain, code, enhanced, text,
-		mta, addr, tls, upstream, @node, outcome_unknown, possible_duplicate, dsn_passed, false
+		mta, addr, tls, upstream, nullif(sent_as, ''), @node, outcome_unknown, possible_duplicate, dsn_passed, false, nullif(left_ways, '')::jsonb
 	from k),
 f as (
 	insert into history (message_id, n, at, epoch, result, started_at, local, domain, reply_code, reply_enhanced, reply_text,
-		remote_mta, remote_addr, tls, upstream, node, outcome_unknown, possible_duplicate, dsn_passed, fenced)
+		remote_mta, remote_addr, tls, upstream, sent_as, node, outcome_unknown, possible_duplicate, dsn_passed, fenced, left_ways)
 	select message_id, n, at, epoch, 'delivered', started_at, (@local::text[])[i], (@domain::text[])[i], code, enhanced, text,
-		mta, addr, tls, upstream, @node, outcome_unknown, true, dsn_passed, true
+		mta, addr, tls, upstream, nullif(sent_as, ''), @node, outcome_unknown, true, dsn_passed, true, nullif(left_ways, '')::jsonb
 	from o where (message_id, n) not in (select k.message_id, k.n from k)
 	on conflict do nothing
 	returning message_id, n),
@@ -55,12 +55,10 @@ b as (
 		select g.message_id from (select message_id, count(*) as rows from gone group by message_id) g
 		where g.rows = (select count(*) from recipient r where r.message_id = g.message_id)) as last
 	where body.message_id = last.message_id)
-select f.message_id, f.n,
-	set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)
+select f.message_id, f.n, durably()
 from f
 union all
-select null, null,
-	set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)
+select null, null, durably()
 
 -- name: undelivered
 -- Ends the other attempts: back to waiting, or failed when the server said so or the lifetime
@@ -71,11 +69,11 @@ select null, null,
 with o as materialized (
 	select a.*, r.n, a.first + r.nth - 1 as i
 	from unnest(@message_id::uuid[], @first::int[], @last::int[], @epoch::bigint[], @at::timestamptz[], @started_at::timestamptz[],
-			@code::int[], @enhanced::text[], @text::text[], @mta::text[], @addr::text[], @tls::text[], @upstream::text[],
-			@outcome_unknown::boolean[], @dsn_passed::boolean[], @result::text[], @retry_in::interval[], @released::boolean[],
-			@waits_for::text[], @ours::boolean[], @scope::text[])
-		as a(message_id, first, last, epoch, at, started_at, code, enhanced, text, mta, addr, tls, upstream, outcome_unknown, dsn_passed,
-			result, retry_in, released, waits_for, ours, scope)
+			@code::int[], @enhanced::text[], @text::text[], @mta::text[], @addr::text[], @tls::text[], @upstream::text[], @sent_as::text[],
+			@outcome_unknown::boolean[], @dsn_passed::boolean[], @left_ways::text[], @result::text[], @retry_in::interval[], @released::boolean[],
+			@waits_for::text[], @ours::boolean[], @scope::text[], @stays_with::text[])
+		as a(message_id, first, last, epoch, at, started_at, code, enhanced, text, mta, addr, tls, upstream, sent_as, outcome_unknown, dsn_passed,
+			left_ways, result, retry_in, released, waits_for, ours, scope, stays_with)
 		cross join lateral (select * from unnest((@n::int[])[a.first:a.last]) with ordinality limit a.last - a.first + 1) r(n, nth)
 	where not @again or (select h.n from history h where h.message_id = a.message_id and h.n = r.n and h.at = a.at and h.epoch = a.epoch) is null),
 mine as materialized (
@@ -98,9 +96,11 @@ lost as (
 	where t.message_id = m.message_id and m.fails and m.tell & 1 = 0 and t.lost is null),
 back as (
 	update recipient r set owner = null, dot_possible = false, next_attempt_at = least(now() + m.retry_in, r.expires_at),
-		waits_for = nullif(m.waits_for, ''),
+		waits_for = nullif(m.waits_for, ''), stays_with = nullif(m.stays_with, ''),
+		scope = case when m.code > 0 then nullif(m.scope, '') else r.scope end,
 		notice_at = case when m.code = 0 or r.delay_noticed or r.tell & 2 = 0 then r.notice_at
-			else coalesce(r.notice_at, r.accepted_at + @delay_notice::interval) end,
+			else least(coalesce(r.notice_at, r.accepted_at + @delay_notice::interval),
+				case when m.scope in ('sender', 'account') then r.accepted_at + @fault_notice::interval end) end,
 		held_at = held_since(r.message_id, r.held_at),
 		reply_code = case when m.code > 0 then m.code else r.reply_code end,
 		reply_enhanced = case when m.code > 0 then m.enhanced else r.reply_enhanced end,
@@ -112,12 +112,15 @@ kept as (
 		state = case when m.fails then 'failed' else 'waiting' end,
 		held_at = case when not m.fails then held_since(r.message_id, r.held_at) end, last_upstream = m.upstream,
 		waits_for = case when not m.fails then nullif(m.waits_for, '') end,
+		stays_with = case when not m.fails then nullif(m.stays_with, '') end,
+		scope = case m.result when 'expired' then r.scope else nullif(m.scope, '') end,
 		possible_duplicate = r.possible_duplicate or m.outcome_unknown,
 		attempts = r.attempts + case m.result when 'expired' then 0 else 1 end,
 		next_attempt_at = least(now() + m.retry_in, r.expires_at),
 		notice_at = case when m.fails then now() + case when m.message_id in (select message_id from goes_on) then @gather::interval else '0' end
 			when r.delay_noticed or r.tell & 2 = 0 then r.notice_at
-			else coalesce(r.notice_at, r.accepted_at + @delay_notice::interval) end,
+			else least(coalesce(r.notice_at, r.accepted_at + @delay_notice::interval),
+				case when m.scope in ('sender', 'account') then r.accepted_at + @fault_notice::interval end) end,
 		last_attempt_at = case m.result when 'expired' then r.last_attempt_at else m.at end,
 		reply_code = case when m.late then 451 else m.code end,
 		reply_enhanced = case when m.late then '4.4.7' else m.enhanced end,
@@ -132,15 +135,15 @@ kept as (
 	where r.message_id = m.message_id and r.n = m.n and not m.released and not (m.fails and m.tell & 1 = 0)),
 h as (
 	insert into history (message_id, n, at, epoch, result, started_at, local, domain, reply_code, reply_enhanced, reply_text,
-		remote_mta, remote_addr, tls, upstream, node, outcome_unknown, possible_duplicate, dsn_passed, fenced, scope)
+		remote_mta, remote_addr, tls, upstream, sent_as, node, outcome_unknown, possible_duplicate, dsn_passed, fenced, scope, left_ways)
 	select message_id, n, at, epoch, case when late then 'expired' else result end, started_at, local, domain, code, enhanced, text,
-		mta, addr, tls, upstream, @node, outcome_unknown, possible_duplicate, dsn_passed, false, nullif(scope, '')
+		mta, addr, tls, upstream, nullif(sent_as, ''), @node, outcome_unknown, possible_duplicate, dsn_passed, false, nullif(scope, ''), nullif(left_ways, '')::jsonb
 	from mine where not released),
 f as (
 	insert into history (message_id, n, at, epoch, result, started_at, local, domain, reply_code, reply_enhanced, reply_text,
-		remote_mta, remote_addr, tls, upstream, node, outcome_unknown, possible_duplicate, dsn_passed, fenced, scope)
+		remote_mta, remote_addr, tls, upstream, sent_as, node, outcome_unknown, possible_duplicate, dsn_passed, fenced, scope, left_ways)
 	select message_id, n, at, epoch, result, started_at, (@local::text[])[i], (@domain::text[])[i], code, enhanced, text,
-		mta, addr, tls, upstream, @node, outcome_unknown, outcome_unknown, dsn_passed, true, nullif(scope, '')
+		mta, addr, tls, upstream, nullif(sent_as, ''), @node, outcome_unknown, outcome_unknown, dsn_passed, true, nullif(scope, ''), nullif(left_ways, '')::jsonb
 	from o where not released and (message_id, n) not in (select mine.message_id, mine.n from mine)
 	on conflict do nothing
 	returning message_id, n),
@@ -149,12 +152,10 @@ b as (
 		select g.message_id from (select message_id, count(*) as rows from gone group by message_id) g
 		where g.rows = (select count(*) from recipient r where r.message_id = g.message_id)) as last
 	where body.message_id = last.message_id)
-select f.message_id, f.n,
-	set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)
+select f.message_id, f.n, durably()
 from f
 union all
-select null, null,
-	set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)
+select null, null, durably()
 
 -- name: await_outcomes
 -- Waits for an earlier try that is still under way, so that what follows, a statement of

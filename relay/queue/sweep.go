@@ -14,10 +14,10 @@ import (
 
 var (
 	sqlLiving    = texts.Bind("living", "reap_after", "never")
-	sqlReap      = texts.Bind("reap", "rows")
-	sqlReapOne   = texts.Bind("reap_one", "message_id", "n", "epoch")
-	sqlLeftovers = texts.Bind("leftovers", "message_id", "epoch")
-	sqlHandBack  = texts.Bind("hand_back", "epoch", "rows")
+	sqlReap      = texts.BindWith("reap", pg.Constants{"one": "false", "message_id": "null", "n": "null", "epoch": "null"}, "rows")
+	sqlReapOne   = texts.BindWith("reap", pg.Constants{"one": "true", "rows": "null"}, "message_id", "n", "epoch")
+	sqlLeftovers = texts.BindWith("hand_back", pg.Constants{"all": "false", "rows": "null"}, "message_id", "epoch")
+	sqlHandBack  = texts.BindWith("hand_back", pg.Constants{"all": "true", "message_id": "null"}, "epoch", "rows")
 	sqlDead      = texts.Bind("dead", "rows")
 	sqlNeverDue  = texts.Bind("never_due")
 	sqlNeverTold = texts.Bind("never_told")

@@ -70,11 +70,14 @@ type Recipient struct {
 	Waited            bool // it waited for a budget last: its reply begins with WaitedFor
 	PossibleDuplicate bool // an earlier attempt may have delivered
 	DelayNoticed      bool
-	Expires           time.Duration // time left of its lifetime at the claim; ≤ 0: it is over
+	// StaysWith is the only way that may be taken, as Outcome.Upstream; "": any. An earlier
+	// attempt may have delivered there.
+	StaysWith string
+	Expires   time.Duration // time left of its lifetime at the claim; ≤ 0: it is over
 }
 
-// Delivery is one message with those recipients that this node owns under Epoch. Whoever
-// has it must end every recipient by Settle or Release, and Drop the Body once.
+// Delivery is one message with those recipients that this node owns under Epoch. Its
+// holder must end every recipient by Settle or Release, and Drop the Body once.
 type Delivery struct {
 	Message    Message
 	Recipients []Recipient
@@ -105,6 +108,7 @@ type Outcome struct {
 	RemoteIP  netip.AddrPort
 	TLS       string // TLS facts of the attempt, "" in clear
 	Upstream  string // name of the upstream, or "mx"
+	SentAs    string // the mailbox that sent in place of the message's sender, "" for none
 	StartedAt time.Time
 	At        time.Time
 	// RetryIn is the wait of a Deferred recipient; the database's clock counts it.
@@ -117,15 +121,25 @@ type Outcome struct {
 	Unknown bool
 	// DSNPassed says that the next hop took over the duties of NOTIFY.
 	DSNPassed bool
-	// Suspended says that a Deferred recipient waits only for the suspension of its
-	// destination to end: it is due when the destination has Recovered.
-	Suspended bool
-	// WaitsFor is what a Deferred recipient waits for that is not suspended: it is due when this
-	// has Recovered. "": nothing but its time.
+	// WaitsFor is the Way for whose suspension to end a Deferred recipient waits: it is due
+	// when that has Recovered. "": for none.
 	WaitsFor string
+	// StaysWith is what Recipient.StaysWith is to be. Unless it is set, Gate's record of a way ends.
+	StaysWith string
+	// Left are the other ways of the attempt, nil: none.
+	Left *[]LeftWay
 	// NotAnAttempt records nothing in the history and counts no attempt: the
 	// recipient goes back to waiting (no route, destination busy or suspended).
 	NotAnAttempt bool
+}
+
+// LeftWay is a way that an attempt has left for another, or passed over.
+type LeftWay struct {
+	Way   string    `json:"way"` // as Outcome.Upstream
+	Host  string    `json:"host,omitempty"`
+	Reply string    `json:"reply"` // of the host, or why it was not asked
+	Scope string    `json:"scope,omitempty"`
+	At    time.Time `json:"at"`
 }
 
 // NoticeKind is the reason for a notice.
@@ -158,6 +172,7 @@ type NoticeRecipient struct {
 	ORcpt       string
 	Reply       smtp.Reply
 	RemoteMTA   string // that gave Reply; "": the relay did
+	Scope       string // what was at fault, as Outcome.Scope
 	LastAttempt time.Time
 	WillRetryTo time.Time // delay notices: when the lifetime ends
 }

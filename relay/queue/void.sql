@@ -2,11 +2,12 @@
 
 -- name: void_message
 -- Waits for a transaction that is still inserting this id, and takes the id if there is none,
--- so that a commit that comes later is refused by its key.
+-- so that a commit that comes later is refused by its key. void_rows is of the same transaction.
 insert into message (id, user_id, credential_id, sender_local, sender_domain, size, body_type, utf8, ret, envid, header_id,
 	accepted_at, client_addr, client_hello, listener, tls, node, recipients, voided_at)
 values (@id, @user_id, @credential_id, @sender_local, @sender_domain, @size, '', false, '', '', '', @accepted_at, '', '', '', '', @node, @recipients, clock_timestamp())
 on conflict (id) do update set voided_at = clock_timestamp()
+returning durably()
 
 -- name: void_rows
 -- A statement of its own: its snapshot is younger than the wait.

@@ -2,8 +2,8 @@ package route
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -27,49 +27,93 @@ func NewStore(pool *pgxpool.Pool) *Store { return &Store{pool: pool, actor: "unk
 // As returns a Store that acts as actor, for the audit.
 func (s *Store) As(actor string) *Store { return &Store{s.pool, actor} }
 
-const addRoute = `
-insert into route (position, user_id, sender_domain, recipient_domain, via)
-values (
-    case when $1 > 0 then $1 else (select coalesce(max(position), 0) + 10 from route) end,
-    nullif($2::bigint, 0), nullif($3, ''), nullif($4, ''), $5)
-returning id`
+const (
+	// Before the table, as the removal of a user has them: first the user, then its rules.
+	lockUser = `select from app_user where id = $1 for key share`
+	// A change of rules waits for others that are being made, and goes on from what they have left.
+	lockRoutes = `lock table route in share row exclusive mode`
+	addRoute   = `
+insert into route (position, user_id, sender_domain, recipient_domain)
+values (0, nullif($1::bigint, 0), nullif($2, ''), nullif($3, '')) returning id`
+	addWays = `
+insert into route_way (route_id, rank, upstream)
+select $1, t.rank, nullif(t.name, $3::text) from unnest($2::text[]) with ordinality as t (name, rank)`
+	numberRoutes = `
+update route set position = t.n
+from unnest($1::bigint[]) with ordinality as t (id, n)
+where route.id = t.id and position <> t.n`
+	removeRoute = `delete from route where id = $1`
+)
 
-const addRouteUpstreams = `
-insert into route_upstream (route_id, rank, upstream)
-select $1, t.rank, t.name from unnest($2::text[]) with ordinality as t (name, rank)`
+// change lets do change the rules, which are list in their order; user is that of a new rule, or
+// 0.
+func (s *Store) change(ctx context.Context, what string, user int64, do func(tx pgx.Tx, list []Rule) error) error {
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if tag, err := tx.Exec(ctx, lockUser, user); err != nil {
+			return err
+		} else if user != 0 && tag.RowsAffected() == 0 {
+			return refusal.NotFound("there is no user %d", user)
+		}
+		if _, err := tx.Exec(ctx, lockRoutes); err != nil {
+			return err
+		}
+		list, err := listRules(ctx, tx)
+		if err != nil {
+			return err
+		}
+		return do(tx, list)
+	})
+	if err != nil && !refusal.Is(err) {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return err
+}
 
-// sameMatch finds the rule that matches what another would.
-const sameMatch = `
-select id from route where coalesce(user_id, 0) = $1 and coalesce(sender_domain, '') = $2 and coalesce(recipient_domain, '') = $3 for update`
-
-// Add adds a rule and returns its number. Position 0 puts it after those
-// that are there. Errors: refusal.ErrInvalid, refusal.ErrExists, refusal.ErrNotFound.
-func (s *Store) Add(ctx context.Context, r Rule) (id int64, err error) {
-	id, _, err = s.put(ctx, r, false)
+// Add adds a rule before another one, or with 0 after those that are there, and returns its
+// number. Errors: refusal.ErrInvalid, refusal.ErrExists, refusal.ErrNotFound.
+func (s *Store) Add(ctx context.Context, r Rule, before int64) (id int64, err error) {
+	id, _, err = s.put(ctx, r, before, false)
 	return id, err
 }
 
 // Replace is Add in place of the rule with the same match, if there is one, so that
 // one of them always exists. It returns the former rule's number, or 0.
-func (s *Store) Replace(ctx context.Context, r Rule) (id, replaced int64, err error) {
-	return s.put(ctx, r, true)
+func (s *Store) Replace(ctx context.Context, r Rule, before int64) (id, replaced int64, err error) {
+	return s.put(ctx, r, before, true)
 }
 
-func (s *Store) put(ctx context.Context, r Rule, replace bool) (id, replaced int64, err error) {
-	if err := r.normalise(); err != nil {
+func (s *Store) put(ctx context.Context, r Rule, before int64, replace bool) (id, replaced int64, err error) {
+	if err := r.Normalise(); err != nil {
 		return 0, 0, err
 	}
-	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+	if r.IsDefault() && before != 0 {
+		return 0, 0, refusal.Invalid("the default route is always the last")
+	}
+	err = s.change(ctx, "add route", r.UserID, func(tx pgx.Tx, list []Rule) error {
 		// Before the match is looked at: of two mistakes, a wrong name is the one to mend first.
-		if err := upstream.Require(ctx, tx, r.Upstreams); err != nil {
+		if err := upstream.Require(ctx, tx, r.upstreams()); err != nil {
 			return err
 		}
-		if replace {
-			if replaced, err = removeSame(ctx, tx, r); err != nil {
+		if same := indexOf(list, func(o *Rule) bool { return o.covers(&r) && r.covers(o) }); same >= 0 {
+			if !replace {
+				return refusal.Exists("a route for %s exists already; remove it first", r.match())
+			}
+			replaced = list[same].ID
+			if _, err := tx.Exec(ctx, removeRoute, replaced); err != nil {
 				return err
+			}
+			list = slices.Delete(list, same, same+1)
+			if (before == 0 || before == replaced) && same < len(list) {
+				before = list[same].ID
+			} else if before == replaced {
+				before = 0
 			}
 		}
 		if id, err = insertRoute(ctx, tx, r); err != nil {
+			return err
+		}
+		r.ID = id
+		if err := number(ctx, tx, append(list, r), id, before); err != nil {
 			return err
 		}
 		detail := map[string]any{"route": id}
@@ -78,49 +122,80 @@ func (s *Store) put(ctx context.Context, r Rule, replace bool) (id, replaced int
 		}
 		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "route add", Object: r.String(), Detail: detail})
 	})
-	switch {
-	case refusal.Is(err):
+	if err != nil {
 		return 0, 0, err
-	case pg.Code(err) == pg.UniqueViolation:
-		return 0, 0, refusal.Exists("a route for %s exists already; remove it first", r.match())
-	case err != nil:
-		return 0, 0, fmt.Errorf("add route: %w", err)
 	}
 	return id, replaced, nil
 }
 
-// removeSame removes the rule that has the match of r and returns its number, or 0.
-func removeSame(ctx context.Context, tx pgx.Tx, r Rule) (id int64, err error) {
-	err = tx.QueryRow(ctx, sameMatch, r.UserID, r.SenderDomain, r.RecipientDomain).Scan(&id)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return 0, nil
-	}
-	if err == nil {
-		_, err = tx.Exec(ctx, removeRoute, id)
-	}
-	return id, err
-}
-
 func insertRoute(ctx context.Context, tx pgx.Tx, r Rule) (id int64, err error) {
-	via := "upstream"
-	if r.MX() {
-		via = "mx"
-	}
-	err = tx.QueryRow(ctx, addRoute, r.Position, r.UserID, r.SenderDomain, r.RecipientDomain, via).Scan(&id)
+	err = tx.QueryRow(ctx, addRoute, r.UserID, r.SenderDomain, r.RecipientDomain).Scan(&id)
 	if err == nil {
-		_, err = tx.Exec(ctx, addRouteUpstreams, id, r.Upstreams)
+		_, err = tx.Exec(ctx, addWays, id, r.Via, MX)
 	}
 	return id, err
 }
 
-const routes = `
-select r.id, r.position, coalesce(r.user_id, 0), coalesce(r.sender_domain, ''),
-       coalesce(r.recipient_domain, ''), r.created_at,
-       coalesce((select array_agg(u.upstream order by u.rank)
-                 from route_upstream u where u.route_id = r.id), '{}')
-from route r`
+// number gives the rules of list their positions, with rule id before another one, or with 0
+// behind all. The default route is the last wherever it is put.
+func number(ctx context.Context, tx pgx.Tx, list []Rule, id, before int64) error {
+	order, last := make([]int64, 0, len(list)), int64(0)
+	for i := range list {
+		switch r := &list[i]; {
+		case r.IsDefault():
+			last = r.ID
+		case r.ID != id:
+			order = append(order, r.ID)
+		}
+	}
+	at := len(order)
+	if before != 0 && before != last {
+		if at = slices.Index(order, before); at < 0 {
+			return refusal.NotFound("there is no route %d; see 'postern route list'", before)
+		}
+	}
+	if id != last {
+		order = slices.Insert(order, at, id)
+	}
+	if last != 0 {
+		order = append(order, last)
+	}
+	_, err := tx.Exec(ctx, numberRoutes, order)
+	return err
+}
 
-const listRoutes = routes + `
+// Move puts a rule before another one, or with 0 behind all but the default route, and returns
+// it. Errors: refusal.ErrNotFound, refusal.ErrInvalid.
+func (s *Store) Move(ctx context.Context, id, before int64) (moved Rule, err error) {
+	err = s.change(ctx, "move route", 0, func(tx pgx.Tx, list []Rule) error {
+		at := indexOf(list, func(r *Rule) bool { return r.ID == id })
+		switch {
+		case at < 0:
+			return refusal.NotFound("there is no route %d; see 'postern route list'", id)
+		case list[at].IsDefault():
+			return refusal.Invalid("route %d is the default route, which is always the last", id)
+		case before == id:
+			return refusal.Invalid("route %d cannot stand before itself", id)
+		}
+		moved = list[at]
+		if err := number(ctx, tx, list, id, before); err != nil {
+			return err
+		}
+		detail := map[string]any{"route": id, "before": before}
+		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "route move", Object: moved.String(), Detail: detail})
+	})
+	return moved, err
+}
+
+func indexOf(list []Rule, is func(*Rule) bool) int {
+	return slices.IndexFunc(list, func(r Rule) bool { return is(&r) })
+}
+
+const listRoutes = `
+select r.id, coalesce(r.user_id, 0), coalesce(r.sender_domain, ''), coalesce(r.recipient_domain, ''), r.created_at,
+       coalesce((select array_agg(coalesce(w.upstream, 'mx') order by w.rank)
+                 from route_way w where w.route_id = r.id), '{}')
+from route r
 order by (r.user_id is null and r.sender_domain is null and r.recipient_domain is null),
          r.position, r.id`
 
@@ -138,41 +213,28 @@ func listRules(ctx context.Context, db pg.DB) ([]Rule, error) {
 	if err != nil {
 		return nil, err
 	}
-	return pgx.CollectRows(rows, scanRule)
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r Rule, err error) {
+		err = row.Scan(&r.ID, &r.UserID, &r.SenderDomain, &r.RecipientDomain, &r.CreatedAt, &r.Via)
+		return r, err
+	})
+	for i := range list {
+		list[i].Position = i + 1
+	}
+	return list, err
 }
-
-func scanRule(row pgx.CollectableRow) (Rule, error) {
-	var r Rule
-	err := row.Scan(&r.ID, &r.Position, &r.UserID, &r.SenderDomain, &r.RecipientDomain, &r.CreatedAt, &r.Upstreams)
-	return r, err
-}
-
-const (
-	oneRoute    = routes + ` where r.id = $1 for update of r`
-	removeRoute = `delete from route where id = $1`
-)
 
 // Remove removes a rule and returns it. Errors: refusal.ErrNotFound.
 func (s *Store) Remove(ctx context.Context, id int64) (was Rule, err error) {
-	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, oneRoute, id)
-		if err != nil {
-			return err
+	err = s.change(ctx, "remove route", 0, func(tx pgx.Tx, list []Rule) error {
+		at := indexOf(list, func(r *Rule) bool { return r.ID == id })
+		if at < 0 {
+			return refusal.NotFound("there is no route %d; see 'postern route list'", id)
 		}
-		was, err = pgx.CollectExactlyOneRow(rows, scanRule)
-		if errors.Is(err, pgx.ErrNoRows) {
-			return refusal.NotFound("there is no route %d", id)
-		}
-		if err != nil {
-			return err
-		}
+		was = list[at]
 		if _, err := tx.Exec(ctx, removeRoute, id); err != nil {
 			return err
 		}
 		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "route remove", Object: was.String(), Detail: map[string]any{"route": id}})
 	})
-	if err != nil && !errors.Is(err, refusal.ErrNotFound) {
-		return was, fmt.Errorf("remove route: %w", err)
-	}
 	return was, err
 }

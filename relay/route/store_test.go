@@ -1,10 +1,11 @@
 package route
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -13,19 +14,9 @@ import (
 
 	"postern/internal/pgtest"
 	"postern/internal/refusal"
-	"postern/relay/seal"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
 )
-
-func newSealer(t *testing.T, fill byte) *seal.Sealer {
-	t.Helper()
-	s, err := seal.New(bytes.Repeat([]byte{fill}, seal.KeySize))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
 
 func sink() upstream.Account {
 	return upstream.Account{Name: "sink", Host: "127.0.0.1", Port: 2600, TLS: upstream.TLSNone}
@@ -34,15 +25,15 @@ func sink() upstream.Account {
 func account() upstream.Account {
 	return upstream.Account{
 		Name: "provider", Host: "smtp.provider.example", Port: 587, TLS: upstream.TLSRequire,
-		Username: "relay", Password: "secret", MaxConnections: 7,
+		MaxConnections: 7,
 	}
 }
 
-// addAccounts adds accounts, with the key of newSealer(1).
+// addAccounts adds accounts, which have no password.
 func addAccounts(t *testing.T, db *pgtest.DB, list ...upstream.Account) {
 	t.Helper()
 	for _, a := range list {
-		if err := upstream.NewStore(db.Pool, newSealer(t, 1)).Add(t.Context(), a); err != nil {
+		if err := upstream.NewStore(db.Pool, nil).Add(t.Context(), a); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -57,13 +48,22 @@ func TestStatements(t *testing.T) {
 	}
 	defer conn.Release()
 	for name, sql := range map[string]string{
-		"addRoute": addRoute, "addRouteUpstreams": addRouteUpstreams, "listRoutes": listRoutes, "oneRoute": oneRoute,
-		"removeRoute": removeRoute, "sameMatch": sameMatch,
+		"lockUser": lockUser, "lockRoutes": lockRoutes, "addRoute": addRoute, "addWays": addWays, "numberRoutes": numberRoutes,
+		"listRoutes": listRoutes, "removeRoute": removeRoute,
 	} {
 		if _, err := conn.Conn().Prepare(t.Context(), name, sql); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// newUser makes a user and returns its number.
+func newUser(t *testing.T, db *pgtest.DB, name string) (id int64) {
+	t.Helper()
+	if err := db.Pool.QueryRow(t.Context(), `insert into app_user (name) values ($1) returning id`, name).Scan(&id); err != nil {
+		t.Fatal(err)
+	}
+	return id
 }
 
 func TestRoutes(t *testing.T) {
@@ -74,31 +74,40 @@ func TestRoutes(t *testing.T) {
 	second := sink()
 	second.Name = "second"
 	addAccounts(t, db, sink(), second)
-	if _, err := s.Add(ctx, Rule{Upstreams: []string{"no-such"}}); !errors.Is(err, refusal.ErrNotFound) {
+	carol := newUser(t, db, "carol")
+	if _, err := s.Add(ctx, Rule{Via: []string{"no-such"}}, 0); !errors.Is(err, refusal.ErrNotFound) {
 		t.Errorf("an upstream that is not there: %v, want ErrNotFound", err)
 	}
-	add := func(r Rule) int64 {
+	add := func(r Rule, before int64) int64 {
 		t.Helper()
-		id, err := s.Add(ctx, r)
+		id, err := s.Add(ctx, r, before)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return id
 	}
-	def := add(Rule{Upstreams: []string{"second", "sink"}})
-	domain := add(Rule{RecipientDomain: "Example.ORG"})
-	user := add(Rule{UserID: 3, Position: 5, Upstreams: []string{"sink"}})
-	if _, err := s.Add(ctx, Rule{}); !errors.Is(err, refusal.ErrExists) {
-		t.Errorf("a second default route: %v, want ErrExists", err)
-	}
-	for name, r := range map[string]Rule{
-		"bad domain":        {RecipientDomain: "not a domain"},
-		"upstream twice":    {SenderDomain: "a.test", Upstreams: []string{"sink", "sink"}},
-		"negative position": {Position: -1},
-		"negative user":     {UserID: -1},
+	def := add(Rule{Via: []string{"second", "sink", MX}}, 0)
+	domain := add(Rule{RecipientDomain: "*.Example.ORG", Via: []string{MX}}, 0)
+	user := add(Rule{UserID: carol, Via: []string{"sink"}}, domain)
+	for name, test := range map[string]struct {
+		rule   Rule
+		before int64
+		want   error
+	}{
+		"second default":       {Rule{Via: []string{MX}}, 0, refusal.ErrExists},
+		"default before":       {Rule{Via: []string{MX}}, user, refusal.ErrInvalid},
+		"before nothing":       {Rule{SenderDomain: "a.test", Via: []string{MX}}, 4711, refusal.ErrNotFound},
+		"bad domain":           {Rule{RecipientDomain: "not a domain", Via: []string{MX}}, 0, refusal.ErrInvalid},
+		"domains by a dot":     {Rule{RecipientDomain: ".example.org", Via: []string{MX}}, 0, refusal.ErrInvalid},
+		"upstream twice":       {Rule{SenderDomain: "a.test", Via: []string{"sink", "sink"}}, 0, refusal.ErrInvalid},
+		"mx before":            {Rule{SenderDomain: "a.test", Via: []string{MX, "sink"}}, 0, refusal.ErrInvalid},
+		"mx twice":             {Rule{SenderDomain: "a.test", Via: []string{MX, MX}}, 0, refusal.ErrInvalid},
+		"no way":               {Rule{SenderDomain: "a.test"}, 0, refusal.ErrInvalid},
+		"negative user":        {Rule{UserID: -1, Via: []string{MX}}, 0, refusal.ErrInvalid},
+		"user who is not here": {Rule{UserID: 4711, Via: []string{MX}}, 0, refusal.ErrNotFound},
 	} {
-		if _, err := s.Add(ctx, r); !errors.Is(err, refusal.ErrInvalid) {
-			t.Errorf("%s: %v, want ErrInvalid", name, err)
+		if _, err := s.Add(ctx, test.rule, test.before); !errors.Is(err, test.want) {
+			t.Errorf("%s: %v, want %v", name, err, test.want)
 		}
 	}
 	list, err := s.List(ctx)
@@ -106,9 +115,9 @@ func TestRoutes(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []Rule{ // the default last, although it was there first
-		{ID: user, Position: 5, UserID: 3, Upstreams: []string{"sink"}},
-		{ID: domain, Position: 20, RecipientDomain: "example.org", Upstreams: []string{}},
-		{ID: def, Position: 10, Upstreams: []string{"second", "sink"}},
+		{ID: user, Position: 1, UserID: carol, Via: []string{"sink"}},
+		{ID: domain, Position: 2, RecipientDomain: "*.example.org", Via: []string{MX}},
+		{ID: def, Position: 3, Via: []string{"second", "sink", MX}},
 	}
 	if diff := cmp.Diff(want, list, cmpopts.IgnoreFields(Rule{}, "CreatedAt")); diff != "" {
 		t.Error(diff)
@@ -116,11 +125,137 @@ func TestRoutes(t *testing.T) {
 	if err := upstream.NewStore(db.Pool, nil).Remove(ctx, "sink"); !errors.Is(err, refusal.ErrInvalid) {
 		t.Errorf("removed an upstream in use: %v, want ErrInvalid", err)
 	}
-	if was, err := s.Remove(ctx, user); err != nil || was.UserID != 3 {
+	if was, err := s.Remove(ctx, domain); err != nil || was.RecipientDomain != "*.example.org" {
 		t.Errorf("%v, %v", was, err)
 	}
-	if _, err := s.Remove(ctx, user); !errors.Is(err, refusal.ErrNotFound) {
+	if _, err := s.Remove(ctx, domain); !errors.Is(err, refusal.ErrNotFound) {
 		t.Errorf("removed twice: %v, want ErrNotFound", err)
+	}
+	if _, err := db.Pool.Exec(ctx, `delete from app_user`); err != nil {
+		t.Fatal(err)
+	}
+	if got := ids(t, s); !slices.Equal(got, []int64{def}) {
+		t.Errorf("without its user: %v, want the default route %d", got, def)
+	}
+}
+
+// ids are the rules in their order.
+func ids(t *testing.T, s *Store) (list []int64) {
+	t.Helper()
+	rules, err := s.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range rules {
+		list = append(list, r.ID)
+	}
+	return list
+}
+
+// Rules are where they were put last, and the default route is behind all of them.
+func TestOrder(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	ctx := t.Context()
+	s := NewStore(db.Pool)
+	var r []int64
+	for _, domain := range []string{"", "a.test", "b.test", "c.test", "d.test"} {
+		id, err := s.Add(ctx, Rule{SenderDomain: domain, Via: []string{MX}}, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r = append(r, id)
+	}
+	for _, test := range []struct {
+		move, before int64
+		want         []int64
+	}{
+		{r[3], r[1], []int64{r[3], r[1], r[2], r[4], r[0]}},
+		{r[3], 0, []int64{r[1], r[2], r[4], r[3], r[0]}},
+		{r[1], r[0], []int64{r[2], r[4], r[3], r[1], r[0]}},
+		{r[1], r[3], []int64{r[2], r[4], r[1], r[3], r[0]}},
+		{r[4], r[1], []int64{r[2], r[4], r[1], r[3], r[0]}}, // it is there
+	} {
+		if moved, err := s.Move(ctx, test.move, test.before); err != nil || moved.ID != test.move {
+			t.Fatalf("%v, %v", moved, err)
+		}
+		if got := ids(t, s); !slices.Equal(got, test.want) {
+			t.Errorf("%d before %d: %v, want %v", test.move, test.before, got, test.want)
+		}
+	}
+	for name, test := range map[string]struct {
+		move, before int64
+		want         error
+	}{
+		"the default route": {r[0], r[1], refusal.ErrInvalid}, "before itself": {r[1], r[1], refusal.ErrInvalid},
+		"nothing": {4711, r[1], refusal.ErrNotFound}, "before nothing": {r[1], 4711, refusal.ErrNotFound},
+	} {
+		if _, err := s.Move(ctx, test.move, test.before); !errors.Is(err, test.want) {
+			t.Errorf("%s: %v, want %v", name, err, test.want)
+		}
+	}
+	// In its place, before the one behind it, and before itself, which is the same.
+	order := []int64{r[2], r[4], r[1], r[3], r[0]}
+	for _, test := range []struct {
+		domain     string
+		was, to    int // places
+		beforeSelf bool
+	}{{"d.test", 1, 1, false}, {"d.test", 1, 1, true}, {"c.test", 3, 3, false}, {"", 4, 4, false}} {
+		before := int64(0)
+		if test.beforeSelf {
+			before = order[test.was]
+		}
+		id, was, err := s.Replace(ctx, Rule{SenderDomain: test.domain, Via: []string{MX}}, before)
+		if err != nil || was != order[test.was] {
+			t.Fatalf("%s: in the place of %d, want %d, %v", test.domain, was, order[test.was], err)
+		}
+		order[test.to] = id
+		if got := ids(t, s); !slices.Equal(got, order) {
+			t.Errorf("%s: %v, want %v", test.domain, got, order)
+		}
+	}
+}
+
+// Admins who move, add and remove at the same time leave an order in which each rule has a place
+// of its own.
+func TestConcurrentChanges(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	ctx := t.Context()
+	s := NewStore(db.Pool)
+	const admins, times = 6, 15
+	var r []int64
+	for i := range admins {
+		id, err := s.Add(ctx, Rule{SenderDomain: fmt.Sprintf("%d.test", i), Via: []string{MX}}, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r = append(r, id)
+	}
+	var group sync.WaitGroup
+	for i := range admins {
+		group.Go(func() {
+			for n := range times {
+				if _, err := s.Move(ctx, r[i], r[(i+1+n%(admins-1))%admins]); err != nil {
+					t.Error(err)
+				}
+				id, err := s.Add(ctx, Rule{RecipientDomain: fmt.Sprintf("%d.test", i), Via: []string{MX}}, r[(i+n)%admins])
+				if err == nil && n+1 < times {
+					_, err = s.Remove(ctx, id)
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	group.Wait()
+	if got := ids(t, s); len(got) != 2*admins {
+		t.Errorf("%v, want %d rules", got, 2*admins)
+	}
+	var places, rows int
+	if err := db.Pool.QueryRow(ctx, `select count(distinct position), count(*) from route where position between 1 and $1`, 2*admins).Scan(&places, &rows); err != nil || places != 2*admins || rows != places {
+		t.Errorf("%d places of %d rules, %v", places, rows, err)
 	}
 }
 
@@ -131,24 +266,24 @@ func TestReplaceRoute(t *testing.T) {
 	ctx := t.Context()
 	s := NewStore(db.Pool)
 	addAccounts(t, db, sink())
-	first, was, err := s.Replace(ctx, Rule{})
+	first, was, err := s.Replace(ctx, Rule{Via: []string{MX}}, 0)
 	if err != nil || was != 0 {
 		t.Fatalf("nothing there: %d, %v", was, err)
 	}
-	other, err := s.Add(ctx, Rule{RecipientDomain: "example.org"})
+	other, err := s.Add(ctx, Rule{RecipientDomain: "example.org", Via: []string{MX}}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := s.Replace(ctx, Rule{Upstreams: []string{"sink", "nowhere"}}); !errors.Is(err, refusal.ErrNotFound) || !strings.Contains(err.Error(), `"nowhere"`) || strings.Contains(err.Error(), "sink") {
+	if _, _, err := s.Replace(ctx, Rule{Via: []string{"sink", "nowhere"}}, 0); !errors.Is(err, refusal.ErrNotFound) || !strings.Contains(err.Error(), `"nowhere"`) || strings.Contains(err.Error(), "sink") {
 		t.Fatalf("%v, want ErrNotFound about nowhere", err)
 	}
-	if _, err := s.Add(ctx, Rule{Upstreams: []string{"nowhere"}}); !errors.Is(err, refusal.ErrNotFound) {
+	if _, err := s.Add(ctx, Rule{Via: []string{"nowhere"}}, 0); !errors.Is(err, refusal.ErrNotFound) {
 		t.Errorf("an unknown upstream for a match that is taken: %v, want ErrNotFound", err)
 	}
 	if list, err := s.List(ctx); err != nil || len(list) != 2 || list[1].ID != first {
 		t.Fatalf("%v, %v", list, err)
 	}
-	second, was, err := s.Replace(ctx, Rule{Upstreams: []string{"sink"}})
+	second, was, err := s.Replace(ctx, Rule{Via: []string{"sink"}}, 0)
 	if err != nil || was != first {
 		t.Fatalf("%d, %v, want %d", was, err, first)
 	}
@@ -162,7 +297,7 @@ func TestAudit(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	ctx := t.Context()
-	s, accounts := NewStore(db.Pool).As("root"), upstream.NewStore(db.Pool, newSealer(t, 1)).As("root")
+	s, accounts := NewStore(db.Pool).As("root"), upstream.NewStore(db.Pool, nil).As("root")
 	ok := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -177,18 +312,18 @@ func TestAudit(t *testing.T) {
 	}
 	ok(accounts.Add(ctx, account()))
 	refused(accounts.Add(ctx, account()))
-	id, err := s.Add(ctx, Rule{Upstreams: []string{"provider"}})
+	id, err := s.Add(ctx, Rule{Via: []string{"provider"}}, 0)
 	ok(err)
 	refused(accounts.Remove(ctx, "provider"))
-	_, err = s.Add(ctx, Rule{})
+	_, err = s.Add(ctx, Rule{Via: []string{MX}}, 0)
 	refused(err)
-	second, _, err := s.Replace(ctx, Rule{SenderDomain: "a.test"})
+	second, _, err := s.Replace(ctx, Rule{SenderDomain: "a.test", Via: []string{MX}}, 0)
 	ok(err)
 	_, err = s.Remove(ctx, second)
 	ok(err)
 	_, err = s.Remove(ctx, second)
 	refused(err)
-	third, _, err := s.Replace(ctx, Rule{})
+	third, _, err := s.Replace(ctx, Rule{Via: []string{MX}}, 0)
 	ok(err)
 	refused(accounts.Remove(ctx, "nowhere"))
 	ok(accounts.Remove(ctx, "provider"))
@@ -209,11 +344,6 @@ func TestAudit(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
-	var secrets int
-	ok(db.Pool.QueryRow(ctx, `select count(*) from audit where detail::text like '%secret%'`).Scan(&secrets))
-	if secrets != 0 {
-		t.Error("the audit has the password")
-	}
 }
 
 func parse(t *testing.T, s string) smtp.Address {
@@ -230,18 +360,19 @@ func TestResolve(t *testing.T) {
 	db := pgtest.New(t)
 	ctx := t.Context()
 	s := NewStore(db.Pool)
-	table := NewTable(s, upstream.NewStore(db.Pool, newSealer(t, 1)), 1)
+	table := NewTable(s, upstream.NewStore(db.Pool, nil), 1)
 	from, to := parse(t, "a@sender.test"), parse(t, "b@Example.org")
-	if _, err := table.Resolve(ctx, 1, from, to); !errors.Is(err, ErrNoRoute) {
+	if _, err := table.Resolve(ctx, 0, from, to); !errors.Is(err, ErrNoRoute) {
 		t.Errorf("no rules: %v, want ErrNoRoute", err)
 	}
 	addAccounts(t, db, sink(), account())
+	nine := newUser(t, db, "nine")
 	for _, r := range []Rule{
-		{Upstreams: []string{"sink"}},
-		{RecipientDomain: "example.org", SenderDomain: "sender.test", Upstreams: []string{"provider", "sink"}},
-		{UserID: 9},
+		{Via: []string{"sink"}},
+		{RecipientDomain: "example.org", SenderDomain: "sender.test", Via: []string{"provider", "sink"}},
+		{UserID: nine, Via: []string{MX}},
 	} {
-		if _, err := s.Add(ctx, r); err != nil {
+		if _, err := s.Add(ctx, r, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -250,11 +381,11 @@ func TestResolve(t *testing.T) {
 		from, to string
 		want     string
 	}{
-		{1, "a@sender.test", "b@Example.ORG", "provider"},
-		{1, "a@other.test", "b@example.org", "sink"},
-		{1, "a@sender.test", "b@example.net", "sink"},
-		{9, "a@other.test", "b@example.net", "mx"},
-		{9, "a@sender.test", "b@example.org", "provider"},
+		{0, "a@sender.test", "b@Example.ORG", "provider"},
+		{0, "a@other.test", "b@example.org", "sink"},
+		{0, "a@sender.test", "b@example.net", "sink"},
+		{nine, "a@other.test", "b@example.net", "mx"},
+		{nine, "a@sender.test", "b@example.org", "provider"},
 	} {
 		d, err := table.Resolve(ctx, test.user, parse(t, test.from), parse(t, test.to))
 		if err != nil {
@@ -273,17 +404,20 @@ func TestResolve(t *testing.T) {
 		}
 	}
 
-	// Another key spoils the account that has a password and nothing else: the next is the first that can be used.
-	table = NewTable(s, upstream.NewStore(db.Pool, newSealer(t, 2)), 1)
-	d, err := table.Resolve(ctx, 1, from, to)
-	if err != nil || len(d.Ways) != 2 || !errors.Is(d.Ways[0].Err, seal.ErrSeal) || !strings.Contains(d.Ways[0].Err.Error(), "provider") {
-		t.Errorf("with another key: %+v, %v, want ErrSeal that names the upstream", d, err)
+	// Without the key the account that has a password is spoilt and nothing else: the next is the first that can be used.
+	if _, err := db.Pool.Exec(ctx, `update upstream set username = 'relay', password = 'sealed' where name = 'provider'`); err != nil {
+		t.Fatal(err)
+	}
+	table = NewTable(s, upstream.NewStore(db.Pool, nil), 1)
+	d, err := table.Resolve(ctx, 0, from, to)
+	if err != nil || len(d.Ways) != 2 || !errors.Is(d.Ways[0].Err, upstream.ErrNoKey) || !strings.Contains(d.Ways[0].Err.Error(), "provider") {
+		t.Errorf("without the key: %+v, %v, want ErrNoKey that names the upstream", d, err)
 	}
 	if first, err := d.First(); err != nil || first.Name != "sink" {
 		t.Errorf("the first that can be used: %v, %v", first, err)
 	}
 	d.Ways = d.Ways[:1]
-	if _, err := d.First(); !errors.Is(err, seal.ErrSeal) {
+	if _, err := d.First(); !errors.Is(err, upstream.ErrNoKey) {
 		t.Errorf("no way that can be used: %v", err)
 	}
 }

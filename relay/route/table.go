@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,11 +31,13 @@ type Table struct {
 	failed  error      // guarded by loading: the last read's
 }
 
-// loadTimeout bounds one reading of the rules.
-const loadTimeout = 3 * time.Second
-
-// TableAge is how soon a node uses a changed route.
-const TableAge = 2 * time.Second
+const (
+	// TableAge is how old a node's table gets before it is read again. A changed route is used
+	// when that reading ends.
+	TableAge = 2 * time.Second
+	// LoadTimeout bounds one reading, during which the table that is there is used.
+	LoadTimeout = 3 * time.Second
+)
 
 // NewTable makes a Table that notices a change within age (0: TableAge).
 func NewTable(rules *Store, accounts *upstream.Store, age time.Duration) *Table {
@@ -66,6 +69,15 @@ func (t *Table) Resolve(ctx context.Context, userID int64, sender, recipient smt
 	return s.resolve(userID, sender, recipient)
 }
 
+// Named returns a way by its name. One that is not there has an error in it.
+func (t *Table) Named(ctx context.Context, name string) (Way, error) {
+	s, err := t.fresh(ctx)
+	if err != nil {
+		return Way{}, err
+	}
+	return wayOf(name, s.accounts), nil
+}
+
 // fresh returns the snapshot, which one caller reads again when it is old; the
 // others meanwhile go on with what is there.
 func (t *Table) fresh(ctx context.Context) (*snapshot, error) {
@@ -90,10 +102,16 @@ func (t *Table) refresh(ctx context.Context) (*snapshot, error) {
 		}
 		return s, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	ctx, cancel := context.WithTimeout(ctx, LoadTimeout)
 	defer cancel()
+	began := t.now()
 	read, err := t.load(ctx)
-	t.next = t.now().Add(t.age)
+	// The reading may lack changes made since it began. But a database that is slow, or does not
+	// answer, must not have all who ask wait for a reading of their own.
+	t.next = began.Add(t.age)
+	if soonest := t.now().Add(t.age / 2); soonest.After(t.next) {
+		t.next = soonest
+	}
 	t.failed = err
 	if err != nil {
 		if s == nil {
@@ -111,12 +129,14 @@ type snapshot struct {
 	rules []Rule
 	ways  [][]Way // of each rule
 	until time.Time
+
+	accounts map[string]*upstream.Loaded
 }
 
 func (s *snapshot) resolve(userID int64, sender, recipient smtp.Address) (Decision, error) {
 	for i := range s.rules {
-		if rule := &s.rules[i]; rule.matches(userID, sender, recipient) {
-			return Decision{rule.ID, s.ways[i]}, nil
+		if rule := &s.rules[i]; rule.Mismatch(userID, sender, recipient) == "" {
+			return Decision{rule.ID, permitted(s.ways[i], sender)}, nil
 		}
 	}
 	return Decision{}, ErrNoRoute
@@ -124,25 +144,39 @@ func (s *snapshot) resolve(userID int64, sender, recipient smtp.Address) (Decisi
 
 // ways are those of a rule.
 func (r *Rule) ways(accounts map[string]*upstream.Loaded) []Way {
-	if r.MX() {
-		return []Way{{Name: MX}}
-	}
-	list := make([]Way, len(r.Upstreams))
-	for i, name := range r.Upstreams {
-		list[i].Name = name
-		if up := accounts[name]; up == nil {
-			list[i].Err = fmt.Errorf("route %d: upstream %q is gone", r.ID, name)
-		} else {
-			list[i].Upstream, list[i].Err = &up.Account, up.Err
-		}
+	list := make([]Way, len(r.Via))
+	for i, name := range r.Via {
+		list[i] = wayOf(name, accounts)
 	}
 	return list
 }
 
-func (r *Rule) matches(userID int64, sender, recipient smtp.Address) bool {
-	return (r.UserID == 0 || r.UserID == userID) &&
-		(r.SenderDomain == "" || r.SenderDomain == sender.DomainKey()) &&
-		(r.RecipientDomain == "" || r.RecipientDomain == recipient.DomainKey())
+func wayOf(name string, accounts map[string]*upstream.Loaded) Way {
+	up := accounts[name]
+	switch {
+	case name == MX:
+		return Way{Name: MX}
+	case up == nil:
+		return Way{Name: name, Err: fmt.Errorf("upstream %q is gone", name)}
+	}
+	return Way{name, &up.Account, up.Err}
+}
+
+// permitted are ways, with the error in those that may not send as this sender. They are copied
+// then, for they are shared.
+func permitted(ways []Way, sender smtp.Address) []Way {
+	copied := false
+	for i := range ways {
+		up := ways[i].Upstream
+		if up == nil || up.MaySend(sender) {
+			continue
+		}
+		if !copied {
+			ways, copied = slices.Clone(ways), true
+		}
+		ways[i].Err = &upstream.SenderError{Upstream: up.Name, Sender: sender}
+	}
+	return ways
 }
 
 // read reads both tables in one transaction, so that no rule names an account that was added
@@ -155,6 +189,7 @@ func (s *Store) read(ctx context.Context, accounts *upstream.Store) (*snapshot, 
 			return err
 		}
 		loaded, err := accounts.Load(ctx, tx)
+		snap.accounts = loaded
 		for i := range snap.rules {
 			snap.ways = append(snap.ways, snap.rules[i].ways(loaded))
 		}

@@ -23,23 +23,23 @@ func newSealer(t *testing.T, fill byte) *Sealer {
 func TestSeal(t *testing.T) {
 	t.Parallel()
 	s := newSealer(t, 1)
-	sealed := s.Seal("sink", []byte("secret"))
-	if bytes.Contains(sealed, []byte("secret")) {
+	value := sealed(t, s, "sink", "secret")
+	if bytes.Contains(value, []byte("secret")) {
 		t.Error("the secret is there to be read")
 	}
-	if bytes.Equal(sealed, s.Seal("sink", []byte("secret"))) {
+	if bytes.Equal(value, sealed(t, s, "sink", "secret")) {
 		t.Error("sealing twice gives the same: the nonce is not random")
 	}
-	if got, err := s.Open("sink", sealed); err != nil || string(got) != "secret" {
+	if got, err := s.Open("sink", value); err != nil || string(got) != "secret" {
 		t.Errorf("Open = %q, %v", got, err)
 	}
-	damaged := bytes.Clone(sealed)
+	damaged := bytes.Clone(value)
 	damaged[len(damaged)-1] ^= 1
 	for name, open := range map[string]func() ([]byte, error){
-		"another place": func() ([]byte, error) { return s.Open("other", sealed) },
-		"another key":   func() ([]byte, error) { return newSealer(t, 2).Open("sink", sealed) },
+		"another place": func() ([]byte, error) { return s.Open("other", value) },
+		"another key":   func() ([]byte, error) { return newSealer(t, 2).Open("sink", value) },
 		"damage":        func() ([]byte, error) { return s.Open("sink", damaged) },
-		"too short":     func() ([]byte, error) { return s.Open("sink", sealed[:10]) },
+		"too short":     func() ([]byte, error) { return s.Open("sink", value[:10]) },
 		"nothing":       func() ([]byte, error) { return s.Open("sink", nil) },
 	} {
 		if got, err := open(); !errors.Is(err, ErrSeal) || got != nil {
@@ -51,28 +51,29 @@ func TestSeal(t *testing.T) {
 	}
 }
 
-func TestLoadOrCreateKey(t *testing.T) {
+func TestLoadOrCreate(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "secret.key")
-	keys := make([][]byte, 8)
+	keys := make([]string, 8)
 	var group sync.WaitGroup
 	for i := range keys { // several processes that start at once agree on one key
 		group.Go(func() {
-			key, err := LoadOrCreateKey(path)
+			s, err := LoadOrCreate(path)
 			if err != nil {
 				t.Error(err)
+				return
 			}
-			keys[i] = key
+			keys[i] = s.Current()
 		})
 	}
 	group.Wait()
 	for _, key := range keys {
-		if len(key) != KeySize || !bytes.Equal(key, keys[0]) {
-			t.Fatalf("keys %x and %x", keys[0], key)
+		if key == "" || key != keys[0] {
+			t.Fatalf("keys %q and %q", keys[0], key)
 		}
 	}
-	if bytes.Equal(keys[0], make([]byte, KeySize)) {
-		t.Error("the key is all zero")
+	if key, err := os.ReadFile(path); err != nil || len(key) != KeySize || bytes.Equal(key, make([]byte, KeySize)) {
+		t.Errorf("the key is %x, %v", key, err)
 	}
 	info, err := os.Stat(path)
 	if err != nil || info.Mode().Perm() != 0o600 {
@@ -95,7 +96,7 @@ func TestKeyOfRoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "secret.key")
-	if _, err := LoadOrCreateKey(path); err != nil {
+	if _, err := LoadOrCreate(path); err != nil {
 		t.Fatal(err)
 	}
 	info, err := os.Stat(path)
@@ -129,12 +130,12 @@ func TestBadKeys(t *testing.T) {
 		"no such folder": {filepath.Join(dir, "no", "key"), "create key"},
 	}
 	// As Kubernetes mounts a secret for a pod with an fsGroup.
-	if _, err := LoadOrCreateKey(write("group", KeySize, 0o440)); err != nil {
+	if _, err := LoadOrCreate(write("group", KeySize, 0o440)); err != nil {
 		t.Errorf("a group may read it: %v", err)
 	}
 	for name, test := range tests {
-		if key, err := LoadOrCreateKey(test.path); err == nil || !strings.Contains(err.Error(), test.says) {
-			t.Errorf("%s: %x, %v; want an error that says %q", name, key, err, test.says)
+		if key, err := LoadOrCreate(test.path); err == nil || !strings.Contains(err.Error(), test.says) {
+			t.Errorf("%s: %v, %v; want an error that says %q", name, key, err, test.says)
 		}
 	}
 }

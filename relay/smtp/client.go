@@ -50,6 +50,8 @@ type ClientConfig struct {
 	// Progress, unless nil, grows with each complete reply that is heard and with each
 	// block of a message that the server takes: one that stands still is a silent server.
 	Progress *atomic.Uint64
+	// Heard, unless nil, is given each complete reply, of a challenge only its code.
+	Heard func(Stage, Reply)
 }
 
 // Client speaks to one server over one connection. It is not safe for concurrent
@@ -76,8 +78,9 @@ type Client struct {
 	line          []byte // scratch for command lines
 	ready         bool   // EHLO or HELO was answered
 	authenticated bool
-	open          bool // MAIL was accepted and no final dot answered: RSET before the next
-	interrupted   bool // a context ended while its watch was on
+	secrets       []string // that were sent, see Masked
+	open          bool     // MAIL was accepted and no final dot answered: RSET before the next
+	interrupted   bool     // a context ended while its watch was on
 	closed        bool
 }
 
@@ -92,9 +95,10 @@ const (
 	StageAuth     Stage = "auth"
 	StageMail     Stage = "mail"
 	StageRcpt     Stage = "rcpt"
-	StageData     Stage = "data" // between DATA and its 354
-	StageBody     Stage = "body" // while the message is written
-	StageDot      Stage = "dot"  // the final dot was (or may have been) sent
+	StageData     Stage = "data"  // between DATA and its 354
+	StageBody     Stage = "body"  // while the message is written
+	StageDot      Stage = "dot"   // the final dot was (or may have been) sent
+	StageReset    Stage = "reset" // of Rehearse
 	StageQuit     Stage = "quit"
 )
 

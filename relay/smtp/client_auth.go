@@ -14,7 +14,8 @@ const maxAuthRounds = 16
 
 // Auth runs a SASL exchange (RFC 4954). The error is a *StageError: the server's
 // refusal in Reply, after which the connection may go on, or trouble in Err. When
-// mech gives up, the exchange is cancelled and Err is what mech said.
+// mech gives up, the exchange is cancelled and Err is what mech said. Where the server repeats
+// what it was given, this and each later refusal is Masked.
 func (c *Client) Auth(ctx context.Context, mech SASL) error {
 	defer c.watch(ctx)()
 	name, response, err := mech.Start()
@@ -24,15 +25,22 @@ func (c *Client) Auth(ctx context.Context, mech SASL) error {
 	if !isMechanism(name) {
 		return &StageError{Stage: StageAuth, Err: fmt.Errorf("%q is no mechanism", name)}
 	}
+	number := 0
+	if response != nil {
+		c.keep(name, number, response)
+		number++
+	}
 	line, response := authCommand(name, response)
 	reply, err := c.command(ctx, StageAuth, line)
-	for round := 0; err == nil && reply.Code == 334; round++ {
+	for round := 0; err == nil && reply.Code == codeChallenge; round++ {
 		if round == maxAuthRounds {
 			return c.cancelAuth(ctx, errors.New("too many challenges"))
 		}
-		if response, err = answer(mech, reply.Text, response); err != nil {
+		if response, err = c.answer(mech, reply.Text, response); err != nil {
 			return c.cancelAuth(ctx, err)
 		}
+		c.keep(name, number, response)
+		number++
 		reply, err = c.command(ctx, StageAuth, base64.StdEncoding.EncodeToString(response))
 		response = nil
 	}
@@ -64,10 +72,10 @@ func authCommand(name string, initial []byte) (line string, later []byte) {
 
 // answer gives the response to a challenge: the initial one when it is still to be
 // sent, else that of mech.
-func answer(mech SASL, challenge string, initial []byte) ([]byte, error) {
+func (c *Client) answer(mech SASL, challenge string, initial []byte) ([]byte, error) {
 	decoded, err := base64.StdEncoding.DecodeString(challenge)
 	if err != nil {
-		return nil, malformed("challenge is not base64", challenge)
+		return nil, malformed("challenge is not base64", c.Masked(challenge))
 	}
 	if initial != nil && len(decoded) == 0 {
 		return initial, nil

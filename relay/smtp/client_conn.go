@@ -84,10 +84,24 @@ func (c *Client) hear(ctx context.Context, stage Stage, patience time.Duration) 
 		}
 	}
 	reply, err := ReadReply(c.r, ReplyLimits{Lines: c.cfg.MaxReplyLines, Bytes: c.cfg.MaxReplyBytes})
+	if bad, ok := errors.AsType[*malformedReply](err); ok {
+		bad.said = c.Masked(bad.said)
+	}
 	if err != nil {
 		return Reply{}, c.trouble(ctx, stage, err)
 	}
 	c.moved()
+	shown := reply
+	switch {
+	case reply.Code == codeChallenge:
+		shown.Text = "" // what it says is encoded
+	case stage == StageAuth || !reply.IsPositive(): // what is repeated was refused; the search is long for a token
+		shown.Text = c.Masked(reply.Text)
+		reply = shown
+	}
+	if c.cfg.Heard != nil {
+		c.cfg.Heard(stage, shown)
+	}
 	if reply.Code == codeClosing {
 		_ = c.Close()
 		return Reply{}, &StageError{Stage: stage, Reply: reply}
@@ -98,6 +112,9 @@ func (c *Client) hear(ctx context.Context, stage Stage, patience time.Duration) 
 // codeClosing is the reply that may come at any time and after which the server
 // closes.
 const codeClosing = 421
+
+// codeChallenge is the reply that asks for the next response of AUTH (RFC 4954 section 4).
+const codeChallenge = 334
 
 // command says one line, without its CRLF, and hears the reply.
 func (c *Client) command(ctx context.Context, stage Stage, line string) (Reply, error) {
@@ -119,6 +136,7 @@ func (c *Client) refused(ctx context.Context, stage Stage, reply Reply) error {
 
 // outOfStep closes the connection because of a reply that answers nothing.
 func (c *Client) outOfStep(ctx context.Context, stage Stage, reply Reply) error {
+	reply.Text = c.Masked(reply.Text)
 	return c.trouble(ctx, stage, &OutOfStepError{Said: reply})
 }
 

@@ -2,6 +2,7 @@ package smtp
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"net"
@@ -33,6 +34,48 @@ func (c *Client) Send(ctx context.Context, tx Transaction) Result {
 	s.outbox = outboxes.Get().(*outbox)
 	defer s.outbox.release()
 	return s.result(s.run())
+}
+
+// Rehearse names a sender and a recipient as Send does, and takes that back by RSET: no message
+// is sent. The error is a *StageError; after a refusal by a reply the connection may go on.
+func (c *Client) Rehearse(ctx context.Context, from, to Address) error {
+	tx := Transaction{Mail: MailCommand{From: from}, Rcpts: []RcptCommand{{To: to}}}
+	s := sending{c: c, ctx: ctx, tx: tx, replies: make([]Reply, 1), stages: make([]Stage, 1)}
+	if c.closed || !c.ready {
+		return &StageError{Stage: StageMail, Err: net.ErrClosed}
+	}
+	defer c.watch(ctx)()
+	s.outbox = outboxes.Get().(*outbox)
+	defer s.outbox.release()
+	s.steps = s.steps[:0]
+	s.fit()
+	for _, step := range []int{stepMail, 0} {
+		if s.answered() {
+			break
+		}
+		if err := s.sayGroup([]int{step}); err != nil {
+			return err
+		}
+		if err := s.hearGroup([]int{step}); err != nil {
+			return err
+		}
+	}
+	var refused error
+	if res := s.result(nil); !res.Replies[0].IsZero() {
+		refused = &StageError{Stage: res.Stages[0], Reply: res.Replies[0]}
+	}
+	if !c.open {
+		return refused
+	}
+	reply, err := c.command(ctx, StageReset, "RSET")
+	switch {
+	case err != nil:
+		return cmp.Or(refused, err)
+	case !reply.IsPositive():
+		return cmp.Or(refused, c.refused(ctx, StageReset, reply))
+	}
+	c.open = false
+	return refused
 }
 
 // sending is one transaction in progress.

@@ -16,6 +16,46 @@ import (
 	"postern/internal/smtptest"
 )
 
+// A rehearsal ends before DATA and is taken back, whatever the server says; each of its replies is
+// heard.
+func TestRehearse(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		mail, rcpt string // "": taken
+		heard      string
+		stage      Stage
+	}{
+		{"", "", "mail 250, rcpt 250, reset 250", ""},
+		{"", "550 5.1.1 nobody", "mail 250, rcpt 550, reset 250", StageRcpt},
+		{"550 5.7.60 not you", "", "mail 550", StageMail},
+		{"", "421 4.3.2 bye", "mail 250, rcpt 421", StageRcpt},
+	} {
+		server := smtptest.Start(t, smtptest.Config{})
+		for phase, said := range map[smtptest.Phase]string{smtptest.PhaseMail: test.mail, smtptest.PhaseRcpt: test.rcpt} {
+			if said != "" {
+				server.On(phase, smtptest.Always(smtptest.Reply(said)))
+			}
+		}
+		var heard []string
+		c := connect(t, server)
+		c.cfg.Heard = func(stage Stage, reply Reply) { heard = append(heard, fmt.Sprint(stage, " ", reply.Code)) }
+		err := c.Rehearse(t.Context(), Address{"a", "a.test"}, Address{"b", "b.test"})
+		var stage *StageError
+		if errors.As(err, &stage) != (test.stage != "") || stage != nil && stage.Stage != test.stage || strings.Join(heard, ", ") != test.heard {
+			t.Errorf("%+v: %v, heard %q", test, err, heard)
+		}
+		if !strings.Contains(test.heard, "421") {
+			for _, phase := range []smtptest.Phase{smtptest.PhaseMail, smtptest.PhaseRcpt} {
+				server.On(phase, smtptest.Always(smtptest.Normal()))
+			}
+			mustDeliver(t, c, 1)
+		}
+		if server.Reached(smtptest.PhaseData) > 1 {
+			t.Error("a message was sent")
+		}
+	}
+}
+
 // script is what a server answers to one transaction with two recipients.
 type script struct {
 	mail  int

@@ -85,8 +85,17 @@ func ReadReply(r *Reader, lim ReplyLimits) (Reply, error) {
 }
 
 func malformed[T string | []byte](why string, said T) error {
-	return fmt.Errorf("%w: %s: %s", ErrMalformedReply, why, Excerpt(said))
+	return &malformedReply{why, string(said)}
 }
+
+// malformedReply is ErrMalformedReply, why, and what was said.
+type malformedReply struct{ why, said string }
+
+func (e *malformedReply) Error() string {
+	return fmt.Sprintf("%s: %s: %s", ErrMalformedReply, e.why, Excerpt(e.said))
+}
+
+func (e *malformedReply) Unwrap() error { return ErrMalformedReply }
 
 // excerptSize is how much of what a peer said is quoted, in octets.
 const excerptSize = 200

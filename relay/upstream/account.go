@@ -5,9 +5,13 @@ import (
 	"crypto/x509"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 
+	"github.com/emersion/go-sasl"
+
 	"postern/internal/refusal"
+	"postern/relay/smtp"
 	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
 )
@@ -28,16 +32,24 @@ type Account struct {
 	Host           string // DNS name or IP address
 	Port           int
 	TLS            TLSMode
-	Username       string      // "" for none
-	Password       string      // opened; "" for none
-	Grant          oauth.Grant // by which it gets tokens, instead of a password; zero: none
-	SecretExpires  string      // the last day of its secret, as 2027-01-31; "" if it is not known
-	CA             string      // PEM of the authorities to trust instead of the system's; "" for those
-	Preset         string      // the provider, "" for Generic
-	MaxConnections int         // concurrent ones of each node; 0: the default
-	MaxMessages    int         // over one connection; 0: the default
-	MaxRecipients  int         // in one transaction; 0: the default
-	Budget         string      // of all nodes, as package budget reads it; "" for none
+	Username       string       // "" for none
+	Password       string       // opened; "" for none
+	Grant          oauth.Grant  // by which it gets tokens, instead of a password; zero: none
+	SecretExpires  string       // the last day of its secret, as 2027-01-31; "" if it is not known
+	CA             string       // PEM of the authorities to trust instead of the system's; "" for those
+	Preset         string       // the provider, "" for Generic
+	MaxConnections int          // concurrent ones of each node; 0: the default
+	MaxMessages    int          // over one connection; 0: the default
+	MaxRecipients  int          // in one transaction; 0: the default
+	Senders        string       // patterns of what it may send as, as ParseSenders gives them; "": as everybody
+	RewriteSender  string       // the mailbox that sends in place of the message's own; "": none
+	SendsAs        smtp.Address // is RewriteSender, by Load
+	IdleSeconds    int          // that an unused connection is kept; 0: the default
+	TLSName        string       // that its certificate must have; "": Host
+	TLSPins        string       // of PinsFrom: one of these keys, whoever certifies it; "": none
+	Mechanism      string       // the only one of AUTH that is used, of Mechanisms; "": what the server takes
+	Budget         string       // of all nodes, as package budget reads it; "" for none
+	Origin
 
 	Replies *Replies // what its replies mean
 }
@@ -47,10 +59,11 @@ func (a *Account) OAuth() oauth.Account {
 	return oauth.Account{Upstream: a.Name, Username: a.Username, Grant: a.Grant}
 }
 
-// Equal reports the same settings, whatever the replies mean: a connection with one serves the
-// other.
+// Equal reports the same settings, whatever the replies mean and whoever may send: a connection
+// with one serves the other.
 func (a Account) Equal(b Account) bool {
 	a.Replies, b.Replies = nil, nil
+	a.Senders, b.Senders = "", ""
 	return a == b
 }
 
@@ -74,6 +87,16 @@ func (a *Account) Fill() error {
 	return nil
 }
 
+// SetTLS changes the mode. The port follows only to and from implicit TLS, where no server takes
+// the former one, and if it was the former mode's.
+func (a *Account) SetTLS(mode TLSMode) {
+	p, err := PresetNamed(cmp.Or(a.Preset, Generic))
+	if err == nil && (a.TLS == TLSImplicit) != (mode == TLSImplicit) && a.Port == p.portFor(a.TLS) {
+		a.Port = 0
+	}
+	a.TLS = mode
+}
+
 // portFor is the port of the preset where its mode is used, else the mode's own (RFC 8314,
 // RFC 6409, RFC 5321).
 func (p *Preset) portFor(mode TLSMode) int {
@@ -93,7 +116,12 @@ const (
 	mostConnections = 1000
 	mostMessages    = 1_000_000
 	mostRecipients  = 1000
+	mostIdle        = 3600
 )
+
+// Mechanisms are those of AUTH by which accounts are proved: with a password the first two, with
+// a token the others. They are tried in this order: XOAUTH2 is what Microsoft and Google document.
+func Mechanisms() []string { return []string{sasl.Plain, sasl.Login, oauth.XOAuth2, sasl.OAuthBearer} }
 
 var (
 	nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
@@ -116,10 +144,14 @@ func (a Account) Validate() error {
 	for _, limit := range []struct {
 		n, most int
 		what    string
-	}{{a.MaxConnections, mostConnections, "connections"}, {a.MaxMessages, mostMessages, "messages"}, {a.MaxRecipients, mostRecipients, "recipients"}} {
+	}{{a.MaxConnections, mostConnections, "connections"}, {a.MaxMessages, mostMessages, "messages"},
+		{a.MaxRecipients, mostRecipients, "recipients"}, {a.IdleSeconds, mostIdle, "seconds of idle time"}} {
 		if limit.n < 0 || limit.n > limit.most {
 			return refusal.Invalid("%d %s: not between 0 and %d", limit.n, limit.what, limit.most)
 		}
+	}
+	if err := a.validateOrigin(); err != nil {
+		return err
 	}
 	if _, err := budget.Parse(a.Budget); err != nil {
 		return err
@@ -127,17 +159,47 @@ func (a Account) Validate() error {
 	if err := a.validateTLS(); err != nil {
 		return err
 	}
+	if _, err := a.sendsAs(); err != nil {
+		return err
+	}
+	if err := a.validateMechanism(); err != nil {
+		return err
+	}
 	return a.validateAccount()
+}
+
+func (a Account) validateMechanism() error {
+	place := slices.Index(Mechanisms(), a.Mechanism)
+	switch {
+	case a.Mechanism == "":
+	case place < 0:
+		return refusal.Invalid("mechanism %q is none of auto, plain, login, xoauth2 and oauthbearer", strings.ToLower(a.Mechanism))
+	case a.Username == "" || (place >= 2) != (a.Grant.Kind != ""):
+		return refusal.Invalid("mechanism %s does not prove this account: plain and login are for passwords, xoauth2 and oauthbearer for --oauth", strings.ToLower(a.Mechanism))
+	}
+	return nil
+}
+
+func (a Account) validateOrigin() error {
+	if addr, err := netip.ParseAddr(a.Host); err == nil && !a.Allows(addr) {
+		return refusal.Invalid("host %s is not an address of the version of IP that --source or --ip leaves", a.Host)
+	}
+	return a.Origin.Validate()
 }
 
 func (a Account) validateTLS() error {
 	switch a.TLS {
 	case TLSNone, TLSOpportunistic:
-		if a.CA != "" {
-			return refusal.Invalid("a CA has no use with TLS mode %q, which verifies nothing; use require or implicit", a.TLS)
+		if a.CA+a.TLSName+a.TLSPins != "" {
+			return refusal.Invalid("a CA, TLS name or pin has no use with TLS mode %q, which verifies nothing; use require or implicit", a.TLS)
 		}
 	case TLSRequire, TLSImplicit:
-		if a.CA != "" && !x509.NewCertPool().AppendCertsFromPEM([]byte(a.CA)) {
+		switch {
+		case a.TLSPins != "" && a.CA+a.TLSName != "":
+			return refusal.Invalid("a pin takes the place of authority and name: give no CA and no TLS name beside it")
+		case a.TLSName != "" && !validHost(a.TLSName):
+			return refusal.Invalid("TLS name %q is neither a DNS name nor an IP address", a.TLSName)
+		case a.CA != "" && !x509.NewCertPool().AppendCertsFromPEM([]byte(a.CA)):
 			return refusal.Invalid("the CA has no certificate in PEM form")
 		}
 	default:
@@ -174,7 +236,7 @@ func (a Account) validateGrant() error {
 	if a.Password != "" || !credentialText(a.Username) {
 		return refusal.Invalid("an account with a grant has a user name and no password")
 	}
-	if err := a.Grant.Complete(a.Username, oauth.Known()); err != nil { // of this copy
+	if err := a.Grant.Complete(a.Username); err != nil { // of this copy
 		return refusal.Invalid("%v", err)
 	}
 	return nil

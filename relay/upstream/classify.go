@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -28,6 +29,11 @@ const (
 	StageDot  Stage = "dot"
 )
 
+// Stages lists the stages that rows have, beside StageAny.
+func Stages() []Stage {
+	return []Stage{StageConnect, StageTLS, StageAuth, StageMail, StageRcpt, StageMore, StageData, StageDot}
+}
+
 // Result is what a reply means for the mail that it answers.
 type Result string
 
@@ -49,8 +55,16 @@ const (
 	ScopeHost       Scope = "host"       // the server, whoever asks
 )
 
+// Scopes lists the scopes that rows have.
+func Scopes() []Scope {
+	return []Scope{ScopeRecipient, ScopeMessage, ScopeSender, ScopeAccount, ScopeConnection, ScopeHost}
+}
+
 // OfMail reports a scope that concerns nothing beyond the mail itself.
 func (s Scope) OfMail() bool { return s == ScopeRecipient || s == ScopeMessage }
+
+// OfAccount reports a scope that concerns what we are to the upstream.
+func (s Scope) OfAccount() bool { return s == ScopeAccount || s == ScopeSender }
 
 // Row says what the replies that it matches mean. The text is the beginning of theirs, without
 // regard to case and to the kind and amount of white space. A server that repeats an address
@@ -67,6 +81,7 @@ type Row struct {
 	Scope    Scope         `json:"scope" toml:"scope"`                 //
 	Wait     time.Duration `json:"-" toml:"-"`                         // before the next attempt; 0: as the schedule has it
 	Why      string        `json:"why,omitempty" toml:"why"`           // where it is known from
+	Do       string        `json:"do,omitempty" toml:"do"`             // what an admin does about it
 	WaitText string        `json:"wait,omitempty" toml:"wait"`         // Wait, in the file of presets and for programs
 }
 
@@ -109,9 +124,9 @@ func (t *Replies) Classify(stage Stage, r smtp.Reply) Verdict {
 	case !r.IsTemporary() && !r.IsPermanent():
 		return Verdict{Result: Later, Scope: ScopeMessage}
 	}
-	rows := t.Rows()
+	rows, text := t.Rows(), fold(r.Text)
 	for i := range rows {
-		if rows[i].matches(stage, r) {
+		if rows[i].matches(stage, r) && begins(text, rows[i].Text) {
 			return Verdict{rows[i].Result, rows[i].Scope, &rows[i]}
 		}
 	}
@@ -139,12 +154,13 @@ func unknown(stage Stage, r smtp.Reply) Verdict {
 // beforeMail reports a stage whose replies answer no message.
 func (s Stage) beforeMail() bool { return s == StageConnect || s == StageTLS || s == StageAuth }
 
+// matches compares all but the text.
 func (w *Row) matches(stage Stage, r smtp.Reply) bool {
 	at := w.Stage == StageAny || w.Stage == stage || w.Stage == StageRcpt && stage == StageMore
 	if w.Result == Never && stage.beforeMail() {
 		return false // it answers no mail, so nothing is final
 	}
-	return at && matchesDigits(w.Code, r.Code) && w.matchesEnhanced(r.Enhanced) && begins(r.Text, w.Text)
+	return at && matchesDigits(w.Code, r.Code) && w.matchesEnhanced(r.Enhanced)
 }
 
 // matchesDigits compares three digits with a pattern, in which x is any.
@@ -179,14 +195,11 @@ func (w *Row) matchesEnhanced(e smtp.EnhancedCode) bool {
 	return true
 }
 
-// begins reports that a text begins with prefix, which is as fold leaves it.
+// begins reports that a text begins with prefix, both as fold leaves them.
 func begins(text, prefix string) bool {
-	if prefix == "" {
-		return true
-	}
-	rest, ok := strings.CutPrefix(fold(text), prefix)
-	if !ok {
-		return false
+	rest, ok := strings.CutPrefix(text, prefix)
+	if !ok || prefix == "" {
+		return ok
 	}
 	word, _, _ := strings.Cut(rest, " ")
 	return !strings.Contains(word, "@")
@@ -224,23 +237,25 @@ func (w *Row) normalise() error {
 }
 
 // Known reports a stage that rows have, StageAny among them.
-func (s Stage) Known() bool {
-	switch s {
-	case StageAny, StageConnect, StageTLS, StageAuth, StageMail, StageRcpt, StageMore, StageData, StageDot:
-		return true
-	}
-	return false
-}
+func (s Stage) Known() bool { return s == StageAny || slices.Contains(Stages(), s) }
 
 func (w *Row) checkWords() error {
-	if !w.Stage.Known() {
-		return refusal.Invalid("stage %q is none of connect, tls, auth, mail, rcpt, more, data and dot", w.Stage)
+	switch {
+	case !w.Stage.Known():
+		return refusal.Invalid("stage %q is none of %s", w.Stage, Words(Stages()))
+	case !slices.Contains(Scopes(), w.Scope):
+		return refusal.Invalid("scope %q is none of %s", w.Scope, Words(Scopes()))
 	}
-	switch w.Scope {
-	case ScopeRecipient, ScopeMessage, ScopeSender, ScopeAccount, ScopeConnection, ScopeHost:
-		return nil
+	return nil
+}
+
+// Words lists stages or scopes for people, with commas between them.
+func Words[T ~string](list []T) string {
+	var words []string
+	for _, word := range list {
+		words = append(words, string(word))
 	}
-	return refusal.Invalid("scope %q is none of recipient, message, sender, account, connection and host", w.Scope)
+	return strings.Join(words, ", ")
 }
 
 const (

@@ -28,9 +28,24 @@ func (s *Store) Open(ctx context.Context, name string) (Account, error) {
 	return l.Account, nil
 }
 
-// SaveLogin stores what a person's login for an account gave.
-func (s *Store) SaveLogin(ctx context.Context, name string, l *oauth.Login) error {
+// lockAccount keeps an account as it is until the transaction ends.
+const lockAccount = `select from upstream where name = $1 for share`
+
+// SaveLogin stores what a person's login for an account gave, unless its settings have changed
+// since. Errors: refusal.ErrInvalid.
+func (s *Store) SaveLogin(ctx context.Context, a oauth.Account, l *oauth.Login) error {
+	name := a.Upstream
 	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, lockAccount, name); err != nil {
+			return err
+		}
+		accounts, err := s.Load(ctx, tx)
+		if err != nil {
+			return err
+		}
+		if now := accounts[name]; now == nil || now.Account.OAuth() != a {
+			return refusal.Invalid("the settings of upstream %q have changed meanwhile: log in again", name)
+		}
 		if err := l.Save(ctx, tx, s.sealer); err != nil {
 			return err
 		}
@@ -45,12 +60,8 @@ type Secret struct {
 	Token    oauth.State // zero without a grant, and before the first token
 }
 
-// Secrets lists the accounts of which something is known.
-func (s *Store) Secrets(ctx context.Context) ([]Secret, error) {
-	accounts, err := s.Usable(ctx)
-	if err != nil {
-		return nil, err
-	}
+// Secrets lists those of the accounts, as Usable returns them, of which something is known.
+func (s *Store) Secrets(ctx context.Context, accounts []Account) ([]Secret, error) {
 	var granted []oauth.Account
 	for i := range accounts {
 		if accounts[i].Grant.Kind != "" {

@@ -138,7 +138,11 @@ func TestTellExpiring(t *testing.T) {
 	if err := s.TellExpiring(ctx, func(Secret) { again++ }); err != nil || again != 1 {
 		t.Errorf("another secret is told %d times, %v", again, err)
 	}
-	list, err := s.Secrets(ctx)
+	accounts, _, err := s.Usable(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := s.Secrets(ctx, accounts)
 	if err != nil || len(list) != 1 || list[0].Expires.Format(time.DateOnly) != day || !list[0].Token.ExpiresAt.IsZero() {
 		t.Errorf("%+v, %v", list, err)
 	}
@@ -155,5 +159,27 @@ func TestOpenPaused(t *testing.T) {
 	}
 	if a, err := s.Open(t.Context(), "m365"); err != nil || a.Grant.Kind != granted().Grant.Kind {
 		t.Errorf("%+v, %v", a, err)
+	}
+}
+
+// A login for settings that were changed meanwhile is not stored.
+func TestLoginOfFormerSettings(t *testing.T) {
+	t.Parallel()
+	s := NewStore(pgtest.New(t).Pool, newSealer(t, 1))
+	a := account()
+	a.Password, a.Grant = "", oauth.Grant{Kind: oauth.RefreshToken, Tenant: "example.com", ClientID: "app-1"}
+	if err := s.Add(t.Context(), a); err != nil {
+		t.Fatal(err)
+	}
+	was, err := s.Open(t.Context(), a.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Grant.ClientID = "app-2"
+	if _, err := s.Change(t.Context(), a.Name, func(u *Account) error { u.Grant = a.Grant; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.SaveLogin(t.Context(), was.OAuth(), &oauth.Login{}); !errors.Is(err, refusal.ErrInvalid) {
+		t.Errorf("%v, want ErrInvalid", err)
 	}
 }

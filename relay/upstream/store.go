@@ -57,14 +57,58 @@ type Listed struct {
 	MaxConnections int        `json:"max_connections"` // 0: the default
 	MaxMessages    int        `json:"max_messages"`    // 0: the default
 	MaxRecipients  int        `json:"max_recipients"`  // 0: the default
+	Senders        []string   `json:"senders"`         // none: as everybody
+	RewriteSender  string     `json:"rewrite_sender,omitempty"`
+	IdleSeconds    int        `json:"idle_seconds"` // 0: the default
+	TLSName        string     `json:"tls_name,omitempty"`
+	TLSPins        string     `json:"tls_pins,omitempty"` // with commas between them
+	Mechanism      string     `json:"auth_mechanism,omitempty"`
 	Budget         string     `json:"budget,omitempty"`
-	PausedAt       *time.Time `json:"paused_at,omitempty"`
-	CreatedAt      time.Time  `json:"created_at"`
+	Origin
+	PausedAt  *time.Time `json:"paused_at,omitempty"`
+	CreatedAt time.Time  `json:"created_at"`
 }
 
-const addAccount = `
-insert into upstream (name, host, port, tls, username, password, ca, preset, max_connections, max_messages, max_recipients, oauth, secret_expires, budget)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, nullif($13, '')::date, $14)`
+// setting is a column of table upstream, and where an account has it.
+type setting struct {
+	column string
+	field  any
+}
+
+// settings are the one list of an account's columns: they are read and written by it.
+func (a *Account) settings() []setting {
+	return []setting{
+		{"host", &a.Host}, {"port", &a.Port}, {"tls", &a.TLS}, {"username", &a.Username}, {"ca", &a.CA}, {"preset", &a.Preset},
+		{"max_connections", &a.MaxConnections}, {"max_messages", &a.MaxMessages}, {"max_recipients", &a.MaxRecipients},
+		{"idle_seconds", &a.IdleSeconds}, {"tls_name", &a.TLSName}, {"tls_pins", &a.TLSPins}, {"mechanism", &a.Mechanism},
+		{"source", &a.Source}, {"ip", &a.IP}, {"hello", &a.Hello}, {"senders", &a.Senders}, {"rewrite_sender", &a.RewriteSender},
+		{"oauth", &a.Grant.Kind}, {"budget", &a.Budget},
+	}
+}
+
+// fields are where the settings are, behind first.
+func (a *Account) fields(first ...any) []any {
+	for _, s := range a.settings() {
+		first = append(first, s.field)
+	}
+	return first
+}
+
+// settingColumns are the names of the settings, and settingValues their parameters behind the three
+// that addAccount and changeAccount have besides.
+var settingColumns, settingValues = func() (columns, values string) {
+	for i, s := range new(Account).settings() {
+		columns += ", " + s.column
+		values += fmt.Sprintf(", $%d", i+4)
+	}
+	return columns[2:], values[2:]
+}()
+
+const secretExpires = `coalesce(secret_expires::text, '')`
+
+var addAccount = `
+insert into upstream (name, password, secret_expires, ` + settingColumns + `)
+values ($1, $2, nullif($3, '')::date, ` + settingValues + `)`
 
 // Add adds an account; its password is sealed first. Errors: refusal.ErrInvalid, refusal.ErrExists.
 func (s *Store) Add(ctx context.Context, a Account) error {
@@ -76,12 +120,10 @@ func (s *Store) Add(ctx context.Context, a Account) error {
 		return err
 	}
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, addAccount, a.Name, a.Host, a.Port, string(a.TLS), a.Username, sealed, a.CA, a.Preset,
-			a.MaxConnections, a.MaxMessages, a.MaxRecipients, string(a.Grant.Kind), a.SecretExpires, a.Budget)
-		if err == nil {
-			err = knownZones(ctx, tx, a.Budget)
+		if _, err := tx.Exec(ctx, addAccount, a.fields(a.Name, sealed, a.SecretExpires)...); err != nil {
+			return err
 		}
-		if err != nil {
+		if err := knownZones(ctx, tx, a.Budget); err != nil {
 			return err
 		}
 		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "upstream add", Object: a.Name, Detail: a.detail()})
@@ -112,7 +154,9 @@ func knownZones(ctx context.Context, db pg.DB, setting string) error {
 func (a Account) detail() map[string]any {
 	return map[string]any{"host": a.Host, "port": a.Port, "tls": a.TLS, "username": a.Username, "custom_ca": a.CA != "",
 		"preset": a.Preset, "max_connections": a.MaxConnections, "max_messages": a.MaxMessages, "max_recipients": a.MaxRecipients,
-		"oauth": a.Grant.Kind, "expires": a.SecretExpires, "budget": a.Budget}
+		"oauth": a.Grant.Kind, "expires": a.SecretExpires, "senders": a.Senders, "rewrite_sender": a.RewriteSender,
+		"idle_seconds": a.IdleSeconds, "tls_name": a.TLSName, "tls_pins": a.TLSPins,
+		"auth_mechanism": a.Mechanism, "source": a.Source, "ip": a.IP, "hello": a.Hello, "budget": a.Budget}
 }
 
 // seal seals what the account is proved by, nil if there is nothing.
@@ -124,26 +168,25 @@ func (s *Store) seal(a Account) ([]byte, error) {
 		return nil, refusal.Invalid("a password needs a sealing key, and none is configured")
 	}
 	if a.Grant.Kind == "" {
-		return s.sealer.Seal(passwordOf(a.Name, a.Username), []byte(a.Password)), nil
+		return s.sealer.Seal(passwordOf(a.Name, a.Username), []byte(a.Password))
 	}
-	if err := a.Grant.Complete(a.Username, oauth.Known()); err != nil {
+	if err := a.Grant.Complete(a.Username); err != nil {
 		return nil, refusal.Invalid("%v", err)
 	}
 	text, err := json.Marshal(a.Grant)
 	if err != nil {
 		return nil, err
 	}
-	return s.sealer.Seal(grantOf(a.Name, a.Username), text), nil
+	return s.sealer.Seal(grantOf(a.Name, a.Username), text)
 }
 
-const accountForChange = `
-select host, port, tls, username, password, ca, preset, max_connections, max_messages, max_recipients, oauth, coalesce(secret_expires::text, ''), budget
+var accountForChange = `
+select password, ` + secretExpires + `, ` + settingColumns + `
 from upstream where name = $1 for update`
 
-const changeAccount = `
-update upstream set host = $2, port = $3, tls = $4, username = $5, password = $6, ca = $7, preset = $8,
-	max_connections = $9, max_messages = $10, max_recipients = $11, oauth = $12, budget = $14, secret_expires = nullif($13, '')::date,
-	secret_told = case when secret_expires is not distinct from nullif($13, '')::date then secret_told end
+var changeAccount = `
+update upstream set password = $2, secret_expires = nullif($3, '')::date, (` + settingColumns + `) = (` + settingValues + `),
+	secret_told = case when secret_expires is not distinct from nullif($3, '')::date then secret_told end
 where name = $1`
 
 // kept stands for a password that is in the table and was not opened.
@@ -156,8 +199,7 @@ func (s *Store) Change(ctx context.Context, name string, change func(*Account) e
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		a = Account{Name: name}
 		var sealed []byte
-		err := tx.QueryRow(ctx, accountForChange, name).Scan(&a.Host, &a.Port, &a.TLS, &a.Username, &sealed, &a.CA, &a.Preset,
-			&a.MaxConnections, &a.MaxMessages, &a.MaxRecipients, &a.Grant.Kind, &a.SecretExpires, &a.Budget)
+		err := tx.QueryRow(ctx, accountForChange, name).Scan(a.fields(&sealed, &a.SecretExpires)...)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return unknownName(name)
 		}
@@ -171,12 +213,10 @@ func (s *Store) Change(ctx context.Context, name string, change func(*Account) e
 		if sealed, err = s.reseal(was, a, sealed); err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, changeAccount, name, a.Host, a.Port, string(a.TLS), a.Username, sealed, a.CA, a.Preset,
-			a.MaxConnections, a.MaxMessages, a.MaxRecipients, string(a.Grant.Kind), a.SecretExpires, a.Budget)
-		if err == nil {
-			err = knownZones(ctx, tx, a.Budget)
+		if _, err = tx.Exec(ctx, changeAccount, a.fields(a.Name, sealed, a.SecretExpires)...); err != nil {
+			return err
 		}
-		if err != nil {
+		if err := knownZones(ctx, tx, a.Budget); err != nil {
 			return err
 		}
 		if a.Grant != was.Grant {
@@ -201,7 +241,10 @@ func (s *Store) reseal(was, a Account, sealed []byte) ([]byte, error) {
 	keep := same && a.Username == was.Username && sealed != nil
 	check := a
 	if keep {
-		check.Password, check.Grant = kept, oauth.Grant{}
+		if err := a.validateMechanism(); err != nil {
+			return nil, err
+		}
+		check.Password, check.Grant, check.Mechanism = kept, oauth.Grant{}, ""
 	}
 	if err := check.Validate(); err != nil || keep {
 		return sealed, err
@@ -227,8 +270,8 @@ func unknownName(name string) error {
 }
 
 const listAccounts = `
-select name, host, port, tls, username, oauth, coalesce(secret_expires::text, ''), ca <> '', preset, max_connections, max_messages, max_recipients,
-	budget, paused_at, created_at
+select name, host, port, tls, username, oauth, ` + secretExpires + `, ca <> '', preset, max_connections, max_messages, max_recipients,
+	string_to_array(senders, ' '), rewrite_sender, idle_seconds, tls_name, tls_pins, mechanism, budget, source, ip, hello, paused_at, created_at
 from upstream order by name`
 
 // List lists all accounts by name.
@@ -269,11 +312,11 @@ func (s *Store) Named(ctx context.Context, name string) (Listed, error) {
 	return Listed{}, unknownName(name)
 }
 
-const loadAccounts = `
-select name, host, port, tls, username, password, ca, preset, max_connections, max_messages, max_recipients, oauth, coalesce(secret_expires::text, ''), budget, paused_at
-from upstream`
+var loadAccounts = `
+select name, password, paused_at, ` + secretExpires + `, ` + settingColumns + ` from upstream`
 
-// Loaded is an account with its password, or why it cannot be used.
+// Loaded is an account with its password and the mailbox that it sends as, or why it cannot be
+// used.
 type Loaded struct {
 	Account Account
 	Err     error
@@ -304,10 +347,13 @@ func (s *Store) Load(ctx context.Context, db pg.DB) (map[string]*Loaded, error) 
 	var a Account
 	var sealed []byte
 	var paused *time.Time
-	_, err = pgx.ForEachRow(rows, []any{&a.Name, &a.Host, &a.Port, &a.TLS, &a.Username, &sealed, &a.CA, &a.Preset,
-		&a.MaxConnections, &a.MaxMessages, &a.MaxRecipients, &a.Grant.Kind, &a.SecretExpires, &a.Budget, &paused}, func() error {
+	_, err = pgx.ForEachRow(rows, a.fields(&a.Name, &sealed, &paused, &a.SecretExpires), func() error {
 		a.Replies = tableOf(a.Preset, added[a.Name])
 		l := s.open(a, sealed)
+		var err error
+		if l.Account.SendsAs, err = a.sendsAs(); err != nil && l.Err == nil {
+			l.Err = fmt.Errorf("upstream %q: %w", a.Name, err)
+		}
 		if paused != nil && l.Err == nil {
 			l.Err = &PausedError{a.Name}
 		}
@@ -320,28 +366,19 @@ func (s *Store) Load(ctx context.Context, db pg.DB) (map[string]*Loaded, error) 
 	return accounts, nil
 }
 
-// Unusable returns, by name, the upstreams whose password this Store cannot open.
-func (s *Store) Unusable(ctx context.Context) (map[string]error, error) {
+// Usable returns the accounts with their passwords, by name; and, by name, why this Store
+// cannot open the password of others.
+func (s *Store) Usable(ctx context.Context) (list []Account, sealed map[string]error, err error) {
 	accounts, err := s.Load(ctx, s.pool)
-	bad := map[string]error{}
-	for name, l := range accounts {
-		if l.Err != nil && !IsPaused(l.Err) {
-			bad[name] = l.Err
-		}
-	}
-	return bad, err
-}
-
-// Usable returns the accounts with their passwords, by name; those whose password this Store
-// cannot open are left out, as Unusable says.
-func (s *Store) Usable(ctx context.Context) (list []Account, err error) {
-	accounts, err := s.Load(ctx, s.pool)
+	sealed = map[string]error{}
 	for _, name := range slices.Sorted(maps.Keys(accounts)) {
 		if l := accounts[name]; l.Err == nil || IsPaused(l.Err) {
 			list = append(list, l.Account)
+		} else {
+			sealed[name] = l.Err
 		}
 	}
-	return list, err
+	return list, sealed, err
 }
 
 const pauseAccount = `
@@ -449,6 +486,16 @@ func (s *Store) open(a Account, sealed []byte) *Loaded {
 // table it must not open. Neither part can hold NUL, so the joint is unambiguous.
 func passwordOf(name, username string) string {
 	return "upstream\x00" + name + "\x00" + username
+}
+
+// Sealed describes the passwords and grants, with the places of passwordOf and grantOf.
+func Sealed() seal.Column {
+	return seal.Column{
+		Read: `
+select array['upstream', name, username] || case when oauth = '' then '{}' else '{oauth}'::text[] end, password
+from upstream where password is not null and ($1::bytea is null or substr(password, 1, length($1)) <> $1)`,
+		Write: `update upstream set password = $3 where name = ($1::text[])[2] and password = $2`,
+	}
 }
 
 func (s *Store) openGrant(a Account, sealed []byte) *Loaded {

@@ -3,6 +3,8 @@ package upstream
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strings"
@@ -51,7 +53,7 @@ func TestStatements(t *testing.T) {
 		"addAccount": addAccount, "listAccounts": listAccounts, "removeAccount": removeAccount,
 		"loadAccounts": loadAccounts, "knownUpstreams": knownUpstreams,
 		"tellExpiring": tellExpiring, "accountForChange": accountForChange, "changeAccount": changeAccount, "pauseAccount": pauseAccount,
-		"loadRows": loadRows, "addRow": addRow, "removeRow": removeRow,
+		"lockAccount": lockAccount, "loadRows": loadRows, "addRow": addRow, "removeRow": removeRow,
 	} {
 		if _, err := conn.Conn().Prepare(t.Context(), name, sql); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -80,7 +82,7 @@ func TestUpstreams(t *testing.T) {
 		{Name: "provider", Host: "smtp.provider.example", Port: 587, TLS: TLSRequire, Username: "relay", MaxConnections: 7},
 		{Name: "sink", Host: "127.0.0.1", Port: 2600, TLS: TLSNone},
 	}
-	if diff := cmp.Diff(want, list, cmpopts.IgnoreFields(Listed{}, "CreatedAt")); diff != "" {
+	if diff := cmp.Diff(want, list, cmpopts.IgnoreFields(Listed{}, "CreatedAt"), cmpopts.EquateEmpty()); diff != "" {
 		t.Error(diff)
 	}
 	var sealed []byte
@@ -120,7 +122,7 @@ func TestUnusable(t *testing.T) {
 		"another key": {newSealer(t, 2), 1},
 		"no key":      {nil, 1},
 	} {
-		bad, err := NewStore(db.Pool, c.sealer).Unusable(ctx)
+		usable, bad, err := NewStore(db.Pool, c.sealer).Usable(ctx)
 		if err != nil || len(bad) != c.want {
 			t.Errorf("%s: %v, %v", name, bad, err)
 		}
@@ -131,9 +133,8 @@ func TestUnusable(t *testing.T) {
 		if c.want > 0 && !errors.Is(bad["provider"], want) {
 			t.Errorf("%s: %v", name, bad["provider"])
 		}
-		usable, err := NewStore(db.Pool, c.sealer).Usable(ctx)
-		if err != nil || len(usable) != 2-c.want {
-			t.Errorf("%s: %+v, %v", name, usable, err)
+		if len(usable) != 2-c.want {
+			t.Errorf("%s: %+v", name, usable)
 		}
 		for _, u := range usable {
 			if u.Name == "provider" && u.Password != account().Password {
@@ -154,6 +155,10 @@ func TestValidate(t *testing.T) {
 		"no account":    func(u *Account) { u.Username, u.Password = "", "" },
 		"a final dot":   func(u *Account) { u.Host = "smtp.example.com." },
 		"one character": func(u *Account) { u.Password = "x" },
+		"two sources":   func(u *Account) { u.Source = "192.0.2.1, 2001:db8::1" },
+		"EHLO literal":  func(u *Account) { u.Hello = "[IPv6:2001:db8::1]" },
+		"a pin":         func(u *Account) { u.TLSPins = "sha256:x" },
+		"a mechanism":   func(u *Account) { u.Mechanism = "LOGIN" },
 	}
 	for name, change := range ok {
 		u := account()
@@ -185,6 +190,21 @@ func TestValidate(t *testing.T) {
 		"CRLF in the user name":  func(u *Account) { u.Username = "a\r\nb" },
 		"no PEM":                 func(u *Account) { u.CA = "no PEM" },
 		"CA without use":         func(u *Account) { u.TLS, u.CA, u.Username, u.Password = TLSNone, ca, "", "" },
+		"two sources of IPv4":    func(u *Account) { u.Source = "192.0.2.1,192.0.2.2" },
+		"a source by name":       func(u *Account) { u.Source = "eth0" },
+		"source of another IP":   func(u *Account) { u.Source, u.IP = "192.0.2.1", IPv6 },
+		"IP of no version":       func(u *Account) { u.IP = "5" },
+		"host of another IP":     func(u *Account) { u.Host, u.IP = "2001:db8::1", IPv4 },
+		"host not of its source": func(u *Account) { u.Host, u.Source = "2001:db8::1", "192.0.2.1" },
+		"EHLO with a space":      func(u *Account) { u.Hello = "a b" },
+		"EHLO beyond ASCII":      func(u *Account) { u.Hello = "grün.example" },
+		"TLS name of two words":  func(u *Account) { u.TLSName = "a b" },
+		"pin beside a CA":        func(u *Account) { u.CA, u.TLSPins = ca, "sha256:x" },
+		"pin without TLS":        func(u *Account) { u.TLS, u.TLSPins, u.Username, u.Password = TLSNone, "sha256:x", "", "" },
+		"mechanism of a token":   func(u *Account) { u.Mechanism = "XOAUTH2" },
+		"mechanism, no account":  func(u *Account) { u.Mechanism, u.Username, u.Password = "PLAIN", "", "" },
+		"unknown mechanism":      func(u *Account) { u.Mechanism = "CRAM-MD5" },
+		"idle for a day":         func(u *Account) { u.IdleSeconds = 86400 },
 		"too many connections":   func(u *Account) { u.MaxConnections = mostConnections + 1 },
 		"negative connections":   func(u *Account) { u.MaxConnections = -1 },
 	}
@@ -218,7 +238,7 @@ func TestChange(t *testing.T) {
 	}
 	loaded := func() Account {
 		t.Helper()
-		list, err := s.Usable(ctx)
+		list, _, err := s.Usable(ctx)
 		if err != nil || len(list) != 1 {
 			t.Fatalf("%v, %v", list, err)
 		}
@@ -290,6 +310,54 @@ func wantAudit(t *testing.T, db *pgtest.DB, want []string) {
 	}
 }
 
+// Every setting comes back as it was stored, by Add and by Change.
+func TestSettingsAreKept(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	s := NewStore(db.Pool, newSealer(t, 1))
+	want := account()
+	want.Preset, want.MaxConnections, want.MaxMessages, want.MaxRecipients, want.IdleSeconds = "google", 1, 2, 3, 4
+	want.TLSName, want.Mechanism, want.SecretExpires = "mail.example", "LOGIN", "2027-01-31"
+	want.Origin = Origin{Source: "192.0.2.1", IP: IPBoth, Hello: "out.example"}
+	if err := s.Add(t.Context(), want); err != nil {
+		t.Fatal(err)
+	}
+	same := func(want Account) {
+		t.Helper()
+		if got, err := s.Open(t.Context(), want.Name); err != nil || !got.Equal(want) {
+			t.Errorf("%+v, %v; want %+v", got, err, want)
+		}
+	}
+	same(want)
+	_, err := s.Change(t.Context(), want.Name, func(a *Account) error {
+		a.CA, a.TLSName, a.TLSPins, a.Mechanism, a.Source, a.IP, a.IdleSeconds = "", "", "sha256:x", "", "", "", 0
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want.TLSName, want.TLSPins, want.Mechanism, want.Source, want.IP, want.IdleSeconds = "", "sha256:x", "", "", "", 0
+	same(want)
+	if got, err := s.Named(t.Context(), want.Name); err != nil || got.TLSPins != want.TLSPins || got.Origin != want.Origin || got.MaxRecipients != 3 {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+func TestPins(t *testing.T) {
+	t.Parallel()
+	leaf := smtptest.NewCA(t).Leaf(t, "a.test").ServerConfig().Certificates[0].Leaf
+	sum := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
+	pins, err := PinsFrom([]string{"sha256:" + hex.EncodeToString(make([]byte, 32)), "sha256:" + hex.EncodeToString(sum[:])})
+	if a := (Account{TLSPins: pins}); err != nil || !a.Pinned(leaf) || !strings.HasSuffix(pins, ","+Pin(leaf)) {
+		t.Errorf("%q, %v, want %s", pins, err, Pin(leaf))
+	}
+	for _, bad := range []string{"", "sha256:", "sha256:YQ==", "sha1:" + Pin(leaf), strings.TrimPrefix(Pin(leaf), "sha256:")} {
+		if _, err := PinsFrom([]string{bad}); !errors.Is(err, refusal.ErrInvalid) {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
 // The mail of a paused upstream waits, and it is none that cannot be used.
 func TestPause(t *testing.T) {
 	t.Parallel()
@@ -312,12 +380,12 @@ func TestPause(t *testing.T) {
 		if err != nil || (l.PausedAt != nil) != step.pause {
 			t.Errorf("%+v: %v, %v", step, l, err)
 		}
-		bad, err := s.Unusable(ctx)
+		usable, bad, err := s.Usable(ctx)
 		if err != nil || len(bad) != 0 {
 			t.Errorf("%+v: unusable: %v, %v", step, bad, err)
 		}
-		if usable, err := s.Usable(ctx); err != nil || len(usable) != 1 {
-			t.Errorf("%+v: usable: %v, %v", step, usable, err)
+		if len(usable) != 1 {
+			t.Errorf("%+v: usable: %v", step, usable)
 		}
 	}
 	if _, err := s.Pause(ctx, "nowhere", true); !errors.Is(err, refusal.ErrNotFound) {
@@ -403,5 +471,65 @@ func TestReplies(t *testing.T) {
 	})
 	if err := s.Remove(ctx, "sink"); err != nil {
 		t.Errorf("its rows keep it from being removed: %v", err)
+	}
+}
+
+// A port that an admin has set stays when TLS is changed.
+func TestSetTLS(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		was      TLSMode
+		port     int
+		mode     TLSMode
+		wantPort int
+	}{
+		{TLSRequire, 587, TLSImplicit, 465},
+		{TLSImplicit, 465, TLSRequire, 587},
+		{TLSOpportunistic, 25, TLSImplicit, 465},
+		{TLSOpportunistic, 25, TLSRequire, 25}, // as of a connector
+		{TLSOpportunistic, 2525, TLSRequire, 2525},
+		{TLSNone, 27251, TLSOpportunistic, 27251},
+		{TLSRequire, 2587, TLSImplicit, 2587},
+		{"", 0, TLSRequire, 587},
+		{"", 0, TLSNone, 25},
+	} {
+		a := Account{Name: "a", Host: "h.test", Port: test.port, TLS: test.was}
+		a.SetTLS(test.mode)
+		if err := a.Fill(); err != nil || a.Port != test.wantPort || a.TLS != test.mode {
+			t.Errorf("%+v: port %d, %v", test, a.Port, err)
+		}
+	}
+}
+
+// TestLoadSendsAs: the mailbox is parsed where an account is loaded, and one that a hand has put
+// into the table spoils its own upstream only.
+func TestLoadSendsAs(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	s := NewStore(db.Pool, newSealer(t, 1))
+	for _, name := range []string{"good", "bad", "none"} {
+		a := sink()
+		if a.Name = name; name != "none" {
+			a.RewriteSender = "relay@Example.com"
+		}
+		if err := s.Add(t.Context(), a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := db.Pool.Exec(t.Context(), `update upstream set rewrite_sender = 'nonsense' where name = 'bad'`); err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.Load(t.Context(), db.Pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if good := got["good"]; good.Err != nil || good.Account.SendsAs.String() != "relay@Example.com" {
+		t.Errorf("good: %+v", good)
+	}
+	if none := got["none"]; none.Err != nil || !none.Account.SendsAs.IsNull() {
+		t.Errorf("none: %+v", none)
+	}
+	if bad := got["bad"]; bad.Err == nil || !strings.Contains(bad.Err.Error(), `upstream "bad": sender "nonsense" is not an address`) {
+		t.Errorf("bad: %v", bad.Err)
 	}
 }

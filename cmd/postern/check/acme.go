@@ -17,7 +17,6 @@ import (
 var acmeKinds = []kind{
 	{"acme.ok", health.OK, "", ""},
 	{"acme.waiting", health.Warning, "No node has ordered the certificate yet; clients get a self-signed one.", "start the server, and read its log"},
-	{"acme.expired", health.Failed, "The certificate has expired.", "act on the authority's answer, then 'postern certificate renew NAME'"},
 	{"acme.file", health.Failed, "A file that [acme] names cannot be used, so the server does not start.",
 		"correct the path, let the server's user read it, and chmod 600 a key"},
 	{"acme.port", health.Failed, "The server cannot listen where the authority validates.",
@@ -45,24 +44,15 @@ func (c *checkup) acme(ctx context.Context, r *report) {
 	}
 }
 
+// acmeRecord judges a certificate as the nodes that show it do.
 func (c *checkup) acmeRecord(r *report, rec acme.Record) {
-	subject := "acme " + rec.Name
-	why := ""
-	if rec.Failures > 0 {
-		why = "; failing since " + screen.LocalTime(rec.FailingSince) + ": " + rec.LastError
+	found := health.Certificate{Name: rec.Name, NotBefore: rec.NotBefore, NotAfter: rec.NotAfter,
+		FailingSince: rec.FailingSince, Error: rec.LastError}.Judge(c.now())
+	if found.Status == health.OK {
+		r.add("acme.ok", "acme "+rec.Name, "by %s, until %s", screen.OrDash(rec.Issuer), screen.LocalTime(rec.NotAfter))
+		return
 	}
-	switch rec.State(c.now()) {
-	case "waiting":
-		r.add("acme.waiting", subject, "not ordered yet")
-	case "failing":
-		r.add("acme.failing", subject, "no certificate%s", why)
-	case "expired":
-		r.add("acme.expired", subject, "on %s%s", screen.LocalTime(rec.NotAfter), why)
-	case "renewal failing":
-		r.add("acme.renewal", subject, "good until %s%s", screen.LocalTime(rec.NotAfter), why)
-	default:
-		r.add("acme.ok", subject, "by %s, until %s", screen.OrDash(rec.Issuer), screen.LocalTime(rec.NotAfter))
-	}
+	r.take(found)
 }
 
 // acmeFiles reads what the server would read at its start.

@@ -12,10 +12,10 @@ import (
 // ordering gives the patient a certificate by ACME in the place of that in files.
 func ordering(_ *testing.T, p *patient) {
 	p.c.cfg.TLS = config.TLS{}
-	p.c.cfg.ACME = config.DefaultACME()
+	p.c.cfg.ACME = config.Defaults().ACME
 	p.c.cfg.ACME.Names, p.c.cfg.ACME.HTTPAddress = []string{patientName}, "127.0.0.1:0"
 	p.view = &mailView{certificates: []acme.Record{{
-		Name: patientName, Issuer: "Test CA", NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}}}
+		Name: patientName, Issuer: "Test CA", NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(0, 0, 90)}}}
 }
 
 func recorded(change func(*acme.Record)) func(*testing.T, *patient) {
@@ -32,7 +32,8 @@ func acmeFaults() []fault {
 		{"acme.waiting", "nothing is known", seen(func(v *mailView) { v.certificates = nil })},
 		{"acme.failing", "no valid A records", recorded(func(r *acme.Record) { failing(r); r.NotAfter = time.Time{} })},
 		{"acme.renewal", "no valid A records", recorded(failing)},
-		{"acme.expired", "on 20", later(2 * time.Hour)},
+		{"acme.expired", "no valid A records", recorded(func(r *acme.Record) { failing(r); r.NotAfter = time.Now().Add(-time.Minute) })},
+		{"tls.ending", "within the hour", recorded(func(r *acme.Record) { r.NotAfter = time.Now().Add(time.Minute) })},
 		{"acme.file", "directory_ca", setting(func(c *config.Config) { c.ACME.DirectoryCA = "/nowhere/ca.pem" })},
 		{"acme.file", "eab_key_file", setting(func(c *config.Config) { c.ACME.EABKeyFile = "/nowhere/eab" })},
 		{"acme.file", "key_file", setting(func(c *config.Config) {

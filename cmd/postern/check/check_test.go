@@ -121,7 +121,7 @@ func TestCheckReportsItsKindsOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	used := map[string]bool{}
-	for _, k := range slices.Concat(health.SpoolKinds(), health.CertificateKinds()) { // by the judges there
+	for _, k := range slices.Concat(health.SpoolKinds(), health.CertificateKinds(), health.RenewalKinds()) { // by the judges there
 		used[k.ID] = true
 	}
 	for _, name := range files {
@@ -208,7 +208,7 @@ func TestCheckFindsEveryKind(t *testing.T) {
 		"acme.no-address":  "TestCheckFindsNamesThatCannotBeValidated",
 		"check.unfinished": "TestCheckEndsInTime", "check.skipped": "TestCheckSaysWhatItCannotLookAt",
 	}
-	for _, f := range slices.Concat(configFaults(), certificateFaults(), acmeFaults(), portFaults(), adminFaults(), databaseFaults(), accountFaults(), routeFaults(),
+	for _, f := range slices.Concat(configFaults(), certificateFaults(), acmeFaults(), portFaults(), adminFaults(), databaseFaults(), accountFaults(), routeFaults(), keyFaults(),
 		upstreamFaults(), dnsFaults(), spfFaults(), mxFaults(), relayFaults(), openSecrets()["config"], openSecrets()["certificate"], openSecrets()["admin"]) {
 		planted[f.id] = "a table"
 	}

@@ -13,6 +13,7 @@ import (
 	"postern/cmd/postern/config"
 	"postern/internal/owned"
 	"postern/internal/units"
+	"postern/relay/delivery"
 	"postern/relay/seal"
 )
 
@@ -27,6 +28,8 @@ var configKinds = []kind{
 		"set hostname to this server's public DNS name: many servers look up the name in EHLO"},
 	{"config.private-mx", health.Warning, "Mail may go to private addresses, so others' MX records can lead into your network.",
 		"remove allow_private_mx; it is for tests"},
+	{"config.source", health.Failed, "This machine does not have the address from which mail is to leave, so mail waits.",
+		"correct source in [delivery], or give this machine the address"},
 	{"config.mx-port", health.Warning, "Mail goes to another port of mail hosts than 25.", "remove mx_port; it is for tests"},
 	{"config.message-size", health.Warning, "Messages of ordinary size are refused.", "set message_size to at least 10MB, unless that is intended"},
 	{"config.header-size", health.Warning, "Headers of ordinary size are refused.", "set header_size to at least 64KiB"},
@@ -92,17 +95,22 @@ func (c *checkup) dangerousValues(r *report) {
 	if d.AllowPrivateMX {
 		r.add("config.private-mx", "configuration", "delivery.allow_private_mx is true")
 	}
+	for _, to := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		if source := d.Origin().SourceFor(to); source.IsValid() && !delivery.IsLocal(source) {
+			r.add("config.source", "configuration", "delivery.source is %s", source)
+		}
+	}
 	if d.MXPort != 25 {
 		r.add("config.mx-port", "configuration", "delivery.mx_port is %d", d.MXPort)
 	}
 	if s.MessageSize < 1<<20 {
-		r.add("config.message-size", "configuration", "submission.message_size is %s", units.RoughOctets(int64(s.MessageSize)))
+		r.add("config.message-size", "configuration", "submission.message_size is %s", units.FormatOctets(int64(s.MessageSize)))
 	}
 	if s.HeaderSize < 16<<10 {
-		r.add("config.header-size", "configuration", "submission.header_size is %s", units.RoughOctets(int64(s.HeaderSize)))
+		r.add("config.header-size", "configuration", "submission.header_size is %s", units.FormatOctets(int64(s.HeaderSize)))
 	}
 	if s.Spool < s.MessageSize {
-		r.add("config.spool-size", "configuration", "submission.spool is %s, message_size %s", units.RoughOctets(int64(s.Spool)), units.RoughOctets(int64(s.MessageSize)))
+		r.add("config.spool-size", "configuration", "submission.spool is %s, message_size %s", units.FormatOctets(int64(s.Spool)), units.FormatOctets(int64(s.MessageSize)))
 	}
 	if time.Duration(q.Lifetime) < 48*time.Hour {
 		r.add("config.lifetime", "configuration", "queue.lifetime is %s", time.Duration(q.Lifetime))
@@ -144,7 +152,7 @@ func (c *checkup) secretKey(r *report) {
 		r.add("key.no-file", "secret key", "%s is not a regular file", path)
 		return
 	}
-	if _, err = seal.LoadOrCreateKey(path); err != nil {
+	if _, err = seal.LoadOrCreate(path); err != nil {
 		r.add(keyTrouble(err), "secret key", "%v", err)
 		return
 	}

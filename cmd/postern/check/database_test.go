@@ -186,7 +186,7 @@ func TestCheckLeavesNoStatements(t *testing.T) {
 		t.Fatal(told(found))
 	}
 	// Transactions at the same time are on different ones, as many as there are.
-	for range database.PoolerRounds {
+	for range 10 {
 		conn, err := p.c.dialer.Connect(t.Context(), p.c.cfg.Database.URL)
 		if err != nil {
 			t.Fatal(err)

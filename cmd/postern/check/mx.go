@@ -27,7 +27,7 @@ var mxKinds = []kind{
 const mxTime = 40 * time.Second
 
 func (c *checkup) lookAtMX(ctx context.Context, r *report) {
-	prober := delivery.NewProber(c.dialling())
+	prober := delivery.NewProber(c.dialling(upstreamTime / 2))
 	r.each(ctx, len(c.opts.MX), func(ctx context.Context, i int, r *report) {
 		ctx, cancel := context.WithTimeout(ctx, mxTime)
 		defer cancel()

@@ -124,7 +124,7 @@ func (p *patient) admit(t *testing.T) {
 func viewed(_ *testing.T, p *patient) {
 	p.view = &mailView{
 		users: []auth.User{{ID: 1, Name: "alice@example.com", Enabled: true, Credentials: 1}},
-		rules: []route.Rule{{ID: 1}},
+		rules: []route.Rule{{ID: 1, Via: []string{route.MX}}},
 	}
 }
 
@@ -140,7 +140,7 @@ func (p *patient) upstream(up upstream.Account) {
 	up.Name = "out"
 	p.view.upstreams = append(p.view.upstreams, up)
 	p.view.accounts = append(p.view.accounts, upstream.Listed{Name: up.Name})
-	p.view.rules = []route.Rule{{ID: 1, Upstreams: []string{up.Name}}}
+	p.view.rules = []route.Rule{{ID: 1, Via: []string{up.Name}}}
 }
 
 // waitSQL asks until the answer is true.

@@ -5,7 +5,6 @@ import (
 	"slices"
 
 	"postern/admin/health"
-	"postern/auth"
 	"postern/cmd/postern/screen"
 	"postern/relay/route"
 )
@@ -16,11 +15,9 @@ var routeKinds = []kind{
 	{"route.no-default", health.Warning, "There is no default route, so mail that no rule matches waits.",
 		"add one with 'postern route add --via', unless the rules cover all mail"},
 	{"route.gone", health.Failed, "A route names an upstream that does not exist.", "remove the route, or add the upstream"},
-	{"route.user-gone", health.Warning, "A route is for a user who does not exist.", "remove it with 'postern route remove'"},
+	{"route.hidden", health.Warning, "A route is never used, for one before it matches all its mail.", "put it first with 'postern route move', or remove it"},
 	{"route.unused", health.Info, "No route names the upstream.", ""},
 	{"route.paused", health.Warning, "An upstream is paused, so its mail waits.", "end the pause with 'postern upstream resume'"},
-	{"route.sealed", health.Failed, "This node's key does not open an upstream's password.",
-		"copy the key of the node where it was added, or give the password anew with 'postern upstream set'"},
 }
 
 func (c *checkup) lookAtRoutes(ctx context.Context, r *report) {
@@ -31,7 +28,7 @@ func (c *checkup) lookAtRoutes(ctx context.Context, r *report) {
 	}
 	if len(v.rules) == 0 {
 		r.add("route.none", "routes", "none")
-	} else if !slices.ContainsFunc(v.rules, isDefault) {
+	} else if !slices.ContainsFunc(v.rules, route.Rule.IsDefault) {
 		r.add("route.no-default", "routes", "%d rules, none for all mail", len(v.rules))
 	} else {
 		r.add("route.ok", "routes", "%d in all", len(v.rules))
@@ -40,15 +37,15 @@ func (c *checkup) lookAtRoutes(ctx context.Context, r *report) {
 	for _, a := range v.accounts {
 		known[a.Name] = true
 	}
-	for _, rule := range v.rules {
-		for _, name := range rule.Upstreams {
+	for i, rule := range v.rules {
+		for _, name := range rule.Via {
 			used[name] = true
-			if !known[name] {
+			if name != route.MX && !known[name] {
 				r.add("route.gone", "routes", "route %d names %q", rule.ID, name)
 			}
 		}
-		if rule.UserID != 0 && !v.more && !slices.ContainsFunc(v.users, func(u auth.User) bool { return u.ID == rule.UserID }) {
-			r.add("route.user-gone", "routes", "route %d", rule.ID)
+		if by := route.HiddenBy(v.rules, i); by != nil {
+			r.add("route.hidden", "routes", "route %d, after route %d", rule.ID, by.ID)
 		}
 	}
 	for _, a := range v.accounts {
@@ -59,15 +56,4 @@ func (c *checkup) lookAtRoutes(ctx context.Context, r *report) {
 			r.add("route.paused", "upstream "+a.Name, "since %s", screen.LocalTime(*a.PausedAt))
 		}
 	}
-	for _, name := range v.sealed {
-		if v.keyErr != nil {
-			r.add("route.sealed", "upstream "+name, "the password cannot be opened: %v", v.keyErr)
-			continue
-		}
-		r.add("route.sealed", "upstream "+name, "the key %s does not open its password", c.source.SecretKeyPath(c.cfg))
-	}
-}
-
-func isDefault(r route.Rule) bool {
-	return r.UserID == 0 && r.SenderDomain == "" && r.RecipientDomain == ""
 }

@@ -2,6 +2,7 @@ package check
 
 import (
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -48,12 +49,80 @@ func routeFaults() []fault {
 		{"route.ok", "1 in all", nothing},
 		{"route.none", "none", seen(func(v *mailView) { v.rules = nil })},
 		{"route.no-default", "1 rules, none", seen(func(v *mailView) { v.rules[0].SenderDomain = "example.com" })},
-		{"route.gone", `route 1 names "out"`, seen(func(v *mailView) { v.rules[0].Upstreams = []string{"out"} })},
-		{"route.user-gone", "route 2", seen(func(v *mailView) { v.rules = append(v.rules, route.Rule{ID: 2, UserID: 4711}) })},
+		{"route.gone", `route 1 names "out"`, seen(func(v *mailView) { v.rules[0].Via = []string{"out"} })},
+		{"route.hidden", "route 2, after route 1", seen(func(v *mailView) { v.rules = append(v.rules, route.Rule{ID: 2, UserID: 4711}) })},
 		{"route.paused", "since ", seen(func(v *mailView) { v.accounts = []upstream.Listed{{Name: "out", PausedAt: new(time.Now())}} })},
 		{"route.unused", "upstream out", seen(func(v *mailView) { v.accounts = []upstream.Listed{{Name: "out"}} })},
-		{"route.sealed", "does not open its password", seen(func(v *mailView) { v.sealed = []string{"out"} })},
 	}
+}
+
+// withKeys gives the patient a database in which a node has the machine's keys, and an upstream's
+// password is sealed with the first.
+func withKeys(t *testing.T, p *patient) {
+	t.Helper()
+	p.admit(t)
+	sealer, err := p.c.source.Sealer(p.c.cfg)
+	if err == nil {
+		err = sealer.Use(sealer.Current())
+	}
+	if err == nil {
+		err = upstream.NewStore(p.pool, sealer).Add(t.Context(), upstream.Account{Name: "out", Host: "127.0.0.1", Port: 25, TLS: upstream.TLSRequire, Username: "relay", Password: "right"})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.node(t, "one", sealer.Keys()...)
+}
+
+// node starts one that has these keys.
+func (p *patient) node(t *testing.T, name string, keys ...string) {
+	t.Helper()
+	p.sql(t, `with n as (insert into node (name, expires_at) values ($1, clock_timestamp() + interval '1 hour') returning epoch)
+		insert into sealing_ring (epoch, node, keys) select epoch, $1, $2 from n`, name, keys)
+}
+
+// rotated adds a key to this machine and its node, and takes it into use so long ago.
+func rotated(ago time.Duration) func(*testing.T, *patient) {
+	return func(t *testing.T, p *patient) {
+		t.Helper()
+		sealer, err := p.c.source.Sealer(p.c.cfg)
+		if err == nil {
+			_, err = sealer.Add(func(string) error { return nil })
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.sql(t, `update sealing_ring set keys = $1`, sealer.Keys())
+		p.sql(t, `insert into sealing_key (id, since) values ($1, clock_timestamp() - $2::interval)`, sealer.Keys()[1], ago)
+	}
+}
+
+func keyFaults() []fault {
+	return []fault{
+		{"key.sealed", "all of 1 values open", nothing},
+		{"key.sealed", "all of 1 values open", rotated(23 * time.Hour)},
+		{"key.old", "1 values, and key", rotated(25 * time.Hour)},
+		{"key.lacking", "two", func(t *testing.T, p *patient) { p.node(t, "two", "12345678") }},
+		{"key.lacking", "secret.key", func(t *testing.T, p *patient) {
+			p.sql(t, `insert into sealing_key (id) values ('12345678')`)
+		}},
+		{"key.differ", "secret.key lacks it, two has it", func(t *testing.T, p *patient) {
+			sealer, err := p.c.source.Sealer(p.c.cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.node(t, "two", sealer.Current(), "12345678")
+		}},
+		{"key.unopened", "secret.key does not open them: upstream out relay", func(t *testing.T, p *patient) {
+			p.write(t, "secret.key", strings.Repeat("x", seal.KeySize))
+		}},
+		{"key.unopened", "none does not open them: upstream out relay", func(t *testing.T, p *patient) { p.c.cfg.SecretKeyFile = filepath.Join(p.dir, "none") }},
+	}
+}
+
+func TestCheckFindsFaultsOfTheKeys(t *testing.T) {
+	t.Parallel()
+	find(t, keyFaults(), "key", withKeys)
 }
 
 func TestCheckFindsFaultsOfTheRoutes(t *testing.T) {
@@ -105,6 +174,7 @@ func upstreamFaults() []fault {
 			at := netip.MustParseAddrPort(closedPort(t))
 			p.upstream(upstream.Account{Host: "127.0.0.1", Port: int(at.Port()), TLS: upstream.TLSNone})
 		}},
+		{"upstream.source", "192.0.2.77", smarthost(func(_ *smtptest.Config, up *upstream.Account) { up.Source = "192.0.2.77" })},
 		{"upstream.tls", "unknown authority", smarthost(func(cfg *smtptest.Config, up *upstream.Account) { up.CA = "" })},
 		{"upstream.tls", "expired", func(t *testing.T, p *patient) {
 			smarthost(func(cfg *smtptest.Config, _ *upstream.Account) {
@@ -119,7 +189,7 @@ func upstreamFaults() []fault {
 			})(t, p)
 		}},
 		{"upstream.account", "535", smarthost(func(_ *smtptest.Config, up *upstream.Account) { up.Password = "wrong" })},
-		{"upstream.account", "neither AUTH PLAIN nor AUTH LOGIN", smarthost(func(cfg *smtptest.Config, _ *upstream.Account) { cfg.Users = nil })},
+		{"upstream.account", "offers none, and not PLAIN or LOGIN", smarthost(func(cfg *smtptest.Config, _ *upstream.Account) { cfg.Users = nil })},
 		{"upstream.token", "the key file is not the JSON file", tokenhost(oauth.Grant{Kind: oauth.ServiceAccount, Authority: "google"})},
 		{"upstream.login", "nobody has logged in yet", tokenhost(oauth.Grant{Kind: oauth.RefreshToken, Authority: "google"})},
 		{"upstream.renewal", "AADSTS7000222", seen(func(v *mailView) {
@@ -169,7 +239,7 @@ func TestCheckJudgesUpstreamsInClear(t *testing.T) {
 		{upstream.TLSImplicit, "192.0.2.1:465", false}, {upstream.TLSNone, "127.0.0.1:25", false},
 	} {
 		r := &report{}
-		p.c.upstream(r, upstream.Account{Name: "out", TLS: test.mode}, delivery.Probe{Addr: netip.MustParseAddrPort(test.at), Expires: time.Now().AddDate(1, 0, 0)})
+		p.c.upstream(r, upstream.Account{Name: "out", TLS: test.mode}, delivery.Probe{Step: delivery.Step{Addr: netip.MustParseAddrPort(test.at)}, Expires: time.Now().AddDate(1, 0, 0)})
 		found := r.close()
 		if test.want {
 			wantFinding(t, found, "upstream.clear", string(test.mode))
@@ -185,6 +255,9 @@ func TestCheckReadsTheDatabase(t *testing.T) {
 	p := newPatient(t)
 	p.admit(t)
 	sealer, err := p.c.source.Sealer(p.c.cfg)
+	if err == nil {
+		err = sealer.Use(sealer.Current())
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,7 +270,7 @@ func TestCheckReadsTheDatabase(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := routes.Add(t.Context(), route.Rule{Upstreams: []string{"a"}}); err != nil {
+	if _, err := routes.Add(t.Context(), route.Rule{Via: []string{"a"}}, 0); err != nil {
 		t.Fatal(err)
 	}
 	users := auth.NewStore(p.pool)
@@ -227,5 +300,5 @@ func TestCheckReadsTheDatabase(t *testing.T) {
 		}
 	}
 	p.write(t, "secret.key", strings.Repeat("x", seal.KeySize))
-	wantFinding(t, p.again().look(t.Context(), "route"), "route.sealed", "does not open its password")
+	wantFinding(t, p.again().look(t.Context(), "key"), "key.unopened", "3, and the key")
 }

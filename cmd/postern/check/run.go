@@ -28,6 +28,7 @@ func areas() []area {
 		{"database", false, (*checkup).lookAtDatabase},
 		{"account", false, (*checkup).lookAtAccounts},
 		{"route", false, (*checkup).lookAtRoutes},
+		{"key", false, (*checkup).lookAtKeys},
 		{"upstream", true, (*checkup).lookAtUpstreams},
 		{"dns", true, (*checkup).lookAtDNS},
 		{"spf", true, (*checkup).lookAtSenderDomains},
@@ -78,7 +79,7 @@ func shared(list []health.Kind) (kinds []kind) {
 func kindList() []kind {
 	return slices.Concat(configKinds, shared(health.SpoolKinds()), certificateKinds, shared(health.CertificateKinds()),
 		acmeKinds, shared(health.RenewalKinds()), portKinds, adminKinds, databaseKinds, roleKinds, nodeKinds, vacuumKinds, roomKinds,
-		accountKinds, routeKinds, upstreamKinds, dnsKinds, spfKinds, mxKinds, relayKinds, checkKinds)
+		accountKinds, routeKinds, keyKinds, upstreamKinds, dnsKinds, spfKinds, mxKinds, relayKinds, checkKinds)
 }
 
 // grace is what an area gets to say that its time is over.

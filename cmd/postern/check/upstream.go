@@ -7,13 +7,16 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"postern/admin/health"
+	"postern/cmd/postern/config"
 	"postern/cmd/postern/database"
 	"postern/cmd/postern/screen"
 	"postern/policy/quota"
 	"postern/relay/delivery"
+	"postern/relay/keyring"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
 	"postern/relay/upstream/budget"
@@ -24,6 +27,8 @@ var upstreamKinds = []kind{
 	{"upstream.ok", health.OK, "", ""},
 	{"upstream.lookup", health.Failed, "The upstream's name cannot be looked up.", "correct its --host with 'postern upstream set', or the resolver of this machine"},
 	{"upstream.unreachable", health.Failed, "There is no connection to the upstream.", "check its host and port, and firewalls here and at the hosting company"},
+	{"upstream.source", health.Failed, "This machine does not have the address from which it is to connect to the upstream, so its mail waits here.",
+		"give the upstream another --source with 'postern upstream set', or this machine the address"},
 	{"upstream.tls", health.Failed, "TLS with the upstream is not as configured, so no mail goes there.",
 		"correct its --host, --ca-file or --tls with 'postern upstream set'"},
 	{"upstream.account", health.Failed, "The upstream does not take the account.",
@@ -50,14 +55,25 @@ var upstreamKinds = []kind{
 // upstreamTime bounds the conversation with one upstream or mail host.
 const upstreamTime = 20 * time.Second
 
+// Prober converses as this machine's deliveries do, but waits for no step longer than patience.
+func Prober(from config.Source, tokens delivery.Tokens, patience time.Duration) (*delivery.Prober, error) {
+	c := newCheckup(from, nil, Options{})
+	if c.bad != nil {
+		return nil, c.bad
+	}
+	cfg := c.dialling(patience)
+	cfg.Tokens = tokens
+	return delivery.NewProber(cfg), nil
+}
+
 // dialling is how to converse as this node's deliveries do, but with less patience.
-func (c *checkup) dialling() delivery.Config {
+func (c *checkup) dialling(patience time.Duration) delivery.Config {
 	hostname, _ := c.cfg.ServerName()
 	d := c.cfg.Delivery
 	return delivery.Config{
-		DNS: c.dns, Hello: hostname, Self: c.listenerAddresses(),
-		ConnectTime: upstreamTime / 2, LookupTime: upstreamTime / 2,
-		Timeouts: smtp.Timeouts{Greeting: upstreamTime / 2, Command: upstreamTime / 2, TLS: upstreamTime / 2},
+		DNS: c.dns, Hello: hostname, Origin: d.Origin(), Self: c.listenerAddresses(),
+		ConnectTime: patience, LookupTime: patience,
+		Timeouts: smtp.Timeouts{Greeting: patience, Command: patience, TLS: patience},
 		MXPort:   d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
 	}
 }
@@ -79,6 +95,12 @@ func (c *checkup) tokens(ctx context.Context) (tokens *oauth.Tokens, end func(),
 	pool, err := c.dialer.OpenPool(ctx, url, "check", 1, database.PrepareNothing)
 	if err != nil {
 		return nil, nil, err
+	}
+	if sealer != nil {
+		if err := keyring.Follow(ctx, pool, sealer); err != nil {
+			pool.Close()
+			return nil, nil, err
+		}
 	}
 	cfg.DB, cfg.Sealer, cfg.Node = pool, sealer, "postern check"
 	tokens = oauth.New(cfg)
@@ -145,7 +167,7 @@ func (c *checkup) lookAtUpstreams(ctx context.Context, r *report) {
 	for i := range v.budgets {
 		c.upstreamBudget(r, &v.budgets[i])
 	}
-	cfg := c.dialling()
+	cfg := c.dialling(upstreamTime / 2)
 	if slices.ContainsFunc(v.upstreams, func(a upstream.Account) bool { return a.Grant.Kind != "" }) {
 		tokens, end, err := c.tokens(ctx)
 		if err != nil {
@@ -160,7 +182,7 @@ func (c *checkup) lookAtUpstreams(ctx context.Context, r *report) {
 		ctx, cancel := context.WithTimeout(ctx, upstreamTime)
 		defer cancel()
 		up := v.upstreams[i]
-		c.upstream(r, up, prober.Upstream(ctx, &up))
+		c.upstream(r, up, prober.Upstream(ctx, &up, delivery.Trial{}))
 	})
 }
 
@@ -176,6 +198,9 @@ func (c *checkup) upstream(r *report, up upstream.Account, p delivery.Probe) {
 			id = "upstream.self"
 		case smtp.StageConnect:
 			id = "upstream.unreachable"
+			if source := (*delivery.SourceError)(nil); errors.As(p.Err, &source) {
+				id = "upstream.source"
+			}
 		case smtp.StageTLS:
 			id = "upstream.tls"
 		case smtp.StageAuth:
@@ -186,7 +211,11 @@ func (c *checkup) upstream(r *report, up upstream.Account, p delivery.Probe) {
 				id = "upstream.login"
 			}
 		}
-		r.add(id, subject, "%s: %v", at, p.Err)
+		f := health.Kind(kinds()[id]).Found(subject, "%s: %v", at, p.Err)
+		if hint := Hint(&up, p.Step); !strings.Contains(f.Text, hint) {
+			f.Todo = hint
+		}
+		r.take(f)
 		return
 	}
 	account := "without an account"
@@ -197,7 +226,7 @@ func (c *checkup) upstream(r *report, up upstream.Account, p delivery.Probe) {
 	if !up.Verified() && !p.Addr.Addr().IsLoopback() {
 		r.add("upstream.clear", subject, "--tls %s", up.TLS)
 	}
-	if left := p.Expires.Sub(c.now()); up.Verified() && left < 7*24*time.Hour {
+	if left := p.Expires.Sub(c.now()); up.Verified() && up.TLSPins == "" && left < 7*24*time.Hour {
 		r.add("upstream.expiring", subject, "on %s", screen.LocalTime(p.Expires))
 	}
 }

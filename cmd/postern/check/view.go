@@ -13,6 +13,7 @@ import (
 	"postern/auth"
 	"postern/cmd/postern/database"
 	"postern/relay/acme"
+	"postern/relay/keyring"
 	"postern/relay/route"
 	"postern/relay/seal"
 	"postern/relay/upstream"
@@ -26,10 +27,10 @@ type mailView struct {
 	rules     []route.Rule
 	accounts  []upstream.Listed
 	upstreams []upstream.Account // that can be used
-	sealed    []string           // those that cannot
 	secrets   []upstream.Secret
 	budgets   []budget.Usage
-	keyErr    error
+	keys      *keyring.View
+	keyErr    error // of the key file; then keys has what it has not opened
 	// certificates is what nodes have told of those by ACME
 	certificates []acme.Record
 }
@@ -80,10 +81,10 @@ func (c *checkup) readView(ctx context.Context, pool *pgxpool.Pool) (*mailView, 
 	if v.accounts, err = accounts.List(ctx); err != nil {
 		return nil, err
 	}
-	if v.upstreams, err = accounts.Usable(ctx); err != nil {
+	if v.upstreams, _, err = accounts.Usable(ctx); err != nil {
 		return nil, err
 	}
-	if v.secrets, err = accounts.Secrets(ctx); err != nil {
+	if v.secrets, err = accounts.Secrets(ctx, v.upstreams); err != nil {
 		return nil, err
 	}
 	if v.budgets, err = accounts.Budgets(ctx); err != nil {
@@ -92,11 +93,14 @@ func (c *checkup) readView(ctx context.Context, pool *pgxpool.Pool) (*mailView, 
 	if v.certificates, err = acme.List(ctx, pool); err != nil {
 		return nil, err
 	}
-	bad, err := accounts.Unusable(ctx)
-	if err != nil {
+	if sealer == nil {
+		if sealer, err = seal.New(); err != nil {
+			return nil, err
+		}
+	}
+	if v.keys, err = keyring.Read(ctx, pool, sealer); err != nil {
 		return nil, err
 	}
-	v.sealed = slices.Sorted(maps.Keys(bad))
 	users := auth.NewStore(pool)
 	for after := ""; len(v.users) < mostUsers; {
 		page, err := users.ListUsers(ctx, after, usersPage)
@@ -117,7 +121,7 @@ func (c *checkup) readView(ctx context.Context, pool *pgxpool.Pool) (*mailView, 
 // asks whether any mail may.
 func (v *mailView) byMX(domain string) bool {
 	return slices.ContainsFunc(v.rules, func(r route.Rule) bool {
-		return r.MX() && (domain == "" || r.SenderDomain == "" || r.SenderDomain == domain)
+		return r.MX() && (domain == "" || r.SenderDomain == "" || route.Within(domain, r.SenderDomain))
 	})
 }
 

@@ -40,7 +40,7 @@ type RFC2136 struct {
 	Resolver     string `toml:"resolver"`
 }
 
-func DefaultACME() ACME {
+func defaultACME() ACME {
 	return ACME{
 		Directory: acme.LetsEncrypt, Challenge: string(acme.HTTP01),
 		HTTPAddress: ":80", TLSALPNAddress: ":443",
@@ -59,7 +59,7 @@ func (c *ACME) validate() error {
 	if !c.On() {
 		unset := *c
 		unset.Names = nil
-		if !reflect.DeepEqual(unset, DefaultACME()) {
+		if !reflect.DeepEqual(unset, defaultACME()) {
 			return errors.New("acme: names is empty, so no certificate would be ordered: name the hosts, or leave [acme] out")
 		}
 		return nil
@@ -93,7 +93,7 @@ func (c *ACME) validate() error {
 }
 
 func (c *ACME) validateChallenge() error {
-	unset := DefaultACME().RFC2136
+	unset := defaultACME().RFC2136
 	if c.Challenge != string(acme.DNS01) && c.RFC2136 != unset {
 		return errors.New("acme: [acme.rfc2136] is for challenge = \"dns-01\"")
 	}

@@ -29,7 +29,7 @@ func checkBounds(prefix string, section reflect.Value) error {
 // number reads a bound as a value of this type is written.
 func number(text string, of reflect.Type) int64 {
 	if of == reflect.TypeFor[Duration]() {
-		d, err := ParseDuration(text)
+		d, err := parseDuration(text)
 		if err != nil {
 			panic("config: a tag has " + err.Error())
 		}

@@ -24,6 +24,7 @@ import (
 	"postern/relay/retention"
 	"postern/relay/smtp"
 	"postern/relay/submission"
+	"postern/relay/upstream"
 )
 
 // Config is the configuration file: what belongs to one node. Everything that an
@@ -126,6 +127,14 @@ type Delivery struct {
 	MXPort          int      `toml:"mx_port" above:"0"`
 	AllowPrivateMX  bool     `toml:"allow_private_mx"`
 	DNSServer       string   `toml:"dns_server"`
+	Source          string   `toml:"source"`
+	IP              string   `toml:"ip"`
+	Hello           string   `toml:"hello"`
+}
+
+// Origin is the node's end of its connections.
+func (d *Delivery) Origin() upstream.Origin {
+	return upstream.Origin{Source: d.Source, IP: d.IP, Hello: d.Hello}
 }
 
 // Retention says how long is kept what is not mail: docs/retention.md.
@@ -147,7 +156,7 @@ func Defaults() Config {
 	return Config{
 		DrainTime: Duration(30 * time.Second),
 		Database:  Database{MaxConnections: 8},
-		ACME:      DefaultACME(),
+		ACME:      defaultACME(),
 		Submission: Submission{
 			Connections: clients.Connections, ConnectionsPerAddress: clients.ConnectionsPerAddress,
 			Commands: clients.Commands, BadCommands: clients.BadCommands, AuthFailures: clients.FailedAuths,
@@ -290,6 +299,9 @@ func (c *Config) validate() error {
 	}
 	if c.Delivery.MXPort > 65535 {
 		return fmt.Errorf("delivery.mx_port must be at most 65535, not %d", c.Delivery.MXPort)
+	}
+	if err := c.Delivery.Origin().Validate(); err != nil {
+		return fmt.Errorf("delivery: %w", err)
 	}
 	if err := c.OAuth.validate(); err != nil {
 		return err

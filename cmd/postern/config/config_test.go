@@ -94,8 +94,8 @@ func TestACMEConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	cfg.ACME.Names = nil // empty and not there are the same
-	if !reflect.DeepEqual(cfg.ACME, DefaultACME()) {
-		t.Errorf("[acme] in the file says %+v, the default is %+v", cfg.ACME, DefaultACME())
+	if !reflect.DeepEqual(cfg.ACME, defaultACME()) {
+		t.Errorf("[acme] in the file says %+v, the default is %+v", cfg.ACME, defaultACME())
 	}
 }
 
@@ -226,12 +226,12 @@ func TestUnits(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]time.Duration{"90s": 90 * time.Second, "5d": 120 * time.Hour, "0.5d": 12 * time.Hour, "1h30m": 90 * time.Minute} {
-		if got, err := ParseDuration(text); err != nil || time.Duration(got) != want {
+		if got, err := parseDuration(text); err != nil || time.Duration(got) != want {
 			t.Errorf("duration %q: %v, %v; want %v", text, time.Duration(got), err, want)
 		}
 	}
 	for _, text := range []string{"", "5", "-1h", "-1d", "xd", "1e9d"} {
-		if got, err := ParseDuration(text); err == nil {
+		if got, err := parseDuration(text); err == nil {
 			t.Errorf("duration %q taken as %v", text, time.Duration(got))
 		}
 	}

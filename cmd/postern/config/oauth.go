@@ -7,8 +7,8 @@ import (
 	"postern/relay/upstream/oauth"
 )
 
-// OAuth says whom the access tokens of upstream accounts are got from: Microsoft and Google,
-// unless a server is named that stands in for them.
+// OAuth names the server that gives the access tokens of upstream accounts in the place of
+// Microsoft and Google; "" for those themselves.
 type OAuth struct {
 	Server   string `toml:"server"`
 	ServerCA string `toml:"server_ca"`

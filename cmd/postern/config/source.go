@@ -96,17 +96,17 @@ func (s *Source) SecretKeyPath(cfg Config) string {
 	return "/var/lib/postern/secret.key"
 }
 
-// Sealer opens the key, making it and its folder when they are not there yet.
+// Sealer opens the ring of keys, making it and its folder when they are not there yet.
 func (s *Source) Sealer(cfg Config) (*seal.Sealer, error) {
 	path := s.SecretKeyPath(cfg)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("folder of the key (secret_key_file in the configuration says where): %w", err)
 	}
-	key, err := seal.LoadOrCreateKey(path)
+	sealer, err := seal.LoadOrCreate(path)
 	if err != nil {
 		return nil, fmt.Errorf("secret_key_file: %w", err) // which names it
 	}
-	return seal.New(key)
+	return sealer, nil
 }
 
 // PresentSealer is sealer for those who only look: it makes no key. Without one it

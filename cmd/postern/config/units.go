@@ -29,7 +29,7 @@ func (s *size) UnmarshalText(text []byte) error {
 // Duration is a span of time, written "90s", "15m", "4h" or "5d".
 type Duration time.Duration
 
-func ParseDuration(s string) (Duration, error) {
+func parseDuration(s string) (Duration, error) {
 	d, err := units.ParseSpan(s)
 	if err != nil {
 		return 0, fmt.Errorf("%q is not a duration: write a number with s, m, h or d", s)
@@ -39,7 +39,7 @@ func ParseDuration(s string) (Duration, error) {
 
 // UnmarshalText reads a duration in the configuration file.
 func (d *Duration) UnmarshalText(text []byte) error {
-	v, err := ParseDuration(string(text))
+	v, err := parseDuration(string(text))
 	*d = v
 	return err
 }

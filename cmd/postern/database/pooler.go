@@ -19,9 +19,9 @@ type Pooler struct {
 	Statements error             // why prepared statements get lost, or transactions, nil if they do not
 }
 
-// PoolerRounds is how often two connections are compared. One that is lent by the
+// poolerRounds is how often two connections are compared. One that is lent by the
 // transaction is lent to both, or is not always the same, unless the pooler is very busy.
-const PoolerRounds = 10
+const poolerRounds = 10
 
 // LookForPooler compares two new connections.
 func (c *Connector) LookForPooler(ctx context.Context, url string) (p Pooler, err error) {
@@ -55,7 +55,7 @@ func (c *Connector) LookForPooler(ctx context.Context, url string) (p Pooler, er
 // Shares says that the connections of a pair do not have one of the server's each.
 func shares(ctx context.Context, pair [2]*pgx.Conn) (bool, error) {
 	var first [2]int
-	for range PoolerRounds {
+	for range poolerRounds {
 		for i, conn := range pair {
 			var pid int
 			if err := conn.QueryRow(ctx, `select pg_backend_pid()`).Scan(&pid); err != nil {
@@ -84,7 +84,7 @@ func loseStatements(ctx context.Context, pair [2]*pgx.Conn) (lost error) {
 		}
 		made++
 	}
-	for range PoolerRounds {
+	for range poolerRounds {
 		for _, conn := range pair {
 			if _, err := conn.Exec(ctx, name); err != nil {
 				return err
@@ -98,7 +98,7 @@ func loseStatements(ctx context.Context, pair [2]*pgx.Conn) (lost error) {
 // the pooler lends those again. Where it keeps statements for its clients, it has one of
 // its own for them, which is for the pooler to close.
 func forget(ctx context.Context, pair [2]*pgx.Conn, name string, made int) {
-	for range PoolerRounds {
+	for range poolerRounds {
 		for _, conn := range pair {
 			if made == 0 {
 				return

@@ -173,7 +173,7 @@ func (d *demo) routeTo(ctx context.Context, pool *pgxpool.Pool, sink *net.TCPAdd
 	if err := accounts.Add(ctx, up); err != nil {
 		return err
 	}
-	_, err = routes.Add(ctx, route.Rule{Upstreams: []string{"capture"}})
+	_, err = routes.Add(ctx, route.Rule{Via: []string{"capture"}}, 0)
 	return err
 }
 

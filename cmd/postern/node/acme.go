@@ -17,12 +17,13 @@ func (f *front) newKeeper(ctx context.Context) (*acme.Keeper, error) {
 	c := f.node.Config.ACME
 	cfg := acme.Config{
 		Names: c.Names, Email: c.Email, Directory: c.Directory, Challenge: acme.Challenge(c.Challenge),
-		HTTPAddress: c.HTTPAddress, TLSALPNAddress: c.TLSALPNAddress, EABKeyID: c.EABKeyID, Node: f.node.name, Log: f.node.Log, Guard: f.node.guard,
+		HTTPAddress: c.HTTPAddress, TLSALPNAddress: c.TLSALPNAddress, EABKeyID: c.EABKeyID, Sealer: f.node.keys.sealer, Node: f.node.name, Log: f.node.Log, Guard: f.node.guard,
+	}
+	if f.node.keys.err != nil {
+		// It names the key. A node that cannot open the certificates must not order others.
+		return nil, f.node.keys.err
 	}
 	var err error
-	if cfg.Sealer, err = f.node.Source.Sealer(f.node.Config); err != nil {
-		return nil, err // which names the key
-	}
 	if cfg.Roots, err = config.ReadRoots(c.DirectoryCA); err != nil {
 		return nil, fmt.Errorf("acme: directory_ca: %w", err)
 	}

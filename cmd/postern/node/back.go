@@ -35,10 +35,10 @@ type back struct {
 
 // newBack makes the engine. It sends nothing to own, where this node listens itself.
 func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) {
-	sealer, err := n.Source.Sealer(n.Config)
-	if err != nil {
+	sealer := n.keys.sealer
+	if n.keys.err != nil && sealer == nil {
 		// Only upstreams with a password need it; theirs is the mail that waits.
-		n.Log.Warn("upstream passwords cannot be opened", "error", err)
+		n.Log.Warn("upstream passwords cannot be opened; mend the key and restart", "error", n.keys.err)
 	}
 	pool, err := n.pool(ctx, "routes", 1, nil)
 	if err != nil {
@@ -64,7 +64,7 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 			Log: n.Log, Guard: n.guard, Events: n.mail, Hello: n.hostname, Self: own,
 			Connections: d.Connections, MXConnections: d.Connections, PerConnection: d.MessagesPerConn,
 			MaxOpen: n.descriptors().Deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
-			MXPort: d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
+			Origin: d.Origin(), MXPort: d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
 		}),
 		bouncer: bounce.New(bounce.Config{Queue: n.queue, Hostname: n.hostname, Mail: n.mail, Log: n.Log}),
 	}, nil
@@ -91,7 +91,7 @@ func (n *Node) lookAtRoutes(ctx context.Context, rules *route.Store, accounts *u
 	if len(list) == 0 {
 		n.Log.Warn("no route: mail waits until one is added with 'postern route add'")
 	}
-	bad, err := accounts.Unusable(ctx)
+	_, bad, err := accounts.Usable(ctx)
 	for _, err := range bad {
 		n.Log.Error("mail for an upstream waits; see 'postern check'", "error", err)
 	}

@@ -54,6 +54,7 @@ type Node struct {
 	front  *front // accepts mail; nil with --only delivery
 	back   *back  // sends it on; nil with --only submission
 
+	keys      keys
 	queue     *queue.Queue
 	anomaly   *anomaly.Detector
 	retention *retention.Retention
@@ -251,7 +252,7 @@ func (n *Node) buildQueue(ctx context.Context) error {
 		Watcher:  n.anomaly, LargeStored: n.retention.LargeStored,
 		HoldMade: n.held(workPool, n.mail.Hold), HoldEnded: n.held(workPool, n.mail.Released),
 	})
-	return nil
+	return n.openKeys(ctx, workPool)
 }
 
 // listeners are those of the front.
@@ -298,6 +299,7 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	n.anomaly.Start()
 	n.retention.Start()
+	n.startKeys()
 	if n.front != nil {
 		n.front.startLogins()
 	}
@@ -311,6 +313,7 @@ func (n *Node) start(ctx context.Context) error {
 func (n *Node) closeQueue(ctx context.Context) error {
 	n.anomaly.Close()
 	n.retention.Close()
+	n.keys.close()
 	return n.queue.Close(ctx)
 }
 

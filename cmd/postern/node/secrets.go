@@ -20,7 +20,7 @@ const (
 type secrets struct {
 	node    *Node
 	store   *upstream.Store
-	last    atomic.Pointer[[]admin.UpstreamSecret]
+	last    atomic.Pointer[[]upstream.Secret]
 	budgets atomic.Pointer[[]admin.UpstreamBudget]
 }
 
@@ -63,7 +63,7 @@ func (s *secrets) lookAtBudgets(ctx context.Context) error {
 	return nil
 }
 
-func (s *secrets) list() []admin.UpstreamSecret {
+func (s *secrets) list() []upstream.Secret {
 	if last := s.last.Load(); last != nil {
 		return *last
 	}
@@ -88,14 +88,13 @@ func (s *secrets) run(ctx context.Context) {
 func (s *secrets) look(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, secretsTime)
 	defer cancel()
-	found, err := s.store.Secrets(ctx)
+	accounts, _, err := s.store.Usable(ctx)
 	if err != nil {
 		return err
 	}
-	var list []admin.UpstreamSecret
-	for _, f := range found {
-		list = append(list, admin.UpstreamSecret{Upstream: f.Upstream, Expires: f.Expires,
-			Token: f.Token.ExpiresAt, FailingSince: f.Token.FailingSince, Login: f.Token.Login})
+	list, err := s.store.Secrets(ctx, accounts)
+	if err != nil {
+		return err
 	}
 	s.last.Store(&list)
 	return s.store.TellExpiring(ctx, func(t upstream.Secret) {

@@ -1,2 +1,3 @@
-// Package screen formats text for people: on one line, harmless to a terminal, in local time.
+// Package screen formats what commands print: text and tables for people, on one line,
+// harmless to a terminal and in local time, and JSON for programs.
 package screen

@@ -84,6 +84,23 @@ func OrDash(s string) string {
 	return s
 }
 
+// Colon is ": s", or nothing.
+func Colon(s string) string {
+	if s == "" {
+		return ""
+	}
+	return ": " + s
+}
+
+// Shorten cuts s to n runes for a table.
+func Shorten(s string, n int) string {
+	runes := []rune(s)
+	if len(runes) <= n {
+		return s
+	}
+	return string(runes[:n-1]) + "…"
+}
+
 // Few lists the first few of many.
 func Few(list []string) string {
 	const most = 5

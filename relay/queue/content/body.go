@@ -130,7 +130,7 @@ func (b *stored) fetch(first int) error {
 }
 
 // load reads the window that begins with a row. The caller has mu, or is the only user of b.
-func (b *stored) load(ctx context.Context, from querier, first int) error {
+func (b *stored) load(ctx context.Context, from pg.DB, first int) error {
 	b.have = -1
 	if b.data == nil {
 		b.data = make([]byte, 0, min(b.size, window))
@@ -143,13 +143,8 @@ func (b *stored) load(ctx context.Context, from querier, first int) error {
 	return nil
 }
 
-// querier is a connection, a pool or a transaction.
-type querier interface {
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-}
-
 // readChunks appends the rows [first, end) of a body to data.
-func readChunks(ctx context.Context, from querier, data []byte, id uuid.UUID, first, end int) ([]byte, error) {
+func readChunks(ctx context.Context, from pg.DB, data []byte, id uuid.UUID, first, end int) ([]byte, error) {
 	rows, err := from.Query(ctx, sqlChunks, id, first, end)
 	if err != nil {
 		return nil, err

@@ -17,6 +17,7 @@ import (
 var (
 	sqlList       = texts.Bind("list", append(filterNames, "rows", "after_id", "after_n")...)
 	sqlShow       = texts.Bind("show", "id")
+	sqlStaying    = texts.Bind("staying", "way")
 	sqlAccepted   = texts.Bind("accepted", "id")
 	sqlEvents     = texts.Bind("events", "id")
 	sqlNotices    = texts.Bind("notices", "id")
@@ -72,7 +73,8 @@ type Entry struct {
 	LastAttemptAt     *time.Time `json:"last_attempt_at,omitempty"`
 	LastReply         string     `json:"last_reply,omitempty"`
 	RemoteMTA         string     `json:"remote_mta,omitempty"`
-	Upstream          string     `json:"upstream,omitempty"` // of the last attempt
+	Upstream          string     `json:"upstream,omitempty"`   // of the last attempt
+	StaysWith         string     `json:"stays_with,omitempty"` // the only way that it may take, since it may be there
 	Owner             int64      `json:"owner,omitempty"`
 	Node              string     `json:"node,omitempty"` // of the owner
 	PossibleDuplicate bool       `json:"possible_duplicate,omitempty"`
@@ -104,9 +106,18 @@ func scanEntry(row pgx.CollectableRow) (Entry, error) {
 	var reply replyColumns
 	err := row.Scan(&e.ID, &e.N, &e.State, &sender.local, &sender.domain, &rcpt.local, &rcpt.domain, &e.Size, &e.AcceptedAt,
 		&e.NextAttemptAt, &e.ExpiresAt, &e.HeldAt, &e.SetAside, &e.Attempts, &e.LastAttemptAt, &reply.code, &reply.enhanced, &reply.text,
-		&e.RemoteMTA, &e.Owner, &e.Node, &e.PossibleDuplicate, &e.UserID, &e.CredentialID, &e.Upstream)
+		&e.RemoteMTA, &e.Owner, &e.Node, &e.PossibleDuplicate, &e.UserID, &e.CredentialID, &e.Upstream, &e.StaysWith)
 	e.Sender, e.Recipient, e.LastReply = sender.String(), rcpt.String(), reply.String()
 	return e, err
+}
+
+// Staying returns how many recipients may take no other way than one of that name: they may
+// have been delivered there.
+func (a *Admin) Staying(ctx context.Context, way string) (n int, err error) {
+	if err = a.db.QueryRow(ctx, sqlStaying, way).Scan(&n); err != nil {
+		err = fmt.Errorf("count mail in doubt: %w", err)
+	}
+	return n, err
 }
 
 // Accepted is a message as it was accepted.
@@ -153,6 +164,7 @@ type Event struct {
 	RemoteAddr        string     `json:"remote_addr,omitempty"`
 	TLS               string     `json:"tls,omitempty"`
 	Upstream          string     `json:"upstream,omitempty"`
+	SentAs            string     `json:"sent_as,omitempty"` // the mailbox in the sender's place
 	Node              string     `json:"node,omitempty"`
 	Scope             string     `json:"scope,omitempty"` // what was at fault: "" is the recipient or the message
 	Epoch             int64      `json:"epoch,omitempty"`
@@ -160,6 +172,8 @@ type Event struct {
 	PossibleDuplicate bool       `json:"possible_duplicate,omitempty"`
 	DSNPassed         bool       `json:"dsn_passed,omitempty"`
 	Fenced            bool       `json:"fenced,omitempty"`
+
+	Left []queue.LeftWay `json:"left_ways,omitempty"` // the attempt's other ways
 }
 
 // NoticeEnd is a notice and, if it was lost, how.
@@ -280,7 +294,7 @@ func scanEvent(row pgx.CollectableRow) (Event, error) {
 	var rcpt addressColumns
 	var reply replyColumns
 	err := row.Scan(&t.N, &t.At, &t.StartedAt, &t.Result, &rcpt.local, &rcpt.domain, &reply.code, &reply.enhanced, &reply.text,
-		&t.RemoteMTA, &t.RemoteAddr, &t.TLS, &t.Upstream, &t.Node, &t.Scope, &t.Epoch, &t.OutcomeUnknown, &t.PossibleDuplicate, &t.DSNPassed, &t.Fenced)
+		&t.RemoteMTA, &t.RemoteAddr, &t.TLS, &t.Upstream, &t.SentAs, &t.Node, &t.Scope, &t.Epoch, &t.OutcomeUnknown, &t.PossibleDuplicate, &t.DSNPassed, &t.Fenced, &t.Left)
 	t.Recipient, t.Reply = rcpt.String(), reply.String()
 	return t, err
 }

@@ -1,35 +1,27 @@
--- What the database knows of messages (admin.go).
+-- The database's knowledge of messages (admin.go).
 
--- name: list
--- Lists live recipients in order of acceptance. The filter is that of count, change and cancel: it
--- repeats the states in the form of the partial indexes of waiting and of held rows, and the
--- message is read only if the filter asks about it.
-select r.message_id, r.n, case when r.held_at is not null then 'held' when r.state <> 'waiting' then r.state when r.owner is not null then 'sending' else 'waiting' end,
+-- part: entry
+r.message_id, r.n, @row_state,
 	coalesce(m.sender_local, ''), coalesce(m.sender_domain, ''), r.local, r.domain, coalesce(m.size, 0), sane_time(r.accepted_at),
 	sane_time(r.next_attempt_at), sane_time(r.expires_at), sane_time(r.held_at), coalesce(r.set_aside, ''), r.attempts, sane_time(r.last_attempt_at),
 	r.reply_code, r.reply_enhanced, r.reply_text, r.remote_mta, coalesce(r.owner, 0), coalesce(node.name, ''), r.possible_duplicate,
-	coalesce(m.user_id, 0), coalesce(m.credential_id, 0), r.last_upstream
+	coalesce(m.user_id, 0), coalesce(m.credential_id, 0), r.last_upstream, coalesce(r.stays_with, '')
 from recipient r left join message m on m.id = r.message_id left join node on node.epoch = r.owner
-where (@ids::uuid[] is null or r.message_id = any(@ids))
-	and (@state = '' or case when r.held_at is not null then 'held' when r.state <> 'waiting' then r.state when r.owner is not null then 'sending' else 'waiting' end = @state)
-	and (@state <> 'held' or r.held_at is not null) and (@state <> 'waiting' or r.held_at is null and r.owner is null and r.state = 'waiting')
-	and (@user_id = 0 or r.user_id = @user_id)
-	and (@credential_id = 0 or (select o.credential_id from message o where o.id = r.message_id) = @credential_id)
-	and (@sender::text[] is null or (select lower(o.sender_local || '@' || o.sender_domain) from message o where o.id = r.message_id) = any(array(select lower(f) from unnest(@sender) f)))
-	and (@recipient::text[] is null or lower(r.local || '@' || r.domain) = any(array(select lower(f) from unnest(@recipient) f)))
-	and (@domain = '' or r.domain_key = @domain) and (@upstream = '' or r.last_upstream = @upstream) and sane_time(r.accepted_at) <= now() - @older_than::interval
-	and (@reply = '' or starts_with(concat_ws(' ', nullif(r.reply_code, 0), nullif(r.reply_enhanced, ''), r.reply_text), @reply))
+
+-- name: list
+-- Lists live recipients in order of acceptance.
+select @entry
+where @chosen
 	and (r.message_id, r.n) > (@after_id, @after_n) order by r.message_id, r.n limit @rows
 
 -- name: show
 -- list for one message.
-select r.message_id, r.n, case when r.held_at is not null then 'held' when r.state <> 'waiting' then r.state when r.owner is not null then 'sending' else 'waiting' end,
-	coalesce(m.sender_local, ''), coalesce(m.sender_domain, ''), r.local, r.domain, coalesce(m.size, 0), sane_time(r.accepted_at),
-	sane_time(r.next_attempt_at), sane_time(r.expires_at), sane_time(r.held_at), coalesce(r.set_aside, ''), r.attempts, sane_time(r.last_attempt_at),
-	r.reply_code, r.reply_enhanced, r.reply_text, r.remote_mta, coalesce(r.owner, 0), coalesce(node.name, ''), r.possible_duplicate,
-	coalesce(m.user_id, 0), coalesce(m.credential_id, 0), r.last_upstream
-from recipient r left join message m on m.id = r.message_id left join node on node.epoch = r.owner
+select @entry
 where r.message_id = @id order by r.n
+
+-- name: staying
+-- Counts what may take no other way (type queue.Recipient).
+select count(*) from recipient where stays_with = @way and state = 'waiting'
 
 -- name: accepted
 select id, user_id, credential_id, sender_local, sender_domain, size, recipients, header_id, envid, sane_time(accepted_at), client_addr,
@@ -38,17 +30,21 @@ from message where id = @id
 
 -- name: events
 select n, at, started_at, result, local, domain, reply_code, reply_enhanced, reply_text, remote_mta, remote_addr, tls, upstream,
-	node, coalesce(scope, ''), epoch, outcome_unknown, possible_duplicate, dsn_passed, fenced
+	coalesce(sent_as, ''), node, coalesce(scope, ''), epoch, outcome_unknown, possible_duplicate, dsn_passed, fenced, left_ways
 from history where message_id = @id order by at, n
+
+-- part: last_attempt
+-- The one whose reply says how a notice, t, ended: a server's or, if there was none, the queue's own.
+left join lateral (select a.local, a.domain, a.reply_code, a.reply_enhanced, a.reply_text from history a
+	where a.message_id = t.message_id and not a.fenced order by a.upstream || a.remote_mta <> '' desc, a.reply_code > 0 desc, a.at desc limit 1) last on true
 
 -- name: notices
 -- Reads the notice that a message is, and those about it, each with its recipient and the last
--- reply to it: a server's or, if there was none, the queue's own.
+-- reply to it.
 select t.message_id, t.about, t.kind, coalesce(t.lost, ''), t.lost_at, coalesce(last.local, ''), coalesce(last.domain, ''),
 	coalesce(last.reply_code, 0), coalesce(last.reply_enhanced, ''), coalesce(last.reply_text, '')
 from notice t
-left join lateral (select a.local, a.domain, a.reply_code, a.reply_enhanced, a.reply_text from history a
-	where a.message_id = t.message_id and not a.fenced order by a.upstream || a.remote_mta <> '' desc, a.reply_code > 0 desc, a.at desc limit 1) last on true
+@last_attempt
 where t.message_id = @id or t.about = @id order by t.message_id
 
 -- name: lost
@@ -56,8 +52,7 @@ where t.message_id = @id or t.about = @id order by t.message_id
 select t.message_id, t.about, t.kind, t.lost, t.lost_at, coalesce(last.local, ''), coalesce(last.domain, ''),
 	coalesce(last.reply_code, 0), coalesce(last.reply_enhanced, ''), coalesce(last.reply_text, '')
 from (select message_id, about, kind, lost, lost_at from notice where lost is not null order by lost_at desc, message_id limit @rows) t
-left join lateral (select a.local, a.domain, a.reply_code, a.reply_enhanced, a.reply_text from history a
-	where a.message_id = t.message_id and not a.fenced order by a.upstream || a.remote_mta <> '' desc, a.reply_code > 0 desc, a.at desc limit 1) last on true
+@last_attempt
 order by t.lost_at desc, t.message_id
 
 -- name: find
@@ -85,7 +80,7 @@ left join lateral (select local, domain from (
 		(select n, local, domain from history where message_id = m.id and local <> '' order by n limit 1)) x order by n limit 1) one on true
 cross join lateral (select count(*) filter (where st = 'waiting') as waiting, count(*) filter (where st = 'sending') as sending,
 		count(*) filter (where st = 'held') as held
-	from (select case when r.held_at is not null then 'held' when r.state <> 'waiting' then r.state when r.owner is not null then 'sending' else 'waiting' end as st
+	from (select @row_state as st
 		from recipient r where r.message_id = m.id) r) live
 cross join lateral (select count(distinct n) filter (where result = 'delivered') as delivered,
 		count(distinct n) filter (where result in ('failed', 'expired')) as failed, count(distinct n) filter (where result = 'cancel') as cancelled
@@ -94,5 +89,5 @@ order by w.nth
 
 -- name: user_states
 -- Counts a user's live recipients by their state.
-select case when r.held_at is not null then 'held' when r.state <> 'waiting' then r.state when r.owner is not null then 'sending' else 'waiting' end, count(*)
+select @row_state, count(*)
 from recipient r where r.user_id = @user_id group by 1

@@ -144,7 +144,7 @@ func TestCounts(t *testing.T) {
 }
 
 // The history says what was at fault, if that was neither the recipient nor the message, and
-// nothing of it for what was delivered.
+// nothing of it for what was delivered. It has the ways that an attempt left.
 func TestScope(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
@@ -157,6 +157,12 @@ func TestScope(t *testing.T) {
 	}{{queue.Deferred, "account"}, {queue.Deferred, ""}, {queue.Failed, ""}, {queue.Delivered, ""}} {
 		outcome := queuetest.Outcome(d, n, o.result)
 		outcome.Scope, outcome.RetryIn = o.scope, time.Hour
+		switch n {
+		case 0:
+			outcome.StaysWith = "first"
+		case 3:
+			outcome.Left = &[]queue.LeftWay{{Way: "first", Reply: "454 4.7.0 later", Scope: "account"}}
+		}
 		q.Settle(outcome)
 	}
 	queuetest.Becomes(t, db, m.ID, "0 waiting;1 waiting;2 failed")
@@ -168,6 +174,12 @@ func TestScope(t *testing.T) {
 		if want := map[int]string{0: "account"}[e.N]; e.Scope != want {
 			t.Errorf("recipient %d, %s: scope %q, want %q", e.N, e.Result, e.Scope, want)
 		}
+		if e.N != 3 && e.Left != nil || e.N == 3 && (len(e.Left) != 1 || e.Left[0].Way != "first" || e.Left[0].Scope != "account") {
+			t.Errorf("recipient %d left %+v", e.N, e.Left)
+		}
+	}
+	if n, err := NewAdmin(db.Pool).Staying(queuetest.Context(t), "first"); err != nil || n != 1 || h.Live[0].StaysWith != "first" {
+		t.Errorf("%d stay with the first way, %v: %+v", n, err, h.Live[0])
 	}
 	var nulls int
 	if err := db.Pool.QueryRow(queuetest.Context(t), `select count(*) from history where scope is null`).Scan(&nulls); err != nil || nulls != 3 {

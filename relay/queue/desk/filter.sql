@@ -1,3 +1,22 @@
+-- Parts that statements about recipients, r, share (filter.go).
+
+-- part: row_state
+-- The state of a recipient, as people see it.
+case when r.held_at is not null then 'held' when r.state <> 'waiting' then r.state when r.owner is not null then 'sending' else 'waiting' end
+
+-- part: chosen
+-- The filter of list, count, change and cancel. It repeats the states in the form of the partial
+-- indexes of waiting and of held rows, and the message is read only if the filter asks about it.
+(@ids::uuid[] is null or r.message_id = any(@ids))
+	and (@state = '' or @row_state = @state)
+	and (@state <> 'held' or r.held_at is not null) and (@state <> 'waiting' or r.held_at is null and r.owner is null and r.state = 'waiting')
+	and (@user_id = 0 or r.user_id = @user_id)
+	and (@credential_id = 0 or (select o.credential_id from message o where o.id = r.message_id) = @credential_id)
+	and (@sender::text[] is null or (select lower(o.sender_local || '@' || o.sender_domain) from message o where o.id = r.message_id) = any(array(select lower(f) from unnest(@sender) f)))
+	and (@recipient::text[] is null or lower(r.local || '@' || r.domain) = any(array(select lower(f) from unnest(@recipient) f)))
+	and (@domain = '' or r.domain_key = @domain) and (@upstream = '' or coalesce(r.stays_with, r.last_upstream) = @upstream) and sane_time(r.accepted_at) <= now() - @older_than::interval
+	and (@reply = '' or starts_with(concat_ws(' ', nullif(r.reply_code, 0), nullif(r.reply_enhanced, ''), r.reply_text), @reply))
+
 -- The largest destinations (filter.go).
 
 -- name: shape

@@ -1,19 +1,10 @@
--- What operators do to recipients (operate.go). Their filter is that of list, and their verb is a
--- constant when the statement is planned, so that each verb finds its rows by the index that it
--- would have alone.
+-- The actions of operators on recipients (operate.go). Their verb is a constant when the statement is
+-- planned, so that each verb finds its rows by the index that it would have alone.
 
 -- name: count
 -- Counts what a verb would change or, for in_hand, what no verb touches.
 select count(*) from recipient r
-where (@ids::uuid[] is null or r.message_id = any(@ids))
-	and (@state = '' or case when r.held_at is not null then 'held' when r.state <> 'waiting' then r.state when r.owner is not null then 'sending' else 'waiting' end = @state)
-	and (@state <> 'held' or r.held_at is not null) and (@state <> 'waiting' or r.held_at is null and r.owner is null and r.state = 'waiting')
-	and (@user_id = 0 or r.user_id = @user_id)
-	and (@credential_id = 0 or (select o.credential_id from message o where o.id = r.message_id) = @credential_id)
-	and (@sender::text[] is null or (select lower(o.sender_local || '@' || o.sender_domain) from message o where o.id = r.message_id) = any(array(select lower(f) from unnest(@sender) f)))
-	and (@recipient::text[] is null or lower(r.local || '@' || r.domain) = any(array(select lower(f) from unnest(@recipient) f)))
-	and (@domain = '' or r.domain_key = @domain) and (@upstream = '' or r.last_upstream = @upstream) and sane_time(r.accepted_at) <= now() - @older_than::interval
-	and (@reply = '' or starts_with(concat_ws(' ', nullif(r.reply_code, 0), nullif(r.reply_enhanced, ''), r.reply_text), @reply))
+where @chosen
 	and case @verb
 		when 'in_hand' then r.owner is not null and r.state = 'waiting'
 		when 'retry' then r.owner is null and r.state = 'waiting' and r.held_at is null and r.next_attempt_at > now()
@@ -25,15 +16,7 @@ where (@ids::uuid[] is null or r.message_id = any(@ids))
 -- name: change
 -- Carries out retry, hold or release. A locked row is in somebody's hand.
 with w as materialized (select r.message_id, r.n, r.local, r.domain from recipient r
-	where (@ids::uuid[] is null or r.message_id = any(@ids))
-	and (@state = '' or case when r.held_at is not null then 'held' when r.state <> 'waiting' then r.state when r.owner is not null then 'sending' else 'waiting' end = @state)
-	and (@state <> 'held' or r.held_at is not null) and (@state <> 'waiting' or r.held_at is null and r.owner is null and r.state = 'waiting')
-	and (@user_id = 0 or r.user_id = @user_id)
-	and (@credential_id = 0 or (select o.credential_id from message o where o.id = r.message_id) = @credential_id)
-	and (@sender::text[] is null or (select lower(o.sender_local || '@' || o.sender_domain) from message o where o.id = r.message_id) = any(array(select lower(f) from unnest(@sender) f)))
-	and (@recipient::text[] is null or lower(r.local || '@' || r.domain) = any(array(select lower(f) from unnest(@recipient) f)))
-	and (@domain = '' or r.domain_key = @domain) and (@upstream = '' or r.last_upstream = @upstream) and sane_time(r.accepted_at) <= now() - @older_than::interval
-	and (@reply = '' or starts_with(concat_ws(' ', nullif(r.reply_code, 0), nullif(r.reply_enhanced, ''), r.reply_text), @reply))
+	where @chosen
 	and r.owner is null and case @verb
 		when 'retry' then r.state = 'waiting' and r.held_at is null and r.next_attempt_at > now()
 		when 'hold' then r.state = 'waiting' and r.held_at is null
@@ -52,15 +35,7 @@ select count(*) from w
 -- Discards recipients, without what is set aside unless @aside. The body goes with the last row,
 -- as when it is delivered.
 with w as materialized (select r.message_id, r.n, r.local, r.domain from recipient r
-	where (@ids::uuid[] is null or r.message_id = any(@ids))
-	and (@state = '' or case when r.held_at is not null then 'held' when r.state <> 'waiting' then r.state when r.owner is not null then 'sending' else 'waiting' end = @state)
-	and (@state <> 'held' or r.held_at is not null) and (@state <> 'waiting' or r.held_at is null and r.owner is null and r.state = 'waiting')
-	and (@user_id = 0 or r.user_id = @user_id)
-	and (@credential_id = 0 or (select o.credential_id from message o where o.id = r.message_id) = @credential_id)
-	and (@sender::text[] is null or (select lower(o.sender_local || '@' || o.sender_domain) from message o where o.id = r.message_id) = any(array(select lower(f) from unnest(@sender) f)))
-	and (@recipient::text[] is null or lower(r.local || '@' || r.domain) = any(array(select lower(f) from unnest(@recipient) f)))
-	and (@domain = '' or r.domain_key = @domain) and (@upstream = '' or r.last_upstream = @upstream) and sane_time(r.accepted_at) <= now() - @older_than::interval
-	and (@reply = '' or starts_with(concat_ws(' ', nullif(r.reply_code, 0), nullif(r.reply_enhanced, ''), r.reply_text), @reply))
+	where @chosen
 	and r.owner is null and (r.state = 'waiting' or r.held_at is not null) and (@aside or r.set_aside is null)
 	limit @rows for update of r skip locked),
 gone as (delete from recipient r using w where r.message_id = w.message_id and r.n = w.n returning r.message_id),

@@ -3,7 +3,7 @@
 -- name: shares
 -- Reads every live recipient once, and nothing else of them but two times and a state: see
 -- docs/metrics.md for what that costs.
-select case when r.held_at is not null then 'held' when r.state <> 'waiting' then r.state when r.owner is not null then 'sending' else 'waiting' end,
+select @row_state,
 	width_bucket(now() - sane_time(r.accepted_at), @ages::interval[]), count(*), greatest(now() - min(sane_time(r.accepted_at)), interval '0')
 from recipient r group by 1, 2
 

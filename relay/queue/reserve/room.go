@@ -182,7 +182,7 @@ func (r *Room) Look(ctx context.Context) error {
 	}
 	lacks := size < r.cfg.Size/4
 	if lacks && server.Equal(r.had) && !full {
-		// It has crashed. Whatever the cause, its recovery needed the room, which mail must not take.
+		// It has crashed. Its recovery needed the room, whatever the cause; mail must not take it.
 		r.Tell(true)
 		if _, err := r.cfg.Pool.Exec(ctx, sqlFull); err != nil {
 			return fmt.Errorf("note that the disk may be full: %w", err)

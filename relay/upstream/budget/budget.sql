@@ -1,5 +1,5 @@
 -- Portions of the budgets of upstreams (lease.go); the function lease_budget is in
--- migrations/0008_budget.sql.
+-- migrations/0010_budget.sql.
 
 -- name: lease
 -- Is durable before anything of a portion is spent.

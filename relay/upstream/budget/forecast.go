@@ -38,7 +38,7 @@ func newForecast(at moment, free int64, back []freed, l Limit) *forecast {
 }
 
 // period is after what time a unit comes back that is spent now: budget_clock's width times
-// counts (migrations/0008_budget.sql).
+// counts (migrations/0010_budget.sql).
 func period(l Limit) time.Duration {
 	if l.Zone != "" {
 		return l.Window

@@ -78,7 +78,7 @@ func at(a *oauthtest.Authority) Authorities { return At(a.URL) }
 
 func complete(t testing.TB, g Grant) Grant {
 	t.Helper()
-	if err := g.Complete("relay@example.com", Known()); err != nil {
+	if err := g.Complete("relay@example.com"); err != nil {
 		t.Fatal(err)
 	}
 	return g
@@ -319,7 +319,7 @@ func TestComplete(t *testing.T) {
 	for name, test := range tests {
 		g := good
 		test.change(&g)
-		err := g.Complete("relay@example.com", Known())
+		err := g.Complete("relay@example.com")
 		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v, want %q", name, err, test.want)
 		}
@@ -327,7 +327,7 @@ func TestComplete(t *testing.T) {
 			t.Errorf("%s: no salt", name)
 		}
 	}
-	if err := good.Complete("", Known()); err == nil {
+	if err := good.Complete(""); err == nil {
 		t.Error("an account without a name")
 	}
 }

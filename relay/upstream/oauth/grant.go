@@ -62,7 +62,7 @@ var shared = []string{"common", "organizations", "consumers"}
 
 // Complete fills in what was left out, for the account of that user name, and says in a
 // sentence what is wrong.
-func (g *Grant) Complete(username string, known Authorities) error {
+func (g *Grant) Complete(username string) error {
 	if !slices.Contains(kinds, g.Kind) {
 		return fmt.Errorf("grant %q is none of client-credentials, service-account and refresh-token", g.Kind)
 	}
@@ -75,9 +75,9 @@ func (g *Grant) Complete(username string, known Authorities) error {
 			g.Authority = "google"
 		}
 	}
-	authority, ok := known[g.Authority]
+	authority, ok := Known()[g.Authority]
 	if !ok {
-		return fmt.Errorf("authority %q is none of %s", g.Authority, strings.Join(known.Names(), ", "))
+		return fmt.Errorf("authority %q is none of %s", g.Authority, strings.Join(Known().Names(), ", "))
 	}
 	if g.Subject == "" && g.Kind == ServiceAccount {
 		g.Subject = username

@@ -113,7 +113,10 @@ func (l *Login) Save(ctx context.Context, tx pgx.Tx, sealer *seal.Sealer) error 
 	}
 	t := table{db: tx, sealer: sealer}
 	credential := l.account.credential()
-	_, err := tx.Exec(ctx, sqlLogin, l.account.Upstream, credential, t.seal(l.account.Upstream, credential, l.got), l.got.Life)
+	sealed, err := t.seal(l.account.Upstream, credential, l.got)
+	if err == nil {
+		_, err = tx.Exec(ctx, sqlLogin, l.account.Upstream, credential, sealed, l.got.Life)
+	}
 	if err != nil {
 		return fmt.Errorf("store the login of upstream %s: %w", l.account.Upstream, err)
 	}

@@ -59,7 +59,17 @@ func place(upstream, credential string) string {
 	return "upstream_token\x00" + upstream + "\x00" + credential
 }
 
-func (t *table) seal(upstream, credential string, p pair) []byte {
+// Sealed describes the tokens, with their places.
+func Sealed() seal.Column {
+	return seal.Column{
+		Read: `
+select array['upstream_token', upstream, credential], sealed
+from upstream_token where sealed is not null and ($1::bytea is null or substr(sealed, 1, length($1)) <> $1)`,
+		Write: `update upstream_token set sealed = $3 where upstream = ($1::text[])[2] and credential = ($1::text[])[3] and sealed = $2`,
+	}
+}
+
+func (t *table) seal(upstream, credential string, p pair) ([]byte, error) {
 	text, err := json.Marshal(p)
 	if err != nil {
 		panic(err) // strings only
@@ -120,7 +130,11 @@ func (t *table) take(ctx context.Context, upstream, credential string, serial in
 func (t *table) store(ctx context.Context, upstream, credential string, lease, was int64, p pair) (stored bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	tag, err := t.db.Exec(ctx, sqlStore, upstream, credential, lease, was, t.seal(upstream, credential, p), p.Life)
+	sealed, err := t.seal(upstream, credential, p)
+	if err != nil {
+		return false, err
+	}
+	tag, err := t.db.Exec(ctx, sqlStore, upstream, credential, lease, was, sealed, p.Life)
 	if err != nil {
 		return false, fmt.Errorf("store the token of upstream %s: %w", upstream, err)
 	}
@@ -141,7 +155,6 @@ func (t *table) fail(ctx context.Context, upstream, credential string, lease int
 type State struct {
 	Upstream     string
 	ExpiresAt    time.Time // zero: there is none
-	RefreshedAt  time.Time
 	FailingSince time.Time // zero: it does not fail
 	LastError    string
 	Login        bool      // a person has to log in
@@ -163,9 +176,9 @@ func States(ctx context.Context, db pg.DB, accounts []Account) ([]State, error) 
 	var list []State
 	var s State
 	var credential string
-	_, err = pgx.ForEachRow(rows, []any{&s.Upstream, &credential, &s.ExpiresAt, &s.RefreshedAt, &s.FailingSince, &s.LastError, &s.Login, &s.NextTry}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&s.Upstream, &credential, &s.ExpiresAt, &s.FailingSince, &s.LastError, &s.Login, &s.NextTry}, func() error {
 		if wanted[credential] {
-			for _, at := range []*time.Time{&s.ExpiresAt, &s.RefreshedAt, &s.FailingSince, &s.NextTry} {
+			for _, at := range []*time.Time{&s.ExpiresAt, &s.FailingSince, &s.NextTry} {
 				if at.Unix() == 0 {
 					*at = time.Time{}
 				}

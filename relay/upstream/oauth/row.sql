@@ -25,7 +25,7 @@ update upstream_token set sealed = @sealed, serial = lease + (lease <> @lease)::
 	refreshed_at = clock_timestamp(), expires_at = clock_timestamp() + @life::interval,
 	failing_since = null, last_error = '', login = false, next_try_at = null, holder = '', lease_until = null
 where upstream = @upstream and credential = @credential and (lease = @lease or serial = @was)
-returning serial, set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)
+returning serial, durably()
 
 -- name: fail
 update upstream_token set failing_since = coalesce(failing_since, clock_timestamp()), last_error = @error, login = @login,
@@ -33,16 +33,16 @@ update upstream_token set failing_since = coalesce(failing_since, clock_timestam
 where upstream = @upstream and credential = @credential and lease = @lease
 
 -- name: login
--- Stores what a person's login gave. Whatever node asks the authority meanwhile stores nothing.
+-- Stores what a person's login gave. A node that asks the authority meanwhile stores nothing.
 insert into upstream_token as t (upstream, credential, sealed, serial, lease, refreshed_at, expires_at)
 values (@upstream, @credential, @sealed, 1, 1, clock_timestamp(), clock_timestamp() + @life::interval)
 on conflict (upstream, credential) do update set sealed = excluded.sealed, serial = t.lease + 1, lease = t.lease + 1,
 	refreshed_at = excluded.refreshed_at, expires_at = excluded.expires_at, failing_since = null, last_error = '', login = false,
 	next_try_at = null, holder = '', lease_until = null
-returning set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)
+returning durably()
 
 -- name: states
-select upstream, credential, coalesce(expires_at, 'epoch'), coalesce(refreshed_at, 'epoch'), coalesce(failing_since, 'epoch'),
+select upstream, credential, coalesce(expires_at, 'epoch'), coalesce(failing_since, 'epoch'),
 	last_error, login, coalesce(next_try_at, 'epoch')
 from upstream_token order by upstream
 

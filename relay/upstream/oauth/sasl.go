@@ -3,7 +3,6 @@ package oauth
 import (
 	"encoding/json"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/emersion/go-sasl"
@@ -11,17 +10,6 @@ import (
 
 // XOAuth2 is the mechanism of Google and Microsoft; sasl.OAuthBearer is that of RFC 7628.
 const XOAuth2 = "XOAUTH2"
-
-// Mechanisms are those of the two that a server offers, in the order in which they are tried:
-// XOAUTH2 is what both companies document for mail.
-func Mechanisms(offered []string) (list []string) {
-	for _, name := range []string{XOAuth2, sasl.OAuthBearer} {
-		if slices.Contains(offered, name) {
-			list = append(list, name)
-		}
-	}
-	return list
-}
 
 // Exchange is one exchange of one of the two mechanisms; it implements sasl.Client.
 type Exchange struct {
@@ -31,7 +19,7 @@ type Exchange struct {
 	refusal   string
 }
 
-// NewExchange makes the exchange of an account with a server, by a mechanism of Mechanisms.
+// NewExchange makes the exchange of an account with a server, by one of the two mechanisms.
 func NewExchange(mechanism, username string, token Token, host string, port int) *Exchange {
 	e := &Exchange{mechanism: mechanism, token: token.Access}
 	if mechanism == XOAuth2 {

@@ -1,7 +1,6 @@
 package oauth
 
 import (
-	"slices"
 	"strings"
 	"testing"
 )
@@ -42,13 +41,5 @@ func TestExchange(t *testing.T) {
 				t.Error("a second challenge is answered")
 			}
 		}
-	}
-}
-
-func TestMechanisms(t *testing.T) {
-	t.Parallel()
-	got := Mechanisms([]string{"OAUTHBEARER", "PLAIN", "XOAUTH2"})
-	if !slices.Equal(got, []string{"XOAUTH2", "OAUTHBEARER"}) || Mechanisms([]string{"PLAIN", "LOGIN"}) != nil {
-		t.Error(got)
 	}
 }

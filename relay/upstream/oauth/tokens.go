@@ -222,6 +222,10 @@ func (t *Tokens) renew(ctx context.Context, k *kept) (wait time.Duration, err er
 		case r.wait > 0:
 			return r.wait, &Fault{Text: r.error, Login: r.login}
 		case !r.leased:
+			// A token that could not be sealed is not asked for: it may be the last refresh token.
+			if _, err := t.table.seal(k.account.Upstream, k.credential, pair{}); err != nil {
+				return dbPause, err
+			}
 			lease, refresh, err := t.table.take(ctx, k.account.Upstream, k.credential, r.serial)
 			if err != nil {
 				return dbPause, err

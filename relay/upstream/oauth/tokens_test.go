@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -87,7 +88,11 @@ func (c *cluster) refreshing() Account {
 	c.t.Helper()
 	a := Account{Upstream: "m365", Username: "relay@example.com", Grant: byPerson(c.t)}
 	t := table{c.db.Pool, sealer(c.t), "login"}
-	c.exec(sqlLogin, a.Upstream, a.credential(), t.seal(a.Upstream, a.credential(), pair{Access: "old", Refresh: c.Refresh()}), time.Hour)
+	sealed, err := t.seal(a.Upstream, a.credential(), pair{Access: "old", Refresh: c.Refresh()})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.exec(sqlLogin, a.Upstream, a.credential(), sealed, time.Hour)
 	c.expire()
 	return a
 }
@@ -527,6 +532,30 @@ func TestClose(t *testing.T) {
 	if _, err := node.Token(t.Context(), other); err == nil {
 		t.Error("it asked for another token")
 	}
+}
+
+// A node that cannot seal asks for nothing: the authority would end the refresh token that all have.
+func TestNothingIsAskedThatCannotBeSealed(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	a := c.refreshing()
+	path := filepath.Join(t.TempDir(), "secret.key")
+	if err := os.WriteFile(path, bytes.Repeat([]byte{7}, seal.KeySize), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	key, err := seal.LoadOrCreate(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := New(Config{DB: c.db.Pool, Sealer: key, Node: "b", Authorities: at(c.Authority), Roots: c.Roots})
+	defer node.Close(context.Background())
+	if _, err := node.Token(t.Context(), a); err == nil || !strings.Contains(err.Error(), "nothing can be sealed") || len(c.Requests()) != 0 {
+		t.Errorf("%v, %d requests", err, len(c.Requests()))
+	}
+	if err := key.Use(key.Current()); err != nil {
+		t.Fatal(err)
+	}
+	must(t, c.node("a", c.db.Pool), a) // no lease is left behind
 }
 
 // A node without the key of the others neither uses nor replaces what they have.

@@ -1,0 +1,2 @@
+// Package man makes manual pages of commands, from their help.
+package man

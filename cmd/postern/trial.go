@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"postern/cmd/postern/screen"
+	"postern/cmd/postern/trial"
+	"postern/internal/units"
+	"postern/relay/smtp"
+	"postern/relay/upstream"
+)
+
+func (a *app) upstreamTestCmd() *cobra.Command {
+	var from, to, timeout string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "test NAME",
+		Short: "try a smarthost step by step, without sending mail",
+		Long: `Converses with a smarthost from this machine as its nodes do: DNS, connection, TLS,
+access token, login. With --from and --to it names this sender and recipient too, and
+takes that back; no message is sent. Each step is shown with its time, and with what
+to do where it fails. A paused smarthost is tried as well. The exit status is 1 when
+mail could not be sent.`,
+		Example: `  postern upstream test m365
+  postern upstream test m365 --from alice@example.com --to bob@example.net`,
+		Args: one("name", "the upstream's name"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := trialOf(cmd, from, to, timeout)
+			if err != nil {
+				return err
+			}
+			c.Source, c.Upstream = a.source, args[0]
+			if !asJSON {
+				c.Out = a.stdout
+			}
+			c.Title = func(up upstream.Account, listed upstream.Listed) string {
+				return fmt.Sprintf("%s, account %s, %s", upstreamText(up), screen.OrDash(up.Username), upstreamState(listed))
+			}
+			var result *trial.Result
+			err = a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) (err error) {
+				c.Pool = pool
+				result, err = trial.Run(ctx, c)
+				return err
+			})
+			if asJSON && result != nil {
+				if err := screen.JSON(a.stdout, result); err != nil {
+					return err
+				}
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&from, "from", "", "name this `sender` too; with --to")
+	cmd.Flags().StringVar(&to, "to", "", "name this `recipient` too; with --from")
+	cmd.Flags().StringVar(&timeout, "timeout", "30s", "`time` that the whole test may take")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// trialOf reads the flags.
+func trialOf(cmd *cobra.Command, from, to, timeout string) (c trial.Config, err error) {
+	if c.Most, err = units.ParseSpan(timeout); err != nil || c.Most < time.Second || c.Most > time.Hour {
+		return c, usagef("--timeout: %q is not a time between 1s and 1h", timeout)
+	}
+	given := cmd.Flags().Changed
+	if given("from") != given("to") {
+		return c, usagef("--from and --to go together")
+	}
+	if c.Mail.Rehearse = given("to"); !c.Mail.Rehearse {
+		return c, nil
+	}
+	if from != "" { // else the null sender of notices
+		if c.Mail.From, err = smtp.ParseAddress(from); err != nil {
+			return c, usagef("--from: %v", err)
+		}
+	}
+	if c.Mail.To, err = smtp.ParseRecipient(to); err != nil {
+		return c, usagef("--to: %v", err)
+	}
+	return c, nil
+}

@@ -1,0 +1,198 @@
+package delivery
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"postern/relay/queue"
+	"postern/relay/route"
+	"postern/relay/smtp"
+	"postern/relay/upstream"
+)
+
+// course is where recipients go in one attempt. Jobs share what it points to: it is never
+// changed, only replaced.
+type course struct {
+	route   int64                 // the route's number if it has several ways, else 0
+	name    string                // of the way they are at, as Outcome.Upstream
+	next    []route.Way           // that come after it
+	left    *[]queue.LeftWay      // that they left before it, and why; nil: none
+	unasked bool                  // one of those could not be used: what others lack it may have
+	best    map[int]queue.Outcome // the most informative of what those said, by recipient
+}
+
+// first is the first of the next ways that can be used, for one recipient. It begins with the
+// course that follows from it.
+func (c course) first(rcpt smtp.Address) (way, bool) {
+	for i := range c.next {
+		to := &c.next[i]
+		if upstream.IsSender(to.Err) {
+			continue // for other senders
+		}
+		if to.Err != nil {
+			c.leave(queue.LeftWay{Way: to.Name, Reply: to.Err.Error(), At: time.Now()})
+			c.unasked = true
+			continue
+		}
+		w := way{upstream: to.Upstream}
+		if to.Upstream == nil {
+			w.domain = rcpt.DomainKey()
+		}
+		w.key = queue.Way(to.Name, w.domain)
+		c.name, c.next = to.Name, c.next[i+1:]
+		w.course = c
+		return w, true
+	}
+	return way{}, false
+}
+
+// leave notes a way that was left.
+func (c *course) leave(l queue.LeftWay) {
+	left := []queue.LeftWay{l}
+	if c.left != nil {
+		left = append(slices.Clone(*c.left), l)
+	}
+	c.left = &left
+}
+
+// leftText says which ways were left and why, for the log.
+func leftText(left *[]queue.LeftWay) string {
+	if left == nil {
+		return ""
+	}
+	texts := make([]string, len(*left))
+	for i, l := range *left {
+		texts[i] = l.Way + ": " + l.Reply
+	}
+	return strings.Join(texts, "; ")
+}
+
+// hasNext reports that the attempt may go on to another way.
+func (j *job) hasNext() bool {
+	return slices.ContainsFunc(j.next, func(w route.Way) bool { return w.Err == nil }) && !j.exhausted()
+}
+
+// leave ends a job at its way: rest, a part of its recipients, goes on to the next one in the same
+// attempt or, if there is none, is settled as the others are. outcomes are what this way means
+// for all.
+func (e *Engine) leave(j *job, rest []queue.Recipient, outcomes []queue.Outcome, err error) {
+	if len(rest) == 0 || len(j.next) == 0 && j.left == nil {
+		e.settle(j, j.rcpts, outcomes, err)
+		e.end(j)
+		return
+	}
+	if len(rest) < len(j.rcpts) {
+		outcomes = e.settleBut(j, outcomes, rest)
+	}
+	goesOn := j.hasNext() && !e.closing.Load()
+	best := make(map[int]queue.Outcome, len(outcomes))
+	for i := range outcomes {
+		o := outcomes[i]
+		if before, known := j.best[o.N]; known {
+			o = better(before, o)
+		}
+		best[o.N] = o
+	}
+	o := &outcomes[0]
+	why := queue.LeftWay{Way: o.Upstream, Host: o.RemoteMTA, Reply: o.Reply.String(), Scope: o.Scope, At: o.At}
+	if goesOn {
+		j.course.leave(why)
+		j.best = best
+		if j.begun.IsZero() {
+			j.begun = time.Now()
+		}
+		j.returned = time.Time{}
+		e.cfg.Log.Info("going on to the next way", "id", j.Message.ID, "from", why.Way, "reply", why.Reply, "error", err,
+			"after_ms", time.Since(j.begun).Milliseconds())
+		if !e.intake.again(j) {
+			e.release(j, 0)
+		}
+		return
+	}
+	e.giveUpOn(j, best, why, err)
+}
+
+// giveUpOn settles a job whose ways are exhausted.
+func (e *Engine) giveUpOn(j *job, best map[int]queue.Outcome, why queue.LeftWay, err error) {
+	c := j.course
+	c.leave(why)
+	for _, w := range c.next {
+		if upstream.IsSender(w.Err) {
+			continue
+		}
+		reply := "not tried: the attempt had used its addresses, sessions or time"
+		if w.Err != nil {
+			reply = w.Err.Error()
+		}
+		c.leave(queue.LeftWay{Way: w.Name, Reply: reply, At: why.At})
+		c.unasked = true
+	}
+	outcomes := make([]queue.Outcome, len(j.rcpts))
+	for i := range j.rcpts {
+		o := best[j.rcpts[i].N]
+		if o.Result == queue.Failed && c.unasked {
+			o.Result, o.RetryIn = queue.Deferred, retryWait(e.cfg.Schedule, j.rcpts[i].Attempts, j.Message.ID)
+		}
+		if i > 0 && o.Upstream == outcomes[i-1].Upstream {
+			o.Left = outcomes[i-1].Left // so that they are recorded together
+		} else {
+			others := slices.DeleteFunc(slices.Clone(*c.left), func(l queue.LeftWay) bool { return l.Way == o.Upstream })
+			o.Left = &others
+		}
+		outcomes[i] = o
+	}
+	e.settle(j, j.rcpts, outcomes, err)
+	e.end(j)
+}
+
+// better is what two ways together mean for a recipient: it waits if either may take it later,
+// with the more informative reply, until the first of them may.
+func better(first, second queue.Outcome) queue.Outcome {
+	o, other := first, second
+	if informs(second) > informs(first) {
+		o, other = second, first
+	}
+	if other.Result != queue.Deferred {
+		return o
+	}
+	if o.WaitsFor == "" || other.WaitsFor != "" && other.RetryIn < o.RetryIn {
+		o.WaitsFor = other.WaitsFor
+	}
+	o.RetryIn = min(o.RetryIn, other.RetryIn)
+	return o
+}
+
+// informs grades outcomes: of a lack that another way may not have, of no attempt, by words of
+// ours, by a server's; about account or sender before others.
+func informs(o queue.Outcome) int {
+	grade := 6
+	switch {
+	case o.Result == queue.Failed:
+		grade = 0
+	case o.NotAnAttempt:
+		grade = 2
+	case o.Ours:
+		grade = 4
+	}
+	if upstream.Scope(o.Scope).OfAccount() {
+		grade++
+	}
+	return grade
+}
+
+// advance gives a job that has left its way to the destinations of the next one. Only the
+// dispatcher calls it.
+func (e *Engine) advance(j *job) {
+	var g grouping
+	for i := range j.rcpts {
+		w, ok := j.first(j.rcpts[i].Address)
+		if !ok { // hasNext was true, and next does not change
+			e.release(j, 0)
+			return
+		}
+		to := g.find(w)
+		to.rcpts = appendRecipient(to.rcpts, j.rcpts, i)
+	}
+	e.handOut(*j, g.ways)
+}
