@@ -1,22 +1,19 @@
 package admin
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
 
-// UpstreamBudget is what is used of one limit of an upstream's budget, by all nodes.
-type UpstreamBudget struct {
-	Upstream, Limit string // the limit as it is written
-	Used, Most      int64
-	Waiting         int64 // recipients that wait for the upstream's budget
-}
+	"postern/relay/upstream/budget"
+)
 
-// upstreamBudgets collects them.
+// upstreamBudgets collects what is used of the upstreams' budgets.
 type upstreamBudgets struct {
-	list                func() []UpstreamBudget
+	list                func() []budget.Usage
 	used, most, waiting *prometheus.Desc
 }
 
 // RegisterUpstreamBudgets adds the metrics of the upstreams' budgets.
-func RegisterUpstreamBudgets(to prometheus.Registerer, list func() []UpstreamBudget) {
+func RegisterUpstreamBudgets(to prometheus.Registerer, list func() []budget.Usage) {
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
 		return prometheus.NewDesc("postern_upstream_budget_"+name, help, append(labels, "upstream"), nil)
 	}
@@ -35,16 +32,14 @@ func (u *upstreamBudgets) Describe(ch chan<- *prometheus.Desc) {
 }
 
 func (u *upstreamBudgets) Collect(ch chan<- prometheus.Metric) {
-	seen := map[string]bool{}
+	gauge := func(desc *prometheus.Desc, value int64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(value), labels...)
+	}
 	for _, b := range u.list() {
-		gauge := func(desc *prometheus.Desc, value int64, labels ...string) {
-			ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(value), append(labels, b.Upstream)...)
+		for _, l := range b.Limits {
+			gauge(u.used, l.Used, l.Text, b.Upstream)
+			gauge(u.most, l.Max, l.Text, b.Upstream)
 		}
-		gauge(u.used, b.Used, b.Limit)
-		gauge(u.most, b.Most, b.Limit)
-		if !seen[b.Upstream] {
-			seen[b.Upstream] = true
-			gauge(u.waiting, b.Waiting)
-		}
+		gauge(u.waiting, b.Waiting, b.Upstream)
 	}
 }

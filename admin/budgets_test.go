@@ -5,13 +5,21 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"postern/relay/upstream/budget"
 )
 
 func TestUpstreamBudgetMetrics(t *testing.T) {
 	t.Parallel()
 	r := prometheus.NewRegistry()
-	RegisterUpstreamBudgets(r, func() []UpstreamBudget {
-		return []UpstreamBudget{{"m365", "messages 30/m", 7, 30, 4}, {"m365", "sessions 3", 2, 3, 4}}
+	RegisterUpstreamBudgets(r, func() []budget.Usage {
+		limits, err := budget.Parse("messages 30/m, sessions 3")
+		if err != nil {
+			t.Error(err)
+		}
+		return []budget.Usage{{Upstream: "m365", Waiting: 4, Limits: []budget.Used{
+			{Limit: limits[0], Text: limits[0].String(), Used: 7}, {Limit: limits[1], Text: limits[1].String(), Used: 2},
+		}}}
 	})
 	page := text(t, r)
 	for _, want := range []string{

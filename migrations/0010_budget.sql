@@ -1,169 +1,110 @@
--- Budgets of upstreams. Written by the package relay/upstream/budget.
+-- Budgets of upstreams. Written by the package relay/upstream/budget (docs/decisions/budgets.md).
 
--- The spent part of each limit, in buckets: at are their numbers, ascending, n their sums
--- (budget_clock). kind is messages, recipients or sessions; window_s is 0 for sessions.
--- Primary key: lease_budget, which locks in its order.
+-- Units of a limit, which count from their lease until the window has passed after the end of their
+-- bucket, by the database's clock. kind is messages, recipients, sessions or waiting. A bucket is
+-- a part of time (budget_clock); of sessions, and of what began to wait (window_s 0), it is the
+-- epoch of the node.
+-- Primary key: lease_budget.
 create table upstream_budget (
-	upstream   text        collate "C" not null references upstream (name) on delete cascade,
-	kind       text        collate "C" not null check (kind in ('messages', 'recipients', 'sessions')),
-	window_s   integer     not null,
-	zone       text        collate "C" not null default '', -- days begin at midnight there; '': the window rolls
-	waits_from timestamptz,                                 -- mail waits for it since; null: none
-	at         bigint[]    not null default '{}',
-	n          bigint[]    not null default '{}',
-	primary key (upstream, kind, window_s, zone)
+	upstream text    collate "C" not null references upstream (name) on delete cascade,
+	kind     text    collate "C" not null check (kind in ('messages', 'recipients', 'sessions', 'waiting')),
+	window_s integer not null,
+	zone     text    collate "C" not null, -- days begin at midnight there; '': the window rolls
+	bucket   bigint  not null,
+	n        bigint  not null,
+	primary key (upstream, kind, window_s, zone, bucket)
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
--- A node's part of a limit, by its epoch: what it has not reported as spent, or its sessions. docs/decisions/budgets.md has the states. Read and written by its key.
-create table upstream_portion (
-	upstream text        collate "C" not null,
-	kind     text        collate "C" not null,
-	window_s integer     not null,
-	zone     text        collate "C" not null,
-	epoch    bigint      not null,
-	n        bigint      not null check (n >= 0),
-	serial   bigint      not null,               -- of the lease: a node that missed one spends nothing of it
-	until    timestamptz not null,               -- then all of it counts as spent; of sessions only waits ends
-	waits    boolean     not null,               -- mail waits at the node
-	primary key (upstream, kind, window_s, zone, epoch),
-	foreign key (upstream, kind, window_s, zone) references upstream_budget on delete cascade
-) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
-
--- The bucket of a moment, in seconds of the epoch; how many buckets count; and how many seconds a
--- bucket has. A day in a zone is one bucket.
-create function budget_clock(clock double precision, window_s integer, zone text,
-	out bucket bigint, out counts integer, out width double precision)
+-- The seconds of a bucket, the bucket of a moment, which is in seconds of the epoch, and the first
+-- that counts then. A day in a zone is one bucket.
+create function budget_clock(clock double precision, window_s integer, zone text, out width double precision, out bucket bigint, out since bigint)
 language sql stable as $$
-	select case zone when '' then floor(clock / w)::bigint else ((to_timestamp(clock) at time zone zone)::date - date '1970-01-01')::bigint end,
-		case zone when '' then ceil(window_s / w)::integer + 2 else 1 end,
-		case zone when '' then w else 86400 end
-	from (select greatest(window_s / 60.0, 0.25)::double precision as w) b
+	select case zone when '' then w else 86400 end, b, case zone when '' then floor((clock - window_s) / w)::bigint else b end
+	from (select greatest(window_s / 60.0, 0.1)::double precision as w) x cross join lateral
+		(select case zone when '' then floor(clock / w)::bigint else (to_timestamp(clock) at time zone zone)::date - date '1970-01-01' end as b) y
 $$;
 
--- Leases portions to a node, for limits in the order of their key, and takes its reports: spent
--- is in the portion with that serial, back was not used, need is what its first message takes,
--- wants what it would like. Of sessions spent is what it keeps. A limit that is no longer in the
--- upstream's setting gets no row.
+-- Moves the units of a node's lease into a new one: of those in the bucket froms (back), spent
+-- were used, keep are in use, the rest is free again. need is what its first message takes, wants
+-- what it would like. Of sessions and of what waits, keep is all that it has.
 --
--- Returns the node's portion as it is now, whether its former one was lost to it, how long the
--- lease is, what is left for all, how many nodes have mail that waits, and when units come
--- back: the times are seconds of the epoch.
-create function lease_budget(me bigint, upstreams text[], settings text[], kinds text[], windows integer[], zones text[],
-	mosts bigint[], spent bigint[], back bigint[], need bigint[], wants bigint[], waits boolean[], serials bigint[],
-	out nth integer, out portion bigint, out serial bigint, out fresh boolean, out lease double precision, out remains bigint,
-	out waiting integer, out clock double precision, out free_at double precision[], out free_n bigint[])
+-- Returns for each limit of an upstream which still has that setting: what was given, and the new
+-- lease's bucket and seconds; what is left for all; what began to wait at other nodes, and when
+-- the last has its turn; and when units are free again. Times are seconds of the epoch.
+create function lease_budget(me bigint, upstreams text[], settings text[], kinds text[], windows integer[], zones text[], mosts bigint[],
+	froms bigint[], back bigint[], spent bigint[], keep bigint[], need bigint[], wants bigint[],
+	out nth integer, out given bigint, out bucket bigint, out lease double precision, out remains bigint, out others bigint,
+	out last double precision, out clock double precision, out free_at double precision[], out free_n bigint[])
 returns setof record language plpgsql as $$
+#variable_conflict use_column
 declare
-	b        record;
-	had      bigint;
-	others   bigint;
-	total    bigint;
-	given    bigint;
+	c        record;
+	ready    boolean;
+	used     bigint;
+	waiting  bigint;
 	midnight double precision;
-	ends     double precision;
 begin
 	perform set_config('lock_timeout', '1s', true);
-	insert into upstream_budget (upstream, kind, window_s, zone)
-		select t.u, t.k, t.w, t.z from unnest(upstreams, settings, kinds, windows, zones) t(u, s, k, w, z)
-			join upstream u on u.name = t.u and u.budget = t.s
-		where not exists (select from upstream_budget x where x.upstream = t.u and x.kind = t.k and x.window_s = t.w and x.zone = t.z)
-		on conflict do nothing;
-	perform from (select from unnest(upstreams, kinds, windows, zones) with ordinality t(u, k, w, z, nth)
-		join upstream_budget x on x.upstream = t.u and x.kind = t.k and x.window_s = t.w and x.zone = t.z
-		order by t.nth for update of x) locked;
+	perform from upstream u where u.name = any(upstreams) order by u.name for no key update;
+	delete from upstream_budget b where b.upstream = any(upstreams) and b.window_s = 0 and b.bucket not in (select e.epoch from live_epoch e);
 	for i in 1 .. cardinality(upstreams) loop
-		-- Under the lock, since each statement sees what was committed before it.
-		perform from upstream u where u.name = upstreams[i] and u.budget = settings[i];
-		continue when not found;
+		-- Each statement sees what was committed before it, so these see it under the lock.
+		continue when not exists (select from upstream u where u.name = upstreams[i] and u.budget = settings[i]);
 		nth := i;
 		clock := extract(epoch from clock_timestamp());
+		select extract(epoch from sane_time(max(r.next_attempt_at))) into last from recipient r
+			where r.waits_for = 'budget ' || upstreams[i] and r.owner is null and r.held_at is null;
+		select coalesce(sum(b.n), 0), count(*) into others, waiting from upstream_budget b
+			where b.upstream = upstreams[i] and b.kind = 'waiting' and b.bucket <> me;
+		c := budget_clock(clock, windows[i], zones[i]);
+		bucket := c.bucket;
 		free_at := '{}'; free_n := '{}';
-		if kinds[i] = 'sessions' then
-			delete from upstream_portion p where p.upstream = upstreams[i] and p.kind = kinds[i] and p.epoch <> me
-				and (not exists (select from live_epoch e where e.epoch = p.epoch) or p.n = 0 and p.until < to_timestamp(clock));
-			select coalesce(sum(p.n), 0), count(*) into others, waiting from upstream_portion p
-				where p.upstream = upstreams[i] and p.kind = kinds[i] and p.epoch <> me;
-			-- A node that others wait beside gets no more than its share.
-			given := greatest(least(wants[i], mosts[i] - others - spent[i], (mosts[i] + waiting) / (waiting + 1) - spent[i]), 0);
-			if not exists (select from live_epoch e where e.epoch = me) then
-				given := 0;
-			end if;
-			portion := spent[i] + given;
-			remains := greatest(mosts[i] - others - portion, 0);
-			serial := 0; fresh := false; lease := 10; ends := clock + 10;
-		else
-			select * into b from budget_clock(clock, windows[i], zones[i]);
-			if zones[i] = '' then
-				select greatest(b.bucket, x.at[cardinality(x.at)]) into b.bucket from upstream_budget x
-					where x.upstream = upstreams[i] and x.kind = kinds[i] and x.window_s = windows[i] and x.zone = zones[i];
-				midnight := null;
-			else
-				midnight := extract(epoch from (date '1970-01-01' + b.bucket::integer + 1)::timestamp at time zone zones[i]);
-			end if;
+		if windows[i] = 0 then
+			bucket := me; c.since := 0; lease := 0;
+			ready := exists (select from live_epoch e where e.epoch = me);
+			delete from upstream_budget b where b.upstream = upstreams[i] and b.kind = kinds[i] and b.window_s = 0 and b.bucket = me;
+		elsif zones[i] = '' then
 			lease := least(greatest(windows[i] / 10.0, 0.5), 60);
-			-- Leases that have ended, and what this node reports. The portion of a serial that it does not
-			-- know was lost to it: all of it counts.
-			with ended as (
-				delete from upstream_portion p where p.upstream = upstreams[i] and p.kind = kinds[i] and p.window_s = windows[i] and p.zone = zones[i]
-					and (p.until <= to_timestamp(clock) or p.epoch = me and p.serial <> serials[i])
-				returning p.n, least(p.until, to_timestamp(clock)) as at),
-			reported as (
-				update upstream_portion p set n = greatest(p.n - spent[i] - back[i], 0)
-				where p.upstream = upstreams[i] and p.kind = kinds[i] and p.window_s = windows[i] and p.zone = zones[i]
-					and p.epoch = me and p.serial = serials[i] and p.until > to_timestamp(clock)
-				returning p.n),
-			counted as (
-				select c.bucket as at, e.n from ended e cross join lateral budget_clock(extract(epoch from e.at)::double precision, windows[i], zones[i]) c where e.n > 0
-				union all select b.bucket, spent[i] from reported where spent[i] > 0)
-			update upstream_budget x set (at, n) = (
-				select coalesce(array_agg(s.at order by s.at), '{}'), coalesce(array_agg(s.n order by s.at), '{}')
-				from (select u.at, sum(u.n)::bigint as n
-					from (select o.at, o.n from unnest(x.at, x.n) o(at, n) union all select c.at, c.n from counted c) u
-					where u.at > b.bucket - b.counts group by u.at) s)
-			where x.upstream = upstreams[i] and x.kind = kinds[i] and x.window_s = windows[i] and x.zone = zones[i]
-				and (exists (select from counted) or x.at[1] <= b.bucket - b.counts);
-			select p.n into had from upstream_portion p
-				where p.upstream = upstreams[i] and p.kind = kinds[i] and p.window_s = windows[i] and p.zone = zones[i] and p.epoch = me;
-			fresh := had is null;
-			had := coalesce(had, 0);
-			select coalesce(sum(u.n), 0) into total from upstream_budget x cross join lateral unnest(x.at, x.n) u(at, n)
-				where x.upstream = upstreams[i] and x.kind = kinds[i] and x.window_s = windows[i] and x.zone = zones[i] and u.at > b.bucket - b.counts;
-			select coalesce(sum(p.n), 0), count(*) filter (where p.waits) into others, waiting from upstream_portion p
-				where p.upstream = upstreams[i] and p.kind = kinds[i] and p.window_s = windows[i] and p.zone = zones[i] and p.epoch <> me;
-			remains := greatest(mosts[i] - total - others - had, 0);
-			given := greatest(need[i], least(wants[i], greatest(remains / 10, 1)));
-			-- Around midnight it is not known which day a server counts.
-			if given > remains or midnight - clock < 5 or (to_timestamp(clock - 5) at time zone nullif(zones[i], ''))::date < (to_timestamp(clock) at time zone nullif(zones[i], ''))::date then
-				given := 0;
+			bucket := floor((clock + lease) / c.width);
+			ready := true;
+		else -- around midnight it is not known which day a server counts
+			midnight := extract(epoch from (date '1970-01-01' + c.bucket::integer)::timestamp at time zone zones[i]);
+			ready := clock >= midnight + 5;
+			if ready then
+				midnight := extract(epoch from (date '1970-01-01' + c.bucket::integer + 1)::timestamp at time zone zones[i]);
 			end if;
-			portion := had + given;
-			remains := remains - given;
-			serial := serials[i] + 1;
-			ends := least(clock + lease, midnight - 5);
-			lease := ends - clock;
-			if midnight is not null then
-				free_at := array[midnight + 5]; free_n := array[mosts[i]];
-			else
-				select array_agg(f.at order by f.at), array_agg(f.n order by f.at) into free_at, free_n
-				from (select t.at, sum(t.n)::bigint as n from (
-					select (u.at + b.counts) * b.width as at, u.n from upstream_budget x cross join lateral unnest(x.at, x.n) u(at, n)
-						where x.upstream = upstreams[i] and x.kind = kinds[i] and x.window_s = windows[i] and x.zone = zones[i]
-					union all
-					select (ceil(extract(epoch from p.until)::double precision / b.width) + b.counts) * b.width, p.n from upstream_portion p
-						where p.upstream = upstreams[i] and p.kind = kinds[i] and p.window_s = windows[i] and p.zone = zones[i] and p.epoch <> me and p.n > 0) t
-					group by t.at) f;
-			end if;
+			lease := least(60, greatest(midnight - 5 - clock, 0));
+			ready := ready and lease > 0;
+			free_at := array[midnight + 5]; free_n := array[mosts[i]];
 		end if;
-		if portion > 0 or waits[i] then
-			insert into upstream_portion as p (upstream, kind, window_s, zone, epoch, n, serial, until, waits)
-			values (upstreams[i], kinds[i], windows[i], zones[i], me, portion, lease_budget.serial, to_timestamp(greatest(ends, clock)), lease_budget.waits[i])
-			on conflict on constraint upstream_portion_pkey do update set n = excluded.n, serial = excluded.serial, until = excluded.until, waits = excluded.waits;
-		else
-			delete from upstream_portion p where p.upstream = upstreams[i] and p.kind = kinds[i] and p.window_s = windows[i] and p.zone = zones[i] and p.epoch = me;
+		delete from upstream_budget b
+			where b.upstream = upstreams[i] and b.kind = kinds[i] and b.window_s = windows[i] and b.zone = zones[i] and b.bucket < c.since;
+		update upstream_budget b set n = b.n - back[i]
+			where b.upstream = upstreams[i] and b.kind = kinds[i] and b.window_s = windows[i] and b.zone = zones[i] and b.bucket = froms[i];
+		select coalesce(sum(b.n), 0) + spent[i] + keep[i] into used from upstream_budget b
+			where b.upstream = upstreams[i] and b.kind = kinds[i] and b.window_s = windows[i] and b.zone = zones[i];
+		remains := greatest(mosts[i] - used, 0);
+		given := greatest(need[i], least(wants[i], greatest(remains / 10, 1)));
+		if windows[i] = 0 then -- a node that others wait beside gets no more than its share
+			given := greatest(least(wants[i], remains, (mosts[i] + waiting) / (waiting + 1) - keep[i]), 0);
 		end if;
-		update upstream_budget x set waits_from = case when waits[i] or waiting > 0 and kinds[i] <> 'sessions' then coalesce(x.waits_from, clock_timestamp()) end
-			where x.upstream = upstreams[i] and x.kind = kinds[i] and x.window_s = windows[i] and x.zone = zones[i]
-				and (x.waits_from is null) = (waits[i] or waiting > 0 and kinds[i] <> 'sessions');
+		if not ready then
+			remains := 0;
+		end if;
+		if given > remains then
+			given := 0;
+		end if;
+		remains := remains - given;
+		insert into upstream_budget as b (upstream, kind, window_s, zone, bucket, n)
+			select upstreams[i], kinds[i], windows[i], zones[i], t.b, sum(t.n)
+			from (values (c.bucket, spent[i]), (lease_budget.bucket, keep[i] + given)) t(b, n) where t.n > 0 group by t.b
+			on conflict on constraint upstream_budget_pkey do update set n = b.n + excluded.n;
+		if windows[i] > 0 and zones[i] = '' then
+			-- What is leased is in the bucket of its use by then.
+			select coalesce(array_agg((least(b.bucket, c.bucket) + 1) * c.width + windows[i] order by b.bucket), '{}'), coalesce(array_agg(b.n order by b.bucket), '{}')
+				into free_at, free_n from upstream_budget b
+				where b.upstream = upstreams[i] and b.kind = kinds[i] and b.window_s = windows[i] and b.zone = zones[i] and b.n > 0;
+		end if;
 		return next;
 	end loop;
 end

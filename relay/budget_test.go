@@ -72,10 +72,7 @@ func TestSpentBudget(t *testing.T) {
 	r.Postern("", "upstream", "set", "sink", "--budget", "messages 10/m")
 	r.Postern("", "upstream", "add", "other", "--host", other.Addr(), "--tls", "none")
 	r.AddUser("other@" + rig.Domain)
-	if _, err := r.Count(t.Context(), `with r as (insert into route (position, user_id, via) select 1, id, 'upstream' from app_user where name = $1 returning id)
-		insert into route_upstream (route_id, rank, upstream) select id, 1, 'other' from r returning route_id`, "other@"+rig.Domain); err != nil {
-		t.Fatal(err)
-	}
+	r.Postern("", "route", "add", "--user", "other@"+rig.Domain, "--via", "other")
 	node := r.Node(rig.NodeConfig{Name: "a"})
 	load := newLoad(t, r, node)
 	load.Conns, load.Each, load.Pace, load.Shape = 8, each, 0, ofBudget
@@ -110,7 +107,7 @@ func TestSpentBudget(t *testing.T) {
 	if shown := r.Postern("", "queue", "list", "--limit", "5"); !strings.Contains(shown, "waits for the budget of upstream sink") {
 		t.Errorf("queue list: %s", shown)
 	}
-	if shown := r.Postern("", "queue", "shape"); !strings.Contains(shown, "recipients wait for the budget of upstream sink since ") {
+	if shown := r.Postern("", "queue", "shape"); !strings.Contains(shown, "recipients wait for the budget of upstream sink; the turn of the last is 20") {
 		t.Errorf("queue shape: %s", shown)
 	}
 	if shown := r.Postern("", "upstream", "show", "sink"); !strings.Contains(shown, "messages 10/m") {

@@ -395,7 +395,7 @@ func upstreamState(u upstream.Listed) string {
 // upstreamView is an upstream as 'upstream show --json' prints it.
 type upstreamView struct {
 	upstream.Listed
-	Used    []budgetView   `json:"used,omitempty"`
+	Used    []budget.Usage `json:"used,omitempty"` // one, if it has a budget
 	Replies []upstream.Row `json:"replies"`
 }
 
@@ -404,8 +404,8 @@ func (a *app) upstreamShowCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show NAME",
 		Short: "show a smarthost's settings, budget, and what its replies mean",
-		Long: `Shows the settings of a smarthost; of its budget what is used and left, which node holds how
-much, when the first of it is free again, and how many recipients wait for it; and the table by
+		Long: `Shows the settings of a smarthost; what is used and left of its budget, what nodes have leased
+included, when the next of it is free, and how many recipients wait for it; and the table by
 which its replies are judged, as 'postern upstream reply list'.`,
 		Args: one("name", "the upstream's name"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
@@ -423,15 +423,18 @@ which its replies are judged, as 'postern upstream reply list'.`,
 				return err
 			}
 			if asJSON {
-				return screen.JSON(a.stdout, upstreamView{u, budgetViews(used), replies.Rows()})
+				return screen.JSON(a.stdout, upstreamView{u, used, replies.Rows()})
 			}
 			if err := a.printUpstream(u); err != nil {
 				return err
 			}
-			if err := a.printBudget(used); err != nil {
-				return err
-			}
 			fmt.Fprintln(a.stdout)
+			for _, u := range used {
+				if err := a.printBudget(u); err != nil {
+					return err
+				}
+				fmt.Fprintln(a.stdout)
+			}
 			t := screen.TableOf(replyHead, replyRow, replies.Rows())
 			return t.Print(a.stdout)
 		}),

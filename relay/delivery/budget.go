@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"postern/relay/queue"
@@ -11,13 +12,14 @@ import (
 )
 
 // Spent begins the replies of recipients who wait for a budget.
-const Spent = "451 4.4.5 waits for the budget "
+const Spent = "451 4.4.5 " + budget.Waits
 
 // Budgets is what the engine needs of *budget.Budgets.
 type Budgets interface {
 	Behind(a budget.Ask, ahead int) *budget.Wait
 	Take(ctx context.Context, a budget.Ask) (done func(), wait *budget.Wait)
-	Session(ctx context.Context, a budget.Ask) (leave func(), wait *budget.Wait)
+	Session(ctx context.Context, a budget.Ask) (done func(), wait *budget.Wait)
+	Turn(way string, recipients int, again bool) budget.Wait
 }
 
 // budgeted reports that an upstream, if it is one, has a budget.
@@ -25,38 +27,26 @@ func (e *Engine) budgeted(up *upstream.Account) bool {
 	return e.cfg.Budgets != nil && up != nil && up.Budget != ""
 }
 
-// ask is a job as a budget counts it. What had an attempt, or waited for its turn, goes first.
 func (j *job) ask(up *upstream.Account) budget.Ask {
-	a := budget.Ask{Upstream: up.Name, Setting: up.Budget, Recipients: len(j.rcpts)}
-	for i := range j.rcpts {
-		a.Again = a.Again || j.rcpts[i].Waited || j.rcpts[i].Attempts > 0
-	}
-	return a
+	return budget.Ask{Upstream: up.Name, Setting: up.Budget, Recipients: len(j.rcpts), Again: waited(j.rcpts)}
 }
 
-// outOfBudget reports that a job was deferred until its turn. Only what can be sent within
-// seconds comes into the line: mail for other destinations would have no room beside the rest.
-func (d *destination) outOfBudget(j *job, up *upstream.Account) bool {
-	if up == nil {
-		d.mu.Lock()
-		up = d.upstream
-		d.mu.Unlock()
+// waited reports recipients that had an attempt, or waited for their turn: they go first.
+func waited(rcpts []queue.Recipient) bool {
+	return slices.ContainsFunc(rcpts, func(r queue.Recipient) bool { return r.Waited || r.Attempts > 0 })
+}
+
+// outOfBudget says why j would wait longer than seconds, nil if it would not. Only what can be sent
+// comes into the line: mail for other destinations would have no room beside the rest. mu is held.
+func (d *destination) outOfBudget(j *job) *budget.Wait {
+	if !d.e.budgeted(d.upstream) {
+		return nil
 	}
-	if !d.e.budgeted(up) {
-		return false
-	}
-	d.mu.Lock()
-	ahead := d.waiting.len()
-	d.mu.Unlock()
-	wait := d.e.cfg.Budgets.Behind(j.ask(up), ahead)
-	if wait != nil {
-		d.await(j, wait)
-	}
-	return wait != nil
+	return d.e.cfg.Budgets.Behind(j.ask(d.upstream), d.waiting.len())
 }
 
 // spend counts a job that is to be sent over the open connection. done is called when its
-// transaction has ended; it is nil if the job was deferred instead.
+// transaction has ended; it is nil if the job has left instead.
 func (w *worker) spend(j *job) (done func()) {
 	up := w.conn.walk.upstream
 	if !w.d.e.budgeted(up) {
@@ -87,7 +77,7 @@ func (d *dialer) session(ctx context.Context, up *upstream.Account) (leave func(
 	return leave, nil
 }
 
-// turnedAway gives back a job for which t left no connection.
+// turnedAway ends a job for which t left no connection.
 func (d *destination) turnedAway(j *job, t *trouble) {
 	if t.wait != nil {
 		d.await(j, t.wait)
@@ -96,7 +86,7 @@ func (d *destination) turnedAway(j *job, t *trouble) {
 	}
 }
 
-// await defers a job until its turn. That is not an attempt. A changed budget makes it due.
+// await ends a job at a way whose budget is spent. That is not an attempt.
 func (d *destination) await(j *job, wait *budget.Wait) {
 	if d.e.closing.Load() {
 		d.e.release(j, 0)
@@ -108,8 +98,26 @@ func (d *destination) await(j *job, wait *budget.Wait) {
 		outcomes[i] = queue.Outcome{
 			Message: j.Message.ID, N: j.rcpts[i].N, Recipient: j.rcpts[i].Address, Epoch: j.Epoch,
 			Result: queue.Deferred, Reply: smtp.Temporary(451, 4, 5, wait.Why), Ours: true, Upstream: d.via,
-			StartedAt: now, At: now, NotAnAttempt: true, WaitsFor: budget.Way(d.via), RetryIn: wait.In,
+			StartedAt: now, At: now, NotAnAttempt: true, WaitsFor: wait.For, RetryIn: wait.In,
 		}
 	}
 	d.e.leave(j, j.rcpts, outcomes, nil)
+}
+
+// takeTurns gives those a turn that wait for a budget, now that none of their ways is left.
+func (e *Engine) takeTurns(rcpts []queue.Recipient, outcomes []queue.Outcome) {
+	var turn budget.Wait
+	for i := range outcomes {
+		o := &outcomes[i]
+		if !budget.IsWay(o.WaitsFor) {
+			continue
+		}
+		if o.WaitsFor != turn.For || i == 0 {
+			turn = e.cfg.Budgets.Turn(o.WaitsFor, len(rcpts), waited(rcpts))
+			turn.For = o.WaitsFor
+		}
+		if o.RetryIn = turn.In; o.NotAnAttempt {
+			o.Reply.Text = turn.Why
+		}
+	}
 }

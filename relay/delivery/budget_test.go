@@ -2,6 +2,9 @@ package delivery
 
 import (
 	"context"
+	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -18,6 +21,7 @@ type fakeBudgets struct {
 	mu                           sync.Mutex
 	behind, take, session        *budget.Wait
 	asks                         []budget.Ask
+	turns                        []string
 	taken, ended, entered, lefts int
 }
 
@@ -34,6 +38,13 @@ func (b *fakeBudgets) Take(context.Context, budget.Ask) (func(), *budget.Wait) {
 
 func (b *fakeBudgets) Session(context.Context, budget.Ask) (func(), *budget.Wait) {
 	return b.count(b.session, &b.entered, &b.lefts)
+}
+
+func (b *fakeBudgets) Turn(way string, recipients int, again bool) budget.Wait {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.turns = append(b.turns, fmt.Sprintf("%s %d %v", way, recipients, again))
+	return budget.Wait{Why: budget.Waits + "sink: until later", In: 99 * time.Second}
 }
 
 func (b *fakeBudgets) count(wait *budget.Wait, in, out *int) (func(), *budget.Wait) {
@@ -56,7 +67,7 @@ func TestBudget(t *testing.T) {
 	t.Parallel()
 	account := *piped
 	account.Budget = "messages 30/m, recipients 2/m, sessions 1"
-	spent := &budget.Wait{Why: "waits for the budget of upstream sink: messages 30/m until later", In: 77 * time.Second}
+	spent := &budget.Wait{Why: budget.Waits + "sink", In: 77 * time.Second, For: "budget sink"}
 	for name, test := range map[string]struct {
 		up    *upstream.Account
 		set   func(*fakeBudgets)
@@ -90,9 +101,12 @@ func TestBudget(t *testing.T) {
 					if !test.waits && o.Result != queue.Delivered {
 						t.Errorf("outcome %+v", o)
 					}
-					if test.waits && (o.Result != queue.Deferred || !o.NotAnAttempt || o.WaitsFor != "budget sink" || o.RetryIn != spent.In || o.Reply.Text != spent.Why) {
+					if test.waits && (o.Result != queue.Deferred || !o.NotAnAttempt || o.WaitsFor != "budget sink" || o.RetryIn != 99*time.Second || !strings.HasPrefix(o.Reply.String(), Spent+"sink: until")) {
 						t.Errorf("outcome %+v", o)
 					}
+				}
+				if want := []string{"budget sink 2 false"}; test.waits != slices.Equal(b.turns, want) {
+					t.Errorf("turns %q, want %q: %v", b.turns, want, test.waits)
 				}
 				if got := dials.Load(); got != test.dials {
 					t.Errorf("%d connections, want %d", got, test.dials)
@@ -137,4 +151,48 @@ func TestBudgetAsk(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestBudgetFailover: a spent way is left for the next one, without a turn; if that does not take
+// the message either, it waits for whichever is first, and has a turn only where that is the
+// budget.
+func TestBudgetFailover(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		spent time.Duration
+		down  bool
+		turns []string
+		waits string
+	}{
+		"next way takes it": {time.Hour, false, nil, ""},
+		"budget is first":   {2 * time.Second, true, []string{"budget a 1 false"}, "budget a"},
+		"next way is first": {24 * time.Hour, true, nil, "upstream b"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				q, n := newFakeQueue(), &network{}
+				b := &fakeBudgets{behind: &budget.Wait{Why: budget.Waits + "a", In: test.spent, For: "budget a"}}
+				e, ways := n.engine(q, Config{Budgets: b}, fakes(t, 2)...)
+				ways[0].Upstream.Budget = "messages 30/m"
+				n.set("b", test.down)
+				e.Start()
+				defer stop(t, e)
+				d := message(t, "x@one.test")
+				e.Take(d)
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				o := q.outcome(t, d, 0)
+				if delivered := o.Result == queue.Delivered; delivered == test.down || o.WaitsFor != test.waits || !slices.Equal(b.turns, test.turns) {
+					t.Errorf("%+v, turns %q", o, b.turns)
+				}
+				if test.waits == "budget a" && o.RetryIn != 99*time.Second {
+					t.Errorf("in %v, not at its turn", o.RetryIn)
+				}
+				if test.waits != "budget a" && leftOf(o) != "a" {
+					t.Errorf("left %q", leftOf(o))
+				}
+			})
+		})
+	}
 }

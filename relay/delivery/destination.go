@@ -177,16 +177,18 @@ func (d *destination) hindrance(j *job) (t *trouble, until time.Time) {
 
 // add gives the destination a job. Only the dispatcher calls it.
 func (d *destination) add(j *job, up *upstream.Account) {
-	if d.outOfBudget(j, up) {
-		return
-	}
 	d.mu.Lock()
 	d.update(up)
 	t, until := d.hindrance(j)
+	wait := d.outOfBudget(j)
 	switch {
 	case t != nil:
 		d.mu.Unlock()
 		d.putOff(j, t, until)
+		return
+	case wait != nil:
+		d.mu.Unlock()
+		d.await(j, wait)
 		return
 	case d.giveIdle(j):
 	case d.full(1):

@@ -272,6 +272,7 @@ func (e *Engine) record(d *queue.Delivery, rcpt *queue.Recipient, o queue.Outcom
 // settle logs and settles the outcomes of a job, rcpts[i] being that of
 // outcomes[i]. It does not end the job.
 func (e *Engine) settle(j *job, rcpts []queue.Recipient, outcomes []queue.Outcome, err error) {
+	e.takeTurns(rcpts, outcomes)
 	for i := range outcomes {
 		o := &outcomes[i]
 		if o.Left == nil {

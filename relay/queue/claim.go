@@ -252,9 +252,6 @@ func (c *claims) forget(domains []string, rows []claimedRow, want ClaimRequest) 
 // message's text and not in answer to a command.
 const MidText = " (said in the middle of the message)"
 
-// WaitedFor begins the text of an Outcome's Reply for a recipient that waits for a budget.
-const WaitedFor = "waits for the budget "
-
 type claimedRow struct {
 	id  ID
 	key string

@@ -201,7 +201,7 @@ func upstreamFaults() []fault {
 		{"upstream.secret-expired", "on 20", seen(func(v *mailView) {
 			v.secrets = []upstream.Secret{{Upstream: "out", Expires: time.Now().UTC().Truncate(24*time.Hour).AddDate(0, 0, -1)}}
 		})},
-		{"upstream.budget", "30 of 30 are used, and 4 recipients wait", seen(func(v *mailView) { v.budgets = spentBudget() })},
+		{"upstream.budget", "4 recipients wait: messages 30/m: 0 left, sessions 3: 3 left", seen(func(v *mailView) { v.budgets = spentBudget() })},
 		{"upstream.sessions", "sessions 3 for 4 nodes", seen(func(v *mailView) { v.budgets = spentBudget() })},
 		{"upstream.refuses", "554 5.7.1 go away", smarthost(func(cfg *smtptest.Config, _ *upstream.Account) {
 			cfg.Hooks = map[smtptest.Phase]smtptest.Hook{smtptest.PhaseBanner: smtptest.Always(smtptest.Reply("554 5.7.1 go away"))}
@@ -215,10 +215,9 @@ func upstreamFaults() []fault {
 
 func spentBudget() []budget.Usage {
 	limits, _ := budget.Parse("messages 30/m, sessions 3")
-	return []budget.Usage{
-		{Upstream: "out", Limit: limits[0], Spent: 29, Portions: []budget.Portion{{Node: "a", N: 1}}, Waiting: 4, WaitsFrom: time.Now()},
-		{Upstream: "out", Limit: limits[1], Waiting: 4, Nodes: 4},
-	}
+	return []budget.Usage{{Upstream: "out", Waiting: 4, Nodes: 4, Limits: []budget.Used{
+		{Limit: limits[0], Text: limits[0].String(), Used: 30}, {Limit: limits[1], Text: limits[1].String(), Left: 3},
+	}}}
 }
 
 func TestCheckFindsFaultsOfTheUpstreams(t *testing.T) {

@@ -127,14 +127,16 @@ func (c *checkup) upstreamSecret(r *report, s *upstream.Secret) {
 	}
 }
 
-// upstreamBudget looks at what is used of one limit of a budget.
+// upstreamBudget looks at what is used of a budget.
 func (c *checkup) upstreamBudget(r *report, u *budget.Usage) {
 	subject := "upstream " + u.Upstream
-	if u.Kind == quota.Sessions && u.Max < int64(u.Nodes) {
-		r.add("upstream.sessions", subject, "%s for %d nodes", u.String(), u.Nodes)
+	for _, l := range u.Limits {
+		if l.Kind == quota.Sessions && l.Max < int64(u.Nodes) {
+			r.add("upstream.sessions", subject, "%s for %d nodes", l.Text, u.Nodes)
+		}
 	}
-	if u.Waiting > 0 && u.Window > 0 && !u.WaitsFrom.IsZero() {
-		r.add("upstream.budget", subject, "%s: %d of %d are used, and %d recipients wait for the budget, the first since %s", u.String(), u.Used(), u.Max, u.Waiting, screen.LocalTime(u.WaitsFrom))
+	if u.Waiting > 0 {
+		r.add("upstream.budget", subject, "%d recipients wait: %s", u.Waiting, u.Headroom())
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 	"postern/relay/smtp"
 	"postern/relay/submission"
 	"postern/relay/upstream"
+	"postern/relay/upstream/budget"
 )
 
 // Question is a message that somebody might send.
@@ -111,8 +113,7 @@ func (r Relay) Message(ctx context.Context, q Question) (*Message, error) {
 		return nil, err
 	}
 	e.Accepted = e.Reply == ""
-	e.ways(ctx, r.Routes, q)
-	return e, nil
+	return e, e.ways(ctx, r, q)
 }
 
 func (e *Message) step(name string, v policy.Verdict) {
@@ -180,10 +181,14 @@ func (e *Message) limits(ctx context.Context, pool *pgxpool.Pool, id auth.Identi
 }
 
 // ways finds where the mail for each recipient goes.
-func (e *Message) ways(ctx context.Context, routes *route.Table, q Question) {
+func (e *Message) ways(ctx context.Context, r Relay, q Question) error {
+	budgets, err := upstream.NewStore(r.Pool, nil).Budgets(ctx)
+	if err != nil {
+		return err
+	}
 	for _, to := range q.To {
 		way := messageWay{Recipient: to.String()}
-		d, err := routes.Resolve(ctx, q.User.ID, q.From, to)
+		d, err := r.Routes.Resolve(ctx, q.User.ID, q.From, to)
 		var first route.Way
 		if err == nil {
 			first, err = d.First()
@@ -197,8 +202,14 @@ func (e *Message) ways(ctx context.Context, routes *route.Table, q Question) {
 			way.Via = first.Name
 		}
 		way.Route, way.Ways = d.Route, wayViews(d)
+		for i := range way.Ways {
+			if at := slices.IndexFunc(budgets, func(u budget.Usage) bool { return u.Upstream == way.Ways[i].Via }); at >= 0 {
+				way.Ways[i].Budget = budgets[at].Headroom()
+			}
+		}
 		e.Routes = append(e.Routes, way)
 	}
+	return nil
 }
 
 // Print prints the explanation for people.

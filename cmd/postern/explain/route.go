@@ -20,6 +20,7 @@ type wayView struct {
 	Via     string `json:"via"`
 	SentAs  string `json:"sent_as,omitempty"` // the mailbox in the sender's place
 	Trouble string `json:"trouble,omitempty"` // why it is left out now
+	Budget  string `json:"budget,omitempty"`  // what is left of it
 }
 
 func (w wayView) text() string {
@@ -29,6 +30,9 @@ func (w wayView) text() string {
 	}
 	if w.Trouble != "" {
 		text += " (" + w.Trouble + ")"
+	}
+	if w.Budget != "" {
+		text += " (" + w.Budget + ")"
 	}
 	return text
 }

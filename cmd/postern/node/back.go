@@ -53,10 +53,7 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 	if err != nil {
 		return nil, err
 	}
-	budgets := budget.New(budget.Config{
-		DB: pool, Epoch: n.queue.Epoch, Log: n.Log,
-		Changed: func(upstream string) { n.queue.Recovered(budget.Way(upstream)) },
-	})
+	budgets := budget.New(budget.Config{DB: pool, Epoch: n.queue.Epoch, Log: n.Log})
 	return &back{
 		node: n, tokens: tokens, budgets: budgets, secrets: &secrets{node: n, store: accounts},
 		engine: delivery.New(delivery.Config{
@@ -106,9 +103,11 @@ func (b *back) start() {
 	ctx, stop = context.WithCancel(context.Background())
 	b.stopNotices = stop
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "notices", func() { b.bouncer.Run(ctx) }) })
-	b.notices.Go(func() { b.node.guard.Keep(ctx, "secrets of upstreams", func() { b.secrets.run(ctx) }) })
 	b.notices.Go(func() {
-		b.node.guard.Keep(ctx, "what is used of budgets", func() { b.secrets.watchBudgets(ctx) })
+		b.node.guard.Keep(ctx, "secrets of upstreams", func() { b.secrets.run(ctx, secretsEvery, "secrets", b.secrets.look) })
+	})
+	b.notices.Go(func() {
+		b.node.guard.Keep(ctx, "use of budgets", func() { b.secrets.run(ctx, budgetsEvery, "budgets", b.secrets.lookAtBudgets) })
 	})
 }
 

@@ -5,8 +5,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"postern/admin"
 	"postern/relay/upstream"
+	"postern/relay/upstream/budget"
 )
 
 const (
@@ -21,61 +21,27 @@ type secrets struct {
 	node    *Node
 	store   *upstream.Store
 	last    atomic.Pointer[[]upstream.Secret]
-	budgets atomic.Pointer[[]admin.UpstreamBudget]
+	budgets atomic.Pointer[[]budget.Usage]
 }
 
-func (s *secrets) spent() []admin.UpstreamBudget {
-	if last := s.budgets.Load(); last != nil {
+func (s *secrets) list() []upstream.Secret { return latest(&s.last) }
+
+func (s *secrets) used() []budget.Usage { return latest(&s.budgets) }
+
+func latest[T any](p *atomic.Pointer[[]T]) []T {
+	if last := p.Load(); last != nil {
 		return *last
 	}
 	return nil
 }
 
-// watchBudgets reads what is used, if anybody is to see it.
-func (s *secrets) watchBudgets(ctx context.Context) {
-	tick := time.NewTicker(budgetsEvery)
-	defer tick.Stop()
-	for s.node.metrics != nil {
-		if err := s.lookAtBudgets(ctx); err != nil && ctx.Err() == nil {
-			s.node.Log.Warn("the budgets of upstreams could not be looked at", "error", err)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
-}
-
-func (s *secrets) lookAtBudgets(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, secretsTime)
-	defer cancel()
-	found, err := s.store.Budgets(ctx)
-	if err != nil {
-		return err
-	}
-	var list []admin.UpstreamBudget
-	for i := range found {
-		u := &found[i]
-		list = append(list, admin.UpstreamBudget{Upstream: u.Upstream, Limit: u.String(), Used: u.Used(), Most: u.Max, Waiting: u.Waiting})
-	}
-	s.budgets.Store(&list)
-	return nil
-}
-
-func (s *secrets) list() []upstream.Secret {
-	if last := s.last.Load(); last != nil {
-		return *last
-	}
-	return nil
-}
-
-func (s *secrets) run(ctx context.Context) {
-	tick := time.NewTicker(secretsEvery)
+// run looks every so often.
+func (s *secrets) run(ctx context.Context, every time.Duration, what string, look func(context.Context) error) {
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
-		if err := s.look(ctx); err != nil && ctx.Err() == nil {
-			s.node.Log.Warn("the secrets of upstreams could not be looked at", "error", err)
+		if err := look(ctx); err != nil && ctx.Err() == nil {
+			s.node.Log.Warn("the "+what+" of upstreams could not be looked at", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -83,6 +49,20 @@ func (s *secrets) run(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+// lookAtBudgets reads what is used, if anybody is to see it.
+func (s *secrets) lookAtBudgets(ctx context.Context) error {
+	if s.node.metrics == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, secretsTime)
+	defer cancel()
+	list, err := s.store.Budgets(ctx)
+	if err == nil {
+		s.budgets.Store(&list)
+	}
+	return err
 }
 
 func (s *secrets) look(ctx context.Context) error {

@@ -3,6 +3,7 @@ package budget
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -16,7 +17,8 @@ const (
 	silenceWait   = 10 * time.Second // of a message while the database does not answer
 	changeWait    = 2 * time.Second  // until this node has read a changed setting (route.TableAge)
 	sessionsAgain = time.Second / 5  // until more are asked for
-	sessionWait   = 10 * time.Second // of a message that gets no session
+	sessionWait   = 10 * time.Second // of the first message that gets no session
+	sessionSpace  = 25 * time.Millisecond
 	shortestWait  = time.Second / 2
 	waitersAnswer = 2 * time.Second // how often the database is asked while mail waits
 	pace          = 10 * time.Millisecond
@@ -29,9 +31,7 @@ type Config struct {
 	DB    pg.DB
 	Epoch func() int64 // of this node, 0 while it has none
 	Log   *slog.Logger
-	// Changed says that the budget of an upstream is another one: the mail that waits for it is due.
-	Changed func(upstream string)
-	Clock   interface{ Now() time.Duration } // nil: boot.Clock
+	Clock interface{ Now() time.Duration } // nil: boot.Clock
 }
 
 // Budgets are this node's portions of all upstreams' budgets. Run has to be running.
@@ -61,43 +61,61 @@ type Ask struct {
 	Again      bool // it had its turn before, so it goes before what had none
 }
 
-// Wait is why a message is not to be sent now, in words for its sender, and for how long.
+// Wait is why a message is not to be sent now, in words for its sender.
 type Wait struct {
 	Why string
-	In  time.Duration
+	In  time.Duration // until it may be sent at the earliest; what Turn says, is its own
+	For string        // a way, for Turn; "": it has no turn
 }
+
+// What mail waits for, in the column waits_for, before the name of an upstream.
+const (
+	forBudget   = "budget "
+	forSessions = "sessions "
+)
+
+// IsWay reports that a budget makes wait what waits for a way.
+func IsWay(way string) bool {
+	return strings.HasPrefix(way, forBudget) || strings.HasPrefix(way, forSessions)
+}
+
+// Waits begins the text of each Wait. A claim knows by it what waited (relay/queue/claim.sql).
+const Waits = "waits for the budget of upstream "
 
 // account is the budget of an upstream, as this node knows it.
 type account struct {
 	name, setting string
 	limits        []*portion // with a window
-	sessions      *sessions  // nil: as many as one likes
+	sessions      []*portion // one, or none: as many as one likes
 	stale         bool       // the setting is not the upstream's any more
-	nodes         int64      // with mail that waits, at least 1
-	end           moment     // of the lines: when the last that waits has its turn
-	seeded        bool       // end knows what waits since before the start of this process
+	end           moment     // when the last that waits has its turn
+	crowd         moment     // when the last has its turn that waits for a session
+	began         int64      // to wait since the last call
+	marked        bool       // the database knows that mail waits
+	share         float64    // of those that began to wait at all nodes, to those at this one; at least 1
 	answered      chan struct{}
 	at            time.Duration // the last answer, by our clock
+	epoch         int64         // of the last call
 }
 
 // portion is what this node holds of a limit.
 type portion struct {
 	Limit
 	held  int64 // free to be spent until the lease ends
-	busy  int64 // in transactions
-	spent int64 // to be reported
-	over  int64 // of spent, what ended after the lease
+	busy  int64 // in transactions, or sessions
+	spent int64 // since the last answer
 
-	serial int64
-	until  time.Duration // by our clock
+	bucket int64 // of the lease, with n units
+	n      int64
+	until  time.Duration // by our clock; never for sessions
 	span   time.Duration // of the lease
 
 	need  int64         // the least that a message waits here for
 	asked int64         // all that they do
-	used  int64         // since the last answer
+	used  int64         // since the last call
 	tryAt time.Duration // need is not asked for before
 
-	forecast *forecast // nil: never answered
+	forecast *forecast // nil: never answered, or of sessions
 	lines    [2]line   // of what has its first turn to come, and of what had it
 }
 
@@ -108,7 +126,30 @@ func (p *portion) amount(a *Ask) int64 {
 	return 1
 }
 
-// account finds the account with the setting of a; nil if nothing is limited. mu is held.
+// free is what may be spent now.
+func (p *portion) free(now time.Duration) int64 {
+	if now >= p.until {
+		return 0
+	}
+	return p.held
+}
+
+// low reports that the next portion is better asked for now.
+func (p *portion) low() bool { return p.Window > 0 && p.used > 0 && p.held < p.used }
+
+// all are the limits with a window, and that of sessions.
+func (u *account) all(yield func(*portion) bool) {
+	for _, list := range [][]*portion{u.limits, u.sessions} {
+		for _, p := range list {
+			if !yield(p) {
+				return
+			}
+		}
+	}
+}
+
+// account finds the account with the setting of a. What is held of limits that stay goes on to
+// be held. mu is held.
 func (b *Budgets) account(a *Ask) *account {
 	u := b.upstreams[a.Upstream]
 	if u != nil && u.setting == a.Setting {
@@ -118,30 +159,26 @@ func (b *Budgets) account(a *Ask) *account {
 	if err != nil {
 		b.cfg.Log.Error("the budget of an upstream cannot be read, so it is none", "upstream", a.Upstream, "error", err)
 	}
-	// Mail that waited for a former setting is due, and has no turn.
-	is := &account{name: a.Upstream, setting: a.Setting, nodes: 1, seeded: u != nil, answered: make(chan struct{})}
+	is := &account{name: a.Upstream, setting: a.Setting, share: 1, answered: make(chan struct{})}
 	for _, l := range limits {
-		if l.Kind == quota.Sessions {
-			if is.sessions = new(sessions); u != nil && u.sessions != nil {
-				is.sessions = u.sessions
-			}
-			is.sessions.Limit = l
-			continue
-		}
 		p := &portion{}
 		if u != nil {
-			for _, was := range u.limits {
+			for was := range u.all {
 				if was.sameCount(l) {
 					p = was
 				}
 			}
 		}
 		p.Limit, p.forecast, p.lines = l, nil, [2]line{}
-		is.limits = append(is.limits, p)
+		if l.Kind == quota.Sessions {
+			is.sessions = append(is.sessions, p)
+		} else {
+			is.limits = append(is.limits, p)
+		}
 	}
 	if u != nil {
-		close(u.answered)     // those that wait ask anew
-		b.cfg.Changed(u.name) // this node made mail wait by the former setting until now
+		is.epoch = u.epoch
+		close(u.answered) // those that wait ask anew
 	}
 	b.upstreams[a.Upstream] = is
 	return is
@@ -153,6 +190,15 @@ func (b *Budgets) moment() moment { return b.cfg.Clock.Now() + b.offset }
 // Take counts a message that is about to be sent. It waits a few seconds for a portion at most.
 // done is to be called when the transaction has ended; it is nil if the message has to wait.
 func (b *Budgets) Take(ctx context.Context, a Ask) (done func(), wait *Wait) {
+	return b.obtain(ctx, &a, func(u *account) []*portion { return u.limits })
+}
+
+// Session counts a connection that is about to be opened, as Take does a message.
+func (b *Budgets) Session(ctx context.Context, a Ask) (done func(), wait *Wait) {
+	return b.obtain(ctx, &a, func(u *account) []*portion { return u.sessions })
+}
+
+func (b *Budgets) obtain(ctx context.Context, a *Ask, of func(*account) []*portion) (done func(), wait *Wait) {
 	if a.Setting == "" {
 		return func() {}, nil
 	}
@@ -160,14 +206,8 @@ func (b *Budgets) Take(ctx context.Context, a Ask) (done func(), wait *Wait) {
 	defer timer.Stop()
 	for patient := true; ; {
 		b.mu.Lock()
-		u := b.account(&a)
-		done, wait = b.take(u, &a), nil
-		if done == nil {
-			wait = b.turn(u, &a, 0, patient)
-		}
-		if done == nil && wait == nil {
-			u.want(&a)
-		}
+		u := b.account(a)
+		done, wait = b.try(u, of(u), a, patient)
 		answered := u.answered
 		b.mu.Unlock()
 		if done != nil || wait != nil {
@@ -179,23 +219,40 @@ func (b *Budgets) Take(ctx context.Context, a Ask) (done func(), wait *Wait) {
 		case <-timer.C:
 			patient = false
 		case <-ctx.Done():
-			return nil, &Wait{"waits for the budget of upstream " + a.Upstream, 0}
+			return nil, &Wait{Why: Waits + a.Upstream}
 		}
 	}
 }
 
-// take spends what is held, if it is enough. mu is held.
-func (b *Budgets) take(u *account, a *Ask) (done func()) {
-	if u.stale || !a.Again && u.end > b.moment() {
-		return nil
+// try takes what a message needs, or says why it has to wait; or neither: it waits for an
+// answer. mu is held.
+func (b *Budgets) try(u *account, of []*portion, a *Ask, patient bool) (done func(), wait *Wait) {
+	if done = b.take(u, of, a); done != nil {
+		return done, nil
 	}
+	if wait = b.late(u, of, a, 0, patient); wait != nil {
+		return nil, wait
+	}
+	for _, p := range of {
+		n := p.amount(a)
+		p.asked += n
+		if p.need == 0 || n < p.need {
+			p.need = n
+		}
+	}
+	return nil, nil
+}
+
+// take spends what is held, if it is enough. mu is held.
+func (b *Budgets) take(u *account, of []*portion, a *Ask) (done func()) {
 	now := b.cfg.Clock.Now()
-	for _, p := range u.limits {
-		if now >= p.until || p.held < p.amount(a) {
+	for _, p := range of {
+		switch {
+		case u.stale, p.free(now) < p.amount(a), p.Window > 0 && !a.Again && u.end > b.moment(), p.Window == 0 && u.epoch != b.cfg.Epoch():
 			return nil
 		}
 	}
-	for _, p := range u.limits {
+	for _, p := range of {
 		n := p.amount(a)
 		p.held, p.busy, p.used = p.held-n, p.busy+n, p.used+n
 		if p.low() {
@@ -205,32 +262,20 @@ func (b *Budgets) take(u *account, a *Ask) (done func()) {
 	return func() {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		for _, p := range u.limits {
+		for _, p := range of {
 			n := p.amount(a)
-			p.busy, p.spent = p.busy-n, p.spent+n
-			if b.cfg.Clock.Now() >= p.until {
-				p.over += n
+			if p.busy -= n; p.Window > 0 {
+				p.spent += n
+			} else {
+				p.held += n
 			}
 		}
+		b.wake()
 	}
 }
 
-// low reports that the next portion is better asked for now.
-func (p *portion) low() bool { return p.used > 0 && p.held < p.used }
-
-// want notes what a message waits for. mu is held.
-func (u *account) want(a *Ask) {
-	for _, p := range u.limits {
-		n := p.amount(a)
-		p.asked += n
-		if p.need == 0 || n < p.need {
-			p.need = n
-		}
-	}
-}
-
-// Behind gives a message its turn if its upstream's budget is spent, or will be by the others
-// ahead of it at this node; nil if it may be tried. It does not wait.
+// Behind says that a message has to wait since its upstream's budget is spent, or will be by the
+// others ahead of it at this node; nil if it may be tried. It does not wait.
 func (b *Budgets) Behind(a Ask, ahead int) *Wait {
 	if a.Setting == "" {
 		return nil
@@ -238,60 +283,74 @@ func (b *Budgets) Behind(a Ask, ahead int) *Wait {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	u := b.account(&a)
-	if u.stale {
-		return nil
-	}
-	return b.turn(u, &a, int64(ahead), true)
+	return b.late(u, u.limits, &a, int64(ahead), true)
 }
 
-// turn is when a message has its turn, nil if that is soon, or not known. mu is held.
-func (b *Budgets) turn(u *account, a *Ask, ahead int64, patient bool) *Wait {
-	if u.stale {
-		return &Wait{"waits for the budget of upstream " + u.name + ": it was changed", changeWait}
-	}
+// late says why a message has to wait, nil if it may be tried within seconds, or if that is
+// not known. mu is held.
+func (b *Budgets) late(u *account, of []*portion, a *Ask, ahead int64, patient bool) *Wait {
 	now := b.moment()
-	late := !a.Again && u.end > now || !patient
-	for _, p := range u.limits {
-		if p.forecast == nil {
-			if patient {
-				return nil
-			}
-			return &Wait{"waits for the budget of upstream " + u.name + ": the database does not answer", silenceWait}
-		}
-		if lacks := ahead + p.amount(a) - p.free(b.cfg.Clock.Now()); lacks > 0 && p.forecast.when(lacks) > now+patience {
-			late = true
+	at, spent := now, !patient
+	if len(of) > 0 && of[0].Window > 0 && !a.Again && u.end > now { // the others go before it
+		at, spent = u.end, true
+	}
+	for _, p := range of {
+		lacks := ahead + p.amount(a) - p.free(b.cfg.Clock.Now())
+		switch {
+		case u.stale:
+			return &Wait{Why: Waits + u.name + ": it was changed", In: changeWait}
+		case p.Window == 0 && !patient:
+			return &Wait{Waits + u.name + ": " + p.String() + " over all nodes", sessionWait, forSessions + u.name}
+		case p.forecast == nil && !patient:
+			return &Wait{Why: Waits + u.name + ": the database does not answer", In: silenceWait}
+		case p.forecast == nil:
+			return nil
+		case lacks > 0:
+			at = max(at, line{}.join(p.forecast, float64(lacks)).end)
 		}
 	}
-	if !late || len(u.limits) == 0 {
+	if len(of) == 0 || !spent && at <= now+patience {
 		return nil
 	}
-	which := 0
-	if a.Again {
-		which = 1
+	return &Wait{Waits + u.name, max(at-now, shortestWait), forBudget + u.name}
+}
+
+// Turn gives a message its own turn that waits for a way.
+func (b *Budgets) Turn(way string, recipients int, again bool) Wait {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	kind, name, _ := strings.Cut(way, " ")
+	u, now := b.upstreams[name], b.moment()
+	if u == nil {
+		return Wait{Why: Waits + name, In: changeWait}
 	}
-	var at moment
-	var of *portion
+	u.began++
+	if kind+" " == forSessions {
+		u.crowd = max(u.crowd+sessionSpace, now+sessionWait)
+		return Wait{Why: Waits + name + ": all of its sessions are in use", In: u.crowd - now}
+	}
+	at, limit := now, ""
 	for _, p := range u.limits {
-		if !a.Again && p.lines[1].end > p.lines[0].end {
-			p.lines[0] = p.lines[1] // behind all
+		if p.forecast == nil {
+			return Wait{Why: Waits + name, In: silenceWait}
 		}
-		if t := p.lines[which].join(p.forecast, p.amount(a)*u.nodes, ahead*u.nodes); of == nil || t > at {
-			at, of = t, p
+		first, had := &p.lines[0], &p.lines[1]
+		stands := had
+		if !again {
+			if stands = first; had.end > first.end {
+				*first = *had // behind all
+			}
+		}
+		*stands = stands.join(p.forecast, u.share*float64(p.amount(&Ask{Recipients: recipients})))
+		if stands.end >= at {
+			at, limit = stands.end, p.String()
 		}
 	}
 	u.end = max(u.end, at)
-	until := time.UnixMicro(at.Microseconds()).UTC()
-	return &Wait{
-		"waits for the budget of upstream " + u.name + ": " + of.String() + " until " + until.Format(time.DateTime) + " UTC",
-		max(at-now, shortestWait),
+	return Wait{
+		Waits + name + ": " + limit + " until " + time.UnixMicro(at.Microseconds()).UTC().Format(time.DateTime) + " UTC",
+		max(at-now, shortestWait), way,
 	}
-}
-
-func (p *portion) free(now time.Duration) int64 {
-	if now >= p.until {
-		return 0
-	}
-	return p.held
 }
 
 func (b *Budgets) wake() {

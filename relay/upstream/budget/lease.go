@@ -1,17 +1,16 @@
 package budget
 
 import (
-	"cmp"
 	"context"
 	"embed"
 	"fmt"
 	"math"
-	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"postern/internal/pg"
+	"postern/policy/quota"
 )
 
 //go:embed *.sql
@@ -20,14 +19,10 @@ var files embed.FS
 var texts = pg.Load(files)
 
 var (
-	sqlLease = texts.Bind("lease", "epoch", "upstream", "setting", "kind", "window", "zone", "most", "spent", "back", "need", "wants", "waits", "serial")
-	sqlLast  = texts.Bind("last_turn", "ways")
-	sqlUsage = texts.Bind("usage")
+	sqlLease = texts.Bind("lease", "epoch", "upstream", "setting", "kind", "window", "zone", "most", "from", "back", "spent", "keep", "need", "wants")
+	sqlUsage = texts.Bind("usage", "upstream", "kind", "window", "zone")
 	sqlZones = texts.Bind("zones", "zones")
 )
-
-// Way is what mail waits for, in the column waits_for, that a budget makes wait.
-func Way(upstream string) string { return "budget " + upstream }
 
 // never is a time that does not come.
 const never = time.Duration(math.MaxInt64)
@@ -66,43 +61,34 @@ func (b *Budgets) idle() time.Duration {
 	defer b.mu.Unlock()
 	next := never
 	for _, u := range b.upstreams {
-		next = min(next, u.due(b))
+		next = min(next, b.due(u))
 	}
 	return max(next-b.cfg.Clock.Now(), 0)
 }
 
-// due is when the database is to be asked next, by our clock. mu is held.
-func (u *account) due(b *Budgets) time.Duration {
-	if u.stale {
-		return never
-	}
+// due is when the database is to be asked next about an upstream, by our clock. mu is held.
+func (b *Budgets) due(u *account) time.Duration {
 	at := never
-	if u.end > b.moment() {
+	if u.stale {
+		return at
+	}
+	if u.began > 0 || u.marked || u.end > b.moment() {
 		at = u.at + waitersAnswer
 	}
-	for _, p := range u.limits {
+	for p := range u.all {
 		if p.need > 0 {
 			at = min(at, p.tryAt)
 		}
-		if p.low() {
-			at = 0
-		}
-		if p.spent > 0 {
+		switch {
+		case p.low(), p.Window == 0 && p.busy > 0 && u.epoch != b.cfg.Epoch():
+			return 0
+		case p.Window == 0 && p.held > 0:
+			at = min(at, u.at+time.Second)
+		case p.Window > 0 && p.spent > 0:
 			at = min(at, u.at+p.span/4)
 		}
-		if p.held > 0 || p.busy > 0 {
+		if p.Window > 0 && p.held+p.busy > 0 {
 			at = min(at, p.until-p.span/2)
-		}
-	}
-	if s := u.sessions; s != nil {
-		if s.used < s.have {
-			at = min(at, s.idleAt+time.Second)
-		}
-		if s.wanted > 0 {
-			at = min(at, s.tryAt)
-		}
-		if s.used > 0 && s.epoch != b.cfg.Epoch() {
-			at = 0
 		}
 	}
 	return at
@@ -112,22 +98,20 @@ func (u *account) due(b *Budgets) time.Duration {
 type request struct {
 	epoch int64
 	sent  time.Duration // by our clock
-	rows  []row
 	of    []*account
-	seeds []*account // of them, those of which it is not known what waits
+	rows  []row
 }
 
-// row is about one limit.
+// row is about one limit, or about what waits.
 type row struct {
 	u *account
-	p *portion // nil: sessions
+	p *portion // nil: what waits
 	Limit
-	spent, back, need, wants, serial int64
-	least                            int64 // that somebody waits for, with what is held
-	waits                            bool
+	spent, keep, need, wants int64
+	lacks                    int64 // that a message waits for, with what is held
 }
 
-// request collects what is due, or all for a last time. Units that it gives back are out of use.
+// request collects what is due, or all for a last time. What it does not keep is out of use.
 func (b *Budgets) request(last bool) *request {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -136,44 +120,54 @@ func (b *Budgets) request(last bool) *request {
 		return r
 	}
 	for _, u := range b.upstreams {
-		if !last && u.due(b) > r.sent {
+		if !last && b.due(u) > r.sent {
 			continue
 		}
 		r.of = append(r.of, u)
-		if !u.seeded {
-			r.seeds = append(r.seeds, u)
-		}
-		for _, p := range u.limits {
-			w := row{u: u, p: p, Limit: p.Limit, spent: p.spent, serial: p.serial, waits: !last && u.end > b.moment()}
-			if free := p.free(r.sent); last || p.used == 0 && p.need == 0 {
-				w.back, p.held = free, 0
+		u.epoch = r.epoch
+		waits := row{u: u, Limit: Limit{Limit: quota.Limit{Kind: waiting}}}
+		for p := range u.all {
+			w := row{u: u, p: p, Limit: p.Limit, spent: p.spent, wants: p.asked + p.used, lacks: p.need}
+			if free := p.free(r.sent); p.Window == 0 || last || p.used == 0 && p.need == 0 {
+				p.held = 0
+				w.need = p.need
 			} else {
-				w.least, w.need, w.wants = p.need, max(p.need-free, 0), max(p.asked+p.used-free, 0)
+				p.held = free
+				w.need, w.wants = max(p.need-free, 0), max(w.wants-free, 0)
 			}
+			if p.Window == 0 {
+				if w.wants = p.asked; p.asked > 0 {
+					u.began++
+				}
+			}
+			w.keep = p.busy + p.held
 			p.used, p.asked, p.need = 0, 0, 0
 			r.rows = append(r.rows, w)
 		}
-		if s := u.sessions; s != nil {
-			s.have = s.used // idle ones are not used meanwhile
-			r.rows = append(r.rows, row{u: u, Limit: s.Limit, spent: s.used, wants: s.wanted, waits: s.wanted > 0})
-			s.epoch, s.wanted = r.epoch, 0
+		if !last && u.began > 0 {
+			waits.keep = u.began
 		}
+		if u.marked || waits.keep > 0 {
+			r.rows = append(r.rows, waits)
+		}
+		u.marked, u.began = waits.keep > 0, 0
 	}
-	slices.SortFunc(r.rows, func(a, b row) int {
-		return cmp.Or(cmp.Compare(a.u.name, b.u.name), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Window, b.Window), cmp.Compare(a.Zone, b.Zone))
-	})
 	return r
 }
 
+// waiting is the kind of what began to wait at a node since its last call.
+const waiting quota.Kind = "waiting"
+
 // answer is what the database says of one limit.
 type answer struct {
-	nth              int
-	portion, serial  int64
-	fresh            bool
-	lease, clock     float64
-	remains, waiting int64
-	freeAt           []float64
-	freeN            []int64
+	nth             int
+	given, bucket   int64
+	lease           float64
+	remains, others int64
+	last            *float64
+	clock           float64
+	freeAt          []float64
+	freeN           []int64
 }
 
 // call asks, and takes the answers over.
@@ -183,7 +177,7 @@ func (b *Budgets) call(ctx context.Context, r *request) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	answers, ends, err := b.ask(ctx, r)
+	answers, err := b.ask(ctx, r)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if silent := err != nil; silent != b.silent {
@@ -196,120 +190,97 @@ func (b *Budgets) call(ctx context.Context, r *request) error {
 	for _, u := range r.of {
 		u.at = r.sent
 	}
-	if err != nil {
-		return err
-	}
 	known := map[*account]bool{}
+	for i := range r.rows {
+		if p := r.rows[i].p; err != nil && p != nil { // units that nobody knows to be moved all count
+			p.held, p.n = 0, 0
+			known[r.rows[i].u] = true
+		}
+	}
 	for i := range answers {
 		w := &r.rows[answers[i].nth-1]
 		known[w.u] = true
 		b.receive(r, w, &answers[i])
 	}
-	for i, u := range r.seeds {
-		u.waitedFor(ends[i])
-	}
 	for _, u := range r.of {
-		b.tell(u, known[u])
-	}
-	return nil
-}
-
-// tell wakes those that wait for an answer about u; not known says that its setting is not the
-// upstream's any more. mu is held.
-func (b *Budgets) tell(u *account, known bool) {
-	if b.upstreams[u.name] != u { // nobody does
-		return
-	}
-	if !known && !u.stale {
-		u.stale = true
-		b.cfg.Changed(u.name)
-	}
-	close(u.answered)
-	u.answered = make(chan struct{})
-}
-
-// waitedFor takes over when the last has its turn that has waited since before the start. mu is
-// held.
-func (u *account) waitedFor(last float64) {
-	u.seeded = true
-	u.end = max(u.end, moment(last*float64(time.Second)))
-	for _, p := range u.limits {
-		if l := &p.lines[0]; u.end > l.end {
-			*l = line{end: u.end}
+		u.stale = u.stale || !known[u]
+		if b.upstreams[u.name] == u {
+			close(u.answered)
+			u.answered = make(chan struct{})
 		}
 	}
+	return err
 }
 
 // receive takes over the answer about one limit. mu is held.
 func (b *Budgets) receive(r *request, w *row, a *answer) {
-	now, p := b.cfg.Clock.Now(), w.p
+	now, u, p := b.cfg.Clock.Now(), w.u, w.p
 	clock := moment(a.clock * float64(time.Second))
 	b.offset = clock - now
 	if p == nil {
-		s := w.u.sessions
-		s.have, s.idleAt, s.tryAt = a.portion, now, now+sessionsAgain
+		u.share = 1 + float64(a.others)/float64(max(w.keep, 1))
 		return
 	}
-	if a.fresh { // the former portion counts as spent at the end of its lease
-		p.spent = p.over
-	} else {
-		p.spent -= w.spent
+	p.spent -= w.spent
+	p.held += a.given
+	p.bucket, p.n, p.span, p.tryAt = a.bucket, w.keep+a.given, time.Duration(a.lease*float64(time.Second)), 0
+	if p.Window == 0 {
+		p.until, p.tryAt = never, now+sessionsAgain
+		return
 	}
-	p.over = 0
-	p.held = max(a.portion-p.busy-p.spent, 0)
-	p.serial, p.span = a.serial, time.Duration(a.lease*float64(time.Second))
 	p.until = r.sent + p.span
-	p.forecast = newForecast(clock, a.remains, freedAt(a.freeAt, a.freeN), p.Limit)
-	p.tryAt, w.u.nodes = 0, a.waiting+1
-	if lacks := w.least - p.held; lacks > 0 {
-		wait := p.forecast.when(lacks) - clock
+	p.forecast = newForecast(clock, a.remains, a.freeAt, a.freeN, p.Limit)
+	b.lastTurn(u, p, a.last)
+	if lacks := w.lacks - p.held; lacks > 0 {
+		wait := line{}.join(p.forecast, float64(lacks)).end - clock
 		p.tryAt = now + min(max(wait, 2*pace), retry)
 	}
 }
 
-func (b *Budgets) ask(ctx context.Context, r *request) (answers []answer, ends []float64, err error) {
+// lastTurn takes over when the last that waits in the table has its turn. What has joined the
+// line since the last call may not be there yet. mu is held.
+func (b *Budgets) lastTurn(u *account, p *portion, last *float64) {
+	end := moment(0)
+	if last != nil {
+		end = p.forecast.before(moment(*last * float64(time.Second)))
+	}
+	if u.began > 0 || u.marked {
+		end = max(end, p.lines[0].end)
+	}
+	if end != p.lines[0].end {
+		p.lines[0] = line{end: end}
+	}
+	u.end = 0
+	for _, p := range u.limits {
+		u.end = max(u.end, p.lines[0].end, p.lines[1].end)
+	}
+}
+
+func (b *Budgets) ask(ctx context.Context, r *request) ([]answer, error) {
 	var upstream, setting, kind, zone []string
 	var window []int32
-	var most, spent, back, need, wants, serial []int64
-	var waits []bool
+	var most, from, back, spent, keep, need, wants []int64
 	for i := range r.rows {
 		w := &r.rows[i]
 		upstream, setting = append(upstream, w.u.name), append(setting, w.u.setting)
 		kind, zone, window = append(kind, string(w.Kind)), append(zone, w.Zone), append(window, int32(w.Window/time.Second))
-		most, spent, back = append(most, w.Max), append(spent, w.spent), append(back, w.back)
-		need, wants, waits, serial = append(need, w.need), append(wants, w.wants), append(waits, w.waits), append(serial, w.serial)
-	}
-	rows, err := b.cfg.DB.Query(ctx, sqlLease, r.epoch, upstream, setting, kind, window, zone, most, spent, back, need, wants, waits, serial)
-	if err == nil {
-		answers, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (a answer, err error) {
-			err = row.Scan(&a.nth, &a.portion, &a.serial, &a.fresh, &a.lease, &a.remains, &a.waiting, &a.clock, &a.freeAt, &a.freeN, nil)
-			return a, err
-		})
-	}
-	if err == nil && len(r.seeds) > 0 {
-		ends, err = b.lastTurns(ctx, r.seeds)
-	}
-	if err != nil {
-		return nil, nil, fmt.Errorf("lease budgets: %w", err)
-	}
-	return answers, ends, nil
-}
-
-// lastTurns is when the last has its turn of what waits in the table, 0 where nothing does.
-func (b *Budgets) lastTurns(ctx context.Context, of []*account) ([]float64, error) {
-	ways := make([]string, len(of))
-	for i, u := range of {
-		ways[i] = Way(u.name)
-	}
-	rows, err := b.cfg.DB.Query(ctx, sqlLast, ways)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (float64, error) {
-		var at *float64
-		if err := row.Scan(&at); err != nil || at == nil {
-			return 0, err
+		was := w.p
+		if was == nil {
+			was = &portion{}
 		}
-		return *at, nil
+		most, from, back = append(most, w.Max), append(from, was.bucket), append(back, was.n)
+		spent, keep, need, wants = append(spent, w.spent), append(keep, w.keep), append(need, w.need), append(wants, w.wants)
+	}
+	rows, err := b.cfg.DB.Query(ctx, sqlLease, r.epoch, upstream, setting, kind, window, zone, most, from, back, spent, keep, need, wants)
+	if err != nil {
+		return nil, fmt.Errorf("lease budgets: %w", err)
+	}
+	answers, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (a answer, err error) {
+		err = row.Scan(&a.nth, &a.given, &a.bucket, &a.lease, &a.remains, &a.others, &a.last, &a.clock, &a.freeAt, &a.freeN, nil)
+		return a, err
 	})
+	if err != nil {
+		return nil, fmt.Errorf("lease budgets: %w", err)
+	}
+	return answers, nil
 }

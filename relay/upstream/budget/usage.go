@@ -1,88 +1,84 @@
 package budget
 
 import (
-	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"postern/internal/pg"
 )
 
-// Usage is what is used of a limit.
+// Usage is what is used of an upstream's budget.
 type Usage struct {
-	Upstream string
-	Limit
-	Spent     int64     // in the window; 0 for sessions
-	FreeAt    time.Time // when the first of Spent comes back; zero: nothing was spent
-	WaitsFrom time.Time // mail waits for it since; zero: none
-	Portions  []Portion // not spent yet
-	Waiting   int64     // recipients that wait for the upstream's budget
-	Nodes     int       // that live, once the budget was asked for
+	Upstream string     `json:"-"`
+	Limits   []Used     `json:"limits"`
+	Waiting  int64      `json:"waiting"`             // recipients that wait for it
+	LastTurn *time.Time `json:"last_turn,omitempty"` // of them
+	Nodes    int        `json:"-"`                   // that live
 }
 
-// Portion is what a node may spend. It counts as used.
-type Portion struct {
-	Node string `json:"node"` // "": it is dead
-	N    int64  `json:"n"`
+// Used is what counts against one limit.
+type Used struct {
+	Limit  `json:"-"`
+	Text   string     `json:"limit"`
+	Used   int64      `json:"used"` // with what is leased to nodes
+	Left   int64      `json:"left"`
+	FreeAt *time.Time `json:"free_at,omitempty"` // the first of Used; of sessions never known
 }
 
-// Used is what counts now.
-func (u *Usage) Used() int64 {
-	n := u.Spent
-	for _, p := range u.Portions {
-		n += p.N
+// Headroom says how much is left of each limit, as 'messages 30/m: 12 left, sessions 3: 0 left'.
+func (u *Usage) Headroom() string {
+	var parts []string
+	for _, l := range u.Limits {
+		parts = append(parts, fmt.Sprintf("%s: %d left", l.Text, l.Left))
 	}
-	return n
+	return strings.Join(parts, ", ")
 }
 
-// Read returns what is used of the limits of one upstream's setting.
-func Read(ctx context.Context, db pg.DB, settings map[string]string) ([]Usage, error) {
-	var list []Usage
-	for name, setting := range settings {
-		limits, err := Parse(setting)
+// Read returns what is used of the budgets of upstreams, by their names, as settings has them.
+func Read(ctx context.Context, db pg.DB, settings map[string]string) (list []Usage, err error) {
+	var upstream, kind, zone []string
+	var window []int32
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
+		limits, err := Parse(settings[name])
 		if err != nil {
 			return nil, fmt.Errorf("upstream %s: %w", name, err)
 		}
+		if len(limits) == 0 {
+			continue
+		}
+		u := Usage{Upstream: name}
 		for _, l := range limits {
-			list = append(list, Usage{Upstream: name, Limit: l})
+			u.Limits = append(u.Limits, Used{Limit: l, Text: l.String()})
+			upstream, kind = append(upstream, name), append(kind, string(l.Kind))
+			window, zone = append(window, int32(l.Window/time.Second)), append(zone, l.Zone)
 		}
+		list = append(list, u)
 	}
-	slices.SortStableFunc(list, func(a, b Usage) int { return cmp.Compare(a.Upstream, b.Upstream) })
-	rows, err := db.Query(ctx, sqlUsage)
+	if list == nil {
+		return nil, nil
+	}
+	rows, err := db.Query(ctx, sqlUsage, upstream, kind, window, zone)
 	if err != nil {
 		return nil, fmt.Errorf("read the budgets of upstreams: %w", err)
 	}
-	var found Usage
-	var window int32
-	var free, waits *time.Time
-	var nodes []string
-	var n []int64
-	_, err = pgx.ForEachRow(rows, []any{&found.Upstream, &found.Kind, &window, &found.Zone, &found.Spent, &free, &waits, &nodes, &n, &found.Waiting, &found.Nodes}, func() error {
-		found.Window = time.Duration(window) * time.Second
-		for i := range list {
-			if u := &list[i]; u.Upstream == found.Upstream && u.sameCount(found.Limit) {
-				u.Spent, u.Waiting, u.Nodes = found.Spent, found.Waiting, found.Nodes
-				u.FreeAt, u.WaitsFrom = timeOf(free), timeOf(waits)
-				for k := range nodes {
-					u.Portions = append(u.Portions, Portion{nodes[k], n[k]})
-				}
+	defer rows.Close()
+	for i := range list {
+		u := &list[i]
+		for k := range u.Limits {
+			l := &u.Limits[k]
+			if rows.Next() {
+				err = rows.Scan(&l.Used, &l.FreeAt, &u.Waiting, &u.LastTurn, &u.Nodes)
 			}
+			if err = errors.Join(err, rows.Err()); err != nil {
+				return nil, fmt.Errorf("read the budgets of upstreams: %w", err)
+			}
+			l.Left = max(l.Max-l.Used, 0)
 		}
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read the budgets of upstreams: %w", err)
 	}
 	return list, nil
-}
-
-func timeOf(t *time.Time) time.Time {
-	if t == nil {
-		return time.Time{}
-	}
-	return *t
 }
