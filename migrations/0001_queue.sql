@@ -147,7 +147,8 @@ create table recipient (
 	remote_mta         text        not null default '',
 	last_upstream      text        not null default '',    -- of the last attempt, for the queue's listing
 	-- The way whose suspension deferred the row (docs/delivery.md), 'mx ' || domain_key or
-	-- 'upstream ' || name, or 'budget ' || name; null for all others. A claim clears it.
+	-- 'upstream ' || name, or the budget that it waits for, 'budget ' or 'sessions ' || name; null for
+	-- all others. A claim clears it.
 	waits_for          text,
 	-- The one way that it may take, an upstream's name or 'mx': a final dot went there, or may have,
 	-- without a complete reply (docs/delivery.md); null for all others.

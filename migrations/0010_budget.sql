@@ -53,7 +53,7 @@ begin
 		nth := i;
 		clock := extract(epoch from clock_timestamp());
 		select extract(epoch from sane_time(max(r.next_attempt_at))) into last from recipient r
-			where r.waits_for = 'budget ' || upstreams[i] and r.owner is null and r.held_at is null;
+			where r.waits_for is not null and r.waits_for = 'budget ' || upstreams[i] and r.owner is null and r.held_at is null;
 		select coalesce(sum(b.n), 0), count(*) into others, waiting from upstream_budget b
 			where b.upstream = upstreams[i] and b.kind = 'waiting' and b.bucket <> me;
 		c := budget_clock(clock, windows[i], zones[i]);

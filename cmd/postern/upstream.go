@@ -35,15 +35,15 @@ var tlsModes = []string{string(upstream.TLSNone), string(upstream.TLSOpportunist
 
 // upstreamFlags are the settings of an upstream.
 type upstreamFlags struct {
-	host, mode, preset, username, caFile, expires, budget string
-	tlsName, mechanism, idle                              string
-	pins                                                  []string
-	origin                                                upstream.Origin
-	from                                                  secret.Source
-	tokens                                                grantFlags
-	connections, messages, recipients                     int
-	senders                                               []string
-	rewriteSender                                         string
+	host, mode, preset, username, caFile, expires string
+	tlsName, mechanism, idle                      string
+	pins                                          []string
+	origin                                        upstream.Origin
+	from                                          secret.Source
+	tokens                                        grantFlags
+	connections, messages, recipients             int
+	senders                                       []string
+	rewriteSender, budget                         string
 }
 
 func (u *upstreamFlags) flags(cmd *cobra.Command) {

@@ -11,8 +11,12 @@ import (
 	"postern/relay/upstream/budget"
 )
 
-// Spent begins the replies of recipients who wait for a budget.
-const Spent = "451 4.4.5 " + budget.Waits
+// Spent begins the replies of recipients who wait for a budget. A claim knows them by it
+// (relay/queue/claim.sql).
+const (
+	Spent    = "451 4.4.5 " + ofBudget
+	ofBudget = "waits for the budget of upstream "
+)
 
 // Budgets is what the engine needs of *budget.Budgets.
 type Budgets interface {
@@ -72,7 +76,7 @@ func (d *dialer) session(ctx context.Context, up *upstream.Account) (leave func(
 	}
 	leave, wait := d.cfg.Budgets.Session(ctx, budget.Ask{Upstream: up.Name, Setting: up.Budget})
 	if wait != nil {
-		return nil, &trouble{reply: smtp.Temporary(451, 4, 5, wait.Why), err: errCrowded, crowded: true, wait: wait}
+		return nil, &trouble{reply: smtp.Temporary(451, 4, 5, ofBudget+wait.Why), err: errCrowded, crowded: true, wait: wait}
 	}
 	return leave, nil
 }
@@ -97,7 +101,7 @@ func (d *destination) await(j *job, wait *budget.Wait) {
 	for i := range j.rcpts {
 		outcomes[i] = queue.Outcome{
 			Message: j.Message.ID, N: j.rcpts[i].N, Recipient: j.rcpts[i].Address, Epoch: j.Epoch,
-			Result: queue.Deferred, Reply: smtp.Temporary(451, 4, 5, wait.Why), Ours: true, Upstream: d.via,
+			Result: queue.Deferred, Reply: smtp.Temporary(451, 4, 5, ofBudget+wait.Why), Ours: true, Upstream: d.via,
 			StartedAt: now, At: now, NotAnAttempt: true, WaitsFor: wait.For, RetryIn: wait.In,
 		}
 	}
@@ -117,7 +121,7 @@ func (e *Engine) takeTurns(rcpts []queue.Recipient, outcomes []queue.Outcome) {
 			turn.For = o.WaitsFor
 		}
 		if o.RetryIn = turn.In; o.NotAnAttempt {
-			o.Reply.Text = turn.Why
+			o.Reply = smtp.Temporary(451, 4, 5, ofBudget+turn.Why)
 		}
 	}
 }

@@ -44,7 +44,7 @@ func (b *fakeBudgets) Turn(way string, recipients int, again bool) budget.Wait {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.turns = append(b.turns, fmt.Sprintf("%s %d %v", way, recipients, again))
-	return budget.Wait{Why: budget.Waits + "sink: until later", In: 99 * time.Second}
+	return budget.Wait{Why: "sink: until later", In: 99 * time.Second}
 }
 
 func (b *fakeBudgets) count(wait *budget.Wait, in, out *int) (func(), *budget.Wait) {
@@ -67,7 +67,7 @@ func TestBudget(t *testing.T) {
 	t.Parallel()
 	account := *piped
 	account.Budget = "messages 30/m, recipients 2/m, sessions 1"
-	spent := &budget.Wait{Why: budget.Waits + "sink", In: 77 * time.Second, For: "budget sink"}
+	spent := &budget.Wait{Why: "sink", In: 77 * time.Second, For: "budget sink"}
 	for name, test := range map[string]struct {
 		up    *upstream.Account
 		set   func(*fakeBudgets)
@@ -172,7 +172,7 @@ func TestBudgetFailover(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				q, n := newFakeQueue(), &network{}
-				b := &fakeBudgets{behind: &budget.Wait{Why: budget.Waits + "a", In: test.spent, For: "budget a"}}
+				b := &fakeBudgets{behind: &budget.Wait{Why: "a", In: test.spent, For: "budget a"}}
 				e, ways := n.engine(q, Config{Budgets: b}, fakes(t, 2)...)
 				ways[0].Upstream.Budget = "messages 30/m"
 				n.set("b", test.down)

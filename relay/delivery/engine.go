@@ -48,14 +48,15 @@ type Ledger interface {
 
 // Config configures an Engine. Zero values take the defaults named.
 type Config struct {
-	Queue   Queue
-	Routes  route.Resolver
-	Tokens  Tokens        // nil: upstreams that need one have none
-	Budgets Budgets       // nil: upstreams have none
-	DNS     Resolver      // net.Resolver, without the C library
-	Log     *slog.Logger  // for trouble of the engine itself
-	Guard   *panics.Guard // keeps what panics from ending the process; may be nil
-	Events  *maillog.Logger
+	Queue  Queue
+	Routes route.Resolver
+	Tokens Tokens        // nil: upstreams that need one have none
+	DNS    Resolver      // net.Resolver, without the C library
+	Log    *slog.Logger  // for trouble of the engine itself
+	Guard  *panics.Guard // keeps what panics from ending the process; may be nil
+	Events *maillog.Logger
+
+	Budgets Budgets // nil: upstreams have none
 
 	Hello string // this node's host name: EHLO, and to find loops
 	// Origin is our end of connections to MX, and to upstreams that leave it open.

@@ -22,14 +22,14 @@ type trouble struct {
 	host      string     // the host that was talked to, "" if none
 	addr      netip.AddrPort
 	tls       string
-	greeted   bool         // EHLO was answered
-	closed    bool         // the host says that it takes no mail, ever (RFC 7504), and so do all others
-	crowded   bool         // it is ours: the address has all the connections that it may, or the machine has no room for one
-	badToken  bool         // the upstream took no token
-	ofUser    bool         // conversations that carried one user's messages broke off, and no others
-	wait      *budget.Wait // crowded by the upstream's budget of sessions
+	greeted   bool // EHLO was answered
+	closed    bool // the host says that it takes no mail, ever (RFC 7504), and so do all others
+	crowded   bool // it is ours: the address has all the connections that it may, or the machine has no room for one
+	badToken  bool // the upstream took no token
+	ofUser    bool // conversations that carried one user's messages broke off, and no others
 
-	spent // to meet it
+	spent              // to meet it
+	wait  *budget.Wait // crowded by the upstream's budget of sessions
 }
 
 // outcome is what t means for one recipient, whose destination is left alone for

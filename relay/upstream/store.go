@@ -123,7 +123,7 @@ func (s *Store) Add(ctx context.Context, a Account) error {
 		if _, err := tx.Exec(ctx, addAccount, a.fields(a.Name, sealed, a.SecretExpires)...); err != nil {
 			return err
 		}
-		if err := knownZones(ctx, tx, a.Budget); err != nil {
+		if err := budget.Check(ctx, tx, a.Budget); err != nil {
 			return err
 		}
 		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "upstream add", Object: a.Name, Detail: a.detail()})
@@ -133,19 +133,6 @@ func (s *Store) Add(ctx context.Context, a Account) error {
 	}
 	if err != nil && !refusal.Is(err) {
 		return fmt.Errorf("add upstream: %w", err)
-	}
-	return err
-}
-
-// knownZones refuses a budget with a zone that the database does not know.
-func knownZones(ctx context.Context, db pg.DB, setting string) error {
-	limits, err := budget.Parse(setting)
-	if err != nil {
-		return err
-	}
-	unknown, err := budget.Unknown(ctx, db, limits)
-	if err == nil && len(unknown) > 0 {
-		err = refusal.Invalid("the database knows no time zone %s; write it like Europe/Berlin", quoteAll(unknown))
 	}
 	return err
 }
@@ -216,7 +203,7 @@ func (s *Store) Change(ctx context.Context, name string, change func(*Account) e
 		if _, err = tx.Exec(ctx, changeAccount, a.fields(a.Name, sealed, a.SecretExpires)...); err != nil {
 			return err
 		}
-		if err := knownZones(ctx, tx, a.Budget); err != nil {
+		if err := budget.Check(ctx, tx, a.Budget); err != nil {
 			return err
 		}
 		if a.Grant != was.Grant {

@@ -17,13 +17,11 @@ select coalesce(sum(b.n), 0)::bigint,
 	w.n, w.last, (select count(*) from live_epoch)
 from unnest(@upstream::text[], @kind::text[], @window::integer[], @zone::text[]) with ordinality t(u, k, w, z, nth)
 	cross join lateral budget_clock(extract(epoch from clock_timestamp())::float8, t.w, t.z) c
-	join (select u.name, count(r), sane_time(max(r.next_attempt_at)) as last
-		from (select distinct name from unnest(@upstream::text[]) x(name)) u
-			left join recipient r on r.waits_for in ('budget ' || u.name, 'sessions ' || u.name) and r.owner is null
-		group by u.name) w(name, n, last) on w.name = t.u
+	join (select distinct x.name from unnest(@upstream::text[]) x(name)) u on u.name = t.u
+	cross join lateral (select count(*) as n, sane_time(max(r.next_attempt_at)) as last from recipient r
+		where r.waits_for is not null and r.waits_for = any(array['budget ' || u.name, 'sessions ' || u.name]) and r.owner is null) w
 	left join upstream_budget b on b.upstream = t.u and b.kind = t.k and b.window_s = t.w and b.zone = t.z and (t.w = 0 or b.bucket >= c.since)
 group by t.nth, t.w, t.z, c.width, c.bucket, w.n, w.last order by t.nth
 
--- name: zones
--- Finds the zones that the database does not know.
-select z from unnest(@zones::text[]) z where z not in (select name from pg_timezone_names)
+-- name: zone
+select exists (select from pg_timezone_names where name = @zone)

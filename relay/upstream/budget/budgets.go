@@ -61,9 +61,9 @@ type Ask struct {
 	Again      bool // it had its turn before, so it goes before what had none
 }
 
-// Wait is why a message is not to be sent now, in words for its sender.
+// Wait is why a message is not to be sent now.
 type Wait struct {
-	Why string
+	Why string        // in words for its sender: the upstream, and what of its budget is spent
 	In  time.Duration // until it may be sent at the earliest; what Turn says, is its own
 	For string        // a way, for Turn; "": it has no turn
 }
@@ -78,9 +78,6 @@ const (
 func IsWay(way string) bool {
 	return strings.HasPrefix(way, forBudget) || strings.HasPrefix(way, forSessions)
 }
-
-// Waits begins the text of each Wait. A claim knows by it what waited (relay/queue/claim.sql).
-const Waits = "waits for the budget of upstream "
 
 // account is the budget of an upstream, as this node knows it.
 type account struct {
@@ -219,7 +216,7 @@ func (b *Budgets) obtain(ctx context.Context, a *Ask, of func(*account) []*porti
 		case <-timer.C:
 			patient = false
 		case <-ctx.Done():
-			return nil, &Wait{Why: Waits + a.Upstream}
+			return nil, &Wait{Why: a.Upstream}
 		}
 	}
 }
@@ -298,11 +295,11 @@ func (b *Budgets) late(u *account, of []*portion, a *Ask, ahead int64, patient b
 		lacks := ahead + p.amount(a) - p.free(b.cfg.Clock.Now())
 		switch {
 		case u.stale:
-			return &Wait{Why: Waits + u.name + ": it was changed", In: changeWait}
+			return &Wait{Why: u.name + ": it was changed", In: changeWait}
 		case p.Window == 0 && !patient:
-			return &Wait{Waits + u.name + ": " + p.String() + " over all nodes", sessionWait, forSessions + u.name}
+			return &Wait{u.name + ": " + p.String() + " over all nodes", sessionWait, forSessions + u.name}
 		case p.forecast == nil && !patient:
-			return &Wait{Why: Waits + u.name + ": the database does not answer", In: silenceWait}
+			return &Wait{Why: u.name + ": the database does not answer", In: silenceWait}
 		case p.forecast == nil:
 			return nil
 		case lacks > 0:
@@ -312,7 +309,7 @@ func (b *Budgets) late(u *account, of []*portion, a *Ask, ahead int64, patient b
 	if len(of) == 0 || !spent && at <= now+patience {
 		return nil
 	}
-	return &Wait{Waits + u.name, max(at-now, shortestWait), forBudget + u.name}
+	return &Wait{u.name, max(at-now, shortestWait), forBudget + u.name}
 }
 
 // Turn gives a message its own turn that waits for a way.
@@ -322,17 +319,17 @@ func (b *Budgets) Turn(way string, recipients int, again bool) Wait {
 	kind, name, _ := strings.Cut(way, " ")
 	u, now := b.upstreams[name], b.moment()
 	if u == nil {
-		return Wait{Why: Waits + name, In: changeWait}
+		return Wait{Why: name, In: changeWait}
 	}
 	u.began++
 	if kind+" " == forSessions {
 		u.crowd = max(u.crowd+sessionSpace, now+sessionWait)
-		return Wait{Why: Waits + name + ": all of its sessions are in use", In: u.crowd - now}
+		return Wait{Why: name + ": all of its sessions are in use", In: u.crowd - now}
 	}
 	at, limit := now, ""
 	for _, p := range u.limits {
 		if p.forecast == nil {
-			return Wait{Why: Waits + name, In: silenceWait}
+			return Wait{Why: name, In: silenceWait}
 		}
 		first, had := &p.lines[0], &p.lines[1]
 		stands := had
@@ -348,7 +345,7 @@ func (b *Budgets) Turn(way string, recipients int, again bool) Wait {
 	}
 	u.end = max(u.end, at)
 	return Wait{
-		Waits + name + ": " + limit + " until " + time.UnixMicro(at.Microseconds()).UTC().Format(time.DateTime) + " UTC",
+		name + ": " + limit + " until " + time.UnixMicro(at.Microseconds()).UTC().Format(time.DateTime) + " UTC",
 		max(at-now, shortestWait), way,
 	}
 }

@@ -1,8 +1,8 @@
 // Package budget keeps all nodes together within what an upstream may be given: messages and
 // recipients in a window, and connections.
 //
-// Job: read what an admin has set, lease portions of it to this node, and say when a message
-// may be sent, or when it will fit. It sends nothing and defers nothing (relay/delivery), and
+// Job: read what an admin has set, lease portions of it to this node, and say whether a message
+// may be sent, or when it has its turn. It sends nothing and defers nothing (relay/delivery), and
 // knows no accounts (relay/upstream).
 //
 // Invariants: what may have been sent counts, by the database's clock, until its window has

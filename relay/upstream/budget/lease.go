@@ -21,7 +21,7 @@ var texts = pg.Load(files)
 var (
 	sqlLease = texts.Bind("lease", "epoch", "upstream", "setting", "kind", "window", "zone", "most", "from", "back", "spent", "keep", "need", "wants")
 	sqlUsage = texts.Bind("usage", "upstream", "kind", "window", "zone")
-	sqlZones = texts.Bind("zones", "zones")
+	sqlZone  = texts.Bind("zone", "zone")
 )
 
 // never is a time that does not come.
@@ -158,16 +158,17 @@ func (b *Budgets) request(last bool) *request {
 // waiting is the kind of what began to wait at a node since its last call.
 const waiting quota.Kind = "waiting"
 
-// answer is what the database says of one limit.
+// answer is what the database says of one limit, as the statement has it.
 type answer struct {
-	nth             int
-	given, bucket   int64
-	lease           float64
-	remains, others int64
-	last            *float64
-	clock           float64
-	freeAt          []float64
-	freeN           []int64
+	Nth             int
+	Given, Bucket   int64
+	Lease           float64
+	Remains, Others int64
+	Last            *float64
+	Clock           float64
+	FreeAt          []float64
+	FreeN           []int64
+	Durable         string
 }
 
 // call asks, and takes the answers over.
@@ -198,7 +199,7 @@ func (b *Budgets) call(ctx context.Context, r *request) error {
 		}
 	}
 	for i := range answers {
-		w := &r.rows[answers[i].nth-1]
+		w := &r.rows[answers[i].Nth-1]
 		known[w.u] = true
 		b.receive(r, w, &answers[i])
 	}
@@ -215,22 +216,22 @@ func (b *Budgets) call(ctx context.Context, r *request) error {
 // receive takes over the answer about one limit. mu is held.
 func (b *Budgets) receive(r *request, w *row, a *answer) {
 	now, u, p := b.cfg.Clock.Now(), w.u, w.p
-	clock := moment(a.clock * float64(time.Second))
+	clock := moment(a.Clock * float64(time.Second))
 	b.offset = clock - now
 	if p == nil {
-		u.share = 1 + float64(a.others)/float64(max(w.keep, 1))
+		u.share = 1 + float64(a.Others)/float64(max(w.keep, 1))
 		return
 	}
 	p.spent -= w.spent
-	p.held += a.given
-	p.bucket, p.n, p.span, p.tryAt = a.bucket, w.keep+a.given, time.Duration(a.lease*float64(time.Second)), 0
+	p.held += a.Given
+	p.bucket, p.n, p.span, p.tryAt = a.Bucket, w.keep+a.Given, time.Duration(a.Lease*float64(time.Second)), 0
 	if p.Window == 0 {
 		p.until, p.tryAt = never, now+sessionsAgain
 		return
 	}
 	p.until = r.sent + p.span
-	p.forecast = newForecast(clock, a.remains, a.freeAt, a.freeN, p.Limit)
-	b.lastTurn(u, p, a.last)
+	p.forecast = newForecast(clock, a.Remains, a.FreeAt, a.FreeN, p.Limit)
+	b.lastTurn(u, p, a.Last)
 	if lacks := w.lacks - p.held; lacks > 0 {
 		wait := line{}.join(p.forecast, float64(lacks)).end - clock
 		p.tryAt = now + min(max(wait, 2*pace), retry)
@@ -275,10 +276,7 @@ func (b *Budgets) ask(ctx context.Context, r *request) ([]answer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lease budgets: %w", err)
 	}
-	answers, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (a answer, err error) {
-		err = row.Scan(&a.nth, &a.given, &a.bucket, &a.lease, &a.remains, &a.others, &a.last, &a.clock, &a.freeAt, &a.freeN, nil)
-		return a, err
-	})
+	answers, err := pgx.CollectRows(rows, pgx.RowToStructByPos[answer])
 	if err != nil {
 		return nil, fmt.Errorf("lease budgets: %w", err)
 	}

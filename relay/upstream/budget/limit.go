@@ -7,8 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"postern/internal/pg"
 	"postern/internal/refusal"
 	"postern/policy/quota"
@@ -106,20 +104,21 @@ func Fits(setting string, most int) int {
 	return most
 }
 
-// Unknown returns the zones of limits that the database does not know.
-func Unknown(ctx context.Context, db pg.DB, limits []Limit) ([]string, error) {
-	var zones []string
+// Check refuses a setting with a zone that the database does not know. Errors:
+// refusal.ErrInvalid.
+func Check(ctx context.Context, db pg.DB, setting string) error {
+	limits, err := Parse(setting)
 	for _, l := range limits {
-		if l.Zone != "" {
-			zones = append(zones, l.Zone)
+		var known bool
+		if l.Zone == "" {
+			continue
+		}
+		if err := db.QueryRow(ctx, sqlZone, l.Zone).Scan(&known); err != nil {
+			return err
+		}
+		if !known {
+			return refusal.Invalid("the database knows no time zone %q; write it like Europe/Berlin", l.Zone)
 		}
 	}
-	if zones == nil {
-		return nil, nil
-	}
-	rows, err := db.Query(ctx, sqlZones, zones)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, pgx.RowTo[string])
+	return err
 }

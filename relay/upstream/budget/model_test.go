@@ -429,7 +429,7 @@ func TestTurns(t *testing.T) {
 	if _, wait := n.send(out(setting)); wait == nil || w.now+wait.In < turns[len(turns)-1] {
 		t.Errorf("a newcomer overtakes: %v", wait)
 	}
-	want := fmt.Sprintf("waits for the budget of upstream out: messages 30/m until %s UTC", time.UnixMicro(turns[0].Microseconds()).UTC().Format(time.DateTime))
+	want := fmt.Sprintf("out: messages 30/m until %s UTC", time.UnixMicro(turns[0].Microseconds()).UTC().Format(time.DateTime))
 	if done, wait := n.try(again(setting)); wait == nil || wait.Why != want {
 		t.Fatalf("%v, %v, want %q: %+v", done != nil, wait, want, *n.upstreams["out"].limits[0])
 	}
