@@ -100,7 +100,7 @@ begin
 			from (values (c.bucket, spent[i]), (lease_budget.bucket, keep[i] + given)) t(b, n) where t.n > 0 group by t.b
 			on conflict on constraint upstream_budget_pkey do update set n = b.n + excluded.n;
 		if windows[i] > 0 and zones[i] = '' then
-			-- What is leased is in the bucket of its use by then.
+			-- By then the leased units are in the bucket of their use.
 			select coalesce(array_agg((least(b.bucket, c.bucket) + 1) * c.width + windows[i] order by b.bucket), '{}'), coalesce(array_agg(b.n order by b.bucket), '{}')
 				into free_at, free_n from upstream_budget b
 				where b.upstream = upstreams[i] and b.kind = kinds[i] and b.window_s = windows[i] and b.zone = zones[i] and b.n > 0;

@@ -1,4 +1,4 @@
--- What counts against the budgets of upstreams (lease.go, usage.go); the functions are in
+-- Leases and the use of the budgets of upstreams (lease.go, usage.go); the functions are in
 -- migrations/0010_budget.sql.
 
 -- name: lease

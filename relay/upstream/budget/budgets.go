@@ -68,7 +68,7 @@ type Wait struct {
 	For string        // a way, for Turn; "": it has no turn
 }
 
-// What mail waits for, in the column waits_for, before the name of an upstream.
+// A way is one of these before the name of an upstream, as in the column waits_for.
 const (
 	forBudget   = "budget "
 	forSessions = "sessions "
@@ -145,8 +145,8 @@ func (u *account) all(yield func(*portion) bool) {
 	}
 }
 
-// account finds the account with the setting of a. What is held of limits that stay goes on to
-// be held. mu is held.
+// account finds the account with the setting of a. A changed setting keeps the portions of
+// the limits that stay. mu is held.
 func (b *Budgets) account(a *Ask) *account {
 	u := b.upstreams[a.Upstream]
 	if u != nil && u.setting == a.Setting {

@@ -111,7 +111,7 @@ type row struct {
 	lacks                    int64 // that a message waits for, with what is held
 }
 
-// request collects what is due, or all for a last time. What it does not keep is out of use.
+// request collects what is due, or all for a last time. Units that it does not keep are out of use.
 func (b *Budgets) request(last bool) *request {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -238,7 +238,7 @@ func (b *Budgets) receive(r *request, w *row, a *answer) {
 	}
 }
 
-// lastTurn takes over when the last that waits in the table has its turn. What has joined the
+// lastTurn takes over when the last that waits in the table has its turn. Those that joined the
 // line since the last call may not be there yet. mu is held.
 func (b *Budgets) lastTurn(u *account, p *portion, last *float64) {
 	end := moment(0)
