@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -106,6 +107,16 @@ func TestSpentBudget(t *testing.T) {
 	}
 	if shown := r.Postern("", "queue", "list", "--limit", "5"); !strings.Contains(shown, "waits for the budget of upstream sink") {
 		t.Errorf("queue list: %s", shown)
+	}
+	id := regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f-]{27}`).FindString(r.Postern("", "queue", "list", "--limit", "1"))
+	for _, command := range []string{"show", "trace"} {
+		args := map[string][]string{"show": {"queue", "show", id}, "trace": {"trace", id}}[command]
+		if shown := r.Postern("", args...); !strings.Contains(shown, "451 4.4.5 waits for the budget of upstream sink: messages 10/m until 20") {
+			t.Errorf("%q: %s", args, shown)
+		}
+	}
+	if shown := r.Postern("", "explain", "--user", "load@"+rig.Domain, "--from", "a@"+rig.Domain, "--to", "b@dest1.test"); !strings.Contains(shown, "sink (messages 10/m: ") {
+		t.Errorf("explain: %s", shown)
 	}
 	if shown := r.Postern("", "queue", "shape"); !strings.Contains(shown, "recipients wait for the budget of upstream sink; the turn of the last is 20") {
 		t.Errorf("queue shape: %s", shown)

@@ -85,10 +85,10 @@ func (b *Budgets) due(u *account) time.Duration {
 		case p.Window == 0 && p.held > 0:
 			at = min(at, u.at+time.Second)
 		case p.Window > 0 && p.spent > 0:
-			at = min(at, u.at+p.span/4)
+			at = min(at, u.at+max(p.span/4, retry/4))
 		}
 		if p.Window > 0 && p.held+p.busy > 0 {
-			at = min(at, p.until-p.span/2)
+			at = min(at, max(p.until-p.span/2, u.at+pace))
 		}
 	}
 	return at

@@ -18,8 +18,8 @@ type Limit struct {
 	Zone        string // the window is a day there, from midnight on; "": it rolls
 }
 
-// None is the setting of an upstream that is to have no budget although its preset has one.
-const None = "none"
+// none is the setting of an upstream that is to have no budget although its preset has one.
+const none = "none"
 
 const form = "a budget is written like 'messages 30/m, recipients 10000/d, sessions 3'; a day from midnight on like 10000/d@Europe/Berlin"
 
@@ -29,10 +29,10 @@ var zoneForm = regexp.MustCompile(`^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$`)
 //
 //	messages 30/m, 5000/d, recipients 10000/d@Europe/Berlin, sessions 3
 //
-// An amount without a word is of the kind before it; "" and None have no limits. Whether a
+// An amount without a word is of the kind before it; "" and none have no limits. Whether a
 // zone exists only the database can say. Errors: refusal.ErrInvalid.
 func Parse(text string) (limits []Limit, err error) {
-	if text == "" || text == None {
+	if text == "" || text == none {
 		return nil, nil
 	}
 	var kind quota.Kind
@@ -81,15 +81,6 @@ func (l Limit) String() string {
 		return l.Limit.String() + "@" + l.Zone
 	}
 	return l.Limit.String()
-}
-
-// Text writes limits as Parse reads them.
-func Text(limits []Limit) string {
-	var parts []string
-	for _, l := range limits {
-		parts = append(parts, l.String())
-	}
-	return strings.Join(parts, ", ")
 }
 
 // Fits is how many recipients one message may have so that it fits into each limit at all; most

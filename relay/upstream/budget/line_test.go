@@ -1,37 +1,46 @@
 package budget
 
 import (
+	"strings"
 	"testing"
 	"time"
 )
 
-func limit(t testing.TB, text string) Limit {
+func limit(t testing.TB, setting string) Limit {
 	t.Helper()
-	limits, err := Parse(text)
+	limits, err := Parse(setting)
 	if err != nil || len(limits) != 1 {
-		t.Fatalf("%q: %v, %v", text, limits, err)
+		t.Fatalf("%q: %v, %v", setting, limits, err)
 	}
 	return limits[0]
 }
 
+func text(limits []Limit) string {
+	var parts []string
+	for _, l := range limits {
+		parts = append(parts, l.String())
+	}
+	return strings.Join(parts, ", ")
+}
+
 func TestParse(t *testing.T) {
 	t.Parallel()
-	for text, want := range map[string]string{
+	for setting, want := range map[string]string{
 		"": "", "none": "", // no limits
 		"messages 30/m, recipients 10000/d, sessions 3": "messages 30/m, recipients 10000/d, sessions 3",
 		"messages 30/m,1000/d,recipients 14/s":          "messages 30/m, messages 1000/d, recipients 14/s",
 		"recipients 10000/d@Europe/Berlin":              "recipients 10000/d@Europe/Berlin",
 		"messages 5/d, 7/d@UTC":                         "messages 5/d, messages 7/d@UTC",
 	} {
-		limits, err := Parse(text)
-		if got := Text(limits); err != nil || got != want {
-			t.Errorf("%q: %q, %v, want %q", text, got, err, want)
+		limits, err := Parse(setting)
+		if got := text(limits); err != nil || got != want {
+			t.Errorf("%q: %q, %v, want %q", setting, got, err, want)
 		}
 	}
-	for _, text := range []string{"30/m", "bytes 1GB/d", "messages", "messages 30", "messages 0/m", "sessions 3/m", "sessions 0",
+	for _, setting := range []string{"30/m", "bytes 1GB/d", "messages", "messages 30", "messages 0/m", "sessions 3/m", "sessions 0",
 		"messages 30/m, 40/m", "messages 30/m@UTC", "messages 30/2d@UTC", "messages 30/d@x'y", "messages 30/d@", "messages -1/m", "none, sessions 1"} {
-		if limits, err := Parse(text); err == nil {
-			t.Errorf("%q is taken for %q", text, Text(limits))
+		if limits, err := Parse(setting); err == nil {
+			t.Errorf("%q is taken for %q", setting, text(limits))
 		}
 	}
 	if got := Fits("messages 1/m, recipients 50/m", 100); got != 50 {
@@ -87,12 +96,12 @@ func TestLine(t *testing.T) {
 // TestPeriod: a unit comes back after its window and a bucket.
 func TestPeriod(t *testing.T) {
 	t.Parallel()
-	for text, want := range map[string]time.Duration{
+	for setting, want := range map[string]time.Duration{
 		"messages 1/s": 1100 * time.Millisecond, "messages 1/m": 61 * time.Second, "messages 1/15s": 15250 * time.Millisecond,
 		"messages 1/d": 24*time.Hour + 24*time.Minute, "messages 1/d@UTC": 24 * time.Hour,
 	} {
-		if got := newForecast(0, 0, nil, nil, limit(t, text)).period; got != want {
-			t.Errorf("%s: %v, want %v", text, got, want)
+		if got := newForecast(0, 0, nil, nil, limit(t, setting)).period; got != want {
+			t.Errorf("%s: %v, want %v", setting, got, want)
 		}
 	}
 }
