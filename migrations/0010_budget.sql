@@ -56,6 +56,7 @@ begin
 			where r.waits_for is not null and r.waits_for = 'budget ' || upstreams[i] and r.owner is null and r.held_at is null;
 		select coalesce(sum(b.n), 0), count(*) into others, waiting from upstream_budget b
 			where b.upstream = upstreams[i] and b.kind = 'waiting' and b.bucket <> me;
+		others := least(others, waiting * greatest(keep[i], 1)); -- no less than an equal share is this node's
 		c := budget_clock(clock, windows[i], zones[i]);
 		bucket := c.bucket;
 		free_at := '{}'; free_n := '{}';

@@ -87,9 +87,10 @@ type account struct {
 	stale         bool       // the setting is not the upstream's any more
 	end           moment     // when the last that waits has its turn
 	crowd         moment     // when the last has its turn that waits for a session
-	began         int64      // to wait since the last call
-	marked        bool       // the database knows that mail waits
-	share         float64    // of those that began to wait at all nodes, to those at this one; at least 1
+	began         int64      // to wait since counted
+	counted       time.Duration
+	marked        bool    // the database knows that mail waits
+	share         float64 // of those that began to wait at all nodes, to those at this one; at least 1
 	answered      chan struct{}
 	at            time.Duration // the last answer, by our clock
 	epoch         int64         // of the last call
@@ -332,13 +333,14 @@ func (b *Budgets) Turn(way string, recipients int, again bool) Wait {
 			return Wait{Why: name, In: silenceWait}
 		}
 		first, had := &p.lines[0], &p.lines[1]
-		stands := had
+		stands, n := had, float64(p.amount(&Ask{Recipients: recipients}))
 		if !again {
+			n *= u.share
 			if stands = first; had.end > first.end {
 				*first = *had // behind all
 			}
 		}
-		*stands = stands.join(p.forecast, u.share*float64(p.amount(&Ask{Recipients: recipients})))
+		*stands = stands.join(p.forecast, n)
 		if stands.end >= at {
 			at, limit = stands.end, p.String()
 		}

@@ -73,7 +73,7 @@ func (b *Budgets) due(u *account) time.Duration {
 		return at
 	}
 	if u.began > 0 || u.marked || u.end > b.moment() {
-		at = u.at + waitersAnswer
+		at = u.counted + waitersAnswer
 	}
 	for p := range u.all {
 		if p.need > 0 {
@@ -144,13 +144,13 @@ func (b *Budgets) request(last bool) *request {
 			p.used, p.asked, p.need = 0, 0, 0
 			r.rows = append(r.rows, w)
 		}
-		if !last && u.began > 0 {
-			waits.keep = u.began
-		}
-		if u.marked || waits.keep > 0 {
+		if (u.began > 0 || u.marked) && (r.sent >= u.counted+waitersAnswer || last) { // in equal times at all nodes
+			if !last {
+				waits.keep = u.began
+			}
 			r.rows = append(r.rows, waits)
+			u.marked, u.began, u.counted = waits.keep > 0, 0, r.sent
 		}
-		u.marked, u.began = waits.keep > 0, 0
 	}
 	return r
 }
