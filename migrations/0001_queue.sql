@@ -19,8 +19,8 @@ create table node (
 	name          text        not null
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 -- The view for other packages: their rows of an epoch count while it is in here (sessions,
--- migrations/0003_quota.sql).
-create view live_epoch as select epoch from node where reaped_at is null;
+-- migrations/0003_quota.sql and 0010_budget.sql).
+create view live_epoch as select epoch, name from node where reaped_at is null;
 
 -- The envelope of every accepted message; insert-only, kept as history. The ids are UUIDv7,
 -- so the primary key is also the order of acceptance. utf8 and body_type say what a next hop
@@ -147,8 +147,9 @@ create table recipient (
 	reply_text         text        not null default '',
 	remote_mta         text        not null default '',
 	last_upstream      text        not null default '',    -- of the last attempt, for the queue's listing
-	-- The way whose suspension deferred the row (docs/delivery.md): 'mx ' || domain_key or
-	-- 'upstream ' || name; null for all others. A claim clears it.
+	-- The way whose suspension deferred the row (docs/delivery.md), 'mx ' || domain_key or
+	-- 'upstream ' || name, or the budget that it waits for, 'budget ' or 'sessions ' || name; null for
+	-- all others. A claim clears it.
 	waits_for          text,
 	-- The one way that it may take, an upstream's name or 'mx': a final dot went there, or may have,
 	-- without a complete reply (docs/delivery.md); null for all others.

@@ -20,6 +20,7 @@
 //	upstream      accounts with the smarthosts
 //	upstream/oauth  access tokens for their accounts, shared by all nodes
 //	upstream/breaker  which of them all nodes leave alone, and for how long
+//	upstream/budget what they may be given, shared by all nodes
 //	route         the rules that choose a recipient's way out
 //	connect       conversations with upstreams and MX, up to where mail can be sent
 //	delivery      sending to upstreams and to MX

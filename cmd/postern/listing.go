@@ -20,11 +20,11 @@ type listing[T any] struct {
 	load  func(ctx context.Context, users *accounts, args []string, limit int) ([]T, error)
 	after func(T) string // what stands below the table on a line of its own; "", or nil, for nothing
 
+	below func(ctx context.Context, users *accounts) error // prints what stands below the table; nil for nothing
+
 	limit int                              // the default of --limit; 0: the list is never cut
 	of    string                           // what --limit counts
 	next  func(list []T, limit int) string // flags that list what a cut list leaves out; nil: not said
-
-	below func(ctx context.Context, users *accounts) error // prints what belongs below the table; nil: nothing
 }
 
 // larger is the next of a list that has no place to go on from.

@@ -29,7 +29,10 @@ func (a *app) queueShapeCmd() *cobra.Command {
 					fmt.Fprintln(a.stdout, screen.Printable("upstream "+s.Upstream+" is "+explain.OpenText(&s)))
 				}
 			}
-			return err
+			if err != nil {
+				return err
+			}
+			return a.budgetsBelow(ctx, users)
 		},
 	}.command(a, &cobra.Command{
 		Use:   "shape",
@@ -37,7 +40,8 @@ func (a *app) queueShapeCmd() *cobra.Command {
 		Long: `Shows the domains with the most unfinished recipients, and how many of them were
 accepted within 5 minutes, 15 minutes, an hour, 4 hours, a day, and earlier. The
 numbers of a destination in trouble grow on the right; a thief's mail goes to many
-domains, with numbers on the left. Below stand the upstreams that all nodes leave alone.`,
+domains, with numbers on the left. Below stand the upstreams that all nodes leave alone, and those
+for whose budget mail waits.`,
 		Args: noArguments,
 	})
 }

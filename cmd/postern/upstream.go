@@ -23,6 +23,7 @@ import (
 	"postern/relay/seal"
 	"postern/relay/upstream"
 	"postern/relay/upstream/breaker"
+	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
 )
 
@@ -45,7 +46,7 @@ type upstreamFlags struct {
 	tokens                                        grantFlags
 	connections, messages, recipients             int
 	senders                                       []string
-	rewriteSender                                 string
+	rewriteSender, budget                         string
 }
 
 func (u *upstreamFlags) flags(cmd *cobra.Command) {
@@ -72,6 +73,7 @@ func (u *upstreamFlags) flags(cmd *cobra.Command) {
 	f.StringSliceVar(&u.senders, "senders", nil, "`patterns` of addresses that it may send as, like those of 'postern sender allow', or domains (default: all)")
 	f.StringVar(&u.rewriteSender, "rewrite-sender", "", "`address` that sends instead, in the envelope and in From")
 	f.IntVar(&u.recipients, "recipients-per-transaction", 0, "recipients of one transaction (default 100)")
+	f.StringVar(&u.budget, "budget", "", "the most that all nodes together give it, such as `'messages 30/m, recipients 10000/d, sessions 3'`; none")
 }
 
 // apply puts the flags that are given into an account, and what is not set then as the preset
@@ -113,6 +115,9 @@ func (u *upstreamFlags) apply(cmd *cobra.Command, to *upstream.Account) error {
 	}
 	if given("secret-expires") {
 		to.SecretExpires = u.expires
+	}
+	if given("budget") {
+		to.Budget = u.budget
 	}
 	if given("tls-pin") {
 		pins, err := upstream.PinsFrom(u.pins)
@@ -213,6 +218,11 @@ one of --ca-file. With --tls-pin it must have one of the keys given, whoever cer
 it and whatever its name and dates are.
 
 --source is an address of this machine, or of each node's: mail waits at a node without it.
+
+--budget is what all nodes together may give it: messages and recipients in a window of s, m, h
+or d, which rolls unless a day begins at midnight in a zone (10000/d@Europe/Berlin), and
+sessions, which are connections. Mail over it waits for its turn; 'postern upstream show' says
+what is used.
 
 An account (--username with a password) needs require or implicit. Its
 password is sealed with the key in secret_key_file before it is stored. With
@@ -360,7 +370,7 @@ A new --username also needs its password, or --oauth with the flags that go with
 				if flags.tokens.given() {
 					a.hintLogin(up)
 				}
-				if !cmd.Flags().Changed("senders") {
+				if !cmd.Flags().Changed("senders") && !cmd.Flags().Changed("budget") {
 					return nil
 				}
 				return a.retryWaiting(ctx, users)
@@ -408,6 +418,7 @@ func (u *listedUpstream) state() string {
 // upstreamView is an upstream as 'upstream show --json' prints it.
 type upstreamView struct {
 	listedUpstream
+	Used    []budget.Usage `json:"used,omitempty"` // one, if it has a budget
 	Replies []upstream.Row `json:"replies"`
 }
 
@@ -415,8 +426,10 @@ func (a *app) upstreamShowCmd() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "show NAME",
-		Short: "show a smarthost's settings, and what its replies mean",
-		Long: `Shows the settings of a smarthost, why all nodes leave it alone if they do, and the table by
+		Short: "show a smarthost's settings, budget, and what its replies mean",
+		Long: `Shows the settings of a smarthost; why all nodes leave it alone, if they do; what is used and left
+of its budget, what nodes have leased included, when the next of it is free, and how many recipients
+wait for it; and the table by
 which its replies are judged, as 'postern upstream reply list'.`,
 		Args: one("name", "the upstream's name"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
@@ -434,13 +447,23 @@ which its replies are judged, as 'postern upstream reply list'.`,
 			if err != nil {
 				return err
 			}
+			used, err := budget.Read(ctx, users.pool, map[string]string{u.Name: u.Budget})
+			if err != nil {
+				return err
+			}
 			if asJSON {
-				return screen.JSON(a.stdout, upstreamView{u, replies.Rows()})
+				return screen.JSON(a.stdout, upstreamView{u, used, replies.Rows()})
 			}
 			if err := a.printUpstream(u); err != nil {
 				return err
 			}
 			fmt.Fprintln(a.stdout)
+			for _, u := range used {
+				if err := a.printBudget(u); err != nil {
+					return err
+				}
+				fmt.Fprintln(a.stdout)
+			}
 			t := screen.TableOf(replyHead, replyRow, replies.Rows())
 			return t.Print(a.stdout)
 		}),
@@ -490,6 +513,7 @@ func (a *app) printUpstream(u listedUpstream) error {
 	if u.RewriteSender != "" {
 		t.Add("sends as", u.RewriteSender)
 	}
+	t.Add("budget", screen.OrDash(u.Budget))
 	t.Add("in doubt", cmp.Or(u.InDoubt, auth.DoubtPolicies()[0]))
 	t.Add("state", u.state())
 	if b := &u.Breaker; b.Open {

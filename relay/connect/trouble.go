@@ -1,6 +1,7 @@
 package connect
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 	"postern/relay/smtp"
 	"postern/relay/upstream"
 	"postern/relay/upstream/breaker"
+	"postern/relay/upstream/budget"
 )
 
 // Trouble is why no conversation with a destination was possible. It concerns the destination
@@ -24,6 +26,8 @@ type Trouble struct {
 	TLS       string
 	Closed    bool // the host says that it takes no mail, ever (RFC 7504), and so do all others
 	Crowded   bool // it is ours: the address has all the connections that it may, or the machine has no room for one
+
+	Wait *budget.Wait // crowded by the upstream's budget of sessions
 
 	greeted  bool // EHLO was answered
 	badToken bool // the upstream took no token
@@ -92,16 +96,39 @@ func isClosed(to Target, err error) bool {
 	return to.Upstream == nil && errors.As(err, &stage) && stage.Stage == smtp.StageGreeting && stage.Reply.Code == CodeClosed
 }
 
-// enter takes a part of the connections for the address of an MX. An upstream's address
-// was chosen by an administrator and is bounded by its own number of connections.
-func (d *Dialer) enter(to Target) bool {
-	return d.Slots == nil || to.Upstream != nil || d.Slots.Join(1, share.Network(to.Addr.Addr()))
+// Sessions are the upstreams' budgets of connections: *budget.Budgets.
+type Sessions interface {
+	Session(ctx context.Context, a budget.Ask) (done func(), wait *budget.Wait)
 }
 
-func (d *Dialer) leave(to Target) {
-	if d.Slots != nil && to.Upstream == nil {
-		d.Slots.Leave(1, share.Network(to.Addr.Addr()))
+// enter takes a part of the connections for the address of an MX. An upstream's address
+// was chosen by an administrator and is bounded by its own number of connections, and by its
+// budget. leave gives the part back.
+func (d *Dialer) enter(ctx context.Context, to Target) (leave func(), t *Trouble) {
+	switch {
+	case to.Upstream != nil:
+		return d.session(ctx, to.Upstream)
+	case d.Slots == nil:
+		return func() {}, nil
+	case !d.Slots.Join(1, share.Network(to.Addr.Addr())):
+		return nil, crowdedTrouble(to)
 	}
+	return func() { d.Slots.Leave(1, share.Network(to.Addr.Addr())) }, nil
+}
+
+// OfBudget begins the text of a reply to mail that waits for an upstream's budget.
+const OfBudget = "waits for the budget of upstream "
+
+// session counts a connection to an upstream in.
+func (d *Dialer) session(ctx context.Context, up *upstream.Account) (leave func(), t *Trouble) {
+	if d.Sessions == nil || up.Budget == "" {
+		return func() {}, nil
+	}
+	leave, wait := d.Sessions.Session(ctx, budget.Ask{Upstream: up.Name, Setting: up.Budget})
+	if wait != nil {
+		return nil, &Trouble{Reply: smtp.Temporary(451, 4, 5, OfBudget+wait.Why), Err: errCrowded, Crowded: true, Wait: wait}
+	}
+	return leave, nil
 }
 
 // crowdedTrouble is that of an address which has all the connections that it may.

@@ -120,7 +120,7 @@ func (w *Walk) Next(ctx context.Context) (*Conn, *Trouble) {
 		if c != nil {
 			return c, nil
 		}
-		if t != nil && isOurs(t.Err) {
+		if t != nil && (isOurs(t.Err) || t.Wait != nil) {
 			return nil, t // says nothing about this host, nor about others
 		}
 		if t != nil && t.outranks(worst) {
@@ -141,13 +141,14 @@ func (w *Walk) Next(ctx context.Context) (*Conn, *Trouble) {
 func (w *Walk) try(ctx context.Context) (*Conn, *Trouble) {
 	to := Target{Host: w.host.host, Addr: netip.AddrPortFrom(w.addrs[0], uint16(w.port())), Upstream: w.Upstream, token: w.token, progress: w.progress, trace: w.trace}
 	w.addrs = w.addrs[1:]
-	if !w.d.enter(to) {
-		return nil, crowdedTrouble(to)
+	leave, crowd := w.d.enter(ctx, to)
+	if crowd != nil {
+		return nil, crowd
 	}
 	var c *Conn
 	defer func() { // also after a panic
 		if c == nil {
-			w.d.leave(to)
+			leave()
 		}
 	}()
 	w.Tries++
@@ -163,7 +164,7 @@ func (w *Walk) try(ctx context.Context) (*Conn, *Trouble) {
 	}
 	w.Sessions++
 	c.Walk = *w
-	c.leave = func() { w.d.leave(to) }
+	c.leave = leave
 	return c, nil
 }
 

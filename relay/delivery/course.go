@@ -9,6 +9,7 @@ import (
 	"postern/relay/route"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
+	"postern/relay/upstream/budget"
 )
 
 // course is where recipients go in one attempt. Jobs share what it points to: it is never
@@ -172,10 +173,13 @@ func better(first, second queue.Outcome) queue.Outcome {
 	if other.Result != queue.Deferred {
 		return o
 	}
-	if o.WaitsFor == "" || other.WaitsFor != "" && other.RetryIn < o.RetryIn {
-		o.WaitsFor = other.WaitsFor
+	soon, late := o, other
+	if other.RetryIn < o.RetryIn {
+		soon, late = other, o
 	}
-	o.RetryIn = min(o.RetryIn, other.RetryIn)
+	if o.WaitsFor, o.RetryIn = soon.WaitsFor, soon.RetryIn; o.WaitsFor == "" && !budget.IsWay(late.WaitsFor) {
+		o.WaitsFor = late.WaitsFor // may end sooner; a turn does not
+	}
 	return o
 }
 

@@ -186,10 +186,15 @@ func (d *destination) add(j *job, up *upstream.Account) {
 	d.mu.Lock()
 	d.update(up)
 	t, until := d.hindrance(j)
+	wait := d.outOfBudget(j)
 	switch {
 	case t != nil:
 		d.mu.Unlock()
 		d.putOff(j, t, until)
+		return
+	case wait != nil:
+		d.mu.Unlock()
+		d.await(j, wait)
 		return
 	case d.giveIdle(j):
 	case d.full(1):
@@ -551,11 +556,11 @@ func (d *destination) connectFailed(t *trouble, since int) {
 	switch {
 	case t.Permanent:
 		victims = d.waiting.drain()
-	case t.Crowded:
+	case t.Crowded && (t.Wait == nil || d.live == 0):
 		crowd := d.waiting.drain()
 		d.mu.Unlock()
 		for _, j := range crowd {
-			d.e.release(j, turnedAwayWait)
+			d.turnedAway(j, t)
 		}
 		return
 	case d.e.closing.Load():

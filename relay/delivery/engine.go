@@ -52,6 +52,7 @@ type Config struct {
 	Guard    *panics.Guard // keeps what panics from ending the process; may be nil
 	Events   *maillog.Logger
 
+	Budgets Budgets        // nil: upstreams have none
 	Connect connect.Config // how conversations begin
 
 	Connections    int           // concurrent, to one upstream that sets no number of its own: 20
@@ -159,7 +160,7 @@ func New(cfg Config) *Engine {
 	e.bounds.Store(&Bounds{cfg.Connections, cfg.MXConnections, cfg.PerConnection, cfg.IdleTime, cfg.Memory})
 	e.turned.Store(time.Now().UnixNano())
 	e.dialer = connect.New(cfg.Connect)
-	e.dialer.Slots = e.slots
+	e.dialer.Slots, e.dialer.Sessions = e.slots, cfg.Budgets
 	e.work, e.endWork = context.WithCancel(context.Background())
 	e.hard, e.cut = context.WithCancel(context.Background())
 	return e

@@ -12,6 +12,7 @@ import (
 	"postern/relay/route"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
+	"postern/relay/upstream/budget"
 )
 
 // parcel is a delivery whose jobs are under way.
@@ -95,10 +96,14 @@ func (e *Engine) handOut(j job, ways []way) {
 
 // perTransaction is the most recipients of one transaction.
 func (e *Engine) perTransaction(u *upstream.Account) int {
+	most := e.cfg.PerTransaction
 	if u != nil && u.MaxRecipients > 0 {
-		return u.MaxRecipients
+		most = u.MaxRecipients
 	}
-	return e.cfg.PerTransaction
+	if e.budgeted(u) {
+		most = budget.Fits(u.Budget, most)
+	}
+	return most
 }
 
 // assign makes the jobs of one way.
@@ -270,6 +275,7 @@ func (e *Engine) record(d *queue.Delivery, rcpt *queue.Recipient, o queue.Outcom
 // settle logs and settles the outcomes of a job, rcpts[i] being that of
 // outcomes[i]. It does not end the job.
 func (e *Engine) settle(j *job, rcpts []queue.Recipient, outcomes []queue.Outcome, err error) {
+	e.takeTurns(rcpts, outcomes)
 	for i := range outcomes {
 		o := &outcomes[i]
 		o.WaitsFor = waitsFor(o)

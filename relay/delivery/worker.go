@@ -261,6 +261,11 @@ func (w *worker) do(j *job) *job {
 		w.hangUp()
 		return nil
 	}
+	done := w.spend(j)
+	if done == nil {
+		return nil
+	}
+	defer done()
 	return w.attempt(j)
 }
 

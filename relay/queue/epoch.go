@@ -13,6 +13,10 @@ import (
 	"postern/internal/pg"
 )
 
+// clock is boot.Clock, by which the trust in an epoch is counted. Tests put their own in its
+// place.
+type clock interface{ Now() time.Duration }
+
 // lease is this node's knowledge of its epoch.
 type lease struct {
 	epoch int64

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/internal/await"
+	"postern/internal/boot"
 	"postern/internal/panics"
 	"postern/internal/pg"
 	"postern/policy/quota"
@@ -143,7 +144,7 @@ func (c Config) withDefaults() Config {
 // bodies. Commits, settles, claims, the heartbeat and the listener have connections of
 // their own, at most seventeen, outside the pools' limits.
 func New(cfg Config) *Queue {
-	q := &Queue{cfg: cfg.withDefaults(), clock: bootClock{}, inHand: newInHand(), stopped: make(chan struct{})}
+	q := &Queue{cfg: cfg.withDefaults(), clock: boot.Clock{}, inHand: newInHand(), stopped: make(chan struct{})}
 	q.waits = waits{slowCommit: time.Second, try: 20 * time.Second, beat: 2 * time.Second, tell: time.Minute}
 	q.log = q.cfg.Log
 	q.times.Store(&Times{q.cfg.Lifetime, q.cfg.DelayNotice})

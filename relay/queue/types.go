@@ -67,6 +67,7 @@ type Recipient struct {
 	Attempts          int  // attempts finished before this one
 	LastCode          int  // code of the last attempt's reply; 0 before the first
 	LastMidText       bool // that reply was MidText
+	Waited            bool // that reply is that it waits for the budget of an upstream
 	PossibleDuplicate bool // an earlier attempt may have delivered
 	DelayNoticed      bool
 	// StaysWith is the only way that may be taken, as Outcome.Upstream; "": any. An earlier

@@ -13,6 +13,7 @@ import (
 	"postern/auth"
 	"postern/internal/refusal"
 	"postern/relay/smtp"
+	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
 )
 
@@ -49,6 +50,7 @@ type Account struct {
 	TLSPins        string       // of PinsFrom: one of these keys, whoever certifies it; "": none
 	Mechanism      string       // the only one of AUTH that is used, of Mechanisms; "": what the server takes
 	InDoubt        string       // what becomes of mail that it may have, of auth.DoubtPolicies; "": the first
+	Budget         string       // of all nodes, as package budget reads it; "" for none
 	Origin
 
 	Replies *Replies // what its replies mean
@@ -84,6 +86,7 @@ func (a *Account) Fill() error {
 	a.MaxConnections = cmp.Or(a.MaxConnections, p.MaxConnections)
 	a.MaxMessages = cmp.Or(a.MaxMessages, p.MaxMessages)
 	a.MaxRecipients = cmp.Or(a.MaxRecipients, p.MaxRecipients)
+	a.Budget = cmp.Or(a.Budget, p.Budget)
 	return nil
 }
 
@@ -154,6 +157,9 @@ func (a Account) Validate() error {
 		return refusal.Invalid("%v", err)
 	}
 	if err := a.validateOrigin(); err != nil {
+		return err
+	}
+	if _, err := budget.Parse(a.Budget); err != nil {
 		return err
 	}
 	if err := a.validateTLS(); err != nil {

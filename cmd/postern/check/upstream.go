@@ -14,10 +14,12 @@ import (
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/database"
 	"postern/cmd/postern/screen"
+	"postern/policy/quota"
 	"postern/relay/connect"
 	"postern/relay/keyring"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
+	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
 )
 
@@ -45,6 +47,10 @@ var upstreamKinds = []kind{
 		"make a new one at the provider, and give it to 'postern upstream set' with its --secret-expires"},
 	{"upstream.secret-expired", health.Failed, "The secret of the upstream's account has expired.",
 		"make a new one at the provider, and give it to 'postern upstream set' with its --secret-expires"},
+	{"upstream.budget", health.Warning, "The upstream's budget is spent, and mail waits for its turn.",
+		"raise it with 'postern upstream set NAME --budget' if the provider allows more, or limit the users with 'postern limit set'"},
+	{"upstream.sessions", health.Warning, "The upstream's budget has fewer sessions than there are nodes, so some have none.",
+		"raise it with 'postern upstream set NAME --budget' if the provider allows more, or deliver from fewer nodes"},
 	{"upstream.expiring", health.Warning, "The upstream's certificate expires in a few days; then mail waits.", "tell its operator"},
 }
 
@@ -123,6 +129,19 @@ func (c *checkup) upstreamSecret(r *report, s *upstream.Secret) {
 	}
 }
 
+// upstreamBudget looks at what is used of a budget.
+func (c *checkup) upstreamBudget(r *report, u *budget.Usage) {
+	subject := "upstream " + u.Upstream
+	for _, l := range u.Limits {
+		if l.Kind == quota.Sessions && l.Max < int64(u.Nodes) {
+			r.add("upstream.sessions", subject, "%s for %d nodes", l.Text, u.Nodes)
+		}
+	}
+	if u.Waiting > 0 {
+		r.add("upstream.budget", subject, "%d recipients wait: %s", u.Waiting, u.Headroom())
+	}
+}
+
 // listenerAddresses are those of the configuration that say an address.
 func (c *checkup) listenerAddresses() (list []netip.AddrPort) {
 	for _, l := range c.cfg.Listeners {
@@ -154,6 +173,9 @@ func (c *checkup) lookAtUpstreams(ctx context.Context, r *report) {
 			r.add("upstream.open", "upstream "+b.Upstream, "open since %s, by node %s: %s; next probe at %s",
 				screen.LocalTime(b.Since), b.Node, b.Why(), screen.LocalTime(b.NextProbe))
 		}
+	}
+	for i := range v.budgets {
+		c.upstreamBudget(r, &v.budgets[i])
 	}
 	cfg := c.dialling(upstreamTime / 2)
 	if slices.ContainsFunc(v.upstreams, func(a upstream.Account) bool { return a.Grant.Kind != "" }) {

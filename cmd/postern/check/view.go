@@ -18,6 +18,7 @@ import (
 	"postern/relay/seal"
 	"postern/relay/upstream"
 	"postern/relay/upstream/breaker"
+	"postern/relay/upstream/budget"
 )
 
 // mailView is what the database says about who may send and where mail goes.
@@ -29,6 +30,7 @@ type mailView struct {
 	upstreams []upstream.Account // that can be used
 	secrets   []upstream.Secret
 	breakers  breaker.States
+	budgets   []budget.Usage
 	keys      *keyring.View
 	keyErr    error // of the key file; then keys has what it has not opened
 	// certificates is what nodes have told of those by ACME
@@ -88,6 +90,9 @@ func (c *checkup) readView(ctx context.Context, pool *pgxpool.Pool) (*mailView, 
 		return nil, err
 	}
 	if v.breakers, err = breaker.List(ctx, pool); err != nil {
+		return nil, err
+	}
+	if v.budgets, err = accounts.Budgets(ctx); err != nil {
 		return nil, err
 	}
 	if v.certificates, err = acme.List(ctx, pool); err != nil {

@@ -24,6 +24,7 @@ import (
 	"postern/relay/submission"
 	"postern/relay/upstream"
 	"postern/relay/upstream/breaker"
+	"postern/relay/upstream/budget"
 )
 
 // Question is a message that somebody might send.
@@ -114,12 +115,7 @@ func (r Relay) Message(ctx context.Context, q Question) (*Message, error) {
 		return nil, err
 	}
 	e.Accepted = e.Reply == ""
-	breakers, err := breaker.List(ctx, r.Pool)
-	if err != nil {
-		return nil, err
-	}
-	e.ways(ctx, r.Routes, breakers, q)
-	return e, nil
+	return e, e.ways(ctx, r, q)
 }
 
 func (e *Message) step(name string, v policy.Verdict) {
@@ -187,10 +183,18 @@ func (e *Message) limits(ctx context.Context, pool *pgxpool.Pool, id auth.Identi
 }
 
 // ways finds where the mail for each recipient goes.
-func (e *Message) ways(ctx context.Context, routes *route.Table, breakers breaker.States, q Question) {
+func (e *Message) ways(ctx context.Context, r Relay, q Question) error {
+	breakers, err := breaker.List(ctx, r.Pool)
+	if err != nil {
+		return err
+	}
+	budgets, err := upstream.NewStore(r.Pool, nil).Budgets(ctx)
+	if err != nil {
+		return err
+	}
 	for _, to := range q.To {
 		way := messageWay{Recipient: to.String()}
-		d, err := routes.Resolve(ctx, q.User.ID, q.From, to)
+		d, err := r.Routes.Resolve(ctx, q.User.ID, q.From, to)
 		var first route.Way
 		if err == nil {
 			first, err = d.First()
@@ -208,8 +212,14 @@ func (e *Message) ways(ctx context.Context, routes *route.Table, breakers breake
 		if i := slices.IndexFunc(way.Ways, func(w wayView) bool { return w.state() == "" }); i >= 0 {
 			way.Via = way.Ways[i].Via
 		}
+		for i := range way.Ways {
+			if at := slices.IndexFunc(budgets, func(u budget.Usage) bool { return u.Upstream == way.Ways[i].Via }); at >= 0 {
+				way.Ways[i].Budget = budgets[at].Headroom()
+			}
+		}
 		e.Routes = append(e.Routes, way)
 	}
+	return nil
 }
 
 // Print prints the explanation for people.

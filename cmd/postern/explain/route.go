@@ -23,6 +23,7 @@ type wayView struct {
 	Trouble string `json:"trouble,omitempty"` // why it is left out now
 
 	Breaker *breaker.State `json:"breaker,omitempty"` // while all nodes leave it alone
+	Budget  string         `json:"budget,omitempty"`  // what is left of it
 }
 
 func (w wayView) text() string {
@@ -32,6 +33,9 @@ func (w wayView) text() string {
 	}
 	if state := w.state(); state != "" {
 		text += " (" + state + ")"
+	}
+	if w.Budget != "" {
+		text += " (" + w.Budget + ")"
 	}
 	return text
 }

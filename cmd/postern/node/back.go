@@ -18,6 +18,7 @@ import (
 	"postern/relay/seal"
 	"postern/relay/upstream"
 	"postern/relay/upstream/breaker"
+	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
 )
 
@@ -28,10 +29,11 @@ type back struct {
 	bouncer  *bounce.Bouncer
 	tokens   *oauth.Tokens
 	breakers *breaker.Breakers
+	budgets  *budget.Budgets
 	secrets  *secrets
 
-	stopNotices context.CancelFunc
-	notices     sync.WaitGroup
+	stopNotices, stopBudgets context.CancelFunc
+	notices, spending        sync.WaitGroup
 }
 
 // newBack makes the engine. It sends nothing to own, where this node listens itself.
@@ -64,10 +66,12 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 		MaxOpen: n.descriptors().Deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
 		RecordWays: n.Config.Queue.Gate == "strict",
 	}
+	budgets := budget.New(budget.Config{DB: pool, Epoch: n.queue.Epoch, Log: n.Log})
+	cfg.Budgets = budgets
 	breakers := n.breakers(pool, accounts, connect.NewProber(cfg.Connect))
 	cfg.Breakers = breakers
 	return &back{
-		node: n, tokens: tokens, breakers: breakers, secrets: &secrets{node: n, store: accounts},
+		node: n, tokens: tokens, breakers: breakers, budgets: budgets, secrets: &secrets{node: n, store: accounts},
 		engine:  delivery.New(cfg),
 		bouncer: bounce.New(bounce.Config{Queue: n.queue, Hostname: n.hostname, Mail: n.mail, Log: n.Log}),
 	}, nil
@@ -116,12 +120,20 @@ func (n *Node) lookAtRoutes(ctx context.Context, rules *route.Store, accounts *u
 }
 
 func (b *back) start() {
-	b.engine.Start()
 	ctx, stop := context.WithCancel(context.Background())
+	b.stopBudgets = stop
+	b.spending.Go(func() { b.node.guard.Keep(ctx, "budgets of upstreams", func() { b.budgets.Run(ctx) }) })
+	b.engine.Start()
+	ctx, stop = context.WithCancel(context.Background())
 	b.stopNotices = stop
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "notices", func() { b.bouncer.Run(ctx) }) })
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "breakers", func() { b.breakers.Run(ctx, b.engine.UpstreamChanged) }) })
-	b.notices.Go(func() { b.node.guard.Keep(ctx, "secrets of upstreams", func() { b.secrets.run(ctx) }) })
+	b.notices.Go(func() {
+		b.node.guard.Keep(ctx, "secrets of upstreams", func() { b.secrets.run(ctx, secretsEvery, "secrets", b.secrets.look) })
+	})
+	b.notices.Go(func() {
+		b.node.guard.Keep(ctx, "use of budgets", func() { b.secrets.run(ctx, budgetsEvery, "budgets", b.secrets.lookAtBudgets) })
+	})
 }
 
 // rebound takes over what a reload can change of the delivery.
@@ -139,7 +151,9 @@ func (b *back) endNotices(ctx context.Context) error {
 }
 
 // endDelivery ends the conversations, and then waits for tokens that were asked for: what an
-// authority gives may be the last refresh token.
+// authority gives may be the last refresh token. The rest of the budgets is given back.
 func (b *back) endDelivery(ctx context.Context) error {
-	return errors.Join(b.engine.Shutdown(ctx), b.tokens.Close(ctx))
+	err := b.engine.Shutdown(ctx)
+	b.stopBudgets()
+	return errors.Join(err, b.tokens.Close(ctx), await.All(ctx, b.spending.Wait))
 }
