@@ -89,7 +89,7 @@ func (r *Rig) Node(cfg NodeConfig) *Node {
 		r.t.Fatal(err)
 	}
 	n := &Node{Name: cfg.Name, t: r.t, binary: r.binary, log: log, file: file, args: []string{"serve", "--config", file},
-		env: []string{"PATH=" + os.Getenv("PATH"), "HOME=" + r.dir, "TMPDIR=" + r.dir, "GORACE=" + os.Getenv("GORACE")}}
+		env: []string{"PATH=" + os.Getenv("PATH"), "HOME=" + r.dir, "TMPDIR=" + r.dir, "GORACE=" + os.Getenv("GORACE"), r.sealing()}}
 	if cfg.Only != "" {
 		n.args = append(n.args, "--only", cfg.Only)
 	}
