@@ -22,6 +22,9 @@ type Config struct {
 	// (0.0.0.0, ::) stands for every address of the machine.
 	Self []netip.AddrPort
 
+	// Sessions bound the connections to upstreams; nil: no bounds.
+	Sessions Sessions
+
 	Timeouts    smtp.Timeouts // of the conversation; zero fields: RFC 5321 section 4.5.3.2
 	ConnectTime time.Duration // for one TCP connect: 30 s
 	LookupTime  time.Duration // for one DNS question: 20 s

@@ -30,8 +30,6 @@ type Dialer struct {
 	Dial func(context.Context, Target) (net.Conn, error)
 	// Slots has a part of all connections for the address of each MX; nil: no bounds.
 	Slots *share.Pool
-	// Sessions bound the connections to upstreams; nil: no bounds.
-	Sessions Sessions
 }
 
 // New makes a Dialer.

@@ -268,7 +268,7 @@ func (p *Prober) MX(ctx context.Context, domain string) []Probe {
 // finish ends a conversation and describes it.
 func (p *Prober) finish(ctx context.Context, replies *upstream.Replies, c *Conn, t *Trouble) Probe {
 	if c != nil {
-		defer c.Client.Close() // it may have ended by now
+		defer c.Close()
 	}
 	if t != nil {
 		if c != nil {

@@ -121,10 +121,10 @@ const OfBudget = "waits for the budget of upstream "
 
 // session counts a connection to an upstream in.
 func (d *Dialer) session(ctx context.Context, up *upstream.Account) (leave func(), t *Trouble) {
-	if d.Sessions == nil || up.Budget == "" {
+	if d.cfg.Sessions == nil || up.Budget == "" {
 		return func() {}, nil
 	}
-	leave, wait := d.Sessions.Session(ctx, budget.Ask{Upstream: up.Name, Setting: up.Budget})
+	leave, wait := d.cfg.Sessions.Session(ctx, budget.Ask{Upstream: up.Name, Setting: up.Budget})
 	if wait != nil {
 		return nil, &Trouble{Reply: smtp.Temporary(451, 4, 5, OfBudget+wait.Why), Err: errCrowded, Crowded: true, Wait: wait}
 	}

@@ -159,8 +159,9 @@ func New(cfg Config) *Engine {
 	}
 	e.bounds.Store(&Bounds{cfg.Connections, cfg.MXConnections, cfg.PerConnection, cfg.IdleTime, cfg.Memory})
 	e.turned.Store(time.Now().UnixNano())
+	cfg.Connect.Sessions = cfg.Budgets
 	e.dialer = connect.New(cfg.Connect)
-	e.dialer.Slots, e.dialer.Sessions = e.slots, cfg.Budgets
+	e.dialer.Slots = e.slots
 	e.work, e.endWork = context.WithCancel(context.Background())
 	e.hard, e.cut = context.WithCancel(context.Background())
 	return e

@@ -68,7 +68,9 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 	}
 	budgets := budget.New(budget.Config{DB: pool, Epoch: n.queue.Epoch, Log: n.Log})
 	cfg.Budgets = budgets
-	breakers := n.breakers(pool, accounts, connect.NewProber(cfg.Connect))
+	probing := cfg.Connect
+	probing.Sessions = budgets
+	breakers := n.breakers(pool, accounts, connect.NewProber(probing))
 	cfg.Breakers = breakers
 	return &back{
 		node: n, tokens: tokens, breakers: breakers, budgets: budgets, secrets: &secrets{node: n, store: accounts},
