@@ -143,11 +143,15 @@ func (w *worker) conclude(j *job, t *transaction) *job {
 	e := w.d.e
 	outcomes := classify(t.facts, j.rcpts, t.res, w.judging(j))
 	t.spareWithheld(outcomes)
-	if t.res.Err != nil {
+	switch {
+	case t.res.Err == nil:
+		w.d.succeeded(j.user())
+	case !t.cutShort():
 		reply, ours := troubleReply(t.res)
 		w.d.brokeOff(&trouble{reply: reply, said: !ours, err: t.res.Err, host: t.facts.RemoteMTA, addr: t.facts.RemoteIP, tls: t.facts.TLS}, j.user())
-	} else {
-		w.d.succeeded(j.user())
+	}
+	if n := t.room(); n > 0 {
+		t.conn.client.LimitRcpts(n)
 	}
 	if rest := t.further(j, outcomes); len(rest) > 0 {
 		e.settleBut(j, outcomes, rest)

@@ -168,9 +168,11 @@ func acceptedBefore(res *smtp.Result, i int) bool {
 // further lists the recipients that get another transaction immediately, over the same
 // connection: those that were too many where others were delivered, and those that the
 // server's limits kept out of this one. Their number falls each time, so this ends. Where
-// all were deferred, the next host may take all of them.
+// all were deferred, the next host may take all of them. Some servers refuse DATA because of
+// those that were too many (Exim: recipients_max_reject); then all follow, fewer at a time.
 func (t *transaction) further(j *job, outcomes []queue.Outcome) []queue.Recipient {
-	delivered, putOff := false, false
+	anew := t.refusedAsTooMany()
+	delivered, putOff := anew, false
 	for i := range outcomes {
 		if outcomes[i].Result == queue.Delivered {
 			delivered = true
@@ -184,14 +186,48 @@ func (t *transaction) further(j *job, outcomes []queue.Outcome) []queue.Recipien
 	}
 	var rest []queue.Recipient
 	for i := range outcomes {
-		if t.res.Withheld(i) || delivered && judge(t.replies, &t.res, i).InAnother() {
+		if t.res.Withheld(i) || delivered && judge(t.replies, &t.res, i).InAnother() || anew && t.res.Stages[i] == smtp.StageData {
 			rest = append(rest, j.rcpts[i])
 		}
 	}
-	if len(rest) == len(outcomes) {
+	if len(rest) == len(outcomes) && !anew {
 		return nil
 	}
 	return rest
+}
+
+// refusedAsTooMany reports that DATA was refused after some recipients had been too many.
+func (t *transaction) refusedAsTooMany() bool {
+	tooMany, refused := false, false
+	for i := range t.res.Replies {
+		tooMany = tooMany || judge(t.replies, &t.res, i).InAnother()
+		refused = refused || t.res.Stages[i] == smtp.StageData && t.res.Replies[i].IsPermanent()
+	}
+	return tooMany && refused && t.res.Err == nil
+}
+
+// room is how many recipients the server takes in a transaction, when it has just accepted so
+// many and wanted all after them in another one; else 0. Where it was only one, that
+// one's mailbox may be full.
+func (t *transaction) room() (accepted int) {
+	tooMany := 0
+	for i := range t.res.Replies {
+		stage := t.res.Stages[i]
+		switch {
+		case t.res.Withheld(i):
+		case judge(t.replies, &t.res, i).InAnother():
+			tooMany++
+		case stage != smtp.StageData && stage != smtp.StageDot:
+		case tooMany > 0:
+			return 0
+		default:
+			accepted++
+		}
+	}
+	if tooMany == 0 || tooMany == 1 && !t.refusedAsTooMany() {
+		return 0
+	}
+	return accepted
 }
 
 // inWords is where a conversation broke off, for the text of a made-up reply.

@@ -251,3 +251,160 @@ func TestP06LostBeforeTheRest(t *testing.T) {
 		t.Errorf("the recipient that was never named: %+v", o)
 	}
 }
+
+// tooManyAt starts a server that takes two recipients in a transaction and says so only at RCPT;
+// with refuses it does not take the message for those two either (Exim: recipients_max_reject).
+func tooManyAt(t *testing.T, said string, refuses bool) *smtptest.Server {
+	t.Helper()
+	server := smtptest.Start(t, smtptest.Config{Extensions: []string{"PIPELINING"}})
+	var mu sync.Mutex
+	over := map[int]bool{}
+	server.On(smtptest.PhaseMail, func(s smtptest.Session) smtptest.Action {
+		mu.Lock()
+		defer mu.Unlock()
+		over[s.Conn] = false
+		return smtptest.Action{}
+	})
+	server.On(smtptest.PhaseRcpt, func(s smtptest.Session) smtptest.Action {
+		mu.Lock()
+		defer mu.Unlock()
+		if len(s.Rcpts) < 2 {
+			return smtptest.Action{}
+		}
+		over[s.Conn] = true
+		return smtptest.Reply(said)
+	})
+	server.On(smtptest.PhaseData, func(s smtptest.Session) smtptest.Action {
+		mu.Lock()
+		defer mu.Unlock()
+		if refuses && over[s.Conn] {
+			return smtptest.Reply("554 Too many recipients")
+		}
+		return smtptest.Action{}
+	})
+	return server
+}
+
+// TestP07Learned: how many recipients fit into a transaction is heard once on a connection. Those
+// beyond follow without being refused again, and so do those of the next message.
+func TestP07Learned(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		said            string
+		refuses         bool
+		rcpts           int
+		mails, commands int // MAIL and RCPT, for two messages
+	}{
+		{"452 4.5.3 Error: too many recipients", false, 5, 3 + 3, 5 + 2 + 1 + 5},
+		{"452 too many recipients", false, 5, 3 + 3, 5 + 2 + 1 + 5},
+		{"552 too many recipients", true, 5, 4 + 3, 5 + 5 + 5},
+		{"552 too many recipients", true, 3, 3 + 2, 3 + 3 + 3},
+		{"452 full, perhaps", false, 3, 2 + 2, 3 + 1 + 3 + 1}, // a single one teaches nothing
+	}
+	for _, test := range tests {
+		t.Run(fmt.Sprint(test.said, " ", test.rcpts), func(t *testing.T) {
+			t.Parallel()
+			server := tooManyAt(t, test.said, test.refuses)
+			q := newFakeQueue()
+			up := upstreamAt(server)
+			up.MaxConnections = 1
+			e := startEngine(t, q, Config{Routes: routes{def: up}})
+			for ended := 0; ended < 2*test.rcpts; {
+				var to []string
+				for n := range test.rcpts {
+					to = append(to, fmt.Sprintf("r%d@one.test", n))
+				}
+				d := message(t, to...)
+				e.Take(d)
+				ended += test.rcpts
+				q.waitEnded(t, ended)
+				for n := range to {
+					if o := q.outcome(t, d, n); o.Result != queue.Delivered {
+						t.Errorf("%s: %s %v", to[n], o.Result, o.Reply)
+					}
+				}
+			}
+			mails, commands := server.Reached(smtptest.PhaseMail), server.Reached(smtptest.PhaseRcpt)
+			if mails != test.mails || commands != test.commands || server.Conns() != 1 {
+				t.Errorf("%d MAIL and %d RCPT over %d connections, want %d and %d over one", mails, commands, server.Conns(), test.mails, test.commands)
+			}
+		})
+	}
+}
+
+// hardOn starts a server that hangs up after two recipients that it refused on a connection
+// (Postfix: smtpd_hard_error_limit). What it says to them is for the test.
+func hardOn(t *testing.T, refusal string) *smtptest.Server {
+	t.Helper()
+	server := smtptest.Start(t, smtptest.Config{Extensions: []string{"PIPELINING"}})
+	var mu sync.Mutex
+	refused := map[int]int{}
+	hangsUp := smtptest.Then(smtptest.Reply("421 4.7.0 Error: too many errors"), smtptest.Close())
+	server.On(smtptest.PhaseRcpt, func(s smtptest.Session) smtptest.Action {
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case refused[s.Conn] == 2:
+			return hangsUp
+		case strings.Contains(s.Command, "no"):
+			refused[s.Conn]++
+			return smtptest.Reply(refusal)
+		}
+		return smtptest.Action{}
+	})
+	server.On(smtptest.PhaseData, func(s smtptest.Session) smtptest.Action {
+		mu.Lock()
+		defer mu.Unlock()
+		if refused[s.Conn] == 2 {
+			return hangsUp
+		}
+		return smtptest.Action{}
+	})
+	return server
+}
+
+// TestP07CutShort: a server that hangs up after too many refusals has answered those; the others
+// are named over a new connection immediately, and the server is in no trouble.
+func TestP07CutShort(t *testing.T) {
+	t.Parallel()
+	to := []string{"a@one.test", "no0@one.test", "b@one.test", "no1@one.test", "c@one.test", "no2@one.test", "no3@one.test", "no4@one.test", "d@one.test"}
+	tests := []struct {
+		refusal  string
+		refused  queue.Result
+		accepted queue.Result
+		conns    int
+	}{
+		{"550 5.1.1 unknown", queue.Failed, queue.Delivered, 3},
+		{"450 4.2.0 greylisted", queue.Deferred, queue.Delivered, 3},
+		{"450 4.7.1 Error: too many recipients from 127.0.0.1", queue.Deferred, queue.Deferred, 1},
+	}
+	for _, test := range tests {
+		t.Run(test.refusal, func(t *testing.T) {
+			t.Parallel()
+			server := hardOn(t, test.refusal)
+			q := newFakeQueue()
+			up := upstreamAt(server)
+			e := startEngine(t, q, Config{Routes: routes{def: up}})
+			d := message(t, to...)
+			e.Take(d)
+			q.waitEnded(t, len(to))
+			for n := range to {
+				want := test.accepted
+				if strings.HasPrefix(to[n], "no") {
+					want = test.refused
+				}
+				if o := q.outcome(t, d, n); o.Result != want {
+					t.Errorf("%s: %s %v, want %s", to[n], o.Result, o.Reply, want)
+				}
+			}
+			if server.Conns() != test.conns {
+				t.Errorf("%d connections, want %d", server.Conns(), test.conns)
+			}
+			if test.conns > 1 {
+				if d := e.known(queue.Way("sink", "")); d.broken != 0 || d.limit != d.most {
+					t.Errorf("%d conversations broke off, %d of %d connections are left", d.broken, d.limit, d.most)
+				}
+			}
+		})
+	}
+}

@@ -26,12 +26,32 @@ func (t *transaction) lost() bool {
 		(stage.Reply.IsZero() || stage.Reply.Code == 421)
 }
 
+// cutShort reports that the server ended the conversation after it had refused some recipients:
+// it does so after too many errors (Postfix: smtpd_hard_error_limit). That is about those
+// recipients, and the others only have to be named again.
+func (t *transaction) cutShort() bool {
+	refused := false
+	for i, reply := range t.res.Replies {
+		if t.res.Stages[i] == smtp.StageRcpt && complete(reply) && reply.Code != 421 {
+			if !judge(t.replies, &t.res, i).Scope.OfMail() {
+				return false
+			}
+			refused = refused || !t.goesOn(i)
+		}
+	}
+	return refused && t.lost()
+}
+
 // mayBeginAnew reports that the message may be sent once more on a new connection
 // without an attempt being counted: a server that is restarted in the middle of a
-// transaction is back within seconds. Its 421 on a new connection is a refusal.
+// transaction is back within seconds. Its 421 on a new connection is a refusal, unless it has cut
+// the transaction short: its recipients are fewer each time, so this ends.
 func (t *transaction) mayBeginAnew(j *job) bool {
 	var stage *smtp.StageError
-	return !j.again && !j.hasNext() && t.lost() && errors.As(t.res.Err, &stage) && (t.used || stage.Reply.IsZero())
+	if j.hasNext() || !t.lost() || !errors.As(t.res.Err, &stage) {
+		return false
+	}
+	return t.cutShort() && !j.exhausted() || !j.again && (t.used || stage.Reply.IsZero())
 }
 
 // onward is the walk over the hosts that come next. Other addresses of the same host help
