@@ -143,10 +143,9 @@ func (w *worker) conclude(j *job, t *transaction) *job {
 	e := w.d.e
 	outcomes := classify(t.facts, j.rcpts, t.res, w.judging(j))
 	t.spareWithheld(outcomes)
-	switch {
-	case t.res.Err == nil:
+	if t.res.Err == nil {
 		w.d.succeeded(j.user())
-	case !t.cutShort():
+	} else if cut, _ := t.cutShort(); !cut {
 		reply, ours := troubleReply(t.res)
 		w.d.brokeOff(&trouble{reply: reply, said: !ours, err: t.res.Err, host: t.facts.RemoteMTA, addr: t.facts.RemoteIP, tls: t.facts.TLS}, j.user())
 	}
@@ -193,11 +192,14 @@ func (w *worker) waitForOthers(j *job, outcomes []queue.Outcome, t *trouble) {
 }
 
 // spareWithheld counts no attempt for recipients that were not sent to the server because of
-// its limit.
+// its limit. They come back soon, unless they wait for what others have met.
 func (t *transaction) spareWithheld(outcomes []queue.Outcome) {
 	for i := range outcomes {
 		if t.res.Withheld(i) && outcomes[i].Result == queue.Deferred {
-			outcomes[i].NotAnAttempt, outcomes[i].RetryIn = true, turnedAwayWait
+			outcomes[i].NotAnAttempt = true
+			if outcomes[i].Scope == "" {
+				outcomes[i].RetryIn = turnedAwayWait
+			}
 		}
 	}
 }

@@ -27,7 +27,7 @@ type judging struct {
 // previous attempt ended with the same one.
 func classify(facts queue.Outcome, rcpts []queue.Recipient, res smtp.Result, by judging) []queue.Outcome {
 	outcomes := make([]queue.Outcome, len(rcpts))
-	interruption := interruptionIn(res)
+	interruption, account := interruptionIn(res), accountRefused(by.replies, &res)
 	for i := range rcpts {
 		o := &outcomes[i]
 		*o = facts
@@ -44,6 +44,9 @@ func classify(facts queue.Outcome, rcpts []queue.Recipient, res smtp.Result, by 
 			if !interruption.IsZero() && interruption.Code == rcpts[i].LastCode && rcpts[i].LastMidText {
 				v = by.replies.Classify(upstream.StageData, interruption)
 			}
+		}
+		if account != nil && (res.Withheld(i) || o.Reply.Code == 421 || v.InAnother()) {
+			v = *account
 		}
 		by.conclude(o, rcpts[i].Attempts, v)
 		if o.Result == queue.Delivered {
@@ -91,6 +94,20 @@ func judge(replies *upstream.Replies, res *smtp.Result, i int) upstream.Verdict 
 		v.Result = upstream.Never
 	}
 	return v
+}
+
+// accountRefused is what a refusal at RCPT means that concerns the account or the sender: those
+// whose turn did not come would have heard the same. nil: there was none.
+func accountRefused(replies *upstream.Replies, res *smtp.Result) *upstream.Verdict {
+	for i, stage := range res.Stages {
+		if stage != smtp.StageRcpt || res.Replies[i].Code == 421 {
+			continue
+		}
+		if v := judge(replies, res, i); v.Scope.OfAccount() {
+			return &v
+		}
+	}
+	return nil
 }
 
 // isOurReply reports that recipient i was not named to the server: its reply is made up.
@@ -181,7 +198,7 @@ func (t *transaction) further(j *job, outcomes []queue.Outcome) []queue.Recipien
 		}
 	}
 	next := t.onward(j)
-	if t.res.Err != nil || !delivered && putOff && next.hasNext() {
+	if t.res.Err != nil || !delivered && putOff && next.hasNext() || accountRefused(t.replies, &t.res) != nil {
 		return nil
 	}
 	var rest []queue.Recipient

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -363,6 +364,55 @@ func hardOn(t *testing.T, refusal string) *smtptest.Server {
 	return server
 }
 
+// TestP07RateAtRcpt: a rate that ends amid the recipients concerns those too that were not named
+// yet: they wait as long, and are not named in vain.
+func TestP07RateAtRcpt(t *testing.T) {
+	t.Parallel()
+	server := smtptest.Start(t, smtptest.Config{Extensions: []string{"PIPELINING", "LIMITS RCPTMAX=3"}})
+	said := []smtptest.Action{{}, smtptest.Reply("452 4.5.3 Error: too many recipients"), smtptest.Reply("450 4.7.1 Error: too many recipients from 127.0.0.1")}
+	server.On(smtptest.PhaseRcpt, func(s smtptest.Session) smtptest.Action { return said[s.Rcpt] })
+	q := newFakeQueue()
+	e := startEngine(t, q, Config{Routes: routes{def: upstreamAt(server)}})
+	d := message(t, "a@one.test", "b@one.test", "c@one.test", "d@one.test")
+	e.Take(d)
+	q.waitEnded(t, 4)
+	if o := q.outcome(t, d, 0); o.Result != queue.Delivered {
+		t.Errorf("%+v", o)
+	}
+	for n := 1; n < 4; n++ {
+		o := q.outcome(t, d, n)
+		if o.Result != queue.Deferred || o.Scope != "account" || o.RetryIn < 30*time.Second || o.RetryIn > 2*time.Minute || o.NotAnAttempt != (n > 2) {
+			t.Errorf("recipient %d: %+v", n, o)
+		}
+	}
+	if n := server.Reached(smtptest.PhaseMail); n != 1 {
+		t.Errorf("%d MAIL, want 1", n)
+	}
+}
+
+// TestP07MailAndHangUp: what was sent behind a refused MAIL is an error to some servers, after
+// which they hang up. The refusal stands, and is not provoked again over a new connection.
+func TestP07MailAndHangUp(t *testing.T) {
+	t.Parallel()
+	server := smtptest.Start(t, smtptest.Config{Extensions: []string{"PIPELINING"}})
+	q := newFakeQueue()
+	e := startEngine(t, q, Config{Routes: routes{def: upstreamAt(server)}})
+	first := message(t, "a@one.test")
+	e.Take(first)
+	q.waitEnded(t, 1)
+	server.On(smtptest.PhaseMail, reply("450 4.7.1 Error: too much mail from 127.0.0.1"))
+	server.On(smtptest.PhaseRcpt, smtptest.Always(smtptest.Then(smtptest.Reply("421 4.7.0 Error: too many errors"), smtptest.Close())))
+	d := message(t, "a@one.test")
+	e.Take(d)
+	q.waitEnded(t, 2)
+	if o := q.outcome(t, d, 0); o.Result != queue.Deferred || o.Reply.Code != 450 || o.Scope != "account" || o.RetryIn > 2*time.Minute {
+		t.Errorf("%+v", o)
+	}
+	if d := e.known(queue.Way("sink", "")); server.Conns() != 1 || d.broken != 0 {
+		t.Errorf("%d connections, %d conversations broke off", server.Conns(), d.broken)
+	}
+}
+
 // TestP07CutShort: a server that hangs up after too many refusals has answered those; the others
 // are named over a new connection immediately, and the server is in no trouble.
 func TestP07CutShort(t *testing.T) {
@@ -393,17 +443,19 @@ func TestP07CutShort(t *testing.T) {
 				if strings.HasPrefix(to[n], "no") {
 					want = test.refused
 				}
-				if o := q.outcome(t, d, n); o.Result != want {
+				o := q.outcome(t, d, n)
+				if o.Result != want {
 					t.Errorf("%s: %s %v, want %s", to[n], o.Result, o.Reply, want)
+				}
+				if ofAccount := test.accepted == queue.Deferred; ofAccount != (o.Scope == "account") {
+					t.Errorf("%s: %v concerns %q", to[n], o.Reply, o.Scope)
 				}
 			}
 			if server.Conns() != test.conns {
 				t.Errorf("%d connections, want %d", server.Conns(), test.conns)
 			}
-			if test.conns > 1 {
-				if d := e.known(queue.Way("sink", "")); d.broken != 0 || d.limit != d.most {
-					t.Errorf("%d conversations broke off, %d of %d connections are left", d.broken, d.limit, d.most)
-				}
+			if d := e.known(queue.Way("sink", "")); d.broken != 0 || d.limit != d.most {
+				t.Errorf("%d conversations broke off, %d of %d connections are left", d.broken, d.limit, d.most)
 			}
 		})
 	}
