@@ -460,3 +460,50 @@ func TestP07CutShort(t *testing.T) {
 		})
 	}
 }
+
+// TestTooManyConnections: the server says so before any other conversation has come past its
+// greeting. It was not in trouble: those go on, and no mail waits.
+func TestTooManyConnections(t *testing.T) {
+	t.Parallel()
+	const most, admitted = 6, 2
+	server := smtptest.Start(t, smtptest.Config{})
+	refused := make(chan struct{})
+	server.On(smtptest.PhaseBanner, func(s smtptest.Session) smtptest.Action {
+		if s.Conn <= admitted {
+			return smtptest.Action{}
+		}
+		return smtptest.Then(smtptest.Reply("421 Too many concurrent SMTP connections"), smtptest.Close())
+	})
+	server.On(smtptest.PhaseHello, smtptest.Always(smtptest.Then(smtptest.StallUntil(refused), smtptest.Normal())))
+	q := newFakeQueue()
+	up := upstreamAt(server)
+	up.MaxConnections = most
+	e := startEngine(t, q, Config{Routes: routes{def: up}})
+	var list []*queue.Delivery
+	for range 2 * most {
+		list = append(list, message(t, "a@one.test"))
+		e.Take(list[len(list)-1])
+	}
+	limit := func() int {
+		d := e.known(queue.Way("sink", ""))
+		if d == nil {
+			return most
+		}
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return d.limit
+	}
+	for until := time.Now().Add(patience); limit() == most && time.Now().Before(until); {
+		time.Sleep(time.Millisecond) // nobody signals it
+	}
+	close(refused)
+	q.waitEnded(t, len(list))
+	for _, d := range list {
+		if o := q.outcome(t, d, 0); o.Result != queue.Delivered {
+			t.Errorf("%+v", o)
+		}
+	}
+	if server.Conns() > most {
+		t.Errorf("%d connections, want %d at most", server.Conns(), most)
+	}
+}
