@@ -53,11 +53,7 @@ func TestForeignUpstreams(t *testing.T) {
 	messages := 30
 	if os.Getenv("POSTERN_LONG") == "1" {
 		messages = 1000
-		rate := "defer\\n ratelimit = 1500 / 1m / per_mail / strict\\n message = 450 4.7.1 Too fast\\naccept\\n"
-		slow := eximLimits("false")
-		slow["acl_smtp_mail"] = `"` + rate + `"`
 		servers["Exim in parts"] = foreign{peers.StartExim, eximLimits("false"), 20, false}
-		servers["Exim, rate"] = foreign{peers.StartExim, slow, 20, true}
 		servers["Postfix, messages"] = foreign{peers.StartPostfix, postfixLimits("smtpd_client_message_rate_limit", 1500), 20, true}
 		servers["Postfix, recipients"] = foreign{peers.StartPostfix, postfixLimits("smtpd_client_recipient_rate_limit", 30000), 20, true}
 	}
