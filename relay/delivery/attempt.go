@@ -144,11 +144,14 @@ func (w *worker) conclude(j *job, t *transaction) *job {
 	e := w.d.e
 	outcomes := classify(t.facts, j.rcpts, t.res, w.judging(j))
 	t.spareWithheld(outcomes)
-	if t.res.Err != nil {
+	if t.res.Err == nil {
+		w.d.succeeded(j.user())
+	} else if cut, _ := t.cutShort(); !cut {
 		reply, ours := troubleReply(t.res)
 		w.d.brokeOff(&trouble{Trouble: connect.Trouble{Reply: reply, Said: !ours, Err: t.res.Err, Host: t.facts.RemoteMTA, Addr: t.facts.RemoteIP, TLS: t.facts.TLS}}, j.user())
-	} else {
-		w.d.succeeded(j.user())
+	}
+	if n := t.room(); n > 0 {
+		t.conn.Client.LimitRcpts(n)
 	}
 	w.d.judge(j, t, outcomes)
 	if rest := t.further(j, outcomes); len(rest) > 0 {
@@ -191,11 +194,14 @@ func (w *worker) waitForOthers(j *job, outcomes []queue.Outcome, t *trouble) {
 }
 
 // spareWithheld counts no attempt for recipients that were not sent to the server because of
-// its limit.
+// its limit. They come back soon, unless they wait for what others have met.
 func (t *transaction) spareWithheld(outcomes []queue.Outcome) {
 	for i := range outcomes {
 		if t.res.Withheld(i) && outcomes[i].Result == queue.Deferred {
-			outcomes[i].NotAnAttempt, outcomes[i].RetryIn = true, turnedAwayWait
+			outcomes[i].NotAnAttempt = true
+			if outcomes[i].Scope == "" {
+				outcomes[i].RetryIn = turnedAwayWait
+			}
 		}
 	}
 }

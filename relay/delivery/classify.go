@@ -27,7 +27,7 @@ type judging struct {
 // previous attempt ended with the same one.
 func classify(facts queue.Outcome, rcpts []queue.Recipient, res smtp.Result, by judging) []queue.Outcome {
 	outcomes := make([]queue.Outcome, len(rcpts))
-	interruption := interruptionIn(res)
+	interruption, account := interruptionIn(res), accountRefused(by.replies, &res)
 	for i := range rcpts {
 		o := &outcomes[i]
 		*o = facts
@@ -44,6 +44,9 @@ func classify(facts queue.Outcome, rcpts []queue.Recipient, res smtp.Result, by 
 			if !interruption.IsZero() && interruption.Code == rcpts[i].LastCode && rcpts[i].LastMidText {
 				v = by.replies.Classify(upstream.StageData, interruption)
 			}
+		}
+		if account != nil && (res.Withheld(i) || o.Reply.Code == 421 || v.InAnother()) {
+			v = *account
 		}
 		by.conclude(o, rcpts[i].Attempts, v)
 		if o.Result == queue.Delivered {
@@ -88,6 +91,20 @@ func judge(replies *upstream.Replies, res *smtp.Result, i int) upstream.Verdict 
 		v.Result = upstream.Never
 	}
 	return v
+}
+
+// accountRefused is what a refusal at RCPT means that concerns the account or the sender: those
+// whose turn did not come would have heard the same. nil: there was none.
+func accountRefused(replies *upstream.Replies, res *smtp.Result) *upstream.Verdict {
+	for i, stage := range res.Stages {
+		if stage != smtp.StageRcpt || res.Replies[i].Code == 421 {
+			continue
+		}
+		if v := judge(replies, res, i); v.Scope.OfAccount() {
+			return &v
+		}
+	}
+	return nil
 }
 
 // isOurReply reports that recipient i was not named to the server: its reply is made up.
@@ -146,9 +163,11 @@ func acceptedBefore(res *smtp.Result, i int) bool {
 // further lists the recipients that get another transaction immediately, over the same
 // connection: those that were too many where others were delivered, and those that the
 // server's limits kept out of this one. Their number falls each time, so this ends. Where
-// all were deferred, the next host may take all of them.
+// all were deferred, the next host may take all of them. Some servers refuse DATA because of
+// those that were too many (Exim: recipients_max_reject); then all follow, fewer at a time.
 func (t *transaction) further(j *job, outcomes []queue.Outcome) []queue.Recipient {
-	delivered, putOff := false, false
+	anew := t.refusedAsTooMany()
+	delivered, putOff := anew, false
 	for i := range outcomes {
 		if outcomes[i].Result == queue.Delivered {
 			delivered = true
@@ -157,19 +176,53 @@ func (t *transaction) further(j *job, outcomes []queue.Outcome) []queue.Recipien
 		}
 	}
 	next := t.onward(j)
-	if t.res.Err != nil || !delivered && putOff && next.HasNext() {
+	if t.res.Err != nil || !delivered && putOff && next.HasNext() || accountRefused(t.replies, &t.res) != nil {
 		return nil
 	}
 	var rest []queue.Recipient
 	for i := range outcomes {
-		if t.res.Withheld(i) || delivered && judge(t.replies, &t.res, i).InAnother() {
+		if t.res.Withheld(i) || delivered && judge(t.replies, &t.res, i).InAnother() || anew && t.res.Stages[i] == smtp.StageData {
 			rest = append(rest, j.rcpts[i])
 		}
 	}
-	if len(rest) == len(outcomes) {
+	if len(rest) == len(outcomes) && !anew {
 		return nil
 	}
 	return rest
+}
+
+// refusedAsTooMany reports that DATA was refused after some recipients had been too many.
+func (t *transaction) refusedAsTooMany() bool {
+	tooMany, refused := false, false
+	for i := range t.res.Replies {
+		tooMany = tooMany || judge(t.replies, &t.res, i).InAnother()
+		refused = refused || t.res.Stages[i] == smtp.StageData && t.res.Replies[i].IsPermanent()
+	}
+	return tooMany && refused && t.res.Err == nil
+}
+
+// room is how many recipients the server takes in a transaction, when it has just accepted so
+// many and wanted all after them in another one; else 0. Where it was only one, that
+// one's mailbox may be full.
+func (t *transaction) room() (accepted int) {
+	tooMany := 0
+	for i := range t.res.Replies {
+		stage := t.res.Stages[i]
+		switch {
+		case t.res.Withheld(i):
+		case judge(t.replies, &t.res, i).InAnother():
+			tooMany++
+		case stage != smtp.StageData && stage != smtp.StageDot:
+		case tooMany > 0:
+			return 0
+		default:
+			accepted++
+		}
+	}
+	if tooMany == 0 || tooMany == 1 && !t.refusedAsTooMany() {
+		return 0
+	}
+	return accepted
 }
 
 // troubleReply is the reply of a recipient for whom the server gave none: its reply about

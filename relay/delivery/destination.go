@@ -564,9 +564,9 @@ func (d *destination) connectFailed(t *trouble, since int) {
 		}
 		return
 	case d.e.closing.Load():
-	case d.live > 0:
-		// Other conversations with it go on: we had too many.
-		d.limit = max(1, min(d.limit-1, d.live))
+	case d.live > 0 || t.Said && t.Reply.Code == 421 && d.talking() > 1:
+		// Other conversations with it go on, or are about to begin: we had too many.
+		d.limit = max(1, min(d.limit, d.talking())-1)
 		pause := refusedPause
 		if t.Said {
 			pause = growPause
@@ -579,6 +579,10 @@ func (d *destination) connectFailed(t *trouble, since int) {
 	d.mu.Unlock()
 	d.giveUp(victims, t)
 }
+
+// talking is how many connections are open or being made, with the one that has just failed.
+// mu is held.
+func (d *destination) talking() int { return d.workers - len(d.seeking) }
 
 // leaveAlone pauses or suspends the destination and returns the jobs that do not wait for its
 // return: during a pause those that have a next way. mu is held.

@@ -27,12 +27,35 @@ func (t *transaction) lost() bool {
 		(stage.Reply.IsZero() || stage.Reply.Code == 421)
 }
 
+// cutShort reports that the server ended the conversation after it had refused something: it does
+// so after too many errors (Postfix: smtpd_hard_error_limit), among which it counts commands that
+// were sent behind a refused MAIL. The others may be named again over a new connection if a
+// recipient is settled, so that they are fewer each time, and only mail was at fault.
+func (t *transaction) cutShort() (cut, again bool) {
+	settled, left := false, false
+	for i, reply := range t.res.Replies {
+		if !complete(reply) || reply.Code == 421 || t.res.Withheld(i) {
+			left = true
+			continue
+		}
+		cut = t.lost()
+		settled = settled || !t.goesOn(i)
+	}
+	return cut, cut && settled && left && accountRefused(t.replies, &t.res) == nil
+}
+
 // mayBeginAnew reports that the message may be sent once more on a new connection
 // without an attempt being counted: a server that is restarted in the middle of a
 // transaction is back within seconds. Its 421 on a new connection is a refusal.
 func (t *transaction) mayBeginAnew(j *job) bool {
 	var stage *smtp.StageError
-	return !j.again && !j.hasNext() && t.lost() && errors.As(t.res.Err, &stage) && (t.used || stage.Reply.IsZero())
+	if j.hasNext() || !t.lost() || !errors.As(t.res.Err, &stage) {
+		return false
+	}
+	if cut, again := t.cutShort(); cut {
+		return again && !j.Exhausted()
+	}
+	return !j.again && (t.used || stage.Reply.IsZero())
 }
 
 // onward is the walk over the hosts that come next. Other addresses of the same host help
@@ -112,7 +135,7 @@ func (t *transaction) leaves(i int, o *queue.Outcome) bool {
 	reply, stage := t.res.Replies[i], t.res.Stages[i]
 	switch {
 	case t.res.Withheld(i):
-		return false
+		return accountRefused(t.replies, &t.res) != nil
 	case complete(reply) && stage == smtp.StageHello:
 		return true
 	case o.Result != queue.Deferred:
