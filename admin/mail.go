@@ -51,7 +51,7 @@ var (
 	stages     = words("mail rcpt body dot")
 	rules      = words("sender header size recipients limit")
 	preambles  = words("bom mbox")
-	kinds      = words("failure delay success")
+	kinds      = words("failure doubt delay success")
 	losses     = words("failed expired cancelled")
 	endings    = words("quit timeout shutdown revoked disconnect disconnect_in_data connection_lost write_failed handshake_failed" +
 		" endless_line early_data message_data_not_finished injection http panic")

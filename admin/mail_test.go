@@ -109,7 +109,7 @@ func TestDocumentedWords(t *testing.T) {
 	for row, want := range map[string]map[string]bool{
 		"`stage` of a refusal": stages, "`reason` of a refusal": reasons, "`reason` of a session's end": endings,
 		"`what` was removed": preambles,
-		"`mechanism`":        mechanisms, "`result` of a login": logins, "`kind`, `sent` of a notice": words("failure delay success yes no"),
+		"`mechanism`":        mechanisms, "`result` of a login": logins, "`kind`, `sent` of a notice": words("failure doubt delay success yes no"),
 		"`reason` of a lost notice": losses,
 	} {
 		_, values, found := strings.Cut(string(page), "\n| "+row+" | ")

@@ -44,7 +44,7 @@ type Overview struct {
 }
 
 type overviewDescs struct {
-	up, recipients, oldest, overdue, nodes, holds, aside, took *prometheus.Desc
+	up, recipients, oldest, overdue, nodes, holds, aside, doubt, took *prometheus.Desc
 }
 
 // NewOverview makes and registers an Overview. Its Close must be called.
@@ -63,6 +63,7 @@ func NewOverview(to prometheus.Registerer, read ReadOverview, log *slog.Logger) 
 		nodes:      desc("postern_nodes", "Nodes that live, by the database."),
 		holds:      desc("postern_holds", "Holds on users and credentials."),
 		aside:      desc("postern_queue_set_aside", "Recipients held because their rows are bad; see docs/operate.md."),
+		doubt:      desc("postern_queue_in_doubt", "Recipients that may have been delivered, by what becomes of them: retry (there) or hold (for a person).", "policy"),
 		took:       desc("postern_queue_read_seconds", "Seconds that the last reading of the queue took."),
 	}}
 	o.ctx, o.cancel = context.WithCancel(context.Background())
@@ -84,7 +85,7 @@ func (o *Overview) Close() {
 // Describe implements prometheus.Collector.
 func (o *Overview) Describe(ch chan<- *prometheus.Desc) {
 	d := o.descs
-	for _, desc := range []*prometheus.Desc{d.up, d.recipients, d.oldest, d.overdue, d.nodes, d.holds, d.aside, d.took} {
+	for _, desc := range []*prometheus.Desc{d.up, d.recipients, d.oldest, d.overdue, d.nodes, d.holds, d.aside, d.doubt, d.took} {
 		ch <- desc
 	}
 }
@@ -113,6 +114,8 @@ func (o *Overview) Collect(ch chan<- prometheus.Metric) {
 	gauge(o.descs.nodes, float64(last.Nodes))
 	gauge(o.descs.holds, float64(last.Holds))
 	gauge(o.descs.aside, float64(last.Aside))
+	gauge(o.descs.doubt, float64(last.Retried), "retry")
+	gauge(o.descs.doubt, float64(last.Doubted), "hold")
 	gauge(o.descs.took, last.Took.Seconds())
 }
 

@@ -39,7 +39,7 @@ var sample = desk.Overview{
 		{State: desk.StateWaiting, Step: 5, Recipients: 2, Oldest: 50 * time.Hour},
 		{State: desk.StateHeld, Step: 1, Recipients: 1, Oldest: 10 * time.Minute},
 	},
-	Overdue: 3 * time.Second, Nodes: 2, Holds: 1, Aside: 4, Took: 10 * time.Millisecond,
+	Overdue: 3 * time.Second, Nodes: 2, Holds: 1, Aside: 4, Retried: 5, Doubted: 6, Took: 10 * time.Millisecond,
 }
 
 func TestOverviewMetrics(t *testing.T) {
@@ -55,7 +55,7 @@ func overviewMetrics(t *testing.T) {
 		"postern_database_up 1", `postern_queue_recipients{age="5m",state="waiting"} 4`, `postern_queue_recipients{age="older",state="waiting"} 2`,
 		`postern_queue_recipients{age="1d",state="waiting"} 0`, `postern_queue_recipients{age="15m",state="held"} 1`, `postern_queue_recipients{age="5m",state="sending"} 0`,
 		`postern_queue_oldest_seconds{state="waiting"} 180000`, `postern_queue_oldest_seconds{state="failed"} 0`,
-		"postern_queue_overdue_seconds 3", "postern_nodes 2", "postern_holds 1", "postern_queue_set_aside 4", "postern_queue_read_seconds 0.01",
+		"postern_queue_overdue_seconds 3", "postern_nodes 2", "postern_holds 1", "postern_queue_set_aside 4", `postern_queue_in_doubt{policy="retry"} 5`, `postern_queue_in_doubt{policy="hold"} 6`, "postern_queue_read_seconds 0.01",
 	} {
 		if !strings.Contains(page, want+"\n") {
 			t.Errorf("the page lacks %q", want)

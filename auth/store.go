@@ -28,7 +28,8 @@ type User struct {
 	Name           string // canonical
 	Enabled        bool
 	DisabledReason string
-	NoDefaults     bool // exempt from the default limits
+	NoDefaults     bool   // exempt from the default limits
+	InDoubt        string // what becomes of its mail in doubt, of DoubtPolicies; "": as its way says
 	HasPassword    bool
 	Credentials    int       // that work: neither revoked nor expired, the password with them
 	LastUsedAt     time.Time // of any credential; zero: never
@@ -129,7 +130,7 @@ func (s *Store) ListUsers(ctx context.Context, after string, limit int) ([]User,
 // The columns of a user are found by indexes, once for each user returned.
 const (
 	selectUsers = `
-		select u.id, u.name, u.enabled, u.disabled_reason, u.no_limit_defaults, u.created_at, u.updated_at,
+		select u.id, u.name, u.enabled, u.disabled_reason, u.no_limit_defaults, u.in_doubt, u.created_at, u.updated_at,
 		       c.password, c.live, c.used_at,
 		       array(select p.pattern from sender_pattern p where p.user_id = u.id order by p.pattern),
 		       nullif(array(select p.pattern from sender_pattern p where p.user_id = u.id and p.resend order by p.pattern), '{}')
@@ -151,7 +152,7 @@ func (s *Store) query(ctx context.Context, sql string, args ...any) ([]User, err
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (u User, err error) {
 		var used *time.Time
-		err = row.Scan(&u.ID, &u.Name, &u.Enabled, &u.DisabledReason, &u.NoDefaults, &u.CreatedAt, &u.UpdatedAt,
+		err = row.Scan(&u.ID, &u.Name, &u.Enabled, &u.DisabledReason, &u.NoDefaults, &u.InDoubt, &u.CreatedAt, &u.UpdatedAt,
 			&u.HasPassword, &u.Credentials, &used, &u.Senders, &u.Resend)
 		u.LastUsedAt = timeOf(used)
 		return u, err

@@ -12,7 +12,7 @@ import (
 
 // TestA6Timing measures 2,000 interleaved failures of each kind, five minutes of
 // hashing, and so runs only when POSTERN_LONG is set. The median times may differ by
-// max(2 ms, 3 %). TestA6OnePathForEveryFailure shows in every run that the work is the same.
+// max(2 ms, 3%). TestA6OnePathForEveryFailure shows in every run that the work is the same.
 func TestA6Timing(t *testing.T) {
 	if os.Getenv("POSTERN_LONG") == "" {
 		return // nothing is left untested silently: see above
@@ -77,7 +77,7 @@ type failure struct {
 }
 
 // compareTimes fails when the median times of interleaved failures of each kind
-// differ by more than max(2 ms, 3 %). The cache is warm with a login that is right.
+// differ by more than max(2 ms, 3%). The cache is warm with a login that is right.
 func compareTimes(t *testing.T, s *Store, rounds int, right words, kinds []failure) {
 	a := NewAuthenticator(s, patient)
 	times := make([][]time.Duration, len(kinds))
@@ -102,7 +102,7 @@ func compareTimes(t *testing.T, s *Store, rounds int, right words, kinds []failu
 	compareMedians(t, names, times)
 }
 
-// compareMedians fails when the medians of times differ by more than max(2 ms, 3 %), and
+// compareMedians fails when the medians of times differ by more than max(2 ms, 3%), and
 // by more than twice what chance and the machine did: the difference between the medians
 // of one kind's even and odd times.
 func compareMedians(t *testing.T, names []string, times [][]time.Duration) {

@@ -15,11 +15,12 @@ create table node (
 	expires_at    timestamptz not null,           -- end of the lease, by this clock
 	superseded_at timestamptz,                    -- a later process of the same name started
 	reaped_at     timestamptz,                    -- dead: ended by itself or by a reaper
+	strict_gate   boolean     not null default false, -- it marks rows before their final dot, and only then
 	name          text        not null
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 -- The view for other packages: their rows of an epoch count while it is in here (sessions,
--- migrations/0003_quota.sql).
-create view live_epoch as select epoch from node where reaped_at is null;
+-- migrations/0003_quota.sql and 0010_budget.sql).
+create view live_epoch as select epoch, name from node where reaped_at is null;
 
 -- The envelope of every accepted message; insert-only, kept as history. The ids are UUIDv7,
 -- so the primary key is also the order of acceptance. utf8 and body_type say what a next hop
@@ -146,12 +147,16 @@ create table recipient (
 	reply_text         text        not null default '',
 	remote_mta         text        not null default '',
 	last_upstream      text        not null default '',    -- of the last attempt, for the queue's listing
-	-- The way whose suspension deferred the row (docs/delivery.md): 'mx ' || domain_key or
-	-- 'upstream ' || name; null for all others. A claim clears it.
+	-- The way whose suspension deferred the row (docs/delivery.md), 'mx ' || domain_key or
+	-- 'upstream ' || name, or the budget that it waits for, 'budget ' or 'sessions ' || name; null for
+	-- all others. A claim clears it.
 	waits_for          text,
 	-- The one way that it may take, an upstream's name or 'mx': a final dot went there, or may have,
 	-- without a complete reply (docs/delivery.md); null for all others.
 	stays_with         text,
+	-- The fate of mail in doubt (docs/delivery.md): it is tried again at stays_with, held for a person,
+	-- or its sender is told; null for all others.
+	doubt              text        check (doubt in ('retry', 'hold', 'notice')),
 	scope              text,                               -- of the last reply, as in the history
 	-- Why the queue itself holds the row; null for all others. A release clears it.
 	set_aside          text,
@@ -180,6 +185,8 @@ create index recipient_user on recipient (user_id, message_id)
 -- "queue release --user", "queue list --state held", and whether a credential's hold still
 -- holds something. Only holds write it.
 create index recipient_held on recipient (user_id, message_id) where held_at is not null;
+-- "queue list --in-doubt", and how much is in doubt. Only lost replies write it.
+create index recipient_doubt on recipient (doubt, message_id) where doubt is not null and state = 'waiting';
 -- Recovered: what is due because its destination is back, the oldest first.
 create index recipient_waits on recipient (waits_for, next_attempt_at) where waits_for is not null and owner is null;
 
@@ -211,7 +218,7 @@ create table history (
 	fenced             boolean     not null default false, -- the epoch had lost the row: recorded, not applied
 	started_at         timestamptz,
 	result             text        not null check (result in ('delivered', 'deferred', 'failed', 'expired', 'unknown',
-	                                                          'noticed', 'retry', 'hold', 'release', 'cancel', 'void')),
+	                                                          'noticed', 'retry', 'hold', 'release', 'cancel', 'resolve', 'resend', 'void')),
 	local              text        not null default '',
 	domain             text        not null default '',
 	reply_enhanced     text        not null default '',
@@ -241,7 +248,7 @@ create table notice (
 	again      boolean     not null, -- not the first of its kind
 	lost_at    timestamptz,
 	told_at    timestamptz,          -- the log and the metrics of some node have the loss
-	kind       text        not null check (kind in ('failure', 'delay', 'success')),
+	kind       text        not null check (kind in ('failure', 'doubt', 'delay', 'success')),
 	lost       text        check (lost in ('failed', 'expired', 'cancelled')), -- ended undelivered, and how
 	check ((lost is null) = (lost_at is null))
 );

@@ -27,12 +27,22 @@ create table upstream (
 	source          text        not null default '', -- our address, '192.0.2.1,2001:db8::1'
 	ip              text        not null default '' check (ip in ('', '4', '6', 'both')),
 	hello           text        not null default '', -- our name in EHLO
+	in_doubt        text        not null default '' check (in_doubt in ('', 'retry', 'hold', 'notice')), -- see doubt_policy; '': retry
+	budget          text        not null default '', -- how much it may be given by all nodes, as relay/upstream/budget reads it
 	paused_at       timestamptz,                     -- its mail waits since
 	created_at      timestamptz not null default now(),
 	check ((username = '') = (password is null)),
 	-- Credentials go only over verified TLS.
 	check (username = '' or tls in ('require', 'implicit'))
 );
+
+-- The fate of a recipient in doubt (column recipient.doubt), for the queue: as its user has it, else as
+-- its way has it. Where nobody can be told (recipient.tell) a person is asked instead.
+create function doubt_policy(user_id bigint, way text, tell integer) returns text language sql stable as $$
+	select case when policy = 'notice' and $3 & 1 = 0 then 'hold' else policy end
+	from (select coalesce((select nullif(u.in_doubt, '') from app_user u where u.id = $1),
+		(select nullif(u.in_doubt, '') from upstream u where u.name = $2), 'retry') as policy) p
+$$;
 
 -- The meanings of an upstream's replies, as an admin has said: before the rows of its preset, in
 -- the order (position, id). Read whole with upstream. The patterns are as relay/upstream

@@ -8,7 +8,7 @@
 //	maillog       one typed function for each mail event
 //	queue         the durable queue in Postgres: accept, own, settle
 //	queue/content the octets of messages, in pieces
-//	queue/desk    its tables for people: list, trace, hold, release, cancel
+//	queue/desk    its tables for people: list, trace, hold, release, cancel, resolve
 //	queue/reserve room on the database's disk, kept for outcomes
 //	anomaly       holds the mail of a user whose account looks stolen
 //	retention     what is kept, and for how long
@@ -19,7 +19,10 @@
 //	keyring       which key seals them, on all nodes
 //	upstream      accounts with the smarthosts
 //	upstream/oauth  access tokens for their accounts, shared by all nodes
+//	upstream/breaker  which of them all nodes leave alone, and for how long
+//	upstream/budget what they may be given, shared by all nodes
 //	route         the rules that choose a recipient's way out
+//	connect       conversations with upstreams and MX, up to where mail can be sent
 //	delivery      sending to upstreams and to MX
 //	bounce        RFC 3464 notices
 //

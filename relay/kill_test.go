@@ -11,7 +11,7 @@ import (
 )
 
 // kills is how often a process is killed in one test: 300 undisturbed kills say
-// that fewer than one in a hundred does harm, at 95 % confidence.
+// that fewer than one in a hundred does harm, at 95% confidence.
 func kills() int {
 	if os.Getenv("POSTERN_LONG") == "1" {
 		return 300

@@ -46,6 +46,7 @@ func busyNode(t *testing.T) *rig.Node {
 	r := rig.New(t, false)
 	sink := rig.NewSink(t, "", 0)
 	r.RouteTo(sink, 5)
+	r.Postern("", "upstream", "set", "sink", "--budget", "messages 10000/m")
 	node := r.Node(rig.NodeConfig{Name: "solo"})
 	load := newLoad(t, r, node)
 	load.Each, load.Pace = 5, 0
@@ -83,7 +84,7 @@ func TestMetrics(t *testing.T) {
 	node := busyNode(t)
 	// On a busy machine the first reading of the queue may come after the first page.
 	awaitPage(t, node.Admin(), "/metrics", "the queue was read", func(_ int, body string) bool {
-		return strings.Contains(body, "\npostern_database_up 1\n")
+		return strings.Contains(body, "\npostern_database_up 1\n") && strings.Contains(body, "\npostern_upstream_budget_waiting")
 	})
 	status, page := scrape(t, node, "/metrics")
 	if status != http.StatusOK {

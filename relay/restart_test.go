@@ -104,6 +104,9 @@ func survive(t *testing.T, u *restarted, rate, restarts int, away []time.Duratio
 	if deferred != 0 || delivered+doubt < load.Ledger.Accepted() {
 		t.Errorf("%d attempts were counted for restarts; %d of %d delivered", deferred, delivered, load.Ledger.Accepted())
 	}
+	if opened := count(t, r, `select count(*) from upstream_breaker`); opened != 0 {
+		t.Error("the restarts have opened the upstream's breaker")
+	}
 	if os.Getenv("POSTERN_LONG") == "1" && waited > 5000 {
 		t.Errorf("a message waited %d ms", waited)
 	}

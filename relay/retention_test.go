@@ -50,9 +50,9 @@ func TestRetentionOfNodes(t *testing.T) {
 }
 
 // count is the number that a query gives.
-func count(t *testing.T, r *rig.Rig, sql string) int {
+func count(t *testing.T, r *rig.Rig, sql string, args ...any) int {
 	t.Helper()
-	n, err := r.Count(t.Context(), sql)
+	n, err := r.Count(t.Context(), sql, args...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -94,7 +94,7 @@ hour; running servers follow within 5 seconds.
 When a sign trips, the user is put on hold and the mail log records it. Mail is
 still accepted, and held: nothing is lost, and the thief learns nothing. See it with
 'postern queue holds' and 'postern queue list --user U'; then let it go with
-'postern queue release --user U', which also starts the count anew, or discard it
+'postern queue release --user U', which also resets the count, or discard it
 with 'postern queue cancel --user U'.`,
 		Example: `  postern anomaly set --first-time-share 0.8 --rejected-share 0.3 --min-recipients 100
   postern anomaly set --new-network-factor off

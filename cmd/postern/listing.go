@@ -20,6 +20,8 @@ type listing[T any] struct {
 	load  func(ctx context.Context, users *accounts, args []string, limit int) ([]T, error)
 	after func(T) string // what stands below the table on a line of its own; "", or nil, for nothing
 
+	below func(ctx context.Context, users *accounts) error // prints what stands below the table; nil for nothing
+
 	limit int                              // the default of --limit; 0: the list is never cut
 	of    string                           // what --limit counts
 	next  func(list []T, limit int) string // flags that list what a cut list leaves out; nil: not said
@@ -73,6 +75,11 @@ func (l listing[T]) command(a *app, cmd *cobra.Command) *cobra.Command {
 				}
 				if text := l.after(one); text != "" {
 					fmt.Fprintln(a.stdout, screen.Printable(text))
+				}
+			}
+			if l.below != nil {
+				if err := l.below(ctx, users); err != nil {
+					return err
 				}
 			}
 			if l.next != nil && len(list) == l.limit {

@@ -9,6 +9,7 @@ import (
 
 	"postern/cmd/postern/screen"
 	"postern/relay/queue/desk"
+	"postern/relay/upstream/breaker"
 )
 
 // operation is one of the verbs that change recipients of the queue.
@@ -20,20 +21,25 @@ type operation struct {
 	all  string // what --all chooses
 	busy bool   // it would concern what is being sent, too
 
+	probe bool // it has the upstreams probed that all nodes leave alone, or the one that is chosen
+
+	doubt, release bool // it concerns only what is in doubt; leaves what is held for that
+
 	// onUser is what the verb does to a whole user, nil for none.
 	onUser func(a *app, ctx context.Context, q *desk.Admin, w whole) error
 }
 
 func (a *app) queueRetryCmd() *cobra.Command {
 	return a.operateCmd(operation{
-		name: "retry", do: (*desk.Admin).Retry, what: "waiting recipient", done: "due now", all: "all waiting mail",
+		name: "retry", do: (*desk.Admin).Retry, what: "waiting recipient", done: "due now", all: "all waiting mail", probe: true,
 	}, &cobra.Command{
 		Short: "try waiting mail now instead of at its next attempt",
 		Long: `Makes waiting recipients due: those of the given messages, those that match all
 filters, or with --all those of the whole queue. A running server takes them up
 immediately; without one they are tried when it starts. Held mail stays held, and mail
 that is being sent is left alone. It is an attempt like any other: when it fails, the
-next one is later than it would have been.`,
+next one is later than it would have been. An upstream that all nodes leave alone is
+probed first; if the probe gets through, its mail goes.`,
 		Example: `  postern queue retry --domain example.net
   postern queue retry --reply '451 4.7' --older-than 1h --dry-run`,
 	})
@@ -62,14 +68,15 @@ held, until 'postern queue release --user' or 'postern queue cancel --user'.`,
 
 func (a *app) queueReleaseCmd() *cobra.Command {
 	return a.operateCmd(operation{
-		name: "release", do: (*desk.Admin).Release, what: "held recipient", done: "released and due now", all: "all held mail",
+		name: "release", do: (*desk.Admin).Release, what: "held recipient", done: "released and due now", all: "all held mail", release: true,
 		onUser: func(a *app, ctx context.Context, q *desk.Admin, w whole) error {
 			return a.endHold(ctx, q, w, "released and due now", (*desk.Admin).Release, (*desk.Admin).ReleaseUser)
 		},
 	}, &cobra.Command{
 		Short: "release held mail, or all held mail of a user",
 		Long: `Releases held recipients: those of the given messages, those that match all filters,
-or with --all those of the whole queue. They are due immediately.
+or with --all those of the whole queue. They are due immediately. Mail that is held because
+it may have been delivered stays: 'postern queue resolve' is for that.
 
 With --user alone the holds of the user and of its credentials end, whoever made
 them, and all its held mail is released. Otherwise single messages of a user who is
@@ -102,14 +109,55 @@ aside because its rows are bad: '--user U --state held' chooses all that is held
 	})
 }
 
+func (a *app) queueResolveCmd() *cobra.Command {
+	var delivered, resend bool
+	cmd := a.operateCmd(operation{
+		name: "resolve", what: "recipient", done: "resolved", all: "all mail in doubt", busy: true, doubt: true,
+		do: func(q *desk.Admin, ctx context.Context, f desk.Filter, dryRun bool) (int, error) {
+			if delivered {
+				return q.ResolveDelivered(ctx, f, dryRun)
+			}
+			return q.ResolveResend(ctx, f, dryRun)
+		},
+	}, &cobra.Command{
+		Short: "say what became of mail that may have been delivered",
+		Long: `Ends the doubt about recipients whose mail may have been delivered, since the connection
+broke before the next server confirmed it: those of the given messages, those that match all
+filters, or with --all those of the whole queue. 'postern queue list --in-doubt' lists them,
+held and waiting. Ask the recipient, or look in that server's log. Then:
+
+  --delivered  it arrived: the recipient is done, and the history names the operator
+  --resend     it did not: it is due now, by any way of its route, as a possible duplicate
+
+Mail that is being sent is left alone.`,
+		Example: `  postern queue resolve 01890000-0000-7000-8000-000000000000 --delivered
+  postern queue resolve 01890000-0000-7000-8000-000000000000 --recipient bob@example.net --resend
+  postern queue resolve --upstream provider --older-than 4h --resend --dry-run`,
+	})
+	cmd.Flags().BoolVar(&delivered, "delivered", false, "it was delivered")
+	cmd.Flags().BoolVar(&resend, "resend", false, "it was not: send it again")
+	run := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if delivered == resend {
+			return usagef("'%s' needs --delivered or --resend", cmd.CommandPath())
+		}
+		return run(cmd, args)
+	}
+	return cmd
+}
+
 // operateCmd completes cmd: the arguments and flags that choose, and the work.
 func (a *app) operateCmd(op operation, cmd *cobra.Command) *cobra.Command {
 	var all, dryRun bool
 	var chosen *selection
-	cmd.Use = op.name + " ID... | FILTERS | --all"
+	cmd.Use = op.name + " ID... [--recipient ADDRESS] | FILTERS | --all"
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ways := 0
-		for _, way := range []bool{all, len(args) > 0, chosen.any()} {
+		filtered := chosen.any()
+		if len(args) > 0 {
+			filtered = chosen.any("recipient")
+		}
+		for _, way := range []bool{all, len(args) > 0, filtered} {
 			if way {
 				ways++
 			}
@@ -121,6 +169,7 @@ func (a *app) operateCmd(op operation, cmd *cobra.Command) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		f.InDoubt = f.InDoubt || op.doubt
 		for _, arg := range args {
 			id, err := parseID(arg)
 			if err != nil {
@@ -147,6 +196,11 @@ func (a *app) operateCmd(op operation, cmd *cobra.Command) *cobra.Command {
 			}
 			if wholeUser {
 				return op.onUser(a, ctx, q, whole{f.UserID, f.UserName, dryRun})
+			}
+			if op.probe && !dryRun {
+				if _, err := breaker.Hurry(ctx, users.pool, f.Upstream); err != nil {
+					return err
+				}
 			}
 			return a.operate(ctx, q, op, f, dryRun)
 		})
@@ -175,8 +229,24 @@ func (a *app) operate(ctx context.Context, q *desk.Admin, op operation, f desk.F
 			said += "; " + changed(busy, "recipient", "being sent and left alone", false)
 		}
 	}
+	if op.release {
+		left, err := unresolved(ctx, q, f)
+		if err != nil {
+			return err
+		}
+		said += left
+	}
 	_, err = fmt.Fprintln(a.stdout, said)
 	return err
+}
+
+// unresolved says how many recipients a release leaves because they may have been delivered.
+func unresolved(ctx context.Context, q *desk.Admin, f desk.Filter) (string, error) {
+	n, err := q.Unresolved(ctx, f)
+	if n == 0 || err != nil {
+		return "", err
+	}
+	return "; " + changed(n, "recipient", "in doubt and left for 'postern queue resolve'", false), nil
 }
 
 // changed says how many are what: "1 held recipient is released".
@@ -260,7 +330,11 @@ func (a *app) endHold(ctx context.Context, q *desk.Admin, w whole, done string,
 	case w.dryRun:
 		state = "would no longer be on hold"
 	}
-	said := []string{w.name + " " + state, changed(n, "held recipient", done, w.dryRun)}
+	left, err := unresolved(ctx, q, desk.Filter{UserID: w.id})
+	if err != nil {
+		return err
+	}
+	said := []string{w.name + " " + state, changed(n, "held recipient", done, w.dryRun) + left}
 	_, err = fmt.Fprintln(a.stdout, screen.Printable(strings.Join(said, "; ")))
 	return err
 }

@@ -22,7 +22,7 @@ import (
 func (a *app) queueCmd() *cobra.Command {
 	return noun("queue", "the mail that waits or is being sent",
 		a.queueListCmd(), a.queueShowCmd(), a.queueShapeCmd(), a.queueRetryCmd(), a.queueHoldCmd(), a.queueReleaseCmd(),
-		a.queueCancelCmd(), a.queueHoldsCmd(), a.queueLostCmd())
+		a.queueCancelCmd(), a.queueResolveCmd(), a.queueHoldsCmd(), a.queueLostCmd())
 }
 
 // parseID reads a queue id as it stands in the 250 reply and in Received.
@@ -69,7 +69,8 @@ notified. docs/queue-states.md explains them.
 With several filters, lists the recipients that match all of them. 'postern queue shape'
 summarizes a large queue.`,
 		Example: `  postern queue list --domain example.net --older-than 4h
-  postern queue list --user alice@example.com --state held --json`,
+  postern queue list --user alice@example.com --state held --json
+  postern queue list --in-doubt`,
 		Args: noArguments,
 	})
 	chosen = selectionOf(cmd.Flags())

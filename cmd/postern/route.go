@@ -42,11 +42,13 @@ any combination of them; without any of the three it is the default route. The d
 those of the envelope addresses; *.example.com stands for all domains below example.com.
 
 The first route that matches a recipient decides. A new route comes after the existing
-ones, or before another one with --before; the default route is always the last. Mail
-takes the first of its ways that is not paused, may send as its sender, and whose password
-can be opened; one that is down keeps its mail. Each way is an upstream, except that the
-last, or the only one, may be 'mx' for the mail servers of the recipient's domain.
---replace atomically replaces the route for the same mail and keeps its place in the order.
+ones, or before another one with --before; the default route is always the last. An
+attempt takes the ways in their order and passes over one that is paused, may not send as
+the sender, or has a password that cannot be opened. From one that is down, or refuses for
+a reason of its own, the mail goes on to the next, but never after a final dot without a
+complete reply. Each way is an upstream, except that the last, or the only one, may be
+'mx' for the mail servers of the recipient's domain. --replace atomically replaces the
+route for the same mail and keeps its place in the order.
 
 Routes are looked up at every attempt, so a new one also applies to waiting mail: mail
 that waits for a route, or for a paused upstream, is due immediately; mail that another
@@ -151,7 +153,7 @@ func (a *app) routesChanged(ctx context.Context, users *accounts, routes *route.
 
 // waits are what a changed route or upstream may let go, by how the last reply begins. It is all of
 // it: the reply names the first of several ways, and any of them may be free now.
-var waits = []struct{ reply, text string }{{delivery.NoRoute, "for a route"}, {delivery.Paused, "for an upstream"}}
+var waits = []struct{ reply, text string }{{delivery.NoRoute, "for a route"}, {delivery.Paused, "for an upstream"}, {delivery.LeftAlone, "for an upstream that was left alone"}, {delivery.Spent, "for a budget"}}
 
 // brief is how long a node takes to read its routes, or to look at what is due, unless something
 // is slow.

@@ -12,6 +12,7 @@ import (
 	"postern/cmd/postern/screen"
 	"postern/relay/route"
 	"postern/relay/smtp"
+	"postern/relay/upstream/breaker"
 )
 
 // routingTable is the routing table of the nodes, as far as this machine has their key.
@@ -64,7 +65,11 @@ notices are.`,
 				if err != nil {
 					return err
 				}
-				t, err := explain.Routes{Table: table, Rules: rules, Names: who}.Find(ctx, id, sender, recipient)
+				breakers, err := breaker.List(ctx, users.pool)
+				if err != nil {
+					return err
+				}
+				t, err := explain.Routes{Table: table, Rules: rules, Names: who, Breakers: breakers}.Find(ctx, id, sender, recipient)
 				if err != nil {
 					return err
 				}

@@ -18,6 +18,7 @@ import (
 type selection struct {
 	flags *pflag.FlagSet
 	given map[string]*string // by flag
+	doubt bool
 }
 
 // selectionFlags are the filters, with what their help says.
@@ -38,6 +39,7 @@ func selectionOf(flags *pflag.FlagSet) *selection {
 	for _, f := range selectionFlags {
 		s.given[f.name] = flags.String(f.name, "", f.help)
 	}
+	flags.BoolVar(&s.doubt, "in-doubt", false, "only recipients that may have been delivered")
 	return s
 }
 
@@ -48,7 +50,7 @@ func (s *selection) any(except ...string) bool {
 			return true
 		}
 	}
-	return false
+	return s.doubt && !slices.Contains(except, "in-doubt")
 }
 
 var queueStates = []desk.State{desk.StateWaiting, desk.StateSending, desk.StateHeld, desk.StateFailed, desk.StateDelivered}
@@ -61,6 +63,7 @@ func (s *selection) filter() (f desk.Filter, err error) {
 			return f, usagef("--%s is empty", flag.name)
 		}
 	}
+	f.InDoubt = s.doubt
 	f.State, f.Upstream, f.Reply = desk.State(*s.given["state"]), *s.given["upstream"], *s.given["reply"]
 	if f.State != "" && !slices.Contains(queueStates, f.State) {
 		return f, usagef("--state is waiting, sending, held, failed or delivered, not %q", f.State)

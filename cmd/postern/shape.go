@@ -2,13 +2,16 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"strconv"
 
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/explain"
 	"postern/cmd/postern/screen"
 	"postern/internal/units"
 	"postern/relay/queue/desk"
+	"postern/relay/upstream/breaker"
 )
 
 func (a *app) queueShapeCmd() *cobra.Command {
@@ -19,13 +22,26 @@ func (a *app) queueShapeCmd() *cobra.Command {
 			return users.queue().Shape(ctx, limit)
 		},
 		limit: 20, of: "domains",
+		below: func(ctx context.Context, users *accounts) error {
+			breakers, err := breaker.List(ctx, users.pool)
+			for _, s := range breakers {
+				if s.Open {
+					fmt.Fprintln(a.stdout, screen.Printable("upstream "+s.Upstream+" is "+explain.OpenText(&s)))
+				}
+			}
+			if err != nil {
+				return err
+			}
+			return a.budgetsBelow(ctx, users)
+		},
 	}.command(a, &cobra.Command{
 		Use:   "shape",
 		Short: "show for each destination how much waits, and for how long",
 		Long: `Shows the domains with the most unfinished recipients, and how many of them were
 accepted within 5 minutes, 15 minutes, an hour, 4 hours, a day, and earlier. The
 numbers of a destination in trouble grow on the right; a thief's mail goes to many
-domains, with numbers on the left.`,
+domains, with numbers on the left. Below stand the upstreams that all nodes leave alone, and those
+for whose budget mail waits.`,
 		Args: noArguments,
 	})
 }

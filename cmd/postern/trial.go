@@ -13,6 +13,7 @@ import (
 	"postern/internal/units"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
+	"postern/relay/upstream/breaker"
 )
 
 func (a *app) upstreamTestCmd() *cobra.Command {
@@ -38,12 +39,17 @@ mail could not be sent.`,
 			if !asJSON {
 				c.Out = a.stdout
 			}
-			c.Title = func(up upstream.Account, listed upstream.Listed) string {
-				return fmt.Sprintf("%s, account %s, %s", upstreamText(up), screen.OrDash(up.Username), upstreamState(listed))
-			}
 			var result *trial.Result
 			err = a.withPool(cmd.Context(), func(ctx context.Context, pool *pgxpool.Pool) (err error) {
 				c.Pool = pool
+				breakers, err := breaker.List(ctx, pool)
+				if err != nil {
+					return err
+				}
+				c.Title = func(up upstream.Account, listed upstream.Listed) string {
+					u := listedUpstream{listed, breakers.Of(up.Name)}
+					return fmt.Sprintf("%s, account %s, %s", upstreamText(up), screen.OrDash(up.Username), u.state())
+				}
 				result, err = trial.Run(ctx, c)
 				return err
 			})

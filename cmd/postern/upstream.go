@@ -13,6 +13,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"postern/auth"
+	"postern/cmd/postern/explain"
 	"postern/cmd/postern/screen"
 	"postern/cmd/postern/secret"
 	"postern/internal/refusal"
@@ -20,6 +22,8 @@ import (
 	"postern/relay/keyring"
 	"postern/relay/seal"
 	"postern/relay/upstream"
+	"postern/relay/upstream/breaker"
+	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
 )
 
@@ -35,14 +39,14 @@ var tlsModes = []string{string(upstream.TLSNone), string(upstream.TLSOpportunist
 // upstreamFlags are the settings of an upstream.
 type upstreamFlags struct {
 	host, mode, preset, username, caFile, expires string
-	tlsName, mechanism, idle                      string
+	tlsName, mechanism, idle, inDoubt             string
 	pins                                          []string
 	origin                                        upstream.Origin
 	from                                          secret.Source
 	tokens                                        grantFlags
 	connections, messages, recipients             int
 	senders                                       []string
-	rewriteSender                                 string
+	rewriteSender, budget                         string
 }
 
 func (u *upstreamFlags) flags(cmd *cobra.Command) {
@@ -65,9 +69,11 @@ func (u *upstreamFlags) flags(cmd *cobra.Command) {
 	_ = cmd.RegisterFlagCompletionFunc("auth-mechanism", cobra.FixedCompletions([]string{"auto", "plain", "login", "xoauth2", "oauthbearer"}, cobra.ShellCompDirectiveNoFileComp))
 	f.IntVar(&u.connections, "connections", 0, "concurrent connections from each node (default: delivery.connections)")
 	f.IntVar(&u.messages, "messages-per-connection", 0, "messages over one connection (default: delivery.messages_per_connection)")
+	doubtFlag(cmd, &u.inDoubt)
 	f.StringSliceVar(&u.senders, "senders", nil, "`patterns` of addresses that it may send as, like those of 'postern sender allow', or domains (default: all)")
 	f.StringVar(&u.rewriteSender, "rewrite-sender", "", "`address` that sends instead, in the envelope and in From")
 	f.IntVar(&u.recipients, "recipients-per-transaction", 0, "recipients of one transaction (default 100)")
+	f.StringVar(&u.budget, "budget", "", "the most that all nodes together give it, such as `'messages 30/m, recipients 10000/d, sessions 3'`; none")
 }
 
 // apply puts the flags that are given into an account, and what is not set then as the preset
@@ -110,6 +116,9 @@ func (u *upstreamFlags) apply(cmd *cobra.Command, to *upstream.Account) error {
 	if given("secret-expires") {
 		to.SecretExpires = u.expires
 	}
+	if given("budget") {
+		to.Budget = u.budget
+	}
 	if given("tls-pin") {
 		pins, err := upstream.PinsFrom(u.pins)
 		if err != nil {
@@ -127,6 +136,7 @@ func (u *upstreamFlags) apply(cmd *cobra.Command, to *upstream.Account) error {
 	}
 	for name, value := range map[string]struct{ from, to *string }{
 		"tls-name": {&u.tlsName, &to.TLSName}, "source": {&u.origin.Source, &to.Source}, "ip": {&u.origin.IP, &to.IP}, "hello": {&u.origin.Hello, &to.Hello},
+		"in-doubt": {&u.inDoubt, &to.InDoubt},
 	} {
 		if given(name) {
 			*value.to = *value.from
@@ -209,6 +219,11 @@ it and whatever its name and dates are.
 
 --source is an address of this machine, or of each node's: mail waits at a node without it.
 
+--budget is what all nodes together may give it: messages and recipients in a window of s, m, h
+or d, which rolls unless a day begins at midnight in a zone (10000/d@Europe/Berlin), and
+sessions, which are connections. Mail over it waits for its turn; 'postern upstream show' says
+what is used.
+
 An account (--username with a password) needs require or implicit. Its
 password is sealed with the key in secret_key_file before it is stored. With
 --oauth it uses access tokens from Microsoft or Google instead of a password.
@@ -217,7 +232,11 @@ Mail whose sender is not among --senders goes another way of its route. With
 --rewrite-sender the address takes the place of the sender in the envelope and of the
 address in From, whose name stays. Replies still go to the author: Reply-To gets the former
 From unless there is one, and Sender is removed. Bounces from later servers go to the new
-address. The null sender of notices stays.`,
+address. The null sender of notices stays.
+
+--in-doubt is for mail that may have been delivered, since the connection broke before the
+smarthost confirmed it, unless its user has a setting of its own:
+` + doubtPoliciesHelp[1:],
 		Example: `  postern upstream add out --host smtp.example.net:587 --tls require
   postern upstream add m365 --preset m365 --username relay@example.com --password-stdin <password.txt
   postern upstream add m365 --preset m365 --username relay@example.com --oauth client-credentials --tenant example.com --client-id ID --client-secret-stdin <secret.txt
@@ -351,7 +370,7 @@ A new --username also needs its password, or --oauth with the flags that go with
 				if flags.tokens.given() {
 					a.hintLogin(up)
 				}
-				if !cmd.Flags().Changed("senders") {
+				if !cmd.Flags().Changed("senders") && !cmd.Flags().Changed("budget") {
 					return nil
 				}
 				return a.retryWaiting(ctx, users)
@@ -363,28 +382,43 @@ A new --username also needs its password, or --oauth with the flags that go with
 }
 
 func (a *app) upstreamListCmd() *cobra.Command {
-	return listing[upstream.Listed]{
+	return listing[listedUpstream]{
 		head: []string{"NAME", "HOST", "TLS", "ACCOUNT", "CONNECTIONS", "PRESET", "STATE"},
-		row: func(u upstream.Listed) []string {
+		row: func(u listedUpstream) []string {
 			return []string{u.Name, net.JoinHostPort(u.Host, strconv.Itoa(u.Port)), string(u.TLS), screen.OrDash(u.Username),
-				orDefault(u.MaxConnections), screen.OrDash(u.Preset), upstreamState(u)}
+				orDefault(u.MaxConnections), screen.OrDash(u.Preset), u.state()}
 		},
-		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]upstream.Listed, error) {
-			return users.upstreams(nil).List(ctx)
+		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]listedUpstream, error) {
+			list, err := users.upstreams(nil).List(ctx)
+			if err != nil {
+				return nil, err
+			}
+			breakers, err := breaker.List(ctx, users.pool)
+			return screen.Each(list, func(u upstream.Listed) listedUpstream { return listedUpstream{u, breakers.Of(u.Name)} }), err
 		},
 	}.command(a, &cobra.Command{Use: "list", Short: "list the smarthosts", Args: noArguments})
 }
 
-func upstreamState(u upstream.Listed) string {
-	if u.PausedAt != nil {
+// listedUpstream is an upstream with its breaker.
+type listedUpstream struct {
+	upstream.Listed
+	Breaker breaker.State `json:"breaker"`
+}
+
+func (u *listedUpstream) state() string {
+	switch {
+	case u.PausedAt != nil:
 		return "paused since " + screen.LocalTime(*u.PausedAt)
+	case u.Breaker.Open:
+		return u.Breaker.Phase + " since " + screen.LocalTime(u.Breaker.Since)
 	}
 	return "active"
 }
 
 // upstreamView is an upstream as 'upstream show --json' prints it.
 type upstreamView struct {
-	upstream.Listed
+	listedUpstream
+	Used    []budget.Usage `json:"used,omitempty"` // one, if it has a budget
 	Replies []upstream.Row `json:"replies"`
 }
 
@@ -392,27 +426,44 @@ func (a *app) upstreamShowCmd() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "show NAME",
-		Short: "show a smarthost's settings, and what its replies mean",
-		Long: `Shows the settings of a smarthost, and the table by which its replies are judged, as
-'postern upstream reply list'.`,
+		Short: "show a smarthost's settings, budget, and what its replies mean",
+		Long: `Shows the settings of a smarthost; why all nodes leave it alone, if they do; what is used and left
+of its budget, what nodes have leased included, when the next of it is free, and how many recipients
+wait for it; and the table by
+which its replies are judged, as 'postern upstream reply list'.`,
 		Args: one("name", "the upstream's name"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
 			store := users.upstreams(nil)
-			u, err := store.Named(ctx, args[0])
+			listed, err := store.Named(ctx, args[0])
 			if err != nil {
 				return err
 			}
+			breakers, err := breaker.List(ctx, users.pool)
+			if err != nil {
+				return err
+			}
+			u := listedUpstream{listed, breakers.Of(args[0])}
 			replies, err := store.Replies(ctx, args[0])
 			if err != nil {
 				return err
 			}
+			used, err := budget.Read(ctx, users.pool, map[string]string{u.Name: u.Budget})
+			if err != nil {
+				return err
+			}
 			if asJSON {
-				return screen.JSON(a.stdout, upstreamView{u, replies.Rows()})
+				return screen.JSON(a.stdout, upstreamView{u, used, replies.Rows()})
 			}
 			if err := a.printUpstream(u); err != nil {
 				return err
 			}
 			fmt.Fprintln(a.stdout)
+			for _, u := range used {
+				if err := a.printBudget(u); err != nil {
+					return err
+				}
+				fmt.Fprintln(a.stdout)
+			}
 			t := screen.TableOf(replyHead, replyRow, replies.Rows())
 			return t.Print(a.stdout)
 		}),
@@ -421,7 +472,7 @@ func (a *app) upstreamShowCmd() *cobra.Command {
 	return cmd
 }
 
-func (a *app) printUpstream(u upstream.Listed) error {
+func (a *app) printUpstream(u listedUpstream) error {
 	t := screen.Table{Head: []string{"UPSTREAM", u.Name}}
 	t.Add("host", net.JoinHostPort(u.Host, strconv.Itoa(u.Port)))
 	t.Add("TLS", string(u.TLS))
@@ -462,7 +513,14 @@ func (a *app) printUpstream(u upstream.Listed) error {
 	if u.RewriteSender != "" {
 		t.Add("sends as", u.RewriteSender)
 	}
-	t.Add("state", upstreamState(u))
+	t.Add("budget", screen.OrDash(u.Budget))
+	t.Add("in doubt", cmp.Or(u.InDoubt, auth.DoubtPolicies()[0]))
+	t.Add("state", u.state())
+	if b := &u.Breaker; b.Open {
+		t.Add("opened by node", b.Node)
+		t.Add("cause", b.Why())
+		t.Add("next probe", explain.NextProbe(b))
+	}
 	t.Add("added", screen.LocalTime(u.CreatedAt))
 	return t.Print(a.stdout)
 }
@@ -470,9 +528,11 @@ func (a *app) printUpstream(u upstream.Listed) error {
 func (a *app) upstreamPauseCmd(pause bool) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "resume NAME",
-		Short: "send mail to a paused smarthost again",
-		Long:  "Ends a pause. The mail that waits for it is due immediately.",
-		Args:  one("name", "the upstream's name"),
+		Short: "send mail to a paused smarthost again, or try one that failed",
+		Long: `Ends a pause. The mail that waits for it is due immediately. One that all nodes leave alone is
+probed by a running server within seconds, and again soon if that fails; if a probe gets through,
+its mail goes.`,
+		Args: one("name", "the upstream's name"),
 	}
 	if pause {
 		cmd.Use, cmd.Short = "pause NAME", "let the mail for a smarthost wait"
@@ -484,6 +544,18 @@ within two seconds; mail that a node has started or queued by then is still sent
 		changed, err := users.upstreams(nil).Pause(ctx, args[0], pause)
 		if err != nil {
 			return err
+		}
+		if !pause {
+			open, err := breaker.Hurry(ctx, users.pool, args[0])
+			if err != nil {
+				return err
+			}
+			if open > 0 {
+				fmt.Fprintf(a.stdout, "upstream %s is open: a running server probes it within seconds; 'postern upstream show %[1]s' has the result\n", args[0])
+				if !changed {
+					return nil
+				}
+			}
 		}
 		said := map[bool]string{true: "paused", false: "resumed"}[pause]
 		if !changed {
@@ -510,8 +582,8 @@ func (a *app) upstreamRemoveCmd() *cobra.Command {
 				return err
 			}
 			if staying > 0 {
-				return refusal.Invalid("%d recipients stay with upstream %q, which may have delivered to them: see 'postern queue list --upstream %[2]s'; "+
-					"'queue retry' them, or 'queue cancel' them, first", staying, args[0])
+				return refusal.Invalid("%d recipients stay with upstream %q, which may have delivered to them: see 'postern queue list --upstream %[2]s --in-doubt', "+
+					"and 'postern queue resolve' them first", staying, args[0])
 			}
 			if err := users.upstreams(nil).Remove(ctx, args[0]); err != nil {
 				return err

@@ -23,7 +23,7 @@ import (
 
 func (a *app) userCmd() *cobra.Command {
 	return noun("user", "the users who may send mail",
-		a.userAddCmd(), a.userListCmd(), a.userShowCmd(), a.userPasswdCmd(),
+		a.userAddCmd(), a.userSetCmd(), a.userListCmd(), a.userShowCmd(), a.userPasswdCmd(),
 		a.userDisableCmd(), a.userEnableCmd(), a.userRemoveCmd(), a.userImportCmd())
 }
 
@@ -173,6 +173,7 @@ type userView struct {
 	Senders        []string   `json:"senders"`
 	Resend         []string   `json:"resend,omitempty"` // those by which others' mail may be resent
 	NoDefaults     bool       `json:"no_default_limits,omitempty"`
+	InDoubt        string     `json:"in_doubt,omitempty"` // retry, hold or notice
 	LastUsedAt     *time.Time `json:"last_used_at"`
 	CreatedAt      time.Time  `json:"created_at"`
 	Password       string     `json:"password,omitempty"` // only when it was just generated
@@ -181,7 +182,7 @@ type userView struct {
 func userJSON(u auth.User, shown string) userView {
 	return userView{
 		Name: u.Name, Enabled: u.Enabled, DisabledReason: u.DisabledReason, HasPassword: u.HasPassword, Credentials: u.Credentials,
-		Senders: effectiveSenders(u), Resend: u.Resend, NoDefaults: u.NoDefaults, LastUsedAt: jsonTime(u.LastUsedAt), CreatedAt: u.CreatedAt, Password: shown,
+		Senders: effectiveSenders(u), Resend: u.Resend, NoDefaults: u.NoDefaults, InDoubt: u.InDoubt, LastUsedAt: jsonTime(u.LastUsedAt), CreatedAt: u.CreatedAt, Password: shown,
 	}
 }
 
@@ -299,6 +300,9 @@ func (a *app) printUser(u auth.User, shown shownUser) error {
 	if u.NoDefaults {
 		t.Add("limits", "exempt from the default ones")
 	}
+	if u.InDoubt != "" {
+		t.Add("in doubt", u.InDoubt)
+	}
 	t.Add("since", screen.LocalTime(u.CreatedAt))
 	var mail []string
 	for _, s := range queueStates {
@@ -329,6 +333,46 @@ func (a *app) printUser(u auth.User, shown shownUser) error {
 	}
 	_, err := io.WriteString(a.stderr, heldMail(u.Name, shown.Queue[desk.StateHeld]))
 	return err
+}
+
+func (a *app) userSetCmd() *cobra.Command {
+	var policy string
+	cmd := &cobra.Command{
+		Use:   "set NAME --in-doubt POLICY",
+		Short: "change a user's settings",
+		Long: `Changes what becomes of the user's mail when it may have been delivered: the connection
+broke before the next server confirmed it. The user's setting goes before the upstream's;
+'' leaves it to the upstream.
+` + doubtPoliciesHelp,
+		Example: `  postern user set invoices@example.com --in-doubt hold`,
+		Args:    one("name", "the user's name"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !cmd.Flags().Changed("in-doubt") {
+				return usagef("'%s' needs --in-doubt", cmd.CommandPath())
+			}
+			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+				if err := users.SetInDoubt(ctx, args[0], policy); err != nil {
+					return err
+				}
+				_, err := fmt.Fprintf(a.stdout, "changed user %s\n", screen.Printable(args[0]))
+				return err
+			})
+		},
+	}
+	doubtFlag(cmd, &policy)
+	return cmd
+}
+
+// doubtPoliciesHelp says what the policies do.
+const doubtPoliciesHelp = `
+  retry   send it again the same way, after 15 minutes at the earliest
+  hold    hold it until 'postern queue resolve'
+  notice  do not send it again, and tell the sender that it may have arrived`
+
+func doubtFlag(cmd *cobra.Command, policy *string) {
+	list := auth.DoubtPolicies()
+	cmd.Flags().StringVar(policy, "in-doubt", "", "`policy` for mail that may have been delivered: "+strings.Join(list, ", "))
+	_ = cmd.RegisterFlagCompletionFunc("in-doubt", cobra.FixedCompletions(list, cobra.ShellCompDirectiveNoFileComp))
 }
 
 func (a *app) userPasswdCmd() *cobra.Command {

@@ -26,9 +26,12 @@ func Main(m *testing.M) {
 	os.Exit(status)
 }
 
+// server waits for the database server of all tests, which ends with the process.
+const server = "postern/internal/pgserver.(*Server).wait"
+
 func left() (err error) {
 	for end := time.Now().Add(patience); ; {
-		if err = goleak.Find(); err == nil || time.Now().After(end) {
+		if err = goleak.Find(goleak.IgnoreAnyFunction(server)); err == nil || time.Now().After(end) {
 			return err
 		}
 	}

@@ -15,7 +15,7 @@ import (
 // machine does not use, else whoever we are. So it needs no root, and takes its
 // configuration from us without the set-user-ID bit.
 
-// eximConfig has the places DIR, PORT, CAPTURE, ANSWERS, USER and PASSWORD.
+// eximConfig has the places DIR, PORT, CAPTURE, ANSWERS, USER, PASSWORD and SETTINGS.
 const eximConfig = `primary_hostname = exim.example
 exim_path = DIR/bin/exim4
 spool_directory = DIR/spool
@@ -35,7 +35,7 @@ tls_certificate = DIR/cert.pem
 tls_privatekey = DIR/key.pem
 auth_advertise_hosts = ${if eq{$tls_in_cipher}{}{}{*}}
 acl_smtp_rcpt = answer
-
+SETTINGS
 begin acl
 answer:
   deny    !authenticated = *
@@ -94,7 +94,7 @@ func (c Cache) RunExim(ctx context.Context, config UpstreamConfig) (*Upstream, e
 	if err != nil {
 		return nil, err
 	}
-	env, err := c.layOutExim(u)
+	env, err := c.layOutExim(u, config.Settings)
 	if err != nil {
 		u.Close()
 		return nil, fmt.Errorf("lay out Exim: %w", err)
@@ -120,7 +120,7 @@ func (c Cache) RunExim(ctx context.Context, config UpstreamConfig) (*Upstream, e
 
 // layOutExim fills the server's folder and returns its environment. Program and
 // libraries are copied, since Exim's user may not be able to enter the cache.
-func (c Cache) layOutExim(u *Upstream) ([]string, error) {
+func (c Cache) layOutExim(u *Upstream, settings map[string]string) ([]string, error) {
 	for _, name := range []string{"bin", "lib", "spool", "log"} {
 		if err := os.Mkdir(filepath.Join(u.dir, name), 0o755); err != nil {
 			return nil, err
@@ -143,7 +143,11 @@ func (c Cache) layOutExim(u *Upstream) ([]string, error) {
 		}
 	}
 	library = filepath.Join(u.dir, "lib", filepath.Base(library))
-	places := strings.NewReplacer("DIR", u.dir, "PORT", fmt.Sprint(u.Port), "CAPTURE", fmt.Sprint(u.capture.Port()),
+	var options strings.Builder
+	for name, value := range settings {
+		fmt.Fprintf(&options, "%s = %s\n", name, value)
+	}
+	places := strings.NewReplacer("SETTINGS", options.String(), "DIR", u.dir, "PORT", fmt.Sprint(u.Port), "CAPTURE", fmt.Sprint(u.capture.Port()),
 		"ANSWERS", fmt.Sprint(u.answers.server.Addr().Port), "USER", eximQuote(u.User), "PASSWORD", eximQuote(u.Password))
 	if err := os.WriteFile(filepath.Join(u.dir, "exim.conf"), []byte(places.Replace(eximConfig)), 0o644); err != nil {
 		return nil, err

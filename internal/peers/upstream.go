@@ -3,6 +3,7 @@ package peers
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"testing"
@@ -16,6 +17,8 @@ type UpstreamConfig struct {
 	User     string // the one account
 	Password string
 	Answers  Answers // replies to RCPT other than acceptance
+	// Settings are parameters of Postfix's main.cf, or main options of Exim, on top of ours.
+	Settings map[string]string
 }
 
 // An Upstream is a running mail server that hands everything it accepts to a
@@ -88,14 +91,15 @@ func (c Cache) RunPostfix(ctx context.Context, config UpstreamConfig) (*Upstream
 	if err != nil {
 		return nil, err
 	}
+	parameters := map[string]string{
+		"relayhost":                    fmt.Sprintf("[127.0.0.1]:%d", u.capture.Port()),
+		"smtpd_recipient_restrictions": fmt.Sprintf("check_policy_service inet:%s", loopback(u.answers.server.Addr().Port)),
+		"queue_run_delay":              "5s",
+		"minimal_backoff_time":         "5s",
+	}
+	maps.Copy(parameters, config.Settings)
 	p, err := c.runPostfix(ctx, postfixSpec{
-		dir: u.dir, ports: []int{u.Port}, user: config.User, password: config.Password, identity: identity,
-		main: map[string]string{
-			"relayhost":                    fmt.Sprintf("[127.0.0.1]:%d", u.capture.Port()),
-			"smtpd_recipient_restrictions": fmt.Sprintf("check_policy_service inet:%s", loopback(u.answers.server.Addr().Port)),
-			"queue_run_delay":              "5s",
-			"minimal_backoff_time":         "5s",
-		},
+		dir: u.dir, ports: []int{u.Port}, user: config.User, password: config.Password, identity: identity, main: parameters,
 	})
 	if err != nil {
 		u.Close()

@@ -83,6 +83,19 @@ select coalesce(string_agg(t::text, E'\n'), 'bodies only') from (
 	if err != nil {
 		return err.Error()
 	}
+	return text + "\n" + r.space(ctx)
+}
+
+// space describes what takes up the database's disk, the largest first.
+func (r *Rig) space(ctx context.Context) string {
+	var text string
+	err := r.pool.QueryRow(ctx, `
+select format('log of commits %s, all %s, ', pg_size_pretty((select sum(size) from pg_ls_waldir())), pg_size_pretty(pg_database_size(current_database())))
+	|| (select string_agg(relname || ' ' || pg_size_pretty(size), ', ') from (
+	select relname, pg_total_relation_size(oid) as size from pg_class where relkind = 'r' order by size desc limit 8) t)`).Scan(&text)
+	if err != nil {
+		return err.Error()
+	}
 	return text
 }
 

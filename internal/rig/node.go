@@ -89,7 +89,7 @@ func (r *Rig) Node(cfg NodeConfig) *Node {
 		r.t.Fatal(err)
 	}
 	n := &Node{Name: cfg.Name, t: r.t, binary: r.binary, log: log, file: file, args: []string{"serve", "--config", file},
-		env: []string{"PATH=" + os.Getenv("PATH"), "HOME=" + r.dir, "TMPDIR=" + r.dir, "GORACE=" + os.Getenv("GORACE")}}
+		env: []string{"PATH=" + os.Getenv("PATH"), "HOME=" + r.dir, "TMPDIR=" + r.dir, "GORACE=" + os.Getenv("GORACE"), r.sealing()}}
 	if cfg.Only != "" {
 		n.args = append(n.args, "--only", cfg.Only)
 	}
@@ -355,6 +355,18 @@ func (n *Node) Memory() (now, peak int64) {
 // close ends the node with the test and judges its log.
 func (n *Node) close() {
 	life := n.life()
+	select {
+	case <-life.ended:
+		n.t.Logf("node %s had ended before: %v", n.Name, life.err)
+	default:
+		if n.t.Failed() { // what it was doing tells more than its log
+			_ = life.cmd.Process.Signal(syscall.SIGQUIT)
+			select {
+			case <-life.ended:
+			case <-time.After(10 * time.Second):
+			}
+		}
+	}
 	_ = life.cmd.Process.Signal(syscall.SIGKILL)
 	<-life.ended
 	_ = n.log.Close()
@@ -370,7 +382,8 @@ func (n *Node) close() {
 		}
 	}
 	if n.t.Failed() {
-		n.t.Logf("the last words of node %s:\n%s", n.Name, n.tail())
+		log, stacks, _ := bytes.Cut(text, []byte("SIGQUIT: quit"))
+		n.t.Logf("the last words of node %s:\n%s\n%s", n.Name, log[max(0, len(log)-6000):], stacks[:min(len(stacks), 60_000)])
 	}
 }
 

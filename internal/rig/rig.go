@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -131,13 +132,18 @@ func (r *Rig) command(stdin string, args ...string) (stdout, complaint string, e
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, r.binary, args...)
-	cmd.Env = append(os.Environ(), "POSTERN_DATABASE_URL="+r.url)
+	cmd.Env = append(os.Environ(), "POSTERN_DATABASE_URL="+r.url, r.sealing())
 	cmd.Dir = r.dir
 	cmd.Stdin = strings.NewReader(stdin)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	return string(out), stderr.String(), err
+}
+
+// sealing is the variable that names the file of the sealing keys, which all nodes share.
+func (r *Rig) sealing() string {
+	return "POSTERN_SECRET_KEY_FILE=" + filepath.Join(r.dir, "secret.key")
 }
 
 // Count returns the number that a query gives.

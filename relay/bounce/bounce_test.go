@@ -205,6 +205,7 @@ func TestNoticeFields(t *testing.T) {
 		{queue.NoticeFailure, smtp.Reply{Code: 554, Text: "no"}, "failed", "5.0.0"},
 		{queue.NoticeFailure, smtp.Temporary(451, 4, 7, "delivery time expired"), "failed", "4.4.7"},
 		{queue.NoticeFailure, smtp.Temporary(450, 2, 1, "busy for ever"), "failed", "5.0.0"},
+		{queue.NoticeDoubt, smtp.Temporary(451, 4, 2, "conversation lost"), "failed", "4.4.2"},
 		{queue.NoticeDelay, smtp.Temporary(450, 2, 1, "greylisted"), "delayed", "4.2.1"},
 		{queue.NoticeDelay, smtp.Reply{Code: 421, Text: "later"}, "delayed", "4.0.0"},
 		{queue.NoticeSuccess, smtp.OK(250, 0, 0, "queued"), "relayed", "2.0.0"},
@@ -245,6 +246,25 @@ func TestNoticeFields(t *testing.T) {
 	}
 }
 
+// Whoever sent mail in doubt reads that it may have arrived, and what to do.
+func TestNoticeOfDoubt(t *testing.T) {
+	t.Parallel()
+	p := parse(t, tellOne(t, notice(queue.NoticeDoubt, func(n *queue.Notice) {
+		n.Recipients[0].Reply, n.Recipients[0].RemoteMTA = smtp.Temporary(451, 4, 2, "conversation lost"), ""
+	})).body)
+	for _, want := range []string{"may have arrived", "not be sent again", "ask the recipients", "<bob@example.net>", "the relay says: 451 4.4.2"} {
+		if !strings.Contains(strings.ReplaceAll(p.parts[0], "\r\n", " "), want) {
+			t.Errorf("the notice lacks %q:\n%s", want, p.parts[0])
+		}
+	}
+	if got := p.header.Get("Subject"); !strings.Contains(got, "may have arrived") {
+		t.Errorf("subject %q", got)
+	}
+	if p.recipient[0].Get("Diagnostic-Code") != "" {
+		t.Error("words of ours are a server's")
+	}
+}
+
 // A local part that is no Dot-string is quoted where the grammar wants it, and what the
 // sender wrote in ORCPT stays.
 func TestNoticeOfDottedRecipient(t *testing.T) {
@@ -273,6 +293,7 @@ func TestNoticeReturnsMessageOrHeaders(t *testing.T) {
 		{"failure, RET=HDRS", queue.NoticeFailure, func(n *queue.Notice) { n.Message.Ret = smtp.ReturnHeaders }, "text/rfc822-headers", false},
 		{"failure, 50 MiB", queue.NoticeFailure, func(n *queue.Notice) { n.Body = big }, "text/rfc822-headers", false},
 		{"failure, body gone", queue.NoticeFailure, func(n *queue.Notice) { n.Body = nil }, "text/rfc822-headers", false},
+		{"doubt, nothing asked", queue.NoticeDoubt, nil, "message/rfc822", true},
 		{"delay, RET=FULL", queue.NoticeDelay, func(n *queue.Notice) { n.Message.Ret = smtp.ReturnFull }, "text/rfc822-headers", false},
 		{"success", queue.NoticeSuccess, nil, "text/rfc822-headers", false},
 	} {

@@ -1,5 +1,5 @@
 // Package bounce tells senders about their mail: RFC 3464 notices of
-// failure, of delay, and of hand-over to a server that cannot report success.
+// failure, of doubt, of delay, and of hand-over to a server that cannot report success.
 //
 // It turns the queue's record into a message and gives that message back to
 // the queue, committed and marked as told in one transaction, so a crash can

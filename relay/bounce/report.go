@@ -71,6 +71,7 @@ func (r *report) header(b *bytes.Buffer, boundary string) {
 
 var subjects = map[queue.NoticeKind]string{
 	queue.NoticeFailure: "Undelivered mail returned to sender",
+	queue.NoticeDoubt:   "Your mail may have arrived, but that is not certain",
 	queue.NoticeDelay:   "Delayed mail, still being tried",
 	queue.NoticeSuccess: "Mail handed on to a server that reports no delivery",
 }
@@ -78,6 +79,7 @@ var subjects = map[queue.NoticeKind]string{
 // introductions open the part for people, one sentence each.
 var introductions = map[queue.NoticeKind]string{
 	queue.NoticeFailure: "Your message could not be delivered to the recipients below. No further\r\nattempt will be made.",
+	queue.NoticeDoubt:   "Your message may have arrived at the recipients below, but that is not\r\ncertain: the connection broke before the next server confirmed it. It will\r\nnot be sent again, so that nobody gets it twice. Please ask the recipients,\r\nand send it again to those who do not have it.",
 	queue.NoticeDelay:   "Your message has not been delivered to the recipients below yet. It is\r\nstill being tried; you do not have to send it again.",
 	queue.NoticeSuccess: "Your message was accepted for the recipients below by a server that does\r\nnot report deliveries. You may hear nothing more about it.",
 }
@@ -150,6 +152,7 @@ func (r *report) status(b *bytes.Buffer) {
 
 var actions = map[queue.NoticeKind]string{
 	queue.NoticeFailure: "failed",
+	queue.NoticeDoubt:   "failed", // the nearest: no further attempt is made
 	queue.NoticeDelay:   "delayed",
 	queue.NoticeSuccess: "relayed",
 }
@@ -188,7 +191,7 @@ func typed(kind, address string) string {
 // status is the enhanced code of the reply where its class fits the action, and
 // the class's "undefined" otherwise (RFC 3464 section 2.3.4).
 func status(kind queue.NoticeKind, reply smtp.Reply) string {
-	class := map[queue.NoticeKind]int{queue.NoticeFailure: 5, queue.NoticeDelay: 4, queue.NoticeSuccess: 2}[kind]
+	class := map[queue.NoticeKind]int{queue.NoticeFailure: 5, queue.NoticeDoubt: 4, queue.NoticeDelay: 4, queue.NoticeSuccess: 2}[kind]
 	enhanced := reply.Enhanced
 	switch {
 	case enhanced.Class == class:

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"postern/internal/smtptest"
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
@@ -89,9 +90,12 @@ func misbehave(server *smtptest.Server, seed uint64, i int) {
 
 func (s *scene) play(t *testing.T) {
 	e := newEngine(s.q, Config{
-		Routes: s.routes, Messages: 60, PerTransaction: 3, PerConnection: 5,
-		Backoff:  []time.Duration{time.Millisecond},
-		Timeouts: smtp.Timeouts{Greeting: 50 * time.Millisecond, Command: 50 * time.Millisecond, DataInit: 50 * time.Millisecond, DataBlock: 50 * time.Millisecond, DataDone: 50 * time.Millisecond, Quit: 50 * time.Millisecond},
+		Connect:        connect.Config{Timeouts: smtp.Timeouts{Greeting: 50 * time.Millisecond, Command: 50 * time.Millisecond, DataInit: 50 * time.Millisecond, DataBlock: 50 * time.Millisecond, DataDone: 50 * time.Millisecond, Quit: 50 * time.Millisecond}},
+		Routes:         s.routes,
+		Messages:       60,
+		PerTransaction: 3,
+		PerConnection:  5,
+		Backoff:        []time.Duration{time.Millisecond},
 	})
 	e.Start()
 	for range 20 + s.random.IntN(60) {

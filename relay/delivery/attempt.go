@@ -4,6 +4,7 @@ import (
 	"errors"
 	"time"
 
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/smtp"
 )
@@ -12,8 +13,8 @@ import (
 // be sent immediately after it, if any.
 func (w *worker) attempt(j *job) *job {
 	started := time.Now()
-	if j.begun.IsZero() {
-		j.begun = started
+	if j.Begun.IsZero() {
+		j.Begun = started
 	}
 	res, unsaid := w.send(j)
 	if unsaid != nil {
@@ -68,7 +69,7 @@ func (w *worker) send(j *job) (smtp.Result, error) {
 	}
 	w.talking.Store(true)
 	defer w.talking.Store(false)
-	return w.conn.client.Send(w.ctx, smtp.Transaction{
+	return w.conn.Client.Send(w.ctx, smtp.Transaction{
 		Mail:      mail,
 		Rcpts:     w.rcpts,
 		Body:      &w.body,
@@ -109,18 +110,18 @@ func isLeave(r smtp.Reply) bool {
 func (w *worker) afresh(j *job) *job {
 	w.hangUp()
 	need, _ := w.d.need()
-	need.spent = j.spent
+	need.spent = j.Spent
 	var t *trouble
 	if need.wait <= 0 && !w.d.e.closing.Load() {
 		if t = w.open(need); t == nil {
 			return j
 		}
-		if t == noPlace {
+		if t.Err == connect.ErrNoPlace {
 			t = nil
 		}
 	}
 	w.job = nil
-	if t != nil && !t.crowded {
+	if t != nil && !t.Crowded {
 		if j.hasNext() || !j.returned.IsZero() && time.Since(j.returned) > returnTime {
 			w.d.connectFailed(t, need.failures)
 			w.d.giveUp([]*job{j}, t)
@@ -131,7 +132,7 @@ func (w *worker) afresh(j *job) *job {
 		}
 	}
 	if j.best == nil {
-		j.begun = time.Time{}
+		j.Begun = time.Time{}
 	}
 	w.d.putBack(j)
 	if t != nil {
@@ -146,15 +147,21 @@ func (w *worker) conclude(j *job, t *transaction) *job {
 	e := w.d.e
 	outcomes := classify(t.facts, j.rcpts, t.res, w.judging(j))
 	t.spareWithheld(outcomes)
-	if t.res.Err != nil {
-		reply, ours := troubleReply(t.res)
-		w.d.brokeOff(&trouble{reply: reply, said: !ours, err: t.res.Err, host: t.facts.RemoteMTA, addr: t.facts.RemoteIP, tls: t.facts.TLS}, j.user())
-	} else {
+	cut, _ := t.cutShort()
+	switch {
+	case t.res.Err == nil:
 		w.d.succeeded(j.user(), timeOf(outcomes))
+	case !cut:
+		reply, ours := troubleReply(t.res)
+		w.d.brokeOff(&trouble{Trouble: connect.Trouble{Reply: reply, Said: !ours, Err: t.res.Err, Host: t.facts.RemoteMTA, Addr: t.facts.RemoteIP, TLS: t.facts.TLS}}, j.user())
 	}
-	if r, said := t.wantsLess(); said {
+	if r, said := t.wantsLess(cut); said {
 		w.d.slowDown(r)
 	}
+	if n := t.room(); n > 0 {
+		t.conn.Client.LimitRcpts(n)
+	}
+	w.d.judge(j, t, outcomes)
 	if rest := t.further(j, outcomes); len(rest) > 0 {
 		e.settleBut(j, outcomes, rest)
 		w.dotSent = false
@@ -172,12 +179,12 @@ func (w *worker) conclude(j *job, t *transaction) *job {
 			j.again = true
 			return w.afresh(j)
 		}
-		if trouble != nil && !trouble.permanent {
+		if trouble != nil && !trouble.Permanent {
 			w.waitForOthers(j, outcomes, trouble)
 		}
 	}
 	w.job = nil // from here on abandon must not settle it
-	j.spent = walk.spent
+	j.Spent = walk.Spent
 	e.leave(j, away, outcomes, t.res.Err)
 	return nil
 }
@@ -189,17 +196,20 @@ func (w *worker) waitForOthers(j *job, outcomes []queue.Outcome, t *trouble) {
 	for i := range outcomes {
 		if o := &outcomes[i]; o.Result == queue.Failed && o.Reply.Enhanced.Subject == 6 {
 			o.Result, o.RetryIn = queue.Deferred, w.retryIn(j)(j.rcpts[i].Attempts)
-			o.Reply, o.Ours, o.RemoteMTA, o.RemoteIP, o.TLS = t.reply, !t.said, t.host, t.addr, t.tls
+			o.Reply, o.Ours, o.RemoteMTA, o.RemoteIP, o.TLS = t.Reply, !t.Said, t.Host, t.Addr, t.TLS
 		}
 	}
 }
 
 // spareWithheld counts no attempt for recipients that were not sent to the server because of
-// its limit.
+// its limit. They come back soon, unless they wait for what others have met.
 func (t *transaction) spareWithheld(outcomes []queue.Outcome) {
 	for i := range outcomes {
 		if t.res.Withheld(i) && outcomes[i].Result == queue.Deferred {
-			outcomes[i].NotAnAttempt, outcomes[i].RetryIn = true, turnedAwayWait
+			outcomes[i].NotAnAttempt = true
+			if outcomes[i].Scope == "" {
+				outcomes[i].RetryIn = turnedAwayWait
+			}
 		}
 	}
 }
@@ -253,7 +263,7 @@ func (w *worker) facts(j *job, started, ended time.Time) queue.Outcome {
 		Message: j.Message.ID, Epoch: j.Epoch, Upstream: w.d.via, StartedAt: started, At: ended,
 	}
 	if w.conn != nil {
-		o.RemoteMTA, o.RemoteIP, o.TLS, o.SentAs = w.conn.host, w.conn.addr, w.conn.tls, w.conn.sendsAs().String()
+		o.RemoteMTA, o.RemoteIP, o.TLS, o.SentAs = w.conn.Host, w.conn.Addr, w.conn.TLS, w.conn.sendsAs().String()
 	}
 	return o
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/upstream"
 )
@@ -19,7 +20,7 @@ func BenchmarkDeliver(b *testing.B) {
 	addr := sinkServer(b)
 	up := &upstream.Account{Name: "sink", Host: addr.IP.String(), Port: addr.Port, TLS: upstream.TLSNone}
 	ledger := &counter{done: make(chan struct{}), want: int64(b.N)}
-	e := New(Config{Queue: ledger, Routes: routes{def: up}, Hello: "relay.test", NoClaim: true, Messages: 2 * b.N, Memory: 1 << 40})
+	e := New(Config{Connect: connect.Config{Hello: "relay.test"}, Queue: ledger, Routes: routes{def: up}, NoClaim: true, Messages: 2 * b.N, Memory: 1 << 40})
 	e.Start()
 	body := strings.Repeat(strings.Repeat("x", 70)+"\r\n", 70)
 	list := make([]*queue.Delivery, b.N)

@@ -2,9 +2,9 @@ package delivery
 
 import (
 	"errors"
-	"net"
 	"time"
 
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
@@ -27,7 +27,7 @@ type judging struct {
 // previous attempt ended with the same one.
 func classify(facts queue.Outcome, rcpts []queue.Recipient, res smtp.Result, by judging) []queue.Outcome {
 	outcomes := make([]queue.Outcome, len(rcpts))
-	interruption := interruptionIn(res)
+	interruption, account := interruptionIn(res), accountRefused(by.replies, &res)
 	for i := range rcpts {
 		o := &outcomes[i]
 		*o = facts
@@ -45,6 +45,9 @@ func classify(facts queue.Outcome, rcpts []queue.Recipient, res smtp.Result, by 
 				v = by.replies.Classify(upstream.StageData, interruption)
 			}
 		}
+		if account != nil && (res.Withheld(i) || o.Reply.Code == 421 || v.InAnother()) {
+			v = *account
+		}
 		by.conclude(o, rcpts[i].Attempts, v)
 		if o.Result == queue.Delivered {
 			o.DSNPassed = res.DSN
@@ -52,9 +55,6 @@ func classify(facts queue.Outcome, rcpts []queue.Recipient, res smtp.Result, by 
 	}
 	return outcomes
 }
-
-// doubtWait is the least wait of mail in doubt: a server that has it may need a while to know it.
-const doubtWait = 15 * time.Minute
 
 // conclude writes a verdict into the outcome of a recipient.
 func (by judging) conclude(o *queue.Outcome, attempts int, v upstream.Verdict) {
@@ -71,7 +71,7 @@ func (by judging) conclude(o *queue.Outcome, attempts int, v upstream.Verdict) {
 		o.RetryIn = retryWait([]time.Duration{wait}, 0, o.Message)
 	}
 	if o.Unknown {
-		o.RetryIn = max(o.RetryIn, doubtWait)
+		o.RetryIn = max(o.RetryIn, queue.DoubtWait)
 	}
 	if !v.Scope.OfMail() {
 		o.Scope = string(v.Scope)
@@ -93,6 +93,20 @@ func judge(replies *upstream.Replies, res *smtp.Result, i int) upstream.Verdict 
 	return v
 }
 
+// accountRefused is what a refusal at RCPT means that concerns the account or the sender: those
+// whose turn did not come would have heard the same. nil: there was none.
+func accountRefused(replies *upstream.Replies, res *smtp.Result) *upstream.Verdict {
+	for i, stage := range res.Stages {
+		if stage != smtp.StageRcpt || res.Replies[i].Code == 421 {
+			continue
+		}
+		if v := judge(replies, res, i); v.Scope.OfAccount() {
+			return &v
+		}
+	}
+	return nil
+}
+
 // isOurReply reports that recipient i was not named to the server: its reply is made up.
 func isOurReply(res *smtp.Result, i int) bool {
 	return i < len(res.Stages) && res.Stages[i] == smtp.StageHello
@@ -106,26 +120,7 @@ func stageOf(res *smtp.Result, i int) upstream.Stage {
 	case res.Stages[i] == smtp.StageRcpt && acceptedBefore(res, i):
 		return upstream.StageMore
 	}
-	return tableStage(res.Stages[i])
-}
-
-// tableStage is a stage of the conversation as tables have it.
-func tableStage(s smtp.Stage) upstream.Stage {
-	switch s {
-	case smtp.StageTLS:
-		return upstream.StageTLS
-	case smtp.StageAuth, StageToken:
-		return upstream.StageAuth
-	case smtp.StageMail:
-		return upstream.StageMail
-	case smtp.StageRcpt:
-		return upstream.StageRcpt
-	case smtp.StageData, smtp.StageBody:
-		return upstream.StageData
-	case smtp.StageDot:
-		return upstream.StageDot
-	}
-	return upstream.StageConnect
+	return connect.TableStage(res.Stages[i])
 }
 
 // interruptionIn is the server's refusal in the middle of a message, as some send when it
@@ -168,9 +163,11 @@ func acceptedBefore(res *smtp.Result, i int) bool {
 // further lists the recipients that get another transaction immediately, over the same
 // connection: those that were too many where others were delivered, and those that the
 // server's limits kept out of this one. Their number falls each time, so this ends. Where
-// all were deferred, the next host may take all of them.
+// all were deferred, the next host may take all of them. Some servers refuse DATA because of
+// those that were too many (Exim: recipients_max_reject); then all follow, fewer at a time.
 func (t *transaction) further(j *job, outcomes []queue.Outcome) []queue.Recipient {
-	delivered, putOff := false, false
+	anew := t.refusedAsTooMany()
+	delivered, putOff := anew, false
 	for i := range outcomes {
 		if outcomes[i].Result == queue.Delivered {
 			delivered = true
@@ -179,26 +176,26 @@ func (t *transaction) further(j *job, outcomes []queue.Outcome) []queue.Recipien
 		}
 	}
 	next := t.onward(j)
-	if t.res.Err != nil || !delivered && putOff && next.hasNext() {
+	if t.res.Err != nil || !delivered && putOff && next.HasNext() || accountRefused(t.replies, &t.res) != nil {
 		return nil
 	}
 	var rest []queue.Recipient
 	for i := range outcomes {
-		if t.res.Withheld(i) || delivered && judge(t.replies, &t.res, i).InAnother() {
+		if t.res.Withheld(i) || delivered && judge(t.replies, &t.res, i).InAnother() || anew && t.res.Stages[i] == smtp.StageData {
 			rest = append(rest, j.rcpts[i])
 		}
 	}
-	if len(rest) == len(outcomes) {
+	if len(rest) == len(outcomes) && !anew {
 		return nil
 	}
 	return rest
 }
 
 // wantsLess returns the reply by which the server wants fewer connections or less mail from us, if
-// there is one.
-func (t *transaction) wantsLess() (smtp.Reply, bool) {
+// there is one. The 421 of a conversation that was cut short is about its errors.
+func (t *transaction) wantsLess(cut bool) (smtp.Reply, bool) {
 	for i, r := range t.res.Replies {
-		if r.IsTemporary() && !isOurReply(&t.res, i) && !t.res.Withheld(i) && wantsLess(t.replies, stageOf(&t.res, i), r) {
+		if r.IsTemporary() && !(cut && r.Code == 421) && !isOurReply(&t.res, i) && !t.res.Withheld(i) && wantsLess(t.replies, stageOf(&t.res, i), r) {
 			return r, true
 		}
 	}
@@ -227,27 +224,46 @@ func timeOf(outcomes []queue.Outcome) time.Duration {
 	return 0
 }
 
-// inWords is where a conversation broke off, for the text of a made-up reply.
-var inWords = map[smtp.Stage]string{
-	smtp.StageConnect:  "while connecting",
-	smtp.StageGreeting: "before the greeting",
-	smtp.StageHello:    "after EHLO",
-	smtp.StageTLS:      "after STARTTLS",
-	smtp.StageAuth:     "after AUTH",
-	smtp.StageMail:     "after MAIL",
-	smtp.StageRcpt:     "after RCPT",
-	smtp.StageData:     "after DATA",
-	smtp.StageBody:     "while the message was being sent",
-	smtp.StageDot:      "at the end of the message; it may have been delivered",
+// refusedAsTooMany reports that DATA was refused after some recipients had been too many.
+func (t *transaction) refusedAsTooMany() bool {
+	tooMany, refused := false, false
+	for i := range t.res.Replies {
+		tooMany = tooMany || judge(t.replies, &t.res, i).InAnother()
+		refused = refused || t.res.Stages[i] == smtp.StageData && t.res.Replies[i].IsPermanent()
+	}
+	return tooMany && refused && t.res.Err == nil
+}
+
+// room is how many recipients the server takes in a transaction, when it has just accepted so
+// many and wanted all after them in another one; else 0. Where it was only one, that
+// one's mailbox may be full.
+func (t *transaction) room() (accepted int) {
+	tooMany := 0
+	for i := range t.res.Replies {
+		stage := t.res.Stages[i]
+		switch {
+		case t.res.Withheld(i):
+		case judge(t.replies, &t.res, i).InAnother():
+			tooMany++
+		case stage != smtp.StageData && stage != smtp.StageDot:
+		case tooMany > 0:
+			return 0
+		default:
+			accepted++
+		}
+	}
+	if tooMany == 0 || tooMany == 1 && !t.refusedAsTooMany() {
+		return 0
+	}
+	return accepted
 }
 
 // troubleReply is the reply of a recipient for whom the server gave none: its reply about
-// the conversation, or a 451 of ours for the trouble (RFC 5321 section
-// 4.2.5 has a client treat a lost connection as a 451).
+// the conversation, or one of ours for the trouble.
 func troubleReply(res smtp.Result) (r smtp.Reply, ours bool) {
 	var stage *smtp.StageError
 	if !errors.As(res.Err, &stage) {
-		return smtp.Temporary(451, 3, 0, "the attempt ended without a reply"), true
+		return connect.Lost(res.Err), true
 	}
 	if complete(stage.Reply) && !stage.Reply.IsPositive() {
 		return stage.Reply, false
@@ -256,21 +272,8 @@ func troubleReply(res smtp.Result) (r smtp.Reply, ours bool) {
 		said.Text += queue.MidText
 		return said, false
 	}
-	where := inWords[stage.Stage]
 	if res.DotSent {
-		where = inWords[smtp.StageDot]
+		stage = &smtp.StageError{Stage: smtp.StageDot, Err: stage.Err}
 	}
-	if isTimeout(stage.Err) {
-		return smtp.Temporary(451, 4, 2, "no answer in time "+where), true
-	}
-	if errors.Is(stage.Err, smtp.ErrOutOfStep) || errors.Is(stage.Err, smtp.ErrMalformedReply) {
-		// The server decided nothing, but an admin wants to read this.
-		return smtp.Temporary(451, 5, 0, "conversation lost "+where+", "+stage.Err.Error()), true
-	}
-	return smtp.Temporary(451, 4, 2, "conversation lost "+where), true
-}
-
-func isTimeout(err error) bool {
-	timeout, ok := errors.AsType[net.Error](err)
-	return ok && timeout.Timeout()
+	return connect.Lost(stage), true
 }

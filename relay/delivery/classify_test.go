@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
@@ -96,7 +97,7 @@ func TestClassify(t *testing.T) {
 			}
 			wait := 2 * time.Minute
 			if o.Unknown {
-				wait = doubtWait
+				wait = queue.DoubtWait
 			}
 			if retry := o.RetryIn; (o.Result == queue.Deferred) != (retry == wait) {
 				t.Errorf("%s with a retry in %v", o.Result, retry)
@@ -124,7 +125,7 @@ func TestClassifyEachRecipient(t *testing.T) {
 	if diff := cmp.Diff([]queue.Result{queue.Failed, queue.Delivered, queue.Deferred, queue.Deferred}, results); diff != "" {
 		t.Error(diff)
 	}
-	tx, j := &transaction{res: res, conn: &conn{}}, &job{rcpts: rcpts}
+	tx, j := &transaction{res: res, conn: &conn{Conn: &connect.Conn{}}}, &job{rcpts: rcpts}
 	if rest := tx.further(j, outcomes); len(rest) != 1 || rest[0].N != 3 {
 		t.Errorf("for another transaction: %v, want recipient 3", rest)
 	}
@@ -182,7 +183,7 @@ func TestP07TooMany(t *testing.T) {
 				j := &job{rcpts: []queue.Recipient{{N: 0}, {N: 1}}}
 				outcomes := classify(queue.Outcome{Upstream: "mx"}, j.rcpts, res, judging{retryIn: retry})
 				got := string(outcomes[1-i].Result)
-				if rest := (&transaction{res: res, conn: &conn{}}).further(j, outcomes); len(rest) == 1 && rest[0].N == 1-i {
+				if rest := (&transaction{res: res, conn: &conn{Conn: &connect.Conn{}}}).further(j, outcomes); len(rest) == 1 && rest[0].N == 1-i {
 					got = again
 				} else if rest != nil {
 					t.Errorf("again: %v", rest)

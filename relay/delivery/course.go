@@ -9,6 +9,7 @@ import (
 	"postern/relay/route"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
+	"postern/relay/upstream/budget"
 )
 
 // course is where recipients go in one attempt. Jobs share what it points to: it is never
@@ -27,12 +28,8 @@ type course struct {
 func (c course) first(rcpt smtp.Address) (way, bool) {
 	for i := range c.next {
 		to := &c.next[i]
-		if upstream.IsSender(to.Err) {
-			continue // for other senders
-		}
 		if to.Err != nil {
-			c.leave(queue.LeftWay{Way: to.Name, Reply: to.Err.Error(), At: time.Now()})
-			c.unasked = true
+			c.passOver(to, to.Err.Error(), time.Now())
 			continue
 		}
 		w := way{upstream: to.Upstream}
@@ -45,6 +42,18 @@ func (c course) first(rcpt smtp.Address) (way, bool) {
 		return w, true
 	}
 	return way{}, false
+}
+
+// passOver notes a way that is not asked, and why. One that may not send as the sender has
+// nothing to say about what others lack.
+func (c *course) passOver(w *route.Way, why string, at time.Time) {
+	l := queue.LeftWay{Way: w.Name, Reply: why, At: at}
+	if upstream.IsSender(w.Err) {
+		l.Scope = string(upstream.ScopeSender)
+	} else {
+		c.unasked = true
+	}
+	c.leave(l)
 }
 
 // leave notes a way that was left.
@@ -70,7 +79,7 @@ func leftText(left *[]queue.LeftWay) string {
 
 // hasNext reports that the attempt may go on to another way.
 func (j *job) hasNext() bool {
-	return slices.ContainsFunc(j.next, func(w route.Way) bool { return w.Err == nil }) && !j.exhausted()
+	return slices.ContainsFunc(j.next, func(w route.Way) bool { return w.Err == nil }) && !j.Exhausted()
 }
 
 // leave ends a job at its way: rest, a part of its recipients, goes on to the next one in the same
@@ -85,7 +94,11 @@ func (e *Engine) leave(j *job, rest []queue.Recipient, outcomes []queue.Outcome,
 	if len(rest) < len(j.rcpts) {
 		outcomes = e.settleBut(j, outcomes, rest)
 	}
-	goesOn := j.hasNext() && !e.closing.Load()
+	goesOn := j.hasNext()
+	if goesOn && e.closing.Load() {
+		e.release(j, 0) // to another node, for all its ways
+		return
+	}
 	best := make(map[int]queue.Outcome, len(outcomes))
 	for i := range outcomes {
 		o := outcomes[i]
@@ -99,12 +112,12 @@ func (e *Engine) leave(j *job, rest []queue.Recipient, outcomes []queue.Outcome,
 	if goesOn {
 		j.course.leave(why)
 		j.best = best
-		if j.begun.IsZero() {
-			j.begun = time.Now()
+		if j.Begun.IsZero() {
+			j.Begun = time.Now()
 		}
 		j.returned = time.Time{}
 		e.cfg.Log.Info("going on to the next way", "id", j.Message.ID, "from", why.Way, "reply", why.Reply, "error", err,
-			"after_ms", time.Since(j.begun).Milliseconds())
+			"after_ms", time.Since(j.Begun).Milliseconds())
 		if !e.intake.again(j) {
 			e.release(j, 0)
 		}
@@ -117,16 +130,12 @@ func (e *Engine) leave(j *job, rest []queue.Recipient, outcomes []queue.Outcome,
 func (e *Engine) giveUpOn(j *job, best map[int]queue.Outcome, why queue.LeftWay, err error) {
 	c := j.course
 	c.leave(why)
-	for _, w := range c.next {
-		if upstream.IsSender(w.Err) {
-			continue
-		}
-		reply := "not tried: the attempt had used its addresses, sessions or time"
+	for i := range c.next {
+		w, reply := &c.next[i], "not tried: the attempt had used its addresses, sessions or time"
 		if w.Err != nil {
 			reply = w.Err.Error()
 		}
-		c.leave(queue.LeftWay{Way: w.Name, Reply: reply, At: why.At})
-		c.unasked = true
+		c.passOver(w, reply, why.At)
 	}
 	outcomes := make([]queue.Outcome, len(j.rcpts))
 	for i := range j.rcpts {
@@ -134,11 +143,19 @@ func (e *Engine) giveUpOn(j *job, best map[int]queue.Outcome, why queue.LeftWay,
 		if o.Result == queue.Failed && c.unasked {
 			o.Result, o.RetryIn = queue.Deferred, retryWait(e.cfg.Schedule, j.rcpts[i].Attempts, j.Message.ID)
 		}
+		o.WaitsFor = waitsFor(&o)
 		if i > 0 && o.Upstream == outcomes[i-1].Upstream {
 			o.Left = outcomes[i-1].Left // so that they are recorded together
 		} else {
 			others := slices.DeleteFunc(slices.Clone(*c.left), func(l queue.LeftWay) bool { return l.Way == o.Upstream })
 			o.Left = &others
+			e.awaits(o.WaitsFor, *c.left)
+		}
+		if o.NotAnAttempt && len(*o.Left) > 0 { // the history has no line for them
+			o.Reply.Text += "; " + leftText(o.Left)
+		}
+		if o.NotAnAttempt && len(*o.Left) > 0 { // the history has no line for them
+			o.Reply.Text += "; " + leftText(o.Left)
 		}
 		outcomes[i] = o
 	}
@@ -156,10 +173,13 @@ func better(first, second queue.Outcome) queue.Outcome {
 	if other.Result != queue.Deferred {
 		return o
 	}
-	if o.WaitsFor == "" || other.WaitsFor != "" && other.RetryIn < o.RetryIn {
-		o.WaitsFor = other.WaitsFor
+	soon, late := o, other
+	if other.RetryIn < o.RetryIn {
+		soon, late = other, o
 	}
-	o.RetryIn = min(o.RetryIn, other.RetryIn)
+	if o.WaitsFor, o.RetryIn = soon.WaitsFor, soon.RetryIn; o.WaitsFor == "" && !budget.IsWay(late.WaitsFor) {
+		o.WaitsFor = late.WaitsFor // may end sooner; a turn does not
+	}
 	return o
 }
 

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
@@ -55,6 +56,7 @@ type destination struct {
 	trouble     *trouble  // the last
 	talkedAt    time.Time // when a conversation last began or a transaction last ended
 	owes        bool      // mail may wait in the queue for its suspension to end
+	evidence
 }
 
 // apart is a user whose messages alone broke off conversations. Their content may be the
@@ -130,9 +132,10 @@ func (d *destination) full(nth float64) bool {
 	return float64(d.waiting.len()) >= part*float64(messages) || float64(d.waiting.octets) >= part*float64(octets)
 }
 
-// suspended reports that the destination is left alone. mu is held.
+// suspended reports that the destination is left alone, by this node or by all. mu is held.
 func (d *destination) suspended(now time.Time) bool {
-	return d.suspensions > 0 && d.live == 0 && now.Before(d.retryAt)
+	_, open := d.breaker()
+	return open || d.suspensions > 0 && d.live == 0 && now.Before(d.retryAt)
 }
 
 // hindrance is why j must not be sent before until, nil if it may be. One that has a next way
@@ -140,6 +143,9 @@ func (d *destination) suspended(now time.Time) bool {
 // is over. mu is held.
 func (d *destination) hindrance(j *job) (t *trouble, until time.Time) {
 	now := time.Now()
+	if s, open := d.breaker(); open {
+		return &trouble{breaker: &s}, s.NextProbe
+	}
 	switch a := &d.apart; {
 	case d.suspended(now):
 		return d.trouble, d.retryAt
@@ -156,10 +162,15 @@ func (d *destination) add(j *job, up *upstream.Account) {
 	d.mu.Lock()
 	d.update(up)
 	t, until := d.hindrance(j)
+	wait := d.outOfBudget(j)
 	switch {
 	case t != nil:
 		d.mu.Unlock()
 		d.putOff(j, t, until)
+		return
+	case wait != nil:
+		d.mu.Unlock()
+		d.await(j, wait)
 		return
 	case d.giveIdle(j):
 	case d.full(1):
@@ -297,9 +308,7 @@ type need struct {
 	version  int
 	failures int           // for connectFailed
 	wait     time.Duration // before it is tried: the destination pauses
-	spent    spent         // by the attempt for which it is tried
-
-	arrive func(site string) bool // mx: says where the domain is hosted, and whether there is a place
+	spent    connect.Spent // by the attempt for which it is tried
 }
 
 // need returns how to reach the destination, and whether one more connection is
@@ -309,9 +318,6 @@ func (d *destination) need() (need, bool) {
 	defer d.mu.Unlock()
 	wanted := d.waiting.len() > 0 && !d.excess() && !d.e.closing.Load()
 	n := need{upstream: d.upstream, version: d.version, failures: d.failures, spent: d.waiting.leastSpent()}
-	if d.domain != "" {
-		n.arrive = d.arrive
-	}
 	if d.testing() {
 		n.wait = time.Until(d.retryAt)
 	}
@@ -508,7 +514,7 @@ func (d *destination) succeeded(user userOf, took time.Duration) {
 		d.apart = apart{}
 	}
 	d.talkedAt = time.Now()
-	if d.owes {
+	if s, _ := d.breaker(); d.owes && !s.Open { // the end of an open one makes the mail due
 		d.owes = false
 		d.e.cfg.Queue.Recovered(d.key)
 	}
@@ -572,7 +578,7 @@ func (d *destination) setApart(t *trouble, user userOf) []*job {
 	wait := step(d.e.cfg.Backoff, a.rows-2)
 	a.until, a.trouble = time.Now().Add(wait), t
 	d.e.cfg.Log.Warn("destination suspended for one user", "via", d.via, "domain", d.domain,
-		"user_id", int64(user), "for", wait, "reply", t.reply.String(), "error", t.err)
+		"user_id", int64(user), "for", wait, "reply", t.Reply.String(), "error", t.Err)
 	return d.waiting.drainOf(func(j *job) bool { return j.user() == user })
 }
 
@@ -583,18 +589,19 @@ func (d *destination) connectFailed(t *trouble, since int) {
 	var victims []*job
 	d.mu.Lock()
 	switch {
-	case t.permanent:
+	case t.Permanent:
 		victims = d.waiting.drain()
-	case t.crowded:
+	case t.Crowded && (t.Wait == nil || d.live == 0):
 		crowd := d.waiting.drain()
 		d.mu.Unlock()
 		for _, j := range crowd {
-			d.e.release(j, turnedAwayWait)
+			d.turnedAway(j, t)
 		}
 		return
 	case d.e.closing.Load():
-	case d.live > 0:
-		d.window.refused(t.said)
+	case d.live > 0 || t.Said && t.Reply.Code == 421 && d.talking() > 1:
+		// Other conversations with it go on, or are about to begin: we had too many.
+		d.window.refused(len(d.seeking), t.Said)
 		d.useIdle()
 	case d.failures == since:
 		victims = d.leaveAlone(t)
@@ -602,6 +609,10 @@ func (d *destination) connectFailed(t *trouble, since int) {
 	d.mu.Unlock()
 	d.giveUp(victims, t)
 }
+
+// talking is how many connections are open or being made, with the one that has just failed.
+// mu is held.
+func (d *destination) talking() int { return d.workers - len(d.seeking) }
 
 // leaveAlone pauses or suspends the destination and returns the jobs that do not wait for its
 // return: during a pause those that have a next way. mu is held.
@@ -617,7 +628,7 @@ func (d *destination) leaveAlone(t *trouble) []*job {
 // is held.
 func (d *destination) mayPause(t *trouble) bool {
 	works := d.pauses > 0 || time.Since(d.talkedAt) < recently
-	return works && d.suspensions == 0 && d.pauses < len(d.e.cfg.Pauses) && !t.reply.IsPermanent()
+	return works && d.suspensions == 0 && d.pauses < len(d.e.cfg.Pauses) && !t.Reply.IsPermanent()
 }
 
 // pause leaves a destination alone that worked a moment ago and is probably restarting: its
@@ -630,9 +641,9 @@ func (d *destination) pause(t *trouble) {
 	d.broken = 0
 	d.retryAt = time.Now().Add(wait)
 	d.trouble = t
-	d.window.leftAlone(true, t.said)
+	d.window.leftAlone(true, t.Said)
 	d.e.cfg.Log.Info("destination pauses", "via", d.via, "domain", d.domain,
-		"for", wait, "reply", t.reply.String(), "error", t.err)
+		"for", wait, "reply", t.Reply.String(), "error", t.Err)
 }
 
 // suspend leaves the destination alone for a while and returns its waiting jobs. mu is held.
@@ -643,9 +654,10 @@ func (d *destination) suspend(t *trouble) []*job {
 	d.broken = 0
 	d.retryAt = time.Now().Add(wait)
 	d.trouble = t
-	d.window.leftAlone(false, t.said)
+	d.window.leftAlone(false, t.Said)
+	d.tellSuspended(t)
 	d.e.cfg.Log.Warn("destination suspended", "via", d.via, "domain", d.domain,
-		"for", wait, "reply", t.reply.String(), "error", t.err)
+		"for", wait, "reply", t.Reply.String(), "error", t.Err)
 	return d.waiting.drain()
 }
 
@@ -659,7 +671,7 @@ func (d *destination) putOff(j *job, t *trouble, until time.Time) {
 	for i := range j.rcpts {
 		outcomes[i] = t.waiting(d, j, &j.rcpts[i], until)
 	}
-	d.e.leave(j, j.rcpts, outcomes, t.err)
+	d.e.leave(j, j.rcpts, outcomes, t.Err)
 }
 
 // giveUp ends jobs by the destination's trouble: they go on to their next way, or are deferred
@@ -670,7 +682,7 @@ func (d *destination) giveUp(jobs []*job, t *trouble) {
 	if t.ofUser {
 		away = time.Until(d.apart.until)
 	}
-	d.owes = d.owes || len(jobs) > 0 && !t.permanent && !t.ofUser
+	d.owes = d.owes || len(jobs) > 0 && !t.Permanent && !t.ofUser
 	d.mu.Unlock()
 	for _, j := range jobs {
 		outcomes := make([]queue.Outcome, len(j.rcpts))
@@ -681,12 +693,12 @@ func (d *destination) giveUp(jobs []*job, t *trouble) {
 				rest = append(rest, j.rcpts[i])
 			}
 		}
-		j.tries += t.tries
-		j.sessions += t.sessions
-		if j.begun.IsZero() {
-			j.begun = t.begun
+		j.Tries += t.Tries
+		j.Sessions += t.Sessions
+		if j.Begun.IsZero() {
+			j.Begun = t.Begun
 		}
-		d.e.leave(j, rest, outcomes, t.err)
+		d.e.leave(j, rest, outcomes, t.Err)
 	}
 }
 

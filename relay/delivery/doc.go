@@ -10,20 +10,17 @@
 //
 // Invariants: every recipient of every Delivery that was taken is settled or
 // released exactly once, and its body dropped once; the final dot is sent only
-// after the queue's Gate allowed it; credentials are sent only over verified TLS;
-// a connection to an MX is never made to a private or special address (unless a
-// test setting allows it); connections, waiting jobs and the memory that they hold
-// are bounded.
+// after the queue's Gate allowed it; connections, waiting jobs and the memory that they
+// hold are bounded.
 //
 // Failure: what a server says about a recipient concerns that recipient, unless the table of the
 // upstream (relay/upstream) says that our account or the server is at fault: then the mail waits.
-// Trouble
-// to get a conversation going (DNS, connect, greeting, EHLO, STARTTLS, AUTH)
-// concerns the destination: it is left alone for a while and its waiting mail is
-// deferred, never failed, even after a 5yz. (RFC 5321 section 3.1 would let a 554
-// greeting fail the mail; a server under repair says 554 too, and the mail expires on its
-// own.) A reply that is not understood defers. A final dot without a complete reply is
+// Trouble to get a conversation going (relay/connect) concerns the destination: it is left alone
+// for a while and its waiting mail is deferred, never failed, even after a 5yz. (RFC 5321 section
+// 3.1 would let a 554 greeting fail the mail; a server under repair says 554 too, and the mail
+// expires on its own.) A reply that is not understood defers. A final dot without a complete reply is
 // recorded as unknown.
 //
-// It reads and writes no database; the interface Queue has all that it needs of one.
+// It reads and writes no database; the interfaces Queue, Breakers and Tokens have all that it needs
+// of one.
 package delivery

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net"
-	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,11 +11,10 @@ import (
 	"postern/internal/await"
 	"postern/internal/panics"
 	"postern/internal/share"
+	"postern/relay/connect"
 	"postern/relay/maillog"
 	"postern/relay/queue"
 	"postern/relay/route"
-	"postern/relay/smtp"
-	"postern/relay/upstream"
 )
 
 // Queue is what the engine needs of *queue.Queue.
@@ -48,20 +45,15 @@ type Ledger interface {
 
 // Config configures an Engine. Zero values take the defaults named.
 type Config struct {
-	Queue  Queue
-	Routes route.Resolver
-	Tokens Tokens        // nil: upstreams that need one have none
-	DNS    Resolver      // net.Resolver, without the C library
-	Log    *slog.Logger  // for trouble of the engine itself
-	Guard  *panics.Guard // keeps what panics from ending the process; may be nil
-	Events *maillog.Logger
+	Queue    Queue
+	Routes   route.Resolver
+	Breakers Breakers      // nil: each node goes by what it knows itself
+	Log      *slog.Logger  // for trouble of the engine itself
+	Guard    *panics.Guard // keeps what panics from ending the process; may be nil
+	Events   *maillog.Logger
 
-	Hello string // this node's host name: EHLO, and to find loops
-	// Origin is our end of connections to MX, and to upstreams that leave it open.
-	Origin upstream.Origin
-	// Self are the addresses of this node's listeners. An unspecified address
-	// (0.0.0.0, ::) stands for every address of the machine.
-	Self []netip.AddrPort
+	Budgets Budgets        // nil: upstreams have none
+	Connect connect.Config // how conversations begin
 
 	// Connections and MXConnections bound concurrent connections. Either begins with 5.
 	Connections    int           // to one upstream that sets no number of its own: 100
@@ -71,9 +63,6 @@ type Config struct {
 	PerConnection  int           // messages over one connection: 1,000
 	PerTransaction int           // recipients in one transaction: 100
 	IdleTime       time.Duration // how long an unused connection is kept: 8 s, since Amazon SES ends it after 10
-	Timeouts       smtp.Timeouts // of the conversation; zero fields: RFC 5321 section 4.5.3.2
-	ConnectTime    time.Duration // for one TCP connect: 30 s
-	LookupTime     time.Duration // for one DNS question: 20 s
 
 	// Messages and Memory bound the mail in hand: bodies, and the memory that many
 	// recipients and destinations of one message need. Bodies larger than InMemory
@@ -82,14 +71,12 @@ type Config struct {
 	Memory   int64 // octets: 64 MiB
 	InMemory int64 // octets: 1 MiB
 
-	MXPort         int  // 25; others are for tests
-	AllowPrivateMX bool // for tests: MX may be at private and special addresses
-	AllowLiterals  bool // deliver to user@[192.0.2.1]
-
 	Schedule []time.Duration // waits after each attempt; the last repeats. The default is defaultSchedule.
 	Pauses   []time.Duration // how long a destination that worked recently is left alone first. The default is defaultPauses.
 	Backoff  []time.Duration // and how long after those. The default is defaultBackoff.
 	NoClaim  bool            // only what Take brings
+
+	RecordWays bool // the gate has the way of each dot, not only where a route has several
 }
 
 // Defaults is the configuration of an engine that is given nothing.
@@ -97,9 +84,6 @@ func Defaults() Config { return Config{}.withDefaults() }
 
 // withDefaults fills what is zero.
 func (c Config) withDefaults() Config {
-	if c.DNS == nil {
-		c.DNS = &net.Resolver{PreferGo: true}
-	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -121,12 +105,9 @@ func (c Config) withDefaults() Config {
 	fill(&c.PerConnection, 1000)
 	fill(&c.PerTransaction, 100)
 	fill(&c.IdleTime, 8*time.Second)
-	fill(&c.ConnectTime, 30*time.Second)
-	fill(&c.LookupTime, 20*time.Second)
 	fill(&c.Messages, 10_000)
 	fill(&c.Memory, 64<<20)
 	fill(&c.InMemory, 1<<20)
-	fill(&c.MXPort, 25)
 	return c
 }
 
@@ -139,7 +120,7 @@ func fill[T int | int64 | time.Duration](v *T, def T) {
 // Engine delivers. Its methods may be called from several goroutines.
 type Engine struct {
 	cfg    Config
-	dialer *dialer
+	dialer *connect.Dialer
 	bounds atomic.Pointer[Bounds]
 	load   load        // the mail in memory
 	slots  *share.Pool // connections, by user, destination and address
@@ -162,13 +143,14 @@ type Engine struct {
 	fullAt     atomic.Int64 // when an upstream last had no room, Unix nanoseconds
 	panics     atomic.Int64
 	turned     atomic.Int64 // when the dispatcher last ran, Unix nanoseconds
+	awaited    sync.Map     // [2]string: two ways; mail that the first would take waits for the second
 
 	mu           sync.Mutex
 	destinations map[string]*destination
 	active       map[*worker]struct{}
 }
 
-// New makes an Engine. Queue, Routes and Hello must be set.
+// New makes an Engine. Queue, Routes and Connect.Hello must be set.
 func New(cfg Config) *Engine {
 	cfg = cfg.withDefaults()
 	e := &Engine{
@@ -182,8 +164,9 @@ func New(cfg Config) *Engine {
 	e.bounds.Store(&Bounds{cfg.Connections, cfg.MXConnections, cfg.PerConnection, cfg.IdleTime, cfg.Memory})
 	e.windows = windows{by: map[string]*window{}, sites: e.sitePlaces}
 	e.turned.Store(time.Now().UnixNano())
-	e.dialer = newDialer(&e.cfg)
-	e.dialer.slots = e.slots
+	cfg.Connect.Sessions = cfg.Budgets
+	e.dialer = connect.New(cfg.Connect)
+	e.dialer.Slots = e.slots
 	e.work, e.endWork = context.WithCancel(context.Background())
 	e.hard, e.cut = context.WithCancel(context.Background())
 	return e

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"postern/internal/smtptest"
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/route"
 	"postern/relay/smtp"
@@ -85,8 +86,8 @@ func TestClaims(t *testing.T) {
 // it: it learns of a close some time later.
 func countOpen(e *Engine) (open, peak *atomic.Int64) {
 	open, peak = new(atomic.Int64), new(atomic.Int64)
-	dial := e.dialer.connect
-	e.dialer.connect = func(ctx context.Context, to target) (net.Conn, error) {
+	dial := e.dialer.Dial
+	e.dialer.Dial = func(ctx context.Context, to connect.Target) (net.Conn, error) {
 		conn, err := dial(ctx, to)
 		if err != nil {
 			return nil, err
@@ -537,7 +538,7 @@ func TestPanicWhileConnecting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := newFakeQueue()
 		e := newEngine(q, Config{Routes: routes{def: piped}, NoClaim: true})
-		e.dialer.connect = func(context.Context, target) (net.Conn, error) {
+		e.dialer.Dial = func(context.Context, connect.Target) (net.Conn, error) {
 			if e.panics.Load() > 100 {
 				return nil, errors.New("enough")
 			}
@@ -569,8 +570,8 @@ func TestPanicAfterDot(t *testing.T) {
 		ours, theirs := net.Pipe()
 		go server.ServeConn(theirs)
 		w := newWorker(&destination{e: e, window: windowAt(1), via: viaMX, broken: troubleLimit, apart: apart{user: 1, rows: 1}})
-		w.conn = &conn{client: smtp.NewClient(ours, smtp.ClientConfig{Hello: "relay.test"}), leave: func() {}}
-		if err := w.conn.client.Greet(t.Context()); err != nil {
+		w.conn = &conn{Conn: &connect.Conn{Client: smtp.NewClient(ours, smtp.ClientConfig{Hello: "relay.test"})}}
+		if err := w.conn.Client.Greet(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		d := message(t, "a@one.test")

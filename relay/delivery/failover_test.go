@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"postern/internal/smtptest"
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/route"
 	"postern/relay/smtp"
@@ -58,11 +59,17 @@ func TestP12FailoverMatrix(t *testing.T) {
 		want  string
 		scope upstream.Scope // why the first way was left
 	}{
+		{"connect", smtptest.PhaseConnect, nil, atSecond, upstream.ScopeHost},
 		{"greeting 421", smtptest.PhaseBanner, leaving, atSecond, upstream.ScopeConnection},
 		{"greeting 554", smtptest.PhaseBanner, reply("554 5.3.2 no"), atSecond, upstream.ScopeHost},
 		{"greeting closed", smtptest.PhaseBanner, closed, atSecond, upstream.ScopeHost},
 		{"EHLO 550", smtptest.PhaseHello, reply("550 5.7.0 no"), atSecond, upstream.ScopeHost},
 		{"EHLO closed", smtptest.PhaseHello, closed, atSecond, upstream.ScopeHost},
+		{"STARTTLS 454", smtptest.PhaseStartTLS, reply("454 4.3.0 not now"), atSecond, upstream.ScopeHost},
+		{"handshake closed", smtptest.PhaseHandshake, closed, atSecond, upstream.ScopeHost},
+		{"AUTH 535", smtptest.PhaseAuth, reply("535 5.7.139 no"), atSecond, upstream.ScopeAccount},
+		{"AUTH 454", smtptest.PhaseAuth, reply("454 4.7.0 not now"), atSecond, upstream.ScopeAccount},
+		{"AUTH closed", smtptest.PhaseAuth, closed, atSecond, upstream.ScopeAccount},
 		{"MAIL 421", smtptest.PhaseMail, leaving, atSecond, upstream.ScopeConnection},
 		{"MAIL closed", smtptest.PhaseMail, closed, atSecond, upstream.ScopeConnection},
 		{"MAIL reset", smtptest.PhaseMail, smtptest.Always(smtptest.Reset()), atSecond, upstream.ScopeConnection},
@@ -95,8 +102,10 @@ func TestP12FailoverMatrix(t *testing.T) {
 	for i, test := range tests {
 		for variant := range 8 {
 			secured, pipelined, many := variant&1 != 0, variant&2 != 0, variant&4 != 0
-			toMX := (i+variant/3)%2 == 0
-			t.Run(fmt.Sprintf("%s, TLS %v, pipelining %v, many %v, MX %v", test.name, secured, pipelined, many, toMX), func(t *testing.T) {
+			login := test.at == smtptest.PhaseAuth
+			secured = secured || login || test.at == smtptest.PhaseStartTLS || test.at == smtptest.PhaseHandshake
+			toMX := (i+variant/3)%2 == 0 && !login
+			t.Run(fmt.Sprintf("%s, %d, TLS %v, pipelining %v, many %v, MX %v", test.name, variant, secured, pipelined, many, toMX), func(t *testing.T) {
 				t.Parallel()
 				cfg := smtptest.Config{Extensions: []string{"8BITMIME", "SMTPUTF8", "DSN", "ENHANCEDSTATUSCODES"}}
 				if pipelined {
@@ -105,11 +114,16 @@ func TestP12FailoverMatrix(t *testing.T) {
 				if secured {
 					cfg.TLS = ca.ServerConfig(t, "127.0.0.1")
 				}
+				if login {
+					cfg.Users = map[string]string{"relay": "secret"}
+				}
 				m := newMatrix(t, cfg, toMX)
 				if secured {
-					m.secure(string(ca.PEM()))
+					m.secure(string(ca.PEM()), cfg.Users)
 				}
-				m.first.On(test.at, test.hook)
+				if m.first.On(test.at, test.hook); test.at == smtptest.PhaseConnect {
+					m.first.Close()
+				}
 				rcpts := []string{"a@one.test"}
 				for n := range 49 {
 					if many {
@@ -137,16 +151,18 @@ func newMatrix(t *testing.T, cfg smtptest.Config, toMX bool) *matrix {
 		dns := &smtptest.Resolver{}
 		dns.AddMX("one.test", 10, "mx.one.test.")
 		dns.AddHost("mx.one.test", "127.0.0.1")
-		m.cfg = Config{DNS: dns, MXPort: m.second.Port(), AllowPrivateMX: true}
+		m.cfg = Config{Connect: connect.Config{DNS: dns, MXPort: m.second.Port(), AllowPrivateMX: true}}
 	}
 	m.cfg.Routes = m.ways
 	return m
 }
 
-func (m *matrix) secure(ca string) {
+func (m *matrix) secure(ca string, users map[string]string) {
 	for _, w := range m.ways {
 		if w.Upstream != nil {
 			w.Upstream.TLS, w.Upstream.CA = upstream.TLSRequire, ca
+			for w.Upstream.Username, w.Upstream.Password = range users {
+			}
 		}
 	}
 }

@@ -316,8 +316,8 @@ func startEngine(t testing.TB, q *fakeQueue, cfg Config) *Engine {
 
 func newEngine(q *fakeQueue, cfg Config) *Engine {
 	cfg.Queue = q
-	if cfg.Hello == "" {
-		cfg.Hello = "relay.test"
+	if cfg.Connect.Hello == "" {
+		cfg.Connect.Hello = "relay.test"
 	}
 	return New(cfg)
 }

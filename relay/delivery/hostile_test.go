@@ -16,6 +16,7 @@ import (
 
 	"postern/internal/share"
 	"postern/internal/smtptest"
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/route"
 	"postern/relay/smtp"
@@ -178,7 +179,7 @@ func (f *fray) Resolve(_ context.Context, _ int64, _, rcpt smtp.Address) (route.
 	return d, nil
 }
 
-func (f *fray) connect(_ context.Context, to target) (net.Conn, error) {
+func (f *fray) connect(_ context.Context, to connect.Target) (net.Conn, error) {
 	switch f.draw(f.chance * 4) {
 	case 0, 1:
 		return nil, syscall.ECONNREFUSED
@@ -189,13 +190,13 @@ func (f *fray) connect(_ context.Context, to target) (net.Conn, error) {
 		}
 	}
 	ours, theirs := net.Pipe()
-	go f.at[to.addr.Addr().String()].ServeConn(theirs)
+	go f.at[to.Addr.Addr().String()].ServeConn(theirs)
 	return ours, nil
 }
 
 func (f *fray) play(t *testing.T) {
-	e := newEngine(f.q, Config{Routes: f, DNS: f.dns, Messages: 60, PerTransaction: 4, PerConnection: 5, MaxOpen: 3 + f.draw(12), IdleTime: 3 * time.Second})
-	e.dialer.connect = f.connect
+	e := newEngine(f.q, Config{Connect: connect.Config{DNS: f.dns}, Routes: f, Messages: 60, PerTransaction: 4, PerConnection: 5, MaxOpen: 3 + f.draw(12), IdleTime: 3 * time.Second})
+	e.dialer.Dial = f.connect
 	e.Start()
 	for range 10 + f.draw(30) {
 		d := f.message(t)

@@ -6,11 +6,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"postern/relay/connect"
 	"postern/relay/maillog"
 	"postern/relay/queue"
 	"postern/relay/route"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
+	"postern/relay/upstream/budget"
 )
 
 // parcel is a delivery whose jobs are under way.
@@ -33,9 +35,9 @@ type job struct {
 	again bool
 	// returned is when it was first put back since neither a kept connection nor a new one
 	// took it, zero before.
-	returned time.Time
-	spent                      // by the attempt
-	replies  *upstream.Replies // what those of its upstream mean; nil: MX
+	returned      time.Time
+	connect.Spent                   // by the attempt
+	replies       *upstream.Replies // what those of its upstream mean; nil: MX
 	course
 }
 
@@ -94,10 +96,14 @@ func (e *Engine) handOut(j job, ways []way) {
 
 // perTransaction is the most recipients of one transaction.
 func (e *Engine) perTransaction(u *upstream.Account) int {
+	most := e.cfg.PerTransaction
 	if u != nil && u.MaxRecipients > 0 {
-		return u.MaxRecipients
+		most = u.MaxRecipients
 	}
-	return e.cfg.PerTransaction
+	if e.budgeted(u) {
+		most = budget.Fits(u.Budget, most)
+	}
+	return most
 }
 
 // assign makes the jobs of one way.
@@ -223,14 +229,16 @@ const (
 	pausedWait = 10 * time.Minute
 )
 
-// NoRoute and Paused begin the replies of recipients who wait for a changed route, or for an
-// upstream.
+// NoRoute, Paused and LeftAlone begin the replies of recipients who wait for a changed route, or for
+// an upstream.
 const (
-	NoRoute = "451 4.4.4 " + noRoute
-	Paused  = "451 4.3.2 " + ofUpstream
+	NoRoute   = "451 4.4.4 " + noRoute
+	Paused    = "451 4.3.2 " + ofUpstream
+	LeftAlone = "451 4.4.1 " + waiting + ofUpstream
 
 	noRoute    = "no route "
 	ofUpstream = "upstream "
+	waiting    = "waits for "
 )
 
 // unroutable gives back a recipient for whom there is no route, or none can be read now.
@@ -267,8 +275,10 @@ func (e *Engine) record(d *queue.Delivery, rcpt *queue.Recipient, o queue.Outcom
 // settle logs and settles the outcomes of a job, rcpts[i] being that of
 // outcomes[i]. It does not end the job.
 func (e *Engine) settle(j *job, rcpts []queue.Recipient, outcomes []queue.Outcome, err error) {
+	e.takeTurns(rcpts, outcomes)
 	for i := range outcomes {
 		o := &outcomes[i]
+		o.WaitsFor = waitsFor(o)
 		if o.Left == nil {
 			o.Left = j.left
 		}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"postern/internal/smtptest"
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/smtp"
 )
@@ -111,7 +112,7 @@ func TestP14NoNewConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := newFakeQueue()
 		e := newEngine(q, Config{Routes: routes{def: piped}})
-		e.dialer.connect = func(context.Context, target) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
+		e.dialer.Dial = func(context.Context, connect.Target) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
 		d := &destination{e: e, via: piped.Name, upstream: piped, window: windowAt(5), live: 1} // others are served
 		m := message(t, "a@one.test")
 		j := &job{parcel: &parcel{Delivery: m}, rcpts: m.Recipients}
@@ -173,9 +174,9 @@ func TestR3IdleWithoutMail(t *testing.T) {
 	go server.ServeConn(theirs)
 	e := newEngine(newFakeQueue(), Config{Routes: routes{}})
 	w := newWorker(&destination{e: e, window: windowAt(1)})
-	w.conn = &conn{client: smtp.NewClient(ours, smtp.ClientConfig{Hello: "relay.test"})}
-	defer w.conn.client.Close()
-	if err := w.conn.client.Greet(t.Context()); err != nil {
+	w.conn = &conn{Conn: &connect.Conn{Client: smtp.NewClient(ours, smtp.ClientConfig{Hello: "relay.test"})}}
+	defer w.conn.Client.Close()
+	if err := w.conn.Client.Greet(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if w.conn.kept {
@@ -330,14 +331,14 @@ func TestR2NothingWasTried(t *testing.T) {
 func TestR2NeverWorked(t *testing.T) {
 	t.Parallel()
 	d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{}}), window: windowAt(5)}
-	refused := &trouble{reply: smtp.Temporary(451, 4, 1, "refused"), err: syscall.ECONNREFUSED}
+	refused := &trouble{Trouble: connect.Trouble{Reply: smtp.Temporary(451, 4, 1, "refused"), Err: syscall.ECONNREFUSED}}
 	d.connectFailed(refused, 0)
 	if d.suspensions != 1 || d.pauses != 0 {
 		t.Errorf("%d suspensions, %d pauses", d.suspensions, d.pauses)
 	}
 	d.connected(&worker{})
 	d.disconnected(&worker{live: true})
-	d.connectFailed(&trouble{reply: smtp.Permanent(535, 7, 8, "bad password"), err: errors.New("auth")}, 0)
+	d.connectFailed(&trouble{Trouble: connect.Trouble{Reply: smtp.Permanent(535, 7, 8, "bad password"), Err: errors.New("auth")}}, 0)
 	if d.suspensions != 1 || d.pauses != 0 {
 		t.Errorf("after a refusal: %d suspensions, %d pauses", d.suspensions, d.pauses)
 	}
@@ -352,7 +353,7 @@ func TestR2Flapping(t *testing.T) {
 		w := &worker{}
 		d.connected(w)
 		d.disconnected(w)
-		d.brokeOff(&trouble{reply: smtp.Temporary(451, 4, 2, "lost"), err: net.ErrClosed}, userOf(i%2))
+		d.brokeOff(&trouble{Trouble: connect.Trouble{Reply: smtp.Temporary(451, 4, 2, "lost"), Err: net.ErrClosed}}, userOf(i%2))
 	}
 	if d.suspensions != 1 {
 		t.Errorf("%d suspensions after %d pauses", d.suspensions, d.pauses)
@@ -470,9 +471,10 @@ func TestR2RefusedBesideOthers(t *testing.T) {
 	t.Parallel()
 	for said, want := range map[bool]int{false: 20, true: 1} {
 		synctest.Test(t, func(t *testing.T) {
-			d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{}}), window: windowAt(20), live: 1, workers: 20}
-			d.window.live = 1
-			d.connectFailed(&trouble{reply: smtp.Temporary(421, 4, 1, "x"), said: said}, 0)
+			d := &destination{e: newEngine(newFakeQueue(), Config{Routes: routes{}}), window: windowAt(20), live: 1, workers: 2}
+			d.window.used = 2
+			d.connectFailed(&trouble{Trouble: connect.Trouble{Reply: smtp.Temporary(421, 4, 1, "x"), Said: said}}, 0)
+			d.window.used = 20
 			time.Sleep(2 * refusedPause)
 			for range 20 * 20 {
 				d.window.ended(0, true)

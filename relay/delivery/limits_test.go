@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -176,7 +177,7 @@ func TestP06NextHost(t *testing.T) {
 	servers[0].On(smtptest.PhaseHello, reply("250-fake.test", "250 LIMITS RCPTMAX=2"))
 	servers[0].On(smtptest.PhaseRcpt, reply("451 4.7.1 greylisted"))
 	q := newFakeQueue()
-	cfg.Routes, cfg.AllowPrivateMX = routes{}, true
+	cfg.Routes, cfg.Connect.AllowPrivateMX = routes{}, true
 	e := startEngine(t, q, cfg)
 	d := message(t, "r0@one.test", "r1@one.test", "r2@one.test")
 	e.Take(d)
@@ -249,5 +250,261 @@ func TestP06LostBeforeTheRest(t *testing.T) {
 	}
 	if o := q.outcome(t, d, 1); o.Result != queue.Deferred || !o.NotAnAttempt || o.Unknown {
 		t.Errorf("the recipient that was never named: %+v", o)
+	}
+}
+
+// tooManyAt starts a server that takes two recipients in a transaction and says so only at RCPT;
+// with refuses it does not take the message for those two either (Exim: recipients_max_reject).
+func tooManyAt(t *testing.T, said string, refuses bool) *smtptest.Server {
+	t.Helper()
+	server := smtptest.Start(t, smtptest.Config{Extensions: []string{"PIPELINING"}})
+	var mu sync.Mutex
+	over := map[int]bool{}
+	server.On(smtptest.PhaseMail, func(s smtptest.Session) smtptest.Action {
+		mu.Lock()
+		defer mu.Unlock()
+		over[s.Conn] = false
+		return smtptest.Action{}
+	})
+	server.On(smtptest.PhaseRcpt, func(s smtptest.Session) smtptest.Action {
+		mu.Lock()
+		defer mu.Unlock()
+		if len(s.Rcpts) < 2 {
+			return smtptest.Action{}
+		}
+		over[s.Conn] = true
+		return smtptest.Reply(said)
+	})
+	server.On(smtptest.PhaseData, func(s smtptest.Session) smtptest.Action {
+		mu.Lock()
+		defer mu.Unlock()
+		if refuses && over[s.Conn] {
+			return smtptest.Reply("554 Too many recipients")
+		}
+		return smtptest.Action{}
+	})
+	return server
+}
+
+// TestP07Learned: how many recipients fit into a transaction is heard once on a connection. Those
+// beyond follow without being refused again, and so do those of the next message.
+func TestP07Learned(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		said            string
+		refuses         bool
+		rcpts           int
+		mails, commands int // MAIL and RCPT, for two messages
+	}{
+		{"452 4.5.3 Error: too many recipients", false, 5, 3 + 3, 5 + 2 + 1 + 5},
+		{"452 too many recipients", false, 5, 3 + 3, 5 + 2 + 1 + 5},
+		{"552 too many recipients", true, 5, 4 + 3, 5 + 5 + 5},
+		{"552 too many recipients", true, 3, 3 + 2, 3 + 3 + 3},
+		{"452 full, perhaps", false, 3, 2 + 2, 3 + 1 + 3 + 1}, // a single one teaches nothing
+	}
+	for _, test := range tests {
+		t.Run(fmt.Sprint(test.said, " ", test.rcpts), func(t *testing.T) {
+			t.Parallel()
+			server := tooManyAt(t, test.said, test.refuses)
+			q := newFakeQueue()
+			up := upstreamAt(server)
+			up.MaxConnections = 1
+			e := startEngine(t, q, Config{Routes: routes{def: up}})
+			for ended := 0; ended < 2*test.rcpts; {
+				var to []string
+				for n := range test.rcpts {
+					to = append(to, fmt.Sprintf("r%d@one.test", n))
+				}
+				d := message(t, to...)
+				e.Take(d)
+				ended += test.rcpts
+				q.waitEnded(t, ended)
+				for n := range to {
+					if o := q.outcome(t, d, n); o.Result != queue.Delivered {
+						t.Errorf("%s: %s %v", to[n], o.Result, o.Reply)
+					}
+				}
+			}
+			mails, commands := server.Reached(smtptest.PhaseMail), server.Reached(smtptest.PhaseRcpt)
+			if mails != test.mails || commands != test.commands || server.Conns() != 1 {
+				t.Errorf("%d MAIL and %d RCPT over %d connections, want %d and %d over one", mails, commands, server.Conns(), test.mails, test.commands)
+			}
+		})
+	}
+}
+
+// hardOn starts a server that hangs up after two recipients that it refused on a connection
+// (Postfix: smtpd_hard_error_limit). What it says to them is for the test.
+func hardOn(t *testing.T, refusal string) *smtptest.Server {
+	t.Helper()
+	server := smtptest.Start(t, smtptest.Config{Extensions: []string{"PIPELINING"}})
+	var mu sync.Mutex
+	refused := map[int]int{}
+	hangsUp := smtptest.Then(smtptest.Reply("421 4.7.0 Error: too many errors"), smtptest.Close())
+	server.On(smtptest.PhaseRcpt, func(s smtptest.Session) smtptest.Action {
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case refused[s.Conn] == 2:
+			return hangsUp
+		case strings.Contains(s.Command, "no"):
+			refused[s.Conn]++
+			return smtptest.Reply(refusal)
+		}
+		return smtptest.Action{}
+	})
+	server.On(smtptest.PhaseData, func(s smtptest.Session) smtptest.Action {
+		mu.Lock()
+		defer mu.Unlock()
+		if refused[s.Conn] == 2 {
+			return hangsUp
+		}
+		return smtptest.Action{}
+	})
+	return server
+}
+
+// TestP07RateAtRcpt: a rate that ends amid the recipients concerns those too that were not named
+// yet: they wait as long, and are not named in vain.
+func TestP07RateAtRcpt(t *testing.T) {
+	t.Parallel()
+	server := smtptest.Start(t, smtptest.Config{Extensions: []string{"PIPELINING", "LIMITS RCPTMAX=3"}})
+	said := []smtptest.Action{{}, smtptest.Reply("452 4.5.3 Error: too many recipients"), smtptest.Reply("450 4.7.1 Error: too many recipients from 127.0.0.1")}
+	server.On(smtptest.PhaseRcpt, func(s smtptest.Session) smtptest.Action { return said[s.Rcpt] })
+	q := newFakeQueue()
+	e := startEngine(t, q, Config{Routes: routes{def: upstreamAt(server)}})
+	d := message(t, "a@one.test", "b@one.test", "c@one.test", "d@one.test")
+	e.Take(d)
+	q.waitEnded(t, 4)
+	if o := q.outcome(t, d, 0); o.Result != queue.Delivered {
+		t.Errorf("%+v", o)
+	}
+	for n := 1; n < 4; n++ {
+		o := q.outcome(t, d, n)
+		if o.Result != queue.Deferred || o.Scope != "account" || o.RetryIn < 30*time.Second || o.RetryIn > 2*time.Minute || o.NotAnAttempt != (n > 2) {
+			t.Errorf("recipient %d: %+v", n, o)
+		}
+	}
+	if n := server.Reached(smtptest.PhaseMail); n != 1 {
+		t.Errorf("%d MAIL, want 1", n)
+	}
+}
+
+// TestP07MailAndHangUp: what was sent behind a refused MAIL is an error to some servers, after
+// which they hang up. The refusal stands, and is not provoked again over a new connection.
+func TestP07MailAndHangUp(t *testing.T) {
+	t.Parallel()
+	server := smtptest.Start(t, smtptest.Config{Extensions: []string{"PIPELINING"}})
+	q := newFakeQueue()
+	e := startEngine(t, q, Config{Routes: routes{def: upstreamAt(server)}})
+	first := message(t, "a@one.test")
+	e.Take(first)
+	q.waitEnded(t, 1)
+	server.On(smtptest.PhaseMail, reply("450 4.7.1 Error: too much mail from 127.0.0.1"))
+	server.On(smtptest.PhaseRcpt, smtptest.Always(smtptest.Then(smtptest.Reply("421 4.7.0 Error: too many errors"), smtptest.Close())))
+	d := message(t, "a@one.test")
+	e.Take(d)
+	q.waitEnded(t, 2)
+	if o := q.outcome(t, d, 0); o.Result != queue.Deferred || o.Reply.Code != 450 || o.Scope != "account" || o.RetryIn > 2*time.Minute {
+		t.Errorf("%+v", o)
+	}
+	if d := e.known(queue.Way("sink", "")); server.Conns() != 1 || d.broken != 0 {
+		t.Errorf("%d connections, %d conversations broke off", server.Conns(), d.broken)
+	}
+}
+
+// TestP07CutShort: a server that hangs up after too many refusals has answered those; the others
+// are named over a new connection immediately, and the server is in no trouble.
+func TestP07CutShort(t *testing.T) {
+	t.Parallel()
+	to := []string{"a@one.test", "no0@one.test", "b@one.test", "no1@one.test", "c@one.test", "no2@one.test", "no3@one.test", "no4@one.test", "d@one.test"}
+	tests := []struct {
+		refusal  string
+		refused  queue.Result
+		accepted queue.Result
+		conns    int
+		window   int
+	}{
+		{"550 5.1.1 unknown", queue.Failed, queue.Delivered, 3, begin},
+		{"450 4.2.0 greylisted", queue.Deferred, queue.Delivered, 3, begin},
+		{"450 4.7.1 Error: too many recipients from 127.0.0.1", queue.Deferred, queue.Deferred, 1, begin / 2},
+	}
+	for _, test := range tests {
+		t.Run(test.refusal, func(t *testing.T) {
+			t.Parallel()
+			server := hardOn(t, test.refusal)
+			q := newFakeQueue()
+			up := upstreamAt(server)
+			e := startEngine(t, q, Config{Routes: routes{def: up}})
+			d := message(t, to...)
+			e.Take(d)
+			q.waitEnded(t, len(to))
+			for n := range to {
+				want := test.accepted
+				if strings.HasPrefix(to[n], "no") {
+					want = test.refused
+				}
+				o := q.outcome(t, d, n)
+				if o.Result != want {
+					t.Errorf("%s: %s %v, want %s", to[n], o.Result, o.Reply, want)
+				}
+				if ofAccount := test.accepted == queue.Deferred; ofAccount != (o.Scope == "account") {
+					t.Errorf("%s: %v concerns %q", to[n], o.Reply, o.Scope)
+				}
+			}
+			if server.Conns() != test.conns {
+				t.Errorf("%d connections, want %d", server.Conns(), test.conns)
+			}
+			if d := e.known(queue.Way("sink", "")); d.broken != 0 || d.window.limit != test.window {
+				t.Errorf("%d conversations broke off, a window of %d is left, want %d", d.broken, d.window.limit, test.window)
+			}
+		})
+	}
+}
+
+// TestTooManyConnections: the server says so before any other conversation has come past its
+// greeting. It was not in trouble: those go on, and no mail waits.
+func TestTooManyConnections(t *testing.T) {
+	t.Parallel()
+	const most, admitted = begin, 2
+	server := smtptest.Start(t, smtptest.Config{})
+	refused := make(chan struct{})
+	server.On(smtptest.PhaseBanner, func(s smtptest.Session) smtptest.Action {
+		if s.Conn <= admitted {
+			return smtptest.Action{}
+		}
+		return smtptest.Then(smtptest.Reply("421 Too many concurrent SMTP connections"), smtptest.Close())
+	})
+	server.On(smtptest.PhaseHello, smtptest.Always(smtptest.Then(smtptest.StallUntil(refused), smtptest.Normal())))
+	q := newFakeQueue()
+	up := upstreamAt(server)
+	up.MaxConnections = most
+	e := startEngine(t, q, Config{Routes: routes{def: up}})
+	var list []*queue.Delivery
+	for range 2 * most {
+		list = append(list, message(t, "a@one.test"))
+		e.Take(list[len(list)-1])
+	}
+	limit := func() int {
+		d := e.known(queue.Way("sink", ""))
+		if d == nil {
+			return most
+		}
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return d.window.limit
+	}
+	for until := time.Now().Add(patience); limit() == most && time.Now().Before(until); {
+		time.Sleep(time.Millisecond) // nobody signals it
+	}
+	close(refused)
+	q.waitEnded(t, len(list))
+	for _, d := range list {
+		if o := q.outcome(t, d, 0); o.Result != queue.Delivered {
+			t.Errorf("%+v", o)
+		}
+	}
+	if server.Conns() > most {
+		t.Errorf("%d connections, want %d at most", server.Conns(), most)
 	}
 }

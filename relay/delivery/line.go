@@ -1,6 +1,10 @@
 package delivery
 
-import "slices"
+import (
+	"slices"
+
+	"postern/relay/connect"
+)
 
 // line is a queue of jobs that also takes some back at its front.
 type line struct {
@@ -76,12 +80,12 @@ func (l *line) pop() *job {
 
 // leastSpent is what the attempt that has used the least of its bounds has: the destination is
 // tried for all that wait.
-func (l *line) leastSpent() (least spent) {
+func (l *line) leastSpent() (least connect.Spent) {
 	l.find(func(j *job) bool {
-		if least.begun.IsZero() || j.tries < least.tries {
-			least = j.spent
+		if least.Begun.IsZero() || j.Tries < least.Tries {
+			least = j.Spent
 		}
-		return j.begun.IsZero()
+		return j.Begun.IsZero()
 	})
 	return least
 }

@@ -10,119 +10,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"postern/internal/smtptest"
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
 )
-
-// zone is the DNS of these tests.
-func zone() *smtptest.Resolver {
-	dns := &smtptest.Resolver{}
-	dns.AddMX("one.test", 10, "mx.one.test.")
-	dns.AddMX("order.test", 30, "third.order.test.")
-	dns.AddMX("order.test", 10, "first.order.test.")
-	dns.AddMX("order.test", 20, "second.order.test.")
-	dns.AddMX("null.test", 0, ".")
-	dns.AddMX("half-null.test", 0, ".")
-	dns.AddMX("half-null.test", 10, "mx.half-null.test.")
-	dns.AddMX("self.test", 10, "Relay.Test.")
-	dns.AddMX("backup.test", 10, "main.backup.test.")
-	dns.AddMX("backup.test", 20, "equal.backup.test.")
-	dns.AddMX("backup.test", 20, "relay.test.")
-	dns.AddMX("backup.test", 30, "worse.backup.test.")
-	dns.ServFail("servfail.test")
-	dns.TimeOut("timeout.test")
-	for i := range 40 {
-		dns.AddMX("many.test", uint16(i), fmt.Sprintf("mx%02d.many.test.", i))
-	}
-	return dns
-}
-
-func TestExchangers(t *testing.T) {
-	t.Parallel()
-	var first8 []string
-	for i := range maxHosts {
-		first8 = append(first8, fmt.Sprintf("mx%02d.many.test", i))
-	}
-	tests := []struct {
-		domain    string
-		hosts     []string
-		code      int
-		enhanced  string
-		permanent bool
-	}{
-		{domain: "one.test", hosts: []string{"mx.one.test"}},
-		{domain: "order.test", hosts: []string{"first.order.test", "second.order.test", "third.order.test"}},
-		{domain: "no-mx.test", hosts: []string{"no-mx.test"}},
-		{domain: "half-null.test", hosts: []string{"mx.half-null.test"}},
-		{domain: "backup.test", hosts: []string{"main.backup.test"}},
-		{domain: "many.test", hosts: first8},
-		{domain: "null.test", code: 556, enhanced: "5.1.10", permanent: true},
-		{domain: "self.test", code: 554, enhanced: "5.4.6", permanent: true},
-		{domain: "servfail.test", code: 451, enhanced: "4.4.3"},
-		{domain: "timeout.test", code: 451, enhanced: "4.4.3"},
-		{domain: "[192.0.2.1]", code: 550, enhanced: "5.1.2", permanent: true},
-		{domain: "[IPv6:2001:db8::1]", code: 550, enhanced: "5.1.2", permanent: true},
-	}
-	cfg := Config{DNS: zone(), Hello: "relay.test"}.withDefaults()
-	d := newDialer(&cfg)
-	for _, test := range tests {
-		t.Run(test.domain, func(t *testing.T) {
-			t.Parallel()
-			list, trouble := d.exchangers(context.Background(), test.domain)
-			if trouble != nil {
-				if trouble.reply.Code != test.code || trouble.reply.Enhanced.String() != test.enhanced || trouble.permanent != test.permanent {
-					t.Errorf("trouble %v (permanent: %v), want %d %s (%v)", trouble.reply, trouble.permanent, test.code, test.enhanced, test.permanent)
-				}
-				return
-			}
-			var hosts []string
-			for _, x := range list {
-				hosts = append(hosts, x.host)
-			}
-			if diff := cmp.Diff(test.hosts, hosts); diff != "" {
-				t.Errorf("hosts: %s", diff)
-			}
-		})
-	}
-}
-
-func TestEqualPreferencesAreShuffled(t *testing.T) {
-	t.Parallel()
-	first := map[string]bool{}
-	for range 100 {
-		list := []exchanger{{host: "worse", preference: 2}, {host: "a", preference: 1}, {host: "b", preference: 1}}
-		order(list)
-		first[list[0].host] = true
-		if list[2].host != "worse" {
-			t.Fatalf("order %v", list)
-		}
-	}
-	if len(first) != 2 {
-		t.Errorf("of two equals only %v is ever first", first)
-	}
-}
-
-func TestInterleave(t *testing.T) {
-	t.Parallel()
-	var list []netip.Addr
-	for _, s := range []string{"2a00::1", "2a00::2", "2a00::3", "2a00::4", "2a00::5", "8.8.8.8", "8.8.4.4"} {
-		list = append(list, netip.MustParseAddr(s))
-	}
-	var got []string
-	for _, a := range interleave(list, 5) {
-		got = append(got, a.String())
-	}
-	if diff := cmp.Diff([]string{"2a00::1", "8.8.8.8", "2a00::2", "8.8.4.4", "2a00::3"}, got); diff != "" {
-		t.Error(diff)
-	}
-	if n := len(interleave(nil, 5)); n != 0 {
-		t.Errorf("%d of none", n)
-	}
-}
 
 // hosts starts servers on one port of 127.0.0.2, 127.0.0.3, …
 func hosts(t *testing.T, n int) (list []*smtptest.Server, port int) {
@@ -146,7 +39,7 @@ func deliver(t *testing.T, cfg Config, rcpt string) queue.Outcome {
 func attempt(t *testing.T, cfg Config, d *queue.Delivery) queue.Outcome {
 	t.Helper()
 	q := newFakeQueue()
-	cfg.AllowPrivateMX = true
+	cfg.Connect.AllowPrivateMX = true
 	e := startEngine(t, q, cfg)
 	e.Take(d)
 	q.waitEnded(t, 1)
@@ -164,7 +57,7 @@ func TestMXDelivers(t *testing.T) {
 	dns.AddMX("one.test", 20, "mx2.one.test.")
 	dns.AddHost("mx1.one.test", "127.0.0.2")
 	dns.AddHost("mx2.one.test", "127.0.0.3")
-	o := deliver(t, Config{DNS: dns, MXPort: port}, "user@ONE.test")
+	o := deliver(t, Config{Connect: connect.Config{DNS: dns, MXPort: port}}, "user@ONE.test")
 	if o.Result != queue.Delivered || o.RemoteMTA != "mx1.one.test" || o.Upstream != "mx" {
 		t.Errorf("outcome %+v", o)
 	}
@@ -200,7 +93,7 @@ func TestMXFallsBack(t *testing.T) {
 			dns.AddHost("mx1.one.test", "127.0.0.2")
 			dns.AddHost("mx2.one.test", "127.0.0.3")
 			spoil(servers[0], dns)
-			o := deliver(t, Config{DNS: dns, MXPort: port}, "user@one.test")
+			o := deliver(t, Config{Connect: connect.Config{DNS: dns, MXPort: port}}, "user@one.test")
 			if o.Result != queue.Delivered || o.RemoteMTA != "mx2.one.test" {
 				t.Errorf("outcome %+v, want delivered by the second host", o)
 			}
@@ -211,7 +104,7 @@ func TestMXFallsBack(t *testing.T) {
 // TestMXTrouble checks what no host at all means for the recipient.
 func TestMXTrouble(t *testing.T) {
 	t.Parallel()
-	dns := zone()
+	dns := smtptest.Zone()
 	dns.AddMX("no-address.test", 10, "mx.no-address.test.")
 	dns.AddMX("half.test", 10, "mx1.half.test.")
 	dns.AddMX("half.test", 20, "mx2.half.test.")
@@ -239,7 +132,7 @@ func TestMXTrouble(t *testing.T) {
 	for domain, want := range tests {
 		t.Run(domain, func(t *testing.T) {
 			t.Parallel()
-			o := deliver(t, Config{DNS: dns, MXPort: port}, "user@"+domain)
+			o := deliver(t, Config{Connect: connect.Config{DNS: dns, MXPort: port}}, "user@"+domain)
 			if o.Result != want.result || o.Reply.Code != want.code || o.Reply.Enhanced.String() != want.status {
 				t.Errorf("%s %v, want %s %d %s", o.Result, o.Reply, want.result, want.code, want.status)
 			}
@@ -264,7 +157,7 @@ func TestA19Self(t *testing.T) {
 	for domain, listener := range map[string]netip.AddrPort{
 		"name.test": addr, "address.test": addr, "no-mx.test": any4,
 	} {
-		o := deliver(t, Config{DNS: dns, MXPort: self.Port(), Self: []netip.AddrPort{listener}}, "user@"+domain)
+		o := deliver(t, Config{Connect: connect.Config{DNS: dns, MXPort: self.Port(), Self: []netip.AddrPort{listener}}}, "user@"+domain)
 		if o.Result != queue.Failed || o.Reply.Code != 554 || o.Reply.Enhanced != (smtp.EnhancedCode{Class: 5, Subject: 4, Detail: 6}) {
 			t.Errorf("%s: %s %v, want failed 554 5.4.6", domain, o.Result, o.Reply)
 		}
@@ -275,7 +168,7 @@ func TestA19Self(t *testing.T) {
 		up := upstreamAt(self)
 		up.Host = host
 		q := newFakeQueue()
-		e := startEngine(t, q, Config{Routes: routes{def: up}, DNS: dns, Self: []netip.AddrPort{addr}})
+		e := startEngine(t, q, Config{Connect: connect.Config{DNS: dns, Self: []netip.AddrPort{addr}}, Routes: routes{def: up}})
 		d := message(t, "user@one.test")
 		e.Take(d)
 		q.waitEnded(t, 1)
@@ -293,7 +186,7 @@ func TestStalledDNS(t *testing.T) {
 	t.Parallel()
 	dns := stalledDNS{&smtptest.Resolver{}, make(chan struct{})}
 	q := newFakeQueue()
-	e := newEngine(q, Config{DNS: dns, Routes: routes{}, LookupTime: time.Hour})
+	e := newEngine(q, Config{Connect: connect.Config{DNS: dns, LookupTime: time.Hour}, Routes: routes{}})
 	e.Start()
 	d := message(t, "user@one.test")
 	e.Take(d)
@@ -316,34 +209,6 @@ func (s stalledDNS) LookupMX(ctx context.Context, name string) ([]*net.MX, error
 	return nil, &net.DNSError{Err: "i/o timeout", Name: name, IsTimeout: true}
 }
 
-// An upstream of one label is looked up as the machine knows it, in its hosts file and by
-// its search list; a longer name, and one with a final dot, is a name of DNS.
-func TestUpstreamQuery(t *testing.T) {
-	t.Parallel()
-	for host, want := range map[string]string{"mailpit": "mailpit", "mailpit.": "mailpit.", "smtp.example.net": "smtp.example.net."} {
-		dns := &askedDNS{asked: make(chan string, 2)}
-		d := &dialer{cfg: &Config{DNS: dns, LookupTime: time.Minute}}
-		if _, trouble := d.open(t.Context(), "", need{upstream: &upstream.Account{Name: "out", Host: host, Port: 25, TLS: upstream.TLSNone}}, &worker{}); trouble == nil {
-			t.Errorf("%s: no trouble", host)
-		}
-		for range 2 {
-			if got := <-dns.asked; got != want {
-				t.Errorf("%s is looked up as %q, want %q", host, got, want)
-			}
-		}
-	}
-}
-
-type askedDNS struct {
-	smtptest.Resolver
-	asked chan string
-}
-
-func (a *askedDNS) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
-	a.asked <- host
-	return a.Resolver.LookupNetIP(ctx, network, host)
-}
-
 // strictResolver fails the test when it is asked about anything but the names that it has.
 type strictResolver struct {
 	*smtptest.Resolver
@@ -351,7 +216,7 @@ type strictResolver struct {
 }
 
 func (r strictResolver) check(name string) {
-	if isOutsideDNS(strings.TrimSuffix(name, ".")) {
+	if name = strings.ToLower(strings.TrimSuffix(name, ".")); strings.HasSuffix(name, ".onion") || strings.HasSuffix(name, ".invalid") {
 		r.t.Errorf("DNS is asked about %s", name)
 	}
 }
@@ -376,7 +241,7 @@ func TestRFC7686SpecialUse(t *testing.T) {
 	dns.AddMX("whole.test", 10, "ABC.Onion.")
 	dns.AddMX("whole.test", 20, "mx.whole.test.")
 	dns.AddHost("mx.whole.test", server.Host())
-	cfg := Config{DNS: strictResolver{dns, t}, MXPort: server.Port(), AllowPrivateMX: true}
+	cfg := Config{Connect: connect.Config{DNS: strictResolver{dns, t}, MXPort: server.Port(), AllowPrivateMX: true}}
 	onion := &upstream.Account{Name: "tor", Host: "smtp.abc.onion", Port: 25, TLS: upstream.TLSNone}
 	for _, test := range []struct {
 		to     string

@@ -3,6 +3,7 @@ package delivery
 import (
 	"errors"
 
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
@@ -22,8 +23,25 @@ type transaction struct {
 // server took its leave. Silence is not meant: it would most likely be met again.
 func (t *transaction) lost() bool {
 	var stage *smtp.StageError
-	return !t.res.DotSent && errors.As(t.res.Err, &stage) && !isTimeout(stage.Err) && !errors.Is(stage.Err, smtp.ErrOutOfStep) &&
+	return !t.res.DotSent && errors.As(t.res.Err, &stage) && !connect.IsTimeout(stage.Err) && !errors.Is(stage.Err, smtp.ErrOutOfStep) &&
 		(stage.Reply.IsZero() || stage.Reply.Code == 421)
+}
+
+// cutShort reports that the server ended the conversation after it had refused something: it does
+// so after too many errors (Postfix: smtpd_hard_error_limit), among which it counts commands that
+// were sent behind a refused MAIL. The others may be named again over a new connection if a
+// recipient is settled, so that they are fewer each time, and only mail was at fault.
+func (t *transaction) cutShort() (cut, again bool) {
+	settled, left := false, false
+	for i, reply := range t.res.Replies {
+		if !complete(reply) || reply.Code == 421 || t.res.Withheld(i) {
+			left = true
+			continue
+		}
+		cut = t.lost()
+		settled = settled || !t.goesOn(i)
+	}
+	return cut, cut && settled && left && accountRefused(t.replies, &t.res) == nil
 }
 
 // mayBeginAnew reports that the message may be sent once more on a new connection
@@ -31,18 +49,24 @@ func (t *transaction) lost() bool {
 // transaction is back within seconds. Its 421 on a new connection is a refusal.
 func (t *transaction) mayBeginAnew(j *job) bool {
 	var stage *smtp.StageError
-	return !j.again && !j.hasNext() && t.lost() && errors.As(t.res.Err, &stage) && (t.used || stage.Reply.IsZero())
+	if j.hasNext() || !t.lost() || !errors.As(t.res.Err, &stage) {
+		return false
+	}
+	if cut, again := t.cutShort(); cut {
+		return again && !j.Exhausted()
+	}
+	return !j.again && (t.used || stage.Reply.IsZero())
 }
 
 // onward is the walk over the hosts that come next. Other addresses of the same host help
 // only if the connection was lost.
-func (t *transaction) onward(j *job) walk {
-	next := t.conn.walk
+func (t *transaction) onward(j *job) connect.Walk {
+	next := t.conn.Walk
 	if !t.conn.onward {
-		next = next.again(j.spent)
+		next = next.Again(j.Spent)
 	}
 	if !t.lost() {
-		next.addrs = nil
+		next.LeaveHost()
 	}
 	return next
 }
@@ -50,7 +74,7 @@ func (t *transaction) onward(j *job) walk {
 // elsewhere lists the recipients that another host of the destination, or a new connection,
 // may take in the same attempt (RFC 5321 section 5.1).
 func (t *transaction) elsewhere(j *job, outcomes []queue.Outcome) []queue.Recipient {
-	if next := t.onward(j); !next.hasNext() && !t.mayBeginAnew(j) {
+	if next := t.onward(j); !next.HasNext() && !t.mayBeginAnew(j) {
 		return nil
 	}
 	var rest []queue.Recipient
@@ -75,17 +99,28 @@ func (t *transaction) goesOn(i int) bool {
 		return false
 	case stage == smtp.StageHello:
 		return true
-	case stage == smtp.StageRcpt && t.conn.walk.upstream != nil:
-		return reply.Code == 421 // any other reply stands for all hosts of the upstream
+	case stage == smtp.StageRcpt && t.conn.Walk.Upstream != nil:
+		// Any other reply stands for all hosts of the upstream.
+		return reply.Code == 421 || t.res.Err != nil && t.tooMany(i)
 	}
 	return reply.IsTemporary()
 }
 
+// tooMany reports that recipient i was one too many for this transaction.
+func (t *transaction) tooMany(i int) bool {
+	return t.res.Withheld(i) || judge(t.replies, &t.res, i).InAnother()
+}
+
 // away lists the recipients that go on to another way in the same attempt, as far as there is
-// one and no host of this destination takes them.
+// one and no host of this destination takes them. Those that were too many go with others, or
+// when there is no conversation any more.
 func (t *transaction) away(j *job, outcomes []queue.Outcome) (list []queue.Recipient) {
+	some := t.res.Err != nil
 	for i := range outcomes {
-		if t.leaves(i, &outcomes[i]) {
+		some = some || t.leaves(i, &outcomes[i])
+	}
+	for i := range outcomes {
+		if t.leaves(i, &outcomes[i]) || some && outcomes[i].Result == queue.Deferred && t.tooMany(i) {
 			list = append(list, j.rcpts[i])
 		}
 	}
@@ -100,7 +135,7 @@ func (t *transaction) leaves(i int, o *queue.Outcome) bool {
 	reply, stage := t.res.Replies[i], t.res.Stages[i]
 	switch {
 	case t.res.Withheld(i):
-		return false
+		return accountRefused(t.replies, &t.res) != nil
 	case complete(reply) && stage == smtp.StageHello:
 		return true
 	case o.Result != queue.Deferred:
@@ -130,21 +165,20 @@ func contains(list, some []queue.Recipient) bool {
 
 // nextHost goes on along a walk to the next host of the destination with the rest of a job, and
 // reports whether one could be reached; trouble is why not, nil if no host is left.
-func (w *worker) nextHost(j *job, t *transaction, next *walk) (bool, *trouble) {
-	if !next.hasNext() || w.ctx.Err() != nil {
+func (w *worker) nextHost(j *job, t *transaction, next *connect.Walk) (bool, *trouble) {
+	if !next.HasNext() || w.ctx.Err() != nil {
 		return false, nil
 	}
 	w.hangUp()
 	w.talking.Store(true)
 	defer w.talking.Store(false)
-	c, trouble := next.next(w.ctx)
+	c, trouble := next.Next(w.ctx)
 	if c == nil {
-		w.d.e.cfg.Log.Info("no other host can be reached", "id", j.Message.ID, "after", t.conn.host, "reply", trouble.reply.String(), "error", trouble.err)
-		return false, trouble
+		w.d.e.cfg.Log.Info("no other host can be reached", "id", j.Message.ID, "after", t.conn.Host, "reply", trouble.Reply.String(), "error", trouble.Err)
+		return false, asTrouble(trouble)
 	}
-	c.version, c.onward = t.conn.version, true
-	w.conn = c
+	w.conn = &conn{Conn: c, version: t.conn.version, onward: true}
 	w.d.connected(w)
-	w.d.e.cfg.Log.Info("trying the next host", "id", j.Message.ID, "after", t.conn.host, "host", c.host)
+	w.d.e.cfg.Log.Info("trying the next host", "id", j.Message.ID, "after", t.conn.Host, "host", c.Host)
 	return true, nil
 }

@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"os"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"postern/internal/smtptest"
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
@@ -28,7 +28,7 @@ func mxHosts(t *testing.T, n int) ([]*smtptest.Server, Config) {
 		dns.AddMX("one.test", uint16(i), name+".")
 		dns.AddHost(name, fmt.Sprintf("127.0.0.%d", i+2))
 	}
-	return servers, Config{DNS: dns, MXPort: port}
+	return servers, Config{Connect: connect.Config{DNS: dns, MXPort: port}}
 }
 
 func reply(lines ...string) smtptest.Hook { return smtptest.Always(smtptest.Reply(lines...)) }
@@ -118,10 +118,10 @@ func pipedMX(q *fakeQueue, cfg Config, servers ...*smtptest.Server) *Engine {
 		dns.AddHost(name, addr)
 		at[addr] = s
 	}
-	cfg.DNS, cfg.Routes, cfg.NoClaim = dns, routes{}, true
+	cfg.Connect.DNS, cfg.Routes, cfg.NoClaim = dns, routes{}, true
 	e := newEngine(q, cfg)
-	e.dialer.connect = func(_ context.Context, to target) (net.Conn, error) {
-		s := at[to.addr.Addr().String()]
+	e.dialer.Dial = func(_ context.Context, to connect.Target) (net.Conn, error) {
+		s := at[to.Addr.Addr().String()]
 		if s == nil {
 			return nil, errors.New("refused")
 		}
@@ -212,16 +212,6 @@ func TestP05TimeOfAnAttempt(t *testing.T) {
 	})
 }
 
-// A walk whose time ended before anything was dialled has trouble to tell.
-func TestP05NoTimeLeft(t *testing.T) {
-	t.Parallel()
-	cfg := Config{DNS: &smtptest.Resolver{}}
-	w := walk{d: newDialer(&cfg), addrs: make([]netip.Addr, 1), spent: spent{begun: time.Now().Add(-attemptTime)}}
-	if c, trouble := w.next(t.Context()); c != nil || trouble == nil || !trouble.reply.IsTemporary() {
-		t.Errorf("%+v, %+v", c, trouble)
-	}
-}
-
 // TestP05OnlyTheRest: the recipients that a host puts off go on, those that it took or
 // refused for good do not.
 func TestP05OnlyTheRest(t *testing.T) {
@@ -231,7 +221,7 @@ func TestP05OnlyTheRest(t *testing.T) {
 		return []smtptest.Action{{}, smtptest.Reply("451 4.7.1 later"), smtptest.Reply("550 5.1.1 unknown")}[s.Rcpt]
 	})
 	q := newFakeQueue()
-	cfg.Routes, cfg.AllowPrivateMX = routes{}, true
+	cfg.Routes, cfg.Connect.AllowPrivateMX = routes{}, true
 	e := startEngine(t, q, cfg)
 	d := message(t, "taken@one.test", "later@one.test", "never@one.test")
 	e.Take(d)
@@ -289,7 +279,7 @@ func TestP05PreferredHostComesBack(t *testing.T) {
 	servers, cfg := mxHosts(t, 2)
 	servers[0].On(smtptest.PhaseMail, smtptest.Once(smtptest.Reply("452 4.3.1 full")))
 	q := newFakeQueue()
-	cfg.Routes, cfg.AllowPrivateMX = routes{}, true
+	cfg.Routes, cfg.Connect.AllowPrivateMX = routes{}, true
 	e := startEngine(t, q, cfg)
 	for i, host := range []string{"mx2.one.test", "mx1.one.test"} {
 		d := message(t, "a@one.test")
@@ -378,7 +368,7 @@ func TestP05GoesOn(t *testing.T) {
 		{"lost before the dot", lost(false), nil, true},
 		{"lost after the dot", lost(true), nil, false},
 	} {
-		tx := transaction{res: test.res, conn: &conn{walk: walk{upstream: test.upstream}}}
+		tx := transaction{res: test.res, conn: &conn{Conn: &connect.Conn{Walk: connect.Walk{Upstream: test.upstream}}}}
 		if got := tx.goesOn(0); got != test.want {
 			t.Errorf("%s: %v, want %v", test.name, got, test.want)
 		}
@@ -443,7 +433,7 @@ func TestRFC3464OurWords(t *testing.T) {
 			dns := &smtptest.Resolver{}
 			dns.AddMX("one.test", 10, "mx1.one.test.")
 			dns.AddHost("mx1.one.test", server.Host())
-			if o := deliver(t, Config{DNS: dns, MXPort: server.Port()}, test.to); o.Ours != test.ours || o.RemoteMTA != "mx1.one.test" {
+			if o := deliver(t, Config{Connect: connect.Config{DNS: dns, MXPort: server.Port()}}, test.to); o.Ours != test.ours || o.RemoteMTA != "mx1.one.test" {
 				t.Errorf("%+v, want ours: %v", o, test.ours)
 			}
 		})

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"postern/internal/smtptest"
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/upstream"
 )
@@ -69,7 +70,7 @@ func TestOrigin(t *testing.T) {
 			if test.mx {
 				up = nil
 			}
-			o := sendVia(t, up, Config{Origin: test.node, DNS: dns, MXPort: server.Port(), AllowPrivateMX: true})
+			o := sendVia(t, up, Config{Connect: connect.Config{Origin: test.node, DNS: dns, MXPort: server.Port(), AllowPrivateMX: true}})
 			if test.from == "" {
 				if o.Result != queue.Deferred || !strings.HasPrefix(o.Reply.String(), test.says) || server.Conns() != 0 {
 					t.Errorf("%s %v over %d connections, want %q", o.Result, o.Reply, server.Conns(), test.says)

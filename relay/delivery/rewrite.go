@@ -33,8 +33,8 @@ func (w *worker) rewrite(j *job, mail *smtp.MailCommand) (size int64, err error)
 
 // sendsAs is the mailbox that sends in place of a message's own sender, null for none.
 func (c *conn) sendsAs() smtp.Address {
-	if c.walk.upstream == nil {
+	if c.Walk.Upstream == nil {
 		return smtp.Address{}
 	}
-	return c.walk.upstream.SendsAs
+	return c.Walk.Upstream.SendsAs
 }

@@ -8,6 +8,7 @@ import (
 
 	"postern/internal/logtest"
 	"postern/internal/smtptest"
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/route"
 	"postern/relay/smtp"
@@ -114,23 +115,26 @@ func TestSplitByRoute(t *testing.T) {
 	var dns smtptest.Resolver
 	dns.AddMX("mx.test", 10, "host.test.")
 	dns.AddHost("host.test", mx.Host())
-	cfg := Config{DNS: &dns, MXPort: mx.Port(), AllowPrivateMX: true, Routes: decisions{
-		"one.test": via(first),
-		"two.test": {Route: 2, Ways: []route.Way{refused, {Name: "two", Upstream: second}, {Name: route.MX}}},
-		"mx.test":  {Route: 3, Ways: []route.Way{refused, {Name: route.MX}}},
-		"no.test":  {Route: 4, Ways: []route.Way{refused}},
-	}}
+	cfg := Config{
+		Connect: connect.Config{DNS: &dns, MXPort: mx.Port(), AllowPrivateMX: true},
+		Routes: decisions{
+			"one.test": via(first),
+			"two.test": {Route: 2, Ways: []route.Way{refused, {Name: "two", Upstream: second}, {Name: route.MX}}},
+			"mx.test":  {Route: 3, Ways: []route.Way{refused, {Name: route.MX}}},
+			"no.test":  {Route: 4, Ways: []route.Way{refused}},
+		},
+	}
 	q := newFakeQueue()
 	e := startEngine(t, q, cfg)
 	d := message(t, "a@one.test", "b@mx.test", "c@two.test", "d@one.test", "e@no.test", "f@two.test")
 	e.Take(taken(t, e, d))
 	q.waitEnded(t, 6)
-	for n, want := range []string{"one ", "mx ", "two relay@example.com", "one ", " ", "two relay@example.com"} {
+	for n, want := range []string{"one  ", "mx  no", "two relay@example.com no", "one  ", "  ", "two relay@example.com no"} {
 		o := q.outcome(t, d, n)
-		if got := o.Upstream + " " + o.SentAs; got != want {
+		if got := o.Upstream + " " + o.SentAs + " " + leftOf(o); got != want {
 			t.Errorf("recipient %d by %q, want %q", n, got, want)
 		}
-		if n != 4 && (o.Result != queue.Delivered || o.Left != nil) || n == 4 && (o.Result != queue.Deferred || o.Scope != "sender" || !o.NotAnAttempt || o.Reply.String() != NoRoute+"for this sender: upstream no may not send as it") {
+		if n != 4 && o.Result != queue.Delivered || n == 4 && (o.Result != queue.Deferred || o.Scope != "sender" || !o.NotAnAttempt || o.Reply.String() != NoRoute+"for this sender: upstream no may not send as it") {
 			t.Fatalf("recipient %d: %+v", n, o)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"postern/internal/smtptest"
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/upstream"
 )
@@ -19,7 +20,7 @@ import (
 // While down is set, connections are refused; dials counts them all.
 func pipes(e *Engine, server *smtptest.Server) (down *atomic.Bool, dials *atomic.Int64) {
 	down, dials = new(atomic.Bool), new(atomic.Int64)
-	e.dialer.connect = func(context.Context, target) (net.Conn, error) {
+	e.dialer.Dial = func(context.Context, connect.Target) (net.Conn, error) {
 		dials.Add(1)
 		if down.Load() {
 			return nil, syscall.ECONNREFUSED
@@ -191,7 +192,7 @@ func TestBusy(t *testing.T) {
 		server := smtptest.New(smtptest.Config{})
 		defer server.Close()
 		q := newFakeQueue()
-		e := newEngine(q, Config{Routes: routes{}, DNS: dns, NoClaim: true})
+		e := newEngine(q, Config{Connect: connect.Config{DNS: dns}, Routes: routes{}, NoClaim: true})
 		down, _ := pipes(e, server)
 		down.Store(true)
 		e.Start()
@@ -217,7 +218,7 @@ func TestClaimPace(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		q := &eager{fakeQueue: newFakeQueue()}
-		e := New(Config{Queue: q, Routes: routes{}, Hello: "relay.test"})
+		e := New(Config{Connect: connect.Config{Hello: "relay.test"}, Queue: q, Routes: routes{}})
 		e.Start()
 		time.Sleep(10 * time.Second)
 		stop(t, e)

@@ -3,9 +3,6 @@ package delivery
 import (
 	"errors"
 	"time"
-
-	"postern/internal/share"
-	"postern/relay/smtp"
 )
 
 // slotPart is the part of the free connections that one user, destination or address
@@ -20,28 +17,6 @@ const (
 
 // userOf is a user as a holder of connections; 0 are the notices of the relay.
 type userOf int64
-
-// enter takes a part of the connections for the address of an MX. An upstream's address
-// was chosen by an administrator and is bounded by its own number of connections.
-func (d *dialer) enter(to target) bool {
-	return d.slots == nil || to.upstream != nil || d.slots.Join(1, share.Network(to.addr.Addr()))
-}
-
-func (d *dialer) leave(to target) {
-	if d.slots != nil && to.upstream == nil {
-		d.slots.Leave(1, share.Network(to.addr.Addr()))
-	}
-}
-
-// crowdedTrouble is that of an address which has all the connections that it may.
-func crowdedTrouble(to target) *trouble {
-	return &trouble{
-		reply: smtp.Temporary(451, 4, 5, "mail host "+to.host+" has all the connections that one address may have"),
-		err:   errCrowded, crowded: true,
-	}
-}
-
-var errCrowded = errors.New("too many connections to one address")
 
 // errYield is the cause for which a conversation was cut off.
 var errYield = errors.New("it was silent while others waited for a connection")

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"postern/internal/smtptest"
+	"postern/relay/connect"
 	"postern/relay/queue"
 )
 
@@ -23,10 +24,10 @@ func crowd(q *fakeQueue, n int, bad, good *smtptest.Server) *Engine {
 		dns.AddHost(fmt.Sprintf("d%d.test", i), fmt.Sprintf("198.18.%d.%d", i/250, i%250+1))
 	}
 	dns.AddHost("healthy.test", "198.51.100.1")
-	e := newEngine(q, Config{DNS: dns, Routes: routes{}, NoClaim: true})
-	e.dialer.connect = func(ctx context.Context, to target) (net.Conn, error) {
+	e := newEngine(q, Config{Connect: connect.Config{DNS: dns}, Routes: routes{}, NoClaim: true})
+	e.dialer.Dial = func(ctx context.Context, to connect.Target) (net.Conn, error) {
 		s := bad
-		if to.host == "healthy.test" {
+		if to.Host == "healthy.test" {
 			s = good
 		}
 		if s == nil {
@@ -185,7 +186,7 @@ func TestH1OneAddress(t *testing.T) {
 		defer silent.Close()
 		q := newFakeQueue()
 		e := crowd(q, 0, silent, silent)
-		dns := e.cfg.DNS.(*smtptest.Resolver)
+		dns := e.cfg.Connect.DNS.(*smtptest.Resolver)
 		for i := range 600 {
 			dns.AddHost(fmt.Sprintf("d%d.test", i), "198.18.0.1")
 		}

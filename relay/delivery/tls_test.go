@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"postern/internal/smtptest"
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
@@ -171,7 +172,7 @@ func TestTLSFallsBack(t *testing.T) {
 				if strings.HasPrefix(name, "stalls") { // the others may be slow on a busy machine
 					limits.TLS = 100 * time.Millisecond
 				}
-				o := sendVia(t, up, Config{Timeouts: limits})
+				o := sendVia(t, up, Config{Connect: connect.Config{Timeouts: limits}})
 				if mode == upstream.TLSRequire || strings.HasPrefix(name, "421") {
 					if o.Result != queue.Deferred || server.Reached(smtptest.PhaseMail) != 0 {
 						t.Errorf("%s %v after %d MAIL, want deferred", o.Result, o.Reply, server.Reached(smtptest.PhaseMail))

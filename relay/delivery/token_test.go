@@ -2,17 +2,15 @@ package delivery
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"testing"
 
 	"postern/internal/logtest"
 	"postern/internal/smtptest"
+	"postern/relay/connect"
 	"postern/relay/queue"
-	"postern/relay/smtp"
 	"postern/relay/upstream"
 	"postern/relay/upstream/oauth"
 )
@@ -81,7 +79,7 @@ func TestTokens(t *testing.T) {
 			up := upstreamAt(server)
 			up.TLS, up.CA, up.Username, up.Grant = upstream.TLSRequire, string(ca.PEM()), "relay@example.com", oauth.Grant{Kind: oauth.ClientCredentials}
 			var log logtest.Lines
-			o := sendVia(t, up, Config{Tokens: &fakeTokens{last: 1, most: test.most, err: test.err}, Log: log.Logger()})
+			o := sendVia(t, up, Config{Connect: connect.Config{Tokens: &fakeTokens{last: 1, most: test.most, err: test.err}}, Log: log.Logger()})
 			if test.reply == "" && o.Result != queue.Delivered || test.reply != "" && (o.Result != queue.Deferred || o.Reply.String() != test.reply) {
 				t.Errorf("%s %v, want %q", o.Result, o.Reply, test.reply)
 			}
@@ -89,54 +87,5 @@ func TestTokens(t *testing.T) {
 				t.Errorf("%d connections, want %d", n, test.conns)
 			}
 		})
-	}
-}
-
-// A probe says at which stage a token was wanting, and why the server took none.
-func TestProbeOfTokens(t *testing.T) {
-	t.Parallel()
-	ca := smtptest.NewCA(t)
-	server := smtptest.Start(t, smtptest.Config{TLS: ca.ServerConfig(t, "127.0.0.1"), AuthOnly: true, Tokens: func(string, string) bool { return false }})
-	up := &upstream.Account{Name: "m365", Host: "127.0.0.1", Port: server.Port(), TLS: upstream.TLSRequire, CA: string(ca.PEM()),
-		Username: "relay@example.com", Grant: oauth.Grant{Kind: oauth.ClientCredentials}}
-	for _, test := range []struct {
-		tokens Tokens
-		stage  smtp.Stage
-		says   string
-	}{
-		{nil, StageToken, "nothing here gets one"},
-		{&fakeTokens{err: &oauth.Fault{Code: "AADSTS7000222", Text: "expired", Do: "make a new one"}}, StageToken, "AADSTS7000222: expired; make a new one"},
-		{&fakeTokens{}, smtp.StageAuth, `the server took no token: status "401", schemes "bearer", scope "https://mail.example/"`},
-	} {
-		p := proberFor(&smtptest.Resolver{}, func(c *Config) { c.Tokens = test.tokens }).Upstream(t.Context(), up, Trial{})
-		if p.Stage != test.stage || p.Err == nil || !strings.Contains(p.Err.Error(), test.says) {
-			t.Errorf("stage %s, %v, want %s and %q", p.Stage, p.Err, test.stage, test.says)
-		}
-	}
-}
-
-// A server that repeats the token, and the response that it is in, in its reason.
-func TestTokenIsNotRepeated(t *testing.T) {
-	t.Parallel()
-	ca := smtptest.NewCA(t)
-	server := smtptest.Start(t, smtptest.Config{TLS: ca.ServerConfig(t, "127.0.0.1"), AuthOnly: true, Tokens: func(string, string) bool { return false }})
-	response := ""
-	server.On(smtptest.PhaseAuth, func(got smtptest.Session) smtptest.Action {
-		response = got.Command[strings.LastIndexByte(got.Command, ' ')+1:]
-		reason, _ := base64.StdEncoding.DecodeString(response)
-		return smtptest.Reply("334 " + base64.StdEncoding.EncodeToString([]byte("no "+response+", "+string(reason))))
-	})
-	server.On(smtptest.PhaseAuthNext, func(smtptest.Session) smtptest.Action { return smtptest.Reply("535-5.7.3 no", "535 5.7.3 "+response) })
-	up := &upstream.Account{Name: "m365", Host: "127.0.0.1", Port: server.Port(), TLS: upstream.TLSRequire, CA: string(ca.PEM()),
-		Username: "relay@example.com", Grant: oauth.Grant{Kind: oauth.ClientCredentials}}
-	var told []string
-	p := proberFor(&smtptest.Resolver{}, func(c *Config) { c.Tokens = &fakeTokens{last: 1, most: 1} }).Upstream(t.Context(), up,
-		Trial{Tell: func(s Step) { told = append(told, fmt.Sprint(s.Reply, s.Err)) }})
-	said := fmt.Sprint(told, p.Err)
-	if p.Stage != smtp.StageAuth || !strings.Contains(said, "the server took no token") || !strings.Contains(said, "relay@example.com") {
-		t.Errorf("%s: %s", p.Stage, said)
-	}
-	if response == "" || strings.Contains(said, response[:12]) || strings.Contains(said, "token-1") {
-		t.Errorf("%q is in %s", response, said)
 	}
 }

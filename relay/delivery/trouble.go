@@ -2,37 +2,31 @@ package delivery
 
 import (
 	"cmp"
-	"errors"
-	"net/netip"
+	"math/rand/v2"
 	"time"
 
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
+	"postern/relay/upstream/breaker"
 )
 
-// trouble is why no conversation with a destination was possible. It concerns the destination
-// and all its waiting mail.
+// trouble is why no conversation with a destination was possible.
 type trouble struct {
-	reply     smtp.Reply // the server's, or one made up
-	said      bool       // it is the server's
-	permanent bool       // the recipients fail: there is no such domain, or it takes no mail
-	err       error      // the cause, for the log
-	host      string     // the host that was talked to, "" if none
-	addr      netip.AddrPort
-	tls       string
-	greeted   bool // EHLO was answered
-	closed    bool // the host says that it takes no mail, ever (RFC 7504), and so do all others
-	crowded   bool // it is ours: the address has all the connections that it may, or the machine has no room for one
-	badToken  bool // the upstream took no token
-	ofUser    bool // conversations that carried one user's messages broke off, and no others
+	connect.Trouble
+	ofUser bool // conversations that carried one user's messages broke off, and no others
 
-	spent // to meet it
+	breaker *breaker.State // all nodes leave the upstream alone, which is all that is known here; else nil
 }
 
-// noPlace is no trouble: the site at which a domain turns out to be hosted has all the
-// connections that it may. Its mail waits in the line for a place.
-var noPlace = &trouble{}
+// asTrouble is t in a delivery's hands; nil stays nil.
+func asTrouble(t *connect.Trouble) *trouble {
+	if t == nil {
+		return nil
+	}
+	return &trouble{Trouble: *t}
+}
 
 // outcome is what t means for one recipient, whose destination is left alone for
 // away. It fails if no host of the domain takes mail and they said so the last time too.
@@ -40,15 +34,15 @@ func (t *trouble) outcome(d *destination, j *job, rcpt *queue.Recipient, away ti
 	now := time.Now()
 	o := queue.Outcome{
 		Message: j.Message.ID, N: rcpt.N, Recipient: rcpt.Address, Epoch: j.Epoch,
-		Result: queue.Deferred, Reply: t.reply, Ours: !t.said,
-		RemoteMTA: t.host, RemoteIP: t.addr, TLS: t.tls, Upstream: d.via,
+		Result: queue.Deferred, Reply: t.Reply, Ours: !t.Said,
+		RemoteMTA: t.Host, RemoteIP: t.Addr, TLS: t.TLS, Upstream: d.via,
 		StartedAt: now, At: now,
 	}
-	if t.closed && rcpt.LastCode == codeClosed {
-		o.Result, o.Ours, o.Reply = queue.Failed, true, smtp.Permanent(556, 3, 2, "mail host "+t.host+" takes no mail: "+smtp.Excerpt(t.reply.String()))
+	if t.Closed && rcpt.LastCode == connect.CodeClosed {
+		o.Result, o.Ours, o.Reply = queue.Failed, true, smtp.Permanent(556, 3, 2, "mail host "+t.Host+" takes no mail: "+smtp.Excerpt(t.Reply.String()))
 		return o
 	}
-	if t.permanent {
+	if t.Permanent {
 		o.Result = queue.Failed
 		return o
 	}
@@ -64,23 +58,21 @@ func (t *trouble) outcome(d *destination, j *job, rcpt *queue.Recipient, away ti
 // about is what t concerns, the host unless its reply or where it came says otherwise, and the
 // wait that the table of replies has for it, if any.
 func (t *trouble) about(replies *upstream.Replies) (upstream.Scope, time.Duration) {
-	stage := tableStage(t.stage())
-	if t.said {
-		if v := replies.Classify(stage, t.reply); !v.Scope.OfMail() {
-			return v.Scope, v.Wait()
-		}
+	if t.breaker != nil {
+		return upstream.Scope(t.breaker.Scope), 0
 	}
-	if stage == upstream.StageAuth {
-		return upstream.ScopeAccount, 0
-	}
-	return upstream.ScopeHost, 0
+	return t.About(replies)
 }
 
 // waiting is what t means for a recipient that comes while its destination is left alone.
 func (t *trouble) waiting(d *destination, j *job, rcpt *queue.Recipient, until time.Time) queue.Outcome {
 	now := time.Now()
-	text := "waits for " + d.key + ", left alone until " + until.UTC().Format(time.TimeOnly) + " UTC after " + smtp.Excerpt(t.reply.String())
 	schedule := d.e.cfg.Schedule
+	why, wait := t.Reply.String(), retryWait(schedule, stepAt(schedule, now.Sub(j.Message.AcceptedAt)), j.Message.ID)
+	if t.breaker != nil {
+		why, wait = t.breaker.Reply, openWait+rand.N(openWait)
+	}
+	text := waiting + d.key + ", left alone until " + until.UTC().Format(time.TimeOnly) + " UTC after " + smtp.Excerpt(why)
 	waits := d.key
 	scope, _ := t.about(j.replies)
 	if t.ofUser {
@@ -90,35 +82,6 @@ func (t *trouble) waiting(d *destination, j *job, rcpt *queue.Recipient, until t
 		Message: j.Message.ID, N: rcpt.N, Recipient: rcpt.Address, Epoch: j.Epoch,
 		Result: queue.Deferred, Reply: smtp.Temporary(451, 4, 1, text), Ours: true, Upstream: d.via,
 		StartedAt: now, At: now, NotAnAttempt: true, WaitsFor: waits, Scope: string(scope),
-		RetryIn: max(until.Sub(now), retryWait(schedule, stepAt(schedule, now.Sub(j.Message.AcceptedAt)), j.Message.ID)),
+		RetryIn: max(until.Sub(now), wait),
 	}
-}
-
-// outranks reports that t is a better reason than other for not reaching a destination: a
-// server's reply is worth more than silence, and a host that may yet take mail more than
-// one that never does.
-func (t *trouble) outranks(other *trouble) bool {
-	return other == nil || other.permanent || t.rank() > other.rank()
-}
-
-func (t *trouble) rank() int {
-	switch {
-	case t.permanent:
-		return 0
-	case t.closed:
-		return 1
-	case !t.addr.IsValid():
-		return 2
-	}
-	return 3
-}
-
-// codeClosed is the greeting of a host that takes no mail (RFC 7504 section 3).
-const codeClosed = 521
-
-// isClosed reports such a greeting of a mail host. At an upstream, its admin has to correct
-// it.
-func isClosed(to target, err error) bool {
-	var stage *smtp.StageError
-	return to.upstream == nil && errors.As(err, &stage) && stage.Stage == smtp.StageGreeting && stage.Reply.Code == codeClosed
 }

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"postern/internal/smtptest"
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/upstream"
 )
@@ -52,7 +53,7 @@ func Test521Twice(t *testing.T) {
 			if test.second != nil {
 				test.second(servers[1])
 			} else {
-				cfg.DNS.(*smtptest.Resolver).Forget("mx2.one.test")
+				cfg.Connect.DNS.(*smtptest.Resolver).Forget("mx2.one.test")
 			}
 			o := attempt(t, cfg, after(t, test.last))
 			if o.Result != test.result || !strings.HasPrefix(o.Reply.String(), test.reply) {
@@ -73,9 +74,9 @@ func Test521Twice(t *testing.T) {
 // A host that was not asked, since five addresses are enough for one attempt, may take mail.
 func Test521OfSomeHosts(t *testing.T) {
 	t.Parallel()
-	servers, cfg := mxHosts(t, maxTries+1)
+	servers, cfg := mxHosts(t, connect.MaxTries+1)
 	cfg.Routes = routes{}
-	for _, s := range servers[:maxTries] {
+	for _, s := range servers[:connect.MaxTries] {
 		s.On(smtptest.PhaseBanner, reply("521 5.3.2 this host takes no mail"))
 	}
 	if o := attempt(t, cfg, after(t, 521)); o.Result != queue.Deferred {

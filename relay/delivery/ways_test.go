@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"postern/internal/smtptest"
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/route"
 	"postern/relay/upstream"
@@ -39,10 +40,10 @@ func (n *network) engine(q *fakeQueue, cfg Config, servers ...*smtptest.Server) 
 	}
 	cfg.Routes, cfg.NoClaim = ways, true
 	e := newEngine(q, cfg)
-	e.dialer.connect = func(_ context.Context, to target) (net.Conn, error) {
+	e.dialer.Dial = func(_ context.Context, to connect.Target) (net.Conn, error) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		name := to.upstream.Name
+		name := to.Upstream.Name
 		n.dials = append(n.dials, name)
 		if n.down[name] {
 			return nil, errors.New("refused")
@@ -141,9 +142,9 @@ func TestWhoTries(t *testing.T) {
 		servers := fakes(t, 2)
 		q, n := newFakeQueue(), &network{}
 		e, _ := n.engine(q, Config{}, nil, servers[1])
-		hangs := e.dialer.connect
-		e.dialer.connect = func(ctx context.Context, to target) (net.Conn, error) {
-			if to.upstream.Name == "a" {
+		hangs := e.dialer.Dial
+		e.dialer.Dial = func(ctx context.Context, to connect.Target) (net.Conn, error) {
+			if to.Upstream.Name == "a" {
 				time.Sleep(30 * time.Second)
 			}
 			return hangs(ctx, to)
@@ -219,26 +220,28 @@ func TestP12BoundsOverWays(t *testing.T) {
 			}
 		})
 	})
-	t.Run("time", func(t *testing.T) {
-		t.Parallel()
-		synctest.Test(t, func(t *testing.T) {
-			servers := fakes(t, 4)
-			for _, s := range servers {
-				s.On(smtptest.PhaseBanner, smtptest.Always(smtptest.Stall())) // five minutes
-			}
-			q, n := newFakeQueue(), &network{}
-			e, _ := n.engine(q, Config{}, servers...)
-			e.Start()
-			defer stop(t, e)
-			d := message(t, "x@one.test")
-			e.Take(d)
-			time.Sleep(30 * time.Minute)
-			synctest.Wait()
-			if o, got := q.outcome(t, d, 0), n.dialled(); o.Result != queue.Deferred || got != "a b" {
-				t.Errorf("%+v, dialled %s", o, got)
-			}
+	for _, phase := range []smtptest.Phase{smtptest.PhaseBanner, smtptest.PhaseMail} {
+		t.Run("time, "+string(phase), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				servers := fakes(t, 4)
+				for _, s := range servers {
+					s.On(phase, smtptest.Always(smtptest.Stall())) // five minutes
+				}
+				q, n := newFakeQueue(), &network{}
+				e, _ := n.engine(q, Config{}, servers...)
+				e.Start()
+				defer stop(t, e)
+				d := message(t, "x@one.test")
+				e.Take(d)
+				time.Sleep(30 * time.Minute)
+				synctest.Wait()
+				if o, got := q.outcome(t, d, 0), n.dialled(); o.Result != queue.Deferred || got != "a b" || leftOf(o) != "b c d" {
+					t.Errorf("%+v, dialled %s, left %s", o, got, leftOf(o))
+				}
+			})
 		})
-	})
+	}
 }
 
 // TestExhausted: what no way takes waits with the most informative of the replies, as long as
@@ -262,8 +265,31 @@ func TestExhausted(t *testing.T) {
 			if o.Result != queue.Deferred || o.Upstream != "a" || o.Scope != "account" || o.Reply.Code != 554 || leftOf(o) != "b c" || o.Unknown {
 				t.Errorf("%+v, left %s", o, leftOf(o))
 			}
-			if o.RetryIn > 2*time.Minute || o.WaitsFor != "upstream c" {
-				t.Errorf("waits %v for %q, want as long as for the third way", o.RetryIn, o.WaitsFor)
+			if o.RetryIn > 2*time.Minute || o.WaitsFor != "upstream a" && o.WaitsFor != "upstream c" {
+				t.Errorf("waits %v for %q, want as long as for the way that may take it first", o.RetryIn, o.WaitsFor)
+			}
+		}
+	})
+}
+
+// TestAllSuspended: mail that no way is asked for says so of each.
+func TestAllSuspended(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		q, n := newFakeQueue(), &network{}
+		e, _ := n.engine(q, Config{}, nil, nil)
+		e.Start()
+		defer stop(t, e)
+		for i, dials := range []string{"a b", ""} {
+			d := message(t, "x@one.test", "y@one.test")
+			e.Take(d)
+			synctest.Wait()
+			o := q.outcome(t, d, 1)
+			if got := n.dialled(); got != dials || o.Result != queue.Deferred || o.NotAnAttempt != (i == 1) || leftOf(o) != "b" {
+				t.Errorf("%+v, dialled %q, left %s", o, got, leftOf(o))
+			}
+			if o.NotAnAttempt && !strings.Contains(o.Reply.Text, "; b: 451 4.4.1 waits for upstream b, left alone until ") {
+				t.Errorf("%q does not speak of the second way", o.Reply.Text)
 			}
 		}
 	})
@@ -273,45 +299,64 @@ func TestExhausted(t *testing.T) {
 // one cannot be asked.
 func TestWayLacks(t *testing.T) {
 	t.Parallel()
+	type second int
+	const (
+		hasIt second = iota
+		lacksIt
+		isDown
+		isPaused
+	)
 	for _, test := range []struct {
 		name   string
-		second *smtptest.Config // nil: down
-		paused bool
+		second second
+		third  bool // there is one, which is down
 		want   queue.Result
 	}{
-		{"the second has it", &smtptest.Config{}, false, queue.Delivered},
-		{"none has it", &smtptest.Config{Extensions: []string{"SIZE 10"}}, false, queue.Failed},
-		{"the second is down", nil, false, queue.Deferred},
-		{"the second is paused", &smtptest.Config{}, true, queue.Deferred},
-		{"the third is down", &smtptest.Config{Extensions: []string{"SIZE 10"}}, false, queue.Deferred},
+		{"the second has it", hasIt, false, queue.Delivered},
+		{"none has it", lacksIt, false, queue.Failed},
+		{"the second is down", isDown, false, queue.Deferred},
+		{"the second is paused", isPaused, false, queue.Deferred},
+		{"the third is down", lacksIt, true, queue.Deferred},
 	} {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				servers := []*smtptest.Server{smtptest.New(smtptest.Config{Extensions: []string{"SIZE 10"}}), nil}
-				defer servers[0].Close()
-				if test.second != nil {
-					servers[1] = smtptest.New(*test.second)
-					defer servers[1].Close()
-				}
-				q, n := newFakeQueue(), &network{}
-				if test.name == "the third is down" {
-					servers = append(servers, nil)
-				}
-				e, ways := n.engine(q, Config{}, servers...)
-				if test.paused {
-					ways[1].Err = &upstream.PausedError{Upstream: "b"}
-				}
-				e.Start()
-				defer stop(t, e)
-				d := message(t, "x@one.test")
-				e.Take(d)
-				synctest.Wait()
-				if o := q.outcome(t, d, 0); o.Result != test.want || leftOf(o) == "" {
-					t.Errorf("%+v, left %s", o, leftOf(o))
-				}
+		for need, rcpt := range map[string]string{"SIZE": "x@one.test", "SMTPUTF8": "ü@one.test"} {
+			t.Run(test.name+", "+need, func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					lacking := smtptest.Config{Extensions: []string{"SIZE 10", "SMTPUTF8"}}
+					if need == "SMTPUTF8" {
+						lacking.Extensions = []string{"SIZE 0"}
+					}
+					servers := []*smtptest.Server{smtptest.New(lacking), nil}
+					switch test.second {
+					case hasIt, isPaused:
+						servers[1] = smtptest.New(smtptest.Config{})
+					case lacksIt:
+						servers[1] = smtptest.New(lacking)
+					}
+					for _, s := range servers {
+						if s != nil {
+							defer s.Close()
+						}
+					}
+					if test.third {
+						servers = append(servers, nil)
+					}
+					q, n := newFakeQueue(), &network{}
+					e, ways := n.engine(q, Config{}, servers...)
+					if test.second == isPaused {
+						ways[1].Err = &upstream.PausedError{Upstream: "b"}
+					}
+					e.Start()
+					defer stop(t, e)
+					d := message(t, rcpt)
+					e.Take(d)
+					synctest.Wait()
+					if o := q.outcome(t, d, 0); o.Result != test.want || leftOf(o) == "" {
+						t.Errorf("%+v, left %s", o, leftOf(o))
+					}
+				})
 			})
-		})
+		}
 	}
 }
 
@@ -320,20 +365,63 @@ func TestPassedOver(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		q, n := newFakeQueue(), &network{}
-		e, ways := n.engine(q, Config{}, fakes(t, 2)...)
+		e, ways := n.engine(q, Config{}, fakes(t, 4)...)
+		d := message(t, "x@one.test")
 		ways[0].Err = &upstream.PausedError{Upstream: "a"}
+		ways[1].Err = &upstream.SenderError{Upstream: "b", Sender: d.Message.Sender}
 		e.Start()
 		defer stop(t, e)
-		d := message(t, "x@one.test")
 		e.Take(d)
 		synctest.Wait()
-		if o := q.outcome(t, d, 0); o.Result != queue.Delivered || o.Upstream != "b" || leftOf(o) != "a" || (*o.Left)[0].Reply != "upstream a is paused" {
-			t.Errorf("%+v, left %s", o, leftOf(o))
+		o := q.outcome(t, d, 0)
+		if o.Result != queue.Delivered || o.Upstream != "c" || leftOf(o) != "a b" {
+			t.Fatalf("%+v, left %s", o, leftOf(o))
 		}
-		if n.dialled() != "b" || !slices.Equal(q.gated, []string{"b"}) {
+		if left := *o.Left; left[0].Reply != "upstream a is paused" || left[1].Reply != "upstream b may not send as sender@sender.test" || left[1].Scope != "sender" {
+			t.Errorf("left %+v", left)
+		}
+		if n.dialled() != "c" || !slices.Equal(q.gated, []string{"c"}) {
 			t.Errorf("gated %q", q.gated)
 		}
 	})
+}
+
+// TestOnlyOtherSenders: what the ways lack that may send as the sender, all lack.
+func TestOnlyOtherSenders(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		lacking := smtptest.New(smtptest.Config{Extensions: []string{"SIZE 10"}})
+		defer lacking.Close()
+		q, n := newFakeQueue(), &network{}
+		e, ways := n.engine(q, Config{}, lacking, nil)
+		d := message(t, "x@one.test")
+		ways[1].Err = &upstream.SenderError{Upstream: "b", Sender: d.Message.Sender}
+		e.Start()
+		defer stop(t, e)
+		e.Take(d)
+		synctest.Wait()
+		if o := q.outcome(t, d, 0); o.Result != queue.Failed || o.Upstream != "a" || leftOf(o) != "b" {
+			t.Errorf("%+v, left %s", o, leftOf(o))
+		}
+	})
+}
+
+// TestNextWayWhileClosing: a node that ends hands back what would go on, due now.
+func TestNextWayWhileClosing(t *testing.T) {
+	t.Parallel()
+	servers := []*smtptest.Server{smtptest.Start(t, smtptest.Config{}), smtptest.Start(t, smtptest.Config{})}
+	q := newFakeQueue()
+	e := startEngine(t, q, Config{Routes: several{wayTo("a", servers[0]), wayTo("b", servers[1])}})
+	servers[0].On(smtptest.PhaseMail, smtptest.Always(smtptest.Then(
+		smtptest.Do(func() { e.closing.Store(true) }), smtptest.Reply("452 4.3.1 full"))))
+	d := message(t, "x@one.test")
+	e.Take(d)
+	q.waitEnded(t, 1)
+	if got := q.released[rowKey{d.Message.ID, 0}]; len(got) != 1 || got[0] != 0 {
+		t.Errorf("released %v, outcomes %v", got, q.outcomes)
+	}
+	stop(t, e)
+	dropped(t, d)
 }
 
 // TestP12StaysWith: mail in doubt goes to its way alone, whatever the route and the state of the way
@@ -392,6 +480,20 @@ func TestP12StaysWith(t *testing.T) {
 	})
 }
 
+// TestRecordWays: under the strict gate the way of each dot is recorded.
+func TestRecordWays(t *testing.T) {
+	t.Parallel()
+	server := smtptest.Start(t, smtptest.Config{})
+	q := newFakeQueue()
+	e := startEngine(t, q, Config{Routes: several{wayTo("a", server)}, RecordWays: true})
+	d := message(t, "x@one.test")
+	e.Take(d)
+	q.waitEnded(t, 1)
+	if o := q.outcome(t, d, 0); o.Result != queue.Delivered || !slices.Equal(q.gated, []string{"a"}) {
+		t.Errorf("%+v, the gate was told of %q", o, q.gated)
+	}
+}
+
 // TestOnlyTheRestGoesOn: recipients part at the first way, and divide at the second by its
 // transactions.
 func TestOnlyTheRestGoesOn(t *testing.T) {
@@ -432,14 +534,67 @@ func TestOnlyTheRestGoesOn(t *testing.T) {
 	dropped(t, d)
 }
 
+// TestPartTakenThenDead: the first way takes some recipients, and dies with the others. Those that
+// were too many for it go on, also where it may have those before them.
+func TestPartTakenThenDead(t *testing.T) {
+	t.Parallel()
+	for _, limits := range []string{"said at RCPT", "LIMITS RCPTMAX=20"} {
+		for _, at := range []smtptest.Phase{smtptest.PhaseData, smtptest.PhaseDot} {
+			t.Run(limits+", "+string(at), func(t *testing.T) {
+				t.Parallel()
+				second := smtptest.Start(t, smtptest.Config{})
+				first := smtptest.Start(t, smtptest.Config{Extensions: []string{"PIPELINING", "ENHANCEDSTATUSCODES", limits}})
+				first.On(smtptest.PhaseRcpt, func(s smtptest.Session) smtptest.Action {
+					if s.Rcpt >= 20 {
+						return smtptest.Reply("452 4.5.3 too many recipients")
+					}
+					return smtptest.Action{}
+				})
+				first.On(at, func(s smtptest.Session) smtptest.Action {
+					if s.Messages > 0 {
+						return smtptest.Reset()
+					}
+					return smtptest.Action{}
+				})
+				q := newFakeQueue()
+				e := startEngine(t, q, Config{Routes: several{wayTo("a", first), wayTo("b", second)}})
+				var rcpts []string
+				for i := range 50 {
+					rcpts = append(rcpts, fmt.Sprintf("r%d@one.test", i))
+				}
+				d := message(t, rcpts...)
+				e.Take(d)
+				q.waitEnded(t, 50)
+				for i := range 50 {
+					want := "delivered a false "
+					switch {
+					case i >= 40 || i >= 20 && at == smtptest.PhaseData:
+						want = "delivered b false a"
+					case i >= 20:
+						want = "deferred a true "
+					}
+					if o := q.outcome(t, d, i); fmt.Sprint(o.Result, " ", o.Upstream, " ", o.Unknown, " ", leftOf(o)) != want {
+						t.Errorf("recipient %d: %+v, want %s", i, o, want)
+					}
+				}
+				if len(second.Messages()) != 1 {
+					t.Errorf("%d transactions at the second way", len(second.Messages()))
+				}
+				stop(t, e)
+				dropped(t, d)
+			})
+		}
+	}
+}
+
 // TestOnToMX: mail that goes on to MX divides by domain.
 func TestOnToMX(t *testing.T) {
 	t.Parallel()
 	servers, cfg := mxHosts(t, 2)
-	cfg.DNS.(*smtptest.Resolver).AddMX("two.test", 10, "mx2.one.test.")
+	cfg.Connect.DNS.(*smtptest.Resolver).AddMX("two.test", 10, "mx2.one.test.")
 	first := smtptest.Start(t, smtptest.Config{})
 	first.On(smtptest.PhaseData, smtptest.Always(smtptest.Close()))
-	cfg.Routes, cfg.AllowPrivateMX = several{wayTo("a", first), {Name: route.MX}}, true
+	cfg.Routes, cfg.Connect.AllowPrivateMX = several{wayTo("a", first), {Name: route.MX}}, true
 	q := newFakeQueue()
 	e := startEngine(t, q, cfg)
 	d := message(t, "x@one.test", "x@two.test", "y@one.test")

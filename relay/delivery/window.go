@@ -182,16 +182,16 @@ func (w *window) lose() {
 	w.shrink(w.limit-1, 0)
 }
 
-// refused leaves no more places than there are conversations, after one could not be begun
-// beside them: we had too many.
-func (w *window) refused(said bool) {
+// refused leaves as many places as there are other connections, open or being made, after one
+// could not be had beside them: we had too many. seeking workers do not connect yet.
+func (w *window) refused(seeking int, said bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	pause := refusedPause
 	if said {
 		pause = growPause
 	}
-	w.shrink(min(w.limit-1, w.live), pause)
+	w.shrink(min(w.limit, w.used-seeking)-1, pause)
 }
 
 // halve is for a reply that wants less of us, and reports whether it was heeded.

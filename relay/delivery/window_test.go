@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"postern/internal/smtptest"
+	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
@@ -243,11 +244,11 @@ func hosted(q *fakeQueue, server *smtptest.Server, domains int, cfg Config) (e *
 	}
 	dns.AddHost("mx1.provider.test", "198.51.100.1")
 	dns.AddHost("mx2.provider.test", "198.51.100.2")
-	cfg.DNS, cfg.Routes, cfg.NoClaim = dns, routes{}, true
+	cfg.Connect.DNS, cfg.Routes, cfg.NoClaim = dns, routes{}, true
 	e = newEngine(q, cfg)
 	var open atomic.Int64
 	peak = new(atomic.Int64)
-	e.dialer.connect = func(context.Context, target) (net.Conn, error) {
+	e.dialer.Dial = func(context.Context, connect.Target) (net.Conn, error) {
 		ours, theirs := net.Pipe()
 		go server.ServeConn(theirs)
 		peak.Store(max(peak.Load(), open.Add(1)))
@@ -375,18 +376,4 @@ func TestSiteOfNodes(t *testing.T) {
 			t.Errorf("connections %v, want %v", got, want)
 		}
 	})
-}
-
-// TestSiteOfADomain names sites by the hosts of best preference.
-func TestSiteOfADomain(t *testing.T) {
-	t.Parallel()
-	many := make([]exchanger, maxHosts)
-	for test, w := range map[string]walk{
-		"a b":      {hosts: []exchanger{{host: "b", preference: 1}, {host: "A", preference: 1}, {host: "c", preference: 2}}},
-		"one.test": {domain: "one.test", hosts: many},
-	} {
-		if got := w.site(); got != test {
-			t.Errorf("site %q, want %q", got, test)
-		}
-	}
 }

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"postern/relay/connect"
 	surgery "postern/relay/message"
 	"postern/relay/queue/content"
 	"postern/relay/smtp"
@@ -44,6 +45,21 @@ type worker struct {
 	gate    error // the error of the queue's Gate
 
 	beforeDot func() error // the method value, made once
+}
+
+// conn is a worker's conversation.
+type conn struct {
+	*connect.Conn
+	version int  // of the upstream's settings
+	sent    int  // transactions
+	kept    bool // it has been idle
+	onward  bool // a message came here from another host of the destination
+}
+
+// takes reports that the server's limits (RFC 9422) have room on this connection for a
+// transaction of j.
+func (c *conn) takes(j *job) bool {
+	return !c.Client.Exhausted() && c.Client.Admits(j.rcpts[0].Address)
 }
 
 func newWorker(d *destination) *worker {
@@ -116,7 +132,7 @@ func (w *worker) serve() {
 			j = w.do(j)
 		}
 		w.job = nil
-		if w.conn != nil && (w.conn.onward || w.conn.client.Exhausted() || w.conn.sent >= w.perConnection()) {
+		if w.conn != nil && (w.conn.onward || w.conn.Client.Exhausted() || w.conn.sent >= w.perConnection()) {
 			w.hangUp()
 		}
 	}
@@ -124,7 +140,7 @@ func (w *worker) serve() {
 
 // perConnection is the most messages over the open connection.
 func (w *worker) perConnection() int {
-	if up := w.conn.walk.upstream; up != nil && up.MaxMessages > 0 {
+	if up := w.conn.Walk.Upstream; up != nil && up.MaxMessages > 0 {
 		return up.MaxMessages
 	}
 	return w.d.e.bounds.Load().PerConnection
@@ -132,7 +148,7 @@ func (w *worker) perConnection() int {
 
 // idleTime is how long the open connection is kept without work.
 func (w *worker) idleTime() time.Duration {
-	if up := w.conn.walk.upstream; up != nil && up.IdleSeconds > 0 {
+	if up := w.conn.Walk.Upstream; up != nil && up.IdleSeconds > 0 {
 		return time.Duration(up.IdleSeconds) * time.Second
 	}
 	return w.d.e.bounds.Load().IdleTime
@@ -151,7 +167,7 @@ func (w *worker) connect() bool {
 		return false
 	}
 	t := w.open(need)
-	if t != nil && t != noPlace {
+	if t != nil && t.Err != connect.ErrNoPlace { // which waits in the line
 		w.d.connectFailed(t, need.failures)
 	}
 	return t == nil
@@ -159,12 +175,11 @@ func (w *worker) connect() bool {
 
 // open begins a conversation.
 func (w *worker) open(need need) *trouble {
-	c, t := w.d.e.dialer.open(w.ctx, w.d.domain, need, w)
+	c, t := w.d.e.dialer.Open(w.ctx, w.d.domain, need.upstream, need.spent, connect.Watch{Talking: &w.talking, Progress: &w.progress, Arrive: w.d.arrive})
 	if t != nil {
-		return t
+		return asTrouble(t)
 	}
-	c.version = need.version
-	w.conn = c
+	w.conn = &conn{Conn: c, version: need.version}
 	w.d.connected(w)
 	return nil
 }
@@ -191,7 +206,7 @@ func (w *worker) idle(most time.Duration) *job {
 	default:
 	}
 	until := time.Now().Add(most)
-	for left := most; left > 0 && w.conn.client.Usable(); left = time.Until(until) {
+	for left := most; left > 0 && w.conn.Client.Usable(); left = time.Until(until) {
 		keeps, nudge := w.d.keepsIdle(w.conn.version)
 		if !keeps {
 			return nil
@@ -222,7 +237,7 @@ func (w *worker) abandon() {
 	w.dropConn()
 	if connecting {
 		need, _ := w.d.need()
-		w.d.connectFailed(&trouble{reply: smtp.Temporary(451, 3, 0, errDefect.Error()), err: errDefect}, need.failures)
+		w.d.connectFailed(&trouble{Trouble: connect.Trouble{Reply: smtp.Temporary(451, 3, 0, errDefect.Error()), Err: errDefect}}, need.failures)
 	}
 	if j == nil {
 		return
@@ -252,6 +267,11 @@ func (w *worker) do(j *job) *job {
 		w.hangUp()
 		return nil
 	}
+	done := w.spend(j)
+	if done == nil {
+		return nil
+	}
+	defer done()
 	return w.attempt(j)
 }
 
@@ -263,7 +283,7 @@ func (w *worker) hangUp() {
 	ctx, cancel := w.d.e.quitContext()
 	defer cancel()
 	// Nothing depends on its reply.
-	_ = w.d.e.cfg.Guard.Try("delivery: QUIT", func() error { return w.conn.client.Quit(ctx) })
+	_ = w.d.e.cfg.Guard.Try("delivery: QUIT", func() error { return w.conn.Client.Quit(ctx) })
 	w.dropConn()
 }
 
@@ -272,8 +292,7 @@ func (w *worker) dropConn() {
 	if w.conn == nil {
 		return
 	}
-	_ = w.conn.client.Close() // it has served its purpose
-	w.conn.leave()
+	w.conn.Close()
 	w.conn = nil
 	w.d.disconnected(w)
 }
@@ -282,7 +301,7 @@ func (w *worker) dropConn() {
 func (w *worker) askGate() error {
 	w.talking.Store(false) // from here on only this worker knows the outcome
 	way := ""
-	if w.job.route != 0 {
+	if w.job.route != 0 || w.d.e.cfg.RecordWays {
 		way = w.job.name
 	}
 	w.gate = w.d.e.cfg.Queue.Gate(w.ctx, w.job.Delivery, numbers(w.job.rcpts), way)

@@ -281,7 +281,7 @@ func resultEvent(result string) string {
 type NoticeEvent struct {
 	ID         string // queue id of the notice; "" when none is sent
 	About      string // queue id of the message that it is about
-	Kind       string // failure, delay or success
+	Kind       string // failure, doubt, delay or success
 	To         smtp.Address
 	Recipients int    // how many recipients it reports
 	Suppressed string // why no notice is sent, "" when one is
@@ -312,7 +312,7 @@ func (l *Logger) Notice(n NoticeEvent) {
 type LostNoticeEvent struct {
 	ID     string // queue id of the notice
 	About  string // queue id of the message that it was about
-	Kind   string // failure, delay or success
+	Kind   string // failure, doubt, delay or success
 	To     smtp.Address
 	Reply  smtp.Reply // the last that the notice got; zero when it got none
 	Reason string     // "failed", "expired", "cancelled"

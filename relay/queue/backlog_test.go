@@ -195,7 +195,7 @@ func (b *backlog) cost(name string, most int64, sql string, args ...any) {
 // chores costs what nodes do by the clock.
 func (b *backlog) chores() {
 	b.cost("living epochs", 100, sqlLiving, time.Second, time.Second)
-	b.cost("reap", 1000, sqlReap, reapRows)
+	b.cost("reap", 1000, sqlReap, reapRows, DoubtWait)
 	b.cost("leftovers", 1000, sqlOwned, 1)
 	b.cost("notices", 1000, sqlClaimNotices, 10, 1)
 	b.cost("never due", 20, sqlNeverDue)

@@ -22,7 +22,8 @@ from seen
 -- nothing is said in a way that lets the index of what is due be read for one domain (the row
 -- comparison), or an index of what waits for rows whose key is known (coalesce).
 --
--- The last column but one is whether the reply was MidText.
+-- The last columns but one are whether the reply was MidText, and the way to stay with; the last is
+-- whether it waited for a budget.
 with pick as materialized (
 	select p.message_id, p.n, p.domain_key from unnest(@domains::text[]) d(domain_key) cross join lateral (
 		select r.message_id, r.n, r.domain_key from recipient r
@@ -44,7 +45,7 @@ from ranked
 where r.message_id = ranked.message_id and r.n = ranked.n and ranked.nth <= @per_destination and coalesce(r.owner, 0) = 0
 returning r.message_id, r.n, r.domain_key, r.local, r.domain, r.notify, r.orcpt_type, r.orcpt, r.attempts, r.possible_duplicate,
 	r.delay_noticed, case when r.expires_at = sane_time(r.expires_at) then extract(epoch from r.expires_at - now())::float8 end, r.reply_code,
-	r.reply_text like '% (said in the middle of the message)', coalesce(r.stays_with, '')
+	r.reply_text like '% (said in the middle of the message)', coalesce(r.stays_with, ''), r.reply_text like 'waits for the budget of upstream %'
 
 -- name: first_due
 -- Names the row that a claim of one domain would take first. Like a claim it passes over rows

@@ -2,6 +2,7 @@ package queue
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -32,6 +33,7 @@ type commits struct {
 	done  sync.WaitGroup
 
 	doubted atomic.Int64 // messages in resolve
+	writing sync.RWMutex // read-locked while a group is being written
 }
 
 func newCommits(q *Queue) *commits {
@@ -54,6 +56,12 @@ func (c *commits) stop() {
 	close(c.small)
 	close(c.large)
 	c.done.Wait()
+}
+
+// settled returns when no group is being written that was begun before.
+func (c *commits) settled() {
+	c.writing.Lock()
+	defer c.writing.Unlock()
 }
 
 // submit gives j to a committer and waits for its end. After an error the queue has nothing
@@ -107,11 +115,7 @@ func (c *committer) run() {
 				mine = append(mine, j)
 			}
 		}
-		switch {
-		case len(mine) == 0:
-		case c.q.room.Full(): // since they came
-			c.refuse(mine, reserve.ErrFull)
-		default:
+		if len(mine) > 0 {
 			c.commit(mine)
 		}
 	}
@@ -126,6 +130,9 @@ func (c *committer) commit(mail []*submittal) {
 			return
 		}
 		switch sure := pg.CertaintyOf(err); {
+		case errors.Is(err, reserve.ErrFull):
+			c.refuse(mail, err)
+			return
 		case sure == pg.Uncertain, isTaken(err):
 			c.q.log.Warn("queue: the fate of a commit is unknown, asking again", "messages", len(mail), "error", err)
 			c.resolve(mail, err)
@@ -144,8 +151,13 @@ func (c *committer) commit(mail []*submittal) {
 	}
 }
 
-// try runs the transaction of the group once.
+// try runs the transaction of the group once, or returns reserve.ErrFull.
 func (c *committer) try(mail []*submittal, again bool) error {
+	c.q.commits.writing.RLock()
+	defer c.q.commits.writing.RUnlock()
+	if !again && c.q.room.Full() {
+		return reserve.ErrFull // since they came
+	}
 	work, began := WorkEnqueue, time.Now()
 	if c.limit == 1 {
 		work = WorkLarge

@@ -13,6 +13,10 @@ import (
 	"postern/internal/pg"
 )
 
+// clock is boot.Clock, by which the trust in an epoch is counted. Tests put their own in its
+// place.
+type clock interface{ Now() time.Duration }
+
 // lease is this node's knowledge of its epoch.
 type lease struct {
 	epoch int64
@@ -35,7 +39,7 @@ type epochs struct {
 }
 
 var (
-	sqlTakeEpoch = texts.Bind("take_epoch", "name", "lease")
+	sqlTakeEpoch = texts.Bind("take_epoch", "name", "lease", "strict")
 	sqlRival     = texts.Bind("rival", "name", "epoch")
 	sqlHeartbeat = texts.Bind("heartbeat", "epoch", "lease")
 	sqlEndEpoch  = texts.Bind("end_epoch", "epoch")
@@ -75,7 +79,7 @@ func (e *epochs) take(ctx context.Context) error {
 		return err
 	}
 	var epoch int64
-	err = conn.QueryRow(ctx, sqlTakeEpoch, e.q.cfg.Node, e.q.cfg.Lease).Scan(&epoch)
+	err = conn.QueryRow(ctx, sqlTakeEpoch, e.q.cfg.Node, e.q.cfg.Lease, e.q.cfg.StrictGate).Scan(&epoch)
 	if err = e.s.End(err); err != nil {
 		e.s.Drop()
 		return fmt.Errorf("take epoch: %w", err)
@@ -311,8 +315,8 @@ func (q *Queue) Available() error {
 
 // Gate is called just before the final dot for recipients ns of d. An error means
 // that the epoch may no longer be ours: the dot must not be sent. way is where the dot goes, as
-// Outcome.Upstream, if another could be taken the next time: the rows then stay with it unless the
-// outcome is known. "": there is no other.
+// Outcome.Upstream, if that is to be known whatever happens to this node: the rows then stay with it
+// unless the outcome is known. "": it need not be.
 func (q *Queue) Gate(ctx context.Context, d *Delivery, ns []int, way string) error {
 	if !q.Valid(d.Epoch) {
 		return fmt.Errorf("gate of epoch %d: %w", d.Epoch, errEpochLost)

@@ -7,7 +7,7 @@
 with older as (
 	update node set superseded_at = clock_timestamp()
 	where name = @name and superseded_at is null and reaped_at is null)
-insert into node (name, expires_at) values (@name, clock_timestamp() + @lease::interval) returning epoch
+insert into node (name, expires_at, strict_gate) values (@name, clock_timestamp() + @lease::interval, @strict) returning epoch
 
 -- name: rival
 -- Finds a later living process of the same name. A lease that ends in an hour does not count:
@@ -24,8 +24,8 @@ where epoch = @epoch and superseded_at is null and reaped_at is null
 update node set reaped_at = clock_timestamp() where epoch = @epoch and reaped_at is null
 
 -- name: gate
--- Marks rows as "the dot may have been sent", to which way where the route has several, and says
--- how many of each message it found ours.
+-- Marks rows as "the dot may have been sent", and to which way, and says how many of each message it
+-- found ours.
 with o as materialized (select * from unnest(@message_id::uuid[], @n::int[], @epoch::bigint[], @way::text[]) as o(message_id, n, epoch, way)),
 marked as (
 	update recipient r set dot_possible = true, stays_with = coalesce(nullif(o.way, ''), r.stays_with) from o

@@ -174,6 +174,32 @@ func TestSettleFaults(t *testing.T) {
 	}
 }
 
+// Outcomes that cannot be written, as on a disk that stays full, do not keep the queue standing
+// still in silence: the heartbeat is well.
+func TestSettleTellsOfLongTrouble(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	out := &logtest.Lines{}
+	cfg := calmConfig(db)
+	cfg.Log = out.Logger()
+	var full atomic.Bool
+	full.Store(true)
+	q := start(t, cfg, func(q *Queue) {
+		q.waits.tell = 0
+		q.faults.settle.Before = func(*pgx.Conn) error {
+			if full.Load() {
+				return &pgconn.PgError{Code: "53100", Severity: "ERROR", SeverityUnlocalized: "ERROR", Message: "no room"}
+			}
+			return nil
+		}
+	})
+	m, d := put(t, q, true, "a@example.net")
+	q.Settle(outcome(d, 0, Delivered))
+	eventually(t, "the log has it", func() bool { return out.Count("settle failed, will retry") > 1 })
+	full.Store(false)
+	eventually(t, "it is settled", func() bool { return !q.inHand.has(m.ID) })
+}
+
 // What was settled may be claimed again, by the same node and epoch, before the
 // settler knows that its commit has succeeded. Settling it again must leave that claim
 // alone: the recipient would wait for another claim while it is being delivered.

@@ -123,6 +123,8 @@ func noticeKind(state string) NoticeKind {
 	switch state {
 	case "failed":
 		return NoticeFailure
+	case "doubt":
+		return NoticeDoubt
 	case "delivered":
 		return NoticeSuccess
 	}

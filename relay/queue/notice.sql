@@ -17,7 +17,7 @@ rows as materialized (
 	for update of r skip locked)
 update recipient r set owner = @epoch, dot_possible = false
 from rows where r.message_id = rows.message_id and r.n = rows.n and coalesce(r.owner, 0) = 0
-returning r.message_id, r.state, r.n, r.local, r.domain, r.orcpt_type, r.orcpt, r.reply_code, r.reply_enhanced, r.reply_text,
+returning r.message_id, case when r.state = 'failed' and r.doubt is not null then 'doubt' else r.state end, r.n, r.local, r.domain, r.orcpt_type, r.orcpt, r.reply_code, r.reply_enhanced, r.reply_text,
 	r.remote_mta, sane_time(r.last_attempt_at), sane_time(r.expires_at), sane_time(r.accepted_at), coalesce(r.scope, '')
 
 -- name: first_notice

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/internal/await"
+	"postern/internal/boot"
 	"postern/internal/panics"
 	"postern/internal/pg"
 	"postern/policy/quota"
@@ -99,6 +100,7 @@ type waits struct {
 	// 2 s: then a heartbeat is tried over another connection: only that detects a server
 	// whose processes stand still.
 	beat time.Duration
+	tell time.Duration // 1 min: how often the log has that outcomes cannot be written
 }
 
 // faults are where tests make the database fail: at commits of mail and notices, and at
@@ -142,8 +144,8 @@ func (c Config) withDefaults() Config {
 // bodies. Commits, settles, claims, the heartbeat and the listener have connections of
 // their own, at most seventeen, outside the pools' limits.
 func New(cfg Config) *Queue {
-	q := &Queue{cfg: cfg.withDefaults(), clock: bootClock{}, inHand: newInHand(), stopped: make(chan struct{})}
-	q.waits = waits{slowCommit: time.Second, try: 20 * time.Second, beat: 2 * time.Second}
+	q := &Queue{cfg: cfg.withDefaults(), clock: boot.Clock{}, inHand: newInHand(), stopped: make(chan struct{})}
+	q.waits = waits{slowCommit: time.Second, try: 20 * time.Second, beat: 2 * time.Second, tell: time.Minute}
 	q.log = q.cfg.Log
 	q.times.Store(&Times{q.cfg.Lifetime, q.cfg.DelayNotice})
 	q.epochs = newEpochs(q)
@@ -156,7 +158,7 @@ func New(cfg Config) *Queue {
 	q.epochs.turned.Store(int64(q.clock.Now()))
 	q.sweeps = newSweeps(q)
 	q.room = reserve.New(reserve.Config{Pool: q.cfg.WorkPool, Log: q.log, Size: q.cfg.Reserve, DiskFree: q.cfg.DiskFree,
-		Announce: q.announceFull, Look: q.cfg.Heartbeat})
+		Announce: q.announceFull, Written: q.commits.settled, Look: q.cfg.Heartbeat})
 	q.holds = newHolds(q)
 	q.recovered = recovered{ways: make(map[string]bool), grown: make(chan struct{}, 1)}
 	return q

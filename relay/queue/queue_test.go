@@ -130,7 +130,7 @@ func TestDeferFailExpire(t *testing.T) {
 		return rows(t, db, m.ID) == "0 failed duplicate;1 failed"
 	})
 	notices, err := q.ClaimNotices(ctxOf(t), 10)
-	if err != nil || len(notices) != 1 || len(notices[0].Recipients) != 2 {
+	if err != nil || len(notices) != 2 || notices[0].Kind != NoticeDoubt || notices[1].Kind != NoticeFailure {
 		t.Fatalf("notices %v, %v", notices, err)
 	}
 	r := notices[0].Recipients[0]

@@ -154,6 +154,7 @@ func (s *settles) run(ctx context.Context) {
 // write writes a group, however long that takes. again says that an earlier try may have
 // succeeded.
 func (s *settles) write(ctx context.Context, group []ending, again bool) {
+	told := time.Now() // of trouble that the heartbeat may not have, such as a full disk
 	for wait := 10 * time.Millisecond; ctx.Err() == nil && len(group) > 0; wait = min(2*wait, 5*time.Second) {
 		err := s.try(group, again)
 		if err == nil {
@@ -173,9 +174,9 @@ func (s *settles) write(ctx context.Context, group []ending, again bool) {
 				return
 			}
 		}
-		if pg.IsDown(err) {
-			s.q.epochs.suspect(err)
-		} else {
+		down := s.q.epochs.suspectIfDown(err)
+		if !down || time.Since(told) > s.q.waits.tell {
+			told = time.Now()
 			s.q.log.Warn("queue: settle failed, will retry", "outcomes", len(group), "error", err)
 		}
 		select {

@@ -62,10 +62,10 @@ select null, null, durably()
 
 -- name: undelivered
 -- Ends the other attempts: back to waiting, or failed when the server said so or the lifetime
--- is over; a row whose failure nobody wants to hear of is deleted immediately. When a notice
--- failed an admin is told (TellLost). An outcome that was not an attempt leaves its reason in
--- the row, for the queue's listing and a delay notice to show, and nothing in the history.
--- @again is as in delivered.
+-- is over, or it is in doubt and its policy a notice; a row whose failure nobody wants to hear of is
+-- deleted immediately. When a notice failed an admin is told (TellLost). An outcome that was not an
+-- attempt leaves its reason in the row, for the queue's listing and a delay notice to show, and
+-- nothing in the history. @again is as in delivered.
 with o as materialized (
 	select a.*, r.n, a.first + r.nth - 1 as i
 	from unnest(@message_id::uuid[], @first::int[], @last::int[], @epoch::bigint[], @at::timestamptz[], @started_at::timestamptz[],
@@ -77,10 +77,14 @@ with o as materialized (
 		cross join lateral (select * from unnest((@n::int[])[a.first:a.last]) with ordinality limit a.last - a.first + 1) r(n, nth)
 	where not @again or (select h.n from history h where h.message_id = a.message_id and h.n = r.n and h.at = a.at and h.epoch = a.epoch) is null),
 mine as materialized (
-	select o.*, r.local, r.domain, r.possible_duplicate, r.tell,
-		not o.released and (o.result <> 'deferred' or r.expires_at <= now()) as fails,
-		not o.released and o.result = 'deferred' and r.expires_at <= now() as late
+	select o.*, r.local, r.domain, r.possible_duplicate, r.tell, d.doubt,
+		not o.released and (o.result <> 'deferred' or d.doubt is not distinct from 'notice'
+			or d.doubt is distinct from 'hold' and r.expires_at <= now()) as fails,
+		not o.released and o.result = 'deferred' and coalesce(d.doubt, 'retry') = 'retry' and r.expires_at <= now() as late
 	from o join recipient r on r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'waiting'
+		-- A complete reply that ends it ends the doubt; its lifetime does not.
+		cross join lateral (select case when o.outcome_unknown then doubt_policy(r.user_id, o.stays_with, r.tell)
+			when o.result <> 'failed' then r.doubt end as doubt) d
 	for update of r),
 -- The messages of which recipients go on: more may fail soon, to be told by one notice.
 goes_on as materialized (
@@ -110,7 +114,8 @@ back as (
 kept as (
 	update recipient r set owner = null, dot_possible = false,
 		state = case when m.fails then 'failed' else 'waiting' end,
-		held_at = case when not m.fails then held_since(r.message_id, r.held_at) end, last_upstream = m.upstream,
+		held_at = case when m.fails then null when m.doubt = 'hold' then now() else held_since(r.message_id, r.held_at) end,
+		last_upstream = m.upstream, doubt = m.doubt,
 		waits_for = case when not m.fails then nullif(m.waits_for, '') end,
 		stays_with = case when not m.fails then nullif(m.stays_with, '') end,
 		scope = case m.result when 'expired' then r.scope else nullif(m.scope, '') end,
@@ -136,7 +141,7 @@ kept as (
 h as (
 	insert into history (message_id, n, at, epoch, result, started_at, local, domain, reply_code, reply_enhanced, reply_text,
 		remote_mta, remote_addr, tls, upstream, sent_as, node, outcome_unknown, possible_duplicate, dsn_passed, fenced, scope, left_ways)
-	select message_id, n, at, epoch, case when late then 'expired' else result end, started_at, local, domain, code, enhanced, text,
+	select message_id, n, at, epoch, case when late then 'expired' when fails and result = 'deferred' then 'failed' else result end, started_at, local, domain, code, enhanced, text,
 		mta, addr, tls, upstream, nullif(sent_as, ''), @node, outcome_unknown, possible_duplicate, dsn_passed, false, nullif(scope, ''), nullif(left_ways, '')::jsonb
 	from mine where not released),
 f as (

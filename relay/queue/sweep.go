@@ -15,10 +15,10 @@ import (
 
 var (
 	sqlLiving    = texts.Bind("living", "reap_after", "never")
-	sqlReap      = texts.BindWith("reap", pg.Constants{"one": "false", "message_id": "null", "n": "null", "epoch": "null"}, "rows")
-	sqlReapOne   = texts.BindWith("reap", pg.Constants{"one": "true", "rows": "null"}, "message_id", "n", "epoch")
-	sqlLeftovers = texts.BindWith("hand_back", pg.Constants{"all": "false", "rows": "null"}, "message_id", "epoch")
-	sqlHandBack  = texts.BindWith("hand_back", pg.Constants{"all": "true", "message_id": "null"}, "epoch", "rows")
+	sqlReap      = texts.BindWith("reap", pg.Constants{"one": "false", "message_id": "null", "n": "null", "epoch": "null"}, "rows", "doubt_wait")
+	sqlReapOne   = texts.BindWith("reap", pg.Constants{"one": "true", "rows": "null"}, "message_id", "n", "epoch", "doubt_wait")
+	sqlLeftovers = texts.BindWith("hand_back", pg.Constants{"all": "false", "rows": "null"}, "message_id", "epoch", "doubt_wait")
+	sqlHandBack  = texts.BindWith("hand_back", pg.Constants{"all": "true", "message_id": "null"}, "epoch", "rows", "doubt_wait")
 	sqlDead      = texts.Bind("dead", "rows")
 	sqlNeverDue  = texts.Bind("never_due")
 	sqlNeverTold = texts.Bind("never_told")
@@ -92,7 +92,7 @@ func (s *sweeps) reap(ctx context.Context, conn *pgx.Conn) error {
 	}
 	for {
 		var count int
-		err := conn.QueryRow(ctx, sqlReap, reapRows).Scan(&count, nil)
+		err := conn.QueryRow(ctx, sqlReap, reapRows, DoubtWait).Scan(&count, nil)
 		if pg.OfTheRow(err) {
 			count, err = s.reapEach(ctx, conn)
 		}
@@ -120,7 +120,7 @@ func (s *sweeps) reapEach(ctx context.Context, conn *pgx.Conn) (count int, err e
 	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[row])
 	for _, r := range list {
 		var one int
-		err := conn.QueryRow(ctx, sqlReapOne, r.ID, r.N, r.Owner).Scan(&one, nil)
+		err := conn.QueryRow(ctx, sqlReapOne, r.ID, r.N, r.Owner, DoubtWait).Scan(&one, nil)
 		switch {
 		case pg.OfTheRow(err):
 			s.q.setAside(r.ID, r.N, r.Owner, ofRows(err))
@@ -233,7 +233,7 @@ func (s *sweeps) leftovers(ctx context.Context, conn *pgx.Conn) error {
 	count := 0
 	err = halved(lost, func(some [][16]byte) error {
 		var n int
-		err := conn.QueryRow(ctx, sqlLeftovers, some, epoch).Scan(&n, nil)
+		err := conn.QueryRow(ctx, sqlLeftovers, some, epoch, DoubtWait).Scan(&n, nil)
 		count += n
 		return err
 	}, func(id [16]byte, err error) {
@@ -281,7 +281,7 @@ func (s *sweeps) handBack(ctx context.Context) error {
 	defer s.s.Close()
 	for {
 		var count int
-		if err := conn.QueryRow(ctx, sqlHandBack, l.epoch, reapRows).Scan(&count, nil); err != nil {
+		if err := conn.QueryRow(ctx, sqlHandBack, l.epoch, reapRows, DoubtWait).Scan(&count, nil); err != nil {
 			return fmt.Errorf("hand back: %w", err)
 		}
 		if count > 0 {

@@ -67,6 +67,7 @@ type Recipient struct {
 	Attempts          int  // attempts finished before this one
 	LastCode          int  // code of the last attempt's reply; 0 before the first
 	LastMidText       bool // that reply was MidText
+	Waited            bool // that reply is that it waits for the budget of an upstream
 	PossibleDuplicate bool // an earlier attempt may have delivered
 	DelayNoticed      bool
 	// StaysWith is the only way that may be taken, as Outcome.Upstream; "": any. An earlier
@@ -92,6 +93,10 @@ const (
 	Deferred  Result = "deferred"
 	Failed    Result = "failed"
 )
+
+// DoubtWait is the least wait of mail in doubt before it is tried again: a server that has it may
+// need a while to know it.
+const DoubtWait = 15 * time.Minute
 
 // Outcome is the end of one attempt for one recipient. Log line, retry, notice and
 // trace are projections of it.
@@ -146,6 +151,7 @@ type NoticeKind string
 
 const (
 	NoticeFailure NoticeKind = "failure"
+	NoticeDoubt   NoticeKind = "doubt" // may have been delivered, and is not sent again
 	NoticeDelay   NoticeKind = "delay"
 	NoticeSuccess NoticeKind = "success" // relayed to a server that offers no DSN
 )

@@ -36,8 +36,8 @@ func (c *Client) Send(ctx context.Context, tx Transaction) Result {
 	return s.result(s.run())
 }
 
-// Rehearse names a sender and a recipient as Send does, and takes that back by RSET: no message
-// is sent. The error is a *StageError; after a refusal by a reply the connection may go on.
+// Rehearse names a sender and a recipient, none if to is null, as Send does, and takes that back by
+// RSET: no message is sent. The error is a *StageError; after a refusal by a reply the connection may go on.
 func (c *Client) Rehearse(ctx context.Context, from, to Address) error {
 	tx := Transaction{Mail: MailCommand{From: from}, Rcpts: []RcptCommand{{To: to}}}
 	s := sending{c: c, ctx: ctx, tx: tx, replies: make([]Reply, 1), stages: make([]Stage, 1)}
@@ -50,7 +50,7 @@ func (c *Client) Rehearse(ctx context.Context, from, to Address) error {
 	s.steps = s.steps[:0]
 	s.fit()
 	for _, step := range []int{stepMail, 0} {
-		if s.answered() {
+		if s.answered() || step == 0 && to.IsNull() {
 			break
 		}
 		if err := s.sayGroup([]int{step}); err != nil {

@@ -10,8 +10,10 @@ import (
 
 	"github.com/emersion/go-sasl"
 
+	"postern/auth"
 	"postern/internal/refusal"
 	"postern/relay/smtp"
+	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
 )
 
@@ -47,6 +49,8 @@ type Account struct {
 	TLSName        string       // that its certificate must have; "": Host
 	TLSPins        string       // of PinsFrom: one of these keys, whoever certifies it; "": none
 	Mechanism      string       // the only one of AUTH that is used, of Mechanisms; "": what the server takes
+	InDoubt        string       // what becomes of mail that it may have, of auth.DoubtPolicies; "": the first
+	Budget         string       // of all nodes, as package budget reads it; "" for none
 	Origin
 
 	Replies *Replies // what its replies mean
@@ -62,6 +66,7 @@ func (a *Account) OAuth() oauth.Account {
 func (a Account) Equal(b Account) bool {
 	a.Replies, b.Replies = nil, nil
 	a.Senders, b.Senders = "", ""
+	a.InDoubt, b.InDoubt = "", ""
 	return a == b
 }
 
@@ -81,6 +86,7 @@ func (a *Account) Fill() error {
 	a.MaxConnections = cmp.Or(a.MaxConnections, p.MaxConnections)
 	a.MaxMessages = cmp.Or(a.MaxMessages, p.MaxMessages)
 	a.MaxRecipients = cmp.Or(a.MaxRecipients, p.MaxRecipients)
+	a.Budget = cmp.Or(a.Budget, p.Budget)
 	return nil
 }
 
@@ -147,7 +153,13 @@ func (a Account) Validate() error {
 			return refusal.Invalid("%d %s: not between 0 and %d", limit.n, limit.what, limit.most)
 		}
 	}
+	if err := auth.CheckDoubtPolicy(a.InDoubt); err != nil {
+		return refusal.Invalid("%v", err)
+	}
 	if err := a.validateOrigin(); err != nil {
+		return err
+	}
+	if _, err := budget.Parse(a.Budget); err != nil {
 		return err
 	}
 	if err := a.validateTLS(); err != nil {

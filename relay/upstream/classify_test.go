@@ -101,6 +101,12 @@ var classified = []struct {
 	{Generic, StageDot, "552 5.5.3 too many", "later message generic"},
 	// The server's own trouble.
 	{Generic, StageMail, "421 4.3.2 Service not available", "later connection generic"},
+	{Generic, StageMail, "450 4.7.1 Error: too much mail from 192.0.2.1", "later account generic 1m0s"},
+	{Generic, StageRcpt, "450 4.7.1 Error: too many recipients from 192.0.2.1", "later account generic 1m0s"},
+	{Generic, StageMore, "450 4.7.1 Error: too many recipients from 192.0.2.1", "later account generic 1m0s"},
+	{Generic, StageAuth, "450 4.7.1 Error: too many AUTH commands from 192.0.2.1", "later account generic 1m0s"},
+	{Generic, StageMore, "452 4.5.3 Error: too many recipients", "later recipient generic"},
+	{Generic, StageRcpt, "450 4.7.1 Client host rejected: greylisted", "later recipient -"},
 	{Generic, StageRcpt, "421 4.7.0 slow down", "later connection generic"},
 	{Generic, StageRcpt, "451 4.7.500 Server busy. Please try again later", "later host generic"},
 	{Generic, StageRcpt, "451 4.7.650 The mail server [192.0.2.1] has been temporarily rate limited due to IP reputation", "later host generic"},

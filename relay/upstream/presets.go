@@ -29,6 +29,7 @@ type Preset struct {
 	MaxConnections int     `toml:"connections"`
 	MaxMessages    int     `toml:"messages_per_connection"`
 	MaxRecipients  int     `toml:"recipients_per_transaction"`
+	Budget         string  `toml:"budget"`
 
 	Replies []Row `toml:"reply"`
 

@@ -40,8 +40,8 @@ func (a *Account) MaySend(sender smtp.Address) bool {
 const mostSenders = 100
 
 // ParseSenders returns patterns as an account has them: in canonical form, with spaces between
-// them. They are those of auth.CanonicalPattern but for the null sender, or a domain alone, which
-// is short for all of its addresses. Errors: refusal.ErrInvalid.
+// them. They are those of auth.CanonicalPattern, without the null sender; a domain alone
+// stands for all of its addresses. Errors: refusal.ErrInvalid.
 func ParseSenders(patterns []string) (string, error) {
 	var list []string
 	for _, p := range patterns {

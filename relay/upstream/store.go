@@ -17,6 +17,8 @@ import (
 	"postern/internal/pg"
 	"postern/internal/refusal"
 	"postern/relay/seal"
+	"postern/relay/upstream/breaker"
+	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
 )
 
@@ -62,6 +64,8 @@ type Listed struct {
 	TLSName        string     `json:"tls_name,omitempty"`
 	TLSPins        string     `json:"tls_pins,omitempty"` // with commas between them
 	Mechanism      string     `json:"auth_mechanism,omitempty"`
+	InDoubt        string     `json:"in_doubt,omitempty"` // retry, hold or notice; "": retry
+	Budget         string     `json:"budget,omitempty"`
 	Origin
 	PausedAt  *time.Time `json:"paused_at,omitempty"`
 	CreatedAt time.Time  `json:"created_at"`
@@ -78,9 +82,9 @@ func (a *Account) settings() []setting {
 	return []setting{
 		{"host", &a.Host}, {"port", &a.Port}, {"tls", &a.TLS}, {"username", &a.Username}, {"ca", &a.CA}, {"preset", &a.Preset},
 		{"max_connections", &a.MaxConnections}, {"max_messages", &a.MaxMessages}, {"max_recipients", &a.MaxRecipients},
-		{"idle_seconds", &a.IdleSeconds}, {"tls_name", &a.TLSName}, {"tls_pins", &a.TLSPins}, {"mechanism", &a.Mechanism},
+		{"idle_seconds", &a.IdleSeconds}, {"tls_name", &a.TLSName}, {"tls_pins", &a.TLSPins}, {"mechanism", &a.Mechanism}, {"in_doubt", &a.InDoubt},
 		{"source", &a.Source}, {"ip", &a.IP}, {"hello", &a.Hello}, {"senders", &a.Senders}, {"rewrite_sender", &a.RewriteSender},
-		{"oauth", &a.Grant.Kind},
+		{"oauth", &a.Grant.Kind}, {"budget", &a.Budget},
 	}
 }
 
@@ -121,15 +125,18 @@ func (s *Store) Add(ctx context.Context, a Account) error {
 		if _, err := tx.Exec(ctx, addAccount, a.fields(a.Name, sealed, a.SecretExpires)...); err != nil {
 			return err
 		}
+		if err := budget.Check(ctx, tx, a.Budget); err != nil {
+			return err
+		}
 		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "upstream add", Object: a.Name, Detail: a.detail()})
 	})
 	if pg.Code(err) == pg.UniqueViolation {
 		return refusal.Exists("an upstream named %q exists already", a.Name)
 	}
-	if err != nil {
+	if err != nil && !refusal.Is(err) {
 		return fmt.Errorf("add upstream: %w", err)
 	}
-	return nil
+	return err
 }
 
 // detail is the account for the audit.
@@ -138,7 +145,7 @@ func (a Account) detail() map[string]any {
 		"preset": a.Preset, "max_connections": a.MaxConnections, "max_messages": a.MaxMessages, "max_recipients": a.MaxRecipients,
 		"oauth": a.Grant.Kind, "expires": a.SecretExpires, "senders": a.Senders, "rewrite_sender": a.RewriteSender,
 		"idle_seconds": a.IdleSeconds, "tls_name": a.TLSName, "tls_pins": a.TLSPins,
-		"auth_mechanism": a.Mechanism, "source": a.Source, "ip": a.IP, "hello": a.Hello}
+		"auth_mechanism": a.Mechanism, "in_doubt": a.InDoubt, "source": a.Source, "ip": a.IP, "hello": a.Hello, "budget": a.Budget}
 }
 
 // seal seals what the account is proved by, nil if there is nothing.
@@ -198,10 +205,16 @@ func (s *Store) Change(ctx context.Context, name string, change func(*Account) e
 		if _, err = tx.Exec(ctx, changeAccount, a.fields(a.Name, sealed, a.SecretExpires)...); err != nil {
 			return err
 		}
+		if err := budget.Check(ctx, tx, a.Budget); err != nil {
+			return err
+		}
 		if a.Grant != was.Grant {
 			if err := oauth.Forget(ctx, tx, name); err != nil {
 				return err
 			}
+		}
+		if _, err := breaker.Hurry(ctx, tx, name); err != nil {
+			return err
 		}
 		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "upstream set", Object: name, Detail: changes(was, a)})
 	})
@@ -250,7 +263,7 @@ func unknownName(name string) error {
 
 const listAccounts = `
 select name, host, port, tls, username, oauth, ` + secretExpires + `, ca <> '', preset, max_connections, max_messages, max_recipients,
-	string_to_array(senders, ' '), rewrite_sender, idle_seconds, tls_name, tls_pins, mechanism, source, ip, hello, paused_at, created_at
+	string_to_array(senders, ' '), rewrite_sender, idle_seconds, tls_name, tls_pins, mechanism, in_doubt, budget, source, ip, hello, paused_at, created_at
 from upstream order by name`
 
 // List lists all accounts by name.
@@ -264,6 +277,19 @@ func (s *Store) List(ctx context.Context) ([]Listed, error) {
 		return nil, fmt.Errorf("list upstreams: %w", err)
 	}
 	return list, nil
+}
+
+// Budgets returns what is used of the budgets of all upstreams.
+func (s *Store) Budgets(ctx context.Context) ([]budget.Usage, error) {
+	list, err := s.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	settings := map[string]string{}
+	for _, u := range list {
+		settings[u.Name] = u.Budget
+	}
+	return budget.Read(ctx, s.pool, settings)
 }
 
 // Named returns one of List. Errors: refusal.ErrNotFound.

@@ -317,7 +317,7 @@ func TestSettingsAreKept(t *testing.T) {
 	s := NewStore(db.Pool, newSealer(t, 1))
 	want := account()
 	want.Preset, want.MaxConnections, want.MaxMessages, want.MaxRecipients, want.IdleSeconds = "google", 1, 2, 3, 4
-	want.TLSName, want.Mechanism, want.SecretExpires = "mail.example", "LOGIN", "2027-01-31"
+	want.TLSName, want.Mechanism, want.SecretExpires, want.InDoubt = "mail.example", "LOGIN", "2027-01-31", "hold"
 	want.Origin = Origin{Source: "192.0.2.1", IP: IPBoth, Hello: "out.example"}
 	if err := s.Add(t.Context(), want); err != nil {
 		t.Fatal(err)
@@ -338,7 +338,7 @@ func TestSettingsAreKept(t *testing.T) {
 	}
 	want.TLSName, want.TLSPins, want.Mechanism, want.Source, want.IP, want.IdleSeconds = "", "sha256:x", "", "", "", 0
 	same(want)
-	if got, err := s.Named(t.Context(), want.Name); err != nil || got.TLSPins != want.TLSPins || got.Origin != want.Origin || got.MaxRecipients != 3 {
+	if got, err := s.Named(t.Context(), want.Name); err != nil || got.TLSPins != want.TLSPins || got.Origin != want.Origin || got.MaxRecipients != 3 || got.InDoubt != "hold" {
 		t.Errorf("%+v, %v", got, err)
 	}
 }

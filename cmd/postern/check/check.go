@@ -14,7 +14,7 @@ import (
 	"postern/admin/health"
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/database"
-	"postern/relay/delivery"
+	"postern/relay/connect"
 	"postern/relay/smtp"
 )
 
@@ -51,7 +51,7 @@ type checkup struct {
 
 // resolver asks DNS; *net.Resolver is one.
 type resolver interface {
-	delivery.Resolver
+	connect.Resolver
 	LookupTXT(ctx context.Context, name string) ([]string, error)
 	LookupAddr(ctx context.Context, addr string) (names []string, err error)
 }

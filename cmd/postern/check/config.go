@@ -13,14 +13,14 @@ import (
 	"postern/cmd/postern/config"
 	"postern/internal/owned"
 	"postern/internal/units"
-	"postern/relay/delivery"
+	"postern/relay/connect"
 	"postern/relay/seal"
 )
 
 var configKinds = []kind{
 	{"config.ok", health.OK, "", ""},
 	{"config.invalid", health.Failed, "The configuration cannot be read or used, or everybody may change it.",
-		"correct what it names; configs/postern.toml has every key with its default"},
+		"correct what it names; configs/postern.toml lists every key with its default"},
 	{"config.missing", health.Warning, "There is no configuration file.", "write one, such as configs/postern.toml; 'postern serve' needs it"},
 	{"config.readable", health.Warning, "Every local user may read the database's password or client key.",
 		"chmod 640 the file and give it to the server's group"},
@@ -96,7 +96,7 @@ func (c *checkup) dangerousValues(r *report) {
 		r.add("config.private-mx", "configuration", "delivery.allow_private_mx is true")
 	}
 	for _, to := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
-		if source := d.Origin().SourceFor(to); source.IsValid() && !delivery.IsLocal(source) {
+		if source := d.Origin().SourceFor(to); source.IsValid() && !connect.IsLocal(source) {
 			r.add("config.source", "configuration", "delivery.source is %s", source)
 		}
 	}

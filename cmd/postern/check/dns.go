@@ -8,7 +8,7 @@ import (
 
 	"postern/admin/health"
 	"postern/cmd/postern/screen"
-	"postern/relay/delivery"
+	"postern/relay/connect"
 )
 
 var dnsKinds = []kind{
@@ -34,8 +34,8 @@ const questionsTime = 15 * time.Second
 func (c *checkup) hostAddresses(ctx context.Context, host string) (list []netip.Addr, err error) {
 	ctx, cancel := context.WithTimeout(ctx, questionsTime)
 	defer cancel()
-	list, err = delivery.Addresses(ctx, c.dns, absolute(host))
-	if delivery.IsNotFound(err) {
+	list, err = connect.Addresses(ctx, c.dns, absolute(host))
+	if connect.IsNotFound(err) {
 		return nil, nil
 	}
 	return list, err
@@ -106,7 +106,7 @@ func (c *checkup) reverse(ctx context.Context, r *report, hostname string, addr 
 	defer cancel()
 	list, err := c.dns.LookupAddr(ctx, addr.String())
 	switch {
-	case delivery.IsNotFound(err), err == nil && len(list) == 0:
+	case connect.IsNotFound(err), err == nil && len(list) == 0:
 		r.add("dns.ptr-none", "address "+addr.String(), "no PTR record")
 		return
 	case err != nil:

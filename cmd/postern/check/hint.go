@@ -10,14 +10,14 @@ import (
 	"strings"
 	"syscall"
 
-	"postern/relay/delivery"
+	"postern/relay/connect"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
 	"postern/relay/upstream/oauth"
 )
 
 // Hint is what helps against a step of a probe of up that failed.
-func Hint(up *upstream.Account, s delivery.Step) string {
+func Hint(up *upstream.Account, s connect.Step) string {
 	set := "'postern upstream set " + up.Name + "'"
 	if fault := (*oauth.Fault)(nil); errors.As(s.Err, &fault) {
 		return tokenHint(up, fault)
@@ -32,9 +32,9 @@ func Hint(up *upstream.Account, s delivery.Step) string {
 		return "its --senders do not allow this sender: add it with " + set + ", or send by another upstream"
 	}
 	switch s.Stage {
-	case delivery.StageLookup:
+	case connect.StageLookup:
 		return lookupHint(s.Err, set)
-	case delivery.StageLoop:
+	case connect.StageLoop:
 		return "correct --host with " + set + ": it leads to a listener of this server"
 	case smtp.StageConnect:
 		return connectHint(up, s, set)
@@ -46,7 +46,7 @@ func Hint(up *upstream.Account, s delivery.Step) string {
 		return tlsHint(up, s.Err, set)
 	case smtp.StageAuth:
 		return "correct --auth-mechanism, or the kind of the account (--password-stdin or --oauth), with " + set + "; some servers offer AUTH at another port only"
-	case delivery.StageToken:
+	case connect.StageToken:
 		return "see docs/oauth.md; the database has to be reachable too"
 	}
 	return "try again; if it stays, ask the upstream's operator, or look for a firewall that inspects SMTP"
@@ -82,9 +82,9 @@ func lookupHint(err error, set string) string {
 	return "correct --host, --source or --ip with " + set + ", or source and ip in [delivery]"
 }
 
-func connectHint(up *upstream.Account, s delivery.Step, set string) string {
+func connectHint(up *upstream.Account, s connect.Step, set string) string {
 	var timeout net.Error
-	var source *delivery.SourceError
+	var source *connect.SourceError
 	switch {
 	case errors.As(s.Err, &source):
 		return "give another --source with " + set + ", or this machine the address"
@@ -135,7 +135,7 @@ func CertificateNames(c *x509.Certificate) []string {
 }
 
 // replyHint is for a refusal that the upstream's table has no advice for.
-func replyHint(up *upstream.Account, s delivery.Step, set string) string {
+func replyHint(up *upstream.Account, s connect.Step, set string) string {
 	switch code := s.Reply.Code; {
 	case s.Stage == smtp.StageAuth && code == 535 && up.Grant.Kind != "":
 		return "the account does not take the token: see its mailbox, its permissions, and docs/oauth.md"

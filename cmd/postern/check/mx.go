@@ -6,7 +6,7 @@ import (
 
 	"postern/admin/health"
 	"postern/cmd/postern/screen"
-	"postern/relay/delivery"
+	"postern/relay/connect"
 	"postern/relay/smtp"
 )
 
@@ -27,7 +27,7 @@ var mxKinds = []kind{
 const mxTime = 40 * time.Second
 
 func (c *checkup) lookAtMX(ctx context.Context, r *report) {
-	prober := delivery.NewProber(c.dialling(upstreamTime / 2))
+	prober := connect.NewProber(c.dialling(upstreamTime / 2))
 	r.each(ctx, len(c.opts.MX), func(ctx context.Context, i int, r *report) {
 		ctx, cancel := context.WithTimeout(ctx, mxTime)
 		defer cancel()
@@ -37,7 +37,7 @@ func (c *checkup) lookAtMX(ctx context.Context, r *report) {
 	})
 }
 
-func (c *checkup) mailHost(r *report, domain string, p delivery.Probe) {
+func (c *checkup) mailHost(r *report, domain string, p connect.Probe) {
 	subject := "mx " + domain
 	if p.Err == nil {
 		r.add("mx.ok", subject, "%s (%s) answers, %s", p.Host, p.Addr.Addr(), orClear(p.TLS))
@@ -45,13 +45,13 @@ func (c *checkup) mailHost(r *report, domain string, p delivery.Probe) {
 	}
 	id := "mx.refuses"
 	switch {
-	case p.Stage == delivery.StageLookup && p.Permanent && (p.Host == "" || p.Host == domain):
+	case p.Stage == connect.StageLookup && p.Permanent && (p.Host == "" || p.Host == domain):
 		id = "mx.null"
-	case p.Stage == delivery.StageLookup && p.Permanent, p.Stage == smtp.StageConnect && p.Permanent:
+	case p.Stage == connect.StageLookup && p.Permanent, p.Stage == smtp.StageConnect && p.Permanent:
 		id = "mx.address"
-	case p.Stage == delivery.StageLookup:
+	case p.Stage == connect.StageLookup:
 		id = "mx.lookup"
-	case p.Stage == delivery.StageLoop:
+	case p.Stage == connect.StageLoop:
 		id = "mx.self"
 	case p.Stage == smtp.StageConnect:
 		id = "mx.unreachable"

@@ -19,6 +19,21 @@ var nodeKinds = []kind{
 		"after a crash, nothing; if both run, set another node in one configuration"},
 	{"queue.set-aside", health.Failed, "Mail is held because its rows in the database are bad; it is not lost.",
 		"find what damaged them; then 'postern queue show ID', and 'queue release ID' or 'queue cancel ID'"},
+	{"queue.in-doubt", health.Warning, "Mail that may have been delivered is held for a person to find out.",
+		"'postern queue list --in-doubt'; then 'postern queue resolve ID' with --delivered or --resend"},
+}
+
+// inDoubt asks for mail that waits for a person since it may have been delivered.
+func (in *inspection) inDoubt(ctx context.Context) error {
+	var total int
+	err := in.conn.QueryRow(ctx, `select count(*) from recipient where doubt = 'hold' and state = 'waiting'`).Scan(&total)
+	switch {
+	case toldElsewhere(err):
+		return nil
+	case total > 0:
+		in.r.add("queue.in-doubt", "queue", "%d recipients", total)
+	}
+	return err
 }
 
 // setAside asks for mail of which the nodes could make nothing; before the migration there is

@@ -15,7 +15,7 @@ import (
 
 	"postern/admin/health"
 	"postern/cmd/postern/screen"
-	"postern/relay/delivery"
+	"postern/relay/connect"
 	"postern/relay/smtp"
 )
 
@@ -154,7 +154,7 @@ func (c *checkup) resolved(ctx context.Context, address string) (list []string, 
 	}
 	ctx, cancel := context.WithTimeout(ctx, questionsTime)
 	defer cancel()
-	addrs, err := delivery.Addresses(ctx, c.dns, name)
+	addrs, err := connect.Addresses(ctx, c.dns, name)
 	for _, addr := range addrs {
 		list = append(list, net.JoinHostPort(addr.String(), port))
 	}

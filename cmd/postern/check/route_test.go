@@ -12,10 +12,12 @@ import (
 
 	"postern/auth"
 	"postern/internal/smtptest"
-	"postern/relay/delivery"
+	"postern/relay/connect"
 	"postern/relay/route"
 	"postern/relay/seal"
 	"postern/relay/upstream"
+	"postern/relay/upstream/breaker"
+	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
 )
 
@@ -200,6 +202,12 @@ func upstreamFaults() []fault {
 		{"upstream.secret-expired", "on 20", seen(func(v *mailView) {
 			v.secrets = []upstream.Secret{{Upstream: "out", Expires: time.Now().UTC().Truncate(24*time.Hour).AddDate(0, 0, -1)}}
 		})},
+		{"upstream.open", "by node a: auth, account: 535 5.7.8 wrong password; next probe at 20", seen(func(v *mailView) {
+			v.breakers = breaker.States{{Upstream: "out", Open: true, Node: "a", NextProbe: time.Now(),
+				Cause: breaker.Cause{Stage: "auth", Scope: "account", Reply: "535 5.7.8 wrong password"}}}
+		})},
+		{"upstream.budget", "4 recipients wait: messages 30/m: 0 left, sessions 3: 3 left", seen(func(v *mailView) { v.budgets = spentBudget() })},
+		{"upstream.sessions", "sessions 3 for 4 nodes", seen(func(v *mailView) { v.budgets = spentBudget() })},
 		{"upstream.refuses", "554 5.7.1 go away", smarthost(func(cfg *smtptest.Config, _ *upstream.Account) {
 			cfg.Hooks = map[smtptest.Phase]smtptest.Hook{smtptest.PhaseBanner: smtptest.Always(smtptest.Reply("554 5.7.1 go away"))}
 		})},
@@ -208,6 +216,13 @@ func upstreamFaults() []fault {
 			p.upstream(upstream.Account{Host: "127.0.0.1", Port: 2587, TLS: upstream.TLSNone})
 		}},
 	}
+}
+
+func spentBudget() []budget.Usage {
+	limits, _ := budget.Parse("messages 30/m, sessions 3")
+	return []budget.Usage{{Upstream: "out", Waiting: 4, Nodes: 4, Limits: []budget.Used{
+		{Limit: limits[0], Text: limits[0].String(), Used: 30}, {Limit: limits[1], Text: limits[1].String(), Left: 3},
+	}}}
 }
 
 func TestCheckFindsFaultsOfTheUpstreams(t *testing.T) {
@@ -228,7 +243,7 @@ func TestCheckJudgesUpstreamsInClear(t *testing.T) {
 		{upstream.TLSImplicit, "192.0.2.1:465", false}, {upstream.TLSNone, "127.0.0.1:25", false},
 	} {
 		r := &report{}
-		p.c.upstream(r, upstream.Account{Name: "out", TLS: test.mode}, delivery.Probe{Step: delivery.Step{Addr: netip.MustParseAddrPort(test.at)}, Expires: time.Now().AddDate(1, 0, 0)})
+		p.c.upstream(r, upstream.Account{Name: "out", TLS: test.mode}, connect.Probe{Step: connect.Step{Addr: netip.MustParseAddrPort(test.at)}, Expires: time.Now().AddDate(1, 0, 0)})
 		found := r.close()
 		if test.want {
 			wantFinding(t, found, "upstream.clear", string(test.mode))

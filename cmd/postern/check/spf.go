@@ -12,7 +12,7 @@ import (
 
 	"postern/admin/health"
 	"postern/cmd/postern/screen"
-	"postern/relay/delivery"
+	"postern/relay/connect"
 )
 
 var spfKinds = []kind{
@@ -117,7 +117,7 @@ func (s spfResolver) LookupMX(ctx context.Context, name string) ([]*net.MX, erro
 }
 
 func (s spfResolver) LookupIPAddr(ctx context.Context, host string) ([]net.IPAddr, error) {
-	addrs, err := delivery.Addresses(ctx, s.dns, absolute(host))
+	addrs, err := connect.Addresses(ctx, s.dns, absolute(host))
 	list := make([]net.IPAddr, len(addrs))
 	for i, a := range addrs {
 		list[i] = net.IPAddr{IP: a.AsSlice(), Zone: a.Zone()}
@@ -133,7 +133,7 @@ func (s spfResolver) LookupAddr(ctx context.Context, addr string) ([]string, err
 // undecided marks an error that says nothing about a name as temporary. The library
 // takes others, such as that of REFUSED, for a defect of the record.
 func undecided(err error) error {
-	if err == nil || delivery.IsNotFound(err) {
+	if err == nil || connect.IsNotFound(err) {
 		return err
 	}
 	said := net.DNSError{Err: err.Error(), UnwrapErr: err}
@@ -164,7 +164,7 @@ func (c *checkup) records(ctx context.Context, name, version string) (list []str
 			list = append(list, text)
 		}
 	}
-	if delivery.IsNotFound(err) {
+	if connect.IsNotFound(err) {
 		err = nil
 	}
 	return list, err
@@ -197,10 +197,10 @@ func (c *checkup) takesMail(ctx context.Context, r *report, domain string) {
 	mx, err := c.dns.LookupMX(ctx, absolute(domain))
 	var dns *net.DNSError
 	switch {
-	case delivery.IsNullMX(mx):
+	case connect.IsNullMX(mx):
 		r.add("sender.no-mail", subject, "it has the null MX (RFC 7505)")
 	case len(mx) > 0:
-	case err != nil && !delivery.IsNotFound(err) && errors.As(err, &dns):
+	case err != nil && !connect.IsNotFound(err) && errors.As(err, &dns):
 		r.add("spf.unknown", subject, "MX: %v", err)
 	default:
 		if addrs, err := c.hostAddresses(ctx, domain); err == nil && len(addrs) == 0 {

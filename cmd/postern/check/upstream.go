@@ -14,10 +14,12 @@ import (
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/database"
 	"postern/cmd/postern/screen"
-	"postern/relay/delivery"
+	"postern/policy/quota"
+	"postern/relay/connect"
 	"postern/relay/keyring"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
+	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
 )
 
@@ -34,6 +36,8 @@ var upstreamKinds = []kind{
 	{"upstream.refuses", health.Failed, "The upstream refuses to talk to this server, or cannot be understood.",
 		"ask its operator; it may not know this address"},
 	{"upstream.self", health.Failed, "The upstream is this server itself, so mail would loop.", "correct its --host, or remove the route to it"},
+	{"upstream.open", health.Failed, "All nodes leave the upstream alone, so its mail waits or takes another way.",
+		"mend what its reply says, at the provider or with 'postern upstream set'; then 'postern upstream resume' has it probed"},
 	{"upstream.clear", health.Warning, "Mail goes to the upstream without verified TLS, so others on the way may read or take it; on loopback that is ok.",
 		"set --tls require or implicit with 'postern upstream set'"},
 	{"upstream.token", health.Failed, "The upstream's account gets no access token, so its mail waits.", "see docs/oauth.md for what the authority said"},
@@ -43,6 +47,10 @@ var upstreamKinds = []kind{
 		"make a new one at the provider, and give it to 'postern upstream set' with its --secret-expires"},
 	{"upstream.secret-expired", health.Failed, "The secret of the upstream's account has expired.",
 		"make a new one at the provider, and give it to 'postern upstream set' with its --secret-expires"},
+	{"upstream.budget", health.Warning, "The upstream's budget is spent, and mail waits for its turn.",
+		"raise it with 'postern upstream set NAME --budget' if the provider allows more, or limit the users with 'postern limit set'"},
+	{"upstream.sessions", health.Warning, "The upstream's budget has fewer sessions than there are nodes, so some have none.",
+		"raise it with 'postern upstream set NAME --budget' if the provider allows more, or deliver from fewer nodes"},
 	{"upstream.expiring", health.Warning, "The upstream's certificate expires in a few days; then mail waits.", "tell its operator"},
 }
 
@@ -50,21 +58,21 @@ var upstreamKinds = []kind{
 const upstreamTime = 20 * time.Second
 
 // Prober converses as this machine's deliveries do, but waits for no step longer than patience.
-func Prober(from config.Source, tokens delivery.Tokens, patience time.Duration) (*delivery.Prober, error) {
+func Prober(from config.Source, tokens connect.Tokens, patience time.Duration) (*connect.Prober, error) {
 	c := newCheckup(from, nil, Options{})
 	if c.bad != nil {
 		return nil, c.bad
 	}
 	cfg := c.dialling(patience)
 	cfg.Tokens = tokens
-	return delivery.NewProber(cfg), nil
+	return connect.NewProber(cfg), nil
 }
 
 // dialling is how to converse as this node's deliveries do, but with less patience.
-func (c *checkup) dialling(patience time.Duration) delivery.Config {
+func (c *checkup) dialling(patience time.Duration) connect.Config {
 	hostname, _ := c.cfg.ServerName()
 	d := c.cfg.Delivery
-	return delivery.Config{
+	return connect.Config{
 		DNS: c.dns, Hello: hostname, Origin: d.Origin(), Self: c.listenerAddresses(),
 		ConnectTime: patience, LookupTime: patience,
 		Timeouts: smtp.Timeouts{Greeting: patience, Command: patience, TLS: patience},
@@ -121,6 +129,19 @@ func (c *checkup) upstreamSecret(r *report, s *upstream.Secret) {
 	}
 }
 
+// upstreamBudget looks at what is used of a budget.
+func (c *checkup) upstreamBudget(r *report, u *budget.Usage) {
+	subject := "upstream " + u.Upstream
+	for _, l := range u.Limits {
+		if l.Kind == quota.Sessions && l.Max < int64(u.Nodes) {
+			r.add("upstream.sessions", subject, "%s for %d nodes", l.Text, u.Nodes)
+		}
+	}
+	if u.Waiting > 0 {
+		r.add("upstream.budget", subject, "%d recipients wait: %s", u.Waiting, u.Headroom())
+	}
+}
+
 // listenerAddresses are those of the configuration that say an address.
 func (c *checkup) listenerAddresses() (list []netip.AddrPort) {
 	for _, l := range c.cfg.Listeners {
@@ -147,6 +168,15 @@ func (c *checkup) lookAtUpstreams(ctx context.Context, r *report) {
 	for i := range v.secrets {
 		c.upstreamSecret(r, &v.secrets[i])
 	}
+	for i := range v.breakers {
+		if b := &v.breakers[i]; b.Open {
+			r.add("upstream.open", "upstream "+b.Upstream, "open since %s, by node %s: %s; next probe at %s",
+				screen.LocalTime(b.Since), b.Node, b.Why(), screen.LocalTime(b.NextProbe))
+		}
+	}
+	for i := range v.budgets {
+		c.upstreamBudget(r, &v.budgets[i])
+	}
 	cfg := c.dialling(upstreamTime / 2)
 	if slices.ContainsFunc(v.upstreams, func(a upstream.Account) bool { return a.Grant.Kind != "" }) {
 		tokens, end, err := c.tokens(ctx)
@@ -157,35 +187,35 @@ func (c *checkup) lookAtUpstreams(ctx context.Context, r *report) {
 		defer end()
 		cfg.Tokens = tokens
 	}
-	prober := delivery.NewProber(cfg)
+	prober := connect.NewProber(cfg)
 	r.each(ctx, len(v.upstreams), func(ctx context.Context, i int, r *report) {
 		ctx, cancel := context.WithTimeout(ctx, upstreamTime)
 		defer cancel()
 		up := v.upstreams[i]
-		c.upstream(r, up, prober.Upstream(ctx, &up, delivery.Trial{}))
+		c.upstream(r, up, prober.Upstream(ctx, &up, connect.Trial{}))
 	})
 }
 
-func (c *checkup) upstream(r *report, up upstream.Account, p delivery.Probe) {
+func (c *checkup) upstream(r *report, up upstream.Account, p connect.Probe) {
 	subject := "upstream " + up.Name
 	at := net.JoinHostPort(up.Host, strconv.Itoa(up.Port))
 	if p.Err != nil {
 		id := "upstream.refuses"
 		switch p.Stage {
-		case delivery.StageLookup:
+		case connect.StageLookup:
 			id = "upstream.lookup"
-		case delivery.StageLoop:
+		case connect.StageLoop:
 			id = "upstream.self"
 		case smtp.StageConnect:
 			id = "upstream.unreachable"
-			if source := (*delivery.SourceError)(nil); errors.As(p.Err, &source) {
+			if source := (*connect.SourceError)(nil); errors.As(p.Err, &source) {
 				id = "upstream.source"
 			}
 		case smtp.StageTLS:
 			id = "upstream.tls"
 		case smtp.StageAuth:
 			id = "upstream.account"
-		case delivery.StageToken:
+		case connect.StageToken:
 			id = "upstream.token"
 			if fault := (*oauth.Fault)(nil); errors.As(p.Err, &fault) && fault.Login {
 				id = "upstream.login"

@@ -17,6 +17,8 @@ import (
 	"postern/relay/route"
 	"postern/relay/seal"
 	"postern/relay/upstream"
+	"postern/relay/upstream/breaker"
+	"postern/relay/upstream/budget"
 )
 
 // mailView is what the database says about who may send and where mail goes.
@@ -27,6 +29,8 @@ type mailView struct {
 	accounts  []upstream.Listed
 	upstreams []upstream.Account // that can be used
 	secrets   []upstream.Secret
+	breakers  breaker.States
+	budgets   []budget.Usage
 	keys      *keyring.View
 	keyErr    error // of the key file; then keys has what it has not opened
 	// certificates is what nodes have told of those by ACME
@@ -83,6 +87,12 @@ func (c *checkup) readView(ctx context.Context, pool *pgxpool.Pool) (*mailView, 
 		return nil, err
 	}
 	if v.secrets, err = accounts.Secrets(ctx, v.upstreams); err != nil {
+		return nil, err
+	}
+	if v.breakers, err = breaker.List(ctx, pool); err != nil {
+		return nil, err
+	}
+	if v.budgets, err = accounts.Budgets(ctx); err != nil {
 		return nil, err
 	}
 	if v.certificates, err = acme.List(ctx, pool); err != nil {

@@ -19,6 +19,7 @@ import (
 	"postern/admin"
 	"postern/auth"
 	"postern/internal/owned"
+	"postern/relay/connect"
 	"postern/relay/delivery"
 	"postern/relay/queue"
 	"postern/relay/retention"
@@ -29,7 +30,7 @@ import (
 
 // Config is the configuration file: what belongs to one node. Everything that an
 // admin changes while the relay runs lives in the database instead.
-// configs/postern.toml has every key with its default. Of the tags, reload marks what a
+// configs/postern.toml lists every key with its default. Of the tags, reload marks what a
 // reload applies (see Adopt), and above and least bound a value (see checkBounds).
 type Config struct {
 	Hostname string `toml:"hostname"`
@@ -173,7 +174,7 @@ func Defaults() Config {
 		},
 		Delivery: Delivery{
 			Connections: sending.Connections, MXConnections: sending.MXConnections, Memory: size(sending.Memory),
-			IdleTime: Duration(sending.IdleTime), MessagesPerConn: sending.PerConnection, MXPort: sending.MXPort,
+			IdleTime: Duration(sending.IdleTime), MessagesPerConn: sending.PerConnection, MXPort: connect.Defaults().MXPort,
 		},
 		Retention: Retention{Audit: Duration(login.Audit), Correspondents: Duration(kept.Correspondents)},
 		Log:       Log{Format: "text", Level: "info"},

@@ -28,7 +28,7 @@ func ListenReason(err error) error {
 }
 
 // Resolver asks server, or those that the system names when it is empty; never by the
-// C library, for the sake of delivery.Resolver.
+// C library, for the sake of connect.Resolver.
 func Resolver(server string) *net.Resolver {
 	if server == "" {
 		return &net.Resolver{PreferGo: true}

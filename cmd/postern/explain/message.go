@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"time"
 
@@ -22,6 +23,8 @@ import (
 	"postern/relay/smtp"
 	"postern/relay/submission"
 	"postern/relay/upstream"
+	"postern/relay/upstream/breaker"
+	"postern/relay/upstream/budget"
 )
 
 // Question is a message that somebody might send.
@@ -64,9 +67,10 @@ type messageStep struct {
 type messageWay struct {
 	Recipient string    `json:"recipient"`
 	Route     int64     `json:"route,omitempty"`
-	Via       string    `json:"via,omitempty"`     // the first that can be used: an upstream, or mx
-	Trouble   string    `json:"trouble,omitempty"` // why there is no way, or none that can be told here
-	Ways      []wayView `json:"ways"`              // of the route, in their order
+	Via       string    `json:"via,omitempty"`      // the first that can be used: an upstream, or mx
+	Trouble   string    `json:"trouble,omitempty"`  // why there is no way, or none that can be told here
+	InDoubt   string    `json:"in_doubt,omitempty"` // what becomes of it if Via does not confirm it: retry, hold or notice
+	Ways      []wayView `json:"ways"`               // of the route, in their order
 }
 
 // identity is whose the header would say that the message is; nobody's for a bounce.
@@ -111,8 +115,7 @@ func (r Relay) Message(ctx context.Context, q Question) (*Message, error) {
 		return nil, err
 	}
 	e.Accepted = e.Reply == ""
-	e.ways(ctx, r.Routes, q)
-	return e, nil
+	return e, e.ways(ctx, r, q)
 }
 
 func (e *Message) step(name string, v policy.Verdict) {
@@ -180,10 +183,18 @@ func (e *Message) limits(ctx context.Context, pool *pgxpool.Pool, id auth.Identi
 }
 
 // ways finds where the mail for each recipient goes.
-func (e *Message) ways(ctx context.Context, routes *route.Table, q Question) {
+func (e *Message) ways(ctx context.Context, r Relay, q Question) error {
+	breakers, err := breaker.List(ctx, r.Pool)
+	if err != nil {
+		return err
+	}
+	budgets, err := upstream.NewStore(r.Pool, nil).Budgets(ctx)
+	if err != nil {
+		return err
+	}
 	for _, to := range q.To {
 		way := messageWay{Recipient: to.String()}
-		d, err := routes.Resolve(ctx, q.User.ID, q.From, to)
+		d, err := r.Routes.Resolve(ctx, q.User.ID, q.From, to)
 		var first route.Way
 		if err == nil {
 			first, err = d.First()
@@ -195,10 +206,20 @@ func (e *Message) ways(ctx context.Context, routes *route.Table, q Question) {
 			way.Trouble = "it would wait: " + err.Error()
 		default:
 			way.Via = first.Name
+			way.InDoubt = cmp.Or(q.User.InDoubt, inDoubt(first), auth.DoubtPolicies()[0])
 		}
-		way.Route, way.Ways = d.Route, wayViews(d)
+		way.Route, way.Ways = d.Route, wayViews(d, breakers)
+		if i := slices.IndexFunc(way.Ways, func(w wayView) bool { return w.state() == "" }); i >= 0 {
+			way.Via = way.Ways[i].Via
+		}
+		for i := range way.Ways {
+			if at := slices.IndexFunc(budgets, func(u budget.Usage) bool { return u.Upstream == way.Ways[i].Via }); at >= 0 {
+				way.Ways[i].Budget = budgets[at].Headroom()
+			}
+		}
 		e.Routes = append(e.Routes, way)
 	}
+	return nil
 }
 
 // Print prints the explanation for people.
@@ -229,6 +250,9 @@ func (e *Message) Print(to io.Writer) error {
 		via := w.Trouble
 		if via == "" || len(w.Ways) > 1 {
 			via = waysText(w.Ways)
+		}
+		if w.InDoubt != "" && w.InDoubt != auth.DoubtPolicies()[0] {
+			via += "; in doubt: " + w.InDoubt
 		}
 		t.Add(w.Recipient, number, via)
 	}

@@ -13,6 +13,7 @@ import (
 	"postern/relay/seal"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
+	"postern/relay/upstream/breaker"
 )
 
 // wayView is one of a route's ways.
@@ -20,6 +21,9 @@ type wayView struct {
 	Via     string `json:"via"`
 	SentAs  string `json:"sent_as,omitempty"` // the mailbox in the sender's place
 	Trouble string `json:"trouble,omitempty"` // why it is left out now
+
+	Breaker *breaker.State `json:"breaker,omitempty"` // while all nodes leave it alone
+	Budget  string         `json:"budget,omitempty"`  // what is left of it
 }
 
 func (w wayView) text() string {
@@ -27,14 +31,38 @@ func (w wayView) text() string {
 	if w.SentAs != "" {
 		text += " as " + w.SentAs
 	}
-	if w.Trouble != "" {
-		text += " (" + w.Trouble + ")"
+	if state := w.state(); state != "" {
+		text += " (" + state + ")"
+	}
+	if w.Budget != "" {
+		text += " (" + w.Budget + ")"
 	}
 	return text
 }
 
+// state is why it would not be used now, "" if it would.
+func (w wayView) state() string {
+	if w.Trouble == "" && w.Breaker != nil {
+		return OpenText(w.Breaker)
+	}
+	return w.Trouble
+}
+
+// OpenText says since when and why an upstream's breaker is open, and when it is probed.
+func OpenText(s *breaker.State) string {
+	return fmt.Sprintf("open since %s (%s); next probe: %s", screen.LocalTime(s.Since), s.Why(), NextProbe(s))
+}
+
+// NextProbe is when the upstream of an open breaker is probed.
+func NextProbe(s *breaker.State) string {
+	if s.Prober != "" {
+		return "now, by node " + s.Prober
+	}
+	return screen.LocalTime(s.NextProbe)
+}
+
 // wayViews are the ways of a decision, in their order.
-func wayViews(d route.Decision) []wayView {
+func wayViews(d route.Decision, breakers breaker.States) []wayView {
 	views := []wayView{}
 	for _, w := range d.Ways {
 		view := wayView{Via: w.Name}
@@ -43,6 +71,9 @@ func wayViews(d route.Decision) []wayView {
 		}
 		if w.Err != nil {
 			view.Trouble = wayTrouble(w.Err)
+		}
+		if s := breakers.Of(w.Name); s.Open {
+			view.Breaker = &s
 		}
 		views = append(views, view)
 	}
@@ -58,6 +89,14 @@ func wayTrouble(err error) string {
 		return "the key of this machine does not open the upstream's password: " + err.Error()
 	}
 	return err.Error()
+}
+
+// inDoubt is what a way has for mail that it may have; "": nothing.
+func inDoubt(w route.Way) string {
+	if w.Upstream == nil {
+		return ""
+	}
+	return w.Upstream.InDoubt
 }
 
 // waysText are all ways in a line.
@@ -89,6 +128,8 @@ type Routes struct {
 	Table *route.Table
 	Rules []route.Rule
 	Names map[int64]string // of their users
+
+	Breakers breaker.States
 }
 
 // Find finds the way of the mail from a user, 0 for none, to a recipient, and why it is that.
@@ -97,7 +138,7 @@ func (r Routes) Find(ctx context.Context, user int64, from, to smtp.Address) (*R
 	if err != nil && !errors.Is(err, route.ErrNoRoute) {
 		return nil, err
 	}
-	t := &Route{Route: d.Route, Ways: wayViews(d), Passed: []routeMissing{}}
+	t := &Route{Route: d.Route, Ways: wayViews(d, r.Breakers), Passed: []routeMissing{}}
 	for _, rule := range r.Rules {
 		if rule.ID == d.Route {
 			t.Match = MatchText(rule, r.Names)
@@ -151,8 +192,8 @@ func (t *Route) Print(to io.Writer) error {
 	waits := true
 	for _, w := range t.Ways {
 		state := "can be used"
-		if w.Trouble != "" {
-			state = w.Trouble
+		if why := w.state(); why != "" {
+			state = why
 		} else {
 			waits = false
 		}

@@ -12,23 +12,28 @@ import (
 	"postern/cmd/postern/config"
 	"postern/internal/await"
 	"postern/relay/bounce"
+	"postern/relay/connect"
 	"postern/relay/delivery"
 	"postern/relay/route"
 	"postern/relay/seal"
 	"postern/relay/upstream"
+	"postern/relay/upstream/breaker"
+	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
 )
 
 // back is the half of a node that sends mail on, and notices about what cannot be sent.
 type back struct {
-	node    *Node
-	engine  *delivery.Engine
-	bouncer *bounce.Bouncer
-	tokens  *oauth.Tokens
-	secrets *secrets
+	node     *Node
+	engine   *delivery.Engine
+	bouncer  *bounce.Bouncer
+	tokens   *oauth.Tokens
+	breakers *breaker.Breakers
+	budgets  *budget.Budgets
+	secrets  *secrets
 
-	stopNotices context.CancelFunc
-	notices     sync.WaitGroup
+	stopNotices, stopBudgets context.CancelFunc
+	notices, spending        sync.WaitGroup
 }
 
 // newBack makes the engine. It sends nothing to own, where this node listens itself.
@@ -51,15 +56,25 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 	if err != nil {
 		return nil, err
 	}
+	cfg := delivery.Config{
+		Queue: n.queue, Routes: route.NewTable(rules, accounts, 0), Log: n.Log, Guard: n.guard, Events: n.mail,
+		Connect: connect.Config{
+			Tokens: tokens, DNS: config.Resolver(d.DNSServer), Hello: n.hostname, Origin: d.Origin(), Self: own,
+			MXPort: d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
+		},
+		Connections: d.Connections, MXConnections: d.MXConnections, Nodes: n.queue.Nodes, PerConnection: d.MessagesPerConn,
+		MaxOpen: n.descriptors().Deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
+		RecordWays: n.Config.Queue.Gate == "strict",
+	}
+	budgets := budget.New(budget.Config{DB: pool, Epoch: n.queue.Epoch, Log: n.Log})
+	cfg.Budgets = budgets
+	probing := cfg.Connect
+	probing.Sessions = budgets
+	breakers := n.breakers(pool, accounts, connect.NewProber(probing))
+	cfg.Breakers = breakers
 	return &back{
-		node: n, tokens: tokens, secrets: &secrets{node: n, store: accounts},
-		engine: delivery.New(delivery.Config{
-			Queue: n.queue, Routes: route.NewTable(rules, accounts, 0), Tokens: tokens, DNS: config.Resolver(d.DNSServer),
-			Log: n.Log, Guard: n.guard, Events: n.mail, Hello: n.hostname, Self: own,
-			Connections: d.Connections, MXConnections: d.MXConnections, Nodes: n.queue.Nodes, PerConnection: d.MessagesPerConn,
-			MaxOpen: n.descriptors().Deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
-			Origin: d.Origin(), MXPort: d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
-		}),
+		node: n, tokens: tokens, breakers: breakers, budgets: budgets, secrets: &secrets{node: n, store: accounts},
+		engine:  delivery.New(cfg),
 		bouncer: bounce.New(bounce.Config{Queue: n.queue, Hostname: n.hostname, Mail: n.mail, Log: n.Log}),
 	}, nil
 }
@@ -72,6 +87,20 @@ func (n *Node) tokens(pool *pgxpool.Pool, sealer *seal.Sealer) (*oauth.Tokens, e
 	}
 	cfg.DB, cfg.Sealer, cfg.Node, cfg.Log, cfg.Guard = pool, sealer, n.name, n.Log, n.guard
 	return oauth.New(cfg), nil
+}
+
+// breakers makes those of the upstreams, which are probed as mail is delivered.
+func (n *Node) breakers(pool *pgxpool.Pool, accounts *upstream.Store, prober *connect.Prober) *breaker.Breakers {
+	return breaker.New(breaker.Config{
+		DB: pool, Node: n.name, Log: n.Log, Guard: n.guard, Backoff: delivery.Defaults().Backoff,
+		Probe: func(ctx context.Context, name, sender string) (*breaker.Cause, error) {
+			up, err := accounts.Open(ctx, name)
+			if err != nil {
+				return nil, err
+			}
+			return prober.Through(ctx, &up, sender)
+		},
+	})
 }
 
 // lookAtRoutes says at the start what will keep mail waiting.
@@ -93,11 +122,20 @@ func (n *Node) lookAtRoutes(ctx context.Context, rules *route.Store, accounts *u
 }
 
 func (b *back) start() {
-	b.engine.Start()
 	ctx, stop := context.WithCancel(context.Background())
+	b.stopBudgets = stop
+	b.spending.Go(func() { b.node.guard.Keep(ctx, "budgets of upstreams", func() { b.budgets.Run(ctx) }) })
+	b.engine.Start()
+	ctx, stop = context.WithCancel(context.Background())
 	b.stopNotices = stop
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "notices", func() { b.bouncer.Run(ctx) }) })
-	b.notices.Go(func() { b.node.guard.Keep(ctx, "secrets of upstreams", func() { b.secrets.run(ctx) }) })
+	b.notices.Go(func() { b.node.guard.Keep(ctx, "breakers", func() { b.breakers.Run(ctx, b.engine.UpstreamChanged) }) })
+	b.notices.Go(func() {
+		b.node.guard.Keep(ctx, "secrets of upstreams", func() { b.secrets.run(ctx, secretsEvery, "secrets", b.secrets.look) })
+	})
+	b.notices.Go(func() {
+		b.node.guard.Keep(ctx, "use of budgets", func() { b.secrets.run(ctx, budgetsEvery, "budgets", b.secrets.lookAtBudgets) })
+	})
 }
 
 // rebound takes over what a reload can change of the delivery.
@@ -115,7 +153,9 @@ func (b *back) endNotices(ctx context.Context) error {
 }
 
 // endDelivery ends the conversations, and then waits for tokens that were asked for: what an
-// authority gives may be the last refresh token.
+// authority gives may be the last refresh token. The rest of the budgets is given back.
 func (b *back) endDelivery(ctx context.Context) error {
-	return errors.Join(b.engine.Shutdown(ctx), b.tokens.Close(ctx))
+	err := b.engine.Shutdown(ctx)
+	b.stopBudgets()
+	return errors.Join(err, b.tokens.Close(ctx), await.All(ctx, b.spending.Wait))
 }

@@ -6,33 +6,42 @@ import (
 	"time"
 
 	"postern/relay/upstream"
+	"postern/relay/upstream/budget"
 )
 
 const (
 	secretsEvery = time.Minute
 	secretsTime  = 10 * time.Second
+	budgetsEvery = 10 * time.Second
 )
 
-// secrets looks after what upstream accounts are proved by, for the metrics and the log.
+// secrets looks after what upstream accounts are proved by, for the metrics and the log, and at
+// what is used of their budgets.
 type secrets struct {
-	node  *Node
-	store *upstream.Store
-	last  atomic.Pointer[[]upstream.Secret]
+	node    *Node
+	store   *upstream.Store
+	last    atomic.Pointer[[]upstream.Secret]
+	budgets atomic.Pointer[[]budget.Usage]
 }
 
-func (s *secrets) list() []upstream.Secret {
-	if last := s.last.Load(); last != nil {
+func (s *secrets) list() []upstream.Secret { return latest(&s.last) }
+
+func (s *secrets) used() []budget.Usage { return latest(&s.budgets) }
+
+func latest[T any](p *atomic.Pointer[[]T]) []T {
+	if last := p.Load(); last != nil {
 		return *last
 	}
 	return nil
 }
 
-func (s *secrets) run(ctx context.Context) {
-	tick := time.NewTicker(secretsEvery)
+// run looks every so often.
+func (s *secrets) run(ctx context.Context, every time.Duration, what string, look func(context.Context) error) {
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
-		if err := s.look(ctx); err != nil && ctx.Err() == nil {
-			s.node.Log.Warn("the secrets of upstreams could not be looked at", "error", err)
+		if err := look(ctx); err != nil && ctx.Err() == nil {
+			s.node.Log.Warn("the "+what+" of upstreams could not be looked at", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -40,6 +49,20 @@ func (s *secrets) run(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+// lookAtBudgets reads what is used, if anybody is to see it.
+func (s *secrets) lookAtBudgets(ctx context.Context) error {
+	if s.node.metrics == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, secretsTime)
+	defer cancel()
+	list, err := s.store.Budgets(ctx)
+	if err == nil {
+		s.budgets.Store(&list)
+	}
+	return err
 }
 
 func (s *secrets) look(ctx context.Context) error {

@@ -37,7 +37,11 @@ func EntryRow(e Entry) []string {
 	if e.SetAside != "" {
 		reply = "set aside: " + e.SetAside
 	}
-	return []string{e.ID.String(), string(e.State), screen.LocalTime(e.AcceptedAt), userText(e.UserID, e.User), "<" + e.Sender + ">", e.Recipient,
+	state := string(e.State)
+	if e.Doubt != "" {
+		state += ", in doubt"
+	}
+	return []string{e.ID.String(), state, screen.LocalTime(e.AcceptedAt), userText(e.UserID, e.User), "<" + e.Sender + ">", e.Recipient,
 		strconv.Itoa(e.Attempts), next, screen.OrDash(screen.Shorten(reply, 80))}
 }
 

@@ -3,6 +3,7 @@ package story
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -135,6 +136,17 @@ func (s *Story) printLosses(w io.Writer) (lost bool) {
 	return lost
 }
 
+// printDoubt says what may have become of a recipient's mail, and what ends the doubt.
+func (s *Story) printDoubt(w io.Writer, e desk.Entry) {
+	then := "is held until somebody says so"
+	if e.State == desk.StateWaiting {
+		then = "is sent there again at " + screen.LocalTime(e.NextAttemptAt)
+	}
+	to := screen.Printable(e.Recipient)
+	fmt.Fprintf(w, "\nThe mail for %s may have been delivered by way of %s, and %s. If you know:\n"+
+		"'postern queue resolve %s --recipient %s' with --delivered, or with --resend.\n", to, e.StaysWith, then, s.Message.ID, to)
+}
+
 // printWhyHeld says which holds are the reason why mail waits, and what ends them.
 func (s *Story) printWhyHeld(w io.Writer) {
 	held := 0
@@ -143,6 +155,8 @@ func (s *Story) printWhyHeld(w io.Writer) {
 		case e.SetAside != "":
 			fmt.Fprintf(w, "\nThe mail for %s cannot be sent: %s.\n'postern queue release %s' tries again, 'queue cancel' throws it away.\n",
 				screen.Printable(e.Recipient), screen.Printable(e.SetAside), s.Message.ID)
+		case e.Doubt != "" && (e.State == desk.StateHeld || e.State == desk.StateWaiting):
+			s.printDoubt(w, e)
 		case e.State == desk.StateHeld:
 			held++
 		}
@@ -164,10 +178,12 @@ func (s *Story) printWhyHeld(w io.Writer) {
 func printEvents(w io.Writer, list []desk.Event) error {
 	t := screen.Table{Head: []string{"WHEN", "TOOK", "RECIPIENT", "RESULT", "VIA", "SERVER", "TLS", "NODE", "REPLY"}}
 	for _, at := range list {
-		result := at.Result
-		if at.Scope != "" {
-			result += " (" + at.Scope + ")"
+		later := slices.IndexFunc(at.Left, func(l queue.LeftWay) bool { return l.At.After(at.At) })
+		if later < 0 {
+			later = len(at.Left)
 		}
+		addLeft(&t, at.Recipient, at.Left[:later])
+		result := withScope(at.Result, at.Scope)
 		for _, mark := range []struct {
 			set  bool
 			text string
@@ -189,11 +205,23 @@ func printEvents(w io.Writer, list []desk.Event) error {
 			took = strconv.FormatFloat(at.At.Sub(*at.StartedAt).Seconds(), 'f', 2, 64) + "s"
 		}
 		t.Add(screen.LocalTime(at.At), took, at.Recipient, result, screen.OrDash(via), screen.OrDash(server), screen.OrDash(at.TLS), screen.OrDash(at.Node), screen.OrDash(at.Reply))
-		for _, l := range at.Left {
-			t.Add(screen.LocalTime(l.At), "-", at.Recipient, "left", l.Way, screen.OrDash(l.Host), "-", "-", l.Reply)
-		}
+		addLeft(&t, at.Recipient, at.Left[later:])
 	}
 	return t.Print(w)
+}
+
+// addLeft adds the ways that an attempt left, in the order in which it did.
+func addLeft(t *screen.Table, recipient string, list []queue.LeftWay) {
+	for _, l := range list {
+		t.Add(screen.LocalTime(l.At), "-", recipient, withScope("left", l.Scope), l.Way, screen.OrDash(l.Host), "-", "-", l.Reply)
+	}
+}
+
+func withScope(result, scope string) string {
+	if scope == "" {
+		return result
+	}
+	return result + " (" + scope + ")"
 }
 
 // usageText writes what a message used of its limits for people.

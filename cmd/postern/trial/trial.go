@@ -17,7 +17,7 @@ import (
 	"postern/cmd/postern/check"
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/screen"
-	"postern/relay/delivery"
+	"postern/relay/connect"
 	"postern/relay/keyring"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
@@ -28,9 +28,9 @@ import (
 type Config struct {
 	Source   config.Source // of this machine's configuration and key
 	Pool     *pgxpool.Pool
-	Upstream string         // its name
-	Mail     delivery.Trial // the sender and the recipient to name; Run sets its Tell
-	Most     time.Duration  // that the whole trial may take
+	Upstream string        // its name
+	Mail     connect.Trial // the sender and the recipient to name; Run sets its Tell
+	Most     time.Duration // that the whole trial may take
 
 	// Out is where each step is printed when it is over; nil: nowhere.
 	Out io.Writer
@@ -91,7 +91,7 @@ func Run(ctx context.Context, c Config) (*Result, error) {
 	if t.account, err = store.Open(ctx, c.Upstream); err != nil {
 		return nil, errors.Join(keyErr, err)
 	}
-	var tokens delivery.Tokens
+	var tokens connect.Tokens
 	if t.account.Grant.Kind != "" {
 		by, err := cfg.OAuth.Config()
 		if err != nil {
@@ -114,10 +114,10 @@ func Run(ctx context.Context, c Config) (*Result, error) {
 }
 
 // converse goes through the steps.
-func (t *trial) converse(ctx context.Context, prober *delivery.Prober) error {
+func (t *trial) converse(ctx context.Context, prober *connect.Prober) error {
 	ctx, cancel := context.WithTimeout(ctx, t.Most)
 	defer cancel()
-	t.Mail.Tell = func(s delivery.Step) { t.tell(ctx, s) }
+	t.Mail.Tell = func(s connect.Step) { t.tell(ctx, s) }
 	probe := prober.Upstream(ctx, &t.account, t.Mail)
 	if probe.Err != nil {
 		if !slices.ContainsFunc(t.result.Steps, func(s step) bool { return s.Status == "failed" }) {
@@ -167,7 +167,7 @@ func stepName(s smtp.Stage) string {
 }
 
 // tell shows a step.
-func (t *trial) tell(ctx context.Context, s delivery.Step) {
+func (t *trial) tell(ctx context.Context, s connect.Step) {
 	v := step{Status: "ok", Step: stepName(s.Stage), Millis: s.Took.Milliseconds(), Text: s.Text}
 	if s.Addr.IsValid() {
 		v.Address = s.Addr.String()
@@ -189,7 +189,7 @@ func (t *trial) tell(ctx context.Context, s delivery.Step) {
 	case s.State != nil:
 		v.TLS = t.session(s.State)
 		v.Text = v.TLS.Version + " " + v.TLS.Cipher + ", verified by " + cmp.Or(v.TLS.VerifiedBy, "nobody")
-	case s.Stage == delivery.StageToken:
+	case s.Stage == connect.StageToken:
 		v.Text = "received"
 		if end := t.tokenEnds(ctx); !end.IsZero() {
 			v.Text = "good until " + screen.LocalTime(end)

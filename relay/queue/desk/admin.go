@@ -75,6 +75,7 @@ type Entry struct {
 	RemoteMTA         string     `json:"remote_mta,omitempty"`
 	Upstream          string     `json:"upstream,omitempty"`   // of the last attempt
 	StaysWith         string     `json:"stays_with,omitempty"` // the only way that it may take, since it may be there
+	Doubt             string     `json:"in_doubt,omitempty"`   // it may have been delivered: retry (there), hold or notice
 	Owner             int64      `json:"owner,omitempty"`
 	Node              string     `json:"node,omitempty"` // of the owner
 	PossibleDuplicate bool       `json:"possible_duplicate,omitempty"`
@@ -106,7 +107,7 @@ func scanEntry(row pgx.CollectableRow) (Entry, error) {
 	var reply replyColumns
 	err := row.Scan(&e.ID, &e.N, &e.State, &sender.local, &sender.domain, &rcpt.local, &rcpt.domain, &e.Size, &e.AcceptedAt,
 		&e.NextAttemptAt, &e.ExpiresAt, &e.HeldAt, &e.SetAside, &e.Attempts, &e.LastAttemptAt, &reply.code, &reply.enhanced, &reply.text,
-		&e.RemoteMTA, &e.Owner, &e.Node, &e.PossibleDuplicate, &e.UserID, &e.CredentialID, &e.Upstream, &e.StaysWith)
+		&e.RemoteMTA, &e.Owner, &e.Node, &e.PossibleDuplicate, &e.UserID, &e.CredentialID, &e.Upstream, &e.StaysWith, &e.Doubt)
 	e.Sender, e.Recipient, e.LastReply = sender.String(), rcpt.String(), reply.String()
 	return e, err
 }

@@ -5,7 +5,7 @@ r.message_id, r.n, @row_state,
 	coalesce(m.sender_local, ''), coalesce(m.sender_domain, ''), r.local, r.domain, coalesce(m.size, 0), sane_time(r.accepted_at),
 	sane_time(r.next_attempt_at), sane_time(r.expires_at), sane_time(r.held_at), coalesce(r.set_aside, ''), r.attempts, sane_time(r.last_attempt_at),
 	r.reply_code, r.reply_enhanced, r.reply_text, r.remote_mta, coalesce(r.owner, 0), coalesce(node.name, ''), r.possible_duplicate,
-	coalesce(m.user_id, 0), coalesce(m.credential_id, 0), r.last_upstream, coalesce(r.stays_with, '')
+	coalesce(m.user_id, 0), coalesce(m.credential_id, 0), r.last_upstream, coalesce(r.stays_with, ''), coalesce(r.doubt, '')
 from recipient r left join message m on m.id = r.message_id left join node on node.epoch = r.owner
 
 -- name: list
@@ -82,7 +82,7 @@ cross join lateral (select count(*) filter (where st = 'waiting') as waiting, co
 		count(*) filter (where st = 'held') as held
 	from (select @row_state as st
 		from recipient r where r.message_id = m.id) r) live
-cross join lateral (select count(distinct n) filter (where result = 'delivered') as delivered,
+cross join lateral (select count(distinct n) filter (where result in ('delivered', 'resolve')) as delivered,
 		count(distinct n) filter (where result in ('failed', 'expired')) as failed, count(distinct n) filter (where result = 'cancel') as cancelled
 	from history where message_id = m.id and not fenced) past
 order by w.nth

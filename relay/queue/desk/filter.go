@@ -26,6 +26,7 @@ type Filter struct {
 	Upstream     string        // of the last attempt
 	Reply        string        // what the last reply begins with
 	OlderThan    time.Duration // since it was accepted
+	InDoubt      bool          // it may have been delivered
 
 	Limit   int      // of List: 100 when 0
 	AfterID queue.ID // of List: after this recipient
@@ -47,6 +48,7 @@ func (f *Filter) arguments(a *pg.Args) {
 	a.Add("upstream", f.Upstream)
 	a.Add("older_than", max(f.OlderThan, 0))
 	a.Add("reply", f.Reply)
+	a.Add("in_doubt", f.InDoubt)
 }
 
 func (f *Filter) args() []any {
@@ -110,6 +112,9 @@ func (f *Filter) String() string {
 	add("reply", f.Reply)
 	if f.OlderThan > 0 {
 		add("older than", f.OlderThan.String())
+	}
+	if f.InDoubt {
+		parts = append(parts, "in doubt")
 	}
 	if len(parts) == 0 {
 		return "all"

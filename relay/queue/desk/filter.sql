@@ -9,6 +9,7 @@ case when r.held_at is not null then 'held' when r.state <> 'waiting' then r.sta
 -- indexes of waiting and of held rows, and the message is read only if the filter asks about it.
 (@ids::uuid[] is null or r.message_id = any(@ids))
 	and (@state = '' or @row_state = @state)
+	and (not @in_doubt or r.doubt is not null and r.state = 'waiting')
 	and (@state <> 'held' or r.held_at is not null) and (@state <> 'waiting' or r.held_at is null and r.owner is null and r.state = 'waiting')
 	and (@user_id = 0 or r.user_id = @user_id)
 	and (@credential_id = 0 or (select o.credential_id from message o where o.id = r.message_id) = @credential_id)

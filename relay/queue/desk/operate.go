@@ -30,10 +30,13 @@ var (
 	toRetry    = verb{name: "retry", count: counting("retry"), do: changing("retry"), loud: true}
 	toHold     = verb{name: "hold", count: counting("hold"), do: changing("hold")}
 	toRelease  = verb{name: "release", count: counting("release"), do: changing("release"), loud: true}
-	toCancel   = verb{name: "cancel", count: counting("cancel"), do: cancelling("true")}
-	cancelHeld = verb{name: "cancel", count: counting("cancel_held"), do: cancelling("false")}
+	toCancel   = verb{name: "cancel", count: counting("cancel"), do: ending("cancel")}
+	cancelHeld = verb{name: "cancel", count: counting("cancel_held"), do: ending("cancel_held")}
+	toDeliver  = verb{name: "resolve", count: counting("resolve"), do: ending("resolve"), detail: map[string]any{"as": "delivered"}}
+	toResend   = verb{name: "resolve", count: counting("resolve"), do: changing("resend"), loud: true, detail: map[string]any{"as": "resend"}}
 
 	sqlInHand     = counting("in_hand")
+	sqlUnresolved = counting("unresolved")
 	sqlMakeHold   = texts.Bind("make_hold", "user_id", "credential_id", "reason", "made_by")
 	sqlEndHolds   = texts.Bind("end_holds", "user_id")
 	sqlForgetUser = texts.Bind("forget_user", "user_id")
@@ -47,8 +50,8 @@ func changing(verb string) string {
 	return texts.BindWith("change", pg.Constants{"verb": "'" + verb + "'"}, append(filterNames, "rows", "actor")...)
 }
 
-func cancelling(aside string) string {
-	return texts.BindWith("cancel", pg.Constants{"aside": aside}, append(filterNames, "rows", "actor")...)
+func ending(verb string) string {
+	return texts.BindWith("cancel", pg.Constants{"verb": "'" + verb + "'"}, append(filterNames, "rows", "actor")...)
 }
 
 // InHand counts the recipients that f chooses and a node has in hand: those that Retry,
@@ -80,6 +83,26 @@ func (a *Admin) Release(ctx context.Context, f Filter, dryRun bool) (int, error)
 // says how many.
 func (a *Admin) Cancel(ctx context.Context, f Filter, dryRun bool) (int, error) {
 	return a.operate(ctx, toCancel, f, dryRun)
+}
+
+// ResolveDelivered ends recipients in doubt as delivered: an operator says so. It says how many.
+func (a *Admin) ResolveDelivered(ctx context.Context, f Filter, dryRun bool) (int, error) {
+	return a.operate(ctx, toDeliver, f, dryRun)
+}
+
+// ResolveResend lets recipients in doubt be sent again, by any way of their route, and says how
+// many. They are flagged as possible duplicates.
+func (a *Admin) ResolveResend(ctx context.Context, f Filter, dryRun bool) (int, error) {
+	return a.operate(ctx, toResend, f, dryRun)
+}
+
+// Unresolved counts the recipients that f chooses and that are held because they may have been
+// delivered: Release leaves them alone.
+func (a *Admin) Unresolved(ctx context.Context, f Filter) (n int, err error) {
+	if err := a.db.QueryRow(ctx, sqlUnresolved, f.args()...).Scan(&n); err != nil {
+		return 0, fmt.Errorf("count what is in doubt: %w", err)
+	}
+	return n, nil
 }
 
 // CancelHeld is Cancel for a whole user: what is set aside waits for somebody to look at it,

@@ -39,6 +39,8 @@ type Overview struct {
 	Nodes   int           // that live
 	Holds   int           // of users and of credentials
 	Aside   int64         // recipients set aside: their rows are bad
+	Retried int64         // recipients in doubt that are tried again
+	Doubted int64         // recipients in doubt that are held for a person
 	Took    time.Duration // to read it
 }
 
@@ -68,7 +70,9 @@ func (r *Reader) Overview(ctx context.Context) (Overview, error) {
 			o.Shares, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Share])
 			return err
 		})
-		batch.Queue(sqlRest).QueryRow(func(row pgx.Row) error { return row.Scan(&o.Overdue, &o.Nodes, &o.Holds, &o.Aside) })
+		batch.Queue(sqlRest).QueryRow(func(row pgx.Row) error {
+			return row.Scan(&o.Overdue, &o.Nodes, &o.Holds, &o.Aside, &o.Retried, &o.Doubted)
+		})
 		return tx.SendBatch(ctx, batch).Close()
 	})
 	if err != nil {

@@ -11,4 +11,5 @@ from recipient r group by 1, 2
 select coalesce(greatest(now() - (select min(next_attempt_at) from recipient
 		where owner is null and held_at is null and state = 'waiting' and next_attempt_at <= now() and next_attempt_at > 'epoch'), interval '0'), interval '0'),
 	(select count(*) from node where reaped_at is null and superseded_at is null and expires_at > clock_timestamp()),
-	(select count(*) from hold), (select count(*) from recipient where held_at is not null and set_aside is not null)
+	(select count(*) from hold), (select count(*) from recipient where held_at is not null and set_aside is not null),
+	(select count(*) from recipient where doubt = 'retry' and state = 'waiting'), (select count(*) from recipient where doubt = 'hold' and state = 'waiting')

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"postern/internal/await"
 	"postern/internal/pg"
 )
 
@@ -28,7 +29,8 @@ var ErrFull = errors.New("the disk of the database is full")
 const (
 	firstLook = 20 * time.Second
 	tryEvery  = 30 * time.Second
-	notice    = 250 * time.Millisecond // for commits to fail, and other nodes to hear of it
+	retry     = 250 * time.Millisecond // after trouble
+	notice    = 2 * time.Second        // for other nodes to hear that the disk is full, and their commits to fail
 
 	step  = 1 << 20 // octets that are added to the reserve at a time
 	pause = 10 * time.Millisecond
@@ -44,6 +46,8 @@ type Config struct {
 	// Announce tells the other nodes that the disk is full. Nodes that miss it find out when they
 	// look.
 	Announce func(context.Context)
+	// Written returns when what this node was writing has ended, for good or ill; nil: nothing is.
+	Written func()
 
 	Look  time.Duration // between looks at the state of all nodes
 	First time.Duration // 20 s: then a missing reserve is made
@@ -150,7 +154,7 @@ func (r *Room) Run(ctx context.Context) {
 		err := do(ctx)
 		needed, wait = needed && err != nil, r.cfg.Look
 		if err != nil && ctx.Err() == nil {
-			wait = min(wait, notice)
+			wait = min(wait, retry)
 			if isFull(err) || !pg.IsDown(err) {
 				r.cfg.Log.Warn("queue: cannot maintain the reserve, will retry", "error", err)
 			}
@@ -200,8 +204,8 @@ func (r *Room) Look(ctx context.Context) error {
 	return nil
 }
 
-// give frees the reserve. Other nodes are told before, or find the disk full themselves, so
-// that the mail they accept does not use it up.
+// give frees the reserve once nobody writes mail that would use it up: what this node is writing
+// is waited for, other nodes are told, or find the disk full themselves.
 func (r *Room) give(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -211,10 +215,16 @@ func (r *Room) give(ctx context.Context) error {
 		return fmt.Errorf("note that the disk is full: %w", err)
 	}
 	r.cfg.Announce(ctx)
+	others := time.After(notice)
+	if r.cfg.Written != nil {
+		if err := await.All(ctx, r.cfg.Written); err != nil {
+			return fmt.Errorf("wait for mail that is being written: %w", err)
+		}
+	}
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-time.After(notice):
+	case <-others:
 	}
 	if empty := r.empty(ctx); empty != nil || err == nil {
 		return empty

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
 	"postern/internal/pgserver"
 	"postern/internal/pgtest"
 )
@@ -102,6 +104,27 @@ func TestR5CrashGivesTheReserveBack(t *testing.T) {
 	if n := reserved(t, db); n < 2<<20 {
 		t.Errorf("%d octets are in reserve again", n)
 	}
+}
+
+// TestR5WhatIsBeingWrittenEndsFirst: the reserve is for outcomes; mail that is being written when
+// the disk is full would take it.
+func TestR5WhatIsBeingWrittenEndsFirst(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	writing, asked := make(chan struct{}), make(chan struct{}, 100)
+	r := New(Config{Pool: db.Pool, Log: slog.New(slog.DiscardHandler), Size: 1 << 20, First: 1, Again: time.Hour, Look: time.Hour,
+		Announce: func(context.Context) {}, Written: func() { asked <- struct{}{}; <-writing }})
+	look(t, r)
+	ctx, stop := context.WithCancel(ctxOf(t))
+	defer stop()
+	go r.Run(ctx)
+	r.Heard(&pgconn.PgError{Code: "53100"})
+	<-asked
+	if !r.Full() || reserved(t, db) == 0 {
+		t.Errorf("full: %v, %d octets in reserve", r.Full(), reserved(t, db))
+	}
+	close(writing)
+	eventually(t, "the reserve is given back", func() bool { return reserved(t, db) == 0 })
 }
 
 // TestR5TryThatIsLeft: a node that is stopped while it fills the reserve has not found the

@@ -251,7 +251,7 @@ func (t *Tokens) renew(ctx context.Context, k *kept) (wait time.Duration, err er
 }
 
 // adopt puts a row into memory. A new token is due at a moment that each node draws from the
-// last third of its life, 30 to 20 % before its end: that is more than the ten minutes of a
+// last third of its life, 30 to 20% before its end: that is more than the ten minutes of a
 // usual outage, and one node is the first.
 func (t *Tokens) adopt(k *kept, r row) (usable, due bool) {
 	now := time.Now()

@@ -1,4 +1,4 @@
-package delivery
+package connect
 
 import (
 	"net/netip"

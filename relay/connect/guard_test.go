@@ -1,4 +1,4 @@
-package delivery
+package connect
 
 import (
 	"context"
@@ -62,14 +62,14 @@ func TestA20Dial(t *testing.T) {
 	dns.AddMX("local.test", 10, "localhost.")
 	dns.AddHost("localhost", "127.0.0.1", "::1")
 	for _, domain := range []string{"mx.test", "mapped.test", "direct.test", "local.test", "[127.0.0.1]", "[IPv6:::1]"} {
-		cfg := Config{DNS: dns, Hello: "relay.test", MXPort: server.Port(), AllowLiterals: true}.withDefaults()
-		c, trouble := newDialer(&cfg).open(context.Background(), domain, need{}, &worker{})
+		cfg := Config{DNS: dns, Hello: "relay.test", MXPort: server.Port(), AllowLiterals: true}
+		c, trouble := New(cfg).Open(context.Background(), domain, nil, Spent{}, watch())
 		if trouble == nil {
-			c.client.Close()
+			c.Client.Close()
 			t.Fatalf("%s: connected", domain)
 		}
-		if !trouble.permanent || trouble.reply.Enhanced != (smtp.EnhancedCode{Class: 5, Subject: 4, Detail: 4}) {
-			t.Errorf("%s: %v (permanent: %v), want a failure 5.4.4", domain, trouble.reply, trouble.permanent)
+		if !trouble.Permanent || trouble.Reply.Enhanced != (smtp.EnhancedCode{Class: 5, Subject: 4, Detail: 4}) {
+			t.Errorf("%s: %v (permanent: %v), want a failure 5.4.4", domain, trouble.Reply, trouble.Permanent)
 		}
 	}
 	if n := server.Conns(); n != 0 {
@@ -80,10 +80,10 @@ func TestA20Dial(t *testing.T) {
 // TestA20Ports checks that the reply tells nothing about ports of a host.
 func TestA20Ports(t *testing.T) {
 	t.Parallel()
-	to := target{host: "mx.test", addr: netip.MustParseAddrPort("8.8.8.8:25")}
+	to := Target{Host: "mx.test", Addr: netip.MustParseAddrPort("8.8.8.8:25")}
 	refused := connectTrouble(to, errors.New("connection refused"))
 	filtered := connectTrouble(to, context.DeadlineExceeded)
-	if refused.reply != filtered.reply {
-		t.Errorf("closed: %v; filtered: %v", refused.reply, filtered.reply)
+	if refused.Reply != filtered.Reply {
+		t.Errorf("closed: %v; filtered: %v", refused.Reply, filtered.Reply)
 	}
 }

@@ -1,4 +1,4 @@
-package delivery
+package connect
 
 import (
 	"context"
@@ -17,55 +17,56 @@ import (
 // Bounds of one attempt, over all its ways. RFC 5321 section 5.1 has a client try the other
 // hosts of a destination; these keep a destination with many of them from taking for ever.
 const (
-	maxTries    = 5                // addresses that are dialled
-	maxSessions = 3                // conversations that come past EHLO
-	attemptTime = 10 * time.Minute // no further host or way is begun with after it
+	MaxTries    = 5                // addresses that are dialled
+	MaxSessions = 3                // conversations that come past EHLO
+	AttemptTime = 10 * time.Minute // no further host or way is begun with after it
 )
 
-// spent is what an attempt has used of its bounds.
-type spent struct {
-	tries    int
-	sessions int
-	begun    time.Time // zero before
+// Spent is what an attempt has used of its bounds.
+type Spent struct {
+	Tries    int
+	Sessions int
+	Begun    time.Time // zero before
 }
 
-func (s *spent) exhausted() bool {
-	return s.tries >= maxTries || s.sessions >= maxSessions || !s.begun.IsZero() && time.Since(s.begun) >= attemptTime
+// Exhausted reports that the attempt goes nowhere else.
+func (s *Spent) Exhausted() bool {
+	return s.Tries >= MaxTries || s.Sessions >= MaxSessions || !s.Begun.IsZero() && time.Since(s.Begun) >= AttemptTime
 }
 
-// walk goes through the hosts of a destination, in their order, one address after
+// Walk goes through the hosts of a destination, in their order, one address after
 // the other. It is a value: a copy goes on from the same place. A connection keeps
 // the walk that led to it, and a message for which its host is the wrong one now goes
 // on from there.
-type walk struct {
-	d        *dialer
+type Walk struct {
+	d        *Dialer
 	progress *atomic.Uint64    // of the worker; nil for probes
 	trace    *trace            // of a probe; nil for workers
 	token    oauth.Token       // of an upstream that has a grant; zero: not yet
 	domain   string            // mx: the domain's key
-	upstream *upstream.Account // nil for mx
+	Upstream *upstream.Account // nil for MX
 	host     exchanger         // the last one looked up
 	addrs    []netip.Addr      // further ones of host
 	hosts    []exchanger       // that come after host
 
-	spent
+	Spent
 }
 
 // walkTo begins a walk to an upstream or, where up is nil, to the mail hosts of domain.
-func (d *dialer) walkTo(ctx context.Context, domain string, up *upstream.Account) (walk, *trouble) {
-	w := walk{d: d, domain: domain, upstream: up, spent: spent{begun: time.Now()}}
+func (d *Dialer) walkTo(ctx context.Context, domain string, up *upstream.Account) (Walk, *Trouble) {
+	w := Walk{d: d, domain: domain, Upstream: up, Spent: Spent{Begun: time.Now()}}
 	if up != nil {
 		w.hosts = []exchanger{hostOf(up)}
 		return w, w.unsafe()
 	}
-	var t *trouble
+	var t *Trouble
 	w.hosts, t = d.exchangers(ctx, domain)
 	return w, t
 }
 
 // site names where a domain's mail is taken: its hosts of the best preference. Of too many of
 // them the walk has only some, each time others: the domain is a site of its own then.
-func (w *walk) site() string {
+func (w *Walk) site() string {
 	var best []string
 	for _, x := range w.hosts {
 		if x.preference == w.hosts[0].preference {
@@ -90,43 +91,43 @@ func hostOf(up *upstream.Account) exchanger {
 }
 
 // unsafe is the trouble of an upstream whose credentials would go out unprotected.
-func (w *walk) unsafe() *trouble {
-	up := w.upstream
+func (w *Walk) unsafe() *Trouble {
+	up := w.Upstream
 	if up.Username == "" || up.Verified() {
 		return nil
 	}
-	return &trouble{
-		reply: smtp.Temporary(451, 7, 4, "upstream "+up.Name+" has credentials but no verified TLS"),
-		err:   fmt.Errorf("upstream %s: credentials with TLS mode %q", up.Name, up.TLS),
+	return &Trouble{
+		Reply: smtp.Temporary(451, 7, 4, "upstream "+up.Name+" has credentials but no verified TLS"),
+		Err:   fmt.Errorf("upstream %s: credentials with TLS mode %q", up.Name, up.TLS),
 	}
 }
 
-// again is the walk of a message that came to the connection to which the walk has led: only
+// Again is the walk of a message that came to the connection to which the walk has led: only
 // that connection counts, and what the message's attempt had spent, not what was tried before it.
-func (w walk) again(s spent) walk {
-	w.spent = s
-	w.tries++
-	w.sessions++
+func (w Walk) Again(s Spent) Walk {
+	w.Spent = s
+	w.Tries++
+	w.Sessions++
 	w.token = oauth.Token{} // it may have expired
 	return w
 }
 
-// hasNext reports that there is somewhere to go.
-func (w *walk) hasNext() bool { return (len(w.addrs) > 0 || len(w.hosts) > 0) && !w.exhausted() }
+// HasNext reports that there is somewhere to go.
+func (w *Walk) HasNext() bool { return (len(w.addrs) > 0 || len(w.hosts) > 0) && !w.Exhausted() }
 
-// next begins a conversation with the next address that can be reached. The trouble is the
+// Next begins a conversation with the next address that can be reached. The trouble is the
 // most informative of those met on the way.
-func (w *walk) next(ctx context.Context) (*conn, *trouble) {
-	ctx, cancel := context.WithDeadline(ctx, w.begun.Add(attemptTime))
+func (w *Walk) Next(ctx context.Context) (*Conn, *Trouble) {
+	ctx, cancel := context.WithDeadline(ctx, w.Begun.Add(AttemptTime))
 	defer cancel()
 	if t := w.fetchToken(ctx); t != nil {
 		return nil, t
 	}
-	before := w.spent
-	var worst *trouble
-	for w.hasNext() && (worst == nil || ctx.Err() == nil) {
-		var c *conn
-		var t *trouble
+	before := w.Spent
+	var worst *Trouble
+	for w.HasNext() && (worst == nil || ctx.Err() == nil) {
+		var c *Conn
+		var t *Trouble
 		if len(w.addrs) > 0 {
 			c, t = w.try(ctx)
 		} else {
@@ -135,7 +136,7 @@ func (w *walk) next(ctx context.Context) (*conn, *trouble) {
 		if c != nil {
 			return c, nil
 		}
-		if t != nil && isOurs(t.err) {
+		if t != nil && (isOurs(t.Err) || t.Wait != nil) {
 			return nil, t // says nothing about this host, nor about others
 		}
 		if t != nil && t.outranks(worst) {
@@ -143,49 +144,50 @@ func (w *walk) next(ctx context.Context) (*conn, *trouble) {
 		}
 	}
 	if worst == nil { // as when this process stood still for minutes
-		return nil, &trouble{reply: smtp.Temporary(451, 4, 1, "the time for this attempt is over"), err: context.DeadlineExceeded}
+		return nil, &Trouble{Reply: smtp.Temporary(451, 4, 1, "the time for this attempt is over"), Err: context.DeadlineExceeded}
 	}
 	if len(w.addrs) > 0 || len(w.hosts) > 0 {
-		worst.closed = false // as far as they were asked
+		worst.Closed = false // as far as they were asked
 	}
-	worst.spent = spent{w.tries - before.tries, w.sessions - before.sessions, before.begun}
+	worst.Spent = Spent{w.Tries - before.Tries, w.Sessions - before.Sessions, before.Begun}
 	return nil, worst
 }
 
 // try begins a conversation with the next address of the host.
-func (w *walk) try(ctx context.Context) (*conn, *trouble) {
-	to := target{host: w.host.host, addr: netip.AddrPortFrom(w.addrs[0], uint16(w.port())), upstream: w.upstream, token: w.token, progress: w.progress, trace: w.trace}
+func (w *Walk) try(ctx context.Context) (*Conn, *Trouble) {
+	to := Target{Host: w.host.host, Addr: netip.AddrPortFrom(w.addrs[0], uint16(w.port())), Upstream: w.Upstream, token: w.token, progress: w.progress, trace: w.trace}
 	w.addrs = w.addrs[1:]
-	if !w.d.enter(to) {
-		return nil, crowdedTrouble(to)
+	leave, crowd := w.d.enter(ctx, to)
+	if crowd != nil {
+		return nil, crowd
 	}
-	var c *conn
+	var c *Conn
 	defer func() { // also after a panic
 		if c == nil {
-			w.d.leave(to)
+			leave()
 		}
 	}()
-	w.tries++
-	var t *trouble
+	w.Tries++
+	var t *Trouble
 	c, t = w.d.try(ctx, &to)
 	w.token = to.token
 	if t != nil {
-		w.trace.trouble(to.addr, t)
+		w.trace.trouble(to.Addr, t)
 		if t.greeted {
-			w.sessions++
+			w.Sessions++
 		}
 		return nil, t
 	}
-	w.sessions++
-	c.walk = *w
-	c.leave = func() { w.d.leave(to) }
+	w.Sessions++
+	c.Walk = *w
+	c.leave = leave
 	return c, nil
 }
 
 // lookUp takes the next host and looks up its addresses.
-func (w *walk) lookUp(ctx context.Context) *trouble {
+func (w *Walk) lookUp(ctx context.Context) *Trouble {
 	w.host, w.hosts = w.hosts[0], w.hosts[1:]
-	addrs, err := w.d.addresses(ctx, w.host, w.d.origin(w.upstream))
+	addrs, err := w.d.addresses(ctx, w.host, w.d.origin(w.Upstream))
 	if t := w.nowhere(addrs, err); t != nil {
 		w.trace.trouble(netip.AddrPort{}, t)
 		return t
@@ -199,19 +201,19 @@ func (w *walk) lookUp(ctx context.Context) *trouble {
 	return nil
 }
 
-func (w *walk) port() int {
-	if w.upstream != nil {
-		return w.upstream.Port
+func (w *Walk) port() int {
+	if w.Upstream != nil {
+		return w.Upstream.Port
 	}
 	return w.d.cfg.MXPort
 }
 
 // nowhere is the trouble of a host without addresses.
-func (w *walk) nowhere(addrs []netip.Addr, err error) *trouble {
+func (w *Walk) nowhere(addrs []netip.Addr, err error) *Trouble {
 	switch {
 	case len(addrs) > 0:
 		return nil
-	case w.upstream != nil, err != nil && !IsNotFound(err):
+	case w.Upstream != nil, err != nil && !IsNotFound(err):
 		return lookupTrouble(w.host.host, err) // an upstream's NXDOMAIN too: an administrator mends it
 	case w.host.host == w.domain:
 		return failure(smtp.Permanent(550, 1, 2, "domain "+w.domain+" does not exist or has no mail host"), err)
@@ -220,18 +222,21 @@ func (w *walk) nowhere(addrs []netip.Addr, err error) *trouble {
 }
 
 // loop is the trouble of a host that is this server.
-func (w *walk) loop() *trouble {
-	if w.upstream != nil {
-		return &trouble{
-			reply: smtp.Temporary(451, 4, 6, "upstream "+w.upstream.Name+" is this server itself"),
-			err:   fmt.Errorf("upstream %s: %s is a listener of this server", w.upstream.Name, w.host.host),
+func (w *Walk) loop() *Trouble {
+	if w.Upstream != nil {
+		return &Trouble{
+			Reply: smtp.Temporary(451, 4, 6, "upstream "+w.Upstream.Name+" is this server itself"),
+			Err:   fmt.Errorf("upstream %s: %s is a listener of this server", w.Upstream.Name, w.host.host),
 		}
 	}
 	return loop(w.domain)
 }
 
 // only leaves the walk one of its hosts.
-func (w walk) only(i int) walk {
+func (w Walk) only(i int) Walk {
 	w.hosts = slices.Clone(w.hosts[i : i+1])
 	return w
 }
+
+// LeaveHost goes on to the next host: no further address of this one is tried.
+func (w *Walk) LeaveHost() { w.addrs = nil }

@@ -1,4 +1,4 @@
-package delivery
+package connect
 
 import (
 	"cmp"
@@ -21,9 +21,9 @@ var errNoMechanism = errors.New("no mechanism")
 // authenticate proves the upstream account. The connection is verified TLS: open sees to that.
 // Where the server refuses one mechanism it is given the other that it offers, over the same
 // connection. The one that worked is tried first next time.
-func (d *dialer) authenticate(ctx context.Context, c *smtp.Client, to target) error {
+func (d *Dialer) authenticate(ctx context.Context, c *smtp.Client, to Target) error {
 	var refusal error
-	for i, name := range d.mechanisms(c.AuthMechanisms(), to.upstream) {
+	for i, name := range d.mechanisms(c.AuthMechanisms(), to.Upstream) {
 		mechanism := exchange(name, to)
 		err := c.Auth(ctx, mechanism)
 		if token, is := mechanism.(*oauth.Exchange); is && err != nil && token.Refusal() != "" {
@@ -33,7 +33,7 @@ func (d *dialer) authenticate(ctx context.Context, c *smtp.Client, to target) er
 			err = refusal // it is more informative than a connection lost afterwards
 		}
 		if err == nil {
-			d.took.Store(to.upstream.Name, name)
+			d.took.Store(to.Upstream.Name, name)
 			to.trace.step(Step{Stage: smtp.StageAuth, Text: name})
 		}
 		if refusal = err; !refusesMechanism(err) {
@@ -43,7 +43,7 @@ func (d *dialer) authenticate(ctx context.Context, c *smtp.Client, to target) er
 	}
 	if refusal == nil {
 		offered := cmp.Or(strings.Join(c.AuthMechanisms(), " "), "none")
-		return fmt.Errorf("%w: of AUTH the server offers %s, and not %s", errNoMechanism, offered, strings.Join(usable(to.upstream), " or "))
+		return fmt.Errorf("%w: of AUTH the server offers %s, and not %s", errNoMechanism, offered, strings.Join(usable(to.Upstream), " or "))
 	}
 	return refusal
 }
@@ -62,7 +62,7 @@ func usable(up *upstream.Account) []string {
 
 // mechanisms are the usable ones that are offered; the one that the server took last is the
 // first.
-func (d *dialer) mechanisms(offered []string, up *upstream.Account) []string {
+func (d *Dialer) mechanisms(offered []string, up *upstream.Account) []string {
 	list := slices.DeleteFunc(usable(up), func(name string) bool { return !slices.Contains(offered, name) })
 	if took, ok := d.took.Load(up.Name); ok && len(list) > 1 && list[1] == took {
 		slices.Reverse(list)
@@ -71,15 +71,15 @@ func (d *dialer) mechanisms(offered []string, up *upstream.Account) []string {
 }
 
 // exchange is the client of a mechanism.
-func exchange(name string, to target) smtp.SASL {
-	up := to.upstream
+func exchange(name string, to Target) smtp.SASL {
+	up := to.Upstream
 	switch name {
 	case sasl.Plain:
 		return sasl.NewPlainClient("", up.Username, up.Password)
 	case sasl.Login:
 		return &login{answers: []string{up.Username, up.Password}}
 	}
-	return oauth.NewExchange(name, up.Username, to.token, to.host, up.Port)
+	return oauth.NewExchange(name, up.Username, to.token, to.Host, up.Port)
 }
 
 // refusesMechanism reports a refusal of the mechanism (RFC 4954 sections 4 and 6): the
@@ -124,13 +124,13 @@ func (l *login) Next([]byte) (response []byte, err error) {
 }
 
 // authTrouble is a refusal of the relay's own account. It concerns no message.
-func authTrouble(c *conn, to target, err error) *trouble {
+func authTrouble(c *Conn, to Target, err error) *Trouble {
 	t := conversationTrouble(c, to, err)
 	if errors.Is(err, errNoMechanism) {
-		t.reply = smtp.Temporary(451, 7, 4, to.host+" offers no way to authenticate that is known here")
+		t.Reply = smtp.Temporary(451, 7, 4, to.Host+" offers no way to authenticate that is known here")
 	}
 	var stage *smtp.StageError
-	t.badToken = to.upstream.Grant.Kind != "" && errors.As(err, &stage) && stage.Reply.Code == 535
-	t.err = fmt.Errorf("authenticate to %s as %s: %w", to.host, to.upstream.Username, err)
+	t.badToken = to.Upstream.Grant.Kind != "" && errors.As(err, &stage) && stage.Reply.Code == 535
+	t.Err = fmt.Errorf("authenticate to %s as %s: %w", to.Host, to.Upstream.Username, err)
 	return t
 }

@@ -1,4 +1,4 @@
-package delivery
+package connect
 
 import (
 	"context"
@@ -21,8 +21,8 @@ var errNoToken = errors.New("no token")
 
 // fetchToken gets the token of an upstream, once for all its addresses, before it is connected
 // to: the authority may take longer than a server waits.
-func (w *walk) fetchToken(ctx context.Context) *trouble {
-	up := w.upstream
+func (w *Walk) fetchToken(ctx context.Context) *Trouble {
+	up := w.Upstream
 	if up == nil || up.Grant.Kind == "" || w.token != (oauth.Token{}) {
 		return nil
 	}
@@ -35,9 +35,9 @@ func (w *walk) fetchToken(ctx context.Context) *trouble {
 		w.trace.step(Step{Stage: StageToken})
 		return nil
 	}
-	t := &trouble{
-		reply: smtp.Temporary(451, 7, 0, "upstream "+up.Name+": the relay has no token for its account"),
-		err:   fmt.Errorf("upstream %s: %w: %w", up.Name, errNoToken, err),
+	t := &Trouble{
+		Reply: smtp.Temporary(451, 7, 0, "upstream "+up.Name+": the relay has no token for its account"),
+		Err:   fmt.Errorf("upstream %s: %w: %w", up.Name, errNoToken, err),
 	}
 	w.trace.trouble(netip.AddrPort{}, t)
 	return t
@@ -45,15 +45,15 @@ func (w *walk) fetchToken(ctx context.Context) *trouble {
 
 // renew gives the target another token than the one for which t was refused. It reports false
 // where there is none that would fare better.
-func (d *dialer) renew(ctx context.Context, to *target, t *trouble) bool {
-	token, err := d.cfg.Tokens.Renew(ctx, to.upstream.OAuth(), to.token)
+func (d *Dialer) renew(ctx context.Context, to *Target, t *Trouble) bool {
+	token, err := d.cfg.Tokens.Renew(ctx, to.Upstream.OAuth(), to.token)
 	if err == nil {
 		to.trace.step(Step{Stage: StageToken})
 		to.token = token
 		return true
 	}
 	if !errors.Is(err, oauth.ErrNew) {
-		t.err = fmt.Errorf("%w; %w: %w", t.err, errNoToken, err)
+		t.Err = fmt.Errorf("%w; %w: %w", t.Err, errNoToken, err)
 	}
 	return false
 }

@@ -1,4 +1,4 @@
-package delivery
+package connect
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 
 	"postern/relay/smtp"
 	"postern/relay/upstream"
+	"postern/relay/upstream/breaker"
 )
 
 // Stages of a Probe beside those of the conversation.
@@ -24,7 +25,7 @@ const (
 // ends them with QUIT. It sends no mail. Of a Config it uses what concerns dialling:
 // DNS, Hello, Origin, Self, Tokens, Timeouts, ConnectTime, LookupTime, MXPort and AllowPrivateMX. It
 // is safe for concurrent use.
-type Prober struct{ d *dialer }
+type Prober struct{ d *Dialer }
 
 // Probe is how far a conversation came. Its Err is why no mail could be sent, nil when it could.
 type Probe struct {
@@ -38,13 +39,12 @@ type Probe struct {
 
 // NewProber makes a Prober.
 func NewProber(cfg Config) *Prober {
-	cfg = cfg.withDefaults()
-	return &Prober{newDialer(&cfg)}
+	return &Prober{New(cfg)}
 }
 
 // Trial is what a Probe of an upstream does beside a conversation.
 type Trial struct {
-	Rehearse bool         // MAIL, RCPT and RSET with
+	Rehearse bool         // MAIL, RCPT unless To is null, and RSET with
 	From, To smtp.Address // these, as a message of From would be sent
 	// Tell is given each step when it is over, and has the addresses connected to that were not
 	// needed; nil: nobody is told.
@@ -91,7 +91,7 @@ func (t *trace) step(s Step) {
 }
 
 // trouble is the end of a step that failed.
-func (t *trace) trouble(addr netip.AddrPort, why *trouble) {
+func (t *trace) trouble(addr netip.AddrPort, why *Trouble) {
 	if t == nil {
 		return
 	}
@@ -101,15 +101,15 @@ func (t *trace) trouble(addr netip.AddrPort, why *trouble) {
 }
 
 // step is the step that failed.
-func (t *trouble) step(replies *upstream.Replies) Step {
-	s := Step{Stage: t.stage(), Addr: t.addr, Err: t.err}
+func (t *Trouble) step(replies *upstream.Replies) Step {
+	s := Step{Stage: t.Stage(), Addr: t.Addr, Err: t.Err}
 	if s.Err == nil {
-		s.Err = errors.New(t.reply.Text)
+		s.Err = errors.New(t.Reply.Text)
 	}
 	var stage *smtp.StageError
-	if errors.As(t.err, &stage) {
+	if errors.As(t.Err, &stage) {
 		s.Reply = stage.Reply
-		s.Row = replies.Classify(tableStage(s.Stage), s.Reply).Row
+		s.Row = replies.Classify(TableStage(s.Stage), s.Reply).Row
 	}
 	return s
 }
@@ -155,7 +155,17 @@ func textOf(addrs []netip.Addr) string {
 
 // Upstream converses with an upstream: TLS as configured, and its account.
 func (p *Prober) Upstream(ctx context.Context, up *upstream.Account, trial Trial) Probe {
-	w, t := p.d.walkTo(ctx, "", up)
+	w, c, t := p.converse(ctx, up, trial)
+	probe := p.finish(ctx, up.Replies, c, t)
+	if w.trace != nil && c != nil {
+		p.tryOthers(ctx, c.Walk)
+	}
+	return probe
+}
+
+// converse is a conversation that has not ended, as far as there is one.
+func (p *Prober) converse(ctx context.Context, up *upstream.Account, trial Trial) (w Walk, c *Conn, t *Trouble) {
+	w, t = p.d.walkTo(ctx, "", up)
 	if trial.Tell != nil {
 		w.trace = &trace{tell: trial.Tell, replies: up.Replies, begun: time.Now()}
 	}
@@ -163,43 +173,61 @@ func (p *Prober) Upstream(ctx context.Context, up *upstream.Account, trial Trial
 	switch {
 	case t != nil || !trial.Rehearse || from.IsNull(): // which nobody sends in place of
 	case !up.MaySend(from):
-		t = &trouble{err: &upstream.SenderError{Upstream: up.Name, Sender: from}}
+		t = &Trouble{Err: &upstream.SenderError{Upstream: up.Name, Sender: from}}
 	case !up.SendsAs.IsNull():
 		from = up.SendsAs
 		if w.trace != nil {
 			w.trace.as = from
 		}
 	}
-	var c *conn
 	if t == nil {
-		c, t = w.next(ctx)
+		c, t = w.Next(ctx)
 	} else {
 		w.trace.trouble(netip.AddrPort{}, t)
 	}
 	if t == nil && trial.Rehearse {
-		if err := c.client.Rehearse(ctx, from, trial.To); err != nil {
-			t = conversationTrouble(c, target{host: c.host, addr: c.addr, upstream: up}, err)
-			w.trace.trouble(c.addr, t)
+		if err := c.Client.Rehearse(ctx, from, trial.To); err != nil {
+			t = conversationTrouble(c, Target{Host: c.Host, Addr: c.Addr, Upstream: up}, err)
+			w.trace.trouble(c.Addr, t)
 		}
 	}
-	probe := p.finish(ctx, up.Replies, c, t)
-	if w.trace != nil && c != nil {
-		p.tryOthers(ctx, c.walk)
+	return w, c, t
+}
+
+// Through converses with an upstream up to MAIL with a sender, "" for none, and RSET, and returns
+// why no mail can be sent, nil when it can. The error is this machine's own trouble.
+func (p *Prober) Through(ctx context.Context, up *upstream.Account, sender string) (*breaker.Cause, error) {
+	var trial Trial
+	if from, err := smtp.ParseAddress(sender); err == nil && smtp.IsASCII(sender) && up.MaySend(from) {
+		trial = Trial{Rehearse: true, From: from}
 	}
-	return probe
+	_, c, t := p.converse(ctx, up, trial)
+	p.finish(ctx, up.Replies, c, t)
+	switch {
+	case t == nil:
+		return nil, nil
+	case t.OfMachine():
+		return nil, t.Err
+	case t.Said && t.Stage() == smtp.StageMail: // for the sender's sake it opens nothing
+		if scope := up.Replies.Classify(upstream.StageMail, t.Reply).Scope; scope.OfMail() || scope == upstream.ScopeSender {
+			return nil, nil
+		}
+	}
+	cause := t.Cause(up.Replies)
+	return &cause, nil
 }
 
 // tryOthers connects to the addresses that were not needed.
-func (p *Prober) tryOthers(ctx context.Context, w walk) {
+func (p *Prober) tryOthers(ctx context.Context, w Walk) {
 	for _, addr := range w.addrs {
-		to := target{host: w.host.host, addr: netip.AddrPortFrom(addr, uint16(w.port())), upstream: w.upstream}
+		to := Target{Host: w.host.host, Addr: netip.AddrPortFrom(addr, uint16(w.port())), Upstream: w.Upstream}
 		w.trace.begun = time.Now()
-		c, err := p.d.connect(ctx, to)
+		c, err := p.d.Dial(ctx, to)
 		if err != nil {
-			w.trace.trouble(to.addr, connectTrouble(to, err))
+			w.trace.trouble(to.Addr, connectTrouble(to, err))
 			continue
 		}
-		w.trace.step(Step{Stage: smtp.StageConnect, Addr: to.addr})
+		w.trace.step(Step{Stage: smtp.StageConnect, Addr: to.Addr})
 		_ = c.Close() // nothing was said
 	}
 }
@@ -218,7 +246,7 @@ func (p *Prober) MX(ctx context.Context, domain string) []Probe {
 	for i := range hosts {
 		go func() {
 			one := all.only(i)
-			c, t := one.next(ctx)
+			c, t := one.Next(ctx)
 			probes[i] = p.finish(ctx, nil, c, t)
 			if probes[i].Host == "" {
 				probes[i].Host = hosts[i].host
@@ -238,21 +266,21 @@ func (p *Prober) MX(ctx context.Context, domain string) []Probe {
 }
 
 // finish ends a conversation and describes it.
-func (p *Prober) finish(ctx context.Context, replies *upstream.Replies, c *conn, t *trouble) Probe {
+func (p *Prober) finish(ctx context.Context, replies *upstream.Replies, c *Conn, t *Trouble) Probe {
 	if c != nil {
-		defer c.client.Close() // it may have ended by now
+		defer c.Close()
 	}
 	if t != nil {
 		if c != nil {
-			_ = c.client.Quit(ctx) // the refusal is what counts
+			_ = c.Client.Quit(ctx) // the refusal is what counts
 		}
-		return Probe{Step: t.step(replies), Host: t.host, TLS: t.tls, Permanent: t.permanent}
+		return Probe{Step: t.step(replies), Host: t.Host, TLS: t.TLS, Permanent: t.Permanent}
 	}
-	probe := Probe{Step: Step{Addr: c.addr}, Host: c.host, TLS: c.tls}
-	if state := c.client.TLS(); state != nil {
+	probe := Probe{Step: Step{Addr: c.Addr}, Host: c.Host, TLS: c.TLS}
+	if state := c.Client.TLS(); state != nil {
 		probe.Expires = firstEnd(state)
 	}
-	_ = c.client.Quit(ctx) // mail could have been sent
+	_ = c.Client.Quit(ctx) // mail could have been sent
 	return probe
 }
 
@@ -264,23 +292,23 @@ func firstEnd(state *tls.ConnectionState) time.Time {
 	return state.PeerCertificates[0].NotAfter
 }
 
-// stage says where the trouble was.
-func (t *trouble) stage() smtp.Stage {
+// Stage says where the trouble was.
+func (t *Trouble) Stage() smtp.Stage {
 	var stage *smtp.StageError
 	var dns *net.DNSError
 	switch {
-	case errors.As(t.err, &stage):
+	case errors.As(t.Err, &stage):
 		return stage.Stage
-	case upstream.IsSender(t.err):
+	case upstream.IsSender(t.Err):
 		return smtp.StageMail
-	case errors.Is(t.err, errNoToken):
+	case errors.Is(t.Err, errNoToken):
 		return StageToken
-	case errors.Is(t.err, errNoMechanism):
+	case errors.Is(t.Err, errNoMechanism):
 		return smtp.StageAuth
-	case errors.As(t.err, &dns):
+	case errors.As(t.Err, &dns):
 		return StageLookup
 	}
-	switch e := t.reply.Enhanced; [2]int{e.Subject, e.Detail} {
+	switch e := t.Reply.Enhanced; [2]int{e.Subject, e.Detail} {
 	case [2]int{7, 4}, [2]int{7, 5}:
 		return smtp.StageTLS
 	case [2]int{4, 3}, [2]int{1, 2}, [2]int{1, 10}:

@@ -1,4 +1,4 @@
-package delivery
+package connect
 
 import (
 	"cmp"
@@ -26,17 +26,17 @@ type tlsPolicy struct {
 }
 
 // policyOf gives the policy of a target: an upstream's own, opportunistic for MX.
-func policyOf(to target) tlsPolicy {
-	if to.upstream == nil {
-		return tlsPolicy{upstream.TLSOpportunistic, unverified(to.host), "unverified"}
+func policyOf(to Target) tlsPolicy {
+	if to.Upstream == nil {
+		return tlsPolicy{upstream.TLSOpportunistic, unverified(to.Host), "unverified"}
 	}
-	switch up := to.upstream; {
+	switch up := to.Upstream; {
 	case !up.Verified():
-		return tlsPolicy{up.TLS, unverified(to.host), "unverified"}
+		return tlsPolicy{up.TLS, unverified(to.Host), "unverified"}
 	case up.TLSPins != "":
-		return tlsPolicy{up.TLS, pinned(to.host, up), "pinned"}
+		return tlsPolicy{up.TLS, pinned(to.Host, up), "pinned"}
 	default:
-		return tlsPolicy{up.TLS, verified(cmp.Or(strings.TrimSuffix(up.TLSName, "."), to.host), up.CA), "verified"}
+		return tlsPolicy{up.TLS, verified(cmp.Or(strings.TrimSuffix(up.TLSName, "."), to.Host), up.CA), "verified"}
 	}
 }
 
@@ -144,27 +144,27 @@ func (p tlsPolicy) handshake(ctx context.Context, nc net.Conn, limit time.Durati
 
 // secure runs STARTTLS (RFC 3207) as the policy has it. handshake says that TLS was
 // begun and failed.
-func (p tlsPolicy) secure(ctx context.Context, c *conn, to target) (t *trouble, handshake bool) {
+func (p tlsPolicy) secure(ctx context.Context, c *Conn, to Target) (t *Trouble, handshake bool) {
 	if p.mode == upstream.TLSNone || p.mode == upstream.TLSImplicit {
 		return nil, false
 	}
-	if _, offered := c.client.Extension("STARTTLS"); !offered {
+	if _, offered := c.Client.Extension("STARTTLS"); !offered {
 		if p.mode == upstream.TLSOpportunistic {
 			return nil, false
 		}
-		return &trouble{
-			reply: smtp.Temporary(451, 7, 4, "TLS is required and "+to.host+" does not offer STARTTLS"),
-			err:   fmt.Errorf("%s does not offer STARTTLS", to.host),
-			host:  to.host, addr: to.addr,
+		return &Trouble{
+			Reply: smtp.Temporary(451, 7, 4, "TLS is required and "+to.Host+" does not offer STARTTLS"),
+			Err:   fmt.Errorf("%s does not offer STARTTLS", to.Host),
+			Host:  to.Host, Addr: to.Addr,
 		}, false
 	}
-	err := c.client.StartTLS(ctx, p.config)
+	err := c.Client.StartTLS(ctx, p.config)
 	switch {
 	case err == nil:
-		c.tls = p.facts(c.client.TLS())
+		c.TLS = p.facts(c.Client.TLS())
 		return nil, false
 	case refusedTLS(err):
-		if p.mode == upstream.TLSOpportunistic && c.client.Usable() {
+		if p.mode == upstream.TLSOpportunistic && c.Client.Usable() {
 			return nil, false
 		}
 		return conversationTrouble(c, to, err), false
@@ -180,7 +180,7 @@ func refusedTLS(err error) bool {
 
 // tlsTrouble describes the failure of a handshake so that an administrator can act on it. A
 // certificate's own text stays in the log.
-func tlsTrouble(to target, err error) *trouble {
+func tlsTrouble(to Target, err error) *Trouble {
 	why := "TLS handshake failed"
 	var (
 		name      x509.HostnameError
@@ -201,10 +201,10 @@ func tlsTrouble(to target, err error) *trouble {
 	case errors.As(err, &invalid):
 		why = "its certificate is not valid for this use"
 	}
-	return &trouble{
-		reply: smtp.Temporary(451, 7, 5, to.host+": "+why),
-		err:   fmt.Errorf("TLS with %s: %w", to.host, err),
-		host:  to.host, addr: to.addr,
+	return &Trouble{
+		Reply: smtp.Temporary(451, 7, 5, to.Host+": "+why),
+		Err:   fmt.Errorf("TLS with %s: %w", to.Host, err),
+		Host:  to.Host, Addr: to.Addr,
 	}
 }
 

@@ -1,4 +1,4 @@
-package delivery
+package connect
 
 import (
 	"context"
@@ -39,7 +39,7 @@ func (x exchanger) query() string {
 // exchangers lists the mail hosts of a domain in the order in which they are to be
 // tried (RFC 5321 section 5.1): by preference, at random among equals, the domain
 // itself when there is no MX.
-func (d *dialer) exchangers(ctx context.Context, domain string) ([]exchanger, *trouble) {
+func (d *Dialer) exchangers(ctx context.Context, domain string) ([]exchanger, *Trouble) {
 	if strings.HasPrefix(domain, "[") {
 		return d.literal(domain)
 	}
@@ -93,7 +93,7 @@ func isUnnamed(err error) bool {
 // hostless is the failure of a domain whose MX records name no host, but addresses
 // (RFC 5321 section 5.1 wants a domain name there) or impossible names. Nobody can send
 // it mail until they are corrected, so the sender is told now.
-func hostless(domain string, records []*net.MX) *trouble {
+func hostless(domain string, records []*net.MX) *Trouble {
 	text := "no MX record of " + domain + " names a host"
 	if len(records) > 0 {
 		text += ": " + smtp.Excerpt(records[0].Host)
@@ -110,7 +110,7 @@ func order(list []exchanger) {
 // beforeSelf drops the hosts that are not better than this one, if this is one of
 // the domain's: mail must not go to a host that would give it back (RFC 5321
 // section 5.1).
-func (d *dialer) beforeSelf(domain string, list []exchanger) ([]exchanger, *trouble) {
+func (d *Dialer) beforeSelf(domain string, list []exchanger) ([]exchanger, *Trouble) {
 	for i := range list {
 		if strings.EqualFold(list[i].host, d.cfg.Hello) || strings.EqualFold(list[i].host, d.cfg.Origin.Hello) {
 			list = slices.DeleteFunc(list[:i:i], func(x exchanger) bool { return x.preference == list[i].preference })
@@ -124,7 +124,7 @@ func (d *dialer) beforeSelf(domain string, list []exchanger) ([]exchanger, *trou
 }
 
 // literal is the only host of an address literal's domain.
-func (d *dialer) literal(domain string) ([]exchanger, *trouble) {
+func (d *Dialer) literal(domain string) ([]exchanger, *Trouble) {
 	inner := strings.TrimSuffix(strings.TrimPrefix(domain, "["), "]")
 	if len(inner) > 5 && strings.EqualFold(inner[:5], "IPv6:") {
 		inner = inner[5:]
@@ -137,7 +137,7 @@ func (d *dialer) literal(domain string) ([]exchanger, *trouble) {
 }
 
 // addresses looks a host up, for connections with that end of ours.
-func (d *dialer) addresses(ctx context.Context, x exchanger, origin upstream.Origin) ([]netip.Addr, error) {
+func (d *Dialer) addresses(ctx context.Context, x exchanger, origin upstream.Origin) ([]netip.Addr, error) {
 	if x.literal.IsValid() {
 		return []netip.Addr{x.literal}, nil
 	}
@@ -177,11 +177,6 @@ func interleave(list []netip.Addr, most int) []netip.Addr {
 	return mixed[:min(len(mixed), most)]
 }
 
-// failure is permanent trouble.
-func failure(reply smtp.Reply, err error) *trouble {
-	return &trouble{reply: reply, permanent: true, err: err}
-}
-
-func loop(domain string) *trouble {
+func loop(domain string) *Trouble {
 	return failure(smtp.Permanent(554, 4, 6, "mail for "+domain+" loops back to this server"), nil)
 }

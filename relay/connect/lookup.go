@@ -1,4 +1,4 @@
-package delivery
+package connect
 
 import (
 	"context"
@@ -150,7 +150,7 @@ func isNoLetter(r rune) bool {
 	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_'
 }
 
-func lookupTrouble(name string, err error) *trouble {
+func lookupTrouble(name string, err error) *Trouble {
 	text := "DNS gives no answer about " + name + " now"
 	switch {
 	case errors.Is(err, errAliases):
@@ -160,5 +160,5 @@ func lookupTrouble(name string, err error) *trouble {
 	case errors.Is(err, errOutsideDNS):
 		text = name + ": " + errOutsideDNS.Error()
 	}
-	return &trouble{reply: smtp.Temporary(451, 4, 3, text), err: fmt.Errorf("look up %s: %w", name, err), crowded: isOurs(err)}
+	return &Trouble{Reply: smtp.Temporary(451, 4, 3, text), Err: fmt.Errorf("look up %s: %w", name, err), Crowded: isOurs(err)}
 }

@@ -1,0 +1,24 @@
+-- The breakers of upstreams. Written by the package relay/upstream/breaker.
+
+-- One row for each upstream that ever opened; it stays when the breaker closes. Read whole by
+-- every node each second; written by its key, when the state changes and around a probe.
+create table upstream_breaker (
+	upstream      text        collate "C" primary key references upstream (name) on delete cascade,
+	opening       bigint      not null,                -- how often it has opened: who closes means this one
+	opened_at     timestamptz,                         -- null: it is closed
+	opened_by     text        not null,                -- the node; and the cause of the last opening or probe:
+	stage         text        not null,
+	scope         text        not null,
+	reply         text        not null,
+	sender        text        not null,                -- with whose MAIL a probe asks; '': none
+	failures      integer     not null,                -- probes that failed in a row
+	next_probe_at timestamptz,                         -- no node probes before
+	holder        text        not null default '',     -- the node that probes
+	lease         bigint      not null default 0,      -- of the last taking: a probe's result counts only with it
+	lease_until   timestamptz,
+	closed_at     timestamptz,
+	closed_by     text        not null default '',     -- the node
+	by_probe      boolean     not null default false,  -- it was closed by a probe
+	check ((opened_at is null) = (next_probe_at is null)),
+	check (opened_at is not null or lease_until is null and closed_at is not null)
+);

@@ -1,0 +1,9 @@
+package connect
+
+import (
+	"testing"
+
+	"postern/internal/leaktest"
+)
+
+func TestMain(m *testing.M) { leaktest.Main(m) }

@@ -1,0 +1,138 @@
+package connect
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"postern/internal/smtptest"
+	"postern/relay/upstream"
+)
+
+// watch is that of nobody.
+func watch() Watch { return Watch{Talking: new(atomic.Bool), Progress: new(atomic.Uint64)} }
+
+func TestExchangers(t *testing.T) {
+	t.Parallel()
+	var first8 []string
+	for i := range maxHosts {
+		first8 = append(first8, fmt.Sprintf("mx%02d.many.test", i))
+	}
+	tests := []struct {
+		domain    string
+		hosts     []string
+		code      int
+		enhanced  string
+		permanent bool
+	}{
+		{domain: "one.test", hosts: []string{"mx.one.test"}},
+		{domain: "order.test", hosts: []string{"first.order.test", "second.order.test", "third.order.test"}},
+		{domain: "no-mx.test", hosts: []string{"no-mx.test"}},
+		{domain: "half-null.test", hosts: []string{"mx.half-null.test"}},
+		{domain: "backup.test", hosts: []string{"main.backup.test"}},
+		{domain: "many.test", hosts: first8},
+		{domain: "null.test", code: 556, enhanced: "5.1.10", permanent: true},
+		{domain: "self.test", code: 554, enhanced: "5.4.6", permanent: true},
+		{domain: "servfail.test", code: 451, enhanced: "4.4.3"},
+		{domain: "timeout.test", code: 451, enhanced: "4.4.3"},
+		{domain: "[192.0.2.1]", code: 550, enhanced: "5.1.2", permanent: true},
+		{domain: "[IPv6:2001:db8::1]", code: 550, enhanced: "5.1.2", permanent: true},
+	}
+	cfg := Config{DNS: smtptest.Zone(), Hello: "relay.test"}
+	d := New(cfg)
+	for _, test := range tests {
+		t.Run(test.domain, func(t *testing.T) {
+			t.Parallel()
+			list, trouble := d.exchangers(context.Background(), test.domain)
+			if trouble != nil {
+				if trouble.Reply.Code != test.code || trouble.Reply.Enhanced.String() != test.enhanced || trouble.Permanent != test.permanent {
+					t.Errorf("trouble %v (permanent: %v), want %d %s (%v)", trouble.Reply, trouble.Permanent, test.code, test.enhanced, test.permanent)
+				}
+				return
+			}
+			var hosts []string
+			for _, x := range list {
+				hosts = append(hosts, x.host)
+			}
+			if diff := cmp.Diff(test.hosts, hosts); diff != "" {
+				t.Errorf("hosts: %s", diff)
+			}
+		})
+	}
+}
+
+func TestEqualPreferencesAreShuffled(t *testing.T) {
+	t.Parallel()
+	first := map[string]bool{}
+	for range 100 {
+		list := []exchanger{{host: "worse", preference: 2}, {host: "a", preference: 1}, {host: "b", preference: 1}}
+		order(list)
+		first[list[0].host] = true
+		if list[2].host != "worse" {
+			t.Fatalf("order %v", list)
+		}
+	}
+	if len(first) != 2 {
+		t.Errorf("of two equals only %v is ever first", first)
+	}
+}
+
+func TestInterleave(t *testing.T) {
+	t.Parallel()
+	var list []netip.Addr
+	for _, s := range []string{"2a00::1", "2a00::2", "2a00::3", "2a00::4", "2a00::5", "8.8.8.8", "8.8.4.4"} {
+		list = append(list, netip.MustParseAddr(s))
+	}
+	var got []string
+	for _, a := range interleave(list, 5) {
+		got = append(got, a.String())
+	}
+	if diff := cmp.Diff([]string{"2a00::1", "8.8.8.8", "2a00::2", "8.8.4.4", "2a00::3"}, got); diff != "" {
+		t.Error(diff)
+	}
+	if n := len(interleave(nil, 5)); n != 0 {
+		t.Errorf("%d of none", n)
+	}
+}
+
+// An upstream of one label is looked up as the machine knows it, in its hosts file and by
+// its search list; a longer name, and one with a final dot, is a name of DNS.
+func TestUpstreamQuery(t *testing.T) {
+	t.Parallel()
+	for host, want := range map[string]string{"mailpit": "mailpit", "mailpit.": "mailpit.", "smtp.example.net": "smtp.example.net."} {
+		dns := &askedDNS{asked: make(chan string, 2)}
+		d := New(Config{DNS: dns, LookupTime: time.Minute})
+		if _, trouble := d.Open(t.Context(), "", &upstream.Account{Name: "out", Host: host, Port: 25, TLS: upstream.TLSNone}, Spent{}, watch()); trouble == nil {
+			t.Errorf("%s: no trouble", host)
+		}
+		for range 2 {
+			if got := <-dns.asked; got != want {
+				t.Errorf("%s is looked up as %q, want %q", host, got, want)
+			}
+		}
+	}
+}
+
+type askedDNS struct {
+	smtptest.Resolver
+	asked chan string
+}
+
+func (a *askedDNS) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
+	a.asked <- host
+	return a.Resolver.LookupNetIP(ctx, network, host)
+}
+
+// A walk whose time ended before anything was dialled has trouble to tell.
+func TestP05NoTimeLeft(t *testing.T) {
+	t.Parallel()
+	w := Walk{d: New(Config{DNS: &smtptest.Resolver{}}), addrs: make([]netip.Addr, 1), Spent: Spent{Begun: time.Now().Add(-AttemptTime)}}
+	if c, trouble := w.Next(t.Context()); c != nil || trouble == nil || !trouble.Reply.IsTemporary() {
+		t.Errorf("%+v, %+v", c, trouble)
+	}
+}

@@ -1,0 +1,116 @@
+package delivery
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"postern/relay/connect"
+	"postern/relay/queue"
+	"postern/relay/smtp"
+	"postern/relay/upstream"
+	"postern/relay/upstream/budget"
+)
+
+// Spent begins the replies of recipients who wait for a budget. A claim knows them by it
+// (relay/queue/claim.sql).
+const (
+	Spent    = "451 4.4.5 " + ofBudget
+	ofBudget = connect.OfBudget
+)
+
+// Budgets is what the engine needs of *budget.Budgets.
+type Budgets interface {
+	Behind(a budget.Ask, ahead int) *budget.Wait
+	Take(ctx context.Context, a budget.Ask) (done func(), wait *budget.Wait)
+	connect.Sessions
+	Turn(way string, recipients int, again bool) budget.Wait
+}
+
+// budgeted reports that an upstream, if it is one, has a budget.
+func (e *Engine) budgeted(up *upstream.Account) bool {
+	return e.cfg.Budgets != nil && up != nil && up.Budget != ""
+}
+
+func (j *job) ask(up *upstream.Account) budget.Ask {
+	return budget.Ask{Upstream: up.Name, Setting: up.Budget, Recipients: len(j.rcpts), Again: waited(j.rcpts)}
+}
+
+// waited reports recipients that had an attempt, or waited for their turn: they go first.
+func waited(rcpts []queue.Recipient) bool {
+	return slices.ContainsFunc(rcpts, func(r queue.Recipient) bool { return r.Waited || r.Attempts > 0 })
+}
+
+// outOfBudget says why j would wait longer than seconds, nil if it would not. Only what can be sent
+// comes into the line: mail for other destinations would have no room beside the rest. mu is held.
+func (d *destination) outOfBudget(j *job) *budget.Wait {
+	if !d.e.budgeted(d.upstream) {
+		return nil
+	}
+	return d.e.cfg.Budgets.Behind(j.ask(d.upstream), d.waiting.len())
+}
+
+// spend counts a job that is to be sent over the open connection. done is called when its
+// transaction has ended; it is nil if the job has left instead.
+func (w *worker) spend(j *job) (done func()) {
+	up := w.conn.Walk.Upstream
+	if !w.d.e.budgeted(up) {
+		return func() {}
+	}
+	began := time.Now()
+	done, wait := w.d.e.cfg.Budgets.Take(w.d.e.work, j.ask(up))
+	if wait != nil {
+		w.job = nil
+		w.d.await(j, wait)
+		return nil
+	}
+	if time.Since(began) > idleLook {
+		w.conn.kept = true // the server may have ended it
+	}
+	return done
+}
+
+// turnedAway ends a job for which t left no connection.
+func (d *destination) turnedAway(j *job, t *trouble) {
+	if t.Wait != nil {
+		d.await(j, t.Wait)
+	} else {
+		d.e.release(j, turnedAwayWait)
+	}
+}
+
+// await ends a job at a way whose budget is spent. That is not an attempt.
+func (d *destination) await(j *job, wait *budget.Wait) {
+	if d.e.closing.Load() {
+		d.e.release(j, 0)
+		return
+	}
+	now := time.Now()
+	outcomes := make([]queue.Outcome, len(j.rcpts))
+	for i := range j.rcpts {
+		outcomes[i] = queue.Outcome{
+			Message: j.Message.ID, N: j.rcpts[i].N, Recipient: j.rcpts[i].Address, Epoch: j.Epoch,
+			Result: queue.Deferred, Reply: smtp.Temporary(451, 4, 5, ofBudget+wait.Why), Ours: true, Upstream: d.via,
+			StartedAt: now, At: now, NotAnAttempt: true, WaitsFor: wait.For, RetryIn: wait.In,
+		}
+	}
+	d.e.leave(j, j.rcpts, outcomes, nil)
+}
+
+// takeTurns gives those a turn that wait for a budget, now that none of their ways is left.
+func (e *Engine) takeTurns(rcpts []queue.Recipient, outcomes []queue.Outcome) {
+	var turn budget.Wait
+	for i := range outcomes {
+		o := &outcomes[i]
+		if !budget.IsWay(o.WaitsFor) {
+			continue
+		}
+		if o.WaitsFor != turn.For || i == 0 {
+			turn = e.cfg.Budgets.Turn(o.WaitsFor, len(rcpts), waited(rcpts))
+			turn.For = o.WaitsFor
+		}
+		if o.RetryIn = turn.In; o.NotAnAttempt {
+			o.Reply = smtp.Temporary(451, 4, 5, ofBudget+turn.Why)
+		}
+	}
+}

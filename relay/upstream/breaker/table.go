@@ -1,0 +1,183 @@
+package breaker
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"postern/internal/pg"
+)
+
+//go:embed *.sql
+var files embed.FS
+
+var texts = pg.Load(files)
+
+var (
+	sqlStates   = texts.Bind("states")
+	sqlOpen     = texts.Bind("open", "upstream", "node", "stage", "scope", "reply", "sender", "waits", "proven", "recently")
+	sqlTake     = texts.Bind("take", "upstream", "node", "span")
+	sqlFail     = texts.Bind("fail", "upstream", "lease", "stage", "scope", "reply", "waits")
+	sqlGiveBack = texts.Bind("give_back", "upstream", "lease", "wait")
+	sqlClose    = texts.Bind("close", "upstream", "node", "lease", "opening")
+	sqlHurry    = texts.Bind("hurry", "upstream")
+)
+
+const (
+	callTime  = 5 * time.Second  // for one statement
+	recently  = 10 * time.Minute // how long a node's opening that another node ended tells against it
+	mostReply = 300              // octets that are kept of a reply
+)
+
+// account is the scope of a fault of our account.
+const account = "account"
+
+// Cause is why an upstream is left alone.
+type Cause struct {
+	Stage  string        `json:"stage,omitempty"` // where in the conversation, as tables of replies have it
+	Scope  string        `json:"scope,omitempty"` // what is at fault, as there
+	Reply  string        `json:"reply,omitempty"` // the server's, or what happened in its place
+	Sender string        `json:"-"`               // with whose MAIL a probe asks; "" for none
+	Wait   time.Duration `json:"-"`               // before the next probe; 0: by the backoff
+}
+
+// Account reports that mail was refused for our account: other than trouble with connections,
+// it is the same for all nodes, and ends the use of those that are open.
+func (c *Cause) Account() bool {
+	return c.Scope == account && c.Stage != "connect" && c.Stage != "tls" && c.Stage != "auth"
+}
+
+// Why is the cause in a line, with the server's text as it came.
+func (c *Cause) Why() string { return c.Stage + ", " + c.Scope + ": " + c.Reply }
+
+// waits are those before the first probe, and after each that fails.
+func (c *Cause) waits(backoff []time.Duration) []time.Duration {
+	if c.Wait > 0 {
+		return []time.Duration{c.Wait}
+	}
+	return backoff
+}
+
+func (c *Cause) storedReply() string {
+	return pg.Storable(c.Reply[:min(len(c.Reply), mostReply)])
+}
+
+// State is the breaker of an upstream. The zero State is closed.
+type State struct {
+	Upstream string    `json:"-"`
+	Phase    string    `json:"state"`          // closed, open, half-open
+	Open     bool      `json:"-"`              // or half-open
+	Since    time.Time `json:"since,omitzero"` // that it is open, or closed; zero if it never opened
+	Opening  int64     `json:"openings"`       // so far
+	Node     string    `json:"node,omitempty"` // that opened it
+	Cause              // of the last opening, or of the last probe that failed; Wait is unused
+
+	Failures  int       `json:"failed_probes,omitempty"` // of this opening
+	NextProbe time.Time `json:"next_probe,omitzero"`     // zero if it is closed
+	Prober    string    `json:"prober,omitempty"`        // the node that probes now; "": none
+	paused    bool      // by an admin
+}
+
+// States are those of all upstreams, by their names.
+type States []State
+
+// Of is the breaker of an upstream, closed if there is no such upstream.
+func (l States) Of(upstream string) State {
+	for i := range l {
+		if l[i].Upstream == upstream {
+			return l[i]
+		}
+	}
+	return State{}
+}
+
+// List reads the breakers of all upstreams.
+func List(ctx context.Context, db pg.DB) (States, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	rows, err := db.Query(ctx, sqlStates)
+	if err != nil {
+		return nil, fmt.Errorf("read the breakers of upstreams: %w", err)
+	}
+	var list States
+	var s State
+	var since, next *time.Duration
+	_, err = pgx.ForEachRow(rows, []any{&s.Upstream, &s.Phase, &s.Opening, &since, &s.Node, &s.Stage, &s.Scope, &s.Reply, &s.Sender,
+		&s.Failures, &next, &s.Prober, &s.paused}, func() error {
+		s.Open, s.Since, s.NextProbe = next != nil, time.Time{}, time.Time{}
+		if now := time.Now(); since != nil {
+			s.Since = now.Add(-*since)
+			if s.Open {
+				s.NextProbe = now.Add(*next)
+			}
+		}
+		list = append(list, s)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the breakers of upstreams: %w", err)
+	}
+	return list, nil
+}
+
+// Hurry has the open breaker of an upstream probed now, those of all if it is "", and returns how
+// many that are. Running nodes see it within a second.
+func Hurry(ctx context.Context, db pg.DB, upstream string) (int64, error) {
+	tag, err := db.Exec(ctx, sqlHurry, upstream)
+	if err != nil {
+		return 0, fmt.Errorf("have upstreams probed: %w", err)
+	}
+	return tag.RowsAffected(), nil
+}
+
+// table is the table upstream_breaker, as a node writes it.
+type table struct {
+	db      pg.DB
+	node    string
+	backoff []time.Duration
+}
+
+// open reports whether this opened the breaker.
+func (t *table) open(ctx context.Context, upstream string, c *Cause) (opened bool, err error) {
+	n, err := t.change(ctx, "open", sqlOpen, upstream, t.node, c.Stage, c.Scope, c.storedReply(), pg.Storable(c.Sender), c.waits(t.backoff), c.Account(), recently)
+	return n > 0, err
+}
+
+// close reports whether this closed the breaker: what was open by the count of openings or,
+// after a probe, by its lease.
+func (t *table) close(ctx context.Context, upstream string, lease, opening int64) (closed bool, err error) {
+	n, err := t.change(ctx, "close", sqlClose, upstream, t.node, lease, opening)
+	return n > 0, err
+}
+
+// take takes the lease of the probe that is due; 0: another node has it, or none is due.
+func (t *table) take(ctx context.Context, upstream string, span time.Duration) (lease int64, err error) {
+	return t.change(ctx, "take the probe of", sqlTake, upstream, t.node, span)
+}
+
+// fail records a probe that did not get through.
+func (t *table) fail(ctx context.Context, upstream string, lease int64, c *Cause) error {
+	_, err := t.change(ctx, "keep open", sqlFail, upstream, lease, c.Stage, c.Scope, c.storedReply(), c.waits(t.backoff))
+	return err
+}
+
+// giveBack ends the lease of a probe that could not be made.
+func (t *table) giveBack(ctx context.Context, upstream string, lease int64, wait time.Duration) error {
+	_, err := t.change(ctx, "give back the probe of", sqlGiveBack, upstream, lease, wait)
+	return err
+}
+
+// change runs a statement that returns the row's opening or lease, if it has changed it; else 0.
+func (t *table) change(ctx context.Context, what, sql, upstream string, args ...any) (n int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	err = t.db.QueryRow(ctx, sql, append([]any{upstream}, args...)...).Scan(&n)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return 0, fmt.Errorf("%s the breaker of upstream %s: %w", what, upstream, err)
+	}
+	return n, nil
+}

@@ -1,0 +1,284 @@
+package budget
+
+import (
+	"context"
+	"embed"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"postern/internal/pg"
+	"postern/policy/quota"
+)
+
+//go:embed *.sql
+var files embed.FS
+
+var texts = pg.Load(files)
+
+var (
+	sqlLease = texts.Bind("lease", "epoch", "upstream", "setting", "kind", "window", "zone", "most", "from", "back", "spent", "keep", "need", "wants")
+	sqlUsage = texts.Bind("usage", "upstream", "kind", "window", "zone")
+	sqlZone  = texts.Bind("zone", "zone")
+)
+
+// never is a time that does not come.
+const never = time.Duration(math.MaxInt64)
+
+// Run asks the database for portions, and reports what was spent, until ctx ends; then it gives
+// back what is left.
+func (b *Budgets) Run(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			ctx = context.WithoutCancel(ctx)
+			_ = b.call(ctx, b.request(true)) // else it counts as spent
+			return
+		case <-b.kick:
+		case <-timer.C:
+		}
+		pause := pace
+		if err := b.call(ctx, b.request(false)); err != nil || b.cfg.Epoch() == 0 {
+			pause = retry
+		}
+		timer.Reset(pause)
+		select {
+		case <-ctx.Done():
+			continue
+		case <-timer.C:
+		}
+		timer.Reset(b.idle())
+	}
+}
+
+// idle is how long nothing has to be asked unless somebody wants something.
+func (b *Budgets) idle() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	next := never
+	for _, u := range b.upstreams {
+		next = min(next, b.due(u))
+	}
+	return max(next-b.cfg.Clock.Now(), 0)
+}
+
+// due is when the database is to be asked next about an upstream, by our clock. mu is held.
+func (b *Budgets) due(u *account) time.Duration {
+	at := never
+	if u.stale {
+		return at
+	}
+	if u.began > 0 || u.marked || u.end > b.moment() {
+		at = u.counted + waitersAnswer
+	}
+	for p := range u.all {
+		if p.need > 0 {
+			at = min(at, p.tryAt)
+		}
+		switch {
+		case p.low(), p.Window == 0 && p.busy > 0 && u.epoch != b.cfg.Epoch():
+			return 0
+		case p.Window == 0 && p.held > 0:
+			at = min(at, u.at+time.Second)
+		case p.Window > 0 && p.spent > 0:
+			at = min(at, u.at+max(p.span/4, retry/4))
+		}
+		if p.Window > 0 && p.held+p.busy > 0 {
+			at = min(at, max(p.until-p.span/2, u.at+pace))
+		}
+	}
+	return at
+}
+
+// request is one statement about all limits of the upstreams that are due.
+type request struct {
+	epoch int64
+	sent  time.Duration // by our clock
+	of    []*account
+	rows  []row
+}
+
+// row is about one limit, or about what waits.
+type row struct {
+	u *account
+	p *portion // nil: what waits
+	Limit
+	spent, keep, need, wants int64
+	lacks                    int64 // that a message waits for, with what is held
+}
+
+// request collects what is due, or all for a last time. Units that it does not keep are out of use.
+func (b *Budgets) request(last bool) *request {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	r := &request{epoch: b.cfg.Epoch(), sent: b.cfg.Clock.Now()}
+	if r.epoch == 0 {
+		return r
+	}
+	for _, u := range b.upstreams {
+		if !last && b.due(u) > r.sent {
+			continue
+		}
+		r.of = append(r.of, u)
+		u.epoch = r.epoch
+		waits := row{u: u, Limit: Limit{Limit: quota.Limit{Kind: waiting}}}
+		for p := range u.all {
+			w := row{u: u, p: p, Limit: p.Limit, spent: p.spent, wants: p.asked + p.used, lacks: p.need}
+			if free := p.free(r.sent); p.Window == 0 || last || p.used == 0 && p.need == 0 {
+				p.held = 0
+				w.need = p.need
+			} else {
+				p.held = free
+				w.need, w.wants = max(p.need-free, 0), max(w.wants-free, 0)
+			}
+			if p.Window == 0 {
+				if w.wants = p.asked; p.asked > 0 {
+					u.began++
+				}
+			}
+			w.keep = p.busy + p.held
+			p.used, p.asked, p.need = 0, 0, 0
+			r.rows = append(r.rows, w)
+		}
+		if (u.began > 0 || u.marked) && (r.sent >= u.counted+waitersAnswer || last) { // in equal times at all nodes
+			if !last {
+				waits.keep = u.began
+			}
+			r.rows = append(r.rows, waits)
+			u.marked, u.began, u.counted = waits.keep > 0, 0, r.sent
+		}
+	}
+	return r
+}
+
+// waiting is the kind of what began to wait at a node since its last call.
+const waiting quota.Kind = "waiting"
+
+// answer is what the database says of one limit, as the statement has it.
+type answer struct {
+	Nth             int
+	Given, Bucket   int64
+	Lease           float64
+	Remains, Others int64
+	Last            *float64
+	Clock           float64
+	FreeAt          []float64
+	FreeN           []int64
+	Durable         string
+}
+
+// call asks, and takes the answers over.
+func (b *Budgets) call(ctx context.Context, r *request) error {
+	if len(r.rows) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	answers, err := b.ask(ctx, r)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if silent := err != nil; silent != b.silent {
+		if b.silent = silent; silent {
+			b.cfg.Log.Warn("the budgets of upstreams cannot be asked: mail waits when what is leased is spent", "error", err)
+		} else {
+			b.cfg.Log.Info("the budgets of upstreams can be asked again")
+		}
+	}
+	for _, u := range r.of {
+		u.at = r.sent
+	}
+	known := map[*account]bool{}
+	for i := range r.rows {
+		if p := r.rows[i].p; err != nil && p != nil { // units that nobody knows to be moved all count
+			p.held, p.n = 0, 0
+			known[r.rows[i].u] = true
+		}
+	}
+	for i := range answers {
+		w := &r.rows[answers[i].Nth-1]
+		known[w.u] = true
+		b.receive(r, w, &answers[i])
+	}
+	for _, u := range r.of {
+		u.stale = u.stale || !known[u]
+		if b.upstreams[u.name] == u {
+			close(u.answered)
+			u.answered = make(chan struct{})
+		}
+	}
+	return err
+}
+
+// receive takes over the answer about one limit. mu is held.
+func (b *Budgets) receive(r *request, w *row, a *answer) {
+	now, u, p := b.cfg.Clock.Now(), w.u, w.p
+	clock := moment(a.Clock * float64(time.Second))
+	b.offset = clock - now
+	if p == nil {
+		u.share = 1 + float64(a.Others)/float64(max(w.keep, 1))
+		return
+	}
+	p.spent -= w.spent
+	p.held += a.Given
+	p.bucket, p.n, p.span, p.tryAt = a.Bucket, w.keep+a.Given, time.Duration(a.Lease*float64(time.Second)), 0
+	if p.Window == 0 {
+		p.until, p.tryAt = never, now+sessionsAgain
+		return
+	}
+	p.until = r.sent + p.span
+	p.forecast = newForecast(clock, a.Remains, a.FreeAt, a.FreeN, p.Limit)
+	b.lastTurn(u, p, a.Last)
+	if lacks := w.lacks - p.held; lacks > 0 {
+		wait := line{}.join(p.forecast, float64(lacks)).end - clock
+		p.tryAt = now + min(max(wait, 2*pace), retry)
+	}
+}
+
+// lastTurn takes over when the last that waits in the table has its turn. Those that joined the
+// line since the last call may not be there yet. mu is held.
+func (b *Budgets) lastTurn(u *account, p *portion, last *float64) {
+	end := moment(0)
+	if last != nil {
+		end = p.forecast.before(moment(*last * float64(time.Second)))
+	}
+	if u.began > 0 || u.marked {
+		end = max(end, p.lines[0].end)
+	}
+	if end != p.lines[0].end {
+		p.lines[0] = line{end: end}
+	}
+	u.end = 0
+	for _, p := range u.limits {
+		u.end = max(u.end, p.lines[0].end, p.lines[1].end)
+	}
+}
+
+func (b *Budgets) ask(ctx context.Context, r *request) ([]answer, error) {
+	var upstream, setting, kind, zone []string
+	var window []int32
+	var most, from, back, spent, keep, need, wants []int64
+	for i := range r.rows {
+		w := &r.rows[i]
+		upstream, setting = append(upstream, w.u.name), append(setting, w.u.setting)
+		kind, zone, window = append(kind, string(w.Kind)), append(zone, w.Zone), append(window, int32(w.Window/time.Second))
+		was := w.p
+		if was == nil {
+			was = &portion{}
+		}
+		most, from, back = append(most, w.Max), append(from, was.bucket), append(back, was.n)
+		spent, keep, need, wants = append(spent, w.spent), append(keep, w.keep), append(need, w.need), append(wants, w.wants)
+	}
+	rows, err := b.cfg.DB.Query(ctx, sqlLease, r.epoch, upstream, setting, kind, window, zone, most, from, back, spent, keep, need, wants)
+	if err != nil {
+		return nil, fmt.Errorf("lease budgets: %w", err)
+	}
+	answers, err := pgx.CollectRows(rows, pgx.RowToStructByPos[answer])
+	if err != nil {
+		return nil, fmt.Errorf("lease budgets: %w", err)
+	}
+	return answers, nil
+}
