@@ -235,13 +235,11 @@ func (d *destination) update(up *upstream.Account) {
 func (d *destination) testing() bool { return d.failures > 0 && d.live == 0 }
 
 // excess reports that there are too many workers. mu is held.
-func (d *destination) excess() bool { return d.testing() && d.workers > 1 || d.window.over(d.workers) }
+func (d *destination) excess() bool { return d.testing() && d.workers > 1 || d.window.over() }
 
-// enough reports that one more connection is not worth having: those there are take the next
-// message soon, or it would have to wait for a place among all connections. mu is held.
-func (d *destination) enough() bool {
-	return d.workers >= begin && (!d.window.pays(d.workers) || d.e.slots.Full(1, d.key))
-}
+// enough reports that one more connection is not worth having: it would have to wait for a place
+// among all connections. mu is held.
+func (d *destination) enough() bool { return d.workers >= begin && d.e.slots.Full(1, d.key) }
 
 // hire begins workers for waiting jobs as far as there are places. mu is held.
 func (d *destination) hire() {
@@ -295,7 +293,7 @@ func (d *destination) arrive(site string) bool {
 		to.add(d.workers, d.live)
 		d.window = to
 	}
-	may := !to.over(d.workers)
+	may := !to.over()
 	d.mu.Unlock()
 	d.e.windows.leave(from) // if it is the same it has been joined twice
 	from.pass()
@@ -366,7 +364,7 @@ func (d *destination) next(w *worker) *job {
 		d.mu.Unlock()
 		return nil
 	}
-	if d.window.ends(w.conn.sent, d.live) { // this one, and no other at the same time
+	if d.window.ends(w.conn.sent) { // this one, and no other at the same time
 		d.retire(w)
 		d.mu.Unlock()
 		return nil

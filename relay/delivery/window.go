@@ -113,12 +113,11 @@ func (w *window) add(places, live int) {
 	w.live += live
 }
 
-// over reports that more places are taken than there are, or far more by a destination with so
-// many workers than are worth having.
-func (w *window) over(workers int) bool {
+// over reports that more places are taken than there are.
+func (w *window) over() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.used > w.limit || workers > 2*w.worth()
+	return w.used > w.limit
 }
 
 // isWanted reports that a destination waits for a place.
@@ -129,19 +128,24 @@ func (w *window) isWanted() bool {
 }
 
 // ends reports that a conversation which has carried so many messages has to end, for there
-// are too many, as over has it, or another domain waits. live is those of the destination. The
-// caller counts it out before it asks about another.
-func (w *window) ends(sent, live int) bool {
+// are too many or another domain waits. The caller counts it out before it asks about another.
+func (w *window) ends(sent int) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return live > 2*w.worth() || w.live > w.limit || sent >= turn && w.live+len(w.wanting) > w.limit
+	return w.live > w.limit || sent >= turn && w.live+len(w.wanting) > w.limit
 }
 
-// pays reports that a destination with so many connections is better off with one more.
-func (w *window) pays(workers int) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return workers < w.worth()
+// deliveredIn takes account of the time of a delivery. The window does not grow beyond what the
+// time makes worth having, and one that has become far larger than that, as while a server's
+// caches were cold, shrinks to it. mu is held.
+func (w *window) deliveredIn(took time.Duration) {
+	if w.endedAt.Sub(w.since) > quickestTime {
+		w.before, w.quickest, w.since = w.quickest, took, w.endedAt
+	}
+	w.quickest = min(w.quickest, took)
+	if worth := w.worth(); w.limit > 2*worth {
+		w.limit = worth
+	}
 }
 
 // worth is how many connections are worth having, by the time that a delivery takes. mu is held.
@@ -160,12 +164,9 @@ func (w *window) ended(took time.Duration, more bool) {
 	defer w.mu.Unlock()
 	w.endedAt = time.Now()
 	if took > 0 {
-		if w.endedAt.Sub(w.since) > quickestTime {
-			w.before, w.quickest, w.since = w.quickest, took, w.endedAt
-		}
-		w.quickest = min(w.quickest, took)
+		w.deliveredIn(took)
 	}
-	if more && w.used >= w.limit && w.limit < w.most && w.endedAt.After(w.growAt) {
+	if more && w.used >= w.limit && w.limit < min(w.most, w.worth()) && w.endedAt.After(w.growAt) {
 		if w.credit++; !w.shrunk || w.credit >= w.limit {
 			w.credit = 0
 			w.limit++
