@@ -116,8 +116,11 @@ func (d *Dialer) enter(ctx context.Context, to Target) (leave func(), t *Trouble
 	return func() { d.Slots.Leave(1, share.Network(to.Addr.Addr())) }, nil
 }
 
-// OfBudget begins the text of a reply to mail that waits for an upstream's budget.
+// OfBudget begins the text of SpentReply.
 const OfBudget = "waits for the budget of upstream "
+
+// SpentReply is that of mail, or a connection, that waits for an upstream's budget.
+func SpentReply(wait *budget.Wait) smtp.Reply { return smtp.Temporary(451, 4, 5, OfBudget+wait.Why) }
 
 // session counts a connection to an upstream in.
 func (d *Dialer) session(ctx context.Context, up *upstream.Account) (leave func(), t *Trouble) {
@@ -126,7 +129,7 @@ func (d *Dialer) session(ctx context.Context, up *upstream.Account) (leave func(
 	}
 	leave, wait := d.cfg.Sessions.Session(ctx, budget.Ask{Upstream: up.Name, Setting: up.Budget})
 	if wait != nil {
-		return nil, &Trouble{Reply: smtp.Temporary(451, 4, 5, OfBudget+wait.Why), Err: errCrowded, Crowded: true, Wait: wait}
+		return nil, &Trouble{Reply: SpentReply(wait), Err: errCrowded, Crowded: true, Wait: wait}
 	}
 	return leave, nil
 }

@@ -7,17 +7,13 @@ import (
 
 	"postern/relay/connect"
 	"postern/relay/queue"
-	"postern/relay/smtp"
 	"postern/relay/upstream"
 	"postern/relay/upstream/budget"
 )
 
 // Spent begins the replies of recipients who wait for a budget. A claim knows them by it
 // (relay/queue/claim.sql).
-const (
-	Spent    = "451 4.4.5 " + ofBudget
-	ofBudget = connect.OfBudget
-)
+const Spent = "451 4.4.5 " + connect.OfBudget
 
 // Budgets is what the engine needs of *budget.Budgets.
 type Budgets interface {
@@ -90,7 +86,7 @@ func (d *destination) await(j *job, wait *budget.Wait) {
 	for i := range j.rcpts {
 		outcomes[i] = queue.Outcome{
 			Message: j.Message.ID, N: j.rcpts[i].N, Recipient: j.rcpts[i].Address, Epoch: j.Epoch,
-			Result: queue.Deferred, Reply: smtp.Temporary(451, 4, 5, ofBudget+wait.Why), Ours: true, Upstream: d.via,
+			Result: queue.Deferred, Reply: connect.SpentReply(wait), Ours: true, Upstream: d.via,
 			StartedAt: now, At: now, NotAnAttempt: true, WaitsFor: wait.For, RetryIn: wait.In,
 		}
 	}
@@ -110,7 +106,7 @@ func (e *Engine) takeTurns(rcpts []queue.Recipient, outcomes []queue.Outcome) {
 			turn.For = o.WaitsFor
 		}
 		if o.RetryIn = turn.In; o.NotAnAttempt {
-			o.Reply = smtp.Temporary(451, 4, 5, ofBudget+turn.Why)
+			o.Reply = connect.SpentReply(&turn)
 		}
 	}
 }
