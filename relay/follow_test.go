@@ -79,8 +79,10 @@ func testNodesFollowTheShell(t *testing.T, notify bool) {
 	follows("a budget", true, "", "upstream", "set", "out", "--budget", "none")
 
 	r.Postern("", "upstream", "pause", "out")
-	send()
-	waits(`reply_text like '% is paused'`)
+	await(t, "mail to wait for the end of the pause", func() bool {
+		send()
+		return count(t, r, `select count(*) from recipient where owner is null and reply_text = 'upstream out is paused'`) > 0
+	})
 	follows("a pause", true, "", "upstream", "resume", "out")
 	r.Drain()
 }

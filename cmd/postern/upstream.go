@@ -20,6 +20,7 @@ import (
 	"postern/internal/refusal"
 	"postern/internal/units"
 	"postern/relay/keyring"
+	"postern/relay/route"
 	"postern/relay/seal"
 	"postern/relay/upstream"
 	"postern/relay/upstream/breaker"
@@ -341,8 +342,9 @@ func (a *app) upstreamSetCmd() *cobra.Command {
 		Use:   "set NAME",
 		Short: "change a smarthost's settings",
 		Long: `Changes the settings whose flags are given, as 'postern upstream add' describes them; all
-nodes follow within two seconds, and mail that waits uses them at its next attempt. 0 and ''
-stand for the default, which is the preset's if it has one.
+nodes follow within two seconds, and mail that waits uses them at its next attempt. A smarthost
+that all nodes leave alone is probed then. 0 and '' stand for the default, which is the preset's
+if it has one.
 
 A new --username also needs its password, or --oauth with the flags that go with it.`,
 		Example: `  postern upstream set out --password-stdin <password.txt
@@ -370,10 +372,14 @@ A new --username also needs its password, or --oauth with the flags that go with
 				if flags.tokens.given() {
 					a.hintLogin(up)
 				}
-				if !cmd.Flags().Changed("senders") && !cmd.Flags().Changed("budget") {
-					return nil
+				if cmd.Flags().Changed("senders") || cmd.Flags().Changed("budget") {
+					if err := a.retryWaiting(ctx, users); err != nil {
+						return err
+					}
 				}
-				return a.retryWaiting(ctx, users)
+				// A probe that succeeds lets its mail go: by then the nodes know of the change.
+				_, err = a.probeOpen(ctx, users, args[0], route.TableAge+brief)
+				return err
 			})
 		},
 	}
@@ -546,15 +552,8 @@ within two seconds; mail that a node has started or queued by then is still sent
 			return err
 		}
 		if !pause {
-			open, err := breaker.Hurry(ctx, users.pool, args[0])
-			if err != nil {
+			if open, err := a.probeOpen(ctx, users, args[0], 0); err != nil || open && !changed {
 				return err
-			}
-			if open > 0 {
-				fmt.Fprintf(a.stdout, "upstream %s is open: a running server probes it within seconds; 'postern upstream show %[1]s' has the result\n", args[0])
-				if !changed {
-					return nil
-				}
 			}
 		}
 		said := map[bool]string{true: "paused", false: "resumed"}[pause]
@@ -569,6 +568,22 @@ within two seconds; mail that a node has started or queued by then is still sent
 		return a.retryWaiting(ctx, users)
 	})
 	return cmd
+}
+
+// probeOpen has an upstream that all nodes leave alone probed after a time, and says so.
+func (a *app) probeOpen(ctx context.Context, users *accounts, name string, after time.Duration) (open bool, err error) {
+	all, err := breaker.List(ctx, users.pool)
+	if err != nil || !all.Of(name).Open {
+		return false, err
+	}
+	if err := pause(ctx, after); err != nil {
+		return true, err
+	}
+	if _, err := breaker.Hurry(ctx, users.pool, name); err != nil {
+		return true, err
+	}
+	fmt.Fprintf(a.stdout, "upstream %s is open: a running server probes it within seconds; 'postern upstream show %[1]s' has the result\n", name)
+	return true, nil
 }
 
 func (a *app) upstreamRemoveCmd() *cobra.Command {
