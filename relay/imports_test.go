@@ -56,6 +56,7 @@ var arrows = map[string]string{
 
 	"relay/upstream/oauth":   "relay/seal internal/await internal/panics internal/pg",
 	"relay/upstream/breaker": "internal/panics internal/pg",
+	"relay/upstream/budget":  "policy/quota internal/boot internal/pg internal/refusal",
 
 	"cmd/postern":           "*",
 	"cmd/postern/config":    "cmd/postern/screen admin auth internal/owned internal/units relay/acme relay/connect relay/delivery relay/queue relay/retention relay/seal relay/smtp relay/submission relay/upstream relay/upstream/oauth",
@@ -65,7 +66,6 @@ var arrows = map[string]string{
 	"cmd/postern/database":  "cmd/postern/config cmd/postern/screen internal/pg internal/pgserver migrations",
 	"cmd/postern/demo":      "auth cmd/postern/config cmd/postern/database cmd/postern/node cmd/postern/screen internal/capture internal/owned internal/pgserver migrations relay/certificate relay/queue relay/route relay/smtp relay/upstream internal/refusal",
 	"cmd/postern/explain":   "auth cmd/postern/config cmd/postern/screen internal/refusal internal/units policy policy/quota relay/route relay/seal relay/smtp relay/submission relay/upstream relay/upstream/breaker relay/upstream/budget",
-	"relay/upstream/budget": "policy/quota internal/boot internal/pg internal/refusal",
 	"cmd/postern/handout":   "cmd/postern/config relay/smtp",
 	"cmd/postern/man":       "internal/owned",
 	"cmd/postern/secret":    "internal/owned internal/refusal",
@@ -108,7 +108,7 @@ var never = map[string]string{
 	"relay/message":     "github.com/jackc/... database/sql log log/slog net",
 	"relay/queue":       "net/smtp net/mail net/http github.com/emersion/...",
 	"relay/submission":  "github.com/jackc/... database/sql net/smtp net/mail net/textproto",
-	"relay/connect":     "relay/smtp relay/upstream relay/upstream/breaker relay/upstream/budget relay/upstream/oauth internal/share internal/panics",
+	"relay/connect":     "github.com/jackc/... database/sql log log/slog net/smtp net/mail net/textproto",
 	"relay/delivery":    "github.com/jackc/... database/sql net/smtp net/mail net/textproto",
 	"relay/bounce":      "github.com/jackc/... database/sql net net/smtp net/mail",
 	"relay/seal":        "github.com/jackc/... database/sql log log/slog net",

@@ -153,7 +153,12 @@ func (a *app) routesChanged(ctx context.Context, users *accounts, routes *route.
 
 // waits are what a changed route or upstream may let go, by how the last reply begins. It is all of
 // it: the reply names the first of several ways, and any of them may be free now.
-var waits = []struct{ reply, text string }{{delivery.NoRoute, "for a route"}, {delivery.Paused, "for an upstream"}, {delivery.LeftAlone, "for an upstream that was left alone"}, {delivery.Spent, "for a budget"}}
+var waits = []struct{ reply, text string }{
+	{delivery.NoRoute, "for a route"},
+	{delivery.Paused, "for an upstream"},
+	{delivery.LeftAlone, "for an upstream that was left alone"},
+	{delivery.OverBudget, "for a budget"},
+}
 
 // brief is how long a node takes to read its routes, or to look at what is due, unless something
 // is slow.

@@ -40,8 +40,8 @@ func (s *Spent) Exhausted() bool {
 // on from there.
 type Walk struct {
 	d        *Dialer
-	progress *atomic.Uint64    // of the worker; nil for probes
-	trace    *trace            // of a probe; nil for workers
+	progress *atomic.Uint64    // of a delivery; nil for probes
+	trace    *trace            // of a probe; nil for deliveries
 	token    oauth.Token       // of an upstream that has a grant; zero: not yet
 	domain   string            // mx: the domain's key
 	Upstream *upstream.Account // nil for MX

@@ -12,11 +12,11 @@ import (
 	"postern/relay/upstream/budget"
 )
 
-// Spent begins the replies of recipients who wait for a budget. A claim knows them by it
+// OverBudget begins the replies of recipients who wait for a budget. A claim knows them by it
 // (relay/queue/claim.sql).
 const (
-	Spent    = "451 4.4.5 " + ofBudget
-	ofBudget = connect.OfBudget
+	OverBudget = "451 4.4.5 " + ofBudget
+	ofBudget   = connect.OfBudget
 )
 
 // Budgets is what the engine needs of *budget.Budgets.
@@ -41,8 +41,8 @@ func waited(rcpts []queue.Recipient) bool {
 	return slices.ContainsFunc(rcpts, func(r queue.Recipient) bool { return r.Waited || r.Attempts > 0 })
 }
 
-// outOfBudget says why j would wait longer than seconds, nil if it would not. Only what can be sent
-// comes into the line: mail for other destinations would have no room beside the rest. mu is held.
+// outOfBudget says why j would wait for more than seconds, nil if it would not. Such a job does not
+// enter the line, where it would take the room of mail for other destinations. mu is held.
 func (d *destination) outOfBudget(j *job) *budget.Wait {
 	if !d.e.budgeted(d.upstream) {
 		return nil
@@ -97,7 +97,7 @@ func (d *destination) await(j *job, wait *budget.Wait) {
 	d.e.leave(j, j.rcpts, outcomes, nil)
 }
 
-// takeTurns gives those a turn that wait for a budget, now that none of their ways is left.
+// takeTurns gives a turn to the recipients that wait for a budget, now that no way is left for them.
 func (e *Engine) takeTurns(rcpts []queue.Recipient, outcomes []queue.Outcome) {
 	var turn budget.Wait
 	for i := range outcomes {
