@@ -21,6 +21,6 @@
 // expires on its own.) A reply that is not understood defers. A final dot without a complete reply
 // is recorded as unknown.
 //
-// It reads and writes no database; the interfaces Queue, Breakers and Tokens have all that it needs
-// of one.
+// It reads and writes no database; the interfaces Queue, Breakers, Budgets and connect.Tokens have
+// all that it needs of one.
 package delivery
