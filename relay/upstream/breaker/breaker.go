@@ -14,12 +14,12 @@ import (
 )
 
 const (
-	readEvery  = time.Second
-	stale      = 10 // readings that failed, after which all states count as closed
-	probeTime  = time.Minute
-	leaseTime  = probeTime + 3*callTime // a probe, and the write of its result
-	retryProbe = 30 * time.Second       // after a probe that could not be made
-	suspectPause = time.Minute // between two probes of a node because of a suspicion
+	readEvery    = time.Second
+	stale        = 10 // readings that failed, after which all states count as closed
+	probeTime    = time.Minute
+	leaseTime    = probeTime + 3*callTime // a probe, and the write of its result
+	retryProbe   = 30 * time.Second       // after a probe that could not be made
+	suspectPause = time.Minute            // between two probes of a node because of a suspicion
 )
 
 // Config configures Breakers. All but Guard must be set.
@@ -47,12 +47,12 @@ type Breakers struct {
 	current atomic.Pointer[snapshot]
 	wake    chan struct{} // capacity 1
 
-	mu      sync.Mutex
-	news    map[string]news      // of upstreams, to be written
-	pending atomic.Int32         // how many
+	mu        sync.Mutex
+	news      map[string]news      // of upstreams, to be written
+	pending   atomic.Int32         // how many
 	suspected map[string]time.Time // when Suspect last began something
-	probing map[string]bool
-	probes  sync.WaitGroup
+	probing   map[string]bool
+	probes    sync.WaitGroup
 }
 
 // news is what a node has learned of an upstream, the last of it. The zero news is nothing.
