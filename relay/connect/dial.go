@@ -89,8 +89,8 @@ type Watch struct {
 	Progress *atomic.Uint64 // see smtp.ClientConfig
 }
 
-// Open begins a conversation with an upstream or, where up is nil, with a mail host of domain. It
-// goes on with what its attempt has spent before.
+// Open begins a conversation with an upstream or, where up is nil, with a mail host of domain. before
+// is what the attempt has spent so far.
 func (d *Dialer) Open(ctx context.Context, domain string, up *upstream.Account, before Spent, watch Watch) (*Conn, *Trouble) {
 	watch.Talking.Store(true)
 	defer watch.Talking.Store(false)
