@@ -153,6 +153,9 @@ func (c *committer) commit(mail []*submittal) {
 
 // try runs the transaction of the group once, or returns reserve.ErrFull.
 func (c *committer) try(mail []*submittal, again bool) error {
+	if !again && c.q.room.Full() {
+		return reserve.ErrFull // no need to wait for settled
+	}
 	c.q.commits.writing.RLock()
 	defer c.q.commits.writing.RUnlock()
 	if !again && c.q.room.Full() { // it may have become full since they came
