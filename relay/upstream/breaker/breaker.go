@@ -172,10 +172,10 @@ func (b *Breakers) round(ctx context.Context, changed func(string)) error {
 	if err != nil {
 		return err
 	}
-	was, now := b.States(), time.Now()
+	was, now := b.States(), time.Now() // at first nothing: what closed while this node was away is news
 	b.current.Store(&snapshot{now, list})
 	for _, s := range list {
-		if before := was.Of(s.Upstream); before.Open != s.Open || before.Opening != s.Opening && was != nil {
+		if before := was.Of(s.Upstream); before.Open != s.Open || before.Opening != s.Opening {
 			changed(s.Upstream)
 		}
 		if s.Open && !s.paused && s.Prober == "" && !s.NextProbe.After(now) {
