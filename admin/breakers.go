@@ -6,7 +6,7 @@ import (
 	"postern/relay/upstream/breaker"
 )
 
-// upstreamBreakers collects what they are.
+// upstreamBreakers collects the states of the upstreams' breakers.
 type upstreamBreakers struct {
 	list           func() breaker.States
 	open, openings *prometheus.Desc

@@ -439,7 +439,7 @@ func TestA7HeapOfHashesThatEndTogether(t *testing.T) { // alone, for others use 
 	}
 	all.Wait()
 	if grown, most := peak.Load()-min(peak.Load(), before), uint64(permits*each*12/10); grown > most {
-		t.Errorf("the heap grew by %d MiB, %d hashes at once are %d", grown>>20, permits, permits*each>>20)
+		t.Errorf("the heap grew by %d MiB, and %d concurrent hashes take %d", grown>>20, permits, permits*each>>20)
 	}
 }
 
@@ -467,6 +467,6 @@ func TestA7HeapOfHashes(t *testing.T) { // alone, for others use the heap too
 		}
 	}
 	if grown, most := peak-min(peak, before), uint64(permits*19<<20*12/10); grown > most {
-		t.Errorf("the heap grew by %d MiB, %d hashes at once are %d", grown>>20, permits, permits*19)
+		t.Errorf("the heap grew by %d MiB, and %d concurrent hashes take %d", grown>>20, permits, permits*19)
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"postern/auth/audit"
 )
 
-// ErrDoubtPolicy says that something is not one of DoubtPolicies.
+// ErrDoubtPolicy is the error of a policy that is not one of DoubtPolicies.
 var ErrDoubtPolicy = errors.New("not a policy for mail in doubt")
 
 // DoubtPolicies are what can become of mail that may have been delivered (docs/delivery.md): it is
@@ -27,8 +27,8 @@ func CheckDoubtPolicy(policy string) error {
 	return nil
 }
 
-// SetInDoubt says what is to become of a user's mail in doubt, whatever its way says; "" leaves it to
-// the way. The error is ErrName, ErrNotFound or ErrDoubtPolicy, or of the database.
+// SetInDoubt sets the policy for a user's mail in doubt, which goes before that of its upstream; ""
+// leaves it to the upstream. The error is ErrName, ErrNotFound or ErrDoubtPolicy, or of the database.
 func (s *Store) SetInDoubt(ctx context.Context, name, policy string) error {
 	if err := CheckDoubtPolicy(policy); err != nil {
 		return err

@@ -151,10 +151,10 @@ create table recipient (
 	-- 'upstream ' || name, or the budget that it waits for, 'budget ' or 'sessions ' || name; null for
 	-- all others. A claim clears it.
 	waits_for          text,
-	-- The one way that it may take, an upstream's name or 'mx': a final dot went there, or may have,
-	-- without a complete reply (docs/delivery.md); null for all others.
+	-- The only way that the row may take, an upstream's name or 'mx': a final dot without a complete
+	-- reply went there, or may have (docs/delivery.md); null for all others.
 	stays_with         text,
-	-- The fate of mail in doubt (docs/delivery.md): it is tried again at stays_with, held for a person,
+	-- The policy of mail in doubt (docs/delivery.md): it is sent again by stays_with, held for a person,
 	-- or its sender is told; null for all others.
 	doubt              text        check (doubt in ('retry', 'hold', 'notice')),
 	scope              text,                               -- of the last reply, as in the history

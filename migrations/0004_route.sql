@@ -36,8 +36,8 @@ create table upstream (
 	check (username = '' or tls in ('require', 'implicit'))
 );
 
--- The fate of a recipient in doubt (column recipient.doubt), for the queue: as its user has it, else as
--- its way has it. Where nobody can be told (recipient.tell) a person is asked instead.
+-- The policy for a recipient in doubt (column recipient.doubt), for the queue: that of its user, else
+-- that of its upstream. Where nobody can be told (recipient.tell) it is held for a person instead.
 create function doubt_policy(user_id bigint, way text, tell integer) returns text language sql stable as $$
 	select case when policy = 'notice' and $3 & 1 = 0 then 'hold' else policy end
 	from (select coalesce((select nullif(u.in_doubt, '') from app_user u where u.id = $1),

@@ -4,9 +4,9 @@
 -- every node each second; written by its key, when the state changes and around a probe.
 create table upstream_breaker (
 	upstream      text        collate "C" primary key references upstream (name) on delete cascade,
-	opening       bigint      not null,                -- how often it has opened: who closes means this one
+	opening       bigint      not null,                -- how often it has opened: a delivery closes the one that it knew
 	opened_at     timestamptz,                         -- null: it is closed
-	opened_by     text        not null,                -- the node; and the cause of the last opening or probe:
+	opened_by     text        not null,                -- the node; then the cause of the last opening or probe:
 	stage         text        not null,
 	scope         text        not null,
 	reply         text        not null,
@@ -14,7 +14,7 @@ create table upstream_breaker (
 	failures      integer     not null,                -- probes that failed in a row
 	next_probe_at timestamptz,                         -- no node probes before
 	holder        text        not null default '',     -- the node that probes
-	lease         bigint      not null default 0,      -- of the last taking: a probe's result counts only with it
+	lease         bigint      not null default 0,      -- the number of the last lease: a probe's result counts only with it
 	lease_until   timestamptz,
 	closed_at     timestamptz,
 	closed_by     text        not null default '',     -- the node

@@ -73,6 +73,9 @@ func survive(t *testing.T, u *restarted, rate, restarts int, away []time.Duratio
 	t.Helper()
 	r := rig.New(t, false)
 	r.Postern("", "upstream", "add", "sink", "--host", u.cfg.Addr, "--tls", "opportunistic", "--connections", "20")
+	if u.cfg.TLS != nil {
+		r.Postern("", "upstream", "set", "sink", "--budget", "messages 1000/s, sessions 20")
+	}
 	r.Postern("", "route", "add", "--via", "sink")
 	node := r.Node(rig.NodeConfig{Name: "solo"})
 	load := newLoad(t, r, node)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"postern/internal/pgtest"
+	"postern/internal/serve"
 	"postern/internal/smtptest"
 )
 
@@ -91,16 +92,14 @@ address = "127.0.0.1:0"
 	return s
 }
 
-// unusedPort is one that nobody listened on a moment ago: commands print the ports of
-// the configuration.
+// unusedPort is serve.FreePort: commands print the ports of the configuration.
 func unusedPort(t *testing.T) int {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := serve.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
-	return ln.Addr().(*net.TCPAddr).Port
+	return port
 }
 
 func greylist(s smtptest.Session) smtptest.Action {

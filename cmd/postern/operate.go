@@ -21,9 +21,10 @@ type operation struct {
 	all  string // what --all chooses
 	busy bool   // it would concern what is being sent, too
 
-	probe bool // it has the upstreams probed that all nodes leave alone, or the one that is chosen
+	probe bool // it has upstreams probed that all nodes leave alone: all, or the one that is chosen
 
-	doubt, release bool // it concerns only what is in doubt; leaves what is held for that
+	doubt   bool // it concerns only mail in doubt
+	release bool // it leaves mail that is held because it is in doubt
 
 	// onUser is what the verb does to a whole user, nil for none.
 	onUser func(a *app, ctx context.Context, q *desk.Admin, w whole) error
@@ -75,8 +76,8 @@ func (a *app) queueReleaseCmd() *cobra.Command {
 	}, &cobra.Command{
 		Short: "release held mail, or all held mail of a user",
 		Long: `Releases held recipients: those of the given messages, those that match all filters,
-or with --all those of the whole queue. They are due immediately. Mail that is held because
-it may have been delivered stays: 'postern queue resolve' is for that.
+or with --all those of the whole queue. They are due immediately. Mail that is held
+because it may have been delivered stays held: 'postern queue resolve' is for that.
 
 With --user alone the holds of the user and of its credentials end, whoever made
 them, and all its held mail is released. Otherwise single messages of a user who is
@@ -121,10 +122,11 @@ func (a *app) queueResolveCmd() *cobra.Command {
 		},
 	}, &cobra.Command{
 		Short: "say what became of mail that may have been delivered",
-		Long: `Ends the doubt about recipients whose mail may have been delivered, since the connection
-broke before the next server confirmed it: those of the given messages, those that match all
-filters, or with --all those of the whole queue. 'postern queue list --in-doubt' lists them,
-held and waiting. Ask the recipient, or look in that server's log. Then:
+		Long: `Ends the doubt about recipients whose mail may have been delivered, because the
+connection broke before the next server confirmed it: those of the given messages, those
+that match all filters, or with --all those of the whole queue. 'postern queue list
+--in-doubt' lists them, held and waiting. Ask the recipient, or look in that server's
+log. Then:
 
   --delivered  it arrived: the recipient is done, and the history names the operator
   --resend     it did not: it is due now, by any way of its route, as a possible duplicate

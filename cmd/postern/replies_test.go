@@ -97,13 +97,13 @@ func hasPieces(text, reply string) bool {
 // they are made. What is only the end of one, as the fault of an address, has no code.
 func repliesOfTheSources(t *testing.T) map[string]string {
 	t.Helper()
-	replies := map[string]string{}
+	replies, known := map[string]string{}, map[string]string{}
 	for _, dir := range []string{"policy", "relay/smtp", "relay/message", "relay/submission", "relay/queue", "relay/connect", "relay/delivery"} {
 		files, err := filepath.Glob("../../" + dir + "/*.go")
 		if err != nil || len(files) == 0 {
 			t.Fatalf("%s: %v", dir, err)
 		}
-		s := replySource{fset: token.NewFileSet(), functions: map[string]*ast.FuncDecl{}, values: map[string]ast.Expr{}}
+		s := replySource{fset: token.NewFileSet(), functions: map[string]*ast.FuncDecl{}, values: map[string]ast.Expr{}, known: known}
 		for _, file := range files {
 			if strings.HasSuffix(file, "_test.go") {
 				continue
@@ -119,6 +119,11 @@ func repliesOfTheSources(t *testing.T) map[string]string {
 			found = len(s.makers)
 			s.find(replies)
 		}
+		for name, v := range s.values {
+			if words := literal(v); words != "" {
+				known[filepath.Base(dir)+"."+name] = words
+			}
+		}
 	}
 	return replies
 }
@@ -129,6 +134,7 @@ type replySource struct {
 	all       []*ast.FuncDecl
 	functions map[string]*ast.FuncDecl // those that are not methods
 	values    map[string]ast.Expr      // of constants and variables of the package
+	known     map[string]string        // texts of packages read before, as "connect.OfBudget"
 	makers    map[string]string        // functions that make a reply of their only parameter: its codes
 }
 
@@ -231,6 +237,10 @@ func (s *replySource) texts(e ast.Expr, of *ast.FuncDecl) []string {
 		}
 		if of != nil && !isParameter(of, e.Name) {
 			return s.assigned(e.Name, of)
+		}
+	case *ast.SelectorExpr:
+		if from, ok := e.X.(*ast.Ident); ok && s.known[from.Name+"."+e.Sel.Name] != "" {
+			return []string{s.known[from.Name+"."+e.Sel.Name]}
 		}
 	case *ast.CallExpr:
 		return s.called(e, of)

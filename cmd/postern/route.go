@@ -151,9 +151,14 @@ func (a *app) routesChanged(ctx context.Context, users *accounts, routes *route.
 	return a.retryWaiting(ctx, users)
 }
 
-// waits are what a changed route or upstream may let go, by how the last reply begins. It is all of
-// it: the reply names the first of several ways, and any of them may be free now.
-var waits = []struct{ reply, text string }{{delivery.NoRoute, "for a route"}, {delivery.Paused, "for an upstream"}, {delivery.LeftAlone, "for an upstream that was left alone"}, {delivery.Spent, "for a budget"}}
+// waits are the mail that a changed route or upstream may let go, by how its last reply begins. All
+// such mail is tried: the reply names the first of several ways, and any of them may be free now.
+var waits = []struct{ reply, text string }{
+	{delivery.NoRoute, "for a route"},
+	{delivery.Paused, "for an upstream"},
+	{delivery.LeftAlone, "for an upstream that was left alone"},
+	{delivery.OverBudget, "for a budget"},
+}
 
 // brief is how long a node takes to read its routes, or to look at what is due, unless something
 // is slow.

@@ -20,6 +20,7 @@ import (
 	"postern/internal/refusal"
 	"postern/internal/units"
 	"postern/relay/keyring"
+	"postern/relay/route"
 	"postern/relay/seal"
 	"postern/relay/upstream"
 	"postern/relay/upstream/breaker"
@@ -73,7 +74,7 @@ func (u *upstreamFlags) flags(cmd *cobra.Command) {
 	f.StringSliceVar(&u.senders, "senders", nil, "`patterns` of addresses that it may send as, like those of 'postern sender allow', or domains (default: all)")
 	f.StringVar(&u.rewriteSender, "rewrite-sender", "", "`address` that sends instead, in the envelope and in From")
 	f.IntVar(&u.recipients, "recipients-per-transaction", 0, "recipients of one transaction (default 100)")
-	f.StringVar(&u.budget, "budget", "", "the most that all nodes together give it, such as `'messages 30/m, recipients 10000/d, sessions 3'`; none")
+	f.StringVar(&u.budget, "budget", "", "the most that all nodes together give it, such as `'messages 30/m, recipients 10000/d, sessions 3'`; or none")
 }
 
 // apply puts the flags that are given into an account, and what is not set then as the preset
@@ -219,10 +220,10 @@ it and whatever its name and dates are.
 
 --source is an address of this machine, or of each node's: mail waits at a node without it.
 
---budget is what all nodes together may give it: messages and recipients in a window of s, m, h
-or d, which rolls unless a day begins at midnight in a zone (10000/d@Europe/Berlin), and
-sessions, which are connections. Mail over it waits for its turn; 'postern upstream show' says
-what is used.
+--budget is the most that all nodes together give it: messages and recipients in a window
+of s, m, h or d, which rolls unless a day begins at midnight in a zone
+(10000/d@Europe/Berlin), and sessions, which are connections. Mail over it takes the next
+way of its route, or waits for its turn; 'postern upstream show' shows what is used.
 
 An account (--username with a password) needs require or implicit. Its
 password is sealed with the key in secret_key_file before it is stored. With
@@ -234,8 +235,8 @@ address in From, whose name stays. Replies still go to the author: Reply-To gets
 From unless there is one, and Sender is removed. Bounces from later servers go to the new
 address. The null sender of notices stays.
 
---in-doubt is for mail that may have been delivered, since the connection broke before the
-smarthost confirmed it, unless its user has a setting of its own:
+--in-doubt is the policy for mail that may have been delivered, because the connection
+broke before the smarthost confirmed it. A policy of the mail's user goes before it:
 ` + doubtPoliciesHelp[1:],
 		Example: `  postern upstream add out --host smtp.example.net:587 --tls require
   postern upstream add m365 --preset m365 --username relay@example.com --password-stdin <password.txt
@@ -341,8 +342,9 @@ func (a *app) upstreamSetCmd() *cobra.Command {
 		Use:   "set NAME",
 		Short: "change a smarthost's settings",
 		Long: `Changes the settings whose flags are given, as 'postern upstream add' describes them; all
-nodes follow within two seconds, and mail that waits uses them at its next attempt. 0 and ''
-stand for the default, which is the preset's if it has one.
+nodes follow within two seconds, and mail that waits uses them at its next attempt. A smarthost
+that all nodes leave alone is probed then. 0 and '' stand for the default, which is the preset's
+if it has one.
 
 A new --username also needs its password, or --oauth with the flags that go with it.`,
 		Example: `  postern upstream set out --password-stdin <password.txt
@@ -370,10 +372,14 @@ A new --username also needs its password, or --oauth with the flags that go with
 				if flags.tokens.given() {
 					a.hintLogin(up)
 				}
-				if !cmd.Flags().Changed("senders") && !cmd.Flags().Changed("budget") {
-					return nil
+				if cmd.Flags().Changed("senders") || cmd.Flags().Changed("budget") {
+					if err := a.retryWaiting(ctx, users); err != nil {
+						return err
+					}
 				}
-				return a.retryWaiting(ctx, users)
+				// A probe that succeeds lets its mail go: by then the nodes know of the change.
+				_, err = a.probeOpen(ctx, users, args[0], route.TableAge+brief)
+				return err
 			})
 		},
 	}
@@ -427,10 +433,10 @@ func (a *app) upstreamShowCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show NAME",
 		Short: "show a smarthost's settings, budget, and what its replies mean",
-		Long: `Shows the settings of a smarthost; why all nodes leave it alone, if they do; what is used and left
-of its budget, what nodes have leased included, when the next of it is free, and how many recipients
-wait for it; and the table by
-which its replies are judged, as 'postern upstream reply list'.`,
+		Long: `Shows the settings of a smarthost, and why all nodes leave it alone, if they do. Of its
+budget it shows what is used (with what nodes have leased), what is left, when more is
+free, and how many recipients wait for it. Then comes the table by which its replies are
+judged, as 'postern upstream reply list' shows it.`,
 		Args: one("name", "the upstream's name"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
 			store := users.upstreams(nil)
@@ -529,9 +535,9 @@ func (a *app) upstreamPauseCmd(pause bool) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "resume NAME",
 		Short: "send mail to a paused smarthost again, or try one that failed",
-		Long: `Ends a pause. The mail that waits for it is due immediately. One that all nodes leave alone is
-probed by a running server within seconds, and again soon if that fails; if a probe gets through,
-its mail goes.`,
+		Long: `Ends a pause. The mail that waits for it is due immediately. A smarthost that all nodes
+leave alone is probed by a running server within seconds, and again soon if that fails;
+when a probe gets through, its mail goes.`,
 		Args: one("name", "the upstream's name"),
 	}
 	if pause {
@@ -546,15 +552,8 @@ within two seconds; mail that a node has started or queued by then is still sent
 			return err
 		}
 		if !pause {
-			open, err := breaker.Hurry(ctx, users.pool, args[0])
-			if err != nil {
+			if open, err := a.probeOpen(ctx, users, args[0], 0); err != nil || open && !changed {
 				return err
-			}
-			if open > 0 {
-				fmt.Fprintf(a.stdout, "upstream %s is open: a running server probes it within seconds; 'postern upstream show %[1]s' has the result\n", args[0])
-				if !changed {
-					return nil
-				}
 			}
 		}
 		said := map[bool]string{true: "paused", false: "resumed"}[pause]
@@ -571,6 +570,22 @@ within two seconds; mail that a node has started or queued by then is still sent
 	return cmd
 }
 
+// probeOpen has an upstream that all nodes leave alone probed after a time, and says so.
+func (a *app) probeOpen(ctx context.Context, users *accounts, name string, after time.Duration) (open bool, err error) {
+	all, err := breaker.List(ctx, users.pool)
+	if err != nil || !all.Of(name).Open {
+		return false, err
+	}
+	if err := pause(ctx, after); err != nil {
+		return true, err
+	}
+	if _, err := breaker.Hurry(ctx, users.pool, name); err != nil {
+		return true, err
+	}
+	fmt.Fprintf(a.stdout, "upstream %s is open: a running server probes it within seconds; 'postern upstream show %[1]s' has the result\n", name)
+	return true, nil
+}
+
 func (a *app) upstreamRemoveCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "remove NAME",
@@ -582,8 +597,8 @@ func (a *app) upstreamRemoveCmd() *cobra.Command {
 				return err
 			}
 			if staying > 0 {
-				return refusal.Invalid("%d recipients stay with upstream %q, which may have delivered to them: see 'postern queue list --upstream %[2]s --in-doubt', "+
-					"and 'postern queue resolve' them first", staying, args[0])
+				return refusal.Invalid("%d recipients stay with upstream %q, which may have delivered to them: list them with 'postern queue list --upstream %[2]s --in-doubt', "+
+					"and end the doubt with 'postern queue resolve'", staying, args[0])
 			}
 			if err := users.upstreams(nil).Remove(ctx, args[0]); err != nil {
 				return err

@@ -340,9 +340,9 @@ func (a *app) userSetCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "set NAME --in-doubt POLICY",
 		Short: "change a user's settings",
-		Long: `Changes what becomes of the user's mail when it may have been delivered: the connection
-broke before the next server confirmed it. The user's setting goes before the upstream's;
-'' leaves it to the upstream.
+		Long: `Sets the policy for mail of the user that may have been delivered, because the connection
+broke before the next server confirmed it. The user's policy goes before that of the
+upstream; '' leaves it to the upstream.
 ` + doubtPoliciesHelp,
 		Example: `  postern user set invoices@example.com --in-doubt hold`,
 		Args:    one("name", "the user's name"),

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -55,6 +56,17 @@ func NewCAOf(t testing.TB, key crypto.Signer) *CA {
 		t.Fatal(err)
 	}
 	return &CA{cert: cert, key: key, der: der}
+}
+
+// RSALeaf is a certificate with an RSA key, which old key exchanges need, and its authority.
+func RSALeaf(t testing.TB, names ...string) (Leaf, *CA) {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca := NewCAOf(t, key)
+	return ca.LeafOf(t, key, names...), ca
 }
 
 // PEM returns the authority's certificate.

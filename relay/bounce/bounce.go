@@ -176,10 +176,9 @@ func (b *Bouncer) skip(ctx context.Context, n *queue.Notice, why string) error {
 	return nil
 }
 
-// original returns what of the message goes into the notice. RET says it for a
-// failure (RFC 3461 section 4.3) and mail in doubt; other notices carry the header section only, and so do
-// those of a message that not every way back takes: message/rfc822 cannot be encoded
-// (RFC 2046 section 5.2.1).
+// original returns what of the message goes into the notice. RET says it for a failure (RFC 3461
+// section 4.3) and for mail in doubt; other notices carry the header section only, and so do those of
+// a message that not every way back takes: message/rfc822 cannot be encoded (RFC 2046 section 5.2.1).
 func original(n *queue.Notice) (octets []byte, full bool, err error) {
 	whole := (n.Kind == queue.NoticeFailure || n.Kind == queue.NoticeDoubt) && n.Message.Ret != smtp.ReturnHeaders &&
 		n.Body != nil && n.Body.Size() <= maxReturned

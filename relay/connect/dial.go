@@ -95,8 +95,8 @@ type Watch struct {
 // ErrNoPlace is no trouble: Watch.Arrive had no place, and nothing was tried.
 var ErrNoPlace = errors.New("the site has all the connections that it may")
 
-// Open begins a conversation with an upstream or, where up is nil, with a mail host of domain. It
-// goes on with what its attempt has spent before.
+// Open begins a conversation with an upstream or, where up is nil, with a mail host of domain. before
+// is what the attempt has spent so far.
 func (d *Dialer) Open(ctx context.Context, domain string, up *upstream.Account, before Spent, watch Watch) (*Conn, *Trouble) {
 	watch.Talking.Store(true)
 	defer watch.Talking.Store(false)

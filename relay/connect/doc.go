@@ -4,7 +4,7 @@
 //
 // Invariants: credentials are sent only over verified TLS; a connection to an MX is never made
 // to a private or special address (unless a test setting allows it); one attempt uses at most
-// MaxTries addresses, MaxSessions conversations and AttemptTime.
+// MaxTries addresses, maxSessions conversations and attemptTime.
 //
 // It sends no mail and knows nothing of messages.
 package connect

@@ -131,7 +131,7 @@ func (a *askedDNS) LookupNetIP(ctx context.Context, network, host string) ([]net
 // A walk whose time ended before anything was dialled has trouble to tell.
 func TestP05NoTimeLeft(t *testing.T) {
 	t.Parallel()
-	w := Walk{d: New(Config{DNS: &smtptest.Resolver{}}), addrs: make([]netip.Addr, 1), Spent: Spent{Begun: time.Now().Add(-AttemptTime)}}
+	w := Walk{d: New(Config{DNS: &smtptest.Resolver{}}), addrs: make([]netip.Addr, 1), Spent: Spent{Begun: time.Now().Add(-attemptTime)}}
 	if c, trouble := w.Next(t.Context()); c != nil || trouble == nil || !trouble.Reply.IsTemporary() {
 		t.Errorf("%+v, %+v", c, trouble)
 	}

@@ -22,9 +22,7 @@ const (
 )
 
 // Prober begins conversations as deliveries do, up to where mail would be sent, and
-// ends them with QUIT. It sends no mail. Of a Config it uses what concerns dialling:
-// DNS, Hello, Origin, Self, Tokens, Timeouts, ConnectTime, LookupTime, MXPort and AllowPrivateMX. It
-// is safe for concurrent use.
+// ends them with QUIT. It sends no mail. It is safe for concurrent use.
 type Prober struct{ d *Dialer }
 
 // Probe is how far a conversation came. Its Err is why no mail could be sent, nil when it could.
@@ -163,7 +161,7 @@ func (p *Prober) Upstream(ctx context.Context, up *upstream.Account, trial Trial
 	return probe
 }
 
-// converse is a conversation that has not ended, as far as there is one.
+// converse begins a conversation, and leaves it open.
 func (p *Prober) converse(ctx context.Context, up *upstream.Account, trial Trial) (w Walk, c *Conn, t *Trouble) {
 	w, t = p.d.walkTo(ctx, "", up)
 	if trial.Tell != nil {
@@ -194,8 +192,8 @@ func (p *Prober) converse(ctx context.Context, up *upstream.Account, trial Trial
 	return w, c, t
 }
 
-// Through converses with an upstream up to MAIL with a sender, "" for none, and RSET, and returns
-// why no mail can be sent, nil when it can. The error is this machine's own trouble.
+// Through converses with an upstream up to MAIL with a sender ("" for none) and RSET. It returns why
+// no mail can be sent, nil when it can. The error is this machine's own trouble.
 func (p *Prober) Through(ctx context.Context, up *upstream.Account, sender string) (*breaker.Cause, error) {
 	var trial Trial
 	if from, err := smtp.ParseAddress(sender); err == nil && smtp.IsASCII(sender) && up.MaySend(from) {
@@ -208,7 +206,7 @@ func (p *Prober) Through(ctx context.Context, up *upstream.Account, sender strin
 		return nil, nil
 	case t.OfMachine():
 		return nil, t.Err
-	case t.Said && t.Stage() == smtp.StageMail: // for the sender's sake it opens nothing
+	case t.Said && t.Stage() == smtp.StageMail: // a refusal of the sender opens nothing
 		if scope := up.Replies.Classify(upstream.StageMail, t.Reply).Scope; scope.OfMail() || scope == upstream.ScopeSender {
 			return nil, nil
 		}

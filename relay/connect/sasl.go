@@ -18,7 +18,7 @@ import (
 // errNoMechanism is the trouble of a server that offers no mechanism which can prove the account.
 var errNoMechanism = errors.New("no mechanism")
 
-// authenticate proves the upstream account. The connection is verified TLS: open sees to that.
+// authenticate proves the upstream account. The connection is verified TLS: Walk.unsafe sees to that.
 // Where the server refuses one mechanism it is given the other that it offers, over the same
 // connection. The one that worked is tried first next time.
 func (d *Dialer) authenticate(ctx context.Context, c *smtp.Client, to Target) error {

@@ -2,62 +2,25 @@ package connect
 
 import (
 	"bufio"
-	"crypto/rand"
-	"crypto/rsa"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
 	"fmt"
-	"math/big"
 	"net"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"testing"
-	"time"
+
+	"postern/internal/smtptest"
 )
 
-// rsaCertificate is one of the kind that RSA key exchange needs.
-func rsaCertificate(t *testing.T) (tls.Certificate, *rsa.PrivateKey) {
-	t.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageKeyEncipherment | x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, key
-}
-
-func pemOf(kind string, der []byte) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
-}
-
-// TestP11OpenSSL does the same with another implementation, and sees that a server with a
-// choice uses a good suite.
+// TestP11OpenSSL handshakes with an implementation that offers old suites, and sees that a server
+// with a choice uses a good one.
 func TestP11OpenSSL(t *testing.T) {
 	t.Parallel()
 	openssl, err := exec.LookPath("openssl")
 	if err != nil {
-		t.Skip("there is no openssl")
+		t.Fatal("there is no openssl: install it, for the handshakes of another implementation")
 	}
-	cert, key := rsaCertificate(t)
-	dir := t.TempDir()
-	certFile, keyFile := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	for file, text := range map[string][]byte{
-		certFile: pemOf("CERTIFICATE", cert.Certificate[0]), keyFile: pemOf("RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(key)),
-	} {
-		if err := os.WriteFile(file, text, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	leaf, _ := smtptest.RSALeaf(t, "127.0.0.1")
+	certFile, keyFile := leaf.WriteFiles(t, t.TempDir())
 	for name, test := range map[string]struct {
 		args []string
 		want uint16

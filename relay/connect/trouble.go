@@ -27,12 +27,12 @@ type Trouble struct {
 	Closed    bool // the host says that it takes no mail, ever (RFC 7504), and so do all others
 	Crowded   bool // it is ours: the address has all the connections that it may, or the machine has no room for one
 
-	Wait *budget.Wait // crowded by the upstream's budget of sessions
+	Wait *budget.Wait // Crowded because the upstream's budget of sessions is spent; else nil
 
 	greeted  bool // EHLO was answered
 	badToken bool // the upstream took no token
 
-	Spent // to meet it
+	Spent // until t was met
 }
 
 // failure is permanent trouble.
@@ -80,7 +80,7 @@ func (t *Trouble) Cause(replies *upstream.Replies) breaker.Cause {
 	return breaker.Cause{Stage: string(TableStage(t.Stage())), Scope: string(scope), Reply: t.Reply.String(), Wait: wait}
 }
 
-// OfMachine reports that another node may have none of that trouble.
+// OfMachine reports trouble of this machine, which another node may not have.
 func (t *Trouble) OfMachine() bool {
 	source := (*SourceError)(nil)
 	return t.Crowded || errors.As(t.Err, &source)
@@ -116,17 +116,22 @@ func (d *Dialer) enter(ctx context.Context, to Target) (leave func(), t *Trouble
 	return func() { d.Slots.Leave(1, share.Network(to.Addr.Addr())) }, nil
 }
 
-// OfBudget begins the text of a reply to mail that waits for an upstream's budget.
+// OfBudget begins the text of OverBudgetReply.
 const OfBudget = "waits for the budget of upstream "
 
-// session counts a connection to an upstream in.
+// OverBudgetReply is that of mail, or a connection, that waits for an upstream's budget.
+func OverBudgetReply(wait *budget.Wait) smtp.Reply {
+	return smtp.Temporary(451, 4, 5, OfBudget+wait.Why)
+}
+
+// session takes a session of the upstream's budget.
 func (d *Dialer) session(ctx context.Context, up *upstream.Account) (leave func(), t *Trouble) {
 	if d.cfg.Sessions == nil || up.Budget == "" {
 		return func() {}, nil
 	}
 	leave, wait := d.cfg.Sessions.Session(ctx, budget.Ask{Upstream: up.Name, Setting: up.Budget})
 	if wait != nil {
-		return nil, &Trouble{Reply: smtp.Temporary(451, 4, 5, OfBudget+wait.Why), Err: errCrowded, Crowded: true, Wait: wait}
+		return nil, &Trouble{Reply: OverBudgetReply(wait), Err: errNoSession, Crowded: true, Wait: wait}
 	}
 	return leave, nil
 }
@@ -139,7 +144,10 @@ func crowdedTrouble(to Target) *Trouble {
 	}
 }
 
-var errCrowded = errors.New("too many connections to one address")
+var (
+	errCrowded   = errors.New("too many connections to one address")
+	errNoSession = errors.New("the upstream's budget of sessions is spent")
+)
 
 // inWords is where a conversation broke off, for the text of a made-up reply.
 var inWords = map[smtp.Stage]string{

@@ -18,8 +18,8 @@ import (
 // hosts of a destination; these keep a destination with many of them from taking for ever.
 const (
 	MaxTries    = 5                // addresses that are dialled
-	MaxSessions = 3                // conversations that come past EHLO
-	AttemptTime = 10 * time.Minute // no further host or way is begun with after it
+	maxSessions = 3                // conversations that come past EHLO
+	attemptTime = 10 * time.Minute // after it no further host or way is tried
 )
 
 // Spent is what an attempt has used of its bounds.
@@ -31,7 +31,7 @@ type Spent struct {
 
 // Exhausted reports that the attempt goes nowhere else.
 func (s *Spent) Exhausted() bool {
-	return s.Tries >= MaxTries || s.Sessions >= MaxSessions || !s.Begun.IsZero() && time.Since(s.Begun) >= AttemptTime
+	return s.Tries >= MaxTries || s.Sessions >= maxSessions || !s.Begun.IsZero() && time.Since(s.Begun) >= attemptTime
 }
 
 // Walk goes through the hosts of a destination, in their order, one address after
@@ -40,8 +40,8 @@ func (s *Spent) Exhausted() bool {
 // on from there.
 type Walk struct {
 	d        *Dialer
-	progress *atomic.Uint64    // of the worker; nil for probes
-	trace    *trace            // of a probe; nil for workers
+	progress *atomic.Uint64    // of a delivery; nil for probes
+	trace    *trace            // of a probe; nil for deliveries
 	token    oauth.Token       // of an upstream that has a grant; zero: not yet
 	domain   string            // mx: the domain's key
 	Upstream *upstream.Account // nil for MX
@@ -118,7 +118,7 @@ func (w *Walk) HasNext() bool { return (len(w.addrs) > 0 || len(w.hosts) > 0) &&
 // Next begins a conversation with the next address that can be reached. The trouble is the
 // most informative of those met on the way.
 func (w *Walk) Next(ctx context.Context) (*Conn, *Trouble) {
-	ctx, cancel := context.WithDeadline(ctx, w.Begun.Add(AttemptTime))
+	ctx, cancel := context.WithDeadline(ctx, w.Begun.Add(attemptTime))
 	defer cancel()
 	if t := w.fetchToken(ctx); t != nil {
 		return nil, t

@@ -161,7 +161,7 @@ func (w *worker) conclude(j *job, t *transaction) *job {
 	if n := t.room(); n > 0 {
 		t.conn.Client.LimitRcpts(n)
 	}
-	w.d.judge(j, t, outcomes)
+	w.d.tellEnded(j, t, outcomes)
 	if rest := t.further(j, outcomes); len(rest) > 0 {
 		e.settleBut(j, outcomes, rest)
 		w.dotSent = false

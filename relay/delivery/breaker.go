@@ -45,8 +45,8 @@ func (d *destination) breaker() (s breaker.State, open bool) {
 	return s, s.Open && (s.Account() || !works)
 }
 
-// openWait is the least wait of mail for an open breaker, and how far its end is spread: the
-// breaker's end makes the mail due, and until then it is to cost the database little.
+// openWait is the least wait of mail for an open breaker; up to as much again is added at random. It
+// is long, so that such mail costs the database little: when the breaker closes, the mail is due.
 const openWait = time.Hour
 
 // UpstreamChanged follows a breaker that has opened or closed. Every node makes the mail of a
@@ -83,8 +83,9 @@ func (e *Engine) UpstreamChanged(name string) {
 	}
 }
 
-// waitsFor is the way that an outcome waits for: after a refusal of the account, and unless it is
-// another one, that whose breaker may have opened and closes.
+// waitsFor is the way that an outcome waits for. After a refusal of the account that is, unless it
+// waits for another, the upstream itself: its breaker may have opened, and its closing makes the mail
+// due.
 func waitsFor(o *queue.Outcome) string {
 	if o.WaitsFor == "" && o.Result == queue.Deferred && o.Scope == string(upstream.ScopeAccount) && o.Upstream != viaMX {
 		return queue.Way(o.Upstream, "")
@@ -92,8 +93,8 @@ func waitsFor(o *queue.Outcome) string {
 	return o.WaitsFor
 }
 
-// awaits notes mail that was left by several upstreams and, in the queue, waits for one of them:
-// it is due when the breaker of any of them closes.
+// awaits notes that mail has left several upstreams and, in the queue, waits for one of them: it is
+// due when the breaker of any of them closes.
 func (e *Engine) awaits(way string, left []queue.LeftWay) {
 	if !strings.HasPrefix(way, queue.Way("", "")) {
 		return
@@ -115,11 +116,11 @@ func (d *destination) tellSuspended(t *trouble) {
 	d.e.cfg.Breakers.Open(d.via, c)
 }
 
-// judge lets the breaker of the upstream know how a transaction ended. A refusal that concerns
+// tellEnded tells the breaker of the upstream how a transaction ended. A refusal that concerns
 // the account counts when two users have met with one and no mail was taken in between, or
 // when a probe with another user's sender meets with one too: what a user writes into a message
 // must not stop the mail of others.
-func (d *destination) judge(j *job, t *transaction, outcomes []queue.Outcome) {
+func (d *destination) tellEnded(j *job, t *transaction, outcomes []queue.Outcome) {
 	b := d.e.cfg.Breakers
 	if d.upstream == nil || b == nil || j.user() == 0 { // a notice has the text of the user that it is for
 		return

@@ -7,17 +7,13 @@ import (
 
 	"postern/relay/connect"
 	"postern/relay/queue"
-	"postern/relay/smtp"
 	"postern/relay/upstream"
 	"postern/relay/upstream/budget"
 )
 
-// Spent begins the replies of recipients who wait for a budget. A claim knows them by it
+// OverBudget begins the replies of recipients who wait for a budget. A claim knows them by it
 // (relay/queue/claim.sql).
-const (
-	Spent    = "451 4.4.5 " + ofBudget
-	ofBudget = connect.OfBudget
-)
+const OverBudget = "451 4.4.5 " + connect.OfBudget
 
 // Budgets is what the engine needs of *budget.Budgets.
 type Budgets interface {
@@ -41,8 +37,8 @@ func waited(rcpts []queue.Recipient) bool {
 	return slices.ContainsFunc(rcpts, func(r queue.Recipient) bool { return r.Waited || r.Attempts > 0 })
 }
 
-// outOfBudget says why j would wait longer than seconds, nil if it would not. Only what can be sent
-// comes into the line: mail for other destinations would have no room beside the rest. mu is held.
+// outOfBudget says why j would wait for more than seconds, nil if it would not. Such a job does not
+// enter the line, where it would take the room of mail for other destinations. mu is held.
 func (d *destination) outOfBudget(j *job) *budget.Wait {
 	if !d.e.budgeted(d.upstream) {
 		return nil
@@ -90,14 +86,14 @@ func (d *destination) await(j *job, wait *budget.Wait) {
 	for i := range j.rcpts {
 		outcomes[i] = queue.Outcome{
 			Message: j.Message.ID, N: j.rcpts[i].N, Recipient: j.rcpts[i].Address, Epoch: j.Epoch,
-			Result: queue.Deferred, Reply: smtp.Temporary(451, 4, 5, ofBudget+wait.Why), Ours: true, Upstream: d.via,
+			Result: queue.Deferred, Reply: connect.OverBudgetReply(wait), Ours: true, Upstream: d.via,
 			StartedAt: now, At: now, NotAnAttempt: true, WaitsFor: wait.For, RetryIn: wait.In,
 		}
 	}
 	d.e.leave(j, j.rcpts, outcomes, nil)
 }
 
-// takeTurns gives those a turn that wait for a budget, now that none of their ways is left.
+// takeTurns gives a turn to the recipients that wait for a budget, now that no way is left for them.
 func (e *Engine) takeTurns(rcpts []queue.Recipient, outcomes []queue.Outcome) {
 	var turn budget.Wait
 	for i := range outcomes {
@@ -110,7 +106,7 @@ func (e *Engine) takeTurns(rcpts []queue.Recipient, outcomes []queue.Outcome) {
 			turn.For = o.WaitsFor
 		}
 		if o.RetryIn = turn.In; o.NotAnAttempt {
-			o.Reply = smtp.Temporary(451, 4, 5, ofBudget+turn.Why)
+			o.Reply = connect.OverBudgetReply(&turn)
 		}
 	}
 }

@@ -101,7 +101,7 @@ func TestBudget(t *testing.T) {
 					if !test.waits && o.Result != queue.Delivered {
 						t.Errorf("outcome %+v", o)
 					}
-					if test.waits && (o.Result != queue.Deferred || !o.NotAnAttempt || o.WaitsFor != "budget sink" || o.RetryIn != 99*time.Second || !strings.HasPrefix(o.Reply.String(), Spent+"sink: until")) {
+					if test.waits && (o.Result != queue.Deferred || !o.NotAnAttempt || o.WaitsFor != "budget sink" || o.RetryIn != 99*time.Second || !strings.HasPrefix(o.Reply.String(), OverBudget+"sink: until")) {
 						t.Errorf("outcome %+v", o)
 					}
 				}

@@ -93,8 +93,8 @@ func judge(replies *upstream.Replies, res *smtp.Result, i int) upstream.Verdict 
 	return v
 }
 
-// accountRefused is what a refusal at RCPT means that concerns the account or the sender: those
-// whose turn did not come would have heard the same. nil: there was none.
+// accountRefused is the verdict on a refusal at RCPT that concerns the account or the sender, nil if
+// there was none. Recipients that were not named would have heard the same.
 func accountRefused(replies *upstream.Replies, res *smtp.Result) *upstream.Verdict {
 	for i, stage := range res.Stages {
 		if stage != smtp.StageRcpt || res.Replies[i].Code == 421 {
@@ -164,7 +164,7 @@ func acceptedBefore(res *smtp.Result, i int) bool {
 // connection: those that were too many where others were delivered, and those that the
 // server's limits kept out of this one. Their number falls each time, so this ends. Where
 // all were deferred, the next host may take all of them. Some servers refuse DATA because of
-// those that were too many (Exim: recipients_max_reject); then all follow, fewer at a time.
+// those that were too many (Exim: recipients_max_reject); then all are sent again, fewer at a time.
 func (t *transaction) further(j *job, outcomes []queue.Outcome) []queue.Recipient {
 	anew := t.refusedAsTooMany()
 	delivered, putOff := anew, false
@@ -234,9 +234,9 @@ func (t *transaction) refusedAsTooMany() bool {
 	return tooMany && refused && t.res.Err == nil
 }
 
-// room is how many recipients the server takes in a transaction, when it has just accepted so
-// many and wanted all after them in another one; else 0. Where it was only one, that
-// one's mailbox may be full.
+// room is how many recipients the server takes in a transaction: as many as it has just accepted, if
+// it wanted all after them in another one; else 0. If it put off only one, that one's mailbox may be
+// full.
 func (t *transaction) room() (accepted int) {
 	tooMany := 0
 	for i := range t.res.Replies {

@@ -53,11 +53,11 @@ func (c *course) passOver(w *route.Way, why string, at time.Time) {
 	} else {
 		c.unasked = true
 	}
-	c.leave(l)
+	c.note(l)
 }
 
-// leave notes a way that was left.
-func (c *course) leave(l queue.LeftWay) {
+// note adds a way that was left.
+func (c *course) note(l queue.LeftWay) {
 	left := []queue.LeftWay{l}
 	if c.left != nil {
 		left = append(slices.Clone(*c.left), l)
@@ -110,7 +110,7 @@ func (e *Engine) leave(j *job, rest []queue.Recipient, outcomes []queue.Outcome,
 	o := &outcomes[0]
 	why := queue.LeftWay{Way: o.Upstream, Host: o.RemoteMTA, Reply: o.Reply.String(), Scope: o.Scope, At: o.At}
 	if goesOn {
-		j.course.leave(why)
+		j.course.note(why)
 		j.best = best
 		if j.Begun.IsZero() {
 			j.Begun = time.Now()
@@ -129,7 +129,7 @@ func (e *Engine) leave(j *job, rest []queue.Recipient, outcomes []queue.Outcome,
 // giveUpOn settles a job whose ways are exhausted.
 func (e *Engine) giveUpOn(j *job, best map[int]queue.Outcome, why queue.LeftWay, err error) {
 	c := j.course
-	c.leave(why)
+	c.note(why)
 	for i := range c.next {
 		w, reply := &c.next[i], "not tried: the attempt had used its addresses, sessions or time"
 		if w.Err != nil {
@@ -150,9 +150,6 @@ func (e *Engine) giveUpOn(j *job, best map[int]queue.Outcome, why queue.LeftWay,
 			others := slices.DeleteFunc(slices.Clone(*c.left), func(l queue.LeftWay) bool { return l.Way == o.Upstream })
 			o.Left = &others
 			e.awaits(o.WaitsFor, *c.left)
-		}
-		if o.NotAnAttempt && len(*o.Left) > 0 { // the history has no line for them
-			o.Reply.Text += "; " + leftText(o.Left)
 		}
 		if o.NotAnAttempt && len(*o.Left) > 0 { // the history has no line for them
 			o.Reply.Text += "; " + leftText(o.Left)
@@ -178,13 +175,14 @@ func better(first, second queue.Outcome) queue.Outcome {
 		soon, late = other, o
 	}
 	if o.WaitsFor, o.RetryIn = soon.WaitsFor, soon.RetryIn; o.WaitsFor == "" && !budget.IsWay(late.WaitsFor) {
-		o.WaitsFor = late.WaitsFor // may end sooner; a turn does not
+		o.WaitsFor = late.WaitsFor // that wait may end sooner; one for a turn does not
 	}
 	return o
 }
 
-// informs grades outcomes: of a lack that another way may not have, of no attempt, by words of
-// ours, by a server's; about account or sender before others.
+// informs grades how much an outcome tells: least that a way lacks something, then that nothing was
+// tried, then a reply of ours, most a server's. Of two alike, the one about account or sender tells
+// more.
 func informs(o queue.Outcome) int {
 	grade := 6
 	switch {

@@ -138,9 +138,9 @@ func (d *destination) suspended(now time.Time) bool {
 	return open || d.suspensions > 0 && d.live == 0 && now.Before(d.retryAt)
 }
 
-// hindrance is why j must not be sent before until, nil if it may be. One that has a next way
-// does not wait for the end of a pause either, nor while others find out whether the trouble
-// is over. mu is held.
+// hindrance is why j must not be sent before until, nil if it may be. A job that has a next way
+// waits neither for the end of a pause nor for others to find out whether the trouble is over. mu is
+// held.
 func (d *destination) hindrance(j *job) (t *trouble, until time.Time) {
 	now := time.Now()
 	if s, open := d.breaker(); open {

@@ -18,9 +18,9 @@
 // Trouble to get a conversation going (relay/connect) concerns the destination: it is left alone
 // for a while and its waiting mail is deferred, never failed, even after a 5yz. (RFC 5321 section
 // 3.1 would let a 554 greeting fail the mail; a server under repair says 554 too, and the mail
-// expires on its own.) A reply that is not understood defers. A final dot without a complete reply is
-// recorded as unknown.
+// expires on its own.) A reply that is not understood defers. A final dot without a complete reply
+// is recorded as unknown.
 //
-// It reads and writes no database; the interfaces Queue, Breakers and Tokens have all that it needs
-// of one.
+// It reads and writes no database; the interfaces Queue, Breakers, Budgets and connect.Tokens have
+// all that it needs of one.
 package delivery

@@ -76,7 +76,7 @@ type Config struct {
 	Backoff  []time.Duration // and how long after those. The default is defaultBackoff.
 	NoClaim  bool            // only what Take brings
 
-	RecordWays bool // the gate has the way of each dot, not only where a route has several
+	RecordWays bool // the gate records the way of each dot, not only where a route has several
 }
 
 // Defaults is the configuration of an engine that is given nothing.

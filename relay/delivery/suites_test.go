@@ -1,52 +1,23 @@
 package delivery
 
 import (
-	"crypto/rand"
-	"crypto/rsa"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
-	"math/big"
-	"net"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"postern/internal/smtptest"
 	"postern/relay/queue"
 	"postern/relay/upstream"
 )
 
-// rsaCertificate is one of the kind that RSA key exchange needs.
-func rsaCertificate(t *testing.T) (tls.Certificate, *rsa.PrivateKey) {
-	t.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageKeyEncipherment | x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, key
-}
-
-func pemOf(kind string, der []byte) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
-}
-
 // TestP11WeakSuites has servers that know a single suite, or an old version: TLS with
 // that is used where TLS is opportunistic, and refused where it is to be verified.
 func TestP11WeakSuites(t *testing.T) {
 	t.Parallel()
-	byRSA, _ := rsaCertificate(t)
-	byECDSA := smtptest.NewCA(t).Leaf(t, "127.0.0.1").Certificate
+	byRSA, ofRSA := smtptest.RSALeaf(t, "127.0.0.1")
+	ofECDSA := smtptest.NewCA(t)
+	byECDSA := ofECDSA.Leaf(t, "127.0.0.1")
 	type server struct {
 		name     string
 		suite    uint16
@@ -67,17 +38,17 @@ func TestP11WeakSuites(t *testing.T) {
 		for _, mode := range []upstream.TLSMode{upstream.TLSOpportunistic, upstream.TLSRequire} {
 			t.Run(s.name+" "+string(mode), func(t *testing.T) {
 				t.Parallel()
-				cert := byRSA
+				cert, ca := byRSA, ofRSA
 				if strings.Contains(s.name, "_ECDSA_") {
-					cert = byECDSA
+					cert, ca = byECDSA, ofECDSA
 				}
 				fake := smtptest.Start(t, smtptest.Config{TLS: &tls.Config{
-					Certificates: []tls.Certificate{cert}, CipherSuites: []uint16{s.suite}, MinVersion: s.min, MaxVersion: s.max,
+					Certificates: []tls.Certificate{cert.Certificate}, CipherSuites: []uint16{s.suite}, MinVersion: s.min, MaxVersion: s.max,
 				}})
 				up := upstreamAt(fake)
 				up.TLS = mode
 				if mode == upstream.TLSRequire {
-					up.CA = string(pemOf("CERTIFICATE", cert.Certificate[len(cert.Certificate)-1]))
+					up.CA = string(ca.PEM())
 				}
 				o := sendVia(t, up, Config{})
 				want := tls.CipherSuiteName(s.suite) + " unverified"

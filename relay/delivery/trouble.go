@@ -55,8 +55,7 @@ func (t *trouble) outcome(d *destination, j *job, rcpt *queue.Recipient, away ti
 	return o
 }
 
-// about is what t concerns, the host unless its reply or where it came says otherwise, and the
-// wait that the table of replies has for it, if any.
+// about is About, or what the breaker was opened for.
 func (t *trouble) about(replies *upstream.Replies) (upstream.Scope, time.Duration) {
 	if t.breaker != nil {
 		return upstream.Scope(t.breaker.Scope), 0

@@ -1,6 +1,7 @@
 -- The current key, and who has which keys (keyring.go).
 
 -- name: current
+-- The key that seals, since when, and for how long.
 select id, since, clock_timestamp() - since from sealing_key
 
 -- name: record
@@ -20,6 +21,7 @@ where r.keys is distinct from '{}' order by n.name
 lock table sealing_key in exclusive mode
 
 -- name: use
+-- Makes a key the current one.
 insert into sealing_key (id) values (@id) on conflict (one) do update set id = excluded.id, since = excluded.since
 
 -- name: added

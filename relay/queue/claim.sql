@@ -22,8 +22,8 @@ from seen
 -- nothing is said in a way that lets the index of what is due be read for one domain (the row
 -- comparison), or an index of what waits for rows whose key is known (coalesce).
 --
--- The last columns but one are whether the reply was MidText, and the way to stay with; the last is
--- whether it waited for a budget.
+-- The last columns are whether the reply was MidText, the way to stay with, and whether the row
+-- waited for a budget.
 with pick as materialized (
 	select p.message_id, p.n, p.domain_key from unnest(@domains::text[]) d(domain_key) cross join lateral (
 		select r.message_id, r.n, r.domain_key from recipient r

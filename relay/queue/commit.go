@@ -58,7 +58,7 @@ func (c *commits) stop() {
 	c.done.Wait()
 }
 
-// settled returns when no group is being written that was begun before.
+// settled waits until the groups that are being written have ended.
 func (c *commits) settled() {
 	c.writing.Lock()
 	defer c.writing.Unlock()
@@ -153,10 +153,13 @@ func (c *committer) commit(mail []*submittal) {
 
 // try runs the transaction of the group once, or returns reserve.ErrFull.
 func (c *committer) try(mail []*submittal, again bool) error {
+	if !again && c.q.room.Full() {
+		return reserve.ErrFull // no need to wait for settled
+	}
 	c.q.commits.writing.RLock()
 	defer c.q.commits.writing.RUnlock()
-	if !again && c.q.room.Full() {
-		return reserve.ErrFull // since they came
+	if !again && c.q.room.Full() { // it may have become full since they came
+		return reserve.ErrFull
 	}
 	work, began := WorkEnqueue, time.Now()
 	if c.limit == 1 {

@@ -13,8 +13,7 @@ import (
 	"postern/internal/pg"
 )
 
-// clock is boot.Clock, by which the trust in an epoch is counted. Tests put their own in its
-// place.
+// clock measures for how long an epoch is trusted: boot.Clock, or one of a test.
 type clock interface{ Now() time.Duration }
 
 // lease is this node's knowledge of its epoch.
@@ -315,8 +314,8 @@ func (q *Queue) Available() error {
 
 // Gate is called just before the final dot for recipients ns of d. An error means
 // that the epoch may no longer be ours: the dot must not be sent. way is where the dot goes, as
-// Outcome.Upstream, if that is to be known whatever happens to this node: the rows then stay with it
-// unless the outcome is known. "": it need not be.
+// Outcome.Upstream: the rows stay with it until the outcome is known, whatever happens to this node.
+// "": the way is not recorded.
 func (q *Queue) Gate(ctx context.Context, d *Delivery, ns []int, way string) error {
 	if !q.Valid(d.Epoch) {
 		return fmt.Errorf("gate of epoch %d: %w", d.Epoch, errEpochLost)
@@ -333,8 +332,8 @@ func (q *Queue) Gate(ctx context.Context, d *Delivery, ns []int, way string) err
 	return nil
 }
 
-// gates marks rows before their final dot, many in one statement: all of them under the strict
-// gate, those that have a choice of ways under the local one.
+// gates marks rows before their final dot, many in one statement: under the strict gate all of them,
+// under the local one those whose route has several ways.
 type gates struct {
 	q    *Queue
 	s    *pg.Dedicated

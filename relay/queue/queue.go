@@ -100,7 +100,7 @@ type waits struct {
 	// 2 s: then a heartbeat is tried over another connection: only that detects a server
 	// whose processes stand still.
 	beat time.Duration
-	tell time.Duration // 1 min: how often the log has that outcomes cannot be written
+	tell time.Duration // 1 min: how often the log says that outcomes cannot be written
 }
 
 // faults are where tests make the database fail: at commits of mail and notices, and at

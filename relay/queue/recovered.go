@@ -27,7 +27,7 @@ func Way(upstream, domainKey string) string {
 	return "upstream " + upstream
 }
 
-// Recovered makes mail due that was deferred as WaitsFor a way that works again. It does
+// Recovered makes the mail due whose WaitsFor is a way that works again. It does
 // not wait; it retries while the database is away.
 func (q *Queue) Recovered(way string) {
 	r := &q.recovered

@@ -4,12 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"postern/internal/logtest"
 
 	"postern/internal/pgtest"
@@ -113,42 +111,6 @@ func TestR5ReserveIsGivenBack(t *testing.T) {
 	if n := reserved(t, db); n < size {
 		t.Errorf("%d octets are in reserve again, want %d", n, size)
 	}
-}
-
-// TestR5CommitUnderWay: the reserve waits for a commit that is being written, and one that comes
-// meanwhile is refused.
-func TestR5CommitUnderWay(t *testing.T) {
-	t.Parallel()
-	db := pgtest.New(t)
-	begun, goOn := make(chan struct{}), make(chan struct{})
-	q := start(t, calmConfig(db), func(q *Queue) {
-		q.faults.commit.Before = once(func(*pgx.Conn) error {
-			close(begun)
-			<-goOn
-			return nil
-		})
-	})
-	var both sync.WaitGroup
-	both.Go(func() { put(t, q, true, "a@example.net") })
-	<-begun
-	q.room.Tell(true)
-	settled := make(chan struct{})
-	go func() {
-		q.commits.settled()
-		close(settled)
-	}()
-	if err := q.commits.submit(&submittal{m: message(), rcpts: rcpts("b@example.net"), body: content.New([]byte("x")), epoch: q.Epoch(),
-		until: time.Now().Add(time.Second), done: make(chan result, 1)}).err; err == nil {
-		t.Error("mail is written although the disk is full")
-	}
-	select {
-	case <-settled:
-		t.Error("a commit that is under way counts as ended")
-	default:
-	}
-	close(goOn)
-	both.Wait()
-	<-settled
 }
 
 // TestR5LittleRoomIsShared: where there is room for half of a reserve it and mail get half

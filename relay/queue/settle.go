@@ -24,8 +24,8 @@ const (
 	settlePause = 5 * time.Millisecond // nobody waits for an outcome: gather a little
 )
 
-// faultNotice is after what time a sender hears of a delay that is the relay's fault: account or
-// sender is refused by the next server.
+// faultNotice is how long after acceptance a sender hears of a delay that is the relay's fault: the
+// next server refuses account or sender.
 const faultNotice = time.Hour
 
 // ending is how one row that we own is to end.
@@ -154,7 +154,7 @@ func (s *settles) run(ctx context.Context) {
 // write writes a group, however long that takes. again says that an earlier try may have
 // succeeded.
 func (s *settles) write(ctx context.Context, group []ending, again bool) {
-	told := time.Now() // of trouble that the heartbeat may not have, such as a full disk
+	told := time.Now() // when the log last heard of it: the heartbeat may not see it, as with a full disk
 	for wait := 10 * time.Millisecond; ctx.Err() == nil && len(group) > 0; wait = min(2*wait, 5*time.Second) {
 		err := s.try(group, again)
 		if err == nil {
@@ -439,13 +439,13 @@ func (c *endings) addAttempt(e *ending) {
 	c.scope, c.stays = append(c.scope, e.Scope), append(c.stays, e.StaysWith)
 	left := ""
 	if e.Left != nil {
-		left = leftText(*e.Left)
+		left = leftJSON(*e.Left)
 	}
 	c.left = append(c.left, left)
 }
 
-// leftText is the JSON of ways that were left.
-func leftText(list []LeftWay) string {
+// leftJSON is the JSON of ways that were left.
+func leftJSON(list []LeftWay) string {
 	list = slices.Clone(list) // others read it
 	for i := range list {
 		list[i].Host, list[i].Reply = pg.Storable(list[i].Host), pg.Storable(list[i].Reply)

@@ -62,7 +62,7 @@ select null, null, durably()
 
 -- name: undelivered
 -- Ends the other attempts: back to waiting, or failed when the server said so or the lifetime
--- is over, or it is in doubt and its policy a notice; a row whose failure nobody wants to hear of is
+-- is over, or the policy of a row in doubt is notice; a row whose failure nobody wants to hear of is
 -- deleted immediately. When a notice failed an admin is told (TellLost). An outcome that was not an
 -- attempt leaves its reason in the row, for the queue's listing and a delay notice to show, and
 -- nothing in the history. @again is as in delivered.
@@ -82,7 +82,7 @@ mine as materialized (
 			or d.doubt is distinct from 'hold' and r.expires_at <= now()) as fails,
 		not o.released and o.result = 'deferred' and coalesce(d.doubt, 'retry') = 'retry' and r.expires_at <= now() as late
 	from o join recipient r on r.message_id = o.message_id and r.n = o.n and r.owner is not distinct from o.epoch and r.state = 'waiting'
-		-- A complete reply that ends it ends the doubt; its lifetime does not.
+		-- A complete refusal ends the doubt; the end of the lifetime does not.
 		cross join lateral (select case when o.outcome_unknown then doubt_policy(r.user_id, o.stays_with, r.tell)
 			when o.result <> 'failed' then r.doubt end as doubt) d
 	for update of r),

@@ -47,7 +47,7 @@ func TestP12StaysWith(t *testing.T) {
 		stays("0: 2:out 3: 4:out 5:out 6:")
 		die(t, db, d.Epoch, other, clock)
 		stays("0: 2:out 3: 4:out 5:out 6:")
-		// What the strict gate has marked waits as after a lost reply.
+		// Rows that the strict gate has marked wait as after a lost reply.
 		exec(t, db, `update recipient set next_attempt_at = now() where owner is null`)
 		again := claimAll(t, other, all)
 		if len(again) != 1 || len(again[0].Recipients) != 6 {

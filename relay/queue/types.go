@@ -67,7 +67,7 @@ type Recipient struct {
 	Attempts          int  // attempts finished before this one
 	LastCode          int  // code of the last attempt's reply; 0 before the first
 	LastMidText       bool // that reply was MidText
-	Waited            bool // that reply is that it waits for the budget of an upstream
+	Waited            bool // that reply says that it waits for the budget of an upstream
 	PossibleDuplicate bool // an earlier attempt may have delivered
 	DelayNoticed      bool
 	// StaysWith is the only way that may be taken, as Outcome.Upstream; "": any. An earlier
@@ -94,8 +94,8 @@ const (
 	Failed    Result = "failed"
 )
 
-// DoubtWait is the least wait of mail in doubt before it is tried again: a server that has it may
-// need a while to know it.
+// DoubtWait is the least wait of mail in doubt before it is tried again: a server that has taken it
+// may need a while to recognise a second copy.
 const DoubtWait = 15 * time.Minute
 
 // Outcome is the end of one attempt for one recipient. Log line, retry, notice and
@@ -125,10 +125,10 @@ type Outcome struct {
 	Unknown bool
 	// DSNPassed says that the next hop took over the duties of NOTIFY.
 	DSNPassed bool
-	// WaitsFor is the Way for whose suspension to end a Deferred recipient waits: it is due
-	// when that has Recovered. "": for none.
+	// WaitsFor is the Way, or the budget, that a Deferred recipient waits for: it is due when a Way
+	// has Recovered. "": none.
 	WaitsFor string
-	// StaysWith is what Recipient.StaysWith is to be. Unless it is set, Gate's record of a way ends.
+	// StaysWith is the new Recipient.StaysWith. "" also ends Gate's record of a way.
 	StaysWith string
 	// Left are the other ways of the attempt, nil: none.
 	Left *[]LeftWay

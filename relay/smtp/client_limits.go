@@ -52,8 +52,8 @@ func limitValue(s string) int {
 // (MAILMAX).
 func (c *Client) Exhausted() bool { return c.limits.mails > 0 && c.mails >= c.limits.mails }
 
-// LimitRcpts lets no later transaction on this connection name more than n recipients, 1 or
-// more, as if the server had announced it (RCPTMAX).
+// LimitRcpts limits later transactions on this connection to n recipients (n ≥ 1), as if the server
+// had announced it (RCPTMAX).
 func (c *Client) LimitRcpts(n int) { lower(&c.limits.rcpts, n) }
 
 // Admits reports whether the server takes a recipient at this address on this connection:
@@ -103,9 +103,9 @@ func (s *sending) fitLimits() {
 // isOpen reports that recipient i has no reply yet and is not withheld.
 func (s *sending) isOpen(i int) bool { return s.replies[i].IsZero() && s.stages[i] == "" }
 
-// Withheld reports that recipient i was not named to the server because of a limit that
-// it announces, or that LimitRcpts has set. The reply was made up, 452 4.5.3; in another transaction, or over another
-// connection, there is room.
+// Withheld reports that recipient i was not named to the server because of a limit that it announces,
+// or that LimitRcpts has set. The reply was made up, 452 4.5.3; in another transaction, or over
+// another connection, there is room.
 func (r *Result) Withheld(i int) bool {
 	return i < len(r.Stages) && r.Stages[i] == StageHello && r.Replies[i].Code == 452
 }

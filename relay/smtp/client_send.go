@@ -36,8 +36,9 @@ func (c *Client) Send(ctx context.Context, tx Transaction) Result {
 	return s.result(s.run())
 }
 
-// Rehearse names a sender and a recipient, none if to is null, as Send does, and takes that back by
-// RSET: no message is sent. The error is a *StageError; after a refusal by a reply the connection may go on.
+// Rehearse names a sender and, unless to is null, a recipient as Send does, and takes that back by
+// RSET: no message is sent. The error is a *StageError; after a refusal by a reply the connection may
+// go on.
 func (c *Client) Rehearse(ctx context.Context, from, to Address) error {
 	tx := Transaction{Mail: MailCommand{From: from}, Rcpts: []RcptCommand{{To: to}}}
 	s := sending{c: c, ctx: ctx, tx: tx, replies: make([]Reply, 1), stages: make([]Stage, 1)}

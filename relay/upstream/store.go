@@ -181,9 +181,9 @@ where name = $1`
 // kept stands for a password that is in the table and was not opened.
 const kept = "(kept)"
 
-// Change lets change edit an account, whose Password is "" unless it is to be another one, and
-// whose Grant has its Kind only. It returns what became of it. A password belongs to a user name: with another name it has to be
-// given anew. Errors: refusal.ErrNotFound, refusal.ErrInvalid.
+// Change lets change edit an account, whose Password is "" unless it is to be another one, and whose
+// Grant has its Kind only. It returns the changed account. A password belongs to a user name: with
+// another name it has to be given anew. Errors: refusal.ErrNotFound, refusal.ErrInvalid.
 func (s *Store) Change(ctx context.Context, name string, change func(*Account) error) (a Account, err error) {
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		a = Account{Name: name}

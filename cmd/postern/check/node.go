@@ -23,7 +23,7 @@ var nodeKinds = []kind{
 		"'postern queue list --in-doubt'; then 'postern queue resolve ID' with --delivered or --resend"},
 }
 
-// inDoubt asks for mail that waits for a person since it may have been delivered.
+// inDoubt asks for mail that waits for a person because it may have been delivered.
 func (in *inspection) inDoubt(ctx context.Context) error {
 	var total int
 	err := in.conn.QueryRow(ctx, `select count(*) from recipient where doubt = 'hold' and state = 'waiting'`).Scan(&total)

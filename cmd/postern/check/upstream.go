@@ -37,7 +37,7 @@ var upstreamKinds = []kind{
 		"ask its operator; it may not know this address"},
 	{"upstream.self", health.Failed, "The upstream is this server itself, so mail would loop.", "correct its --host, or remove the route to it"},
 	{"upstream.open", health.Failed, "All nodes leave the upstream alone, so its mail waits or takes another way.",
-		"mend what its reply says, at the provider or with 'postern upstream set'; then 'postern upstream resume' has it probed"},
+		"correct what its reply names, at the provider or with 'postern upstream set'; then 'postern upstream resume' has it probed"},
 	{"upstream.clear", health.Warning, "Mail goes to the upstream without verified TLS, so others on the way may read or take it; on loopback that is ok.",
 		"set --tls require or implicit with 'postern upstream set'"},
 	{"upstream.token", health.Failed, "The upstream's account gets no access token, so its mail waits.", "see docs/oauth.md for what the authority said"},

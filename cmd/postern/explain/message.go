@@ -69,7 +69,7 @@ type messageWay struct {
 	Route     int64     `json:"route,omitempty"`
 	Via       string    `json:"via,omitempty"`      // the first that can be used: an upstream, or mx
 	Trouble   string    `json:"trouble,omitempty"`  // why there is no way, or none that can be told here
-	InDoubt   string    `json:"in_doubt,omitempty"` // what becomes of it if Via does not confirm it: retry, hold or notice
+	InDoubt   string    `json:"in_doubt,omitempty"` // the policy if Via does not confirm it: retry, hold or notice
 	Ways      []wayView `json:"ways"`               // of the route, in their order
 }
 

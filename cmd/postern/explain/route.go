@@ -91,7 +91,7 @@ func wayTrouble(err error) string {
 	return err.Error()
 }
 
-// inDoubt is what a way has for mail that it may have; "": nothing.
+// inDoubt is a way's policy for mail in doubt, "" for none.
 func inDoubt(w route.Way) string {
 	if w.Upstream == nil {
 		return ""

@@ -122,11 +122,11 @@ func (n *Node) lookAtRoutes(ctx context.Context, rules *route.Store, accounts *u
 }
 
 func (b *back) start() {
-	ctx, stop := context.WithCancel(context.Background())
+	spending, stop := context.WithCancel(context.Background())
 	b.stopBudgets = stop
-	b.spending.Go(func() { b.node.guard.Keep(ctx, "budgets of upstreams", func() { b.budgets.Run(ctx) }) })
+	b.spending.Go(func() { b.node.guard.Keep(spending, "budgets of upstreams", func() { b.budgets.Run(spending) }) })
 	b.engine.Start()
-	ctx, stop = context.WithCancel(context.Background())
+	ctx, stop := context.WithCancel(context.Background())
 	b.stopNotices = stop
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "notices", func() { b.bouncer.Run(ctx) }) })
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "breakers", func() { b.breakers.Run(ctx, b.engine.UpstreamChanged) }) })

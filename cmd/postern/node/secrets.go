@@ -15,8 +15,8 @@ const (
 	budgetsEvery = 10 * time.Second
 )
 
-// secrets looks after what upstream accounts are proved by, for the metrics and the log, and at
-// what is used of their budgets.
+// secrets reads for the metrics and the log when the secrets of upstream accounts end, and what is
+// used of their budgets.
 type secrets struct {
 	node    *Node
 	store   *upstream.Store
@@ -35,7 +35,7 @@ func latest[T any](p *atomic.Pointer[[]T]) []T {
 	return nil
 }
 
-// run looks every so often.
+// run calls look at each interval.
 func (s *secrets) run(ctx context.Context, every time.Duration, what string, look func(context.Context) error) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -51,7 +51,7 @@ func (s *secrets) run(ctx context.Context, every time.Duration, what string, loo
 	}
 }
 
-// lookAtBudgets reads what is used, if anybody is to see it.
+// lookAtBudgets reads what is used, if there are metrics to show it.
 func (s *secrets) lookAtBudgets(ctx context.Context) error {
 	if s.node.metrics == nil {
 		return nil

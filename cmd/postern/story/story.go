@@ -138,12 +138,12 @@ func (s *Story) printLosses(w io.Writer) (lost bool) {
 
 // printDoubt says what may have become of a recipient's mail, and what ends the doubt.
 func (s *Story) printDoubt(w io.Writer, e desk.Entry) {
-	then := "is held until somebody says so"
+	then := "is held until a person decides"
 	if e.State == desk.StateWaiting {
 		then = "is sent there again at " + screen.LocalTime(e.NextAttemptAt)
 	}
 	to := screen.Printable(e.Recipient)
-	fmt.Fprintf(w, "\nThe mail for %s may have been delivered by way of %s, and %s. If you know:\n"+
+	fmt.Fprintf(w, "\nThe mail for %s may have been delivered by way of %s, and %s. If you know whether it was:\n"+
 		"'postern queue resolve %s --recipient %s' with --delivered, or with --resend.\n", to, e.StaysWith, then, s.Message.ID, to)
 }
 

@@ -16,8 +16,8 @@ where @chosen
 		when 'cancel_held' then r.owner is null and (r.state = 'waiting' or r.held_at is not null) and r.set_aside is null end
 
 -- name: change
--- Carries out retry, hold, release or resend. A locked row is in somebody's hand. A release leaves mail
--- that is held because it may have been delivered.
+-- Carries out retry, hold, release or resend. A locked row is in use elsewhere. A release leaves out
+-- mail that is held because it may have been delivered.
 with w as materialized (select r.message_id, r.n, r.local, r.domain from recipient r
 	where @chosen
 	and r.owner is null and case @verb

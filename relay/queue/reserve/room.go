@@ -204,8 +204,8 @@ func (r *Room) Look(ctx context.Context) error {
 	return nil
 }
 
-// give frees the reserve once nobody writes mail that would use it up: what this node is writing
-// is waited for, other nodes are told, or find the disk full themselves.
+// give frees the reserve once nobody writes mail that would use it up: it waits for what this node is
+// writing, and tells the other nodes, which may also find the disk full themselves.
 func (r *Room) give(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()

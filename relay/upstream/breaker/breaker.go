@@ -14,12 +14,12 @@ import (
 )
 
 const (
-	readEvery  = time.Second
-	stale      = 10 // readings that failed, after which all states count as closed
-	probeTime  = time.Minute
-	leaseTime  = probeTime + 3*callTime // a probe, and the write of its result
-	retryProbe = 30 * time.Second       // after a probe that could not be made
-	doubtPause = time.Minute            // between two probes of a node because of a suspicion
+	readEvery    = time.Second
+	stale        = 10 // readings that failed, after which all states count as closed
+	probeTime    = time.Minute
+	leaseTime    = probeTime + 3*callTime // a probe, and the write of its result
+	retryProbe   = 30 * time.Second       // after a probe that could not be made
+	suspectPause = time.Minute            // between two probes of a node because of a suspicion
 )
 
 // Config configures Breakers. All but Guard must be set.
@@ -38,7 +38,7 @@ type Config struct {
 }
 
 // Breakers are the breakers of all upstreams, as a node sees and changes them. Its methods may be
-// called from several goroutines, and wait for no database.
+// called from several goroutines, and do not wait for the database.
 type Breakers struct {
 	cfg   Config
 	table table
@@ -47,18 +47,18 @@ type Breakers struct {
 	current atomic.Pointer[snapshot]
 	wake    chan struct{} // capacity 1
 
-	mu      sync.Mutex
-	news    map[string]news      // of upstreams, to be written
-	pending atomic.Int32         // how many
-	doubts  map[string]time.Time // when Suspect last began something
-	probing map[string]bool
-	probes  sync.WaitGroup
+	mu        sync.Mutex
+	news      map[string]news      // of upstreams, to be written
+	pending   atomic.Int32         // how many
+	suspected map[string]time.Time // when Suspect last began something
+	probing   map[string]bool
+	probes    sync.WaitGroup
 }
 
 // news is what a node has learned of an upstream, the last of it. The zero news is nothing.
 type news struct {
 	opens   *Cause
-	ends    int64  // the opening that has ended
+	ends    int64  // the number of the opening that has ended
 	suspect string // a sender to probe with
 }
 
@@ -72,7 +72,7 @@ type snapshot struct {
 func New(cfg Config) *Breakers {
 	return &Breakers{
 		cfg: cfg, table: table{cfg.DB, cfg.Node, cfg.Backoff}, every: readEvery, wake: make(chan struct{}, 1),
-		news: map[string]news{}, doubts: map[string]time.Time{}, probing: map[string]bool{},
+		news: map[string]news{}, suspected: map[string]time.Time{}, probing: map[string]bool{},
 	}
 }
 
@@ -108,14 +108,14 @@ func (b *Breakers) Works(upstream string) {
 	}
 }
 
-// Suspect has a closed upstream probed with a sender that is not of the user whose mail it has
-// refused for our account; a probe that is refused for the account as well opens the breaker.
-// A node makes one such probe a minute.
+// Suspect has a closed upstream probed that has refused a user's mail for our account, with a sender
+// of another user. A probe that is refused for the account too opens the breaker. A node makes at most
+// one such probe of an upstream a minute.
 func (b *Breakers) Suspect(upstream, sender string) {
 	b.mu.Lock()
-	soon := time.Since(b.doubts[upstream]) < doubtPause || b.State(upstream).Open || b.news[upstream].opens != nil
+	soon := time.Since(b.suspected[upstream]) < suspectPause || b.State(upstream).Open || b.news[upstream].opens != nil
 	if !soon {
-		b.doubts[upstream] = time.Now()
+		b.suspected[upstream] = time.Now()
 	}
 	b.mu.Unlock()
 	if !soon {
@@ -172,10 +172,10 @@ func (b *Breakers) round(ctx context.Context, changed func(string)) error {
 	if err != nil {
 		return err
 	}
-	was, now := b.States(), time.Now()
+	was, now := b.States(), time.Now() // at first nothing: what closed while this node was away is news
 	b.current.Store(&snapshot{now, list})
 	for _, s := range list {
-		if before := was.Of(s.Upstream); before.Open != s.Open || before.Opening != s.Opening && was != nil {
+		if before := was.Of(s.Upstream); before.Open != s.Open || before.Opening != s.Opening {
 			changed(s.Upstream)
 		}
 		if s.Open && !s.paused && s.Prober == "" && !s.NextProbe.After(now) {
@@ -243,7 +243,7 @@ func (b *Breakers) begin(upstream string, probe func() error) {
 	})
 }
 
-// confirm looks into a suspicion.
+// confirm probes an upstream that is suspected, and opens its breaker if the account is refused.
 func (b *Breakers) confirm(ctx context.Context, upstream, sender string) error {
 	c, err := b.probe(ctx, upstream, sender)
 	if err == nil && c != nil && c.Scope == account {

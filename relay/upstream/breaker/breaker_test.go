@@ -478,3 +478,13 @@ func TestDatabaseAway(t *testing.T) {
 		t.Errorf("%+v, %v", list, err)
 	}
 }
+
+// A node that starts hears of a breaker that closed while it was away: its mail may wait for that.
+func TestClosedWhileAway(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	c.exec(`insert into upstream_breaker (upstream, opening, opened_by, stage, scope, reply, sender, failures, closed_at, closed_by)
+		values ('out', 1, 'gone', 'auth', 'account', '535 5.7.8 no', '', 0, now(), 'gone')`)
+	c.run(c.node("a", c.db.Pool))
+	c.awaitChanges("a", 1)
+}

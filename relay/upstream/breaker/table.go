@@ -29,7 +29,7 @@ var (
 
 const (
 	callTime  = 5 * time.Second  // for one statement
-	recently  = 10 * time.Minute // how long a node's opening that another node ended tells against it
+	recently  = 10 * time.Minute // for how long a node does not reopen what another node has closed
 	mostReply = 300              // octets that are kept of a reply
 )
 
@@ -72,7 +72,7 @@ type State struct {
 	Phase    string    `json:"state"`          // closed, open, half-open
 	Open     bool      `json:"-"`              // or half-open
 	Since    time.Time `json:"since,omitzero"` // that it is open, or closed; zero if it never opened
-	Opening  int64     `json:"openings"`       // so far
+	Opening  int64     `json:"openings"`       // how many there were
 	Node     string    `json:"node,omitempty"` // that opened it
 	Cause              // of the last opening, or of the last probe that failed; Wait is unused
 

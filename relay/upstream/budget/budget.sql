@@ -3,8 +3,7 @@
 
 -- name: lease
 -- Is durable before anything of a portion is spent.
-select nth, given, bucket, lease, remains, others, last, clock, free_at, free_n,
-	set_config('synchronous_commit', case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true)
+select nth, given, bucket, lease, remains, others, last, clock, free_at, free_n, durably()
 from lease_budget(@epoch, @upstream::text[], @setting::text[], @kind::text[], @window::integer[], @zone::text[], @most::bigint[],
 	@from::bigint[], @back::bigint[], @spent::bigint[], @keep::bigint[], @need::bigint[], @wants::bigint[])
 

@@ -64,7 +64,7 @@ type Ask struct {
 // Wait is why a message is not to be sent now.
 type Wait struct {
 	Why string        // in words for its sender: the upstream, and what of its budget is spent
-	In  time.Duration // until it may be sent at the earliest; what Turn says, is its own
+	In  time.Duration // until it may be sent at the earliest; as Turn returns it, until its own turn
 	For string        // a way, for Turn; "": it has no turn
 }
 
@@ -74,7 +74,7 @@ const (
 	forSessions = "sessions "
 )
 
-// IsWay reports that a budget makes wait what waits for a way.
+// IsWay reports that mail which waits for a way waits for a budget.
 func IsWay(way string) bool {
 	return strings.HasPrefix(way, forBudget) || strings.HasPrefix(way, forSessions)
 }
@@ -83,14 +83,14 @@ func IsWay(way string) bool {
 type account struct {
 	name, setting string
 	limits        []*portion // with a window
-	sessions      []*portion // one, or none: as many as one likes
-	stale         bool       // the setting is not the upstream's any more
+	sessions      []*portion // one, or none: they are not limited
+	stale         bool       // the upstream has another setting by now
 	end           moment     // when the last that waits has its turn
-	crowd         moment     // when the last has its turn that waits for a session
-	began         int64      // to wait since counted
+	crowd         moment     // when the last that waits for a session has its turn
+	began         int64      // how many began to wait since counted
 	counted       time.Duration
 	marked        bool    // the database knows that mail waits
-	share         float64 // of those that began to wait at all nodes, to those at this one; at least 1
+	share         float64 // how many began to wait at all nodes, for each at this one; at least 1
 	answered      chan struct{}
 	at            time.Duration // the last answer, by our clock
 	epoch         int64         // of the last call
@@ -185,7 +185,7 @@ func (b *Budgets) account(a *Ask) *account {
 // moment is now by the database's clock. mu is held.
 func (b *Budgets) moment() moment { return b.cfg.Clock.Now() + b.offset }
 
-// Take counts a message that is about to be sent. It waits a few seconds for a portion at most.
+// Take counts a message that is about to be sent. It waits at most a few seconds for a portion.
 // done is to be called when the transaction has ended; it is nil if the message has to wait.
 func (b *Budgets) Take(ctx context.Context, a Ask) (done func(), wait *Wait) {
 	return b.obtain(ctx, &a, func(u *account) []*portion { return u.limits })
@@ -272,8 +272,8 @@ func (b *Budgets) take(u *account, of []*portion, a *Ask) (done func()) {
 	}
 }
 
-// Behind says that a message has to wait since its upstream's budget is spent, or will be by the
-// others ahead of it at this node; nil if it may be tried. It does not wait.
+// Behind says why a message has to wait: its upstream's budget is spent, or will be by the messages
+// ahead of it at this node. nil: it may be tried. Behind returns immediately.
 func (b *Budgets) Behind(a Ask, ahead int) *Wait {
 	if a.Setting == "" {
 		return nil
@@ -313,7 +313,7 @@ func (b *Budgets) late(u *account, of []*portion, a *Ask, ahead int64, patient b
 	return &Wait{u.name, max(at-now, shortestWait), forBudget + u.name}
 }
 
-// Turn gives a message its own turn that waits for a way.
+// Turn gives a turn of its own to a message that waits for a way.
 func (b *Budgets) Turn(way string, recipients int, again bool) Wait {
 	b.mu.Lock()
 	defer b.mu.Unlock()

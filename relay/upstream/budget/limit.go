@@ -29,8 +29,8 @@ var zoneForm = regexp.MustCompile(`^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$`)
 //
 //	messages 30/m, 5000/d, recipients 10000/d@Europe/Berlin, sessions 3
 //
-// An amount without a word is of the kind before it; "" and none have no limits. Whether a
-// zone exists only the database can say. Errors: refusal.ErrInvalid.
+// An amount without a word belongs to the kind before it; "" and none mean no limits. Only the
+// database knows which zones exist. Errors: refusal.ErrInvalid.
 func Parse(text string) (limits []Limit, err error) {
 	if text == "" || text == none {
 		return nil, nil

@@ -5,7 +5,7 @@ import "time"
 // moment is a time by the database's clock, since the epoch.
 type moment = time.Duration
 
-// freed is so many units that can be spent from a moment on.
+// freed is a number of units that can be spent from a moment on.
 type freed struct {
 	at moment
 	n  float64

@@ -197,10 +197,16 @@ func (t *Tokens) fly(k *kept) {
 	if err != nil {
 		wait = max(wait, dbPause)
 	}
+	t.landed(k, wait, err)
+}
+
+// landed records how a flight ended. A token that was refused while it flew is no failure: those
+// who wait let another one begin.
+func (t *Tokens) landed(k *kept, wait time.Duration, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	k.failure, k.retryAt = err, time.Now().Add(wait)
-	if err == nil && !k.usable(time.Now()) {
+	if err == nil && k.token.Serial != k.refused && !k.usable(time.Now()) {
 		k.failure, k.retryAt = errors.New("the token expired meanwhile"), time.Now().Add(dbPause)
 	}
 	k.flying = false

@@ -297,6 +297,36 @@ func TestRenew(t *testing.T) {
 	}
 }
 
+// A token is refused while a flight that has found it good has not ended: the next one gets another.
+func TestRefusedInFlight(t *testing.T) {
+	t.Parallel()
+	c, a := newCluster(t), credentials(t)
+	n := c.nodes(1)[0]
+	first := must(t, n, a)
+	n.mu.Lock()
+	k := n.keep(a)
+	k.born = k.born.Add(-CoolDown)
+	k.flying = true
+	n.mu.Unlock()
+	other := make(chan error, 1)
+	go func() {
+		second, err := n.Renew(t.Context(), a, first)
+		if err == nil && second == first {
+			err = errors.New("it is the same")
+		}
+		other <- err
+	}()
+	for told := false; !told; time.Sleep(time.Millisecond) {
+		n.mu.Lock()
+		told = k.refused == first.Serial
+		n.mu.Unlock()
+	}
+	n.landed(k, 0, nil)
+	if err := <-other; err != nil {
+		t.Errorf("another token: %v", err)
+	}
+}
+
 // An account whose settings changed never uses the token of the former ones.
 func TestChangedAccount(t *testing.T) {
 	t.Parallel()
