@@ -14,14 +14,15 @@ import (
 )
 
 const (
-	dueDomains   = 50_000 // domains remembered as due
-	dueRows      = 1_000  // rows read by one look
-	lookRuns     = 5      // looks of one claim, as long as they take less than
-	lookTime     = 10 * time.Millisecond
-	claimDomains = 256              // domains that one claim asks for
-	claimSibling = 1000             // recipients that one claim takes as siblings of others
-	dueOverlap   = 10 * time.Second // how far a look goes back: rows commit in no order
-	dueResync    = time.Minute      // how often a look starts from the beginning
+	dueDomains     = 50_000 // domains remembered as due
+	dueRows        = 1_000  // rows read by one look
+	lookRuns       = 5      // looks of one claim, as long as they take less than
+	lookTime       = 10 * time.Millisecond
+	claimDomains   = 256              // domains that one claim asks for
+	leastPerDomain = 10               // rows that each of them may give, where the claim has not enough for all
+	claimSibling   = 1000             // recipients that one claim takes as siblings of others
+	dueOverlap     = 10 * time.Second // how far a look goes back: rows commit in no order
+	dueResync      = time.Minute      // how often a look starts from the beginning
 )
 
 // claims takes due rows for this node.
@@ -118,6 +119,8 @@ func (c *claims) claim(ctx context.Context, conn *pgx.Conn, want ClaimRequest, e
 	if len(domains) == 0 {
 		return nil, nil
 	}
+	// Behind many domains may be one upstream, which should get the oldest messages of all.
+	want.PerDestination = min(want.PerDestination, max(want.Messages/len(domains), leastPerDomain))
 	var rows []claimedRow
 	var again []string
 	err := halved(domains, func(some []string) error {
@@ -229,14 +232,24 @@ func (c *claims) choose(want ClaimRequest) []string {
 	return chosen
 }
 
-// forget drops the domains that gave fewer rows than asked for.
+// forget drops the domains that gave fewer rows than asked for. Where the limit of messages cut
+// them short, those that gave none come first in the next claim instead.
 func (c *claims) forget(domains []string, rows []claimedRow, want ClaimRequest) {
-	if len(rows) >= want.Messages {
-		return // the limit of messages may have cut any of them short
-	}
 	count := make(map[string]int)
 	for i := range rows {
 		count[rows[i].key]++
+	}
+	if len(rows) >= want.Messages {
+		var gave, none []string
+		for _, domain := range domains {
+			if count[domain] > 0 {
+				gave = append(gave, domain)
+			} else {
+				none = append(none, domain)
+			}
+		}
+		c.due = slices.Concat(none, c.due[:len(c.due)-len(domains)], gave) // choose has put them at the end
+		return
 	}
 	drop := make(map[string]bool)
 	for _, domain := range domains {

@@ -47,6 +47,32 @@ func TestClaimIsFair(t *testing.T) {
 	}
 }
 
+// Behind many domains may be one upstream: mail that waits for it is claimed about in the order in
+// which it was accepted.
+func TestClaimKeepsOrderOverDomains(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	const total, domains, most = 160, 8, 40
+	accepted := make(map[ID]int)
+	for i := range total {
+		m, _ := put(t, q, false, fmt.Sprintf("x@d%d.example", i%domains))
+		accepted[m.ID] = i
+	}
+	waiting(t, db, total)
+	for ahead := 0; len(accepted) > 0; {
+		for _, d := range claimAll(t, q, ClaimRequest{Messages: most, PerDestination: most}) {
+			ahead = max(ahead, accepted[d.Message.ID])
+			delete(accepted, d.Message.ID)
+		}
+		for _, i := range accepted {
+			if ahead-i > most+domains*leastPerDomain {
+				t.Fatalf("message %d was claimed, %d is not", ahead, i)
+			}
+		}
+	}
+}
+
 // waiting waits until so many rows wait.
 func waiting(t *testing.T, db *pgtest.DB, want int) {
 	t.Helper()
