@@ -27,33 +27,34 @@ const (
 	TLSImplicit      TLSMode = "implicit"      // TLS from the first octet, certificate verified
 )
 
-// Account is an upstream: a smarthost, and our account with it if it has one.
+// Account is an upstream: a smarthost, and our account with it if it has one. Programs see it as
+// Listed.
 type Account struct {
-	Name           string
-	Host           string // DNS name or IP address
-	Port           int
-	TLS            TLSMode
-	Username       string       // "" for none
-	Password       string       // opened; "" for none
-	Grant          oauth.Grant  // by which it gets tokens, instead of a password; zero: none
-	SecretExpires  string       // the last day of its secret, as 2027-01-31; "" if it is not known
-	CA             string       // PEM of the authorities to trust instead of the system's; "" for those
-	Preset         string       // the provider, "" for Generic
-	MaxConnections int          // concurrent ones of each node; 0: the default
-	MaxMessages    int          // over one connection; 0: the default
-	MaxRecipients  int          // in one transaction; 0: the default
-	Senders        string       // patterns of what it may send as, as ParseSenders gives them; "": as everybody
-	RewriteSender  string       // the mailbox that sends in place of the message's own; "": none
-	SendsAs        smtp.Address // is RewriteSender, by Load
-	IdleSeconds    int          // that an unused connection is kept; 0: the default
-	TLSName        string       // that its certificate must have; "": Host
-	TLSPins        string       // of PinsFrom: one of these keys, whoever certifies it; "": none
-	Mechanism      string       // the only one of AUTH that is used, of Mechanisms; "": what the server takes
-	InDoubt        string       // what becomes of mail that it may have, of auth.DoubtPolicies; "": the first
-	Budget         string       // of all nodes, as package budget reads it; "" for none
+	Name           string       `json:"name"`
+	Host           string       `json:"host"` // DNS name or IP address
+	Port           int          `json:"port"`
+	TLS            TLSMode      `json:"tls"`
+	Username       string       `json:"username,omitempty"`       // "" for none
+	Password       string       `json:"-"`                        // opened; "" for none
+	Grant          oauth.Grant  `json:"-"`                        // for tokens, instead of a password; zero: none. Listed has its Kind only
+	SecretExpires  string       `json:"secret_expires,omitempty"` // the last day of its secret, as 2027-01-31; "" if it is not known
+	CA             string       `json:"-"`                        // PEM of the authorities to trust instead of the system's; "" for those
+	Preset         string       `json:"preset,omitempty"`         // the provider, "" for Generic
+	MaxConnections int          `json:"max_connections"`          // concurrent ones of each node; 0: the default
+	MaxMessages    int          `json:"max_messages"`             // over one connection; 0: the default
+	MaxRecipients  int          `json:"max_recipients"`           // in one transaction; 0: the default
+	Senders        string       `json:"-"`                        // patterns of what it may send as, as ParseSenders gives them; "": as everybody
+	RewriteSender  string       `json:"rewrite_sender,omitempty"` // the mailbox that sends in place of the message's own; "": none
+	SendsAs        smtp.Address `json:"-"`                        // is RewriteSender, by Load
+	IdleSeconds    int          `json:"idle_seconds"`             // that an unused connection is kept; 0: the default
+	TLSName        string       `json:"tls_name,omitempty"`       // that its certificate must have; "": Host
+	TLSPins        string       `json:"tls_pins,omitempty"`       // of PinsFrom: one of these keys, whoever certifies it; "": none
+	Mechanism      string       `json:"auth_mechanism,omitempty"` // the only one of AUTH that is used, of Mechanisms; "": what the server takes
+	InDoubt        string       `json:"in_doubt,omitempty"`       // what becomes of mail that it may have, of auth.DoubtPolicies; "": the first
+	Budget         string       `json:"budget,omitempty"`         // of all nodes, as package budget reads it; "" for none
 	Origin
 
-	Replies *Replies // what its replies mean
+	Replies *Replies `json:"-"` // what its replies mean
 }
 
 // OAuth is the account as a getter of tokens.
@@ -156,22 +157,9 @@ func (a Account) Validate() error {
 	if err := auth.CheckDoubtPolicy(a.InDoubt); err != nil {
 		return refusal.Invalid("%v", err)
 	}
-	if err := a.validateOrigin(); err != nil {
-		return err
-	}
-	if _, err := budget.Parse(a.Budget); err != nil {
-		return err
-	}
-	if err := a.validateTLS(); err != nil {
-		return err
-	}
-	if _, err := a.sendsAs(); err != nil {
-		return err
-	}
-	if err := a.validateMechanism(); err != nil {
-		return err
-	}
-	return a.validateAccount()
+	_, budgetErr := budget.Parse(a.Budget)
+	_, senderErr := a.sendsAs()
+	return cmp.Or(a.validateOrigin(), budgetErr, a.validateTLS(), senderErr, a.validateMechanism(), a.validateAccount())
 }
 
 func (a Account) validateMechanism() error {

@@ -20,9 +20,9 @@ func (s *Store) Open(ctx context.Context, name string) (Account, error) {
 	}
 	l := accounts[name]
 	if l == nil {
-		return Account{}, refusal.NotFound("no upstream is named %q", name)
+		return Account{}, unknownName(name)
 	}
-	if l.Err != nil && !IsPaused(l.Err) {
+	if l.Err != nil && !isPaused(l.Err) {
 		return Account{}, l.Err
 	}
 	return l.Account, nil
