@@ -49,7 +49,7 @@ type Account struct {
 	IdleSeconds    int          `json:"idle_seconds"`             // that an unused connection is kept; 0: the default
 	TLSName        string       `json:"tls_name,omitempty"`       // that its certificate must have; "": Host
 	TLSPins        string       `json:"tls_pins,omitempty"`       // of PinsFrom: one of these keys, whoever certifies it; "": none
-	Mechanism      string       `json:"auth_mechanism,omitempty"` // the only one of AUTH that is used, of Mechanisms; "": what the server takes
+	Mechanism      string       `json:"auth_mechanism,omitempty"` // the only one of AUTH that is used; "": what the server takes
 	InDoubt        string       `json:"in_doubt,omitempty"`       // what becomes of mail that it may have, of auth.DoubtPolicies; "": the first
 	Budget         string       `json:"budget,omitempty"`         // of all nodes, as package budget reads it; "" for none
 	Origin
@@ -123,9 +123,23 @@ const (
 	mostIdle        = 3600
 )
 
-// Mechanisms are those of AUTH by which accounts are proved: with a password the first two, with
-// a token the others. They are tried in this order: XOAUTH2 is what Microsoft and Google document.
-func Mechanisms() []string { return []string{sasl.Plain, sasl.Login, oauth.XOAuth2, sasl.OAuthBearer} }
+// The mechanisms of AUTH, in the order in which they are tried: XOAUTH2 is what Microsoft and
+// Google document.
+var (
+	byPassword = []string{sasl.Plain, sasl.Login}
+	byToken    = []string{oauth.XOAuth2, sasl.OAuthBearer}
+)
+
+// Mechanisms are those of AUTH that can prove the account, in the order in which they are tried.
+func (a *Account) Mechanisms() []string {
+	switch {
+	case a.Mechanism != "":
+		return []string{a.Mechanism}
+	case a.Grant.Kind != "":
+		return slices.Clone(byToken)
+	}
+	return slices.Clone(byPassword)
+}
 
 var (
 	nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
@@ -163,12 +177,15 @@ func (a Account) Validate() error {
 }
 
 func (a Account) validateMechanism() error {
-	place := slices.Index(Mechanisms(), a.Mechanism)
+	able := byPassword
+	if a.Grant.Kind != "" {
+		able = byToken
+	}
 	switch {
 	case a.Mechanism == "":
-	case place < 0:
+	case !slices.Contains(slices.Concat(byPassword, byToken), a.Mechanism):
 		return refusal.Invalid("mechanism %q is none of auto, plain, login, xoauth2 and oauthbearer", strings.ToLower(a.Mechanism))
-	case a.Username == "" || (place >= 2) != (a.Grant.Kind != ""):
+	case a.Username == "" || !slices.Contains(able, a.Mechanism):
 		return refusal.Invalid("mechanism %s does not prove this account: plain and login are for passwords, xoauth2 and oauthbearer for --oauth", strings.ToLower(a.Mechanism))
 	}
 	return nil
