@@ -73,7 +73,7 @@ func (a Account) Equal(b Account) bool {
 
 // Fill takes what is not set from the preset. Errors: refusal.ErrInvalid.
 func (a *Account) Fill() error {
-	p, err := PresetNamed(cmp.Or(a.Preset, Generic))
+	p, err := presetNamed(cmp.Or(a.Preset, Generic))
 	if err != nil {
 		return err
 	}
@@ -94,7 +94,7 @@ func (a *Account) Fill() error {
 // SetTLS changes the mode. The port follows only to and from implicit TLS, where no server takes
 // the former one, and if it was the former mode's.
 func (a *Account) SetTLS(mode TLSMode) {
-	p, err := PresetNamed(cmp.Or(a.Preset, Generic))
+	p, err := presetNamed(cmp.Or(a.Preset, Generic))
 	if err == nil && (a.TLS == TLSImplicit) != (mode == TLSImplicit) && a.Port == p.portFor(a.TLS) {
 		a.Port = 0
 	}
@@ -156,7 +156,7 @@ func (a Account) Validate() error {
 	case a.Port < 1 || a.Port > 65535:
 		return refusal.Invalid("port %d is not between 1 and 65535", a.Port)
 	}
-	if _, err := PresetNamed(cmp.Or(a.Preset, Generic)); err != nil {
+	if _, err := presetNamed(cmp.Or(a.Preset, Generic)); err != nil {
 		return err
 	}
 	for _, limit := range []struct {
