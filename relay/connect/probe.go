@@ -273,16 +273,8 @@ func (p *Prober) finish(ctx context.Context, replies *upstream.Replies, c *Conn,
 	}
 	probe := Probe{Step: Step{Addr: c.Addr}, Host: c.Host, TLS: c.TLS}
 	if state := c.Client.TLS(); state != nil {
-		probe.Expires = firstEnd(state)
+		probe.Expires = state.PeerCertificates[0].NotAfter
 	}
 	_ = c.Client.Quit(ctx) // mail could have been sent
 	return probe
-}
-
-// firstEnd is when the certificate that was shown ends.
-func firstEnd(state *tls.ConnectionState) time.Time {
-	if len(state.PeerCertificates) == 0 {
-		return time.Time{}
-	}
-	return state.PeerCertificates[0].NotAfter
 }
