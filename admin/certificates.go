@@ -11,37 +11,17 @@ import (
 // maxCertificates bounds the series, should a file have many names.
 const maxCertificates = 100
 
-// certificates collects what is left of each certificate.
-type certificates struct {
-	list                     func() []health.Certificate
-	expires, failing, failed *prometheus.Desc
-}
-
 // RegisterCertificates adds the metrics of the listeners' certificates.
 func RegisterCertificates(to prometheus.Registerer, list func() []health.Certificate) {
-	to.MustRegister(&certificates{
-		list:    list,
-		expires: prometheus.NewDesc("postern_certificate_expiry_timestamp_seconds", "When the certificate for a configured name expires, in seconds since 1970; 0 when there is none.", []string{"name"}, nil),
-		failing: prometheus.NewDesc("postern_certificate_renewal_failing", "1 while the renewal of a certificate fails, else 0.", []string{"name"}, nil),
-		failed:  prometheus.NewDesc("postern_certificate_renewal_failing_since_timestamp_seconds", "When the renewal of a certificate began to fail, in seconds since 1970; 0 while it succeeds.", []string{"name"}, nil),
+	named := func() []health.Certificate { return byName(list()) }
+	RegisterEach(to, []string{"name"}, named, func(c health.Certificate) []string { return []string{c.Name} }, []Reading[health.Certificate]{
+		{Name: "postern_certificate_expiry_timestamp_seconds", Help: "When the certificate for a configured name expires, in seconds since 1970; 0 when there is none.",
+			Value: func(c health.Certificate) float64 { return unixTime(c.NotAfter) }},
+		{Name: "postern_certificate_renewal_failing", Help: "1 while the renewal of a certificate fails, else 0.",
+			Value: func(c health.Certificate) float64 { return truth(!c.FailingSince.IsZero()) }},
+		{Name: "postern_certificate_renewal_failing_since_timestamp_seconds", Help: "When the renewal of a certificate began to fail, in seconds since 1970; 0 while it succeeds.",
+			Value: func(c health.Certificate) float64 { return unixTime(c.FailingSince) }},
 	})
-}
-
-func (c *certificates) Describe(ch chan<- *prometheus.Desc) {
-	ch <- c.expires
-	ch <- c.failing
-	ch <- c.failed
-}
-
-func (c *certificates) Collect(ch chan<- prometheus.Metric) {
-	for _, cert := range byName(c.list()) {
-		gauge := func(desc *prometheus.Desc, value float64) {
-			ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, cert.Name)
-		}
-		gauge(c.expires, unixTime(cert.NotAfter))
-		gauge(c.failing, truth(!cert.FailingSince.IsZero()))
-		gauge(c.failed, unixTime(cert.FailingSince))
-	}
 }
 
 // byName has one certificate for each name, for a registry refuses the whole page for a

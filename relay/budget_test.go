@@ -45,13 +45,7 @@ func TestUpstreamBudget(t *testing.T) {
 		at = append(at, m.At)
 	}
 	slices.SortFunc(at, time.Time.Compare)
-	first, peak := 0, 0
-	for i := range at {
-		for at[i].Sub(at[first]) >= window {
-			first++
-		}
-		peak = max(peak, i-first+1)
-	}
+	peak := peakIn(at, window)
 	t.Logf("%d messages in %v, at most %d in %v", len(at), at[len(at)-1].Sub(at[0]), peak, window)
 	if peak > most || len(at) <= most {
 		t.Errorf("%d of %d messages in one window, the most are %d", peak, len(at), most)

@@ -341,6 +341,7 @@ func alertsAreKnown(t *testing.T, names map[string]string) {
 	if len(found) < 20 {
 		t.Fatalf("only %d expressions found", len(found))
 	}
+	ofAccounts := read(t, "../docs/oauth.md") // of which this node has none
 	for _, m := range found {
 		q := strings.TrimPrefix(m[1], ">-")
 		metrics := metricsOf(t, q)
@@ -348,7 +349,7 @@ func alertsAreKnown(t *testing.T, names map[string]string) {
 			t.Errorf("no metric in %s", q)
 		}
 		for _, name := range metrics {
-			if _, there := names[name]; !there && name != "up" {
+			if _, there := names[name]; !there && name != "up" && !strings.Contains(ofAccounts, "`"+name+"`") {
 				t.Errorf("%s is on no page: %s", name, q)
 			}
 		}

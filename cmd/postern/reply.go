@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -191,7 +190,7 @@ and which row says so ('postern upstream reply list').`,
 func verdictText(v upstream.Verdict) string {
 	text := string(v.Result) + ", " + string(v.Scope)
 	if wait := v.Wait(); wait > 0 {
-		text += ", next attempt in " + wait.Round(time.Second).String()
+		text += ", next attempt in " + units.FormatSpan(wait)
 	}
 	if v.Row == nil {
 		return text + ": by its class and stage, no row matches"

@@ -69,7 +69,11 @@ notices are.`,
 				if err != nil {
 					return err
 				}
-				t, err := explain.Routes{Table: table, Rules: rules, Names: who, Breakers: breakers}.Find(ctx, id, sender, recipient)
+				budgets, err := users.upstreams(nil).Budgets(ctx)
+				if err != nil {
+					return err
+				}
+				t, err := explain.Routes{Table: table, Rules: rules, Names: who, Breakers: breakers, Budgets: budgets}.Find(ctx, id, sender, recipient)
 				if err != nil {
 					return err
 				}

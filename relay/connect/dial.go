@@ -28,7 +28,7 @@ type Dialer struct {
 
 	// Dial makes one connection; tests replace it before the first use.
 	Dial func(context.Context, Target) (net.Conn, error)
-	// Slots has a part of all connections for the address of each MX; nil: no bounds.
+	// Slots bounds the part of all connections that one MX address may have; nil: no bounds.
 	Slots *share.Pool
 }
 
@@ -88,7 +88,7 @@ type Watch struct {
 	Talking  *atomic.Bool   // the server is at work
 	Progress *atomic.Uint64 // see smtp.ClientConfig
 
-	// Arrive is told at which site a domain is hosted, and says whether it has a place; nil: it has.
+	// Arrive is called with the site that hosts a domain, and reports whether there is a place; nil: there is.
 	Arrive func(site string) bool
 }
 
@@ -106,7 +106,7 @@ func (d *Dialer) Open(ctx context.Context, domain string, up *upstream.Account, 
 		w.Begun = before.Begun
 	}
 	if t == nil {
-		watch.Talking.Store(false) // what keeps a token waiting is no silent server
+		watch.Talking.Store(false) // a slow authority is not a silent server
 		t = w.fetchToken(ctx)
 		watch.Talking.Store(true)
 	}

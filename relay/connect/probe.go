@@ -4,9 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
 	"postern/relay/smtp"
@@ -240,21 +240,18 @@ func (p *Prober) MX(ctx context.Context, domain string) []Probe {
 	}
 	hosts := all.hosts
 	probes := make([]Probe, len(hosts))
-	done := make(chan struct{})
+	var talks sync.WaitGroup
 	for i := range hosts {
-		go func() {
+		talks.Go(func() {
 			one := all.only(i)
 			c, t := one.Next(ctx)
 			probes[i] = p.finish(ctx, nil, c, t)
 			if probes[i].Host == "" {
 				probes[i].Host = hosts[i].host
 			}
-			done <- struct{}{}
-		}()
+		})
 	}
-	for range hosts {
-		<-done
-	}
+	talks.Wait()
 	for i := 1; i < len(probes); i++ {
 		if probes[i].Stage == StageLoop {
 			return probes[:i]
@@ -276,43 +273,8 @@ func (p *Prober) finish(ctx context.Context, replies *upstream.Replies, c *Conn,
 	}
 	probe := Probe{Step: Step{Addr: c.Addr}, Host: c.Host, TLS: c.TLS}
 	if state := c.Client.TLS(); state != nil {
-		probe.Expires = firstEnd(state)
+		probe.Expires = state.PeerCertificates[0].NotAfter
 	}
 	_ = c.Client.Quit(ctx) // mail could have been sent
 	return probe
-}
-
-// firstEnd is when the certificate that was shown ends.
-func firstEnd(state *tls.ConnectionState) time.Time {
-	if len(state.PeerCertificates) == 0 {
-		return time.Time{}
-	}
-	return state.PeerCertificates[0].NotAfter
-}
-
-// Stage says where the trouble was.
-func (t *Trouble) Stage() smtp.Stage {
-	var stage *smtp.StageError
-	var dns *net.DNSError
-	switch {
-	case errors.As(t.Err, &stage):
-		return stage.Stage
-	case upstream.IsSender(t.Err):
-		return smtp.StageMail
-	case errors.Is(t.Err, errNoToken):
-		return StageToken
-	case errors.Is(t.Err, errNoMechanism):
-		return smtp.StageAuth
-	case errors.As(t.Err, &dns):
-		return StageLookup
-	}
-	switch e := t.Reply.Enhanced; [2]int{e.Subject, e.Detail} {
-	case [2]int{7, 4}, [2]int{7, 5}:
-		return smtp.StageTLS
-	case [2]int{4, 3}, [2]int{1, 2}, [2]int{1, 10}:
-		return StageLookup
-	case [2]int{4, 6}:
-		return StageLoop
-	}
-	return smtp.StageConnect
 }

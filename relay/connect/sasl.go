@@ -43,27 +43,15 @@ func (d *Dialer) authenticate(ctx context.Context, c *smtp.Client, to Target) er
 	}
 	if refusal == nil {
 		offered := cmp.Or(strings.Join(c.AuthMechanisms(), " "), "none")
-		return fmt.Errorf("%w: of AUTH the server offers %s, and not %s", errNoMechanism, offered, strings.Join(usable(to.Upstream), " or "))
+		return fmt.Errorf("%w: of AUTH the server offers %s, and not %s", errNoMechanism, offered, strings.Join(to.Upstream.Mechanisms(), " or "))
 	}
 	return refusal
 }
 
-// usable are the mechanisms that can prove an account, in the order in which they are tried.
-func usable(up *upstream.Account) []string {
-	all := upstream.Mechanisms()
-	switch {
-	case up.Mechanism != "":
-		return []string{up.Mechanism}
-	case up.Grant.Kind != "":
-		return all[2:]
-	}
-	return all[:2]
-}
-
-// mechanisms are the usable ones that are offered; the one that the server took last is the
-// first.
+// mechanisms are those that can prove the account and are offered; the one that the server took
+// last is the first.
 func (d *Dialer) mechanisms(offered []string, up *upstream.Account) []string {
-	list := slices.DeleteFunc(usable(up), func(name string) bool { return !slices.Contains(offered, name) })
+	list := slices.DeleteFunc(up.Mechanisms(), func(name string) bool { return !slices.Contains(offered, name) })
 	if took, ok := d.took.Load(up.Name); ok && len(list) > 1 && list[1] == took {
 		slices.Reverse(list)
 	}

@@ -1,13 +1,11 @@
 package connect
 
 import (
-	"context"
 	"errors"
 	"net"
 	"net/netip"
 	"time"
 
-	"postern/internal/share"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
 	"postern/relay/upstream/breaker"
@@ -86,6 +84,33 @@ func (t *Trouble) OfMachine() bool {
 	return t.Crowded || errors.As(t.Err, &source)
 }
 
+// Stage says where the trouble was.
+func (t *Trouble) Stage() smtp.Stage {
+	var stage *smtp.StageError
+	var dns *net.DNSError
+	switch {
+	case errors.As(t.Err, &stage):
+		return stage.Stage
+	case upstream.IsSender(t.Err):
+		return smtp.StageMail
+	case errors.Is(t.Err, errNoToken):
+		return StageToken
+	case errors.Is(t.Err, errNoMechanism):
+		return smtp.StageAuth
+	case errors.As(t.Err, &dns):
+		return StageLookup
+	}
+	switch e := t.Reply.Enhanced; [2]int{e.Subject, e.Detail} {
+	case [2]int{7, 4}, [2]int{7, 5}:
+		return smtp.StageTLS
+	case [2]int{4, 3}, [2]int{1, 2}, [2]int{1, 10}:
+		return StageLookup
+	case [2]int{4, 6}:
+		return StageLoop
+	}
+	return smtp.StageConnect
+}
+
 // CodeClosed is the greeting of a host that takes no mail (RFC 7504 section 3).
 const CodeClosed = 521
 
@@ -95,59 +120,6 @@ func isClosed(to Target, err error) bool {
 	var stage *smtp.StageError
 	return to.Upstream == nil && errors.As(err, &stage) && stage.Stage == smtp.StageGreeting && stage.Reply.Code == CodeClosed
 }
-
-// Sessions are the upstreams' budgets of connections: *budget.Budgets.
-type Sessions interface {
-	Session(ctx context.Context, a budget.Ask) (done func(), wait *budget.Wait)
-}
-
-// enter takes a part of the connections for the address of an MX. An upstream's address
-// was chosen by an administrator and is bounded by its own number of connections, and by its
-// budget. leave gives the part back.
-func (d *Dialer) enter(ctx context.Context, to Target) (leave func(), t *Trouble) {
-	switch {
-	case to.Upstream != nil:
-		return d.session(ctx, to.Upstream)
-	case d.Slots == nil:
-		return func() {}, nil
-	case !d.Slots.Join(1, share.Network(to.Addr.Addr())):
-		return nil, crowdedTrouble(to)
-	}
-	return func() { d.Slots.Leave(1, share.Network(to.Addr.Addr())) }, nil
-}
-
-// OfBudget begins the text of OverBudgetReply.
-const OfBudget = "waits for the budget of upstream "
-
-// OverBudgetReply is that of mail, or a connection, that waits for an upstream's budget.
-func OverBudgetReply(wait *budget.Wait) smtp.Reply {
-	return smtp.Temporary(451, 4, 5, OfBudget+wait.Why)
-}
-
-// session takes a session of the upstream's budget.
-func (d *Dialer) session(ctx context.Context, up *upstream.Account) (leave func(), t *Trouble) {
-	if d.cfg.Sessions == nil || up.Budget == "" {
-		return func() {}, nil
-	}
-	leave, wait := d.cfg.Sessions.Session(ctx, budget.Ask{Upstream: up.Name, Setting: up.Budget})
-	if wait != nil {
-		return nil, &Trouble{Reply: OverBudgetReply(wait), Err: errNoSession, Crowded: true, Wait: wait}
-	}
-	return leave, nil
-}
-
-// crowdedTrouble is that of an address which has all the connections that it may.
-func crowdedTrouble(to Target) *Trouble {
-	return &Trouble{
-		Reply: smtp.Temporary(451, 4, 5, "mail host "+to.Host+" has all the connections that one address may have"),
-		Err:   errCrowded, Crowded: true,
-	}
-}
-
-var (
-	errCrowded   = errors.New("too many connections to one address")
-	errNoSession = errors.New("the upstream's budget of sessions is spent")
-)
 
 // inWords is where a conversation broke off, for the text of a made-up reply.
 var inWords = map[smtp.Stage]string{

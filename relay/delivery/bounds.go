@@ -8,11 +8,12 @@ import (
 
 // Bounds are the limits of Config that may change while the engine runs.
 type Bounds struct {
-	Connections   int           // to one upstream that sets no number of its own
-	MXConnections int           // to one site, of all nodes together
-	PerConnection int           // messages over one connection
-	IdleTime      time.Duration // how long an unused connection is kept
-	Memory        int64         // octets of the mail in hand
+	Connections    int           // to one upstream that sets no number of its own
+	MXConnections  int           // to one site, of all nodes together
+	PerConnection  int           // messages over one connection
+	PerTransaction int           // recipients in one transaction
+	IdleTime       time.Duration // how long an unused connection is kept
+	Memory         int64         // octets of the mail in hand
 }
 
 // Rebound changes the bounds that are not zero. Connections in excess end with their message,
@@ -22,6 +23,7 @@ func (e *Engine) Rebound(b Bounds) {
 	keep(&now.Connections, b.Connections)
 	keep(&now.MXConnections, b.MXConnections)
 	keep(&now.PerConnection, b.PerConnection)
+	keep(&now.PerTransaction, b.PerTransaction)
 	keep(&now.IdleTime, b.IdleTime)
 	keep(&now.Memory, b.Memory)
 	e.bounds.Store(&now)

@@ -8,7 +8,7 @@ import (
 	"postern/internal/smtptest"
 )
 
-// TestRebound: more connections are opened at once when more are allowed, and room for
+// TestRebound: more connections are opened immediately when more are allowed, and room for
 // mail grows and shrinks.
 func TestRebound(t *testing.T) {
 	t.Parallel()
@@ -27,7 +27,7 @@ func TestRebound(t *testing.T) {
 	e.Rebound(Bounds{Connections: 3})
 	reaches(t, server, 3)
 	if n := server.PeakConns(); n != 3 {
-		t.Errorf("%d connections at once, want 3", n)
+		t.Errorf("%d concurrent connections, want 3", n)
 	}
 	if e.Reserve(1, 2000) {
 		t.Error("there is room for more than the memory")

@@ -161,7 +161,7 @@ func New(cfg Config) *Engine {
 		destinations: map[string]*destination{},
 		active:       map[*worker]struct{}{},
 	}
-	e.bounds.Store(&Bounds{cfg.Connections, cfg.MXConnections, cfg.PerConnection, cfg.IdleTime, cfg.Memory})
+	e.bounds.Store(&Bounds{cfg.Connections, cfg.MXConnections, cfg.PerConnection, cfg.PerTransaction, cfg.IdleTime, cfg.Memory})
 	e.windows = windows{by: map[string]*window{}, sites: e.sitePlaces}
 	e.turned.Store(time.Now().UnixNano())
 	cfg.Connect.Sessions = cfg.Budgets

@@ -355,7 +355,8 @@ func TestSplitsRecipients(t *testing.T) {
 	t.Parallel()
 	server := smtptest.Start(t, smtptest.Config{})
 	q := newFakeQueue()
-	e := startEngine(t, q, Config{Routes: routes{def: upstreamAt(server)}, PerTransaction: 10})
+	e := startEngine(t, q, Config{Routes: routes{def: upstreamAt(server)}})
+	e.Rebound(Bounds{PerTransaction: 10})
 	var rcpts []string
 	for i := range 25 {
 		rcpts = append(rcpts, fmt.Sprintf("r%d@one.test", i))

@@ -96,7 +96,7 @@ func (e *Engine) handOut(j job, ways []way) {
 
 // perTransaction is the most recipients of one transaction.
 func (e *Engine) perTransaction(u *upstream.Account) int {
-	most := e.cfg.PerTransaction
+	most := e.bounds.Load().PerTransaction
 	if u != nil && u.MaxRecipients > 0 {
 		most = u.MaxRecipients
 	}

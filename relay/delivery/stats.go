@@ -19,6 +19,25 @@ type Load struct {
 	Connections  int // open or being made
 }
 
+// Window is a moment's view of this node's connections to an upstream.
+type Window struct {
+	Upstream    string
+	Connections int // open or being made
+	Places      int // the most of them now
+}
+
+// Windows are those of the upstreams with work, or that had some lately.
+func (e *Engine) Windows() (list []Window) {
+	for _, d := range e.all() {
+		if d.domain == "" {
+			d.window.mu.Lock() // an upstream's window is never replaced
+			list = append(list, Window{d.via, d.window.used, d.window.limit})
+			d.window.mu.Unlock()
+		}
+	}
+	return list
+}
+
 // Stats returns the counts of now.
 func (e *Engine) Stats() Stats {
 	s := Stats{Panics: e.panics.Load()}

@@ -20,8 +20,8 @@ const (
 )
 
 const (
-	// plenty is how many connections a server may get however quick it is. More of them only
-	// make each slower, unless they could not take worthRate messages a second by far.
+	// plenty is how many connections a server may get however quick it is. More than those that
+	// carry worthRate messages a second only make each slower.
 	plenty    = 20
 	worthRate = 5000
 	// quickestTime is for how long the quickest delivery counts, at least.
@@ -105,7 +105,8 @@ func (w *window) pass() {
 	}
 }
 
-// add counts places and conversations, be it too many; pass must follow where places are given back.
+// add counts places and conversations, even beyond the limit. pass must follow when places are given
+// back.
 func (w *window) add(places, live int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -135,9 +136,8 @@ func (w *window) ends(sent int) bool {
 	return w.live > w.limit || sent >= turn && w.live+len(w.wanting) > w.limit
 }
 
-// deliveredIn takes account of the time of a delivery. The window does not grow beyond what the
-// time makes worth having, and one that has become far larger than that, as while a server's
-// caches were cold, shrinks to it. mu is held.
+// deliveredIn notes the time of a delivery. A window that is far larger than the time makes worth
+// having, since the server was slow at first, shrinks to that. mu is held.
 func (w *window) deliveredIn(took time.Duration) {
 	if w.endedAt.Sub(w.since) > quickestTime {
 		w.before, w.quickest, w.since = w.quickest, took, w.endedAt
@@ -218,8 +218,8 @@ func (w *window) shrink(to int, pause time.Duration) {
 }
 
 // leftAlone is for a destination that is left alone. One that probably restarts gets its former
-// places back. Where other domains of the site go on the site is there: it has enough of us if
-// it said so.
+// places back. While conversations of other domains go on the site is up, and said is a reply by
+// which it wants fewer of them.
 func (w *window) leftAlone(restarts, said bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -244,7 +244,7 @@ func (w *window) resize(most int) {
 	w.most = most
 }
 
-// reset begins anew, with what may be another server.
+// reset begins anew: it may be another server now.
 func (w *window) reset(most int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -282,8 +282,8 @@ func (all *windows) leave(w *window) {
 	w.members--
 }
 
-// tend forgets windows that have been without a member for long, and lets those of sites follow
-// the number of nodes.
+// tend forgets windows that had no member for windowTime, and adapts those of sites to the number
+// of nodes.
 func (all *windows) tend(now time.Time) {
 	var sites []*window
 	all.mu.Lock()

@@ -178,6 +178,11 @@ func TestWindowShrinks(t *testing.T) {
 			w.limit, w.proven = 80, 80
 			e.Start()
 			defer stop(t, e)
+			defer func() {
+				if is := e.Windows(); len(is) != 1 || is[0].Upstream != "sink" || is[0].Places != w.limit || is[0].Connections != w.used {
+					t.Errorf("%+v, want %d of %d", is, w.used, w.limit)
+				}
+			}()
 			for n, most := 0, 80; n < 3; n++ {
 				e.Take(message(t, "a@one.test"))
 				e.Take(message(t, "b@one.test"))

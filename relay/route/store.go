@@ -28,9 +28,9 @@ func NewStore(pool *pgxpool.Pool) *Store { return &Store{pool: pool, actor: "unk
 func (s *Store) As(actor string) *Store { return &Store{s.pool, actor} }
 
 const (
-	// Before the table, as the removal of a user has them: first the user, then its rules.
+	// The user is locked before the table: the removal of a user has the same order.
 	lockUser = `select from app_user where id = $1 for key share`
-	// A change of rules waits for others that are being made, and goes on from what they have left.
+	// A change waits for concurrent ones, and sees their result.
 	lockRoutes = `lock table route in share row exclusive mode`
 	addRoute   = `
 insert into route (position, user_id, sender_domain, recipient_domain)
@@ -45,8 +45,8 @@ where route.id = t.id and position <> t.n`
 	removeRoute = `delete from route where id = $1`
 )
 
-// change lets do change the rules, which are list in their order; user is that of a new rule, or
-// 0.
+// change calls do with the rules in their order, in a transaction that no other change of rules
+// overlaps. user is that of a new rule, or 0.
 func (s *Store) change(ctx context.Context, what string, user int64, do func(tx pgx.Tx, list []Rule) error) error {
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if tag, err := tx.Exec(ctx, lockUser, user); err != nil {
@@ -90,7 +90,7 @@ func (s *Store) put(ctx context.Context, r Rule, before int64, replace bool) (id
 		return 0, 0, refusal.Invalid("the default route is always the last")
 	}
 	err = s.change(ctx, "add route", r.UserID, func(tx pgx.Tx, list []Rule) error {
-		// Before the match is looked at: of two mistakes, a wrong name is the one to mend first.
+		// Checked before the match: of two mistakes, the wrong name is to be corrected first.
 		if err := upstream.Require(ctx, tx, r.upstreams()); err != nil {
 			return err
 		}

@@ -39,7 +39,7 @@ func TestTableAge(t *testing.T) {
 		}
 		group.Wait()
 		if reads != 1 {
-			t.Errorf("%d readings by ten who ask at once", reads)
+			t.Errorf("%d readings by ten concurrent callers", reads)
 		}
 		time.Sleep(time.Second)
 		if ask(); reads != 1 {

@@ -2,7 +2,6 @@ package smtp
 
 import (
 	"bufio"
-	"cmp"
 	"context"
 	"errors"
 	"net"
@@ -37,8 +36,8 @@ func (c *Client) Send(ctx context.Context, tx Transaction) Result {
 }
 
 // Rehearse names a sender and, unless to is null, a recipient as Send does, and takes that back by
-// RSET: no message is sent. The error is a *StageError; after a refusal by a reply the connection may
-// go on.
+// RSET: no message is sent. The error is a *StageError; after a refusal by a reply Send or Quit may
+// follow, without RSET.
 func (c *Client) Rehearse(ctx context.Context, from, to Address) error {
 	tx := Transaction{Mail: MailCommand{From: from}, Rcpts: []RcptCommand{{To: to}}}
 	s := sending{c: c, ctx: ctx, tx: tx, replies: make([]Reply, 1), stages: make([]Stage, 1)}
@@ -61,22 +60,15 @@ func (c *Client) Rehearse(ctx context.Context, from, to Address) error {
 			return err
 		}
 	}
-	var refused error
 	if res := s.result(nil); !res.Replies[0].IsZero() {
-		refused = &StageError{Stage: res.Stages[0], Reply: res.Replies[0]}
-	}
-	if !c.open {
-		return refused
+		return &StageError{Stage: res.Stages[0], Reply: res.Replies[0]}
 	}
 	reply, err := c.command(ctx, StageReset, "RSET")
-	switch {
-	case err != nil:
-		return cmp.Or(refused, err)
-	case !reply.IsPositive():
-		return cmp.Or(refused, c.refused(ctx, StageReset, reply))
+	if err == nil && !reply.IsPositive() {
+		err = c.refused(ctx, StageReset, reply)
 	}
-	c.open = false
-	return refused
+	c.open = err != nil
+	return err
 }
 
 // sending is one transaction in progress.

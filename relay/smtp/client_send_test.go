@@ -26,7 +26,7 @@ func TestRehearse(t *testing.T) {
 		stage      Stage
 	}{
 		{"", "", "mail 250, rcpt 250, reset 250", ""},
-		{"", "550 5.1.1 nobody", "mail 250, rcpt 550, reset 250", StageRcpt},
+		{"", "550 5.1.1 nobody", "mail 250, rcpt 550", StageRcpt},
 		{"550 5.7.60 not you", "", "mail 550", StageMail},
 		{"", "421 4.3.2 bye", "mail 250, rcpt 421", StageRcpt},
 	} {

@@ -27,33 +27,34 @@ const (
 	TLSImplicit      TLSMode = "implicit"      // TLS from the first octet, certificate verified
 )
 
-// Account is an upstream: a smarthost, and our account with it if it has one.
+// Account is an upstream: a smarthost, and our account with it if it has one. Programs see it as
+// Listed.
 type Account struct {
-	Name           string
-	Host           string // DNS name or IP address
-	Port           int
-	TLS            TLSMode
-	Username       string       // "" for none
-	Password       string       // opened; "" for none
-	Grant          oauth.Grant  // by which it gets tokens, instead of a password; zero: none
-	SecretExpires  string       // the last day of its secret, as 2027-01-31; "" if it is not known
-	CA             string       // PEM of the authorities to trust instead of the system's; "" for those
-	Preset         string       // the provider, "" for Generic
-	MaxConnections int          // concurrent ones of each node; 0: the default
-	MaxMessages    int          // over one connection; 0: the default
-	MaxRecipients  int          // in one transaction; 0: the default
-	Senders        string       // patterns of what it may send as, as ParseSenders gives them; "": as everybody
-	RewriteSender  string       // the mailbox that sends in place of the message's own; "": none
-	SendsAs        smtp.Address // is RewriteSender, by Load
-	IdleSeconds    int          // that an unused connection is kept; 0: the default
-	TLSName        string       // that its certificate must have; "": Host
-	TLSPins        string       // of PinsFrom: one of these keys, whoever certifies it; "": none
-	Mechanism      string       // the only one of AUTH that is used, of Mechanisms; "": what the server takes
-	InDoubt        string       // what becomes of mail that it may have, of auth.DoubtPolicies; "": the first
-	Budget         string       // of all nodes, as package budget reads it; "" for none
+	Name           string       `json:"name"`
+	Host           string       `json:"host"` // DNS name or IP address
+	Port           int          `json:"port"`
+	TLS            TLSMode      `json:"tls"`
+	Username       string       `json:"username,omitempty"`       // "" for none
+	Password       string       `json:"-"`                        // opened; "" for none
+	Grant          oauth.Grant  `json:"-"`                        // for tokens, instead of a password; zero: none. Listed has its Kind only
+	SecretExpires  string       `json:"secret_expires,omitempty"` // the last day of its secret, as 2027-01-31; "" if it is not known
+	CA             string       `json:"-"`                        // PEM of the authorities to trust instead of the system's; "" for those
+	Preset         string       `json:"preset,omitempty"`         // the provider, "" for Generic
+	MaxConnections int          `json:"max_connections"`          // concurrent ones of each node; 0: the default
+	MaxMessages    int          `json:"max_messages"`             // over one connection; 0: the default
+	MaxRecipients  int          `json:"max_recipients"`           // in one transaction; 0: the default
+	Senders        string       `json:"-"`                        // patterns of what it may send as, as ParseSenders gives them; "": as everybody
+	RewriteSender  string       `json:"rewrite_sender,omitempty"` // the mailbox that sends in place of the message's own; "": none
+	SendsAs        smtp.Address `json:"-"`                        // is RewriteSender, by Load
+	IdleSeconds    int          `json:"idle_seconds"`             // that an unused connection is kept; 0: the default
+	TLSName        string       `json:"tls_name,omitempty"`       // that its certificate must have; "": Host
+	TLSPins        string       `json:"tls_pins,omitempty"`       // of PinsFrom: one of these keys, whoever certifies it; "": none
+	Mechanism      string       `json:"auth_mechanism,omitempty"` // the only one of AUTH that is used; "": what the server takes
+	InDoubt        string       `json:"in_doubt,omitempty"`       // what becomes of mail that it may have, of auth.DoubtPolicies; "": the first
+	Budget         string       `json:"budget,omitempty"`         // of all nodes, as package budget reads it; "" for none
 	Origin
 
-	Replies *Replies // what its replies mean
+	Replies *Replies `json:"-"` // what its replies mean
 }
 
 // OAuth is the account as a getter of tokens.
@@ -72,7 +73,7 @@ func (a Account) Equal(b Account) bool {
 
 // Fill takes what is not set from the preset. Errors: refusal.ErrInvalid.
 func (a *Account) Fill() error {
-	p, err := PresetNamed(cmp.Or(a.Preset, Generic))
+	p, err := presetNamed(cmp.Or(a.Preset, Generic))
 	if err != nil {
 		return err
 	}
@@ -93,7 +94,7 @@ func (a *Account) Fill() error {
 // SetTLS changes the mode. The port follows only to and from implicit TLS, where no server takes
 // the former one, and if it was the former mode's.
 func (a *Account) SetTLS(mode TLSMode) {
-	p, err := PresetNamed(cmp.Or(a.Preset, Generic))
+	p, err := presetNamed(cmp.Or(a.Preset, Generic))
 	if err == nil && (a.TLS == TLSImplicit) != (mode == TLSImplicit) && a.Port == p.portFor(a.TLS) {
 		a.Port = 0
 	}
@@ -122,9 +123,23 @@ const (
 	mostIdle        = 3600
 )
 
-// Mechanisms are those of AUTH by which accounts are proved: with a password the first two, with
-// a token the others. They are tried in this order: XOAUTH2 is what Microsoft and Google document.
-func Mechanisms() []string { return []string{sasl.Plain, sasl.Login, oauth.XOAuth2, sasl.OAuthBearer} }
+// The mechanisms of AUTH, in the order in which they are tried: XOAUTH2 is what Microsoft and
+// Google document.
+var (
+	byPassword = []string{sasl.Plain, sasl.Login}
+	byToken    = []string{oauth.XOAuth2, sasl.OAuthBearer}
+)
+
+// Mechanisms are those of AUTH that can prove the account, in the order in which they are tried.
+func (a *Account) Mechanisms() []string {
+	switch {
+	case a.Mechanism != "":
+		return []string{a.Mechanism}
+	case a.Grant.Kind != "":
+		return slices.Clone(byToken)
+	}
+	return slices.Clone(byPassword)
+}
 
 var (
 	nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
@@ -141,7 +156,7 @@ func (a Account) Validate() error {
 	case a.Port < 1 || a.Port > 65535:
 		return refusal.Invalid("port %d is not between 1 and 65535", a.Port)
 	}
-	if _, err := PresetNamed(cmp.Or(a.Preset, Generic)); err != nil {
+	if _, err := presetNamed(cmp.Or(a.Preset, Generic)); err != nil {
 		return err
 	}
 	for _, limit := range []struct {
@@ -156,31 +171,21 @@ func (a Account) Validate() error {
 	if err := auth.CheckDoubtPolicy(a.InDoubt); err != nil {
 		return refusal.Invalid("%v", err)
 	}
-	if err := a.validateOrigin(); err != nil {
-		return err
-	}
-	if _, err := budget.Parse(a.Budget); err != nil {
-		return err
-	}
-	if err := a.validateTLS(); err != nil {
-		return err
-	}
-	if _, err := a.sendsAs(); err != nil {
-		return err
-	}
-	if err := a.validateMechanism(); err != nil {
-		return err
-	}
-	return a.validateAccount()
+	_, budgetErr := budget.Parse(a.Budget)
+	_, senderErr := a.sendsAs()
+	return cmp.Or(a.validateOrigin(), budgetErr, a.validateTLS(), senderErr, a.validateMechanism(), a.validateAccount())
 }
 
 func (a Account) validateMechanism() error {
-	place := slices.Index(Mechanisms(), a.Mechanism)
+	able := byPassword
+	if a.Grant.Kind != "" {
+		able = byToken
+	}
 	switch {
 	case a.Mechanism == "":
-	case place < 0:
+	case !slices.Contains(slices.Concat(byPassword, byToken), a.Mechanism):
 		return refusal.Invalid("mechanism %q is none of auto, plain, login, xoauth2 and oauthbearer", strings.ToLower(a.Mechanism))
-	case a.Username == "" || (place >= 2) != (a.Grant.Kind != ""):
+	case a.Username == "" || !slices.Contains(able, a.Mechanism):
 		return refusal.Invalid("mechanism %s does not prove this account: plain and login are for passwords, xoauth2 and oauthbearer for --oauth", strings.ToLower(a.Mechanism))
 	}
 	return nil

@@ -328,7 +328,7 @@ func TestNeverBeforeMail(t *testing.T) {
 func TestPresets(t *testing.T) {
 	t.Parallel()
 	for _, name := range Presets() {
-		p, err := PresetNamed(name)
+		p, err := presetNamed(name)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -351,7 +351,7 @@ func TestPresets(t *testing.T) {
 	if err := ses.Fill(); !errors.Is(err, refusal.ErrInvalid) || !strings.Contains(err.Error(), "email-smtp.") {
 		t.Errorf("ses without a host: %v", err)
 	}
-	if _, err := PresetNamed("nope"); !errors.Is(err, refusal.ErrInvalid) {
+	if _, err := presetNamed("nope"); !errors.Is(err, refusal.ErrInvalid) {
 		t.Errorf("unknown preset: %v", err)
 	}
 	if len(Table("of a newer version").Rows()) != len(Table(Generic).Rows()) {

@@ -94,8 +94,8 @@ var mailHosts = sync.OnceValue(func() *Replies {
 // Presets lists the names.
 func Presets() []string { return slices.Sorted(maps.Keys(presets())) }
 
-// PresetNamed returns what is known of a provider. Errors: refusal.ErrInvalid.
-func PresetNamed(name string) (Preset, error) {
+// presetNamed returns what is known of a provider. Errors: refusal.ErrInvalid.
+func presetNamed(name string) (Preset, error) {
 	if p := presets()[name]; p != nil {
 		return *p, nil
 	}

@@ -26,7 +26,7 @@ func loadReplies(ctx context.Context, db pg.DB) (map[string][]Row, error) {
 	var name string
 	var w Row
 	_, err = pgx.ForEachRow(rows, []any{&name, &w.ID, &w.Stage, &w.Code, &w.Enhanced, &w.Text, &w.Result, &w.Scope, &w.Wait}, func() error {
-		// One that a newer program has written, or a hand, decides nothing.
+		// A row of a form that is not known here, of a newer program, is ignored.
 		if row := w; row.normalise() == nil {
 			added[name] = append(added[name], row)
 		}

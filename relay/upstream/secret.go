@@ -20,9 +20,9 @@ func (s *Store) Open(ctx context.Context, name string) (Account, error) {
 	}
 	l := accounts[name]
 	if l == nil {
-		return Account{}, refusal.NotFound("no upstream is named %q", name)
+		return Account{}, unknownName(name)
 	}
-	if l.Err != nil && !IsPaused(l.Err) {
+	if l.Err != nil && !isPaused(l.Err) {
 		return Account{}, l.Err
 	}
 	return l.Account, nil
@@ -53,14 +53,14 @@ func (s *Store) SaveLogin(ctx context.Context, a oauth.Account, l *oauth.Login) 
 	})
 }
 
-// Secret is until when the secret of an account is good, and what is known of its token.
+// Secret says when the secret of an account expires, and what is known of its token.
 type Secret struct {
 	Upstream string
 	Expires  time.Time   // at the end of this day, UTC; zero: not known
 	Token    oauth.State // zero without a grant, and before the first token
 }
 
-// Secrets lists those of the accounts, as Usable returns them, of which something is known.
+// Secrets lists what is known of the secrets of accounts, as Usable returns them.
 func (s *Store) Secrets(ctx context.Context, accounts []Account) ([]Secret, error) {
 	var granted []oauth.Account
 	for i := range accounts {
@@ -98,12 +98,12 @@ func dayOf(text string) time.Time {
 	return day
 }
 
-// DaysLeft is how many days a secret is good for: 0 on its last, negative behind it.
+// DaysLeft is how many days a secret is good for: 0 on its last, negative after it.
 func (s *Secret) DaysLeft(now time.Time) int {
 	return int(s.Expires.Sub(now.UTC().Truncate(24*time.Hour)) / (24 * time.Hour))
 }
 
-// tellExpiring has each account told of once at 30, 7, 1 and 0 days, by whatever node is first.
+// tellExpiring returns each account once at 30, 7, 1 and 0 days, to the node that asks first.
 const tellExpiring = `
 update upstream u set secret_told = t.days
 from (select name, (select min(d) from unnest(array[30, 7, 1, 0]) d where secret_expires - (now() at time zone 'UTC')::date <= d) as days
@@ -111,8 +111,8 @@ from (select name, (select min(d) from unnest(array[30, 7, 1, 0]) d where secret
 where u.name = t.name and t.days is not null and (u.secret_told is null or u.secret_told > t.days)
 returning u.name, u.secret_expires::timestamp at time zone 'UTC'`
 
-// TellExpiring calls tell for the accounts whose secret's end is now to be told, on one node of
-// all; again after a crash before they were marked as told.
+// TellExpiring calls tell for the accounts whose secret's end is to be announced now, on one node
+// only. A node that crashes before its commit leaves them to the next.
 func (s *Store) TellExpiring(ctx context.Context, tell func(Secret)) error {
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		rows, err := tx.Query(ctx, tellExpiring)

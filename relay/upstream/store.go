@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -44,29 +45,12 @@ func NewStore(pool *pgxpool.Pool, sealer *seal.Sealer) *Store {
 // As returns a Store that acts as actor, for the audit.
 func (s *Store) As(actor string) *Store { return &Store{s.pool, s.sealer, actor} }
 
-// Listed is an account as listings show it, without its password.
+// Listed is an account as listings show it, without its secrets.
 type Listed struct {
-	Name           string     `json:"name"`
-	Host           string     `json:"host"`
-	Port           int        `json:"port"`
-	TLS            TLSMode    `json:"tls"`
-	Username       string     `json:"username,omitempty"`
-	OAuth          oauth.Kind `json:"oauth,omitempty"`
-	SecretExpires  string     `json:"secret_expires,omitempty"` // the last day, as 2027-01-31
-	CustomCA       bool       `json:"custom_ca"`
-	Preset         string     `json:"preset,omitempty"`
-	MaxConnections int        `json:"max_connections"` // 0: the default
-	MaxMessages    int        `json:"max_messages"`    // 0: the default
-	MaxRecipients  int        `json:"max_recipients"`  // 0: the default
-	Senders        []string   `json:"senders"`         // none: as everybody
-	RewriteSender  string     `json:"rewrite_sender,omitempty"`
-	IdleSeconds    int        `json:"idle_seconds"` // 0: the default
-	TLSName        string     `json:"tls_name,omitempty"`
-	TLSPins        string     `json:"tls_pins,omitempty"` // with commas between them
-	Mechanism      string     `json:"auth_mechanism,omitempty"`
-	InDoubt        string     `json:"in_doubt,omitempty"` // retry, hold or notice; "": retry
-	Budget         string     `json:"budget,omitempty"`
-	Origin
+	Account
+	OAuth     oauth.Kind `json:"oauth,omitempty"`
+	CustomCA  bool       `json:"custom_ca"`
+	Senders   []string   `json:"senders"` // none: as everybody
 	PausedAt  *time.Time `json:"paused_at,omitempty"`
 	CreatedAt time.Time  `json:"created_at"`
 }
@@ -139,13 +123,14 @@ func (s *Store) Add(ctx context.Context, a Account) error {
 	return err
 }
 
-// detail is the account for the audit.
+// detail is the account for the audit: its settings, by their columns.
 func (a Account) detail() map[string]any {
-	return map[string]any{"host": a.Host, "port": a.Port, "tls": a.TLS, "username": a.Username, "custom_ca": a.CA != "",
-		"preset": a.Preset, "max_connections": a.MaxConnections, "max_messages": a.MaxMessages, "max_recipients": a.MaxRecipients,
-		"oauth": a.Grant.Kind, "expires": a.SecretExpires, "senders": a.Senders, "rewrite_sender": a.RewriteSender,
-		"idle_seconds": a.IdleSeconds, "tls_name": a.TLSName, "tls_pins": a.TLSPins,
-		"auth_mechanism": a.Mechanism, "in_doubt": a.InDoubt, "source": a.Source, "ip": a.IP, "hello": a.Hello, "budget": a.Budget}
+	detail := map[string]any{"expires": a.SecretExpires, "custom_ca": a.CA != ""}
+	for _, s := range a.settings() {
+		detail[s.column] = reflect.ValueOf(s.field).Elem().Interface()
+	}
+	delete(detail, "ca")
+	return detail
 }
 
 // seal seals what the account is proved by, nil if there is nothing.
@@ -156,17 +141,17 @@ func (s *Store) seal(a Account) ([]byte, error) {
 	if s.sealer == nil {
 		return nil, refusal.Invalid("a password needs a sealing key, and none is configured")
 	}
-	if a.Grant.Kind == "" {
-		return s.sealer.Seal(passwordOf(a.Name, a.Username), []byte(a.Password))
+	secret := []byte(a.Password)
+	if a.Grant.Kind != "" {
+		if err := a.Grant.Complete(a.Username); err != nil {
+			return nil, refusal.Invalid("%v", err)
+		}
+		var err error
+		if secret, err = json.Marshal(a.Grant); err != nil {
+			return nil, err
+		}
 	}
-	if err := a.Grant.Complete(a.Username); err != nil {
-		return nil, refusal.Invalid("%v", err)
-	}
-	text, err := json.Marshal(a.Grant)
-	if err != nil {
-		return nil, err
-	}
-	return s.sealer.Seal(grantOf(a.Name, a.Username), text)
+	return s.sealer.Seal(a.place(), secret)
 }
 
 var accountForChange = `
@@ -261,18 +246,21 @@ func unknownName(name string) error {
 	return refusal.NotFound("no upstream is named %q; see 'postern upstream list'", name)
 }
 
-const listAccounts = `
-select name, host, port, tls, username, oauth, ` + secretExpires + `, ca <> '', preset, max_connections, max_messages, max_recipients,
-	string_to_array(senders, ' '), rewrite_sender, idle_seconds, tls_name, tls_pins, mechanism, in_doubt, budget, source, ip, hello, paused_at, created_at
-from upstream order by name`
+var listAccounts = `
+select name, paused_at, created_at, ` + secretExpires + `, ` + settingColumns + ` from upstream order by name`
 
 // List lists all accounts by name.
-func (s *Store) List(ctx context.Context) ([]Listed, error) {
+func (s *Store) List(ctx context.Context) (list []Listed, err error) {
 	rows, err := s.pool.Query(ctx, listAccounts)
 	if err != nil {
 		return nil, fmt.Errorf("list upstreams: %w", err)
 	}
-	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Listed])
+	var l Listed
+	_, err = pgx.ForEachRow(rows, l.fields(&l.Name, &l.PausedAt, &l.CreatedAt, &l.SecretExpires), func() error {
+		l.OAuth, l.CustomCA, l.Senders = l.Grant.Kind, l.CA != "", strings.Fields(l.Account.Senders)
+		list = append(list, l)
+		return nil
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list upstreams: %w", err)
 	}
@@ -319,8 +307,8 @@ type PausedError struct{ Upstream string }
 
 func (e *PausedError) Error() string { return "upstream " + e.Upstream + " is paused" }
 
-// IsPaused reports a PausedError.
-func IsPaused(err error) bool {
+// isPaused reports a PausedError.
+func isPaused(err error) bool {
 	_, is := errors.AsType[*PausedError](err)
 	return is
 }
@@ -364,7 +352,7 @@ func (s *Store) Usable(ctx context.Context) (list []Account, sealed map[string]e
 	accounts, err := s.Load(ctx, s.pool)
 	sealed = map[string]error{}
 	for _, name := range slices.Sorted(maps.Keys(accounts)) {
-		if l := accounts[name]; l.Err == nil || IsPaused(l.Err) {
+		if l := accounts[name]; l.Err == nil || isPaused(l.Err) {
 			list = append(list, l.Account)
 		} else {
 			sealed[name] = l.Err
@@ -455,32 +443,41 @@ func quoteAll(names []string) string {
 	return strings.Join(quoted, " or ")
 }
 
-// open unseals the password. One that does not open spoils its own upstream only.
+// open unseals the secret. One that does not open spoils its own upstream only.
 func (s *Store) open(a Account, sealed []byte) *Loaded {
-	if sealed == nil {
-		return &Loaded{Account: a}
+	l := &Loaded{Account: a}
+	switch {
+	case sealed == nil:
+		return l
+	case s.sealer == nil:
+		l.Err = fmt.Errorf("upstream %q: %w", a.Name, ErrNoKey)
+		return l
 	}
-	if s.sealer == nil {
-		return &Loaded{Err: fmt.Errorf("upstream %q: %w", a.Name, ErrNoKey)}
+	secret, err := s.sealer.Open(a.place(), sealed)
+	switch {
+	case err != nil:
+	case a.Grant.Kind == "":
+		l.Account.Password = string(secret)
+	default:
+		err = json.Unmarshal(secret, &l.Account.Grant)
 	}
-	if a.Grant.Kind != "" {
-		return s.openGrant(a, sealed)
-	}
-	password, err := s.sealer.Open(passwordOf(a.Name, a.Username), sealed)
 	if err != nil {
-		return &Loaded{Account: a, Err: fmt.Errorf("upstream %q: %w", a.Name, err)}
+		l.Err = fmt.Errorf("upstream %q: %w", a.Name, err)
 	}
-	a.Password = string(password)
-	return &Loaded{Account: a}
+	return l
 }
 
-// passwordOf is the place for which a password is sealed: moved to another row of the
-// table it must not open. Neither part can hold NUL, so the joint is unambiguous.
-func passwordOf(name, username string) string {
-	return "upstream\x00" + name + "\x00" + username
+// place is what a secret is sealed for: moved to another row of the table it must not open. No
+// part can hold NUL, so the joint is unambiguous.
+func (a *Account) place() string {
+	place := "upstream\x00" + a.Name + "\x00" + a.Username
+	if a.Grant.Kind != "" {
+		place += "\x00oauth"
+	}
+	return place
 }
 
-// Sealed describes the passwords and grants, with the places of passwordOf and grantOf.
+// Sealed describes the passwords and grants, with their places.
 func Sealed() seal.Column {
 	return seal.Column{
 		Read: `
@@ -489,17 +486,3 @@ from upstream where password is not null and ($1::bytea is null or substr(passwo
 		Write: `update upstream set password = $3 where name = ($1::text[])[2] and password = $2`,
 	}
 }
-
-func (s *Store) openGrant(a Account, sealed []byte) *Loaded {
-	text, err := s.sealer.Open(grantOf(a.Name, a.Username), sealed)
-	if err == nil {
-		err = json.Unmarshal(text, &a.Grant)
-	}
-	if err != nil {
-		return &Loaded{Account: a, Err: fmt.Errorf("upstream %q: %w", a.Name, err)}
-	}
-	return &Loaded{Account: a}
-}
-
-// grantOf is passwordOf for a grant.
-func grantOf(name, username string) string { return passwordOf(name, username) + "\x00oauth" }

@@ -79,8 +79,8 @@ func TestUpstreams(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []Listed{
-		{Name: "provider", Host: "smtp.provider.example", Port: 587, TLS: TLSRequire, Username: "relay", MaxConnections: 7},
-		{Name: "sink", Host: "127.0.0.1", Port: 2600, TLS: TLSNone},
+		{Account: Account{Name: "provider", Host: "smtp.provider.example", Port: 587, TLS: TLSRequire, Username: "relay", MaxConnections: 7}},
+		{Account: Account{Name: "sink", Host: "127.0.0.1", Port: 2600, TLS: TLSNone}},
 	}
 	if diff := cmp.Diff(want, list, cmpopts.IgnoreFields(Listed{}, "CreatedAt"), cmpopts.EquateEmpty()); diff != "" {
 		t.Error(diff)
@@ -373,7 +373,7 @@ func TestPause(t *testing.T) {
 			t.Errorf("%+v: %v, %v", step, changed, err)
 		}
 		accounts, err := s.Load(ctx, db.Pool)
-		if err != nil || IsPaused(accounts["sink"].Err) != step.pause {
+		if err != nil || isPaused(accounts["sink"].Err) != step.pause {
 			t.Errorf("%+v: %v, %v", step, accounts["sink"], err)
 		}
 		l, err := s.Named(ctx, "sink")

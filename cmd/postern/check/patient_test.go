@@ -139,7 +139,7 @@ func withUser(name string, senders ...string) func(*testing.T, *patient) {
 func (p *patient) upstream(up upstream.Account) {
 	up.Name = "out"
 	p.view.upstreams = append(p.view.upstreams, up)
-	p.view.accounts = append(p.view.accounts, upstream.Listed{Name: up.Name})
+	p.view.accounts = append(p.view.accounts, upstream.Listed{Account: upstream.Account{Name: up.Name}})
 	p.view.rules = []route.Rule{{ID: 1, Via: []string{up.Name}}}
 }
 

@@ -52,8 +52,10 @@ func routeFaults() []fault {
 		{"route.no-default", "1 rules, none", seen(func(v *mailView) { v.rules[0].SenderDomain = "example.com" })},
 		{"route.gone", `route 1 names "out"`, seen(func(v *mailView) { v.rules[0].Via = []string{"out"} })},
 		{"route.hidden", "route 2, after route 1", seen(func(v *mailView) { v.rules = append(v.rules, route.Rule{ID: 2, UserID: 4711}) })},
-		{"route.paused", "since ", seen(func(v *mailView) { v.accounts = []upstream.Listed{{Name: "out", PausedAt: new(time.Now())}} })},
-		{"route.unused", "upstream out", seen(func(v *mailView) { v.accounts = []upstream.Listed{{Name: "out"}} })},
+		{"route.paused", "since ", seen(func(v *mailView) {
+			v.accounts = []upstream.Listed{{Account: upstream.Account{Name: "out"}, PausedAt: new(time.Now())}}
+		})},
+		{"route.unused", "upstream out", seen(func(v *mailView) { v.accounts = []upstream.Listed{{Account: upstream.Account{Name: "out"}}} })},
 	}
 }
 

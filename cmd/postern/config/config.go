@@ -121,17 +121,18 @@ type Queue struct {
 }
 
 type Delivery struct {
-	Connections     int      `toml:"connections" reload:"yes" above:"0"`
-	MXConnections   int      `toml:"mx_connections" reload:"yes" above:"0"`
-	Memory          size     `toml:"memory" reload:"yes" above:"0"`
-	IdleTime        Duration `toml:"idle_time" reload:"yes" above:"0"`
-	MessagesPerConn int      `toml:"messages_per_connection" reload:"yes" above:"0"`
-	MXPort          int      `toml:"mx_port" above:"0"`
-	AllowPrivateMX  bool     `toml:"allow_private_mx"`
-	DNSServer       string   `toml:"dns_server"`
-	Source          string   `toml:"source"`
-	IP              string   `toml:"ip"`
-	Hello           string   `toml:"hello"`
+	Connections              int      `toml:"connections" reload:"yes" above:"0"`
+	MXConnections            int      `toml:"mx_connections" reload:"yes" above:"0"`
+	Memory                   size     `toml:"memory" reload:"yes" above:"0"`
+	IdleTime                 Duration `toml:"idle_time" reload:"yes" above:"0"`
+	MessagesPerConn          int      `toml:"messages_per_connection" reload:"yes" above:"0"`
+	RecipientsPerTransaction int      `toml:"recipients_per_transaction" reload:"yes" above:"0"`
+	MXPort                   int      `toml:"mx_port" above:"0"`
+	AllowPrivateMX           bool     `toml:"allow_private_mx"`
+	DNSServer                string   `toml:"dns_server"`
+	Source                   string   `toml:"source"`
+	IP                       string   `toml:"ip"`
+	Hello                    string   `toml:"hello"`
 }
 
 // Origin is the node's end of its connections.
@@ -174,7 +175,8 @@ func Defaults() Config {
 		},
 		Delivery: Delivery{
 			Connections: sending.Connections, MXConnections: sending.MXConnections, Memory: size(sending.Memory),
-			IdleTime: Duration(sending.IdleTime), MessagesPerConn: sending.PerConnection, MXPort: connect.Defaults().MXPort,
+			IdleTime: Duration(sending.IdleTime), MessagesPerConn: sending.PerConnection, RecipientsPerTransaction: sending.PerTransaction,
+			MXPort: connect.Defaults().MXPort,
 		},
 		Retention: Retention{Audit: Duration(login.Audit), Correspondents: Duration(kept.Correspondents)},
 		Log:       Log{Format: "text", Level: "info"},

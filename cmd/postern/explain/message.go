@@ -24,7 +24,6 @@ import (
 	"postern/relay/submission"
 	"postern/relay/upstream"
 	"postern/relay/upstream/breaker"
-	"postern/relay/upstream/budget"
 )
 
 // Question is a message that somebody might send.
@@ -208,14 +207,9 @@ func (e *Message) ways(ctx context.Context, r Relay, q Question) error {
 			way.Via = first.Name
 			way.InDoubt = cmp.Or(q.User.InDoubt, inDoubt(first), auth.DoubtPolicies()[0])
 		}
-		way.Route, way.Ways = d.Route, wayViews(d, breakers)
-		if i := slices.IndexFunc(way.Ways, func(w wayView) bool { return w.state() == "" }); i >= 0 {
+		way.Route, way.Ways = d.Route, wayViews(d, breakers, budgets)
+		if i := slices.IndexFunc(way.Ways, wayView.usable); i >= 0 {
 			way.Via = way.Ways[i].Via
-		}
-		for i := range way.Ways {
-			if at := slices.IndexFunc(budgets, func(u budget.Usage) bool { return u.Upstream == way.Ways[i].Via }); at >= 0 {
-				way.Ways[i].Budget = budgets[at].Headroom()
-			}
 		}
 		e.Routes = append(e.Routes, way)
 	}

@@ -1,10 +1,12 @@
 package explain
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -14,6 +16,7 @@ import (
 	"postern/relay/smtp"
 	"postern/relay/upstream"
 	"postern/relay/upstream/breaker"
+	"postern/relay/upstream/budget"
 )
 
 // wayView is one of a route's ways.
@@ -24,6 +27,7 @@ type wayView struct {
 
 	Breaker *breaker.State `json:"breaker,omitempty"` // while all nodes leave it alone
 	Budget  string         `json:"budget,omitempty"`  // what is left of it
+	Spent   bool           `json:"spent,omitempty"`   // nothing is, so mail takes the next way or waits
 }
 
 func (w wayView) text() string {
@@ -34,18 +38,23 @@ func (w wayView) text() string {
 	if state := w.state(); state != "" {
 		text += " (" + state + ")"
 	}
-	if w.Budget != "" {
-		text += " (" + w.Budget + ")"
-	}
 	return text
 }
 
-// state is why it would not be used now, "" if it would.
+// usable reports that mail would go that way now.
+func (w wayView) usable() bool { return w.Trouble == "" && w.Breaker == nil && !w.Spent }
+
+// state is why it would not be used now or, if it would, what is left of its budget.
 func (w wayView) state() string {
-	if w.Trouble == "" && w.Breaker != nil {
+	switch {
+	case w.Trouble != "":
+		return w.Trouble
+	case w.Breaker != nil:
 		return OpenText(w.Breaker)
+	case w.Spent:
+		return "its budget is spent; " + w.Budget
 	}
-	return w.Trouble
+	return w.Budget
 }
 
 // OpenText says since when and why an upstream's breaker is open, and when it is probed.
@@ -62,7 +71,7 @@ func NextProbe(s *breaker.State) string {
 }
 
 // wayViews are the ways of a decision, in their order.
-func wayViews(d route.Decision, breakers breaker.States) []wayView {
+func wayViews(d route.Decision, breakers breaker.States, budgets []budget.Usage) []wayView {
 	views := []wayView{}
 	for _, w := range d.Ways {
 		view := wayView{Via: w.Name}
@@ -74,6 +83,9 @@ func wayViews(d route.Decision, breakers breaker.States) []wayView {
 		}
 		if s := breakers.Of(w.Name); s.Open {
 			view.Breaker = &s
+		}
+		if at := slices.IndexFunc(budgets, func(u budget.Usage) bool { return u.Upstream == w.Name }); at >= 0 {
+			view.Budget, view.Spent = budgets[at].Headroom(), budgets[at].Spent()
 		}
 		views = append(views, view)
 	}
@@ -130,6 +142,7 @@ type Routes struct {
 	Names map[int64]string // of their users
 
 	Breakers breaker.States
+	Budgets  []budget.Usage
 }
 
 // Find finds the way of the mail from a user, 0 for none, to a recipient, and why it is that.
@@ -138,7 +151,7 @@ func (r Routes) Find(ctx context.Context, user int64, from, to smtp.Address) (*R
 	if err != nil && !errors.Is(err, route.ErrNoRoute) {
 		return nil, err
 	}
-	t := &Route{Route: d.Route, Ways: wayViews(d, r.Breakers), Passed: []routeMissing{}}
+	t := &Route{Route: d.Route, Ways: wayViews(d, r.Breakers, r.Budgets), Passed: []routeMissing{}}
 	for _, rule := range r.Rules {
 		if rule.ID == d.Route {
 			t.Match = MatchText(rule, r.Names)
@@ -191,13 +204,8 @@ func (t *Route) Print(to io.Writer) error {
 	ways := screen.Table{Head: []string{"WAY", "AS", ""}}
 	waits := true
 	for _, w := range t.Ways {
-		state := "can be used"
-		if why := w.state(); why != "" {
-			state = why
-		} else {
-			waits = false
-		}
-		ways.Add(w.Via, screen.OrDash(w.SentAs), state)
+		waits = waits && !w.usable()
+		ways.Add(w.Via, screen.OrDash(w.SentAs), cmp.Or(w.state(), "can be used"))
 	}
 	fmt.Fprintln(to)
 	if err := ways.Print(to); err != nil || !waits {

@@ -63,7 +63,7 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 			MXPort: d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
 		},
 		Connections: d.Connections, MXConnections: d.MXConnections, Nodes: n.queue.Nodes, PerConnection: d.MessagesPerConn,
-		MaxOpen: n.descriptors().Deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
+		PerTransaction: d.RecipientsPerTransaction, MaxOpen: n.descriptors().Deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
 		RecordWays: n.Config.Queue.Gate == "strict",
 	}
 	budgets := budget.New(budget.Config{DB: pool, Epoch: n.queue.Epoch, Log: n.Log})
@@ -143,7 +143,7 @@ func (b *back) rebound() {
 	d := b.node.Config.Delivery
 	b.engine.Rebound(delivery.Bounds{
 		Connections: d.Connections, MXConnections: d.MXConnections, PerConnection: d.MessagesPerConn,
-		IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
+		PerTransaction: d.RecipientsPerTransaction, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
 	})
 }
 

@@ -92,6 +92,7 @@ func (b *back) register(r *prometheus.Registry) {
 	admin.RegisterUpstreamBreakers(r, b.breakers.States)
 	admin.RegisterUpstreamBudgets(r, b.secrets.used)
 	admin.Register(r, nil, b.engine.Stats, deliveryReadings)
+	admin.RegisterEach(r, []string{"upstream"}, b.engine.Windows, func(w delivery.Window) []string { return []string{w.Upstream} }, windowReadings)
 	admin.Register(r, prometheus.Labels{"via": "upstream"}, func() delivery.Load { return b.engine.Stats().Upstream }, loadReadings)
 	admin.Register(r, prometheus.Labels{"via": "mx"}, func() delivery.Load { return b.engine.Stats().MX }, loadReadings)
 }
@@ -152,6 +153,11 @@ var deliveryReadings = []admin.Reading[delivery.Stats]{
 	{Name: "postern_delivery_memory_bytes", Help: "Octets of the messages that the delivery holds in memory.", Value: of(func(s delivery.Stats) int64 { return s.Memory })},
 	{Name: "postern_delivery_memory_limit_bytes", Help: "The most that the messages in memory for delivery may take, [delivery] memory.", Value: of(func(s delivery.Stats) int64 { return s.MemoryLimit })},
 	{Name: "postern_delivery_panics_total", Help: "Attempts that ended by a defect of Postern.", Counter: true, Value: of(func(s delivery.Stats) int64 { return s.Panics })},
+}
+
+var windowReadings = []admin.Reading[delivery.Window]{
+	{Name: "postern_upstream_connections", Help: "Connections of this node to an upstream, open or being made.", Value: of(func(w delivery.Window) int { return w.Connections })},
+	{Name: "postern_upstream_window", Help: "The most connections that this node now opens to an upstream.", Value: of(func(w delivery.Window) int { return w.Places })},
 }
 
 var loadReadings = []admin.Reading[delivery.Load]{

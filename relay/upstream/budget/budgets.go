@@ -86,6 +86,7 @@ type account struct {
 	sessions      []*portion // one, or none: they are not limited
 	stale         bool       // the upstream has another setting by now
 	end           moment     // when the last that waits has its turn
+	last          string     // the limit that it waits for
 	crowd         moment     // when the last that waits for a session has its turn
 	began         int64      // how many began to wait since counted
 	counted       time.Duration
@@ -288,9 +289,9 @@ func (b *Budgets) Behind(a Ask, ahead int) *Wait {
 // not known. mu is held.
 func (b *Budgets) late(u *account, of []*portion, a *Ask, ahead int64, patient bool) *Wait {
 	now := b.moment()
-	at, spent := now, !patient
+	at, limit, spent := now, "", !patient
 	if len(of) > 0 && of[0].Window > 0 && !a.Again && u.end > now { // the others go before it
-		at, spent = u.end, true
+		at, limit, spent = u.end, u.last, true
 	}
 	for _, p := range of {
 		lacks := ahead + p.amount(a) - p.free(b.cfg.Clock.Now())
@@ -304,13 +305,20 @@ func (b *Budgets) late(u *account, of []*portion, a *Ask, ahead int64, patient b
 		case p.forecast == nil:
 			return nil
 		case lacks > 0:
-			at = max(at, line{}.join(p.forecast, float64(lacks)).end)
+			if end := (line{}).join(p.forecast, float64(lacks)).end; end >= at {
+				at, limit = end, p.String()
+			}
 		}
 	}
 	if len(of) == 0 || !spent && at <= now+patience {
 		return nil
 	}
-	return &Wait{u.name, max(at-now, shortestWait), forBudget + u.name}
+	return &Wait{spentText(u.name, limit, at), max(at-now, shortestWait), forBudget + u.name}
+}
+
+// spentText says in words which limit of an upstream is spent, and until when.
+func spentText(name, limit string, until moment) string {
+	return name + ": " + limit + " until " + time.UnixMicro(until.Microseconds()).UTC().Format(time.DateTime) + " UTC"
 }
 
 // Turn gives a turn of its own to a message that waits for a way.
@@ -345,11 +353,10 @@ func (b *Budgets) Turn(way string, recipients int, again bool) Wait {
 			at, limit = stands.end, p.String()
 		}
 	}
-	u.end = max(u.end, at)
-	return Wait{
-		name + ": " + limit + " until " + time.UnixMicro(at.Microseconds()).UTC().Format(time.DateTime) + " UTC",
-		max(at-now, shortestWait), way,
+	if at >= u.end {
+		u.end, u.last = at, limit
 	}
+	return Wait{spentText(name, limit, at), max(at-now, shortestWait), way}
 }
 
 func (b *Budgets) wake() {

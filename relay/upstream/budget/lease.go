@@ -253,7 +253,9 @@ func (b *Budgets) lastTurn(u *account, p *portion, last *float64) {
 	}
 	u.end = 0
 	for _, p := range u.limits {
-		u.end = max(u.end, p.lines[0].end, p.lines[1].end)
+		if end := max(p.lines[0].end, p.lines[1].end); end >= u.end {
+			u.end, u.last = end, p.String()
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -428,6 +429,9 @@ func TestTurns(t *testing.T) {
 	}
 	if _, wait := n.send(out(setting)); wait == nil || w.now+wait.In < turns[len(turns)-1] {
 		t.Errorf("a newcomer overtakes: %v", wait)
+	}
+	if wait := n.Behind(out(setting), 0); wait == nil || !strings.HasPrefix(wait.Why, "out: messages 30/m until 20") {
+		t.Errorf("a way that is left is spent: %+v", wait)
 	}
 	want := fmt.Sprintf("out: messages 30/m until %s UTC", time.UnixMicro(turns[0].Microseconds()).UTC().Format(time.DateTime))
 	if done, wait := n.try(again(setting)); wait == nil || wait.Why != want {

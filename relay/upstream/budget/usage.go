@@ -39,6 +39,11 @@ func (u *Usage) Headroom() string {
 	return strings.Join(parts, ", ")
 }
 
+// Spent reports a limit of which nothing is left. Sessions are in use, not spent.
+func (u *Usage) Spent() bool {
+	return slices.ContainsFunc(u.Limits, func(l Used) bool { return l.Window > 0 && l.Left == 0 })
+}
+
 // Read returns what is used of the budgets of upstreams, by their names, as settings has them.
 func Read(ctx context.Context, db pg.DB, settings map[string]string) (list []Usage, err error) {
 	var upstream, kind, zone []string

@@ -57,7 +57,7 @@ func newAsker(known Authorities, roots *x509.CertPool) *asker {
 	}}
 }
 
-// with returns a context that has x/oauth2 ask by a client of ours. Its requests end with ctx.
+// with returns a context with the client that x/oauth2 is to use. Its requests end with ctx.
 func (a *asker) with(ctx context.Context) context.Context {
 	return context.WithValue(ctx, oauth2.HTTPClient, &http.Client{
 		Transport:     bounded{a.transport, ctx},
@@ -66,8 +66,8 @@ func (a *asker) with(ctx context.Context) context.Context {
 	})
 }
 
-// bounded ends answers that are too large, ends requests with ctx, which x/oauth2 does not
-// always pass on, and asks only over TLS.
+// bounded sends requests only over TLS, rejects answers that are too large, and ends requests with
+// ctx, which x/oauth2 does not always pass on.
 type bounded struct {
 	inner http.RoundTripper
 	ctx   context.Context
@@ -127,7 +127,7 @@ func (a *asker) ask(ctx context.Context, g *Grant, refresh string) (pair, error)
 	}, refresh)
 }
 
-// call makes one request by x/oauth2 and checks what came. The error is a Fault.
+// call makes one request by x/oauth2 and checks the token. The error is a Fault.
 func (a *asker) call(ctx context.Context, g *Grant, request func(context.Context, Authority) (*oauth2.Token, error), secrets ...string) (pair, error) {
 	at, ok := a.known[g.Authority]
 	if !ok {
@@ -139,6 +139,11 @@ func (a *asker) call(ctx context.Context, g *Grant, request func(context.Context
 	if err != nil {
 		return pair{}, faultOf(g, err, secrets...)
 	}
+	return accept(g, got)
+}
+
+// accept checks a token of an authority. The error is a Fault.
+func accept(g *Grant, got *oauth2.Token) (pair, error) {
 	p := pair{Access: got.AccessToken, Refresh: got.RefreshToken, Life: time.Until(got.Expiry)}
 	if got.Expiry.IsZero() {
 		p.Life = defaultLife
@@ -212,7 +217,7 @@ func (g *Grant) assertion(audience string, now time.Time) (string, error) {
 	return signed.CompactSerialize()
 }
 
-// serviceAccount is RFC 7523 section 2.1, as Google wants it.
+// serviceAccount is RFC 7523 section 2.1, as Google documents it.
 func serviceAccount(ctx context.Context, g *Grant, at Authority) (*oauth2.Token, error) {
 	f, err := g.keyFile()
 	if err != nil {

@@ -44,7 +44,7 @@ func Known() Authorities {
 	}
 }
 
-// At is Known with a server, https://host, that stands in for those of Microsoft and Google.
+// At is Known with one server, https://host, in place of those of Microsoft and Google.
 func At(server string) Authorities {
 	known := Known()
 	for name, a := range known {
@@ -62,7 +62,7 @@ func At(server string) Authorities {
 // Names lists the authorities.
 func (a Authorities) Names() []string { return slices.Sorted(maps.Keys(a)) }
 
-// in returns the authority with its URLs for a tenant, whose form is checked.
+// in returns the authority with its URLs for a tenant of a valid form.
 func (a Authority) in(tenant string) Authority {
 	for _, url := range []*string{&a.Token, &a.Authorize, &a.Device} {
 		*url = strings.ReplaceAll(*url, "{tenant}", tenant)

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/oauth2"
 )
 
-// Fault is why there is no token, in a sentence that says what to do.
+// Fault says why there is no token, and what to do.
 type Fault struct {
 	Code string // "invalid_client", "AADSTS7000215"; "" if the authority did not say one
 	Text string // what happened; nothing secret
@@ -37,7 +37,7 @@ func (f *Fault) Error() string {
 	return text
 }
 
-// advice says what helps against a code or, below it, against a part of what was said.
+// advice has what to do for a code, or for a part of the authority's text; the first that matches.
 var advice = []struct{ sign, do string }{
 	{"AADSTS7000215", "store the secret's value, not its id: 'postern upstream set' with --client-secret-stdin"},
 	{"AADSTS7000222", "the client secret has expired: make a new one in Entra, then 'postern upstream set' with --client-secret-stdin"},
@@ -67,8 +67,8 @@ var advice = []struct{ sign, do string }{
 
 var aadsts = regexp.MustCompile(`AADSTS[0-9]{4,9}`)
 
-// faultOf describes an error of a request. Nothing of secrets is in what it returns, though
-// the authority repeat them.
+// faultOf describes an error of a request. It leaves out secrets, even if the authority repeats
+// them.
 func faultOf(g *Grant, err error, secrets ...string) *Fault {
 	var refused *oauth2.RetrieveError
 	var silent *url.Error
@@ -83,7 +83,7 @@ func faultOf(g *Grant, err error, secrets ...string) *Fault {
 	return &Fault{Text: clean("no token from the authority "+g.Authority+": "+err.Error(), append(g.secrets(), secrets...))}
 }
 
-// refusal is the authority's own answer (RFC 6749 section 5.2).
+// refusal describes the authority's own answer (RFC 6749 section 5.2).
 func refusal(g *Grant, refused *oauth2.RetrieveError) *Fault {
 	code, said := refused.ErrorCode, refused.ErrorDescription
 	if code == "" { // the package jwt leaves it to its caller
@@ -146,7 +146,7 @@ func whatToDo(f *Fault, code, said string) string {
 	return ""
 }
 
-// clockOff compares this machine's clock with the authority's: assertions have times in them.
+// clockOff compares this machine's clock with the authority's: assertions contain times.
 func clockOff(r *http.Response) string {
 	if r == nil {
 		return ""
@@ -173,7 +173,7 @@ func retryAfter(r *http.Response) time.Duration {
 	return time.Duration(min(n, 3600)) * time.Second
 }
 
-// maxSaid bounds what is repeated of an authority's text, in octets.
+// maxSaid bounds an authority's text in a Fault, in octets.
 const maxSaid = 600
 
 // clean puts a text on one line, without secrets and bounded.

@@ -26,11 +26,11 @@ const (
 	RefreshToken      Kind = "refresh-token"      // a person has logged in once
 )
 
-// Kinds are all of them.
+// kinds are all that there are.
 var kinds = []Kind{ClientCredentials, ServiceAccount, RefreshToken}
 
-// Grant is by what an account gets its tokens; the zero value is none. It holds secrets: it is
-// kept sealed, as its JSON. Grants can be compared.
+// Grant says how an account gets its tokens; the zero Grant is none. It holds secrets: it is
+// stored sealed, as JSON. Grants can be compared.
 type Grant struct {
 	Kind        Kind   `json:"kind,omitempty"`
 	Authority   string `json:"authority,omitempty"` // of Authorities
@@ -45,7 +45,7 @@ type Grant struct {
 	Salt string `json:"salt,omitempty"`
 }
 
-// Account is who gets tokens.
+// Account is an upstream's account that is proved by tokens.
 type Account struct {
 	Upstream string // its name
 	Username string // the mailbox
@@ -60,8 +60,8 @@ var (
 // shared are the words that Microsoft takes instead of a tenant where a person logs in.
 var shared = []string{"common", "organizations", "consumers"}
 
-// Complete fills in what was left out, for the account of that user name, and says in a
-// sentence what is wrong.
+// Complete fills in what was left out, for the account of that user name. The error is a sentence
+// about what is wrong.
 func (g *Grant) Complete(username string) error {
 	if !slices.Contains(kinds, g.Kind) {
 		return fmt.Errorf("grant %q is none of client-credentials, service-account and refresh-token", g.Kind)
@@ -197,7 +197,7 @@ func (a *Account) credential() string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// secrets are what no text may repeat.
+// secrets must be in no text.
 func (g *Grant) secrets() []string { return []string{g.Secret, g.Certificate, g.Key} }
 
 // printable reports printable ASCII, spaces inside included, of at most that length.

@@ -57,8 +57,9 @@ func (l *Login) URL() string {
 
 // Paste takes the address at which the browser ended.
 func (l *Login) Paste(ctx context.Context, address string) error {
-	u, err := url.Parse(strings.TrimSpace(address))
-	if err != nil || !strings.HasPrefix(strings.TrimSpace(address), redirect) {
+	address = strings.TrimSpace(address)
+	u, err := url.Parse(address)
+	if err != nil || !strings.HasPrefix(address, redirect) {
 		return fmt.Errorf("that is not the address at which the browser ended: it begins with %s", redirect)
 	}
 	l.got = pair{}
@@ -79,8 +80,8 @@ func (l *Login) Paste(ctx context.Context, address string) error {
 	return err
 }
 
-// Device logs in on another device (RFC 8628): show is given the address to open, the code to
-// type there, and until when.
+// Device logs in on another device (RFC 8628): show gets the address to open, the code to type
+// there, and when the code expires.
 func (l *Login) Device(ctx context.Context, show func(address, code string, until time.Time)) error {
 	if l.config.Endpoint.DeviceAuthURL == "" {
 		return fmt.Errorf("authority %s gives no device code for mail: log in with a browser", l.account.Grant.Authority)
@@ -102,11 +103,11 @@ func (l *Login) Device(ctx context.Context, show func(address, code string, unti
 	if err != nil {
 		return faultOf(&l.account.Grant, err, given.DeviceCode)
 	}
-	l.got, err = l.asker.call(ctx, &l.account.Grant, func(context.Context, Authority) (*oauth2.Token, error) { return token, nil })
+	l.got, err = accept(&l.account.Grant, token)
 	return err
 }
 
-// Save stores what the login gave, in a transaction of the caller's.
+// Save stores the tokens of the login, in a transaction of the caller's.
 func (l *Login) Save(ctx context.Context, tx pgx.Tx, sealer *seal.Sealer) error {
 	if l.got.Refresh == "" {
 		return &Fault{Text: "the authority gave no refresh token", Do: "allow the application offline access, and log in again"}

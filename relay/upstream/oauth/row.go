@@ -40,9 +40,9 @@ type row struct {
 	life    time.Duration // in all
 	age     time.Duration
 	failing bool
-	error   string // the last
-	login   bool
-	wait    time.Duration // nobody asks before
+	error   string        // the last
+	login   bool          // a person has to log in
+	wait    time.Duration // before any node may ask
 	leased  bool
 	holder  string
 }

@@ -26,7 +26,7 @@ func NewExchange(mechanism, username string, token Token, host string, port int)
 		e.initial = []byte("user=" + username + "\x01auth=Bearer " + token.Access + "\x01\x01")
 		return e
 	}
-	// RFC 5801 section 4: what would end the name is written in another way.
+	// RFC 5801 section 4 escapes the characters that would end the name.
 	escaped := strings.NewReplacer("=", "=3D", ",", "=2C").Replace(username)
 	_, e.initial, _ = sasl.NewOAuthBearerClient(&sasl.OAuthBearerOptions{ // it never fails
 		Username: escaped, Token: token.Access, Host: host, Port: port}).Start()

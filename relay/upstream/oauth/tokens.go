@@ -17,8 +17,8 @@ import (
 	"postern/relay/seal"
 )
 
-// CoolDown is how long nobody asks an authority that has just given no token, and how old a
-// token must be before a server's refusal of it is worth another one.
+// CoolDown is how long no node asks an authority that has just given no token, and how old a
+// refused token must be for another one to be asked for.
 const CoolDown = 30 * time.Second
 
 const (
@@ -97,8 +97,8 @@ func New(cfg Config) *Tokens {
 	return t
 }
 
-// Close waits until no authority is being asked, for what it gives may be the last refresh
-// token. When ctx ends, the rest is cut off.
+// Close waits until no authority is being asked: its answer may contain the only refresh token.
+// When ctx ends, requests are cut off.
 func (t *Tokens) Close(ctx context.Context) error {
 	t.mu.Lock()
 	t.closed = true
@@ -181,13 +181,13 @@ func (k *kept) usable(now time.Time) bool {
 	return k.token.Serial != 0 && k.token.Serial != k.refused && now.Before(k.until)
 }
 
-// tell wakes all who wait. It runs with mu held.
+// tell wakes all waiters. mu is held.
 func (k *kept) tell() {
 	close(k.news)
 	k.news = make(chan struct{})
 }
 
-// fly sees to a usable token, and records how that ended.
+// fly runs renew, and records how it ended.
 func (t *Tokens) fly(k *kept) {
 	var wait time.Duration
 	err := t.cfg.Guard.Try("token of an upstream", func() (err error) {
@@ -200,8 +200,8 @@ func (t *Tokens) fly(k *kept) {
 	t.landed(k, wait, err)
 }
 
-// landed records how a flight ended. A token that was refused while it flew is no failure: those
-// who wait let another one begin.
+// landed records how a flight ended. A token that was refused meanwhile is no failure: the waiters
+// begin another flight.
 func (t *Tokens) landed(k *kept, wait time.Duration, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -303,7 +303,7 @@ func (t *Tokens) ask(ctx context.Context, k *kept, r row, lease int64, refresh s
 	return true, 0, nil // to be read as all nodes read it
 }
 
-// failed tells the other nodes, and the log if it is news. It returns how long to wait.
+// failed tells the other nodes, and the log if the reason is new. It returns how long to wait.
 func (t *Tokens) failed(ctx context.Context, k *kept, r row, lease int64, err error) time.Duration {
 	f := &Fault{}
 	if !errors.As(err, &f) {
@@ -319,14 +319,13 @@ func (t *Tokens) failed(ctx context.Context, k *kept, r row, lease int64, err er
 	return max(CoolDown, f.after)
 }
 
-// steady is the part of a text that does not differ from request to request: Microsoft ends
-// each with numbers of its own.
+// steady is a text without the numbers of the request with which Microsoft ends it.
 func steady(text string) string {
 	text, _, _ = strings.Cut(text, " Trace ID:")
 	return text
 }
 
-// store tries again while the database is away.
+// store tries again while the database does not answer.
 func (t *Tokens) store(ctx context.Context, k *kept, lease, was int64, got pair) (stored bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTime)
 	defer cancel()
