@@ -206,6 +206,9 @@ func TestFaults(t *testing.T) {
 			if f.Login != test.login || f.after != test.after*time.Second {
 				t.Errorf("login %v, after %v", f.Login, f.after)
 			}
+			if again := remembered(f.Error(), f.Login); again.Error() != f.Error() || again.Login != f.Login || !f.Login && again.Do != f.Do {
+				t.Errorf("another node says %+v", again)
+			}
 			if strings.ContainsAny(f.Error(), "\r\n\x00") || strings.Contains(f.Error(), secretText) || len(f.Error()) > 1000 {
 				t.Errorf("%q", f)
 			}
