@@ -141,7 +141,7 @@ Mail that is being sent is left alone.`,
 	run := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if delivered == resend {
-			return usagef("'%s' needs --delivered or --resend", cmd.CommandPath())
+			return usagef("'%s' needs --delivered or --resend, one of them", cmd.CommandPath())
 		}
 		return run(cmd, args)
 	}

@@ -419,7 +419,7 @@ func (s *Store) Remove(ctx context.Context, name string) error {
 	})
 	switch {
 	case pg.Code(err) == pg.ForeignKeyViolation:
-		return refusal.Invalid("upstream %q is used by a route; move the route to another one first, with 'postern route add --replace', or remove it", name)
+		return refusal.Invalid("upstream %q is used by a route of 'postern route list'; give that another upstream first, with 'postern route add --replace', or remove it", name)
 	case err != nil && !errors.Is(err, refusal.ErrNotFound):
 		return fmt.Errorf("remove upstream: %w", err)
 	}

@@ -296,7 +296,7 @@ func TestComplete(t *testing.T) {
 		"authority":              {func(g *Grant) { g.Authority = "evil.example" }, "is none of google, microsoft,"},
 		"Google's":               {func(g *Grant) { g.Authority, g.Tenant = "google", "" }, "gives no token by the grant"},
 		"Microsoft's":            {func(g *Grant) { g.Kind, g.Authority = ServiceAccount, "microsoft" }, "gives no token by the grant"},
-		"no tenant":              {func(g *Grant) { g.Tenant = "" }, `tenant ""`},
+		"no tenant":              {func(g *Grant) { g.Tenant = "" }, "--tenant is missing"},
 		"a path as tenant":       {func(g *Grant) { g.Tenant = "a/b" }, `tenant "a/b"`},
 		"a common tenant":        {func(g *Grant) { g.Tenant = "common" }, "its own tenant"},
 		"no client":              {func(g *Grant) { g.ClientID = "" }, "client id"},
