@@ -286,6 +286,9 @@ func invalidUse(err error) error {
 // splitHost takes HOST, HOST:PORT, [IPv6]:PORT or a bare IPv6 address. Without a port it leaves
 // that of the account.
 func splitHost(host string, up *upstream.Account) error {
+	if strings.Contains(host, "://") {
+		return usagef("--host: %q is a URL: write HOST[:PORT]", host)
+	}
 	up.Host = strings.Trim(host, "[]")
 	if h, p, err := net.SplitHostPort(host); err == nil {
 		port, err := strconv.Atoi(p)

@@ -131,7 +131,7 @@ func (s *Store) Add(ctx context.Context, a Account) error {
 		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "upstream add", Object: a.Name, Detail: a.detail()})
 	})
 	if pg.Code(err) == pg.UniqueViolation {
-		return refusal.Exists("an upstream named %q exists already", a.Name)
+		return refusal.Exists("an upstream named %q exists already; 'postern upstream set' changes it", a.Name)
 	}
 	if err != nil && !refusal.Is(err) {
 		return fmt.Errorf("add upstream: %w", err)

@@ -184,6 +184,9 @@ func printEvents(w io.Writer, list []desk.Event) error {
 		}
 		addLeft(&t, at.Recipient, at.Left[:later])
 		result := withScope(at.Result, at.Scope)
+		if result == "resolve" { // the other resolution is written as resend
+			result += ", delivered"
+		}
 		for _, mark := range []struct {
 			set  bool
 			text string
