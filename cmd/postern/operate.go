@@ -23,8 +23,8 @@ type operation struct {
 
 	probe bool // it has upstreams probed that all nodes leave alone: all, or the one that is chosen
 
-	doubt   bool // it concerns only mail in doubt
-	release bool // it leaves mail that is held because it is in doubt
+	doubt  bool // it concerns only mail in doubt
+	spares bool // it leaves mail that is held because it is in doubt
 
 	// onUser is what the verb does to a whole user, nil for none.
 	onUser func(a *app, ctx context.Context, q *desk.Admin, w whole) error
@@ -32,7 +32,7 @@ type operation struct {
 
 func (a *app) queueRetryCmd() *cobra.Command {
 	return a.operateCmd(operation{
-		name: "retry", do: (*desk.Admin).Retry, what: "waiting recipient", done: "due now", all: "all waiting mail", probe: true,
+		name: "retry", do: (*desk.Admin).Retry, what: "waiting recipient", done: "due now", all: "all waiting mail", probe: true, spares: true,
 	}, &cobra.Command{
 		Short: "try waiting mail now instead of at its next attempt",
 		Long: `Makes waiting recipients due: those of the given messages, those that match all
@@ -69,7 +69,7 @@ held, until 'postern queue release --user' or 'postern queue cancel --user'.`,
 
 func (a *app) queueReleaseCmd() *cobra.Command {
 	return a.operateCmd(operation{
-		name: "release", do: (*desk.Admin).Release, what: "held recipient", done: "released and due now", all: "all held mail", release: true,
+		name: "release", do: (*desk.Admin).Release, what: "held recipient", done: "released and due now", all: "all held mail", spares: true,
 		onUser: func(a *app, ctx context.Context, q *desk.Admin, w whole) error {
 			return a.endHold(ctx, q, w, "released and due now", (*desk.Admin).Release, (*desk.Admin).ReleaseUser)
 		},
@@ -141,7 +141,7 @@ Mail that is being sent is left alone.`,
 	run := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if delivered == resend {
-			return usagef("'%s' needs --delivered or --resend", cmd.CommandPath())
+			return usagef("'%s' needs --delivered or --resend, one of them", cmd.CommandPath())
 		}
 		return run(cmd, args)
 	}
@@ -231,7 +231,7 @@ func (a *app) operate(ctx context.Context, q *desk.Admin, op operation, f desk.F
 			said += "; " + changed(busy, "recipient", "being sent and left alone", false)
 		}
 	}
-	if op.release {
+	if op.spares {
 		left, err := unresolved(ctx, q, f)
 		if err != nil {
 			return err
@@ -242,7 +242,7 @@ func (a *app) operate(ctx context.Context, q *desk.Admin, op operation, f desk.F
 	return err
 }
 
-// unresolved says how many recipients a release leaves because they may have been delivered.
+// unresolved says how many recipients a verb leaves because they may have been delivered.
 func unresolved(ctx context.Context, q *desk.Admin, f desk.Filter) (string, error) {
 	n, err := q.Unresolved(ctx, f)
 	if n == 0 || err != nil {

@@ -53,12 +53,20 @@ func (a *app) replyAddCmd() *cobra.Command {
 				return err
 			}
 			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
-				row, err := users.upstreams(nil).AddReply(ctx, args[0], row, first)
+				upstreams := users.upstreams(nil)
+				row, err := upstreams.AddReply(ctx, args[0], row, first)
 				if err != nil {
 					return invalidUse(err)
 				}
-				_, err = fmt.Fprintf(a.stdout, "added row %d to upstream %s: %s means %s, %s\n", row.ID, args[0], screen.Printable(row.String()), row.Result, row.Scope)
-				return err
+				fmt.Fprintf(a.stdout, "added row %d to upstream %s: %s means %s, %s\n", row.ID, args[0], screen.Printable(row.String()), row.Result, row.Scope)
+				replies, err := upstreams.Replies(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				if by := replies.HiddenBy(row.ID); by != nil {
+					fmt.Fprintf(a.stderr, "row %d is never used: row %d comes first and matches all its replies; remove that one, or add this one with --first\n", row.ID, by.ID)
+				}
+				return nil
 			})
 		},
 	}

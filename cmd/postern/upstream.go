@@ -102,7 +102,9 @@ func (u *upstreamFlags) apply(cmd *cobra.Command, to *upstream.Account) error {
 			if err != nil {
 				return fmt.Errorf("--ca-file: %w", err)
 			}
-			to.CA = string(pem)
+			if to.CA = string(pem); to.CA == "" {
+				return refusal.Invalid("--ca-file: %s is empty", u.caFile)
+			}
 		}
 	}
 	if given("senders") {
@@ -284,6 +286,9 @@ func invalidUse(err error) error {
 // splitHost takes HOST, HOST:PORT, [IPv6]:PORT or a bare IPv6 address. Without a port it leaves
 // that of the account.
 func splitHost(host string, up *upstream.Account) error {
+	if strings.Contains(host, "://") {
+		return usagef("--host: %q is a URL: write HOST[:PORT]", host)
+	}
 	up.Host = strings.Trim(host, "[]")
 	if h, p, err := net.SplitHostPort(host); err == nil {
 		port, err := strconv.Atoi(p)
@@ -597,8 +602,8 @@ func (a *app) upstreamRemoveCmd() *cobra.Command {
 				return err
 			}
 			if staying > 0 {
-				return refusal.Invalid("%d recipients stay with upstream %q, which may have delivered to them: list them with 'postern queue list --upstream %[2]s --in-doubt', "+
-					"and end the doubt with 'postern queue resolve'", staying, args[0])
+				return refusal.Invalid("%s, which may have delivered to them: list them with 'postern queue list --upstream %s --in-doubt', "+
+					"and end the doubt with 'postern queue resolve'", changed(staying, "recipient", fmt.Sprintf("staying with upstream %q", args[0]), false), args[0])
 			}
 			if err := users.upstreams(nil).Remove(ctx, args[0]); err != nil {
 				return err

@@ -55,6 +55,10 @@ func flagName(name, shortnames string) string {
 
 // plainUse rewords what cobra found wrong before a command began.
 func plainUse(cmd *cobra.Command, err error) error {
+	if _, set, ok := strings.Cut(err.Error(), "] are set none of the others can be; ["); ok {
+		set, _, _ = strings.Cut(set, "]")
+		return usagef("'%s' takes only one of --%s", cmd.CommandPath(), strings.Join(strings.Fields(set), " and --"))
+	}
 	missing, ok := strings.CutPrefix(err.Error(), "required flag(s) ")
 	if !ok {
 		return err

@@ -164,7 +164,7 @@ var (
 	errAmount = errors.New("the amount is not a number")
 	errSize   = errors.New("the amount is not a number of octets")
 	errLarge  = errors.New("the amount is too large")
-	errWindow = errors.New("the window is not from 1s to 366d")
+	errWindow = errors.New("the window is not s, m, h or d, or a number of them up to 366d")
 )
 
 func parseAmount(s string, octets bool) (int64, error) {

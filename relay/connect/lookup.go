@@ -51,6 +51,9 @@ func Addresses(ctx context.Context, dns Resolver, host string) ([]netip.Addr, er
 		asked <- six
 	}()
 	list, err := dns.LookupNetIP(ctx, "ip4", host)
+	for i := range list {
+		list[i] = list[i].Unmap() // net.Resolver writes them as ::ffff:192.0.2.1
+	}
 	six := <-asked
 	if defect := (*panics.Error)(nil); errors.As(six.err, &defect) {
 		panic(defect) // the caller has somebody to recover it

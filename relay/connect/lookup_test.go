@@ -48,6 +48,26 @@ func TestP04FamiliesAreJudgedOneByOne(t *testing.T) {
 	}
 }
 
+// hosts answers as net.Resolver does from /etc/hosts.
+type hosts struct{ *smtptest.Resolver }
+
+func (h hosts) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
+	list, err := h.Resolver.LookupNetIP(ctx, network, host)
+	for i, addr := range list {
+		list[i] = netip.AddrFrom16(addr.As16())
+	}
+	return list, err
+}
+
+func TestAddressesOfHosts(t *testing.T) {
+	t.Parallel()
+	var dns smtptest.Resolver
+	dns.AddHost("host.test", "192.0.2.1")
+	if list, err := Addresses(t.Context(), hosts{&dns}, "host.test."); fmt.Sprint(list) != "[192.0.2.1]" {
+		t.Errorf("%v, %v", list, err)
+	}
+}
+
 // A question that is never answered costs its own time and not the other's answer.
 func TestP04NoAnswerAtAll(t *testing.T) {
 	t.Parallel()

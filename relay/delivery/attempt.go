@@ -151,6 +151,7 @@ func (w *worker) conclude(j *job, t *transaction) *job {
 	switch {
 	case t.res.Err == nil:
 		w.d.succeeded(j.user(), timeOf(outcomes))
+		w.d.recovered(outcomes)
 	case !cut:
 		reply, ours := troubleReply(t.res)
 		w.d.brokeOff(&trouble{Trouble: connect.Trouble{Reply: reply, Said: !ours, Err: t.res.Err, Host: t.facts.RemoteMTA, Addr: t.facts.RemoteIP, TLS: t.facts.TLS}}, j.user())

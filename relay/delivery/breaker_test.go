@@ -188,7 +188,7 @@ func TestBreakerTwoUsers(t *testing.T) {
 	if o := n.send(t, 3, "r@one.test"); !o.NotAnAttempt || o.WaitsFor != "upstream sink" || o.Scope != "account" {
 		t.Errorf("%+v", o)
 	}
-	if due := n.q.takeRecovered(); len(due) > 1 { // a new node's first transaction
+	if due := n.q.takeRecovered(); len(due) > 0 { // not even by a new node's first transactions
 		t.Errorf("due is the mail for %q", due)
 	}
 	s.server.On(smtptest.PhaseDot, nil)

@@ -501,9 +501,6 @@ func (d *destination) retire(w *worker) {
 }
 
 // succeeded counts a completed transaction, which took so long if it was a delivery, else zero.
-// Only now does the mail come back that the destination's suspension deferred: with a server
-// that greets and then drops every conversation, all of it would be tried in vain each time
-// that the suspension ends.
 func (d *destination) succeeded(user userOf, took time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -512,12 +509,24 @@ func (d *destination) succeeded(user userOf, took time.Duration) {
 		d.apart = apart{}
 	}
 	d.talkedAt = time.Now()
+	if d.window.ended(took, d.waiting.len() > 0 && !d.enough()); d.waiting.len() > 0 {
+		d.hire()
+	}
+}
+
+// recovered makes the mail due that the destination's suspension deferred, after a completed
+// transaction: with a server that greets and then drops every conversation, all of it would be
+// tried in vain each time that the suspension ends. A transaction that leaves its own mail
+// waiting for the destination, as a refusal of the account does, is none: it would make itself due.
+func (d *destination) recovered(outcomes []queue.Outcome) {
+	if slices.ContainsFunc(outcomes, func(o queue.Outcome) bool { return waitsFor(&o) == d.key }) {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if s, _ := d.breaker(); d.owes && !s.Open { // the end of an open one makes the mail due
 		d.owes = false
 		d.e.cfg.Queue.Recovered(d.key)
-	}
-	if d.window.ended(took, d.waiting.len() > 0 && !d.enough()); d.waiting.len() > 0 {
-		d.hire()
 	}
 }
 

@@ -234,9 +234,9 @@ func (v *View) removable(id string) error {
 	case v.Current == id:
 		return refusal.Invalid("key %s is in use; make another one with 'postern key rotate' first", id)
 	case key.Values > 0:
-		return refusal.Invalid("%d values are still sealed with key %s; a running node seals them anew", key.Values, id)
+		return refusal.Invalid("key %s still seals values: %d; a running node seals them anew", id, key.Values)
 	case v.known(v.Current).Since != nil && v.Age < keptFor: // less than 0 if the clock was set back
-		return refusal.Invalid("key %s was in use less than %s ago, and a command that began then may still use it: wait", id, keptFor)
+		return refusal.Invalid("key %s was in use less than %v minutes ago, and a command that began then may still use it: wait", id, keptFor.Minutes())
 	case len(lacking) > 0:
 		return refusal.Invalid("nodes without the current key: %s; they seal with an old one, so copy the file there first", strings.Join(lacking, ", "))
 	}

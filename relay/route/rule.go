@@ -1,6 +1,7 @@
 package route
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -83,6 +84,9 @@ func (r *Rule) Normalise() error {
 		}
 		name, below := strings.CutPrefix(*domain, "*.")
 		address, err := smtp.ParseAddress("postmaster@" + name)
+		if strings.Contains(name, "@") {
+			err = errors.New("it has an @")
+		}
 		if err != nil {
 			return refusal.Invalid("domain %q: %v; write a domain, or *.domain for all domains below it", *domain, err)
 		}

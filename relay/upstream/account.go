@@ -235,7 +235,7 @@ func (a Account) validateAccount() error {
 	case a.Grant.Kind != "":
 		return a.validateGrant()
 	case a.Password == "":
-		return refusal.Invalid("user name %q needs a password", a.Username)
+		return refusal.Invalid("user name %q needs a password: --password-stdin", a.Username)
 	case !credentialText(a.Username) || !credentialText(a.Password):
 		// NUL separates the fields of AUTH PLAIN (RFC 4616 section 2).
 		return refusal.Invalid("user name and password must be at most 1,024 octets without control characters")

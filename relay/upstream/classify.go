@@ -163,6 +163,31 @@ func (w *Row) matches(stage Stage, r smtp.Reply) bool {
 	return at && matchesDigits(w.Code, r.Code) && w.matchesEnhanced(r.Enhanced)
 }
 
+// covers reports that w matches every reply that other does.
+func (w *Row) covers(other *Row) bool {
+	if w.Stage != StageAny && w.Stage != other.Stage && !(w.Stage == StageRcpt && other.Stage == StageMore) ||
+		w.Result == Never && other.Result != Never && other.Stage == StageAny || !strings.HasPrefix(other.Text, w.Text) {
+		return false
+	}
+	part := func(wide, narrow string) bool { return wide == "x" || wide == narrow }
+	if !slices.EqualFunc(strings.Split(w.Code, ""), strings.Split(other.Code, ""), part) {
+		return false
+	}
+	return w.Enhanced == "" || slices.EqualFunc(strings.Split(w.Enhanced, "."), strings.Split(other.Enhanced, "."), part)
+}
+
+// HiddenBy returns the first row before the one with this id that matches all of its replies,
+// nil if there is none.
+func (t *Replies) HiddenBy(id int64) *Row {
+	i := slices.IndexFunc(t.rows, func(w Row) bool { return w.ID == id })
+	for n := range max(i, 0) {
+		if t.rows[n].covers(&t.rows[i]) {
+			return &t.rows[n]
+		}
+	}
+	return nil
+}
+
 // matchesDigits compares three digits with a pattern, in which x is any.
 func matchesDigits(pattern string, code int) bool {
 	for i := 2; i >= 0; i-- {
@@ -227,7 +252,7 @@ func (w *Row) normalise() error {
 	case w.Result == Never && !w.Scope.OfMail():
 		return refusal.Invalid("never is for a recipient or a message: a fault of the %s fails no mail", w.Scope)
 	case w.Wait < 0 || w.Wait > maxWait:
-		return refusal.Invalid("the wait is not between 0 and %s", maxWait)
+		return refusal.Invalid("the wait is longer than %v hours", maxWait.Hours())
 	case w.Wait > 0 && w.Result == Never:
 		return refusal.Invalid("never has no wait")
 	case w.Wait > 0:

@@ -310,6 +310,33 @@ func TestRowForm(t *testing.T) {
 	}
 }
 
+func TestRowHidden(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		wide, narrow Row
+		want         bool
+	}{
+		{Row{Code: "554"}, Row{Code: "554", Enhanced: "5.2.0", Text: "quota", Stage: StageDot}, true},
+		{Row{Code: "55x", Enhanced: "5.x.0"}, Row{Code: "554", Enhanced: "5.2.0"}, true},
+		{Row{Code: "5xx", Stage: StageRcpt, Text: "daily"}, Row{Code: "550", Stage: StageMore, Text: "daily quota"}, true},
+		{Row{Code: "554"}, Row{Code: "55x"}, false},
+		{Row{Code: "554", Enhanced: "5.2.0"}, Row{Code: "554"}, false},
+		{Row{Code: "554", Enhanced: "5.2.x"}, Row{Code: "554", Enhanced: "none"}, false},
+		{Row{Code: "554", Text: "daily quota"}, Row{Code: "554", Text: "daily"}, false},
+		{Row{Code: "554", Stage: StageDot}, Row{Code: "554"}, false},
+		{Row{Code: "554", Result: Never}, Row{Code: "554", Result: Later}, false}, // never is of mail only
+	} {
+		test.wide.ID, test.narrow.ID = 7, 8
+		table := &Replies{rows: []Row{test.wide, test.narrow}}
+		if by := table.HiddenBy(8); (by != nil) != test.want || by != nil && by.ID != 7 {
+			t.Errorf("%s before %s: %v", test.wide, test.narrow, by)
+		}
+		if by := table.HiddenBy(7); by != nil {
+			t.Errorf("the first row: %v", by)
+		}
+	}
+}
+
 // A row without a stage that says never does so of mail only.
 func TestNeverBeforeMail(t *testing.T) {
 	t.Parallel()

@@ -115,7 +115,7 @@ func (s *Store) Add(ctx context.Context, a Account) error {
 		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "upstream add", Object: a.Name, Detail: a.detail()})
 	})
 	if pg.Code(err) == pg.UniqueViolation {
-		return refusal.Exists("an upstream named %q exists already", a.Name)
+		return refusal.Exists("an upstream named %q exists already; 'postern upstream set' changes it", a.Name)
 	}
 	if err != nil && !refusal.Is(err) {
 		return fmt.Errorf("add upstream: %w", err)
@@ -407,7 +407,7 @@ func (s *Store) Remove(ctx context.Context, name string) error {
 	})
 	switch {
 	case pg.Code(err) == pg.ForeignKeyViolation:
-		return refusal.Invalid("upstream %q is used by a route; move the route to another one first, with 'postern route add --replace', or remove it", name)
+		return refusal.Invalid("upstream %q is used by a route of 'postern route list'; give that another upstream first, with 'postern route add --replace', or remove it", name)
 	case err != nil && !errors.Is(err, refusal.ErrNotFound):
 		return fmt.Errorf("remove upstream: %w", err)
 	}

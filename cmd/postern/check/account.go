@@ -49,10 +49,10 @@ func (c *checkup) lookAtAccounts(ctx context.Context, r *report) {
 		r.add("account.ok", "accounts", "%d of %d users can log in%s", able, len(v.users), moreThan(v.more))
 	}
 	if able > 0 && len(noLogin) > 0 {
-		r.add("account.no-login", "accounts", "%s", screen.Few(noLogin))
+		r.add("account.no-login", "accounts", "no working credential: %s", screen.Few(noLogin))
 	}
 	if len(noSender) > 0 {
-		r.add("account.no-sender", "accounts", "%s", screen.Few(noSender))
+		r.add("account.no-sender", "accounts", "no address: %s", screen.Few(noSender))
 	}
 }
 

@@ -63,7 +63,7 @@ func tokenHint(up *upstream.Account, fault *oauth.Fault) string {
 	case fault.Login:
 		return "run 'postern upstream login " + up.Name + "'"
 	case fault.Do == "" && fault.Code == "":
-		return "see docs/oauth.md; nodes need HTTPS to the authority" // or what another node has met: it says what to do
+		return "see docs/oauth.md; nodes need HTTPS to the authority"
 	case page == "":
 		return fault.Do
 	case fault.Do == "":
@@ -140,7 +140,7 @@ func replyHint(up *upstream.Account, s connect.Step, set string) string {
 	case s.Stage == smtp.StageAuth && code == 535 && up.Grant.Kind != "":
 		return "the account does not take the token: see its mailbox, its permissions, and docs/oauth.md"
 	case s.Stage == smtp.StageAuth && code == 535:
-		return "correct --username and the password with " + set + " --password-stdin; some providers want a password for applications"
+		return "correct the password with 'postern upstream set " + up.Name + " --password-stdin', or --username too; some providers want a password for applications"
 	case s.Stage == smtp.StageAuth && code == 534:
 		return "the provider wants another login: a password for applications, --oauth, or another --auth-mechanism, with " + set
 	case code == 530 && up.Username == "":

@@ -42,7 +42,7 @@ func (c *checkup) keys(r *report, v *keyring.View) {
 		}
 		switch {
 		case k.ID == v.Current && len(lacking) > 0:
-			r.add("key.lacking", subject, "%s", screen.Few(lacking))
+			r.add("key.lacking", subject, "missing at %s", screen.Few(lacking))
 		case len(k.Nodes) > 0 && len(lacking) > 0:
 			r.add("key.differ", subject, "%s lacks it, %s has it", screen.Few(lacking), screen.Few(k.Nodes))
 		case k.ID != v.Current && k.Values > 0 && v.Age > 24*time.Hour:
@@ -50,7 +50,7 @@ func (c *checkup) keys(r *report, v *keyring.View) {
 		}
 	}
 	if v.Unopened != nil {
-		r.add("key.unopened", "keys", "%d, and the key %s does not open them: %s", len(v.Unopened), path, screen.Few(v.Unopened))
+		r.add("key.unopened", "keys", "these do not open with the key %s: %s", path, screen.Few(v.Unopened))
 		return
 	}
 	r.add("key.sealed", "keys", "all of %d values open", sealed)

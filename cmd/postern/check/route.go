@@ -45,15 +45,15 @@ func (c *checkup) lookAtRoutes(ctx context.Context, r *report) {
 			}
 		}
 		if by := route.HiddenBy(v.rules, i); by != nil {
-			r.add("route.hidden", "routes", "route %d, after route %d", rule.ID, by.ID)
+			r.add("route.hidden", "routes", "route %d comes after route %d, which matches all its mail", rule.ID, by.ID)
 		}
 	}
 	for _, a := range v.accounts {
 		if !used[a.Name] {
-			r.add("route.unused", "routes", "upstream %s", a.Name)
+			r.add("route.unused", "routes", "none names upstream %s", a.Name)
 		}
 		if a.PausedAt != nil {
-			r.add("route.paused", "upstream "+a.Name, "since %s", screen.LocalTime(*a.PausedAt))
+			r.add("route.paused", "upstream "+a.Name, "paused since %s", screen.LocalTime(*a.PausedAt))
 		}
 	}
 }

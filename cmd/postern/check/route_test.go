@@ -33,10 +33,10 @@ func accountFaults() []fault {
 		{"account.none", "no user", seen(func(v *mailView) { v.users = nil })},
 		{"account.nobody", "1 users", seen(func(v *mailView) { v.users[0].Enabled = false })},
 		{"account.nobody", "1 users", seen(func(v *mailView) { v.users[0].Credentials = 0 })},
-		{"account.no-login", "bob@example.com", seen(func(v *mailView) {
+		{"account.no-login", "no working credential: bob@example.com", seen(func(v *mailView) {
 			v.users = append(v.users, auth.User{ID: 2, Name: "bob@example.com", Enabled: true})
 		})},
-		{"account.no-sender", "scanner", withUser("scanner")},
+		{"account.no-sender", "no address: scanner", withUser("scanner")},
 	}
 }
 
@@ -51,11 +51,11 @@ func routeFaults() []fault {
 		{"route.none", "none", seen(func(v *mailView) { v.rules = nil })},
 		{"route.no-default", "1 rules, none", seen(func(v *mailView) { v.rules[0].SenderDomain = "example.com" })},
 		{"route.gone", `route 1 names "out"`, seen(func(v *mailView) { v.rules[0].Via = []string{"out"} })},
-		{"route.hidden", "route 2, after route 1", seen(func(v *mailView) { v.rules = append(v.rules, route.Rule{ID: 2, UserID: 4711}) })},
-		{"route.paused", "since ", seen(func(v *mailView) {
+		{"route.hidden", "route 2 comes after route 1, which", seen(func(v *mailView) { v.rules = append(v.rules, route.Rule{ID: 2, UserID: 4711}) })},
+		{"route.paused", "paused since ", seen(func(v *mailView) {
 			v.accounts = []upstream.Listed{{Account: upstream.Account{Name: "out"}, PausedAt: new(time.Now())}}
 		})},
-		{"route.unused", "upstream out", seen(func(v *mailView) { v.accounts = []upstream.Listed{{Account: upstream.Account{Name: "out"}}} })},
+		{"route.unused", "none names upstream out", seen(func(v *mailView) { v.accounts = []upstream.Listed{{Account: upstream.Account{Name: "out"}}} })},
 	}
 }
 
@@ -105,8 +105,8 @@ func keyFaults() []fault {
 		{"key.sealed", "all of 1 values open", nothing},
 		{"key.sealed", "all of 1 values open", rotated(23 * time.Hour)},
 		{"key.old", "1 values, and key", rotated(25 * time.Hour)},
-		{"key.lacking", "two", func(t *testing.T, p *patient) { p.node(t, "two", "12345678") }},
-		{"key.lacking", "secret.key", func(t *testing.T, p *patient) {
+		{"key.lacking", "missing at two", func(t *testing.T, p *patient) { p.node(t, "two", "12345678") }},
+		{"key.lacking", "missing at ", func(t *testing.T, p *patient) {
 			p.sql(t, `insert into sealing_key (id) values ('12345678')`)
 		}},
 		{"key.differ", "secret.key lacks it, two has it", func(t *testing.T, p *patient) {
@@ -116,10 +116,10 @@ func keyFaults() []fault {
 			}
 			p.node(t, "two", sealer.Current(), "12345678")
 		}},
-		{"key.unopened", "secret.key does not open them: upstream out relay", func(t *testing.T, p *patient) {
+		{"key.unopened", "secret.key: upstream out relay", func(t *testing.T, p *patient) {
 			p.write(t, "secret.key", strings.Repeat("x", seal.KeySize))
 		}},
-		{"key.unopened", "none does not open them: upstream out relay", func(t *testing.T, p *patient) { p.c.cfg.SecretKeyFile = filepath.Join(p.dir, "none") }},
+		{"key.unopened", "none: upstream out relay", func(t *testing.T, p *patient) { p.c.cfg.SecretKeyFile = filepath.Join(p.dir, "none") }},
 	}
 }
 
@@ -198,17 +198,17 @@ func upstreamFaults() []fault {
 		{"upstream.renewal", "AADSTS7000222", seen(func(v *mailView) {
 			v.secrets = []upstream.Secret{{Upstream: "out", Token: oauth.State{FailingSince: time.Now(), ExpiresAt: time.Now().Add(time.Hour), LastError: "AADSTS7000222: expired"}}}
 		})},
-		{"upstream.secret", "on 20", seen(func(v *mailView) {
+		{"upstream.secret", "its secret expires on 20", seen(func(v *mailView) {
 			v.secrets = []upstream.Secret{{Upstream: "out", Expires: time.Now().UTC().Truncate(24*time.Hour).AddDate(0, 0, 29)}}
 		})},
-		{"upstream.secret-expired", "on 20", seen(func(v *mailView) {
+		{"upstream.secret-expired", "its secret has expired on 20", seen(func(v *mailView) {
 			v.secrets = []upstream.Secret{{Upstream: "out", Expires: time.Now().UTC().Truncate(24*time.Hour).AddDate(0, 0, -1)}}
 		})},
 		{"upstream.open", "by node a: auth, account: 535 5.7.8 wrong password; next probe at 20", seen(func(v *mailView) {
 			v.breakers = breaker.States{{Upstream: "out", Open: true, Node: "a", NextProbe: time.Now(),
 				Cause: breaker.Cause{Stage: "auth", Scope: "account", Reply: "535 5.7.8 wrong password"}}}
 		})},
-		{"upstream.budget", "4 recipients wait: messages 30/m: 0 left, sessions 3: 3 left", seen(func(v *mailView) { v.budgets = spentBudget() })},
+		{"upstream.budget", "recipients that wait: 4; messages 30/m: 0 left, sessions 3: 3 left", seen(func(v *mailView) { v.budgets = spentBudget() })},
 		{"upstream.sessions", "sessions 3 for 4 nodes", seen(func(v *mailView) { v.budgets = spentBudget() })},
 		{"upstream.refuses", "554 5.7.1 go away", smarthost(func(cfg *smtptest.Config, _ *upstream.Account) {
 			cfg.Hooks = map[smtptest.Phase]smtptest.Hook{smtptest.PhaseBanner: smtptest.Always(smtptest.Reply("554 5.7.1 go away"))}
@@ -287,9 +287,9 @@ func TestCheckReadsTheDatabase(t *testing.T) {
 	}
 	found := p.look(t.Context(), "account", "route", "upstream", "spf")
 	wantFinding(t, found, "account.ok", "1 of 2 users")
-	wantFinding(t, found, "account.no-login", "bob")
+	wantFinding(t, found, "account.no-login", "no working credential: bob")
 	wantFinding(t, found, "route.ok", "1 in all")
-	wantFinding(t, found, "route.unused", "upstream b")
+	wantFinding(t, found, "route.unused", "none names upstream b")
 	wantFinding(t, found, "spf.upstream", "v=spf1")
 	var order []string
 	for _, f := range found {
@@ -306,5 +306,5 @@ func TestCheckReadsTheDatabase(t *testing.T) {
 		}
 	}
 	p.write(t, "secret.key", strings.Repeat("x", seal.KeySize))
-	wantFinding(t, p.again().look(t.Context(), "key"), "key.unopened", "3, and the key")
+	wantFinding(t, p.again().look(t.Context(), "key"), "key.unopened", "these do not open with the key")
 }

@@ -116,16 +116,16 @@ func (c *checkup) tokens(ctx context.Context) (tokens *oauth.Tokens, end func(),
 func (c *checkup) upstreamSecret(r *report, s *upstream.Secret) {
 	subject := "upstream " + s.Upstream
 	if t := s.Token; !t.FailingSince.IsZero() && t.ExpiresAt.After(c.now()) {
-		r.add("upstream.renewal", subject, "since %s, and the present one expires at %s: %s", screen.LocalTime(t.FailingSince), screen.LocalTime(t.ExpiresAt), t.LastError)
+		r.add("upstream.renewal", subject, "no new token since %s, and the present one expires at %s: %s", screen.LocalTime(t.FailingSince), screen.LocalTime(t.ExpiresAt), t.LastError)
 	}
 	if s.Expires.IsZero() {
 		return
 	}
 	switch left := s.DaysLeft(c.now()); {
 	case left < 0:
-		r.add("upstream.secret-expired", subject, "on %s", s.Expires.Format(time.DateOnly))
+		r.add("upstream.secret-expired", subject, "its secret has expired on %s", s.Expires.Format(time.DateOnly))
 	case left <= 30:
-		r.add("upstream.secret", subject, "on %s", s.Expires.Format(time.DateOnly))
+		r.add("upstream.secret", subject, "its secret expires on %s", s.Expires.Format(time.DateOnly))
 	}
 }
 
@@ -138,7 +138,7 @@ func (c *checkup) upstreamBudget(r *report, u *budget.Usage) {
 		}
 	}
 	if u.Waiting > 0 {
-		r.add("upstream.budget", subject, "%d recipients wait: %s", u.Waiting, u.Headroom())
+		r.add("upstream.budget", subject, "recipients that wait: %d; %s", u.Waiting, u.Headroom())
 	}
 }
 
@@ -237,7 +237,7 @@ func (c *checkup) upstream(r *report, up upstream.Account, p connect.Probe) {
 		r.add("upstream.clear", subject, "--tls %s", up.TLS)
 	}
 	if left := p.Expires.Sub(c.now()); up.Verified() && up.TLSPins == "" && left < 7*24*time.Hour {
-		r.add("upstream.expiring", subject, "on %s", screen.LocalTime(p.Expires))
+		r.add("upstream.expiring", subject, "its certificate expires on %s", screen.LocalTime(p.Expires))
 	}
 }
 

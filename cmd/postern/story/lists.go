@@ -27,8 +27,16 @@ func EntryHead() []string {
 	return []string{"ID", "STATE", "ACCEPTED", "USER", "SENDER", "RECIPIENT", "TRIES", "NEXT", "LAST REPLY"}
 }
 
-// EntryRow says why mail that is set aside waits: it is not the last reply.
+// EntryRow is a row of a table of many entries, with the beginning of a long reply.
 func EntryRow(e Entry) []string {
+	row := wholeRow(e)
+	last := &row[len(row)-1]
+	*last = screen.Shorten(*last, 80)
+	return row
+}
+
+// wholeRow says why mail that is set aside waits: it is not the last reply.
+func wholeRow(e Entry) []string {
 	next := "-"
 	if e.State == desk.StateWaiting {
 		next = screen.LocalTime(e.NextAttemptAt)
@@ -42,7 +50,7 @@ func EntryRow(e Entry) []string {
 		state += ", in doubt"
 	}
 	return []string{e.ID.String(), state, screen.LocalTime(e.AcceptedAt), userText(e.UserID, e.User), "<" + e.Sender + ">", e.Recipient,
-		strconv.Itoa(e.Attempts), next, screen.OrDash(screen.Shorten(reply, 80))}
+		strconv.Itoa(e.Attempts), next, screen.OrDash(reply)}
 }
 
 // Hold is a hold of a user or credential as --json prints it.

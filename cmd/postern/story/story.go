@@ -111,7 +111,7 @@ func (s *Story) Print(w io.Writer) error {
 		return nil
 	}
 	fmt.Fprintln(w)
-	t = screen.TableOf(EntryHead(), EntryRow, Entries(s.Live, s.who()))
+	t = screen.TableOf(EntryHead(), wholeRow, Entries(s.Live, s.who()))
 	if err := t.Print(w); err != nil {
 		return err
 	}
@@ -143,8 +143,8 @@ func (s *Story) printDoubt(w io.Writer, e desk.Entry) {
 		then = "is sent there again at " + screen.LocalTime(e.NextAttemptAt)
 	}
 	to := screen.Printable(e.Recipient)
-	fmt.Fprintf(w, "\nThe mail for %s may have been delivered by way of %s, and %s. If you know whether it was:\n"+
-		"'postern queue resolve %s --recipient %s' with --delivered, or with --resend.\n", to, e.StaysWith, then, s.Message.ID, to)
+	fmt.Fprintf(w, "\nThe mail for %s may have been delivered by way of %s, and %s. When you know:\n"+
+		"'postern queue resolve %s --recipient %s' with --delivered if it was, with --resend if not.\n", to, e.StaysWith, then, s.Message.ID, to)
 }
 
 // printWhyHeld says which holds are the reason why mail waits, and what ends them.
@@ -184,6 +184,9 @@ func printEvents(w io.Writer, list []desk.Event) error {
 		}
 		addLeft(&t, at.Recipient, at.Left[:later])
 		result := withScope(at.Result, at.Scope)
+		if result == "resolve" { // the other resolution is written as resend
+			result += ", delivered"
+		}
 		for _, mark := range []struct {
 			set  bool
 			text string

@@ -1,6 +1,7 @@
 package story
 
 import (
+	"strings"
 	"testing"
 
 	"postern/relay/queue/desk"
@@ -21,6 +22,21 @@ func TestUsageText(t *testing.T) {
 		if got := usageText(usage); got != want {
 			t.Errorf("%+v: %q, want %q", usage, got, want)
 		}
+	}
+}
+
+// TestWholeReply: what is asked about one message has all of its reply, as that says why it waits.
+func TestWholeReply(t *testing.T) {
+	t.Parallel()
+	reply := `451 4.4.1 waits for upstream out, left alone until 12:05:01 UTC after "535 5.7.8 the password is wrong"; b: upstream b is paused`
+	e := Entry{Entry: desk.Entry{State: desk.StateWaiting, LastReply: reply}}
+	var b strings.Builder
+	s := Story{History: &desk.History{Live: []desk.Entry{e.Entry}}}
+	if err := s.Print(&b); err != nil || !strings.Contains(b.String(), reply) {
+		t.Errorf("%s%v", &b, err)
+	}
+	if row := EntryRow(e); len(row[len(row)-1]) > 90 {
+		t.Errorf("%q", row)
 	}
 }
 

@@ -18,6 +18,7 @@ const (
 	stale        = 10 // readings that failed, after which all states count as closed
 	probeTime    = time.Minute
 	leaseTime    = probeTime + 3*callTime // a probe, and the write of its result
+	newsTime     = 2 * time.Hour          // that a closing matters to a node that starts: mail waits no longer for it
 	retryProbe   = 30 * time.Second       // after a probe that could not be made
 	suspectPause = time.Minute            // between two probes of a node because of a suspicion
 )
@@ -172,10 +173,12 @@ func (b *Breakers) round(ctx context.Context, changed func(string)) error {
 	if err != nil {
 		return err
 	}
+	starts := b.current.Load() == nil
 	was, now := b.States(), time.Now() // at first nothing: what closed while this node was away is news
 	b.current.Store(&snapshot{now, list})
 	for _, s := range list {
-		if before := was.Of(s.Upstream); before.Open != s.Open || before.Opening != s.Opening {
+		old := starts && !s.Open && now.Sub(s.Since) > newsTime
+		if before := was.Of(s.Upstream); !old && (before.Open != s.Open || before.Opening != s.Opening) {
 			changed(s.Upstream)
 		}
 		if s.Open && !s.paused && s.Prober == "" && !s.NextProbe.After(now) {

@@ -480,11 +480,17 @@ func TestDatabaseAway(t *testing.T) {
 }
 
 // A node that starts hears of a breaker that closed while it was away: its mail may wait for that.
+// It does not hear of one that closed long ago: mail that the account's quota keeps waiting would be due.
 func TestClosedWhileAway(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
+	c.exec(`insert into upstream (name, host, port, tls) values ('old', 'smtp.example', 25, 'none')`)
 	c.exec(`insert into upstream_breaker (upstream, opening, opened_by, stage, scope, reply, sender, failures, closed_at, closed_by)
-		values ('out', 1, 'gone', 'auth', 'account', '535 5.7.8 no', '', 0, now(), 'gone')`)
+		values ('out', 1, 'gone', 'auth', 'account', '535 5.7.8 no', '', 0, now(), 'gone'),
+			('old', 1, 'gone', 'auth', 'account', '535 5.7.8 no', '', 0, now() - interval '3 hours', 'gone')`)
 	c.run(c.node("a", c.db.Pool))
 	c.awaitChanges("a", 1)
+	if _, seen := c.counts("a"); seen != 1 {
+		t.Errorf("%d changes", seen)
+	}
 }

@@ -55,6 +55,9 @@ func Parse(text string) (limits []Limit, err error) {
 }
 
 func parseLimit(kind quota.Kind, text string) (l Limit, err error) {
+	if kind == "" {
+		return l, refusal.Invalid("%q needs a word before it: messages, recipients or sessions; %s", text, form)
+	}
 	if kind != quota.Messages && kind != quota.Recipients && kind != quota.Sessions {
 		return l, refusal.Invalid("%q is none of messages, recipients and sessions; %s", kind, form)
 	}

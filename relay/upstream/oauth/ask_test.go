@@ -206,6 +206,9 @@ func TestFaults(t *testing.T) {
 			if f.Login != test.login || f.after != test.after*time.Second {
 				t.Errorf("login %v, after %v", f.Login, f.after)
 			}
+			if again := remembered(f.Error(), f.Login); again.Error() != f.Error() || again.Login != f.Login || !f.Login && again.Do != f.Do {
+				t.Errorf("another node says %+v", again)
+			}
 			if strings.ContainsAny(f.Error(), "\r\n\x00") || strings.Contains(f.Error(), secretText) || len(f.Error()) > 1000 {
 				t.Errorf("%q", f)
 			}
@@ -293,7 +296,7 @@ func TestComplete(t *testing.T) {
 		"authority":              {func(g *Grant) { g.Authority = "evil.example" }, "is none of google, microsoft,"},
 		"Google's":               {func(g *Grant) { g.Authority, g.Tenant = "google", "" }, "gives no token by the grant"},
 		"Microsoft's":            {func(g *Grant) { g.Kind, g.Authority = ServiceAccount, "microsoft" }, "gives no token by the grant"},
-		"no tenant":              {func(g *Grant) { g.Tenant = "" }, `tenant ""`},
+		"no tenant":              {func(g *Grant) { g.Tenant = "" }, "--tenant is missing"},
 		"a path as tenant":       {func(g *Grant) { g.Tenant = "a/b" }, `tenant "a/b"`},
 		"a common tenant":        {func(g *Grant) { g.Tenant = "common" }, "its own tenant"},
 		"no client":              {func(g *Grant) { g.ClientID = "" }, "client id"},

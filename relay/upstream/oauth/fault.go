@@ -32,9 +32,19 @@ func (f *Fault) Error() string {
 		text = f.Code + ": " + text
 	}
 	if f.Do != "" {
-		text += "; " + f.Do
+		text = strings.TrimSuffix(text, ".") + "; " + f.Do
 	}
 	return text
+}
+
+// remembered is the fault with this Error, as the last node that asked has stored it.
+func remembered(text string, login bool) *Fault {
+	for _, a := range advice {
+		if rest, ok := strings.CutSuffix(text, "; "+a.do); ok {
+			return &Fault{Text: rest, Do: a.do, Login: login}
+		}
+	}
+	return &Fault{Text: text, Login: login}
 }
 
 // advice has what to do for a code, or for a part of the authority's text; the first that matches.

@@ -98,6 +98,8 @@ func (g *Grant) validate(authority Authority) error {
 	switch {
 	case authority.Google && g.Tenant != "":
 		return errors.New("a tenant is of Microsoft, not of Google")
+	case !authority.Google && g.Tenant == "":
+		return errors.New("--tenant is missing: the tenant's id, or one of its domains")
 	case !authority.Google && !tenantForm.MatchString(g.Tenant):
 		return fmt.Errorf("tenant %q is neither the tenant's id nor one of its domains", g.Tenant)
 	case g.Kind == ClientCredentials && slices.Contains(shared, g.Tenant):
@@ -113,7 +115,7 @@ func (g *Grant) validate(authority Authority) error {
 	case g.Kind == RefreshToken && g.Certificate != "":
 		return errors.New("a certificate belongs to the grant client-credentials")
 	case g.Kind == ClientCredentials && (g.Secret == "") == (g.Certificate == ""):
-		return errors.New("client-credentials needs a client secret or a client certificate, one of them")
+		return errors.New("client-credentials needs a client secret or a client certificate, one of them: --client-secret-stdin or --client-certificate")
 	case g.Certificate != "":
 		_, err := g.keyPair()
 		return err
