@@ -187,7 +187,10 @@ create index recipient_user on recipient (user_id, message_id)
 create index recipient_held on recipient (user_id, message_id) where held_at is not null;
 -- "queue list --in-doubt", and how much is in doubt. Only lost replies write it.
 create index recipient_doubt on recipient (doubt, message_id) where doubt is not null and state = 'waiting';
--- Recovered: what is due because its destination is back, the oldest first.
+-- Recovered: what is due because its destination is back, in the order of acceptance. Only mail
+-- that waits for a way writes it.
+create index recipient_way on recipient (waits_for, message_id) where waits_for is not null and owner is null;
+-- lease_budget: when the last that waits for a budget has its turn.
 create index recipient_waits on recipient (waits_for, next_attempt_at) where waits_for is not null and owner is null;
 
 -- Mail of a user (credential_id 0), or of one credential, that waits for an admin.

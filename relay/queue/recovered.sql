@@ -1,11 +1,11 @@
 -- Ways that are back (recovered.go).
 
 -- name: recovered
--- Makes a part of the rows due that wait for one of the ways.
+-- Makes a part of the rows due that wait for one of the ways, first those that were accepted first.
 with due as materialized (
 	select message_id, n from recipient
-	where waits_for is not null and waits_for = any(@ways::text[]) and owner is null and held_at is null and state = 'waiting' and next_attempt_at > now()
-	order by waits_for, next_attempt_at limit @rows
+	where waits_for is not null and waits_for = any(@ways::text[]) and owner is null and held_at is null and state = 'waiting'
+	order by waits_for, message_id limit @rows
 	for update skip locked)
 update recipient r set next_attempt_at = now(), waits_for = null
 from due where r.message_id = due.message_id and r.n = due.n

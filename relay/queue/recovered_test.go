@@ -90,8 +90,31 @@ func TestR2RecoveredPlan(t *testing.T) {
 	exec(t, db, pgtest.LoadBacklog, 1, 2000, backlogDomains)
 	exec(t, db, `vacuum analyze`)
 	plan := genericPlan(t, db, sqlRecovered)
-	if !strings.Contains(plan, "recipient_waits") || strings.Contains(plan, "Seq Scan") {
+	if !strings.Contains(plan, "recipient_way") || strings.Contains(plan, "Seq Scan") || strings.Contains(plan, "Sort") {
 		t.Errorf("plan:\n%s", plan)
+	}
+}
+
+// Of more rows than one statement makes due those come first that were accepted first, whenever
+// their next attempt was to be.
+func TestR2RecoveredInOrder(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	var list []Message
+	for i := range 6 {
+		m, d := put(t, q, true, "a@one.example")
+		end := outcome(d, 0, Deferred)
+		end.Upstream, end.WaitsFor, end.RetryIn = "mx", "mx one.example", time.Hour-time.Duration(i)*time.Minute
+		q.Settle(end)
+		list = append(list, m)
+	}
+	waiting(t, db, 6)
+	exec(t, db, sqlRecovered, []string{"mx one.example"}, 3)
+	for i, m := range list {
+		if due := count(t, db, `select count(*) from recipient where message_id = $1 and next_attempt_at <= now()`, m.ID); (due == 1) != (i < 3) {
+			t.Errorf("message %d: %d due", i, due)
+		}
 	}
 }
 
