@@ -135,7 +135,7 @@ func (d *destination) tellEnded(j *job, t *transaction, outcomes []queue.Outcome
 	switch {
 	case fault >= 0:
 		v := judge(t.replies, &t.res, fault)
-		d.accuse(j, breaker.Cause{Stage: string(stageOf(&t.res, fault)), Scope: outcomes[fault].Scope,
+		d.accuse(j, breaker.Cause{Stage: stageOf(&t.res, fault), Scope: upstream.ScopeAccount,
 			Reply: outcomes[fault].Reply.String(), Wait: v.Wait()})
 	case taken:
 		d.mu.Lock()

@@ -58,7 +58,7 @@ func (t *trouble) outcome(d *destination, j *job, rcpt *queue.Recipient, away ti
 // about is About, or what the breaker was opened for.
 func (t *trouble) about(replies *upstream.Replies) (upstream.Scope, time.Duration) {
 	if t.breaker != nil {
-		return upstream.Scope(t.breaker.Scope), 0
+		return t.breaker.Scope, 0
 	}
 	return t.About(replies)
 }

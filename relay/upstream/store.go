@@ -17,7 +17,6 @@ import (
 	"postern/internal/pg"
 	"postern/internal/refusal"
 	"postern/relay/seal"
-	"postern/relay/upstream/breaker"
 	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
 )
@@ -213,7 +212,7 @@ func (s *Store) Change(ctx context.Context, name string, change func(*Account) e
 				return err
 			}
 		}
-		if _, err := breaker.Hurry(ctx, tx, name); err != nil {
+		if _, err := tx.Exec(ctx, `select hurry_breaker($1)`, name); err != nil {
 			return err
 		}
 		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "upstream set", Object: name, Detail: changes(was, a)})

@@ -11,6 +11,7 @@ import (
 
 	"postern/internal/panics"
 	"postern/internal/pg"
+	"postern/relay/upstream"
 )
 
 const (
@@ -244,11 +245,11 @@ func (b *Breakers) begin(upstream string, probe func() error) {
 }
 
 // confirm probes an upstream that is suspected, and opens its breaker if the account is refused.
-func (b *Breakers) confirm(ctx context.Context, upstream, sender string) error {
-	c, err := b.probe(ctx, upstream, sender)
-	if err == nil && c != nil && c.Scope == account {
+func (b *Breakers) confirm(ctx context.Context, name, sender string) error {
+	c, err := b.probe(ctx, name, sender)
+	if err == nil && c != nil && c.Scope == upstream.ScopeAccount {
 		c.Sender = sender
-		b.Open(upstream, *c)
+		b.Open(name, *c)
 	}
 	return err
 }

@@ -14,6 +14,7 @@ import (
 	"postern/internal/logtest"
 	"postern/internal/pg"
 	"postern/internal/pgtest"
+	"postern/relay/upstream"
 )
 
 // patience is how long a test waits for what must come.
@@ -139,7 +140,7 @@ func (c *cluster) awaitChanges(node string, n int) {
 func open(s State) bool   { return s.Open }
 func closed(s State) bool { return !s.Open && s.Opening > 0 }
 
-var refused = Cause{Stage: "auth", Scope: account, Reply: "535 5.7.8 wrong password", Sender: "a@example.com"}
+var refused = Cause{Stage: "auth", Scope: upstream.ScopeAccount, Reply: "535 5.7.8 wrong password", Sender: "a@example.com"}
 
 func TestStatements(t *testing.T) {
 	t.Parallel()
@@ -199,7 +200,7 @@ func TestAllNodes(t *testing.T) {
 func TestWaitOfTheReply(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
-	quota := Cause{Stage: "dot", Scope: account, Reply: "554 5.2.0 quota", Wait: time.Hour}
+	quota := Cause{Stage: "dot", Scope: upstream.ScopeAccount, Reply: "554 5.2.0 quota", Wait: time.Hour}
 	c.set(&quota)
 	b := c.node("a", c.db.Pool)
 	c.run(b)
@@ -297,7 +298,7 @@ func TestDeliveryCloses(t *testing.T) {
 	b.Works("out")
 	c.await(a, "it to be closed", closed)
 	c.awaitChanges("b", 2)
-	again := Cause{Stage: "dot", Scope: account, Reply: "quota"}
+	again := Cause{Stage: "dot", Scope: upstream.ScopeAccount, Reply: "quota"}
 	if opened, err := a.table.open(t.Context(), "out", &again); !opened || err != nil {
 		t.Fatal(opened, err)
 	}
@@ -312,7 +313,7 @@ func TestOwnTrouble(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
 	a, b := table{c.db.Pool, "a", []time.Duration{time.Minute}}, table{c.db.Pool, "b", []time.Duration{time.Minute}}
-	away, quota := Cause{Stage: "connect", Scope: "host", Reply: "no answer"}, Cause{Stage: "dot", Scope: account, Reply: "quota"}
+	away, quota := Cause{Stage: "connect", Scope: "host", Reply: "no answer"}, Cause{Stage: "dot", Scope: upstream.ScopeAccount, Reply: "quota"}
 	opening := int64(0)
 	for _, step := range []struct {
 		opens, closes *table
@@ -373,7 +374,7 @@ func TestSuspect(t *testing.T) {
 	for _, test := range []struct {
 		meets *Cause
 		opens bool
-	}{{nil, false}, {&Cause{Stage: "connect", Scope: "host", Reply: "no answer"}, false}, {&Cause{Stage: "mail", Scope: account, Reply: "550 5.4.5 limit"}, true}} {
+	}{{nil, false}, {&Cause{Stage: "connect", Scope: "host", Reply: "no answer"}, false}, {&Cause{Stage: "mail", Scope: upstream.ScopeAccount, Reply: "550 5.4.5 limit"}, true}} {
 		c := newCluster(t)
 		c.set(test.meets)
 		b := c.node("a", c.db.Pool)

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"postern/internal/pg"
+	"postern/relay/upstream"
 )
 
 //go:embed *.sql
@@ -33,13 +34,10 @@ const (
 	mostReply = 300              // octets that are kept of a reply
 )
 
-// account is the scope of a fault of our account.
-const account = "account"
-
 // Cause is why an upstream is left alone.
 type Cause struct {
-	Stage  string        `json:"stage,omitempty"` // where in the conversation, as tables of replies have it
-	Scope  string        `json:"scope,omitempty"` // what is at fault, as there
+	Stage  upstream.Stage  `json:"stage,omitempty"` // where in the conversation
+	Scope  upstream.Scope  `json:"scope,omitempty"` // what is at fault
 	Reply  string        `json:"reply,omitempty"` // the server's, or what happened in its place
 	Sender string        `json:"-"`               // with whose MAIL a probe asks; "" for none
 	Wait   time.Duration `json:"-"`               // before the next probe; 0: by the backoff
@@ -48,11 +46,11 @@ type Cause struct {
 // Account reports that mail was refused for our account: other than trouble with connections,
 // it is the same for all nodes, and ends the use of those that are open.
 func (c *Cause) Account() bool {
-	return c.Scope == account && c.Stage != "connect" && c.Stage != "tls" && c.Stage != "auth"
+	return c.Scope == upstream.ScopeAccount && !c.Stage.BeforeMail()
 }
 
 // Why is the cause in a line, with the server's text as it came.
-func (c *Cause) Why() string { return c.Stage + ", " + c.Scope + ": " + c.Reply }
+func (c *Cause) Why() string { return fmt.Sprintf("%s, %s: %s", c.Stage, c.Scope, c.Reply) }
 
 // waits are those before the first probe, and after each that fails.
 func (c *Cause) waits(backoff []time.Duration) []time.Duration {
@@ -126,12 +124,11 @@ func List(ctx context.Context, db pg.DB) (States, error) {
 
 // Hurry has the open breaker of an upstream probed now, those of all if it is "", and returns how
 // many that are. Running nodes see it within a second.
-func Hurry(ctx context.Context, db pg.DB, upstream string) (int64, error) {
-	tag, err := db.Exec(ctx, sqlHurry, upstream)
-	if err != nil {
-		return 0, fmt.Errorf("have upstreams probed: %w", err)
+func Hurry(ctx context.Context, db pg.DB, upstream string) (n int64, err error) {
+	if err = db.QueryRow(ctx, sqlHurry, upstream).Scan(&n); err != nil {
+		err = fmt.Errorf("have upstreams probed: %w", err)
 	}
-	return tag.RowsAffected(), nil
+	return n, err
 }
 
 // table is the table upstream_breaker, as a node writes it.

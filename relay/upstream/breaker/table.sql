@@ -55,7 +55,4 @@ where upstream = @upstream and opened_at is not null and (lease = @lease or @lea
 returning opening
 
 -- name: hurry
--- Has open breakers probed now, those of all upstreams if none is named. A probe that failed
--- counts no more.
-update upstream_breaker set next_probe_at = clock_timestamp(), failures = 0
-where opened_at is not null and (upstream = @upstream or @upstream::text = '')
+select hurry_breaker(@upstream)
