@@ -11,6 +11,8 @@ create table upstream_breaker (
 	scope         text        not null,
 	reply         text        not null,
 	sender        text        not null,                -- with whose MAIL a probe asks; '': none
+	account       boolean     not null default false,  -- since it opened, mail was refused for the account
+	past_probe    boolean     not null default false,  -- and where no probe comes: a message has to be taken
 	failures      integer     not null,                -- probes that failed in a row
 	next_probe_at timestamptz,                         -- no node probes before
 	holder        text        not null default '',     -- the node that probes

@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"time"
@@ -18,6 +19,7 @@ type Breakers interface {
 	Open(upstream string, c breaker.Cause)
 	Suspect(upstream, sender string)
 	Works(upstream string)
+	Admit(upstream string) bool
 }
 
 // evidence is what a destination knows for and against its upstream's account.
@@ -83,6 +85,20 @@ func (e *Engine) UpstreamChanged(name string) {
 	}
 }
 
+// OneDue makes the recipient due that would wait for an upstream the longest: it was not refused a
+// moment ago. It reports whether there is one.
+func (e *Engine) OneDue(ctx context.Context, name string) (bool, error) {
+	way := queue.Way(name, "")
+	ways := []string{way}
+	e.awaited.Range(func(pair, _ any) bool {
+		if pair := pair.([2]string); pair[0] == way {
+			ways = append(ways, pair[1])
+		}
+		return true
+	})
+	return e.cfg.Queue.OneDue(ctx, ways)
+}
+
 // waitsFor is the way that an outcome waits for. After a refusal of the account that is, unless it
 // waits for another, the upstream itself: its breaker may have opened, and its closing makes the mail
 // due.
@@ -122,7 +138,7 @@ func (d *destination) tellSuspended(t *trouble) {
 // must not stop the mail of others.
 func (d *destination) tellEnded(j *job, t *transaction, outcomes []queue.Outcome) {
 	b := d.e.cfg.Breakers
-	if d.upstream == nil || b == nil || j.user() == 0 { // a notice has the text of the user that it is for
+	if d.upstream == nil || b == nil || j.user() == 0 && !j.trial { // a notice has the text of the user that it is for
 		return
 	}
 	taken := slices.ContainsFunc(outcomes, func(o queue.Outcome) bool { return o.Result == queue.Delivered })
@@ -155,14 +171,14 @@ func (d *destination) tellEnded(j *job, t *transaction, outcomes []queue.Outcome
 
 // accuse counts a refusal of the account, unless it is over before a probe would be made.
 func (d *destination) accuse(j *job, c breaker.Cause) {
-	if c.Wait > 0 && c.Wait < step(d.e.cfg.Backoff, 0) {
+	if c.Wait > 0 && c.Wait < step(d.e.cfg.Backoff, 0) && !j.trial {
 		return
 	}
 	d.mu.Lock()
 	if len(d.accused) < 2 && !slices.Contains(d.accused, j.user()) {
 		d.accused = append(d.accused, j.user())
 	}
-	sure := len(d.accused) > 1
+	sure := len(d.accused) > 1 || j.trial
 	other := d.taken[0]
 	if other.user == j.user() {
 		other = d.taken[1]

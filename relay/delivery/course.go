@@ -115,7 +115,7 @@ func (e *Engine) leave(j *job, rest []queue.Recipient, outcomes []queue.Outcome,
 		if j.Begun.IsZero() {
 			j.Begun = time.Now()
 		}
-		j.returned = time.Time{}
+		j.returned, j.trial = time.Time{}, false
 		e.cfg.Log.Info("going on to the next way", "id", j.Message.ID, "from", why.Way, "reply", why.Reply, "error", err,
 			"after_ms", time.Since(j.Begun).Milliseconds())
 		if !e.intake.again(j) {

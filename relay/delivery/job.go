@@ -33,6 +33,9 @@ type job struct {
 	// again says that the job was begun anew, without an attempt being counted, after a
 	// conversation that broke off in the middle of it.
 	again bool
+	// trial says that it is sent although the breaker of its upstream is open, to see whether that may
+	// close.
+	trial bool
 	// returned is when it was first put back since neither a kept connection nor a new one
 	// took it, zero before.
 	returned      time.Time

@@ -7,9 +7,14 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
-var sqlRecovered = texts.Bind("recovered", "ways", "rows")
+var (
+	sqlRecovered = texts.Bind("recovered", "ways", "rows")
+	sqlOneDue    = texts.Bind("one_due", "ways")
+)
 
 const (
 	recoveredRows  = 1000                   // rows that one statement makes due
@@ -139,6 +144,26 @@ func (q *Queue) makeDue(ctx context.Context, ways []string) error {
 			return nil
 		}
 	}
+}
+
+// OneDue makes one recipient due that waits for one of the ways, most likely for this node, and
+// reports whether there is one.
+func (q *Queue) OneDue(ctx context.Context, ways []string) (bool, error) {
+	c := q.claims
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	conn, err := c.s.Get(ctx)
+	if err != nil {
+		return false, fmt.Errorf("make one due: %w", err)
+	}
+	rows, _ := conn.Query(ctx, sqlOneDue, ways) // an error is that of the rows
+	domains, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err = c.s.End(err); err != nil {
+		return false, fmt.Errorf("make one due: %w", err)
+	}
+	c.remember(domains)
+	q.wake()
+	return len(domains) > 0, nil
 }
 
 // sqlTellBack tells the other nodes which ways have recovered.

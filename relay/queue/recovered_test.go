@@ -162,3 +162,32 @@ func TestR2RecoveredIsNotPutOff(t *testing.T) {
 		time.Sleep(recoveredPause)
 	}
 }
+
+// OneDue makes the row due that would wait the longest for one of the ways.
+func TestOneDue(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	m, d := put(t, q, true, "0@example.net", "1@example.net", "2@example.org", "3@example.net", "4@example.com")
+	for n, way := range []string{"upstream out", "upstream out", "upstream two", "upstream other", "upstream out"} {
+		o := outcome(d, n, Deferred)
+		o.WaitsFor, o.RetryIn, o.NotAnAttempt = way, time.Duration(n+1)*time.Hour, true
+		q.Settle(o)
+	}
+	becomes(t, db, m.ID, "0 waiting;1 waiting;2 waiting;3 waiting;4 waiting")
+	exec(t, db, `update recipient set held_at = now() where n = 4`)
+	for _, want := range []string{"2", "1 2"} {
+		if found, err := q.OneDue(ctxOf(t), []string{"upstream out", "upstream two"}); !found || err != nil {
+			t.Fatal(found, err)
+		}
+		if got := read(t, db, `select string_agg(n::text, ' ' order by n) from recipient where next_attempt_at <= now()`); got != want {
+			t.Errorf("due is %s, want %s", got, want)
+		}
+	}
+	if claimed := claimAll(t, q, all); len(claimed) != 1 || len(claimed[0].Recipients) != 2 {
+		t.Errorf("claimed %+v", claimed)
+	}
+	if found, err := q.OneDue(ctxOf(t), []string{"upstream two"}); found || err != nil {
+		t.Errorf("%v, %v", found, err)
+	}
+}

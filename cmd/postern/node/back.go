@@ -129,7 +129,7 @@ func (b *back) start() {
 	ctx, stop := context.WithCancel(context.Background())
 	b.stopNotices = stop
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "notices", func() { b.bouncer.Run(ctx) }) })
-	b.notices.Go(func() { b.node.guard.Keep(ctx, "breakers", func() { b.breakers.Run(ctx, b.engine.UpstreamChanged) }) })
+	b.notices.Go(func() { b.node.guard.Keep(ctx, "breakers", func() { b.breakers.Run(ctx, b.engine) }) })
 	b.notices.Go(func() {
 		b.node.guard.Keep(ctx, "secrets of upstreams", func() { b.secrets.run(ctx, secretsEvery, "secrets", b.secrets.look) })
 	})
