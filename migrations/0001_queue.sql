@@ -147,10 +147,11 @@ create table recipient (
 	reply_text         text        not null default '',
 	remote_mta         text        not null default '',
 	last_upstream      text        not null default '',    -- of the last attempt, for the queue's listing
-	-- The way whose suspension deferred the row (docs/delivery.md), 'mx ' || domain_key or
-	-- 'upstream ' || name, or the budget that it waits for, 'budget ' or 'sessions ' || name; null for
-	-- all others. A claim clears it.
+	-- What the row waits for beside its time (docs/delivery.md): a way that is left alone, 'mx ' ||
+	-- domain_key or 'upstream ' || name; a budget, 'budget ' or 'sessions ' || name; or 'route'. Null for
+	-- all others. The end of an attempt writes it.
 	waits_for          text,
+	mid_text           boolean     not null default false, -- the last reply came in the middle of the message's text
 	-- The only way that the row may take, an upstream's name or 'mx': a final dot without a complete
 	-- reply went there, or may have (docs/delivery.md); null for all others.
 	stays_with         text,

@@ -101,7 +101,7 @@ func TestBudget(t *testing.T) {
 					if !test.waits && o.Result != queue.Delivered {
 						t.Errorf("outcome %+v", o)
 					}
-					if test.waits && (o.Result != queue.Deferred || !o.NotAnAttempt || o.WaitsFor != "budget sink" || o.RetryIn != 99*time.Second || !strings.HasPrefix(o.Reply.String(), OverBudget+"sink: until")) {
+					if test.waits && (o.Result != queue.Deferred || !o.NotAnAttempt || o.WaitsFor != "budget sink" || o.RetryIn != 99*time.Second || !strings.HasPrefix(o.Reply.String(), "451 4.4.5 waits for the budget of upstream sink: until")) {
 						t.Errorf("outcome %+v", o)
 					}
 				}
@@ -136,7 +136,7 @@ func TestBudgetAsk(t *testing.T) {
 		e.Take(message(t, "a@one.test", "b@one.test", "c@one.test"))
 		tried, waited := message(t, "d@one.test"), message(t, "e@one.test")
 		tried.Recipients[0].Attempts = 1
-		waited.Recipients[0].Waited = true
+		waited.Recipients[0].WaitsFor = "budget sink"
 		e.Take(tried)
 		e.Take(waited)
 		synctest.Wait()

@@ -232,18 +232,6 @@ const (
 	pausedWait = 10 * time.Minute
 )
 
-// NoRoute, Paused and LeftAlone begin the replies of recipients who wait for a changed route, or for
-// an upstream.
-const (
-	NoRoute   = "451 4.4.4 " + noRoute
-	Paused    = "451 4.3.2 " + ofUpstream
-	LeftAlone = "451 4.4.1 " + waiting + ofUpstream
-
-	noRoute    = "no route "
-	ofUpstream = "upstream "
-	waiting    = "waits for "
-)
-
 // unroutable gives back a recipient for whom there is no route, or none can be read now.
 // That does not count as an attempt: no server was asked.
 func (e *Engine) unroutable(d *queue.Delivery, rcpt *queue.Recipient, err error) {
@@ -251,21 +239,22 @@ func (e *Engine) unroutable(d *queue.Delivery, rcpt *queue.Recipient, err error)
 		e.cfg.Queue.Release(d, []int{rcpt.N}, 0)
 		return
 	}
-	reply, wait := smtp.Temporary(451, 4, 4, noRoute+"to this recipient is known now"), routeWait
+	reply, wait, waits := smtp.Temporary(451, 4, 4, "no route to this recipient is known now"), routeWait, queue.Route
 	if paused, ok := errors.AsType[*upstream.PausedError](err); ok {
-		reply, wait = smtp.Temporary(451, 3, 2, ofUpstream+paused.Upstream+" is paused"), pausedWait
+		reply, wait, waits = smtp.Temporary(451, 3, 2, "upstream "+paused.Upstream+" is paused"), pausedWait, queue.Way(paused.Upstream, "")
 	} else if rcpt.StaysWith != "" {
 		reply, wait = smtp.Temporary(451, 3, 2, "it waits for "+rcpt.StaysWith+", which may have it and cannot be used"), pausedWait
+		waits = queue.Way(rcpt.StaysWith, rcpt.Address.DomainKey())
 	}
 	scope := upstream.Scope("")
 	if other, ok := errors.AsType[*upstream.SenderError](err); ok {
-		reply, scope = smtp.Temporary(451, 4, 4, noRoute+"for this sender: upstream "+other.Upstream+" may not send as it"), upstream.ScopeSender
+		reply, scope = smtp.Temporary(451, 4, 4, "no route for this sender: upstream "+other.Upstream+" may not send as it"), upstream.ScopeSender
 	}
 	now := time.Now()
 	e.record(d, rcpt, queue.Outcome{
 		Message: d.Message.ID, N: rcpt.N, Recipient: rcpt.Address, Epoch: d.Epoch,
 		Result: queue.Deferred, Reply: reply, Scope: string(scope),
-		StartedAt: now, At: now, RetryIn: wait, NotAnAttempt: true, StaysWith: rcpt.StaysWith,
+		StartedAt: now, At: now, RetryIn: wait, NotAnAttempt: true, WaitsFor: waits, StaysWith: rcpt.StaysWith,
 	}, err)
 }
 

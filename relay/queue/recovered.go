@@ -23,6 +23,9 @@ const (
 	recoveredKeys  = 10_000                 // destinations remembered; the mail of others comes by its schedule
 )
 
+// Route is what mail waits for that has no route.
+const Route = "route"
+
 // Way names a destination for Recovered and the column waits_for. upstream is
 // Outcome.Upstream: an upstream's name, or "mx" with the domain's key.
 func Way(upstream, domainKey string) string {
