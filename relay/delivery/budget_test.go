@@ -159,14 +159,16 @@ func TestBudgetAsk(t *testing.T) {
 func TestBudgetFailover(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
-		spent time.Duration
-		down  bool
-		turns []string
-		waits string
+		spent  time.Duration
+		down   bool
+		paused bool
+		turns  []string
+		waits  string
 	}{
-		"next way takes it": {time.Hour, false, nil, ""},
-		"budget is first":   {2 * time.Second, true, []string{"budget a 1 false"}, "budget a"},
-		"next way is first": {24 * time.Hour, true, nil, "upstream b"},
+		"next way takes it":  {time.Hour, false, false, nil, ""},
+		"budget is first":    {2 * time.Second, true, false, []string{"budget a 1 false"}, "budget a"},
+		"next way is first":  {24 * time.Hour, true, false, nil, "upstream b"},
+		"next way is paused": {time.Hour, true, true, []string{"budget a 1 false"}, "budget a"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -176,6 +178,9 @@ func TestBudgetFailover(t *testing.T) {
 				e, ways := n.engine(q, Config{Budgets: b}, fakes(t, 2)...)
 				ways[0].Upstream.Budget = "messages 30/m"
 				n.set("b", test.down)
+				if test.paused {
+					ways[1].Err = &upstream.PausedError{Upstream: "b"}
+				}
 				e.Start()
 				defer stop(t, e)
 				d := message(t, "x@one.test")
@@ -191,6 +196,9 @@ func TestBudgetFailover(t *testing.T) {
 				}
 				if test.waits != "budget a" && leftOf(o) != "a" {
 					t.Errorf("left %q", leftOf(o))
+				}
+				if test.paused && (!o.NotAnAttempt || o.Reply.Text != "waits for the budget of upstream sink: until later; b: upstream b is paused") {
+					t.Errorf("%+v", o)
 				}
 			})
 		})

@@ -151,9 +151,6 @@ func (e *Engine) giveUpOn(j *job, best map[int]queue.Outcome, why queue.LeftWay,
 			o.Left = &others
 			e.awaits(o.WaitsFor, *c.left)
 		}
-		if o.NotAnAttempt && len(*o.Left) > 0 { // the history has no line for them
-			o.Reply.Text += "; " + leftText(o.Left)
-		}
 		outcomes[i] = o
 	}
 	e.settle(j, j.rcpts, outcomes, err)

@@ -274,6 +274,9 @@ func (e *Engine) settle(j *job, rcpts []queue.Recipient, outcomes []queue.Outcom
 		if o.Left == nil {
 			o.Left = j.left
 		}
+		if text := leftText(o.Left); o.NotAnAttempt && text != "" { // the history has no line for them
+			o.Reply.Text += "; " + text
+		}
 		if o.StaysWith = rcpts[i].StaysWith; o.Unknown && o.StaysWith == "" {
 			o.StaysWith = o.Upstream
 		}
