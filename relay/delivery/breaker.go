@@ -3,7 +3,6 @@ package delivery
 import (
 	"context"
 	"slices"
-	"strings"
 	"time"
 
 	"postern/relay/queue"
@@ -112,7 +111,7 @@ func waitsFor(o *queue.Outcome) string {
 // awaits notes that mail has left several upstreams and, in the queue, waits for one of them: it is
 // due when the breaker of any of them closes.
 func (e *Engine) awaits(way string, left []queue.LeftWay) {
-	if !strings.HasPrefix(way, queue.Way("", "")) {
+	if !queue.IsUpstream(way) {
 		return
 	}
 	for _, l := range left {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -26,13 +27,19 @@ const (
 // Route is what mail waits for that has no route.
 const Route = "route"
 
+// ofUpstream begins the Way of an upstream.
+const ofUpstream = "upstream "
+
+// IsUpstream reports the Way of an upstream.
+func IsUpstream(way string) bool { return strings.HasPrefix(way, ofUpstream) }
+
 // Way names a destination for Recovered and the column waits_for. upstream is
 // Outcome.Upstream: an upstream's name, or "mx" with the domain's key.
 func Way(upstream, domainKey string) string {
 	if upstream == "mx" {
 		return "mx " + domainKey
 	}
-	return "upstream " + upstream
+	return ofUpstream + upstream
 }
 
 // Recovered makes the mail due whose WaitsFor is a way that works again. It does
