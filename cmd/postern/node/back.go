@@ -30,7 +30,8 @@ type back struct {
 	tokens   *oauth.Tokens
 	breakers *breaker.Breakers
 	budgets  *budget.Budgets
-	secrets  *secrets
+	secrets  readings[upstream.Secret]
+	used     readings[budget.Usage]
 
 	stopNotices, stopBudgets context.CancelFunc
 	notices, spending        sync.WaitGroup
@@ -73,7 +74,9 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 	breakers := n.breakers(pool, accounts, connect.NewProber(probing))
 	cfg.Breakers = breakers
 	return &back{
-		node: n, tokens: tokens, breakers: breakers, budgets: budgets, secrets: &secrets{node: n, store: accounts},
+		node: n, tokens: tokens, breakers: breakers, budgets: budgets,
+		secrets: readings[upstream.Secret]{node: n, what: "secrets", every: time.Minute, read: (&secrets{node: n, store: accounts}).look},
+		used:    readings[budget.Usage]{node: n, what: "budgets", every: 10 * time.Second, read: accounts.Budgets},
 		engine:  delivery.New(cfg),
 		bouncer: bounce.New(bounce.Config{Queue: n.queue, Hostname: n.hostname, Mail: n.mail, Log: n.Log}),
 	}, nil
@@ -130,12 +133,10 @@ func (b *back) start() {
 	b.stopNotices = stop
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "notices", func() { b.bouncer.Run(ctx) }) })
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "breakers", func() { b.breakers.Run(ctx, b.engine) }) })
-	b.notices.Go(func() {
-		b.node.guard.Keep(ctx, "secrets of upstreams", func() { b.secrets.run(ctx, secretsEvery, "secrets", b.secrets.look) })
-	})
-	b.notices.Go(func() {
-		b.node.guard.Keep(ctx, "use of budgets", func() { b.secrets.run(ctx, budgetsEvery, "budgets", b.secrets.lookAtBudgets) })
-	})
+	b.notices.Go(func() { b.node.guard.Keep(ctx, "secrets of upstreams", func() { b.secrets.run(ctx) }) })
+	if b.node.metrics != nil {
+		b.notices.Go(func() { b.node.guard.Keep(ctx, "use of budgets", func() { b.used.run(ctx) }) })
+	}
 }
 
 // rebound takes over what a reload can change of the delivery.
