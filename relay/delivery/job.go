@@ -239,23 +239,30 @@ func (e *Engine) unroutable(d *queue.Delivery, rcpt *queue.Recipient, err error)
 		e.cfg.Queue.Release(d, []int{rcpt.N}, 0)
 		return
 	}
-	reply, wait, waits := smtp.Temporary(451, 4, 4, "no route to this recipient is known now"), routeWait, queue.Route
-	if paused, ok := errors.AsType[*upstream.PausedError](err); ok {
-		reply, wait, waits = smtp.Temporary(451, 3, 2, "upstream "+paused.Upstream+" is paused"), pausedWait, queue.Way(paused.Upstream, "")
-	} else if rcpt.StaysWith != "" {
-		reply, wait = smtp.Temporary(451, 3, 2, "it waits for "+rcpt.StaysWith+", which may have it and cannot be used"), pausedWait
-		waits = queue.Way(rcpt.StaysWith, rcpt.Address.DomainKey())
-	}
-	scope := upstream.Scope("")
-	if other, ok := errors.AsType[*upstream.SenderError](err); ok {
-		reply, scope = smtp.Temporary(451, 4, 4, "no route for this sender: upstream "+other.Upstream+" may not send as it"), upstream.ScopeSender
-	}
 	now := time.Now()
-	e.record(d, rcpt, queue.Outcome{
-		Message: d.Message.ID, N: rcpt.N, Recipient: rcpt.Address, Epoch: d.Epoch,
-		Result: queue.Deferred, Reply: reply, Scope: string(scope),
-		StartedAt: now, At: now, RetryIn: wait, NotAnAttempt: true, WaitsFor: waits, StaysWith: rcpt.StaysWith,
-	}, err)
+	o := queue.Outcome{
+		Message: d.Message.ID, N: rcpt.N, Recipient: rcpt.Address, Epoch: d.Epoch, Result: queue.Deferred,
+		StartedAt: now, At: now, RetryIn: pausedWait, NotAnAttempt: true, StaysWith: rcpt.StaysWith,
+	}
+	paused, isPaused := errors.AsType[*upstream.PausedError](err)
+	broken, isBroken := errors.AsType[*upstream.UnusableError](err)
+	other, isOther := errors.AsType[*upstream.SenderError](err)
+	switch {
+	case isPaused:
+		o.Reply, o.WaitsFor = smtp.Temporary(451, 3, 2, "upstream "+paused.Upstream+" is paused"), queue.Way(paused.Upstream, "")
+	case rcpt.StaysWith != "":
+		o.Reply = smtp.Temporary(451, 3, 2, "it waits for "+rcpt.StaysWith+", which may have it and cannot be used")
+		o.WaitsFor = queue.Way(rcpt.StaysWith, rcpt.Address.DomainKey())
+	case isBroken: // at this node
+		o.Reply, o.WaitsFor = smtp.Temporary(451, 3, 2, "upstream "+broken.Upstream+" cannot be used by this server"), queue.Way(broken.Upstream, "")
+		o.Scope, o.RetryIn = string(upstream.ScopeAccount), routeWait
+	case isOther:
+		o.Reply, o.WaitsFor = smtp.Temporary(451, 4, 4, "no route for this sender: upstream "+other.Upstream+" may not send as it"), queue.Route
+		o.Scope, o.RetryIn = string(upstream.ScopeSender), routeWait
+	default:
+		o.Reply, o.WaitsFor, o.RetryIn = smtp.Temporary(451, 4, 4, "no route to this recipient is known now"), queue.Route, routeWait
+	}
+	e.record(d, rcpt, o, err)
 }
 
 // record logs and settles a single outcome.

@@ -324,6 +324,16 @@ func IsPaused(err error) bool {
 	return is
 }
 
+// UnusableError says why this machine cannot use the account of an upstream; others may.
+type UnusableError struct {
+	Upstream string
+	Err      error
+}
+
+func (e *UnusableError) Error() string { return fmt.Sprintf("upstream %q: %v", e.Upstream, e.Err) }
+
+func (e *UnusableError) Unwrap() error { return e.Err }
+
 // Load reads all accounts, by name.
 func (s *Store) Load(ctx context.Context, db pg.DB) (map[string]*Loaded, error) {
 	added, err := loadReplies(ctx, db)
@@ -340,12 +350,15 @@ func (s *Store) Load(ctx context.Context, db pg.DB) (map[string]*Loaded, error) 
 	var paused *time.Time
 	_, err = pgx.ForEachRow(rows, a.fields(&a.Name, &sealed, &paused, &a.SecretExpires), func() error {
 		a.Replies = tableOf(a.Preset, added[a.Name])
-		l := s.open(a, sealed)
-		var err error
-		if l.Account.SendsAs, err = a.sendsAs(); err != nil && l.Err == nil {
-			l.Err = fmt.Errorf("upstream %q: %w", a.Name, err)
+		l := &Loaded{Account: a}
+		err := s.unseal(&l.Account, sealed)
+		if err == nil {
+			l.Account.SendsAs, err = a.sendsAs()
 		}
-		if paused != nil && l.Err == nil {
+		switch {
+		case err != nil:
+			l.Err = &UnusableError{a.Name, err}
+		case paused != nil:
 			l.Err = &PausedError{a.Name}
 		}
 		accounts[a.Name] = l
@@ -454,23 +467,23 @@ func quoteAll(names []string) string {
 	return strings.Join(quoted, " or ")
 }
 
-// open unseals the password. One that does not open spoils its own upstream only.
-func (s *Store) open(a Account, sealed []byte) *Loaded {
-	if sealed == nil {
-		return &Loaded{Account: a}
-	}
-	if s.sealer == nil {
-		return &Loaded{Err: fmt.Errorf("upstream %q: %w", a.Name, ErrNoKey)}
-	}
-	if a.Grant.Kind != "" {
-		return s.openGrant(a, sealed)
+// unseal opens the password or the grant. One that does not open spoils its own upstream only.
+func (s *Store) unseal(a *Account, sealed []byte) error {
+	switch {
+	case sealed == nil:
+		return nil
+	case s.sealer == nil:
+		return ErrNoKey
+	case a.Grant.Kind != "":
+		text, err := s.sealer.Open(grantOf(a.Name, a.Username), sealed)
+		if err == nil {
+			err = json.Unmarshal(text, &a.Grant)
+		}
+		return err
 	}
 	password, err := s.sealer.Open(passwordOf(a.Name, a.Username), sealed)
-	if err != nil {
-		return &Loaded{Account: a, Err: fmt.Errorf("upstream %q: %w", a.Name, err)}
-	}
 	a.Password = string(password)
-	return &Loaded{Account: a}
+	return err
 }
 
 // passwordOf is the place for which a password is sealed: moved to another row of the
@@ -487,17 +500,6 @@ select array['upstream', name, username] || case when oauth = '' then '{}' else 
 from upstream where password is not null and ($1::bytea is null or substr(password, 1, length($1)) <> $1)`,
 		Write: `update upstream set password = $3 where name = ($1::text[])[2] and password = $2`,
 	}
-}
-
-func (s *Store) openGrant(a Account, sealed []byte) *Loaded {
-	text, err := s.sealer.Open(grantOf(a.Name, a.Username), sealed)
-	if err == nil {
-		err = json.Unmarshal(text, &a.Grant)
-	}
-	if err != nil {
-		return &Loaded{Account: a, Err: fmt.Errorf("upstream %q: %w", a.Name, err)}
-	}
-	return &Loaded{Account: a}
 }
 
 // grantOf is passwordOf for a grant.

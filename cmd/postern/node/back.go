@@ -49,7 +49,7 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 		return nil, err
 	}
 	rules, accounts := route.NewStore(pool), upstream.NewStore(pool, sealer)
-	if err := n.lookAtRoutes(ctx, rules, accounts); err != nil {
+	if err := n.lookAtRoutes(ctx, rules); err != nil {
 		return nil, err
 	}
 	d := n.Config.Delivery
@@ -107,7 +107,7 @@ func (n *Node) breakers(pool *pgxpool.Pool, accounts *upstream.Store, prober *co
 }
 
 // lookAtRoutes says at the start what will keep mail waiting.
-func (n *Node) lookAtRoutes(ctx context.Context, rules *route.Store, accounts *upstream.Store) error {
+func (n *Node) lookAtRoutes(ctx context.Context, rules *route.Store) error {
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
 	list, err := rules.List(ctx)
@@ -117,11 +117,7 @@ func (n *Node) lookAtRoutes(ctx context.Context, rules *route.Store, accounts *u
 	if len(list) == 0 {
 		n.Log.Warn("no route: mail waits until one is added with 'postern route add'")
 	}
-	_, bad, err := accounts.Usable(ctx)
-	for _, err := range bad {
-		n.Log.Error("mail for an upstream waits; see 'postern check'", "error", err)
-	}
-	return err
+	return nil
 }
 
 func (b *back) start() {
