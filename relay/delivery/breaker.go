@@ -56,14 +56,9 @@ func (e *Engine) UpstreamChanged(name string) {
 	way := queue.Way(name, "")
 	closed := !e.cfg.Breakers.State(name).Open
 	if closed {
-		e.cfg.Queue.Recovered(way)
-		e.awaited.Range(func(pair, _ any) bool {
-			if ways := pair.([2]string); ways[0] == way {
-				e.awaited.Delete(pair)
-				e.cfg.Queue.Recovered(ways[1])
-			}
-			return true
-		})
+		for _, way := range e.waiting(way, true) {
+			e.cfg.Queue.Recovered(way)
+		}
 	}
 	d := e.known(way)
 	if d == nil {
@@ -87,15 +82,23 @@ func (e *Engine) UpstreamChanged(name string) {
 // OneDue makes the recipient due that would wait for an upstream the longest: it was not refused a
 // moment ago. It reports whether there is one.
 func (e *Engine) OneDue(ctx context.Context, name string) (bool, error) {
-	way := queue.Way(name, "")
+	return e.cfg.Queue.OneDue(ctx, e.waiting(queue.Way(name, ""), false))
+}
+
+// waiting are the ways that mail waits for which an upstream's would take: that one, and what awaits
+// has noted, for the last time if over.
+func (e *Engine) waiting(way string, over bool) []string {
 	ways := []string{way}
 	e.awaited.Range(func(pair, _ any) bool {
-		if pair := pair.([2]string); pair[0] == way {
-			ways = append(ways, pair[1])
+		if of := pair.([2]string); of[0] == way {
+			ways = append(ways, of[1])
+			if over {
+				e.awaited.Delete(pair)
+			}
 		}
 		return true
 	})
-	return e.cfg.Queue.OneDue(ctx, ways)
+	return ways
 }
 
 // waitsFor is the way that an outcome waits for. After a refusal of the account that is, unless it
@@ -111,8 +114,8 @@ func waitsFor(o *queue.Outcome) string {
 // awaits notes that mail has left several upstreams and, in the queue, waits for one of them: it is
 // due when the breaker of any of them closes.
 func (e *Engine) awaits(way string, left []queue.LeftWay) {
-	if !queue.IsUpstream(way) {
-		return
+	if !slices.ContainsFunc(left, func(l queue.LeftWay) bool { return queue.Way(l.Way, "") == way }) {
+		return // MX, a budget, or nothing
 	}
 	for _, l := range left {
 		if other := queue.Way(l.Way, ""); other != way {

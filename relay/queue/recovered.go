@@ -5,11 +5,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 )
 
 var (
@@ -27,19 +24,13 @@ const (
 // Route is what mail waits for that has no route.
 const Route = "route"
 
-// ofUpstream begins the Way of an upstream.
-const ofUpstream = "upstream "
-
-// IsUpstream reports the Way of an upstream.
-func IsUpstream(way string) bool { return strings.HasPrefix(way, ofUpstream) }
-
 // Way names a destination for Recovered and the column waits_for. upstream is
 // Outcome.Upstream: an upstream's name, or "mx" with the domain's key.
 func Way(upstream, domainKey string) string {
 	if upstream == "mx" {
 		return "mx " + domainKey
 	}
-	return ofUpstream + upstream
+	return "upstream " + upstream
 }
 
 // Recovered makes the mail due whose WaitsFor is a way that works again. It does
@@ -142,8 +133,12 @@ func (q *Queue) wakeRecovered(ctx context.Context) {
 }
 
 func (q *Queue) makeDue(ctx context.Context, ways []string) error {
-	for tell := !q.cfg.NoNotify; ; tell = false {
-		n, err := q.makeSomeDue(ctx, ways, tell)
+	tell := ways
+	if q.cfg.NoNotify {
+		tell = nil
+	}
+	for ; ; tell = nil {
+		n, err := q.makeSomeDue(ctx, tell, sqlRecovered, ways, recoveredRows)
 		if err != nil {
 			return err
 		}
@@ -159,30 +154,18 @@ func (q *Queue) makeDue(ctx context.Context, ways []string) error {
 // OneDue makes one recipient due that waits for one of the ways, most likely for this node, and
 // reports whether there is one.
 func (q *Queue) OneDue(ctx context.Context, ways []string) (bool, error) {
-	c := q.claims
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	conn, err := c.s.Get(ctx)
-	if err != nil {
-		return false, fmt.Errorf("make one due: %w", err)
-	}
-	rows, _ := conn.Query(ctx, sqlOneDue, ways) // an error is that of the rows
-	domains, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err = c.s.End(err); err != nil {
-		return false, fmt.Errorf("make one due: %w", err)
-	}
-	c.remember(domains)
+	n, err := q.makeSomeDue(ctx, nil, sqlOneDue, ways)
 	q.wake()
-	return len(domains) > 0, nil
+	return n > 0, err
 }
 
 // sqlTellBack tells the other nodes which ways have recovered.
 const sqlTellBack = `select pg_notify('` + channel + `', '` + payloadBack + `' || way) from unnest($1::text[]) way
 	where exists (select from recipient where waits_for is not null and waits_for = way and owner is null)`
 
-// makeSomeDue uses the connection of the claims, between two of them. The other nodes are
-// told first, or they would claim the mail while they still spare its destination.
-func (q *Queue) makeSomeDue(ctx context.Context, ways []string, tell bool) (int64, error) {
+// makeSomeDue uses the connection of the claims, between two of them. The other nodes are told of
+// ways first, or they would claim the mail while they still spare its destination.
+func (q *Queue) makeSomeDue(ctx context.Context, tell []string, sql string, args ...any) (int64, error) {
 	c := q.claims
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -192,12 +175,12 @@ func (q *Queue) makeSomeDue(ctx context.Context, ways []string, tell bool) (int6
 	if err != nil {
 		return 0, fmt.Errorf("make due: %w", err)
 	}
-	if tell {
-		if _, err := conn.Exec(ctx, sqlTellBack, ways); err != nil {
+	if len(tell) > 0 {
+		if _, err := conn.Exec(ctx, sqlTellBack, tell); err != nil {
 			return 0, fmt.Errorf("make due: %w", c.s.End(err))
 		}
 	}
-	tag, err := conn.Exec(ctx, sqlRecovered, ways, recoveredRows)
+	tag, err := conn.Exec(ctx, sql, args...)
 	if err = c.s.End(err); err != nil {
 		return 0, fmt.Errorf("make due: %w", err)
 	}

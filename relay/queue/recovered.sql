@@ -21,4 +21,4 @@ with one as materialized (
 	order by w.next_attempt_at desc limit 1)
 update recipient r set next_attempt_at = now()
 from one where r.message_id = one.message_id and r.n = one.n
-returning r.domain_key
+
