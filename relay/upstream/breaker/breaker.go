@@ -58,20 +58,20 @@ type Breakers struct {
 
 	current atomic.Pointer[snapshot]
 	wake    chan struct{} // capacity 1
+	trials  sync.Map      // of upstreams, a trial each
 
 	mu        sync.Mutex
 	news      map[string]news      // of upstreams, to be written
 	pending   atomic.Int32         // how many
 	suspected map[string]time.Time // when Suspect last began something
 	probing   map[string]bool
-	trials    map[string]*trial
 	probes    sync.WaitGroup
 }
 
 // trial lets a message through an open breaker, to see whether mail is taken again.
 type trial struct {
-	sent    bool        // one is under way
-	verdict chan *Cause // why it was refused, nil: it was taken; capacity 1
+	admit   chan struct{} // capacity 1: one may go
+	verdict chan *Cause   // capacity 1: why it was refused, nil: it was taken
 }
 
 // news is what a node has learned of an upstream, the last of it. The zero news is nothing.
@@ -91,7 +91,7 @@ type snapshot struct {
 func New(cfg Config) *Breakers {
 	return &Breakers{
 		cfg: cfg, table: table{cfg.DB, cfg.Node, cfg.Backoff}, every: readEvery, pause: trialPause, wake: make(chan struct{}, 1),
-		news: map[string]news{}, suspected: map[string]time.Time{}, probing: map[string]bool{}, trials: map[string]*trial{},
+		news: map[string]news{}, suspected: map[string]time.Time{}, probing: map[string]bool{},
 	}
 }
 
@@ -115,27 +115,29 @@ func (b *Breakers) States() States {
 // Admit reports that a message may be sent although the breaker is open: Open or Works tells
 // how that ended.
 func (b *Breakers) Admit(upstream string) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	t := b.trials[upstream]
-	if t == nil || t.sent {
+	select {
+	case <-b.trial(upstream).admit:
+		return true
+	default:
 		return false
 	}
-	t.sent = true
-	return true
 }
 
-// decide ends a trial whose message is under way, and reports whether there was one.
+// decide ends a trial, and reports whether there was one.
 func (b *Breakers) decide(upstream string, verdict *Cause) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	t := b.trials[upstream]
-	if t == nil || !t.sent {
+	select {
+	case b.trial(upstream).verdict <- verdict:
+		return true
+	default:
 		return false
 	}
-	delete(b.trials, upstream)
-	t.verdict <- verdict
-	return true
+}
+
+func (b *Breakers) trial(upstream string) (t trial) {
+	if v, on := b.trials.Load(upstream); on {
+		t = v.(trial)
+	}
+	return t
 }
 
 // Open opens the breaker of an upstream, or keeps it open. It is tried until the database answers,
@@ -342,16 +344,14 @@ func (b *Breakers) probe(ctx context.Context, upstream, sender string, mail bool
 // try has one message sent, and another whenever there was no answer for a while: it may have had a
 // fault of its own, or another node has it. When none waits, closing the breaker harms nobody.
 func (b *Breakers) try(ctx context.Context, upstream string) (*Cause, error) {
-	t := &trial{verdict: make(chan *Cause, 1)}
-	defer func() {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		delete(b.trials, upstream)
-	}()
+	t := trial{make(chan struct{}, 1), make(chan *Cause, 1)}
+	b.trials.Store(upstream, t)
+	defer b.trials.Delete(upstream)
 	for {
-		b.mu.Lock()
-		t.sent, b.trials[upstream] = false, t
-		b.mu.Unlock()
+		select {
+		case t.admit <- struct{}{}:
+		default:
+		}
 		waits, err := b.mail.OneDue(ctx, upstream)
 		if err != nil {
 			return nil, err
@@ -362,12 +362,9 @@ func (b *Breakers) try(ctx context.Context, upstream string) (*Cause, error) {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-time.After(b.pause):
-		}
-		b.mu.Lock()
-		idle := !waits && !t.sent
-		b.mu.Unlock()
-		if idle {
-			return nil, nil
+			if !waits && len(t.admit) > 0 {
+				return nil, nil
+			}
 		}
 	}
 }
