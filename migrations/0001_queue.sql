@@ -117,7 +117,7 @@ create view stored_body as
 	union all
 	select message_id, n, chunk from large_body;
 
--- What can become of mail in doubt (docs/delivery.md): it is sent again where it may be, held for a
+-- The policies for mail in doubt (docs/delivery.md): it is sent again where it may be, held for a
 -- person, or its sender is told.
 create function is_doubt_policy(policy text) returns boolean language sql immutable as $$
 	select policy in ('retry', 'hold', 'notice')

@@ -24,7 +24,7 @@ language sql stable as $$
 		(select case zone when '' then floor(clock / w)::bigint else (to_timestamp(clock) at time zone zone)::date - date '1970-01-01' end as b) y
 $$;
 
--- What mail waits for (recipient.waits_for) that waits for a budget: its turn, or one of the sessions.
+-- The recipient.waits_for of mail that waits for a budget: for its turn, or for a session.
 create function budget_ways(upstream text) returns text[] language sql immutable as $$
 	select array['budget ' || $1, 'sessions ' || $1]
 $$;

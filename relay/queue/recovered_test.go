@@ -86,7 +86,9 @@ func TestR2AttemptEndsTheWait(t *testing.T) {
 	}
 	d = claimAll(t, q, ClaimRequest{Messages: 10, PerDestination: 10})[0]
 	q.Settle(outcome(d, 0, Deferred))
-	eventually(t, "the end of the wait", func() bool { return count(t, db, `select count(*) from recipient where owner is null and waits_for is null`) == 1 })
+	eventually(t, "the end of the wait", func() bool {
+		return count(t, db, `select count(*) from recipient where owner is null and waits_for is null`) == 1
+	})
 }
 
 // The rows of a way are found by their index, however many there are of others.
