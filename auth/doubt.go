@@ -16,7 +16,8 @@ import (
 var ErrDoubtPolicy = errors.New("not a policy for mail in doubt")
 
 // DoubtPolicies are what can become of mail that may have been delivered (docs/delivery.md): it is
-// tried again, held for a person, or its sender is told. The first one is the default.
+// tried again, held for a person, or its sender is told. The first one is the default. They are those
+// of is_doubt_policy in the schema.
 func DoubtPolicies() []string { return []string{"retry", "hold", "notice"} }
 
 // CheckDoubtPolicy returns ErrDoubtPolicy unless the policy is known, or "".

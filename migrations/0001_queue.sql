@@ -117,6 +117,12 @@ create view stored_body as
 	union all
 	select message_id, n, chunk from large_body;
 
+-- The policies for mail in doubt (docs/delivery.md): it is sent again where it may be, held for a
+-- person, or its sender is told.
+create function is_doubt_policy(policy text) returns boolean language sql immutable as $$
+	select policy in ('retry', 'hold', 'notice')
+$$;
+
 -- The live recipients: narrow, without body, one row for each.
 -- Primary key: settle, release, and the question whether a message has rows left.
 create table recipient (
@@ -147,16 +153,15 @@ create table recipient (
 	reply_text         text        not null default '',
 	remote_mta         text        not null default '',
 	last_upstream      text        not null default '',    -- of the last attempt, for the queue's listing
-	-- The way whose suspension deferred the row (docs/delivery.md), 'mx ' || domain_key or
-	-- 'upstream ' || name, or the budget that it waits for, 'budget ' or 'sessions ' || name; null for
-	-- all others. A claim clears it.
+	-- What the row waits for beside its time (docs/delivery.md): a way that is left alone, 'mx ' ||
+	-- domain_key or 'upstream ' || name; a budget, 'budget ' or 'sessions ' || name; or 'route'. Null for
+	-- all others. The end of an attempt writes it.
 	waits_for          text,
+	mid_text           boolean     not null default false, -- the last reply came in the middle of the message's text
 	-- The only way that the row may take, an upstream's name or 'mx': a final dot without a complete
 	-- reply went there, or may have (docs/delivery.md); null for all others.
 	stays_with         text,
-	-- The policy of mail in doubt (docs/delivery.md): it is sent again by stays_with, held for a person,
-	-- or its sender is told; null for all others.
-	doubt              text        check (doubt in ('retry', 'hold', 'notice')),
+	doubt              text        check (is_doubt_policy(doubt)), -- the policy of mail in doubt; null for all others
 	scope              text,                               -- of the last reply, as in the history
 	-- Why the queue itself holds the row; null for all others. A release clears it.
 	set_aside          text,

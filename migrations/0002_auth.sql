@@ -12,7 +12,7 @@ create table app_user (
 	no_limit_defaults boolean     not null default false, -- see limit_rule
 	name              text        collate "C" not null,   -- canonical, see auth.CanonicalName
 	disabled_reason   text        not null default '',    -- for admins; never told to clients
-	in_doubt          text        not null default '' check (in_doubt in ('', 'retry', 'hold', 'notice')), -- see doubt_policy; '': as the upstream has it
+	in_doubt          text        not null default '' check (in_doubt = '' or is_doubt_policy(in_doubt)), -- see doubt_policy; '': as the upstream has it
 	constraint app_user_name_length check (octet_length(name) between 1 and 255)
 );
 -- AUTH finds the user by name; "user list" pages by it.

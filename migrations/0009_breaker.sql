@@ -11,6 +11,8 @@ create table upstream_breaker (
 	scope         text        not null,
 	reply         text        not null,
 	sender        text        not null,                -- with whose MAIL a probe asks; '': none
+	account       boolean     not null default false,  -- since it opened, mail was refused for the account
+	past_probe    boolean     not null default false,  -- and where no probe comes: a message has to be taken
 	failures      integer     not null,                -- probes that failed in a row
 	next_probe_at timestamptz,                         -- no node probes before
 	holder        text        not null default '',     -- the node that probes
@@ -22,3 +24,11 @@ create table upstream_breaker (
 	check ((opened_at is null) = (next_probe_at is null)),
 	check (opened_at is not null or lease_until is null and closed_at is not null)
 );
+
+-- Has open breakers probed now, those of all upstreams if the name is '', and returns how many. A
+-- probe that failed counts no more.
+create function hurry_breaker(name text) returns bigint language sql as $$
+	with hurried as (update upstream_breaker set next_probe_at = clock_timestamp(), failures = 0
+		where opened_at is not null and (upstream = $1 or $1 = '') returning 1)
+	select count(*) from hurried
+$$;

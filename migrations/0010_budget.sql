@@ -24,6 +24,11 @@ language sql stable as $$
 		(select case zone when '' then floor(clock / w)::bigint else (to_timestamp(clock) at time zone zone)::date - date '1970-01-01' end as b) y
 $$;
 
+-- The recipient.waits_for of mail that waits for a budget: for its turn, or for a session.
+create function budget_ways(upstream text) returns text[] language sql immutable as $$
+	select array['budget ' || $1, 'sessions ' || $1]
+$$;
+
 -- Moves the units of a node's lease into a new one: of those in the bucket froms (back), spent
 -- were used, keep are in use, the rest is free again. need is what its first message takes, wants
 -- what it would like. Of sessions and of what waits, keep is all that it has.
@@ -53,7 +58,7 @@ begin
 		nth := i;
 		clock := extract(epoch from clock_timestamp());
 		select extract(epoch from sane_time(max(r.next_attempt_at))) into last from recipient r
-			where r.waits_for is not null and r.waits_for = 'budget ' || upstreams[i] and r.owner is null and r.held_at is null;
+			where r.waits_for is not null and r.waits_for = (budget_ways(upstreams[i]))[1] and r.owner is null and r.held_at is null;
 		select coalesce(sum(b.n), 0), count(*) into others, waiting from upstream_budget b
 			where b.upstream = upstreams[i] and b.kind = 'waiting' and b.bucket <> me;
 		others := least(others, waiting * greatest(keep[i], 1)); -- no less than an equal share is this node's

@@ -134,3 +134,53 @@ func TestBreakerManyWait(t *testing.T) {
 		t.Logf("%d rows are written in a minute", count(t, r, writes)-before)
 	}
 }
+
+// TestBreakerDoesNotFlap has an upstream take MAIL and RCPT, and refuse everything at the final dot,
+// while 1,000 messages of two users wait: each probe of the nodes shows it one message. When it
+// takes mail again, all goes by itself.
+func TestBreakerDoesNotFlap(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t, false)
+	server := smtptest.Start(t, smtptest.Config{})
+	server.On(smtptest.PhaseDot, smtptest.Always(smtptest.Reply("554 5.2.0 quota")))
+	r.Postern("", "upstream", "add", "out", "--host", server.Addr(), "--tls", "none")
+	r.Postern("", "upstream", "reply", "add", "out", "--code", "554", "--enhanced", "5.2.0", "--result", "later", "--scope", "account")
+	r.Postern("", "route", "add", "--via", "out")
+	const messages = 1000
+	for _, user := range []string{"one@" + rig.Domain, "two@" + rig.Domain} {
+		r.AddUser(user)
+		id := count(t, r, fmt.Sprintf(`select id from app_user where name = '%s'`, user))
+		if made, err := r.Count(t.Context(), waiting, id, messages/2); made != messages/2 || err != nil {
+			t.Fatal(made, err)
+		}
+	}
+	count(t, r, `with mixed as (update recipient set next_attempt_at = now() - random() * interval '1 minute' returning 1) select count(*) from mixed`)
+	r.Node(rig.NodeConfig{Name: "a"})
+	r.Node(rig.NodeConfig{Name: "b"})
+	dots := func() int { return server.Reached(smtptest.PhaseDot) }
+	await(t, "all to wait", func() bool {
+		return count(t, r, `select count(*) from recipient where owner is null and waits_for = 'upstream out' and next_attempt_at > now() + interval '5 minutes'`) > messages-200
+	})
+	t.Logf("%d of %d are refused before it opens", dots(), messages)
+	await(t, "the others to wait", func() bool {
+		return count(t, r, `select count(*) from recipient where owner is not null or next_attempt_at < now() + interval '5 seconds'`) == 0
+	})
+	before, probes := dots(), 0
+	const writes = `select sum(attempts) from recipient`
+	attempts := count(t, r, writes)
+	for ; probes < 4; probes++ {
+		count(t, r, `select hurry_breaker('out')`)
+		await(t, "the probe to fail", func() bool { return count(t, r, `select failures from upstream_breaker`) == 1 })
+	}
+	if n, more := dots()-before, count(t, r, writes)-attempts; n < probes || n > 2*probes || more > 2*probes {
+		t.Errorf("%d messages are sent for %d probes, with %d attempts", n, probes, more)
+	}
+	server.On(smtptest.PhaseDot, nil)
+	count(t, r, `select hurry_breaker('out')`)
+	began := time.Now()
+	server.WaitMessages(t, messages)
+	t.Logf("all is sent after %v", time.Since(began))
+	if n := count(t, r, `select opening from upstream_breaker where opened_at is null`); n != 1 {
+		t.Errorf("it opened %d times", n)
+	}
+}

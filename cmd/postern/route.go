@@ -15,7 +15,7 @@ import (
 	"postern/cmd/postern/explain"
 	"postern/cmd/postern/screen"
 	"postern/internal/refusal"
-	"postern/relay/delivery"
+	"postern/relay/queue"
 	"postern/relay/queue/desk"
 	"postern/relay/route"
 )
@@ -151,14 +151,12 @@ func (a *app) routesChanged(ctx context.Context, users *accounts, routes *route.
 	return a.retryWaiting(ctx, users)
 }
 
-// waits are the mail that a changed route or upstream may let go, by how its last reply begins. All
-// such mail is tried: the reply names the first of several ways, and any of them may be free now.
-var waits = []struct{ reply, text string }{
-	{delivery.NoRoute, "for a route"},
-	{delivery.Paused, "for an upstream"},
-	{delivery.LeftAlone, "for an upstream that was left alone"},
-	{delivery.OverBudget, "for a budget"},
-}
+// waits are the mail that a changed route or upstream may let go, by what it waits for. All such
+// mail is tried: that is the first of several ways, and any of them may be free now.
+var waits = []struct {
+	text string
+	kind []string
+}{{"for a route", []string{queue.Route}}, {"for an upstream", []string{"upstream"}}, {"for a budget", []string{"budget", "sessions"}}}
 
 // brief is how long a node takes to read its routes, or to look at what is due, unless something
 // is slow.
@@ -183,7 +181,7 @@ func (a *app) retryAfter(ctx context.Context, users *accounts, after time.Durati
 	q := users.queue()
 	counts := make([]int, len(waits))
 	for i, w := range waits {
-		if counts[i], err = q.Retry(ctx, desk.Filter{State: desk.StateWaiting, Reply: w.reply}, true); err != nil {
+		if counts[i], err = q.Retry(ctx, desk.Filter{State: desk.StateWaiting, WaitsFor: w.kind}, true); err != nil {
 			return false, err
 		}
 		found = found || counts[i] > 0
@@ -198,7 +196,7 @@ func (a *app) retryAfter(ctx context.Context, users *accounts, after time.Durati
 		if counts[i] == 0 { // an audit row only for what is done
 			continue
 		}
-		n, err := q.Retry(ctx, desk.Filter{State: desk.StateWaiting, Reply: w.reply}, false)
+		n, err := q.Retry(ctx, desk.Filter{State: desk.StateWaiting, WaitsFor: w.kind}, false)
 		if err != nil {
 			return false, err
 		}

@@ -30,12 +30,9 @@ func (d *Dialer) enter(ctx context.Context, to Target) (leave func(), t *Trouble
 	return func() { d.Slots.Leave(1, share.Network(to.Addr.Addr())) }, nil
 }
 
-// OfBudget begins the text of OverBudgetReply.
-const OfBudget = "waits for the budget of upstream "
-
 // OverBudgetReply is that of mail, or a connection, that waits for an upstream's budget.
 func OverBudgetReply(wait *budget.Wait) smtp.Reply {
-	return smtp.Temporary(451, 4, 5, OfBudget+wait.Why)
+	return smtp.Temporary(451, 4, 5, "waits for the budget of upstream "+wait.Why)
 }
 
 // session takes a session of the upstream's budget.

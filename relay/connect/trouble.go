@@ -75,7 +75,7 @@ func (t *Trouble) About(replies *upstream.Replies) (upstream.Scope, time.Duratio
 // Cause is what t says about an upstream.
 func (t *Trouble) Cause(replies *upstream.Replies) breaker.Cause {
 	scope, wait := t.About(replies)
-	return breaker.Cause{Stage: string(TableStage(t.Stage())), Scope: string(scope), Reply: t.Reply.String(), Wait: wait}
+	return breaker.Cause{Stage: TableStage(t.Stage()), Scope: scope, Reply: t.Reply.String(), Wait: wait}
 }
 
 // OfMachine reports trouble of this machine, which another node may not have.

@@ -1,8 +1,8 @@
 package delivery
 
 import (
+	"context"
 	"slices"
-	"strings"
 	"time"
 
 	"postern/relay/queue"
@@ -18,6 +18,7 @@ type Breakers interface {
 	Open(upstream string, c breaker.Cause)
 	Suspect(upstream, sender string)
 	Works(upstream string)
+	Admit(upstream string) bool
 }
 
 // evidence is what a destination knows for and against its upstream's account.
@@ -55,14 +56,9 @@ func (e *Engine) UpstreamChanged(name string) {
 	way := queue.Way(name, "")
 	closed := !e.cfg.Breakers.State(name).Open
 	if closed {
-		e.cfg.Queue.Recovered(way)
-		e.awaited.Range(func(pair, _ any) bool {
-			if ways := pair.([2]string); ways[0] == way {
-				e.awaited.Delete(pair)
-				e.cfg.Queue.Recovered(ways[1])
-			}
-			return true
-		})
+		for _, way := range e.waiting(way, true) {
+			e.cfg.Queue.Recovered(way)
+		}
 	}
 	d := e.known(way)
 	if d == nil {
@@ -83,6 +79,28 @@ func (e *Engine) UpstreamChanged(name string) {
 	}
 }
 
+// OneDue makes the recipient due that would wait for an upstream the longest: it was not refused a
+// moment ago. It reports whether there is one.
+func (e *Engine) OneDue(ctx context.Context, name string) (bool, error) {
+	return e.cfg.Queue.OneDue(ctx, e.waiting(queue.Way(name, ""), false))
+}
+
+// waiting are the ways that mail waits for which an upstream's would take: that one, and what awaits
+// has noted, for the last time if over.
+func (e *Engine) waiting(way string, over bool) []string {
+	ways := []string{way}
+	e.awaited.Range(func(pair, _ any) bool {
+		if of := pair.([2]string); of[0] == way {
+			ways = append(ways, of[1])
+			if over {
+				e.awaited.Delete(pair)
+			}
+		}
+		return true
+	})
+	return ways
+}
+
 // waitsFor is the way that an outcome waits for. After a refusal of the account that is, unless it
 // waits for another, the upstream itself: its breaker may have opened, and its closing makes the mail
 // due.
@@ -96,8 +114,8 @@ func waitsFor(o *queue.Outcome) string {
 // awaits notes that mail has left several upstreams and, in the queue, waits for one of them: it is
 // due when the breaker of any of them closes.
 func (e *Engine) awaits(way string, left []queue.LeftWay) {
-	if !strings.HasPrefix(way, queue.Way("", "")) {
-		return
+	if !slices.ContainsFunc(left, func(l queue.LeftWay) bool { return queue.Way(l.Way, "") == way }) {
+		return // MX, a budget, or nothing
 	}
 	for _, l := range left {
 		if other := queue.Way(l.Way, ""); other != way {
@@ -122,7 +140,7 @@ func (d *destination) tellSuspended(t *trouble) {
 // must not stop the mail of others.
 func (d *destination) tellEnded(j *job, t *transaction, outcomes []queue.Outcome) {
 	b := d.e.cfg.Breakers
-	if d.upstream == nil || b == nil || j.user() == 0 { // a notice has the text of the user that it is for
+	if d.upstream == nil || b == nil || j.user() == 0 && !j.trial { // a notice has the text of the user that it is for
 		return
 	}
 	taken := slices.ContainsFunc(outcomes, func(o queue.Outcome) bool { return o.Result == queue.Delivered })
@@ -135,7 +153,7 @@ func (d *destination) tellEnded(j *job, t *transaction, outcomes []queue.Outcome
 	switch {
 	case fault >= 0:
 		v := judge(t.replies, &t.res, fault)
-		d.accuse(j, breaker.Cause{Stage: string(stageOf(&t.res, fault)), Scope: outcomes[fault].Scope,
+		d.accuse(j, breaker.Cause{Stage: stageOf(&t.res, fault), Scope: upstream.ScopeAccount,
 			Reply: outcomes[fault].Reply.String(), Wait: v.Wait()})
 	case taken:
 		d.mu.Lock()
@@ -155,14 +173,14 @@ func (d *destination) tellEnded(j *job, t *transaction, outcomes []queue.Outcome
 
 // accuse counts a refusal of the account, unless it is over before a probe would be made.
 func (d *destination) accuse(j *job, c breaker.Cause) {
-	if c.Wait > 0 && c.Wait < step(d.e.cfg.Backoff, 0) {
+	if c.Wait > 0 && c.Wait < step(d.e.cfg.Backoff, 0) && !j.trial {
 		return
 	}
 	d.mu.Lock()
 	if len(d.accused) < 2 && !slices.Contains(d.accused, j.user()) {
 		d.accused = append(d.accused, j.user())
 	}
-	sure := len(d.accused) > 1
+	sure := len(d.accused) > 1 || j.trial
 	other := d.taken[0]
 	if other.user == j.user() {
 		other = d.taken[1]

@@ -67,7 +67,7 @@ func (s *sharing) node(name string, change func(*Engine)) *sharer {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		b.Run(ctx, e.UpstreamChanged)
+		b.Run(ctx, e)
 	}()
 	s.t.Cleanup(func() { cancel(); <-done })
 	return &sharer{e, q, b}
@@ -190,6 +190,27 @@ func TestBreakerTwoUsers(t *testing.T) {
 	}
 	if due := n.q.takeRecovered(); len(due) > 0 { // not even by a new node's first transactions
 		t.Errorf("due is the mail for %q", due)
+	}
+	n.q.mu.Lock()
+	for range 3 {
+		n.q.waiting = append(n.q.waiting, message(t, "r@one.test"))
+	}
+	n.q.mu.Unlock()
+	tried := s.server.Reached(smtptest.PhaseDot)
+	for i := range 2 { // a probe gets through, and one message meets with the same
+		s.hurry()
+		s.server.Wait(t, "a message", func() bool { return s.server.Reached(smtptest.PhaseDot) == tried+i+1 })
+		for failures := 0; failures == 0; time.Sleep(10 * time.Millisecond) {
+			if err := s.db.Pool.QueryRow(t.Context(), `select failures from upstream_breaker`).Scan(&failures); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if o := n.send(t, 3, "r@one.test"); !o.NotAnAttempt || !n.breakers.State("sink").Account() {
+		t.Errorf("%+v", o)
+	}
+	if got := s.server.Reached(smtptest.PhaseDot) - tried; got != 2 {
+		t.Errorf("%d messages are sent for two probes", got)
 	}
 	s.server.On(smtptest.PhaseDot, nil)
 	s.hurry()

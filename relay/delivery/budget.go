@@ -11,10 +11,6 @@ import (
 	"postern/relay/upstream/budget"
 )
 
-// OverBudget begins the replies of recipients who wait for a budget. A claim knows them by it
-// (relay/queue/claim.sql).
-const OverBudget = "451 4.4.5 " + connect.OfBudget
-
 // Budgets is what the engine needs of *budget.Budgets.
 type Budgets interface {
 	Behind(a budget.Ask, ahead int) *budget.Wait
@@ -34,7 +30,7 @@ func (j *job) ask(up *upstream.Account) budget.Ask {
 
 // waited reports recipients that had an attempt, or waited for their turn: they go first.
 func waited(rcpts []queue.Recipient) bool {
-	return slices.ContainsFunc(rcpts, func(r queue.Recipient) bool { return r.Waited || r.Attempts > 0 })
+	return slices.ContainsFunc(rcpts, func(r queue.Recipient) bool { return budget.IsWay(r.WaitsFor) || r.Attempts > 0 })
 }
 
 // outOfBudget says why j would wait for more than seconds, nil if it would not. Such a job does not

@@ -101,7 +101,7 @@ func TestBudget(t *testing.T) {
 					if !test.waits && o.Result != queue.Delivered {
 						t.Errorf("outcome %+v", o)
 					}
-					if test.waits && (o.Result != queue.Deferred || !o.NotAnAttempt || o.WaitsFor != "budget sink" || o.RetryIn != 99*time.Second || !strings.HasPrefix(o.Reply.String(), OverBudget+"sink: until")) {
+					if test.waits && (o.Result != queue.Deferred || !o.NotAnAttempt || o.WaitsFor != "budget sink" || o.RetryIn != 99*time.Second || !strings.HasPrefix(o.Reply.String(), "451 4.4.5 waits for the budget of upstream sink: until")) {
 						t.Errorf("outcome %+v", o)
 					}
 				}
@@ -136,7 +136,7 @@ func TestBudgetAsk(t *testing.T) {
 		e.Take(message(t, "a@one.test", "b@one.test", "c@one.test"))
 		tried, waited := message(t, "d@one.test"), message(t, "e@one.test")
 		tried.Recipients[0].Attempts = 1
-		waited.Recipients[0].Waited = true
+		waited.Recipients[0].WaitsFor = "budget sink"
 		e.Take(tried)
 		e.Take(waited)
 		synctest.Wait()
@@ -159,14 +159,16 @@ func TestBudgetAsk(t *testing.T) {
 func TestBudgetFailover(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
-		spent time.Duration
-		down  bool
-		turns []string
-		waits string
+		spent  time.Duration
+		down   bool
+		paused bool
+		turns  []string
+		waits  string
 	}{
-		"next way takes it": {time.Hour, false, nil, ""},
-		"budget is first":   {2 * time.Second, true, []string{"budget a 1 false"}, "budget a"},
-		"next way is first": {24 * time.Hour, true, nil, "upstream b"},
+		"next way takes it":  {time.Hour, false, false, nil, ""},
+		"budget is first":    {2 * time.Second, true, false, []string{"budget a 1 false"}, "budget a"},
+		"next way is first":  {24 * time.Hour, true, false, nil, "upstream b"},
+		"next way is paused": {time.Hour, true, true, []string{"budget a 1 false"}, "budget a"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -176,6 +178,9 @@ func TestBudgetFailover(t *testing.T) {
 				e, ways := n.engine(q, Config{Budgets: b}, fakes(t, 2)...)
 				ways[0].Upstream.Budget = "messages 30/m"
 				n.set("b", test.down)
+				if test.paused {
+					ways[1].Err = &upstream.PausedError{Upstream: "b"}
+				}
 				e.Start()
 				defer stop(t, e)
 				d := message(t, "x@one.test")
@@ -191,6 +196,9 @@ func TestBudgetFailover(t *testing.T) {
 				}
 				if test.waits != "budget a" && leftOf(o) != "a" {
 					t.Errorf("left %q", leftOf(o))
+				}
+				if test.paused && (!o.NotAnAttempt || o.Reply.Text != "waits for the budget of upstream sink: until later; b: upstream b is paused") {
+					t.Errorf("%+v", o)
 				}
 			})
 		})

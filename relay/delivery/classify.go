@@ -40,8 +40,8 @@ func classify(facts queue.Outcome, rcpts []queue.Recipient, res smtp.Result, by 
 		if v.Result == upstream.Later && (!complete(o.Reply) || o.Reply.IsPositive()) {
 			o.Unknown = res.DotSent
 			o.Reply, o.Ours = troubleReply(res)
-			v.Scope = upstream.ScopeConnection
-			if !interruption.IsZero() && interruption.Code == rcpts[i].LastCode && rcpts[i].LastMidText {
+			v.Scope, o.MidText = upstream.ScopeConnection, !interruption.IsZero()
+			if o.MidText && interruption.Code == rcpts[i].LastCode && rcpts[i].LastMidText {
 				v = by.replies.Classify(upstream.StageData, interruption)
 			}
 		}
@@ -269,7 +269,7 @@ func troubleReply(res smtp.Result) (r smtp.Reply, ours bool) {
 		return stage.Reply, false
 	}
 	if said := interruptionIn(res); !said.IsZero() {
-		said.Text += queue.MidText
+		said.Text += " (said in the middle of the message)"
 		return said, false
 	}
 	if res.DotSent {

@@ -94,52 +94,58 @@ func (e *Engine) leave(j *job, rest []queue.Recipient, outcomes []queue.Outcome,
 	if len(rest) < len(j.rcpts) {
 		outcomes = e.settleBut(j, outcomes, rest)
 	}
-	goesOn := j.hasNext()
-	if goesOn && e.closing.Load() {
+	switch {
+	case !j.hasNext():
+		e.giveUpOn(j, outcomes, err)
+	case e.closing.Load():
 		e.release(j, 0) // to another node, for all its ways
-		return
+	default:
+		e.goOn(j, outcomes, err)
 	}
+}
+
+// leave notes what the way that is left has said.
+func (c *course) leave(outcomes []queue.Outcome) {
 	best := make(map[int]queue.Outcome, len(outcomes))
-	for i := range outcomes {
-		o := outcomes[i]
-		if before, known := j.best[o.N]; known {
+	for _, o := range outcomes {
+		if before, known := c.best[o.N]; known {
 			o = better(before, o)
 		}
 		best[o.N] = o
 	}
+	c.best = best
 	o := &outcomes[0]
-	why := queue.LeftWay{Way: o.Upstream, Host: o.RemoteMTA, Reply: o.Reply.String(), Scope: o.Scope, At: o.At}
-	if goesOn {
-		j.course.note(why)
-		j.best = best
-		if j.Begun.IsZero() {
-			j.Begun = time.Now()
-		}
-		j.returned = time.Time{}
-		e.cfg.Log.Info("going on to the next way", "id", j.Message.ID, "from", why.Way, "reply", why.Reply, "error", err,
-			"after_ms", time.Since(j.Begun).Milliseconds())
-		if !e.intake.again(j) {
-			e.release(j, 0)
-		}
-		return
+	c.note(queue.LeftWay{Way: o.Upstream, Host: o.RemoteMTA, Reply: o.Reply.String(), Scope: o.Scope, At: o.At})
+}
+
+// goOn has a job go on to its next way.
+func (e *Engine) goOn(j *job, outcomes []queue.Outcome, err error) {
+	j.course.leave(outcomes)
+	if j.Begun.IsZero() {
+		j.Begun = time.Now()
 	}
-	e.giveUpOn(j, best, why, err)
+	j.returned, j.trial = time.Time{}, false
+	e.cfg.Log.Info("going on to the next way", "id", j.Message.ID, "from", outcomes[0].Upstream, "reply", outcomes[0].Reply.String(), "error", err,
+		"after_ms", time.Since(j.Begun).Milliseconds())
+	if !e.intake.again(j) {
+		e.release(j, 0)
+	}
 }
 
 // giveUpOn settles a job whose ways are exhausted.
-func (e *Engine) giveUpOn(j *job, best map[int]queue.Outcome, why queue.LeftWay, err error) {
-	c := j.course
-	c.note(why)
+func (e *Engine) giveUpOn(j *job, outcomes []queue.Outcome, err error) {
+	c, at := j.course, outcomes[0].At
+	c.leave(outcomes)
 	for i := range c.next {
 		w, reply := &c.next[i], "not tried: the attempt had used its addresses, sessions or time"
 		if w.Err != nil {
 			reply = w.Err.Error()
 		}
-		c.passOver(w, reply, why.At)
+		c.passOver(w, reply, at)
 	}
-	outcomes := make([]queue.Outcome, len(j.rcpts))
+	outcomes = make([]queue.Outcome, len(j.rcpts))
 	for i := range j.rcpts {
-		o := best[j.rcpts[i].N]
+		o := c.best[j.rcpts[i].N]
 		if o.Result == queue.Failed && c.unasked {
 			o.Result, o.RetryIn = queue.Deferred, retryWait(e.cfg.Schedule, j.rcpts[i].Attempts, j.Message.ID)
 		}
@@ -150,9 +156,6 @@ func (e *Engine) giveUpOn(j *job, best map[int]queue.Outcome, why queue.LeftWay,
 			others := slices.DeleteFunc(slices.Clone(*c.left), func(l queue.LeftWay) bool { return l.Way == o.Upstream })
 			o.Left = &others
 			e.awaits(o.WaitsFor, *c.left)
-		}
-		if o.NotAnAttempt && len(*o.Left) > 0 { // the history has no line for them
-			o.Reply.Text += "; " + leftText(o.Left)
 		}
 		outcomes[i] = o
 	}

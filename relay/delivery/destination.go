@@ -143,10 +143,15 @@ func (d *destination) suspended(now time.Time) bool {
 // held.
 func (d *destination) hindrance(j *job) (t *trouble, until time.Time) {
 	now := time.Now()
-	if s, open := d.breaker(); open {
-		return &trouble{breaker: &s}, s.NextProbe
+	s, open := d.breaker()
+	if open && !j.trial && d.e.cfg.Breakers.Admit(d.via) {
+		j.trial, d.retryAt = true, time.Time{} // a probe has got through
 	}
 	switch a := &d.apart; {
+	case j.trial:
+		return nil, now
+	case open:
+		return &trouble{breaker: &s}, s.NextProbe
 	case d.suspended(now):
 		return d.trouble, d.retryAt
 	case d.failures > 0 && d.live == 0 && (now.Before(d.retryAt) || d.waiting.len() > 0 || d.workers > 0) && j.hasNext():

@@ -41,6 +41,8 @@ type Ledger interface {
 	// Recovered says that a destination can be reached again: mail that its suspension
 	// deferred is due. way is queue.Way.
 	Recovered(way string)
+	// OneDue makes one recipient due that waits for one of the ways, and reports whether there is one.
+	OneDue(ctx context.Context, ways []string) (bool, error)
 }
 
 // Config configures an Engine. Zero values take the defaults named.

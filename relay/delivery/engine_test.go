@@ -613,6 +613,19 @@ func TestNoRoute(t *testing.T) {
 	dropped(t, d)
 }
 
+// An upstream whose password this node does not open: it is not the mail's fault.
+func TestUnusableUpstream(t *testing.T) {
+	t.Parallel()
+	q := newFakeQueue()
+	e := startEngine(t, q, Config{Routes: routes{err: &upstream.UnusableError{Upstream: "out", Err: upstream.ErrNoKey}}})
+	d := message(t, "a@one.test")
+	e.Take(d)
+	q.waitEnded(t, 1)
+	if o := q.outcome(t, d, 0); !o.NotAnAttempt || o.Result != queue.Deferred || o.Scope != "account" || o.WaitsFor != "upstream out" || o.Reply.String() != "451 4.3.2 upstream out cannot be used by this server" {
+		t.Errorf("%+v", o)
+	}
+}
+
 func TestReserve(t *testing.T) {
 	t.Parallel()
 	server := smtptest.Start(t, smtptest.Config{Hooks: map[smtptest.Phase]smtptest.Hook{smtptest.PhaseMail: smtptest.Always(smtptest.Stall())}})

@@ -40,6 +40,8 @@ type fakeQueue struct {
 	outcomes  map[rowKey][]queue.Outcome
 	released  map[rowKey][]time.Duration
 	due       []*queue.Delivery
+	waiting   []*queue.Delivery // that OneDue makes due
+	askedFor  []string          // the ways that OneDue was asked for
 	requests  []queue.ClaimRequest
 	ended     int
 	recovered []string
@@ -137,6 +139,20 @@ func (q *fakeQueue) Recovered(way string) {
 	defer q.mu.Unlock()
 	q.recovered = append(q.recovered, way)
 	q.signal()
+}
+
+// OneDue gives the last delivery of waiting, if there is one, to the next claim.
+func (q *fakeQueue) OneDue(_ context.Context, ways []string) (bool, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.askedFor = append(q.askedFor, ways...)
+	n := len(q.waiting) - 1
+	if n < 0 {
+		return false, nil
+	}
+	q.due, q.waiting = append(q.due, q.waiting[n]), q.waiting[:n]
+	q.signal()
+	return true, nil
 }
 
 // takeRecovered returns the ways of which the engine said that they are back, once.

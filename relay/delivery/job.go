@@ -33,6 +33,9 @@ type job struct {
 	// again says that the job was begun anew, without an attempt being counted, after a
 	// conversation that broke off in the middle of it.
 	again bool
+	// trial says that it is sent although the breaker of its upstream is open, to see whether that may
+	// close.
+	trial bool
 	// returned is when it was first put back since neither a kept connection nor a new one
 	// took it, zero before.
 	returned      time.Time
@@ -229,18 +232,6 @@ const (
 	pausedWait = 10 * time.Minute
 )
 
-// NoRoute, Paused and LeftAlone begin the replies of recipients who wait for a changed route, or for
-// an upstream.
-const (
-	NoRoute   = "451 4.4.4 " + noRoute
-	Paused    = "451 4.3.2 " + ofUpstream
-	LeftAlone = "451 4.4.1 " + waiting + ofUpstream
-
-	noRoute    = "no route "
-	ofUpstream = "upstream "
-	waiting    = "waits for "
-)
-
 // unroutable gives back a recipient for whom there is no route, or none can be read now.
 // That does not count as an attempt: no server was asked.
 func (e *Engine) unroutable(d *queue.Delivery, rcpt *queue.Recipient, err error) {
@@ -248,22 +239,30 @@ func (e *Engine) unroutable(d *queue.Delivery, rcpt *queue.Recipient, err error)
 		e.cfg.Queue.Release(d, []int{rcpt.N}, 0)
 		return
 	}
-	reply, wait := smtp.Temporary(451, 4, 4, noRoute+"to this recipient is known now"), routeWait
-	if paused, ok := errors.AsType[*upstream.PausedError](err); ok {
-		reply, wait = smtp.Temporary(451, 3, 2, ofUpstream+paused.Upstream+" is paused"), pausedWait
-	} else if rcpt.StaysWith != "" {
-		reply, wait = smtp.Temporary(451, 3, 2, "it waits for "+rcpt.StaysWith+", which may have it and cannot be used"), pausedWait
-	}
-	scope := upstream.Scope("")
-	if other, ok := errors.AsType[*upstream.SenderError](err); ok {
-		reply, scope = smtp.Temporary(451, 4, 4, noRoute+"for this sender: upstream "+other.Upstream+" may not send as it"), upstream.ScopeSender
-	}
 	now := time.Now()
-	e.record(d, rcpt, queue.Outcome{
-		Message: d.Message.ID, N: rcpt.N, Recipient: rcpt.Address, Epoch: d.Epoch,
-		Result: queue.Deferred, Reply: reply, Scope: string(scope),
-		StartedAt: now, At: now, RetryIn: wait, NotAnAttempt: true, StaysWith: rcpt.StaysWith,
-	}, err)
+	o := queue.Outcome{
+		Message: d.Message.ID, N: rcpt.N, Recipient: rcpt.Address, Epoch: d.Epoch, Result: queue.Deferred,
+		StartedAt: now, At: now, RetryIn: pausedWait, NotAnAttempt: true, StaysWith: rcpt.StaysWith,
+	}
+	paused, isPaused := errors.AsType[*upstream.PausedError](err)
+	broken, isBroken := errors.AsType[*upstream.UnusableError](err)
+	other, isOther := errors.AsType[*upstream.SenderError](err)
+	switch {
+	case isPaused:
+		o.Reply, o.WaitsFor = smtp.Temporary(451, 3, 2, "upstream "+paused.Upstream+" is paused"), queue.Way(paused.Upstream, "")
+	case rcpt.StaysWith != "":
+		o.Reply = smtp.Temporary(451, 3, 2, "it waits for "+rcpt.StaysWith+", which may have it and cannot be used")
+		o.WaitsFor = queue.Way(rcpt.StaysWith, rcpt.Address.DomainKey())
+	case isBroken: // at this node
+		o.Reply, o.WaitsFor = smtp.Temporary(451, 3, 2, "upstream "+broken.Upstream+" cannot be used by this server"), queue.Way(broken.Upstream, "")
+		o.Scope, o.RetryIn = string(upstream.ScopeAccount), routeWait
+	case isOther:
+		o.Reply, o.WaitsFor = smtp.Temporary(451, 4, 4, "no route for this sender: upstream "+other.Upstream+" may not send as it"), queue.Route
+		o.Scope, o.RetryIn = string(upstream.ScopeSender), routeWait
+	default:
+		o.Reply, o.WaitsFor, o.RetryIn = smtp.Temporary(451, 4, 4, "no route to this recipient is known now"), queue.Route, routeWait
+	}
+	e.record(d, rcpt, o, err)
 }
 
 // record logs and settles a single outcome.
@@ -281,6 +280,9 @@ func (e *Engine) settle(j *job, rcpts []queue.Recipient, outcomes []queue.Outcom
 		o.WaitsFor = waitsFor(o)
 		if o.Left == nil {
 			o.Left = j.left
+		}
+		if text := leftText(o.Left); o.NotAnAttempt && text != "" { // the history has no line for them
+			o.Reply.Text += "; " + text
 		}
 		if o.StaysWith = rcpts[i].StaysWith; o.Unknown && o.StaysWith == "" {
 			o.StaysWith = o.Upstream

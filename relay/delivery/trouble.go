@@ -58,7 +58,7 @@ func (t *trouble) outcome(d *destination, j *job, rcpt *queue.Recipient, away ti
 // about is About, or what the breaker was opened for.
 func (t *trouble) about(replies *upstream.Replies) (upstream.Scope, time.Duration) {
 	if t.breaker != nil {
-		return upstream.Scope(t.breaker.Scope), 0
+		return t.breaker.Scope, 0
 	}
 	return t.About(replies)
 }
@@ -71,7 +71,7 @@ func (t *trouble) waiting(d *destination, j *job, rcpt *queue.Recipient, until t
 	if t.breaker != nil {
 		why, wait = t.breaker.Reply, openWait+rand.N(openWait)
 	}
-	text := waiting + d.key + ", left alone until " + until.UTC().Format(time.TimeOnly) + " UTC after " + smtp.Excerpt(why)
+	text := "waits for " + d.key + ", left alone until " + until.UTC().Format(time.TimeOnly) + " UTC after " + smtp.Excerpt(why)
 	waits := d.key
 	scope, _ := t.about(j.replies)
 	if t.ofUser {

@@ -261,10 +261,6 @@ func (c *claims) forget(domains []string, rows []claimedRow, want ClaimRequest) 
 	c.due = slices.DeleteFunc(c.due, func(domain string) bool { return drop[domain] })
 }
 
-// MidText ends the text of an Outcome's Reply that the server gave in the middle of the
-// message's text and not in answer to a command.
-const MidText = " (said in the middle of the message)"
-
 type claimedRow struct {
 	id  ID
 	key string
@@ -309,7 +305,7 @@ func (c *claims) take(ctx context.Context, conn *pgx.Conn, want ClaimRequest, do
 		var left *float64
 		r := &c.r
 		err := row.Scan(&c.id, &r.N, &c.key, &r.Address.Local, &r.Address.Domain, &notify, &r.ORcptType, &r.ORcpt, &r.Attempts,
-			&r.PossibleDuplicate, &r.DelayNoticed, &left, &r.LastCode, &r.LastMidText, &r.StaysWith, &r.Waited)
+			&r.PossibleDuplicate, &r.DelayNoticed, &left, &r.LastCode, &r.LastMidText, &r.StaysWith, &r.WaitsFor)
 		r.Notify = smtp.Notify(notify)
 		switch c.bad = faultOf(r.Address, r.ORcptType, r.ORcpt); {
 		case left == nil:

@@ -22,8 +22,6 @@ from seen
 -- nothing is said in a way that lets the index of what is due be read for one domain (the row
 -- comparison), or an index of what waits for rows whose key is known (coalesce).
 --
--- The last columns are whether the reply was MidText, the way to stay with, and whether the row
--- waited for a budget.
 with pick as materialized (
 	select p.message_id, p.n, p.domain_key from unnest(@domains::text[]) d(domain_key) cross join lateral (
 		select r.message_id, r.n, r.domain_key from recipient r
@@ -40,12 +38,12 @@ sibling as materialized (
 ranked as (
 	select message_id, n, row_number() over (partition by domain_key order by message_id, n) as nth
 	from (select message_id, n, domain_key from pick union select message_id, n, domain_key from sibling) u)
-update recipient r set owner = @epoch, dot_possible = not @strict, waits_for = null
+update recipient r set owner = @epoch, dot_possible = not @strict
 from ranked
 where r.message_id = ranked.message_id and r.n = ranked.n and ranked.nth <= @per_destination and coalesce(r.owner, 0) = 0
 returning r.message_id, r.n, r.domain_key, r.local, r.domain, r.notify, r.orcpt_type, r.orcpt, r.attempts, r.possible_duplicate,
 	r.delay_noticed, case when r.expires_at = sane_time(r.expires_at) then extract(epoch from r.expires_at - now())::float8 end, r.reply_code,
-	r.reply_text like '% (said in the middle of the message)', coalesce(r.stays_with, ''), r.reply_text like 'waits for the budget of upstream %'
+	r.mid_text, coalesce(r.stays_with, ''), coalesce(r.waits_for, '')
 
 -- name: first_due
 -- Names the row that a claim of one domain would take first. Like a claim it passes over rows

@@ -290,7 +290,8 @@ func TestLastMidText(t *testing.T) {
 	q := start(t, calmConfig(db))
 	m, d := put(t, q, true, "a@example.net", "b@example.net")
 	mid, plain := outcome(d, 0, Deferred), outcome(d, 1, Deferred)
-	mid.Reply, plain.Reply = smtp.Permanent(552, 3, 4, "100% too big"+MidText), smtp.Permanent(552, 5, 3, "too many")
+	mid.Reply, plain.Reply = smtp.Permanent(552, 3, 4, "100% too big"), smtp.Permanent(552, 5, 3, "too many")
+	mid.MidText = true
 	q.Settle(mid, plain)
 	becomes(t, db, m.ID, "0 waiting;1 waiting")
 	exec(t, db, `update recipient set next_attempt_at = now()`)

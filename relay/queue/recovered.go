@@ -9,7 +9,10 @@ import (
 	"time"
 )
 
-var sqlRecovered = texts.Bind("recovered", "ways", "rows")
+var (
+	sqlRecovered = texts.Bind("recovered", "ways", "rows")
+	sqlOneDue    = texts.Bind("one_due", "ways")
+)
 
 const (
 	recoveredRows  = 1000                   // rows that one statement makes due
@@ -17,6 +20,9 @@ const (
 	recoveredAgain = 10 * time.Second       // outcomes under way are in the table by then
 	recoveredKeys  = 10_000                 // destinations remembered; the mail of others comes by its schedule
 )
+
+// Route is what mail waits for that has no route.
+const Route = "route"
 
 // Way names a destination for Recovered and the column waits_for. upstream is
 // Outcome.Upstream: an upstream's name, or "mx" with the domain's key.
@@ -127,8 +133,12 @@ func (q *Queue) wakeRecovered(ctx context.Context) {
 }
 
 func (q *Queue) makeDue(ctx context.Context, ways []string) error {
-	for tell := !q.cfg.NoNotify; ; tell = false {
-		n, err := q.makeSomeDue(ctx, ways, tell)
+	tell := ways
+	if q.cfg.NoNotify {
+		tell = nil
+	}
+	for ; ; tell = nil {
+		n, err := q.makeSomeDue(ctx, tell, sqlRecovered, ways, recoveredRows)
 		if err != nil {
 			return err
 		}
@@ -141,13 +151,21 @@ func (q *Queue) makeDue(ctx context.Context, ways []string) error {
 	}
 }
 
+// OneDue makes one recipient due that waits for one of the ways, most likely for this node, and
+// reports whether there is one.
+func (q *Queue) OneDue(ctx context.Context, ways []string) (bool, error) {
+	n, err := q.makeSomeDue(ctx, nil, sqlOneDue, ways)
+	q.wake()
+	return n > 0, err
+}
+
 // sqlTellBack tells the other nodes which ways have recovered.
 const sqlTellBack = `select pg_notify('` + channel + `', '` + payloadBack + `' || way) from unnest($1::text[]) way
 	where exists (select from recipient where waits_for is not null and waits_for = way and owner is null)`
 
-// makeSomeDue uses the connection of the claims, between two of them. The other nodes are
-// told first, or they would claim the mail while they still spare its destination.
-func (q *Queue) makeSomeDue(ctx context.Context, ways []string, tell bool) (int64, error) {
+// makeSomeDue uses the connection of the claims, between two of them. The other nodes are told of
+// ways first, or they would claim the mail while they still spare its destination.
+func (q *Queue) makeSomeDue(ctx context.Context, tell []string, sql string, args ...any) (int64, error) {
 	c := q.claims
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -157,12 +175,12 @@ func (q *Queue) makeSomeDue(ctx context.Context, ways []string, tell bool) (int6
 	if err != nil {
 		return 0, fmt.Errorf("make due: %w", err)
 	}
-	if tell {
-		if _, err := conn.Exec(ctx, sqlTellBack, ways); err != nil {
+	if len(tell) > 0 {
+		if _, err := conn.Exec(ctx, sqlTellBack, tell); err != nil {
 			return 0, fmt.Errorf("make due: %w", c.s.End(err))
 		}
 	}
-	tag, err := conn.Exec(ctx, sqlRecovered, ways, recoveredRows)
+	tag, err := conn.Exec(ctx, sql, args...)
 	if err = c.s.End(err); err != nil {
 		return 0, fmt.Errorf("make due: %w", err)
 	}

@@ -68,19 +68,27 @@ func TestR2NothingWasTried(t *testing.T) {
 	}
 }
 
-// A claim ends the wait: the row is being tried.
-func TestR2ClaimEndsTheWait(t *testing.T) {
+// A claim says what the row waited for. It still does when it is given back, until an attempt ends.
+func TestR2AttemptEndsTheWait(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	q := start(t, calmConfig(db))
 	_, d := put(t, q, true, "a@one.example")
 	end := outcome(d, 0, Deferred)
-	end.Upstream, end.WaitsFor, end.RetryIn = "mx", "mx one.example", 0
+	end.Upstream, end.WaitsFor, end.RetryIn = "out", "budget out", 0
 	q.Settle(end)
-	claimAll(t, q, ClaimRequest{Messages: 10, PerDestination: 10})
-	if n := count(t, db, `select count(*) from recipient where waits_for is null`); n != 1 {
-		t.Error("a claimed row still waits for its destination")
+	for range 2 {
+		d = claimAll(t, q, ClaimRequest{Messages: 10, PerDestination: 10})[0]
+		if r := d.Recipients[0]; r.WaitsFor != "budget out" {
+			t.Errorf("%+v", r)
+		}
+		q.Release(d, []int{0}, 0)
 	}
+	d = claimAll(t, q, ClaimRequest{Messages: 10, PerDestination: 10})[0]
+	q.Settle(outcome(d, 0, Deferred))
+	eventually(t, "the end of the wait", func() bool {
+		return count(t, db, `select count(*) from recipient where owner is null and waits_for is null`) == 1
+	})
 }
 
 // The rows of a way are found by their index, however many there are of others.
@@ -89,9 +97,11 @@ func TestR2RecoveredPlan(t *testing.T) {
 	db := pgtest.New(t)
 	exec(t, db, pgtest.LoadBacklog, 1, 2000, backlogDomains)
 	exec(t, db, `vacuum analyze`)
-	plan := genericPlan(t, db, sqlRecovered)
-	if !strings.Contains(plan, "recipient_way") || strings.Contains(plan, "Seq Scan") || strings.Contains(plan, "Sort") {
-		t.Errorf("plan:\n%s", plan)
+	for sql, index := range map[string]string{sqlRecovered: "recipient_way", sqlOneDue: "recipient_waits"} {
+		plan := genericPlan(t, db, sql)
+		if !strings.Contains(plan, index) || strings.Contains(plan, "Seq Scan") || index == "recipient_way" && strings.Contains(plan, "Sort") {
+			t.Errorf("plan:\n%s", plan)
+		}
 	}
 }
 
@@ -183,5 +193,34 @@ func TestR2RecoveredIsNotPutOff(t *testing.T) {
 			t.Fatal("the row still waits, for as long as there was news of other destinations")
 		}
 		time.Sleep(recoveredPause)
+	}
+}
+
+// OneDue makes the row due that would wait the longest for one of the ways.
+func TestOneDue(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	m, d := put(t, q, true, "0@example.net", "1@example.net", "2@example.org", "3@example.net", "4@example.com")
+	for n, way := range []string{"upstream out", "upstream out", "upstream two", "upstream other", "upstream out"} {
+		o := outcome(d, n, Deferred)
+		o.WaitsFor, o.RetryIn, o.NotAnAttempt = way, time.Duration(n+1)*time.Hour, true
+		q.Settle(o)
+	}
+	becomes(t, db, m.ID, "0 waiting;1 waiting;2 waiting;3 waiting;4 waiting")
+	exec(t, db, `update recipient set held_at = now() where n = 4`)
+	for _, want := range []string{"2", "1 2"} {
+		if found, err := q.OneDue(ctxOf(t), []string{"upstream out", "upstream two"}); !found || err != nil {
+			t.Fatal(found, err)
+		}
+		if got := read(t, db, `select string_agg(n::text, ' ' order by n) from recipient where next_attempt_at <= now()`); got != want {
+			t.Errorf("due is %s, want %s", got, want)
+		}
+	}
+	if claimed := claimAll(t, q, all); len(claimed) != 1 || len(claimed[0].Recipients) != 2 {
+		t.Errorf("claimed %+v", claimed)
+	}
+	if found, err := q.OneDue(ctxOf(t), []string{"upstream two"}); found || err != nil {
+		t.Errorf("%v, %v", found, err)
 	}
 }

@@ -365,7 +365,7 @@ type endings struct {
 	sentAs                                      []string
 	waits, scope, stays, left                   []string
 	at, started                                 []time.Time
-	unknown, passed, released, ours             []bool
+	unknown, passed, released, ours, mid        []bool
 	retry                                       []time.Duration
 
 	// Of each recipient.
@@ -380,7 +380,7 @@ func (c *endings) len() int { return len(c.n) }
 // fill takes the endings of a group that are deliveries, or those that are not.
 func (c *endings) fill(q *Queue, group []ending, delivered bool) *endings {
 	*c = endings{node: q.cfg.Node, gather: q.cfg.Gather, delay: q.times.Load().DelayNotice, args: pg.Args{Values: c.args.Values[:0]}, id: c.id[:0], from: c.from[:0], to: c.to[:0], code: c.code[:0], epoch: c.epoch[:0], result: c.result[:0], enhanced: c.enhanced[:0],
-		text: c.text[:0], mta: c.mta[:0], addr: c.addr[:0], tls: c.tls[:0], via: c.via[:0], sentAs: c.sentAs[:0], waits: c.waits[:0], scope: c.scope[:0], stays: c.stays[:0], left: c.left[:0], ours: c.ours[:0],
+		text: c.text[:0], mta: c.mta[:0], addr: c.addr[:0], tls: c.tls[:0], via: c.via[:0], sentAs: c.sentAs[:0], waits: c.waits[:0], scope: c.scope[:0], stays: c.stays[:0], mid: c.mid[:0], left: c.left[:0], ours: c.ours[:0],
 		at: c.at[:0], started: c.started[:0], unknown: c.unknown[:0], passed: c.passed[:0], released: c.released[:0], retry: c.retry[:0],
 		n: c.n[:0], local: c.local[:0], domain: c.domain[:0]}
 	for i := range group {
@@ -436,7 +436,7 @@ func (c *endings) addAttempt(e *ending) {
 	c.unknown, c.passed = append(c.unknown, e.Unknown), append(c.passed, e.DSNPassed)
 	c.retry, c.released = append(c.retry, max(e.RetryIn, 0)), append(c.released, e.release)
 	c.waits, c.ours = append(c.waits, pg.Storable(e.WaitsFor)), append(c.ours, e.Ours)
-	c.scope, c.stays = append(c.scope, e.Scope), append(c.stays, e.StaysWith)
+	c.scope, c.stays, c.mid = append(c.scope, e.Scope), append(c.stays, e.StaysWith), append(c.mid, e.MidText)
 	left := ""
 	if e.Left != nil {
 		left = leftJSON(*e.Left)
@@ -492,6 +492,7 @@ func (c *endings) undelivered(a *pg.Args) {
 	a.Add("ours", c.ours)
 	a.Add("scope", c.scope)
 	a.Add("stays_with", c.stays)
+	a.Add("mid_text", c.mid)
 	a.Add("delay_notice", c.delay)
 	a.Add("fault_notice", faultNotice)
 }

@@ -26,7 +26,7 @@ gone as (
 		and (r.tell & 4 = 0 or o.dsn_passed)
 	returning o.*, r.local, r.domain, r.possible_duplicate),
 kept as (
-	update recipient r set state = 'delivered', owner = null, dot_possible = false, attempts = attempts + 1,
+	update recipient r set state = 'delivered', owner = null, dot_possible = false, waits_for = null, attempts = attempts + 1,
 		notice_at = now() + case when exists (select from recipient s where s.message_id = r.message_id and s.n <> r.n and s.state = 'waiting')
 			then @gather::interval else '0' end,
 		last_attempt_at = o.at, reply_code = o.code, reply_enhanced = o.enhanced, reply_text = o.text, remote_mta = o.mta
@@ -71,9 +71,9 @@ with o as materialized (
 	from unnest(@message_id::uuid[], @first::int[], @last::int[], @epoch::bigint[], @at::timestamptz[], @started_at::timestamptz[],
 			@code::int[], @enhanced::text[], @text::text[], @mta::text[], @addr::text[], @tls::text[], @upstream::text[], @sent_as::text[],
 			@outcome_unknown::boolean[], @dsn_passed::boolean[], @left_ways::text[], @result::text[], @retry_in::interval[], @released::boolean[],
-			@waits_for::text[], @ours::boolean[], @scope::text[], @stays_with::text[])
+			@waits_for::text[], @ours::boolean[], @scope::text[], @stays_with::text[], @mid_text::boolean[])
 		as a(message_id, first, last, epoch, at, started_at, code, enhanced, text, mta, addr, tls, upstream, sent_as, outcome_unknown, dsn_passed,
-			left_ways, result, retry_in, released, waits_for, ours, scope, stays_with)
+			left_ways, result, retry_in, released, waits_for, ours, scope, stays_with, mid_text)
 		cross join lateral (select * from unnest((@n::int[])[a.first:a.last]) with ordinality limit a.last - a.first + 1) r(n, nth)
 	where not @again or (select h.n from history h where h.message_id = a.message_id and h.n = r.n and h.at = a.at and h.epoch = a.epoch) is null),
 mine as materialized (
@@ -100,7 +100,7 @@ lost as (
 	where t.message_id = m.message_id and m.fails and m.tell & 1 = 0 and t.lost is null),
 back as (
 	update recipient r set owner = null, dot_possible = false, next_attempt_at = least(now() + m.retry_in, r.expires_at),
-		waits_for = nullif(m.waits_for, ''), stays_with = nullif(m.stays_with, ''),
+		waits_for = case when m.code > 0 then nullif(m.waits_for, '') else r.waits_for end, stays_with = nullif(m.stays_with, ''),
 		scope = case when m.code > 0 then nullif(m.scope, '') else r.scope end,
 		notice_at = case when m.code = 0 or r.delay_noticed or r.tell & 2 = 0 then r.notice_at
 			else least(coalesce(r.notice_at, r.accepted_at + @delay_notice::interval),
@@ -116,7 +116,7 @@ kept as (
 		state = case when m.fails then 'failed' else 'waiting' end,
 		held_at = case when m.fails then null when m.doubt = 'hold' then now() else held_since(r.message_id, r.held_at) end,
 		last_upstream = m.upstream, doubt = m.doubt,
-		waits_for = case when not m.fails then nullif(m.waits_for, '') end,
+		waits_for = case when not m.fails then nullif(m.waits_for, '') end, mid_text = m.mid_text,
 		stays_with = case when not m.fails then nullif(m.stays_with, '') end,
 		scope = case m.result when 'expired' then r.scope else nullif(m.scope, '') end,
 		possible_duplicate = r.possible_duplicate or m.outcome_unknown,

@@ -16,7 +16,7 @@ case l.doubt when 'notice' then 'failed' else 'unknown' end
 -- part: take_back
 -- Under the local gate a row is tried again immediately whatever is known of its dot: rule 3 of
 -- docs/queue-states.md. Under the strict one its reply is as good as lost.
-update recipient r set owner = null, dot_possible = false, possible_duplicate = r.possible_duplicate or l.sent,
+update recipient r set owner = null, dot_possible = false, waits_for = null, possible_duplicate = r.possible_duplicate or l.sent,
 		doubt = coalesce(l.doubt, r.doubt), state = case l.doubt when 'notice' then 'failed' else r.state end,
 		held_at = case l.doubt when 'hold' then now() when 'notice' then null else held_since(r.message_id, r.held_at) end,
 		notice_at = case l.doubt when 'notice' then now() else r.notice_at end,

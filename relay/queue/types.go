@@ -66,13 +66,13 @@ type Recipient struct {
 	ORcpt             string
 	Attempts          int  // attempts finished before this one
 	LastCode          int  // code of the last attempt's reply; 0 before the first
-	LastMidText       bool // that reply was MidText
-	Waited            bool // that reply says that it waits for the budget of an upstream
+	LastMidText       bool // that outcome was MidText
 	PossibleDuplicate bool // an earlier attempt may have delivered
 	DelayNoticed      bool
 	// StaysWith is the only way that may be taken, as Outcome.Upstream; "": any. An earlier
 	// attempt may have delivered there.
 	StaysWith string
+	WaitsFor  string        // that of its last Outcome
 	Expires   time.Duration // time left of its lifetime at the claim; ≤ 0: it is over
 }
 
@@ -125,8 +125,11 @@ type Outcome struct {
 	Unknown bool
 	// DSNPassed says that the next hop took over the duties of NOTIFY.
 	DSNPassed bool
-	// WaitsFor is the Way, or the budget, that a Deferred recipient waits for: it is due when a Way
-	// has Recovered. "": none.
+	// MidText says that the server gave Reply in the middle of the message's text, and not in answer
+	// to a command.
+	MidText bool
+	// WaitsFor is the Way, the budget or the route that a Deferred recipient waits for: it is due when
+	// a Way has Recovered. "": none.
 	WaitsFor string
 	// StaysWith is the new Recipient.StaysWith. "" also ends Gate's record of a way.
 	StaysWith string

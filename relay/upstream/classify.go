@@ -151,13 +151,13 @@ func unknown(stage Stage, r smtp.Reply) Verdict {
 	return v
 }
 
-// beforeMail reports a stage whose replies answer no message.
-func (s Stage) beforeMail() bool { return s == StageConnect || s == StageTLS || s == StageAuth }
+// BeforeMail reports a stage whose replies answer no message.
+func (s Stage) BeforeMail() bool { return s == StageConnect || s == StageTLS || s == StageAuth }
 
 // matches compares all but the text.
 func (w *Row) matches(stage Stage, r smtp.Reply) bool {
 	at := w.Stage == StageAny || w.Stage == stage || w.Stage == StageRcpt && stage == StageMore
-	if w.Result == Never && stage.beforeMail() {
+	if w.Result == Never && stage.BeforeMail() {
 		return false // it answers no mail, so nothing is final
 	}
 	return at && matchesDigits(w.Code, r.Code) && w.matchesEnhanced(r.Enhanced)
@@ -247,7 +247,7 @@ func (w *Row) normalise() error {
 		return refusal.Invalid(`the text has "@": what a reply says behind an address is no ground to judge by`)
 	case w.Result != Later && w.Result != Never:
 		return refusal.Invalid("result %q is neither later nor never", w.Result)
-	case w.Result == Never && w.Stage.beforeMail():
+	case w.Result == Never && w.Stage.BeforeMail():
 		return refusal.Invalid("never is for replies to mail, not for stage %q", w.Stage)
 	case w.Result == Never && !w.Scope.OfMail():
 		return refusal.Invalid("never is for a recipient or a message: a fault of the %s fails no mail", w.Scope)

@@ -18,7 +18,6 @@ import (
 	"postern/internal/pg"
 	"postern/internal/refusal"
 	"postern/relay/seal"
-	"postern/relay/upstream/breaker"
 	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
 )
@@ -198,7 +197,7 @@ func (s *Store) Change(ctx context.Context, name string, change func(*Account) e
 				return err
 			}
 		}
-		if _, err := breaker.Hurry(ctx, tx, name); err != nil {
+		if _, err := tx.Exec(ctx, `select hurry_breaker($1)`, name); err != nil {
 			return err
 		}
 		return audit.Record(ctx, tx, s.actor, audit.Deed{Action: "upstream set", Object: name, Detail: changes(was, a)})
@@ -313,6 +312,16 @@ func isPaused(err error) bool {
 	return is
 }
 
+// UnusableError says why this machine cannot use the account of an upstream; others may.
+type UnusableError struct {
+	Upstream string
+	Err      error
+}
+
+func (e *UnusableError) Error() string { return fmt.Sprintf("upstream %q: %v", e.Upstream, e.Err) }
+
+func (e *UnusableError) Unwrap() error { return e.Err }
+
 // Load reads all accounts, by name.
 func (s *Store) Load(ctx context.Context, db pg.DB) (map[string]*Loaded, error) {
 	added, err := loadReplies(ctx, db)
@@ -329,12 +338,15 @@ func (s *Store) Load(ctx context.Context, db pg.DB) (map[string]*Loaded, error) 
 	var paused *time.Time
 	_, err = pgx.ForEachRow(rows, a.fields(&a.Name, &sealed, &paused, &a.SecretExpires), func() error {
 		a.Replies = tableOf(a.Preset, added[a.Name])
-		l := s.open(a, sealed)
-		var err error
-		if l.Account.SendsAs, err = a.sendsAs(); err != nil && l.Err == nil {
-			l.Err = fmt.Errorf("upstream %q: %w", a.Name, err)
+		l := &Loaded{Account: a}
+		err := s.unseal(&l.Account, sealed)
+		if err == nil {
+			l.Account.SendsAs, err = a.sendsAs()
 		}
-		if paused != nil && l.Err == nil {
+		switch {
+		case err != nil:
+			l.Err = &UnusableError{a.Name, err}
+		case paused != nil:
 			l.Err = &PausedError{a.Name}
 		}
 		accounts[a.Name] = l
@@ -443,28 +455,23 @@ func quoteAll(names []string) string {
 	return strings.Join(quoted, " or ")
 }
 
-// open unseals the secret. One that does not open spoils its own upstream only.
-func (s *Store) open(a Account, sealed []byte) *Loaded {
-	l := &Loaded{Account: a}
+// unseal opens the secret. One that does not open spoils its own upstream only.
+func (s *Store) unseal(a *Account, sealed []byte) error {
 	switch {
 	case sealed == nil:
-		return l
+		return nil
 	case s.sealer == nil:
-		l.Err = fmt.Errorf("upstream %q: %w", a.Name, ErrNoKey)
-		return l
+		return ErrNoKey
 	}
 	secret, err := s.sealer.Open(a.place(), sealed)
 	switch {
 	case err != nil:
 	case a.Grant.Kind == "":
-		l.Account.Password = string(secret)
+		a.Password = string(secret)
 	default:
-		err = json.Unmarshal(secret, &l.Account.Grant)
+		err = json.Unmarshal(secret, &a.Grant)
 	}
-	if err != nil {
-		l.Err = fmt.Errorf("upstream %q: %w", a.Name, err)
-	}
-	return l
+	return err
 }
 
 // place is what a secret is sealed for: moved to another row of the table it must not open. No

@@ -205,7 +205,9 @@ func (e *Message) ways(ctx context.Context, r Relay, q Question) error {
 			way.Trouble = "it would wait: " + err.Error()
 		default:
 			way.Via = first.Name
-			way.InDoubt = cmp.Or(q.User.InDoubt, inDoubt(first), auth.DoubtPolicies()[0])
+			if err := r.Pool.QueryRow(ctx, `select doubt_policy($1, $2, 1)`, q.User.ID, first.Name).Scan(&way.InDoubt); err != nil {
+				return err
+			}
 		}
 		way.Route, way.Ways = d.Route, wayViews(d, breakers, budgets)
 		if i := slices.IndexFunc(way.Ways, wayView.usable); i >= 0 {

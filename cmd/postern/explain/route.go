@@ -103,14 +103,6 @@ func wayTrouble(err error) string {
 	return err.Error()
 }
 
-// inDoubt is a way's policy for mail in doubt, "" for none.
-func inDoubt(w route.Way) string {
-	if w.Upstream == nil {
-		return ""
-	}
-	return w.Upstream.InDoubt
-}
-
 // waysText are all ways in a line.
 func waysText(views []wayView) string {
 	texts := make([]string, len(views))

@@ -30,7 +30,8 @@ type back struct {
 	tokens   *oauth.Tokens
 	breakers *breaker.Breakers
 	budgets  *budget.Budgets
-	secrets  *secrets
+	secrets  readings[upstream.Secret]
+	used     readings[budget.Usage]
 
 	stopNotices, stopBudgets context.CancelFunc
 	notices, spending        sync.WaitGroup
@@ -48,7 +49,7 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 		return nil, err
 	}
 	rules, accounts := route.NewStore(pool), upstream.NewStore(pool, sealer)
-	if err := n.lookAtRoutes(ctx, rules, accounts); err != nil {
+	if err := n.lookAtRoutes(ctx, rules); err != nil {
 		return nil, err
 	}
 	d := n.Config.Delivery
@@ -73,7 +74,9 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 	breakers := n.breakers(pool, accounts, connect.NewProber(probing))
 	cfg.Breakers = breakers
 	return &back{
-		node: n, tokens: tokens, breakers: breakers, budgets: budgets, secrets: &secrets{node: n, store: accounts},
+		node: n, tokens: tokens, breakers: breakers, budgets: budgets,
+		secrets: readings[upstream.Secret]{node: n, what: "secrets", every: time.Minute, read: (&secrets{node: n, store: accounts}).look},
+		used:    readings[budget.Usage]{node: n, what: "budgets", every: 10 * time.Second, read: accounts.Budgets},
 		engine:  delivery.New(cfg),
 		bouncer: bounce.New(bounce.Config{Queue: n.queue, Hostname: n.hostname, Mail: n.mail, Log: n.Log}),
 	}, nil
@@ -104,7 +107,7 @@ func (n *Node) breakers(pool *pgxpool.Pool, accounts *upstream.Store, prober *co
 }
 
 // lookAtRoutes says at the start what will keep mail waiting.
-func (n *Node) lookAtRoutes(ctx context.Context, rules *route.Store, accounts *upstream.Store) error {
+func (n *Node) lookAtRoutes(ctx context.Context, rules *route.Store) error {
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
 	list, err := rules.List(ctx)
@@ -114,11 +117,7 @@ func (n *Node) lookAtRoutes(ctx context.Context, rules *route.Store, accounts *u
 	if len(list) == 0 {
 		n.Log.Warn("no route: mail waits until one is added with 'postern route add'")
 	}
-	_, bad, err := accounts.Usable(ctx)
-	for _, err := range bad {
-		n.Log.Error("mail for an upstream waits; see 'postern check'", "error", err)
-	}
-	return err
+	return nil
 }
 
 func (b *back) start() {
@@ -129,13 +128,11 @@ func (b *back) start() {
 	ctx, stop := context.WithCancel(context.Background())
 	b.stopNotices = stop
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "notices", func() { b.bouncer.Run(ctx) }) })
-	b.notices.Go(func() { b.node.guard.Keep(ctx, "breakers", func() { b.breakers.Run(ctx, b.engine.UpstreamChanged) }) })
-	b.notices.Go(func() {
-		b.node.guard.Keep(ctx, "secrets of upstreams", func() { b.secrets.run(ctx, secretsEvery, "secrets", b.secrets.look) })
-	})
-	b.notices.Go(func() {
-		b.node.guard.Keep(ctx, "use of budgets", func() { b.secrets.run(ctx, budgetsEvery, "budgets", b.secrets.lookAtBudgets) })
-	})
+	b.notices.Go(func() { b.node.guard.Keep(ctx, "breakers", func() { b.breakers.Run(ctx, b.engine) }) })
+	b.notices.Go(func() { b.node.guard.Keep(ctx, "secrets of upstreams", func() { b.secrets.run(ctx) }) })
+	if b.node.metrics != nil {
+		b.notices.Go(func() { b.node.guard.Keep(ctx, "use of budgets", func() { b.used.run(ctx) }) })
+	}
 }
 
 // rebound takes over what a reload can change of the delivery.

@@ -90,7 +90,7 @@ func (f *front) register(r *prometheus.Registry) {
 func (b *back) register(r *prometheus.Registry) {
 	admin.RegisterUpstreamSecrets(r, b.secrets.list)
 	admin.RegisterUpstreamBreakers(r, b.breakers.States)
-	admin.RegisterUpstreamBudgets(r, b.secrets.used)
+	admin.RegisterUpstreamBudgets(r, b.used.list)
 	admin.Register(r, nil, b.engine.Stats, deliveryReadings)
 	admin.RegisterEach(r, []string{"upstream"}, b.engine.Windows, func(w delivery.Window) []string { return []string{w.Upstream} }, windowReadings)
 	admin.Register(r, prometheus.Labels{"via": "upstream"}, func() delivery.Load { return b.engine.Stats().Upstream }, loadReadings)

@@ -25,6 +25,7 @@ type Filter struct {
 	Domain       string        // domain key of the recipient
 	Upstream     string        // of the last attempt
 	Reply        string        // what the last reply begins with
+	WaitsFor     []string      // how queue.Outcome's begins: up to its space
 	OlderThan    time.Duration // since it was accepted
 	InDoubt      bool          // it may have been delivered
 
@@ -48,6 +49,7 @@ func (f *Filter) arguments(a *pg.Args) {
 	a.Add("upstream", f.Upstream)
 	a.Add("older_than", max(f.OlderThan, 0))
 	a.Add("reply", f.Reply)
+	a.Add("waits_for", f.WaitsFor)
 	a.Add("in_doubt", f.InDoubt)
 }
 
@@ -110,6 +112,7 @@ func (f *Filter) String() string {
 	add("domain", f.Domain)
 	add("upstream", f.Upstream)
 	add("reply", f.Reply)
+	add("waits for", strings.Join(f.WaitsFor, ", "))
 	if f.OlderThan > 0 {
 		add("older than", f.OlderThan.String())
 	}

@@ -17,6 +17,7 @@ case when r.held_at is not null then 'held' when r.state <> 'waiting' then r.sta
 	and (@recipient::text[] is null or lower(r.local || '@' || r.domain) = any(array(select lower(f) from unnest(@recipient) f)))
 	and (@domain = '' or r.domain_key = @domain) and (@upstream = '' or coalesce(r.stays_with, r.last_upstream) = @upstream) and sane_time(r.accepted_at) <= now() - @older_than::interval
 	and (@reply = '' or starts_with(concat_ws(' ', nullif(r.reply_code, 0), nullif(r.reply_enhanced, ''), r.reply_text), @reply))
+	and (@waits_for::text[] is null or split_part(r.waits_for, ' ', 1) = any(@waits_for))
 
 -- The largest destinations (filter.go).
 

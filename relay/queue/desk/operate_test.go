@@ -25,7 +25,7 @@ func TestOperate(t *testing.T) {
 	d := queuetest.Put(t, q, m, true, "a@example.net", "b@example.net", "c@example.org")
 	for _, n := range []int{0, 2} {
 		o := queuetest.Outcome(d, n, queue.Deferred)
-		o.RetryIn, o.Upstream = time.Hour, "out"
+		o.RetryIn, o.Upstream, o.WaitsFor = time.Hour, "out", []string{"sessions out", "", queue.Route}[n]
 		q.Settle(o)
 	}
 	queuetest.Becomes(t, db, m.ID, "0 waiting;1 waiting owned;2 waiting")
@@ -62,6 +62,9 @@ func TestOperate(t *testing.T) {
 		{verb(release, Filter{UserID: 1, Sender: "ALICE@example.com", Recipient: "a@Example.net", Upstream: "out"}, true), 1, "0 held;1 sending;2 waiting;"},
 		{verb(hold, Filter{Reply: "450 2.1.0 later"}, true), 0, "0 held;1 sending;2 waiting;"},
 		{verb(hold, Filter{Reply: "450 4.2.1 la"}, true), 1, "0 held;1 sending;2 waiting;"},
+		{verb(cancel, Filter{WaitsFor: []string{"upstream", "budget out"}}, true), 0, "0 held;1 sending;2 waiting;"},
+		{verb(cancel, Filter{WaitsFor: []string{"budget", "sessions"}}, true), 1, "0 held;1 sending;2 waiting;"},
+		{verb(retry, Filter{WaitsFor: []string{"route"}}, true), 1, "0 held;1 sending;2 waiting;"},
 		{verb(cancel, Filter{OlderThan: time.Hour}, false), 0, "0 held;1 sending;2 waiting;"},
 		{verb(cancel, Filter{Domain: "example.org"}, false), 1, "0 held;1 sending;"},
 		{verb(cancel, Filter{IDs: []queue.ID{queue.NewID()}}, false), 0, "0 held;1 sending;"},

@@ -11,6 +11,7 @@ import (
 
 	"postern/internal/panics"
 	"postern/internal/pg"
+	"postern/relay/upstream"
 )
 
 const (
@@ -21,6 +22,7 @@ const (
 	newsTime     = 2 * time.Hour          // that a closing matters to a node that starts: mail waits no longer for it
 	retryProbe   = 30 * time.Second       // after a probe that could not be made
 	suspectPause = time.Minute            // between two probes of a node because of a suspicion
+	trialPause   = 10 * time.Second       // for the answer to a message that is let through
 )
 
 // Config configures Breakers. All but Guard must be set.
@@ -38,15 +40,26 @@ type Config struct {
 	Probe func(ctx context.Context, upstream, sender string) (*Cause, error)
 }
 
+// Deliveries are a node's: *delivery.Engine.
+type Deliveries interface {
+	// UpstreamChanged is told of an upstream whose breaker has opened or closed, by whatever node.
+	UpstreamChanged(upstream string)
+	// OneDue makes a recipient due that waits for an upstream, and reports whether there is one.
+	OneDue(ctx context.Context, upstream string) (bool, error)
+}
+
 // Breakers are the breakers of all upstreams, as a node sees and changes them. Its methods may be
 // called from several goroutines, and do not wait for the database.
 type Breakers struct {
 	cfg   Config
 	table table
 	every time.Duration // readEvery
+	pause time.Duration // trialPause
+	mail  Deliveries
 
 	current atomic.Pointer[snapshot]
 	wake    chan struct{} // capacity 1
+	trials  sync.Map      // of upstreams, a trial each
 
 	mu        sync.Mutex
 	news      map[string]news      // of upstreams, to be written
@@ -54,6 +67,12 @@ type Breakers struct {
 	suspected map[string]time.Time // when Suspect last began something
 	probing   map[string]bool
 	probes    sync.WaitGroup
+}
+
+// trial lets a message through an open breaker, to see whether mail is taken again.
+type trial struct {
+	admit   chan struct{} // capacity 1: one may go
+	verdict chan *Cause   // capacity 1: why it was refused, nil: it was taken
 }
 
 // news is what a node has learned of an upstream, the last of it. The zero news is nothing.
@@ -72,7 +91,7 @@ type snapshot struct {
 // New makes Breakers, which learn of states and change them while Run runs.
 func New(cfg Config) *Breakers {
 	return &Breakers{
-		cfg: cfg, table: table{cfg.DB, cfg.Node, cfg.Backoff}, every: readEvery, wake: make(chan struct{}, 1),
+		cfg: cfg, table: table{cfg.DB, cfg.Node, cfg.Backoff}, every: readEvery, pause: trialPause, wake: make(chan struct{}, 1),
 		news: map[string]news{}, suspected: map[string]time.Time{}, probing: map[string]bool{},
 	}
 }
@@ -94,14 +113,47 @@ func (b *Breakers) States() States {
 	return nil
 }
 
-// Open opens the breaker of an upstream. It is tried until the database answers, or Works says
-// otherwise.
-func (b *Breakers) Open(upstream string, c Cause) { b.tell(upstream, news{opens: &c}) }
+// Admit reports that a message may be sent although the breaker is open: Open or Works tells
+// how that ended.
+func (b *Breakers) Admit(upstream string) bool {
+	select {
+	case <-b.trial(upstream).admit:
+		return true
+	default:
+		return false
+	}
+}
+
+// decide ends a trial, and reports whether there was one.
+func (b *Breakers) decide(upstream string, verdict *Cause) bool {
+	select {
+	case b.trial(upstream).verdict <- verdict:
+		return true
+	default:
+		return false
+	}
+}
+
+func (b *Breakers) trial(upstream string) (t trial) {
+	if v, on := b.trials.Load(upstream); on {
+		t = v.(trial)
+	}
+	return t
+}
+
+// Open opens the breaker of an upstream, or keeps it open. It is tried until the database answers,
+// or Works says otherwise.
+func (b *Breakers) Open(upstream string, c Cause) {
+	if !b.decide(upstream, &c) {
+		b.tell(upstream, news{opens: &c})
+	}
+}
 
 // Works says that a transaction with an upstream has ended well: its breaker closes.
 func (b *Breakers) Works(upstream string) {
 	s := b.State(upstream)
 	switch {
+	case b.decide(upstream, nil):
 	case s.Open:
 		b.tell(upstream, news{ends: s.Opening})
 	case b.pending.Load() > 0:
@@ -139,14 +191,14 @@ func (b *Breakers) hurry() {
 	}
 }
 
-// Run reads and writes the states, and probes, until ctx ends. changed is called for an upstream
-// whose breaker has opened or closed, by whatever node.
-func (b *Breakers) Run(ctx context.Context, changed func(upstream string)) {
+// Run reads and writes the states, and probes, until ctx ends.
+func (b *Breakers) Run(ctx context.Context, mail Deliveries) {
+	b.mail = mail
 	defer b.probes.Wait()
 	tick := time.NewTicker(b.every)
 	defer tick.Stop()
 	for failing := false; ; {
-		err := b.round(ctx, changed)
+		err := b.round(ctx)
 		if err != nil && !failing && ctx.Err() == nil {
 			b.cfg.Log.Warn("the breakers of upstreams are not known, will try again", "error", err)
 		}
@@ -165,7 +217,7 @@ func (b *Breakers) Run(ctx context.Context, changed func(upstream string)) {
 }
 
 // round writes what this node has to tell, reads what all know, and begins the probes that are due.
-func (b *Breakers) round(ctx context.Context, changed func(string)) error {
+func (b *Breakers) round(ctx context.Context) error {
 	if err := b.write(ctx); err != nil {
 		return err
 	}
@@ -179,7 +231,7 @@ func (b *Breakers) round(ctx context.Context, changed func(string)) error {
 	for _, s := range list {
 		old := starts && !s.Open && now.Sub(s.Since) > newsTime
 		if before := was.Of(s.Upstream); !old && (before.Open != s.Open || before.Opening != s.Opening) {
-			changed(s.Upstream)
+			b.mail.UpstreamChanged(s.Upstream)
 		}
 		if s.Open && !s.paused && s.Prober == "" && !s.NextProbe.After(now) {
 			b.begin(s.Upstream, func() error { return b.half(ctx, s) })
@@ -247,11 +299,11 @@ func (b *Breakers) begin(upstream string, probe func() error) {
 }
 
 // confirm probes an upstream that is suspected, and opens its breaker if the account is refused.
-func (b *Breakers) confirm(ctx context.Context, upstream, sender string) error {
-	c, err := b.probe(ctx, upstream, sender)
-	if err == nil && c != nil && c.Scope == account {
+func (b *Breakers) confirm(ctx context.Context, name, sender string) error {
+	c, err := b.probe(ctx, name, sender, false)
+	if err == nil && c != nil && c.Scope == upstream.ScopeAccount {
 		c.Sender = sender
-		b.Open(upstream, *c)
+		b.Open(name, *c)
 	}
 	return err
 }
@@ -262,13 +314,14 @@ func (b *Breakers) half(ctx context.Context, s State) error {
 	if lease == 0 {
 		return err
 	}
-	c, err := b.probe(ctx, s.Upstream, s.Sender)
+	c, err := b.probe(ctx, s.Upstream, s.Sender, s.past)
 	switch {
 	case ctx.Err() != nil: // the node stops; another one need not wait for the lease
 		return b.table.giveBack(context.WithoutCancel(ctx), s.Upstream, lease, 0)
 	case err != nil:
 		return errors.Join(err, b.table.giveBack(ctx, s.Upstream, lease, retryProbe))
 	case c != nil:
+		c.Sender = s.Sender
 		return b.table.fail(ctx, s.Upstream, lease, c)
 	}
 	closed, err := b.table.close(ctx, s.Upstream, lease, 0)
@@ -278,12 +331,43 @@ func (b *Breakers) half(ctx context.Context, s State) error {
 	return err
 }
 
-func (b *Breakers) probe(ctx context.Context, upstream, sender string) (c *Cause, err error) {
+// probe converses with an upstream and then, if mail has to be taken, sends some.
+func (b *Breakers) probe(ctx context.Context, upstream, sender string, mail bool) (c *Cause, err error) {
 	ctx, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
 	err = b.cfg.Guard.Try("probe of an upstream", func() (err error) {
-		c, err = b.cfg.Probe(ctx, upstream, sender)
+		if c, err = b.cfg.Probe(ctx, upstream, sender); c == nil && err == nil && mail {
+			c, err = b.try(ctx, upstream)
+		}
 		return err
 	})
 	return c, err
+}
+
+// try has one message sent, and another whenever there was no answer for a while: it may have had a
+// fault of its own, or another node has it. When none waits, closing the breaker harms nobody.
+func (b *Breakers) try(ctx context.Context, upstream string) (*Cause, error) {
+	t := trial{make(chan struct{}, 1), make(chan *Cause, 1)}
+	b.trials.Store(upstream, t)
+	defer b.trials.Delete(upstream)
+	for {
+		select {
+		case t.admit <- struct{}{}:
+		default:
+		}
+		waits, err := b.mail.OneDue(ctx, upstream)
+		if err != nil {
+			return nil, err
+		}
+		select {
+		case c := <-t.verdict:
+			return c, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(b.pause):
+			if !waits && len(t.admit) > 0 {
+				return nil, nil
+			}
+		}
+	}
 }

@@ -14,6 +14,7 @@ import (
 	"postern/internal/logtest"
 	"postern/internal/pg"
 	"postern/internal/pgtest"
+	"postern/relay/upstream"
 )
 
 // patience is how long a test waits for what must come.
@@ -35,6 +36,11 @@ type cluster struct {
 	asked   string         // the sender of the last
 	reached chan string
 	held    chan struct{} // probes wait for it; nil: they do not
+
+	waiting int    // messages
+	sent    int    // of them
+	refusal *Cause // what they meet
+	lost    bool   // they have no answer
 }
 
 func newCluster(t *testing.T) *cluster {
@@ -88,7 +94,7 @@ func (c *cluster) node(name string, db pg.DB) *Breakers {
 			return fault, nil
 		},
 	})
-	b.every = every
+	b.every, b.pause = every, every
 	return b
 }
 
@@ -98,15 +104,45 @@ func (c *cluster) run(b *Breakers) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		b.Run(ctx, func(string) {
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			c.changes[b.cfg.Node]++
-		})
+		b.Run(ctx, mail{c, b})
 	}()
 	stop = sync.OnceFunc(func() { cancel(); <-done })
 	c.t.Cleanup(stop)
 	return stop
+}
+
+// mail is the mail of a node.
+type mail struct {
+	c *cluster
+	b *Breakers
+}
+
+func (m mail) UpstreamChanged(string) {
+	m.c.mu.Lock()
+	defer m.c.mu.Unlock()
+	m.c.changes[m.b.cfg.Node]++
+}
+
+// OneDue sends one of the messages that wait.
+func (m mail) OneDue(context.Context, string) (bool, error) {
+	m.c.mu.Lock()
+	defer m.c.mu.Unlock()
+	if m.c.waiting == 0 {
+		return false, nil
+	}
+	m.c.waiting--
+	if !m.b.Admit("out") || m.b.Admit("out") {
+		m.c.t.Error("not one message is let through")
+	}
+	m.c.sent++
+	switch {
+	case m.c.lost:
+	case m.c.refusal != nil:
+		go m.b.Open("out", *m.c.refusal)
+	default:
+		go m.b.Works("out")
+	}
+	return true, nil
 }
 
 // await waits until a node sees the breaker so.
@@ -139,7 +175,7 @@ func (c *cluster) awaitChanges(node string, n int) {
 func open(s State) bool   { return s.Open }
 func closed(s State) bool { return !s.Open && s.Opening > 0 }
 
-var refused = Cause{Stage: "auth", Scope: account, Reply: "535 5.7.8 wrong password", Sender: "a@example.com"}
+var refused = Cause{Stage: "auth", Scope: upstream.ScopeAccount, Reply: "535 5.7.8 wrong password", Sender: "a@example.com"}
 
 func TestStatements(t *testing.T) {
 	t.Parallel()
@@ -199,7 +235,7 @@ func TestAllNodes(t *testing.T) {
 func TestWaitOfTheReply(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
-	quota := Cause{Stage: "dot", Scope: account, Reply: "554 5.2.0 quota", Wait: time.Hour}
+	quota := Cause{Stage: "dot", Scope: upstream.ScopeAccount, Reply: "554 5.2.0 quota", Wait: time.Hour}
 	c.set(&quota)
 	b := c.node("a", c.db.Pool)
 	c.run(b)
@@ -297,7 +333,7 @@ func TestDeliveryCloses(t *testing.T) {
 	b.Works("out")
 	c.await(a, "it to be closed", closed)
 	c.awaitChanges("b", 2)
-	again := Cause{Stage: "dot", Scope: account, Reply: "quota"}
+	again := Cause{Stage: "dot", Scope: upstream.ScopeAccount, Reply: "quota"}
 	if opened, err := a.table.open(t.Context(), "out", &again); !opened || err != nil {
 		t.Fatal(opened, err)
 	}
@@ -312,7 +348,7 @@ func TestOwnTrouble(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
 	a, b := table{c.db.Pool, "a", []time.Duration{time.Minute}}, table{c.db.Pool, "b", []time.Duration{time.Minute}}
-	away, quota := Cause{Stage: "connect", Scope: "host", Reply: "no answer"}, Cause{Stage: "dot", Scope: account, Reply: "quota"}
+	away, quota := Cause{Stage: "connect", Scope: "host", Reply: "no answer"}, Cause{Stage: "dot", Scope: upstream.ScopeAccount, Reply: "quota"}
 	opening := int64(0)
 	for _, step := range []struct {
 		opens, closes *table
@@ -373,7 +409,7 @@ func TestSuspect(t *testing.T) {
 	for _, test := range []struct {
 		meets *Cause
 		opens bool
-	}{{nil, false}, {&Cause{Stage: "connect", Scope: "host", Reply: "no answer"}, false}, {&Cause{Stage: "mail", Scope: account, Reply: "550 5.4.5 limit"}, true}} {
+	}{{nil, false}, {&Cause{Stage: "connect", Scope: "host", Reply: "no answer"}, false}, {&Cause{Stage: "mail", Scope: upstream.ScopeAccount, Reply: "550 5.4.5 limit"}, true}} {
 		c := newCluster(t)
 		c.set(test.meets)
 		b := c.node("a", c.db.Pool)
@@ -492,5 +528,62 @@ func TestClosedWhileAway(t *testing.T) {
 	c.awaitChanges("a", 1)
 	if _, seen := c.counts("a"); seen != 1 {
 		t.Errorf("%d changes", seen)
+	}
+}
+
+// A breaker that opened where no probe comes lets one message through each time. It stays open while
+// that is refused, also when a probe has met something else meanwhile, and closes when it is taken.
+func TestMessageGetsThrough(t *testing.T) {
+	t.Parallel()
+	quota := Cause{Stage: upstream.StageDot, Scope: upstream.ScopeAccount, Reply: "554 5.2.0 quota"}
+	for _, cause := range []Cause{quota, {Stage: upstream.StageMail, Scope: upstream.ScopeAccount, Reply: "550 5.1.8 no"}, {Stage: upstream.StageData, Scope: upstream.ScopeConnection, Reply: "lost"}} {
+		c := newCluster(t)
+		c.waiting, c.refusal = 1000, &cause
+		a, b := c.node("a", c.db.Pool), c.node("b", c.db.Pool)
+		c.run(a)
+		c.run(b)
+		a.Open("out", cause)
+		for failures := range 3 {
+			s := c.await(b, "a failure", func(s State) bool { return s.Open && s.Failures == failures })
+			if s.Account() != (cause.Scope == upstream.ScopeAccount) {
+				t.Errorf("%+v", s)
+			}
+			if failures == 1 { // the server cannot be reached for a while
+				c.set(&Cause{Stage: upstream.StageConnect, Scope: upstream.ScopeHost, Reply: "no answer"})
+			} else {
+				c.set(nil)
+			}
+			c.due(false)
+		}
+		c.await(b, "the last failure", func(s State) bool { return s.Failures == 3 })
+		c.mu.Lock()
+		if c.refusal = nil; c.sent != 2 {
+			t.Errorf("%d messages are sent in two probes", c.sent)
+		}
+		c.mu.Unlock()
+		c.due(false)
+		c.await(a, "it to be closed", closed)
+		c.await(b, "it to be closed", closed)
+		if c.sent != 3 || c.log.Count("upstream opened") != 1 {
+			t.Errorf("%d messages, log: %s", c.sent, c.log)
+		}
+	}
+}
+
+// A message without an answer gives way to another, and where none waits the breaker closes.
+func TestMessageWithoutAnswer(t *testing.T) {
+	t.Parallel()
+	for _, waiting := range []int{0, 3} {
+		c := newCluster(t)
+		c.waiting, c.lost = waiting, true
+		b := c.node("a", c.db.Pool)
+		c.run(b)
+		b.Open("out", Cause{Stage: upstream.StageRcpt, Scope: upstream.ScopeAccount, Reply: "550 5.7.1 no"})
+		c.await(b, "it to be open", open)
+		c.due(false)
+		c.await(b, "it to be closed", closed)
+		if c.sent != waiting {
+			t.Errorf("%d messages are sent, %d waited", c.sent, waiting)
+		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"postern/internal/pg"
+	"postern/relay/upstream"
 )
 
 //go:embed *.sql
@@ -19,9 +20,9 @@ var texts = pg.Load(files)
 
 var (
 	sqlStates   = texts.Bind("states")
-	sqlOpen     = texts.Bind("open", "upstream", "node", "stage", "scope", "reply", "sender", "waits", "proven", "recently")
+	sqlOpen     = texts.Bind("open", "upstream", "node", "stage", "scope", "reply", "sender", "account", "past_probe", "waits", "recently")
 	sqlTake     = texts.Bind("take", "upstream", "node", "span")
-	sqlFail     = texts.Bind("fail", "upstream", "lease", "stage", "scope", "reply", "waits")
+	sqlFail     = texts.Bind("fail", "upstream", "lease", "stage", "scope", "reply", "account", "past_probe", "waits")
 	sqlGiveBack = texts.Bind("give_back", "upstream", "lease", "wait")
 	sqlClose    = texts.Bind("close", "upstream", "node", "lease", "opening")
 	sqlHurry    = texts.Bind("hurry", "upstream")
@@ -33,26 +34,28 @@ const (
 	mostReply = 300              // octets that are kept of a reply
 )
 
-// account is the scope of a fault of our account.
-const account = "account"
-
 // Cause is why an upstream is left alone.
 type Cause struct {
-	Stage  string        `json:"stage,omitempty"` // where in the conversation, as tables of replies have it
-	Scope  string        `json:"scope,omitempty"` // what is at fault, as there
-	Reply  string        `json:"reply,omitempty"` // the server's, or what happened in its place
-	Sender string        `json:"-"`               // with whose MAIL a probe asks; "" for none
-	Wait   time.Duration `json:"-"`               // before the next probe; 0: by the backoff
+	Stage  upstream.Stage `json:"stage,omitempty"` // where in the conversation
+	Scope  upstream.Scope `json:"scope,omitempty"` // what is at fault
+	Reply  string         `json:"reply,omitempty"` // the server's, or what happened in its place
+	Sender string         `json:"-"`               // with whose MAIL a probe asks; "" for none
+	Wait   time.Duration  `json:"-"`               // before the next probe; 0: by the backoff
 }
 
 // Account reports that mail was refused for our account: other than trouble with connections,
 // it is the same for all nodes, and ends the use of those that are open.
 func (c *Cause) Account() bool {
-	return c.Scope == account && c.Stage != "connect" && c.Stage != "tls" && c.Stage != "auth"
+	return c.Scope == upstream.ScopeAccount && !c.Stage.BeforeMail()
+}
+
+// pastProbe reports a refusal of mail where no probe comes.
+func (c *Cause) pastProbe() bool {
+	return !c.Stage.BeforeMail() && (c.Stage != upstream.StageMail || c.Sender == "")
 }
 
 // Why is the cause in a line, with the server's text as it came.
-func (c *Cause) Why() string { return c.Stage + ", " + c.Scope + ": " + c.Reply }
+func (c *Cause) Why() string { return fmt.Sprintf("%s, %s: %s", c.Stage, c.Scope, c.Reply) }
 
 // waits are those before the first probe, and after each that fails.
 func (c *Cause) waits(backoff []time.Duration) []time.Duration {
@@ -80,7 +83,12 @@ type State struct {
 	NextProbe time.Time `json:"next_probe,omitzero"`     // zero if it is closed
 	Prober    string    `json:"prober,omitempty"`        // the node that probes now; "": none
 	paused    bool      // by an admin
+	account   bool      // Account, of any cause since it opened
+	past      bool      // pastProbe, likewise
 }
+
+// Account reports that mail was refused for our account since it opened.
+func (s State) Account() bool { return s.account }
 
 // States are those of all upstreams, by their names.
 type States []State
@@ -107,7 +115,7 @@ func List(ctx context.Context, db pg.DB) (States, error) {
 	var s State
 	var since, next *time.Duration
 	_, err = pgx.ForEachRow(rows, []any{&s.Upstream, &s.Phase, &s.Opening, &since, &s.Node, &s.Stage, &s.Scope, &s.Reply, &s.Sender,
-		&s.Failures, &next, &s.Prober, &s.paused}, func() error {
+		&s.Failures, &next, &s.Prober, &s.paused, &s.account, &s.past}, func() error {
 		s.Open, s.Since, s.NextProbe = next != nil, time.Time{}, time.Time{}
 		if now := time.Now(); since != nil {
 			s.Since = now.Add(-*since)
@@ -126,12 +134,11 @@ func List(ctx context.Context, db pg.DB) (States, error) {
 
 // Hurry has the open breaker of an upstream probed now, those of all if it is "", and returns how
 // many that are. Running nodes see it within a second.
-func Hurry(ctx context.Context, db pg.DB, upstream string) (int64, error) {
-	tag, err := db.Exec(ctx, sqlHurry, upstream)
-	if err != nil {
-		return 0, fmt.Errorf("have upstreams probed: %w", err)
+func Hurry(ctx context.Context, db pg.DB, upstream string) (n int64, err error) {
+	if err = db.QueryRow(ctx, sqlHurry, upstream).Scan(&n); err != nil {
+		err = fmt.Errorf("have upstreams probed: %w", err)
 	}
-	return tag.RowsAffected(), nil
+	return n, err
 }
 
 // table is the table upstream_breaker, as a node writes it.
@@ -143,7 +150,7 @@ type table struct {
 
 // open reports whether this opened the breaker.
 func (t *table) open(ctx context.Context, upstream string, c *Cause) (opened bool, err error) {
-	n, err := t.change(ctx, "open", sqlOpen, upstream, t.node, c.Stage, c.Scope, c.storedReply(), pg.Storable(c.Sender), c.waits(t.backoff), c.Account(), recently)
+	n, err := t.change(ctx, "open", sqlOpen, upstream, t.node, c.Stage, c.Scope, c.storedReply(), pg.Storable(c.Sender), c.Account(), c.pastProbe(), c.waits(t.backoff), recently)
 	return n > 0, err
 }
 
@@ -161,7 +168,7 @@ func (t *table) take(ctx context.Context, upstream string, span time.Duration) (
 
 // fail records a probe that did not get through.
 func (t *table) fail(ctx context.Context, upstream string, lease int64, c *Cause) error {
-	_, err := t.change(ctx, "keep open", sqlFail, upstream, lease, c.Stage, c.Scope, c.storedReply(), c.waits(t.backoff))
+	_, err := t.change(ctx, "keep open", sqlFail, upstream, lease, c.Stage, c.Scope, c.storedReply(), c.Account(), c.pastProbe(), c.waits(t.backoff))
 	return err
 }
 

@@ -5,24 +5,25 @@
 select u.name, case when b.opened_at is null then 'closed' when b.lease_until > clock_timestamp() then 'half-open' else 'open' end,
 	coalesce(b.opening, 0), clock_timestamp() - coalesce(b.opened_at, b.closed_at), coalesce(b.opened_by, ''), coalesce(b.stage, ''),
 	coalesce(b.scope, ''), coalesce(b.reply, ''), coalesce(b.sender, ''), coalesce(b.failures, 0), b.next_probe_at - clock_timestamp(),
-	case when b.lease_until > clock_timestamp() then b.holder else '' end, u.paused_at is not null
+	case when b.lease_until > clock_timestamp() then b.holder else '' end, u.paused_at is not null, coalesce(b.account, false), coalesce(b.past_probe, false)
 from upstream u left join upstream_breaker b on b.upstream = u.name order by u.name
 
 -- name: open
 -- Succeeds if it was closed, and another node has not just found that this one's own trouble kept
 -- the upstream from it. One that a probe closed a moment ago goes on with its waits. A probe that
 -- is under way counts no more.
-insert into upstream_breaker as b (upstream, opening, opened_at, opened_by, stage, scope, reply, sender, failures, next_probe_at)
-select name, 1, clock_timestamp(), @node, @stage, @scope, @reply, @sender, 0, clock_timestamp() + (@waits::interval[])[1]
+insert into upstream_breaker as b (upstream, opening, opened_at, opened_by, stage, scope, reply, sender, account, past_probe, failures, next_probe_at)
+select name, 1, clock_timestamp(), @node, @stage, @scope, @reply, @sender, @account, @past_probe, 0, clock_timestamp() + (@waits::interval[])[1]
 from upstream where name = @upstream
 on conflict (upstream) do update set opening = b.opening + 1, opened_at = excluded.opened_at, opened_by = excluded.opened_by,
 	stage = excluded.stage, scope = excluded.scope, reply = excluded.reply, sender = excluded.sender,
+	account = excluded.account, past_probe = excluded.past_probe,
 	failures = case when b.by_probe and b.closed_at > clock_timestamp() - @recently::interval then b.failures + 1 else 0 end,
 	next_probe_at = clock_timestamp() + (@waits::interval[])[least(cardinality(@waits::interval[]),
 		case when b.by_probe and b.closed_at > clock_timestamp() - @recently::interval then b.failures + 2 else 1 end)],
 	lease = b.lease + 1, holder = '', lease_until = null
 where b.opened_at is null
-	and (@proven or b.opened_by <> @node or b.closed_by = @node or b.closed_at <= clock_timestamp() - @recently::interval)
+	and (@account or b.opened_by <> @node or b.closed_by = @node or b.closed_at <= clock_timestamp() - @recently::interval)
 returning b.opening
 
 -- name: take
@@ -36,6 +37,7 @@ returning b.lease
 -- name: fail
 -- Keeps it open after a probe that did not get through.
 update upstream_breaker set failures = failures + 1, stage = @stage, scope = @scope, reply = @reply,
+	account = account or @account, past_probe = past_probe or @past_probe,
 	next_probe_at = clock_timestamp() + (@waits::interval[])[least(cardinality(@waits::interval[]), failures + 2)],
 	holder = '', lease_until = null
 where upstream = @upstream and lease = @lease and opened_at is not null
@@ -55,7 +57,4 @@ where upstream = @upstream and opened_at is not null and (lease = @lease or @lea
 returning opening
 
 -- name: hurry
--- Has open breakers probed now, those of all upstreams if none is named. A probe that failed
--- counts no more.
-update upstream_breaker set next_probe_at = clock_timestamp(), failures = 0
-where opened_at is not null and (upstream = @upstream or @upstream::text = '')
+select hurry_breaker(@upstream)

@@ -18,7 +18,7 @@ from unnest(@upstream::text[], @kind::text[], @window::integer[], @zone::text[])
 	cross join lateral budget_clock(extract(epoch from clock_timestamp())::float8, t.w, t.z) c
 	join (select distinct x.name from unnest(@upstream::text[]) x(name)) u on u.name = t.u
 	cross join lateral (select count(*) as n, sane_time(max(r.next_attempt_at)) as last from recipient r
-		where r.waits_for is not null and r.waits_for = any(array['budget ' || u.name, 'sessions ' || u.name]) and r.owner is null) w
+		where r.waits_for is not null and r.waits_for = any(budget_ways(u.name)) and r.owner is null) w
 	left join upstream_budget b on b.upstream = t.u and b.kind = t.k and b.window_s = t.w and b.zone = t.z and (t.w = 0 or b.bucket >= c.since)
 group by t.nth, t.w, t.z, c.width, c.bucket, w.n, w.last order by t.nth
 

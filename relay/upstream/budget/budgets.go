@@ -68,7 +68,7 @@ type Wait struct {
 	For string        // a way, for Turn; "": it has no turn
 }
 
-// A way is one of these before the name of an upstream, as in the column waits_for.
+// A way is one of these before the name of an upstream, as budget_ways in the schema has them.
 const (
 	forBudget   = "budget "
 	forSessions = "sessions "
