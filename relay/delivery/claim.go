@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"postern/relay/queue"
+	"postern/relay/upstream/budget"
 )
 
 const (
@@ -62,6 +63,7 @@ func (e *Engine) claim() (int, error) {
 		PerDestination: claimPerDomain,
 		Busy:           e.busy(),
 		BusyUsers:      e.load.filled(),
+		Lines:          e.lines(),
 	})
 	for _, d := range list { // even beside an error: the deliveries that came are ours to end
 		e.Take(d)
@@ -100,6 +102,18 @@ func (e *Engine) pause(d time.Duration) {
 	case <-t.C:
 	case <-e.work.Done():
 	}
+}
+
+// lines are what mail waits for whose turn with an upstream has not come.
+func (e *Engine) lines() (list []string) {
+	for _, d := range e.all() {
+		d.mu.Lock()
+		if e.budgeted(d.upstream) {
+			list = append(list, budget.Line(d.upstream.Name))
+		}
+		d.mu.Unlock()
+	}
+	return list
 }
 
 // busy lists the MX domains that should not be claimed now: in trouble, or with a long line

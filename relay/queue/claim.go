@@ -112,6 +112,11 @@ func (q *Queue) Claim(ctx context.Context, want ClaimRequest) ([]*Delivery, erro
 }
 
 func (c *claims) claim(ctx context.Context, conn *pgx.Conn, want ClaimRequest, epoch int64) ([]*Delivery, error) {
+	for _, way := range want.Lines {
+		if _, err := conn.Exec(ctx, sqlInOrder, way, want.Messages); err != nil {
+			return nil, err
+		}
+	}
 	if err := c.lookOn(ctx, conn); err != nil {
 		return nil, err
 	}
@@ -148,6 +153,7 @@ func (c *claims) claim(ctx context.Context, conn *pgx.Conn, want ClaimRequest, e
 
 var (
 	sqlLook     = texts.Bind("look", "cursor", "after", "rows")
+	sqlInOrder  = texts.Bind("in_order", "way", "rows")
 	sqlClaim    = texts.Bind("claim", "domains", "per_destination", "messages", "busy", "epoch", "strict", "siblings", "busy_users")
 	sqlFirstDue = texts.Bind("first_due", "domain", "busy_users")
 )

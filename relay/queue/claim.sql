@@ -14,6 +14,26 @@ select coalesce(array_agg(distinct domain_key), '{}'), (select next_attempt_at f
 		where owner is null and held_at is null and state = 'waiting' and next_attempt_at > now() and next_attempt_at < now() + interval '1 year') end
 from seen
 
+-- name: in_order
+-- Gives the turns that have come to those of a line who were accepted first: they change places
+-- with those whose turns they were. All of the line wait for @way.
+with due as materialized (
+	select message_id, n, next_attempt_at from recipient
+	where waits_for is not null and waits_for = @way and owner is null and held_at is null and state = 'waiting' and next_attempt_at <= now()
+	order by next_attempt_at limit @rows
+	for update skip locked),
+first as materialized (
+	select message_id, n, next_attempt_at from recipient
+	where waits_for is not null and waits_for = @way and owner is null and held_at is null and state = 'waiting'
+	order by message_id limit (select count(*) from due)
+	for update skip locked),
+gives as (select *, row_number() over (order by message_id desc, n desc) as nth from due where (message_id, n) not in (select message_id, n from first)),
+gets as (select *, row_number() over (order by message_id desc, n desc) as nth from first where (message_id, n) not in (select message_id, n from due))
+update recipient r set next_attempt_at = place.at
+from (select gets.message_id, gets.n, gives.next_attempt_at as at from gives join gets using (nth)
+	union all select gives.message_id, gives.n, gets.next_attempt_at from gives join gets using (nth)) place
+where r.message_id = place.message_id and r.n = place.n
+
 -- name: claim
 -- Takes rows of @domains, at most @per_destination of each and of about @messages messages, not
 -- of @busy_users, then at most @siblings of the same messages that are due and not of @busy.

@@ -2,6 +2,7 @@ package queue
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -70,6 +71,41 @@ func TestClaimKeepsOrderOverDomains(t *testing.T) {
 				t.Fatalf("message %d was claimed, %d is not", ahead, i)
 			}
 		}
+	}
+}
+
+// Turns with an upstream that have come go to the mail that was accepted first, whoever had them.
+func TestClaimKeepsLinesInOrder(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	const total, come = 6, 2
+	var ids []ID
+	for i := range total {
+		m, d := put(t, q, true, fmt.Sprintf("x@d%d.example", i%2))
+		end := outcome(d, 0, Deferred)
+		end.Upstream, end.WaitsFor, end.RetryIn = "out", "budget out", time.Hour
+		q.Settle(end)
+		ids = append(ids, m.ID)
+	}
+	other, _ := put(t, q, false, "x@other.example") // which stands in no line
+	waiting(t, db, total+1)
+	for i, id := range ids { // the last two are due
+		exec(t, db, `update recipient set next_attempt_at = now() + ($1::integer) * interval '1 minute' where message_id = $2`, total-come-i, id)
+	}
+	want := ClaimRequest{Messages: 20, PerDestination: 20, Lines: []string{"budget none", "budget out"}}
+	var got []ID
+	for _, d := range claimAll(t, q, want) {
+		got = append(got, d.Message.ID)
+	}
+	if !slices.Equal(got, []ID{ids[0], ids[1], other.ID}) {
+		t.Errorf("claimed %v of %v", got, ids)
+	}
+	if n := count(t, db, `select count(distinct next_attempt_at) from recipient where owner is null and next_attempt_at > now()`); n != total-come {
+		t.Errorf("%d of %d turns are left", n, total-come)
+	}
+	if got, err := q.Claim(ctxOf(t), want); err != nil || len(got) != 0 {
+		t.Errorf("claimed %d whose turn has not come, %v", len(got), err)
 	}
 }
 

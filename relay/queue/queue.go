@@ -266,6 +266,7 @@ type ClaimRequest struct {
 	PerDestination int      // at most so many recipients of one domain
 	Busy           []string // domain keys that are not wanted now
 	BusyUsers      []int64  // users whose mail is not wanted now
+	Lines          []string // what mail may wait for (Outcome.WaitsFor) that is to come in the order of acceptance
 
 	alone bool // without other recipients of the same messages
 }
