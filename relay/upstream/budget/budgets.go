@@ -94,6 +94,8 @@ type account struct {
 	answered      chan struct{}
 	at            time.Duration // the last answer, by our clock
 	epoch         int64         // of the last call
+	bad           bool          // the database cannot reckon it
+	badUntil      time.Duration // and is not asked before, by our clock
 }
 
 // portion is what this node holds of a limit.

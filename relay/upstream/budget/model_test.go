@@ -587,3 +587,43 @@ func TestStatements(t *testing.T) {
 	t.Parallel()
 	pgtest.Prepare(t, pgtest.Statements(t, texts.Bound))
 }
+
+// An upstream whose budget the database cannot reckon, as after a move to one that knows other time
+// zones, is alone with that: the others are leased and read as ever.
+func TestOneIsBad(t *testing.T) {
+	t.Parallel()
+	const setting, bad, good = "messages 10/m", "recipients 5/d@Nowhere/Else", "recipients 5/d@UTC"
+	w := newWorld(t, setting)
+	w.exec(`insert into upstream (name, host, port, tls, budget) values ('bad', 'h', 25, 'none', $1)`, bad)
+	s := w.node()
+	sends := func(a Ask) bool {
+		done, _ := s.send(a)
+		if done != nil {
+			done()
+		}
+		return done != nil
+	}
+	wrong := Ask{Upstream: "bad", Setting: bad, Recipients: 1}
+	for i := range 10 {
+		if sends(wrong) {
+			t.Fatal("what cannot be counted was sent")
+		}
+		if !sends(out(setting)) {
+			t.Fatalf("%d of 10 were sent", i)
+		}
+		w.pass(2 * time.Second)
+	}
+	settings := map[string]string{"out": setting, "bad": bad, "newer": "messages 5/fortnight"}
+	if list, err := Read(t.Context(), w.pool, settings); err != nil || len(list) != 1 || list[0].Limits[0].Left != 0 {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if _, err := Read(t.Context(), w.pool, map[string]string{"bad": bad}); err == nil {
+		t.Error("asked about it alone, nothing is said of it")
+	}
+	w.exec(`update upstream set budget = $1 where name = 'bad'`, good)
+	wrong.Setting = good
+	w.pass(2 * time.Second)
+	if !sends(wrong) {
+		t.Error("the corrected one is not sent to")
+	}
+}
