@@ -188,7 +188,7 @@ create index recipient_held on recipient (user_id, message_id) where held_at is 
 -- "queue list --in-doubt", and how much is in doubt. Only lost replies write it.
 create index recipient_doubt on recipient (doubt, message_id) where doubt is not null and state = 'waiting';
 -- Recovered: what is due because its destination is back, the oldest first.
-create index recipient_waits on recipient (waits_for, next_attempt_at) where waits_for is not null and owner is null;
+create index recipient_waits on recipient (waits_for, next_attempt_at) where waits_for is not null and owner is null and held_at is null;
 
 -- Mail of a user (credential_id 0), or of one credential, that waits for an admin.
 -- Primary key: each message that comes in or comes back is looked up.

@@ -627,3 +627,38 @@ func TestOneIsBad(t *testing.T) {
 		t.Error("the corrected one is not sent to")
 	}
 }
+
+// Mail that an admin holds waits for no budget. However much there is, a lease does not read it; and
+// what waits for an upstream is counted once, however many limits it has.
+func TestHeldMail(t *testing.T) {
+	t.Parallel()
+	const setting = "messages 10/m, recipients 1000/d, sessions 3"
+	w := newWorld(t, setting)
+	w.exec(pgtest.LoadBacklog, 1, 5000, 10)
+	w.exec(`update recipient set waits_for = 'budget out', held_at = case when user_id > 1 then now() end`)
+	w.exec(`analyze recipient`)
+	list, err := Read(t.Context(), w.pool, map[string]string{"out": setting})
+	if err != nil || len(list) != 1 || list[0].Waiting != 500 {
+		t.Errorf("%+v, %v; want 500 that wait", list, err)
+	}
+	limits, _ := Parse(setting)
+	var kinds, zones []string
+	var windows []int32
+	for _, l := range limits {
+		kinds, zones, windows = append(kinds, string(l.Kind)), append(zones, ""), append(windows, int32(l.Window/time.Second))
+	}
+	for _, n := range pgtest.Explain(t, w.pool, sqlUsage, []string{"out", "out", "out"}, kinds, windows, zones) {
+		if n.Relation == "recipient" && n.Loops > 1 {
+			t.Errorf("what waits is counted %v times", n.Loops)
+		}
+	}
+	w.exec(`update recipient set held_at = now()`)
+	w.exec(`vacuum analyze recipient`)
+	conn, err := w.pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	pgtest.Cost(t, conn.Conn(), "the last turn", 100, `select max(next_attempt_at) from recipient
+		where waits_for is not null and waits_for = 'budget out' and owner is null and held_at is null`)
+}
