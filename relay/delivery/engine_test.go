@@ -778,6 +778,28 @@ func TestLineFollowsSettings(t *testing.T) {
 	}
 }
 
+// TestConnectingFollowsSettings: the upstream does not greet. Its changed settings are used without
+// waiting for that.
+func TestConnectingFollowsSettings(t *testing.T) {
+	t.Parallel()
+	mute := smtptest.Start(t, smtptest.Config{Hooks: map[smtptest.Phase]smtptest.Hook{smtptest.PhaseBanner: smtptest.Always(smtptest.Stall())}})
+	after := smtptest.Start(t, smtptest.Config{})
+	q, c := newFakeQueue(), &changing{}
+	c.up.Store(upstreamAt(mute))
+	e := startEngine(t, q, Config{Routes: c})
+	for range 3 {
+		e.Take(message(t, "a@one.test"))
+	}
+	mute.WaitPhase(t, smtptest.PhaseBanner, 3)
+	c.up.Store(upstreamAt(after))
+	q.waitEnded(t, 3)
+	for _, o := range q.results() {
+		if o.Result != queue.Delivered {
+			t.Errorf("%+v", o)
+		}
+	}
+}
+
 type failingReader struct{}
 
 func (failingReader) ReadAt([]byte, int64) (int, error) { return 0, errors.New("disk on fire") }

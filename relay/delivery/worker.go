@@ -165,16 +165,19 @@ func (w *worker) connect() bool {
 	if !wanted {
 		return false
 	}
-	if t := w.open(need); t != nil {
+	t := w.open(need)
+	if t != nil && need.settings.Err() == nil { // else it says nothing about the settings as they are now
 		w.d.connectFailed(t, need.failures)
-		return false
 	}
-	return true
+	return t == nil
 }
 
-// open begins a conversation.
+// open begins a conversation. It ends early when the upstream's settings change.
 func (w *worker) open(need need) *trouble {
-	c, t := w.d.e.dialer.Open(w.ctx, w.d.domain, need.upstream, need.spent, connect.Watch{Talking: &w.talking, Progress: &w.progress})
+	ctx, cancel := context.WithCancel(w.ctx)
+	defer cancel()
+	defer context.AfterFunc(need.settings, cancel)()
+	c, t := w.d.e.dialer.Open(ctx, w.d.domain, need.upstream, need.spent, connect.Watch{Talking: &w.talking, Progress: &w.progress})
 	if t != nil {
 		return asTrouble(t)
 	}
