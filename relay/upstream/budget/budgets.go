@@ -84,6 +84,7 @@ type account struct {
 	name, setting string
 	limits        []*portion // with a window
 	sessions      []*portion // one, or none: they are not limited
+	unread        bool       // the setting is a newer program's, which may have nodes beside this one
 	stale         bool       // the upstream has another setting by now
 	end           moment     // when the last that waits has its turn
 	crowd         moment     // when the last that waits for a session has its turn
@@ -157,9 +158,9 @@ func (b *Budgets) account(a *Ask) *account {
 	}
 	limits, err := Parse(a.Setting)
 	if err != nil {
-		b.cfg.Log.Error("the budget of an upstream cannot be read, so it is none", "upstream", a.Upstream, "error", err)
+		b.cfg.Log.Error("the budget of an upstream cannot be read: its mail waits", "upstream", a.Upstream, "error", err)
 	}
-	is := &account{name: a.Upstream, setting: a.Setting, share: 1, answered: make(chan struct{})}
+	is := &account{name: a.Upstream, setting: a.Setting, unread: err != nil, share: 1, answered: make(chan struct{})}
 	for _, l := range limits {
 		p := &portion{}
 		if u != nil {
@@ -246,6 +247,9 @@ func (b *Budgets) try(u *account, of []*portion, a *Ask, patient bool) (done fun
 // take spends what is held, if it is enough. mu is held.
 func (b *Budgets) take(u *account, of []*portion, a *Ask) (done func()) {
 	now := b.cfg.Clock.Now()
+	if u.unread {
+		return nil
+	}
 	for _, p := range of {
 		switch {
 		case u.stale, p.free(now) < p.amount(a), p.Window > 0 && !a.Again && u.end > b.moment(), p.Window == 0 && u.epoch != b.cfg.Epoch():
@@ -289,6 +293,9 @@ func (b *Budgets) Behind(a Ask, ahead int) *Wait {
 // late says why a message has to wait, nil if it may be tried within seconds, or if that is
 // not known. mu is held.
 func (b *Budgets) late(u *account, of []*portion, a *Ask, ahead int64, patient bool) *Wait {
+	if u.unread {
+		return &Wait{Why: u.name + ": this node cannot read it", In: silenceWait}
+	}
 	now := b.moment()
 	at, spent := now, !patient
 	if len(of) > 0 && of[0].Window > 0 && !a.Again && u.end > now { // the others go before it

@@ -620,6 +620,10 @@ func TestOneIsBad(t *testing.T) {
 	if _, err := Read(t.Context(), w.pool, map[string]string{"bad": bad}); err == nil {
 		t.Error("asked about it alone, nothing is said of it")
 	}
+	newer := Ask{Upstream: "newer", Setting: "messages 5/fortnight", Recipients: 1}
+	if _, wait := s.try(newer); wait == nil || s.Behind(newer, 0) == nil {
+		t.Error("what a newer program has set is no limit")
+	}
 	w.exec(`update upstream set budget = $1 where name = 'bad'`, good)
 	wrong.Setting = good
 	w.pass(2 * time.Second)
