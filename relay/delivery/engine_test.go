@@ -800,6 +800,30 @@ func TestConnectingFollowsSettings(t *testing.T) {
 	}
 }
 
+// TestAfreshFollowsSettings: as before, for a message that met a kept connection which had ended.
+func TestAfreshFollowsSettings(t *testing.T) {
+	t.Parallel()
+	before, after := smtptest.Start(t, smtptest.Config{}), smtptest.Start(t, smtptest.Config{})
+	q, c := newFakeQueue(), &changing{}
+	up := upstreamAt(before)
+	up.MaxConnections = 1
+	c.up.Store(up)
+	e := startEngine(t, q, Config{Routes: c})
+	e.Take(message(t, "a@one.test"))
+	q.waitEnded(t, 1)
+	before.On(smtptest.PhaseMail, smtptest.Always(smtptest.Close()))
+	before.On(smtptest.PhaseBanner, smtptest.Always(smtptest.Stall()))
+	e.Take(message(t, "b@one.test"))
+	before.WaitPhase(t, smtptest.PhaseBanner, 2)
+	c.up.Store(upstreamAt(after))
+	q.waitEnded(t, 2)
+	for _, o := range q.results() {
+		if o.Result != queue.Delivered {
+			t.Errorf("%+v", o)
+		}
+	}
+}
+
 type failingReader struct{}
 
 func (failingReader) ReadAt([]byte, int64) (int, error) { return 0, errors.New("disk on fire") }

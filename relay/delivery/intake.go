@@ -140,13 +140,13 @@ const (
 	followEvery = time.Second      // has the mail in lines follow changed settings
 )
 
-// follow has upstreams with mail in their lines take over changed settings. New mail brings them
-// along, but to an upstream that takes none there may come none for hours. Only the dispatcher calls
-// it.
+// follow has upstreams with mail in their lines, or that are connected to, take over changed
+// settings. New mail brings them along, but for an upstream that takes none there may come none for
+// hours. Only the dispatcher calls it.
 func (e *Engine) follow() {
 	for _, d := range e.all() {
 		d.mu.Lock()
-		idle := d.upstream == nil || d.waiting.len() == 0
+		idle := d.upstream == nil || d.waiting.len() == 0 && d.workers == d.live // or all converse
 		d.mu.Unlock()
 		if idle {
 			continue
