@@ -146,7 +146,7 @@ create table recipient (
 	reply_enhanced     text        not null default '',
 	reply_text         text        not null default '',
 	remote_mta         text        not null default '',
-	last_upstream      text        not null default '',    -- of the last attempt, for the queue's listing
+	last_upstream      text        not null default '',    -- of the last attempt, or of which it waits, for the queue's listing
 	-- The way whose suspension deferred the row (docs/delivery.md), 'mx ' || domain_key or
 	-- 'upstream ' || name, or the budget that it waits for, 'budget ' or 'sessions ' || name; null for
 	-- all others. A claim clears it.
