@@ -152,7 +152,7 @@ create table recipient (
 	reply_enhanced     text        not null default '',
 	reply_text         text        not null default '',
 	remote_mta         text        not null default '',
-	last_upstream      text        not null default '',    -- of the last attempt, for the queue's listing
+	last_upstream      text        not null default '',    -- of the last attempt, or of which it waits, for the queue's listing
 	-- What the row waits for beside its time (docs/delivery.md): a way that is left alone, 'mx ' ||
 	-- domain_key or 'upstream ' || name; a budget, 'budget ' or 'sessions ' || name; or 'route'. Null for
 	-- all others. The end of an attempt writes it.
@@ -194,9 +194,9 @@ create index recipient_held on recipient (user_id, message_id) where held_at is 
 create index recipient_doubt on recipient (doubt, message_id) where doubt is not null and state = 'waiting';
 -- Recovered: what is due because its destination is back, in the order of acceptance. Only mail
 -- that waits for a way writes it.
-create index recipient_way on recipient (waits_for, message_id) where waits_for is not null and owner is null;
--- lease_budget: when the last that waits for a budget has its turn.
-create index recipient_waits on recipient (waits_for, next_attempt_at) where waits_for is not null and owner is null;
+create index recipient_way on recipient (waits_for, message_id) where waits_for is not null and owner is null and held_at is null;
+-- lease_budget: when the last that waits for a budget has its turn; and what is due of a line.
+create index recipient_waits on recipient (waits_for, next_attempt_at) where waits_for is not null and owner is null and held_at is null;
 
 -- Mail of a user (credential_id 0), or of one credential, that waits for an admin.
 -- Primary key: each message that comes in or comes back is looked up.

@@ -32,6 +32,8 @@ create table upstream (
 	paused_at       timestamptz,                     -- its mail waits since
 	created_at      timestamptz not null default now(),
 	check ((username = '') = (password is null)),
+	-- One row that no program can read would keep all others from being read.
+	check (isfinite(paused_at) and isfinite(created_at) and isfinite(secret_expires)),
 	-- Credentials go only over verified TLS.
 	check (username = '' or tls in ('require', 'implicit'))
 );
@@ -59,6 +61,7 @@ create table upstream_reply (
 	scope      text        not null check (scope in ('recipient', 'message', 'sender', 'account', 'connection', 'host')),
 	wait       interval    not null default '0',
 	created_at timestamptz not null default now(),
+	check (isfinite(created_at) and isfinite(wait)),
 	-- A fault of ours fails no mail.
 	check (result = 'later' or scope in ('recipient', 'message'))
 );
@@ -74,7 +77,7 @@ create table route (
 	user_id          bigint      references app_user (id) on delete cascade,
 	sender_domain    text        collate "C", -- as smtp.Address.DomainKey gives it; *.b: the domains below b
 	recipient_domain text        collate "C", -- likewise
-	created_at       timestamptz not null default now()
+	created_at       timestamptz not null default now() check (isfinite(created_at))
 );
 -- Two rules with one match: the second could never be reached.
 create unique index route_match on route

@@ -18,5 +18,6 @@ create table upstream_token (
 	lease_until   timestamptz,
 	primary key (upstream, credential),
 	check ((sealed is null) = (serial = 0) and (sealed is null) = (expires_at is null) and (sealed is null) = (refreshed_at is null)),
-	check ((failing_since is null) = (last_error = ''))
+	check ((failing_since is null) = (last_error = '')),
+	check (isfinite(refreshed_at) and isfinite(expires_at) and isfinite(failing_since) and isfinite(next_try_at) and isfinite(lease_until))
 );

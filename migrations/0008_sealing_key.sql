@@ -6,7 +6,7 @@
 create table sealing_key (
 	one   boolean     primary key default true check (one),
 	id    text        not null,
-	since timestamptz not null default clock_timestamp()
+	since timestamptz not null default clock_timestamp() check (isfinite(since))
 );
 
 -- The keys that a node has; none if it needs none. A row counts while the node's epoch lives (view

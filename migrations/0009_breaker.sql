@@ -22,6 +22,7 @@ create table upstream_breaker (
 	closed_by     text        not null default '',     -- the node
 	by_probe      boolean     not null default false,  -- it was closed by a probe
 	check ((opened_at is null) = (next_probe_at is null)),
+	check (isfinite(opened_at) and isfinite(next_probe_at) and isfinite(closed_at) and isfinite(lease_until)),
 	check (opened_at is not null or lease_until is null and closed_at is not null)
 );
 

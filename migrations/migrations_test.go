@@ -405,3 +405,22 @@ func TestOlderProgram(t *testing.T) {
 		})
 	}
 }
+
+// Times that are read whole, with all other rows of their tables, are finite: one that no program
+// can read would keep the others from being read.
+func TestFiniteTimes(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	rows, err := db.Pool.Query(t.Context(), `
+select c.table_name || '.' || c.column_name from information_schema.columns c
+where c.table_name in ('upstream', 'upstream_reply', 'route', 'upstream_token', 'sealing_key', 'upstream_breaker')
+	and c.data_type in ('timestamp with time zone', 'date', 'interval')
+	and not exists (select from pg_constraint k where k.conrelid = c.table_name::regclass and pg_get_constraintdef(k.oid) ~ ('isfinite\(' || c.column_name || '\)'))`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lacking, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil || len(lacking) > 0 {
+		t.Errorf("may be infinite: %q, %v", lacking, err)
+	}
+}

@@ -28,7 +28,7 @@ var selectionFlags = []struct{ name, help string }{
 	{"sender", "only mail from this envelope `ADDRESS`; <> is the null sender"},
 	{"recipient", "only this recipient `ADDRESS`"},
 	{"domain", "only recipients of this `DOMAIN`"},
-	{"upstream", "only recipients last tried through this upstream, by `NAME`, or mx"},
+	{"upstream", "only recipients last tried through this upstream, or waiting for it, by `NAME`, or mx"},
 	{"reply", "only recipients whose last reply begins with this `TEXT`"},
 	{"state", "only recipients in this `STATE`"},
 	{"older-than", "only mail accepted longer ago than this `TIME`, such as 90m, 4h or 5d"},

@@ -526,7 +526,8 @@ func TestP03LostNoticeIsLogged(t *testing.T) {
 func TestNoticeNamesTheFault(t *testing.T) {
 	t.Parallel()
 	for scope, want := range map[string]string{
-		"account": "account with the next server, not yours", "sender": "send in your name", "host": "", "": "",
+		"account": "account with the next server, not yours", "sender": "send in your name", "host": "next server, not yours",
+		"connection": "", "": "",
 	} {
 		for _, kind := range []queue.NoticeKind{queue.NoticeDelay, queue.NoticeFailure} {
 			c := tellOne(t, notice(kind, func(n *queue.Notice) { n.Recipients[0].Scope = scope }))

@@ -87,6 +87,7 @@ var introductions = map[queue.NoticeKind]string{
 // faults say that the relay is at fault, by NoticeRecipient.Scope.
 var faults = map[string]string{
 	"account": "The fault is this mail system's account with the next server, not yours.",
+	"host":    "The fault is this mail system's next server, not yours.",
 	"sender":  "The next server does not let this mail system send in your name.",
 }
 

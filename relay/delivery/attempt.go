@@ -121,6 +121,9 @@ func (w *worker) afresh(j *job) *job {
 		}
 	}
 	w.job = nil
+	if t != nil && need.settings.Err() != nil { // it says nothing about the settings as they are now
+		t = nil
+	}
 	if t != nil && !t.Crowded {
 		if j.hasNext() || !j.returned.IsZero() && time.Since(j.returned) > returnTime {
 			w.d.connectFailed(t, need.failures)

@@ -49,8 +49,9 @@ func (w *worker) spend(j *job) (done func()) {
 	if !w.d.e.budgeted(up) {
 		return func() {}
 	}
-	began := time.Now()
-	done, wait := w.d.e.cfg.Budgets.Take(w.d.e.work, j.ask(up))
+	began, ask := time.Now(), j.ask(up)
+	ask.Recipients = w.conn.Client.Takes(ask.Recipients) // the others are asked for in another transaction
+	done, wait := w.d.e.cfg.Budgets.Take(w.d.e.work, ask)
 	if wait != nil {
 		w.job = nil
 		w.d.await(j, wait)

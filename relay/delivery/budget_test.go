@@ -23,6 +23,7 @@ type fakeBudgets struct {
 	asks                         []budget.Ask
 	turns                        []string
 	taken, ended, entered, lefts int
+	recipients                   int // of Take
 }
 
 func (b *fakeBudgets) Behind(a budget.Ask, _ int) *budget.Wait {
@@ -32,7 +33,10 @@ func (b *fakeBudgets) Behind(a budget.Ask, _ int) *budget.Wait {
 	return b.behind
 }
 
-func (b *fakeBudgets) Take(context.Context, budget.Ask) (func(), *budget.Wait) {
+func (b *fakeBudgets) Take(_ context.Context, a budget.Ask) (func(), *budget.Wait) {
+	b.mu.Lock()
+	b.recipients += a.Recipients
+	b.mu.Unlock()
 	return b.count(b.take, &b.taken, &b.ended)
 }
 
@@ -116,6 +120,23 @@ func TestBudget(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestBudgetOfLimits: a server takes two recipients in a transaction. Each recipient counts once.
+func TestBudgetOfLimits(t *testing.T) {
+	t.Parallel()
+	server := smtptest.Start(t, smtptest.Config{Extensions: []string{"LIMITS RCPTMAX=2"}})
+	account := upstreamAt(server)
+	account.Budget = "recipients 100/m"
+	q, b := newFakeQueue(), &fakeBudgets{}
+	e := startEngine(t, q, Config{Routes: routes{def: account}, Budgets: b})
+	e.Take(message(t, "a@one.test", "b@one.test", "c@one.test", "d@one.test", "e@one.test"))
+	q.waitEnded(t, 5)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.taken != 3 || b.recipients != 5 {
+		t.Errorf("%d transactions, %d recipients were counted, want 3 and 5", b.taken, b.recipients)
 	}
 }
 

@@ -37,6 +37,8 @@ type destination struct {
 	mu       sync.Mutex
 	upstream *upstream.Account // as of the last job; nil for mx
 	version  int               // counts changes of upstream
+	settings context.Context   // ends with the next of them; nil: nobody connects by these
+	outdated func()            // ends settings
 	waiting  line
 	idle     []*worker // with an open connection; last in, first out
 	workers  int       // connections open or being made
@@ -228,6 +230,10 @@ func (d *destination) update(up *upstream.Account) {
 	}
 	if !up.Equal(*d.upstream) {
 		d.version++
+		if d.settings != nil { // who connects begins anew
+			d.outdated()
+			d.settings = nil
+		}
 		d.window.reset(d.e.connectionsFor(up))
 		d.failures, d.suspensions, d.pauses, d.broken, d.retryAt = 0, 0, 0, 0, time.Time{}
 		d.apart = apart{}
@@ -309,9 +315,10 @@ func (d *destination) arrive(site string) bool {
 type need struct {
 	upstream *upstream.Account
 	version  int
-	failures int           // for connectFailed
-	wait     time.Duration // before it is tried: the destination pauses
-	spent    connect.Spent // by the attempt for which it is tried
+	settings context.Context // of that version
+	failures int             // for connectFailed
+	wait     time.Duration   // before it is tried: the destination pauses
+	spent    connect.Spent   // by the attempt for which it is tried
 }
 
 // need returns how to reach the destination, and whether one more connection is
@@ -320,7 +327,10 @@ func (d *destination) need() (need, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	wanted := d.waiting.len() > 0 && !d.excess() && !d.e.closing.Load()
-	n := need{upstream: d.upstream, version: d.version, failures: d.failures, spent: d.waiting.leastSpent()}
+	if d.settings == nil {
+		d.settings, d.outdated = context.WithCancel(context.Background())
+	}
+	n := need{upstream: d.upstream, version: d.version, settings: d.settings, failures: d.failures, spent: d.waiting.leastSpent()}
 	if d.testing() {
 		n.wait = time.Until(d.retryAt)
 	}

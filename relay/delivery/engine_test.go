@@ -755,10 +755,87 @@ type changing struct {
 	up atomic.Pointer[upstream.Account]
 }
 
-func (c *changing) Named(context.Context, string) (route.Way, error) { return route.Way{}, nil }
+func (c *changing) Named(_ context.Context, name string) (route.Way, error) {
+	return route.Way{Name: name, Upstream: c.up.Load()}, nil
+}
 
 func (c *changing) Resolve(context.Context, int64, smtp.Address, smtp.Address) (route.Decision, error) {
 	return via(c.up.Load()), nil
+}
+
+// TestLineFollowsSettings: messages wait in the line of an upstream that hangs, and none is new.
+// After its settings are changed they go by these, over no connection with the former ones.
+func TestLineFollowsSettings(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	before := smtptest.Start(t, smtptest.Config{Hooks: map[smtptest.Phase]smtptest.Hook{
+		smtptest.PhaseDot: smtptest.Always(smtptest.Then(smtptest.Do(func() { <-release }), smtptest.Normal())),
+	}})
+	after := smtptest.Start(t, smtptest.Config{})
+	q, c := newFakeQueue(), &changing{}
+	up := upstreamAt(before)
+	up.MaxConnections = 1
+	c.up.Store(up)
+	e := startEngine(t, q, Config{Routes: c})
+	for range 5 {
+		e.Take(message(t, "a@one.test"))
+	}
+	before.WaitPhase(t, smtptest.PhaseDot, 1)
+	changed := upstreamAt(after)
+	changed.MaxConnections = 2 // the former connection is in use
+	c.up.Store(changed)
+	q.waitEnded(t, 4)
+	close(release)
+	q.waitEnded(t, 5)
+	if n, m := len(before.Messages()), len(after.Messages()); n != 1 || m != 4 {
+		t.Errorf("%d messages went by the former settings, %d by the new ones", n, m)
+	}
+}
+
+// TestConnectingFollowsSettings: the upstream does not greet. Its changed settings are used without
+// waiting for that.
+func TestConnectingFollowsSettings(t *testing.T) {
+	t.Parallel()
+	mute := smtptest.Start(t, smtptest.Config{Hooks: map[smtptest.Phase]smtptest.Hook{smtptest.PhaseBanner: smtptest.Always(smtptest.Stall())}})
+	after := smtptest.Start(t, smtptest.Config{})
+	q, c := newFakeQueue(), &changing{}
+	c.up.Store(upstreamAt(mute))
+	e := startEngine(t, q, Config{Routes: c})
+	for range 3 {
+		e.Take(message(t, "a@one.test"))
+	}
+	mute.WaitPhase(t, smtptest.PhaseBanner, 3)
+	c.up.Store(upstreamAt(after))
+	q.waitEnded(t, 3)
+	for _, o := range q.results() {
+		if o.Result != queue.Delivered {
+			t.Errorf("%+v", o)
+		}
+	}
+}
+
+// TestAfreshFollowsSettings: as before, for a message that met a kept connection which had ended.
+func TestAfreshFollowsSettings(t *testing.T) {
+	t.Parallel()
+	before, after := smtptest.Start(t, smtptest.Config{}), smtptest.Start(t, smtptest.Config{})
+	q, c := newFakeQueue(), &changing{}
+	up := upstreamAt(before)
+	up.MaxConnections = 1
+	c.up.Store(up)
+	e := startEngine(t, q, Config{Routes: c})
+	e.Take(message(t, "a@one.test"))
+	q.waitEnded(t, 1)
+	before.On(smtptest.PhaseMail, smtptest.Always(smtptest.Close()))
+	before.On(smtptest.PhaseBanner, smtptest.Always(smtptest.Stall()))
+	e.Take(message(t, "b@one.test"))
+	before.WaitPhase(t, smtptest.PhaseBanner, 2)
+	c.up.Store(upstreamAt(after))
+	q.waitEnded(t, 2)
+	for _, o := range q.results() {
+		if o.Result != queue.Delivered {
+			t.Errorf("%+v", o)
+		}
+	}
 }
 
 type failingReader struct{}

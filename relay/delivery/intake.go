@@ -135,14 +135,38 @@ func (e *Engine) releaseIntake() {
 	}
 }
 
-// forgetEvery is how often destinations without work are removed.
-const forgetEvery = 10 * time.Second
+const (
+	forgetEvery = 10 * time.Second // removes destinations without work
+	followEvery = time.Second      // has the mail in lines follow changed settings
+)
+
+// follow has upstreams with mail in their lines, or that are connected to, take over changed
+// settings. New mail brings them along, but for an upstream that takes none there may come none for
+// hours. Only the dispatcher calls it.
+func (e *Engine) follow() {
+	for _, d := range e.all() {
+		d.mu.Lock()
+		idle := d.upstream == nil || d.waiting.len() == 0 && d.workers == d.live // or all converse
+		d.mu.Unlock()
+		if idle {
+			continue
+		}
+		if way, err := e.cfg.Routes.Named(e.work, d.via); err == nil && way.Err == nil {
+			d.mu.Lock()
+			d.update(way.Upstream)
+			d.hire()
+			d.mu.Unlock()
+		}
+	}
+}
 
 // dispatchLoop splits deliveries into jobs and gives them to their destinations.
 // Only it adds destinations and forgets them.
 func (e *Engine) dispatchLoop() {
 	forget := time.NewTicker(forgetEvery)
 	defer forget.Stop()
+	follow := time.NewTicker(followEvery)
+	defer follow.Stop()
 	var spare []*queue.Delivery
 	for {
 		e.turned.Store(time.Now().UnixNano())
@@ -152,6 +176,8 @@ func (e *Engine) dispatchLoop() {
 		case <-forget.C:
 			e.forget()
 			e.windows.tend(time.Now())
+		case <-follow.C:
+			e.follow()
 		case <-e.intake.wake:
 		}
 		list, jobs := e.intake.take(spare)

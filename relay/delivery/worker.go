@@ -167,15 +167,19 @@ func (w *worker) connect() bool {
 		return false
 	}
 	t := w.open(need)
-	if t != nil && t.Err != connect.ErrNoPlace { // which waits in the line
+	// ErrNoPlace waits in the line; what former settings ended says nothing about those of now.
+	if t != nil && t.Err != connect.ErrNoPlace && need.settings.Err() == nil {
 		w.d.connectFailed(t, need.failures)
 	}
 	return t == nil
 }
 
-// open begins a conversation.
+// open begins a conversation. It ends early when the upstream's settings change.
 func (w *worker) open(need need) *trouble {
-	c, t := w.d.e.dialer.Open(w.ctx, w.d.domain, need.upstream, need.spent, connect.Watch{Talking: &w.talking, Progress: &w.progress, Arrive: w.d.arrive})
+	ctx, cancel := context.WithCancel(w.ctx)
+	defer cancel()
+	defer context.AfterFunc(need.settings, cancel)()
+	c, t := w.d.e.dialer.Open(ctx, w.d.domain, need.upstream, need.spent, connect.Watch{Talking: &w.talking, Progress: &w.progress, Arrive: w.d.arrive})
 	if t != nil {
 		return asTrouble(t)
 	}

@@ -4,7 +4,7 @@
 -- Takes rows whose notice is due, and the siblings for which the same is due or gathered, so
 -- that one notice tells of all of them. A delay notice of a row whose lifetime is over is left to
 -- the failure. As in claim, coalesce keeps the siblings from being looked for among all that is
--- due.
+-- due. A fault of a host is the relay's if that is an upstream's.
 with pick as materialized (
 	select message_id, state from recipient
 	where notice_at is not null and owner is null and notice_at <= now() and held_at is null
@@ -18,7 +18,8 @@ rows as materialized (
 update recipient r set owner = @epoch, dot_possible = false
 from rows where r.message_id = rows.message_id and r.n = rows.n and coalesce(r.owner, 0) = 0
 returning r.message_id, case when r.state = 'failed' and r.doubt is not null then 'doubt' else r.state end, r.n, r.local, r.domain, r.orcpt_type, r.orcpt, r.reply_code, r.reply_enhanced, r.reply_text,
-	r.remote_mta, sane_time(r.last_attempt_at), sane_time(r.expires_at), sane_time(r.accepted_at), coalesce(r.scope, '')
+	r.remote_mta, sane_time(r.last_attempt_at), sane_time(r.expires_at), sane_time(r.accepted_at),
+	case when r.scope = 'host' and r.last_upstream in ('', 'mx') then '' else coalesce(r.scope, '') end
 
 -- name: first_notice
 -- Names the row that claim_notices would begin with.

@@ -161,7 +161,7 @@ func (q *Queue) OneDue(ctx context.Context, ways []string) (bool, error) {
 
 // sqlTellBack tells the other nodes which ways have recovered.
 const sqlTellBack = `select pg_notify('` + channel + `', '` + payloadBack + `' || way) from unnest($1::text[]) way
-	where exists (select from recipient where waits_for is not null and waits_for = way and owner is null)`
+	where exists (select from recipient where waits_for is not null and waits_for = way and owner is null and held_at is null)`
 
 // makeSomeDue uses the connection of the claims, between two of them. The other nodes are told of
 // ways first, or they would claim the mail while they still spare its destination.

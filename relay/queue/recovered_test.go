@@ -56,7 +56,7 @@ func TestR2NothingWasTried(t *testing.T) {
 	q.Settle(end)
 	becomes(t, db, m.ID, "0 waiting")
 	if n := count(t, db, `select count(*) from recipient where attempts = 0 and last_attempt_at is null and reply_text = 'later'
-		and waits_for = 'mx one.example' and notice_at > now() + interval '3 hours' and next_attempt_at = expires_at`); n != 1 {
+		and waits_for = 'mx one.example' and last_upstream = 'mx' and notice_at > now() + interval '3 hours' and next_attempt_at = expires_at`); n != 1 {
 		t.Error("the row is not as it should be")
 	}
 	if got := history(t, db, m.ID); got != "" {

@@ -102,6 +102,7 @@ back as (
 	update recipient r set owner = null, dot_possible = false, next_attempt_at = least(now() + m.retry_in, r.expires_at),
 		waits_for = case when m.code > 0 then nullif(m.waits_for, '') else r.waits_for end, stays_with = nullif(m.stays_with, ''),
 		scope = case when m.code > 0 then nullif(m.scope, '') else r.scope end,
+		last_upstream = case when m.upstream <> '' then m.upstream else r.last_upstream end,
 		notice_at = case when m.code = 0 or r.delay_noticed or r.tell & 2 = 0 then r.notice_at
 			else least(coalesce(r.notice_at, r.accepted_at + @delay_notice::interval),
 				case when m.scope in ('sender', 'account') then r.accepted_at + @fault_notice::interval end) end,
@@ -115,7 +116,7 @@ kept as (
 	update recipient r set owner = null, dot_possible = false,
 		state = case when m.fails then 'failed' else 'waiting' end,
 		held_at = case when m.fails then null when m.doubt = 'hold' then now() else held_since(r.message_id, r.held_at) end,
-		last_upstream = m.upstream, doubt = m.doubt,
+		last_upstream = case m.result when 'expired' then r.last_upstream else m.upstream end, doubt = m.doubt,
 		waits_for = case when not m.fails then nullif(m.waits_for, '') end, mid_text = m.mid_text,
 		stays_with = case when not m.fails then nullif(m.stays_with, '') end,
 		scope = case m.result when 'expired' then r.scope else nullif(m.scope, '') end,

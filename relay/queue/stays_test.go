@@ -113,3 +113,32 @@ func TestFaultNotice(t *testing.T) {
 	}
 	q.ReleaseNotice(notices[0], time.Hour)
 }
+
+// TestFaultOfAHost: the relay is at fault for an upstream that is not there, though nothing was tried
+// there, and not for a recipient's mail host. An admin finds the mail by the upstream's name.
+func TestFaultOfAHost(t *testing.T) {
+	t.Parallel()
+	for via, want := range map[string]string{"out": "host", "mx": ""} {
+		db := pgtest.New(t)
+		q := start(t, calmConfig(db))
+		m, d := put(t, q, true, "a@example.net")
+		o := outcome(d, 0, Deferred)
+		o.Upstream, o.Scope, o.RetryIn, o.NotAnAttempt = via, "host", time.Hour, true
+		q.Settle(o)
+		becomes(t, db, m.ID, "0 waiting")
+		if got := read(t, db, `select last_upstream from recipient where message_id = $1`, m.ID); got != via {
+			t.Errorf("it waits for %q, want %q", got, via)
+		}
+		exec(t, db, `update recipient set expires_at = now(), next_attempt_at = now()`)
+		eventually(t, "its lifetime ends", func() bool {
+			if got, err := q.Claim(ctxOf(t), all); err != nil || len(got) > 0 {
+				t.Fatalf("claim gave %v, %v", got, err)
+			}
+			return rows(t, db, m.ID) == "0 failed"
+		})
+		notices, err := q.ClaimNotices(ctxOf(t), 10)
+		if err != nil || len(notices) != 1 || notices[0].Recipients[0].Scope != want {
+			t.Errorf("%s: %+v, %v", via, notices, err)
+		}
+	}
+}

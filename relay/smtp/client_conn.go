@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -92,11 +93,11 @@ func (c *Client) hear(ctx context.Context, stage Stage, patience time.Duration) 
 	}
 	c.moved()
 	shown := reply
-	switch {
+	switch secret := stage == StageAuth || !reply.IsPositive(); {
 	case reply.Code == codeChallenge:
 		shown.Text = "" // what it says is encoded
-	case stage == StageAuth || !reply.IsPositive(): // what is repeated was refused; the search is long for a token
-		shown.Text = c.Masked(reply.Text)
+	case stage != StageHello || secret:
+		shown.Text = c.kept(reply.Text, secret)
 		reply = shown
 	}
 	if c.cfg.Heard != nil {
@@ -107,6 +108,27 @@ func (c *Client) hear(ctx context.Context, stage Stage, patience time.Duration) 
 		return Reply{}, &StageError{Stage: stage, Reply: reply}
 	}
 	return reply, nil
+}
+
+// keptText is how much is kept of a reply's text, in octets: a transaction holds one for each
+// recipient, and the history another.
+const keptText = 2 << 10
+
+// kept is what is kept of a text: its beginning and, where it may repeat a secret, Masked. The search
+// for a token in a long text takes long.
+func (c *Client) kept(text string, secret bool) string {
+	cut := len(text) > keptText
+	if cut {
+		text = text[:keptText]
+	}
+	if secret {
+		text = c.Masked(text)
+	}
+	if !cut {
+		return text
+	}
+	// Of a secret that begins at the end, too little was seen.
+	return strings.ToValidUTF8(text[:max(len(text)-leastEcho+1, 0)], "") + "…"
 }
 
 // codeClosing is the reply that may come at any time and after which the server

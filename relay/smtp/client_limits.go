@@ -56,6 +56,14 @@ func (c *Client) Exhausted() bool { return c.limits.mails > 0 && c.mails >= c.li
 // had announced it (RCPTMAX).
 func (c *Client) LimitRcpts(n int) { lower(&c.limits.rcpts, n) }
 
+// Takes is how many of so many recipients the next transaction names (RCPTMAX).
+func (c *Client) Takes(recipients int) int {
+	if c.limits.rcpts > 0 {
+		return min(recipients, c.limits.rcpts)
+	}
+	return recipients
+}
+
 // Admits reports whether the server takes a recipient at this address on this connection:
 // its domain is one that it has met here, or there is room for one more (RCPTDOMAINMAX).
 func (c *Client) Admits(rcpt Address) bool {

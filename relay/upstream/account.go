@@ -263,6 +263,7 @@ func credentialText(s string) bool {
 
 func validHost(host string) bool {
 	if addr, err := netip.ParseAddr(host); err == nil {
+		addr = addr.Unmap() // ::ffff:0.0.0.0 is this machine, too
 		return !addr.IsUnspecified() && !addr.IsMulticast()
 	}
 	return len(host) <= 253 && hostForm.MatchString(host) && !looksLikeIPv4(host)

@@ -241,6 +241,8 @@ func (w *Row) normalise() error {
 		return refusal.Invalid("code %q is not of the form 554, 55x, 5xx or 4xx", w.Code)
 	case w.Enhanced != "" && w.Enhanced != "none" && !isEnhanced(w.Enhanced):
 		return refusal.Invalid("enhanced code %q is not of the form 5.2.0, 5.7.x, x.5.3 or none", w.Enhanced)
+	case w.Enhanced != "" && strings.IndexByte("nx"+w.Code[:1], w.Enhanced[0]) < 0:
+		return refusal.Invalid("enhanced code %s never comes with code %s: a reply's enhanced code of another class is ignored", w.Enhanced, w.Code)
 	case len(w.Text) > maxText:
 		return refusal.Invalid("the text has %d octets, the most are %d", len(w.Text), maxText)
 	case strings.Contains(w.Text, "@"):

@@ -289,7 +289,7 @@ func TestRowForm(t *testing.T) {
 		"no code": func(w *Row) { w.Code = "" }, "short code": func(w *Row) { w.Code = "55" }, "2yz": func(w *Row) { w.Code = "250" },
 		"x first": func(w *Row) { w.Code = "xxx" }, "x in the middle": func(w *Row) { w.Code = "5x4" }, "letters": func(w *Row) { w.Code = "5ab" },
 		"enhanced of two": func(w *Row) { w.Enhanced = "5.2" }, "enhanced of words": func(w *Row) { w.Enhanced = "a.b.c" },
-		"enhanced with zeros": func(w *Row) { w.Enhanced = "5.02.0" }, "text with an address": func(w *Row) { w.Text = "x a@b" },
+		"enhanced of another class": func(w *Row) { w.Enhanced = "4.2.0" }, "enhanced with zeros": func(w *Row) { w.Enhanced = "5.02.0" }, "text with an address": func(w *Row) { w.Text = "x a@b" },
 		"long text": func(w *Row) { w.Text = strings.Repeat("x", maxText+1) }, "delivered": func(w *Row) { w.Result = Delivered },
 		"no result": func(w *Row) { w.Result = "" }, "never for an account": func(w *Row) { w.Result, w.Wait = Never, 0 },
 		"no scope": func(w *Row) { w.Scope = "" }, "odd scope": func(w *Row) { w.Scope = "tenant" }, "odd stage": func(w *Row) { w.Stage = "ehlo" },

@@ -177,6 +177,7 @@ func TestValidate(t *testing.T) {
 		"host with a port":       func(u *Account) { u.Host = "example.com:25" },
 		"mistyped address":       func(u *Account) { u.Host = "127.0.0.256" },
 		"unspecified address":    func(u *Account) { u.Host = "0.0.0.0" },
+		"the same, mapped":       func(u *Account) { u.Host = "::ffff:0.0.0.0" },
 		"host with a newline":    func(u *Account) { u.Host = "example.com\n" },
 		"port 0":                 func(u *Account) { u.Port = 0 },
 		"port 65536":             func(u *Account) { u.Port = 65536 },

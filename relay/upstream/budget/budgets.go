@@ -87,6 +87,7 @@ type account struct {
 	name, setting string
 	limits        []*portion // with a window
 	sessions      []*portion // one, or none: they are not limited
+	unread        bool       // the setting is a newer program's, which may have nodes beside this one
 	stale         bool       // the upstream has another setting by now
 	end           moment     // when the last that waits has its turn
 	last          string     // the limit that it waits for
@@ -98,6 +99,8 @@ type account struct {
 	answered      chan struct{}
 	at            time.Duration // the last answer, by our clock
 	epoch         int64         // of the last call
+	bad           bool          // the database cannot reckon it
+	badUntil      time.Duration // and is not asked before, by our clock
 }
 
 // portion is what this node holds of a limit.
@@ -159,9 +162,9 @@ func (b *Budgets) account(a *Ask) *account {
 	}
 	limits, err := Parse(a.Setting)
 	if err != nil {
-		b.cfg.Log.Error("the budget of an upstream cannot be read, so it is none", "upstream", a.Upstream, "error", err)
+		b.cfg.Log.Error("the budget of an upstream cannot be read: its mail waits", "upstream", a.Upstream, "error", err)
 	}
-	is := &account{name: a.Upstream, setting: a.Setting, share: 1, answered: make(chan struct{})}
+	is := &account{name: a.Upstream, setting: a.Setting, unread: err != nil, share: 1, answered: make(chan struct{})}
 	for _, l := range limits {
 		p := &portion{}
 		if u != nil {
@@ -248,6 +251,9 @@ func (b *Budgets) try(u *account, of []*portion, a *Ask, patient bool) (done fun
 // take spends what is held, if it is enough. mu is held.
 func (b *Budgets) take(u *account, of []*portion, a *Ask) (done func()) {
 	now := b.cfg.Clock.Now()
+	if u.unread {
+		return nil
+	}
 	for _, p := range of {
 		switch {
 		case u.stale, p.free(now) < p.amount(a), p.Window > 0 && !a.Again && u.end > b.moment(), p.Window == 0 && u.epoch != b.cfg.Epoch():
@@ -291,6 +297,9 @@ func (b *Budgets) Behind(a Ask, ahead int) *Wait {
 // late says why a message has to wait, nil if it may be tried within seconds, or if that is
 // not known. mu is held.
 func (b *Budgets) late(u *account, of []*portion, a *Ask, ahead int64, patient bool) *Wait {
+	if u.unread {
+		return &Wait{Why: u.name + ": this node cannot read it", In: silenceWait}
+	}
 	now := b.moment()
 	at, limit, spent := now, "", !patient
 	if len(of) > 0 && of[0].Window > 0 && !a.Again && u.end > now { // the others go before it

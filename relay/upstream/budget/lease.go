@@ -3,6 +3,7 @@ package budget
 import (
 	"context"
 	"embed"
+	"errors"
 	"fmt"
 	"math"
 	"time"
@@ -68,10 +69,14 @@ func (b *Budgets) idle() time.Duration {
 
 // due is when the database is to be asked next about an upstream, by our clock. mu is held.
 func (b *Budgets) due(u *account) time.Duration {
-	at := never
 	if u.stale {
-		return at
+		return never
 	}
+	return max(b.dueAt(u), u.badUntil)
+}
+
+func (b *Budgets) dueAt(u *account) time.Duration {
+	at := never
 	if u.began > 0 || u.marked || u.end > b.moment() {
 		at = u.counted + waitersAnswer
 	}
@@ -171,22 +176,60 @@ type answer struct {
 	Durable         string
 }
 
-// call asks, and takes the answers over.
-func (b *Budgets) call(ctx context.Context, r *request) error {
+// call asks, and takes the answers over. An upstream whose budget the database cannot reckon, as with
+// a time zone that it no longer knows, keeps the others from nothing.
+func (b *Budgets) call(ctx context.Context, r *request) (down error) {
 	if len(r.rows) == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTime)
-	defer cancel()
 	answers, err := b.ask(ctx, r)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if silent := err != nil; silent != b.silent {
+	if err == nil || len(r.of) == 1 || pg.IsDown(err) {
+		return b.settle(r, answers, err)
+	}
+	for _, u := range r.of {
+		part := &request{epoch: r.epoch, sent: r.sent, of: []*account{u}}
+		for _, w := range r.rows {
+			if w.u == u {
+				part.rows = append(part.rows, w)
+			}
+		}
+		down = errors.Join(down, b.call(ctx, part))
+	}
+	return down
+}
+
+// tell logs when the database begins, or ceases, to answer. mu is held.
+func (b *Budgets) tell(down error) {
+	if silent := down != nil; silent != b.silent {
 		if b.silent = silent; silent {
-			b.cfg.Log.Warn("the budgets of upstreams cannot be asked: mail waits when what is leased is spent", "error", err)
+			b.cfg.Log.Warn("the budgets of upstreams cannot be asked: mail waits when what is leased is spent", "error", down)
 		} else {
 			b.cfg.Log.Info("the budgets of upstreams can be asked again")
 		}
+	}
+}
+
+// tellBad is tell for one that cannot be reckoned, and is asked about again after a while. mu is held.
+func (b *Budgets) tellBad(u *account, err error) {
+	switch bad := err != nil; {
+	case bad && !u.bad:
+		b.cfg.Log.Error("the budget of an upstream cannot be reckoned: its mail waits", "upstream", u.name, "budget", u.setting, "error", err)
+	case u.bad && !bad:
+		b.cfg.Log.Info("the budget of an upstream can be reckoned again", "upstream", u.name)
+	}
+	if u.bad = err != nil; u.bad {
+		u.badUntil = b.cfg.Clock.Now() + retry
+	}
+}
+
+// settle takes over what the database said, or that it did not. It returns an error that is the
+// database's own.
+func (b *Budgets) settle(r *request, answers []answer, err error) (down error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err == nil || pg.IsDown(err) {
+		down = err
+		b.tell(err)
 	}
 	for _, u := range r.of {
 		u.at = r.sent
@@ -204,13 +247,16 @@ func (b *Budgets) call(ctx context.Context, r *request) error {
 		b.receive(r, w, &answers[i])
 	}
 	for _, u := range r.of {
+		if down == nil {
+			b.tellBad(u, err)
+		}
 		u.stale = u.stale || !known[u]
 		if b.upstreams[u.name] == u {
 			close(u.answered)
 			u.answered = make(chan struct{})
 		}
 	}
-	return err
+	return down
 }
 
 // receive takes over the answer about one limit. mu is held.
@@ -274,6 +320,8 @@ func (b *Budgets) ask(ctx context.Context, r *request) ([]answer, error) {
 		most, from, back = append(most, w.Max), append(from, was.bucket), append(back, was.n)
 		spent, keep, need, wants = append(spent, w.spent), append(keep, w.keep), append(need, w.need), append(wants, w.wants)
 	}
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
 	rows, err := b.cfg.DB.Query(ctx, sqlLease, r.epoch, upstream, setting, kind, window, zone, most, from, back, spent, keep, need, wants)
 	if err != nil {
 		return nil, fmt.Errorf("lease budgets: %w", err)

@@ -21,6 +21,9 @@ type Limit struct {
 // none is the setting of an upstream that is to have no budget although its preset has one.
 const none = "none"
 
+// mostUnits is the largest limit, with which the database can still reckon.
+const mostUnits = 1_000_000_000_000
+
 const form = "a budget is written like 'messages 30/m, recipients 10000/d, sessions 3'; a day from midnight on like 10000/d@Europe/Berlin"
 
 var zoneForm = regexp.MustCompile(`^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$`)
@@ -68,6 +71,8 @@ func parseLimit(kind quota.Kind, text string) (l Limit, err error) {
 		return l, refusal.Invalid("%v; %s", err, form)
 	case parsed[0].Max < 1:
 		return l, refusal.Invalid("%s 0: let the mail wait with 'postern upstream pause'; %s", kind, form)
+	case parsed[0].Max > mostUnits:
+		return l, refusal.Invalid("%s %s: the amount is too large; %s", kind, text, form)
 	case zoned && (parsed[0].Window != 24*time.Hour || !zoneForm.MatchString(zone)):
 		return l, refusal.Invalid("%s: only a day (/d) begins at midnight in a zone; %s", text, form)
 	}

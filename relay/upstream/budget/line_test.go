@@ -38,7 +38,8 @@ func TestParse(t *testing.T) {
 		}
 	}
 	for _, setting := range []string{"30/m", "bytes 1GB/d", "messages", "messages 30", "messages 0/m", "sessions 3/m", "sessions 0",
-		"messages 30/m, 40/m", "messages 30/m@UTC", "messages 30/2d@UTC", "messages 30/d@x'y", "messages 30/d@", "messages -1/m", "none, sessions 1"} {
+		"messages 30/m, 40/m", "messages 30/m@UTC", "messages 30/2d@UTC", "messages 30/d@x'y", "messages 30/d@", "messages -1/m", "none, sessions 1",
+		"sessions 9223372036854775807"} {
 		if limits, err := Parse(setting); err == nil {
 			t.Errorf("%q is taken for %q", setting, text(limits))
 		}

@@ -591,3 +591,82 @@ func TestStatements(t *testing.T) {
 	t.Parallel()
 	pgtest.Prepare(t, pgtest.Statements(t, texts.Bound))
 }
+
+// An upstream whose budget the database cannot reckon, as after a move to one that knows other time
+// zones, is alone with that: the others are leased and read as ever.
+func TestOneIsBad(t *testing.T) {
+	t.Parallel()
+	const setting, bad, good = "messages 10/m", "recipients 5/d@Nowhere/Else", "recipients 5/d@UTC"
+	w := newWorld(t, setting)
+	w.exec(`insert into upstream (name, host, port, tls, budget) values ('bad', 'h', 25, 'none', $1)`, bad)
+	s := w.node()
+	sends := func(a Ask) bool {
+		done, _ := s.send(a)
+		if done != nil {
+			done()
+		}
+		return done != nil
+	}
+	wrong := Ask{Upstream: "bad", Setting: bad, Recipients: 1}
+	for i := range 10 {
+		if sends(wrong) {
+			t.Fatal("what cannot be counted was sent")
+		}
+		if !sends(out(setting)) {
+			t.Fatalf("%d of 10 were sent", i)
+		}
+		w.pass(2 * time.Second)
+	}
+	settings := map[string]string{"out": setting, "bad": bad, "newer": "messages 5/fortnight"}
+	if list, err := Read(t.Context(), w.pool, settings); err != nil || len(list) != 1 || list[0].Limits[0].Left != 0 {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if _, err := Read(t.Context(), w.pool, map[string]string{"bad": bad}); err == nil {
+		t.Error("asked about it alone, nothing is said of it")
+	}
+	newer := Ask{Upstream: "newer", Setting: "messages 5/fortnight", Recipients: 1}
+	if _, wait := s.try(newer); wait == nil || s.Behind(newer, 0) == nil {
+		t.Error("what a newer program has set is no limit")
+	}
+	w.exec(`update upstream set budget = $1 where name = 'bad'`, good)
+	wrong.Setting = good
+	w.pass(2 * time.Second)
+	if !sends(wrong) {
+		t.Error("the corrected one is not sent to")
+	}
+}
+
+// Mail that an admin holds waits for no budget. However much there is, a lease does not read it; and
+// what waits for an upstream is counted once, however many limits it has.
+func TestHeldMail(t *testing.T) {
+	t.Parallel()
+	const setting = "messages 10/m, recipients 1000/d, sessions 3"
+	w := newWorld(t, setting)
+	w.exec(pgtest.LoadBacklog, 1, 5000, 10)
+	w.exec(`update recipient set waits_for = 'budget out', held_at = case when user_id > 1 then now() end`)
+	w.exec(`analyze recipient`)
+	list, err := Read(t.Context(), w.pool, map[string]string{"out": setting})
+	if err != nil || len(list) != 1 || list[0].Waiting != 500 {
+		t.Errorf("%+v, %v; want 500 that wait", list, err)
+	}
+	limits, _ := Parse(setting)
+	var kinds, zones []string
+	var windows []int32
+	for _, l := range limits {
+		kinds, zones, windows = append(kinds, string(l.Kind)), append(zones, ""), append(windows, int32(l.Window/time.Second))
+	}
+	for _, n := range pgtest.Explain(t, w.pool, sqlUsage, []string{"out", "out", "out"}, kinds, windows, zones) {
+		if n.Relation == "recipient" && n.Loops > 1 {
+			t.Errorf("what waits is counted %v times", n.Loops)
+		}
+	}
+	w.exec(`update recipient set held_at = now()`)
+	w.exec(`vacuum analyze recipient`)
+	conn, err := w.pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	pgtest.Cost(t, conn.Conn(), "the last turn", 100, `select max(next_attempt_at) from recipient
+		where waits_for is not null and waits_for = 'budget out' and owner is null and held_at is null`)
+}

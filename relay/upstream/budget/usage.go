@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"postern/internal/pg"
+	"postern/internal/refusal"
 )
 
 // Usage is what is used of an upstream's budget.
@@ -44,8 +45,27 @@ func (u *Usage) Spent() bool {
 	return slices.ContainsFunc(u.Limits, func(l Used) bool { return l.Window > 0 && l.Left == 0 })
 }
 
-// Read returns what is used of the budgets of upstreams, by their names, as settings has them.
+// Read returns what is used of the budgets of upstreams, by their names, as settings has them. Of
+// several, those that cannot be reckoned are left out: the nodes have them in their logs.
 func Read(ctx context.Context, db pg.DB, settings map[string]string) (list []Usage, err error) {
+	list, err = read(ctx, db, settings)
+	if err == nil || len(settings) == 1 || pg.IsDown(err) && !refusal.Is(err) {
+		return list, err
+	}
+	list = nil
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
+		one, err := read(ctx, db, map[string]string{name: settings[name]})
+		switch {
+		case err == nil:
+			list = append(list, one...)
+		case pg.IsDown(err) && !refusal.Is(err):
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
+func read(ctx context.Context, db pg.DB, settings map[string]string) (list []Usage, err error) {
 	var upstream, kind, zone []string
 	var window []int32
 	for _, name := range slices.Sorted(maps.Keys(settings)) {

@@ -164,7 +164,7 @@ func TestFaults(t *testing.T) {
 		"secret expired": {refused("invalid_client", "AADSTS7000222: The provided client secret keys are expired."), []string{"make a new one in Entra"}, false, 90},
 		"no such tenant": {refused("invalid_request", "AADSTS90002: Tenant 'x' not found."), []string{"check --tenant"}, false, 90},
 		"no delegation":  {refused("unauthorized_client", "Client is unauthorized"), []string{"domain-wide delegation"}, false, 90},
-		"unknown code":   {refused("strange", "no\r\nidea\x00"), []string{"strange: the authority microsoft gives no token: no idea"}, false, 90},
+		"unknown code":   {refused("strange", "no\r\n\u009bidea\x00\u202e"), []string{"strange: the authority microsoft gives no token: no idea"}, false, 90},
 		"revoked":        {refused("invalid_grant", "AADSTS70008: revoked"), []string{"log in again with 'postern upstream login'"}, true, 90},
 		"consent":        {refused("interaction_required", "AADSTS65001: consent"), []string{"has to consent"}, true, 90},
 		"500":            {plain(500, "<html>"), []string{"answered 500"}, false, 90},

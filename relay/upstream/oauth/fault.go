@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"golang.org/x/oauth2"
 )
@@ -186,7 +187,8 @@ func retryAfter(r *http.Response) time.Duration {
 // maxSaid bounds an authority's text in a Fault, in octets.
 const maxSaid = 600
 
-// clean puts a text on one line, without secrets and bounded.
+// clean puts a text on one line, without secrets, bounded, and without what steers a terminal or
+// cannot be seen.
 func clean(text string, secrets []string) string {
 	for _, secret := range secrets {
 		if secret != "" {
@@ -194,7 +196,7 @@ func clean(text string, secrets []string) string {
 			text = strings.ReplaceAll(text, url.QueryEscape(secret), "…")
 		}
 	}
-	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r <= ' ' || r == 0x7f }), " ")
+	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsGraphic(r) }), " ")
 	if len(text) > maxSaid {
 		text = text[:maxSaid] + "…"
 	}
