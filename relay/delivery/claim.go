@@ -105,11 +105,11 @@ func (e *Engine) pause(d time.Duration) {
 }
 
 // lines are what mail waits for whose turn with an upstream has not come.
-func (e *Engine) lines() (list []string) {
+func (e *Engine) lines() (list [][]string) {
 	for _, d := range e.all() {
 		d.mu.Lock()
 		if e.budgeted(d.upstream) {
-			list = append(list, budget.Line(d.upstream.Name))
+			list = append(list, budget.Ways(d.upstream.Name))
 		}
 		d.mu.Unlock()
 	}

@@ -112,8 +112,8 @@ func (q *Queue) Claim(ctx context.Context, want ClaimRequest) ([]*Delivery, erro
 }
 
 func (c *claims) claim(ctx context.Context, conn *pgx.Conn, want ClaimRequest, epoch int64) ([]*Delivery, error) {
-	for _, way := range want.Lines {
-		if _, err := conn.Exec(ctx, sqlInOrder, way, want.Messages); err != nil {
+	for _, ways := range want.Lines {
+		if _, err := conn.Exec(ctx, sqlInOrder, ways, want.Messages); err != nil {
 			return nil, err
 		}
 	}
@@ -153,7 +153,7 @@ func (c *claims) claim(ctx context.Context, conn *pgx.Conn, want ClaimRequest, e
 
 var (
 	sqlLook     = texts.Bind("look", "cursor", "after", "rows")
-	sqlInOrder  = texts.Bind("in_order", "way", "rows")
+	sqlInOrder  = texts.Bind("in_order", "ways", "rows")
 	sqlClaim    = texts.Bind("claim", "domains", "per_destination", "messages", "busy", "epoch", "strict", "siblings", "busy_users")
 	sqlFirstDue = texts.Bind("first_due", "domain", "busy_users")
 )

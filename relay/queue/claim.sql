@@ -16,17 +16,19 @@ from seen
 
 -- name: in_order
 -- Gives the turns that have come to those of a line who were accepted first: they change places
--- with those whose turns they were. All of the line wait for @way.
+-- with those whose turns they were. The line is all that waits for one of @ways.
 with due as materialized (
 	select message_id, n, next_attempt_at from recipient
-	where waits_for is not null and waits_for = @way and owner is null and held_at is null and state = 'waiting' and next_attempt_at <= now()
+	where waits_for is not null and waits_for = any(@ways::text[]) and owner is null and held_at is null and state = 'waiting' and next_attempt_at <= now()
 	order by next_attempt_at limit @rows
 	for update skip locked),
 first as materialized (
-	select message_id, n, next_attempt_at from recipient
-	where waits_for is not null and waits_for = @way and owner is null and held_at is null and state = 'waiting'
-	order by message_id limit (select count(*) from due)
-	for update skip locked),
+	select f.message_id, f.n, f.next_attempt_at from unnest(@ways::text[]) w(way) cross join lateral (
+		select message_id, n, next_attempt_at from recipient
+		where waits_for is not null and waits_for = w.way and owner is null and held_at is null and state = 'waiting'
+		order by message_id limit (select count(*) from due)
+		for update skip locked) f
+	order by f.message_id limit (select count(*) from due)),
 gives as (select *, row_number() over (order by message_id desc, n desc) as nth from due where (message_id, n) not in (select message_id, n from first)),
 gets as (select *, row_number() over (order by message_id desc, n desc) as nth from first where (message_id, n) not in (select message_id, n from due))
 update recipient r set next_attempt_at = place.at

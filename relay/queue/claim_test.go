@@ -84,7 +84,7 @@ func TestClaimKeepsLinesInOrder(t *testing.T) {
 	for i := range total {
 		m, d := put(t, q, true, fmt.Sprintf("x@d%d.example", i%2))
 		end := outcome(d, 0, Deferred)
-		end.Upstream, end.WaitsFor, end.RetryIn = "out", "budget out", time.Hour
+		end.Upstream, end.WaitsFor, end.RetryIn = "out", []string{"budget out", "sessions out"}[i%2], time.Hour
 		q.Settle(end)
 		ids = append(ids, m.ID)
 	}
@@ -93,7 +93,7 @@ func TestClaimKeepsLinesInOrder(t *testing.T) {
 	for i, id := range ids { // the last two are due
 		exec(t, db, `update recipient set next_attempt_at = now() + ($1::integer) * interval '1 minute' where message_id = $2`, total-come-i, id)
 	}
-	want := ClaimRequest{Messages: 20, PerDestination: 20, Lines: []string{"budget none", "budget out"}}
+	want := ClaimRequest{Messages: 20, PerDestination: 20, Lines: [][]string{{"budget none"}, {"sessions out", "budget out"}}}
 	var got []ID
 	for _, d := range claimAll(t, q, want) {
 		got = append(got, d.Message.ID)

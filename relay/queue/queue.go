@@ -266,7 +266,10 @@ type ClaimRequest struct {
 	PerDestination int      // at most so many recipients of one domain
 	Busy           []string // domain keys that are not wanted now
 	BusyUsers      []int64  // users whose mail is not wanted now
-	Lines          []string // what mail may wait for (Outcome.WaitsFor) that is to come in the order of acceptance
+
+	// Lines are of mail that is to come in the order of its acceptance: what that waits for
+	// (Outcome.WaitsFor).
+	Lines [][]string
 
 	alone bool // without other recipients of the same messages
 }

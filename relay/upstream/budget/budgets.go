@@ -74,8 +74,8 @@ const (
 	forSessions = "sessions "
 )
 
-// Line is the way of mail that waits for its turn with an upstream.
-func Line(upstream string) string { return forBudget + upstream }
+// Ways are those of mail that waits for its turn with an upstream.
+func Ways(upstream string) []string { return []string{forBudget + upstream, forSessions + upstream} }
 
 // IsWay reports that mail which waits for a way waits for a budget.
 func IsWay(way string) bool {
@@ -325,7 +325,7 @@ func (b *Budgets) late(u *account, of []*portion, a *Ask, ahead int64, patient b
 	if len(of) == 0 || !spent && at <= now+patience {
 		return nil
 	}
-	return &Wait{spentText(u.name, limit, at), max(at-now, shortestWait), Line(u.name)}
+	return &Wait{spentText(u.name, limit, at), max(at-now, shortestWait), forBudget + u.name}
 }
 
 // spentText says in words which limit of an upstream is spent, and until when.
