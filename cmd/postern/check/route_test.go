@@ -207,6 +207,12 @@ func upstreamFaults() []fault {
 				Cause: breaker.Cause{Stage: "auth", Scope: "account", Reply: "535 5.7.8 wrong password"}}}
 		})},
 		{"upstream.budget", "4 recipients wait: messages 30/m: 0 left, sessions 3: 3 left", seen(func(v *mailView) { v.budgets = spentBudget() })},
+		{"upstream.busy", "sessions 1 over all nodes", func(t *testing.T, p *patient) {
+			p.sql(t, `insert into upstream (name, host, port, tls, budget) values ('out', '127.0.0.1', 25, 'none', 'sessions 1')`)
+			p.sql(t, `insert into node (name, expires_at) values ('n', now() + interval '1 hour')`)
+			p.sql(t, `insert into upstream_budget select 'out', 'sessions', 0, '', epoch, 1 from live_epoch`)
+			smarthost(func(_ *smtptest.Config, up *upstream.Account) { up.Budget = "sessions 1" })(t, p)
+		}},
 		{"upstream.sessions", "sessions 3 for 4 nodes", seen(func(v *mailView) { v.budgets = spentBudget() })},
 		{"upstream.refuses", "554 5.7.1 go away", smarthost(func(cfg *smtptest.Config, _ *upstream.Account) {
 			cfg.Hooks = map[smtptest.Phase]smtptest.Hook{smtptest.PhaseBanner: smtptest.Always(smtptest.Reply("554 5.7.1 go away"))}

@@ -21,6 +21,8 @@ import (
 	"postern/relay/upstream"
 	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
+
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 var upstreamKinds = []kind{
@@ -51,21 +53,24 @@ var upstreamKinds = []kind{
 		"raise it with 'postern upstream set NAME --budget' if the provider allows more, or limit the users with 'postern limit set'"},
 	{"upstream.sessions", health.Warning, "The upstream's budget has fewer sessions than there are nodes, so some have none.",
 		"raise it with 'postern upstream set NAME --budget' if the provider allows more, or deliver from fewer nodes"},
+	{"upstream.busy", health.Skipped, "All sessions that the upstream's budget allows are in use, so it was not tried.", "check again when less mail goes out"},
 	{"upstream.expiring", health.Warning, "The upstream's certificate expires in a few days; then mail waits.", "tell its operator"},
 }
 
 // upstreamTime bounds the conversation with one upstream or mail host.
 const upstreamTime = 20 * time.Second
 
-// Prober converses as this machine's deliveries do, but waits for no step longer than patience.
-func Prober(from config.Source, tokens connect.Tokens, patience time.Duration) (*connect.Prober, error) {
+// sessionPatience is how long it waits for a session of the upstream's budget.
+const sessionPatience = 5 * time.Second
+
+// Dialling is how to converse as this machine's deliveries do, but to wait for no step longer than
+// patience.
+func Dialling(from config.Source, patience time.Duration) (cfg connect.Config, err error) {
 	c := newCheckup(from, nil, Options{})
 	if c.bad != nil {
-		return nil, c.bad
+		return cfg, c.bad
 	}
-	cfg := c.dialling(patience)
-	cfg.Tokens = tokens
-	return connect.NewProber(cfg), nil
+	return c.dialling(patience), nil
 }
 
 // dialling is how to converse as this node's deliveries do, but with less patience.
@@ -80,36 +85,65 @@ func (c *checkup) dialling(patience time.Duration) connect.Config {
 	}
 }
 
-// tokens gets access tokens as the nodes do, and shares theirs.
-func (c *checkup) tokens(ctx context.Context) (tokens *oauth.Tokens, end func(), err error) {
+// share has cfg get access tokens and sessions for upstreams as the nodes do, and share theirs.
+func (c *checkup) share(ctx context.Context, cfg *connect.Config, upstreams []upstream.Account) (end func(), err error) {
+	grant := slices.ContainsFunc(upstreams, func(a upstream.Account) bool { return a.Grant.Kind != "" })
+	budgets := slices.ContainsFunc(upstreams, func(a upstream.Account) bool { return a.Budget != "" })
+	if !grant && !budgets {
+		return func() {}, nil
+	}
 	url, err := c.databaseURL(ctx)
 	if err != nil {
-		return nil, nil, err
-	}
-	sealer, err := c.source.PresentSealer(c.cfg)
-	if err != nil {
-		return nil, nil, err
-	}
-	cfg, err := c.cfg.OAuth.Config()
-	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	pool, err := c.dialer.OpenPool(ctx, url, "check", 1, database.PrepareNothing)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
+	}
+	ends := []func(){pool.Close}
+	end = func() {
+		for _, end := range slices.Backward(ends) {
+			end()
+		}
+	}
+	if grant {
+		tokens, err := c.tokens(ctx, pool)
+		if err != nil {
+			end()
+			return nil, err
+		}
+		cfg.Tokens = tokens
+		ends = append(ends, func() { _ = tokens.Close(context.WithoutCancel(ctx)) }) // what it asked for is for the nodes as well
+	}
+	if budgets {
+		sessions, leave, err := budget.Visit(ctx, pool, 2*upstreamTime, sessionPatience)
+		if err != nil {
+			end()
+			return nil, err
+		}
+		cfg.Sessions = sessions
+		ends = append(ends, leave)
+	}
+	return end, nil
+}
+
+// tokens gets access tokens as the nodes do, and shares theirs.
+func (c *checkup) tokens(ctx context.Context, pool *pgxpool.Pool) (*oauth.Tokens, error) {
+	sealer, err := c.source.PresentSealer(c.cfg)
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := c.cfg.OAuth.Config()
+	if err != nil {
+		return nil, err
 	}
 	if sealer != nil {
 		if err := keyring.Follow(ctx, pool, sealer); err != nil {
-			pool.Close()
-			return nil, nil, err
+			return nil, err
 		}
 	}
 	cfg.DB, cfg.Sealer, cfg.Node = pool, sealer, "postern check"
-	tokens = oauth.New(cfg)
-	return tokens, func() {
-		_ = tokens.Close(context.WithoutCancel(ctx)) // what it asked for is for the nodes as well
-		pool.Close()
-	}, nil
+	return oauth.New(cfg), nil
 }
 
 // upstreamSecret looks at what the upstream's account is proved by.
@@ -178,15 +212,12 @@ func (c *checkup) lookAtUpstreams(ctx context.Context, r *report) {
 		c.upstreamBudget(r, &v.budgets[i])
 	}
 	cfg := c.dialling(upstreamTime / 2)
-	if slices.ContainsFunc(v.upstreams, func(a upstream.Account) bool { return a.Grant.Kind != "" }) {
-		tokens, end, err := c.tokens(ctx)
-		if err != nil {
-			r.skip("upstreams", "%v", err)
-			return
-		}
-		defer end()
-		cfg.Tokens = tokens
+	end, err := c.share(ctx, &cfg, v.upstreams)
+	if err != nil {
+		r.skip("upstreams", "%v", err)
+		return
 	}
+	defer end()
 	prober := connect.NewProber(cfg)
 	r.each(ctx, len(v.upstreams), func(ctx context.Context, i int, r *report) {
 		ctx, cancel := context.WithTimeout(ctx, upstreamTime)
@@ -202,6 +233,8 @@ func (c *checkup) upstream(r *report, up upstream.Account, p connect.Probe) {
 	if p.Err != nil {
 		id := "upstream.refuses"
 		switch p.Stage {
+		case connect.StageBudget:
+			id = "upstream.busy"
 		case connect.StageLookup:
 			id = "upstream.lookup"
 		case connect.StageLoop:

@@ -21,6 +21,7 @@ import (
 	"postern/relay/keyring"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
+	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
 )
 
@@ -91,7 +92,10 @@ func Run(ctx context.Context, c Config) (*Result, error) {
 	if t.account, err = store.Open(ctx, c.Upstream); err != nil {
 		return nil, errors.Join(keyErr, err)
 	}
-	var tokens connect.Tokens
+	dialling, err := check.Dialling(c.Source, c.Most/3)
+	if err != nil {
+		return nil, err
+	}
 	if t.account.Grant.Kind != "" {
 		by, err := cfg.OAuth.Config()
 		if err != nil {
@@ -103,14 +107,18 @@ func Run(ctx context.Context, c Config) (*Result, error) {
 		by.DB, by.Sealer, by.Node = c.Pool, sealer, "postern upstream test"
 		shared := oauth.New(by)
 		defer func() { _ = shared.Close(context.WithoutCancel(ctx)) }() // what it asked for is for the nodes as well
-		tokens = shared
+		dialling.Tokens = shared
 	}
-	prober, err := check.Prober(c.Source, tokens, c.Most/3)
-	if err != nil {
-		return nil, err
+	if t.account.Budget != "" {
+		sessions, leave, err := budget.Visit(ctx, c.Pool, 2*c.Most, c.Most/3)
+		if err != nil {
+			return nil, err
+		}
+		defer leave()
+		dialling.Sessions = sessions
 	}
 	t.print("%s\n\n", c.Title(t.account, listed))
-	return t.result, t.converse(ctx, prober)
+	return t.result, t.converse(ctx, connect.NewProber(dialling))
 }
 
 // converse goes through the steps.
@@ -124,6 +132,8 @@ func (t *trial) converse(ctx context.Context, prober *connect.Prober) error {
 			t.tell(ctx, probe.Step) // before the first step, as a host that is this server
 		}
 		switch probe.Stage {
+		case connect.StageBudget:
+			return fmt.Errorf("upstream %s was not tried: all sessions of its budget are in use", t.Upstream)
 		case smtp.StageMail:
 			if upstream.IsSender(probe.Err) {
 				return probe.Err
