@@ -45,11 +45,7 @@ func (a *app) keyListCmd() *cobra.Command {
 	return listing[keyring.Key]{
 		head: []string{"KEY", "STATE", "SINCE", "VALUES", "NODES"},
 		row: func(k keyring.Key) []string {
-			since := "-"
-			if k.Since != nil {
-				since = screen.LocalTime(*k.Since)
-			}
-			return []string{k.ID, k.State, since, strconv.Itoa(k.Values), screen.OrDash(strings.Join(k.Nodes, ", "))}
+			return []string{k.ID, k.State, screen.Moment(k.Since), strconv.Itoa(k.Values), screen.OrDash(strings.Join(k.Nodes, ", "))}
 		},
 		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]keyring.Key, error) {
 			sealer, _, err := a.presentKeys()

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 
@@ -9,6 +10,7 @@ import (
 
 	"postern/cmd/postern/explain"
 	"postern/cmd/postern/screen"
+	"postern/cmd/postern/smarthost"
 	"postern/internal/units"
 	"postern/relay/queue/desk"
 	"postern/relay/upstream/breaker"
@@ -32,7 +34,11 @@ func (a *app) queueShapeCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.budgetsBelow(ctx, users)
+			budgets, err := users.upstreams(nil).Budgets(ctx)
+			for _, u := range budgets {
+				err = errors.Join(err, smarthost.PrintWaiting(a.stdout, u))
+			}
+			return err
 		},
 	}.command(a, &cobra.Command{
 		Use:   "shape",

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/screen"
+	"postern/cmd/postern/smarthost"
 	"postern/cmd/postern/trial"
 	"postern/internal/units"
 	"postern/relay/smtp"
@@ -48,8 +49,8 @@ the test takes one of them, and waits for it for a third of --timeout. The exit 
 					return err
 				}
 				c.Title = func(up upstream.Account, listed upstream.Listed) string {
-					u := listedUpstream{listed, breakers.Of(up.Name)}
-					return fmt.Sprintf("%s, account %s, %s", upstreamText(up), screen.OrDash(up.Username), u.state())
+					u := smarthost.Upstream{Listed: listed, Breaker: breakers.Of(up.Name)}
+					return fmt.Sprintf("%s, account %s, %s", smarthost.Text(up), screen.OrDash(up.Username), u.State())
 				}
 				result, err = trial.Run(ctx, c)
 				return err

@@ -77,6 +77,30 @@ func LocalTime(t time.Time) string {
 	return t.Local().Format("2006-01-02 15:04:05")
 }
 
+// Moment is LocalTime; nil is none.
+func Moment(t *time.Time) string {
+	if t == nil {
+		return "-"
+	}
+	return LocalTime(*t)
+}
+
+// Count is a number of things in words: "1 recipient", "2 recipients".
+func Count[N int | int64](n N, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// Be is what Count is followed by: "1 recipient is", "2 recipients are".
+func Be[N int | int64](n N) string {
+	if n == 1 {
+		return "is"
+	}
+	return "are"
+}
+
 func OrDash(s string) string {
 	if s == "" {
 		return "-"

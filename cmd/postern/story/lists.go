@@ -123,3 +123,8 @@ func userText(id int64, name string) string {
 	}
 	return "removed user " + strconv.FormatInt(id, 10)
 }
+
+// States are those of recipients, in the order of their lives.
+func States() []desk.State {
+	return []desk.State{desk.StateWaiting, desk.StateSending, desk.StateHeld, desk.StateFailed, desk.StateDelivered}
+}

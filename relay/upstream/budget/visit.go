@@ -9,7 +9,7 @@ import (
 	"postern/internal/pg"
 )
 
-// Visit makes Budgets that run for a command, which is no node, until it leaves. If it dies, its
+// Visit makes Budgets that run for a command until it leaves. If it dies, its
 // sessions count until most has passed since Visit, so it has to end its connections before. A
 // connection waits for patience at most.
 func Visit(ctx context.Context, db pg.DB, most, patience time.Duration) (b *Budgets, leave func(), err error) {
