@@ -116,7 +116,7 @@ func parseNetworks(list []string) (networks []netip.Prefix, err error) {
 
 func (a *app) credentialListCmd() *cobra.Command {
 	return listing[account.Credential]{
-		head: account.CredentialHead(), row: account.Credential.Row,
+		head: account.CredentialHead(), spare: []string{"NETWORKS", "FROM", "KIND"}, row: account.Credential.Row,
 		load: func(ctx context.Context, users *accounts, args []string, _ int) ([]account.Credential, error) {
 			list, err := users.Credentials(ctx, args[0])
 			return account.CredentialsOf(list), err

@@ -79,8 +79,8 @@ func (a *app) replyAddCmd() *cobra.Command {
 
 func (a *app) replyListCmd() *cobra.Command {
 	return listing[upstream.Row]{
-		head: smarthost.ReplyHead(),
-		row:  smarthost.ReplyRow,
+		head: smarthost.ReplyHead(), spare: smarthost.ReplySpare(),
+		row: smarthost.ReplyRow,
 		load: func(ctx context.Context, users *accounts, args []string, _ int) ([]upstream.Row, error) {
 			replies, err := users.upstreams(nil).Replies(ctx, args[0])
 			if err != nil {

@@ -5,16 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/account"
+	"postern/cmd/postern/explain"
 	"postern/cmd/postern/screen"
 	"postern/cmd/postern/smarthost"
 	"postern/internal/refusal"
 	"postern/relay/keyring"
+	"postern/relay/queue/desk"
 	"postern/relay/route"
 	"postern/relay/seal"
 	"postern/relay/upstream"
@@ -199,7 +203,7 @@ A new --username also needs its password, or --oauth with the flags that go with
 
 func (a *app) upstreamListCmd() *cobra.Command {
 	return listing[smarthost.Upstream]{
-		head: []string{"NAME", "HOST", "TLS", "ACCOUNT", "PRESET", "STATE"},
+		head: []string{"NAME", "HOST", "TLS", "ACCOUNT", "PRESET", "STATE"}, spare: []string{"PRESET", "TLS"},
 		row: func(u smarthost.Upstream) []string {
 			return []string{u.Name, net.JoinHostPort(u.Host, strconv.Itoa(u.Port)), string(u.TLS), screen.OrDash(u.Username), screen.OrDash(u.Preset), u.State()}
 		},
@@ -209,7 +213,9 @@ func (a *app) upstreamListCmd() *cobra.Command {
 				return nil, err
 			}
 			breakers, err := breaker.List(ctx, users.pool)
-			return screen.Each(list, func(u upstream.Listed) smarthost.Upstream { return smarthost.Upstream{Listed: u, Breaker: breakers.Of(u.Name)} }), err
+			return screen.Each(list, func(u upstream.Listed) smarthost.Upstream {
+				return smarthost.Upstream{Listed: u, Breaker: breakers.Of(u.Name)}
+			}), err
 		},
 	}.command(a, &cobra.Command{Use: "list", Short: "list the smarthosts", Args: noArguments})
 }
@@ -262,10 +268,11 @@ when a probe gets through, its mail goes.`,
 		Args: one("name", "the upstream's name"),
 	}
 	if pause {
-		cmd.Use, cmd.Short = "pause NAME", "let the mail for a smarthost wait"
-		cmd.Long = `Lets the mail for a smarthost wait until 'postern upstream resume': it uses no attempts,
-its lifetime keeps running, and 'postern queue show' says why it waits. All nodes follow
-within two seconds; mail that a node has started or queued by then is still sent.`
+		cmd.Use, cmd.Short = "pause NAME", "send no mail to a smarthost for a time"
+		cmd.Long = `Lets the mail for a smarthost take the next way of its route, or wait without using attempts
+while its lifetime keeps running, until 'postern upstream resume'; says which for each
+route. 'postern queue show' says why a message waits. All nodes follow within two seconds;
+mail that a node has started or queued by then is still sent.`
 	}
 	cmd.RunE = a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
 		changed, err := users.upstreams(nil).Pause(ctx, args[0], pause)
@@ -284,11 +291,42 @@ within two seconds; mail that a node has started or queued by then is still sent
 		}
 		fmt.Fprintf(a.stdout, "%s upstream %s\n", said, args[0])
 		if pause {
-			return nil
+			return a.tellWithout(ctx, users, args[0])
 		}
 		return a.retryWaiting(ctx, users)
 	})
 	return cmd
+}
+
+// tellWithout says which way the mail of each route of a paused upstream goes now, and how much that it
+// has deferred waits.
+func (a *app) tellWithout(ctx context.Context, users *accounts, name string) error {
+	rules, who, err := readRoutes(ctx, users)
+	if err != nil {
+		return err
+	}
+	list, err := users.upstreams(nil).List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range rules {
+		if !slices.Contains(r.Via, name) {
+			continue
+		}
+		left := slices.DeleteFunc(slices.Clone(r.Via), func(way string) bool {
+			return slices.ContainsFunc(list, func(u upstream.Listed) bool { return u.Name == way && u.PausedAt != nil })
+		})
+		now := "its mail waits"
+		if len(left) > 0 {
+			now = "its mail goes by " + strings.Join(left, ", ")
+		}
+		fmt.Fprintf(a.stdout, "route %d (%s): %s\n", r.ID, explain.MatchText(r, who), now)
+	}
+	n, err := users.queue().Retry(ctx, desk.Filter{State: desk.StateWaiting, Upstream: name}, true)
+	if err == nil && n > 0 {
+		_, err = fmt.Fprintf(a.stdout, "%s that it deferred %s waiting, until the next attempt at least\n", screen.Count(n, "recipient"), screen.Be(n))
+	}
+	return err
 }
 
 // probeOpen has an upstream that all nodes leave alone probed after a time, and says so.
@@ -318,8 +356,8 @@ func (a *app) upstreamRemoveCmd() *cobra.Command {
 				return err
 			}
 			if staying > 0 {
-				return refusal.Invalid("%d recipients stay with upstream %q, which may have delivered to them: list them with 'postern queue list --upstream %[2]s --in-doubt', "+
-					"and end the doubt with 'postern queue resolve'", staying, args[0])
+				return refusal.Invalid("%s in doubt: upstream %q may have delivered to them, so they stay with it; list them with 'postern queue list --upstream %[2]s --in-doubt', "+
+					"and end the doubt with 'postern queue resolve'", screen.Count(staying, "recipient"), args[0])
 			}
 			if err := users.upstreams(nil).Remove(ctx, args[0]); err != nil {
 				return err

@@ -173,9 +173,9 @@ func (a *app) showPassword(shown string) error {
 func (a *app) userListCmd() *cobra.Command {
 	var after string
 	cmd := listing[account.User]{
-		head: []string{"NAME", "STATE", "SENDERS", "CREDENTIALS", "LAST USE", "SINCE"},
+		head: []string{"NAME", "STATE", "SENDERS", "CREDENTIALS", "LAST USE", "SINCE"}, spare: []string{"SINCE", "CREDENTIALS"},
 		row: func(u account.User) []string {
-			return []string{u.Name, u.State(), screen.OrDash(screen.Shorten(strings.Join(u.Senders, ", "), 60)),
+			return []string{u.Name, u.State(), screen.OrDash(strings.Join(u.Senders, ", ")),
 				strconv.Itoa(u.Credentials), screen.Moment(u.LastUsedAt), screen.LocalTime(u.CreatedAt)}
 		},
 		load: func(ctx context.Context, users *accounts, _ []string, limit int) ([]account.User, error) {

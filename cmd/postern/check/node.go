@@ -31,7 +31,7 @@ func (in *inspection) inDoubt(ctx context.Context) error {
 	case toldElsewhere(err):
 		return nil
 	case total > 0:
-		in.r.add("queue.in-doubt", "queue", "%d recipients", total)
+		in.r.add("queue.in-doubt", "queue", "%s", screen.Count(total, "recipient"))
 	}
 	return err
 }

@@ -157,9 +157,9 @@ func (c *checkup) upstreamSecret(r *report, s *upstream.Secret) {
 	}
 	switch left := s.DaysLeft(c.now()); {
 	case left < 0:
-		r.add("upstream.secret-expired", subject, "on %s", s.Expires.Format(time.DateOnly))
+		r.add("upstream.secret-expired", subject, "its last day was %s", s.Expires.Format(time.DateOnly))
 	case left <= 30:
-		r.add("upstream.secret", subject, "on %s", s.Expires.Format(time.DateOnly))
+		r.add("upstream.secret", subject, "its last day is %s, in %s", s.Expires.Format(time.DateOnly), screen.Count(left, "day"))
 	}
 }
 
@@ -168,11 +168,11 @@ func (c *checkup) upstreamBudget(r *report, u *budget.Usage) {
 	subject := "upstream " + u.Upstream
 	for _, l := range u.Limits {
 		if l.Kind == quota.Sessions && l.Max < int64(u.Nodes) {
-			r.add("upstream.sessions", subject, "%s for %d nodes", l.Text, u.Nodes)
+			r.add("upstream.sessions", subject, "%s for %s", l.Text, screen.Count(u.Nodes, "node"))
 		}
 	}
 	if u.Waiting > 0 {
-		r.add("upstream.budget", subject, "%d recipients wait: %s", u.Waiting, u.Headroom())
+		r.add("upstream.budget", subject, "%s waiting, the last until %s: %s", screen.Count(u.Waiting, "recipient"), screen.Moment(u.LastTurn), u.Headroom())
 	}
 }
 
@@ -270,7 +270,7 @@ func (c *checkup) upstream(r *report, up upstream.Account, p connect.Probe) {
 		r.add("upstream.clear", subject, "--tls %s", up.TLS)
 	}
 	if left := p.Expires.Sub(c.now()); up.Verified() && up.TLSPins == "" && left < 7*24*time.Hour {
-		r.add("upstream.expiring", subject, "on %s", screen.LocalTime(p.Expires))
+		r.add("upstream.expiring", subject, "its certificate expires at %s", screen.LocalTime(p.Expires))
 	}
 }
 

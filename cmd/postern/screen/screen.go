@@ -1,14 +1,18 @@
 package screen
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"time"
 	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
+
+	"golang.org/x/term"
 )
 
 func OneLine(s string) string {
@@ -18,7 +22,20 @@ func OneLine(s string) string {
 // Writer is where a command writes for people and programs. Much of that came from the
 // network: what could steer a terminal, or hide in it, is escaped, whichever command prints it.
 // Lines and columns are the command's own.
-type Writer struct{ io.Writer }
+type Writer struct {
+	io.Writer
+	Width int // of the terminal, in columns; 0 for what is none, where nothing is cut
+}
+
+// WriterTo is a Writer to w, which may be a terminal.
+func WriterTo(w io.Writer) Writer {
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		if width, _, err := term.GetSize(int(f.Fd())); err == nil {
+			return Writer{w, cmp.Or(width, 80)}
+		}
+	}
+	return Writer{Writer: w}
+}
 
 // Write implements io.Writer. A character that was cut off is escaped as octets.
 func (s Writer) Write(text []byte) (int, error) {

@@ -11,6 +11,7 @@ import (
 	"postern/relay/upstream"
 	"postern/relay/upstream/breaker"
 	"postern/relay/upstream/budget"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -102,8 +103,16 @@ func (s *Shown) Print(out io.Writer) error {
 		}
 		fmt.Fprintln(out)
 	}
-	replies := screen.TableOf(ReplyHead(), ReplyRow, s.Replies)
-	return replies.Print(out)
+	own := slices.DeleteFunc(slices.Clone(s.Replies), func(w upstream.Row) bool { return w.From == upstream.Generic })
+	replies := screen.TableOf(ReplyHead(), ReplyRow, own)
+	replies.Spare = ReplySpare()
+	if len(own) > 0 {
+		if err := replies.Print(out); err != nil {
+			return err
+		}
+	}
+	_, err := fmt.Fprintf(out, "%s for every upstream: 'postern upstream reply list %s'\n", screen.Count(len(s.Replies)-len(own), "further row"), s.Name)
+	return err
 }
 
 func printBudget(out io.Writer, u budget.Usage) error {
@@ -120,7 +129,7 @@ func printBudget(out io.Writer, u budget.Usage) error {
 // PrintWaiting says how many wait for a budget, if any do. Errors: out's.
 func PrintWaiting(out io.Writer, u budget.Usage) (err error) {
 	if u.Waiting > 0 {
-		_, err = fmt.Fprintf(out, "%d recipients wait for the budget of upstream %s; the turn of the last is %s\n", u.Waiting, u.Upstream, screen.Moment(u.LastTurn))
+		_, err = fmt.Fprintf(out, "%s waiting for the budget of upstream %s, the last until %s\n", screen.Count(u.Waiting, "recipient"), u.Upstream, screen.Moment(u.LastTurn))
 	}
 	return err
 }
@@ -129,6 +138,9 @@ func PrintWaiting(out io.Writer, u budget.Usage) (err error) {
 func ReplyHead() []string {
 	return []string{"ID", "OF", "STAGE", "CODE", "ENHANCED", "TEXT", "RESULT", "SCOPE", "WAIT", "WHY"}
 }
+
+// ReplySpare are the columns that a narrow terminal does without.
+func ReplySpare() []string { return []string{"WHY", "OF"} }
 
 // ReplyRow is a row of the table of replies in a table.
 func ReplyRow(w upstream.Row) []string {

@@ -42,7 +42,7 @@ func EntryRow(e Entry) []string {
 		state += ", in doubt"
 	}
 	return []string{e.ID.String(), state, screen.LocalTime(e.AcceptedAt), userText(e.UserID, e.User), "<" + e.Sender + ">", e.Recipient,
-		strconv.Itoa(e.Attempts), next, screen.OrDash(screen.Shorten(reply, 80))}
+		strconv.Itoa(e.Attempts), next, screen.OrDash(reply)}
 }
 
 // Hold is a hold of a user or credential as --json prints it.
