@@ -72,7 +72,7 @@ var arrows = map[string]string{
 	"cmd/postern/man":       "internal/owned",
 	"cmd/postern/secret":    "internal/owned internal/refusal",
 	"cmd/postern/story":     "cmd/postern/screen internal/units relay/queue relay/queue/desk",
-	"cmd/postern/trial":     "cmd/postern/check cmd/postern/config cmd/postern/screen relay/connect relay/keyring relay/smtp relay/upstream relay/upstream/budget relay/upstream/oauth",
+	"cmd/postern/trial":     "cmd/postern/check cmd/postern/config cmd/postern/screen relay/connect relay/smtp relay/upstream relay/upstream/oauth",
 	"cmd/smtpbench":         "internal/owned internal/peers internal/pgserver internal/serve",
 
 	"internal/pg":           "internal/panics",

@@ -39,7 +39,7 @@ func (a *app) queueListCmd() *cobra.Command {
 	var chosen *selection
 	var f desk.Filter
 	cmd := listing[story.Entry]{
-		head: story.EntryHead(), spare: []string{"ACCEPTED", "USER", "SENDER", "TRIES", "NEXT"}, row: story.EntryRow,
+		head: story.EntryHead(), spare: story.EntrySpare(), row: story.EntryRow,
 		check: func() (err error) {
 			if f, err = chosen.filter(); err != nil {
 				return err

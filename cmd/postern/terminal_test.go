@@ -83,7 +83,7 @@ func TestTablesFitTheTerminal(t *testing.T) {
 		at    [][]string
 	}{
 		{80, [][]string{
-			{"upstream", "list"}, {"upstream", "show", "m365"}, {"upstream", "show", "out"}, {"route", "list"}, {"queue", "shape"}, {"queue", "list"},
+			{"upstream", "list"}, {"upstream", "show", "m365"}, {"upstream", "show", "out"}, {"route", "list"}, {"queue", "shape"}, {"queue", "list"}, {"trace", "bob@example.net"},
 			{"user", "list"}, {"user", "show", "alice@example.com"}, {"check", "--only", "route,account"},
 		}},
 		{100, [][]string{{"upstream", "reply", "list", "m365"}, {"user", "list"}}},

@@ -17,6 +17,7 @@ import (
 	"postern/policy/quota"
 	"postern/relay/connect"
 	"postern/relay/keyring"
+	"postern/relay/seal"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
 	"postern/relay/upstream/budget"
@@ -60,9 +61,6 @@ var upstreamKinds = []kind{
 // upstreamTime bounds the conversation with one upstream or mail host.
 const upstreamTime = 20 * time.Second
 
-// sessionPatience is how long it waits for a session of the upstream's budget.
-const sessionPatience = 5 * time.Second
-
 // Dialling is how to converse as this machine's deliveries do, but to wait for no step longer than
 // patience.
 func Dialling(from config.Source, patience time.Duration) (cfg connect.Config, err error) {
@@ -85,14 +83,54 @@ func (c *checkup) dialling(patience time.Duration) connect.Config {
 	}
 }
 
-// share has cfg get access tokens and sessions for upstreams as the nodes do, and share theirs.
+// Sharing is what a command shares with the nodes while it converses with upstreams.
+type Sharing struct {
+	Pool     *pgxpool.Pool
+	Sealer   *seal.Sealer  // nil: there is no key
+	Command  string        // in words, for the others
+	Most     time.Duration // that it may take
+	Patience time.Duration // with which it waits for a session
+}
+
+// Share has cfg get access tokens and sessions for upstreams as the nodes do, until end.
+func (s Sharing) Share(ctx context.Context, cfg *connect.Config, from *config.OAuth, upstreams []upstream.Account) (end func(), err error) {
+	end = func() {}
+	if slices.ContainsFunc(upstreams, func(a upstream.Account) bool { return a.Grant.Kind != "" }) {
+		by, err := from.Config()
+		if err == nil && s.Sealer != nil {
+			err = keyring.Follow(ctx, s.Pool, s.Sealer)
+		}
+		if err != nil {
+			return nil, err
+		}
+		by.DB, by.Sealer, by.Node = s.Pool, s.Sealer, s.Command
+		tokens := oauth.New(by)
+		cfg.Tokens = tokens
+		end = func() { _ = tokens.Close(context.WithoutCancel(ctx)) } // what it asked for is for the nodes as well
+	}
+	if slices.ContainsFunc(upstreams, func(a upstream.Account) bool { return a.Budget != "" }) {
+		sessions, leave, err := budget.Visit(ctx, s.Pool, 2*s.Most, s.Patience)
+		if err != nil {
+			end()
+			return nil, err
+		}
+		cfg.Sessions = sessions
+		tokens := end
+		end = func() { leave(); tokens() }
+	}
+	return end, nil
+}
+
+// share is Share for a check, over connections of its own.
 func (c *checkup) share(ctx context.Context, cfg *connect.Config, upstreams []upstream.Account) (end func(), err error) {
-	grant := slices.ContainsFunc(upstreams, func(a upstream.Account) bool { return a.Grant.Kind != "" })
-	budgets := slices.ContainsFunc(upstreams, func(a upstream.Account) bool { return a.Budget != "" })
-	if !grant && !budgets {
+	if !slices.ContainsFunc(upstreams, func(a upstream.Account) bool { return a.Grant.Kind != "" || a.Budget != "" }) {
 		return func() {}, nil
 	}
 	url, err := c.databaseURL(ctx)
+	if err != nil {
+		return nil, err
+	}
+	sealer, err := c.source.PresentSealer(c.cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -100,50 +138,13 @@ func (c *checkup) share(ctx context.Context, cfg *connect.Config, upstreams []up
 	if err != nil {
 		return nil, err
 	}
-	ends := []func(){pool.Close}
-	end = func() {
-		for _, end := range slices.Backward(ends) {
-			end()
-		}
-	}
-	if grant {
-		tokens, err := c.tokens(ctx, pool)
-		if err != nil {
-			end()
-			return nil, err
-		}
-		cfg.Tokens = tokens
-		ends = append(ends, func() { _ = tokens.Close(context.WithoutCancel(ctx)) }) // what it asked for is for the nodes as well
-	}
-	if budgets {
-		sessions, leave, err := budget.Visit(ctx, pool, 2*upstreamTime, sessionPatience)
-		if err != nil {
-			end()
-			return nil, err
-		}
-		cfg.Sessions = sessions
-		ends = append(ends, leave)
-	}
-	return end, nil
-}
-
-// tokens gets access tokens as the nodes do, and shares theirs.
-func (c *checkup) tokens(ctx context.Context, pool *pgxpool.Pool) (*oauth.Tokens, error) {
-	sealer, err := c.source.PresentSealer(c.cfg)
+	all := Sharing{pool, sealer, "postern check", upstreamTime, upstreamTime / 4}
+	shared, err := all.Share(ctx, cfg, &c.cfg.OAuth, upstreams)
 	if err != nil {
+		pool.Close()
 		return nil, err
 	}
-	cfg, err := c.cfg.OAuth.Config()
-	if err != nil {
-		return nil, err
-	}
-	if sealer != nil {
-		if err := keyring.Follow(ctx, pool, sealer); err != nil {
-			return nil, err
-		}
-	}
-	cfg.DB, cfg.Sealer, cfg.Node = pool, sealer, "postern check"
-	return oauth.New(cfg), nil
+	return func() { shared(); pool.Close() }, nil
 }
 
 // upstreamSecret looks at what the upstream's account is proved by.

@@ -12,7 +12,7 @@ import (
 // came from the network makes rows and columns.
 //
 // On a terminal that is too narrow, columns of text other than the first are cut, then columns are
-// left out and named below. Where the last column wraps, it goes on in further lines instead.
+// left out and named below. Where the last column wraps, it goes on in further lines.
 type Table struct {
 	Head    []string
 	Columns []int    // to be printed, by their places in Head; none for all
@@ -55,8 +55,12 @@ func (t *Table) Print(w io.Writer) error {
 	wraps := t.Wraps || len(columns) == 2
 	cells, widths := t.cells(columns)
 	var hidden []string
-	for room > 0 && !wraps && !fit(cells, widths, room) && len(columns) > 1 {
-		gone := t.dispensable(columns)
+	kept := 1
+	if wraps {
+		kept = 2
+	}
+	for room > 0 && !fit(cells, widths, room, wraps) && len(columns) > kept {
+		gone := t.dispensable(columns, len(columns)-kept)
 		hidden = append(hidden, t.Head[columns[gone]])
 		columns = slices.Delete(slices.Clone(columns), gone, gone+1)
 		cells, widths = t.cells(columns)
@@ -89,12 +93,16 @@ func (t *Table) cells(columns []int) (cells [][]string, widths []int) {
 	return cells, widths
 }
 
-// fit makes columns of text narrower until a row has room, and reports whether it has.
-func fit(cells [][]string, widths []int, room int) bool {
+// fit makes columns of text narrower until a row has room, and reports whether it has. The last
+// column, if it wraps, needs little.
+func fit(cells [][]string, widths []int, room int, wraps bool) bool {
+	if last := len(widths) - 1; wraps {
+		widths[last] = min(widths[last], leastRun)
+	}
 	isText := make([]bool, len(widths))
 	for _, row := range cells[1:] {
 		for k, cell := range row {
-			isText[k] = isText[k] || k > 0 && strings.ContainsFunc(cell, unicode.IsLetter)
+			isText[k] = isText[k] || k > 0 && (!wraps || k < len(widths)-1) && strings.ContainsFunc(cell, unicode.IsLetter)
 		}
 	}
 	over := gap*(len(widths)-1) - room
@@ -116,14 +124,14 @@ func fit(cells [][]string, widths []int, room int) bool {
 	return true
 }
 
-// dispensable is the column that is left out next.
-func (t *Table) dispensable(columns []int) int {
+// dispensable is the column that is left out next: one that can be spared, or else that one.
+func (t *Table) dispensable(columns []int, orElse int) int {
 	for _, name := range t.Spare {
 		if i := slices.Index(columns, slices.Index(t.Head, name)); i > 0 {
 			return i
 		}
 	}
-	return len(columns) - 1
+	return orElse
 }
 
 // printRow prints a row.

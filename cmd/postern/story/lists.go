@@ -27,6 +27,9 @@ func EntryHead() []string {
 	return []string{"ID", "STATE", "ACCEPTED", "USER", "SENDER", "RECIPIENT", "TRIES", "NEXT", "LAST REPLY"}
 }
 
+// EntrySpare are the columns that a narrow terminal does without.
+func EntrySpare() []string { return []string{"ACCEPTED", "USER", "SENDER", "TRIES", "NEXT"} }
+
 // EntryRow says why mail that is set aside waits: it is not the last reply.
 func EntryRow(e Entry) []string {
 	next := "-"

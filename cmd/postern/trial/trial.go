@@ -18,10 +18,8 @@ import (
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/screen"
 	"postern/relay/connect"
-	"postern/relay/keyring"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
-	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
 )
 
@@ -96,27 +94,12 @@ func Run(ctx context.Context, c Config) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if t.account.Grant.Kind != "" {
-		by, err := cfg.OAuth.Config()
-		if err != nil {
-			return nil, err
-		}
-		if err := keyring.Follow(ctx, c.Pool, sealer); err != nil { // there is one: the account has opened
-			return nil, err
-		}
-		by.DB, by.Sealer, by.Node = c.Pool, sealer, "postern upstream test"
-		shared := oauth.New(by)
-		defer func() { _ = shared.Close(context.WithoutCancel(ctx)) }() // what it asked for is for the nodes as well
-		dialling.Tokens = shared
+	sharing := check.Sharing{Pool: c.Pool, Sealer: sealer, Command: "postern upstream test", Most: c.Most, Patience: c.Most / 3}
+	end, err := sharing.Share(ctx, &dialling, &cfg.OAuth, []upstream.Account{t.account})
+	if err != nil {
+		return nil, err
 	}
-	if t.account.Budget != "" {
-		sessions, leave, err := budget.Visit(ctx, c.Pool, 2*c.Most, c.Most/3)
-		if err != nil {
-			return nil, err
-		}
-		defer leave()
-		dialling.Sessions = sessions
-	}
+	defer end()
 	t.print("%s\n\n", c.Title(t.account, listed))
 	return t.result, t.converse(ctx, connect.NewProber(dialling))
 }
