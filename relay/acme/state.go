@@ -8,11 +8,11 @@ import (
 	"strings"
 	"time"
 
-	"postern/auth/audit"
-	"postern/internal/pg"
-
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postern/auth/audit"
+	"postern/internal/pg"
 )
 
 // Record is the nodes' shared record of one name.

@@ -2,11 +2,12 @@ package account
 
 import (
 	"net/netip"
-	"postern/auth"
-	"postern/cmd/postern/screen"
 	"strconv"
 	"strings"
 	"time"
+
+	"postern/auth"
+	"postern/cmd/postern/screen"
 )
 
 // Credential is a credential for programs.

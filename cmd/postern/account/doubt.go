@@ -1,10 +1,11 @@
 package account
 
 import (
-	"postern/auth"
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"postern/auth"
 )
 
 // DoubtHelp says what the policies do for mail that may have been delivered.

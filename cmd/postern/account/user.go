@@ -3,15 +3,16 @@ package account
 import (
 	"fmt"
 	"io"
+	"slices"
+	"strings"
+	"time"
+
 	"postern/auth"
 	"postern/cmd/postern/handout"
 	"postern/cmd/postern/screen"
 	"postern/cmd/postern/story"
 	"postern/relay/queue"
 	"postern/relay/queue/desk"
-	"slices"
-	"strings"
-	"time"
 )
 
 // User is a user for programs.

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"postern/admin/health"
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/database"
@@ -22,8 +24,6 @@ import (
 	"postern/relay/upstream"
 	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
-
-	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 var upstreamKinds = []kind{

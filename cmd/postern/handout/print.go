@@ -3,9 +3,10 @@ package handout
 import (
 	"fmt"
 	"io"
-	"postern/cmd/postern/screen"
 
 	"github.com/spf13/cobra"
+
+	"postern/cmd/postern/screen"
 )
 
 // Print prints them for people, nothing without ports. Errors: out's.

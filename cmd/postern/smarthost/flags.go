@@ -5,17 +5,18 @@ import (
 	"io"
 	"net"
 	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
 	"postern/cmd/postern/account"
 	"postern/cmd/postern/secret"
 	"postern/internal/refusal"
 	"postern/internal/units"
 	"postern/relay/upstream"
 	"postern/relay/upstream/oauth"
-	"strconv"
-	"strings"
-	"time"
-
-	"github.com/spf13/cobra"
 )
 
 // TLSModes are the values of --tls.

@@ -3,12 +3,13 @@ package smarthost
 import (
 	"fmt"
 	"io"
-	"postern/cmd/postern/secret"
-	"postern/internal/refusal"
-	"postern/relay/upstream/oauth"
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"postern/cmd/postern/secret"
+	"postern/internal/refusal"
+	"postern/relay/upstream/oauth"
 )
 
 // grantFlags say by what an upstream's account gets access tokens.

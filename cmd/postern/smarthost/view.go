@@ -5,16 +5,17 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
 	"postern/cmd/postern/explain"
 	"postern/cmd/postern/screen"
 	"postern/internal/units"
 	"postern/relay/upstream"
 	"postern/relay/upstream/breaker"
 	"postern/relay/upstream/budget"
-	"slices"
-	"strconv"
-	"strings"
-	"time"
 )
 
 // Upstream is an upstream with its breaker.
