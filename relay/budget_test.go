@@ -110,7 +110,7 @@ func TestSpentBudget(t *testing.T) {
 			t.Errorf("%q: %s", args, shown)
 		}
 	}
-	if shown := r.Postern("", "explain", "--user", "load@"+rig.Domain, "--from", "a@"+rig.Domain, "--to", "b@dest1.test"); !strings.Contains(shown, "sink (messages 10/m: ") {
+	if shown := r.Postern("", "explain", "--user", "load@"+rig.Domain, "--from", "a@"+rig.Domain, "--to", "b@dest1.test"); !strings.Contains(shown, "sink (its budget is spent; messages 10/m: 0 left)") {
 		t.Errorf("explain: %s", shown)
 	}
 	if shown := r.Postern("", "queue", "shape"); !strings.Contains(shown, "recipients waiting for the budget of upstream sink, the last until 20") {
