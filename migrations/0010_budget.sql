@@ -3,7 +3,7 @@
 -- Units of a limit, which count from their lease until the window has passed after the end of their
 -- bucket, by the database's clock. kind is messages, recipients, sessions or waiting. A bucket is
 -- a part of time (budget_clock); of sessions, and of what began to wait (window_s 0), it is the
--- epoch of the node.
+-- epoch of the node, or of a command minus the microsecond until which it counts.
 -- Primary key: lease_budget.
 create table upstream_budget (
 	upstream text    collate "C" not null references upstream (name) on delete cascade,
@@ -51,7 +51,9 @@ declare
 begin
 	perform set_config('lock_timeout', '1s', true);
 	perform from upstream u where u.name = any(upstreams) order by u.name for no key update;
-	delete from upstream_budget b where b.upstream = any(upstreams) and b.window_s = 0 and b.bucket not in (select e.epoch from live_epoch e);
+	delete from upstream_budget b where b.upstream = any(upstreams) and b.window_s = 0
+		and case when b.bucket < 0 then -b.bucket < extract(epoch from clock_timestamp()) * 1000000
+			else b.bucket not in (select e.epoch from live_epoch e) end;
 	for i in 1 .. cardinality(upstreams) loop
 		-- Each statement sees what was committed before it, so these see it under the lock.
 		continue when not exists (select from upstream u where u.name = upstreams[i] and u.budget = settings[i]);
@@ -66,8 +68,8 @@ begin
 		bucket := c.bucket;
 		free_at := '{}'; free_n := '{}';
 		if windows[i] = 0 then
-			bucket := me; c.since := 0; lease := 0;
-			ready := exists (select from live_epoch e where e.epoch = me);
+			bucket := me; c.since := null; lease := 0;
+			ready := me < 0 or exists (select from live_epoch e where e.epoch = me);
 			delete from upstream_budget b where b.upstream = upstreams[i] and b.kind = kinds[i] and b.window_s = 0 and b.bucket = me;
 		elsif zones[i] = '' then
 			lease := least(greatest(windows[i] / 10.0, 0.5), 60);

@@ -113,7 +113,7 @@ func TestSpentBudget(t *testing.T) {
 	if shown := r.Postern("", "explain", "--user", "load@"+rig.Domain, "--from", "a@"+rig.Domain, "--to", "b@dest1.test"); !strings.Contains(shown, "sink (its budget is spent; messages 10/m: 0 left)") {
 		t.Errorf("explain: %s", shown)
 	}
-	if shown := r.Postern("", "queue", "shape"); !strings.Contains(shown, "recipients wait for the budget of upstream sink; the turn of the last is 20") {
+	if shown := r.Postern("", "queue", "shape"); !strings.Contains(shown, "recipients waiting for the budget of upstream sink, the last until 20") {
 		t.Errorf("queue shape: %s", shown)
 	}
 	if shown := r.Postern("", "upstream", "show", "sink"); !strings.Contains(shown, "messages 10/m") {

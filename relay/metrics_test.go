@@ -47,6 +47,11 @@ func busyNode(t *testing.T) *rig.Node {
 	sink := rig.NewSink(t, "", 0)
 	r.RouteTo(sink, 5)
 	r.Postern("", "upstream", "set", "sink", "--budget", "messages 10000/m")
+	r.Postern("", "upstream", "add", "mailbox", "--host", "localhost:1", "--username", "relay@example.com", "--oauth", "refresh-token",
+		"--tenant", "example.com", "--client-id", "app-1", "--secret-expires", "2100-01-31")
+	if said := r.Refused("upstream", "test", "mailbox"); !strings.Contains(said, "failed at token") {
+		t.Fatal(said)
+	}
 	node := r.Node(rig.NodeConfig{Name: "solo"})
 	load := newLoad(t, r, node)
 	load.Each, load.Pace = 5, 0
@@ -84,7 +89,8 @@ func TestMetrics(t *testing.T) {
 	node := busyNode(t)
 	// On a busy machine the first reading of the queue may come after the first page.
 	awaitPage(t, node.Admin(), "/metrics", "the queue was read", func(_ int, body string) bool {
-		return strings.Contains(body, "\npostern_database_up 1\n") && strings.Contains(body, "\npostern_upstream_budget_waiting")
+		return strings.Contains(body, "\npostern_database_up 1\n") && strings.Contains(body, "\npostern_upstream_budget_waiting") &&
+			strings.Contains(body, "\npostern_upstream_login_needed{upstream=\"mailbox\"} 1\n")
 	})
 	status, page := scrape(t, node, "/metrics")
 	if status != http.StatusOK {

@@ -171,7 +171,7 @@ func TestACMETwoNodes(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if len(list) != 1 || list[0].State != "valid" || list[0].Serial != serial || !slices.Contains([]string{"one", "two"}, list[0].Node) {
+	if len(list) != 1 || list[0].Condition != "valid" || list[0].Serial != serial || !slices.Contains([]string{"one", "two"}, list[0].Node) {
 		t.Errorf("listed: %+v", list)
 	}
 	for _, n := range nodes {

@@ -57,7 +57,7 @@ func anomalyJSON(signs anomaly.Signs) anomalyView {
 }
 
 func (a *app) printSigns(signs anomaly.Signs) error {
-	t := screen.Table{Head: []string{"SIGN", "TRIPS AT", "OF"}}
+	t := screen.Table{Head: []string{"SIGN", "TRIPS AT", "OF"}, Wraps: true}
 	row := func(name string, v float64, of string) {
 		at := "off"
 		if v > 0 {

@@ -18,7 +18,7 @@ func (a *app) auditCmd() *cobra.Command {
 		who   map[int64]string
 	)
 	cmd := listing[audit.Entry]{
-		head: []string{"WHEN", "WHO", "WHAT", "TO", "DETAIL"},
+		head: []string{"WHEN", "WHO", "WHAT", "TO", "DETAIL"}, wraps: true,
 		row: func(d audit.Entry) []string {
 			return []string{screen.LocalTime(d.At), d.Actor, d.Action, d.ObjectText(who), screen.OrDash(d.DetailText())}
 		},

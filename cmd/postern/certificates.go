@@ -42,38 +42,26 @@ for that.`,
 
 // certificateLine is how --json tells of a certificate.
 type certificateLine struct {
-	Name        string     `json:"name"`
-	Source      string     `json:"source"`
-	State       string     `json:"state"`
-	Issuer      string     `json:"issuer,omitempty"`
-	Serial      string     `json:"serial,omitempty"`
-	NotBefore   *time.Time `json:"not_before,omitempty"`
-	NotAfter    *time.Time `json:"not_after,omitempty"`
-	RenewedAt   *time.Time `json:"renewed_at,omitempty"`
-	Node        string     `json:"node"`
-	Failures    int        `json:"failures"`
-	FailingFrom *time.Time `json:"failing_since,omitempty"`
-	NextTry     *time.Time `json:"next_try,omitempty"`
-	RenewAsked  *time.Time `json:"renew_asked,omitempty"`
-	Error       string     `json:"error,omitempty"`
+	acme.Record
+	Condition string `json:"state"`
 }
 
 func (a *app) certificateListCmd() *cobra.Command {
 	return listing[certificateLine]{
 		head: []string{"NAME", "SOURCE", "STATE", "UNTIL"},
 		row: func(c certificateLine) []string {
-			return []string{c.Name, c.Source, c.State, screen.LocalTime(orZero(c.NotAfter))}
+			return []string{c.Name, c.Authority, c.Condition, screen.LocalTime(c.NotAfter)}
 		},
 		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]certificateLine, error) {
 			list, err := acme.List(ctx, users.pool)
-			return screen.Each(list, certificateOf), err
+			return screen.Each(list, func(r acme.Record) certificateLine { return certificateLine{r, r.State(time.Now())} }), err
 		},
 		after: func(c certificateLine) string {
 			if c.Failures == 0 {
 				return ""
 			}
 			return fmt.Sprintf("%s: no certificate since %s, tried again at %s: %s", c.Name,
-				screen.LocalTime(orZero(c.FailingFrom)), screen.LocalTime(orZero(c.NextTry)), strings.TrimSpace(c.Error))
+				screen.LocalTime(c.FailingSince), screen.LocalTime(c.NextTry), strings.TrimSpace(c.LastError))
 		},
 	}.command(a, &cobra.Command{
 		Use:   "list",
@@ -84,15 +72,6 @@ why, and when it is tried again. A certificate in files is not listed; 'postern 
 looks at that one.`,
 		Args: noArguments,
 	})
-}
-
-func certificateOf(r acme.Record) certificateLine {
-	return certificateLine{
-		Name: r.Name, Source: r.Authority, State: r.State(time.Now()), Issuer: r.Issuer, Serial: r.Serial,
-		NotBefore: jsonTime(r.NotBefore), NotAfter: jsonTime(r.NotAfter), RenewedAt: jsonTime(r.RenewedAt),
-		Node: r.Node, Failures: r.Failures, FailingFrom: jsonTime(r.FailingSince),
-		NextTry: jsonTime(r.NextTry), RenewAsked: jsonTime(r.RenewAsked), Error: r.LastError,
-	}
 }
 
 // certificatesLike are the names for completion; the caller picks those with the prefix.

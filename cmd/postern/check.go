@@ -90,7 +90,7 @@ func (a *app) check(ctx context.Context, opts check.Options, asJSON bool) error 
 // printFindings writes what is to be done under what was found: beside it the lines
 // would be too long for a terminal.
 func (a *app) printFindings(findings []health.Finding) error {
-	t := screen.Table{Head: []string{"", "SUBJECT", "FINDING"}}
+	t := screen.Table{Head: []string{"", "SUBJECT", "FINDING"}, Wraps: true}
 	for _, f := range findings {
 		if f.Status == health.OK {
 			t.Add(string(f.Status), f.Subject, f.Text)

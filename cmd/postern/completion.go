@@ -15,6 +15,8 @@ import (
 	"postern/auth"
 	"postern/cmd/postern/database"
 	"postern/cmd/postern/screen"
+	"postern/cmd/postern/smarthost"
+	"postern/cmd/postern/story"
 	"postern/internal/pgserver"
 	"postern/relay/queue/desk"
 	"postern/relay/route"
@@ -58,7 +60,7 @@ func (a *app) complete(cmd *cobra.Command) {
 			_ = cmd.RegisterFlagCompletionFunc(flag, a.completer(values, false))
 		}
 	}
-	for flag, values := range map[string][]string{"state": stateNames(), "tls": tlsModes, "preset": upstream.Presets(), "only": serveHalves} {
+	for flag, values := range map[string][]string{"state": stateNames(), "tls": smarthost.TLSModes(), "preset": upstream.Presets(), "only": serveHalves} {
 		if cmd.Flags().Lookup(flag) != nil {
 			_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 		}
@@ -201,7 +203,7 @@ func credentialValues(list []auth.Credential) (numbers []string) {
 }
 
 func stateNames() []string {
-	return screen.Each(queueStates, func(s desk.State) string { return string(s) })
+	return screen.Each(story.States(), func(s desk.State) string { return string(s) })
 }
 
 // upstreamsOrMX are the ways that mail can go.

@@ -7,12 +7,12 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"postern/auth"
+	"postern/cmd/postern/account"
 	"postern/cmd/postern/screen"
 	"postern/internal/units"
 	"postern/relay/queue/desk"
@@ -21,53 +21,6 @@ import (
 func (a *app) credentialCmd() *cobra.Command {
 	return noun("credential", "the password and the generated secrets of users",
 		a.credentialAddCmd(), a.credentialListCmd(), a.credentialRevokeCmd())
-}
-
-// credentialView is a credential as --json prints it.
-type credentialView struct {
-	ID           int64      `json:"id"`
-	UserName     string     `json:"username"`
-	Secret       string     `json:"secret,omitempty"` // only when it was just made
-	Kind         string     `json:"kind"`
-	Label        string     `json:"label"`
-	State        string     `json:"state"` // active, expired or revoked
-	ExpiresAt    *time.Time `json:"expires_at"`
-	Networks     []string   `json:"networks"`
-	LastUsedAt   *time.Time `json:"last_used_at"`
-	LastUsedAddr string     `json:"last_used_addr,omitempty"`
-	LastUsedTLS  string     `json:"last_used_tls,omitempty"`
-	CreatedAt    time.Time  `json:"created_at"`
-	RevokedAt    *time.Time `json:"revoked_at"`
-}
-
-func credentialJSON(c auth.Credential, secret string) credentialView {
-	v := credentialView{
-		ID: c.ID, UserName: c.User, Secret: secret, Kind: string(c.Kind), Label: c.Label, State: c.State(time.Now()),
-		ExpiresAt: jsonTime(c.Expires), Networks: screen.Each(c.Networks, netip.Prefix.String), LastUsedAt: jsonTime(c.LastUse.At), LastUsedTLS: c.LastUse.TLS,
-		CreatedAt: c.CreatedAt, RevokedAt: jsonTime(c.RevokedAt),
-	}
-	if c.LastUse.Addr.IsValid() {
-		v.LastUsedAddr = c.LastUse.Addr.String()
-	}
-	return v
-}
-
-func credentialsJSON(list []auth.Credential) []credentialView {
-	return screen.Each(list, func(c auth.Credential) credentialView { return credentialJSON(c, "") })
-}
-
-var credentialHead = []string{"ID", "KIND", "LABEL", "STATE", "EXPIRES", "NETWORKS", "LAST USE", "FROM"}
-
-func credentialRow(c credentialView) []string {
-	return []string{strconv.FormatInt(c.ID, 10), c.Kind, screen.OrDash(c.Label), c.State, screen.LocalTime(orZero(c.ExpiresAt)),
-		screen.OrDash(strings.Join(c.Networks, " ")), screen.LocalTime(orZero(c.LastUsedAt)), screen.OrDash(c.LastUsedAddr)}
-}
-
-func orZero(t *time.Time) time.Time {
-	if t == nil {
-		return time.Time{}
-	}
-	return *t
 }
 
 func (a *app) credentialAddCmd() *cobra.Command {
@@ -104,7 +57,7 @@ that one can be revoked without the others. To set a password that a person choo
 					return err
 				}
 				if asJSON {
-					return screen.JSON(a.stdout, credentialJSON(c, secret))
+					return screen.JSON(a.stdout, account.CredentialOf(c, secret))
 				}
 				_, err = fmt.Fprintf(a.stdout, "added credential %d of %s\nuser name: %s\nsecret: %s\n(it is not shown again)\n",
 					c.ID, screen.Printable(c.User), screen.Printable(c.User), secret)
@@ -162,11 +115,11 @@ func parseNetworks(list []string) (networks []netip.Prefix, err error) {
 }
 
 func (a *app) credentialListCmd() *cobra.Command {
-	return listing[credentialView]{
-		head: credentialHead, row: credentialRow,
-		load: func(ctx context.Context, users *accounts, args []string, _ int) ([]credentialView, error) {
+	return listing[account.Credential]{
+		head: account.CredentialHead(), spare: []string{"NETWORKS", "FROM", "KIND"}, row: account.Credential.Row,
+		load: func(ctx context.Context, users *accounts, args []string, _ int) ([]account.Credential, error) {
 			list, err := users.Credentials(ctx, args[0])
-			return credentialsJSON(list), err
+			return account.CredentialsOf(list), err
 		},
 	}.command(a, &cobra.Command{
 		Use:   "list USER",
@@ -177,7 +130,7 @@ func (a *app) credentialListCmd() *cobra.Command {
 
 // revoked is what became of a credential.
 type revoked struct {
-	credentialView
+	account.Credential
 	Held    int  `json:"held"`              // recipients of its mail that are held
 	Already bool `json:"already,omitempty"` // it was revoked before, and nothing is changed
 }
@@ -261,7 +214,7 @@ func revoke(ctx context.Context, store *auth.Store, q *desk.Admin, id int64) (r 
 		return r, 0, err
 	}
 	if !c.RevokedAt.IsZero() {
-		return revoked{credentialView: credentialJSON(c, ""), Already: true}, c.UserID, nil
+		return revoked{Credential: account.CredentialOf(c, ""), Already: true}, c.UserID, nil
 	}
 	if c, err = store.RevokeCredential(ctx, id); err != nil {
 		return r, 0, err
@@ -270,7 +223,7 @@ func revoke(ctx context.Context, store *auth.Store, q *desk.Admin, id int64) (r 
 		return r, 0, err
 	}
 	held, err := q.Release(ctx, desk.Filter{UserID: c.UserID, CredentialID: c.ID}, true)
-	return revoked{credentialView: credentialJSON(c, ""), Held: held}, c.UserID, err
+	return revoked{Credential: account.CredentialOf(c, ""), Held: held}, c.UserID, err
 }
 
 func (a *app) printRevoked(list []revoked) error {

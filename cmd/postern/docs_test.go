@@ -434,7 +434,7 @@ var followed = map[string]string{
 
 	"docs/coming-from-postfix-or-exim.md": "TestComingFromPage",
 	"docs/upstreams.md":                   "TestUpstreamsPage",
-	"docs/oauth.md":                       "no: it needs accounts at Microsoft and Google; relay/upstream/oauth has tests with an authority of their own",
+	"docs/oauth.md":                       "TestOAuthPage",
 }
 
 // No page has commands that nobody has thought of running.

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -13,63 +12,6 @@ import (
 	"postern/relay/upstream"
 	"postern/relay/upstream/oauth"
 )
-
-// grantFlags say by what an upstream's account gets access tokens.
-type grantFlags struct {
-	grant       oauth.Grant
-	kind        string
-	secret      secret.Source
-	certificate string
-	keyFile     string
-}
-
-func (g *grantFlags) flags(cmd *cobra.Command) {
-	f := cmd.Flags()
-	f.StringVar(&g.kind, "oauth", "", "log in by access tokens: client-credentials, service-account or refresh-token")
-	f.StringVar(&g.grant.Authority, "authority", "", "who gives the tokens: "+strings.Join(oauth.Known().Names(), ", ")+" (default by --oauth and --tenant)")
-	f.StringVar(&g.grant.Tenant, "tenant", "", "Microsoft: the tenant's id or a domain of it")
-	f.StringVar(&g.grant.ClientID, "client-id", "", "the application's id")
-	g.secret.Flags(cmd, "client-secret")
-	f.StringVar(&g.certificate, "client-certificate", "", "PEM `file` with the application's certificate and key, instead of a secret")
-	f.StringVar(&g.keyFile, "key-file", "", "Google: JSON `file` of the service account")
-	f.StringVar(&g.grant.Subject, "subject", "", "Google: the mailbox that the service account stands for (default --username)")
-	_ = cmd.RegisterFlagCompletionFunc("oauth", cobra.FixedCompletions([]string{string(oauth.ClientCredentials), string(oauth.ServiceAccount), string(oauth.RefreshToken)}, cobra.ShellCompDirectiveNoFileComp))
-	_ = cmd.RegisterFlagCompletionFunc("authority", cobra.FixedCompletions(oauth.Known().Names(), cobra.ShellCompDirectiveNoFileComp))
-	cmd.MarkFlagsMutuallyExclusive("client-secret-stdin", "client-secret-file", "client-certificate", "key-file")
-	cmd.MarkFlagsMutuallyExclusive("client-secret-stdin", "password-stdin")
-	cmd.MarkFlagsMutuallyExclusive("oauth", "password-stdin", "password-file")
-}
-
-// given reports that one of the flags was.
-func (g *grantFlags) given() bool {
-	return g.kind != "" || g.grant != (oauth.Grant{}) || g.secret.Given() || g.certificate != "" || g.keyFile != ""
-}
-
-// read returns the grant of the flags; its files follow the rule for those with secrets.
-func (g *grantFlags) read(a *app) (grant oauth.Grant, err error) {
-	if g.kind == "" {
-		return grant, usagef("--authority, --tenant, --client-id, --client-…, --key-file and --subject need --oauth")
-	}
-	grant = g.grant
-	grant.Kind = oauth.Kind(g.kind)
-	if g.secret.Given() {
-		if grant.Secret, err = a.readSecret(&g.secret); err != nil {
-			return grant, err
-		}
-	}
-	for _, file := range []struct {
-		flag, path string
-		into       *string
-	}{{"--client-certificate", g.certificate, &grant.Certificate}, {"--key-file", g.keyFile, &grant.Key}} {
-		if file.path == "" {
-			continue
-		}
-		if *file.into, err = secret.File(file.path, a.warn); err != nil {
-			return grant, fmt.Errorf("%s: %w", file.flag, err)
-		}
-	}
-	return grant, nil
-}
 
 func (a *app) upstreamLoginCmd() *cobra.Command {
 	var device bool

@@ -26,7 +26,8 @@ type guide struct {
 	root     string // what the page calls /
 	socket   string // folder of PostgreSQL's
 	admin    int    // port of health and metrics
-	ca       string // PEM file of the authority that everybody here trusts
+	trusted  *smtptest.CA
+	ca       string // PEM file of trusted, which everybody here trusts
 	next     *smtptest.Server
 	replaced []string // pairs, for strings.NewReplacer
 
@@ -49,13 +50,13 @@ func newGuide(t *testing.T) *guide {
 		}
 	}
 	g.database(t)
-	authority := smtptest.NewCA(t)
-	authority.Leaf(t, "localhost").WriteFiles(t, g.dir)
+	g.trusted = smtptest.NewCA(t)
+	g.trusted.Leaf(t, "localhost").WriteFiles(t, g.dir)
 	g.ca = filepath.Join(g.root, "ca.pem")
 	g.next = smtptest.Start(t, smtptest.Config{
-		TLS: authority.ServerConfig(t, "127.0.0.1"), AuthOnly: true, Users: map[string]string{"relay@example.com": smarthostPassword},
+		TLS: g.trusted.ServerConfig(t, "127.0.0.1"), AuthOnly: true, Users: map[string]string{"relay@example.com": smarthostPassword},
 	})
-	if err := os.WriteFile(g.ca, authority.PEM(), 0o644); err != nil {
+	if err := os.WriteFile(g.ca, g.trusted.PEM(), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	g.write(t, "password.txt", smarthostPassword+"\n")
@@ -160,7 +161,7 @@ func (g *guide) follow(t *testing.T, page string) {
 		if b.language == "console" {
 			t.Fatalf("%s:%d: a guide's sessions are sh blocks; accounts.md has the others", page, b.line)
 		}
-		if b.language != "sh" {
+		if b.language != "sh" && b.language != "powershell" {
 			continue
 		}
 		met[first] = true

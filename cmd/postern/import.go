@@ -56,9 +56,9 @@ a core.`,
 					return screen.JSON(a.stdout, map[string]any{"users": n, "added": !dryRun})
 				}
 				if dryRun {
-					_, err = fmt.Fprintf(a.stdout, "%s could be added; nothing is changed\n", count(n, "user"))
+					_, err = fmt.Fprintf(a.stdout, "%s could be added; nothing is changed\n", screen.Count(n, "user"))
 				} else {
-					_, err = fmt.Fprintf(a.stdout, "added %s\n", count(n, "user"))
+					_, err = fmt.Fprintf(a.stdout, "added %s\n", screen.Count(n, "user"))
 				}
 				return err
 			})
@@ -104,7 +104,7 @@ func (a *app) refuseImport(wrong *auth.ImportError) error {
 	for _, l := range wrong.Lines {
 		fmt.Fprintln(a.stderr, screen.OneLine(screen.Printable(l.Error())))
 	}
-	return fmt.Errorf("%w: %s; nothing is changed", auth.ErrImport, count(len(wrong.Lines), "error"))
+	return fmt.Errorf("%w: %s; nothing is changed", auth.ErrImport, screen.Count(len(wrong.Lines), "error"))
 }
 
 func (a *app) warnOfUsers(list []auth.ImportUser) {
@@ -120,9 +120,9 @@ func (a *app) warnOfUsers(list []auth.ImportUser) {
 		}
 	}
 	if short > 0 {
-		fmt.Fprintf(a.stderr, "warning: %s of fewer than %d characters: they will be guessed\n", count(short, "password"), shortPassword)
+		fmt.Fprintf(a.stderr, "warning: %s of fewer than %d characters: they will be guessed\n", screen.Count(short, "password"), shortPassword)
 	}
 	if none > 0 {
-		fmt.Fprintf(a.stderr, "warning: %s without a password or hash: 'user passwd' or 'credential add' lets them in\n", count(none, "user"))
+		fmt.Fprintf(a.stderr, "warning: %s without a password or hash: 'user passwd' or 'credential add' lets them in\n", screen.Count(none, "user"))
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -45,11 +46,7 @@ func (a *app) keyListCmd() *cobra.Command {
 	return listing[keyring.Key]{
 		head: []string{"KEY", "STATE", "SINCE", "VALUES", "NODES"},
 		row: func(k keyring.Key) []string {
-			since := "-"
-			if k.Since != nil {
-				since = screen.LocalTime(*k.Since)
-			}
-			return []string{k.ID, k.State, since, strconv.Itoa(k.Values), screen.OrDash(strings.Join(k.Nodes, ", "))}
+			return []string{k.ID, k.State, screen.Moment(k.Since), strconv.Itoa(k.Values), screen.OrDash(strings.Join(k.Nodes, ", "))}
 		},
 		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]keyring.Key, error) {
 			sealer, _, err := a.presentKeys()
@@ -91,7 +88,7 @@ Running it again adds no further key.`,
 			if !added {
 				said = "key %[1]s was added before and is not in use; no other is added"
 			}
-			_, err = fmt.Fprintf(a.stdout, said+"\nto do: copy secret_key_file to the other nodes, if there are any; a few seconds later, 'postern key use %[1]s'\n", id)
+			_, err = fmt.Fprintf(a.stdout, said+"\nto do: copy secret_key_file to the other nodes, if there are any; when 'postern key list' names them beside it, a few seconds later, 'postern key use %[1]s'\n", id)
 			return err
 		}),
 	}
@@ -109,7 +106,18 @@ and re-seal what the previous key sealed. It is refused while a living node lack
 			if err := keys.Use(ctx, id, force); err != nil {
 				return err
 			}
-			_, err := fmt.Fprintf(a.stdout, "key %s is now current; 'postern key list' shows what still has to be re-sealed\n", id)
+			v, err := keyring.Read(ctx, keys.Pool, keys.Sealer)
+			if err != nil {
+				return err
+			}
+			left := 0
+			for _, k := range v.Keys {
+				if k.ID != id {
+					left += k.Values
+				}
+			}
+			_, err = fmt.Fprintf(a.stdout, "key %s is now current; left to re-seal: %s, which running nodes do within seconds ('postern key list')\n"+
+				"to do: 'postern key remove' with the former key, from %s on\n", id, screen.Count(left, "value"), screen.LocalTime(time.Now().Add(keyring.KeptFor)))
 			return err
 		}),
 	}
@@ -129,7 +137,7 @@ database backups still need the old file.`,
 			if err := keys.Remove(ctx, id); err != nil {
 				return err
 			}
-			_, err := fmt.Fprintf(a.stdout, "removed key %s from this machine's file\nto do: copy secret_key_file to the other nodes\n", id)
+			_, err := fmt.Fprintf(a.stdout, "removed key %s from this machine's file\nto do: copy secret_key_file to the other nodes, which go on without the key within seconds; 'postern key list' names those that still have it\n", id)
 			return err
 		}),
 	}

@@ -15,6 +15,8 @@ import (
 // columns, or with --json.
 type listing[T any] struct {
 	head  []string
+	spare []string // columns that a narrow terminal does without
+	wraps bool     // the last column does
 	row   func(T) []string
 	check func() error // of the flags, before the database is asked; nil for nothing
 	load  func(ctx context.Context, users *accounts, args []string, limit int) ([]T, error)
@@ -65,7 +67,7 @@ func (l listing[T]) command(a *app, cmd *cobra.Command) *cobra.Command {
 				return screen.JSON(a.stdout, list)
 			}
 			t := screen.TableOf(l.head, l.row, list)
-			t.Columns = chosen
+			t.Columns, t.Spare, t.Wraps = chosen, l.spare, l.wraps
 			if err := t.Print(a.stdout); err != nil {
 				return err
 			}

@@ -13,8 +13,8 @@ func (a *app) queueLostCmd() *cobra.Command {
 	return listing[desk.NoticeEnd]{
 		head: []string{"LOST", "NOTICE", "KIND", "REASON", "TO", "ABOUT", "LAST REPLY"},
 		row: func(n desk.NoticeEnd) []string {
-			return []string{screen.LocalTime(orZero(n.LostAt)), n.ID.String(), string(n.Kind), string(n.Lost), "<" + n.To + ">",
-				n.About.String(), screen.OrDash(screen.Shorten(n.Reply, 80))}
+			return []string{screen.Moment(n.LostAt), n.ID.String(), string(n.Kind), string(n.Lost), "<" + n.To + ">",
+				n.About.String(), screen.OrDash(n.Reply)}
 		},
 		load: func(ctx context.Context, users *accounts, _ []string, limit int) ([]desk.NoticeEnd, error) {
 			return users.queue().Lost(ctx, limit)

@@ -2,8 +2,9 @@
 // the demo. Each file here is one noun; run wires them and is what tests call.
 // Its packages: config reads the file, database leads to PostgreSQL, node is one
 // running relay, check looks at a set-up, demo tries the whole on one machine,
-// handout is for mail clients, story prints messages, secret reads passwords, man
-// writes the manual, and screen makes text for people.
+// explain and trial say what would become of a message and of an upstream, account shows
+// users, smarthost upstreams and story messages, handout is for mail clients, secret reads
+// passwords, man writes the manual, and screen makes text for people.
 package main
 
 import (
@@ -31,5 +32,5 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 }
 
 func newApp(environ []string, stdin io.Reader, stdout, stderr io.Writer) *app {
-	return &app{source: config.Source{Env: envMap(environ)}, stdin: stdin, stdout: screen.Writer{Writer: stdout}, stderr: screen.Writer{Writer: stderr}, completionTime: completionTime}
+	return &app{source: config.Source{Env: envMap(environ)}, stdin: stdin, stdout: screen.WriterTo(stdout), stderr: screen.WriterTo(stderr), completionTime: completionTime}
 }

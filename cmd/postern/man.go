@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/man"
+	"postern/cmd/postern/screen"
 )
 
 // manCmd writes the manual; it is for those who package the program.
@@ -28,7 +29,7 @@ func (a *app) manCmd() *cobra.Command {
 			defer dir.Close()
 			n, err := man.Write(cmd.Root(), versionString(), dir)
 			if err == nil {
-				_, err = fmt.Fprintf(a.stdout, "wrote %s into %s\n", count(n, "page"), args[0])
+				_, err = fmt.Fprintf(a.stdout, "wrote %s into %s\n", screen.Count(n, "page"), args[0])
 			}
 			return err
 		},

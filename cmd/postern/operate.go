@@ -253,17 +253,11 @@ func unresolved(ctx context.Context, q *desk.Admin, f desk.Filter) (string, erro
 
 // changed says how many are what: "1 held recipient is released".
 func changed(n int, what, done string, dryRun bool) string {
-	be := "are"
-	switch {
-	case dryRun:
+	be := screen.Be(n)
+	if dryRun {
 		be = "would be"
-	case n == 1:
-		be = "is"
 	}
-	if n != 1 {
-		what += "s"
-	}
-	return fmt.Sprintf("%d %s %s %s", n, what, be, done)
+	return screen.Count(n, what) + " " + be + " " + done
 }
 
 // whole is a verb's use on all mail of a user.

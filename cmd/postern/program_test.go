@@ -38,11 +38,11 @@ type site struct {
 	env      []string
 	starttls int // ports, once it serves
 	implicit int
-	account  account
+	account  login
 }
 
-// account is a user of the relay.
-type account struct{ name, password string }
+// login is a user of the relay.
+type login struct{ name, password string }
 
 // installSite makes a relay as an admin does, with a migrated database of its own:
 // configuration, certificate and one user. Upstreams, routes and serve are the
@@ -51,7 +51,7 @@ func installSite(t *testing.T) *site {
 	t.Helper()
 	dir := t.TempDir()
 	s := &site{
-		dir: dir, config: filepath.Join(dir, "postern.toml"), account: account{"alice@example.com", "a good password"},
+		dir: dir, config: filepath.Join(dir, "postern.toml"), account: login{"alice@example.com", "a good password"},
 		env: []string{"POSTERN_DATABASE_URL=" + pgtest.New(t).URL, "POSTERN_SECRET_KEY_FILE=" + filepath.Join(dir, "secret.key")},
 	}
 	if err := demo.WriteCertificate(dir); err != nil {

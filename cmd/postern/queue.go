@@ -39,7 +39,7 @@ func (a *app) queueListCmd() *cobra.Command {
 	var chosen *selection
 	var f desk.Filter
 	cmd := listing[story.Entry]{
-		head: story.EntryHead(), row: story.EntryRow,
+		head: story.EntryHead(), spare: story.EntrySpare(), row: story.EntryRow,
 		check: func() (err error) {
 			if f, err = chosen.filter(); err != nil {
 				return err
@@ -123,14 +123,7 @@ recipient, and whether a hold keeps it. 'postern trace' shows the attempts too.`
 				if err != nil {
 					return unknownMessage(id, err)
 				}
-				s, err := storyOf(ctx, users, h)
-				if err != nil {
-					return err
-				}
-				if asJSON {
-					return screen.JSON(a.stdout, s.Show())
-				}
-				return s.Print(a.stdout)
+				return a.tell(ctx, users, h, asJSON, func(s *story.Story) any { return s.Show() })
 			})
 		},
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"strconv"
@@ -10,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/screen"
+	"postern/cmd/postern/smarthost"
 	"postern/internal/units"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
@@ -85,24 +85,10 @@ func (a *app) replyAddCmd() *cobra.Command {
 	return cmd
 }
 
-var replyHead = []string{"ID", "OF", "STAGE", "CODE", "ENHANCED", "TEXT", "RESULT", "SCOPE", "WAIT", "WHY"}
-
-func replyRow(w upstream.Row) []string {
-	id, of, wait := "-", w.From, "-"
-	if w.ID != 0 {
-		id, of = strconv.FormatInt(w.ID, 10), "admin"
-	}
-	if w.Wait > 0 {
-		wait = units.FormatSpan(w.Wait)
-	}
-	return []string{id, of, cmp.Or(string(w.Stage), "any"), w.Code, cmp.Or(w.Enhanced, "any"), cmp.Or(w.Text, "any"),
-		string(w.Result), string(w.Scope), wait, screen.OrDash(w.Why)}
-}
-
 func (a *app) replyListCmd() *cobra.Command {
 	return listing[upstream.Row]{
-		head: replyHead,
-		row:  replyRow,
+		head: smarthost.ReplyHead(), spare: smarthost.ReplySpare(),
+		row: smarthost.ReplyRow,
 		load: func(ctx context.Context, users *accounts, args []string, _ int) ([]upstream.Row, error) {
 			replies, err := users.upstreams(nil).Replies(ctx, args[0])
 			if err != nil {
@@ -145,14 +131,6 @@ func (a *app) replyRemoveCmd() *cobra.Command {
 	}
 }
 
-// verdictView is a verdict as 'upstream classify --json' prints it.
-type verdictView struct {
-	Result upstream.Result `json:"result"`
-	Scope  upstream.Scope  `json:"scope"`
-	Wait   float64         `json:"wait_s,omitempty"`
-	Row    *upstream.Row   `json:"row,omitempty"`
-}
-
 func (a *app) upstreamClassifyCmd() *cobra.Command {
 	var stage string
 	var asJSON bool
@@ -184,7 +162,7 @@ and which row says so ('postern upstream reply list').`,
 			}
 			v := replies.Classify(upstream.Stage(stage), reply)
 			if asJSON {
-				return screen.JSON(a.stdout, verdictView{v.Result, v.Scope, v.Wait().Seconds(), v.Row})
+				return screen.JSON(a.stdout, smarthost.Verdict{Result: v.Result, Scope: v.Scope, Wait: v.Wait().Seconds(), Row: v.Row})
 			}
 			_, err = fmt.Fprintln(a.stdout, screen.Printable(verdictText(v)))
 			return err

@@ -200,11 +200,7 @@ func (a *app) retryAfter(ctx context.Context, users *accounts, after time.Durati
 		if err != nil {
 			return false, err
 		}
-		said := fmt.Sprintf("%d recipients that waited %s are due now", n, w.text)
-		if n == 1 {
-			said = "1 recipient that waited " + w.text + " is due now"
-		}
-		fmt.Fprintln(out, said)
+		fmt.Fprintln(out, screen.Count(n, "recipient"), "that waited", w.text, screen.Be(n), "due now")
 	}
 	return true, nil
 }

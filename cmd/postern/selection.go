@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"postern/auth"
+	"postern/cmd/postern/story"
 	"postern/relay/queue/desk"
 	"postern/relay/smtp"
 )
@@ -53,8 +54,6 @@ func (s *selection) any(except ...string) bool {
 	return s.doubt && !slices.Contains(except, "in-doubt")
 }
 
-var queueStates = []desk.State{desk.StateWaiting, desk.StateSending, desk.StateHeld, desk.StateFailed, desk.StateDelivered}
-
 // filter checks what needs no database; errors are of wrong use.
 func (s *selection) filter() (f desk.Filter, err error) {
 	for _, flag := range selectionFlags {
@@ -65,7 +64,7 @@ func (s *selection) filter() (f desk.Filter, err error) {
 	}
 	f.InDoubt = s.doubt
 	f.State, f.Upstream, f.Reply = desk.State(*s.given["state"]), *s.given["upstream"], *s.given["reply"]
-	if f.State != "" && !slices.Contains(queueStates, f.State) {
+	if f.State != "" && !slices.Contains(story.States(), f.State) {
 		return f, usagef("--state is waiting, sending, held, failed or delivered, not %q", f.State)
 	}
 	if name := *s.given["user"]; name != "" {

@@ -3,12 +3,12 @@ package main
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"postern/auth"
+	"postern/cmd/postern/account"
 	"postern/cmd/postern/screen"
 	"postern/relay/queue/desk"
 )
@@ -84,7 +84,7 @@ func (a *app) senderChangeCmd(verb, short string, do func(*auth.Store, context.C
 				if err != nil {
 					return err
 				}
-				fmt.Fprintf(a.stdout, "user %s may send as %s\n", screen.Printable(u.Name), screen.Printable(sendersText(u)))
+				fmt.Fprintf(a.stdout, "user %s may send as %s\n", screen.Printable(u.Name), screen.Printable(account.SendersText(u)))
 				if verb == "allow" && len(u.Resend) > 0 {
 					fmt.Fprintf(a.stdout, "and may resend others' mail as %s\n", screen.Printable(strings.Join(u.Resend, ", ")))
 				}
@@ -94,38 +94,19 @@ func (a *app) senderChangeCmd(verb, short string, do func(*auth.Store, context.C
 	}
 }
 
-// senderView is a pattern as it is listed.
-type senderView struct {
-	Pattern string `json:"pattern"`
-	From    string `json:"from"` // where it comes from
-	Resend  bool   `json:"resend"`
-}
-
-func senderViews(u auth.User) []senderView {
-	views := []senderView{}
-	for _, p := range effectiveSenders(u) {
-		v := senderView{Pattern: p, From: "set", Resend: slices.Contains(u.Resend, p)}
-		if !slices.Contains(u.Senders, p) {
-			v.From = "the user's name"
-		}
-		views = append(views, v)
-	}
-	return views
-}
-
 func (a *app) senderListCmd() *cobra.Command {
-	return listing[senderView]{
+	return listing[account.Sender]{
 		head: []string{"PATTERN", "ORIGIN", "RESEND"},
-		row: func(s senderView) []string {
+		row: func(s account.Sender) []string {
 			resend := "-"
 			if s.Resend {
 				resend = "yes"
 			}
 			return []string{s.Pattern, s.From, resend}
 		},
-		load: func(ctx context.Context, users *accounts, args []string, _ int) ([]senderView, error) {
+		load: func(ctx context.Context, users *accounts, args []string, _ int) ([]account.Sender, error) {
 			u, err := users.User(ctx, args[0])
-			return senderViews(u), err
+			return account.SendersOf(u), err
 		},
 	}.command(a, &cobra.Command{
 		Use:   "list USER",

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 
@@ -9,6 +10,7 @@ import (
 
 	"postern/cmd/postern/explain"
 	"postern/cmd/postern/screen"
+	"postern/cmd/postern/smarthost"
 	"postern/internal/units"
 	"postern/relay/queue/desk"
 	"postern/relay/upstream/breaker"
@@ -16,8 +18,8 @@ import (
 
 func (a *app) queueShapeCmd() *cobra.Command {
 	return listing[desk.Shape]{
-		head: []string{"DOMAIN", "5m", "15m", "1h", "4h", "1d", "OLDER", "HELD", "TOTAL", "SIZE", "LAST REPLY"},
-		row:  shapeRow,
+		head: []string{"DOMAIN", "5m", "15m", "1h", "4h", "1d", "OLDER", "HELD", "TOTAL", "SIZE", "LAST REPLY"}, spare: []string{"SIZE", "15m", "4h"},
+		row: shapeRow,
 		load: func(ctx context.Context, users *accounts, _ []string, limit int) ([]desk.Shape, error) {
 			return users.queue().Shape(ctx, limit)
 		},
@@ -32,7 +34,11 @@ func (a *app) queueShapeCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.budgetsBelow(ctx, users)
+			budgets, err := users.upstreams(nil).Budgets(ctx)
+			for _, u := range budgets {
+				err = errors.Join(err, smarthost.PrintWaiting(a.stdout, u))
+			}
+			return err
 		},
 	}.command(a, &cobra.Command{
 		Use:   "shape",
@@ -49,5 +55,5 @@ and those for whose budget mail waits.`,
 func shapeRow(s desk.Shape) []string {
 	number := func(n int64) string { return strconv.FormatInt(n, 10) }
 	cells := append([]string{s.Domain}, screen.Each(s.Ages[:], number)...)
-	return append(cells, number(s.Held), number(s.Total), units.RoughOctets(s.Octets), screen.OrDash(screen.Shorten(s.LastErr, 60)))
+	return append(cells, number(s.Held), number(s.Total), units.RoughOctets(s.Octets), screen.OrDash(s.LastErr))
 }

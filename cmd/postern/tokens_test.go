@@ -3,8 +3,15 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -87,7 +94,21 @@ func TestUpstreamLogin(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	cmd := s.command(ctx, "upstream", "login", "m365")
+	if said := logInBy(t, a, s.command(ctx, "upstream", "login", "m365")); said != "logged in for upstream m365 as relay@example.com" {
+		t.Fatalf("%q", said)
+	}
+	s.serve(t)
+	s.asGoDoes(t, plainMail, "bob@example.net")
+	server.WaitMessages(t, 1)
+	if out := s.must(t, "", "audit", "--limit", "1"); !strings.Contains(out, "upstream login") {
+		t.Error(out)
+	}
+}
+
+// logInBy is the person who runs upstream login: the browser is the authority's. It returns the
+// last line that is printed.
+func logInBy(t *testing.T, a *oauthtest.Authority, cmd *exec.Cmd) (said string) {
+	t.Helper()
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -113,18 +134,74 @@ func TestUpstreamLogin(t *testing.T) {
 	if _, err := io.WriteString(stdin, end+"\n"); err != nil {
 		t.Fatal(err)
 	}
-	var said string
 	for lines.Scan() {
 		said = lines.Text()
 	}
-	if err := cmd.Wait(); err != nil || said != "logged in for upstream m365 as relay@example.com" {
+	if err := cmd.Wait(); err != nil {
 		t.Fatalf("%v: %q", err, said)
 	}
-	s.serve(t)
-	s.asGoDoes(t, plainMail, "bob@example.net")
-	server.WaitMessages(t, 1)
-	if out := s.must(t, "", "audit", "--limit", "1"); !strings.Contains(out, "upstream login") {
-		t.Error(out)
+	return said
+}
+
+// docs/oauth.md: an authority and a mail server of the test stand in for Microsoft and Google.
+func TestOAuthPage(t *testing.T) {
+	t.Parallel()
+	g := newGuide(t)
+	a := oauthtest.New(t)
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Set(func(s *oauthtest.Settings) {
+		s.Secrets["6731de76-14a6-49ae-97bc-6eba6914391e"] = clientSecret
+		s.Keys = map[string]crypto.PublicKey{"relay@project.example": key.Public()}
+	})
+	server := smtptest.Start(t, smtptest.Config{TLS: g.trusted.ServerConfig(t, "127.0.0.1"), AuthOnly: true, Tokens: func(user, token string) bool {
+		return user == "relay@example.com" && a.Valid(token) != ""
+	}})
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	account, err := json.Marshal(map[string]string{"type": "service_account", "client_email": "relay@project.example", "private_key_id": "1",
+		"private_key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.write(t, "key.json", string(account))
+	g.write(t, "secret.txt", clientSecret+"\n")
+	g.write(t, "authority.pem", string(a.PEM))
+	day := func(days int) string { return time.Now().UTC().AddDate(0, 0, days).Format(time.DateOnly) }
+	g.replaced = append([]string{
+		"--preset m365", "--preset m365 --host " + server.Addr(), "smtp.gmail.com:587", server.Addr(),
+		"2027-01-31", day(10), "2028-01-31", day(400),
+	}, g.replaced...)
+	g.installed(t)
+	config, err := os.ReadFile(filepath.Join(g.dir, "postern.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.write(t, "postern.toml", string(config)+"[oauth]\nserver = \""+a.URL+"\"\nserver_ca = \""+filepath.Join(g.dir, "authority.pem")+"\"\n")
+
+	g.elsewhere["New-ServicePrincipal -AppId <client id> -ObjectId <object id>"] = "it is typed into Microsoft's Exchange Online PowerShell"
+	g.instead["postern upstream login mailbox"] = func() {
+		if said := logInBy(t, a, g.command(t, "postern upstream login mailbox")); !strings.HasPrefix(said, "logged in") {
+			t.Errorf("%q", said)
+		}
+		a.Type() // the code of the block that follows
+	}
+	g.after["postern upstream login mailbox --device"] = func(said string) {
+		if !strings.Contains(said, "type the code ABCD-EFGH") || !strings.Contains(said, "logged in for upstream mailbox") {
+			t.Errorf("no login by a code:\n%s", said)
+		}
+	}
+	g.follow(t, "../../docs/oauth.md")
+	said := g.must(t, "postern check --only upstream")
+	if strings.Count(said, "it takes the account relay@example.com") != 4 { // with the guide's own
+		t.Errorf("not every upstream of the page takes its token:\n%s", said)
+	}
+	if said := g.must(t, "postern upstream show m365"); !strings.Contains(said, day(400)) {
+		t.Errorf("the new secret is not there:\n%s", said)
 	}
 }
 

@@ -62,12 +62,17 @@ func (a *app) trace(ctx context.Context, users *accounts, id queue.ID, asJSON bo
 	if err != nil {
 		return unknownMessage(id, err)
 	}
+	return a.tell(ctx, users, h, asJSON, func(s *story.Story) any { return s.Trace() })
+}
+
+// tell prints a history, or as JSON what view makes of it.
+func (a *app) tell(ctx context.Context, users *accounts, h *desk.History, asJSON bool, view func(*story.Story) any) error {
 	s, err := storyOf(ctx, users, h)
 	if err != nil {
 		return err
 	}
 	if asJSON {
-		return screen.JSON(a.stdout, s.Trace())
+		return screen.JSON(a.stdout, view(s))
 	}
 	return s.Print(a.stdout)
 }
@@ -145,9 +150,5 @@ func (a *app) traceWhenDone(ctx context.Context, url string, id queue.ID) error 
 func (a *app) printTrace(ctx context.Context, users *accounts, h *desk.History) error {
 	ctx, cancel := context.WithTimeout(ctx, database.ConnectTime)
 	defer cancel()
-	s, err := storyOf(ctx, users, h)
-	if err != nil {
-		return err
-	}
-	return s.Print(a.stdout)
+	return a.tell(ctx, users, h, false, nil)
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/screen"
+	"postern/cmd/postern/smarthost"
 	"postern/cmd/postern/trial"
 	"postern/internal/units"
 	"postern/relay/smtp"
@@ -25,8 +26,9 @@ func (a *app) upstreamTestCmd() *cobra.Command {
 		Long: `Converses with a smarthost from this machine as its nodes do: DNS, connection, TLS,
 access token, login. With --from and --to it names this sender and recipient too, and
 takes that back; no message is sent. Each step is shown with its time, and with what
-to do where it fails. A paused smarthost is tried as well. The exit status is 1 when
-mail could not be sent.`,
+to do where it fails. A paused smarthost is tried as well. Where its budget limits sessions,
+the test takes one of them, and waits for it for a third of --timeout. The exit status is
+1 when mail could not be sent.`,
 		Example: `  postern upstream test m365
   postern upstream test m365 --from alice@example.com --to bob@example.net`,
 		Args: one("name", "the upstream's name"),
@@ -47,8 +49,8 @@ mail could not be sent.`,
 					return err
 				}
 				c.Title = func(up upstream.Account, listed upstream.Listed) string {
-					u := listedUpstream{listed, breakers.Of(up.Name)}
-					return fmt.Sprintf("%s, account %s, %s", upstreamText(up), screen.OrDash(up.Username), u.state())
+					u := smarthost.Upstream{Listed: listed, Breaker: breakers.Of(up.Name)}
+					return fmt.Sprintf("%s, account %s, %s", smarthost.Text(up), screen.OrDash(up.Username), u.State())
 				}
 				result, err = trial.Run(ctx, c)
 				return err

@@ -101,6 +101,38 @@ func TestUpstreamTest(t *testing.T) {
 	fails("token", "https://entra.microsoft.com")
 }
 
+// The test takes a session of the upstream's budget, as nodes and the check do: while all are in use it
+// opens none, and says what to do.
+func TestUpstreamTestTakesASession(t *testing.T) {
+	t.Parallel()
+	server := smtptest.Start(t, smtptest.Config{})
+	open := make(chan struct{})
+	server.On(smtptest.PhaseRcpt, func(smtptest.Session) smtptest.Action {
+		return smtptest.Then(smtptest.StallUntil(open), smtptest.Normal())
+	})
+	s := installSite(t)
+	s.must(t, "", "upstream", "add", "out", "--host", server.Addr(), "--tls", "none", "--budget", "sessions 1")
+	s.must(t, "", "route", "add", "--via", "out")
+	s.serve(t)
+	s.asGoDoes(t, plainMail, "bob@example.net")
+	server.WaitPhase(t, smtptest.PhaseRcpt, 1)
+	out, said, err := s.postern(t, "", "upstream", "test", "out", "--timeout", "3s")
+	if err == nil || !strings.Contains(out, "failed  budget") || !strings.Contains(out, "'postern upstream show out'") ||
+		!strings.Contains(said, "upstream out was not tried: all sessions of its budget are in use") {
+		t.Errorf("%v\n%s%s", err, out, said)
+	}
+	if out, _, _ := s.postern(t, "", "check", "--only", "upstream"); !strings.Contains(out, "upstream.busy") {
+		t.Errorf("the check:\n%s", out)
+	}
+	if server.Conns() != 1 {
+		t.Errorf("%d connections beside the delivery's", server.Conns()-1)
+	}
+	close(open)
+	server.WaitMessages(t, 1)
+	s.must(t, "", "upstream", "test", "out")
+	s.must(t, "", "upstream", "test", "out") // the first gave its session back
+}
+
 // The settings of the way are shown as they were set, and refused where they make no sense.
 func TestUpstreamSettings(t *testing.T) {
 	t.Parallel()

@@ -1,31 +1,29 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
-	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"postern/auth"
+	"postern/cmd/postern/account"
 	"postern/cmd/postern/explain"
 	"postern/cmd/postern/screen"
-	"postern/cmd/postern/secret"
+	"postern/cmd/postern/smarthost"
 	"postern/internal/refusal"
-	"postern/internal/units"
 	"postern/relay/keyring"
+	"postern/relay/queue/desk"
 	"postern/relay/route"
 	"postern/relay/seal"
 	"postern/relay/upstream"
 	"postern/relay/upstream/breaker"
 	"postern/relay/upstream/budget"
-	"postern/relay/upstream/oauth"
 )
 
 func (a *app) upstreamCmd() *cobra.Command {
@@ -34,173 +32,8 @@ func (a *app) upstreamCmd() *cobra.Command {
 		a.upstreamTestCmd(), a.upstreamClassifyCmd(), a.replyCmd(), a.upstreamLoginCmd(), a.upstreamRemoveCmd())
 }
 
-// tlsModes are the values of --tls.
-var tlsModes = []string{string(upstream.TLSNone), string(upstream.TLSOpportunistic), string(upstream.TLSRequire), string(upstream.TLSImplicit)}
-
-// upstreamFlags are the settings of an upstream.
-type upstreamFlags struct {
-	host, mode, preset, username, caFile, expires string
-	tlsName, mechanism, idle, inDoubt             string
-	pins                                          []string
-	origin                                        upstream.Origin
-	from                                          secret.Source
-	tokens                                        grantFlags
-	connections, messages, recipients             int
-	senders                                       []string
-	rewriteSender, budget                         string
-}
-
-func (u *upstreamFlags) flags(cmd *cobra.Command) {
-	f := cmd.Flags()
-	f.StringVar(&u.preset, "preset", "", "provider: "+strings.Join(upstream.Presets(), ", "))
-	f.StringVar(&u.host, "host", "", "`HOST[:PORT]` (default port 465 for implicit, 587 for require, else 25)")
-	f.StringVar(&u.mode, "tls", "", "none, opportunistic, require (the default) or implicit")
-	f.StringVar(&u.username, "username", "", "account name at the smarthost")
-	u.from.Flags(cmd, "password")
-	u.tokens.flags(cmd)
-	f.StringVar(&u.expires, "secret-expires", "", "last valid `day` of the password or secret, such as 2027-01-31; you are warned before it (default: the certificate's)")
-	f.StringVar(&u.caFile, "ca-file", "", "PEM `file` of the authorities to trust instead of the system's")
-	f.StringVar(&u.tlsName, "tls-name", "", "`name` that the server's certificate must have (default: that of --host)")
-	f.StringSliceVar(&u.pins, "tls-pin", nil, "`sha256:HASH` of the certificate's public key, instead of authority and name; again for the next key")
-	f.StringVar(&u.mechanism, "auth-mechanism", "auto", "plain, login, xoauth2, oauthbearer or auto: what the server takes")
-	f.StringVar(&u.origin.Source, "source", "", "our `address`, or IPv4,IPv6 (default: delivery.source)")
-	f.StringVar(&u.origin.IP, "ip", "", "4, 6 or both (default: those of the source)")
-	f.StringVar(&u.origin.Hello, "hello", "", "our `name` in EHLO (default: delivery.hello)")
-	f.StringVar(&u.idle, "idle", "", "`time` that an unused connection is kept, such as 30s (default: delivery.idle_time)")
-	_ = cmd.RegisterFlagCompletionFunc("auth-mechanism", cobra.FixedCompletions([]string{"auto", "plain", "login", "xoauth2", "oauthbearer"}, cobra.ShellCompDirectiveNoFileComp))
-	f.IntVar(&u.connections, "connections", 0, "concurrent connections from each node (default: delivery.connections)")
-	f.IntVar(&u.messages, "messages-per-connection", 0, "messages over one connection (default: delivery.messages_per_connection)")
-	doubtFlag(cmd, &u.inDoubt)
-	f.StringSliceVar(&u.senders, "senders", nil, "`patterns` of addresses that it may send as, like those of 'postern sender allow', or domains (default: all)")
-	f.StringVar(&u.rewriteSender, "rewrite-sender", "", "`address` that sends instead, in the envelope and in From")
-	f.IntVar(&u.recipients, "recipients-per-transaction", 0, "recipients of one transaction (default: delivery.recipients_per_transaction)")
-	f.StringVar(&u.budget, "budget", "", "the most that all nodes together give it, such as `'messages 30/m, recipients 10000/d, sessions 3'`; or none")
-}
-
-// apply puts the flags that are given into an account, and what is not set then as the preset
-// has it.
-func (u *upstreamFlags) apply(cmd *cobra.Command, to *upstream.Account) error {
-	given := cmd.Flags().Changed
-	if given("preset") {
-		to.Preset = u.preset
-	}
-	if given("tls") {
-		to.SetTLS(upstream.TLSMode(u.mode))
-	}
-	if given("host") {
-		if err := splitHost(u.host, to); err != nil {
-			return err
-		}
-	}
-	if given("username") {
-		to.Username = u.username
-	}
-	if given("ca-file") {
-		to.CA = ""
-		if u.caFile != "" {
-			pem, err := os.ReadFile(u.caFile)
-			if err != nil {
-				return fmt.Errorf("--ca-file: %w", err)
-			}
-			if to.CA = string(pem); to.CA == "" {
-				return refusal.Invalid("--ca-file: %s is empty", u.caFile)
-			}
-		}
-	}
-	if given("senders") {
-		var err error
-		if to.Senders, err = upstream.ParseSenders(u.senders); err != nil {
-			return fmt.Errorf("--senders: %w", err)
-		}
-	}
-	if given("rewrite-sender") {
-		to.RewriteSender = u.rewriteSender
-	}
-	if given("secret-expires") {
-		to.SecretExpires = u.expires
-	}
-	if given("budget") {
-		to.Budget = u.budget
-	}
-	if given("tls-pin") {
-		pins, err := upstream.PinsFrom(u.pins)
-		if err != nil {
-			return err
-		}
-		to.TLSPins = pins
-	}
-	if given("auth-mechanism") {
-		to.Mechanism = strings.TrimPrefix(strings.ToUpper(u.mechanism), "AUTO")
-	}
-	if given("idle") {
-		if err := u.setIdle(to); err != nil {
-			return err
-		}
-	}
-	for name, value := range map[string]struct{ from, to *string }{
-		"tls-name": {&u.tlsName, &to.TLSName}, "source": {&u.origin.Source, &to.Source}, "ip": {&u.origin.IP, &to.IP}, "hello": {&u.origin.Hello, &to.Hello},
-		"in-doubt": {&u.inDoubt, &to.InDoubt},
-	} {
-		if given(name) {
-			*value.to = *value.from
-		}
-	}
-	for name, value := range map[string]struct{ from, to *int }{
-		"connections": {&u.connections, &to.MaxConnections}, "messages-per-connection": {&u.messages, &to.MaxMessages},
-		"recipients-per-transaction": {&u.recipients, &to.MaxRecipients},
-	} {
-		if given(name) {
-			*value.to = *value.from
-		}
-	}
-	return to.Fill()
-}
-
-// setIdle puts --idle, in whole seconds, into an account.
-func (u *upstreamFlags) setIdle(to *upstream.Account) error {
-	to.IdleSeconds = 0
-	if u.idle == "" || u.idle == "0" {
-		return nil
-	}
-	span, err := units.ParseSpan(u.idle)
-	if err != nil || span < time.Second || span%time.Second != 0 {
-		return usagef("--idle: %q is not a time of whole seconds, such as 30s", u.idle)
-	}
-	to.IdleSeconds = int(span / time.Second)
-	return nil
-}
-
-// proof reads what the account is to be proved by, if the flags say where, and returns what
-// puts it there.
-func (u *upstreamFlags) proof(a *app) (put func(*upstream.Account) error, err error) {
-	switch {
-	case u.from.Given():
-		password, err := a.readSecret(&u.from)
-		return func(to *upstream.Account) error {
-			to.Password, to.Grant = password, oauth.Grant{}
-			if u.expires == "" {
-				to.SecretExpires = "" // that was the former one's
-			}
-			return nil
-		}, err
-	case u.tokens.given():
-		grant, err := u.tokens.read(a)
-		return func(to *upstream.Account) error {
-			to.Password, to.Grant = "", grant
-			if u.expires == "" {
-				to.SecretExpires = ""
-				if ends := grant.CertificateExpires(); !ends.IsZero() {
-					to.SecretExpires = ends.UTC().Format(time.DateOnly)
-				}
-			}
-			return nil
-		}, err
-	}
-	return func(*upstream.Account) error { return nil }, nil
-}
-
 func (a *app) upstreamAddCmd() *cobra.Command {
-	var flags upstreamFlags
+	var flags smarthost.Flags
 	var ifMissing bool
 	cmd := &cobra.Command{
 		Use:   "add NAME",
@@ -239,7 +72,7 @@ address. The null sender of notices stays.
 
 --in-doubt is the policy for mail that may have been delivered, because the connection
 broke before the smarthost confirmed it. A policy of the mail's user goes before it:
-` + doubtPoliciesHelp[1:],
+` + account.DoubtHelp[1:],
 		Example: `  postern upstream add out --host smtp.example.net:587 --tls require
   postern upstream add m365 --preset m365 --username relay@example.com --password-stdin <password.txt
   postern upstream add m365 --preset m365 --username relay@example.com --oauth client-credentials --tenant example.com --client-id ID --client-secret-stdin <secret.txt
@@ -247,16 +80,16 @@ broke before the smarthost confirmed it. A policy of the mail's user goes before
 		Args: one("name", "the upstream's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			up := upstream.Account{Name: args[0]}
-			if flags.host == "" && flags.preset == "" {
+			if cmd.Flag("host").Value.String() == "" && cmd.Flag("preset").Value.String() == "" {
 				return usagef("'%s' needs --host or --preset", cmd.CommandPath())
 			}
-			if err := flags.apply(cmd, &up); err != nil {
+			if err := flags.Apply(cmd, &up); err != nil {
 				return invalidUse(err)
 			}
-			if (up.Username != "") != (flags.from.Given() || flags.tokens.given()) {
+			if (up.Username != "") != flags.Proves() {
 				return usagef("--username and --password-stdin, --password-file or --oauth go together")
 			}
-			put, err := flags.proof(a)
+			put, err := flags.Proof(a.stdin, a.warn)
 			if err == nil {
 				err = put(&up)
 			}
@@ -270,7 +103,7 @@ broke before the smarthost confirmed it. A policy of the mail's user goes before
 			return err
 		},
 	}
-	flags.flags(cmd)
+	flags.Add(cmd)
 	cmd.Flags().BoolVar(&ifMissing, "if-missing", false, ifMissingUsage)
 	return cmd
 }
@@ -283,26 +116,6 @@ func invalidUse(err error) error {
 	return err
 }
 
-// splitHost takes HOST, HOST:PORT, [IPv6]:PORT or a bare IPv6 address. Without a port it leaves
-// that of the account.
-func splitHost(host string, up *upstream.Account) error {
-	if strings.Contains(host, "://") {
-		return usagef("--host: %q is a URL: write HOST[:PORT]", host)
-	}
-	up.Host = strings.Trim(host, "[]")
-	if h, p, err := net.SplitHostPort(host); err == nil {
-		port, err := strconv.Atoi(p)
-		if err != nil {
-			return usagef("--host: port %q is not a number", p)
-		}
-		if port == 0 {
-			return usagef("--host: port 0 is not between 1 and 65535")
-		}
-		up.Host, up.Port = h, port
-	}
-	return nil
-}
-
 func (a *app) addUpstream(ctx context.Context, up upstream.Account) error {
 	if err := up.Validate(); err != nil {
 		return usageError{err.Error()}
@@ -311,7 +124,7 @@ func (a *app) addUpstream(ctx context.Context, up upstream.Account) error {
 		if err := store.Add(ctx, up); err != nil {
 			return err
 		}
-		_, err := fmt.Fprintf(a.stdout, "added upstream %s\n", upstreamText(up))
+		_, err := fmt.Fprintf(a.stdout, "added upstream %s\n", smarthost.Text(up))
 		a.hintLogin(up)
 		return err
 	})
@@ -337,12 +150,8 @@ func (a *app) withUpstreams(ctx context.Context, key bool, do func(ctx context.C
 	})
 }
 
-func upstreamText(up upstream.Account) string {
-	return fmt.Sprintf("%s: %s, TLS %s", up.Name, net.JoinHostPort(up.Host, strconv.Itoa(up.Port)), up.TLS)
-}
-
 func (a *app) upstreamSetCmd() *cobra.Command {
-	var flags upstreamFlags
+	var flags smarthost.Flags
 	cmd := &cobra.Command{
 		Use:   "set NAME",
 		Short: "change a smarthost's settings",
@@ -359,13 +168,13 @@ A new --username also needs its password, or --oauth with the flags that go with
 			if cmd.Flags().NFlag() == 0 {
 				return usagef("'%s' needs a flag that says what to change", cmd.CommandPath())
 			}
-			put, err := flags.proof(a)
+			put, err := flags.Proof(a.stdin, a.warn)
 			if err != nil {
 				return err
 			}
-			return a.withUpstreams(cmd.Context(), flags.from.Given() || flags.tokens.given(), func(ctx context.Context, users *accounts, store *upstream.Store) error {
+			return a.withUpstreams(cmd.Context(), flags.Proves(), func(ctx context.Context, users *accounts, store *upstream.Store) error {
 				up, err := store.Change(ctx, args[0], func(up *upstream.Account) error {
-					if err := flags.apply(cmd, up); err != nil {
+					if err := flags.Apply(cmd, up); err != nil {
 						return err
 					}
 					return put(up)
@@ -373,8 +182,8 @@ A new --username also needs its password, or --oauth with the flags that go with
 				if err != nil {
 					return invalidUse(err)
 				}
-				fmt.Fprintf(a.stdout, "changed upstream %s\n", upstreamText(up))
-				if flags.tokens.given() {
+				fmt.Fprintf(a.stdout, "changed upstream %s\n", smarthost.Text(up))
+				if flags.Proves() {
 					a.hintLogin(up)
 				}
 				if cmd.Flags().Changed("senders") || cmd.Flags().Changed("budget") {
@@ -388,49 +197,27 @@ A new --username also needs its password, or --oauth with the flags that go with
 			})
 		},
 	}
-	flags.flags(cmd)
+	flags.Add(cmd)
 	return cmd
 }
 
 func (a *app) upstreamListCmd() *cobra.Command {
-	return listing[listedUpstream]{
-		head: []string{"NAME", "HOST", "TLS", "ACCOUNT", "CONNECTIONS", "PRESET", "STATE"},
-		row: func(u listedUpstream) []string {
-			return []string{u.Name, net.JoinHostPort(u.Host, strconv.Itoa(u.Port)), string(u.TLS), screen.OrDash(u.Username),
-				orDefault(u.MaxConnections), screen.OrDash(u.Preset), u.state()}
+	return listing[smarthost.Upstream]{
+		head: []string{"NAME", "HOST", "TLS", "ACCOUNT", "PRESET", "STATE"}, spare: []string{"PRESET", "TLS"},
+		row: func(u smarthost.Upstream) []string {
+			return []string{u.Name, net.JoinHostPort(u.Host, strconv.Itoa(u.Port)), string(u.TLS), screen.OrDash(u.Username), screen.OrDash(u.Preset), u.State()}
 		},
-		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]listedUpstream, error) {
+		load: func(ctx context.Context, users *accounts, _ []string, _ int) ([]smarthost.Upstream, error) {
 			list, err := users.upstreams(nil).List(ctx)
 			if err != nil {
 				return nil, err
 			}
 			breakers, err := breaker.List(ctx, users.pool)
-			return screen.Each(list, func(u upstream.Listed) listedUpstream { return listedUpstream{u, breakers.Of(u.Name)} }), err
+			return screen.Each(list, func(u upstream.Listed) smarthost.Upstream {
+				return smarthost.Upstream{Listed: u, Breaker: breakers.Of(u.Name)}
+			}), err
 		},
 	}.command(a, &cobra.Command{Use: "list", Short: "list the smarthosts", Args: noArguments})
-}
-
-// listedUpstream is an upstream with its breaker.
-type listedUpstream struct {
-	upstream.Listed
-	Breaker breaker.State `json:"breaker"`
-}
-
-func (u *listedUpstream) state() string {
-	switch {
-	case u.PausedAt != nil:
-		return "paused since " + screen.LocalTime(*u.PausedAt)
-	case u.Breaker.Open:
-		return u.Breaker.Phase + " since " + screen.LocalTime(u.Breaker.Since)
-	}
-	return "active"
-}
-
-// upstreamView is an upstream as 'upstream show --json' prints it.
-type upstreamView struct {
-	listedUpstream
-	Used    []budget.Usage `json:"used,omitempty"` // one, if it has a budget
-	Replies []upstream.Row `json:"replies"`
 }
 
 func (a *app) upstreamShowCmd() *cobra.Command {
@@ -453,87 +240,22 @@ judged, as 'postern upstream reply list' shows it.`,
 			if err != nil {
 				return err
 			}
-			u := listedUpstream{listed, breakers.Of(args[0])}
 			replies, err := store.Replies(ctx, args[0])
 			if err != nil {
 				return err
 			}
-			used, err := budget.Read(ctx, users.pool, map[string]string{u.Name: u.Budget})
-			if err != nil {
+			u := smarthost.Shown{Upstream: smarthost.Upstream{Listed: listed, Breaker: breakers.Of(args[0])}, Replies: replies.Rows()}
+			if u.Used, err = budget.Read(ctx, users.pool, map[string]string{u.Name: u.Budget}); err != nil {
 				return err
 			}
 			if asJSON {
-				return screen.JSON(a.stdout, upstreamView{u, used, replies.Rows()})
+				return screen.JSON(a.stdout, u)
 			}
-			if err := a.printUpstream(u); err != nil {
-				return err
-			}
-			fmt.Fprintln(a.stdout)
-			for _, u := range used {
-				if err := a.printBudget(u); err != nil {
-					return err
-				}
-				fmt.Fprintln(a.stdout)
-			}
-			t := screen.TableOf(replyHead, replyRow, replies.Rows())
-			return t.Print(a.stdout)
+			return u.Print(a.stdout)
 		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
-}
-
-func (a *app) printUpstream(u listedUpstream) error {
-	t := screen.Table{Head: []string{"UPSTREAM", u.Name}}
-	t.Add("host", net.JoinHostPort(u.Host, strconv.Itoa(u.Port)))
-	t.Add("TLS", string(u.TLS))
-	if u.CustomCA {
-		t.Add("CA", "its own")
-	}
-	if u.TLSName != "" {
-		t.Add("TLS name", u.TLSName)
-	}
-	if u.TLSPins != "" {
-		for pin := range strings.SplitSeq(u.TLSPins, ",") {
-			t.Add("TLS pin", pin)
-		}
-	}
-	t.Add("account", screen.OrDash(u.Username))
-	if u.OAuth != "" {
-		t.Add("tokens by", string(u.OAuth))
-	}
-	if u.Username != "" {
-		t.Add("mechanism", cmp.Or(strings.ToLower(u.Mechanism), "auto"))
-	}
-	if u.SecretExpires != "" {
-		t.Add("secret expires", u.SecretExpires)
-	}
-	t.Add("preset", screen.OrDash(u.Preset))
-	t.Add("connections", orDefault(u.MaxConnections))
-	t.Add("messages per connection", orDefault(u.MaxMessages))
-	t.Add("recipients per transaction", orDefault(u.MaxRecipients))
-	idle := "default"
-	if u.IdleSeconds > 0 {
-		idle = units.FormatSpan(time.Duration(u.IdleSeconds) * time.Second)
-	}
-	t.Add("idle time", idle)
-	t.Add("source", cmp.Or(u.Source, "default"))
-	t.Add("IP", cmp.Or(u.IP, "default"))
-	t.Add("EHLO name", cmp.Or(u.Hello, "default"))
-	t.Add("senders", screen.OrDash(strings.Join(u.Senders, ", ")))
-	if u.RewriteSender != "" {
-		t.Add("sends as", u.RewriteSender)
-	}
-	t.Add("budget", screen.OrDash(u.Budget))
-	t.Add("in doubt", cmp.Or(u.InDoubt, auth.DoubtPolicies()[0]))
-	t.Add("state", u.state())
-	if b := &u.Breaker; b.Open {
-		t.Add("opened by node", b.Node)
-		t.Add("cause", b.Why())
-		t.Add("next probe", explain.NextProbe(b))
-	}
-	t.Add("added", screen.LocalTime(u.CreatedAt))
-	return t.Print(a.stdout)
 }
 
 func (a *app) upstreamPauseCmd(pause bool) *cobra.Command {
@@ -546,10 +268,11 @@ when a probe gets through, its mail goes.`,
 		Args: one("name", "the upstream's name"),
 	}
 	if pause {
-		cmd.Use, cmd.Short = "pause NAME", "let the mail for a smarthost wait"
-		cmd.Long = `Lets the mail for a smarthost wait until 'postern upstream resume': it uses no attempts,
-its lifetime keeps running, and 'postern queue show' says why it waits. All nodes follow
-within two seconds; mail that a node has started or queued by then is still sent.`
+		cmd.Use, cmd.Short = "pause NAME", "send no mail to a smarthost for a time"
+		cmd.Long = `Lets the mail for a smarthost take the next way of its route, or wait without using attempts
+while its lifetime keeps running, until 'postern upstream resume'; says which for each
+route. 'postern queue show' says why a message waits. All nodes follow within two seconds;
+mail that a node has started or queued by then is still sent.`
 	}
 	cmd.RunE = a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
 		changed, err := users.upstreams(nil).Pause(ctx, args[0], pause)
@@ -568,11 +291,42 @@ within two seconds; mail that a node has started or queued by then is still sent
 		}
 		fmt.Fprintf(a.stdout, "%s upstream %s\n", said, args[0])
 		if pause {
-			return nil
+			return a.tellWithout(ctx, users, args[0])
 		}
 		return a.retryWaiting(ctx, users)
 	})
 	return cmd
+}
+
+// tellWithout says which way the mail of each route of a paused upstream goes now, and how much that it
+// has deferred waits.
+func (a *app) tellWithout(ctx context.Context, users *accounts, name string) error {
+	rules, who, err := readRoutes(ctx, users)
+	if err != nil {
+		return err
+	}
+	list, err := users.upstreams(nil).List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range rules {
+		if !slices.Contains(r.Via, name) {
+			continue
+		}
+		left := slices.DeleteFunc(slices.Clone(r.Via), func(way string) bool {
+			return slices.ContainsFunc(list, func(u upstream.Listed) bool { return u.Name == way && u.PausedAt != nil })
+		})
+		now := "its mail waits"
+		if len(left) > 0 {
+			now = "its mail goes by " + strings.Join(left, ", ")
+		}
+		fmt.Fprintf(a.stdout, "route %d (%s): %s\n", r.ID, explain.MatchText(r, who), now)
+	}
+	n, err := users.queue().Retry(ctx, desk.Filter{State: desk.StateWaiting, Upstream: name}, true)
+	if err == nil && n > 0 {
+		_, err = fmt.Fprintf(a.stdout, "%s that it deferred %s waiting, until the next attempt at least\n", screen.Count(n, "recipient"), screen.Be(n))
+	}
+	return err
 }
 
 // probeOpen has an upstream that all nodes leave alone probed after a time, and says so.
@@ -602,8 +356,8 @@ func (a *app) upstreamRemoveCmd() *cobra.Command {
 				return err
 			}
 			if staying > 0 {
-				return refusal.Invalid("%s, which may have delivered to them: list them with 'postern queue list --upstream %s --in-doubt', "+
-					"and end the doubt with 'postern queue resolve'", changed(staying, "recipient", fmt.Sprintf("staying with upstream %q", args[0]), false), args[0])
+				return refusal.Invalid("%s in doubt: upstream %q may have delivered to them, so they stay with it; list them with 'postern queue list --upstream %[2]s --in-doubt', "+
+					"and end the doubt with 'postern queue resolve'", screen.Count(staying, "recipient"), args[0])
 			}
 			if err := users.upstreams(nil).Remove(ctx, args[0]); err != nil {
 				return err
@@ -612,11 +366,4 @@ func (a *app) upstreamRemoveCmd() *cobra.Command {
 			return err
 		}),
 	}
-}
-
-func orDefault(n int) string {
-	if n == 0 {
-		return "default"
-	}
-	return strconv.Itoa(n)
 }

@@ -22,7 +22,7 @@ const (
 
 // upstreamAccount is ours at the upstream. The blanks and signs are there to be
 // carried unchanged.
-var upstreamAccount = account{"relay@example.com", `s3cret "word" \ $1`}
+var upstreamAccount = login{"relay@example.com", `s3cret "word" \ $1`}
 
 func TestPostfixUpstream(t *testing.T) {
 	t.Parallel()
@@ -57,7 +57,7 @@ func testUpstream(t *testing.T, start func(testing.TB, peers.UpstreamConfig) *pe
 }
 
 // useUpstream adds the smarthost and the route to it.
-func (s *site) useUpstream(t *testing.T, wire *tap, caFile string, as account) {
+func (s *site) useUpstream(t *testing.T, wire *tap, caFile string, as login) {
 	t.Helper()
 	s.must(t, as.password, "upstream", "add", "out", "--host", wire.address(), "--tls", "require",
 		"--ca-file", caFile, "--username", as.name, "--password-stdin")
@@ -234,7 +234,7 @@ func upstreamMended(t *testing.T, up *peers.Upstream) {
 
 	wire = tapPort(t, up.Port)
 	s.dropUpstream(t)
-	s.useUpstream(t, wire, up.CAFile, account{upstreamAccount.name, "wrong"})
+	s.useUpstream(t, wire, up.CAFile, login{upstreamAccount.name, "wrong"})
 	s.retryUntil(t, id, "told 535", func(h *desk.History) bool { // by an attempt, or by what the breaker was told
 		return strings.Contains(lastReply(h), "535 ") || len(h.Live) == 1 && strings.Contains(h.Live[0].LastReply, "535 ")
 	})

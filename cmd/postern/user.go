@@ -5,19 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strconv"
 	"strings"
-	"time"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
 	"postern/auth"
+	"postern/cmd/postern/account"
 	"postern/cmd/postern/handout"
 	"postern/cmd/postern/screen"
 	"postern/cmd/postern/secret"
-	"postern/relay/queue"
 	"postern/relay/queue/desk"
 )
 
@@ -29,7 +27,7 @@ func (a *app) userCmd() *cobra.Command {
 
 // addedUser says what the new user is and may be told.
 type addedUser struct {
-	userView
+	account.User
 	Settings handout.Settings `json:"settings"`
 }
 
@@ -52,7 +50,7 @@ once unless one is given.
 of a domain, *@*.domain for all of its subdomains, '<>' for the null sender of bounces.
 Without --sender the user may send as NAME, which must then be an address.
 
-` + profilesHelp,
+` + handout.ProfilesHelp,
 		Example: `  postern user add alice@example.com
   postern user add alice@example.com --sender '*@example.com' --password-stdin <password.txt
   postern user add alice@example.com --mobileconfig alice.mobileconfig --imap imap.example.com`,
@@ -86,7 +84,7 @@ Without --sender the user may send as NAME, which must then be an address.
 						return a.thereAlready("user", name)
 					}
 					if u, err = users.User(ctx, name); err == nil {
-						err = screen.JSON(a.stdout, addedUser{userJSON(u, ""), client})
+						err = screen.JSON(a.stdout, addedUser{account.UserOf(u, ""), client})
 					}
 					return err
 				}
@@ -94,12 +92,12 @@ Without --sender the user may send as NAME, which must then be an address.
 					return err
 				}
 				if asJSON {
-					err = screen.JSON(a.stdout, addedUser{userJSON(u, shown), client})
+					err = screen.JSON(a.stdout, addedUser{account.UserOf(u, shown), client})
 				} else {
-					fmt.Fprintf(a.stdout, "added user %s, who may send as %s\n", u.Name, sendersText(u))
-					err = errors.Join(a.showPassword(shown), a.printSettings(client))
+					fmt.Fprintf(a.stdout, "added user %s, who may send as %s\n", u.Name, account.SendersText(u))
+					err = errors.Join(a.showPassword(shown), client.Print(a.stdout))
 				}
-				return errors.Join(err, a.putProfiles(&files, made))
+				return errors.Join(err, files.Put(a.stderr, made))
 			})
 		},
 	}
@@ -108,8 +106,17 @@ Without --sender the user may send as NAME, which must then be an address.
 	password.Flags(cmd, "password")
 	f.BoolVar(&ifMissing, "if-missing", false, ifMissingUsage)
 	f.BoolVar(&asJSON, "json", false, "print JSON")
-	profileFlags(cmd, &files)
+	files.Flags(cmd)
 	return cmd
+}
+
+// settingsOf are the settings for a mail client of the user.
+func (a *app) settingsOf(name string) (handout.Settings, error) {
+	cfg, _, err := a.source.Load()
+	if err != nil {
+		return handout.Settings{}, err
+	}
+	return handout.For(&cfg, name)
 }
 
 // newUserName is the canonical form of a name that is to be added with these patterns.
@@ -163,77 +170,24 @@ func (a *app) showPassword(shown string) error {
 	return err
 }
 
-// userView is a user as --json prints it.
-type userView struct {
-	Name           string     `json:"name"`
-	Enabled        bool       `json:"enabled"`
-	DisabledReason string     `json:"disabled_reason,omitempty"`
-	HasPassword    bool       `json:"has_password"`
-	Credentials    int        `json:"credentials"` // that work, the password with them
-	Senders        []string   `json:"senders"`
-	Resend         []string   `json:"resend,omitempty"` // those by which others' mail may be resent
-	NoDefaults     bool       `json:"no_default_limits,omitempty"`
-	InDoubt        string     `json:"in_doubt,omitempty"` // retry, hold or notice
-	LastUsedAt     *time.Time `json:"last_used_at"`
-	CreatedAt      time.Time  `json:"created_at"`
-	Password       string     `json:"password,omitempty"` // only when it was just generated
-}
-
-func userJSON(u auth.User, shown string) userView {
-	return userView{
-		Name: u.Name, Enabled: u.Enabled, DisabledReason: u.DisabledReason, HasPassword: u.HasPassword, Credentials: u.Credentials,
-		Senders: effectiveSenders(u), Resend: u.Resend, NoDefaults: u.NoDefaults, InDoubt: u.InDoubt, LastUsedAt: jsonTime(u.LastUsedAt), CreatedAt: u.CreatedAt, Password: shown,
-	}
-}
-
-// effectiveSenders is what a user may send as: without a pattern for addresses, the
-// name, when that is an address.
-func effectiveSenders(u auth.User) []string {
-	set := slices.ContainsFunc(u.Senders, func(p string) bool { return p != auth.NullSender })
-	if set || !strings.Contains(u.Name, "@") {
-		return slices.Concat([]string{}, u.Senders) // [] in JSON, not null
-	}
-	return append([]string{u.Name}, u.Senders...)
-}
-
-func sendersText(u auth.User) string {
-	return screen.OrDash(strings.Join(effectiveSenders(u), ", "))
-}
-
-func userState(enabled bool, reason string) string {
-	if enabled {
-		return "enabled"
-	}
-	return "disabled" + screen.Colon(reason)
-}
-
 func (a *app) userListCmd() *cobra.Command {
 	var after string
-	cmd := listing[userView]{
-		head: []string{"NAME", "STATE", "SENDERS", "CREDENTIALS", "LAST USE", "SINCE"},
-		row: func(u userView) []string {
-			return []string{u.Name, userState(u.Enabled, u.DisabledReason), screen.OrDash(screen.Shorten(strings.Join(u.Senders, ", "), 60)),
-				strconv.Itoa(u.Credentials), screen.LocalTime(orZero(u.LastUsedAt)), screen.LocalTime(u.CreatedAt)}
+	cmd := listing[account.User]{
+		head: []string{"NAME", "STATE", "SENDERS", "CREDENTIALS", "LAST USE", "SINCE"}, spare: []string{"SINCE", "CREDENTIALS"},
+		row: func(u account.User) []string {
+			return []string{u.Name, u.State(), screen.OrDash(strings.Join(u.Senders, ", ")),
+				strconv.Itoa(u.Credentials), screen.Moment(u.LastUsedAt), screen.LocalTime(u.CreatedAt)}
 		},
-		load: func(ctx context.Context, users *accounts, _ []string, limit int) ([]userView, error) {
+		load: func(ctx context.Context, users *accounts, _ []string, limit int) ([]account.User, error) {
 			list, err := users.ListUsers(ctx, after, limit)
-			return screen.Each(list, func(u auth.User) userView { return userJSON(u, "") }), err
+			return screen.Each(list, func(u auth.User) account.User { return account.UserOf(u, "") }), err
 		},
 		limit: 1000, of: "users",
-		next: func(list []userView, _ int) string { return "--after " + list[len(list)-1].Name },
+		next: func(list []account.User, _ int) string { return "--after " + list[len(list)-1].Name },
 	}.command(a, &cobra.Command{Use: "list", Short: "list users by name", Args: noArguments})
 	cmd.Flags().StringVar(&after, "after", "", "begin after this `name`")
 	_ = cmd.RegisterFlagCompletionFunc("after", a.completer(usersLike, false))
 	return cmd
-}
-
-// shownUser is everything about a user that one look should tell.
-type shownUser struct {
-	userView
-	Logins   []credentialView   `json:"logins"`
-	Holds    []queue.UserHold   `json:"holds"`
-	Queue    map[desk.State]int `json:"queue"` // recipients
-	Settings handout.Settings   `json:"settings"`
 }
 
 func (a *app) userShowCmd() *cobra.Command {
@@ -245,10 +199,10 @@ func (a *app) userShowCmd() *cobra.Command {
 		Long: `Shows everything about a user except its limits: 'postern limit show NAME' shows those and
 their use, and 'postern explain' shows whether a message would be accepted.
 
-` + profilesHelp,
+` + handout.ProfilesHelp,
 		Args: one("name", "the user's name"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
-			u, shown, err := a.lookAtUser(ctx, users, args[0])
+			shown, err := a.lookAtUser(ctx, users, args[0])
 			if err != nil {
 				return err
 			}
@@ -263,76 +217,36 @@ their use, and 'postern explain' shows whether a message would be accepted.
 			if asJSON {
 				err = screen.JSON(a.stdout, shown)
 			} else {
-				err = a.printUser(u, shown)
+				err = errors.Join(shown.Print(a.stdout), shown.Settings.Print(a.stdout))
+				_, _ = io.WriteString(a.stderr, heldMail(shown.Name, shown.Queue[desk.StateHeld]))
 			}
-			return errors.Join(err, a.putProfiles(&files, made))
+			return errors.Join(err, files.Put(a.stderr, made))
 		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	profileFlags(cmd, &files)
+	files.Flags(cmd)
 	return cmd
 }
 
-func (a *app) lookAtUser(ctx context.Context, users *accounts, name string) (u auth.User, shown shownUser, err error) {
-	if u, err = users.User(ctx, name); err != nil {
-		return u, shown, err
+func (a *app) lookAtUser(ctx context.Context, users *accounts, name string) (shown account.Shown, err error) {
+	u, err := users.User(ctx, name)
+	if err != nil {
+		return shown, err
 	}
-	shown.userView = userJSON(u, "")
+	shown.User = account.UserOf(u, "")
 	credentials, err := users.Credentials(ctx, u.Name)
 	if err != nil {
-		return u, shown, err
+		return shown, err
 	}
-	shown.Logins = credentialsJSON(credentials)
+	shown.Logins = account.CredentialsOf(credentials)
 	if shown.Queue, err = users.queue().Counts(ctx, u.ID); err != nil {
-		return u, shown, err
+		return shown, err
 	}
 	if shown.Holds, err = holdsOf(ctx, users.queue(), u.ID); err != nil {
-		return u, shown, err
+		return shown, err
 	}
 	shown.Settings, err = a.settingsOf(u.Name)
-	return u, shown, err
-}
-
-func (a *app) printUser(u auth.User, shown shownUser) error {
-	t := screen.Table{Head: []string{"USER", screen.Printable(u.Name)}}
-	t.Add("state", userState(u.Enabled, u.DisabledReason))
-	t.Add("may send as", sendersText(u))
-	if u.NoDefaults {
-		t.Add("limits", "exempt from the default ones")
-	}
-	if u.InDoubt != "" {
-		t.Add("in doubt", u.InDoubt)
-	}
-	t.Add("since", screen.LocalTime(u.CreatedAt))
-	var mail []string
-	for _, s := range queueStates {
-		if n := shown.Queue[s]; n > 0 {
-			mail = append(mail, fmt.Sprintf("%s %s", count(n, "recipient"), s))
-		}
-	}
-	t.Add("in the queue", screen.OrDash(strings.Join(mail, ", ")))
-	for _, h := range shown.Holds {
-		what := "all its mail"
-		if h.CredentialID != 0 {
-			what = fmt.Sprintf("mail by credential %d", h.CredentialID)
-		}
-		t.Add("on hold", fmt.Sprintf("%s, since %s by %s: %s", what, screen.LocalTime(h.MadeAt), h.MadeBy, screen.OrDash(h.Reason)))
-	}
-	if err := t.Print(a.stdout); err != nil {
-		return err
-	}
-	if len(shown.Logins) > 0 {
-		fmt.Fprintln(a.stdout)
-		logins := screen.TableOf(credentialHead, credentialRow, shown.Logins)
-		if err := logins.Print(a.stdout); err != nil {
-			return err
-		}
-	}
-	if err := a.printSettings(shown.Settings); err != nil {
-		return err
-	}
-	_, err := io.WriteString(a.stderr, heldMail(u.Name, shown.Queue[desk.StateHeld]))
-	return err
+	return shown, err
 }
 
 func (a *app) userSetCmd() *cobra.Command {
@@ -343,7 +257,7 @@ func (a *app) userSetCmd() *cobra.Command {
 		Long: `Sets the policy for mail of the user that may have been delivered, because the connection
 broke before the next server confirmed it. The user's policy goes before that of the
 upstream; '' leaves it to the upstream.
-` + doubtPoliciesHelp,
+` + account.DoubtHelp,
 		Example: `  postern user set invoices@example.com --in-doubt hold`,
 		Args:    one("name", "the user's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -359,20 +273,8 @@ upstream; '' leaves it to the upstream.
 			})
 		},
 	}
-	doubtFlag(cmd, &policy)
+	account.DoubtFlag(cmd, &policy)
 	return cmd
-}
-
-// doubtPoliciesHelp says what the policies do.
-const doubtPoliciesHelp = `
-  retry   send it again the same way, after 15 minutes at the earliest
-  hold    hold it until 'postern queue resolve'
-  notice  do not send it again, and tell the sender that it may have arrived`
-
-func doubtFlag(cmd *cobra.Command, policy *string) {
-	list := auth.DoubtPolicies()
-	cmd.Flags().StringVar(policy, "in-doubt", "", "`policy` for mail that may have been delivered: "+strings.Join(list, ", "))
-	_ = cmd.RegisterFlagCompletionFunc("in-doubt", cobra.FixedCompletions(list, cobra.ShellCompDirectiveNoFileComp))
 }
 
 func (a *app) userPasswdCmd() *cobra.Command {
@@ -570,7 +472,7 @@ func (a *app) removeUser(ctx context.Context, users *accounts, name string, canc
 		}
 	}
 	if cancelled > 0 {
-		_, err = fmt.Fprintf(a.stdout, "deleted mail for %s\n", count(cancelled, "recipient"))
+		_, err = fmt.Fprintf(a.stdout, "deleted mail for %s\n", screen.Count(cancelled, "recipient"))
 	}
 	return err
 }

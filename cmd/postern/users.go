@@ -5,14 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
 	"postern/auth"
+	"postern/cmd/postern/screen"
 	"postern/policy/quota"
 	"postern/relay/queue/desk"
 	"postern/relay/seal"
@@ -83,21 +82,5 @@ func heldMail(name string, n int) string {
 		return ""
 	}
 	return fmt.Sprintf("mail for %s of %s is held: 'postern queue release --user %s' lets it go, 'postern queue cancel --user %s' throws it away\n",
-		count(n, "recipient"), name, name, name)
-}
-
-// count is a number of things in words.
-func count(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return strconv.Itoa(n) + " " + what + "s"
-}
-
-// jsonTime is a time for JSON: none is null.
-func jsonTime(t time.Time) *time.Time {
-	if t.IsZero() {
-		return nil
-	}
-	return &t
+		screen.Count(n, "recipient"), name, name, name)
 }

@@ -8,29 +8,29 @@ import (
 	"strings"
 	"time"
 
-	"postern/auth/audit"
-	"postern/internal/pg"
-
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postern/auth/audit"
+	"postern/internal/pg"
 )
 
 // Record is the nodes' shared record of one name.
 type Record struct {
-	Authority string // certmagic's key of the directory
-	Name      string
-	Node      string // the last to write this
-	Issuer    string
-	Serial    string    // hexadecimal
-	NotBefore time.Time // zero: none was issued yet
-	NotAfter  time.Time
-	RenewedAt time.Time // when the last was issued
+	Authority string    `json:"source"` // certmagic's key of the directory
+	Name      string    `json:"name"`
+	Node      string    `json:"node"` // the last to write this
+	Issuer    string    `json:"issuer,omitempty"`
+	Serial    string    `json:"serial,omitempty"`    // hexadecimal
+	NotBefore time.Time `json:"not_before,omitzero"` // zero: none was issued yet
+	NotAfter  time.Time `json:"not_after,omitzero"`
+	RenewedAt time.Time `json:"renewed_at,omitzero"` // when the last was issued
 
-	Failures     int // in a row
-	FailingSince time.Time
-	LastError    string
-	NextTry      time.Time // no node orders before
-	RenewAsked   time.Time // by an admin, who need not wait for its time; zero: nobody did
+	Failures     int       `json:"failures"` // in a row
+	FailingSince time.Time `json:"failing_since,omitzero"`
+	LastError    string    `json:"error,omitempty"`
+	NextTry      time.Time `json:"next_try,omitzero"`    // no node orders before
+	RenewAsked   time.Time `json:"renew_asked,omitzero"` // by an admin, who need not wait for its time; zero: nobody did
 }
 
 // State summarizes the record in a word or two; docs/certificates.md explains them.

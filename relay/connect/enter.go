@@ -3,6 +3,7 @@ package connect
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"postern/internal/share"
 	"postern/relay/smtp"
@@ -42,7 +43,7 @@ func (d *Dialer) session(ctx context.Context, up *upstream.Account) (leave func(
 	}
 	leave, wait := d.cfg.Sessions.Session(ctx, budget.Ask{Upstream: up.Name, Setting: up.Budget})
 	if wait != nil {
-		return nil, &Trouble{Reply: OverBudgetReply(wait), Err: errNoSession, Crowded: true, Wait: wait}
+		return nil, &Trouble{Reply: OverBudgetReply(wait), Err: fmt.Errorf("%w: %s", errNoSession, wait.Why), Crowded: true, Wait: wait}
 	}
 	return leave, nil
 }

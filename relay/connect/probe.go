@@ -19,6 +19,7 @@ const (
 	StageLookup smtp.Stage = "lookup" // DNS
 	StageLoop   smtp.Stage = "loop"   // it is this server itself
 	StageToken  smtp.Stage = "token"  // of an upstream account that has a grant
+	StageBudget smtp.Stage = "budget" // the upstream's sessions are in use
 )
 
 // Prober begins conversations as deliveries do, up to where mail would be sent, and
@@ -220,13 +221,18 @@ func (p *Prober) tryOthers(ctx context.Context, w Walk) {
 	for _, addr := range w.addrs {
 		to := Target{Host: w.host.host, Addr: netip.AddrPortFrom(addr, uint16(w.port())), Upstream: w.Upstream}
 		w.trace.begun = time.Now()
-		c, err := p.d.Dial(ctx, to)
-		if err != nil {
-			w.trace.trouble(to.Addr, connectTrouble(to, err))
+		leave, crowd := p.d.enter(ctx, to)
+		if crowd != nil {
+			w.trace.trouble(to.Addr, crowd)
 			continue
 		}
-		w.trace.step(Step{Stage: smtp.StageConnect, Addr: to.Addr})
-		_ = c.Close() // nothing was said
+		if c, err := p.d.Dial(ctx, to); err != nil {
+			w.trace.trouble(to.Addr, connectTrouble(to, err))
+		} else {
+			w.trace.step(Step{Stage: smtp.StageConnect, Addr: to.Addr})
+			_ = c.Close() // nothing was said
+		}
+		leave()
 	}
 }
 

@@ -89,6 +89,8 @@ func (t *Trouble) Stage() smtp.Stage {
 	var stage *smtp.StageError
 	var dns *net.DNSError
 	switch {
+	case t.Wait != nil:
+		return StageBudget
 	case errors.As(t.Err, &stage):
 		return stage.Stage
 	case upstream.IsSender(t.Err):

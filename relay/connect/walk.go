@@ -159,6 +159,7 @@ func (w *Walk) try(ctx context.Context) (*Conn, *Trouble) {
 	w.addrs = w.addrs[1:]
 	leave, crowd := w.d.enter(ctx, to)
 	if crowd != nil {
+		w.trace.trouble(to.Addr, crowd)
 		return nil, crowd
 	}
 	var c *Conn

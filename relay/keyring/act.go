@@ -14,12 +14,13 @@ import (
 	"postern/auth/audit"
 	"postern/internal/pg"
 	"postern/internal/refusal"
+	"postern/internal/units"
 	"postern/relay/seal"
 )
 
-// keptFor is how long an old key is kept after another was taken into use: a command that began
+// KeptFor is how long an old key is kept after another was taken into use: a command that began
 // before may still store what it sealed.
-const keptFor = time.Hour
+const KeptFor = time.Hour
 
 // actTime bounds an act.
 const actTime = 30 * time.Second
@@ -234,9 +235,9 @@ func (v *View) removable(id string) error {
 	case v.Current == id:
 		return refusal.Invalid("key %s is in use; make another one with 'postern key rotate' first", id)
 	case key.Values > 0:
-		return refusal.Invalid("key %s still seals values: %d; a running node seals them anew", id, key.Values)
-	case v.known(v.Current).Since != nil && v.Age < keptFor: // less than 0 if the clock was set back
-		return refusal.Invalid("key %s was in use less than %v minutes ago, and a command that began then may still use it: wait", id, keptFor.Minutes())
+		return refusal.Invalid("key %s still seals values: %d; a running node seals them anew within seconds", id, key.Values)
+	case v.known(v.Current).Since != nil && v.Age < KeptFor: // less than 0 if the clock was set back
+		return refusal.Invalid("key %s was in use less than %s ago, and a command that began then may still use it: wait %s", id, units.FormatSpan(KeptFor), units.FormatSpan((KeptFor - v.Age + time.Minute).Truncate(time.Minute)))
 	case len(lacking) > 0:
 		return refusal.Invalid("nodes without the current key: %s; they seal with an old one, so copy the file there first", strings.Join(lacking, ", "))
 	}

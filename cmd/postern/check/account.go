@@ -44,9 +44,9 @@ func (c *checkup) lookAtAccounts(ctx context.Context, r *report) {
 	case len(v.users) == 0:
 		r.add("account.none", "accounts", "no user")
 	case able == 0 && !v.more:
-		r.add("account.nobody", "accounts", "%d users, and none can log in", len(v.users))
+		r.add("account.nobody", "accounts", "%s, and none can log in", screen.Count(len(v.users), "user"))
 	default:
-		r.add("account.ok", "accounts", "%d of %d users can log in%s", able, len(v.users), moreThan(v.more))
+		r.add("account.ok", "accounts", "%d of %s can log in%s", able, screen.Count(len(v.users), "user"), moreThan(v.more))
 	}
 	if able > 0 && len(noLogin) > 0 {
 		r.add("account.no-login", "accounts", "no working credential: %s", screen.Few(noLogin))

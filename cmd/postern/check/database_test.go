@@ -112,7 +112,7 @@ func databaseFaults() []fault {
 		{"db.room-low", "free", bound(func(b *bounds) { b.low = 1 << 60 })},
 		{"queue.set-aside", "its size is -1", sql(`insert into recipient (message_id, n, user_id, expires_at, held_at, set_aside, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
 			values (gen_random_uuid(), 0, 1, now(), now(), 'its size is -1', 0, 0, 'x', 'a', 'x', '', '')`)},
-		{"queue.in-doubt", "recipients in doubt: 1", sql(`insert into recipient (message_id, n, user_id, expires_at, held_at, doubt, stays_with, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
+		{"queue.in-doubt", "1 recipient in doubt", sql(`insert into recipient (message_id, n, user_id, expires_at, held_at, doubt, stays_with, tell, notify, domain_key, local, domain, orcpt_type, orcpt)
 			values (gen_random_uuid(), 0, 1, now(), now(), 'hold', 'out', 0, 0, 'x', 'a', 'x', '', '')`)},
 		{"db.full", "since", sql(`update room set full_at = now()`)},
 		{"db.room-none", "free", bound(func(b *bounds) { b.none = 1 << 60 })},

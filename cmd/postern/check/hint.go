@@ -46,6 +46,8 @@ func Hint(up *upstream.Account, s connect.Step) string {
 		return tlsHint(up, s.Err, set)
 	case smtp.StageAuth:
 		return "correct --auth-mechanism, or the kind of the account (--password-stdin or --oauth), with " + set + "; some servers offer AUTH at another port only"
+	case connect.StageBudget:
+		return fmt.Sprintf("try again when less mail goes out ('postern upstream show %s' says what is used), or pause it for the test with 'postern upstream pause %[1]s'", up.Name)
 	case connect.StageToken:
 		return "see docs/oauth.md; the database has to be reachable too"
 	}

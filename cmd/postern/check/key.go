@@ -46,12 +46,12 @@ func (c *checkup) keys(r *report, v *keyring.View) {
 		case len(k.Nodes) > 0 && len(lacking) > 0:
 			r.add("key.differ", subject, "%s lacks it, %s has it", screen.Few(lacking), screen.Few(k.Nodes))
 		case k.ID != v.Current && k.Values > 0 && v.Age > 24*time.Hour:
-			r.add("key.old", subject, "%d values, and key %s is in use for %s", k.Values, v.Current, v.Age.Round(time.Hour))
+			r.add("key.old", subject, "%s, and key %s is in use for %s", screen.Count(k.Values, "value"), v.Current, v.Age.Round(time.Hour))
 		}
 	}
 	if v.Unopened != nil {
 		r.add("key.unopened", "keys", "these do not open with the key %s: %s", path, screen.Few(v.Unopened))
 		return
 	}
-	r.add("key.sealed", "keys", "all of %d values open", sealed)
+	r.add("key.sealed", "keys", "all open: %s", screen.Count(sealed, "value"))
 }

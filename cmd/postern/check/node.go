@@ -31,7 +31,7 @@ func (in *inspection) inDoubt(ctx context.Context) error {
 	case toldElsewhere(err):
 		return nil
 	case total > 0:
-		in.r.add("queue.in-doubt", "queue", "recipients in doubt: %d", total)
+		in.r.add("queue.in-doubt", "queue", "%s in doubt", screen.Count(total, "recipient"))
 	}
 	return err
 }

@@ -45,7 +45,7 @@ func (in *inspection) connections(ctx context.Context) error {
 	case most < need:
 		in.r.add("db.connections", "connections", "%d allowed, and this node may open %d", most, need)
 	case most < need*nodes+others:
-		in.r.add("db.connections-tight", "connections", "%d allowed; %d nodes of %d each and %d others make %d", most, nodes, need, others, need*nodes+others)
+		in.r.add("db.connections-tight", "connections", "%d allowed; %s of %d each and %d of others make %d", most, screen.Count(nodes, "node"), need, others, need*nodes+others)
 	}
 	return nil
 }

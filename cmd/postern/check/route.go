@@ -29,7 +29,7 @@ func (c *checkup) lookAtRoutes(ctx context.Context, r *report) {
 	if len(v.rules) == 0 {
 		r.add("route.none", "routes", "none")
 	} else if !slices.ContainsFunc(v.rules, route.Rule.IsDefault) {
-		r.add("route.no-default", "routes", "%d rules, none for all mail", len(v.rules))
+		r.add("route.no-default", "routes", "%s, none for all mail", screen.Count(len(v.rules), "route"))
 	} else {
 		r.add("route.ok", "routes", "%d in all", len(v.rules))
 	}

@@ -28,11 +28,11 @@ func seen(change func(v *mailView)) func(*testing.T, *patient) {
 
 func accountFaults() []fault {
 	return []fault{
-		{"account.ok", "1 of 1 users", nothing},
+		{"account.ok", "1 of 1 user can log in", nothing},
 		{"account.ok", "others were not looked at", seen(func(v *mailView) { v.more = true })},
 		{"account.none", "no user", seen(func(v *mailView) { v.users = nil })},
-		{"account.nobody", "1 users", seen(func(v *mailView) { v.users[0].Enabled = false })},
-		{"account.nobody", "1 users", seen(func(v *mailView) { v.users[0].Credentials = 0 })},
+		{"account.nobody", "1 user,", seen(func(v *mailView) { v.users[0].Enabled = false })},
+		{"account.nobody", "1 user,", seen(func(v *mailView) { v.users[0].Credentials = 0 })},
 		{"account.no-login", "no working credential: bob@example.com", seen(func(v *mailView) {
 			v.users = append(v.users, auth.User{ID: 2, Name: "bob@example.com", Enabled: true})
 		})},
@@ -49,7 +49,7 @@ func routeFaults() []fault {
 	return []fault{
 		{"route.ok", "1 in all", nothing},
 		{"route.none", "none", seen(func(v *mailView) { v.rules = nil })},
-		{"route.no-default", "1 rules, none", seen(func(v *mailView) { v.rules[0].SenderDomain = "example.com" })},
+		{"route.no-default", "1 route, none", seen(func(v *mailView) { v.rules[0].SenderDomain = "example.com" })},
 		{"route.gone", `route 1 names "out"`, seen(func(v *mailView) { v.rules[0].Via = []string{"out"} })},
 		{"route.hidden", "route 2 comes after route 1, which", seen(func(v *mailView) { v.rules = append(v.rules, route.Rule{ID: 2, UserID: 4711}) })},
 		{"route.paused", "paused since ", seen(func(v *mailView) {
@@ -102,9 +102,9 @@ func rotated(ago time.Duration) func(*testing.T, *patient) {
 
 func keyFaults() []fault {
 	return []fault{
-		{"key.sealed", "all of 1 values open", nothing},
-		{"key.sealed", "all of 1 values open", rotated(23 * time.Hour)},
-		{"key.old", "1 values, and key", rotated(25 * time.Hour)},
+		{"key.sealed", "all open: 1 value", nothing},
+		{"key.sealed", "all open: 1 value", rotated(23 * time.Hour)},
+		{"key.old", "1 value, and key", rotated(25 * time.Hour)},
 		{"key.lacking", "missing at two", func(t *testing.T, p *patient) { p.node(t, "two", "12345678") }},
 		{"key.lacking", "missing at ", func(t *testing.T, p *patient) {
 			p.sql(t, `insert into sealing_key (id) values ('12345678')`)
@@ -171,7 +171,7 @@ func asIs(*smtptest.Config, *upstream.Account) {}
 func upstreamFaults() []fault {
 	return []fault{
 		{"upstream.ok", "it takes the account relay", smarthost(asIs)},
-		{"upstream.expiring", "on", smarthost(asIs)}, // it lives for a day
+		{"upstream.expiring", "its certificate expires at 20", smarthost(asIs)}, // it lives for a day
 		{"upstream.lookup", "nowhere.test", smarthost(func(_ *smtptest.Config, up *upstream.Account) { up.Host = "nowhere.test" })},
 		{"upstream.unreachable", "refused", func(t *testing.T, p *patient) {
 			at := netip.MustParseAddrPort(closedPort(t))
@@ -198,17 +198,23 @@ func upstreamFaults() []fault {
 		{"upstream.renewal", "AADSTS7000222", seen(func(v *mailView) {
 			v.secrets = []upstream.Secret{{Upstream: "out", Token: oauth.State{FailingSince: time.Now(), ExpiresAt: time.Now().Add(time.Hour), LastError: "AADSTS7000222: expired"}}}
 		})},
-		{"upstream.secret", "its secret expires on 20", seen(func(v *mailView) {
+		{"upstream.secret", "the last day of its secret is 20", seen(func(v *mailView) {
 			v.secrets = []upstream.Secret{{Upstream: "out", Expires: time.Now().UTC().Truncate(24*time.Hour).AddDate(0, 0, 29)}}
 		})},
-		{"upstream.secret-expired", "its secret has expired on 20", seen(func(v *mailView) {
+		{"upstream.secret-expired", "the last day of its secret was 20", seen(func(v *mailView) {
 			v.secrets = []upstream.Secret{{Upstream: "out", Expires: time.Now().UTC().Truncate(24*time.Hour).AddDate(0, 0, -1)}}
 		})},
 		{"upstream.open", "by node a: auth, account: 535 5.7.8 wrong password; next probe at 20", seen(func(v *mailView) {
 			v.breakers = breaker.States{{Upstream: "out", Open: true, Node: "a", NextProbe: time.Now(),
 				Cause: breaker.Cause{Stage: "auth", Scope: "account", Reply: "535 5.7.8 wrong password"}}}
 		})},
-		{"upstream.budget", "recipients that wait: 4; messages 30/m: 0 left, sessions 3: 3 left", seen(func(v *mailView) { v.budgets = spentBudget() })},
+		{"upstream.budget", "4 recipients waiting, the last until -: messages 30/m: 0 left, sessions 3: 3 left", seen(func(v *mailView) { v.budgets = spentBudget() })},
+		{"upstream.busy", "sessions 1 over all nodes", func(t *testing.T, p *patient) {
+			p.sql(t, `insert into upstream (name, host, port, tls, budget) values ('out', '127.0.0.1', 25, 'none', 'sessions 1')`)
+			p.sql(t, `insert into node (name, expires_at) values ('n', now() + interval '1 hour')`)
+			p.sql(t, `insert into upstream_budget select 'out', 'sessions', 0, '', epoch, 1 from live_epoch`)
+			smarthost(func(_ *smtptest.Config, up *upstream.Account) { up.Budget = "sessions 1" })(t, p)
+		}},
 		{"upstream.sessions", "sessions 3 for 4 nodes", seen(func(v *mailView) { v.budgets = spentBudget() })},
 		{"upstream.refuses", "554 5.7.1 go away", smarthost(func(cfg *smtptest.Config, _ *upstream.Account) {
 			cfg.Hooks = map[smtptest.Phase]smtptest.Hook{smtptest.PhaseBanner: smtptest.Always(smtptest.Reply("554 5.7.1 go away"))}

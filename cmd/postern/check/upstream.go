@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"postern/admin/health"
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/database"
@@ -17,6 +19,7 @@ import (
 	"postern/policy/quota"
 	"postern/relay/connect"
 	"postern/relay/keyring"
+	"postern/relay/seal"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
 	"postern/relay/upstream/budget"
@@ -51,21 +54,21 @@ var upstreamKinds = []kind{
 		"raise it with 'postern upstream set NAME --budget' if the provider allows more, or limit the users with 'postern limit set'"},
 	{"upstream.sessions", health.Warning, "The upstream's budget has fewer sessions than there are nodes, so some have none.",
 		"raise it with 'postern upstream set NAME --budget' if the provider allows more, or deliver from fewer nodes"},
+	{"upstream.busy", health.Skipped, "All sessions that the upstream's budget allows are in use, so it was not tried.", "check again when less mail goes out"},
 	{"upstream.expiring", health.Warning, "The upstream's certificate expires in a few days; then mail waits.", "tell its operator"},
 }
 
 // upstreamTime bounds the conversation with one upstream or mail host.
 const upstreamTime = 20 * time.Second
 
-// Prober converses as this machine's deliveries do, but waits for no step longer than patience.
-func Prober(from config.Source, tokens connect.Tokens, patience time.Duration) (*connect.Prober, error) {
+// Dialling is how to converse as this machine's deliveries do, but to wait for no step longer than
+// patience.
+func Dialling(from config.Source, patience time.Duration) (cfg connect.Config, err error) {
 	c := newCheckup(from, nil, Options{})
 	if c.bad != nil {
-		return nil, c.bad
+		return cfg, c.bad
 	}
-	cfg := c.dialling(patience)
-	cfg.Tokens = tokens
-	return connect.NewProber(cfg), nil
+	return c.dialling(patience), nil
 }
 
 // dialling is how to converse as this node's deliveries do, but with less patience.
@@ -80,36 +83,68 @@ func (c *checkup) dialling(patience time.Duration) connect.Config {
 	}
 }
 
-// tokens gets access tokens as the nodes do, and shares theirs.
-func (c *checkup) tokens(ctx context.Context) (tokens *oauth.Tokens, end func(), err error) {
+// Sharing is what a command shares with the nodes while it converses with upstreams.
+type Sharing struct {
+	Pool     *pgxpool.Pool
+	Sealer   *seal.Sealer  // nil: there is no key
+	Command  string        // in words, for the others
+	Most     time.Duration // that it may take
+	Patience time.Duration // with which it waits for a session
+}
+
+// Share has cfg get access tokens and sessions for upstreams as the nodes do, until end.
+func (s Sharing) Share(ctx context.Context, cfg *connect.Config, from *config.OAuth, upstreams []upstream.Account) (end func(), err error) {
+	end = func() {}
+	if slices.ContainsFunc(upstreams, func(a upstream.Account) bool { return a.Grant.Kind != "" }) {
+		by, err := from.Config()
+		if err == nil && s.Sealer != nil {
+			err = keyring.Follow(ctx, s.Pool, s.Sealer)
+		}
+		if err != nil {
+			return nil, err
+		}
+		by.DB, by.Sealer, by.Node = s.Pool, s.Sealer, s.Command
+		tokens := oauth.New(by)
+		cfg.Tokens = tokens
+		end = func() { _ = tokens.Close(context.WithoutCancel(ctx)) } // what it asked for is for the nodes as well
+	}
+	if slices.ContainsFunc(upstreams, func(a upstream.Account) bool { return a.Budget != "" }) {
+		sessions, leave, err := budget.Visit(ctx, s.Pool, 2*s.Most, s.Patience)
+		if err != nil {
+			end()
+			return nil, err
+		}
+		cfg.Sessions = sessions
+		tokens := end
+		end = func() { leave(); tokens() }
+	}
+	return end, nil
+}
+
+// share is Share for a check, over connections of its own.
+func (c *checkup) share(ctx context.Context, cfg *connect.Config, upstreams []upstream.Account) (end func(), err error) {
+	if !slices.ContainsFunc(upstreams, func(a upstream.Account) bool { return a.Grant.Kind != "" || a.Budget != "" }) {
+		return func() {}, nil
+	}
 	url, err := c.databaseURL(ctx)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	sealer, err := c.source.PresentSealer(c.cfg)
 	if err != nil {
-		return nil, nil, err
-	}
-	cfg, err := c.cfg.OAuth.Config()
-	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	pool, err := c.dialer.OpenPool(ctx, url, "check", 1, database.PrepareNothing)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	if sealer != nil {
-		if err := keyring.Follow(ctx, pool, sealer); err != nil {
-			pool.Close()
-			return nil, nil, err
-		}
-	}
-	cfg.DB, cfg.Sealer, cfg.Node = pool, sealer, "postern check"
-	tokens = oauth.New(cfg)
-	return tokens, func() {
-		_ = tokens.Close(context.WithoutCancel(ctx)) // what it asked for is for the nodes as well
+	all := Sharing{pool, sealer, "postern check", upstreamTime, upstreamTime / 4}
+	shared, err := all.Share(ctx, cfg, &c.cfg.OAuth, upstreams)
+	if err != nil {
 		pool.Close()
-	}, nil
+		return nil, err
+	}
+	return func() { shared(); pool.Close() }, nil
 }
 
 // upstreamSecret looks at what the upstream's account is proved by.
@@ -123,9 +158,9 @@ func (c *checkup) upstreamSecret(r *report, s *upstream.Secret) {
 	}
 	switch left := s.DaysLeft(c.now()); {
 	case left < 0:
-		r.add("upstream.secret-expired", subject, "its secret has expired on %s", s.Expires.Format(time.DateOnly))
+		r.add("upstream.secret-expired", subject, "the last day of its secret was %s", s.Expires.Format(time.DateOnly))
 	case left <= 30:
-		r.add("upstream.secret", subject, "its secret expires on %s", s.Expires.Format(time.DateOnly))
+		r.add("upstream.secret", subject, "the last day of its secret is %s, in %s", s.Expires.Format(time.DateOnly), screen.Count(left, "day"))
 	}
 }
 
@@ -134,11 +169,11 @@ func (c *checkup) upstreamBudget(r *report, u *budget.Usage) {
 	subject := "upstream " + u.Upstream
 	for _, l := range u.Limits {
 		if l.Kind == quota.Sessions && l.Max < int64(u.Nodes) {
-			r.add("upstream.sessions", subject, "%s for %d nodes", l.Text, u.Nodes)
+			r.add("upstream.sessions", subject, "%s for %s", l.Text, screen.Count(u.Nodes, "node"))
 		}
 	}
 	if u.Waiting > 0 {
-		r.add("upstream.budget", subject, "recipients that wait: %d; %s", u.Waiting, u.Headroom())
+		r.add("upstream.budget", subject, "%s waiting, the last until %s: %s", screen.Count(u.Waiting, "recipient"), screen.Moment(u.LastTurn), u.Headroom())
 	}
 }
 
@@ -178,15 +213,12 @@ func (c *checkup) lookAtUpstreams(ctx context.Context, r *report) {
 		c.upstreamBudget(r, &v.budgets[i])
 	}
 	cfg := c.dialling(upstreamTime / 2)
-	if slices.ContainsFunc(v.upstreams, func(a upstream.Account) bool { return a.Grant.Kind != "" }) {
-		tokens, end, err := c.tokens(ctx)
-		if err != nil {
-			r.skip("upstreams", "%v", err)
-			return
-		}
-		defer end()
-		cfg.Tokens = tokens
+	end, err := c.share(ctx, &cfg, v.upstreams)
+	if err != nil {
+		r.skip("upstreams", "%v", err)
+		return
 	}
+	defer end()
 	prober := connect.NewProber(cfg)
 	r.each(ctx, len(v.upstreams), func(ctx context.Context, i int, r *report) {
 		ctx, cancel := context.WithTimeout(ctx, upstreamTime)
@@ -202,6 +234,8 @@ func (c *checkup) upstream(r *report, up upstream.Account, p connect.Probe) {
 	if p.Err != nil {
 		id := "upstream.refuses"
 		switch p.Stage {
+		case connect.StageBudget:
+			id = "upstream.busy"
 		case connect.StageLookup:
 			id = "upstream.lookup"
 		case connect.StageLoop:
@@ -237,7 +271,7 @@ func (c *checkup) upstream(r *report, up upstream.Account, p connect.Probe) {
 		r.add("upstream.clear", subject, "--tls %s", up.TLS)
 	}
 	if left := p.Expires.Sub(c.now()); up.Verified() && up.TLSPins == "" && left < 7*24*time.Hour {
-		r.add("upstream.expiring", subject, "its certificate expires on %s", screen.LocalTime(p.Expires))
+		r.add("upstream.expiring", subject, "its certificate expires at %s", screen.LocalTime(p.Expires))
 	}
 }
 

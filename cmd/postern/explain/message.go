@@ -220,7 +220,7 @@ func (e *Message) ways(ctx context.Context, r Relay, q Question) error {
 
 // Print prints the explanation for people.
 func (e *Message) Print(to io.Writer) error {
-	t := screen.Table{Head: []string{"STEP", "", "RULE", "REPLY"}}
+	t := screen.Table{Head: []string{"STEP", "", "RULE", "REPLY"}, Wraps: true}
 	for _, s := range e.Steps {
 		verdict := "ok"
 		if !s.Allowed {
@@ -237,7 +237,7 @@ func (e *Message) Print(to io.Writer) error {
 			return err
 		}
 	}
-	t = screen.Table{Head: []string{"RECIPIENT", "ROUTE", "VIA"}}
+	t = screen.Table{Head: []string{"RECIPIENT", "ROUTE", "VIA"}, Wraps: true}
 	for _, w := range e.Routes {
 		number := "-"
 		if w.Route != 0 {

@@ -176,7 +176,7 @@ func MatchText(r route.Rule, who map[int64]string) string {
 
 // Print prints the route for people.
 func (t *Route) Print(to io.Writer) error {
-	routes := screen.Table{Head: []string{"ROUTE", "MATCH", ""}}
+	routes := screen.Table{Head: []string{"ROUTE", "MATCH", ""}, Wraps: true}
 	for _, p := range t.Passed {
 		routes.Add(strconv.FormatInt(p.Route, 10), p.Match, "another "+p.Other)
 	}
@@ -193,7 +193,7 @@ func (t *Route) Print(to io.Writer) error {
 	if err := routes.Print(to); err != nil {
 		return err
 	}
-	ways := screen.Table{Head: []string{"WAY", "AS", ""}}
+	ways := screen.Table{Head: []string{"WAY", "AS", ""}, Wraps: true}
 	waits := true
 	for _, w := range t.Ways {
 		waits = waits && !w.usable()

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"io"
 	"reflect"
+	"time"
 )
 
 // JSON writes v as indented JSON with a final newline; a list without anything in it is [],
@@ -25,4 +26,12 @@ func Each[T, V any](list []T, view func(T) V) []V {
 		views = append(views, view(one))
 	}
 	return views
+}
+
+// OrNull is a time for JSON: none is null.
+func OrNull(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
 }

@@ -1,14 +1,18 @@
 package screen
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"time"
 	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
+
+	"golang.org/x/term"
 )
 
 func OneLine(s string) string {
@@ -18,7 +22,20 @@ func OneLine(s string) string {
 // Writer is where a command writes for people and programs. Much of that came from the
 // network: what could steer a terminal, or hide in it, is escaped, whichever command prints it.
 // Lines and columns are the command's own.
-type Writer struct{ io.Writer }
+type Writer struct {
+	io.Writer
+	Width int // of the terminal, in columns; 0 for what is none, where nothing is cut
+}
+
+// WriterTo is a Writer to w, which may be a terminal.
+func WriterTo(w io.Writer) Writer {
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		if width, _, err := term.GetSize(int(f.Fd())); err == nil {
+			return Writer{w, cmp.Or(width, 80)}
+		}
+	}
+	return Writer{Writer: w}
+}
 
 // Write implements io.Writer. A character that was cut off is escaped as octets.
 func (s Writer) Write(text []byte) (int, error) {
@@ -75,6 +92,30 @@ func LocalTime(t time.Time) string {
 		return "-"
 	}
 	return t.Local().Format("2006-01-02 15:04:05")
+}
+
+// Moment is LocalTime; nil is none.
+func Moment(t *time.Time) string {
+	if t == nil {
+		return "-"
+	}
+	return LocalTime(*t)
+}
+
+// Count is a number of things in words: "1 recipient", "2 recipients".
+func Count[N int | int64](n N, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// Be is what Count is followed by: "1 recipient is", "2 recipients are".
+func Be[N int | int64](n N) string {
+	if n == 1 {
+		return "is"
+	}
+	return "are"
 }
 
 func OrDash(s string) string {

@@ -27,16 +27,11 @@ func EntryHead() []string {
 	return []string{"ID", "STATE", "ACCEPTED", "USER", "SENDER", "RECIPIENT", "TRIES", "NEXT", "LAST REPLY"}
 }
 
-// EntryRow is a row of a table of many entries, with the beginning of a long reply.
-func EntryRow(e Entry) []string {
-	row := wholeRow(e)
-	last := &row[len(row)-1]
-	*last = screen.Shorten(*last, 80)
-	return row
-}
+// EntrySpare are the columns that a narrow terminal does without.
+func EntrySpare() []string { return []string{"ACCEPTED", "USER", "SENDER", "TRIES", "NEXT"} }
 
-// wholeRow says why mail that is set aside waits: it is not the last reply.
-func wholeRow(e Entry) []string {
+// EntryRow says why mail that is set aside waits: it is not the last reply.
+func EntryRow(e Entry) []string {
 	next := "-"
 	if e.State == desk.StateWaiting {
 		next = screen.LocalTime(e.NextAttemptAt)
@@ -130,4 +125,9 @@ func userText(id int64, name string) string {
 		return name
 	}
 	return "removed user " + strconv.FormatInt(id, 10)
+}
+
+// States are those of recipients, in the order of their lives.
+func States() []desk.State {
+	return []desk.State{desk.StateWaiting, desk.StateSending, desk.StateHeld, desk.StateFailed, desk.StateDelivered}
 }

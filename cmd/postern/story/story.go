@@ -111,7 +111,8 @@ func (s *Story) Print(w io.Writer) error {
 		return nil
 	}
 	fmt.Fprintln(w)
-	t = screen.TableOf(EntryHead(), wholeRow, Entries(s.Live, s.who()))
+	t = screen.TableOf(EntryHead(), EntryRow, Entries(s.Live, s.who()))
+	t.Spare, t.Wraps = EntrySpare(), true // the whole reply
 	if err := t.Print(w); err != nil {
 		return err
 	}
@@ -176,7 +177,7 @@ func (s *Story) printWhyHeld(w io.Writer) {
 }
 
 func printEvents(w io.Writer, list []desk.Event) error {
-	t := screen.Table{Head: []string{"WHEN", "TOOK", "RECIPIENT", "RESULT", "VIA", "SERVER", "TLS", "NODE", "REPLY"}}
+	t := screen.Table{Head: []string{"WHEN", "TOOK", "RECIPIENT", "RESULT", "VIA", "SERVER", "TLS", "NODE", "REPLY"}, Spare: []string{"NODE", "TLS", "TOOK", "SERVER"}, Wraps: true}
 	for _, at := range list {
 		later := slices.IndexFunc(at.Left, func(l queue.LeftWay) bool { return l.At.After(at.At) })
 		if later < 0 {

@@ -18,7 +18,6 @@ import (
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/screen"
 	"postern/relay/connect"
-	"postern/relay/keyring"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
 	"postern/relay/upstream/oauth"
@@ -91,26 +90,18 @@ func Run(ctx context.Context, c Config) (*Result, error) {
 	if t.account, err = store.Open(ctx, c.Upstream); err != nil {
 		return nil, errors.Join(keyErr, err)
 	}
-	var tokens connect.Tokens
-	if t.account.Grant.Kind != "" {
-		by, err := cfg.OAuth.Config()
-		if err != nil {
-			return nil, err
-		}
-		if err := keyring.Follow(ctx, c.Pool, sealer); err != nil { // there is one: the account has opened
-			return nil, err
-		}
-		by.DB, by.Sealer, by.Node = c.Pool, sealer, "postern upstream test"
-		shared := oauth.New(by)
-		defer func() { _ = shared.Close(context.WithoutCancel(ctx)) }() // what it asked for is for the nodes as well
-		tokens = shared
-	}
-	prober, err := check.Prober(c.Source, tokens, c.Most/3)
+	dialling, err := check.Dialling(c.Source, c.Most/3)
 	if err != nil {
 		return nil, err
 	}
+	sharing := check.Sharing{Pool: c.Pool, Sealer: sealer, Command: "postern upstream test", Most: c.Most, Patience: c.Most / 3}
+	end, err := sharing.Share(ctx, &dialling, &cfg.OAuth, []upstream.Account{t.account})
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	t.print("%s\n\n", c.Title(t.account, listed))
-	return t.result, t.converse(ctx, prober)
+	return t.result, t.converse(ctx, connect.NewProber(dialling))
 }
 
 // converse goes through the steps.
@@ -124,6 +115,8 @@ func (t *trial) converse(ctx context.Context, prober *connect.Prober) error {
 			t.tell(ctx, probe.Step) // before the first step, as a host that is this server
 		}
 		switch probe.Stage {
+		case connect.StageBudget:
+			return fmt.Errorf("upstream %s was not tried: all sessions of its budget are in use", t.Upstream)
 		case smtp.StageMail:
 			if upstream.IsSender(probe.Err) {
 				return probe.Err

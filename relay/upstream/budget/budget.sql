@@ -25,5 +25,8 @@ from unnest(@upstream::text[], @kind::text[], @window::integer[], @zone::text[])
 	left join upstream_budget b on b.upstream = t.u and b.kind = t.k and b.window_s = t.w and b.zone = t.z and (t.w = 0 or b.bucket >= c.since)
 group by t.nth, t.w, t.z, c.width, c.bucket, w.n, w.last order by t.nth
 
+-- name: visit
+select -(extract(epoch from clock_timestamp() + @most::interval) * 1000000)::bigint
+
 -- name: zone
 select exists (select from pg_timezone_names where name = @zone)

@@ -1,6 +1,7 @@
 package budget
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"strings"
@@ -13,7 +14,7 @@ import (
 )
 
 const (
-	patience      = 3 * time.Second  // that a message waits in its connection, rather than in the queue
+	patience      = 3 * time.Second  // see Config.Patience
 	silenceWait   = 10 * time.Second // of a message while the database does not answer
 	changeWait    = 2 * time.Second  // until this node has read a changed setting (route.TableAge)
 	sessionsAgain = time.Second / 5  // until more are asked for
@@ -32,6 +33,8 @@ type Config struct {
 	Epoch func() int64 // of this node, 0 while it has none
 	Log   *slog.Logger
 	Clock interface{ Now() time.Duration } // nil: boot.Clock
+	// Patience is how long a message waits in its connection, rather than in the queue: 3 s.
+	Patience time.Duration
 }
 
 // Budgets are this node's portions of all upstreams' budgets. Run has to be running.
@@ -50,6 +53,7 @@ func New(cfg Config) *Budgets {
 	if cfg.Clock == nil {
 		cfg.Clock = boot.Clock{}
 	}
+	cfg.Patience = cmp.Or(cfg.Patience, patience)
 	return &Budgets{cfg: cfg, kick: make(chan struct{}, 1), upstreams: map[string]*account{}}
 }
 
@@ -207,7 +211,7 @@ func (b *Budgets) obtain(ctx context.Context, a *Ask, of func(*account) []*porti
 	if a.Setting == "" {
 		return func() {}, nil
 	}
-	timer := time.NewTimer(patience)
+	timer := time.NewTimer(b.cfg.Patience)
 	defer timer.Stop()
 	for patient := true; ; {
 		b.mu.Lock()

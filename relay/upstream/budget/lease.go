@@ -22,6 +22,7 @@ var texts = pg.Load(files)
 var (
 	sqlLease = texts.Bind("lease", "epoch", "upstream", "setting", "kind", "window", "zone", "most", "from", "back", "spent", "keep", "need", "wants")
 	sqlUsage = texts.Bind("usage", "upstream", "kind", "window", "zone")
+	sqlVisit = texts.Bind("visit", "most")
 	sqlZone  = texts.Bind("zone", "zone")
 )
 

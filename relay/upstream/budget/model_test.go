@@ -587,6 +587,51 @@ func TestSessions(t *testing.T) {
 	}
 }
 
+// TestVisit: a command takes a session as a node does, and gives it back; if it dies, its time ends.
+func TestVisit(t *testing.T) {
+	t.Parallel()
+	const setting = "sessions 1"
+	w := newWorld(t, setting)
+	session := func(visitor *Budgets) (leave func(), wait *Wait) {
+		return visitor.Session(t.Context(), out(setting))
+	}
+	visit := func() (*Budgets, func()) {
+		t.Helper()
+		w.pass(time.Millisecond)
+		visitor, leave, err := Visit(t.Context(), w.pool, time.Minute, 500*time.Millisecond)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return visitor, leave
+	}
+	first, leave := visit()
+	done, wait := session(first)
+	if done == nil {
+		t.Fatalf("no session, though none is in use: %+v", wait)
+	}
+	second, leaveSecond := visit()
+	if _, wait := session(second); wait == nil || wait.Why != "out: sessions 1 over all nodes" {
+		t.Fatalf("two sessions of one: %+v", wait)
+	}
+	w.pass(59 * time.Second)
+	if _, wait := session(second); wait == nil {
+		t.Fatal("the session is lost before its time")
+	}
+	leaveSecond()
+	done()
+	leave()
+	third, _ := visit() // which dies
+	if done, wait := session(third); done == nil {
+		t.Fatalf("what was returned is not free: %+v", wait)
+	}
+	w.pass(61 * time.Second)
+	fourth, leave := visit()
+	defer leave()
+	if done, wait := session(fourth); done == nil {
+		t.Fatalf("a dead command keeps its session: %+v", wait)
+	}
+}
+
 func TestStatements(t *testing.T) {
 	t.Parallel()
 	pgtest.Prepare(t, pgtest.Statements(t, texts.Bound))

@@ -1,0 +1,3 @@
+// Package smarthost has the flags by which commands set an upstream's account, and shows an
+// upstream with its budget and the table of its replies.
+package smarthost
