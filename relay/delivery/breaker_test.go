@@ -167,6 +167,59 @@ func TestBreakerForAllNodes(t *testing.T) {
 	}
 }
 
+// TestRefusedComesBack: one user's mail that was refused for the account, which opens no breaker, is
+// due when the upstream takes mail again: not at each message that is taken, but soon.
+func TestRefusedComesBack(t *testing.T) {
+	t.Parallel()
+	s := newSharing(t)
+	const pause = 50 * time.Millisecond
+	n := s.node("a", func(e *Engine) { e.cfg.Backoff = []time.Duration{6 * pause} })
+	n.send(t, 1, "r@one.test")
+	n.recovers(t, "upstream sink") // as at each start
+	s.server.On(smtptest.PhaseDot, smtptest.Once(smtptest.Reply("535 5.7.8 the quota is used up")))
+	if o := n.send(t, 1, "r@one.test"); o.WaitsFor != "upstream sink" {
+		t.Fatalf("%+v", o)
+	}
+	for end := time.Now().Add(patience); ; time.Sleep(pause / 5) {
+		n.send(t, 1, "r@one.test")
+		if slices.Contains(n.q.takeRecovered(), "upstream sink") {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("what was refused is not due")
+		}
+	}
+	time.Sleep(10 * pause)
+	n.send(t, 1, "r@one.test")
+	if due := n.q.takeRecovered(); len(due) > 0 {
+		t.Errorf("due again: %q", due)
+	}
+}
+
+func TestRefusal(t *testing.T) {
+	t.Parallel()
+	backoff := []time.Duration{time.Minute, 5 * time.Minute, 15 * time.Minute}
+	var r refusal
+	var now time.Time
+	over := func(after time.Duration) bool {
+		now = now.Add(after)
+		return r.isOver(now, backoff)
+	}
+	if now = time.Unix(1_700_000_000, 0); over(0) {
+		t.Error("nothing was refused")
+	}
+	for call, pause := range []time.Duration{10 * time.Second, time.Minute, 5 * time.Minute, 15 * time.Minute, 15 * time.Minute} {
+		r.met(now, backoff)
+		r.met(now.Add(pause/2), backoff)
+		if over(pause-time.Second) || !over(time.Second) || over(0) {
+			t.Errorf("call %d does not come after %v", call, pause)
+		}
+	}
+	if over(15 * time.Minute); r.calls != 0 {
+		t.Errorf("after mail was taken for as long: %+v", r)
+	}
+}
+
 // TestBreakerTwoUsers has an upstream refuse mail for the account: one user's opens nothing, a
 // second one's does, also while conversations go on. A message that is taken closes it.
 func TestBreakerTwoUsers(t *testing.T) {

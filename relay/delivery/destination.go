@@ -58,7 +58,46 @@ type destination struct {
 	trouble     *trouble  // the last
 	talkedAt    time.Time // when a conversation last began or a transaction last ended
 	owes        bool      // mail may wait in the queue for its suspension to end
+	refusal     refusal
 	evidence
+}
+
+// refusal is of mail that was refused for the account, and waits in the queue for its upstream.
+type refusal struct {
+	waits bool      // there is some
+	calls int       // how often it was made due, since it was last taken
+	until time.Time // it is not made due
+}
+
+// met notes a transaction whose mail was refused.
+func (r *refusal) met(now time.Time, backoff []time.Duration) {
+	if r.waits = true; r.until.Before(now) {
+		r.until = now.Add(r.pause(backoff))
+	}
+}
+
+// isOver reports, once, that the mail is to be tried again, for other mail was taken. Where it is
+// refused again and again, as by a limit of one sender's, the pauses grow.
+func (r *refusal) isOver(now time.Time, backoff []time.Duration) bool {
+	switch {
+	case now.Before(r.until):
+		return false
+	case !r.waits:
+		r.calls = 0
+		return false
+	}
+	r.waits = false
+	r.calls++
+	r.until = now.Add(r.pause(backoff))
+	return true
+}
+
+// pause is first a sixth of that between the attempts of a message.
+func (r *refusal) pause(backoff []time.Duration) time.Duration {
+	if r.calls == 0 {
+		return step(backoff, 0) / 6
+	}
+	return step(backoff, r.calls-1)
 }
 
 // apart is a user whose messages alone broke off conversations. Their content may be the
@@ -236,7 +275,7 @@ func (d *destination) update(up *upstream.Account) {
 		}
 		d.window.reset(d.e.connectionsFor(up))
 		d.failures, d.suspensions, d.pauses, d.broken, d.retryAt = 0, 0, 0, 0, time.Time{}
-		d.apart = apart{}
+		d.apart, d.refusal = apart{}, refusal{}
 		d.talkedAt = time.Time{} // that was another server, perhaps
 	}
 	d.upstream = up
@@ -534,12 +573,18 @@ func (d *destination) succeeded(user userOf, took time.Duration) {
 // tried in vain each time that the suspension ends. A transaction that leaves its own mail
 // waiting for the destination, as a refusal of the account does, is none: it would make itself due.
 func (d *destination) recovered(outcomes []queue.Outcome) {
-	if slices.ContainsFunc(outcomes, func(o queue.Outcome) bool { return waitsFor(&o) == d.key }) {
-		return
-	}
+	refused := slices.ContainsFunc(outcomes, func(o queue.Outcome) bool { return waitsFor(&o) == d.key })
+	now, backoff := time.Now(), d.e.cfg.Backoff
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if s, _ := d.breaker(); d.owes && !s.Open { // the end of an open one makes the mail due
+	if refused {
+		d.refusal.met(now, backoff)
+		return
+	}
+	if s, _ := d.breaker(); s.Open { // its end makes the mail due
+		return
+	}
+	if over := d.refusal.isOver(now, backoff); over || d.owes {
 		d.owes = false
 		d.e.cfg.Queue.Recovered(d.key)
 	}
