@@ -141,7 +141,8 @@ func TestWindowIsKept(t *testing.T) {
 			}
 			time.Sleep(time.Millisecond)
 			synctest.Wait()
-			if n := server.Conns() - before; n != want {
+			// A worker that is hired for a message may find that another one has taken it.
+			if n := server.Conns() - before; n < want || want == begin && n > want {
 				t.Errorf("after %s: %d connections, want %d", idle, n, want)
 			}
 			q.waitEnded(t, 2060)
