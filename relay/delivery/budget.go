@@ -50,7 +50,7 @@ func (w *worker) spend(j *job) (done func()) {
 		return func() {}
 	}
 	began, ask := time.Now(), j.ask(up)
-	ask.Recipients = w.conn.Client.Takes(ask.Recipients) // the others are asked for in another transaction
+	ask.Recipients = w.conn.Client.Takes(len(j.rcpts), j.address) // the others are asked for in another transaction
 	done, wait := w.d.e.cfg.Budgets.Take(w.d.e.work, ask)
 	if wait != nil {
 		w.job = nil

@@ -57,9 +57,9 @@ type conn struct {
 }
 
 // takes reports that the server's limits (RFC 9422) have room on this connection for a
-// transaction of j.
+// transaction of j: for its first recipient.
 func (c *conn) takes(j *job) bool {
-	return !c.Client.Exhausted() && c.Client.Admits(j.rcpts[0].Address)
+	return c.Client.Takes(1, j.address) > 0
 }
 
 func newWorker(d *destination) *worker {
