@@ -2,12 +2,10 @@ package delivery
 
 import (
 	"context"
-	"slices"
 	"sync"
 	"time"
 
 	"postern/relay/connect"
-	"postern/relay/smtp"
 	"postern/relay/upstream"
 )
 
@@ -389,50 +387,6 @@ func (d *destination) depart() {
 	}
 }
 
-// seek gives w the user in whose name it waits for a place, until anew is called.
-func (d *destination) seek(w *worker, anew context.CancelFunc) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	w.user, w.anew = d.claimant(), anew
-	d.seeking = append(d.seeking, w)
-}
-
-// sought is the end of that.
-func (d *destination) sought(w *worker) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.seeking = slices.DeleteFunc(d.seeking, func(other *worker) bool { return other == w })
-}
-
-// claimant is the user in whose name the next place is wanted: of those whose messages wait,
-// the first without a whole share of the places. mu is held.
-func (d *destination) claimant() userOf {
-	first := d.waiting.first()
-	if first == nil {
-		return 0
-	}
-	last, full := first.user(), d.e.slots.Full(1, first.user())
-	j := d.waiting.find(func(j *job) bool {
-		if j.user() != last {
-			last, full = j.user(), d.e.slots.Full(1, j.user())
-		}
-		return !full
-	})
-	if j == nil {
-		j = first
-	}
-	return j.user()
-}
-
-// makeWay keeps workers from all waiting, indefinitely, in the names of users with a whole
-// share while a message of another user waits. mu is held.
-func (d *destination) makeWay(user userOf) {
-	mayHave := func(w *worker) bool { return !d.e.slots.Full(1, w.user) }
-	if n := len(d.seeking); n > 0 && !d.e.slots.Full(1, user) && !slices.ContainsFunc(d.seeking, mayHave) {
-		d.seeking[n-1].anew()
-	}
-}
-
 // connected counts a conversation that was begun: any trouble is over. Until it takes a job,
 // w counts as a worker for which one waits: no other should connect for that job.
 func (d *destination) connected(w *worker) {
@@ -476,16 +430,6 @@ func (d *destination) succeeded(user userOf, took time.Duration) {
 	d.talkedAt = time.Now()
 	if d.window.ended(took, d.waiting.len() > 0 && !d.enough()); d.waiting.len() > 0 {
 		d.hire()
-	}
-}
-
-// slowDown heeds a reply of the server that wants less of us.
-func (d *destination) slowDown(r smtp.Reply) {
-	d.mu.Lock()
-	w := d.window
-	d.mu.Unlock()
-	if limit, heeded := w.halve(); heeded {
-		d.e.cfg.Log.Info("fewer connections", "via", d.via, "domain", d.domain, "connections", limit, "reply", r.String())
 	}
 }
 
