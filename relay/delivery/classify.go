@@ -136,9 +136,6 @@ func interruptionIn(res smtp.Result) smtp.Reply {
 	return smtp.Reply{}
 }
 
-// viaMX is Outcome.Upstream of mail to MX.
-const viaMX = "mx"
-
 func complete(r smtp.Reply) bool {
 	return r.IsPositive() || r.IsTemporary() || r.IsPermanent()
 }

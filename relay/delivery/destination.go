@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"postern/relay/connect"
+	"postern/relay/route"
 	"postern/relay/upstream"
 )
 
@@ -20,7 +21,7 @@ const turnedAwayWait = 10 * time.Second
 type destination struct {
 	e      *Engine
 	key    string  // of its way
-	via    string  // the upstream's name, or "mx"
+	via    string  // the upstream's name, or route.MX
 	domain string  // mx: the domain's key; "" for an upstream
 	part   float64 // the part of the free room that its line may take
 
@@ -59,7 +60,7 @@ func (e *Engine) destination(w *way) *destination {
 		return d
 	}
 	// A new one may be in trouble known to another node, or from before a restart.
-	d := &destination{e: e, key: w.key, via: "mx", domain: w.domain, upstream: w.upstream, owes: true}
+	d := &destination{e: e, key: w.key, via: route.MX, domain: w.domain, upstream: w.upstream, owes: true}
 	if w.upstream != nil {
 		d.via = w.upstream.Name
 		d.part = 9 // it may well be the only one
