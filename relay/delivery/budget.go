@@ -81,11 +81,9 @@ func (d *destination) await(j *job, wait *budget.Wait) {
 	now := time.Now()
 	outcomes := make([]queue.Outcome, len(j.rcpts))
 	for i := range j.rcpts {
-		outcomes[i] = queue.Outcome{
-			Message: j.Message.ID, N: j.rcpts[i].N, Recipient: j.rcpts[i].Address, Epoch: j.Epoch,
-			Result: queue.Deferred, Reply: connect.OverBudgetReply(wait), Ours: true, Upstream: d.via,
-			StartedAt: now, At: now, NotAnAttempt: true, WaitsFor: wait.For, RetryIn: wait.In,
-		}
+		o := d.deferral(j, &j.rcpts[i], now)
+		o.Reply, o.NotAnAttempt, o.WaitsFor, o.RetryIn = connect.OverBudgetReply(wait), true, wait.For, wait.In
+		outcomes[i] = o
 	}
 	d.e.leave(j, j.rcpts, outcomes, nil)
 }
