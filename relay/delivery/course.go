@@ -127,7 +127,7 @@ func (e *Engine) goOn(j *job, outcomes []queue.Outcome, err error) {
 	j.returned, j.trial = time.Time{}, false
 	e.cfg.Log.Info("going on to the next way", "id", j.Message.ID, "from", outcomes[0].Upstream, "reply", outcomes[0].Reply.String(), "error", err,
 		"after_ms", time.Since(j.Begun).Milliseconds())
-	if !e.intake.again(j) {
+	if !put(&e.intake, &e.intake.jobs, j) {
 		e.release(j, 0)
 	}
 }

@@ -440,15 +440,3 @@ func (e *Engine) known(way string) *destination {
 	defer e.mu.Unlock()
 	return e.destinations[way]
 }
-
-// drain takes all waiting jobs.
-func (d *destination) drain() []*job {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.waiting.drain()
-}
-
-// quitContext bounds a QUIT.
-func (e *Engine) quitContext() (context.Context, context.CancelFunc) {
-	return context.WithTimeout(e.hard, quitTime)
-}

@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	quitTime = 5 * time.Second
+	quitTime = 5 * time.Second  // bounds a QUIT
 	gateWait = 10 * time.Second // a job comes back after the gate refused it
 	bodyWait = time.Minute      // a job comes back whose stored text could not be read
 )
@@ -266,7 +266,7 @@ func (w *worker) hangUp() {
 	if w.conn == nil {
 		return
 	}
-	ctx, cancel := w.d.e.quitContext()
+	ctx, cancel := context.WithTimeout(w.d.e.hard, quitTime)
 	defer cancel()
 	// Nothing depends on its reply.
 	_ = w.d.e.cfg.Guard.Try("delivery: QUIT", func() error { return w.conn.Client.Quit(ctx) })
