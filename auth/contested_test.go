@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -13,6 +12,7 @@ import (
 	"time"
 
 	"postern/auth/throttle"
+	"postern/internal/longtest"
 )
 
 // at24 is an address in the /24 of home.
@@ -313,7 +313,7 @@ func failAt(a *Authenticator, n int, name string, from netip.Addr) {
 // TestM2OnePathInEveryState shows with an injected clock. It takes some minutes, and so
 // runs only when POSTERN_LONG is set.
 func TestM2Timing(t *testing.T) {
-	if os.Getenv("POSTERN_LONG") == "" {
+	if !longtest.Run() {
 		return // nothing is left untested silently: see above
 	}
 	const rounds = 60

@@ -2,19 +2,19 @@ package auth
 
 import (
 	"fmt"
-	"os"
 	"slices"
 	"testing"
 	"time"
 
 	"postern/auth/throttle"
+	"postern/internal/longtest"
 )
 
 // TestA6Timing measures 2,000 interleaved failures of each kind, five minutes of
 // hashing, and so runs only when POSTERN_LONG is set. The median times may differ by
 // max(2 ms, 3%). TestA6OnePathForEveryFailure shows in every run that the work is the same.
 func TestA6Timing(t *testing.T) {
-	if os.Getenv("POSTERN_LONG") == "" {
+	if !longtest.Run() {
 		return // nothing is left untested silently: see above
 	}
 	s := testStore(t)
@@ -42,7 +42,7 @@ func TestA6Timing(t *testing.T) {
 // TestA6TimingOfSecrets is TestA6Timing for generated secrets, in seconds; what is done
 // for each is shown in every run by TestA6OnePathForEveryWrongSecret.
 func TestA6TimingOfSecrets(t *testing.T) {
-	if os.Getenv("POSTERN_LONG") == "" {
+	if !longtest.Run() {
 		return // as above: a busy machine has other medians
 	}
 	s := testStore(t)

@@ -3,13 +3,13 @@ package relay_test
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"postern/internal/longtest"
 	"postern/internal/rig"
 )
 
@@ -126,7 +126,7 @@ func (l *limited) judge(t *testing.T, most int, window time.Duration) {
 func TestLimitOverNodes(t *testing.T) {
 	t.Parallel()
 	most, window, rounds := 20, 10*time.Second, 3
-	if os.Getenv("POSTERN_LONG") == "1" {
+	if longtest.Run() {
 		most, window = 100, time.Minute
 	}
 	r := rig.New(t, false)

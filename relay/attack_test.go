@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -16,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"postern/internal/longtest"
 	"postern/internal/rig"
 )
 
@@ -264,7 +264,7 @@ const memoryBudget, filesBudget = "postern_spool_memory_bytes", "postern_spool_f
 // TestH3WholeNode: 165 sessions of one user that send much of a body and then crawl keep
 // nobody else from the memory, or the temporary files, for messages.
 func TestH3WholeNode(t *testing.T) {
-	if os.Getenv("POSTERN_LONG") == "" {
+	if !longtest.Run() {
 		return // see above
 	}
 	for name, test := range map[string]hoard{
@@ -279,7 +279,7 @@ func TestH3WholeNode(t *testing.T) {
 // TestM3WholeNode: 200 sessions that stop within a header section of 250 KiB hold no more
 // than the budget.
 func TestM3WholeNode(t *testing.T) {
-	if os.Getenv("POSTERN_LONG") == "" {
+	if !longtest.Run() {
 		return // see above
 	}
 	header := "From: <" + hostile[0] + ">\r\n" + strings.Repeat("X: "+strings.Repeat("x", 900)+"\r\n", 250<<10/905)
@@ -289,7 +289,7 @@ func TestM3WholeNode(t *testing.T) {
 // TestM7WholeNode: 200 sessions with a thousand recipients with long ORCPT each hold no
 // more than the budget.
 func TestM7WholeNode(t *testing.T) {
-	if os.Getenv("POSTERN_LONG") == "" {
+	if !longtest.Run() {
 		return // see above
 	}
 	const group = 50
@@ -320,7 +320,7 @@ func TestM7WholeNode(t *testing.T) {
 // are turned away, keep nobody out from an address that has logged in before. When they
 // stay away, newcomers find a place within the time that a login may take under pressure.
 func TestM4WholeNode(t *testing.T) {
-	if os.Getenv("POSTERN_LONG") == "" {
+	if !longtest.Run() {
 		return // see above
 	}
 	for _, again := range []bool{false, true} {
@@ -368,7 +368,7 @@ func dialAt(addr, from string) (net.Conn, error) {
 // TestM6LogUnderFlood: in a minute in which strangers at eight addresses do nothing but what is worth a
 // line, a node logs less than 100 KB.
 func TestM6LogUnderFlood(t *testing.T) {
-	if os.Getenv("POSTERN_LONG") == "" {
+	if !longtest.Run() {
 		return // see above
 	}
 	s := newAssault(t, "", 1000)

@@ -2,11 +2,11 @@ package relay_test
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"postern/internal/longtest"
 	"postern/internal/rig"
 	"postern/internal/smtptest"
 )
@@ -104,7 +104,7 @@ func TestBreakerManyWait(t *testing.T) {
 	r.AddUser("many@" + rig.Domain)
 	r.Postern("", "upstream", "add", "out", "--host", "127.0.0.1:1", "--tls", "none")
 	r.Postern("", "route", "add", "--user", "many@"+rig.Domain, "--via", "out", "--before", "1")
-	n, long := 2000, os.Getenv("POSTERN_LONG") == "1"
+	n, long := 2000, longtest.Run()
 	if long {
 		n = 100_000
 	}

@@ -3,18 +3,15 @@ package relay_test
 import (
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"postern/internal/longtest"
 	"postern/internal/rig"
 )
-
-// longRun reports that tests may take minutes.
-func longRun() bool { return os.Getenv("POSTERN_LONG") != "" }
 
 // TestUpstreamBudget: two nodes together send no more than an upstream's budget in any window, as
 // the server sees it, over no more connections; all of it arrives, once, and by itself. With
@@ -22,7 +19,7 @@ func longRun() bool { return os.Getenv("POSTERN_LONG") != "" }
 func TestUpstreamBudget(t *testing.T) {
 	t.Parallel()
 	window, most, each := 5*time.Second, 30, 9
-	if longRun() {
+	if longtest.Run() {
 		window, most, each = time.Minute, 600, 250
 	}
 	r := rig.New(t, false)
@@ -34,7 +31,7 @@ func TestUpstreamBudget(t *testing.T) {
 	load.Each, load.Pace = each, 0
 	load.Start()
 	load.Wait()
-	if longRun() {
+	if longtest.Run() {
 		b.Kill()
 		b.Start()
 		b.Ready()
@@ -58,7 +55,7 @@ func TestUpstreamBudget(t *testing.T) {
 func TestSpentBudget(t *testing.T) {
 	t.Parallel()
 	each := 125
-	if longRun() {
+	if longtest.Run() {
 		each = 12_500
 	}
 	r := rig.New(t, false)

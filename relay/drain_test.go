@@ -1,16 +1,16 @@
 package relay_test
 
 import (
-	"os"
 	"testing"
 	"time"
 
+	"postern/internal/longtest"
 	"postern/internal/rig"
 )
 
 // drains is how often a node is stopped in TestDrainUnderLoad.
 func drains() int {
-	if os.Getenv("POSTERN_LONG") == "1" {
+	if longtest.Run() {
 		return 50
 	}
 	return 6

@@ -92,6 +92,7 @@ var arrows = map[string]string{
 	"internal/acmetest":     "internal/serve",
 	"internal/logtest":      "",
 	"internal/leaktest":     "",
+	"internal/longtest":     "",
 	"internal/oauthtest":    "",
 	"internal/capture":      "relay/smtp internal/serve",
 	"internal/peers":        "internal/serve",

@@ -3,17 +3,17 @@ package relay_test
 import (
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"testing"
 	"time"
 
+	"postern/internal/longtest"
 	"postern/internal/rig"
 )
 
 // kills is how often a process is killed in one test: 300 undisturbed kills say
 // that fewer than one in a hundred does harm, at 95% confidence.
 func kills() int {
-	if os.Getenv("POSTERN_LONG") == "1" {
+	if longtest.Run() {
 		return 300
 	}
 	return 20

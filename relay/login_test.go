@@ -4,13 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"postern/internal/longtest"
 	"postern/internal/rig"
 )
 
@@ -80,7 +80,7 @@ func TestM1RightLoginsBesideGuessers(t *testing.T) {
 	t.Parallel()
 	const address = "192.0.2.10"
 	users, guessers := 2, 4
-	long := os.Getenv("POSTERN_LONG") == "1"
+	long := longtest.Run()
 	if long {
 		users, guessers = 100, 12
 	}

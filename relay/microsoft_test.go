@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"postern/internal/longtest"
 	"postern/internal/oauthtest"
 	"postern/internal/rig"
 	"postern/internal/smtptest"
@@ -73,7 +74,7 @@ func (m *microsoft) renewQuota() {
 func TestMicrosoftLikeUpstream(t *testing.T) {
 	t.Parallel()
 	window, most, each, quotaAfter := 5*time.Second, 30, 8, 45
-	if longRun() {
+	if longtest.Run() {
 		window, most, each, quotaAfter = time.Minute, 600, 250, 700
 	}
 	ca := smtptest.NewCA(t)

@@ -3,11 +3,11 @@ package relay_test
 import (
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"postern/internal/longtest"
 	"postern/internal/rig"
 )
 
@@ -182,7 +182,7 @@ func TestNodesUnderFire(t *testing.T) {
 	nodes := []*rig.Node{r.Node(rig.NodeConfig{Name: "a"}), r.Node(rig.NodeConfig{Name: "b"})}
 	load := newLoad(t, r, nodes...)
 	load.Pace = 100 * time.Millisecond // most is sent while a node is stopped, and more of it shows nothing more
-	if os.Getenv("POSTERN_LONG") == "1" {
+	if longtest.Run() {
 		load.Pace = 20 * time.Millisecond
 	}
 	load.Start()

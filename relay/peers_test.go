@@ -4,12 +4,12 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"regexp"
 	"slices"
 	"strconv"
 	"testing"
 
+	"postern/internal/longtest"
 	"postern/internal/peers"
 	"postern/internal/rig"
 )
@@ -51,7 +51,7 @@ func TestForeignUpstreams(t *testing.T) {
 		"Exim":    {peers.StartExim, eximLimits("true"), 20, false},
 	}
 	messages := 30
-	if os.Getenv("POSTERN_LONG") == "1" {
+	if longtest.Run() {
 		messages = 1000
 		servers["Exim in parts"] = foreign{peers.StartExim, eximLimits("false"), 20, false}
 		servers["Postfix, messages"] = foreign{peers.StartPostfix, postfixLimits("smtpd_client_message_rate_limit", 1500), 20, true}

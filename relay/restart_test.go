@@ -4,10 +4,10 @@ import (
 	"crypto/tls"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"testing"
 	"time"
 
+	"postern/internal/longtest"
 	"postern/internal/rig"
 	"postern/internal/serve"
 	"postern/internal/smtptest"
@@ -52,7 +52,7 @@ func (u *restarted) restart(t *testing.T, away time.Duration) {
 func TestR2UpstreamRestarts(t *testing.T) {
 	t.Parallel()
 	ca := smtptest.NewCA(t)
-	long := os.Getenv("POSTERN_LONG") == "1"
+	long := longtest.Run()
 	for name, secure := range map[string]*tls.Config{"clear": nil, "TLS": ca.ServerConfig(t, "127.0.0.1")} {
 		rates, restarts, away := []int{200}, 4, []time.Duration{0}
 		if long {
@@ -110,7 +110,7 @@ func survive(t *testing.T, u *restarted, rate, restarts int, away []time.Duratio
 	if opened := count(t, r, `select count(*) from upstream_breaker`); opened != 0 {
 		t.Error("the restarts have opened the upstream's breaker")
 	}
-	if os.Getenv("POSTERN_LONG") == "1" && waited > 5000 {
+	if longtest.Run() && waited > 5000 {
 		t.Errorf("a message waited %d ms", waited)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"postern/internal/longtest"
 	"postern/internal/rig"
 	"postern/internal/smtptest"
 )
@@ -141,7 +142,7 @@ func drip(conn net.Conn) {
 // and as much of it as at least half of what it is without. The tests of the same id in
 // relay/delivery show in every run that no slot is held.
 func TestH1WholeNode(t *testing.T) {
-	if os.Getenv("POSTERN_LONG") == "" {
+	if !longtest.Run() {
 		return // see above
 	}
 	for _, test := range []struct {

@@ -3,12 +3,12 @@ package relay_test
 import (
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"regexp"
 	"slices"
 	"testing"
 	"time"
 
+	"postern/internal/longtest"
 	"postern/internal/rig"
 	"postern/internal/smtptest"
 )
@@ -127,7 +127,7 @@ func TestP12FirstUpstreamDies(t *testing.T) {
 func TestP12KillAtTheDot(t *testing.T) {
 	t.Parallel()
 	rounds := 3
-	if os.Getenv("POSTERN_LONG") == "1" {
+	if longtest.Run() {
 		rounds = 100
 	}
 	for _, gate := range []string{"local", "strict"} {

@@ -209,7 +209,7 @@ func stateNames() []string {
 // upstreamsOrMX are the ways that mail can go.
 func upstreamsOrMX(ctx context.Context, pool *pgxpool.Pool, prefix string) ([]string, error) {
 	names, err := upstreamsLike(ctx, pool, prefix)
-	return append(names, "mx"), err
+	return append(names, route.MX), err
 }
 
 func routesLike(ctx context.Context, pool *pgxpool.Pool, _ string) ([]string, error) {

@@ -44,11 +44,12 @@ those of the envelope addresses; *.example.com stands for all domains below exam
 The first route that matches a recipient decides. A new route comes after the existing
 ones, or before another one with --before; the default route is always the last. An
 attempt takes the ways in their order and passes over one that is paused, may not send as
-the sender, or has a password that cannot be opened. From one that is down, or refuses for
-a reason of its own, the mail goes on to the next, but never after a final dot without a
-complete reply. Each way is an upstream, except that the last, or the only one, may be
-'mx' for the mail servers of the recipient's domain. --replace atomically replaces the
-route for the same mail and keeps its place in the order.
+the sender, has a password that cannot be opened, is left alone by all nodes (its breaker
+is open), or has spent its budget. From one that is down, or refuses for a reason of its
+own, the mail goes on to the next, but never after a final dot without a complete reply.
+Each way is an upstream, except that the last, or the only one, may be 'mx' for the mail
+servers of the recipient's domain. --replace atomically replaces the route for the same
+mail and keeps its place in the order.
 
 Routes are looked up at every attempt, so a new one also applies to waiting mail: mail
 that waits for a route, or for a paused upstream, is due immediately; mail that another

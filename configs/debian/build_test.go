@@ -11,6 +11,7 @@ import (
 	"sync"
 	"testing"
 
+	"postern/internal/longtest"
 	"postern/internal/machine"
 )
 
@@ -82,7 +83,7 @@ func build(t *testing.T, dir string) string {
 // TestMachines compiles the program for machines whose words are of other sizes; it takes
 // a minute or two for each, and so runs only when POSTERN_LONG is set.
 func TestMachines(t *testing.T) {
-	if os.Getenv("POSTERN_LONG") == "" {
+	if !longtest.Run() {
 		return // every run compiles for its own machine
 	}
 	for _, arch := range []string{"386", "arm", "arm64"} {

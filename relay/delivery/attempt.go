@@ -7,6 +7,7 @@ import (
 	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 // attempt sends one job over the open connection, settles it and returns the job that is to
@@ -77,6 +78,41 @@ func (w *worker) send(j *job) (smtp.Result, error) {
 		EightBit:  m.EightBit,
 		BeforeDot: w.beforeDot,
 	}), nil
+}
+
+// transaction is one that has ended.
+type transaction struct {
+	res   smtp.Result
+	facts queue.Outcome // what its outcomes have in common
+	conn  *conn         // that it was sent over; closed if res has an error
+	used  bool          // conn had carried mail, or waited for it, before
+
+	replies *upstream.Replies // what they mean
+}
+
+// lost reports that the connection broke before the final dot was sent, or that the
+// server took its leave. Silence is not meant: it would most likely be met again.
+func (t *transaction) lost() bool {
+	var stage *smtp.StageError
+	return !t.res.DotSent && errors.As(t.res.Err, &stage) && !connect.IsTimeout(stage.Err) && !errors.Is(stage.Err, smtp.ErrOutOfStep) &&
+		(stage.Reply.IsZero() || stage.Reply.Code == 421)
+}
+
+// cutShort reports that the server ended the conversation after it had refused something: it does
+// so after too many errors (Postfix: smtpd_hard_error_limit), among which it counts commands that
+// were sent behind a refused MAIL. The others may be named again over a new connection if a
+// recipient is settled, so that they are fewer each time, and only mail was at fault.
+func (t *transaction) cutShort() (cut, again bool) {
+	settled, left := false, false
+	for i, reply := range t.res.Replies {
+		if !complete(reply) || reply.Code == 421 || t.res.Withheld(i) {
+			left = true
+			continue
+		}
+		cut = t.lost()
+		settled = settled || !t.goesOn(i)
+	}
+	return cut, cut && settled && left && accountRefused(t.replies, &t.res) == nil
 }
 
 // unheard reports that the server took no notice of the transaction: in place of a
@@ -201,19 +237,6 @@ func (w *worker) waitForOthers(j *job, outcomes []queue.Outcome, t *trouble) {
 		if o := &outcomes[i]; o.Result == queue.Failed && o.Reply.Enhanced.Subject == 6 {
 			o.Result, o.RetryIn = queue.Deferred, w.retryIn(j)(j.rcpts[i].Attempts)
 			o.Reply, o.Ours, o.RemoteMTA, o.RemoteIP, o.TLS = t.Reply, !t.Said, t.Host, t.Addr, t.TLS
-		}
-	}
-}
-
-// spareWithheld counts no attempt for recipients that were not sent to the server because of
-// its limit. They come back soon, unless they wait for what others have met.
-func (t *transaction) spareWithheld(outcomes []queue.Outcome) {
-	for i := range outcomes {
-		if t.res.Withheld(i) && outcomes[i].Result == queue.Deferred {
-			outcomes[i].NotAnAttempt = true
-			if outcomes[i].Scope == "" {
-				outcomes[i].RetryIn = turnedAwayWait
-			}
 		}
 	}
 }

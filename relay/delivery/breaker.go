@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"postern/relay/queue"
+	"postern/relay/route"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
 	"postern/relay/upstream/breaker"
@@ -105,7 +106,7 @@ func (e *Engine) waiting(way string, over bool) []string {
 // waits for another, the upstream itself: its breaker may have opened, and its closing makes the mail
 // due.
 func waitsFor(o *queue.Outcome) string {
-	if o.WaitsFor == "" && o.Result == queue.Deferred && o.Scope == string(upstream.ScopeAccount) && o.Upstream != viaMX {
+	if o.WaitsFor == "" && o.Result == queue.Deferred && o.Scope == string(upstream.ScopeAccount) && o.Upstream != route.MX {
 		return queue.Way(o.Upstream, "")
 	}
 	return o.WaitsFor

@@ -50,7 +50,7 @@ func (w *worker) spend(j *job) (done func()) {
 		return func() {}
 	}
 	began, ask := time.Now(), j.ask(up)
-	ask.Recipients = w.conn.Client.Takes(ask.Recipients) // the others are asked for in another transaction
+	ask.Recipients = w.conn.Client.Takes(len(j.rcpts), j.address) // the others are asked for in another transaction
 	done, wait := w.d.e.cfg.Budgets.Take(w.d.e.work, ask)
 	if wait != nil {
 		w.job = nil
@@ -81,11 +81,9 @@ func (d *destination) await(j *job, wait *budget.Wait) {
 	now := time.Now()
 	outcomes := make([]queue.Outcome, len(j.rcpts))
 	for i := range j.rcpts {
-		outcomes[i] = queue.Outcome{
-			Message: j.Message.ID, N: j.rcpts[i].N, Recipient: j.rcpts[i].Address, Epoch: j.Epoch,
-			Result: queue.Deferred, Reply: connect.OverBudgetReply(wait), Ours: true, Upstream: d.via,
-			StartedAt: now, At: now, NotAnAttempt: true, WaitsFor: wait.For, RetryIn: wait.In,
-		}
+		o := d.deferral(j, &j.rcpts[i], now)
+		o.Reply, o.NotAnAttempt, o.WaitsFor, o.RetryIn = connect.OverBudgetReply(wait), true, wait.For, wait.In
+		outcomes[i] = o
 	}
 	d.e.leave(j, j.rcpts, outcomes, nil)
 }

@@ -123,20 +123,29 @@ func TestBudget(t *testing.T) {
 	}
 }
 
-// TestBudgetOfLimits: a server takes two recipients in a transaction. Each recipient counts once.
+// TestBudgetOfLimits: a server takes not all recipients in one transaction. Each counts once.
 func TestBudgetOfLimits(t *testing.T) {
 	t.Parallel()
-	server := smtptest.Start(t, smtptest.Config{Extensions: []string{"LIMITS RCPTMAX=2"}})
-	account := upstreamAt(server)
-	account.Budget = "recipients 100/m"
-	q, b := newFakeQueue(), &fakeBudgets{}
-	e := startEngine(t, q, Config{Routes: routes{def: account}, Budgets: b})
-	e.Take(message(t, "a@one.test", "b@one.test", "c@one.test", "d@one.test", "e@one.test"))
-	q.waitEnded(t, 5)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.taken != 3 || b.recipients != 5 {
-		t.Errorf("%d transactions, %d recipients were counted, want 3 and 5", b.taken, b.recipients)
+	for limit, to := range map[string][]string{
+		"RCPTMAX=2":                 {"a@one.test", "b@one.test", "c@one.test", "d@one.test", "e@one.test"},
+		"RCPTDOMAINMAX=1":           {"a@one.test", "b@two.test", "c@one.test", "d@three.test", "e@two.test"},
+		"RCPTMAX=2 RCPTDOMAINMAX=2": {"a@one.test", "b@two.test", "c@one.test", "d@three.test", "e@two.test"},
+	} {
+		t.Run(limit, func(t *testing.T) {
+			t.Parallel()
+			server := smtptest.Start(t, smtptest.Config{Extensions: []string{"LIMITS " + limit}})
+			account := upstreamAt(server)
+			account.Budget = "recipients 100/m"
+			q, b := newFakeQueue(), &fakeBudgets{}
+			e := startEngine(t, q, Config{Routes: routes{def: account}, Budgets: b})
+			e.Take(message(t, to...))
+			q.waitEnded(t, 5)
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			if b.taken != 3 || b.recipients != 5 {
+				t.Errorf("%d transactions, %d recipients were counted, want 3 and 5", b.taken, b.recipients)
+			}
+		})
 	}
 }
 

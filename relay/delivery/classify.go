@@ -136,9 +136,6 @@ func interruptionIn(res smtp.Result) smtp.Reply {
 	return smtp.Reply{}
 }
 
-// viaMX is Outcome.Upstream of mail to MX.
-const viaMX = "mx"
-
 func complete(r smtp.Reply) bool {
 	return r.IsPositive() || r.IsTemporary() || r.IsPermanent()
 }
@@ -158,104 +155,6 @@ func acceptedBefore(res *smtp.Result, i int) bool {
 		}
 	}
 	return false
-}
-
-// further lists the recipients that get another transaction immediately, over the same
-// connection: those that were too many where others were delivered, and those that the
-// server's limits kept out of this one. Their number falls each time, so this ends. Where
-// all were deferred, the next host may take all of them. Some servers refuse DATA because of
-// those that were too many (Exim: recipients_max_reject); then all are sent again, fewer at a time.
-func (t *transaction) further(j *job, outcomes []queue.Outcome) []queue.Recipient {
-	anew := t.refusedAsTooMany()
-	delivered, putOff := anew, false
-	for i := range outcomes {
-		if outcomes[i].Result == queue.Delivered {
-			delivered = true
-		} else if !t.res.Withheld(i) && t.goesOn(i) {
-			putOff = true
-		}
-	}
-	next := t.onward(j)
-	if t.res.Err != nil || !delivered && putOff && next.HasNext() || accountRefused(t.replies, &t.res) != nil {
-		return nil
-	}
-	var rest []queue.Recipient
-	for i := range outcomes {
-		if t.res.Withheld(i) || delivered && judge(t.replies, &t.res, i).InAnother() || anew && t.res.Stages[i] == smtp.StageData {
-			rest = append(rest, j.rcpts[i])
-		}
-	}
-	if len(rest) == len(outcomes) && !anew {
-		return nil
-	}
-	return rest
-}
-
-// wantsLess returns the reply by which the server wants fewer connections or less mail from us, if
-// there is one. The 421 of a conversation that was cut short is about its errors.
-func (t *transaction) wantsLess(cut bool) (smtp.Reply, bool) {
-	for i, r := range t.res.Replies {
-		if r.IsTemporary() && !(cut && r.Code == 421) && !isOurReply(&t.res, i) && !t.res.Withheld(i) && wantsLess(t.replies, stageOf(&t.res, i), r) {
-			return r, true
-		}
-	}
-	return smtp.Reply{}, false
-}
-
-// wantsLess judges a temporary reply: 421, one that the table blames on the connection, and
-// 4.7.x, but not where it may be about the mail, as greylisting is: at RCPT and later it counts
-// only if a row of the table blames the account or the host.
-func wantsLess(replies *upstream.Replies, stage upstream.Stage, r smtp.Reply) bool {
-	v := replies.Classify(stage, r)
-	if r.Code == 421 || v.Scope == upstream.ScopeConnection {
-		return true
-	}
-	ofUs := v.Scope == upstream.ScopeAccount || v.Scope == upstream.ScopeHost
-	return r.Enhanced.Subject == 7 && (ofUs || v.Row == nil && stage == upstream.StageMail)
-}
-
-// timeOf is how long a delivery took, zero if none of outcomes is one.
-func timeOf(outcomes []queue.Outcome) time.Duration {
-	for i := range outcomes {
-		if o := &outcomes[i]; o.Result == queue.Delivered {
-			return o.At.Sub(o.StartedAt)
-		}
-	}
-	return 0
-}
-
-// refusedAsTooMany reports that DATA was refused after some recipients had been too many.
-func (t *transaction) refusedAsTooMany() bool {
-	tooMany, refused := false, false
-	for i := range t.res.Replies {
-		tooMany = tooMany || judge(t.replies, &t.res, i).InAnother()
-		refused = refused || t.res.Stages[i] == smtp.StageData && t.res.Replies[i].IsPermanent()
-	}
-	return tooMany && refused && t.res.Err == nil
-}
-
-// room is how many recipients the server takes in a transaction: as many as it has just accepted, if
-// it wanted all after them in another one; else 0. If it put off only one, that one's mailbox may be
-// full.
-func (t *transaction) room() (accepted int) {
-	tooMany := 0
-	for i := range t.res.Replies {
-		stage := t.res.Stages[i]
-		switch {
-		case t.res.Withheld(i):
-		case judge(t.replies, &t.res, i).InAnother():
-			tooMany++
-		case stage != smtp.StageData && stage != smtp.StageDot:
-		case tooMany > 0:
-			return 0
-		default:
-			accepted++
-		}
-	}
-	if tooMany == 0 || tooMany == 1 && !t.refusedAsTooMany() {
-		return 0
-	}
-	return accepted
 }
 
 // troubleReply is the reply of a recipient for whom the server gave none: its reply about

@@ -127,7 +127,7 @@ func (e *Engine) goOn(j *job, outcomes []queue.Outcome, err error) {
 	j.returned, j.trial = time.Time{}, false
 	e.cfg.Log.Info("going on to the next way", "id", j.Message.ID, "from", outcomes[0].Upstream, "reply", outcomes[0].Reply.String(), "error", err,
 		"after_ms", time.Since(j.Begun).Milliseconds())
-	if !e.intake.again(j) {
+	if !put(&e.intake, &e.intake.jobs, j) {
 		e.release(j, 0)
 	}
 }
@@ -216,4 +216,56 @@ func (e *Engine) advance(j *job) {
 		to.rcpts = appendRecipient(to.rcpts, j.rcpts, i)
 	}
 	e.handOut(*j, g.ways)
+}
+
+// away lists the recipients that go on to another way in the same attempt, as far as there is
+// one and no host of this destination takes them. Those that were too many go with others, or
+// when there is no conversation any more.
+func (t *transaction) away(j *job, outcomes []queue.Outcome) (list []queue.Recipient) {
+	some := t.res.Err != nil
+	for i := range outcomes {
+		some = some || t.leaves(i, &outcomes[i])
+	}
+	for i := range outcomes {
+		if t.leaves(i, &outcomes[i]) || some && outcomes[i].Result == queue.Deferred && t.tooMany(i) {
+			list = append(list, j.rcpts[i])
+		}
+	}
+	return list
+}
+
+// leaves reports that another way may take recipient i, with outcome o: this one put it off
+// before the final dot for a reason that is not the recipient's, or lacks what it needs, or the
+// account or the sender was refused for good. Else the message may be there, or the
+// recipient has its answer.
+func (t *transaction) leaves(i int, o *queue.Outcome) bool {
+	reply, stage := t.res.Replies[i], t.res.Stages[i]
+	switch {
+	case t.res.Withheld(i):
+		return accountRefused(t.replies, &t.res) != nil
+	case complete(reply) && stage == smtp.StageHello:
+		return true
+	case o.Result != queue.Deferred:
+		return false
+	case !complete(reply):
+		return !t.res.DotSent
+	}
+	scope := judge(t.replies, &t.res, i).Scope
+	switch stage {
+	case smtp.StageDot:
+		return reply.IsPermanent() && scope.OfAccount()
+	case smtp.StageRcpt:
+		return scope != upstream.ScopeRecipient
+	}
+	return true
+}
+
+// contains reports that all of some are in list; both are in the order of their numbers.
+func contains(list, some []queue.Recipient) bool {
+	for i := range list {
+		if len(some) > 0 && some[0].N == list[i].N {
+			some = some[1:]
+		}
+	}
+	return len(some) == 0
 }

@@ -216,7 +216,10 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 // releaseWaiting hands back the jobs that no connection has begun.
 func (e *Engine) releaseWaiting() {
 	for _, d := range e.all() {
-		for _, j := range d.drain() {
+		d.mu.Lock()
+		waiting := d.waiting.drain()
+		d.mu.Unlock()
+		for _, j := range waiting {
 			e.release(j, 0)
 		}
 	}

@@ -570,7 +570,7 @@ func TestPanicAfterDot(t *testing.T) {
 		e := newEngine(q, Config{Routes: routes{}, Log: slog.New(panickingHandler{slog.DiscardHandler})})
 		ours, theirs := net.Pipe()
 		go server.ServeConn(theirs)
-		w := newWorker(&destination{e: e, window: windowAt(1), via: viaMX, broken: troubleLimit, apart: apart{user: 1, rows: 1}})
+		w := newWorker(&destination{e: e, window: windowAt(1), via: route.MX, broken: troubleLimit, apart: apart{user: 1, rows: 1}})
 		w.conn = &conn{Conn: &connect.Conn{Client: smtp.NewClient(ours, smtp.ClientConfig{Hello: "relay.test"})}}
 		if err := w.conn.Client.Greet(t.Context()); err != nil {
 			t.Fatal(err)

@@ -5,12 +5,12 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"os"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"postern/internal/longtest"
 	"postern/relay/queue"
 	"postern/relay/upstream"
 )
@@ -58,7 +58,7 @@ func (s impatient) serve(conn *net.TCPConn) {
 func TestP14IdleEnds(t *testing.T) {
 	t.Parallel()
 	idle, destinations, each := []time.Duration{30 * time.Millisecond}, 10, 10
-	if os.Getenv("POSTERN_LONG") == "1" {
+	if longtest.Run() {
 		idle, destinations, each = []time.Duration{time.Second, 5 * time.Second, 10 * time.Second}, 50, 20
 	}
 	for name, end := range map[string]func(*net.TCPConn){

@@ -18,37 +18,19 @@ type intake struct {
 	closed bool
 }
 
-// put returns false when the intake is closed.
-func (in *intake) put(d *queue.Delivery) bool {
+// put adds to one of the lists of in. It returns false when the intake is closed.
+func put[T any](in *intake, list *[]T, it T) bool {
 	in.mu.Lock()
+	defer in.mu.Unlock()
 	if in.closed {
-		in.mu.Unlock()
 		return false
 	}
-	in.list = append(in.list, d)
-	in.mu.Unlock()
-	in.ring()
-	return true
-}
-
-// again is put for a job that was taken before.
-func (in *intake) again(j *job) bool {
-	in.mu.Lock()
-	if in.closed {
-		in.mu.Unlock()
-		return false
-	}
-	in.jobs = append(in.jobs, j)
-	in.mu.Unlock()
-	in.ring()
-	return true
-}
-
-func (in *intake) ring() {
+	*list = append(*list, it)
 	select {
 	case in.wake <- struct{}{}:
 	default:
 	}
+	return true
 }
 
 // take swaps the new deliveries with spare, an empty slice to be filled next.
@@ -81,7 +63,7 @@ func (e *Engine) Reserve(user, size int64) bool {
 // blocks.
 func (e *Engine) Take(d *queue.Delivery) {
 	e.load.add(userOf(d.Message.UserID), e.weightOf(d))
-	if !e.intake.put(d) {
+	if !put(&e.intake, &e.intake.list, d) {
 		e.handBack(d, 0)
 	}
 }

@@ -44,6 +44,8 @@ type job struct {
 	course
 }
 
+func (j *job) address(i int) smtp.Address { return j.rcpts[i].Address }
+
 func (p *parcel) user() userOf { return userOf(p.Message.UserID) }
 
 // way is the destination of some recipients of a delivery.

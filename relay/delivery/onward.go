@@ -6,43 +6,7 @@ import (
 	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/smtp"
-	"postern/relay/upstream"
 )
-
-// transaction is one that has ended.
-type transaction struct {
-	res   smtp.Result
-	facts queue.Outcome // what its outcomes have in common
-	conn  *conn         // that it was sent over; closed if res has an error
-	used  bool          // conn had carried mail, or waited for it, before
-
-	replies *upstream.Replies // what they mean
-}
-
-// lost reports that the connection broke before the final dot was sent, or that the
-// server took its leave. Silence is not meant: it would most likely be met again.
-func (t *transaction) lost() bool {
-	var stage *smtp.StageError
-	return !t.res.DotSent && errors.As(t.res.Err, &stage) && !connect.IsTimeout(stage.Err) && !errors.Is(stage.Err, smtp.ErrOutOfStep) &&
-		(stage.Reply.IsZero() || stage.Reply.Code == 421)
-}
-
-// cutShort reports that the server ended the conversation after it had refused something: it does
-// so after too many errors (Postfix: smtpd_hard_error_limit), among which it counts commands that
-// were sent behind a refused MAIL. The others may be named again over a new connection if a
-// recipient is settled, so that they are fewer each time, and only mail was at fault.
-func (t *transaction) cutShort() (cut, again bool) {
-	settled, left := false, false
-	for i, reply := range t.res.Replies {
-		if !complete(reply) || reply.Code == 421 || t.res.Withheld(i) {
-			left = true
-			continue
-		}
-		cut = t.lost()
-		settled = settled || !t.goesOn(i)
-	}
-	return cut, cut && settled && left && accountRefused(t.replies, &t.res) == nil
-}
 
 // mayBeginAnew reports that the message may be sent once more on a new connection
 // without an attempt being counted: a server that is restarted in the middle of a
@@ -104,63 +68,6 @@ func (t *transaction) goesOn(i int) bool {
 		return reply.Code == 421 || t.res.Err != nil && t.tooMany(i)
 	}
 	return reply.IsTemporary()
-}
-
-// tooMany reports that recipient i was one too many for this transaction.
-func (t *transaction) tooMany(i int) bool {
-	return t.res.Withheld(i) || judge(t.replies, &t.res, i).InAnother()
-}
-
-// away lists the recipients that go on to another way in the same attempt, as far as there is
-// one and no host of this destination takes them. Those that were too many go with others, or
-// when there is no conversation any more.
-func (t *transaction) away(j *job, outcomes []queue.Outcome) (list []queue.Recipient) {
-	some := t.res.Err != nil
-	for i := range outcomes {
-		some = some || t.leaves(i, &outcomes[i])
-	}
-	for i := range outcomes {
-		if t.leaves(i, &outcomes[i]) || some && outcomes[i].Result == queue.Deferred && t.tooMany(i) {
-			list = append(list, j.rcpts[i])
-		}
-	}
-	return list
-}
-
-// leaves reports that another way may take recipient i, with outcome o: this one put it off
-// before the final dot for a reason that is not the recipient's, or lacks what it needs, or the
-// account or the sender was refused for good. Else the message may be there, or the
-// recipient has its answer.
-func (t *transaction) leaves(i int, o *queue.Outcome) bool {
-	reply, stage := t.res.Replies[i], t.res.Stages[i]
-	switch {
-	case t.res.Withheld(i):
-		return accountRefused(t.replies, &t.res) != nil
-	case complete(reply) && stage == smtp.StageHello:
-		return true
-	case o.Result != queue.Deferred:
-		return false
-	case !complete(reply):
-		return !t.res.DotSent
-	}
-	scope := judge(t.replies, &t.res, i).Scope
-	switch stage {
-	case smtp.StageDot:
-		return reply.IsPermanent() && scope.OfAccount()
-	case smtp.StageRcpt:
-		return scope != upstream.ScopeRecipient
-	}
-	return true
-}
-
-// contains reports that all of some are in list; both are in the order of their numbers.
-func contains(list, some []queue.Recipient) bool {
-	for i := range list {
-		if len(some) > 0 && some[0].N == list[i].N {
-			some = some[1:]
-		}
-	}
-	return len(some) == 0
 }
 
 // nextHost goes on along a walk to the next host of the destination with the rest of a job, and

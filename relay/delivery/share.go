@@ -1,7 +1,9 @@
 package delivery
 
 import (
+	"context"
 	"errors"
+	"slices"
 	"time"
 )
 
@@ -9,14 +11,73 @@ import (
 // may come to: alone it has two thirds of all.
 const slotPart = 2
 
+// userOf is a user as a holder of connections; 0 are the notices of the relay.
+type userOf int64
+
+// takePlace waits for a place among all connections, and reports false while closing.
+func (w *worker) takePlace() bool {
+	e := w.d.e
+	for {
+		ctx, anew := context.WithCancel(e.work)
+		w.d.seek(w, anew)
+		err := e.slots.Wait(ctx, 1, w.user, w.d.key)
+		w.d.sought(w)
+		anew()
+		if err == nil || e.work.Err() != nil {
+			return err == nil
+		}
+	}
+}
+
+// seek gives w the user in whose name it waits for a place, until anew is called.
+func (d *destination) seek(w *worker, anew context.CancelFunc) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	w.user, w.anew = d.claimant(), anew
+	d.seeking = append(d.seeking, w)
+}
+
+// sought is the end of that.
+func (d *destination) sought(w *worker) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.seeking = slices.DeleteFunc(d.seeking, func(other *worker) bool { return other == w })
+}
+
+// claimant is the user in whose name the next place is wanted: of those whose messages wait,
+// the first without a whole share of the places. mu is held.
+func (d *destination) claimant() userOf {
+	first := d.waiting.first()
+	if first == nil {
+		return 0
+	}
+	last, full := first.user(), d.e.slots.Full(1, first.user())
+	j := d.waiting.find(func(j *job) bool {
+		if j.user() != last {
+			last, full = j.user(), d.e.slots.Full(1, j.user())
+		}
+		return !full
+	})
+	if j == nil {
+		j = first
+	}
+	return j.user()
+}
+
+// makeWay keeps workers from all waiting, indefinitely, in the names of users with a whole
+// share while a message of another user waits. mu is held.
+func (d *destination) makeWay(user userOf) {
+	mayHave := func(w *worker) bool { return !d.e.slots.Full(1, w.user) }
+	if n := len(d.seeking); n > 0 && !d.e.slots.Full(1, user) && !slices.ContainsFunc(d.seeking, mayHave) {
+		d.seeking[n-1].anew()
+	}
+}
+
 // Silent conversations give way while others wait for a connection.
 const (
 	silenceLook = time.Second
 	silenceMost = 3 // looks without progress
 )
-
-// userOf is a user as a holder of connections; 0 are the notices of the relay.
-type userOf int64
 
 // errYield is the cause for which a conversation was cut off.
 var errYield = errors.New("it was silent while others waited for a connection")

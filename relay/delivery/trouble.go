@@ -28,16 +28,19 @@ func asTrouble(t *connect.Trouble) *trouble {
 	return &trouble{Trouble: *t}
 }
 
+// deferral is the outcome of a recipient with whom no transaction was begun, but for its reply.
+func (d *destination) deferral(j *job, rcpt *queue.Recipient, now time.Time) queue.Outcome {
+	return queue.Outcome{
+		Message: j.Message.ID, N: rcpt.N, Recipient: rcpt.Address, Epoch: j.Epoch, Upstream: d.via,
+		Result: queue.Deferred, Ours: true, StartedAt: now, At: now,
+	}
+}
+
 // outcome is what t means for one recipient, whose destination is left alone for
 // away. It fails if no host of the domain takes mail and they said so the last time too.
 func (t *trouble) outcome(d *destination, j *job, rcpt *queue.Recipient, away time.Duration) queue.Outcome {
-	now := time.Now()
-	o := queue.Outcome{
-		Message: j.Message.ID, N: rcpt.N, Recipient: rcpt.Address, Epoch: j.Epoch,
-		Result: queue.Deferred, Reply: t.Reply, Ours: !t.Said,
-		RemoteMTA: t.Host, RemoteIP: t.Addr, TLS: t.TLS, Upstream: d.via,
-		StartedAt: now, At: now,
-	}
+	o := d.deferral(j, rcpt, time.Now())
+	o.Reply, o.Ours, o.RemoteMTA, o.RemoteIP, o.TLS = t.Reply, !t.Said, t.Host, t.Addr, t.TLS
 	if t.Closed && rcpt.LastCode == connect.CodeClosed {
 		o.Result, o.Ours, o.Reply = queue.Failed, true, smtp.Permanent(556, 3, 2, "mail host "+t.Host+" takes no mail: "+smtp.Excerpt(t.Reply.String()))
 		return o
@@ -65,22 +68,16 @@ func (t *trouble) about(replies *upstream.Replies) (upstream.Scope, time.Duratio
 
 // waiting is what t means for a recipient that comes while its destination is left alone.
 func (t *trouble) waiting(d *destination, j *job, rcpt *queue.Recipient, until time.Time) queue.Outcome {
-	now := time.Now()
-	schedule := d.e.cfg.Schedule
-	why, wait := t.Reply.String(), retryWait(schedule, stepAt(schedule, now.Sub(j.Message.AcceptedAt)), j.Message.ID)
+	o, schedule := d.deferral(j, rcpt, time.Now()), d.e.cfg.Schedule
+	why, wait := t.Reply.String(), retryWait(schedule, stepAt(schedule, o.At.Sub(j.Message.AcceptedAt)), j.Message.ID)
 	if t.breaker != nil {
 		why, wait = t.breaker.Reply, openWait+rand.N(openWait)
 	}
 	text := "waits for " + d.key + ", left alone until " + until.UTC().Format(time.TimeOnly) + " UTC after " + smtp.Excerpt(why)
-	waits := d.key
 	scope, _ := t.about(j.replies)
-	if t.ofUser {
-		waits = ""
+	o.Reply, o.NotAnAttempt, o.Scope, o.RetryIn = smtp.Temporary(451, 4, 1, text), true, string(scope), max(until.Sub(o.At), wait)
+	if !t.ofUser {
+		o.WaitsFor = d.key
 	}
-	return queue.Outcome{
-		Message: j.Message.ID, N: rcpt.N, Recipient: rcpt.Address, Epoch: j.Epoch,
-		Result: queue.Deferred, Reply: smtp.Temporary(451, 4, 1, text), Ours: true, Upstream: d.via,
-		StartedAt: now, At: now, NotAnAttempt: true, WaitsFor: waits, Scope: string(scope),
-		RetryIn: max(until.Sub(now), wait),
-	}
+	return o
 }

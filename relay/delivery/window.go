@@ -5,6 +5,10 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"postern/relay/queue"
+	"postern/relay/smtp"
+	"postern/relay/upstream"
 )
 
 // begin is how many concurrent connections a server gets before it has shown that it takes more.
@@ -302,4 +306,47 @@ func (all *windows) tend(now time.Time) {
 		w.resize(all.sites())
 		w.pass()
 	}
+}
+
+// slowDown heeds a reply of the server that wants less of us.
+func (d *destination) slowDown(r smtp.Reply) {
+	d.mu.Lock()
+	w := d.window
+	d.mu.Unlock()
+	if limit, heeded := w.halve(); heeded {
+		d.e.cfg.Log.Info("fewer connections", "via", d.via, "domain", d.domain, "connections", limit, "reply", r.String())
+	}
+}
+
+// wantsLess returns the reply by which the server wants fewer connections or less mail from us, if
+// there is one. The 421 of a conversation that was cut short is about its errors.
+func (t *transaction) wantsLess(cut bool) (smtp.Reply, bool) {
+	for i, r := range t.res.Replies {
+		if r.IsTemporary() && !(cut && r.Code == 421) && !isOurReply(&t.res, i) && !t.res.Withheld(i) && wantsLess(t.replies, stageOf(&t.res, i), r) {
+			return r, true
+		}
+	}
+	return smtp.Reply{}, false
+}
+
+// wantsLess judges a temporary reply: 421, one that the table blames on the connection, and
+// 4.7.x, but not where it may be about the mail, as greylisting is: at RCPT and later it counts
+// only if a row of the table blames the account or the host.
+func wantsLess(replies *upstream.Replies, stage upstream.Stage, r smtp.Reply) bool {
+	v := replies.Classify(stage, r)
+	if r.Code == 421 || v.Scope == upstream.ScopeConnection {
+		return true
+	}
+	ofUs := v.Scope == upstream.ScopeAccount || v.Scope == upstream.ScopeHost
+	return r.Enhanced.Subject == 7 && (ofUs || v.Row == nil && stage == upstream.StageMail)
+}
+
+// timeOf is how long a delivery took, zero if none of outcomes is one.
+func timeOf(outcomes []queue.Outcome) time.Duration {
+	for i := range outcomes {
+		if o := &outcomes[i]; o.Result == queue.Delivered {
+			return o.At.Sub(o.StartedAt)
+		}
+	}
+	return 0
 }

@@ -3,19 +3,16 @@ package delivery
 import (
 	"context"
 	"errors"
-	"io"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
 
 	"postern/relay/connect"
-	surgery "postern/relay/message"
-	"postern/relay/queue/content"
 	"postern/relay/smtp"
 )
 
 const (
-	quitTime = 5 * time.Second
+	quitTime = 5 * time.Second  // bounds a QUIT
 	gateWait = 10 * time.Second // a job comes back after the gate refused it
 	bodyWait = time.Minute      // a job comes back whose stored text could not be read
 )
@@ -57,9 +54,9 @@ type conn struct {
 }
 
 // takes reports that the server's limits (RFC 9422) have room on this connection for a
-// transaction of j.
+// transaction of j: for its first recipient.
 func (c *conn) takes(j *job) bool {
-	return !c.Client.Exhausted() && c.Client.Admits(j.rcpts[0].Address)
+	return c.Client.Takes(1, j.address) > 0
 }
 
 func newWorker(d *destination) *worker {
@@ -92,21 +89,6 @@ func (w *worker) run() {
 		}
 		if w.d.leave() {
 			return
-		}
-	}
-}
-
-// takePlace waits for a place among all connections, and reports false while closing.
-func (w *worker) takePlace() bool {
-	e := w.d.e
-	for {
-		ctx, anew := context.WithCancel(e.work)
-		w.d.seek(w, anew)
-		err := e.slots.Wait(ctx, 1, w.user, w.d.key)
-		w.d.sought(w)
-		anew()
-		if err == nil || e.work.Err() != nil {
-			return err == nil
 		}
 	}
 }
@@ -284,7 +266,7 @@ func (w *worker) hangUp() {
 	if w.conn == nil {
 		return
 	}
-	ctx, cancel := w.d.e.quitContext()
+	ctx, cancel := context.WithTimeout(w.d.e.hard, quitTime)
 	defer cancel()
 	// Nothing depends on its reply.
 	_ = w.d.e.cfg.Guard.Try("delivery: QUIT", func() error { return w.conn.Client.Quit(ctx) })
@@ -322,49 +304,4 @@ func (e *Engine) exit(w *worker) {
 	e.mu.Lock()
 	delete(e.active, w)
 	e.mu.Unlock()
-}
-
-// bodyReader reads the stored text once, as edited, and notes that it was begun and what went
-// wrong.
-type bodyReader struct {
-	from  content.Body
-	off   int64
-	size  int64          // of the stored text
-	edits []surgery.Edit // those that lie ahead
-	put   int            // octets of the first one's text that were read
-	begun *atomic.Bool
-	err   error
-}
-
-func (b *bodyReader) Read(p []byte) (int, error) {
-	b.begun.Store(true)
-	until := b.size
-	for len(b.edits) > 0 {
-		next := b.edits[0]
-		if until = next.At; b.off < until {
-			break
-		}
-		if b.put < len(next.Put) {
-			n := copy(p, next.Put[b.put:])
-			b.put += n
-			return n, nil
-		}
-		b.off, b.put, b.edits, until = next.At+next.Cut, 0, b.edits[1:], b.size
-	}
-	if b.off >= b.size {
-		return 0, io.EOF
-	}
-	if int64(len(p)) > until-b.off {
-		p = p[:until-b.off]
-	}
-	n, err := b.from.ReadAt(p, b.off)
-	b.off += int64(n)
-	if n == len(p) || err == nil && n > 0 {
-		return n, nil // ReadAt may say EOF together with the last octet
-	}
-	if err == nil || err == io.EOF {
-		err = io.ErrUnexpectedEOF // less is stored than was accepted: never send a part as if it were the whole
-	}
-	b.err = err
-	return n, err
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"strconv"
 	"sync"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"postern/internal/longtest"
 	"postern/internal/pgserver"
 	"postern/internal/pgtest"
 	"postern/relay/queue/content"
@@ -53,7 +53,7 @@ func newBacklog(t *testing.T, rows int) *backlog {
 func TestBacklog(t *testing.T) {
 	t.Parallel()
 	rows, messages := 10_000, 60
-	if os.Getenv("POSTERN_LONG") == "1" {
+	if longtest.Run() {
 		rows, messages = 1_000_000, 4000
 	}
 	b := newBacklog(t, rows)

@@ -2,12 +2,12 @@ package retention
 
 import (
 	"context"
-	"os"
 	"slices"
 	"sync"
 	"testing"
 	"time"
 
+	"postern/internal/longtest"
 	"postern/internal/pgtest"
 	"postern/internal/queuetest"
 	"postern/relay/queue"
@@ -16,7 +16,7 @@ import (
 
 // backlogRows is how many recipients are deferred: with POSTERN_LONG=1 a million.
 func backlogRows() int {
-	if os.Getenv("POSTERN_LONG") == "1" {
+	if longtest.Run() {
 		return 1_000_000
 	}
 	return 10_000
@@ -61,7 +61,7 @@ func TestForgettingCosts(t *testing.T) {
 func TestForgettingBesideNewMail(t *testing.T) {
 	t.Parallel()
 	db, messages := pgtest.New(t), 60
-	if os.Getenv("POSTERN_LONG") == "1" {
+	if longtest.Run() {
 		messages = 4000
 	}
 	q := queuetest.Start(t, queuetest.Config(db))

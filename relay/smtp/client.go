@@ -238,7 +238,7 @@ func (c *Client) hello(ctx context.Context) error {
 	if extended {
 		c.extensions = parseExtensions(reply.Text)
 	}
-	c.limits = parseLimits(c.extensions["LIMITS"])
+	c.limits, c.domains = parseLimits(c.extensions["LIMITS"]), map[string]struct{}{}
 	c.ready = true
 	return nil
 }

@@ -1,6 +1,7 @@
 package smtp
 
 import (
+	"maps"
 	"strconv"
 	"strings"
 )
@@ -56,34 +57,29 @@ func (c *Client) Exhausted() bool { return c.limits.mails > 0 && c.mails >= c.li
 // had announced it (RCPTMAX).
 func (c *Client) LimitRcpts(n int) { lower(&c.limits.rcpts, n) }
 
-// Takes is how many of so many recipients the next transaction names (RCPTMAX).
-func (c *Client) Takes(recipients int) int {
-	if c.limits.rcpts > 0 {
-		return min(recipients, c.limits.rcpts)
+// Takes is how many of n recipients, at the addresses to, the next transaction names.
+func (c *Client) Takes(n int, to func(i int) Address) (named int) {
+	met := maps.Clone(c.domains)
+	for i := range n {
+		if c.admit(to(i), named, met) {
+			named++
+		}
 	}
-	return recipients
+	return named
 }
 
-// Admits reports whether the server takes a recipient at this address on this connection:
-// its domain is one that it has met here, or there is room for one more (RCPTDOMAINMAX).
-func (c *Client) Admits(rcpt Address) bool {
-	if c.limits.domains == 0 || len(c.domains) < c.limits.domains {
-		return true
-	}
-	_, known := c.domains[rcpt.DomainKey()]
-	return known
-}
-
-// admit is Admits, and counts the domain.
-func (c *Client) admit(rcpt Address) bool {
-	if !c.Admits(rcpt) {
+// admit reports whether the server takes a recipient after those named in the next transaction, and
+// adds its domain to those that the server has met on this connection.
+func (c *Client) admit(rcpt Address, named int, met map[string]struct{}) bool {
+	if c.Exhausted() || c.limits.rcpts > 0 && named >= c.limits.rcpts {
 		return false
 	}
 	if c.limits.domains > 0 {
-		if c.domains == nil {
-			c.domains = map[string]struct{}{}
+		domain := rcpt.DomainKey()
+		if _, known := met[domain]; !known && len(met) >= c.limits.domains {
+			return false
 		}
-		c.domains[rcpt.DomainKey()] = struct{}{}
+		met[domain] = struct{}{}
 	}
 	return true
 }
@@ -99,8 +95,7 @@ func (s *sending) fitLimits() {
 		if !s.isOpen(i) {
 			continue
 		}
-		full := s.c.limits.rcpts > 0 && named >= s.c.limits.rcpts
-		if s.c.Exhausted() || full || !s.c.admit(s.tx.Rcpts[i].To) {
+		if !s.c.admit(s.tx.Rcpts[i].To, named, s.c.domains) {
 			s.stages[i] = StageHello // without a reply until the end
 			continue
 		}

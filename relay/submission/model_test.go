@@ -9,11 +9,11 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
-	"os"
 	"slices"
 	"strings"
 	"testing"
 
+	"postern/internal/longtest"
 	"postern/relay/queue"
 )
 
@@ -245,7 +245,7 @@ func randomSteps(r *rand.Rand) []op {
 func TestA22Model(t *testing.T) {
 	t.Parallel()
 	sequences := 600
-	if os.Getenv("POSTERN_LONG") == "1" {
+	if longtest.Run() {
 		sequences = 100_000
 	} else if testing.Short() {
 		sequences = 100

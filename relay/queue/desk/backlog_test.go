@@ -2,12 +2,12 @@ package desk
 
 import (
 	"context"
-	"os"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"postern/internal/longtest"
 	"postern/internal/pg"
 	"postern/internal/pgtest"
 	"postern/internal/queuetest"
@@ -17,7 +17,7 @@ import (
 func backlog(t testing.TB) (db *pgtest.DB, conn *pgx.Conn) {
 	t.Helper()
 	db, rows := pgtest.New(t), 10_000
-	if os.Getenv("POSTERN_LONG") == "1" {
+	if longtest.Run() {
 		rows = 1_000_000
 	}
 	for from := 1; from <= rows; from += 10_000 {

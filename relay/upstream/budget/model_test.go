@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -15,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"postern/internal/longtest"
 	"postern/internal/pg"
 	"postern/internal/pgtest"
 )
@@ -157,10 +157,9 @@ func most(list []sent, window time.Duration, of func(sent) int64) (sum int64) {
 
 func one(sent) int64            { return 1 }
 func recipients(s sent) int64   { return s.recipients }
-func long() bool                { return os.Getenv("POSTERN_LONG") != "" }
 func out(setting string) Ask    { return Ask{Upstream: "out", Setting: setting, Recipients: 1} }
 func again(setting string) Ask  { a := out(setting); a.Again = true; return a }
-func times(short, many int) int { return map[bool]int{false: short, true: many}[long()] }
+func times(short, many int) int { return map[bool]int{false: short, true: many}[longtest.Run()] }
 
 // TestModel has nodes send as much as they may, and be killed, lose answers and be cut off from
 // the database: in no window the server sees more than the limits, in whichever moment of a
