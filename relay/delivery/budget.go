@@ -72,7 +72,8 @@ func (d *destination) turnedAway(j *job, t *trouble) {
 	}
 }
 
-// await ends a job at a way whose budget is spent. That is not an attempt.
+// await ends a job at a way whose budget is spent. That is not an attempt, and the fault is ours, but
+// none of the account: such mail has no early delay notice.
 func (d *destination) await(j *job, wait *budget.Wait) {
 	if d.e.closing.Load() {
 		d.e.release(j, 0)
@@ -85,6 +86,7 @@ func (d *destination) await(j *job, wait *budget.Wait) {
 			Message: j.Message.ID, N: j.rcpts[i].N, Recipient: j.rcpts[i].Address, Epoch: j.Epoch,
 			Result: queue.Deferred, Reply: connect.OverBudgetReply(wait), Ours: true, Upstream: d.via,
 			StartedAt: now, At: now, NotAnAttempt: true, WaitsFor: wait.For, RetryIn: wait.In,
+			Scope: string(upstream.ScopeHost),
 		}
 	}
 	d.e.leave(j, j.rcpts, outcomes, nil)

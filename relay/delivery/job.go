@@ -249,6 +249,7 @@ func (e *Engine) unroutable(d *queue.Delivery, rcpt *queue.Recipient, err error)
 	other, isOther := errors.AsType[*upstream.SenderError](err)
 	switch {
 	case isPaused:
+		o.Scope = string(upstream.ScopeHost)
 		o.Reply, o.WaitsFor, o.Upstream = smtp.Temporary(451, 3, 2, "upstream "+paused.Upstream+" is paused"), queue.Way(paused.Upstream, ""), paused.Upstream
 	case rcpt.StaysWith != "":
 		o.Reply = smtp.Temporary(451, 3, 2, "it waits for "+rcpt.StaysWith+", which may have it and cannot be used")
