@@ -12,6 +12,10 @@ import (
 
 // printBudget shows what is used of a budget.
 func (a *app) printBudget(u budget.Usage) error {
+	if u.Err != nil {
+		_, err := fmt.Fprintf(a.stdout, "the budget cannot be reckoned, so mail waits: %v\n", u.Err)
+		return err
+	}
 	t := screen.Table{Head: []string{"BUDGET", "USED", "LEFT", "NEXT FREE"}}
 	for _, l := range u.Limits {
 		t.Add(l.Text, strconv.FormatInt(l.Used, 10), strconv.FormatInt(l.Left, 10), momentText(l.FreeAt))

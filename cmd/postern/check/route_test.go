@@ -1,6 +1,7 @@
 package check
 
 import (
+	"errors"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -209,6 +210,9 @@ func upstreamFaults() []fault {
 				Cause: breaker.Cause{Stage: "auth", Scope: "account", Reply: "535 5.7.8 wrong password"}}}
 		})},
 		{"upstream.budget", "recipients that wait: 4; messages 30/m: 0 left, sessions 3: 3 left", seen(func(v *mailView) { v.budgets = spentBudget() })},
+		{"upstream.reckoned", "no time zone", seen(func(v *mailView) {
+			v.budgets = []budget.Usage{{Upstream: "out", Err: errors.New("the database knows no time zone")}}
+		})},
 		{"upstream.sessions", "sessions 3 for 4 nodes", seen(func(v *mailView) { v.budgets = spentBudget() })},
 		{"upstream.refuses", "554 5.7.1 go away", smarthost(func(cfg *smtptest.Config, _ *upstream.Account) {
 			cfg.Hooks = map[smtptest.Phase]smtptest.Hook{smtptest.PhaseBanner: smtptest.Always(smtptest.Reply("554 5.7.1 go away"))}
