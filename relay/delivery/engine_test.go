@@ -815,7 +815,7 @@ func TestLineOfPausedUpstream(t *testing.T) {
 	}
 	server.WaitPhase(t, smtptest.PhaseDot, 1)
 	c.paused.Store(true)
-	q.wait(t, "the line to be released", func() bool { return len(q.releases()) == 4 })
+	q.wait(t, "the line to be released", func() bool { return len(q.released) == 4 })
 	close(release)
 	q.waitEnded(t, 5)
 	if n := len(server.Messages()); n != 1 {
