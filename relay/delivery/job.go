@@ -208,7 +208,29 @@ func (e *Engine) resolve(d *queue.Delivery, rcpt *queue.Recipient) (way, error) 
 		return w, nil
 	}
 	_, err = decision.First()
-	return way{}, err
+	return way{}, noWay(decision.Ways, err)
+}
+
+// noWayError is why the way that tells the most cannot be used, and why the others cannot.
+type noWayError struct {
+	error
+	left *[]queue.LeftWay
+}
+
+func (e *noWayError) Unwrap() error { return e.error }
+
+// noWay is the error of ways none of which can be used.
+func noWay(ways []route.Way, err error) error {
+	var others course
+	named := false
+	for i := range ways {
+		if text := ways[i].Err.Error(); named || text != err.Error() {
+			others.passOver(&ways[i], text, time.Now())
+		} else {
+			named = true
+		}
+	}
+	return &noWayError{err, others.left}
 }
 
 // stay is the way of a recipient in doubt, whatever the routes say.
@@ -262,6 +284,10 @@ func (e *Engine) unroutable(d *queue.Delivery, rcpt *queue.Recipient, err error)
 		o.Scope, o.RetryIn, o.Upstream = string(upstream.ScopeSender), routeWait, other.Upstream
 	default:
 		o.Reply, o.WaitsFor, o.RetryIn = smtp.Temporary(451, 4, 4, "no route to this recipient is known now"), queue.Route, routeWait
+	}
+	if none, is := errors.AsType[*noWayError](err); is && none.left != nil {
+		o.Left = none.left
+		o.Reply.Text += "; " + leftText(o.Left)
 	}
 	e.record(d, rcpt, o, err)
 }
