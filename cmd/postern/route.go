@@ -60,6 +60,7 @@ that sooner).`,
   postern route add --user scanner --recipient-domain '*.example.com' --via mx --before 3`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			flags.rule.Via = screen.Each(flags.rule.Via, strings.TrimSpace)
 			if slices.Contains(flags.rule.Via, "") || len(flags.rule.Via) == 0 {
 				return usagef("--via needs names of upstreams, or mx")
 			}

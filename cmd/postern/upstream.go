@@ -117,6 +117,9 @@ func (u *upstreamFlags) apply(cmd *cobra.Command, to *upstream.Account) error {
 		to.RewriteSender = u.rewriteSender
 	}
 	if given("secret-expires") {
+		if day, err := time.Parse(time.DateOnly, u.expires); err == nil && time.Now().UTC().After(day.AddDate(0, 0, 1)) {
+			return usagef("--secret-expires: %s is over: give the last day on which the secret is valid", u.expires)
+		}
 		to.SecretExpires = u.expires
 	}
 	if given("budget") {
@@ -289,7 +292,10 @@ func splitHost(host string, up *upstream.Account) error {
 	if strings.Contains(host, "://") {
 		return usagef("--host: %q is a URL: write HOST[:PORT]", host)
 	}
-	up.Host = strings.Trim(host, "[]")
+	up.Host = host
+	if inner, ok := strings.CutPrefix(host, "["); ok && strings.HasSuffix(inner, "]") {
+		up.Host = strings.TrimSuffix(inner, "]")
+	}
 	if h, p, err := net.SplitHostPort(host); err == nil {
 		port, err := strconv.Atoi(p)
 		if err != nil {
