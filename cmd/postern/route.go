@@ -337,6 +337,9 @@ route add --replace' changes a route without that. Removing a user removes the u
 					return err
 				}
 				fmt.Fprintf(a.stdout, "removed route %d: %s\n", id, ruleText(was, who))
+				if was.IsDefault() {
+					fmt.Fprintln(a.stdout, "mail that no other route matches waits now, until 'postern route add' gives it one")
+				}
 				return a.routesChanged(ctx, users, routes)
 			})
 		},
