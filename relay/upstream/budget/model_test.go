@@ -379,6 +379,20 @@ func (w *world) used(setting string) int64 {
 	return list[0].Limits[0].Used
 }
 
+// TestStopIsNoTrouble: a node that cuts its own call off says nothing of the database.
+func TestStopIsNoTrouble(t *testing.T) {
+	t.Parallel()
+	var text strings.Builder
+	b := &Budgets{cfg: Config{Log: slog.New(slog.NewTextHandler(&text, nil))}}
+	b.tell(fmt.Errorf("ask: %w", context.Canceled))
+	if text.Len() != 0 {
+		t.Errorf("logged %s", &text)
+	}
+	if b.tell(fmt.Errorf("ask: %w", context.DeadlineExceeded)); text.Len() == 0 {
+		t.Error("a database that does not answer is not told")
+	}
+}
+
 // TestSilence: without a database a node spends what it has leased, until the lease ends.
 func TestSilence(t *testing.T) {
 	t.Parallel()
