@@ -111,7 +111,7 @@ func unknownCommand(root *cobra.Command, args []string) error {
 	return usagef("unknown command %q for %q%s", args[0], root.Name(), screen.DidYouMean(args[0], names))
 }
 
-// wrongWord refuses a word that is no command even with --help, for which cobra shows the help of
+// wrongWord refuses a word that is not a command even with --help, for which cobra shows the help of
 // what stands before it.
 func wrongWord(root *cobra.Command, args []string) (*cobra.Command, error) {
 	cmd, rest, err := root.Find(args)

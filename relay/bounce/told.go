@@ -19,8 +19,8 @@ type told struct {
 // address and state are for admins, who have them in the trace and the log.
 const unavailable = "the relay's way on was not available"
 
-// told leaves out what is inside: what the relay says of an upstream, and the address of one. What
-// a server said is told.
+// told leaves out what is inside: what the relay says of an upstream, and the address of one. A
+// server's own words are told.
 func (r *report) told(rcpt *queue.NoticeRecipient) told {
 	t := told{reply: rcpt.Reply, host: rcpt.RemoteMTA, byServer: rcpt.RemoteMTA != ""}
 	if rcpt.Upstream && isInside(t.host) {

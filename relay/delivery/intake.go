@@ -142,8 +142,8 @@ const (
 
 // follow has upstreams with mail in their lines, or that are connected to, take over changed
 // settings. New mail brings them along, but for an upstream that takes none there may come none for
-// hours. What waits in the line of one that is paused or gone goes back to the queue, which has
-// each recipient's next way, or why it waits. Only the dispatcher calls it.
+// hours. Mail in the line of one that is paused or gone goes back to the queue, which has each
+// recipient's next way, or why it waits. Only the dispatcher calls it.
 func (e *Engine) follow() {
 	for _, d := range e.all() {
 		d.mu.Lock()
