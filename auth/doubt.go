@@ -23,7 +23,7 @@ func DoubtPolicies() []string { return []string{"retry", "hold", "notice"} }
 // CheckDoubtPolicy returns ErrDoubtPolicy unless the policy is known, or "".
 func CheckDoubtPolicy(policy string) error {
 	if list := DoubtPolicies(); policy != "" && !slices.Contains(list, policy) {
-		return fmt.Errorf("%q is %w: use %s", policy, ErrDoubtPolicy, strings.Join(list, ", "))
+		return fmt.Errorf("%q is %w: use %s, or '' for the default", policy, ErrDoubtPolicy, strings.Join(list, ", "))
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -50,7 +51,10 @@ func (a *app) execute(ctx context.Context, args []string) int {
 	root.SetIn(a.stdin)
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
-	cmd, err := root.ExecuteContextC(ctx)
+	cmd, err := wrongWord(root, args)
+	if err == nil {
+		cmd, err = root.ExecuteContextC(ctx)
+	}
 	if err == nil {
 		return exitDone
 	}
@@ -105,6 +109,27 @@ func unknownCommand(root *cobra.Command, args []string) error {
 	}
 	names := screen.Each(root.Commands(), (*cobra.Command).Name)
 	return usagef("unknown command %q for %q%s", args[0], root.Name(), screen.DidYouMean(args[0], names))
+}
+
+// wrongWord refuses a word that is not a command even with --help, for which cobra shows the help of
+// what stands before it.
+func wrongWord(root *cobra.Command, args []string) (*cobra.Command, error) {
+	cmd, rest, err := root.Find(args)
+	if err != nil || !cmd.HasSubCommands() || !slices.Contains(rest, "--help") && !slices.Contains(rest, "-h") {
+		return root, nil
+	}
+	for i := 0; i < len(rest); i++ {
+		switch word := rest[i]; {
+		case word == "--config" || word == "--database-url":
+			i++ // its value
+		case strings.HasPrefix(word, "-"):
+		case cmd == root:
+			return cmd, unknownCommand(root, []string{word})
+		default:
+			return cmd, cmd.RunE(cmd, []string{word})
+		}
+	}
+	return cmd, nil
 }
 
 // strictHelp makes 'help' fail for an unknown command.

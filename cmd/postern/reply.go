@@ -59,6 +59,10 @@ func (a *app) replyAddCmd() *cobra.Command {
 					return invalidUse(err)
 				}
 				fmt.Fprintf(a.stdout, "added row %d to upstream %s: %s means %s, %s\n", row.ID, args[0], screen.Printable(row.String()), row.Result, row.Scope)
+				if strings.HasSuffix(row.Code, "x") && row.Enhanced == "" && row.Text == "" && row.Scope == upstream.ScopeAccount && !row.Stage.BeforeMail() {
+					fmt.Fprintf(a.stderr, "row %d blames the account for any %s, as for a user's mistyped recipient: such mail waits instead of failing, "+
+						"and after that of two users all mail for the upstream waits; narrow the row with --enhanced, --text or --stage\n", row.ID, row.Code)
+				}
 				replies, err := upstreams.Replies(ctx, args[0])
 				if err != nil {
 					return err

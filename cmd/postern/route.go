@@ -61,6 +61,7 @@ that sooner).`,
   postern route add --user scanner --recipient-domain '*.example.com' --via mx --before 3`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			flags.rule.Via = screen.Each(flags.rule.Via, strings.TrimSpace)
 			if slices.Contains(flags.rule.Via, "") || len(flags.rule.Via) == 0 {
 				return usagef("--via needs names of upstreams, or mx")
 			}
@@ -333,6 +334,9 @@ route add --replace' changes a route without that. Removing a user removes the u
 					return err
 				}
 				fmt.Fprintf(a.stdout, "removed route %d: %s\n", id, ruleText(was, who))
+				if was.IsDefault() {
+					fmt.Fprintln(a.stdout, "mail that no other route matches waits now, until 'postern route add' gives it one")
+				}
 				return a.routesChanged(ctx, users, routes)
 			})
 		},

@@ -359,6 +359,9 @@ func (a *app) upstreamRemoveCmd() *cobra.Command {
 				return refusal.Invalid("%s in doubt: upstream %q may have delivered to them, so they stay with it; list them with 'postern queue list --upstream %[2]s --in-doubt', "+
 					"and end the doubt with 'postern queue resolve'", screen.Count(staying, "recipient"), args[0])
 			}
+			if err := unrouted(ctx, users, args[0]); err != nil {
+				return err
+			}
 			if err := users.upstreams(nil).Remove(ctx, args[0]); err != nil {
 				return err
 			}
@@ -366,4 +369,22 @@ func (a *app) upstreamRemoveCmd() *cobra.Command {
 			return err
 		}),
 	}
+}
+
+// unrouted refuses an upstream that routes name.
+func unrouted(ctx context.Context, users *accounts, name string) error {
+	rules, err := route.NewStore(users.pool).List(ctx)
+	if err != nil {
+		return err
+	}
+	var ids []string
+	for _, r := range rules {
+		if slices.Contains(r.Via, name) {
+			ids = append(ids, strconv.FormatInt(r.ID, 10))
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	return refusal.Invalid("upstream %q is used by a route: number %s of 'postern route list'; give that another upstream first, with 'postern route add --replace', or remove it", name, strings.Join(ids, ", "))
 }

@@ -223,6 +223,9 @@ func TestNoticeFields(t *testing.T) {
 				"Final-Recipient": "rfc822; bob@example.net", "Original-Recipient": "rfc822; bobby@example.net",
 				"Remote-Mta": "dns; mx.example.net", "Diagnostic-Code": "smtp; " + tc.reply.String(),
 			} {
+				if tc.status == "4.4.7" && (field == "Remote-Mta" || field == "Diagnostic-Code") {
+					want = "" // the relay says it
+				}
 				if got := r.Get(field); got != want {
 					t.Errorf("%s: %q, want %q", field, got, want)
 				}
@@ -534,6 +537,52 @@ func TestNoticeNamesTheFault(t *testing.T) {
 			text := parse(t, c.body).parts[0]
 			if !strings.Contains(text, want) || want == "" && strings.Contains(text, "this mail system") {
 				t.Errorf("%s for %q:\n%s", kind, scope, text)
+			}
+		}
+	}
+}
+
+// What the relay itself says of an upstream is for admins: its name, its address and its state. What
+// a server has said is told, but not an address of the relay's network.
+func TestNoticeKeepsTheInsideToItself(t *testing.T) {
+	t.Parallel()
+	const waits = `waits for upstream out, left alone until 12:05:01 UTC after "451 4.4.1 upstream out at 127.0.0.1:1: connection refused"; b: upstream b is paused`
+	ours := func(detail int, text string) smtp.Reply { return smtp.Temporary(451, 4, detail, text) }
+	late := ours(7, "Delivery time expired after 1m0s, last reply: 451 4.4.1 "+waits)
+	said := ours(7, "Delivery time expired after 1m0s, last reply: 452 4.2.2 full (said by 10.0.0.7)")
+	for name, test := range map[string]struct {
+		kind     queue.NoticeKind
+		rcpt     queue.NoticeRecipient
+		text     string
+		remote   string
+		diagnose string
+	}{
+		"waits":      {queue.NoticeDelay, queue.NoticeRecipient{Reply: ours(1, waits), Upstream: true}, "the relay says: 451 4.4.1 the relay's way on was not available", "", ""},
+		"expired":    {queue.NoticeFailure, queue.NoticeRecipient{Reply: late, Upstream: true}, "451 4.4.7 Delivery time expired after 1m0s: the relay's way on was not available", "", ""},
+		"expired mx": {queue.NoticeFailure, queue.NoticeRecipient{Reply: ours(7, "Delivery time expired, last reply: 451 4.4.1 no connection to mail host mx.test; b: upstream b is paused")}, "no connection to mail host mx.test", "", ""},
+		"doubt": {queue.NoticeDoubt, queue.NoticeRecipient{Reply: ours(2, "conversation lost at the end of the message; it may have been delivered"), Upstream: true},
+			"at the end of the message; it may have been delivered", "", ""},
+		"withheld": {queue.NoticeDelay, queue.NoticeRecipient{Reply: ours(2, "conversation lost after RCPT; a: 451 4.4.1 upstream a at 127.0.0.1:1: connection refused"), Upstream: true}, "conversation lost after RCPT", "", ""},
+		"too large": {queue.NoticeFailure, queue.NoticeRecipient{Reply: smtp.Permanent(552, 3, 4, "Message of 9 octets is over the limit of the next server, 8"), Upstream: true},
+			"over the limit of the next server, 8", "", ""},
+		"said":         {queue.NoticeFailure, queue.NoticeRecipient{Reply: smtp.Permanent(550, 1, 1, "no such user"), RemoteMTA: "smtp.example.net", Upstream: true}, "smtp.example.net said: 550 5.1.1 no such user", "dns; smtp.example.net", "smtp; 550 5.1.1 no such user"},
+		"said inside":  {queue.NoticeFailure, queue.NoticeRecipient{Reply: smtp.Permanent(550, 1, 1, "no such user"), RemoteMTA: "10.0.0.7", Upstream: true}, "the next server said: 550 5.1.1 no such user", "", "smtp; 550 5.1.1 no such user"},
+		"said one day": {queue.NoticeFailure, queue.NoticeRecipient{Reply: said, RemoteMTA: "10.0.0.7", Upstream: true}, "the relay says: 451 4.4.7 Delivery time expired after 1m0s, last reply: 452 4.2.2 full (said by the next server)", "", ""},
+	} {
+		c := tellOne(t, notice(test.kind, func(n *queue.Notice) {
+			test.rcpt.Address = n.Recipients[0].Address
+			n.Recipients = []queue.NoticeRecipient{test.rcpt}
+		}))
+		p := parse(t, c.body)
+		if text := strings.Join(strings.Fields(p.parts[0]), " "); !strings.Contains(text, test.text) {
+			t.Errorf("%s: %s\nwant %q", name, text, test.text)
+		}
+		if got := p.recipient[0]; got.Get("Remote-Mta") != test.remote || got.Get("Diagnostic-Code") != test.diagnose {
+			t.Errorf("%s: fields %v", name, got)
+		}
+		for _, inside := range []string{"127.0.0.1", "10.0.0.7", "upstream", "paused"} {
+			if bytes.Contains(c.body, []byte(inside)) {
+				t.Errorf("%s: the notice has %q:\n%s", name, inside, c.body)
 			}
 		}
 	}

@@ -97,11 +97,15 @@ func (r *report) explanation(b *bytes.Buffer) {
 	fmt.Fprintf(&text, "This is the mail system at %s.\r\n\r\n%s\r\n\r\n", r.hostname, introductions[r.notice.Kind])
 	for _, rcpt := range r.notice.Recipients {
 		fmt.Fprintf(&text, "<%s>\r\n", rcpt.Address)
+		t := r.told(&rcpt)
 		said := "the relay says"
-		if rcpt.RemoteMTA != "" {
-			said = clean(rcpt.RemoteMTA) + " said"
+		switch {
+		case t.byServer && t.host == "":
+			said = "the next server said"
+		case t.byServer:
+			said = clean(t.host) + " said"
 		}
-		for _, said := range wrap(said+": "+clean(rcpt.Reply.String()), 72) {
+		for _, said := range wrap(said+": "+clean(t.reply.String()), 72) {
 			fmt.Fprintf(&text, "    %s\r\n", said)
 		}
 		if fault := faults[rcpt.Scope]; fault != "" {
@@ -169,9 +173,12 @@ func (r *report) recipient(b *bytes.Buffer, rcpt queue.NoticeRecipient) {
 	line(b, "Final-Recipient", typed(kind, rcpt.Address.String()))
 	field(b, "Action", actions[r.notice.Kind])
 	field(b, "Status", status(r.notice.Kind, rcpt.Reply))
-	if rcpt.RemoteMTA != "" {
-		field(b, "Remote-MTA", "dns; "+ascii(rcpt.RemoteMTA))
-		field(b, "Diagnostic-Code", "smtp; "+ascii(rcpt.Reply.String()))
+	t := r.told(&rcpt)
+	if t.byServer && t.host != "" {
+		field(b, "Remote-MTA", "dns; "+ascii(t.host))
+	}
+	if t.byServer {
+		field(b, "Diagnostic-Code", "smtp; "+ascii(t.reply.String()))
 	}
 	if !rcpt.LastAttempt.IsZero() {
 		field(b, "Last-Attempt-Date", rcpt.LastAttempt.UTC().Format(time.RFC1123Z))

@@ -72,7 +72,8 @@ func (d *destination) turnedAway(j *job, t *trouble) {
 	}
 }
 
-// await ends a job at a way whose budget is spent. That is not an attempt.
+// await ends a job at a way whose budget is spent. That is not an attempt, and the fault is ours, but
+// none of the account: such mail has no early delay notice.
 func (d *destination) await(j *job, wait *budget.Wait) {
 	if d.e.closing.Load() {
 		d.e.release(j, 0)
@@ -83,6 +84,7 @@ func (d *destination) await(j *job, wait *budget.Wait) {
 	for i := range j.rcpts {
 		o := d.deferral(j, &j.rcpts[i], now)
 		o.Reply, o.NotAnAttempt, o.WaitsFor, o.RetryIn = connect.OverBudgetReply(wait), true, wait.For, wait.In
+		o.Scope = string(upstream.ScopeHost)
 		outcomes[i] = o
 	}
 	d.e.leave(j, j.rcpts, outcomes, nil)

@@ -752,11 +752,16 @@ func TestShutdownCuts(t *testing.T) {
 
 // changing is a resolver whose upstream a test changes.
 type changing struct {
-	up atomic.Pointer[upstream.Account]
+	up     atomic.Pointer[upstream.Account]
+	paused atomic.Bool // as Named has it
 }
 
 func (c *changing) Named(_ context.Context, name string) (route.Way, error) {
-	return route.Way{Name: name, Upstream: c.up.Load()}, nil
+	w := route.Way{Name: name, Upstream: c.up.Load()}
+	if c.paused.Load() {
+		w.Err = &upstream.PausedError{Upstream: name}
+	}
+	return w, nil
 }
 
 func (c *changing) Resolve(context.Context, int64, smtp.Address, smtp.Address) (route.Decision, error) {
@@ -789,6 +794,32 @@ func TestLineFollowsSettings(t *testing.T) {
 	q.waitEnded(t, 5)
 	if n, m := len(before.Messages()), len(after.Messages()); n != 1 || m != 4 {
 		t.Errorf("%d messages went by the former settings, %d by the new ones", n, m)
+	}
+}
+
+// TestLineOfPausedUpstream: what waits in the line of an upstream goes back to the queue when it is
+// paused; the message in hand is finished.
+func TestLineOfPausedUpstream(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	server := smtptest.Start(t, smtptest.Config{Hooks: map[smtptest.Phase]smtptest.Hook{
+		smtptest.PhaseDot: smtptest.Always(smtptest.Then(smtptest.Do(func() { <-release }), smtptest.Normal())),
+	}})
+	q, c := newFakeQueue(), &changing{}
+	up := upstreamAt(server)
+	up.MaxConnections = 1
+	c.up.Store(up)
+	e := startEngine(t, q, Config{Routes: c})
+	for range 5 {
+		e.Take(message(t, "a@one.test"))
+	}
+	server.WaitPhase(t, smtptest.PhaseDot, 1)
+	c.paused.Store(true)
+	q.wait(t, "the line to be released", func() bool { return len(q.released) == 4 })
+	close(release)
+	q.waitEnded(t, 5)
+	if n := len(server.Messages()); n != 1 {
+		t.Errorf("%d messages went to a paused upstream, want the one in hand", n)
 	}
 }
 

@@ -124,7 +124,8 @@ const (
 
 // follow has upstreams with mail in their lines, or that are connected to, take over changed
 // settings. New mail brings them along, but for an upstream that takes none there may come none for
-// hours. Only the dispatcher calls it.
+// hours. Mail in the line of one that is paused or gone goes back to the queue, which has each
+// recipient's next way, or why it waits. Only the dispatcher calls it.
 func (e *Engine) follow() {
 	for _, d := range e.all() {
 		d.mu.Lock()
@@ -133,7 +134,17 @@ func (e *Engine) follow() {
 		if idle {
 			continue
 		}
-		if way, err := e.cfg.Routes.Named(e.work, d.via); err == nil && way.Err == nil {
+		way, err := e.cfg.Routes.Named(e.work, d.via)
+		switch {
+		case err != nil: // nothing is known now
+		case way.Err != nil:
+			d.mu.Lock()
+			waiting := d.waiting.drain()
+			d.mu.Unlock()
+			for _, j := range waiting {
+				e.release(j, 0)
+			}
+		default:
 			d.mu.Lock()
 			d.update(way.Upstream)
 			d.hire()

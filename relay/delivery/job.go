@@ -210,7 +210,29 @@ func (e *Engine) resolve(d *queue.Delivery, rcpt *queue.Recipient) (way, error) 
 		return w, nil
 	}
 	_, err = decision.First()
-	return way{}, err
+	return way{}, noWay(decision.Ways, err)
+}
+
+// noWayError is why the way that tells the most cannot be used, and why the others cannot.
+type noWayError struct {
+	error
+	left *[]queue.LeftWay
+}
+
+func (e *noWayError) Unwrap() error { return e.error }
+
+// noWay is the error of ways none of which can be used.
+func noWay(ways []route.Way, err error) error {
+	var others course
+	named := false
+	for i := range ways {
+		if text := ways[i].Err.Error(); named || text != err.Error() {
+			others.passOver(&ways[i], text, time.Now())
+		} else {
+			named = true
+		}
+	}
+	return &noWayError{err, others.left}
 }
 
 // stay is the way of a recipient in doubt, whatever the routes say.
@@ -251,18 +273,23 @@ func (e *Engine) unroutable(d *queue.Delivery, rcpt *queue.Recipient, err error)
 	other, isOther := errors.AsType[*upstream.SenderError](err)
 	switch {
 	case isPaused:
-		o.Reply, o.WaitsFor = smtp.Temporary(451, 3, 2, "upstream "+paused.Upstream+" is paused"), queue.Way(paused.Upstream, "")
+		o.Scope = string(upstream.ScopeHost)
+		o.Reply, o.WaitsFor, o.Upstream = smtp.Temporary(451, 3, 2, "upstream "+paused.Upstream+" is paused"), queue.Way(paused.Upstream, ""), paused.Upstream
 	case rcpt.StaysWith != "":
 		o.Reply = smtp.Temporary(451, 3, 2, "it waits for "+rcpt.StaysWith+", which may have it and cannot be used")
-		o.WaitsFor = queue.Way(rcpt.StaysWith, rcpt.Address.DomainKey())
+		o.WaitsFor, o.Upstream = queue.Way(rcpt.StaysWith, rcpt.Address.DomainKey()), rcpt.StaysWith
 	case isBroken: // at this node
 		o.Reply, o.WaitsFor = smtp.Temporary(451, 3, 2, "upstream "+broken.Upstream+" cannot be used by this server"), queue.Way(broken.Upstream, "")
-		o.Scope, o.RetryIn = string(upstream.ScopeAccount), routeWait
+		o.Scope, o.RetryIn, o.Upstream = string(upstream.ScopeAccount), routeWait, broken.Upstream
 	case isOther:
 		o.Reply, o.WaitsFor = smtp.Temporary(451, 4, 4, "no route for this sender: upstream "+other.Upstream+" may not send as it"), queue.Route
-		o.Scope, o.RetryIn = string(upstream.ScopeSender), routeWait
+		o.Scope, o.RetryIn, o.Upstream = string(upstream.ScopeSender), routeWait, other.Upstream
 	default:
 		o.Reply, o.WaitsFor, o.RetryIn = smtp.Temporary(451, 4, 4, "no route to this recipient is known now"), queue.Route, routeWait
+	}
+	if none, is := errors.AsType[*noWayError](err); is && none.left != nil {
+		o.Left = none.left
+		o.Reply.Text += "; " + leftText(o.Left)
 	}
 	e.record(d, rcpt, o, err)
 }

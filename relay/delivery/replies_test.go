@@ -188,7 +188,7 @@ func TestPausedUpstream(t *testing.T) {
 	d := message(t, "a@one.test")
 	e.Take(d)
 	q.waitEnded(t, 1)
-	if o := q.outcome(t, d, 0); !o.NotAnAttempt || o.Reply.String() != "451 4.3.2 upstream out is paused" || o.WaitsFor != "upstream out" || o.RetryIn != pausedWait {
+	if o := q.outcome(t, d, 0); !o.NotAnAttempt || o.Reply.String() != "451 4.3.2 upstream out is paused" || o.WaitsFor != "upstream out" || o.Upstream != "out" || o.Scope != "host" || o.RetryIn != pausedWait {
 		t.Errorf("%+v", o)
 	}
 }

@@ -360,6 +360,27 @@ func TestWayLacks(t *testing.T) {
 	}
 }
 
+// TestNoWayNamesAll: where no way of a route can be used, the reply has each with its reason.
+func TestNoWayNamesAll(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		q, n := newFakeQueue(), &network{}
+		e, ways := n.engine(q, Config{}, fakes(t, 3)...)
+		d := message(t, "x@one.test")
+		ways[0].Err = &upstream.SenderError{Upstream: "a", Sender: d.Message.Sender}
+		ways[1].Err = &upstream.PausedError{Upstream: "b"}
+		ways[2].Err = &upstream.PausedError{Upstream: "c"}
+		e.Start()
+		defer stop(t, e)
+		e.Take(d)
+		synctest.Wait()
+		const want = "upstream b is paused; a: upstream a may not send as sender@sender.test; c: upstream c is paused"
+		if o := q.outcome(t, d, 0); !o.NotAnAttempt || o.WaitsFor != "upstream b" || o.Reply.Text != want || leftOf(o) != "a c" {
+			t.Errorf("%+v, left %s; want %q", o, leftOf(o), want)
+		}
+	})
+}
+
 // TestPassedOver: a way that cannot be used is left without an attempt.
 func TestPassedOver(t *testing.T) {
 	t.Parallel()

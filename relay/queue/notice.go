@@ -138,7 +138,7 @@ func scanNotice(row pgx.CollectableRow) (noticeRow, error) {
 	var accepted time.Time
 	r := &n.r
 	err := row.Scan(&n.id, &n.state, &r.N, &r.Address.Local, &r.Address.Domain, &r.ORcptType, &r.ORcpt, &r.Reply.Code, &enhanced,
-		&r.Reply.Text, &r.RemoteMTA, &last, &r.WillRetryTo, &accepted, &r.Scope)
+		&r.Reply.Text, &r.RemoteMTA, &last, &r.WillRetryTo, &accepted, &r.Scope, &r.Upstream)
 	r.Reply.Enhanced = smtp.ParseEnhancedCode(enhanced)
 	r.LastAttempt = accepted
 	if last != nil {

@@ -19,7 +19,7 @@ update recipient r set owner = @epoch, dot_possible = false
 from rows where r.message_id = rows.message_id and r.n = rows.n and coalesce(r.owner, 0) = 0
 returning r.message_id, case when r.state = 'failed' and r.doubt is not null then 'doubt' else r.state end, r.n, r.local, r.domain, r.orcpt_type, r.orcpt, r.reply_code, r.reply_enhanced, r.reply_text,
 	r.remote_mta, sane_time(r.last_attempt_at), sane_time(r.expires_at), sane_time(r.accepted_at),
-	case when r.scope = 'host' and r.last_upstream in ('', 'mx') then '' else coalesce(r.scope, '') end
+	case when r.scope = 'host' and r.last_upstream in ('', 'mx') then '' else coalesce(r.scope, '') end, r.last_upstream not in ('', 'mx')
 
 -- name: first_notice
 -- Names the row that claim_notices would begin with.

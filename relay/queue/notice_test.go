@@ -101,8 +101,8 @@ func TestNoticeNotWanted(t *testing.T) {
 }
 
 // TestRFC3464OurWords: a notice names the host that said a reply. The words of the relay
-// itself, of a host's silence or of a lifetime that is over, are not put into its mouth; the
-// history has the host of each attempt.
+// itself, of a host's silence, are not put into its mouth. At the end of a lifetime the host is that
+// of the reply which is quoted; the history has the host of each attempt.
 func TestRFC3464OurWords(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
@@ -111,6 +111,7 @@ func TestRFC3464OurWords(t *testing.T) {
 	exec(t, db, `update recipient set expires_at = now() where message_id = $1 and n = 2`, m.ID)
 	ours, late, waits := outcome(d, 1, Failed), outcome(d, 2, Deferred), outcome(d, 3, Deferred)
 	ours.Ours, waits.RetryIn = true, time.Hour
+	late.Upstream, waits.Upstream = "mx", "out"
 	q.Settle(outcome(d, 0, Failed), ours, late, waits)
 	becomes(t, db, m.ID, "0 failed;1 failed;2 failed;3 waiting")
 	exec(t, db, `update recipient set expires_at = now(), next_attempt_at = now() where message_id = $1 and n = 3`, m.ID)
@@ -123,14 +124,35 @@ func TestRFC3464OurWords(t *testing.T) {
 	const host = "mx.example.net"
 	got := dueNotices(t, q, 1)[0].Recipients
 	for i, want := range []struct{ host, text string }{
-		{host, "no such user"}, {"", "no such user"}, {"", "last reply: 450 4.2.1 later (said by " + host + ")"}, {"", "last reply: 450 4.2.1 later (said by " + host + ")"},
+		{host, "no such user"}, {"", "no such user"}, {host, "last reply: 450 4.2.1 later (said by " + host + ")"}, {host, "last reply: 450 4.2.1 later (said by " + host + ")"},
 	} {
-		if r := got[i]; r.RemoteMTA != want.host || !strings.HasSuffix(r.Reply.Text, want.text) {
+		if r := got[i]; r.RemoteMTA != want.host || r.Upstream != (i == 3) || !strings.HasSuffix(r.Reply.Text, want.text) {
 			t.Errorf("recipient %d: %+v, want %+v", i, r, want)
 		}
 	}
 	if n := count(t, db, `select count(*) from history where message_id = $1 and remote_mta = $2`, m.ID, host); n != 4 {
 		t.Errorf("%d attempts name the host, want 4", n)
+	}
+}
+
+// The host of an earlier reply has not said why mail waits without an attempt.
+func TestDelayNoticeOurWords(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	cfg := calmConfig(db)
+	cfg.DelayNotice = time.Millisecond
+	q := start(t, cfg)
+	_, d := put(t, q, true, "a@example.net")
+	o := outcome(d, 0, Deferred)
+	q.Settle(o)
+	eventually(t, "the first attempt is recorded", func() bool { return count(t, db, `select count(*) from recipient where owner is null`) == 1 })
+	exec(t, db, `update recipient set next_attempt_at = now(), notice_at = null`)
+	d = claimAll(t, q, all)[0]
+	o = outcome(d, 0, Deferred)
+	o.Reply, o.NotAnAttempt, o.Ours, o.RemoteMTA, o.Upstream, o.RetryIn = smtp.Temporary(451, 3, 2, "upstream out is paused"), true, true, "", "out", time.Hour
+	q.Settle(o)
+	if r := dueNotices(t, q, 1)[0].Recipients[0]; r.RemoteMTA != "" || !r.Upstream || r.Reply.Text != "upstream out is paused" {
+		t.Errorf("%+v", r)
 	}
 }
 

@@ -109,7 +109,8 @@ back as (
 		held_at = held_since(r.message_id, r.held_at),
 		reply_code = case when m.code > 0 then m.code else r.reply_code end,
 		reply_enhanced = case when m.code > 0 then m.enhanced else r.reply_enhanced end,
-		reply_text = case when m.code > 0 then m.text else r.reply_text end
+		reply_text = case when m.code > 0 then m.text else r.reply_text end,
+		remote_mta = case when m.code = 0 then r.remote_mta when m.ours then '' else m.mta end
 	from mine m
 	where r.message_id = m.message_id and r.n = m.n and m.released),
 kept as (
@@ -136,7 +137,7 @@ kept as (
 				then m.text || ', last reply: ' || r.reply_code || ' ' || r.reply_enhanced || ' ' || r.reply_text ||
 				case when r.remote_mta <> '' then ' (said by ' || r.remote_mta || ')' else '' end
 			else m.text end,
-		remote_mta = case when m.ours or m.late or m.result = 'expired' then '' else m.mta end
+		remote_mta = case when m.ours then '' when m.result = 'expired' then r.remote_mta else m.mta end
 	from mine m
 	where r.message_id = m.message_id and r.n = m.n and not m.released and not (m.fails and m.tell & 1 = 0)),
 h as (

@@ -179,7 +179,8 @@ type NoticeRecipient struct {
 	ORcptType   string
 	ORcpt       string
 	Reply       smtp.Reply
-	RemoteMTA   string // that gave Reply; "": the relay did
+	RemoteMTA   string // that gave Reply, or the one that Reply quotes when the lifetime ended; "": the relay did
+	Upstream    bool   // it was of an upstream, or about one
 	Scope       string // what was at fault, as Outcome.Scope
 	LastAttempt time.Time
 	WillRetryTo time.Time // delay notices: when the lifetime ends

@@ -253,6 +253,8 @@ func (w *Row) normalise() error {
 		return refusal.Invalid("never is for replies to mail, not for stage %q", w.Stage)
 	case w.Result == Never && !w.Scope.OfMail():
 		return refusal.Invalid("never is for a recipient or a message: a fault of the %s fails no mail", w.Scope)
+	case w.Result == Never && w.Code[0] == '4' && (strings.HasSuffix(w.Code, "x") || w.Enhanced == "" && w.Text == ""):
+		return refusal.Invalid("a %s is trouble that may pass, and never fails mail at its first: that needs the whole code, such as 451, and --text or --enhanced", w.Code)
 	case w.Wait < 0 || w.Wait > maxWait:
 		return refusal.Invalid("the wait is longer than %v hours", maxWait.Hours())
 	case w.Wait > 0 && w.Result == Never:

@@ -294,6 +294,12 @@ func TestRowForm(t *testing.T) {
 		"no result": func(w *Row) { w.Result = "" }, "never for an account": func(w *Row) { w.Result, w.Wait = Never, 0 },
 		"no scope": func(w *Row) { w.Scope = "" }, "odd scope": func(w *Row) { w.Scope = "tenant" }, "odd stage": func(w *Row) { w.Stage = "ehlo" },
 		"negative wait": func(w *Row) { w.Wait = -1 }, "long wait": func(w *Row) { w.Wait = maxWait + 1 },
+		"never for a family of 4": func(w *Row) {
+			w.Code, w.Enhanced, w.Text, w.Result, w.Scope, w.Wait = "4xx", "", "no", Never, ScopeMessage, 0
+		},
+		"never for any 451": func(w *Row) {
+			w.Code, w.Enhanced, w.Text, w.Result, w.Scope, w.Wait = "451", "", "", Never, ScopeMessage, 0
+		},
 		"never with a wait": func(w *Row) { w.Result, w.Scope = Never, ScopeMessage },
 		"never before mail": func(w *Row) { w.Result, w.Scope, w.Wait, w.Stage = Never, ScopeMessage, 0, StageAuth },
 	} {
@@ -303,7 +309,7 @@ func TestRowForm(t *testing.T) {
 			t.Errorf("%s: %v, want ErrInvalid", name, err)
 		}
 	}
-	for _, w := range []Row{ok, {Code: "55X", Enhanced: "5.7.X", Result: Never, Scope: ScopeRecipient, Stage: StageRcpt}, {Code: "4xx", Enhanced: "none", Result: Later, Scope: ScopeHost}, {Code: "5xx", Enhanced: "x.5.3", Result: Later, Scope: ScopeRecipient, Stage: StageMore}} {
+	for _, w := range []Row{ok, {Code: "55X", Enhanced: "5.7.X", Result: Never, Scope: ScopeRecipient, Stage: StageRcpt}, {Code: "451", Text: "listed", Result: Never, Scope: ScopeMessage}, {Code: "4xx", Enhanced: "none", Result: Later, Scope: ScopeHost}, {Code: "5xx", Enhanced: "x.5.3", Result: Later, Scope: ScopeRecipient, Stage: StageMore}} {
 		if err := w.normalise(); err != nil {
 			t.Errorf("%s: %v", w, err)
 		}

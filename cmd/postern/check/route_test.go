@@ -1,6 +1,7 @@
 package check
 
 import (
+	"errors"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -215,6 +216,9 @@ func upstreamFaults() []fault {
 			p.sql(t, `insert into upstream_budget select 'out', 'sessions', 0, '', epoch, 1 from live_epoch`)
 			smarthost(func(_ *smtptest.Config, up *upstream.Account) { up.Budget = "sessions 1" })(t, p)
 		}},
+		{"upstream.reckoned", "no time zone", seen(func(v *mailView) {
+			v.budgets = []budget.Usage{{Upstream: "out", Err: errors.New("the database knows no time zone")}}
+		})},
 		{"upstream.sessions", "sessions 3 for 4 nodes", seen(func(v *mailView) { v.budgets = spentBudget() })},
 		{"upstream.refuses", "554 5.7.1 go away", smarthost(func(cfg *smtptest.Config, _ *upstream.Account) {
 			cfg.Hooks = map[smtptest.Phase]smtptest.Hook{smtptest.PhaseBanner: smtptest.Always(smtptest.Reply("554 5.7.1 go away"))}

@@ -52,6 +52,8 @@ var upstreamKinds = []kind{
 		"make a new one at the provider, and give it to 'postern upstream set' with its --secret-expires"},
 	{"upstream.budget", health.Warning, "The upstream's budget is spent, and mail waits for its turn.",
 		"raise it with 'postern upstream set NAME --budget' if the provider allows more, or limit the users with 'postern limit set'"},
+	{"upstream.reckoned", health.Failed, "The upstream's budget cannot be reckoned, so its mail waits.",
+		"set it anew with 'postern upstream set NAME --budget'; its time zone may be gone from the database, or a newer Postern has set it"},
 	{"upstream.sessions", health.Warning, "The upstream's budget has fewer sessions than there are nodes, so some have none.",
 		"raise it with 'postern upstream set NAME --budget' if the provider allows more, or deliver from fewer nodes"},
 	{"upstream.busy", health.Skipped, "All sessions that the upstream's budget allows are in use, so it was not tried.", "check again when less mail goes out"},
@@ -167,6 +169,9 @@ func (c *checkup) upstreamSecret(r *report, s *upstream.Secret) {
 // upstreamBudget looks at what is used of a budget.
 func (c *checkup) upstreamBudget(r *report, u *budget.Usage) {
 	subject := "upstream " + u.Upstream
+	if u.Err != nil {
+		r.add("upstream.reckoned", subject, "%v", u.Err)
+	}
 	for _, l := range u.Limits {
 		if l.Kind == quota.Sessions && l.Max < int64(u.Nodes) {
 			r.add("upstream.sessions", subject, "%s for %s", l.Text, screen.Count(u.Nodes, "node"))

@@ -87,6 +87,9 @@ func (u *Flags) Apply(cmd *cobra.Command, to *upstream.Account) error {
 			*value.to = *value.from
 		}
 	}
+	if day, err := time.Parse(time.DateOnly, u.expires); given("secret-expires") && err == nil && time.Now().UTC().After(day.AddDate(0, 0, 1)) {
+		return refusal.Invalid("--secret-expires: %s is over: give the last day on which the secret is valid", u.expires)
+	}
 	if given("tls") {
 		to.SetTLS(upstream.TLSMode(u.mode))
 	}
@@ -183,7 +186,10 @@ func splitHost(host string, up *upstream.Account) error {
 	if strings.Contains(host, "://") {
 		return refusal.Invalid("--host: %q is a URL: write HOST[:PORT]", host)
 	}
-	up.Host = strings.Trim(host, "[]")
+	up.Host = host
+	if inner, ok := strings.CutPrefix(host, "["); ok && strings.HasSuffix(inner, "]") {
+		up.Host = strings.TrimSuffix(inner, "]")
+	}
 	if h, p, err := net.SplitHostPort(host); err == nil {
 		port, err := strconv.Atoi(p)
 		if err != nil {

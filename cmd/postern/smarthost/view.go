@@ -117,6 +117,10 @@ func (s *Shown) Print(out io.Writer) error {
 }
 
 func printBudget(out io.Writer, u budget.Usage) error {
+	if u.Err != nil {
+		_, err := fmt.Fprintf(out, "the budget cannot be reckoned, so mail waits: %v\n", u.Err)
+		return err
+	}
 	t := screen.Table{Head: []string{"BUDGET", "USED", "LEFT", "NEXT FREE"}}
 	for _, l := range u.Limits {
 		t.Add(l.Text, strconv.FormatInt(l.Used, 10), strconv.FormatInt(l.Left, 10), screen.Moment(l.FreeAt))

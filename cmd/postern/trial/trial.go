@@ -171,6 +171,9 @@ func (t *trial) tell(ctx context.Context, s connect.Step) {
 	switch {
 	case s.Err != nil:
 		v.Status, v.Text, v.Todo = "failed", screen.OneLine(s.Err.Error()), check.Hint(&t.account, s)
+		if fault := (*oauth.Fault)(nil); errors.As(s.Err, &fault) && fault.Again > 0 {
+			v.Text += "; that was the last answer, the authority is not asked again for " + fault.Again.Truncate(time.Second).String()
+		}
 		if s.Stage == smtp.StageMail && s.Text != "" {
 			v.Text = s.Text + ": " + v.Text
 		}

@@ -199,8 +199,12 @@ func (b *Budgets) call(ctx context.Context, r *request) (down error) {
 	return down
 }
 
-// tell logs when the database begins, or ceases, to answer. mu is held.
+// tell logs when the database begins, or ceases, to answer. A call that the end of this node has cut
+// off says nothing about it. mu is held.
 func (b *Budgets) tell(down error) {
+	if errors.Is(down, context.Canceled) {
+		return
+	}
 	if silent := down != nil; silent != b.silent {
 		if b.silent = silent; silent {
 			b.cfg.Log.Warn("the budgets of upstreams cannot be asked: mail waits when what is leased is spent", "error", down)

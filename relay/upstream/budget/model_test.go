@@ -378,6 +378,20 @@ func (w *world) used(setting string) int64 {
 	return list[0].Limits[0].Used
 }
 
+// TestStopIsNoTrouble: a node that cuts its own call off says nothing of the database.
+func TestStopIsNoTrouble(t *testing.T) {
+	t.Parallel()
+	var text strings.Builder
+	b := &Budgets{cfg: Config{Log: slog.New(slog.NewTextHandler(&text, nil))}}
+	b.tell(fmt.Errorf("ask: %w", context.Canceled))
+	if text.Len() != 0 {
+		t.Errorf("logged %s", &text)
+	}
+	if b.tell(fmt.Errorf("ask: %w", context.DeadlineExceeded)); text.Len() == 0 {
+		t.Error("a database that does not answer is not told")
+	}
+}
+
 // TestSilence: without a database a node spends what it has leased, until the lease ends.
 func TestSilence(t *testing.T) {
 	t.Parallel()
@@ -662,10 +676,10 @@ func TestOneIsBad(t *testing.T) {
 		w.pass(2 * time.Second)
 	}
 	settings := map[string]string{"out": setting, "bad": bad, "newer": "messages 5/fortnight"}
-	if list, err := Read(t.Context(), w.pool, settings); err != nil || len(list) != 1 || list[0].Limits[0].Left != 0 {
+	if list, err := Read(t.Context(), w.pool, settings); err != nil || len(list) != 3 || list[0].Err == nil || list[1].Err == nil || list[2].Limits[0].Left != 0 {
 		t.Errorf("%+v, %v", list, err)
 	}
-	if _, err := Read(t.Context(), w.pool, map[string]string{"bad": bad}); err == nil {
+	if list, err := Read(t.Context(), w.pool, map[string]string{"bad": bad}); err != nil || list[0].Err == nil {
 		t.Error("asked about it alone, nothing is said of it")
 	}
 	newer := Ask{Upstream: "newer", Setting: "messages 5/fortnight", Recipients: 1}

@@ -20,6 +20,7 @@ type Usage struct {
 	Waiting  int64      `json:"waiting"`             // recipients that wait for it
 	LastTurn *time.Time `json:"last_turn,omitempty"` // of them
 	Nodes    int        `json:"-"`                   // that live
+	Err      error      `json:"-"`                   // why it cannot be reckoned: nothing else is known, and its mail waits
 }
 
 // Used is what counts against one limit.
@@ -33,6 +34,9 @@ type Used struct {
 
 // Headroom says how much is left of each limit, as 'messages 30/m: 12 left, sessions 3: 0 left'.
 func (u *Usage) Headroom() string {
+	if u.Err != nil {
+		return "its budget cannot be reckoned"
+	}
 	var parts []string
 	for _, l := range u.Limits {
 		parts = append(parts, fmt.Sprintf("%s: %d left", l.Text, l.Left))
@@ -45,11 +49,11 @@ func (u *Usage) Spent() bool {
 	return slices.ContainsFunc(u.Limits, func(l Used) bool { return l.Window > 0 && l.Left == 0 })
 }
 
-// Read returns what is used of the budgets of upstreams, by their names, as settings has them. Of
-// several, those that cannot be reckoned are left out: the nodes have them in their logs.
+// Read returns what is used of the budgets of upstreams, by their names, as settings has them. One
+// that cannot be reckoned has an Err of its own.
 func Read(ctx context.Context, db pg.DB, settings map[string]string) (list []Usage, err error) {
 	list, err = read(ctx, db, settings)
-	if err == nil || len(settings) == 1 || pg.IsDown(err) && !refusal.Is(err) {
+	if err == nil || pg.IsDown(err) && !refusal.Is(err) {
 		return list, err
 	}
 	list = nil
@@ -60,6 +64,8 @@ func Read(ctx context.Context, db pg.DB, settings map[string]string) (list []Usa
 			list = append(list, one...)
 		case pg.IsDown(err) && !refusal.Is(err):
 			return nil, err
+		default:
+			list = append(list, Usage{Upstream: name, Err: err})
 		}
 	}
 	return list, nil

@@ -22,6 +22,8 @@ type Fault struct {
 	Do   string // "" if only waiting helps
 	// Login says that a person has to log in again, with 'postern upstream login'.
 	Login bool
+	// Again is how long the authority is not asked again, if this is what a node has heard before; else 0.
+	Again time.Duration
 
 	after time.Duration // the authority asked not to come back before
 }

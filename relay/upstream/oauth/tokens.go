@@ -226,7 +226,9 @@ func (t *Tokens) renew(ctx context.Context, k *kept) (wait time.Duration, err er
 		case usable && !due:
 			return 0, nil
 		case r.wait > 0:
-			return r.wait, remembered(r.error, r.login)
+			f := remembered(r.error, r.login)
+			f.Again = r.wait
+			return r.wait, f
 		case !r.leased:
 			// A token that could not be sealed is not asked for: it may be the last refresh token.
 			if _, err := t.table.seal(k.account.Upstream, k.credential, pair{}); err != nil {
