@@ -129,7 +129,7 @@ func TestSplitByRoute(t *testing.T) {
 	d := message(t, "a@one.test", "b@mx.test", "c@two.test", "d@one.test", "e@no.test", "f@two.test")
 	e.Take(taken(t, e, d))
 	q.waitEnded(t, 6)
-	for n, want := range []string{"one  ", "mx  no", "two relay@example.com no", "one  ", "  ", "two relay@example.com no"} {
+	for n, want := range []string{"one  ", "mx  no", "two relay@example.com no", "one  ", "no  ", "two relay@example.com no"} {
 		o := q.outcome(t, d, n)
 		if got := o.Upstream + " " + o.SentAs + " " + leftOf(o); got != want {
 			t.Errorf("recipient %d by %q, want %q", n, got, want)
