@@ -88,7 +88,7 @@ var arrows = map[string]string{
 	"internal/pgserver":     "internal/owned",
 	"internal/pgtest":       "internal/pgserver migrations",
 	"internal/queuetest":    "relay/queue relay/queue/content relay/smtp internal/pgtest",
-	"internal/smtptest":     "",
+	"internal/smtptest":     "internal/serve",
 	"internal/acmetest":     "internal/serve",
 	"internal/logtest":      "",
 	"internal/leaktest":     "",

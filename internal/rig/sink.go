@@ -70,10 +70,13 @@ const (
 // test. It takes up to delay, at random, before it answers a dot.
 func NewSink(t testing.TB, addr string, delay time.Duration) *Sink {
 	t.Helper()
+	var listener net.Listener
+	var err error
 	if addr == "" {
-		addr = "127.0.0.1:0"
+		listener, err = serve.Listen("127.0.0.1")
+	} else {
+		listener, err = net.Listen("tcp", addr)
 	}
-	listener, err := net.Listen("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}

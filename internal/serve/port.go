@@ -9,10 +9,9 @@ import (
 	"strings"
 )
 
-// FreePort is a port on 127.0.0.1 that was free a moment ago. It is not one of those that
-// the kernel gives away by itself: nobody has it before it is used, nor while a server that
-// used it is away.
-func FreePort() (int, error) {
+// Listen listens on a port of host, an address of loopback, that is free. It is not one of those
+// that the kernel gives away by itself: nobody gets it while its server is away, nor after.
+func Listen(host string) (net.Listener, error) {
 	const lowest, tries = 12_000, 100
 	highest := 32_768
 	if ports, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range"); err == nil {
@@ -24,10 +23,18 @@ func FreePort() (int, error) {
 		if highest > lowest {
 			port = lowest + rand.IntN(highest-lowest)
 		}
-		listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-		if err == nil {
-			return listener.Addr().(*net.TCPAddr).Port, listener.Close()
+		if listener, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port))); err == nil {
+			return listener, nil
 		}
 	}
-	return 0, fmt.Errorf("%d ports were tried, and none is free", tries)
+	return nil, fmt.Errorf("%d ports of %s were tried, and none is free", tries, host)
+}
+
+// FreePort is a port on 127.0.0.1 as Listen has it, which was free a moment ago.
+func FreePort() (int, error) {
+	listener, err := Listen("127.0.0.1")
+	if err != nil {
+		return 0, err
+	}
+	return listener.Addr().(*net.TCPAddr).Port, listener.Close()
 }

@@ -1,10 +1,13 @@
 package smtptest
 
 import (
+	"cmp"
 	"crypto/tls"
 	"maps"
 	"net"
+	"postern/internal/serve"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -82,11 +85,14 @@ func orEmpty(hooks map[Phase]Hook) map[Phase]Hook {
 func Start(t testing.TB, cfg Config) *Server {
 	t.Helper()
 	s := New(cfg)
-	addr := cfg.Addr
-	if addr == "" {
-		addr = "127.0.0.1:0"
+	addr := cmp.Or(cfg.Addr, "127.0.0.1:0")
+	var l net.Listener
+	var err error
+	if host, chooses := strings.CutSuffix(addr, ":0"); chooses {
+		l, err = serve.Listen(host)
+	} else {
+		l, err = net.Listen("tcp", addr)
 	}
-	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}

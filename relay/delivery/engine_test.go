@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"postern/internal/serve"
 	"postern/internal/smtptest"
 	"postern/relay/connect"
 	"postern/relay/queue"
@@ -260,14 +261,12 @@ func TestSlowDestination(t *testing.T) {
 // deferred by one failure, not by one for each message.
 func TestUnreachable(t *testing.T) {
 	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := serve.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
-	gone := l.Addr().(*net.TCPAddr).AddrPort()
-	l.Close()
 	q := newFakeQueue()
-	up := &upstream.Account{Name: "gone", Host: gone.Addr().String(), Port: int(gone.Port()), TLS: upstream.TLSNone, MaxConnections: 2}
+	up := &upstream.Account{Name: "gone", Host: "127.0.0.1", Port: port, TLS: upstream.TLSNone, MaxConnections: 2}
 	e := startEngine(t, q, Config{Routes: routes{def: up}, Backoff: []time.Duration{time.Hour}})
 	var all []*queue.Delivery
 	for range 40 {
