@@ -2,6 +2,8 @@ package acmetest
 
 import (
 	"net"
+	"postern/internal/serve"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -32,11 +34,15 @@ type DNS struct {
 func NewDNS(t testing.TB) *DNS {
 	t.Helper()
 	d := &DNS{}
-	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := serve.FreePort() // the kernel may have given another's away for UDP
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.addr = tcp.Addr().String()
+	d.addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	tcp, err := net.Listen("tcp", d.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
 	udp, err := net.ListenPacket("udp", d.addr)
 	if err != nil {
 		t.Fatal(err)
