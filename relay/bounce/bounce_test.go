@@ -542,8 +542,8 @@ func TestNoticeNamesTheFault(t *testing.T) {
 	}
 }
 
-// What the relay itself says of an upstream is for admins: its name, its address and its state. What
-// a server has said is told, but not an address of the relay's network.
+// A notice tells what a server has said. It leaves out the relay's own words about an upstream, which
+// name it and its address, and are for admins.
 func TestNoticeKeepsTheInsideToItself(t *testing.T) {
 	t.Parallel()
 	const waits = `waits for upstream out, left alone until 12:05:01 UTC after "451 4.4.1 upstream out at 127.0.0.1:1: connection refused"; b: upstream b is paused`

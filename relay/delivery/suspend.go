@@ -160,11 +160,7 @@ func (d *destination) mayPause(t *trouble) bool {
 func (d *destination) pause(t *trouble) {
 	wait := d.e.cfg.Pauses[d.pauses]
 	d.pauses++
-	d.failures++
-	d.broken = 0
-	d.retryAt = time.Now().Add(wait)
-	d.trouble = t
-	d.window.leftAlone(true, t.Said)
+	d.restFor(wait, t, true)
 	d.e.cfg.Log.Info("destination pauses", "via", d.via, "domain", d.domain,
 		"for", wait, "reply", t.Reply.String(), "error", t.Err)
 }
@@ -173,15 +169,20 @@ func (d *destination) pause(t *trouble) {
 func (d *destination) suspend(t *trouble) []*job {
 	wait := step(d.e.cfg.Backoff, d.suspensions)
 	d.suspensions++
-	d.failures++
-	d.broken = 0
-	d.retryAt = time.Now().Add(wait)
-	d.trouble = t
-	d.window.leftAlone(false, t.Said)
+	d.restFor(wait, t, false)
 	d.tellSuspended(t)
 	d.e.cfg.Log.Warn("destination suspended", "via", d.via, "domain", d.domain,
 		"for", wait, "reply", t.Reply.String(), "error", t.Err)
 	return d.waiting.drain()
+}
+
+// restFor leaves a destination alone for a time. mu is held.
+func (d *destination) restFor(wait time.Duration, t *trouble, restarts bool) {
+	d.failures++
+	d.broken = 0
+	d.retryAt = time.Now().Add(wait)
+	d.trouble = t
+	d.window.leftAlone(restarts, t.Said)
 }
 
 // putOff makes a job go on to its next way, or else wait until its destination is no longer
