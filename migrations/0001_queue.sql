@@ -161,7 +161,9 @@ create table recipient (
 	-- The only way that the row may take, an upstream's name or 'mx': a final dot without a complete
 	-- reply went there, or may have (docs/delivery.md); null for all others.
 	stays_with         text,
-	doubt              text        check (is_doubt_policy(doubt)), -- the policy of mail in doubt; null for all others
+	-- The policy of mail in doubt; null for all others. A function here would be parsed by every
+	-- statement that writes a row.
+	doubt              text        check (doubt in ('retry', 'hold', 'notice')),
 	scope              text,                               -- of the last reply, as in the history
 	-- Why the queue itself holds the row; null for all others. A release clears it.
 	set_aside          text,
