@@ -40,6 +40,21 @@ func unbounded() *upstream.Account {
 	return &up
 }
 
+// unboundedEngine is an engine whose upstream, server, may have as many connections as it is worth.
+// Both end with the test.
+func unboundedEngine(t *testing.T, server *smtptest.Server) (*fakeQueue, *Engine) {
+	t.Helper()
+	q := newFakeQueue()
+	e := newEngine(q, Config{Routes: routes{def: unbounded()}, NoClaim: true})
+	pipes(e, server)
+	e.Start()
+	t.Cleanup(func() {
+		stop(t, e)
+		server.Close()
+	})
+	return q, e
+}
+
 // offer takes n messages and says how long it takes to deliver them.
 func offer(t *testing.T, q *fakeQueue, e *Engine, n int) time.Duration {
 	t.Helper()
@@ -76,12 +91,7 @@ func TestWindowGrows(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				server := dots(test.dot, nil)
-				defer server.Close()
-				q := newFakeQueue()
-				e := newEngine(q, Config{Routes: routes{def: unbounded()}, NoClaim: true})
-				pipes(e, server)
-				e.Start()
-				defer stop(t, e)
+				q, e := unboundedEngine(t, server)
 				took := offer(t, q, e, test.messages)
 				if n := server.PeakConns(); n < test.least || n > test.most {
 					t.Errorf("%d connections, want %d to %d", n, test.least, test.most)
@@ -103,12 +113,7 @@ func TestWindowOfAServerThatBecomesQuick(t *testing.T) {
 		server := dots(0, map[smtptest.Phase]smtptest.Hook{smtptest.PhaseDot: func(smtptest.Session) smtptest.Action {
 			return smtptest.Then(smtptest.Delay(time.Duration(dot.Load())), smtptest.Normal())
 		}})
-		defer server.Close()
-		q := newFakeQueue()
-		e := newEngine(q, Config{Routes: routes{def: unbounded()}, NoClaim: true})
-		pipes(e, server)
-		e.Start()
-		defer stop(t, e)
+		q, e := unboundedEngine(t, server)
 		offer(t, q, e, 2000)
 		dot.Store(int64(time.Millisecond))
 		for range 4 {
@@ -127,12 +132,7 @@ func TestWindowIsKept(t *testing.T) {
 	for idle, want := range map[time.Duration]int{4 * time.Minute: 60, 6 * time.Minute: begin} {
 		synctest.Test(t, func(t *testing.T) {
 			server := dots(50*time.Millisecond, nil)
-			defer server.Close()
-			q := newFakeQueue()
-			e := newEngine(q, Config{Routes: routes{def: unbounded()}, NoClaim: true})
-			pipes(e, server)
-			e.Start()
-			defer stop(t, e)
+			q, e := unboundedEngine(t, server)
 			offer(t, q, e, 2000)
 			time.Sleep(idle)
 			before := server.Conns()
