@@ -17,6 +17,7 @@
 //	submission    the listeners on 587 and 465
 //	seal          secrets that the database must not reveal
 //	keyring       which key seals them, on all nodes
+//	dkim/keys     the keys that sign for sender domains, and their life, on all nodes
 //	upstream      accounts with the smarthosts
 //	upstream/oauth  access tokens for their accounts, shared by all nodes
 //	upstream/breaker  which of them all nodes leave alone, and for how long

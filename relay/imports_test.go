@@ -40,7 +40,7 @@ var arrows = map[string]string{
 	"relay/retention":     "relay/queue relay/queue/content internal/panics internal/pg",
 	"relay/submission":    "relay/smtp relay/message relay/maillog auth policy policy/quota relay/queue relay/queue/content relay/queue/reserve internal/share internal/panics internal/await",
 	"relay/seal":          "internal/owned",
-	"relay/keyring":       "internal/units relay/seal relay/acme relay/upstream relay/upstream/oauth auth/audit internal/pg internal/refusal",
+	"relay/keyring":       "internal/units relay/dkim/keys relay/seal relay/acme relay/upstream relay/upstream/oauth auth/audit internal/pg internal/refusal",
 	"relay/certificate":   "internal/owned",
 	"relay/acme":          "relay/certificate relay/seal auth/audit internal/pg internal/panics internal/await internal/crowd",
 	"relay/route":         "relay/smtp relay/upstream auth/audit internal/pg internal/refusal",
@@ -54,6 +54,7 @@ var arrows = map[string]string{
 	"configs/debian":      "",
 	"configs/image":       "",
 
+	"relay/dkim/keys":        "relay/dkim relay/resolver relay/seal auth/audit internal/panics internal/pg internal/refusal",
 	"relay/upstream/oauth":   "relay/seal internal/await internal/panics internal/pg",
 	"relay/upstream/breaker": "relay/upstream internal/panics internal/pg",
 	"relay/upstream/budget":  "policy/quota internal/boot internal/pg internal/refusal",
