@@ -36,6 +36,7 @@ type deed struct {
 	keys   []Key
 	now    time.Time
 	done   []Key // what the act has made, changed or removed
+	every  *int  // days that it has set
 }
 
 // act does one act. The keys that it has done it to are returned.
@@ -57,7 +58,7 @@ func (a *Admin) act(ctx context.Context, action, domain string, do func(ctx cont
 			}
 		}
 		if d.keys, err = lock(ctx, tx, domain, 0); errors.Is(err, errLost) {
-			return refusal.NotFound("there is no DKIM key for %s; 'postern dkim add %[1]s' makes one", domain)
+			return Unknown(domain)
 		} else if err != nil {
 			return err
 		}
@@ -74,16 +75,33 @@ func (a *Admin) act(ctx context.Context, action, domain string, do func(ctx cont
 		if _, err := tx.Exec(ctx, sqlChanged); err != nil {
 			return err
 		}
-		selectors := []string{}
-		for _, k := range d.done {
-			selectors = append(selectors, k.Selector)
-		}
-		return audit.Record(ctx, tx, a.Actor, audit.Deed{Action: action, Object: domain, Detail: map[string]any{"selectors": selectors}})
+		return audit.Record(ctx, tx, a.Actor, audit.Deed{Action: action, Object: domain, Detail: d.detail()})
 	})
 	if err != nil && !refusal.Is(err) {
 		err = fmt.Errorf("%s: %w", action, err)
 	}
 	return done, err
+}
+
+// detail is what the audit says of the act.
+func (d *deed) detail() map[string]any {
+	detail := map[string]any{}
+	if d.every != nil {
+		detail["every_days"] = *d.every
+	}
+	var selectors []string
+	for _, k := range d.done {
+		selectors = append(selectors, k.Selector)
+	}
+	if selectors != nil {
+		detail["selectors"] = selectors
+	}
+	return detail
+}
+
+// Unknown is the refusal of a domain without keys.
+func Unknown(domain string) error {
+	return refusal.NotFound("there is no DKIM key for %s; 'postern dkim add %[1]s' makes one", domain)
 }
 
 // Add makes keys for a domain that has none of these algorithms. Errors: refusal.ErrExists.
@@ -115,6 +133,7 @@ func (d *deed) make(ctx context.Context, s *seal.Sealer, alg dkim.Algorithm) err
 }
 
 func (d *deed) setEvery(ctx context.Context, days int) error {
+	d.every = &days
 	_, err := d.Exec(ctx, sqlSetEvery, d.domain, days)
 	return err
 }
@@ -208,8 +227,8 @@ func (a *Admin) Remove(ctx context.Context, domain, selector string, force bool)
 			}
 		}
 		if signed != nil && !force {
-			return refusal.Invalid("mail that %s signed may be on its way: 'postern dkim retire %s' first; a key that is retired %s later can be removed, "+
-				"and goes by itself when its record has gone", strings.Join(signed, ", "), domain, "7 days")
+			return refusal.Invalid("mail that %s signed may be on its way: 'postern dkim retire %s' first; a week later the key is retired and can be removed",
+				strings.Join(signed, " or "), domain)
 		}
 		return nil
 	})

@@ -70,20 +70,20 @@ func overdue(keys []Key, now time.Time) (list []dkim.Algorithm) {
 		if k == nil || k.EveryDays == 0 || of(keys, a, Pending) != nil {
 			continue
 		}
-		if !now.Before(k.Rotates().Add(-min(Ahead, time.Duration(k.EveryDays)*day/2))) {
+		if !now.Before(k.NextMade()) {
 			list = append(list, a)
 		}
 	}
 	return list
 }
 
-// Rotates is when an active key has the age at which another should sign; zero: never.
-func (k *Key) Rotates() time.Time {
-	if k.EveryDays == 0 {
-		return time.Time{}
-	}
-	return k.Since.Add(time.Duration(k.EveryDays) * day)
-}
+// Rotates is when an active key that is rotated has its age.
+func (k *Key) Rotates() time.Time { return k.Since.Add(k.every()) }
+
+// NextMade is when the key after an active one is made, if it is rotated.
+func (k *Key) NextMade() time.Time { return k.Rotates().Add(-min(Ahead, k.every()/2)) }
+
+func (k *Key) every() time.Duration { return time.Duration(k.EveryDays) * day }
 
 // after changes keys by what a look has found, by selector, and returns those that are to be
 // deleted. A key without a result stays as it is.
