@@ -22,6 +22,7 @@ type parcel struct {
 	octets int64        // of its body, as far as they are in memory
 	weight int64        // what it counts for in load
 	jobs   atomic.Int32 // that have not ended
+	signed signed
 }
 
 // job is one message for recipients of one destination, sent in one transaction.

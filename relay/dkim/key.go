@@ -78,7 +78,7 @@ func (m Mode) Valid() bool { return m == Off || m == OnlyRSA || m == Both }
 func (m Mode) Of(keys []Key) (chosen []Key) {
 	for _, want := range []Algorithm{RSA, Ed25519} {
 		for _, k := range keys {
-			if k.Algorithm == want && m != Off && (m == Both || want == RSA) {
+			if k.Algorithm == want && (m == Both || m == OnlyRSA && want == RSA) {
 				chosen = append(chosen, k)
 			}
 		}

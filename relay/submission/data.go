@@ -9,6 +9,7 @@ import (
 
 	"postern/policy"
 	"postern/policy/quota"
+	"postern/relay/dkim"
 	"postern/relay/maillog"
 	"postern/relay/message"
 	"postern/relay/queue"
@@ -119,9 +120,17 @@ func (s *session) spoolMessage(in *input, id queue.ID, now time.Time) (*body, *m
 	if v.Rule != policy.RuleHeader {
 		s.tx.rule += ", " + v.Rule // why it may be another's
 	}
+	var hash *dkim.BodyHash
+	if dkim.Find(s.server.cfg.Keys, f.From[0].DomainKey()) != nil {
+		hash = dkim.NewBodyHash()
+		prepared.Body = hash
+	}
 	b, err := s.server.spool.read(prepared, s.holders)
 	if err != nil {
 		return nil, nil, err
+	}
+	if hash != nil {
+		b.hash = hash.Sum()
 	}
 	return b, &prepared.Facts, nil
 }
@@ -182,7 +191,7 @@ func (s *session) message(id queue.ID, now time.Time, b *body, facts *message.Fa
 	mail := &s.tx.mail
 	m := queue.Message{
 		ID: id, UserID: s.identity.UserID, CredentialID: s.identity.CredentialID,
-		Sender: mail.From, Size: b.Size(), EightBit: facts.EightBit,
+		Sender: mail.From, Size: b.Size(), EightBit: facts.EightBit, BodyHash: b.hash,
 		UTF8: mail.UTF8 && facts.UTF8 || mail.From.NeedsUTF8(),
 		Ret:  mail.Ret, EnvID: mail.EnvID, MessageID: facts.MessageID, AcceptedAt: now,
 		ClientAddr: s.peer.addr.Addr(), ClientHello: s.hello, Listener: s.listener.Name, TLS: s.secured,

@@ -12,6 +12,7 @@ import (
 
 	"postern/auth"
 	"postern/internal/refusal"
+	"postern/relay/dkim"
 	"postern/relay/smtp"
 	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
@@ -52,6 +53,7 @@ type Account struct {
 	Mechanism      string       `json:"auth_mechanism,omitempty"` // the only one of AUTH that is used; "": what the server takes
 	InDoubt        string       `json:"in_doubt,omitempty"`       // what becomes of mail that it may have, of auth.DoubtPolicies; "": the first
 	Budget         string       `json:"budget,omitempty"`         // of all nodes, as package budget reads it; "" for none
+	DKIM           dkim.Mode    `json:"dkim"`                     // the keys that sign what it is given; "": dkim.Off
 	Origin
 
 	Replies *Replies `json:"-"` // what its replies mean
@@ -88,6 +90,7 @@ func (a *Account) Fill() error {
 	a.MaxMessages = cmp.Or(a.MaxMessages, p.MaxMessages)
 	a.MaxRecipients = cmp.Or(a.MaxRecipients, p.MaxRecipients)
 	a.Budget = cmp.Or(a.Budget, p.Budget)
+	a.DKIM = cmp.Or(a.DKIM, p.DKIM, dkim.Off)
 	return nil
 }
 
@@ -167,6 +170,9 @@ func (a Account) Validate() error {
 		if limit.n < 0 || limit.n > limit.most {
 			return refusal.Invalid("%d %s: not between 0 and %d", limit.n, limit.what, limit.most)
 		}
+	}
+	if a.DKIM != "" && !a.DKIM.Valid() {
+		return refusal.Invalid("dkim %q is none of off, rsa and both", a.DKIM)
 	}
 	if err := auth.CheckDoubtPolicy(a.InDoubt); err != nil {
 		return refusal.Invalid("%v", err)

@@ -15,6 +15,7 @@ import (
 	"postern/cmd/postern/secret"
 	"postern/internal/refusal"
 	"postern/internal/units"
+	"postern/relay/dkim"
 	"postern/relay/upstream"
 	"postern/relay/upstream/oauth"
 )
@@ -34,7 +35,7 @@ type Flags struct {
 	tokens                                        grantFlags
 	connections, messages, recipients             int
 	senders                                       []string
-	rewriteSender, budget                         string
+	rewriteSender, budget, dkim                   string
 }
 
 // Add adds them to cmd.
@@ -63,6 +64,8 @@ func (u *Flags) Add(cmd *cobra.Command) {
 	f.StringVar(&u.rewriteSender, "rewrite-sender", "", "`address` that sends instead, in the envelope and in From")
 	f.IntVar(&u.recipients, "recipients-per-transaction", 0, "recipients of one transaction (default: delivery.recipients_per_transaction)")
 	f.StringVar(&u.budget, "budget", "", "the most that all nodes together give it, such as `'messages 30/m, recipients 10000/d, sessions 3'`; or none")
+	f.StringVar(&u.dkim, "dkim", "", "keys that sign its mail: off, rsa or both (default: the preset's; rsa without one)")
+	_ = cmd.RegisterFlagCompletionFunc("dkim", cobra.FixedCompletions([]string{string(dkim.Off), string(dkim.OnlyRSA), string(dkim.Both)}, cobra.ShellCompDirectiveNoFileComp))
 }
 
 // Apply puts the flags that are given into an account, and what is not set then as the preset
@@ -89,6 +92,9 @@ func (u *Flags) Apply(cmd *cobra.Command, to *upstream.Account) error {
 	}
 	if day, err := time.Parse(time.DateOnly, u.expires); given("secret-expires") && err == nil && time.Now().UTC().After(day.AddDate(0, 0, 1)) {
 		return refusal.Invalid("--secret-expires: %s is over: give the last day on which the secret is valid", u.expires)
+	}
+	if given("dkim") {
+		to.DKIM = dkim.Mode(u.dkim)
 	}
 	if given("tls") {
 		to.SetTLS(upstream.TLSMode(u.mode))

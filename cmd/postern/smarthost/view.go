@@ -86,6 +86,7 @@ func (s *Shown) Print(out io.Writer) error {
 	row("senders", strings.Join(s.Senders, ", "))
 	row("sends as", s.RewriteSender)
 	row("budget", s.Budget)
+	row("DKIM keys", string(s.DKIM))
 	row("in doubt", s.InDoubt)
 	row("state", s.State())
 	if b := &s.Breaker; b.Open {

@@ -52,7 +52,7 @@ const (
 // Config configures a Ring. All but Sealer, DNS and Guard must be set.
 type Config struct {
 	Pool     *pgxpool.Pool
-	Sealer   *seal.Sealer       // nil: this node signs nothing
+	Sealer   *seal.Sealer       // nil: this node signs nothing, and its keys have no Signer
 	DNS      *resolver.Resolver // nil: this node looks at no records
 	Node     string
 	Lifetime time.Duration // of the queue
@@ -60,8 +60,8 @@ type Config struct {
 	Guard    *panics.Guard // keeps what panics from ending the process; may be nil
 }
 
-// Ring are the keys of all domains, as a node knows them, and its part in their life. Keys, Has and
-// List ask no database and may be called from several goroutines.
+// Ring are the keys of all domains, as a node knows them, and its part in their life. Keys and List ask no
+// database and may be called from several goroutines.
 type Ring struct {
 	cfg     Config
 	clock   func(time.Time) time.Time // what a test makes of the database's clock
@@ -75,7 +75,7 @@ type Ring struct {
 // snapshot is what was last read. It is never changed.
 type snapshot struct {
 	keys    []Key
-	signers map[string][]dkim.Key    // by domain; empty for a domain whose keys do not sign
+	signers map[string][]dkim.Key    // by domain
 	opened  map[string]crypto.Signer // by domain and selector; nil: does not open here
 	closed  bool                     // some do not
 	at      time.Time
@@ -94,16 +94,6 @@ func (r *Ring) Keys(domain string) []dkim.Key {
 		return s.signers[domain]
 	}
 	return nil
-}
-
-// Has reports that a domain has keys that sign, or will.
-func (r *Ring) Has(domain string) bool {
-	s := r.current.Load()
-	if s == nil {
-		return false
-	}
-	_, has := s.signers[domain]
-	return has
 }
 
 // List are the keys of all domains as last read.
@@ -153,19 +143,14 @@ func (r *Ring) read(ctx context.Context) (*snapshot, error) {
 		for to < len(list) && list[to].Domain == domain {
 			to++
 		}
-		signers, lives := []dkim.Key(nil), false
 		for _, a := range []dkim.Algorithm{dkim.RSA, dkim.Ed25519} {
-			lives = lives || of(list[from:to], a, Pending) != nil || of(list[from:to], a, Active) != nil
 			k := signs(list[from:to], a)
 			if k == nil {
 				continue
 			}
-			if signer := s.opened[domain+" "+k.Selector]; signer != nil {
-				signers = append(signers, dkim.Key{Domain: domain, Selector: k.Selector, Algorithm: a, Signer: signer})
+			if signer := s.opened[domain+" "+k.Selector]; signer != nil || r.cfg.Sealer == nil {
+				s.signers[domain] = append(s.signers[domain], dkim.Key{Domain: domain, Selector: k.Selector, Algorithm: a, Signer: signer})
 			}
-		}
-		if lives {
-			s.signers[domain] = signers
 		}
 		from = to
 	}
