@@ -17,11 +17,13 @@
 //	submission    the listeners on 587 and 465
 //	seal          secrets that the database must not reveal
 //	keyring       which key seals them, on all nodes
+//	dkim/keys     the keys that sign for sender domains, and their life, on all nodes
 //	upstream      accounts with the smarthosts
 //	upstream/oauth  access tokens for their accounts, shared by all nodes
 //	upstream/breaker  which of them all nodes leave alone, and for how long
 //	upstream/budget what they may be given, shared by all nodes
 //	route         the rules that choose a recipient's way out
+//	resolver      the DNS: one client and one cache for a node
 //	dkim          signatures of messages
 //	connect       conversations with upstreams and MX, up to where mail can be sent
 //	delivery      sending to upstreams and to MX

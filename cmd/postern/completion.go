@@ -80,6 +80,8 @@ func (a *app) complete(cmd *cobra.Command) {
 		cmd.ValidArgsFunction = a.completer(routesLike, true)
 	case under.Name() == "certificate" && what == "NAME":
 		cmd.ValidArgsFunction = a.completer(certificatesLike, true)
+	case under.Name() == "dkim" && strings.Trim(what, "]") == "DOMAIN" && cmd.Name() != "add":
+		cmd.ValidArgsFunction = a.completer(signedDomainsLike, true)
 	case what == "FILE":
 	default:
 		cmd.ValidArgsFunction = cobra.NoFileCompletions

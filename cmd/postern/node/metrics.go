@@ -63,6 +63,7 @@ func (n *Node) registerParts() {
 	admin.Register(r, nil, n.guard.Caught, []admin.Reading[int64]{
 		{Name: "postern_panics_total", Help: "Defects of Postern that were met outside of sessions and attempts, and survived.", Counter: true, Value: number[int64]},
 	})
+	admin.RegisterDKIM(r, n.signing.ring.List)
 	if n.front != nil {
 		n.front.register(r)
 	}

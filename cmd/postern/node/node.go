@@ -54,7 +54,8 @@ type Node struct {
 	front  *front // accepts mail; nil with --only delivery
 	back   *back  // sends it on; nil with --only submission
 
-	keys      keys
+	keys      sealing
+	signing   signing
 	queue     *queue.Queue
 	anomaly   *anomaly.Detector
 	retention *retention.Retention
@@ -252,7 +253,11 @@ func (n *Node) buildQueue(ctx context.Context) error {
 		Watcher:  n.anomaly, LargeStored: n.retention.LargeStored,
 		HoldMade: n.held(workPool, n.mail.Hold), HoldEnded: n.held(workPool, n.mail.Released),
 	})
-	return n.openKeys(ctx, workPool)
+	if err := n.openKeys(ctx, workPool); err != nil {
+		return err
+	}
+	n.buildSigning(workPool)
+	return nil
 }
 
 // listeners are those of the front.
@@ -300,6 +305,9 @@ func (n *Node) start(ctx context.Context) error {
 	n.anomaly.Start()
 	n.retention.Start()
 	n.startKeys()
+	if err := n.startSigning(startCtx); err != nil {
+		return err
+	}
 	if n.front != nil {
 		n.front.startLogins()
 	}
@@ -313,6 +321,7 @@ func (n *Node) start(ctx context.Context) error {
 func (n *Node) closeQueue(ctx context.Context) error {
 	n.anomaly.Close()
 	n.retention.Close()
+	n.signing.close()
 	n.keys.close()
 	return n.queue.Close(ctx)
 }

@@ -1,0 +1,126 @@
+package resolver
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// udpSize is the longest answer over UDP that is asked for: it is not fragmented anywhere
+// (dnsflagday.net/2020).
+const udpSize = 1232
+
+// exchange asks over UDP, and over TCP when the answer does not fit.
+func exchange(ctx context.Context, server string, query *dns.Msg) (*dns.Msg, error) {
+	reply, err := send(ctx, "udp", server, query)
+	if err == nil && reply.Truncated {
+		reply, err = send(ctx, "tcp", server, query)
+	}
+	return reply, err
+}
+
+func send(ctx context.Context, network, server string, query *dns.Msg) (*dns.Msg, error) {
+	client := dns.Client{Net: network, Timeout: tryTime}
+	conn, err := client.DialContext(ctx, server)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
+	query.Id = dns.Id()
+	reply, _, err := client.ExchangeWithConnContext(ctx, query, conn)
+	return reply, err
+}
+
+// isBefuddled reports the answer of a server that does not know EDNS (RFC 6891 section 7).
+func isBefuddled(reply *dns.Msg) bool {
+	return (reply.Rcode == dns.RcodeFormatError || reply.Rcode == dns.RcodeNotImplemented) && reply.IsEdns0() == nil
+}
+
+// found is an answer with what is kept about it. Secure is the AD bit of server.
+type found struct {
+	Answer
+	err    error // ErrNone or ErrElsewhere
+	server string
+	ttl    time.Duration // 0: not to be kept
+	size   int           // octets
+}
+
+// maxAliases bounds a chain of aliases; real ones have two or three.
+const maxAliases = 8
+
+// read takes from a reply what it says about a question.
+func (r *Resolver) read(reply *dns.Msg, q question) (found, error) {
+	if !reply.Response || len(reply.Question) != 1 || dns.CanonicalName(reply.Question[0].Name) != q.name || reply.Question[0].Qtype != q.kind {
+		return found{}, fmt.Errorf("the answer is to another question: %w", errRefused)
+	}
+	if reply.Rcode != dns.RcodeSuccess && reply.Rcode != dns.RcodeNameError {
+		return found{}, refusal(reply)
+	}
+	f := found{size: reply.Len(), Answer: Answer{Canonical: q.name, Secure: reply.AuthenticatedData}}
+	ttl := maxTTL
+	for range maxAliases + 1 {
+		alias := ""
+		for _, record := range reply.Answer {
+			head := record.Header()
+			if head.Class != dns.ClassINET || dns.CanonicalName(head.Name) != f.Canonical {
+				continue
+			}
+			if cname, ok := record.(*dns.CNAME); ok && q.kind != dns.TypeCNAME {
+				alias = dns.CanonicalName(cname.Target)
+			} else if head.Rrtype != q.kind {
+				continue
+			} else {
+				f.Records = append(f.Records, record)
+			}
+			ttl = min(ttl, time.Duration(head.Ttl)*time.Second)
+		}
+		if len(f.Records) > 0 {
+			f.ttl = ttl
+			return f, nil
+		}
+		if alias == "" {
+			return r.readNone(reply, q, f, ttl)
+		}
+		f.Canonical = alias
+	}
+	return found{}, ErrAliases
+}
+
+// readNone is the end of a reply without a record.
+func (r *Resolver) readNone(reply *dns.Msg, q question, f found, ttl time.Duration) (found, error) {
+	switch {
+	case r.direct && f.Canonical != q.name:
+		f.err = ErrElsewhere
+		return f, nil
+	case r.direct && !reply.Authoritative:
+		return found{}, fmt.Errorf("it is not authoritative for %s: %w", q.name, errRefused)
+	case !reply.RecursionAvailable && !reply.Authoritative:
+		return found{}, fmt.Errorf("it does not ask others for us: %w", errRefused)
+	}
+	f.err = ErrNone
+	for _, record := range reply.Ns { // RFC 2308 section 5; without a SOA it is not to be kept
+		if soa, ok := record.(*dns.SOA); ok {
+			f.ttl = min(ttl, maxNoneTTL, time.Duration(min(soa.Hdr.Ttl, soa.Minttl))*time.Second)
+		}
+	}
+	return f, nil
+}
+
+// refusal is the error of a reply that is neither an answer nor a definite no.
+func refusal(reply *dns.Msg) error {
+	text := dns.RcodeToString[reply.Rcode]
+	if opt := reply.IsEdns0(); opt != nil {
+		for _, option := range opt.Option {
+			if why, ok := option.(*dns.EDNS0_EDE); ok { // RFC 8914
+				words := []string{dns.ExtendedErrorCodeToString[why.InfoCode], why.ExtraText}
+				text += " (" + strings.Join(slices.DeleteFunc(words, func(s string) bool { return s == "" }), ": ") + ")"
+			}
+		}
+	}
+	return fmt.Errorf("%s: %w", text, errRefused)
+}

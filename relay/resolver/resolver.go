@@ -1,0 +1,256 @@
+package resolver
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// ErrNone is the definite answer that a name, or the type of record that was asked for, does not
+// exist (NXDOMAIN, or an answer without such a record). Answer.Secure holds for it too.
+var ErrNone = errors.New("there is no such record")
+
+// ErrAliases is the trouble of a name whose aliases do not end. It is temporary.
+var ErrAliases = errors.New("aliases (CNAME) lead in a circle")
+
+// ErrElsewhere is what a server that is asked directly ([Resolver.At]) says about a name that is
+// an alias into a zone of others. Answer.Canonical is the name that it stands for.
+var ErrElsewhere = errors.New("the name is an alias into another zone")
+
+// Config configures a Resolver. Zero values take the defaults named.
+type Config struct {
+	// Servers are recursive name servers, as host:port; none: those of /etc/resolv.conf,
+	// which is read again when it changes.
+	Servers []string
+	// Trusted says that nobody can change what comes from Servers, though they are not on loopback.
+	Trusted bool
+	Log     *slog.Logger // nil: nothing is logged
+
+	// Exchange puts one query to a server; nil: over UDP, and TCP if the answer is cut off.
+	// Others are for tests.
+	Exchange func(ctx context.Context, server string, query *dns.Msg) (*dns.Msg, error)
+}
+
+// Resolver asks name servers. It is safe for concurrent use.
+type Resolver struct {
+	cfg    Config
+	system *system // the machine's configuration
+	asked  chan struct{}
+	direct bool // one server is asked about its own zones
+
+	mu      sync.Mutex
+	cache   *cache
+	flights map[question]*flight
+	proofs  map[string]*proof
+}
+
+// New makes a Resolver; it asks nothing yet.
+func New(cfg Config) *Resolver {
+	r := &Resolver{cfg: cfg, system: &system{path: resolvConf}, asked: make(chan struct{}, maxAsked), cache: newCache(),
+		flights: make(map[question]*flight), proofs: make(map[string]*proof)}
+	if r.cfg.Log == nil {
+		r.cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if r.cfg.Exchange == nil {
+		r.cfg.Exchange = exchange
+	}
+	return r
+}
+
+// At is a Resolver that asks one server, host:port, about the zones that it is authoritative for.
+// It keeps no answers, nothing of it is Secure, and an answer without authority is temporary.
+func (r *Resolver) At(server string) *Resolver {
+	at := New(Config{Servers: []string{server}, Log: r.cfg.Log, Exchange: r.cfg.Exchange})
+	at.asked, at.direct = r.asked, true
+	return at
+}
+
+// Servers are the recursive name servers that are asked, as host:port.
+func (r *Resolver) Servers() []string {
+	if len(r.cfg.Servers) > 0 {
+		return r.cfg.Servers
+	}
+	return r.system.servers()
+}
+
+// Answer is what the DNS says. It is shared: nobody may change Records.
+type Answer struct {
+	Records   []dns.RR // of the type that was asked for, at least one if there is no error
+	Canonical string   // the name that has them, at the end of the aliases; in lower case, with its final dot
+	Secure    bool     // DNSSEC proves it, with every alias on the way: see the package comment
+}
+
+// Of are the records of a type, as in Of[*dns.TLSA](answer).
+func Of[T dns.RR](a Answer) []T {
+	list := make([]T, 0, len(a.Records))
+	for _, record := range a.Records {
+		if one, ok := record.(T); ok {
+			list = append(list, one)
+		}
+	}
+	return list
+}
+
+// question is what is asked.
+type question struct {
+	name string // in lower case, with its final dot
+	kind uint16
+}
+
+func (q question) String() string { return q.name + " " + dns.TypeToString[q.kind] }
+
+// Lookup asks for the records of a type. The name is a whole one; its final dot may be missing.
+// The error is ErrNone, or temporary; it names the question.
+func (r *Resolver) Lookup(ctx context.Context, name string, kind uint16) (Answer, error) {
+	q := question{dns.CanonicalName(name), kind}
+	if _, ok := dns.IsDomainName(q.name); !ok || q.name == "." && strings.Trim(name, ".") != "" {
+		return Answer{}, fmt.Errorf("%q: %w", name, ErrNone) // no zone can have it
+	}
+	found, err := r.find(ctx, q)
+	if err != nil {
+		return Answer{}, fmt.Errorf("%s: %w", q, err)
+	}
+	answer := found.Answer
+	if answer.Secure {
+		if answer.Secure, err = r.believes(ctx, found.server); err != nil {
+			return Answer{}, fmt.Errorf("%s: %w", q, err)
+		}
+	}
+	if found.err != nil {
+		return answer, fmt.Errorf("%s: %w", q, found.err)
+	}
+	return answer, nil
+}
+
+// Bounds of a question.
+const (
+	maxAsked = 256             // questions at the same time, each with a descriptor
+	tryTime  = 5 * time.Second // for one server to answer
+	tries    = 2               // for each server that does not
+)
+
+// find returns an answer of the cache, or asks; others who ask the same meanwhile wait for that
+// answer. The question ends when nobody waits any more.
+func (r *Resolver) find(ctx context.Context, q question) (found, error) {
+	r.mu.Lock()
+	if kept, ok := r.cache.get(q, time.Now()); ok {
+		r.mu.Unlock()
+		return kept, nil
+	}
+	f := r.flights[q]
+	if f == nil {
+		f = r.takeOff(ctx, q)
+	}
+	f.waiting++
+	r.mu.Unlock()
+	select {
+	case <-f.landed:
+		return f.found, f.err
+	case <-ctx.Done():
+		r.leave(q, f)
+		return found{}, ctx.Err()
+	}
+}
+
+// flight is a question that is being asked.
+type flight struct {
+	landed  chan struct{}
+	cancel  context.CancelFunc
+	waiting int
+
+	found found // once landed
+	err   error
+}
+
+// takeOff begins to ask. mu is held.
+func (r *Resolver) takeOff(ctx context.Context, q question) *flight {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	f := &flight{landed: make(chan struct{}), cancel: cancel}
+	r.flights[q] = f
+	go func() {
+		defer cancel()
+		f.found, f.err = r.ask(ctx, q)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if f.err == nil && !r.direct {
+			r.cache.put(q, f.found, time.Now())
+		}
+		if r.flights[q] == f {
+			delete(r.flights, q)
+		}
+		close(f.landed)
+	}()
+	return f
+}
+
+// leave is the end of a wait; the last one ends the question.
+func (r *Resolver) leave(q question, f *flight) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if f.waiting--; f.waiting == 0 {
+		f.cancel()
+		if r.flights[q] == f {
+			delete(r.flights, q)
+		}
+	}
+}
+
+// ask puts a question to one server after the other until one answers it.
+func (r *Resolver) ask(ctx context.Context, q question) (found, error) {
+	select {
+	case r.asked <- struct{}{}:
+		defer func() { <-r.asked }()
+	case <-ctx.Done():
+		return found{}, ctx.Err()
+	}
+	servers := r.Servers()
+	var trouble error
+	for range tries {
+		var silent []string
+		for _, server := range servers {
+			answer, err := r.askOne(ctx, server, q)
+			if err == nil || ctx.Err() != nil {
+				return answer, err
+			}
+			if !errors.Is(err, errRefused) {
+				silent = append(silent, server)
+			}
+			trouble = cmp.Or(trouble, err)
+		}
+		servers = silent
+	}
+	return found{}, trouble
+}
+
+// errRefused marks what a server said, so that it is not asked again.
+var errRefused = errors.New("the name server does not answer the question")
+
+// askOne puts a question to a server.
+func (r *Resolver) askOne(ctx context.Context, server string, q question) (found, error) {
+	ctx, cancel := context.WithTimeout(ctx, tryTime)
+	defer cancel()
+	query := new(dns.Msg).SetQuestion(q.name, q.kind)
+	query.RecursionDesired = !r.direct
+	query.SetEdns0(udpSize, true)
+	reply, err := r.cfg.Exchange(ctx, server, query)
+	if err == nil && isBefuddled(reply) {
+		query.Extra = nil
+		reply, err = r.cfg.Exchange(ctx, server, query)
+	}
+	if err != nil {
+		return found{}, fmt.Errorf("name server %s: %w", server, err)
+	}
+	answer, err := r.read(reply, q)
+	if err != nil {
+		return found{}, fmt.Errorf("name server %s: %w", server, err)
+	}
+	answer.server = server
+	return answer, nil
+}
