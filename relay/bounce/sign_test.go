@@ -36,4 +36,3 @@ func TestNoticeIsHashed(t *testing.T) {
 		}
 	}
 }
-
