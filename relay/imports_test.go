@@ -94,7 +94,7 @@ var arrows = map[string]string{
 	"internal/smtptest":     "internal/serve",
 	"internal/dnstest":      "internal/serve",
 	"internal/acmetest":     "internal/serve",
-	"internal/dkimtest":     "relay/dkim",
+	"internal/dkimtest":     "relay/dkim internal/peers",
 	"internal/logtest":      "",
 	"internal/leaktest":     "",
 	"internal/longtest":     "",
