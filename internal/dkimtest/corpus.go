@@ -31,7 +31,7 @@ func Corpus(domain string, messages int) []Message {
 		var m bytes.Buffer
 		fmt.Fprintf(&m, "Message-ID: <%d@%s>\r\n", i, domain)
 		fmt.Fprintf(&m, "From: Alice <alice@%s>\r\nTo: bob@example.net\r\nDate: Mon, 2 Nov 2026 10:00:00 +0000\r\n", domain)
-		m.WriteString(header.make(r))
+		m.WriteString(strings.ReplaceAll(header.make(r), "@example.com", "@"+domain))
 		m.WriteString("\r\n")
 		m.WriteString(body.make(r))
 		list = append(list, Message{fmt.Sprintf("%d %s, %s", i, header.name, body.name), m.Bytes()})

@@ -34,9 +34,12 @@ func New(domains ...string) Keys {
 
 var seed = []byte("only for tests, of thirty-two oc")
 
-// Records are the TXT records of all keys, by their names.
-func (k Keys) Records() map[string]string {
-	records := map[string]string{}
+// Records are the TXT records of keys, by their names.
+type Records map[string]string
+
+// Records are those of all keys.
+func (k Keys) Records() Records {
+	records := Records{}
 	for domain, keys := range k {
 		for _, key := range keys {
 			records[key.Selector+"._domainkey."+domain] = fmt.Sprintf("v=DKIM1; k=%s; p=%s", key.Algorithm, public(key.Signer.Public()))
@@ -57,8 +60,8 @@ func public(key crypto.PublicKey) string {
 }
 
 // LookupTXT answers as net.LookupTXT does.
-func (k Keys) LookupTXT(name string) ([]string, error) {
-	if record, ok := k.Records()[strings.TrimSuffix(name, ".")]; ok {
+func (r Records) LookupTXT(name string) ([]string, error) {
+	if record, ok := r[strings.TrimSuffix(name, ".")]; ok {
 		return []string{record}, nil
 	}
 	return nil, fmt.Errorf("dkimtest: no record %s", name)

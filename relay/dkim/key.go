@@ -22,7 +22,7 @@ type Key struct {
 	Domain    string // in A-labels and small letters
 	Selector  string // likewise
 	Algorithm Algorithm
-	Signer    crypto.Signer // an *rsa.PrivateKey or an ed25519.PrivateKey
+	Signer    crypto.Signer // an *rsa.PrivateKey or an ed25519.PrivateKey; nil: another node has it
 }
 
 // Keys gives the keys that may sign for exactly this domain now, in A-labels and small letters: at
@@ -73,12 +73,12 @@ const (
 // Valid reports one of the modes.
 func (m Mode) Valid() bool { return m == Off || m == OnlyRSA || m == Both }
 
-// Of chooses among the keys of a domain. RSA comes first: some verifiers look at the first signature
+// Of chooses among the keys of a domain that can be used here. RSA comes first: some verifiers look at the first signature
 // only.
 func (m Mode) Of(keys []Key) (chosen []Key) {
 	for _, want := range []Algorithm{RSA, Ed25519} {
 		for _, k := range keys {
-			if k.Algorithm == want && (m == Both || m == OnlyRSA && want == RSA) {
+			if k.Algorithm == want && k.Signer != nil && (m == Both || m == OnlyRSA && want == RSA) {
 				chosen = append(chosen, k)
 			}
 		}

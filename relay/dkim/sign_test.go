@@ -40,7 +40,7 @@ func sign(t testing.TB, message []byte, keys []dkim.Key) []byte {
 // verify returns what the oracle says of each signature of our domain.
 func verify(t testing.TB, message []byte, keys dkimtest.Keys) (verdicts []error) {
 	t.Helper()
-	all, err := msgauth.VerifyWithOptions(bytes.NewReader(message), &msgauth.VerifyOptions{LookupTXT: keys.LookupTXT})
+	all, err := msgauth.VerifyWithOptions(bytes.NewReader(message), &msgauth.VerifyOptions{LookupTXT: keys.Records().LookupTXT})
 	if err != nil && err != io.EOF {
 		t.Fatal(err)
 	}
