@@ -63,7 +63,7 @@ var arrows = map[string]string{
 
 	"cmd/postern":           "*",
 	"cmd/postern/config":    "cmd/postern/screen admin auth internal/owned internal/units relay/acme relay/connect relay/delivery relay/dkim relay/queue relay/retention relay/seal relay/smtp relay/submission relay/upstream relay/upstream/oauth",
-	"cmd/postern/check":     "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/owned internal/units migrations relay/acme relay/certificate relay/connect relay/keyring relay/queue/desk relay/route relay/seal relay/smtp relay/upstream relay/upstream/breaker relay/upstream/oauth internal/pgserver policy/quota relay/upstream/budget",
+	"cmd/postern/check":     "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/owned internal/units migrations relay/acme relay/certificate relay/connect relay/keyring relay/queue/desk relay/route relay/seal relay/smtp relay/upstream relay/upstream/breaker relay/upstream/oauth internal/pgserver policy/quota relay/upstream/budget relay/dkim relay/dkim/keys relay/resolver",
 	"cmd/postern/node":      "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/await internal/panics internal/pg migrations policy/quota relay/acme relay/anomaly relay/bounce relay/certificate relay/connect relay/delivery relay/keyring relay/maillog relay/queue relay/queue/desk relay/retention relay/route relay/seal relay/submission relay/upstream relay/upstream/breaker relay/upstream/oauth relay/upstream/budget relay/dkim/keys relay/resolver relay/dkim",
 	"cmd/postern/screen":    "",
 	"cmd/postern/account":   "auth cmd/postern/handout cmd/postern/screen cmd/postern/story relay/queue relay/queue/desk",

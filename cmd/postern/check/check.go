@@ -15,6 +15,7 @@ import (
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/database"
 	"postern/relay/connect"
+	dns "postern/relay/resolver"
 	"postern/relay/smtp"
 )
 
@@ -39,6 +40,7 @@ type checkup struct {
 
 	now    func() time.Time
 	dns    resolver
+	looks  *dns.Resolver  // at records of our own
 	roots  *x509.CertPool // of certificates; nil: the system's
 	limit  time.Duration  // of the whole check
 	bounds bounds
@@ -69,6 +71,11 @@ func newCheckup(from config.Source, dialer *database.Connector, opts Options) *c
 	c := &checkup{source: from, dialer: dialer, opts: opts, now: time.Now, limit: checkTime, bounds: defaultBounds()}
 	c.cfg, c.found, c.bad = from.Load()
 	c.dns = config.Resolver(c.cfg.Delivery.DNSServer)
+	asks := dns.Config{}
+	if server := c.cfg.Delivery.DNSServer; server != "" {
+		asks.Servers = []string{server}
+	}
+	c.looks = dns.New(asks)
 	return c
 }
 

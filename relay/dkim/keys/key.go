@@ -46,7 +46,7 @@ type Key struct {
 	LookedAt  time.Time      `json:"looked_at,omitzero"`   // at its record, the last time
 	Found     string         `json:"found,omitempty"`      // what was wrong then
 
-	public []byte // as the record has it
+	Public []byte `json:"-"` // as the record has it
 	looks  int    // in a row, that have found the record at all servers; negative: at none
 }
 
@@ -55,7 +55,7 @@ func (k *Key) Name() string { return k.Selector + "._domainkey." + k.Domain }
 
 // Record is the text of the record (RFC 6376 section 3.6.1), as web panels take it.
 func (k *Key) Record() string {
-	return fmt.Sprintf("v=DKIM1; k=%s; p=%s", k.Algorithm, base64.StdEncoding.EncodeToString(k.public))
+	return fmt.Sprintf("v=DKIM1; k=%s; p=%s", k.Algorithm, base64.StdEncoding.EncodeToString(k.Public))
 }
 
 // mostString is how many octets a string of a TXT record has at most.
@@ -145,7 +145,7 @@ func newKey(s *seal.Sealer, domain string, a dkim.Algorithm, now time.Time, take
 	if err != nil {
 		return m, fmt.Errorf("make a key: %w", err)
 	}
-	m.public = public
+	m.Public = public
 	m.sealed, err = s.Seal(place(domain, m.Selector), private)
 	return m, err
 }
@@ -160,7 +160,7 @@ func List(ctx context.Context, db pg.DB, domain string) ([]Key, error) {
 	var k Key
 	var looked *time.Time
 	_, err = pgx.ForEachRow(rows, []any{&k.Domain, &k.Selector, &k.Algorithm, &k.State, &k.Since, &k.CreatedAt, &k.EveryDays,
-		&k.Gone, &looked, &k.Found, &k.public, &k.looks}, func() error {
+		&k.Gone, &looked, &k.Found, &k.Public, &k.looks}, func() error {
 		if k.LookedAt = (time.Time{}); looked != nil {
 			k.LookedAt = *looked
 		}

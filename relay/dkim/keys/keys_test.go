@@ -324,8 +324,8 @@ func TestAliases(t *testing.T) {
 
 func TestMatches(t *testing.T) {
 	t.Parallel()
-	k := Key{Domain: "shop.test", Selector: "s", Algorithm: dkim.Ed25519, public: []byte("the public half")}
-	p := base64.StdEncoding.EncodeToString(k.public)
+	k := Key{Domain: "shop.test", Selector: "s", Algorithm: dkim.Ed25519, Public: []byte("the public half")}
+	p := base64.StdEncoding.EncodeToString(k.Public)
 	for text, want := range map[string]string{
 		k.Record():          "",
 		"k=ed25519; p=" + p: "",

@@ -274,6 +274,6 @@ func when(t time.Time) *time.Time {
 }
 
 func insert(ctx context.Context, tx pgx.Tx, m made) error {
-	_, err := tx.Exec(ctx, sqlInsert, m.Domain, m.Selector, m.Algorithm, m.public, m.sealed, m.State, m.CreatedAt)
+	_, err := tx.Exec(ctx, sqlInsert, m.Domain, m.Selector, m.Algorithm, m.Public, m.sealed, m.State, m.CreatedAt)
 	return err
 }

@@ -37,7 +37,7 @@ func (k *Key) matches(texts []string) error {
 		return errors.New("p= is empty, which revokes the key")
 	case err != nil:
 		return errors.New("p= is damaged: is a part of the text missing?")
-	case !bytes.Equal(public, k.public):
+	case !bytes.Equal(public, k.Public):
 		return errors.New("p= is another key's")
 	case !lists("h", "sha256"):
 		return fmt.Errorf("h=%s forbids sha256", tags["h"])
