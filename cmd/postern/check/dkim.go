@@ -82,7 +82,7 @@ func (c *checkup) dkimKey(ctx context.Context, r *report, k keys.Key) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, questionsTime)
 	defer cancel()
-	err := keys.Published(ctx, c.looks, k)
+	err := keys.Published(ctx, c.dns, k)
 	switch {
 	case k.State == keys.Pending && err == nil:
 		r.add("dkim.ok", subject, "it is published, and will sign within minutes")

@@ -10,7 +10,7 @@ import (
 	"postern/internal/dnstest"
 	"postern/relay/dkim"
 	"postern/relay/dkim/keys"
-	client "postern/relay/resolver"
+	"postern/relay/resolver"
 )
 
 // signed gives a patient's sender domain a key that signs, and name servers that have its record.
@@ -19,17 +19,17 @@ func signed(t *testing.T, p *patient) {
 	viewed(t, p)
 	p.view.dkim = []keys.Key{{Domain: "example.com", Selector: "s1", Algorithm: dkim.Ed25519, State: keys.Active,
 		Since: time.Now().Add(-100 * 24 * time.Hour), EveryDays: 180, Public: []byte("the public half")}}
-	p.dkimServer(func(z *dnstest.Zones) { z.Add(p.view.dkim[0].Zone()) })
+	p.dkimServer(func(z *dnstest.Zones) {
+		z.Add("example.com. IN NS ns1.example.com.", p.view.dkim[0].Zone())
+		z.AddHost("ns1.example.com", "192.0.2.1")
+	})
 }
 
-// dkimServer gives the patient a name server for its sender domain.
+// dkimServer makes the patient's name server an authoritative one, once fill has changed its zones.
 func (p *patient) dkimServer(fill func(z *dnstest.Zones)) {
-	z := &dnstest.Zones{}
-	z.Add("example.com. IN NS ns1.example.com.")
-	z.AddHost("ns1.example.com", "192.0.2.1")
-	fill(z)
-	p.c.looks = client.New(client.Config{Servers: []string{"one"}, Exchange: func(ctx context.Context, server string, query *dns.Msg) (*dns.Msg, error) {
-		reply, err := z.Exchange(ctx, server, query)
+	fill(p.dns)
+	p.c.dns = resolver.New(resolver.Config{Servers: []string{"one"}, Exchange: func(ctx context.Context, server string, query *dns.Msg) (*dns.Msg, error) {
+		reply, err := p.dns.Exchange(ctx, server, query)
 		if reply != nil {
 			reply.Authoritative = true
 		}
@@ -41,7 +41,7 @@ func (p *patient) dkimServer(fill func(z *dnstest.Zones)) {
 func dkimState(s keys.State) func(*testing.T, *patient) {
 	return func(_ *testing.T, p *patient) {
 		p.view.dkim[0].State = s
-		p.dkimServer(func(*dnstest.Zones) {})
+		p.dkimServer(func(z *dnstest.Zones) { z.Forget("s1._domainkey.example.com") })
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"postern/cmd/postern/config"
 	"postern/internal/await"
 	"postern/relay/bounce"
 	"postern/relay/connect"
@@ -61,7 +60,7 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 	cfg := delivery.Config{
 		Queue: n.queue, Routes: route.NewTable(rules, accounts, 0), Log: n.Log, Guard: n.guard, Events: n.mail,
 		Connect: connect.Config{
-			Tokens: tokens, DNS: config.Resolver(d.DNSServer), Hello: n.hostname, Origin: d.Origin(), Self: own,
+			Tokens: tokens, DNS: n.dns, Hello: n.hostname, Origin: d.Origin(), Self: own,
 			MXPort: d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
 		},
 		Connections: d.Connections, MXConnections: d.MXConnections, Nodes: n.queue.Nodes, PerConnection: d.MessagesPerConn,

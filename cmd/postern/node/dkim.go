@@ -8,7 +8,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/relay/dkim/keys"
-	"postern/relay/resolver"
 )
 
 // signing are the DKIM keys of a node, which follows them while it runs.
@@ -21,12 +20,8 @@ type signing struct {
 // buildSigning comes after openKeys. A node with only the front knows which domains have keys, and
 // opens none.
 func (n *Node) buildSigning(pool *pgxpool.Pool) {
-	var servers []string
-	if server := n.Config.Delivery.DNSServer; server != "" {
-		servers = []string{server}
-	}
 	n.signing.ring = keys.New(keys.Config{
-		Pool: pool, Sealer: n.keys.sealer, DNS: resolver.New(resolver.Config{Servers: servers, Log: n.Log}), Node: n.name,
+		Pool: pool, Sealer: n.keys.sealer, DNS: n.dns, Node: n.name,
 		Lifetime: time.Duration(n.Config.Queue.Lifetime), Log: n.Log, Guard: n.guard,
 	})
 }

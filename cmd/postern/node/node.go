@@ -21,6 +21,7 @@ import (
 	"postern/relay/maillog"
 	"postern/relay/queue"
 	"postern/relay/queue/desk"
+	"postern/relay/resolver"
 	"postern/relay/retention"
 	"postern/relay/submission"
 )
@@ -54,6 +55,7 @@ type Node struct {
 	front  *front // accepts mail; nil with --only delivery
 	back   *back  // sends it on; nil with --only submission
 
+	dns       *resolver.Resolver
 	keys      sealing
 	signing   signing
 	queue     *queue.Queue
@@ -256,8 +258,21 @@ func (n *Node) buildQueue(ctx context.Context) error {
 	if err := n.openKeys(ctx, workPool); err != nil {
 		return err
 	}
+	if n.dns, err = n.resolver(); err != nil {
+		return err
+	}
 	n.buildSigning(workPool)
 	return nil
+}
+
+// resolver makes the node's one.
+func (n *Node) resolver() (*resolver.Resolver, error) {
+	cfg, err := n.Config.DNS.Config()
+	if err != nil {
+		return nil, err
+	}
+	cfg.Log, cfg.Guard = n.Log, n.guard
+	return resolver.New(cfg), nil
 }
 
 // listeners are those of the front.
