@@ -21,12 +21,12 @@ func (a *app) userImportCmd() *cobra.Command {
 		Long: `Adds many users. The first line of FILE (- is standard input) names the
 columns, in any order:
 
-  name      what the user logs in with; must be there
+  name      what the user logs in with; required
   password  in clear, or
-  hash      of the password: bcrypt, or argon2id in PHC form; it is made anew at the
-            next login when it costs less than those made here
+  hash      of the password: bcrypt, or argon2id in PHC form; it is replaced at
+            the next login if it costs less than Postern's own
   senders   patterns as for 'user add --sender', separated by spaces
-  resend    more of them, with the option of 'sender allow --resend'
+  resend    further patterns, as added by 'sender allow --resend'
 
 All lines are checked before anything is changed; the errors of the first twenty wrong
 lines are reported. --dry-run only checks. Each password in clear takes about 40 ms of

@@ -39,8 +39,8 @@ func (p *Profiles) Flags(cmd *cobra.Command) {
 const ProfilesHelp = `--mobileconfig writes a configuration profile for iPhone and Mac, --autoconfig one in
 Thunderbird's autoconfig format. Neither contains a password; existing files are not
 overwritten without --force. Both describe an account that also fetches mail: name its
-IMAP server with --imap (TLS on port 993). Without it Apple's file names this server in
-its place, and Mozilla's has no incoming server.`
+IMAP server with --imap (TLS on port 993). Without --imap, Apple's file names this
+server instead, and Mozilla's has no incoming server.`
 
 // Put puts the files that were made into their places, and says so. Errors: of writing them.
 func (p *Profiles) Put(say io.Writer, made Pending) error {

@@ -49,8 +49,8 @@ func (u *Flags) Add(cmd *cobra.Command) {
 	f.StringVar(&u.expires, "secret-expires", "", "last valid `day` of the password or secret, such as 2027-01-31; you are warned before it (default: the certificate's)")
 	f.StringVar(&u.caFile, "ca-file", "", "PEM `file` of the authorities to trust instead of the system's")
 	f.StringVar(&u.tlsName, "tls-name", "", "`name` that the server's certificate must have (default: that of --host)")
-	f.StringSliceVar(&u.pins, "tls-pin", nil, "`sha256:HASH` of the certificate's public key, instead of authority and name; again for the next key")
-	f.StringVar(&u.mechanism, "auth-mechanism", "auto", "plain, login, xoauth2, oauthbearer or auto: what the server takes")
+	f.StringSliceVar(&u.pins, "tls-pin", nil, "`sha256:HASH` of the certificate's public key, instead of authority and name; may be repeated, for the next key")
+	f.StringVar(&u.mechanism, "auth-mechanism", "auto", "plain, login, xoauth2, oauthbearer or auto: what the server offers")
 	f.StringVar(&u.origin.Source, "source", "", "our `address`, or IPv4,IPv6 (default: delivery.source)")
 	f.StringVar(&u.origin.IP, "ip", "", "4, 6 or both (default: those of the source)")
 	f.StringVar(&u.origin.Hello, "hello", "", "our `name` in EHLO (default: delivery.hello)")
@@ -62,7 +62,7 @@ func (u *Flags) Add(cmd *cobra.Command) {
 	f.StringSliceVar(&u.senders, "senders", nil, "`patterns` of addresses that it may send as, like those of 'postern sender allow', or domains (default: all)")
 	f.StringVar(&u.rewriteSender, "rewrite-sender", "", "`address` that sends instead, in the envelope and in From")
 	f.IntVar(&u.recipients, "recipients-per-transaction", 0, "recipients of one transaction (default: delivery.recipients_per_transaction)")
-	f.StringVar(&u.budget, "budget", "", "the most that all nodes together give it, such as `'messages 30/m, recipients 10000/d, sessions 3'`; or none")
+	f.StringVar(&u.budget, "budget", "", "the most that all nodes together send, such as `'messages 30/m, recipients 10000/d, sessions 3'`; or none")
 }
 
 // Apply puts the flags that are given into an account, and what is not set then as the preset
