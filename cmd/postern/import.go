@@ -120,9 +120,9 @@ func (a *app) warnOfUsers(list []auth.ImportUser) {
 		}
 	}
 	if short > 0 {
-		fmt.Fprintf(a.stderr, "warning: %s of fewer than %d characters: they will be guessed\n", screen.Count(short, "password"), shortPassword)
+		fmt.Fprintf(a.stderr, "warning: %s of fewer than %d characters: easy to guess\n", screen.Count(short, "password"), shortPassword)
 	}
 	if none > 0 {
-		fmt.Fprintf(a.stderr, "warning: %s without a password or hash: 'user passwd' or 'credential add' lets them in\n", screen.Count(none, "user"))
+		fmt.Fprintf(a.stderr, "warning: %s without a password or hash: they can log in after 'user passwd' or 'credential add'\n", screen.Count(none, "user"))
 	}
 }

@@ -36,7 +36,7 @@ func (a *app) onKeys(do func(ctx context.Context, keys *keyring.Admin, id string
 			return err
 		}
 		if sealer == nil {
-			return fmt.Errorf("%s is not there: copy it from another node; if there is none, it is made when it is first needed", path)
+			return fmt.Errorf("%s does not exist: copy it from another node; on the only node, it is created when first needed", path)
 		}
 		return do(ctx, &keyring.Admin{Pool: users.pool, Sealer: sealer, Actor: users.actor}, strings.Join(args, ""))
 	})

@@ -131,7 +131,7 @@ func (a *app) addRoute(ctx context.Context, users *accounts, rule route.Rule, be
 	}
 	said := fmt.Sprintf("added route %d: %s", id, ruleText(rule, who))
 	if was != 0 {
-		said += fmt.Sprintf(", in the place of route %d", was)
+		said += fmt.Sprintf(", in place of route %d", was)
 	}
 	fmt.Fprintln(a.stdout, said)
 	return a.routesChanged(ctx, users, routes)

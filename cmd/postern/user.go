@@ -151,7 +151,7 @@ func (a *app) newPassword(from secret.Source) (password, shown string, err error
 	}
 	password, err = a.readSecret(&from)
 	if err == nil && utf8.RuneCountInString(password) < shortPassword {
-		fmt.Fprintf(a.stderr, "warning: the password has fewer than %d characters: it will be guessed\n", shortPassword)
+		fmt.Fprintf(a.stderr, "warning: the password has fewer than %d characters: it is easy to guess\n", shortPassword)
 	}
 	return password, "", err
 }

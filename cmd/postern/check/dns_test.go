@@ -41,7 +41,7 @@ func dnsFaults() []fault {
 			p.zones[patientPTR] = mockdns.Zone{PTR: []string{"mail.test."}}
 			p.zones["mail.test."] = mockdns.Zone{A: []string{patientAddress}}
 		}},
-		{"dns.ptr-unused", "not looked at: all mail leaves by upstreams", allByUpstream},
+		{"dns.ptr-unused", "not checked: all mail leaves through upstreams", allByUpstream},
 	}
 }
 

@@ -51,7 +51,7 @@ func (p *Profiles) Put(say io.Writer, made Pending) error {
 		fmt.Fprintf(say, "wrote %s\n", screen.Printable(file.Path))
 	}
 	if p.Apple != "" && p.IMAP == "" {
-		fmt.Fprintln(say, "warning: Apple has no profile without an incoming server: the profile names this one, which has no mail to fetch; name yours with --imap")
+		fmt.Fprintln(say, "warning: Apple's profile must have an incoming server: it names this server, which has no mail to fetch; name yours with --imap")
 	}
 	if p.Mozilla != "" && p.IMAP == "" {
 		fmt.Fprintln(say, "warning: Mozilla's file has no incoming server, and a client may refuse it; name yours with --imap")
