@@ -135,7 +135,7 @@ func TestSplitByRoute(t *testing.T) {
 		if got := o.Upstream + " " + o.SentAs + " " + leftOf(o); got != want {
 			t.Errorf("recipient %d by %q, want %q", n, got, want)
 		}
-		if n != 4 && o.Result != queue.Delivered || n == 4 && (o.Result != queue.Deferred || o.Scope != "sender" || !o.NotAnAttempt || o.WaitsFor != queue.Route || o.Reply.String() != "451 4.4.4 no route for this sender: upstream no may not send as it") {
+		if n != 4 && o.Result != queue.Delivered || n == 4 && (o.Result != queue.Deferred || o.Scope != "sender" || !o.NotAnAttempt || o.WaitsFor != queue.Route || o.Reply.String() != "451 4.4.4 no route for this sender: upstream no may not send as this sender") {
 			t.Fatalf("recipient %d: %+v", n, o)
 		}
 	}

@@ -53,7 +53,7 @@ func (s *session) dataRefusal(args string) smtp.Reply {
 	case len(s.tx.rcpts) == 0 && s.tx.putOff:
 		// A client that pipelines sent DATA before it read the refusals. If it gave up here, it
 		// would also give up the recipients that may be taken later.
-		return smtp.Temporary(451, 5, 1, "No recipient was taken, some were refused for now; try again later")
+		return smtp.Temporary(451, 5, 1, "No recipient was accepted, some were refused temporarily; try again later")
 	case len(s.tx.rcpts) == 0 && s.tx.refused > 0:
 		return smtp.Permanent(554, 5, 1, "No valid recipients")
 	case len(s.tx.rcpts) == 0:

@@ -192,14 +192,14 @@ func (a Account) validateMechanism() error {
 	case !slices.Contains(slices.Concat(byPassword, byToken), a.Mechanism):
 		return refusal.Invalid("mechanism %q is none of auto, plain, login, xoauth2 and oauthbearer", strings.ToLower(a.Mechanism))
 	case a.Username == "" || !slices.Contains(able, a.Mechanism):
-		return refusal.Invalid("mechanism %s does not prove this account: plain and login are for passwords, xoauth2 and oauthbearer for --oauth", strings.ToLower(a.Mechanism))
+		return refusal.Invalid("mechanism %s does not suit this account: plain and login are for passwords, xoauth2 and oauthbearer for --oauth", strings.ToLower(a.Mechanism))
 	}
 	return nil
 }
 
 func (a Account) validateOrigin() error {
 	if addr, err := netip.ParseAddr(a.Host); err == nil && !a.Allows(addr) {
-		return refusal.Invalid("host %s is not an address of the version of IP that --source or --ip leaves", a.Host)
+		return refusal.Invalid("host %s is not an address of the version of IP that --source or --ip allows", a.Host)
 	}
 	return a.Origin.Validate()
 }
@@ -213,7 +213,7 @@ func (a Account) validateTLS() error {
 	case TLSRequire, TLSImplicit:
 		switch {
 		case a.TLSPins != "" && a.CA+a.TLSName != "":
-			return refusal.Invalid("a pin takes the place of authority and name: give no CA and no TLS name beside it")
+			return refusal.Invalid("a pin replaces authority and name: give no CA and no TLS name with it")
 		case a.TLSName != "" && !validHost(a.TLSName):
 			return refusal.Invalid("TLS name %q is neither a DNS name nor an IP address", a.TLSName)
 		case a.CA != "" && !x509.NewCertPool().AppendCertsFromPEM([]byte(a.CA)):
@@ -237,7 +237,7 @@ func (a Account) validateAccount() error {
 	}
 	switch {
 	case !a.Verified():
-		return refusal.Invalid("credentials go only over verified TLS: mode %q does not verify, use require or implicit", a.TLS)
+		return refusal.Invalid("credentials are sent only over verified TLS: mode %q does not verify, use require or implicit", a.TLS)
 	case a.Grant.Kind != "":
 		return a.validateGrant()
 	case a.Password == "":

@@ -215,7 +215,7 @@ func (s *Store) Change(ctx context.Context, name string, change func(*Account) e
 func (s *Store) reseal(was, a Account, sealed []byte) ([]byte, error) {
 	same := a.Password == "" && a.Grant == was.Grant
 	if same && a.Grant.Kind != "" && a.Username != was.Username {
-		return nil, refusal.Invalid("another user name needs its grant as well")
+		return nil, refusal.Invalid("a new user name needs its grant as well")
 	}
 	keep := same && a.Username == was.Username && sealed != nil
 	check := a

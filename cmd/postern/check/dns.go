@@ -27,10 +27,10 @@ var dnsKinds = []kind{
 	{"dns.ptr", health.OK, "", ""},
 	{"dns.ptr-none", health.Failed, "The address has no PTR record: large providers refuse its mail.",
 		"have its owner (hosting company, provider) set the PTR to the hostname"},
-	{"dns.ptr-forward", health.Failed, "The PTR name of the address does not lead back to it: servers take that for forged.",
+	{"dns.ptr-forward", health.Failed, "The PTR name of the address does not lead back to it: servers treat that as forged.",
 		"add an address record for that name, or have the PTR set to the hostname"},
 	{"dns.ptr-other", health.Info, "The address's PTR is not the hostname.", ""},
-	{"dns.ptr-unused", health.Info, "All mail leaves by upstreams, so this server's PTR does not matter.", ""},
+	{"dns.ptr-unused", health.Info, "All mail leaves through upstreams, so this server's PTR does not matter.", ""},
 }
 
 // questionsTime bounds what is asked of DNS about one thing.
@@ -85,7 +85,7 @@ func (c *checkup) lookAtDNS(ctx context.Context, r *report) {
 	}
 	c.acmeNames(ctx, r)
 	if v, err := c.view(ctx); err == nil && len(v.rules) > 0 && !v.byMX("") && len(c.opts.Addresses) == 0 {
-		r.add("dns.ptr-unused", "dns", "PTR is not looked at: all mail leaves by upstreams")
+		r.add("dns.ptr-unused", "dns", "PTR is not checked: all mail leaves through upstreams")
 		return
 	}
 	c.validation(ctx, r)

@@ -45,7 +45,7 @@ func dnsFaults() []fault {
 			p.dns.Set(patientPTR, "PTR mail.test.")
 			p.dns.Set("mail.test.", "A "+patientAddress)
 		}},
-		{"dns.ptr-unused", "not looked at: all mail leaves by upstreams", allByUpstream},
+		{"dns.ptr-unused", "not checked: all mail leaves through upstreams", allByUpstream},
 	}
 }
 

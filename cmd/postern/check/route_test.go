@@ -28,7 +28,7 @@ func seen(change func(v *mailView)) func(*testing.T, *patient) {
 func accountFaults() []fault {
 	return []fault{
 		{"account.ok", "1 of 1 user can log in", nothing},
-		{"account.ok", "others were not looked at", seen(func(v *mailView) { v.more = true })},
+		{"account.ok", "others were not checked", seen(func(v *mailView) { v.more = true })},
 		{"account.none", "no user", seen(func(v *mailView) { v.users = nil })},
 		{"account.nobody", "1 user,", seen(func(v *mailView) { v.users[0].Enabled = false })},
 		{"account.nobody", "1 user,", seen(func(v *mailView) { v.users[0].Credentials = 0 })},

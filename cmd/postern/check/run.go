@@ -147,5 +147,5 @@ func (c *checkup) lookAt(ctx context.Context, a area) []health.Finding {
 
 // skip says that an area could not be looked at.
 func (r *report) skip(subject, format string, args ...any) {
-	r.add("check.skipped", subject, "not looked at: %s", fmt.Sprintf(format, args...))
+	r.add("check.skipped", subject, "not checked: %s", fmt.Sprintf(format, args...))
 }

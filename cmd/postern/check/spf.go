@@ -18,14 +18,14 @@ import (
 
 var spfKinds = []kind{
 	{"spf.ok", health.OK, "", ""},
-	{"spf.none", health.Warning, "A sender domain has no SPF record, so its mail is easily taken for spam.",
+	{"spf.none", health.Warning, "A sender domain has no SPF record, so its mail is easily treated as spam.",
 		"publish one, such as v=spf1 mx ip4:ADDRESS -all with this server's address"},
-	{"spf.fail", health.Failed, "A sender domain's SPF record does not allow this server, so its mail is refused or taken for spam.",
+	{"spf.fail", health.Failed, "A sender domain's SPF record does not allow this server, so its mail is refused or treated as spam.",
 		"add ip4:ADDRESS or ip6:ADDRESS of this server"},
-	{"spf.broken", health.Failed, "A sender domain's SPF record is wrong: it counts as none or as a refusal.",
-		"correct it: one record, at most ten DNS questions (RFC 7208 section 4.6.4)"},
+	{"spf.broken", health.Failed, "A sender domain's SPF record is invalid: servers ignore it, or refuse the mail.",
+		"correct it: one record, at most ten DNS queries (RFC 7208 section 4.6.4)"},
 	{"spf.unknown", health.Warning, "DNS gave no answer about a sender domain's SPF record.", "check the domain's name servers"},
-	{"spf.upstream", health.Info, "A sender domain's mail leaves by upstreams; their operators know the include for its SPF record.", ""},
+	{"spf.upstream", health.Info, "A sender domain's mail leaves through upstreams; their operators know the include for its SPF record.", ""},
 	{"spf.no-address", health.Skipped, "SPF was not checked, since the address that mail leaves from is unknown.", "name it with --address"},
 	{"spf.more", health.Info, "There are more sender domains than are checked.", ""},
 	{"dmarc.ok", health.OK, "", ""},
@@ -45,7 +45,7 @@ func (c *checkup) lookAtSenderDomains(ctx context.Context, r *report) {
 	}
 	domains := v.senderDomains()
 	if len(domains) > mostDomains {
-		defer r.add("spf.more", "sender domains", "%d of %d were looked at", mostDomains, len(domains))
+		defer r.add("spf.more", "sender domains", "%d of %d were checked", mostDomains, len(domains))
 		domains = domains[:mostDomains]
 	}
 	if len(domains) == 0 {

@@ -418,7 +418,7 @@ func (l *Listener) Proxies() ([]netip.Prefix, error) {
 		case err != nil:
 			return nil, fmt.Errorf("proxy_protocol: %q is not a network such as 10.0.0.0/8", text)
 		case p.Bits() == 0:
-			return nil, fmt.Errorf("proxy_protocol: %q is everybody, and everybody could say to be anybody; name the load balancers", text)
+			return nil, fmt.Errorf("proxy_protocol: %q is everybody, who could then claim any address; name the load balancers", text)
 		}
 		list = append(list, p.Masked())
 	}

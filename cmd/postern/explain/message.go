@@ -142,7 +142,7 @@ func (e *Message) login(ctx context.Context, users *auth.Store, q Question) erro
 			return err
 		}
 		if c.UserID != u.ID {
-			return refusal.Invalid("credential %d is of %s, not of %s", c.ID, c.User, u.Name)
+			return refusal.Invalid("credential %d belongs to %s, not to %s", c.ID, c.User, u.Name)
 		}
 		if state := c.State(time.Now()); state != "active" {
 			rule = fmt.Sprintf("credential %d is %s", c.ID, state)

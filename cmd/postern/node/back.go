@@ -42,7 +42,7 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 	sealer := n.keys.sealer
 	if n.keys.err != nil && sealer == nil {
 		// Only upstreams with a password need it; theirs is the mail that waits.
-		n.Log.Warn("upstream passwords cannot be opened; mend the key and restart", "error", n.keys.err)
+		n.Log.Warn("upstream passwords cannot be opened; repair the key and restart", "error", n.keys.err)
 	}
 	pool, err := n.pool(ctx, "routes", 1, nil)
 	if err != nil {

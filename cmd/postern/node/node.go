@@ -155,7 +155,7 @@ func (n *Node) checkPooler(ctx context.Context) error {
 		return err
 	}
 	if n.shared = p.Shares; n.shared && n.Config.Queue.Notify {
-		n.Log.Warn("a pooler lends connections of the database by the transaction: notifications do not come through, so the node polls")
+		n.Log.Warn("a pooler lends database connections by transaction: notifications do not arrive, so the node polls")
 	}
 	return p.Refusal()
 }
@@ -354,5 +354,5 @@ func (n *Node) close() {
 
 // Exposed logs that everybody may read a secret of this node.
 func (n *Node) Exposed(err error) {
-	n.Log.Warn("a secret is open to others", "error", err)
+	n.Log.Warn("other users can access a secret", "error", err)
 }

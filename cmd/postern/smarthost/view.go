@@ -119,7 +119,7 @@ func (s *Shown) Print(out io.Writer) error {
 
 func printBudget(out io.Writer, u budget.Usage) error {
 	if u.Err != nil {
-		_, err := fmt.Fprintf(out, "the budget cannot be reckoned, so mail waits: %v\n", u.Err)
+		_, err := fmt.Fprintf(out, "the budget cannot be computed, so mail waits: %v\n", u.Err)
 		return err
 	}
 	t := screen.Table{Head: []string{"BUDGET", "USED", "LEFT", "NEXT FREE"}}
