@@ -23,6 +23,7 @@
 //	upstream/budget what they may be given, shared by all nodes
 //	route         the rules that choose a recipient's way out
 //	resolver      the DNS: one client and one cache for a node
+//	transport     what a mail host must prove: DANE, MTA-STS, overrides
 //	connect       conversations with upstreams and MX, up to where mail can be sent
 //	delivery      sending to upstreams and to MX
 //	bounce        RFC 3464 notices

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"postern/relay/smtp"
+	"postern/relay/transport"
 	"postern/relay/upstream"
 	"postern/relay/upstream/oauth"
 )
@@ -45,7 +46,10 @@ type Walk struct {
 	token    oauth.Token       // of an upstream that has a grant; zero: not yet
 	domain   string            // mx: the domain's key
 	Upstream *upstream.Account // nil for MX
+	mxSecure bool              // the MX records, or that there are none, were validated
+	demands  transport.Domain  // of an MX: what holds for all its hosts; without a name until it is found
 	host     exchanger         // the last one looked up
+	policy   transport.Policy  // of host
 	addrs    []netip.Addr      // further ones of host
 	hosts    []exchanger       // that come after host
 
@@ -155,7 +159,7 @@ func (w *Walk) Next(ctx context.Context) (*Conn, *Trouble) {
 
 // try begins a conversation with the next address of the host.
 func (w *Walk) try(ctx context.Context) (*Conn, *Trouble) {
-	to := Target{Host: w.host.host, Addr: netip.AddrPortFrom(w.addrs[0], uint16(w.port())), Upstream: w.Upstream, token: w.token, progress: w.progress, trace: w.trace}
+	to := Target{Host: w.host.host, Addr: netip.AddrPortFrom(w.addrs[0], uint16(w.port())), Upstream: w.Upstream, token: w.token, policy: w.policy, progress: w.progress, trace: w.trace}
 	w.addrs = w.addrs[1:]
 	leave, crowd := w.d.enter(ctx, to)
 	if crowd != nil {
