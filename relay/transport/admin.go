@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -37,8 +38,14 @@ type Override struct {
 // Levels are the names of those that an override may have, the weakest first.
 func Levels() []string { return []string{"opportunistic", "encrypted", "verified"} }
 
-// levelOf is the level of such a name.
-func levelOf(name string) Level { return Level(slices.Index(Levels(), name)) }
+// ParseLevel reads such a name.
+func ParseLevel(name string) (Level, error) {
+	n := slices.Index(Levels(), name)
+	if n < 0 {
+		return 0, fmt.Errorf("%q is not a level; the levels are %s", name, strings.Join(Levels(), ", "))
+	}
+	return Level(n), nil
+}
 
 // MarshalText writes the name of a level.
 func (l Level) MarshalText() ([]byte, error) { return []byte(append(Levels(), "matched")[l]), nil }
@@ -96,9 +103,9 @@ func Overrides(ctx context.Context, db pg.DB, domain string, most int) ([]Overri
 		var o Override
 		var level string
 		_, err = pgx.ForEachRow(rows, []any{&o.Domain, &level, &o.Reason, &o.SetBy, &o.SetAt, &o.ExpiresAt}, func() error {
-			o.Level = levelOf(level)
+			o.Level, err = ParseLevel(level)
 			list = append(list, o)
-			return nil
+			return err
 		})
 	}
 	if err != nil {

@@ -3,9 +3,6 @@ package transport
 import (
 	"crypto/tls"
 	"errors"
-	"fmt"
-	"slices"
-	"strings"
 	"time"
 )
 
@@ -90,19 +87,15 @@ func (p *Policy) Match(state tls.ConnectionState) error {
 	return err
 }
 
-// String describes a policy for people, as in "dane: a certificate of its TLSA records 3 1 1 9d0a2c1e…".
-func (p Policy) String() string {
-	if p.Level == Matched {
-		var texts []string
-		for _, r := range p.records {
-			texts = append(texts, r.String())
+// Demands says in words what a host must prove.
+func (p Policy) Demands() string {
+	words := [...]string{"TLS if it is offered", "TLS, with any certificate", "TLS, with a certificate for its name from a known authority", "TLS, with a certificate of its TLSA records: "}
+	text := words[p.Level]
+	for i, r := range p.records {
+		if i > 0 {
+			text += ", "
 		}
-		return fmt.Sprintf("%s: TLS, with a certificate that matches %s", p.Source, strings.Join(slices.Compact(texts), ", "))
+		text += r.String()
 	}
-	return fmt.Sprintf("%s: %s", p.Source, p.Level)
-}
-
-// String is the level in words.
-func (l Level) String() string {
-	return [...]string{"TLS if it is offered", "TLS, with any certificate", "TLS, with a certificate for its name", "TLS, with a certificate that its TLSA records have"}[l]
+	return text
 }

@@ -76,7 +76,10 @@ func (t *table) read(ctx context.Context, domain string) (r row, err error) {
 		return r, fmt.Errorf("read the transport policy of %s: %w", domain, err)
 	}
 	if level != "" {
-		o.Domain, o.Level = domain, levelOf(level)
+		o.Domain = domain
+		if o.Level, err = ParseLevel(level); err != nil {
+			return r, fmt.Errorf("read the override of %s: %w", domain, err)
+		}
 		r.override = &o
 	}
 	r.at = time.Now()
