@@ -11,6 +11,8 @@ import (
 	"sync"
 
 	"github.com/miekg/dns"
+
+	"postern/relay/resolver"
 )
 
 // Zones answers as a recursive name server does. The zero value knows no name. It is safe for
@@ -287,4 +289,9 @@ func (z *Zones) fillNone(reply *dns.Msg, name string, kind uint16) {
 // isSigned reports a name in one of the zones of Sign. mu is held.
 func (z *Zones) isSigned(name string) bool {
 	return slices.ContainsFunc(z.signed, func(zone string) bool { return dns.IsSubDomain(dns.Fqdn(zone), name) })
+}
+
+// Resolver asks z in memory, as a name server on this machine that nobody else can answer for.
+func (z *Zones) Resolver() *resolver.Resolver {
+	return resolver.New(resolver.Config{Servers: []string{"127.0.0.1:53"}, Exchange: z.Exchange})
 }

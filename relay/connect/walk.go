@@ -2,6 +2,7 @@ package connect
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"postern/relay/resolver"
 	"postern/relay/smtp"
 	"postern/relay/transport"
 	"postern/relay/upstream"
@@ -46,7 +48,6 @@ type Walk struct {
 	token    oauth.Token       // of an upstream that has a grant; zero: not yet
 	domain   string            // mx: the domain's key
 	Upstream *upstream.Account // nil for MX
-	mxSecure bool              // the MX records, or that there are none, were validated
 	demands  transport.Domain  // of an MX: what holds for all its hosts; without a name until it is found
 	host     exchanger         // the last one looked up
 	policy   transport.Policy  // of host
@@ -86,8 +87,7 @@ func (w *Walk) site() string {
 
 // hostOf is the one host of an upstream.
 func hostOf(up *upstream.Account) exchanger {
-	// One label is the name of a container or of a machine near by: no public name is so short.
-	x := exchanger{host: strings.TrimSuffix(up.Host, "."), local: !strings.Contains(up.Host, ".")}
+	x := exchanger{host: strings.TrimSuffix(up.Host, "."), local: up.Host}
 	if addr, err := netip.ParseAddr(up.Host); err == nil {
 		x.literal = addr.Unmap()
 	}
@@ -192,17 +192,20 @@ func (w *Walk) try(ctx context.Context) (*Conn, *Trouble) {
 // lookUp takes the next host and looks up its addresses.
 func (w *Walk) lookUp(ctx context.Context) *Trouble {
 	w.host, w.hosts = w.hosts[0], w.hosts[1:]
-	addrs, err := w.d.addresses(ctx, w.host, w.d.origin(w.Upstream))
-	if t := w.nowhere(addrs, err); t != nil {
+	found, err := w.d.addresses(ctx, w.host, w.d.origin(w.Upstream))
+	if t := w.nowhere(found.List, err); t != nil {
 		w.trace.trouble(netip.AddrPort{}, t)
 		return t
 	}
-	if w.d.anySelf(addrs, w.port()) {
+	if w.d.anySelf(found.List, w.port()) {
 		w.hosts = nil // hosts of the same or worse preference would loop (RFC 5321 section 5.1)
 		return w.loop()
 	}
-	w.addrs = addrs
-	w.trace.step(Step{Stage: StageLookup, Text: textOf(addrs)})
+	if t := w.demand(ctx, found); t != nil {
+		return t
+	}
+	w.addrs = found.List
+	w.trace.step(Step{Stage: StageLookup, Text: textOf(w.addrs)})
 	return nil
 }
 
@@ -218,7 +221,7 @@ func (w *Walk) nowhere(addrs []netip.Addr, err error) *Trouble {
 	switch {
 	case len(addrs) > 0:
 		return nil
-	case w.Upstream != nil, err != nil && !IsNotFound(err):
+	case w.Upstream != nil, err != nil && !errors.Is(err, resolver.ErrNone):
 		return lookupTrouble(w.host.host, err) // an upstream's NXDOMAIN too: an administrator mends it
 	case w.host.host == w.domain:
 		return failure(smtp.Permanent(550, 1, 2, "domain "+w.domain+" does not exist or has no mail host"), err)

@@ -75,6 +75,7 @@ func (w *worker) send(j *job) (smtp.Result, error) {
 		Rcpts:     w.rcpts,
 		Body:      &w.body,
 		Size:      size,
+		Proved:    mail.RequireTLS && w.conn.Proves(),
 		EightBit:  m.EightBit,
 		BeforeDot: w.beforeDot,
 	}), nil

@@ -2,17 +2,23 @@ package check
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"strings"
 	"time"
 
 	"postern/admin/health"
 	"postern/cmd/postern/screen"
-	"postern/relay/connect"
+	"postern/relay/resolver"
 )
 
 var dnsKinds = []kind{
-	{"dns.resolver", health.Failed, "DNS does not answer, so mail cannot be delivered.", "correct /etc/resolv.conf, or set [delivery] dns_server"},
+	{"dns.resolver", health.Failed, "DNS does not answer, so mail cannot be delivered.", "correct /etc/resolv.conf, or set servers in [dns]"},
+	{"dns.dnssec", health.OK, "", ""},
+	{"dns.dnssec-off", health.Warning, "A name server does not validate DNSSEC, so DANE is off.",
+		"run one that does on this machine (unbound), or name it in servers of [dns]"},
+	{"dns.dnssec-untrusted", health.Info, "Name servers elsewhere are not believed about DNSSEC, so DANE is off.",
+		"run one that validates on this machine (unbound); or set trusted in [dns] if nobody can change what they answer"},
 	{"dns.hostname", health.OK, "", ""},
 	{"dns.hostname-none", health.Failed, "The hostname is not in DNS; servers refuse mail from such an EHLO name.",
 		"add A and AAAA records for it, or correct hostname"},
@@ -34,11 +40,11 @@ const questionsTime = 15 * time.Second
 func (c *checkup) hostAddresses(ctx context.Context, host string) (list []netip.Addr, err error) {
 	ctx, cancel := context.WithTimeout(ctx, questionsTime)
 	defer cancel()
-	list, err = connect.Addresses(ctx, c.dns, absolute(host))
-	if connect.IsNotFound(err) {
+	addrs, err := c.dns.Addresses(ctx, host)
+	if errors.Is(err, resolver.ErrNone) {
 		return nil, nil
 	}
-	return list, err
+	return addrs.List, err
 }
 
 // sendingAddresses are those that mail leaves from, as far as it is known: as the flag
@@ -82,11 +88,31 @@ func (c *checkup) lookAtDNS(ctx context.Context, r *report) {
 		r.add("dns.ptr-unused", "dns", "PTR is not looked at: all mail leaves by upstreams")
 		return
 	}
+	c.validation(ctx, r)
 	sending, err := c.sendingAddresses(ctx)
 	if err == nil && len(sending) == 0 && len(addrs) > 0 {
 		r.add("dns.address-unknown", "dns", "%s is at %s", hostname, screen.Few(addressTexts(addrs)))
 	}
 	r.each(ctx, len(sending), func(ctx context.Context, i int, r *report) { c.reverse(ctx, r, hostname, sending[i]) })
+}
+
+// validation asks the name servers for the proof that DANE needs.
+func (c *checkup) validation(ctx context.Context, r *report) {
+	ctx, cancel := context.WithTimeout(ctx, questionsTime)
+	defer cancel()
+	for _, server := range c.dns.Servers() {
+		subject := "name server " + server
+		switch v, err := c.dns.Validation(ctx, server); v {
+		case resolver.Validates:
+			r.add("dns.dnssec", subject, "it validates")
+		case resolver.Blind:
+			r.add("dns.dnssec-off", subject, "%v", err)
+		case resolver.Untrusted:
+			r.add("dns.dnssec-untrusted", subject, "it is not on this machine")
+		default:
+			r.add("dns.resolver", subject, "%v", err)
+		}
+	}
 }
 
 func addressTexts(addrs []netip.Addr) (texts []string) {
@@ -104,9 +130,9 @@ const mostPTR = 5
 func (c *checkup) reverse(ctx context.Context, r *report, hostname string, addr netip.Addr) {
 	ctx, cancel := context.WithTimeout(ctx, questionsTime)
 	defer cancel()
-	list, err := c.dns.LookupAddr(ctx, addr.String())
+	list, err := c.dns.Names(ctx, addr)
 	switch {
-	case connect.IsNotFound(err), err == nil && len(list) == 0:
+	case errors.Is(err, resolver.ErrNone):
 		r.add("dns.ptr-none", "address "+addr.String(), "no PTR record")
 		return
 	case err != nil:

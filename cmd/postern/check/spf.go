@@ -13,6 +13,7 @@ import (
 	"postern/admin/health"
 	"postern/cmd/postern/screen"
 	"postern/relay/connect"
+	"postern/relay/resolver"
 )
 
 var spfKinds = []kind{
@@ -100,48 +101,48 @@ func (c *checkup) spf(ctx context.Context, r *report, domain string, addr netip.
 	return result
 }
 
-// spfResolver asks for whole names only: what an SPF record says is never meant below
-// this machine's search domains.
-type spfResolver struct{ dns resolver }
-
-func absolute(name string) string { return strings.TrimSuffix(name, ".") + "." }
+// spfResolver asks for the library that judges.
+type spfResolver struct{ dns *resolver.Resolver }
 
 func (s spfResolver) LookupTXT(ctx context.Context, name string) ([]string, error) {
-	list, err := s.dns.LookupTXT(ctx, absolute(name))
-	return list, undecided(err)
+	list, err := s.dns.TXT(ctx, name)
+	return list, judged(err)
 }
 
-func (s spfResolver) LookupMX(ctx context.Context, name string) ([]*net.MX, error) {
-	list, err := s.dns.LookupMX(ctx, absolute(name))
-	return list, undecided(err)
+func (s spfResolver) LookupMX(ctx context.Context, name string) (list []*net.MX, err error) {
+	records, _, err := s.dns.MX(ctx, name)
+	for _, mx := range records {
+		list = append(list, &net.MX{Host: mx.Mx, Pref: mx.Preference})
+	}
+	return list, judged(err)
 }
 
 func (s spfResolver) LookupIPAddr(ctx context.Context, host string) ([]net.IPAddr, error) {
-	addrs, err := connect.Addresses(ctx, s.dns, absolute(host))
-	list := make([]net.IPAddr, len(addrs))
-	for i, a := range addrs {
-		list[i] = net.IPAddr{IP: a.AsSlice(), Zone: a.Zone()}
+	addrs, err := s.dns.Addresses(ctx, host)
+	list := make([]net.IPAddr, len(addrs.List))
+	for i, a := range addrs.List {
+		list[i] = net.IPAddr{IP: a.AsSlice()}
 	}
-	return list, undecided(err)
+	return list, judged(err)
 }
 
-func (s spfResolver) LookupAddr(ctx context.Context, addr string) ([]string, error) {
-	list, err := s.dns.LookupAddr(ctx, addr)
-	return list, undecided(err)
+func (s spfResolver) LookupAddr(ctx context.Context, text string) ([]string, error) {
+	addr, err := netip.ParseAddr(text)
+	if err != nil {
+		return nil, err
+	}
+	list, err := s.dns.Names(ctx, addr)
+	return list, judged(err)
 }
 
-// undecided marks an error that says nothing about a name as temporary. The library
-// takes others, such as that of REFUSED, for a defect of the record.
-func undecided(err error) error {
-	if err == nil || connect.IsNotFound(err) {
-		return err
+// judged is an error as the library wants it. It takes one that is not marked as temporary for a
+// defect of the record.
+func judged(err error) error {
+	if err == nil {
+		return nil
 	}
-	said := net.DNSError{Err: err.Error(), UnwrapErr: err}
-	if dns, ok := errors.AsType[*net.DNSError](err); ok {
-		said = *dns
-	}
-	said.IsNotFound, said.IsTemporary = false, true
-	return &said
+	none := errors.Is(err, resolver.ErrNone)
+	return &net.DNSError{Err: err.Error(), UnwrapErr: err, IsNotFound: none, IsTemporary: !none}
 }
 
 // spfRecord says which record there is.
@@ -158,13 +159,13 @@ func (c *checkup) spfRecord(ctx context.Context, domain string) string {
 
 // records are the TXT records of a name that begin with a version.
 func (c *checkup) records(ctx context.Context, name, version string) (list []string, err error) {
-	texts, err := c.dns.LookupTXT(ctx, absolute(name))
+	texts, err := c.dns.TXT(ctx, name)
 	for _, text := range texts {
 		if len(text) >= len(version) && strings.EqualFold(text[:len(version)], version) {
 			list = append(list, text)
 		}
 	}
-	if connect.IsNotFound(err) {
+	if errors.Is(err, resolver.ErrNone) {
 		err = nil
 	}
 	return list, err
@@ -194,13 +195,12 @@ func (c *checkup) dmarc(ctx context.Context, r *report, domain string) {
 
 func (c *checkup) takesMail(ctx context.Context, r *report, domain string) {
 	subject := "domain " + domain
-	mx, err := c.dns.LookupMX(ctx, absolute(domain))
-	var dns *net.DNSError
+	mx, _, err := c.dns.MX(ctx, domain)
 	switch {
 	case connect.IsNullMX(mx):
 		r.add("sender.no-mail", subject, "it has the null MX (RFC 7505)")
-	case len(mx) > 0:
-	case err != nil && !connect.IsNotFound(err) && errors.As(err, &dns):
+	case err == nil:
+	case err != nil && !errors.Is(err, resolver.ErrNone):
 		r.add("spf.unknown", subject, "MX: %v", err)
 	default:
 		if addrs, err := c.hostAddresses(ctx, domain); err == nil && len(addrs) == 0 {

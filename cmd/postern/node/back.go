@@ -9,13 +9,14 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"postern/cmd/postern/config"
 	"postern/internal/await"
 	"postern/relay/bounce"
 	"postern/relay/connect"
 	"postern/relay/delivery"
+	"postern/relay/resolver"
 	"postern/relay/route"
 	"postern/relay/seal"
+	"postern/relay/transport"
 	"postern/relay/upstream"
 	"postern/relay/upstream/breaker"
 	"postern/relay/upstream/budget"
@@ -28,6 +29,7 @@ type back struct {
 	engine   *delivery.Engine
 	bouncer  *bounce.Bouncer
 	tokens   *oauth.Tokens
+	policies *transport.Finder
 	breakers *breaker.Breakers
 	budgets  *budget.Budgets
 	secrets  readings[upstream.Secret]
@@ -53,6 +55,10 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 		return nil, err
 	}
 	d := n.Config.Delivery
+	dns, err := n.resolver()
+	if err != nil {
+		return nil, err
+	}
 	tokens, err := n.tokens(pool, sealer)
 	if err != nil {
 		return nil, err
@@ -60,13 +66,15 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 	cfg := delivery.Config{
 		Queue: n.queue, Routes: route.NewTable(rules, accounts, 0), Log: n.Log, Guard: n.guard, Events: n.mail,
 		Connect: connect.Config{
-			Tokens: tokens, DNS: config.Resolver(d.DNSServer), Hello: n.hostname, Origin: d.Origin(), Self: own,
+			Tokens: tokens, DNS: dns, Hello: n.hostname, Origin: d.Origin(), Self: own,
 			MXPort: d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
 		},
 		Connections: d.Connections, MXConnections: d.MXConnections, Nodes: n.queue.Nodes, PerConnection: d.MessagesPerConn,
 		PerTransaction: d.RecipientsPerTransaction, MaxOpen: n.descriptors().Deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
 		RecordWays: n.Config.Queue.Gate == "strict",
 	}
+	policies := transport.New(transport.Config{DB: pool, DNS: dns, Fetch: cfg.Connect.Fetcher(), Node: n.name, Log: n.Log, Guard: n.guard})
+	cfg.Connect.Policies = policies
 	budgets := budget.New(budget.Config{DB: pool, Epoch: n.queue.Epoch, Log: n.Log})
 	cfg.Budgets = budgets
 	probing := cfg.Connect
@@ -74,12 +82,22 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 	breakers := n.breakers(pool, accounts, connect.NewProber(probing))
 	cfg.Breakers = breakers
 	return &back{
-		node: n, tokens: tokens, breakers: breakers, budgets: budgets,
+		node: n, tokens: tokens, policies: policies, breakers: breakers, budgets: budgets,
 		secrets: readings[upstream.Secret]{node: n, what: "secrets", every: time.Minute, read: (&secrets{node: n, store: accounts}).look},
 		used:    readings[budget.Usage]{node: n, what: "budgets", every: 10 * time.Second, read: accounts.Budgets},
 		engine:  delivery.New(cfg),
 		bouncer: bounce.New(bounce.Config{Queue: n.queue, Hostname: n.hostname, Mail: n.mail, Log: n.Log}),
 	}, nil
+}
+
+// resolver makes the node's one.
+func (n *Node) resolver() (*resolver.Resolver, error) {
+	cfg, err := n.Config.DNS.Config()
+	if err != nil {
+		return nil, err
+	}
+	cfg.Log, cfg.Guard = n.Log, n.guard
+	return resolver.New(cfg), nil
 }
 
 // tokens makes what gets the access tokens of upstream accounts.
@@ -130,6 +148,7 @@ func (b *back) start() {
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "notices", func() { b.bouncer.Run(ctx) }) })
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "breakers", func() { b.breakers.Run(ctx, b.engine) }) })
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "secrets of upstreams", func() { b.secrets.run(ctx) }) })
+	b.notices.Go(func() { b.node.guard.Keep(ctx, "transport policies", func() { b.policies.Run(ctx) }) })
 	if b.node.metrics != nil {
 		b.notices.Go(func() { b.node.guard.Keep(ctx, "use of budgets", func() { b.used.run(ctx) }) })
 	}
@@ -154,5 +173,5 @@ func (b *back) endNotices(ctx context.Context) error {
 func (b *back) endDelivery(ctx context.Context) error {
 	err := b.engine.Shutdown(ctx)
 	b.stopBudgets()
-	return errors.Join(err, b.tokens.Close(ctx), await.All(ctx, b.spending.Wait))
+	return errors.Join(err, b.tokens.Close(ctx), b.policies.Close(ctx), await.All(ctx, b.spending.Wait))
 }
