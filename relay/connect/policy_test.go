@@ -140,7 +140,10 @@ func TestMailHostsProveThemselves(t *testing.T) {
 		{"unusable", func(h *host) { h.shows("other.test"); h.unusable() }, "unverified dane other.test", ""},
 		{"unusable, STARTTLS stripped", func(h *host) { h.unusable(); stripped(h) }, "does not offer STARTTLS", "451 4.7.4"},
 		{"TLSA of a domain whose answers are bogus, or spoofed", func(h *host) { h.dane("3"); h.dns.ServFail("_25._tcp.mx.signed.test", "TLSA") }, "no answer that can be trusted", "451 4.4.3"},
-		{"bogus though enforced", func(h *host) { h.sts(transport.Enforce, "mx.signed.test"); h.dns.ServFail("_25._tcp.mx.signed.test", "TLSA") }, "no answer that can be trusted", "451 4.4.3"},
+		{"bogus though enforced", func(h *host) {
+			h.sts(transport.Enforce, "mx.signed.test")
+			h.dns.ServFail("_25._tcp.mx.signed.test", "TLSA")
+		}, "no answer that can be trusted", "451 4.4.3"},
 		{"addresses bogus", func(h *host) { h.dane("3"); h.dns.ServFail("mx.signed.test") }, "DNS gives no answer", "451 4.4.3"},
 		{"a resolver that does not validate", func(h *host) { h.dane("3"); h.shows("other.test"); h.dns.Blind() }, "unverified none other.test", ""},
 		{"enforce", func(h *host) { h.sts(transport.Enforce, "*.signed.test") }, "verified mta-sts mx.signed.test", ""},
@@ -166,7 +169,10 @@ func TestMailHostsProveThemselves(t *testing.T) {
 		}, "unverified override other.test", ""},
 		{"override, encrypted", func(h *host) { h.domain.Override = &transport.Override{Level: transport.Encrypted}; stripped(h) },
 			"TLS is required by this relay's administrator", "451 4.7.4"},
-		{"override, verified", func(h *host) { h.domain.Override = &transport.Override{Level: transport.Verified}; h.shows("other.test") }, "for another name", "451 4.7.5"},
+		{"override, verified", func(h *host) {
+			h.domain.Override = &transport.Override{Level: transport.Verified}
+			h.shows("other.test")
+		}, "for another name", "451 4.7.5"},
 		{"no database", func(h *host) { h.err = errors.New("away") }, "cannot find out now what signed.test demands", "451 4.3.0"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
