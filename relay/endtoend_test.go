@@ -10,7 +10,6 @@ import (
 
 	"postern/internal/dnstest"
 	"postern/internal/rig"
-	"postern/internal/smtptest"
 )
 
 // TestEndToEnd accounts for a mixed load without faults: small and large messages

@@ -19,7 +19,6 @@ import (
 	"postern/internal/dnstest"
 	"postern/internal/longtest"
 	"postern/internal/rig"
-	"postern/internal/smtptest"
 )
 
 // mailHosts are mail hosts at loopback addresses of their own, at one port.

@@ -57,6 +57,14 @@ func (z *Zones) add(record dns.RR) {
 	z.records[name] = append(z.records[name], record)
 }
 
+// Set has name know these records and no others, each in the form "MX 10 mx.one.test.".
+func (z *Zones) Set(name string, records ...string) {
+	z.Forget(name)
+	for _, record := range records {
+		z.Add(dns.Fqdn(name) + " 0 IN " + record)
+	}
+}
+
 func head(name string, kind uint16) dns.RR_Header {
 	return dns.RR_Header{Name: dns.Fqdn(name), Rrtype: kind, Class: dns.ClassINET}
 }
@@ -87,12 +95,13 @@ func (z *Zones) AddTXT(name string, pieces ...string) {
 	z.add(&dns.TXT{Hdr: head(name, dns.TypeTXT), Txt: pieces})
 }
 
-// Sign has the answers about names in these zones come with the AD bit, as from a server that
-// validates: it also has the proof of that which resolvers ask for.
+// Sign has the answers about names in these zones, and no others, come with the AD bit, as from a
+// server that validates: it also has the proof of that which resolvers ask for. Without zones it
+// does not validate.
 func (z *Zones) Sign(zones ...string) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
-	z.signed = append(z.signed, zones...)
+	z.signed = zones
 }
 
 // Blind lets it set the AD bit without proof: a bogus name has an answer.

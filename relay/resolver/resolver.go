@@ -63,6 +63,7 @@ type Resolver struct {
 	cache   *cache
 	flights map[question]*flight
 	proofs  map[string]*proof
+	stats   Stats
 }
 
 // New makes a Resolver; it asks nothing yet.
@@ -163,6 +164,7 @@ func (r *Resolver) begin(ctx context.Context, q question) *flight {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if kept, ok := r.cache.get(q, time.Now()); ok {
+		r.stats.Kept++
 		return &flight{question: q, landed: landed, found: kept}
 	}
 	f := r.flights[q]
@@ -178,12 +180,14 @@ func (r *Resolver) begin(ctx context.Context, q question) *flight {
 
 func (r *Resolver) fly(ctx context.Context, f *flight) {
 	defer f.cancel()
+	began := time.Now()
 	f.err = r.cfg.Guard.Try("a lookup", func() (err error) {
 		f.found, err = r.ask(ctx, f.question)
 		return err
 	})
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.stats.count(f, time.Since(began))
 	if f.err == nil && !r.direct {
 		r.cache.put(f.question, f.found, time.Now())
 	}

@@ -28,6 +28,7 @@ type back struct {
 	node     *Node
 	engine   *delivery.Engine
 	bouncer  *bounce.Bouncer
+	dns      *resolver.Resolver
 	tokens   *oauth.Tokens
 	policies *transport.Finder
 	breakers *breaker.Breakers
@@ -82,7 +83,7 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 	breakers := n.breakers(pool, accounts, connect.NewProber(probing))
 	cfg.Breakers = breakers
 	return &back{
-		node: n, tokens: tokens, policies: policies, breakers: breakers, budgets: budgets,
+		node: n, dns: dns, tokens: tokens, policies: policies, breakers: breakers, budgets: budgets,
 		secrets: readings[upstream.Secret]{node: n, what: "secrets", every: time.Minute, read: (&secrets{node: n, store: accounts}).look},
 		used:    readings[budget.Usage]{node: n, what: "budgets", every: 10 * time.Second, read: accounts.Budgets},
 		engine:  delivery.New(cfg),
@@ -147,6 +148,7 @@ func (b *back) start() {
 	b.stopNotices = stop
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "notices", func() { b.bouncer.Run(ctx) }) })
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "breakers", func() { b.breakers.Run(ctx, b.engine) }) })
+	b.notices.Go(func() { b.node.guard.Keep(ctx, "proofs of DNSSEC", func() { b.dns.Watch(ctx) }) })
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "secrets of upstreams", func() { b.secrets.run(ctx) }) })
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "transport policies", func() { b.policies.Run(ctx) }) })
 	if b.node.metrics != nil {
