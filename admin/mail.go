@@ -53,6 +53,8 @@ var (
 	preambles  = words("bom mbox")
 	kinds      = words("failure doubt delay success")
 	losses     = words("failed expired cancelled")
+	policies   = words("none testing dane mta-sts override")
+	trusts     = words("verified unverified refused")
 	endings    = words("quit timeout shutdown revoked disconnect disconnect_in_data connection_lost write_failed handshake_failed" +
 		" endless_line early_data message_data_not_finished injection http panic")
 )
@@ -153,6 +155,7 @@ type deliveryCounts struct {
 	latency    map[string]prometheus.Observer // by class
 	took       map[string]prometheus.Observer
 	duplicates prometheus.Counter
+	sessions   *prometheus.CounterVec
 	notices    *prometheus.CounterVec
 	losses     *prometheus.CounterVec
 }
@@ -166,16 +169,21 @@ func newDeliveryCounts(to prometheus.Registerer) *deliveryCounts {
 		attempts:   newCounters("postern_attempts_total", "Delivery attempts for one recipient that ended, by outcome and class of destination.", "outcome", "via"),
 		noRoute:    newCounter("postern_unroutable_total", "Recipients deferred, without an attempt, because no route to them was known."),
 		duplicates: newCounter("postern_possible_duplicates_total", "Attempts that ended after the final dot without a complete reply: the next one may deliver a second copy."),
+		sessions:   newCounters("postern_mx_attempts_total", "Delivery attempts for one recipient at a mail host of its domain, by where the policy for TLS came from, and what the session was.", "policy", "session"),
 		notices:    newCounters("postern_notices_total", "Notices to senders that were due, by kind and whether one was sent.", "kind", "sent"),
 		losses:     newCounters("postern_notices_lost_total", "Notices to senders that ended undelivered, by reason.", "reason"),
 		byOutcome:  make(map[outcomeKey]prometheus.Counter), latency: make(map[string]prometheus.Observer), took: make(map[string]prometheus.Observer),
 	}
-	to.MustRegister(latency, took, c.attempts, c.noRoute, c.duplicates, c.notices, c.losses)
+	to.MustRegister(latency, took, c.attempts, c.noRoute, c.duplicates, c.sessions, c.notices, c.losses)
 	for _, via := range []string{viaUpstream, viaMX} {
 		c.latency[via], c.took[via] = latency.WithLabelValues(via), took.WithLabelValues(via)
 		for _, outcome := range []string{"delivered", "deferred", "failed"} {
 			c.byOutcome[outcomeKey{outcome, via}] = c.attempts.WithLabelValues(outcome, via)
 		}
+	}
+	for policy := range policies {
+		c.sessions.WithLabelValues(policy, "verified")
+		c.sessions.WithLabelValues(policy, "refused")
 	}
 	for kind := range kinds {
 		c.notices.WithLabelValues(kind, "yes")
@@ -197,6 +205,7 @@ func (c *deliveryCounts) attempt(a maillog.AttemptEnd) {
 	}
 	if a.Upstream == viaMX { // no upstream may have this name
 		key.via = viaMX
+		c.session(a)
 	}
 	c.byOutcome[key].Inc()
 	c.took[key.via].Observe(seconds(a.Elapsed))
@@ -205,6 +214,17 @@ func (c *deliveryCounts) attempt(a maillog.AttemptEnd) {
 	}
 	if key.outcome == "delivered" {
 		c.latency[key.via].Observe(seconds(a.Age))
+	}
+}
+
+// session counts what the session with a mail host was; its facts are those of connect.Conn.
+func (c *deliveryCounts) session(a maillog.AttemptEnd) {
+	facts := strings.Fields(a.TLS)
+	switch {
+	case len(facts) > 3:
+		c.sessions.WithLabelValues(word(facts[3], policies), word(facts[2], trusts)).Inc()
+	case a.RemoteIP.IsValid():
+		c.sessions.WithLabelValues("none", "clear").Inc()
 	}
 }
 

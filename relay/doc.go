@@ -25,6 +25,7 @@
 //	upstream/budget how much mail all nodes together may give each of them
 //	route         the rules that choose the ways for a recipient
 //	resolver      the DNS: one client and one cache for a node
+//	transport     what a mail host must prove: DANE, MTA-STS, overrides
 //	connect       connections to upstreams and MX, up to the point where mail can be sent
 //	delivery      sending to upstreams and to MX
 //	bounce        RFC 3464 notices

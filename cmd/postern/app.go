@@ -91,7 +91,7 @@ the manual pages.`,
 	root.AddCommand(
 		a.serveCmd(), a.demoCmd(), a.checkCmd(), a.healthcheckCmd(), a.migrateCmd(), a.versionCmd(),
 		a.userCmd(), a.credentialCmd(), a.senderCmd(), a.limitCmd(), a.explainCmd(), a.anomalyCmd(), a.auditCmd(),
-		a.upstreamCmd(), a.routeCmd(), a.queueCmd(), a.traceCmd(), a.dkimCmd(), a.certificateCmd(), a.keyCmd(), a.completionCmd(), a.manCmd(),
+		a.upstreamCmd(), a.routeCmd(), a.queueCmd(), a.traceCmd(), a.dkimCmd(), a.transportCmd(), a.certificateCmd(), a.keyCmd(), a.completionCmd(), a.manCmd(),
 	)
 	root.CompletionOptions.DisableDefaultCmd = true // ours is a noun as the others
 	root.Version = versionString()

@@ -436,6 +436,7 @@ var followed = map[string]string{
 	"docs/coming-from-postfix-or-exim.md": "TestComingFromPage",
 	"docs/upstreams.md":                   "TestUpstreamsPage",
 	"docs/oauth.md":                       "TestOAuthPage",
+	"docs/transport.md":                   "TestTransportPage",
 }
 
 // No page has commands that nobody has thought of running.

@@ -156,6 +156,7 @@ func (b *Bouncer) tell(ctx context.Context, n *queue.Notice) error {
 		EightBit:  !smtp.IsASCII(body),
 		Listener:  "notice",
 		BodyHash:  b.hash(body),
+		TLSNeed:   n.Message.TLSNeed, // RFC 8689 section 5
 	}
 	// NOTIFY=NEVER: nobody is to be told about a notice (RFC 3461 section 6.2).
 	rcpt := queue.Recipient{Address: n.Message.Sender, Notify: smtp.NotifyNever}
@@ -195,7 +196,7 @@ func (b *Bouncer) skip(ctx context.Context, n *queue.Notice, why string) error {
 // section 4.3) and for mail in doubt; other notices carry the header section only, and so do those of
 // a message that not every way back takes: message/rfc822 cannot be encoded (RFC 2046 section 5.2.1).
 func original(n *queue.Notice) (octets []byte, full bool, err error) {
-	whole := (n.Kind == queue.NoticeFailure || n.Kind == queue.NoticeDoubt) && n.Message.Ret != smtp.ReturnHeaders &&
+	whole := (n.Kind == queue.NoticeFailure || n.Kind == queue.NoticeDoubt) && n.Message.Ret != smtp.ReturnHeaders && n.Message.TLSNeed != queue.TLSRequired &&
 		n.Body != nil && n.Body.Size() <= maxReturned
 	if !whole {
 		return n.Headers, false, nil

@@ -2,6 +2,7 @@ package connect
 
 import (
 	"cmp"
+	"crypto/x509"
 	"net/netip"
 	"time"
 
@@ -12,8 +13,10 @@ import (
 
 // Config configures a Dialer. Zero values take the defaults named.
 type Config struct {
-	Tokens Tokens             // nil: upstreams that need one have none
-	DNS    *resolver.Resolver // that asks the machine's name servers
+	Tokens   Tokens             // nil: upstreams that need one have none
+	DNS      *resolver.Resolver // that asks the machine's name servers
+	Policies Policies           // what MX must prove; nil: nothing
+	Roots    *x509.CertPool     // that certify MX, where that is demanded; nil: the system's
 
 	Hello string // this node's host name: EHLO, and to find loops
 	// Origin is our end of connections to MX, and to upstreams that leave it open.

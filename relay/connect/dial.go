@@ -14,6 +14,7 @@ import (
 
 	"postern/internal/share"
 	"postern/relay/smtp"
+	"postern/relay/transport"
 	"postern/relay/upstream"
 	"postern/relay/upstream/oauth"
 )
@@ -69,9 +70,10 @@ type Target struct {
 	Addr     netip.AddrPort
 	Upstream *upstream.Account // nil for MX
 
-	token    oauth.Token    // of an upstream that has a grant
-	progress *atomic.Uint64 // see smtp.ClientConfig
-	trace    *trace         // of a probe; nil for deliveries
+	token    oauth.Token      // of an upstream that has a grant
+	policy   transport.Policy // of an MX
+	progress *atomic.Uint64   // see smtp.ClientConfig
+	trace    *trace           // of a probe; nil for deliveries
 }
 
 // origin is our end of connections to an upstream or, where up is nil, to MX.
@@ -167,7 +169,7 @@ func (d *Dialer) try(ctx context.Context, to *Target) (*Conn, *Trouble) {
 // only opportunistic is tried once more without it: the recipient's server asks
 // for no more (RFC 7435).
 func (d *Dialer) tryOnce(ctx context.Context, to Target) (*Conn, *Trouble) {
-	policy := policyOf(to)
+	policy := d.policyOf(to)
 	c, t, handshake := d.converse(ctx, to, policy)
 	if handshake && policy.mode == upstream.TLSOpportunistic && ctx.Err() == nil {
 		to.trace.trouble(to.Addr, t)

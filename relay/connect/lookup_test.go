@@ -28,8 +28,8 @@ func TestP04NoAnswerAtAll(t *testing.T) {
 			dns.AddHost("host.test", "192.0.2.1", "2001:db8::1")
 			dns.Stall("host.test", silent)
 			d := New(Config{DNS: dns.Resolver(), LookupTime: 20 * time.Second})
-			if list, err := d.addresses(t.Context(), exchanger{host: "host.test"}, upstream.Origin{}); err != nil || fmt.Sprint(list) != want {
-				t.Errorf("without %s: %v, %v; want %s", silent, list, err, want)
+			if found, err := d.addresses(t.Context(), exchanger{host: "host.test"}, upstream.Origin{}); err != nil || fmt.Sprint(found.List) != want {
+				t.Errorf("without %s: %v, %v; want %s", silent, found.List, err, want)
 			}
 			dns.Forget("host.test")
 			if list, err := d.addresses(t.Context(), exchanger{host: "host.test"}, upstream.Origin{}); err == nil || errors.Is(err, resolver.ErrNone) {

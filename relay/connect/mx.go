@@ -26,6 +26,7 @@ const (
 type exchanger struct {
 	host       string // without its final dot
 	preference uint16
+	secure     bool       // that it is one was validated: by its MX record, or that there is none
 	literal    netip.Addr // set instead for an address literal
 	local      string     // how an administrator has named it: this machine's hosts file and search list count
 }
@@ -45,9 +46,9 @@ func (d *Dialer) exchangers(ctx context.Context, domain string) ([]exchanger, *T
 	}
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.LookupTime)
 	defer cancel()
-	records, _, err := d.cfg.DNS.MX(ctx, domain)
+	records, secure, err := d.cfg.DNS.MX(ctx, domain)
 	if errors.Is(err, resolver.ErrNone) {
-		return []exchanger{{host: domain}}, nil
+		return []exchanger{{host: domain, secure: secure}}, nil
 	} else if err != nil {
 		return nil, lookupTrouble(domain, err)
 	}
@@ -57,7 +58,7 @@ func (d *Dialer) exchangers(ctx context.Context, domain string) ([]exchanger, *T
 	list := make([]exchanger, 0, len(records))
 	for _, mx := range records {
 		if host := strings.TrimSuffix(mx.Mx, "."); isHost(host) && !isOutsideDNS(host) {
-			list = append(list, exchanger{host: host, preference: mx.Preference})
+			list = append(list, exchanger{host: host, preference: mx.Preference, secure: secure})
 		}
 	}
 	if len(list) == 0 {
@@ -116,12 +117,12 @@ func (d *Dialer) literal(domain string) ([]exchanger, *Trouble) {
 }
 
 // addresses looks a host up, for connections with that end of ours.
-func (d *Dialer) addresses(ctx context.Context, x exchanger, origin upstream.Origin) ([]netip.Addr, error) {
+func (d *Dialer) addresses(ctx context.Context, x exchanger, origin upstream.Origin) (found resolver.Addresses, err error) {
 	if x.literal.IsValid() {
-		return []netip.Addr{x.literal}, nil
+		return resolver.Addresses{List: []netip.Addr{x.literal}}, nil
 	}
 	if isOutsideDNS(x.host) {
-		return nil, errOutsideDNS
+		return found, errOutsideDNS
 	}
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.LookupTime)
 	defer cancel()
@@ -129,12 +130,13 @@ func (d *Dialer) addresses(ctx context.Context, x exchanger, origin upstream.Ori
 	if x.local != "" {
 		look, name = d.cfg.DNS.Local, x.local
 	}
-	all, err := look(ctx, name)
-	usable := slices.DeleteFunc(all.List, func(a netip.Addr) bool { return !origin.Allows(a) })
+	found, err = look(ctx, name)
+	usable := slices.DeleteFunc(found.List, func(a netip.Addr) bool { return !origin.Allows(a) })
 	if err == nil && len(usable) == 0 {
 		err = errVersion
 	}
-	return interleave(usable, maxAddresses), err
+	found.List = interleave(usable, maxAddresses)
+	return found, err
 }
 
 // interleave takes addresses of both families by turns, the first one's family

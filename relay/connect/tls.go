@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"postern/relay/smtp"
+	"postern/relay/transport"
 	"postern/relay/upstream"
 )
 
@@ -22,21 +23,40 @@ import (
 type tlsPolicy struct {
 	mode   upstream.TLSMode
 	config *tls.Config
-	trust  string // "verified", "pinned" or "unverified"
+	trust  string           // "verified", "pinned" or "unverified"
+	source transport.Source // of a mail host's
 }
 
-// policyOf gives the policy of a target: an upstream's own, opportunistic for MX.
-func policyOf(to Target) tlsPolicy {
+// policyOf gives the policy of a target: an upstream's own, or what a mail host must prove.
+func (d *Dialer) policyOf(to Target) tlsPolicy {
 	if to.Upstream == nil {
-		return tlsPolicy{upstream.TLSOpportunistic, unverified(to.Host), "unverified"}
+		return d.policyOfHost(to)
 	}
 	switch up := to.Upstream; {
 	case !up.Verified():
-		return tlsPolicy{up.TLS, unverified(to.Host), "unverified"}
+		return tlsPolicy{up.TLS, unverified(to.Host), "unverified", ""}
 	case up.TLSPins != "":
-		return tlsPolicy{up.TLS, pinned(to.Host, up), "pinned"}
+		return tlsPolicy{up.TLS, pinned(to.Host, up), "pinned", ""}
 	default:
-		return tlsPolicy{up.TLS, verified(cmp.Or(strings.TrimSuffix(up.TLSName, "."), to.Host), up.CA), "verified"}
+		return tlsPolicy{up.TLS, verified(cmp.Or(strings.TrimSuffix(up.TLSName, "."), to.Host), up.CA), "verified", ""}
+	}
+}
+
+// policyOfHost gives the policy of a mail host.
+func (d *Dialer) policyOfHost(to Target) tlsPolicy {
+	switch p := to.policy; p.Level {
+	case transport.Encrypted:
+		return tlsPolicy{upstream.TLSRequire, unverified(to.Host), "unverified", p.Source}
+	case transport.Verified:
+		cfg := verified(to.Host, "")
+		cfg.RootCAs = d.cfg.Roots
+		return tlsPolicy{upstream.TLSRequire, cfg, "verified", p.Source}
+	case transport.Matched:
+		cfg := verified(p.Base, "")
+		cfg.InsecureSkipVerify, cfg.VerifyConnection = true, p.Match
+		return tlsPolicy{upstream.TLSRequire, cfg, "verified", p.Source}
+	default:
+		return tlsPolicy{upstream.TLSOpportunistic, unverified(to.Host), "unverified", p.Source}
 	}
 }
 
@@ -153,9 +173,9 @@ func (p tlsPolicy) secure(ctx context.Context, c *Conn, to Target) (t *Trouble, 
 			return nil, false
 		}
 		return &Trouble{
-			Reply: smtp.Temporary(451, 7, 4, "TLS is required and "+to.Host+" does not offer STARTTLS"),
+			Reply: smtp.Temporary(451, 7, 4, "TLS is required"+to.demand()+" and "+to.Host+" does not offer STARTTLS"),
 			Err:   fmt.Errorf("%s does not offer STARTTLS", to.Host),
-			Host:  to.Host, Addr: to.Addr,
+			Host:  to.Host, Addr: to.Addr, TLS: to.refused(),
 		}, false
 	}
 	err := c.Client.StartTLS(ctx, p.config)
@@ -192,7 +212,9 @@ func tlsTrouble(to Target, err error) *Trouble {
 		why = errWeakKey.Error()
 	case errors.Is(err, errPin):
 		why = errPin.Error()
-	case errors.As(err, &name):
+	case errors.Is(err, transport.ErrNoMatch):
+		why = transport.ErrNoMatch.Error()
+	case errors.Is(err, transport.ErrOtherName), errors.As(err, &name):
 		why = "its certificate is for another name"
 	case errors.As(err, &authority):
 		why = "its certificate is from an unknown authority"
@@ -201,17 +223,57 @@ func tlsTrouble(to Target, err error) *Trouble {
 	case errors.As(err, &invalid):
 		why = "its certificate is not valid for this use"
 	}
+	if demand := to.demand(); demand != "" {
+		why += "; TLS is required" + demand
+	}
 	return &Trouble{
 		Reply: smtp.Temporary(451, 7, 5, to.Host+": "+why),
 		Err:   fmt.Errorf("TLS with %s: %w", to.Host, err),
-		Host:  to.Host, Addr: to.Addr,
+		Host:  to.Host, Addr: to.Addr, TLS: to.refused(),
 	}
 }
 
-// facts describes a TLS session for traces, "TLS1.3 TLS_AES_128_GCM_SHA256 verified".
+// refused is what traces have in place of the facts where a mail host did not meet its policy.
+func (to *Target) refused() string {
+	if to.policy.Level == transport.Opportunistic {
+		return ""
+	}
+	return "- - refused " + string(to.policy.Source)
+}
+
+// facts describes a TLS session for traces: "TLS1.3 TLS_AES_128_GCM_SHA256 verified", and of a mail
+// host also where its policy comes from, the first name of its certificate, and the day on which
+// that ends: "… verified dane mx.example.org 2027-01-31".
 func (p tlsPolicy) facts(state *tls.ConnectionState) string {
 	if state == nil {
 		return ""
 	}
-	return strings.ReplaceAll(tls.VersionName(state.Version), " ", "") + " " + tls.CipherSuiteName(state.CipherSuite) + " " + p.trust
+	text := strings.ReplaceAll(tls.VersionName(state.Version), " ", "") + " " + tls.CipherSuiteName(state.CipherSuite) + " " + p.trust
+	if p.source != "" {
+		text += " " + string(p.source) + " " + nameOf(state.PeerCertificates[0]) + " " + state.PeerCertificates[0].NotAfter.UTC().Format(time.DateOnly)
+	}
+	return text
+}
+
+// nameOf is the first name that a certificate is for, as far as it can be the name of a host.
+func nameOf(c *x509.Certificate) string {
+	for _, name := range append(slices.Clone(c.DNSNames), c.Subject.CommonName) {
+		if isHost(strings.TrimPrefix(name, "*.")) {
+			return name
+		}
+	}
+	return "-"
+}
+
+// demand says who demands TLS, for a reply.
+func (to *Target) demand() string {
+	switch to.policy.Source {
+	case transport.SourceDANE:
+		return " by TLSA records (DANE)"
+	case transport.SourceSTS:
+		return " by the domain's MTA-STS policy"
+	case transport.SourceOverride:
+		return " by this relay's administrator"
+	}
+	return ""
 }

@@ -12,6 +12,7 @@ import (
 
 	"postern/relay/resolver"
 	"postern/relay/smtp"
+	"postern/relay/transport"
 	"postern/relay/upstream"
 	"postern/relay/upstream/oauth"
 )
@@ -47,7 +48,9 @@ type Walk struct {
 	token    oauth.Token       // of an upstream that has a grant; zero: not yet
 	domain   string            // mx: the domain's key
 	Upstream *upstream.Account // nil for MX
+	demands  transport.Domain  // of an MX: what holds for all its hosts; without a name until it is found
 	host     exchanger         // the last one looked up
+	policy   transport.Policy  // of host
 	addrs    []netip.Addr      // further ones of host
 	hosts    []exchanger       // that come after host
 
@@ -156,7 +159,7 @@ func (w *Walk) Next(ctx context.Context) (*Conn, *Trouble) {
 
 // try begins a conversation with the next address of the host.
 func (w *Walk) try(ctx context.Context) (*Conn, *Trouble) {
-	to := Target{Host: w.host.host, Addr: netip.AddrPortFrom(w.addrs[0], uint16(w.port())), Upstream: w.Upstream, token: w.token, progress: w.progress, trace: w.trace}
+	to := Target{Host: w.host.host, Addr: netip.AddrPortFrom(w.addrs[0], uint16(w.port())), Upstream: w.Upstream, token: w.token, policy: w.policy, progress: w.progress, trace: w.trace}
 	w.addrs = w.addrs[1:]
 	leave, crowd := w.d.enter(ctx, to)
 	if crowd != nil {
@@ -189,17 +192,20 @@ func (w *Walk) try(ctx context.Context) (*Conn, *Trouble) {
 // lookUp takes the next host and looks up its addresses.
 func (w *Walk) lookUp(ctx context.Context) *Trouble {
 	w.host, w.hosts = w.hosts[0], w.hosts[1:]
-	addrs, err := w.d.addresses(ctx, w.host, w.d.origin(w.Upstream))
-	if t := w.nowhere(addrs, err); t != nil {
+	found, err := w.d.addresses(ctx, w.host, w.d.origin(w.Upstream))
+	if t := w.nowhere(found.List, err); t != nil {
 		w.trace.trouble(netip.AddrPort{}, t)
 		return t
 	}
-	if w.d.anySelf(addrs, w.port()) {
+	if w.d.anySelf(found.List, w.port()) {
 		w.hosts = nil // hosts of the same or worse preference would loop (RFC 5321 section 5.1)
 		return w.loop()
 	}
-	w.addrs = addrs
-	w.trace.step(Step{Stage: StageLookup, Text: textOf(addrs)})
+	if t := w.demand(ctx, found); t != nil {
+		return t
+	}
+	w.addrs = found.List
+	w.trace.step(Step{Stage: StageLookup, Text: textOf(w.addrs)})
 	return nil
 }
 

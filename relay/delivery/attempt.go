@@ -63,7 +63,7 @@ func (w *worker) send(j *job) (smtp.Result, error) {
 		})
 	}
 	m := &j.Message
-	mail := smtp.MailCommand{From: m.Sender, Body: m.BodyType, UTF8: m.UTF8, Ret: m.Ret, EnvID: m.EnvID}
+	mail := smtp.MailCommand{From: m.Sender, Body: m.BodyType, UTF8: m.UTF8, Ret: m.Ret, EnvID: m.EnvID, RequireTLS: m.TLSNeed == queue.TLSRequired}
 	size, err := w.rewrite(j, &mail)
 	if err == nil {
 		size, err = w.sign(j, size)
@@ -78,6 +78,7 @@ func (w *worker) send(j *job) (smtp.Result, error) {
 		Rcpts:     w.rcpts,
 		Body:      &w.body,
 		Size:      size,
+		Proved:    mail.RequireTLS && w.conn.Proves(),
 		EightBit:  m.EightBit,
 		BeforeDot: w.beforeDot,
 	}), nil

@@ -20,6 +20,7 @@ const (
 	fieldBcc
 	fieldResentBcc
 	fieldReturnPath
+	fieldTLSRequired
 )
 
 // fields are the known ones. Of those marked once a message has at most one (RFC 5322
@@ -42,6 +43,7 @@ var fields = [...]struct {
 	fieldBcc:          {"Bcc", false},
 	fieldResentBcc:    {"Resent-Bcc", false},
 	fieldReturnPath:   {"Return-Path", false},
+	fieldTLSRequired:  {"TLS-Required", false},
 }
 
 func lookUp(name []byte) known {

@@ -75,6 +75,9 @@ type Facts struct {
 	// section it is known when Read has given io.EOF.
 	UTF8, EightBit bool
 
+	// TLSOptional says that the message has the field "TLS-Required: No" (RFC 8689 section 5).
+	TLSOptional bool
+
 	// The mailboxes of the fields that say whose the message is. From has at least
 	// one; Sender has one if there is such a field. A message can be resent more
 	// than once.

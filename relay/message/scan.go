@@ -180,6 +180,8 @@ func (s *scanner) field(name, value []byte, size int) error {
 	case fieldFrom, fieldSender, fieldResentFrom, fieldResentSender:
 		s.identities = append(s.identities, identity{field: f, set: set, start: s.kept + size - len(value)})
 		s.inIdentity = true
+	case fieldTLSRequired:
+		s.facts.TLSOptional = strings.EqualFold(string(bytes.Trim(value, " \t\r\n")), "no")
 	case fieldMessageID:
 		s.inID = true
 		s.id = appendID(s.id, value)

@@ -429,7 +429,7 @@ type group struct {
 	local, domain, bodyType, ret []string
 	utf8, eightBit               []bool
 	envid, headerID, addr, hello []string
-	listener, tls                []string
+	listener, tls, tlsNeed       []string
 	acceptedAt                   []time.Time
 	recipients                   []int32
 	rule                         []string
@@ -447,6 +447,7 @@ type group struct {
 	key, rLocal, rDomain, rType  []string
 	orcpt                        []string
 	keyed, hasORcpt, hashed      bool // some key is not the domain; some recipient has an ORCPT, some message a hash
+	needsTLS                     bool // some message has a TLSNeed
 	args                         pg.Args
 }
 
@@ -473,6 +474,7 @@ func (g *group) arguments(a *pg.Args) {
 	a.Add("client_hello", g.hello)
 	a.Add("listener", g.listener)
 	a.Add("tls", g.tls)
+	a.Add("tls_need", unless(g.needsTLS, g.tlsNeed))
 	a.Add("recipients", g.recipients)
 	a.Add("rule", g.rule)
 	a.Add("body_hash", unless(g.hashed, g.bodyHash))
@@ -511,7 +513,7 @@ func (g *group) reset() {
 		id: g.id[:0], user: g.user[:0], credential: g.credential[:0], size: g.size[:0],
 		local: g.local[:0], domain: g.domain[:0], bodyType: g.bodyType[:0], ret: g.ret[:0], utf8: g.utf8[:0], eightBit: g.eightBit[:0],
 		envid: g.envid[:0], headerID: g.headerID[:0], addr: g.addr[:0], hello: g.hello[:0],
-		listener: g.listener[:0], tls: g.tls[:0], acceptedAt: g.acceptedAt[:0], recipients: g.recipients[:0], rule: g.rule[:0], bodyHash: g.bodyHash[:0], charged: g.charged[:0], charges: g.charges, results: g.results[:0],
+		listener: g.listener[:0], tls: g.tls[:0], tlsNeed: g.tlsNeed[:0], acceptedAt: g.acceptedAt[:0], recipients: g.recipients[:0], rule: g.rule[:0], bodyHash: g.bodyHash[:0], charged: g.charged[:0], charges: g.charges, results: g.results[:0],
 		bodyID: g.bodyID[:0], bodyN: g.bodyN[:0], chunk: g.chunk[:0], buf: g.buf[:0],
 		dot: g.dot[:0], rMessage: g.rMessage[:0], rN: g.rN[:0], tell: g.tell[:0], notify: g.notify[:0],
 		key: g.key[:0], rLocal: g.rLocal[:0], rDomain: g.rDomain[:0], rType: g.rType[:0], orcpt: g.orcpt[:0], args: g.args,
@@ -535,6 +537,7 @@ func (g *group) add(j *submittal, strict bool) {
 	g.headerID, g.acceptedAt = append(g.headerID, pg.Storable(m.MessageID)), append(g.acceptedAt, m.AcceptedAt)
 	g.addr, g.hello = append(g.addr, addr), append(g.hello, pg.Storable(m.ClientHello))
 	g.listener, g.tls = append(g.listener, pg.Storable(m.Listener)), append(g.tls, pg.Storable(m.TLS))
+	g.tlsNeed, g.needsTLS = append(g.tlsNeed, string(m.TLSNeed)), g.needsTLS || m.TLSNeed != ""
 	g.recipients, g.rule = append(g.recipients, int32(len(j.rcpts))), append(g.rule, pg.Storable(m.Rule))
 	g.bodyHash, g.hashed = append(g.bodyHash, m.BodyHash), g.hashed || m.BodyHash != nil
 	g.charged = append(g.charged, quota.Charge{Limits: m.Charges, Recipients: len(j.rcpts), Size: m.Size})

@@ -45,6 +45,7 @@ type Message struct {
 	EightBit bool          // the text has octets beyond ASCII
 	BodyHash []byte        // for signatures, as relay/dkim makes it; nil: not taken, the message goes unsigned
 
+	TLSNeed     TLSNeed
 	Ret         smtp.Return
 	EnvID       string
 	MessageID   string // the Message-ID field, with angle brackets
@@ -57,6 +58,15 @@ type Message struct {
 	NewNetwork  bool          // it came from a network that is new for the user
 	Charges     []quota.Limit // limits that it counts against; none for notices
 }
+
+// TLSNeed is what a message wants of TLS on its way (RFC 8689); "" leaves it to the hosts.
+type TLSNeed string
+
+// The needs of TLS.
+const (
+	TLSRequired TLSNeed = "required" // REQUIRETLS: verified TLS at each hop, else no delivery
+	TLSOptional TLSNeed = "optional" // TLS-Required: No: delivery, whatever a domain demands
+)
 
 // Recipient is one recipient of a message that this node owns.
 type Recipient struct {

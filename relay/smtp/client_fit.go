@@ -24,7 +24,16 @@ func (s *sending) fit() {
 		mail.Auth = ""
 	}
 	s.fitUTF8()
+	s.fitTLS()
 	s.fitLimits()
+}
+
+// fitTLS keeps mail that needs TLS at each hop (RFC 8689 section 4.2.1) from a server that has not
+// proved who it is, or would hand it on without.
+func (s *sending) fitTLS() {
+	if s.tx.Mail.RequireTLS && !(s.tx.Proved && s.c.TLS() != nil && s.c.offers("REQUIRETLS")) {
+		s.answer(StageHello, Permanent(550, 7, 30, "Next server does not offer REQUIRETLS over verified TLS, which this message needs"))
+	}
 }
 
 // fitBody says BODY=8BITMIME of text that has octets beyond ASCII, and BODY of nothing

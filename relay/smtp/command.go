@@ -49,6 +49,8 @@ type MailCommand struct {
 	Ret   Return // "" where none was given
 	EnvID string // decoded from xtext, printable ASCII; "" where none was given
 	Auth  string // AUTH= decoded (RFC 4954 section 5); "" where none was given
+
+	RequireTLS bool // REQUIRETLS (RFC 8689)
 }
 
 // RcptCommand is what RCPT TO said.

@@ -87,6 +87,11 @@ func (m *MailCommand) set(p param) error {
 			return badParam("SMTPUTF8 takes no value")
 		}
 		m.UTF8 = true
+	case "REQUIRETLS":
+		if p.hasValue {
+			return badParam("REQUIRETLS takes no value")
+		}
+		m.RequireTLS = true
 	case "RET":
 		m.Ret = Return(strings.ToUpper(p.value))
 		if m.Ret != ReturnFull && m.Ret != ReturnHeaders {
@@ -206,6 +211,9 @@ func (m MailCommand) appendParams(dst []byte) []byte {
 	}
 	if m.UTF8 {
 		dst = append(dst, " SMTPUTF8"...)
+	}
+	if m.RequireTLS {
+		dst = append(dst, " REQUIRETLS"...)
 	}
 	if m.Ret != "" {
 		dst = append(dst, " RET="...)

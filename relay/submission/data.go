@@ -197,6 +197,12 @@ func (s *session) message(id queue.ID, now time.Time, b *body, facts *message.Fa
 		ClientAddr: s.peer.addr.Addr(), ClientHello: s.hello, Listener: s.listener.Name, TLS: s.secured,
 		Rule: s.tx.rule, NewNetwork: s.identity.NewNetwork, Charges: quota.Windows(s.identity.Limits),
 	}
+	switch {
+	case mail.RequireTLS: // which counts more than the field (RFC 8689 section 4.1)
+		m.TLSNeed = queue.TLSRequired
+	case facts.TLSOptional:
+		m.TLSNeed = queue.TLSOptional
+	}
 	if what := removed(facts); what != "" {
 		m.Rule += "; removed " + what // for the trace, as the log has it
 	}

@@ -43,7 +43,7 @@ func (s *session) capabilities() string {
 		lines = append(lines, "STARTTLS")
 	} else {
 		// Never in clear: clients would use it there.
-		lines = append(lines, "AUTH "+strings.Join(auth.Mechanisms(), " "))
+		lines = append(lines, "REQUIRETLS", "AUTH "+strings.Join(auth.Mechanisms(), " "))
 	}
 	return strings.Join(lines, "\n")
 }

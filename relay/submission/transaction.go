@@ -26,6 +26,9 @@ func (s *session) mailFrom(args string) smtp.Reply {
 	if err != nil {
 		return s.refuse(smtp.StageMail, smtp.Address{}, syntaxError(err), "", nil)
 	}
+	if mail.RequireTLS && s.secured == "" {
+		return smtp.Permanent(555, 5, 4, "REQUIRETLS needs TLS")
+	}
 	if !s.esmtp && hasParameters(mail) {
 		return smtp.Permanent(555, 5, 4, "Parameters need EHLO")
 	}

@@ -16,6 +16,7 @@ import (
 	"postern/relay/dkim"
 	"postern/relay/route"
 	"postern/relay/seal"
+	"postern/relay/transport"
 	"postern/relay/upstream"
 	"postern/relay/upstream/breaker"
 	"postern/relay/upstream/budget"
@@ -28,6 +29,7 @@ type back struct {
 	engine   *delivery.Engine
 	bouncer  *bounce.Bouncer
 	tokens   *oauth.Tokens
+	policies *transport.Finder
 	breakers *breaker.Breakers
 	budgets  *budget.Budgets
 	secrets  readings[upstream.Secret]
@@ -67,6 +69,8 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 		PerTransaction: d.RecipientsPerTransaction, MaxOpen: n.descriptors().Deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
 		RecordWays: n.Config.Queue.Gate == "strict", DKIM: dkim.Mode(d.DKIM), Keys: n.signing.ring,
 	}
+	policies := transport.New(transport.Config{DB: pool, DNS: n.dns, Fetch: cfg.Connect.Fetcher(), Node: n.name, Log: n.Log, Guard: n.guard})
+	cfg.Connect.Policies = policies
 	budgets := budget.New(budget.Config{DB: pool, Epoch: n.queue.Epoch, Log: n.Log})
 	cfg.Budgets = budgets
 	probing := cfg.Connect
@@ -74,7 +78,7 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 	breakers := n.breakers(pool, accounts, connect.NewProber(probing))
 	cfg.Breakers = breakers
 	return &back{
-		node: n, tokens: tokens, breakers: breakers, budgets: budgets,
+		node: n, tokens: tokens, policies: policies, breakers: breakers, budgets: budgets,
 		secrets: readings[upstream.Secret]{node: n, what: "secrets", every: time.Minute, read: (&secrets{node: n, store: accounts}).look},
 		used:    readings[budget.Usage]{node: n, what: "budgets", every: 10 * time.Second, read: accounts.Budgets},
 		engine:  delivery.New(cfg),
@@ -131,6 +135,7 @@ func (b *back) start() {
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "breakers", func() { b.breakers.Run(ctx, b.engine) }) })
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "proofs of DNSSEC", func() { b.node.dns.Watch(ctx) }) })
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "secrets of upstreams", func() { b.secrets.run(ctx) }) })
+	b.notices.Go(func() { b.node.guard.Keep(ctx, "transport policies", func() { b.policies.Run(ctx) }) })
 	if b.node.metrics != nil {
 		b.notices.Go(func() { b.node.guard.Keep(ctx, "use of budgets", func() { b.used.run(ctx) }) })
 	}
@@ -155,5 +160,5 @@ func (b *back) endNotices(ctx context.Context) error {
 func (b *back) endDelivery(ctx context.Context) error {
 	err := b.engine.Shutdown(ctx)
 	b.stopBudgets()
-	return errors.Join(err, b.tokens.Close(ctx), await.All(ctx, b.spending.Wait))
+	return errors.Join(err, b.tokens.Close(ctx), b.policies.Close(ctx), await.All(ctx, b.spending.Wait))
 }
