@@ -246,7 +246,7 @@ func (r *Resolver) ask(ctx context.Context, q question) (found, error) {
 			if err == nil || ctx.Err() != nil {
 				return answer, err
 			}
-			if !errors.Is(err, errRefused) {
+			if !errors.As(err, new(refusal)) {
 				silent = append(silent, server)
 			}
 			trouble = cmp.Or(trouble, err)
@@ -256,8 +256,10 @@ func (r *Resolver) ask(ctx context.Context, q question) (found, error) {
 	return found{}, trouble
 }
 
-// errRefused marks what a server said, so that it is not asked again.
-var errRefused = errors.New("the name server does not answer the question")
+// refusal is what a server said that answers neither way; it is not asked again.
+type refusal string
+
+func (r refusal) Error() string { return string(r) }
 
 // askOne puts a question to a server.
 func (r *Resolver) askOne(ctx context.Context, server string, q question) (found, error) {

@@ -141,7 +141,7 @@ func (r *Resolver) prove(ctx context.Context, server string) (Validation, error)
 func (r *Resolver) examine(ctx context.Context, server string) (fault, err error) {
 	root, err := r.askOne(ctx, server, question{".", dns.TypeNS})
 	switch {
-	case errors.Is(err, errRefused):
+	case errors.As(err, new(refusal)):
 		return err, nil
 	case err != nil:
 		return nil, err
