@@ -8,8 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"postern/internal/dnstest"
 	"postern/internal/rig"
-	"postern/internal/smtptest"
 )
 
 // TestEndToEnd accounts for a mixed load without faults: small and large messages
@@ -18,7 +18,7 @@ func TestEndToEnd(t *testing.T) {
 	t.Parallel()
 	r := rig.New(t, false)
 	sink := rig.NewSink(t, "", 0)
-	dns := &smtptest.Resolver{}
+	dns := &dnstest.Zones{}
 	const here, nobody = "127.0.0.1", "127.0.0.9"
 	dns.AddHost("mx.test", here)
 	dns.AddHost("down.test", nobody)
@@ -30,7 +30,7 @@ func TestEndToEnd(t *testing.T) {
 	dns.AddMX(rig.Domain, 10, "mx.test")
 	r.Postern("", "route", "add", "--via", "mx")
 	node := r.Node(rig.NodeConfig{Name: "solo", Extra: fmt.Sprintf(
-		"[delivery]\nmx_port = %d\nallow_private_mx = true\ndns_server = %q\n", sink.Port(), dns.ServeDNS(t))})
+		"[delivery]\nmx_port = %d\nallow_private_mx = true\n[dns]\nservers = [%q]\n", sink.Port(), dns.Serve(t))})
 
 	load := newLoad(t, r, node)
 	load.Each, load.Pace, load.Shape = 25, 0, mixedMail

@@ -16,9 +16,9 @@ import (
 	"testing"
 	"time"
 
+	"postern/internal/dnstest"
 	"postern/internal/longtest"
 	"postern/internal/rig"
-	"postern/internal/smtptest"
 )
 
 // mailHosts are mail hosts at loopback addresses of their own, at one port.
@@ -163,7 +163,7 @@ func TestH1WholeNode(t *testing.T) {
 
 // besideHosts is TestH1WholeNode with hosts of one kind.
 func besideHosts(t *testing.T, sink *rig.Sink, hosts *mailHosts) {
-	dns := &smtptest.Resolver{}
+	dns := &dnstest.Zones{}
 	dns.AddHost("works.test", "127.0.0.1")
 	messages := make([][]string, 2) // each to domains that the node has not met
 	for i, addr := range hosts.addrs {
@@ -178,7 +178,7 @@ func besideHosts(t *testing.T, sink *rig.Sink, hosts *mailHosts) {
 	r.AddUser(hostile[0])
 	r.AddUser(honest)
 	node := r.Node(rig.NodeConfig{Name: "solo", Extra: fmt.Sprintf(
-		"[delivery]\nmx_port = %d\nallow_private_mx = true\ndns_server = %q\n", sink.Port(), dns.ServeDNS(t))})
+		"[delivery]\nmx_port = %d\nallow_private_mx = true\n[dns]\nservers = [%q]\n", sink.Port(), dns.Serve(t))})
 	fair := &fair{r: r, node: node, to: "bob@works.test", size: 2000, from: func(int) string { return "127.0.0.1" }}
 	judge(t, "at peace", fair.turns(3))
 

@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"log"
 	"net"
 	"os"
 	"path/filepath"
@@ -15,10 +13,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/foxcpp/go-mockdns"
-
 	"postern/admin/health"
 	"postern/cmd/postern/check"
+	"postern/internal/dnstest"
 	"postern/internal/pgtest"
 	"postern/internal/smtptest"
 	"postern/relay/seal"
@@ -96,7 +93,7 @@ spool = "64MiB"
 // The commands of the page run as they stand there; some find things, none is wrong use.
 func TestCheckPageCommandsRun(t *testing.T) {
 	t.Parallel()
-	file := checkedFile(t, fmt.Sprintf("[delivery]\ndns_server = %q\n", dnsServer(t)))
+	file := checkedFile(t, fmt.Sprintf("[dns]\nservers = [%q]\n", dnsServer(t)))
 	db := pgtest.New(t)
 	ran := 0
 	for _, block := range codeBlocks(t, "../../docs/check.md", "sh") {
@@ -123,16 +120,10 @@ func TestCheckPageCommandsRun(t *testing.T) {
 // dnsServer answers on a port of 127.0.0.1.
 func dnsServer(t *testing.T) (address string) {
 	t.Helper()
-	zones := map[string]mockdns.Zone{
-		"relay.test.":                {A: []string{"198.51.100.7"}},
-		"7.100.51.198.in-addr.arpa.": {PTR: []string{"relay.test."}},
-	}
-	server, err := mockdns.NewServerWithLogger(zones, log.New(io.Discard, "", 0), false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = server.Close() })
-	return server.LocalAddr().String()
+	var z dnstest.Zones
+	z.Set("relay.test.", "A 198.51.100.7")
+	z.Set("7.100.51.198.in-addr.arpa.", "PTR relay.test.")
+	return z.Serve(t)
 }
 
 func TestCheckOutput(t *testing.T) {

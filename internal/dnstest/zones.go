@@ -11,6 +11,8 @@ import (
 	"sync"
 
 	"github.com/miekg/dns"
+
+	"postern/relay/resolver"
 )
 
 // Zones answers as a recursive name server does. The zero value knows no name. It is safe for
@@ -55,6 +57,14 @@ func (z *Zones) add(record dns.RR) {
 	z.records[name] = append(z.records[name], record)
 }
 
+// Set has name know these records and no others, each in the form "MX 10 mx.one.test.".
+func (z *Zones) Set(name string, records ...string) {
+	z.Forget(name)
+	for _, record := range records {
+		z.Add(dns.Fqdn(name) + " 0 IN " + record)
+	}
+}
+
 func head(name string, kind uint16) dns.RR_Header {
 	return dns.RR_Header{Name: dns.Fqdn(name), Rrtype: kind, Class: dns.ClassINET}
 }
@@ -85,12 +95,13 @@ func (z *Zones) AddTXT(name string, pieces ...string) {
 	z.add(&dns.TXT{Hdr: head(name, dns.TypeTXT), Txt: pieces})
 }
 
-// Sign has the answers about names in these zones come with the AD bit, as from a server that
-// validates: it also has the proof of that which resolvers ask for.
+// Sign has the answers about names in these zones, and no others, come with the AD bit, as from a
+// server that validates: it also has the proof of that which resolvers ask for. Without zones it
+// does not validate.
 func (z *Zones) Sign(zones ...string) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
-	z.signed = append(z.signed, zones...)
+	z.signed = zones
 }
 
 // Blind lets it set the AD bit without proof: a bogus name has an answer.
@@ -287,4 +298,9 @@ func (z *Zones) fillNone(reply *dns.Msg, name string, kind uint16) {
 // isSigned reports a name in one of the zones of Sign. mu is held.
 func (z *Zones) isSigned(name string) bool {
 	return slices.ContainsFunc(z.signed, func(zone string) bool { return dns.IsSubDomain(dns.Fqdn(zone), name) })
+}
+
+// Resolver asks z in memory, as a name server on this machine that nobody else can answer for.
+func (z *Zones) Resolver() *resolver.Resolver {
+	return resolver.New(resolver.Config{Servers: []string{"127.0.0.1:53"}, Exchange: z.Exchange})
 }

@@ -2,18 +2,18 @@ package connect
 
 import (
 	"cmp"
-	"net"
 	"net/netip"
 	"time"
 
+	"postern/relay/resolver"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
 )
 
 // Config configures a Dialer. Zero values take the defaults named.
 type Config struct {
-	Tokens Tokens   // nil: upstreams that need one have none
-	DNS    Resolver // net.Resolver, without the C library
+	Tokens Tokens             // nil: upstreams that need one have none
+	DNS    *resolver.Resolver // that asks the machine's name servers
 
 	Hello string // this node's host name: EHLO, and to find loops
 	// Origin is our end of connections to MX, and to upstreams that leave it open.
@@ -39,7 +39,7 @@ func Defaults() Config { return Config{}.withDefaults() }
 
 func (c Config) withDefaults() Config {
 	if c.DNS == nil {
-		c.DNS = &net.Resolver{PreferGo: true}
+		c.DNS = resolver.New(resolver.Config{})
 	}
 	c.ConnectTime = cmp.Or(max(c.ConnectTime, 0), 30*time.Second)
 	c.LookupTime = cmp.Or(max(c.LookupTime, 0), 20*time.Second)

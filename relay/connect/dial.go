@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -284,10 +283,10 @@ func connectTrouble(to Target, err error) *Trouble {
 }
 
 // isOurs reports that the machine had no descriptor or memory for a connection or a
-// question. net.DNSError keeps only the text of that.
+// question.
 func isOurs(err error) bool {
 	for _, want := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM} {
-		if dns := (*net.DNSError)(nil); errors.Is(err, want) || errors.As(err, &dns) && strings.HasSuffix(dns.Err, want.Error()) {
+		if errors.Is(err, want) {
 			return true
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"postern/internal/dnstest"
 	"postern/internal/smtptest"
 	"postern/relay/smtp"
 )
@@ -53,7 +54,7 @@ func TestA20SpecialAddresses(t *testing.T) {
 func TestA20Dial(t *testing.T) {
 	t.Parallel()
 	server := smtptest.Start(t, smtptest.Config{})
-	dns := &smtptest.Resolver{}
+	dns := &dnstest.Zones{}
 	dns.AddMX("mx.test", 10, "inside.test.")
 	dns.AddHost("inside.test", "127.0.0.1")
 	dns.AddMX("mapped.test", 10, "mapped-host.test.")
@@ -62,7 +63,7 @@ func TestA20Dial(t *testing.T) {
 	dns.AddMX("local.test", 10, "localhost.")
 	dns.AddHost("localhost", "127.0.0.1", "::1")
 	for _, domain := range []string{"mx.test", "mapped.test", "direct.test", "local.test", "[127.0.0.1]", "[IPv6:::1]"} {
-		cfg := Config{DNS: dns, Hello: "relay.test", MXPort: server.Port(), AllowLiterals: true}
+		cfg := Config{DNS: dns.Resolver(), Hello: "relay.test", MXPort: server.Port(), AllowLiterals: true}
 		c, trouble := New(cfg).Open(context.Background(), domain, nil, Spent{}, watch())
 		if trouble == nil {
 			c.Client.Close()

@@ -1,7 +1,7 @@
 package connect
 
 import (
-	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -13,75 +13,26 @@ import (
 	"testing/synctest"
 	"time"
 
-	"postern/internal/smtptest"
+	"postern/internal/dnstest"
+	"postern/relay/resolver"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
 )
-
-// TestP04FamiliesAreJudgedOneByOne asks the tables and, where that takes no time, the
-// real resolver.
-func TestP04FamiliesAreJudgedOneByOne(t *testing.T) {
-	t.Parallel()
-	for _, test := range smtptest.LookupCases {
-		t.Run(test.Name, func(t *testing.T) {
-			t.Parallel()
-			var dns smtptest.Resolver
-			dns.Plant("host.test", test.A, test.AAAA)
-			resolvers := map[string]Resolver{"tables": &dns}
-			if !strings.Contains(test.Name, "timeout") {
-				resolvers["net.Resolver"] = smtptest.NetResolver(dns.ServeDNS(t))
-			}
-			for by, resolver := range resolvers {
-				list, err := Addresses(t.Context(), resolver, "host.test.")
-				got := "unknown"
-				switch {
-				case len(list) > 0:
-					got = "used"
-				case IsNotFound(err):
-					got = "none"
-				}
-				if got != test.Want || (err == nil) != (got == "used") {
-					t.Errorf("%s: %s (%v, %v), want %s", by, got, list, err, test.Want)
-				}
-			}
-		})
-	}
-}
-
-// hosts answers as net.Resolver does from /etc/hosts.
-type hosts struct{ *smtptest.Resolver }
-
-func (h hosts) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
-	list, err := h.Resolver.LookupNetIP(ctx, network, host)
-	for i, addr := range list {
-		list[i] = netip.AddrFrom16(addr.As16())
-	}
-	return list, err
-}
-
-func TestAddressesOfHosts(t *testing.T) {
-	t.Parallel()
-	var dns smtptest.Resolver
-	dns.AddHost("host.test", "192.0.2.1")
-	if list, err := Addresses(t.Context(), hosts{&dns}, "host.test."); fmt.Sprint(list) != "[192.0.2.1]" {
-		t.Errorf("%v, %v", list, err)
-	}
-}
 
 // A question that is never answered costs its own time and not the other's answer.
 func TestP04NoAnswerAtAll(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		for silent, want := range map[string]string{"A": "[2001:db8::1]", "AAAA": "[192.0.2.1]"} {
-			var dns smtptest.Resolver
+			var dns dnstest.Zones
 			dns.AddHost("host.test", "192.0.2.1", "2001:db8::1")
 			dns.Stall("host.test", silent)
-			d := New(Config{DNS: &dns, LookupTime: 20 * time.Second})
+			d := New(Config{DNS: dns.Resolver(), LookupTime: 20 * time.Second})
 			if list, err := d.addresses(t.Context(), exchanger{host: "host.test"}, upstream.Origin{}); err != nil || fmt.Sprint(list) != want {
 				t.Errorf("without %s: %v, %v; want %s", silent, list, err, want)
 			}
 			dns.Forget("host.test")
-			if list, err := d.addresses(t.Context(), exchanger{host: "host.test"}, upstream.Origin{}); err == nil || IsNotFound(err) {
+			if list, err := d.addresses(t.Context(), exchanger{host: "host.test"}, upstream.Origin{}); err == nil || errors.Is(err, resolver.ErrNone) {
 				t.Errorf("without %s, and nothing else: %v, %v", silent, list, err)
 			}
 		}
@@ -140,43 +91,6 @@ func useUpDescriptors(t *testing.T) {
 	}
 }
 
-// A machine's own finding, without a name server, says nothing about a name.
-func TestP04IsNotFound(t *testing.T) {
-	t.Parallel()
-	for name, test := range map[string]struct {
-		err  error
-		want bool
-	}{
-		"a server says so":          {&net.DNSError{IsNotFound: true, Server: "192.0.2.53:53"}, true},
-		"DNS was not asked":         {&net.DNSError{IsNotFound: true}, false},
-		"and a timeout":             {&net.DNSError{IsNotFound: true, Server: "192.0.2.53:53", IsTimeout: true}, false},
-		"and temporary":             {&net.DNSError{IsNotFound: true, Server: "192.0.2.53:53", IsTemporary: true}, false},
-		"cancelled":                 {context.Canceled, false},
-		"none":                      {nil, false},
-		"wrapped, as a server says": {fmt.Errorf("x: %w", &net.DNSError{IsNotFound: true, Server: "192.0.2.53:53"}), true},
-	} {
-		if got := IsNotFound(test.err); got != test.want {
-			t.Errorf("%s: %v", name, got)
-		}
-	}
-}
-
-// IPv6 is first where there is a way to it.
-func TestAddressesInOrder(t *testing.T) {
-	t.Parallel()
-	for _, six := range []string{"::1", "2001:db8::1", "fe80::1"} {
-		var dns smtptest.Resolver
-		dns.AddHost("host.test", "127.0.0.1", six)
-		want := "[127.0.0.1 " + six + "]"
-		if hasWay(netip.MustParseAddr(six)) {
-			want = "[" + six + " 127.0.0.1]"
-		}
-		if list, err := Addresses(t.Context(), &dns, "host.test."); err != nil || fmt.Sprint(list) != want {
-			t.Errorf("%v, %v; want %s", list, err, want)
-		}
-	}
-}
-
 func TestIsHost(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("a", 63)
@@ -196,7 +110,7 @@ func TestIsHost(t *testing.T) {
 // A domain whose name can be none fails without a question.
 func TestImpossibleDomain(t *testing.T) {
 	t.Parallel()
-	d := New(Config{DNS: &smtptest.Resolver{}, LookupTime: time.Minute})
+	d := New(Config{DNS: new(dnstest.Zones).Resolver(), LookupTime: time.Minute})
 	for _, domain := range []string{"192.0.2.1", "a..b", strings.Repeat("a", 64) + ".test"} {
 		if _, trouble := d.exchangers(t.Context(), domain); trouble == nil || !trouble.Permanent || trouble.Reply.Enhanced != (smtp.EnhancedCode{Class: 5, Subject: 1, Detail: 2}) {
 			t.Errorf("%s: %+v", domain, trouble)

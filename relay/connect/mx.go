@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
 
+	"github.com/miekg/dns"
+
+	"postern/relay/resolver"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
 )
@@ -25,15 +27,7 @@ type exchanger struct {
 	host       string // without its final dot
 	preference uint16
 	literal    netip.Addr // set instead for an address literal
-	local      bool       // a word that this machine knows: its hosts file, its search list
-}
-
-// query is the name to look up. All of DNS is meant, and not what a search list makes of it.
-func (x exchanger) query() string {
-	if x.local {
-		return x.host
-	}
-	return x.host + "."
+	local      string     // how an administrator has named it: this machine's hosts file and search list count
 }
 
 // exchangers lists the mail hosts of a domain in the order in which they are to be
@@ -51,14 +45,10 @@ func (d *Dialer) exchangers(ctx context.Context, domain string) ([]exchanger, *T
 	}
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.LookupTime)
 	defer cancel()
-	records, err := d.cfg.DNS.LookupMX(ctx, domain+".")
-	switch {
-	case len(records) > 0: // with an error, those that net.Resolver takes for names
-	case IsNotFound(err):
+	records, _, err := d.cfg.DNS.MX(ctx, domain)
+	if errors.Is(err, resolver.ErrNone) {
 		return []exchanger{{host: domain}}, nil
-	case isUnnamed(err):
-		return nil, hostless(domain, nil)
-	default:
+	} else if err != nil {
 		return nil, lookupTrouble(domain, err)
 	}
 	if IsNullMX(records) {
@@ -66,8 +56,8 @@ func (d *Dialer) exchangers(ctx context.Context, domain string) ([]exchanger, *T
 	}
 	list := make([]exchanger, 0, len(records))
 	for _, mx := range records {
-		if host := strings.TrimSuffix(mx.Host, "."); isHost(host) && !isOutsideDNS(host) {
-			list = append(list, exchanger{host: host, preference: mx.Pref})
+		if host := strings.TrimSuffix(mx.Mx, "."); isHost(host) && !isOutsideDNS(host) {
+			list = append(list, exchanger{host: host, preference: mx.Preference})
 		}
 	}
 	if len(list) == 0 {
@@ -79,26 +69,15 @@ func (d *Dialer) exchangers(ctx context.Context, domain string) ([]exchanger, *T
 
 // IsNullMX reports the MX records of a domain that takes no mail (RFC 7505 section 3):
 // only ".", be it twice. Beside a real host it says nothing.
-func IsNullMX(records []*net.MX) bool {
-	return len(records) > 0 && !slices.ContainsFunc(records, func(mx *net.MX) bool { return strings.Trim(mx.Host, ".") != "" })
-}
-
-// isUnnamed reports the error beside MX records, of which net.Resolver returns only
-// those whose hosts have names that can be; it has no type and no mark.
-func isUnnamed(err error) bool {
-	var dns *net.DNSError
-	return errors.As(err, &dns) && dns.Err == "DNS response contained records which contain invalid names"
+func IsNullMX(records []*dns.MX) bool {
+	return len(records) > 0 && !slices.ContainsFunc(records, func(mx *dns.MX) bool { return mx.Mx != "." })
 }
 
 // hostless is the failure of a domain whose MX records name no host, but addresses
 // (RFC 5321 section 5.1 wants a domain name there) or impossible names. Nobody can send
 // it mail until they are corrected, so the sender is told now.
-func hostless(domain string, records []*net.MX) *Trouble {
-	text := "no MX record of " + domain + " names a host"
-	if len(records) > 0 {
-		text += ": " + smtp.Excerpt(records[0].Host)
-	}
-	return failure(smtp.Permanent(550, 4, 4, text), nil)
+func hostless(domain string, records []*dns.MX) *Trouble {
+	return failure(smtp.Permanent(550, 4, 4, "no MX record of "+domain+" names a host: "+smtp.Excerpt(records[0].Mx)), nil)
 }
 
 // order sorts by preference and shuffles equals, to spread the load.
@@ -146,9 +125,13 @@ func (d *Dialer) addresses(ctx context.Context, x exchanger, origin upstream.Ori
 	}
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.LookupTime)
 	defer cancel()
-	list, err := Addresses(ctx, d.cfg.DNS, x.query())
-	usable := slices.DeleteFunc(slices.Clone(list), func(a netip.Addr) bool { return !origin.Allows(a) })
-	if len(list) > 0 && len(usable) == 0 {
+	look, name := d.cfg.DNS.Addresses, x.host
+	if x.local != "" {
+		look, name = d.cfg.DNS.Local, x.local
+	}
+	all, err := look(ctx, name)
+	usable := slices.DeleteFunc(all.List, func(a netip.Addr) bool { return !origin.Allows(a) })
+	if err == nil && len(usable) == 0 {
 		err = errVersion
 	}
 	return interleave(usable, maxAddresses), err

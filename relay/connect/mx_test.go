@@ -4,13 +4,14 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
-	"postern/internal/smtptest"
+	"postern/internal/dnstest"
 	"postern/relay/upstream"
 )
 
@@ -43,7 +44,7 @@ func TestExchangers(t *testing.T) {
 		{domain: "[192.0.2.1]", code: 550, enhanced: "5.1.2", permanent: true},
 		{domain: "[IPv6:2001:db8::1]", code: 550, enhanced: "5.1.2", permanent: true},
 	}
-	cfg := Config{DNS: smtptest.Zone(), Hello: "relay.test"}
+	cfg := Config{DNS: dnstest.MailHosts().Resolver(), Hello: "relay.test"}
 	d := New(cfg)
 	for _, test := range tests {
 		t.Run(test.domain, func(t *testing.T) {
@@ -100,38 +101,21 @@ func TestInterleave(t *testing.T) {
 	}
 }
 
-// An upstream of one label is looked up as the machine knows it, in its hosts file and by
-// its search list; a longer name, and one with a final dot, is a name of DNS.
+// An upstream of one label is looked up as the machine knows it, in its hosts file and by its
+// search list; a longer name, and one with a final dot, is a name of DNS.
 func TestUpstreamQuery(t *testing.T) {
 	t.Parallel()
-	for host, want := range map[string]string{"mailpit": "mailpit", "mailpit.": "mailpit.", "smtp.example.net": "smtp.example.net."} {
-		dns := &askedDNS{asked: make(chan string, 2)}
-		d := New(Config{DNS: dns, LookupTime: time.Minute})
-		if _, trouble := d.Open(t.Context(), "", &upstream.Account{Name: "out", Host: host, Port: 25, TLS: upstream.TLSNone}, Spent{}, watch()); trouble == nil {
-			t.Errorf("%s: no trouble", host)
-		}
-		for range 2 {
-			if got := <-dns.asked; got != want {
-				t.Errorf("%s is looked up as %q, want %q", host, got, want)
-			}
+	for host, want := range map[string]string{"mailpit": "mailpit", "mailpit.": "mailpit.", "smtp.example.net": "smtp.example.net"} {
+		if x := hostOf(&upstream.Account{Host: host}); x.local != want || x.host != strings.TrimSuffix(want, ".") {
+			t.Errorf("%s is looked up as %q for %q, want %q", host, x.local, x.host, want)
 		}
 	}
-}
-
-type askedDNS struct {
-	smtptest.Resolver
-	asked chan string
-}
-
-func (a *askedDNS) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
-	a.asked <- host
-	return a.Resolver.LookupNetIP(ctx, network, host)
 }
 
 // A walk whose time ended before anything was dialled has trouble to tell.
 func TestP05NoTimeLeft(t *testing.T) {
 	t.Parallel()
-	w := Walk{d: New(Config{DNS: &smtptest.Resolver{}}), addrs: make([]netip.Addr, 1), Spent: Spent{Begun: time.Now().Add(-attemptTime)}}
+	w := Walk{d: New(Config{DNS: new(dnstest.Zones).Resolver()}), addrs: make([]netip.Addr, 1), Spent: Spent{Begun: time.Now().Add(-attemptTime)}}
 	if c, trouble := w.Next(t.Context()); c != nil || trouble == nil || !trouble.Reply.IsTemporary() {
 		t.Errorf("%+v, %+v", c, trouble)
 	}

@@ -6,14 +6,15 @@ import (
 	"testing"
 	"time"
 
+	"postern/internal/dnstest"
 	"postern/internal/smtptest"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
 )
 
 // proberFor has little patience and a table for DNS.
-func proberFor(dns *smtptest.Resolver, change func(*Config)) *Prober {
-	cfg := Config{DNS: dns, Hello: "relay.test", AllowPrivateMX: true}
+func proberFor(dns *dnstest.Zones, change func(*Config)) *Prober {
+	cfg := Config{DNS: dns.Resolver(), Hello: "relay.test", AllowPrivateMX: true}
 	if change != nil {
 		change(&cfg)
 	}
@@ -61,7 +62,7 @@ func TestProbeOfAnUpstream(t *testing.T) {
 			if up.Port == 2587 && dialling.Self == nil {
 				up.Port = server.Port()
 			}
-			p := proberFor(&smtptest.Resolver{}, func(c *Config) { c.Self = dialling.Self }).Upstream(t.Context(), up, Trial{})
+			p := proberFor(&dnstest.Zones{}, func(c *Config) { c.Self = dialling.Self }).Upstream(t.Context(), up, Trial{})
 			if p.Stage != test.stage || p.Reply.Code != test.code || (p.Err == nil) != (test.stage == "") {
 				t.Errorf("%+v, want stage %q and code %d", p, test.stage, test.code)
 			}
@@ -81,7 +82,7 @@ func TestProbeTellsItsSteps(t *testing.T) {
 	t.Parallel()
 	ca := smtptest.NewCA(t)
 	server := smtptest.Start(t, smtptest.Config{TLS: ca.ServerConfig(t, "out.test"), AuthOnly: true, Users: map[string]string{"relay": "right"}})
-	dns := &smtptest.Resolver{}
+	dns := &dnstest.Zones{}
 	dns.AddHost("out.test", "127.0.0.1", "127.0.0.9")
 	up := &upstream.Account{Name: "out", Host: "out.test", Port: server.Port(), TLS: upstream.TLSRequire, CA: string(ca.PEM()), Username: "relay", Password: "right"}
 	var steps []string
@@ -105,7 +106,7 @@ func TestProbeTellsItsSteps(t *testing.T) {
 func TestProbeOfMailHosts(t *testing.T) {
 	t.Parallel()
 	server := smtptest.Start(t, smtptest.Config{})
-	dns := &smtptest.Resolver{}
+	dns := &dnstest.Zones{}
 	dns.AddMX("there.test", 30, "gone.there.test")
 	dns.AddMX("there.test", 10, "mx.there.test")
 	dns.AddMX("there.test", 20, "closed.there.test")

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 
+	"postern/internal/dnstest"
 	"postern/internal/smtptest"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
@@ -56,7 +57,7 @@ func TestProbeOfTokens(t *testing.T) {
 		{&fakeTokens{err: &oauth.Fault{Code: "AADSTS7000222", Text: "expired", Do: "make a new one"}}, StageToken, "AADSTS7000222: expired; make a new one"},
 		{&fakeTokens{}, smtp.StageAuth, `the server took no token: status "401", schemes "bearer", scope "https://mail.example/"`},
 	} {
-		p := proberFor(&smtptest.Resolver{}, func(c *Config) { c.Tokens = test.tokens }).Upstream(t.Context(), up, Trial{})
+		p := proberFor(&dnstest.Zones{}, func(c *Config) { c.Tokens = test.tokens }).Upstream(t.Context(), up, Trial{})
 		if p.Stage != test.stage || p.Err == nil || !strings.Contains(p.Err.Error(), test.says) {
 			t.Errorf("stage %s, %v, want %s and %q", p.Stage, p.Err, test.stage, test.says)
 		}
@@ -78,7 +79,7 @@ func TestTokenIsNotRepeated(t *testing.T) {
 	up := &upstream.Account{Name: "m365", Host: "127.0.0.1", Port: server.Port(), TLS: upstream.TLSRequire, CA: string(ca.PEM()),
 		Username: "relay@example.com", Grant: oauth.Grant{Kind: oauth.ClientCredentials}}
 	var told []string
-	p := proberFor(&smtptest.Resolver{}, func(c *Config) { c.Tokens = &fakeTokens{last: 1, most: 1} }).Upstream(t.Context(), up,
+	p := proberFor(&dnstest.Zones{}, func(c *Config) { c.Tokens = &fakeTokens{last: 1, most: 1} }).Upstream(t.Context(), up,
 		Trial{Tell: func(s Step) { told = append(told, fmt.Sprint(s.Reply, s.Err)) }})
 	said := fmt.Sprint(told, p.Err)
 	if p.Stage != smtp.StageAuth || !strings.Contains(said, "the server took no token") || !strings.Contains(said, "relay@example.com") {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"postern/relay/resolver"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
 	"postern/relay/upstream/breaker"
@@ -87,7 +88,7 @@ func (t *Trouble) OfMachine() bool {
 // Stage says where the trouble was.
 func (t *Trouble) Stage() smtp.Stage {
 	var stage *smtp.StageError
-	var dns *net.DNSError
+	var lookup *resolver.Error
 	switch {
 	case t.Wait != nil:
 		return StageBudget
@@ -99,7 +100,7 @@ func (t *Trouble) Stage() smtp.Stage {
 		return StageToken
 	case errors.Is(t.Err, errNoMechanism):
 		return smtp.StageAuth
-	case errors.As(t.Err, &dns):
+	case errors.As(t.Err, &lookup):
 		return StageLookup
 	}
 	switch e := t.Reply.Enhanced; [2]int{e.Subject, e.Detail} {

@@ -2,6 +2,7 @@ package connect
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"postern/relay/resolver"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
 	"postern/relay/upstream/oauth"
@@ -82,8 +84,7 @@ func (w *Walk) site() string {
 
 // hostOf is the one host of an upstream.
 func hostOf(up *upstream.Account) exchanger {
-	// One label is the name of a container or of a machine near by: no public name is so short.
-	x := exchanger{host: strings.TrimSuffix(up.Host, "."), local: !strings.Contains(up.Host, ".")}
+	x := exchanger{host: strings.TrimSuffix(up.Host, "."), local: up.Host}
 	if addr, err := netip.ParseAddr(up.Host); err == nil {
 		x.literal = addr.Unmap()
 	}
@@ -214,7 +215,7 @@ func (w *Walk) nowhere(addrs []netip.Addr, err error) *Trouble {
 	switch {
 	case len(addrs) > 0:
 		return nil
-	case w.Upstream != nil, err != nil && !IsNotFound(err):
+	case w.Upstream != nil, err != nil && !errors.Is(err, resolver.ErrNone):
 		return lookupTrouble(w.host.host, err) // an upstream's NXDOMAIN too: an administrator mends it
 	case w.host.host == w.domain:
 		return failure(smtp.Permanent(550, 1, 2, "domain "+w.domain+" does not exist or has no mail host"), err)

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"postern/internal/dnstest"
 	"postern/internal/smtptest"
 	"postern/relay/connect"
 	"postern/relay/queue"
@@ -148,10 +149,10 @@ func newMatrix(t *testing.T, cfg smtptest.Config, toMX bool) *matrix {
 	m.ways = several{wayTo("first", m.first), wayTo("second", m.second)}
 	if toMX {
 		m.ways[1] = route.Way{Name: route.MX}
-		dns := &smtptest.Resolver{}
+		dns := &dnstest.Zones{}
 		dns.AddMX("one.test", 10, "mx.one.test.")
 		dns.AddHost("mx.one.test", "127.0.0.1")
-		m.cfg = Config{Connect: connect.Config{DNS: dns, MXPort: m.second.Port(), AllowPrivateMX: true}}
+		m.cfg = Config{Connect: connect.Config{DNS: dns.Resolver(), MXPort: m.second.Port(), AllowPrivateMX: true}}
 	}
 	m.cfg.Routes = m.ways
 	return m

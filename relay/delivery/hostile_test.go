@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"postern/internal/dnstest"
 	"postern/internal/share"
 	"postern/internal/smtptest"
 	"postern/relay/connect"
@@ -44,7 +45,7 @@ type fray struct {
 	random  *rand.Rand
 	servers []*smtptest.Server
 	at      map[string]*smtptest.Server // by address
-	dns     *smtptest.Resolver
+	dns     *dnstest.Zones
 	ups     [2]*upstream.Account
 	q       *fakeQueue
 	sent    []*queue.Delivery
@@ -54,7 +55,7 @@ type fray struct {
 }
 
 func newFray(seed uint64) *fray {
-	f := &fray{random: rand.New(rand.NewPCG(seed, 1)), at: map[string]*smtptest.Server{}, dns: &smtptest.Resolver{}, q: newFakeQueue()}
+	f := &fray{random: rand.New(rand.NewPCG(seed, 1)), at: map[string]*smtptest.Server{}, dns: &dnstest.Zones{}, q: newFakeQueue()}
 	f.chance = []int{2, 4, 12, 40}[seed%4]
 	for domain := range 3 {
 		for host := range 1 + f.random.IntN(5) {
@@ -195,7 +196,7 @@ func (f *fray) connect(_ context.Context, to connect.Target) (net.Conn, error) {
 }
 
 func (f *fray) play(t *testing.T) {
-	e := newEngine(f.q, Config{Connect: connect.Config{DNS: f.dns}, Routes: f, Messages: 60, PerTransaction: 4, PerConnection: 5, MaxOpen: 3 + f.draw(12), IdleTime: 3 * time.Second})
+	e := newEngine(f.q, Config{Connect: connect.Config{DNS: f.dns.Resolver()}, Routes: f, Messages: 60, PerTransaction: 4, PerConnection: 5, MaxOpen: 3 + f.draw(12), IdleTime: 3 * time.Second})
 	e.dialer.Dial = f.connect
 	e.Start()
 	for range 10 + f.draw(30) {

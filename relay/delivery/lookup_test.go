@@ -4,9 +4,11 @@ import (
 	"strings"
 	"testing"
 
+	"postern/internal/dnstest"
 	"postern/internal/smtptest"
 	"postern/relay/connect"
 	"postern/relay/queue"
+	"postern/relay/resolver"
 )
 
 // TestP04Deliveries takes the same cases to the end, for an MX host, a domain without
@@ -14,18 +16,18 @@ import (
 func TestP04Deliveries(t *testing.T) {
 	t.Parallel()
 	server := smtptest.Start(t, smtptest.Config{Addr: "127.0.0.2:0"})
-	for _, test := range smtptest.LookupCases {
+	for _, test := range dnstest.LookupCases {
 		if strings.Contains(test.AAAA, ":") && test.A != "127.0.0.2" {
 			continue // IPv6 may not be had here
 		}
 		t.Run(test.Name, func(t *testing.T) {
 			t.Parallel()
-			var dns smtptest.Resolver
+			var dns dnstest.Zones
 			dns.AddMX("one.test", 10, "host.test.")
 			dns.Plant("host.test", test.A, test.AAAA)
 			want := map[string]queue.Result{"used": queue.Delivered, "none": queue.Failed, "unknown": queue.Deferred}[test.Want]
 			for domain, status := range map[string]string{"one.test": "5.4.4", "host.test": "5.1.2"} {
-				o := deliver(t, Config{Connect: connect.Config{DNS: &dns, MXPort: server.Port()}}, "user@"+domain)
+				o := deliver(t, Config{Connect: connect.Config{DNS: dns.Resolver(), MXPort: server.Port()}}, "user@"+domain)
 				if o.Result != want || want == queue.Failed && o.Reply.Enhanced.String() != status || want == queue.Deferred && o.Reply.Enhanced.String() != "4.4.3" {
 					t.Errorf("%s: %s %v, want %s", domain, o.Result, o.Reply, want)
 				}
@@ -35,7 +37,7 @@ func TestP04Deliveries(t *testing.T) {
 			if want == queue.Failed {
 				want = queue.Deferred
 			}
-			if o := sendVia(t, up, Config{Connect: connect.Config{DNS: &dns}}); o.Result != want {
+			if o := sendVia(t, up, Config{Connect: connect.Config{DNS: dns.Resolver()}}); o.Result != want {
 				t.Errorf("upstream: %s %v, want %s", o.Result, o.Reply, want)
 			}
 		})
@@ -45,17 +47,17 @@ func TestP04Deliveries(t *testing.T) {
 // TestP04MX has nothing read as "no MX" but that.
 func TestP04MX(t *testing.T) {
 	t.Parallel()
-	for fault, plant := range map[string]func(*smtptest.Resolver, string, ...string){
-		"servfail": (*smtptest.Resolver).ServFail,
-		"refused":  (*smtptest.Resolver).Refuse,
-		"timeout":  (*smtptest.Resolver).TimeOut,
+	for fault, plant := range map[string]func(*dnstest.Zones, string, ...string){
+		"servfail": (*dnstest.Zones).ServFail,
+		"refused":  (*dnstest.Zones).Refuse,
+		"timeout":  (*dnstest.Zones).TimeOut,
 	} {
 		t.Run(fault, func(t *testing.T) {
 			t.Parallel()
-			var dns smtptest.Resolver
+			var dns dnstest.Zones
 			dns.AddHost("one.test", "127.0.0.2")
 			plant(&dns, "one.test", "MX")
-			o := deliver(t, Config{Connect: connect.Config{DNS: &dns}}, "user@one.test")
+			o := deliver(t, Config{Connect: connect.Config{DNS: dns.Resolver()}}, "user@one.test")
 			if o.Result != queue.Deferred || o.Reply.Enhanced.String() != "4.4.3" {
 				t.Errorf("%s %v", o.Result, o.Reply)
 			}
@@ -70,16 +72,16 @@ func TestP04MX(t *testing.T) {
 // alias of nothing is.
 func TestL2AliasesInACircle(t *testing.T) {
 	t.Parallel()
-	var dns smtptest.Resolver
+	var dns dnstest.Zones
 	dns.AddCNAME("circle.test", "b.circle.test")
 	dns.AddCNAME("b.circle.test", "circle.test")
 	dns.AddMX("mx.test", 10, "circle.test.")
 	dns.AddCNAME("dangling.test", "none.test")
-	for by, resolver := range map[string]connect.Resolver{"tables": &dns, "net.Resolver": smtptest.NetResolver(dns.ServeDNS(t))} {
+	for by, asked := range map[string]*resolver.Resolver{"memory": dns.Resolver(), "server": resolver.New(resolver.Config{Servers: []string{dns.Serve(t)}})} {
 		for domain, want := range map[string]queue.Result{
 			"circle.test": queue.Deferred, "mx.test": queue.Deferred, "dangling.test": queue.Failed,
 		} {
-			o := deliver(t, Config{Connect: connect.Config{DNS: resolver}}, "user@"+domain)
+			o := deliver(t, Config{Connect: connect.Config{DNS: asked}}, "user@"+domain)
 			if o.Result != want || (want == queue.Deferred) != strings.Contains(o.Reply.Text, "CNAME") {
 				t.Errorf("%s, %s: %s %v, want %s", by, domain, o.Result, o.Reply, want)
 			}
@@ -93,7 +95,7 @@ func TestP04NoNameServer(t *testing.T) {
 	closed := smtptest.Start(t, smtptest.Config{})
 	addr := closed.Addr()
 	closed.Close()
-	if o := deliver(t, Config{Connect: connect.Config{DNS: smtptest.NetResolver(addr)}}, "user@one.test"); o.Result != queue.Deferred || o.Reply.Enhanced.String() != "4.4.3" {
+	if o := deliver(t, Config{Connect: connect.Config{DNS: resolver.New(resolver.Config{Servers: []string{addr}})}}, "user@one.test"); o.Result != queue.Deferred || o.Reply.Enhanced.String() != "4.4.3" {
 		t.Errorf("%s %v", o.Result, o.Reply)
 	}
 }
@@ -108,7 +110,7 @@ func TestImpossibleMX(t *testing.T) {
 		quotes string
 	}{
 		"address":                {[]string{"192.0.2.1."}, "550 5.4.4", `"192.0.2.1."`},
-		"illegal":                {[]string{"a b.test."}, "550 5.4.4", ""}, // net.Resolver leaves it out
+		"illegal":                {[]string{"a b.test."}, "550 5.4.4", "b.test."},
 		"addresses and illegal":  {[]string{"-.test.", "192.0.2.1."}, "550 5.4.4", ""},
 		"null and address":       {[]string{".", "192.0.2.1."}, "550 5.4.4", ""},
 		"null twice":             {[]string{".", "."}, "556 5.1.10", "null MX"},
@@ -120,13 +122,13 @@ func TestImpossibleMX(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			var dns smtptest.Resolver
+			var dns dnstest.Zones
 			for i, host := range test.mx {
 				dns.AddMX("one.test", uint16(i), host)
 			}
 			dns.AddHost("mx.one.test", "127.0.0.2")
-			for by, resolver := range map[string]connect.Resolver{"tables": &dns, "net.Resolver": smtptest.NetResolver(dns.ServeDNS(t))} {
-				o := deliver(t, Config{Connect: connect.Config{DNS: resolver, MXPort: server.Port()}}, "user@one.test")
+			for by, asked := range map[string]*resolver.Resolver{"memory": dns.Resolver(), "server": resolver.New(resolver.Config{Servers: []string{dns.Serve(t)}})} {
+				o := deliver(t, Config{Connect: connect.Config{DNS: asked, MXPort: server.Port()}}, "user@one.test")
 				if test.reply == "" && o.Result != queue.Delivered {
 					t.Errorf("%s: %s %v, want delivered", by, o.Result, o.Reply)
 				}

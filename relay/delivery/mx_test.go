@@ -10,9 +10,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/miekg/dns"
+
+	"postern/internal/dnstest"
 	"postern/internal/smtptest"
 	"postern/relay/connect"
 	"postern/relay/queue"
+	"postern/relay/resolver"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
 )
@@ -52,12 +56,12 @@ func attempt(t *testing.T, cfg Config, d *queue.Delivery) queue.Outcome {
 func TestMXDelivers(t *testing.T) {
 	t.Parallel()
 	servers, port := hosts(t, 2)
-	dns := &smtptest.Resolver{}
+	dns := &dnstest.Zones{}
 	dns.AddMX("one.test", 10, "mx1.one.test.")
 	dns.AddMX("one.test", 20, "mx2.one.test.")
 	dns.AddHost("mx1.one.test", "127.0.0.2")
 	dns.AddHost("mx2.one.test", "127.0.0.3")
-	o := deliver(t, Config{Connect: connect.Config{DNS: dns, MXPort: port}}, "user@ONE.test")
+	o := deliver(t, Config{Connect: connect.Config{DNS: dns.Resolver(), MXPort: port}}, "user@ONE.test")
 	if o.Result != queue.Delivered || o.RemoteMTA != "mx1.one.test" || o.Upstream != "mx" {
 		t.Errorf("outcome %+v", o)
 	}
@@ -69,31 +73,31 @@ func TestMXDelivers(t *testing.T) {
 // TestMXFallsBack walks the ways in which the first host can be of no use.
 func TestMXFallsBack(t *testing.T) {
 	t.Parallel()
-	tests := map[string]func(*smtptest.Server, *smtptest.Resolver){
-		"refuses connections": func(s *smtptest.Server, _ *smtptest.Resolver) { s.Close() },
-		"554 greeting": func(s *smtptest.Server, _ *smtptest.Resolver) {
+	tests := map[string]func(*smtptest.Server, *dnstest.Zones){
+		"refuses connections": func(s *smtptest.Server, _ *dnstest.Zones) { s.Close() },
+		"554 greeting": func(s *smtptest.Server, _ *dnstest.Zones) {
 			s.On(smtptest.PhaseBanner, smtptest.Always(smtptest.Reply("554 no service here")))
 		},
-		"421 greeting": func(s *smtptest.Server, _ *smtptest.Resolver) {
+		"421 greeting": func(s *smtptest.Server, _ *dnstest.Zones) {
 			s.On(smtptest.PhaseBanner, smtptest.Always(smtptest.Then(smtptest.Reply("421 busy"), smtptest.Close())))
 		},
-		"closes at EHLO": func(s *smtptest.Server, _ *smtptest.Resolver) {
+		"closes at EHLO": func(s *smtptest.Server, _ *dnstest.Zones) {
 			s.On(smtptest.PhaseHello, smtptest.Always(smtptest.Close()))
 		},
-		"no address":       func(_ *smtptest.Server, dns *smtptest.Resolver) { dns.Forget("mx1.one.test") },
-		"address SERVFAIL": func(_ *smtptest.Server, dns *smtptest.Resolver) { dns.ServFail("mx1.one.test") },
+		"no address":       func(_ *smtptest.Server, dns *dnstest.Zones) { dns.Forget("mx1.one.test") },
+		"address SERVFAIL": func(_ *smtptest.Server, dns *dnstest.Zones) { dns.ServFail("mx1.one.test") },
 	}
 	for name, spoil := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			servers, port := hosts(t, 2)
-			dns := &smtptest.Resolver{}
+			dns := &dnstest.Zones{}
 			dns.AddMX("one.test", 10, "mx1.one.test.")
 			dns.AddMX("one.test", 20, "mx2.one.test.")
 			dns.AddHost("mx1.one.test", "127.0.0.2")
 			dns.AddHost("mx2.one.test", "127.0.0.3")
 			spoil(servers[0], dns)
-			o := deliver(t, Config{Connect: connect.Config{DNS: dns, MXPort: port}}, "user@one.test")
+			o := deliver(t, Config{Connect: connect.Config{DNS: dns.Resolver(), MXPort: port}}, "user@one.test")
 			if o.Result != queue.Delivered || o.RemoteMTA != "mx2.one.test" {
 				t.Errorf("outcome %+v, want delivered by the second host", o)
 			}
@@ -104,7 +108,7 @@ func TestMXFallsBack(t *testing.T) {
 // TestMXTrouble checks what no host at all means for the recipient.
 func TestMXTrouble(t *testing.T) {
 	t.Parallel()
-	dns := smtptest.Zone()
+	dns := dnstest.MailHosts()
 	dns.AddMX("no-address.test", 10, "mx.no-address.test.")
 	dns.AddMX("half.test", 10, "mx1.half.test.")
 	dns.AddMX("half.test", 20, "mx2.half.test.")
@@ -132,7 +136,7 @@ func TestMXTrouble(t *testing.T) {
 	for domain, want := range tests {
 		t.Run(domain, func(t *testing.T) {
 			t.Parallel()
-			o := deliver(t, Config{Connect: connect.Config{DNS: dns, MXPort: port}}, "user@"+domain)
+			o := deliver(t, Config{Connect: connect.Config{DNS: dns.Resolver(), MXPort: port}}, "user@"+domain)
 			if o.Result != want.result || o.Reply.Code != want.code || o.Reply.Enhanced.String() != want.status {
 				t.Errorf("%s %v, want %s %d %s", o.Result, o.Reply, want.result, want.code, want.status)
 			}
@@ -148,7 +152,7 @@ func TestA19Self(t *testing.T) {
 	t.Parallel()
 	self := smtptest.Start(t, smtptest.Config{})
 	addr := netip.MustParseAddrPort(self.Addr())
-	dns := &smtptest.Resolver{}
+	dns := &dnstest.Zones{}
 	dns.AddMX("name.test", 10, "relay.test.")
 	dns.AddMX("address.test", 10, "other-name.test.")
 	dns.AddHost("other-name.test", "127.0.0.1")
@@ -157,7 +161,7 @@ func TestA19Self(t *testing.T) {
 	for domain, listener := range map[string]netip.AddrPort{
 		"name.test": addr, "address.test": addr, "no-mx.test": any4,
 	} {
-		o := deliver(t, Config{Connect: connect.Config{DNS: dns, MXPort: self.Port(), Self: []netip.AddrPort{listener}}}, "user@"+domain)
+		o := deliver(t, Config{Connect: connect.Config{DNS: dns.Resolver(), MXPort: self.Port(), Self: []netip.AddrPort{listener}}}, "user@"+domain)
 		if o.Result != queue.Failed || o.Reply.Code != 554 || o.Reply.Enhanced != (smtp.EnhancedCode{Class: 5, Subject: 4, Detail: 6}) {
 			t.Errorf("%s: %s %v, want failed 554 5.4.6", domain, o.Result, o.Reply)
 		}
@@ -168,7 +172,7 @@ func TestA19Self(t *testing.T) {
 		up := upstreamAt(self)
 		up.Host = host
 		q := newFakeQueue()
-		e := startEngine(t, q, Config{Connect: connect.Config{DNS: dns, Self: []netip.AddrPort{addr}}, Routes: routes{def: up}})
+		e := startEngine(t, q, Config{Connect: connect.Config{DNS: dns.Resolver(), Self: []netip.AddrPort{addr}}, Routes: routes{def: up}})
 		d := message(t, "user@one.test")
 		e.Take(d)
 		q.waitEnded(t, 1)
@@ -184,13 +188,18 @@ func TestA19Self(t *testing.T) {
 // TestStalledDNS has a resolver that answers nothing: Shutdown does not wait for it.
 func TestStalledDNS(t *testing.T) {
 	t.Parallel()
-	dns := stalledDNS{&smtptest.Resolver{}, make(chan struct{})}
+	asked := make(chan struct{})
+	silent := resolver.New(resolver.Config{Exchange: func(ctx context.Context, _ string, _ *dns.Msg) (*dns.Msg, error) {
+		close(asked)
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}})
 	q := newFakeQueue()
-	e := newEngine(q, Config{Connect: connect.Config{DNS: dns, LookupTime: time.Hour}, Routes: routes{}})
+	e := newEngine(q, Config{Connect: connect.Config{DNS: silent, LookupTime: time.Hour}, Routes: routes{}})
 	e.Start()
 	d := message(t, "user@one.test")
 	e.Take(d)
-	<-dns.asked
+	<-asked
 	stop(t, e)
 	if n := len(q.releases()[rowKey{d.Message.ID, 0}]); n != 1 {
 		t.Errorf("released %d times", n)
@@ -198,50 +207,23 @@ func TestStalledDNS(t *testing.T) {
 	dropped(t, d)
 }
 
-type stalledDNS struct {
-	*smtptest.Resolver
-	asked chan struct{}
-}
-
-func (s stalledDNS) LookupMX(ctx context.Context, name string) ([]*net.MX, error) {
-	close(s.asked)
-	<-ctx.Done()
-	return nil, &net.DNSError{Err: "i/o timeout", Name: name, IsTimeout: true}
-}
-
-// strictResolver fails the test when it is asked about anything but the names that it has.
-type strictResolver struct {
-	*smtptest.Resolver
-	t *testing.T
-}
-
-func (r strictResolver) check(name string) {
-	if name = strings.ToLower(strings.TrimSuffix(name, ".")); strings.HasSuffix(name, ".onion") || strings.HasSuffix(name, ".invalid") {
-		r.t.Errorf("DNS is asked about %s", name)
-	}
-}
-
-func (r strictResolver) LookupMX(ctx context.Context, name string) ([]*net.MX, error) {
-	r.check(name)
-	return r.Resolver.LookupMX(ctx, name)
-}
-
-func (r strictResolver) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
-	r.check(host)
-	return r.Resolver.LookupNetIP(ctx, network, host)
-}
-
 // TestRFC7686SpecialUse: names below .onion and .invalid never reach the DNS, be they a
 // domain, an MX or an upstream. Mail to them fails immediately, unless a route sends it to
 // an upstream; that of an upstream waits for its admin.
 func TestRFC7686SpecialUse(t *testing.T) {
 	t.Parallel()
-	server, dns := smtptest.Start(t, smtptest.Config{}), &smtptest.Resolver{}
-	dns.AddMX("half.test", 10, "abc.onion.")
-	dns.AddMX("whole.test", 10, "ABC.Onion.")
-	dns.AddMX("whole.test", 20, "mx.whole.test.")
-	dns.AddHost("mx.whole.test", server.Host())
-	cfg := Config{Connect: connect.Config{DNS: strictResolver{dns, t}, MXPort: server.Port(), AllowPrivateMX: true}}
+	server, zones := smtptest.Start(t, smtptest.Config{}), &dnstest.Zones{}
+	zones.AddMX("half.test", 10, "abc.onion.")
+	zones.AddMX("whole.test", 10, "ABC.Onion.")
+	zones.AddMX("whole.test", 20, "mx.whole.test.")
+	zones.AddHost("mx.whole.test", server.Host())
+	strict := resolver.New(resolver.Config{Exchange: func(ctx context.Context, server string, query *dns.Msg) (*dns.Msg, error) {
+		if name := dns.CanonicalName(query.Question[0].Name); strings.HasSuffix(name, ".onion.") || strings.HasSuffix(name, ".invalid.") {
+			t.Errorf("DNS is asked about %s", name)
+		}
+		return zones.Exchange(ctx, server, query)
+	}})
+	cfg := Config{Connect: connect.Config{DNS: strict, MXPort: server.Port(), AllowPrivateMX: true}}
 	onion := &upstream.Account{Name: "tor", Host: "smtp.abc.onion", Port: 25, TLS: upstream.TLSNone}
 	for _, test := range []struct {
 		to     string

@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"postern/internal/dnstest"
 	"postern/internal/smtptest"
 	"postern/relay/connect"
 	"postern/relay/queue"
@@ -21,14 +22,18 @@ import (
 // mxHosts makes mail hosts mx1, mx2, … of one.test, in the order of their preference.
 func mxHosts(t *testing.T, n int) ([]*smtptest.Server, Config) {
 	t.Helper()
+	return mxHostsIn(t, n, new(dnstest.Zones))
+}
+
+func mxHostsIn(t *testing.T, n int, dns *dnstest.Zones) ([]*smtptest.Server, Config) {
+	t.Helper()
 	servers, port := hosts(t, n)
-	dns := &smtptest.Resolver{}
 	for i := range n {
 		name := fmt.Sprintf("mx%d.one.test", i+1)
 		dns.AddMX("one.test", uint16(i), name+".")
 		dns.AddHost(name, fmt.Sprintf("127.0.0.%d", i+2))
 	}
-	return servers, Config{Connect: connect.Config{DNS: dns, MXPort: port}}
+	return servers, Config{Connect: connect.Config{DNS: dns.Resolver(), MXPort: port}}
 }
 
 func reply(lines ...string) smtptest.Hook { return smtptest.Always(smtptest.Reply(lines...)) }
@@ -110,7 +115,7 @@ func TestP05SilentHost(t *testing.T) {
 // pipedMX is an engine for which one.test has servers as its mail hosts, over pipes;
 // nil refuses connections.
 func pipedMX(q *fakeQueue, cfg Config, servers ...*smtptest.Server) *Engine {
-	dns := &smtptest.Resolver{}
+	dns := &dnstest.Zones{}
 	at := map[string]*smtptest.Server{}
 	for i, s := range servers {
 		name, addr := fmt.Sprintf("mx%d.one.test", i+1), fmt.Sprintf("198.51.100.%d", i+1)
@@ -118,7 +123,7 @@ func pipedMX(q *fakeQueue, cfg Config, servers ...*smtptest.Server) *Engine {
 		dns.AddHost(name, addr)
 		at[addr] = s
 	}
-	cfg.Connect.DNS, cfg.Routes, cfg.NoClaim = dns, routes{}, true
+	cfg.Connect.DNS, cfg.Routes, cfg.NoClaim = dns.Resolver(), routes{}, true
 	e := newEngine(q, cfg)
 	e.dialer.Dial = func(_ context.Context, to connect.Target) (net.Conn, error) {
 		s := at[to.Addr.Addr().String()]
@@ -430,10 +435,10 @@ func TestRFC3464OurWords(t *testing.T) {
 			if test.hook != nil {
 				server.On(test.at, test.hook)
 			}
-			dns := &smtptest.Resolver{}
+			dns := &dnstest.Zones{}
 			dns.AddMX("one.test", 10, "mx1.one.test.")
 			dns.AddHost("mx1.one.test", server.Host())
-			if o := deliver(t, Config{Connect: connect.Config{DNS: dns, MXPort: server.Port()}}, test.to); o.Ours != test.ours || o.RemoteMTA != "mx1.one.test" {
+			if o := deliver(t, Config{Connect: connect.Config{DNS: dns.Resolver(), MXPort: server.Port()}}, test.to); o.Ours != test.ours || o.RemoteMTA != "mx1.one.test" {
 				t.Errorf("%+v, want ours: %v", o, test.ours)
 			}
 		})

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"postern/internal/dnstest"
 	"postern/internal/smtptest"
 	"postern/relay/connect"
 	"postern/relay/queue"
@@ -62,7 +63,7 @@ func TestOrigin(t *testing.T) {
 			t.Parallel()
 			var seen seenBy
 			server := smtptest.Start(t, seen.config(smtptest.Config{}))
-			dns := &smtptest.Resolver{}
+			dns := &dnstest.Zones{}
 			dns.AddMX("one.test", 10, "host.test")
 			dns.AddHost("host.test", "127.0.0.1")
 			up := upstreamAt(server)
@@ -70,7 +71,7 @@ func TestOrigin(t *testing.T) {
 			if test.mx {
 				up = nil
 			}
-			o := sendVia(t, up, Config{Connect: connect.Config{Origin: test.node, DNS: dns, MXPort: server.Port(), AllowPrivateMX: true}})
+			o := sendVia(t, up, Config{Connect: connect.Config{Origin: test.node, DNS: dns.Resolver(), MXPort: server.Port(), AllowPrivateMX: true}})
 			if test.from == "" {
 				if o.Result != queue.Deferred || !strings.HasPrefix(o.Reply.String(), test.says) || server.Conns() != 0 {
 					t.Errorf("%s %v over %d connections, want %q", o.Result, o.Reply, server.Conns(), test.says)

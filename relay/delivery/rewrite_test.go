@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"postern/internal/dnstest"
 	"postern/internal/logtest"
 	"postern/internal/smtptest"
 	"postern/relay/connect"
@@ -112,11 +113,11 @@ func TestSplitByRoute(t *testing.T) {
 	first, second := upstreamAt(one), upstreamAt(two)
 	first.Name, second.Name, second.SendsAs = "one", "two", address(t, "relay@example.com")
 	refused := route.Way{Name: "no", Upstream: first, Err: &upstream.SenderError{Upstream: "no", Sender: address(t, "sender@sender.test")}}
-	var dns smtptest.Resolver
+	var dns dnstest.Zones
 	dns.AddMX("mx.test", 10, "host.test.")
 	dns.AddHost("host.test", mx.Host())
 	cfg := Config{
-		Connect: connect.Config{DNS: &dns, MXPort: mx.Port(), AllowPrivateMX: true},
+		Connect: connect.Config{DNS: dns.Resolver(), MXPort: mx.Port(), AllowPrivateMX: true},
 		Routes: decisions{
 			"one.test": via(first),
 			"two.test": {Route: 2, Ways: []route.Way{refused, {Name: "two", Upstream: second}, {Name: route.MX}}},

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"postern/internal/dnstest"
 	"postern/internal/smtptest"
 	"postern/relay/connect"
 	"postern/relay/queue"
@@ -187,12 +188,12 @@ func TestIdle(t *testing.T) {
 func TestBusy(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		dns := &smtptest.Resolver{}
+		dns := &dnstest.Zones{}
 		dns.AddHost("down.test", "192.0.2.1")
 		server := smtptest.New(smtptest.Config{})
 		defer server.Close()
 		q := newFakeQueue()
-		e := newEngine(q, Config{Connect: connect.Config{DNS: dns}, Routes: routes{}, NoClaim: true})
+		e := newEngine(q, Config{Connect: connect.Config{DNS: dns.Resolver()}, Routes: routes{}, NoClaim: true})
 		down, _ := pipes(e, server)
 		down.Store(true)
 		e.Start()

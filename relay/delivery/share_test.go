@@ -6,10 +6,12 @@ import (
 	"net"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"postern/internal/dnstest"
 	"postern/internal/smtptest"
 	"postern/relay/connect"
 	"postern/relay/queue"
@@ -19,12 +21,15 @@ import (
 // another, each at an address of its own, over pipes. A nil server takes no connection
 // and says nothing.
 func crowd(q *fakeQueue, n int, bad, good *smtptest.Server) *Engine {
-	dns := &smtptest.Resolver{}
+	return crowdIn(q, n, bad, good, new(dnstest.Zones))
+}
+
+func crowdIn(q *fakeQueue, n int, bad, good *smtptest.Server, dns *dnstest.Zones) *Engine {
 	for i := range n {
 		dns.AddHost(fmt.Sprintf("d%d.test", i), fmt.Sprintf("198.18.%d.%d", i/250, i%250+1))
 	}
 	dns.AddHost("healthy.test", "198.51.100.1")
-	e := newEngine(q, Config{Connect: connect.Config{DNS: dns}, Routes: routes{}, NoClaim: true})
+	e := newEngine(q, Config{Connect: connect.Config{DNS: dns.Resolver()}, Routes: routes{}, NoClaim: true})
 	e.dialer.Dial = func(ctx context.Context, to connect.Target) (net.Conn, error) {
 		s := bad
 		if to.Host == "healthy.test" {
@@ -185,8 +190,8 @@ func TestH1OneAddress(t *testing.T) {
 		silent := smtptest.New(smtptest.Config{Hooks: map[smtptest.Phase]smtptest.Hook{smtptest.PhaseDot: smtptest.Always(smtptest.Stall())}})
 		defer silent.Close()
 		q := newFakeQueue()
-		e := crowd(q, 0, silent, silent)
-		dns := e.cfg.Connect.DNS.(*smtptest.Resolver)
+		dns := new(dnstest.Zones)
+		e := crowdIn(q, 0, silent, silent, dns)
 		for i := range 600 {
 			dns.AddHost(fmt.Sprintf("d%d.test", i), "198.18.0.1")
 		}
@@ -273,6 +278,12 @@ func TestM7Weights(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			q := newFakeQueue()
 			e := crowd(q, n, nil, nil)
+			var dialled atomic.Int64
+			dial := e.dialer.Dial
+			e.dialer.Dial = func(ctx context.Context, to connect.Target) (net.Conn, error) {
+				dialled.Add(1)
+				return dial(ctx, to)
+			}
 			d := message(t)
 			before := inUse()
 			d.Recipients = make([]queue.Recipient, 0, n)
@@ -284,8 +295,8 @@ func TestM7Weights(t *testing.T) {
 			}
 			e.Take(d)
 			dispatch(e)
-			for used, size := e.slots.Use(); used < min(n, size/2) && len(e.all()) > 1; used, _ = e.slots.Use() {
-				runtime.Gosched() // until the workers are there
+			for used, size := e.slots.Use(); used < min(n, size/2) && len(e.all()) > 1 || dialled.Load() < used; used, _ = e.slots.Use() {
+				runtime.Gosched() // until the workers are there, and have looked up where to
 			}
 			taken, counted := (inUse()-before)/n, e.Stats().Memory/n
 			t.Logf("a recipient takes %d octets and counts for %d", taken, counted)

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"postern/internal/dnstest"
 	"postern/internal/smtptest"
 	"postern/relay/connect"
 	"postern/relay/queue"
@@ -47,13 +48,14 @@ func Test521Twice(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			servers, cfg := mxHosts(t, 2)
+			dns := new(dnstest.Zones)
+			servers, cfg := mxHostsIn(t, 2, dns)
 			cfg.Routes = routes{}
 			test.first(servers[0])
 			if test.second != nil {
 				test.second(servers[1])
 			} else {
-				cfg.Connect.DNS.(*smtptest.Resolver).Forget("mx2.one.test")
+				dns.Forget("mx2.one.test")
 			}
 			o := attempt(t, cfg, after(t, test.last))
 			if o.Result != test.result || !strings.HasPrefix(o.Reply.String(), test.reply) {

@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"postern/internal/dnstest"
 	"postern/internal/smtptest"
 	"postern/relay/connect"
 	"postern/relay/queue"
@@ -611,8 +612,9 @@ func TestPartTakenThenDead(t *testing.T) {
 // TestOnToMX: mail that goes on to MX divides by domain.
 func TestOnToMX(t *testing.T) {
 	t.Parallel()
-	servers, cfg := mxHosts(t, 2)
-	cfg.Connect.DNS.(*smtptest.Resolver).AddMX("two.test", 10, "mx2.one.test.")
+	dns := new(dnstest.Zones)
+	servers, cfg := mxHostsIn(t, 2, dns)
+	dns.AddMX("two.test", 10, "mx2.one.test.")
 	first := smtptest.Start(t, smtptest.Config{})
 	first.On(smtptest.PhaseData, smtptest.Always(smtptest.Close()))
 	cfg.Routes, cfg.Connect.AllowPrivateMX = several{wayTo("a", first), {Name: route.MX}}, true

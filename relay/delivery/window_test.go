@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"postern/internal/dnstest"
 	"postern/internal/smtptest"
 	"postern/relay/connect"
 	"postern/relay/queue"
@@ -241,7 +242,7 @@ func TestWantsLess(t *testing.T) {
 // hosted makes an engine whose domains d0.test, d1.test, … have the same mail host, but for other.test.
 // peak is the most connections at a time.
 func hosted(q *fakeQueue, server *smtptest.Server, domains int, cfg Config) (e *Engine, peak *atomic.Int64) {
-	dns := &smtptest.Resolver{}
+	dns := &dnstest.Zones{}
 	for i := range domains {
 		domain := fmt.Sprintf("d%d.test", i)
 		dns.AddMX(domain, 10, "MX1.provider.test.")
@@ -250,7 +251,7 @@ func hosted(q *fakeQueue, server *smtptest.Server, domains int, cfg Config) (e *
 	}
 	dns.AddHost("mx1.provider.test", "198.51.100.1")
 	dns.AddHost("mx2.provider.test", "198.51.100.2")
-	cfg.Connect.DNS, cfg.Routes, cfg.NoClaim = dns, routes{}, true
+	cfg.Connect.DNS, cfg.Routes, cfg.NoClaim = dns.Resolver(), routes{}, true
 	e = newEngine(q, cfg)
 	var open atomic.Int64
 	peak = new(atomic.Int64)

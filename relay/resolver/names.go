@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"github.com/miekg/dns"
@@ -49,18 +50,18 @@ type Addresses struct {
 // an address that is there is used whatever became of the other question, and ErrNone takes two
 // definite answers. IPv6 addresses are first where this machine has a way to them.
 func (r *Resolver) Addresses(ctx context.Context, host string) (Addresses, error) {
+	name := dns.CanonicalName(host)
+	if !isName(name) {
+		return Addresses{}, &Error{strconv.Quote(host), ErrNone}
+	}
+	asked := [...]*flight{r.begin(ctx, question{name, dns.TypeAAAA}), r.begin(ctx, question{name, dns.TypeA})}
 	type outcome struct {
 		answer Answer
 		err    error
 	}
-	asked := make(chan outcome, 1)
-	go func() {
-		answer, err := r.Lookup(ctx, host, dns.TypeAAAA)
-		asked <- outcome{answer, err}
-	}()
-	var four outcome
-	four.answer, four.err = r.Lookup(ctx, host, dns.TypeA)
-	six := <-asked
+	var six, four outcome
+	six.answer, six.err = r.await(ctx, asked[0])
+	four.answer, four.err = r.await(ctx, asked[1])
 	if four.err != nil && six.err != nil {
 		if !errors.Is(six.err, ErrNone) {
 			four, six = six, four

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
+	"strconv"
 	"sync"
 	"time"
 
 	"github.com/miekg/dns"
+
+	"postern/internal/panics"
 )
 
 // ErrNone is the definite answer that a name, or the type of record that was asked for, does not
@@ -24,6 +26,17 @@ var ErrAliases = errors.New("aliases (CNAME) lead in a circle")
 // an alias into a zone of others. Answer.Canonical is the name that it stands for.
 var ErrElsewhere = errors.New("the name is an alias into another zone")
 
+// Error is the error of every question, with ErrNone or what happened.
+type Error struct {
+	Question string // name and type
+	Err      error
+}
+
+func (e *Error) Error() string { return e.Question + ": " + e.Err.Error() }
+
+// Unwrap is ErrNone, or what happened.
+func (e *Error) Unwrap() error { return e.Err }
+
 // Config configures a Resolver. Zero values take the defaults named.
 type Config struct {
 	// Servers are recursive name servers, as host:port; none: those of /etc/resolv.conf,
@@ -31,7 +44,8 @@ type Config struct {
 	Servers []string
 	// Trusted says that nobody can change what comes from Servers, though they are not on loopback.
 	Trusted bool
-	Log     *slog.Logger // nil: nothing is logged
+	Log     *slog.Logger  // nil: nothing is logged
+	Guard   *panics.Guard // of questions
 
 	// Exchange puts one query to a server; nil: over UDP, and TCP if the answer is cut off.
 	// Others are for tests.
@@ -53,7 +67,7 @@ type Resolver struct {
 
 // New makes a Resolver; it asks nothing yet.
 func New(cfg Config) *Resolver {
-	r := &Resolver{cfg: cfg, system: &system{path: resolvConf}, asked: make(chan struct{}, maxAsked), cache: newCache(),
+	r := &Resolver{cfg: cfg, system: &system{path: resolvConf, hosts: hostsFile}, asked: make(chan struct{}, maxAsked), cache: newCache(),
 		flights: make(map[question]*flight), proofs: make(map[string]*proof)}
 	if r.cfg.Log == nil {
 		r.cfg.Log = slog.New(slog.DiscardHandler)
@@ -67,7 +81,7 @@ func New(cfg Config) *Resolver {
 // At is a Resolver that asks one server, host:port, about the zones that it is authoritative for.
 // It keeps no answers, nothing of it is Secure, and an answer without authority is temporary.
 func (r *Resolver) At(server string) *Resolver {
-	at := New(Config{Servers: []string{server}, Log: r.cfg.Log, Exchange: r.cfg.Exchange})
+	at := New(Config{Servers: []string{server}, Log: r.cfg.Log, Guard: r.cfg.Guard, Exchange: r.cfg.Exchange})
 	at.asked, at.direct = r.asked, true
 	return at
 }
@@ -107,26 +121,19 @@ type question struct {
 func (q question) String() string { return q.name + " " + dns.TypeToString[q.kind] }
 
 // Lookup asks for the records of a type. The name is a whole one; its final dot may be missing.
-// The error is ErrNone, or temporary; it names the question.
+// The error is an *Error: ErrNone, or temporary.
 func (r *Resolver) Lookup(ctx context.Context, name string, kind uint16) (Answer, error) {
 	q := question{dns.CanonicalName(name), kind}
-	if _, ok := dns.IsDomainName(q.name); !ok || q.name == "." && strings.Trim(name, ".") != "" {
-		return Answer{}, fmt.Errorf("%q: %w", name, ErrNone) // no zone can have it
+	if !isName(q.name) {
+		return Answer{}, &Error{strconv.Quote(name), ErrNone}
 	}
-	found, err := r.find(ctx, q)
-	if err != nil {
-		return Answer{}, fmt.Errorf("%s: %w", q, err)
-	}
-	answer := found.Answer
-	if answer.Secure {
-		if answer.Secure, err = r.believes(ctx, found.server); err != nil {
-			return Answer{}, fmt.Errorf("%s: %w", q, err)
-		}
-	}
-	if found.err != nil {
-		return answer, fmt.Errorf("%s: %w", q, found.err)
-	}
-	return answer, nil
+	return r.await(ctx, r.begin(ctx, q))
+}
+
+// isName reports a name that a zone can have.
+func isName(name string) bool {
+	_, ok := dns.IsDomainName(name)
+	return ok
 }
 
 // Bounds of a question.
@@ -136,68 +143,84 @@ const (
 	tries    = 2               // for each server that does not
 )
 
-// find returns an answer of the cache, or asks; others who ask the same meanwhile wait for that
-// answer. The question ends when nobody waits any more.
-func (r *Resolver) find(ctx context.Context, q question) (found, error) {
-	r.mu.Lock()
-	if kept, ok := r.cache.get(q, time.Now()); ok {
-		r.mu.Unlock()
-		return kept, nil
-	}
-	f := r.flights[q]
-	if f == nil {
-		f = r.takeOff(ctx, q)
-	}
-	f.waiting++
-	r.mu.Unlock()
-	select {
-	case <-f.landed:
-		return f.found, f.err
-	case <-ctx.Done():
-		r.leave(q, f)
-		return found{}, ctx.Err()
-	}
-}
-
-// flight is a question that is being asked.
+// flight is a question that is being asked, or an answer that was kept.
 type flight struct {
+	question
 	landed  chan struct{}
 	cancel  context.CancelFunc
-	waiting int
+	waiting int // who awaits it; mu of the Resolver
 
 	found found // once landed
 	err   error
 }
 
-// takeOff begins to ask. mu is held.
-func (r *Resolver) takeOff(ctx context.Context, q question) *flight {
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	f := &flight{landed: make(chan struct{}), cancel: cancel}
-	r.flights[q] = f
-	go func() {
-		defer cancel()
-		f.found, f.err = r.ask(ctx, q)
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		if f.err == nil && !r.direct {
-			r.cache.put(q, f.found, time.Now())
-		}
-		if r.flights[q] == f {
-			delete(r.flights, q)
-		}
-		close(f.landed)
-	}()
+// landed is closed: where kept answers land.
+var landed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+
+// begin takes an answer of the cache, or asks. Others who ask the same meanwhile get the same
+// flight. Each flight that was begun is to be awaited.
+func (r *Resolver) begin(ctx context.Context, q question) *flight {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if kept, ok := r.cache.get(q, time.Now()); ok {
+		return &flight{question: q, landed: landed, found: kept}
+	}
+	f := r.flights[q]
+	if f == nil {
+		f = &flight{question: q, landed: make(chan struct{})}
+		r.flights[q] = f
+		ctx, f.cancel = context.WithCancel(context.WithoutCancel(ctx))
+		go r.fly(ctx, f)
+	}
+	f.waiting++
 	return f
 }
 
-// leave is the end of a wait; the last one ends the question.
-func (r *Resolver) leave(q question, f *flight) {
+func (r *Resolver) fly(ctx context.Context, f *flight) {
+	defer f.cancel()
+	f.err = r.cfg.Guard.Try("a lookup", func() (err error) {
+		f.found, err = r.ask(ctx, f.question)
+		return err
+	})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if f.err == nil && !r.direct {
+		r.cache.put(f.question, f.found, time.Now())
+	}
+	if r.flights[f.question] == f {
+		delete(r.flights, f.question)
+	}
+	close(f.landed)
+}
+
+// await is the end of a flight, which ends by itself when nobody awaits it any more.
+func (r *Resolver) await(ctx context.Context, f *flight) (Answer, error) {
+	select {
+	case <-f.landed:
+	case <-ctx.Done():
+		r.leave(f)
+		return Answer{}, &Error{f.String(), ctx.Err()}
+	}
+	answer, err := f.found.Answer, f.err
+	if err == nil && answer.Secure {
+		answer.Secure, err = r.believes(ctx, f.found.server)
+	}
+	if err != nil {
+		return Answer{}, &Error{f.String(), err}
+	}
+	if f.found.err != nil {
+		err = &Error{f.String(), f.found.err}
+	}
+	return answer, err
+}
+
+func (r *Resolver) leave(f *flight) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if f.waiting--; f.waiting == 0 {
 		f.cancel()
-		if r.flights[q] == f {
-			delete(r.flights, q)
+		if r.flights[f.question] == f {
+			delete(r.flights, f.question)
 		}
 	}
 }

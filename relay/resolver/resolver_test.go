@@ -1,4 +1,4 @@
-package resolver
+package resolver_test
 
 import (
 	"errors"
@@ -9,13 +9,14 @@ import (
 	"github.com/miekg/dns"
 
 	"postern/internal/dnstest"
+	"postern/relay/resolver"
 )
 
 // both are the ways to ask zones: in memory, and by a name server.
-func both(t *testing.T, z *dnstest.Zones) map[string]*Resolver {
-	return map[string]*Resolver{
-		"memory": New(Config{Exchange: z.Exchange, Servers: []string{"127.0.0.1:53"}}),
-		"server": New(Config{Servers: []string{z.Serve(t)}}),
+func both(t *testing.T, z *dnstest.Zones) map[string]*resolver.Resolver {
+	return map[string]*resolver.Resolver{
+		"memory": z.Resolver(),
+		"server": resolver.New(resolver.Config{Servers: []string{z.Serve(t)}}),
 	}
 }
 
@@ -55,14 +56,14 @@ func TestLookup(t *testing.T) {
 			answer, err := r.Lookup(t.Context(), name, test.kind)
 			var got string
 			switch {
-			case errors.Is(err, ErrNone):
+			case errors.Is(err, resolver.ErrNone):
 				got = "none"
 			case err != nil:
 				got = "temporary"
 			case test.kind == dns.TypeTXT:
 				got = map[bool]string{true: "long"}[len(strings.Join(answer.Records[0].(*dns.TXT).Txt, "")) == 5*255]
 			default:
-				got = fmt.Sprint(Of[*dns.MX](answer)[0].Preference, " ", Of[*dns.MX](answer)[0].Mx)
+				got = fmt.Sprint(resolver.Of[*dns.MX](answer)[0].Preference, " ", resolver.Of[*dns.MX](answer)[0].Mx)
 			}
 			if got != test.want || answer.Canonical != test.canonical || answer.Secure != test.secure {
 				t.Errorf("%s: %s: %s of %q, secure %v (%v); want %s of %q, %v", by, name, got, answer.Canonical, answer.Secure, err, test.want, test.canonical, test.secure)

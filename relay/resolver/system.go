@@ -3,9 +3,12 @@ package resolver
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,12 +17,14 @@ import (
 
 const (
 	resolvConf = "/etc/resolv.conf"
+	hostsFile  = "/etc/hosts"
 	lookAgain  = 5 * time.Second // after it the file is looked at again
 )
 
-// system is what /etc/resolv.conf says.
+// system is what the machine's files say.
 type system struct {
-	path string
+	path  string // as /etc/resolv.conf
+	hosts string // as /etc/hosts
 
 	mu     sync.Mutex
 	looked time.Time
@@ -58,19 +63,30 @@ func (s *system) servers() (list []string) {
 	return list
 }
 
-// hostsFile looks names up in the machine's hosts file only: nothing is sent.
-var hostsFile = &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
-	return nil, errors.New("only the hosts file is read")
-}}
+// inHosts are the addresses that the machine's hosts file has for a host. None is no error.
+func (s *system) inHosts(host string) (list []netip.Addr, err error) {
+	text, err := os.ReadFile(s.hosts)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
+		return nil, err
+	}
+	for line := range strings.Lines(string(text)) {
+		line, _, _ = strings.Cut(line, "#")
+		words := strings.Fields(line)
+		if !slices.ContainsFunc(words, func(word string) bool { return dns.CanonicalName(word) == dns.CanonicalName(host) }) {
+			continue
+		}
+		if addr, err := netip.ParseAddr(words[0]); err == nil {
+			list = append(list, addr.Unmap())
+		}
+	}
+	return list, nil
+}
 
 // Local looks up a host that an administrator has named: in the machine's hosts file, then in the
 // DNS. A name without a dot is looked for in the search list too. Nothing of a hosts file is Secure.
 func (r *Resolver) Local(ctx context.Context, host string) (Addresses, error) {
-	if list, err := hostsFile.LookupNetIP(ctx, "ip", host); err == nil && len(list) > 0 {
-		for i, addr := range list {
-			list[i] = addr.Unmap()
-		}
-		return Addresses{List: list, Canonical: dns.CanonicalName(host)}, nil
+	if list, err := r.system.inHosts(host); err != nil || len(list) > 0 {
+		return Addresses{List: list, Canonical: dns.CanonicalName(host)}, err
 	}
 	names := []string{dns.Fqdn(host)}
 	if dns.CountLabel(host) == 1 && !dns.IsFqdn(host) {

@@ -24,78 +24,111 @@ func (v Validation) String() string {
 	return [...]string{"unproved", "validates", "does not validate", "not trusted"}[v]
 }
 
-// proof is what a server proved.
+// proof is what came of asking a server for one.
 type proof struct {
-	validates bool
-	until     time.Time
+	fault  error // why it does not validate; nil: it does
+	until  time.Time
+	logged time.Time
+}
+
+// verdict is what follows from it.
+func (p *proof) verdict() (Validation, error) {
+	if p.fault != nil {
+		return Blind, p.fault
+	}
+	return Validates, nil
 }
 
 // How long a proof holds.
 const (
-	proofTime    = time.Hour
-	disproofTime = time.Minute
+	proofTime = time.Hour
+	faultTime = time.Minute
+)
+
+// What a server says that does not validate.
+var (
+	errNoAD  = errors.New("it does not say that it has validated the root zone")
+	errBogus = errors.New("it answers for " + Bogus + ", whose signatures are wrong")
 )
 
 // Bogus is a name whose signatures are wrong on purpose: a server that validates has no answer
 // for it. Comcast keeps it for that.
 const Bogus = "dnssec-failed.org."
 
-// believes reports whether the AD bit of a server counts. The error is temporary: a proof is due and could not be had.
+// believes reports whether the AD bit of a server counts. It does while each of Servers, which all
+// are asked, is one to be trusted. The error is temporary: a proof is due and could not be had.
 func (r *Resolver) believes(ctx context.Context, server string) (bool, error) {
 	for _, other := range r.Servers() {
-		if r.direct || !r.cfg.Trusted && !isNear(other) {
+		if r.direct || !r.trusts(other) {
 			return false, nil
 		}
 	}
 	v, err := r.prove(ctx, server)
-	return v == Validates, err
-}
-
-// Validation returns what each server is, by its address. Servers without a proof are asked for it.
-func (r *Resolver) Validation(ctx context.Context) map[string]Validation {
-	all := make(map[string]Validation)
-	for _, server := range r.Servers() {
-		if !r.cfg.Trusted && !isNear(server) {
-			all[server] = Untrusted
-			continue
-		}
-		all[server], _ = r.prove(ctx, server)
+	if v == Unproved {
+		return false, err
 	}
-	return all
+	return v == Validates, nil
 }
 
-// prove has a server prove that it validates: it says that it has validated the root zone's name
-// servers, and it has no answer for Bogus.
+// trusts reports a server whose answers nobody can change on the way.
+func (r *Resolver) trusts(server string) bool { return r.cfg.Trusted || isNear(server) }
+
+// Validation returns what one of Servers is. Without a proof it is asked for one. The error says
+// why it is Blind, or Unproved.
+func (r *Resolver) Validation(ctx context.Context, server string) (Validation, error) {
+	if !r.trusts(server) {
+		return Untrusted, nil
+	}
+	return r.prove(ctx, server)
+}
+
+// prove has a server prove that it validates, and keeps what came of it.
 func (r *Resolver) prove(ctx context.Context, server string) (Validation, error) {
 	r.mu.Lock()
 	known := r.proofs[server]
 	r.mu.Unlock()
 	if known != nil && time.Now().Before(known.until) {
-		if known.validates {
-			return Validates, nil
-		}
-		return Blind, nil
+		return known.verdict()
 	}
-	root, err := r.askOne(ctx, server, question{".", dns.TypeNS})
-	if err != nil && !errors.Is(err, errRefused) {
+	fault, err := r.examine(ctx, server)
+	if err != nil {
 		return Unproved, fmt.Errorf("it is not known whether the name server validates: %w", err)
 	}
-	validates := err == nil && root.Secure
-	if validates {
-		wrong, err := r.askOne(ctx, server, question{Bogus, dns.TypeA})
-		validates = err != nil || wrong.err != nil
-	}
-	next := &proof{validates, time.Now().Add(disproofTime)}
-	if validates {
-		next.until = time.Now().Add(proofTime)
+	next := &proof{fault: fault, until: time.Now().Add(proofTime)}
+	if fault != nil {
+		next.until = time.Now().Add(faultTime)
 	}
 	r.mu.Lock()
+	defer r.mu.Unlock()
+	known = r.proofs[server]
 	r.proofs[server] = next
-	r.mu.Unlock()
-	if validates {
-		r.cfg.Log.Info("the name server validates", "server", server)
-		return Validates, nil
+	if known != nil && (known.fault == nil) == (fault == nil) && time.Since(known.logged) < proofTime {
+		next.logged = known.logged
+		return next.verdict()
 	}
-	r.cfg.Log.Error("the name server does not validate, so DANE is off", "server", server)
-	return Blind, nil
+	next.logged = time.Now()
+	if fault != nil {
+		r.cfg.Log.Error("the name server does not validate DNSSEC, so DANE is off", "server", server, "error", fault)
+	} else {
+		r.cfg.Log.Info("the name server validates DNSSEC", "server", server)
+	}
+	return next.verdict()
+}
+
+// examine asks a server for what it validated, and for what nobody can. The first error is what is
+// wrong with it; the second one is temporary.
+func (r *Resolver) examine(ctx context.Context, server string) (fault, err error) {
+	root, err := r.askOne(ctx, server, question{".", dns.TypeNS})
+	switch {
+	case errors.Is(err, errRefused):
+		return err, nil
+	case err != nil:
+		return nil, err
+	case !root.Secure:
+		return errNoAD, nil
+	}
+	if wrong, err := r.askOne(ctx, server, question{Bogus, dns.TypeA}); err == nil && wrong.err == nil {
+		return errBogus, nil
+	}
+	return nil, nil
 }

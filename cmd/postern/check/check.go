@@ -14,8 +14,7 @@ import (
 	"postern/admin/health"
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/database"
-	"postern/relay/connect"
-	dns "postern/relay/resolver"
+	"postern/relay/resolver"
 	"postern/relay/smtp"
 )
 
@@ -39,8 +38,7 @@ type checkup struct {
 	bad    error // it cannot be used, so nothing else is looked at
 
 	now    func() time.Time
-	dns    resolver
-	looks  *dns.Resolver  // at records of our own
+	dns    *resolver.Resolver
 	roots  *x509.CertPool // of certificates; nil: the system's
 	limit  time.Duration  // of the whole check
 	bounds bounds
@@ -49,13 +47,6 @@ type checkup struct {
 	mail       future[*mailView]
 	over       chan struct{}  // closed when all areas are done
 	background sync.WaitGroup // what ends then
-}
-
-// resolver asks DNS; *net.Resolver is one.
-type resolver interface {
-	connect.Resolver
-	LookupTXT(ctx context.Context, name string) ([]string, error)
-	LookupAddr(ctx context.Context, addr string) (names []string, err error)
 }
 
 // checkTime bounds the whole check.
@@ -70,12 +61,8 @@ func Run(ctx context.Context, from config.Source, dialer *database.Connector, op
 func newCheckup(from config.Source, dialer *database.Connector, opts Options) *checkup {
 	c := &checkup{source: from, dialer: dialer, opts: opts, now: time.Now, limit: checkTime, bounds: defaultBounds()}
 	c.cfg, c.found, c.bad = from.Load()
-	c.dns = config.Resolver(c.cfg.Delivery.DNSServer)
-	asks := dns.Config{}
-	if server := c.cfg.Delivery.DNSServer; server != "" {
-		asks.Servers = []string{server}
-	}
-	c.looks = dns.New(asks)
+	asking, _ := c.cfg.DNS.Config() // it was validated, or is not used
+	c.dns = resolver.New(asking)
 	return c
 }
 

@@ -10,7 +10,7 @@ import (
 	"postern/internal/dnstest"
 	"postern/relay/dkim"
 	"postern/relay/dkim/keys"
-	client "postern/relay/resolver"
+	"postern/relay/resolver"
 )
 
 // signed gives a patient's sender domain a key that signs, and name servers that have its record.
@@ -28,7 +28,7 @@ func (p *patient) dkimServer(fill func(z *dnstest.Zones)) {
 	z.Add("example.com. IN NS ns1.example.com.")
 	z.AddHost("ns1.example.com", "192.0.2.1")
 	fill(z)
-	p.c.looks = client.New(client.Config{Servers: []string{"one"}, Exchange: func(ctx context.Context, server string, query *dns.Msg) (*dns.Msg, error) {
+	p.c.dns = resolver.New(resolver.Config{Servers: []string{"one"}, Exchange: func(ctx context.Context, server string, query *dns.Msg) (*dns.Msg, error) {
 		reply, err := z.Exchange(ctx, server, query)
 		if reply != nil {
 			reply.Authoritative = true

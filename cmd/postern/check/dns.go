@@ -2,17 +2,24 @@ package check
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"strings"
 	"time"
 
 	"postern/admin/health"
+	"postern/cmd/postern/receiver"
 	"postern/cmd/postern/screen"
-	"postern/relay/connect"
+	"postern/relay/resolver"
 )
 
 var dnsKinds = []kind{
-	{"dns.resolver", health.Failed, "DNS does not answer, so mail cannot be delivered.", "correct /etc/resolv.conf, or set [delivery] dns_server"},
+	{"dns.resolver", health.Failed, "DNS does not answer, so mail cannot be delivered.", "correct /etc/resolv.conf, or set servers in [dns]"},
+	{"dns.dnssec", health.OK, "", ""},
+	{"dns.dnssec-off", health.Warning, "A name server does not validate DNSSEC, so DANE is off.",
+		"run one that does on this machine (unbound), or name it in servers of [dns]"},
+	{"dns.dnssec-untrusted", health.Info, "Name servers elsewhere are not believed about DNSSEC, so DANE is off.",
+		"run one that validates on this machine (unbound); or set trusted in [dns] if nobody can change what they answer"},
 	{"dns.hostname", health.OK, "", ""},
 	{"dns.hostname-none", health.Failed, "The hostname is not in DNS; servers refuse mail from such an EHLO name.",
 		"add A and AAAA records for it, or correct hostname"},
@@ -34,11 +41,11 @@ const questionsTime = 15 * time.Second
 func (c *checkup) hostAddresses(ctx context.Context, host string) (list []netip.Addr, err error) {
 	ctx, cancel := context.WithTimeout(ctx, questionsTime)
 	defer cancel()
-	list, err = connect.Addresses(ctx, c.dns, absolute(host))
-	if connect.IsNotFound(err) {
+	addrs, err := c.dns.Addresses(ctx, host)
+	if errors.Is(err, resolver.ErrNone) {
 		return nil, nil
 	}
-	return list, err
+	return addrs.List, err
 }
 
 // sendingAddresses are those that mail leaves from, as far as it is known: as the flag
@@ -51,14 +58,9 @@ func (c *checkup) sendingAddresses(ctx context.Context) ([]netip.Addr, error) {
 	if err != nil {
 		return nil, err
 	}
-	all, err := c.hostAddresses(ctx, hostname)
-	var public []netip.Addr
-	for _, addr := range all {
-		if addr.IsGlobalUnicast() && !addr.IsPrivate() {
-			public = append(public, addr)
-		}
-	}
-	return public, err
+	ctx, cancel := context.WithTimeout(ctx, questionsTime)
+	defer cancel()
+	return receiver.Receiver{DNS: c.dns, Hello: hostname}.Addresses(ctx)
 }
 
 func (c *checkup) lookAtDNS(ctx context.Context, r *report) {
@@ -82,11 +84,31 @@ func (c *checkup) lookAtDNS(ctx context.Context, r *report) {
 		r.add("dns.ptr-unused", "dns", "PTR is not looked at: all mail leaves by upstreams")
 		return
 	}
+	c.validation(ctx, r)
 	sending, err := c.sendingAddresses(ctx)
 	if err == nil && len(sending) == 0 && len(addrs) > 0 {
 		r.add("dns.address-unknown", "dns", "%s is at %s", hostname, screen.Few(addressTexts(addrs)))
 	}
 	r.each(ctx, len(sending), func(ctx context.Context, i int, r *report) { c.reverse(ctx, r, hostname, sending[i]) })
+}
+
+// validation asks the name servers for the proof that DANE needs.
+func (c *checkup) validation(ctx context.Context, r *report) {
+	ctx, cancel := context.WithTimeout(ctx, questionsTime)
+	defer cancel()
+	for _, server := range c.dns.Servers() {
+		subject := "name server " + server
+		switch v, err := c.dns.Validation(ctx, server); v {
+		case resolver.Validates:
+			r.add("dns.dnssec", subject, "it validates")
+		case resolver.Blind:
+			r.add("dns.dnssec-off", subject, "%v", err)
+		case resolver.Untrusted:
+			r.add("dns.dnssec-untrusted", subject, "it is not on this machine")
+		default:
+			r.add("dns.resolver", subject, "%v", err)
+		}
+	}
 }
 
 func addressTexts(addrs []netip.Addr) (texts []string) {
@@ -96,40 +118,23 @@ func addressTexts(addrs []netip.Addr) (texts []string) {
 	return texts
 }
 
-// mostPTR is how many names of one address are looked up.
-const mostPTR = 5
-
-// reverse looks at the name of an address as receiving servers do: it counts when it
-// leads back to the address (RFC 8601 section 3 calls that iprev).
+// reverse looks at the name of an address as receiving servers do.
 func (c *checkup) reverse(ctx context.Context, r *report, hostname string, addr netip.Addr) {
 	ctx, cancel := context.WithTimeout(ctx, questionsTime)
 	defer cancel()
-	list, err := c.dns.LookupAddr(ctx, addr.String())
+	to, subject := c.receiver(), "address "+addr.String()
+	name, names, err := to.Name(ctx, addr)
 	switch {
-	case connect.IsNotFound(err), err == nil && len(list) == 0:
-		r.add("dns.ptr-none", "address "+addr.String(), "no PTR record")
-		return
 	case err != nil:
-		r.add("dns.resolver", "address "+addr.String(), "asked for its name: %v", err)
-		return
-	}
-	for _, name := range list[:min(len(list), mostPTR)] {
-		forward, err := c.hostAddresses(ctx, name)
-		if err != nil {
-			r.add("dns.resolver", "address "+addr.String(), "asked for %s: %v", name, err)
-			return
-		}
-		name = strings.TrimSuffix(name, ".")
-		for _, back := range forward {
-			if back != addr {
-				continue
-			}
-			r.add("dns.ptr", "address "+addr.String(), "its name is %s", name)
-			if !strings.EqualFold(name, hostname) {
-				r.add("dns.ptr-other", "address "+addr.String(), "%s, and the hostname is %s", name, hostname)
-			}
-			return
+		r.add("dns.resolver", subject, "%v", err)
+	case len(names) == 0:
+		r.add("dns.ptr-none", subject, "no PTR record; to publish: %s", to.Reverse(addr))
+	case name == "":
+		r.add("dns.ptr-forward", subject, "its name is %s, which is not at %s", screen.Few(names), addr)
+	default:
+		r.add("dns.ptr", subject, "its name is %s", name)
+		if !strings.EqualFold(name, hostname) {
+			r.add("dns.ptr-other", subject, "%s, and the hostname is %s", name, hostname)
 		}
 	}
-	r.add("dns.ptr-forward", "address "+addr.String(), "its name is %s, which is not at %s", screen.Few(list), addr)
 }

@@ -1,26 +1,24 @@
 package check
 
 import (
-	"context"
 	"fmt"
-	"net"
 	"net/netip"
 	"testing"
 
-	"github.com/foxcpp/go-mockdns"
-
-	"postern/cmd/postern/config"
 	"postern/internal/smtptest"
+	"postern/relay/resolver"
 	"postern/relay/upstream"
 )
 
-// zone replaces what DNS knows of a name; the empty one knows nothing.
-func zone(name string, z mockdns.Zone) func(*testing.T, *patient) {
-	return func(_ *testing.T, p *patient) { p.zones[name] = z }
+// says has DNS know nothing of a name but these records.
+func says(name string, records ...string) func(*testing.T, *patient) {
+	return func(_ *testing.T, p *patient) { p.dns.Set(name, records...) }
 }
 
-// dnsDown is an answer that says nothing about the name.
-var dnsDown = &net.DNSError{Err: "server misbehaving", IsTemporary: true}
+// broken has DNS say nothing about a name.
+func broken(name string) func(*testing.T, *patient) {
+	return func(_ *testing.T, p *patient) { p.dns.ServFail(name) }
+}
 
 func allByUpstream(_ *testing.T, p *patient) {
 	p.upstream(upstream.Account{Host: "127.0.0.1", Port: 25, TLS: upstream.TLSNone})
@@ -29,69 +27,49 @@ func allByUpstream(_ *testing.T, p *patient) {
 func dnsFaults() []fault {
 	return []fault{
 		{"dns.hostname", patientAddress, nothing},
+		{"dns.dnssec", "it validates", nothing},
+		{"dns.dnssec-off", "has validated the root zone", func(_ *testing.T, p *patient) { p.dns.Sign() }},
+		{"dns.dnssec-off", "whose signatures are wrong", func(_ *testing.T, p *patient) { p.dns.Blind() }},
+		{"dns.dnssec-untrusted", "not on this machine", func(_ *testing.T, p *patient) {
+			p.c.dns = resolver.New(resolver.Config{Servers: []string{"192.0.2.53:53"}, Exchange: p.dns.Exchange})
+		}},
 		{"dns.ptr", "its name is relay.test", nothing},
-		{"dns.resolver", "server misbehaving", zone("relay.test.", mockdns.Zone{Err: dnsDown})},
-		{"dns.resolver", "asked for its name", zone(patientPTR, mockdns.Zone{Err: dnsDown})},
-		{"dns.hostname-none", "relay.test has no address", zone("relay.test.", mockdns.Zone{})},
-		{"dns.address-unknown", "10.0.0.1", zone("relay.test.", mockdns.Zone{A: []string{"10.0.0.1"}})},
-		{"dns.ptr-none", "no PTR", zone(patientPTR, mockdns.Zone{})},
+		{"dns.resolver", "SERVFAIL", broken("relay.test.")},
+		{"dns.resolver", "asked for its name", broken(patientPTR)},
+		{"dns.hostname-none", "relay.test has no address", says("relay.test.")},
+		{"dns.address-unknown", "10.0.0.1", says("relay.test.", "A 10.0.0.1")},
+		{"dns.ptr-none", "no PTR", says(patientPTR)},
 		{"dns.ptr-none", "no PTR", func(_ *testing.T, p *patient) { p.c.opts.Addresses = []netip.Addr{netip.MustParseAddr("203.0.113.9")} }},
-		{"dns.ptr-forward", "host7.isp.test., which is not at", zone(patientPTR, mockdns.Zone{PTR: []string{"host7.isp.test."}})},
+		{"dns.ptr-forward", "host7.isp.test., which is not at", says(patientPTR, "PTR host7.isp.test.")},
 		{"dns.ptr-other", "mail.test, and the hostname is relay.test", func(_ *testing.T, p *patient) {
-			p.zones[patientPTR] = mockdns.Zone{PTR: []string{"mail.test."}}
-			p.zones["mail.test."] = mockdns.Zone{A: []string{patientAddress}}
+			p.dns.Set(patientPTR, "PTR mail.test.")
+			p.dns.Set("mail.test.", "A "+patientAddress)
 		}},
 		{"dns.ptr-unused", "not looked at: all mail leaves by upstreams", allByUpstream},
 	}
 }
 
-// halfDeaf gives no answer to one question about a name, and knows nothing else of it.
-type halfDeaf struct {
-	resolver
-	kind, name string
-}
-
-var dnsRefused = &net.DNSError{Err: "server misbehaving", Server: "127.0.0.1:53"}
-
-func (h halfDeaf) LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error) {
-	switch {
-	case host != h.name:
-		return h.resolver.LookupNetIP(ctx, network, host)
-	case network == h.kind:
-		return nil, dnsRefused
-	}
-	return nil, &net.DNSError{Err: "no such host", Server: "127.0.0.1:53", IsNotFound: true}
-}
-
-func (h halfDeaf) LookupTXT(ctx context.Context, name string) ([]string, error) {
-	if h.kind == "TXT" && name == h.name {
-		return nil, dnsRefused
-	}
-	return h.resolver.LookupTXT(ctx, name)
-}
-
 // TestP04CheckJudgesOneByOne: what no server says is not told as a fault of the name.
 func TestP04CheckJudgesOneByOne(t *testing.T) {
 	t.Parallel()
-	for _, family := range []string{"ip4", "ip6"} {
+	for _, kind := range []string{"A", "AAAA"} {
 		p := newPatient(t)
 		viewed(t, p)
-		p.c.dns = halfDeaf{p.c.dns, family, "relay.test."}
+		p.dns.Set("relay.test.")
+		p.dns.Refuse("relay.test.", kind)
 		found := p.look(t.Context(), "dns")
 		wantFinding(t, found, "dns.resolver", "asked for relay.test")
 		wantNone(t, found, "dns.hostname-none")
-		if !config.Resolver("").PreferGo {
-			t.Error("the C library is asked")
-		}
 	}
 	p := newPatient(t)
 	viewed(t, p)
-	p.zones["example.com."] = mockdns.Zone{TXT: []string{"v=spf1 a:host.example.com -all"}, MX: []net.MX{{Host: "mx.example.com."}}}
-	for _, deaf := range []halfDeaf{{p.c.dns, "TXT", "example.com."}, {p.c.dns, "ip4", "host.example.com."}} {
-		p.c.dns = deaf
+	p.dns.Set("example.com.", `TXT "v=spf1 a:host.example.com -all"`, "MX 10 mx.example.com.")
+	for name, kind := range map[string]string{"example.com.": "TXT", "host.example.com.": "A"} {
+		p.dns.Refuse(name, kind)
 		found := p.look(t.Context(), "spf")
-		wantFinding(t, found, "spf.unknown", "misbehaving")
+		wantFinding(t, found, "spf.unknown", "REFUSED")
 		wantNone(t, found, "spf.broken")
+		p.dns.Mend(name)
 		p = p.again()
 		viewed(t, p)
 	}
@@ -104,11 +82,7 @@ func TestCheckFindsFaultsOfDNS(t *testing.T) {
 
 func spfFaults() []fault {
 	record := func(text string) func(*testing.T, *patient) {
-		return func(_ *testing.T, p *patient) {
-			z := p.zones["example.com."]
-			z.TXT = []string{text}
-			p.zones["example.com."] = z
-		}
+		return says("example.com.", `TXT "`+text+`"`, "MX 10 mx.example.com.")
 	}
 	return []fault{
 		{"spf.ok", patientAddress, nothing},
@@ -117,9 +91,9 @@ func spfFaults() []fault {
 		{"spf.fail", "198.51.100.7: softfail", record("v=spf1 ip4:192.0.2.0/24 ~all")},
 		{"spf.fail", "203.0.113.9: fail", func(_ *testing.T, p *patient) { p.c.opts.Addresses = []netip.Addr{netip.MustParseAddr("203.0.113.9")} }},
 		{"spf.broken", "", record("v=spf1 ip4:nonsense -all")},
-		{"spf.unknown", "misbehaving", zone("example.com.", mockdns.Zone{Err: dnsDown})},
+		{"spf.unknown", "SERVFAIL", broken("example.com.")},
 		{"spf.upstream", "v=spf1 ip4:198.51.100.0/24 -all", allByUpstream},
-		{"spf.no-address", "example.com", zone("relay.test.", mockdns.Zone{A: []string{"10.0.0.1"}})},
+		{"spf.no-address", "example.com", says("relay.test.", "A 10.0.0.1")},
 		{"spf.more", "20 of 31", func(t *testing.T, p *patient) {
 			for n := range 30 {
 				withUser(fmt.Sprintf("u%d", n), fmt.Sprintf("*@d%d.test", n), "*@*.example.com")(t, p)
@@ -128,14 +102,14 @@ func spfFaults() []fault {
 		{"dmarc.ok", "v=DMARC1", nothing},
 		{"dmarc.ok", "p=reject", func(t *testing.T, p *patient) { // the organization's
 			withUser("bob@deep.example.com")(t, p)
-			p.zones["_dmarc.example.com."] = mockdns.Zone{TXT: []string{"v=DMARC1; p=reject"}}
+			p.dns.Set("deep.example.com.", `TXT "v=spf1 ip4:198.51.100.7 -all"`)
+			p.dns.Set("_dmarc.example.com.", `TXT "v=DMARC1; p=reject"`)
 		}},
-		{"dmarc.none", "_dmarc.example.com", zone("_dmarc.example.com.", mockdns.Zone{})},
-		{"sender.no-mail", "null MX", func(_ *testing.T, p *patient) {
-			z := p.zones["example.com."]
-			z.MX = []net.MX{{Host: "."}}
-			p.zones["example.com."] = z
-		}},
+		{"dmarc.ok", "by SPF; policy none", nothing},
+		{"dmarc.fail", "it is not signed; SPF of example.com: fail; policy none", record("v=spf1 ip4:192.0.2.0/24 -all")},
+		{"dmarc.fail", "SPF of example.com: none", record("no SPF")},
+		{"dmarc.none", "_dmarc.example.com", says("_dmarc.example.com.")},
+		{"sender.no-mail", "null MX", says("example.com.", "MX 0 .")},
 		{"sender.no-mail", "neither", withUser("bob@gone.test")},
 	}
 }
@@ -150,7 +124,7 @@ func TestCheckTellsAMissingRecordOnce(t *testing.T) {
 	t.Parallel()
 	p := newPatient(t)
 	viewed(t, p)
-	p.zones["example.com."] = mockdns.Zone{A: []string{patientAddress}}
+	p.dns.Set("example.com.", "A "+patientAddress)
 	p.c.opts.Addresses = []netip.Addr{netip.MustParseAddr(patientAddress), netip.MustParseAddr("2001:db8::7")}
 	told := 0
 	for _, f := range p.look(t.Context(), "spf") {
@@ -166,12 +140,10 @@ func TestCheckTellsAMissingRecordOnce(t *testing.T) {
 // hosted gives there.test one mail host at an address.
 func hosted(address string) func(*testing.T, *patient) {
 	return func(_ *testing.T, p *patient) {
-		p.zones["there.test."] = mailedTo("mx.there.test.")
-		p.zones["mx.there.test."] = mockdns.Zone{A: []string{address}}
+		p.dns.Set("there.test.", "MX 10 mx.there.test.")
+		p.dns.Set("mx.there.test.", "A "+address)
 	}
 }
-
-func mailedTo(host string) mockdns.Zone { return mockdns.Zone{MX: []net.MX{{Host: host, Pref: 10}}} }
 
 // served gives it a server as well.
 func served(cfg smtptest.Config) func(*testing.T, *patient) {
@@ -182,28 +154,26 @@ func served(cfg smtptest.Config) func(*testing.T, *patient) {
 }
 
 func mxFaults() []fault {
-	mail := func(z mockdns.Zone) func(*testing.T, *patient) { return zone("there.test.", z) }
+	mail := func(host string) func(*testing.T, *patient) { return says("there.test.", "MX 10 "+host) }
 	return []fault{
 		{"mx.ok", "mx.there.test (127.0.0.1) answers, in clear", served(smtptest.Config{})},
-		{"mx.null", "RFC 7505", mail(mailedTo("."))},
-		{"mx.null", "RFC 7505", func(_ *testing.T, p *patient) {
-			p.zones["there.test."] = mockdns.Zone{MX: []net.MX{{Host: "."}, {Host: "."}}}
-		}},
-		{"mx.address", `"192.0.2.1."`, mail(mailedTo("192.0.2.1."))},
-		{"mx.null", "no such host", func(_ *testing.T, p *patient) { delete(p.zones, "there.test.") }},
-		{"mx.lookup", "misbehaving", mail(mockdns.Zone{Err: dnsDown})},
+		{"mx.null", "RFC 7505", mail(".")},
+		{"mx.null", "RFC 7505", says("there.test.", "MX 0 .", "MX 1 .")},
+		{"mx.address", `"192.0.2.1."`, mail("192.0.2.1.")},
+		{"mx.null", "no such record", says("there.test.")},
+		{"mx.lookup", "SERVFAIL", broken("there.test.")},
 		{"mx.address", "private or special address", func(t *testing.T, p *patient) {
 			hosted("192.168.1.1")(t, p)
 			p.c.cfg.Delivery.AllowPrivateMX = false
 		}},
-		{"mx.address", "no such host", mail(mailedTo("gone.there.test."))},
+		{"mx.address", "no such record", mail("gone.there.test.")},
 		{"mx.unreachable", "refused", func(t *testing.T, p *patient) {
 			hosted("127.0.0.1")(t, p)
 			p.c.cfg.Delivery.MXPort = int(netip.MustParseAddrPort(closedPort(t)).Port())
 		}},
 		{"mx.refuses", "554 5.7.1 listed", served(smtptest.Config{Hooks: map[smtptest.Phase]smtptest.Hook{
 			smtptest.PhaseBanner: smtptest.Always(smtptest.Reply("554 5.7.1 listed"))}})},
-		{"mx.self", "loops back", mail(mailedTo("relay.test."))},
+		{"mx.self", "loops back", mail("relay.test.")},
 	}
 }
 

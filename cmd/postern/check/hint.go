@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"postern/relay/connect"
+	"postern/relay/resolver"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
 	"postern/relay/upstream/oauth"
@@ -76,10 +77,10 @@ func tokenHint(up *upstream.Account, fault *oauth.Fault) string {
 }
 
 func lookupHint(err error, set string) string {
-	if dns := (*net.DNSError)(nil); errors.As(err, &dns) && dns.IsNotFound {
+	if question := (*resolver.Error)(nil); errors.Is(err, resolver.ErrNone) {
 		return "there is no such name: correct --host with " + set
-	} else if errors.As(err, &dns) {
-		return "the resolver of this machine does not answer: see /etc/resolv.conf, or dns_server in [delivery]"
+	} else if errors.As(err, &question) {
+		return "the resolver of this machine does not answer: see /etc/resolv.conf, or servers in [dns]"
 	}
 	return "correct --host, --source or --ip with " + set + ", or source and ip in [delivery]"
 }

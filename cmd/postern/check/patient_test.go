@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/foxcpp/go-mockdns"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -21,6 +20,7 @@ import (
 	"postern/auth"
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/database"
+	"postern/internal/dnstest"
 	"postern/internal/pgtest"
 	"postern/internal/serve"
 	"postern/internal/smtptest"
@@ -31,12 +31,12 @@ import (
 
 // A patient is an installation in good health that faults are planted in.
 type patient struct {
-	c     *checkup
-	dir   string // of postern.toml, cert.pem, key.pem and secret.key
-	ca    *smtptest.CA
-	zones map[string]mockdns.Zone // by whole name
-	view  *mailView               // nil: as the database says
-	pool  *pgxpool.Pool           // nil without a database of its own
+	c    *checkup
+	dir  string // of postern.toml, cert.pem, key.pem and secret.key
+	ca   *smtptest.CA
+	dns  *dnstest.Zones
+	view *mailView     // nil: as the database says
+	pool *pgxpool.Pool // nil without a database of its own
 }
 
 // patience is for what a test waits for, on whatever machine.
@@ -51,7 +51,7 @@ const (
 // newPatient has no database; see admit and viewed.
 func newPatient(t *testing.T) *patient {
 	t.Helper()
-	p := &patient{dir: t.TempDir(), ca: smtptest.NewCA(t), zones: healthyZones()}
+	p := &patient{dir: t.TempDir(), ca: smtptest.NewCA(t), dns: healthyDNS()}
 	p.ca.Leaf(t, patientName).WriteFiles(t, p.dir)
 	const text = `hostname = "relay.test"
 secret_key_file = "secret.key"
@@ -72,7 +72,7 @@ spool = "64MiB"
 
 // treat gives a new check the patient's surroundings.
 func (p *patient) treat(c *checkup) {
-	c.dns, c.roots, c.limit = &mockdns.Resolver{Zones: p.zones}, p.ca.Pool(), patience
+	c.dns, c.roots, c.limit = p.dns.Resolver(), p.ca.Pool(), patience
 	c.bounds.low, c.bounds.none, c.bounds.trip = 1, 0, time.Minute // whatever machine the tests run on
 	p.c = c
 }
@@ -95,13 +95,14 @@ func (p *patient) again() *patient {
 	return p
 }
 
-func healthyZones() map[string]mockdns.Zone {
-	return map[string]mockdns.Zone{
-		"relay.test.":         {A: []string{patientAddress}},
-		patientPTR:            {PTR: []string{"relay.test."}},
-		"example.com.":        {TXT: []string{"v=spf1 ip4:198.51.100.0/24 -all"}, MX: []net.MX{{Host: "mx.example.com.", Pref: 10}}},
-		"_dmarc.example.com.": {TXT: []string{"v=DMARC1; p=none"}},
-	}
+func healthyDNS() *dnstest.Zones {
+	z := &dnstest.Zones{}
+	z.Sign("signed.test")
+	z.Set("relay.test.", "A "+patientAddress)
+	z.Set(patientPTR, "PTR relay.test.")
+	z.Set("example.com.", `TXT "v=spf1 ip4:198.51.100.0/24 -all"`, "MX 10 mx.example.com.")
+	z.Set("_dmarc.example.com.", `TXT "v=DMARC1; p=none"`)
+	return z
 }
 
 func (p *patient) write(t *testing.T, name, text string) (path string) {

@@ -15,7 +15,6 @@ import (
 
 	"postern/admin/health"
 	"postern/cmd/postern/screen"
-	"postern/relay/connect"
 	"postern/relay/smtp"
 )
 
@@ -148,14 +147,10 @@ func (c *checkup) resolved(ctx context.Context, address string) (list []string, 
 	if err != nil || net.ParseIP(host) != nil {
 		return []string{address}, err
 	}
-	name := host
-	if strings.Contains(host, ".") {
-		name = absolute(host)
-	}
 	ctx, cancel := context.WithTimeout(ctx, questionsTime)
 	defer cancel()
-	addrs, err := connect.Addresses(ctx, c.dns, name)
-	for _, addr := range addrs {
+	addrs, err := c.dns.Local(ctx, host)
+	for _, addr := range addrs.List {
 		list = append(list, net.JoinHostPort(addr.String(), port))
 	}
 	return list, err

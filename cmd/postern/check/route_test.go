@@ -9,8 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/foxcpp/go-mockdns"
-
 	"postern/auth"
 	"postern/internal/smtptest"
 	"postern/relay/connect"
@@ -187,7 +185,7 @@ func upstreamFaults() []fault {
 		}},
 		{"upstream.tls", "does not offer STARTTLS", smarthost(func(cfg *smtptest.Config, _ *upstream.Account) { cfg.TLS = nil })},
 		{"upstream.tls", "valid for other.test", func(t *testing.T, p *patient) {
-			p.zones["out.test."] = mockdns.Zone{A: []string{"127.0.0.1"}}
+			p.dns.Set("out.test.", "A 127.0.0.1")
 			smarthost(func(cfg *smtptest.Config, up *upstream.Account) {
 				cfg.TLS, up.Host = p.ca.ServerConfig(t, "other.test"), "out.test"
 			})(t, p)

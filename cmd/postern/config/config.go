@@ -51,6 +51,7 @@ type Config struct {
 	Auth       Auth       `toml:"auth"`
 	Queue      Queue      `toml:"queue"`
 	Delivery   Delivery   `toml:"delivery"`
+	DNS        DNS        `toml:"dns"`
 	OAuth      OAuth      `toml:"oauth"`
 	Retention  Retention  `toml:"retention"`
 	Log        Log        `toml:"log"`
@@ -131,7 +132,6 @@ type Delivery struct {
 	MXPort                   int      `toml:"mx_port" above:"0"`
 	AllowPrivateMX           bool     `toml:"allow_private_mx"`
 	DKIM                     string   `toml:"dkim" reload:"yes"`
-	DNSServer                string   `toml:"dns_server"`
 	Source                   string   `toml:"source"`
 	IP                       string   `toml:"ip"`
 	Hello                    string   `toml:"hello"`
@@ -311,6 +311,9 @@ func (c *Config) validate() error {
 	}
 	if err := c.Delivery.Origin().Validate(); err != nil {
 		return fmt.Errorf("delivery: %w", err)
+	}
+	if _, err := c.DNS.Config(); err != nil {
+		return err
 	}
 	if err := c.OAuth.validate(); err != nil {
 		return err

@@ -1,7 +1,6 @@
 package config
 
 import (
-	"context"
 	"errors"
 	"net"
 	"os"
@@ -25,16 +24,4 @@ func ListenReason(err error) error {
 		return op.Err
 	}
 	return err
-}
-
-// Resolver asks server, or those that the system names when it is empty; never by the
-// C library, for the sake of connect.Resolver.
-func Resolver(server string) *net.Resolver {
-	if server == "" {
-		return &net.Resolver{PreferGo: true}
-	}
-	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, network, server)
-	}}
 }

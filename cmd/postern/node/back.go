@@ -9,12 +9,12 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"postern/cmd/postern/config"
 	"postern/internal/await"
 	"postern/relay/bounce"
 	"postern/relay/connect"
 	"postern/relay/delivery"
 	"postern/relay/dkim"
+	"postern/relay/resolver"
 	"postern/relay/route"
 	"postern/relay/seal"
 	"postern/relay/upstream"
@@ -28,6 +28,7 @@ type back struct {
 	node     *Node
 	engine   *delivery.Engine
 	bouncer  *bounce.Bouncer
+	dns      *resolver.Resolver
 	tokens   *oauth.Tokens
 	breakers *breaker.Breakers
 	budgets  *budget.Budgets
@@ -54,6 +55,10 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 		return nil, err
 	}
 	d := n.Config.Delivery
+	dns, err := n.resolver()
+	if err != nil {
+		return nil, err
+	}
 	tokens, err := n.tokens(pool, sealer)
 	if err != nil {
 		return nil, err
@@ -61,7 +66,7 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 	cfg := delivery.Config{
 		Queue: n.queue, Routes: route.NewTable(rules, accounts, 0), Log: n.Log, Guard: n.guard, Events: n.mail,
 		Connect: connect.Config{
-			Tokens: tokens, DNS: config.Resolver(d.DNSServer), Hello: n.hostname, Origin: d.Origin(), Self: own,
+			Tokens: tokens, DNS: dns, Hello: n.hostname, Origin: d.Origin(), Self: own,
 			MXPort: d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
 		},
 		Connections: d.Connections, MXConnections: d.MXConnections, Nodes: n.queue.Nodes, PerConnection: d.MessagesPerConn,
@@ -75,12 +80,22 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 	breakers := n.breakers(pool, accounts, connect.NewProber(probing))
 	cfg.Breakers = breakers
 	return &back{
-		node: n, tokens: tokens, breakers: breakers, budgets: budgets,
+		node: n, dns: dns, tokens: tokens, breakers: breakers, budgets: budgets,
 		secrets: readings[upstream.Secret]{node: n, what: "secrets", every: time.Minute, read: (&secrets{node: n, store: accounts}).look},
 		used:    readings[budget.Usage]{node: n, what: "budgets", every: 10 * time.Second, read: accounts.Budgets},
 		engine:  delivery.New(cfg),
 		bouncer: bounce.New(bounce.Config{Queue: n.queue, Hostname: n.hostname, Mail: n.mail, Log: n.Log, Keys: n.signing.ring}),
 	}, nil
+}
+
+// resolver makes the node's one.
+func (n *Node) resolver() (*resolver.Resolver, error) {
+	cfg, err := n.Config.DNS.Config()
+	if err != nil {
+		return nil, err
+	}
+	cfg.Log, cfg.Guard = n.Log, n.guard
+	return resolver.New(cfg), nil
 }
 
 // tokens makes what gets the access tokens of upstream accounts.

@@ -21,12 +21,8 @@ type signing struct {
 // buildSigning comes after openKeys. A node with only the front knows which domains have keys, and
 // opens none.
 func (n *Node) buildSigning(pool *pgxpool.Pool) {
-	var servers []string
-	if server := n.Config.Delivery.DNSServer; server != "" {
-		servers = []string{server}
-	}
 	n.signing.ring = keys.New(keys.Config{
-		Pool: pool, Sealer: n.keys.sealer, DNS: resolver.New(resolver.Config{Servers: servers, Log: n.Log}), Node: n.name,
+		Pool: pool, Sealer: n.keys.sealer, Node: n.name,
 		Lifetime: time.Duration(n.Config.Queue.Lifetime), Log: n.Log, Guard: n.guard,
 	})
 }
@@ -37,9 +33,13 @@ func (n *Node) startSigning(ctx context.Context) error {
 	if _, err := s.ring.Load(ctx); err != nil {
 		return err
 	}
+	var dns *resolver.Resolver
+	if n.back != nil {
+		dns = n.back.dns
+	}
 	loop, stop := context.WithCancel(context.Background())
 	s.stop = stop
-	s.loop.Go(func() { n.guard.Keep(loop, "DKIM keys", func() { s.ring.Run(loop) }) })
+	s.loop.Go(func() { n.guard.Keep(loop, "DKIM keys", func() { s.ring.Run(loop, dns) }) })
 	return nil
 }
 
