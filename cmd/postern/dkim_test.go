@@ -14,6 +14,8 @@ func TestDKIMPage(t *testing.T) {
 	t.Parallel()
 	g := newGuide(t)
 	g.installed(t)
+	g.must(t, "postern user add alice@shop.example")
+	g.must(t, "postern route add --via mx --replace")
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	conn, err := new(database.Connector).Connect(ctx, fmt.Sprintf("postgres:///postern?host=%s&user=postgres", g.socket))
@@ -38,6 +40,9 @@ func TestDKIMPage(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	explain := "postern explain --user alice@shop.example --from alice@shop.example --to bob@example.net"
+	g.mayFail[explain] = "the user has no credential"
+	says(explain, "by mx:", "RECEIVER", "DMARC")
 	g.mayFail["postern dkim list"] = "DNS knows nothing of the domain"
 	says("postern dkim list", "shop.example", "-ed25519", "active", "k=rsa")
 	says("postern dkim rotate shop.example", "is pending", "-2._domainkey.shop.example. IN TXT")

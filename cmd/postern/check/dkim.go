@@ -2,6 +2,7 @@ package check
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"postern/admin/health"
@@ -29,29 +30,18 @@ var dkimKinds = []kind{
 // mostKeys is how many DKIM keys are looked at.
 const mostKeys = 100
 
-// signing are the domains that have a key which signs.
-type signing map[string][]dkim.Key
-
-func (s signing) Keys(domain string) []dkim.Key { return s[domain] }
-
 // signs says which of the keys sign mail of a domain.
-func (v *mailView) signs(domain string) []dkim.Key {
-	all := signing{}
-	for _, k := range v.dkim {
-		if k.State == keys.Active && !k.Gone {
-			all[k.Domain] = append(all[k.Domain], dkim.Key{Domain: k.Domain, Selector: k.Selector, Algorithm: k.Algorithm})
-		}
-	}
-	return dkim.Find(all, domain)
-}
+func (v *mailView) signs(domain string) []dkim.Key { return dkim.Find(keys.Signers(v.dkim), domain) }
 
 // begun reports that a domain, or one above it, has keys that are to sign.
 func (v *mailView) begun(domain string) bool {
-	all := signing{}
-	for _, k := range v.dkim {
-		all[k.Domain] = []dkim.Key{{}}
+	list := slices.Clone(v.dkim)
+	for i := range list {
+		if list[i].Gone = false; list[i].State == keys.Pending {
+			list[i].State = keys.Active
+		}
 	}
-	return dkim.Find(all, domain) != nil
+	return dkim.Find(keys.Signers(list), domain) != nil
 }
 
 func (c *checkup) lookAtDKIM(ctx context.Context, r *report) {

@@ -14,6 +14,7 @@ import (
 	"postern/relay/connect"
 	"postern/relay/delivery"
 	"postern/relay/dkim"
+	"postern/relay/resolver"
 	"postern/relay/route"
 	"postern/relay/seal"
 	"postern/relay/transport"
@@ -28,6 +29,7 @@ type back struct {
 	node     *Node
 	engine   *delivery.Engine
 	bouncer  *bounce.Bouncer
+	dns      *resolver.Resolver
 	tokens   *oauth.Tokens
 	policies *transport.Finder
 	breakers *breaker.Breakers
@@ -55,6 +57,10 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 		return nil, err
 	}
 	d := n.Config.Delivery
+	dns, err := n.resolver()
+	if err != nil {
+		return nil, err
+	}
 	tokens, err := n.tokens(pool, sealer)
 	if err != nil {
 		return nil, err
@@ -62,14 +68,14 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 	cfg := delivery.Config{
 		Queue: n.queue, Routes: route.NewTable(rules, accounts, 0), Log: n.Log, Guard: n.guard, Events: n.mail,
 		Connect: connect.Config{
-			Tokens: tokens, DNS: n.dns, Hello: n.hostname, Origin: d.Origin(), Self: own,
+			Tokens: tokens, DNS: dns, Hello: n.hostname, Origin: d.Origin(), Self: own,
 			MXPort: d.MXPort, AllowPrivateMX: d.AllowPrivateMX,
 		},
 		Connections: d.Connections, MXConnections: d.MXConnections, Nodes: n.queue.Nodes, PerConnection: d.MessagesPerConn,
 		PerTransaction: d.RecipientsPerTransaction, MaxOpen: n.descriptors().Deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
 		RecordWays: n.Config.Queue.Gate == "strict", DKIM: dkim.Mode(d.DKIM), Keys: n.signing.ring,
 	}
-	policies := transport.New(transport.Config{DB: pool, DNS: n.dns, Fetch: cfg.Connect.Fetcher(), Node: n.name, Log: n.Log, Guard: n.guard})
+	policies := transport.New(transport.Config{DB: pool, DNS: dns, Fetch: cfg.Connect.Fetcher(), Node: n.name, Log: n.Log, Guard: n.guard})
 	cfg.Connect.Policies = policies
 	budgets := budget.New(budget.Config{DB: pool, Epoch: n.queue.Epoch, Log: n.Log})
 	cfg.Budgets = budgets
@@ -78,7 +84,7 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 	breakers := n.breakers(pool, accounts, connect.NewProber(probing))
 	cfg.Breakers = breakers
 	return &back{
-		node: n, tokens: tokens, policies: policies, breakers: breakers, budgets: budgets,
+		node: n, dns: dns, tokens: tokens, policies: policies, breakers: breakers, budgets: budgets,
 		secrets: readings[upstream.Secret]{node: n, what: "secrets", every: time.Minute, read: (&secrets{node: n, store: accounts}).look},
 		used:    readings[budget.Usage]{node: n, what: "budgets", every: 10 * time.Second, read: accounts.Budgets},
 		engine:  delivery.New(cfg),
@@ -133,7 +139,7 @@ func (b *back) start() {
 	b.stopNotices = stop
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "notices", func() { b.bouncer.Run(ctx) }) })
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "breakers", func() { b.breakers.Run(ctx, b.engine) }) })
-	b.notices.Go(func() { b.node.guard.Keep(ctx, "proofs of DNSSEC", func() { b.node.dns.Watch(ctx) }) })
+	b.notices.Go(func() { b.node.guard.Keep(ctx, "proofs of DNSSEC", func() { b.dns.Watch(ctx) }) })
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "secrets of upstreams", func() { b.secrets.run(ctx) }) })
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "transport policies", func() { b.policies.Run(ctx) }) })
 	if b.node.metrics != nil {

@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postern/relay/dkim/keys"
+	"postern/relay/resolver"
 )
 
 // signing are the DKIM keys of a node, which follows them while it runs.
@@ -21,7 +22,7 @@ type signing struct {
 // opens none.
 func (n *Node) buildSigning(pool *pgxpool.Pool) {
 	n.signing.ring = keys.New(keys.Config{
-		Pool: pool, Sealer: n.keys.sealer, DNS: n.dns, Node: n.name,
+		Pool: pool, Sealer: n.keys.sealer, Node: n.name,
 		Lifetime: time.Duration(n.Config.Queue.Lifetime), Log: n.Log, Guard: n.guard,
 	})
 }
@@ -32,9 +33,13 @@ func (n *Node) startSigning(ctx context.Context) error {
 	if _, err := s.ring.Load(ctx); err != nil {
 		return err
 	}
+	var dns *resolver.Resolver
+	if n.back != nil {
+		dns = n.back.dns
+	}
 	loop, stop := context.WithCancel(context.Background())
 	s.stop = stop
-	s.loop.Go(func() { n.guard.Keep(loop, "DKIM keys", func() { s.ring.Run(loop) }) })
+	s.loop.Go(func() { n.guard.Keep(loop, "DKIM keys", func() { s.ring.Run(loop, dns) }) })
 	return nil
 }
 

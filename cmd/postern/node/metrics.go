@@ -94,13 +94,13 @@ func (b *back) register(r *prometheus.Registry) {
 	admin.RegisterUpstreamBreakers(r, b.breakers.States)
 	admin.RegisterUpstreamBudgets(r, b.used.list)
 	admin.Register(r, nil, b.engine.Stats, deliveryReadings)
-	admin.Register(r, nil, b.node.dns.Stats, dnsReadings)
+	admin.Register(r, nil, b.dns.Stats, dnsReadings)
 	for outcome, count := range map[string]func(resolver.Stats) int64{
 		"answer":    func(s resolver.Stats) int64 { return s.Answered },
 		"none":      func(s resolver.Stats) int64 { return s.None },
 		"temporary": func(s resolver.Stats) int64 { return s.Temporary },
 	} {
-		admin.Register(r, prometheus.Labels{"outcome": outcome}, func() int64 { return count(b.node.dns.Stats()) }, []admin.Reading[int64]{
+		admin.Register(r, prometheus.Labels{"outcome": outcome}, func() int64 { return count(b.dns.Stats()) }, []admin.Reading[int64]{
 			{Name: "postern_dns_questions_total", Help: "Questions that name servers were asked, by what came of them.", Counter: true, Value: number[int64]},
 		})
 	}

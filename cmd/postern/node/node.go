@@ -55,7 +55,6 @@ type Node struct {
 	front  *front // accepts mail; nil with --only delivery
 	back   *back  // sends it on; nil with --only submission
 
-	dns       *resolver.Resolver
 	keys      sealing
 	signing   signing
 	queue     *queue.Queue
@@ -256,9 +255,6 @@ func (n *Node) buildQueue(ctx context.Context) error {
 		HoldMade: n.held(workPool, n.mail.Hold), HoldEnded: n.held(workPool, n.mail.Released),
 	})
 	if err := n.openKeys(ctx, workPool); err != nil {
-		return err
-	}
-	if n.dns, err = n.resolver(); err != nil {
 		return err
 	}
 	n.buildSigning(workPool)

@@ -150,6 +150,30 @@ func newKey(s *seal.Sealer, domain string, a dkim.Algorithm, now time.Time, take
 	return m, err
 }
 
+// signers are keys without their private halves.
+type signers map[string][]dkim.Key
+
+func (s signers) Keys(domain string) []dkim.Key { return s[domain] }
+
+// Signers are those of a list that sign, without their private halves: for one who asks what a node
+// would do.
+func Signers(list []Key) dkim.Keys {
+	all := signers{}
+	for from := 0; from < len(list); {
+		to, domain := from, list[from].Domain
+		for to < len(list) && list[to].Domain == domain {
+			to++
+		}
+		for _, a := range []dkim.Algorithm{dkim.RSA, dkim.Ed25519} {
+			if k := signs(list[from:to], a); k != nil {
+				all[domain] = append(all[domain], dkim.Key{Domain: domain, Selector: k.Selector, Algorithm: a})
+			}
+		}
+		from = to
+	}
+	return all
+}
+
 // List reads the keys of a domain, "" for all, in the order of their domains and of their age.
 func List(ctx context.Context, db pg.DB, domain string) ([]Key, error) {
 	rows, err := db.Query(ctx, sqlKeys, domain)

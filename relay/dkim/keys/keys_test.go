@@ -103,7 +103,7 @@ func newStage(t *testing.T) *stage {
 func (s *stage) clock(now time.Time) time.Time { return now.Add(s.shift) }
 
 func (s *stage) ring(name string) *Ring {
-	r := New(Config{Pool: s.db.Pool, Sealer: sealer(), DNS: s.world.resolver(), Node: name, Lifetime: 5 * day, Log: s.log.Logger()})
+	r := New(Config{Pool: s.db.Pool, Sealer: sealer(), Node: name, Lifetime: 5 * day, Log: s.log.Logger()})
 	r.clock = s.clock
 	return r
 }
@@ -117,7 +117,7 @@ func (s *stage) pass(d time.Duration) {
 
 func (s *stage) round() {
 	s.Helper()
-	must(s.T, s.node.round(s.Context()))
+	must(s.T, s.node.round(s.Context(), s.world.resolver()))
 	s.node.looking.Wait()
 	_, err := s.node.Load(s.Context())
 	must(s.T, err)
@@ -398,7 +398,7 @@ func TestTwoNodes(t *testing.T) {
 	s.pass(leaseTime + time.Minute) // b is dead
 	s.pass(time.Minute)
 	s.wantStates("shop.test", "ed25519 active")
-	_, err = other.record(t.Context(), domain, lease, now, map[string]look{key.Selector: {missing, "late"}}, nil)
+	_, err = other.record(t.Context(), visit{domain, lease, now}, map[string]look{key.Selector: {missing, "late"}}, nil)
 	if !errors.Is(err, errLost) {
 		t.Errorf("a result after the lease: %v", err)
 	}

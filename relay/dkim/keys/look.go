@@ -152,22 +152,29 @@ func judge(answers map[string]answer) look {
 	return l
 }
 
+// visit is a domain that is due, with the lease for it and when that was taken.
+type visit struct {
+	domain string
+	lease  int64
+	now    time.Time
+}
+
 // lookAt looks at the records of a domain under its lease, makes the keys that are due, and records
 // what becomes of all.
-func (r *Ring) lookAt(ctx context.Context, domain string, lease int64, now time.Time) error {
+func (r *Ring) lookAt(ctx context.Context, dns *resolver.Resolver, v visit) error {
 	read, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	list, err := List(read, r.cfg.Pool, domain)
+	list, err := List(read, r.cfg.Pool, v.domain)
 	if err != nil {
 		return err
 	}
 	looks := map[string]look{}
 	for _, k := range list {
-		looks[k.Selector] = lookAt(ctx, r.cfg.DNS, k)
+		looks[k.Selector] = lookAt(ctx, dns, k)
 	}
 	var fresh []made
-	for _, a := range overdue(list, now) {
-		m, err := newKey(r.cfg.Sealer, domain, a, now, list)
+	for _, a := range overdue(list, v.now) {
+		m, err := newKey(r.cfg.Sealer, v.domain, a, v.now, list)
 		if err != nil {
 			return err
 		}
@@ -178,9 +185,9 @@ func (r *Ring) lookAt(ctx context.Context, domain string, lease int64, now time.
 	}
 	write, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	changes, err := r.record(write, domain, lease, now, looks, fresh)
+	changes, err := r.record(write, v, looks, fresh)
 	for _, c := range changes {
-		r.cfg.Log.Info("DKIM key "+c.what, "domain", domain, "selector", c.selector)
+		r.cfg.Log.Info("DKIM key "+c.what, "domain", v.domain, "selector", c.selector)
 	}
 	return err
 }
@@ -189,19 +196,19 @@ func (r *Ring) lookAt(ctx context.Context, domain string, lease int64, now time.
 type change struct{ what, selector string }
 
 // record writes the results of a look, and returns what they have changed.
-func (r *Ring) record(ctx context.Context, domain string, lease int64, now time.Time, looks map[string]look, fresh []made) (changes []change, err error) {
+func (r *Ring) record(ctx context.Context, v visit, looks map[string]look, fresh []made) (changes []change, err error) {
 	err = pgx.BeginFunc(ctx, r.cfg.Pool, func(tx pgx.Tx) error {
-		list, err := lock(ctx, tx, domain, lease)
+		list, err := lock(ctx, tx, v.domain, v.lease)
 		if err != nil {
 			return err
 		}
 		was := slices.Clone(list)
-		deleted := after(list, looks, now, max(RetiringFor, r.cfg.Lifetime))
+		deleted := after(list, looks, v.now, max(RetiringFor, r.cfg.Lifetime))
 		if changes, err = write(ctx, tx, was, list, deleted); err != nil {
 			return err
 		}
 		for _, m := range fresh {
-			if slices.Contains(overdue(list, now), m.Algorithm) && !has(list, m.Selector) {
+			if slices.Contains(overdue(list, v.now), m.Algorithm) && !has(list, m.Selector) {
 				if err := insert(ctx, tx, m); err != nil {
 					return err
 				}
@@ -214,11 +221,11 @@ func (r *Ring) record(ctx context.Context, domain string, lease int64, now time.
 				return err
 			}
 		}
-		_, err = tx.Exec(ctx, sqlDone, domain, lease, next(list, now))
+		_, err = tx.Exec(ctx, sqlDone, v.domain, v.lease, next(list, v.now))
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("record what has become of the DKIM keys of %s: %w", domain, err)
+		return nil, fmt.Errorf("record what has become of the DKIM keys of %s: %w", v.domain, err)
 	}
 	return changes, nil
 }

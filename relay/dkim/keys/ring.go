@@ -49,11 +49,10 @@ const (
 	openAgain = time.Minute      // a node tries again to open what it could not
 )
 
-// Config configures a Ring. All but Sealer, DNS and Guard must be set.
+// Config configures a Ring. All but Sealer and Guard must be set.
 type Config struct {
 	Pool     *pgxpool.Pool
-	Sealer   *seal.Sealer       // nil: this node signs nothing, and its keys have no Signer
-	DNS      *resolver.Resolver // nil: this node looks at no records
+	Sealer   *seal.Sealer // nil: this node signs nothing, and its keys have no Signer
 	Node     string
 	Lifetime time.Duration // of the queue
 	Log      *slog.Logger
@@ -138,21 +137,12 @@ func (r *Ring) read(ctx context.Context) (*snapshot, error) {
 			return nil, err
 		}
 	}
-	for from := 0; from < len(list); {
-		to, domain := from, list[from].Domain
-		for to < len(list) && list[to].Domain == domain {
-			to++
-		}
-		for _, a := range []dkim.Algorithm{dkim.RSA, dkim.Ed25519} {
-			k := signs(list[from:to], a)
-			if k == nil {
-				continue
-			}
-			if signer := s.opened[domain+" "+k.Selector]; signer != nil || r.cfg.Sealer == nil {
-				s.signers[domain] = append(s.signers[domain], dkim.Key{Domain: domain, Selector: k.Selector, Algorithm: a, Signer: signer})
+	for domain, signers := range Signers(list).(signers) {
+		for _, k := range signers {
+			if k.Signer = s.opened[domain+" "+k.Selector]; k.Signer != nil || r.cfg.Sealer == nil {
+				s.signers[domain] = append(s.signers[domain], k)
 			}
 		}
-		from = to
 	}
 	return s, nil
 }
@@ -191,13 +181,14 @@ func (r *Ring) open(ctx context.Context, s *snapshot) error {
 	return nil
 }
 
-// Run follows the keys, and looks at the records of those that are due, until ctx ends.
-func (r *Ring) Run(ctx context.Context) {
+// Run follows the keys, and looks at the records of those that are due by asking dns, nil for none,
+// until ctx ends.
+func (r *Ring) Run(ctx context.Context, dns *resolver.Resolver) {
 	defer r.looking.Wait()
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
 	for {
-		err := r.round(ctx)
+		err := r.round(ctx, dns)
 		switch {
 		case err == nil:
 			r.said = ""
@@ -214,9 +205,9 @@ func (r *Ring) Run(ctx context.Context) {
 }
 
 // round reads what has changed, and begins the looks that are due.
-func (r *Ring) round(ctx context.Context) error {
+func (r *Ring) round(ctx context.Context, dns *resolver.Resolver) error {
 	now, err := r.Load(ctx)
-	if err != nil || r.cfg.DNS == nil || r.cfg.Sealer == nil {
+	if err != nil || dns == nil || r.cfg.Sealer == nil {
 		return err
 	}
 	free := cap(r.places) - len(r.places)
@@ -235,7 +226,7 @@ func (r *Ring) round(ctx context.Context) error {
 		r.places <- struct{}{}
 		r.looking.Go(func() {
 			defer func() { <-r.places }()
-			r.visit(ctx, domain, lease, now)
+			r.visit(ctx, dns, visit{domain, lease, now})
 		})
 		return nil
 	})
@@ -246,9 +237,9 @@ func (r *Ring) round(ctx context.Context) error {
 }
 
 // visit looks at a domain under its lease, and logs what it could not do.
-func (r *Ring) visit(ctx context.Context, domain string, lease int64, now time.Time) {
-	err := r.cfg.Guard.Try("look at DKIM records", func() error { return r.lookAt(ctx, domain, lease, now) })
+func (r *Ring) visit(ctx context.Context, dns *resolver.Resolver, v visit) {
+	err := r.cfg.Guard.Try("look at DKIM records", func() error { return r.lookAt(ctx, dns, v) })
 	if err != nil && ctx.Err() == nil && !errors.Is(err, errLost) {
-		r.cfg.Log.Warn("the DKIM keys of a domain could not be looked at", "domain", domain, "error", err)
+		r.cfg.Log.Warn("the DKIM keys of a domain could not be looked at", "domain", v.domain, "error", err)
 	}
 }
