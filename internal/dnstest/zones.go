@@ -111,6 +111,13 @@ func (z *Zones) Blind() {
 	z.blind = true
 }
 
+// See takes Blind back.
+func (z *Zones) See() {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.blind = false
+}
+
 // WithoutEDNS has it refuse queries with EDNS, as old servers do.
 func (z *Zones) WithoutEDNS() {
 	z.mu.Lock()
