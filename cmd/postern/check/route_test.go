@@ -169,7 +169,7 @@ func asIs(*smtptest.Config, *upstream.Account) {}
 
 func upstreamFaults() []fault {
 	return []fault{
-		{"upstream.ok", "it takes the account relay", smarthost(asIs)},
+		{"upstream.ok", "it accepts the account relay", smarthost(asIs)},
 		{"upstream.expiring", "its certificate expires at 20", smarthost(asIs)}, // it lives for a day
 		{"upstream.lookup", "nowhere.test", smarthost(func(_ *smtptest.Config, up *upstream.Account) { up.Host = "nowhere.test" })},
 		{"upstream.unreachable", "refused", func(t *testing.T, p *patient) {

@@ -172,7 +172,7 @@ func (s *Story) printWhyHeld(w io.Writer) {
 			what, screen.LocalTime(h.MadeAt), screen.Printable(h.MadeBy), screen.Printable(screen.Colon(h.Reason)), screen.Printable(user))
 	}
 	if held > 0 && len(s.Held) == 0 {
-		fmt.Fprintf(w, "\nOnly this message is held: 'postern queue release %s' releases it.\n", s.Message.ID)
+		fmt.Fprintf(w, "\nIt is held individually: 'postern queue release %s' releases it.\n", s.Message.ID)
 	}
 }
 
