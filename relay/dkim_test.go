@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -126,5 +127,61 @@ func TestSigned(t *testing.T) {
 	notice := ways["both"].WaitMessages(t, notices+1)[notices]
 	if list := records.Verified(t, notice.Data); notice.From() != "" || !slices.Equal(list, []string{"rsa solo.test", "ed25519 solo.test"}) {
 		t.Errorf("a notice from %q, signed by %q:\n%s", notice.From(), list, notice.Data)
+	}
+}
+
+// TestForeignDKIMVerifiers sends the corpus through the relay. Three foreign programs take all
+// signatures of what comes out, and none of what was changed afterwards.
+func TestForeignDKIMVerifiers(t *testing.T) {
+	t.Parallel()
+	r := rig.New(t, false)
+	sink := smtptest.Start(t, smtptest.Config{})
+	r.Postern("", "upstream", "add", "sink", "--host", sink.Addr(), "--tls", "none", "--dkim", "both")
+	r.Postern("", "route", "add", "--via", "sink")
+	records := dkimtest.Records(published(t, r, rig.Domain))
+	node := r.Node(rig.NodeConfig{Name: "solo"})
+	m := &mailing{t, dial(t, r, node)}
+	want(t, m.c.Login(rig.User, rig.Password))
+
+	corpus, names := dkimtest.Corpus(rig.Domain, dkimtest.Size), map[string]string{}
+	corpus = append(corpus, dkimtest.Message{Name: "to be changed", Octets: []byte("Message-ID: <changed>\r\n" + plainText)})
+	id := regexp.MustCompile(`(?m)^Message-ID: (.*)\r$`)
+	for _, c := range corpus {
+		names[string(id.FindSubmatch(c.Octets)[1])] = c.Name
+		m.submit("a@dest.test", string(c.Octets))
+	}
+	var messages [][]byte
+	var labels []string
+	changed := 0
+	for _, got := range sink.WaitMessages(t, len(corpus)) {
+		name := names[string(id.FindSubmatch(got.Data)[1])]
+		messages, labels = append(messages, got.Data), append(labels, name)
+		if list := records.Verified(t, got.Data); len(list) != 2 {
+			t.Errorf("%s: signed by %q", name, list)
+		}
+		if name != "to be changed" {
+			continue
+		}
+		text := string(got.Data)
+		for what, other := range map[string]string{
+			"added From": "From: mallory@example.org\r\n" + text, "added Subject": "Subject: other\r\n" + text, "added To": "To: eve@example.org\r\n" + text,
+			"byte of the body": strings.Replace(text, "the text", "The text", 1), "appended body": text + "more\r\n",
+		} {
+			messages, labels = append(messages, []byte(other)), append(labels, "changed: "+what)
+			changed++
+		}
+	}
+	if changed != 5 || len(messages) != len(corpus)+changed {
+		t.Fatalf("%d messages came out, %d were changed", len(messages)-changed, changed)
+	}
+	for i, valid := range records.Foreign(t, messages) {
+		switch {
+		case strings.HasPrefix(labels[i], "changed: "):
+			if len(valid) > 0 {
+				t.Errorf("%s: still valid for %q", labels[i], valid)
+			}
+		case !slices.Equal(valid, dkimtest.Good()):
+			t.Errorf("%s: valid for %q only", labels[i], valid)
+		}
 	}
 }

@@ -95,7 +95,7 @@ var arrows = map[string]string{
 	"internal/smtptest":     "internal/serve",
 	"internal/dnstest":      "internal/serve relay/resolver",
 	"internal/acmetest":     "internal/serve",
-	"internal/dkimtest":     "relay/dkim",
+	"internal/dkimtest":     "relay/dkim internal/peers",
 	"internal/logtest":      "",
 	"internal/leaktest":     "",
 	"internal/longtest":     "",

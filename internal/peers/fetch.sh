@@ -39,7 +39,7 @@ have systemd-analyze || clients="$clients systemd"
 postfix="postfix libsasl2-2 libsasl2-modules libsasl2-modules-db sasl2-bin"
 exim="exim4-daemon-light"
 # The verifiers of DKIM signatures, two of them libraries. Python finds only modules of its own version.
-verifiers="opendkim libmail-dkim-perl libcryptx-perl python3-dkim"
+verifiers="opendkim libmail-dkim-perl python3-dkim"
 # Taken without what they need: promtool is one static program, the rest of its
 # package and all that it depends on is a web page. Beside these two libraries the shells need
 # only those that every machine has; fish asks for a reader of manuals as well.

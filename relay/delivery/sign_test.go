@@ -102,6 +102,18 @@ func TestSigning(t *testing.T) {
 	}
 }
 
+// A reload changes what MX get; zero changes nothing.
+func TestSigningIsRebound(t *testing.T) {
+	t.Parallel()
+	e := New(Config{})
+	for _, step := range []struct{ to, want dkim.Mode }{{"", dkim.Both}, {dkim.Off, dkim.Off}, {"", dkim.Off}, {dkim.OnlyRSA, dkim.OnlyRSA}} {
+		e.Rebound(Bounds{DKIM: step.to})
+		if got := e.bounds.Load().DKIM; got != step.want {
+			t.Errorf("after %q: %q, want %q", step.to, got, step.want)
+		}
+	}
+}
+
 // counting counts what a key signs.
 type counting struct {
 	crypto.Signer

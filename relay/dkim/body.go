@@ -42,14 +42,39 @@ func (h *BodyHash) Write(p []byte) (int, error) {
 			h.space = true
 			i++
 		default:
-			start := i
-			for i < len(p) && p[i] != '\r' && !isSpace(p[i]) {
-				i++
-			}
-			h.put(p[start:i])
+			n := canonical(p[i:])
+			h.put(p[i : i+n])
+			i += n
 		}
 	}
 	return len(p), nil
+}
+
+// canonical returns how many octets at the beginning of p, whose first is neither white space nor a
+// CR, canonicalization leaves as they are: most of a text, which is hashed without being looked at
+// again. A space or an end of line is among them if what follows is there and begins a word.
+func canonical(p []byte) (n int) {
+	for n < len(p) {
+		switch c := p[n]; {
+		case c > ' ':
+			n++
+		case c == ' ':
+			if n+1 >= len(p) || p[n+1] <= ' ' {
+				return n
+			}
+			n += 2
+		case c == '\r':
+			if n+2 >= len(p) || p[n+1] != '\n' || p[n+2] <= ' ' {
+				return n
+			}
+			n += 3
+		case c == '\t':
+			return n
+		default:
+			n++
+		}
+	}
+	return n
 }
 
 func isSpace(c byte) bool { return c == ' ' || c == '\t' }
