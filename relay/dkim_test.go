@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"postern/internal/dkimtest"
+	"postern/internal/dnstest"
 	"postern/internal/rig"
 	"postern/internal/smtptest"
 )
@@ -80,13 +81,13 @@ func TestSigned(t *testing.T) {
 	}
 	ways["refuses"].On(smtptest.PhaseRcpt, smtptest.Always(smtptest.Reply("550 5.1.1 nobody")))
 	ways["mx"] = smtptest.Start(t, smtptest.Config{})
-	dns := &smtptest.Resolver{}
+	dns := &dnstest.Zones{}
 	dns.AddHost("mx.test", ways["mx"].Host())
 	r.Postern("", "route", "add", "--recipient-domain", "mx.test", "--via", "mx")
 	r.Postern("", "route", "add", "--via", "both")
 	r.Postern("", "upstream", "pause", "both")
-	node := r.Node(rig.NodeConfig{Name: "solo", Extra: fmt.Sprintf("[delivery]\nmx_port = %d\nallow_private_mx = true\ndns_server = %q\n",
-		ways["mx"].Port(), dns.ServeDNS(t))})
+	node := r.Node(rig.NodeConfig{Name: "solo", Extra: fmt.Sprintf("[delivery]\nmx_port = %d\nallow_private_mx = true\n[dns]\nservers = [%q]\n",
+		ways["mx"].Port(), dns.Serve(t))})
 	m := &mailing{t, dial(t, r, node)}
 	want(t, m.c.Login(rig.User, rig.Password))
 
