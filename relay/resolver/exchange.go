@@ -2,7 +2,6 @@ package resolver
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -56,10 +55,10 @@ const maxAliases = 8
 // read takes from a reply what it says about a question.
 func (r *Resolver) read(reply *dns.Msg, q question) (found, error) {
 	if !reply.Response || len(reply.Question) != 1 || dns.CanonicalName(reply.Question[0].Name) != q.name || reply.Question[0].Qtype != q.kind {
-		return found{}, fmt.Errorf("the answer is to another question: %w", errRefused)
+		return found{}, refusal("the answer is to another question")
 	}
 	if reply.Rcode != dns.RcodeSuccess && reply.Rcode != dns.RcodeNameError {
-		return found{}, refusal(reply)
+		return found{}, refused(reply)
 	}
 	f := found{size: reply.Len(), Answer: Answer{Canonical: q.name, Secure: reply.AuthenticatedData}}
 	ttl := maxTTL
@@ -98,9 +97,9 @@ func (r *Resolver) readNone(reply *dns.Msg, q question, f found, ttl time.Durati
 		f.err = ErrElsewhere
 		return f, nil
 	case r.direct && !reply.Authoritative:
-		return found{}, fmt.Errorf("it is not authoritative for %s: %w", q.name, errRefused)
+		return found{}, refusal("it is not authoritative for " + q.name)
 	case !reply.RecursionAvailable && !reply.Authoritative:
-		return found{}, fmt.Errorf("it does not ask others for us: %w", errRefused)
+		return found{}, refusal("it does not ask others for us")
 	}
 	f.err = ErrNone
 	for _, record := range reply.Ns { // RFC 2308 section 5; without a SOA it is not to be kept
@@ -111,8 +110,8 @@ func (r *Resolver) readNone(reply *dns.Msg, q question, f found, ttl time.Durati
 	return f, nil
 }
 
-// refusal is the error of a reply that is neither an answer nor a definite no.
-func refusal(reply *dns.Msg) error {
+// refused is the error of a reply that is neither an answer nor a definite no.
+func refused(reply *dns.Msg) error {
 	text := dns.RcodeToString[reply.Rcode]
 	if opt := reply.IsEdns0(); opt != nil {
 		for _, option := range opt.Option {
@@ -122,5 +121,5 @@ func refusal(reply *dns.Msg) error {
 			}
 		}
 	}
-	return fmt.Errorf("%s: %w", text, errRefused)
+	return refusal(text)
 }

@@ -63,6 +63,7 @@ type Resolver struct {
 	cache   *cache
 	flights map[question]*flight
 	proofs  map[string]*proof
+	stats   Stats
 }
 
 // New makes a Resolver; it asks nothing yet.
@@ -163,6 +164,7 @@ func (r *Resolver) begin(ctx context.Context, q question) *flight {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if kept, ok := r.cache.get(q, time.Now()); ok {
+		r.stats.Kept++
 		return &flight{question: q, landed: landed, found: kept}
 	}
 	f := r.flights[q]
@@ -178,12 +180,14 @@ func (r *Resolver) begin(ctx context.Context, q question) *flight {
 
 func (r *Resolver) fly(ctx context.Context, f *flight) {
 	defer f.cancel()
+	began := time.Now()
 	f.err = r.cfg.Guard.Try("a lookup", func() (err error) {
 		f.found, err = r.ask(ctx, f.question)
 		return err
 	})
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.stats.count(f, time.Since(began))
 	if f.err == nil && !r.direct {
 		r.cache.put(f.question, f.found, time.Now())
 	}
@@ -242,7 +246,7 @@ func (r *Resolver) ask(ctx context.Context, q question) (found, error) {
 			if err == nil || ctx.Err() != nil {
 				return answer, err
 			}
-			if !errors.Is(err, errRefused) {
+			if !errors.As(err, new(refusal)) {
 				silent = append(silent, server)
 			}
 			trouble = cmp.Or(trouble, err)
@@ -252,8 +256,10 @@ func (r *Resolver) ask(ctx context.Context, q question) (found, error) {
 	return found{}, trouble
 }
 
-// errRefused marks what a server said, so that it is not asked again.
-var errRefused = errors.New("the name server does not answer the question")
+// refusal is what a server said that answers neither way; it is not asked again.
+type refusal string
+
+func (r refusal) Error() string { return string(r) }
 
 // askOne puts a question to a server.
 func (r *Resolver) askOne(ctx context.Context, server string, q question) (found, error) {

@@ -73,6 +73,27 @@ func (r *Resolver) believes(ctx context.Context, server string) (bool, error) {
 // trusts reports a server whose answers nobody can change on the way.
 func (r *Resolver) trusts(server string) bool { return r.cfg.Trusted || isNear(server) }
 
+// Watch keeps the proofs until ctx ends, so that a server that no longer validates is told of before
+// mail needs it.
+func (r *Resolver) Watch(ctx context.Context) {
+	for _, server := range r.Servers() {
+		if !r.trusts(server) {
+			r.cfg.Log.Info("what this name server says of DNSSEC is not believed, so DANE is off", "server", server)
+		}
+	}
+	for ctx.Err() == nil {
+		for _, server := range r.Servers() {
+			if v, err := r.Validation(ctx, server); v == Unproved && ctx.Err() == nil {
+				r.cfg.Log.Warn("the name server does not say whether it validates DNSSEC", "server", server, "error", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(faultTime):
+		}
+	}
+}
+
 // Validation returns what one of Servers is. Without a proof it is asked for one. The error says
 // why it is Blind, or Unproved.
 func (r *Resolver) Validation(ctx context.Context, server string) (Validation, error) {
@@ -120,7 +141,7 @@ func (r *Resolver) prove(ctx context.Context, server string) (Validation, error)
 func (r *Resolver) examine(ctx context.Context, server string) (fault, err error) {
 	root, err := r.askOne(ctx, server, question{".", dns.TypeNS})
 	switch {
-	case errors.Is(err, errRefused):
+	case errors.As(err, new(refusal)):
 		return err, nil
 	case err != nil:
 		return nil, err

@@ -145,6 +145,7 @@ func (b *back) start() {
 	b.stopNotices = stop
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "notices", func() { b.bouncer.Run(ctx) }) })
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "breakers", func() { b.breakers.Run(ctx, b.engine) }) })
+	b.notices.Go(func() { b.node.guard.Keep(ctx, "proofs of DNSSEC", func() { b.dns.Watch(ctx) }) })
 	b.notices.Go(func() { b.node.guard.Keep(ctx, "secrets of upstreams", func() { b.secrets.run(ctx) }) })
 	if b.node.metrics != nil {
 		b.notices.Go(func() { b.node.guard.Keep(ctx, "use of budgets", func() { b.used.run(ctx) }) })
