@@ -16,7 +16,7 @@ type dkimState struct {
 // gone is the state in the metric of an active key whose record is gone, so that it signs nothing.
 const gone keys.State = "gone"
 
-// RegisterDKIM adds the metric of the DKIM keys: each domain with keys has all states.
+// RegisterDKIM adds the metrics of the DKIM keys: each domain with keys has all states.
 func RegisterDKIM(to prometheus.Registerer, list func() []keys.Key) {
 	count := func() (all []dkimState) {
 		states := append(keys.States(), gone)
@@ -40,5 +40,17 @@ func RegisterDKIM(to prometheus.Registerer, list func() []keys.Key) {
 	RegisterEach(to, []string{"domain", "state"}, count, func(s dkimState) []string { return []string{s.domain, string(s.state)} }, []Reading[dkimState]{
 		{Name: "postern_dkim_keys", Help: "DKIM keys of a domain in a state; gone are active ones whose record is no longer there, so that they sign nothing.",
 			Value: func(s dkimState) float64 { return float64(s.n) }},
+	})
+	pending := func() (oldest []keys.Key) {
+		for _, k := range list() { // the oldest of a domain comes first
+			if n := len(oldest); k.State == keys.Pending && (n == 0 || oldest[n-1].Domain != k.Domain) {
+				oldest = append(oldest, k)
+			}
+		}
+		return oldest
+	}
+	RegisterEach(to, []string{"domain"}, pending, func(k keys.Key) []string { return []string{k.Domain} }, []Reading[keys.Key]{
+		{Name: "postern_dkim_pending_since_timestamp_seconds", Help: "When the oldest DKIM key of a domain was made whose record is not published yet, in seconds since 1970.",
+			Value: func(k keys.Key) float64 { return unixTime(k.Since) }},
 	})
 }
