@@ -321,8 +321,8 @@ func TestNoticeReturnsMessageOrHeaders(t *testing.T) {
 func TestNoticesKeepTheNeedOfTLS(t *testing.T) {
 	t.Parallel()
 	for _, need := range []queue.TLSNeed{"", queue.TLSRequired, queue.TLSOptional} {
-		if c := tellOne(t, notice(queue.NoticeFailure, func(n *queue.Notice) { n.Message.TLSNeed = need })); c.m.TLSNeed != need {
-			t.Errorf("%q became %q", need, c.m.TLSNeed)
+		if c := tellOne(t, notice(queue.NoticeFailure, func(n *queue.Notice) { n.Message.TLSNeed = need })); c.msg.TLSNeed != need {
+			t.Errorf("%q became %q", need, c.msg.TLSNeed)
 		}
 	}
 }
