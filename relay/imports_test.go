@@ -48,7 +48,7 @@ var arrows = map[string]string{
 	"relay/resolver":      "internal/panics",
 	"relay/transport":     "relay/resolver auth/audit internal/await internal/panics internal/pg internal/refusal",
 	"relay/connect":       "relay/resolver relay/smtp relay/transport relay/upstream relay/upstream/breaker relay/upstream/budget relay/upstream/oauth internal/share",
-	"relay/delivery":      "relay/connect relay/resolver relay/smtp relay/message relay/queue relay/queue/content relay/maillog relay/route relay/upstream relay/upstream/breaker relay/upstream/oauth internal/share internal/panics internal/await relay/upstream/budget",
+	"relay/delivery":      "relay/connect relay/smtp relay/message relay/queue relay/queue/content relay/maillog relay/route relay/upstream relay/upstream/breaker relay/upstream/oauth internal/share internal/panics internal/await relay/upstream/budget",
 	"relay/bounce":        "relay/smtp relay/queue relay/queue/content relay/maillog",
 	"admin":               "admin/health auth relay/smtp relay/queue relay/queue/desk relay/queue/reserve relay/maillog relay/upstream relay/upstream/breaker relay/upstream/oauth internal/owned internal/crowd internal/units relay/upstream/budget",
 	"admin/health":        "relay/queue/reserve internal/units",
