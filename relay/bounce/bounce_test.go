@@ -294,6 +294,7 @@ func TestNoticeReturnsMessageOrHeaders(t *testing.T) {
 		{"failure, nothing asked", queue.NoticeFailure, nil, "message/rfc822", true},
 		{"failure, RET=FULL", queue.NoticeFailure, func(n *queue.Notice) { n.Message.Ret = smtp.ReturnFull }, "message/rfc822", true},
 		{"failure, RET=HDRS", queue.NoticeFailure, func(n *queue.Notice) { n.Message.Ret = smtp.ReturnHeaders }, "text/rfc822-headers", false},
+		{"failure, REQUIRETLS", queue.NoticeFailure, func(n *queue.Notice) { n.Message.TLSNeed, n.Message.Ret = queue.TLSRequired, smtp.ReturnFull }, "text/rfc822-headers", false},
 		{"failure, 50 MiB", queue.NoticeFailure, func(n *queue.Notice) { n.Body = big }, "text/rfc822-headers", false},
 		{"failure, body gone", queue.NoticeFailure, func(n *queue.Notice) { n.Body = nil }, "text/rfc822-headers", false},
 		{"doubt, nothing asked", queue.NoticeDoubt, nil, "message/rfc822", true},
@@ -313,6 +314,16 @@ func TestNoticeReturnsMessageOrHeaders(t *testing.T) {
 				t.Errorf("text returned: %v, want %v", !tc.text, tc.text)
 			}
 		})
+	}
+}
+
+// A notice needs of TLS what its message did (RFC 8689 section 5).
+func TestNoticesKeepTheNeedOfTLS(t *testing.T) {
+	t.Parallel()
+	for _, need := range []queue.TLSNeed{"", queue.TLSRequired, queue.TLSOptional} {
+		if c := tellOne(t, notice(queue.NoticeFailure, func(n *queue.Notice) { n.Message.TLSNeed = need })); c.msg.TLSNeed != need {
+			t.Errorf("%q became %q", need, c.msg.TLSNeed)
+		}
 	}
 }
 

@@ -238,11 +238,16 @@ func (w *worker) conclude(j *job, t *transaction) *job {
 // same.
 func (w *worker) waitForOthers(j *job, outcomes []queue.Outcome, t *trouble) {
 	for i := range outcomes {
-		if o := &outcomes[i]; o.Result == queue.Failed && o.Reply.Enhanced.Subject == 6 {
+		if o := &outcomes[i]; o.Result == queue.Failed && isNeed(o.Reply.Enhanced) {
 			o.Result, o.RetryIn = queue.Deferred, w.retryIn(j)(j.rcpts[i].Attempts)
 			o.Reply, o.Ours, o.RemoteMTA, o.RemoteIP, o.TLS = t.Reply, !t.Said, t.Host, t.Addr, t.TLS
 		}
 	}
+}
+
+// isNeed reports the code of a made-up reply about what a server lacks, but for the size that it takes.
+func isNeed(code smtp.EnhancedCode) bool {
+	return code.Subject == 6 || code.Subject == 7 && code.Detail == 30 // RFC 8689
 }
 
 // settleBut settles all recipients of a job but rest, which stays its job, and returns

@@ -187,6 +187,8 @@ func TestPrepareFacts(t *testing.T) {
 		{"From: a@b\nMessage-ID:\n <folded@id>\n\n", Facts{MessageID: "<folded@id>", Fields: 2, From: at("a@b")}},
 		{"From: a@b\nMessage-ID: <a\xffb>\n\n", Facts{MessageID: "<ab>", Fields: 2, EightBit: true, From: at("a@b")}},
 		{"From: a@b\nMessage-ID: " + strings.Repeat("x", 900) + "\n\n", Facts{MessageID: strings.Repeat("x", 255), Fields: 2, From: at("a@b")}},
+		{"From: a@b\nMessage-ID: <x@y>\ntls-required:  NO \n\n", Facts{MessageID: "<x@y>", Fields: 3, From: at("a@b"), TLSOptional: true}},
+		{"From: a@b\nMessage-ID: <x@y>\nTLS-Required: Yes\n\n", Facts{MessageID: "<x@y>", Fields: 3, From: at("a@b")}},
 		{"From:\n a@b\n\n", Facts{MessageID: "<" + options.ID + "@relay.test>", Fields: 1, From: at("a@b")}},
 	}
 	for _, tt := range tests {

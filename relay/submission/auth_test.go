@@ -311,6 +311,31 @@ func TestP01NeedsFollowFromTheText(t *testing.T) {
 	}
 }
 
+// TestTLSNeed: REQUIRETLS is stored as a need, and counts more than the field TLS-Required.
+func TestTLSNeed(t *testing.T) {
+	t.Parallel()
+	ts := startServer(t)
+	c := ts.login(t)
+	for i, tt := range []struct {
+		params, field string
+		want          queue.TLSNeed
+	}{
+		{"", "", ""},
+		{" REQUIRETLS", "", queue.TLSRequired},
+		{"", "TLS-Required: No\r\n", queue.TLSOptional},
+		{" REQUIRETLS", "TLS-Required: No\r\n", queue.TLSRequired},
+	} {
+		c.cmd(250, "MAIL FROM:<alice@example.com>"+tt.params)
+		c.cmd(250, "RCPT TO:<bob@example.net>")
+		c.cmd(354, "DATA")
+		c.send("From: alice@example.com\r\n" + tt.field + "\r\nx\r\n.\r\n")
+		c.expect(250)
+		if got := ts.queue.all()[i].TLSNeed; got != tt.want {
+			t.Errorf("%q and %q: %q", tt.params, tt.field, got)
+		}
+	}
+}
+
 // TestHideClient keeps the client's name and address out of Received.
 func TestHideClient(t *testing.T) {
 	t.Parallel()
