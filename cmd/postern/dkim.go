@@ -4,13 +4,12 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/screen"
-	"postern/internal/units"
+	"postern/cmd/postern/trust"
 	"postern/relay/dkim"
 	"postern/relay/dkim/keys"
 	"postern/relay/keyring"
@@ -21,16 +20,6 @@ func (a *app) dkimCmd() *cobra.Command {
 	return noun("dkim", "the DKIM keys that sign mail of sender domains",
 		a.dkimAddCmd(), a.dkimListCmd(), a.dkimShowCmd(), a.dkimRotateCmd(), a.dkimRetireCmd(), a.dkimRemoveCmd())
 }
-
-// dkimKey is a key as these commands print it for programs.
-type dkimKey struct {
-	keys.Key
-	Name   string `json:"record_name"`
-	Record string `json:"record"`
-	Zone   string `json:"zone_line"`
-}
-
-func dkimKeyOf(k keys.Key) dkimKey { return dkimKey{k, k.Name(), k.Record(), k.Zone()} }
 
 // onDKIM makes the RunE of a command that changes the keys of a DOMAIN. seals: it makes some.
 func (a *app) onDKIM(seals bool, do func(ctx context.Context, admin *keys.Admin, domain, selector string) error) func(*cobra.Command, []string) error {
@@ -77,18 +66,6 @@ func aDomain(selector bool) cobra.PositionalArgs {
 	}
 }
 
-// everyFlag reads an age of keys in days; "0" is never.
-func everyFlag(text string) (days int, err error) {
-	if text == "0" || text == "" {
-		return 0, nil
-	}
-	d, err := units.ParseSpan(text)
-	if days = int(d / (24 * time.Hour)); err != nil || time.Duration(days)*24*time.Hour != d || days < 7 || days > 3650 {
-		return 0, usagef("--every: %q is not a number of days from 7d to 3650d, such as 180d, nor 0", text)
-	}
-	return days, nil
-}
-
 func (a *app) dkimAddCmd() *cobra.Command {
 	var algorithms []string
 	var every string
@@ -119,16 +96,16 @@ old key signs until that is done.`,
 			}
 			list = append(list, dkim.Algorithm(name))
 		}
-		days, err := everyFlag(every)
+		days, err := trust.Every(every)
 		if err != nil {
-			return err
+			return usagef("--every: %v", err)
 		}
 		return a.onDKIM(true, func(ctx context.Context, admin *keys.Admin, domain, _ string) error {
 			made, err := admin.Add(ctx, domain, list, days)
 			if err != nil {
 				return err
 			}
-			return a.printRecords(made)
+			return trust.PrintRecords(a.stdout, made)
 		})(cmd, args)
 	}
 	cmd.Flags().StringSliceVar(&algorithms, "algorithm", []string{"rsa", "ed25519"}, "`algorithms` of the keys: rsa, ed25519")
@@ -137,42 +114,13 @@ old key signs until that is done.`,
 	return cmd
 }
 
-// printRecords prints what is to be published of keys.
-func (a *app) printRecords(list []keys.Key) error {
-	for _, k := range list {
-		fmt.Fprintf(a.stdout, "key %s of %s is %s\n", k.Selector, k.Domain, k.State)
-	}
-	fmt.Fprintf(a.stdout, "\nto do: publish these records; 'postern dkim list %s' shows what the servers of the domain answer\n", list[0].Domain)
-	for _, k := range list {
-		if _, err := fmt.Fprintf(a.stdout, "\n%s\n\nor in a web panel: type TXT, name %s, value\n%s\n", k.Zone(), k.Name(), k.Record()); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// dkimNote says what is to be done about a key.
-func dkimNote(k keys.Key) string {
-	switch {
-	case k.Gone && k.State == keys.Active:
-		return "signs nothing: its record is gone"
-	case k.State == keys.Retired:
-		return "its record may be removed"
-	case k.Found != "":
-		return k.Found
-	case k.State == keys.Active && k.EveryDays > 0:
-		return "next key on " + k.NextMade().Local().Format(time.DateOnly)
-	}
-	return ""
-}
-
 func (a *app) dkimListCmd() *cobra.Command {
-	return listing[dkimKey]{
+	return listing[trust.Key]{
 		head: []string{"DOMAIN", "SELECTOR", "ALGORITHM", "STATE", "SINCE", "NOTE"}, spare: []string{"SINCE", "ALGORITHM"}, wraps: true,
-		row: func(k dkimKey) []string {
-			return []string{k.Domain, k.Selector, string(k.Algorithm), string(k.State), screen.LocalTime(k.Since), screen.OrDash(dkimNote(k.Key))}
+		row: func(k trust.Key) []string {
+			return []string{k.Domain, k.Selector, string(k.Algorithm), string(k.State), screen.LocalTime(k.Since), screen.OrDash(k.Note())}
 		},
-		load: func(ctx context.Context, users *accounts, args []string, _ int) ([]dkimKey, error) {
+		load: func(ctx context.Context, users *accounts, args []string, _ int) ([]trust.Key, error) {
 			domain := ""
 			if len(args) > 0 {
 				var err error
@@ -181,7 +129,7 @@ func (a *app) dkimListCmd() *cobra.Command {
 				}
 			}
 			list, err := keys.List(ctx, users.pool, domain)
-			return screen.Each(list, dkimKeyOf), err
+			return screen.Each(list, trust.KeyOf), err
 		},
 	}.command(a, &cobra.Command{
 		Use:   "list [DOMAIN]",
@@ -214,28 +162,18 @@ zone file, and as the one line of text that web panels take.`,
 			return err
 		case len(list) == 0:
 			return keys.Unknown(domain)
-		case asJSON:
-			return screen.JSON(a.stdout, screen.Each(list, dkimKeyOf))
 		}
-		for i, k := range list {
+		shown := screen.Each(list, trust.KeyOf)
+		if asJSON {
+			return screen.JSON(a.stdout, shown)
+		}
+		for i, k := range shown {
 			if i > 0 {
 				fmt.Fprintln(a.stdout)
 			}
-			t := screen.Table{Head: []string{"KEY", k.Selector}, Wraps: true}
-			t.Add("domain", k.Domain)
-			t.Add("algorithm", string(k.Algorithm))
-			t.Add("state", fmt.Sprintf("%s since %s", k.State, screen.LocalTime(k.Since)))
-			if k.EveryDays > 0 {
-				t.Add("rotated after", screen.Count(k.EveryDays, "day"))
-			}
-			t.Add("record looked at", screen.LocalTime(k.LookedAt))
-			if note := dkimNote(k); note != "" {
-				t.Add("note", note)
-			}
-			if err := t.Print(a.stdout); err != nil {
+			if err := k.Print(a.stdout); err != nil {
 				return err
 			}
-			fmt.Fprintf(a.stdout, "\n%s\n\n%s\n", k.Zone(), k.Record())
 		}
 		return nil
 	})
@@ -258,9 +196,9 @@ With --every it makes none now, but sets the age at which keys are rotated, 0 fo
 		Args: aDomain(false),
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		days, err := everyFlag(every)
+		days, err := trust.Every(every)
 		if err != nil {
-			return err
+			return usagef("--every: %v", err)
 		}
 		sets := cmd.Flags().Changed("every")
 		return a.onDKIM(!sets, func(ctx context.Context, admin *keys.Admin, domain, _ string) error {
@@ -279,7 +217,7 @@ With --every it makes none now, but sets the age at which keys are rotated, 0 fo
 			if err != nil {
 				return err
 			}
-			return a.printRecords(next)
+			return trust.PrintRecords(a.stdout, next)
 		})(cmd, args)
 	}
 	cmd.Flags().StringVar(&every, "every", "", "`age` at which a key is rotated, in days, such as 180d; 0: never")
