@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"postern/internal/dkimtest"
+	"postern/internal/dnstest"
 	"postern/internal/smtptest"
 	"postern/relay/connect"
 	"postern/relay/dkim"
@@ -63,9 +64,9 @@ func TestSigning(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			server := smtptest.Start(t, smtptest.Config{Extensions: []string{"PIPELINING", "SIZE 0"}})
-			var dns smtptest.Resolver
+			var dns dnstest.Zones
 			dns.AddHost("one.test", server.Host())
-			cfg := Config{Keys: keys, Connect: connect.Config{DNS: &dns, MXPort: server.Port(), AllowPrivateMX: true}}
+			cfg := Config{Keys: keys, Connect: connect.Config{DNS: dns.Resolver(), MXPort: server.Port(), AllowPrivateMX: true}}
 			up := upstreamAt(server)
 			if up.DKIM = tc.mode; tc.as != "" {
 				up.SendsAs = address(t, tc.as)
