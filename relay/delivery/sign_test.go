@@ -64,7 +64,7 @@ func TestSigning(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			server := smtptest.Start(t, smtptest.Config{Extensions: []string{"PIPELINING", "SIZE 0"}})
-			dns := &dnstest.Zones{}
+			var dns dnstest.Zones
 			dns.AddHost("one.test", server.Host())
 			cfg := Config{Keys: keys, Connect: connect.Config{DNS: dns.Resolver(), MXPort: server.Port(), AllowPrivateMX: true}}
 			up := upstreamAt(server)

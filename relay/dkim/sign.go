@@ -45,10 +45,10 @@ func plain(name string) bool {
 // the same octets. The error is a key's.
 func Sign(header []byte, keys []Key, bodyHash []byte, at time.Time) ([]byte, error) {
 	names, data := signed(header)
-	var all []byte
+	all := make([]byte, 0, 1024*len(keys))
 	for _, k := range keys {
 		field := unsigned(k, names, bodyHash, at)
-		digest := sha256.Sum256(bytes.TrimSuffix(appendRelaxed(data, field), crlf))
+		digest := sha256.Sum256(bytes.TrimSuffix(appendRelaxed(data, "dkim-signature", field), crlf))
 		signature, err := k.sign(digest[:])
 		if err != nil {
 			return nil, fmt.Errorf("sign with %s._domainkey.%s: %w", k.Selector, k.Domain, err)
@@ -109,19 +109,19 @@ func signed(header []byte) (names []string, data []byte) {
 			order = append(order, f.name)
 		}
 	}
-	data = make([]byte, 0, len(header))
+	data = make([]byte, 0, len(header)+1024) // with room for our own field
 	for _, name := range order {
 		for _, f := range slices.Backward(present) { // RFC 6376 section 5.4.2
 			if f.name == name {
 				names = append(names, name)
-				data = appendRelaxed(data, f.octets)
+				data = appendRelaxed(data, f.name, f.octets)
 			}
 		}
 		for more, _ := rule(name); more > 0; more-- {
 			names = append(names, name)
 		}
 	}
-	return names, slices.Clip(data)
+	return names, data
 }
 
 // field is one of a header section.
@@ -159,22 +159,23 @@ func nameOf(line []byte) string {
 }
 
 // appendRelaxed adds a field in relaxed canonicalization (RFC 6376 section 3.4.2).
-func appendRelaxed(b, octets []byte) []byte {
-	_, value, _ := bytes.Cut(octets, []byte(":"))
-	b = append(append(b, nameOf(octets)...), ':')
-	start, space := len(b), false
-	for _, c := range value {
-		switch {
-		case c == '\r' || c == '\n':
-		case isSpace(c):
-			space = true
-		default:
-			if space && len(b) > start {
-				b = append(b, ' ')
-			}
-			b = append(b, c)
-			space = false
+func appendRelaxed(b []byte, name string, octets []byte) []byte {
+	b = append(append(b, name...), ':')
+	start := len(b)
+	for i := bytes.IndexByte(octets, ':') + 1; i < len(octets); {
+		if c := octets[i]; isSpace(c) || c == '\r' || c == '\n' {
+			i++
+			continue
 		}
+		end := i
+		for end < len(octets) && !isSpace(octets[end]) && octets[end] != '\r' && octets[end] != '\n' {
+			end++
+		}
+		if len(b) > start {
+			b = append(b, ' ')
+		}
+		b = append(b, octets[i:end]...)
+		i = end
 	}
 	return append(b, crlf...)
 }
