@@ -7,7 +7,14 @@ import (
 	"github.com/miekg/dns"
 
 	"postern/internal/serve"
+	"postern/relay/resolver"
 )
+
+// Both are the ways to ask z: in memory, and by a server.
+func (z *Zones) Both(t testing.TB) map[string]*resolver.Resolver {
+	t.Helper()
+	return map[string]*resolver.Resolver{"memory": z.Resolver(), "server": At(z.Serve(t))}
+}
 
 // Serve has a name server on loopback answer from z, over UDP and TCP, until the end of the test,
 // and returns its address. An answer that is longer than a client takes over UDP is cut off.

@@ -111,6 +111,13 @@ func (z *Zones) Blind() {
 	z.blind = true
 }
 
+// See takes Blind back.
+func (z *Zones) See() {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.blind = false
+}
+
 // WithoutEDNS has it refuse queries with EDNS, as old servers do.
 func (z *Zones) WithoutEDNS() {
 	z.mu.Lock()
@@ -301,6 +308,14 @@ func (z *Zones) isSigned(name string) bool {
 }
 
 // Resolver asks z in memory, as a name server on this machine that nobody else can answer for.
-func (z *Zones) Resolver() *resolver.Resolver {
-	return resolver.New(resolver.Config{Servers: []string{"127.0.0.1:53"}, Exchange: z.Exchange})
+func (z *Zones) Resolver() *resolver.Resolver { return By(z.Exchange) }
+
+// By is a Resolver that asks a function for the answer to a query.
+func By(exchange func(ctx context.Context, server string, query *dns.Msg) (*dns.Msg, error)) *resolver.Resolver {
+	return resolver.New(resolver.Config{Servers: []string{"127.0.0.1:53"}, Exchange: exchange})
+}
+
+// At is a Resolver that asks a server, host:port.
+func At(server string) *resolver.Resolver {
+	return resolver.New(resolver.Config{Servers: []string{server}})
 }

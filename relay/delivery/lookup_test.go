@@ -8,7 +8,6 @@ import (
 	"postern/internal/smtptest"
 	"postern/relay/connect"
 	"postern/relay/queue"
-	"postern/relay/resolver"
 )
 
 // TestP04Deliveries takes the same cases to the end, for an MX host, a domain without
@@ -77,7 +76,7 @@ func TestL2AliasesInACircle(t *testing.T) {
 	dns.AddCNAME("b.circle.test", "circle.test")
 	dns.AddMX("mx.test", 10, "circle.test.")
 	dns.AddCNAME("dangling.test", "none.test")
-	for by, asked := range map[string]*resolver.Resolver{"memory": dns.Resolver(), "server": resolver.New(resolver.Config{Servers: []string{dns.Serve(t)}})} {
+	for by, asked := range dns.Both(t) {
 		for domain, want := range map[string]queue.Result{
 			"circle.test": queue.Deferred, "mx.test": queue.Deferred, "dangling.test": queue.Failed,
 		} {
@@ -95,7 +94,7 @@ func TestP04NoNameServer(t *testing.T) {
 	closed := smtptest.Start(t, smtptest.Config{})
 	addr := closed.Addr()
 	closed.Close()
-	if o := deliver(t, Config{Connect: connect.Config{DNS: resolver.New(resolver.Config{Servers: []string{addr}})}}, "user@one.test"); o.Result != queue.Deferred || o.Reply.Enhanced.String() != "4.4.3" {
+	if o := deliver(t, Config{Connect: connect.Config{DNS: dnstest.At(addr)}}, "user@one.test"); o.Result != queue.Deferred || o.Reply.Enhanced.String() != "4.4.3" {
 		t.Errorf("%s %v", o.Result, o.Reply)
 	}
 }
@@ -127,7 +126,7 @@ func TestImpossibleMX(t *testing.T) {
 				dns.AddMX("one.test", uint16(i), host)
 			}
 			dns.AddHost("mx.one.test", "127.0.0.2")
-			for by, asked := range map[string]*resolver.Resolver{"memory": dns.Resolver(), "server": resolver.New(resolver.Config{Servers: []string{dns.Serve(t)}})} {
+			for by, asked := range dns.Both(t) {
 				o := deliver(t, Config{Connect: connect.Config{DNS: asked, MXPort: server.Port()}}, "user@one.test")
 				if test.reply == "" && o.Result != queue.Delivered {
 					t.Errorf("%s: %s %v, want delivered", by, o.Result, o.Reply)

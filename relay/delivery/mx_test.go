@@ -16,7 +16,6 @@ import (
 	"postern/internal/smtptest"
 	"postern/relay/connect"
 	"postern/relay/queue"
-	"postern/relay/resolver"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
 )
@@ -189,11 +188,11 @@ func TestA19Self(t *testing.T) {
 func TestStalledDNS(t *testing.T) {
 	t.Parallel()
 	asked := make(chan struct{})
-	silent := resolver.New(resolver.Config{Exchange: func(ctx context.Context, _ string, _ *dns.Msg) (*dns.Msg, error) {
+	silent := dnstest.By(func(ctx context.Context, _ string, _ *dns.Msg) (*dns.Msg, error) {
 		close(asked)
 		<-ctx.Done()
 		return nil, ctx.Err()
-	}})
+	})
 	q := newFakeQueue()
 	e := newEngine(q, Config{Connect: connect.Config{DNS: silent, LookupTime: time.Hour}, Routes: routes{}})
 	e.Start()
@@ -217,12 +216,12 @@ func TestRFC7686SpecialUse(t *testing.T) {
 	zones.AddMX("whole.test", 10, "ABC.Onion.")
 	zones.AddMX("whole.test", 20, "mx.whole.test.")
 	zones.AddHost("mx.whole.test", server.Host())
-	strict := resolver.New(resolver.Config{Exchange: func(ctx context.Context, server string, query *dns.Msg) (*dns.Msg, error) {
+	strict := dnstest.By(func(ctx context.Context, server string, query *dns.Msg) (*dns.Msg, error) {
 		if name := dns.CanonicalName(query.Question[0].Name); strings.HasSuffix(name, ".onion.") || strings.HasSuffix(name, ".invalid.") {
 			t.Errorf("DNS is asked about %s", name)
 		}
 		return zones.Exchange(ctx, server, query)
-	}})
+	})
 	cfg := Config{Connect: connect.Config{DNS: strict, MXPort: server.Port(), AllowPrivateMX: true}}
 	onion := &upstream.Account{Name: "tor", Host: "smtp.abc.onion", Port: 25, TLS: upstream.TLSNone}
 	for _, test := range []struct {

@@ -20,7 +20,7 @@ func TestP04FamiliesAreJudgedOneByOne(t *testing.T) {
 			t.Parallel()
 			var z dnstest.Zones
 			z.Plant("host.test", test.A, test.AAAA)
-			asked := both(t, &z)
+			asked := z.Both(t)
 			if strings.Contains(test.Name, "timeout") {
 				delete(asked, "server")
 			}

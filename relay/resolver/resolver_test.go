@@ -12,14 +12,6 @@ import (
 	"postern/relay/resolver"
 )
 
-// both are the ways to ask zones: in memory, and by a name server.
-func both(t *testing.T, z *dnstest.Zones) map[string]*resolver.Resolver {
-	return map[string]*resolver.Resolver{
-		"memory": z.Resolver(),
-		"server": resolver.New(resolver.Config{Servers: []string{z.Serve(t)}}),
-	}
-}
-
 func TestLookup(t *testing.T) {
 	t.Parallel()
 	var z dnstest.Zones
@@ -33,7 +25,7 @@ func TestLookup(t *testing.T) {
 	z.ServFail("broken.test")
 	z.Refuse("refused.test")
 	z.Sign("one.test", "alias.test", "out.test", "long.test", "none.test")
-	for by, r := range both(t, &z) {
+	for by, r := range z.Both(t) {
 		for name, test := range map[string]struct {
 			kind      uint16
 			want      string // the records' data, none, or temporary

@@ -103,8 +103,8 @@ func (r *Resolver) Local(ctx context.Context, host string) (Addresses, error) {
 	return Addresses{}, none
 }
 
-// isNear reports a server on this machine. What Docker has at 127.0.0.11 only passes on what it
-// hears from others.
+// isNear reports a server on this machine. Docker's at 127.0.0.11 only passes on what it hears
+// from others.
 func isNear(server string) bool {
 	at, err := netip.ParseAddrPort(server)
 	return err == nil && at.Addr().IsLoopback() && at.Addr() != netip.AddrFrom4([4]byte{127, 0, 0, 11})

@@ -12,7 +12,7 @@ import (
 // Validation is what is known about a name server's DNSSEC validation.
 type Validation int
 
-// What a server may be.
+// The findings about a server.
 const (
 	Unproved  Validation = iota // it was not asked, or did not answer
 	Validates                   // its AD bit is believed
@@ -45,7 +45,7 @@ const (
 	faultTime = time.Minute
 )
 
-// What a server says that does not validate.
+// Faults of a server that does not validate.
 var (
 	errNoAD  = errors.New("it does not say that it has validated the root zone")
 	errBogus = errors.New("it answers for " + Bogus + ", whose signatures are wrong")

@@ -1,0 +1,120 @@
+package resolver_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"postern/internal/dnstest"
+	"postern/relay/resolver"
+)
+
+// The AD bit counts from servers that all are trusted, and from one that has proved itself.
+func TestAuthenticDataIsBelieved(t *testing.T) {
+	t.Parallel()
+	const here, docker, away = "127.0.0.1:53", "127.0.0.11:53", "192.0.2.53:53"
+	for what, test := range map[string]struct {
+		servers []string
+		trusted bool
+		change  func(*dnstest.Zones)
+		want    bool
+	}{
+		"on this machine":         {[]string{here}, false, nil, true},
+		"by IPv6":                 {[]string{"[::1]:53"}, false, nil, true},
+		"elsewhere":               {[]string{away}, false, nil, false},
+		"elsewhere, trusted":      {[]string{away}, true, nil, true},
+		"Docker":                  {[]string{docker}, false, nil, false},
+		"beside one elsewhere":    {[]string{here, away}, false, nil, false},
+		"answers for a bad name":  {[]string{here}, false, (*dnstest.Zones).Blind, false},
+		"refuses the root":        {[]string{here}, false, func(z *dnstest.Zones) { z.Refuse(".") }, false},
+		"no AD for the root":      {[]string{here}, false, func(z *dnstest.Zones) { z.Set(".", "NS a.test."); z.Sign() }, false},
+		"the bad name is unknown": {[]string{here}, false, func(z *dnstest.Zones) { z.TimeOut("dnssec-failed.org") }, true},
+	} {
+		var z dnstest.Zones
+		z.AddHost("one.test", "127.0.0.1")
+		z.Sign("one.test")
+		if test.change != nil {
+			test.change(&z)
+		}
+		r := resolver.New(resolver.Config{Servers: test.servers, Trusted: test.trusted, Exchange: z.Exchange})
+		a, err := r.Lookup(t.Context(), "one.test", dns.TypeA)
+		if err != nil || a.Secure != test.want {
+			t.Errorf("%s: secure %v, %v", what, a.Secure, err)
+		}
+		none, err := r.Lookup(t.Context(), "none.one.test", dns.TypeTLSA)
+		if !errors.Is(err, resolver.ErrNone) || none.Secure != test.want {
+			t.Errorf("%s: none, secure %v, %v", what, none.Secure, err)
+		}
+		if v := r.Stats().Validates; v != test.want && len(test.servers) == 1 {
+			t.Errorf("%s: validates %v", what, v)
+		}
+	}
+}
+
+// While it is not known whether a server validates, what it marks as secure is trouble: neither
+// believed nor taken for insecure. What it does not mark is insecure.
+func TestNoProofIsTemporary(t *testing.T) {
+	t.Parallel()
+	var z dnstest.Zones
+	z.AddHost("one.test", "127.0.0.1")
+	z.AddHost("plain.test", "127.0.0.1")
+	z.Sign("one.test")
+	z.TimeOut(".")
+	r := z.Resolver()
+	if _, err := r.Lookup(t.Context(), "one.test", dns.TypeA); err == nil || errors.Is(err, resolver.ErrNone) {
+		t.Error(err)
+	}
+	if a, err := r.Lookup(t.Context(), "plain.test", dns.TypeA); err != nil || a.Secure {
+		t.Errorf("%+v, %v", a, err)
+	}
+	z.Mend(".")
+	if a, err := r.Lookup(t.Context(), "one.test", dns.TypeA); err != nil || !a.Secure {
+		t.Errorf("%+v, %v", a, err)
+	}
+}
+
+// A server that stops to validate is told of within the hour without any mail, and once; the answers
+// in memory are secure no more. One that is mended is believed within a minute.
+func TestWatch(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var z dnstest.Zones
+		z.Add("one.test. 86400 IN A 127.0.0.1")
+		z.Sign("one.test")
+		var log bytes.Buffer
+		r := resolver.New(resolver.Config{Servers: []string{"127.0.0.1:53"}, Exchange: z.Exchange, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { r.Watch(ctx); close(ended) }()
+		errors := func() int { synctest.Wait(); return strings.Count(log.String(), "level=ERROR") }
+		if n := errors(); n != 0 || !r.Stats().Validates {
+			t.Errorf("%d errors, %+v", n, r.Stats())
+		}
+		time.Sleep(30 * time.Minute)
+		if a, err := r.Lookup(t.Context(), "one.test", dns.TypeA); err != nil || !a.Secure {
+			t.Errorf("%+v, %v", a, err)
+		}
+		z.Blind()
+		time.Sleep(50 * time.Minute)
+		if n := errors(); n != 1 || r.Stats().Validates || r.Stats().Blind != 1 {
+			t.Errorf("%d errors, %+v", n, r.Stats())
+		}
+		if a, err := r.Lookup(t.Context(), "one.test", dns.TypeA); err != nil || a.Secure {
+			t.Errorf("%+v, %v", a, err)
+		}
+		z.See()
+		time.Sleep(2 * time.Minute)
+		if n := errors(); n != 1 || !r.Stats().Validates {
+			t.Errorf("%d errors, %+v", n, r.Stats())
+		}
+		cancel()
+		<-ended
+	})
+}
