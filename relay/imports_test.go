@@ -47,7 +47,7 @@ var arrows = map[string]string{
 	"relay/upstream":      "auth policy relay/dkim relay/smtp relay/seal relay/upstream/oauth auth/audit internal/pg internal/refusal relay/upstream/budget",
 	"relay/connect":       "relay/resolver relay/smtp relay/upstream relay/upstream/breaker relay/upstream/budget relay/upstream/oauth internal/share",
 	"relay/resolver":      "internal/panics",
-	"relay/delivery":      "relay/connect relay/smtp relay/message relay/queue relay/queue/content relay/maillog relay/route relay/upstream relay/upstream/breaker relay/upstream/oauth internal/share internal/panics internal/await relay/upstream/budget relay/dkim relay/resolver",
+	"relay/delivery":      "relay/connect relay/smtp relay/message relay/queue relay/queue/content relay/maillog relay/route relay/upstream relay/upstream/breaker relay/upstream/oauth internal/share internal/panics internal/await relay/upstream/budget relay/dkim",
 	"relay/bounce":        "relay/smtp relay/queue relay/queue/content relay/maillog relay/dkim",
 	"admin":               "admin/health auth relay/smtp relay/queue relay/queue/desk relay/queue/reserve relay/maillog relay/upstream relay/upstream/breaker relay/upstream/oauth internal/owned internal/crowd internal/units relay/upstream/budget relay/dkim/keys",
 	"admin/health":        "relay/queue/reserve internal/units",
