@@ -139,10 +139,7 @@ func (a *app) explain(ctx context.Context, users *accounts, name string, q expla
 	if err != nil {
 		return nil, err
 	}
-	hostname, err := cfg.ServerName()
-	if err != nil {
-		return nil, err
-	}
+	hostname, _ := cfg.ServerName() // without one, SPF and PTR are not known here
 	e, err := explain.Relay{
 		Pool: users.pool, Server: cfg.Submission, Routes: routes, Signs: dkim.Mode(cfg.Delivery.DKIM),
 		Receiver: receiver.Receiver{DNS: resolver.New(asking), Hello: hostname},

@@ -193,7 +193,7 @@ func (r Receiver) Name(ctx context.Context, addr netip.Addr) (name string, names
 // Addresses are the public ones of the server's name; to find none is not an error.
 func (r Receiver) Addresses(ctx context.Context) (public []netip.Addr, err error) {
 	all, err := r.DNS.Addresses(ctx, r.Hello)
-	if errors.Is(err, resolver.ErrNone) {
+	if r.Hello == "" || errors.Is(err, resolver.ErrNone) {
 		return nil, nil
 	}
 	for _, addr := range all.List {

@@ -168,9 +168,15 @@ func (r *Ring) lookAt(ctx context.Context, dns *resolver.Resolver, v visit) erro
 	if err != nil {
 		return err
 	}
+	found := make([]look, len(list))
+	var wg sync.WaitGroup
+	for i, k := range list {
+		wg.Go(func() { found[i] = lookAt(ctx, dns, k) })
+	}
+	wg.Wait()
 	looks := map[string]look{}
-	for _, k := range list {
-		looks[k.Selector] = lookAt(ctx, dns, k)
+	for i, k := range list {
+		looks[k.Selector] = found[i]
 	}
 	var fresh []made
 	for _, a := range overdue(list, v.now) {

@@ -207,7 +207,7 @@ func (r *Ring) Run(ctx context.Context, dns *resolver.Resolver) {
 // round reads what has changed, and begins the looks that are due.
 func (r *Ring) round(ctx context.Context, dns *resolver.Resolver) error {
 	now, err := r.Load(ctx)
-	if err != nil || dns == nil || r.cfg.Sealer == nil {
+	if err != nil || dns == nil || r.cfg.Sealer == nil || len(r.List()) == 0 {
 		return err
 	}
 	free := cap(r.places) - len(r.places)
