@@ -10,7 +10,69 @@ import (
 
 	"postern/internal/dnstest"
 	"postern/internal/pgtest"
+	"postern/internal/smtptest"
 )
+
+// shellOf is a folder in which postern is a command on a database.
+func shellOf(t *testing.T, db *pgtest.DB) *adminShell {
+	t.Helper()
+	s := &adminShell{dir: t.TempDir()}
+	self, err := filepath.Abs(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(self, filepath.Join(s.dir, "postern")); err != nil {
+		t.Fatal(err)
+	}
+	s.env = append(os.Environ(), "POSTERN_TEST_AS_PROGRAM=1", "POSTERN_DATABASE_URL="+db.URL, "PATH="+s.dir+":"+os.Getenv("PATH"))
+	return s
+}
+
+// A node gives a mail host that does not prove what it must nothing of a message, until an admin says
+// otherwise.
+func TestNodeKeepsMailFromAForgedHost(t *testing.T) {
+	t.Parallel()
+	ca := smtptest.NewCA(t)
+	server := smtptest.Start(t, smtptest.Config{TLS: ca.ServerConfig(t, "mx.example.net")})
+	zones := &dnstest.Zones{}
+	zones.Sign("example.net")
+	zones.AddMX("example.net", 10, "mx.example.net")
+	zones.AddHost("mx.example.net", "127.0.0.1")
+	zones.Add("_25._tcp.mx.example.net. 0 IN TLSA 3 1 1 " + strings.Repeat("ab", 32))
+	s := shellOf(t, pgtest.New(t))
+	s.write(t, "postern.toml", fmt.Sprintf(`hostname = "relay.example.com"
+[[listener]]
+address = "127.0.0.1:%d"
+tls = "starttls"
+[tls]
+self_signed = true
+[dns]
+servers = [%q]
+[delivery]
+mx_port = %d
+allow_private_mx = true
+`, unusedPort(t), zones.Serve(t), server.Port()))
+	s.must(t, "postern route add --via mx && echo 'a good password' | postern user add alice@example.com --password-stdin")
+	s.serve(t)
+	s.submit(t, []string{"alice@example.com", "a good password", "alice@example.com", "to", "bob@example.net"})
+	s.traced(t, "bob@example.net", func(trace string) bool {
+		return strings.Contains(trace, " deferred ") && strings.Contains(trace, "- - refused dane") && strings.Contains(trace, "451 4.7.5")
+	})
+	if n := server.Reached(smtptest.PhaseMail); n != 0 {
+		t.Fatalf("%d MAIL", n)
+	}
+	s.must(t, "postern transport override example.net --level encrypted --for 1h --reason 'known to be theirs'")
+	s.traced(t, "bob@example.net", func(trace string) bool {
+		if strings.Contains(trace, "unverified override mx.example.net") {
+			return true
+		}
+		s.must(t, "postern queue retry --all")
+		return false
+	})
+	if m := server.WaitMessages(t, 1)[0]; !m.TLS {
+		t.Error("it went in clear")
+	}
+}
 
 // docs/transport.md: its commands, for a domain with DANE, one with MTA-STS and one without a host
 // for its policy.
@@ -25,15 +87,7 @@ func TestTransportPage(t *testing.T) {
 	zones.Add("_25._tcp.mx1.example.net. 0 IN TLSA 3 1 1 9d0a2c1e" + strings.Repeat("00", 28))
 	zones.AddTXT("_mta-sts.example.net", "v=STSv1; id=2;")
 	db := pgtest.New(t)
-	s := &adminShell{dir: t.TempDir()}
-	self, err := filepath.Abs(os.Args[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(self, filepath.Join(s.dir, "postern")); err != nil {
-		t.Fatal(err)
-	}
-	s.env = append(os.Environ(), "POSTERN_TEST_AS_PROGRAM=1", "POSTERN_DATABASE_URL="+db.URL, "PATH="+s.dir+":"+os.Getenv("PATH"))
+	s := shellOf(t, db)
 	s.write(t, "postern.toml", fmt.Sprintf("hostname = \"relay.example.com\"\n[dns]\nservers = [%q]\n", zones.Serve(t)))
 	if _, err := db.Pool.Exec(t.Context(), `insert into sts_policy (domain, id, mode, mx, fetched_at, expires_at, tried_id, due_at)
 		values ('example.net', '2', 'enforce', '{mx2.example.net}', now(), now() + interval '1 day', '2', now() + interval '1 day')`); err != nil {

@@ -19,7 +19,6 @@ var (
 	sqlOverrides = texts.Bind("overrides", "domain", "most")
 	sqlOverride  = texts.Bind("override", "domain", "level", "reason", "actor", "span")
 	sqlClear     = texts.Bind("clear", "domain")
-	sqlHealth    = texts.Bind("health")
 )
 
 // MaxOverride is how long an override lasts at most.
@@ -144,19 +143,4 @@ func Policies(ctx context.Context, db pg.DB, domain string, most int) ([]Kept, e
 		return nil, fmt.Errorf("list the policies: %w", err)
 	}
 	return list, nil
-}
-
-// Health are counts of what is kept for all nodes.
-type Health struct {
-	Policies  int // of MTA-STS that hold
-	Failing   int // of them, those that could not be renewed at the last try
-	Overrides int
-}
-
-// ReadHealth counts.
-func ReadHealth(ctx context.Context, db pg.DB) (h Health, err error) {
-	if err := db.QueryRow(ctx, sqlHealth).Scan(&h.Policies, &h.Failing, &h.Overrides); err != nil {
-		return h, fmt.Errorf("count the transport policies: %w", err)
-	}
-	return h, nil
 }

@@ -70,9 +70,3 @@ returning expires_at
 -- Deletes the override of a domain, and those that have ended.
 with ended as (delete from transport_override where expires_at <= clock_timestamp() and domain <> @domain)
 delete from transport_override where domain = @domain and expires_at > clock_timestamp()
-
--- name: health
--- Counts for metrics and check.
-select (select count(*) from sts_policy where mode is not null and expires_at > clock_timestamp()),
-	(select count(*) from sts_policy where failing_since is not null and mode is not null and expires_at > clock_timestamp()),
-	(select count(*) from transport_override where expires_at > clock_timestamp())
