@@ -41,6 +41,9 @@ create table message (
 	utf8          boolean     not null,               -- needs SMTPUTF8
 	eight_bit     boolean     not null default false, -- octets beyond ASCII in the text
 	voided_at     timestamptz,                        -- answered 451 after all: never to be delivered
+	tls_need      text,                               -- RFC 8689: 'required', 'optional'; null, or '', without
+	-- SHA-256 of the body for DKIM; null: the author's domain had no key, so the message goes unsigned.
+	body_hash     bytea,
 	sender_local  text        not null,
 	sender_domain text        not null,               -- both empty: the null path
 	body_type     text        not null,               -- '8BITMIME': eight_bit, and declared so; else ''

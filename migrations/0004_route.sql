@@ -27,6 +27,7 @@ create table upstream (
 	source          text        not null default '', -- our address, '192.0.2.1,2001:db8::1'
 	ip              text        not null default '' check (ip in ('', '4', '6', 'both')),
 	hello           text        not null default '', -- our name in EHLO
+	dkim            text        not null default 'rsa' check (dkim in ('off', 'rsa', 'both')), -- the keys that sign its mail
 	in_doubt        text        not null default '' check (in_doubt = '' or is_doubt_policy(in_doubt)), -- see doubt_policy; '': retry
 	budget          text        not null default '', -- how much it may be given by all nodes, as relay/upstream/budget reads it
 	paused_at       timestamptz,                     -- its mail waits since

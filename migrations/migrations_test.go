@@ -413,7 +413,7 @@ func TestFiniteTimes(t *testing.T) {
 	db := pgtest.New(t)
 	rows, err := db.Pool.Query(t.Context(), `
 select c.table_name || '.' || c.column_name from information_schema.columns c
-where c.table_name in ('upstream', 'upstream_reply', 'route', 'upstream_token', 'sealing_key', 'upstream_breaker', 'sts_policy', 'transport_override')
+where c.table_name in ('upstream', 'upstream_reply', 'route', 'upstream_token', 'sealing_key', 'upstream_breaker', 'dkim_domain', 'dkim_key', 'sts_policy', 'transport_override')
 	and c.data_type in ('timestamp with time zone', 'date', 'interval')
 	and not exists (select from pg_constraint k where k.conrelid = c.table_name::regclass and pg_get_constraintdef(k.oid) ~ ('isfinite\(' || c.column_name || '\)'))`)
 	if err != nil {

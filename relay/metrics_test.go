@@ -52,6 +52,7 @@ func busyNode(t *testing.T) *rig.Node {
 	if said := r.Refused("upstream", "test", "mailbox"); !strings.Contains(said, "failed at token") {
 		t.Fatal(said)
 	}
+	r.Postern("", "dkim", "add", "signed.test", "--algorithm", "ed25519")
 	node := r.Node(rig.NodeConfig{Name: "solo"})
 	load := newLoad(t, r, node)
 	load.Each, load.Pace = 5, 0

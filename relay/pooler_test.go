@@ -62,7 +62,7 @@ func TestR4SessionPooler(t *testing.T) {
 	await(t, "the node listens", func() bool {
 		return count(t, r, `select count(*) from pg_stat_activity where query = 'listen postern_queue'`) > 0
 	})
-	if n := node.Said("a pooler lends connections"); n > 0 {
+	if n := node.Said("a pooler lends database connections"); n > 0 {
 		t.Error("the node sees what is not so")
 	}
 }
@@ -82,7 +82,7 @@ func TestR4TransactionPooler(t *testing.T) {
 		t.Errorf("the documented settings: enable_seqscan is %q, %v", scans, err)
 	}
 	node := deliver(t, r, url+"&default_query_exec_mode=cache_describe")
-	if node.Said("notifications do not come through") != 1 {
+	if node.Said("notifications do not arrive") != 1 {
 		t.Error("the node does not say that it polls")
 	}
 	for mode, want := range map[string]string{

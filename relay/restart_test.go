@@ -106,6 +106,8 @@ func survive(t *testing.T, u *restarted, rate, restarts int, away []time.Duratio
 		load.Ledger.Accepted(), delivered, deferred, doubt, waited)
 	if deferred != 0 || delivered+doubt < load.Ledger.Accepted() {
 		t.Errorf("%d attempts were counted for restarts; %d of %d delivered", deferred, delivered, load.Ledger.Accepted())
+		t.Log(r.Text(t.Context(), `select string_agg(concat_ws(' ', started_at, at, result, reply_code, reply_enhanced, reply_text, left_ways), E'\n')
+			from history where result <> 'delivered' and not outcome_unknown`))
 	}
 	if opened := count(t, r, `select count(*) from upstream_breaker`); opened != 0 {
 		t.Error("the restarts have opened the upstream's breaker")

@@ -29,7 +29,7 @@ func (a *app) anomalyShowCmd() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "show",
-		Short: "show which signs of a stolen account are on",
+		Short: "show the thresholds of anomaly detection",
 		Args:  noArguments,
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, _ []string) error {
 			signs, err := anomaly.Read(ctx, users.pool)
@@ -66,7 +66,7 @@ func (a *app) printSigns(signs anomaly.Signs) error {
 		t.Add(name, at, of)
 	}
 	row("first-time-share", signs.FirstTimeShare, "the recipients were never written to before")
-	row("rejected-share", signs.RejectedShare, "the recipients were refused for good by the next server")
+	row("rejected-share", signs.RejectedShare, "the recipients were permanently refused by the next server")
 	row("new-network-factor", signs.NewNetworkFactor, "the user's hourly mean comes from new networks")
 	t.Add("min-recipients", strconv.Itoa(signs.MinRecipients), "recipients at least; no sign trips on fewer")
 	return t.Print(a.stdout)
@@ -83,19 +83,19 @@ without a flag stay as they are. A sign looks at the current and the previous cl
 hour; running servers follow within 5 seconds.
 
   --first-time-share 0.8    8 in 10 of the recipients were new to the user: a thief
-                            has a list of strangers. The addresses that users wrote
+                            writes to strangers. The addresses that users wrote
                             to so far are learnt from the history, which takes a while.
-  --rejected-share 0.3      3 in 10 of the recipients were refused for good by the
+  --rejected-share 0.3      3 in 10 of the recipients were permanently refused by the
                             next server: the list is old, or the mail is unwanted.
   --new-network-factor 10   10 times the user's hourly mean over 14 days comes from
                             networks in which the user was not seen for 30 days.
   --min-recipients 50       no sign trips on fewer than 50 recipients (50 at first).
 
-When a sign trips, the user is put on hold and the mail log records it. Mail is
-still accepted, and held: nothing is lost, and the thief learns nothing. See it with
-'postern queue holds' and 'postern queue list --user U'; then let it go with
-'postern queue release --user U', which also resets the count, or discard it
-with 'postern queue cancel --user U'.`,
+When a sign trips, the user is put on hold and the mail log records it. Mail is still
+accepted, and held: nothing is lost, and the thief notices nothing. List it with
+'postern queue holds' and 'postern queue list --user U'; then release it with 'postern
+queue release --user U', which also resets the count, or delete it with 'postern queue
+cancel --user U'.`,
 		Example: `  postern anomaly set --first-time-share 0.8 --rejected-share 0.3 --min-recipients 100
   postern anomaly set --new-network-factor off
   postern queue release --user alice@example.com   # the user did send it`,
@@ -114,7 +114,7 @@ with 'postern queue cancel --user U'.`,
 	f := cmd.Flags()
 	f.IntVar(&given.least, "min-recipients", 0, "no sign trips on fewer than `N` recipients")
 	f.StringVar(&given.firstTime, "first-time-share", "", "`SHARE` of recipients never written to before, or off")
-	f.StringVar(&given.rejected, "rejected-share", "", "`SHARE` of recipients refused for good, or off")
+	f.StringVar(&given.rejected, "rejected-share", "", "`SHARE` of recipients permanently refused, or off")
 	f.StringVar(&given.network, "new-network-factor", "", "`FACTOR` of the usual mail, from new networks, or off")
 	return cmd
 }

@@ -91,7 +91,7 @@ the manual pages.`,
 	root.AddCommand(
 		a.serveCmd(), a.demoCmd(), a.checkCmd(), a.healthcheckCmd(), a.migrateCmd(), a.versionCmd(),
 		a.userCmd(), a.credentialCmd(), a.senderCmd(), a.limitCmd(), a.explainCmd(), a.anomalyCmd(), a.auditCmd(),
-		a.upstreamCmd(), a.routeCmd(), a.queueCmd(), a.traceCmd(), a.transportCmd(), a.certificateCmd(), a.keyCmd(), a.completionCmd(), a.manCmd(),
+		a.upstreamCmd(), a.routeCmd(), a.queueCmd(), a.traceCmd(), a.dkimCmd(), a.transportCmd(), a.certificateCmd(), a.keyCmd(), a.completionCmd(), a.manCmd(),
 	)
 	root.CompletionOptions.DisableDefaultCmd = true // ours is a noun as the others
 	root.Version = versionString()
@@ -178,9 +178,9 @@ func noun(use, short string, verbs ...*cobra.Command) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			names := screen.Each(verbs, (*cobra.Command).Name)
 			if len(args) > 0 {
-				return usagef("unknown verb %q for '%s'%s: use %s", args[0], cmd.CommandPath(), screen.DidYouMean(args[0], names), strings.Join(names, ", "))
+				return usagef("unknown subcommand %q for '%s'%s: use %s", args[0], cmd.CommandPath(), screen.DidYouMean(args[0], names), strings.Join(names, ", "))
 			}
-			return usagef("'%s' needs a verb: %s", cmd.CommandPath(), strings.Join(names, ", "))
+			return usagef("'%s' needs a subcommand: %s", cmd.CommandPath(), strings.Join(names, ", "))
 		},
 	}
 	cmd.AddCommand(verbs...)

@@ -45,9 +45,9 @@ func (a *app) auditCmd() *cobra.Command {
 	}.command(a, &cobra.Command{
 		Use:   "audit",
 		Short: "list what admins did, the latest first",
-		Long: `Lists the changes that commands made: when, who (the operating system's user), what,
-and to whom. They are recorded with the change itself, and kept for the time of audit
-in [retention] of the configuration.`,
+		Long: `Lists the changes that commands made: when, who (the operating system's user), what, and
+to whom. They are recorded with the change itself, and kept for as long as audit in
+[retention] of the configuration says.`,
 		Args: noArguments,
 	})
 	fl := cmd.Flags()

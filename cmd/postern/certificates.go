@@ -21,10 +21,10 @@ func (a *app) certificateRenewCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "renew NAME",
 		Short: "order a new certificate before the old one is due for renewal",
-		Long: `Asks the nodes to order a new certificate with a new key for NAME, as when the key may
-have become known. After a failure the order is tried again immediately. The certificate
-in use stays until the new one is there. The old one is not revoked: ask the authority
-for that.`,
+		Long: `Asks the nodes to order a new certificate with a new key for NAME, for instance because
+the old key may have leaked. After a failure the order is tried again immediately. The
+certificate in use stays until the new one is issued. The old one is not revoked: ask
+the authority for that.`,
 		Args: one("NAME", "the NAME of a certificate; 'postern certificate list' shows them"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
 			known, err := acme.AskRenewal(ctx, users.pool, args[0], users.actor)
@@ -69,7 +69,7 @@ func (a *app) certificateListCmd() *cobra.Command {
 		Long: `Lists what the nodes have recorded in the database about each name in their [acme]
 names: when its certificate expires, and, while the authority issues none, since when,
 why, and when it is tried again. A certificate in files is not listed; 'postern check'
-looks at that one.`,
+examines that one.`,
 		Args: noArguments,
 	})
 }

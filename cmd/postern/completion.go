@@ -33,7 +33,7 @@ func (a *app) completionCmd() *cobra.Command {
 			RunE:  func(cmd *cobra.Command, _ []string) error { return write(cmd.Root()) },
 		}
 	}
-	return noun("completion", "completion for the shell",
+	return noun("completion", "print completion scripts for the shell",
 		shell("bash", "It needs the package bash-completion. Install it with:\n\n  postern completion bash >/etc/bash_completion.d/postern",
 			func(root *cobra.Command) error { return root.GenBashCompletionV2(a.stdout, true) }),
 		shell("zsh", "Install it with:\n\n  postern completion zsh >\"${fpath[1]}/_postern\"",
@@ -80,6 +80,8 @@ func (a *app) complete(cmd *cobra.Command) {
 		cmd.ValidArgsFunction = a.completer(routesLike, true)
 	case under.Name() == "certificate" && what == "NAME":
 		cmd.ValidArgsFunction = a.completer(certificatesLike, true)
+	case under.Name() == "dkim" && strings.Trim(what, "]") == "DOMAIN" && cmd.Name() != "add":
+		cmd.ValidArgsFunction = a.completer(signedDomainsLike, true)
 	case what == "FILE":
 	default:
 		cmd.ValidArgsFunction = cobra.NoFileCompletions

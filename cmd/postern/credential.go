@@ -31,11 +31,11 @@ func (a *app) credentialAddCmd() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "add USER --generate",
-		Short: "make a secret for an application to log in with",
-		Long: `Makes a secret of 160 random bits and prints it once. An application logs in with the
-user's name and this secret in place of the password. Make one for each application, so
-that one can be revoked without the others. To set a password that a person chooses, use
-'user passwd'.`,
+		Short: "generate a secret for an application to log in with",
+		Long: `Generates a secret of 160 random bits and prints it once. An application logs in with
+the user's name and this secret in place of the password. Generate one for each
+application, so that each can be revoked separately. To set a password that a person
+chooses, use 'user passwd'.`,
 		Example: `  postern credential add app@example.com --generate --label billing
   postern credential add app@example.com --generate --label scanner --expires 90d --network 192.0.2.0/24`,
 		Args: one("name", "the user's name"),
@@ -66,7 +66,7 @@ that one can be revoked without the others. To set a password that a person choo
 		},
 	}
 	f := cmd.Flags()
-	f.BoolVar(&generate, "generate", false, "make the secret")
+	f.BoolVar(&generate, "generate", false, "generate the secret")
 	f.StringVar(&label, "label", "", "what it is for")
 	f.StringVar(&expires, "expires", "", "`WHEN` it expires: 90d, or a date such as 2027-01-31")
 	f.StringArrayVar(&networks, "network", nil, "accept it only from this `CIDR`; may be repeated")

@@ -13,12 +13,12 @@ func (a *app) demoCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "demo",
 		Short: "try the relay on this machine",
-		Long: `Starts a private PostgreSQL server in a folder of its own, adds a user, opens
-the listeners on loopback addresses with a certificate made for the demo, and forwards
-mail to a capture server that accepts every message and sends none on. One message
-is submitted over STARTTLS with AUTH, and its trace is printed.
+		Long: `Starts a private PostgreSQL server in a folder of its own, adds a user, opens the
+listeners on loopback addresses with a certificate made for the demo, and forwards mail
+to a capture server that accepts every message and forwards none. One message is
+submitted over STARTTLS with AUTH, and its trace is printed.
 
-The demo then runs on, for a mail client to try; --once ends it after the delivery.`,
+The demo keeps running so that you can try a mail client; --once ends it after the delivery.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg.Chosen = cmd.Flags().Changed("dir")

@@ -430,6 +430,7 @@ var followed = map[string]string{
 
 	"docs/certificates.md": "TestCertificatesPage",
 	"docs/check.md":        "TestCheckPageCommandsRun",
+	"docs/dkim.md":         "TestDKIMPage",
 	"docs/metrics.md":      "TestMetrics",
 
 	"docs/coming-from-postfix-or-exim.md": "TestComingFromPage",

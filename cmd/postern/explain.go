@@ -9,7 +9,10 @@ import (
 	"postern/auth"
 	"postern/cmd/postern/config"
 	"postern/cmd/postern/explain"
+	"postern/cmd/postern/receiver"
 	"postern/cmd/postern/screen"
+	"postern/relay/dkim"
+	"postern/relay/resolver"
 	"postern/relay/smtp"
 )
 
@@ -25,7 +28,9 @@ func (a *app) explainCmd() *cobra.Command {
 		Short: "show whether a message would be accepted, why, and where it would go",
 		Long: `Shows how the server would treat a message if it came now: whether the user may log in
 and send as that address, what is left of each limit, whether the message would be held,
-and its route. Nothing is sent and nothing is counted. The exit status is 0 when the message
+its route, and what a receiver would find: SPF, DKIM, DMARC and the name of this server's
+address, each aligned or not with the author's domain and why, with the record that helps.
+DNS is asked for that. Nothing is sent and nothing is counted. The exit status is 0 when the message
 would be accepted and 1 when it would not.
 
 The header's From field is --from unless --header-from names another address;
@@ -130,6 +135,17 @@ func (a *app) explain(ctx context.Context, users *accounts, name string, q expla
 	if err != nil {
 		return nil, err
 	}
-	e, err := explain.Relay{Pool: users.pool, Server: cfg.Submission, Routes: routes}.Message(ctx, q)
+	asking, err := cfg.DNS.Config()
+	if err != nil {
+		return nil, err
+	}
+	hostname, err := cfg.ServerName()
+	if err != nil {
+		return nil, err
+	}
+	e, err := explain.Relay{
+		Pool: users.pool, Server: cfg.Submission, Routes: routes, Signs: dkim.Mode(cfg.Delivery.DKIM),
+		Receiver: receiver.Receiver{DNS: resolver.New(asking), Hello: hostname},
+	}.Message(ctx, q)
 	return e, invalidUse(err)
 }

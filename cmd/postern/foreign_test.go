@@ -158,7 +158,7 @@ func TestDemoOnce(t *testing.T) {
 	up := s.start(t, s.demo()...)
 	up.await(t, &up.stdout, `Stop with Ctrl-C`)
 
-	if _, errs, err := s.postern(t, "", s.demo("--once")...); err == nil || !strings.Contains(errs, "a demo is up in "+filepath.Dir(s.config)+" already") {
+	if _, errs, err := s.postern(t, "", s.demo("--once")...); err == nil || !strings.Contains(errs, "a demo is already running in "+filepath.Dir(s.config)) {
 		t.Errorf("a second demo in the same folder: %v\n%s", err, errs)
 	}
 	other := demoSite(t)

@@ -17,7 +17,7 @@ func (a *app) upstreamLoginCmd() *cobra.Command {
 	var device bool
 	cmd := &cobra.Command{
 		Use:   "login NAME",
-		Short: "log in for a smarthost's account that has a refresh token",
+		Short: "log in to a smarthost's account that uses a refresh token",
 		Long: `Logs in with the account of an upstream that was added with --oauth refresh-token,
 and stores the refresh token for all nodes.
 

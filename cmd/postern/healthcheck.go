@@ -28,7 +28,7 @@ or does not answer within 5 s. This is for container engines and scripts;
 					return err
 				}
 				if address = cfg.Admin.Address; address == "" {
-					return errors.New("[admin] address is empty in the configuration: the server answers no questions")
+					return errors.New("[admin] address is empty in the configuration: the server cannot be asked")
 				}
 			}
 			if err := check.Ready(cmd.Context(), address); err != nil {

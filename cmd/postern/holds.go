@@ -27,11 +27,11 @@ func (a *app) queueHoldsCmd() *cobra.Command {
 	}.command(a, &cobra.Command{
 		Use:   "holds",
 		Short: "list the users and credentials that are on hold",
-		Long: `Lists the holds of users, and of single credentials, whose mail waits for an
-admin: those of 'queue hold --user', of a user that was disabled, of a credential
-that was revoked, and of anomaly detection. 'postern queue list --state held' lists the
-mail itself. 'postern queue release --user U' ends the holds of a user and lets the
-mail go, 'postern queue cancel --user U' throws it away.`,
+		Long: `Lists the holds of users, and of single credentials, whose mail waits for an admin:
+those of 'queue hold --user', of a user that was disabled, of a credential that was
+revoked, and of anomaly detection. 'postern queue list --state held' lists the mail
+itself. 'postern queue release --user U' ends the holds of a user and releases the mail,
+'postern queue cancel --user U' deletes it.`,
 		Args: noArguments,
 	})
 }

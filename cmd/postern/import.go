@@ -21,12 +21,12 @@ func (a *app) userImportCmd() *cobra.Command {
 		Long: `Adds many users. The first line of FILE (- is standard input) names the
 columns, in any order:
 
-  name      what the user logs in with; must be there
+  name      what the user logs in with; required
   password  in clear, or
-  hash      of the password: bcrypt, or argon2id in PHC form; it is made anew at the
-            next login when it costs less than those made here
+  hash      of the password: bcrypt, or argon2id in PHC form; it is replaced at
+            the next login if it costs less than Postern's own
   senders   patterns as for 'user add --sender', separated by spaces
-  resend    more of them, with the option of 'sender allow --resend'
+  resend    further patterns, as added by 'sender allow --resend'
 
 All lines are checked before anything is changed; the errors of the first twenty wrong
 lines are reported. --dry-run only checks. Each password in clear takes about 40 ms of
@@ -120,9 +120,9 @@ func (a *app) warnOfUsers(list []auth.ImportUser) {
 		}
 	}
 	if short > 0 {
-		fmt.Fprintf(a.stderr, "warning: %s of fewer than %d characters: they will be guessed\n", screen.Count(short, "password"), shortPassword)
+		fmt.Fprintf(a.stderr, "warning: %s of fewer than %d characters: easy to guess\n", screen.Count(short, "password"), shortPassword)
 	}
 	if none > 0 {
-		fmt.Fprintf(a.stderr, "warning: %s without a password or hash: 'user passwd' or 'credential add' lets them in\n", screen.Count(none, "user"))
+		fmt.Fprintf(a.stderr, "warning: %s without a password or hash: they can log in after 'user passwd' or 'credential add'\n", screen.Count(none, "user"))
 	}
 }

@@ -36,7 +36,7 @@ func (a *app) onKeys(do func(ctx context.Context, keys *keyring.Admin, id string
 			return err
 		}
 		if sealer == nil {
-			return fmt.Errorf("%s is not there: copy it from another node; if there is none, it is made when it is first needed", path)
+			return fmt.Errorf("%s does not exist: copy it from another node; on the only node, it is created when first needed", path)
 		}
 		return do(ctx, &keyring.Admin{Pool: users.pool, Sealer: sealer, Actor: users.actor}, strings.Join(args, ""))
 	})
@@ -65,8 +65,9 @@ func (a *app) keyListCmd() *cobra.Command {
 	}.command(a, &cobra.Command{
 		Use:   "list",
 		Short: "list the sealing keys, what each still seals, and which nodes have it",
-		Long: `Lists the keys in this machine's file, and those that are missing there: which one seals,
-since when, how many values in the database each has sealed, and which living nodes have it.`,
+		Long: `Lists the keys in this machine's file, and those that are missing there: which one
+seals, since when, how many values in the database each has sealed, and which running
+nodes have it.`,
 		Args: noArguments,
 	})
 }
@@ -75,9 +76,9 @@ func (a *app) keyRotateCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "rotate",
 		Short: "add a new sealing key to this machine's file",
-		Long: `Writes a new key into secret_key_file, beside the others, and says what to do next: copy the
-file to the other nodes, then 'postern key use'. Until that, nothing is sealed with it.
-Running it again adds no further key.`,
+		Long: `Writes a new key into secret_key_file, beside the others, and says what to do next: copy
+the file to the other nodes, then 'postern key use'. Until then, nothing is sealed with
+it. Running the command again adds no further key.`,
 		Args: noArguments,
 		RunE: a.onKeys(func(ctx context.Context, keys *keyring.Admin, _ string) error {
 			id, added, err := keys.Rotate(ctx)
@@ -99,8 +100,9 @@ func (a *app) keyUseCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "use KEY",
 		Short: "seal with another key, on all nodes",
-		Long: `Makes a key of this machine's file the current one. The nodes seal with it within seconds,
-and re-seal what the previous key sealed. It is refused while a living node lacks the key.`,
+		Long: `Makes a key of this machine's file the current one. The nodes seal with it within
+seconds, and re-seal what the previous key sealed. The command fails while a running
+node lacks the key.`,
 		Args: one("KEY", "the key's ID, from 'postern key list'"),
 		RunE: a.onKeys(func(ctx context.Context, keys *keyring.Admin, id string) error {
 			if err := keys.Use(ctx, id, force); err != nil {
@@ -121,17 +123,17 @@ and re-seal what the previous key sealed. It is refused while a living node lack
 			return err
 		}),
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "even if a living node lacks the key and cannot open what it seals")
+	cmd.Flags().BoolVar(&force, "force", false, "even if a running node lacks the key and cannot open what it seals")
 	return cmd
 }
 
 func (a *app) keyRemoveCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "remove KEY",
-		Short: "take a key that seals nothing out of this machine's file",
-		Long: `Removes a key from secret_key_file, an hour after another one was taken into use. It is refused
-while the key seals anything, and while a living node lacks the current key. Older
-database backups still need the old file.`,
+		Short: "remove a key that seals nothing from this machine's file",
+		Long: `Removes a key from secret_key_file, at the earliest an hour after another one came into
+use. The command fails while the key seals anything, and while a running node lacks the
+current key. Older database backups still need the old file.`,
 		Args: one("KEY", "the key's ID, from 'postern key list'"),
 		RunE: a.onKeys(func(ctx context.Context, keys *keyring.Admin, id string) error {
 			if err := keys.Remove(ctx, id); err != nil {

@@ -39,7 +39,7 @@ func TestKeyCommands(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	says(postern(exitFailed, "key", "rotate"), "secret.key is not there: copy it from another node")
+	says(postern(exitFailed, "key", "rotate"), "secret.key does not exist: copy it from another node")
 	postern(exitDone, "key", "list")
 	if _, err := os.Stat(path); !os.IsNotExist(err) {
 		t.Errorf("a key was made: %v", err)

@@ -113,7 +113,7 @@ func TestReload(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.signal(t, syscall.SIGHUP)
-	d.await(t, &d.stderr, `"msg":"the configuration is not reloaded, the node runs on as before","error":"[^"]*cert.pem`)
+	d.await(t, &d.stderr, `"msg":"the configuration is not reloaded, the node keeps the old one","error":"[^"]*cert.pem`)
 	s.oneRecipient(t, false)
 	if got := s.certificate(t); got != shown {
 		t.Error("a certificate that could not be read has taken the place of the one before")
@@ -135,7 +135,7 @@ func TestReload(t *testing.T) {
 
 	s.edit(t, func(text string) string { return text + "recipients = 7\n" })
 	d.signal(t, syscall.SIGHUP)
-	d.await(t, &d.stderr, `"msg":"the configuration is not reloaded, the node runs on as before","error":"[^"]*line \d+: unknown key`)
+	d.await(t, &d.stderr, `"msg":"the configuration is not reloaded, the node keeps the old one","error":"[^"]*line \d+: unknown key`)
 	s.oneRecipient(t, true)
 
 	s.edit(t, func(text string) string {
@@ -327,7 +327,7 @@ func TestStopInReload(t *testing.T) {
 	case <-time.After(patience):
 		t.Fatal("it reloads still")
 	}
-	d.await(t, &d.stderr, "the configuration is not reloaded, the node runs on as before")
+	d.await(t, &d.stderr, "the configuration is not reloaded, the node keeps the old one")
 }
 
 // pgtestCount asks the site's database.

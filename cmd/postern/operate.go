@@ -35,12 +35,12 @@ func (a *app) queueRetryCmd() *cobra.Command {
 		name: "retry", do: (*desk.Admin).Retry, what: "waiting recipient", done: "due now", all: "all waiting mail", probe: true, spares: true,
 	}, &cobra.Command{
 		Short: "try waiting mail now instead of at its next attempt",
-		Long: `Makes waiting recipients due: those of the given messages, those that match all
-filters, or with --all those of the whole queue. A running server takes them up
-immediately; without one they are tried when it starts. Held mail stays held, and mail
-that is being sent is left alone. It is an attempt like any other: when it fails, the
-next one is later than it would have been. An upstream that all nodes leave alone is
-probed first; if the probe gets through, its mail goes.`,
+		Long: `Makes waiting recipients due: those of the given messages, those that match all filters,
+or with --all those of the whole queue. A running server tries them immediately,
+otherwise the next one that starts. Held mail stays held, and mail that is being sent is
+left alone. This counts as an attempt: if it fails, the next one is later than it would
+have been. An upstream that all nodes leave alone is probed first; if the probe
+succeeds, its mail is sent.`,
 		Example: `  postern queue retry --domain example.net
   postern queue retry --reply '451 4.7' --older-than 1h --dry-run`,
 	})
@@ -57,9 +57,9 @@ func (a *app) queueHoldCmd() *cobra.Command {
 or with --all those of the whole queue. Held mail is not tried and does not expire
 until it is released or cancelled. Mail that is being sent is left alone.
 
-With --user alone the user is put on hold: what waits is held, what is being sent
-is held when it comes back, and what the user sends from now on is accepted and
-held, until 'postern queue release --user' or 'postern queue cancel --user'.`,
+With --user alone the user is put on hold: waiting mail is held, mail being sent is held
+if it comes back, and new mail of the user is accepted and held, until 'postern queue
+release --user' or 'postern queue cancel --user'.`,
 		Example: `  postern queue hold --user alice@example.com --reason 'possible account takeover'
   postern queue hold --domain example.net`,
 	})
@@ -121,7 +121,7 @@ func (a *app) queueResolveCmd() *cobra.Command {
 			return q.ResolveResend(ctx, f, dryRun)
 		},
 	}, &cobra.Command{
-		Short: "say what became of mail that may have been delivered",
+		Short: "record what became of mail that may have been delivered",
 		Long: `Ends the doubt about recipients whose mail may have been delivered, because the
 connection broke before the next server confirmed it: those of the given messages, those
 that match all filters, or with --all those of the whole queue. 'postern queue list

@@ -110,8 +110,8 @@ func (a *app) queueShowCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show ID",
 		Short: "show a message and its recipients",
-		Long: `Shows when and from whom a message was accepted, the state of each unfinished
-recipient, and whether a hold keeps it. 'postern trace' shows the attempts too.`,
+		Long: `Shows when and from whom a message was accepted, the state of each unfinished recipient,
+and whether it is on hold. 'postern trace' shows the attempts too.`,
 		Args: one("id", "a queue id"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := parseID(args[0])

@@ -26,15 +26,15 @@ those for every upstream. A row has
 
   --code       554, or 55x, 5xx, 4xx for a family
   --enhanced   5.2.0, or 5.7.x, x.5.3, or none for replies without one
-  --text       how the text begins, whatever the case and the white space
-  --stage      connect, tls, auth, mail, rcpt, data or dot; more is RCPT behind a recipient
-               that was accepted: the server wants the others in another transaction
+  --text       how the text begins; case and amount of white space are ignored
+  --stage      connect, tls, auth, mail, rcpt, data or dot; more is RCPT after a recipient
+               was accepted: the server wants the others in another transaction
   --result     later (the mail waits) or never (it fails)
   --scope      what is at fault: recipient, message, sender (what we may send as), account,
-               connection or host. Only a recipient's and a message's fault fails mail
-  --wait       until the next attempt, if the schedule's wait is wrong
+               connection or host. Only recipient and message can fail mail
+  --wait       until the next attempt, instead of the schedule's wait
 
-A 5 that no row knows fails the recipient at RCPT, and elsewhere the message.`
+A 5yz that no row matches fails the recipient at RCPT, and elsewhere the message.`
 
 func (a *app) replyAddCmd() *cobra.Command {
 	var row upstream.Row
@@ -42,8 +42,8 @@ func (a *app) replyAddCmd() *cobra.Command {
 	var first bool
 	cmd := &cobra.Command{
 		Use:   "add NAME",
-		Short: "say what a reply of a smarthost means",
-		Long:  "Adds a row behind those that were added before, or with --first in front of them.\n\n" + judgingHelp,
+		Short: "define what a reply of a smarthost means",
+		Long:  "Adds a row after those that were added before, or with --first before them.\n\n" + judgingHelp,
 		Example: `  postern upstream reply add out --code 554 --enhanced 5.2.0 --text 'daily quota' --result later --scope account --wait 1h
   postern upstream reply add out --code 550 --text 'spam' --stage dot --result never --scope message`,
 		Args: one("name", "the upstream's name"),
@@ -140,9 +140,9 @@ func (a *app) upstreamClassifyCmd() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "classify NAME REPLY",
-		Short: "say what a reply of a smarthost means, and why",
-		Long: `Says what a reply, as a trace or the log quotes it, means at a stage of the conversation,
-and which row says so ('postern upstream reply list').`,
+		Short: "show what a reply of a smarthost means, and why",
+		Long: `Shows what a reply, as a trace or the log quotes it, means at a stage of the
+conversation, and which row decides ('postern upstream reply list').`,
 		Example: `  postern upstream classify out '554 5.2.0 STOREDRV.Submission.Exception:SubmissionQuotaExceededException'
   postern upstream classify out '550 5.1.1 no such user' --stage rcpt`,
 		Args: func(cmd *cobra.Command, args []string) error {

@@ -21,7 +21,7 @@ import (
 )
 
 func (a *app) routeCmd() *cobra.Command {
-	return noun("route", "which way mail goes",
+	return noun("route", "the routes that mail takes",
 		a.routeAddCmd(), a.routeListCmd(), a.routeMoveCmd(), a.routeRemoveCmd(), a.routeTestCmd())
 }
 
@@ -43,9 +43,9 @@ those of the envelope addresses; *.example.com stands for all domains below exam
 
 The first route that matches a recipient decides. A new route comes after the existing
 ones, or before another one with --before; the default route is always the last. An
-attempt takes the ways in their order and passes over one that is paused, may not send as
-the sender, has a password that cannot be opened, is left alone by all nodes (its breaker
-is open), or has spent its budget. From one that is down, or refuses for a reason of its
+attempt tries the ways in their order and skips one that is paused, may not send as the
+sender, has a password that cannot be opened, is left alone by all nodes (its breaker is
+open), or has spent its budget. From one that is down, or refuses for a reason of its
 own, the mail goes on to the next, but never after a final dot without a complete reply.
 Each way is an upstream, except that the last, or the only one, may be 'mx' for the mail
 servers of the recipient's domain. --replace atomically replaces the route for the same
@@ -131,7 +131,7 @@ func (a *app) addRoute(ctx context.Context, users *accounts, rule route.Rule, be
 	}
 	said := fmt.Sprintf("added route %d: %s", id, ruleText(rule, who))
 	if was != 0 {
-		said += fmt.Sprintf(", in the place of route %d", was)
+		said += fmt.Sprintf(", in place of route %d", was)
 	}
 	fmt.Fprintln(a.stdout, said)
 	return a.routesChanged(ctx, users, routes)
@@ -239,9 +239,9 @@ func (a *app) routeListCmd() *cobra.Command {
 	}.command(a, &cobra.Command{
 		Use:   "list",
 		Short: "list the routes in their order",
-		Long: `Lists the routes in the order in which they are tried: the first that matches a recipient
-decides. The default route ("all mail") is always the last. Each attempt looks them up
-anew.`,
+		Long: `Lists the routes in the order in which they are tried: the first that matches a
+recipient decides. The default route ("all mail") is always the last. Each attempt looks
+them up again.`,
 		Args: noArguments,
 	})
 }
@@ -315,8 +315,9 @@ func (a *app) routeRemoveCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "remove ID",
 		Short: "remove a route",
-		Long: `Removes a route. Mail that no route matches waits until there is one: 'postern
-route add --replace' changes a route without that. Removing a user removes the user's routes.`,
+		Long: `Removes a route. Mail that no route matches waits until there is one; to change a route
+without such a wait, use 'postern route add --replace'. Removing a user removes the
+user's routes.`,
 		Args: one("number", "the route's number"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := routeNumber(args[0])

@@ -30,11 +30,10 @@ func (a *app) routeTestCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "test --user U --from A --to B",
 		Short: "show which way mail would go, and why",
-		Long: `Shows the route of a recipient, its ways in their order and why
-one would be left out now, and the routes before it with what of them does not match.
-Nothing is sent; 'postern explain' also says whether the message would be accepted. '<>'
-is the null sender of bounces. Without --user it is mail of the relay itself, as its
-notices are.`,
+		Long: `Shows the route of a recipient, its ways in their order and why one would be skipped
+now, and the earlier routes with the part that does not match. Nothing is sent; 'postern
+explain' also says whether the message would be accepted. '<>' is the null sender of
+bounces. Without --user it is the relay's own mail, such as a notice.`,
 		Example: "  postern route test --user alice@example.com --from alice@example.com --to bob@example.net",
 		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {

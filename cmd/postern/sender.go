@@ -36,16 +36,16 @@ func (a *app) senderAllowCmd() (cmd *cobra.Command) {
 	return cmd
 }
 
-const resendHelp = `With --resend the user may also redirect mail as these addresses: a message whose first
-Resent-From (and Resent-Sender) they match may be another's in From and Sender. Patterns
-that are there already get the option, or lose it with --resend=false.`
+const resendHelp = `With --resend the user may also redirect mail as these addresses: a message may have
+someone else's From and Sender if they match its first Resent-From (and Resent-Sender).
+Existing patterns get the option, or lose it with --resend=false.`
 
 const patternsHelp = `A pattern is an address, *@domain for all of a domain, *@*.domain for all of its
-subdomains, or '<>' for the null sender of bounces. The patterns hold for MAIL FROM and
-for the From and Sender fields, but for '<>', which is for MAIL FROM alone. A user
-without a pattern for addresses may send as its own name.
+subdomains, or '<>' for the null sender of bounces. The patterns apply to MAIL FROM and
+to the From and Sender fields, '<>' to MAIL FROM alone. A user without a pattern for
+addresses may send only as its own name.
 
-All nodes go by the change within 2 seconds, open sessions too.`
+The change applies on all nodes within 2 seconds, to open sessions too.`
 
 // senderChangeCmd makes a command that does something with patterns, all or none.
 func (a *app) senderChangeCmd(verb, short string, do func(*auth.Store, context.Context, string, string) error) *cobra.Command {

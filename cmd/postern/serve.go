@@ -29,9 +29,9 @@ func (a *app) serveCmd() *cobra.Command {
 progress is finished or handed back to the queue, and the process ends within drain_time
 (30 s). A second signal cuts that short. SIGHUP reads the configuration again.
 
---only submission accepts mail and leaves it to other nodes to deliver;
---only delivery delivers and listens on nothing. Several nodes, each with a name
-of its own, share one database.`,
+--only submission accepts mail and leaves it to other nodes to deliver; --only delivery
+delivers and has no listeners. Several nodes, each with a name of its own, share one
+database.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if only != "" && !slices.Contains(serveHalves, only) {

@@ -44,10 +44,10 @@ func (a *app) queueShapeCmd() *cobra.Command {
 		Use:   "shape",
 		Short: "show for each destination how much waits, and for how long",
 		Long: `Shows the domains with the most unfinished recipients, and how many of them were
-accepted within 5 minutes, 15 minutes, an hour, 4 hours, a day, and earlier. The
-numbers of a destination in trouble grow on the right; a thief's mail goes to many
-domains, with numbers on the left. Below are the upstreams that all nodes leave alone,
-and those for whose budget mail waits.`,
+accepted within 5 minutes, 15 minutes, an hour, 4 hours, a day, and earlier. The numbers
+of a destination in trouble grow on the right; a thief's mail goes to many domains, with
+numbers on the left. Then come the upstreams that all nodes leave alone, and those for
+whose budget mail waits.`,
 		Args: noArguments,
 	})
 }

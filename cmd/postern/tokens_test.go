@@ -65,7 +65,7 @@ func TestUpstreamByToken(t *testing.T) {
 		t.Errorf("sent as %q", m[0].User)
 	}
 	out, _, err := s.postern(t, "", "check", "--only", "upstream")
-	if err != nil || !strings.Contains(out, "it takes the account relay@example.com") || !strings.Contains(out, soon) {
+	if err != nil || !strings.Contains(out, "it accepts the account relay@example.com") || !strings.Contains(out, soon) {
 		t.Errorf("%v\n%s", err, out)
 	}
 	if n := len(a.Requests()); n != 1 {
@@ -197,7 +197,7 @@ func TestOAuthPage(t *testing.T) {
 	}
 	g.follow(t, "../../docs/oauth.md")
 	said := g.must(t, "postern check --only upstream")
-	if strings.Count(said, "it takes the account relay@example.com") != 4 { // with the guide's own
+	if strings.Count(said, "it accepts the account relay@example.com") != 4 { // with the guide's own
 		t.Errorf("not every upstream of the page takes its token:\n%s", said)
 	}
 	if said := g.must(t, "postern upstream show m365"); !strings.Contains(said, day(400)) {

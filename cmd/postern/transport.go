@@ -10,41 +10,13 @@ import (
 
 	"postern/cmd/postern/check"
 	"postern/cmd/postern/screen"
+	"postern/cmd/postern/trust"
 	"postern/relay/connect"
-	"postern/relay/smtp"
 	"postern/relay/transport"
 )
 
 func (a *app) transportCmd() *cobra.Command {
 	return noun("transport", "what the mail hosts of domains must prove: DANE, MTA-STS", a.transportShowCmd(), a.transportRefreshCmd(), a.transportOverrideCmd())
-}
-
-// mostPolicies are listed by 'transport show'.
-const mostPolicies = 1000
-
-// domainArg reads a domain as recipients have it.
-func domainArg(text string) (string, error) {
-	address, err := smtp.ParseAddress("postmaster@" + text)
-	if err != nil || strings.HasPrefix(text, "[") {
-		return "", usagef("%q is not a domain", text)
-	}
-	return address.DomainKey(), nil
-}
-
-// shownDomain is 'transport show DOMAIN' as --json prints it.
-type shownDomain struct {
-	Domain    string              `json:"domain"`
-	Override  *transport.Override `json:"override"`
-	STS       *transport.Kept     `json:"mta_sts"`
-	Validated bool                `json:"mx_validated"`
-	Hosts     []shownHost         `json:"hosts"`
-}
-
-type shownHost struct {
-	Host    string           `json:"host"`
-	Source  transport.Source `json:"policy"`
-	Demands string           `json:"demands"`
-	Trouble string           `json:"trouble,omitempty"`
 }
 
 func (a *app) transportShowCmd() *cobra.Command {
@@ -66,21 +38,30 @@ that are kept.`,
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return a.listTransport(cmd.Context(), asJSON)
+				return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
+					list, err := trust.ListAll(ctx, users.pool)
+					switch {
+					case err != nil:
+						return err
+					case asJSON:
+						return screen.JSON(a.stdout, list)
+					}
+					return list.Print(a.stdout)
+				})
 			}
-			domain, err := domainArg(args[0])
+			domain, err := domainOf(args[0])
 			if err != nil {
 				return err
 			}
 			return a.withFinder(cmd.Context(), func(ctx context.Context, users *accounts, cfg connect.Config, _ *transport.Finder) error {
-				shown, err := showDomain(ctx, users, cfg, domain)
+				shown, err := trust.Look(ctx, users.pool, cfg, domain)
 				if err != nil {
 					return err
 				}
 				if asJSON {
 					return screen.JSON(a.stdout, shown)
 				}
-				return a.printDomain(shown)
+				return shown.Print(a.stdout)
 			})
 		},
 	}
@@ -103,108 +84,6 @@ func (a *app) withFinder(ctx context.Context, do func(context.Context, *accounts
 	})
 }
 
-func showDomain(ctx context.Context, users *accounts, cfg connect.Config, domain string) (*shownDomain, error) {
-	shown := &shownDomain{Domain: domain}
-	hosts, err := connect.NewProber(cfg).Demands(ctx, domain)
-	if err != nil {
-		return nil, err
-	}
-	overrides, err := transport.Overrides(ctx, users.pool, domain, 1)
-	if err != nil {
-		return nil, err
-	}
-	kept, err := transport.Policies(ctx, users.pool, domain, 1)
-	if err != nil {
-		return nil, err
-	}
-	if len(overrides) > 0 {
-		shown.Override = &overrides[0]
-	}
-	if len(kept) > 0 {
-		shown.STS = &kept[0]
-	}
-	for _, h := range hosts {
-		shown.Validated = h.MXSecure
-		one := shownHost{Host: h.Host, Source: h.Policy.Source, Demands: h.Policy.Demands()}
-		if h.Err != nil {
-			one.Demands, one.Trouble = "", h.Err.Error()
-		}
-		shown.Hosts = append(shown.Hosts, one)
-	}
-	return shown, nil
-}
-
-func (a *app) printDomain(d *shownDomain) error {
-	t := screen.Table{Head: []string{"DOMAIN", d.Domain}}
-	t.Add("override", "none")
-	if o := d.Override; o != nil {
-		t = screen.Table{Head: t.Head}
-		t.Add("override", overrideText(o))
-	}
-	if d.STS != nil {
-		t.Add("mta-sts", stsText(d.STS))
-	} else {
-		t.Add("mta-sts", "no policy is kept")
-	}
-	validated := map[bool]string{true: "validated by DNSSEC", false: "not validated by DNSSEC"}
-	t.Add("mx records", validated[d.Validated])
-	if err := t.Print(a.stdout); err != nil {
-		return err
-	}
-	fmt.Fprintln(a.stdout)
-	hosts := screen.TableOf([]string{"HOST", "POLICY", "DEMANDS"}, func(h shownHost) []string {
-		if h.Trouble != "" {
-			return []string{h.Host, string(h.Source), "no mail goes there now: " + h.Trouble}
-		}
-		return []string{h.Host, string(h.Source), h.Demands}
-	}, d.Hosts)
-	hosts.Wraps = true
-	return hosts.Print(a.stdout)
-}
-
-func overrideText(o *transport.Override) string {
-	level, _ := o.Level.MarshalText()
-	return fmt.Sprintf("%s until %s: %s (%s)", level, screen.LocalTime(o.ExpiresAt), o.Reason, o.SetBy)
-}
-
-func stsText(k *transport.Kept) string {
-	text := fmt.Sprintf("%s until %s, id %s", k.Mode, screen.LocalTime(k.ExpiresAt), k.ID)
-	if len(k.MX) > 0 {
-		text += ", mx " + strings.Join(k.MX, " ")
-	}
-	if k.FailingSince != nil {
-		text += fmt.Sprintf("; cannot be renewed since %s: %s", screen.LocalTime(*k.FailingSince), k.LastError)
-	}
-	return text
-}
-
-func (a *app) listTransport(ctx context.Context, asJSON bool) error {
-	return a.withUsers(ctx, func(ctx context.Context, users *accounts) error {
-		overrides, err := transport.Overrides(ctx, users.pool, "", mostPolicies)
-		if err != nil {
-			return err
-		}
-		kept, err := transport.Policies(ctx, users.pool, "", mostPolicies)
-		if err != nil {
-			return err
-		}
-		if asJSON {
-			return screen.JSON(a.stdout, struct {
-				Overrides []transport.Override `json:"overrides"`
-				STS       []transport.Kept     `json:"mta_sts"`
-			}{append([]transport.Override{}, overrides...), append([]transport.Kept{}, kept...)})
-		}
-		t := screen.Table{Head: []string{"DOMAIN", "POLICY", "TERMS"}, Wraps: true}
-		for _, o := range overrides {
-			t.Add(o.Domain, string(transport.SourceOverride), overrideText(&o))
-		}
-		for _, k := range kept {
-			t.Add(k.Domain, string(transport.SourceSTS), stsText(&k))
-		}
-		return t.Print(a.stdout)
-	})
-}
-
 func (a *app) transportRefreshCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "refresh DOMAIN",
@@ -214,7 +93,7 @@ is the same; some domains change their policy without a new id. All nodes follow
 seconds. If it cannot be fetched, the kept policy stays.`,
 		Args: one("DOMAIN", "a domain"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			domain, err := domainArg(args[0])
+			domain, err := domainOf(args[0])
 			if err != nil {
 				return err
 			}
@@ -224,7 +103,7 @@ seconds. If it cannot be fetched, the kept policy stays.`,
 				}
 				kept, err := transport.Policies(ctx, users.pool, domain, 1)
 				if err == nil && len(kept) > 0 {
-					_, err = fmt.Fprintf(a.stdout, "%s: %s\n", domain, screen.Printable(stsText(&kept[0])))
+					_, err = fmt.Fprintf(a.stdout, "%s: %s\n", domain, screen.Printable(trust.STSText(&kept[0])))
 				}
 				return err
 			})
@@ -250,7 +129,7 @@ within ten seconds.
   postern transport override example.com --clear`,
 		Args: one("DOMAIN", "a domain"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			domain, err := domainArg(args[0])
+			domain, err := domainOf(args[0])
 			if err != nil {
 				return err
 			}
@@ -276,7 +155,7 @@ within ten seconds.
 				if err != nil {
 					return err
 				}
-				_, err = fmt.Fprintf(a.stdout, "%s: %s\nto do: 'postern queue retry --domain %s', if mail waits\n", domain, screen.Printable(overrideText(&o)), domain)
+				_, err = fmt.Fprintf(a.stdout, "%s: %s\nto do: 'postern queue retry --domain %s', if mail waits\n", domain, screen.Printable(trust.OverrideText(&o)), domain)
 				return err
 			})
 		},

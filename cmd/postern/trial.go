@@ -23,12 +23,12 @@ func (a *app) upstreamTestCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "test NAME",
 		Short: "try a smarthost step by step, without sending mail",
-		Long: `Converses with a smarthost from this machine as its nodes do: DNS, connection, TLS,
-access token, login. With --from and --to it names this sender and recipient too, and
-takes that back; no message is sent. Each step is shown with its time, and with what
-to do where it fails. A paused smarthost is tried as well. Where its budget limits sessions,
-the test takes one of them, and waits for it for a third of --timeout. The exit status is
-1 when mail could not be sent.`,
+		Long: `Connects to a smarthost from this machine as a node would: DNS, connection, TLS, access
+token, login. With --from and --to also tries this sender and recipient, then resets; no
+message is sent. Each step is shown with its time, and a failed one with its remedy. A
+paused smarthost is tried as well. If its budget limits sessions, the test uses one of
+them, and waits up to a third of --timeout for it. The exit status is 1 when mail could
+not be sent.`,
 		Example: `  postern upstream test m365
   postern upstream test m365 --from alice@example.com --to bob@example.net`,
 		Args: one("name", "the upstream's name"),
@@ -63,8 +63,8 @@ the test takes one of them, and waits for it for a third of --timeout. The exit 
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&from, "from", "", "name this `sender` too; with --to")
-	cmd.Flags().StringVar(&to, "to", "", "name this `recipient` too; with --from")
+	cmd.Flags().StringVar(&from, "from", "", "also try this `sender`; with --to")
+	cmd.Flags().StringVar(&to, "to", "", "also try this `recipient`; with --from")
 	cmd.Flags().StringVar(&timeout, "timeout", "30s", "`time` that the whole test may take")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd

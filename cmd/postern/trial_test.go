@@ -84,7 +84,7 @@ func TestUpstreamTest(t *testing.T) {
 	server.On(smtptest.PhaseAuth, smtptest.Always(smtptest.Reply("535 5.7.3 Authentication unsuccessful")))
 	fails("auth", "enterprise application")
 	set("--tls", "implicit", "--host", server.Addr())
-	fails("tls", "begins in clear: set --tls require")
+	fails("tls", "begins without TLS: set --tls require")
 	set("--tls", "require", "--host", server.Addr(), "--ca-file", "")
 	fails("tls", "--ca-file")
 	set("--ca-file", ca, "--tls-name", "mail.example.net")

@@ -53,25 +53,26 @@ The certificate must have the host's name, or --tls-name, from a known authority
 one of --ca-file. With --tls-pin it must have one of the keys given, whoever certifies
 it and whatever its name and dates are.
 
---source is an address of this machine, or of each node's: mail waits at a node without it.
+--source is a local address of the sending nodes: mail waits at a node without it.
 
---budget is the most that all nodes together give it: messages and recipients in a window
+--budget is the most that all nodes together send: messages and recipients in a window
 of s, m, h or d, which rolls unless a day begins at midnight in a zone
-(10000/d@Europe/Berlin), and sessions, which are connections. Mail over it takes the next
-way of its route, or waits for its turn; 'postern upstream show' shows what is used.
+(10000/d@Europe/Berlin), and sessions, which are connections. Mail over it takes the
+next way of its route, or waits for its turn; 'postern upstream show' shows what is
+used.
 
 An account (--username with a password) needs require or implicit. Its
 password is sealed with the key in secret_key_file before it is stored. With
 --oauth it uses access tokens from Microsoft or Google instead of a password.
 
-Mail whose sender is not among --senders goes another way of its route. With
+Mail whose sender is not among --senders takes another way of its route. With
 --rewrite-sender the address takes the place of the sender in the envelope and of the
-address in From, whose name stays. Replies still go to the author: Reply-To gets the former
-From unless there is one, and Sender is removed. Bounces from later servers go to the new
-address. The null sender of notices stays.
+address in From, whose name stays. Replies still go to the author: Reply-To gets the
+former From unless there is one, and Sender is removed. Bounces from later servers go to
+the new address. The null sender of notices stays.
 
 --in-doubt is the policy for mail that may have been delivered, because the connection
-broke before the smarthost confirmed it. A policy of the mail's user goes before it:
+broke before the smarthost confirmed it. A policy of the mail's user takes precedence:
 ` + account.DoubtHelp[1:],
 		Example: `  postern upstream add out --host smtp.example.net:587 --tls require
   postern upstream add m365 --preset m365 --username relay@example.com --password-stdin <password.txt
@@ -155,10 +156,10 @@ func (a *app) upstreamSetCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "set NAME",
 		Short: "change a smarthost's settings",
-		Long: `Changes the settings whose flags are given, as 'postern upstream add' describes them; all
-nodes follow within two seconds, and mail that waits uses them at its next attempt. A smarthost
-that all nodes leave alone is probed then. 0 and '' stand for the default, which is the preset's
-if it has one.
+		Long: `Changes the settings whose flags are given, as 'postern upstream add' describes them;
+all nodes follow within two seconds, and mail that waits uses them at its next attempt.
+A smarthost that all nodes leave alone is then probed. 0 and '' stand for the default,
+which is the preset's if it has one.
 
 A new --username also needs its password, or --oauth with the flags that go with it.`,
 		Example: `  postern upstream set out --password-stdin <password.txt
@@ -225,10 +226,10 @@ func (a *app) upstreamShowCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show NAME",
 		Short: "show a smarthost's settings, budget, and what its replies mean",
-		Long: `Shows the settings of a smarthost, and why all nodes leave it alone, if they do. Of its
-budget it shows what is used (with what nodes have leased), what is left, when more is
-free, and how many recipients wait for it. Then comes the table by which its replies are
-judged, as 'postern upstream reply list' shows it.`,
+		Long: `Shows the settings of a smarthost, and why all nodes leave it alone, if they do. For its
+budget, shows what is used (with what nodes have leased), what is left, when more
+becomes available, and how many recipients wait for it. Then comes the table by which
+its replies are judged, as 'postern upstream reply list' shows it.`,
 		Args: one("name", "the upstream's name"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
 			store := users.upstreams(nil)
@@ -264,15 +265,15 @@ func (a *app) upstreamPauseCmd(pause bool) *cobra.Command {
 		Short: "send mail to a paused smarthost again, or try one that failed",
 		Long: `Ends a pause. The mail that waits for it is due immediately. A smarthost that all nodes
 leave alone is probed by a running server within seconds, and again soon if that fails;
-when a probe gets through, its mail goes.`,
+when a probe succeeds, its mail is sent.`,
 		Args: one("name", "the upstream's name"),
 	}
 	if pause {
-		cmd.Use, cmd.Short = "pause NAME", "send no mail to a smarthost for a time"
-		cmd.Long = `Lets the mail for a smarthost take the next way of its route, or wait without using attempts
-while its lifetime keeps running, until 'postern upstream resume'; says which for each
-route. 'postern queue show' says why a message waits. All nodes follow within two seconds;
-mail that a node has started or queued by then is still sent.`
+		cmd.Use, cmd.Short = "pause NAME", "stop sending mail to a smarthost"
+		cmd.Long = `Until 'postern upstream resume', mail for the smarthost takes the next way of its route,
+or waits without using attempts while its lifetime keeps running; the output says which,
+for each route. 'postern queue show' says why a message waits. All nodes follow within
+two seconds; mail that a node has started or queued by then is still sent.`
 	}
 	cmd.RunE = a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
 		changed, err := users.upstreams(nil).Pause(ctx, args[0], pause)

@@ -151,7 +151,7 @@ func (a *app) newPassword(from secret.Source) (password, shown string, err error
 	}
 	password, err = a.readSecret(&from)
 	if err == nil && utf8.RuneCountInString(password) < shortPassword {
-		fmt.Fprintf(a.stderr, "warning: the password has fewer than %d characters: it will be guessed\n", shortPassword)
+		fmt.Fprintf(a.stderr, "warning: the password has fewer than %d characters: it is easy to guess\n", shortPassword)
 	}
 	return password, "", err
 }
@@ -254,9 +254,9 @@ func (a *app) userSetCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "set NAME --in-doubt POLICY",
 		Short: "change a user's settings",
-		Long: `Sets the policy for mail of the user that may have been delivered, because the connection
-broke before the next server confirmed it. The user's policy goes before that of the
-upstream; '' leaves it to the upstream.
+		Long: `Sets the policy for mail of the user that may have been delivered, because the
+connection broke before the next server confirmed it. The user's policy takes precedence
+over that of the upstream; '' leaves it to the upstream.
 ` + account.DoubtHelp,
 		Example: `  postern user set invoices@example.com --in-doubt hold`,
 		Args:    one("name", "the user's name"),
@@ -413,14 +413,14 @@ func (a *app) userRemoveCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "remove NAME",
 		Short: "remove a user permanently",
-		Long: `Removes a user with its credentials, sender patterns, limits and routes; its sessions end.
-The removed routes are listed: without them, the user's mail would go another way. The
-history of its mail stays for as long as [queue] history says.
+		Long: `Removes a user with its credentials, sender patterns, limits and routes; its sessions
+end. The removed routes are listed: without them, the user's mail would take another
+route. The history of its mail stays for as long as [queue] history says.
 
 A user who still has mail in the queue is not removed, unless --cancel-mail deletes the
-waiting and held mail, without notifying the sender. Mail that a node is sending at
-that moment is still sent. To keep somebody out and decide about the mail later, use
-'user disable'.`,
+waiting and held mail, without notifying the sender. Mail that a node is sending at that
+moment is still sent. To lock a user out and decide about the mail later, use 'user
+disable'.`,
 		Args: one("name", "the user's name"),
 		RunE: a.onUsers(func(ctx context.Context, users *accounts, args []string) error {
 			return a.removeUser(ctx, users, args[0], cancelMail)

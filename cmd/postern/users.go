@@ -81,6 +81,6 @@ func heldMail(name string, n int) string {
 	if n == 0 {
 		return ""
 	}
-	return fmt.Sprintf("mail for %s of %s is held: 'postern queue release --user %s' lets it go, 'postern queue cancel --user %s' throws it away\n",
+	return fmt.Sprintf("mail for %s of %s is held: 'postern queue release --user %s' releases it, 'postern queue cancel --user %s' deletes it\n",
 		screen.Count(n, "recipient"), name, name, name)
 }

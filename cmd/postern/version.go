@@ -66,8 +66,8 @@ func (a *app) versionCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "version",
 		Short: "print the version",
-		Long: `Prints the version, and the number of the database schema that belongs to it.
---json also has the commit that the program was built from, if that was noted.`,
+		Long: `Prints the version, and the number of the database schema that belongs to it. --json
+also has the commit that the program was built from, if known.`,
 		Args: noArguments,
 		RunE: func(*cobra.Command, []string) error {
 			b, err := thisBuild()

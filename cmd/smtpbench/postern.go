@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"postern/internal/pgserver"
 	"postern/internal/serve"
 )
@@ -28,6 +30,7 @@ type relayConfig struct {
 	settings map[string]string // of PostgreSQL, beyond those of pgserver
 	secret   bool              // log in with a generated secret
 	limits   string            // messages over time, or ""
+	dkim     string            // the keys that sign, or ""
 }
 
 // postern starts a private PostgreSQL server with full durability and the relay on
@@ -75,6 +78,11 @@ func (p *posternRelay) launch(ctx context.Context, l *lab, config relayConfig) (
 	password, err := p.account(ctx, config)
 	if err != nil {
 		return nil, err
+	}
+	if config.dkim != "" {
+		if err := p.sign(ctx, config.dkim); err != nil {
+			return nil, err
+		}
 	}
 	if err := p.start(config.profile); err != nil {
 		return nil, err
@@ -143,6 +151,27 @@ func (p *posternRelay) account(ctx context.Context, config relayConfig) (passwor
 		return "", fmt.Errorf("postern credential add: %w", err)
 	}
 	return added.Secret, nil
+}
+
+// activate has the keys of a domain sign, as if its name servers had answered their records.
+const activate = `update dkim_key set state = 'active', looks = 2 where domain = 'example.com';
+update dkim_domain set next_look_at = now() + interval '1 year'`
+
+// sign adds keys for the domain of benchUser, of which those of mode sign.
+func (p *posternRelay) sign(ctx context.Context, mode string) error {
+	if err := p.run(ctx, "upstream", "set", "sink", "--dkim", mode); err != nil {
+		return err
+	}
+	if err := p.run(ctx, "dkim", "add", "example.com"); err != nil {
+		return err
+	}
+	conn, err := pgx.Connect(ctx, p.url)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	_, err = conn.Exec(ctx, activate, pgx.QueryExecModeSimpleProtocol)
+	return err
 }
 
 func (p *posternRelay) command(ctx context.Context, args ...string) *exec.Cmd {

@@ -77,7 +77,7 @@ func (c Cache) lookPath(program string) (string, error) {
 // libraryDirs is where the unpacked programs find their libraries.
 func (c Cache) libraryDirs() []string {
 	dirs := []string{filepath.Join(c.root(), "usr/lib/postfix")}
-	for _, pattern := range []string{"usr/lib/*-linux-gnu*", "lib/*-linux-gnu*", "usr/lib/*-linux-gnu*/systemd"} {
+	for _, pattern := range []string{"usr/lib", "usr/lib/*-linux-gnu*", "lib/*-linux-gnu*", "usr/lib/*-linux-gnu*/systemd"} {
 		found, _ := filepath.Glob(filepath.Join(c.root(), pattern)) // the pattern is well-formed
 		dirs = append(dirs, found...)
 	}

@@ -38,6 +38,8 @@ have npm || clients="$clients nodejs node-nodemailer"
 have systemd-analyze || clients="$clients systemd"
 postfix="postfix libsasl2-2 libsasl2-modules libsasl2-modules-db sasl2-bin"
 exim="exim4-daemon-light"
+# The verifiers of DKIM signatures, two of them libraries. Python finds only modules of its own version.
+verifiers="opendkim libmail-dkim-perl python3-dkim"
 names="nsd unbound ldnsutils"
 # Taken without what they need: promtool is one static program, the rest of its
 # package and all that it depends on is a web page. Beside these two libraries the shells need
@@ -45,7 +47,7 @@ names="nsd unbound ldnsutils"
 alone="bash-completion zsh zsh-common fish fish-common libcap2 libpcre2-32-0"
 have promtool || alone="$alone prometheus"
 
-wish="edition $edition; $clients; $postfix; $exim; $names; $alone; nodemailer $nodemailer"
+wish="edition $edition; $clients; $postfix; $exim; $verifiers; $names; $alone; nodemailer $nodemailer"
 if [ -f "$cache/stamp" ] && [ "$(cat "$cache/stamp")" = "$wish" ]; then
 	exit 0
 fi
@@ -84,7 +86,7 @@ missing() {
 download() {
 	: >"$new/names"
 	# shellcheck disable=SC2086 # lists of words
-	missing $clients && missing $postfix && missing $exim && missing $names || return 1
+	missing $clients && missing $postfix && missing $exim && missing $verifiers && missing $names || return 1
 	# shellcheck disable=SC2086
 	printf '%s\n' $alone >>"$new/names"
 	sort -u "$new/names" >"$new/wanted"

@@ -155,6 +155,15 @@ func (r *Rig) Count(ctx context.Context, sql string, args ...any) (int, error) {
 	return n, nil
 }
 
+// Text returns the text that a query gives.
+func (r *Rig) Text(ctx context.Context, sql string, args ...any) (string, error) {
+	var text string
+	if err := r.pool.QueryRow(ctx, sql, args...).Scan(&text); err != nil {
+		return "", fmt.Errorf("text: %w", err)
+	}
+	return text, nil
+}
+
 func (r *Rig) server() *pgserver.Server {
 	r.mu.Lock()
 	defer r.mu.Unlock()

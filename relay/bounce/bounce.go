@@ -1,6 +1,7 @@
 package bounce
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"postern/relay/dkim"
 	"postern/relay/maillog"
 	"postern/relay/queue"
 	"postern/relay/queue/content"
@@ -27,7 +29,8 @@ type Queue interface {
 // Config configures a Bouncer.
 type Config struct {
 	Queue    Queue
-	Hostname string // our name in the notices
+	Hostname string    // our name in the notices
+	Keys     dkim.Keys // that sign them; may be nil
 	Mail     *maillog.Logger
 	Log      *slog.Logger
 	Poll     time.Duration    // how often due notices are looked for; default 1 s
@@ -152,6 +155,7 @@ func (b *Bouncer) tell(ctx context.Context, n *queue.Notice) error {
 		UTF8:      n.Message.Sender.NeedsUTF8(),
 		EightBit:  !smtp.IsASCII(body),
 		Listener:  "notice",
+		BodyHash:  b.hash(body),
 		TLSNeed:   n.Message.TLSNeed, // RFC 8689 section 5
 	}
 	// NOTIFY=NEVER: nobody is to be told about a notice (RFC 3461 section 6.2).
@@ -164,6 +168,17 @@ func (b *Bouncer) tell(ctx context.Context, n *queue.Notice) error {
 		To: n.Message.Sender, Recipients: len(n.Recipients),
 	})
 	return nil
+}
+
+// hash is that of a notice's body, nil if no key signs for our name.
+func (b *Bouncer) hash(notice []byte) []byte {
+	if dkim.Find(b.cfg.Keys, smtp.Address{Domain: b.cfg.Hostname}.DomainKey()) == nil {
+		return nil
+	}
+	_, body, _ := bytes.Cut(notice, []byte("\r\n\r\n"))
+	h := dkim.NewBodyHash()
+	_, _ = h.Write(body)
+	return h.Sum()
 }
 
 // skip marks n as told without a message.

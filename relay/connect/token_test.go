@@ -55,7 +55,7 @@ func TestProbeOfTokens(t *testing.T) {
 	}{
 		{nil, StageToken, "nothing here gets one"},
 		{&fakeTokens{err: &oauth.Fault{Code: "AADSTS7000222", Text: "expired", Do: "make a new one"}}, StageToken, "AADSTS7000222: expired; make a new one"},
-		{&fakeTokens{}, smtp.StageAuth, `the server took no token: status "401", schemes "bearer", scope "https://mail.example/"`},
+		{&fakeTokens{}, smtp.StageAuth, `the server rejected the token: status "401", schemes "bearer", scope "https://mail.example/"`},
 	} {
 		p := proberFor(&dnstest.Zones{}, func(c *Config) { c.Tokens = test.tokens }).Upstream(t.Context(), up, Trial{})
 		if p.Stage != test.stage || p.Err == nil || !strings.Contains(p.Err.Error(), test.says) {
@@ -82,7 +82,7 @@ func TestTokenIsNotRepeated(t *testing.T) {
 	p := proberFor(&dnstest.Zones{}, func(c *Config) { c.Tokens = &fakeTokens{last: 1, most: 1} }).Upstream(t.Context(), up,
 		Trial{Tell: func(s Step) { told = append(told, fmt.Sprint(s.Reply, s.Err)) }})
 	said := fmt.Sprint(told, p.Err)
-	if p.Stage != smtp.StageAuth || !strings.Contains(said, "the server took no token") || !strings.Contains(said, "relay@example.com") {
+	if p.Stage != smtp.StageAuth || !strings.Contains(said, "the server rejected the token") || !strings.Contains(said, "relay@example.com") {
 		t.Errorf("%s: %s", p.Stage, said)
 	}
 	if response == "" || strings.Contains(said, response[:12]) || strings.Contains(said, "token-1") {

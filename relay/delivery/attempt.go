@@ -19,7 +19,7 @@ func (w *worker) attempt(j *job) *job {
 	}
 	res, unsaid := w.send(j)
 	if unsaid != nil {
-		w.d.e.cfg.Log.Error("stored message cannot be rewritten", "id", j.Message.ID, "error", unsaid)
+		w.d.e.cfg.Log.Error("the header of a stored message is not read", "id", j.Message.ID, "error", unsaid)
 		w.giveBack(j, w.facts(j, started, time.Now()), res, bodyWait)
 		return nil
 	}
@@ -65,6 +65,9 @@ func (w *worker) send(j *job) (smtp.Result, error) {
 	m := &j.Message
 	mail := smtp.MailCommand{From: m.Sender, Body: m.BodyType, UTF8: m.UTF8, Ret: m.Ret, EnvID: m.EnvID, RequireTLS: m.TLSNeed == queue.TLSRequired}
 	size, err := w.rewrite(j, &mail)
+	if err == nil {
+		size, err = w.sign(j, size)
+	}
 	if err != nil {
 		return smtp.Result{Err: err, Replies: make([]smtp.Reply, len(j.rcpts)), Stages: make([]smtp.Stage, len(j.rcpts))}, err
 	}

@@ -1,8 +1,10 @@
 package delivery
 
 import (
+	"cmp"
 	"time"
 
+	"postern/relay/dkim"
 	"postern/relay/upstream"
 )
 
@@ -14,6 +16,7 @@ type Bounds struct {
 	PerTransaction int           // recipients in one transaction
 	IdleTime       time.Duration // how long an unused connection is kept
 	Memory         int64         // octets of the mail in hand
+	DKIM           dkim.Mode     // for MX
 }
 
 // Rebound changes the bounds that are not zero. Connections in excess end with their message,
@@ -26,6 +29,7 @@ func (e *Engine) Rebound(b Bounds) {
 	keep(&now.PerTransaction, b.PerTransaction)
 	keep(&now.IdleTime, b.IdleTime)
 	keep(&now.Memory, b.Memory)
+	now.DKIM = cmp.Or(b.DKIM, now.DKIM)
 	e.bounds.Store(&now)
 	e.load.resize(now.Memory)
 	for _, d := range e.all() {

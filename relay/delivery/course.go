@@ -137,7 +137,7 @@ func (e *Engine) giveUpOn(j *job, outcomes []queue.Outcome, err error) {
 	c, at := j.course, outcomes[0].At
 	c.leave(outcomes)
 	for i := range c.next {
-		w, reply := &c.next[i], "not tried: the attempt had used its addresses, sessions or time"
+		w, reply := &c.next[i], "not tried: the attempt had used up its addresses, sessions or time"
 		if w.Err != nil {
 			reply = w.Err.Error()
 		}

@@ -12,6 +12,7 @@ import (
 	"postern/internal/panics"
 	"postern/internal/share"
 	"postern/relay/connect"
+	"postern/relay/dkim"
 	"postern/relay/maillog"
 	"postern/relay/queue"
 	"postern/relay/route"
@@ -56,6 +57,8 @@ type Config struct {
 
 	Budgets Budgets        // nil: upstreams have none
 	Connect connect.Config // how conversations begin
+	Keys    dkim.Keys      // that sign mail; may be nil
+	DKIM    dkim.Mode      // which of them sign mail to MX; the default is dkim.Both
 
 	// Connections and MXConnections bound concurrent connections. Either begins with 5.
 	Connections    int           // to one upstream that sets no number of its own: 100
@@ -101,6 +104,9 @@ func (c Config) withDefaults() Config {
 	if c.Backoff == nil {
 		c.Backoff = defaultBackoff
 	}
+	if c.DKIM == "" {
+		c.DKIM = dkim.Both
+	}
 	fill(&c.Connections, 100)
 	fill(&c.MXConnections, 20)
 	fill(&c.MaxOpen, 500)
@@ -144,6 +150,8 @@ type Engine struct {
 	asked      uint64       // the queue's Asked at the last claim; the claim loop's own
 	fullAt     atomic.Int64 // when an upstream last had no room, Unix nanoseconds
 	panics     atomic.Int64
+	signed     atomic.Int64 // messages that were sent so
+	unsigned   atomic.Int64 // likewise, by a way that wants signatures
 	turned     atomic.Int64 // when the dispatcher last ran, Unix nanoseconds
 	awaited    sync.Map     // [2]string: two ways; mail that the first would take waits for the second
 
@@ -163,7 +171,7 @@ func New(cfg Config) *Engine {
 		destinations: map[string]*destination{},
 		active:       map[*worker]struct{}{},
 	}
-	e.bounds.Store(&Bounds{cfg.Connections, cfg.MXConnections, cfg.PerConnection, cfg.PerTransaction, cfg.IdleTime, cfg.Memory})
+	e.bounds.Store(&Bounds{cfg.Connections, cfg.MXConnections, cfg.PerConnection, cfg.PerTransaction, cfg.IdleTime, cfg.Memory, cfg.DKIM})
 	e.windows = windows{by: map[string]*window{}, sites: e.sitePlaces}
 	e.turned.Store(time.Now().UnixNano())
 	cfg.Connect.Sessions = cfg.Budgets

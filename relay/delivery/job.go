@@ -22,6 +22,7 @@ type parcel struct {
 	octets int64        // of its body, as far as they are in memory
 	weight int64        // what it counts for in load
 	jobs   atomic.Int32 // that have not ended
+	signed signed
 }
 
 // job is one message for recipients of one destination, sent in one transaction.
@@ -276,13 +277,13 @@ func (e *Engine) unroutable(d *queue.Delivery, rcpt *queue.Recipient, err error)
 		o.Scope = string(upstream.ScopeHost)
 		o.Reply, o.WaitsFor, o.Upstream = smtp.Temporary(451, 3, 2, "upstream "+paused.Upstream+" is paused"), queue.Way(paused.Upstream, ""), paused.Upstream
 	case rcpt.StaysWith != "":
-		o.Reply = smtp.Temporary(451, 3, 2, "it waits for "+rcpt.StaysWith+", which may have it and cannot be used")
+		o.Reply = smtp.Temporary(451, 3, 2, "it waits for "+rcpt.StaysWith+", which may have it but cannot be used")
 		o.WaitsFor, o.Upstream = queue.Way(rcpt.StaysWith, rcpt.Address.DomainKey()), rcpt.StaysWith
 	case isBroken: // at this node
 		o.Reply, o.WaitsFor = smtp.Temporary(451, 3, 2, "upstream "+broken.Upstream+" cannot be used by this server"), queue.Way(broken.Upstream, "")
 		o.Scope, o.RetryIn, o.Upstream = string(upstream.ScopeAccount), routeWait, broken.Upstream
 	case isOther:
-		o.Reply, o.WaitsFor = smtp.Temporary(451, 4, 4, "no route for this sender: upstream "+other.Upstream+" may not send as it"), queue.Route
+		o.Reply, o.WaitsFor = smtp.Temporary(451, 4, 4, "no route for this sender: upstream "+other.Upstream+" may not send as this sender"), queue.Route
 		o.Scope, o.RetryIn, o.Upstream = string(upstream.ScopeSender), routeWait, other.Upstream
 	default:
 		o.Reply, o.WaitsFor, o.RetryIn = smtp.Temporary(451, 4, 4, "no route to this recipient is known now"), queue.Route, routeWait

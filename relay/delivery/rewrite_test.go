@@ -80,7 +80,7 @@ func TestRewriteUnreadable(t *testing.T) {
 		e.Take(taken(t, e, d))
 		ended += len(d.Recipients)
 		q.waitEnded(t, ended)
-		rewritten, read := strings.Contains(log.String(), "stored message cannot be rewritten"), strings.Contains(log.String(), "stored message cannot be read")
+		rewritten, read := strings.Contains(log.String(), "the header of a stored message is not read"), strings.Contains(log.String(), "stored message cannot be read")
 		if rewritten != (d != good) || read != (d == short) {
 			t.Errorf("%d recipients ended: the log says %s", ended, &log)
 		}
@@ -135,7 +135,7 @@ func TestSplitByRoute(t *testing.T) {
 		if got := o.Upstream + " " + o.SentAs + " " + leftOf(o); got != want {
 			t.Errorf("recipient %d by %q, want %q", n, got, want)
 		}
-		if n != 4 && o.Result != queue.Delivered || n == 4 && (o.Result != queue.Deferred || o.Scope != "sender" || !o.NotAnAttempt || o.WaitsFor != queue.Route || o.Reply.String() != "451 4.4.4 no route for this sender: upstream no may not send as it") {
+		if n != 4 && o.Result != queue.Delivered || n == 4 && (o.Result != queue.Deferred || o.Scope != "sender" || !o.NotAnAttempt || o.WaitsFor != queue.Route || o.Reply.String() != "451 4.4.4 no route for this sender: upstream no may not send as this sender") {
 			t.Fatalf("recipient %d: %+v", n, o)
 		}
 	}

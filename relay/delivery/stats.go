@@ -9,6 +9,9 @@ type Stats struct {
 	Memory       int64 // octets that they take
 	MemoryLimit  int64
 	Panics       int64 // attempts that ended by a defect of ours
+
+	// Transactions over ways whose mail is to be signed, by whether it was.
+	Signed, Unsigned int64
 }
 
 // Load is the work of destinations of one kind.
@@ -40,7 +43,7 @@ func (e *Engine) Windows() (list []Window) {
 
 // Stats returns the counts of now.
 func (e *Engine) Stats() Stats {
-	s := Stats{Panics: e.panics.Load()}
+	s := Stats{Panics: e.panics.Load(), Signed: e.signed.Load(), Unsigned: e.unsigned.Load()}
 	messages, _ := e.load.messages.Use()
 	s.Messages = int(messages)
 	s.Memory, s.MemoryLimit = e.load.octets.Use()

@@ -14,6 +14,7 @@ import (
 
 	"postern/internal/pg"
 	"postern/relay/acme"
+	"postern/relay/dkim/keys"
 	"postern/relay/seal"
 	"postern/relay/upstream"
 	"postern/relay/upstream/oauth"
@@ -45,7 +46,7 @@ const (
 
 // columns are all that is sealed.
 func columns() []seal.Column {
-	return []seal.Column{upstream.Sealed(), oauth.Sealed(), acme.Sealed()}
+	return []seal.Column{upstream.Sealed(), oauth.Sealed(), acme.Sealed(), keys.Sealed()}
 }
 
 // Config configures a Ring.

@@ -103,6 +103,9 @@ func fill(t *testing.T, db *pgtest.DB, s *seal.Sealer, n int) map[string]string 
 		exec(t, db, `insert into upstream_token (upstream, credential, sealed, serial, refreshed_at, expires_at) values ($1, 'c', $2, 1, now(), now())`,
 			name, put("token", "upstream_token", name, "c"))
 		exec(t, db, `insert into certificate_store (key, value, size) values ($1, $2, 1)`, name+"/key", put("key", "certificate", name+"/key"))
+		exec(t, db, `insert into dkim_domain (domain, next_look_at) values ($1, now())`, name+".test")
+		exec(t, db, `insert into dkim_key (domain, selector, algorithm, public, sealed, state, created_at, since) values ($1, 's', 'rsa', '', $2, 'pending', now(), now())`,
+			name+".test", put("private half", "dkim", name+".test", "s"))
 	}
 	return want
 }
@@ -269,7 +272,7 @@ func TestOldValues(t *testing.T) {
 	delete(want, "upstream\x00up1\x00u")
 	v, err := Read(t.Context(), db.Pool, s)
 	must(t, err)
-	if len(v.Keys) != 1 || v.Keys[0].Values != 7 || !slices.Equal(v.Unopened, []string{"upstream up1 u"}) || v.Keys[0].State != "current" {
+	if len(v.Keys) != 1 || v.Keys[0].Values != 9 || !slices.Equal(v.Unopened, []string{"upstream up1 u"}) || v.Keys[0].State != "current" {
 		t.Errorf("%+v", v)
 	}
 	a.node.clean = ""

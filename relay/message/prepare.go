@@ -45,8 +45,11 @@ type Memory interface {
 // repaired message; errors of the source come through as they are.
 type Prepared struct {
 	Facts
+	// Body, if it is set before the first Read, is written what is behind the header section and its
+	// empty line, as that is read. Its errors are passed over.
+	Body io.Writer
 
-	parts [4][]byte // what is read before the rest of src
+	parts [4][]byte // what is read before the rest of src; the last is of the body
 	part  int
 	src   io.Reader
 	end   error // of src, when it ended while the header section was read
@@ -143,6 +146,9 @@ func (p *Prepared) Read(b []byte) (int, error) {
 	n := 0
 	for p.part < len(p.parts) && n < len(b) {
 		c := copy(b[n:], p.parts[p.part])
+		if p.part == len(p.parts)-1 {
+			p.tee(b[n : n+c])
+		}
 		n += c
 		if p.parts[p.part] = p.parts[p.part][c:]; len(p.parts[p.part]) == 0 {
 			p.part++
@@ -157,7 +163,14 @@ func (p *Prepared) Read(b []byte) (int, error) {
 	}
 	n, err := p.src.Read(b)
 	p.EightBit = p.EightBit || hasEightBit(b[:n])
+	p.tee(b[:n])
 	return n, err
+}
+
+func (p *Prepared) tee(body []byte) {
+	if p.Body != nil {
+		_, _ = p.Body.Write(body)
+	}
 }
 
 // release gives the buffer back once nothing points into it any more.

@@ -77,12 +77,17 @@ func TestPrepareRepairs(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
+				var body bytes.Buffer
+				p.Body = &body
 				got, err := io.ReadAll(p)
 				if err != nil {
 					t.Fatal(err)
 				}
 				if diff := cmp.Diff(want, string(got)); diff != "" {
 					t.Error(diff)
+				}
+				if _, behind, _ := strings.Cut(want, "\r\n\r\n"); body.String() != behind {
+					t.Errorf("the body is %q, want %q", &body, behind)
 				}
 			}
 		})

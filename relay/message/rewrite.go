@@ -61,6 +61,27 @@ func Rewrite(r io.Reader, author smtp.Address) (edits []Edit, utf8 bool, err err
 	return edits, utf8 || hasUTF8(header[at:]), nil
 }
 
+// Header returns the header section of a stored message, without the empty line behind it, and the
+// first mailbox of its From field, null if that names none. Of r, which is a whole message, no more
+// is held. The error is r's.
+func Header(r io.Reader) (header []byte, from smtp.Address, err error) {
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	s := scanner{src: r, buf: *buf, max: math.MaxInt}
+	fields, err := s.authorship()
+	if err != nil {
+		return nil, smtp.Address{}, err
+	}
+	header = bytes.Clone(s.buf[:s.pos])
+	if i := slices.IndexFunc(fields, func(p place) bool { return p.field == fieldFrom }); i >= 0 {
+		value := header[fields[i].value:fields[i].end]
+		if list, err := appendMailboxes(nil, bytes.TrimRight(value, " \t\r\n"), true); err == nil && len(list) > 0 {
+			from = list[0]
+		}
+	}
+	return header, from, nil
+}
+
 // place is where a field is: its body begins at value.
 type place struct {
 	field             known

@@ -433,6 +433,7 @@ type group struct {
 	acceptedAt                   []time.Time
 	recipients                   []int32
 	rule                         []string
+	bodyHash                     [][]byte
 	charged                      []quota.Charge
 	charges                      quota.Charges
 	results                      []result // of its mail
@@ -445,7 +446,7 @@ type group struct {
 	tell, notify                 []int16
 	key, rLocal, rDomain, rType  []string
 	orcpt                        []string
-	keyed, hasORcpt              bool // some key is not the domain; some recipient has an ORCPT
+	keyed, hasORcpt, hashed      bool // some key is not the domain; some recipient has an ORCPT, some message a hash
 	needsTLS                     bool // some message has a TLSNeed
 	args                         pg.Args
 }
@@ -476,6 +477,7 @@ func (g *group) arguments(a *pg.Args) {
 	a.Add("tls_need", unless(g.needsTLS, g.tlsNeed))
 	a.Add("recipients", g.recipients)
 	a.Add("rule", g.rule)
+	a.Add("body_hash", unless(g.hashed, g.bodyHash))
 	a.Add("dot_possible", g.dot)
 
 	a.Add("body_id", g.bodyID)
@@ -496,7 +498,7 @@ func (g *group) arguments(a *pg.Args) {
 }
 
 // unless returns null in place of a list that says nothing.
-func unless(says bool, list []string) any {
+func unless[T any](says bool, list []T) any {
 	if !says {
 		return nil
 	}
@@ -505,12 +507,13 @@ func unless(says bool, list []string) any {
 
 func (g *group) reset() {
 	clear(g.chunk)
+	clear(g.bodyHash)
 	g.charges.Fill(nil)
 	*g = group{
 		id: g.id[:0], user: g.user[:0], credential: g.credential[:0], size: g.size[:0],
 		local: g.local[:0], domain: g.domain[:0], bodyType: g.bodyType[:0], ret: g.ret[:0], utf8: g.utf8[:0], eightBit: g.eightBit[:0],
 		envid: g.envid[:0], headerID: g.headerID[:0], addr: g.addr[:0], hello: g.hello[:0],
-		listener: g.listener[:0], tls: g.tls[:0], tlsNeed: g.tlsNeed[:0], acceptedAt: g.acceptedAt[:0], recipients: g.recipients[:0], rule: g.rule[:0], charged: g.charged[:0], charges: g.charges, results: g.results[:0],
+		listener: g.listener[:0], tls: g.tls[:0], tlsNeed: g.tlsNeed[:0], acceptedAt: g.acceptedAt[:0], recipients: g.recipients[:0], rule: g.rule[:0], bodyHash: g.bodyHash[:0], charged: g.charged[:0], charges: g.charges, results: g.results[:0],
 		bodyID: g.bodyID[:0], bodyN: g.bodyN[:0], chunk: g.chunk[:0], buf: g.buf[:0],
 		dot: g.dot[:0], rMessage: g.rMessage[:0], rN: g.rN[:0], tell: g.tell[:0], notify: g.notify[:0],
 		key: g.key[:0], rLocal: g.rLocal[:0], rDomain: g.rDomain[:0], rType: g.rType[:0], orcpt: g.orcpt[:0], args: g.args,
@@ -536,6 +539,7 @@ func (g *group) add(j *submittal, strict bool) {
 	g.listener, g.tls = append(g.listener, pg.Storable(m.Listener)), append(g.tls, pg.Storable(m.TLS))
 	g.tlsNeed, g.needsTLS = append(g.tlsNeed, string(m.TLSNeed)), g.needsTLS || m.TLSNeed != ""
 	g.recipients, g.rule = append(g.recipients, int32(len(j.rcpts))), append(g.rule, pg.Storable(m.Rule))
+	g.bodyHash, g.hashed = append(g.bodyHash, m.BodyHash), g.hashed || m.BodyHash != nil
 	g.charged = append(g.charged, quota.Charge{Limits: m.Charges, Recipients: len(j.rcpts), Size: m.Size})
 	g.dot = append(g.dot, !j.parked && !strict)
 	for i := range j.rcpts {

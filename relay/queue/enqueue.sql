@@ -26,14 +26,14 @@ h as materialized (
 		and exists (select from hold where hold.user_id = u.user_id and hold.credential_id in (0, u.credential_id))),
 m as (
 	insert into message (id, user_id, credential_id, sender_local, sender_domain, size, body_type, utf8, eight_bit, ret, envid, header_id,
-		accepted_at, client_addr, client_hello, listener, tls, tls_need, recipients, rule, node, usage)
+		accepted_at, client_addr, client_hello, listener, tls, tls_need, recipients, rule, body_hash, node, usage)
 	select u.*, @node, case when @limited then (select v.usage from charged v where v.id = u.id) end
 	from unnest(@id::uuid[], @user_id::bigint[], @credential_id::bigint[], @sender_local::text[], @sender_domain::text[], @size::bigint[],
 			@body_type::text[], @utf8::boolean[], @eight_bit::boolean[], @ret::text[], @envid::text[], @header_id::text[],
 			@accepted_at::timestamptz[], @client_addr::text[], @client_hello::text[], @listener::text[], @tls::text[], @tls_need::text[], @recipients::int[],
-			@rule::text[])
+			@rule::text[], @body_hash::bytea[])
 		u(id, user_id, credential_id, sender_local, sender_domain, size, body_type, utf8, eight_bit, ret, envid, header_id,
-			accepted_at, client_addr, client_hello, listener, tls, tls_need, recipients, rule)
+			accepted_at, client_addr, client_hello, listener, tls, tls_need, recipients, rule, body_hash)
 	where (@again or exists (select from fence))
 		and (not @limited or u.id not in (select v.id from charged v where v.refused))
 		and (not @again or (select stored.id from message stored where stored.id = u.id) is null)

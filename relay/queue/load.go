@@ -27,7 +27,7 @@ func scanMessage(row pgx.CollectableRow) (Message, error) {
 	var bodyType, ret, addr string
 	var accepted *time.Time
 	err := row.Scan(&m.ID, &m.UserID, &m.CredentialID, &m.Sender.Local, &m.Sender.Domain, &m.Size, &bodyType, &m.UTF8, &m.EightBit, &ret,
-		&m.EnvID, &m.MessageID, &m.TLSNeed, &accepted, &addr, &m.ClientHello, &m.Listener, &m.TLS)
+		&m.EnvID, &m.MessageID, &m.TLSNeed, &accepted, &addr, &m.ClientHello, &m.Listener, &m.TLS, &m.BodyHash)
 	m.BodyType, m.Ret = smtp.BodyType(bodyType), smtp.Return(ret)
 	if accepted != nil {
 		m.AcceptedAt = *accepted

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -95,6 +96,7 @@ func TestP01NeedsAreKept(t *testing.T) {
 		func(m *Message) { m.UTF8 = true },
 		func(m *Message) { m.EightBit = true },
 		func(m *Message) { m.EightBit, m.BodyType = true, smtp.Body8BitMIME },
+		func(m *Message) { m.BodyHash = bytes.Repeat([]byte{0, 1, 2, 255}, 8) },
 	} {
 		want := message()
 		change(&want)
@@ -102,7 +104,7 @@ func TestP01NeedsAreKept(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := claimAll(t, q, all)[0].Message
-		if got.UTF8 != want.UTF8 || got.EightBit != want.EightBit || got.BodyType != want.BodyType {
+		if got.UTF8 != want.UTF8 || got.EightBit != want.EightBit || got.BodyType != want.BodyType || !bytes.Equal(got.BodyHash, want.BodyHash) || (got.BodyHash == nil) != (want.BodyHash == nil) {
 			t.Errorf("stored %+v, got %+v", want, got)
 		}
 	}
@@ -352,5 +354,36 @@ func TestRecipientColumns(t *testing.T) {
 		if want := "0 1 example.com example.com  ;1 1 " + c.want; got != want {
 			t.Errorf("%q, want %q", got, want)
 		}
+	}
+}
+
+// Messages of one group have their hashes, and others none.
+func TestBodyHashesOfAGroup(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	q := start(t, calmConfig(db))
+	want := map[ID][]byte{}
+	var done sync.WaitGroup
+	for n := range 20 {
+		m := message()
+		if n%2 == 0 {
+			m.BodyHash = bytes.Repeat([]byte{byte(n + 1)}, 32)
+		}
+		want[m.ID] = m.BodyHash
+		done.Go(func() {
+			if _, err := q.Enqueue(ctxOf(t), m, rcpts("bob@example.net"), content.New([]byte("x")), false); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	done.Wait()
+	for _, d := range claimAll(t, q, all) {
+		if got := d.Message.BodyHash; !bytes.Equal(got, want[d.Message.ID]) {
+			t.Errorf("%x, want %x", got, want[d.Message.ID])
+		}
+		delete(want, d.Message.ID)
+	}
+	if len(want) > 0 {
+		t.Errorf("%d messages were not claimed", len(want))
 	}
 }

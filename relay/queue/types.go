@@ -43,6 +43,7 @@ type Message struct {
 	UTF8     bool          // SMTPUTF8: of the sender's address, or of a header section that was declared so
 	BodyType smtp.BodyType // Body8BitMIME: EightBit, and declared so; else ""
 	EightBit bool          // the text has octets beyond ASCII
+	BodyHash []byte        // for signatures, as relay/dkim makes it; nil: not taken, the message goes unsigned
 
 	TLSNeed     TLSNeed
 	Ret         smtp.Return

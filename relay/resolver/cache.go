@@ -13,6 +13,14 @@ const (
 	maxNoneTTL = 5 * time.Minute // a domain that is being set up is there soon
 )
 
+// Memory that an answer, each of its records, and each piece of a text take beside their octets in
+// the packet.
+const (
+	entrySize  = 300
+	recordSize = 130
+	pieceSize  = 32
+)
+
 // cache keeps answers for their time, and of too many those that were used last.
 type cache struct {
 	entries map[question]*list.Element // of *entry

@@ -46,7 +46,7 @@ type found struct {
 	err    error // ErrNone or ErrElsewhere
 	server string
 	ttl    time.Duration // 0: not to be kept
-	size   int           // octets
+	size   int           // octets of memory, at most
 }
 
 // maxAliases bounds a chain of aliases; real ones have two or three.
@@ -60,7 +60,7 @@ func (r *Resolver) read(reply *dns.Msg, q question) (found, error) {
 	if reply.Rcode != dns.RcodeSuccess && reply.Rcode != dns.RcodeNameError {
 		return found{}, refused(reply)
 	}
-	f := found{size: reply.Len(), Answer: Answer{Canonical: q.name, Secure: reply.AuthenticatedData}}
+	f := found{size: entrySize + reply.Len(), Answer: Answer{Canonical: q.name, Secure: reply.AuthenticatedData}}
 	ttl := maxTTL
 	for range maxAliases + 1 {
 		alias := ""
@@ -75,6 +75,10 @@ func (r *Resolver) read(reply *dns.Msg, q question) (found, error) {
 				continue
 			} else {
 				f.Records = append(f.Records, record)
+				f.size += recordSize
+				if txt, ok := record.(*dns.TXT); ok {
+					f.size += pieceSize * len(txt.Txt)
+				}
 			}
 			ttl = min(ttl, time.Duration(head.Ttl)*time.Second)
 		}

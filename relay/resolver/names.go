@@ -89,7 +89,7 @@ func (r *Resolver) Addresses(ctx context.Context, host string) (Addresses, error
 	}
 	all.List = append(first, second...)
 	if len(all.List) == 0 {
-		return all, ErrNone
+		return all, &Error{strconv.Quote(host), ErrNone}
 	}
 	return all, nil
 }

@@ -63,13 +63,14 @@ type Resolver struct {
 	cache   *cache
 	flights map[question]*flight
 	proofs  map[string]*proof
+	proving chan struct{} // one at a time is asked for a proof
 	stats   Stats
 }
 
 // New makes a Resolver; it asks nothing yet.
 func New(cfg Config) *Resolver {
 	r := &Resolver{cfg: cfg, system: &system{path: resolvConf, hosts: hostsFile}, asked: make(chan struct{}, maxAsked), cache: newCache(),
-		flights: make(map[question]*flight), proofs: make(map[string]*proof)}
+		flights: make(map[question]*flight), proofs: make(map[string]*proof), proving: make(chan struct{}, 1)}
 	if r.cfg.Log == nil {
 		r.cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -139,7 +140,7 @@ func isName(name string) bool {
 
 // Bounds of a question.
 const (
-	maxAsked = 256             // questions at the same time, each with a descriptor
+	maxAsked = 1000            // questions at the same time, each with a descriptor
 	tryTime  = 5 * time.Second // for one server to answer
 	tries    = 2               // for each server that does not
 )

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -95,6 +96,61 @@ func TestServersOfTheMachine(t *testing.T) {
 	if got := fmt.Sprint(none.servers()); got != "[127.0.0.1:53 [::1]:53]" {
 		t.Error(got)
 	}
+}
+
+// An answer takes no more memory than it counts for.
+func TestSizeOfAnAnswer(t *testing.T) {
+	r := New(Config{})
+	for what, record := range map[string]string{
+		"A": "%d.a-name-of-some-length.test. 60 IN A 192.0.2.1", "AAAA": "%d.a-name-of-some-length.test. 60 IN AAAA 2001:db8::1",
+		"MX": "%d.a-name-of-some-length.test. 60 IN MX 10 a-mail-host.of-some-length.test.", "TXT": "%d.a-name-of-some-length.test. 60 IN TXT a b c",
+		"long TXT": "%d.a-name-of-some-length.test. 60 IN TXT" + strings.Repeat(" a", 150),
+		"TLSA":     "%d.a-name-of-some-length.test. 60 IN TLSA 3 1 1 " + strings.Repeat("ab", 32),
+	} {
+		for _, each := range []int{1, 200} {
+			const n = 200
+			c, before := newCache(), heap()
+			for i := range n {
+				parsed, err := dns.NewRR(fmt.Sprintf(record, i))
+				if err != nil {
+					t.Fatal(err)
+				}
+				reply := new(dns.Msg)
+				reply.SetQuestion(parsed.Header().Name, parsed.Header().Rrtype).Response = true
+				for range each {
+					reply.Answer = append(reply.Answer, parsed)
+				}
+				packet, err := reply.Pack()
+				if err != nil {
+					t.Fatal(err)
+				}
+				heard := new(dns.Msg)
+				if err := heard.Unpack(packet); err != nil {
+					t.Fatal(err)
+				}
+				q := question{dns.CanonicalName(parsed.Header().Name), parsed.Header().Rrtype}
+				f, err := r.read(heard, q)
+				if err != nil || len(f.Records) != each {
+					t.Fatalf("%d records, %v", len(f.Records), err)
+				}
+				c.put(q, f, time.Now())
+			}
+			taken := heap() - before
+			t.Logf("%d %s: %d octets, counted for %d", each, what, taken/n, c.octets/n)
+			if taken > c.octets {
+				t.Errorf("%d %s take %d octets, and count for %d", each, what, taken/n, c.octets/n)
+			}
+			runtime.KeepAlive(c)
+		}
+	}
+}
+
+func heap() int {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int(m.HeapAlloc)
 }
 
 // The cache holds no more than its bounds, and what was used last.

@@ -105,11 +105,17 @@ func (r *Resolver) Validation(ctx context.Context, server string) (Validation, e
 
 // prove has a server prove that it validates, and keeps what came of it.
 func (r *Resolver) prove(ctx context.Context, server string) (Validation, error) {
-	r.mu.Lock()
-	known := r.proofs[server]
-	r.mu.Unlock()
-	if known != nil && time.Now().Before(known.until) {
+	if known := r.proof(server); known != nil {
 		return known.verdict()
+	}
+	select {
+	case r.proving <- struct{}{}:
+		defer func() { <-r.proving }()
+	case <-ctx.Done():
+		return Unproved, ctx.Err()
+	}
+	if known := r.proof(server); known != nil {
+		return known.verdict() // another has asked meanwhile
 	}
 	fault, err := r.examine(ctx, server)
 	if err != nil {
@@ -121,7 +127,7 @@ func (r *Resolver) prove(ctx context.Context, server string) (Validation, error)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	known = r.proofs[server]
+	known := r.proofs[server]
 	r.proofs[server] = next
 	if known != nil && (known.fault == nil) == (fault == nil) && time.Since(known.logged) < proofTime {
 		next.logged = known.logged
@@ -134,6 +140,16 @@ func (r *Resolver) prove(ctx context.Context, server string) (Validation, error)
 		r.cfg.Log.Info("the name server validates DNSSEC", "server", server)
 	}
 	return next.verdict()
+}
+
+// proof is what came of asking a server; nil when it is time to ask.
+func (r *Resolver) proof(server string) *proof {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if known := r.proofs[server]; known != nil && time.Now().Before(known.until) {
+		return known
+	}
+	return nil
 }
 
 // examine asks a server for what it validated, and for what nobody can. The first error is what is

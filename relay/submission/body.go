@@ -84,7 +84,8 @@ type body struct {
 	chunks []*chunk // in memory: all full but the last; in a file: the write buffer
 	inline [6]*chunk
 	file   *os.File
-	onDisk int64 // octets written to file, and charged
+	onDisk int64  // octets written to file, and charged
+	hash   []byte // queue.Message.BodyHash
 }
 
 // read makes a body of what r gives until io.EOF. An *smtp.Error says that there

@@ -14,6 +14,7 @@ import (
 	"postern/auth"
 	"postern/internal/panics"
 	"postern/policy/quota"
+	"postern/relay/dkim"
 	"postern/relay/maillog"
 	"postern/relay/queue"
 	"postern/relay/queue/content"
@@ -89,6 +90,7 @@ type Config struct {
 	Current      Current  // asked by Recheck; nil: sessions keep what AUTH gave them
 	Sessions     Sessions // nil: no limit but that of connections
 	Queue        Queue
+	Keys         dkim.Keys       // mail of their domains gets a body hash; may be nil
 	Handoff      Handoff         // nil: messages are born waiting for a claim
 	Log          *maillog.Logger // mail events; nil: nowhere
 	System       *slog.Logger    // trouble that belongs to no message; nil: slog.Default()

@@ -9,6 +9,7 @@ import (
 
 	"postern/policy"
 	"postern/policy/quota"
+	"postern/relay/dkim"
 	"postern/relay/maillog"
 	"postern/relay/message"
 	"postern/relay/queue"
@@ -52,7 +53,7 @@ func (s *session) dataRefusal(args string) smtp.Reply {
 	case len(s.tx.rcpts) == 0 && s.tx.putOff:
 		// A client that pipelines sent DATA before it read the refusals. If it gave up here, it
 		// would also give up the recipients that may be taken later.
-		return smtp.Temporary(451, 5, 1, "No recipient was taken, some were refused for now; try again later")
+		return smtp.Temporary(451, 5, 1, "No recipient was accepted, some were refused temporarily; try again later")
 	case len(s.tx.rcpts) == 0 && s.tx.refused > 0:
 		return smtp.Permanent(554, 5, 1, "No valid recipients")
 	case len(s.tx.rcpts) == 0:
@@ -119,9 +120,17 @@ func (s *session) spoolMessage(in *input, id queue.ID, now time.Time) (*body, *m
 	if v.Rule != policy.RuleHeader {
 		s.tx.rule += ", " + v.Rule // why it may be another's
 	}
+	var hash *dkim.BodyHash
+	if dkim.Find(s.server.cfg.Keys, f.From[0].DomainKey()) != nil {
+		hash = dkim.NewBodyHash()
+		prepared.Body = hash
+	}
 	b, err := s.server.spool.read(prepared, s.holders)
 	if err != nil {
 		return nil, nil, err
+	}
+	if hash != nil {
+		b.hash = hash.Sum()
 	}
 	return b, &prepared.Facts, nil
 }
@@ -182,7 +191,7 @@ func (s *session) message(id queue.ID, now time.Time, b *body, facts *message.Fa
 	mail := &s.tx.mail
 	m := queue.Message{
 		ID: id, UserID: s.identity.UserID, CredentialID: s.identity.CredentialID,
-		Sender: mail.From, Size: b.Size(), EightBit: facts.EightBit,
+		Sender: mail.From, Size: b.Size(), EightBit: facts.EightBit, BodyHash: b.hash,
 		UTF8: mail.UTF8 && facts.UTF8 || mail.From.NeedsUTF8(),
 		Ret:  mail.Ret, EnvID: mail.EnvID, MessageID: facts.MessageID, AcceptedAt: now,
 		ClientAddr: s.peer.addr.Addr(), ClientHello: s.hello, Listener: s.listener.Name, TLS: s.secured,

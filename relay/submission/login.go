@@ -31,7 +31,7 @@ func (s *session) auth(args string) smtp.Reply {
 	case s.unnamed:
 		// Without an address there is nobody to throttle, and no network to check.
 		s.waits++
-		return smtp.Temporary(454, 7, 0, "The load balancer does not say who you are")
+		return smtp.Temporary(454, 7, 0, "The load balancer does not pass on your address")
 	}
 	mech, initial, given := strings.Cut(args, " ")
 	mech = strings.ToUpper(mech)

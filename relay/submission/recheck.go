@@ -275,9 +275,9 @@ func (l *logins) retry() {
 func (l *logins) report(trouble error) {
 	switch was := l.trouble; {
 	case trouble != nil && !was && l.ctx.Err() == nil:
-		l.log.Error("cannot check sessions again after a change; they go on, will retry", "error", trouble)
+		l.log.Error("cannot recheck sessions after a change; they continue, will retry", "error", trouble)
 	case trouble == nil && was:
-		l.log.Info("sessions can be checked again")
+		l.log.Info("sessions can be rechecked again")
 	}
 	l.trouble = trouble != nil
 }

@@ -197,7 +197,7 @@ func (s *session) dispatch(cmd smtp.Command) smtp.Reply {
 	case "VRFY":
 		return vrfy(cmd.Args)
 	case "HELP":
-		return smtp.OK(214, 0, 0, "Message submission as RFC 6409 has it: EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA")
+		return smtp.OK(214, 0, 0, "Message submission (RFC 6409): EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA")
 	case "QUIT":
 		return s.quit(cmd.Args)
 	case "EXPN", "TURN", "ETRN", "SEND", "SOML", "SAML", "BDAT":

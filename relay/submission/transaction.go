@@ -48,7 +48,7 @@ func (s *session) mailFrom(args string) smtp.Reply {
 // are not its faults, and our trouble is never 5yz.
 func (s *session) needMail() smtp.Reply {
 	if s.putOff {
-		return smtp.Temporary(451, 5, 1, "Mail was refused for now, try again later")
+		return smtp.Temporary(451, 5, 1, "Mail was refused temporarily, try again later")
 	}
 	return smtp.Permanent(503, 5, 1, "Need MAIL first")
 }

@@ -17,7 +17,7 @@ var (
 	// errRevoked ends a wait because the client's credential is no longer valid.
 	errRevoked = errors.New("credential is revoked")
 	// errExpelled ends a wait because others have no room.
-	errExpelled = errors.New("others wait for room")
+	errExpelled = errors.New("closed to make room for others")
 )
 
 // wire is a connection as its session sees it: replies are collected and leave in

@@ -12,6 +12,7 @@ import (
 
 	"postern/auth"
 	"postern/internal/refusal"
+	"postern/relay/dkim"
 	"postern/relay/smtp"
 	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
@@ -52,6 +53,7 @@ type Account struct {
 	Mechanism      string       `json:"auth_mechanism,omitempty"` // the only one of AUTH that is used; "": what the server takes
 	InDoubt        string       `json:"in_doubt,omitempty"`       // what becomes of mail that it may have, of auth.DoubtPolicies; "": the first
 	Budget         string       `json:"budget,omitempty"`         // of all nodes, as package budget reads it; "" for none
+	DKIM           dkim.Mode    `json:"dkim"`                     // the keys that sign what it is given; "": dkim.Off
 	Origin
 
 	Replies *Replies `json:"-"` // what its replies mean
@@ -88,6 +90,7 @@ func (a *Account) Fill() error {
 	a.MaxMessages = cmp.Or(a.MaxMessages, p.MaxMessages)
 	a.MaxRecipients = cmp.Or(a.MaxRecipients, p.MaxRecipients)
 	a.Budget = cmp.Or(a.Budget, p.Budget)
+	a.DKIM = cmp.Or(a.DKIM, p.DKIM, dkim.Off)
 	return nil
 }
 
@@ -168,6 +171,9 @@ func (a Account) Validate() error {
 			return refusal.Invalid("%d %s: not between 0 and %d", limit.n, limit.what, limit.most)
 		}
 	}
+	if a.DKIM != "" && !a.DKIM.Valid() {
+		return refusal.Invalid("dkim %q is none of off, rsa and both", a.DKIM)
+	}
 	if err := auth.CheckDoubtPolicy(a.InDoubt); err != nil {
 		return refusal.Invalid("%v", err)
 	}
@@ -186,14 +192,14 @@ func (a Account) validateMechanism() error {
 	case !slices.Contains(slices.Concat(byPassword, byToken), a.Mechanism):
 		return refusal.Invalid("mechanism %q is none of auto, plain, login, xoauth2 and oauthbearer", strings.ToLower(a.Mechanism))
 	case a.Username == "" || !slices.Contains(able, a.Mechanism):
-		return refusal.Invalid("mechanism %s does not prove this account: plain and login are for passwords, xoauth2 and oauthbearer for --oauth", strings.ToLower(a.Mechanism))
+		return refusal.Invalid("mechanism %s does not suit this account: plain and login are for passwords, xoauth2 and oauthbearer for --oauth", strings.ToLower(a.Mechanism))
 	}
 	return nil
 }
 
 func (a Account) validateOrigin() error {
 	if addr, err := netip.ParseAddr(a.Host); err == nil && !a.Allows(addr) {
-		return refusal.Invalid("host %s is not an address of the version of IP that --source or --ip leaves", a.Host)
+		return refusal.Invalid("host %s is not an address of the version of IP that --source or --ip allows", a.Host)
 	}
 	return a.Origin.Validate()
 }
@@ -207,7 +213,7 @@ func (a Account) validateTLS() error {
 	case TLSRequire, TLSImplicit:
 		switch {
 		case a.TLSPins != "" && a.CA+a.TLSName != "":
-			return refusal.Invalid("a pin takes the place of authority and name: give no CA and no TLS name beside it")
+			return refusal.Invalid("a pin replaces authority and name: give no CA and no TLS name with it")
 		case a.TLSName != "" && !validHost(a.TLSName):
 			return refusal.Invalid("TLS name %q is neither a DNS name nor an IP address", a.TLSName)
 		case a.CA != "" && !x509.NewCertPool().AppendCertsFromPEM([]byte(a.CA)):
@@ -231,7 +237,7 @@ func (a Account) validateAccount() error {
 	}
 	switch {
 	case !a.Verified():
-		return refusal.Invalid("credentials go only over verified TLS: mode %q does not verify, use require or implicit", a.TLS)
+		return refusal.Invalid("credentials are sent only over verified TLS: mode %q does not verify, use require or implicit", a.TLS)
 	case a.Grant.Kind != "":
 		return a.validateGrant()
 	case a.Password == "":

@@ -244,21 +244,21 @@ func (w *Row) normalise() error {
 	case w.Enhanced != "" && strings.IndexByte("nx"+w.Code[:1], w.Enhanced[0]) < 0:
 		return refusal.Invalid("enhanced code %s never comes with code %s: a reply's enhanced code of another class is ignored", w.Enhanced, w.Code)
 	case len(w.Text) > maxText:
-		return refusal.Invalid("the text has %d octets, the most are %d", len(w.Text), maxText)
+		return refusal.Invalid("the text has %d octets, at most %d are allowed", len(w.Text), maxText)
 	case strings.Contains(w.Text, "@"):
-		return refusal.Invalid(`the text has "@": what a reply says behind an address is no ground to judge by`)
+		return refusal.Invalid(`the text has "@": replies are not compared beyond an address`)
 	case w.Result != Later && w.Result != Never:
 		return refusal.Invalid("result %q is neither later nor never", w.Result)
 	case w.Result == Never && w.Stage.BeforeMail():
-		return refusal.Invalid("never is for replies to mail, not for stage %q", w.Stage)
+		return refusal.Invalid("result never is for replies to mail, not for stage %q", w.Stage)
 	case w.Result == Never && !w.Scope.OfMail():
-		return refusal.Invalid("never is for a recipient or a message: a fault of the %s fails no mail", w.Scope)
+		return refusal.Invalid("result never is for a recipient or a message: a fault of the %s fails no mail", w.Scope)
 	case w.Result == Never && w.Code[0] == '4' && (strings.HasSuffix(w.Code, "x") || w.Enhanced == "" && w.Text == ""):
-		return refusal.Invalid("a %s is trouble that may pass, and never fails mail at its first: that needs the whole code, such as 451, and --text or --enhanced", w.Code)
+		return refusal.Invalid("a %s is temporary: result never needs the whole code, such as 451, and --text or --enhanced", w.Code)
 	case w.Wait < 0 || w.Wait > maxWait:
 		return refusal.Invalid("the wait is longer than %v hours", maxWait.Hours())
 	case w.Wait > 0 && w.Result == Never:
-		return refusal.Invalid("never has no wait")
+		return refusal.Invalid("result never has no wait")
 	case w.Wait > 0:
 		w.WaitText = w.Wait.String()
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"postern/internal/refusal"
+	"postern/relay/dkim"
 )
 
 // Generic is the preset of a server of which nothing is known. Its rows come last in the
@@ -22,14 +23,15 @@ const Generic = "generic"
 
 // Preset is what is known of a provider.
 type Preset struct {
-	Host           string  `toml:"host"`      // "": each customer has another one
-	HostForm       string  `toml:"host_form"` // and it looks like this
-	Port           int     `toml:"port"`
-	TLS            TLSMode `toml:"tls"`
-	MaxConnections int     `toml:"connections"`
-	MaxMessages    int     `toml:"messages_per_connection"`
-	MaxRecipients  int     `toml:"recipients_per_transaction"`
-	Budget         string  `toml:"budget"`
+	Host           string    `toml:"host"`      // "": each customer has another one
+	HostForm       string    `toml:"host_form"` // and it looks like this
+	Port           int       `toml:"port"`
+	TLS            TLSMode   `toml:"tls"`
+	MaxConnections int       `toml:"connections"`
+	MaxMessages    int       `toml:"messages_per_connection"`
+	MaxRecipients  int       `toml:"recipients_per_transaction"`
+	Budget         string    `toml:"budget"`
+	DKIM           dkim.Mode `toml:"dkim"` // "": off, as the provider signs itself
 
 	Replies []Row `toml:"reply"`
 

@@ -91,11 +91,11 @@ func TestGrants(t *testing.T) {
 func TestBadGrants(t *testing.T) {
 	t.Parallel()
 	for want, edit := range map[string]func(*Account){
-		"needs a user name":  func(a *Account) { a.Username = "" },
-		"verified TLS":       func(a *Account) { a.TLS = TLSOpportunistic },
-		"no password":        func(a *Account) { a.Password = "x" },
-		"one of them":        func(a *Account) { a.Grant.Secret = "" },
-		"is not a date like": func(a *Account) { a.SecretExpires = "31.1.2027" },
+		"needs a user name":         func(a *Account) { a.Username = "" },
+		"verified TLS":              func(a *Account) { a.TLS = TLSOpportunistic },
+		"no password":               func(a *Account) { a.Password = "x" },
+		"either a client secret or": func(a *Account) { a.Grant.Secret = "" },
+		"is not a date like":        func(a *Account) { a.SecretExpires = "31.1.2027" },
 	} {
 		a := granted()
 		edit(&a)

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,6 +18,7 @@ import (
 	"postern/auth/audit"
 	"postern/internal/pg"
 	"postern/internal/refusal"
+	"postern/relay/dkim"
 	"postern/relay/seal"
 	"postern/relay/upstream/budget"
 	"postern/relay/upstream/oauth"
@@ -67,7 +69,7 @@ func (a *Account) settings() []setting {
 		{"max_connections", &a.MaxConnections}, {"max_messages", &a.MaxMessages}, {"max_recipients", &a.MaxRecipients},
 		{"idle_seconds", &a.IdleSeconds}, {"tls_name", &a.TLSName}, {"tls_pins", &a.TLSPins}, {"mechanism", &a.Mechanism}, {"in_doubt", &a.InDoubt},
 		{"source", &a.Source}, {"ip", &a.IP}, {"hello", &a.Hello}, {"senders", &a.Senders}, {"rewrite_sender", &a.RewriteSender},
-		{"oauth", &a.Grant.Kind}, {"budget", &a.Budget},
+		{"oauth", &a.Grant.Kind}, {"budget", &a.Budget}, {"dkim", &a.DKIM},
 	}
 }
 
@@ -104,6 +106,7 @@ func (s *Store) Add(ctx context.Context, a Account) error {
 	if err != nil {
 		return err
 	}
+	a.DKIM = cmp.Or(a.DKIM, dkim.Off)
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, addAccount, a.fields(a.Name, sealed, a.SecretExpires)...); err != nil {
 			return err
@@ -212,7 +215,7 @@ func (s *Store) Change(ctx context.Context, name string, change func(*Account) e
 func (s *Store) reseal(was, a Account, sealed []byte) ([]byte, error) {
 	same := a.Password == "" && a.Grant == was.Grant
 	if same && a.Grant.Kind != "" && a.Username != was.Username {
-		return nil, refusal.Invalid("another user name needs its grant as well")
+		return nil, refusal.Invalid("a new user name needs its grant as well")
 	}
 	keep := same && a.Username == was.Username && sealed != nil
 	check := a

@@ -18,6 +18,7 @@ import (
 	"postern/internal/pgtest"
 	"postern/internal/refusal"
 	"postern/internal/smtptest"
+	"postern/relay/dkim"
 	"postern/relay/seal"
 )
 
@@ -31,13 +32,13 @@ func newSealer(t *testing.T, fill byte) *seal.Sealer {
 }
 
 func sink() Account {
-	return Account{Name: "sink", Host: "127.0.0.1", Port: 2600, TLS: TLSNone}
+	return Account{Name: "sink", Host: "127.0.0.1", Port: 2600, TLS: TLSNone, DKIM: dkim.Off}
 }
 
 func account() Account {
 	return Account{
 		Name: "provider", Host: "smtp.provider.example", Port: 587, TLS: TLSRequire,
-		Username: "relay", Password: "secret", MaxConnections: 7,
+		Username: "relay", Password: "secret", MaxConnections: 7, DKIM: dkim.Off,
 	}
 }
 
@@ -79,8 +80,8 @@ func TestUpstreams(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []Listed{
-		{Account: Account{Name: "provider", Host: "smtp.provider.example", Port: 587, TLS: TLSRequire, Username: "relay", MaxConnections: 7}},
-		{Account: Account{Name: "sink", Host: "127.0.0.1", Port: 2600, TLS: TLSNone}},
+		{Account: Account{Name: "provider", Host: "smtp.provider.example", Port: 587, TLS: TLSRequire, Username: "relay", MaxConnections: 7, DKIM: dkim.Off}},
+		{Account: Account{Name: "sink", Host: "127.0.0.1", Port: 2600, TLS: TLSNone, DKIM: dkim.Off}},
 	}
 	if diff := cmp.Diff(want, list, cmpopts.IgnoreFields(Listed{}, "CreatedAt"), cmpopts.EquateEmpty()); diff != "" {
 		t.Error(diff)
@@ -319,6 +320,7 @@ func TestSettingsAreKept(t *testing.T) {
 	want := account()
 	want.Preset, want.MaxConnections, want.MaxMessages, want.MaxRecipients, want.IdleSeconds = "google", 1, 2, 3, 4
 	want.TLSName, want.Mechanism, want.SecretExpires, want.InDoubt = "mail.example", "LOGIN", "2027-01-31", "hold"
+	want.DKIM = dkim.Both
 	want.Origin = Origin{Source: "192.0.2.1", IP: IPBoth, Hello: "out.example"}
 	if err := s.Add(t.Context(), want); err != nil {
 		t.Fatal(err)

@@ -58,7 +58,7 @@ func (c *checkup) lookAtAccounts(ctx context.Context, r *report) {
 
 func moreThan(more bool) string {
 	if more {
-		return "; others were not looked at"
+		return "; others were not checked"
 	}
 	return ""
 }

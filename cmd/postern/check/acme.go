@@ -37,7 +37,7 @@ func (c *checkup) acme(ctx context.Context, r *report) {
 	for _, name := range c.cfg.ACME.Names {
 		i := slices.IndexFunc(v.certificates, func(rec acme.Record) bool { return strings.EqualFold(rec.Name, name) })
 		if i < 0 {
-			r.add("acme.waiting", "acme "+name, "nothing is known of it")
+			r.add("acme.waiting", "acme "+name, "nothing is known about it")
 			continue
 		}
 		c.acmeRecord(r, v.certificates[i])

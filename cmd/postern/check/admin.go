@@ -13,7 +13,7 @@ var adminKinds = []kind{
 	{"admin.idle", health.OK, "", ""},
 	{"admin.unready", health.Warning, "The running server says that it is not ready, and why.",
 		"correct what it names; load balancers send it no clients until then"},
-	{"admin.foreign", health.Warning, "Another program has the address of [admin], so health and metrics are not served.",
+	{"admin.foreign", health.Warning, "Another program uses the address of [admin], so health and metrics are not served.",
 		"stop it, or give [admin] another address"},
 	{"admin.token", health.Failed, "The token of [admin] cannot be used, so the server does not start.",
 		"write one word of at least 16 characters into token_file, with mode 640 and the server's group"},

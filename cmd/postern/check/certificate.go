@@ -19,7 +19,7 @@ import (
 var certificateKinds = []kind{
 	{"tls.self-signed", health.Warning, "A self-signed certificate is made at each start; clients cannot trust it.",
 		"set certificate and key in [tls], or names in [acme]"},
-	{"tls.unreadable", health.Failed, "The certificate or key cannot be read or is not PEM, or everybody may change the key.",
+	{"tls.unreadable", health.Failed, "The certificate or key cannot be read or is not PEM, or every local user may change the key.",
 		"correct the path in [tls], or let only the server's user read the file"},
 	{"tls.mismatch", health.Failed, "The key does not belong to the certificate.", "use the two files that were made together, and reload"},
 	{"tls.key-readable", health.Failed, "Every local user may read the private key.",
@@ -31,7 +31,7 @@ var certificateKinds = []kind{
 	{"tls.private", health.Warning, "This machine does not trust the certificate's authority.",
 		"have every client trust your own authority, or get a public certificate"},
 	{"tls.usage", health.Failed, "The certificate is not for servers.", "get one with the extended key usage serverAuth"},
-	{"tls.weak", health.Warning, "The certificate's key or signature is weak, and clients begin to refuse it.",
+	{"tls.weak", health.Warning, "The certificate's key or signature is weak, and clients are starting to refuse it.",
 		"get one with ECDSA P-256, RSA 2048 or better, signed with SHA-256"},
 }
 

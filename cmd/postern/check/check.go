@@ -96,7 +96,7 @@ func (o *Options) together() error {
 		switch {
 		case !slices.Contains(o.Only, a.name):
 		case a.online && o.Offline:
-			return fmt.Errorf("--only %s asks others, which --offline forbids: leave one of them out", a.name)
+			return fmt.Errorf("--only %s queries other servers, which --offline forbids: omit one of them", a.name)
 		case a.name == "mx" && len(o.MX) == 0:
 			return fmt.Errorf("--only mx needs --mx DOMAIN: it tries the mail hosts of that domain")
 		}
@@ -115,7 +115,7 @@ func (o *Options) together() error {
 		switch {
 		case !f.given:
 		case f.online && o.Offline:
-			return fmt.Errorf("--%s asks others, which --offline forbids: leave one of them out", f.flag)
+			return fmt.Errorf("--%s queries other servers, which --offline forbids: omit one of them", f.flag)
 		case len(o.Only) > 0 && !slices.ContainsFunc(o.Only, looks):
 			return fmt.Errorf("--%s is for %s, which --only leaves out", f.flag, strings.Join(f.areas, " and "))
 		}

@@ -209,7 +209,7 @@ func TestCheckFindsEveryKind(t *testing.T) {
 		"check.unfinished": "TestCheckEndsInTime", "check.skipped": "TestCheckSaysWhatItCannotLookAt",
 	}
 	for _, f := range slices.Concat(configFaults(), certificateFaults(), acmeFaults(), portFaults(), adminFaults(), databaseFaults(), accountFaults(), routeFaults(), keyFaults(),
-		upstreamFaults(), dnsFaults(), spfFaults(), mxFaults(), relayFaults(), openSecrets()["config"], openSecrets()["certificate"], openSecrets()["admin"]) {
+		upstreamFaults(), dnsFaults(), spfFaults(), dkimFaults(), mxFaults(), relayFaults(), openSecrets()["config"], openSecrets()["certificate"], openSecrets()["admin"]) {
 		planted[f.id] = "a table"
 	}
 	for _, k := range kindList() {

@@ -19,7 +19,7 @@ import (
 
 var configKinds = []kind{
 	{"config.ok", health.OK, "", ""},
-	{"config.invalid", health.Failed, "The configuration cannot be read or used, or everybody may change it.",
+	{"config.invalid", health.Failed, "The configuration cannot be read or used, or every local user may change it.",
 		"correct what it names; configs/postern.toml lists every key with its default"},
 	{"config.missing", health.Warning, "There is no configuration file.", "write one, such as configs/postern.toml; 'postern serve' needs it"},
 	{"config.readable", health.Warning, "Every local user may read the database's password or client key.",
@@ -41,7 +41,7 @@ var configKinds = []kind{
 	{"config.files", health.Info, "This shell's limit of open files is too low for all configured connections.",
 		"raise it for the server (ulimit -n, LimitNOFILE), or lower connections"},
 	{"key.ok", health.OK, "", ""},
-	{"key.none", health.Info, "The secret key does not exist yet; it is made when needed.", ""},
+	{"key.none", health.Info, "The secret key does not exist yet; it is created when needed.", ""},
 	{"key.readable", health.Failed, "Others may read or change the secret key of upstream passwords and ACME keys, so it is not used.",
 		"chmod 600 it and give it to the server's user"},
 	{"key.denied", health.Failed, "The secret key may not be read.", "chown it and its folder to the server's user, or run the check as that user"},

@@ -27,7 +27,7 @@ var databaseKinds = []kind{
 	{"db.private", health.Failed, "The private database cannot be started.",
 		"act on the error: its folder belongs to the server's user, mode 700, below folders that nobody else may change; its postgres.log may say more"},
 	kind(health.Unreachable),
-	{"db.error", health.Failed, "The database did not answer a question.", "act on the error; the server's log may say more"},
+	{"db.error", health.Failed, "The database did not answer a query.", "act on the error; the server's log may say more"},
 	{"db.version", health.Failed, "The database server is too old.", "upgrade to PostgreSQL 13 or newer"},
 	{"db.durable", health.OK, "", ""},
 	{"db.durability", health.Failed, "The database may lose accepted mail.", "change the setting that it names, and reload or restart the database"},
@@ -35,15 +35,15 @@ var databaseKinds = []kind{
 	{"db.replica-missing", health.Failed, "Commits wait for a missing synchronous replica, so nothing is accepted.",
 		"bring the replica back, or lower synchronous_standby_names"},
 	{"db.replica-none", health.Info, "There is no synchronous replica: mail is lost with the database's disk.", ""},
-	{"db.clear", health.Failed, "Mail and passwords go to a remote database in clear.",
+	{"db.clear", health.Failed, "Mail and passwords go to a remote database without encryption.",
 		"add sslmode=verify-full and sslrootcert to the URL, and ssl = on to the database"},
 	{"db.unverified", health.Warning, "A remote database's certificate is not verified, so it may be another server.",
 		"set sslmode=verify-full and sslrootcert in the URL"},
-	{"db.slow", health.Warning, "Round trips to the database are slow, and each message waits for several.", "put relay and database into one place"},
+	{"db.slow", health.Warning, "Round trips to the database are slow, and each message waits for several.", "move the relay and the database closer together"},
 	{"db.query-mode", health.Failed, "No node can send its statements in the query mode of the URL.",
-		"remove default_query_exec_mode from the URL; behind a pooler by transaction set it to cache_describe"},
+		"remove default_query_exec_mode from the URL; behind a pooler in transaction mode set it to cache_describe"},
 	{"db.pooler", health.Info, "A pooler lends connections by transaction, which works.", ""},
-	{"db.pooler-statements", health.Failed, "A pooler by transaction or statement loses what a node relies on, so mail would get stuck.",
+	{"db.pooler-statements", health.Failed, "A pooler in transaction or statement mode loses state that a node relies on, so mail would get stuck.",
 		"set pool_mode = session, or pool_mode = transaction with default_query_exec_mode=cache_describe in the URL"},
 	{"db.logs-values", health.Warning, "PostgreSQL logs the values of statements: mail, and hashes of passwords.",
 		"set log_parameter_max_length and log_parameter_max_length_on_error to 0, and reload"},
@@ -51,7 +51,7 @@ var databaseKinds = []kind{
 	{"db.schema-old", health.Failed, "The schema is missing or older than this program.", "run 'postern migrate'"},
 	{"db.schema-ahead", health.Info, "A newer program has migrated the database, and this one may run on it.", ""},
 	{"db.schema-new", health.Failed, "A newer program has migrated the database, and this one may not run on it.", "install the newer version here"},
-	{"db.schema-changed", health.Failed, "A changed migration made the schema, so its state is unknown.",
+	{"db.schema-changed", health.Failed, "A migration was changed after it made the schema, whose state is therefore unknown.",
 		"run the version that made it; if older than 0.1.0, migrate an empty database"},
 	{"db.clock", health.OK, "", ""},
 	{"db.clock-drift", health.Warning, "The clocks of this machine and the database differ.", "run chrony or systemd-timesyncd on both"},
@@ -216,7 +216,7 @@ func judgeReplicas(r *report, standbys string, seen, hidden int) {
 	case standbys == "":
 		r.add("db.replica-none", "replica", "synchronous_standby_names is empty")
 	case seen >= wanted:
-		r.add("db.replica", "replica", "%d in step, %d needed", seen, wanted)
+		r.add("db.replica", "replica", "%d in sync, %d needed", seen, wanted)
 	case hidden > 0:
 		r.skip("replica", "the role may not see the state of replicas (grant it pg_read_all_stats)")
 	default:
@@ -241,7 +241,7 @@ func judgeProtection(r *report, to net.Addr, secured, verified bool) {
 	case !secured:
 		r.add("db.clear", "database", "no TLS with %s", tcp.IP)
 	case !verified:
-		r.add("db.unverified", "database", "TLS with %s, whoever that is", tcp.IP)
+		r.add("db.unverified", "database", "TLS with %s, whose identity is not verified", tcp.IP)
 	}
 }
 

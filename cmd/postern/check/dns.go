@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"postern/admin/health"
+	"postern/cmd/postern/receiver"
 	"postern/cmd/postern/screen"
 	"postern/relay/resolver"
 )
@@ -27,10 +28,10 @@ var dnsKinds = []kind{
 	{"dns.ptr", health.OK, "", ""},
 	{"dns.ptr-none", health.Failed, "The address has no PTR record: large providers refuse its mail.",
 		"have its owner (hosting company, provider) set the PTR to the hostname"},
-	{"dns.ptr-forward", health.Failed, "The PTR name of the address does not lead back to it: servers take that for forged.",
+	{"dns.ptr-forward", health.Failed, "The PTR name of the address does not lead back to it: servers treat that as forged.",
 		"add an address record for that name, or have the PTR set to the hostname"},
 	{"dns.ptr-other", health.Info, "The address's PTR is not the hostname.", ""},
-	{"dns.ptr-unused", health.Info, "All mail leaves by upstreams, so this server's PTR does not matter.", ""},
+	{"dns.ptr-unused", health.Info, "All mail leaves through upstreams, so this server's PTR does not matter.", ""},
 }
 
 // questionsTime bounds what is asked of DNS about one thing.
@@ -57,14 +58,9 @@ func (c *checkup) sendingAddresses(ctx context.Context) ([]netip.Addr, error) {
 	if err != nil {
 		return nil, err
 	}
-	all, err := c.hostAddresses(ctx, hostname)
-	var public []netip.Addr
-	for _, addr := range all {
-		if addr.IsGlobalUnicast() && !addr.IsPrivate() {
-			public = append(public, addr)
-		}
-	}
-	return public, err
+	ctx, cancel := context.WithTimeout(ctx, questionsTime)
+	defer cancel()
+	return receiver.Receiver{DNS: c.dns, Hello: hostname}.Addresses(ctx)
 }
 
 func (c *checkup) lookAtDNS(ctx context.Context, r *report) {
@@ -85,7 +81,7 @@ func (c *checkup) lookAtDNS(ctx context.Context, r *report) {
 	}
 	c.acmeNames(ctx, r)
 	if v, err := c.view(ctx); err == nil && len(v.rules) > 0 && !v.byMX("") && len(c.opts.Addresses) == 0 {
-		r.add("dns.ptr-unused", "dns", "PTR is not looked at: all mail leaves by upstreams")
+		r.add("dns.ptr-unused", "dns", "PTR is not checked: all mail leaves through upstreams")
 		return
 	}
 	c.validation(ctx, r)
@@ -122,40 +118,23 @@ func addressTexts(addrs []netip.Addr) (texts []string) {
 	return texts
 }
 
-// mostPTR is how many names of one address are looked up.
-const mostPTR = 5
-
-// reverse looks at the name of an address as receiving servers do: it counts when it
-// leads back to the address (RFC 8601 section 3 calls that iprev).
+// reverse looks at the name of an address as receiving servers do.
 func (c *checkup) reverse(ctx context.Context, r *report, hostname string, addr netip.Addr) {
 	ctx, cancel := context.WithTimeout(ctx, questionsTime)
 	defer cancel()
-	list, err := c.dns.Names(ctx, addr)
+	to, subject := c.receiver(), "address "+addr.String()
+	name, names, err := to.Name(ctx, addr)
 	switch {
-	case errors.Is(err, resolver.ErrNone):
-		r.add("dns.ptr-none", "address "+addr.String(), "no PTR record")
-		return
 	case err != nil:
-		r.add("dns.resolver", "address "+addr.String(), "asked for its name: %v", err)
-		return
-	}
-	for _, name := range list[:min(len(list), mostPTR)] {
-		forward, err := c.hostAddresses(ctx, name)
-		if err != nil {
-			r.add("dns.resolver", "address "+addr.String(), "asked for %s: %v", name, err)
-			return
-		}
-		name = strings.TrimSuffix(name, ".")
-		for _, back := range forward {
-			if back != addr {
-				continue
-			}
-			r.add("dns.ptr", "address "+addr.String(), "its name is %s", name)
-			if !strings.EqualFold(name, hostname) {
-				r.add("dns.ptr-other", "address "+addr.String(), "%s, and the hostname is %s", name, hostname)
-			}
-			return
+		r.add("dns.resolver", subject, "%v", err)
+	case len(names) == 0:
+		r.add("dns.ptr-none", subject, "no PTR record; to publish: %s", to.Reverse(addr))
+	case name == "":
+		r.add("dns.ptr-forward", subject, "its name is %s, which is not at %s", screen.Few(names), addr)
+	default:
+		r.add("dns.ptr", subject, "its name is %s", name)
+		if !strings.EqualFold(name, hostname) {
+			r.add("dns.ptr-other", subject, "%s, and the hostname is %s", name, hostname)
 		}
 	}
-	r.add("dns.ptr-forward", "address "+addr.String(), "its name is %s, which is not at %s", screen.Few(list), addr)
 }

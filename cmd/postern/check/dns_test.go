@@ -45,7 +45,7 @@ func dnsFaults() []fault {
 			p.dns.Set(patientPTR, "PTR mail.test.")
 			p.dns.Set("mail.test.", "A "+patientAddress)
 		}},
-		{"dns.ptr-unused", "not looked at: all mail leaves by upstreams", allByUpstream},
+		{"dns.ptr-unused", "not checked: all mail leaves through upstreams", allByUpstream},
 	}
 }
 
@@ -102,8 +102,12 @@ func spfFaults() []fault {
 		{"dmarc.ok", "v=DMARC1", nothing},
 		{"dmarc.ok", "p=reject", func(t *testing.T, p *patient) { // the organization's
 			withUser("bob@deep.example.com")(t, p)
+			p.dns.Set("deep.example.com.", `TXT "v=spf1 ip4:198.51.100.7 -all"`)
 			p.dns.Set("_dmarc.example.com.", `TXT "v=DMARC1; p=reject"`)
 		}},
+		{"dmarc.ok", "by SPF; policy none", nothing},
+		{"dmarc.fail", "it is not signed; SPF of example.com: fail; policy none", record("v=spf1 ip4:192.0.2.0/24 -all")},
+		{"dmarc.fail", "SPF of example.com: none", record("no SPF")},
 		{"dmarc.none", "_dmarc.example.com", says("_dmarc.example.com.")},
 		{"sender.no-mail", "null MX", says("example.com.", "MX 0 .")},
 		{"sender.no-mail", "neither", withUser("bob@gone.test")},

@@ -52,7 +52,7 @@ func Hint(up *upstream.Account, s connect.Step) string {
 	case connect.StageToken:
 		return "see docs/oauth.md; the database has to be reachable too"
 	}
-	return "try again; if it stays, ask the upstream's operator, or look for a firewall that inspects SMTP"
+	return "try again; if it persists, ask the upstream's operator, or look for a firewall that inspects SMTP"
 }
 
 // pages are where the admins of authorities mend things.
@@ -70,7 +70,7 @@ func tokenHint(up *upstream.Account, fault *oauth.Fault) string {
 	case page == "":
 		return fault.Do
 	case fault.Do == "":
-		return "look at " + page + ", and at docs/oauth.md"
+		return "see " + page + " and docs/oauth.md"
 	default:
 		return fault.Do + "; the admin's page is " + page
 	}
@@ -90,11 +90,11 @@ func connectHint(up *upstream.Account, s connect.Step, set string) string {
 	var source *connect.SourceError
 	switch {
 	case errors.As(s.Err, &source):
-		return "give another --source with " + set + ", or this machine the address"
+		return "set another --source with " + set + ", or give this machine the address"
 	case errors.Is(s.Err, syscall.ECONNREFUSED):
 		return fmt.Sprintf("nothing listens at port %d there, or a firewall refuses: correct the port of --host with %s; providers have 587 and 465", up.Port, set)
 	case s.Addr.Addr().Is6() && (errors.Is(s.Err, syscall.ENETUNREACH) || errors.Is(s.Err, syscall.EHOSTUNREACH) || errors.Is(s.Err, syscall.EADDRNOTAVAIL)):
-		return "this machine has no way to IPv6: mail takes another address; --ip 4 leaves this one out"
+		return "this machine has no IPv6 route: mail uses another address; --ip 4 omits this one"
 	case errors.As(s.Err, &timeout) && timeout.Timeout() && up.Port == 25:
 		return "a firewall drops it: many hosting companies block port 25; ask for it, or use 587 or 465 with " + set
 	}
@@ -111,7 +111,7 @@ func tlsHint(up *upstream.Account, err error, set string) string {
 	)
 	switch {
 	case errors.As(err, &record):
-		return fmt.Sprintf("port %d begins in clear: set --tls require with %s, or the port to 465", up.Port, set)
+		return fmt.Sprintf("port %d begins without TLS: set --tls require with %s, or the port to 465", up.Port, set)
 	case errors.As(err, &name):
 		return fmt.Sprintf("set --host, or --tls-name, to a name that it has, with %s: %s", set, strings.Join(CertificateNames(name.Certificate), ", "))
 	case errors.As(err, &authority):
@@ -123,7 +123,7 @@ func tlsHint(up *upstream.Account, err error, set string) string {
 	case strings.Contains(err.Error(), "does not offer STARTTLS"):
 		return fmt.Sprintf("a firewall may hide it; else port %d is for another use: try 587, or 465 with --tls implicit, by %s", up.Port, set)
 	case errors.As(err, &alert):
-		return "the server refused the handshake: it may be older than TLS 1.2, or want another --tls-name"
+		return "the server refused the handshake: it may be older than TLS 1.2, or require another --tls-name"
 	}
 	return "look for a firewall that inspects SMTP; the server may be older than TLS 1.2"
 }
@@ -141,23 +141,23 @@ func CertificateNames(c *x509.Certificate) []string {
 func replyHint(up *upstream.Account, s connect.Step, set string) string {
 	switch code := s.Reply.Code; {
 	case s.Stage == smtp.StageAuth && code == 535 && up.Grant.Kind != "":
-		return "the account does not take the token: see its mailbox, its permissions, and docs/oauth.md"
+		return "the server rejects the token: check the account's mailbox, its permissions, and docs/oauth.md"
 	case s.Stage == smtp.StageAuth && code == 535:
 		return "correct the password with 'postern upstream set " + up.Name + " --password-stdin', or --username too; some providers want a password for applications"
 	case s.Stage == smtp.StageAuth && code == 534:
-		return "the provider wants another login: a password for applications, --oauth, or another --auth-mechanism, with " + set
+		return "the provider requires another login: a password for applications, --oauth, or another --auth-mechanism, with " + set
 	case code == 530 && up.Username == "":
-		return "it wants an account: give --username and a password, or --oauth, with " + set
+		return "it requires an account: give --username and a password, or --oauth, with " + set
 	case code == 530 || code == 538:
-		return "it wants TLS or a login first: set --tls require or implicit with " + set
+		return "it requires TLS or a login first: set --tls require or implicit with " + set
 	case s.Stage == smtp.StageGreeting || s.Stage == smtp.StageHello:
-		return "ask the upstream's operator: it may not know this address (--source), or not take the name in EHLO (--hello)"
+		return "ask the upstream's operator: it may not know this address (--source), or not accept the name in EHLO (--hello)"
 	case s.Stage == smtp.StageMail:
 		return "the account may not send as this sender: allow it at the provider, or use another"
 	case s.Stage == smtp.StageRcpt:
-		return "it takes no mail for this recipient from here: try one elsewhere, or ask the upstream's operator"
+		return "it accepts no mail for this recipient from here: try another recipient, or ask the upstream's operator"
 	case s.Reply.IsTemporary():
-		return "try again later; if it stays, ask the upstream's operator"
+		return "try again later; if it persists, ask the upstream's operator"
 	}
 	return "ask the upstream's operator; 'postern upstream classify " + up.Name + "' says what the reply means for mail"
 }

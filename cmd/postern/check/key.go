@@ -14,10 +14,10 @@ var keyKinds = []kind{
 	{"key.lacking", health.Failed, "A node's file lacks the key that is in use, so it cannot open what the others seal.",
 		"copy secret_key_file of a node that has the key; 'postern key list' shows which"},
 	{"key.differ", health.Warning, "The nodes' files have different keys.", "copy secret_key_file of the node with the newest key to the others"},
-	{"key.old", health.Warning, "A key still seals values a day after another was taken into use.",
-		"see the logs of the nodes for why they do not seal them anew; then 'postern key remove'"},
+	{"key.old", health.Warning, "A key still seals values a day after another came into use.",
+		"see the nodes' logs for why they do not re-seal them; then 'postern key remove'"},
 	{"key.unopened", health.Failed, "No key of this machine opens a value that is sealed in the database.",
-		"copy the key file of the node where it was sealed, or give the secret anew, as with 'postern upstream set'"},
+		"copy the key file of the node where it was sealed, or set the secret again, as with 'postern upstream set'"},
 }
 
 func (c *checkup) lookAtKeys(ctx context.Context, r *report) {

@@ -13,13 +13,13 @@ import (
 
 var nodeKinds = []kind{
 	{"node.ok", health.OK, "", ""},
-	{"node.taken", health.Failed, "A node of this name lives elsewhere: the one that starts later stops the other.",
+	{"node.taken", health.Failed, "A node of this name is running elsewhere: the one that starts later stops the other.",
 		"set another node (or hostname) in one configuration"},
 	{"node.twice", health.Warning, "A process took over this node's name while an earlier one lived.",
 		"after a crash, nothing; if both run, set another node in one configuration"},
 	{"queue.set-aside", health.Failed, "Mail is held because its rows in the database are bad; it is not lost.",
 		"find what damaged them; then 'postern queue show ID', and 'queue release ID' or 'queue cancel ID'"},
-	{"queue.in-doubt", health.Warning, "Mail that may have been delivered is held for a person to find out.",
+	{"queue.in-doubt", health.Warning, "Mail that may have been delivered is held until a person decides.",
 		"'postern queue list --in-doubt'; then 'postern queue resolve ID' with --delivered or --resend"},
 }
 

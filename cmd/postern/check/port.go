@@ -14,8 +14,8 @@ import (
 var portKinds = []kind{
 	{"port.free", health.OK, "", ""},
 	{"port.ours", health.OK, "", ""},
-	{"port.other", health.Failed, "A Postern of another hostname has the address.", "stop it, or change one of the addresses"},
-	{"port.foreign", health.Failed, "Another program has the address.", "find it with 'ss -ltnp'; stop it, or change the address in [[listener]]"},
+	{"port.other", health.Failed, "A Postern with another hostname uses the address.", "stop it, or change one of the addresses"},
+	{"port.foreign", health.Failed, "Another program uses the address.", "find it with 'ss -ltnp'; stop it, or change the address in [[listener]]"},
 	{"port.privileged", health.Warning, "This user may not listen on ports below 1024.",
 		"run the server as the systemd unit does: with CAP_NET_BIND_SERVICE, or sockets from systemd"},
 	{"port.unusable", health.Failed, "The server cannot listen at the address.", "set an address of this machine, or 0.0.0.0, in [[listener]]"},

@@ -15,7 +15,7 @@ var roleKinds = []kind{
 		"raise its max_connections, or the role's or database's limit; or lower [database] max_connections"},
 	{"db.connections-tight", health.Warning, "The database allows fewer connections than all nodes and other clients may open.",
 		"raise its max_connections, or lower the nodes' [database] max_connections"},
-	{"db.privileges", health.Failed, "The role may not do all that the server does.",
+	{"db.privileges", health.Failed, "The role lacks privileges that the server needs.",
 		"let it own the tables, or grant what is missing; run 'postern migrate' as the owner"},
 	{"db.superuser", health.Info, "The role is a superuser, which the server does not need.", ""},
 	{"db.timeouts", health.Warning, "The database ends the server's statements or connections after a time.", "alter role NAME set SETTING = 0"},

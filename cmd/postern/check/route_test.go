@@ -28,7 +28,7 @@ func seen(change func(v *mailView)) func(*testing.T, *patient) {
 func accountFaults() []fault {
 	return []fault{
 		{"account.ok", "1 of 1 user can log in", nothing},
-		{"account.ok", "others were not looked at", seen(func(v *mailView) { v.more = true })},
+		{"account.ok", "others were not checked", seen(func(v *mailView) { v.more = true })},
 		{"account.none", "no user", seen(func(v *mailView) { v.users = nil })},
 		{"account.nobody", "1 user,", seen(func(v *mailView) { v.users[0].Enabled = false })},
 		{"account.nobody", "1 user,", seen(func(v *mailView) { v.users[0].Credentials = 0 })},
@@ -169,7 +169,7 @@ func asIs(*smtptest.Config, *upstream.Account) {}
 
 func upstreamFaults() []fault {
 	return []fault{
-		{"upstream.ok", "it takes the account relay", smarthost(asIs)},
+		{"upstream.ok", "it accepts the account relay", smarthost(asIs)},
 		{"upstream.expiring", "its certificate expires at 20", smarthost(asIs)}, // it lives for a day
 		{"upstream.lookup", "nowhere.test", smarthost(func(_ *smtptest.Config, up *upstream.Account) { up.Host = "nowhere.test" })},
 		{"upstream.unreachable", "refused", func(t *testing.T, p *patient) {

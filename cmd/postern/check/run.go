@@ -32,6 +32,7 @@ func areas() []area {
 		{"upstream", true, (*checkup).lookAtUpstreams},
 		{"dns", true, (*checkup).lookAtDNS},
 		{"spf", true, (*checkup).lookAtSenderDomains},
+		{"dkim", true, (*checkup).lookAtDKIM},
 		{"mx", true, (*checkup).lookAtMX},
 		{"relay", false, (*checkup).lookFromOutside},
 	}
@@ -79,7 +80,7 @@ func shared(list []health.Kind) (kinds []kind) {
 func kindList() []kind {
 	return slices.Concat(configKinds, shared(health.SpoolKinds()), certificateKinds, shared(health.CertificateKinds()),
 		acmeKinds, shared(health.RenewalKinds()), portKinds, adminKinds, databaseKinds, roleKinds, nodeKinds, vacuumKinds, roomKinds,
-		accountKinds, routeKinds, keyKinds, upstreamKinds, dnsKinds, spfKinds, mxKinds, relayKinds, checkKinds)
+		accountKinds, routeKinds, keyKinds, upstreamKinds, dnsKinds, spfKinds, dkimKinds, mxKinds, relayKinds, checkKinds)
 }
 
 // grace is what an area gets to say that its time is over.
@@ -146,5 +147,5 @@ func (c *checkup) lookAt(ctx context.Context, a area) []health.Finding {
 
 // skip says that an area could not be looked at.
 func (r *report) skip(subject, format string, args ...any) {
-	r.add("check.skipped", subject, "not looked at: %s", fmt.Sprintf(format, args...))
+	r.add("check.skipped", subject, "not checked: %s", fmt.Sprintf(format, args...))
 }

@@ -3,32 +3,34 @@ package check
 import (
 	"context"
 	"errors"
-	"net"
 	"net/netip"
 	"strings"
 
 	"blitiri.com.ar/go/spf"
-	"golang.org/x/net/publicsuffix"
 
 	"postern/admin/health"
+	"postern/cmd/postern/receiver"
 	"postern/cmd/postern/screen"
 	"postern/relay/connect"
+	"postern/relay/dkim"
 	"postern/relay/resolver"
 )
 
 var spfKinds = []kind{
 	{"spf.ok", health.OK, "", ""},
-	{"spf.none", health.Warning, "A sender domain has no SPF record, so its mail is easily taken for spam.",
-		"publish one, such as v=spf1 mx ip4:ADDRESS -all with this server's address"},
-	{"spf.fail", health.Failed, "A sender domain's SPF record does not allow this server, so its mail is refused or taken for spam.",
+	{"spf.none", health.Warning, "A sender domain has no SPF record, so its mail is easily treated as spam.",
+		"publish one with this server's address and all others that its mail comes from"},
+	{"spf.fail", health.Failed, "A sender domain's SPF record does not allow this server, so its mail is refused or treated as spam.",
 		"add ip4:ADDRESS or ip6:ADDRESS of this server"},
-	{"spf.broken", health.Failed, "A sender domain's SPF record is wrong: it counts as none or as a refusal.",
-		"correct it: one record, at most ten DNS questions (RFC 7208 section 4.6.4)"},
+	{"spf.broken", health.Failed, "A sender domain's SPF record is invalid: servers ignore it, or refuse the mail.",
+		"correct it: one record, at most ten DNS queries (RFC 7208 section 4.6.4)"},
 	{"spf.unknown", health.Warning, "DNS gave no answer about a sender domain's SPF record.", "check the domain's name servers"},
-	{"spf.upstream", health.Info, "A sender domain's mail leaves by upstreams; their operators know the include for its SPF record.", ""},
+	{"spf.upstream", health.Info, "A sender domain's mail leaves through upstreams; their operators know the include for its SPF record.", ""},
 	{"spf.no-address", health.Skipped, "SPF was not checked, since the address that mail leaves from is unknown.", "name it with --address"},
 	{"spf.more", health.Info, "There are more sender domains than are checked.", ""},
 	{"dmarc.ok", health.OK, "", ""},
+	{"dmarc.fail", health.Failed, "Mail of a sender domain fails DMARC, since neither DKIM nor SPF passes for it: large providers refuse it.",
+		"make a DKIM key with 'postern dkim add DOMAIN', and mend the SPF record"},
 	{"dmarc.none", health.Info, "A sender domain has no DMARC record; large providers want one from bulk senders.", ""},
 	{"sender.no-mail", health.Warning, "A sender domain takes no mail: bounces are lost, and many servers refuse its mail.",
 		"give it an MX record, or remove its sender patterns"},
@@ -45,7 +47,7 @@ func (c *checkup) lookAtSenderDomains(ctx context.Context, r *report) {
 	}
 	domains := v.senderDomains()
 	if len(domains) > mostDomains {
-		defer r.add("spf.more", "sender domains", "%d of %d were looked at", mostDomains, len(domains))
+		defer r.add("spf.more", "sender domains", "%d of %d were checked", mostDomains, len(domains))
 		domains = domains[:mostDomains]
 	}
 	if len(domains) == 0 {
@@ -67,87 +69,67 @@ func (c *checkup) lookAtSenderDomains(ctx context.Context, r *report) {
 }
 
 func (c *checkup) senderDomain(ctx context.Context, r *report, v *mailView, domain string, addrs []netip.Addr) {
-	if v.byMX(domain) {
-		for _, addr := range addrs {
-			if c.spf(ctx, r, domain, addr) == spf.None {
-				break // and so for all of them
-			}
-		}
+	subject := "domain " + domain
+	to := c.receiver()
+	mail := receiver.Mail{Author: domain, Sender: domain, Addrs: addrs, Upstream: !v.byMX(domain)}
+	if mail.Upstream {
+		r.add("spf.upstream", subject, "%s", spfRecord(ctx, to, domain))
 	} else {
-		r.add("spf.upstream", "domain "+domain, "%s", c.spfRecord(ctx, domain))
+		mail.Signatures = dkim.Mode(c.cfg.Delivery.DKIM).Of(v.signs(domain))
 	}
-	c.dmarc(ctx, r, domain)
+	for _, f := range to.Judge(ctx, mail) {
+		switch f.Check {
+		case "SPF":
+			addSPF(r, subject, f)
+		case "DMARC":
+			c.addDMARC(ctx, r, subject, f)
+		}
+	}
 	c.takesMail(ctx, r, domain)
 }
 
-// spf judges as a receiving server does, with the resolver of deliveries.
-func (c *checkup) spf(ctx context.Context, r *report, domain string, addr netip.Addr) spf.Result {
-	subject := "domain " + domain
+// receiver judges as the servers do that mail is sent to.
+func (c *checkup) receiver() receiver.Receiver {
 	hostname, _ := c.cfg.ServerName()
-	result, err := spf.CheckHostWithSender(net.IP(addr.AsSlice()), hostname, "postmaster@"+domain,
-		spf.WithContext(ctx), spf.WithResolver(spfResolver{c.dns}))
-	switch result {
+	return receiver.Receiver{DNS: c.dns, Hello: hostname}
+}
+
+func addSPF(r *report, subject string, f receiver.Finding) {
+	publish := screen.OneLine(f.Publish)
+	if publish != "" {
+		publish = "; to publish: " + publish
+	}
+	switch spf.Result(f.Result) {
 	case spf.Pass:
-		r.add("spf.ok", subject, "%s may send its mail", addr)
+		r.add("spf.ok", subject, "%s may send its mail", f.Of)
 	case spf.None:
-		r.add("spf.none", subject, "no record (v=spf1)")
+		r.add("spf.none", subject, "no record (v=spf1)%s", publish)
 	case spf.Fail, spf.SoftFail, spf.Neutral:
-		r.add("spf.fail", subject, "%s: %s (%v)", addr, result, err)
+		r.add("spf.fail", subject, "%s: %s (%s)%s", f.Of, f.Result, f.Why, publish)
 	case spf.PermError:
-		r.add("spf.broken", subject, "%v", err)
+		r.add("spf.broken", subject, "%s", f.Why)
 	default:
-		r.add("spf.unknown", subject, "%v", err)
+		r.add("spf.unknown", subject, "%s", f.Why)
 	}
-	return result
 }
 
-// spfResolver asks for the library that judges.
-type spfResolver struct{ dns *resolver.Resolver }
-
-func (s spfResolver) LookupTXT(ctx context.Context, name string) ([]string, error) {
-	list, err := s.dns.TXT(ctx, name)
-	return list, judged(err)
-}
-
-func (s spfResolver) LookupMX(ctx context.Context, name string) (list []*net.MX, err error) {
-	records, _, err := s.dns.MX(ctx, name)
-	for _, mx := range records {
-		list = append(list, &net.MX{Host: mx.Mx, Pref: mx.Preference})
+func (c *checkup) addDMARC(ctx context.Context, r *report, subject string, f receiver.Finding) {
+	policy, err := c.receiver().Policy(ctx, f.Of)
+	switch {
+	case err != nil:
+		r.add("spf.unknown", subject, "DMARC: %v", err)
+	case policy == nil:
+		r.add("dmarc.none", subject, "%s; to publish: %s", f.Why, f.Publish)
+	case f.Result == receiver.Fail:
+		r.add("dmarc.fail", subject, "%s: %s", f.Why, policy.Record)
+	default:
+		r.add("dmarc.ok", subject, "%s: %s", f.Why, policy.Record)
 	}
-	return list, judged(err)
-}
-
-func (s spfResolver) LookupIPAddr(ctx context.Context, host string) ([]net.IPAddr, error) {
-	addrs, err := s.dns.Addresses(ctx, host)
-	list := make([]net.IPAddr, len(addrs.List))
-	for i, a := range addrs.List {
-		list[i] = net.IPAddr{IP: a.AsSlice()}
-	}
-	return list, judged(err)
-}
-
-func (s spfResolver) LookupAddr(ctx context.Context, text string) ([]string, error) {
-	addr, err := netip.ParseAddr(text)
-	if err != nil {
-		return nil, err
-	}
-	list, err := s.dns.Names(ctx, addr)
-	return list, judged(err)
-}
-
-// judged is an error as the library wants it. It takes one that is not marked as temporary for a
-// defect of the record.
-func judged(err error) error {
-	if err == nil {
-		return nil
-	}
-	none := errors.Is(err, resolver.ErrNone)
-	return &net.DNSError{Err: err.Error(), UnwrapErr: err, IsNotFound: none, IsTemporary: !none}
 }
 
 // spfRecord says which record there is.
-func (c *checkup) spfRecord(ctx context.Context, domain string) string {
-	records, err := c.records(ctx, domain, "v=spf1")
+func spfRecord(ctx context.Context, r receiver.Receiver, domain string) string {
+	records, err := r.Records(ctx, domain, "v=spf1")
 	switch {
 	case err != nil:
 		return err.Error()
@@ -155,42 +137,6 @@ func (c *checkup) spfRecord(ctx context.Context, domain string) string {
 		return "there is no record (v=spf1)"
 	}
 	return strings.Join(records, "; ")
-}
-
-// records are the TXT records of a name that begin with a version.
-func (c *checkup) records(ctx context.Context, name, version string) (list []string, err error) {
-	texts, err := c.dns.TXT(ctx, name)
-	for _, text := range texts {
-		if len(text) >= len(version) && strings.EqualFold(text[:len(version)], version) {
-			list = append(list, text)
-		}
-	}
-	if errors.Is(err, resolver.ErrNone) {
-		err = nil
-	}
-	return list, err
-}
-
-// dmarc looks at the domain and, when that has none, at the organization's (RFC 7489
-// section 6.6.3).
-func (c *checkup) dmarc(ctx context.Context, r *report, domain string) {
-	subject := "domain " + domain
-	asked := []string{domain}
-	if org, err := publicsuffix.EffectiveTLDPlusOne(domain); err == nil && org != domain {
-		asked = append(asked, org)
-	}
-	for _, name := range asked {
-		records, err := c.records(ctx, "_dmarc."+name, "v=DMARC1")
-		if err != nil {
-			r.add("spf.unknown", subject, "DMARC: %v", err)
-			return
-		}
-		if len(records) > 0 {
-			r.add("dmarc.ok", subject, "DMARC: %s", records[0])
-			return
-		}
-	}
-	r.add("dmarc.none", subject, "no record at _dmarc.%s", domain)
 }
 
 func (c *checkup) takesMail(ctx context.Context, r *report, domain string) {

@@ -34,14 +34,14 @@ var upstreamKinds = []kind{
 		"give the upstream another --source with 'postern upstream set', or this machine the address"},
 	{"upstream.tls", health.Failed, "TLS with the upstream is not as configured, so no mail goes there.",
 		"correct its --host, --ca-file or --tls with 'postern upstream set'"},
-	{"upstream.account", health.Failed, "The upstream does not take the account.",
+	{"upstream.account", health.Failed, "The upstream rejects the account.",
 		"ask its operator; correct the account with 'postern upstream set'"},
 	{"upstream.refuses", health.Failed, "The upstream refuses to talk to this server, or cannot be understood.",
 		"ask its operator; it may not know this address"},
 	{"upstream.self", health.Failed, "The upstream is this server itself, so mail would loop.", "correct its --host, or remove the route to it"},
 	{"upstream.open", health.Failed, "All nodes leave the upstream alone, so its mail waits or takes another way.",
 		"correct what its reply names, at the provider or with 'postern upstream set'; then 'postern upstream resume' has it probed"},
-	{"upstream.clear", health.Warning, "Mail goes to the upstream without verified TLS, so others on the way may read or take it; on loopback that is ok.",
+	{"upstream.clear", health.Warning, "Mail goes to the upstream without verified TLS, so others on the way may read or intercept it; on loopback that is ok.",
 		"set --tls require or implicit with 'postern upstream set'"},
 	{"upstream.token", health.Failed, "The upstream's account gets no access token, so its mail waits.", "see docs/oauth.md for what the authority said"},
 	{"upstream.login", health.Failed, "A person has to log in for the upstream's account, so its mail waits.", "run 'postern upstream login' with the upstream's name"},
@@ -52,8 +52,8 @@ var upstreamKinds = []kind{
 		"make a new one at the provider, and give it to 'postern upstream set' with its --secret-expires"},
 	{"upstream.budget", health.Warning, "The upstream's budget is spent, and mail waits for its turn.",
 		"raise it with 'postern upstream set NAME --budget' if the provider allows more, or limit the users with 'postern limit set'"},
-	{"upstream.reckoned", health.Failed, "The upstream's budget cannot be reckoned, so its mail waits.",
-		"set it anew with 'postern upstream set NAME --budget'; its time zone may be gone from the database, or a newer Postern has set it"},
+	{"upstream.reckoned", health.Failed, "The upstream's budget cannot be computed, so its mail waits.",
+		"set it again with 'postern upstream set NAME --budget'; the database may no longer know its time zone, or a newer Postern has set it"},
 	{"upstream.sessions", health.Warning, "The upstream's budget has fewer sessions than there are nodes, so some have none.",
 		"raise it with 'postern upstream set NAME --budget' if the provider allows more, or deliver from fewer nodes"},
 	{"upstream.busy", health.Skipped, "All sessions that the upstream's budget allows are in use, so it was not tried.", "check again when less mail goes out"},
@@ -269,7 +269,7 @@ func (c *checkup) upstream(r *report, up upstream.Account, p connect.Probe) {
 	}
 	account := "without an account"
 	if up.Username != "" {
-		account = "it takes the account " + up.Username
+		account = "it accepts the account " + up.Username
 	}
 	r.add("upstream.ok", subject, "%s (%s) answers, %s, %s", at, p.Addr.Addr(), orClear(p.TLS), account)
 	if !up.Verified() && !p.Addr.Addr().IsLoopback() {

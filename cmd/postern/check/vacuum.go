@@ -15,10 +15,10 @@ var vacuumKinds = []kind{
 	{"db.autovacuum", health.Failed, "Autovacuum is off, so the queue's tables grow and become slow.", "set autovacuum and track_counts to on"},
 	{"db.old-transaction", health.Warning, "A long transaction keeps deleted rows, so the queue's tables grow.",
 		"end it: select pg_terminate_backend(PID), or commit or roll back the prepared one"},
-	{"db.slot", health.Warning, "An unused replication slot keeps the log until the disk is full.",
+	{"db.slot", health.Warning, "An unused replication slot keeps WAL until the disk is full.",
 		"bring its replica back, or drop it: select pg_drop_replication_slot('NAME')"},
 	{"db.dead-rows", health.Warning, "Vacuum does not keep up with a table's deleted rows.", "end old transactions, then run VACUUM on the table"},
-	{"db.wraparound", health.Warning, "Vacuum has not frozen rows for long; near 2 billion the database stops taking commits.",
+	{"db.wraparound", health.Warning, "Vacuum has not frozen rows for a long time; near 2 billion the database stops taking commits.",
 		"end old transactions and slots, then run VACUUM FREEZE on the database"},
 }
 

@@ -13,6 +13,7 @@ import (
 	"postern/auth"
 	"postern/cmd/postern/database"
 	"postern/relay/acme"
+	"postern/relay/dkim/keys"
 	"postern/relay/keyring"
 	"postern/relay/route"
 	"postern/relay/seal"
@@ -31,6 +32,7 @@ type mailView struct {
 	secrets   []upstream.Secret
 	breakers  breaker.States
 	budgets   []budget.Usage
+	dkim      []keys.Key
 	keys      *keyring.View
 	keyErr    error // of the key file; then keys has what it has not opened
 	// certificates is what nodes have told of those by ACME
@@ -93,6 +95,9 @@ func (c *checkup) readView(ctx context.Context, pool *pgxpool.Pool) (*mailView, 
 		return nil, err
 	}
 	if v.budgets, err = accounts.Budgets(ctx); err != nil {
+		return nil, err
+	}
+	if v.dkim, err = keys.List(ctx, pool, ""); err != nil {
 		return nil, err
 	}
 	if v.certificates, err = acme.List(ctx, pool); err != nil {

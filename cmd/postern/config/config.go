@@ -21,6 +21,7 @@ import (
 	"postern/internal/owned"
 	"postern/relay/connect"
 	"postern/relay/delivery"
+	"postern/relay/dkim"
 	"postern/relay/queue"
 	"postern/relay/retention"
 	"postern/relay/smtp"
@@ -130,6 +131,7 @@ type Delivery struct {
 	RecipientsPerTransaction int      `toml:"recipients_per_transaction" reload:"yes" above:"0"`
 	MXPort                   int      `toml:"mx_port" above:"0"`
 	AllowPrivateMX           bool     `toml:"allow_private_mx"`
+	DKIM                     string   `toml:"dkim" reload:"yes"`
 	Source                   string   `toml:"source"`
 	IP                       string   `toml:"ip"`
 	Hello                    string   `toml:"hello"`
@@ -176,7 +178,7 @@ func Defaults() Config {
 		Delivery: Delivery{
 			Connections: sending.Connections, MXConnections: sending.MXConnections, Memory: size(sending.Memory),
 			IdleTime: Duration(sending.IdleTime), MessagesPerConn: sending.PerConnection, RecipientsPerTransaction: sending.PerTransaction,
-			MXPort: connect.Defaults().MXPort,
+			MXPort: connect.Defaults().MXPort, DKIM: string(sending.DKIM),
 		},
 		Retention: Retention{Audit: Duration(login.Audit), Correspondents: Duration(kept.Correspondents)},
 		Log:       Log{Format: "text", Level: "info"},
@@ -304,6 +306,9 @@ func (c *Config) validate() error {
 	if c.Delivery.MXPort > 65535 {
 		return fmt.Errorf("delivery.mx_port must be at most 65535, not %d", c.Delivery.MXPort)
 	}
+	if !dkim.Mode(c.Delivery.DKIM).Valid() {
+		return fmt.Errorf("delivery.dkim must be \"off\", \"rsa\" or \"both\", not %q", c.Delivery.DKIM)
+	}
 	if err := c.Delivery.Origin().Validate(); err != nil {
 		return fmt.Errorf("delivery: %w", err)
 	}
@@ -413,7 +418,7 @@ func (l *Listener) Proxies() ([]netip.Prefix, error) {
 		case err != nil:
 			return nil, fmt.Errorf("proxy_protocol: %q is not a network such as 10.0.0.0/8", text)
 		case p.Bits() == 0:
-			return nil, fmt.Errorf("proxy_protocol: %q is everybody, and everybody could say to be anybody; name the load balancers", text)
+			return nil, fmt.Errorf("proxy_protocol: %q is everybody, who could then claim any address; name the load balancers", text)
 		}
 		list = append(list, p.Masked())
 	}

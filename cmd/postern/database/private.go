@@ -79,7 +79,7 @@ func AwaitPrivate(ctx context.Context, dir string) (*pgserver.Server, error) {
 		}
 	}
 	if errors.Is(err, pgserver.ErrInUse) {
-		err = fmt.Errorf("%w: stop it, or give this node a folder of its own; nodes that share a database need one by [database] url", err)
+		err = fmt.Errorf("%w: stop it, or give this node a folder of its own; nodes that share a database need [database] url", err)
 	}
 	return server, err
 }

@@ -50,5 +50,5 @@ func RequirePrivileges(ctx context.Context, conn *pgx.Conn) error {
 	for i := range what {
 		what[i] = "grant " + what[i] + " to " + role
 	}
-	return fmt.Errorf("the database's role %s may not do all that a node does; run as the owner of the tables: %s", role, strings.Join(what, "; "))
+	return fmt.Errorf("the database's role %s lacks privileges that a node needs; run as the owner of the tables: %s", role, strings.Join(what, "; "))
 }

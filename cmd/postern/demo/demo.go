@@ -80,7 +80,7 @@ func Run(ctx context.Context, cfg Config) error {
 	d.say("Starting a private PostgreSQL server in %s ...", d.postgres)
 	server, err := d.startDatabase(ctx)
 	if errors.Is(err, pgserver.ErrInUse) {
-		return fmt.Errorf("a demo is up in %s already: stop it, or give another folder with --dir", d.dir)
+		return fmt.Errorf("a demo is already running in %s: stop it, or give another folder with --dir", d.dir)
 	}
 	if err != nil {
 		return err
@@ -122,7 +122,7 @@ func (d *demo) prepare(ctx context.Context, url string, sink *net.TCPAddr) error
 	err = migrations.Apply(ctx, conn, nil)
 	_ = conn.Close(context.WithoutCancel(ctx))
 	if errors.Is(err, migrations.ErrChanged) || errors.Is(err, migrations.ErrNewer) {
-		return fmt.Errorf("the demo's database is of another version of this program: remove %s, or give another folder with --dir", d.postgres)
+		return fmt.Errorf("the demo's database belongs to another version of this program: remove %s, or give another folder with --dir", d.postgres)
 	}
 	if err != nil {
 		return err

@@ -14,10 +14,12 @@ import (
 
 	"postern/auth"
 	"postern/cmd/postern/config"
+	"postern/cmd/postern/receiver"
 	"postern/cmd/postern/screen"
 	"postern/internal/refusal"
 	"postern/policy"
 	"postern/policy/quota"
+	"postern/relay/dkim"
 	"postern/relay/route"
 	"postern/relay/seal"
 	"postern/relay/smtp"
@@ -43,6 +45,9 @@ type Relay struct {
 	Pool   *pgxpool.Pool
 	Server config.Submission
 	Routes *route.Table
+
+	Receiver receiver.Receiver // that gets it in the end
+	Signs    dkim.Mode         // mail to MX
 }
 
 // Message says what would become of a message now.
@@ -53,6 +58,8 @@ type Message struct {
 	Limits   []Limit       `json:"limits"` // that are used up by and by, and their use without this message
 	Hold     string        `json:"hold,omitempty"`
 	Routes   []messageWay  `json:"routes"`
+
+	Receivers []reception `json:"receivers,omitempty"`
 }
 
 type messageStep struct {
@@ -142,7 +149,7 @@ func (e *Message) login(ctx context.Context, users *auth.Store, q Question) erro
 			return err
 		}
 		if c.UserID != u.ID {
-			return refusal.Invalid("credential %d is of %s, not of %s", c.ID, c.User, u.Name)
+			return refusal.Invalid("credential %d belongs to %s, not to %s", c.ID, c.User, u.Name)
 		}
 		if state := c.State(time.Now()); state != "active" {
 			rule = fmt.Sprintf("credential %d is %s", c.ID, state)
@@ -191,6 +198,7 @@ func (e *Message) ways(ctx context.Context, r Relay, q Question) error {
 	if err != nil {
 		return err
 	}
+	var ways []route.Way // that are taken
 	for _, to := range q.To {
 		way := messageWay{Recipient: to.String()}
 		d, err := r.Routes.Resolve(ctx, q.User.ID, q.From, to)
@@ -214,8 +222,12 @@ func (e *Message) ways(ctx context.Context, r Relay, q Question) error {
 			way.Via = way.Ways[i].Via
 		}
 		e.Routes = append(e.Routes, way)
+		named := func(w route.Way) bool { return w.Name == way.Via }
+		if i := slices.IndexFunc(d.Ways, named); i >= 0 && !slices.ContainsFunc(ways, named) {
+			ways = append(ways, d.Ways[i])
+		}
 	}
-	return nil
+	return e.received(ctx, r, q, ways)
 }
 
 // Print prints the explanation for people.
@@ -254,6 +266,9 @@ func (e *Message) Print(to io.Writer) error {
 	}
 	fmt.Fprintln(to)
 	if err := t.Print(to); err != nil {
+		return err
+	}
+	if err := e.printReceivers(to); err != nil {
 		return err
 	}
 	switch {

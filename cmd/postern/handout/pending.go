@@ -19,9 +19,9 @@ func (p *Pending) add(path string, text []byte, over bool) error {
 	was, err := os.Lstat(path)
 	switch {
 	case err == nil && !was.Mode().IsRegular():
-		return fmt.Errorf("%s is there already, and no plain file", path)
+		return fmt.Errorf("%s already exists and is not a regular file", path)
 	case err == nil && !over:
-		return fmt.Errorf("%s is there already: --force writes over it", path)
+		return fmt.Errorf("%s already exists: --force overwrites it", path)
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return err
 	}

@@ -39,8 +39,8 @@ func (p *Profiles) Flags(cmd *cobra.Command) {
 const ProfilesHelp = `--mobileconfig writes a configuration profile for iPhone and Mac, --autoconfig one in
 Thunderbird's autoconfig format. Neither contains a password; existing files are not
 overwritten without --force. Both describe an account that also fetches mail: name its
-IMAP server with --imap (TLS on port 993). Without it Apple's file names this server in
-its place, and Mozilla's has no incoming server.`
+IMAP server with --imap (TLS on port 993). Without --imap, Apple's file names this
+server instead, and Mozilla's has no incoming server.`
 
 // Put puts the files that were made into their places, and says so. Errors: of writing them.
 func (p *Profiles) Put(say io.Writer, made Pending) error {
@@ -51,7 +51,7 @@ func (p *Profiles) Put(say io.Writer, made Pending) error {
 		fmt.Fprintf(say, "wrote %s\n", screen.Printable(file.Path))
 	}
 	if p.Apple != "" && p.IMAP == "" {
-		fmt.Fprintln(say, "warning: Apple has no profile without an incoming server: the profile names this one, which has no mail to fetch; name yours with --imap")
+		fmt.Fprintln(say, "warning: Apple's profile must have an incoming server: it names this server, which has no mail to fetch; name yours with --imap")
 	}
 	if p.Mozilla != "" && p.IMAP == "" {
 		fmt.Fprintln(say, "warning: Mozilla's file has no incoming server, and a client may refuse it; name yours with --imap")

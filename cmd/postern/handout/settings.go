@@ -74,7 +74,7 @@ func (p *Profiles) Check(s Settings) error {
 		return errors.New("--mobileconfig and --autoconfig need a file each")
 	}
 	if len(s.Ports) == 0 {
-		return errors.New("the configuration has no [[listener]] with a port: there is nothing to tell a mail client")
+		return errors.New("the configuration has no [[listener]] with a port: there are no settings for a mail client")
 	}
 	_, _, err := p.incoming()
 	return err

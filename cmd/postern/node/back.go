@@ -13,6 +13,7 @@ import (
 	"postern/relay/bounce"
 	"postern/relay/connect"
 	"postern/relay/delivery"
+	"postern/relay/dkim"
 	"postern/relay/resolver"
 	"postern/relay/route"
 	"postern/relay/seal"
@@ -45,7 +46,7 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 	sealer := n.keys.sealer
 	if n.keys.err != nil && sealer == nil {
 		// Only upstreams with a password need it; theirs is the mail that waits.
-		n.Log.Warn("upstream passwords cannot be opened; mend the key and restart", "error", n.keys.err)
+		n.Log.Warn("upstream passwords cannot be opened; repair the key and restart", "error", n.keys.err)
 	}
 	pool, err := n.pool(ctx, "routes", 1, nil)
 	if err != nil {
@@ -72,7 +73,7 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 		},
 		Connections: d.Connections, MXConnections: d.MXConnections, Nodes: n.queue.Nodes, PerConnection: d.MessagesPerConn,
 		PerTransaction: d.RecipientsPerTransaction, MaxOpen: n.descriptors().Deliveries, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
-		RecordWays: n.Config.Queue.Gate == "strict",
+		RecordWays: n.Config.Queue.Gate == "strict", DKIM: dkim.Mode(d.DKIM), Keys: n.signing.ring,
 	}
 	policies := transport.New(transport.Config{DB: pool, DNS: dns, Fetch: cfg.Connect.Fetcher(), Node: n.name, Log: n.Log, Guard: n.guard})
 	cfg.Connect.Policies = policies
@@ -87,18 +88,8 @@ func newBack(ctx context.Context, n *Node, own []netip.AddrPort) (*back, error) 
 		secrets: readings[upstream.Secret]{node: n, what: "secrets", every: time.Minute, read: (&secrets{node: n, store: accounts}).look},
 		used:    readings[budget.Usage]{node: n, what: "budgets", every: 10 * time.Second, read: accounts.Budgets},
 		engine:  delivery.New(cfg),
-		bouncer: bounce.New(bounce.Config{Queue: n.queue, Hostname: n.hostname, Mail: n.mail, Log: n.Log}),
+		bouncer: bounce.New(bounce.Config{Queue: n.queue, Hostname: n.hostname, Mail: n.mail, Log: n.Log, Keys: n.signing.ring}),
 	}, nil
-}
-
-// resolver makes the node's one.
-func (n *Node) resolver() (*resolver.Resolver, error) {
-	cfg, err := n.Config.DNS.Config()
-	if err != nil {
-		return nil, err
-	}
-	cfg.Log, cfg.Guard = n.Log, n.guard
-	return resolver.New(cfg), nil
 }
 
 // tokens makes what gets the access tokens of upstream accounts.
@@ -161,7 +152,7 @@ func (b *back) rebound() {
 	d := b.node.Config.Delivery
 	b.engine.Rebound(delivery.Bounds{
 		Connections: d.Connections, MXConnections: d.MXConnections, PerConnection: d.MessagesPerConn,
-		PerTransaction: d.RecipientsPerTransaction, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory),
+		PerTransaction: d.RecipientsPerTransaction, IdleTime: time.Duration(d.IdleTime), Memory: int64(d.Memory), DKIM: dkim.Mode(d.DKIM),
 	})
 }
 

@@ -109,7 +109,7 @@ func (f *front) build(ctx context.Context, next *back) error {
 		Hostname: f.node.hostname, Listeners: f.listeners, Certificates: f.certs,
 		Verifier: f.verifier, Current: f.verifier, Sessions: f.sessions,
 		Queue: f.node.queue, Log: f.node.mail, System: f.node.Log, Guard: f.node.guard, TempDir: s.SpoolDir, HideClient: !s.ShowClientAddress,
-		Limits: f.limits(),
+		Limits: f.limits(), Keys: f.node.signing.ring,
 	}
 	limited, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()

@@ -11,8 +11,8 @@ import (
 	"postern/relay/seal"
 )
 
-// keys are the sealing keys of a node.
-type keys struct {
+// sealing are the sealing keys of a node.
+type sealing struct {
 	sealer *seal.Sealer // nil: it needs none, or its file cannot be read
 	err    error        // at the start
 	ring   *keyring.Ring
@@ -47,7 +47,7 @@ func (n *Node) startKeys() {
 	n.keys.loop.Go(func() { n.guard.Keep(ctx, "sealing keys", func() { n.keys.ring.Run(ctx) }) })
 }
 
-func (k *keys) close() {
+func (k *sealing) close() {
 	if k.stop != nil {
 		k.stop()
 		k.loop.Wait()

@@ -151,7 +151,7 @@ func (p *pulse) judge(heartbeat, dispatcher time.Duration, answers bool) error {
 	}
 	switch {
 	case heartbeat > heartbeatTurn:
-		return fmt.Errorf("the heartbeat's loop has not come round for %v", heartbeat.Round(time.Second))
+		return fmt.Errorf("the heartbeat's loop has not run for %v", heartbeat.Round(time.Second))
 	case dispatcher > dispatcherTurn && time.Since(p.away) > dispatcherTurn:
 		return fmt.Errorf("deliveries have not been dispatched for %v", dispatcher.Round(time.Second))
 	}

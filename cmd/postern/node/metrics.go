@@ -64,6 +64,7 @@ func (n *Node) registerParts() {
 	admin.Register(r, nil, n.guard.Caught, []admin.Reading[int64]{
 		{Name: "postern_panics_total", Help: "Defects of Postern that were met outside of sessions and attempts, and survived.", Counter: true, Value: number[int64]},
 	})
+	admin.RegisterDKIM(r, n.signing.ring.List)
 	if n.front != nil {
 		n.front.register(r)
 	}
@@ -163,6 +164,9 @@ var deliveryReadings = []admin.Reading[delivery.Stats]{
 	{Name: "postern_delivery_messages", Help: "Messages that the delivery holds in memory.", Value: of(func(s delivery.Stats) int { return s.Messages })},
 	{Name: "postern_delivery_memory_bytes", Help: "Octets of the messages that the delivery holds in memory.", Value: of(func(s delivery.Stats) int64 { return s.Memory })},
 	{Name: "postern_delivery_memory_limit_bytes", Help: "The most that the messages in memory for delivery may take, [delivery] memory.", Value: of(func(s delivery.Stats) int64 { return s.MemoryLimit })},
+	{Name: "postern_dkim_signed_total", Help: "Transactions with a message that was signed.", Counter: true, Value: of(func(s delivery.Stats) int64 { return s.Signed })},
+	{Name: "postern_dkim_unsigned_total", Help: "Transactions with a message that was not signed although its way signs: its author's domain has no key for it, or had none when it was accepted.", Counter: true,
+		Value: of(func(s delivery.Stats) int64 { return s.Unsigned })},
 	{Name: "postern_delivery_panics_total", Help: "Attempts that ended by a defect of Postern.", Counter: true, Value: of(func(s delivery.Stats) int64 { return s.Panics })},
 }
 

@@ -21,6 +21,7 @@ import (
 	"postern/relay/maillog"
 	"postern/relay/queue"
 	"postern/relay/queue/desk"
+	"postern/relay/resolver"
 	"postern/relay/retention"
 	"postern/relay/submission"
 )
@@ -54,7 +55,8 @@ type Node struct {
 	front  *front // accepts mail; nil with --only delivery
 	back   *back  // sends it on; nil with --only submission
 
-	keys      keys
+	keys      sealing
+	signing   signing
 	queue     *queue.Queue
 	anomaly   *anomaly.Detector
 	retention *retention.Retention
@@ -152,7 +154,7 @@ func (n *Node) checkPooler(ctx context.Context) error {
 		return err
 	}
 	if n.shared = p.Shares; n.shared && n.Config.Queue.Notify {
-		n.Log.Warn("a pooler lends connections of the database by the transaction: notifications do not come through, so the node polls")
+		n.Log.Warn("a pooler lends database connections by transaction: notifications do not arrive, so the node polls")
 	}
 	return p.Refusal()
 }
@@ -252,7 +254,21 @@ func (n *Node) buildQueue(ctx context.Context) error {
 		Watcher:  n.anomaly, LargeStored: n.retention.LargeStored,
 		HoldMade: n.held(workPool, n.mail.Hold), HoldEnded: n.held(workPool, n.mail.Released),
 	})
-	return n.openKeys(ctx, workPool)
+	if err := n.openKeys(ctx, workPool); err != nil {
+		return err
+	}
+	n.buildSigning(workPool)
+	return nil
+}
+
+// resolver makes the node's one.
+func (n *Node) resolver() (*resolver.Resolver, error) {
+	cfg, err := n.Config.DNS.Config()
+	if err != nil {
+		return nil, err
+	}
+	cfg.Log, cfg.Guard = n.Log, n.guard
+	return resolver.New(cfg), nil
 }
 
 // listeners are those of the front.
@@ -300,6 +316,9 @@ func (n *Node) start(ctx context.Context) error {
 	n.anomaly.Start()
 	n.retention.Start()
 	n.startKeys()
+	if err := n.startSigning(startCtx); err != nil {
+		return err
+	}
 	if n.front != nil {
 		n.front.startLogins()
 	}
@@ -313,6 +332,7 @@ func (n *Node) start(ctx context.Context) error {
 func (n *Node) closeQueue(ctx context.Context) error {
 	n.anomaly.Close()
 	n.retention.Close()
+	n.signing.close()
 	n.keys.close()
 	return n.queue.Close(ctx)
 }
@@ -330,5 +350,5 @@ func (n *Node) close() {
 
 // Exposed logs that everybody may read a secret of this node.
 func (n *Node) Exposed(err error) {
-	n.Log.Warn("a secret is open to others", "error", err)
+	n.Log.Warn("other users can access a secret", "error", err)
 }

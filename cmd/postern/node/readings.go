@@ -37,7 +37,7 @@ func (r *readings[T]) run(ctx context.Context) {
 			r.last.Store(&list)
 		}
 		if err != nil && ctx.Err() == nil {
-			r.node.Log.Warn("the "+r.what+" of upstreams could not be looked at", "error", err)
+			r.node.Log.Warn("the "+r.what+" of upstreams could not be read", "error", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -30,7 +30,7 @@ func (n *Node) reload(ctx context.Context) {
 		_, err = inTime(ctx, func() (struct{}, error) { return struct{}{}, n.front.certs.Reload() })
 	}
 	if err != nil {
-		n.Log.Error("the configuration is not reloaded, the node runs on as before", "error", screen.OneLine(err.Error()))
+		n.Log.Error("the configuration is not reloaded, the node keeps the old one", "error", screen.OneLine(err.Error()))
 		return
 	}
 	running := n.Config
@@ -64,7 +64,7 @@ func inTime[T any](ctx context.Context, do func() (T, error)) (T, error) {
 		return r.value, r.err
 	case <-ctx.Done():
 		var none T
-		return none, fmt.Errorf("its files are not read to the end: %w", context.Cause(ctx))
+		return none, fmt.Errorf("reading its files did not finish: %w", context.Cause(ctx))
 	}
 }
 

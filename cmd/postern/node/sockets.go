@@ -84,7 +84,7 @@ func (s *sockets) left() error {
 		return nil
 	}
 	slices.Sort(list)
-	return fmt.Errorf("sockets were handed over that no [[listener]] takes by an address like %q: %s", config.HandedOver+"NAME", strings.Join(list, ", "))
+	return fmt.Errorf("sockets were handed over that no [[listener]] uses by an address like %q: %s", config.HandedOver+"NAME", strings.Join(list, ", "))
 }
 
 // close closes what was not taken.

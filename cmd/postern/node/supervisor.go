@@ -27,7 +27,7 @@ func newSupervisor(socket string, log *slog.Logger) *supervisor {
 	}
 	watch, err := sd.SdWatchdogEnabled(false)
 	if err != nil {
-		log.Warn("the service manager's watchdog is not served", "error", err)
+		log.Warn("cannot serve the service manager's watchdog", "error", err)
 	}
 	s.watch = watch
 	return s
@@ -39,7 +39,7 @@ func (s *supervisor) tell(assignments ...string) {
 		return
 	}
 	if err := s.send(strings.Join(assignments, "\n")); err != nil {
-		s.log.Warn("the service manager cannot be told of the state", "error", err)
+		s.log.Warn("cannot report the state to the service manager", "error", err)
 	}
 }
 

@@ -70,7 +70,7 @@ func (t *Table) Print(w io.Writer) error {
 		printRow(&text, row, widths, room, wraps)
 	}
 	if len(hidden) > 0 {
-		said := "too narrow for " + strings.Join(hidden, ", ") + ": '| cat' shows all"
+		said := "no room for " + strings.Join(hidden, ", ") + ": '| cat' shows all"
 		text.WriteString(strings.Join(folded(said, room), "\n") + "\n")
 	}
 	_, err := io.WriteString(w, text.String())

@@ -15,6 +15,7 @@ import (
 	"postern/cmd/postern/secret"
 	"postern/internal/refusal"
 	"postern/internal/units"
+	"postern/relay/dkim"
 	"postern/relay/upstream"
 	"postern/relay/upstream/oauth"
 )
@@ -34,7 +35,7 @@ type Flags struct {
 	tokens                                        grantFlags
 	connections, messages, recipients             int
 	senders                                       []string
-	rewriteSender, budget                         string
+	rewriteSender, budget, dkim                   string
 }
 
 // Add adds them to cmd.
@@ -49,8 +50,8 @@ func (u *Flags) Add(cmd *cobra.Command) {
 	f.StringVar(&u.expires, "secret-expires", "", "last valid `day` of the password or secret, such as 2027-01-31; you are warned before it (default: the certificate's)")
 	f.StringVar(&u.caFile, "ca-file", "", "PEM `file` of the authorities to trust instead of the system's")
 	f.StringVar(&u.tlsName, "tls-name", "", "`name` that the server's certificate must have (default: that of --host)")
-	f.StringSliceVar(&u.pins, "tls-pin", nil, "`sha256:HASH` of the certificate's public key, instead of authority and name; again for the next key")
-	f.StringVar(&u.mechanism, "auth-mechanism", "auto", "plain, login, xoauth2, oauthbearer or auto: what the server takes")
+	f.StringSliceVar(&u.pins, "tls-pin", nil, "`sha256:HASH` of the certificate's public key, instead of authority and name; may be repeated, for the next key")
+	f.StringVar(&u.mechanism, "auth-mechanism", "auto", "plain, login, xoauth2, oauthbearer or auto: what the server offers")
 	f.StringVar(&u.origin.Source, "source", "", "our `address`, or IPv4,IPv6 (default: delivery.source)")
 	f.StringVar(&u.origin.IP, "ip", "", "4, 6 or both (default: those of the source)")
 	f.StringVar(&u.origin.Hello, "hello", "", "our `name` in EHLO (default: delivery.hello)")
@@ -62,7 +63,9 @@ func (u *Flags) Add(cmd *cobra.Command) {
 	f.StringSliceVar(&u.senders, "senders", nil, "`patterns` of addresses that it may send as, like those of 'postern sender allow', or domains (default: all)")
 	f.StringVar(&u.rewriteSender, "rewrite-sender", "", "`address` that sends instead, in the envelope and in From")
 	f.IntVar(&u.recipients, "recipients-per-transaction", 0, "recipients of one transaction (default: delivery.recipients_per_transaction)")
-	f.StringVar(&u.budget, "budget", "", "the most that all nodes together give it, such as `'messages 30/m, recipients 10000/d, sessions 3'`; or none")
+	f.StringVar(&u.budget, "budget", "", "the most that all nodes together send, such as `'messages 30/m, recipients 10000/d, sessions 3'`; or none")
+	f.StringVar(&u.dkim, "dkim", "", "keys that sign its mail: off, rsa or both (default: the preset's; rsa without one)")
+	_ = cmd.RegisterFlagCompletionFunc("dkim", cobra.FixedCompletions([]string{string(dkim.Off), string(dkim.OnlyRSA), string(dkim.Both)}, cobra.ShellCompDirectiveNoFileComp))
 }
 
 // Apply puts the flags that are given into an account, and what is not set then as the preset
@@ -89,6 +92,9 @@ func (u *Flags) Apply(cmd *cobra.Command, to *upstream.Account) error {
 	}
 	if day, err := time.Parse(time.DateOnly, u.expires); given("secret-expires") && err == nil && time.Now().UTC().After(day.AddDate(0, 0, 1)) {
 		return refusal.Invalid("--secret-expires: %s is over: give the last day on which the secret is valid", u.expires)
+	}
+	if given("dkim") {
+		to.DKIM = dkim.Mode(u.dkim)
 	}
 	if given("tls") {
 		to.SetTLS(upstream.TLSMode(u.mode))

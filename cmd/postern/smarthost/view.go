@@ -86,6 +86,7 @@ func (s *Shown) Print(out io.Writer) error {
 	row("senders", strings.Join(s.Senders, ", "))
 	row("sends as", s.RewriteSender)
 	row("budget", s.Budget)
+	row("DKIM keys", string(s.DKIM))
 	row("in doubt", s.InDoubt)
 	row("state", s.State())
 	if b := &s.Breaker; b.Open {
@@ -118,7 +119,7 @@ func (s *Shown) Print(out io.Writer) error {
 
 func printBudget(out io.Writer, u budget.Usage) error {
 	if u.Err != nil {
-		_, err := fmt.Fprintf(out, "the budget cannot be reckoned, so mail waits: %v\n", u.Err)
+		_, err := fmt.Fprintf(out, "the budget cannot be computed, so mail waits: %v\n", u.Err)
 		return err
 	}
 	t := screen.Table{Head: []string{"BUDGET", "USED", "LEFT", "NEXT FREE"}}

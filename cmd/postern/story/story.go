@@ -154,7 +154,7 @@ func (s *Story) printWhyHeld(w io.Writer) {
 	for _, e := range s.Live {
 		switch {
 		case e.SetAside != "":
-			fmt.Fprintf(w, "\nThe mail for %s cannot be sent: %s.\n'postern queue release %s' tries again, 'queue cancel' throws it away.\n",
+			fmt.Fprintf(w, "\nThe mail for %s cannot be sent: %s.\n'postern queue release %s' tries again, 'queue cancel' deletes it.\n",
 				screen.Printable(e.Recipient), screen.Printable(e.SetAside), s.Message.ID)
 		case e.Doubt != "" && (e.State == desk.StateHeld || e.State == desk.StateWaiting):
 			s.printDoubt(w, e)
@@ -168,11 +168,11 @@ func (s *Story) printWhyHeld(w io.Writer) {
 			what = fmt.Sprintf("its credential %d", h.CredentialID)
 		}
 		user := userText(h.UserID, s.User)
-		fmt.Fprintf(w, "\nIt is held because %s is on hold since %s, by %s%s.\n'postern queue release --user %s' lets all mail of the user go.\n",
+		fmt.Fprintf(w, "\nIt is held because %s is on hold since %s, by %s%s.\n'postern queue release --user %s' releases all mail of the user.\n",
 			what, screen.LocalTime(h.MadeAt), screen.Printable(h.MadeBy), screen.Printable(screen.Colon(h.Reason)), screen.Printable(user))
 	}
 	if held > 0 && len(s.Held) == 0 {
-		fmt.Fprintf(w, "\nIt is held by itself: 'postern queue release %s' lets it go.\n", s.Message.ID)
+		fmt.Fprintf(w, "\nIt is held individually: 'postern queue release %s' releases it.\n", s.Message.ID)
 	}
 }
 

@@ -200,7 +200,7 @@ func (b *Breakers) Run(ctx context.Context, mail Deliveries) {
 	for failing := false; ; {
 		err := b.round(ctx)
 		if err != nil && !failing && ctx.Err() == nil {
-			b.cfg.Log.Warn("the breakers of upstreams are not known, will try again", "error", err)
+			b.cfg.Log.Warn("cannot read the breakers of upstreams, will retry", "error", err)
 		}
 		failing = err != nil
 		wake := b.wake

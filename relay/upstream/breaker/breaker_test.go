@@ -507,7 +507,7 @@ func TestDatabaseAway(t *testing.T) {
 			t.Fatalf("not told: %s", c.log)
 		}
 	}
-	if n := c.log.Count("the breakers of upstreams are not known"); n != 1 {
+	if n := c.log.Count("cannot read the breakers of upstreams"); n != 1 {
 		t.Errorf("log: %s", c.log)
 	}
 	if list, err := List(t.Context(), c.db.Pool); err != nil || len(list) != 2 || list[1].Opening != 1 {

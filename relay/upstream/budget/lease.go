@@ -207,9 +207,9 @@ func (b *Budgets) tell(down error) {
 	}
 	if silent := down != nil; silent != b.silent {
 		if b.silent = silent; silent {
-			b.cfg.Log.Warn("the budgets of upstreams cannot be asked: mail waits when what is leased is spent", "error", down)
+			b.cfg.Log.Warn("cannot read the budgets of upstreams: mail waits once the leased part is spent", "error", down)
 		} else {
-			b.cfg.Log.Info("the budgets of upstreams can be asked again")
+			b.cfg.Log.Info("the budgets of upstreams can be read again")
 		}
 	}
 }
@@ -218,9 +218,9 @@ func (b *Budgets) tell(down error) {
 func (b *Budgets) tellBad(u *account, err error) {
 	switch bad := err != nil; {
 	case bad && !u.bad:
-		b.cfg.Log.Error("the budget of an upstream cannot be reckoned: its mail waits", "upstream", u.name, "budget", u.setting, "error", err)
+		b.cfg.Log.Error("the budget of an upstream cannot be computed: its mail waits", "upstream", u.name, "budget", u.setting, "error", err)
 	case u.bad && !bad:
-		b.cfg.Log.Info("the budget of an upstream can be reckoned again", "upstream", u.name)
+		b.cfg.Log.Info("the budget of an upstream can be computed again", "upstream", u.name)
 	}
 	if u.bad = err != nil; u.bad {
 		u.badUntil = b.cfg.Clock.Now() + retry

@@ -70,7 +70,7 @@ func parseLimit(kind quota.Kind, text string) (l Limit, err error) {
 	case err != nil:
 		return l, refusal.Invalid("%v; %s", err, form)
 	case parsed[0].Max < 1:
-		return l, refusal.Invalid("%s 0: let the mail wait with 'postern upstream pause'; %s", kind, form)
+		return l, refusal.Invalid("%s 0 is not a limit: to make mail wait, use 'postern upstream pause'; %s", kind, form)
 	case parsed[0].Max > mostUnits:
 		return l, refusal.Invalid("%s %s: the amount is too large; %s", kind, text, form)
 	case zoned && (parsed[0].Window != 24*time.Hour || !zoneForm.MatchString(zone)):

@@ -35,7 +35,7 @@ type Used struct {
 // Headroom says how much is left of each limit, as 'messages 30/m: 12 left, sessions 3: 0 left'.
 func (u *Usage) Headroom() string {
 	if u.Err != nil {
-		return "its budget cannot be reckoned"
+		return "its budget cannot be computed"
 	}
 	var parts []string
 	for _, l := range u.Limits {

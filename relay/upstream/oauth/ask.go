@@ -75,7 +75,7 @@ type bounded struct {
 
 func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.URL.Scheme != "https" {
-		return nil, errors.New("secrets go only over TLS")
+		return nil, errors.New("secrets are sent only over TLS")
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	stop := context.AfterFunc(b.ctx, cancel)

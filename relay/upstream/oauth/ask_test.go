@@ -248,7 +248,7 @@ func TestNoSecretsInClear(t *testing.T) {
 	m := known["microsoft"]
 	m.Token = strings.Replace(m.Token, "https:", "http:", 1)
 	known["microsoft"] = m
-	if _, err := newAsker(known, a.Roots).ask(t.Context(), &g, ""); err == nil || !strings.Contains(err.Error(), "secrets go only over TLS") {
+	if _, err := newAsker(known, a.Roots).ask(t.Context(), &g, ""); err == nil || !strings.Contains(err.Error(), "secrets are sent only over TLS") {
 		t.Error(err)
 	}
 	if _, err := newAsker(at(a), x509.NewCertPool()).ask(t.Context(), &g, ""); err == nil || !strings.Contains(err.Error(), "certificate") {
@@ -300,8 +300,8 @@ func TestComplete(t *testing.T) {
 		"a path as tenant":       {func(g *Grant) { g.Tenant = "a/b" }, `tenant "a/b"`},
 		"a common tenant":        {func(g *Grant) { g.Tenant = "common" }, "its own tenant"},
 		"no client":              {func(g *Grant) { g.ClientID = "" }, "client id"},
-		"no secret":              {func(g *Grant) { g.Secret = "" }, "one of them"},
-		"two secrets":            {func(g *Grant) { g.Certificate = "x" }, "one of them"},
+		"no secret":              {func(g *Grant) { g.Secret = "" }, "either a client secret or"},
+		"two secrets":            {func(g *Grant) { g.Certificate = "x" }, "either a client secret or"},
 		"not a certificate":      {func(g *Grant) { g.Secret, g.Certificate = "", "x" }, "PEM"},
 		"control":                {func(g *Grant) { g.Secret = "a\nb" }, "printable"},
 		"a subject":              {func(g *Grant) { g.Subject = "a@b" }, "belong to the grant service-account"},

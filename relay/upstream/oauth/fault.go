@@ -66,12 +66,12 @@ var advice = []struct{ sign, do string }{
 	{"AADSTS700025", "the application is a public client: set the upstream without a client secret"},
 	{"AADSTS50057", "the user's account is disabled in Entra"},
 	{"AADSTS53003", "a conditional access rule of the tenant blocks this: have its administrator exempt the application"},
-	{"AADSTS50076", "the tenant wants a second factor: log in again, or use client-credentials"},
+	{"AADSTS50076", "the tenant requires a second factor: log in again, or use client-credentials"},
 	{"short-lived", "set this machine's clock"},
 	{"invalid jwt signature", "the key was deleted or is another account's: make a new key and set it with --key-file"},
 	{"invalid_client", "check the client id and its secret"},
 	{"deleted_client", "the client was deleted at the authority: make a new one, then 'postern upstream set'"},
-	{"unauthorized_client", "allow it what it asks for: Microsoft, the permission SMTP.SendAsApp with an administrator's consent; " +
+	{"unauthorized_client", "grant what it asks for: Microsoft, the permission SMTP.SendAsApp with an administrator's consent; " +
 		"Google, domain-wide delegation of the scope https://mail.google.com/ to the service account's client id"},
 	{"invalid_scope", "the mail permission is not granted to this application"},
 	{"access_denied", "the person, or an administrator's rule, did not allow it"},

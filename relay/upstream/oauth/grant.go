@@ -97,7 +97,7 @@ func (g *Grant) validate(authority Authority) error {
 	}
 	switch {
 	case authority.Google && g.Tenant != "":
-		return errors.New("a tenant is of Microsoft, not of Google")
+		return errors.New("a tenant belongs to Microsoft, not to Google")
 	case !authority.Google && g.Tenant == "":
 		return errors.New("--tenant is missing: the tenant's id, or one of its domains")
 	case !authority.Google && !tenantForm.MatchString(g.Tenant):
@@ -115,7 +115,7 @@ func (g *Grant) validate(authority Authority) error {
 	case g.Kind == RefreshToken && g.Certificate != "":
 		return errors.New("a certificate belongs to the grant client-credentials")
 	case g.Kind == ClientCredentials && (g.Secret == "") == (g.Certificate == ""):
-		return errors.New("client-credentials needs a client secret or a client certificate, one of them: --client-secret-stdin or --client-certificate")
+		return errors.New("client-credentials needs either a client secret or a client certificate: --client-secret-stdin or --client-certificate")
 	case g.Certificate != "":
 		_, err := g.keyPair()
 		return err
@@ -171,7 +171,7 @@ func (g *Grant) keyPair() (tls.Certificate, error) {
 		return pair, errors.New("the client certificate needs a file in PEM form with the certificate and its unencrypted key")
 	}
 	if _, is := pair.PrivateKey.(*rsa.PrivateKey); !is {
-		return pair, errors.New("the client certificate's key is not RSA, and Microsoft takes no other")
+		return pair, errors.New("the client certificate's key is not RSA, and Microsoft accepts no other")
 	}
 	return pair, nil
 }

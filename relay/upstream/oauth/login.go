@@ -37,7 +37,7 @@ func NewLogin(cfg Config, a Account) (*Login, error) {
 		cfg.Authorities = Known()
 	}
 	if a.Grant.Kind != RefreshToken {
-		return nil, fmt.Errorf("upstream %s has no grant that a person logs in for: set it with --oauth refresh-token", a.Upstream)
+		return nil, fmt.Errorf("upstream %s has no grant that needs a login: set it with --oauth refresh-token", a.Upstream)
 	}
 	at, ok := cfg.Authorities[a.Grant.Authority]
 	if !ok {
@@ -65,7 +65,7 @@ func (l *Login) Paste(ctx context.Context, address string) error {
 	l.got = pair{}
 	q := u.Query()
 	if subtle.ConstantTimeCompare([]byte(q.Get("state")), []byte(l.state)) != 1 {
-		return errors.New("the address is of another login: open the URL above and paste where it leads")
+		return errors.New("the address belongs to another login: open the URL above and paste the address to which it leads")
 	}
 	if code := q.Get("error"); code != "" {
 		return faultOf(&l.account.Grant, &oauth2.RetrieveError{ErrorCode: code, ErrorDescription: q.Get("error_description")})

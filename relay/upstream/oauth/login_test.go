@@ -59,7 +59,7 @@ func TestLoginByBrowser(t *testing.T) {
 	for pasted, want := range map[string]string{
 		"":                                    "not the address",
 		"https://evil.example/?code=1":        "not the address",
-		"http://localhost/?code=1&state=else": "of another login",
+		"http://localhost/?code=1&state=else": "belongs to another login",
 		"http://localhost/?state=" + l.state:  "no code",
 		"http://localhost/?error=access_denied&error_description=no&state=" + l.state: "access_denied: ",
 	} {

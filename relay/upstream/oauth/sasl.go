@@ -62,7 +62,7 @@ func (e *Exchange) describe(challenge []byte) string {
 	if json.Unmarshal(challenge, &said) == nil {
 		text = fmt.Sprintf("status %q, schemes %q, scope %q", said.Status, said.Schemes, said.Scope)
 	}
-	return clean("the server took no token: "+text, []string{e.token})
+	return clean("the server rejected the token: "+text, []string{e.token})
 }
 
 // Refusal is the reason that a server gave before its 535, on one line; "" if it gave none.

@@ -162,7 +162,7 @@ func (t *Tokens) look(a Account, refused int64) (Token, <-chan struct{}, error) 
 		return Token{}, k.news, nil
 	}
 	if k.failure == nil {
-		return Token{}, nil, errors.New("this node stops")
+		return Token{}, nil, errors.New("this node is stopping")
 	}
 	return Token{}, nil, k.failure
 }
@@ -248,7 +248,7 @@ func (t *Tokens) renew(ctx context.Context, k *kept) (wait time.Duration, err er
 			return dbPause, nil
 		}
 		if time.Now().After(end) {
-			return dbPause, fmt.Errorf("node %s does not come back with a token", r.holder)
+			return dbPause, fmt.Errorf("node %s did not bring a token", r.holder)
 		}
 		select {
 		case <-ctx.Done():
@@ -295,7 +295,7 @@ func (t *Tokens) ask(ctx context.Context, k *kept, r row, lease int64, refresh s
 		log.Error("a new token of an upstream cannot be stored and is not used", "error", err)
 		return false, dbPause, err
 	case !stored:
-		log.Warn("another node, or a login, brought a token while this one asked for one")
+		log.Warn("another node, or a login, stored a token while this node asked for one")
 		return true, 0, nil
 	case r.failing:
 		log.Info("the upstream has a token again", "expires_in", got.Life)
@@ -316,7 +316,7 @@ func (t *Tokens) failed(ctx context.Context, k *kept, r row, lease int64, err er
 			"error", f, "login", f.Login, "valid_for", max(r.left, 0))
 	}
 	if err := t.table.fail(ctx, k.account.Upstream, k.credential, lease, f); err != nil {
-		t.cfg.Log.Warn("the other nodes do not know of it", "error", err)
+		t.cfg.Log.Warn("cannot record for the other nodes that there is no token", "error", err)
 	}
 	return max(CoolDown, f.after)
 }

@@ -36,6 +36,3 @@ create table transport_override (
 	expires_at timestamptz not null,
 	check (isfinite(set_at) and isfinite(expires_at))
 );
-
--- Mail that needs verified TLS at each hop, or none: 'required', 'optional' (RFC 8689); null, or '', else.
-alter table message add column tls_need text;

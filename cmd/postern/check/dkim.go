@@ -1,0 +1,92 @@
+package check
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"postern/admin/health"
+	"postern/cmd/postern/screen"
+	"postern/relay/dkim"
+	"postern/relay/dkim/keys"
+)
+
+var dkimKinds = []kind{
+	{"dkim.ok", health.OK, "", ""},
+	{"dkim.none", health.Warning, "A sender domain has no DKIM key, so its mail goes unsigned: large providers refuse it, or take it for spam.",
+		"make keys with 'postern dkim add DOMAIN', and publish the records that it prints"},
+	{"dkim.pending", health.Warning, "A DKIM key signs nothing until all name servers of the domain have its record.",
+		"publish the record that 'postern dkim show DOMAIN' prints"},
+	{"dkim.record", health.Failed, "The record of a DKIM key that signs is not as it has to be, so its signatures are not valid.",
+		"publish the record that 'postern dkim show DOMAIN' prints, at all name servers of the domain"},
+	{"dkim.left", health.Warning, "The record of a DKIM key that signed until lately is not there: mail on its way does not verify.",
+		"publish it again, and leave it until 'postern dkim list' says that it may be removed"},
+	{"dkim.overdue", health.Warning, "A DKIM key has got older than it should, since the next one is not published.",
+		"publish the record that 'postern dkim show DOMAIN' prints"},
+	{"dkim.retired", health.Info, "A DKIM key is retired: its record may be removed.", ""},
+	{"dkim.more", health.Info, "There are more DKIM keys than are checked.", ""},
+}
+
+// mostKeys is how many DKIM keys are looked at.
+const mostKeys = 100
+
+// signs says which of the keys sign mail of a domain.
+func (v *mailView) signs(domain string) []dkim.Key { return dkim.Find(keys.Signers(v.dkim), domain) }
+
+// begun reports that a domain, or one above it, has keys that are to sign.
+func (v *mailView) begun(domain string) bool {
+	list := slices.Clone(v.dkim)
+	for i := range list {
+		if list[i].Gone = false; list[i].State == keys.Pending {
+			list[i].State = keys.Active
+		}
+	}
+	return dkim.Find(keys.Signers(list), domain) != nil
+}
+
+func (c *checkup) lookAtDKIM(ctx context.Context, r *report) {
+	v, err := c.view(ctx)
+	if err != nil {
+		r.skip("DKIM", "%v", err)
+		return
+	}
+	domains := v.senderDomains()
+	for _, domain := range domains[:min(len(domains), mostDomains)] {
+		if v.byMX(domain) && c.cfg.Delivery.DKIM != string(dkim.Off) && !v.begun(domain) {
+			r.add("dkim.none", "domain "+domain, "no key")
+		}
+	}
+	list := v.dkim
+	if len(list) > mostKeys {
+		defer r.add("dkim.more", "DKIM", "%d of %d were looked at", mostKeys, len(list))
+		list = list[:mostKeys]
+	}
+	r.each(ctx, len(list), func(ctx context.Context, i int, r *report) { c.dkimKey(ctx, r, list[i]) })
+}
+
+func (c *checkup) dkimKey(ctx context.Context, r *report, k keys.Key) {
+	subject := "key " + k.Selector + " of " + k.Domain
+	if k.State == keys.Retired {
+		r.add("dkim.retired", subject, "%s, retired since %s", k.Name(), screen.LocalTime(k.Since))
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, questionsTime)
+	defer cancel()
+	err := keys.Published(ctx, c.dns, k)
+	switch {
+	case k.State == keys.Pending && err == nil:
+		r.add("dkim.ok", subject, "it is published, and will sign within minutes")
+	case k.State == keys.Pending:
+		r.add("dkim.pending", subject, "%v; to publish: %s", err, k.Zone())
+	case k.State == keys.Retiring && err != nil:
+		r.add("dkim.left", subject, "%v; to publish: %s", err, k.Zone())
+	case k.State == keys.Retiring:
+		r.add("dkim.ok", subject, "it signed until %s, and its record is there", screen.LocalTime(k.Since))
+	case err != nil:
+		r.add("dkim.record", subject, "%v; to publish: %s", err, k.Zone())
+	case k.EveryDays > 0 && c.now().After(k.Rotates()):
+		r.add("dkim.overdue", subject, "it signs since %s, and should for %s", k.Since.Local().Format(time.DateOnly), screen.Count(k.EveryDays, "day"))
+	default:
+		r.add("dkim.ok", subject, "it signs (%s)", k.Algorithm)
+	}
+}

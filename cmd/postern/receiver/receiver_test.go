@@ -1,0 +1,130 @@
+package receiver
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"postern/internal/dnstest"
+	"postern/relay/dkim"
+)
+
+var here = netip.MustParseAddr("198.51.100.7")
+
+// healthy has the records of shop.test, whose mail comes from relay.test.
+func healthy() *dnstest.Zones {
+	z := &dnstest.Zones{}
+	z.Set("relay.test", "A 198.51.100.7")
+	z.Set("7.100.51.198.in-addr.arpa", "PTR relay.test.")
+	z.Set("shop.test", `TXT "v=spf1 ip4:198.51.100.7 -all"`)
+	z.Set("_dmarc.shop.test", `TXT "v=DMARC1; p=reject; sp=quarantine"`)
+	return z
+}
+
+func signedBy(domain string) []dkim.Key {
+	return []dkim.Key{{Domain: domain, Selector: "s", Algorithm: dkim.RSA}}
+}
+
+// TestJudge: what a receiver finds, one line each: check, result, aligned or not, why, and what to
+// publish.
+func TestJudge(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name   string
+		change func(z *dnstest.Zones)
+		mail   Mail
+		want   []string
+	}{
+		{"all is well", nil, Mail{Author: "shop.test", Sender: "shop.test", Signatures: signedBy("shop.test")}, []string{
+			"DKIM shop.test pass aligned: selector s, rsa", "SPF 198.51.100.7 pass aligned: shop.test",
+			"DMARC shop.test pass: by DKIM of shop.test, SPF; policy reject", "PTR 198.51.100.7 pass: relay.test"}},
+		{"below the domain of the keys", nil, Mail{Author: "news.shop.test", Sender: "shop.test", Signatures: signedBy("shop.test")}, []string{
+			"DKIM shop.test pass aligned", "SPF 198.51.100.7 pass aligned", "DMARC news.shop.test pass: by DKIM of shop.test, SPF; policy quarantine", "PTR"}},
+		{"strict", func(z *dnstest.Zones) { z.Set("_dmarc.shop.test", `TXT "v=DMARC1; p=none; adkim=s; aspf=s"`) },
+			Mail{Author: "news.shop.test", Sender: "shop.test", Signatures: signedBy("shop.test")}, []string{
+				"DKIM shop.test pass: ", "SPF 198.51.100.7 pass: shop.test",
+				"DMARC news.shop.test fail: DKIM of shop.test is not aligned with news.shop.test; SPF is about shop.test, which is not aligned with news.shop.test; policy none", "PTR"}},
+		{"bounces elsewhere", nil, Mail{Author: "shop.test", Sender: "other.test", Signatures: nil}, []string{
+			"DKIM shop.test none: it is not signed", "SPF 198.51.100.7 none: other.test: ",
+			"DMARC shop.test fail: it is not signed; SPF is about other.test, which is not aligned with shop.test; policy reject", "PTR"}},
+		{"another address", func(z *dnstest.Zones) { z.Set("shop.test", `TXT "v=spf1 a mx include:_spf.test ?all"`) },
+			Mail{Author: "shop.test", Sender: "shop.test"}, []string{
+				"DKIM shop.test none", `SPF 198.51.100.7 permerror: shop.test: `,
+				"DMARC shop.test fail: it is not signed; SPF of shop.test: permerror; policy reject", "PTR"}},
+		{"to add", func(z *dnstest.Zones) { z.Set("shop.test", `TXT "v=spf1 ip4:192.0.2.1 -all"`) },
+			Mail{Author: "shop.test", Sender: "shop.test"}, []string{
+				"DKIM shop.test none", `-> shop.test. IN TXT ( "v=spf1 ip4:192.0.2.1 ip4:198.51.100.7 -all" )`, "DMARC shop.test fail", "PTR"}},
+		{"nothing published", func(z *dnstest.Zones) {
+			for _, name := range []string{"shop.test", "_dmarc.shop.test", "7.100.51.198.in-addr.arpa"} {
+				z.Forget(name)
+			}
+		},
+			Mail{Author: "shop.test", Sender: "shop.test"}, []string{
+				"DKIM shop.test none", `-> shop.test. IN TXT ( "v=spf1 mx ip4:198.51.100.7 ~all" )`,
+				`-> _dmarc.shop.test. IN TXT ( "v=DMARC1; p=none; rua=mailto:postmaster@shop.test" )`,
+				"PTR 198.51.100.7 none: no PTR record -> 7.100.51.198.in-addr.arpa. IN PTR relay.test."}},
+		{"a notice", func(z *dnstest.Zones) { z.Set("relay.test", "A 198.51.100.7", `TXT "v=spf1 a -all"`) },
+			Mail{Author: "shop.test", Signatures: signedBy("shop.test")}, []string{
+				"DKIM shop.test pass aligned", "SPF 198.51.100.7 pass: relay.test", "DMARC shop.test pass: by DKIM of shop.test; policy reject", "PTR"}},
+		{"no answer", func(z *dnstest.Zones) {
+			for _, name := range []string{"shop.test", "_dmarc.shop.test", "7.100.51.198.in-addr.arpa"} {
+				z.ServFail(name)
+			}
+		}, Mail{Author: "shop.test", Sender: "shop.test", Signatures: signedBy("shop.test")}, []string{
+			"DKIM shop.test pass", "SPF 198.51.100.7 temperror", "DMARC shop.test temperror", "PTR 198.51.100.7 temperror"}},
+		{"the address's name leads elsewhere", func(z *dnstest.Zones) { z.Set("7.100.51.198.in-addr.arpa", "PTR host7.isp.test.") },
+			Mail{Author: "shop.test", Sender: "shop.test"}, []string{"DKIM", "SPF", "DMARC",
+				"PTR 198.51.100.7 fail: host7.isp.test. does not lead back to it -> 7.100.51.198.in-addr.arpa. IN PTR relay.test."}},
+		{"by an upstream, signed", nil, Mail{Author: "shop.test", Sender: "shop.test", Signatures: signedBy("shop.test"), Upstream: true}, []string{
+			"DKIM shop.test pass aligned", "DMARC shop.test pass: by DKIM of shop.test; policy reject"}},
+		{"by an upstream", nil, Mail{Author: "shop.test", Sender: "shop.test", Upstream: true}, []string{
+			"DKIM shop.test none", "DMARC shop.test none: it is not signed; the upstream may sign, or be in the domain's SPF record; policy reject"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			z := healthy()
+			if tc.change != nil {
+				tc.change(z)
+			}
+			if !tc.mail.Upstream {
+				tc.mail.Addrs = []netip.Addr{here}
+			}
+			got := Receiver{DNS: z.Resolver(), Hello: "relay.test"}.Judge(t.Context(), tc.mail)
+			for i, f := range got {
+				line := fmt.Sprintf("%s %s %s", f.Check, f.Of, f.Result)
+				if f.Aligned {
+					line += " aligned"
+				}
+				if line += ": " + f.Why; f.Publish != "" {
+					line += " -> " + f.Publish
+				}
+				if i >= len(tc.want) || !strings.Contains(line, tc.want[i]) {
+					t.Errorf("%d: %s", i, line)
+				}
+			}
+			if len(got) != len(tc.want) {
+				t.Errorf("%d findings, want %d", len(got), len(tc.want))
+			}
+		})
+	}
+}
+
+func TestAllowing(t *testing.T) {
+	t.Parallel()
+	six := netip.MustParseAddr("2001:db8::7")
+	for record, want := range map[string]string{
+		"v=spf1 -all":                     "v=spf1 ip4:198.51.100.7 ip6:2001:db8::7 -all",
+		"v=spf1 ip4:198.51.100.7 a ~ALL":  "v=spf1 ip4:198.51.100.7 a ip6:2001:db8::7 ~ALL",
+		"v=spf1 a redirect=_spf.test":     "v=spf1 a ip4:198.51.100.7 ip6:2001:db8::7 redirect=_spf.test",
+		"v=spf1 mx":                       "v=spf1 mx ip4:198.51.100.7 ip6:2001:db8::7",
+		"v=spf1 include:all.test exp=all": "v=spf1 include:all.test exp=all ip4:198.51.100.7 ip6:2001:db8::7",
+	} {
+		z := &dnstest.Zones{}
+		z.AddTXT("shop.test", record)
+		r := Receiver{DNS: z.Resolver(), Hello: "relay.test"}
+		if got := r.Allowing(t.Context(), "shop.test", []netip.Addr{here, six}); got != `shop.test. IN TXT ( "`+want+`" )` {
+			t.Errorf("%q became %s", record, got)
+		}
+	}
+}

@@ -1,0 +1,90 @@
+package delivery
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"postern/relay/dkim"
+	surgery "postern/relay/message"
+	"postern/relay/smtp"
+)
+
+// sign puts the signatures that the way wants in front of what body gives, and returns the octets of
+// that. A message whose domain has no key, or had none when it was accepted, goes unsigned: it waits
+// for none. The error is about the stored text.
+func (w *worker) sign(j *job, size int64) (int64, error) {
+	e, mode := w.d.e, w.signing()
+	switch {
+	case mode == dkim.Off || mode == "":
+		return size, nil
+	case j.Message.BodyHash == nil:
+		e.unsigned.Add(1)
+		return size, nil
+	}
+	field, err := j.signed.fields(signing{mode, w.conn.sendsAs()}, func() ([]byte, error) { return w.signatures(j, mode) })
+	if err != nil {
+		return size, err
+	}
+	if field == nil {
+		e.unsigned.Add(1)
+		return size, nil
+	}
+	e.signed.Add(1)
+	w.body.edits = append([]surgery.Edit{{Put: field}}, w.body.edits...)
+	return size + int64(len(field)), nil
+}
+
+// signing says with which keys the connection's mail is to be signed.
+func (w *worker) signing() dkim.Mode {
+	if up := w.conn.Walk.Upstream; up != nil {
+		return up.DKIM
+	}
+	return w.d.e.bounds.Load().DKIM
+}
+
+// signatures makes the fields for a job's text as it is edited now, nil for none.
+func (w *worker) signatures(j *job, mode dkim.Mode) ([]byte, error) {
+	text := bodyReader{from: j.Body, size: j.size, edits: w.body.edits, begun: new(atomic.Bool)}
+	header, from, err := surgery.Header(&text)
+	if err != nil {
+		return nil, err
+	}
+	keys := mode.Of(dkim.Find(w.d.e.cfg.Keys, from.DomainKey()))
+	if len(keys) == 0 {
+		return nil, nil
+	}
+	field, err := dkim.Sign(header, keys, j.Message.BodyHash, j.Message.AcceptedAt)
+	if err != nil {
+		w.d.e.cfg.Log.Error("a message goes unsigned: its key fails", "id", j.Message.ID, "error", err)
+		return nil, nil
+	}
+	return field, nil
+}
+
+// signed keeps the signatures of a delivery for its next job: most messages of many destinations are
+// signed once.
+type signed struct {
+	mu    sync.Mutex
+	how   signing
+	field []byte
+}
+
+// signing is all that the signatures of one message depend on while it is in hand.
+type signing struct {
+	mode dkim.Mode
+	as   smtp.Address // the mailbox in the author's place
+}
+
+// fields returns what make has made for the same how.
+func (s *signed) fields(how signing, make func() ([]byte, error)) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.field == nil || s.how != how {
+		field, err := make()
+		if err != nil {
+			return nil, err
+		}
+		s.how, s.field = how, field
+	}
+	return s.field, nil
+}

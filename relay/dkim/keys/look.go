@@ -1,0 +1,286 @@
+package keys
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/miekg/dns"
+
+	"postern/internal/pg"
+	"postern/relay/resolver"
+)
+
+const (
+	mostLooks = 8                     // domains that a node looks at at a time
+	lookTime  = 30 * time.Second      // for all servers of a record
+	leaseTime = lookTime + 3*callTime // a look, and the write of its result
+	mostAlias = 4                     // zones that a record is an alias through
+	mostAsked = 16                    // servers that are asked about a record at a time
+)
+
+// errLost says that another node has the lease, or an admin has removed the domain.
+var errLost = errors.New("the lease of the look is lost")
+
+// Published looks at the record of a key as a node does. found says what is wrong; with a nil error
+// it is "".
+func Published(ctx context.Context, r *resolver.Resolver, k Key) error {
+	if l := lookAt(ctx, r, k); l.verdict != published {
+		return errors.New(l.found)
+	}
+	return nil
+}
+
+// lookAt asks all authoritative servers for the record of a key.
+func lookAt(ctx context.Context, r *resolver.Resolver, k Key) look {
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	return lookUp(ctx, r, k, k.Name(), mostAlias)
+}
+
+func lookUp(ctx context.Context, r *resolver.Resolver, k Key, name string, aliases int) look {
+	servers, err := r.Authorities(ctx, name)
+	switch {
+	case errors.Is(err, resolver.ErrNone):
+		return look{missing, "the domain has no name servers"}
+	case err != nil:
+		return look{unknown, err.Error()}
+	}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	answers, places := map[string]answer{}, make(chan struct{}, mostAsked)
+	for server, addrs := range servers {
+		wg.Go(func() {
+			places <- struct{}{}
+			defer func() { <-places }()
+			a := ask(ctx, r, k, name, addrs)
+			mu.Lock()
+			defer mu.Unlock()
+			answers[strings.TrimSuffix(server, ".")] = a
+		})
+	}
+	wg.Wait()
+	if alias := agree(answers); alias != "" && aliases > 0 {
+		return lookUp(ctx, r, k, alias, aliases-1)
+	}
+	return judge(answers)
+}
+
+// answer is what a server says about a record.
+type answer struct {
+	alias string // into another zone, that the name stands for
+	none  error  // why what it has is not the record; nil with err nil: it has it
+	err   error  // it has not answered
+}
+
+// ask asks a server at each of its addresses: the first answer that is not the record decides.
+func ask(ctx context.Context, r *resolver.Resolver, k Key, name string, addrs []netip.Addr) answer {
+	a := answer{err: errors.New("its address is not known")}
+	answered := false
+	for _, addr := range addrs {
+		texts, alias, err := textsAt(ctx, r, net.JoinHostPort(addr.String(), "53"), name)
+		switch {
+		case errors.Is(err, resolver.ErrElsewhere):
+			return answer{alias: alias}
+		case err != nil && !errors.Is(err, resolver.ErrNone):
+			if !answered {
+				a.err = err
+			}
+			continue
+		}
+		a, answered = answer{none: k.matches(texts)}, true
+		if a.none != nil {
+			break
+		}
+	}
+	return a
+}
+
+func textsAt(ctx context.Context, r *resolver.Resolver, server, name string) (texts []string, alias string, err error) {
+	found, err := r.At(server).Lookup(ctx, name, dns.TypeTXT)
+	for _, txt := range resolver.Of[*dns.TXT](found) {
+		texts = append(texts, strings.Join(txt.Txt, ""))
+	}
+	return texts, found.Canonical, err
+}
+
+// agree is the alias that all servers have answered; "": there is none.
+func agree(answers map[string]answer) (alias string) {
+	for _, a := range answers {
+		if a.alias == "" || alias != "" && a.alias != alias {
+			return ""
+		}
+		alias = a.alias
+	}
+	return alias
+}
+
+// judge is what the answers of all servers come to.
+func judge(answers map[string]answer) look {
+	var have, lack []string
+	var wrong []string
+	for _, server := range slices.Sorted(maps.Keys(answers)) {
+		switch a := answers[server]; {
+		case a.err != nil:
+			wrong = append(wrong, fmt.Sprintf("%s does not answer: %v", server, a.err))
+		case a.alias != "":
+			wrong = append(wrong, fmt.Sprintf("%s has an alias (CNAME) that others lack", server))
+		case a.none != nil:
+			lack = append(lack, server)
+			wrong = append(wrong, fmt.Sprintf("%s: %v", server, a.none))
+		default:
+			have = append(have, server)
+		}
+	}
+	l := look{unknown, strings.Join(wrong, "; ")}
+	switch len(answers) {
+	case 0:
+		l.found = "the domain has no name servers"
+	case len(have):
+		l.verdict = published
+	case len(lack):
+		l.verdict = missing
+	}
+	return l
+}
+
+// visit is a domain that is due, with the lease for it and when that was taken.
+type visit struct {
+	domain string
+	lease  int64
+	now    time.Time
+}
+
+// lookAt looks at the records of a domain under its lease, makes the keys that are due, and records
+// what becomes of all.
+func (r *Ring) lookAt(ctx context.Context, dns *resolver.Resolver, v visit) error {
+	read, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	list, err := List(read, r.cfg.Pool, v.domain)
+	if err != nil {
+		return err
+	}
+	looks := map[string]look{}
+	for _, k := range list {
+		looks[k.Selector] = lookAt(ctx, dns, k)
+	}
+	var fresh []made
+	for _, a := range overdue(list, v.now) {
+		m, err := newKey(r.cfg.Sealer, v.domain, a, v.now, list)
+		if err != nil {
+			return err
+		}
+		fresh = append(fresh, m)
+	}
+	if ctx.Err() != nil {
+		return ctx.Err() // what was not answered for that reason says nothing
+	}
+	write, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	changes, err := r.record(write, v, looks, fresh)
+	for _, c := range changes {
+		r.cfg.Log.Info("DKIM key "+c.what, "domain", v.domain, "selector", c.selector)
+	}
+	return err
+}
+
+// change is what has become of a key, for the log.
+type change struct{ what, selector string }
+
+// record writes the results of a look, and returns what they have changed.
+func (r *Ring) record(ctx context.Context, v visit, looks map[string]look, fresh []made) (changes []change, err error) {
+	err = pgx.BeginFunc(ctx, r.cfg.Pool, func(tx pgx.Tx) error {
+		list, err := lock(ctx, tx, v.domain, v.lease)
+		if err != nil {
+			return err
+		}
+		was := slices.Clone(list)
+		deleted := after(list, looks, v.now, max(RetiringFor, r.cfg.Lifetime))
+		if changes, err = write(ctx, tx, was, list, deleted); err != nil {
+			return err
+		}
+		for _, m := range fresh {
+			if slices.Contains(overdue(list, v.now), m.Algorithm) && !has(list, m.Selector) {
+				if err := insert(ctx, tx, m); err != nil {
+					return err
+				}
+				changes = append(changes, change{"made: its record is to be published", m.Selector})
+				list = append(list, m.Key)
+			}
+		}
+		if changes != nil {
+			if _, err := tx.Exec(ctx, sqlChanged); err != nil {
+				return err
+			}
+		}
+		_, err = tx.Exec(ctx, sqlDone, v.domain, v.lease, next(list, v.now))
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("record what has become of the DKIM keys of %s: %w", v.domain, err)
+	}
+	return changes, nil
+}
+
+// lock keeps a domain's keys as they are until the transaction ends. The error is errLost if a lease
+// other than 0 is not the last, and with none if there is no such domain.
+func lock(ctx context.Context, tx pgx.Tx, domain string, lease int64) ([]Key, error) {
+	var every int
+	if err := tx.QueryRow(ctx, sqlLock, domain, lease).Scan(&every); errors.Is(err, pgx.ErrNoRows) {
+		return nil, errLost
+	} else if err != nil {
+		return nil, err
+	}
+	return List(ctx, tx, domain)
+}
+
+// write writes the keys that are other than they were, those first that give up a place.
+func write(ctx context.Context, tx pgx.Tx, was, now []Key, deleted []string) (changes []change, err error) {
+	batch := &pgx.Batch{}
+	queue := func(active bool) {
+		for i := range now {
+			k, old := &now[i], &was[i]
+			if (k.State == Active) != active || k.LookedAt.Equal(old.LookedAt) && k.State == old.State || slices.Contains(deleted, k.Selector) {
+				continue
+			}
+			batch.Queue(sqlWrite, k.Domain, k.Selector, k.State, k.Since, k.looks, k.Gone, when(k.LookedAt), pg.Storable(k.Found))
+			switch {
+			case k.State != old.State:
+				changes = append(changes, change{"is " + string(k.State), k.Selector})
+			case k.Gone != old.Gone:
+				changes = append(changes, change{map[bool]string{true: "is not used: its record is gone", false: "is used again: its record is there"}[k.Gone], k.Selector})
+			}
+		}
+	}
+	queue(false)
+	queue(true)
+	for _, selector := range deleted {
+		batch.Queue(sqlDelete, now[0].Domain, selector)
+		changes = append(changes, change{"is deleted: its record is gone", selector})
+	}
+	if deleted != nil {
+		batch.Queue(sqlRemoveDomain, now[0].Domain)
+	}
+	return changes, tx.SendBatch(ctx, batch).Close()
+}
+
+// when is null for no time.
+func when(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}
+
+func insert(ctx context.Context, tx pgx.Tx, m made) error {
+	_, err := tx.Exec(ctx, sqlInsert, m.Domain, m.Selector, m.Algorithm, m.Public, m.sealed, m.State, m.CreatedAt)
+	return err
+}

@@ -1,0 +1,181 @@
+package dkim
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// The fields that are signed. One that is named once more than the message has it cannot be added
+// without breaking the signature (RFC 6376 section 8.15).
+var (
+	// always are named once more, whether or not they are there.
+	always = []string{"from", "reply-to", "subject", "to", "cc"}
+	// ifThere are named once more if they are there, and so are those that begin with "content-".
+	ifThere = []string{"sender", "date", "message-id", "mime-version", "in-reply-to", "references"}
+)
+
+// rule says how often a field is named: as often as it is there and so many times more, or never.
+func rule(name string) (more int, signed bool) {
+	switch {
+	case !plain(name), name == "content-length": // servers take that one off (Postfix, message_drop_headers)
+		return 0, false
+	case slices.Contains(always, name), slices.Contains(ifThere, name), strings.HasPrefix(name, "content-"):
+		return 1, true
+	}
+	// Lists and resenders add theirs on the way.
+	return 0, strings.HasPrefix(name, "resent-") || strings.HasPrefix(name, "list-")
+}
+
+// plain reports a name that can stand in the list of a signature: others may have its marks.
+func plain(name string) bool {
+	return name != "" && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
+}
+
+// Sign returns the DKIM-Signature fields of a message, one for each key, to be put in front of it. Of
+// header, the header section as it will be sent, what is behind an empty line is not looked at.
+// bodyHash is of BodyHash; at is when the message was signed, in seconds. The same arguments give
+// the same octets. The error is a key's.
+func Sign(header []byte, keys []Key, bodyHash []byte, at time.Time) ([]byte, error) {
+	names, data := signed(header)
+	all := make([]byte, 0, 1024*len(keys))
+	for _, k := range keys {
+		field := unsigned(k, names, bodyHash, at)
+		digest := sha256.Sum256(bytes.TrimSuffix(appendRelaxed(data, "dkim-signature", field), crlf))
+		signature, err := k.sign(digest[:])
+		if err != nil {
+			return nil, fmt.Errorf("sign with %s._domainkey.%s: %w", k.Selector, k.Domain, err)
+		}
+		all = append(all, field...)
+		all = appendFolded(all, base64.StdEncoding.EncodeToString(signature))
+		all = append(all, crlf...)
+	}
+	return all, nil
+}
+
+func (k Key) sign(digest []byte) ([]byte, error) {
+	if k.Algorithm == Ed25519 { // RFC 8463 section 3: the hash is the message
+		return k.Signer.Sign(rand.Reader, digest, crypto.Hash(0))
+	}
+	return k.Signer.Sign(rand.Reader, digest, crypto.SHA256)
+}
+
+// unsigned is a signature field up to its last tag, b=, which is empty.
+func unsigned(k Key, names []string, bodyHash []byte, at time.Time) []byte {
+	b := make([]byte, 0, 1024)
+	b = fmt.Appendf(b, "DKIM-Signature: v=1; a=%s-sha256; c=relaxed/relaxed;\r\n\td=%s; s=%s; t=%d;\r\n\th=", k.Algorithm, k.Domain, k.Selector, at.Unix())
+	column := len("\th=")
+	for i, name := range names {
+		if i > 0 {
+			b = append(b, ':')
+			column++
+		}
+		if column+len(name) > lineWidth {
+			b = append(b, "\r\n\t "...)
+			column = len("\t ")
+		}
+		b = append(b, name...)
+		column += len(name)
+	}
+	b = append(b, ";\r\n\tbh="...)
+	b = base64.StdEncoding.AppendEncode(b, bodyHash)
+	return append(b, ";\r\n\tb="...)
+}
+
+// lineWidth is about how long a line becomes (RFC 5322 section 2.1.1).
+const lineWidth = 74
+
+func appendFolded(b []byte, text string) []byte {
+	for len(text) > lineWidth {
+		b = append(append(b, text[:lineWidth]...), "\r\n\t "...)
+		text = text[lineWidth:]
+	}
+	return append(b, text...)
+}
+
+// signed returns the names for the h= tag, and the canonical octets of the fields in their order.
+func signed(header []byte) (names []string, data []byte) {
+	present := split(header)
+	order := slices.Clone(always)
+	for _, f := range present {
+		if _, ok := rule(f.name); ok && !slices.Contains(order, f.name) {
+			order = append(order, f.name)
+		}
+	}
+	data = make([]byte, 0, len(header)+1024) // with room for our own field
+	for _, name := range order {
+		for _, f := range slices.Backward(present) { // RFC 6376 section 5.4.2
+			if f.name == name {
+				names = append(names, name)
+				data = appendRelaxed(data, f.name, f.octets)
+			}
+		}
+		for more, _ := rule(name); more > 0; more-- {
+			names = append(names, name)
+		}
+	}
+	return names, data
+}
+
+// field is one of a header section.
+type field struct {
+	name   string // in small letters
+	octets []byte // with its last CRLF
+}
+
+func split(header []byte) (fields []field) {
+	start, at := 0, 0 // of the last field, and of the line
+	for line := range bytes.Lines(header) {
+		end := at + len(line)
+		if len(bytes.TrimRight(line, "\r\n")) == 0 {
+			break
+		}
+		if last := len(fields) - 1; last >= 0 && isSpace(line[0]) {
+			fields[last].octets = header[start:end]
+		} else {
+			start = at
+			fields = append(fields, field{nameOf(line), line})
+		}
+		at = end
+	}
+	return fields
+}
+
+// nameOf is "" for a name beyond ASCII: what its small letters are may be disputed.
+func nameOf(line []byte) string {
+	name, _, _ := bytes.Cut(line, []byte(":"))
+	name = bytes.TrimRight(name, " \t")
+	if bytes.ContainsFunc(name, func(r rune) bool { return r >= utf8.RuneSelf }) {
+		return ""
+	}
+	return string(bytes.ToLower(name))
+}
+
+// appendRelaxed adds a field in relaxed canonicalization (RFC 6376 section 3.4.2).
+func appendRelaxed(b []byte, name string, octets []byte) []byte {
+	b = append(append(b, name...), ':')
+	start := len(b)
+	for i := bytes.IndexByte(octets, ':') + 1; i < len(octets); {
+		if c := octets[i]; isSpace(c) || c == '\r' || c == '\n' {
+			i++
+			continue
+		}
+		end := i
+		for end < len(octets) && !isSpace(octets[end]) && octets[end] != '\r' && octets[end] != '\n' {
+			end++
+		}
+		if len(b) > start {
+			b = append(b, ' ')
+		}
+		b = append(b, octets[i:end]...)
+		i = end
+	}
+	return append(b, crlf...)
+}
