@@ -89,6 +89,8 @@ type Watch struct {
 	Talking  *atomic.Bool   // the server is at work
 	Progress *atomic.Uint64 // see smtp.ClientConfig
 
+	// AnyTLS says that the mail does not mind what the hosts of the domain must prove.
+	AnyTLS bool
 	// Arrive is called with the site that hosts a domain, and reports whether there is a place; nil: there is.
 	Arrive func(site string) bool
 }
@@ -102,7 +104,7 @@ func (d *Dialer) Open(ctx context.Context, domain string, up *upstream.Account, 
 	watch.Talking.Store(true)
 	defer watch.Talking.Store(false)
 	w, t := d.walkTo(ctx, domain, up)
-	w.progress, w.Tries, w.Sessions = watch.Progress, before.Tries, before.Sessions
+	w.progress, w.anyTLS, w.Tries, w.Sessions = watch.Progress, watch.AnyTLS, before.Tries, before.Sessions
 	if !before.Begun.IsZero() {
 		w.Begun = before.Begun
 	}

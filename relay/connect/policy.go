@@ -24,6 +24,10 @@ func (w *Walk) demand(ctx context.Context, addrs resolver.Addresses) *Trouble {
 	if w.d.cfg.Policies == nil || w.Upstream != nil || w.host.literal.IsValid() {
 		return nil
 	}
+	if w.anyTLS {
+		w.policy = transport.Policy{Source: transport.SourceOptional}
+		return nil
+	}
 	var err error
 	if w.demands.Name == "" {
 		w.demands, err = w.d.cfg.Policies.Domain(ctx, w.domain)

@@ -49,7 +49,7 @@ type host struct {
 	domain transport.Domain
 	err    error
 	leaf   smtptest.Leaf
-	config Config
+	anyTLS bool // of the mail
 }
 
 // newHost is mx.signed.test, of the domain signed.test; all is as it should be.
@@ -95,10 +95,11 @@ func (h *host) open() (*smtptest.Server, *Conn, *Trouble) {
 	h.t.Helper()
 	server := smtptest.Start(h.t, h.server)
 	dns := h.dns.Resolver()
-	cfg := h.config
-	cfg.DNS, cfg.Hello, cfg.MXPort, cfg.AllowPrivateMX, cfg.Roots = dns, "relay.test", server.Port(), true, h.ca.Pool()
+	cfg := Config{DNS: dns, Hello: "relay.test", MXPort: server.Port(), AllowPrivateMX: true, Roots: h.ca.Pool()}
 	cfg.Policies = published{transport.New(transport.Config{DNS: dns}), h.domain, h.err}
-	c, t := New(cfg).Open(h.t.Context(), "signed.test", nil, Spent{}, watch())
+	seen := watch()
+	seen.AnyTLS = h.anyTLS
+	c, t := New(cfg).Open(h.t.Context(), "signed.test", nil, Spent{}, seen)
 	if c != nil {
 		h.t.Cleanup(c.Close)
 	}
@@ -173,6 +174,8 @@ func TestMailHostsProveThemselves(t *testing.T) {
 			h.domain.Override = &transport.Override{Level: transport.Verified}
 			h.shows("other.test")
 		}, "for another name", "451 4.7.5"},
+		{"mail that does not mind", func(h *host) { h.anyTLS = true; h.dane("3"); h.shows("other.test"); h.err = errors.New("away") }, "unverified optional other.test", ""},
+		{"mail that does not mind, in clear", func(h *host) { h.anyTLS = true; h.dane("3"); stripped(h) }, "", ""},
 		{"no database", func(h *host) { h.err = errors.New("away") }, "cannot find out now what signed.test demands", "451 4.3.0"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

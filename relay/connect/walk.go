@@ -48,6 +48,7 @@ type Walk struct {
 	token    oauth.Token       // of an upstream that has a grant; zero: not yet
 	domain   string            // mx: the domain's key
 	Upstream *upstream.Account // nil for MX
+	anyTLS   bool              // see Watch
 	demands  transport.Domain  // of an MX: what holds for all its hosts; without a name until it is found
 	host     exchanger         // the last one looked up
 	policy   transport.Policy  // of host

@@ -161,7 +161,7 @@ func (w *worker) open(need need) *trouble {
 	ctx, cancel := context.WithCancel(w.ctx)
 	defer cancel()
 	defer context.AfterFunc(need.settings, cancel)()
-	c, t := w.d.e.dialer.Open(ctx, w.d.domain, need.upstream, need.spent, connect.Watch{Talking: &w.talking, Progress: &w.progress, Arrive: w.d.arrive})
+	c, t := w.d.e.dialer.Open(ctx, w.d.domain, need.upstream, need.spent, connect.Watch{Talking: &w.talking, Progress: &w.progress, Arrive: w.d.arrive, AnyTLS: w.d.anyTLS})
 	if t != nil {
 		return asTrouble(t)
 	}
