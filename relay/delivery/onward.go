@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"errors"
+	"time"
 
 	"postern/relay/connect"
 	"postern/relay/queue"
