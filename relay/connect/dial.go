@@ -53,7 +53,8 @@ type Conn struct {
 	TLS    string // facts, "" in clear
 	Walk   Walk   // that led here
 
-	leave func() // gives back its part of the address
+	leave     func() // gives back its part of the address
+	failedTLS bool   // it is in clear, as TLS was offered and failed
 }
 
 // Close ends the connection, without QUIT.
@@ -176,7 +177,9 @@ func (d *Dialer) tryOnce(ctx context.Context, to Target) (*Conn, *Trouble) {
 	if handshake && policy.mode == upstream.TLSOpportunistic && ctx.Err() == nil {
 		to.trace.trouble(to.Addr, t)
 		policy.mode = upstream.TLSNone
-		c, t, _ = d.converse(ctx, to, policy)
+		if c, t, _ = d.converse(ctx, to, policy); c != nil {
+			c.failedTLS = true
+		}
 	}
 	return c, t
 }

@@ -122,3 +122,10 @@ func (c *Conn) Proves() bool {
 	_, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{DNSName: w.host.host, Roots: w.d.cfg.Roots, Intermediates: others})
 	return err == nil
 }
+
+// Unsure reports that a host of the domain may prove itself, and offer what a message needs, though
+// this one does not: its TLS or its policy, or a host of a better preference, could not be had now.
+func (c *Conn) Unsure() bool {
+	w := &c.Walk
+	return w.Upstream == nil && (w.missed || w.demands.Unsure && !w.host.secure)
+}

@@ -246,24 +246,28 @@ func TestProves(t *testing.T) {
 		name string
 		set  func(h *host)
 		want bool
+		wait bool
 	}{
-		{"a known authority, the MX validated", func(*host) {}, true},
-		{"another name", func(h *host) { h.shows("other.test") }, false},
-		{"an unknown authority", func(h *host) { h.showsLeaf(smtptest.NewCA(t).Leaf(t, "mx.signed.test")) }, false},
-		{"in clear", func(h *host) { h.server.TLS = nil }, false},
-		{"the MX not validated", func(h *host) { h.dns.Blind() }, false},
-		{"the MX not validated, by MTA-STS", func(h *host) { h.dns.Blind(); h.sts(transport.Enforce, "mx.signed.test") }, true},
-		{"the MX not validated, by testing", func(h *host) { h.dns.Blind(); h.sts(transport.Testing, "mx.signed.test") }, true},
-		{"the MX not validated, by testing without it", func(h *host) { h.dns.Blind(); h.sts(transport.Testing, "mx2.signed.test") }, false},
-		{"DANE", func(h *host) { h.shows("other.test"); h.dane("3") }, true},
-		{"unusable TLSA", func(h *host) { h.shows("other.test"); h.unusable() }, false},
+		{"a known authority, the MX validated", func(*host) {}, true, false},
+		{"another name", func(h *host) { h.shows("other.test") }, false, false},
+		{"an unknown authority", func(h *host) { h.showsLeaf(smtptest.NewCA(t).Leaf(t, "mx.signed.test")) }, false, false},
+		{"in clear", func(h *host) { h.server.TLS = nil }, false, false},
+		{"the MX not validated", func(h *host) { h.dns.Blind() }, false, false},
+		{"the MX not validated, by MTA-STS", func(h *host) { h.dns.Blind(); h.sts(transport.Enforce, "mx.signed.test") }, true, false},
+		{"the MX not validated, by testing", func(h *host) { h.dns.Blind(); h.sts(transport.Testing, "mx.signed.test") }, true, false},
+		{"the MX not validated, by testing without it", func(h *host) { h.dns.Blind(); h.sts(transport.Testing, "mx2.signed.test") }, false, false},
+		{"DANE", func(h *host) { h.shows("other.test"); h.dane("3") }, true, false},
+		{"the MX not validated, the policy not to be had", func(h *host) { h.dns.Blind(); h.domain.Unsure = true }, false, true},
+		{"the policy not to be had", func(h *host) { h.shows("other.test"); h.domain.Unsure = true }, false, false},
+		{"TLS fails", func(h *host) { h.server.TLS = &tls.Config{} }, false, true},
+		{"unusable TLSA", func(h *host) { h.shows("other.test"); h.unusable() }, false, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			h := newHost(t)
 			test.set(h)
 			_, c, trouble := h.open()
-			if trouble != nil || c.Proves() != test.want {
+			if trouble != nil || c.Proves() != test.want || c.Unsure() != test.wait {
 				t.Errorf("%+v, %+v", c, trouble)
 			}
 		})
