@@ -110,7 +110,7 @@ func (c *Conn) Proves() bool {
 		return false
 	case w.Upstream != nil:
 		return w.Upstream.Verified()
-	case !w.host.secure && (w.demands.STS == nil || !w.demands.STS.Allows(w.host.host)):
+	case !w.host.secure && (w.demands.STS == nil || w.demands.STS.Mode == transport.None || !w.demands.STS.Allows(w.host.host)):
 		return false
 	case w.policy.Level >= transport.Verified:
 		return true

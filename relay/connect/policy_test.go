@@ -257,6 +257,7 @@ func TestProves(t *testing.T) {
 		{"the MX not validated, by testing", func(h *host) { h.dns.Blind(); h.sts(transport.Testing, "mx.signed.test") }, true, false},
 		{"the MX not validated, by testing without it", func(h *host) { h.dns.Blind(); h.sts(transport.Testing, "mx2.signed.test") }, false, false},
 		{"DANE", func(h *host) { h.shows("other.test"); h.dane("3") }, true, false},
+		{"the MX not validated, by a policy that is none", func(h *host) { h.dns.Blind(); h.sts(transport.None, "mx.signed.test") }, false, false},
 		{"the MX not validated, the policy not to be had", func(h *host) { h.dns.Blind(); h.domain.Unsure = true }, false, true},
 		{"the policy not to be had", func(h *host) { h.shows("other.test"); h.domain.Unsure = true }, false, false},
 		{"TLS fails", func(h *host) { h.server.TLS = &tls.Config{} }, false, true},

@@ -317,6 +317,38 @@ func TestPolicyHostAway(t *testing.T) {
 	}
 }
 
+// A try that fails shortly before the end of a policy does not leave the domain without one for
+// longer than other tries do.
+func TestFailureBeforeTheEnd(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	node := w.node("a")
+	const domain = "one.test"
+	w.publish(domain, "1", text(Enforce, 86400, "mx.one.test"))
+	w.mode(node, domain)
+	w.exec(`update sts_policy set expires_at = clock_timestamp() + interval '10 minutes'`)
+	w.publish(domain, "2", http.NotFound)
+	if mode := w.mode(node, domain); mode != Enforce || w.fetches(domain) != 2 {
+		t.Errorf("mode %q after %d fetches", mode, w.fetches(domain))
+	}
+	w.exec(`update sts_policy set due_at = due_at where due_at <= expires_at and due_at > clock_timestamp() + interval '4 minutes'`)
+}
+
+// A domain whose policy cannot be had is not one that has none.
+func TestUnsure(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	node := w.node("a")
+	w.publish("away.test", "1", http.NotFound)
+	w.publish("kept.test", "1", text(Enforce, 86400, "mx.kept.test"))
+	w.dns.ServFail("_mta-sts.silent.test", "TXT")
+	for domain, want := range map[string]bool{"away.test": true, "kept.test": false, "silent.test": true, "none.test": false} {
+		if d, err := node.Domain(t.Context(), domain); err != nil || d.Unsure != want {
+			t.Errorf("%s: %+v, %v", domain, d, err)
+		}
+	}
+}
+
 // Of two nodes, in which many ask, one fetches a policy, and all wait for it.
 func TestNodesFetchOnce(t *testing.T) {
 	t.Parallel()

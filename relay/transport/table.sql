@@ -30,9 +30,10 @@ update sts_policy set id = @id, mode = @mode, mx = @mx, fetched_at = clock_times
 where domain = @domain and lease = @lease
 
 -- name: fail
--- Records why there is no new policy; one that is held stays.
+-- Records why there is no new policy; one that is held stays, and is tried for again at its end.
 update sts_policy set tried_id = @id, failing_since = coalesce(failing_since, clock_timestamp()), last_error = @error,
-	due_at = clock_timestamp() + case when expires_at > clock_timestamp() then @held::interval else @none::interval end,
+	due_at = clock_timestamp() + case when expires_at > clock_timestamp() then greatest(least(@held::interval, expires_at - clock_timestamp()), @none::interval)
+		else @none::interval end,
 	holder = '', lease_until = null
 where domain = @domain and lease = @lease
 
