@@ -260,7 +260,11 @@ Nodes delete a retired key themselves, a day or two after its record was removed
 		RunE: a.onDKIM(false, func(ctx context.Context, admin *keys.Admin, domain, selector string) error {
 			done, err := admin.Remove(ctx, domain, selector, force)
 			for _, k := range done {
-				fmt.Fprintf(a.stdout, "removed key %s of %s; its record %s is of no use any more\n", k.Selector, domain, k.Name())
+				said := "may be removed"
+				if k.State == keys.Active || k.State == keys.Retiring {
+					said = "has to stay while mail that it signed is on its way"
+				}
+				fmt.Fprintf(a.stdout, "removed key %s of %s; its record %s %s\n", k.Selector, domain, k.Name(), said)
 			}
 			return err
 		}),
