@@ -53,7 +53,7 @@ var (
 	preambles  = words("bom mbox")
 	kinds      = words("failure doubt delay success")
 	losses     = words("failed expired cancelled")
-	policies   = words("none testing dane mta-sts override")
+	policies   = words("none testing dane mta-sts override optional")
 	trusts     = words("verified unverified refused")
 	endings    = words("quit timeout shutdown revoked disconnect disconnect_in_data connection_lost write_failed handshake_failed" +
 		" endless_line early_data message_data_not_finished injection http panic")

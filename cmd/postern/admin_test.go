@@ -59,6 +59,7 @@ type adminShell struct {
 	env     []string
 	address string
 	next    *smtptest.Server
+	field   string // that submit adds to the header
 }
 
 func newAdminShell(t *testing.T) *adminShell {
@@ -250,7 +251,7 @@ func (s *adminShell) submit(t *testing.T, words []string) {
 	steps = append(steps, func() error {
 		w, err := c.Data()
 		if err == nil {
-			_, err = fmt.Fprintf(w, "From: <%s>\r\nSubject: x\r\n\r\nx\r\n", from)
+			_, err = fmt.Fprintf(w, "From: <%s>\r\n%sSubject: x\r\n\r\nx\r\n", from, s.field)
 		}
 		if err == nil {
 			err = w.Close()

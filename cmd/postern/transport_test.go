@@ -61,6 +61,9 @@ allow_private_mx = true
 	if n := server.Reached(smtptest.PhaseMail); n != 0 {
 		t.Fatalf("%d MAIL", n)
 	}
+	s.field = "TLS-Required: No\r\n"
+	s.submit(t, []string{"alice@example.com", "a good password", "alice@example.com", "to", "carol@example.net"})
+	s.traced(t, "carol@example.net", func(trace string) bool { return strings.Contains(trace, "unverified optional mx.example.net") })
 	s.must(t, "postern transport override example.net --level encrypted --for 1h --reason 'known to be theirs'")
 	s.traced(t, "bob@example.net", func(trace string) bool {
 		if strings.Contains(trace, "unverified override mx.example.net") {
@@ -69,8 +72,10 @@ allow_private_mx = true
 		s.must(t, "postern queue retry --all")
 		return false
 	})
-	if m := server.WaitMessages(t, 1)[0]; !m.TLS {
-		t.Error("it went in clear")
+	for i, m := range server.WaitMessages(t, 2) {
+		if !m.TLS {
+			t.Errorf("message %d went in clear", i)
+		}
 	}
 }
 

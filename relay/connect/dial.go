@@ -53,7 +53,8 @@ type Conn struct {
 	TLS    string // facts, "" in clear
 	Walk   Walk   // that led here
 
-	leave func() // gives back its part of the address
+	leave     func() // gives back its part of the address
+	failedTLS bool   // it is in clear, as TLS was offered and failed
 }
 
 // Close ends the connection, without QUIT.
@@ -89,6 +90,8 @@ type Watch struct {
 	Talking  *atomic.Bool   // the server is at work
 	Progress *atomic.Uint64 // see smtp.ClientConfig
 
+	// AnyTLS says that the mail does not mind what the hosts of the domain must prove.
+	AnyTLS bool
 	// Arrive is called with the site that hosts a domain, and reports whether there is a place; nil: there is.
 	Arrive func(site string) bool
 }
@@ -102,7 +105,7 @@ func (d *Dialer) Open(ctx context.Context, domain string, up *upstream.Account, 
 	watch.Talking.Store(true)
 	defer watch.Talking.Store(false)
 	w, t := d.walkTo(ctx, domain, up)
-	w.progress, w.Tries, w.Sessions = watch.Progress, before.Tries, before.Sessions
+	w.progress, w.anyTLS, w.Tries, w.Sessions = watch.Progress, watch.AnyTLS, before.Tries, before.Sessions
 	if !before.Begun.IsZero() {
 		w.Begun = before.Begun
 	}
@@ -174,7 +177,9 @@ func (d *Dialer) tryOnce(ctx context.Context, to Target) (*Conn, *Trouble) {
 	if handshake && policy.mode == upstream.TLSOpportunistic && ctx.Err() == nil {
 		to.trace.trouble(to.Addr, t)
 		policy.mode = upstream.TLSNone
-		c, t, _ = d.converse(ctx, to, policy)
+		if c, t, _ = d.converse(ctx, to, policy); c != nil {
+			c.failedTLS = true
+		}
 	}
 	return c, t
 }

@@ -24,6 +24,10 @@ func (w *Walk) demand(ctx context.Context, addrs resolver.Addresses) *Trouble {
 	if w.d.cfg.Policies == nil || w.Upstream != nil || w.host.literal.IsValid() {
 		return nil
 	}
+	if w.anyTLS {
+		w.policy = transport.Policy{Source: transport.SourceOptional}
+		return nil
+	}
 	var err error
 	if w.demands.Name == "" {
 		w.demands, err = w.d.cfg.Policies.Domain(ctx, w.domain)
@@ -117,4 +121,11 @@ func (c *Conn) Proves() bool {
 	}
 	_, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{DNSName: w.host.host, Roots: w.d.cfg.Roots, Intermediates: others})
 	return err == nil
+}
+
+// Unsure reports that a host of the domain may prove itself, and offer what a message needs, though
+// this one does not: its TLS or its policy, or a host of a better preference, could not be had now.
+func (c *Conn) Unsure() bool {
+	w := &c.Walk
+	return w.Upstream == nil && (w.missed || w.demands.Unsure && !w.host.secure)
 }

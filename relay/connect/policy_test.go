@@ -49,7 +49,7 @@ type host struct {
 	domain transport.Domain
 	err    error
 	leaf   smtptest.Leaf
-	config Config
+	anyTLS bool // of the mail
 }
 
 // newHost is mx.signed.test, of the domain signed.test; all is as it should be.
@@ -95,10 +95,11 @@ func (h *host) open() (*smtptest.Server, *Conn, *Trouble) {
 	h.t.Helper()
 	server := smtptest.Start(h.t, h.server)
 	dns := h.dns.Resolver()
-	cfg := h.config
-	cfg.DNS, cfg.Hello, cfg.MXPort, cfg.AllowPrivateMX, cfg.Roots = dns, "relay.test", server.Port(), true, h.ca.Pool()
+	cfg := Config{DNS: dns, Hello: "relay.test", MXPort: server.Port(), AllowPrivateMX: true, Roots: h.ca.Pool()}
 	cfg.Policies = published{transport.New(transport.Config{DNS: dns}), h.domain, h.err}
-	c, t := New(cfg).Open(h.t.Context(), "signed.test", nil, Spent{}, watch())
+	seen := watch()
+	seen.AnyTLS = h.anyTLS
+	c, t := New(cfg).Open(h.t.Context(), "signed.test", nil, Spent{}, seen)
 	if c != nil {
 		h.t.Cleanup(c.Close)
 	}
@@ -173,6 +174,8 @@ func TestMailHostsProveThemselves(t *testing.T) {
 			h.domain.Override = &transport.Override{Level: transport.Verified}
 			h.shows("other.test")
 		}, "for another name", "451 4.7.5"},
+		{"mail that does not mind", func(h *host) { h.anyTLS = true; h.dane("3"); h.shows("other.test"); h.err = errors.New("away") }, "unverified optional other.test", ""},
+		{"mail that does not mind, in clear", func(h *host) { h.anyTLS = true; h.dane("3"); stripped(h) }, "", ""},
 		{"no database", func(h *host) { h.err = errors.New("away") }, "cannot find out now what signed.test demands", "451 4.3.0"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -243,24 +246,28 @@ func TestProves(t *testing.T) {
 		name string
 		set  func(h *host)
 		want bool
+		wait bool
 	}{
-		{"a known authority, the MX validated", func(*host) {}, true},
-		{"another name", func(h *host) { h.shows("other.test") }, false},
-		{"an unknown authority", func(h *host) { h.showsLeaf(smtptest.NewCA(t).Leaf(t, "mx.signed.test")) }, false},
-		{"in clear", func(h *host) { h.server.TLS = nil }, false},
-		{"the MX not validated", func(h *host) { h.dns.Blind() }, false},
-		{"the MX not validated, by MTA-STS", func(h *host) { h.dns.Blind(); h.sts(transport.Enforce, "mx.signed.test") }, true},
-		{"the MX not validated, by testing", func(h *host) { h.dns.Blind(); h.sts(transport.Testing, "mx.signed.test") }, true},
-		{"the MX not validated, by testing without it", func(h *host) { h.dns.Blind(); h.sts(transport.Testing, "mx2.signed.test") }, false},
-		{"DANE", func(h *host) { h.shows("other.test"); h.dane("3") }, true},
-		{"unusable TLSA", func(h *host) { h.shows("other.test"); h.unusable() }, false},
+		{"a known authority, the MX validated", func(*host) {}, true, false},
+		{"another name", func(h *host) { h.shows("other.test") }, false, false},
+		{"an unknown authority", func(h *host) { h.showsLeaf(smtptest.NewCA(t).Leaf(t, "mx.signed.test")) }, false, false},
+		{"in clear", func(h *host) { h.server.TLS = nil }, false, false},
+		{"the MX not validated", func(h *host) { h.dns.Blind() }, false, false},
+		{"the MX not validated, by MTA-STS", func(h *host) { h.dns.Blind(); h.sts(transport.Enforce, "mx.signed.test") }, true, false},
+		{"the MX not validated, by testing", func(h *host) { h.dns.Blind(); h.sts(transport.Testing, "mx.signed.test") }, true, false},
+		{"the MX not validated, by testing without it", func(h *host) { h.dns.Blind(); h.sts(transport.Testing, "mx2.signed.test") }, false, false},
+		{"DANE", func(h *host) { h.shows("other.test"); h.dane("3") }, true, false},
+		{"the MX not validated, the policy not to be had", func(h *host) { h.dns.Blind(); h.domain.Unsure = true }, false, true},
+		{"the policy not to be had", func(h *host) { h.shows("other.test"); h.domain.Unsure = true }, false, false},
+		{"TLS fails", func(h *host) { h.server.TLS = &tls.Config{} }, false, true},
+		{"unusable TLSA", func(h *host) { h.shows("other.test"); h.unusable() }, false, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			h := newHost(t)
 			test.set(h)
 			_, c, trouble := h.open()
-			if trouble != nil || c.Proves() != test.want {
+			if trouble != nil || c.Proves() != test.want || c.Unsure() != test.wait {
 				t.Errorf("%+v, %+v", c, trouble)
 			}
 		})

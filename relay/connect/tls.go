@@ -185,6 +185,7 @@ func (p tlsPolicy) secure(ctx context.Context, c *Conn, to Target) (t *Trouble, 
 		return nil, false
 	case refusedTLS(err):
 		if p.mode == upstream.TLSOpportunistic && c.Client.Usable() {
+			c.failedTLS = true
 			return nil, false
 		}
 		return conversationTrouble(c, to, err), false

@@ -48,11 +48,13 @@ type Walk struct {
 	token    oauth.Token       // of an upstream that has a grant; zero: not yet
 	domain   string            // mx: the domain's key
 	Upstream *upstream.Account // nil for MX
+	anyTLS   bool              // see Watch
 	demands  transport.Domain  // of an MX: what holds for all its hosts; without a name until it is found
 	host     exchanger         // the last one looked up
 	policy   transport.Policy  // of host
 	addrs    []netip.Addr      // further ones of host
 	hosts    []exchanger       // that come after host
+	missed   bool              // a host before it, or TLS with it, could not be had now
 
 	Spent
 }
@@ -135,6 +137,7 @@ func (w *Walk) Next(ctx context.Context) (*Conn, *Trouble) {
 		if len(w.addrs) > 0 {
 			c, t = w.try(ctx)
 		} else {
+			w.missed = w.missed || worst != nil && !worst.Permanent
 			t = w.lookUp(ctx)
 		}
 		if c != nil {
@@ -184,6 +187,7 @@ func (w *Walk) try(ctx context.Context) (*Conn, *Trouble) {
 		return nil, t
 	}
 	w.Sessions++
+	w.missed = w.missed || c.failedTLS
 	c.Walk = *w
 	c.leave = leave
 	return c, nil

@@ -79,6 +79,7 @@ func (w *worker) send(j *job) (smtp.Result, error) {
 		Body:      &w.body,
 		Size:      size,
 		Proved:    mail.RequireTLS && w.conn.Proves(),
+		Unsure:    mail.RequireTLS && w.conn.Unsure(),
 		EightBit:  m.EightBit,
 		BeforeDot: w.beforeDot,
 	}), nil

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"postern/relay/connect"
+	"postern/relay/queue"
 	"postern/relay/route"
 	"postern/relay/upstream"
 )
@@ -23,6 +24,7 @@ type destination struct {
 	key    string  // of its way
 	via    string  // the upstream's name, or route.MX
 	domain string  // mx: the domain's key; "" for an upstream
+	anyTLS bool    // mx: its mail does not mind what the domain demands of TLS
 	part   float64 // the part of the free room that its line may take
 
 	mu       sync.Mutex
@@ -53,15 +55,20 @@ type destination struct {
 	evidence
 }
 
-// destination finds or makes the destination of a way. Only the dispatcher calls it.
-func (e *Engine) destination(w *way) *destination {
+// destination finds or makes the destination of a way. Mail with TLS-Required: No has others, since
+// it goes where other mail waits (RFC 8689 section 5). Only the dispatcher calls it.
+func (e *Engine) destination(w *way, need queue.TLSNeed) *destination {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if d := e.destinations[w.key]; d != nil {
+	key, anyTLS := w.key, need == queue.TLSOptional && w.upstream == nil
+	if anyTLS {
+		key += " any TLS"
+	}
+	if d := e.destinations[key]; d != nil {
 		return d
 	}
 	// A new one may be in trouble known to another node, or from before a restart.
-	d := &destination{e: e, key: w.key, via: route.MX, domain: w.domain, upstream: w.upstream, owes: true}
+	d := &destination{e: e, key: w.key, via: route.MX, domain: w.domain, anyTLS: anyTLS, upstream: w.upstream, owes: true}
 	if w.upstream != nil {
 		d.via = w.upstream.Name
 		d.part = 9 // it may well be the only one
@@ -70,7 +77,7 @@ func (e *Engine) destination(w *way) *destination {
 		d.part = 1. / 9
 		d.window = newWindow(1) // until a lookup has found the site
 	}
-	e.destinations[w.key] = d
+	e.destinations[key] = d
 	return d
 }
 

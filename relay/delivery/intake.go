@@ -81,7 +81,7 @@ func (e *Engine) weight(size int64) int64 {
 // destination and a connection's goroutine of its own.
 const (
 	recipientWeight = 256
-	jobWeight       = 12 << 10
+	jobWeight       = 16 << 10
 )
 
 // recipientsWeigh is the weight of recipients, with their strings: an ORCPT may have

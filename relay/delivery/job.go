@@ -114,7 +114,7 @@ func (e *Engine) perTransaction(u *upstream.Account) int {
 
 // assign makes the jobs of one way.
 func (e *Engine) assign(j job, w *way) {
-	dest, most := e.destination(w), e.perTransaction(w.upstream)
+	dest, most := e.destination(w, j.Message.TLSNeed), e.perTransaction(w.upstream)
 	up := w.upstream
 	if j.best != nil {
 		up = nil // of when the attempt began: it may have been changed since

@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"errors"
+	"time"
 
 	"postern/relay/connect"
 	"postern/relay/queue"
@@ -84,7 +85,7 @@ func (w *worker) nextHost(j *job, t *transaction, next *connect.Walk) (bool, *tr
 		w.d.e.cfg.Log.Info("no other host can be reached", "id", j.Message.ID, "after", t.conn.Host, "reply", trouble.Reply.String(), "error", trouble.Err)
 		return false, asTrouble(trouble)
 	}
-	w.conn = &conn{Conn: c, version: t.conn.version, onward: true}
+	w.conn = &conn{Conn: c, opened: time.Now(), version: t.conn.version, onward: true}
 	w.d.connected(w)
 	w.d.e.cfg.Log.Info("trying the next host", "id", j.Message.ID, "after", t.conn.Host, "host", c.Host)
 	return true, nil

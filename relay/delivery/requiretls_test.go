@@ -3,9 +3,13 @@ package delivery
 import (
 	"strings"
 	"testing"
+	"time"
 
+	"postern/internal/dnstest"
 	"postern/internal/smtptest"
+	"postern/relay/connect"
 	"postern/relay/queue"
+	"postern/relay/route"
 	"postern/relay/upstream"
 )
 
@@ -86,6 +90,71 @@ func TestRequireTLSOverWays(t *testing.T) {
 		want := map[bool]queue.Result{false: queue.Delivered, true: queue.Deferred}[away]
 		if o := q.outcome(t, d, 0); o.Result != want || len(lacks.Messages()) != 0 {
 			t.Errorf("away %v: %s %v", away, o.Result, o.Reply)
+		}
+	}
+}
+
+// While a better host cannot be reached, or TLS with it fails, mail that needs TLS waits, though
+// another host lacks it: the relay's DNS or the network may be at fault.
+func TestRequireTLSWaits(t *testing.T) {
+	t.Parallel()
+	for what, test := range map[string]struct {
+		spoil func(*smtptest.Server, *dnstest.Zones)
+		want  string
+	}{
+		"all lack it":      {func(*smtptest.Server, *dnstest.Zones) {}, "5.7.30"},
+		"the first is off": {func(s *smtptest.Server, _ *dnstest.Zones) { s.Close() }, "4.7.30"},
+		"no answer":        {func(_ *smtptest.Server, z *dnstest.Zones) { z.ServFail("mx1.one.test") }, "4.7.30"},
+		"no address":       {func(_ *smtptest.Server, z *dnstest.Zones) { z.Forget("mx1.one.test") }, "5.7.30"},
+	} {
+		servers, port := hosts(t, 2)
+		z := &dnstest.Zones{}
+		z.AddMX("one.test", 10, "mx1.one.test.")
+		z.AddMX("one.test", 20, "mx2.one.test.")
+		z.AddHost("mx1.one.test", "127.0.0.2")
+		z.AddHost("mx2.one.test", "127.0.0.3")
+		test.spoil(servers[0], z)
+		d := message(t, "user@one.test")
+		d.Message.TLSNeed = queue.TLSRequired
+		o := attempt(t, Config{Routes: routes{}, Connect: connect.Config{DNS: z.Resolver(), MXPort: port}}, d)
+		if o.Reply.Enhanced.String() != test.want || (o.Result == queue.Failed) != (test.want == "5.7.30") {
+			t.Errorf("%s: %s %v", what, o.Result, o.Reply)
+		}
+	}
+}
+
+// What a domain demands may have changed since a connection was opened: after a while mail goes over
+// another.
+func TestOldConnection(t *testing.T) {
+	t.Parallel()
+	servers, port := hosts(t, 1)
+	z := &dnstest.Zones{}
+	z.AddHost("one.test", "127.0.0.2")
+	q := newFakeQueue()
+	e := startEngine(t, q, Config{Routes: routes{}, IdleTime: time.Hour, Connect: connect.Config{DNS: z.Resolver(), MXPort: port, AllowPrivateMX: true}})
+	for i, want := range []int{1, 1, 2} {
+		if i == 2 {
+			dest := e.known(queue.Way(route.MX, "one.test"))
+			dest.mu.Lock()
+			dest.idle[0].conn.opened = time.Now().Add(-demandTime)
+			dest.mu.Unlock()
+		}
+		d := message(t, "user@one.test")
+		e.Take(d)
+		q.waitEnded(t, i+1)
+		if o := q.outcome(t, d, 0); o.Result != queue.Delivered || servers[0].Conns() != want {
+			t.Fatalf("message %d: %s %v over %d connections", i, o.Result, o.Reply, servers[0].Conns())
+		}
+		idle := func() bool {
+			dest := e.known(queue.Way(route.MX, "one.test"))
+			dest.mu.Lock()
+			defer dest.mu.Unlock()
+			return len(dest.idle) == 1
+		}
+		for end := time.Now().Add(patience); !idle(); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("the connection is not kept")
+			}
 		}
 	}
 }

@@ -15,6 +15,8 @@ const (
 	quitTime = 5 * time.Second  // bounds a QUIT
 	gateWait = 10 * time.Second // a job comes back after the gate refused it
 	bodyWait = time.Minute      // a job comes back whose stored text could not be read
+
+	demandTime = time.Minute // mail is begun on a connection to a mail host
 )
 
 // worker is one connection to a destination, or a wait for one. It does one job after
@@ -47,6 +49,7 @@ type worker struct {
 // conn is a worker's conversation.
 type conn struct {
 	*connect.Conn
+	opened  time.Time
 	version int  // of the upstream's settings
 	sent    int  // transactions
 	kept    bool // it has been idle
@@ -58,6 +61,10 @@ type conn struct {
 func (c *conn) takes(j *job) bool {
 	return c.Client.Takes(1, j.address) > 0
 }
+
+// isOld reports a connection to a mail host that has met demands of its domain which may have
+// changed since.
+func (c *conn) isOld() bool { return c.Walk.Upstream == nil && time.Since(c.opened) > demandTime }
 
 func newWorker(d *destination) *worker {
 	w := &worker{d: d, jobs: make(chan *job, 1)}
@@ -161,11 +168,11 @@ func (w *worker) open(need need) *trouble {
 	ctx, cancel := context.WithCancel(w.ctx)
 	defer cancel()
 	defer context.AfterFunc(need.settings, cancel)()
-	c, t := w.d.e.dialer.Open(ctx, w.d.domain, need.upstream, need.spent, connect.Watch{Talking: &w.talking, Progress: &w.progress, Arrive: w.d.arrive})
+	c, t := w.d.e.dialer.Open(ctx, w.d.domain, need.upstream, need.spent, connect.Watch{Talking: &w.talking, Progress: &w.progress, Arrive: w.d.arrive, AnyTLS: w.d.anyTLS})
 	if t != nil {
 		return asTrouble(t)
 	}
-	w.conn = &conn{Conn: c, version: need.version}
+	w.conn = &conn{Conn: c, opened: time.Now(), version: need.version}
 	w.d.connected(w)
 	return nil
 }
@@ -247,7 +254,7 @@ func (w *worker) do(j *job) *job {
 		w.job = nil
 		w.d.e.release(j, 0)
 		return nil
-	case w.conn == nil || w.conn.version != w.d.currentVersion() || !w.conn.takes(j):
+	case w.conn == nil || w.conn.version != w.d.currentVersion() || !w.conn.takes(j) || w.conn.isOld():
 		w.job = nil
 		w.d.putBack(j)
 		w.hangUp()

@@ -34,6 +34,10 @@ func rule(name string) (more int, signed bool) {
 	return 0, strings.HasPrefix(name, "resent-") || strings.HasPrefix(name, "list-")
 }
 
+// maxNamed bounds the list of a signature, which a header with thousands of names would make longer
+// than itself. A name that does not fit with all its fields is not signed; From comes first.
+const maxNamed = 500
+
 // plain reports a name that can stand in the list of a signature: others may have its marks.
 func plain(name string) bool {
 	return name != "" && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
@@ -102,22 +106,28 @@ func appendFolded(b []byte, text string) []byte {
 
 // signed returns the names for the h= tag, and the canonical octets of the fields in their order.
 func signed(header []byte) (names []string, data []byte) {
-	present := split(header)
 	order := slices.Clone(always)
-	for _, f := range present {
-		if _, ok := rule(f.name); ok && !slices.Contains(order, f.name) {
+	named := map[string][]field{} // what there is of each name
+	for _, f := range split(header) {
+		if _, ok := rule(f.name); !ok {
+			continue
+		}
+		if named[f.name] == nil && !slices.Contains(always, f.name) {
 			order = append(order, f.name)
 		}
+		named[f.name] = append(named[f.name], f)
 	}
 	data = make([]byte, 0, len(header)+1024) // with room for our own field
 	for _, name := range order {
-		for _, f := range slices.Backward(present) { // RFC 6376 section 5.4.2
-			if f.name == name {
-				names = append(names, name)
-				data = appendRelaxed(data, f.name, f.octets)
-			}
+		more, _ := rule(name)
+		if len(names)+len(named[name])+more > maxNamed {
+			continue
 		}
-		for more, _ := rule(name); more > 0; more-- {
+		for _, f := range slices.Backward(named[name]) { // RFC 6376 section 5.4.2
+			names = append(names, name)
+			data = appendRelaxed(data, name, f.octets)
+		}
+		for range more {
 			names = append(names, name)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -171,6 +172,28 @@ func TestSignatureOfALongHeader(t *testing.T) {
 	for line := range bytes.SplitSeq(signed, []byte("\r\n")) {
 		if len(line) > 998 {
 			t.Errorf("a line of %d octets", len(line))
+		}
+	}
+}
+
+// A header with thousands of names, or of fields of one name, makes no signature that is longer than
+// other mail.
+func TestSignatureOfManyNames(t *testing.T) {
+	t.Parallel()
+	keys := dkimtest.New(domain)
+	for _, name := range []string{"Content-XN", "Resent-To"} {
+		text := []byte("From: a@" + domain + "\r\nSubject: s\r\n")
+		for i := range 20_000 {
+			text = append(text, strings.ReplaceAll(name, "N", strconv.Itoa(i))+":\r\n"...)
+		}
+		signed := sign(t, append(text, "\r\nbody\r\n"...), dkim.Both.Of(keys[domain]))
+		if more := len(signed) - len(text) - 8; more > 32<<10 {
+			t.Errorf("%s: signatures of %d octets", name, more)
+		}
+		for _, err := range verify(t, signed, keys) {
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
 		}
 	}
 }

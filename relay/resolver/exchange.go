@@ -57,6 +57,9 @@ func (r *Resolver) read(reply *dns.Msg, q question) (found, error) {
 	if !reply.Response || len(reply.Question) != 1 || dns.CanonicalName(reply.Question[0].Name) != q.name || reply.Question[0].Qtype != q.kind {
 		return found{}, refusal("the answer is to another question")
 	}
+	if reply.Truncated { // over TCP, where there is no room for more
+		return found{}, refusal("the answer is cut off")
+	}
 	if reply.Rcode != dns.RcodeSuccess && reply.Rcode != dns.RcodeNameError {
 		return found{}, refused(reply)
 	}

@@ -76,6 +76,7 @@ func TestForeignReplies(t *testing.T) {
 			m.RecursionAvailable, m.Answer = false, nil
 			m.Ns = []dns.RR{&dns.NS{Hdr: dns.RR_Header{Name: "test.", Rrtype: dns.TypeNS, Class: dns.ClassINET}, Ns: "ns.test."}}
 		},
+		"cut off":         func(m *dns.Msg) { m.Truncated, m.Answer = true, nil },
 		"not implemented": func(m *dns.Msg) { m.Rcode = dns.RcodeNotImplemented },
 	} {
 		r := dnstest.By(func(ctx context.Context, server string, query *dns.Msg) (*dns.Msg, error) {

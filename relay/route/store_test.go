@@ -25,7 +25,7 @@ func sink() upstream.Account {
 func account() upstream.Account {
 	return upstream.Account{
 		Name: "provider", Host: "smtp.provider.example", Port: 587, TLS: upstream.TLSRequire,
-		MaxConnections: 7,
+		MaxConnections: 7, DKIM: "off",
 	}
 }
 

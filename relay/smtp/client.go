@@ -151,6 +151,7 @@ type Transaction struct {
 	Body     io.Reader // the message, CRLF lines, not dot-stuffed
 	Size     int64     // octets of Body, for SIZE=
 	Proved   bool      // under TLS the server has proved to be the one that the mail is for: REQUIRETLS needs it
+	Unsure   bool      // mail with REQUIRETLS that cannot go there is to wait
 	EightBit bool      // Body has octets beyond ASCII; BODY=8BITMIME is said where it is offered
 	// BeforeDot is called when all but the final dot is written (or buffered) and
 	// at least one recipient was accepted. An error keeps the dot from being sent

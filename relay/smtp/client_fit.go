@@ -31,7 +31,11 @@ func (s *sending) fit() {
 // fitTLS keeps mail that needs TLS at each hop (RFC 8689 section 4.2.1) from a server that has not
 // proved who it is, or would hand it on without.
 func (s *sending) fitTLS() {
-	if s.tx.Mail.RequireTLS && !(s.tx.Proved && s.c.TLS() != nil && s.c.offers("REQUIRETLS")) {
+	switch {
+	case !s.tx.Mail.RequireTLS || s.tx.Proved && s.c.TLS() != nil && s.c.offers("REQUIRETLS"):
+	case s.tx.Unsure:
+		s.answer(StageHello, Temporary(451, 7, 30, "No server that offers REQUIRETLS over verified TLS, which this message needs, can be found now"))
+	default:
 		s.answer(StageHello, Permanent(550, 7, 30, "Next server does not offer REQUIRETLS over verified TLS, which this message needs"))
 	}
 }

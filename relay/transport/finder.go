@@ -92,6 +92,7 @@ type Domain struct {
 	Name     string
 	Override *Override // nil: none
 	STS      *STS      // nil: none
+	Unsure   bool      // STS is nil, and there may be one that cannot be had now
 }
 
 // Domain finds what holds for a domain, and gets its MTA-STS policy if there is a new one. The
@@ -101,10 +102,10 @@ func (f *Finder) Domain(ctx context.Context, name string) (Domain, error) {
 	if err != nil {
 		return Domain{}, err
 	}
-	if r.override != nil {
+	if r.override != nil && time.Since(r.at) < r.lifts {
 		return Domain{Name: name, Override: r.override}, nil
 	}
-	id, published := f.publishedID(ctx, name)
+	id, published, trouble := f.publishedID(ctx, name)
 	if ctx.Err() != nil {
 		return Domain{}, ctx.Err()
 	}
@@ -113,17 +114,20 @@ func (f *Finder) Domain(ctx context.Context, name string) (Domain, error) {
 			return Domain{}, err
 		}
 	}
-	return Domain{Name: name, STS: r.policy(time.Now())}, nil
+	policy := r.policy(time.Now())
+	return Domain{Name: name, STS: policy, Unsure: policy == nil && (published || trouble != nil)}, nil
 }
 
 // publishedID is the id of a domain's policy. Where DNS gives no answer there is none: a policy that
-// is kept holds, and another could not be trusted more than no answer (RFC 8461 section 3.1).
-func (f *Finder) publishedID(ctx context.Context, domain string) (string, bool) {
+// is kept holds, and another could not be trusted more than no answer (RFC 8461 section 3.1). trouble
+// says that there may be one.
+func (f *Finder) publishedID(ctx context.Context, domain string) (id string, published bool, trouble error) {
 	texts, err := f.cfg.DNS.TXT(ctx, "_mta-sts."+domain)
-	if err != nil {
-		return "", false
+	if errors.Is(err, resolver.ErrNone) {
+		err = nil
 	}
-	return parseID(texts)
+	id, published = parseID(texts)
+	return id, published, err
 }
 
 // read returns the row of a domain, from memory if it was read just now, or if the database does not
@@ -252,7 +256,7 @@ func (f *Finder) fetch(ctx context.Context, domain, id string, lease int64) erro
 // Refresh gets the MTA-STS policy of a domain now. The error says why there is none, in words for
 // the person who asked.
 func (f *Finder) Refresh(ctx context.Context, domain string) error {
-	id, published := f.publishedID(ctx, domain)
+	id, published, _ := f.publishedID(ctx, domain)
 	if !published {
 		return fmt.Errorf("_mta-sts.%s has no TXT record with the id of a policy", domain)
 	}
@@ -298,7 +302,7 @@ func (f *Finder) renew(ctx context.Context) error {
 			if err != nil {
 				return // and is due again in a minute
 			}
-			id, published := f.publishedID(ctx, domain)
+			id, published, _ := f.publishedID(ctx, domain)
 			if !published {
 				id = r.id
 			}

@@ -503,6 +503,13 @@ func TestDatabaseAway(t *testing.T) {
 	if d, err := node.Domain(t.Context(), "one.test"); err != nil || d.STS == nil || d.STS.Mode != Enforce {
 		t.Errorf("%+v, %v", d, err)
 	}
+	node.mu.Lock()
+	r.override, r.lifts = &Override{Domain: "one.test"}, time.Second // it has ended
+	node.kept["one.test"] = r
+	node.mu.Unlock()
+	if d, err := node.Domain(t.Context(), "one.test"); err != nil || d.Override != nil || d.STS == nil {
+		t.Errorf("after the end of an override: %+v, %v", d, err)
+	}
 	if d, err := node.Domain(t.Context(), "two.test"); err == nil {
 		t.Errorf("%+v of a domain that nobody could look up", d)
 	}

@@ -25,6 +25,7 @@ const (
 	SourceSTS      Source = "mta-sts"  // RFC 8461
 	SourceTesting  Source = "testing"  // an MTA-STS policy that is not enforced
 	SourceOverride Source = "override" // an admin's
+	SourceOptional Source = "optional" // the message's: TLS-Required: No (RFC 8689)
 )
 
 // Policy is what one mail host must prove. The zero value demands nothing.
