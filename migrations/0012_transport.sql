@@ -26,7 +26,7 @@ create table sts_policy (
 create index sts_policy_due on sts_policy (due_at) where mode is not null;
 
 -- The policies that admins set in place of what a domain publishes. Read by its key beside
--- sts_policy, and whole by 'postern transport list'.
+-- sts_policy, and whole by 'postern transport show'.
 create table transport_override (
 	domain     text        collate "C" primary key,
 	level      text        not null check (level in ('opportunistic', 'encrypted', 'verified')),

@@ -135,8 +135,8 @@ func (a *app) dkimListCmd() *cobra.Command {
 		Use:   "list [DOMAIN]",
 		Short: "list the keys with their states, and what is wrong with their records",
 		Long: `Lists the keys of a domain, or of all. A key is pending until its record is published,
-then active, which is when it signs; retiring while mail that it has signed is on
-its way and its record has to stay; and at last retired, when the record may be removed.`,
+then active: it signs. It is retiring while mail that it has signed is on its way, and its
+record has to stay; when it is retired, the record may be removed.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return nil
@@ -150,9 +150,10 @@ func (a *app) dkimShowCmd() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "show DOMAIN",
-		Short: "show the records of a domain's keys, and what its servers answer",
+		Short: "show the records of a domain's keys, and what is wrong with them",
 		Long: `Shows each key of a domain with the record that is, or has to be, in DNS: as a line of a
-zone file, and as the one line of text that web panels take.`,
+zone file, and as the one line of text that web panels take. The note says what is wrong
+with it, as the nodes saw it last.`,
 		Args: aDomain(false),
 	}
 	cmd.RunE = a.onDKIM(false, func(ctx context.Context, admin *keys.Admin, domain, _ string) error {
@@ -185,9 +186,10 @@ func (a *app) dkimRotateCmd() *cobra.Command {
 	var every string
 	cmd := &cobra.Command{
 		Use:   "rotate DOMAIN",
-		Short: "make the next keys of a domain, or set when that is done",
+		Short: "make the next keys of a domain, or set the age at which nodes do",
 		Long: `Makes a new key for each that signs, and prints the records to publish. Once a record is
-published, its key signs, and the former one is retiring: leave its record for as long.
+published, its key signs, and the former one is retiring: its record has to stay until
+'postern dkim list' says that it may be removed.
 Running it again before that makes no further key.
 
 With --every it makes none now, but sets the age at which keys are rotated, 0 for never.`,
@@ -227,7 +229,7 @@ With --every it makes none now, but sets the age at which keys are rotated, 0 fo
 func (a *app) dkimRetireCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "retire DOMAIN [SELECTOR]",
-		Short: "sign no more with a key, or with any of a domain",
+		Short: "stop signing with a key, or with all of a domain",
 		Long: `Ends the signing with a key, or with all keys of the domain; all nodes follow within two
 seconds. Its record has to stay while mail that it has signed is on its way: the key is
 retiring for seven days, or for the lifetime of the queue if that is longer. A pending
@@ -252,13 +254,17 @@ func (a *app) dkimRemoveCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "remove DOMAIN [SELECTOR]",
 		Short: "delete a key, or all of a domain",
-		Long: `Deletes a key that is pending or retired, or all keys of the domain if they are. Retired keys
-also go by themselves, a day or two after their records.`,
+		Long: `Deletes a key that is pending or retired, or all keys of the domain if all of them are.
+Nodes delete a retired key themselves, a day or two after its record was removed.`,
 		Args: aDomain(true),
 		RunE: a.onDKIM(false, func(ctx context.Context, admin *keys.Admin, domain, selector string) error {
 			done, err := admin.Remove(ctx, domain, selector, force)
 			for _, k := range done {
-				fmt.Fprintf(a.stdout, "removed key %s of %s; its record %s is of no use any more\n", k.Selector, domain, k.Name())
+				said := "may be removed"
+				if k.State == keys.Active || k.State == keys.Retiring {
+					said = "has to stay while mail that it signed is on its way"
+				}
+				fmt.Fprintf(a.stdout, "removed key %s of %s; its record %s %s\n", k.Selector, domain, k.Name(), said)
 			}
 			return err
 		}),

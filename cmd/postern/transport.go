@@ -28,7 +28,7 @@ func (a *app) transportShowCmd() *cobra.Command {
 message: by an override, by TLSA records (DANE), by the domain's MTA-STS policy, or nothing.
 A policy that is not kept yet, or that has another id now, is fetched and kept, as a delivery would
 do. No mail host is connected to. Without DOMAIN it lists the overrides and the MTA-STS policies
-that are kept.`,
+that are kept, or cannot be fetched.`,
 		Example: "  postern transport show example.com",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 {

@@ -127,6 +127,11 @@ func TestTransportPage(t *testing.T) {
 			}
 		}
 	}
+	zones.AddMX("first.example", 10, "mx1.example.net")
+	zones.AddTXT("_mta-sts.first.example", "v=STSv1; id=1;")
+	if shown := s.must(t, "postern transport show first.example"); !strings.Contains(shown, "mta-sts     cannot be fetched since ") {
+		t.Errorf("a policy without a host:\n%s", shown)
+	}
 	s.must(t, "postern transport override EXAMPLE.net --level opportunistic --reason 'no STARTTLS today'")
 	if list := s.must(t, "postern transport show"); !strings.Contains(list, "override  opportunistic until ") || !strings.Contains(list, "cannot be renewed since ") {
 		t.Errorf("list:\n%s", list)

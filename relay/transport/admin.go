@@ -113,7 +113,7 @@ func Overrides(ctx context.Context, db pg.DB, domain string, most int) ([]Overri
 	return list, nil
 }
 
-// Kept is an MTA-STS policy as the nodes keep it.
+// Kept is an MTA-STS policy as the nodes keep it. Its Mode is "" while none holds, since fetching it fails.
 type Kept struct {
 	Domain       string     `json:"domain"`
 	ID           string     `json:"id"`
@@ -125,7 +125,7 @@ type Kept struct {
 	LastError    string     `json:"last_error,omitempty"`
 }
 
-// Policies lists the MTA-STS policies that are kept, or that of one domain.
+// Policies lists the MTA-STS policies that are kept or cannot be fetched, or that of one domain.
 func Policies(ctx context.Context, db pg.DB, domain string, most int) ([]Kept, error) {
 	rows, err := db.Query(ctx, sqlPolicies, domain, most)
 	var list []Kept

@@ -310,6 +310,9 @@ func TestPolicyHostAway(t *testing.T) {
 	if mode := w.mode(node, domain); mode != "" || w.fetches(domain) != 2 {
 		t.Errorf("after its end: mode %q after %d fetches", mode, w.fetches(domain))
 	}
+	if kept, err := Policies(t.Context(), w.db.Pool, domain, 1); err != nil || len(kept) != 1 || kept[0].Mode != "" || !strings.Contains(kept[0].LastError, "404") {
+		t.Errorf("shown: %+v, %v", kept, err)
+	}
 	w.exec(`update sts_policy set due_at = clock_timestamp()`)
 	w.publish(domain, "2", text(Enforce, 86400, "mx.one.test"))
 	if mode := w.mode(node, domain); mode != Enforce || w.fetches(domain) != 3 || w.failure(domain) != "" {

@@ -51,8 +51,9 @@ delete from sts_policy where coalesce(expires_at, due_at) < clock_timestamp() - 
 	and (lease_until is null or lease_until <= clock_timestamp())
 
 -- name: policies
-select domain, id, mode, mx, fetched_at, expires_at, coalesce(failing_since, 'epoch'), last_error
-from sts_policy where mode is not null and expires_at > clock_timestamp() and (@domain::text = '' or domain = @domain)
+select domain, id, case when expires_at > clock_timestamp() then mode else '' end, mx, coalesce(fetched_at, 'epoch'),
+	coalesce(expires_at, 'epoch'), coalesce(failing_since, 'epoch'), last_error
+from sts_policy where (expires_at > clock_timestamp() or last_error <> '') and (@domain::text = '' or domain = @domain)
 order by domain limit @most
 
 -- name: overrides

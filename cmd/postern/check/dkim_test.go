@@ -52,7 +52,7 @@ func dkimFaults() []fault {
 		{"dkim.ok", "its record is there", func(_ *testing.T, p *patient) { p.view.dkim[0].State = keys.Retiring }},
 		{"dkim.none", "no key", func(_ *testing.T, p *patient) { p.view.dkim = nil }},
 		{"dkim.none", "no key", func(_ *testing.T, p *patient) { p.view.dkim[0].Domain = "mail.example.com" }},
-		{"dkim.pending", `ns1.example.com: no record; to publish: s1._domainkey.example.com. IN TXT ( "v=DKIM1; k=ed25519; p=`, dkimState(keys.Pending)},
+		{"dkim.pending", "ns1.example.com: no record", dkimState(keys.Pending)},
 		{"dkim.record", "ns1.example.com: no record", dkimState(keys.Active)},
 		{"dkim.record", "p= is another key's", func(_ *testing.T, p *patient) { p.view.dkim[0].Public = []byte("another half") }},
 		{"dkim.record", "ns1.example.com does not answer", func(_ *testing.T, p *patient) {

@@ -84,7 +84,7 @@ func (d *Domain) Print(out io.Writer) error {
 	fmt.Fprintln(out)
 	hosts := screen.TableOf([]string{"HOST", "POLICY", "DEMANDS"}, func(h Host) []string {
 		if h.Trouble != "" {
-			return []string{h.Host, string(h.Source), "no mail goes there now: " + h.Trouble}
+			return []string{h.Host, screen.OrDash(string(h.Source)), "no mail goes there now: " + h.Trouble}
 		}
 		return []string{h.Host, string(h.Source), h.Demands}
 	}, d.Hosts)
@@ -133,6 +133,9 @@ func OverrideText(o *transport.Override) string {
 
 // STSText is an MTA-STS policy in one line.
 func STSText(k *transport.Kept) string {
+	if k.Mode == "" && k.FailingSince != nil {
+		return fmt.Sprintf("cannot be fetched since %s: %s", screen.LocalTime(*k.FailingSince), k.LastError)
+	}
 	text := fmt.Sprintf("%s until %s, id %s", k.Mode, screen.LocalTime(k.ExpiresAt), k.ID)
 	if len(k.MX) > 0 {
 		text += ", mx " + strings.Join(k.MX, " ")

@@ -32,6 +32,8 @@ func (k Key) Note() string {
 		return "its record may be removed"
 	case k.Found != "":
 		return k.Found
+	case k.State == keys.Pending && k.LookedAt.IsZero():
+		return "no node has looked at its record yet"
 	case k.State == keys.Active && k.EveryDays > 0:
 		return "next key on " + k.NextMade().Local().Format(time.DateOnly)
 	}
@@ -54,7 +56,13 @@ func (k Key) Print(out io.Writer) error {
 	if err := t.Print(out); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(out, "\n%s\n\n%s\n", k.Zone, k.Record)
+	fmt.Fprintln(out)
+	return printRecord(out, &k.Key)
+}
+
+// printRecord writes a key's record as a line of a zone file, and for a web panel.
+func printRecord(out io.Writer, k *keys.Key) error {
+	_, err := fmt.Fprintf(out, "%s\n\nor in a web panel: type TXT, name %s, value\n%s\n", k.Zone(), k.Name(), k.Record())
 	return err
 }
 
@@ -65,7 +73,8 @@ func PrintRecords(out io.Writer, list []keys.Key) error {
 	}
 	fmt.Fprintf(out, "\nto do: publish these records; 'postern dkim list %s' shows what the servers of the domain answer\n", list[0].Domain)
 	for _, k := range list {
-		if _, err := fmt.Fprintf(out, "\n%s\n\nor in a web panel: type TXT, name %s, value\n%s\n", k.Zone(), k.Name(), k.Record()); err != nil {
+		fmt.Fprintln(out)
+		if err := printRecord(out, &k); err != nil {
 			return err
 		}
 	}

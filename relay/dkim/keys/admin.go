@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -217,18 +216,24 @@ func (a *Admin) Remove(ctx context.Context, domain, selector string, force bool)
 		if d.done, err = d.chosen(selector); err != nil {
 			return err
 		}
-		var signed []string
+		signs, signed := "", ""
 		for _, k := range d.done {
-			if k.State == Active || k.State == Retiring {
-				signed = append(signed, k.Selector)
+			switch k.State {
+			case Active:
+				signs = k.Selector
+			case Retiring:
+				signed = k.Selector
 			}
 			if _, err := d.Exec(ctx, sqlDelete, domain, k.Selector); err != nil {
 				return err
 			}
 		}
-		if signed != nil && !force {
-			return refusal.Invalid("mail that %s signed may be on its way: 'postern dkim retire %s' first; a week later the key is retired and can be removed",
-				strings.Join(signed, " or "), domain)
+		switch {
+		case force:
+		case signs != "":
+			return refusal.Invalid("%s signs mail: 'postern dkim retire %s' first, or --force", signs, domain)
+		case signed != "":
+			return refusal.Invalid("mail that %s signed may be on its way: wait until 'postern dkim list %s' has it as retired, or --force", signed, domain)
 		}
 		return nil
 	})
