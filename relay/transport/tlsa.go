@@ -66,10 +66,15 @@ func (r TLSA) usable() bool {
 	return false
 }
 
-// usableTLSA are the records that count. Beside a SHA-512 digest one by SHA-256 of the same usage
+// mostTLSA is how many records of a host are compared with its certificates: each comparison hashes
+// whole certificates, and both numbers are the host's to choose.
+const mostTLSA = 64
+
+// usableTLSA are the records that count, the first mostTLSA. Beside a SHA-512 digest one by SHA-256 of the same usage
 // and selector is not looked at (RFC 7671 section 9).
 func usableTLSA(records []TLSA) []TLSA {
 	list := slices.DeleteFunc(slices.Clone(records), func(r TLSA) bool { return !r.usable() })
+	list = list[:min(len(list), mostTLSA)]
 	return slices.DeleteFunc(slices.Clone(list), func(r TLSA) bool {
 		return r.Matching == matchesSHA256 && slices.ContainsFunc(list, func(s TLSA) bool {
 			return s.Matching == matchesSHA512 && s.Usage == r.Usage && s.Selector == r.Selector

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"math/big"
+	"slices"
 	"testing"
 	"time"
 )
@@ -157,6 +158,8 @@ func TestUsableTLSA(t *testing.T) {
 		"a stronger one that cannot be used": {[]TLSA{digest(3, 1, 1, c), {3, 1, 2, []byte("x")}}, 1},
 		"a whole one beside a digest":        {[]TLSA{digest(3, 1, 0, c), digest(3, 1, 2, c)}, 2},
 		"none":                               {nil, 0},
+		"a thousand":                         {slices.Repeat([]TLSA{digest(3, 1, 1, c)}, 1000), mostTLSA},
+		"the last of them can be used":       {append(slices.Repeat([]TLSA{{3, 1, 3, nil}}, 1000), digest(3, 1, 1, c)), 1},
 	} {
 		if got := usableTLSA(test.records); len(got) != test.usable {
 			t.Errorf("%s: %v", name, got)
