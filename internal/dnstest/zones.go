@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 
@@ -23,8 +24,6 @@ type Zones struct {
 	faults  map[string]fault    // by kind and name
 	queries map[string]int      // likewise
 	signed  []string            // zones
-	blind   bool
-	oldest  bool // EDNS is not known
 }
 
 type fault int
@@ -99,31 +98,14 @@ func (z *Zones) AddTXT(name string, pieces ...string) {
 // server that validates: it also has the proof of that which resolvers ask for. Without zones it
 // does not validate.
 func (z *Zones) Sign(zones ...string) {
+	z.Set(".", "NS a.root-servers.net.")
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	z.signed = zones
 }
 
 // Blind lets it set the AD bit without proof: a bogus name has an answer.
-func (z *Zones) Blind() {
-	z.mu.Lock()
-	defer z.mu.Unlock()
-	z.blind = true
-}
-
-// See takes Blind back.
-func (z *Zones) See() {
-	z.mu.Lock()
-	defer z.mu.Unlock()
-	z.blind = false
-}
-
-// WithoutEDNS has it refuse queries with EDNS, as old servers do.
-func (z *Zones) WithoutEDNS() {
-	z.mu.Lock()
-	defer z.mu.Unlock()
-	z.oldest = true
-}
+func (z *Zones) Blind() { z.AddHost(resolver.Bogus, "192.0.2.1") }
 
 // ServFail has questions about name fail as by a server in trouble: those of the kinds that are
 // named ("MX", "A"), or all.
@@ -181,13 +163,6 @@ func (z *Zones) Queries(kind, name string) int {
 
 func key(kind, name string) string { return kind + " " + dns.CanonicalName(name) }
 
-// timeout is the error of a question without an answer.
-type timeout struct{ name string }
-
-func (t timeout) Error() string { return t.name + ": i/o timeout" }
-func (timeout) Timeout() bool   { return true }
-func (timeout) Temporary() bool { return true }
-
 // Exchange answers a query in memory, whatever the server: it is a resolver's Config.Exchange.
 func (z *Zones) Exchange(ctx context.Context, _ string, query *dns.Msg) (*dns.Msg, error) {
 	if len(query.Question) != 1 {
@@ -199,7 +174,7 @@ func (z *Zones) Exchange(ctx context.Context, _ string, query *dns.Msg) (*dns.Ms
 	reply, fault := z.answer(query)
 	switch fault {
 	case faultTimeOut:
-		return nil, timeout{query.Question[0].Name}
+		return nil, fmt.Errorf("%s: %w", query.Question[0].Name, os.ErrDeadlineExceeded)
 	case faultStall:
 		<-ctx.Done()
 		return nil, ctx.Err()
@@ -218,10 +193,7 @@ func (z *Zones) answer(query *dns.Msg) (*dns.Msg, fault) {
 	z.queries[key(kind, name)]++
 	reply := new(dns.Msg).SetReply(query)
 	reply.RecursionAvailable = true
-	if edns := query.IsEdns0(); edns != nil && z.oldest {
-		reply.Rcode = dns.RcodeFormatError
-		return reply, 0
-	} else if edns != nil {
+	if edns := query.IsEdns0(); edns != nil {
 		reply.SetEdns0(4096, edns.Do())
 	}
 	fault := z.faults[key(kind, name)]
@@ -229,7 +201,7 @@ func (z *Zones) answer(query *dns.Msg) (*dns.Msg, fault) {
 		fault = z.faults[key(every, name)]
 	}
 	switch {
-	case fault == faultServFail || !z.blind && len(z.signed) > 0 && name == "dnssec-failed.org.":
+	case fault == faultServFail || name == resolver.Bogus && len(z.signed) > 0 && len(z.records[name]) == 0:
 		reply.Rcode = dns.RcodeServerFailure
 		return reply, 0
 	case fault == faultRefuse:
@@ -245,17 +217,10 @@ func (z *Zones) answer(query *dns.Msg) (*dns.Msg, fault) {
 // fill follows aliases as a recursive server does, and answers a circle of them as some do:
 // NOERROR, with nothing but the circle. mu is held.
 func (z *Zones) fill(reply *dns.Msg, name string, kind uint16) {
-	proof := name == "." && kind == dns.TypeNS && len(z.signed) > 0
-	if proof {
-		reply.Answer = append(reply.Answer, &dns.NS{Hdr: head(".", dns.TypeNS), Ns: "a.root-servers.net."})
-	}
-	if z.blind && name == "dnssec-failed.org." {
-		reply.Answer = append(reply.Answer, &dns.A{Hdr: head(name, dns.TypeA), A: []byte{192, 0, 2, 1}})
-	}
-	secure, been := proof || z.isSigned(name), []string{}
+	secure, been := true, []string{}
 	for !slices.Contains(been, name) {
 		been = append(been, name)
-		secure = secure && (proof || z.isSigned(name))
+		secure = secure && z.isSigned(name)
 		alias := ""
 		for _, record := range z.records[name] {
 			cname, isAlias := record.(*dns.CNAME)
@@ -302,9 +267,9 @@ func (z *Zones) fillNone(reply *dns.Msg, name string, kind uint16) {
 	}
 }
 
-// isSigned reports a name in one of the zones of Sign. mu is held.
+// isSigned reports a name in one of the zones of Sign, or the root of them. mu is held.
 func (z *Zones) isSigned(name string) bool {
-	return slices.ContainsFunc(z.signed, func(zone string) bool { return dns.IsSubDomain(dns.Fqdn(zone), name) })
+	return name == "." && len(z.signed) > 0 || slices.ContainsFunc(z.signed, func(zone string) bool { return dns.IsSubDomain(dns.Fqdn(zone), name) })
 }
 
 // Resolver asks z in memory, as a name server on this machine that nobody else can answer for.

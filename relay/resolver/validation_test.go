@@ -35,7 +35,7 @@ func TestAuthenticDataIsBelieved(t *testing.T) {
 		"answers for a bad name":  {[]string{here}, false, (*dnstest.Zones).Blind, false},
 		"refuses the root":        {[]string{here}, false, func(z *dnstest.Zones) { z.Refuse(".") }, false},
 		"no AD for the root":      {[]string{here}, false, func(z *dnstest.Zones) { z.Set(".", "NS a.test."); z.Sign() }, false},
-		"the bad name is unknown": {[]string{here}, false, func(z *dnstest.Zones) { z.TimeOut("dnssec-failed.org") }, true},
+		"the bad name is unknown": {[]string{here}, false, func(z *dnstest.Zones) { z.TimeOut(resolver.Bogus) }, true},
 	} {
 		var z dnstest.Zones
 		z.AddHost("one.test", "127.0.0.1")
@@ -109,7 +109,7 @@ func TestWatch(t *testing.T) {
 		if a, err := r.Lookup(t.Context(), "one.test", dns.TypeA); err != nil || a.Secure {
 			t.Errorf("%+v, %v", a, err)
 		}
-		z.See()
+		z.Forget(resolver.Bogus)
 		time.Sleep(2 * time.Minute)
 		if n := errors(); n != 1 || !r.Stats().Validates {
 			t.Errorf("%d errors, %+v", n, r.Stats())
