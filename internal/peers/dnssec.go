@@ -3,11 +3,9 @@ package peers
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -38,17 +36,15 @@ type Zone struct {
 type SignedTree struct {
 	Resolver string // host:port of Unbound, which validates
 	Blind    string // host:port of another one, which does not
-	Servers  string // host:port of NSD, the authoritative server of all zones
 
 	dir       string
+	port      int // of NSD, the authoritative server of all zones
 	cache     Cache
 	processes []*process
 }
 
-// BogusName is a zone that each tree has, as the real one does: its signatures are wrong.
-const BogusName = "dnssec-failed.org"
-
 // StartSignedTree serves zones, and signed ones above them up to the root, for the time of the test.
+// The tree also has dnssec-failed.org, with wrong signatures as on the Internet.
 func StartSignedTree(t testing.TB, zones ...Zone) *SignedTree {
 	t.Helper()
 	tree := &SignedTree{cache: requireCache(t)}
@@ -77,7 +73,7 @@ func (s *SignedTree) start(ctx context.Context, zones []Zone) (err error) {
 	if s.dir, err = serverDir("", "dnssec"); err != nil {
 		return err
 	}
-	zones = grown(append(slices.Clone(zones), Zone{Name: BogusName, State: Bogus, Records: []string{"@ A 192.0.2.1"}}))
+	zones = grown(append(slices.Clone(zones), Zone{Name: "dnssec-failed.org", State: Bogus, Records: []string{"@ A 192.0.2.1"}}))
 	var anchor string
 	for i := range zones { // children come before their parents
 		ds, err := s.sign(ctx, zones[i])
@@ -199,19 +195,17 @@ remote-control:
 `
 
 // serve runs NSD.
-func (s *SignedTree) serve(ctx context.Context, zones []Zone) error {
-	port, err := serve.FreePort()
-	if err != nil {
+func (s *SignedTree) serve(ctx context.Context, zones []Zone) (err error) {
+	if s.port, err = serve.FreePort(); err != nil {
 		return err
 	}
-	s.Servers = loopback(port)
-	text := fmt.Sprintf(nsdConfig, port, s.dir)
+	text := fmt.Sprintf(nsdConfig, s.port, s.dir)
 	for _, z := range zones {
 		if z.State != Lame {
 			text += fmt.Sprintf("zone:\n  name: %q\n  zonefile: %q\n", z.Name+".", s.zoneFile(z))
 		}
 	}
-	return s.daemon(ctx, "nsd", "nsd", s.Servers, text, "-d", "-c")
+	return s.daemon(ctx, "nsd", "nsd", loopback(s.port), text)
 }
 
 const unboundConfig = `server:
@@ -236,23 +230,21 @@ remote-control:
 `
 
 // resolve runs an Unbound with a validator or without. Since the servers of the zones are not at
-// port 53 it is told of each; what validates are the signatures.
+// port 53 it is configured with each; validation needs only the signatures.
 func (s *SignedTree) resolve(ctx context.Context, name string, zones []Zone, modules string) (address string, err error) {
 	port, err := serve.FreePort()
 	if err != nil {
 		return "", err
 	}
-	_, at, _ := net.SplitHostPort(s.Servers)
 	text := fmt.Sprintf(unboundConfig, port, s.dir, modules)
 	for _, z := range zones {
-		text += fmt.Sprintf("stub-zone:\n  name: %q\n  stub-addr: 127.0.0.1@%s\n", z.Name+".", at)
+		text += fmt.Sprintf("stub-zone:\n  name: %q\n  stub-addr: 127.0.0.1@%d\n", z.Name+".", s.port)
 	}
-	address = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
-	return address, s.daemon(ctx, "unbound", name, address, text, "-d", "-c")
+	return loopback(port), s.daemon(ctx, "unbound", name, loopback(port), text)
 }
 
 // daemon runs a server of that name with a configuration.
-func (s *SignedTree) daemon(ctx context.Context, program, name, address, config string, args ...string) error {
+func (s *SignedTree) daemon(ctx context.Context, program, name, address, config string) error {
 	path, err := s.cache.lookPath(program)
 	if err != nil {
 		return err
@@ -261,7 +253,7 @@ func (s *SignedTree) daemon(ctx context.Context, program, name, address, config 
 	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
 		return err
 	}
-	p, err := startProcess(append(append([]string{path}, args...), file), s.cache.environ(path), s.file(name+".log"), 0)
+	p, err := startProcess([]string{path, "-d", "-c", file}, s.cache.environ(path), s.file(name+".log"), 0)
 	if err != nil {
 		return err
 	}
