@@ -54,35 +54,30 @@ func (r *Resolver) Addresses(ctx context.Context, host string) (Addresses, error
 	if !isName(name) {
 		return Addresses{}, &Error{strconv.Quote(host), ErrNone}
 	}
-	asked := [...]*flight{r.begin(ctx, question{name, dns.TypeAAAA}), r.begin(ctx, question{name, dns.TypeA})}
-	type outcome struct {
-		answer Answer
-		err    error
-	}
-	var six, four outcome
-	six.answer, six.err = r.await(ctx, asked[0])
-	four.answer, four.err = r.await(ctx, asked[1])
-	if four.err != nil && six.err != nil {
-		if !errors.Is(six.err, ErrNone) {
-			four, six = six, four
-		}
-		return Addresses{Canonical: four.answer.Canonical, Secure: four.answer.Secure && six.answer.Secure}, four.err
+	askedSix, askedFour := r.begin(ctx, question{name, dns.TypeAAAA}), r.begin(ctx, question{name, dns.TypeA})
+	six, sixErr := r.await(ctx, askedSix)
+	four, fourErr := r.await(ctx, askedFour)
+	all := Addresses{Canonical: four.Canonical, Secure: four.Secure && fourErr == nil || six.Secure && sixErr == nil}
+	switch {
+	case fourErr == nil:
+	case sixErr == nil:
+		all.Canonical = six.Canonical
+	case errors.Is(sixErr, ErrNone):
+		return Addresses{}, fourErr
+	default:
+		return Addresses{}, sixErr
 	}
 	var first, second []netip.Addr
-	for _, a := range Of[*dns.AAAA](six.answer) {
-		// One that is written as ::ffff:192.0.2.1 is of no family.
+	for _, a := range Of[*dns.AAAA](six) {
+		// ::ffff:192.0.2.1 belongs to neither family.
 		if addr, ok := netip.AddrFromSlice(a.AAAA.To16()); ok && !addr.Is4In6() {
 			first = append(first, addr)
 		}
 	}
-	for _, a := range Of[*dns.A](four.answer) {
+	for _, a := range Of[*dns.A](four) {
 		if addr, ok := netip.AddrFromSlice(a.A.To4()); ok {
 			second = append(second, addr)
 		}
-	}
-	all := Addresses{Canonical: four.answer.Canonical, Secure: four.answer.Secure && four.err == nil || six.answer.Secure && six.err == nil}
-	if four.err != nil {
-		all.Canonical = six.answer.Canonical
 	}
 	if len(first) > 0 && !hasWay(first[0]) {
 		first, second = second, first
