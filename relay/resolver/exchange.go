@@ -35,8 +35,8 @@ func send(ctx context.Context, network, server string, query *dns.Msg) (*dns.Msg
 	return reply, err
 }
 
-// isBefuddled reports the answer of a server that does not know EDNS (RFC 6891 section 7).
-func isBefuddled(reply *dns.Msg) bool {
+// isWithoutEDNS reports the answer of a server that does not know EDNS (RFC 6891 section 7).
+func isWithoutEDNS(reply *dns.Msg) bool {
 	return (reply.Rcode == dns.RcodeFormatError || reply.Rcode == dns.RcodeNotImplemented) && reply.IsEdns0() == nil
 }
 
@@ -63,7 +63,7 @@ func (r *Resolver) read(reply *dns.Msg, q question) (found, error) {
 	if reply.Rcode != dns.RcodeSuccess && reply.Rcode != dns.RcodeNameError {
 		return found{}, refused(reply)
 	}
-	f := found{size: entrySize + reply.Len(), Answer: Answer{Canonical: q.name, Secure: reply.AuthenticatedData}}
+	f := found{size: entrySize + reply.Len(), Answer: Answer{Canonical: q.name, Secure: reply.AuthenticatedData && !r.direct}}
 	ttl := maxTTL
 	for range maxAliases + 1 {
 		alias := ""
@@ -72,16 +72,18 @@ func (r *Resolver) read(reply *dns.Msg, q question) (found, error) {
 			if head.Class != dns.ClassINET || dns.CanonicalName(head.Name) != f.Canonical {
 				continue
 			}
-			if cname, ok := record.(*dns.CNAME); ok && q.kind != dns.TypeCNAME {
-				alias = dns.CanonicalName(cname.Target)
-			} else if head.Rrtype != q.kind {
-				continue
-			} else {
+			cname, isAlias := record.(*dns.CNAME)
+			switch {
+			case head.Rrtype == q.kind:
 				f.Records = append(f.Records, record)
 				f.size += recordSize
 				if txt, ok := record.(*dns.TXT); ok {
 					f.size += pieceSize * len(txt.Txt)
 				}
+			case isAlias:
+				alias = dns.CanonicalName(cname.Target)
+			default:
+				continue
 			}
 			ttl = min(ttl, time.Duration(head.Ttl)*time.Second)
 		}
@@ -97,7 +99,7 @@ func (r *Resolver) read(reply *dns.Msg, q question) (found, error) {
 	return found{}, ErrAliases
 }
 
-// readNone is the end of a reply without a record.
+// readNone reads the rest of a reply without a record of the type.
 func (r *Resolver) readNone(reply *dns.Msg, q question, f found, ttl time.Duration) (found, error) {
 	switch {
 	case r.direct && f.Canonical != q.name:

@@ -114,7 +114,6 @@ func Of[T dns.RR](a Answer) []T {
 	return list
 }
 
-// question is what is asked.
 type question struct {
 	name string // in lower case, with its final dot
 	kind uint16
@@ -150,7 +149,7 @@ type flight struct {
 	question
 	landed  chan struct{}
 	cancel  context.CancelFunc
-	waiting int // who awaits it; mu of the Resolver
+	waiting int // callers that await it; mu of the Resolver
 
 	found found // once landed
 	err   error
@@ -159,8 +158,8 @@ type flight struct {
 // landed is closed: where kept answers land.
 var landed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
-// begin takes an answer of the cache, or asks. Others who ask the same meanwhile get the same
-// flight. Each flight that was begun is to be awaited.
+// begin takes an answer of the cache, or asks. The same question meanwhile gets the same flight.
+// Each flight that was begun is to be awaited.
 func (r *Resolver) begin(ctx context.Context, q question) *flight {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -198,7 +197,7 @@ func (r *Resolver) fly(ctx context.Context, f *flight) {
 	close(f.landed)
 }
 
-// await is the end of a flight, which ends by itself when nobody awaits it any more.
+// await waits for a flight, which is cancelled when the last caller gives up.
 func (r *Resolver) await(ctx context.Context, f *flight) (Answer, error) {
 	select {
 	case <-f.landed:
@@ -257,7 +256,7 @@ func (r *Resolver) ask(ctx context.Context, q question) (found, error) {
 	return found{}, trouble
 }
 
-// refusal is what a server said that answers neither way; it is not asked again.
+// refusal is a reply that does not answer the question; its server is not asked again.
 type refusal string
 
 func (r refusal) Error() string { return string(r) }
@@ -270,7 +269,7 @@ func (r *Resolver) askOne(ctx context.Context, server string, q question) (found
 	query.RecursionDesired = !r.direct
 	query.SetEdns0(udpSize, true)
 	reply, err := r.cfg.Exchange(ctx, server, query)
-	if err == nil && isBefuddled(reply) {
+	if err == nil && isWithoutEDNS(reply) {
 		query.Extra = nil
 		reply, err = r.cfg.Exchange(ctx, server, query)
 	}

@@ -18,7 +18,7 @@ import (
 const (
 	resolvConf = "/etc/resolv.conf"
 	hostsFile  = "/etc/hosts"
-	lookAgain  = 5 * time.Second // after it the file is looked at again
+	lookAgain  = 5 * time.Second // between two looks at the first file
 )
 
 // system is what the machine's files say.
@@ -63,7 +63,7 @@ func (s *system) servers() (list []string) {
 	return list
 }
 
-// inHosts are the addresses that the machine's hosts file has for a host. None is no error.
+// inHosts are the addresses that the machine's hosts file has for a host, which may be none.
 func (s *system) inHosts(host string) (list []netip.Addr, err error) {
 	text, err := os.ReadFile(s.hosts)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {

@@ -59,7 +59,7 @@ const Bogus = "dnssec-failed.org."
 // are asked, is one to be trusted. The error is temporary: a proof is due and could not be had.
 func (r *Resolver) believes(ctx context.Context, server string) (bool, error) {
 	for _, other := range r.Servers() {
-		if r.direct || !r.trusts(other) {
+		if !r.trusts(other) {
 			return false, nil
 		}
 	}
@@ -73,8 +73,8 @@ func (r *Resolver) believes(ctx context.Context, server string) (bool, error) {
 // trusts reports a server whose answers nobody can change on the way.
 func (r *Resolver) trusts(server string) bool { return r.cfg.Trusted || isNear(server) }
 
-// Watch keeps the proofs until ctx ends, so that a server that no longer validates is told of before
-// mail needs it.
+// Watch renews the proofs until ctx ends, so that the log names a server that no longer validates
+// before mail needs it.
 func (r *Resolver) Watch(ctx context.Context) {
 	for _, server := range r.Servers() {
 		if !r.trusts(server) {
@@ -152,8 +152,8 @@ func (r *Resolver) proof(server string) *proof {
 	return nil
 }
 
-// examine asks a server for what it validated, and for what nobody can. The first error is what is
-// wrong with it; the second one is temporary.
+// examine asks a server for the root zone, which it must have validated, and for Bogus. The first
+// error is what is wrong with it; the second one is temporary.
 func (r *Resolver) examine(ctx context.Context, server string) (fault, err error) {
 	root, err := r.askOne(ctx, server, question{".", dns.TypeNS})
 	switch {
