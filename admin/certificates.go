@@ -18,7 +18,7 @@ func RegisterCertificates(to prometheus.Registerer, list func() []health.Certifi
 		{Name: "postern_certificate_expiry_timestamp_seconds", Help: "When the certificate for a configured name expires, in seconds since 1970; 0 when there is none.",
 			Value: func(c health.Certificate) float64 { return unixTime(c.NotAfter) }},
 		{Name: "postern_certificate_renewal_failing", Help: "1 while the renewal of a certificate fails, else 0.",
-			Value: func(c health.Certificate) float64 { return truth(!c.FailingSince.IsZero()) }},
+			Value: func(c health.Certificate) float64 { return Truth(!c.FailingSince.IsZero()) }},
 		{Name: "postern_certificate_renewal_failing_since_timestamp_seconds", Help: "When the renewal of a certificate began to fail, in seconds since 1970; 0 while it succeeds.",
 			Value: func(c health.Certificate) float64 { return unixTime(c.FailingSince) }},
 	})

@@ -99,7 +99,7 @@ func (o *Overview) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
 	}
-	gauge(o.descs.up, truth(err == nil))
+	gauge(o.descs.up, Truth(err == nil))
 	if err != nil {
 		return
 	}

@@ -70,9 +70,9 @@ func QueueStats() []Reading[queue.Stats] {
 		{Name: "postern_node_epochs_lost_total", Help: "Epochs that this node has lost.", Counter: true,
 			Value: func(s queue.Stats) float64 { return float64(s.EpochsLost) }},
 		{Name: "postern_database_trouble", Help: "1 while the queue sees the database in trouble, else 0.",
-			Value: func(s queue.Stats) float64 { return truth(s.Down) }},
+			Value: func(s queue.Stats) float64 { return Truth(s.Down) }},
 		{Name: "postern_database_full", Help: "1 while no mail is accepted because the disk of the database is full, else 0.",
-			Value: func(s queue.Stats) float64 { return truth(s.Full) }},
+			Value: func(s queue.Stats) float64 { return Truth(s.Full) }},
 		{Name: "postern_commits_in_doubt", Help: "Messages whose commit is in doubt and being tried again.",
 			Value: func(s queue.Stats) float64 { return float64(s.InDoubt) }},
 		{Name: "postern_messages_voiding", Help: "Refused messages that may be in the queue all the same and are being removed.",
@@ -86,7 +86,8 @@ func QueueStats() []Reading[queue.Stats] {
 	}
 }
 
-func truth(b bool) float64 {
+// Truth is 1 for true, and else 0.
+func Truth(b bool) float64 {
 	if b {
 		return 1
 	}

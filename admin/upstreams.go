@@ -15,7 +15,7 @@ var ofUpstream = []string{"upstream"}
 // RegisterUpstreamBreakers adds the metrics of the upstreams' breakers.
 func RegisterUpstreamBreakers(to prometheus.Registerer, list func() breaker.States) {
 	RegisterEach(to, ofUpstream, func() []breaker.State { return list() }, func(s breaker.State) []string { return []string{s.Upstream} }, []Reading[breaker.State]{
-		{Name: "postern_upstream_open", Help: "1 while all nodes leave an upstream alone, else 0.", Value: func(s breaker.State) float64 { return truth(s.Open) }},
+		{Name: "postern_upstream_open", Help: "1 while all nodes leave an upstream alone, else 0.", Value: func(s breaker.State) float64 { return Truth(s.Open) }},
 		{Name: "postern_upstream_openings_total", Help: "Times that all nodes began to leave an upstream alone.", Counter: true,
 			Value: func(s breaker.State) float64 { return float64(s.Opening) }},
 	})
@@ -70,7 +70,7 @@ func RegisterUpstreamSecrets(to prometheus.Registerer, list func() []upstream.Se
 		{Name: "postern_upstream_token_failing_since_timestamp_seconds", Help: "When the authority began to refuse new tokens for an upstream's account, in seconds since 1970; 0 while it gives them.",
 			Value: ofToken(func(s upstream.Secret) float64 { return unixTime(s.Token.FailingSince) })},
 		{Name: "postern_upstream_login_needed", Help: "1 while a person has to log in for an upstream's account, with 'postern upstream login', else 0.",
-			Value: ofToken(func(s upstream.Secret) float64 { return truth(s.Token.Login) })},
+			Value: ofToken(func(s upstream.Secret) float64 { return Truth(s.Token.Login) })},
 	})
 }
 

@@ -48,12 +48,7 @@ func (m *metrics) queueObserver() queue.Observer {
 
 func (m *metrics) registerDraining(draining *atomic.Bool) {
 	admin.Register(m.registry, nil, draining.Load, []admin.Reading[bool]{
-		{Name: "postern_draining", Help: "1 while the node is stopping, else 0.", Value: func(is bool) float64 {
-			if is {
-				return 1
-			}
-			return 0
-		}},
+		{Name: "postern_draining", Help: "1 while the node is stopping, else 0.", Value: admin.Truth},
 	})
 }
 
@@ -95,15 +90,9 @@ func (b *back) register(r *prometheus.Registry) {
 	admin.RegisterUpstreamBudgets(r, b.used.list)
 	admin.Register(r, nil, b.engine.Stats, deliveryReadings)
 	admin.Register(r, nil, b.dns.Stats, dnsReadings)
-	for outcome, count := range map[string]func(resolver.Stats) int64{
-		"answer":    func(s resolver.Stats) int64 { return s.Answered },
-		"none":      func(s resolver.Stats) int64 { return s.None },
-		"temporary": func(s resolver.Stats) int64 { return s.Temporary },
-	} {
-		admin.Register(r, prometheus.Labels{"outcome": outcome}, func() int64 { return count(b.dns.Stats()) }, []admin.Reading[int64]{
-			{Name: "postern_dns_questions_total", Help: "Questions that name servers were asked, by what came of them.", Counter: true, Value: number[int64]},
-		})
-	}
+	admin.Register(r, prometheus.Labels{"outcome": "answer"}, func() int64 { return b.dns.Stats().Answered }, questionReadings)
+	admin.Register(r, prometheus.Labels{"outcome": "none"}, func() int64 { return b.dns.Stats().None }, questionReadings)
+	admin.Register(r, prometheus.Labels{"outcome": "temporary"}, func() int64 { return b.dns.Stats().Temporary }, questionReadings)
 	admin.RegisterEach(r, []string{"upstream"}, b.engine.Windows, func(w delivery.Window) []string { return []string{w.Upstream} }, windowReadings)
 	admin.Register(r, prometheus.Labels{"via": "upstream"}, func() delivery.Load { return b.engine.Stats().Upstream }, loadReadings)
 	admin.Register(r, prometheus.Labels{"via": "mx"}, func() delivery.Load { return b.engine.Stats().MX }, loadReadings)
@@ -170,16 +159,16 @@ var deliveryReadings = []admin.Reading[delivery.Stats]{
 	{Name: "postern_delivery_panics_total", Help: "Attempts that ended by a defect of Postern.", Counter: true, Value: of(func(s delivery.Stats) int64 { return s.Panics })},
 }
 
+var questionReadings = []admin.Reading[int64]{
+	{Name: "postern_dns_questions_total", Help: "Questions that name servers were asked, by their outcome.", Counter: true, Value: number[int64]},
+}
+
 var dnsReadings = []admin.Reading[resolver.Stats]{
 	{Name: "postern_dns_seconds_total", Help: "Seconds that questions to name servers took, all together.", Counter: true, Value: func(s resolver.Stats) float64 { return s.Time.Seconds() }},
 	{Name: "postern_dns_cache_hits_total", Help: "Questions about names that were answered from memory.", Counter: true, Value: of(func(s resolver.Stats) int64 { return s.Kept })},
 	{Name: "postern_dns_cache_entries", Help: "Answers of name servers in memory.", Value: of(func(s resolver.Stats) int { return s.Entries })},
-	{Name: "postern_dns_validates", Help: "1 while the name servers are trusted and have proved that they validate DNSSEC, so that DANE is on, else 0.", Value: func(s resolver.Stats) float64 {
-		if s.Validates {
-			return 1
-		}
-		return 0
-	}},
+	{Name: "postern_dns_validates", Help: "1 while the name servers are trusted and have proved that they validate DNSSEC, so that DANE is on, else 0.",
+		Value: func(s resolver.Stats) float64 { return admin.Truth(s.Validates) }},
 	{Name: "postern_dns_servers_blind", Help: "Trusted name servers that do not validate DNSSEC.", Value: of(func(s resolver.Stats) int { return s.Blind })},
 }
 
