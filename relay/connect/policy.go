@@ -119,8 +119,8 @@ func (c *Conn) Proves() bool {
 	for _, cert := range state.PeerCertificates[1:] {
 		others.AddCert(cert)
 	}
-	_, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{DNSName: w.host.host, Roots: w.d.cfg.Roots, Intermediates: others})
-	return err == nil
+	chains, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{DNSName: w.host.host, Roots: w.d.cfg.Roots, Intermediates: others})
+	return err == nil && strongKeys(chains) == nil
 }
 
 // Unsure reports that a host of the domain may prove itself, and offer what a message needs, though

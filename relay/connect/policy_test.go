@@ -2,6 +2,8 @@ package connect
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -251,6 +253,13 @@ func TestProves(t *testing.T) {
 		{"a known authority, the MX validated", func(*host) {}, true, false},
 		{"another name", func(h *host) { h.shows("other.test") }, false, false},
 		{"an unknown authority", func(h *host) { h.showsLeaf(smtptest.NewCA(t).Leaf(t, "mx.signed.test")) }, false, false},
+		{"a weak key", func(h *host) {
+			key, err := rsa.GenerateKey(rand.Reader, 1024)
+			if err != nil {
+				h.t.Fatal(err)
+			}
+			h.showsLeaf(h.ca.LeafOf(h.t, key, "mx.signed.test"))
+		}, false, false},
 		{"in clear", func(h *host) { h.server.TLS = nil }, false, false},
 		{"the MX not validated", func(h *host) { h.dns.Blind() }, false, false},
 		{"the MX not validated, by MTA-STS", func(h *host) { h.dns.Blind(); h.sts(transport.Enforce, "mx.signed.test") }, true, false},

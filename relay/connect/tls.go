@@ -104,7 +104,10 @@ func everySuite() []uint16 {
 // verified demands a certificate for host from the authorities of ca, or from the
 // system's when ca is empty.
 func verified(host, ca string) *tls.Config {
-	cfg := &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12, SessionTicketsDisabled: true, VerifyConnection: strongKeys}
+	cfg := &tls.Config{
+		ServerName: host, MinVersion: tls.VersionTLS12, SessionTicketsDisabled: true,
+		VerifyConnection: func(state tls.ConnectionState) error { return strongKeys(state.VerifiedChains) },
+	}
 	if ca != "" {
 		// A CA that does not parse leaves an empty pool, which verifies nothing.
 		cfg.RootCAs = x509.NewCertPool()
@@ -119,14 +122,14 @@ const minRSA = 2048
 
 var errWeakKey = errors.New("a certificate of its chain has an RSA key of less than 2048 bits")
 
-// strongKeys refuses a verified peer when each way to an authority goes by a key that others
-// may have found out: the certificate's own, or one that signed.
-func strongKeys(state tls.ConnectionState) error {
+// strongKeys refuses a verified peer when each of its chains has a key that others may have found
+// out: the certificate's own, or one that signed.
+func strongKeys(chains [][]*x509.Certificate) error {
 	weak := func(c *x509.Certificate) bool {
 		key, is := c.PublicKey.(*rsa.PublicKey)
 		return is && key.N.BitLen() < minRSA
 	}
-	for _, chain := range state.VerifiedChains {
+	for _, chain := range chains {
 		if !slices.ContainsFunc(chain, weak) {
 			return nil
 		}
