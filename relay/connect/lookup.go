@@ -22,7 +22,7 @@ func isHost(name string) bool {
 	return len(name) <= 253 && strings.Trim(labels[len(labels)-1], "0123456789") != ""
 }
 
-// errVersion is the trouble of a host without an address of a version of IP that is used.
+// errVersion is the trouble of a host whose addresses are all of a version of IP that is not used.
 var errVersion = errors.New("it has no address of the version of IP that this server uses")
 
 // errOutsideDNS is the trouble of a name that is never looked up.

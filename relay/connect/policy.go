@@ -33,7 +33,7 @@ func (w *Walk) demand(ctx context.Context, addrs resolver.Addresses) *Trouble {
 		w.demands, err = w.d.cfg.Policies.Domain(ctx, w.domain)
 	}
 	if err != nil {
-		w.hosts = nil // of the others as little is known
+		w.hosts = nil // the demands on the others are as unknown
 		return &Trouble{
 			Reply: smtp.Temporary(451, 3, 0, "this server cannot find out now what "+w.domain+" demands of TLS"),
 			Err:   fmt.Errorf("transport policy of %s: %w", w.domain, err), Crowded: true,
@@ -42,19 +42,14 @@ func (w *Walk) demand(ctx context.Context, addrs resolver.Addresses) *Trouble {
 	ctx, cancel := context.WithTimeout(ctx, w.d.cfg.LookupTime)
 	defer cancel()
 	w.policy, err = w.d.cfg.Policies.Host(ctx, w.demands, w.host.host, w.host.secure, addrs)
-	switch {
-	case err == nil:
+	if err == nil {
 		return nil
-	case errors.Is(err, transport.ErrNotAllowed):
-		return &Trouble{
-			Reply: smtp.Temporary(451, 7, 5, w.host.host+" is not a mail host by the MTA-STS policy of "+w.domain),
-			Err:   fmt.Errorf("mail host %s: %w", w.host.host, err), Host: w.host.host, TLS: "- - refused " + string(w.policy.Source),
-		}
 	}
-	return &Trouble{
-		Reply: smtp.Temporary(451, 4, 3, "DNS gives no answer that can be trusted about the TLSA records of "+w.host.host),
-		Err:   fmt.Errorf("TLSA records of %s: %w", w.host.host, err), Host: w.host.host, TLS: "- - refused " + string(w.policy.Source),
+	reply := smtp.Temporary(451, 4, 3, "DNS gives no answer that can be trusted about the TLSA records of "+w.host.host)
+	if errors.Is(err, transport.ErrNotAllowed) {
+		reply = smtp.Temporary(451, 7, 5, w.host.host+" is not a mail host by the MTA-STS policy of "+w.domain)
 	}
+	return &Trouble{Reply: reply, Err: fmt.Errorf("mail host %s: %w", w.host.host, err), Host: w.host.host, TLS: "- - refused " + string(w.policy.Source)}
 }
 
 // Fetcher gets the MTA-STS policies of domains. Like conversations with MX, it does not connect to
@@ -100,8 +95,8 @@ func (p *Prober) Demands(ctx context.Context, domain string) ([]Demand, error) {
 }
 
 // Proves reports that the server has proved, under TLS, to be one that the mail is for: by the
-// setting of the upstream, or as a mail host that validated records or an MTA-STS policy name, with
-// a certificate for it (RFC 8689 section 4.2.1).
+// setting of the upstream; or by a certificate for a mail host that validated records or an MTA-STS
+// policy name (RFC 8689 section 4.2.1).
 func (c *Conn) Proves() bool {
 	state := c.Client.TLS()
 	w := &c.Walk
@@ -123,8 +118,8 @@ func (c *Conn) Proves() bool {
 	return err == nil && strongKeys(chains) == nil
 }
 
-// Unsure reports that a host of the domain may prove itself, and offer what a message needs, though
-// this one does not: its TLS or its policy, or a host of a better preference, could not be had now.
+// Unsure reports that a host of the domain may later prove itself, and offer what a message needs,
+// though this one does not: TLS, the policy, or a host of better preference was not available.
 func (c *Conn) Unsure() bool {
 	w := &c.Walk
 	return w.Upstream == nil && (w.missed || w.demands.Unsure && !w.host.secure)

@@ -123,8 +123,7 @@ func TestRequireTLSWaits(t *testing.T) {
 	}
 }
 
-// What a domain demands may have changed since a connection was opened: after a while mail goes over
-// another.
+// The demands of a domain may change while a connection is open: after a while mail goes over another.
 func TestOldConnection(t *testing.T) {
 	t.Parallel()
 	servers, port := hosts(t, 1)
