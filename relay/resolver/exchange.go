@@ -55,10 +55,10 @@ const maxAliases = 8
 // read takes from a reply what it says about a question.
 func (r *Resolver) read(reply *dns.Msg, q question) (found, error) {
 	if !reply.Response || len(reply.Question) != 1 || dns.CanonicalName(reply.Question[0].Name) != q.name || reply.Question[0].Qtype != q.kind {
-		return found{}, refusal("the answer is to another question")
+		return found{}, refusal{reply.Rcode, "the answer is to another question"}
 	}
 	if reply.Truncated { // over TCP, where there is no room for more
-		return found{}, refusal("the answer is cut off")
+		return found{}, refusal{reply.Rcode, "the answer is cut off"}
 	}
 	if reply.Rcode != dns.RcodeSuccess && reply.Rcode != dns.RcodeNameError {
 		return found{}, refused(reply)
@@ -106,9 +106,9 @@ func (r *Resolver) readNone(reply *dns.Msg, q question, f found, ttl time.Durati
 		f.err = ErrElsewhere
 		return f, nil
 	case r.direct && !reply.Authoritative:
-		return found{}, refusal("it is not authoritative for " + q.name)
+		return found{}, refusal{reply.Rcode, "it is not authoritative for " + q.name}
 	case !reply.RecursionAvailable && !reply.Authoritative:
-		return found{}, refusal("it does not ask others for us")
+		return found{}, refusal{reply.Rcode, "it does not ask others for us"}
 	}
 	f.err = ErrNone
 	for _, record := range reply.Ns { // RFC 2308 section 5; without a SOA it is not to be kept
@@ -130,5 +130,5 @@ func refused(reply *dns.Msg) error {
 			}
 		}
 	}
-	return refusal(text)
+	return refusal{reply.Rcode, text}
 }

@@ -257,9 +257,12 @@ func (r *Resolver) ask(ctx context.Context, q question) (found, error) {
 }
 
 // refusal is a reply that does not answer the question; its server is not asked again.
-type refusal string
+type refusal struct {
+	rcode int
+	text  string
+}
 
-func (r refusal) Error() string { return string(r) }
+func (r refusal) Error() string { return r.text }
 
 // askOne puts a question to a server.
 func (r *Resolver) askOne(ctx context.Context, server string, q question) (found, error) {

@@ -155,9 +155,10 @@ func (r *Resolver) proof(server string) *proof {
 // examine asks a server for the root zone, which it must have validated, and for Bogus. The first
 // error is what is wrong with it; the second one is temporary.
 func (r *Resolver) examine(ctx context.Context, server string) (fault, err error) {
+	var no refusal
 	root, err := r.askOne(ctx, server, question{".", dns.TypeNS})
 	switch {
-	case errors.As(err, new(refusal)):
+	case errors.As(err, &no) && no.rcode != dns.RcodeServerFailure: // which may be trouble on the way
 		return err, nil
 	case err != nil:
 		return nil, err
