@@ -2,13 +2,13 @@ package acmetest
 
 import (
 	"net"
-	"postern/internal/serve"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/miekg/dns"
+
+	"postern/internal/serve"
 )
 
 // Key of the name server's zone: nobody may update it without.
@@ -34,15 +34,11 @@ type DNS struct {
 func NewDNS(t testing.TB) *DNS {
 	t.Helper()
 	d := &DNS{}
-	port, err := serve.FreePort() // the kernel may have given another's away for UDP
+	tcp, err := serve.Listen("127.0.0.1") // the kernel may have given another's port away for UDP
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
-	tcp, err := net.Listen("tcp", d.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
+	d.addr = tcp.Addr().String()
 	udp, err := net.ListenPacket("udp", d.addr)
 	if err != nil {
 		t.Fatal(err)
