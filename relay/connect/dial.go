@@ -90,7 +90,7 @@ type Watch struct {
 	Talking  *atomic.Bool   // the server is at work
 	Progress *atomic.Uint64 // see smtp.ClientConfig
 
-	// AnyTLS says that the mail does not mind what the hosts of the domain must prove.
+	// AnyTLS says that the mail goes whatever the hosts of the domain must prove (RFC 8689 section 5).
 	AnyTLS bool
 	// Arrive is called with the site that hosts a domain, and reports whether there is a place; nil: there is.
 	Arrive func(site string) bool

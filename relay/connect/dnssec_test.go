@@ -5,9 +5,9 @@ import (
 	"strings"
 	"testing"
 
+	"postern/internal/dnstest"
 	"postern/internal/peers"
 	"postern/internal/smtptest"
-	"postern/relay/resolver"
 	"postern/relay/transport"
 )
 
@@ -48,7 +48,7 @@ func TestDANE(t *testing.T) {
 		peers.Zone{Name: "lame.test", Records: []string{"@ A 127.0.0.1"}},
 	)
 	open := func(at, domain string, to *smtptest.Server) (*Conn, *Trouble) {
-		dns := resolver.New(resolver.Config{Servers: []string{at}})
+		dns := dnstest.At(at)
 		c, trouble := New(Config{DNS: dns, Hello: "relay.test", MXPort: to.Port(), AllowPrivateMX: true, Roots: ca.Pool(),
 			Policies: published{Finder: transport.New(transport.Config{DNS: dns})}}).Open(t.Context(), domain, nil, Spent{}, watch())
 		if c != nil {

@@ -51,7 +51,7 @@ type host struct {
 	domain transport.Domain
 	err    error
 	leaf   smtptest.Leaf
-	anyTLS bool // of the mail
+	anyTLS bool // see Watch
 }
 
 // newHost is mx.signed.test, of the domain signed.test; all is as it should be.
@@ -176,8 +176,8 @@ func TestMailHostsProveThemselves(t *testing.T) {
 			h.domain.Override = &transport.Override{Level: transport.Verified}
 			h.shows("other.test")
 		}, "for another name", "451 4.7.5"},
-		{"mail that does not mind", func(h *host) { h.anyTLS = true; h.dane("3"); h.shows("other.test"); h.err = errors.New("away") }, "unverified optional other.test", ""},
-		{"mail that does not mind, in clear", func(h *host) { h.anyTLS = true; h.dane("3"); stripped(h) }, "", ""},
+		{"TLS-Required: No", func(h *host) { h.anyTLS = true; h.dane("3"); h.shows("other.test"); h.err = errors.New("away") }, "unverified optional other.test", ""},
+		{"TLS-Required: No, in clear", func(h *host) { h.anyTLS = true; h.dane("3"); stripped(h) }, "", ""},
 		{"no database", func(h *host) { h.err = errors.New("away") }, "cannot find out now what signed.test demands", "451 4.3.0"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

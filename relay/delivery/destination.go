@@ -24,7 +24,7 @@ type destination struct {
 	key    string  // of its way
 	via    string  // the upstream's name, or route.MX
 	domain string  // mx: the domain's key; "" for an upstream
-	anyTLS bool    // mx: its mail does not mind what the domain demands of TLS
+	anyTLS bool    // mx: its mail goes whatever TLS the domain demands
 	part   float64 // the part of the free room that its line may take
 
 	mu       sync.Mutex

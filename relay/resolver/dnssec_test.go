@@ -83,7 +83,7 @@ func TestDNSSEC(t *testing.T) {
 	}
 }
 
-// TestDNSSECBlind asks a server that does not validate: nothing is Secure, and it is told.
+// TestDNSSECBlind asks a server that does not validate: nothing is Secure, and the log says so.
 func TestDNSSECBlind(t *testing.T) {
 	t.Parallel()
 	tree := peers.StartSignedTree(t, signedZones...)
@@ -95,7 +95,7 @@ func TestDNSSECBlind(t *testing.T) {
 		}
 	}
 	if v, err := r.Validation(t.Context(), tree.Blind); v != resolver.Blind || err == nil {
-		t.Errorf("it %v: %v", v, err)
+		t.Errorf("validation %d: %v", v, err)
 	}
 	if s := r.Stats(); s.Validates || s.Blind != 1 || !strings.Contains(log.String(), "level=ERROR") || !strings.Contains(log.String(), "DANE is off") {
 		t.Errorf("%+v\n%s", s, &log)

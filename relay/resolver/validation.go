@@ -17,12 +17,8 @@ const (
 	Unproved  Validation = iota // it was not asked, or did not answer
 	Validates                   // its AD bit is believed
 	Blind                       // it does not validate, so nothing is Secure
-	Untrusted                   // what it says may come from anybody, so nothing is Secure
+	Untrusted                   // others can change its answers, so nothing is Secure
 )
-
-func (v Validation) String() string {
-	return [...]string{"unproved", "validates", "does not validate", "not trusted"}[v]
-}
 
 // proof is what came of asking a server for one.
 type proof struct {
@@ -78,7 +74,7 @@ func (r *Resolver) trusts(server string) bool { return r.cfg.Trusted || isNear(s
 func (r *Resolver) Watch(ctx context.Context) {
 	for _, server := range r.Servers() {
 		if !r.trusts(server) {
-			r.cfg.Log.Info("what this name server says of DNSSEC is not believed, so DANE is off", "server", server)
+			r.cfg.Log.Info("this name server is not believed about DNSSEC, so DANE is off", "server", server)
 		}
 	}
 	for ctx.Err() == nil {

@@ -16,7 +16,7 @@ import (
 	"postern/relay/resolver"
 )
 
-// The AD bit counts from servers that all are trusted, and from one that has proved itself.
+// The AD bit counts if all servers are trusted, and this one has proved that it validates.
 func TestAuthenticDataIsBelieved(t *testing.T) {
 	t.Parallel()
 	const here, docker, away = "127.0.0.1:53", "127.0.0.11:53", "192.0.2.53:53"
@@ -58,8 +58,8 @@ func TestAuthenticDataIsBelieved(t *testing.T) {
 	}
 }
 
-// While it is not known whether a server validates, what it marks as secure is trouble: neither
-// believed nor taken for insecure. What it does not mark is insecure.
+// While it is not known whether a server validates, an answer with AD is an error: neither believed
+// nor taken for insecure. An answer without AD is insecure.
 func TestNoProofIsTemporary(t *testing.T) {
 	t.Parallel()
 	var z dnstest.Zones
@@ -82,8 +82,8 @@ func TestNoProofIsTemporary(t *testing.T) {
 	}
 }
 
-// A server that stops to validate is told of within the hour without any mail, and once; the answers
-// in memory are secure no more. One that is mended is believed within a minute.
+// The log names a server that stops validating within the hour, without any mail, and once; answers in
+// memory are no longer secure. Once it validates again it is believed within a minute.
 func TestWatch(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
