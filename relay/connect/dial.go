@@ -96,7 +96,7 @@ type Watch struct {
 	Arrive func(site string) bool
 }
 
-// ErrNoPlace is no trouble: Watch.Arrive had no place, and nothing was tried.
+// ErrNoPlace is not the server's trouble: Watch.Arrive had no place, and nothing was tried.
 var ErrNoPlace = errors.New("the site has all the connections that it may")
 
 // Open begins a conversation with an upstream or, where up is nil, with a mail host of domain. before

@@ -45,7 +45,7 @@ func TestA20SpecialAddresses(t *testing.T) {
 		}
 	}
 	if err := refuseSpecial("tcp", "no address", nil); err == nil {
-		t.Error("what is no address passes")
+		t.Error("a text that is not an address passes")
 	}
 }
 

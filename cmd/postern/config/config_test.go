@@ -112,6 +112,7 @@ func TestConfigErrorsSayWhere(t *testing.T) {
 		{"a hostname that is none", "hostname = \"bad host\"\n", `hostname: "bad host" is not a domain name`},
 		{"one address twice", "[[listener]]\naddress = \":587\"\ntls = \"starttls\"\n[[listener]]\naddress = \":587\"\ntls = \"implicit\"\n",
 			"listener 2: there is one at :587 already"},
+		{"a name server by its name", "[dns]\nservers = [\"ns.test\"]\n", `dns.servers: "ns.test" is not an address`},
 		{"no TOML", "hostname = \n", "line 1"},
 		{"wrong type", "[database]\nmax_connections = \"many\"\n", "line 2"},
 		{"listener without port", "[[listener]]\naddress = \"127.0.0.1\"\ntls = \"starttls\"\n", "host:port"},
@@ -246,5 +247,13 @@ func TestProxyNetworks(t *testing.T) {
 	}
 	if got := fmt.Sprint(list); got != "[10.0.0.0/8 192.0.2.7/32 2001:db8::/32 198.51.100.0/24]" {
 		t.Errorf("networks %s", got)
+	}
+}
+
+func TestNameServers(t *testing.T) {
+	t.Parallel()
+	d := DNS{Servers: []string{"192.0.2.1", "2001:db8::1", "127.0.0.1:5353", "[::1]:53"}}
+	if cfg, err := d.Config(); err != nil || fmt.Sprint(cfg.Servers) != "[192.0.2.1:53 [2001:db8::1]:53 127.0.0.1:5353 [::1]:53]" {
+		t.Errorf("servers %s, %v", cfg.Servers, err)
 	}
 }
