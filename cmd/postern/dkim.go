@@ -89,12 +89,9 @@ old key signs until that is done.`,
 		Args: aDomain(false),
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		var list []dkim.Algorithm
-		for _, name := range algorithms {
-			if name != string(dkim.RSA) && name != string(dkim.Ed25519) {
-				return usagef("--algorithm: there is no algorithm %q: use rsa,ed25519", name)
-			}
-			list = append(list, dkim.Algorithm(name))
+		list, err := dkim.ParseAlgorithms(algorithms)
+		if err != nil {
+			return usagef("--algorithm: %v", err)
 		}
 		days, err := trust.Every(every)
 		if err != nil {

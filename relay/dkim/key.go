@@ -2,6 +2,9 @@ package dkim
 
 import (
 	"crypto"
+	"errors"
+	"fmt"
+	"slices"
 	"strings"
 
 	"golang.org/x/net/publicsuffix"
@@ -16,6 +19,23 @@ const (
 	RSA     Algorithm = "rsa"
 	Ed25519 Algorithm = "ed25519"
 )
+
+// Algorithms are all. RSA comes first: some verifiers look at the first signature only.
+func Algorithms() []Algorithm { return []Algorithm{RSA, Ed25519} }
+
+// ParseAlgorithms gives the algorithms with these names, at least one.
+func ParseAlgorithms(names []string) (list []Algorithm, err error) {
+	for _, name := range names {
+		if !slices.Contains(Algorithms(), Algorithm(name)) {
+			return nil, fmt.Errorf("there is no algorithm %q: use rsa,ed25519", name)
+		}
+		list = append(list, Algorithm(name))
+	}
+	if list == nil {
+		return nil, errors.New("use rsa,ed25519")
+	}
+	return list, nil
+}
 
 // Key signs for a domain. Its public half is in the TXT record of Selector._domainkey.Domain.
 type Key struct {
@@ -73,10 +93,9 @@ const (
 // Valid reports one of the modes.
 func (m Mode) Valid() bool { return m == Off || m == OnlyRSA || m == Both }
 
-// Of chooses among the keys of a domain that can be used here. RSA comes first: some verifiers look at the first signature
-// only.
+// Of chooses among the keys of a domain that can be used here, in the order of Algorithms.
 func (m Mode) Of(keys []Key) (chosen []Key) {
-	for _, want := range []Algorithm{RSA, Ed25519} {
+	for _, want := range Algorithms() {
 		for _, k := range keys {
 			if k.Algorithm == want && k.Signer != nil && (m == Both || m == OnlyRSA && want == RSA) {
 				chosen = append(chosen, k)

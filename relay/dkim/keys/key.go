@@ -164,7 +164,7 @@ func Signers(list []Key) dkim.Keys {
 		for to < len(list) && list[to].Domain == domain {
 			to++
 		}
-		for _, a := range []dkim.Algorithm{dkim.RSA, dkim.Ed25519} {
+		for _, a := range dkim.Algorithms() {
 			if k := signs(list[from:to], a); k != nil {
 				all[domain] = append(all[domain], dkim.Key{Domain: domain, Selector: k.Selector, Algorithm: a})
 			}

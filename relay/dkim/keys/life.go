@@ -65,7 +65,7 @@ func signs(keys []Key, a dkim.Algorithm) *Key {
 
 // overdue returns the algorithms whose active key is so old that the next one is to be made.
 func overdue(keys []Key, now time.Time) (list []dkim.Algorithm) {
-	for _, a := range []dkim.Algorithm{dkim.RSA, dkim.Ed25519} {
+	for _, a := range dkim.Algorithms() {
 		k := of(keys, a, Active)
 		if k == nil || k.EveryDays == 0 || of(keys, a, Pending) != nil {
 			continue
