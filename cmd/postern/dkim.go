@@ -12,7 +12,6 @@ import (
 	"postern/cmd/postern/trust"
 	"postern/relay/dkim"
 	"postern/relay/dkim/keys"
-	"postern/relay/keyring"
 	"postern/relay/smtp"
 )
 
@@ -28,17 +27,10 @@ func (a *app) onDKIM(seals bool, do func(ctx context.Context, admin *keys.Admin,
 		if err != nil {
 			return err
 		}
-		cfg, _, err := a.source.Load()
-		if err != nil {
-			return err
-		}
 		return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
 			admin := &keys.Admin{Pool: users.pool, Actor: users.actor}
 			if seals {
-				if admin.Sealer, err = a.source.Sealer(cfg); err != nil {
-					return err
-				}
-				if err := keyring.Follow(ctx, users.pool, admin.Sealer); err != nil {
+				if admin.Sealer, err = a.sealingKeys(ctx, users.pool); err != nil {
 					return err
 				}
 			}
