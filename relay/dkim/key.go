@@ -61,7 +61,7 @@ func Find(keys Keys, author string) []Key {
 	}
 	for domain := author; ; {
 		if found := keys.Keys(domain); len(found) > 0 {
-			if domain != author && !aligned(domain, author) {
+			if domain != author && Organisation(domain) != Organisation(author) {
 				return nil
 			}
 			return found
@@ -74,10 +74,12 @@ func Find(keys Keys, author string) []Key {
 	}
 }
 
-// aligned reports that a domain above the author's is not above its organisational domain.
-func aligned(domain, author string) bool {
-	organisation, err := publicsuffix.EffectiveTLDPlusOne(author)
-	return err == nil && len(domain) >= len(organisation)
+// Organisation returns a domain's organisational domain, or the domain itself if it has none.
+func Organisation(domain string) string {
+	if org, err := publicsuffix.EffectiveTLDPlusOne(domain); err == nil {
+		return org
+	}
+	return domain
 }
 
 // Mode says which keys sign the mail of a way.

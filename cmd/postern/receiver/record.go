@@ -9,8 +9,8 @@ import (
 	"strings"
 
 	"blitiri.com.ar/go/spf"
-	"golang.org/x/net/publicsuffix"
 
+	"postern/relay/dkim"
 	"postern/relay/dkim/keys"
 	"postern/relay/resolver"
 )
@@ -77,7 +77,7 @@ type Policy struct {
 // 6.6.3); nil without one.
 func (r Receiver) Policy(ctx context.Context, domain string) (*Policy, error) {
 	asked := []string{domain}
-	if org := organisation(domain); org != domain {
+	if org := dkim.Organisation(domain); org != domain {
 		asked = append(asked, org)
 	}
 	for _, name := range asked {
@@ -102,17 +102,9 @@ func (r Receiver) Policy(ctx context.Context, domain string) (*Policy, error) {
 	return nil, nil
 }
 
-// organisation is a domain's organisational domain, or itself.
-func organisation(domain string) string {
-	if org, err := publicsuffix.EffectiveTLDPlusOne(domain); err == nil {
-		return org
-	}
-	return domain
-}
-
 // aligned reports that a domain counts for the author's (RFC 7489 section 3.1).
 func aligned(domain, author string, strict bool) bool {
-	return domain == author || !strict && organisation(domain) == organisation(author)
+	return domain == author || !strict && dkim.Organisation(domain) == dkim.Organisation(author)
 }
 
 // spfResolver asks for the library that judges.
