@@ -10,11 +10,11 @@ import (
 const day = 24 * time.Hour
 
 const (
-	// Ahead is how long before its end the next key is made, or half of its time if that is less.
-	Ahead = 14 * day
-	// RetiringFor is how long a key is retiring at least: other servers keep mail that it has
+	// ahead is how long before its end the next key is made, or half of its time if that is less.
+	ahead = 14 * day
+	// leastRetiring is how long a key is retiring at least: other servers keep mail that it has
 	// signed for some five days, and some look at old mail again. A longer lifetime of the queue goes before it.
-	RetiringFor = 7 * day
+	leastRetiring = 7 * day
 	// agreed is how many looks in a row decide about a key.
 	agreed = 2
 )
@@ -81,7 +81,7 @@ func overdue(keys []Key, now time.Time) (list []dkim.Algorithm) {
 func (k *Key) Rotates() time.Time { return k.Since.Add(k.every()) }
 
 // NextMade is when the key after an active one is made, if it is rotated.
-func (k *Key) NextMade() time.Time { return k.Rotates().Add(-min(Ahead, k.every()/2)) }
+func (k *Key) NextMade() time.Time { return k.Rotates().Add(-min(ahead, k.every()/2)) }
 
 func (k *Key) every() time.Duration { return time.Duration(k.EveryDays) * day }
 
