@@ -12,8 +12,8 @@ const day = 24 * time.Hour
 const (
 	// ahead is how long before its end the next key is made, or half of its time if that is less.
 	ahead = 14 * day
-	// leastRetiring is how long a key is retiring at least: other servers keep mail that it has
-	// signed for some five days, and some look at old mail again. A longer lifetime of the queue goes before it.
+	// leastRetiring is how long a key is retiring at least, and longer if the queue's lifetime is:
+	// other servers keep mail that it has signed for some five days, and some verify old mail again.
 	leastRetiring = 7 * day
 	// agreed is how many looks in a row decide about a key.
 	agreed = 2

@@ -59,8 +59,8 @@ type Config struct {
 	Guard    *panics.Guard // keeps what panics from ending the process; may be nil
 }
 
-// Ring are the keys of all domains, as a node knows them, and its part in their life. Keys and List ask no
-// database and may be called from several goroutines.
+// Ring are the keys of all domains, as a node knows them, and its part in their life. Keys and List
+// ask no database and may be called from several goroutines.
 type Ring struct {
 	cfg     Config
 	clock   func(time.Time) time.Time // what a test makes of the database's clock
