@@ -213,6 +213,16 @@ func one(word, missing string) cobra.PositionalArgs {
 	}
 }
 
+// atMostOne wants one argument or none.
+func atMostOne(word string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		return one(word, "")(cmd, args)
+	}
+}
+
 // noArguments refuses what stands behind a command that takes only flags.
 func noArguments(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {

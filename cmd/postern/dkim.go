@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -12,7 +13,6 @@ import (
 	"postern/cmd/postern/trust"
 	"postern/relay/dkim"
 	"postern/relay/dkim/keys"
-	"postern/relay/keyring"
 	"postern/relay/smtp"
 )
 
@@ -28,17 +28,10 @@ func (a *app) onDKIM(seals bool, do func(ctx context.Context, admin *keys.Admin,
 		if err != nil {
 			return err
 		}
-		cfg, _, err := a.source.Load()
-		if err != nil {
-			return err
-		}
 		return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
 			admin := &keys.Admin{Pool: users.pool, Actor: users.actor}
 			if seals {
-				if admin.Sealer, err = a.source.Sealer(cfg); err != nil {
-					return err
-				}
-				if err := keyring.Follow(ctx, users.pool, admin.Sealer); err != nil {
+				if admin.Sealer, err = a.sealingKeys(ctx, users.pool); err != nil {
 					return err
 				}
 			}
@@ -56,14 +49,12 @@ func domainOf(arg string) (string, error) {
 	return address.DomainKey(), nil
 }
 
-// aDomain wants a DOMAIN, and with selector perhaps a SELECTOR.
-func aDomain(selector bool) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if selector && len(args) == 2 {
-			args = args[:1]
-		}
-		return one("DOMAIN", "the domain")(cmd, args)
+// domainAndSelector wants a DOMAIN, and perhaps a SELECTOR.
+func domainAndSelector(cmd *cobra.Command, args []string) error {
+	if len(args) == 2 {
+		args = args[:1]
 	}
+	return one("DOMAIN", "the domain")(cmd, args)
 }
 
 func (a *app) dkimAddCmd() *cobra.Command {
@@ -86,15 +77,12 @@ is to be published then: 'postern check', an alert rule and 'postern dkim list' 
 old key signs until that is done.`,
 		Example: `  postern dkim add shop.example
   postern dkim add shop.example --algorithm rsa --every 180d`,
-		Args: aDomain(false),
+		Args: one("DOMAIN", "the domain"),
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		var list []dkim.Algorithm
-		for _, name := range algorithms {
-			if name != string(dkim.RSA) && name != string(dkim.Ed25519) {
-				return usagef("--algorithm: there is no algorithm %q: use rsa,ed25519", name)
-			}
-			list = append(list, dkim.Algorithm(name))
+		list, err := dkim.ParseAlgorithms(algorithms)
+		if err != nil {
+			return usagef("--algorithm: %v", err)
 		}
 		days, err := trust.Every(every)
 		if err != nil {
@@ -120,10 +108,9 @@ func (a *app) dkimListCmd() *cobra.Command {
 		row: func(k trust.Key) []string {
 			return []string{k.Domain, k.Selector, string(k.Algorithm), string(k.State), screen.LocalTime(k.Since), screen.OrDash(k.Note())}
 		},
-		load: func(ctx context.Context, users *accounts, args []string, _ int) ([]trust.Key, error) {
+		load: func(ctx context.Context, users *accounts, args []string, _ int) (_ []trust.Key, err error) {
 			domain := ""
 			if len(args) > 0 {
-				var err error
 				if domain, err = domainOf(args[0]); err != nil {
 					return nil, err
 				}
@@ -137,12 +124,7 @@ func (a *app) dkimListCmd() *cobra.Command {
 		Long: `Lists the keys of a domain, or of all. A key is pending until its record is published,
 then active: it signs. It is retiring while mail that it has signed is on its way, and its
 record has to stay; when it is retired, the record may be removed.`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return nil
-			}
-			return aDomain(false)(cmd, args)
-		},
+		Args: atMostOne("DOMAIN"),
 	})
 }
 
@@ -154,7 +136,7 @@ func (a *app) dkimShowCmd() *cobra.Command {
 		Long: `Shows each key of a domain with the record that is, or has to be, in DNS: as a line of a
 zone file, and as the one line of text that web panels take. The note says what is wrong
 with it, as the nodes saw it last.`,
-		Args: aDomain(false),
+		Args: one("DOMAIN", "the domain"),
 	}
 	cmd.RunE = a.onDKIM(false, func(ctx context.Context, admin *keys.Admin, domain, _ string) error {
 		list, err := keys.List(ctx, admin.Pool, domain)
@@ -195,7 +177,7 @@ Running it again before that makes no further key.
 With --every it makes none now, but sets the age at which keys are rotated, 0 for never.`,
 		Example: `  postern dkim rotate shop.example
   postern dkim rotate shop.example --every 180d`,
-		Args: aDomain(false),
+		Args: one("DOMAIN", "the domain"),
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		days, err := trust.Every(every)
@@ -234,7 +216,7 @@ func (a *app) dkimRetireCmd() *cobra.Command {
 seconds. Its record has to stay while mail that it has signed is on its way: the key is
 retiring for seven days, or for the lifetime of the queue if that is longer. A pending
 key is removed.`,
-		Args: aDomain(true),
+		Args: domainAndSelector,
 		RunE: a.onDKIM(false, func(ctx context.Context, admin *keys.Admin, domain, selector string) error {
 			done, err := admin.Retire(ctx, domain, selector)
 			for _, k := range done {
@@ -256,7 +238,7 @@ func (a *app) dkimRemoveCmd() *cobra.Command {
 		Short: "delete a key, or all of a domain",
 		Long: `Deletes a key that is pending or retired, or all keys of the domain if all of them are.
 Nodes delete a retired key themselves, a day or two after its record was removed.`,
-		Args: aDomain(true),
+		Args: domainAndSelector,
 		RunE: a.onDKIM(false, func(ctx context.Context, admin *keys.Admin, domain, selector string) error {
 			done, err := admin.Remove(ctx, domain, selector, force)
 			for _, k := range done {
@@ -276,10 +258,5 @@ Nodes delete a retired key themselves, a day or two after its record was removed
 // signedDomainsLike are the domains with keys, for completion.
 func signedDomainsLike(ctx context.Context, pool *pgxpool.Pool, _ string) (domains []string, err error) {
 	list, err := keys.List(ctx, pool, "")
-	for _, k := range list {
-		if len(domains) == 0 || domains[len(domains)-1] != k.Domain {
-			domains = append(domains, k.Domain)
-		}
-	}
-	return domains, err
+	return slices.Compact(screen.Each(list, func(k keys.Key) string { return k.Domain })), err
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/screen"
@@ -26,6 +27,19 @@ func (a *app) presentKeys() (sealer *seal.Sealer, path string, err error) {
 	}
 	sealer, err = a.source.PresentSealer(cfg)
 	return sealer, a.source.SecretKeyPath(cfg), err
+}
+
+// sealingKeys are those of this machine's file, made if it is not there, as the database has them now.
+func (a *app) sealingKeys(ctx context.Context, pool *pgxpool.Pool) (*seal.Sealer, error) {
+	cfg, _, err := a.source.Load()
+	if err != nil {
+		return nil, err
+	}
+	sealer, err := a.source.Sealer(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return sealer, keyring.Follow(ctx, pool, sealer)
 }
 
 // onKeys makes the RunE of a command on them, with the KEY that is named.

@@ -30,12 +30,7 @@ A policy that is not kept yet, or that has another id now, is fetched and kept, 
 do. No mail host is connected to. Without DOMAIN it lists the overrides and the MTA-STS policies
 that are kept, or cannot be fetched.`,
 		Example: "  postern transport show example.com",
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 1 {
-				return usagef("'%s' takes one DOMAIN, not %d", cmd.CommandPath(), len(args))
-			}
-			return nil
-		},
+		Args:    atMostOne("DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {

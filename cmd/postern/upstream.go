@@ -17,7 +17,6 @@ import (
 	"postern/cmd/postern/screen"
 	"postern/cmd/postern/smarthost"
 	"postern/internal/refusal"
-	"postern/relay/keyring"
 	"postern/relay/queue/desk"
 	"postern/relay/route"
 	"postern/relay/seal"
@@ -133,17 +132,10 @@ func (a *app) addUpstream(ctx context.Context, up upstream.Account) error {
 
 // withUpstreams runs do with the store of accounts, which has the key only if it is needed.
 func (a *app) withUpstreams(ctx context.Context, key bool, do func(ctx context.Context, users *accounts, store *upstream.Store) error) error {
-	cfg, _, err := a.source.Load()
-	if err != nil {
-		return err
-	}
-	return a.withUsers(ctx, func(ctx context.Context, users *accounts) error {
+	return a.withUsers(ctx, func(ctx context.Context, users *accounts) (err error) {
 		var sealer *seal.Sealer
 		if key {
-			if sealer, err = a.source.Sealer(cfg); err != nil {
-				return err
-			}
-			if err := keyring.Follow(ctx, users.pool, sealer); err != nil {
+			if sealer, err = a.sealingKeys(ctx, users.pool); err != nil {
 				return err
 			}
 		}

@@ -21,7 +21,7 @@ func (w *worker) sign(j *job, size int64) (int64, error) {
 		e.unsigned.Add(1)
 		return size, nil
 	}
-	field, err := j.signed.fields(signing{mode, w.conn.sendsAs()}, func() ([]byte, error) { return w.signatures(j, mode) })
+	field, err := w.signatures(j, mode)
 	if err != nil {
 		return size, err
 	}
@@ -42,8 +42,23 @@ func (w *worker) signing() dkim.Mode {
 	return w.d.e.bounds.Load().DKIM
 }
 
-// signatures makes the fields for a job's text as it is edited now, nil for none.
+// signed keeps the signatures of a delivery for its next job, with all that they depend on while it is
+// in hand: most messages of many destinations are signed once.
+type signed struct {
+	mu    sync.Mutex
+	mode  dkim.Mode
+	as    smtp.Address // the mailbox in the author's place
+	field []byte
+}
+
+// signatures are the fields for a job's text as it is edited now, nil for none.
 func (w *worker) signatures(j *job, mode dkim.Mode) ([]byte, error) {
+	s, as := &j.signed, w.conn.sendsAs()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.field != nil && s.mode == mode && s.as == as {
+		return s.field, nil
+	}
 	text := bodyReader{from: j.Body, size: j.size, edits: w.body.edits, begun: new(atomic.Bool)}
 	header, from, err := surgery.Header(&text)
 	if err != nil {
@@ -58,33 +73,6 @@ func (w *worker) signatures(j *job, mode dkim.Mode) ([]byte, error) {
 		w.d.e.cfg.Log.Error("a message goes unsigned: its key fails", "id", j.Message.ID, "error", err)
 		return nil, nil
 	}
+	s.mode, s.as, s.field = mode, as, field
 	return field, nil
-}
-
-// signed keeps the signatures of a delivery for its next job: most messages of many destinations are
-// signed once.
-type signed struct {
-	mu    sync.Mutex
-	how   signing
-	field []byte
-}
-
-// signing is all that the signatures of one message depend on while it is in hand.
-type signing struct {
-	mode dkim.Mode
-	as   smtp.Address // the mailbox in the author's place
-}
-
-// fields returns what make has made for the same how.
-func (s *signed) fields(how signing, make func() ([]byte, error)) ([]byte, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.field == nil || s.how != how {
-		field, err := make()
-		if err != nil {
-			return nil, err
-		}
-		s.how, s.field = how, field
-	}
-	return s.field, nil
 }

@@ -80,7 +80,7 @@ func TestBodyHashInPieces(t *testing.T) {
 	})
 }
 
-// What it holds does not depend on the body: empty lines and white space are only counted.
+// A BodyHash holds as much of a long body as of a short one: empty lines and white space are only counted.
 func TestBodyHashHoldsLittle(t *testing.T) {
 	t.Parallel()
 	h := NewBodyHash()

@@ -2,6 +2,9 @@ package dkim
 
 import (
 	"crypto"
+	"errors"
+	"fmt"
+	"slices"
 	"strings"
 
 	"golang.org/x/net/publicsuffix"
@@ -16,6 +19,23 @@ const (
 	RSA     Algorithm = "rsa"
 	Ed25519 Algorithm = "ed25519"
 )
+
+// Algorithms are all. RSA comes first: some verifiers look at the first signature only.
+func Algorithms() []Algorithm { return []Algorithm{RSA, Ed25519} }
+
+// ParseAlgorithms gives the algorithms with these names, at least one.
+func ParseAlgorithms(names []string) (list []Algorithm, err error) {
+	for _, name := range names {
+		if !slices.Contains(Algorithms(), Algorithm(name)) {
+			return nil, fmt.Errorf("there is no algorithm %q: use rsa,ed25519", name)
+		}
+		list = append(list, Algorithm(name))
+	}
+	if list == nil {
+		return nil, errors.New("use rsa,ed25519")
+	}
+	return list, nil
+}
 
 // Key signs for a domain. Its public half is in the TXT record of Selector._domainkey.Domain.
 type Key struct {
@@ -41,7 +61,7 @@ func Find(keys Keys, author string) []Key {
 	}
 	for domain := author; ; {
 		if found := keys.Keys(domain); len(found) > 0 {
-			if domain != author && !aligned(domain, author) {
+			if domain != author && Organisation(domain) != Organisation(author) {
 				return nil
 			}
 			return found
@@ -54,10 +74,12 @@ func Find(keys Keys, author string) []Key {
 	}
 }
 
-// aligned reports that a domain above the author's is not above its organisational domain.
-func aligned(domain, author string) bool {
-	organisation, err := publicsuffix.EffectiveTLDPlusOne(author)
-	return err == nil && len(domain) >= len(organisation)
+// Organisation returns a domain's organisational domain, or the domain itself if it has none.
+func Organisation(domain string) string {
+	if org, err := publicsuffix.EffectiveTLDPlusOne(domain); err == nil {
+		return org
+	}
+	return domain
 }
 
 // Mode says which keys sign the mail of a way.
@@ -73,10 +95,9 @@ const (
 // Valid reports one of the modes.
 func (m Mode) Valid() bool { return m == Off || m == OnlyRSA || m == Both }
 
-// Of chooses among the keys of a domain that can be used here. RSA comes first: some verifiers look at the first signature
-// only.
+// Of chooses among the keys of a domain that can be used here, in the order of Algorithms.
 func (m Mode) Of(keys []Key) (chosen []Key) {
-	for _, want := range []Algorithm{RSA, Ed25519} {
+	for _, want := range Algorithms() {
 		for _, k := range keys {
 			if k.Algorithm == want && k.Signer != nil && (m == Both || m == OnlyRSA && want == RSA) {
 				chosen = append(chosen, k)

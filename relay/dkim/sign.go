@@ -43,8 +43,8 @@ func plain(name string) bool {
 	return name != "" && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
 }
 
-// Sign returns the DKIM-Signature fields of a message, one for each key, to be put in front of it. Of
-// header, the header section as it will be sent, what is behind an empty line is not looked at.
+// Sign returns the DKIM-Signature fields of a message, one for each key, to be put in front of it.
+// header is the header section as it will be sent; octets behind an empty line are ignored.
 // bodyHash is of BodyHash; at is when the message was signed, in seconds. The same arguments give
 // the same octets. The error is a key's.
 func Sign(header []byte, keys []Key, bodyHash []byte, at time.Time) ([]byte, error) {

@@ -45,8 +45,8 @@ type Memory interface {
 // repaired message; errors of the source come through as they are.
 type Prepared struct {
 	Facts
-	// Body, if it is set before the first Read, is written what is behind the header section and its
-	// empty line, as that is read. Its errors are passed over.
+	// Body, if it is set before the first Read, gets the octets behind the header section and its
+	// empty line as they are read. Its errors are ignored.
 	Body io.Writer
 
 	parts [4][]byte // what is read before the rest of src; the last is of the body

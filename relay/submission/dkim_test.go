@@ -9,8 +9,8 @@ import (
 	"postern/relay/dkim"
 )
 
-// The body hash is taken on the way, of mail whose author's domain has a key, and of no other. What is
-// stored is signed by it so that another implementation takes it.
+// Mail has a body hash if its author's domain has a key, and else none. Another implementation takes
+// the signature that is made of the hash and the stored message.
 func TestBodyHash(t *testing.T) {
 	t.Parallel()
 	keys := dkimtest.New("example.com")

@@ -31,7 +31,7 @@ var dkimKinds = []kind{
 const mostKeys = 100
 
 // signs says which of the keys sign mail of a domain.
-func (v *mailView) signs(domain string) []dkim.Key { return dkim.Find(keys.Signers(v.dkim), domain) }
+func (v *mailView) signs(domain string) []dkim.Key { return dkim.Find(keys.SignersOf(v.dkim), domain) }
 
 // begun reports that a domain, or one above it, has keys that are to sign.
 func (v *mailView) begun(domain string) bool {
@@ -41,7 +41,7 @@ func (v *mailView) begun(domain string) bool {
 			list[i].State = keys.Active
 		}
 	}
-	return dkim.Find(keys.Signers(list), domain) != nil
+	return dkim.Find(keys.SignersOf(list), domain) != nil
 }
 
 func (c *checkup) lookAtDKIM(ctx context.Context, r *report) {

@@ -82,7 +82,7 @@ func (c *checkup) senderDomain(ctx context.Context, r *report, v *mailView, doma
 		case "SPF":
 			addSPF(r, subject, f)
 		case "DMARC":
-			c.addDMARC(ctx, r, subject, f)
+			addDMARC(r, subject, f)
 		}
 	}
 	c.takesMail(ctx, r, domain)
@@ -113,17 +113,16 @@ func addSPF(r *report, subject string, f receiver.Finding) {
 	}
 }
 
-func (c *checkup) addDMARC(ctx context.Context, r *report, subject string, f receiver.Finding) {
-	policy, err := c.receiver().Policy(ctx, f.Of)
+func addDMARC(r *report, subject string, f receiver.Finding) {
 	switch {
-	case err != nil:
-		r.add("spf.unknown", subject, "DMARC: %v", err)
-	case policy == nil:
+	case f.Result == receiver.TempError:
+		r.add("spf.unknown", subject, "DMARC: %s", f.Why)
+	case f.Record == "":
 		r.add("dmarc.none", subject, "%s; to publish: %s", f.Why, f.Publish)
 	case f.Result == receiver.Fail:
-		r.add("dmarc.fail", subject, "%s: %s", f.Why, policy.Record)
+		r.add("dmarc.fail", subject, "%s: %s", f.Why, f.Record)
 	default:
-		r.add("dmarc.ok", subject, "%s: %s", f.Why, policy.Record)
+		r.add("dmarc.ok", subject, "%s: %s", f.Why, f.Record)
 	}
 }
 

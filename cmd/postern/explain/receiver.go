@@ -50,7 +50,7 @@ func (e *Message) received(ctx context.Context, r Relay, q Question, ways []rout
 		} else {
 			m.Addrs, _ = r.Receiver.Addresses(ctx) // without an answer they are not known
 		}
-		m.Signatures = mode.Of(dkim.Find(keys.Signers(list), m.Author))
+		m.Signatures = mode.Of(dkim.Find(keys.SignersOf(list), m.Author))
 		if m.Upstream && len(m.Signatures) == 0 {
 			continue // what a receiver goes by is the upstream's
 		}

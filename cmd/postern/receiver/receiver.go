@@ -39,6 +39,7 @@ type Finding struct {
 	Aligned bool   `json:"aligned,omitempty"` // SPF and DKIM: it counts for DMARC
 	Why     string `json:"why,omitempty"`
 	Publish string `json:"publish,omitempty"` // the record that helps, as a line of a zone file
+	Record  string `json:"-"`                 // DMARC: the domain's, "" if there is none
 }
 
 // Results that are not SPF's alone.
@@ -51,14 +52,10 @@ const (
 
 // Judge judges mail.
 func (r Receiver) Judge(ctx context.Context, m Mail) (list []Finding) {
-	policy, policyErr := r.Policy(ctx, m.Author)
-	strict := policy
-	if strict == nil {
-		strict = &Policy{}
-	}
+	policy, policyErr := r.policy(ctx, m.Author)
 	var by, not []string // what DMARC passes by, or why not
 	for _, k := range m.Signatures {
-		f := Finding{Check: "DKIM", Of: k.Domain, Result: Pass, Aligned: aligned(k.Domain, m.Author, strict.StrictDKIM), Why: fmt.Sprintf("selector %s, %s", k.Selector, k.Algorithm)}
+		f := Finding{Check: "DKIM", Of: k.Domain, Result: Pass, Aligned: aligned(k.Domain, m.Author, policy.strictDKIM), Why: fmt.Sprintf("selector %s, %s", k.Selector, k.Algorithm)}
 		if f.Aligned {
 			by = append(by, "DKIM of "+k.Domain)
 		} else {
@@ -71,7 +68,7 @@ func (r Receiver) Judge(ctx context.Context, m Mail) (list []Finding) {
 		not = append(not, "it is not signed")
 	}
 	if !m.Upstream {
-		findings, passes, why := r.spf(ctx, m, strict.StrictSPF)
+		findings, passes, why := r.spf(ctx, m, policy.strictSPF)
 		list = append(list, findings...)
 		if passes {
 			by = append(by, "SPF")
@@ -95,18 +92,18 @@ func (r Receiver) spf(ctx context.Context, m Mail, strict bool) (list []Finding,
 	if domain == "" {
 		domain = r.Hello // RFC 7208 section 2.4
 	}
-	near := aligned(domain, m.Author, strict)
-	passes, why = near && len(m.Addrs) > 0, fmt.Sprintf("SPF is about %s, which is not aligned with %s", domain, m.Author)
 	if len(m.Addrs) == 0 {
 		return nil, false, "the address that mail leaves from is not known"
 	}
+	near := aligned(domain, m.Author, strict)
+	passes, why = near, fmt.Sprintf("SPF is about %s, which is not aligned with %s", domain, m.Author)
 	for _, addr := range m.Addrs {
-		result, err := r.SPF(ctx, domain, addr)
+		result, err := r.checkSPF(ctx, domain, addr)
 		f := Finding{Check: "SPF", Of: addr.String(), Result: string(result), Aligned: near, Why: domain}
 		if result != spf.Pass {
 			f.Why, f.Aligned = fmt.Sprintf("%s: %v", domain, err), false
 			if result != spf.TempError {
-				f.Publish = r.Allowing(ctx, domain, m.Addrs)
+				f.Publish = r.allowing(ctx, domain, m.Addrs)
 			}
 			if near {
 				why = fmt.Sprintf("SPF of %s: %s", domain, result)
@@ -121,8 +118,8 @@ func (r Receiver) spf(ctx context.Context, m Mail, strict bool) (list []Finding,
 	return list, passes, why
 }
 
-func dmarc(m Mail, p *Policy, err error, by, not []string) Finding {
-	f := Finding{Check: "DMARC", Of: m.Author}
+func dmarc(m Mail, p policy, err error, by, not []string) Finding {
+	f := Finding{Check: "DMARC", Of: m.Author, Record: p.record}
 	if len(by) > 0 {
 		f.Result, f.Why = Pass, "by "+strings.Join(by, ", ")
 	} else {
@@ -134,11 +131,11 @@ func dmarc(m Mail, p *Policy, err error, by, not []string) Finding {
 	switch {
 	case err != nil:
 		f.Result, f.Why = TempError, err.Error()
-	case p == nil:
+	case p.record == "":
 		f.Result, f.Why = None, "no record at _dmarc."+m.Author+"; it would "+map[bool]string{true: "pass ", false: "fail: "}[len(by) > 0]+f.Why
 		f.Publish = keys.ZoneLine("_dmarc."+m.Author, "v=DMARC1; p=none; rua=mailto:postmaster@"+m.Author)
 	default:
-		f.Why += "; policy " + p.Wants
+		f.Why += "; policy " + p.wants
 	}
 	return f
 }

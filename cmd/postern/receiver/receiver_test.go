@@ -123,7 +123,7 @@ func TestAllowing(t *testing.T) {
 		z := &dnstest.Zones{}
 		z.AddTXT("shop.test", record)
 		r := Receiver{DNS: z.Resolver(), Hello: "relay.test"}
-		if got := r.Allowing(t.Context(), "shop.test", []netip.Addr{here, six}); got != `shop.test. IN TXT ( "`+want+`" )` {
+		if got := r.allowing(t.Context(), "shop.test", []netip.Addr{here, six}); got != `shop.test. IN TXT ( "`+want+`" )` {
 			t.Errorf("%q became %s", record, got)
 		}
 	}

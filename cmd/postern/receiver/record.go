@@ -9,21 +9,21 @@ import (
 	"strings"
 
 	"blitiri.com.ar/go/spf"
-	"golang.org/x/net/publicsuffix"
 
+	"postern/relay/dkim"
 	"postern/relay/dkim/keys"
 	"postern/relay/resolver"
 )
 
-// SPF judges mail of a domain that comes from an address. The error explains the result.
-func (r Receiver) SPF(ctx context.Context, domain string, addr netip.Addr) (spf.Result, error) {
+// checkSPF judges mail of a domain that comes from an address. The error explains the result.
+func (r Receiver) checkSPF(ctx context.Context, domain string, addr netip.Addr) (spf.Result, error) {
 	return spf.CheckHostWithSender(net.IP(addr.AsSlice()), r.Hello, "postmaster@"+domain,
 		spf.WithContext(ctx), spf.WithResolver(spfResolver{r.DNS}))
 }
 
-// Allowing is the SPF record of a domain, as a line of a zone file, with these addresses allowed; ""
+// allowing is the SPF record of a domain, as a line of a zone file, with these addresses allowed; ""
 // if it has several, or one that is not known now.
-func (r Receiver) Allowing(ctx context.Context, domain string, addrs []netip.Addr) string {
+func (r Receiver) allowing(ctx context.Context, domain string, addrs []netip.Addr) string {
 	records, err := r.Records(ctx, domain, "v=spf1")
 	if err != nil || len(records) > 1 {
 		return ""
@@ -66,24 +66,24 @@ func (r Receiver) Records(ctx context.Context, name, version string) (list []str
 	return list, err
 }
 
-// Policy is what a domain says about mail that DMARC finds wrong.
-type Policy struct {
-	Record                string
-	Wants                 string // none, quarantine or reject
-	StrictDKIM, StrictSPF bool   // only this very domain is aligned
+// policy is what a domain says about mail that DMARC finds wrong.
+type policy struct {
+	record                string // "": it says nothing
+	wants                 string // none, quarantine or reject
+	strictDKIM, strictSPF bool   // only this very domain is aligned
 }
 
-// Policy is that of the domain or, when it has none, of its organisational domain (RFC 7489 section
-// 6.6.3); nil without one.
-func (r Receiver) Policy(ctx context.Context, domain string) (*Policy, error) {
+// policy is that of the domain or, when it has none, of its organisational domain (RFC 7489 section
+// 6.6.3).
+func (r Receiver) policy(ctx context.Context, domain string) (p policy, err error) {
 	asked := []string{domain}
-	if org := organisation(domain); org != domain {
+	if org := dkim.Organisation(domain); org != domain {
 		asked = append(asked, org)
 	}
 	for _, name := range asked {
 		records, err := r.Records(ctx, "_dmarc."+name, "v=DMARC1")
 		if err != nil {
-			return nil, err
+			return p, err
 		}
 		if len(records) != 1 { // several count as none
 			continue
@@ -93,26 +93,18 @@ func (r Receiver) Policy(ctx context.Context, domain string) (*Policy, error) {
 			key, value, _ := strings.Cut(tag, "=")
 			tags[strings.ToLower(strings.TrimSpace(key))] = strings.ToLower(strings.TrimSpace(value))
 		}
-		p := &Policy{Record: records[0], Wants: tags["p"], StrictDKIM: tags["adkim"] == "s", StrictSPF: tags["aspf"] == "s"}
+		p = policy{record: records[0], wants: tags["p"], strictDKIM: tags["adkim"] == "s", strictSPF: tags["aspf"] == "s"}
 		if name != domain && tags["sp"] != "" {
-			p.Wants = tags["sp"]
+			p.wants = tags["sp"]
 		}
-		return p, nil
+		break
 	}
-	return nil, nil
-}
-
-// organisation is a domain's organisational domain, or itself.
-func organisation(domain string) string {
-	if org, err := publicsuffix.EffectiveTLDPlusOne(domain); err == nil {
-		return org
-	}
-	return domain
+	return p, nil
 }
 
 // aligned reports that a domain counts for the author's (RFC 7489 section 3.1).
 func aligned(domain, author string, strict bool) bool {
-	return domain == author || !strict && organisation(domain) == organisation(author)
+	return domain == author || !strict && dkim.Organisation(domain) == dkim.Organisation(author)
 }
 
 // spfResolver asks for the library that judges.

@@ -141,7 +141,7 @@ func (d *deed) setEvery(ctx context.Context, days int) error {
 // Errors: refusal.ErrNotFound, refusal.ErrInvalid.
 func (a *Admin) Rotate(ctx context.Context, domain string) ([]Key, error) {
 	return a.act(ctx, "dkim rotate", domain, func(ctx context.Context, d *deed) error {
-		for _, alg := range []dkim.Algorithm{dkim.RSA, dkim.Ed25519} {
+		for _, alg := range dkim.Algorithms() {
 			switch pending := of(d.keys, alg, Pending); {
 			case pending != nil:
 				d.done = append(d.done, *pending)

@@ -150,21 +150,21 @@ func newKey(s *seal.Sealer, domain string, a dkim.Algorithm, now time.Time, take
 	return m, err
 }
 
-// signers are keys without their private halves.
-type signers map[string][]dkim.Key
+// Signers are the keys that sign, by domain.
+type Signers map[string][]dkim.Key
 
-func (s signers) Keys(domain string) []dkim.Key { return s[domain] }
+// Keys implements dkim.Keys.
+func (s Signers) Keys(domain string) []dkim.Key { return s[domain] }
 
-// Signers are those of a list that sign, without their private halves: for one who asks what a node
-// would do.
-func Signers(list []Key) dkim.Keys {
-	all := signers{}
+// SignersOf returns those of a list that sign, without their private halves.
+func SignersOf(list []Key) Signers {
+	all := Signers{}
 	for from := 0; from < len(list); {
 		to, domain := from, list[from].Domain
 		for to < len(list) && list[to].Domain == domain {
 			to++
 		}
-		for _, a := range []dkim.Algorithm{dkim.RSA, dkim.Ed25519} {
+		for _, a := range dkim.Algorithms() {
 			if k := signs(list[from:to], a); k != nil {
 				all[domain] = append(all[domain], dkim.Key{Domain: domain, Selector: k.Selector, Algorithm: a})
 			}
@@ -176,14 +176,11 @@ func Signers(list []Key) dkim.Keys {
 
 // List reads the keys of a domain, "" for all, in the order of their domains and of their age.
 func List(ctx context.Context, db pg.DB, domain string) ([]Key, error) {
-	rows, err := db.Query(ctx, sqlKeys, domain)
-	if err != nil {
-		return nil, fmt.Errorf("read the DKIM keys: %w", err)
-	}
+	rows, _ := db.Query(ctx, sqlKeys, domain)
 	list := []Key{}
 	var k Key
 	var looked *time.Time
-	_, err = pgx.ForEachRow(rows, []any{&k.Domain, &k.Selector, &k.Algorithm, &k.State, &k.Since, &k.CreatedAt, &k.EveryDays,
+	_, err := pgx.ForEachRow(rows, []any{&k.Domain, &k.Selector, &k.Algorithm, &k.State, &k.Since, &k.CreatedAt, &k.EveryDays,
 		&k.Gone, &looked, &k.Found, &k.Public, &k.looks}, func() error {
 		if k.LookedAt = (time.Time{}); looked != nil {
 			k.LookedAt = *looked

@@ -27,7 +27,7 @@ returning domain, lease
 -- name: lock
 -- Keeps a domain and its keys as they are until the transaction ends; a lease other than 0 must
 -- still be the last.
-select coalesce(every_days, 0) from dkim_domain where domain = @domain and (@lease::bigint = 0 or lease = @lease) for update
+select from dkim_domain where domain = @domain and (@lease::bigint = 0 or lease = @lease) for update
 
 -- name: done
 -- Ends a lease.

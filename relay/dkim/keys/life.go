@@ -10,11 +10,11 @@ import (
 const day = 24 * time.Hour
 
 const (
-	// Ahead is how long before its end the next key is made, or half of its time if that is less.
-	Ahead = 14 * day
-	// RetiringFor is how long a key is retiring at least: other servers keep mail that it has
-	// signed for some five days, and some look at old mail again. A longer lifetime of the queue goes before it.
-	RetiringFor = 7 * day
+	// ahead is how long before its end the next key is made, or half of its time if that is less.
+	ahead = 14 * day
+	// leastRetiring is how long a key is retiring at least, and longer if the queue's lifetime is:
+	// other servers keep mail that it has signed for some five days, and some verify old mail again.
+	leastRetiring = 7 * day
 	// agreed is how many looks in a row decide about a key.
 	agreed = 2
 )
@@ -65,7 +65,7 @@ func signs(keys []Key, a dkim.Algorithm) *Key {
 
 // overdue returns the algorithms whose active key is so old that the next one is to be made.
 func overdue(keys []Key, now time.Time) (list []dkim.Algorithm) {
-	for _, a := range []dkim.Algorithm{dkim.RSA, dkim.Ed25519} {
+	for _, a := range dkim.Algorithms() {
 		k := of(keys, a, Active)
 		if k == nil || k.EveryDays == 0 || of(keys, a, Pending) != nil {
 			continue
@@ -81,7 +81,7 @@ func overdue(keys []Key, now time.Time) (list []dkim.Algorithm) {
 func (k *Key) Rotates() time.Time { return k.Since.Add(k.every()) }
 
 // NextMade is when the key after an active one is made, if it is rotated.
-func (k *Key) NextMade() time.Time { return k.Rotates().Add(-min(Ahead, k.every()/2)) }
+func (k *Key) NextMade() time.Time { return k.Rotates().Add(-min(ahead, k.every()/2)) }
 
 func (k *Key) every() time.Duration { return time.Duration(k.EveryDays) * day }
 

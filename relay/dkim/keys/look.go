@@ -30,8 +30,7 @@ const (
 // errLost says that another node has the lease, or an admin has removed the domain.
 var errLost = errors.New("the lease of the look is lost")
 
-// Published looks at the record of a key as a node does. found says what is wrong; with a nil error
-// it is "".
+// Published looks at the record of a key as a node does. The error says what is wrong with it.
 func Published(ctx context.Context, r *resolver.Resolver, k Key) error {
 	if l := lookAt(ctx, r, k); l.verdict != published {
 		return errors.New(l.found)
@@ -84,21 +83,19 @@ type answer struct {
 // ask asks a server at each of its addresses: the first answer that is not the record decides.
 func ask(ctx context.Context, r *resolver.Resolver, k Key, name string, addrs []netip.Addr) answer {
 	a := answer{err: errors.New("its address is not known")}
-	answered := false
 	for _, addr := range addrs {
 		texts, alias, err := textsAt(ctx, r, net.JoinHostPort(addr.String(), "53"), name)
 		switch {
 		case errors.Is(err, resolver.ErrElsewhere):
 			return answer{alias: alias}
 		case err != nil && !errors.Is(err, resolver.ErrNone):
-			if !answered {
+			if a.err != nil { // no other address has answered
 				a.err = err
 			}
 			continue
 		}
-		a, answered = answer{none: k.matches(texts)}, true
-		if a.none != nil {
-			break
+		if a = (answer{none: k.matches(texts)}); a.none != nil {
+			return a
 		}
 	}
 	return a
@@ -125,7 +122,7 @@ func agree(answers map[string]answer) (alias string) {
 
 // judge is what the answers of all servers come to.
 func judge(answers map[string]answer) look {
-	var have, lack []string
+	have, lack := 0, 0
 	var wrong []string
 	for _, server := range slices.Sorted(maps.Keys(answers)) {
 		switch a := answers[server]; {
@@ -134,19 +131,19 @@ func judge(answers map[string]answer) look {
 		case a.alias != "":
 			wrong = append(wrong, fmt.Sprintf("%s has an alias (CNAME) that others lack", server))
 		case a.none != nil:
-			lack = append(lack, server)
+			lack++
 			wrong = append(wrong, fmt.Sprintf("%s: %v", server, a.none))
 		default:
-			have = append(have, server)
+			have++
 		}
 	}
 	l := look{unknown, strings.Join(wrong, "; ")}
 	switch len(answers) {
 	case 0:
 		l.found = "the domain has no name servers"
-	case len(have):
+	case have:
 		l.verdict = published
-	case len(lack):
+	case lack:
 		l.verdict = missing
 	}
 	return l
@@ -209,7 +206,7 @@ func (r *Ring) record(ctx context.Context, v visit, looks map[string]look, fresh
 			return err
 		}
 		was := slices.Clone(list)
-		deleted := after(list, looks, v.now, max(RetiringFor, r.cfg.Lifetime))
+		deleted := after(list, looks, v.now, max(leastRetiring, r.cfg.Lifetime))
 		if changes, err = write(ctx, tx, was, list, deleted); err != nil {
 			return err
 		}
@@ -236,14 +233,15 @@ func (r *Ring) record(ctx context.Context, v visit, looks map[string]look, fresh
 	return changes, nil
 }
 
-// lock keeps a domain's keys as they are until the transaction ends. The error is errLost if a lease
-// other than 0 is not the last, and with none if there is no such domain.
+// lock keeps a domain's keys as they are until the transaction ends. The error is errLost if there is
+// no such domain, or if a lease other than 0 is not its last.
 func lock(ctx context.Context, tx pgx.Tx, domain string, lease int64) ([]Key, error) {
-	var every int
-	if err := tx.QueryRow(ctx, sqlLock, domain, lease).Scan(&every); errors.Is(err, pgx.ErrNoRows) {
-		return nil, errLost
-	} else if err != nil {
+	locked, err := tx.Exec(ctx, sqlLock, domain, lease)
+	switch {
+	case err != nil:
 		return nil, err
+	case locked.RowsAffected() == 0:
+		return nil, errLost
 	}
 	return List(ctx, tx, domain)
 }

@@ -59,8 +59,8 @@ type Config struct {
 	Guard    *panics.Guard // keeps what panics from ending the process; may be nil
 }
 
-// Ring are the keys of all domains, as a node knows them, and its part in their life. Keys and List ask no
-// database and may be called from several goroutines.
+// Ring are the keys of all domains, as a node knows them, and its part in their life. Keys and List
+// ask no database and may be called from several goroutines.
 type Ring struct {
 	cfg     Config
 	clock   func(time.Time) time.Time // what a test makes of the database's clock
@@ -74,7 +74,7 @@ type Ring struct {
 // snapshot is what was last read. It is never changed.
 type snapshot struct {
 	keys    []Key
-	signers map[string][]dkim.Key    // by domain
+	signers Signers
 	opened  map[string]crypto.Signer // by domain and selector; nil: does not open here
 	closed  bool                     // some do not
 	at      time.Time
@@ -131,13 +131,13 @@ func (r *Ring) read(ctx context.Context) (*snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &snapshot{keys: list, signers: map[string][]dkim.Key{}, opened: map[string]crypto.Signer{}}
+	s := &snapshot{keys: list, signers: Signers{}, opened: map[string]crypto.Signer{}}
 	if r.cfg.Sealer != nil {
 		if err := r.open(ctx, s); err != nil {
 			return nil, err
 		}
 	}
-	for domain, signers := range Signers(list).(signers) {
+	for domain, signers := range SignersOf(list) {
 		for _, k := range signers {
 			if k.Signer = s.opened[domain+" "+k.Selector]; k.Signer != nil || r.cfg.Sealer == nil {
 				s.signers[domain] = append(s.signers[domain], k)
@@ -159,13 +159,10 @@ func (r *Ring) open(ctx context.Context, s *snapshot) error {
 			s.opened[name], known = signer, append(known, name)
 		}
 	}
-	rows, err := r.cfg.Pool.Query(ctx, sqlPrivate, known)
-	if err != nil {
-		return fmt.Errorf("read DKIM keys: %w", err)
-	}
+	rows, _ := r.cfg.Pool.Query(ctx, sqlPrivate, known)
 	var domain, selector string
 	var sealed []byte
-	_, err = pgx.ForEachRow(rows, []any{&domain, &selector, &sealed}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&domain, &selector, &sealed}, func() error {
 		signer, err := open(r.cfg.Sealer, domain, selector, sealed)
 		s.closed = s.closed || err != nil
 		if _, said := was.opened[domain+" "+selector]; err != nil && !said {
@@ -216,10 +213,7 @@ func (r *Ring) round(ctx context.Context, dns *resolver.Resolver) error {
 	}
 	ctxTake, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	rows, err := r.cfg.Pool.Query(ctxTake, sqlTake, r.cfg.Node, now, leaseTime, free)
-	if err != nil {
-		return fmt.Errorf("take domains whose DKIM records are due for a look: %w", err)
-	}
+	rows, _ := r.cfg.Pool.Query(ctxTake, sqlTake, r.cfg.Node, now, leaseTime, free)
 	var domain string
 	var lease int64
 	_, err = pgx.ForEachRow(rows, []any{&domain, &lease}, func() error {

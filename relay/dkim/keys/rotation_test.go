@@ -10,7 +10,6 @@ import (
 	"time"
 
 	msgauth "github.com/emersion/go-msgauth/dkim"
-	"github.com/miekg/dns"
 
 	"postern/internal/dnstest"
 	"postern/relay/dkim"
@@ -142,14 +141,9 @@ func (m *month) verify(message sent, at time.Duration) {
 }
 
 func textsOf(t *testing.T, z *dnstest.Zones, name string) ([]string, error) {
-	r := resolver.New(resolver.Config{Servers: []string{"x"}, Exchange: z.Exchange})
-	answer, err := r.Lookup(t.Context(), name, dns.TypeTXT)
+	texts, err := z.Resolver().TXT(t.Context(), name)
 	if err != nil && !errors.Is(err, resolver.ErrNone) {
 		t.Fatal(err)
-	}
-	var texts []string
-	for _, txt := range resolver.Of[*dns.TXT](answer) {
-		texts = append(texts, strings.Join(txt.Txt, ""))
 	}
 	return texts, nil
 }
