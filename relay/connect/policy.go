@@ -124,8 +124,20 @@ func (c *Conn) Proves() bool {
 }
 
 // Unsure reports that a host of the domain may prove itself, and offer what a message needs, though
-// this one does not: its TLS or its policy, or a host of a better preference, could not be had now.
-func (c *Conn) Unsure() bool {
+// this one does not: its TLS or its policy, or a host of a better preference, could not be had now, or
+// DNSSEC would prove this one, and our name server does not validate.
+func (c *Conn) Unsure(ctx context.Context) bool {
 	w := &c.Walk
-	return w.Upstream == nil && (w.missed || w.demands.Unsure && !w.host.secure)
+	_, offers := c.Client.Extension("REQUIRETLS")
+	switch {
+	case w.Upstream != nil:
+		return false
+	case w.missed, w.demands.Unsure && !w.host.secure:
+		return true
+	case !offers, c.Proves():
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, w.d.cfg.LookupTime)
+	defer cancel()
+	return w.d.cfg.DNS.Lapsed(ctx)
 }

@@ -27,7 +27,7 @@ func (v Validation) String() string {
 // proof is what came of asking a server for one.
 type proof struct {
 	fault  error // why it does not validate; nil: it does
-	until  time.Time
+	at     time.Time
 	logged time.Time
 }
 
@@ -63,7 +63,7 @@ func (r *Resolver) believes(ctx context.Context, server string) (bool, error) {
 			return false, nil
 		}
 	}
-	v, err := r.prove(ctx, server)
+	v, err := r.prove(ctx, server, proofTime)
 	if v == Unproved {
 		return false, err
 	}
@@ -72,6 +72,19 @@ func (r *Resolver) believes(ctx context.Context, server string) (bool, error) {
 
 // trusts reports a server whose answers nobody can change on the way.
 func (r *Resolver) trusts(server string) bool { return r.cfg.Trusted || isNear(server) }
+
+// Lapsed reports that a server does not validate, or may not, though all are trusted: an answer that is
+// not Secure may be so for that alone. It does not rely on a proof of more than a minute ago.
+func (r *Resolver) Lapsed(ctx context.Context) (lapsed bool) {
+	for _, server := range r.Servers() {
+		if !r.trusts(server) {
+			return false
+		}
+		v, _ := r.prove(ctx, server, faultTime)
+		lapsed = lapsed || v != Validates
+	}
+	return lapsed
+}
 
 // Watch keeps the proofs until ctx ends, so that a server that no longer validates is told of before
 // mail needs it.
@@ -100,12 +113,12 @@ func (r *Resolver) Validation(ctx context.Context, server string) (Validation, e
 	if !r.trusts(server) {
 		return Untrusted, nil
 	}
-	return r.prove(ctx, server)
+	return r.prove(ctx, server, proofTime)
 }
 
-// prove has a server prove that it validates, and keeps what came of it.
-func (r *Resolver) prove(ctx context.Context, server string) (Validation, error) {
-	if known := r.proof(server); known != nil {
+// prove has a server prove that it validates, unless it has within that time, and keeps what came of it.
+func (r *Resolver) prove(ctx context.Context, server string, within time.Duration) (Validation, error) {
+	if known := r.proof(server, within); known != nil {
 		return known.verdict()
 	}
 	select {
@@ -114,21 +127,21 @@ func (r *Resolver) prove(ctx context.Context, server string) (Validation, error)
 	case <-ctx.Done():
 		return Unproved, ctx.Err()
 	}
-	if known := r.proof(server); known != nil {
+	if known := r.proof(server, within); known != nil {
 		return known.verdict() // another has asked meanwhile
 	}
 	fault, err := r.examine(ctx, server)
 	if err != nil {
 		return Unproved, fmt.Errorf("it is not known whether the name server validates: %w", err)
 	}
-	next := &proof{fault: fault, until: time.Now().Add(proofTime)}
-	if fault != nil {
-		next.until = time.Now().Add(faultTime)
-	}
+	next := &proof{fault: fault, at: time.Now()}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	known := r.proofs[server]
 	r.proofs[server] = next
+	if known != nil && known.fault != nil && fault == nil {
+		r.cache = newCache() // what it did not validate would not be Secure until it ends
+	}
 	if known != nil && (known.fault == nil) == (fault == nil) && time.Since(known.logged) < proofTime {
 		next.logged = known.logged
 		return next.verdict()
@@ -143,13 +156,17 @@ func (r *Resolver) prove(ctx context.Context, server string) (Validation, error)
 }
 
 // proof is what came of asking a server; nil when it is time to ask.
-func (r *Resolver) proof(server string) *proof {
+func (r *Resolver) proof(server string, within time.Duration) *proof {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if known := r.proofs[server]; known != nil && time.Now().Before(known.until) {
-		return known
+	known := r.proofs[server]
+	if known != nil && known.fault != nil {
+		within = faultTime
 	}
-	return nil
+	if known == nil || time.Since(known.at) >= within {
+		return nil
+	}
+	return known
 }
 
 // examine asks a server for what it validated, and for what nobody can. The first error is what is
