@@ -19,7 +19,7 @@ func (w *worker) attempt(j *job) *job {
 	}
 	res, unsaid := w.send(j)
 	if unsaid != nil {
-		w.d.e.cfg.Log.Error("the header of a stored message is not read", "id", j.Message.ID, "error", unsaid)
+		w.d.e.cfg.Log.Error("stored message cannot be rewritten or signed", "id", j.Message.ID, "error", unsaid)
 		w.giveBack(j, w.facts(j, started, time.Now()), res, bodyWait)
 		return nil
 	}
