@@ -139,5 +139,6 @@ func (c *Conn) Unsure(ctx context.Context) bool {
 	}
 	ctx, cancel := context.WithTimeout(ctx, w.d.cfg.LookupTime)
 	defer cancel()
-	return w.d.cfg.DNS.Lapsed(ctx)
+	w.missed = w.d.cfg.DNS.Lapsed(ctx, w.asked) // for the hosts after it, too
+	return w.missed
 }

@@ -73,9 +73,10 @@ func (r *Resolver) believes(ctx context.Context, server string) (bool, error) {
 // trusts reports a server whose answers nobody can change on the way.
 func (r *Resolver) trusts(server string) bool { return r.cfg.Trusted || isNear(server) }
 
-// Lapsed reports that a server does not validate, or may not, though all are trusted: an answer that is
-// not Secure may be so for that alone. It does not rely on a proof of more than a minute ago.
-func (r *Resolver) Lapsed(ctx context.Context) (lapsed bool) {
+// Lapsed reports that a server does not validate, or did not since a time, or may not, though all are
+// trusted: an answer since then that is not Secure may be so for that alone. It does not rely on a
+// proof of more than a minute ago.
+func (r *Resolver) Lapsed(ctx context.Context, since time.Time) (lapsed bool) {
 	for _, server := range r.Servers() {
 		if !r.trusts(server) {
 			return false
@@ -83,7 +84,9 @@ func (r *Resolver) Lapsed(ctx context.Context) (lapsed bool) {
 		v, _ := r.prove(ctx, server, faultTime)
 		lapsed = lapsed || v != Validates
 	}
-	return lapsed
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return lapsed || r.mended.After(since)
 }
 
 // Watch keeps the proofs until ctx ends, so that a server that no longer validates is told of before
@@ -140,7 +143,7 @@ func (r *Resolver) prove(ctx context.Context, server string, within time.Duratio
 	known := r.proofs[server]
 	r.proofs[server] = next
 	if known != nil && known.fault != nil && fault == nil {
-		r.cache = newCache() // what it did not validate would not be Secure until it ends
+		r.mended, r.cache = time.Now(), newCache() // what it did not validate would not be Secure until it ends
 	}
 	if known != nil && (known.fault == nil) == (fault == nil) && time.Since(known.logged) < proofTime {
 		next.logged = known.logged

@@ -138,10 +138,14 @@ func TestLapsed(t *testing.T) {
 			{"is mended", "two.test", func() { z.Sign(".") }, false, true},
 			{"is silent", "one.test", func() { z.TimeOut(".") }, true, true},
 		} {
+			before := time.Now()
 			step.change()
 			time.Sleep(2 * time.Minute)
-			if r.Lapsed(t.Context()) != step.lapsed || beside.Lapsed(t.Context()) {
+			if r.Lapsed(t.Context(), time.Now()) != step.lapsed || beside.Lapsed(t.Context(), before) {
 				t.Errorf("%s: lapsed %v", step.what, !step.lapsed)
+			}
+			if r.Lapsed(t.Context(), before) != (step.what != "validates") {
+				t.Errorf("%s: lapsed %v since before", step.what, step.what == "validates")
 			}
 			if a, err := r.Lookup(t.Context(), step.name, dns.TypeA); err != nil || a.Secure != step.secure {
 				t.Errorf("%s: %+v, %v", step.what, a, err)
