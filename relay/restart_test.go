@@ -89,8 +89,8 @@ func survive(t *testing.T, u *restarted, rate, restarts int, away []time.Duratio
 	}
 	var killed time.Time
 	for i := range restarts {
-		// What the last kill interrupted has gone out by then, and what came meanwhile: no message
-		// meets two kills in one attempt, however slow the machine is.
+		// Wait until the mail that the last kill interrupted has gone out, and the mail that came
+		// meanwhile: no message meets two kills in one attempt, however slow the machine is.
 		u.server.WaitMessages(t, 50)
 		none(`select count(*) from recipient where not possible_duplicate and (accepted_at < now() - interval '1 s' or accepted_at < $1)`, killed)
 		<-moment()

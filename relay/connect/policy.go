@@ -119,8 +119,21 @@ func (c *Conn) Proves() bool {
 }
 
 // Unsure reports that a host of the domain may later prove itself, and offer what a message needs,
-// though this one does not: TLS, the policy, or a host of better preference was not available.
-func (c *Conn) Unsure() bool {
+// though this one does not: TLS, the policy, or a host of better preference was not available, or
+// DNSSEC would prove this one, and the name server does not validate.
+func (c *Conn) Unsure(ctx context.Context) bool {
 	w := &c.Walk
-	return w.Upstream == nil && (w.missed || w.demands.Unsure && !w.host.secure)
+	_, offers := c.Client.Extension("REQUIRETLS")
+	switch {
+	case w.Upstream != nil:
+		return false
+	case w.missed, w.demands.Unsure && !w.host.secure:
+		return true
+	case !offers, c.Proves():
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, w.d.cfg.LookupTime)
+	defer cancel()
+	w.missed = w.d.cfg.DNS.Lapsed(ctx, w.asked) // for the hosts after it, too
+	return w.missed
 }

@@ -88,6 +88,8 @@ func (h *host) unusable() {
 	h.dns.Add("_25._tcp.mx.signed.test. 0 IN TLSA 1 1 1 " + strings.Repeat("00", 32))
 }
 
+func (h *host) offersREQUIRETLS() { h.server.ExtensionsTLS = []string{"REQUIRETLS"} }
+
 func (h *host) sts(mode transport.Mode, mx ...string) {
 	h.domain.STS = &transport.STS{Mode: mode, MX: mx}
 }
@@ -268,6 +270,9 @@ func TestProves(t *testing.T) {
 		{"DANE", func(h *host) { h.shows("other.test"); h.dane("3") }, true, false},
 		{"the MX not validated, by a policy that is none", func(h *host) { h.dns.Blind(); h.sts(transport.None, "mx.signed.test") }, false, false},
 		{"the MX not validated, the policy not to be had", func(h *host) { h.dns.Blind(); h.domain.Unsure = true }, false, true},
+		{"the MX not validated, though REQUIRETLS is offered", func(h *host) { h.dns.Blind(); h.offersREQUIRETLS() }, false, true},
+		{"the domain not signed, though REQUIRETLS is offered", func(h *host) { h.dns.Sign("other.test"); h.offersREQUIRETLS() }, false, false},
+		{"by MTA-STS, not validated, and REQUIRETLS is offered", func(h *host) { h.dns.Blind(); h.offersREQUIRETLS(); h.sts(transport.Enforce, "mx.signed.test") }, true, false},
 		{"the policy not to be had", func(h *host) { h.shows("other.test"); h.domain.Unsure = true }, false, false},
 		{"TLS fails", func(h *host) { h.server.TLS = &tls.Config{} }, false, true},
 		{"unusable TLSA", func(h *host) { h.shows("other.test"); h.unusable() }, false, false},
@@ -277,7 +282,7 @@ func TestProves(t *testing.T) {
 			h := newHost(t)
 			test.set(h)
 			_, c, trouble := h.open()
-			if trouble != nil || c.Proves() != test.want || c.Unsure() != test.wait {
+			if trouble != nil || c.Proves() != test.want || c.Unsure(t.Context()) != test.wait {
 				t.Errorf("%+v, %+v", c, trouble)
 			}
 		})

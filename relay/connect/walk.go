@@ -54,14 +54,15 @@ type Walk struct {
 	policy   transport.Policy  // of host
 	addrs    []netip.Addr      // further ones of host
 	hosts    []exchanger       // that come after host
-	missed   bool              // a host before it, or TLS with it, could not be had now
+	missed   bool              // a host before it, or TLS with it, could not be had now, or a proof
+	asked    time.Time         // when DNS was asked about domain
 
 	Spent
 }
 
 // walkTo begins a walk to an upstream or, where up is nil, to the mail hosts of domain.
 func (d *Dialer) walkTo(ctx context.Context, domain string, up *upstream.Account) (Walk, *Trouble) {
-	w := Walk{d: d, domain: domain, Upstream: up, Spent: Spent{Begun: time.Now()}}
+	w := Walk{d: d, domain: domain, Upstream: up, asked: time.Now(), Spent: Spent{Begun: time.Now()}}
 	if up != nil {
 		w.hosts = []exchanger{hostOf(up)}
 		return w, w.unsafe()

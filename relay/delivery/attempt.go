@@ -19,7 +19,7 @@ func (w *worker) attempt(j *job) *job {
 	}
 	res, unsaid := w.send(j)
 	if unsaid != nil {
-		w.d.e.cfg.Log.Error("the header of a stored message is not read", "id", j.Message.ID, "error", unsaid)
+		w.d.e.cfg.Log.Error("stored message cannot be rewritten or signed", "id", j.Message.ID, "error", unsaid)
 		w.giveBack(j, w.facts(j, started, time.Now()), res, bodyWait)
 		return nil
 	}
@@ -71,6 +71,8 @@ func (w *worker) send(j *job) (smtp.Result, error) {
 	if err != nil {
 		return smtp.Result{Err: err, Replies: make([]smtp.Reply, len(j.rcpts)), Stages: make([]smtp.Stage, len(j.rcpts))}, err
 	}
+	proved := mail.RequireTLS && w.conn.Proves()
+	unsure := mail.RequireTLS && w.conn.Unsure(w.ctx)
 	w.talking.Store(true)
 	defer w.talking.Store(false)
 	return w.conn.Client.Send(w.ctx, smtp.Transaction{
@@ -78,8 +80,8 @@ func (w *worker) send(j *job) (smtp.Result, error) {
 		Rcpts:     w.rcpts,
 		Body:      &w.body,
 		Size:      size,
-		Proved:    mail.RequireTLS && w.conn.Proves(),
-		Unsure:    mail.RequireTLS && w.conn.Unsure(),
+		Proved:    proved,
+		Unsure:    unsure,
 		EightBit:  m.EightBit,
 		BeforeDot: w.beforeDot,
 	}), nil

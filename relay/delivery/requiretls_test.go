@@ -1,6 +1,8 @@
 package delivery
 
 import (
+	"net"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -119,6 +121,30 @@ func TestRequireTLSWaits(t *testing.T) {
 		o := attempt(t, Config{Routes: routes{}, Connect: connect.Config{DNS: z.Resolver(), MXPort: port}}, d)
 		if o.Reply.Enhanced.String() != test.want || (o.Result == queue.Failed) != (test.want == "5.7.30") {
 			t.Errorf("%s: %s %v", what, o.Result, o.Reply)
+		}
+	}
+}
+
+// A host that only DNSSEC could prove keeps mail waiting while the name server does not validate,
+// though the next host lacks REQUIRETLS.
+func TestRequireTLSUnproved(t *testing.T) {
+	t.Parallel()
+	for _, validates := range []bool{false, true} {
+		first := smtptest.Start(t, smtptest.Config{Addr: "127.0.0.2:0", TLS: smtptest.NewCA(t).ServerConfig(t, "mx1.one.test"), ExtensionsTLS: []string{"REQUIRETLS"}})
+		smtptest.Start(t, smtptest.Config{Addr: net.JoinHostPort("127.0.0.3", strconv.Itoa(first.Port()))})
+		z := &dnstest.Zones{}
+		z.AddMX("one.test", 10, "mx1.one.test.")
+		z.AddMX("one.test", 20, "mx2.one.test.")
+		z.AddHost("mx1.one.test", "127.0.0.2")
+		z.AddHost("mx2.one.test", "127.0.0.3")
+		if validates {
+			z.Sign("signed.test")
+		}
+		d := message(t, "user@one.test")
+		d.Message.TLSNeed = queue.TLSRequired
+		o := attempt(t, Config{Routes: routes{}, Connect: connect.Config{DNS: z.Resolver(), MXPort: first.Port()}}, d)
+		if want := map[bool]string{false: "4.7.30", true: "5.7.30"}[validates]; o.Reply.Enhanced.String() != want || o.RemoteMTA != "mx2.one.test" {
+			t.Errorf("validates %v: %s %v", validates, o.RemoteMTA, o.Reply)
 		}
 	}
 }

@@ -80,7 +80,7 @@ func TestRewriteUnreadable(t *testing.T) {
 		e.Take(taken(t, e, d))
 		ended += len(d.Recipients)
 		q.waitEnded(t, ended)
-		rewritten, read := strings.Contains(log.String(), "the header of a stored message is not read"), strings.Contains(log.String(), "stored message cannot be read")
+		rewritten, read := strings.Contains(log.String(), "stored message cannot be rewritten or signed"), strings.Contains(log.String(), "stored message cannot be read")
 		if rewritten != (d != good) || read != (d == short) {
 			t.Errorf("%d recipients ended: the log says %s", ended, &log)
 		}

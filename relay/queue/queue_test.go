@@ -97,6 +97,8 @@ func TestP01NeedsAreKept(t *testing.T) {
 		func(m *Message) { m.EightBit = true },
 		func(m *Message) { m.EightBit, m.BodyType = true, smtp.Body8BitMIME },
 		func(m *Message) { m.BodyHash = bytes.Repeat([]byte{0, 1, 2, 255}, 8) },
+		func(m *Message) { m.TLSNeed = TLSRequired },
+		func(m *Message) { m.TLSNeed = TLSOptional },
 	} {
 		want := message()
 		change(&want)
@@ -104,7 +106,7 @@ func TestP01NeedsAreKept(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := claimAll(t, q, all)[0].Message
-		if got.UTF8 != want.UTF8 || got.EightBit != want.EightBit || got.BodyType != want.BodyType || !bytes.Equal(got.BodyHash, want.BodyHash) || (got.BodyHash == nil) != (want.BodyHash == nil) {
+		if got.UTF8 != want.UTF8 || got.EightBit != want.EightBit || got.BodyType != want.BodyType || !bytes.Equal(got.BodyHash, want.BodyHash) || (got.BodyHash == nil) != (want.BodyHash == nil) || got.TLSNeed != want.TLSNeed {
 			t.Errorf("stored %+v, got %+v", want, got)
 		}
 	}
@@ -357,19 +359,22 @@ func TestRecipientColumns(t *testing.T) {
 	}
 }
 
-// Messages of one group have their hashes, and others none.
-func TestBodyHashesOfAGroup(t *testing.T) {
+// Messages of one group have their hashes and needs of TLS, and others none.
+func TestNeedsOfAGroup(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	q := start(t, calmConfig(db))
-	want := map[ID][]byte{}
+	want := map[ID]Message{}
 	var done sync.WaitGroup
 	for n := range 20 {
 		m := message()
 		if n%2 == 0 {
 			m.BodyHash = bytes.Repeat([]byte{byte(n + 1)}, 32)
 		}
-		want[m.ID] = m.BodyHash
+		if n%3 == 0 {
+			m.TLSNeed = TLSRequired
+		}
+		want[m.ID] = m
 		done.Go(func() {
 			if _, err := q.Enqueue(ctxOf(t), m, rcpts("bob@example.net"), content.New([]byte("x")), false); err != nil {
 				t.Error(err)
@@ -379,8 +384,8 @@ func TestBodyHashesOfAGroup(t *testing.T) {
 	done.Wait()
 	for len(want) > 0 {
 		for _, d := range claimAll(t, q, all) {
-			if got := d.Message.BodyHash; !bytes.Equal(got, want[d.Message.ID]) {
-				t.Errorf("%x, want %x", got, want[d.Message.ID])
+			if got, m := d.Message, want[d.Message.ID]; !bytes.Equal(got.BodyHash, m.BodyHash) || got.TLSNeed != m.TLSNeed {
+				t.Errorf("%+v, want %+v", got, m)
 			}
 			delete(want, d.Message.ID)
 		}

@@ -63,6 +63,7 @@ type Resolver struct {
 	cache   *cache
 	flights map[question]*flight
 	proofs  map[string]*proof
+	mended  time.Time     // when a server last began to validate that had not
 	proving chan struct{} // one at a time is asked for a proof
 	stats   Stats
 }

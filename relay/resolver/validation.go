@@ -23,7 +23,7 @@ const (
 // proof is what came of asking a server for one.
 type proof struct {
 	fault  error // why it does not validate; nil: it does
-	until  time.Time
+	at     time.Time
 	logged time.Time
 }
 
@@ -59,7 +59,7 @@ func (r *Resolver) believes(ctx context.Context, server string) (bool, error) {
 			return false, nil
 		}
 	}
-	v, err := r.prove(ctx, server)
+	v, err := r.prove(ctx, server, proofTime)
 	if v == Unproved {
 		return false, err
 	}
@@ -68,6 +68,22 @@ func (r *Resolver) believes(ctx context.Context, server string) (bool, error) {
 
 // trusts reports a server whose answers nobody can change on the way.
 func (r *Resolver) trusts(server string) bool { return r.cfg.Trusted || isNear(server) }
+
+// Lapsed reports that a server does not validate, or did not since a time, or may not, though all are
+// trusted: an answer since then that is not Secure may be so for that alone. It does not rely on a
+// proof of more than a minute ago.
+func (r *Resolver) Lapsed(ctx context.Context, since time.Time) (lapsed bool) {
+	for _, server := range r.Servers() {
+		if !r.trusts(server) {
+			return false
+		}
+		v, _ := r.prove(ctx, server, faultTime)
+		lapsed = lapsed || v != Validates
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return lapsed || r.mended.After(since)
+}
 
 // Watch renews the proofs until ctx ends, so that the log names a server that no longer validates
 // before mail needs it.
@@ -96,12 +112,12 @@ func (r *Resolver) Validation(ctx context.Context, server string) (Validation, e
 	if !r.trusts(server) {
 		return Untrusted, nil
 	}
-	return r.prove(ctx, server)
+	return r.prove(ctx, server, proofTime)
 }
 
-// prove has a server prove that it validates, and keeps what came of it.
-func (r *Resolver) prove(ctx context.Context, server string) (Validation, error) {
-	if known := r.proof(server); known != nil {
+// prove has a server prove that it validates, unless it has within that time, and keeps what came of it.
+func (r *Resolver) prove(ctx context.Context, server string, within time.Duration) (Validation, error) {
+	if known := r.proof(server, within); known != nil {
 		return known.verdict()
 	}
 	select {
@@ -110,21 +126,21 @@ func (r *Resolver) prove(ctx context.Context, server string) (Validation, error)
 	case <-ctx.Done():
 		return Unproved, ctx.Err()
 	}
-	if known := r.proof(server); known != nil {
+	if known := r.proof(server, within); known != nil {
 		return known.verdict() // another has asked meanwhile
 	}
 	fault, err := r.examine(ctx, server)
 	if err != nil {
 		return Unproved, fmt.Errorf("it is not known whether the name server validates: %w", err)
 	}
-	next := &proof{fault: fault, until: time.Now().Add(proofTime)}
-	if fault != nil {
-		next.until = time.Now().Add(faultTime)
-	}
+	next := &proof{fault: fault, at: time.Now()}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	known := r.proofs[server]
 	r.proofs[server] = next
+	if known != nil && known.fault != nil && fault == nil {
+		r.mended, r.cache = time.Now(), newCache() // what it did not validate would not be Secure until it ends
+	}
 	if known != nil && (known.fault == nil) == (fault == nil) && time.Since(known.logged) < proofTime {
 		next.logged = known.logged
 		return next.verdict()
@@ -139,13 +155,17 @@ func (r *Resolver) prove(ctx context.Context, server string) (Validation, error)
 }
 
 // proof is what came of asking a server; nil when it is time to ask.
-func (r *Resolver) proof(server string) *proof {
+func (r *Resolver) proof(server string, within time.Duration) *proof {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if known := r.proofs[server]; known != nil && time.Now().Before(known.until) {
-		return known
+	known := r.proofs[server]
+	if known != nil && known.fault != nil {
+		within = faultTime
 	}
-	return nil
+	if known == nil || time.Since(known.at) >= within {
+		return nil
+	}
+	return known
 }
 
 // examine asks a server for the root zone, which it must have validated, and for Bogus. The first

@@ -120,3 +120,38 @@ func TestWatch(t *testing.T) {
 		<-ended
 	})
 }
+
+// A server that stops to validate is known for it when it matters, and is not the same as one that
+// nobody trusts. When it is mended, its answers of before are not used.
+func TestLapsed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var z dnstest.Zones
+		z.Add("one.test. 86400 IN A 127.0.0.1", "two.test. 86400 IN A 127.0.0.1")
+		r := z.Resolver()
+		beside := resolver.New(resolver.Config{Servers: []string{"127.0.0.1:53", "192.0.2.53:53"}, Exchange: z.Exchange})
+		for _, step := range []struct {
+			what, name     string
+			change         func()
+			lapsed, secure bool
+		}{
+			{"validates", "one.test", func() { z.Sign(".") }, false, true},
+			{"validates no more", "two.test", func() { z.Sign() }, true, false},
+			{"is mended", "two.test", func() { z.Sign(".") }, false, true},
+			{"is silent", "one.test", func() { z.TimeOut(".") }, true, true},
+		} {
+			before := time.Now()
+			step.change()
+			time.Sleep(2 * time.Minute)
+			if r.Lapsed(t.Context(), time.Now()) != step.lapsed || beside.Lapsed(t.Context(), before) {
+				t.Errorf("%s: lapsed %v", step.what, !step.lapsed)
+			}
+			if r.Lapsed(t.Context(), before) != (step.what != "validates") {
+				t.Errorf("%s: lapsed %v since before", step.what, step.what == "validates")
+			}
+			if a, err := r.Lookup(t.Context(), step.name, dns.TypeA); err != nil || a.Secure != step.secure {
+				t.Errorf("%s: %+v, %v", step.what, a, err)
+			}
+		}
+	})
+}

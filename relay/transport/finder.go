@@ -174,7 +174,7 @@ func (f *Finder) refresh(ctx context.Context, domain, id string, now bool) (row,
 	f.mu.Lock()
 	if f.closed {
 		f.mu.Unlock()
-		return row{}, errors.New("this node stops")
+		return row{}, errors.New("this node is stopping")
 	}
 	fl := f.flights[domain]
 	if fl == nil {
@@ -256,8 +256,11 @@ func (f *Finder) fetch(ctx context.Context, domain, id string, lease int64) erro
 // Refresh gets the MTA-STS policy of a domain now. The error says why there is none, in words for
 // the person who asked.
 func (f *Finder) Refresh(ctx context.Context, domain string) error {
-	id, published, _ := f.publishedID(ctx, domain)
-	if !published {
+	id, published, trouble := f.publishedID(ctx, domain)
+	switch {
+	case trouble != nil:
+		return trouble
+	case !published:
 		return fmt.Errorf("_mta-sts.%s has no TXT record with the id of a policy", domain)
 	}
 	r, err := f.refresh(ctx, domain, id, true)

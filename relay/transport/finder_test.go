@@ -292,15 +292,22 @@ func TestChangedID(t *testing.T) {
 	}
 }
 
+// enforcing is a world with a node that keeps the policy of a domain; its host is away since, and its
+// id is new.
+func enforcing(t *testing.T, domain string) (*world, *Finder) {
+	w := newWorld(t)
+	node := w.node("a")
+	w.publish(domain, "1", text(Enforce, 86400, "mx."+domain))
+	w.mode(node, domain)
+	w.publish(domain, "2", http.NotFound)
+	return w, node
+}
+
 // While its host is away a policy holds to its end, and a new id is tried once.
 func TestPolicyHostAway(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	node := w.node("a")
 	const domain = "one.test"
-	w.publish(domain, "1", text(Enforce, 86400, "mx.one.test"))
-	w.mode(node, domain)
-	w.publish(domain, "2", http.NotFound)
+	w, node := enforcing(t, domain)
 	for range 2 {
 		if mode := w.mode(node, domain); mode != Enforce || w.fetches(domain) != 2 {
 			t.Errorf("mode %q after %d fetches", mode, w.fetches(domain))
@@ -324,13 +331,9 @@ func TestPolicyHostAway(t *testing.T) {
 // longer than other tries do.
 func TestFailureBeforeTheEnd(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	node := w.node("a")
 	const domain = "one.test"
-	w.publish(domain, "1", text(Enforce, 86400, "mx.one.test"))
-	w.mode(node, domain)
+	w, node := enforcing(t, domain)
 	w.exec(`update sts_policy set expires_at = clock_timestamp() + interval '10 minutes'`)
-	w.publish(domain, "2", http.NotFound)
 	if mode := w.mode(node, domain); mode != Enforce || w.fetches(domain) != 2 {
 		t.Errorf("mode %q after %d fetches", mode, w.fetches(domain))
 	}
@@ -348,6 +351,11 @@ func TestUnsure(t *testing.T) {
 	for domain, want := range map[string]bool{"away.test": true, "kept.test": false, "silent.test": true, "none.test": false} {
 		if d, err := node.Domain(t.Context(), domain); err != nil || d.Unsure != want {
 			t.Errorf("%s: %+v, %v", domain, d, err)
+		}
+	}
+	for domain, want := range map[string]string{"silent.test": "SERVFAIL", "none.test": "no TXT record"} {
+		if err := node.Refresh(t.Context(), domain); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("refresh of %s: %v", domain, err)
 		}
 	}
 }
@@ -394,7 +402,7 @@ func TestDeadHolder(t *testing.T) {
 	}
 }
 
-// What a node that lost its lease has fetched does not count.
+// A policy does not count if the node that fetched it has lost its lease.
 func TestLostLease(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

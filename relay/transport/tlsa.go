@@ -70,8 +70,8 @@ func (r TLSA) usable() bool {
 // whole certificates, and both numbers are the host's to choose.
 const mostTLSA = 64
 
-// usableTLSA are the records that count, the first mostTLSA. Beside a SHA-512 digest one by SHA-256 of the same usage
-// and selector is not looked at (RFC 7671 section 9).
+// usableTLSA are the records that count, of the first mostTLSA that can be compared: beside a SHA-512
+// digest one by SHA-256 of the same usage and selector is ignored (RFC 7671 section 9).
 func usableTLSA(records []TLSA) []TLSA {
 	list := slices.DeleteFunc(slices.Clone(records), func(r TLSA) bool { return !r.usable() })
 	list = list[:min(len(list), mostTLSA)]
@@ -145,12 +145,12 @@ func matchAuthority(r TLSA, names []string, shown []*x509.Certificate, now time.
 			others.AddCert(c)
 		}
 	}
-	if whole, err := x509.ParseCertificate(r.Data); err == nil && r.Matching == matchesWhole && !any {
-		authorities.AddCert(whole) // which need not be shown, as the record has it
-		any = true
-	}
 	if !any {
-		return ErrNoMatch
+		whole, err := x509.ParseCertificate(r.Data)
+		if err != nil || r.Matching != matchesWhole {
+			return ErrNoMatch
+		}
+		authorities.AddCert(whole) // which need not be shown, as the record has it
 	}
 	if _, err := shown[0].Verify(x509.VerifyOptions{Roots: authorities, Intermediates: others, CurrentTime: now}); err != nil {
 		return fmt.Errorf("by TLSA record %s: %w", r, err)

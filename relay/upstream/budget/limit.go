@@ -32,7 +32,7 @@ var zoneForm = regexp.MustCompile(`^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$`)
 //
 //	messages 30/m, 5000/d, recipients 10000/d@Europe/Berlin, sessions 3
 //
-// A word holds for the amounts behind it; "" and none mean no limits. Only the
+// A word holds for the amounts after it; "" and none mean no limits. Only the
 // database knows which zones exist. Errors: refusal.ErrInvalid.
 func Parse(text string) (limits []Limit, err error) {
 	if text == "" || text == none {
