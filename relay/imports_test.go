@@ -45,7 +45,7 @@ var arrows = map[string]string{
 	"relay/acme":          "relay/certificate relay/seal auth/audit internal/pg internal/panics internal/await internal/crowd",
 	"relay/route":         "relay/smtp relay/upstream auth/audit internal/pg internal/refusal",
 	"relay/upstream":      "auth policy relay/dkim relay/smtp relay/seal relay/upstream/oauth auth/audit internal/pg internal/refusal relay/upstream/budget",
-	"relay/connect":       "relay/smtp relay/upstream relay/upstream/breaker relay/upstream/budget relay/upstream/oauth internal/share relay/resolver relay/transport",
+	"relay/connect":       "relay/smtp relay/upstream relay/upstream/breaker relay/upstream/budget relay/upstream/oauth internal/panics internal/share relay/resolver relay/transport",
 	"relay/resolver":      "internal/panics",
 	"relay/delivery":      "relay/connect relay/smtp relay/message relay/queue relay/queue/content relay/maillog relay/route relay/upstream relay/upstream/breaker relay/upstream/oauth internal/share internal/panics internal/await relay/upstream/budget relay/dkim",
 	"relay/bounce":        "relay/smtp relay/queue relay/queue/content relay/maillog relay/dkim",

@@ -56,3 +56,39 @@ func TestM8Try(t *testing.T) {
 		t.Errorf("an error: %v", err)
 	}
 }
+
+// A panic in one of several goroutines is the caller's, after all of them have ended.
+func TestM8Group(t *testing.T) {
+	t.Parallel()
+	var log bytes.Buffer
+	g := New(slog.New(slog.NewTextHandler(&log, nil)))
+	others := 0
+	var caught *Error
+	err := g.Try("a thing", func() error {
+		var group Group
+		first := make(chan struct{})
+		group.Go(func() {
+			defer close(first)
+			panic("a bad answer")
+		})
+		group.Go(func() { <-first; others++ })
+		group.Wait()
+		return nil
+	})
+	if !errors.As(err, &caught) || !strings.HasPrefix(err.Error(), "panic: a bad answer") || others != 1 || g.Caught() != 1 {
+		t.Errorf("%v, %d others, %d caught", err, others, g.Caught())
+	}
+	if !strings.Contains(log.String(), "TestM8Group.func1.1") {
+		t.Errorf("the log lacks the stack of the goroutine: %s", &log)
+	}
+}
+
+func TestM8GroupWithoutPanic(t *testing.T) {
+	t.Parallel()
+	var group Group
+	done := false
+	group.Go(func() { done = true })
+	if group.Wait(); !done {
+		t.Error("Wait came before the end")
+	}
+}

@@ -6,9 +6,9 @@ import (
 	"errors"
 	"net/netip"
 	"strings"
-	"sync"
 	"time"
 
+	"postern/internal/panics"
 	"postern/relay/smtp"
 	"postern/relay/upstream"
 	"postern/relay/upstream/breaker"
@@ -246,7 +246,7 @@ func (p *Prober) MX(ctx context.Context, domain string) []Probe {
 	}
 	hosts := all.hosts
 	probes := make([]Probe, len(hosts))
-	var talks sync.WaitGroup
+	var talks panics.Group
 	for i := range hosts {
 		talks.Go(func() {
 			one := all.only(i)

@@ -298,7 +298,7 @@ func (f *Finder) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var all sync.WaitGroup
+	var all panics.Group
 	for _, domain := range domains {
 		all.Go(func() {
 			r, err := f.table.read(ctx, domain)

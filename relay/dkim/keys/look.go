@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/miekg/dns"
 
+	"postern/internal/panics"
 	"postern/internal/pg"
 	"postern/relay/resolver"
 )
@@ -54,7 +55,7 @@ func lookUp(ctx context.Context, r *resolver.Resolver, k Key, name string, alias
 		return look{unknown, err.Error()}
 	}
 	var mu sync.Mutex
-	var wg sync.WaitGroup
+	var wg panics.Group
 	answers, places := map[string]answer{}, make(chan struct{}, mostAsked)
 	for server, addrs := range servers {
 		wg.Go(func() {
@@ -166,7 +167,7 @@ func (r *Ring) lookAt(ctx context.Context, dns *resolver.Resolver, v visit) erro
 		return err
 	}
 	found := make([]look, len(list))
-	var wg sync.WaitGroup
+	var wg panics.Group
 	for i, k := range list {
 		wg.Go(func() { found[i] = lookAt(ctx, dns, k) })
 	}

@@ -288,7 +288,7 @@ func (b *Breakers) begin(upstream string, probe func() error) {
 	}
 	b.probing[upstream] = true
 	b.probes.Go(func() {
-		if err := probe(); err != nil {
+		if err := b.cfg.Guard.Try("check of an upstream", probe); err != nil {
 			b.cfg.Log.Warn("an upstream could not be probed", "upstream", upstream, "error", err)
 		}
 		b.mu.Lock()
