@@ -54,7 +54,7 @@ var (
 	kinds      = words("failure doubt delay success")
 	losses     = words("failed expired cancelled")
 	policies   = words("none testing dane mta-sts override optional")
-	trusts     = words("verified unverified refused")
+	trusts     = words("verified unverified refused clear")
 	endings    = words("quit timeout shutdown revoked disconnect disconnect_in_data connection_lost write_failed handshake_failed" +
 		" endless_line early_data message_data_not_finished injection http panic")
 )

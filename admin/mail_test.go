@@ -142,7 +142,7 @@ func TestMailObserver(t *testing.T) {
 	o.Attempt(maillog.AttemptEnd{Result: "delivered", Upstream: "mx", TLS: "TLS1.3 TLS_AES_128_GCM_SHA256 verified dane mx.example.com 2027-02-01", Elapsed: 20 * time.Millisecond, Age: 2 * time.Second})
 	o.Attempt(maillog.AttemptEnd{Result: "delivered", Upstream: "out", Age: -time.Second})
 	o.Attempt(maillog.AttemptEnd{Result: "failed", Upstream: "out"})
-	o.Attempt(maillog.AttemptEnd{Result: "deferred", Upstream: "mx", OutcomeUnknown: true})
+	o.Attempt(maillog.AttemptEnd{Result: "deferred", Upstream: "mx", TLS: "- - clear testing", OutcomeUnknown: true})
 	o.Attempt(maillog.AttemptEnd{Result: "deferred", NotAnAttempt: true})
 	o.Notice(maillog.NoticeEvent{Kind: "failure"})
 	o.Notice(maillog.NoticeEvent{Kind: "failure", Suppressed: "null sender"})
@@ -162,6 +162,7 @@ func TestMailObserver(t *testing.T) {
 		`postern_attempts_total{outcome="delivered",via="mx"} 1`, `postern_attempts_total{outcome="delivered",via="upstream"} 1`,
 		`postern_attempts_total{outcome="failed",via="upstream"} 1`, `postern_attempts_total{outcome="deferred",via="mx"} 1`,
 		`postern_mx_attempts_total{policy="dane",session="verified"} 1`, `postern_mx_attempts_total{policy="mta-sts",session="refused"} 0`,
+		`postern_mx_attempts_total{policy="testing",session="clear"} 1`,
 		`postern_attempts_total{outcome="deferred",via="upstream"} 0`, "postern_unroutable_total 1", "postern_possible_duplicates_total 1",
 		`postern_delivery_latency_seconds_sum{via="mx"} 2`, `postern_delivery_latency_seconds_count{via="upstream"} 1`,
 		`postern_delivery_latency_seconds_sum{via="upstream"} 0`, `postern_attempt_seconds_bucket{via="mx",le="0.05"} 2`,

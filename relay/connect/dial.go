@@ -50,7 +50,7 @@ type Conn struct {
 	Client *smtp.Client
 	Host   string // its name, for RemoteMTA
 	Addr   netip.AddrPort
-	TLS    string // facts, "" in clear
+	TLS    string // facts; of a session in clear "", or "- - clear" and where its policy comes from
 	Walk   Walk   // that led here
 
 	leave     func() // gives back its part of the address
@@ -221,6 +221,9 @@ func (d *Dialer) begin(ctx context.Context, c *Conn, to Target, policy tlsPolicy
 		return conversationTrouble(c, to, err), false
 	}
 	if t, handshake = policy.secure(ctx, c, to); t == nil {
+		if c.TLS == "" {
+			c.TLS = policy.facts(nil)
+		}
 		t = d.logIn(ctx, c, to)
 	}
 	if t != nil {

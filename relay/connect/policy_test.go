@@ -164,7 +164,7 @@ func TestMailHostsProveThemselves(t *testing.T) {
 		{"enforce, STARTTLS stripped", func(h *host) { h.sts(transport.Enforce, "mx.signed.test"); stripped(h) }, "does not offer STARTTLS", "451 4.7.4"},
 		{"enforce, a host that it does not name", func(h *host) { h.sts(transport.Enforce, "mx2.signed.test") }, "not a mail host by the MTA-STS policy of signed.test", "451 4.7.5"},
 		{"testing", func(h *host) { h.sts(transport.Testing, "mx2.signed.test"); h.shows("other.test") }, "unverified testing other.test", ""},
-		{"testing, in clear", func(h *host) { h.sts(transport.Testing, "mx.signed.test"); stripped(h) }, "", ""},
+		{"testing, in clear", func(h *host) { h.sts(transport.Testing, "mx.signed.test"); stripped(h) }, "- - clear testing", ""},
 		{"mode none", func(h *host) { h.sts(transport.None); h.shows("other.test") }, "unverified none other.test", ""},
 		{"DANE beats enforce", func(h *host) { h.sts(transport.Enforce, "mx2.signed.test"); h.shows("other.test"); h.dane("3") }, "verified dane other.test", ""},
 		{"override", func(h *host) {
@@ -172,6 +172,19 @@ func TestMailHostsProveThemselves(t *testing.T) {
 			h.dane("3")
 			h.shows("other.test")
 		}, "unverified override other.test", ""},
+		{"override, in clear", func(h *host) {
+			h.domain.Override = &transport.Override{Level: transport.Opportunistic}
+			h.dane("3")
+			stripped(h)
+		}, "- - clear override", ""},
+		{"override, STARTTLS refused", func(h *host) {
+			h.domain.Override = &transport.Override{Level: transport.Opportunistic}
+			h.server.Hooks = map[smtptest.Phase]smtptest.Hook{smtptest.PhaseStartTLS: smtptest.Always(smtptest.Reply("454 4.7.0 not now"))}
+		}, "- - clear override", ""},
+		{"testing, handshake broken off", func(h *host) {
+			h.sts(transport.Testing, "mx.signed.test")
+			h.server.Hooks = map[smtptest.Phase]smtptest.Hook{smtptest.PhaseHandshake: smtptest.Always(smtptest.Close())}
+		}, "- - clear testing", ""},
 		{"override, encrypted", func(h *host) { h.domain.Override = &transport.Override{Level: transport.Encrypted}; stripped(h) },
 			"TLS is required by this relay's administrator", "451 4.7.4"},
 		{"override, verified", func(h *host) {
@@ -179,7 +192,7 @@ func TestMailHostsProveThemselves(t *testing.T) {
 			h.shows("other.test")
 		}, "for another name", "451 4.7.5"},
 		{"TLS-Required: No", func(h *host) { h.anyTLS = true; h.dane("3"); h.shows("other.test"); h.err = errors.New("away") }, "unverified optional other.test", ""},
-		{"TLS-Required: No, in clear", func(h *host) { h.anyTLS = true; h.dane("3"); stripped(h) }, "", ""},
+		{"TLS-Required: No, in clear", func(h *host) { h.anyTLS = true; h.dane("3"); stripped(h) }, "- - clear optional", ""},
 		{"no database", func(h *host) { h.err = errors.New("away") }, "cannot find out now what signed.test demands", "451 4.3.0"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -189,8 +202,8 @@ func TestMailHostsProveThemselves(t *testing.T) {
 			server, c, trouble := h.open()
 			switch {
 			case test.code == "":
-				day := h.leaf.Certificate.Leaf.NotAfter.UTC().Format(time.DateOnly)
-				if trouble != nil || test.want == "" && c.TLS != "" || test.want != "" && !strings.HasSuffix(c.TLS, " "+test.want+" "+day) {
+				day, inClear := h.leaf.Certificate.Leaf.NotAfter.UTC().Format(time.DateOnly), test.want == "" || strings.HasPrefix(test.want, "- ")
+				if trouble != nil || inClear && c.TLS != test.want || !inClear && !strings.HasSuffix(c.TLS, " "+test.want+" "+day) {
 					t.Errorf("%+v, %+v", c, trouble)
 				}
 			case trouble == nil:

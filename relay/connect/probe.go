@@ -30,7 +30,7 @@ type Prober struct{ d *Dialer }
 type Probe struct {
 	Step
 	Host    string    // that was talked to, as far as one was
-	TLS     string    // facts, "" in clear
+	TLS     string    // facts, as of Conn
 	Expires time.Time // of the certificate that was shown; zero in clear
 	// Permanent says that mail would fail and not wait.
 	Permanent bool

@@ -247,10 +247,14 @@ func (to *Target) refused() string {
 
 // facts describes a TLS session for traces: "TLS1.3 TLS_AES_128_GCM_SHA256 verified", and of a mail
 // host also where its policy comes from, the first name of its certificate, and the day on which
-// that ends: "… verified dane mx.example.org 2027-01-31".
+// that ends: "… verified dane mx.example.org 2027-01-31". Of a session in clear there is only where
+// the policy comes from, if there is one: "- - clear testing".
 func (p tlsPolicy) facts(state *tls.ConnectionState) string {
-	if state == nil {
+	switch {
+	case state == nil && (p.source == "" || p.source == transport.SourceNone):
 		return ""
+	case state == nil:
+		return "- - clear " + string(p.source)
 	}
 	text := strings.ReplaceAll(tls.VersionName(state.Version), " ", "") + " " + tls.CipherSuiteName(state.CipherSuite) + " " + p.trust
 	if p.source != "" {

@@ -121,7 +121,7 @@ type Outcome struct {
 	RemoteMTA string     // the host that gave it (RFC 3464 Remote-MTA) unless it is Ours; "": no host was reached
 	Ours      bool       // Reply is made up, about RemoteMTA
 	RemoteIP  netip.AddrPort
-	TLS       string // TLS facts of the attempt, "" in clear
+	TLS       string // TLS facts of the attempt, as connect.Conn has them
 	Upstream  string // name of the upstream, or "mx"
 	SentAs    string // the mailbox that sent in place of the message's sender, "" for none
 	StartedAt time.Time
