@@ -195,8 +195,12 @@ func (b *Bouncer) skip(ctx context.Context, n *queue.Notice, why string) error {
 // original returns what of the message goes into the notice. RET says it for a failure (RFC 3461
 // section 4.3) and for mail in doubt; other notices carry the header section only, and so do those of
 // a message that not every way back takes: message/rfc822 cannot be encoded (RFC 2046 section 5.2.1).
+// Of a message with REQUIRETLS there is nothing: its notice also goes where REQUIRETLS is not offered.
 func original(n *queue.Notice) (octets []byte, full bool, err error) {
-	whole := (n.Kind == queue.NoticeFailure || n.Kind == queue.NoticeDoubt) && n.Message.Ret != smtp.ReturnHeaders && n.Message.TLSNeed != queue.TLSRequired &&
+	if n.Message.TLSNeed == queue.TLSRequired {
+		return nil, false, nil
+	}
+	whole := (n.Kind == queue.NoticeFailure || n.Kind == queue.NoticeDoubt) && n.Message.Ret != smtp.ReturnHeaders &&
 		n.Body != nil && n.Body.Size() <= maxReturned
 	if !whole {
 		return n.Headers, false, nil

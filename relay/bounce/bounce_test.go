@@ -294,7 +294,6 @@ func TestNoticeReturnsMessageOrHeaders(t *testing.T) {
 		{"failure, nothing asked", queue.NoticeFailure, nil, "message/rfc822", true},
 		{"failure, RET=FULL", queue.NoticeFailure, func(n *queue.Notice) { n.Message.Ret = smtp.ReturnFull }, "message/rfc822", true},
 		{"failure, RET=HDRS", queue.NoticeFailure, func(n *queue.Notice) { n.Message.Ret = smtp.ReturnHeaders }, "text/rfc822-headers", false},
-		{"failure, REQUIRETLS", queue.NoticeFailure, func(n *queue.Notice) { n.Message.TLSNeed, n.Message.Ret = queue.TLSRequired, smtp.ReturnFull }, "text/rfc822-headers", false},
 		{"failure, 50 MiB", queue.NoticeFailure, func(n *queue.Notice) { n.Body = big }, "text/rfc822-headers", false},
 		{"failure, body gone", queue.NoticeFailure, func(n *queue.Notice) { n.Body = nil }, "text/rfc822-headers", false},
 		{"doubt, nothing asked", queue.NoticeDoubt, nil, "message/rfc822", true},
@@ -314,6 +313,18 @@ func TestNoticeReturnsMessageOrHeaders(t *testing.T) {
 				t.Errorf("text returned: %v, want %v", !tc.text, tc.text)
 			}
 		})
+	}
+}
+
+// A notice about a message with REQUIRETLS may go without it: it has nothing of the message, whatever
+// RET says (RFC 8689 section 5).
+func TestNoticeReturnsNothingThatNeedsTLS(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []queue.NoticeKind{queue.NoticeFailure, queue.NoticeDoubt, queue.NoticeDelay, queue.NoticeSuccess} {
+		c := tellOne(t, notice(kind, func(n *queue.Notice) { n.Message.TLSNeed, n.Message.Ret = queue.TLSRequired, smtp.ReturnFull }))
+		if p := parse(t, c.body); len(p.types) != 2 || strings.Contains(string(c.body), "hello") {
+			t.Errorf("%s: %s", kind, c.body)
+		}
 	}
 }
 

@@ -116,6 +116,9 @@ func (r *report) explanation(b *bytes.Buffer) {
 		}
 		text.WriteString("\r\n")
 	}
+	if r.notice.Message.TLSNeed == queue.TLSRequired {
+		text.WriteString("The message was sent with REQUIRETLS: this notice returns nothing of it, since\r\nit may travel without TLS.\r\n\r\n")
+	}
 	fmt.Fprintf(&text, "Queue id of the message: %s\r\n", r.notice.Message.ID)
 	charset := "us-ascii"
 	if !smtp.IsASCII(text.Bytes()) {

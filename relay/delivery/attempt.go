@@ -72,6 +72,9 @@ func (w *worker) send(j *job) (smtp.Result, error) {
 		return smtp.Result{Err: err, Replies: make([]smtp.Reply, len(j.rcpts)), Stages: make([]smtp.Stage, len(j.rcpts))}, err
 	}
 	proved := mail.RequireTLS && w.conn.Proves()
+	if _, offered := w.conn.Client.Extension("REQUIRETLS"); m.UserID == 0 && !(proved && offered) {
+		mail.RequireTLS = false // a notice, which has nothing of its message: RFC 8689 section 5 lets it go
+	}
 	unsure := mail.RequireTLS && w.conn.Unsure(w.ctx)
 	w.talking.Store(true)
 	defer w.talking.Store(false)

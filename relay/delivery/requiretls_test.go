@@ -12,6 +12,7 @@ import (
 	"postern/relay/connect"
 	"postern/relay/queue"
 	"postern/relay/route"
+	"postern/relay/smtp"
 	"postern/relay/upstream"
 )
 
@@ -65,6 +66,36 @@ func TestRequireTLS(t *testing.T) {
 				t.Errorf("other mail: %s %v", o.Result, o.Reply)
 			}
 		})
+	}
+}
+
+// A notice about mail with REQUIRETLS keeps the need where the way back offers it, and goes elsewhere
+// without it: nobody but its reader hears of the failure (RFC 8689 section 5).
+func TestRequireTLSOfNotices(t *testing.T) {
+	t.Parallel()
+	ca := smtptest.NewCA(t)
+	for _, test := range []struct {
+		name   string
+		mode   upstream.TLSMode
+		secure []string
+		keeps  bool
+	}{
+		{"offered", upstream.TLSRequire, []string{"REQUIRETLS"}, true},
+		{"not offered", upstream.TLSRequire, nil, false},
+		{"offered by one that is not verified", upstream.TLSOpportunistic, []string{"REQUIRETLS"}, false},
+		{"without TLS", upstream.TLSNone, nil, false},
+	} {
+		server := smtptest.Start(t, smtptest.Config{TLS: ca.ServerConfig(t, "127.0.0.1"), ExtensionsTLS: test.secure})
+		up := upstreamAt(server)
+		up.TLS, up.CA = test.mode, string(ca.PEM())
+		d := message(t, "user@one.test")
+		d.Message.TLSNeed, d.Message.UserID, d.Message.Sender = queue.TLSRequired, 0, smtp.Address{}
+		o := attempt(t, Config{Routes: routes{def: up}}, d)
+		if o.Result != queue.Delivered {
+			t.Errorf("%s: %s %v", test.name, o.Result, o.Reply)
+		} else if mail := server.Messages()[0].Mail; strings.Contains(mail, "REQUIRETLS") != test.keeps {
+			t.Errorf("%s: MAIL %s", test.name, mail)
+		}
 	}
 }
 
