@@ -14,6 +14,7 @@ import (
 	"postern/internal/await"
 	"postern/internal/panics"
 	"postern/internal/pg"
+	"postern/relay/dkim"
 	"postern/relay/resolver"
 )
 
@@ -56,6 +57,13 @@ type Finder struct {
 	closed  bool
 	kept    map[string]row
 	flights map[string]*flight
+	lanes   map[string]*lane // by organisational domain
+}
+
+// lane has the places for the fetches of one organisation.
+type lane struct {
+	places chan struct{}
+	users  int // fetches in it, or waiting for a place
 }
 
 // flight is the way to a policy, for all that wait for it.
@@ -70,7 +78,7 @@ func New(cfg Config) *Finder {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	f := &Finder{cfg: cfg, table: table{cfg.DB, cfg.Node}, fetches: make(chan struct{}, maxFetches), kept: map[string]row{}, flights: map[string]*flight{}}
+	f := &Finder{cfg: cfg, table: table{cfg.DB, cfg.Node}, fetches: make(chan struct{}, maxFetches), kept: map[string]row{}, flights: map[string]*flight{}, lanes: map[string]*lane{}}
 	f.running, f.cut = context.WithCancel(context.Background())
 	return f
 }
@@ -235,11 +243,16 @@ func (f *Finder) fly(domain, id string, now bool) (row, error) {
 
 // fetch gets a policy and writes it down, or why there is none.
 func (f *Finder) fetch(ctx context.Context, domain, id string, lease int64) error {
-	select {
-	case f.fetches <- struct{}{}:
-		defer func() { <-f.fetches }()
-	case <-ctx.Done():
-		return ctx.Err()
+	organisation := dkim.Organisation(domain)
+	l := f.enter(organisation)
+	defer f.leave(organisation, l)
+	for _, places := range []chan struct{}{l.places, f.fetches} {
+		select {
+		case places <- struct{}{}:
+			defer func() { <-places }()
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the end of other fetches: %w", ctx.Err())
+		}
 	}
 	policy, failure := f.cfg.Fetch.Policy(ctx, domain)
 	if f.running.Err() != nil {
@@ -251,6 +264,26 @@ func (f *Finder) fetch(ctx context.Context, domain, id string, lease int64) erro
 		f.cfg.Log.Info("the MTA-STS policy of a domain is kept", "domain", domain, "policy_id", id, "mode", policy.Mode, "mx", strings.Join(policy.MX, " "), "max_age", policy.MaxAge)
 	}
 	return f.table.settle(ctx, domain, id, lease, policy, failure)
+}
+
+func (f *Finder) enter(organisation string) *lane {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l := f.lanes[organisation]
+	if l == nil {
+		l = &lane{places: make(chan struct{}, maxOfOne)}
+		f.lanes[organisation] = l
+	}
+	l.users++
+	return l
+}
+
+func (f *Finder) leave(organisation string, l *lane) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if l.users--; l.users == 0 {
+		delete(f.lanes, organisation)
+	}
 }
 
 // Refresh gets the MTA-STS policy of a domain now. The error says why there is none, in words for

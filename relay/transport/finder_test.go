@@ -264,6 +264,39 @@ func TestDrip(t *testing.T) {
 	}
 }
 
+// A wildcard whose policy hosts all hang takes some of the places for fetches, and leaves none behind.
+func TestHangingOrganisation(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	node := w.node("a")
+	hanging, end := make(chan struct{}, maxFetches), make(chan struct{})
+	var asking sync.WaitGroup
+	for i := range maxFetches {
+		domain := fmt.Sprintf("n%d.evil.test", i)
+		w.publish(domain, "1", func(http.ResponseWriter, *http.Request) {
+			hanging <- struct{}{}
+			<-end
+		})
+		asking.Go(func() {
+			if _, err := node.Domain(t.Context(), domain); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for range maxOfOne {
+		<-hanging
+	}
+	w.publish("one.test", "1", text(Enforce, 86400, "mx.one.test"))
+	if mode := w.mode(node, "one.test"); mode != Enforce || len(hanging) != 0 {
+		t.Errorf("mode %q while %d more hosts hang", mode, len(hanging))
+	}
+	close(end)
+	asking.Wait()
+	if len(node.lanes) != 0 {
+		t.Errorf("%d lanes are left", len(node.lanes))
+	}
+}
+
 // A new id brings the new policy; the same one does not, and no id leaves the policy as it is.
 func TestChangedID(t *testing.T) {
 	t.Parallel()
