@@ -10,8 +10,24 @@ import (
 // caller recovers it. The zero Group is ready for use.
 type Group struct {
 	all   sync.WaitGroup
-	mu    sync.Mutex
-	panic any // the first, with the stack of its goroutine
+	once  sync.Once
+	first *passed
+}
+
+// passed is a panic of another goroutine.
+type passed struct {
+	value any
+	stack []byte
+}
+
+func (p *passed) String() string { return fmt.Sprintf("%v\n%s", p.value, p.stack) }
+
+// passedOn is what was recovered, with the stack of the goroutine that panicked.
+func passedOn(recovered any) *passed {
+	if p, ok := recovered.(*passed); ok {
+		return p
+	}
+	return &passed{recovered, debug.Stack()}
 }
 
 // Go runs do in a goroutine of its own.
@@ -19,11 +35,7 @@ func (g *Group) Go(do func()) {
 	g.all.Go(func() {
 		defer func() {
 			if p := recover(); p != nil {
-				g.mu.Lock()
-				defer g.mu.Unlock()
-				if g.panic == nil {
-					g.panic = fmt.Sprintf("%v\n%s", p, debug.Stack())
-				}
+				g.once.Do(func() { g.first = passedOn(p) })
 			}
 		}()
 		do()
@@ -33,7 +45,7 @@ func (g *Group) Go(do func()) {
 // Wait waits until all functions have returned, and panics if one of them has.
 func (g *Group) Wait() {
 	g.all.Wait()
-	if g.panic != nil {
-		panic(g.panic)
+	if g.first != nil {
+		panic(g.first)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"sync/atomic"
 	"time"
 )
@@ -42,10 +41,11 @@ func (e *Error) Error() string { return fmt.Sprintf("panic: %v", e.Value) }
 func (g *Guard) Try(what string, do func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = &Error{p}
+			from := passedOn(p)
+			err = &Error{from.value}
 			if g != nil {
 				g.caught.Add(1)
-				g.log.Error("panic", "in", what, "panic", p, "stack", string(debug.Stack()))
+				g.log.Error("panic", "in", what, "panic", from.value, "stack", string(from.stack))
 			}
 		}
 	}()

@@ -69,16 +69,18 @@ func TestM8Group(t *testing.T) {
 		first := make(chan struct{})
 		group.Go(func() {
 			defer close(first)
-			panic("a bad answer")
+			var inner Group
+			inner.Go(func() { panic("a bad answer") })
+			inner.Wait()
 		})
 		group.Go(func() { <-first; others++ })
 		group.Wait()
 		return nil
 	})
-	if !errors.As(err, &caught) || !strings.HasPrefix(err.Error(), "panic: a bad answer") || others != 1 || g.Caught() != 1 {
+	if !errors.As(err, &caught) || err.Error() != "panic: a bad answer" || others != 1 || g.Caught() != 1 {
 		t.Errorf("%v, %d others, %d caught", err, others, g.Caught())
 	}
-	if !strings.Contains(log.String(), "TestM8Group.func1.1") {
+	if !strings.Contains(log.String(), "TestM8Group.func1.1.1") {
 		t.Errorf("the log lacks the stack of the goroutine: %s", &log)
 	}
 }
