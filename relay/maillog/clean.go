@@ -10,10 +10,10 @@ import (
 // maxText bounds one field of untrusted text, in octets before escaping.
 const maxText = 512
 
-// clean makes untrusted text safe to log: at most maxText octets of it, marked by
+// Clean makes untrusted text safe to log: at most maxText octets of it, marked by
 // "…" where it was cut, and every octet or character that could forge a line or
 // drive a terminal written as \xNN or \u{NNNN}. Other text is unchanged.
-func clean(s string) string {
+func Clean(s string) string {
 	cut := false
 	if len(s) > maxText {
 		end := maxText

@@ -21,7 +21,7 @@ func (e *event) add(attrs ...slog.Attr) { e.n += copy(e.attrs[e.n:], attrs) }
 // text adds a string that somebody else may have chosen.
 func (e *event) text(key, value string) {
 	if value != "" {
-		e.add(slog.String(key, clean(value)))
+		e.add(slog.String(key, Clean(value)))
 	}
 }
 
@@ -32,7 +32,7 @@ func pathAttr(key string, a smtp.Address) slog.Attr {
 	if a.IsNull() {
 		return slog.String(key, "<>")
 	}
-	return slog.String(key, clean(a.String()))
+	return slog.String(key, Clean(a.String()))
 }
 
 // mailbox adds an address where the zero value means that there is none.

@@ -246,7 +246,7 @@ func (l *Logger) attempt(a AttemptEnd) *event {
 	if e == nil {
 		return nil
 	}
-	e.add(slog.String("id", clean(a.ID)))
+	e.add(slog.String("id", Clean(a.ID)))
 	e.path("recipient", a.Recipient)
 	e.reply(a.Reply)
 	e.text("remote_mta", a.RemoteMTA)

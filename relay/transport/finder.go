@@ -15,6 +15,7 @@ import (
 	"postern/internal/panics"
 	"postern/internal/pg"
 	"postern/relay/dkim"
+	"postern/relay/maillog"
 	"postern/relay/resolver"
 )
 
@@ -259,9 +260,10 @@ func (f *Finder) fetch(ctx context.Context, domain, id string, lease int64) erro
 		return f.running.Err()
 	}
 	if failure != nil {
+		failure = errors.New(maillog.Clean(failure.Error())) // it may quote the host
 		f.cfg.Log.Warn("the MTA-STS policy of a domain cannot be had; one that is kept holds", "domain", domain, "policy_id", id, "error", failure)
 	} else {
-		f.cfg.Log.Info("the MTA-STS policy of a domain is kept", "domain", domain, "policy_id", id, "mode", policy.Mode, "mx", strings.Join(policy.MX, " "), "max_age", policy.MaxAge)
+		f.cfg.Log.Info("the MTA-STS policy of a domain is kept", "domain", domain, "policy_id", id, "mode", policy.Mode, "mx", maillog.Clean(strings.Join(policy.MX, " ")), "max_age", policy.MaxAge)
 	}
 	return f.table.settle(ctx, domain, id, lease, policy, failure)
 }

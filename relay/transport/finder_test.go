@@ -19,6 +19,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"postern/internal/dnstest"
+	"postern/internal/logtest"
 	"postern/internal/pg"
 	"postern/internal/pgtest"
 	"postern/internal/serve"
@@ -244,6 +245,34 @@ func TestPolicyHosts(t *testing.T) {
 			t.Error("a redirect was followed")
 		}
 	})
+}
+
+// What a policy host says is shown and logged on one line, bounded, without what steers a terminal.
+func TestPolicyHostsWords(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	var log logtest.Lines
+	node := w.node("a", func(c *Config) { c.Log = log.Logger() })
+	w.publish("loud.test", "1", func(out http.ResponseWriter, _ *http.Request) {
+		conn, _, err := http.NewResponseController(out).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\n\x1b[31m"+strings.Repeat("loud ", 1000)+"\r\n\r\n")
+	})
+	w.mode(node, "loud.test")
+	if text := w.failure("loud.test"); !strings.Contains(text, `\x1b[31mloud`) || len(text) > 600 {
+		t.Errorf("kept: %q", text)
+	}
+	w.publish("long.test", "1", text(Enforce, 86400, strings.Split(strings.Repeat("mx.long.test ", 500), " ")[:500]...))
+	w.mode(node, "long.test")
+	for _, line := range strings.Split(log.String(), "\n") {
+		if len(line) > 1200 {
+			t.Errorf("logged: %q", line)
+		}
+	}
 }
 
 // A policy host that sends an octet now and then is left when the time is over.

@@ -352,6 +352,17 @@ func TestMatches(t *testing.T) {
 	}
 }
 
+// TestWordsOfRecords: what a record says is shown on one line, bounded, without what steers a terminal.
+func TestWordsOfRecords(t *testing.T) {
+	t.Parallel()
+	k := Key{Algorithm: dkim.RSA}
+	none := k.matches([]string{"v=\x1b[31m" + strings.Repeat("x", 5000)})
+	l := judge(map[string]answer{"ns1.shop.test": {none: none}, "ns2.shop.test": {err: errors.New("a\nb")}})
+	if !strings.HasPrefix(l.found, `ns1.shop.test: v=\x1b[31mxx`) || len(l.found) > 700 || !strings.HasSuffix(l.found, `; ns2.shop.test does not answer: a\x0ab`) {
+		t.Errorf("%q", l.found)
+	}
+}
+
 // TestZoneLine: the strings of a record have at most 255 octets, and are the text together.
 func TestZoneLine(t *testing.T) {
 	t.Parallel()

@@ -17,6 +17,7 @@ import (
 
 	"postern/internal/panics"
 	"postern/internal/pg"
+	"postern/relay/maillog"
 	"postern/relay/resolver"
 )
 
@@ -52,7 +53,7 @@ func lookUp(ctx context.Context, r *resolver.Resolver, k Key, name string, alias
 	case errors.Is(err, resolver.ErrNone):
 		return look{missing, "the domain has no name servers"}
 	case err != nil:
-		return look{unknown, err.Error()}
+		return look{unknown, maillog.Clean(err.Error())}
 	}
 	var mu sync.Mutex
 	var wg panics.Group
@@ -137,6 +138,9 @@ func judge(answers map[string]answer) look {
 		default:
 			have++
 		}
+	}
+	for i, w := range wrong { // it may quote the server
+		wrong[i] = maillog.Clean(w)
 	}
 	l := look{unknown, strings.Join(wrong, "; ")}
 	switch len(answers) {
