@@ -190,7 +190,7 @@ func (d *destination) update(up *upstream.Account) {
 	}
 	if !up.Equal(*d.upstream) {
 		d.version++
-		if d.settings != nil { // who connects begins anew
+		if d.settings != nil { // workers that connect begin anew
 			d.outdated()
 			d.settings = nil
 		}

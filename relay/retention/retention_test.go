@@ -67,7 +67,7 @@ func TestHistoryWalksPastHeldMail(t *testing.T) {
 		t.Fatalf("%d held messages have their history", n)
 	}
 
-	// What ends now can be traced for the whole time, from now.
+	// Mail that ends now can be traced for the whole time, from now.
 	if n := queuetest.Count(t, db, `
 with gone as (delete from recipient returning message_id, n), -- as an operator's cancel does
 h as (insert into history (message_id, n, at, epoch, result) select message_id, n, now(), 0, 'cancel' from gone)
@@ -287,7 +287,7 @@ func TestCredentialHoldEnds(t *testing.T) {
 	}
 }
 
-// What is forgotten of a notice's message is forgotten of the notice.
+// Retention removes the same from a notice as from its message.
 func TestNoticesAreForgotten(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)

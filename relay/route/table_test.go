@@ -257,7 +257,7 @@ func TestPermitted(t *testing.T) {
 	if ways[0].Err != nil {
 		t.Error("the ways that all share are changed")
 	}
-	// What waits for a pause to end would be sent then.
+	// Mail that waits for the end of a pause would be sent then.
 	s.ways[0] = ways[:2]
 	d, _ := s.resolve(1, parse(t, "a@example.org"), parse(t, "b@example.net"))
 	if _, err := d.First(); err != paused {

@@ -277,7 +277,7 @@ func (l *logins) report(trouble error) {
 	case trouble != nil && !was && l.ctx.Err() == nil:
 		l.log.Error("cannot recheck sessions after a change; they continue, will retry", "error", trouble)
 	case trouble == nil && was:
-		l.log.Info("sessions can be rechecked again")
+		l.log.Info("rechecks of sessions work again")
 	}
 	l.trouble = trouble != nil
 }

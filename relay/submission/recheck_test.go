@@ -267,7 +267,7 @@ func TestRecheckTrouble(t *testing.T) {
 		c.cmd(250, "NOOP")
 		c.expectRevoked()
 		synctest.Wait()
-		if ts.log.Count("cannot recheck sessions") != 1 || ts.log.Count("sessions can be rechecked again") != 1 {
+		if ts.log.Count("cannot recheck sessions") != 1 || ts.log.Count("rechecks of sessions work again") != 1 {
 			ts.t.Errorf("trouble is not logged once: %s", &ts.log)
 		}
 	})

@@ -189,7 +189,7 @@ func (r *Ring) lookAt(ctx context.Context, dns *resolver.Resolver, v visit) erro
 		fresh = append(fresh, m)
 	}
 	if ctx.Err() != nil {
-		return ctx.Err() // what was not answered for that reason says nothing
+		return ctx.Err() // a server that was cut off by that has said nothing
 	}
 	write, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()

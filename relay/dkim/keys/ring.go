@@ -122,7 +122,7 @@ func (r *Ring) Load(ctx context.Context) (now time.Time, err error) {
 	}
 	s.at = now
 	r.current.Store(s)
-	r.version = version // what has changed since then is read at the next poll
+	r.version = version // the next poll reads later changes
 	return now, nil
 }
 

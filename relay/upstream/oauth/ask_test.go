@@ -134,7 +134,7 @@ func TestGrants(t *testing.T) {
 	}
 }
 
-// What an authority may answer instead of a token, and what is said of it.
+// The answers of authorities in place of a token, and the words about each.
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	plain := func(status int, body string) func(http.ResponseWriter, *http.Request) bool {
