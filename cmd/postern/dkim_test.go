@@ -42,7 +42,7 @@ func TestDKIMPage(t *testing.T) {
 	}
 	explain := "postern explain --user alice@shop.example --from alice@shop.example --to bob@example.net"
 	g.mayFail[explain] = "the user has no credential"
-	says(explain, "by mx:", "RECEIVER", "DMARC")
+	says(explain, "by mx:", "RECEIVER", "DMARC", "selector p", "-rsa, rsa", "-ed25519, ed25519", "by DKIM of shop.example")
 	g.mayFail["postern dkim list"] = "DNS knows nothing of the domain"
 	says("postern dkim list", "shop.example", "-ed25519", "active", "k=rsa")
 	says("postern dkim rotate shop.example", "is pending", "-2._domainkey.shop.example. IN TXT")

@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -65,6 +66,7 @@ func (w *worker) signatures(j *job, mode dkim.Mode) ([]byte, error) {
 		return nil, err
 	}
 	keys := mode.Of(dkim.Find(w.d.e.cfg.Keys, from.DomainKey()))
+	keys = slices.DeleteFunc(keys, func(k dkim.Key) bool { return k.Signer == nil })
 	if len(keys) == 0 {
 		return nil, nil
 	}

@@ -3,6 +3,8 @@ package delivery
 import (
 	"crypto"
 	"io"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -34,7 +36,14 @@ func hashed(t testing.TB, text string, rcpts ...string) *queue.Delivery {
 // The way says which keys sign. The text goes on as it came, behind the signatures.
 func TestSigning(t *testing.T) {
 	t.Parallel()
-	keys := dkimtest.New("sender.test", "relay.example.com")
+	keys := dkimtest.New("sender.test", "relay.example.com", "half.test")
+	here := maps.Clone(keys)
+	here["half.test"] = slices.Clone(keys["half.test"])
+	for i := range here["half.test"] {
+		if k := &here["half.test"][i]; k.Algorithm == dkim.RSA {
+			k.Signer = nil
+		}
+	}
 	elsewhere := strings.Replace(text, "a@sender.test", "a@other.test", 1)
 	for _, tc := range []struct {
 		name    string
@@ -56,6 +65,7 @@ func TestSigning(t *testing.T) {
 		{name: "another's domain", mode: dkim.Both, text: elsewhere, counted: [2]int64{0, 1}},
 		{name: "a domain below", mode: dkim.OnlyRSA, text: strings.Replace(text, "sender", "Sub.sender", 1), want: "rsa sender.test", counted: [2]int64{1, 0}},
 		{name: "accepted before the key", mode: dkim.Both, nohash: true, counted: [2]int64{0, 1}},
+		{name: "the private half elsewhere", mode: dkim.Both, text: strings.Replace(text, "sender.test", "half.test", 1), want: "ed25519 half.test", counted: [2]int64{1, 0}},
 		{name: "rewritten", mode: dkim.OnlyRSA, as: "box@relay.example.com", want: "rsa relay.example.com", counted: [2]int64{1, 0}},
 		{name: "rewritten to a domain without a key", mode: dkim.OnlyRSA, as: "box@example.com", counted: [2]int64{0, 1}},
 		{name: "signed by the customer", mode: dkim.OnlyRSA, text: "DKIM-Signature: v=1; a=rsa-sha256; d=other.test; s=x; h=from;\r\n bh=AAAA; b=AAAA\r\n" + text,
@@ -66,7 +76,7 @@ func TestSigning(t *testing.T) {
 			server := smtptest.Start(t, smtptest.Config{Extensions: []string{"PIPELINING", "SIZE 0"}})
 			var dns dnstest.Zones
 			dns.AddHost("one.test", server.Host())
-			cfg := Config{Keys: keys, Connect: connect.Config{DNS: dns.Resolver(), MXPort: server.Port(), AllowPrivateMX: true}}
+			cfg := Config{Keys: here, Connect: connect.Config{DNS: dns.Resolver(), MXPort: server.Port(), AllowPrivateMX: true}}
 			up := upstreamAt(server)
 			if up.DKIM = tc.mode; tc.as != "" {
 				up.SendsAs = address(t, tc.as)

@@ -74,6 +74,15 @@ func TestCheckFindsFaultsOfDKIM(t *testing.T) {
 	find(t, dkimFaults(), "dkim", signed)
 }
 
+// The signatures that mail has count for DMARC.
+func TestCheckCountsSignaturesForDMARC(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	signed(t, p)
+	p.dns.Set("example.com.", `TXT "v=spf1 -all"`, "MX 10 mx.example.com.")
+	wantFinding(t, p.look(t.Context(), "spf"), "dmarc.ok", "by DKIM of example.com; policy none")
+}
+
 // TestCheckWantsNoKeyWhereNothingIsSigned: mail that others sign needs none, and the key of the
 // organisational domain is enough.
 func TestCheckWantsNoKeyWhereNothingIsSigned(t *testing.T) {
