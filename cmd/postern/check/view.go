@@ -129,10 +129,16 @@ func (c *checkup) readView(ctx context.Context, pool *pgxpool.Pool) (*mailView, 
 
 // byMX says whether mail of a sender domain may go to the recipients' mail hosts; ""
 // asks whether any mail may.
-func (v *mailView) byMX(domain string) bool {
-	return slices.ContainsFunc(v.rules, func(r route.Rule) bool {
-		return r.MX() && (domain == "" || r.SenderDomain == "" || route.Within(domain, r.SenderDomain))
-	})
+func (v *mailView) byMX(domain string) bool { return slices.Contains(v.ways(domain), route.MX) }
+
+// ways are those that mail of a sender domain may take, "" for any mail's.
+func (v *mailView) ways(domain string) (list []string) {
+	for _, r := range v.rules {
+		if domain == "" || r.SenderDomain == "" || route.Within(domain, r.SenderDomain) {
+			list = append(list, r.Via...)
+		}
+	}
+	return list
 }
 
 // senderDomains are the domains that enabled users may send as, those of most users
