@@ -89,14 +89,18 @@ func (b *back) register(r *prometheus.Registry) {
 	admin.RegisterUpstreamBreakers(r, b.breakers.States)
 	admin.RegisterUpstreamBudgets(r, b.used.list)
 	admin.Register(r, nil, b.engine.Stats, deliveryReadings)
-	admin.Register(r, nil, b.dns.Stats, dnsReadings)
-	admin.Register(r, prometheus.Labels{"outcome": "answer"}, func() int64 { return b.dns.Stats().Answered }, questionReadings)
-	admin.Register(r, prometheus.Labels{"outcome": "none"}, func() int64 { return b.dns.Stats().None }, questionReadings)
-	admin.Register(r, prometheus.Labels{"outcome": "temporary"}, func() int64 { return b.dns.Stats().Temporary }, questionReadings)
+	registerDNS(r, b.dns)
 	admin.RegisterEach(r, []string{"upstream"}, b.engine.Windows, func(w delivery.Window) []string { return []string{w.Upstream} }, windowReadings)
 	admin.RegisterEach(r, []string{"domain"}, b.engine.Unsigned, func(u delivery.Unsigned) []string { return []string{u.Domain} }, unsignedReadings)
 	admin.Register(r, prometheus.Labels{"via": "upstream"}, func() delivery.Load { return b.engine.Stats().Upstream }, loadReadings)
 	admin.Register(r, prometheus.Labels{"via": "mx"}, func() delivery.Load { return b.engine.Stats().MX }, loadReadings)
+}
+
+func registerDNS(r *prometheus.Registry, dns *resolver.Resolver) {
+	admin.Register(r, nil, dns.Stats, dnsReadings)
+	admin.Register(r, prometheus.Labels{"outcome": "answer"}, func() int64 { return dns.Stats().Answered }, questionReadings)
+	admin.Register(r, prometheus.Labels{"outcome": "none"}, func() int64 { return dns.Stats().None }, questionReadings)
+	admin.Register(r, prometheus.Labels{"outcome": "temporary"}, func() int64 { return dns.Stats().Temporary }, questionReadings)
 }
 
 func number[N int | int32 | int64](n N) float64 { return float64(n) }
