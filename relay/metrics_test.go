@@ -383,7 +383,7 @@ func metricsOf(t *testing.T, expr string) (names []string) {
 		rest = rest[len(tok):]
 		after := strings.TrimLeft(rest, " \n")
 		switch {
-		case !word.MatchString(tok) || strings.HasSuffix(tok, ")"):
+		case !word.MatchString(tok), strings.HasSuffix(tok, ")"), strings.HasPrefix(tok, "offset "):
 		case slices.Contains(promqlWords, tok):
 		case strings.HasPrefix(after, "("), strings.HasPrefix(after, "by "), strings.HasPrefix(after, "by("): // a function
 		default:

@@ -208,7 +208,7 @@ func TestCheckFindsEveryKind(t *testing.T) {
 		"acme.no-address":  "TestCheckFindsNamesThatCannotBeValidated",
 		"check.unfinished": "TestCheckEndsInTime", "check.skipped": "TestCheckSaysWhatItCannotLookAt",
 	}
-	for _, f := range slices.Concat(configFaults(), certificateFaults(), acmeFaults(), portFaults(), adminFaults(), databaseFaults(), accountFaults(), routeFaults(), keyFaults(),
+	for _, f := range slices.Concat(configFaults(), certificateFaults(), acmeFaults(), portFaults(), adminFaults(), databaseFaults(), accountFaults(), routeFaults(), keyFaults(), transportFaults(),
 		upstreamFaults(), dnsFaults(), spfFaults(), dkimFaults(), mxFaults(), relayFaults(), openSecrets()["config"], openSecrets()["certificate"], openSecrets()["admin"]) {
 		planted[f.id] = "a table"
 	}

@@ -17,6 +17,7 @@ import (
 	"postern/relay/keyring"
 	"postern/relay/route"
 	"postern/relay/seal"
+	"postern/relay/transport"
 	"postern/relay/upstream"
 	"postern/relay/upstream/breaker"
 	"postern/relay/upstream/budget"
@@ -35,6 +36,8 @@ type mailView struct {
 	dkim      []keys.Key
 	keys      *keyring.View
 	keyErr    error // of the key file; then keys has what it has not opened
+	overrides []transport.Override
+	ending    []transport.Kept // cannot be renewed
 	// certificates is what nodes have told of those by ACME
 	certificates []acme.Record
 }
@@ -98,6 +101,12 @@ func (c *checkup) readView(ctx context.Context, pool *pgxpool.Pool) (*mailView, 
 		return nil, err
 	}
 	if v.dkim, err = keys.List(ctx, pool, ""); err != nil {
+		return nil, err
+	}
+	if v.overrides, err = transport.Overrides(ctx, pool, "", mostPolicies+1); err != nil {
+		return nil, err
+	}
+	if v.ending, err = transport.Ending(ctx, pool, endsSoon, mostPolicies+1); err != nil {
 		return nil, err
 	}
 	if v.certificates, err = acme.List(ctx, pool); err != nil {
