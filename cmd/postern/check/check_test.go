@@ -176,14 +176,14 @@ func kindLiterals(file *ast.File) map[ast.Node]bool {
 	return found
 }
 
-// reported is the literal name in x.add("name", …) or x.tell("name", …).
+// reported is the literal name in x.add("name", …), x.publish("name", …) or x.tell("name", …).
 func reported(n ast.Node) string {
 	call, ok := n.(*ast.CallExpr)
 	if !ok || len(call.Args) == 0 {
 		return ""
 	}
 	method, ok := call.Fun.(*ast.SelectorExpr)
-	if !ok || method.Sel.Name != "add" && method.Sel.Name != "tell" {
+	if !ok || !slices.Contains([]string{"add", "publish", "tell"}, method.Sel.Name) {
 		return ""
 	}
 	lit, ok := call.Args[0].(*ast.BasicLit)

@@ -96,13 +96,13 @@ func (c *checkup) dkimKey(ctx context.Context, r *report, k keys.Key) {
 	case k.State == keys.Pending && err == nil:
 		r.add("dkim.ok", subject, "it is published, and will sign within minutes")
 	case k.State == keys.Pending:
-		r.add("dkim.pending", subject, "%v", err)
+		r.publish("dkim.pending", subject, k.Zone(), "%v", err)
 	case k.State == keys.Retiring && err != nil:
-		r.add("dkim.left", subject, "%v", err)
+		r.publish("dkim.left", subject, k.Zone(), "%v", err)
 	case k.State == keys.Retiring:
 		r.add("dkim.ok", subject, "it signed until %s, and its record is there", screen.LocalTime(k.Since))
 	case err != nil:
-		r.add("dkim.record", subject, "%v", err)
+		r.publish("dkim.record", subject, k.Zone(), "%v", err)
 	case k.EveryDays > 0 && c.now().After(k.Rotates()):
 		r.add("dkim.overdue", subject, "it signs since %s, and should for %s", k.Since.Local().Format(time.DateOnly), screen.Count(k.EveryDays, "day"))
 	default:
