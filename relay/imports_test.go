@@ -64,7 +64,7 @@ var arrows = map[string]string{
 
 	"cmd/postern":           "*",
 	"cmd/postern/config":    "cmd/postern/screen admin auth internal/owned internal/units relay/acme relay/connect relay/delivery relay/dkim relay/queue relay/retention relay/seal relay/smtp relay/submission relay/upstream relay/upstream/oauth relay/resolver",
-	"cmd/postern/check":     "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/owned internal/units migrations relay/acme relay/certificate relay/connect relay/keyring relay/queue/desk relay/route relay/seal relay/smtp relay/upstream relay/upstream/breaker relay/upstream/oauth internal/pgserver policy/quota relay/upstream/budget relay/dkim relay/dkim/keys relay/resolver cmd/postern/receiver",
+	"cmd/postern/check":     "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/owned internal/units migrations relay/acme relay/certificate relay/connect relay/keyring relay/queue/desk relay/route relay/seal relay/smtp relay/upstream relay/upstream/breaker relay/upstream/oauth internal/pgserver policy/quota relay/upstream/budget relay/dkim relay/dkim/keys relay/resolver relay/transport cmd/postern/receiver cmd/postern/trust",
 	"cmd/postern/node":      "cmd/postern/config cmd/postern/database cmd/postern/screen admin admin/health auth internal/await internal/panics internal/pg migrations policy/quota relay/acme relay/anomaly relay/bounce relay/certificate relay/connect relay/delivery relay/keyring relay/maillog relay/queue relay/queue/desk relay/retention relay/route relay/seal relay/submission relay/upstream relay/upstream/breaker relay/upstream/oauth relay/upstream/budget relay/dkim/keys relay/resolver relay/dkim relay/transport",
 	"cmd/postern/screen":    "",
 	"cmd/postern/receiver":  "relay/dkim relay/dkim/keys relay/resolver",
@@ -73,7 +73,7 @@ var arrows = map[string]string{
 	"cmd/postern/trust":     "cmd/postern/screen internal/units relay/connect relay/dkim/keys relay/transport",
 	"cmd/postern/database":  "cmd/postern/config cmd/postern/screen internal/pg internal/pgserver migrations",
 	"cmd/postern/demo":      "auth cmd/postern/config cmd/postern/database cmd/postern/node cmd/postern/screen internal/capture internal/owned internal/pgserver migrations relay/certificate relay/queue relay/route relay/smtp relay/upstream internal/refusal",
-	"cmd/postern/explain":   "auth cmd/postern/config cmd/postern/screen internal/refusal internal/units policy policy/quota relay/route relay/seal relay/smtp relay/submission relay/upstream relay/upstream/breaker relay/upstream/budget cmd/postern/receiver relay/dkim relay/dkim/keys",
+	"cmd/postern/explain":   "auth cmd/postern/config cmd/postern/screen internal/refusal internal/units policy policy/quota relay/route relay/seal relay/smtp relay/submission relay/upstream relay/upstream/breaker relay/upstream/budget cmd/postern/receiver cmd/postern/trust relay/connect relay/dkim relay/dkim/keys",
 	"cmd/postern/handout":   "cmd/postern/config cmd/postern/screen relay/smtp",
 	"cmd/postern/man":       "internal/owned",
 	"cmd/postern/secret":    "internal/owned internal/refusal",

@@ -364,7 +364,7 @@ func alertsAreKnown(t *testing.T, names map[string]string) {
 }
 
 // Words of PromQL that are no metrics, where no parenthesis follows.
-var promqlWords = strings.Fields("and or unless bool offset")
+var promqlWords = strings.Fields("and or unless bool")
 
 // metricsOf finds the metrics that an expression reads. It knows as much of the grammar
 // as that needs: strings, label matchers, lists of labels, ranges, numbers, functions;
@@ -373,7 +373,7 @@ func metricsOf(t *testing.T, expr string) (names []string) {
 	t.Helper()
 	token := regexp.MustCompile(`^(?:\s+|\{(?:[^{}"]|"(?:[^"\\]|\\.)*")*\}|\[[0-9a-z:]+\]` + // space, matchers, ranges
 		`|(?:by|without|on|ignoring|group_left|group_right)\s*\([a-z_, ]*\)` + // lists of labels
-		`|[0-9.]+(?:e[0-9]+)?|[-+*/(),]|[<>=!]=?|[a-zA-Z_:][a-zA-Z0-9_:]*)`)
+		`|offset\s+[0-9]+[smhdw]|[0-9.]+(?:e[0-9]+)?|[-+*/(),]|[<>=!]=?|[a-zA-Z_:][a-zA-Z0-9_:]*)`)
 	word := regexp.MustCompile(`^[a-zA-Z_:]`)
 	for rest := expr; rest != ""; {
 		tok := token.FindString(rest)
@@ -383,7 +383,7 @@ func metricsOf(t *testing.T, expr string) (names []string) {
 		rest = rest[len(tok):]
 		after := strings.TrimLeft(rest, " \n")
 		switch {
-		case !word.MatchString(tok) || strings.HasSuffix(tok, ")"):
+		case !word.MatchString(tok), strings.HasSuffix(tok, ")"), strings.HasPrefix(tok, "offset "):
 		case slices.Contains(promqlWords, tok):
 		case strings.HasPrefix(after, "("), strings.HasPrefix(after, "by "), strings.HasPrefix(after, "by("): // a function
 		default:
@@ -399,7 +399,8 @@ func TestMetricsOf(t *testing.T) {
 	for expr, want := range map[string]string{
 		`sum by (le, a) (rate(x_bucket{a="b) c", d=~"$"}[5m])) / on (instance) y > bool 0.5 and z == 1e9`: "x_bucket y z",
 		`histogram_quantile(0.99, sum by (le) (rate(x[5m])))`:                                             "x",
-		`min(a) - time() < 3 * 86400 or b`:                                                                "a b",
+		`x unless y offset 1h > 0`:         "x y",
+		`min(a) - time() < 3 * 86400 or b`: "a b",
 	} {
 		if got := strings.Join(metricsOf(t, expr), " "); got != want {
 			t.Errorf("%s: %q, want %q", expr, got, want)

@@ -23,6 +23,7 @@ type Finding struct {
 	Subject string `json:"subject"` // what was looked at
 	Text    string `json:"text"`    // what was found
 	Todo    string `json:"todo,omitempty"`
+	Publish string `json:"publish,omitempty"` // the DNS record that helps, as a line of a zone file
 }
 
 // Kind is what findings of one name have in common. The name is stable: monitoring
@@ -36,7 +37,7 @@ type Kind struct {
 
 // Found is a finding of this kind.
 func (k Kind) Found(subject, format string, args ...any) Finding {
-	return Finding{k.ID, k.Status, subject, fmt.Sprintf(format, args...), k.Todo}
+	return Finding{ID: k.ID, Status: k.Status, Subject: subject, Text: fmt.Sprintf(format, args...), Todo: k.Todo}
 }
 
 // Worst is the finding that matters most, the first of its status.

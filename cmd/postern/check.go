@@ -72,7 +72,7 @@ func (a *app) check(ctx context.Context, opts check.Options, asJSON bool) error 
 		if err := screen.JSON(a.stdout, findings); err != nil {
 			return err
 		}
-	} else if err := a.printFindings(findings); err != nil {
+	} else if err := check.Print(a.stdout, findings); err != nil {
 		return err
 	}
 	failed := 0
@@ -85,21 +85,4 @@ func (a *app) check(ctx context.Context, opts check.Options, asJSON bool) error 
 		return fmt.Errorf("the check failed: %d of %d findings", failed, len(findings))
 	}
 	return nil
-}
-
-// printFindings writes what is to be done under what was found: beside it the lines
-// would be too long for a terminal.
-func (a *app) printFindings(findings []health.Finding) error {
-	t := screen.Table{Head: []string{"", "SUBJECT", "FINDING"}, Wraps: true}
-	for _, f := range findings {
-		if f.Status == health.OK {
-			t.Add(string(f.Status), f.Subject, f.Text)
-			continue
-		}
-		t.Add(string(f.Status), f.Subject, f.Text+" ["+f.ID+"]")
-		if f.Todo != "" {
-			t.Add("", "", "to do: "+f.Todo)
-		}
-	}
-	return t.Print(a.stdout)
 }

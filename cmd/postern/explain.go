@@ -11,9 +11,10 @@ import (
 	"postern/cmd/postern/explain"
 	"postern/cmd/postern/receiver"
 	"postern/cmd/postern/screen"
+	"postern/relay/connect"
 	"postern/relay/dkim"
-	"postern/relay/resolver"
 	"postern/relay/smtp"
+	"postern/relay/transport"
 )
 
 func (a *app) explainCmd() *cobra.Command {
@@ -28,9 +29,11 @@ func (a *app) explainCmd() *cobra.Command {
 		Short: "show whether a message would be accepted, why, and where it would go",
 		Long: `Shows how the server would treat a message if it came now: whether the user may log in
 and send as that address, what is left of each limit, whether the message would be held,
-its route, and what a receiver would find: SPF, DKIM, DMARC and the name of this server's
-address, each aligned or not with the author's domain and why, with the record that helps.
-DNS is asked for that. Nothing is sent and nothing is counted. The exit status is 0 when the message
+its route, what the mail hosts of the recipients' domains must prove before they get it, and
+what a receiver would find: SPF, DKIM, DMARC and the name of this server's address, each
+aligned or not with the author's domain and why, with the record that helps. DNS is asked
+for that, and MTA-STS policies are fetched and kept as a delivery would do. Nothing is sent
+and nothing is counted. The exit status is 0 when the message
 would be accepted and 1 when it would not.
 
 The header's From field is --from unless --header-from names another address;
@@ -55,8 +58,8 @@ of the configuration on this machine.`,
 			if err != nil {
 				return err
 			}
-			return a.withUsers(cmd.Context(), func(ctx context.Context, users *accounts) error {
-				e, err := a.explain(ctx, users, name, q)
+			return a.withFinder(cmd.Context(), func(ctx context.Context, users *accounts, connecting connect.Config, _ *transport.Finder) error {
+				e, err := a.explain(ctx, users, connecting, name, q)
 				if err != nil {
 					return err
 				}
@@ -116,7 +119,7 @@ func parseQuestion(credential, from, octets string, to []string) (q explain.Ques
 }
 
 // explain answers a question about a user's message.
-func (a *app) explain(ctx context.Context, users *accounts, name string, q explain.Question) (*explain.Message, error) {
+func (a *app) explain(ctx context.Context, users *accounts, connecting connect.Config, name string, q explain.Question) (*explain.Message, error) {
 	cfg, _, err := a.source.Load()
 	if err != nil {
 		return nil, err
@@ -135,14 +138,10 @@ func (a *app) explain(ctx context.Context, users *accounts, name string, q expla
 	if err != nil {
 		return nil, err
 	}
-	asking, err := cfg.DNS.Config()
-	if err != nil {
-		return nil, err
-	}
 	hostname, _ := cfg.ServerName() // without one, SPF and PTR are not known here
 	e, err := explain.Relay{
-		Pool: users.pool, Server: cfg.Submission, Routes: routes, Signs: dkim.Mode(cfg.Delivery.DKIM),
-		Receiver: receiver.Receiver{DNS: resolver.New(asking), Hello: hostname},
+		Pool: users.pool, Server: cfg.Submission, Routes: routes, Signs: dkim.Mode(cfg.Delivery.DKIM), Connect: connecting,
+		Receiver: receiver.Receiver{DNS: connecting.DNS, Hello: hostname},
 	}.Message(ctx, q)
 	return e, invalidUse(err)
 }

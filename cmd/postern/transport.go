@@ -71,7 +71,7 @@ func (a *app) withFinder(ctx context.Context, do func(context.Context, *accounts
 		if err != nil {
 			return err
 		}
-		finder := transport.New(transport.Config{DB: users.pool, DNS: cfg.DNS, Fetch: cfg.Fetcher(), Node: "postern transport"})
+		finder := transport.New(transport.Config{DB: users.pool, DNS: cfg.DNS, Fetch: cfg.Fetcher(), Node: "a postern command"})
 		cfg.Policies = finder
 		err = do(ctx, users, cfg, finder)
 		_ = finder.Close(context.WithoutCancel(ctx)) // nothing is left to do

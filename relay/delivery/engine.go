@@ -151,7 +151,7 @@ type Engine struct {
 	fullAt     atomic.Int64 // when an upstream last had no room, Unix nanoseconds
 	panics     atomic.Int64
 	signed     atomic.Int64 // messages that were sent so
-	unsigned   atomic.Int64 // likewise, by a way that wants signatures
+	unsigned   tally
 	turned     atomic.Int64 // when the dispatcher last ran, Unix nanoseconds
 	awaited    sync.Map     // [2]string: two ways; mail that the first would take waits for the second
 

@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -14,19 +15,17 @@ import (
 // for none. The error is about the stored text.
 func (w *worker) sign(j *job, size int64) (int64, error) {
 	e, mode := w.d.e, w.signing()
-	switch {
-	case mode == dkim.Off || mode == "":
-		return size, nil
-	case j.Message.BodyHash == nil:
-		e.unsigned.Add(1)
+	if mode == dkim.Off || mode == "" {
 		return size, nil
 	}
-	field, err := w.signatures(j, mode)
+	field, author, err := w.signatures(j, mode)
 	if err != nil {
 		return size, err
 	}
 	if field == nil {
-		e.unsigned.Add(1)
+		if j.Message.UserID != 0 {
+			e.unsigned.add(author)
+		}
 		return size, nil
 	}
 	e.signed.Add(1)
@@ -51,28 +50,70 @@ type signed struct {
 	field []byte
 }
 
-// signatures are the fields for a job's text as it is edited now, nil for none.
-func (w *worker) signatures(j *job, mode dkim.Mode) ([]byte, error) {
+// signatures are the fields for a job's text as it is edited now, nil for none; then author is the
+// domain that has no key for it.
+func (w *worker) signatures(j *job, mode dkim.Mode) (field []byte, author string, err error) {
 	s, as := &j.signed, w.conn.sendsAs()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.field != nil && s.mode == mode && s.as == as {
-		return s.field, nil
+		return s.field, "", nil
 	}
 	text := bodyReader{from: j.Body, size: j.size, edits: w.body.edits, begun: new(atomic.Bool)}
 	header, from, err := surgery.Header(&text)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	keys := mode.Of(dkim.Find(w.d.e.cfg.Keys, from.DomainKey()))
-	if len(keys) == 0 {
-		return nil, nil
+	author = from.DomainKey()
+	keys := mode.Of(dkim.Find(w.d.e.cfg.Keys, author))
+	keys = slices.DeleteFunc(keys, func(k dkim.Key) bool { return k.Signer == nil })
+	if len(keys) == 0 || j.Message.BodyHash == nil {
+		return nil, author, nil
 	}
-	field, err := dkim.Sign(header, keys, j.Message.BodyHash, j.Message.AcceptedAt)
+	field, err = dkim.Sign(header, keys, j.Message.BodyHash, j.Message.AcceptedAt)
 	if err != nil {
 		w.d.e.cfg.Log.Error("a message goes unsigned: its key fails", "id", j.Message.ID, "error", err)
-		return nil, nil
+		return nil, author, nil
 	}
 	s.mode, s.as, s.field = mode, as, field
-	return field, nil
+	return field, "", nil
+}
+
+// mostUnsigned is how many domains are told apart whose mail goes unsigned. Users who may send as any
+// domain could name more.
+const mostUnsigned = 100
+
+// otherDomains are those beyond mostUnsigned, and what is not a domain.
+const otherDomains = "other"
+
+// tally counts by domain.
+type tally struct {
+	mu sync.Mutex
+	by map[string]int64
+}
+
+func (t *tally) add(domain string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.by == nil {
+		t.by = map[string]int64{}
+	}
+	if _, known := t.by[domain]; !known && len(t.by) >= mostUnsigned || !smtp.ValidDomain(domain) {
+		domain = otherDomains
+	}
+	t.by[domain]++
+}
+
+// Unsigned counts the transactions of users' mail that went unsigned over ways whose mail is to be
+// signed, by the domain of the author, "other" for those beyond a hundred.
+func (e *Engine) Unsigned() (list []Unsigned) {
+	e.unsigned.mu.Lock()
+	defer e.unsigned.mu.Unlock()
+	list = append(list, Unsigned{otherDomains, e.unsigned.by[otherDomains]})
+	for domain, n := range e.unsigned.by {
+		if domain != otherDomains {
+			list = append(list, Unsigned{domain, n})
+		}
+	}
+	return list
 }

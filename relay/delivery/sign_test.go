@@ -3,6 +3,8 @@ package delivery
 import (
 	"crypto"
 	"io"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -34,39 +36,50 @@ func hashed(t testing.TB, text string, rcpts ...string) *queue.Delivery {
 // The way says which keys sign. The text goes on as it came, behind the signatures.
 func TestSigning(t *testing.T) {
 	t.Parallel()
-	keys := dkimtest.New("sender.test", "relay.example.com")
+	keys := dkimtest.New("sender.test", "relay.example.com", "half.test")
+	here := maps.Clone(keys)
+	here["half.test"] = slices.Clone(keys["half.test"])
+	for i := range here["half.test"] {
+		if k := &here["half.test"][i]; k.Algorithm == dkim.RSA {
+			k.Signer = nil
+		}
+	}
 	elsewhere := strings.Replace(text, "a@sender.test", "a@other.test", 1)
 	for _, tc := range []struct {
-		name    string
-		mode    dkim.Mode
-		mx      bool
-		as      string
-		text    string
-		nohash  bool
-		want    string
-		counted [2]int64 // signed, unsigned
+		name     string
+		mode     dkim.Mode
+		mx       bool
+		as       string
+		text     string
+		nohash   bool
+		notice   bool
+		want     string
+		signed   int64
+		unsigned string // the domain that is counted
 	}{
-		{name: "both", mode: dkim.Both, want: "rsa sender.test, ed25519 sender.test", counted: [2]int64{1, 0}},
-		{name: "rsa", mode: dkim.OnlyRSA, want: "rsa sender.test", counted: [2]int64{1, 0}},
+		{name: "both", mode: dkim.Both, want: "rsa sender.test, ed25519 sender.test", signed: 1},
+		{name: "rsa", mode: dkim.OnlyRSA, want: "rsa sender.test", signed: 1},
 		{name: "off", mode: dkim.Off},
 		{name: "no setting"},
-		{name: "MX", mx: true, want: "rsa sender.test, ed25519 sender.test", counted: [2]int64{1, 0}},
-		{name: "MX, rsa", mx: true, mode: dkim.OnlyRSA, want: "rsa sender.test", counted: [2]int64{1, 0}},
+		{name: "MX", mx: true, want: "rsa sender.test, ed25519 sender.test", signed: 1},
+		{name: "MX, rsa", mx: true, mode: dkim.OnlyRSA, want: "rsa sender.test", signed: 1},
 		{name: "MX, off", mx: true, mode: dkim.Off},
-		{name: "another's domain", mode: dkim.Both, text: elsewhere, counted: [2]int64{0, 1}},
-		{name: "a domain below", mode: dkim.OnlyRSA, text: strings.Replace(text, "sender", "Sub.sender", 1), want: "rsa sender.test", counted: [2]int64{1, 0}},
-		{name: "accepted before the key", mode: dkim.Both, nohash: true, counted: [2]int64{0, 1}},
-		{name: "rewritten", mode: dkim.OnlyRSA, as: "box@relay.example.com", want: "rsa relay.example.com", counted: [2]int64{1, 0}},
-		{name: "rewritten to a domain without a key", mode: dkim.OnlyRSA, as: "box@example.com", counted: [2]int64{0, 1}},
+		{name: "another's domain", mode: dkim.Both, text: elsewhere, unsigned: "other.test"},
+		{name: "a domain below", mode: dkim.OnlyRSA, text: strings.Replace(text, "sender", "Sub.sender", 1), want: "rsa sender.test", signed: 1},
+		{name: "accepted before the key", mode: dkim.Both, nohash: true, unsigned: "sender.test"},
+		{name: "the private half elsewhere", mode: dkim.Both, text: strings.Replace(text, "sender.test", "half.test", 1), want: "ed25519 half.test", signed: 1},
+		{name: "notice", mode: dkim.Both, text: elsewhere, notice: true},
+		{name: "rewritten", mode: dkim.OnlyRSA, as: "box@relay.example.com", want: "rsa relay.example.com", signed: 1},
+		{name: "rewritten to a domain without a key", mode: dkim.OnlyRSA, as: "box@example.com", unsigned: "example.com"},
 		{name: "signed by the customer", mode: dkim.OnlyRSA, text: "DKIM-Signature: v=1; a=rsa-sha256; d=other.test; s=x; h=from;\r\n bh=AAAA; b=AAAA\r\n" + text,
-			want: "rsa sender.test", counted: [2]int64{1, 0}},
+			want: "rsa sender.test", signed: 1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			server := smtptest.Start(t, smtptest.Config{Extensions: []string{"PIPELINING", "SIZE 0"}})
 			var dns dnstest.Zones
 			dns.AddHost("one.test", server.Host())
-			cfg := Config{Keys: keys, Connect: connect.Config{DNS: dns.Resolver(), MXPort: server.Port(), AllowPrivateMX: true}}
+			cfg := Config{Keys: here, Connect: connect.Config{DNS: dns.Resolver(), MXPort: server.Port(), AllowPrivateMX: true}}
 			up := upstreamAt(server)
 			if up.DKIM = tc.mode; tc.as != "" {
 				up.SendsAs = address(t, tc.as)
@@ -84,6 +97,9 @@ func TestSigning(t *testing.T) {
 			if tc.nohash {
 				d.Message.BodyHash = nil
 			}
+			if tc.notice {
+				d.Message.UserID = 0
+			}
 			e.Take(taken(t, e, d))
 			got := server.WaitMessages(t, 1)[0]
 			q.waitEnded(t, 1)
@@ -96,10 +112,37 @@ func TestSigning(t *testing.T) {
 			if tc.as == "" && !strings.HasSuffix(string(got.Data), tc.text) {
 				t.Errorf("the text is changed:\n%s", got.Data)
 			}
-			if s := e.Stats(); s.Signed != tc.counted[0] || s.Unsigned != tc.counted[1] {
-				t.Errorf("%d signed and %d unsigned, want %v", s.Signed, s.Unsigned, tc.counted)
+			if s := e.Stats(); s.Signed != tc.signed {
+				t.Errorf("%d signed, want %d", s.Signed, tc.signed)
+			}
+			want := []Unsigned{{otherDomains, 0}}
+			if tc.unsigned != "" {
+				want = append(want, Unsigned{tc.unsigned, 1})
+			}
+			if got := e.Unsigned(); !slices.Equal(got, want) {
+				t.Errorf("unsigned are %v, want %v", got, want)
 			}
 		})
+	}
+}
+
+// Only so many domains are told apart, and what is not one is none.
+func TestUnsignedIsBounded(t *testing.T) {
+	t.Parallel()
+	e := New(Config{})
+	for range 2 {
+		for i := range mostUnsigned + 10 {
+			e.unsigned.add("d" + strconv.Itoa(i) + ".test")
+		}
+		e.unsigned.add("\xff.test")
+		e.unsigned.add("")
+	}
+	list := e.Unsigned()
+	if want := (Unsigned{otherDomains, 24}); len(list) != mostUnsigned+1 || list[0] != want {
+		t.Errorf("%d counts, and %v, want %d and %v", len(list), list[0], mostUnsigned+1, want)
+	}
+	if !slices.Contains(list, Unsigned{"d7.test", 2}) {
+		t.Errorf("d7.test is not in %v", list)
 	}
 }
 

@@ -10,8 +10,13 @@ type Stats struct {
 	MemoryLimit  int64
 	Panics       int64 // attempts that ended by a defect of ours
 
-	// Transactions over ways whose mail is to be signed, by whether it was.
-	Signed, Unsigned int64
+	Signed int64 // transactions with a message that was signed
+}
+
+// Unsigned is how many transactions with mail of a domain went unsigned.
+type Unsigned struct {
+	Domain       string
+	Transactions int64
 }
 
 // Load is the work of destinations of one kind.
@@ -43,7 +48,7 @@ func (e *Engine) Windows() (list []Window) {
 
 // Stats returns the counts of now.
 func (e *Engine) Stats() Stats {
-	s := Stats{Panics: e.panics.Load(), Signed: e.signed.Load(), Unsigned: e.unsigned.Load()}
+	s := Stats{Panics: e.panics.Load(), Signed: e.signed.Load()}
 	messages, _ := e.load.messages.Use()
 	s.Messages = int(messages)
 	s.Memory, s.MemoryLimit = e.load.octets.Use()

@@ -95,11 +95,11 @@ const (
 // Valid reports one of the modes.
 func (m Mode) Valid() bool { return m == Off || m == OnlyRSA || m == Both }
 
-// Of chooses among the keys of a domain that can be used here, in the order of Algorithms.
+// Of chooses among the keys of a domain, in the order of Algorithms.
 func (m Mode) Of(keys []Key) (chosen []Key) {
 	for _, want := range Algorithms() {
 		for _, k := range keys {
-			if k.Algorithm == want && k.Signer != nil && (m == Both || m == OnlyRSA && want == RSA) {
+			if k.Algorithm == want && (m == Both || m == OnlyRSA && want == RSA) {
 				chosen = append(chosen, k)
 			}
 		}

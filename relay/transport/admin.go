@@ -16,6 +16,7 @@ import (
 
 var (
 	sqlPolicies  = texts.Bind("policies", "domain", "most")
+	sqlEnding    = texts.Bind("ending", "span", "most")
 	sqlOverrides = texts.Bind("overrides", "domain", "most")
 	sqlOverride  = texts.Bind("override", "domain", "level", "reason", "actor", "span")
 	sqlClear     = texts.Bind("clear", "domain")
@@ -127,7 +128,17 @@ type Kept struct {
 
 // Policies lists the MTA-STS policies that are kept or cannot be fetched, or that of one domain.
 func Policies(ctx context.Context, db pg.DB, domain string, most int) ([]Kept, error) {
-	rows, err := db.Query(ctx, sqlPolicies, domain, most)
+	return policies(ctx, db, sqlPolicies, domain, most)
+}
+
+// Ending lists the MTA-STS policies that end within a span, or have ended, since they cannot be
+// renewed; the first to end come first.
+func Ending(ctx context.Context, db pg.DB, span time.Duration, most int) ([]Kept, error) {
+	return policies(ctx, db, sqlEnding, span, most)
+}
+
+func policies(ctx context.Context, db pg.DB, sql string, args ...any) ([]Kept, error) {
+	rows, err := db.Query(ctx, sql, args...)
 	var list []Kept
 	if err == nil {
 		list, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (k Kept, err error) {

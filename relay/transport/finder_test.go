@@ -402,6 +402,42 @@ func TestFailureBeforeTheEnd(t *testing.T) {
 	w.exec(`update sts_policy set due_at = due_at where due_at <= expires_at and due_at > clock_timestamp() + interval '4 minutes'`)
 }
 
+// A policy is listed as ending when it cannot be renewed and ends soon, or has ended.
+func TestEnding(t *testing.T) {
+	t.Parallel()
+	const domain = "one.test"
+	w, node := enforcing(t, domain)
+	ending := func() (mode string) {
+		list, err := Ending(t.Context(), w.db.Pool, 2*24*time.Hour, 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range list {
+			mode += k.Domain + " '" + string(k.Mode) + "' " + k.LastError
+		}
+		return mode
+	}
+	w.exec(`update sts_policy set expires_at = clock_timestamp() + interval '47 hours'`)
+	if got := ending(); got != "" {
+		t.Errorf("before a try that failed: %q", got)
+	}
+	w.mode(node, domain)
+	const failure = "get the policy from mta-sts.one.test: its answer is 404"
+	for at, want := range map[string]string{
+		`clock_timestamp() + interval '47 hours'`: "one.test 'enforce' " + failure, `clock_timestamp()`: "one.test '' " + failure,
+		`clock_timestamp() + interval '49 hours'`: "",
+	} {
+		w.exec(`update sts_policy set expires_at = ` + at)
+		if got := ending(); got != want {
+			t.Errorf("with an end at %s: %q, want %q", at, got, want)
+		}
+	}
+	w.exec(`update sts_policy set mode = 'none', expires_at = clock_timestamp()`)
+	if got := ending(); got != "" {
+		t.Errorf("of mode none: %q", got)
+	}
+}
+
 // A domain whose policy cannot be had is not one that has none.
 func TestUnsure(t *testing.T) {
 	t.Parallel()

@@ -56,6 +56,13 @@ select domain, id, case when expires_at > clock_timestamp() then mode else '' en
 from sts_policy where (expires_at > clock_timestamp() or last_error <> '') and (@domain::text = '' or domain = @domain)
 order by domain limit @most
 
+-- name: ending
+-- Lists policies that end within a time, or have ended, since they cannot be renewed.
+select domain, id, case when expires_at > clock_timestamp() then mode else '' end, mx, coalesce(fetched_at, 'epoch'), expires_at,
+	failing_since, last_error
+from sts_policy where last_error <> '' and mode <> 'none' and expires_at < clock_timestamp() + @span::interval
+order by expires_at limit @most
+
 -- name: overrides
 select domain, level, reason, set_by, set_at, expires_at
 from transport_override where expires_at > clock_timestamp() and (@domain::text = '' or domain = @domain)

@@ -176,14 +176,14 @@ func kindLiterals(file *ast.File) map[ast.Node]bool {
 	return found
 }
 
-// reported is the literal name in x.add("name", …) or x.tell("name", …).
+// reported is the literal name in x.add("name", …), x.publish("name", …) or x.tell("name", …).
 func reported(n ast.Node) string {
 	call, ok := n.(*ast.CallExpr)
 	if !ok || len(call.Args) == 0 {
 		return ""
 	}
 	method, ok := call.Fun.(*ast.SelectorExpr)
-	if !ok || method.Sel.Name != "add" && method.Sel.Name != "tell" {
+	if !ok || !slices.Contains([]string{"add", "publish", "tell"}, method.Sel.Name) {
 		return ""
 	}
 	lit, ok := call.Args[0].(*ast.BasicLit)
@@ -208,7 +208,7 @@ func TestCheckFindsEveryKind(t *testing.T) {
 		"acme.no-address":  "TestCheckFindsNamesThatCannotBeValidated",
 		"check.unfinished": "TestCheckEndsInTime", "check.skipped": "TestCheckSaysWhatItCannotLookAt",
 	}
-	for _, f := range slices.Concat(configFaults(), certificateFaults(), acmeFaults(), portFaults(), adminFaults(), databaseFaults(), accountFaults(), routeFaults(), keyFaults(),
+	for _, f := range slices.Concat(configFaults(), certificateFaults(), acmeFaults(), portFaults(), adminFaults(), databaseFaults(), accountFaults(), routeFaults(), keyFaults(), transportFaults(),
 		upstreamFaults(), dnsFaults(), spfFaults(), dkimFaults(), mxFaults(), relayFaults(), openSecrets()["config"], openSecrets()["certificate"], openSecrets()["admin"]) {
 		planted[f.id] = "a table"
 	}

@@ -9,6 +9,7 @@ import (
 	"postern/cmd/postern/screen"
 	"postern/relay/dkim"
 	"postern/relay/dkim/keys"
+	"postern/relay/route"
 )
 
 var dkimKinds = []kind{
@@ -33,15 +34,15 @@ const mostKeys = 100
 // signs says which of the keys sign mail of a domain.
 func (v *mailView) signs(domain string) []dkim.Key { return dkim.Find(keys.SignersOf(v.dkim), domain) }
 
-// begun reports that a domain, or one above it, has keys that are to sign.
-func (v *mailView) begun(domain string) bool {
+// begun are the keys that sign mail of a domain, or are to.
+func (v *mailView) begun(domain string) []dkim.Key {
 	list := slices.Clone(v.dkim)
 	for i := range list {
 		if list[i].Gone = false; list[i].State == keys.Pending {
 			list[i].State = keys.Active
 		}
 	}
-	return dkim.Find(keys.SignersOf(list), domain) != nil
+	return dkim.Find(keys.SignersOf(list), domain)
 }
 
 func (c *checkup) lookAtDKIM(ctx context.Context, r *report) {
@@ -52,9 +53,7 @@ func (c *checkup) lookAtDKIM(ctx context.Context, r *report) {
 	}
 	domains := v.senderDomains()
 	for _, domain := range domains[:min(len(domains), mostDomains)] {
-		if v.byMX(domain) && c.cfg.Delivery.DKIM != string(dkim.Off) && !v.begun(domain) {
-			r.add("dkim.none", "domain "+domain, "no key")
-		}
+		c.dkimKeys(r, v, domain)
 	}
 	list := v.dkim
 	if len(list) > mostKeys {
@@ -62,6 +61,26 @@ func (c *checkup) lookAtDKIM(ctx context.Context, r *report) {
 		list = list[:mostKeys]
 	}
 	r.each(ctx, len(list), func(ctx context.Context, i int, r *report) { c.dkimKey(ctx, r, list[i]) })
+}
+
+// dkimKeys looks whether a sender domain has a key for each way that its mail may take.
+func (c *checkup) dkimKeys(r *report, v *mailView, domain string) {
+	modes := map[string]dkim.Mode{route.MX: dkim.Mode(c.cfg.Delivery.DKIM)}
+	for i := range v.upstreams {
+		modes[v.upstreams[i].Name] = v.upstreams[i].DKIM
+	}
+	begun := v.begun(domain)
+	for _, way := range v.ways(domain) {
+		switch mode := modes[way]; {
+		case mode == dkim.Off || mode == "" || len(mode.Of(begun)) > 0:
+		case len(begun) == 0:
+			r.add("dkim.none", "domain "+domain, "no key, and its mail by %s is to be signed", way)
+			return
+		default:
+			r.add("dkim.none", "domain "+domain, "no %s key, and its mail by %s is signed by no other", dkim.RSA, way)
+			return
+		}
+	}
 }
 
 func (c *checkup) dkimKey(ctx context.Context, r *report, k keys.Key) {
@@ -77,13 +96,13 @@ func (c *checkup) dkimKey(ctx context.Context, r *report, k keys.Key) {
 	case k.State == keys.Pending && err == nil:
 		r.add("dkim.ok", subject, "it is published, and will sign within minutes")
 	case k.State == keys.Pending:
-		r.add("dkim.pending", subject, "%v", err)
+		r.publish("dkim.pending", subject, k.Zone(), "%v", err)
 	case k.State == keys.Retiring && err != nil:
-		r.add("dkim.left", subject, "%v", err)
+		r.publish("dkim.left", subject, k.Zone(), "%v", err)
 	case k.State == keys.Retiring:
 		r.add("dkim.ok", subject, "it signed until %s, and its record is there", screen.LocalTime(k.Since))
 	case err != nil:
-		r.add("dkim.record", subject, "%v", err)
+		r.publish("dkim.record", subject, k.Zone(), "%v", err)
 	case k.EveryDays > 0 && c.now().After(k.Rotates()):
 		r.add("dkim.overdue", subject, "it signs since %s, and should for %s", k.Since.Local().Format(time.DateOnly), screen.Count(k.EveryDays, "day"))
 	default:

@@ -11,6 +11,7 @@ import (
 	"postern/relay/dkim"
 	"postern/relay/dkim/keys"
 	"postern/relay/resolver"
+	"postern/relay/upstream"
 )
 
 // signed gives a patient's sender domain a key that signs, and name servers that have its record.
@@ -50,7 +51,12 @@ func dkimFaults() []fault {
 		{"dkim.ok", "it signs (ed25519)", nothing},
 		{"dkim.ok", "it is published, and will sign", func(_ *testing.T, p *patient) { p.view.dkim[0].State = keys.Pending }},
 		{"dkim.ok", "its record is there", func(_ *testing.T, p *patient) { p.view.dkim[0].State = keys.Retiring }},
-		{"dkim.none", "no key", func(_ *testing.T, p *patient) { p.view.dkim = nil }},
+		{"dkim.none", "no key, and its mail by mx is to be signed", func(_ *testing.T, p *patient) { p.view.dkim = nil }},
+		{"dkim.none", "no key, and its mail by out is to be signed", func(_ *testing.T, p *patient) {
+			p.view.dkim = nil
+			p.upstream(upstream.Account{DKIM: dkim.OnlyRSA})
+		}},
+		{"dkim.none", "no rsa key, and its mail by mx is signed by no other", func(_ *testing.T, p *patient) { p.c.cfg.Delivery.DKIM = string(dkim.OnlyRSA) }},
 		{"dkim.none", "no key", func(_ *testing.T, p *patient) { p.view.dkim[0].Domain = "mail.example.com" }},
 		{"dkim.pending", "ns1.example.com: no record", dkimState(keys.Pending)},
 		{"dkim.record", "ns1.example.com: no record", dkimState(keys.Active)},
@@ -72,6 +78,15 @@ func dkimFaults() []fault {
 func TestCheckFindsFaultsOfDKIM(t *testing.T) {
 	t.Parallel()
 	find(t, dkimFaults(), "dkim", signed)
+}
+
+// The signatures that mail has count for DMARC.
+func TestCheckCountsSignaturesForDMARC(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	signed(t, p)
+	p.dns.Set("example.com.", `TXT "v=spf1 -all"`, "MX 10 mx.example.com.")
+	wantFinding(t, p.look(t.Context(), "spf"), "dmarc.ok", "by DKIM of example.com; policy none")
 }
 
 // TestCheckWantsNoKeyWhereNothingIsSigned: mail that others sign needs none, and the key of the

@@ -128,7 +128,7 @@ func (c *checkup) reverse(ctx context.Context, r *report, hostname string, addr 
 	case err != nil:
 		r.add("dns.resolver", subject, "%v", err)
 	case len(names) == 0:
-		r.add("dns.ptr-none", subject, "no PTR record; to publish: %s", to.Reverse(addr))
+		r.publish("dns.ptr-none", subject, to.Reverse(addr), "no PTR record")
 	case name == "":
 		r.add("dns.ptr-forward", subject, "its name is %s, which is not at %s", screen.Few(names), addr)
 	default:

@@ -3,6 +3,8 @@ package check
 import (
 	"fmt"
 	"net/netip"
+	"postern/internal/dnstest"
+	"postern/relay/dkim/keys"
 	"testing"
 
 	"postern/internal/smtptest"
@@ -117,6 +119,33 @@ func spfFaults() []fault {
 func TestCheckFindsFaultsOfSenderDomains(t *testing.T) {
 	t.Parallel()
 	find(t, spfFaults(), "spf", viewed)
+}
+
+// The record that helps is one to publish.
+func TestCheckHasRecordsToPublish(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	signed(t, p)
+	p.view.dkim[0].State = keys.Pending
+	p.dkimServer(func(z *dnstest.Zones) { z.Forget("s1._domainkey.example.com") })
+	p.dns.Set("example.com.", "MX 10 mx.example.com.")
+	p.dns.Forget("_dmarc.example.com")
+	p.dns.Forget(patientPTR)
+	want := map[string]string{
+		"spf.none":     `example.com. IN TXT ( "v=spf1 mx ip4:198.51.100.7 ~all" )`,
+		"dmarc.none":   `_dmarc.example.com. IN TXT ( "v=DMARC1; p=none; rua=mailto:postmaster@example.com" )`,
+		"dkim.pending": p.view.dkim[0].Zone(),
+		"dns.ptr-none": patientPTR + " IN PTR relay.test.",
+	}
+	for _, f := range p.look(t.Context(), "dns", "spf", "dkim") {
+		if f.Publish != want[f.ID] {
+			t.Errorf("%s has the record %q, want %q", f.ID, f.Publish, want[f.ID])
+		}
+		delete(want, f.ID)
+	}
+	if len(want) > 0 {
+		t.Errorf("not found: %v", want)
+	}
 }
 
 // A domain without a record is told once, however many addresses mail leaves from.

@@ -25,9 +25,16 @@ func (r *report) add(id, subject, format string, args ...any) {
 	r.take(health.Kind(kinds()[id]).Found(subject, format, args...))
 }
 
+// publish writes down a finding that a DNS record helps against.
+func (r *report) publish(id, subject, record, format string, args ...any) {
+	f := health.Kind(kinds()[id]).Found(subject, format, args...)
+	f.Publish = record
+	r.take(f)
+}
+
 // take writes down a finding.
 func (r *report) take(f health.Finding) {
-	f.Text = screen.OneLine(f.Text)
+	f.Text, f.Publish = screen.OneLine(f.Text), screen.OneLine(f.Publish)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.closed {

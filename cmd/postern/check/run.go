@@ -29,6 +29,7 @@ func areas() []area {
 		{"account", false, (*checkup).lookAtAccounts},
 		{"route", false, (*checkup).lookAtRoutes},
 		{"key", false, (*checkup).lookAtKeys},
+		{"transport", false, (*checkup).lookAtTransport},
 		{"upstream", true, (*checkup).lookAtUpstreams},
 		{"dns", true, (*checkup).lookAtDNS},
 		{"spf", true, (*checkup).lookAtSenderDomains},
@@ -80,7 +81,7 @@ func shared(list []health.Kind) (kinds []kind) {
 func kindList() []kind {
 	return slices.Concat(configKinds, shared(health.SpoolKinds()), certificateKinds, shared(health.CertificateKinds()),
 		acmeKinds, shared(health.RenewalKinds()), portKinds, adminKinds, databaseKinds, roleKinds, nodeKinds, vacuumKinds, roomKinds,
-		accountKinds, routeKinds, keyKinds, upstreamKinds, dnsKinds, spfKinds, dkimKinds, mxKinds, relayKinds, checkKinds)
+		accountKinds, routeKinds, keyKinds, transportKinds, upstreamKinds, dnsKinds, spfKinds, dkimKinds, mxKinds, relayKinds, checkKinds)
 }
 
 // grace is what an area gets to say that its time is over.

@@ -95,17 +95,13 @@ func (c *checkup) receiver() receiver.Receiver {
 }
 
 func addSPF(r *report, subject string, f receiver.Finding) {
-	publish := screen.OneLine(f.Publish)
-	if publish != "" {
-		publish = "; to publish: " + publish
-	}
 	switch spf.Result(f.Result) {
 	case spf.Pass:
 		r.add("spf.ok", subject, "%s may send its mail", f.Of)
 	case spf.None:
-		r.add("spf.none", subject, "no record (v=spf1)%s", publish)
+		r.publish("spf.none", subject, f.Publish, "no record (v=spf1)")
 	case spf.Fail, spf.SoftFail, spf.Neutral:
-		r.add("spf.fail", subject, "%s: %s (%s)%s", f.Of, f.Result, f.Why, publish)
+		r.publish("spf.fail", subject, f.Publish, "%s: %s (%s)", f.Of, f.Result, f.Why)
 	case spf.PermError:
 		r.add("spf.broken", subject, "%s", f.Why)
 	default:
@@ -118,7 +114,7 @@ func addDMARC(r *report, subject string, f receiver.Finding) {
 	case f.Result == receiver.TempError:
 		r.add("spf.unknown", subject, "DMARC: %s", f.Why)
 	case f.Record == "":
-		r.add("dmarc.none", subject, "%s; to publish: %s", f.Why, f.Publish)
+		r.publish("dmarc.none", subject, f.Publish, "%s", f.Why)
 	case f.Result == receiver.Fail:
 		r.add("dmarc.fail", subject, "%s: %s", f.Why, f.Record)
 	default:

@@ -17,6 +17,7 @@ import (
 	"postern/relay/keyring"
 	"postern/relay/route"
 	"postern/relay/seal"
+	"postern/relay/transport"
 	"postern/relay/upstream"
 	"postern/relay/upstream/breaker"
 	"postern/relay/upstream/budget"
@@ -35,6 +36,8 @@ type mailView struct {
 	dkim      []keys.Key
 	keys      *keyring.View
 	keyErr    error // of the key file; then keys has what it has not opened
+	overrides []transport.Override
+	ending    []transport.Kept // cannot be renewed
 	// certificates is what nodes have told of those by ACME
 	certificates []acme.Record
 }
@@ -100,6 +103,12 @@ func (c *checkup) readView(ctx context.Context, pool *pgxpool.Pool) (*mailView, 
 	if v.dkim, err = keys.List(ctx, pool, ""); err != nil {
 		return nil, err
 	}
+	if v.overrides, err = transport.Overrides(ctx, pool, "", mostPolicies+1); err != nil {
+		return nil, err
+	}
+	if v.ending, err = transport.Ending(ctx, pool, endsSoon, mostPolicies+1); err != nil {
+		return nil, err
+	}
 	if v.certificates, err = acme.List(ctx, pool); err != nil {
 		return nil, err
 	}
@@ -129,10 +138,16 @@ func (c *checkup) readView(ctx context.Context, pool *pgxpool.Pool) (*mailView, 
 
 // byMX says whether mail of a sender domain may go to the recipients' mail hosts; ""
 // asks whether any mail may.
-func (v *mailView) byMX(domain string) bool {
-	return slices.ContainsFunc(v.rules, func(r route.Rule) bool {
-		return r.MX() && (domain == "" || r.SenderDomain == "" || route.Within(domain, r.SenderDomain))
-	})
+func (v *mailView) byMX(domain string) bool { return slices.Contains(v.ways(domain), route.MX) }
+
+// ways are those that mail of a sender domain may take, "" for any mail's.
+func (v *mailView) ways(domain string) (list []string) {
+	for _, r := range v.rules {
+		if domain == "" || r.SenderDomain == "" || route.Within(domain, r.SenderDomain) {
+			list = append(list, r.Via...)
+		}
+	}
+	return list
 }
 
 // senderDomains are the domains that enabled users may send as, those of most users

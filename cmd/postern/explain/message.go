@@ -19,6 +19,7 @@ import (
 	"postern/internal/refusal"
 	"postern/policy"
 	"postern/policy/quota"
+	"postern/relay/connect"
 	"postern/relay/dkim"
 	"postern/relay/route"
 	"postern/relay/seal"
@@ -48,6 +49,7 @@ type Relay struct {
 
 	Receiver receiver.Receiver // that gets it in the end
 	Signs    dkim.Mode         // mail to MX
+	Connect  connect.Config    // for mail to MX, with Policies
 }
 
 // Message says what would become of a message now.
@@ -59,6 +61,7 @@ type Message struct {
 	Hold     string        `json:"hold,omitempty"`
 	Routes   []messageWay  `json:"routes"`
 
+	MailHosts []mailHosts `json:"mail_hosts,omitempty"` // of recipients whose mail goes to MX
 	Receivers []reception `json:"receivers,omitempty"`
 }
 
@@ -121,7 +124,11 @@ func (r Relay) Message(ctx context.Context, q Question) (*Message, error) {
 		return nil, err
 	}
 	e.Accepted = e.Reply == ""
-	return e, e.ways(ctx, r, q)
+	if err := e.ways(ctx, r, q); err != nil {
+		return nil, err
+	}
+	e.hosts(ctx, r.Connect, q)
+	return e, nil
 }
 
 func (e *Message) step(name string, v policy.Verdict) {
@@ -266,6 +273,9 @@ func (e *Message) Print(to io.Writer) error {
 	}
 	fmt.Fprintln(to)
 	if err := t.Print(to); err != nil {
+		return err
+	}
+	if err := e.printHosts(to); err != nil {
 		return err
 	}
 	if err := e.printReceivers(to); err != nil {

@@ -79,7 +79,7 @@ func (e *Message) printReceivers(to io.Writer) error {
 			return err
 		}
 		for _, line := range publish {
-			fmt.Fprintf(to, "to publish: %s\n", screen.Printable(line))
+			fmt.Fprintf(to, "to publish:\n%s\n", screen.Printable(line))
 		}
 	}
 	return nil

@@ -89,13 +89,18 @@ func (b *back) register(r *prometheus.Registry) {
 	admin.RegisterUpstreamBreakers(r, b.breakers.States)
 	admin.RegisterUpstreamBudgets(r, b.used.list)
 	admin.Register(r, nil, b.engine.Stats, deliveryReadings)
-	admin.Register(r, nil, b.dns.Stats, dnsReadings)
-	admin.Register(r, prometheus.Labels{"outcome": "answer"}, func() int64 { return b.dns.Stats().Answered }, questionReadings)
-	admin.Register(r, prometheus.Labels{"outcome": "none"}, func() int64 { return b.dns.Stats().None }, questionReadings)
-	admin.Register(r, prometheus.Labels{"outcome": "temporary"}, func() int64 { return b.dns.Stats().Temporary }, questionReadings)
+	registerDNS(r, b.dns)
 	admin.RegisterEach(r, []string{"upstream"}, b.engine.Windows, func(w delivery.Window) []string { return []string{w.Upstream} }, windowReadings)
+	admin.RegisterEach(r, []string{"domain"}, b.engine.Unsigned, func(u delivery.Unsigned) []string { return []string{u.Domain} }, unsignedReadings)
 	admin.Register(r, prometheus.Labels{"via": "upstream"}, func() delivery.Load { return b.engine.Stats().Upstream }, loadReadings)
 	admin.Register(r, prometheus.Labels{"via": "mx"}, func() delivery.Load { return b.engine.Stats().MX }, loadReadings)
+}
+
+func registerDNS(r *prometheus.Registry, dns *resolver.Resolver) {
+	admin.Register(r, nil, dns.Stats, dnsReadings)
+	admin.Register(r, prometheus.Labels{"outcome": "answer"}, func() int64 { return dns.Stats().Answered }, questionReadings)
+	admin.Register(r, prometheus.Labels{"outcome": "none"}, func() int64 { return dns.Stats().None }, questionReadings)
+	admin.Register(r, prometheus.Labels{"outcome": "temporary"}, func() int64 { return dns.Stats().Temporary }, questionReadings)
 }
 
 func number[N int | int32 | int64](n N) float64 { return float64(n) }
@@ -154,9 +159,12 @@ var deliveryReadings = []admin.Reading[delivery.Stats]{
 	{Name: "postern_delivery_memory_bytes", Help: "Octets of the messages that the delivery holds in memory.", Value: of(func(s delivery.Stats) int64 { return s.Memory })},
 	{Name: "postern_delivery_memory_limit_bytes", Help: "The most that the messages in memory for delivery may take, [delivery] memory.", Value: of(func(s delivery.Stats) int64 { return s.MemoryLimit })},
 	{Name: "postern_dkim_signed_total", Help: "Transactions with a message that was signed.", Counter: true, Value: of(func(s delivery.Stats) int64 { return s.Signed })},
-	{Name: "postern_dkim_unsigned_total", Help: "Transactions with a message that was not signed although its way signs: its author's domain has no key for it, or had none when it was accepted.", Counter: true,
-		Value: of(func(s delivery.Stats) int64 { return s.Unsigned })},
 	{Name: "postern_delivery_panics_total", Help: "Attempts that ended by a defect of Postern.", Counter: true, Value: of(func(s delivery.Stats) int64 { return s.Panics })},
+}
+
+var unsignedReadings = []admin.Reading[delivery.Unsigned]{
+	{Name: "postern_dkim_unsigned_total", Help: "Transactions with a message of a user that was not signed although its way signs, by the author's domain: it has no key for it, or had none when the message was accepted.", Counter: true,
+		Value: of(func(u delivery.Unsigned) int64 { return u.Transactions })},
 }
 
 var questionReadings = []admin.Reading[int64]{

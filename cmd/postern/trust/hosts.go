@@ -34,8 +34,8 @@ type Host struct {
 // Policies to ask. No mail host is connected to.
 func Look(ctx context.Context, pool *pgxpool.Pool, cfg connect.Config, domain string) (*Domain, error) {
 	shown := &Domain{Domain: domain}
-	hosts, err := connect.NewProber(cfg).Demands(ctx, domain)
-	if err != nil {
+	var err error
+	if shown.Hosts, shown.Validated, err = Hosts(ctx, cfg, domain); err != nil {
 		return nil, err
 	}
 	overrides, err := transport.Overrides(ctx, pool, domain, 1)
@@ -52,15 +52,34 @@ func Look(ctx context.Context, pool *pgxpool.Pool, cfg connect.Config, domain st
 	if len(kept) > 0 {
 		shown.STS = &kept[0]
 	}
-	for _, h := range hosts {
-		shown.Validated = h.MXSecure
-		one := Host{Host: h.Host, Source: h.Policy.Source, Demands: h.Policy.Demands()}
-		if h.Err != nil {
-			one.Demands, one.Trouble = "", h.Err.Error()
-		}
-		shown.Hosts = append(shown.Hosts, one)
-	}
 	return shown, nil
+}
+
+// Hosts asks what the mail hosts of a domain must prove, in the order in which they are tried, and
+// whether DNSSEC validates that they are its hosts. The error is for the person who asks.
+func Hosts(ctx context.Context, cfg connect.Config, domain string) (hosts []Host, validated bool, err error) {
+	demands, err := connect.NewProber(cfg).Demands(ctx, domain)
+	for _, d := range demands {
+		validated = d.MXSecure
+		one := Host{Host: d.Host, Source: d.Policy.Source, Demands: d.Policy.Demands()}
+		if d.Err != nil {
+			one.Demands, one.Trouble = "", d.Err.Error()
+		}
+		hosts = append(hosts, one)
+	}
+	return hosts, validated, err
+}
+
+// PrintHosts writes mail hosts for people.
+func PrintHosts(out io.Writer, list []Host) error {
+	hosts := screen.TableOf([]string{"HOST", "POLICY", "DEMANDS"}, func(h Host) []string {
+		if h.Trouble != "" {
+			return []string{h.Host, screen.OrDash(string(h.Source)), "no mail goes there now: " + h.Trouble}
+		}
+		return []string{h.Host, string(h.Source), h.Demands}
+	}, list)
+	hosts.Wraps = true
+	return hosts.Print(out)
 }
 
 // Print writes it for people.
@@ -82,14 +101,7 @@ func (d *Domain) Print(out io.Writer) error {
 		return err
 	}
 	fmt.Fprintln(out)
-	hosts := screen.TableOf([]string{"HOST", "POLICY", "DEMANDS"}, func(h Host) []string {
-		if h.Trouble != "" {
-			return []string{h.Host, screen.OrDash(string(h.Source)), "no mail goes there now: " + h.Trouble}
-		}
-		return []string{h.Host, string(h.Source), h.Demands}
-	}, d.Hosts)
-	hosts.Wraps = true
-	return hosts.Print(out)
+	return PrintHosts(out, d.Hosts)
 }
 
 // List are the overrides and the kept MTA-STS policies of all domains.
