@@ -18,19 +18,30 @@ func (w *worker) sign(j *job, size int64) (int64, error) {
 	if mode == dkim.Off || mode == "" {
 		return size, nil
 	}
-	field, author, err := w.signatures(j, mode)
-	if err != nil {
-		return size, err
+	var field []byte
+	if j.Message.BodyHash != nil {
+		var err error
+		if field, err = w.signatures(j, mode); err != nil {
+			return size, err
+		}
 	}
 	if field == nil {
 		if j.Message.UserID != 0 {
-			e.unsigned.add(author)
+			e.unsigned.add(w.sender(j).DomainKey())
 		}
 		return size, nil
 	}
 	e.signed.Add(1)
 	w.body.edits = append([]surgery.Edit{{Put: field}}, w.body.edits...)
 	return size + int64(len(field)), nil
+}
+
+// sender is the envelope's as it goes on.
+func (w *worker) sender(j *job) smtp.Address {
+	if as := w.conn.sendsAs(); !as.IsNull() {
+		return as
+	}
+	return j.Message.Sender
 }
 
 // signing says with which keys the connection's mail is to be signed.
@@ -50,33 +61,31 @@ type signed struct {
 	field []byte
 }
 
-// signatures are the fields for a job's text as it is edited now, nil for none; then author is the
-// domain that has no key for it.
-func (w *worker) signatures(j *job, mode dkim.Mode) (field []byte, author string, err error) {
+// signatures are the fields for a job's text as it is edited now, nil for none.
+func (w *worker) signatures(j *job, mode dkim.Mode) (field []byte, err error) {
 	s, as := &j.signed, w.conn.sendsAs()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.field != nil && s.mode == mode && s.as == as {
-		return s.field, "", nil
+		return s.field, nil
 	}
 	text := bodyReader{from: j.Body, size: j.size, edits: w.body.edits, begun: new(atomic.Bool)}
 	header, from, err := surgery.Header(&text)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
-	author = from.DomainKey()
-	keys := mode.Of(dkim.Find(w.d.e.cfg.Keys, author))
+	keys := mode.Of(dkim.Find(w.d.e.cfg.Keys, from.DomainKey()))
 	keys = slices.DeleteFunc(keys, func(k dkim.Key) bool { return k.Signer == nil })
-	if len(keys) == 0 || j.Message.BodyHash == nil {
-		return nil, author, nil
+	if len(keys) == 0 {
+		return nil, nil
 	}
 	field, err = dkim.Sign(header, keys, j.Message.BodyHash, j.Message.AcceptedAt)
 	if err != nil {
 		w.d.e.cfg.Log.Error("a message goes unsigned: its key fails", "id", j.Message.ID, "error", err)
-		return nil, author, nil
+		return nil, nil
 	}
 	s.mode, s.as, s.field = mode, as, field
-	return field, "", nil
+	return field, nil
 }
 
 // mostUnsigned is how many domains are told apart whose mail goes unsigned. Users who may send as any
@@ -105,7 +114,7 @@ func (t *tally) add(domain string) {
 }
 
 // Unsigned counts the transactions of users' mail that went unsigned over ways whose mail is to be
-// signed, by the domain of the author, "other" for those beyond a hundred.
+// signed, by the domain of the envelope's sender, "other" for those beyond a hundred.
 func (e *Engine) Unsigned() (list []Unsigned) {
 	e.unsigned.mu.Lock()
 	defer e.unsigned.mu.Unlock()

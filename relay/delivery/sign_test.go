@@ -64,7 +64,7 @@ func TestSigning(t *testing.T) {
 		{name: "MX", mx: true, want: "rsa sender.test, ed25519 sender.test", signed: 1},
 		{name: "MX, rsa", mx: true, mode: dkim.OnlyRSA, want: "rsa sender.test", signed: 1},
 		{name: "MX, off", mx: true, mode: dkim.Off},
-		{name: "another's domain", mode: dkim.Both, text: elsewhere, unsigned: "other.test"},
+		{name: "another's domain", mode: dkim.Both, text: elsewhere, unsigned: "sender.test"},
 		{name: "a domain below", mode: dkim.OnlyRSA, text: strings.Replace(text, "sender", "Sub.sender", 1), want: "rsa sender.test", signed: 1},
 		{name: "accepted before the key", mode: dkim.Both, nohash: true, unsigned: "sender.test"},
 		{name: "the private half elsewhere", mode: dkim.Both, text: strings.Replace(text, "sender.test", "half.test", 1), want: "ed25519 half.test", signed: 1},

@@ -163,7 +163,7 @@ var deliveryReadings = []admin.Reading[delivery.Stats]{
 }
 
 var unsignedReadings = []admin.Reading[delivery.Unsigned]{
-	{Name: "postern_dkim_unsigned_total", Help: "Transactions with a message of a user that was not signed although its way signs, by the author's domain: it has no key for it, or had none when the message was accepted.", Counter: true,
+	{Name: "postern_dkim_unsigned_total", Help: "Transactions with a message of a user that was not signed although its way signs, by the domain of its envelope's sender: its author's domain has no key for it, or had none when the message was accepted.", Counter: true,
 		Value: of(func(u delivery.Unsigned) int64 { return u.Transactions })},
 }
 
