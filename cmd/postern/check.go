@@ -21,9 +21,9 @@ func (a *app) checkCmd() *cobra.Command {
 		Short: "examine this set-up and show what is wrong",
 		Long: `Examines the configuration, the certificates, the listeners' addresses, the
 database, the accounts, the routes, the upstreams with their accounts, and DNS, and
-tests from outside whether this server is an open relay. Each finding that is not ok
-comes with its remedy; docs/check.md explains each by the name in brackets. Run the
-check as the user that the server runs as.
+tests, as a client without a login, whether this server is an open relay. Each finding
+that is not ok comes with its remedy; docs/check.md explains each by the name in
+brackets. Run the check as the system user that runs the server.
 
 The exit status is 1 when something failed. Nothing is changed, except for access tokens
 due for renewal. No mail is sent, and a running server is not disturbed; a private
