@@ -30,6 +30,6 @@ The demo keeps running so that you can try a mail client; --once ends it after t
 		},
 	}
 	cmd.Flags().BoolVar(&cfg.Once, "once", false, "end after the delivery")
-	cmd.Flags().StringVar(&cfg.Dir, "dir", ".demo", "`folder` for the demo's files; you or root must own the folders above it")
+	cmd.Flags().StringVar(&cfg.Dir, "dir", ".demo", "`FOLDER` for the demo's files; you or root must own the folders above it")
 	return cmd
 }

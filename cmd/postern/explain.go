@@ -73,13 +73,13 @@ of the configuration on this machine.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&user, "user", "", "`name` of the user who sends")
+	f.StringVar(&user, "user", "", "`NAME` of the user who sends")
 	f.StringVar(&credential, "credential", "", "`ID` of the credential used to log in")
-	f.StringVar(&from, "from", "", "`address` of the sender")
-	f.StringVar(&headerFrom, "header-from", "", "`address` in the From field, when it is not --from")
-	f.StringVar(&resentFrom, "resent-from", "", "`address` in the Resent-From field of a redirected message")
-	f.StringArrayVar(&to, "to", nil, "`address` of a recipient; may be repeated")
-	f.StringVar(&octets, "size", "10KB", "`size` of the message")
+	f.StringVar(&from, "from", "", "`ADDRESS` of the sender")
+	f.StringVar(&headerFrom, "header-from", "", "`ADDRESS` in the From field, when it is not --from")
+	f.StringVar(&resentFrom, "resent-from", "", "`ADDRESS` in the Resent-From field of a redirected message")
+	f.StringArrayVar(&to, "to", nil, "`ADDRESS` of a recipient; may be repeated")
+	f.StringVar(&octets, "size", "10KB", "`SIZE` of the message")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	for _, name := range []string{"user", "from", "to"} {
 		_ = cmd.MarkFlagRequired(name)

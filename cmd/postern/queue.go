@@ -75,7 +75,7 @@ summarizes a large queue.`,
 		Args: noArguments,
 	})
 	chosen = selectionOf(cmd.Flags())
-	cmd.Flags().StringVar(&after, "after", "", "begin after this message, or after recipient N of it: `ID[/N]`")
+	cmd.Flags().StringVar(&after, "after", "", "start after message or recipient `ID[/N]`")
 	return cmd
 }
 
@@ -150,7 +150,7 @@ func unknownMessage(id queue.ID, err error) error {
 	}
 	old := ""
 	if made := time.UnixMilli(int64(binary.BigEndian.Uint64(id[:8]) >> 16)); id.Version() == 7 && time.Since(made) > time.Hour {
-		old = "; its id was made on " + screen.LocalTime(made) + "; history is deleted after [queue] history"
+		old = "; its id was made on " + screen.LocalTime(made) + "; history is deleted after queue.history"
 	}
 	return fmt.Errorf("no message %s is in the queue or in its history%s", id, old)
 }
