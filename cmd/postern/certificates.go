@@ -14,7 +14,7 @@ import (
 )
 
 func (a *app) certificateCmd() *cobra.Command {
-	return noun("certificate", "the certificates that an ACME authority issues", a.certificateListCmd(), a.certificateRenewCmd())
+	return noun("certificate", "list and renew the certificates from an ACME CA", a.certificateListCmd(), a.certificateRenewCmd())
 }
 
 func (a *app) certificateRenewCmd() *cobra.Command {

@@ -19,7 +19,7 @@ import (
 )
 
 func (a *app) credentialCmd() *cobra.Command {
-	return noun("credential", "the password and the generated secrets of users",
+	return noun("credential", "manage passwords and generated secrets",
 		a.credentialAddCmd(), a.credentialListCmd(), a.credentialRevokeCmd())
 }
 

@@ -17,7 +17,7 @@ import (
 )
 
 func (a *app) dkimCmd() *cobra.Command {
-	return noun("dkim", "the DKIM keys that sign mail of sender domains",
+	return noun("dkim", "manage the DKIM keys that sign mail of sender domains",
 		a.dkimAddCmd(), a.dkimListCmd(), a.dkimShowCmd(), a.dkimRotateCmd(), a.dkimRetireCmd(), a.dkimRemoveCmd())
 }
 

@@ -16,7 +16,7 @@ import (
 )
 
 func (a *app) limitCmd() *cobra.Command {
-	return noun("limit", "how much users may send",
+	return noun("limit", "manage how much users may send",
 		a.limitSetCmd(), a.limitShowCmd(), a.limitResetCmd())
 }
 

@@ -20,7 +20,7 @@ import (
 )
 
 func (a *app) queueCmd() *cobra.Command {
-	return noun("queue", "the mail that waits or is being sent",
+	return noun("queue", "manage the mail that waits or is being sent",
 		a.queueListCmd(), a.queueShowCmd(), a.queueShapeCmd(), a.queueRetryCmd(), a.queueHoldCmd(), a.queueReleaseCmd(),
 		a.queueCancelCmd(), a.queueResolveCmd(), a.queueHoldsCmd(), a.queueLostCmd())
 }

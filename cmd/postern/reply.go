@@ -16,7 +16,7 @@ import (
 )
 
 func (a *app) replyCmd() *cobra.Command {
-	return noun("reply", "what the replies of a smarthost mean",
+	return noun("reply", "manage what the replies of a smarthost mean",
 		a.replyAddCmd(), a.replyListCmd(), a.replyRemoveCmd())
 }
 

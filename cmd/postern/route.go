@@ -21,7 +21,7 @@ import (
 )
 
 func (a *app) routeCmd() *cobra.Command {
-	return noun("route", "the routes that mail takes",
+	return noun("route", "manage the routes that mail takes",
 		a.routeAddCmd(), a.routeListCmd(), a.routeMoveCmd(), a.routeRemoveCmd(), a.routeTestCmd())
 }
 

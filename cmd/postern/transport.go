@@ -16,7 +16,7 @@ import (
 )
 
 func (a *app) transportCmd() *cobra.Command {
-	return noun("transport", "what the mail hosts of domains must prove: DANE, MTA-STS", a.transportShowCmd(), a.transportRefreshCmd(), a.transportOverrideCmd())
+	return noun("transport", "manage what mail hosts must prove: DANE, MTA-STS", a.transportShowCmd(), a.transportRefreshCmd(), a.transportOverrideCmd())
 }
 
 func (a *app) transportShowCmd() *cobra.Command {
@@ -119,7 +119,7 @@ within ten seconds.
 
   --level opportunistic  TLS if it is offered, with any certificate, else in clear
   --level encrypted      TLS, with any certificate
-  --level verified       TLS, with a certificate for the host's name from a known authority`,
+  --level verified       TLS, with a certificate for the host's name from a trusted CA`,
 		Example: `  postern transport override example.com --level encrypted --for 2d --reason 'their certificate expired'
   postern transport override example.com --clear`,
 		Args: one("DOMAIN", "a domain"),

@@ -26,7 +26,7 @@ import (
 )
 
 func (a *app) upstreamCmd() *cobra.Command {
-	return noun("upstream", "the smarthosts that mail is forwarded to",
+	return noun("upstream", "manage the smarthosts that mail is forwarded to",
 		a.upstreamAddCmd(), a.upstreamSetCmd(), a.upstreamListCmd(), a.upstreamShowCmd(), a.upstreamPauseCmd(true), a.upstreamPauseCmd(false),
 		a.upstreamTestCmd(), a.upstreamClassifyCmd(), a.replyCmd(), a.upstreamLoginCmd(), a.upstreamRemoveCmd())
 }

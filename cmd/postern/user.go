@@ -20,7 +20,7 @@ import (
 )
 
 func (a *app) userCmd() *cobra.Command {
-	return noun("user", "the users who may send mail",
+	return noun("user", "manage the users who may send mail",
 		a.userAddCmd(), a.userSetCmd(), a.userListCmd(), a.userShowCmd(), a.userPasswdCmd(),
 		a.userDisableCmd(), a.userEnableCmd(), a.userRemoveCmd(), a.userImportCmd())
 }
