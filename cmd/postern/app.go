@@ -74,7 +74,7 @@ func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "postern",
 		Short: "an authenticated submission relay on PostgreSQL",
-		Long: `Postern accepts mail from authenticated users on 587 (STARTTLS) and 465
+		Long: `Postern accepts mail from authenticated users on ports 587 (STARTTLS) and 465
 (implicit TLS), stores it durably in PostgreSQL, and forwards it to a smarthost
 or to the recipients' MX hosts.
 

@@ -25,9 +25,9 @@ var limitHelp = map[quota.Kind]string{
 	quota.Messages:            "messages over time, as `LIMITS` such as 100/m,1000/d",
 	quota.Recipients:          "recipients over time, as `LIMITS` such as 5000/d",
 	quota.Bytes:               "bytes over time, as `LIMITS` such as 1GB/d",
-	quota.Size:                "`SIZE` of one message, such as 25MB",
-	quota.RecipientsOfMessage: "`N` recipients of one message",
-	quota.Sessions:            "`N` concurrent sessions",
+	quota.Size:                "greatest `SIZE` of one message, such as 25MB",
+	quota.RecipientsOfMessage: "at most `N` recipients of one message",
+	quota.Sessions:            "at most `N` concurrent sessions",
 }
 
 // limitTarget is whom a command about limits is for.

@@ -45,7 +45,7 @@ one database.`,
 			return a.serve(cmd.Context(), only)
 		},
 	}
-	cmd.Flags().StringVar(&only, "only", "", "`HALF` to run: submission or delivery")
+	cmd.Flags().StringVar(&only, "only", "", "run only one `HALF`: submission or delivery")
 	cmd.Flags().StringVar(&profile, "cpuprofile", "", "write a CPU profile to `FILE` until the end")
 	_ = cmd.Flags().MarkHidden("cpuprofile")
 	return cmd

@@ -23,7 +23,7 @@ type grantFlags struct {
 
 func (g *grantFlags) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&g.kind, "oauth", "", "`GRANT` to log in with by access tokens: client-credentials, service-account or refresh-token")
+	f.StringVar(&g.kind, "oauth", "", "log in by access tokens, with this `GRANT`: client-credentials, service-account or refresh-token")
 	f.StringVar(&g.grant.Authority, "authority", "", "`NAME` of the authority that issues the tokens: "+strings.Join(oauth.Known().Names(), ", ")+" (default: derived from --oauth and --tenant)")
 	f.StringVar(&g.grant.Tenant, "tenant", "", "Microsoft: `ID` of the tenant, or one of its domains")
 	f.StringVar(&g.grant.ClientID, "client-id", "", "`ID` of the application")
